@@ -1,0 +1,90 @@
+//! What a recipe says about an adapter.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The kinds of adapter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AdapterSpec {
+    /// Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685).
+    Lora(LoraSpec),
+}
+
+/// Low-rank adaptation: `y = W x + scale · B A dropout(x)`, `scale = alpha / rank`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraSpec {
+    /// Rank of the update.
+    #[schemars(range(min = 1))]
+    pub rank: i64,
+    /// Numerator of the scale.
+    #[schemars(range(min = 0.0))]
+    pub alpha: f64,
+    /// Dropout on the input of A, while training.
+    #[schemars(range(min = 0.0, max = 0.99))]
+    pub dropout: f64,
+    /// `all-linear`, a regular expression for the whole module name, or a list of names or name endings.
+    pub targets: Targets,
+    /// Modules left out, written as `targets`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exclude: Option<Targets>,
+    /// Scale by `alpha / sqrt(rank)` (Kalajdzievski 2023, arXiv 2312.03732).
+    pub rslora: bool,
+    /// Another rank for modules whose name ends with the pattern (a regular expression); the first match counts.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rank_pattern: BTreeMap<String, i64>,
+    /// Another alpha for modules whose name ends with the pattern; the first match counts.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub alpha_pattern: BTreeMap<String, f64>,
+    /// Modules trained whole and saved with the adapter, by name or name ending.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub modules_to_save: Vec<String>,
+    /// How A starts; B starts at zero.
+    pub init: LoraInit,
+}
+
+impl Default for LoraSpec {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            targets: Targets::default(),
+            exclude: None,
+            rslora: false,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            modules_to_save: Vec::new(),
+            init: LoraInit::Kaiming,
+        }
+    }
+}
+
+/// Which modules an adapter attaches to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)] // leaves only: a string or a list, no keys whose positions could be lost
+pub enum Targets {
+    /// `all-linear` (every linear layer but the output head), or a regular expression for the whole name.
+    Pattern(String),
+    /// Names or name endings.
+    Names(Vec<String>),
+}
+
+impl Default for Targets {
+    fn default() -> Self {
+        Targets::Pattern("all-linear".into())
+    }
+}
+
+/// How LoRA's A starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LoraInit {
+    /// Kaiming uniform with a = sqrt(5), as PEFT.
+    #[default]
+    Kaiming,
+    /// Normal with standard deviation 1 / rank.
+    Gaussian,
+}

@@ -1,0 +1,117 @@
+//! Files as `ft` reads and writes them: every error names its path, nothing is left half-written.
+
+use crate::error::{Error, Result};
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::io::{BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// An I/O error with its path and, where the cause is plain, the next step.
+pub fn io_error(doing: &str, path: &Path, e: std::io::Error) -> Error {
+    use std::io::ErrorKind::*;
+    let err = Error::user(format!("{doing} {}: {e}", path.display()));
+    match e.kind() {
+        NotFound => err.hint("check the path; relative paths in a recipe start at the folder you run ft in"),
+        PermissionDenied => err.hint("check the permissions of the file and its folder"),
+        StorageFull => err.hint("free disk space or choose another output folder"),
+        _ => err,
+    }
+}
+
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|e| io_error("reading", path, e))
+}
+
+pub fn read_to_string(path: &Path) -> Result<String> {
+    let bytes = read(path)?;
+    String::from_utf8(bytes).map_err(|e| {
+        Error::user(format!("{}: not UTF-8 (first bad byte at offset {})", path.display(), e.utf8_error().valid_up_to()))
+            .hint("convert the file with: iconv -t UTF-8")
+    })
+}
+
+/// Parses a JSON file into `T`; the error names line and column.
+pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = read_to_string(path)?;
+    serde_json::from_str(&text).map_err(|e| Error::user(format!("{}:{}:{}: {e}", path.display(), e.line(), e.column())))
+}
+
+pub fn create_dir_all(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(|e| io_error("creating folder", path, e))
+}
+
+/// Writes a file under a temporary name in the same folder, fsyncs it and renames it over `path`.
+pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    create_dir_all(folder)?;
+    let temp = folder.join(format!(".{}.tmp-{}", path.file_name().unwrap_or_default().to_string_lossy(), std::process::id()));
+    let run = || -> std::io::Result<()> {
+        let mut out = BufWriter::new(File::create(&temp)?);
+        fill(&mut out)?;
+        out.flush()?;
+        out.get_ref().sync_all()?;
+        fs::rename(&temp, path)?;
+        File::open(folder)?.sync_all()
+    };
+    run().map_err(|e| {
+        let _ = fs::remove_file(&temp);
+        io_error("writing", path, e)
+    })
+}
+
+pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value).map_err(|e| Error::bug(format!("{}: {e}", path.display())))?;
+    text.push('\n');
+    write_atomic(path, |w| w.write_all(text.as_bytes()))
+}
+
+/// Fills a folder under a temporary name beside `path` and swaps it in whole: a reader sees the old
+/// folder or the new one, and a crash leaves the old one.
+pub fn replace_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    create_dir_all(parent)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let temp = parent.join(format!(".{name}.tmp-{}", std::process::id()));
+    let old = parent.join(format!(".{name}.old-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&temp);
+    create_dir_all(&temp)?;
+    fill(&temp).inspect_err(|_| {
+        let _ = fs::remove_dir_all(&temp);
+    })?;
+    let swap = || -> std::io::Result<()> {
+        if path.exists() {
+            fs::rename(path, &old)?;
+        }
+        fs::rename(&temp, path)?;
+        File::open(parent)?.sync_all()?;
+        if old.exists() {
+            fs::remove_dir_all(&old)?;
+        }
+        Ok(())
+    };
+    swap().map_err(|e| io_error("moving into place", path, e))
+}
+
+/// SHA-256 of a file, lower-case hexadecimal.
+pub fn sha256(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(|e| io_error("reading", path, e))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0u8; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer).map_err(|e| io_error("reading", path, e))?;
+        if n == 0 {
+            break;
+        }
+        hash.update(&buffer[..n]);
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The path as the user may paste it anywhere: absolute, without requiring that it exists.
+pub fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}

@@ -1,0 +1,13 @@
+//! What a recipe says about supervised fine-tuning.
+
+use crate::data::Supervise;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Supervised fine-tuning.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SftSpec {
+    /// Which tokens are learnt.
+    pub supervise: Supervise,
+}

@@ -1,0 +1,97 @@
+//! Talk to the person at the terminal. stderr carries talk, stdout carries data; colour and bars only on a terminal.
+
+use console::{Style, style};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// True where stderr is a terminal: bars and colour make sense.
+pub fn on_terminal() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+/// A line of news on stderr.
+pub fn info(message: impl AsRef<str>) {
+    eprintln!("{}", message.as_ref());
+}
+
+/// Something the user should look at, though the work goes on.
+pub fn warn(message: impl AsRef<str>) {
+    eprintln!("{} {}", style("warning:").yellow().bold().for_stderr(), message.as_ref());
+}
+
+/// An error with its hints, as the last thing said.
+pub fn error(e: &crate::error::Error) {
+    eprintln!("{} {}", style("error:").red().bold().for_stderr(), e.message());
+    for hint in e.hints() {
+        eprintln!("{} {hint}", style("hint:").cyan().bold().for_stderr());
+    }
+    if e.blame() == crate::error::Blame::Bug {
+        eprintln!("{} this is a bug in ft; please report it with the command and the lines above", style("note:").dim().for_stderr());
+    }
+}
+
+/// A bar over `total` pieces of work; hidden where stderr is no terminal.
+pub fn bar(total: u64, what: &str) -> ProgressBar {
+    let bar = if on_terminal() { ProgressBar::new(total) } else { ProgressBar::hidden() };
+    bar.set_style(
+        ProgressStyle::with_template("{msg} [{bar:30}] {human_pos}/{human_len} {per_sec} eta {eta}")
+            .expect("template is constant")
+            .progress_chars("=> "),
+    );
+    bar.set_message(what.to_string());
+    bar
+}
+
+/// A spinner for work of unknown length; hidden where stderr is no terminal.
+pub fn spinner(what: &str) -> ProgressBar {
+    let bar = if on_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+    bar.set_message(what.to_string());
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+/// A table with aligned columns: the first row is the header; numbers are right-aligned by the caller's format.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width: Vec<usize> = (0..columns)
+        .map(|c| rows.iter().filter_map(|r| r.get(c)).map(|s| console::measure_text_width(s)).max().unwrap_or(0))
+        .collect();
+    let line = |row: &Vec<String>| -> String {
+        let cells: Vec<String> = row.iter().enumerate().map(|(c, s)| console::pad_str(s, width[c], console::Alignment::Left, None).into_owned()).collect();
+        cells.join("  ").trim_end().to_string()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// `12.3 MB`, in powers of 1000.
+pub fn bytes(n: u64) -> String {
+    let units = ["B", "kB", "MB", "GB", "TB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+/// `1,234,567`.
+pub fn count(n: u64) -> String {
+    indicatif::HumanCount(n).to_string()
+}
+
+/// `3m 12s`.
+pub fn duration(d: Duration) -> String {
+    let s = d.as_secs();
+    match s {
+        0..=59 => format!("{:.1}s", d.as_secs_f64()),
+        60..=3599 => format!("{}m {:02}s", s / 60, s % 60),
+        _ => format!("{}h {:02}m", s / 3600, s % 3600 / 60),
+    }
+}
+
+/// The style of things that went well, for stdout tables.
+pub fn good() -> Style {
+    Style::new().green()
+}

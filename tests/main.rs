@@ -1,0 +1,1 @@
+//! The one integration binary: each topic is a module (every extra binary would link libtorch again).
