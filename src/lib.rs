@@ -8,6 +8,7 @@ pub mod data;
 pub mod error;
 pub mod fsutil;
 pub mod methods;
+pub mod native;
 pub mod recipe;
 pub mod report;
 pub mod rng;

@@ -17,9 +17,11 @@ pub struct Recipe {
     pub model: ModelSection,
     /// What is learnt, and from which kind of data.
     #[serde(with = "serde_yaml::with::singleton_map")]
+    #[schemars(with = "MethodSpec")]
     pub method: MethodSpec,
     /// The adapter to train; left out, every weight is trained (full fine-tuning).
     #[serde(default, with = "serde_yaml::with::singleton_map", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<AdapterSpec>")]
     pub adapter: Option<AdapterSpec>,
     /// Training and validation rows.
     pub data: DataSection,
