@@ -260,3 +260,13 @@ pub fn cuda_capacity(index: usize) -> Result<(u64, u64)> {
     check(unsafe { ft_cuda_memory(index as c_int, out.as_mut_ptr()) })?;
     Ok((out[2].max(0) as u64, out[3].max(0) as u64))
 }
+
+/// Whether operations are being recorded for a backward pass on this thread.
+pub fn grad_enabled() -> bool {
+    // SAFETY: sets and restores a thread-local flag; the call returns the previous value.
+    unsafe {
+        let before = torch_sys::at_grad_set_enabled(0);
+        torch_sys::at_grad_set_enabled(before);
+        before != 0
+    }
+}

@@ -1,8 +1,8 @@
 //! What a recipe says about an adapter.
 
+use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 
 /// The kinds of adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -30,14 +30,20 @@ pub struct LoraSpec {
     /// Modules left out, written as `targets`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exclude: Option<Targets>,
+    /// Only these layers, by number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<i64>>,
+    /// Names of the module lists that `layers` counts in; left out, any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub layers_pattern: Vec<String>,
     /// Scale by `alpha / sqrt(rank)` (Kalajdzievski 2023, arXiv 2312.03732).
     pub rslora: bool,
     /// Another rank for modules whose name ends with the pattern (a regular expression); the first match counts.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub rank_pattern: BTreeMap<String, i64>,
+    #[serde(skip_serializing_if = "IndexMap::is_empty")]
+    pub rank_pattern: IndexMap<String, i64>,
     /// Another alpha for modules whose name ends with the pattern; the first match counts.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub alpha_pattern: BTreeMap<String, f64>,
+    #[serde(skip_serializing_if = "IndexMap::is_empty")]
+    pub alpha_pattern: IndexMap<String, f64>,
     /// Modules trained whole and saved with the adapter, by name or name ending.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub modules_to_save: Vec<String>,
@@ -53,9 +59,11 @@ impl Default for LoraSpec {
             dropout: 0.0,
             targets: Targets::default(),
             exclude: None,
+            layers: None,
+            layers_pattern: Vec::new(),
             rslora: false,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: IndexMap::new(),
+            alpha_pattern: IndexMap::new(),
             modules_to_save: Vec::new(),
             init: LoraInit::Kaiming,
         }

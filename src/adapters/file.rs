@@ -1,0 +1,197 @@
+//! Adapter directories in PEFT's layout: adapter_config.json with the classic keys, adapter_model.safetensors with
+//! `base_model.model.` before the module's name.
+
+use super::spec::{LoraInit, LoraSpec, Targets};
+use crate::error::{Error, Result};
+use crate::fsutil::{read_json, write_json};
+use crate::nn::{Param, Weights, weights};
+use indexmap::IndexMap;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::Tensor;
+
+const PREFIX: &str = "base_model.model.";
+pub const CONFIG: &str = "adapter_config.json";
+pub const TENSORS: &str = "adapter_model.safetensors";
+
+/// An adapter as it lies on disk.
+pub struct AdapterFile {
+    pub spec: LoraSpec,
+    /// The base it was trained on, as its config names it.
+    pub base: Option<String>,
+    /// By module name without prefix, e.g. `model.layers.0.self_attn.q_proj.lora_A.weight`.
+    pub tensors: BTreeMap<String, Tensor>,
+}
+
+/// Reads an adapter directory, refusing what `ft` cannot honour.
+pub fn read(folder: &Path) -> Result<AdapterFile> {
+    let config = folder.join(CONFIG);
+    let raw: Map<String, Value> = read_json(&config)?;
+    let spec = spec(&raw, &config)?;
+    if !folder.join(TENSORS).exists() {
+        let err = Error::user(format!("{}: no {TENSORS}", folder.display()));
+        return Err(match folder.join("adapter_model.bin").exists() {
+            true => err.hint("adapter_model.bin is a pickle, which ft never opens: save it again as safetensors"),
+            false => err.hint("the copy is incomplete"),
+        });
+    }
+    let file = Weights::open_file(&folder.join(TENSORS))?;
+    let mut tensors = BTreeMap::new();
+    for name in file.names() {
+        let Some(short) = name.strip_prefix(PREFIX) else {
+            return Err(Error::user(format!("{}: `{name}` does not begin with `{PREFIX}`", folder.join(TENSORS).display()))
+                .hint("the file is not in PEFT's layout"));
+        };
+        // Old files carry the adapter's name inside keys.
+        let short = short.replace(".default.weight", ".weight").replace(".modules_to_save.", ".");
+        tensors.insert(short, file.get(name).expect("listed"));
+    }
+    Ok(AdapterFile { spec, base: raw.get("base_model_name_or_path").and_then(Value::as_str).map(String::from), tensors })
+}
+
+/// Writes an adapter directory's config and tensors. `base` is the path or id users will load it on.
+pub fn write<'a>(folder: &Path, spec: &LoraSpec, base: &str, tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+    write_json(&folder.join(CONFIG), &config(spec, base))?;
+    let named: Vec<(String, &Tensor)> = tensors.map(|(name, t)| (format!("{PREFIX}{name}"), t)).collect();
+    weights::save(&folder.join(TENSORS), named.iter().map(|(name, t)| (name.as_str(), *t)))
+}
+
+/// Copies an adapter's tensors into the parameters built for it; missing, unexpected and misshapen ones are named.
+pub fn load_into<'a>(params: impl Iterator<Item = &'a Param>, tensors: &BTreeMap<String, Tensor>, origin: &Path) -> Result<()> {
+    let _no_grad = tch::no_grad_guard();
+    let mut problems = Vec::new();
+    let mut wanted = std::collections::BTreeSet::new();
+    for p in params {
+        wanted.insert(p.name.as_str());
+        match tensors.get(&p.name) {
+            Some(t) if t.size() == p.tensor.size() => p.tensor.shallow_clone().copy_(t),
+            Some(t) => {
+                problems.push(format!("`{}` has shape {:?}, expected {:?}", p.name, t.size(), p.tensor.size()));
+                continue;
+            }
+            None => {
+                problems.push(format!("`{}` is missing, expected shape {:?}", p.name, p.tensor.size()));
+                continue;
+            }
+        }
+    }
+    problems.extend(tensors.keys().filter(|n| !wanted.contains(n.as_str())).map(|n| format!("`{n}` fits no module of the model")));
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let more = problems.len().saturating_sub(12);
+    problems.truncate(12);
+    if more > 0 {
+        problems.push(format!("… and {more} more"));
+    }
+    Err(Error::user(format!("{}: the adapter does not fit the model:\n  {}", origin.display(), problems.join("\n  ")))
+        .hint("was it trained on another base? adapter_config.json names it under base_model_name_or_path"))
+}
+
+/// adapter_config.json with the keys that every PEFT since 0.4 reads.
+fn config(spec: &LoraSpec, base: &str) -> Value {
+    let targets = |t: &Targets| match t {
+        Targets::Pattern(p) => json!(p),
+        Targets::Names(n) => json!(n),
+    };
+    let mut config = json!({
+        "alpha_pattern": spec.alpha_pattern,
+        "auto_mapping": null,
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": match spec.init { LoraInit::Kaiming => json!(true), LoraInit::Gaussian => json!("gaussian") },
+        "layer_replication": null,
+        "layers_pattern": if spec.layers_pattern.is_empty() { Value::Null } else { json!(spec.layers_pattern) },
+        "layers_to_transform": spec.layers,
+        "loftq_config": {},
+        "lora_alpha": number(spec.alpha),
+        "lora_dropout": spec.dropout,
+        "megatron_config": null,
+        "megatron_core": "megatron.core",
+        "modules_to_save": if spec.modules_to_save.is_empty() { Value::Null } else { json!(spec.modules_to_save) },
+        "peft_type": "LORA",
+        "r": spec.rank,
+        "rank_pattern": spec.rank_pattern,
+        "revision": null,
+        "target_modules": targets(&spec.targets),
+        "task_type": "CAUSAL_LM",
+        "use_dora": false,
+        "use_rslora": spec.rslora,
+    });
+    // Not a classic key: written only where it says something.
+    if let Some(exclude) = &spec.exclude {
+        config["exclude_modules"] = targets(exclude);
+    }
+    if !spec.alpha_pattern.is_empty() {
+        config["alpha_pattern"] = spec.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v))).collect::<Map<_, _>>().into();
+    }
+    config
+}
+
+/// Whole numbers without a point, as PEFT writes them.
+fn number(x: f64) -> Value {
+    if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
+}
+
+fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
+    let bad = |key: &str, found: &Value, hint: &str| {
+        Err(Error::user(format!("{}: `{key}` is {found}, which ft does not support", file.display())).hint(hint))
+    };
+    let get = |key: &str| raw.get(key).filter(|v| !v.is_null());
+    if get("peft_type").and_then(Value::as_str) != Some("LORA") {
+        return bad("peft_type", raw.get("peft_type").unwrap_or(&Value::Null), "only LORA adapters are read");
+    }
+    // Options that change the numbers: honoured above or refused here, never passed over.
+    let off = |v: &Value| match v {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(a) => a.is_empty(),
+        Value::Object(o) => o.is_empty(),
+        Value::String(s) => s == "none",
+        _ => false,
+    };
+    for key in ["use_dora", "use_qalora", "use_bdlora", "lora_bias", "target_parameters", "trainable_token_indices", "layer_replication", "fan_in_fan_out", "bias", "alora_invocation_tokens", "arrow_config", "megatron_config"] {
+        if let Some(v) = get(key).filter(|v| !off(v)) {
+            return bad(key, v, "merge the adapter with PEFT and use the merged model");
+        }
+    }
+    if let Some(v) = get("task_type").filter(|v| *v != "CAUSAL_LM") {
+        return bad("task_type", v, "only CAUSAL_LM adapters are read");
+    }
+    let default = LoraSpec::default();
+    let typed = |key: &str, e: serde_json::Error| Error::user(format!("{}: `{key}`: {e}", file.display()));
+    macro_rules! field {
+        ($key:literal, $default:expr) => {
+            match get($key) {
+                Some(v) => serde_json::from_value(v.clone()).map_err(|e| typed($key, e))?,
+                None => $default,
+            }
+        };
+    }
+    let one_or_many = |key: &str| -> Option<Value> {
+        get(key).map(|v| if v.is_array() { v.clone() } else { json!([v]) })
+    };
+    let layers = one_or_many("layers_to_transform").map(|v| serde_json::from_value(v).map_err(|e| typed("layers_to_transform", e)));
+    let pattern = one_or_many("layers_pattern").map(|v| serde_json::from_value(v).map_err(|e| typed("layers_pattern", e)));
+    let targets: Targets = match get("target_modules") {
+        Some(v) => serde_json::from_value(v.clone()).map_err(|e| typed("target_modules", e))?,
+        // PEFT's default for the llama and qwen families.
+        None => Targets::Names(vec!["q_proj".into(), "v_proj".into()]),
+    };
+    Ok(LoraSpec {
+        rank: field!("r", 8),
+        alpha: field!("lora_alpha", 8.0),
+        dropout: field!("lora_dropout", 0.0),
+        targets,
+        exclude: get("exclude_modules").map(|v| serde_json::from_value(v.clone())).transpose().map_err(|e| typed("exclude_modules", e))?,
+        layers: layers.transpose()?,
+        layers_pattern: pattern.transpose()?.unwrap_or_default(),
+        rslora: field!("use_rslora", false),
+        rank_pattern: field!("rank_pattern", IndexMap::new()),
+        alpha_pattern: field!("alpha_pattern", IndexMap::new()),
+        modules_to_save: field!("modules_to_save", Vec::new()),
+        init: if get("init_lora_weights") == Some(&json!("gaussian")) { LoraInit::Gaussian } else { default.init },
+    })
+}

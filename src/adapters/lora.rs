@@ -1,0 +1,131 @@
+//! Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): `y = W x + s B A dropout(x)`.
+//!
+//! A (R, in) and B (out, R) are float32 masters; products run in the dtype of x. `s` is alpha / R, or
+//! alpha / sqrt(R) for rsLoRA (Kalajdzievski 2023, arXiv 2312.03732).
+
+use super::spec::{LoraInit, LoraSpec};
+use super::targets::{Choice, Selection};
+use crate::error::{Error, Result};
+use crate::nn::{Adapter, Attach, Dense, Layer, Site, linear::cast, ops::differentiable};
+use tch::{Device, Kind, Tensor};
+
+/// One module's update.
+pub struct Lora {
+    a: Tensor,
+    b: Tensor,
+    scale: f64,
+    dropout: f64,
+}
+
+/// alpha / R, or alpha / sqrt(R).
+pub fn scale(alpha: f64, rank: i64, rslora: bool) -> f64 {
+    if rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 }
+}
+
+impl Adapter for Lora {
+    fn forward(&self, x: &Tensor, base: &Dense, train: bool) -> Tensor {
+        let mask = (train && self.dropout > 0.0)
+            .then(|| Tensor::empty_like(x).bernoulli_float_(1.0 - self.dropout) / (1.0 - self.dropout));
+        let (weight, scale) = (cast(&base.weight, x.kind()), self.scale);
+        let (backward_mask, backward_weight) = (mask.as_ref().map(Tensor::shallow_clone), weight.shallow_clone());
+        let (a_kind, b_kind, needs_x) = (self.a.kind(), self.b.kind(), x.requires_grad());
+        differentiable(
+            &[x, &self.a, &self.b],
+            || {
+                let (a, b) = (cast(&self.a, x.kind()), cast(&(&self.b * scale), x.kind()));
+                let kept = match &mask {
+                    Some(m) => x * m,
+                    None => x.detach(),
+                };
+                let low = kept.linear(&a, None::<&Tensor>); // (T, R)
+                let bias = base.bias.as_ref().map(|b| cast(b, x.kind()));
+                let y = x.linear(&weight, bias.as_ref()).addmm_(&low, &b.tr());
+                (y, (kept, low, a, b))
+            },
+            move |(kept, low, a, b), g| {
+                let g_low = g.matmul(b); // (T, R)
+                let g_x = needs_x.then(|| match &backward_mask {
+                    Some(m) => g.matmul(&backward_weight) + g_low.matmul(a) * m,
+                    None => g.matmul(&backward_weight).addmm_(&g_low, a),
+                });
+                let g_a = g_low.tr().matmul(kept).to_kind(a_kind);
+                let g_b = g.tr().matmul(low).to_kind(b_kind) * scale;
+                vec![g_x, Some(g_a), Some(g_b)]
+            },
+        )
+    }
+
+    fn merged(&self, weight: &Tensor) -> Tensor {
+        let delta = self.b.matmul(&self.a) * self.scale;
+        (weight.to_kind(Kind::Float) + delta).to_kind(weight.kind())
+    }
+}
+
+/// A module trained whole beside its frozen original (`modules_to_save`).
+pub struct Whole {
+    weight: Tensor,
+}
+
+impl Adapter for Whole {
+    fn forward(&self, x: &Tensor, base: &Dense, _train: bool) -> Tensor {
+        let bias = base.bias.as_ref().map(|b| cast(b, x.kind()));
+        x.linear(&cast(&self.weight, x.kind()), bias.as_ref())
+    }
+
+    fn merged(&self, _weight: &Tensor) -> Tensor {
+        self.weight.shallow_clone()
+    }
+}
+
+/// Attaches LoRA by a recipe's or an adapter_config.json's rules.
+pub struct LoraPlan {
+    spec: LoraSpec,
+    selection: Selection,
+}
+
+impl LoraPlan {
+    pub fn new(spec: &LoraSpec) -> Result<Self> {
+        Ok(Self { spec: spec.clone(), selection: Selection::new(spec)? })
+    }
+}
+
+impl Attach for LoraPlan {
+    fn check(&self) -> Result<()> {
+        self.selection.check()
+    }
+
+    fn attach(&self, site: &Site, add: &mut dyn FnMut(&str, Tensor) -> Tensor) -> Result<Option<Box<dyn Adapter>>> {
+        let refuse = |why: &str, hint: &str| Err(Error::user(format!("adapter on `{}`: {why}", site.name)).hint(hint));
+        Ok(match self.selection.choose(site.name, site.layer) {
+            None => None,
+            Some(_) if site.tied => {
+                return refuse(
+                    "embedding and output head share one weight in this model; adapting one would part them",
+                    "leave embed_tokens and lm_head out of targets and modules_to_save",
+                );
+            }
+            Some(Choice::Save) => Some(Box::new(Whole { weight: add("weight", site.weight.to_kind(Kind::Float).copy()) })),
+            Some(Choice::Lora { .. }) if !matches!(site.layer, Layer::Linear | Layer::Head) => {
+                return refuse(
+                    "LoRA attaches to linear layers only",
+                    "name linear layers in targets, or train this module whole with modules_to_save",
+                );
+            }
+            Some(Choice::Lora { rank, alpha }) => {
+                let (outputs, inputs) = site.weight.size2()?;
+                let options = (Kind::Float, Device::Cpu);
+                let a = match self.spec.init {
+                    // Kaiming uniform with a = sqrt(5): bound = sqrt(6 / ((1 + 5) * in))
+                    LoraInit::Kaiming => {
+                        let bound = (inputs as f64).powf(-0.5);
+                        Tensor::empty([rank, inputs], options).uniform_(-bound, bound)
+                    }
+                    LoraInit::Gaussian => Tensor::randn([rank, inputs], options) / rank as f64,
+                };
+                let a = add("lora_A.weight", a);
+                let b = add("lora_B.weight", Tensor::zeros([outputs, rank], options));
+                Some(Box::new(Lora { a, b, scale: scale(alpha, rank, self.spec.rslora), dropout: self.spec.dropout }))
+            }
+        })
+    }
+}

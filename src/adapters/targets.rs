@@ -1,0 +1,174 @@
+//! Which modules an adapter attaches to: PEFT's rules for target names, exclusions and patterns.
+
+use super::spec::{LoraSpec, Targets};
+use crate::error::{Error, Result};
+use crate::nn::Layer;
+use fancy_regex::Regex;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+/// A `Targets` made ready to ask.
+enum Matcher {
+    AllLinear,
+    /// The whole name matches.
+    Whole(Regex),
+    /// The name is one of these or ends with `.` and one of these.
+    Endings(Vec<String>),
+}
+
+impl Matcher {
+    fn new(targets: &Targets, key: &str) -> Result<Self> {
+        Ok(match targets {
+            Targets::Pattern(p) if p == "all-linear" => Matcher::AllLinear,
+            Targets::Pattern(p) => Matcher::Whole(regex(&format!("^(?:{p})$"), p, key)?),
+            Targets::Names(names) => Matcher::Endings(names.clone()),
+        })
+    }
+
+    fn matches(&self, name: &str, layer: Layer) -> bool {
+        match self {
+            Matcher::AllLinear => layer == Layer::Linear,
+            Matcher::Whole(r) => r.is_match(name).unwrap_or(false),
+            Matcher::Endings(names) => names.iter().any(|n| ends_with(name, n)),
+        }
+    }
+
+    /// Named in full, not by an ending: layer numbers do not restrict such a target.
+    fn names(&self, name: &str) -> bool {
+        matches!(self, Matcher::Endings(names) if names.iter().any(|n| n == name))
+    }
+}
+
+/// The name is `ending`, or its last parts are.
+fn ends_with(name: &str, ending: &str) -> bool {
+    name.strip_suffix(ending).is_some_and(|head| head.is_empty() || head.ends_with('.'))
+}
+
+fn regex(full: &str, shown: &str, key: &str) -> Result<Regex> {
+    Regex::new(full).map_err(|e| {
+        Error::user(format!("{key}: `{shown}` is not a regular expression: {e}"))
+            .hint("a list of names needs brackets: [q_proj, v_proj]")
+    })
+}
+
+/// Values by name pattern, e.g. ranks: patterns are tested as `(.*\.)?(pattern)$`, the first match counts.
+struct Patterns<T> {
+    list: Vec<(Regex, T)>,
+    default: T,
+}
+
+impl<T: Copy> Patterns<T> {
+    fn new<'a>(list: impl IntoIterator<Item = (&'a String, &'a T)>, default: T, key: &str) -> Result<Self>
+    where
+        T: 'a,
+    {
+        let list = list
+            .into_iter()
+            .map(|(p, v)| Ok((regex(&format!(r"^(.*\.)?({p})$"), p, key)?, *v)))
+            .collect::<Result<_>>()?;
+        Ok(Self { list, default })
+    }
+
+    fn get(&self, name: &str) -> T {
+        self.list.iter().find(|(r, _)| r.is_match(name).unwrap_or(false)).map_or(self.default, |(_, v)| *v)
+    }
+}
+
+/// The rules of one LoRA spec.
+pub struct Selection {
+    targets: Matcher,
+    exclude: Option<Matcher>,
+    layers: Option<Layers>,
+    /// Modules whose name ends so (PEFT asks for no dot before it), and whatever lies inside one.
+    save: Vec<(String, Regex)>,
+    /// Rules that a module answered to.
+    hits: RefCell<BTreeSet<String>>,
+    ranks: Patterns<i64>,
+    alphas: Patterns<f64>,
+}
+
+struct Layers {
+    numbers: Vec<i64>,
+    pattern: Regex,
+}
+
+/// What a selected module gets.
+pub enum Choice {
+    Lora { rank: i64, alpha: f64 },
+    Save,
+}
+
+impl Selection {
+    pub fn new(spec: &LoraSpec) -> Result<Self> {
+        let numbers = spec.layers.as_ref().filter(|n| !n.is_empty());
+        let whole = matches!(&spec.targets, Targets::Pattern(p) if p != "all-linear");
+        let layers = match numbers {
+            Some(_) if whole => {
+                return Err(Error::user("adapter.lora.layers: does not go with targets given as one regular expression")
+                    .hint("give targets as a list of names, or put the layer numbers into the expression"));
+            }
+            Some(numbers) => {
+                let lists = match spec.layers_pattern.is_empty() {
+                    true => r".*?\.[^.]*".to_string(),
+                    false => format!(r"(?:|.*?\.)(?:{})", spec.layers_pattern.join("|")),
+                };
+                let pattern = regex(&format!(r"^{lists}\.(\d+)\."), &lists, "adapter.lora.layers_pattern")?;
+                Some(Layers { numbers: numbers.clone(), pattern })
+            }
+            None => None,
+        };
+        let save = |m: &String| Ok((m.clone(), regex(&format!(r"^(?:|.*\.){m}\..*"), m, "adapter.lora.modules_to_save")?));
+        Ok(Self {
+            targets: Matcher::new(&spec.targets, "adapter.lora.targets")?,
+            exclude: spec.exclude.as_ref().map(|t| Matcher::new(t, "adapter.lora.exclude")).transpose()?,
+            layers,
+            save: spec.modules_to_save.iter().map(save).collect::<Result<_>>()?,
+            ranks: Patterns::new(&spec.rank_pattern, spec.rank, "adapter.lora.rank_pattern")?,
+            hits: RefCell::default(),
+            alphas: Patterns::new(&spec.alpha_pattern, spec.alpha, "adapter.lora.alpha_pattern")?,
+        })
+    }
+
+    /// What the module gets, if anything. Modules to save are never LoRA targets.
+    pub fn choose(&self, name: &str, layer: Layer) -> Option<Choice> {
+        let inside = |r: &Regex| r.is_match(name).unwrap_or(false);
+        if let Some((rule, _)) = self.save.iter().find(|(ending, r)| name.ends_with(ending.as_str()) || inside(r)) {
+            self.hits.borrow_mut().insert(rule.clone());
+            return Some(Choice::Save);
+        }
+        if self.exclude.as_ref().is_some_and(|e| e.matches(name, layer)) || !self.targets.matches(name, layer) {
+            return None;
+        }
+        if let Matcher::Endings(names) = &self.targets {
+            self.hits.borrow_mut().extend(names.iter().filter(|n| ends_with(name, n)).cloned());
+        } else {
+            self.hits.borrow_mut().insert(String::new());
+        }
+        if let Some(l) = self.layers.as_ref().filter(|_| !self.targets.names(name)) {
+            let number = l.pattern.captures(name).ok().flatten().and_then(|c| c.get(1)?.as_str().parse::<i64>().ok());
+            if !number.is_some_and(|n| l.numbers.contains(&n)) {
+                return None;
+            }
+        }
+        Some(Choice::Lora { rank: self.ranks.get(name), alpha: self.alphas.get(name) })
+    }
+
+    /// After all modules were offered: every name must have met one.
+    pub fn check(&self) -> Result<()> {
+        let hits = self.hits.borrow();
+        let rules: Vec<&String> = match &self.targets {
+            Matcher::Endings(names) => names.iter().collect(),
+            _ if hits.contains("") => Vec::new(),
+            _ => {
+                return Err(Error::user("adapter.lora.targets: the pattern matches no linear layer of the model")
+                    .hint("it must match the whole name, e.g. `.*\\.(q|v)_proj`; a list of endings is simpler: [q_proj, v_proj]"));
+            }
+        };
+        let missing = rules.into_iter().chain(self.save.iter().map(|(n, _)| n)).find(|n| !hits.contains(*n));
+        match missing {
+            None => Ok(()),
+            Some(name) => Err(Error::user(format!("adapter: no module of the model is called `{name}`"))
+                .hint("llama-like models have q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; or say all-linear")),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! What a method sees of the trunk, and what it gives back.
+
+use crate::nn::{Linear, head};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use tch::{Kind, Tensor};
+
+/// A loss is a SUM over items (tokens, pairs, …); the loop counts the items of the whole optimiser step and divides
+/// once, so that micro-batches of unequal size weigh right.
+pub struct Loss {
+    /// Scalar, float32.
+    pub sum: Tensor,
+    pub metrics: Metrics,
+}
+
+/// Sums and weights by name, added up over micro-batches. Sums stay tensors, so that nothing waits for the device.
+#[derive(Default)]
+pub struct Metrics {
+    sums: BTreeMap<&'static str, (Tensor, f64)>,
+}
+
+impl Metrics {
+    /// Adds `sum` over `weight` items to the mean called `name`.
+    pub fn add(&mut self, name: &'static str, sum: &Tensor, weight: f64) {
+        let sum = sum.detach().to_kind(Kind::Double);
+        match self.sums.get_mut(name) {
+            Some((s, w)) => {
+                *s += sum;
+                *w += weight;
+            }
+            None => {
+                self.sums.insert(name, (sum, weight));
+            }
+        }
+    }
+
+    /// Joins another micro-batch's sums.
+    pub fn merge(&mut self, other: Metrics) {
+        for (name, (sum, weight)) in other.sums {
+            self.add(name, &sum, weight);
+        }
+    }
+
+    /// The means; waits for the device.
+    pub fn means(&self) -> BTreeMap<&'static str, f64> {
+        self.sums.iter().map(|(name, (sum, weight))| (*name, sum.double_value(&[]) / weight.max(1.0))).collect()
+    }
+}
+
+/// The trunk's result for one packed row.
+pub struct Output {
+    /// (T, D) after the final norm.
+    pub hidden: Tensor,
+    head: Rc<Linear>,
+}
+
+impl Output {
+    pub(super) fn new(hidden: Tensor, head: Rc<Linear>) -> Self {
+        Self { hidden, head }
+    }
+
+    /// Log-probabilities of `targets` (N) after the rows `at` (N); the vocabulary is seen in chunks of rows, full
+    /// logits never exist.
+    pub fn log_probs(&self, at: &Tensor, targets: &Tensor) -> head::Scores {
+        head::log_probs(&self.head, &self.hidden.index_select(0, at), targets)
+    }
+
+    /// Logits of the rows `at` (N): (N, V) float32.
+    pub fn logits(&self, at: &Tensor) -> Tensor {
+        self.head.forward(&self.hidden.index_select(0, at)).to_kind(Kind::Float)
+    }
+}

@@ -1,0 +1,112 @@
+//! The output head, seen only at the rows that need it and in chunks: full logits never exist.
+//!
+//! Where the head is frozen the gradient with respect to the hidden states is formed in the forward: row i of it is
+//! `W^T (onehot - softmax)`, and the backward only scales that row. So the head's products run once, and peak memory
+//! is one chunk. A trained head recomputes its chunk in the backward.
+
+use super::linear::Linear;
+use super::ops::differentiable;
+use crate::native;
+use std::rc::Rc;
+use tch::{Kind, Tensor};
+
+/// Rows per chunk: at 150,000 tokens of vocabulary in float32 a chunk is about 150 MB.
+const CHUNK: i64 = 256;
+
+/// What a row of the head tells about its target.
+pub struct Scores {
+    /// (N) log-probability of the target, float32, differentiable.
+    pub log_probs: Tensor,
+    /// (N) 1 where the target was the most likely token, float32.
+    pub hits: Tensor,
+}
+
+/// Log-probabilities of `targets` (N) after hidden states `h` (N, D).
+pub fn log_probs(head: &Rc<Linear>, h: &Tensor, targets: &Tensor) -> Scores {
+    match head.frozen() {
+        Some(weight) => frozen(weight, h, targets),
+        None => trained(head, h, targets),
+    }
+}
+
+fn rows(n: i64) -> impl Iterator<Item = (i64, i64)> {
+    (0..n).step_by(CHUNK as usize).map(move |start| (start, CHUNK.min(n - start)))
+}
+
+/// log-probability of each target and whether it is the largest, from logits (n, V).
+fn pick(logits: &Tensor, targets: &Tensor) -> (Tensor, Tensor) {
+    let logits = logits.to_kind(Kind::Float);
+    let target = targets.unsqueeze(-1);
+    let log_probs = logits.log_softmax(-1, Kind::Float).gather(-1, &target, false).squeeze_dim(-1);
+    let hits = logits.argmax(-1, false).eq_tensor(targets).to_kind(Kind::Float);
+    (log_probs, hits)
+}
+
+fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
+    let wanted = native::grad_enabled() && h.requires_grad();
+    let weight = super::linear::cast(weight, h.kind());
+    let mut hits = Vec::new();
+    let log_probs = differentiable(
+        &[h],
+        || {
+            let (mut values, mut directions) = (Vec::new(), Vec::new());
+            for (start, n) in rows(h.size()[0]) {
+                let (h, target) = (h.narrow(0, start, n), targets.narrow(0, start, n));
+                let logits = h.linear(&weight, None::<&Tensor>);
+                if wanted {
+                    let wide = logits.to_kind(Kind::Float);
+                    let log_softmax = wide.log_softmax(-1, Kind::Float);
+                    values.push(log_softmax.gather(-1, &target.unsqueeze(-1), false).squeeze_dim(-1));
+                    hits.push(wide.argmax(-1, false).eq_tensor(&target).to_kind(Kind::Float));
+                    let ones = Tensor::ones([n, 1], (Kind::Float, h.device()));
+                    let mut direction = log_softmax.exp().neg();
+                    let _ = direction.scatter_add_(-1, &target.unsqueeze(-1), &ones);
+                    directions.push(direction.to_kind(h.kind()).matmul(&weight));
+                } else {
+                    let (value, hit) = pick(&logits, &target);
+                    values.push(value);
+                    hits.push(hit);
+                }
+            }
+            let direction = wanted.then(|| Tensor::cat(&directions, 0)); // (N, D)
+            (Tensor::cat(&values, 0), direction)
+        },
+        |direction, g| {
+            let direction = direction.as_ref().expect("formed where a gradient is wanted");
+            vec![Some(direction * g.unsqueeze(-1).to_kind(direction.kind()))]
+        },
+    );
+    Scores { log_probs, hits: Tensor::cat(&hits, 0) }
+}
+
+/// The head's own parameters receive their gradients from the recomputed chunks directly.
+fn trained(head: &Rc<Linear>, h: &Tensor, targets: &Tensor) -> Scores {
+    let mut hits = Vec::new();
+    let values = {
+        let _no_grad = tch::no_grad_guard();
+        let chunk = |(start, n)| {
+            let (value, hit) = pick(&head.forward(&h.narrow(0, start, n)), &targets.narrow(0, start, n));
+            hits.push(hit);
+            value
+        };
+        Tensor::cat(&rows(h.size()[0]).map(chunk).collect::<Vec<_>>(), 0)
+    };
+    if native::grad_enabled() {
+        // The hidden states may be a leaf without gradient (a probe on frozen features): the node must exist anyway.
+        let anchor = if h.requires_grad() { h.shallow_clone() } else { h.detach().set_requires_grad(true) };
+        let (head, hidden, targets) = (head.clone(), h.detach(), targets.shallow_clone());
+        native::attach(&[&anchor], &[&values], move |grads| {
+            let Some(g) = &grads[0] else { return vec![None] };
+            let parts: Vec<Tensor> = rows(hidden.size()[0])
+                .map(|(start, n)| {
+                    let h = hidden.narrow(0, start, n).detach().set_requires_grad(true);
+                    let value = tch::with_grad(|| pick(&head.forward(&h), &targets.narrow(0, start, n)).0);
+                    native::backward(&[&value], &[&g.narrow(0, start, n)]).expect("backward of one chunk of the head");
+                    h.grad()
+                })
+                .collect();
+            vec![Some(Tensor::cat(&parts, 0))]
+        });
+    }
+    Scores { log_probs: values, hits: Tensor::cat(&hits, 0) }
+}

@@ -1,0 +1,96 @@
+//! Linear layers and embeddings, with room for adapters.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use tch::{Kind, Tensor};
+
+/// A small trainable addition to one frozen layer.
+pub trait Adapter {
+    /// The adapted layer's output: (…, in) -> (…, out). `train` turns dropout on.
+    fn forward(&self, x: &Tensor, base: &Dense, train: bool) -> Tensor;
+    /// The weight that gives the same output without the adapter; differentiable.
+    fn merged(&self, weight: &Tensor) -> Tensor;
+}
+
+/// A weight (out, in) and perhaps a bias (out).
+pub struct Dense {
+    pub weight: Tensor,
+    pub bias: Option<Tensor>,
+}
+
+impl Dense {
+    /// (…, in) -> (…, out)
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let bias = self.bias.as_ref().map(|b| cast(b, x.kind()));
+        x.linear(&cast(&self.weight, x.kind()), bias.as_ref())
+    }
+}
+
+/// The tensor in `kind`; the same tensor where it already is.
+pub fn cast(t: &Tensor, kind: Kind) -> Tensor {
+    if t.kind() == kind { t.shallow_clone() } else { t.to_kind(kind) }
+}
+
+/// Which adapter answers and whether dropout is on; one per model, shared by its layers.
+#[derive(Default)]
+pub struct Switches {
+    pub active: Cell<Option<usize>>,
+    pub train: Cell<bool>,
+}
+
+/// The adapters of one layer, by their number in the model.
+pub struct Attached {
+    pub(super) switches: Rc<Switches>,
+    pub(super) list: Vec<(usize, Box<dyn Adapter>)>,
+}
+
+impl Attached {
+    pub fn active(&self) -> Option<&dyn Adapter> {
+        let on = self.switches.active.get()?;
+        self.list.iter().find(|(id, _)| *id == on).map(|(_, a)| &**a)
+    }
+
+    fn train(&self) -> bool {
+        self.switches.train.get()
+    }
+}
+
+/// A linear layer.
+pub struct Linear {
+    pub(super) dense: Dense,
+    pub(super) adapters: Attached,
+}
+
+impl Linear {
+    /// (…, in) -> (…, out)
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        match self.adapters.active() {
+            Some(adapter) => adapter.forward(x, &self.dense, self.adapters.train()),
+            None => self.dense.forward(x),
+        }
+    }
+
+    /// The weight (out, in), where the layer is a plain frozen product without bias and adapter.
+    pub fn frozen(&self) -> Option<&Tensor> {
+        let plain = self.dense.bias.is_none() && self.adapters.active().is_none();
+        (plain && !self.dense.weight.requires_grad()).then_some(&self.dense.weight)
+    }
+}
+
+/// A table of vectors, one a token.
+pub struct Embedding {
+    pub(super) weight: Tensor, // (V, D)
+    pub(super) adapters: Attached,
+    pub(super) kind: Kind,
+}
+
+impl Embedding {
+    /// (T) -> (T, D), in the run's dtype.
+    pub fn forward(&self, ids: &Tensor) -> Tensor {
+        let weight = match self.adapters.active() {
+            Some(adapter) => adapter.merged(&self.weight),
+            None => self.weight.shallow_clone(),
+        };
+        cast(&Tensor::embedding(&weight, ids, -1, false, false), self.kind)
+    }
+}

@@ -1,0 +1,27 @@
+//! Layers and the operations they are made of.
+//!
+//! Shapes, everywhere: T tokens of a packed row, S segments, D model width, H heads, K key/value heads, E head size,
+//! G = H / K, V vocabulary, R adapter rank, F feed-forward width. A trailing `// (T, H, E)` names the shape a line makes.
+//!
+//! Invariants: a trainable parameter is a float32 leaf, a frozen one has the run's dtype, and layers cast as they
+//! compute; so bf16 runs keep exact float32 masters. Parameters carry the checkpoint's own names.
+
+pub mod attention;
+pub mod cache;
+pub mod head;
+pub mod linear;
+pub mod norm;
+pub mod ops;
+pub mod rope;
+pub mod store;
+pub mod tokens;
+pub mod weights;
+
+pub use attention::Pass;
+pub use cache::Cache;
+pub use linear::{Adapter, Dense, Embedding, Linear, Switches};
+pub use norm::RmsNorm;
+pub use rope::{Rope, Scaling};
+pub use store::{Attach, Builder, Built, Layer, Param, ParamStore, Scope, Site};
+pub use tokens::{Segments, Tokens};
+pub use weights::Weights;

@@ -1,0 +1,285 @@
+//! Parameters by the checkpoint's own names, and the builder that hands out layers as a family asks for them.
+
+use super::linear::{Adapter, Attached, Dense, Embedding, Linear, Switches, cast};
+use super::norm::RmsNorm;
+use super::weights::Weights;
+use crate::error::{Error, Result};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::ops::Div;
+use std::rc::Rc;
+use tch::{Device, Kind, Tensor};
+
+/// What kind of layer a parameter belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    Linear,
+    /// The output head; `all-linear` leaves it out.
+    Head,
+    Embedding,
+    Norm,
+}
+
+/// A named tensor of the model or of one of its adapters.
+pub struct Param {
+    /// The name it has on disk, e.g. `model.layers.0.self_attn.q_proj.weight` or `….q_proj.lora_A.weight`.
+    pub name: String,
+    pub tensor: Tensor,
+    pub layer: Layer,
+    /// Number of the adapter it belongs to; `None`: the base.
+    pub adapter: Option<usize>,
+}
+
+impl Param {
+    pub fn trainable(&self) -> bool {
+        self.tensor.requires_grad()
+    }
+
+    /// Weight decay is for matrices; norms and biases have one dimension.
+    pub fn is_matrix(&self) -> bool {
+        self.tensor.dim() >= 2 && self.layer != Layer::Norm
+    }
+}
+
+/// All parameters, in the order in which they were handed out.
+#[derive(Default)]
+pub struct ParamStore {
+    params: Vec<Param>,
+}
+
+impl ParamStore {
+    pub fn iter(&self) -> impl Iterator<Item = &Param> {
+        self.params.iter()
+    }
+
+    pub fn trainable(&self) -> impl Iterator<Item = &Param> {
+        self.params.iter().filter(|p| p.trainable())
+    }
+
+    /// The base's parameters.
+    pub fn base(&self) -> impl Iterator<Item = &Param> {
+        self.params.iter().filter(|p| p.adapter.is_none())
+    }
+
+    /// One adapter's parameters.
+    pub fn adapter(&self, id: usize) -> impl Iterator<Item = &Param> {
+        self.params.iter().filter(move |p| p.adapter == Some(id))
+    }
+
+    fn add(&mut self, param: Param) {
+        debug_assert!(!self.params.iter().any(|p| p.name == param.name && p.adapter == param.adapter));
+        self.params.push(param);
+    }
+}
+
+/// A layer as it is handed out, for those who may attach to it.
+pub struct Site<'a> {
+    /// The module's name in the checkpoint.
+    pub name: &'a str,
+    pub layer: Layer,
+    /// The frozen weight: (out, in) for linear layers, (V, D) for embeddings.
+    pub weight: &'a Tensor,
+    /// The head that shares the embedding's weight, or that embedding.
+    pub tied: bool,
+}
+
+/// Something that attaches adapters while the model is being built.
+pub trait Attach {
+    /// The adapter for this layer, if it gets one. `add` registers a parameter by its name below the module's and
+    /// returns it as a float32 leaf.
+    fn attach(&self, site: &Site, add: &mut dyn FnMut(&str, Tensor) -> Tensor) -> Result<Option<Box<dyn Adapter>>>;
+
+    /// All layers were offered: an error where the rules named one that does not exist.
+    fn check(&self) -> Result<()>;
+}
+
+/// Builds layers from weights. Problems are gathered, so that one error names every one.
+pub struct Builder<'w> {
+    weights: &'w Weights,
+    device: Device,
+    kind: Kind,
+    train: bool,
+    adapters: Vec<&'w dyn Attach>,
+    switches: Rc<Switches>,
+    store: RefCell<ParamStore>,
+    problems: RefCell<Vec<String>>,
+    error: RefCell<Option<Error>>,
+    used: RefCell<BTreeSet<String>>,
+    tied: Cell<bool>,
+}
+
+/// What a finished builder leaves behind.
+pub struct Built {
+    pub store: ParamStore,
+    pub switches: Rc<Switches>,
+    /// Names in the checkpoint that no layer asked for.
+    pub unused: Vec<String>,
+}
+
+impl<'w> Builder<'w> {
+    /// `train`: the base's own weights are trained; `adapters` are attached in order and numbered from 0.
+    pub fn new(weights: &'w Weights, device: Device, kind: Kind, train: bool, adapters: Vec<&'w dyn Attach>) -> Self {
+        Self {
+            weights,
+            device,
+            kind,
+            train,
+            adapters,
+            switches: Rc::default(),
+            store: RefCell::default(),
+            problems: RefCell::default(),
+            error: RefCell::default(),
+            used: RefCell::default(),
+            tied: Cell::new(false),
+        }
+    }
+
+    pub fn root(&self) -> Scope<'_> {
+        Scope { builder: self, path: String::new() }
+    }
+
+    /// True where the checkpoint has a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.weights.shape(name).is_some()
+    }
+
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Says that the head shares the embedding's weight.
+    pub fn tie_head(&self) {
+        self.tied.set(true);
+    }
+
+    /// All layers are handed out: missing and misshapen tensors are an error that names every one.
+    pub fn finish(self) -> Result<Built> {
+        if let Some(e) = self.error.into_inner() {
+            return Err(e);
+        }
+        let problems = self.problems.into_inner();
+        if !problems.is_empty() {
+            let shown = problems.iter().take(20).cloned().collect::<Vec<_>>().join("\n  ");
+            let more = problems.len().saturating_sub(20);
+            let more = if more > 0 { format!("\n  … and {more} more") } else { String::new() };
+            return Err(Error::user(format!("{}: the weights do not fit config.json:\n  {shown}{more}", self.weights.origin().display()))
+                .hint("the directory mixes two models, or the download is incomplete"));
+        }
+        for adapter in &self.adapters {
+            adapter.check()?;
+        }
+        let used = self.used.into_inner();
+        let unused = self.weights.names().filter(|n| !used.contains(*n)).map(String::from).collect();
+        Ok(Built { store: self.store.into_inner(), switches: self.switches, unused })
+    }
+}
+
+/// A place in the tree of modules: `&scope / "self_attn" / "q_proj"`.
+#[derive(Clone)]
+pub struct Scope<'b> {
+    builder: &'b Builder<'b>,
+    path: String,
+}
+
+impl<'b, T: Display> Div<T> for &Scope<'b> {
+    type Output = Scope<'b>;
+    fn div(self, name: T) -> Scope<'b> {
+        let path = if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
+        Scope { builder: self.builder, path }
+    }
+}
+
+impl<'b, T: Display> Div<T> for Scope<'b> {
+    type Output = Scope<'b>;
+    fn div(self, name: T) -> Scope<'b> {
+        &self / name
+    }
+}
+
+impl Scope<'_> {
+    /// A linear layer `weight` (out, in), with `bias` (out) where asked.
+    pub fn linear(&self, inputs: i64, outputs: i64, bias: bool) -> Linear {
+        self.linear_layer(Layer::Linear, inputs, outputs, bias)
+    }
+
+    /// The output head with a weight of its own.
+    pub fn head(&self, inputs: i64, outputs: i64) -> Linear {
+        self.linear_layer(Layer::Head, inputs, outputs, false)
+    }
+
+    /// The output head that shares the embedding's weight.
+    pub fn tied_head(&self, embedding: &Embedding) -> Linear {
+        let weight = embedding.weight.shallow_clone();
+        let adapters = self.attach(Layer::Head, &weight);
+        Linear { dense: Dense { weight, bias: None }, adapters }
+    }
+
+    fn linear_layer(&self, layer: Layer, inputs: i64, outputs: i64, bias: bool) -> Linear {
+        let weight = self.param("weight", layer, &[outputs, inputs]);
+        let bias = bias.then(|| self.param("bias", layer, &[outputs]));
+        let adapters = self.attach(layer, &weight);
+        Linear { dense: Dense { weight, bias }, adapters }
+    }
+
+    /// A table of `count` vectors.
+    pub fn embedding(&self, count: i64, width: i64) -> Embedding {
+        let weight = self.param("weight", Layer::Embedding, &[count, width]);
+        let adapters = self.attach(Layer::Embedding, &weight);
+        Embedding { weight, adapters, kind: self.builder.kind }
+    }
+
+    pub fn rms_norm(&self, width: i64, eps: f64) -> RmsNorm {
+        let weight = self.param("weight", Layer::Norm, &[width]);
+        let adapters = self.attach(Layer::Norm, &weight);
+        RmsNorm { weight, adapters, eps }
+    }
+
+    fn param(&self, name: &str, layer: Layer, shape: &[i64]) -> Tensor {
+        let b = self.builder;
+        let full = (self / name).path;
+        let found = b.weights.get(&full);
+        b.used.borrow_mut().insert(full.clone());
+        let tensor = match found {
+            Some(t) if t.size() == shape => t,
+            Some(t) => {
+                b.problems.borrow_mut().push(format!("`{full}` has shape {:?}, expected {shape:?}", t.size()));
+                Tensor::zeros(shape, (b.kind, Device::Cpu))
+            }
+            None => {
+                b.problems.borrow_mut().push(format!("`{full}` is missing, expected shape {shape:?}"));
+                Tensor::zeros(shape, (b.kind, Device::Cpu))
+            }
+        };
+        let tensor = if b.train {
+            tensor.to_device(b.device).to_kind(Kind::Float).copy().set_requires_grad(true)
+        } else {
+            cast(&tensor.to_device(b.device), b.kind)
+        };
+        b.store.borrow_mut().add(Param { name: full, tensor: tensor.shallow_clone(), layer, adapter: None });
+        tensor
+    }
+
+    fn attach(&self, layer: Layer, weight: &Tensor) -> Attached {
+        let b = self.builder;
+        let tied = b.tied.get() && matches!(layer, Layer::Head | Layer::Embedding);
+        let site = Site { name: &self.path, layer, weight, tied };
+        let mut list = Vec::new();
+        for (id, adapter) in b.adapters.iter().enumerate() {
+            let mut add = |name: &str, t: Tensor| {
+                let t = t.to_device(b.device).to_kind(Kind::Float).set_requires_grad(true);
+                let name = format!("{}.{name}", self.path);
+                b.store.borrow_mut().add(Param { name, tensor: t.shallow_clone(), layer, adapter: Some(id) });
+                t
+            };
+            match adapter.attach(&site, &mut add) {
+                Ok(Some(a)) => list.push((id, a)),
+                Ok(None) => {}
+                Err(e) => {
+                    b.error.borrow_mut().get_or_insert(e);
+                }
+            }
+        }
+        Attached { switches: b.switches.clone(), list }
+    }
+}

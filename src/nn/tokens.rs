@@ -1,0 +1,146 @@
+//! What the trunk sees: one packed row of tokens with segment boundaries. Positions restart at each segment.
+
+use tch::{Device, Kind, Tensor};
+
+/// A packed row.
+pub struct Tokens {
+    /// (T) token ids.
+    pub ids: Tensor,
+    /// (T) positions inside each segment.
+    pub positions: Tensor,
+    pub segments: Segments,
+}
+
+impl Tokens {
+    /// Lays the sequences end to end.
+    pub fn pack<S: AsRef<[u32]>>(sequences: &[S], device: Device) -> Self {
+        let starts = vec![0; sequences.len()];
+        Self::pack_after(sequences, &starts, device)
+    }
+
+    /// Lays the sequences end to end, each continuing one that already has `past` tokens.
+    pub fn pack_after<S: AsRef<[u32]>>(sequences: &[S], past: &[i64], device: Device) -> Self {
+        let lengths: Vec<i64> = sequences.iter().map(|s| s.as_ref().len() as i64).collect();
+        let ids: Vec<i64> = sequences.iter().flat_map(|s| s.as_ref().iter().map(|&id| id as i64)).collect();
+        let positions: Vec<i64> = lengths.iter().zip(past).flat_map(|(n, p)| *p..p + n).collect();
+        Self {
+            ids: Tensor::from_slice(&ids).to_device(device),
+            positions: Tensor::from_slice(&positions).to_device(device),
+            segments: Segments::new(lengths, device),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.ids.size()[0] as usize
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Where the segments of a packed row begin and end, and how attention visits them.
+pub struct Segments {
+    pub lengths: Vec<i64>,
+    /// (S + 1) int32, the boundaries as packed attention kernels read them.
+    pub bounds: Tensor,
+    pub longest: i64,
+    pub groups: Vec<Group>,
+}
+
+/// Segments of about one length, attended as one padded block. Causal attention never looks right, so padding at
+/// the end of a segment changes nothing and its results are left out.
+pub struct Group {
+    pub count: i64,
+    pub longest: i64,
+    /// (count * longest) row of each slot; padding repeats the segment's last token. `None`: the row as it is.
+    pub slots: Option<Tensor>,
+    /// Slots that are not padding, and the row each belongs to. `None`: all, in order.
+    pub real: Option<(Tensor, Tensor)>,
+}
+
+impl Segments {
+    pub fn new(lengths: Vec<i64>, device: Device) -> Self {
+        let mut starts = vec![0i64];
+        for n in &lengths {
+            starts.push(starts[starts.len() - 1] + n);
+        }
+        let bounds: Vec<i32> = starts.iter().map(|&s| s as i32).collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let groups = group(&lengths, &starts, device);
+        Self { bounds: Tensor::from_slice(&bounds).to_device(device), longest, groups, lengths }
+    }
+
+    pub fn total(&self) -> i64 {
+        self.lengths.iter().sum()
+    }
+
+    pub fn count(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// (S) the row of each segment's last token.
+    pub fn last_rows(&self) -> Tensor {
+        self.bounds.slice(0, 1, None, 1).to_kind(Kind::Int64) - 1
+    }
+}
+
+/// A block's scores may hold so many numbers per head; keeps the backward's temporaries small.
+const BLOCK: i64 = 1 << 20;
+
+fn group(lengths: &[i64], starts: &[i64], device: Device) -> Vec<Group> {
+    if lengths.iter().all(|n| *n == lengths[0]) && !lengths.is_empty() && lengths.len() as i64 * lengths[0].pow(2) <= BLOCK {
+        return vec![Group { count: lengths.len() as i64, longest: lengths[0], slots: None, real: None }];
+    }
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
+    let mut groups = Vec::new();
+    let mut at = 0;
+    while at < order.len() {
+        let longest = lengths[order[at]];
+        // A quarter of padding costs less than another round of small kernels.
+        let alike = |i: &&usize| lengths[**i] >= longest * 3 / 4 || longest - lengths[**i] <= 16;
+        let most = (BLOCK / longest.pow(2)).max(1) as usize;
+        let members: Vec<usize> = order[at..].iter().take(most).take_while(alike).copied().collect();
+        at += members.len();
+        let (mut slots, mut real, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        for &i in &members {
+            for t in 0..longest {
+                if t < lengths[i] {
+                    real.push(slots.len() as i64);
+                    rows.push(starts[i] + t);
+                }
+                slots.push(starts[i] + t.min(lengths[i] - 1));
+            }
+        }
+        let tensor = |v: &[i64]| Tensor::from_slice(v).to_device(device);
+        groups.push(Group {
+            count: members.len() as i64,
+            longest,
+            slots: Some(tensor(&slots)),
+            real: Some((tensor(&real), tensor(&rows))),
+        });
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_token_is_attended_once() {
+        let lengths = vec![3, 40, 1, 38, 100, 7];
+        let segments = Segments::new(lengths.clone(), Device::Cpu);
+        let mut seen: Vec<i64> = Vec::new();
+        for g in &segments.groups {
+            let (slots, (real, rows)) = (g.slots.as_ref().unwrap(), g.real.as_ref().unwrap());
+            assert_eq!(slots.size()[0], g.count * g.longest);
+            assert_eq!(slots.index_select(0, real), *rows);
+            seen.extend(Vec::<i64>::try_from(rows).unwrap());
+        }
+        seen.sort();
+        assert_eq!(seen, (0..lengths.iter().sum::<i64>()).collect::<Vec<_>>());
+        assert_eq!(Vec::<i64>::try_from(segments.last_rows()).unwrap(), [2, 42, 43, 81, 181, 188]);
+    }
+}

@@ -1,0 +1,206 @@
+//! Weights on disk: safetensors, one file or shards, memory-mapped; and writing them.
+
+use crate::error::{Context, Error, Result};
+use crate::fsutil::{io_error, read_json};
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, SafeTensors, View};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+/// The tensors of a checkpoint, by name; read as they are asked for, without copying.
+pub struct Weights {
+    origin: PathBuf,
+    maps: Vec<Tensor>, // (bytes) uint8, copy-on-write maps
+    entries: BTreeMap<String, Entry>,
+}
+
+struct Entry {
+    map: usize,
+    kind: Kind,
+    shape: Vec<i64>,
+    offset: usize,
+    bytes: usize,
+}
+
+impl Weights {
+    /// Opens a model directory: `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let single = folder.join("model.safetensors");
+        let index = folder.join("model.safetensors.index.json");
+        let mut weights = Self { origin: folder.into(), maps: Vec::new(), entries: BTreeMap::new() };
+        if single.exists() {
+            weights.map(&single)?;
+        } else if index.exists() {
+            #[derive(serde::Deserialize)]
+            struct Index {
+                weight_map: BTreeMap<String, String>,
+            }
+            let Index { weight_map } = read_json(&index)?;
+            let files: std::collections::BTreeSet<&String> = weight_map.values().collect();
+            for file in files {
+                if Path::new(file).components().count() != 1 {
+                    return Err(Error::user(format!("{}: shard name `{file}` leaves the folder", index.display())));
+                }
+                weights.map(&folder.join(file))?;
+            }
+            if let Some((name, file)) = weight_map.iter().find(|(name, _)| !weights.entries.contains_key(*name)) {
+                return Err(Error::user(format!("{}: `{name}` is not in {file}", index.display()))
+                    .hint("the download is incomplete or mixed up: fetch the model again"));
+            }
+        } else {
+            let err = Error::user(format!("{}: no model.safetensors and no model.safetensors.index.json", folder.display()));
+            return Err(if folder.join("pytorch_model.bin").exists() {
+                err.hint("pytorch_model.bin is a pickle, which ft never opens: convert it to safetensors first")
+            } else {
+                err.hint("model.path is a Hugging Face model directory; make one from a GGUF with: ft import FILE.gguf --out DIR")
+            });
+        }
+        Ok(weights)
+    }
+
+    /// Opens one safetensors file.
+    pub fn open_file(path: &Path) -> Result<Self> {
+        let mut weights = Self { origin: path.into(), maps: Vec::new(), entries: BTreeMap::new() };
+        weights.map(path)?;
+        Ok(weights)
+    }
+
+    fn map(&mut self, path: &Path) -> Result<()> {
+        let file = File::open(path).map_err(|e| io_error("reading", path, e))?;
+        let size = file.metadata().map_err(|e| io_error("reading", path, e))?.len();
+        // SAFETY: the map is only read; a file that shrinks while it is mapped ends the process, as in every loader.
+        let header = unsafe { Mmap::map(&file) }.map_err(|e| io_error("mapping", path, e))?;
+        let broken = |e: String| {
+            Error::user(format!("{}: not a whole safetensors file: {e}", path.display()))
+                .hint("the download or copy is incomplete or damaged: fetch it again")
+        };
+        let parsed = SafeTensors::deserialize(&header).map_err(|e| broken(e.to_string()))?;
+        let name = path.to_str().ok_or_else(|| Error::user(format!("{}: the path is not UTF-8", path.display())))?;
+        let map = self.maps.len();
+        for (tensor, view) in parsed.iter() {
+            let kind = kind_of(view.dtype()).ok_or_else(|| {
+                Error::user(format!("{}: `{tensor}` has dtype {:?}, which ft does not read", path.display(), view.dtype()))
+            })?;
+            let entry = Entry {
+                map,
+                kind,
+                shape: view.shape().iter().map(|&n| n as i64).collect(),
+                offset: view.data().as_ptr() as usize - header.as_ptr() as usize,
+                bytes: view.data().len(),
+            };
+            if self.entries.insert(tensor.to_string(), entry).is_some() {
+                return Err(broken(format!("`{tensor}` is in two shards")));
+            }
+        }
+        let bytes = Tensor::from_file(name, false, size as i64, (Kind::Uint8, Device::Cpu));
+        self.maps.push(bytes);
+        Ok(())
+    }
+
+    /// Where the weights come from, for messages.
+    pub fn origin(&self) -> &Path {
+        &self.origin
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    pub fn shape(&self, name: &str) -> Option<&[i64]> {
+        self.entries.get(name).map(|e| e.shape.as_slice())
+    }
+
+    /// Bytes of all tensors on disk.
+    pub fn bytes(&self) -> u64 {
+        self.entries.values().map(|e| e.bytes as u64).sum()
+    }
+
+    /// The tensor as a view of the map, in its own dtype.
+    pub fn get(&self, name: &str) -> Option<Tensor> {
+        let e = self.entries.get(name)?;
+        let bytes = self.maps[e.map].narrow(0, e.offset as i64, e.bytes as i64);
+        // A view needs an aligned start; writers pad for it, and a copy serves those that did not.
+        let bytes = if e.offset % e.kind.elt_size_in_bytes() == 0 { bytes } else { bytes.copy() };
+        Some(bytes.view_dtype(e.kind).view(e.shape.as_slice()))
+    }
+
+    /// All tensors.
+    pub fn all(&self) -> BTreeMap<String, Tensor> {
+        self.names().map(|n| (n.to_string(), self.get(n).expect("listed"))).collect()
+    }
+}
+
+fn kind_of(dtype: Dtype) -> Option<Kind> {
+    Some(match dtype {
+        Dtype::F64 => Kind::Double,
+        Dtype::F32 => Kind::Float,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::I64 => Kind::Int64,
+        Dtype::I32 => Kind::Int,
+        Dtype::I16 => Kind::Int16,
+        Dtype::I8 => Kind::Int8,
+        Dtype::U8 => Kind::Uint8,
+        Dtype::BOOL => Kind::Bool,
+        _ => return None,
+    })
+}
+
+fn dtype_of(kind: Kind) -> Result<Dtype> {
+    Ok(match kind {
+        Kind::Double => Dtype::F64,
+        Kind::Float => Dtype::F32,
+        Kind::Half => Dtype::F16,
+        Kind::BFloat16 => Dtype::BF16,
+        Kind::Int64 => Dtype::I64,
+        Kind::Int => Dtype::I32,
+        Kind::Int16 => Dtype::I16,
+        Kind::Int8 => Dtype::I8,
+        Kind::Uint8 => Dtype::U8,
+        Kind::Bool => Dtype::BOOL,
+        other => return Err(Error::bug(format!("safetensors has no dtype for {other:?}"))),
+    })
+}
+
+/// A tensor's bytes as they go to disk; copied off the device only when its turn comes.
+struct Bytes {
+    tensor: Tensor,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl View for Bytes {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        let t = self.tensor.detach().to_device(Device::Cpu).contiguous();
+        let mut bytes = vec![0u8; self.data_len()];
+        t.flatten(0, -1).view_dtype(Kind::Uint8).copy_data_u8(&mut bytes, self.data_len());
+        Cow::Owned(bytes)
+    }
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
+}
+
+/// Writes tensors as safetensors with `{"format": "pt"}` and fsyncs; call it inside a folder that is swapped in whole.
+pub fn save<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+    let views: Vec<(String, Bytes)> = tensors
+        .into_iter()
+        .map(|(name, t)| {
+            let shape = t.size().iter().map(|&n| n as usize).collect();
+            Ok((name.to_string(), Bytes { tensor: t.shallow_clone(), dtype: dtype_of(t.kind())?, shape }))
+        })
+        .collect::<Result<_>>()?;
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    safetensors::serialize_to_file(views, Some(metadata), path)
+        .map_err(|e| Error::user(format!("writing {}: {e}", path.display())))?;
+    File::open(path).and_then(|f| f.sync_all()).map_err(|e| io_error("writing", path, e)).context(|| "fsync")
+}
