@@ -6,7 +6,9 @@
 pub mod adapters;
 pub mod data;
 pub mod error;
+pub mod eval;
 pub mod fsutil;
+pub mod generate;
 pub mod methods;
 pub mod models;
 pub mod native;
@@ -14,3 +16,4 @@ pub mod nn;
 pub mod recipe;
 pub mod report;
 pub mod rng;
+pub mod train;

@@ -6,9 +6,11 @@
 pub mod config;
 mod llama;
 pub mod loss;
+pub mod open;
 
 pub use config::Config;
 pub use loss::{Loss, Metrics, Output};
+pub use open::{device, open};
 
 use crate::error::{Error, Result};
 use crate::nn::{Attach, Builder, Built, Cache, Linear, ParamStore, Pass, Switches, Tokens, Weights};

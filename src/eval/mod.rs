@@ -1,0 +1,1 @@
+//! Evaluation: how well a model answers rows it has not seen.

@@ -1,0 +1,1 @@
+//! Generation: sampling and batched decoding over a key/value cache.

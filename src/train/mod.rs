@@ -1,0 +1,1 @@
+//! Training: the one loop that serves every method.
