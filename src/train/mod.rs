@@ -1,1 +1,4 @@
 //! Training: the one loop that serves every method.
+
+pub mod optim;
+pub mod schedule;
