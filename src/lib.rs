@@ -1,7 +1,7 @@
 //! `ft`: parameter-efficient fine-tuning of open language models in one binary, on libtorch.
 //!
 //! The floors, upper first; imports run downward only (tests/architecture.rs reads them):
-//! cli -> recipe, train, eval, convert -> methods -> data, generate -> models -> adapters, nn -> native.
+//! cli -> train, eval, convert -> recipe -> methods -> data, generate -> models -> adapters -> nn -> native.
 
 pub mod adapters;
 pub mod data;
@@ -9,6 +9,7 @@ pub mod error;
 pub mod eval;
 pub mod fsutil;
 pub mod generate;
+pub mod libtorch;
 pub mod methods;
 pub mod models;
 pub mod native;
@@ -16,4 +17,5 @@ pub mod nn;
 pub mod recipe;
 pub mod report;
 pub mod rng;
+pub mod runtime;
 pub mod train;

@@ -6,7 +6,8 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match cli::run(cli::Cli::parse()) {
+    let command = cli::Cli::parse();
+    match ft::runtime::start().and_then(|_| cli::run(command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             ft::report::error(&e);

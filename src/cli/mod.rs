@@ -1,5 +1,7 @@
 //! One file a verb: its arguments and its call. clap is known nowhere else.
 
+mod doctor;
+
 use clap::{Parser, Subcommand};
 use ft::error::Result;
 
@@ -12,9 +14,13 @@ pub struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Verb {}
+enum Verb {
+    Doctor(doctor::DoctorArgs),
+}
 
 /// Runs the verb that the command line names.
 pub fn run(cli: Cli) -> Result<()> {
-    match cli.verb {}
+    match cli.verb {
+        Verb::Doctor(args) => doctor::run(&args),
+    }
 }

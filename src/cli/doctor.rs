@@ -1,0 +1,304 @@
+//! `ft doctor`: can this machine train, on what, and what to do where it cannot.
+
+use clap::Args;
+use console::{Alignment, Style, pad_str};
+use ft::error::{Error, Result};
+use ft::libtorch::SERIES;
+use ft::machine::{Cpu, Driver, Memory, driver, free_disk};
+use ft::report::bytes;
+use ft::runtime::{self, CudaPart};
+use serde::Serialize;
+use serde_json::json;
+use std::path::Path;
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+/// Show what this machine can train on, each line ok or with a remedy
+///
+/// Exit code 1 where training cannot run.
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// Write one JSON object to stdout
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Ok,
+    /// Training runs, but not as well as it could.
+    Warning,
+    /// Training cannot run.
+    Failed,
+}
+
+#[derive(Serialize)]
+struct Check {
+    name: String,
+    status: Status,
+    found: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<String>,
+}
+
+impl Check {
+    fn ok(name: impl Into<String>, found: impl Into<String>) -> Check {
+        Check { name: name.into(), status: Status::Ok, found: found.into(), remedy: None }
+    }
+
+    fn but(name: impl Into<String>, status: Status, found: impl Into<String>, remedy: impl Into<String>) -> Check {
+        Check { name: name.into(), status, found: found.into(), remedy: Some(remedy.into()) }
+    }
+}
+
+const GB: u64 = 1_000_000_000;
+/// Loading the smallest useful base model and its training state.
+const MEMORY_NEEDED: u64 = 2 * GB;
+/// A base model of some hundred million parameters, its adapter and two checkpoints.
+const DISK_NEEDED: u64 = 2 * GB;
+
+pub fn run(args: &DoctorArgs) -> Result<()> {
+    let libtorch = runtime::get();
+    let (cpu, memory, driver) = (Cpu::read(), Memory::read(), driver());
+    let disk = free_disk(Path::new("."));
+    let mut checks = vec![check_libtorch(), check_cpu(&cpu), check_threads(&cpu)];
+    let (rates, arithmetic) = check_arithmetic(Device::Cpu, "cpu", cpu.bf16().is_some());
+    checks.push(arithmetic);
+    checks.push(check_cuda(&driver));
+    checks.extend(check_devices(&driver));
+    checks.push(check_memory(&memory));
+    checks.push(check_disk(disk));
+
+    let failed = checks.iter().filter(|c| c.status == Status::Failed).count();
+    if args.json {
+        let report = json!({
+            "ok": failed == 0,
+            "ft": env!("CARGO_PKG_VERSION"),
+            "libtorch": {
+                "folder": libtorch.libtorch.root, "version": libtorch.libtorch.version, "cuda": libtorch.libtorch.cuda,
+            },
+            "cpu": cpu,
+            "threads": tch::get_num_threads(),
+            "cpu_gflops": {"f32": rates.0, "bf16": rates.1},
+            "driver": driver.as_ref().ok(),
+            "cuda_usable": tch::Cuda::is_available(),
+            "memory": memory,
+            "disk_free": disk,
+            "checks": checks,
+        });
+        println!("{report:#}");
+    } else {
+        println!("{}", table(&checks));
+    }
+    match failed {
+        0 => Ok(()),
+        n => Err(Error::user(format!("training cannot run on this machine: {n} of {} checks failed", checks.len()))
+            .hint("follow the lines marked `failed`, then run `ft doctor` again")),
+    }
+}
+
+fn check_libtorch() -> Check {
+    let here = &runtime::get().libtorch;
+    let found = format!("{} in {}", here.version_text(), here.root.display());
+    match here.fits() {
+        Some(true) => Check::ok("libtorch", found),
+        Some(false) => Check::but("libtorch", Status::Failed, found, format!("set FT_LIBTORCH to a libtorch {SERIES}")),
+        None => Check::but(
+            "libtorch",
+            Status::Warning,
+            found,
+            format!("its folder has neither version.py nor build-version; only {SERIES} is known to work"),
+        ),
+    }
+}
+
+fn check_cpu(cpu: &Cpu) -> Check {
+    let sets =
+        [(cpu.amx_bf16, "AMX bf16"), (cpu.avx512_bf16, "AVX-512 bf16"), (cpu.avx512, "AVX-512"), (cpu.avx2, "AVX2")];
+    let sets: Vec<&str> = sets.iter().filter(|(has, _)| *has).map(|(_, name)| *name).collect();
+    let found = format!("{} · {}", cpu.model, if sets.is_empty() { "no AVX2".into() } else { sets.join(", ") });
+    if !cpu.avx2 {
+        return Check::but("cpu", Status::Warning, found, "training runs, but slowly: libtorch is fast from AVX2 on");
+    }
+    Check::ok("cpu", found)
+}
+
+fn check_threads(cpu: &Cpu) -> Check {
+    let used = tch::get_num_threads().max(1) as usize;
+    let quota = cpu.quota.map(|q| format!(", limited to {q:.1} by a control group")).unwrap_or_default();
+    let found = format!("{used} in use · {} cores, {} logical{quota}", cpu.cores, cpu.logical);
+    if used > cpu.threads() {
+        let remedy = format!("OMP_NUM_THREADS={} avoids threads that wait for each other", cpu.threads());
+        return Check::but("threads", Status::Warning, found, remedy);
+    }
+    Check::ok("threads", found)
+}
+
+/// One step of real work on the device in both number formats; the rates are 10⁹ operations a second of a product of
+/// two square matrices.
+fn check_arithmetic(device: Device, name: &str, native_bf16: bool) -> ((f64, f64), Check) {
+    let name = format!("training on {name}");
+    let rate = |kind| arithmetic(device, kind);
+    match (rate(Kind::Float), rate(Kind::BFloat16)) {
+        (Ok(f32), Ok(bf16)) => {
+            let found = format!("matmul {f32:.0} GFLOP/s in f32, {bf16:.0} in bf16");
+            let check = if native_bf16 || bf16 > f32 {
+                Check::ok(name, found)
+            } else {
+                Check::but(name, Status::Warning, found, "no bf16 instructions here: use model.dtype f32")
+            };
+            ((f32, bf16), check)
+        }
+        (Err(e), _) | (_, Err(e)) => {
+            let status = if device == Device::Cpu { Status::Failed } else { Status::Warning };
+            (
+                (0.0, 0.0),
+                Check::but(
+                    name,
+                    status,
+                    e.message(),
+                    "libtorch is there but cannot compute: is it a whole 2.11 install?",
+                ),
+            )
+        }
+    }
+}
+
+/// A product with its gradients, compared with the exact values, then timed.
+fn arithmetic(device: Device, kind: Kind) -> Result<f64> {
+    let x = Tensor::f_ones([4, 8], (kind, device))?;
+    let w = Tensor::f_full([8, 2], 0.5, (kind, device))?.f_set_requires_grad(true)?;
+    let y = x.f_matmul(&w)?;
+    y.f_sum(Kind::Float)?.f_backward()?;
+    let off = |t: &Tensor, want: f64| -> Result<f64> {
+        Ok(t.f_to_kind(Kind::Float)?.f_sub_scalar(want)?.f_abs()?.f_max()?.f_double_value(&[])?)
+    };
+    if off(&y.detach(), 4.0)? > 0.0 || off(&w.f_grad()?, 4.0)? > 0.0 {
+        return Err(Error::user(format!("a product of ones and halves or its gradient is wrong in {kind:?}")));
+    }
+    let _no_grad = tch::no_grad_guard();
+    let n: i64 = if device == Device::Cpu { 512 } else { 4096 };
+    let a = Tensor::f_ones([n, n], (kind, device))?;
+    a.f_matmul(&a)?.f_sum(Kind::Float)?.f_double_value(&[])?; // warms caches and waits for the device
+    let began = Instant::now();
+    let mut rounds = 0;
+    while rounds == 0 || began.elapsed().as_millis() < 100 {
+        let mut c = a.f_matmul(&a)?;
+        for _ in 0..3 {
+            c = a.f_matmul(&a)?;
+        }
+        c.f_get(0)?.f_get(0)?.f_double_value(&[])?; // waits for the device
+        rounds += 4;
+    }
+    Ok(2.0 * (n as f64).powi(3) * f64::from(rounds) / began.elapsed().as_secs_f64() / 1e9)
+}
+
+fn check_cuda(driver: &Result<Option<Driver>, String>) -> Check {
+    let here = runtime::get();
+    let built = here.libtorch.cuda.as_deref();
+    let driver = match driver {
+        Err(why) => {
+            let remedy = "training runs on the CPU; `nvidia-smi` and the driver's installation tell more";
+            return Check::but("cuda", Status::Warning, format!("the NVIDIA driver does not work: {why}"), remedy);
+        }
+        Ok(None) => return Check::ok("cuda", "no NVIDIA driver: training runs on the CPU"),
+        Ok(Some(driver)) => driver,
+    };
+    let release = driver.release.as_deref().unwrap_or("of unknown release");
+    let found = format!("driver {release}, good for CUDA {}.{}", driver.cuda.0, driver.cuda.1);
+    let warn = |found: String, remedy: String| Check::but("cuda", Status::Warning, found, remedy);
+    match &here.cuda {
+        CudaPart::Opened { .. } if tch::Cuda::is_available() => {
+            Check::ok("cuda", format!("{found}; libtorch for CUDA {}", built.unwrap_or("?")))
+        }
+        CudaPart::Opened { .. } if driver.devices.is_empty() => {
+            warn(format!("{found}; no device"), "is CUDA_VISIBLE_DEVICES set to hide the devices?".into())
+        }
+        CudaPart::Opened { .. } => warn(
+            format!("{found}; libtorch for CUDA {} cannot use it", built.unwrap_or("?")),
+            "update the NVIDIA driver, or set FT_LIBTORCH to a libtorch 2.11 built for the driver's CUDA version"
+                .into(),
+        ),
+        CudaPart::NotShipped => warn(
+            format!("{found}; this libtorch is for the CPU alone"),
+            "set FT_LIBTORCH to a PyTorch 2.11 with CUDA, e.g. site-packages/torch".into(),
+        ),
+        CudaPart::Failed(why) => warn(
+            format!("{found}; libtorch_cuda.so does not load: {why}"),
+            "`make setup CUDA=1` fetches the CUDA libraries it needs".into(),
+        ),
+        CudaPart::NoDriver => warn(found, "the driver appeared after ft started; run `ft doctor` again".into()),
+    }
+}
+
+fn check_devices(driver: &Result<Option<Driver>, String>) -> Vec<Check> {
+    let Ok(Some(driver)) = driver else { return Vec::new() };
+    let usable = matches!(runtime::get().cuda, CudaPart::Opened { .. }) && tch::Cuda::is_available();
+    let mut checks = Vec::new();
+    for (i, device) in driver.devices.iter().enumerate() {
+        let (major, minor) = device.capability;
+        let bf16 = if device.bf16() { "bf16" } else { "no fast bf16" };
+        let found = format!("{} · {} · compute capability {major}.{minor} · {bf16}", device.name, bytes(device.memory));
+        let name = format!("cuda:{i}");
+        checks.push(if device.bf16() {
+            Check::ok(&name, found)
+        } else {
+            Check::but(&name, Status::Warning, found, "use model.dtype f32 on this device")
+        });
+        if usable {
+            checks.push(check_arithmetic(Device::Cuda(i), &name, device.bf16()).1);
+        }
+    }
+    checks
+}
+
+fn check_memory(memory: &Memory) -> Check {
+    let limited = if memory.limited { " (limited by a control group)" } else { "" };
+    let found = format!("{} free of {}{limited}", bytes(memory.free), bytes(memory.total));
+    if memory.free < MEMORY_NEEDED {
+        let remedy = format!("free memory: less than {} is too little for most models", bytes(MEMORY_NEEDED));
+        return Check::but("memory", Status::Warning, found, remedy);
+    }
+    Check::ok("memory", found)
+}
+
+fn check_disk(free: Option<u64>) -> Check {
+    let here = std::env::current_dir().map(|d| d.display().to_string()).unwrap_or_default();
+    match free {
+        Some(free) if free >= DISK_NEEDED => Check::ok("disk", format!("{} free in {here}", bytes(free))),
+        Some(free) => Check::but(
+            "disk",
+            Status::Warning,
+            format!("{} free in {here}", bytes(free)),
+            format!("free disk space: models and checkpoints want {} or more", bytes(DISK_NEEDED)),
+        ),
+        None => Check::but(
+            "disk",
+            Status::Warning,
+            format!("{here}: the system does not say"),
+            "is the folder still there?",
+        ),
+    }
+}
+
+/// Aligned columns, a remedy on a line of its own below what it mends.
+fn table(checks: &[Check]) -> String {
+    let width = checks.iter().map(|c| c.name.len()).max().unwrap_or(0);
+    let mut lines = Vec::new();
+    for check in checks {
+        let (word, style) = match check.status {
+            Status::Ok => ("ok", Style::new().green()),
+            Status::Warning => ("warning", Style::new().yellow()),
+            Status::Failed => ("failed", Style::new().red().bold()),
+        };
+        let word = style.apply_to(pad_str(word, 7, Alignment::Left, None));
+        let name = Style::new().bold().apply_to(pad_str(&check.name, width, Alignment::Left, None));
+        lines.push(format!("{word}  {name}  {}", check.found));
+        if let Some(remedy) = &check.remedy {
+            let arrow = Style::new().cyan().apply_to("→");
+            lines.push(format!("{:7}  {:width$}  {arrow} {remedy}", "", ""));
+        }
+    }
+    lines.join("\n")
+}

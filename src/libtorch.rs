@@ -1,0 +1,126 @@
+//! What a libtorch folder is, which version it holds, and where one usually lies.
+//!
+//! Standard library only: build.rs and the launcher (src/bin/ft-launch.rs) include this file as it is, because both
+//! must know a libtorch before one is linked or loaded. It loads nothing and never touches the process.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The series whose C++ interface this binary is built against.
+pub const SERIES: &str = "2.11";
+
+/// The file that the binary is linked against, and by which a libtorch is recognised.
+pub const LIBRARY: &str = "libtorch_cpu.so";
+
+/// A folder with `lib/libtorch_cpu.so`, as the PyTorch wheel (`site-packages/torch`) and the libtorch archive lay it out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Libtorch {
+    /// The folder above `lib`.
+    pub root: PathBuf,
+    /// The folder that holds the shared libraries.
+    pub lib: PathBuf,
+    /// As the folder says itself, e.g. `2.11.0+cu130`; `None` where it says nothing.
+    pub version: Option<String>,
+    /// The CUDA version it was built for, e.g. `13.0`; `None` for a CPU build or where the folder does not say.
+    pub cuda: Option<String>,
+}
+
+impl Libtorch {
+    /// Reads the libtorch at `folder`, which may be its root, its `lib`, or the site-packages folder above it.
+    pub fn at(folder: &Path) -> Option<Libtorch> {
+        let lib = [folder.join("lib"), folder.to_path_buf(), folder.join("torch/lib"), folder.join("libtorch/lib")]
+            .into_iter()
+            .find(|lib| lib.join(LIBRARY).is_file())?;
+        let lib = fs::canonicalize(&lib).unwrap_or(lib);
+        let root = lib.parent().unwrap_or(Path::new("/")).to_path_buf();
+        let (version, cuda) = read_version(&root);
+        Some(Libtorch { root, lib, version, cuda })
+    }
+
+    /// Whether the binary can run on it: `None` where the folder does not say which version it is.
+    pub fn fits(&self) -> Option<bool> {
+        let version = self.version.as_deref()?;
+        Some(version.strip_prefix(SERIES).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '+'])))
+    }
+
+    /// `2.11.0+cu130`, or that it does not say.
+    pub fn version_text(&self) -> &str {
+        self.version.as_deref().unwrap_or("of unknown version")
+    }
+}
+
+/// `version.py` is what the wheel carries, `build-version` what the libtorch archive carries.
+fn read_version(root: &Path) -> (Option<String>, Option<String>) {
+    if let Ok(text) = fs::read_to_string(root.join("version.py")) {
+        let value = |key: &str| {
+            let line = text.lines().find(|l| l.starts_with(key))?;
+            let quoted = line.split_once('=')?.1.trim();
+            let inner = quoted.strip_prefix(['\'', '"'])?.strip_suffix(['\'', '"'])?;
+            Some(inner.to_string())
+        };
+        return (value("__version__"), value("cuda"));
+    }
+    let version = fs::read_to_string(root.join("build-version")).ok().map(|text| text.trim().to_string());
+    let cuda = version.as_deref().and_then(|v| v.split_once("+cu")).and_then(|(_, digits)| {
+        let (major, minor) = digits.split_at_checked(digits.len().checked_sub(1)?)?;
+        Some(format!("{major}.{minor}"))
+    });
+    (version, cuda)
+}
+
+/// The folders to look in when nobody said where libtorch is, nearest first. `exe` is the file of the running program.
+pub fn usual_places(exe: Option<&Path>) -> Vec<PathBuf> {
+    let mut places: Vec<PathBuf> = Vec::new();
+    if let Some(beside) = exe.and_then(Path::parent) {
+        places.extend([beside.join("libtorch"), beside.join("torch"), beside.join("../lib"), beside.to_path_buf()]);
+        places.extend(beside.ancestors().take(4).map(|folder| folder.join(".libtorch/torch")));
+    }
+    let mut prefixes: Vec<PathBuf> = ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(|v| folder_in(v)).collect();
+    // The Pythons on PATH, where `pip install torch` puts its files: PREFIX/bin/python3, links followed or not.
+    for bin in std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()) {
+        let python = bin.join("python3");
+        if python.is_file() {
+            prefixes.extend(bin.parent().map(Path::to_path_buf));
+            prefixes.extend(fs::canonicalize(&python).ok().and_then(|p| Some(p.parent()?.parent()?.to_path_buf())));
+        }
+    }
+    prefixes.extend(folder_in("HOME").map(|home| home.join(".local")));
+    prefixes.extend(["/usr/local", "/usr", "/opt/conda", "/opt/venv"].map(PathBuf::from));
+    for prefix in prefixes {
+        places.extend(site_packages(&prefix).into_iter().map(|site| site.join("torch")));
+    }
+    places.extend(["/usr/local/libtorch", "/opt/libtorch", "/usr/lib/libtorch"].map(PathBuf::from));
+    let mut seen = std::collections::HashSet::new();
+    places.retain(|place| seen.insert(place.clone()));
+    places
+}
+
+fn folder_in(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// `PREFIX/lib/python3*/site-packages` and Debian's `dist-packages`, the newest Python first.
+fn site_packages(prefix: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<(u32, PathBuf)> = Vec::new();
+    for lib in ["lib", "lib64"] {
+        for entry in fs::read_dir(prefix.join(lib)).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some(minor) = name.strip_prefix("python3") else { continue };
+            let minor = minor.trim_start_matches('.').parse().unwrap_or(0);
+            found.extend(["site-packages", "dist-packages"].map(|site| (minor, entry.path().join(site))));
+        }
+    }
+    found.sort_by_key(|(minor, _)| std::cmp::Reverse(*minor));
+    found.into_iter().map(|(_, path)| path).collect()
+}
+
+/// `LD_LIBRARY_PATH` with `lib` in front, so that the loader takes this libtorch before the one built against.
+pub fn library_path(lib: &Path) -> OsString {
+    let mut value = lib.as_os_str().to_os_string();
+    if let Some(rest) = std::env::var_os("LD_LIBRARY_PATH").filter(|rest| !rest.is_empty()) {
+        value.push(":");
+        value.push(rest);
+    }
+    value
+}

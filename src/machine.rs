@@ -1,0 +1,275 @@
+//! What this machine has: CPU and its instructions, CUDA devices, free memory, free disk.
+//!
+//! Read from the kernel and the NVIDIA driver alone, never through libtorch, so it tells the truth even where
+//! libtorch cannot use a device. Containers count: limits of control groups narrow memory and cores.
+
+use crate::runtime;
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The processor as far as training speed is concerned.
+#[derive(Debug, Clone, Serialize)]
+pub struct Cpu {
+    pub model: String,
+    /// Cores that this process may use, hyper-threads of one core counted once.
+    pub cores: usize,
+    /// Logical processors that this process may use.
+    pub logical: usize,
+    /// Whole processors' worth of time that a control group grants; `None` where unlimited.
+    pub quota: Option<f64>,
+    pub avx2: bool,
+    pub avx512: bool,
+    pub avx512_bf16: bool,
+    pub amx_bf16: bool,
+}
+
+impl Cpu {
+    pub fn read() -> Cpu {
+        let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let allowed = allowed_processors();
+        let (mut model, mut flags, mut cores) = (String::new(), String::new(), BTreeSet::new());
+        let mut processors = 0;
+        for block in text.split("\n\n") {
+            let field = |key: &str| {
+                block.lines().find_map(|l| l.split_once(':').filter(|(k, _)| k.trim() == key).map(|(_, v)| v.trim()))
+            };
+            let Some(number) = field("processor").and_then(|n| n.parse::<usize>().ok()) else { continue };
+            if model.is_empty() {
+                model = field("model name").unwrap_or("unknown").to_string();
+                flags = field("flags").unwrap_or_default().to_string();
+            }
+            if allowed.as_ref().is_none_or(|set| set.contains(&number)) {
+                processors += 1;
+                // Without topology (some virtual machines) every processor counts as a core of its own.
+                let core = field("physical id").zip(field("core id"));
+                cores.insert(core.map_or(format!("processor {number}"), |(package, core)| format!("{package}/{core}")));
+            }
+        }
+        let has = |flag: &str| flags.split_ascii_whitespace().any(|f| f == flag);
+        let logical = processors.max(1);
+        Cpu {
+            model,
+            cores: cores.len().clamp(1, logical),
+            logical,
+            quota: cpu_quota(),
+            avx2: has("avx2"),
+            avx512: has("avx512f"),
+            avx512_bf16: has("avx512_bf16"),
+            amx_bf16: has("amx_bf16"),
+        }
+    }
+
+    /// How many threads are worth starting for arithmetic.
+    pub fn threads(&self) -> usize {
+        let quota = self.quota.map_or(usize::MAX, |q| q.ceil() as usize);
+        self.cores.min(quota).max(1)
+    }
+
+    /// The bf16 instruction set, where there is one.
+    pub fn bf16(&self) -> Option<&'static str> {
+        if self.amx_bf16 {
+            Some("AMX")
+        } else if self.avx512_bf16 {
+            Some("AVX-512")
+        } else {
+            None
+        }
+    }
+}
+
+/// The processors this process may run on, from its affinity mask.
+fn allowed_processors() -> Option<BTreeSet<usize>> {
+    // SAFETY: cpu_set_t is plain data that the kernel fills; its size is passed along.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) != 0 {
+            return None;
+        }
+        Some((0..libc::CPU_SETSIZE as usize).filter(|&i| libc::CPU_ISSET(i, &set)).collect())
+    }
+}
+
+/// Memory that can still be had, and what limits it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Memory {
+    pub total: u64,
+    pub free: u64,
+    /// Whether a control group, not the machine, sets the limit.
+    pub limited: bool,
+}
+
+impl Memory {
+    pub fn read() -> Memory {
+        let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let field = |key: &str| -> u64 {
+            let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
+            line.and_then(|l| l.split_ascii_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+        };
+        let mut memory = Memory { total: field("MemTotal"), free: field("MemAvailable"), limited: false };
+        for (limit, used) in memory_limits() {
+            if limit < memory.total {
+                memory.total = limit;
+                memory.limited = true;
+            }
+            memory.free = memory.free.min(limit.saturating_sub(used));
+        }
+        memory
+    }
+}
+
+/// The folders of this process' control groups for `controller`, innermost first, of version 2 and version 1.
+fn control_groups(controller: &str) -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    for line in fs::read_to_string("/proc/self/cgroup").unwrap_or_default().lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+        let mount = match controllers {
+            "" => PathBuf::from("/sys/fs/cgroup"),
+            names if names.split(',').any(|name| name == controller) => Path::new("/sys/fs/cgroup").join(controller),
+            _ => continue,
+        };
+        let group = mount.join(path.trim_start_matches('/'));
+        folders.extend(group.ancestors().take_while(|folder| folder.starts_with(&mount)).map(Path::to_path_buf));
+    }
+    folders
+}
+
+fn number_in(path: PathBuf) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// (limit, used) of every control group above this process; page cache that can be dropped does not count as used.
+fn memory_limits() -> Vec<(u64, u64)> {
+    let read = |folder: PathBuf| {
+        let limit = number_in(folder.join("memory.max")).or_else(|| number_in(folder.join("memory.limit_in_bytes")))?;
+        let used =
+            number_in(folder.join("memory.current")).or_else(|| number_in(folder.join("memory.usage_in_bytes")))?;
+        let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+        let cache = |key: &str| stat.lines().find_map(|l| l.strip_prefix(key)?.trim().parse::<u64>().ok());
+        let droppable = cache("total_inactive_file ").or_else(|| cache("inactive_file ")).unwrap_or(0);
+        Some((limit, used.saturating_sub(droppable)))
+    };
+    control_groups("memory").into_iter().filter_map(read).collect()
+}
+
+fn cpu_quota() -> Option<f64> {
+    let read = |folder: PathBuf| -> Option<f64> {
+        if let Ok(text) = fs::read_to_string(folder.join("cpu.max")) {
+            let (quota, period) = text.trim().split_once(' ')?;
+            return Some(quota.parse::<f64>().ok()? / period.parse::<f64>().ok()?);
+        }
+        let quota: f64 = fs::read_to_string(folder.join("cpu.cfs_quota_us")).ok()?.trim().parse().ok()?;
+        (quota > 0.0).then_some(quota / number_in(folder.join("cpu.cfs_period_us"))? as f64)
+    };
+    control_groups("cpu").into_iter().filter_map(read).reduce(f64::min)
+}
+
+/// Bytes free for this user where `folder`, or its nearest existing parent, lies.
+pub fn free_disk(folder: &Path) -> Option<u64> {
+    let folder = crate::fsutil::absolute(folder);
+    let there = folder.ancestors().find(|f| f.exists())?;
+    let path = std::ffi::CString::new(there.as_os_str().as_encoded_bytes()).ok()?;
+    // SAFETY: a NUL-terminated path and a record that the kernel fills.
+    unsafe {
+        let mut stat: libc::statvfs = std::mem::zeroed();
+        (libc::statvfs(path.as_ptr(), &mut stat) == 0).then_some(stat.f_bavail as u64 * stat.f_frsize as u64)
+    }
+}
+
+/// The NVIDIA driver and the devices it lets this process see (`CUDA_VISIBLE_DEVICES` counts).
+#[derive(Debug, Clone, Serialize)]
+pub struct Driver {
+    /// The driver's release, e.g. `580.82.07`.
+    pub release: Option<String>,
+    /// The newest CUDA version it supports, e.g. `(13, 0)`.
+    pub cuda: (u32, u32),
+    pub devices: Vec<CudaDevice>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct CudaDevice {
+    pub name: String,
+    /// Compute capability, e.g. `(9, 0)`.
+    pub capability: (u32, u32),
+    pub memory: u64,
+}
+
+impl CudaDevice {
+    /// From Ampere on; older devices compute bf16 in float32 and gain nothing.
+    pub fn bf16(&self) -> bool {
+        self.capability >= (8, 0)
+    }
+}
+
+/// Asks the driver; `Ok(None)` where there is none, the driver's own error where it does not work.
+pub fn driver() -> Result<Option<Driver>, String> {
+    let Ok(library) = runtime::open(b"libcuda.so.1", libc::RTLD_LAZY | libc::RTLD_LOCAL) else { return Ok(None) };
+    let symbol = |name: &CStr| -> Result<*mut c_void, String> {
+        // SAFETY: an open library and a NUL-terminated name.
+        let at = unsafe { libc::dlsym(library, name.as_ptr()) };
+        if at.is_null() { Err(format!("libcuda.so.1 has no {}", name.to_string_lossy())) } else { Ok(at) }
+    };
+    let check = |code: c_int, doing: &str| -> Result<(), String> {
+        match code {
+            0 => Ok(()),
+            100 => Err(format!("{doing}: no CUDA device")),
+            code => Err(format!("{doing}: CUDA error {code}")),
+        }
+    };
+    // SAFETY: the signatures are those of the CUDA driver interface; all buffers outlive the calls.
+    unsafe {
+        let init: extern "C" fn(c_uint) -> c_int = std::mem::transmute(symbol(c"cuInit")?);
+        let version: extern "C" fn(*mut c_int) -> c_int = std::mem::transmute(symbol(c"cuDriverGetVersion")?);
+        let count: extern "C" fn(*mut c_int) -> c_int = std::mem::transmute(symbol(c"cuDeviceGetCount")?);
+        let name: extern "C" fn(*mut c_char, c_int, c_int) -> c_int = std::mem::transmute(symbol(c"cuDeviceGetName")?);
+        let memory: extern "C" fn(*mut usize, c_int) -> c_int = std::mem::transmute(symbol(c"cuDeviceTotalMem_v2")?);
+        let attribute: extern "C" fn(*mut c_int, c_int, c_int) -> c_int =
+            std::mem::transmute(symbol(c"cuDeviceGetAttribute")?);
+        let (mut cuda, mut devices) = (0, 0);
+        check(version(&mut cuda), "asking the driver for its version")?;
+        check(init(0), "starting the driver")?;
+        check(count(&mut devices), "counting devices")?;
+        let mut found = Vec::new();
+        for device in 0..devices {
+            let (mut text, mut bytes, mut major, mut minor) = ([0 as c_char; 256], 0usize, 0, 0);
+            check(name(text.as_mut_ptr(), text.len() as c_int, device), "asking a device for its name")?;
+            check(memory(&mut bytes, device), "asking a device for its memory")?;
+            check(attribute(&mut major, 75, device), "asking a device for its compute capability")?;
+            check(attribute(&mut minor, 76, device), "asking a device for its compute capability")?;
+            found.push(CudaDevice {
+                name: CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned(),
+                capability: (major as u32, minor as u32),
+                memory: bytes as u64,
+            });
+        }
+        let cuda = (cuda as u32 / 1000, cuda as u32 % 1000 / 10);
+        Ok(Some(Driver { release: driver_release(), cuda, devices: found }))
+    }
+}
+
+/// From the kernel module: `NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.82.07  …`.
+fn driver_release() -> Option<String> {
+    let text = fs::read_to_string("/sys/module/nvidia/version")
+        .or_else(|_| fs::read_to_string("/proc/driver/nvidia/version"))
+        .ok()?;
+    let version = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
+    text.lines().next()?.split_ascii_whitespace().find(version).map(str::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_has_a_processor_memory_and_disk() {
+        let cpu = Cpu::read();
+        assert!(cpu.threads() >= 1 && cpu.cores <= cpu.logical, "{cpu:?}");
+        assert!(!cpu.model.is_empty(), "{cpu:?}");
+        let memory = Memory::read();
+        assert!(memory.free > 0 && memory.free <= memory.total, "{memory:?}");
+        assert!(free_disk(Path::new("not/yet/there")).is_some_and(|free| free > 0));
+    }
+}

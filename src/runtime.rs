@@ -1,0 +1,146 @@
+//! The libtorch this process runs on: which one is loaded, whether it is the one asked for, and its CUDA part.
+//!
+//! The binary is linked against `libtorch_cpu` and `libc10` alone, so that it starts on any machine. Where a driver
+//! and `libtorch_cuda.so` exist, [`start`] opens the latter before anybody asks libtorch about CUDA: libtorch looks
+//! for its CUDA part once and remembers the answer for the life of the process.
+
+use crate::error::{Error, Result};
+use crate::libtorch::{LIBRARY, Libtorch, SERIES, library_path};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// What [`start`] found; `ft doctor` shows it.
+#[derive(Debug)]
+pub struct Runtime {
+    pub libtorch: Libtorch,
+    pub cuda: CudaPart,
+}
+
+/// The CUDA part of libtorch, and why it is missing where it is.
+#[derive(Debug)]
+pub enum CudaPart {
+    /// `libtorch_cuda.so` is loaded; its kernels are registered.
+    Opened { took: Duration },
+    /// No `libcuda.so.1`: a machine without a GPU, or without its driver.
+    NoDriver,
+    /// A driver, but a libtorch for the CPU alone.
+    NotShipped,
+    /// Both are there, and the loader said why it cannot open the library.
+    Failed(String),
+}
+
+static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+
+/// Called first in `main`, before anything else touches libtorch. Starts the program again beside the libtorch in
+/// `FT_LIBTORCH` where another one was loaded.
+pub fn start() -> Result<&'static Runtime> {
+    let loaded = loaded()?;
+    if let Some(folder) = std::env::var_os("FT_LIBTORCH").filter(|folder| !folder.is_empty()) {
+        switch_to(Path::new(&folder), &loaded)?;
+    }
+    if loaded.fits() == Some(false) {
+        return Err(Error::user(format!(
+            "{} is libtorch {}, but this ft needs {SERIES}",
+            loaded.root.display(),
+            loaded.version_text()
+        ))
+        .hint(format!("set FT_LIBTORCH to the folder of a libtorch or PyTorch {SERIES}; `make setup` fetches one")));
+    }
+    let cuda = open_cuda(&loaded.lib);
+    Ok(RUNTIME.get_or_init(|| Runtime { libtorch: loaded, cuda }))
+}
+
+/// What [`start`] found.
+pub fn get() -> &'static Runtime {
+    RUNTIME.get().expect("main calls runtime::start first")
+}
+
+/// The `libtorch_cpu.so` that the loader mapped into this process.
+fn loaded() -> Result<Libtorch> {
+    unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _size: usize, found: *mut c_void) -> c_int {
+        // SAFETY: the loader passes a valid record with a NUL-terminated name, and `found` is the Option below.
+        let (name, found) = unsafe { (CStr::from_ptr((*info).dlpi_name), &mut *found.cast::<Option<PathBuf>>()) };
+        let path = Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()));
+        if path.file_name().is_some_and(|file| file == LIBRARY) {
+            *found = Some(path.to_path_buf());
+        }
+        found.is_some().into()
+    }
+    let mut path: Option<PathBuf> = None;
+    // SAFETY: `visit` has the signature asked for and only runs during this call.
+    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut path).cast()) };
+    path.as_deref()
+        .and_then(Path::parent)
+        .and_then(Libtorch::at)
+        .ok_or_else(|| Error::bug(format!("{LIBRARY} is not among the libraries that this process loaded")))
+}
+
+/// Runs the program again with `folder` in front of the loader's path; returns only where it is loaded already.
+fn switch_to(folder: &Path, loaded: &Libtorch) -> Result<()> {
+    let asked = Libtorch::at(folder).ok_or_else(|| {
+        Error::user(format!("FT_LIBTORCH={}: no {LIBRARY} there", folder.display()))
+            .hint("set it to the folder that holds lib/libtorch_cpu.so, e.g. site-packages/torch, or unset it")
+    })?;
+    if asked.lib == loaded.lib {
+        return Ok(());
+    }
+    if std::env::split_paths(&std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default()).next().as_ref()
+        == Some(&asked.lib)
+    {
+        return Err(Error::user(format!(
+            "FT_LIBTORCH={} asks for {}, but the loader took {}",
+            folder.display(),
+            asked.lib.display(),
+            loaded.lib.display()
+        ))
+        .hint("is LD_PRELOAD or an RPATH in the way? `LD_DEBUG=libs ft --version` shows what the loader does"));
+    }
+    let mut arguments = std::env::args_os();
+    let mut again = std::process::Command::new("/proc/self/exe");
+    again.arg0(arguments.next().unwrap_or_else(|| "ft".into()));
+    let failed = again.args(arguments).env("LD_LIBRARY_PATH", library_path(&asked.lib)).exec();
+    Err(Error::user(format!("starting again beside {}: {failed}", asked.lib.display()))
+        .hint(format!("start ft with LD_LIBRARY_PATH={} instead", asked.lib.display())))
+}
+
+/// Opens `libtorch_cuda.so` beside the loaded libtorch; takes 0.1 to 0.2 s, so only where a driver is present.
+fn open_cuda(lib: &Path) -> CudaPart {
+    if !driver_present() {
+        return CudaPart::NoDriver;
+    }
+    let path = lib.join("libtorch_cuda.so");
+    if !path.is_file() {
+        return CudaPart::NotShipped;
+    }
+    let began = Instant::now();
+    match open(path.as_os_str().as_bytes(), libc::RTLD_NOW | libc::RTLD_GLOBAL) {
+        Ok(_) => CudaPart::Opened { took: began.elapsed() },
+        Err(why) => CudaPart::Failed(why),
+    }
+}
+
+/// Whether the NVIDIA driver's library can be loaded.
+pub fn driver_present() -> bool {
+    open(b"libcuda.so.1", libc::RTLD_LAZY | libc::RTLD_LOCAL).is_ok()
+}
+
+/// `dlopen`; libraries stay open for the life of the process.
+pub(crate) fn open(name: &[u8], flags: c_int) -> Result<*mut c_void, String> {
+    let name = CString::new(name).map_err(|e| e.to_string())?;
+    // SAFETY: a NUL-terminated name; initialisers of the libraries opened here are the vendor's and libtorch's own.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), flags) };
+    if !handle.is_null() {
+        return Ok(handle);
+    }
+    // SAFETY: dlerror returns null or a NUL-terminated string owned by this thread.
+    let text: *const c_char = unsafe { libc::dlerror() };
+    Err(if text.is_null() {
+        "unknown error".into()
+    } else {
+        unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    })
+}
