@@ -148,15 +148,6 @@ Tensor* ft_flash_varlen(Tensor* q, Tensor* k, Tensor* v, Tensor* cu, int64_t lon
     auto r = at::_flash_attention_forward(*q, *k, *v, *cu, *cu, longest, longest, 0.0, true, false, scale);
     return new Tensor(std::get<0>(r));)
 }
-
-// One arithmetic for one input: no TF32, no algorithm chosen by timing.
-int ft_deterministic() {
-  GUARD(-1,
-    at::globalContext().setDeterministicAlgorithms(true, true);
-    at::globalContext().setBenchmarkCuDNN(false);
-    at::globalContext().setFloat32MatmulPrecision("highest");
-    return 0;)
-}
 }
 
 // ---------------------------------------------------------------- CPU memory

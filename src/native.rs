@@ -48,7 +48,6 @@ unsafe extern "C" {
         longest: i64,
         scale: f64,
     ) -> *mut C_tensor;
-    fn ft_deterministic() -> c_int;
     fn ft_cpu_allocator_install();
     fn ft_cpu_memory(out: *mut i64, reset_peak: c_int);
 }
@@ -207,12 +206,6 @@ pub fn flash_varlen(q: &Tensor, k: &Tensor, v: &Tensor, cu: &Tensor, longest: i6
     let p = |t: &Tensor| t.as_ptr() as *mut C_tensor;
     // SAFETY: live tensors for the duration of the call.
     owned(unsafe { ft_flash_varlen(p(q), p(k), p(v), p(cu), longest, scale) })
-}
-
-/// Same input, same bits: deterministic kernels, no TF32.
-pub fn deterministic() -> Result<()> {
-    // SAFETY: plain call.
-    check(unsafe { ft_deterministic() })
 }
 
 /// Counts CPU tensor memory and reuses large blocks; call before the first tensor of the process.

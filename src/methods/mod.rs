@@ -3,6 +3,10 @@
 
 pub mod sft;
 
+use crate::data::Cursor;
+use crate::error::Result;
+use crate::models::{Loss, Metrics, Model, Output};
+use crate::nn::Tokens;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -12,4 +16,35 @@ use serde::{Deserialize, Serialize};
 pub enum MethodSpec {
     /// Supervised fine-tuning: cross-entropy on the supervised tokens.
     Sft(sft::SftSpec),
+}
+
+/// The micro-batches of one optimiser step.
+pub struct Step<B> {
+    pub micro: Vec<B>,
+    /// Epochs done after this step.
+    pub epoch: f64,
+}
+
+/// What the loop asks of a method.
+pub trait Method {
+    type Batch;
+
+    /// The micro-batches of the next optimiser step.
+    fn next_step(&mut self, model: &Model) -> Result<Step<Self::Batch>>;
+    /// What the trunk must see.
+    fn tokens<'b>(&self, batch: &'b Self::Batch) -> &'b Tokens;
+    /// How many items the loss of this micro-batch sums over.
+    fn items(&self, batch: &Self::Batch) -> f64;
+    /// The SUM of the loss over the micro-batch's items; pure.
+    fn loss(&self, out: &Output, batch: &Self::Batch) -> Loss;
+    /// Metrics on the validation rows; their `loss` decides which checkpoint is best. `None`: there are no such rows.
+    fn validate(&mut self, model: &Model) -> Result<Option<Metrics>>;
+    /// Prompts of validation rows to show samples of, as token ids.
+    fn prompts(&self, most: usize) -> Vec<Vec<u32>>;
+    /// Optimiser steps in so many epochs.
+    fn steps_for(&self, epochs: f64) -> u64;
+    /// Where the data stands; all that a checkpoint needs of the method.
+    fn cursor(&self) -> Cursor;
+    /// Goes back to where the data stood.
+    fn rewind(&mut self, at: Cursor) -> Result<()>;
 }

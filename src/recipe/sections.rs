@@ -266,6 +266,9 @@ pub struct RunSection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub patience: Option<u32>,
+    /// Which weights become the result.
+    #[serde(default)]
+    pub result: ResultChoice,
     /// Seed of every random choice.
     #[serde(default = "seed")]
     pub seed: u64,
@@ -279,6 +282,17 @@ pub struct RunSection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub threads: Option<usize>,
+}
+
+/// Which weights become the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ResultChoice {
+    /// Those with the lowest validation loss; the last where there are no validation rows.
+    #[default]
+    Best,
+    /// Those of the last step.
+    Last,
 }
 
 /// Which layers are recomputed in the backward pass.

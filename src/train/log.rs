@@ -1,0 +1,142 @@
+//! What a run says: `metrics.jsonl` for scripts, a bar or plain lines for people.
+
+use crate::error::{Error, Result};
+use crate::fsutil::{io_error, read_to_string, write_atomic};
+use crate::report;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// One optimiser step, as `metrics.jsonl` has it.
+#[derive(Debug, Clone)]
+pub struct StepLine {
+    pub step: u64,
+    pub epoch: f64,
+    pub loss: f64,
+    pub lr: f64,
+    pub grad_norm: f64,
+    /// Tokens seen so far.
+    pub tokens: u64,
+    pub tokens_per_s: f64,
+    /// Seconds this step took.
+    pub seconds: f64,
+    /// Peak tensor bytes so far.
+    pub memory: u64,
+    /// The method's other means.
+    pub more: Vec<(&'static str, f64)>,
+}
+
+impl StepLine {
+    fn json(&self) -> Value {
+        let mut o = Map::new();
+        let mut put = |k: &str, v: Value| o.insert(k.to_string(), v);
+        put("step", self.step.into());
+        put("epoch", round(self.epoch));
+        put("loss", number(self.loss));
+        put("lr", number(self.lr));
+        put("grad_norm", number(self.grad_norm));
+        put("tokens", self.tokens.into());
+        put("tokens_per_s", round(self.tokens_per_s));
+        put("seconds", round(self.seconds));
+        put("memory", self.memory.into());
+        for (k, v) in &self.more {
+            put(k, number(*v));
+        }
+        Value::Object(o)
+    }
+}
+
+/// JSON has no NaN: a number that is not finite is written as text, so that no reader takes it for one.
+fn number(x: f64) -> Value {
+    serde_json::Number::from_f64(x).map_or_else(|| Value::String(x.to_string()), Value::Number)
+}
+
+fn round(x: f64) -> Value {
+    number((x * 1e4).round() / 1e4)
+}
+
+/// The run's log.
+pub struct Log {
+    file: File,
+    path: PathBuf,
+    bar: ProgressBar,
+    total: u64,
+    last_line: Instant,
+    talked: bool,
+}
+
+impl Log {
+    /// Opens `metrics.jsonl`; lines after `step` belong to work that is done again and are cut off.
+    pub fn open(out: &Path, step: u64, total: u64) -> Result<Self> {
+        let path = out.join("metrics.jsonl");
+        if path.exists() {
+            let at = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("step")?.as_u64();
+            let text = read_to_string(&path)?;
+            let kept: Vec<&str> = text.lines().filter(|l| at(l).is_some_and(|s| s <= step)).collect();
+            write_atomic(&path, |w| kept.iter().try_for_each(|l| writeln!(w, "{l}")))?;
+        }
+        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(|e| io_error("writing", &path, e))?;
+        let bar = if report::on_terminal() { ProgressBar::new(total) } else { ProgressBar::hidden() };
+        bar.set_style(
+            ProgressStyle::with_template("step {pos}/{len} [{bar:24}] {msg}  eta {eta}").expect("constant").progress_chars("=> "),
+        );
+        bar.set_position(step);
+        Ok(Self { file, path, bar, total, last_line: Instant::now(), talked: false })
+    }
+
+    fn write(&mut self, value: &Value) -> Result<()> {
+        writeln!(self.file, "{value}").map_err(|e| io_error("writing", &self.path, e))
+    }
+
+    /// A step is done.
+    pub fn step(&mut self, line: &StepLine) -> Result<()> {
+        self.write(&line.json())?;
+        let text = format!(
+            "loss {:.4}  lr {:.2e}  norm {:.2}  {} tok/s",
+            line.loss,
+            line.lr,
+            line.grad_norm,
+            report::count(line.tokens_per_s.round() as u64)
+        );
+        self.bar.set_position(line.step);
+        self.bar.set_message(text.clone());
+        let due = !self.talked || line.step == self.total || self.last_line.elapsed() > Duration::from_secs(10);
+        if !report::on_terminal() && due {
+            let left = line.seconds * (self.total - line.step) as f64;
+            report::info(format!("step {}/{}  {text}  eta {}", line.step, self.total, report::duration(Duration::from_secs_f64(left))));
+            self.last_line = Instant::now();
+            self.talked = true;
+        }
+        Ok(())
+    }
+
+    /// Validation results of a step: the names get `eval_` in front.
+    pub fn validation(&mut self, step: u64, means: &[(&'static str, f64)], note: &str) -> Result<()> {
+        let mut o = Map::from_iter([("step".to_string(), Value::from(step))]);
+        o.extend(means.iter().map(|(k, v)| (format!("eval_{k}"), number(*v))));
+        self.write(&Value::Object(o))?;
+        let shown: Vec<String> = means.iter().map(|(k, v)| format!("{k} {v:.4}")).collect();
+        self.say(&format!("step {step}  validation: {}{note}", shown.join("  ")));
+        Ok(())
+    }
+
+    /// A line of news that does not disturb the bar.
+    pub fn say(&self, text: &str) {
+        if report::on_terminal() { self.bar.println(text) } else { report::info(text) }
+    }
+
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// The steps of a `metrics.jsonl`, for reports and tests.
+pub fn read(path: &Path) -> Result<Vec<Map<String, Value>>> {
+    let parse = |(i, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|e| Error::user(format!("{}:{}: {e}", path.display(), i + 1)))
+    };
+    read_to_string(path)?.lines().enumerate().map(parse).collect()
+}
