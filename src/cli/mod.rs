@@ -1,5 +1,7 @@
 //! One file a verb: its arguments and its call. clap is known nowhere else.
 
+mod recipe;
+
 use clap::{Parser, Subcommand};
 use ft::error::Result;
 
@@ -12,9 +14,15 @@ pub struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Verb {}
+enum Verb {
+    /// What recipes may hold and what one comes to
+    #[command(subcommand)]
+    Recipe(recipe::Recipe),
+}
 
 /// Runs the verb that the command line names.
 pub fn run(cli: Cli) -> Result<()> {
-    match cli.verb {}
+    match cli.verb {
+        Verb::Recipe(verb) => recipe::run(verb),
+    }
 }
