@@ -40,6 +40,7 @@ pub struct Recipe {
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
     /// A Hugging Face model directory: config.json, safetensors, tokenizer.json.
+    #[schemars(extend("format" = "path"))]
     pub path: PathBuf,
     /// The number format of the weights and of the arithmetic.
     #[serde(default)]
@@ -82,6 +83,7 @@ pub struct DataSection {
     pub shuffle: bool,
     /// A Jinja chat template to use instead of the model's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "path"))]
     pub template: Option<PathBuf>,
 }
 
@@ -90,6 +92,7 @@ pub struct DataSection {
 #[serde(deny_unknown_fields)]
 pub struct SourceSection {
     /// A .jsonl, .json, .csv, .parquet or .arrow/.ipc/.feather file.
+    #[schemars(extend("format" = "path"))]
     pub path: PathBuf,
     /// How a row is read; `auto` finds it out from the columns and says what it found.
     #[serde(default)]
@@ -166,7 +169,7 @@ impl Default for BatchSection {
 pub struct OptimSection {
     /// Peak learning rate; left out, 2e-4 for adapters and 2e-5 for full fine-tuning.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.0))]
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub lr: Option<f64>,
     /// Decoupled weight decay of AdamW.
     #[schemars(range(min = 0.0))]
@@ -243,6 +246,7 @@ pub enum NonFinite {
 #[serde(deny_unknown_fields)]
 pub struct RunSection {
     /// The folder for the result, its checkpoints and its metrics.
+    #[schemars(extend("format" = "path"))]
     pub out: PathBuf,
     /// Passes over the training rows.
     #[serde(default = "one")]

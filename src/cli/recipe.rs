@@ -1,0 +1,90 @@
+//! `ft recipe`: what recipes may hold and what one comes to.
+
+use clap::Subcommand;
+use ft::error::{Context, Error, Result};
+use ft::{fsutil, recipe};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+#[derive(Subcommand)]
+pub enum Recipe {
+    /// List the recipes of a folder with their header lines
+    List {
+        /// The folder
+        #[arg(default_value = "recipes")]
+        folder: PathBuf,
+        /// Print a JSON list
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a recipe with every default filled in and every path absolute, as YAML
+    Show {
+        /// The recipe file
+        recipe: PathBuf,
+        /// Set a key by its dotted path, such as optim.lr=1e-4; an empty value takes it away
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        sets: Vec<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Explain a key or a section; without one, list every key
+    Explain {
+        /// A dotted path or the last part of one, such as optim.lr or lr
+        key: Option<String>,
+    },
+    /// Print the JSON Schema of recipes, for editors
+    Schema,
+    /// Print the reference of all keys as Markdown (docs/recipe.md)
+    Reference,
+}
+
+pub fn run(verb: Recipe) -> Result<()> {
+    match verb {
+        Recipe::List { folder, json } => list(&folder, json),
+        Recipe::Show { recipe, sets, json } => {
+            let plan = recipe::load(&recipe, &sets)?;
+            if json { print(&pretty(&plan.recipe)?) } else { print(&plan.to_yaml()?) }
+        }
+        Recipe::Explain { key } => print(&recipe::explain(key.as_deref().unwrap_or("").trim_end_matches('.'))?),
+        Recipe::Schema => print(&pretty(recipe::schema())?),
+        Recipe::Reference => print(&recipe::markdown()),
+    }
+}
+
+fn list(folder: &Path, json: bool) -> Result<()> {
+    let entries = std::fs::read_dir(folder).map_err(|e| fsutil::io_error("reading folder", folder, e))?;
+    let mut files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    files.retain(|f| f.extension().is_some_and(|e| e == "yaml" || e == "yml"));
+    files.sort();
+    if files.is_empty() {
+        return Err(Error::user(format!("{}: no .yaml file", folder.display()))
+            .hint("name another folder: ft recipe list FOLDER"));
+    }
+    let mut rows = Vec::new();
+    for file in &files {
+        let text = fsutil::read_to_string(file).context(|| "listing recipes")?;
+        let first = text.lines().next().unwrap_or("").strip_prefix('#').unwrap_or("").trim();
+        rows.push((file.display().to_string(), first.to_string()));
+    }
+    if json {
+        let rows: Vec<_> =
+            rows.iter().map(|(file, header)| serde_json::json!({"file": file, "header": header})).collect();
+        return print(&pretty(&rows)?);
+    }
+    let rows: Vec<Vec<String>> = rows.into_iter().map(|(file, header)| vec![file, header]).collect();
+    print(&(ft::report::table(&rows) + "\n"))
+}
+
+fn pretty(value: &impl serde::Serialize) -> Result<String> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::bug(format!("writing JSON: {e}")))?;
+    Ok(text + "\n")
+}
+
+/// To stdout; a reader that closes early (`| head`) is no error.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::user(format!("writing to stdout: {e}"))),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,414 @@
+//! Walks a tree against the schema: finds every mistake and gives the values as JSON.
+//!
+//! General over the schema: a new key, method or adapter needs nothing here. What the schema cannot say (two keys
+//! that contradict each other) is in `cross`.
+
+use super::mistakes::Mistake;
+use super::schema::{self, Choice, Shape, shape, strip_null};
+use super::suggest;
+use super::tree::{Kind, Name, Node, Scalar, scalar};
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// The values that are right; whole only where `mistakes` stays empty.
+pub(super) fn check(root: &Node, mistakes: &mut Vec<Mistake>) -> Value {
+    let mut walk = Walk { mistakes, meant: Vec::new(), missing: Vec::new() };
+    let value = walk.value(root, schema::schema(), "").unwrap_or_default();
+    let Walk { meant, missing, .. } = walk;
+    // A misspelt key is one mistake, not also a missing key.
+    let spelt = |path: &str| meant.iter().any(|m| m == path || m.starts_with(&format!("{path}.")));
+    mistakes.extend(missing.into_iter().filter(|(path, _)| !spelt(path)).map(|(_, m)| m));
+    value
+}
+
+struct Walk<'a> {
+    mistakes: &'a mut Vec<Mistake>,
+    /// What unknown keys probably stood for.
+    meant: Vec<String>,
+    missing: Vec<(String, Mistake)>,
+}
+
+impl Walk<'_> {
+    fn wrong(&mut self, node: &Node, message: String, hint: Option<String>) -> Option<Value> {
+        self.mistakes.push(Mistake { at: node.at, message, hint });
+        None
+    }
+
+    fn value(&mut self, node: &Node, schema: &'static Value, path: &str) -> Option<Value> {
+        let nullable = strip_null(schema).1;
+        if node.is_null() {
+            return if nullable { Some(Value::Null) } else { self.empty(node, schema, path) };
+        }
+        match (shape(schema), &node.kind) {
+            (Shape::Section { properties, required }, Kind::Map(entries)) => {
+                Some(self.section(node, entries, properties, &required, path))
+            }
+            (Shape::Choice(choices), _) => self.choice(node, &choices, nullable, path),
+            (Shape::Map { keys, values }, Kind::Map(entries)) => {
+                let mut out = Map::new();
+                for (name, child) in entries {
+                    if let Some(keys) = keys {
+                        let text = Node { at: name.at, kind: Kind::Scalar { text: name.text.clone(), plain: false } };
+                        self.value(&text, keys, &format!("{path}.{}", name.text));
+                    }
+                    let value = self.value(child, values, &format!("{path}.{}", name.text));
+                    out.extend(value.map(|v| (name.text.clone(), v)));
+                }
+                Some(out.into())
+            }
+            (Shape::List { items, min, max }, Kind::List(nodes)) => self.list(node, nodes, items, min, max, path),
+            (Shape::Either(of), _) => match of.iter().find(|s| fits(&shape(s), node)) {
+                Some(schema) => self.value(node, schema, path),
+                None => self.mismatch(node, schema, path),
+            },
+            (Shape::Scalar { kind, limits }, Kind::Scalar { text, plain }) => {
+                self.scalar(node, scalar(text, *plain), kind, limits, schema, path)
+            }
+            _ => self.mismatch(node, schema, path),
+        }
+    }
+
+    fn section(
+        &mut self,
+        node: &Node,
+        entries: &[(Name, Node)],
+        properties: &'static Map<String, Value>,
+        required: &[&str],
+        path: &str,
+    ) -> Value {
+        let mut out = Map::new();
+        for (name, child) in entries {
+            let below = join(path, &name.text);
+            match properties.get(&name.text) {
+                Some(schema) => out.extend(self.value(child, schema, &below).map(|v| (name.text.clone(), v))),
+                None => self.unknown(name, child, properties, path),
+            }
+        }
+        for name in required.iter().filter(|r| !entries.iter().any(|(name, _)| name.text == **r)) {
+            let below = join(path, name);
+            let doc = schema::key(&below).map_or("", |k| &k.doc);
+            let mut at = node.at;
+            at.len = entries.first().map_or(1, |(first, _)| first.at.len);
+            self.missing.push((below.clone(), Mistake::new(at, format!("`{below}` is missing")).hint(doc)));
+        }
+        out.into()
+    }
+
+    fn unknown(&mut self, name: &Name, child: &Node, properties: &'static Map<String, Value>, path: &str) {
+        let m = Mistake::new(name.at, format!("unknown key `{}`", name.text));
+        if name.text == "<<" {
+            self.mistakes
+                .push(m.hint("YAML merge keys are not read; write the keys out, or vary a recipe with `--set`"));
+            return;
+        }
+        let found = suggest::for_key(path, &name.text);
+        self.mistakes.push(m.hint(found.hint));
+        let Some(meant) = found.path else { return };
+        // Misspelt here: what it holds is read as if it were right, so that its mistakes show as well.
+        let sibling =
+            meant.rsplit_once('.').map_or(meant.as_str(), |(parent, leaf)| if parent == path { leaf } else { "" });
+        if let Some(schema) = properties.get(sibling).filter(|_| !name.text.contains(':')) {
+            self.value(child, schema, &meant);
+        }
+        self.meant.push(meant);
+    }
+
+    fn list(
+        &mut self,
+        node: &Node,
+        nodes: &[Node],
+        items: &'static Value,
+        min: Option<u64>,
+        max: Option<u64>,
+        path: &str,
+    ) -> Option<Value> {
+        let n = nodes.len() as u64;
+        if min.is_some_and(|min| n < min) || max.is_some_and(|max| n > max) {
+            let wanted = match (min, max) {
+                (Some(min), Some(max)) if min == max => format!("{min} values"),
+                (Some(min), _) if n < min => format!("at least {min} values"),
+                (_, max) => format!("at most {} values", max.unwrap_or(n)),
+            };
+            return self.wrong(node, format!("`{path}` takes {wanted}, found {n}"), doc_hint(path));
+        }
+        let values = nodes.iter().enumerate().map(|(i, item)| self.value(item, items, &format!("{path}.{i}")));
+        values.collect::<Vec<_>>().into_iter().collect::<Option<Vec<_>>>().map(Value::from)
+    }
+
+    fn choice(&mut self, node: &Node, choices: &[Choice<'static>], nullable: bool, path: &str) -> Option<Value> {
+        let names: Vec<&str> = choices.iter().map(|c| c.name).collect();
+        match &node.kind {
+            Kind::Scalar { text, .. } => match choices.iter().find(|c| c.name == text) {
+                Some(Choice { payload: None, name, .. }) => Some(Value::from(*name)),
+                Some(Choice { name, .. }) => {
+                    let hint = Some(format!("write `{}`", spelled(path, name)));
+                    self.wrong(
+                        node,
+                        format!("`{path}: {name}` holds no settings: a choice is a map with one key"),
+                        hint,
+                    )
+                }
+                None => {
+                    let hint = if nullable && matches!(text.as_str(), "none" | "None" | "no" | "off" | "false" | "full")
+                    {
+                        let doc = schema::key(path).map_or("", |k| &k.doc);
+                        format!("leave `{path}` out: {doc}")
+                    } else {
+                        self.choice_hint(path, choices, &names, text)
+                    };
+                    self.wrong(node, format!("unknown choice `{text}` for `{path}`"), Some(hint))
+                }
+            },
+            Kind::Map(entries) => {
+                let known: Vec<_> = entries.iter().filter(|(n, _)| names.contains(&n.text.as_str())).collect();
+                for (extra, _) in known.iter().skip(1) {
+                    let m = format!("`{}` is a second choice for `{path}`, beside `{}`", extra.text, known[0].0.text);
+                    self.mistakes.push(Mistake::new(extra.at, m).hint("keep one of them"));
+                }
+                if entries.is_empty() {
+                    return self.wrong(node, format!("`{path}` names no choice"), Some(listing(choices, path)));
+                }
+                let mut out = Map::new();
+                for (name, child) in entries {
+                    match choices.iter().find(|c| c.name == name.text) {
+                        Some(Choice { payload: Some(schema), .. }) => {
+                            let value = self.value(child, schema, &join(path, &name.text));
+                            out.extend(value.map(|v| (name.text.clone(), v)));
+                        }
+                        Some(Choice { payload: None, .. }) => {
+                            let hint = Some(format!("write `{}: {}`", leaf(path), name.text));
+                            self.wrong(child, format!("`{}` takes no settings", join(path, &name.text)), hint);
+                        }
+                        None => self.unknown_choice(name, child, choices, &names, path),
+                    }
+                }
+                Some(out.into())
+            }
+            Kind::List(_) => {
+                self.wrong(node, format!("`{path}`: expected one choice, found a list"), Some(listing(choices, path)))
+            }
+        }
+    }
+
+    fn unknown_choice(&mut self, name: &Name, child: &Node, choices: &[Choice<'static>], names: &[&str], path: &str) {
+        let m = Mistake::new(name.at, format!("unknown choice `{}` for `{path}`", name.text));
+        self.mistakes.push(m.hint(self.choice_hint(path, choices, names, &name.text)));
+        let near = suggest::for_choice(names, &name.text);
+        if let Some(Choice { payload: Some(schema), name, .. }) =
+            choices.iter().find(|c| Some(c.name) == near.as_deref())
+        {
+            self.value(child, schema, &join(path, name));
+        }
+    }
+
+    fn choice_hint(&self, path: &str, choices: &[Choice<'static>], names: &[&str], word: &str) -> String {
+        if let Some(near) = suggest::for_choice(names, word) {
+            let of = if names.len() > 1 { format!(" (choices: {})", names.join(", ")) } else { String::new() };
+            return format!("did you mean `{near}`?{of}");
+        }
+        // A setting of a choice, or a choice of another key, written one level too high.
+        let tagged = choices.iter().any(|c| c.payload.is_some());
+        let found =
+            Some(suggest::for_key(path, word)).filter(|s| tagged && s.path.as_deref().is_some_and(|p| p != path));
+        found.map_or_else(|| listing(choices, path), |s| s.hint)
+    }
+
+    fn empty(&mut self, node: &Node, schema: &'static Value, path: &str) -> Option<Value> {
+        let hint = match shape(schema) {
+            Shape::Section { required, .. }
+                if required.is_empty() && schema::key(path).is_some_and(|k| !k.parent().is_empty()) =>
+            {
+                format!("for its defaults write `{}: {{}}`", leaf(path))
+            }
+            Shape::Section { required, .. } if !required.is_empty() => format!("it needs {}", required.join(", ")),
+            Shape::Choice(choices) => listing(&choices, path),
+            _ => "for the default leave the key out".to_string(),
+        };
+        if path.is_empty() {
+            return self.wrong(node, "the recipe is empty".into(), Some(hint));
+        }
+        self.wrong(node, format!("`{path}` is empty: expected {}", schema::kind(schema)), Some(hint))
+    }
+
+    fn scalar(
+        &mut self,
+        node: &Node,
+        found: Scalar,
+        kind: &str,
+        limits: &'static Value,
+        schema: &'static Value,
+        path: &str,
+    ) -> Option<Value> {
+        let value = match (kind, found) {
+            ("string", Scalar::Text(text)) => return self.text(node, text, limits, path),
+            ("boolean", Scalar::Bool(b)) => return Some(b.into()),
+            ("integer" | "number", Scalar::Int(i)) => match (u64::try_from(i), i64::try_from(i)) {
+                (Ok(u), _) => Value::from(u),
+                (_, Ok(s)) => Value::from(s),
+                _ => return self.wrong(node, format!("`{path}`: {i} is too large"), doc_hint(path)),
+            },
+            ("number", Scalar::Float(f)) if f.is_finite() => Value::from(f),
+            _ => return self.mismatch(node, schema, path),
+        };
+        let number = value.as_f64().unwrap_or(f64::NAN);
+        let (min, max) = (limits["minimum"].as_f64(), limits["maximum"].as_f64());
+        if min.is_some_and(|min| number < min) || max.is_some_and(|max| number > max) {
+            let range = schema::range(limits).unwrap_or_default();
+            return self.wrong(node, format!("`{path}` must be {range}, found {}", written(node)), doc_hint(path));
+        }
+        Some(value)
+    }
+
+    fn text(&mut self, node: &Node, text: &str, limits: &'static Value, path: &str) -> Option<Value> {
+        if text.is_empty() {
+            return self.wrong(node, format!("`{path}` is empty"), doc_hint(path));
+        }
+        if let Some(pattern) = limits["pattern"].as_str() {
+            // Our own pattern, so a bad one is a bug that the schema test finds.
+            if !fancy_regex::Regex::new(pattern).is_ok_and(|r| r.is_match(text).unwrap_or(false)) {
+                let known = schema::key(path).map_or(String::new(), |k| k.doc.clone());
+                return self.wrong(node, format!("`{path}` cannot be `{text}`"), Some(known));
+            }
+        }
+        match limits["format"].as_str() {
+            Some("regex") => {
+                if let Err(e) = fancy_regex::Regex::new(text) {
+                    let hint = Some("write a literal `.` as `\\.`, and put the pattern in single quotes".into());
+                    return self.wrong(node, format!("`{path}`: `{text}` is no regular expression: {e}"), hint);
+                }
+                Some(text.into())
+            }
+            Some("path") => match absolute(text).to_str() {
+                Some(path) => Some(path.into()),
+                None => self.wrong(node, format!("`{path}`: the current folder's name is not UTF-8"), None),
+            },
+            _ => Some(text.into()),
+        }
+    }
+
+    fn mismatch(&mut self, node: &Node, schema: &'static Value, path: &str) -> Option<Value> {
+        let wanted = schema::kind(schema);
+        let hint = repair(node, &shape(schema), path).or_else(|| doc_hint(path));
+        let of = if path.is_empty() { "a recipe".to_string() } else { format!("`{path}`") };
+        self.wrong(node, format!("{of}: expected {}, found {}", article(&wanted), found(node)), hint)
+    }
+}
+
+fn join(parent: &str, name: &str) -> String {
+    if parent.is_empty() { name.to_string() } else { format!("{parent}.{name}") }
+}
+
+fn leaf(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
+}
+
+fn spelled(path: &str, name: &str) -> String {
+    let needs = schema::keys().iter().filter(|k| k.required && k.parent() == join(path, name));
+    let needs: Vec<String> = needs.map(|k| format!("{}: …", k.name())).collect();
+    let inner = if needs.is_empty() { "{}".to_string() } else { format!("{{ {} }}", needs.join(", ")) };
+    format!("{}: {{ {name}: {inner} }}", leaf(path))
+}
+
+fn listing(choices: &[Choice], path: &str) -> String {
+    let names: Vec<&str> = choices.iter().map(|c| c.name).collect();
+    match choices.iter().find(|c| c.payload.is_some()) {
+        Some(first) => format!("choices: {}; write `{}`", names.join(", "), spelled(path, first.name)),
+        None => format!("choices: {}", names.join(", ")),
+    }
+}
+
+fn doc_hint(path: &str) -> Option<String> {
+    // An item of a list or map is explained by its key.
+    let own = schema::key(path).or_else(|| schema::key(path.rsplit_once('.')?.0))?;
+    Some(format!("{}: {}", own.path, own.doc))
+}
+
+/// Whether a node is of the kind that a shape wants, whatever it holds.
+fn fits(shape: &Shape, node: &Node) -> bool {
+    match (shape, &node.kind) {
+        (Shape::Scalar { kind, .. }, Kind::Scalar { text, plain }) => matches!(
+            (*kind, scalar(text, *plain)),
+            ("string", Scalar::Text(_))
+                | ("boolean", Scalar::Bool(_))
+                | ("integer" | "number", Scalar::Int(_))
+                | ("number", Scalar::Float(_))
+        ),
+        (Shape::Choice(choices), Kind::Scalar { text, .. }) => choices.iter().any(|c| c.name == text),
+        (Shape::List { .. }, Kind::List(_)) => true,
+        (Shape::Section { .. } | Shape::Map { .. } | Shape::Choice(_), Kind::Map(_)) => true,
+        _ => false,
+    }
+}
+
+fn written(node: &Node) -> String {
+    match &node.kind {
+        Kind::Scalar { text, .. } => text.clone(),
+        _ => String::new(),
+    }
+}
+
+fn found(node: &Node) -> String {
+    match &node.kind {
+        Kind::List(_) => "a list".into(),
+        Kind::Map(_) => "a map".into(),
+        Kind::Scalar { text, plain } => match scalar(text, *plain) {
+            Scalar::Null => "nothing".into(),
+            Scalar::Text(text) => format!("the text `{text}`"),
+            _ => format!("`{text}`"),
+        },
+    }
+}
+
+fn article(kind: &str) -> String {
+    match kind {
+        k if k.starts_with("integer") => format!("an {k}"),
+        k if k.starts_with("text") || k.starts_with("true") || k.starts_with("one ") => k.to_string(),
+        k => format!("a {k}"),
+    }
+}
+
+/// How to mend a value of the wrong kind, where it can be guessed.
+fn repair(node: &Node, wanted: &Shape, path: &str) -> Option<String> {
+    match (wanted, &node.kind) {
+        (Shape::Scalar { kind: kind @ ("integer" | "number"), .. }, Kind::Scalar { text, plain }) => {
+            let bare = text.replace(['_', ' '], "");
+            match scalar(&bare, true) {
+                Scalar::Int(_) if !plain => Some(format!("remove the quotes: `{bare}`")),
+                Scalar::Float(_) if !plain && *kind == "number" => Some(format!("remove the quotes: `{bare}`")),
+                Scalar::Float(f) if f.fract() == 0.0 && f.abs() < 1e15 => Some(format!("write `{f:.0}`")),
+                Scalar::Int(_) => Some(format!("write `{bare}`")),
+                Scalar::Float(f) if !f.is_finite() => Some("a finite number is needed".into()),
+                _ => {
+                    let share: f64 = text.strip_suffix('%')?.trim().parse().ok()?;
+                    Some(format!("write `{}`", share / 100.0))
+                }
+            }
+        }
+        (Shape::Scalar { kind: "boolean", .. }, Kind::Scalar { text, .. }) => match text.to_lowercase().as_str() {
+            "yes" | "on" | "1" | "y" | "true" => Some("write `true`".into()),
+            "no" | "off" | "0" | "n" | "false" => Some("write `false`".into()),
+            _ => None,
+        },
+        (Shape::Scalar { kind: "string", .. } | Shape::Either(_), Kind::Scalar { text, plain: true }) => {
+            Some(format!("put it in quotes: `{}: \"{text}\"`", leaf(path)))
+        }
+        (Shape::Section { .. } | Shape::Map { .. }, Kind::Scalar { text, .. }) => {
+            if let Some((front, back)) = text.split_once(':') {
+                return Some(format!("put a space after the colon: `{front}: {back}`"));
+            }
+            schema::key(&join(path, "path")).map(|_| format!("write `{}: {{ path: {text} }}`", leaf(path)))
+        }
+        (Shape::Section { .. }, Kind::List(_)) => Some("remove the dashes: keys are written `key: value`".into()),
+        (Shape::List { .. }, Kind::Scalar { text, .. }) => {
+            let items: Vec<&str> = text.split([',', ' ']).filter(|t| !t.is_empty()).collect();
+            Some(format!("write `{}: [{}]`", leaf(path), items.join(", ")))
+        }
+        _ => None,
+    }
+}
+
+/// Absolute, with `~/` as shells read it.
+fn absolute(text: &str) -> PathBuf {
+    let home = text.strip_prefix("~/").zip(std::env::var_os("HOME"));
+    crate::fsutil::absolute(&home.map_or_else(|| PathBuf::from(text), |(rest, home)| Path::new(&home).join(rest)))
+}

@@ -1,0 +1,110 @@
+//! Mistakes in a recipe and the one report that shows them all.
+//!
+//! A mistake points into a source: the recipe file, or one `--set`. Lines count from 1, columns are kept from 0 and
+//! shown from 1, both in characters. Knows nothing of YAML or the schema.
+
+use crate::error::Error;
+
+/// A place in a source; `source` 0 is the recipe file, `n` the n-th `--set`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(super) struct At {
+    pub source: usize,
+    pub line: usize,
+    pub col: usize,
+    pub len: usize,
+}
+
+impl At {
+    /// The first character of a source.
+    pub fn start(source: usize) -> Self {
+        Self { source, line: 1, col: 0, len: 1 }
+    }
+}
+
+/// One thing to mend, with where it stands and what to try.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mistake {
+    pub at: At,
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+impl Mistake {
+    pub fn new(at: At, message: impl Into<String>) -> Self {
+        Self { at, message: message.into(), hint: None }
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// What the mistakes point into.
+pub(super) struct Sources<'a> {
+    pub name: &'a str,
+    pub text: &'a str,
+    pub sets: &'a [String],
+}
+
+impl Sources<'_> {
+    /// Every mistake, in the order of the file and then of the `--set`s, as one error.
+    pub fn report(&self, mut mistakes: Vec<Mistake>) -> Error {
+        mistakes.sort_by(|a, b| a.at.cmp(&b.at));
+        mistakes.dedup();
+        let last_hint = mistakes.last_mut().and_then(|m| m.hint.take());
+        let shown: Vec<String> = mistakes.iter().map(|m| self.show(m)).collect();
+        // The terminal puts `error: ` before the first and `hint: ` before the last; the ones between carry their own.
+        let error = Error::user(shown.join("\nerror: "));
+        last_hint.into_iter().fold(error, Error::hint)
+    }
+
+    fn show(&self, m: &Mistake) -> String {
+        let mut out = match m.at.source {
+            0 => {
+                let line = self.text.lines().nth(m.at.line.saturating_sub(1)).unwrap_or("");
+                let place = format!("{}:{}:{}: {}", self.name, m.at.line, m.at.col + 1, m.message);
+                format!("{place}\n{}", excerpt(line, m.at))
+            }
+            n => format!("--set {}: {}", self.sets[n - 1], m.message),
+        };
+        if let Some(hint) = &m.hint {
+            out.push_str("\nhint: ");
+            out.push_str(hint);
+        }
+        out
+    }
+}
+
+/// The source line with carets below; a long line is cut around them.
+fn excerpt(line: &str, at: At) -> String {
+    const WIDTH: usize = 120;
+    let clean: Vec<char> = line.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let start = if at.col + at.len.min(WIDTH / 2) > WIDTH { at.col.saturating_sub(WIDTH / 3) } else { 0 };
+    let shown: String = clean.iter().skip(start).take(WIDTH).collect();
+    let before: String = clean.iter().skip(start).take(at.col - start).collect();
+    let marked: String = clean.iter().skip(at.col).take(at.len).take(WIDTH).collect();
+    let (left, right) = (if start > 0 { "…" } else { "" }, if clean.len() > start + WIDTH { "…" } else { "" });
+    let number = at.line.to_string();
+    let indent = console::measure_text_width(&before) + left.chars().count();
+    let carets = console::measure_text_width(&marked).max(1);
+    let (gap, pad, under) = (" ".repeat(number.len()), " ".repeat(indent), "^".repeat(carets));
+    format!("  {number} | {left}{shown}{right}\n  {gap} | {pad}{under}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wide_characters_and_long_lines_keep_the_carets_under_the_mistake() {
+        let at = At { source: 0, line: 3, col: 4, len: 2 };
+        assert_eq!(excerpt("日本: ab", at), "  3 | 日本: ab\n    |       ^^");
+        let long = format!("{}mistake{}", "x".repeat(200), "y".repeat(200));
+        let shown = excerpt(&long, At { source: 0, line: 1, col: 200, len: 7 });
+        let (line, carets) = shown.split_once('\n').unwrap();
+        let column = carets.chars().position(|c| c == '^').unwrap();
+        assert_eq!(line.chars().skip(column).take(7).collect::<String>(), "mistake");
+        assert!(line.chars().count() < 140);
+    }
+}

@@ -1,0 +1,96 @@
+//! The plan: a recipe with nothing left open, and the record of what a run was asked to do.
+//!
+//! Invariant: paths are absolute, `optim.lr` is set, `batch.accumulate` or `batch.examples` is set.
+
+use super::{Recipe, check, cross, mistakes::Sources, set, tree};
+use crate::error::{Error, Result};
+use crate::fsutil;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// More than any recipe; a weights file given by mistake is not read.
+const LARGEST: u64 = 1 << 20;
+
+/// What a run will do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Every value as the run uses it.
+    pub recipe: Recipe,
+    /// The recipe file.
+    pub file: PathBuf,
+    /// The `--set`s, in order.
+    pub sets: Vec<String>,
+    /// The recipe file, verbatim.
+    pub text: String,
+}
+
+/// Reads a recipe file and applies `sets` (`KEY=VALUE`); the error reports every mistake.
+pub fn load(path: &Path, sets: &[String]) -> Result<Plan> {
+    if std::fs::metadata(path).is_ok_and(|m| m.len() > LARGEST) {
+        return Err(Error::user(format!("{}: larger than 1 MiB, so no recipe", path.display()))
+            .hint("recipes are short YAML files: `ft recipe list` shows those in ./recipes"));
+    }
+    let text = fsutil::read_to_string(path)?;
+    let mut plan = parse(&path.display().to_string(), &text, sets)?;
+    plan.file = fsutil::absolute(path);
+    Ok(plan)
+}
+
+/// As [`load`], of text that `name` stands for in messages.
+pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Plan> {
+    // A byte-order mark is no part of the first key.
+    let content = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let sources = Sources { name, text: content, sets };
+    let mut mistakes = Vec::new();
+    let Some(mut root) =
+        tree::parse(0, content, &mut mistakes).or_else(|| mistakes.is_empty().then(tree::Node::nothing))
+    else {
+        return Err(sources.report(mistakes));
+    };
+    set::apply(&mut root, sets, &mut mistakes);
+    let values = check::check(&root, &mut mistakes);
+    cross::check(&cross::Written { tree: &root, values: &values }, &mut mistakes);
+    if !mistakes.is_empty() {
+        return Err(sources.report(mistakes));
+    }
+    let recipe = serde_path_to_error::deserialize(&values).map_err(|e| {
+        let at = root.nearest(&e.path().to_string());
+        sources.report(vec![super::mistakes::Mistake::new(at, format!("`{}`: {}", e.path(), e.inner()))])
+    })?;
+    Ok(Plan { recipe: settle(recipe), file: PathBuf::from(name), sets: sets.to_vec(), text: text.to_string() })
+}
+
+/// Fills in the defaults that depend on other keys.
+fn settle(mut recipe: Recipe) -> Recipe {
+    // Adapters start at zero and bear ten times the rate of weights that are already trained.
+    recipe.optim.lr.get_or_insert(if recipe.adapter.is_some() { 2e-4 } else { 2e-5 });
+    if recipe.batch.examples.is_none() {
+        recipe.batch.accumulate.get_or_insert(1);
+    }
+    recipe
+}
+
+impl Plan {
+    /// The peak learning rate.
+    pub fn lr(&self) -> f64 {
+        self.recipe.optim.lr.expect("parse() settles it and read() checks it")
+    }
+
+    /// Writes plan.json.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        fsutil::write_json(path, self)
+    }
+
+    /// Reads a plan.json that `write` made.
+    pub fn read(path: &Path) -> Result<Self> {
+        let mut plan: Plan = fsutil::read_json(path)?;
+        plan.recipe = settle(plan.recipe);
+        Ok(plan)
+    }
+
+    /// The resolved values as a recipe.
+    pub fn to_yaml(&self) -> Result<String> {
+        serde_yaml::to_string(&self.recipe).map_err(|e| Error::bug(format!("writing the plan as YAML: {e}")))
+    }
+}

@@ -1,0 +1,315 @@
+//! The JSON Schema of a recipe, made from the structs, and how to read it.
+//!
+//! Everything that knows which keys exist asks here: the check, did-you-mean, `ft recipe explain`, docs/recipe.md.
+//! Invariant: only the keywords in `KEYWORDS` occur (a test holds it), so nothing in the schema goes unchecked.
+
+use super::Recipe;
+use schemars::generate::SchemaSettings;
+use serde_json::{Map, Value};
+use std::sync::OnceLock;
+
+/// The JSON Schema (2020-12) of a recipe, for editors.
+pub fn schema() -> &'static Value {
+    static SCHEMA: OnceLock<Value> = OnceLock::new();
+    SCHEMA.get_or_init(|| {
+        let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Recipe>();
+        schema.insert("title".into(), "ft recipe".into());
+        schema.to_value()
+    })
+}
+
+/// What a place in a recipe may hold.
+pub(super) enum Shape<'a> {
+    /// Named keys.
+    Section { properties: &'a Map<String, Value>, required: Vec<&'a str> },
+    /// One of several: a word, or a map with one key.
+    Choice(Vec<Choice<'a>>),
+    /// Free keys, values of one kind.
+    Map { keys: Option<&'a Value>, values: &'a Value },
+    /// Values of one kind.
+    List { items: &'a Value, min: Option<u64>, max: Option<u64> },
+    /// The first of these that fits by its kind.
+    Either(Vec<&'a Value>),
+    /// text, number, integer or truth value, as JSON Schema names them.
+    Scalar { kind: &'a str, limits: &'a Value },
+}
+
+/// One way to fill a choice; with `payload` it is written as a map with this one key.
+pub(super) struct Choice<'a> {
+    pub name: &'a str,
+    pub doc: String,
+    pub payload: Option<&'a Value>,
+}
+
+/// Follows `$ref`.
+fn resolve(mut schema: &'static Value) -> &'static Value {
+    while let Some(name) = schema["$ref"].as_str().and_then(|r| r.strip_prefix("#/$defs/")) {
+        schema = &self::schema()["$defs"][name];
+    }
+    schema
+}
+
+/// Takes the `null` away from an optional value; true where there was one.
+pub(super) fn strip_null(schema: &'static Value) -> (&'static Value, bool) {
+    if let Some(any) = schema["anyOf"].as_array() {
+        let some: Vec<&Value> = any.iter().filter(|s| s["type"] != "null").collect();
+        if some.len() == 1 && any.len() == 2 {
+            return (resolve(some[0]), true);
+        }
+    }
+    let nullable = schema["type"].as_array().is_some_and(|types| types.iter().any(|t| t == "null"));
+    (resolve(schema), nullable)
+}
+
+/// Reads what a schema asks for.
+pub(super) fn shape(schema: &'static Value) -> Shape<'static> {
+    let schema = strip_null(schema).0;
+    if let Some(any) = schema["anyOf"].as_array() {
+        return Shape::Either(any.iter().collect());
+    }
+    if schema.get("oneOf").is_some() || schema.get("enum").is_some() || schema.get("const").is_some() {
+        return Shape::Choice(choices(schema));
+    }
+    let kind = match &schema["type"] {
+        Value::Array(types) => types.iter().filter_map(Value::as_str).find(|t| *t != "null"),
+        other => other.as_str(),
+    };
+    match kind {
+        Some("object") => match schema.get("additionalProperties") {
+            Some(values @ Value::Object(_)) => Shape::Map { keys: schema.get("propertyNames"), values },
+            _ => Shape::Section {
+                properties: schema["properties"].as_object().unwrap_or_else(|| empty()),
+                required: schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect(),
+            },
+        },
+        Some("array") => {
+            Shape::List { items: &schema["items"], min: schema["minItems"].as_u64(), max: schema["maxItems"].as_u64() }
+        }
+        kind => Shape::Scalar { kind: kind.unwrap_or("any"), limits: schema },
+    }
+}
+
+fn empty() -> &'static Map<String, Value> {
+    static EMPTY: OnceLock<Map<String, Value>> = OnceLock::new();
+    EMPTY.get_or_init(Map::new)
+}
+
+fn choices(schema: &'static Value) -> Vec<Choice<'static>> {
+    let doc = doc_of(schema);
+    if let Some(name) = schema["const"].as_str() {
+        return vec![Choice { name, doc, payload: None }];
+    }
+    if let Some(names) = schema["enum"].as_array() {
+        let word = |name| Choice { name, doc: String::new(), payload: None };
+        return names.iter().filter_map(Value::as_str).map(word).collect();
+    }
+    if let Some(of) = schema["oneOf"].as_array() {
+        return of.iter().flat_map(choices).collect();
+    }
+    let tagged = schema["properties"].as_object().into_iter().flatten();
+    tagged.map(|(name, payload)| Choice { name, doc: doc.clone(), payload: Some(payload) }).collect()
+}
+
+fn doc_of(schema: &Value) -> String {
+    schema["description"].as_str().unwrap_or("").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A key of the recipe, or a section of keys, as the reference shows it.
+#[derive(Debug, Clone)]
+pub struct Key {
+    /// The dotted path, as `--set` takes it.
+    pub path: String,
+    /// The doc comment of the field.
+    pub doc: String,
+    /// `number, at least 0` and the like.
+    pub kind: String,
+    /// The default, where it does not depend on other keys.
+    pub default: Option<Value>,
+    /// An error where it is left out.
+    pub required: bool,
+    /// The words that it may hold, each with its meaning.
+    pub choices: Vec<(String, String)>,
+    /// Holds keys rather than a value.
+    pub section: bool,
+}
+
+impl Key {
+    /// The last part of the path.
+    pub fn name(&self) -> &str {
+        self.path.rsplit('.').next().unwrap_or(&self.path)
+    }
+
+    /// The path without its last part; empty for the sections themselves.
+    pub fn parent(&self) -> &str {
+        self.path.rsplit_once('.').map_or("", |(parent, _)| parent)
+    }
+}
+
+/// Every key and section in the order of the structs, each section before its keys.
+pub fn keys() -> &'static [Key] {
+    static KEYS: OnceLock<Vec<Key>> = OnceLock::new();
+    KEYS.get_or_init(|| {
+        let mut keys = Vec::new();
+        below("", schema(), &mut keys);
+        keys
+    })
+}
+
+/// The key with this dotted path.
+pub fn key(path: &str) -> Option<&'static Key> {
+    keys().iter().find(|k| k.path == path)
+}
+
+fn join(parent: &str, name: &str) -> String {
+    if parent.is_empty() { name.to_string() } else { format!("{parent}.{name}") }
+}
+
+fn below(path: &str, schema: &'static Value, keys: &mut Vec<Key>) {
+    match shape(schema) {
+        Shape::Section { properties, required } => {
+            for (name, property) in properties {
+                let path = join(path, name);
+                let own = doc_of(property);
+                let doc = if own.is_empty() { doc_of(strip_null(property).0) } else { own };
+                let required = required.contains(&name.as_str());
+                push(path, doc, property, required, keys);
+            }
+        }
+        Shape::Choice(choices) => {
+            for choice in choices {
+                if let Some(payload) = choice.payload {
+                    push(join(path, choice.name), choice.doc, payload, false, keys);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+fn push(path: String, doc: String, schema: &'static Value, required: bool, keys: &mut Vec<Key>) {
+    let of = shape(schema);
+    let tagged = matches!(&of, Shape::Choice(choices) if choices.iter().any(|c| c.payload.is_some()));
+    let section = tagged || matches!(of, Shape::Section { .. });
+    let choices = match &of {
+        Shape::Choice(choices) => choices.iter().map(|c| (c.name.to_string(), c.doc.clone())).collect(),
+        _ => Vec::new(),
+    };
+    let default = schema.get("default").filter(|d| !d.is_null() && !section).cloned();
+    keys.push(Key { path: path.clone(), doc, kind: kind(schema), default, required, choices, section });
+    if section {
+        below(&path, schema, keys);
+    }
+}
+
+/// What a value must be, in words.
+pub(super) fn kind(schema: &'static Value) -> String {
+    match shape(schema) {
+        Shape::Section { .. } => "section".into(),
+        Shape::Choice(choices) if choices.iter().any(|c| c.payload.is_some()) => "one of these sections".into(),
+        Shape::Choice(_) => "one of the choices".into(),
+        Shape::Map { values, .. } => format!("map of names to {}", kind(values)),
+        Shape::List { items, min, max } => match (min, max) {
+            (Some(a), Some(b)) if a == b => format!("list of {a}: {}", kind(items)),
+            _ => format!("list of {}", kind(items)),
+        },
+        Shape::Either(of) => of.into_iter().map(kind).collect::<Vec<_>>().join(", or "),
+        Shape::Scalar { kind, limits } => match range(limits) {
+            Some(range) if kind != "string" => format!("{}, {range}", word(kind, limits)),
+            _ => word(kind, limits).into(),
+        },
+    }
+}
+
+fn word(kind: &'static str, limits: &Value) -> &'static str {
+    match (kind, limits["format"].as_str()) {
+        ("string", Some("path")) => "path",
+        ("string", Some("regex")) => "regular expression",
+        ("string", _) => "text",
+        ("boolean", _) => "true or false",
+        _ => kind,
+    }
+}
+
+/// `at least 0`, `from 0 to 1`.
+pub(super) fn range(limits: &Value) -> Option<String> {
+    match (limits.get("minimum"), limits.get("maximum")) {
+        (Some(min), Some(max)) => Some(format!("from {} to {}", number(min), number(max))),
+        (Some(min), None) => Some(format!("at least {}", number(min))),
+        (None, Some(max)) => Some(format!("at most {}", number(max))),
+        (None, None) => None,
+    }
+}
+
+/// `1.0` as `1`.
+fn number(value: &Value) -> String {
+    value.as_f64().filter(|_| !value.is_u64() && !value.is_i64()).map_or_else(|| value.to_string(), |f| f.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `check` and this file act upon.
+    const KEYWORDS: [&str; 21] = [
+        "$schema",
+        "$defs",
+        "$ref",
+        "title",
+        "description",
+        "default",
+        "type",
+        "properties",
+        "required",
+        "additionalProperties",
+        "propertyNames",
+        "oneOf",
+        "anyOf",
+        "enum",
+        "const",
+        "items",
+        "minItems",
+        "maxItems",
+        "minimum",
+        "maximum",
+        "pattern",
+    ];
+    const FORMATS: [&str; 12] =
+        ["path", "regex", "double", "float", "int64", "int32", "uint", "uint8", "uint16", "uint32", "uint64", "int"];
+
+    fn walk(schema: &Value, at: &str) {
+        for (word, value) in schema.as_object().into_iter().flatten() {
+            assert!(word == "format" || KEYWORDS.contains(&word.as_str()), "{at}: `{word}` is not checked by ft");
+            match word.as_str() {
+                "format" => assert!(FORMATS.contains(&value.as_str().unwrap()), "{at}: format {value}"),
+                "properties" | "$defs" => {
+                    value.as_object().unwrap().iter().for_each(|(k, s)| walk(s, &format!("{at}.{k}")))
+                }
+                "oneOf" | "anyOf" => value.as_array().unwrap().iter().for_each(|s| walk(s, at)),
+                "additionalProperties" => match value {
+                    Value::Bool(open) => assert!(!open, "{at}: a section must deny unknown keys"),
+                    values => walk(values, at),
+                },
+                "items" | "propertyNames" => walk(value, at),
+                _ => {}
+            }
+        }
+        if schema.get("properties").is_some() {
+            assert_eq!(schema["additionalProperties"], false, "{at}: a section must deny unknown keys");
+        }
+    }
+
+    #[test]
+    fn the_check_knows_every_keyword_of_the_schema() {
+        walk(schema(), "");
+    }
+
+    #[test]
+    fn every_key_has_a_doc() {
+        for key in keys() {
+            assert!(key.doc.ends_with(['.', ')', '`']), "{}: `{}` is no sentence", key.path, key.doc);
+            for (choice, doc) in &key.choices {
+                assert!(!doc.is_empty(), "{}: choice `{choice}` has no doc comment", key.path);
+            }
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Did you mean: names of other tools first, then keys that stand elsewhere, then names that look alike.
+
+use super::schema::{Key, key, keys};
+use super::synonyms::{SYNONYMS, Synonym, VALUES};
+
+/// What to say to a key that does not exist.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suggestion {
+    /// The hint as the user reads it.
+    pub hint: String,
+    /// The key that was probably meant.
+    pub path: Option<String>,
+}
+
+/// What was probably meant by `name` under `section` (a dotted path; empty at the top).
+pub fn for_key(section: &str, name: &str) -> Suggestion {
+    let plain = name.trim().to_lowercase().replace('-', "_");
+    glued(section, name)
+        .or_else(|| dotted(name))
+        .or_else(|| synonym(name, &plain))
+        .or_else(|| elsewhere(section, name, &plain))
+        .or_else(|| alike(section, &plain))
+        .unwrap_or_else(|| listing(section))
+}
+
+/// What was probably meant by a word that is none of `choices`.
+pub fn for_choice(choices: &[&str], word: &str) -> Option<String> {
+    let plain = word.trim().to_lowercase();
+    let known = VALUES.iter().find(|(theirs, ours)| *theirs == plain && choices.contains(ours)).map(|(_, ours)| *ours);
+    known.or_else(|| nearest(&plain, choices.iter().copied())).map(str::to_string)
+}
+
+/// `lr:2e-4` is one word in YAML.
+fn glued(section: &str, name: &str) -> Option<Suggestion> {
+    let (front, back) = name.split_once(':')?;
+    let path = if section.is_empty() { front.to_string() } else { format!("{section}.{front}") };
+    key(&path)?;
+    Some(Suggestion { hint: format!("put a space after the colon: `{front}: {back}`"), path: Some(path) })
+}
+
+/// `optim.lr` as a key of the file.
+fn dotted(name: &str) -> Option<Suggestion> {
+    let found = key(name).filter(|k| !k.parent().is_empty())?;
+    let hint = format!("write `{}` under `{}`; dotted names are for `--set`", found.name(), found.parent());
+    Some(Suggestion { hint, path: Some(found.path.clone()) })
+}
+
+fn synonym(name: &str, plain: &str) -> Option<Suggestion> {
+    let found = SYNONYMS.iter().find(|s| s.theirs.contains(&plain))?;
+    Some(tell(name, found))
+}
+
+fn tell(name: &str, found: &Synonym) -> Suggestion {
+    let hint = match (found.ours, found.note) {
+        (Some(ours), "") => format!("`{name}` is `{ours}` here"),
+        (Some(ours), note) => format!("`{name}` is `{ours}` here: {note}"),
+        (None, note) => format!("remove `{name}`: {note}"),
+    };
+    Suggestion { hint, path: found.ours.map(str::to_string) }
+}
+
+fn elsewhere(section: &str, name: &str, plain: &str) -> Option<Suggestion> {
+    let mut found: Vec<&Key> = keys().iter().filter(|k| k.name() == plain).collect();
+    // Nearest first: the key below this section, then the order of the reference.
+    found.sort_by_key(|k| !(k.path.starts_with(section) && !section.is_empty()));
+    let first = found.first()?;
+    if first.parent() == section {
+        return Some(Suggestion { hint: format!("did you mean `{}`?", first.name()), path: Some(first.path.clone()) });
+    }
+    let below: Vec<String> = found.iter().filter(|k| k.parent() != section).map(|k| place(k)).collect();
+    let hint = format!("`{name}` belongs {}", or(&below));
+    Some(Suggestion { hint, path: Some(first.path.clone()) })
+}
+
+fn place(key: &Key) -> String {
+    if key.parent().is_empty() { "at the top".to_string() } else { format!("under `{}`", key.parent()) }
+}
+
+fn alike(section: &str, plain: &str) -> Option<Suggestion> {
+    let siblings = keys().iter().filter(|k| k.parent() == section).map(Key::name);
+    if let Some(name) = nearest(plain, siblings) {
+        let path = if section.is_empty() { name.to_string() } else { format!("{section}.{name}") };
+        return Some(Suggestion { hint: format!("did you mean `{name}`?"), path: Some(path) });
+    }
+    // Short names are near to everything; elsewhere only longer ones are guessed.
+    let long = |name: &&str| name.len() > 3;
+    if let Some(name) = nearest(plain, SYNONYMS.iter().flat_map(|s| s.theirs).copied().filter(long)) {
+        return synonym(name, name);
+    }
+    let name = nearest(plain, keys().iter().map(Key::name).filter(long))?;
+    let path = &keys().iter().find(|k| k.name() == name)?.path;
+    Some(Suggestion { hint: format!("did you mean `{path}`?"), path: Some(path.clone()) })
+}
+
+fn listing(section: &str) -> Suggestion {
+    let names: Vec<&str> = keys().iter().filter(|k| k.parent() == section).map(Key::name).collect();
+    let of = if section.is_empty() { "a recipe has".to_string() } else { format!("`{section}` has") };
+    Suggestion { hint: format!("{of} {}", names.join(", ")), path: None }
+}
+
+/// The name at the least edit distance, where that is at most a third of the word.
+fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let far = |name: &str| (word.chars().count().max(name.chars().count()) / 3).max(1);
+    names
+        .map(|name| (strsim::damerau_levenshtein(word, name), name))
+        .filter(|(distance, name)| *distance <= far(name) && *distance < word.chars().count())
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}
+
+/// `a, b or c`.
+pub(super) fn or(words: &[String]) -> String {
+    match words {
+        [] => String::new(),
+        [one] => one.clone(),
+        [front @ .., last] => format!("{} or {last}", front.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suggestions_come_in_order() {
+        let path = |section, name| for_key(section, name).path.unwrap_or_default();
+        assert_eq!(path("", "learning_rate"), "optim.lr");
+        assert_eq!(path("optim", "Learning-Rate"), "optim.lr");
+        assert_eq!(path("adapter.lora", "r"), "adapter.lora.rank");
+        assert_eq!(path("adapter", "rank"), "adapter.lora.rank");
+        assert_eq!(path("", "max_len"), "batch.max_len");
+        assert_eq!(path("optim", "shedule"), "optim.schedule");
+        assert_eq!(path("", "lerning_rate"), "optim.lr");
+        assert_eq!(path("", "optim.lr"), "optim.lr");
+        assert_eq!(path("optim", "lr:2e-4"), "optim.lr");
+        assert_eq!(for_key("run", "packing").path, None);
+        assert!(for_key("run", "zzzzzzzz").hint.starts_with("`run` has out, epochs"));
+        assert_eq!(for_choice(&["bf16", "f32"], "float32").as_deref(), Some("f32"));
+        assert_eq!(for_choice(&["bf16", "f32"], "bf61").as_deref(), Some("bf16"));
+        assert_eq!(for_choice(&["linear", "cosine"], "wild"), None);
+    }
+}

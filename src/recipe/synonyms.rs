@@ -1,0 +1,106 @@
+//! What other tools (TRL and transformers, Axolotl, LLaMA-Factory, Unsloth, torchtune) call the keys of a recipe.
+//!
+//! A table only; every path in it exists in the schema (tests/recipe.rs holds it). Names that are keys here too need
+//! no row: did-you-mean finds them by itself.
+
+/// Other names for one key, and what a person who knows them should be told.
+pub struct Synonym {
+    /// As the other tools write it; compared without case, `-` as `_`.
+    pub theirs: &'static [&'static str],
+    /// The dotted path here; None where `ft` has no such setting.
+    pub ours: Option<&'static str>,
+    /// What is different here; empty where nothing is.
+    pub note: &'static str,
+}
+
+const fn is(ours: &'static str, theirs: &'static [&'static str], note: &'static str) -> Synonym {
+    Synonym { theirs, ours: Some(ours), note }
+}
+
+const fn none(theirs: &'static [&'static str], note: &'static str) -> Synonym {
+    Synonym { theirs, ours: None, note }
+}
+
+/// Keys.
+#[rustfmt::skip] // a table: one row a meaning
+pub const SYNONYMS: &[Synonym] = &[
+    is("model.path", &["model_name_or_path", "base_model", "model_name", "model_id", "checkpoint_dir", "pretrained_model_name_or_path", "tokenizer_name_or_path", "base_model_config"], "a folder on this machine"),
+    is("model.dtype", &["torch_dtype", "bf16", "fp16", "fp32", "tf32", "pure_bf16", "bfloat16", "float16", "precision", "mixed_precision", "compute_type"], "`bf16` or `f32`"),
+    is("model.dtype", &["load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_method", "quantization"], "the base is held in this number format, not quantised"),
+    is("model.device", &["device_map", "use_cpu", "no_cuda"], ""),
+    is("method", &["stage", "task", "training_method", "rl", "trainer", "trl"], ""),
+    is("method.sft.supervise", &["train_on_inputs", "train_on_input", "train_on_prompt", "assistant_only_loss", "completion_only_loss", "mask_history", "roles_to_train", "train_on_responses_only", "train_on_eos"], "`assistant`, `last` or `all`"),
+    is("adapter", &["finetuning_type", "training_type", "peft", "peft_config", "use_peft", "lora_config", "use_lora"], "`lora: {…}`; left out, every weight is trained"),
+    is("adapter.lora.rank", &["lora_r", "r", "lora_rank"], ""),
+    is("adapter.lora.alpha", &["lora_alpha"], ""),
+    is("adapter.lora.dropout", &["lora_dropout"], ""),
+    is("adapter.lora.targets", &["target_modules", "lora_target_modules", "lora_target", "lora_target_linear", "lora_attn_modules", "apply_lora_to_mlp", "apply_lora_to_output"], "`all-linear`, a regular expression or a list of names"),
+    is("adapter.lora.exclude", &["exclude_modules", "lora_exclude_modules"], ""),
+    is("adapter.lora.rslora", &["use_rslora", "lora_use_rslora", "peft_use_rslora"], ""),
+    is("adapter.lora.modules_to_save", &["additional_target", "lora_modules_to_save"], ""),
+    is("adapter.lora.init", &["init_lora_weights", "peft_init_lora_weights"], ""),
+    is("data.train", &["dataset", "datasets", "dataset_name", "train_dataset", "dataset_path", "train_file", "train_data", "data_path", "data_files"], "`{ path: FILE }`"),
+    is("data.valid", &["eval_dataset", "valid_dataset", "validation_file", "test_datasets", "dataset_valid", "eval_file"], "`{ path: FILE }`"),
+    is("data.valid", &["val_set_size", "val_size", "validation_split", "eval_split", "test_size"], "a file of its own: split the rows once, beforehand"),
+    is("data.train.format", &["dataset_format", "dataset_type", "formatting"], "found out from the columns where it is left out"),
+    is("data.train.rows", &["max_samples", "max_train_samples", "num_samples"], ""),
+    is("data.shuffle", &["shuffle_dataset", "disable_shuffling", "dataset_shuffle"], ""),
+    is("data.template", &["chat_template", "chat_template_path", "chat_template_jinja"], "a file; left out, the model's own"),
+    is("data.on_overflow", &["truncation_side", "excess_length_strategy", "truncation", "truncation_mode"], ""),
+    is("batch.max_len", &["max_seq_length", "max_seq_len", "max_length", "cutoff_len", "sequence_len", "max_tokens", "model_max_length", "block_size"], ""),
+    is("batch.tokens", &["max_tokens_per_batch", "tokens_per_batch", "packing_length", "tokens_per_pack"], ""),
+    is("batch.examples", &["per_device_train_batch_size", "batch_size", "micro_batch_size", "train_batch_size", "global_batch_size"], "it counts the examples of a whole optimiser step; `batch.tokens` bounds the memory"),
+    is("batch.tokens", &["per_device_eval_batch_size", "eval_batch_size"], "it bounds the memory, of validation too"),
+    is("batch.accumulate", &["gradient_accumulation_steps", "grad_accumulation_steps", "gradient_accumulation", "grad_accum"], "packed rows a step; or give `batch.examples`"),
+    is("optim.lr", &["learning_rate"], ""),
+    is("optim", &["optimizer", "optimiser"], "the optimiser is AdamW; this section holds its settings"),
+    is("optim.weight_decay", &["wd", "decay_weight"], ""),
+    is("optim.betas", &["adam_beta1", "adam_beta2", "beta1", "beta2", "adam_betas"], "both in one list: `[0.9, 0.999]`"),
+    is("optim.eps", &["adam_epsilon", "epsilon", "adam_eps"], ""),
+    is("optim.warmup", &["warmup_ratio", "warmup_steps", "num_warmup_steps", "lr_warmup_steps"], "below 1 a share of all steps, from 1 on a number of steps"),
+    is("optim.schedule", &["lr_scheduler_type", "lr_scheduler", "scheduler", "lr_schedule"], ""),
+    is("optim.floor", &["min_lr", "min_lr_ratio", "min_lr_rate", "lr_min", "cosine_min_lr_ratio", "lr_scheduler_kwargs"], "a share of the peak"),
+    is("optim.decay", &["num_decay_steps", "decay_ratio", "decay_steps"], "a share of all steps"),
+    is("optim.max_norm", &["max_grad_norm", "clip_grad", "clip_grad_norm", "gradient_clip_val", "gradient_clipping", "grad_clip"], ""),
+    is("run.out", &["output_dir", "save_dir", "out_dir", "output", "adapter_path"], ""),
+    is("run.epochs", &["num_train_epochs", "num_epochs", "n_epochs"], ""),
+    is("run.steps", &["max_steps", "max_steps_per_epoch", "iters", "train_steps", "num_steps"], ""),
+    is("run.eval_every", &["eval_steps", "evals_per_epoch", "eval_strategy", "evaluation_strategy", "do_eval", "steps_per_eval", "run_val_every_n_steps"], "a number of steps; 0 measures at the end only"),
+    is("run.save_every", &["save_steps", "saves_per_epoch", "save_strategy", "save_interval", "save_every_n_steps"], "a number of steps; 0 saves at the end only"),
+    is("run.keep", &["save_total_limit", "keep_last_n_checkpoints"], "the best checkpoint is kept besides"),
+    is("run.patience", &["early_stopping_patience", "early_stopping", "early_stopping_steps"], "counted in validations"),
+    is("run.seed", &["random_state", "random_seed", "data_seed", "manual_seed"], "one seed for everything"),
+    is("run.replay", &["gradient_checkpointing", "use_gradient_checkpointing", "activation_checkpointing", "enable_activation_checkpointing", "gradient_checkpointing_kwargs", "disable_gradient_checkpointing"], "`all` or `none`"),
+    is("run.samples", &["generate_samples", "num_samples_to_generate", "predict_with_generate"], ""),
+    is("run.threads", &["num_threads", "omp_num_threads", "cpu_threads"], ""),
+    none(&["packing", "sample_packing", "eval_sample_packing", "eval_packing", "pad_to_sequence_len", "padding", "group_by_length", "neat_packing", "padding_free", "pad_to_max_length"], "rows are always packed and never padded, and attention never crosses from one to the next"),
+    none(&["logging_steps", "log_every_n_steps", "logging_strategy", "logging_dir", "logging_first_step", "steps_per_report", "plot_loss"], "every step is written to metrics.jsonl"),
+    none(&["report_to", "wandb_project", "wandb_entity", "wandb_name", "wandb_run_id", "run_name", "use_wandb", "mlflow_experiment_name", "use_tensorboard"], "nothing is sent anywhere; metrics.jsonl has every step"),
+    none(&["load_best_model_at_end", "metric_for_best_model", "greater_is_better"], "the checkpoint with the best validation loss is kept wherever `data.valid` is given"),
+    none(&["resume_from_checkpoint", "auto_resume_from_checkpoints", "resume", "resume_adapter_file"], "resuming is asked for on the command line: `ft train RECIPE --resume`"),
+    none(&["overwrite_output_dir", "overwrite_cache", "dataset_prepared_path"], "there is no such setting"),
+    none(&["push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "use_auth_token"], "nothing is uploaded"),
+    none(&["trust_remote_code", "custom_generate"], "no code from a model folder is ever run"),
+    none(&["flash_attention", "flash_attn", "xformers_attention", "sdp_attention", "attn_implementation", "use_liger_kernel", "torch_compile", "use_unsloth"], "the fastest attention that fits is chosen by itself"),
+    none(&["deepspeed", "fsdp", "fsdp_config", "ddp_timeout", "ddp_find_unused_parameters", "local_rank", "world_size", "tensor_parallel_size"], "a run uses one device"),
+    none(&["dataloader_num_workers", "preprocessing_num_workers", "dataset_processes", "dataset_num_proc", "dataloader_pin_memory", "dataloader_drop_last"], "there is no such setting"),
+    none(&["special_tokens", "pad_token", "eos_token", "tokens", "add_eos_token", "resize_vocab"], "special tokens come from the model's folder and its chat template"),
+    none(&["task_type", "bias", "lora_bias", "fan_in_fan_out", "remove_unused_columns", "do_train"], "there is no such setting"),
+];
+
+/// Values: what others write, and the choice here. A row counts wherever its right side is a choice of the key.
+#[rustfmt::skip]
+pub const VALUES: &[(&str, &str)] = &[
+    ("bfloat16", "bf16"), ("torch.bfloat16", "bf16"), ("fp16", "bf16"), ("float16", "bf16"), ("half", "bf16"), ("auto", "bf16"),
+    ("float32", "f32"), ("fp32", "f32"), ("torch.float32", "f32"), ("float", "f32"),
+    ("true", "all"), ("unsloth", "all"), ("full", "all"), ("false", "none"), ("off", "none"), ("no", "none"),
+    ("constant_with_warmup", "constant"), ("cosine_with_restarts", "cosine"), ("cosine_with_min_lr", "cosine"),
+    ("linear_with_warmup", "linear"), ("cosine_with_warmup", "cosine"), ("warmup_stable_decay", "wsd"),
+    ("chatml", "messages"), ("openai", "messages"), ("chat", "messages"), ("chat_template", "messages"), ("conversational", "messages"),
+    ("conversations", "sharegpt"), ("instruction", "alpaca"), ("instruct", "alpaca"), ("completion", "text"), ("pretrain", "text"), ("raw", "text"),
+    ("prompt-completion", "prompt_completion"), ("input_output", "prompt_completion"),
+    ("default", "kaiming"), ("normal", "gaussian"),
+    ("completion", "assistant"), ("completions", "assistant"), ("response", "assistant"), ("responses", "assistant"),
+    ("last_turn", "last"), ("everything", "all"), ("raise", "error"), ("skip", "drop"), ("cut", "truncate"), ("chunk", "split"),
+    ("ignore", "skip"), ("stop", "error"), ("qlora", "lora"), ("supervised", "sft"), ("instruction_tuning", "sft"), ("finetune", "sft"),
+];
