@@ -4,6 +4,7 @@
 //! Choices are externally tagged (`method: { sft: {} }`), every section denies unknown keys.
 
 use crate::adapters::AdapterSpec;
+pub use crate::data::{Overflow, RowFormat, SourceSpec as SourceSection};
 use crate::methods::MethodSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -84,6 +85,66 @@ pub struct DataSection {
     /// A Jinja chat template to use instead of the model's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "path"))]
+    pub template: Option<PathBuf>,
+}
+
+/// How rows are packed and how many make an optimiser step.
+    #[serde(default)]
+    pub batch: BatchSection,
+    /// Optimiser, learning rate and its schedule.
+    #[serde(default)]
+    pub optim: OptimSection,
+    /// Length, rhythm, seed and place of the run.
+    pub run: RunSection,
+}
+
+/// The base model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// A Hugging Face model directory: config.json, safetensors, tokenizer.json.
+    pub path: PathBuf,
+    /// The number format of the weights and of the arithmetic.
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// Where to run: `auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`.
+    #[serde(default = "auto")]
+    #[schemars(regex(pattern = r"^(auto|cpu|cuda(:[0-9]+)?)$"))]
+    pub device: String,
+}
+
+/// Number formats a model can be trained in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Dtype {
+    /// bfloat16: half the memory; adapters and optimiser state stay in float32.
+    #[default]
+    Bf16,
+    /// float32: twice the memory of bf16, for reference numbers.
+    F32,
+}
+
+/// Training and validation rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// Rows to learn from.
+    pub train: SourceSection,
+    /// Rows that are only measured; needed for the best checkpoint and for early stopping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid: Option<SourceSection>,
+    /// What happens to a row longer than `batch.max_len`.
+    #[serde(default)]
+    pub on_overflow: Overflow,
+    /// With `on_overflow: error`, the share of rows over `batch.max_len` that is dropped (and reported) before it is an error.
+    #[serde(default = "overflow_tolerance")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub overflow_tolerance: f64,
+    /// Draw the rows in a new order every epoch.
+    #[serde(default = "yes")]
+    pub shuffle: bool,
+    /// A Jinja chat template to use instead of the model's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<PathBuf>,
 }
 

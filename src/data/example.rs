@@ -1,0 +1,307 @@
+//! From one row to token ids and a mask of what is learnt.
+//!
+//! The mask comes from the structure of the messages, never from searching the text. For an answer, the text before it
+//! with the generation prompt and the text up to its end are rendered; where both are the beginning of one rendering,
+//! the characters between are the answer, and the tokens of that one encoding that lie inside are learnt, up to the stop
+//! token that ends it. What follows (the newline after `<|im_end|>`) is never generated and never learnt.
+//!
+//! A template may rewrite earlier turns when later ones come (Qwen3 drops old thinking). Such turns do not stand in the
+//! whole rendering as generation would see them, so they are learnt in an example of their own that ends with them:
+//! a conversation becomes as few examples as its template allows.
+//!
+//! Where a token would reach from the prompt into the answer, the text is encoded in two pieces, as generation does.
+
+use super::Supervise;
+use super::record::{Conversation, Message, Place, Record, Row};
+use super::template::ChatTemplate;
+use super::tokenizer::ChatTokenizer;
+use crate::error::{Context, Error, Result};
+use std::ops::Range;
+use std::path::Path;
+
+/// Token ids with what of them is learnt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    pub ids: Vec<u32>,
+    /// Whether this token is a target. Never the first one: nothing comes before it.
+    pub supervised: Vec<bool>,
+    /// 1-based place in its file.
+    pub line: usize,
+}
+
+impl Example {
+    /// How many tokens are targets.
+    pub fn targets(&self) -> usize {
+        self.supervised.iter().filter(|s| **s).count()
+    }
+}
+
+/// The examples of a row, and how many boundaries were encoded in two pieces.
+pub struct Encoded {
+    pub examples: Vec<Example>,
+    pub split_boundaries: usize,
+}
+
+/// The examples that a row makes: one, or more where the template rewrites earlier turns.
+pub fn encode_row(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Encoded> {
+    let place = Place { path, line: row.line };
+    let mut encoded = match &row.record {
+        Record::Messages(talk) => conversation(talk, row.line, tokenizer, supervise),
+        Record::Alpaca(row_) if tokenizer.has_template() => conversation(&row_.conversation(), row.line, tokenizer, supervise),
+        Record::Alpaca(row_) => alpaca_text(row_).and_then(|prompt| completion(&prompt, &row_.output, row.line, tokenizer, supervise)),
+        Record::PromptCompletion { prompt, completion: answer } => completion(prompt, answer, row.line, tokenizer, supervise),
+        Record::Text(text) => plain(text, row.line, tokenizer),
+    }
+    .context(|| place)?;
+    for example in &mut encoded.examples {
+        if let Some(first) = example.supervised.first_mut() {
+            *first = false;
+        }
+        if let ([a, b, ..], Some(bos)) = (example.ids.as_slice(), tokenizer.bos())
+            && *a == bos
+            && *b == bos
+        {
+            let token = tokenizer.token(bos).unwrap_or_default();
+            return Err(Error::user(format!("{place}: begins with {token} twice"))
+                .hint("the text holds a BOS beside the one that the template or the tokenizer adds: take it out of the rows, or correct data.template"));
+        }
+        if example.targets() == 0 {
+            return Err(Error::user(format!("{place}: no token is learnt")).hint("a row needs an answer: an assistant turn, a completion, or text of two tokens or more"));
+        }
+    }
+    Ok(encoded)
+}
+
+fn alpaca_text(row: &super::record::Instruction) -> Result<String> {
+    if row.system.is_some() || !row.history.is_empty() {
+        return Err(Error::user("`system` and `history` need a chat template, and the model has none").hint("give one with data.template"));
+    }
+    Ok(row.prompt())
+}
+
+/// Plain text: BOS where the tokenizer adds one, the text, EOS; all learnt.
+fn plain(text: &str, line: usize, tokenizer: &ChatTokenizer) -> Result<Encoded> {
+    let mut ids = tokenizer.encode_plain(text)?;
+    append_eos(&mut ids, tokenizer)?;
+    let supervised = vec![true; ids.len()];
+    Ok(Encoded { examples: vec![Example { ids, supervised, line }], split_boundaries: 0 })
+}
+
+fn append_eos(ids: &mut Vec<u32>, tokenizer: &ChatTokenizer) -> Result<()> {
+    let eos = tokenizer.eos().ok_or_else(|| {
+        Error::user("the tokenizer names no EOS token, so the model would never learn to stop")
+            .hint("set eos_token in tokenizer_config.json, or eos_token_id in generation_config.json")
+    })?;
+    if ids.last() != Some(&eos) {
+        ids.push(eos);
+    }
+    Ok(())
+}
+
+/// Prompt and completion as text: the ids of the joined text where the prompt's ids are its beginning, and otherwise the
+/// ids of the two pieces; EOS at the end is learnt.
+fn completion(prompt: &str, answer: &str, line: usize, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Encoded> {
+    let open_ended = |text: &str| -> Result<Vec<u32>> {
+        let mut ids = tokenizer.encode_plain(text)?;
+        // A tokenizer that closes every text with EOS would close the prompt before its answer.
+        if tokenizer.eos().is_some_and(|eos| ids.last() == Some(&eos)) && tokenizer.encode(text)?.last() != ids.last() {
+            ids.pop();
+        }
+        Ok(ids)
+    };
+    let prompt_ids = open_ended(prompt)?;
+    let mut ids = open_ended(&format!("{prompt}{answer}"))?;
+    let split = !ids.starts_with(&prompt_ids);
+    if split {
+        ids = prompt_ids.clone();
+        ids.extend(tokenizer.encode(answer)?);
+    }
+    append_eos(&mut ids, tokenizer)?;
+    let supervised = (0..ids.len()).map(|t| supervise == Supervise::All || t >= prompt_ids.len()).collect();
+    Ok(Encoded { examples: vec![Example { ids, supervised, line }], split_boundaries: split.into() })
+}
+
+fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Encoded> {
+    let template = tokenizer.need_template()?;
+    check_roles(&talk.messages, template)?;
+    let n = talk.messages.len();
+    let whole = template.render(talk, n, false)?;
+    check_nothing_dropped(&talk.messages, &whole)?;
+    let mut result = Encoded { examples: Vec::new(), split_boundaries: 0 };
+    if supervise == Supervise::All {
+        let ids = tokenizer.encode(&whole)?;
+        let supervised = vec![true; ids.len()];
+        result.examples.push(Example { ids, supervised, line });
+        return Ok(result);
+    }
+    let mut open = answers(talk);
+    if supervise == Supervise::Last {
+        open.drain(..open.len().saturating_sub(1));
+    }
+    if open.is_empty() {
+        return Err(Error::user("no assistant turn is learnt").hint("a conversation needs an assistant turn (with `weight` other than 0)"));
+    }
+    let turns = open.iter().map(|i| Turn::render(talk, *i, template)).collect::<Result<Vec<_>>>()?;
+    let mut open: Vec<&Turn> = turns.iter().collect();
+    let mut text = whole;
+    loop {
+        let (here, elsewhere): (Vec<&Turn>, Vec<&Turn>) = open.iter().partition(|turn| turn.stands_in(&text, tokenizer));
+        if !here.is_empty() {
+            let example = one_rendering(&text, &here, line, tokenizer, &mut result.split_boundaries)?;
+            result.examples.push(example);
+        }
+        open = elsewhere;
+        let Some(last) = open.last() else { break };
+        if text == last.upto {
+            return Err(Error::bug(format!("turn {} does not stand in its own rendering", last.index + 1)));
+        }
+        text = last.upto.clone();
+    }
+    result.examples.reverse();
+    Ok(result)
+}
+
+/// Which messages are learnt: assistant turns that are neither given nor excluded.
+fn answers(talk: &Conversation) -> Vec<usize> {
+    let learnt = |i: &usize| talk.messages[*i].role == "assistant" && !talk.excluded.contains(i);
+    (talk.given..talk.messages.len()).filter(learnt).collect()
+}
+
+/// An answer as generation sees it: the text that asks for it, and the text that ends with it.
+struct Turn {
+    index: usize,
+    asked: String,
+    upto: String,
+}
+
+impl Turn {
+    fn render(talk: &Conversation, index: usize, template: &ChatTemplate) -> Result<Self> {
+        let turn = || format!("message {} (assistant)", index + 1);
+        let asked = template.render(talk, index, true).context(turn)?;
+        let upto = template.render(talk, index + 1, false).context(turn)?;
+        if !upto.starts_with(&asked) || upto.len() == asked.len() {
+            let agreed = common_prefix(&asked, &upto);
+            return Err(Error::user(format!(
+                "{}: the text that asks for the answer is not the beginning of the text with the answer: after {:?} the template writes {:?} when asking, {:?} with the answer",
+                turn(),
+                tail(&asked[..agreed]),
+                head(&asked[agreed..]),
+                head(&upto[agreed..]),
+            ))
+            .hint("what is learnt would differ from what is generated; give a template with data.template whose generation prompt begins the assistant's turn"));
+        }
+        Ok(Self { index, asked, upto })
+    }
+
+    /// Whether `text` shows this answer as generation saw it. A template may close the last turn in a further way (Phi
+    /// adds an end of text): what differs at the end may hold specials and spaces only.
+    fn stands_in(&self, text: &str, tokenizer: &ChatTokenizer) -> bool {
+        let agreed = common_prefix(&self.upto, text);
+        let rest = &self.upto[agreed..];
+        agreed > self.asked.len()
+            && (rest.trim().is_empty()
+                || tokenizer.encode_offsets(rest).is_ok_and(|e| {
+                    let offsets = e.get_offsets().iter();
+                    offsets.zip(e.get_ids()).all(|((a, b), id)| rest[*a..*b].trim().is_empty() || tokenizer.is_special(*id))
+                }))
+    }
+}
+
+/// One rendering as an example; `turns` stand in it.
+fn one_rendering(text: &str, turns: &[&Turn], line: usize, tokenizer: &ChatTokenizer, splits: &mut usize) -> Result<Example> {
+    let starts: Vec<usize> = turns.iter().map(|turn| turn.asked.len()).collect();
+    let (ids, offsets) = encode_at(text, &starts, tokenizer, splits)?;
+    let mut supervised = vec![false; ids.len()];
+    for turn in turns {
+        let span = turn.asked.len()..common_prefix(&turn.upto, text);
+        let tokens = tokens_in(&span, &offsets);
+        let end = end_of_turn(&ids, &offsets, text, tokens.clone(), tokenizer).ok_or_else(|| no_stop(turn, &text[span], tokenizer))?;
+        supervised[tokens.start..=end].fill(true);
+    }
+    Ok(Example { ids, supervised, line })
+}
+
+/// Ids and offsets of `text`. Where a token would reach over one of `starts`, the text is encoded in two pieces there.
+fn encode_at(text: &str, starts: &[usize], tokenizer: &ChatTokenizer, splits: &mut usize) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+    let whole = tokenizer.encode_offsets(text)?;
+    let reaches_over = |at: usize| whole.get_offsets().iter().any(|(a, b)| *a < at && at < *b);
+    let mut cuts: Vec<usize> = starts.iter().copied().filter(|at| reaches_over(*at)).collect();
+    if cuts.is_empty() {
+        return Ok((whole.get_ids().to_vec(), whole.get_offsets().to_vec()));
+    }
+    *splits += cuts.len();
+    cuts.push(text.len());
+    let (mut ids, mut offsets, mut from) = (Vec::new(), Vec::new(), 0);
+    for to in cuts {
+        let piece = tokenizer.encode_offsets(&text[from..to])?;
+        ids.extend(piece.get_ids());
+        offsets.extend(piece.get_offsets().iter().map(|(a, b)| (a + from, b + from)));
+        from = to;
+    }
+    Ok((ids, offsets))
+}
+
+/// The tokens that lie inside the characters of `span`.
+fn tokens_in(span: &Range<usize>, offsets: &[(usize, usize)]) -> Range<usize> {
+    let start = offsets.partition_point(|(a, _)| *a < span.start);
+    let end = offsets.partition_point(|(_, b)| *b <= span.end);
+    start..end.max(start)
+}
+
+/// The stop token that ends the turn: the first in the run of stop tokens, other specials and spaces that closes it.
+fn end_of_turn(ids: &[u32], offsets: &[(usize, usize)], text: &str, tokens: Range<usize>, tokenizer: &ChatTokenizer) -> Option<usize> {
+    let stops = |t: &usize| tokenizer.stop_ids().contains(&ids[*t]);
+    let closes = |t: &usize| stops(t) || tokenizer.is_special(ids[*t]) || text[offsets[*t].0..offsets[*t].1].trim().is_empty();
+    tokens.rev().take_while(closes).filter(stops).last()
+}
+
+fn no_stop(turn: &Turn, answer: &str, tokenizer: &ChatTokenizer) -> Error {
+    let stops: Vec<String> = tokenizer.stop_ids().iter().filter_map(|id| tokenizer.token(*id)).collect();
+    Error::user(format!(
+        "message {} (assistant) ends in {:?} and not in a stop token ({}): the model would never learn to stop",
+        turn.index + 1,
+        tail(answer),
+        if stops.is_empty() { "the model names none".into() } else { stops.join(", ") }
+    ))
+    .hint("give a template with data.template that ends the assistant's turn in a stop token, or add the token that does to eos_token_id in generation_config.json")
+}
+
+/// A role that the template does not know would be dropped, or read as text that no other tool writes.
+fn check_roles(messages: &[Message], template: &ChatTemplate) -> Result<()> {
+    for (i, message) in messages.iter().enumerate() {
+        let role = message.role.as_str();
+        if !matches!(role, "system" | "user" | "assistant" | "tool") && !template.mentions(role) {
+            let error = Error::user(format!("message {}: the chat template knows no role \"{role}\"", i + 1));
+            return Err(match role {
+                "human" | "gpt" | "bot" | "model" | "ai" => error.hint("usual roles: system, user, assistant, tool; rows of `from` and `value` are mapped with format: sharegpt"),
+                _ => error.hint("usual roles: system, user, assistant, tool"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Templates pass over what they do not expect (a system message, a second one) without a word.
+fn check_nothing_dropped(messages: &[Message], whole: &str) -> Result<()> {
+    for (i, message) in messages.iter().enumerate() {
+        if matches!(message.role.as_str(), "system" | "user") && !whole.contains(message.content.trim()) {
+            return Err(Error::user(format!("message {} ({}): the chat template leaves it out", i + 1, message.role))
+                .hint("remove the message from the row, or give a template with data.template that knows it"));
+        }
+    }
+    Ok(())
+}
+
+/// The length in bytes of what both begin with, at a character's boundary.
+fn common_prefix(a: &str, b: &str) -> usize {
+    let same = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
+    (0..=same).rev().find(|n| a.is_char_boundary(*n) && b.is_char_boundary(*n)).unwrap_or(0)
+}
+
+fn head(text: &str) -> &str {
+    text.char_indices().nth(40).map_or(text, |(at, _)| &text[..at])
+}
+
+fn tail(text: &str) -> &str {
+    text.char_indices().rev().nth(39).map_or(text, |(at, _)| &text[at..])
+}

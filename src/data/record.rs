@@ -1,0 +1,450 @@
+//! What a row means: one of the known shapes, made from the columns of a file.
+//!
+//! Every shape ends as a conversation, a prompt with its completion, or plain text. A column that is missing or has the
+//! wrong type is an error that names file, line and key; nothing is guessed from half a row. Knows no file format.
+
+use super::RowFormat;
+use crate::error::{Error, Result};
+use serde_json::{Map, Value};
+use std::fmt;
+use std::path::Path;
+
+/// Columns of one row, in the file's order.
+pub type Columns = Map<String, Value>;
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    /// Who speaks: system, user, assistant, tool, or what else the template knows.
+    pub role: String,
+    /// What is said. Empty where `extra` holds the content in another form.
+    pub content: String,
+    /// Every other key, as the template will see it (`tool_calls`, `name`, `reasoning_content`, …). Holds `content`
+    /// itself where that is no text: null beside tool calls, or a list of parts.
+    pub extra: Columns,
+}
+
+impl Message {
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into(), extra: Map::new() }
+    }
+
+    /// The message as the template sees it.
+    pub fn to_json(&self) -> Value {
+        let mut map = Map::new();
+        map.insert("role".into(), self.role.clone().into());
+        map.insert("content".into(), self.content.clone().into());
+        map.extend(self.extra.iter().map(|(k, v)| (k.clone(), v.clone())));
+        Value::Object(map)
+    }
+}
+
+/// Turns in order, with what the template needs beside them.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Conversation {
+    pub messages: Vec<Message>,
+    /// The first so many messages are given and never learnt (the prompt of a prompt-completion row).
+    pub given: usize,
+    /// Which messages the row itself excludes from learning (`weight: 0`).
+    pub excluded: Vec<usize>,
+    /// Tool definitions, passed to the template as they are.
+    pub tools: Option<Value>,
+    /// `chat_template_kwargs` of the row, e.g. `enable_thinking`.
+    pub kwargs: Columns,
+}
+
+/// A row of instruction, input and output.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Instruction {
+    pub system: Option<String>,
+    pub history: Vec<(String, String)>,
+    pub instruction: String,
+    pub input: Option<String>,
+    pub output: String,
+}
+
+impl Instruction {
+    /// With a chat template: instruction and input are one user turn, as a user will type them later; the fixed
+    /// preamble of the Alpaca prompt stands in for a template and would only be noise inside one.
+    pub fn conversation(&self) -> Conversation {
+        let mut messages = Vec::new();
+        messages.extend(self.system.iter().map(|s| Message::new("system", s)));
+        for (asked, answered) in &self.history {
+            messages.push(Message::new("user", asked));
+            messages.push(Message::new("assistant", answered));
+        }
+        let user = match &self.input {
+            Some(input) => format!("{}\n\n{input}", self.instruction),
+            None => self.instruction.clone(),
+        };
+        messages.push(Message::new("user", user));
+        messages.push(Message::new("assistant", &self.output));
+        Conversation { messages, ..Default::default() }
+    }
+
+    /// Without one: the standard Alpaca prompt, and the output as its completion.
+    pub fn prompt(&self) -> String {
+        match &self.input {
+            Some(input) => format!(
+                "Below is an instruction that describes a task, paired with an input that provides further context. Write a \
+                 response that appropriately completes the request.\n\n### Instruction:\n{}\n\n### Input:\n{input}\n\n### Response:\n",
+                self.instruction
+            ),
+            None => format!(
+                "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n\
+                 ### Instruction:\n{}\n\n### Response:\n",
+                self.instruction
+            ),
+        }
+    }
+}
+
+/// What a row means.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Record {
+    /// From `messages`, `conversations`, or a prompt and completion given as messages.
+    Messages(Conversation),
+    Alpaca(Instruction),
+    PromptCompletion { prompt: String, completion: String },
+    Text(String),
+}
+
+/// A record with its place in the file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// 1-based: the line of a JSON Lines file, the number of the row elsewhere.
+    pub line: usize,
+    pub record: Record,
+}
+
+/// Where in which file something was found, as every error writes it: `data/train.jsonl:17`.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    pub path: &'a Path,
+    pub line: usize,
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.path.display(), self.line)
+    }
+}
+
+/// The format that these columns have.
+pub fn detect(columns: &Columns, path: &Path) -> Result<RowFormat> {
+    let has = |key: &str| columns.contains_key(key);
+    let turns_have = |list: &str, key: &str| {
+        list_of(&columns[list]).is_some_and(|turns| turns.first().and_then(|t| t.get(key)).is_some())
+    };
+    for list in ["messages", "conversations"] {
+        if has(list) {
+            return Ok(if turns_have(list, "from") { RowFormat::Sharegpt } else { RowFormat::Messages });
+        }
+    }
+    if has("prompt") && has("completion") {
+        return Ok(RowFormat::PromptCompletion);
+    }
+    if has("instruction") && has("output") {
+        return Ok(RowFormat::Alpaca);
+    }
+    let names = columns.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
+    if has("chosen") && has("rejected") {
+        return Err(Error::user(format!("{}: found columns {names}: these are preference pairs", path.display()))
+            .hint("supervised fine-tuning needs one answer a row: rename `chosen` to `completion`, or use a method that learns from pairs"));
+    }
+    if has("text") {
+        return Ok(RowFormat::Text);
+    }
+    let problem = if has("prompt") { "these are prompts without answers" } else { "no known row format has these" };
+    Err(Error::user(format!("{}: found columns {names}: {problem}", path.display())).hint(
+        "known: `messages` | `conversations` | `instruction`, `output` | `prompt`, `completion` | `text`; rename the columns to one of these",
+    ))
+}
+
+/// The record that these columns hold under `format`; `format` is not `auto`.
+pub fn read(columns: Columns, format: RowFormat, place: Place) -> Result<Record> {
+    let reader = Reader { place };
+    match format {
+        RowFormat::Auto => Err(Error::bug("a row was read before its format was known")),
+        RowFormat::Messages | RowFormat::Sharegpt => reader.conversation(columns, format).map(Record::Messages),
+        RowFormat::Alpaca => reader.alpaca(&columns).map(Record::Alpaca),
+        RowFormat::PromptCompletion => reader.prompt_completion(columns),
+        RowFormat::Text => reader.filled_text(&columns, "text").map(Record::Text),
+    }
+}
+
+/// Columns that `format` does not read, in order: shown, never silently lost.
+pub fn unused(columns: &Columns, format: RowFormat) -> Vec<String> {
+    let used: &[&str] = match format {
+        RowFormat::Auto => &[],
+        RowFormat::Messages => &["messages", "conversations", "tools", "chat_template_kwargs"],
+        RowFormat::Sharegpt => &["messages", "conversations", "system", "tools", "chat_template_kwargs"],
+        RowFormat::Alpaca => &["instruction", "input", "output", "system", "history"],
+        RowFormat::PromptCompletion => &["prompt", "completion", "tools", "chat_template_kwargs"],
+        RowFormat::Text => &["text"],
+    };
+    columns.keys().filter(|k| !used.contains(&k.as_str())).cloned().collect()
+}
+
+/// A list, or a string that holds one as JSON (as CSV files do).
+fn list_of(value: &Value) -> Option<std::borrow::Cow<'_, [Value]>> {
+    match value {
+        Value::Array(items) => Some(items.into()),
+        Value::String(text) if text.trim_start().starts_with('[') => serde_json::from_str::<Vec<Value>>(text).ok().map(Into::into),
+        _ => None,
+    }
+}
+
+/// Whether this text is a list of messages as JSON.
+fn spells_messages(text: &str) -> bool {
+    text.starts_with("[{") && serde_json::from_str::<Vec<Columns>>(text).is_ok_and(|l| l.iter().all(|m| m.contains_key("role")))
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// Reads columns of one row; knows where the row stands.
+struct Reader<'a> {
+    place: Place<'a>,
+}
+
+impl Reader<'_> {
+    fn error(&self, message: impl fmt::Display) -> Error {
+        Error::user(format!("{}: {message}", self.place))
+    }
+
+    fn missing(&self, key: &str, columns: &Columns) -> Error {
+        let found = columns.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
+        self.error(format!("key `{key}` is missing; found {}", if found.is_empty() { "none".into() } else { found }))
+    }
+
+    fn wrong(&self, key: &str, expected: &str, found: &Value) -> Error {
+        self.error(format!("key `{key}` is {}, expected {expected}", kind(found)))
+    }
+
+    /// Text that must be there; it may be empty.
+    fn text(&self, columns: &Columns, key: &str) -> Result<String> {
+        match columns.get(key) {
+            Some(Value::String(text)) => Ok(text.clone()),
+            Some(other) => Err(self.wrong(key, "text", other)),
+            None => Err(self.missing(key, columns)),
+        }
+    }
+
+    /// Text that must be there and say something.
+    fn filled_text(&self, columns: &Columns, key: &str) -> Result<String> {
+        let text = self.text(columns, key)?;
+        if text.is_empty() {
+            return Err(self.error(format!("key `{key}` is empty: there is nothing to learn")).hint("remove the row, or fill it"));
+        }
+        Ok(text)
+    }
+
+    /// Text that may be missing, null or empty; all three are `None`.
+    fn optional_text(&self, columns: &Columns, key: &str) -> Result<Option<String>> {
+        match columns.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone()).filter(|t| !t.is_empty())),
+            Some(other) => Err(self.wrong(key, "text", other)),
+        }
+    }
+
+    fn conversation(&self, mut columns: Columns, format: RowFormat) -> Result<Conversation> {
+        let names = if format == RowFormat::Sharegpt { ["conversations", "messages"] } else { ["messages", "conversations"] };
+        let key = names.into_iter().find(|k| columns.contains_key(*k)).ok_or_else(|| self.missing(names[0], &columns))?;
+        let list = columns.remove(key).unwrap_or_default();
+        let turns = list_of(&list).ok_or_else(|| self.wrong(key, "a list of messages", &list))?;
+        let mut talk = Conversation::default();
+        if format == RowFormat::Sharegpt {
+            talk.messages.extend(self.optional_text(&columns, "system")?.map(|s| Message::new("system", s)));
+        }
+        for (i, turn) in turns.iter().enumerate() {
+            let at = format!("{key}[{i}]");
+            let message = if format == RowFormat::Sharegpt { self.sharegpt_turn(turn, &at)? } else { self.turn(turn, &at)? };
+            self.push(&mut talk, message, &at)?;
+        }
+        if talk.messages.is_empty() {
+            return Err(self.error(format!("key `{key}` holds no message")));
+        }
+        self.beside(&mut talk, &columns)?;
+        Ok(talk)
+    }
+
+    /// Adds a message; its `weight` (0 or 1) says whether it is learnt and is no business of the template.
+    fn push(&self, talk: &mut Conversation, mut message: Message, at: &str) -> Result<()> {
+        match message.extra.shift_remove("weight") {
+            None | Some(Value::Null) => {}
+            Some(weight) => match weight.as_f64() {
+                Some(0.0) => talk.excluded.push(talk.messages.len()),
+                Some(1.0) => {}
+                _ => return Err(self.error(format!("key `{at}.weight` is {weight}, expected 0 (not learnt) or 1"))),
+            },
+        }
+        talk.messages.push(message);
+        Ok(())
+    }
+
+    /// Tool definitions and template arguments beside the messages.
+    fn beside(&self, talk: &mut Conversation, columns: &Columns) -> Result<()> {
+        talk.tools = match columns.get("tools") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) if text.is_empty() => None,
+            Some(value) => {
+                let list = list_of(value).ok_or_else(|| self.wrong("tools", "a list of tool definitions (or its JSON text)", value))?;
+                Some(Value::Array(list.into_owned())).filter(|l| l != &Value::Array(Vec::new()))
+            }
+        };
+        talk.kwargs = match columns.get("chat_template_kwargs") {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(map)) => map.clone(),
+            Some(other) => return Err(self.wrong("chat_template_kwargs", "an object", other)),
+        };
+        Ok(())
+    }
+
+    fn turn(&self, turn: &Value, at: &str) -> Result<Message> {
+        let Value::Object(map) = turn else { return Err(self.wrong(at, "an object with `role` and `content`", turn)) };
+        let mut extra = map.clone();
+        let role = match extra.shift_remove("role") {
+            Some(Value::String(role)) if !role.is_empty() => role,
+            Some(other) => return Err(self.wrong(&format!("{at}.role"), "a role such as user or assistant", &other)),
+            None => return Err(self.missing(&format!("{at}.role"), map)),
+        };
+        let acts = extra.get("tool_calls").is_some_and(|calls| !calls.is_null());
+        let content = match extra.shift_remove("content") {
+            Some(Value::String(text)) => text,
+            Some(parts @ Value::Array(_)) => {
+                extra.insert("content".into(), self.text_parts(parts, at)?);
+                String::new()
+            }
+            null @ (Some(Value::Null) | None) if acts => {
+                if null.is_some() {
+                    extra.insert("content".into(), Value::Null);
+                }
+                String::new()
+            }
+            Some(other) => return Err(self.wrong(&format!("{at}.content"), "text", &other)),
+            None => return Err(self.missing(&format!("{at}.content"), map)),
+        };
+        if role == "assistant" && content.is_empty() && !acts && !extra.contains_key("content") {
+            return Err(self.error(format!("key `{at}.content` is empty: there is nothing to learn")).hint("remove the row, or fill the answer"));
+        }
+        Ok(Message { role, content, extra })
+    }
+
+    /// A list of parts is kept for the template, which must be able to read it; only text can be learnt.
+    fn text_parts(&self, parts: Value, at: &str) -> Result<Value> {
+        for (i, part) in parts.as_array().into_iter().flatten().enumerate() {
+            if part.get("text").and_then(Value::as_str).is_none() {
+                return Err(self
+                    .error(format!("key `{at}.content[{i}]` is no text part"))
+                    .hint("only text can be learnt: write `content` as text, or as parts {\"type\": \"text\", \"text\": …}"));
+            }
+        }
+        Ok(parts)
+    }
+
+    fn sharegpt_turn(&self, turn: &Value, at: &str) -> Result<Message> {
+        let Value::Object(map) = turn else { return Err(self.wrong(at, "an object with `from` and `value`", turn)) };
+        let from = self.text_at(map, "from", at)?;
+        let value = self.text_at(map, "value", at)?;
+        let role = match from.as_str() {
+            "human" | "user" => "user",
+            "gpt" | "assistant" | "chatgpt" | "model" => "assistant",
+            "system" => "system",
+            "observation" | "tool" | "function_response" => "tool",
+            "function_call" => return self.function_call(&value, at),
+            other => {
+                return Err(self
+                    .error(format!("key `{at}.from` is \"{other}\", which is no known speaker"))
+                    .hint("known: human, user, gpt, assistant, chatgpt, model, system, function_call, observation, tool, function_response"));
+            }
+        };
+        if role == "assistant" && value.is_empty() {
+            return Err(self.error(format!("key `{at}.value` is empty: there is nothing to learn")).hint("remove the row, or fill the answer"));
+        }
+        let mut message = Message::new(role, value);
+        message.extra = map.iter().filter(|(k, _)| !matches!(k.as_str(), "from" | "value")).map(|(k, v)| (k.clone(), v.clone())).collect();
+        Ok(message)
+    }
+
+    fn text_at(&self, map: &Columns, key: &str, at: &str) -> Result<String> {
+        match map.get(key) {
+            Some(Value::String(text)) => Ok(text.clone()),
+            Some(other) => Err(self.wrong(&format!("{at}.{key}"), "text", other)),
+            None => Err(self.missing(&format!("{at}.{key}"), map)),
+        }
+    }
+
+    /// ShareGPT writes a call as the JSON text of `{name, arguments}` (or a list of them).
+    fn function_call(&self, value: &str, at: &str) -> Result<Message> {
+        let bad = || {
+            self.error(format!("key `{at}.value` is no function call"))
+                .hint("expected the JSON of {\"name\": …, \"arguments\": {…}}, or a list of such calls")
+        };
+        let parsed: Value = serde_json::from_str(value).map_err(|_| bad())?;
+        let calls = if let Value::Array(calls) = parsed { calls } else { vec![parsed] };
+        if calls.is_empty() || calls.iter().any(|c| !c.get("name").is_some_and(Value::is_string)) {
+            return Err(bad());
+        }
+        let calls = calls.into_iter().map(|call| serde_json::json!({ "type": "function", "function": call })).collect();
+        let mut message = Message::new("assistant", "");
+        message.extra.insert("tool_calls".into(), Value::Array(calls));
+        Ok(message)
+    }
+
+    fn alpaca(&self, columns: &Columns) -> Result<Instruction> {
+        let mut history = Vec::new();
+        if let Some(value) = columns.get("history").filter(|v| !v.is_null()) {
+            let pairs = list_of(value).ok_or_else(|| self.wrong("history", "a list of [question, answer]", value))?;
+            for (i, pair) in pairs.iter().enumerate() {
+                match pair.as_array().map(Vec::as_slice) {
+                    Some([Value::String(asked), Value::String(answered)]) => history.push((asked.clone(), answered.clone())),
+                    _ => return Err(self.wrong(&format!("history[{i}]"), "[question, answer]", pair)),
+                }
+            }
+        }
+        Ok(Instruction {
+            system: self.optional_text(columns, "system")?,
+            history,
+            instruction: self.filled_text(columns, "instruction")?,
+            input: self.optional_text(columns, "input")?,
+            output: self.filled_text(columns, "output")?,
+        })
+    }
+
+    fn prompt_completion(&self, columns: Columns) -> Result<Record> {
+        let side = |key: &str| columns.get(key).ok_or_else(|| self.missing(key, &columns));
+        match (side("prompt")?, side("completion")?) {
+            (Value::String(prompt), Value::String(answer)) if !(spells_messages(prompt) && spells_messages(answer)) => {
+                Ok(Record::PromptCompletion { prompt: prompt.clone(), completion: self.filled_text(&columns, "completion")? })
+            }
+            (prompt, completion) => {
+                let mut talk = Conversation::default();
+                for (key, value) in [("prompt", prompt), ("completion", completion)] {
+                    let expected = "text like the other side, or a list of messages like it";
+                    let turns = list_of(value).ok_or_else(|| self.wrong(key, expected, value))?;
+                    if turns.is_empty() {
+                        return Err(self.error(format!("key `{key}` holds no message")));
+                    }
+                    talk.given = talk.messages.len();
+                    for (i, turn) in turns.iter().enumerate() {
+                        let at = format!("{key}[{i}]");
+                        let message = self.turn(turn, &at)?;
+                        self.push(&mut talk, message, &at)?;
+                    }
+                }
+                self.beside(&mut talk, &columns)?;
+                Ok(Record::Messages(talk))
+            }
+        }
+    }
+}

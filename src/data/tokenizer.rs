@@ -1,0 +1,242 @@
+//! The tokenizer of a model directory with its chat template and the tokens that mean something to a conversation.
+//!
+//! Invariant: nothing is cut or padded, whatever tokenizer.json asks for, and specials are added only by `encode_plain`.
+
+use super::record::{Columns, Conversation, Message};
+use super::template::ChatTemplate;
+use crate::error::{Error, Result};
+use crate::fsutil;
+use serde_json::{Map, Value};
+use std::path::Path;
+use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper, Tokenizer};
+
+/// tokenizer.json, chat template and special tokens of a model directory.
+#[derive(Debug)]
+pub struct ChatTokenizer {
+    /// Without its post-processor: that adds specials and trims spaces from offsets.
+    inner: Tokenizer,
+    post: Option<PostProcessorWrapper>,
+    template: Option<ChatTemplate>,
+    vocab_size: usize,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    pad: Option<u32>,
+    turn_end: Option<u32>,
+    stop_ids: Vec<u32>,
+}
+
+impl ChatTokenizer {
+    /// Reads tokenizer.json and what lies beside it; `template_override` replaces the model's own chat template.
+    pub fn load(model_dir: &Path, template_override: Option<&Path>) -> Result<Self> {
+        let path = model_dir.join("tokenizer.json");
+        if !path.is_file() {
+            let error = Error::user(format!("{}: not found; a model directory needs its tokenizer", path.display()));
+            return Err(if model_dir.join("tokenizer.model").is_file() || model_dir.join("vocab.json").is_file() {
+                error.hint("there is an older form of tokenizer; save it as tokenizer.json with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")
+            } else {
+                error.hint("check model.path")
+            });
+        }
+        let mut inner = Tokenizer::from_bytes(fsutil::read(&path)?).map_err(|e| Error::user(format!("{}: {e}", path.display())))?;
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| Error::bug(format!("{}: {e}", path.display())))?;
+        let post = inner.get_post_processor().cloned();
+        inner.with_post_processor(None::<PostProcessorWrapper>);
+        let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+
+        let config = optional_json(&model_dir.join("tokenizer_config.json"))?;
+        let specials = special_tokens(&config, &optional_json(&model_dir.join("special_tokens_map.json"))?);
+        let id_of = |name: &str| specials.get(name).and_then(Value::as_str).and_then(|token| inner.token_to_id(token));
+        let generation = optional_json(&model_dir.join("generation_config.json"))?;
+        let model = optional_json(&model_dir.join("config.json"))?;
+        let stops_written = ids_in(generation.get("eos_token_id").or_else(|| model.get("eos_token_id")));
+        let (bos, pad) = (id_of("bos_token"), id_of("pad_token"));
+        let eos = id_of("eos_token").or_else(|| stops_written.first().copied());
+
+        let template = find_template(model_dir, &config, template_override)?
+            .map(|(name, source)| ChatTemplate::compile(&name, &source, &specials))
+            .transpose()?;
+        let mut made = Self { inner, post, template, vocab_size, bos, eos, pad, turn_end: None, stop_ids: Vec::new() };
+        made.turn_end = made.find_turn_end();
+        for id in stops_written.into_iter().chain(made.eos).chain(made.turn_end) {
+            if !made.stop_ids.contains(&id) {
+                made.stop_ids.push(id);
+            }
+        }
+        Ok(made)
+    }
+
+    /// Token ids of `text`; special tokens written in it are recognised, none is added.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.inner.encode_fast(text, false).map(|e| e.get_ids().to_vec()).map_err(|e| tokenizer_error(&e))
+    }
+
+    /// Token ids with what the tokenizer itself adds (a BOS where the model has one).
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| tokenizer_error(&e))?;
+        match &self.post {
+            Some(post) => post.process(encoding, None, true).map(|e| e.get_ids().to_vec()).map_err(|e| tokenizer_error(&e)),
+            None => Ok(encoding.get_ids().to_vec()),
+        }
+    }
+
+    /// Token ids with the bytes of `text` that each comes from; nothing is added.
+    pub(super) fn encode_offsets(&self, text: &str) -> Result<Encoding> {
+        self.inner.encode(text, false).map_err(|e| tokenizer_error(&e))
+    }
+
+    /// Text of `ids`.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner.decode(ids, skip_special).map_err(|e| tokenizer_error(&e))
+    }
+
+    /// Decodes token by token, for output as it comes; specials are left out.
+    pub fn stream(&self) -> DecodeStream<'_> {
+        DecodeStream { inner: self.inner.decode_stream(true) }
+    }
+
+    /// One more than the highest id: what an embedding must have rows for.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    pub fn pad(&self) -> Option<u32> {
+        self.pad
+    }
+
+    /// The special token that the template writes after what the assistant says.
+    pub fn turn_end(&self) -> Option<u32> {
+        self.turn_end
+    }
+
+    /// Tokens that end an answer: generation_config's, EOS, and the one that ends a turn in the template.
+    pub fn stop_ids(&self) -> &[u32] {
+        &self.stop_ids
+    }
+
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
+    /// The messages as text, exactly as transformers renders them.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.need_template()?.render_with(messages, None, &Map::new(), add_generation_prompt)
+    }
+
+    pub(super) fn need_template(&self) -> Result<&ChatTemplate> {
+        self.template.as_ref().ok_or_else(|| {
+            Error::user("the model has no chat template, and the rows are conversations")
+                .hint("give one with data.template (a .jinja file), use an instruct model, or use rows of prompt and completion")
+        })
+    }
+
+    /// The token as it stands in the vocabulary.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Whether this is a control token and no text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner.get_added_tokens_decoder().get(&id).is_some_and(|t| t.special)
+    }
+
+    /// The last special token of a rendered answer, found by rendering one.
+    fn find_turn_end(&self) -> Option<u32> {
+        let template = self.template.as_ref()?;
+        let messages = vec![Message::new("user", "a"), Message::new("assistant", "b")];
+        let talk = Conversation { messages, ..Default::default() };
+        let prompt = template.render(&talk, 1, true).ok()?;
+        let whole = template.render(&talk, 2, false).ok()?;
+        let answer = whole.strip_prefix(&prompt)?;
+        let after = answer.rfind('b').map_or(answer, |at| &answer[at + 1..]);
+        self.encode(after).ok()?.into_iter().find(|id| self.is_special(*id))
+    }
+}
+
+/// Text from tokens as they come; a piece is given out when its last character is whole.
+pub struct DecodeStream<'t> {
+    inner: tokenizers::DecodeStream<
+        't,
+        tokenizers::ModelWrapper,
+        tokenizers::NormalizerWrapper,
+        tokenizers::PreTokenizerWrapper,
+        PostProcessorWrapper,
+        tokenizers::DecoderWrapper,
+    >,
+}
+
+impl DecodeStream<'_> {
+    /// The text that this token completes, if any.
+    pub fn push(&mut self, id: u32) -> Result<Option<String>> {
+        self.inner.step(id).map_err(|e| tokenizer_error(&e))
+    }
+}
+
+fn tokenizer_error(e: &tokenizers::Error) -> Error {
+    Error::user(format!("tokenizer: {e}")).hint("is tokenizer.json whole, and made for this model?")
+}
+
+fn optional_json(path: &Path) -> Result<Columns> {
+    if path.is_file() { fsutil::read_json(path) } else { Ok(Map::new()) }
+}
+
+/// An id or a list of ids.
+fn ids_in(value: Option<&Value>) -> Vec<u32> {
+    let one = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Some(Value::Array(ids)) => ids.iter().filter_map(one).collect(),
+        Some(id) => one(id).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+/// The special tokens by name, as text; the template sees them as variables. A token is text or `{content, …}`.
+fn special_tokens(config: &Columns, map: &Columns) -> Columns {
+    let names = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Object(token) => token.get("content").and_then(Value::as_str).map(str::to_string),
+        _ => None,
+    };
+    let found = |name: &str| config.get(name).and_then(text).or_else(|| map.get(name).and_then(text));
+    names.iter().filter_map(|name| found(name).map(|token| (name.to_string(), Value::String(token)))).collect()
+}
+
+/// The template and where it stands: the override, chat_template.jinja, then the text inside the tokenizer's config.
+fn find_template(dir: &Path, config: &Columns, chosen: Option<&Path>) -> Result<Option<(String, String)>> {
+    if let Some(path) = chosen {
+        return Ok(Some((path.display().to_string(), fsutil::read_to_string(path)?)));
+    }
+    let file = dir.join("chat_template.jinja");
+    if file.is_file() {
+        return Ok(Some((file.display().to_string(), fsutil::read_to_string(&file)?)));
+    }
+    let name = dir.join("tokenizer_config.json").display().to_string();
+    match config.get("chat_template") {
+        Some(Value::String(source)) => return Ok(Some((format!("{name} (chat_template)"), source.clone()))),
+        Some(Value::Array(list)) => {
+            let default = list.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
+            if let Some(source) = default.and_then(|t| t.get("template")).and_then(Value::as_str) {
+                return Ok(Some((format!("{name} (chat_template `default`)"), source.to_string())));
+            }
+            return Err(Error::user(format!("{name}: chat_template is a list without an entry named `default`"))
+                .hint("choose one: save it as a file and give it as data.template"));
+        }
+        _ => {}
+    }
+    let legacy = dir.join("chat_template.json");
+    let source = optional_json(&legacy)?.get("chat_template").and_then(Value::as_str).map(str::to_string);
+    Ok(source.map(|source| (legacy.display().to_string(), source)))
+}
