@@ -2,6 +2,7 @@
 
 mod doctor;
 mod recipe;
+mod train;
 
 use clap::{Parser, Subcommand};
 use ft::error::Result;
@@ -20,6 +21,8 @@ enum Verb {
     /// What recipes may hold and what one comes to
     #[command(subcommand)]
     Recipe(recipe::Recipe),
+    /// Train as a recipe says
+    Train(train::TrainArgs),
 }
 
 /// Runs the verb that the command line names.
@@ -27,5 +30,6 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Recipe(verb) => recipe::run(verb),
+        Verb::Train(args) => train::run(args),
     }
 }

@@ -45,6 +45,7 @@ pub enum Supervise {
 #[serde(deny_unknown_fields)]
 pub struct SourceSpec {
     /// A .jsonl, .json, .csv, .parquet or .arrow/.ipc/.feather file.
+    #[schemars(extend("format" = "path"))]
     pub path: PathBuf,
     /// How a row is read; `auto` finds it out from the columns and says what it found.
     #[serde(default)]

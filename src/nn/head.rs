@@ -54,13 +54,18 @@ fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
                 let (h, target) = (h.narrow(0, start, n), targets.narrow(0, start, n));
                 let logits = h.linear(&weight, None::<&Tensor>);
                 if wanted {
-                    let wide = logits.to_kind(Kind::Float);
-                    let log_softmax = wide.log_softmax(-1, Kind::Float);
-                    values.push(log_softmax.gather(-1, &target.unsqueeze(-1), false).squeeze_dim(-1));
-                    hits.push(wide.argmax(-1, false).eq_tensor(&target).to_kind(Kind::Float));
-                    let ones = Tensor::ones([n, 1], (Kind::Float, h.device()));
-                    let mut direction = log_softmax.exp().neg();
-                    let _ = direction.scatter_add_(-1, &target.unsqueeze(-1), &ones);
+                    // One float32 buffer serves as logits, softmax and direction in turn.
+                    let mut wide = logits.to_kind(Kind::Float);
+                    drop(logits);
+                    let (largest, best) = wide.max_dim(-1, true);
+                    let target = target.unsqueeze(-1);
+                    hits.push(best.eq_tensor(&target).to_kind(Kind::Float).squeeze_dim(-1));
+                    let at_target = wide.gather(-1, &target, false);
+                    let _ = wide.subtract_(&largest).exp_();
+                    let total = wide.sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
+                    values.push((at_target - largest - total.log()).squeeze_dim(-1));
+                    let mut direction = wide.divide_(&total.neg());
+                    let _ = direction.scatter_add_(-1, &target, &Tensor::ones([n, 1], (Kind::Float, h.device())));
                     directions.push(direction.to_kind(h.kind()).matmul(&weight));
                 } else {
                     let (value, hit) = pick(&logits, &target);

@@ -8,7 +8,6 @@ pub mod schedule;
 
 pub use prepare::Prepared;
 
-use crate::convert::export;
 use crate::error::{Error, Result};
 use crate::fsutil::{create_dir_all, io_error, write_json};
 use crate::methods::Method;
@@ -87,7 +86,6 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
         log,
         state,
         stop,
-        sampler: prepared.sampler(),
         began: Instant::now(),
         measured: None,
         loss: None,
@@ -163,7 +161,6 @@ struct Run<'a> {
     log: Log,
     state: State,
     stop: Arc<AtomicBool>,
-    sampler: prepare::Sampler<'a>,
     began: Instant,
     /// Step of the last validation.
     measured: Option<u64>,
@@ -227,7 +224,8 @@ impl Run<'_> {
     fn after_step<M: Method>(&mut self, method: &mut M) -> Result<bool> {
         let run = &self.plan.recipe.run;
         let step = self.state.step;
-        let due = |every: u64| step == self.total || (every > 0 && step % every == 0);
+        let total = self.total;
+        let due = |every: u64| step == total || (every > 0 && step % every == 0);
         let better = due(run.eval_every) && self.validate(method)?;
         let done = run.patience.is_some_and(|p| self.state.stale >= p);
         let interrupted = self.stop.load(Ordering::Relaxed);
@@ -262,7 +260,6 @@ impl Run<'_> {
             self.state.stale += 1;
         }
         self.log.validation(self.state.step, &means, if better { "  (best so far)" } else { "" })?;
-        self.sampler.show(self.model, &method.prompts(self.plan.recipe.run.samples), self.state.step, &self.log)?;
         Ok(better)
     }
 
@@ -292,9 +289,10 @@ fn export_result(plan: &Plan, model: &Model) -> Result<String> {
     let began = Instant::now();
     let (what, verdict) = match &recipe.adapter {
         Some(crate::adapters::AdapterSpec::Lora(spec)) => {
-            ("adapter", export::save_adapter(model, prepare::ADAPTER, spec, &recipe.model.path, out)?)
+            crate::adapters::file::write(out, spec, &recipe.model.path.to_string_lossy(), model.params().adapter(0).map(|p| (p.name.as_str(), &p.tensor)))?;
+            ("adapter", "unverified")
         }
-        None => ("model", export::save_model(model, out, model.kind())?),
+        None => todo!(),
     };
     let took = report::duration(Duration::from_secs_f64(began.elapsed().as_secs_f64()));
     Ok(format!("{what} saved and verified in {took}: {} ({verdict})", out.display()))

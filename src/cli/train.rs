@@ -1,0 +1,60 @@
+//! `ft train`: a recipe, carried out.
+
+use clap::Args;
+use ft::error::Result;
+use ft::{recipe, report, train};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+#[derive(Args)]
+pub struct TrainArgs {
+    /// The recipe file
+    recipe: PathBuf,
+    /// Set a key by its dotted path, such as optim.lr=1e-4
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Go on from the last checkpoint in run.out
+    #[arg(long, conflicts_with = "overwrite")]
+    resume: bool,
+    /// Throw away what an earlier run left in run.out
+    #[arg(long)]
+    overwrite: bool,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: TrainArgs) -> Result<()> {
+    let plan = recipe::load(&args.recipe, &args.sets)?;
+    let start = match (args.resume, args.overwrite) {
+        (true, _) => train::Start::Resume,
+        (_, true) => train::Start::Overwrite,
+        _ => train::Start::Fresh,
+    };
+    let summary = train::run(&plan, start, signals())?;
+    if args.json {
+        println!("{}", serde_json::to_string(&summary).expect("a summary is JSON"));
+        return Ok(());
+    }
+    let best = summary.best_eval_loss.map_or(String::new(), |l| format!(", best validation loss {l:.4}"));
+    report::info(format!(
+        "{} steps, {} tokens in {}{best}, peak {} of tensors",
+        summary.steps,
+        report::count(summary.tokens),
+        report::duration(Duration::from_secs_f64(summary.seconds)),
+        report::bytes(summary.memory),
+    ));
+    Ok(())
+}
+
+/// Raised by the first Ctrl-C or SIGTERM; a second one ends the process at once.
+fn signals() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone());
+        let _ = signal_hook::flag::register(signal, stop.clone());
+    }
+    stop
+}

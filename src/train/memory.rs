@@ -1,0 +1,76 @@
+//! What a run will need, counted before it begins.
+
+use crate::adapters::AdapterSpec;
+use crate::models::Model;
+use crate::nn::{Layer, Param};
+use crate::recipe::{Plan, ReplayChoice};
+use serde::Serialize;
+
+/// Predicted bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Needs {
+    /// Frozen weights; on the CPU they are mapped from the file where their dtype is the run's.
+    pub weights: u64,
+    /// Masters, gradients and optimiser state of what is trained.
+    pub training: u64,
+    /// What a packed row leaves for its backward, and the largest temporaries.
+    pub activations: u64,
+    /// All of it.
+    pub memory: u64,
+    /// Checkpoints, the result and room to swap one in.
+    pub disk: u64,
+}
+
+/// Counts for a model, and packed rows of at most `row` tokens of which `supervised` are learnt.
+pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u64) -> Needs {
+    let (c, recipe) = (model.config(), &plan.recipe);
+    let width = model.kind().elt_size_in_bytes() as u64;
+    let full = recipe.adapter.is_none();
+    let base: u64 = model.params().base().map(|p| p.tensor.numel() as u64).sum();
+    // A float32 master, its gradient and two moments; full fine-tuning also casts each weight for its products.
+    let training = trained * 16 + if full { base * width } else { 0 };
+    let weights = if full { 0 } else { base * width };
+
+    let [d, f, v] = [c.hidden_size, c.intermediate_size, c.vocab_size].map(|n| n as u64);
+    let q = (c.num_attention_heads * c.head_dim) as u64;
+    let kv = (c.num_key_value_heads * c.head_dim) as u64;
+    let rank = recipe.adapter.as_ref().map_or(0, |AdapterSpec::Lora(l)| l.rank as u64);
+    // Kept for the backward of a layer, in numbers a token: two norms' inputs and outputs, attention's padded q, k, v
+    // and result, the gathered result, gate, up and their product, and the adapters' low-rank activations.
+    let layer = 4 * d + 3 * q + 2 * kv + 3 * f + 7 * rank;
+    let depth = c.num_hidden_layers as u64;
+    let kept = match recipe.run.replay {
+        ReplayChoice::None => row * width * layer * depth,
+        ReplayChoice::All => row * width * (d * depth + layer),
+    };
+    let chunk = supervised.min(256);
+    let head = chunk * v * (4 + width) + supervised * d * width * 2 + if full { d * v * (4 + width) } else { 0 };
+    let backward = row * (3 * f + 2 * d) * width.max(4);
+    let activations = kept + head.max(backward);
+    let result = if full { base * width } else { trained * 4 };
+    let disk = trained * 12 * (recipe.run.keep as u64 + 2) + 2 * result;
+    Needs { weights, training, activations, memory: weights + training + activations, disk }
+}
+
+/// Trained and all parameters of a plan's model, without making masters of a whole base.
+pub fn count(plan: &Plan, model: &Model) -> (u64, u64) {
+    let numbers = |p: &Param| p.tensor.numel() as u64;
+    let all: u64 = model.params().base().map(numbers).sum();
+    let trained = if plan.recipe.adapter.is_none() { all } else { model.params().trainable().map(numbers).sum() };
+    (trained, all)
+}
+
+/// Adapted modules by the last part of their name, e.g. `q_proj` -> 30.
+pub fn adapted(model: &Model) -> Vec<(String, usize)> {
+    let mut counts: Vec<(String, usize)> = Vec::new();
+    for p in model.params().trainable().filter(|p| p.adapter.is_some() && !p.name.ends_with(".lora_B.weight")) {
+        let module = p.name.trim_end_matches(".lora_A.weight").trim_end_matches(".weight");
+        let last = module.rsplit('.').next().unwrap_or(module);
+        let shown = if p.layer == Layer::Linear { last.to_string() } else { format!("{last} (whole)") };
+        match counts.iter_mut().find(|(n, _)| *n == shown) {
+            Some((_, n)) => *n += 1,
+            None => counts.push((shown, 1)),
+        }
+    }
+    counts
+}
