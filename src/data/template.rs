@@ -7,6 +7,7 @@
 use super::pyjson::{self, Dumps};
 use super::record::{Columns, Conversation, Message};
 use crate::error::{Error, Result};
+use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, ErrorKind, Output, State, Value as Jinja};
 use serde_json::Value;
@@ -27,7 +28,7 @@ impl ChatTemplate {
     pub fn compile(name: &str, source: &str, specials: &Columns) -> Result<Self> {
         let mut env = environment();
         for (key, value) in specials {
-            env.add_global(key.clone(), Jinja::from_serialize(value));
+            env.add_global(key.clone(), Jinja::from(minijinja::value::Serde(value)));
         }
         let code = without_generation_tags(source);
         env.add_template_owned("chat", code).map_err(|e| template_error(name, &e).context("the chat template does not compile"))?;
@@ -57,7 +58,7 @@ impl ChatTemplate {
         variables.insert("documents".into(), kwargs.get("documents").cloned().unwrap_or_default());
         variables.insert("add_generation_prompt".into(), prompt.into());
         let template = self.env.get_template("chat").map_err(|e| template_error(&self.name, &e))?;
-        template.render(Jinja::from_serialize(&variables)).map_err(|e| template_error(&self.name, &e))
+        template.render(Jinja::from(minijinja::value::Serde(&variables))).map_err(|e| template_error(&self.name, &e))
     }
 }
 
@@ -76,8 +77,7 @@ fn seen_by_template(message: &Message) -> Value {
 
 fn environment() -> Environment<'static> {
     let mut env = Environment::new();
-    env.set_trim_blocks(true);
-    env.set_lstrip_blocks(true);
+    env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().expect("constant syntax"));
     env.set_fuel(Some(FUEL));
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod log;
+pub mod memory;
 pub mod optim;
 pub mod prepare;
 pub mod schedule;
