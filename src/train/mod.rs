@@ -1,5 +1,6 @@
 //! Training: the one loop that serves every method.
 
+pub mod check;
 pub mod checkpoint;
 pub mod log;
 pub mod memory;
@@ -58,30 +59,33 @@ const MOST_SKIPPED: u32 = 10;
 /// Trains as the plan says and leaves the verified result in `run.out`. A signal in `stop` saves and ends the run.
 pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> {
     native::install_cpu_allocator();
-    let mut prepared = prepare::prepare(plan)?;
+    let prepared = prepare::prepare(plan)?;
+    let origin = prepared.origin()?;
     let out = plan.recipe.run.out.clone();
     let checkpoints = Checkpoints::new(&out, plan.recipe.run.keep);
-    let earlier = earlier_work(&out, &checkpoints, start, &prepared)?;
-    let model = prepared.load_model()?;
+    let earlier = earlier_work(&out, &checkpoints, start, &origin)?;
+    let model = prepared.load_model(true)?;
     create_dir_all(&out)?;
     plan.write(&out.join("plan.json"))?;
     prepared.announce(&model);
-    let mut optim = Optimiser::new(model.params(), prepared.optim)?;
+    let mut optim = Optimiser::new(model.params(), prepared.optim())?;
+    let total = prepared.total;
+    let (mut method, tokenizer) = prepared.into_method();
     let state = match earlier {
         Some(state) => {
             checkpoints.restore(state.step, &model, &mut optim)?;
-            prepared.method.rewind(state.cursor)?;
+            method.rewind(state.cursor)?;
             report::info(format!("resuming after step {}", state.step));
             state
         }
-        None => State::new(prepared.origin.clone()),
+        None => State::new(origin),
     };
-    let log = Log::open(&out, state.step, prepared.total)?;
+    let log = Log::open(&out, state.step, total)?;
     let mut run = Run {
         plan,
         model: &model,
-        total: prepared.total,
-        lr: LearningRate::new(&plan.recipe.optim, plan.lr(), prepared.total),
+        total,
+        lr: LearningRate::new(&plan.recipe.optim, plan.lr(), total),
         optim,
         checkpoints,
         log,
@@ -91,7 +95,7 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
         measured: None,
         loss: None,
     };
-    let stopped_early = run.fit(&mut prepared.method)?;
+    let stopped_early = run.fit(&mut method)?;
     run.log.finish();
     let best = run.state.best.filter(|_| plan.recipe.run.result == ResultChoice::Best);
     if let Some(best) = best.filter(|b| b.step != run.state.step) {
@@ -116,11 +120,11 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
 }
 
 /// The checkpoint to go on from, or an error where `run.out` holds work that nobody said what to do with.
-fn earlier_work(out: &std::path::Path, checkpoints: &Checkpoints, start: Start, prepared: &Prepared) -> Result<Option<State>> {
+fn earlier_work(out: &std::path::Path, checkpoints: &Checkpoints, start: Start, origin: &serde_json::Value) -> Result<Option<State>> {
     let metrics = out.join("metrics.jsonl");
     match (start, checkpoints.last()?) {
         (Start::Resume, Some(state)) => {
-            let changed = checkpoint::differences(&state.origin, &prepared.origin);
+            let changed = checkpoint::differences(&state.origin, origin);
             if !changed.is_empty() {
                 return Err(Error::user(format!(
                     "{}: recipe or data changed since the checkpoint of step {}:\n  {}",

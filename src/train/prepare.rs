@@ -2,14 +2,14 @@
 
 use super::optim;
 use crate::adapters::AdapterSpec;
-use crate::data::{self, BatchPlan, ChatTokenizer, Dataset, EncodeOptions, Loader, Summary};
+use crate::data::{self, BatchPlan, ChatTokenizer, Dataset, EncodeOptions, Loader};
 use crate::error::{Error, Result};
-use crate::methods::{Method, MethodSpec, sft::Sft};
+use crate::methods::{MethodSpec, sft::Sft};
 use crate::models::{self, Load, Model};
 use crate::nn::{Attach, Param};
 use crate::recipe::{Dtype, Plan};
 use crate::report;
-use serde_json::json;
+use serde_json::{Value, json};
 use tch::{Device, Kind};
 
 /// The name of the adapter that a recipe trains.
@@ -19,15 +19,12 @@ pub const ADAPTER: &str = "default";
 pub struct Prepared {
     pub plan: Plan,
     pub tokenizer: ChatTokenizer,
-    pub method: Sft,
-    pub train: Summary,
-    pub valid: Option<Summary>,
-    pub optim: optim::Settings,
-    pub device: Device,
+    pub train: Dataset,
+    pub valid: Option<Dataset>,
+    pub loader: Loader,
     /// Optimiser steps of the run.
     pub total: u64,
-    /// What the run is made of; a checkpoint made of something else is not resumed.
-    pub origin: serde_json::Value,
+    pub device: Device,
 }
 
 /// Reads and tokenises the data and counts the steps.
@@ -38,50 +35,6 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
     }
     let device = models::device(&recipe.model.device)?;
     let tokenizer = ChatTokenizer::load(&recipe.model.path, recipe.data.template.as_deref())?;
-    let (train, valid) = datasets(plan, &tokenizer)?;
-    let (train_summary, valid_summary) = (train.summary.clone(), valid.as_ref().map(|v| v.summary.clone()));
-    for summary in [Some(&train_summary), valid_summary.as_ref()].into_iter().flatten() {
-        report::info(summary.line());
-        summary.warnings().iter().for_each(report::warn);
-    }
-    let lengths = train.examples.iter().map(|e| e.ids.len()).collect();
-    let batch = BatchPlan { tokens: recipe.batch.tokens, accumulate: recipe.batch.accumulate, examples: recipe.batch.examples };
-    let loader = Loader::new(lengths, batch, recipe.data.shuffle, recipe.run.seed)?;
-    let method = match &recipe.method {
-        MethodSpec::Sft(_) => Sft::new(train, valid, loader, recipe.batch.tokens),
-    };
-    let total = recipe.run.steps.unwrap_or_else(|| method.steps_for(recipe.run.epochs));
-    if total == 0 {
-        return Err(Error::user("run.epochs: no step to do").hint("set run.epochs above 0 or run.steps"));
-    }
-    let o = &recipe.optim;
-    let optim = optim::Settings {
-        betas: (o.betas[0], o.betas[1]),
-        eps: o.eps,
-        weight_decay: o.weight_decay,
-        decay_norms: o.decay_norms,
-    };
-    let origin = json!({
-        "recipe": serde_json::to_value(recipe).map_err(|e| Error::bug(e.to_string()))?,
-        "train": train_summary.sha256,
-        "valid": valid_summary.as_ref().map(|s| s.sha256.clone()),
-    });
-    Ok(Prepared {
-        plan: plan.clone(),
-        tokenizer,
-        method,
-        train: train_summary,
-        valid: valid_summary,
-        optim,
-        device,
-        total,
-        origin,
-    })
-}
-
-/// The training and validation rows as examples.
-pub fn datasets(plan: &Plan, tokenizer: &ChatTokenizer) -> Result<(Dataset, Option<Dataset>)> {
-    let recipe = &plan.recipe;
     let MethodSpec::Sft(sft) = &recipe.method;
     let options = EncodeOptions {
         supervise: sft.supervise,
@@ -89,8 +42,21 @@ pub fn datasets(plan: &Plan, tokenizer: &ChatTokenizer) -> Result<(Dataset, Opti
         on_overflow: recipe.data.on_overflow,
         overflow_tolerance: recipe.data.overflow_tolerance,
     };
-    let load = |s: &data::SourceSpec| data::load(&s.path, s.format, s.rows, tokenizer, &options);
-    Ok((load(&recipe.data.train)?, recipe.data.valid.as_ref().map(load).transpose()?))
+    let load = |s: &data::SourceSpec| -> Result<Dataset> {
+        let rows = data::load(&s.path, s.format, s.rows, &tokenizer, &options)?;
+        report::info(rows.summary.line());
+        rows.summary.warnings().iter().for_each(report::warn);
+        Ok(rows)
+    };
+    let (train, valid) = (load(&recipe.data.train)?, recipe.data.valid.as_ref().map(load).transpose()?);
+    let lengths = train.examples.iter().map(|e| e.ids.len()).collect();
+    let batch = BatchPlan { tokens: recipe.batch.tokens, accumulate: recipe.batch.accumulate, examples: recipe.batch.examples };
+    let loader = Loader::new(lengths, batch, recipe.data.shuffle, recipe.run.seed)?;
+    let total = recipe.run.steps.unwrap_or_else(|| loader.steps_for(recipe.run.epochs));
+    if total == 0 {
+        return Err(Error::user("run.epochs: no step to do").hint("set run.epochs above 0 or run.steps"));
+    }
+    Ok(Prepared { plan: plan.clone(), tokenizer, train, valid, loader, total, device })
 }
 
 /// The dtype of frozen weights and of the arithmetic.
@@ -102,17 +68,20 @@ pub fn kind(dtype: Dtype) -> Kind {
 }
 
 impl Prepared {
-    /// Loads the base with a fresh adapter, or with all its weights trained.
-    pub fn load_model(&self) -> Result<Model> {
+    /// Loads the base with a fresh adapter. Without one, `train_base` makes float32 masters of all weights.
+    pub fn load_model(&self, train_base: bool) -> Result<Model> {
         let recipe = &self.plan.recipe;
         // Adapters draw their first weights from libtorch's generator.
         tch::manual_seed(recipe.run.seed as i64);
         let plan = recipe.adapter.as_ref().map(AdapterSpec::plan).transpose()?;
         let adapters = plan.iter().map(|p| (ADAPTER.to_string(), &**p as &dyn Attach)).collect();
-        let model = Model::load(
-            &recipe.model.path,
-            Load { device: self.device, kind: kind(recipe.model.dtype), train_base: plan.is_none(), adapters },
-        )?;
+        let load = Load {
+            device: self.device,
+            kind: kind(recipe.model.dtype),
+            train_base: train_base && plan.is_none(),
+            adapters,
+        };
+        let model = Model::load(&recipe.model.path, load)?;
         let config = model.config();
         if (self.tokenizer.vocab_size() as i64) > config.vocab_size {
             return Err(Error::user(format!(
@@ -130,6 +99,28 @@ impl Prepared {
         Ok(model)
     }
 
+    /// What the run is made of; a checkpoint made of something else is not resumed. Where the result goes and how
+    /// much is kept does not change it.
+    pub fn origin(&self) -> Result<Value> {
+        let mut recipe = serde_json::to_value(&self.plan.recipe).map_err(|e| Error::bug(e.to_string()))?;
+        if let Some(run) = recipe["run"].as_object_mut() {
+            ["out", "keep", "save_every"].iter().for_each(|k| drop(run.remove(*k)));
+        }
+        let sha256 = |d: &Dataset| d.summary.sha256.clone();
+        Ok(json!({ "recipe": recipe, "train": sha256(&self.train), "valid": self.valid.as_ref().map(sha256) }))
+    }
+
+    /// The optimiser's settings.
+    pub fn optim(&self) -> optim::Settings {
+        let o = &self.plan.recipe.optim;
+        optim::Settings {
+            betas: (o.betas[0], o.betas[1]),
+            eps: o.eps,
+            weight_decay: o.weight_decay,
+            decay_norms: o.decay_norms,
+        }
+    }
+
     /// Tells what is about to happen.
     pub fn announce(&self, model: &Model) {
         let count = |p: &Param| p.tensor.numel() as u64;
@@ -144,6 +135,13 @@ impl Prepared {
             self.plan.recipe.model.dtype,
             self.device,
         ));
-        report::info(format!("{} steps, seed {}, out {}", self.total, self.plan.recipe.run.seed, self.plan.recipe.run.out.display()));
+        let run = &self.plan.recipe.run;
+        report::info(format!("{} steps, seed {}, out {}", self.total, run.seed, run.out.display()));
+    }
+
+    /// The method over the prepared rows, and the tokenizer for samples.
+    pub fn into_method(self) -> (Sft, ChatTokenizer) {
+        let MethodSpec::Sft(_) = &self.plan.recipe.method;
+        (Sft::new(self.train, self.valid, self.loader, self.plan.recipe.batch.tokens), self.tokenizer)
     }
 }

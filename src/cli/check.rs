@@ -1,0 +1,63 @@
+//! `ft check`: a recipe gone through without training.
+
+use clap::Args;
+use ft::error::{Error, Result};
+use ft::train::check::{self, Check};
+use ft::{recipe, report};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct CheckArgs {
+    /// The recipe file
+    recipe: PathBuf,
+    /// Set a key by its dotted path, such as optim.lr=1e-4
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: CheckArgs) -> Result<()> {
+    let plan = recipe::load(&args.recipe, &args.sets)?;
+    let check = check::check(&plan, std::io::stdout().is_terminal() && !args.json)?;
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&check).expect("a check is JSON")),
+        false => print(&check),
+    }
+    match check.problems.as_slice() {
+        [] => Ok(()),
+        problems => Err(Error::user(problems.join("\n       "))),
+    }
+}
+
+fn print(c: &Check) {
+    for (i, preview) in c.previews.iter().enumerate() {
+        println!("row {} as the model sees it (what is learnt is green, or stands in «…»):\n{preview}\n", i + 1);
+    }
+    println!("lengths in tokens:\n{}", c.histogram);
+    let s = &c.train;
+    println!("too long {}, dropped {}, truncated {}, split {}", s.too_long, s.dropped, s.truncated, s.split);
+    let same: usize = c.duplicates.iter().map(|g| g.len() - 1).sum();
+    println!("duplicates {same} in training rows, {} validation rows also in training", c.overlap.len());
+    let n = report::count;
+    println!("parameters {}, trained {} ({:.2} %)", n(c.parameters), n(c.trained), 100.0 * c.trained as f64 / c.parameters as f64);
+    if !c.adapted.is_empty() {
+        println!("adapted: {}", c.adapted.iter().map(|(m, k)| format!("{k} {m}")).collect::<Vec<_>>().join(", "));
+    }
+    println!("{} steps, packed rows of at most {} tokens", n(c.steps), n(c.longest_row as u64));
+    let free = |f: Option<u64>| f.map_or("unknown".into(), report::bytes);
+    println!(
+        "memory about {} (weights {}, training {}, activations {}); free {}",
+        report::bytes(c.needs.memory),
+        report::bytes(c.needs.weights),
+        report::bytes(c.needs.training),
+        report::bytes(c.needs.activations),
+        free(c.memory_free)
+    );
+    println!("disk about {}; free {}", report::bytes(c.needs.disk), free(c.disk_free));
+    if c.problems.is_empty() {
+        println!("ok: start with ft train");
+    }
+}
