@@ -40,9 +40,13 @@ pub struct LoraSpec {
     pub rslora: bool,
     /// Another rank for modules whose name ends with the pattern (a regular expression); the first match counts.
     #[serde(skip_serializing_if = "IndexMap::is_empty")]
+    #[schemars(extend("propertyNames" = {"type": "string", "format": "regex"}))]
+    #[schemars(extend("additionalProperties" = {"type": "integer", "minimum": 1}))]
     pub rank_pattern: IndexMap<String, i64>,
     /// Another alpha for modules whose name ends with the pattern; the first match counts.
     #[serde(skip_serializing_if = "IndexMap::is_empty")]
+    #[schemars(extend("propertyNames" = {"type": "string", "format": "regex"}))]
+    #[schemars(extend("additionalProperties" = {"type": "number", "minimum": 0.0}))]
     pub alpha_pattern: IndexMap<String, f64>,
     /// Modules trained whole and saved with the adapter, by name or name ending.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -75,9 +79,10 @@ impl Default for LoraSpec {
 #[serde(untagged)] // leaves only: a string or a list, no keys whose positions could be lost
 pub enum Targets {
     /// `all-linear` (every linear layer but the output head), or a regular expression for the whole name.
+    #[schemars(extend("format" = "regex"))]
     Pattern(String),
     /// Names or name endings.
-    Names(Vec<String>),
+    Names(#[schemars(length(min = 1))] Vec<String>),
 }
 
 impl Default for Targets {

@@ -3,7 +3,8 @@
 //! General over the schema: a new key, method or adapter needs nothing here. What the schema cannot say (two keys
 //! that contradict each other) is in `cross`.
 
-use super::mistakes::Mistake;
+use super::mistakes::{At, Mistake};
+use super::repair::{article, found, leaf, repair};
 use super::schema::{self, Choice, Shape, shape, strip_null};
 use super::suggest;
 use super::tree::{Kind, Name, Node, Scalar, scalar};
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// The values that are right; whole only where `mistakes` stays empty.
 pub(super) fn check(root: &Node, mistakes: &mut Vec<Mistake>) -> Value {
-    let mut walk = Walk { mistakes, meant: Vec::new(), missing: Vec::new() };
+    let mut walk = Walk { mistakes, holder: first_key(root), meant: Vec::new(), missing: Vec::new() };
     let value = walk.value(root, schema::schema(), "").unwrap_or_default();
     let Walk { meant, missing, .. } = walk;
     // A misspelt key is one mistake, not also a missing key.
@@ -23,6 +24,8 @@ pub(super) fn check(root: &Node, mistakes: &mut Vec<Mistake>) -> Value {
 
 struct Walk<'a> {
     mistakes: &'a mut Vec<Mistake>,
+    /// The key of the value being read: where something missing from it is reported.
+    holder: At,
     /// What unknown keys probably stood for.
     meant: Vec<String>,
     missing: Vec<(String, Mistake)>,
@@ -41,7 +44,7 @@ impl Walk<'_> {
         }
         match (shape(schema), &node.kind) {
             (Shape::Section { properties, required }, Kind::Map(entries)) => {
-                Some(self.section(node, entries, properties, &required, path))
+                Some(self.section(entries, properties, &required, path))
             }
             (Shape::Choice(choices), _) => self.choice(node, &choices, nullable, path),
             (Shape::Map { keys, values }, Kind::Map(entries)) => {
@@ -70,15 +73,16 @@ impl Walk<'_> {
 
     fn section(
         &mut self,
-        node: &Node,
         entries: &[(Name, Node)],
         properties: &'static Map<String, Value>,
         required: &[&str],
         path: &str,
     ) -> Value {
+        let holder = self.holder;
         let mut out = Map::new();
         for (name, child) in entries {
             let below = join(path, &name.text);
+            self.holder = name.at;
             match properties.get(&name.text) {
                 Some(schema) => out.extend(self.value(child, schema, &below).map(|v| (name.text.clone(), v))),
                 None => self.unknown(name, child, properties, path),
@@ -87,9 +91,7 @@ impl Walk<'_> {
         for name in required.iter().filter(|r| !entries.iter().any(|(name, _)| name.text == **r)) {
             let below = join(path, name);
             let doc = schema::key(&below).map_or("", |k| &k.doc);
-            let mut at = node.at;
-            at.len = entries.first().map_or(1, |(first, _)| first.at.len);
-            self.missing.push((below.clone(), Mistake::new(at, format!("`{below}` is missing")).hint(doc)));
+            self.missing.push((below.clone(), Mistake::new(holder, format!("`{below}` is missing")).hint(doc)));
         }
         out.into()
     }
@@ -142,11 +144,7 @@ impl Walk<'_> {
                 Some(Choice { payload: None, name, .. }) => Some(Value::from(*name)),
                 Some(Choice { name, .. }) => {
                     let hint = Some(format!("write `{}`", spelled(path, name)));
-                    self.wrong(
-                        node,
-                        format!("`{path}: {name}` holds no settings: a choice is a map with one key"),
-                        hint,
-                    )
+                    self.wrong(node, format!("`{path}`: expected a map with one key, found the text `{name}`"), hint)
                 }
                 None => {
                     let hint = if nullable && matches!(text.as_str(), "none" | "None" | "no" | "off" | "false" | "full")
@@ -172,6 +170,7 @@ impl Walk<'_> {
                 for (name, child) in entries {
                     match choices.iter().find(|c| c.name == name.text) {
                         Some(Choice { payload: Some(schema), .. }) => {
+                            self.holder = name.at;
                             let value = self.value(child, schema, &join(path, &name.text));
                             out.extend(value.map(|v| (name.text.clone(), v)));
                         }
@@ -287,19 +286,29 @@ impl Walk<'_> {
     }
 
     fn mismatch(&mut self, node: &Node, schema: &'static Value, path: &str) -> Option<Value> {
-        let wanted = schema::kind(schema);
         let hint = repair(node, &shape(schema), path).or_else(|| doc_hint(path));
-        let of = if path.is_empty() { "a recipe".to_string() } else { format!("`{path}`") };
-        self.wrong(node, format!("{of}: expected {}, found {}", article(&wanted), found(node)), hint)
+        if path.is_empty() {
+            let sections = Some(suggest::for_key("", "").hint);
+            return self.wrong(
+                node,
+                format!("a recipe is a map of sections, found {}", found(node)),
+                hint.or(sections),
+            );
+        }
+        let wanted = article(&schema::kind(schema));
+        self.wrong(node, format!("`{path}`: expected {wanted}, found {}", found(node)), hint)
+    }
+}
+
+fn first_key(node: &Node) -> At {
+    match &node.kind {
+        Kind::Map(entries) => entries.first().map_or(node.at, |(name, _)| name.at),
+        _ => node.at,
     }
 }
 
 fn join(parent: &str, name: &str) -> String {
     if parent.is_empty() { name.to_string() } else { format!("{parent}.{name}") }
-}
-
-fn leaf(path: &str) -> &str {
-    path.rsplit('.').next().unwrap_or(path)
 }
 
 fn spelled(path: &str, name: &str) -> String {
@@ -347,68 +356,42 @@ fn written(node: &Node) -> String {
     }
 }
 
-fn found(node: &Node) -> String {
-    match &node.kind {
-        Kind::List(_) => "a list".into(),
-        Kind::Map(_) => "a map".into(),
-        Kind::Scalar { text, plain } => match scalar(text, *plain) {
-            Scalar::Null => "nothing".into(),
-            Scalar::Text(text) => format!("the text `{text}`"),
-            _ => format!("`{text}`"),
-        },
-    }
-}
-
-fn article(kind: &str) -> String {
-    match kind {
-        k if k.starts_with("integer") => format!("an {k}"),
-        k if k.starts_with("text") || k.starts_with("true") || k.starts_with("one ") => k.to_string(),
-        k => format!("a {k}"),
-    }
-}
-
-/// How to mend a value of the wrong kind, where it can be guessed.
-fn repair(node: &Node, wanted: &Shape, path: &str) -> Option<String> {
-    match (wanted, &node.kind) {
-        (Shape::Scalar { kind: kind @ ("integer" | "number"), .. }, Kind::Scalar { text, plain }) => {
-            let bare = text.replace(['_', ' '], "");
-            match scalar(&bare, true) {
-                Scalar::Int(_) if !plain => Some(format!("remove the quotes: `{bare}`")),
-                Scalar::Float(_) if !plain && *kind == "number" => Some(format!("remove the quotes: `{bare}`")),
-                Scalar::Float(f) if f.fract() == 0.0 && f.abs() < 1e15 => Some(format!("write `{f:.0}`")),
-                Scalar::Int(_) => Some(format!("write `{bare}`")),
-                Scalar::Float(f) if !f.is_finite() => Some("a finite number is needed".into()),
-                _ => {
-                    let share: f64 = text.strip_suffix('%')?.trim().parse().ok()?;
-                    Some(format!("write `{}`", share / 100.0))
-                }
-            }
-        }
-        (Shape::Scalar { kind: "boolean", .. }, Kind::Scalar { text, .. }) => match text.to_lowercase().as_str() {
-            "yes" | "on" | "1" | "y" | "true" => Some("write `true`".into()),
-            "no" | "off" | "0" | "n" | "false" => Some("write `false`".into()),
-            _ => None,
-        },
-        (Shape::Scalar { kind: "string", .. } | Shape::Either(_), Kind::Scalar { text, plain: true }) => {
-            Some(format!("put it in quotes: `{}: \"{text}\"`", leaf(path)))
-        }
-        (Shape::Section { .. } | Shape::Map { .. }, Kind::Scalar { text, .. }) => {
-            if let Some((front, back)) = text.split_once(':') {
-                return Some(format!("put a space after the colon: `{front}: {back}`"));
-            }
-            schema::key(&join(path, "path")).map(|_| format!("write `{}: {{ path: {text} }}`", leaf(path)))
-        }
-        (Shape::Section { .. }, Kind::List(_)) => Some("remove the dashes: keys are written `key: value`".into()),
-        (Shape::List { .. }, Kind::Scalar { text, .. }) => {
-            let items: Vec<&str> = text.split([',', ' ']).filter(|t| !t.is_empty()).collect();
-            Some(format!("write `{}: [{}]`", leaf(path), items.join(", ")))
-        }
-        _ => None,
-    }
-}
-
 /// Absolute, with `~/` as shells read it.
 fn absolute(text: &str) -> PathBuf {
     let home = text.strip_prefix("~/").zip(std::env::var_os("HOME"));
     crate::fsutil::absolute(&home.map_or_else(|| PathBuf::from(text), |(rest, home)| Path::new(&home).join(rest)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tree::parse;
+    use super::*;
+    use serde_json::json;
+
+    /// A choice as the derive writes one, with more ways than recipes have yet.
+    fn walk(text: &str) -> (Option<Value>, Vec<String>) {
+        let section =
+            json!({"type": "object", "additionalProperties": false, "properties": {"beta": {"type": "number"}}});
+        let tagged = |name: &str| json!({"type": "object", "properties": {name: section}, "required": [name]});
+        let word = json!({"type": "string", "const": "plain", "description": "No settings."});
+        let schema: &'static Value = Box::leak(Box::new(json!({"oneOf": [tagged("sft"), tagged("dpo"), word]})));
+        let mut mistakes = Vec::new();
+        let tree = parse(0, text, &mut mistakes).unwrap();
+        let mut walk = Walk { mistakes: &mut mistakes, holder: tree.at, meant: Vec::new(), missing: Vec::new() };
+        let value = walk.value(&tree, schema, "method");
+        let say = |m: &Mistake| format!("{}: {}; {}", m.at.col + 1, m.message, m.hint.clone().unwrap_or_default());
+        (value, mistakes.iter().map(say).collect())
+    }
+
+    #[test]
+    fn a_choice_is_a_word_or_one_key() {
+        assert_eq!(walk("plain"), (Some(json!("plain")), vec![]));
+        assert_eq!(walk("dpo: { beta: 1 }"), (Some(json!({"dpo": {"beta": 1}})), vec![]));
+        let wrong = |text: &str| walk(text).1;
+        let both = "11: `dpo` is a second choice for `method`, beside `sft`; keep one of them";
+        assert_eq!(wrong("{sft: {}, dpo: {}}"), [both]);
+        assert_eq!(wrong("plain: {}"), ["8: `method.plain` takes no settings; write `method: plain`"]);
+        assert_eq!(wrong("dop: { beta: x }").len(), 2, "the settings of a misspelt choice are looked at too");
+        assert_eq!(wrong("[sft]").len(), 1);
+    }
 }

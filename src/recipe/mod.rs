@@ -9,6 +9,7 @@ mod cross;
 mod mistakes;
 mod plan;
 mod reference;
+mod repair;
 mod schema;
 pub mod sections;
 mod set;

@@ -11,7 +11,8 @@ pub fn markdown() -> String {
         "# Recipe reference\n\n\
          Made from the doc comments of the recipe's structs by `ft recipe reference > docs/recipe.md`; do not edit.\n\n\
          A key may be set on the command line by its dotted path, as in `--set optim.lr=1e-4`; an empty value\n\
-         (`--set adapter=`) takes it away. Relative paths start at the folder that `ft` runs in.\n",
+         (`--set adapter=`) takes it away. Relative paths start at the folder that `ft` runs in.\n\
+         `ft recipe explain KEY` shows a row of this page, `ft recipe schema` the JSON Schema for editors.\n",
     );
     let tops = keys().iter().filter(|k| k.section);
     for section in tops {

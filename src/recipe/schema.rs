@@ -14,7 +14,13 @@ pub fn schema() -> &'static Value {
     SCHEMA.get_or_init(|| {
         let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Recipe>();
         schema.insert("title".into(), "ft recipe".into());
-        schema.to_value()
+        // What it is comes first, for people who open it.
+        let first = ["$schema", "title", "description"];
+        let (mut head, mut rest): (Vec<_>, Vec<_>) =
+            schema.ensure_object().clone().into_iter().partition(|(word, _)| first.contains(&word.as_str()));
+        head.sort_by_key(|(word, _)| first.iter().position(|f| f == word));
+        head.append(&mut rest);
+        Value::Object(head.into_iter().collect())
     })
 }
 
@@ -121,7 +127,7 @@ pub struct Key {
     pub path: String,
     /// The doc comment of the field.
     pub doc: String,
-    /// `number, at least 0` and the like.
+    /// `number (at least 0)` and the like.
     pub kind: String,
     /// The default, where it does not depend on other keys.
     pub default: Option<Value>,
@@ -212,9 +218,9 @@ pub(super) fn kind(schema: &'static Value) -> String {
             (Some(a), Some(b)) if a == b => format!("list of {a}: {}", kind(items)),
             _ => format!("list of {}", kind(items)),
         },
-        Shape::Either(of) => of.into_iter().map(kind).collect::<Vec<_>>().join(", or "),
+        Shape::Either(of) => of.into_iter().map(kind).collect::<Vec<_>>().join(" or "),
         Shape::Scalar { kind, limits } => match range(limits) {
-            Some(range) if kind != "string" => format!("{}, {range}", word(kind, limits)),
+            Some(range) if kind != "string" => format!("{} ({range})", word(kind, limits)),
             _ => word(kind, limits).into(),
         },
     }

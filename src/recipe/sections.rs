@@ -203,7 +203,7 @@ pub struct RunSection {
     #[serde(default = "one")]
     #[schemars(range(min = 0.0))]
     pub epochs: f64,
-    /// Optimiser steps; overrides `epochs`.
+    /// Optimiser steps; where given, `epochs` is not looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub steps: Option<u64>,

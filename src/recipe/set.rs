@@ -24,60 +24,100 @@ pub(super) fn apply(root: &mut Node, sets: &[String], mistakes: &mut Vec<Mistake
         let before = mistakes.len();
         let value = tree::parse(i + 1, text, mistakes).filter(|node| !node.is_null());
         if mistakes.len() == before {
-            put(root, Some(schema()), &names, value, at, mistakes);
+            let put = Put { names, at };
+            mistakes.extend(put.go(0, root, Some(schema()), value).err());
         }
     }
 }
 
-/// Puts `value` at the path below `node`, or takes away what is there.
-fn put(
-    node: &mut Node,
-    schema: Option<&'static Value>,
-    names: &[&str],
-    value: Option<Node>,
+/// One `--set` on its way down the tree.
+struct Put<'a> {
+    names: Vec<&'a str>,
     at: At,
-    mistakes: &mut Vec<Mistake>,
-) {
-    let [name, deeper @ ..] = names else { return };
-    if let Kind::List(_) = node.kind {
-        let m = Mistake::new(at, format!("`{name}` would be inside a list"));
-        mistakes.push(m.hint("set the whole list, such as --set optim.betas=[0.9,0.95]"));
-        return;
-    }
-    if !matches!(node.kind, Kind::Map(_)) {
-        *node = Node::map(at);
-    }
-    let Kind::Map(entries) = &mut node.kind else { return };
-    // A choice holds one key: setting another replaces it.
-    let mut below = None;
-    match schema.map(shape) {
-        Some(Shape::Choice(choices)) => {
-            if let Some(choice) = choices.iter().find(|c| c.name == *name) {
-                entries.retain(|(n, _)| n.text == *name);
-                below = choice.payload;
+}
+
+impl Put<'_> {
+    /// Puts `value` at the rest of the path, which starts at `depth` below `node`, or takes away what is there.
+    fn go(
+        &self,
+        depth: usize,
+        node: &mut Node,
+        schema: Option<&'static Value>,
+        value: Option<Node>,
+    ) -> Result<(), Mistake> {
+        let (name, last) = (self.names[depth], depth + 1 == self.names.len());
+        let (path, at) = (self.names[..depth].join("."), self.at);
+        let mut below = None;
+        let mut known = true;
+        match schema.map(shape) {
+            Some(Shape::Choice(choices)) if choices.iter().any(|c| c.payload.is_some()) => {
+                let choice = choices.iter().find(|c| c.name == name);
+                (below, known) = (choice.and_then(|c| c.payload), choice.is_some());
+                // A choice holds one key: setting another replaces it.
+                if let Kind::Map(entries) = &mut node.kind
+                    && known
+                    && value.is_some()
+                {
+                    entries.retain(|(n, _)| n.text == name);
+                }
+            }
+            Some(Shape::Section { properties, .. }) => {
+                below = properties.get(name);
+                known = below.is_some();
+            }
+            Some(Shape::Map { values, .. }) => below = Some(values),
+            Some(Shape::List { .. }) => {
+                let hint = format!("set the whole list, such as --set {path}=[A,B]");
+                return Err(Mistake::new(at, format!("`{path}` is a list")).hint(hint));
+            }
+            Some(_) => {
+                return Err(Mistake::new(at, format!("`{path}` holds no keys")).hint(format!("--set {path}=VALUE")));
+            }
+            None => {}
+        }
+        if !matches!(node.kind, Kind::Map(_)) {
+            *node = Node::map(at);
+        }
+        let Kind::Map(entries) = &mut node.kind else { return Ok(()) };
+        let key = || Name { at, text: name.to_string() };
+        match (entries.iter().position(|(n, _)| n.text == name), value) {
+            (Some(i), None) if last => drop(entries.remove(i)),
+            (Some(i), Some(value)) if last => entries[i] = (key(), value),
+            (None, Some(value)) if last => entries.push((key(), value)),
+            // Nothing to take away, but a key that does not exist is still a mistake, which the check words.
+            (None, None) if last => entries.extend((!known).then(|| (key(), Node::map(at)))),
+            (Some(i), value) => self.go(depth + 1, &mut entries[i].1, below, value)?,
+            (None, value) => {
+                let (mut section, taken) = (Node::map(at), value.is_none());
+                self.go(depth + 1, &mut section, below, value)?;
+                // Taking a key away makes no section, unless to report the key.
+                if !taken || !known || !matches!(&section.kind, Kind::Map(entries) if entries.is_empty()) {
+                    entries.push((key(), section));
+                }
             }
         }
-        Some(Shape::Section { properties, .. }) => below = properties.get(*name),
-        _ => {}
+        Ok(())
     }
-    let position = entries.iter().position(|(n, _)| n.text == *name);
-    match (position, deeper.is_empty(), value) {
-        (Some(i), true, None) => {
-            entries.remove(i);
-        }
-        (None, true, None) => {
-            // Nothing to take away; a key that does not exist is still a mistake.
-            if below.is_none() {
-                entries.push((Name { at, text: name.to_string() }, Node::map(at)));
-            }
-        }
-        (Some(i), true, Some(value)) => entries[i] = (Name { at, text: name.to_string() }, value),
-        (None, true, Some(value)) => entries.push((Name { at, text: name.to_string() }, value)),
-        (Some(i), false, value) => put(&mut entries[i].1, below, deeper, value, at, mistakes),
-        (None, false, value) => {
-            let mut section = Node::map(at);
-            put(&mut section, below, deeper, value, at, mistakes);
-            entries.push((Name { at, text: name.to_string() }, section));
-        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn setting_another_choice_replaces_the_one_there() {
+        let tagged = |name: &str| json!({"type": "object", "properties": {name: {"type": "object", "properties": {"beta": {}}}}});
+        let schema: &'static Value = Box::leak(Box::new(json!({"oneOf": [tagged("sft"), tagged("dpo")]})));
+        let names = |set: &[&str], value: Option<&str>| {
+            let mut tree = tree::parse(0, "{ sft: { beta: 1 } }", &mut Vec::new()).unwrap();
+            let value = value.and_then(|v| tree::parse(1, v, &mut Vec::new()));
+            Put { names: set.to_vec(), at: At::start(1) }.go(0, &mut tree, Some(schema), value).unwrap();
+            let Kind::Map(entries) = tree.kind else { unreachable!() };
+            entries.into_iter().map(|(name, _)| name.text).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&["dpo", "beta"], Some("2")), ["dpo"]);
+        assert_eq!(names(&["sft", "beta"], Some("2")), ["sft"]);
+        assert_eq!(names(&["dpo", "beta"], None), ["sft"], "taking away what is not there changes nothing");
     }
 }

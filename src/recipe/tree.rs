@@ -261,8 +261,8 @@ impl<'a> Builder<'a> {
             let blank = &line[..line.len() - line.trim_start().len()];
             blank.chars().position(|c| c == '\t')
         };
-        // The scanner notices a tab only where the next token fails: on the same line or on one after it.
-        for line in [at.line, at.line.saturating_sub(1)] {
+        // The scanner names the token at which it failed: the tab is on that line or next to it.
+        for line in [at.line, at.line.saturating_sub(1), at.line + 1] {
             if let Some(col) = indented_by_tab(line) {
                 let m = Mistake::new(At { line, col, ..at }, "a tab in the indentation");
                 return m.hint("YAML is indented with spaces: replace the tab by two of them");

@@ -1,0 +1,71 @@
+//! Words for a value of the wrong kind: what was found, and how to mend it.
+
+use super::schema::{Shape, key};
+use super::tree::{Kind, Node, Scalar, scalar};
+
+/// What stands there, in words.
+pub(super) fn found(node: &Node) -> String {
+    match &node.kind {
+        Kind::List(_) => "a list".into(),
+        Kind::Map(_) => "a map".into(),
+        Kind::Scalar { text, plain } => match scalar(text, *plain) {
+            Scalar::Null => "nothing".into(),
+            Scalar::Text(text) => format!("the text `{text}`"),
+            _ => format!("`{text}`"),
+        },
+    }
+}
+
+/// The kind with its article.
+pub(super) fn article(kind: &str) -> String {
+    match kind {
+        k if k.starts_with("integer") => format!("an {k}"),
+        k if k.starts_with("text") || k.starts_with("true") || k.starts_with("one ") => k.to_string(),
+        k => format!("a {k}"),
+    }
+}
+
+/// How to mend a value of the wrong kind, where it can be guessed.
+pub(super) fn repair(node: &Node, wanted: &Shape, path: &str) -> Option<String> {
+    match (wanted, &node.kind) {
+        (Shape::Scalar { kind: kind @ ("integer" | "number"), .. }, Kind::Scalar { text, plain }) => {
+            let bare = text.replace(['_', ' '], "");
+            match scalar(&bare, true) {
+                Scalar::Int(_) if !plain => Some(format!("remove the quotes: `{bare}`")),
+                Scalar::Float(_) if !plain && *kind == "number" => Some(format!("remove the quotes: `{bare}`")),
+                Scalar::Float(f) if f.fract() == 0.0 && f.abs() < 1e15 => Some(format!("write `{f:.0}`")),
+                Scalar::Int(_) => Some(format!("write `{bare}`")),
+                Scalar::Float(f) if !f.is_finite() => Some("a finite number is needed".into()),
+                _ => {
+                    let share: f64 = text.strip_suffix('%')?.trim().parse().ok()?;
+                    Some(format!("write `{}`", share / 100.0))
+                }
+            }
+        }
+        (Shape::Scalar { kind: "boolean", .. }, Kind::Scalar { text, .. }) => match text.to_lowercase().as_str() {
+            "yes" | "on" | "1" | "y" | "true" => Some("write `true`".into()),
+            "no" | "off" | "0" | "n" | "false" => Some("write `false`".into()),
+            _ => None,
+        },
+        (Shape::Scalar { kind: "string", .. } | Shape::Either(_), Kind::Scalar { text, plain: true }) => {
+            Some(format!("put it in quotes: `{}: \"{text}\"`", leaf(path)))
+        }
+        (Shape::Section { .. } | Shape::Map { .. }, Kind::Scalar { text, .. }) => {
+            if let Some((front, back)) = text.split_once(':') {
+                return Some(format!("put a space after the colon: `{front}: {back}`"));
+            }
+            key(&format!("{path}.path")).map(|_| format!("write `{}: {{ path: {text} }}`", leaf(path)))
+        }
+        (Shape::Section { .. }, Kind::List(_)) => Some("remove the dashes: keys are written `key: value`".into()),
+        (Shape::List { .. }, Kind::Scalar { text, .. }) => {
+            let items: Vec<&str> = text.split([',', ' ']).filter(|t| !t.is_empty()).collect();
+            Some(format!("write `{}: [{}]`", leaf(path), items.join(", ")))
+        }
+        _ => None,
+    }
+}
+
+/// The last part of a path.
+pub(super) fn leaf(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
+}
