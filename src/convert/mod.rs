@@ -2,4 +2,11 @@
 //!
 //! Every directory is written whole or not at all. Nothing here knows libtorch: tensors cross as bytes.
 
+pub mod architecture;
+pub mod gguf;
+pub mod import;
+pub mod pretokenizer;
+pub mod quant;
+mod rope_scaling;
 pub mod safetensors;
+pub mod vocabulary;
