@@ -11,6 +11,7 @@ pub mod eval;
 pub mod fsutil;
 pub mod generate;
 pub mod libtorch;
+pub mod machine;
 pub mod methods;
 pub mod models;
 pub mod native;

@@ -43,43 +43,42 @@ enum Weights {
 }
 
 pub fn run(args: &ImportArgs) -> Result<()> {
-        let stopped = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            signal_hook::flag::register(signal, stopped.clone()).map_err(|e| Error::bug(format!("signal handler: {e}")))?;
-        }
-        let options = Options {
-            file: &self.file,
-            out: &self.out,
-            dtype: match self.dtype {
-                Weights::Bf16 => Dtype::BF16,
-                Weights::F32 => Dtype::F32,
-                Weights::F16 => Dtype::F16,
-            },
-            force: self.force,
-            pre_tokenizer: self.pre_tokenizer.as_deref(),
-        };
-        let bar = report::bar(0, "tensors");
-        let summary = import(&options, |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-            if stopped.load(Ordering::Relaxed) {
-                return Err(Error::interrupted("import stopped; nothing was written"));
-            }
-            Ok(())
-        });
-        bar.finish_and_clear();
-        let summary = summary?;
-        for warning in &summary.warnings {
-            report::warn(warning);
-        }
-        if self.json {
-            let text = serde_json::to_string(&summary).map_err(|e| Error::bug(format!("summary: {e}")))?;
-            println!("{text}");
-        } else {
-            print(&summary);
+    let stopped = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, stopped.clone()).map_err(|e| Error::bug(format!("signal handler: {e}")))?;
+    }
+    let options = Options {
+        file: &args.file,
+        out: &args.out,
+        dtype: match args.dtype {
+            Weights::Bf16 => Dtype::BF16,
+            Weights::F32 => Dtype::F32,
+            Weights::F16 => Dtype::F16,
+        },
+        force: args.force,
+        pre_tokenizer: args.pre_tokenizer.as_deref(),
+    };
+    let bar = report::bar(0, "tensors");
+    let summary = import(&options, |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        if stopped.load(Ordering::Relaxed) {
+            return Err(Error::interrupted("import stopped; nothing was written"));
         }
         Ok(())
+    });
+    bar.finish_and_clear();
+    let summary = summary?;
+    for warning in &summary.warnings {
+        report::warn(warning);
     }
+    if args.json {
+        let text = serde_json::to_string(&summary).map_err(|e| Error::bug(format!("summary: {e}")))?;
+        println!("{text}");
+    } else {
+        print(&summary);
+    }
+    Ok(())
 }
 
 fn print(s: &Summary) {

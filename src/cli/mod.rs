@@ -1,6 +1,7 @@
 //! One file a verb: its arguments and its call. clap is known nowhere else.
 
 mod doctor;
+mod import;
 
 use clap::{Parser, Subcommand};
 use ft::error::Result;
@@ -16,11 +17,13 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Doctor(doctor::DoctorArgs),
+    Import(import::ImportArgs),
 }
 
 /// Runs the verb that the command line names.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Doctor(args) => doctor::run(&args),
+        Verb::Import(args) => import::run(&args),
     }
 }

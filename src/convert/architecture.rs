@@ -93,7 +93,10 @@ impl<'a> Source<'a> {
     fn number(&self, name: &str) -> Result<u64> {
         match self.gguf.unsigned(&self.key(name))? {
             Some(n @ 1..=0x7FFF_FFFF) => Ok(n),
-            Some(n) => Err(self.refuse(format!("metadata {}: a number from 1 to 2147483647 expected, found {n}", self.key(name)))),
+            Some(n) => {
+                Err(self
+                    .refuse(format!("metadata {}: a number from 1 to 2147483647 expected, found {n}", self.key(name))))
+            }
             None => Err(self.refuse(format!("metadata {} is missing", self.key(name)))),
         }
     }
@@ -133,18 +136,24 @@ impl<'a> Source<'a> {
         };
         let rows = tensor.shape.first().copied().unwrap_or(0);
         if rows < vocabulary.size {
-            return Err(self.refuse(format!("{} tokens, but tensor token_embd.weight has only {rows} rows", vocabulary.size)));
+            return Err(
+                self.refuse(format!("{} tokens, but tensor token_embd.weight has only {rows} rows", vocabulary.size))
+            );
         }
         Ok(rows as u64)
     }
 
     /// Maps the output head. True where the embedding serves as head: no tensor of its own, or the same bytes.
     fn head(&mut self, vocab: u64, hidden: u64) -> Result<bool> {
-        let (Some(head), Some(embedding)) = (self.left.get("output.weight"), self.gguf.tensors().iter().find(|t| t.name == "token_embd.weight"))
+        let (Some(head), Some(embedding)) =
+            (self.left.get("output.weight"), self.gguf.tensors().iter().find(|t| t.name == "token_embd.weight"))
         else {
             return Ok(true);
         };
-        if head.kind == embedding.kind && head.shape == embedding.shape && self.gguf.data(head) == self.gguf.data(embedding) {
+        if head.kind == embedding.kind
+            && head.shape == embedding.shape
+            && self.gguf.data(head) == self.gguf.data(embedding)
+        {
             self.left.remove("output.weight");
             return Ok(true);
         }
@@ -203,15 +212,20 @@ fn rotary_decoder(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
     let inner = s.number("feed_forward_length")?;
     let heads = s.number("attention.head_count")?;
     let kv_heads = s.number_or("attention.head_count_kv", heads)?;
-    let stated = s.gguf.unsigned(&s.key("attention.key_length"))?.or(s.gguf.unsigned(&s.key("rope.dimension_count"))?);
+    let stated =
+        s.gguf.unsigned(&s.key("attention.key_length"))?.or(s.gguf.unsigned(&s.key("rope.dimension_count"))?);
     let head_dim = stated.unwrap_or(hidden / heads);
     if heads % kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 || head_dim > 1 << 16 {
-        return Err(s.refuse(format!("{heads} heads, {kv_heads} key/value heads of size {head_dim} do not fit together")));
+        return Err(
+            s.refuse(format!("{heads} heads, {kv_heads} key/value heads of size {head_dim} do not fit together"))
+        );
     }
     for name in ["attention.value_length", "rope.dimension_count"] {
         let found = s.number_or(name, head_dim)?;
         if found != head_dim {
-            return Err(s.refuse(format!("metadata {}: {head_dim}, the head size, expected, found {found}", s.key(name))));
+            return Err(
+                s.refuse(format!("metadata {}: {head_dim}, the head size, expected, found {found}", s.key(name)))
+            );
         }
     }
     // llama.cpp's default where an old file does not say.
@@ -224,13 +238,16 @@ fn rotary_decoder(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
     let output_bias = s.arch != "qwen2" && bias;
     let mlp_bias = s.arch == "llama" && s.has("blk.0.ffn_up.bias");
     let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-    let turned = |heads: u64| if s.arch == "llama" { Change::Unpermute { heads: heads as usize } } else { Change::None };
+    let turned =
+        |heads: u64| if s.arch == "llama" { Change::Unpermute { heads: heads as usize } } else { Change::None };
     let (q_rows, k_rows) = (turned(heads), turned(kv_heads));
 
     s.take("token_embd.weight", "model.embed_tokens.weight", &[vocab, hidden], Change::None)?;
     for i in 0..layers {
         let (blk, layer) = (format!("blk.{i}"), format!("model.layers.{i}"));
-        let mut one = |from: &str, to: &str, shape: &[u64], change| s.take(&format!("{blk}.{from}"), &format!("{layer}.{to}"), shape, change);
+        let mut one = |from: &str, to: &str, shape: &[u64], change| {
+            s.take(&format!("{blk}.{from}"), &format!("{layer}.{to}"), shape, change)
+        };
         one("attn_norm.weight", "input_layernorm.weight", &[hidden], Change::None)?;
         for (from, to, rows, change, biased) in [
             ("attn_q", "self_attn.q_proj", q, q_rows, bias),
@@ -247,15 +264,21 @@ fn rotary_decoder(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
             one("attn_output.bias", "self_attn.o_proj.bias", &[hidden], Change::None)?;
         }
         if s.arch == "qwen3" {
-            let mut one = |from: &str, to: &str| s.take(&format!("{blk}.{from}"), &format!("{layer}.{to}"), &[head_dim], Change::None);
+            let mut one = |from: &str, to: &str| {
+                s.take(&format!("{blk}.{from}"), &format!("{layer}.{to}"), &[head_dim], Change::None)
+            };
             one("attn_q_norm.weight", "self_attn.q_norm.weight")?;
             one("attn_k_norm.weight", "self_attn.k_norm.weight")?;
         }
-        let mut one = |from: &str, to: &str, shape: &[u64]| s.take(&format!("{blk}.{from}"), &format!("{layer}.{to}"), shape, Change::None);
+        let mut one = |from: &str, to: &str, shape: &[u64]| {
+            s.take(&format!("{blk}.{from}"), &format!("{layer}.{to}"), shape, Change::None)
+        };
         one("ffn_norm.weight", "post_attention_layernorm.weight", &[hidden])?;
-        for (from, to, rows, columns) in
-            [("ffn_gate", "mlp.gate_proj", inner, hidden), ("ffn_up", "mlp.up_proj", inner, hidden), ("ffn_down", "mlp.down_proj", hidden, inner)]
-        {
+        for (from, to, rows, columns) in [
+            ("ffn_gate", "mlp.gate_proj", inner, hidden),
+            ("ffn_up", "mlp.up_proj", inner, hidden),
+            ("ffn_down", "mlp.down_proj", hidden, inner),
+        ] {
             one(&format!("{from}.weight"), &format!("{to}.weight"), &[rows, columns])?;
             if mlp_bias {
                 one(&format!("{from}.bias"), &format!("{to}.bias"), &[rows])?;
@@ -288,11 +311,16 @@ fn rotary_decoder(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
         }),
     );
     match s.arch {
-        "llama" => extend(&mut config, json!({"attention_bias": bias, "head_dim": head_dim, "mlp_bias": mlp_bias, "pretraining_tp": 1})),
+        "llama" => extend(
+            &mut config,
+            json!({"attention_bias": bias, "head_dim": head_dim, "mlp_bias": mlp_bias, "pretraining_tp": 1}),
+        ),
         "qwen3" => extend(&mut config, json!({"attention_bias": bias, "head_dim": head_dim})),
         // Qwen2's class derives the head size and has no key for another one that every version reads.
         _ if head_dim != hidden / heads => {
-            return Err(s.refuse(format!("qwen2 with head size {head_dim}: {} expected ({hidden} / {heads})", hidden / heads)));
+            return Err(
+                s.refuse(format!("qwen2 with head size {head_dim}: {} expected ({hidden} / {heads})", hidden / heads))
+            );
         }
         _ => {}
     }

@@ -172,7 +172,10 @@ impl Gguf {
             Some(other) => return Err(self.wrong_type(key, "a number", other)),
         };
         if !number.is_finite() {
-            return Err(Error::user(format!("{}: metadata {key}: a finite number expected, found {number}", self.path.display())));
+            return Err(Error::user(format!(
+                "{}: metadata {key}: a finite number expected, found {number}",
+                self.path.display()
+            )));
         }
         Ok(Some(number))
     }
@@ -187,7 +190,9 @@ impl Gguf {
     /// An array of integers of any width.
     pub fn integers(&self, key: &str) -> Result<Option<Vec<i64>>> {
         use ValueType::*;
-        let Some(array) = self.array(key, "an array of integers", |t| matches!(t, U8 | I8 | U16 | I16 | U32 | I32 | I64))? else {
+        let Some(array) =
+            self.array(key, "an array of integers", |t| matches!(t, U8 | I8 | U16 | I16 | U32 | I32 | I64))?
+        else {
             return Ok(None);
         };
         let width = array.element.least_bytes();
@@ -346,7 +351,9 @@ fn read_header(path: &Path, data: &[u8]) -> Result<Header> {
     c.at = 4;
     match c.u32("version")? {
         2 | 3 => {}
-        v if matches!(v.swap_bytes(), 1..=3) => return Err(not_gguf(path, "it is big-endian; a little-endian file is expected")),
+        v if matches!(v.swap_bytes(), 1..=3) => {
+            return Err(not_gguf(path, "it is big-endian; a little-endian file is expected"));
+        }
         v => return Err(not_gguf(path, &format!("version 2 or 3 expected, found {v}"))),
     }
     // A tensor entry takes at least a name length, a dimension count, a type and an offset; a key a length, type and value.
@@ -364,7 +371,9 @@ fn read_header(path: &Path, data: &[u8]) -> Result<Header> {
     let alignment = match metadata.get("general.alignment") {
         None => DEFAULT_ALIGNMENT,
         Some(Value::Unsigned(n)) if n.is_power_of_two() && *n >= 8 && *n <= 1 << 20 => *n,
-        Some(other) => return Err(c.damaged("general.alignment", &format!("a power of two from 8 on expected, found {other:?}"))),
+        Some(other) => {
+            return Err(c.damaged("general.alignment", &format!("a power of two from 8 on expected, found {other:?}")));
+        }
     };
 
     let mut listed = Vec::with_capacity(tensor_count);
@@ -407,7 +416,13 @@ fn tensor_entry(c: &mut Cursor, i: usize) -> Result<(TensorInfo, u64)> {
 }
 
 /// Turns offsets into places in the file: aligned, inside the file, no two overlapping, no name twice.
-fn place(path: &Path, listed: Vec<(TensorInfo, u64)>, start: u64, alignment: u64, length: u64) -> Result<Vec<TensorInfo>> {
+fn place(
+    path: &Path,
+    listed: Vec<(TensorInfo, u64)>,
+    start: u64,
+    alignment: u64,
+    length: u64,
+) -> Result<Vec<TensorInfo>> {
     let damaged = |name: &str, why: String| {
         Error::user(format!("{}: tensor {name}: {why}", path.display()))
             .hint("the file is damaged or cut short; download it again and compare its size or checksum")
@@ -425,7 +440,9 @@ fn place(path: &Path, listed: Vec<(TensorInfo, u64)>, start: u64, alignment: u64
         match start.checked_add(offset).and_then(|from| Some((from, from.checked_add(bytes)?))) {
             Some((from, to)) if to <= length => tensor.bytes = from as usize..to as usize,
             _ => {
-                let why = format!("{bytes} bytes expected at offset {offset} of the data, but the file has {length} bytes in all");
+                let why = format!(
+                    "{bytes} bytes expected at offset {offset} of the data, but the file has {length} bytes in all"
+                );
                 return Err(damaged(&tensor.name, why));
             }
         }

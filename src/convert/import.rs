@@ -74,7 +74,8 @@ pub fn import(options: &Options, mut progress: impl FnMut(u64, u64) -> Result<()
     let mut model = architecture::map(&gguf, arch, &vocabulary)?;
     model.config.insert("torch_dtype".into(), json!(torch_name(options.dtype)));
 
-    let entries: Vec<Entry> = model.tensors.iter().map(|t| Entry::new(&t.name, options.dtype, t.shape.clone())).collect();
+    let entries: Vec<Entry> =
+        model.tensors.iter().map(|t| Entry::new(&t.name, options.dtype, t.shape.clone())).collect();
     let by_name: HashMap<&str, &Mapped> = model.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
     let total = entries.len() as u64;
     let mut done = 0;
@@ -125,7 +126,9 @@ fn check_out(options: &Options) -> Result<()> {
         return Ok(());
     }
     if !options.force {
-        return Err(named("the folder exists and is not empty").hint("choose another folder, or replace it with --force"));
+        return Err(
+            named("the folder exists and is not empty").hint("choose another folder, or replace it with --force")
+        );
     }
     if !out.join("config.json").is_file() {
         return Err(named("--force replaces only a model directory, and this folder has no config.json")
@@ -149,7 +152,8 @@ fn write_vocabulary(folder: &Path, v: &Vocabulary) -> Result<()> {
         text(folder.join("additional_chat_templates").join(format!("{name}.jinja")), template)?;
     }
     let eos = if let [one] = v.stops[..] { json!(one) } else { json!(v.stops) };
-    let mut generation = json!({"_from_model_config": true, "bos_token_id": v.bos, "eos_token_id": eos, "pad_token_id": v.pad});
+    let mut generation =
+        json!({"_from_model_config": true, "bos_token_id": v.bos, "eos_token_id": eos, "pad_token_id": v.pad});
     if let Value::Object(map) = &mut generation {
         map.retain(|_, v| !v.is_null() && *v != json!([]));
     }
@@ -173,14 +177,20 @@ fn encode(gguf: &Gguf, tensor: &Mapped, dtype: Dtype) -> Result<Vec<u8>> {
     let mut bytes = vec![0u8; values.len() * dtype.bitsize() / 8];
     match dtype {
         Dtype::F32 => bytes.par_chunks_exact_mut(4).zip(&values).for_each(|(b, x)| b.copy_from_slice(&x.to_le_bytes())),
-        Dtype::BF16 => {
-            bytes.par_chunks_exact_mut(2).zip(&values).for_each(|(b, x)| b.copy_from_slice(&bf16::from_f32(*x).to_le_bytes()))
-        }
+        Dtype::BF16 => bytes
+            .par_chunks_exact_mut(2)
+            .zip(&values)
+            .for_each(|(b, x)| b.copy_from_slice(&bf16::from_f32(*x).to_le_bytes())),
         Dtype::F16 => {
             if let Some(x) = values.iter().find(|x| f16::from_f32(**x).is_infinite()) {
-                return Err(wrong(format!("the value {x} does not fit into float16")).hint("choose --dtype bf16 or f32"));
+                return Err(
+                    wrong(format!("the value {x} does not fit into float16")).hint("choose --dtype bf16 or f32")
+                );
             }
-            bytes.par_chunks_exact_mut(2).zip(&values).for_each(|(b, x)| b.copy_from_slice(&f16::from_f32(*x).to_le_bytes()))
+            bytes
+                .par_chunks_exact_mut(2)
+                .zip(&values)
+                .for_each(|(b, x)| b.copy_from_slice(&f16::from_f32(*x).to_le_bytes()))
         }
         other => return Err(Error::bug(format!("no encoding for {other:?}"))),
     }

@@ -45,7 +45,13 @@ const PRE_TOKENIZERS: [PreTokenizer; 7] = [
         ignore_merges: true,
         adds_bos: true,
     },
-    PreTokenizer { names: &["qwen2"], split: Split::Expression(QWEN2), nfc: true, ignore_merges: false, adds_bos: false },
+    PreTokenizer {
+        names: &["qwen2"],
+        split: Split::Expression(QWEN2),
+        nfc: true,
+        ignore_merges: false,
+        adds_bos: false,
+    },
     PreTokenizer {
         names: &["deepseek-r1-qwen"],
         split: Split::Expression(QWEN2),
@@ -85,9 +91,7 @@ impl PreTokenizer {
 
     /// The `pre_tokenizer` of tokenizer.json.
     pub fn pre_tokenizer(&self, add_prefix_space: bool) -> Value {
-        let bytes = |use_regex: bool| {
-            json!({"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": true, "use_regex": use_regex})
-        };
+        let bytes = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": true, "use_regex": use_regex});
         let sequence = |first: Value, second: Value| json!({"type": "Sequence", "pretokenizers": [first, second]});
         match self.split {
             Split::Gpt2 => bytes(true),

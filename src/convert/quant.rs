@@ -76,7 +76,10 @@ impl Kind {
         if let Some(row) = KINDS.iter().find(|k| k.1 == id) {
             return Ok(row.0);
         }
-        Err(OTHERS.iter().find(|o| o.0 == id).map_or_else(|| format!("number {id}, unknown to ggml,"), |o| o.1.to_string()))
+        Err(OTHERS
+            .iter()
+            .find(|o| o.0 == id)
+            .map_or_else(|| format!("number {id}, unknown to ggml,"), |o| o.1.to_string()))
     }
 
     fn row(self) -> &'static (Kind, u32, usize, usize) {

@@ -14,7 +14,8 @@ pub const FACTORS: &str = "rope_freqs.weight";
 pub fn read(gguf: &Gguf, arch: &str, head_dim: u64, theta: f64) -> Result<Value> {
     let key = |name: &str| format!("{arch}.rope.scaling.{name}");
     let refuse = |what: String| {
-        Error::user(format!("{}: {what}", gguf.path().display())).hint("use the model's original Hugging Face directory instead")
+        Error::user(format!("{}: {what}", gguf.path().display()))
+            .hint("use the model's original Hugging Face directory instead")
     };
     for name in ["attn_factor", "yarn_log_multiplier"] {
         let neutral = if name == "attn_factor" { 1.0 } else { 0.0 };
@@ -38,9 +39,9 @@ pub fn read(gguf: &Gguf, arch: &str, head_dim: u64, theta: f64) -> Result<Value>
     let original = gguf.unsigned(&key("original_context_length"))?;
     match (kind, original) {
         ("linear", _) => Ok(json!({"factor": factor, "rope_type": "linear", "type": "linear"})),
-        ("yarn", Some(original)) => {
-            Ok(json!({"factor": factor, "original_max_position_embeddings": original, "rope_type": "yarn", "type": "yarn"}))
-        }
+        ("yarn", Some(original)) => Ok(
+            json!({"factor": factor, "original_max_position_embeddings": original, "rope_type": "yarn", "type": "yarn"}),
+        ),
         ("yarn", None) => Err(refuse(format!("{} is missing beside yarn scaling", key("original_context_length")))),
         _ => Err(refuse(format!("rotary scaling type `{kind}`: none, linear or yarn expected"))),
     }

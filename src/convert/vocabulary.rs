@@ -79,8 +79,10 @@ pub fn rebuild(gguf: &Gguf, context_length: u64, pre_tokenizer: Option<&str>) ->
         }
         "llama" => {
             if pre_tokenizer.is_some() {
-                return Err(at(Error::user("--pre-tokenizer does not apply: this SentencePiece vocabulary has no pre-tokenizer"))
-                    .hint("leave --pre-tokenizer out"));
+                return Err(at(Error::user(
+                    "--pre-tokenizer does not apply: this SentencePiece vocabulary has no pre-tokenizer",
+                ))
+                .hint("leave --pre-tokenizer out"));
             }
             (sentence_piece(&tokens)?, true)
         }
@@ -120,7 +122,18 @@ pub fn rebuild(gguf: &Gguf, context_length: u64, pre_tokenizer: Option<&str>) ->
     // The main end-of-text token first, as libraries that read only one expect.
     let stops = eos.into_iter().chain(stops.into_iter().filter(|&s| Some(s) != eos)).collect();
     let size = tokens.texts.len();
-    Ok(Vocabulary { tokenizer, config, template, more_templates: more_templates(gguf)?, bos, eos, pad, stops, size, warnings })
+    Ok(Vocabulary {
+        tokenizer,
+        config,
+        template,
+        more_templates: more_templates(gguf)?,
+        bos,
+        eos,
+        pad,
+        stops,
+        size,
+        warnings,
+    })
 }
 
 fn named_pre_tokenizer(gguf: &Gguf, chosen: Option<&str>, warnings: &mut Vec<String>) -> Result<String> {
@@ -155,7 +168,10 @@ fn more_templates(gguf: &Gguf) -> Result<Vec<(String, String)>> {
     for key in gguf.keys() {
         let Some(name) = key.strip_prefix("tokenizer.chat_template.") else { continue };
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c)) {
-            return Err(Error::user(format!("{}: metadata {key}: letters, digits, _ and - expected in a template's name", gguf.path().display())));
+            return Err(Error::user(format!(
+                "{}: metadata {key}: letters, digits, _ and - expected in a template's name",
+                gguf.path().display()
+            )));
         }
         templates.extend(gguf.text(key)?.map(|t| (name.to_string(), t.to_string())));
     }
@@ -166,7 +182,9 @@ fn more_templates(gguf: &Gguf) -> Result<Vec<(String, String)>> {
 /// `tokenizer.json` of a byte-level BPE; added tokens and post-processor are filled in by the caller.
 fn byte_level(tokens: &Tokens, pre: &PreTokenizer) -> Result<Value> {
     let prefix = tokens.gguf.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(false);
-    let merges = tokens.listed_merges()?.ok_or_else(|| tokens.wrong("tokenizer.ggml.merges is missing: a BPE vocabulary without merges"))?;
+    let merges = tokens
+        .listed_merges()?
+        .ok_or_else(|| tokens.wrong("tokenizer.ggml.merges is missing: a BPE vocabulary without merges"))?;
     Ok(json!({
         "version": "1.0",
         "truncation": null,
@@ -236,17 +254,20 @@ fn sentence_piece(tokens: &Tokens) -> Result<Value> {
 impl<'a> Tokens<'a> {
     fn read(gguf: &'a Gguf) -> Result<Self> {
         let mut tokens = Self { gguf, texts: Vec::new(), types: Vec::new(), ids: HashMap::new() };
-        tokens.texts = gguf.texts("tokenizer.ggml.tokens")?.ok_or_else(|| tokens.wrong("tokenizer.ggml.tokens is missing"))?;
-        tokens.types = gguf
-            .integers("tokenizer.ggml.token_type")?
-            .ok_or_else(|| tokens.wrong("tokenizer.ggml.token_type is missing, so special tokens cannot be told from text"))?;
+        tokens.texts =
+            gguf.texts("tokenizer.ggml.tokens")?.ok_or_else(|| tokens.wrong("tokenizer.ggml.tokens is missing"))?;
+        tokens.types = gguf.integers("tokenizer.ggml.token_type")?.ok_or_else(|| {
+            tokens.wrong("tokenizer.ggml.token_type is missing, so special tokens cannot be told from text")
+        })?;
         if tokens.types.len() != tokens.texts.len() {
             let why = format!("{} tokens, but {} token types", tokens.texts.len(), tokens.types.len());
             return Err(tokens.wrong(&why));
         }
         for (id, &text) in tokens.texts.iter().enumerate() {
             if text.is_empty() || text.len() > LONGEST_TOKEN {
-                return Err(tokens.wrong(&format!("token {id}: 1 to {LONGEST_TOKEN} bytes expected, found {}", text.len())));
+                return Err(
+                    tokens.wrong(&format!("token {id}: 1 to {LONGEST_TOKEN} bytes expected, found {}", text.len()))
+                );
             }
             if tokens.is_placeholder(id) {
                 continue;
@@ -265,18 +286,24 @@ impl<'a> Tokens<'a> {
 
     /// llama.cpp fills a vocabulary that is smaller than the embedding with `[PAD<id>]`.
     fn is_placeholder(&self, id: usize) -> bool {
-        self.types[id] == UNUSED && self.texts[id].strip_prefix("[PAD").is_some_and(|rest| rest.strip_suffix(']') == Some(&id.to_string()))
+        self.types[id] == UNUSED
+            && self.texts[id].strip_prefix("[PAD").is_some_and(|rest| rest.strip_suffix(']') == Some(&id.to_string()))
     }
 
     fn vocab(&self) -> Map<String, Value> {
-        (0..self.texts.len()).filter(|&i| !self.is_placeholder(i)).map(|i| (self.texts[i].to_string(), json!(i))).collect()
+        (0..self.texts.len())
+            .filter(|&i| !self.is_placeholder(i))
+            .map(|i| (self.texts[i].to_string(), json!(i)))
+            .collect()
     }
 
     /// The id that metadata gives to a role such as `bos_token_id`.
     fn role(&self, key: &str) -> Result<Option<u64>> {
         let Some(id) = self.gguf.unsigned(&format!("tokenizer.ggml.{key}"))? else { return Ok(None) };
         if id >= self.texts.len() as u64 || self.is_placeholder(id as usize) {
-            return Err(self.wrong(&format!("{key} is {id}, which is no token of the {} in the vocabulary", self.texts.len())));
+            return Err(
+                self.wrong(&format!("{key} is {id}, which is no token of the {} in the vocabulary", self.texts.len()))
+            );
         }
         Ok(Some(id))
     }
@@ -335,13 +362,18 @@ impl<'a> Tokens<'a> {
         let mut merges: Vec<(f32, usize, usize, &str, &str)> = Vec::new();
         for (id, &text) in self.texts.iter().enumerate().filter(|(i, _)| !self.is_placeholder(*i)) {
             let cuts = text.char_indices().skip(1).map(|(at, _)| text.split_at(at));
-            let mut pairs: Vec<_> = cuts.filter_map(|(l, r)| Some((*self.ids.get(l)?, *self.ids.get(r)?, l, r))).collect();
+            let mut pairs: Vec<_> =
+                cuts.filter_map(|(l, r)| Some((*self.ids.get(l)?, *self.ids.get(r)?, l, r))).collect();
             pairs.sort();
-            merges.extend(pairs.iter().map(|&(_, _, l, r)| (scores[id] + 0.0, l.chars().count(), r.chars().count(), l, r)));
+            merges.extend(
+                pairs.iter().map(|&(_, _, l, r)| (scores[id] + 0.0, l.chars().count(), r.chars().count(), l, r)),
+            );
         }
         merges.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| (b.1, b.2).cmp(&(a.1, a.2))));
         if let Some(bad) = merges.iter().find(|m| m.3.contains(' ') || m.4.contains(' ')) {
-            return Err(self.wrong(&format!("token {:?} holds a space, which a SentencePiece vocabulary writes as ▁", bad.3)));
+            return Err(
+                self.wrong(&format!("token {:?} holds a space, which a SentencePiece vocabulary writes as ▁", bad.3))
+            );
         }
         Ok(merges.iter().map(|m| format!("{} {}", m.3, m.4)).collect())
     }
@@ -349,6 +381,11 @@ impl<'a> Tokens<'a> {
     fn turn_ends(&self, template: Option<&str>) -> Vec<u64> {
         let Some(template) = template else { return Vec::new() };
         let special = |id: &u64| matches!(self.types[*id as usize], CONTROL | USER_DEFINED);
-        TURN_ENDS.iter().filter(|t| template.contains(**t)).filter_map(|t| self.ids.get(t).copied()).filter(special).collect()
+        TURN_ENDS
+            .iter()
+            .filter(|t| template.contains(**t))
+            .filter_map(|t| self.ids.get(t).copied())
+            .filter(special)
+            .collect()
     }
 }
