@@ -52,9 +52,12 @@ fn every_architecture_gives_the_original_names_shapes_and_values() {
         let temp = TempDir::new().unwrap();
         let out = temp.path().join("model");
         let summary = run(&fixture(&format!("{model}.gguf")), &out, Dtype::F32).unwrap();
+        let (written, original) = (
+            std::fs::read(out.join("model.safetensors")).unwrap(),
+            std::fs::read(fixture(&format!("{model}.safetensors"))).unwrap(),
+        );
         let (written, original) =
-            (std::fs::read(out.join("model.safetensors")).unwrap(), std::fs::read(fixture(&format!("{model}.safetensors"))).unwrap());
-        let (written, original) = (SafeTensors::deserialize(&written).unwrap(), SafeTensors::deserialize(&original).unwrap());
+            (SafeTensors::deserialize(&written).unwrap(), SafeTensors::deserialize(&original).unwrap());
         let sorted = |t: &SafeTensors| {
             let mut names: Vec<String> = t.names().into_iter().map(String::from).collect();
             names.sort();
@@ -64,7 +67,8 @@ fn every_architecture_gives_the_original_names_shapes_and_values() {
         for (name, expected) in original.tensors() {
             let found = written.tensor(&name).unwrap();
             assert_eq!(found.shape(), expected.shape(), "{model} {name}");
-            let values: Vec<f32> = expected.data().chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
+            let values: Vec<f32> =
+                expected.data().chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
             assert_eq!(floats(found.data()), values, "{model} {name}");
         }
         let elements: usize = original.tensors().iter().map(|(_, t)| t.shape().iter().product::<usize>()).sum();
@@ -103,7 +107,10 @@ fn config_names_what_the_file_says() {
     assert_eq!(llama3["rope_scaling"]["rope_type"], "llama3");
     assert_eq!(llama3["rope_scaling"]["factor"], 8.0);
     assert_eq!(llama3["rope_scaling"]["original_max_position_embeddings"], 8192);
-    assert_eq!((&llama3["head_dim"], &llama3["attention_bias"], &llama3["mlp_bias"]), (&8.into(), &true.into(), &true.into()));
+    assert_eq!(
+        (&llama3["head_dim"], &llama3["attention_bias"], &llama3["mlp_bias"]),
+        (&8.into(), &true.into(), &true.into())
+    );
     assert_eq!(llama3["tie_word_embeddings"], false);
     // The template ends turns with <|eot_id|> (2), not with the end of text (1): both must stop generation.
     assert_eq!(generation["eos_token_id"], serde_json::json!([1, 2]));
@@ -149,7 +156,10 @@ fn placeholders_stay_out_and_template_and_roles_get_in() {
     run(&fixture("llama.gguf"), &out, Dtype::BF16).unwrap();
     assert!(std::fs::read_to_string(out.join("chat_template.jinja")).unwrap().contains("<|im_end|>"));
     let config = json(&out.join("tokenizer_config.json"));
-    assert_eq!((&config["eos_token"], &config["unk_token"], &config["add_bos_token"]), (&"<|im_end|>".into(), &"<|endoftext|>".into(), &false.into()));
+    assert_eq!(
+        (&config["eos_token"], &config["unk_token"], &config["add_bos_token"]),
+        (&"<|im_end|>".into(), &"<|endoftext|>".into(), &false.into())
+    );
 }
 
 #[test]
@@ -199,7 +209,9 @@ fn llama() -> Vec<u8> {
 
 /// Where `needle` starts for the first time.
 fn find(data: &[u8], needle: &str) -> usize {
-    data.windows(needle.len()).position(|w| w == needle.as_bytes()).unwrap_or_else(|| panic!("{needle} not in the fixture"))
+    data.windows(needle.len())
+        .position(|w| w == needle.as_bytes())
+        .unwrap_or_else(|| panic!("{needle} not in the fixture"))
 }
 
 /// The file with `bytes` put at `at`.
@@ -295,7 +307,9 @@ fn tail_from_first(gguf: &Gguf) -> usize {
     let starts = gguf.tensors().iter().map(|t| gguf.data(t).as_ptr() as usize);
     let end = gguf.tensors().iter().map(|t| gguf.data(t).as_ptr() as usize + gguf.data(t).len()).max().unwrap();
     let padded = (end - starts.min().unwrap()).next_multiple_of(32);
-    padded - (gguf.data(&gguf.tensors()[0]).as_ptr() as usize - gguf.tensors().iter().map(|t| gguf.data(t).as_ptr() as usize).min().unwrap())
+    padded
+        - (gguf.data(&gguf.tensors()[0]).as_ptr() as usize
+            - gguf.tensors().iter().map(|t| gguf.data(t).as_ptr() as usize).min().unwrap())
 }
 
 #[test]
@@ -310,9 +324,18 @@ fn missing_or_unknown_metadata_is_named() {
     refused_with(&without("tokenizer.ggml.token_type"), "token_type is missing");
     let value = |key: &str| find(&llama(), key) + key.len() + 4;
     refused_with(&patched(value("llama.block_count"), &3u32.to_le_bytes()), "tensor blk.2.attn_norm.weight is missing");
-    refused_with(&patched(value("llama.block_count"), &1u32.to_le_bytes()), "9 tensors that a llama model has no place for");
-    refused_with(&patched(value("llama.attention.head_count"), &0u32.to_le_bytes()), "attention.head_count: a number from 1");
-    refused_with(&patched(value("llama.rope.dimension_count"), &8u32.to_le_bytes()), "blk.0.attn_q.weight: shape [16, 8] expected");
+    refused_with(
+        &patched(value("llama.block_count"), &1u32.to_le_bytes()),
+        "9 tensors that a llama model has no place for",
+    );
+    refused_with(
+        &patched(value("llama.attention.head_count"), &0u32.to_le_bytes()),
+        "attention.head_count: a number from 1",
+    );
+    refused_with(
+        &patched(value("llama.rope.dimension_count"), &8u32.to_le_bytes()),
+        "blk.0.attn_q.weight: shape [16, 8] expected",
+    );
     refused_with(&patched(value("tokenizer.ggml.eos_token_id"), &9999u32.to_le_bytes()), "eos_token_id is 9999");
     refused_with(&patched(value("general.architecture") + 8, b"llamb"), "architecture `llamb` is not supported");
     refused_with(&patched(value("tokenizer.ggml.pre") + 8, b"smallm"), "pre-tokenizer `smallm` is not known");
@@ -324,7 +347,9 @@ fn an_existing_folder_is_kept_unless_it_is_a_model_and_may_be_replaced() {
     let temp = TempDir::new().unwrap();
     let out = temp.path().join("out");
     let file = fixture("llama.gguf");
-    let with = |force| import(&Options { file: &file, out: &out, dtype: Dtype::BF16, force, pre_tokenizer: None }, |_, _| Ok(()));
+    let with = |force| {
+        import(&Options { file: &file, out: &out, dtype: Dtype::BF16, force, pre_tokenizer: None }, |_, _| Ok(()))
+    };
     std::fs::create_dir(&out).unwrap();
     with(false).expect("an empty folder is no obstacle");
     assert!(with(false).unwrap_err().message().contains("not empty"));
@@ -340,7 +365,8 @@ fn an_existing_folder_is_kept_unless_it_is_a_model_and_may_be_replaced() {
 fn a_stopped_import_leaves_nothing() {
     let temp = TempDir::new().unwrap();
     let out = temp.path().join("out");
-    let options = Options { file: &fixture("llama.gguf"), out: &out, dtype: Dtype::BF16, force: false, pre_tokenizer: None };
+    let options =
+        Options { file: &fixture("llama.gguf"), out: &out, dtype: Dtype::BF16, force: false, pre_tokenizer: None };
     let stop = |done, _| if done == 3 { Err(Error::interrupted("stopped")) } else { Ok(()) };
     assert_eq!(import(&options, stop).unwrap_err().exit_code(), 130);
     assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0);
@@ -352,7 +378,9 @@ fn another_pre_tokenizer_can_be_asked_for_and_is_reported() {
     let file = fixture("llama.gguf");
     let ids = |name: &str, pre_tokenizer: Option<&str>| {
         let out = temp.path().join(name);
-        let summary = import(&Options { file: &file, out: &out, dtype: Dtype::BF16, force: false, pre_tokenizer }, |_, _| Ok(())).unwrap();
+        let summary =
+            import(&Options { file: &file, out: &out, dtype: Dtype::BF16, force: false, pre_tokenizer }, |_, _| Ok(()))
+                .unwrap();
         let tokenizer = Tokenizer::from_file(out.join("tokenizer.json")).unwrap();
         (tokenizer.encode("x  5", false).unwrap().get_tokens().to_vec(), summary.warnings.len())
     };
@@ -367,7 +395,12 @@ fn the_binary_prints_json_and_exits_with_one_on_a_bad_file() {
     let temp = TempDir::new().unwrap();
     let ft = || std::process::Command::new(env!("CARGO_BIN_EXE_ft"));
     let out = temp.path().join("m");
-    let good = ft().args(["import", "--json", "--dtype", "f16", "--out"]).arg(&out).arg(fixture("qwen3.gguf")).output().unwrap();
+    let good = ft()
+        .args(["import", "--json", "--dtype", "f16", "--out"])
+        .arg(&out)
+        .arg(fixture("qwen3.gguf"))
+        .output()
+        .unwrap();
     assert!(good.status.success(), "{}", String::from_utf8_lossy(&good.stderr));
     let summary: Value = serde_json::from_slice(&good.stdout).unwrap();
     assert_eq!((&summary["architecture"], &summary["dtype"]), (&"qwen3".into(), &"float16".into()));
