@@ -80,14 +80,14 @@ pub fn import(options: &Options, mut progress: impl FnMut(u64, u64) -> Result<()
     let total = entries.len() as u64;
     let mut done = 0;
     fsutil::replace_dir(options.out, |folder| {
-        fsutil::write_json(&folder.join("config.json"), &sorted(Value::Object(model.config.clone())))?;
-        write_vocabulary(folder, &vocabulary)?;
         safetensors::write_model(folder, &entries, safetensors::SHARD_BYTES, |entry| {
             progress(done, total)?;
             done += 1;
             encode(&gguf, by_name[entry.name.as_str()], options.dtype)
         })?;
-        progress(total, total)
+        progress(total, total)?;
+        write_vocabulary(folder, &vocabulary)?;
+        fsutil::write_json(&folder.join("config.json"), &sorted(Value::Object(model.config.clone())))
     })?;
 
     let mut tensors = BTreeMap::new();

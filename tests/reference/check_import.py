@@ -2,7 +2,8 @@
 
     ft import FILE.gguf --out DIR --dtype f32
     ft import FILE.gguf --out DIR2 --dtype f32 --pre-tokenizer gpt-2      (optional, see below)
-    python tests/reference/check_import.py FILE.gguf DIR [--generic DIR2] [--lines N] [--write FIXTURE.json]
+    python tests/reference/check_import.py FILE.gguf DIR [--generic DIR2] [--lines N] [--write LINES.json]
+    python tests/reference/check_import.py --fixtures FT         imports the tiny models of tests/fixtures/gguf with the binary FT
 
 Checks that the logits are equal within 1e-3 and that token ids are equal on some thousand varied lines.
 
@@ -18,7 +19,9 @@ import argparse
 import json
 import os
 import random
+import subprocess
 import sys
+import tempfile
 
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
@@ -67,14 +70,39 @@ def compare(what, texts, expected, found):
     return not wrong
 
 
+def fixtures(binary, folder="tests/fixtures/gguf"):
+    """Every tiny model, imported and loaded by transformers, must give the logits of the model it was made from."""
+    good = True
+    for name in sorted(f[: -len(".gguf")] for f in os.listdir(folder) if f.endswith(".gguf")):
+        expected = json.load(open(os.path.join(folder, name + ".json")))
+        with tempfile.TemporaryDirectory() as temp:
+            out = os.path.join(temp, "out")
+            subprocess.run([binary, "import", os.path.join(folder, name + ".gguf"), "--out", out, "--dtype", "f32", "--json"], check=True, capture_output=True)
+            model, tokenizer = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32), AutoTokenizer.from_pretrained(out)
+            with torch.no_grad():
+                logits = model.eval()(torch.tensor([expected["ids"]])).logits[0, -1]
+            off = (logits - torch.tensor(expected["logits"])).abs().max().item()
+            print(f"{name}: {type(model).__name__}, logits differ by {off:.1e} of {logits.abs().max():.2f}")
+            texts = [line[0] for line in expected["lines"]]
+            good &= off < 1e-4
+            good &= compare(f"{name}: tokens", texts, [line[1] for line in expected["lines"]], [tokenizer(t)["input_ids"] for t in texts])
+    print("equal" if good else "NOT equal")
+    sys.exit(not good)
+
+
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("gguf")
-    args.add_argument("dir")
+    args.add_argument("gguf", nargs="?")
+    args.add_argument("dir", nargs="?")
+    args.add_argument("--fixtures", metavar="FT", help="check the tiny models with this binary instead")
     args.add_argument("--generic", help="directory imported with --pre-tokenizer gpt-2")
     args.add_argument("--lines", type=int, default=4000)
-    args.add_argument("--write", help="write a sample of lines and expected ids for the Rust test")
+    args.add_argument("--write", help="write the lines and expected ids for the ignored Rust test")
     args = args.parse_args()
+    if args.fixtures:
+        fixtures(args.fixtures)
+    if not args.dir:
+        sys.exit("FILE.gguf and DIR expected")
 
     folder, name = os.path.split(os.path.abspath(args.gguf))
     theirs = AutoTokenizer.from_pretrained(folder, gguf_file=name)
@@ -122,9 +150,8 @@ def main():
         print(f"weights bit-equal in float32: {same}")
         good &= same
     if args.write:
-        sample = random.Random(1).sample([(t, i) for t, i in zip(texts, expected) if len(t) < 120], 300)
         with open(args.write, "w") as f:
-            f.write("[\n" + ",\n".join(json.dumps(list(s), separators=(",", ":")) for s in sample) + "\n]\n")
+            json.dump(list(zip(texts, expected)), f)
     print("equal" if good else "NOT equal")
     sys.exit(not good)
 
