@@ -1,3 +1,4 @@
 //! The one integration binary: each topic is a module (every extra binary would link libtorch again).
 
 mod recipe;
+mod convert;

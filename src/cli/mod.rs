@@ -4,6 +4,7 @@ mod check;
 mod doctor;
 mod recipe;
 mod train;
+mod import;
 
 use clap::{Parser, Subcommand};
 use ft::error::Result;
@@ -26,6 +27,7 @@ enum Verb {
     Recipe(recipe::Recipe),
     /// Train as a recipe says
     Train(train::TrainArgs),
+    Import(import::ImportArgs),
 }
 
 /// Runs the verb that the command line names.
@@ -35,5 +37,6 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Recipe(verb) => recipe::run(verb),
         Verb::Train(args) => train::run(args),
+        Verb::Import(args) => import::run(&args),
     }
 }

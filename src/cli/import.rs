@@ -1,0 +1,99 @@
+//! `ft import`: its arguments, the bar and the summary.
+
+use clap::{Args, ValueEnum};
+use ft::convert::import::{Options, Summary, import};
+use ft::convert::safetensors::Dtype;
+use ft::error::{Error, Result};
+use ft::report;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Turn a GGUF file into a Hugging Face model directory.
+///
+/// Reads architectures llama, qwen2, qwen3 and gpt2 in F32, F16, BF16, Q4_0 to Q8_0 and the K-quants, and rebuilds
+/// the tokenizer from the vocabulary inside the file.
+#[derive(Args)]
+pub struct ImportArgs {
+    /// The GGUF file.
+    #[arg(value_name = "FILE.gguf")]
+    file: PathBuf,
+    /// The model directory to write.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// The type of the weights written.
+    #[arg(long, value_enum, default_value = "bf16")]
+    dtype: Weights,
+    /// Replace DIR if it is a model directory already.
+    #[arg(long)]
+    force: bool,
+    /// Use this pre-tokenizer, not the one that the file names (as llama.cpp names them: gpt-2, smollm, llama-bpe, qwen2, …).
+    #[arg(long, value_name = "NAME")]
+    pre_tokenizer: Option<String>,
+    /// Print the summary as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Weights {
+    Bf16,
+    F32,
+    F16,
+}
+
+pub fn run(args: &ImportArgs) -> Result<()> {
+    let stopped = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, stopped.clone()).map_err(|e| Error::bug(format!("signal handler: {e}")))?;
+    }
+    let options = Options {
+        file: &args.file,
+        out: &args.out,
+        dtype: match args.dtype {
+            Weights::Bf16 => Dtype::BF16,
+            Weights::F32 => Dtype::F32,
+            Weights::F16 => Dtype::F16,
+        },
+        force: args.force,
+        pre_tokenizer: args.pre_tokenizer.as_deref(),
+    };
+    let bar = report::bar(0, "tensors");
+    let summary = import(&options, |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        if stopped.load(Ordering::Relaxed) {
+            return Err(Error::interrupted("import stopped; nothing was written"));
+        }
+        Ok(())
+    });
+    bar.finish_and_clear();
+    let summary = summary?;
+    for warning in &summary.warnings {
+        report::warn(warning);
+    }
+    if args.json {
+        let text = serde_json::to_string(&summary).map_err(|e| Error::bug(format!("summary: {e}")))?;
+        println!("{text}");
+    } else {
+        print(&summary);
+    }
+    Ok(())
+}
+
+fn print(s: &Summary) {
+    let kinds: Vec<String> = s.tensors.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+    let row = |what: &str, value: String| vec![what.to_string(), value];
+    let mut rows = vec![row("model", s.out.display().to_string())];
+    rows.extend(s.name.iter().map(|n| row("name", n.clone())));
+    rows.push(row("architecture", s.architecture.clone()));
+    rows.push(row("parameters", report::count(s.parameters)));
+    rows.push(row("tensors", kinds.join(", ")));
+    rows.push(row("written", format!("{} in {}", report::bytes(s.bytes), s.dtype)));
+    rows.push(row("vocabulary", format!("{} tokens", report::count(s.vocabulary))));
+    rows.push(row("chat template", if s.chat_template { "yes".into() } else { "none in the file".into() }));
+    rows.push(row("license", s.license.clone().unwrap_or_else(|| "not stated in the file".into())));
+    println!("{}", report::table(&rows));
+    let chat = if s.chat_template { " --chat" } else { "" };
+    report::info(format!("\nnext: ft generate --model {}{chat} --prompt \"…\"", s.out.display()));
+}

@@ -1,0 +1,388 @@
+//! The architectures that can be imported: what config.json says and where each tensor goes.
+//!
+//! A mapping lists every tensor with the shape that the metadata implies. What is missing, misshapen or left over in
+//! the file is an error by name: a model that was only partly understood is not written.
+
+use crate::convert::gguf::{Gguf, TensorInfo};
+use crate::convert::rope_scaling;
+use crate::convert::vocabulary::Vocabulary;
+use crate::error::{Error, Result};
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+
+/// What is done to a tensor's values on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    None,
+    /// llama.cpp stores the rows of each head as pairs (0, h/2), (1, h/2 + 1), …; Hugging Face as halves.
+    Unpermute {
+        heads: usize,
+    },
+    /// GPT-2's `Conv1D` weights are (in, out).
+    Transpose,
+}
+
+/// One tensor of the model: its place in the file and its name and shape in the Hugging Face directory.
+#[derive(Debug, Clone)]
+pub struct Mapped {
+    pub source: TensorInfo,
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub change: Change,
+}
+
+/// config.json without the keys that depend on the output, and the tensors in the model's order.
+pub struct Model {
+    pub config: Map<String, Value>,
+    pub tensors: Vec<Mapped>,
+}
+
+pub const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gpt2"];
+
+/// Reads what the file says of the model.
+pub fn map(gguf: &Gguf, arch: &str, vocabulary: &Vocabulary) -> Result<Model> {
+    match arch {
+        "llama" | "qwen2" | "qwen3" => rotary_decoder(&mut Source::new(gguf, arch)?, vocabulary),
+        "gpt2" => gpt2(&mut Source::new(gguf, arch)?, vocabulary),
+        other => Err(Error::user(format!("{}: architecture `{other}` is not supported", gguf.path().display()))
+            .hint(format!("ft import reads the architectures {}", ARCHITECTURES.join(", ")))),
+    }
+}
+
+/// The file's context length, which the tokenizer's settings name too.
+pub fn context_length(gguf: &Gguf, arch: &str) -> Result<u64> {
+    Source::new(gguf, arch)?.number("context_length")
+}
+
+/// Takes tensors out of the file one by one, so that the rest can be named.
+struct Source<'a> {
+    gguf: &'a Gguf,
+    arch: &'a str,
+    left: HashMap<&'a str, &'a TensorInfo>,
+    taken: Vec<Mapped>,
+}
+
+impl<'a> Source<'a> {
+    fn new(gguf: &'a Gguf, arch: &'a str) -> Result<Self> {
+        let left = gguf.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
+        let source = Self { gguf, arch, left, taken: Vec::new() };
+        // Keys that change what a model computes and that config.json has no word for.
+        for key in ["expert_count", "attention.sliding_window", "attention.max_alibi_bias", "attention.clamp_kqv"] {
+            if let Some(x) = gguf.float(&source.key(key))?.filter(|&x| x != 0.0) {
+                return Err(source.refuse(format!("{} is {x}: such models cannot be imported", source.key(key))));
+            }
+        }
+        for key in ["logit_scale", "residual_scale", "embedding_scale", "attention.scale"] {
+            if let Some(x) = gguf.float(&source.key(key))?.filter(|&x| x != 1.0 && x != 0.0) {
+                return Err(source.refuse(format!("{} is {x}: such models cannot be imported", source.key(key))));
+            }
+        }
+        Ok(source)
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.arch)
+    }
+
+    fn refuse(&self, what: impl std::fmt::Display) -> Error {
+        Error::user(format!("{}: {what}", self.gguf.path().display()))
+            .hint("use the model's original Hugging Face directory, or another GGUF of it")
+    }
+
+    /// A size that must be there and positive.
+    fn number(&self, name: &str) -> Result<u64> {
+        match self.gguf.unsigned(&self.key(name))? {
+            Some(n @ 1..=0x7FFF_FFFF) => Ok(n),
+            Some(n) => {
+                Err(self
+                    .refuse(format!("metadata {}: a number from 1 to 2147483647 expected, found {n}", self.key(name))))
+            }
+            None => Err(self.refuse(format!("metadata {} is missing", self.key(name)))),
+        }
+    }
+
+    fn number_or(&self, name: &str, default: u64) -> Result<u64> {
+        if self.gguf.value(&self.key(name)).is_none() { Ok(default) } else { self.number(name) }
+    }
+
+    fn float(&self, name: &str) -> Result<f64> {
+        self.gguf.float(&self.key(name))?.ok_or_else(|| self.refuse(format!("metadata {} is missing", self.key(name))))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.left.contains_key(name)
+    }
+
+    /// Maps the tensor `from`, stored with shape `stored`, to `to`.
+    fn take(&mut self, from: &str, to: &str, stored: &[u64], change: Change) -> Result<()> {
+        let Some(tensor) = self.left.remove(from) else {
+            return Err(self.refuse(format!("tensor {from} is missing")));
+        };
+        if !tensor.shape.iter().map(|&n| n as u64).eq(stored.iter().copied()) {
+            return Err(self.refuse(format!("tensor {from}: shape {stored:?} expected, found {:?}", tensor.shape)));
+        }
+        let mut shape = tensor.shape.clone();
+        if change == Change::Transpose {
+            shape.reverse();
+        }
+        self.taken.push(Mapped { source: tensor.clone(), name: to.into(), shape, change });
+        Ok(())
+    }
+
+    /// Rows of the embedding; the vocabulary must fit into it.
+    fn embedding_rows(&self, vocabulary: &Vocabulary) -> Result<u64> {
+        let Some(tensor) = self.left.get("token_embd.weight") else {
+            return Err(self.refuse("tensor token_embd.weight is missing"));
+        };
+        let rows = tensor.shape.first().copied().unwrap_or(0);
+        if rows < vocabulary.size {
+            return Err(
+                self.refuse(format!("{} tokens, but tensor token_embd.weight has only {rows} rows", vocabulary.size))
+            );
+        }
+        Ok(rows as u64)
+    }
+
+    /// Maps the output head. True where the embedding serves as head: no tensor of its own, or the same bytes.
+    fn head(&mut self, vocab: u64, hidden: u64) -> Result<bool> {
+        let (Some(head), Some(embedding)) =
+            (self.left.get("output.weight"), self.gguf.tensors().iter().find(|t| t.name == "token_embd.weight"))
+        else {
+            return Ok(true);
+        };
+        if head.kind == embedding.kind
+            && head.shape == embedding.shape
+            && self.gguf.data(head) == self.gguf.data(embedding)
+        {
+            self.left.remove("output.weight");
+            return Ok(true);
+        }
+        self.take("output.weight", "lm_head.weight", &[vocab, hidden], Change::None)?;
+        Ok(false)
+    }
+
+    /// All tensors, once nothing is left over in the file.
+    fn finish(&mut self) -> Result<Vec<Mapped>> {
+        let mut left: Vec<&str> = self.left.keys().copied().collect();
+        left.sort();
+        match left[..] {
+            [] => Ok(std::mem::take(&mut self.taken)),
+            [first, ..] => Err(self.refuse(format!(
+                "{} tensors that a {} model has no place for, the first is {first}",
+                left.len(),
+                self.arch
+            ))),
+        }
+    }
+}
+
+/// Keys that every config.json carries.
+fn common(class: &str, model_type: &str, vocabulary: &Vocabulary, vocab: u64, tied: bool) -> Map<String, Value> {
+    let eos = match vocabulary.stops[..] {
+        [] => Value::Null,
+        [one] => json!(one),
+        ref many => json!(many),
+    };
+    let Value::Object(map) = json!({
+        "architectures": [class],
+        "bos_token_id": vocabulary.bos,
+        "eos_token_id": eos,
+        "initializer_range": 0.02,
+        "model_type": model_type,
+        "pad_token_id": vocabulary.pad,
+        "tie_word_embeddings": tied,
+        "use_cache": true,
+        "vocab_size": vocab,
+    }) else {
+        unreachable!("an object was written above")
+    };
+    map
+}
+
+fn extend(config: &mut Map<String, Value>, more: Value) {
+    if let Value::Object(more) = more {
+        config.extend(more);
+    }
+}
+
+/// Llama, Qwen2 and Qwen3: RMSNorm, rotary positions, gated MLP.
+fn rotary_decoder(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
+    let layers = s.number("block_count")?;
+    let hidden = s.number("embedding_length")?;
+    let inner = s.number("feed_forward_length")?;
+    let heads = s.number("attention.head_count")?;
+    let kv_heads = s.number_or("attention.head_count_kv", heads)?;
+    let stated =
+        s.gguf.unsigned(&s.key("attention.key_length"))?.or(s.gguf.unsigned(&s.key("rope.dimension_count"))?);
+    let head_dim = stated.unwrap_or(hidden / heads);
+    if heads % kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 || head_dim > 1 << 16 {
+        return Err(
+            s.refuse(format!("{heads} heads, {kv_heads} key/value heads of size {head_dim} do not fit together"))
+        );
+    }
+    for name in ["attention.value_length", "rope.dimension_count"] {
+        let found = s.number_or(name, head_dim)?;
+        if found != head_dim {
+            return Err(
+                s.refuse(format!("metadata {}: {head_dim}, the head size, expected, found {found}", s.key(name)))
+            );
+        }
+    }
+    // llama.cpp's default where an old file does not say.
+    let theta = s.gguf.float(&s.key("rope.freq_base"))?.unwrap_or(10000.0);
+    let scaling = rope_scaling::read(s.gguf, s.arch, head_dim, theta)?;
+    s.left.remove(rope_scaling::FACTORS);
+    let vocab = s.embedding_rows(vocabulary)?;
+
+    let bias = s.arch == "qwen2" || s.has("blk.0.attn_q.bias");
+    let output_bias = s.arch != "qwen2" && bias;
+    let mlp_bias = s.arch == "llama" && s.has("blk.0.ffn_up.bias");
+    let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+    let turned =
+        |heads: u64| if s.arch == "llama" { Change::Unpermute { heads: heads as usize } } else { Change::None };
+    let (q_rows, k_rows) = (turned(heads), turned(kv_heads));
+
+    s.take("token_embd.weight", "model.embed_tokens.weight", &[vocab, hidden], Change::None)?;
+    for i in 0..layers {
+        let (blk, layer) = (format!("blk.{i}"), format!("model.layers.{i}"));
+        let mut one = |from: &str, to: &str, shape: &[u64], change| {
+            s.take(&format!("{blk}.{from}"), &format!("{layer}.{to}"), shape, change)
+        };
+        one("attn_norm.weight", "input_layernorm.weight", &[hidden], Change::None)?;
+        for (from, to, rows, change, biased) in [
+            ("attn_q", "self_attn.q_proj", q, q_rows, bias),
+            ("attn_k", "self_attn.k_proj", kv, k_rows, bias),
+            ("attn_v", "self_attn.v_proj", kv, Change::None, bias),
+        ] {
+            one(&format!("{from}.weight"), &format!("{to}.weight"), &[rows, hidden], change)?;
+            if biased {
+                one(&format!("{from}.bias"), &format!("{to}.bias"), &[rows], change)?;
+            }
+        }
+        one("attn_output.weight", "self_attn.o_proj.weight", &[hidden, q], Change::None)?;
+        if output_bias {
+            one("attn_output.bias", "self_attn.o_proj.bias", &[hidden], Change::None)?;
+        }
+        if s.arch == "qwen3" {
+            let mut one = |from: &str, to: &str| {
+                s.take(&format!("{blk}.{from}"), &format!("{layer}.{to}"), &[head_dim], Change::None)
+            };
+            one("attn_q_norm.weight", "self_attn.q_norm.weight")?;
+            one("attn_k_norm.weight", "self_attn.k_norm.weight")?;
+        }
+        let mut one = |from: &str, to: &str, shape: &[u64]| {
+            s.take(&format!("{blk}.{from}"), &format!("{layer}.{to}"), shape, Change::None)
+        };
+        one("ffn_norm.weight", "post_attention_layernorm.weight", &[hidden])?;
+        for (from, to, rows, columns) in [
+            ("ffn_gate", "mlp.gate_proj", inner, hidden),
+            ("ffn_up", "mlp.up_proj", inner, hidden),
+            ("ffn_down", "mlp.down_proj", hidden, inner),
+        ] {
+            one(&format!("{from}.weight"), &format!("{to}.weight"), &[rows, columns])?;
+            if mlp_bias {
+                one(&format!("{from}.bias"), &format!("{to}.bias"), &[rows])?;
+            }
+        }
+    }
+    s.take("output_norm.weight", "model.norm.weight", &[hidden], Change::None)?;
+    let tied = s.head(vocab, hidden)?;
+
+    let class = match s.arch {
+        "llama" => "LlamaForCausalLM",
+        "qwen2" => "Qwen2ForCausalLM",
+        _ => "Qwen3ForCausalLM",
+    };
+    let mut config = common(class, s.arch, vocabulary, vocab, tied);
+    extend(
+        &mut config,
+        json!({
+            "attention_dropout": 0.0,
+            "hidden_act": "silu",
+            "hidden_size": hidden,
+            "intermediate_size": inner,
+            "max_position_embeddings": s.number("context_length")?,
+            "num_attention_heads": heads,
+            "num_hidden_layers": layers,
+            "num_key_value_heads": kv_heads,
+            "rms_norm_eps": s.float("attention.layer_norm_rms_epsilon")?,
+            "rope_scaling": scaling,
+            "rope_theta": theta,
+        }),
+    );
+    match s.arch {
+        "llama" => extend(
+            &mut config,
+            json!({"attention_bias": bias, "head_dim": head_dim, "mlp_bias": mlp_bias, "pretraining_tp": 1}),
+        ),
+        "qwen3" => extend(&mut config, json!({"attention_bias": bias, "head_dim": head_dim})),
+        // Qwen2's class derives the head size and has no key for another one that every version reads.
+        _ if head_dim != hidden / heads => {
+            return Err(
+                s.refuse(format!("qwen2 with head size {head_dim}: {} expected ({hidden} / {heads})", hidden / heads))
+            );
+        }
+        _ => {}
+    }
+    if s.arch != "llama" {
+        extend(&mut config, json!({"max_window_layers": layers, "sliding_window": null, "use_sliding_window": false}));
+    }
+    Ok(Model { config, tensors: s.finish()? })
+}
+
+/// GPT-2: LayerNorm, learned positions, fused q/k/v, `Conv1D` weights.
+fn gpt2(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
+    let layers = s.number("block_count")?;
+    let hidden = s.number("embedding_length")?;
+    let inner = s.number_or("feed_forward_length", 4 * hidden)?;
+    let heads = s.number("attention.head_count")?;
+    let context = s.number("context_length")?;
+    if hidden % heads != 0 {
+        return Err(s.refuse(format!("embedding_length {hidden} is no multiple of the {heads} heads")));
+    }
+    let vocab = s.embedding_rows(vocabulary)?;
+
+    s.take("token_embd.weight", "transformer.wte.weight", &[vocab, hidden], Change::None)?;
+    s.take("position_embd.weight", "transformer.wpe.weight", &[context, hidden], Change::None)?;
+    for i in 0..layers {
+        for (from, to, rows, columns) in [
+            ("attn_norm", "ln_1", hidden, None),
+            ("attn_qkv", "attn.c_attn", 3 * hidden, Some(hidden)),
+            ("attn_output", "attn.c_proj", hidden, Some(hidden)),
+            ("ffn_norm", "ln_2", hidden, None),
+            ("ffn_up", "mlp.c_fc", inner, Some(hidden)),
+            ("ffn_down", "mlp.c_proj", hidden, Some(inner)),
+        ] {
+            let (from, to) = (format!("blk.{i}.{from}"), format!("transformer.h.{i}.{to}"));
+            let (shape, change) = match columns {
+                Some(columns) => (vec![rows, columns], Change::Transpose),
+                None => (vec![rows], Change::None),
+            };
+            s.take(&format!("{from}.weight"), &format!("{to}.weight"), &shape, change)?;
+            s.take(&format!("{from}.bias"), &format!("{to}.bias"), &[rows], Change::None)?;
+        }
+    }
+    s.take("output_norm.weight", "transformer.ln_f.weight", &[hidden], Change::None)?;
+    s.take("output_norm.bias", "transformer.ln_f.bias", &[hidden], Change::None)?;
+    let tied = s.head(vocab, hidden)?;
+
+    let mut config = common("GPT2LMHeadModel", "gpt2", vocabulary, vocab, tied);
+    extend(
+        &mut config,
+        json!({
+            "activation_function": "gelu_new",
+            "attn_pdrop": 0.1,
+            "embd_pdrop": 0.1,
+            "layer_norm_epsilon": s.float("attention.layer_norm_epsilon")?,
+            "n_ctx": context,
+            "n_embd": hidden,
+            "n_head": heads,
+            "n_inner": if inner == 4 * hidden { Value::Null } else { json!(inner) },
+            "n_layer": layers,
+            "n_positions": context,
+            "resid_pdrop": 0.1,
+            "scale_attn_weights": true,
+        }),
+    );
+    Ok(Model { config, tensors: s.finish()? })
+}

@@ -1,0 +1,256 @@
+//! `ft import`: a GGUF file becomes a Hugging Face model directory.
+//!
+//! Tensors are dequantised, brought into Hugging Face's layout, cast and written one at a time; the directory appears
+//! whole or not at all.
+
+use crate::convert::architecture::{self, ARCHITECTURES, Change, Mapped};
+use crate::convert::gguf::Gguf;
+use crate::convert::quant::dequantise;
+use crate::convert::safetensors::{self, Dtype, Entry};
+use crate::convert::vocabulary::{self, Vocabulary};
+use crate::error::{Error, Result};
+use crate::fsutil;
+use half::{bf16, f16};
+use rayon::prelude::*;
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// What to import and how.
+pub struct Options<'a> {
+    pub file: &'a Path,
+    pub out: &'a Path,
+    pub dtype: Dtype,
+    /// Replace an existing model directory.
+    pub force: bool,
+    /// Use this pre-tokenizer, not the one that the file names.
+    pub pre_tokenizer: Option<&'a str>,
+}
+
+/// What was imported.
+#[derive(Debug, Serialize)]
+pub struct Summary {
+    pub file: PathBuf,
+    pub out: PathBuf,
+    pub architecture: String,
+    pub name: Option<String>,
+    pub license: Option<String>,
+    pub parameters: u64,
+    /// Tensors by the type they had in the file.
+    pub tensors: BTreeMap<String, u64>,
+    pub dtype: String,
+    pub bytes: u64,
+    pub vocabulary: u64,
+    pub chat_template: bool,
+    pub stop_token_ids: Vec<u64>,
+    pub warnings: Vec<String>,
+}
+
+/// Imports a file. `progress(done, total)` is called in tensors before each one; its error stops the import, and
+/// nothing is left behind.
+pub fn import(options: &Options, mut progress: impl FnMut(u64, u64) -> Result<()>) -> Result<Summary> {
+    check_out(options)?;
+    let gguf = Gguf::open(options.file)?;
+    let Some(arch) = gguf.text("general.architecture")? else {
+        return Err(Error::user(format!("{}: metadata general.architecture is missing", options.file.display()))
+            .hint(format!("ft import reads the architectures {}", ARCHITECTURES.join(", "))));
+    };
+    if let Some(kind) = gguf.text("general.type")?.filter(|&k| k != "model") {
+        return Err(Error::user(format!("{}: general.type is `{kind}`, `model` expected", options.file.display()))
+            .hint("import the model itself; adapters and projectors belong to one"));
+    }
+    if gguf.unsigned("split.count")?.is_some_and(|n| n > 1) {
+        return Err(Error::user(format!("{}: this is one part of a split GGUF", options.file.display()))
+            .hint("join the parts first with llama.cpp: llama-gguf-split --merge FIRST_PART OUT.gguf"));
+    }
+    if !ARCHITECTURES.contains(&arch) {
+        // Before the tokenizer, whose errors would only distract.
+        return Err(Error::user(format!("{}: architecture `{arch}` is not supported", options.file.display()))
+            .hint(format!("ft import reads the architectures {}", ARCHITECTURES.join(", "))));
+    }
+    let vocabulary = vocabulary::rebuild(&gguf, architecture::context_length(&gguf, arch)?, options.pre_tokenizer)?;
+    let mut model = architecture::map(&gguf, arch, &vocabulary)?;
+    model.config.insert("torch_dtype".into(), json!(torch_name(options.dtype)));
+
+    let entries: Vec<Entry> =
+        model.tensors.iter().map(|t| Entry::new(&t.name, options.dtype, t.shape.clone())).collect();
+    let by_name: HashMap<&str, &Mapped> = model.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    let total = entries.len() as u64;
+    let mut done = 0;
+    fsutil::replace_dir(options.out, |folder| {
+        safetensors::write_model(folder, &entries, safetensors::SHARD_BYTES, |entry| {
+            progress(done, total)?;
+            done += 1;
+            encode(&gguf, by_name[entry.name.as_str()], options.dtype)
+        })?;
+        progress(total, total)?;
+        write_vocabulary(folder, &vocabulary)?;
+        fsutil::write_json(&folder.join("config.json"), &sorted(Value::Object(model.config.clone())))
+    })?;
+
+    let mut tensors = BTreeMap::new();
+    for tensor in &model.tensors {
+        *tensors.entry(tensor.source.kind.name()).or_default() += 1;
+    }
+    Ok(Summary {
+        file: options.file.to_path_buf(),
+        out: options.out.to_path_buf(),
+        architecture: arch.to_string(),
+        name: gguf.text("general.name")?.map(str::to_string),
+        license: gguf.text("general.license")?.map(str::to_string),
+        parameters: entries.iter().map(Entry::elements).sum(),
+        tensors,
+        dtype: torch_name(options.dtype).to_string(),
+        bytes: entries.iter().map(Entry::bytes).sum(),
+        vocabulary: vocabulary.size as u64,
+        chat_template: vocabulary.template.is_some(),
+        stop_token_ids: vocabulary.stops,
+        warnings: vocabulary.warnings,
+    })
+}
+
+/// Refuses an output folder that exists, unless it is a model directory and may be replaced.
+fn check_out(options: &Options) -> Result<()> {
+    let out = options.out;
+    let named = |what: &str| Error::user(format!("--out {}: {what}", out.display()));
+    if out.file_name().is_none() {
+        return Err(named("a folder with a name of its own expected").hint("for example --out models/smollm2"));
+    }
+    if !out.exists() {
+        return Ok(());
+    }
+    let mut inside = std::fs::read_dir(out).map_err(|e| fsutil::io_error("reading folder", out, e))?;
+    if inside.next().is_none() {
+        return Ok(());
+    }
+    if !options.force {
+        return Err(
+            named("the folder exists and is not empty").hint("choose another folder, or replace it with --force")
+        );
+    }
+    if !out.join("config.json").is_file() {
+        return Err(named("--force replaces only a model directory, and this folder has no config.json")
+            .hint("choose another folder, or remove this one yourself"));
+    }
+    let real = |p: &Path| p.canonicalize().unwrap_or_else(|_| fsutil::absolute(p));
+    if real(options.file).starts_with(real(out)) {
+        return Err(named("the GGUF file lies in the folder that --force would replace").hint("choose another folder"));
+    }
+    Ok(())
+}
+
+fn write_vocabulary(folder: &Path, v: &Vocabulary) -> Result<()> {
+    let text = |path: PathBuf, text: &str| fsutil::write_atomic(&path, |w| w.write_all(text.as_bytes()));
+    fsutil::write_json(&folder.join("tokenizer.json"), &v.tokenizer)?;
+    fsutil::write_json(&folder.join("tokenizer_config.json"), &v.config)?;
+    if let Some(template) = &v.template {
+        text(folder.join("chat_template.jinja"), template)?;
+    }
+    for (name, template) in &v.more_templates {
+        text(folder.join("additional_chat_templates").join(format!("{name}.jinja")), template)?;
+    }
+    let eos = if let [one] = v.stops[..] { json!(one) } else { json!(v.stops) };
+    let mut generation =
+        json!({"_from_model_config": true, "bos_token_id": v.bos, "eos_token_id": eos, "pad_token_id": v.pad});
+    if let Value::Object(map) = &mut generation {
+        map.retain(|_, v| !v.is_null() && *v != json!([]));
+    }
+    fsutil::write_json(&folder.join("generation_config.json"), &generation)
+}
+
+/// The bytes of one tensor in Hugging Face's layout and the chosen type.
+fn encode(gguf: &Gguf, tensor: &Mapped, dtype: Dtype) -> Result<Vec<u8>> {
+    let mut values = dequantise(tensor.source.kind, gguf.data(&tensor.source));
+    values = match tensor.change {
+        Change::None => values,
+        Change::Unpermute { heads } => unpermute(&values, heads, tensor.source.shape[0]),
+        Change::Transpose => transpose(&values, tensor.source.shape[0]),
+    };
+    let wrong = |what: String| Error::user(format!("{}: tensor {}: {what}", gguf.path().display(), tensor.source.name));
+    let bad = values.par_iter().filter(|x| !x.is_finite()).count();
+    if bad > 0 {
+        return Err(wrong(format!("{bad} of {} values are not finite", values.len()))
+            .hint("the file is damaged or the model was broken before; try another GGUF of it"));
+    }
+    let mut bytes = vec![0u8; values.len() * dtype.bitsize() / 8];
+    match dtype {
+        Dtype::F32 => bytes.par_chunks_exact_mut(4).zip(&values).for_each(|(b, x)| b.copy_from_slice(&x.to_le_bytes())),
+        Dtype::BF16 => bytes
+            .par_chunks_exact_mut(2)
+            .zip(&values)
+            .for_each(|(b, x)| b.copy_from_slice(&bf16::from_f32(*x).to_le_bytes())),
+        Dtype::F16 => {
+            if let Some(x) = values.iter().find(|x| f16::from_f32(**x).is_infinite()) {
+                return Err(
+                    wrong(format!("the value {x} does not fit into float16")).hint("choose --dtype bf16 or f32")
+                );
+            }
+            bytes
+                .par_chunks_exact_mut(2)
+                .zip(&values)
+                .for_each(|(b, x)| b.copy_from_slice(&f16::from_f32(*x).to_le_bytes()))
+        }
+        other => return Err(Error::bug(format!("no encoding for {other:?}"))),
+    }
+    Ok(bytes)
+}
+
+/// Within each head, row 2i becomes row i and row 2i + 1 becomes row i + h/2.
+fn unpermute(values: &[f32], heads: usize, rows: usize) -> Vec<f32> {
+    let (width, head) = (values.len() / rows, rows / heads);
+    let mut out = Vec::with_capacity(values.len());
+    for h in 0..heads {
+        for i in 0..head {
+            let from = h * head + if i < head / 2 { 2 * i } else { 2 * (i - head / 2) + 1 };
+            out.extend_from_slice(&values[from * width..(from + 1) * width]);
+        }
+    }
+    out
+}
+
+fn transpose(values: &[f32], rows: usize) -> Vec<f32> {
+    let columns = values.len() / rows;
+    let mut out = vec![0.0; values.len()];
+    out.par_chunks_exact_mut(rows).enumerate().for_each(|(c, line)| {
+        for (r, x) in line.iter_mut().enumerate() {
+            *x = values[r * columns + c];
+        }
+    });
+    out
+}
+
+/// Keys in alphabetical order, as transformers writes config.json.
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(map) => Value::Object(map.into_iter().collect::<BTreeMap<_, _>>().into_iter().collect()),
+        other => other,
+    }
+}
+
+fn torch_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "float32",
+        Dtype::F16 => "float16",
+        _ => "bfloat16",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unpermute_undoes_llama_cpp_s_interleaving() {
+        // One head of four rows, width one: stored (0, 2, 1, 3) was (0, 1, 2, 3).
+        assert_eq!(unpermute(&[0.0, 2.0, 1.0, 3.0], 1, 4), [0.0, 1.0, 2.0, 3.0]);
+        // Two heads of two rows are left as they are.
+        assert_eq!(unpermute(&[0.0, 1.0, 2.0, 3.0], 2, 4), [0.0, 1.0, 2.0, 3.0]);
+    }
+
+    #[test]
+    fn transpose_swaps_the_axes() {
+        assert_eq!(transpose(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+    }
+}

@@ -1,0 +1,391 @@
+//! The tokenizer files of a Hugging Face directory, rebuilt from the vocabulary inside a GGUF file.
+//!
+//! Every token keeps its id. Control and user-defined tokens become added tokens, so that they are matched whole in
+//! text; placeholders that only fill the embedding up are left out. Knows nothing of tensors.
+
+use crate::convert::gguf::Gguf;
+use crate::convert::pretokenizer::PreTokenizer;
+use crate::error::{Error, Result};
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeSet, HashMap};
+
+/// What the tokenizer part of a model directory consists of.
+pub struct Vocabulary {
+    /// Contents of tokenizer.json.
+    pub tokenizer: Value,
+    /// Contents of tokenizer_config.json.
+    pub config: Value,
+    /// chat_template.jinja, where the file has one.
+    pub template: Option<String>,
+    /// Further named templates, for `additional_chat_templates/<name>.jinja`.
+    pub more_templates: Vec<(String, String)>,
+    pub bos: Option<u64>,
+    pub eos: Option<u64>,
+    pub pad: Option<u64>,
+    /// Every token that ends an answer: `eos` and what the chat template closes a turn with.
+    pub stops: Vec<u64>,
+    /// Ids in use, placeholders included; the embedding must have at least as many rows.
+    pub size: usize,
+    /// What the user should know about choices made here.
+    pub warnings: Vec<String>,
+}
+
+/// Token types of GGUF.
+const UNKNOWN: i64 = 2;
+const CONTROL: i64 = 3;
+const USER_DEFINED: i64 = 4;
+const UNUSED: i64 = 5;
+
+/// Longer tokens are in no vocabulary, and recovering merges from one takes time quadratic in its length.
+const LONGEST_TOKEN: usize = 1024;
+
+/// Tokens that close a turn in chat templates; one counts where the vocabulary marks it special and the template names it.
+const TURN_ENDS: [&str; 12] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|eot|>",
+    "<end_of_turn>",
+    "<|end_of_turn|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|return|>",
+    "<|end_of_text|>",
+    "<｜end▁of▁sentence｜>",
+    "</s>",
+];
+
+struct Tokens<'a> {
+    gguf: &'a Gguf,
+    texts: Vec<&'a str>,
+    types: Vec<i64>,
+    ids: HashMap<&'a str, u64>,
+}
+
+/// Rebuilds the tokenizer; `pre_tokenizer` overrides the name that the file gives.
+pub fn rebuild(gguf: &Gguf, context_length: u64, pre_tokenizer: Option<&str>) -> Result<Vocabulary> {
+    let at = |e: Error| e.context(gguf.path().display());
+    let Some(model) = gguf.text("tokenizer.ggml.model")? else {
+        return Err(at(Error::user("the file holds no tokenizer (tokenizer.ggml.model is missing)"))
+            .hint("choose a GGUF of the whole model; a projector or adapter file cannot be imported alone"));
+    };
+    let tokens = Tokens::read(gguf)?;
+    let mut warnings = Vec::new();
+    let (mut tokenizer, adds_bos) = match model {
+        "gpt2" => {
+            let name = named_pre_tokenizer(gguf, pre_tokenizer, &mut warnings)?;
+            let pre = PreTokenizer::find(&name).map_err(at)?;
+            (byte_level(&tokens, pre)?, pre.adds_bos)
+        }
+        "llama" => {
+            if pre_tokenizer.is_some() {
+                return Err(at(Error::user(
+                    "--pre-tokenizer does not apply: this SentencePiece vocabulary has no pre-tokenizer",
+                ))
+                .hint("leave --pre-tokenizer out"));
+            }
+            (sentence_piece(&tokens)?, true)
+        }
+        other => {
+            return Err(at(Error::user(format!("tokenizer model `{other}` is not supported; `gpt2` (byte-level BPE) or `llama` (SentencePiece BPE) expected")))
+                .hint("use the model's original Hugging Face directory instead"));
+        }
+    };
+
+    let role = |key: &str| tokens.role(key);
+    let (bos, eos) = (role("bos_token_id")?, role("eos_token_id")?);
+    let (pad, unk) = (role("padding_token_id")?, role("unknown_token_id")?);
+    let add_bos = gguf.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos) && bos.is_some();
+    let add_eos = gguf.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false) && eos.is_some();
+    tokenizer["added_tokens"] = tokens.added(&[bos, eos, pad, unk]);
+    tokenizer["post_processor"] = tokens.post_processor(bos.filter(|_| add_bos), eos.filter(|_| add_eos));
+
+    let name = |id: Option<u64>| id.map_or(Value::Null, |i| json!(tokens.texts[i as usize]));
+    let config = json!({
+        "add_bos_token": add_bos,
+        "add_eos_token": add_eos,
+        "bos_token": name(bos),
+        "clean_up_tokenization_spaces": false,
+        "eos_token": name(eos),
+        "model_max_length": context_length,
+        "pad_token": name(pad),
+        // The one class name that loads tokenizer.json as it stands in both transformers 4 and 5.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": name(unk),
+    });
+    let template = gguf.text("tokenizer.chat_template")?.map(str::to_string);
+    let mut stops: BTreeSet<u64> = eos.into_iter().collect();
+    for key in ["eot_token_id", "eom_token_id"] {
+        stops.extend(role(key)?);
+    }
+    stops.extend(tokens.turn_ends(template.as_deref()));
+    // The main end-of-text token first, as libraries that read only one expect.
+    let stops = eos.into_iter().chain(stops.into_iter().filter(|&s| Some(s) != eos)).collect();
+    let size = tokens.texts.len();
+    Ok(Vocabulary {
+        tokenizer,
+        config,
+        template,
+        more_templates: more_templates(gguf)?,
+        bos,
+        eos,
+        pad,
+        stops,
+        size,
+        warnings,
+    })
+}
+
+fn named_pre_tokenizer(gguf: &Gguf, chosen: Option<&str>, warnings: &mut Vec<String>) -> Result<String> {
+    let stated = gguf.text("tokenizer.ggml.pre")?;
+    match (chosen, stated) {
+        (Some(name), stated) => {
+            if let Some(stated) = stated.filter(|s| *s != name) {
+                warnings.push(format!("the file names pre-tokenizer `{stated}`; `{name}` is used, as --pre-tokenizer asks"));
+            }
+            Ok(name.to_string())
+        }
+        (None, Some("default")) => {
+            warnings.push(
+                "the file names pre-tokenizer `default`: whoever made it did not know the original; GPT-2's is used. \
+                 Compare token ids with the original tokenizer, or name another with --pre-tokenizer"
+                    .into(),
+            );
+            Ok("default".into())
+        }
+        (None, Some(stated)) => Ok(stated.to_string()),
+        (None, None) => Err(Error::user(format!(
+            "{}: the file does not name its pre-tokenizer (tokenizer.ggml.pre is missing), so its token ids cannot be known",
+            gguf.path().display()
+        ))
+        .hint("name the one of the original tokenizer with --pre-tokenizer, for example gpt-2, llama-bpe or qwen2")),
+    }
+}
+
+/// Templates beside the main one, stored as `tokenizer.chat_template.<name>`.
+fn more_templates(gguf: &Gguf) -> Result<Vec<(String, String)>> {
+    let mut templates = Vec::new();
+    for key in gguf.keys() {
+        let Some(name) = key.strip_prefix("tokenizer.chat_template.") else { continue };
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c)) {
+            return Err(Error::user(format!(
+                "{}: metadata {key}: letters, digits, _ and - expected in a template's name",
+                gguf.path().display()
+            )));
+        }
+        templates.extend(gguf.text(key)?.map(|t| (name.to_string(), t.to_string())));
+    }
+    templates.sort();
+    Ok(templates)
+}
+
+/// `tokenizer.json` of a byte-level BPE; added tokens and post-processor are filled in by the caller.
+fn byte_level(tokens: &Tokens, pre: &PreTokenizer) -> Result<Value> {
+    let prefix = tokens.gguf.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(false);
+    let merges = tokens
+        .listed_merges()?
+        .ok_or_else(|| tokens.wrong("tokenizer.ggml.merges is missing: a BPE vocabulary without merges"))?;
+    Ok(json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": [],
+        "normalizer": pre.normalizer(),
+        "pre_tokenizer": pre.pre_tokenizer(prefix),
+        "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {
+            "type": "BPE",
+            "dropout": null,
+            "unk_token": null,
+            "continuing_subword_prefix": null,
+            "end_of_word_suffix": null,
+            "fuse_unk": false,
+            "byte_fallback": false,
+            "ignore_merges": pre.ignore_merges,
+            "vocab": tokens.vocab(),
+            "merges": merges,
+        },
+    }))
+}
+
+/// `tokenizer.json` of a SentencePiece BPE with byte fallback, its merges recovered from the scores.
+fn sentence_piece(tokens: &Tokens) -> Result<Value> {
+    let prefix = tokens.gguf.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let merges = match tokens.listed_merges()? {
+        Some(listed) => json!(listed),
+        None => json!(tokens.merges_from_scores()?),
+    };
+    let unk = tokens.types.iter().position(|&t| t == UNKNOWN);
+    let mut decoders = vec![
+        json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
+        json!({"type": "ByteFallback"}),
+        json!({"type": "Fuse"}),
+    ];
+    if prefix {
+        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    }
+    Ok(json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": [],
+        "normalizer": null,
+        "pre_tokenizer": {
+            "type": "Metaspace", "replacement": "▁", "prepend_scheme": if prefix { "first" } else { "never" }, "split": false,
+        },
+        "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {
+            "type": "BPE",
+            "dropout": null,
+            "unk_token": unk.map(|i| tokens.texts[i]),
+            "continuing_subword_prefix": null,
+            "end_of_word_suffix": null,
+            "fuse_unk": true,
+            "byte_fallback": true,
+            "ignore_merges": false,
+            "vocab": tokens.vocab(),
+            "merges": merges,
+        },
+    }))
+}
+
+impl<'a> Tokens<'a> {
+    fn read(gguf: &'a Gguf) -> Result<Self> {
+        let mut tokens = Self { gguf, texts: Vec::new(), types: Vec::new(), ids: HashMap::new() };
+        tokens.texts =
+            gguf.texts("tokenizer.ggml.tokens")?.ok_or_else(|| tokens.wrong("tokenizer.ggml.tokens is missing"))?;
+        tokens.types = gguf.integers("tokenizer.ggml.token_type")?.ok_or_else(|| {
+            tokens.wrong("tokenizer.ggml.token_type is missing, so special tokens cannot be told from text")
+        })?;
+        if tokens.types.len() != tokens.texts.len() {
+            let why = format!("{} tokens, but {} token types", tokens.texts.len(), tokens.types.len());
+            return Err(tokens.wrong(&why));
+        }
+        for (id, &text) in tokens.texts.iter().enumerate() {
+            if text.is_empty() || text.len() > LONGEST_TOKEN {
+                return Err(
+                    tokens.wrong(&format!("token {id}: 1 to {LONGEST_TOKEN} bytes expected, found {}", text.len()))
+                );
+            }
+            if tokens.is_placeholder(id) {
+                continue;
+            }
+            if let Some(first) = tokens.ids.insert(text, id as u64) {
+                return Err(tokens.wrong(&format!("token {text:?} appears twice, as {first} and as {id}")));
+            }
+        }
+        Ok(tokens)
+    }
+
+    fn wrong(&self, why: &str) -> Error {
+        Error::user(format!("{}: tokenizer: {why}", self.gguf.path().display()))
+            .hint("the file's vocabulary is not usable; try another GGUF of the same model")
+    }
+
+    /// llama.cpp fills a vocabulary that is smaller than the embedding with `[PAD<id>]`.
+    fn is_placeholder(&self, id: usize) -> bool {
+        self.types[id] == UNUSED
+            && self.texts[id].strip_prefix("[PAD").is_some_and(|rest| rest.strip_suffix(']') == Some(&id.to_string()))
+    }
+
+    fn vocab(&self) -> Map<String, Value> {
+        (0..self.texts.len())
+            .filter(|&i| !self.is_placeholder(i))
+            .map(|i| (self.texts[i].to_string(), json!(i)))
+            .collect()
+    }
+
+    /// The id that metadata gives to a role such as `bos_token_id`.
+    fn role(&self, key: &str) -> Result<Option<u64>> {
+        let Some(id) = self.gguf.unsigned(&format!("tokenizer.ggml.{key}"))? else { return Ok(None) };
+        if id >= self.texts.len() as u64 || self.is_placeholder(id as usize) {
+            return Err(
+                self.wrong(&format!("{key} is {id}, which is no token of the {} in the vocabulary", self.texts.len()))
+            );
+        }
+        Ok(Some(id))
+    }
+
+    /// Tokens matched whole in text: control tokens and those with a role are special, user-defined ones are not.
+    fn added(&self, roles: &[Option<u64>]) -> Value {
+        let entry = |id: usize| {
+            let special = matches!(self.types[id], CONTROL | UNKNOWN) || roles.contains(&Some(id as u64));
+            (special || self.types[id] == USER_DEFINED).then(|| {
+                json!({
+                    "id": id, "content": self.texts[id], "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": special,
+                })
+            })
+        };
+        (0..self.texts.len()).filter_map(entry).collect()
+    }
+
+    /// Adds beginning and end of text around each sequence.
+    fn post_processor(&self, bos: Option<u64>, eos: Option<u64>) -> Value {
+        if bos.is_none() && eos.is_none() {
+            return Value::Null;
+        }
+        let special = |id: u64, kind: u8| json!({"SpecialToken": {"id": self.texts[id as usize], "type_id": kind}});
+        let around = |sequence: &str, kind: u8| -> Vec<Value> {
+            let text = json!({"Sequence": {"id": sequence, "type_id": kind}});
+            bos.map(|i| special(i, kind)).into_iter().chain([text]).chain(eos.map(|i| special(i, kind))).collect()
+        };
+        let mut known = Map::new();
+        for id in bos.into_iter().chain(eos) {
+            let text = self.texts[id as usize];
+            known.insert(text.to_string(), json!({"id": text, "ids": [id], "tokens": [text]}));
+        }
+        let pair = [around("A", 0), around("B", 1)].concat();
+        json!({"type": "TemplateProcessing", "single": around("A", 0), "pair": pair, "special_tokens": known})
+    }
+
+    /// The merges that the file lists, each checked to join two tokens into a third.
+    fn listed_merges(&self) -> Result<Option<Vec<&'a str>>> {
+        let Some(merges) = self.gguf.texts("tokenizer.ggml.merges")? else { return Ok(None) };
+        for (i, merge) in merges.iter().enumerate() {
+            let whole = merge.split_once(' ').filter(|(l, r)| self.ids.contains_key(l) && self.ids.contains_key(r));
+            if !whole.is_some_and(|(l, r)| self.ids.contains_key(format!("{l}{r}").as_str())) {
+                return Err(self.wrong(&format!("merge {i}, {merge:?}: two tokens that join into a third expected")));
+            }
+        }
+        Ok(Some(merges))
+    }
+
+    /// SentencePiece's BPE merges in the order of the joined token's score, as transformers recovers them.
+    fn merges_from_scores(&self) -> Result<Vec<String>> {
+        let scores = self.gguf.floats("tokenizer.ggml.scores")?.unwrap_or_default();
+        if scores.len() != self.texts.len() {
+            return Err(self.wrong(&format!("{} tokens, but {} scores", self.texts.len(), scores.len())));
+        }
+        let mut merges: Vec<(f32, usize, usize, &str, &str)> = Vec::new();
+        for (id, &text) in self.texts.iter().enumerate().filter(|(i, _)| !self.is_placeholder(*i)) {
+            let cuts = text.char_indices().skip(1).map(|(at, _)| text.split_at(at));
+            let mut pairs: Vec<_> =
+                cuts.filter_map(|(l, r)| Some((*self.ids.get(l)?, *self.ids.get(r)?, l, r))).collect();
+            pairs.sort();
+            merges.extend(
+                pairs.iter().map(|&(_, _, l, r)| (scores[id] + 0.0, l.chars().count(), r.chars().count(), l, r)),
+            );
+        }
+        merges.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| (b.1, b.2).cmp(&(a.1, a.2))));
+        if let Some(bad) = merges.iter().find(|m| m.3.contains(' ') || m.4.contains(' ')) {
+            return Err(
+                self.wrong(&format!("token {:?} holds a space, which a SentencePiece vocabulary writes as ▁", bad.3))
+            );
+        }
+        Ok(merges.iter().map(|m| format!("{} {}", m.3, m.4)).collect())
+    }
+
+    fn turn_ends(&self, template: Option<&str>) -> Vec<u64> {
+        let Some(template) = template else { return Vec::new() };
+        let special = |id: &u64| matches!(self.types[*id as usize], CONTROL | USER_DEFINED);
+        TURN_ENDS
+            .iter()
+            .filter(|t| template.contains(**t))
+            .filter_map(|t| self.ids.get(t).copied())
+            .filter(special)
+            .collect()
+    }
+}
