@@ -1,5 +1,6 @@
 //! One file a verb: its arguments and its call. clap is known nowhere else.
 
+mod data;
 mod doctor;
 mod recipe;
 mod train;
@@ -17,6 +18,8 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Look into files of rows.
+    Data(data::DataArgs),
     Doctor(doctor::DoctorArgs),
     /// What recipes may hold and what one comes to
     #[command(subcommand)]
@@ -28,6 +31,7 @@ enum Verb {
 /// Runs the verb that the command line names.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.verb {
+        Verb::Data(args) => data::run(args),
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Recipe(verb) => recipe::run(verb),
         Verb::Train(args) => train::run(args),
