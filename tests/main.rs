@@ -2,3 +2,4 @@
 
 mod recipe;
 mod convert;
+mod data;

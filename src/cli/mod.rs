@@ -1,6 +1,7 @@
 //! One file a verb: its arguments and its call. clap is known nowhere else.
 
 mod check;
+mod data;
 mod doctor;
 mod recipe;
 mod train;
@@ -21,6 +22,8 @@ pub struct Cli {
 enum Verb {
     /// Go through a recipe without training: data, masks, lengths, memory
     Check(check::CheckArgs),
+    /// Look into files of rows.
+    Data(data::DataArgs),
     Doctor(doctor::DoctorArgs),
     /// What recipes may hold and what one comes to
     #[command(subcommand)]
@@ -34,6 +37,7 @@ enum Verb {
 pub fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Check(args) => check::run(args),
+        Verb::Data(args) => data::run(args),
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Recipe(verb) => recipe::run(verb),
         Verb::Train(args) => train::run(args),

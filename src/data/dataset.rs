@@ -73,7 +73,12 @@ impl Summary {
             format!("{} examples", report::count(self.examples as u64)),
             format!("{} tokens, {:.1} % learnt", report::count(self.tokens as u64), 100.0 * self.supervised_share()),
         ];
-        for (n, what) in [(self.dropped, "dropped"), (self.truncated, "truncated"), (self.split, "split"), (self.blank_lines, "empty lines")] {
+        for (n, what) in [
+            (self.dropped, "dropped"),
+            (self.truncated, "truncated"),
+            (self.split, "split"),
+            (self.blank_lines, "empty lines"),
+        ] {
             if n > 0 {
                 parts.push(format!("{} {what}", report::count(n as u64)));
             }
@@ -86,10 +91,16 @@ impl Summary {
         let path = self.path.display();
         let mut found = Vec::new();
         if self.dropped > 0 {
-            found.push(format!("{path}: {} examples left out as too long (the longest has {} tokens, line {})", self.dropped, self.lengths.max, self.longest_line));
+            found.push(format!(
+                "{path}: {} examples left out as too long (the longest has {} tokens, line {})",
+                self.dropped, self.lengths.max, self.longest_line
+            ));
         }
         if self.truncated > 0 {
-            found.push(format!("{path}: {} examples cut off: they lose the end of their answer and its stop token", self.truncated));
+            found.push(format!(
+                "{path}: {} examples cut off: they lose the end of their answer and its stop token",
+                self.truncated
+            ));
         }
         if self.split_boundaries > 0 {
             found.push(format!(
@@ -115,7 +126,9 @@ impl Quantiles {
     pub fn of(lengths: &[usize]) -> Self {
         let mut sorted = lengths.to_vec();
         sorted.sort_unstable();
-        let at = |share: f64| sorted.get((share * sorted.len().saturating_sub(1) as f64).round() as usize).copied().unwrap_or_default();
+        let at = |share: f64| {
+            sorted.get((share * sorted.len().saturating_sub(1) as f64).round() as usize).copied().unwrap_or_default()
+        };
         Self { min: at(0.0), p50: at(0.5), p90: at(0.9), p99: at(0.99), max: at(1.0) }
     }
 }
@@ -132,12 +145,20 @@ pub fn read_rows(path: &Path, format: RowFormat, rows: Option<usize>) -> Result<
 }
 
 /// The examples of a file.
-pub fn load(path: &Path, format: RowFormat, rows: Option<usize>, tokenizer: &ChatTokenizer, options: &EncodeOptions) -> Result<Dataset> {
+pub fn load(
+    path: &Path,
+    format: RowFormat,
+    rows: Option<usize>,
+    tokenizer: &ChatTokenizer,
+    options: &EncodeOptions,
+) -> Result<Dataset> {
     let (sha256, lines) = source::fingerprint(path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let bar = match (lines, rows) {
         (None, None) => report::spinner(&format!("{name}: rows")),
-        (lines, rows) => report::bar(lines.unwrap_or(usize::MAX).min(rows.unwrap_or(usize::MAX)) as u64, &format!("{name}: rows")),
+        (lines, rows) => {
+            report::bar(lines.unwrap_or(usize::MAX).min(rows.unwrap_or(usize::MAX)) as u64, &format!("{name}: rows"))
+        }
     };
     let mut found = Found::new(path, format);
     let mut examples = Vec::new();
@@ -219,7 +240,8 @@ impl<'a> Found<'a> {
             self.begun = true;
         }
         let format = self.format;
-        let read = |(line, columns)| record::read(columns, format, Place { path, line }).map(|record| Row { line, record });
+        let read =
+            |(line, columns)| record::read(columns, format, Place { path, line }).map(|record| Row { line, record });
         let rows: Vec<Result<Row>> = parsed.into_par_iter().map(read).collect();
         rows.into_iter().collect()
     }
@@ -233,7 +255,12 @@ fn fit(examples: Vec<Example>, options: &EncodeOptions, summary: &mut Summary) -
     }
     let share = summary.too_long as f64 / examples.len().max(1) as f64;
     if options.on_overflow == Overflow::Error && share > options.overflow_tolerance {
-        let lines: Vec<String> = examples.iter().filter(|e| e.ids.len() > max).take(5).map(|e| format!("{} ({} tokens)", e.line, e.ids.len())).collect();
+        let lines: Vec<String> = examples
+            .iter()
+            .filter(|e| e.ids.len() > max)
+            .take(5)
+            .map(|e| format!("{} ({} tokens)", e.line, e.ids.len()))
+            .collect();
         let more = if summary.too_long > lines.len() { ", …" } else { "" };
         return Err(Error::user(format!(
             "{}: {} of {} examples ({:.1} %) are longer than batch.max_len {max}: lines {}{more}",
@@ -243,7 +270,10 @@ fn fit(examples: Vec<Example>, options: &EncodeOptions, summary: &mut Summary) -
             100.0 * share,
             lines.join(", "),
         ))
-        .hint(format!("set batch.max_len to {} to keep them all ({} for 99 %)", summary.lengths.max, summary.lengths.p99))
+        .hint(format!(
+            "set batch.max_len to {} to keep them all ({} for 99 %)",
+            summary.lengths.max, summary.lengths.p99
+        ))
         .hint("or say what happens to them with data.on_overflow: drop, truncate or split"));
     }
     let mut kept = Vec::with_capacity(examples.len());
@@ -254,7 +284,9 @@ fn fit(examples: Vec<Example>, options: &EncodeOptions, summary: &mut Summary) -
         }
         match options.on_overflow {
             Overflow::Error | Overflow::Drop => summary.dropped += 1,
-            Overflow::Truncate => keep_learnt(cut(&example, 0, max), &mut kept, &mut summary.truncated, &mut summary.dropped),
+            Overflow::Truncate => {
+                keep_learnt(cut(&example, 0, max), &mut kept, &mut summary.truncated, &mut summary.dropped)
+            }
             Overflow::Split => {
                 let before = kept.len();
                 let mut pieces = 0;
@@ -268,8 +300,11 @@ fn fit(examples: Vec<Example>, options: &EncodeOptions, summary: &mut Summary) -
         }
     }
     if kept.is_empty() {
-        return Err(Error::user(format!("{}: every example is longer than batch.max_len {max}; nothing is left", summary.path.display()))
-            .hint(format!("set batch.max_len to {} or more", summary.lengths.p50)));
+        return Err(Error::user(format!(
+            "{}: every example is longer than batch.max_len {max}; nothing is left",
+            summary.path.display()
+        ))
+        .hint(format!("set batch.max_len to {} or more", summary.lengths.p50)));
     }
     Ok(kept)
 }

@@ -47,9 +47,15 @@ pub fn encode_row(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: 
     let place = Place { path, line: row.line };
     let mut encoded = match &row.record {
         Record::Messages(talk) => conversation(talk, row.line, tokenizer, supervise),
-        Record::Alpaca(row_) if tokenizer.has_template() => conversation(&row_.conversation(), row.line, tokenizer, supervise),
-        Record::Alpaca(row_) => alpaca_text(row_).and_then(|prompt| completion(&prompt, &row_.output, row.line, tokenizer, supervise)),
-        Record::PromptCompletion { prompt, completion: answer } => completion(prompt, answer, row.line, tokenizer, supervise),
+        Record::Alpaca(row_) if tokenizer.has_template() => {
+            conversation(&row_.conversation(), row.line, tokenizer, supervise)
+        }
+        Record::Alpaca(row_) => {
+            alpaca_text(row_).and_then(|prompt| completion(&prompt, &row_.output, row.line, tokenizer, supervise))
+        }
+        Record::PromptCompletion { prompt, completion: answer } => {
+            completion(prompt, answer, row.line, tokenizer, supervise)
+        }
         Record::Text(text) => plain(text, row.line, tokenizer),
     }
     .context(|| place)?;
@@ -66,7 +72,8 @@ pub fn encode_row(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: 
                 .hint("the text holds a BOS beside the one that the template or the tokenizer adds: take it out of the rows, or correct data.template"));
         }
         if example.targets() == 0 {
-            return Err(Error::user(format!("{place}: no token is learnt")).hint("a row needs an answer: an assistant turn, a completion, or text of two tokens or more"));
+            return Err(Error::user(format!("{place}: no token is learnt"))
+                .hint("a row needs an answer: an assistant turn, a completion, or text of two tokens or more"));
         }
     }
     Ok(encoded)
@@ -74,7 +81,8 @@ pub fn encode_row(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: 
 
 fn alpaca_text(row: &super::record::Instruction) -> Result<String> {
     if row.system.is_some() || !row.history.is_empty() {
-        return Err(Error::user("`system` and `history` need a chat template, and the model has none").hint("give one with data.template"));
+        return Err(Error::user("`system` and `history` need a chat template, and the model has none")
+            .hint("give one with data.template"));
     }
     Ok(row.prompt())
 }
@@ -100,7 +108,13 @@ fn append_eos(ids: &mut Vec<u32>, tokenizer: &ChatTokenizer) -> Result<()> {
 
 /// Prompt and completion as text: the ids of the joined text where the prompt's ids are its beginning, and otherwise the
 /// ids of the two pieces; EOS at the end is learnt.
-fn completion(prompt: &str, answer: &str, line: usize, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Encoded> {
+fn completion(
+    prompt: &str,
+    answer: &str,
+    line: usize,
+    tokenizer: &ChatTokenizer,
+    supervise: Supervise,
+) -> Result<Encoded> {
     let open_ended = |text: &str| -> Result<Vec<u32>> {
         let mut ids = tokenizer.encode_plain(text)?;
         // A tokenizer that closes every text with EOS would close the prompt before its answer.
@@ -139,13 +153,15 @@ fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, sup
         open.drain(..open.len().saturating_sub(1));
     }
     if open.is_empty() {
-        return Err(Error::user("no assistant turn is learnt").hint("a conversation needs an assistant turn (with `weight` other than 0)"));
+        return Err(Error::user("no assistant turn is learnt")
+            .hint("a conversation needs an assistant turn (with `weight` other than 0)"));
     }
     let turns = open.iter().map(|i| Turn::render(talk, *i, template)).collect::<Result<Vec<_>>>()?;
     let mut open: Vec<&Turn> = turns.iter().collect();
     let mut text = whole;
     loop {
-        let (here, elsewhere): (Vec<&Turn>, Vec<&Turn>) = open.iter().partition(|turn| turn.stands_in(&text, tokenizer));
+        let (here, elsewhere): (Vec<&Turn>, Vec<&Turn>) =
+            open.iter().partition(|turn| turn.stands_in(&text, tokenizer));
         if !here.is_empty() {
             let example = one_rendering(&text, &here, line, tokenizer, &mut result.split_boundaries)?;
             result.examples.push(example);
@@ -202,27 +218,41 @@ impl Turn {
             && (rest.trim().is_empty()
                 || tokenizer.encode_offsets(rest).is_ok_and(|e| {
                     let offsets = e.get_offsets().iter();
-                    offsets.zip(e.get_ids()).all(|((a, b), id)| rest[*a..*b].trim().is_empty() || tokenizer.is_special(*id))
+                    offsets
+                        .zip(e.get_ids())
+                        .all(|((a, b), id)| rest[*a..*b].trim().is_empty() || tokenizer.is_special(*id))
                 }))
     }
 }
 
 /// One rendering as an example; `turns` stand in it.
-fn one_rendering(text: &str, turns: &[&Turn], line: usize, tokenizer: &ChatTokenizer, splits: &mut usize) -> Result<Example> {
+fn one_rendering(
+    text: &str,
+    turns: &[&Turn],
+    line: usize,
+    tokenizer: &ChatTokenizer,
+    splits: &mut usize,
+) -> Result<Example> {
     let starts: Vec<usize> = turns.iter().map(|turn| turn.asked.len()).collect();
     let (ids, offsets) = encode_at(text, &starts, tokenizer, splits)?;
     let mut supervised = vec![false; ids.len()];
     for turn in turns {
         let span = turn.asked.len()..common_prefix(&turn.upto, text);
         let tokens = tokens_in(&span, &offsets);
-        let end = end_of_turn(&ids, &offsets, text, tokens.clone(), tokenizer).ok_or_else(|| no_stop(turn, &text[span], tokenizer))?;
+        let end = end_of_turn(&ids, &offsets, text, tokens.clone(), tokenizer)
+            .ok_or_else(|| no_stop(turn, &text[span], tokenizer))?;
         supervised[tokens.start..=end].fill(true);
     }
     Ok(Example { ids, supervised, line })
 }
 
 /// Ids and offsets of `text`. Where a token would reach over one of `starts`, the text is encoded in two pieces there.
-fn encode_at(text: &str, starts: &[usize], tokenizer: &ChatTokenizer, splits: &mut usize) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+fn encode_at(
+    text: &str,
+    starts: &[usize],
+    tokenizer: &ChatTokenizer,
+    splits: &mut usize,
+) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
     let whole = tokenizer.encode_offsets(text)?;
     let reaches_over = |at: usize| whole.get_offsets().iter().any(|(a, b)| *a < at && at < *b);
     let mut cuts: Vec<usize> = starts.iter().copied().filter(|at| reaches_over(*at)).collect();
@@ -249,9 +279,16 @@ fn tokens_in(span: &Range<usize>, offsets: &[(usize, usize)]) -> Range<usize> {
 }
 
 /// The stop token that ends the turn: the first in the run of stop tokens, other specials and spaces that closes it.
-fn end_of_turn(ids: &[u32], offsets: &[(usize, usize)], text: &str, tokens: Range<usize>, tokenizer: &ChatTokenizer) -> Option<usize> {
+fn end_of_turn(
+    ids: &[u32],
+    offsets: &[(usize, usize)],
+    text: &str,
+    tokens: Range<usize>,
+    tokenizer: &ChatTokenizer,
+) -> Option<usize> {
     let stops = |t: &usize| tokenizer.stop_ids().contains(&ids[*t]);
-    let closes = |t: &usize| stops(t) || tokenizer.is_special(ids[*t]) || text[offsets[*t].0..offsets[*t].1].trim().is_empty();
+    let closes =
+        |t: &usize| stops(t) || tokenizer.is_special(ids[*t]) || text[offsets[*t].0..offsets[*t].1].trim().is_empty();
     tokens.rev().take_while(closes).filter(stops).last()
 }
 

@@ -55,15 +55,19 @@ impl Loader {
             return Err(Error::user("there are no examples to make steps of"));
         }
         if plan.accumulate.is_some() && plan.examples.is_some() {
-            return Err(Error::user("batch.accumulate and batch.examples both say how large a step is").hint("keep one of them"));
+            return Err(Error::user("batch.accumulate and batch.examples both say how large a step is")
+                .hint("keep one of them"));
         }
         if plan.accumulate == Some(0) || plan.examples == Some(0) {
             return Err(Error::user("batch.accumulate and batch.examples must be at least 1"));
         }
         let longest = lengths.iter().copied().max().unwrap_or_default();
         if longest > plan.tokens {
-            return Err(Error::user(format!("the longest example has {longest} tokens, a packed row holds {}", plan.tokens))
-                .hint(format!("set batch.tokens to {longest} or more, or lower batch.max_len")));
+            return Err(Error::user(format!(
+                "the longest example has {longest} tokens, a packed row holds {}",
+                plan.tokens
+            ))
+            .hint(format!("set batch.tokens to {longest} or more, or lower batch.max_len")));
         }
         let steps = steps_of(&lengths, plan, shuffle, seed, 0);
         Ok(Self { lengths, plan, shuffle, seed, cursor: Cursor::default(), steps })
@@ -109,8 +113,11 @@ impl Loader {
         if at.step_in_epoch > self.steps.len() as u64 {
             let found = self.steps.len();
             self.enter(Cursor::default());
-            return Err(Error::user(format!("the checkpoint stands at step {} of an epoch that has {found}", at.step_in_epoch))
-                .hint("data or batch sizes changed since; start a new run"));
+            return Err(Error::user(format!(
+                "the checkpoint stands at step {} of an epoch that has {found}",
+                at.step_in_epoch
+            ))
+            .hint("data or batch sizes changed since; start a new run"));
         }
         Ok(())
     }
@@ -143,7 +150,11 @@ mod tests {
     }
 
     fn plans() -> [BatchPlan; 3] {
-        [(None, None), (Some(3), None), (None, Some(8))].map(|(accumulate, examples)| BatchPlan { tokens: 128, accumulate, examples })
+        [(None, None), (Some(3), None), (None, Some(8))].map(|(accumulate, examples)| BatchPlan {
+            tokens: 128,
+            accumulate,
+            examples,
+        })
     }
 
     #[test]

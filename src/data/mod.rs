@@ -13,6 +13,7 @@ mod pyjson;
 pub mod quality;
 pub mod record;
 pub mod source;
+pub mod survey;
 pub mod template;
 pub mod tokenizer;
 
@@ -21,6 +22,7 @@ pub use example::Example;
 pub use loader::{BatchPlan, Cursor, Loader, Step};
 pub use pack::pack;
 pub use record::{Conversation, Message, Record, Row};
+pub use survey::{Survey, survey};
 pub use tokenizer::{ChatTokenizer, DecodeStream};
 
 use schemars::JsonSchema;

@@ -26,7 +26,9 @@ impl Dumps {
             Value::Bool(b) => out.push_str(if *b { "true" } else { "false" }),
             Value::Number(n) => number(n, out),
             Value::String(s) => self.string(s, out),
-            Value::Array(items) => self.items(('[', ']'), items.len(), depth, out, |i, out| self.value(&items[i], depth + 1, out)),
+            Value::Array(items) => {
+                self.items(('[', ']'), items.len(), depth, out, |i, out| self.value(&items[i], depth + 1, out))
+            }
             Value::Object(map) => {
                 let mut pairs: Vec<_> = map.iter().collect();
                 if self.sort_keys {
@@ -41,7 +43,14 @@ impl Dumps {
         }
     }
 
-    fn items(&self, (open, close): (char, char), n: usize, depth: usize, out: &mut String, write: impl Fn(usize, &mut String)) {
+    fn items(
+        &self,
+        (open, close): (char, char),
+        n: usize,
+        depth: usize,
+        out: &mut String,
+        write: impl Fn(usize, &mut String),
+    ) {
         out.push(open);
         for i in 0..n {
             if i > 0 {
@@ -74,7 +83,10 @@ impl Dumps {
                 '\t' => out.push_str("\\t"),
                 '\u{8}' => out.push_str("\\b"),
                 '\u{c}' => out.push_str("\\f"),
-                c if (c as u32) < 0x20 || (self.ensure_ascii && !c.is_ascii()) || (self.ensure_ascii && c == '\u{7f}') => {
+                c if (c as u32) < 0x20
+                    || (self.ensure_ascii && !c.is_ascii())
+                    || (self.ensure_ascii && c == '\u{7f}') =>
+                {
                     let mut units = [0; 2];
                     for unit in c.encode_utf16(&mut units) {
                         let _ = write!(out, "\\u{unit:04x}");
@@ -180,7 +192,14 @@ mod tests {
 
     #[test]
     fn floats_as_python() {
-        let pairs = [(1.0, "1.0"), (0.1, "0.1"), (1e16, "1e+16"), (1.5e-7, "1.5e-07"), (1e22, "1e+22"), (123456789.25, "123456789.25")];
+        let pairs = [
+            (1.0, "1.0"),
+            (0.1, "0.1"),
+            (1e16, "1e+16"),
+            (1.5e-7, "1.5e-07"),
+            (1e22, "1e+22"),
+            (123456789.25, "123456789.25"),
+        ];
         for (x, text) in pairs {
             assert_eq!(float(x), text);
         }

@@ -105,7 +105,10 @@ pub enum Record {
     /// From `messages`, `conversations`, or a prompt and completion given as messages.
     Messages(Conversation),
     Alpaca(Instruction),
-    PromptCompletion { prompt: String, completion: String },
+    PromptCompletion {
+        prompt: String,
+        completion: String,
+    },
     Text(String),
 }
 
@@ -190,14 +193,17 @@ pub fn unused(columns: &Columns, format: RowFormat) -> Vec<String> {
 fn list_of(value: &Value) -> Option<std::borrow::Cow<'_, [Value]>> {
     match value {
         Value::Array(items) => Some(items.into()),
-        Value::String(text) if text.trim_start().starts_with('[') => serde_json::from_str::<Vec<Value>>(text).ok().map(Into::into),
+        Value::String(text) if text.trim_start().starts_with('[') => {
+            serde_json::from_str::<Vec<Value>>(text).ok().map(Into::into)
+        }
         _ => None,
     }
 }
 
 /// Whether this text is a list of messages as JSON.
 fn spells_messages(text: &str) -> bool {
-    text.starts_with("[{") && serde_json::from_str::<Vec<Columns>>(text).is_ok_and(|l| l.iter().all(|m| m.contains_key("role")))
+    text.starts_with("[{")
+        && serde_json::from_str::<Vec<Columns>>(text).is_ok_and(|l| l.iter().all(|m| m.contains_key("role")))
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -243,7 +249,9 @@ impl Reader<'_> {
     fn filled_text(&self, columns: &Columns, key: &str) -> Result<String> {
         let text = self.text(columns, key)?;
         if text.is_empty() {
-            return Err(self.error(format!("key `{key}` is empty: there is nothing to learn")).hint("remove the row, or fill it"));
+            return Err(self
+                .error(format!("key `{key}` is empty: there is nothing to learn"))
+                .hint("remove the row, or fill it"));
         }
         Ok(text)
     }
@@ -258,8 +266,10 @@ impl Reader<'_> {
     }
 
     fn conversation(&self, mut columns: Columns, format: RowFormat) -> Result<Conversation> {
-        let names = if format == RowFormat::Sharegpt { ["conversations", "messages"] } else { ["messages", "conversations"] };
-        let key = names.into_iter().find(|k| columns.contains_key(*k)).ok_or_else(|| self.missing(names[0], &columns))?;
+        let names =
+            if format == RowFormat::Sharegpt { ["conversations", "messages"] } else { ["messages", "conversations"] };
+        let key =
+            names.into_iter().find(|k| columns.contains_key(*k)).ok_or_else(|| self.missing(names[0], &columns))?;
         let list = columns.remove(key).unwrap_or_default();
         let turns = list_of(&list).ok_or_else(|| self.wrong(key, "a list of messages", &list))?;
         let mut talk = Conversation::default();
@@ -268,7 +278,8 @@ impl Reader<'_> {
         }
         for (i, turn) in turns.iter().enumerate() {
             let at = format!("{key}[{i}]");
-            let message = if format == RowFormat::Sharegpt { self.sharegpt_turn(turn, &at)? } else { self.turn(turn, &at)? };
+            let message =
+                if format == RowFormat::Sharegpt { self.sharegpt_turn(turn, &at)? } else { self.turn(turn, &at)? };
             self.push(&mut talk, message, &at)?;
         }
         if talk.messages.is_empty() {
@@ -298,7 +309,8 @@ impl Reader<'_> {
             None | Some(Value::Null) => None,
             Some(Value::String(text)) if text.is_empty() => None,
             Some(value) => {
-                let list = list_of(value).ok_or_else(|| self.wrong("tools", "a list of tool definitions (or its JSON text)", value))?;
+                let list = list_of(value)
+                    .ok_or_else(|| self.wrong("tools", "a list of tool definitions (or its JSON text)", value))?;
                 Some(Value::Array(list.into_owned())).filter(|l| l != &Value::Array(Vec::new()))
             }
         };
@@ -335,7 +347,9 @@ impl Reader<'_> {
             None => return Err(self.missing(&format!("{at}.content"), map)),
         };
         if role == "assistant" && content.is_empty() && !acts && !extra.contains_key("content") {
-            return Err(self.error(format!("key `{at}.content` is empty: there is nothing to learn")).hint("remove the row, or fill the answer"));
+            return Err(self
+                .error(format!("key `{at}.content` is empty: there is nothing to learn"))
+                .hint("remove the row, or fill the answer"));
         }
         Ok(Message { role, content, extra })
     }
@@ -344,9 +358,9 @@ impl Reader<'_> {
     fn text_parts(&self, parts: Value, at: &str) -> Result<Value> {
         for (i, part) in parts.as_array().into_iter().flatten().enumerate() {
             if part.get("text").and_then(Value::as_str).is_none() {
-                return Err(self
-                    .error(format!("key `{at}.content[{i}]` is no text part"))
-                    .hint("only text can be learnt: write `content` as text, or as parts {\"type\": \"text\", \"text\": …}"));
+                return Err(self.error(format!("key `{at}.content[{i}]` is no text part")).hint(
+                    "only text can be learnt: write `content` as text, or as parts {\"type\": \"text\", \"text\": …}",
+                ));
             }
         }
         Ok(parts)
@@ -369,10 +383,16 @@ impl Reader<'_> {
             }
         };
         if role == "assistant" && value.is_empty() {
-            return Err(self.error(format!("key `{at}.value` is empty: there is nothing to learn")).hint("remove the row, or fill the answer"));
+            return Err(self
+                .error(format!("key `{at}.value` is empty: there is nothing to learn"))
+                .hint("remove the row, or fill the answer"));
         }
         let mut message = Message::new(role, value);
-        message.extra = map.iter().filter(|(k, _)| !matches!(k.as_str(), "from" | "value")).map(|(k, v)| (k.clone(), v.clone())).collect();
+        message.extra = map
+            .iter()
+            .filter(|(k, _)| !matches!(k.as_str(), "from" | "value"))
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
         Ok(message)
     }
 
@@ -407,7 +427,9 @@ impl Reader<'_> {
             let pairs = list_of(value).ok_or_else(|| self.wrong("history", "a list of [question, answer]", value))?;
             for (i, pair) in pairs.iter().enumerate() {
                 match pair.as_array().map(Vec::as_slice) {
-                    Some([Value::String(asked), Value::String(answered)]) => history.push((asked.clone(), answered.clone())),
+                    Some([Value::String(asked), Value::String(answered)]) => {
+                        history.push((asked.clone(), answered.clone()))
+                    }
                     _ => return Err(self.wrong(&format!("history[{i}]"), "[question, answer]", pair)),
                 }
             }
@@ -425,7 +447,10 @@ impl Reader<'_> {
         let side = |key: &str| columns.get(key).ok_or_else(|| self.missing(key, &columns));
         match (side("prompt")?, side("completion")?) {
             (Value::String(prompt), Value::String(answer)) if !(spells_messages(prompt) && spells_messages(answer)) => {
-                Ok(Record::PromptCompletion { prompt: prompt.clone(), completion: self.filled_text(&columns, "completion")? })
+                Ok(Record::PromptCompletion {
+                    prompt: prompt.clone(),
+                    completion: self.filled_text(&columns, "completion")?,
+                })
             }
             (prompt, completion) => {
                 let mut talk = Conversation::default();

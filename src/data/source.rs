@@ -43,7 +43,9 @@ impl RawRow {
         let place = Place { path, line: self.line };
         match serde_json::from_str(&text) {
             Ok(Value::Object(columns)) => Ok(columns),
-            Ok(other) => Err(Error::user(format!("{place}: expected a JSON object, found {}", shorten(&other.to_string())))),
+            Ok(other) => {
+                Err(Error::user(format!("{place}: expected a JSON object, found {}", shorten(&other.to_string()))))
+            }
             Err(e) => {
                 let what = e.to_string();
                 let what = what.split(" at line ").next().unwrap_or(&what).to_string();
@@ -124,7 +126,11 @@ pub fn fingerprint(path: &Path) -> Result<(String, Option<usize>)> {
 }
 
 /// Hands the rows of `path` to `take`, a chunk at a time and in order, at most `limit` of them.
-pub fn for_each_chunk(path: &Path, limit: Option<usize>, mut take: impl FnMut(Vec<RawRow>) -> Result<()>) -> Result<Passage> {
+pub fn for_each_chunk(
+    path: &Path,
+    limit: Option<usize>,
+    mut take: impl FnMut(Vec<RawRow>) -> Result<()>,
+) -> Result<Passage> {
     let limit = limit.unwrap_or(usize::MAX);
     let passage = match file_kind(path)? {
         FileKind::JsonLines => json_lines(path, limit, &mut take)?,
@@ -134,7 +140,9 @@ pub fn for_each_chunk(path: &Path, limit: Option<usize>, mut take: impl FnMut(Ve
         FileKind::Ipc => frame_rows(path, ipc(path, limit)?, 0, limit, true, &mut take)?,
     };
     if passage.rows == 0 {
-        return Err(Error::user(format!("{}: the file holds no row", path.display())).hint("was it written completely?"));
+        return Err(
+            Error::user(format!("{}: the file holds no row", path.display())).hint("was it written completely?")
+        );
     }
     Ok(passage)
 }
@@ -165,8 +173,12 @@ fn json_lines(path: &Path, limit: usize, take: Take) -> Result<Passage> {
             text.drain(..BOM.len());
         }
         let text = String::from_utf8(text).map_err(|e| {
-            Error::user(format!("{}: not UTF-8 (byte {} of the line)", Place { path, line }, e.utf8_error().valid_up_to() + 1))
-                .hint("convert the file with: iconv -f LATIN1 -t UTF-8")
+            Error::user(format!(
+                "{}: not UTF-8 (byte {} of the line)",
+                Place { path, line },
+                e.utf8_error().valid_up_to() + 1
+            ))
+            .hint("convert the file with: iconv -f LATIN1 -t UTF-8")
         })?;
         if text.trim().is_empty() {
             passage.blank += 1;
@@ -320,8 +332,12 @@ fn frame_rows(path: &Path, frame: DataFrame, before: usize, limit: usize, typed:
             for (i, value) in series.iter().enumerate() {
                 let line = before + start + i + 1;
                 let value = json_of(value).map_err(|kind| {
-                    Error::user(format!("{}: column `{}` has values of kind {kind}, which no row format uses", Place { path, line }, column.name()))
-                        .hint("write the column as text, numbers, lists or structs, or leave it out")
+                    Error::user(format!(
+                        "{}: column `{}` has values of kind {kind}, which no row format uses",
+                        Place { path, line },
+                        column.name()
+                    ))
+                    .hint("write the column as text, numbers, lists or structs, or leave it out")
                 })?;
                 if !(typed && value.is_null()) {
                     rows[i].insert(column.name().to_string(), value);
@@ -329,7 +345,9 @@ fn frame_rows(path: &Path, frame: DataFrame, before: usize, limit: usize, typed:
             }
         }
         let chunk = rows.into_iter().enumerate();
-        take(chunk.map(|(i, columns)| RawRow { line: before + start + i + 1, body: Body::Columns(columns) }).collect())?;
+        take(
+            chunk.map(|(i, columns)| RawRow { line: before + start + i + 1, body: Body::Columns(columns) }).collect(),
+        )?;
         start += part.height();
     }
     Ok(Passage { rows: height, blank: 0 })

@@ -7,8 +7,7 @@
 use super::pyjson::{self, Dumps};
 use super::record::{Columns, Conversation, Message};
 use crate::error::{Error, Result};
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Serde, ValueKind};
 use minijinja::{Environment, ErrorKind, Output, State, Value as Jinja};
 use serde_json::Value;
 
@@ -28,10 +27,11 @@ impl ChatTemplate {
     pub fn compile(name: &str, source: &str, specials: &Columns) -> Result<Self> {
         let mut env = environment();
         for (key, value) in specials {
-            env.add_global(key.clone(), Jinja::from(minijinja::value::Serde(value)));
+            env.add_global(key.clone(), Jinja::from(Serde(value)));
         }
         let code = without_generation_tags(source);
-        env.add_template_owned("chat", code).map_err(|e| template_error(name, &e).context("the chat template does not compile"))?;
+        env.add_template_owned("chat", code)
+            .map_err(|e| template_error(name, &e).context("the chat template does not compile"))?;
         Ok(Self { env, name: name.to_string(), source: source.to_string() })
     }
 
@@ -51,21 +51,29 @@ impl ChatTemplate {
     }
 
     /// Messages as text, with tool definitions and further variables.
-    pub fn render_with(&self, messages: &[Message], tools: Option<&Value>, kwargs: &Columns, prompt: bool) -> Result<String> {
+    pub fn render_with(
+        &self,
+        messages: &[Message],
+        tools: Option<&Value>,
+        kwargs: &Columns,
+        prompt: bool,
+    ) -> Result<String> {
         let mut variables = kwargs.clone();
         variables.insert("messages".into(), messages.iter().map(seen_by_template).collect());
         variables.insert("tools".into(), tools.cloned().unwrap_or_default());
         variables.insert("documents".into(), kwargs.get("documents").cloned().unwrap_or_default());
         variables.insert("add_generation_prompt".into(), prompt.into());
         let template = self.env.get_template("chat").map_err(|e| template_error(&self.name, &e))?;
-        template.render(Jinja::from(minijinja::value::Serde(&variables))).map_err(|e| template_error(&self.name, &e))
+        template.render(Serde(&variables)).map_err(|e| template_error(&self.name, &e))
     }
 }
 
 /// The message as JSON; reasoning stands under each of the names that templates know, as in transformers.
 fn seen_by_template(message: &Message) -> Value {
     let Value::Object(mut map) = message.to_json() else { return Value::Null };
-    let reasoning = ["reasoning_content", "thinking", "reasoning"].iter().find_map(|k| map.get(*k).filter(|v| !v.is_null()).cloned());
+    let reasoning = ["reasoning_content", "thinking", "reasoning"]
+        .iter()
+        .find_map(|k| map.get(*k).filter(|v| !v.is_null()).cloned());
     if let Some(text) = reasoning {
         if !map.contains_key("thinking") {
             map.insert("thinking".into(), text.clone());
@@ -77,7 +85,8 @@ fn seen_by_template(message: &Message) -> Value {
 
 fn environment() -> Environment<'static> {
     let mut env = Environment::new();
-    env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().expect("constant syntax"));
+    let syntax = minijinja::syntax::SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    env.set_syntax(syntax.expect("these delimiters are the usual ones"));
     env.set_fuel(Some(FUEL));
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -88,7 +97,8 @@ fn environment() -> Environment<'static> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
     });
     env.add_function("strftime_now", |format: String| -> Result<String, minijinja::Error> {
-        jiff::fmt::strtime::format(&format, &jiff::Zoned::now()).map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e.to_string()))
+        jiff::fmt::strtime::format(&format, &jiff::Zoned::now())
+            .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e.to_string()))
     });
     env
 }
@@ -142,10 +152,14 @@ fn print(out: &mut Output, _: &mut State, value: &Jinja) -> Result<(), minijinja
 fn python_str(value: &Jinja) -> Result<String, minijinja::Error> {
     Ok(match value.kind() {
         ValueKind::Undefined => String::new(),
-        ValueKind::Map | ValueKind::Seq if value.as_object().is_some_and(|o| o.repr() != minijinja::value::ObjectRepr::Plain) => {
+        ValueKind::Map | ValueKind::Seq
+            if value.as_object().is_some_and(|o| o.repr() != minijinja::value::ObjectRepr::Plain) =>
+        {
             pyjson::repr(&as_json(value)?)
         }
-        ValueKind::Number if !value.is_integer() => f64::try_from(value.clone()).map(pyjson::float).unwrap_or_else(|_| value.to_string()),
+        ValueKind::Number if !value.is_integer() => {
+            f64::try_from(value.clone()).map(pyjson::float).unwrap_or_else(|_| value.to_string())
+        }
         _ => value.to_string(),
     })
 }
@@ -163,7 +177,9 @@ fn to_json(value: &Jinja, ensure_ascii: Option<bool>, kwargs: Kwargs) -> Result<
     let separators: Option<Vec<String>> = kwargs.get("separators")?;
     let (item, key) = match separators.as_deref() {
         Some([item, key]) => (item.clone(), key.clone()),
-        Some(_) => return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "tojson: separators must be two texts")),
+        Some(_) => {
+            return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "tojson: separators must be two texts"));
+        }
         None => (if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string()),
     };
     let dumps = Dumps {
@@ -187,14 +203,21 @@ mod tests {
 
     #[test]
     fn generation_tags_keep_their_whitespace_marks() {
-        assert_eq!(without_generation_tags("a {%- generation -%} b {% endgeneration %}"), "a {%- with -%} b {% endwith %}");
+        assert_eq!(
+            without_generation_tags("a {%- generation -%} b {% endgeneration %}"),
+            "a {%- with -%} b {% endwith %}"
+        );
         assert_eq!(without_generation_tags("{%generation%}x{%-endgeneration%}"), "{% with %}x{%- endwith %}");
-        assert_eq!(render("{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}").unwrap(), "21");
+        assert_eq!(
+            render("{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}").unwrap(),
+            "21"
+        );
     }
 
     #[test]
     fn an_endless_template_is_stopped() {
-        let e = render("{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}").unwrap_err();
+        let e =
+            render("{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}").unwrap_err();
         assert!(e.to_string().contains("does not come to an end"), "{e}");
     }
 

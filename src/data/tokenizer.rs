@@ -37,7 +37,8 @@ impl ChatTokenizer {
                 error.hint("check model.path")
             });
         }
-        let mut inner = Tokenizer::from_bytes(fsutil::read(&path)?).map_err(|e| Error::user(format!("{}: {e}", path.display())))?;
+        let mut inner =
+            Tokenizer::from_bytes(fsutil::read(&path)?).map_err(|e| Error::user(format!("{}: {e}", path.display())))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::bug(format!("{}: {e}", path.display())))?;
         let post = inner.get_post_processor().cloned();
@@ -75,7 +76,9 @@ impl ChatTokenizer {
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).map_err(|e| tokenizer_error(&e))?;
         match &self.post {
-            Some(post) => post.process(encoding, None, true).map(|e| e.get_ids().to_vec()).map_err(|e| tokenizer_error(&e)),
+            Some(post) => {
+                post.process(encoding, None, true).map(|e| e.get_ids().to_vec()).map_err(|e| tokenizer_error(&e))
+            }
             None => Ok(encoding.get_ids().to_vec()),
         }
     }

@@ -1,0 +1,525 @@
+//! Files of rows to examples: every format, every template, the mask, and what hostile files end in.
+
+use ft::data::record::Columns;
+use ft::data::template::ChatTemplate;
+use ft::data::{self, ChatTokenizer, Dataset, EncodeOptions, Message, Overflow, Record, RowFormat, Supervise, quality};
+use ft::error::{Error, Result};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn own(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets").join(name)
+}
+
+fn tiny() -> ChatTokenizer {
+    ChatTokenizer::load(&fixture("tiny-tokenizer"), None).unwrap()
+}
+
+fn with_template(name: &str) -> Result<ChatTokenizer> {
+    ChatTokenizer::load(&fixture("tiny-tokenizer"), Some(&fixture("templates").join(name)))
+}
+
+fn options() -> EncodeOptions {
+    EncodeOptions {
+        supervise: Supervise::Assistant,
+        max_len: 4096,
+        on_overflow: Overflow::Error,
+        overflow_tolerance: 0.0,
+    }
+}
+
+/// A file that lives as long as its folder.
+struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+    fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.0.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+}
+
+fn load_rows(rows: &[Value], tokenizer: &ChatTokenizer, options: &EncodeOptions) -> Result<Dataset> {
+    let scratch = Scratch::new();
+    let text: String = rows.iter().map(|r| format!("{r}\n")).collect();
+    data::load(&scratch.file("rows.jsonl", text), RowFormat::Auto, None, tokenizer, options)
+}
+
+/// What is learnt of each example, between « and ».
+fn masks(rows: &[Value], tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Vec<String>> {
+    let dataset = load_rows(rows, tokenizer, &EncodeOptions { supervise, ..options() })?;
+    dataset.examples.iter().map(|e| quality::preview(e, tokenizer, false)).collect()
+}
+
+fn talk(turns: &[(&str, &str)]) -> Value {
+    json!({ "messages": turns.iter().map(|(role, content)| json!({ "role": role, "content": content })).collect::<Vec<_>>() })
+}
+
+#[test]
+fn templates_render_as_transformers() {
+    let expected: Value =
+        serde_json::from_str(&std::fs::read_to_string(fixture("templates/expected.json")).unwrap()).unwrap();
+    let special = expected["special"].as_object().unwrap();
+    let mut wrong = Vec::new();
+    for row in expected["rows"].as_array().unwrap() {
+        let name = row["template"].as_str().unwrap();
+        let case = &expected["cases"][row["case"].as_str().unwrap()];
+        let source = std::fs::read_to_string(fixture("templates").join(name)).unwrap();
+        let template = ChatTemplate::compile(name, &source, special).unwrap();
+        let messages: Vec<Message> = case["messages"].as_array().unwrap().iter().map(message).collect();
+        let kwargs: Columns = case["kwargs"].as_object().cloned().unwrap_or_default();
+        let tools = case.get("tools");
+        let found = template.render_with(&messages, tools, &kwargs, row["add_generation_prompt"] == true);
+        let same = match (&found, row["text"].as_str()) {
+            (Ok(text), Some(expected)) => text == expected,
+            (Err(e), None) => row["error"].as_str().unwrap().ends_with(e.message().rsplit(": ").next().unwrap()),
+            _ => false,
+        };
+        if !same {
+            wrong.push(format!(
+                "{name} {}:\nexpected {:?}\nfound    {found:?}",
+                row["case"],
+                row["text"].as_str().or(row["error"].as_str())
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{} renderings differ, the first:\n{}", wrong.len(), wrong[0]);
+}
+
+fn message(value: &Value) -> Message {
+    let mut extra = value.as_object().unwrap().clone();
+    let role = extra.shift_remove("role").unwrap();
+    let content = extra.shift_remove("content").unwrap();
+    Message { role: role.as_str().unwrap().into(), content: content.as_str().unwrap().into(), extra }
+}
+
+#[test]
+fn ids_are_those_of_transformers() {
+    let tokenizer = tiny();
+    let expected: Value = serde_json::from_str(&std::fs::read_to_string(fixture("rows/ids.json")).unwrap()).unwrap();
+    let last = EncodeOptions { supervise: Supervise::Last, ..options() };
+    let chat = data::load(&own("chat.jsonl"), RowFormat::Auto, None, &tokenizer, &last).unwrap();
+    assert_eq!(chat.examples.len(), expected["chat"].as_array().unwrap().len());
+    for (example, row) in chat.examples.iter().zip(expected["chat"].as_array().unwrap()) {
+        assert_eq!(json!(example.ids), row[0]);
+        let first = example.supervised.iter().position(|s| *s).unwrap();
+        assert_eq!(json!(first), row[1], "line {}", example.line);
+    }
+    for pair in expected["pairs"].as_array().unwrap() {
+        let dataset =
+            load_rows(&[json!({ "prompt": pair["prompt"], "completion": pair["completion"] })], &tokenizer, &options())
+                .unwrap();
+        let example = &dataset.examples[0];
+        let prompt: Vec<u32> = serde_json::from_value(pair["prompt_ids"].clone()).unwrap();
+        let joint: Vec<u32> = serde_json::from_value(pair["joint_ids"].clone()).unwrap();
+        let text = format!("{}{}", pair["prompt"].as_str().unwrap(), pair["completion"].as_str().unwrap());
+        // What generation is given is always the beginning; where the joined text agrees, its ids are taken.
+        assert!(example.ids.starts_with(&prompt), "{text:?}");
+        assert_eq!(dataset.summary.split_boundaries, usize::from(!joint.starts_with(&prompt)), "{text:?}");
+        if joint.starts_with(&prompt) {
+            assert_eq!(example.ids, joint, "{text:?}");
+        }
+        assert_eq!(tokenizer.decode(&example.ids, true).unwrap(), text);
+        let learnt = example.supervised.iter().filter(|s| **s).count();
+        assert_eq!(learnt, example.ids.len() - prompt.len().max(1), "{text:?}");
+        assert_eq!(example.ids.last().copied(), tokenizer.eos());
+    }
+}
+
+#[test]
+fn answers_are_learnt_with_their_end() {
+    let rows = [talk(&[("system", "S"), ("user", "one"), ("assistant", "1"), ("user", "two"), ("assistant", "2 ")])];
+    let frame = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n";
+    let middle = "\n<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n";
+    let tokenizer = tiny();
+    assert_eq!(
+        masks(&rows, &tokenizer, Supervise::Assistant).unwrap(),
+        [format!("{frame}«1<|im_end|>»{middle}«2 <|im_end|>»\n")]
+    );
+    assert_eq!(
+        masks(&rows, &tokenizer, Supervise::Last).unwrap(),
+        [format!("{frame}1<|im_end|>{middle}«2 <|im_end|>»\n")]
+    );
+    let all = masks(&rows, &tokenizer, Supervise::All).unwrap();
+    assert_eq!(all, [format!("<|im_start|>«{}1<|im_end|>{middle}2 <|im_end|>\n»", &frame[12..])]);
+    assert_eq!(tokenizer.stop_ids(), [2]);
+    assert_eq!(tokenizer.turn_end(), Some(2));
+}
+
+#[test]
+fn a_weight_of_zero_excludes_a_turn() {
+    let row = json!({ "messages": [
+        { "role": "user", "content": "a" }, { "role": "assistant", "content": "b", "weight": 0 },
+        { "role": "user", "content": "c" }, { "role": "assistant", "content": "d", "weight": 1 },
+    ] });
+    let text = masks(&[row], &tiny(), Supervise::Assistant).unwrap().remove(0);
+    assert!(text.contains("\nb<|im_end|>\n") && text.contains("«d<|im_end|>»"), "{text}");
+}
+
+#[test]
+fn dropped_thinking_makes_an_example_a_turn() {
+    let tokenizer = with_template("thinking.jinja").unwrap();
+    let rows = [talk(&[
+        ("user", "a"),
+        ("assistant", "<think>\nx\n</think>\n\n1"),
+        ("user", "b"),
+        ("assistant", "<think>\ny\n</think>\n\n2"),
+    ])];
+    let found = masks(&rows, &tokenizer, Supervise::Assistant).unwrap();
+    let first = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n";
+    let second = "<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(
+        found,
+        [
+            format!("{first}«<think>\nx\n</think>\n\n1<|im_end|>»\n"),
+            format!("{first}1{second}«<think>\ny\n</think>\n\n2<|im_end|>»\n")
+        ]
+    );
+}
+
+#[test]
+fn tool_calls_are_learnt_and_results_are_not() {
+    let tokenizer = with_template("thinking.jinja").unwrap();
+    let (format, rows) = data::read_rows(&fixture("rows/messages.jsonl"), RowFormat::Auto, None).unwrap();
+    assert_eq!(format, RowFormat::Messages);
+    assert_eq!(rows.len(), 3);
+    let dataset = data::load(&fixture("rows/messages.jsonl"), format, None, &tokenizer, &options()).unwrap();
+    let texts: Vec<String> = dataset.examples.iter().map(|e| quality::preview(e, &tokenizer, false).unwrap()).collect();
+    let whole = texts.iter().filter(|_| true).cloned().collect::<Vec<_>>().join("\n====\n");
+    assert!(whole.contains("«<think>\n\n</think>\n\n<tool_call>\n{\"name\": \"find_room\", \"arguments\": {\"day\": \"Mon\"}}\n</tool_call><|im_end|>»"), "{whole}");
+    assert!(whole.contains("<tool_response>\n3\n</tool_response><|im_end|>\n<|im_start|>assistant\n«<think>\n\n</think>\n\nRoom 3.<|im_end|>»"), "{whole}");
+}
+
+#[test]
+fn a_template_that_closes_the_text_learns_up_to_the_first_stop() {
+    // `closing` ends every turn in <|end|>, no token of this tokenizer, and the text in eos.
+    let e = masks(
+        &[talk(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")])],
+        &with_template("closing.jinja").unwrap(),
+        Supervise::Assistant,
+    )
+    .unwrap_err();
+    assert!(
+        e.message().contains("rows.jsonl:1: message 2 (assistant)")
+            && e.message().contains("not in a stop token (<|im_end|>)"),
+        "{e}"
+    );
+    assert!(e.hints()[0].contains("data.template"));
+}
+
+#[test]
+fn templates_that_cannot_be_learnt_are_refused() {
+    let scratch = Scratch::new();
+    let load =
+        |source: &str| ChatTokenizer::load(&fixture("tiny-tokenizer"), Some(&scratch.file("t.jinja", source))).unwrap();
+    let row = [talk(&[("user", "a"), ("assistant", "b")])];
+    // The generation prompt opens a thought that the answer does not hold.
+    let opened = load(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
+    );
+    let e = masks(&row, &opened, Supervise::Assistant).unwrap_err();
+    assert!(
+        e.message().contains("is not the beginning of the text with the answer") && e.message().contains("<think>"),
+        "{e}"
+    );
+    // No end of turn at all.
+    let endless = load(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+    );
+    let e = masks(&row, &endless, Supervise::Assistant).unwrap_err();
+    assert!(e.message().contains("never learn to stop"), "{e}");
+    // A template that passes over the system message.
+    let deaf = load(
+        "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    );
+    let e = masks(&[talk(&[("system", "Important"), ("user", "a"), ("assistant", "b")])], &deaf, Supervise::Assistant)
+        .unwrap_err();
+    assert!(e.message().contains("message 1 (system): the chat template leaves it out"), "{e}");
+    // Roles of another tool's format.
+    let e = masks(&[talk(&[("human", "a"), ("gpt", "b")])], &tiny(), Supervise::Assistant).unwrap_err();
+    assert!(e.message().contains("knows no role \"human\"") && e.hints()[0].contains("sharegpt"), "{e}");
+}
+
+#[test]
+fn a_token_that_would_reach_over_the_boundary_is_cut_there() {
+    let scratch = Scratch::new();
+    let spaced = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+    let tokenizer = ChatTokenizer::load(&fixture("tiny-tokenizer"), Some(&scratch.file("t.jinja", spaced))).unwrap();
+    let row = talk(&[("user", "a"), ("assistant", "the answer")]);
+    let dataset = load_rows(&[row], &tokenizer, &options()).unwrap();
+    assert_eq!(dataset.summary.split_boundaries, 1);
+    let example = &dataset.examples[0];
+    let prompt = tokenizer.encode("user: a<|im_end|>\nassistant: ").unwrap();
+    assert!(example.ids.starts_with(&prompt), "the prompt is what generation is given");
+    assert_eq!(
+        quality::preview(example, &tokenizer, false).unwrap(),
+        "user: a<|im_end|>\nassistant: «the answer<|im_end|>»\n"
+    );
+    assert!(dataset.summary.warnings().iter().any(|w| w.contains("encoded apart")));
+}
+
+#[test]
+fn every_kind_of_file_holds_the_same_rows() {
+    let tokenizer = with_template("thinking.jinja").unwrap();
+    let load =
+        |name: &str| data::load(&fixture("rows").join(name), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
+    let lines = load("messages.jsonl");
+    for name in ["messages.json", "messages.parquet", "messages.arrow"] {
+        let other = load(name);
+        assert_eq!(other.examples, lines.examples, "{name}");
+        assert_eq!(other.summary.unused_columns, ["id"], "{name}");
+        assert_eq!(other.summary.rows, 3);
+    }
+    let first =
+        data::load(&fixture("rows/messages.parquet"), RowFormat::Auto, Some(1), &tokenizer, &options()).unwrap();
+    assert_eq!(first.examples, lines.examples[..1]);
+    assert_eq!(first.summary.rows, 1);
+    let (format, rows) = data::read_rows(&fixture("rows/alpaca.csv"), RowFormat::Auto, None).unwrap();
+    assert_eq!(format, RowFormat::Alpaca);
+    let Record::Alpaca(first) = &rows[0].record else { panic!("{rows:?}") };
+    assert_eq!((first.input.as_deref(), first.output.as_str()), (Some("3, 4"), "007"));
+    let Record::Alpaca(second) = &rows[1].record else { panic!("{rows:?}") };
+    assert_eq!((second.instruction.as_str(), second.input.as_deref()), ("Say \"hi\",\nplease", None));
+}
+
+#[test]
+fn every_format_becomes_the_same_talk() {
+    let tokenizer = tiny();
+    let expected =
+        masks(&[talk(&[("system", "S"), ("user", "q"), ("assistant", "a")])], &tokenizer, Supervise::Assistant)
+            .unwrap();
+    let same = [
+        json!({ "conversations": [{ "from": "system", "value": "S" }, { "from": "human", "value": "q" }, { "from": "gpt", "value": "a" }] }),
+        json!({ "system": "S", "conversations": [{ "from": "human", "value": "q" }, { "from": "gpt", "value": "a" }] }),
+        json!({ "system": "S", "instruction": "q", "input": "", "output": "a" }),
+        json!({ "prompt": [{ "role": "system", "content": "S" }, { "role": "user", "content": "q" }], "completion": [{ "role": "assistant", "content": "a" }] }),
+        json!({ "messages": "[{\"role\": \"system\", \"content\": \"S\"}, {\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}]" }),
+    ];
+    for row in same {
+        assert_eq!(masks(&[row.clone()], &tokenizer, Supervise::Assistant).unwrap(), expected, "{row}");
+    }
+    let plain = masks(&[json!({ "text": "plain" })], &tokenizer, Supervise::Assistant).unwrap().remove(0);
+    assert!(plain.ends_with("<|im_end|>»") && plain.replace(['«', '»'], "") == "plain<|im_end|>", "{plain}");
+    let call = json!({ "conversations": [
+        { "from": "human", "value": "room?" }, { "from": "function_call", "value": "{\"name\": \"f\", \"arguments\": {\"n\": 1}}" },
+        { "from": "observation", "value": "3" }, { "from": "gpt", "value": "Room 3" },
+    ] });
+    let texts = masks(&[call], &with_template("thinking.jinja").unwrap(), Supervise::Assistant).unwrap().join("\n");
+    assert!(
+        texts.contains("<tool_call>\n{\"name\": \"f\", \"arguments\": {\"n\": 1}}\n</tool_call><|im_end|>»"),
+        "{texts}"
+    );
+    assert!(texts.contains("<tool_response>\n3\n</tool_response>"), "{texts}");
+}
+
+#[test]
+fn a_prompt_of_messages_is_never_learnt() {
+    let row = json!({ "prompt": [{ "role": "user", "content": "q" }, { "role": "assistant", "content": "old" }, { "role": "user", "content": "r" }],
+                      "completion": [{ "role": "assistant", "content": "new" }] });
+    let text = masks(&[row], &tiny(), Supervise::Assistant).unwrap().remove(0);
+    assert_eq!(text.matches('«').count(), 1);
+    assert!(text.ends_with("«new<|im_end|>»\n"), "{text}");
+}
+
+#[test]
+fn own_data_sets_load() {
+    let tokenizer = tiny();
+    for (name, format, rows) in [
+        ("chat.jsonl", RowFormat::Messages, 60),
+        ("instruction.jsonl", RowFormat::Alpaca, 50),
+        ("text.jsonl", RowFormat::Text, 50),
+    ] {
+        let dataset = data::load(&own(name), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
+        assert_eq!(
+            (dataset.summary.format, dataset.summary.rows, dataset.examples.len()),
+            (format, rows, rows),
+            "{name}"
+        );
+        assert_eq!(dataset.summary.tokens, dataset.examples.iter().map(|e| e.ids.len()).sum::<usize>());
+        assert!(quality::duplicates(&dataset.examples).is_empty(), "{name}");
+        assert!(dataset.examples.iter().all(|e| !e.supervised[0] && e.targets() > 0));
+    }
+    for (name, says) in [("preference.jsonl", "preference pairs"), ("prompts.jsonl", "prompts without answers")] {
+        let e = data::read_rows(&own(name), RowFormat::Auto, None).unwrap_err();
+        assert!(e.message().contains(says), "{e}");
+    }
+}
+
+#[test]
+fn too_long_rows_follow_the_policy() {
+    let tokenizer = tiny();
+    let rows: Vec<Value> = (0..10)
+        .map(|i| talk(&[("user", "q"), ("assistant", &"word ".repeat(if i == 4 { 60 } else { 1 + i }))]))
+        .collect();
+    let with = |on_overflow, overflow_tolerance| {
+        load_rows(&rows, &tokenizer, &EncodeOptions { max_len: 60, on_overflow, overflow_tolerance, ..options() })
+    };
+    let e = with(Overflow::Error, 0.05).unwrap_err();
+    assert!(e.message().contains("1 of 10 examples (10.0 %) are longer than batch.max_len 60: lines 5 ("), "{e}");
+    assert!(e.to_string().contains("set batch.max_len to") && e.to_string().contains("data.on_overflow"), "{e}");
+    for policy in [Overflow::Drop, Overflow::Error] {
+        let kept = with(policy, 0.2).unwrap();
+        assert_eq!((kept.examples.len(), kept.summary.dropped, kept.summary.too_long), (9, 1, 1));
+        assert!(kept.examples.iter().all(|e| e.line != 5) && kept.summary.warnings()[0].contains("left out"));
+    }
+    let cut = with(Overflow::Truncate, 0.0).unwrap();
+    assert_eq!((cut.examples.len(), cut.summary.truncated, cut.examples[4].ids.len()), (10, 1, 60));
+    let split = with(Overflow::Split, 0.0).unwrap();
+    let whole = load_rows(&rows, &tokenizer, &options()).unwrap();
+    let pieces: Vec<u32> = split.examples.iter().filter(|e| e.line == 5).flat_map(|e| e.ids.clone()).collect();
+    assert_eq!(pieces, whole.examples[4].ids);
+    assert_eq!(split.summary.split, 1);
+    assert!(split.examples.iter().all(|e| e.ids.len() <= 60 && !e.supervised[0]));
+}
+
+#[test]
+fn hostile_files_end_in_one_clear_error() {
+    let scratch = Scratch::new();
+    let good = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
+    let second = |line: &str| format!("{good}\n{line}\n{good}\n").into_bytes();
+    let cases: Vec<(&str, Vec<u8>, &[&str])> = vec![
+        ("cut.jsonl", second(r#"{"messages": [{"role": "user""#), &["cut.jsonl:2:", "bad JSON"]),
+        ("comma.jsonl", second(r#"{"messages": [],}"#), &["comma.jsonl:2:17: bad JSON"]),
+        ("list.jsonl", second(r#"["a"]"#), &["list.jsonl:2: expected a JSON object, found `[\"a\"]`"]),
+        ("key.jsonl", second(r#"{"text": "a"}"#), &["key.jsonl:2: key `messages` is missing; found `text`"]),
+        (
+            "content.jsonl",
+            second(r#"{"messages": [{"role": "user"}]}"#),
+            &["content.jsonl:2: key `messages[0].content` is missing"],
+        ),
+        (
+            "number.jsonl",
+            second(r#"{"messages": [{"role": "user", "content": 3}]}"#),
+            &["number.jsonl:2: key `messages[0].content` is a number, expected text"],
+        ),
+        (
+            "string.jsonl",
+            second(r#"{"messages": "hello"}"#),
+            &["string.jsonl:2: key `messages` is text, expected a list"],
+        ),
+        ("none.jsonl", second(r#"{"messages": []}"#), &["none.jsonl:2: key `messages` holds no message"]),
+        (
+            "asked.jsonl",
+            second(r#"{"messages": [{"role": "user", "content": "a"}]}"#),
+            &["asked.jsonl:2: no assistant turn"],
+        ),
+        (
+            "mute.jsonl",
+            second(r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}"#),
+            &["mute.jsonl:2: key `messages[1].content` is empty"],
+        ),
+        (
+            "surrogate.jsonl",
+            second(r#"{"messages": [{"role": "user", "content": "\ud800"}]}"#),
+            &["surrogate.jsonl:2:", "surrogate"],
+        ),
+        (
+            "latin.jsonl",
+            [good.as_bytes(), b"\n{\"text\": \"caf\xe9\"}\n"].concat(),
+            &["latin.jsonl:2: not UTF-8 (byte 14"],
+        ),
+        ("empty.jsonl", vec![], &["empty.jsonl: the file holds no row"]),
+        ("blank.jsonl", b"\n \n\n".to_vec(), &["blank.jsonl: the file holds no row"]),
+        (
+            "array.json",
+            format!("[{good}, 3]").into_bytes(),
+            &["array.json:2: expected a JSON object as row, found `3`"],
+        ),
+        ("cut.json", format!("[{good}, {good}").into_bytes(), &["cut.json: bad JSON", "row 3"]),
+        ("fake.parquet", b"PAR1 not really".to_vec(), &["fake.parquet"]),
+        ("fake.arrow", b"ARROW1".to_vec(), &["fake.arrow"]),
+        ("latin.csv", b"prompt,completion\ncaf\xe9,b\n".to_vec(), &["latin.csv"]),
+        ("ragged.csv", b"prompt,completion\na,b,c\n".to_vec(), &["ragged.csv"]),
+        ("empty.csv", vec![], &["empty.csv"]),
+        ("rows.txt", b"hello".to_vec(), &["rows.txt: unknown kind of file"]),
+        ("rows.jsonl.gz", b"hello".to_vec(), &["packed files are not read"]),
+        ("unknown.jsonl", b"{\"a\": 1, \"b\": 2}\n".to_vec(), &["found columns `a`, `b`", "no known row format"]),
+    ];
+    let tokenizer = tiny();
+    for (name, bytes, says) in cases {
+        let path = scratch.file(name, bytes);
+        let e: Error = match data::load(&path, RowFormat::Auto, None, &tokenizer, &options()) {
+            Ok(dataset) => panic!("{name} was read: {:?}", dataset.summary),
+            Err(e) => e,
+        };
+        assert_eq!(e.exit_code(), 1, "{name}: {e}");
+        for words in says {
+            assert!(e.message().contains(words), "{name}: expected {words:?} in {:?}", e.message());
+        }
+    }
+    let e =
+        data::load(&scratch.0.path().join("absent.jsonl"), RowFormat::Auto, None, &tokenizer, &options()).unwrap_err();
+    assert!(e.message().contains("absent.jsonl"), "{e}");
+}
+
+#[test]
+fn odd_but_sound_files_are_read() {
+    let scratch = Scratch::new();
+    let tokenizer = tiny();
+    let row = r#"{"messages": [{"role": "user", "content": "ä\ud83d\ude42"}, {"role": "assistant", "content": "b"}]}"#;
+    let text = format!("\u{feff}{row}\r\n\r\n{row}\r\n{row}");
+    let dataset = data::load(&scratch.file("odd.jsonl", text), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
+    assert_eq!((dataset.summary.rows, dataset.summary.blank_lines), (3, 1));
+    assert_eq!(dataset.examples.iter().map(|e| e.line).collect::<Vec<_>>(), [1, 3, 4]);
+    assert_eq!(quality::duplicates(&dataset.examples), [vec![1, 3, 4]]);
+    assert!(quality::preview(&dataset.examples[0], &tokenizer, false).unwrap().contains("ä🙂"));
+    let array = format!("\u{feff} [{row},\n{row}]\n");
+    assert_eq!(
+        data::load(&scratch.file("odd.json", array), RowFormat::Auto, None, &tokenizer, &options())
+            .unwrap()
+            .summary
+            .rows,
+        2
+    );
+    // Keys that appear late, past any guess of a schema.
+    let mut text = format!("{row}\n").repeat(300);
+    text += r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}], "late": true}"#;
+    let (_, rows) = data::read_rows(&scratch.file("late.jsonl", text), RowFormat::Auto, None).unwrap();
+    let Record::Messages(talk) = &rows[300].record else { panic!() };
+    assert_eq!(talk.messages[1].extra["tool_calls"][0]["function"]["name"], "f");
+    // A line of 10 MB.
+    let long = json!({ "text": "all work and no play ".repeat(500_000) }).to_string();
+    let (_, rows) = data::read_rows(&scratch.file("long.jsonl", long), RowFormat::Auto, None).unwrap();
+    assert!(matches!(&rows[0].record, Record::Text(text) if text.len() == 10_500_000));
+}
+
+#[test]
+fn doubled_bos_is_an_error() {
+    let scratch = Scratch::new();
+    let dir = scratch.0.path().join("model");
+    std::fs::create_dir(&dir).unwrap();
+    for name in ["tokenizer.json", "generation_config.json"] {
+        std::fs::copy(fixture("tiny-tokenizer").join(name), dir.join(name)).unwrap();
+    }
+    let config = json!({ "bos_token": { "content": "<|endoftext|>" }, "eos_token": "<|im_end|>", "chat_template": [
+        { "name": "tools", "template": "" },
+        { "name": "default", "template": "{{ bos_token }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}" } ] });
+    std::fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
+    let tokenizer = ChatTokenizer::load(&dir, None).unwrap();
+    assert_eq!(tokenizer.bos(), Some(0));
+    let e = masks(&[talk(&[("user", "<|endoftext|>a"), ("assistant", "b")])], &tokenizer, Supervise::Assistant)
+        .unwrap_err();
+    assert!(e.message().contains("rows.jsonl:1: begins with <|endoftext|> twice"), "{e}");
+    assert!(masks(&[talk(&[("user", "a"), ("assistant", "b")])], &tokenizer, Supervise::Assistant).is_ok());
+}
+
+#[test]
+fn streamed_text_is_the_text() {
+    let tokenizer = tiny();
+    let text = "Grüße 🙂, 体温 36.6 °C.\n  ok";
+    let mut stream = tokenizer.stream();
+    let mut pieces = Vec::new();
+    for id in tokenizer.encode(text).unwrap() {
+        pieces.extend(stream.push(id).unwrap());
+    }
+    assert_eq!(pieces.concat(), text);
+    assert!(pieces.len() > 10 && pieces.iter().all(|p| !p.contains('\u{fffd}')), "{pieces:?}");
+    assert_eq!(tokenizer.vocab_size(), 400);
+}
