@@ -54,6 +54,12 @@ pub fn start() -> Result<&'static Runtime> {
     Ok(RUNTIME.get_or_init(|| Runtime { libtorch: loaded, cuda }))
 }
 
+/// Called in `main`: a closed pipe (`ft … | head`) ends the program quietly instead of with a panic.
+pub fn end_on_closed_pipe() {
+    // SAFETY: the default action of a signal, set before any other thread runs.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
 /// What [`start`] found.
 pub fn get() -> &'static Runtime {
     RUNTIME.get().expect("main calls runtime::start first")
