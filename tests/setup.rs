@@ -380,7 +380,7 @@ fn tabular() -> String {
             diagnoses += &leaf(&format!("X{i}.0"), &format!("Kind {i} of {part} pain, right side"));
             diagnoses += &leaf(&format!("X{i}.1"), &format!("Kind {i} of {part} pain, left side"));
         }
-        diagnoses += &leaf("X99", &format!("KIND 1 of {part} pain, RIGHT side"));
+        diagnoses += &leaf("X99", &format!("KIND 0 of {part} pain, RIGHT side"));
         chapters += &format!(
             "<chapter><name>{number}</name><desc>{title}</desc><section id=\"X\"><desc>Section</desc>\
              <diag><name>X</name><desc>Not a leaf</desc>{diagnoses}</diag></section></chapter>\n"
