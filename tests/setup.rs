@@ -294,6 +294,34 @@ fn doctor_says_what_there_is_and_that_training_runs() {
     assert!(names.iter().all(|name| table.contains(name)) && !table.contains('\x1b'), "{table}");
 }
 
+/// A stand-in for the NVIDIA driver: it knows one device, and nothing that libtorch would need.
+const DRIVER: &str = r#"
+#include <string.h>
+int cuInit(unsigned flags) { return 0; }
+int cuDriverGetVersion(int *v) { *v = 12040; return 0; }
+int cuDeviceGetCount(int *n) { *n = 1; return 0; }
+int cuDeviceGetName(char *s, int n, int d) { strncpy(s, "Stand-in", n); return 0; }
+int cuDeviceTotalMem_v2(size_t *bytes, int d) { *bytes = 80000000000; return 0; }
+int cuDeviceGetAttribute(int *v, int what, int d) { *v = what == 75 ? 8 : 6; return 0; }
+"#;
+
+#[test]
+fn a_driver_that_libtorch_cannot_use_is_told_with_a_remedy() {
+    let dir = tempdir().expect("folder");
+    let source = dir.path().join("driver.c");
+    write(&source, DRIVER);
+    let library = dir.path().join("libcuda.so.1");
+    succeed(Command::new("cc").args(["-shared", "-fPIC", "-w", "-o"]).arg(&library).arg(&source));
+    let report = doctor(program(FT).env("LD_LIBRARY_PATH", dir.path()));
+    assert_eq!((&report["ok"], &report["cuda_usable"]), (&Value::Bool(true), &Value::Bool(false)));
+    assert_eq!(report["driver"]["cuda"], serde_json::json!([12, 4]));
+    assert_eq!(report["driver"]["devices"][0]["capability"], serde_json::json!([8, 6]));
+    let checks = report["checks"].as_array().expect("checks");
+    let check = |name: &str| checks.iter().find(|c| c["name"] == name).unwrap_or_else(|| panic!("{name}: {report:#}"));
+    assert!(check("cuda")["status"] == "warning" && check("cuda")["remedy"].is_string(), "{}", check("cuda"));
+    assert!(check("cuda:0")["found"].as_str().is_some_and(|f| f.contains("Stand-in · 80.0 GB")), "{}", check("cuda:0"));
+}
+
 /// The libtorch under test once more, in a folder of its own made of links.
 fn second_libtorch() -> (TempDir, PathBuf) {
     let report = doctor(&mut program(FT));
