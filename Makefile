@@ -37,14 +37,7 @@ clean: ## Remove what was built and fetched, but no model, data or adapter
 # ---- one file for another machine: a launcher that finds libtorch there, with ft packed behind it
 
 dist: setup ## Pack target/dist/ft, one file that runs beside a libtorch 2.11 on another machine
-	@mkdir -p target/dist
-	@strip -o target/dist/.launch target/release/ft-launch
-	@strip -o target/dist/.payload $(FT)
-	@{ cat target/dist/.launch target/dist/.payload; \
-	   printf '%020dft-payload-1' "$$(stat -c %s target/dist/.payload)"; } > target/dist/.ft
-	@chmod 755 target/dist/.ft
-	@mv target/dist/.ft target/dist/ft
-	@rm target/dist/.launch target/dist/.payload
+	@bash setup/pack.sh target/release/ft-launch $(FT) target/dist/ft
 	@ls -lh target/dist/ft | awk '{ print "packed: " $$9 " (" $$5 ")" }'
 
 # ---- demo: a medical adapter for a small model, with the numbers before and after
@@ -70,13 +63,14 @@ $(ICD10)/tabular.xml: setup/demo.txt
 $(ICD10)/train.jsonl $(ICD10)/valid.jsonl $(ICD10)/test.jsonl &: $(ICD10)/tabular.xml datasets/prepare_icd10.py
 	python3 datasets/prepare_icd10.py $< --out $(ICD10)
 
-$(ADAPTER)/adapter_config.json: $(RECIPE) $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup
-	$(FT) train $(RECIPE)
+# summary.json is written last. A run that was stopped goes on; a finished one is redone only when its inputs changed.
+$(ADAPTER)/summary.json: $(RECIPE) $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup
+	$(FT) train $(RECIPE) $(if $(wildcard $@),--overwrite,$(if $(wildcard $(@D)/checkpoints/step-*),--resume,--overwrite))
 
 runs/demo/before.json: $(MODEL)/config.json $(ICD10)/test.jsonl | setup
 	@mkdir -p $(@D)
 	$(FT) eval --model $(MODEL) --data $(ICD10)/test.jsonl --json > $@
 
-runs/demo/after.json: $(ADAPTER)/adapter_config.json $(ICD10)/test.jsonl | setup
+runs/demo/after.json: $(ADAPTER)/summary.json $(ICD10)/test.jsonl | setup
 	@mkdir -p $(@D)
 	$(FT) eval --model $(MODEL) --adapter $(ADAPTER) --data $(ICD10)/test.jsonl --json > $@

@@ -124,3 +124,39 @@ pub fn library_path(lib: &Path) -> OsString {
     }
     value
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder that looks like a libtorch, with one more file.
+    fn folder(file: &str, text: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        fs::create_dir(dir.path().join("lib")).expect("lib");
+        fs::write(dir.path().join("lib").join(LIBRARY), "").expect("library");
+        fs::write(dir.path().join(file), text).expect("version file");
+        dir
+    }
+
+    #[test]
+    fn versions_are_read_from_the_wheel_and_from_the_archive() {
+        let wheel = folder("version.py", "__version__ = '2.11.0+cu130'\ncuda: Optional[str] = '13.0'\nhip = None\n");
+        let here = Libtorch::at(wheel.path()).expect("recognised");
+        assert_eq!((here.version.as_deref(), here.cuda.as_deref()), (Some("2.11.0+cu130"), Some("13.0")));
+        assert_eq!(Libtorch::at(&wheel.path().join("lib")).as_ref(), Some(&here), "its lib names the same libtorch");
+        let archive = folder("build-version", "2.11.0+cu126\n");
+        let here = Libtorch::at(archive.path()).expect("recognised");
+        assert_eq!((here.version.as_deref(), here.cuda.as_deref()), (Some("2.11.0+cu126"), Some("12.6")));
+        let cpu = folder("version.py", "__version__ = '2.11.0+cpu'\ncuda: Optional[str] = None\n");
+        assert_eq!(Libtorch::at(cpu.path()).expect("recognised").cuda, None);
+        assert_eq!(Libtorch::at(Path::new("/nonexistent")), None);
+    }
+
+    #[test]
+    fn only_the_series_built_against_fits() {
+        let fits = |version: &str| Libtorch::at(folder("build-version", version).path()).expect("recognised").fits();
+        assert_eq!([fits("2.11.0"), fits("2.11.1+cu130"), fits("2.11")], [Some(true); 3]);
+        assert_eq!([fits("2.1.1"), fits("2.110.0"), fits("2.10.0+cpu")], [Some(false); 3]);
+        assert_eq!(Libtorch::at(folder("README", "").path()).expect("recognised").fits(), None);
+    }
+}

@@ -3,10 +3,9 @@
 //! Read from the kernel and the NVIDIA driver alone, never through libtorch, so it tells the truth even where
 //! libtorch cannot use a device. Containers count: limits of control groups narrow memory and cores.
 
-use crate::runtime;
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -171,12 +170,37 @@ fn cpu_quota() -> Option<f64> {
 pub fn free_disk(folder: &Path) -> Option<u64> {
     let folder = crate::fsutil::absolute(folder);
     let there = folder.ancestors().find(|f| f.exists())?;
-    let path = std::ffi::CString::new(there.as_os_str().as_encoded_bytes()).ok()?;
+    let path = CString::new(there.as_os_str().as_encoded_bytes()).ok()?;
     // SAFETY: a NUL-terminated path and a record that the kernel fills.
     unsafe {
         let mut stat: libc::statvfs = std::mem::zeroed();
         (libc::statvfs(path.as_ptr(), &mut stat) == 0).then_some(stat.f_bavail as u64 * stat.f_frsize as u64)
     }
+}
+
+/// The NVIDIA driver's library.
+const DRIVER: &[u8] = b"libcuda.so.1";
+
+/// Whether the NVIDIA driver's library can be loaded.
+pub fn driver_present() -> bool {
+    open_library(DRIVER, libc::RTLD_LAZY | libc::RTLD_LOCAL).is_ok()
+}
+
+/// `dlopen`, or the loader's own words why not; what is opened stays open for the life of the process.
+pub(crate) fn open_library(name: &[u8], flags: c_int) -> Result<*mut c_void, String> {
+    let name = CString::new(name).map_err(|e| e.to_string())?;
+    // SAFETY: a NUL-terminated name; the libraries opened here are the driver's and libtorch's own.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), flags) };
+    if !handle.is_null() {
+        return Ok(handle);
+    }
+    // SAFETY: dlerror returns null or a NUL-terminated string owned by this thread.
+    let text: *const c_char = unsafe { libc::dlerror() };
+    Err(if text.is_null() {
+        "unknown error".into()
+    } else {
+        unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    })
 }
 
 /// The NVIDIA driver and the devices it lets this process see (`CUDA_VISIBLE_DEVICES` counts).
@@ -206,7 +230,7 @@ impl CudaDevice {
 
 /// Asks the driver; `Ok(None)` where there is none, the driver's own error where it does not work.
 pub fn driver() -> Result<Option<Driver>, String> {
-    let Ok(library) = runtime::open(b"libcuda.so.1", libc::RTLD_LAZY | libc::RTLD_LOCAL) else { return Ok(None) };
+    let Ok(library) = open_library(DRIVER, libc::RTLD_LAZY | libc::RTLD_LOCAL) else { return Ok(None) };
     let symbol = |name: &CStr| -> Result<*mut c_void, String> {
         // SAFETY: an open library and a NUL-terminated name.
         let at = unsafe { libc::dlsym(library, name.as_ptr()) };

@@ -6,7 +6,8 @@
 
 use crate::error::{Error, Result};
 use crate::libtorch::{LIBRARY, Libtorch, SERIES, library_path};
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use crate::machine::{Cpu, driver_present, open_library};
+use std::ffi::{CStr, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -51,7 +52,14 @@ pub fn start() -> Result<&'static Runtime> {
         .hint(format!("set FT_LIBTORCH to the folder of a libtorch or PyTorch {SERIES}; `make setup` fetches one")));
     }
     let cuda = open_cuda(&loaded.lib);
+    limit_threads();
     Ok(RUNTIME.get_or_init(|| Runtime { libtorch: loaded, cuda }))
+}
+
+/// Called in `main`: a closed pipe (`ft … | head`) ends the program quietly instead of with a panic.
+pub fn end_on_closed_pipe() {
+    // SAFETY: the default action of a signal, set before any other thread runs.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// What [`start`] found.
@@ -107,6 +115,17 @@ fn switch_to(folder: &Path, loaded: &Libtorch) -> Result<()> {
         .hint(format!("start ft with LD_LIBRARY_PATH={} instead", asked.lib.display())))
 }
 
+/// libtorch starts a thread for every logical processor; more than there are cores or than the control group grants
+/// only wait for each other. OMP_NUM_THREADS, the usual way to choose, is left alone.
+fn limit_threads() {
+    if std::env::var_os("OMP_NUM_THREADS").is_none() {
+        let useful = Cpu::read().threads() as i32;
+        if tch::get_num_threads() > useful {
+            tch::set_num_threads(useful);
+        }
+    }
+}
+
 /// Opens `libtorch_cuda.so` beside the loaded libtorch; takes 0.1 to 0.2 s, so only where a driver is present.
 fn open_cuda(lib: &Path) -> CudaPart {
     if !driver_present() {
@@ -117,30 +136,8 @@ fn open_cuda(lib: &Path) -> CudaPart {
         return CudaPart::NotShipped;
     }
     let began = Instant::now();
-    match open(path.as_os_str().as_bytes(), libc::RTLD_NOW | libc::RTLD_GLOBAL) {
+    match open_library(path.as_os_str().as_bytes(), libc::RTLD_NOW | libc::RTLD_GLOBAL) {
         Ok(_) => CudaPart::Opened { took: began.elapsed() },
         Err(why) => CudaPart::Failed(why),
     }
-}
-
-/// Whether the NVIDIA driver's library can be loaded.
-pub fn driver_present() -> bool {
-    open(b"libcuda.so.1", libc::RTLD_LAZY | libc::RTLD_LOCAL).is_ok()
-}
-
-/// `dlopen`; libraries stay open for the life of the process.
-pub(crate) fn open(name: &[u8], flags: c_int) -> Result<*mut c_void, String> {
-    let name = CString::new(name).map_err(|e| e.to_string())?;
-    // SAFETY: a NUL-terminated name; initialisers of the libraries opened here are the vendor's and libtorch's own.
-    let handle = unsafe { libc::dlopen(name.as_ptr(), flags) };
-    if !handle.is_null() {
-        return Ok(handle);
-    }
-    // SAFETY: dlerror returns null or a NUL-terminated string owned by this thread.
-    let text: *const c_char = unsafe { libc::dlerror() };
-    Err(if text.is_null() {
-        "unknown error".into()
-    } else {
-        unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
-    })
 }

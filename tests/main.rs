@@ -3,3 +3,4 @@
 mod recipe;
 mod convert;
 mod data;
+mod setup;

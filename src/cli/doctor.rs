@@ -6,7 +6,7 @@ use ft::error::{Error, Result};
 use ft::libtorch::SERIES;
 use ft::machine::{Cpu, Driver, Memory, driver, free_disk};
 use ft::report::bytes;
-use ft::runtime::{self, CudaPart};
+use ft::runtime::{self, CudaPart, Runtime};
 use serde::Serialize;
 use serde_json::json;
 use std::path::Path;
@@ -59,14 +59,15 @@ const MEMORY_NEEDED: u64 = 2 * GB;
 const DISK_NEEDED: u64 = 2 * GB;
 
 pub fn run(args: &DoctorArgs) -> Result<()> {
-    let libtorch = runtime::get();
+    let runtime = runtime::get();
+    let cuda_usable = tch::Cuda::is_available();
     let (cpu, memory, driver) = (Cpu::read(), Memory::read(), driver());
     let disk = free_disk(Path::new("."));
-    let mut checks = vec![check_libtorch(), check_cpu(&cpu), check_threads(&cpu)];
+    let mut checks = vec![check_libtorch(runtime), check_cpu(&cpu), check_threads(&cpu)];
     let (rates, arithmetic) = check_arithmetic(Device::Cpu, "cpu", cpu.bf16().is_some());
     checks.push(arithmetic);
-    checks.push(check_cuda(&driver));
-    checks.extend(check_devices(&driver));
+    checks.push(check_cuda(&driver, runtime, cuda_usable));
+    checks.extend(check_devices(&driver, cuda_usable));
     checks.push(check_memory(&memory));
     checks.push(check_disk(disk));
 
@@ -76,13 +77,13 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
             "ok": failed == 0,
             "ft": env!("CARGO_PKG_VERSION"),
             "libtorch": {
-                "folder": libtorch.libtorch.root, "version": libtorch.libtorch.version, "cuda": libtorch.libtorch.cuda,
+                "folder": runtime.libtorch.root, "version": runtime.libtorch.version, "cuda": runtime.libtorch.cuda,
             },
             "cpu": cpu,
             "threads": tch::get_num_threads(),
             "cpu_gflops": {"f32": rates.0, "bf16": rates.1},
             "driver": driver.as_ref().ok(),
-            "cuda_usable": tch::Cuda::is_available(),
+            "cuda_usable": cuda_usable,
             "memory": memory,
             "disk_free": disk,
             "checks": checks,
@@ -98,8 +99,8 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     }
 }
 
-fn check_libtorch() -> Check {
-    let here = &runtime::get().libtorch;
+fn check_libtorch(runtime: &Runtime) -> Check {
+    let here = &runtime.libtorch;
     let found = format!("{} in {}", here.version_text(), here.root.display());
     match here.fits() {
         Some(true) => Check::ok("libtorch", found),
@@ -194,9 +195,8 @@ fn arithmetic(device: Device, kind: Kind) -> Result<f64> {
     Ok(2.0 * (n as f64).powi(3) * f64::from(rounds) / began.elapsed().as_secs_f64() / 1e9)
 }
 
-fn check_cuda(driver: &Result<Option<Driver>, String>) -> Check {
-    let here = runtime::get();
-    let built = here.libtorch.cuda.as_deref();
+fn check_cuda(driver: &Result<Option<Driver>, String>, runtime: &Runtime, usable: bool) -> Check {
+    let built = runtime.libtorch.cuda.as_deref();
     let driver = match driver {
         Err(why) => {
             let remedy = "training runs on the CPU; `nvidia-smi` and the driver's installation tell more";
@@ -208,8 +208,8 @@ fn check_cuda(driver: &Result<Option<Driver>, String>) -> Check {
     let release = driver.release.as_deref().unwrap_or("of unknown release");
     let found = format!("driver {release}, good for CUDA {}.{}", driver.cuda.0, driver.cuda.1);
     let warn = |found: String, remedy: String| Check::but("cuda", Status::Warning, found, remedy);
-    match &here.cuda {
-        CudaPart::Opened { .. } if tch::Cuda::is_available() => {
+    match &runtime.cuda {
+        CudaPart::Opened { .. } if usable => {
             Check::ok("cuda", format!("{found}; libtorch for CUDA {}", built.unwrap_or("?")))
         }
         CudaPart::Opened { .. } if driver.devices.is_empty() => {
@@ -232,9 +232,8 @@ fn check_cuda(driver: &Result<Option<Driver>, String>) -> Check {
     }
 }
 
-fn check_devices(driver: &Result<Option<Driver>, String>) -> Vec<Check> {
+fn check_devices(driver: &Result<Option<Driver>, String>, usable: bool) -> Vec<Check> {
     let Ok(Some(driver)) = driver else { return Vec::new() };
-    let usable = matches!(runtime::get().cuda, CudaPart::Opened { .. }) && tch::Cuda::is_available();
     let mut checks = Vec::new();
     for (i, device) in driver.devices.iter().enumerate() {
         let (major, minor) = device.capability;
@@ -301,4 +300,82 @@ fn table(checks: &[Check]) -> String {
         }
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ft::libtorch::Libtorch;
+    use ft::machine::CudaDevice;
+    use std::time::Duration;
+
+    fn runtime(cuda: CudaPart) -> Runtime {
+        let libtorch = Libtorch {
+            root: "/opt/torch".into(),
+            lib: "/opt/torch/lib".into(),
+            version: Some("2.11.0+cu130".into()),
+            cuda: Some("13.0".into()),
+        };
+        Runtime { libtorch, cuda }
+    }
+
+    fn machine(capability: (u32, u32)) -> Result<Option<Driver>, String> {
+        let device = CudaDevice { name: "GPU".into(), capability, memory: 80 * GB };
+        Ok(Some(Driver { release: Some("550.54".into()), cuda: (12, 4), devices: vec![device] }))
+    }
+
+    fn opened() -> CudaPart {
+        CudaPart::Opened { took: Duration::ZERO }
+    }
+
+    #[test]
+    fn every_way_to_miss_cuda_has_a_remedy() {
+        let driver = machine((9, 0));
+        let cases = [
+            (opened(), "update the NVIDIA driver"),
+            (CudaPart::NotShipped, "FT_LIBTORCH"),
+            (CudaPart::Failed("libcublas.so.13: not found".into()), "make setup CUDA=1"),
+            (CudaPart::NoDriver, "again"),
+        ];
+        for (part, remedy) in cases {
+            let check = check_cuda(&driver, &runtime(part), false);
+            assert!(check.status == Status::Warning, "{}", check.found);
+            assert!(check.remedy.as_deref().is_some_and(|r| r.contains(remedy)), "{:?} lacks {remedy}", check.remedy);
+        }
+        let broken = check_cuda(&Err("CUDA error 803".into()), &runtime(opened()), false);
+        assert!(broken.status == Status::Warning && broken.found.contains("803"), "{}", broken.found);
+    }
+
+    #[test]
+    fn a_working_device_is_ok_and_an_old_one_is_told_about_bf16() {
+        let check = check_cuda(&machine((9, 0)), &runtime(opened()), true);
+        assert!(check.status == Status::Ok && check.found.contains("550.54"), "{}", check.found);
+        let new = &check_devices(&machine((9, 0)), false)[0];
+        assert!(new.status == Status::Ok && new.found.contains("80.0 GB"), "{}", new.found);
+        let old = &check_devices(&machine((7, 5)), false)[0];
+        assert!(old.status == Status::Warning && old.remedy.as_deref().is_some_and(|r| r.contains("f32")));
+    }
+
+    #[test]
+    fn a_libtorch_of_another_series_fails() {
+        let mut other = runtime(CudaPart::NoDriver);
+        other.libtorch.version = Some("2.9.1".into());
+        assert!(check_libtorch(&other).status == Status::Failed);
+        other.libtorch.version = None;
+        assert!(check_libtorch(&other).status == Status::Warning);
+    }
+
+    #[test]
+    fn little_memory_or_disk_is_a_warning() {
+        let memory = |free| check_memory(&Memory { total: 64 * GB, free, limited: true });
+        assert!(memory(GB).status == Status::Warning && memory(8 * GB).status == Status::Ok);
+        assert!(memory(GB).found.contains("control group"));
+        assert!(check_disk(Some(GB)).status == Status::Warning && check_disk(Some(8 * GB)).status == Status::Ok);
+    }
+
+    #[test]
+    fn both_number_formats_train_on_this_cpu() {
+        assert!(arithmetic(Device::Cpu, Kind::Float).expect("f32") > 0.0);
+        assert!(arithmetic(Device::Cpu, Kind::BFloat16).expect("bf16") > 0.0);
+    }
 }
