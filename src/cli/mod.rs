@@ -1,7 +1,11 @@
 //! One file a verb: its arguments and its call. clap is known nowhere else.
 
+mod chat;
 mod doctor;
+mod generate;
+mod model;
 mod recipe;
+mod sampling;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -23,6 +27,8 @@ enum Verb {
     Recipe(recipe::Recipe),
     /// Train as a recipe says
     Train(train::TrainArgs),
+    Generate(generate::Generate),
+    Chat(chat::Chat),
 }
 
 /// Runs the verb that the command line names.
@@ -31,5 +37,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Recipe(verb) => recipe::run(verb),
         Verb::Train(args) => train::run(args),
+        Verb::Generate(args) => generate::run(args),
+        Verb::Chat(args) => chat::run(args),
     }
 }
