@@ -4,3 +4,4 @@ mod recipe;
 mod convert;
 mod data;
 mod setup;
+mod generate;

@@ -2,8 +2,12 @@
 
 mod check;
 mod data;
+mod chat;
 mod doctor;
+mod generate;
+mod model;
 mod recipe;
+mod sampling;
 mod train;
 mod import;
 
@@ -31,6 +35,8 @@ enum Verb {
     /// Train as a recipe says
     Train(train::TrainArgs),
     Import(import::ImportArgs),
+    Generate(generate::Generate),
+    Chat(chat::Chat),
 }
 
 /// Runs the verb that the command line names.
@@ -42,5 +48,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Recipe(verb) => recipe::run(verb),
         Verb::Train(args) => train::run(args),
         Verb::Import(args) => import::run(&args),
+        Verb::Generate(args) => generate::run(args),
+        Verb::Chat(args) => chat::run(args),
     }
 }

@@ -9,7 +9,7 @@ use super::ops::differentiable;
 use super::rope::Rope;
 use super::tokens::{Group, Segments, Tokens};
 use crate::native;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Longest segment whose backward recomputes all its scores at once; above, the flash backward is the faster one.
 const RECOMPUTE: i64 = 1024;
@@ -173,31 +173,36 @@ fn scatter<'a>(blocks: impl Iterator<Item = (&'a Group, &'a Tensor)>, shape: &[i
     whole.expect("a packed row has a segment")
 }
 
-/// Attention of new tokens against a cache that already holds their keys and values, slot by slot in packed order:
-/// q (T, H, E) -> (T, H, E). No gradient.
-pub fn cached(q: &Tensor, cache: &Cache, layer: usize, segments: &Segments, scale: f64) -> Tensor {
-    let (heads, size, added) = (q.size()[1], q.size()[2], &segments.lengths);
-    let device = q.device();
-    let attend = |q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor| {
-        Tensor::scaled_dot_product_attention(q, k, v, Some(mask), 0.0, false, scale, true)
-    };
-    if added.iter().all(|a| *a == 1) {
-        let longest = cache.lengths.iter().max().copied().unwrap_or(0) + 1;
-        let (k, v) = cache.read(layer, longest);
-        let held = Tensor::from_slice(&cache.lengths).to_device(device).view([-1, 1, 1, 1]);
-        let mask = Tensor::arange(longest, (Kind::Int64, device)).view([1, 1, 1, -1]).le_tensor(&held);
-        let out = attend(&q.view([-1, heads, 1, size]), &k.transpose(1, 2), &v.transpose(1, 2), &mask);
-        return out.view([-1, heads, size]);
+/// One new token a slot, attended to all that its slot holds: q (S, H, E) -> (S, H, E). The query heads of one key head
+/// are the queries of one block, so that keys are read where they lie. No gradient.
+fn step(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, scale: f64) -> Tensor {
+    let (slots, heads, size) = (q.size()[0], k.size()[1], q.size()[2]);
+    let blocks = q.view([slots, heads, -1, size]); // (S, K, G, E)
+    Tensor::scaled_dot_product_attention(&blocks, k, v, mask, 0.0, false, scale, false).reshape_as(q)
+}
+
+/// 0 where a slot holds a token, -inf beyond its end: (S, 1, 1, longest). `None` where all are equally long.
+fn step_mask(lengths: &[i64], longest: i64, kind: Kind, device: Device) -> Option<Tensor> {
+    if lengths.iter().all(|n| *n == lengths[0]) {
+        return None;
     }
-    let mut parts = Vec::with_capacity(added.len());
+    let held = Tensor::from_slice(lengths).to_device(device).view([-1, 1, 1, 1]);
+    let beyond = Tensor::arange(longest, (Kind::Int64, device)).view([1, 1, 1, -1]).gt_tensor(&held);
+    Some(Tensor::zeros(beyond.size(), (kind, device)).masked_fill(&beyond, f64::NEG_INFINITY))
+}
+
+/// Several new tokens a slot, slot by slot in packed order: q (T, H, E) -> (T, H, E). No gradient.
+fn continued(q: &Tensor, cache: &Cache, layer: usize, segments: &Segments, scale: f64) -> Tensor {
+    let mut parts = Vec::with_capacity(segments.lengths.len());
     let mut row = 0;
-    for (slot, &n) in added.iter().enumerate().filter(|(_, n)| **n > 0) {
+    for (slot, &n) in segments.lengths.iter().enumerate().filter(|(_, n)| **n > 0) {
         let past = cache.lengths[slot];
         let (k, v) = cache.read(layer, past + n);
-        let pick = |t: &Tensor| t.narrow(0, slot as i64, 1).transpose(1, 2);
+        let pick = |t: &Tensor| t.narrow(0, slot as i64, 1);
         let queries = q.narrow(0, row, n).transpose(0, 1).unsqueeze(0); // (1, H, n, E)
-        let mask = Tensor::ones([n, past + n], (Kind::Bool, device)).tril(past);
-        parts.push(attend(&queries, &pick(&k), &pick(&v), &mask).squeeze_dim(0).transpose(0, 1));
+        let mask = Tensor::ones([n, past + n], (Kind::Bool, q.device())).tril(past);
+        let out = Tensor::scaled_dot_product_attention(&queries, &pick(&k), &pick(&v), Some(&mask), 0.0, false, scale, true);
+        parts.push(out.squeeze_dim(0).transpose(0, 1));
         row += n;
     }
     Tensor::cat(&parts, 0)
@@ -209,17 +214,19 @@ pub struct Pass<'a> {
     positions: &'a Tensor,
     cache: Option<&'a mut Cache>,
     angles: Option<(Tensor, Tensor)>,
+    /// Where the new tokens go in the cache; the same for every layer.
     places: Option<Tensor>,
+    /// What a decoding step may see; the same for every layer.
+    mask: Option<Option<Tensor>>,
 }
 
 impl<'a> Pass<'a> {
     pub fn new(tokens: &'a Tokens, mut cache: Option<&'a mut Cache>) -> Self {
         let segments = &tokens.segments;
-        let places = cache.as_mut().map(|c| {
-            c.reserve(&segments.lengths);
-            c.places(&segments.lengths, tokens.ids.device())
-        });
-        Self { segments, positions: &tokens.positions, cache, angles: None, places }
+        if let Some(cache) = &mut cache {
+            cache.reserve(&segments.lengths);
+        }
+        Self { segments, positions: &tokens.positions, cache, angles: None, places: None, mask: None }
     }
 
     /// cos and sin of the row's positions, computed once a pass.
@@ -230,15 +237,19 @@ impl<'a> Pass<'a> {
 
     /// Causal attention of layer `layer`: q (T, H, E); k, v (T, K, E) -> (T, H, E).
     pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Tensor {
-        match &mut self.cache {
-            None => packed(q, k, v, self.segments, scale),
-            Some(cache) => {
-                cache.write(layer, k, v, self.places.as_ref().expect("made with the cache"));
-                match cache.lengths.iter().all(|n| *n == 0) {
-                    true => packed(q, k, v, self.segments, scale),
-                    false => cached(q, cache, layer, self.segments, scale),
-                }
-            }
+        let Some(cache) = &mut self.cache else { return packed(q, k, v, self.segments, scale) };
+        let lengths = &self.segments.lengths;
+        let places = self.places.get_or_insert_with(|| cache.places(lengths, k.size()[1], k.device()));
+        cache.write(layer, k, v, places);
+        if cache.lengths.iter().all(|n| *n == 0) {
+            packed(q, k, v, self.segments, scale)
+        } else if lengths.iter().all(|n| *n == 1) {
+            let longest = cache.lengths.iter().max().copied().unwrap_or(0) + 1;
+            let mask = self.mask.get_or_insert_with(|| step_mask(&cache.lengths, longest, q.kind(), q.device()));
+            let (k, v) = cache.read(layer, longest);
+            step(q, &k, &v, mask.as_ref(), scale)
+        } else {
+            continued(q, cache, layer, self.segments, scale)
         }
     }
 }
@@ -246,7 +257,6 @@ impl<'a> Pass<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
 
     /// One segment at a time, by the formula.
     fn plain(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[i64], scale: f64) -> Tensor {

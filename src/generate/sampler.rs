@@ -1,0 +1,137 @@
+//! From logits to the next token: temperature, then top-k, then top-p (the order of transformers), then one draw a row.
+//!
+//! Everything runs on the logits' device; a step waits for it once. Ties at the k-th place are cut at k tokens
+//! (transformers keeps them all).
+
+use super::Settings;
+use crate::error::{Error, Result};
+use tch::{Kind, Tensor};
+
+/// With top-p alone, so many of the most likely tokens are sorted first; they nearly always hold the wanted sum.
+const HEAD: i64 = 512;
+
+/// What may come next, a row of logits each.
+pub struct Candidates {
+    /// (B, N) token ids; `None`: column n is token n.
+    ids: Option<Tensor>,
+    /// (B, N) weights, float32: 0 where a token is cut. They need not add up to 1.
+    weights: Tensor,
+}
+
+impl Candidates {
+    /// What the settings leave of `logits` (B, V) float32; the settings are not greedy.
+    pub fn new(logits: &Tensor, settings: &Settings) -> Self {
+        let scaled = logits / settings.temperature;
+        let vocabulary = logits.size()[1];
+        let top_k = (settings.top_k as i64).min(vocabulary);
+        if top_k > 0 {
+            let (values, ids) = scaled.topk(top_k, -1, true, true);
+            let weights = cut(&values.softmax(-1, Kind::Float), settings.top_p);
+            return Self { ids: Some(ids), weights };
+        }
+        let p = scaled.softmax(-1, Kind::Float);
+        if settings.top_p >= 1.0 {
+            return Self { ids: None, weights: p };
+        }
+        let (mut most, mut ids) = p.topk(HEAD.min(vocabulary), -1, true, true);
+        let held = most.sum_dim_intlist([-1i64].as_slice(), false, Kind::Double).min().double_value(&[]);
+        if HEAD < vocabulary && held < settings.top_p {
+            (most, ids) = p.sort(-1, true);
+        }
+        Self { ids: Some(ids), weights: cut(&most, settings.top_p) }
+    }
+
+    /// (B, vocabulary) probabilities, adding up to 1.
+    pub fn probabilities(&self, vocabulary: i64) -> Tensor {
+        let p = &self.weights / self.weights.sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
+        match &self.ids {
+            None => p,
+            Some(ids) => Tensor::zeros([p.size()[0], vocabulary], (Kind::Float, p.device())).scatter_(-1, ids, &p),
+        }
+    }
+
+    /// One token a row by inverting the cumulative sum at `draws`, uniform in [0, 1).
+    pub fn draw(&self, draws: &[f64]) -> Result<Vec<u32>> {
+        let sums = self.weights.cumsum(-1, Kind::Double);
+        // A product that rounds up to the whole sum would point behind the last token.
+        let draws: Vec<f64> = draws.iter().map(|u| u.min(1.0 - 4.0 * f64::EPSILON)).collect();
+        let total = sums.narrow(-1, sums.size()[1] - 1, 1); // (B, 1)
+        let at = Tensor::from_slice(&draws).to_device(sums.device()).view([-1, 1]) * &total;
+        let column = at.searchsorted(&sums, false, true, "right", None::<&Tensor>).clamp_max(sums.size()[1] - 1);
+        let ids = self.ids.as_ref().map_or_else(|| column.shallow_clone(), |ids| ids.gather(-1, &column, false));
+        fetch(&ids, &total)
+    }
+}
+
+/// Sorted probabilities with those zeroed that come after the sum reached `top_p`; the first one stays.
+fn cut(sorted: &Tensor, top_p: f64) -> Tensor {
+    if top_p >= 1.0 {
+        return sorted.shallow_clone();
+    }
+    let before = sorted.cumsum(-1, Kind::Double) - sorted.to_kind(Kind::Double);
+    sorted * before.lt(top_p).to_kind(sorted.kind())
+}
+
+/// The most likely token of each row of `logits` (B, V).
+pub fn most_likely(logits: &Tensor) -> Result<Vec<u32>> {
+    let (values, ids) = logits.max_dim(-1, false);
+    fetch(&ids, &values)
+}
+
+/// Token ids on the host; `witness` (B values) is NaN or infinite where the logits were.
+fn fetch(ids: &Tensor, witness: &Tensor) -> Result<Vec<u32>> {
+    let ids = Vec::<i64>::try_from(ids.view([-1]))?;
+    let witness = Vec::<f64>::try_from(witness.view([-1]).to_kind(Kind::Double))?;
+    if witness.iter().any(|w| !w.is_finite()) {
+        return Err(Error::user("the model's output is not a number")
+            .hint("its weights or its adapter hold NaN or infinite values; was the training run stable?"));
+    }
+    Ok(ids.into_iter().map(|id| id as u32).collect())
+}
+
+/// The next token of each row; `draws` is called for every row unless the settings are greedy.
+pub fn next(logits: &Tensor, settings: &Settings, draws: impl FnOnce() -> Vec<f64>) -> Result<Vec<u32>> {
+    if settings.is_greedy() { most_likely(logits) } else { Candidates::new(logits, settings).draw(&draws()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    fn settings(temperature: f64, top_k: usize, top_p: f64) -> Settings {
+        Settings { temperature, top_k, top_p, ..Settings::greedy(1, &[]) }
+    }
+
+    #[test]
+    fn draws_fall_where_the_sum_says() {
+        let logits = Tensor::from_slice(&[0.5f32, 0.2, 0.3]).log().view([1, 3]);
+        let all = Candidates::new(&logits, &settings(1.0, 0, 1.0));
+        let one = |c: &Candidates, u: f64| c.draw(&[u]).unwrap()[0];
+        assert_eq!([0.0, 0.49, 0.51, 0.69, 0.71, 1.0].map(|u| one(&all, u)), [0, 0, 1, 1, 2, 2]);
+        // 0.5 + 0.3 reach 0.7: token 1 is out, the order is 0, 2.
+        let nucleus = Candidates::new(&logits, &settings(1.0, 0, 0.7));
+        assert_eq!([0.0, 0.62, 0.63, 1.0].map(|u| one(&nucleus, u)), [0, 0, 2, 2]);
+        let top = Candidates::new(&logits, &settings(1.0, 1, 1.0));
+        assert_eq!([0.0, 1.0].map(|u| one(&top, u)), [0, 0]);
+    }
+
+    #[test]
+    fn a_flat_distribution_is_sorted_whole_for_top_p() {
+        let logits = Tensor::arange(4000, (Kind::Float, Device::Cpu)).view([1, -1]) * 1e-5;
+        let p = Candidates::new(&logits, &settings(1.0, 0, 0.5)).probabilities(4000);
+        let kept = p.gt(0.0).sum(Kind::Int64).int64_value(&[]);
+        assert!((1900..2000).contains(&kept), "{kept}"); // a little under half: the likely half
+        assert_eq!(p.double_value(&[0, 0]), 0.0);
+        assert!(p.double_value(&[0, 3999]) > 0.0);
+    }
+
+    #[test]
+    fn nan_logits_are_an_error() {
+        let logits = Tensor::from_slice(&[0.5f32, f32::NAN, 0.3, 0.1]).view([2, 2]);
+        assert!(most_likely(&logits).unwrap_err().message().contains("not a number"));
+        for s in [settings(1.0, 0, 1.0), settings(1.0, 2, 1.0), settings(1.0, 0, 0.9)] {
+            assert!(Candidates::new(&logits, &s).draw(&[0.1, 0.1]).is_err());
+        }
+    }
+}
