@@ -4,6 +4,7 @@
 //! cli -> train, eval, convert -> recipe -> methods -> data, generate -> models -> adapters -> nn -> native.
 
 pub mod adapters;
+pub mod convert;
 pub mod data;
 pub mod error;
 pub mod eval;
