@@ -1,5 +1,8 @@
-//! Model files in other formats, in and out: GGUF read into a Hugging Face directory, safetensors written.
+//! Model files in and out: other formats read into Hugging Face directories, verified exports.
 //!
-//! Every directory is written whole or not at all. Nothing here knows libtorch: tensors cross as bytes.
+//! Every directory is written whole or not at all.
 
-pub mod safetensors;
+pub mod export;
+mod measure;
+
+pub use crate::nn::safetensors;

@@ -5,8 +5,8 @@
 
 use crate::error::{Error, Result};
 use crate::fsutil;
-pub use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
+pub use ::safetensors::Dtype;
+use ::safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -147,7 +147,7 @@ fn shards(entries: &[Entry], limit: u64) -> Vec<&[Entry]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use safetensors::SafeTensors;
+    use ::safetensors::SafeTensors;
 
     fn entries() -> Vec<Entry> {
         vec![
