@@ -1,6 +1,8 @@
 //! One file a verb: its arguments and its call. clap is known nowhere else.
 
 mod doctor;
+mod logits;
+mod merge;
 mod recipe;
 mod train;
 
@@ -18,6 +20,9 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Doctor(doctor::DoctorArgs),
+    #[command(hide = true)]
+    Logits(logits::LogitsArgs),
+    Merge(merge::MergeArgs),
     /// What recipes may hold and what one comes to
     #[command(subcommand)]
     Recipe(recipe::Recipe),
@@ -29,6 +34,8 @@ enum Verb {
 pub fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Doctor(args) => doctor::run(&args),
+        Verb::Logits(args) => logits::run(&args),
+        Verb::Merge(args) => merge::run(&args),
         Verb::Recipe(verb) => recipe::run(verb),
         Verb::Train(args) => train::run(args),
     }

@@ -2,7 +2,9 @@
 //!
 //! Every directory is written whole or not at all.
 
+pub mod compatibility;
 pub mod export;
 mod measure;
+pub mod merged;
 
 pub use crate::nn::safetensors;
