@@ -1,1 +1,2 @@
 //! The one integration binary: each topic is a module (every extra binary would link libtorch again).
+mod adapters;

@@ -113,7 +113,9 @@ impl Attach for LoraPlan {
     }
 
     fn attach(&self, site: &Site, add: &mut dyn FnMut(&str, Tensor) -> Tensor) -> Result<Option<Box<dyn Adapter>>> {
-        let refuse = |why: &str, hint: &str| Err(self.name_origin(Error::user(format!("adapter on `{}`: {why}", site.name)).hint(hint)));
+        let refuse = |why: &str, hint: &str| {
+            Err(self.name_origin(Error::user(format!("adapter on `{}`: {why}", site.name)).hint(hint)))
+        };
         Ok(match self.selection.choose(site.name, site.layer) {
             None => None,
             Some(_) if site.tied => {
@@ -122,7 +124,9 @@ impl Attach for LoraPlan {
                     "leave embed_tokens and lm_head out of targets and modules_to_save",
                 );
             }
-            Some(Choice::Save) => Some(Box::new(Whole { weight: add("weight", site.weight.to_kind(Kind::Float).copy()) })),
+            Some(Choice::Save) => {
+                Some(Box::new(Whole { weight: add("weight", site.weight.to_kind(Kind::Float).copy()) }))
+            }
             Some(Choice::Lora { .. }) if !matches!(site.layer, Layer::Linear | Layer::Head) => {
                 return refuse(
                     "LoRA attaches to linear layers only",

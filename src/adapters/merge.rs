@@ -28,11 +28,13 @@ impl Part {
     /// What it does to the base, by the name of the tensor.
     fn updates(&self) -> Result<BTreeMap<String, Update>> {
         let origin = self.folder.join(file::TENSORS);
-        let selection = Selection::new(&self.file.spec).map_err(|e| e.context(self.folder.join(file::CONFIG).display()))?;
+        let selection =
+            Selection::new(&self.file.spec).map_err(|e| e.context(self.folder.join(file::CONFIG).display()))?;
         let tensors = &self.file.tensors;
         let get = |name: String| {
             tensors.get(&name).ok_or_else(|| {
-                Error::user(format!("{}: `{name}` is missing", origin.display())).hint("A and B come in pairs: the file is incomplete")
+                Error::user(format!("{}: `{name}` is missing", origin.display()))
+                    .hint("A and B come in pairs: the file is incomplete")
             })
         };
         let mut updates = BTreeMap::new();
@@ -57,8 +59,11 @@ impl Part {
             } else if selection.saves(name) && !name.contains(".lora_") && !name.contains(".base_layer.") {
                 updates.insert(name.clone(), Update::Whole { tensor: tensor.shallow_clone(), weight: self.weight });
             } else {
-                return Err(Error::user(format!("{}: `{name}` is neither lora_A, lora_B nor a module to save", origin.display()))
-                    .hint("fold it in with PEFT's merge_and_unload"));
+                return Err(Error::user(format!(
+                    "{}: `{name}` is neither lora_A, lora_B nor a module to save",
+                    origin.display()
+                ))
+                .hint("fold it in with PEFT's merge_and_unload"));
             }
         }
         Ok(updates)
@@ -68,8 +73,15 @@ impl Part {
 /// What one adapter does to one tensor.
 enum Update {
     /// scale · B A, the adapter's weight included in the scale.
-    Low { a: Tensor, b: Tensor, scale: f64 },
-    Whole { tensor: Tensor, weight: f64 },
+    Low {
+        a: Tensor,
+        b: Tensor,
+        scale: f64,
+    },
+    Whole {
+        tensor: Tensor,
+        weight: f64,
+    },
 }
 
 impl Update {
@@ -123,9 +135,14 @@ impl<'a> Merge<'a> {
                 match base.shape(&name) {
                     Some(shape) if update.fits(shape) => {}
                     found => {
-                        let found = found.map_or("the base has no such tensor".into(), |s| format!("the base has {s:?}"));
-                        return Err(Error::user(format!("{}: update {} of `{name}`: {found}", origin.display(), update.shape()))
-                            .hint("was the adapter trained on another base?"));
+                        let found =
+                            found.map_or("the base has no such tensor".into(), |s| format!("the base has {s:?}"));
+                        return Err(Error::user(format!(
+                            "{}: update {} of `{name}`: {found}",
+                            origin.display(),
+                            update.shape()
+                        ))
+                        .hint("was the adapter trained on another base?"));
                     }
                 }
                 updates.entry(name).or_default().push(update);
@@ -142,7 +159,10 @@ impl<'a> Merge<'a> {
     /// The merged tensor: float32 where it changes, else the base's as it is on disk.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        let base = self.base.get(name).ok_or_else(|| Error::bug(format!("merge asked for `{name}`, which the base has not")))?;
+        let base = self
+            .base
+            .get(name)
+            .ok_or_else(|| Error::bug(format!("merge asked for `{name}`, which the base has not")))?;
         let merged = match self.updates.get(name).map(Vec::as_slice) {
             None => return Ok(base),
             // A replacement needs no arithmetic that could round.
@@ -182,9 +202,10 @@ pub fn combine(base: &Weights, parts: &[Part]) -> Result<AdapterFile> {
             })
             .collect();
         if low.is_empty() {
-            let whole = base
-                .get(name)
-                .ok_or_else(|| Error::user(format!("{}: no tensor `{name}`", base.origin().display())).hint("was the adapter trained on another base?"))?;
+            let whole = base.get(name).ok_or_else(|| {
+                Error::user(format!("{}: no tensor `{name}`", base.origin().display()))
+                    .hint("was the adapter trained on another base?")
+            })?;
             let mut sum = whole.to_kind(Kind::Float).copy();
             match &updates[..] {
                 [(_, Update::Whole { tensor, weight })] if *weight == 1.0 => sum = tensor.to_kind(Kind::Float),
@@ -195,8 +216,11 @@ pub fn combine(base: &Weights, parts: &[Part]) -> Result<AdapterFile> {
         }
         if low.len() != updates.len() {
             let folders: Vec<String> = updates.iter().map(|(i, _)| parts[*i].folder.display().to_string()).collect();
-            return Err(Error::user(format!("`{name}` is saved whole in one adapter and low-rank in another: {}", folders.join(", ")))
-                .hint("no adapter can hold that sum; merge into a model instead: leave out --as adapter"));
+            return Err(Error::user(format!(
+                "`{name}` is saved whole in one adapter and low-rank in another: {}",
+                folders.join(", ")
+            ))
+            .hint("no adapter can hold that sum; merge into a model instead: leave out --as adapter"));
         }
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let (a, b): (Vec<Tensor>, Vec<Tensor>) = low.into_iter().unzip();
@@ -213,7 +237,10 @@ pub fn combine(base: &Weights, parts: &[Part]) -> Result<AdapterFile> {
 fn combined_spec(base: &Weights, parts: &[Part], ranks: &BTreeMap<String, i64>) -> LoraSpec {
     let saved: BTreeSet<String> = parts.iter().flat_map(|p| p.file.spec.modules_to_save.iter().cloned()).collect();
     let adapted: BTreeSet<&str> = ranks.keys().map(String::as_str).collect();
-    let all = base.names().filter_map(|n| n.strip_suffix(".weight")).filter(|n| !saved.iter().any(|s| n.ends_with(s.as_str())));
+    let all = base
+        .names()
+        .filter_map(|n| n.strip_suffix(".weight"))
+        .filter(|n| !saved.iter().any(|s| n.ends_with(s.as_str())));
     // The highest rank is the rule and the others are exceptions: readers that know no patterns then reserve enough.
     let rank = ranks.values().copied().max().unwrap_or(1);
     let unlike = || ranks.iter().filter(|(_, r)| **r != rank);

@@ -104,8 +104,10 @@ impl Selection {
         let whole = matches!(&spec.targets, Targets::Pattern(p) if p != "all-linear");
         let layers = match numbers {
             Some(_) if whole => {
-                return Err(Error::user("adapter.lora.layers: does not go with targets given as one regular expression")
-                    .hint("give targets as a list of names, or put the layer numbers into the expression"));
+                return Err(Error::user(
+                    "adapter.lora.layers: does not go with targets given as one regular expression",
+                )
+                .hint("give targets as a list of names, or put the layer numbers into the expression"));
             }
             Some(numbers) => {
                 let lists = match spec.layers_pattern.is_empty() {
@@ -117,7 +119,8 @@ impl Selection {
             }
             None => None,
         };
-        let save = |m: &String| Ok((m.clone(), regex(&format!(r"^(?:|.*\.){m}\..*"), m, "adapter.lora.modules_to_save")?));
+        let save =
+            |m: &String| Ok((m.clone(), regex(&format!(r"^(?:|.*\.){m}\..*"), m, "adapter.lora.modules_to_save")?));
         Ok(Self {
             targets: Matcher::new(&spec.targets, "adapter.lora.targets")?,
             exclude: spec.exclude.as_ref().map(|t| Matcher::new(t, "adapter.lora.exclude")).transpose()?,

@@ -53,14 +53,15 @@ enum Form {
 }
 
 pub fn run(args: &MergeArgs) -> Result<()> {
-    if args.out.exists() && !args.force {
-        return Err(Error::user(format!("{}: is there already", args.out.display())).hint("choose another --out, or replace it with --force"));
-    }
+    guard(args)?;
     if !(args.shard_size > 0.0) {
-        return Err(Error::user(format!("--shard-size: {} is not a size", args.shard_size)).hint("gigabytes, e.g. 5 or 0.5"));
+        return Err(
+            Error::user(format!("--shard-size: {} is not a size", args.shard_size)).hint("gigabytes, e.g. 5 or 0.5")
+        );
     }
     if args.form == Form::Adapter && args.dtype != Dtype::Base {
-        return Err(Error::user("--dtype does not go with --as adapter").hint("adapters are written in float32, as PEFT writes them"));
+        return Err(Error::user("--dtype does not go with --as adapter")
+            .hint("adapters are written in float32, as PEFT writes them"));
     }
     let parts = args.adapters.iter().map(|text| merged::parse_part(text)).collect::<Result<Vec<_>>>()?;
     for part in &parts {
@@ -88,20 +89,52 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     Ok(())
 }
 
+/// Nothing is replaced unasked, and never the inputs or a folder that is no model.
+fn guard(args: &MergeArgs) -> Result<()> {
+    let refuse = |what: &str, hint: &str| Err(Error::user(format!("--out {}: {what}", args.out.display())).hint(hint));
+    let Ok(out) = args.out.canonicalize() else { return Ok(()) };
+    let folders = args.adapters.iter().map(|a| PathBuf::from(merged::split_weight(a).0)).chain([args.base.clone()]);
+    if folders.filter_map(|f| f.canonicalize().ok()).any(|f| f.starts_with(&out)) {
+        return refuse("holds what is to be merged", "choose another folder");
+    }
+    if !args.force {
+        return refuse("is there already", "choose another folder, or replace this one with --force");
+    }
+    let made = ["config.json", "adapter_config.json"].iter().any(|f| out.join(f).exists());
+    let empty = out.read_dir().is_ok_and(|mut items| items.next().is_none());
+    if !made && !empty {
+        return refuse(
+            "is no model or adapter directory, and --force replaces nothing else",
+            "remove it yourself, or choose another folder",
+        );
+    }
+    Ok(())
+}
+
 /// The adapter says which base it was trained on: another folder name is worth a look, not an error.
 fn note_other_base(args: &MergeArgs, part: &ft::adapters::merge::Part) {
     let last = |p: &std::path::Path| p.file_name().map(|n| n.to_string_lossy().to_lowercase());
     let Some(named) = part.file.base.as_deref().filter(|b| !b.is_empty()) else { return };
     let given = ft::fsutil::absolute(&args.base);
     if last(std::path::Path::new(named)) != last(&given) {
-        report::warn(format!("{}: was trained on `{named}`; merging into {}", part.folder.display(), args.base.display()));
+        report::warn(format!(
+            "{}: was trained on `{named}`; merging into {}",
+            part.folder.display(),
+            args.base.display()
+        ));
     }
 }
 
 fn show(done: &Report, args: &MergeArgs) {
     let d = &done.difference;
     let size: u64 = done.files.values().map(|f| f.bytes).sum();
-    report::info(format!("{}: {} tensors, {} in {} files", args.out.display(), done.tensors, report::bytes(size), done.files.len()));
+    report::info(format!(
+        "{}: {} tensors, {} in {} files",
+        args.out.display(),
+        done.tensors,
+        report::bytes(size),
+        done.files.len()
+    ));
     report::info(format!(
         "checked on {} positions in {}: logits differ by {:.1e} of the largest, mean KL {:.1e}, top-1 agreement {:.1} %",
         done.positions,

@@ -24,7 +24,11 @@ impl std::fmt::Display for Compatibility {
 }
 
 fn answer(consumer: &'static str, reasons: Vec<String>, needs: Option<String>) -> Compatibility {
-    Compatibility { consumer, reads: reasons.is_empty(), note: if reasons.is_empty() { needs.unwrap_or_default() } else { reasons.join("; ") } }
+    Compatibility {
+        consumer,
+        reads: reasons.is_empty(),
+        note: if reasons.is_empty() { needs.unwrap_or_default() } else { reasons.join("; ") },
+    }
 }
 
 /// vLLM takes these values for its max_lora_rank, and 16 where none is given.
@@ -58,9 +62,14 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
     // The converter writes lora_alpha, and the runtime divides it by each tensor's own rank.
     let rslora = (spec.rslora && numbers.iter().any(|(r, _)| *r != 1))
         .then(|| "rsLoRA: its converter scales by alpha / rank".to_string());
-    let alphas = numbers.iter().any(|(_, a)| *a != spec.alpha).then(|| "alpha_pattern: it knows one alpha for all".to_string());
+    let alphas =
+        numbers.iter().any(|(_, a)| *a != spec.alpha).then(|| "alpha_pattern: it knows one alpha for all".to_string());
     let llama = [whole, head, rslora, alphas].into_iter().flatten().collect();
-    vec![answer("PEFT", Vec::new(), None), answer("vLLM", vllm, flag), answer("llama.cpp", llama, Some("with convert_lora_to_gguf.py".into()))]
+    vec![
+        answer("PEFT", Vec::new(), None),
+        answer("vLLM", vllm, flag),
+        answer("llama.cpp", llama, Some("with convert_lora_to_gguf.py".into())),
+    ]
 }
 
 /// For a model directory.

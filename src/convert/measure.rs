@@ -35,8 +35,11 @@ pub fn prompts(model: &Model, folder: &Path) -> Result<Vec<Vec<u32>>> {
         for text in TEXTS {
             let ids = tokenizer.encode_plain(text)?;
             if let Some(id) = ids.iter().find(|id| **id as u64 >= vocabulary) {
-                return Err(Error::user(format!("{}: the tokenizer gives token {id}; the model has {vocabulary}", folder.display()))
-                    .hint("tokenizer and weights belong to two models"));
+                return Err(Error::user(format!(
+                    "{}: the tokenizer gives token {id}; the model has {vocabulary}",
+                    folder.display()
+                ))
+                .hint("tokenizer and weights belong to two models"));
             }
             prompts.push(ids);
         }

@@ -20,13 +20,17 @@ pub fn model(base: &Path, parts: &[Part], out: &Path, dtype: Option<Kind>, shard
     let config = Config::read(base)?;
     let merge = Merge::new(&weights, config.tie_word_embeddings, parts)?;
     // A tied head is the embedding; rotary tables are computed by every reader.
-    let kept = |n: &&str| !(config.tie_word_embeddings && *n == "lm_head.weight") && !n.ends_with("rotary_emb.inv_freq");
+    let kept =
+        |n: &&str| !(config.tie_word_embeddings && *n == "lm_head.weight") && !n.ends_with("rotary_emb.inv_freq");
     let names: Vec<&str> = weights.names().filter(kept).collect();
     let kind_of = |name: &str| {
         let own = weights.kind(name).unwrap_or(Kind::Float);
         if is_float(own) { dtype.unwrap_or(own) } else { own }
     };
-    let entries = names.iter().map(|n| export::entry(n, weights.shape(n).unwrap_or_default(), kind_of(n))).collect::<Result<Vec<_>>>()?;
+    let entries = names
+        .iter()
+        .map(|n| export::entry(n, weights.shape(n).unwrap_or_default(), kind_of(n)))
+        .collect::<Result<Vec<_>>>()?;
     export::check_disk(out, entries.iter().map(safetensors::Entry::bytes).sum())?;
 
     let own = weights.names().filter_map(|n| weights.kind(n)).find(|k| is_float(*k)).unwrap_or(Kind::Float);
@@ -34,15 +38,19 @@ pub fn model(base: &Path, parts: &[Part], out: &Path, dtype: Option<Kind>, shard
         Kind::BFloat16 => Kind::BFloat16,
         _ => Kind::Float,
     };
+    let whole = entries.iter().all(|e| !matches!(e.dtype, safetensors::Dtype::BF16 | safetensors::Dtype::F16));
+    let change = if whole { Change::Folded } else { Change::Rounded };
     // Loaded before anything is written: an adapter that does not fit is refused here.
     let sum = merge::combine(&weights, parts)?;
     let reference = with_sum(base, parts, &sum, computed)?;
     export::publish(out, |temp| {
-        safetensors::write_model(temp, &entries, shard_bytes, |e| Ok(weights::bytes(&cast(&merge.tensor(&e.name)?, kind_of(&e.name)))))?;
+        safetensors::write_model(temp, &entries, shard_bytes, |e| {
+            Ok(weights::bytes(&cast(&merge.tensor(&e.name)?, kind_of(&e.name))))
+        })?;
         export::write_config(&config, temp, dtype)?;
         export::copy_beside(base, temp, export::MODEL_FILES)?;
         let names = names.iter().map(|n| n.to_string()).collect();
-        let check = Check { reference: &reference, folder: temp, export: Export::Model, change: Change::Folded, names };
+        let check = Check { reference: &reference, folder: temp, export: Export::Model, change, names };
         check.run(|name| merge.tensor(name).map(Some))
     })
 }
@@ -58,7 +66,13 @@ pub fn adapter(base: &Path, parts: &[Part], out: &Path) -> Result<Report> {
     let base_name = sum.base.clone().unwrap_or_else(|| base.to_string_lossy().into_owned());
     export::publish(out, |temp| {
         export::check_disk(temp, sum.tensors.values().map(|t| 4 * t.numel() as u64).sum())?;
-        export::write_adapter_folder(temp, &sum.spec, &base_name, base, sum.tensors.iter().map(|(n, t)| (n.as_str(), t)))?;
+        export::write_adapter_folder(
+            temp,
+            &sum.spec,
+            &base_name,
+            base,
+            sum.tensors.iter().map(|(n, t)| (n.as_str(), t)),
+        )?;
         let names: BTreeSet<String> = sum.tensors.keys().cloned().collect();
         let export = Export::Adapter { base };
         let check = Check { reference: &reference, folder: temp, export, change: Change::None, names };
@@ -71,7 +85,9 @@ pub fn adapter(base: &Path, parts: &[Part], out: &Path) -> Result<Report> {
             let error = (&found - &wanted).abs().max().double_value(&[]);
             let limit = 1e-5 * wanted.abs().max().double_value(&[]);
             if !(error <= limit) {
-                report.problems.push(format!("`{name}`: the sum of the adapters is off by {error:.1e}, at most {limit:.1e} expected"));
+                report.problems.push(format!(
+                    "`{name}`: the sum of the adapters is off by {error:.1e}, at most {limit:.1e} expected"
+                ));
                 report.verdict = export::Verdict::Failed;
             }
         }
@@ -98,12 +114,25 @@ fn with_sum(base: &Path, parts: &[Part], sum: &AdapterFile, kind: Kind) -> Resul
     Ok(model)
 }
 
-/// `ADAPTER` or `ADAPTER=WEIGHT`; a folder whose own name holds `=` counts as a name where it exists.
+/// `ADAPTER` or `ADAPTER=WEIGHT`.
 pub fn parse_part(text: &str) -> Result<Part> {
-    if let Some((folder, weight)) = text.rsplit_once('=').filter(|_| !Path::new(text).is_dir()) {
-        let weight = weight.parse::<f64>().ok().filter(|w| w.is_finite());
-        let weight = weight.ok_or_else(|| Error::user(format!("{text}: the weight after `=` must be a number")).hint("e.g. adapters/a=0.7"))?;
-        return Part::read(Path::new(folder), weight);
+    let (folder, weight) = split_weight(text);
+    let weight = match weight.map(str::parse::<f64>) {
+        None => 1.0,
+        Some(Ok(w)) if w.is_finite() => w,
+        Some(_) => {
+            return Err(
+                Error::user(format!("{text}: the weight after `=` must be a number")).hint("e.g. adapters/a=0.7")
+            );
+        }
+    };
+    Part::read(Path::new(folder), weight)
+}
+
+/// The folder and the weight as written; a folder whose own name holds `=` counts as a name where it exists.
+pub fn split_weight(text: &str) -> (&str, Option<&str>) {
+    match text.rsplit_once('=').filter(|_| !Path::new(text).is_dir()) {
+        Some((folder, weight)) => (folder, Some(weight)),
+        None => (text, None),
     }
-    Part::read(Path::new(text), 1.0)
 }

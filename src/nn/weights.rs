@@ -51,7 +51,8 @@ impl Weights {
                     .hint("the download is incomplete or mixed up: fetch the model again"));
             }
         } else {
-            let err = Error::user(format!("{}: no model.safetensors and no model.safetensors.index.json", folder.display()));
+            let err =
+                Error::user(format!("{}: no model.safetensors and no model.safetensors.index.json", folder.display()));
             return Err(if folder.join("pytorch_model.bin").exists() {
                 err.hint("pytorch_model.bin is a pickle, which ft never opens: convert it to safetensors first")
             } else {
@@ -82,7 +83,11 @@ impl Weights {
         let map = self.maps.len();
         for (tensor, view) in parsed.iter() {
             let kind = kind_of(view.dtype()).ok_or_else(|| {
-                Error::user(format!("{}: `{tensor}` has dtype {:?}, which ft does not read", path.display(), view.dtype()))
+                Error::user(format!(
+                    "{}: `{tensor}` has dtype {:?}, which ft does not read",
+                    path.display(),
+                    view.dtype()
+                ))
             })?;
             let entry = Entry {
                 map,
