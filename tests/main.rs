@@ -5,3 +5,4 @@ mod convert;
 mod data;
 mod setup;
 mod generate;
+mod adapters;

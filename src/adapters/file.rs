@@ -11,6 +11,39 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::Tensor;
 
+/// Keys of adapter_config.json that a `LoraSpec` holds.
+const HONOURED: &[&str] = &[
+    "alpha_pattern",
+    "exclude_modules",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "modules_to_save",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+];
+/// Keys that change no number of a finished adapter: names, and how training began. Any other key that is on is
+/// refused, for it may.
+const HARMLESS: &[&str] = &[
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "eva_config",
+    "inference_mode",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+];
 const PREFIX: &str = "base_model.model.";
 pub const CONFIG: &str = "adapter_config.json";
 pub const TENSORS: &str = "adapter_model.safetensors";
@@ -26,9 +59,7 @@ pub struct AdapterFile {
 
 /// Reads an adapter directory, refusing what `ft` cannot honour.
 pub fn read(folder: &Path) -> Result<AdapterFile> {
-    let config = folder.join(CONFIG);
-    let raw: Map<String, Value> = read_json(&config)?;
-    let spec = spec(&raw, &config)?;
+    let (spec, base) = read_config(&folder.join(CONFIG))?;
     if !folder.join(TENSORS).exists() {
         let err = Error::user(format!("{}: no {TENSORS}", folder.display()));
         return Err(match folder.join("adapter_model.bin").exists() {
@@ -40,25 +71,44 @@ pub fn read(folder: &Path) -> Result<AdapterFile> {
     let mut tensors = BTreeMap::new();
     for name in file.names() {
         let Some(short) = name.strip_prefix(PREFIX) else {
-            return Err(Error::user(format!("{}: `{name}` does not begin with `{PREFIX}`", folder.join(TENSORS).display()))
-                .hint("the file is not in PEFT's layout"));
+            return Err(Error::user(format!(
+                "{}: `{name}` does not begin with `{PREFIX}`",
+                folder.join(TENSORS).display()
+            ))
+            .hint("the file is not in PEFT's layout"));
         };
         // Old files carry the adapter's name inside keys.
         let short = short.replace(".default.weight", ".weight").replace(".modules_to_save.", ".");
         tensors.insert(short, file.get(name).expect("listed"));
     }
-    Ok(AdapterFile { spec, base: raw.get("base_model_name_or_path").and_then(Value::as_str).map(String::from), tensors })
+    Ok(AdapterFile { spec, base, tensors })
+}
+
+/// Reads an adapter_config.json: the spec, and the base it names.
+pub fn read_config(path: &Path) -> Result<(LoraSpec, Option<String>)> {
+    let raw: Map<String, Value> = read_json(path)?;
+    let base = raw.get("base_model_name_or_path").and_then(Value::as_str).map(String::from);
+    Ok((spec(&raw, path)?, base))
 }
 
 /// Writes an adapter directory's config and tensors. `base` is the path or id users will load it on.
-pub fn write<'a>(folder: &Path, spec: &LoraSpec, base: &str, tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+pub fn write<'a>(
+    folder: &Path,
+    spec: &LoraSpec,
+    base: &str,
+    tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
+) -> Result<()> {
     write_json(&folder.join(CONFIG), &config(spec, base))?;
     let named: Vec<(String, &Tensor)> = tensors.map(|(name, t)| (format!("{PREFIX}{name}"), t)).collect();
     weights::save(&folder.join(TENSORS), named.iter().map(|(name, t)| (name.as_str(), *t)))
 }
 
 /// Copies an adapter's tensors into the parameters built for it; missing, unexpected and misshapen ones are named.
-pub fn load_into<'a>(params: impl Iterator<Item = &'a Param>, tensors: &BTreeMap<String, Tensor>, origin: &Path) -> Result<()> {
+pub fn load_into<'a>(
+    params: impl Iterator<Item = &'a Param>,
+    tensors: &BTreeMap<String, Tensor>,
+    origin: &Path,
+) -> Result<()> {
     let _no_grad = tch::no_grad_guard();
     let mut problems = Vec::new();
     let mut wanted = std::collections::BTreeSet::new();
@@ -76,7 +126,9 @@ pub fn load_into<'a>(params: impl Iterator<Item = &'a Param>, tensors: &BTreeMap
             }
         }
     }
-    problems.extend(tensors.keys().filter(|n| !wanted.contains(n.as_str())).map(|n| format!("`{n}` fits no module of the model")));
+    problems.extend(
+        tensors.keys().filter(|n| !wanted.contains(n.as_str())).map(|n| format!("`{n}` fits no module of the model")),
+    );
     if problems.is_empty() {
         return Ok(());
     }
@@ -126,7 +178,8 @@ fn config(spec: &LoraSpec, base: &str) -> Value {
         config["exclude_modules"] = targets(exclude);
     }
     if !spec.alpha_pattern.is_empty() {
-        config["alpha_pattern"] = spec.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v))).collect::<Map<_, _>>().into();
+        config["alpha_pattern"] =
+            spec.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v))).collect::<Map<_, _>>().into();
     }
     config
 }
@@ -152,15 +205,27 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
         Value::String(s) => s == "none",
         _ => false,
     };
-    for key in ["use_dora", "use_qalora", "use_bdlora", "lora_bias", "target_parameters", "trainable_token_indices", "layer_replication", "fan_in_fan_out", "bias", "alora_invocation_tokens", "arrow_config", "megatron_config"] {
-        if let Some(v) = get(key).filter(|v| !off(v)) {
-            return bad(key, v, "merge the adapter with PEFT and use the merged model");
-        }
+    let honoured = |key: &str| HONOURED.contains(&key) || HARMLESS.contains(&key);
+    if let Some((key, v)) = raw.iter().find(|(key, v)| !honoured(key) && !off(v)) {
+        return bad(key, v, "merge the adapter with PEFT and use the merged model");
     }
     if let Some(v) = get("task_type").filter(|v| *v != "CAUSAL_LM") {
         return bad("task_type", v, "only CAUSAL_LM adapters are read");
     }
-    let default = LoraSpec::default();
+    let init = match get("init_lora_weights") {
+        None | Some(Value::Bool(_)) => LoraInit::Kaiming,
+        Some(Value::String(s)) if s == "gaussian" => LoraInit::Gaussian,
+        // Another start for A and B, over the same base.
+        Some(Value::String(s)) if s == "eva" || s == "orthogonal" => LoraInit::Kaiming,
+        // pissa, olora, corda, loftq and others change the base's own weights as they start.
+        Some(v) => {
+            return bad(
+                "init_lora_weights",
+                v,
+                "convert it to plain LoRA with PEFT: save_pretrained(…, path_initial_model_for_weight_conversion=…)",
+            );
+        }
+    };
     let typed = |key: &str, e: serde_json::Error| Error::user(format!("{}: `{key}`: {e}", file.display()));
     macro_rules! field {
         ($key:literal, $default:expr) => {
@@ -170,11 +235,12 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
             }
         };
     }
-    let one_or_many = |key: &str| -> Option<Value> {
-        get(key).map(|v| if v.is_array() { v.clone() } else { json!([v]) })
-    };
-    let layers = one_or_many("layers_to_transform").map(|v| serde_json::from_value(v).map_err(|e| typed("layers_to_transform", e)));
-    let pattern = one_or_many("layers_pattern").map(|v| serde_json::from_value(v).map_err(|e| typed("layers_pattern", e)));
+    let one_or_many =
+        |key: &str| -> Option<Value> { get(key).map(|v| if v.is_array() { v.clone() } else { json!([v]) }) };
+    let layers = one_or_many("layers_to_transform")
+        .map(|v| serde_json::from_value(v).map_err(|e| typed("layers_to_transform", e)));
+    let pattern =
+        one_or_many("layers_pattern").map(|v| serde_json::from_value(v).map_err(|e| typed("layers_pattern", e)));
     let targets: Targets = match get("target_modules") {
         Some(v) => serde_json::from_value(v.clone()).map_err(|e| typed("target_modules", e))?,
         // PEFT's default for the llama and qwen families.
@@ -185,13 +251,16 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
         alpha: field!("lora_alpha", 8.0),
         dropout: field!("lora_dropout", 0.0),
         targets,
-        exclude: get("exclude_modules").map(|v| serde_json::from_value(v.clone())).transpose().map_err(|e| typed("exclude_modules", e))?,
+        exclude: get("exclude_modules")
+            .map(|v| serde_json::from_value(v.clone()))
+            .transpose()
+            .map_err(|e| typed("exclude_modules", e))?,
         layers: layers.transpose()?,
         layers_pattern: pattern.transpose()?.unwrap_or_default(),
         rslora: field!("use_rslora", false),
         rank_pattern: field!("rank_pattern", IndexMap::new()),
         alpha_pattern: field!("alpha_pattern", IndexMap::new()),
         modules_to_save: field!("modules_to_save", Vec::new()),
-        init: if get("init_lora_weights") == Some(&json!("gaussian")) { LoraInit::Gaussian } else { default.init },
+        init,
     })
 }

@@ -7,6 +7,7 @@ use super::spec::{LoraInit, LoraSpec};
 use super::targets::{Choice, Selection};
 use crate::error::{Error, Result};
 use crate::nn::{Adapter, Attach, Dense, Layer, Site, linear::cast, ops::differentiable};
+use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
 /// One module's update.
@@ -81,21 +82,40 @@ impl Adapter for Whole {
 pub struct LoraPlan {
     spec: LoraSpec,
     selection: Selection,
+    /// The adapter's config on disk, if it comes from there.
+    origin: Option<PathBuf>,
 }
 
 impl LoraPlan {
+    /// By a recipe: every module it names must exist.
     pub fn new(spec: &LoraSpec) -> Result<Self> {
-        Ok(Self { spec: spec.clone(), selection: Selection::new(spec)? })
+        Ok(Self { spec: spec.clone(), selection: Selection::new(spec)?, origin: None })
+    }
+
+    /// By the config of an adapter on disk, called `origin` in messages. It may name modules that the model has
+    /// not; its tensors tell what it holds.
+    pub fn of_file(spec: &LoraSpec, origin: &Path) -> Result<Self> {
+        let selection = Selection::new(spec).map_err(|e| e.context(origin.display()))?;
+        Ok(Self { spec: spec.clone(), selection, origin: Some(origin.into()) })
+    }
+
+    fn name_origin(&self, e: Error) -> Error {
+        match &self.origin {
+            Some(file) => e.context(file.display()),
+            None => e,
+        }
     }
 }
 
 impl Attach for LoraPlan {
     fn check(&self) -> Result<()> {
-        self.selection.check()
+        self.selection.check(self.origin.is_none()).map_err(|e| self.name_origin(e))
     }
 
     fn attach(&self, site: &Site, add: &mut dyn FnMut(&str, Tensor) -> Tensor) -> Result<Option<Box<dyn Adapter>>> {
-        let refuse = |why: &str, hint: &str| Err(Error::user(format!("adapter on `{}`: {why}", site.name)).hint(hint));
+        let refuse = |why: &str, hint: &str| {
+            Err(self.name_origin(Error::user(format!("adapter on `{}`: {why}", site.name)).hint(hint)))
+        };
         Ok(match self.selection.choose(site.name, site.layer) {
             None => None,
             Some(_) if site.tied => {
@@ -104,7 +124,9 @@ impl Attach for LoraPlan {
                     "leave embed_tokens and lm_head out of targets and modules_to_save",
                 );
             }
-            Some(Choice::Save) => Some(Box::new(Whole { weight: add("weight", site.weight.to_kind(Kind::Float).copy()) })),
+            Some(Choice::Save) => {
+                Some(Box::new(Whole { weight: add("weight", site.weight.to_kind(Kind::Float).copy()) }))
+            }
             Some(Choice::Lora { .. }) if !matches!(site.layer, Layer::Linear | Layer::Head) => {
                 return refuse(
                     "LoRA attaches to linear layers only",

@@ -5,6 +5,7 @@
 
 pub mod file;
 pub mod lora;
+pub mod merge;
 pub mod spec;
 pub mod targets;
 

@@ -104,8 +104,10 @@ impl Selection {
         let whole = matches!(&spec.targets, Targets::Pattern(p) if p != "all-linear");
         let layers = match numbers {
             Some(_) if whole => {
-                return Err(Error::user("adapter.lora.layers: does not go with targets given as one regular expression")
-                    .hint("give targets as a list of names, or put the layer numbers into the expression"));
+                return Err(Error::user(
+                    "adapter.lora.layers: does not go with targets given as one regular expression",
+                )
+                .hint("give targets as a list of names, or put the layer numbers into the expression"));
             }
             Some(numbers) => {
                 let lists = match spec.layers_pattern.is_empty() {
@@ -117,7 +119,8 @@ impl Selection {
             }
             None => None,
         };
-        let save = |m: &String| Ok((m.clone(), regex(&format!(r"^(?:|.*\.){m}\..*"), m, "adapter.lora.modules_to_save")?));
+        let save =
+            |m: &String| Ok((m.clone(), regex(&format!(r"^(?:|.*\.){m}\..*"), m, "adapter.lora.modules_to_save")?));
         Ok(Self {
             targets: Matcher::new(&spec.targets, "adapter.lora.targets")?,
             exclude: spec.exclude.as_ref().map(|t| Matcher::new(t, "adapter.lora.exclude")).transpose()?,
@@ -139,36 +142,67 @@ impl Selection {
         if self.exclude.as_ref().is_some_and(|e| e.matches(name, layer)) || !self.targets.matches(name, layer) {
             return None;
         }
-        if let Matcher::Endings(names) = &self.targets {
-            self.hits.borrow_mut().extend(names.iter().filter(|n| ends_with(name, n)).cloned());
-        } else {
-            self.hits.borrow_mut().insert(String::new());
-        }
         if let Some(l) = self.layers.as_ref().filter(|_| !self.targets.names(name)) {
             let number = l.pattern.captures(name).ok().flatten().and_then(|c| c.get(1)?.as_str().parse::<i64>().ok());
             if !number.is_some_and(|n| l.numbers.contains(&n)) {
                 return None;
             }
         }
-        Some(Choice::Lora { rank: self.ranks.get(name), alpha: self.alphas.get(name) })
+        if let Matcher::Endings(names) = &self.targets {
+            self.hits.borrow_mut().extend(names.iter().filter(|n| ends_with(name, n)).cloned());
+        } else {
+            self.hits.borrow_mut().insert(String::new());
+        }
+        let (rank, alpha) = self.numbers(name);
+        Some(Choice::Lora { rank, alpha })
     }
 
-    /// After all modules were offered: every name must have met one.
-    pub fn check(&self) -> Result<()> {
+    /// Rank and alpha of a module.
+    pub fn numbers(&self, name: &str) -> (i64, f64) {
+        (self.ranks.get(name), self.alphas.get(name))
+    }
+
+    /// The tensor belongs to a module that is saved whole.
+    pub fn saves(&self, tensor: &str) -> bool {
+        let module = tensor.rsplit_once('.').map_or(tensor, |(module, _)| module);
+        self.save.iter().any(|(ending, r)| module.ends_with(ending.as_str()) || r.is_match(module).unwrap_or(false))
+    }
+
+    /// After all modules were offered. A recipe means what it names, so every name must have met a module
+    /// (`every`); PEFT's own files may name some that the model has not, but not all.
+    pub fn check(&self, every: bool) -> Result<()> {
         let hits = self.hits.borrow();
-        let rules: Vec<&String> = match &self.targets {
+        let names: Vec<&String> = match &self.targets {
             Matcher::Endings(names) => names.iter().collect(),
             _ if hits.contains("") => Vec::new(),
             _ => {
-                return Err(Error::user("adapter.lora.targets: the pattern matches no linear layer of the model")
+                return Err(Error::user("adapter.lora.targets: the pattern selects no linear layer of the model")
                     .hint("it must match the whole name, e.g. `.*\\.(q|v)_proj`; a list of endings is simpler: [q_proj, v_proj]"));
             }
         };
-        let missing = rules.into_iter().chain(self.save.iter().map(|(n, _)| n)).find(|n| !hits.contains(*n));
-        match missing {
-            None => Ok(()),
-            Some(name) => Err(Error::user(format!("adapter: no module of the model is called `{name}`"))
-                .hint("llama-like models have q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; or say all-linear")),
+        let met = |n: &&String| hits.contains(*n);
+        let missing: Vec<&String> = match every {
+            true => names.into_iter().chain(self.save.iter().map(|(n, _)| n)).filter(|n| !met(n)).collect(),
+            false if names.iter().any(met) => Vec::new(),
+            false => names,
+        };
+        if missing.is_empty() && (every || !hits.is_empty()) {
+            return Ok(());
         }
+        let shown = missing.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+        let err = Error::user(format!("adapter: no module of the model answers to {shown}"));
+        Err(match self.layers.is_some() || self.exclude.is_some() {
+            true => err.hint("layers and exclude may leave nothing of it: layers count from 0"),
+            false => err.hint("llama-like models have q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; or say all-linear"),
+        })
     }
+}
+
+/// The shortest list of target names that selects exactly `adapted` among `all` modules of a model: last parts of
+/// names where those meet nothing else, otherwise full names.
+pub fn endings<'a>(adapted: &BTreeSet<&str>, all: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_string();
+    let short: BTreeSet<String> = adapted.iter().map(|n| last(n)).collect();
+    let exact = all.into_iter().all(|n| adapted.contains(n) || !short.contains(&last(n)));
+    if exact { short.into_iter().collect() } else { adapted.iter().map(|n| n.to_string()).collect() }
 }

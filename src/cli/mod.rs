@@ -6,6 +6,8 @@ mod chat;
 mod doctor;
 mod generate;
 mod model;
+mod logits;
+mod merge;
 mod recipe;
 mod sampling;
 mod train;
@@ -29,6 +31,9 @@ enum Verb {
     /// Look into files of rows.
     Data(data::DataArgs),
     Doctor(doctor::DoctorArgs),
+    #[command(hide = true)]
+    Logits(logits::LogitsArgs),
+    Merge(merge::MergeArgs),
     /// What recipes may hold and what one comes to
     #[command(subcommand)]
     Recipe(recipe::Recipe),
@@ -45,6 +50,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Check(args) => check::run(args),
         Verb::Data(args) => data::run(args),
         Verb::Doctor(args) => doctor::run(&args),
+        Verb::Logits(args) => logits::run(&args),
+        Verb::Merge(args) => merge::run(&args),
         Verb::Recipe(verb) => recipe::run(verb),
         Verb::Train(args) => train::run(args),
         Verb::Import(args) => import::run(&args),

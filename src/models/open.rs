@@ -11,11 +11,12 @@ use tch::{Device, Kind};
 /// is switched on.
 pub fn open(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind) -> Result<Model> {
     let files = adapters.iter().map(|folder| file::read(folder)).collect::<Result<Vec<_>>>()?;
-    let plans = files.iter().map(|f| LoraPlan::new(&f.spec)).collect::<Result<Vec<_>>>()?;
+    let plans = files.iter().zip(adapters).map(|(f, folder)| LoraPlan::of_file(&f.spec, &folder.join(file::CONFIG)));
+    let plans = plans.collect::<Result<Vec<_>>>()?;
     let named = plans.iter().enumerate().map(|(i, p)| (i.to_string(), p as &dyn Attach)).collect();
     let model = Model::load(base, Load { device, kind, train_base: false, adapters: named })?;
     for (i, (file, folder)) in files.iter().zip(adapters).enumerate() {
-        crate::adapters::file::load_into(model.params().adapter(i), &file.tensors, folder)?;
+        file::load_into(model.params().adapter(i), &file.tensors, folder)?;
     }
     Ok(model)
 }

@@ -13,6 +13,7 @@ pub mod linear;
 pub mod norm;
 pub mod ops;
 pub mod rope;
+pub mod safetensors;
 pub mod store;
 pub mod tokens;
 pub mod weights;

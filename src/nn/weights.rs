@@ -1,11 +1,11 @@
 //! Weights on disk: safetensors, one file or shards, memory-mapped; and writing them.
 
-use crate::error::{Context, Error, Result};
+use super::safetensors;
+use crate::error::{Error, Result};
 use crate::fsutil::{io_error, read_json};
+use ::safetensors::tensor::{Dtype, SafeTensors};
 use memmap2::Mmap;
-use safetensors::tensor::{Dtype, SafeTensors, View};
-use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
@@ -51,7 +51,8 @@ impl Weights {
                     .hint("the download is incomplete or mixed up: fetch the model again"));
             }
         } else {
-            let err = Error::user(format!("{}: no model.safetensors and no model.safetensors.index.json", folder.display()));
+            let err =
+                Error::user(format!("{}: no model.safetensors and no model.safetensors.index.json", folder.display()));
             return Err(if folder.join("pytorch_model.bin").exists() {
                 err.hint("pytorch_model.bin is a pickle, which ft never opens: convert it to safetensors first")
             } else {
@@ -82,7 +83,11 @@ impl Weights {
         let map = self.maps.len();
         for (tensor, view) in parsed.iter() {
             let kind = kind_of(view.dtype()).ok_or_else(|| {
-                Error::user(format!("{}: `{tensor}` has dtype {:?}, which ft does not read", path.display(), view.dtype()))
+                Error::user(format!(
+                    "{}: `{tensor}` has dtype {:?}, which ft does not read",
+                    path.display(),
+                    view.dtype()
+                ))
             })?;
             let entry = Entry {
                 map,
@@ -111,6 +116,11 @@ impl Weights {
 
     pub fn shape(&self, name: &str) -> Option<&[i64]> {
         self.entries.get(name).map(|e| e.shape.as_slice())
+    }
+
+    /// The dtype a tensor has on disk.
+    pub fn kind(&self, name: &str) -> Option<Kind> {
+        self.entries.get(name).map(|e| e.kind)
     }
 
     /// Bytes of all tensors on disk.
@@ -149,7 +159,8 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
     })
 }
 
-fn dtype_of(kind: Kind) -> Result<Dtype> {
+/// The safetensors name of a dtype.
+pub fn dtype_of(kind: Kind) -> Result<Dtype> {
     Ok(match kind {
         Kind::Double => Dtype::F64,
         Kind::Float => Dtype::F32,
@@ -165,42 +176,24 @@ fn dtype_of(kind: Kind) -> Result<Dtype> {
     })
 }
 
-/// A tensor's bytes as they go to disk; copied off the device only when its turn comes.
-struct Bytes {
-    tensor: Tensor,
-    dtype: Dtype,
-    shape: Vec<usize>,
+/// A tensor's bytes as they go to disk, copied off the device.
+pub fn bytes(tensor: &Tensor) -> Vec<u8> {
+    let t = tensor.detach().to_device(Device::Cpu).contiguous();
+    let length = t.numel() * t.kind().elt_size_in_bytes();
+    let mut bytes = vec![0u8; length];
+    t.flatten(0, -1).view_dtype(Kind::Uint8).copy_data_u8(&mut bytes, length);
+    bytes
 }
 
-impl View for Bytes {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-    fn data(&self) -> Cow<'_, [u8]> {
-        let t = self.tensor.detach().to_device(Device::Cpu).contiguous();
-        let mut bytes = vec![0u8; self.data_len()];
-        t.flatten(0, -1).view_dtype(Kind::Uint8).copy_data_u8(&mut bytes, self.data_len());
-        Cow::Owned(bytes)
-    }
-    fn data_len(&self) -> usize {
-        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
-    }
-}
-
-/// Writes tensors as safetensors with `{"format": "pt"}` and fsyncs; call it inside a folder that is swapped in whole.
+/// Writes tensors into one safetensors file, atomically.
 pub fn save<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
-    let views: Vec<(String, Bytes)> = tensors
-        .into_iter()
+    let tensors: BTreeMap<&str, &Tensor> = tensors.into_iter().collect();
+    let entries = tensors
+        .iter()
         .map(|(name, t)| {
-            let shape = t.size().iter().map(|&n| n as usize).collect();
-            Ok((name.to_string(), Bytes { tensor: t.shallow_clone(), dtype: dtype_of(t.kind())?, shape }))
+            let shape: Vec<usize> = t.size().iter().map(|&n| n as usize).collect();
+            Ok(safetensors::Entry::new(*name, dtype_of(t.kind())?, shape))
         })
-        .collect::<Result<_>>()?;
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    safetensors::serialize_to_file(views, Some(metadata), path)
-        .map_err(|e| Error::user(format!("writing {}: {e}", path.display())))?;
-    File::open(path).and_then(|f| f.sync_all()).map_err(|e| io_error("writing", path, e)).context(|| "fsync")
+        .collect::<Result<Vec<_>>>()?;
+    safetensors::write_file(path, &entries, |e| Ok(bytes(tensors[e.name.as_str()])))
 }

@@ -3,7 +3,8 @@
     python tests/reference/check_peft.py BASE_DIR ADAPTER_DIR LOGITS.json [--tolerance 1e-4] [--dtype float32]
 
 LOGITS.json: {"rows": [{"ids": [...], "logits": [[one list of V a position]]}]}; a flat list of V stands for the last
-position alone. Exit code 0 and one JSON line where everything agrees, 1 and the findings where not. Not run by the test
+position alone; `ft logits --model BASE_DIR --adapter ADAPTER_DIR --ids IDS.json` prints it, with IDS.json holding
+{"rows": [{"ids": [...]}]}. Exit code 0 and one JSON line where everything agrees, 1 and the findings where not. Not run by the test
 suite: it needs transformers and peft.
 """
 

@@ -1,0 +1,256 @@
+//! Folding adapters into weights, and several adapters into one: names and tensors, no model.
+//!
+//! Every sum runs in float32, one weight at a time; the caller casts once. A low-rank update of weight w adds
+//! `w · scale · B A`, a module saved whole adds `w · (W - base)`.
+
+use super::file::{self, AdapterFile};
+use super::spec::{LoraSpec, Targets};
+use super::targets::{Selection, endings};
+use crate::error::{Error, Result};
+use crate::nn::Weights;
+use indexmap::IndexMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use tch::{Kind, Tensor};
+
+/// An adapter from disk and how much of it counts.
+pub struct Part {
+    pub folder: PathBuf,
+    pub file: AdapterFile,
+    pub weight: f64,
+}
+
+impl Part {
+    pub fn read(folder: &Path, weight: f64) -> Result<Self> {
+        Ok(Self { folder: folder.into(), file: file::read(folder)?, weight })
+    }
+
+    /// What it does to the base, by the name of the tensor.
+    fn updates(&self) -> Result<BTreeMap<String, Update>> {
+        let origin = self.folder.join(file::TENSORS);
+        let selection =
+            Selection::new(&self.file.spec).map_err(|e| e.context(self.folder.join(file::CONFIG).display()))?;
+        let tensors = &self.file.tensors;
+        let get = |name: String| {
+            tensors.get(&name).ok_or_else(|| {
+                Error::user(format!("{}: `{name}` is missing", origin.display()))
+                    .hint("A and B come in pairs: the file is incomplete")
+            })
+        };
+        let mut updates = BTreeMap::new();
+        for (name, tensor) in tensors {
+            if let Some(module) = name.strip_suffix(".lora_B.weight") {
+                get(format!("{module}.lora_A.weight"))?;
+            } else if let Some(module) = name.strip_suffix(".lora_A.weight") {
+                let (a, b) = (tensor, get(format!("{module}.lora_B.weight"))?);
+                let (rank, alpha) = selection.numbers(module);
+                if a.dim() != 2 || b.dim() != 2 || a.size()[0] != rank || b.size()[1] != rank {
+                    return Err(Error::user(format!(
+                        "{}: `{module}` has A {:?} and B {:?}; adapter_config.json says rank {rank}",
+                        origin.display(),
+                        a.size(),
+                        b.size()
+                    ))
+                    .hint("config and tensors belong to two adapters, or rank_pattern was lost"));
+                }
+                let scale = super::lora::scale(alpha, rank, self.file.spec.rslora) * self.weight;
+                let low = Update::Low { a: a.shallow_clone(), b: b.shallow_clone(), scale };
+                updates.insert(format!("{module}.weight"), low);
+            } else if selection.saves(name) && !name.contains(".lora_") && !name.contains(".base_layer.") {
+                updates.insert(name.clone(), Update::Whole { tensor: tensor.shallow_clone(), weight: self.weight });
+            } else {
+                return Err(Error::user(format!(
+                    "{}: `{name}` is neither lora_A, lora_B nor a module to save",
+                    origin.display()
+                ))
+                .hint("fold it in with PEFT's merge_and_unload"));
+            }
+        }
+        Ok(updates)
+    }
+}
+
+/// What one adapter does to one tensor.
+enum Update {
+    /// scale · B A, the adapter's weight included in the scale.
+    Low {
+        a: Tensor,
+        b: Tensor,
+        scale: f64,
+    },
+    Whole {
+        tensor: Tensor,
+        weight: f64,
+    },
+}
+
+impl Update {
+    /// Adds itself to `sum`, which began as `base` in float32.
+    fn add(&self, sum: &mut Tensor, base: &Tensor) {
+        match self {
+            Update::Low { a, b, scale } => {
+                let _ = sum.addmm_(&(b.to_kind(Kind::Float) * *scale), &a.to_kind(Kind::Float));
+            }
+            Update::Whole { tensor, weight } => {
+                *sum += (tensor.to_kind(Kind::Float) - base.to_kind(Kind::Float)) * *weight;
+            }
+        }
+    }
+
+    fn fits(&self, shape: &[i64]) -> bool {
+        match self {
+            Update::Low { a, b, .. } => shape == [b.size()[0], a.size()[1]],
+            Update::Whole { tensor, .. } => shape == tensor.size(),
+        }
+    }
+
+    fn shape(&self) -> String {
+        match self {
+            Update::Low { a, b, .. } => format!("{:?} · {:?}", b.size(), a.size()),
+            Update::Whole { tensor, .. } => format!("{:?}", tensor.size()),
+        }
+    }
+}
+
+/// A base with adapters to be folded in, asked tensor by tensor.
+pub struct Merge<'a> {
+    base: &'a Weights,
+    updates: BTreeMap<String, Vec<Update>>,
+}
+
+impl<'a> Merge<'a> {
+    /// Pairs every tensor of the adapters with the base's; `tied`: head and embedding share one weight there.
+    pub fn new(base: &'a Weights, tied: bool, parts: &[Part]) -> Result<Self> {
+        let mut updates: BTreeMap<String, Vec<Update>> = BTreeMap::new();
+        for part in parts {
+            let origin = part.folder.join(file::TENSORS);
+            for (name, update) in part.updates()? {
+                if tied && (name == "lm_head.weight" || name.ends_with("embed_tokens.weight")) {
+                    return Err(Error::user(format!(
+                        "{}: the adapter changes `{name}`, which embedding and output head share in this model",
+                        origin.display()
+                    ))
+                    .hint("folding it in would part the two: untie the base first, or train without that module"));
+                }
+                match base.shape(&name) {
+                    Some(shape) if update.fits(shape) => {}
+                    found => {
+                        let found =
+                            found.map_or("the base has no such tensor".into(), |s| format!("the base has {s:?}"));
+                        return Err(Error::user(format!(
+                            "{}: update {} of `{name}`: {found}",
+                            origin.display(),
+                            update.shape()
+                        ))
+                        .hint("was the adapter trained on another base?"));
+                    }
+                }
+                updates.entry(name).or_default().push(update);
+            }
+        }
+        Ok(Self { base, updates })
+    }
+
+    /// Names of the tensors that change.
+    pub fn changed(&self) -> impl Iterator<Item = &str> {
+        self.updates.keys().map(String::as_str)
+    }
+
+    /// The merged tensor: float32 where it changes, else the base's as it is on disk.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        let base = self
+            .base
+            .get(name)
+            .ok_or_else(|| Error::bug(format!("merge asked for `{name}`, which the base has not")))?;
+        let merged = match self.updates.get(name).map(Vec::as_slice) {
+            None => return Ok(base),
+            // A replacement needs no arithmetic that could round.
+            Some([Update::Whole { tensor, weight }]) if *weight == 1.0 => tensor.to_kind(Kind::Float),
+            Some(updates) => {
+                let mut sum = base.to_kind(Kind::Float).copy();
+                updates.iter().for_each(|u| u.add(&mut sum, &base));
+                sum
+            }
+        };
+        if merged.isfinite().all().int64_value(&[]) == 0 {
+            return Err(Error::user(format!("`{name}` has NaN or infinite values after merging"))
+                .hint("the adapter or the base is damaged, or a weight is far too large"));
+        }
+        Ok(merged)
+    }
+}
+
+/// Several adapters as one whose update is exactly their weighted sum: the rows of A are scaled and the ranks laid
+/// side by side, so that alpha / rank is 1 in every module.
+pub fn combine(base: &Weights, parts: &[Part]) -> Result<AdapterFile> {
+    let _no_grad = tch::no_grad_guard();
+    let mut modules: BTreeMap<String, Vec<(usize, Update)>> = BTreeMap::new();
+    for (i, part) in parts.iter().enumerate() {
+        for (name, update) in part.updates()? {
+            modules.entry(name).or_default().push((i, update));
+        }
+    }
+    let mut tensors = BTreeMap::new();
+    let mut ranks: BTreeMap<String, i64> = BTreeMap::new();
+    for (name, updates) in &modules {
+        let low: Vec<_> = updates
+            .iter()
+            .filter_map(|(_, u)| match u {
+                Update::Low { a, b, scale } => Some((a.to_kind(Kind::Float) * *scale, b.to_kind(Kind::Float))),
+                Update::Whole { .. } => None,
+            })
+            .collect();
+        if low.is_empty() {
+            let whole = base.get(name).ok_or_else(|| {
+                Error::user(format!("{}: no tensor `{name}`", base.origin().display()))
+                    .hint("was the adapter trained on another base?")
+            })?;
+            let mut sum = whole.to_kind(Kind::Float).copy();
+            match &updates[..] {
+                [(_, Update::Whole { tensor, weight })] if *weight == 1.0 => sum = tensor.to_kind(Kind::Float),
+                updates => updates.iter().for_each(|(_, u)| u.add(&mut sum, &whole)),
+            }
+            tensors.insert(name.clone(), sum);
+            continue;
+        }
+        if low.len() != updates.len() {
+            let folders: Vec<String> = updates.iter().map(|(i, _)| parts[*i].folder.display().to_string()).collect();
+            return Err(Error::user(format!(
+                "`{name}` is saved whole in one adapter and low-rank in another: {}",
+                folders.join(", ")
+            ))
+            .hint("no adapter can hold that sum; merge into a model instead: leave out --as adapter"));
+        }
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let (a, b): (Vec<Tensor>, Vec<Tensor>) = low.into_iter().unzip();
+        let (a, b) = (Tensor::cat(&a, 0), Tensor::cat(&b, 1)); // (R, in), (out, R)
+        ranks.insert(module.to_string(), a.size()[0]);
+        tensors.insert(format!("{module}.lora_A.weight"), a);
+        tensors.insert(format!("{module}.lora_B.weight"), b);
+    }
+    let named: BTreeSet<&str> = parts.iter().filter_map(|p| p.file.base.as_deref()).collect();
+    let base_name = (named.len() == 1).then(|| named.into_iter().next().unwrap_or_default().to_string());
+    Ok(AdapterFile { spec: combined_spec(base, parts, &ranks), base: base_name, tensors })
+}
+
+fn combined_spec(base: &Weights, parts: &[Part], ranks: &BTreeMap<String, i64>) -> LoraSpec {
+    let saved: BTreeSet<String> = parts.iter().flat_map(|p| p.file.spec.modules_to_save.iter().cloned()).collect();
+    let adapted: BTreeSet<&str> = ranks.keys().map(String::as_str).collect();
+    let all = base
+        .names()
+        .filter_map(|n| n.strip_suffix(".weight"))
+        .filter(|n| !saved.iter().any(|s| n.ends_with(s.as_str())));
+    // The highest rank is the rule and the others are exceptions: readers that know no patterns then reserve enough.
+    let rank = ranks.values().copied().max().unwrap_or(1);
+    let unlike = || ranks.iter().filter(|(_, r)| **r != rank);
+    LoraSpec {
+        rank,
+        alpha: rank as f64,
+        targets: Targets::Names(endings(&adapted, all)),
+        rank_pattern: unlike().map(|(m, r)| (m.clone(), *r)).collect::<IndexMap<_, _>>(),
+        alpha_pattern: unlike().map(|(m, r)| (m.clone(), *r as f64)).collect::<IndexMap<_, _>>(),
+        modules_to_save: saved.into_iter().collect(),
+        ..LoraSpec::default()
+    }
+}

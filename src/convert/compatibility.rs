@@ -1,0 +1,85 @@
+//! Who else reads an export: yes, or the exact reason why not.
+//!
+//! PEFT and transformers are run against in tests/reference; the rest is read from the consumers' own code and issues.
+
+use crate::adapters::{AdapterFile, lora::scale, targets::Selection};
+use serde::Serialize;
+use std::path::Path;
+
+/// One consumer's answer.
+#[derive(Debug, Clone, Serialize)]
+pub struct Compatibility {
+    pub consumer: &'static str,
+    pub reads: bool,
+    /// Why not, or what it needs.
+    pub note: String,
+}
+
+impl std::fmt::Display for Compatibility {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let answer = if self.reads { "yes" } else { "no" };
+        let colon = if self.note.is_empty() { "" } else { ": " };
+        write!(f, "{}: {answer}{colon}{}", self.consumer, self.note)
+    }
+}
+
+fn answer(consumer: &'static str, reasons: Vec<String>, needs: Option<String>) -> Compatibility {
+    Compatibility {
+        consumer,
+        reads: reasons.is_empty(),
+        note: if reasons.is_empty() { needs.unwrap_or_default() } else { reasons.join("; ") },
+    }
+}
+
+/// vLLM takes these values for its max_lora_rank, and 16 where none is given.
+const VLLM_RANKS: [i64; 8] = [8, 16, 32, 64, 128, 256, 320, 512];
+
+/// For an adapter directory.
+pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
+    let spec = &adapter.spec;
+    let modules: Vec<&str> = adapter.tensors.keys().filter_map(|n| n.strip_suffix(".lora_A.weight")).collect();
+    let numbers: Vec<(i64, f64)> = match Selection::new(spec) {
+        Ok(selection) => modules.iter().map(|m| selection.numbers(m)).collect(),
+        Err(_) => Vec::new(),
+    };
+    let whole = (!spec.modules_to_save.is_empty())
+        .then(|| format!("modules_to_save holds {}: ft merge makes a model it reads", spec.modules_to_save.join(", ")));
+    let head = modules.iter().any(|m| m.ends_with("lm_head") || m.ends_with("embed_tokens"));
+    let head = head.then(|| "the output head or the embedding is adapted: ft merge makes a model it reads".to_string());
+
+    // vLLM scales every module by the config's lora_alpha and r.
+    let common = scale(spec.alpha, spec.rank, spec.rslora);
+    let unlike = numbers.iter().any(|(r, a)| (scale(*a, *r, spec.rslora) - common).abs() > 1e-9 * common.abs());
+    let unlike = unlike.then(|| "patterns give modules another alpha / rank, and it knows one for all".to_string());
+    let rank = numbers.iter().map(|(r, _)| *r).max().unwrap_or(spec.rank);
+    let (too_large, flag) = match VLLM_RANKS.iter().find(|r| **r >= rank) {
+        Some(r) if *r > 16 => (None, Some(format!("with --max-lora-rank {r}"))),
+        Some(_) => (None, None),
+        None => (Some(format!("rank {rank} is above its largest, 512")), None),
+    };
+    let vllm = [whole.clone(), head.clone(), unlike, too_large].into_iter().flatten().collect();
+
+    // The converter writes lora_alpha, and the runtime divides it by each tensor's own rank.
+    let rslora = (spec.rslora && numbers.iter().any(|(r, _)| *r != 1))
+        .then(|| "rsLoRA: its converter scales by alpha / rank".to_string());
+    let alphas =
+        numbers.iter().any(|(_, a)| *a != spec.alpha).then(|| "alpha_pattern: it knows one alpha for all".to_string());
+    let llama = [whole, head, rslora, alphas].into_iter().flatten().collect();
+    vec![
+        answer("PEFT", Vec::new(), None),
+        answer("vLLM", vllm, flag),
+        answer("llama.cpp", llama, Some("with convert_lora_to_gguf.py".into())),
+    ]
+}
+
+/// For a model directory.
+pub fn of_model(folder: &Path) -> Vec<Compatibility> {
+    let tokenizer = (!folder.join("tokenizer.json").exists() && !folder.join("tokenizer.model").exists())
+        .then(|| "the base folder has no tokenizer files to copy".to_string());
+    let reasons: Vec<String> = tokenizer.into_iter().collect();
+    vec![
+        answer("transformers", Vec::new(), None),
+        answer("vLLM", reasons.clone(), None),
+        answer("llama.cpp", reasons, Some("with convert_hf_to_gguf.py".into())),
+    ]
+}

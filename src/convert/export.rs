@@ -1,0 +1,472 @@
+//! Adapter and model directories written from memory, and the check that every save must pass.
+//!
+//! A folder is filled beside its place, read back into a fresh model and compared with the model in memory; only
+//! then it is moved in, with `export_report.json` inside. One that fails is left as `NAME.failed`.
+
+use super::compatibility::{self, Compatibility};
+use super::measure::{self, Distance};
+use crate::adapters::{LoraSpec, Targets, file, targets};
+use crate::error::{Error, Result};
+use crate::fsutil;
+use crate::models::{Config, Load, Model};
+use crate::nn::linear::cast;
+use crate::nn::safetensors::{Entry, SHARD_BYTES, write_model};
+use crate::nn::weights::{self, Weights};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use tch::{Kind, Tensor};
+
+pub const REPORT: &str = "export_report.json";
+
+/// What a directory holds.
+#[derive(Debug, Clone, Copy)]
+pub enum Export<'a> {
+    /// An adapter for the base in this folder.
+    Adapter { base: &'a Path },
+    /// A whole model.
+    Model,
+}
+
+/// The result of a check, as export_report.json holds it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    pub verdict: Verdict,
+    /// `adapter` or `model`.
+    pub export: &'static str,
+    /// What is wrong; empty where the verdict is `passed`.
+    pub problems: Vec<String>,
+    /// What the user should know though it is not wrong.
+    pub notes: Vec<String>,
+    /// The dtype of the arithmetic on both sides.
+    pub computed_in: String,
+    /// Prompts and positions compared.
+    pub prompts: usize,
+    pub positions: usize,
+    /// The folder read back, against the model in memory.
+    pub difference: Distance,
+    pub thresholds: Thresholds,
+    /// The base without adapter, against the model in memory: what the adapter does. Adapters and merges only.
+    pub adapter_effect: Option<Distance>,
+    /// Tensors compared bit for bit with what was to be written.
+    pub tensors: usize,
+    /// config.json says that embedding and head share one weight; always false for an adapter alone.
+    pub tied: bool,
+    pub missing: Vec<String>,
+    pub unexpected: Vec<String>,
+    /// Weight files with bytes and SHA-256.
+    pub files: BTreeMap<String, WeightFile>,
+    pub compatibility: Vec<Compatibility>,
+    pub ft_version: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Passed,
+    Failed,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct WeightFile {
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+/// How far logits may lie apart. The weights themselves are compared bit for bit, so these only have to tell the
+/// noise of the arithmetic from a model that is wired, scaled or configured wrongly.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Thresholds {
+    pub relative: f64,
+    pub mean_kl: f64,
+    pub top1_agreement: f64,
+}
+
+/// What lies between the model in memory and the folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// The same weights in the same arithmetic.
+    None,
+    /// The adapter's product became part of the weights.
+    Folded,
+    /// The weights on disk have fewer bits than the arithmetic.
+    Rounded,
+}
+
+impl Thresholds {
+    pub(super) fn new(computed: Kind, change: Change) -> Self {
+        match (computed, change) {
+            // Equal weights: only the order of sums may differ (another alignment of memory, another GPU kernel).
+            (Kind::Float, Change::None) => Self { relative: 1e-5, mean_kl: 1e-8, top1_agreement: 0.99 },
+            // W x + s B A x against (W + s B A) x: one rounding of 2^-24 a product, grown by the layers.
+            (Kind::Float, Change::Folded) => Self { relative: 1e-4, mean_kl: 1e-6, top1_agreement: 0.99 },
+            // bf16 keeps 8 bits: every product rounds by up to 2^-9, in another order.
+            (_, Change::None) => Self { relative: 2e-2, mean_kl: 1e-3, top1_agreement: 0.9 },
+            // Here every weight was rounded as well, by up to 2^-9 of itself: logits move by some percent of the
+            // largest, and near ties change places (a 135M model: 2.5 %, mean KL 3e-3, top-1 94 %). A lost or doubled
+            // update shows in the weights, which must equal the float32 sum rounded once.
+            (_, Change::Folded | Change::Rounded) => Self { relative: 0.1, mean_kl: 2e-2, top1_agreement: 0.8 },
+        }
+    }
+
+    fn problems(&self, d: &Distance) -> Vec<String> {
+        // Written so that NaN fails.
+        let mut problems = Vec::new();
+        if !(d.relative <= self.relative) {
+            problems.push(format!(
+                "logits differ by {:.2e} of the largest, at most {:.0e} expected",
+                d.relative, self.relative
+            ));
+        }
+        if !(d.mean_kl <= self.mean_kl) {
+            problems.push(format!("mean KL is {:.2e}, at most {:.0e} expected", d.mean_kl, self.mean_kl));
+        }
+        if !(d.top1_agreement >= self.top1_agreement) {
+            problems
+                .push(format!("top-1 agreement is {:.3}, at least {} expected", d.top1_agreement, self.top1_agreement));
+        }
+        problems
+    }
+}
+
+/// Compares a directory, read back into a fresh model, with the model in memory as it answers now (its active adapter
+/// included). Differences are in the report, not errors; what cannot be read at all is an error.
+pub fn verify(reference: &Model, folder: &Path, export: Export) -> Result<Report> {
+    match export {
+        Export::Adapter { .. } => {
+            let name = reference.active().ok_or_else(|| Error::bug("verify: no adapter is switched on"))?;
+            let id =
+                reference.adapter_id(name).ok_or_else(|| Error::bug("verify: the active adapter has no number"))?;
+            let tensors: BTreeMap<&str, &Tensor> =
+                reference.params().adapter(id).map(|p| (p.name.as_str(), &p.tensor)).collect();
+            let expected = |name: &str| Ok(tensors.get(name).map(|t| (*t).shallow_clone()));
+            Check {
+                reference,
+                folder,
+                export,
+                change: Change::None,
+                names: tensors.keys().map(|n| n.to_string()).collect(),
+            }
+            .run(expected)
+        }
+        Export::Model => {
+            let tensors: BTreeMap<&str, &Tensor> =
+                reference.params().base().map(|p| (p.name.as_str(), &p.tensor)).collect();
+            let expected = |name: &str| Ok(tensors.get(name).map(|t| (*t).shallow_clone()));
+            // Masters in float32 that were rounded to the dtype the run computes in give the same products.
+            let rounded = reference.kind() == Kind::Float && saved_kind(folder)? != Some(Kind::Float);
+            let change = if rounded { Change::Rounded } else { Change::None };
+            Check { reference, folder, export, change, names: tensors.keys().map(|n| n.to_string()).collect() }
+                .run(expected)
+        }
+    }
+}
+
+/// One comparison of a folder with a model in memory.
+pub(super) struct Check<'a> {
+    pub reference: &'a Model,
+    pub folder: &'a Path,
+    pub export: Export<'a>,
+    pub change: Change,
+    /// The tensors that the folder must hold, no more and no fewer.
+    pub names: BTreeSet<String>,
+}
+
+impl Check<'_> {
+    /// `expected` gives each tensor as it was to be written; the folder's must equal it, rounded once to its dtype.
+    pub fn run(&self, mut expected: impl FnMut(&str) -> Result<Option<Tensor>>) -> Result<Report> {
+        let _no_grad = tch::no_grad_guard();
+        let (written, files) = match self.export {
+            Export::Adapter { .. } => (file::read(self.folder)?.tensors, vec![self.folder.join(file::TENSORS)]),
+            Export::Model => (Weights::open(self.folder)?.all(), weight_files(self.folder)?),
+        };
+        let missing: Vec<String> = self.names.iter().filter(|n| !written.contains_key(*n)).cloned().collect();
+        let unexpected: Vec<String> = written.keys().filter(|n| !self.names.contains(*n)).cloned().collect();
+        let mut problems: Vec<String> =
+            missing.iter().map(|n| format!("tensor `{n}` is missing in the folder")).collect();
+        problems.extend(unexpected.iter().map(|n| format!("tensor `{n}` should not be in the folder")));
+        for (name, tensor) in written.iter().filter(|(n, _)| self.names.contains(*n)) {
+            let Some(wanted) = expected(name)? else { continue };
+            let wanted = cast(&wanted.to_device(tch::Device::Cpu), tensor.kind());
+            if wanted.size() != tensor.size() || !wanted.equal(tensor) {
+                problems.push(format!("tensor `{name}` in the folder is not the value to be written, rounded once"));
+            }
+        }
+
+        let prompts = measure::prompts(self.reference, self.tokenizer_folder())?;
+        let ours = measure::logits(self.reference, &prompts);
+        let adapter_effect = self.reference.active().is_some().then(|| {
+            let base = self.reference.with(None, |m| measure::logits(m, &prompts));
+            Distance::between(&ours, &base)
+        });
+        let (device, kind) = (self.reference.device(), self.reference.kind());
+        let fresh = match self.export {
+            Export::Adapter { base } => crate::models::open(base, &[self.folder.to_path_buf()], device, kind),
+            Export::Model => Model::load(self.folder, Load { device, kind, train_base: false, adapters: Vec::new() }),
+        };
+        let fresh = fresh.map_err(|e| e.context("reading back what was just written"))?;
+        let difference = Distance::between(&ours, &measure::logits(&fresh, &prompts));
+        let thresholds = Thresholds::new(kind, self.change);
+        problems.extend(thresholds.problems(&difference));
+
+        let tied = matches!(self.export, Export::Model) && fresh.config().tie_word_embeddings;
+        if tied && written.contains_key("lm_head.weight") {
+            problems.push("config.json ties head and embedding, but lm_head.weight is written".into());
+        }
+        if tied != (matches!(self.export, Export::Model) && self.reference.config().tie_word_embeddings) {
+            problems.push("the tie between embedding and head changed".into());
+        }
+        let compatibility = match self.export {
+            Export::Adapter { .. } => compatibility::of_adapter(&file::read(self.folder)?),
+            Export::Model => compatibility::of_model(self.folder),
+        };
+        Ok(Report {
+            verdict: if problems.is_empty() { Verdict::Passed } else { Verdict::Failed },
+            export: if matches!(self.export, Export::Model) { "model" } else { "adapter" },
+            problems,
+            notes: self.notes(&difference, adapter_effect.as_ref()),
+            computed_in: format!("{kind:?}").to_lowercase(),
+            prompts: prompts.len(),
+            positions: prompts.iter().map(Vec::len).sum(),
+            difference,
+            thresholds,
+            adapter_effect,
+            tensors: written.len(),
+            tied,
+            missing,
+            unexpected,
+            files: files.iter().map(|f| weight_file(f)).collect::<Result<_>>()?,
+            compatibility,
+            ft_version: env!("CARGO_PKG_VERSION"),
+        })
+    }
+
+    fn tokenizer_folder(&self) -> &Path {
+        match self.export {
+            Export::Adapter { base } => base,
+            Export::Model => self.folder,
+        }
+    }
+
+    /// A merge in few bits can drown a weak adapter: every weight is rounded right and the sum says nothing new.
+    fn notes(&self, difference: &Distance, effect: Option<&Distance>) -> Vec<String> {
+        match effect {
+            Some(effect)
+                if self.change != Change::None
+                    && difference.mean_kl > 0.25 * effect.mean_kl
+                    && effect.mean_kl > 0.0 =>
+            {
+                vec![format!(
+                    "rounding moves the answers by {:.0} % of what the adapter does (mean KL {:.1e} against {:.1e}): --dtype f32 keeps it whole",
+                    100.0 * difference.mean_kl / effect.mean_kl,
+                    difference.mean_kl,
+                    effect.mean_kl
+                )]
+            }
+            Some(effect) if effect.max_abs == 0.0 => vec!["the adapter changes no answer: was it trained?".into()],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Writes an adapter of `model` as a PEFT directory and checks it. `base` is the folder it was trained on.
+pub fn save_adapter(model: &Model, adapter: &str, spec: &LoraSpec, base: &Path, folder: &Path) -> Result<Report> {
+    let id = model.adapter_id(adapter).ok_or_else(|| Error::bug(format!("no adapter `{adapter}` to save")))?;
+    let params = || model.params().adapter(id).map(|p| (p.name.as_str(), &p.tensor));
+    let spec =
+        resolved(spec, &adapted_modules(params().map(|(n, _)| n)), model.params().base().map(|p| p.name.as_str()));
+    publish(folder, |temp| {
+        write_adapter_folder(temp, &spec, &base.to_string_lossy(), base, params())?;
+        model.with(Some(adapter), |m| verify(m, temp, Export::Adapter { base }))
+    })
+}
+
+/// An adapter directory with what users want beside it: tokenizer, chat template and a card.
+pub(super) fn write_adapter_folder<'t>(
+    folder: &Path,
+    spec: &LoraSpec,
+    base_name: &str,
+    base: &Path,
+    tensors: impl Iterator<Item = (&'t str, &'t Tensor)>,
+) -> Result<()> {
+    file::write(folder, spec, base_name, tensors)?;
+    copy_beside(base, folder, TOKENIZER_FILES)?;
+    let card = format!(
+        "---\nlibrary_name: peft\nbase_model: {}\npipeline_tag: text-generation\ntags:\n- lora\n---\n\nA LoRA adapter trained with ft {}. \
+         Read it with PEFT, or with `ft generate --model BASE --adapter DIR`; fold it into the base with `ft merge`.\n\
+         `{REPORT}` tells how the saved files were checked.\n",
+        serde_json::to_string(base_name).unwrap_or_default(),
+        env!("CARGO_PKG_VERSION"),
+    );
+    fsutil::write_atomic(&folder.join("README.md"), |w| std::io::Write::write_all(w, card.as_bytes()))
+}
+
+/// Writes the base's own weights of `model` as a Hugging Face directory in `dtype` and checks it.
+pub fn save_model(model: &Model, folder: &Path, dtype: Kind) -> Result<Report> {
+    let tensors: BTreeMap<&str, &Tensor> = model.params().base().map(|p| (p.name.as_str(), &p.tensor)).collect();
+    let entries = tensors.iter().map(|(n, t)| entry(n, &t.size(), dtype)).collect::<Result<Vec<_>>>()?;
+    publish(folder, |temp| {
+        check_disk(temp, entries.iter().map(Entry::bytes).sum())?;
+        write_model(temp, &entries, SHARD_BYTES, |e| Ok(weights::bytes(&cast(tensors[e.name.as_str()], dtype))))?;
+        write_config(model.config(), temp, Some(dtype))?;
+        copy_beside(model.folder(), temp, MODEL_FILES)?;
+        model.with(None, |m| verify(m, temp, Export::Model))
+    })
+}
+
+/// Fills a folder, writes the report into it and moves it into its place; where the check failed it is left beside
+/// its place as `NAME.failed`.
+pub(super) fn publish(folder: &Path, fill: impl FnOnce(&Path) -> Result<Report>) -> Result<Report> {
+    let folder: PathBuf = folder.components().collect(); // without a slash at the end
+    let mut done = None;
+    let failed = PathBuf::from(format!("{}.failed", folder.display()));
+    fsutil::replace_dir(&folder, |temp| {
+        let report = fill(temp)?;
+        fsutil::write_json(&temp.join(REPORT), &report)?;
+        if report.verdict == Verdict::Failed {
+            let _ = std::fs::remove_dir_all(&failed);
+            std::fs::rename(temp, &failed).map_err(|e| fsutil::io_error("moving", &failed, e))?;
+            let shown = report.problems.iter().take(12).cloned().collect::<Vec<_>>().join("\n  ");
+            return Err(Error::user(format!(
+                "{}: what was written is not the model in memory:\n  {shown}",
+                folder.display()
+            ))
+            .hint(format!("the whole report and the files: {}", failed.display())));
+        }
+        done = Some(report);
+        Ok(())
+    })?;
+    done.ok_or_else(|| Error::bug("a folder was published without a report"))
+}
+
+/// Targets as endings or full names, so that every reader of adapters finds the modules; written lists of names stay.
+pub fn resolved<'n>(spec: &LoraSpec, adapted: &BTreeSet<&str>, base: impl Iterator<Item = &'n str>) -> LoraSpec {
+    if matches!(spec.targets, Targets::Names(_)) && spec.exclude.is_none() {
+        return spec.clone();
+    }
+    let saved = |module: &str| spec.modules_to_save.iter().any(|s| module.ends_with(s.as_str()));
+    let all = base.filter_map(|n| n.strip_suffix(".weight")).chain(["lm_head"]).filter(|m| !saved(m));
+    let names = targets::endings(adapted, all);
+    LoraSpec { targets: Targets::Names(names), exclude: None, layers: None, layers_pattern: Vec::new(), ..spec.clone() }
+}
+
+/// The modules that have a low-rank update.
+pub fn adapted_modules<'n>(names: impl Iterator<Item = &'n str>) -> BTreeSet<&'n str> {
+    names.filter_map(|n| n.strip_suffix(".lora_A.weight")).collect()
+}
+
+pub(super) fn entry(name: &str, shape: &[i64], kind: Kind) -> Result<Entry> {
+    Ok(Entry::new(name, weights::dtype_of(kind)?, shape.iter().map(|&n| n as usize).collect::<Vec<_>>()))
+}
+
+const TOKENIZER_FILES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+pub(super) const MODEL_FILES: &[&str] = &["generation_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE"];
+
+/// Copies the tokenizer's files and `more`, byte for byte, where they exist.
+pub(super) fn copy_beside(from: &Path, to: &Path, more: &[&str]) -> Result<()> {
+    let more = more.iter().filter(|f| !TOKENIZER_FILES.contains(f));
+    for name in TOKENIZER_FILES.iter().chain(more) {
+        let source = from.join(name);
+        if source.is_file() {
+            let bytes = fsutil::read(&source)?;
+            fsutil::write_atomic(&to.join(name), |w| std::io::Write::write_all(w, &bytes))?;
+        }
+    }
+    let templates = from.join("additional_chat_templates");
+    if templates.is_dir() {
+        for item in std::fs::read_dir(&templates).map_err(|e| fsutil::io_error("reading", &templates, e))? {
+            let path = item.map_err(|e| fsutil::io_error("reading", &templates, e))?.path();
+            let bytes = fsutil::read(&path)?;
+            let target = to.join("additional_chat_templates").join(path.file_name().unwrap_or_default());
+            fsutil::write_atomic(&target, |w| std::io::Write::write_all(w, &bytes))?;
+        }
+    }
+    Ok(())
+}
+
+/// config.json byte for byte, or with its dtype patched in the file's own dialect.
+pub(super) fn write_config(config: &Config, to: &Path, dtype: Option<Kind>) -> Result<()> {
+    let text = fsutil::read_to_string(config.file())?;
+    let text = match dtype {
+        Some(kind) => patched(&text, &config.raw, dtype_name(kind)?)?,
+        None => text,
+    };
+    fsutil::write_atomic(&to.join("config.json"), |w| std::io::Write::write_all(w, text.as_bytes()))
+}
+
+/// The text with another dtype: transformers 5 calls the key `dtype`, 4 called it `torch_dtype`.
+fn patched(text: &str, raw: &Value, dtype: &str) -> Result<String> {
+    let mut wanted = raw.clone();
+    let map = wanted.as_object_mut().ok_or_else(|| Error::bug("config.json was read and is no object"))?;
+    let written: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|k| map.contains_key(*k)).collect();
+    let newer = map.contains_key("rope_parameters");
+    let keys = if written.is_empty() { vec![if newer { "dtype" } else { "torch_dtype" }] } else { written };
+    let mut text = text.to_string();
+    for key in keys {
+        if let Some(Value::String(old)) = map.insert(key.into(), json!(dtype)) {
+            text = text.replacen(&format!("\"{key}\": \"{old}\""), &format!("\"{key}\": \"{dtype}\""), 1);
+        }
+    }
+    // Numbers keep their spelling where the words were found; otherwise the file is written anew.
+    if serde_json::from_str::<Value>(&text).is_ok_and(|found| found == wanted) {
+        return Ok(text);
+    }
+    let text = serde_json::to_string_pretty(&wanted).map_err(|e| Error::bug(format!("config.json: {e}")))?;
+    Ok(text + "\n")
+}
+
+fn dtype_name(kind: Kind) -> Result<&'static str> {
+    Ok(match kind {
+        Kind::Float => "float32",
+        Kind::BFloat16 => "bfloat16",
+        Kind::Half => "float16",
+        other => return Err(Error::bug(format!("no model is saved in {other:?}"))),
+    })
+}
+
+/// An error where the disk cannot take so many bytes more.
+pub(super) fn check_disk(folder: &Path, bytes: u64) -> Result<()> {
+    match crate::machine::free_disk(folder) {
+        Some(free) if free < bytes + (64 << 20) => {
+            let show = crate::report::bytes;
+            Err(Error::user(format!("{}: {} needed, {} free", folder.display(), show(bytes), show(free)))
+                .hint("free disk space, or choose a folder on another disk"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The dtype of the folder's first floating tensor.
+fn saved_kind(folder: &Path) -> Result<Option<Kind>> {
+    let weights = Weights::open(folder)?;
+    Ok(weights.names().filter_map(|n| weights.kind(n)).find(|k| matches!(k, Kind::Float | Kind::BFloat16 | Kind::Half)))
+}
+
+fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let index = folder.join("model.safetensors.index.json");
+    if !index.exists() {
+        return Ok(vec![folder.join("model.safetensors")]);
+    }
+    let index: Value = fsutil::read_json(&index)?;
+    let files: BTreeSet<&str> =
+        index["weight_map"].as_object().into_iter().flatten().filter_map(|(_, f)| f.as_str()).collect();
+    Ok(files.into_iter().map(|f| folder.join(f)).collect())
+}
+
+fn weight_file(path: &Path) -> Result<(String, WeightFile)> {
+    let bytes = std::fs::metadata(path).map_err(|e| fsutil::io_error("reading", path, e))?.len();
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok((name, WeightFile { bytes, sha256: fsutil::sha256(path)? }))
+}

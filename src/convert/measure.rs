@@ -1,0 +1,90 @@
+//! How far two models are apart on fixed prompts.
+
+use crate::data::ChatTokenizer;
+use crate::error::{Error, Result};
+use crate::models::Model;
+use crate::nn::Tokens;
+use serde::Serialize;
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+/// Short texts of several kinds, for folders that have a tokenizer.
+const TEXTS: [&str; 4] = [
+    "The capital of France is Paris, and the capital of Italy is",
+    "Type 2 diabetes mellitus with diabetic chronic kidney disease",
+    "def mean(values):\n    return sum(values) / len(values)\n",
+    "1, 2, 3, 5, 8, 13, 21, 34, 55",
+];
+/// Lengths of the token sequences that every model gets.
+const LENGTHS: [usize; 3] = [5, 17, 48];
+
+/// The fixed prompts: sequences spread over the whole vocabulary and, where `folder` has a tokenizer, short texts.
+pub fn prompts(model: &Model, folder: &Path) -> Result<Vec<Vec<u32>>> {
+    let config = model.config();
+    let limit = [config.sliding_window, config.max_position_embeddings].into_iter().flatten().min().unwrap_or(i64::MAX);
+    let vocabulary = config.vocab_size as u64;
+    // A linear congruential generator (Knuth's MMIX constants): the same prompts for ever.
+    let mut state = 1u64;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        ((state >> 33) % vocabulary) as u32
+    };
+    let mut prompts: Vec<Vec<u32>> = LENGTHS.iter().map(|n| (0..*n).map(|_| next()).collect()).collect();
+    if folder.join("tokenizer.json").exists() {
+        let tokenizer = ChatTokenizer::load(folder, None)?;
+        for text in TEXTS {
+            let ids = tokenizer.encode_plain(text)?;
+            if let Some(id) = ids.iter().find(|id| **id as u64 >= vocabulary) {
+                return Err(Error::user(format!(
+                    "{}: the tokenizer gives token {id}; the model has {vocabulary}",
+                    folder.display()
+                ))
+                .hint("tokenizer and weights belong to two models"));
+            }
+            prompts.push(ids);
+        }
+    }
+    prompts.iter_mut().for_each(|p| p.truncate(limit.max(1) as usize));
+    prompts.retain(|p| !p.is_empty());
+    Ok(prompts)
+}
+
+/// (N, V) float32 on the CPU: the logits after every token of every prompt.
+pub fn logits(model: &Model, prompts: &[Vec<u32>]) -> Tensor {
+    let tokens = Tokens::pack(prompts, model.device());
+    let rows = Tensor::arange(tokens.len() as i64, (Kind::Int64, model.device()));
+    model.infer(&tokens, |out| out.logits(&rows).to_device(Device::Cpu))
+}
+
+/// How far logits lie from those of a reference.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Distance {
+    /// Largest absolute difference of a logit.
+    pub max_abs: f64,
+    pub mean_abs: f64,
+    /// `max_abs` over the reference's largest absolute logit.
+    pub relative: f64,
+    /// Mean over positions of KL(reference || other), in nats.
+    pub mean_kl: f64,
+    /// Share of positions where both find the same token likeliest.
+    pub top1_agreement: f64,
+}
+
+impl Distance {
+    /// NaN anywhere gives NaN here, which passes no threshold.
+    pub fn between(reference: &Tensor, other: &Tensor) -> Self {
+        let difference = (other - reference).abs();
+        let log_p = reference.log_softmax(-1, Kind::Double);
+        let log_q = other.log_softmax(-1, Kind::Double);
+        let kl = (log_p.exp() * (&log_p - log_q)).sum_dim_intlist(-1, false, Kind::Double);
+        let agree = reference.argmax(-1, false).eq_tensor(&other.argmax(-1, false));
+        let max_abs = difference.max().double_value(&[]);
+        Self {
+            max_abs,
+            mean_abs: difference.mean(Kind::Double).double_value(&[]),
+            relative: max_abs / reference.abs().max().double_value(&[]),
+            mean_kl: kl.mean(Kind::Double).double_value(&[]),
+            top1_agreement: agree.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! `ft merge`: adapters folded into a base, or several laid together as one, written and checked.
+
+use super::export::{self, Change, Check, Export, Report};
+use crate::adapters::merge::{self, Merge, Part};
+use crate::adapters::{AdapterFile, LoraPlan, file};
+use crate::error::{Error, Result};
+use crate::models::{Config, Load, Model};
+use crate::nn::linear::cast;
+use crate::nn::{Attach, Weights, safetensors, weights};
+use std::collections::BTreeSet;
+use std::path::Path;
+use tch::{Device, Kind};
+
+/// The adapters' weighted sum as it is to be checked against.
+const SUM: &str = "sum";
+
+/// Folds `parts` into the base. `dtype`: the dtype of all weights; `None` keeps each tensor's own.
+pub fn model(base: &Path, parts: &[Part], out: &Path, dtype: Option<Kind>, shard_bytes: u64) -> Result<Report> {
+    let weights = Weights::open(base)?;
+    let config = Config::read(base)?;
+    let merge = Merge::new(&weights, config.tie_word_embeddings, parts)?;
+    // A tied head is the embedding; rotary tables are computed by every reader.
+    let kept =
+        |n: &&str| !(config.tie_word_embeddings && *n == "lm_head.weight") && !n.ends_with("rotary_emb.inv_freq");
+    let names: Vec<&str> = weights.names().filter(kept).collect();
+    let kind_of = |name: &str| {
+        let own = weights.kind(name).unwrap_or(Kind::Float);
+        if is_float(own) { dtype.unwrap_or(own) } else { own }
+    };
+    let entries = names
+        .iter()
+        .map(|n| export::entry(n, weights.shape(n).unwrap_or_default(), kind_of(n)))
+        .collect::<Result<Vec<_>>>()?;
+    export::check_disk(out, entries.iter().map(safetensors::Entry::bytes).sum())?;
+
+    let own = weights.names().filter_map(|n| weights.kind(n)).find(|k| is_float(*k)).unwrap_or(Kind::Float);
+    let computed = match dtype.unwrap_or(own) {
+        Kind::BFloat16 => Kind::BFloat16,
+        _ => Kind::Float,
+    };
+    let whole = entries.iter().all(|e| !matches!(e.dtype, safetensors::Dtype::BF16 | safetensors::Dtype::F16));
+    let change = if whole { Change::Folded } else { Change::Rounded };
+    // Loaded before anything is written: an adapter that does not fit is refused here.
+    let sum = merge::combine(&weights, parts)?;
+    let reference = with_sum(base, parts, &sum, computed)?;
+    export::publish(out, |temp| {
+        safetensors::write_model(temp, &entries, shard_bytes, |e| {
+            Ok(weights::bytes(&cast(&merge.tensor(&e.name)?, kind_of(&e.name))))
+        })?;
+        export::write_config(&config, temp, dtype)?;
+        export::copy_beside(base, temp, export::MODEL_FILES)?;
+        let names = names.iter().map(|n| n.to_string()).collect();
+        let check = Check { reference: &reference, folder: temp, export: Export::Model, change, names };
+        check.run(|name| merge.tensor(name).map(Some))
+    })
+}
+
+/// Lays `parts` together as one adapter.
+pub fn adapter(base: &Path, parts: &[Part], out: &Path) -> Result<Report> {
+    let weights = Weights::open(base)?;
+    let sum = merge::combine(&weights, parts)?;
+    let merge = Merge::new(&weights, Config::read(base)?.tie_word_embeddings, parts)?;
+    let own = weights.names().filter_map(|n| weights.kind(n)).find(|k| is_float(*k)).unwrap_or(Kind::Float);
+    let computed = if own == Kind::BFloat16 { own } else { Kind::Float };
+    let reference = with_sum(base, parts, &sum, computed)?;
+    let base_name = sum.base.clone().unwrap_or_else(|| base.to_string_lossy().into_owned());
+    export::publish(out, |temp| {
+        export::check_disk(temp, sum.tensors.values().map(|t| 4 * t.numel() as u64).sum())?;
+        export::write_adapter_folder(
+            temp,
+            &sum.spec,
+            &base_name,
+            base,
+            sum.tensors.iter().map(|(n, t)| (n.as_str(), t)),
+        )?;
+        let names: BTreeSet<String> = sum.tensors.keys().cloned().collect();
+        let export = Export::Adapter { base };
+        let check = Check { reference: &reference, folder: temp, export, change: Change::None, names };
+        let mut report = check.run(|name| Ok(sum.tensors.get(name).map(|t| t.shallow_clone())))?;
+        // The one adapter, read back, must do to every weight what the parts do together.
+        let read = [Part::read(temp, 1.0)?];
+        let one = Merge::new(&weights, false, &read)?;
+        for name in merge.changed() {
+            let (wanted, found) = (merge.tensor(name)?, one.tensor(name)?);
+            let error = (&found - &wanted).abs().max().double_value(&[]);
+            let limit = 1e-5 * wanted.abs().max().double_value(&[]);
+            if !(error <= limit) {
+                report.problems.push(format!(
+                    "`{name}`: the sum of the adapters is off by {error:.1e}, at most {limit:.1e} expected"
+                ));
+                report.verdict = export::Verdict::Failed;
+            }
+        }
+        Ok(report)
+    })
+}
+
+fn is_float(kind: Kind) -> bool {
+    matches!(kind, Kind::Double | Kind::Float | Kind::Half | Kind::BFloat16)
+}
+
+/// The base with every part, which checks that each fits, and with their sum, which is switched on.
+fn with_sum(base: &Path, parts: &[Part], sum: &AdapterFile, kind: Kind) -> Result<Model> {
+    let mut plans = vec![(SUM.to_string(), LoraPlan::new(&sum.spec)?)];
+    for (i, part) in parts.iter().enumerate() {
+        plans.push((i.to_string(), LoraPlan::of_file(&part.file.spec, &part.folder.join(file::CONFIG))?));
+    }
+    let adapters = plans.iter().map(|(name, p)| (name.clone(), p as &dyn Attach)).collect();
+    let model = Model::load(base, Load { device: Device::Cpu, kind, train_base: false, adapters })?;
+    file::load_into(model.params().adapter(0), &sum.tensors, Path::new("the sum of the adapters"))?;
+    for (i, part) in parts.iter().enumerate() {
+        file::load_into(model.params().adapter(i + 1), &part.file.tensors, &part.folder)?;
+    }
+    Ok(model)
+}
+
+/// `ADAPTER` or `ADAPTER=WEIGHT`.
+pub fn parse_part(text: &str) -> Result<Part> {
+    let (folder, weight) = split_weight(text);
+    let weight = match weight.map(str::parse::<f64>) {
+        None => 1.0,
+        Some(Ok(w)) if w.is_finite() => w,
+        Some(_) => {
+            return Err(
+                Error::user(format!("{text}: the weight after `=` must be a number")).hint("e.g. adapters/a=0.7")
+            );
+        }
+    };
+    Part::read(Path::new(folder), weight)
+}
+
+/// The folder and the weight as written; a folder whose own name holds `=` counts as a name where it exists.
+pub fn split_weight(text: &str) -> (&str, Option<&str>) {
+    match text.rsplit_once('=').filter(|_| !Path::new(text).is_dir()) {
+        Some((folder, weight)) => (folder, Some(weight)),
+        None => (text, None),
+    }
+}

@@ -1,0 +1,208 @@
+//! safetensors written tensor by tensor: a model larger than memory can pass through.
+//!
+//! Owns the order of tensors in a file, the header and the split into shards with their index.
+//! It asks for each tensor's bytes once, in file order, and holds one tensor at a time.
+
+use crate::error::{Error, Result};
+use crate::fsutil;
+pub use ::safetensors::Dtype;
+use ::safetensors::tensor::{Metadata, TensorInfo};
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Shards stay at or below this size unless one tensor alone is larger.
+pub const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// What a file's header says of one tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+}
+
+impl Entry {
+    pub fn new(name: impl Into<String>, dtype: Dtype, shape: impl Into<Vec<usize>>) -> Self {
+        Self { name: name.into(), dtype, shape: shape.into() }
+    }
+
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().map(|&n| n as u64).product()
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.elements() * self.dtype.bitsize() as u64 / 8
+    }
+}
+
+/// Writes one safetensors file, atomically, with `{"format": "pt"}` as metadata.
+///
+/// `bytes(entry)` is called once per tensor, in the file's order (widest dtype first, then by name, as the
+/// reference writer orders them), and must give exactly `entry.bytes()` little-endian bytes, row-major.
+pub fn write_file<B: AsRef<[u8]>>(path: &Path, entries: &[Entry], mut bytes: impl FnMut(&Entry) -> Result<B>) -> Result<()> {
+    let mut order: Vec<&Entry> = entries.iter().collect();
+    order.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
+    let header = header(path, &order)?;
+
+    let mut failed = None;
+    let written = fsutil::write_atomic(path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        for entry in &order {
+            let given = bytes(entry).and_then(|b| {
+                let (found, expected) = (b.as_ref().len() as u64, entry.bytes());
+                if found == expected {
+                    return Ok(b);
+                }
+                Err(Error::bug(format!("tensor {}: {expected} bytes expected, {found} given to the writer", entry.name)))
+            });
+            match given {
+                Ok(b) => out.write_all(b.as_ref())?,
+                Err(e) => {
+                    failed = Some(e);
+                    return Err(std::io::Error::other("a tensor could not be made"));
+                }
+            }
+        }
+        Ok(())
+    });
+    match failed {
+        Some(e) => Err(e.context(format!("writing {}", path.display()))),
+        None => written,
+    }
+}
+
+/// Writes `model.safetensors` into `folder`, or numbered shards of at most `shard_bytes` with
+/// `model.safetensors.index.json`. Gives the files written, in order.
+///
+/// Shards are filled in the order of `entries`; the folder must not hold older weights.
+pub fn write_model<B: AsRef<[u8]>>(
+    folder: &Path,
+    entries: &[Entry],
+    shard_bytes: u64,
+    mut bytes: impl FnMut(&Entry) -> Result<B>,
+) -> Result<Vec<PathBuf>> {
+    let shards = shards(entries, shard_bytes);
+    if let [_] = shards[..] {
+        let path = folder.join("model.safetensors");
+        write_file(&path, entries, bytes)?;
+        return Ok(vec![path]);
+    }
+    let mut files = Vec::new();
+    let mut weight_map = BTreeMap::new();
+    for (i, shard) in shards.iter().enumerate() {
+        let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
+        let path = folder.join(&file);
+        write_file(&path, shard, &mut bytes)?;
+        weight_map.extend(shard.iter().map(|e| (e.name.clone(), file.clone())));
+        files.push(path);
+    }
+    let index = serde_json::json!({
+        "metadata": {
+            "total_parameters": entries.iter().map(Entry::elements).sum::<u64>(),
+            "total_size": entries.iter().map(Entry::bytes).sum::<u64>(),
+        },
+        "weight_map": weight_map,
+    });
+    fsutil::write_json(&folder.join("model.safetensors.index.json"), &index)?;
+    Ok(files)
+}
+
+/// The JSON header, padded with spaces so that the data starts on a multiple of eight bytes.
+fn header(path: &Path, order: &[&Entry]) -> Result<Vec<u8>> {
+    let mut end = 0;
+    let mut infos = Vec::with_capacity(order.len());
+    for entry in order {
+        let start = end;
+        end += entry.bytes() as usize;
+        infos.push((entry.name.clone(), TensorInfo { dtype: entry.dtype, shape: entry.shape.clone(), data_offsets: (start, end) }));
+    }
+    let refuse = |e: &dyn std::fmt::Display| Error::bug(format!("{}: safetensors header: {e}", path.display()));
+    if let Some(pair) = infos.windows(2).find(|w| w[0].0 == w[1].0) {
+        return Err(refuse(&format!("tensor {} appears twice", pair[0].0)));
+    }
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let metadata = Metadata::new(Some(metadata), infos).map_err(|e| refuse(&e))?;
+    let mut json = serde_json::to_vec(&metadata).map_err(|e| refuse(&e))?;
+    json.resize(json.len().next_multiple_of(8), b' ');
+    Ok(json)
+}
+
+/// Cuts `entries`, in order, into runs of at most `limit` bytes; a larger tensor stands alone.
+fn shards(entries: &[Entry], limit: u64) -> Vec<&[Entry]> {
+    let mut shards = Vec::new();
+    let (mut start, mut size) = (0, 0);
+    for (i, entry) in entries.iter().enumerate() {
+        if i > start && size + entry.bytes() > limit {
+            shards.push(&entries[start..i]);
+            (start, size) = (i, 0);
+        }
+        size += entry.bytes();
+    }
+    shards.push(&entries[start..]);
+    shards
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ::safetensors::SafeTensors;
+
+    fn entries() -> Vec<Entry> {
+        vec![
+            Entry::new("b.weight", Dtype::BF16, [2, 3]),
+            Entry::new("a.weight", Dtype::F32, [4]),
+            Entry::new("a.bias", Dtype::F32, [2]),
+        ]
+    }
+
+    fn filled(entry: &Entry) -> Result<Vec<u8>> {
+        Ok(vec![entry.name.len() as u8; entry.bytes() as usize])
+    }
+
+    #[test]
+    fn one_file_reads_back_with_aligned_data_and_reference_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = write_model(folder.path(), &entries(), SHARD_BYTES, filled).unwrap();
+        assert_eq!(files, [folder.path().join("model.safetensors")]);
+        let data = std::fs::read(&files[0]).unwrap();
+        let (length, metadata) = SafeTensors::read_metadata(&data).unwrap();
+        assert_eq!(length % 8, 0);
+        assert_eq!(metadata.offset_keys(), ["a.bias", "a.weight", "b.weight"]);
+        assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "pt");
+        let b = SafeTensors::deserialize(&data).unwrap();
+        assert_eq!(b.tensor("b.weight").unwrap().data(), [8; 12]);
+        assert_eq!(b.tensor("b.weight").unwrap().shape(), [2, 3]);
+    }
+
+    #[test]
+    fn shards_respect_the_limit_and_the_index_names_every_tensor() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = write_model(folder.path(), &entries(), 16, filled).unwrap();
+        assert_eq!(files.len(), 3);
+        assert!(files[2].ends_with("model-00003-of-00003.safetensors"));
+        let index: serde_json::Value = fsutil::read_json(&folder.path().join("model.safetensors.index.json")).unwrap();
+        assert_eq!(index["metadata"]["total_size"], 36);
+        assert_eq!(index["metadata"]["total_parameters"], 12);
+        assert_eq!(index["weight_map"]["a.weight"], "model-00002-of-00003.safetensors");
+    }
+
+    #[test]
+    fn wrong_length_or_failing_producer_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let short = write_file(&path, &entries(), |_| Ok(vec![0u8; 3])).unwrap_err();
+        assert!(short.message().contains("a.bias: 8 bytes expected, 3 given"), "{short}");
+        let told = write_file(&path, &entries(), |_| Err::<Vec<u8>, _>(Error::user("no such block"))).unwrap_err();
+        assert!(told.message().contains("no such block"));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_name_given_twice_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let twice = [Entry::new("a", Dtype::F32, [1]), Entry::new("a", Dtype::F32, [1])];
+        assert!(write_file(&folder.path().join("x"), &twice, filled).unwrap_err().message().contains("twice"));
+    }
+}

@@ -1,0 +1,562 @@
+//! Adapters against PEFT: what it wrote is read and written back, its choice of modules, its merges; and saves that
+//! are checked.
+
+use ft::adapters::merge::{self, Merge, Part};
+use ft::adapters::targets::Selection;
+use ft::adapters::{LoraPlan, LoraSpec, Targets, file, lora};
+use ft::convert::export::{self, Export, Verdict};
+use ft::convert::merged;
+use ft::models::{self, Config, Load, Model};
+use ft::nn::{Attach, Tokens, Weights};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tch::{Device, Kind, Tensor};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+fn fixture_json(name: &str) -> Value {
+    ft::fsutil::read_json(&fixtures().join(name)).unwrap()
+}
+
+fn base() -> PathBuf {
+    fixtures().join("biased-llama")
+}
+
+fn adapter(name: &str) -> PathBuf {
+    fixtures().join("adapters").join(name)
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+}
+
+fn logits(model: &Model, ids: &[u32]) -> Tensor {
+    let rows = Tensor::arange(ids.len() as i64, (Kind::Int64, Device::Cpu));
+    model.infer(&Tokens::pack(&[ids], Device::Cpu), |out| out.logits(&rows))
+}
+
+/// Largest difference over the largest expected value.
+fn distance(found: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(found.size(), expected.size());
+    (found - expected).abs().max().double_value(&[]) / expected.abs().max().double_value(&[])
+}
+
+fn bare(folder: &Path, kind: Kind) -> Model {
+    Model::load(folder, Load { device: Device::Cpu, kind, train_base: false, adapters: Vec::new() }).unwrap()
+}
+
+fn with_adapter(name: &str) -> Model {
+    models::open(&base(), &[adapter(name)], Device::Cpu, Kind::Float).unwrap()
+}
+
+/// `{module: [rank, alpha, scale]}` of the low-rank modules among the parameters of adapter 0.
+fn modules(model: &Model, spec: &LoraSpec) -> BTreeMap<String, [f64; 3]> {
+    let selection = Selection::new(spec).unwrap();
+    let low = model.params().adapter(0).filter_map(|p| Some((p.name.strip_suffix(".lora_A.weight")?, &p.tensor)));
+    low.map(|(module, a)| {
+        let (rank, alpha) = selection.numbers(module);
+        assert_eq!(a.size()[0], rank);
+        (module.to_string(), [rank as f64, alpha, lora::scale(alpha, rank, spec.rslora)])
+    })
+    .collect()
+}
+
+fn expected_modules(value: &Value) -> BTreeMap<String, [f64; 3]> {
+    let row = |v: &Value| [0, 1, 2].map(|i| v[i].as_f64().unwrap());
+    value.as_object().unwrap().iter().map(|(name, v)| (name.clone(), row(v))).collect()
+}
+
+#[test]
+fn adapters_of_peft_answer_alike_or_are_refused() {
+    let expected = fixture_json("adapters/expected.json");
+    let numbers = Weights::open_file(&fixtures().join("adapters/expected.safetensors")).unwrap();
+    let input = ids(&expected["input"]);
+    let (mut read, mut refused) = (0, Vec::new());
+    for (name, about) in expected["adapters"].as_object().unwrap() {
+        match models::open(&base(), &[adapter(name)], Device::Cpu, Kind::Float) {
+            Ok(model) => {
+                let wanted = numbers.get(&format!("logits.{name}")).unwrap();
+                let far = distance(&logits(&model, &input), &wanted);
+                assert!(far < 1e-4, "{name}: logits differ by {far}");
+                let bare = distance(&model.with(None, |m| logits(m, &input)), &numbers.get("logits.base").unwrap());
+                assert!(bare < 1e-4, "{name}: without the adapter, logits differ by {bare}");
+                let spec = file::read(&adapter(name)).unwrap().spec;
+                assert_eq!(modules(&model, &spec), expected_modules(&about["modules"]), "{name}");
+                assert_eq!(model.params().adapter(0).count() as u64, about["keys"].as_u64().unwrap(), "{name}");
+                read += 1;
+            }
+            Err(e) => {
+                assert!(about.get("honour_or_refuse").is_some(), "{name} was refused: {e}");
+                assert!(e.message().contains(&format!("adapters/{name}")) && !e.hints().is_empty(), "{name}: {e}");
+                assert_eq!(e.exit_code(), 1, "{name}: {e}");
+                refused.push(name.as_str());
+            }
+        }
+    }
+    assert_eq!(read, 12);
+    assert_eq!(refused, ["head", "embedding", "bias", "lora-bias", "token-rows", "dora"]);
+}
+
+#[test]
+fn adapters_of_peft_are_written_back_as_they_were() {
+    let out = tempfile::tempdir().unwrap();
+    let mut seen = 0;
+    for item in std::fs::read_dir(fixtures().join("adapters")).unwrap() {
+        let folder = item.unwrap().path();
+        let Some(read) = folder.is_dir().then(|| file::read(&folder)).and_then(Result::ok) else { continue };
+        let again = out.path().join(folder.file_name().unwrap());
+        file::write(
+            &again,
+            &read.spec,
+            read.base.as_deref().unwrap(),
+            read.tensors.iter().map(|(n, t)| (n.as_str(), t)),
+        )
+        .unwrap();
+        let (before, after) = (
+            Weights::open_file(&folder.join(file::TENSORS)).unwrap(),
+            Weights::open_file(&again.join(file::TENSORS)).unwrap(),
+        );
+        assert_eq!(before.names().collect::<Vec<_>>(), after.names().collect::<Vec<_>>());
+        for name in before.names() {
+            assert_eq!(before.kind(name), after.kind(name), "{name}");
+            assert!(before.get(name).unwrap().equal(&after.get(name).unwrap()), "{name}");
+        }
+        let (before, after): (Value, Value) = (
+            ft::fsutil::read_json(&folder.join(file::CONFIG)).unwrap(),
+            ft::fsutil::read_json(&again.join(file::CONFIG)).unwrap(),
+        );
+        for (key, value) in after.as_object().unwrap() {
+            assert_eq!(unordered(&before[key]), unordered(value), "{}: {key}", folder.display());
+        }
+        // Only what says something beyond the classic keys is added.
+        assert_eq!(after.as_object().unwrap().len(), if before["exclude_modules"].is_null() { 23 } else { 24 });
+        seen += 1;
+    }
+    assert!(seen >= 12, "only {seen} adapters read");
+}
+
+/// PEFT writes sets as lists in any order, and whole numbers with or without a point.
+fn unordered(value: &Value) -> Value {
+    match value {
+        Value::Array(list) => {
+            let mut list: Vec<Value> = list.clone();
+            list.sort_by_key(Value::to_string);
+            json!(list)
+        }
+        Value::Object(map) => {
+            map.iter().map(|(k, v)| (k.clone(), unordered(v))).collect::<serde_json::Map<_, _>>().into()
+        }
+        Value::Number(n) => json!(n.as_f64()),
+        other => other.clone(),
+    }
+}
+
+#[test]
+fn targets_select_the_modules_that_peft_selects() {
+    let table = fixture_json("targets.json");
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join(file::CONFIG);
+    let (mut equal, mut refused, mut stricter) = (0, 0, 0);
+    for row in table["table"].as_array().unwrap() {
+        let mut raw = row["settings"].as_object().unwrap().clone();
+        let shown = format!("{} {}", row["model"], row["settings"]);
+        raw.insert("peft_type".into(), json!("LORA"));
+        raw.entry("r").or_insert(table["defaults"]["r"].clone());
+        raw.entry("lora_alpha").or_insert(table["defaults"]["alpha"].clone());
+        ft::fsutil::write_json(&config, &raw).unwrap();
+        let tied = row["model"] == "tiny-llama";
+        let (spec, _) = file::read_config(&config).unwrap();
+        let loaded = LoraPlan::of_file(&spec, &config).and_then(|plan| {
+            let adapters = vec![("0".to_string(), &plan as &dyn Attach)];
+            let load = Load { device: Device::Cpu, kind: Kind::Float, train_base: false, adapters };
+            Model::load(&fixtures().join(row["model"].as_str().unwrap()), load)
+        });
+        match loaded {
+            Ok(model) => {
+                assert!(row.get("error").is_none(), "{shown}: PEFT refuses: {}", row["error"]);
+                assert_eq!(modules(&model, &spec), expected_modules(&row["modules"]), "{shown}");
+                let wholes = model
+                    .params()
+                    .adapter(0)
+                    .filter(|p| !p.name.contains(".lora_"))
+                    .filter_map(|p| p.name.strip_suffix(".weight"));
+                let wholes: BTreeSet<&str> = wholes.collect();
+                let saved: Vec<&str> = row["saved"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
+                let inside = |w: &str, s: &str| w == s || w.starts_with(&format!("{s}."));
+                assert!(saved.iter().all(|s| wholes.iter().any(|w| inside(w, s))), "{shown}: saved {wholes:?}");
+                assert!(wholes.iter().all(|w| saved.iter().any(|s| inside(w, s))), "{shown}: saved {wholes:?}");
+                equal += 1;
+            }
+            Err(e) => {
+                assert!(!e.hints().is_empty() && e.exit_code() == 1, "{shown}: {e}");
+                assert!(e.message().contains(file::CONFIG), "{shown}: {e}");
+                if row.get("error").is_some() {
+                    refused += 1;
+                } else {
+                    // Low-rank updates of embeddings, and anything that would part a tied head from its embedding.
+                    let settings = row["settings"].to_string();
+                    assert!(settings.contains("embed_tokens") || tied && settings.contains("lm_head"), "{shown}: {e}");
+                    stricter += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(equal + refused + stricter, table["table"].as_array().unwrap().len());
+    assert!(
+        equal >= 48 && refused >= 11 && stricter <= 9,
+        "{equal} equal, {refused} refused by both, {stricter} by ft alone"
+    );
+}
+
+#[test]
+fn a_recipe_must_mean_what_it_names() {
+    let plan = |targets: &[&str], layers: Option<Vec<i64>>| {
+        let names = targets.iter().map(|t| t.to_string()).collect();
+        let spec = LoraSpec { targets: Targets::Names(names), layers, ..LoraSpec::default() };
+        let plan = LoraPlan::new(&spec).unwrap();
+        let load = Load {
+            device: Device::Cpu,
+            kind: Kind::Float,
+            train_base: false,
+            adapters: vec![("0".into(), &plan as &dyn Attach)],
+        };
+        Model::load(&base(), load).map(|m| m.params().adapter(0).count())
+    };
+    assert_eq!(plan(&["q_proj"], Some(vec![1])).unwrap(), 2);
+    let err = plan(&["q_proj", "no_such_proj"], None).err().unwrap();
+    assert!(err.message().contains("`no_such_proj`"), "{err}");
+    let err = plan(&["q_proj"], Some(vec![7])).err().unwrap();
+    assert!(err.to_string().contains("layers count from 0"), "{err}");
+}
+
+#[test]
+fn options_that_change_numbers_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join(file::CONFIG);
+    let refused = [
+        ("init_lora_weights", json!("pissa")),
+        ("init_lora_weights", json!("olora")),
+        ("ensure_weight_tying", json!(true)),
+        ("velora_config", json!({"a": 1})),
+        ("fan_in_fan_out", json!(true)),
+        ("some_option_of_next_year", json!(true)),
+        ("task_type", json!("SEQ_CLS")),
+        ("peft_type", json!("IA3")),
+    ];
+    for (key, value) in refused {
+        let mut raw = json!({"peft_type": "LORA", "target_modules": ["q_proj"]});
+        raw[key] = value;
+        ft::fsutil::write_json(&config, &raw).unwrap();
+        let err = file::read_config(&config).err().unwrap_or_else(|| panic!("{key} was accepted"));
+        assert!(err.message().contains(file::CONFIG) && err.message().contains(key), "{err}");
+    }
+    for (key, value) in [
+        ("some_option_of_next_year", json!(false)),
+        ("init_lora_weights", json!("eva")),
+        ("peft_version", json!("9.0")),
+    ] {
+        let mut raw = json!({"peft_type": "LORA", "target_modules": ["q_proj"]});
+        raw[key] = value;
+        ft::fsutil::write_json(&config, &raw).unwrap();
+        file::read_config(&config).unwrap_or_else(|e| panic!("{key}: {e}"));
+    }
+}
+
+#[test]
+fn merged_weights_equal_pefts() {
+    let expected = fixture_json("merge/expected.json");
+    let numbers = Weights::open_file(&fixtures().join("merge/expected.safetensors")).unwrap();
+    let weights = Weights::open(&base()).unwrap();
+    let mut compared = 0;
+    for (name, about) in expected["merged"].as_object().unwrap() {
+        let Ok(part) = Part::read(&adapter(name), 1.0).and_then(|p| {
+            Merge::new(&weights, false, std::slice::from_ref(&p))
+                .map(|m| (m.changed().map(String::from).collect::<BTreeSet<_>>(), p))
+        }) else {
+            assert!(["dora", "embedding"].contains(&name.as_str()), "{name} was refused");
+            continue;
+        };
+        let (changed, part) = part;
+        let wanted: BTreeSet<String> =
+            about["changed"].as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_string()).collect();
+        assert_eq!(changed, wanted, "{name}");
+        let merge = Merge::new(&weights, false, &[part]).unwrap();
+        for key in numbers.names().filter(|n| n.starts_with(&format!("{name}/"))) {
+            let tensor = &key[name.len() + 1..];
+            let error = (merge.tensor(tensor).unwrap() - numbers.get(key).unwrap()).abs().max().double_value(&[]);
+            assert!(error <= 1e-6, "{key}: {error}");
+            compared += 1;
+        }
+    }
+    assert!(compared >= 8, "only {compared} tensors compared");
+}
+
+#[test]
+fn a_weighted_sum_of_adapters_is_one_adapter() {
+    let expected = fixture_json("merge/expected.json");
+    let numbers = Weights::open_file(&fixtures().join("merge/expected.safetensors")).unwrap();
+    let sum = &expected["sum"];
+    let parts: Vec<Part> = (0..2)
+        .map(|i| {
+            Part::read(&adapter(sum["adapters"][i].as_str().unwrap()), sum["weights"][i].as_f64().unwrap()).unwrap()
+        })
+        .collect();
+    let combined = merge::combine(&Weights::open(&base()).unwrap(), &parts).unwrap();
+    let mut compared = 0;
+    for key in numbers.names().filter(|n| n.starts_with("sum/model")) {
+        let (a, b) = (
+            &combined.tensors[&format!("{}.lora_A.weight", &key[4..])],
+            &combined.tensors[&format!("{}.lora_B.weight", &key[4..])],
+        );
+        let error = (b.matmul(a) - numbers.get(key).unwrap()).abs().max().double_value(&[]);
+        assert!(error <= 1e-6, "{key}: {error}");
+        compared += 1;
+    }
+    assert!(compared >= 2, "only {compared} modules compared");
+    for (module, about) in expected["sum_modules"].as_object().unwrap() {
+        let ranks: i64 = about["rank_of_parts"].as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).sum();
+        assert_eq!(combined.tensors[&format!("{module}.lora_A.weight")].size()[0], ranks, "{module}");
+    }
+
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("sum");
+    let report = merged::adapter(&base(), &parts, &folder).unwrap();
+    assert_eq!((report.verdict, report.difference.max_abs), (Verdict::Passed, 0.0));
+    let model = models::open(&base(), &[folder], Device::Cpu, Kind::Float).unwrap();
+    let far = distance(&logits(&model, &ids(&expected["input"])), &numbers.get("sum/logits").unwrap());
+    assert!(far < 1e-4, "logits differ by {far}");
+}
+
+#[test]
+fn a_merged_directory_answers_as_the_adapted_model() {
+    let out = tempfile::tempdir().unwrap();
+    let input = [1, 17, 40, 3, 22, 59, 5, 9];
+    for name in ["patterns", "rslora", "saved-head", "saved-embedding"] {
+        let folder = out.path().join(name);
+        let report =
+            merged::model(&base(), &[Part::read(&adapter(name), 1.0).unwrap()], &folder, None, u64::MAX).unwrap();
+        assert!(
+            report.difference.relative < 1e-5 && report.adapter_effect.unwrap().relative > 1e-2,
+            "{name}: {report:?}"
+        );
+        let far = distance(&logits(&bare(&folder, Kind::Float), &input), &logits(&with_adapter(name), &input));
+        assert!(far < 1e-4, "{name}: {far}");
+        for copied in ["config.json", "generation_config.json"] {
+            assert_eq!(std::fs::read(base().join(copied)).unwrap(), std::fs::read(folder.join(copied)).unwrap());
+        }
+    }
+    // Weights count linearly, in whole modules too.
+    let parts = [Part::read(&adapter("saved-head"), 0.5).unwrap(), Part::read(&adapter("plain"), -1.5).unwrap()];
+    let folder = out.path().join("two");
+    merged::model(&base(), &parts, &folder, None, u64::MAX).unwrap();
+    let (before, after) = (Weights::open(&base()).unwrap(), Weights::open(&folder).unwrap());
+    let head = &parts[0].file.tensors["lm_head.weight"];
+    let wanted = (before.get("lm_head.weight").unwrap() + head) / 2.0;
+    assert!(distance(&after.get("lm_head.weight").unwrap(), &wanted) < 1e-6);
+    assert!(after.get("model.norm.weight").unwrap().equal(&before.get("model.norm.weight").unwrap()));
+}
+
+#[test]
+fn shards_and_bf16_are_written_in_the_bases_dialect() {
+    let out = tempfile::tempdir().unwrap();
+    let parts = [Part::read(&adapter("all-linear"), 1.0).unwrap()];
+    let folder = out.path().join("merged");
+    let report = merged::model(&base(), &parts, &folder, Some(Kind::BFloat16), 10_000).unwrap();
+    assert!(report.files.len() > 2 && report.computed_in == "bfloat16", "{report:?}");
+    assert_eq!(report.files.values().map(|f| f.sha256.len()).max(), Some(64));
+    let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let before = std::fs::read_to_string(base().join("config.json")).unwrap();
+    assert_eq!(text, before.replace("\"torch_dtype\": \"float32\"", "\"torch_dtype\": \"bfloat16\""));
+    let (weights, source) = (Weights::open(&folder).unwrap(), Weights::open(&base()).unwrap());
+    let merge = Merge::new(&source, false, &parts).unwrap();
+    for name in weights.names() {
+        assert!(weights.get(name).unwrap().equal(&merge.tensor(name).unwrap().to_kind(Kind::BFloat16)), "{name}");
+    }
+    // A second merge leaves no shard of the first.
+    merged::model(&base(), &parts, &folder, None, u64::MAX).unwrap();
+    let files: BTreeSet<String> =
+        std::fs::read_dir(&folder).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(
+        files.iter().map(String::as_str).collect::<Vec<_>>(),
+        ["config.json", "export_report.json", "generation_config.json", "model.safetensors"]
+    );
+}
+
+/// An adapter for `model` with random weights, as a fresh one would be after some training.
+fn trained(folder: &Path, spec: &LoraSpec, scale: f64) -> Model {
+    let plan = LoraPlan::new(spec).unwrap();
+    let load = Load {
+        device: Device::Cpu,
+        kind: Kind::Float,
+        train_base: false,
+        adapters: vec![("policy".into(), &plan as &dyn Attach)],
+    };
+    let model = Model::load(folder, load).unwrap();
+    let _no_grad = tch::no_grad_guard();
+    for p in model.params().adapter(0) {
+        let step = Tensor::arange(p.tensor.numel() as i64, (Kind::Float, Device::Cpu)).sin().view_as(&p.tensor) * scale;
+        let _ = p.tensor.shallow_clone().g_add_(&step);
+    }
+    model
+}
+
+#[test]
+fn an_adapter_in_memory_is_saved_for_every_reader() {
+    let tiny = fixtures().join("tiny-llama");
+    let out = tempfile::tempdir().unwrap();
+    let spec = LoraSpec { rank: 24, exclude: Some(Targets::Names(vec!["down_proj".into()])), ..LoraSpec::default() };
+    let model = trained(&tiny, &spec, 0.05);
+    let folder = out.path().join("adapter");
+    let report = export::save_adapter(&model, "policy", &spec, &tiny, &folder).unwrap();
+    assert_eq!((report.verdict, report.difference.max_abs, report.tensors), (Verdict::Passed, 0.0, 36));
+    assert!(report.adapter_effect.unwrap().max_abs > 0.01);
+    let notes: Vec<String> = report.compatibility.iter().map(|c| c.to_string()).collect();
+    assert_eq!(
+        notes,
+        ["PEFT: yes", "vLLM: yes: with --max-lora-rank 32", "llama.cpp: yes: with convert_lora_to_gguf.py"]
+    );
+    let config: Value = ft::fsutil::read_json(&folder.join(file::CONFIG)).unwrap();
+    assert_eq!(config["target_modules"], json!(["gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]));
+    assert!(config.get("exclude_modules").is_none());
+    let card = std::fs::read_to_string(folder.join("README.md")).unwrap();
+    assert!(card.contains("library_name: peft") && card.contains("tiny-llama"), "{card}");
+
+    // Where endings would select more, names are written in full.
+    let spec = LoraSpec { targets: Targets::Pattern(r".*\.1\.mlp\.up_proj|.*\.k_proj".into()), ..LoraSpec::default() };
+    let report = export::save_adapter(&trained(&tiny, &spec, 0.05), "policy", &spec, &tiny, &folder).unwrap();
+    assert_eq!(report.tensors, 8);
+    let config: Value = ft::fsutil::read_json(&folder.join(file::CONFIG)).unwrap();
+    let names = [
+        "model.layers.0.self_attn.k_proj",
+        "model.layers.1.mlp.up_proj",
+        "model.layers.1.self_attn.k_proj",
+        "model.layers.2.self_attn.k_proj",
+    ];
+    assert_eq!(config["target_modules"], json!(names));
+}
+
+#[test]
+fn a_trained_base_is_saved_tied_and_rounded_once() {
+    let tiny = fixtures().join("tiny-llama");
+    let out = tempfile::tempdir().unwrap();
+    let load = Load { device: Device::Cpu, kind: Kind::BFloat16, train_base: true, adapters: Vec::new() };
+    let model = Model::load(&tiny, load).unwrap();
+    {
+        let _no_grad = tch::no_grad_guard();
+        model.params().base().for_each(|p| {
+            let _ = p.tensor.shallow_clone().g_mul_scalar_(1.01);
+        });
+    }
+    // The same masters in a run that computes in float32: there the rounding shows, and is allowed for.
+    let exact = bare(&tiny, Kind::Float);
+    let report = export::save_model(&exact, &out.path().join("rounded"), Kind::BFloat16).unwrap();
+    assert!(report.difference.relative > 1e-4 && report.thresholds.relative > report.difference.relative, "{report:?}");
+    for (name, kind) in [("half", Kind::BFloat16), ("whole", Kind::Float)] {
+        let folder = out.path().join(name);
+        let report = export::save_model(&model, &folder, kind).unwrap();
+        assert!(report.tied && report.difference.max_abs == 0.0, "{report:?}");
+        let weights = Weights::open(&folder).unwrap();
+        assert!(weights.shape("lm_head.weight").is_none());
+        let config = Config::read(&folder).unwrap();
+        assert_eq!(config.raw["dtype"], if kind == Kind::Float { "float32" } else { "bfloat16" });
+        for p in model.params().base() {
+            assert!(weights.get(&p.name).unwrap().equal(&p.tensor.to_kind(kind)), "{}", p.name);
+        }
+    }
+}
+
+#[test]
+fn a_save_that_went_wrong_is_found_and_not_published() {
+    let out = tempfile::tempdir().unwrap();
+    let model = with_adapter("plain");
+    let spec = file::read(&adapter("plain")).unwrap().spec;
+    let folder = out.path().join("adapter");
+    export::save_adapter(&model, "0", &spec, &base(), &folder).unwrap();
+    let check = |folder: &Path| export::verify(&model, folder, Export::Adapter { base: &base() }).unwrap();
+    assert_eq!(check(&folder).verdict, Verdict::Passed);
+
+    // Another scale in the config: every tensor is right, the answers are not.
+    let config = folder.join(file::CONFIG);
+    let mut raw: Value = ft::fsutil::read_json(&config).unwrap();
+    raw["lora_alpha"] = json!(9);
+    ft::fsutil::write_json(&config, &raw).unwrap();
+    let report = check(&folder);
+    assert_eq!(report.verdict, Verdict::Failed);
+    assert!(report.problems.iter().all(|p| !p.contains("tensor")), "{:?}", report.problems);
+    raw["lora_alpha"] = json!(8);
+    ft::fsutil::write_json(&config, &raw).unwrap();
+
+    // One value off by one bit: no answer shows it, the comparison of tensors does.
+    let tensors = folder.join(file::TENSORS);
+    let mut bytes = std::fs::read(&tensors).unwrap();
+    let last = bytes.len() - 4;
+    bytes[last] ^= 1;
+    std::fs::write(&tensors, bytes).unwrap();
+    let report = check(&folder);
+    assert_eq!((report.verdict, report.problems.len()), (Verdict::Failed, 1), "{:?}", report.problems);
+
+    // NaN in memory passes no threshold: nothing is published, the files stay aside with a report that says so.
+    {
+        let _no_grad = tch::no_grad_guard();
+        let first = model.params().adapter(0).next().unwrap().tensor.shallow_clone();
+        let _ = first.view(-1).narrow(0, 0, 1).fill_(f64::NAN);
+    }
+    let fresh = out.path().join("fresh");
+    let err = export::save_adapter(&model, "0", &spec, &base(), &fresh).unwrap_err();
+    assert_eq!(err.exit_code(), 1);
+    assert!(!fresh.exists(), "{err}");
+    let report: Value = ft::fsutil::read_json(&out.path().join("fresh.failed").join(export::REPORT)).unwrap();
+    assert_eq!(report["verdict"], "failed");
+}
+
+#[test]
+fn adapters_that_do_not_fit_are_refused_before_anything_is_written() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("merged");
+    let other_base = fixtures().join("tiny-llama");
+    let err = merged::model(&other_base, &[Part::read(&adapter("plain"), 1.0).unwrap()], &folder, None, u64::MAX)
+        .unwrap_err();
+    assert!(err.message().contains("adapters/plain") && err.message().contains("q_proj"), "{err}");
+    // A head of its own on a tied model.
+    let tied = out.path().join("head");
+    let spec = LoraSpec { rank: 2, targets: Targets::Names(vec!["lm_head".into()]), ..LoraSpec::default() };
+    let (a, b) =
+        (Tensor::ones([2, 64], (Kind::Float, Device::Cpu)), Tensor::ones([512, 2], (Kind::Float, Device::Cpu)));
+    file::write(&tied, &spec, "tiny", [("lm_head.lora_A.weight", &a), ("lm_head.lora_B.weight", &b)].into_iter())
+        .unwrap();
+    let err = merged::model(&other_base, &[Part::read(&tied, 1.0).unwrap()], &folder, None, u64::MAX).unwrap_err();
+    assert!(err.message().contains("share"), "{err}");
+    assert!(!folder.exists() && std::fs::read_dir(out.path()).unwrap().count() == 1);
+}
+
+#[test]
+fn the_command_merges_and_guards_what_is_there() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("merged");
+    let run = |more: &[&str]| {
+        let adapter = format!("{}=0.5", adapter("plain").display());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ft"));
+        command.arg("merge").arg(base()).arg(adapter).arg("--out").arg(&folder).args(more);
+        let done = command.output().unwrap();
+        (done.status.code(), String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr).unwrap())
+    };
+    let (code, stdout, stderr) = run(&["--json"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(report["verdict"], "passed");
+    assert!(stderr.contains("transformers: yes"), "{stderr}");
+    let (code, stdout, stderr) = run(&[]);
+    assert_eq!((code, stdout.as_str()), (Some(1), ""));
+    assert!(stderr.contains("--force"), "{stderr}");
+    std::fs::rename(folder.join("config.json"), folder.join("notes.txt")).unwrap();
+    let (code, _, stderr) = run(&["--force"]);
+    assert!(code == Some(1) && stderr.contains("no model or adapter"), "{stderr}");
+    std::fs::rename(folder.join("notes.txt"), folder.join("config.json")).unwrap();
+    let (code, _, stderr) = run(&["--force", "--as", "adapter"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(folder.join(file::CONFIG).exists() && !folder.join("config.json").exists());
+}
