@@ -1,1 +1,4 @@
 //! The one integration binary: each topic is a module (every extra binary would link libtorch again).
+
+mod parity;
+mod support;
