@@ -2,3 +2,4 @@
 
 mod parity;
 mod support;
+mod trajectories;

@@ -63,11 +63,6 @@ fn learn(model: &Model, batches: &[&[Sequence]], items: f64, replay: Replay) -> 
     (metrics.means()["loss"], take_gradients(model))
 }
 
-/// Rows 0, k, 2k, … of a matrix; a vector whole.
-fn every(stride: i64, t: &Tensor) -> Tensor {
-    if t.dim() == 2 { t.slice(0, 0, None, stride) } else { t.shallow_clone() }
-}
-
 #[test]
 fn gradients_equal_transformers_by_name() {
     for name in MODELS {

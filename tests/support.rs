@@ -109,6 +109,11 @@ fn cross_entropy(log_probs: Tensor, items: f64) -> Loss {
     Loss { sum, metrics }
 }
 
+/// Rows 0, k, 2k, … of a matrix; a vector whole.
+pub fn every(stride: i64, t: &Tensor) -> Tensor {
+    if t.dim() == 2 { t.slice(0, 0, None, stride) } else { t.shallow_clone() }
+}
+
 /// Gradients of the trainable parameters by name, taken out of the model.
 pub fn take_gradients(model: &Model) -> BTreeMap<String, Tensor> {
     let take = |p: &ft::nn::Param| {
