@@ -32,15 +32,26 @@ pub fn with_weights(name: &str, weights: &str) -> tempfile::TempDir {
     folder
 }
 
+/// Tiny products on one thread: the tests' own threads fill the machine.
+fn load(folder: &Path, load: Load) -> Model {
+    tch::set_num_threads(1);
+    Model::load(folder, load).unwrap()
+}
+
+/// The bare base, frozen.
+pub fn frozen(folder: &Path, kind: Kind) -> Model {
+    load(folder, Load { device: Device::Cpu, kind, train_base: false, adapters: Vec::new() })
+}
+
 /// Every weight trained, in float32 or with float32 masters.
 pub fn whole(folder: &Path, kind: Kind) -> Model {
-    Model::load(folder, Load { device: Device::Cpu, kind, train_base: true, adapters: Vec::new() }).unwrap()
+    load(folder, Load { device: Device::Cpu, kind, train_base: true, adapters: Vec::new() })
 }
 
 /// A frozen base with one adapter called `a`.
 pub fn adapted(folder: &Path, kind: Kind, adapter: &dyn Attach) -> Model {
     let adapters = vec![("a".to_string(), adapter)];
-    Model::load(folder, Load { device: Device::Cpu, kind, train_base: false, adapters }).unwrap()
+    load(folder, Load { device: Device::Cpu, kind, train_base: false, adapters })
 }
 
 /// A sequence; `mask[t] = 1` says that token t is learnt from the tokens before it.
