@@ -6,3 +6,7 @@ mod data;
 mod setup;
 mod generate;
 mod adapters;
+mod parity;
+mod properties;
+mod support;
+mod trajectories;

@@ -53,15 +53,35 @@ impl Config {
             _ => Scaling::None,
         };
         let model_type = r.text("model_type")?;
-        let window = raw.get("sliding_window").and_then(Value::as_i64);
+        let window = match raw.get("sliding_window") {
+            None if model_type == "mistral" => Some(4096), // what transformers takes where the key is left out
+            w => w.and_then(Value::as_i64),
+        };
         let window = if raw.get("use_sliding_window") == Some(&Value::Bool(false)) { None } else { window };
+        let kv_heads = r.int_or("num_key_value_heads", heads)?;
+        if heads % kv_heads != 0 {
+            return Err(Error::user(format!(
+                "{}: `num_attention_heads` {heads} is not a multiple of `num_key_value_heads` {kv_heads}",
+                file.display()
+            )));
+        }
+        let head_dim = r.int_or("head_dim", hidden / heads)?;
+        if head_dim < 2 || head_dim % 2 != 0 {
+            return Err(Error::user(format!("{}: a head size of {head_dim}; rotary embedding turns pairs", file.display()))
+                .hint("`head_dim`, or `hidden_size` / `num_attention_heads` where it is left out, must be even"));
+        }
+        for (holder, place) in [(&raw, ""), (rope.raw, "rope_parameters.")] {
+            if let Some(f) = holder.get("partial_rotary_factor").and_then(Value::as_f64).filter(|f| *f != 1.0) {
+                return Err(Error::user(format!("{}: `{place}partial_rotary_factor` is {f}, supported is 1", file.display())));
+            }
+        }
         Ok(Self {
             hidden_size: hidden,
             intermediate_size: r.int("intermediate_size")?,
             num_hidden_layers: r.int("num_hidden_layers")?,
             num_attention_heads: heads,
-            num_key_value_heads: r.int_or("num_key_value_heads", heads)?,
-            head_dim: r.int_or("head_dim", hidden / heads.max(1))?,
+            num_key_value_heads: kv_heads,
+            head_dim,
             vocab_size: r.int("vocab_size")?,
             norm_eps: r.float_or("rms_norm_eps", 1e-6)?,
             tie_word_embeddings: r.flag("tie_word_embeddings"),

@@ -162,9 +162,31 @@ impl Model {
         f(self)
     }
 
-    /// The sequence length that attention may see; longer sequences need sliding windows, which are not built.
+    /// The longest sequence that can be computed: within a sliding window attention is plain causal attention, beyond
+    /// it the window would have to be applied, which is not built.
     pub fn context_limit(&self) -> Option<i64> {
         self.config.sliding_window
+    }
+
+    /// Refuses a row that would be computed wrongly or fail inside libtorch; segment s continues `past[s]` tokens.
+    fn check(&self, tokens: &Tokens, past: &[i64]) -> Result<()> {
+        if tokens.is_empty() {
+            return Err(Error::bug("a packed row without tokens"));
+        }
+        let vocabulary = self.config.vocab_size;
+        if i64::from(tokens.largest) >= vocabulary {
+            return Err(Error::user(format!("token id {}: {} has a vocabulary of {vocabulary}", tokens.largest, self.folder.display()))
+                .hint("the tokenizer belongs to another model, or has tokens that were never added to this one"));
+        }
+        let longest = tokens.segments.lengths.iter().zip(past.iter().chain(std::iter::repeat(&0))).map(|(n, p)| n + p).max();
+        match (longest, self.context_limit()) {
+            (Some(n), Some(limit)) if n > limit => Err(Error::user(format!(
+                "a sequence of {n} tokens: {} attends through a sliding window of {limit}, which ft does not compute",
+                self.folder.display()
+            ))
+            .hint(format!("keep sequences within {limit} tokens: batch.max_len when training, fewer new tokens when generating"))),
+            _ => Ok(()),
+        }
     }
 
     fn trunk(&self, tokens: &Tokens, cache: Option<&mut Cache>) -> Tensor {
@@ -181,17 +203,19 @@ impl Model {
     }
 
     /// Runs a packed row without gradient.
-    pub fn infer<R>(&self, tokens: &Tokens, f: impl FnOnce(&Output) -> R) -> R {
+    pub fn infer<R>(&self, tokens: &Tokens, f: impl FnOnce(&Output) -> R) -> Result<R> {
+        self.check(tokens, &[])?;
         let _no_grad = tch::no_grad_guard();
-        f(&self.output(self.trunk(tokens, None)))
+        Ok(f(&self.output(self.trunk(tokens, None))))
     }
 
     /// Runs a packed row that continues the cache's sequences (segment s continues slot s), without gradient.
-    pub fn extend<R>(&self, tokens: &Tokens, cache: &mut Cache, f: impl FnOnce(&Output) -> R) -> R {
+    pub fn extend<R>(&self, tokens: &Tokens, cache: &mut Cache, f: impl FnOnce(&Output) -> R) -> Result<R> {
+        self.check(tokens, &cache.lengths)?;
         let _no_grad = tch::no_grad_guard();
         let x = self.trunk(tokens, Some(cache));
         cache.advance(&tokens.segments.lengths);
-        f(&self.output(x))
+        Ok(f(&self.output(x)))
     }
 
     /// An empty cache for `slots` sequences.
@@ -201,6 +225,7 @@ impl Model {
 
     /// Adds the gradient of `loss.sum / items` to the trainable parameters.
     pub fn learn(&self, tokens: &Tokens, items: f64, replay: Replay, loss: impl FnOnce(&Output) -> Loss) -> Result<Metrics> {
+        self.check(tokens, &[])?;
         let _back = Restore { cell: &self.switches.train, value: self.switches.train.replace(true) };
         match replay {
             Replay::None => self.learn_plain(tokens, items, loss),

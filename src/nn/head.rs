@@ -86,30 +86,40 @@ fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
 
 /// The head's own parameters receive their gradients from the recomputed chunks directly.
 fn trained(head: &Rc<Linear>, h: &Tensor, targets: &Tensor) -> Scores {
-    let mut hits = Vec::new();
+    let (mut hits, mut states) = (Vec::new(), Vec::new());
+    let wanted = native::grad_enabled();
+    let device = h.device();
+    let state = move || native::rng_state(device).expect("a device has a generator");
     let values = {
         let _no_grad = tch::no_grad_guard();
         let chunk = |(start, n)| {
+            if wanted {
+                states.push(state()); // an adapter's dropout must repeat in the backward
+            }
             let (value, hit) = pick(&head.forward(&h.narrow(0, start, n)), &targets.narrow(0, start, n));
             hits.push(hit);
             value
         };
         Tensor::cat(&rows(h.size()[0]).map(chunk).collect::<Vec<_>>(), 0)
     };
-    if native::grad_enabled() {
+    if wanted {
         // The hidden states may be a leaf without gradient (a probe on frozen features): the node must exist anyway.
         let anchor = if h.requires_grad() { h.shallow_clone() } else { h.detach().set_requires_grad(true) };
         let (head, hidden, targets) = (head.clone(), h.detach(), targets.shallow_clone());
         native::attach(&[&anchor], &[&values], move |grads| {
             let Some(g) = &grads[0] else { return vec![None] };
+            let now = state();
             let parts: Vec<Tensor> = rows(hidden.size()[0])
-                .map(|(start, n)| {
+                .zip(&states)
+                .map(|((start, n), rng)| {
+                    native::set_rng_state(device, rng).expect("a state of this generator");
                     let h = hidden.narrow(0, start, n).detach().set_requires_grad(true);
                     let value = tch::with_grad(|| pick(&head.forward(&h), &targets.narrow(0, start, n)).0);
                     native::backward(&[&value], &[&g.narrow(0, start, n)]).expect("backward of one chunk of the head");
                     h.grad()
                 })
                 .collect();
+            native::set_rng_state(device, &now).expect("a state of this generator");
             vec![Some(Tensor::cat(&parts, 0))]
         });
     }

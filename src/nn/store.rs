@@ -155,9 +155,6 @@ impl<'w> Builder<'w> {
 
     /// All layers are handed out: missing and misshapen tensors are an error that names every one.
     pub fn finish(self) -> Result<Built> {
-        if let Some(e) = self.error.into_inner() {
-            return Err(e);
-        }
         let problems = self.problems.into_inner();
         if !problems.is_empty() {
             let shown = problems.iter().take(20).cloned().collect::<Vec<_>>().join("\n  ");
@@ -165,6 +162,9 @@ impl<'w> Builder<'w> {
             let more = if more > 0 { format!("\n  … and {more} more") } else { String::new() };
             return Err(Error::user(format!("{}: the weights do not fit config.json:\n  {shown}{more}", self.weights.origin().display()))
                 .hint("the directory mixes two models, or the download is incomplete"));
+        }
+        if let Some(e) = self.error.into_inner() {
+            return Err(e);
         }
         for adapter in &self.adapters {
             adapter.check()?;
@@ -241,14 +241,15 @@ impl Scope<'_> {
         let found = b.weights.get(&full);
         b.used.borrow_mut().insert(full.clone());
         let tensor = match found {
-            Some(t) if t.size() == shape => t,
-            Some(t) => {
-                b.problems.borrow_mut().push(format!("`{full}` has shape {:?}, expected {shape:?}", t.size()));
-                Tensor::zeros(shape, (b.kind, Device::Cpu))
-            }
-            None => {
-                b.problems.borrow_mut().push(format!("`{full}` is missing, expected shape {shape:?}"));
-                Tensor::zeros(shape, (b.kind, Device::Cpu))
+            Some(t) if t.size() == shape && t.is_floating_point() => t,
+            other => {
+                b.problems.borrow_mut().push(match other {
+                    None => format!("`{full}` is missing, expected shape {shape:?}"),
+                    Some(t) if t.size() != shape => format!("`{full}` has shape {:?}, expected {shape:?}", t.size()),
+                    Some(t) => format!("`{full}` has dtype {:?}, expected floating-point numbers", t.kind()),
+                });
+                // A stand-in: `finish` will fail, and the expected shape may be beyond any memory.
+                Tensor::zeros([1, 1], (b.kind, Device::Cpu))
             }
         };
         let tensor = if b.train {

@@ -9,6 +9,8 @@ pub struct Tokens {
     /// (T) positions inside each segment.
     pub positions: Tensor,
     pub segments: Segments,
+    /// The largest id, known without asking the device.
+    pub largest: u32,
 }
 
 impl Tokens {
@@ -24,6 +26,7 @@ impl Tokens {
         let ids: Vec<i64> = sequences.iter().flat_map(|s| s.as_ref().iter().map(|&id| id as i64)).collect();
         let positions: Vec<i64> = lengths.iter().zip(past).flat_map(|(n, p)| *p..p + n).collect();
         Self {
+            largest: sequences.iter().flat_map(|s| s.as_ref().iter().copied()).max().unwrap_or(0),
             ids: Tensor::from_slice(&ids).to_device(device),
             positions: Tensor::from_slice(&positions).to_device(device),
             segments: Segments::new(lengths, device),
@@ -89,10 +92,11 @@ impl Segments {
 const BLOCK: i64 = 1 << 20;
 
 fn group(lengths: &[i64], starts: &[i64], device: Device) -> Vec<Group> {
-    if lengths.iter().all(|n| *n == lengths[0]) && !lengths.is_empty() && lengths.len() as i64 * lengths[0].pow(2) <= BLOCK {
+    if lengths.iter().all(|n| *n == lengths[0] && *n > 0) && !lengths.is_empty() && lengths.len() as i64 * lengths[0].pow(2) <= BLOCK {
         return vec![Group { count: lengths.len() as i64, longest: lengths[0], slots: None, real: None }];
     }
-    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    // A slot may be given no token in a pass; it has nothing to attend.
+    let mut order: Vec<usize> = (0..lengths.len()).filter(|&i| lengths[i] > 0).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
     let mut groups = Vec::new();
     let mut at = 0;

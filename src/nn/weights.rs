@@ -41,8 +41,13 @@ impl Weights {
             let Index { weight_map } = read_json(&index)?;
             let files: std::collections::BTreeSet<&String> = weight_map.values().collect();
             for file in files {
-                if Path::new(file).components().count() != 1 {
+                let mut parts = Path::new(file).components();
+                if !matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None)) {
                     return Err(Error::user(format!("{}: shard name `{file}` leaves the folder", index.display())));
+                }
+                if !folder.join(file).exists() {
+                    return Err(Error::user(format!("{}: {file}, which it names, is not there", index.display()))
+                        .hint("the download is incomplete: fetch the model again"));
                 }
                 weights.map(&folder.join(file))?;
             }

@@ -104,7 +104,7 @@ impl Method for Sft {
         let mut metrics = Metrics::default();
         for row in crate::data::pack(&lengths, &order, self.budget) {
             let batch = Batch::new(&row.iter().map(|&i| &self.valid[i]).collect::<Vec<_>>(), model.device());
-            metrics.merge(model.infer(&batch.tokens, |out| cross_entropy(out, &batch)).metrics);
+            metrics.merge(model.infer(&batch.tokens, |out| cross_entropy(out, &batch))?.metrics);
         }
         Ok(Some(metrics))
     }

@@ -1,0 +1,247 @@
+//! What the tests of models share: fixtures, packed rows with a mask, and every comparison of tensors.
+
+use ft::models::{Load, Loss, Metrics, Model, Output};
+use ft::nn::{Attach, Tokens, Weights};
+use rand::RngExt;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+/// A file or folder of tests/fixtures.
+pub fn fixture(path: impl AsRef<Path>) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+}
+
+/// A JSON file of tests/fixtures.
+pub fn json<T: serde::de::DeserializeOwned>(path: impl AsRef<Path>) -> T {
+    ft::fsutil::read_json(&fixture(path)).unwrap()
+}
+
+/// All tensors of a safetensors file of tests/fixtures.
+pub fn tensors(path: impl AsRef<Path>) -> BTreeMap<String, Tensor> {
+    Weights::open_file(&fixture(path)).unwrap().all()
+}
+
+/// A model directory; one that is only a config.json gets the weights of `weights`.
+pub fn with_weights(name: &str, weights: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (from, file) in [(name, "config.json"), (weights, "model.safetensors")] {
+        std::fs::copy(fixture(from).join(file), folder.path().join(file)).unwrap();
+    }
+    folder
+}
+
+/// Tiny products on one thread: the tests' own threads fill the machine.
+fn load(folder: &Path, load: Load) -> Model {
+    tch::set_num_threads(1);
+    Model::load(folder, load).unwrap()
+}
+
+/// The bare base, frozen.
+pub fn frozen(folder: &Path, kind: Kind) -> Model {
+    load(folder, Load { device: Device::Cpu, kind, train_base: false, adapters: Vec::new() })
+}
+
+/// Every weight trained, in float32 or with float32 masters.
+pub fn whole(folder: &Path, kind: Kind) -> Model {
+    load(folder, Load { device: Device::Cpu, kind, train_base: true, adapters: Vec::new() })
+}
+
+/// A frozen base with one adapter called `a`.
+pub fn adapted(folder: &Path, kind: Kind, adapter: &dyn Attach) -> Model {
+    let adapters = vec![("a".to_string(), adapter)];
+    load(folder, Load { device: Device::Cpu, kind, train_base: false, adapters })
+}
+
+/// A sequence; `mask[t] = 1` says that token t is learnt from the tokens before it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Sequence {
+    pub ids: Vec<u32>,
+    pub mask: Vec<u8>,
+}
+
+impl Sequence {
+    /// Random ids, every token learnt.
+    pub fn random(length: usize, vocabulary: u32, seed: u64) -> Self {
+        let mut rng = ft::rng::stream(seed, "tests: sequence", length as u64);
+        let ids = (0..length).map(|_| rng.random_range(0..vocabulary)).collect();
+        Self { ids, mask: (0..length).map(|t| u8::from(t > 0)).collect() }
+    }
+
+    pub fn items(&self) -> f64 {
+        self.mask.iter().map(|m| f64::from(*m)).sum()
+    }
+}
+
+/// A packed row and where its learnt tokens are.
+pub struct Row {
+    pub tokens: Tokens,
+    pub at: Tensor,
+    pub targets: Tensor,
+    pub items: f64,
+}
+
+impl Row {
+    pub fn pack(sequences: &[Sequence]) -> Self {
+        let (mut at, mut targets, mut start) = (Vec::new(), Vec::new(), 0);
+        for s in sequences {
+            for t in (1..s.ids.len()).filter(|&t| s.mask[t] == 1) {
+                at.push(start + t as i64 - 1);
+                targets.push(i64::from(s.ids[t]));
+            }
+            start += s.ids.len() as i64;
+        }
+        let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
+        Self {
+            tokens: Tokens::pack(&ids, Device::Cpu),
+            items: at.len() as f64,
+            at: Tensor::from_slice(&at),
+            targets: Tensor::from_slice(&targets),
+        }
+    }
+
+    /// Cross-entropy of the learnt tokens.
+    pub fn loss(&self, out: &Output) -> Loss {
+        cross_entropy(out.log_probs(&self.at, &self.targets).log_probs, self.items)
+    }
+
+    /// The same by the plain formula, over full logits.
+    pub fn plain_loss(&self, out: &Output) -> Loss {
+        let all = out.logits(&self.at).log_softmax(-1, Kind::Float);
+        cross_entropy(all.gather(-1, &self.targets.unsqueeze(-1), false).squeeze_dim(-1), self.items)
+    }
+}
+
+fn cross_entropy(log_probs: Tensor, items: f64) -> Loss {
+    let sum = -log_probs.sum(Kind::Float);
+    let mut metrics = Metrics::default();
+    metrics.add("loss", &sum, items);
+    Loss { sum, metrics }
+}
+
+/// Rows 0, k, 2k, … of a matrix; a vector whole.
+pub fn every(stride: i64, t: &Tensor) -> Tensor {
+    if t.dim() == 2 { t.slice(0, 0, None, stride) } else { t.shallow_clone() }
+}
+
+/// Gradients of the trainable parameters by name, taken out of the model.
+pub fn take_gradients(model: &Model) -> BTreeMap<String, Tensor> {
+    let take = |p: &ft::nn::Param| {
+        let grad = p.tensor.grad();
+        let copy = if grad.defined() { grad.copy() } else { p.tensor.zeros_like() };
+        if grad.defined() {
+            p.tensor.shallow_clone().zero_grad();
+        }
+        (p.name.clone(), copy)
+    };
+    model.params().trainable().map(take).collect()
+}
+
+/// Fills an adapter's tensors with numbers that show in the output, without libtorch's generator.
+pub fn fill_adapter(model: &Model, size: f64) {
+    let _no_grad = tch::no_grad_guard();
+    for p in model.params().iter().filter(|p| p.adapter.is_some()) {
+        let whole = !p.name.contains("lora_");
+        let noise = noise(&p.tensor.size(), &p.name) * size;
+        p.tensor.shallow_clone().copy_(&if whole { &p.tensor + noise } else { noise });
+    }
+}
+
+/// Uniform numbers in (-1, 1) that depend on the name only.
+pub fn noise(shape: &[i64], name: &str) -> Tensor {
+    let mut rng = ft::rng::stream(0, name, 0);
+    let numbers: Vec<f32> = (0..shape.iter().product::<i64>()).map(|_| rng.random_range(-1.0..1.0)).collect();
+    Tensor::from_slice(&numbers).view(shape)
+}
+
+/// Runs the calling test in a process of its own: libtorch's generator is one for the process, and a test that
+/// asks for equal dropout masks cannot share it with tests on other threads.
+pub fn alone(name: &str, test: impl FnOnce()) {
+    const ALONE: &str = "FT_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return test();
+    }
+    let run = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&run.stdout);
+    print!("{text}");
+    assert!(text.contains("1 passed") && run.status.success(), "{text}\n{}", String::from_utf8_lossy(&run.stderr));
+}
+
+/// How far two tensors lie apart, computed in float64.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Gap {
+    /// Norm of the difference over the norm of what is expected.
+    pub norm: f64,
+    /// Largest difference of one number.
+    pub absolute: f64,
+    /// The same over the largest number expected.
+    pub element: f64,
+}
+
+impl Gap {
+    /// Not a number where one of the two holds such.
+    pub fn between(ours: &Tensor, theirs: &Tensor) -> Self {
+        let (ours, theirs) = (ours.detach().to_kind(Kind::Double), theirs.detach().to_kind(Kind::Double));
+        let difference = &ours - &theirs;
+        let number = |t: Tensor| t.double_value(&[]);
+        let over = |a: f64, b: f64| if a == 0.0 { 0.0 } else { a / b };
+        let (norm, largest) = (number(theirs.norm()), number(theirs.abs().max()));
+        let absolute = number(difference.abs().max());
+        Self { norm: over(number(difference.norm()), norm), absolute, element: over(absolute, largest) }
+    }
+
+    /// The larger of both, for a summary over many tensors.
+    pub fn widen(&mut self, other: Gap) {
+        self.norm = self.norm.max(other.norm);
+        self.absolute = self.absolute.max(other.absolute);
+        self.element = self.element.max(other.element);
+    }
+}
+
+/// Asserts that two tensors agree to `relative`, in norm and in their worst number.
+#[track_caller]
+pub fn assert_close(name: &str, ours: &Tensor, theirs: &Tensor, relative: f64) -> Gap {
+    assert_eq!(ours.size(), theirs.size(), "{name}: shapes differ");
+    let gap = Gap::between(ours, theirs);
+    assert!(gap.norm <= relative && gap.element <= relative, "{name}: {gap:?}, allowed {relative:e} relative");
+    gap
+}
+
+/// Asserts that no number of two tensors differs by more than `absolute`.
+#[track_caller]
+pub fn assert_within(name: &str, ours: &Tensor, theirs: &Tensor, absolute: f64) -> Gap {
+    assert_eq!(ours.size(), theirs.size(), "{name}: shapes differ");
+    let gap = Gap::between(ours, theirs);
+    assert!(gap.absolute <= absolute, "{name}: {gap:?}, allowed {absolute:e} absolute");
+    gap
+}
+
+/// Asserts that two tensors are the same bits (and not NaN).
+#[track_caller]
+pub fn assert_same(name: &str, ours: &Tensor, theirs: &Tensor) {
+    assert_eq!(ours.kind(), theirs.kind(), "{name}: dtypes differ");
+    assert!(ours.equal(theirs), "{name}: not the same numbers, {:?}", Gap::between(ours, theirs));
+}
+
+/// Asserts that maps hold the same names and that every tensor agrees to `relative`; returns the largest gap.
+#[track_caller]
+pub fn assert_all_close(ours: &BTreeMap<String, Tensor>, theirs: &BTreeMap<String, Tensor>, relative: f64) -> Gap {
+    assert!(ours.keys().eq(theirs.keys()), "names differ: {:?} and {:?}", ours.keys(), theirs.keys());
+    let mut worst = Gap::default();
+    for (name, t) in ours {
+        worst.widen(assert_close(name, t, &theirs[name], relative));
+    }
+    worst
+}
+
+/// Asserts that two numbers agree to `relative`.
+#[track_caller]
+pub fn assert_number(name: &str, ours: f64, theirs: f64, relative: f64) {
+    let gap = (ours - theirs).abs() / theirs.abs().max(f64::MIN_POSITIVE);
+    assert!(gap <= relative, "{name}: {ours} and {theirs}, {gap:e} apart, allowed {relative:e} relative");
+}

@@ -1,0 +1,146 @@
+//! Whole training steps against torch's AdamW on transformers and PEFT models (tests/fixtures/README.md).
+
+use crate::support::*;
+use ft::adapters::{LoraPlan, file};
+use ft::models::{Model, Replay};
+use ft::train::optim::{Optimiser, Settings};
+use std::collections::BTreeMap;
+use tch::Kind;
+
+#[derive(serde::Deserialize)]
+struct Case {
+    model: String,
+    optimiser: Recipe,
+    batches: Vec<Vec<Sequence>>,
+    batch_of_step: Vec<usize>,
+    steps: Vec<Step>,
+    #[serde(default)]
+    final_stride: i64,
+    #[serde(default)]
+    final_norm: BTreeMap<String, f64>,
+    float64_difference: Noise,
+}
+
+#[derive(serde::Deserialize)]
+struct Recipe {
+    lr: f64,
+    betas: (f64, f64),
+    eps: f64,
+    max_norm: f64,
+    weight_decay: f64,
+    decayed: String,
+}
+
+#[derive(serde::Deserialize)]
+struct Step {
+    loss: f64,
+    grad_norm: f64,
+    items: f64,
+}
+
+/// How far the reference in float32 lies from itself in float64.
+#[derive(serde::Deserialize)]
+struct Noise {
+    final_abs: f64,
+}
+
+impl Noise {
+    /// Small gradients of either sign move Adam by whole steps: no tighter than the reference's own rounding.
+    fn allowed(&self) -> f64 {
+        (10.0 * self.final_abs).max(2e-5)
+    }
+}
+
+/// Runs the steps, each batch as one micro-batch per sequence, and compares loss and norm before every update.
+fn train(name: &str, case: &Case, model: &Model, replay: Replay) {
+    let Recipe { lr, betas, eps, max_norm, weight_decay, ref decayed } = case.optimiser;
+    let decay_norms = decayed == "every trained tensor";
+    let settings = Settings { betas, eps, weight_decay, decay_norms };
+    let mut optimiser = Optimiser::new(model.params(), settings).unwrap();
+    let (mut loss_gap, mut norm_gap) = (0f64, 0f64);
+    for (i, (batch, expected)) in case.batch_of_step.iter().zip(&case.steps).enumerate() {
+        let rows: Vec<Row> = case.batches[*batch].chunks(2).map(Row::pack).collect();
+        let items: f64 = rows.iter().map(|r| r.items).sum();
+        assert_eq!(items, expected.items);
+        let mut metrics = ft::models::Metrics::default();
+        for row in &rows {
+            metrics.merge(model.learn(&row.tokens, items, replay, |out| row.loss(out)).unwrap());
+        }
+        let (loss, norm) = (metrics.means()["loss"], optimiser.clip(max_norm).unwrap().double_value(&[]));
+        assert_number(&format!("{name}, step {i}: loss"), loss, expected.loss, 1e-4);
+        assert_number(&format!("{name}, step {i}: gradient norm"), norm, expected.grad_norm, 1e-4);
+        loss_gap = loss_gap.max((loss - expected.loss).abs());
+        norm_gap = norm_gap.max((norm / expected.grad_norm - 1.0).abs());
+        optimiser.step(lr).unwrap();
+        optimiser.zero_gradients();
+    }
+    println!("{name} {replay:?}: loss {loss_gap:e} apart, gradient norm {norm_gap:e} relative");
+}
+
+fn with_lora(name: &str) {
+    let case: Case = json(format!("training/{name}/expected.json"));
+    let folder = fixture(format!("training/{name}/initial"));
+    for replay in [Replay::None, Replay::All] {
+        let initial = file::read(&folder).unwrap();
+        let plan = LoraPlan::new(&initial.spec).unwrap();
+        let model = adapted(&fixture(&case.model), Kind::Float, &plan);
+        file::load_into(model.params().adapter(0), &initial.tensors, &folder).unwrap();
+        train(name, &case, &model, replay);
+        let expected = tensors(format!("training/{name}/final/{}", file::TENSORS));
+        let ours: BTreeMap<String, _> =
+            model.params().trainable().map(|p| (format!("base_model.model.{}", p.name), p.tensor.shallow_clone())).collect();
+        assert!(ours.keys().eq(expected.keys()), "{:?} and {:?}", ours.keys(), expected.keys());
+        let mut worst = Gap::default();
+        for (key, t) in &ours {
+            worst.widen(assert_within(key, t, &expected[key], case.float64_difference.allowed()));
+        }
+        println!("{name} {replay:?}: final tensors {worst:?}");
+    }
+}
+
+fn in_full(name: &str) {
+    let case: Case = json(format!("training/{name}/expected.json"));
+    let expected = tensors(format!("training/{name}/final.safetensors"));
+    for replay in [Replay::None, Replay::All] {
+        let model = whole(&fixture(&case.model), Kind::Float);
+        train(name, &case, &model, replay);
+        let mut worst = Gap::default();
+        assert_eq!(model.params().trainable().count(), expected.len());
+        for p in model.params().trainable() {
+            let ours = every(case.final_stride, &p.tensor);
+            worst.widen(assert_within(&p.name, &ours, &expected[&p.name], case.float64_difference.allowed()));
+            assert_number(&format!("norm of {}", p.name), p.tensor.norm().double_value(&[]), case.final_norm[&p.name], 1e-4);
+        }
+        println!("{name} {replay:?}: final tensors {worst:?}");
+    }
+}
+
+#[test]
+fn ten_steps_of_lora_equal_peft() {
+    with_lora("lora");
+}
+
+#[test]
+fn rank_and_alpha_patterns_train_as_in_peft() {
+    with_lora("lora-patterns");
+}
+
+#[test]
+fn rslora_trains_as_in_peft() {
+    with_lora("lora-rslora");
+}
+
+#[test]
+fn a_head_saved_whole_trains_as_in_peft() {
+    with_lora("lora-head");
+}
+
+#[test]
+fn ten_steps_on_every_weight_equal_transformers_with_a_tied_head() {
+    in_full("full");
+}
+
+#[test]
+fn steps_on_every_weight_equal_transformers_with_biases() {
+    in_full("full-biased");
+}
