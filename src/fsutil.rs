@@ -92,6 +92,17 @@ pub fn replace_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resul
     swap().map_err(|e| io_error("moving into place", path, e))
 }
 
+/// Moves every file of `from` into `to`, over those of the same name, and removes `from`. Both lie on one disk.
+pub fn move_into(from: &Path, to: &Path) -> Result<()> {
+    let entries = fs::read_dir(from).map_err(|e| io_error("reading", from, e))?;
+    for entry in entries {
+        let entry = entry.map_err(|e| io_error("reading", from, e))?;
+        let target = to.join(entry.file_name());
+        fs::rename(entry.path(), &target).map_err(|e| io_error("moving into place", &target, e))?;
+    }
+    fs::remove_dir(from).map_err(|e| io_error("removing", from, e))
+}
+
 /// SHA-256 of a file, lower-case hexadecimal.
 pub fn sha256(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(|e| io_error("reading", path, e))?;

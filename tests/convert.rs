@@ -3,7 +3,7 @@
 use ft::convert::gguf::Gguf;
 use ft::convert::import::{Options, Summary, import};
 use ft::convert::quant::{Kind, dequantise};
-use ft::convert::safetensors::Dtype;
+use ft::nn::safetensors::Dtype;
 use ft::error::{Blame, Error, Result};
 use half::f16;
 use safetensors::SafeTensors;

@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use ft::convert::import::{Options, Summary, import};
-use ft::convert::safetensors::Dtype;
+use ft::nn::safetensors::Dtype;
 use ft::error::{Error, Result};
 use ft::report;
 use std::path::PathBuf;

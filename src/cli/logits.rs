@@ -66,7 +66,7 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
         let tokens = Tokens::pack(&[&ids], model.device());
         let all = Tensor::arange(ids.len() as i64, (Kind::Int64, model.device()));
         let logits: Vec<Vec<f32>> =
-            model.infer(&tokens, |out| Vec::try_from(out.logits(&all).to_device(tch::Device::Cpu)))?;
+            model.infer(&tokens, |out| Vec::try_from(out.logits(&all).to_device(tch::Device::Cpu)))??;
         answers.push(Row { ids, logits });
     }
     let text = serde_json::to_string(&serde_json::json!({ "rows": answers }))

@@ -195,18 +195,21 @@ impl Check<'_> {
         }
 
         let prompts = measure::prompts(self.reference, self.tokenizer_folder())?;
-        let ours = measure::logits(self.reference, &prompts);
-        let adapter_effect = self.reference.active().is_some().then(|| {
-            let base = self.reference.with(None, |m| measure::logits(m, &prompts));
-            Distance::between(&ours, &base)
-        });
+        let ours = measure::logits(self.reference, &prompts)?;
+        let adapter_effect = match self.reference.active() {
+            Some(_) => {
+                let base = self.reference.with(None, |m| measure::logits(m, &prompts))?;
+                Some(Distance::between(&ours, &base))
+            }
+            None => None,
+        };
         let (device, kind) = (self.reference.device(), self.reference.kind());
         let fresh = match self.export {
             Export::Adapter { base } => crate::models::open(base, &[self.folder.to_path_buf()], device, kind),
             Export::Model => Model::load(self.folder, Load { device, kind, train_base: false, adapters: Vec::new() }),
         };
         let fresh = fresh.map_err(|e| e.context("reading back what was just written"))?;
-        let difference = Distance::between(&ours, &measure::logits(&fresh, &prompts));
+        let difference = Distance::between(&ours, &measure::logits(&fresh, &prompts)?);
         let thresholds = Thresholds::new(kind, self.change);
         problems.extend(thresholds.problems(&difference));
 

@@ -6,7 +6,7 @@
 use crate::convert::architecture::{self, ARCHITECTURES, Change, Mapped};
 use crate::convert::gguf::Gguf;
 use crate::convert::quant::dequantise;
-use crate::convert::safetensors::{self, Dtype, Entry};
+use crate::nn::safetensors::{self, Dtype, Entry};
 use crate::convert::vocabulary::{self, Vocabulary};
 use crate::error::{Error, Result};
 use crate::fsutil;

@@ -50,7 +50,7 @@ pub fn prompts(model: &Model, folder: &Path) -> Result<Vec<Vec<u32>>> {
 }
 
 /// (N, V) float32 on the CPU: the logits after every token of every prompt.
-pub fn logits(model: &Model, prompts: &[Vec<u32>]) -> Tensor {
+pub fn logits(model: &Model, prompts: &[Vec<u32>]) -> Result<Tensor> {
     let tokens = Tokens::pack(prompts, model.device());
     let rows = Tensor::arange(tokens.len() as i64, (Kind::Int64, model.device()));
     model.infer(&tokens, |out| out.logits(&rows).to_device(Device::Cpu))

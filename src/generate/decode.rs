@@ -89,7 +89,7 @@ fn decode(
     let first: Vec<&[u32]> = batch.iter().map(|&i| prompts[i].as_slice()).collect();
     let mut tokens = Tokens::pack(&first, model.device());
     loop {
-        let logits = model.extend(&tokens, &mut cache, |out| out.logits(&tokens.segments.last_rows()));
+        let logits = model.extend(&tokens, &mut cache, |out| out.logits(&tokens.segments.last_rows()))?;
         let picked = sampler::next(&logits, settings, || rows.iter_mut().map(|r| r.chance.random()).collect())?;
         for (row, id) in rows.iter_mut().zip(picked) {
             row.tokens.push(id);

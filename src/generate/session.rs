@@ -47,7 +47,7 @@ impl<'m> Session<'m> {
         let mut new = prompt[known..].to_vec();
         loop {
             let tokens = Tokens::pack_after(&[&new], &self.cache.lengths, self.model.device());
-            let logits = self.model.extend(&tokens, &mut self.cache, |out| out.logits(&tokens.segments.last_rows()));
+            let logits = self.model.extend(&tokens, &mut self.cache, |out| out.logits(&tokens.segments.last_rows()))?;
             self.seen.append(&mut new);
             let id = sampler::next(&logits, settings, || vec![chance.random()])?[0];
             made.push(id);

@@ -1,6 +1,6 @@
 //! Weights on disk: safetensors, one file or shards, memory-mapped; and writing them.
 
-use super::safetensors;
+use crate::nn::safetensors;
 use crate::error::{Error, Result};
 use crate::fsutil::{io_error, read_json};
 use ::safetensors::tensor::{Dtype, SafeTensors};

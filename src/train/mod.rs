@@ -6,12 +6,15 @@ pub mod log;
 pub mod memory;
 pub mod optim;
 pub mod prepare;
+mod sample;
 pub mod schedule;
 
 pub use prepare::Prepared;
 
+use crate::convert::export;
 use crate::error::{Error, Result};
-use crate::fsutil::{create_dir_all, io_error, write_json};
+use crate::adapters::AdapterSpec;
+use crate::fsutil::{create_dir_all, io_error, move_into, read_json, write_json};
 use crate::methods::Method;
 use crate::models::{Metrics, Model, Replay};
 use crate::native;
@@ -21,10 +24,10 @@ use checkpoint::{Best, Checkpoints, State};
 use log::{Log, StepLine};
 use optim::Optimiser;
 use schedule::LearningRate;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// What to do about earlier work in `run.out`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +94,7 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
         log,
         state,
         stop,
+        samples: sample::Samples::new(tokenizer, &out),
         began: Instant::now(),
         measured: None,
         loss: None,
@@ -120,7 +124,7 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
 }
 
 /// The checkpoint to go on from, or an error where `run.out` holds work that nobody said what to do with.
-fn earlier_work(out: &std::path::Path, checkpoints: &Checkpoints, start: Start, origin: &serde_json::Value) -> Result<Option<State>> {
+fn earlier_work(out: &Path, checkpoints: &Checkpoints, start: Start, origin: &serde_json::Value) -> Result<Option<State>> {
     let metrics = out.join("metrics.jsonl");
     match (start, checkpoints.last()?) {
         (Start::Resume, Some(state)) => {
@@ -166,6 +170,7 @@ struct Run<'a> {
     log: Log,
     state: State,
     stop: Arc<AtomicBool>,
+    samples: sample::Samples,
     began: Instant,
     /// Step of the last validation.
     measured: Option<u64>,
@@ -265,6 +270,7 @@ impl Run<'_> {
             self.state.stale += 1;
         }
         self.log.validation(self.state.step, &means, if better { "  (best so far)" } else { "" })?;
+        self.samples.show(self.model, &method.prompts(self.plan.recipe.run.samples), self.state.step, &self.log)?;
         Ok(better)
     }
 
@@ -292,13 +298,34 @@ fn export_result(plan: &Plan, model: &Model) -> Result<String> {
     let recipe = &plan.recipe;
     let out = &recipe.run.out;
     let began = Instant::now();
-    let (what, verdict) = match &recipe.adapter {
-        Some(crate::adapters::AdapterSpec::Lora(spec)) => {
-            crate::adapters::file::write(out, spec, &recipe.model.path.to_string_lossy(), model.params().adapter(0).map(|p| (p.name.as_str(), &p.tensor)))?;
-            ("adapter", "unverified")
+    // Checked beside its place, then moved in file by file: checkpoints and metrics stay where they are.
+    let fresh = out.join("result.new");
+    let (what, report) = match &recipe.adapter {
+        Some(AdapterSpec::Lora(spec)) => {
+            ("adapter", export::save_adapter(model, prepare::ADAPTER, spec, &recipe.model.path, &fresh)?)
         }
-        None => todo!(),
+        None => ("model", export::save_model(model, &fresh, model.kind())?),
     };
-    let took = report::duration(Duration::from_secs_f64(began.elapsed().as_secs_f64()));
-    Ok(format!("{what} saved and verified in {took}: {} ({verdict})", out.display()))
+    remove_result(out)?;
+    move_into(&fresh, out)?;
+    for c in &report.compatibility {
+        report::info(c.to_string());
+    }
+    Ok(format!("{what} saved and verified in {}: {}", report::duration(began.elapsed()), out.display()))
+}
+
+/// Removes the weight files of an earlier result; shards of another size would stay otherwise.
+fn remove_result(out: &Path) -> Result<()> {
+    let report = out.join(export::REPORT);
+    if !report.exists() {
+        return Ok(());
+    }
+    let earlier: serde_json::Value = read_json(&report)?;
+    for name in earlier["files"].as_object().into_iter().flat_map(|files| files.keys()) {
+        let path = out.join(name);
+        if path.exists() {
+            std::fs::remove_file(&path).map_err(|e| io_error("removing", &path, e))?;
+        }
+    }
+    Ok(())
 }
