@@ -2,6 +2,7 @@
 
 mod chat;
 mod doctor;
+mod eval;
 mod generate;
 mod model;
 mod recipe;
@@ -29,6 +30,7 @@ enum Verb {
     Train(train::TrainArgs),
     Generate(generate::Generate),
     Chat(chat::Chat),
+    Eval(eval::Eval),
 }
 
 /// Runs the verb that the command line names.
@@ -39,5 +41,6 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Train(args) => train::run(args),
         Verb::Generate(args) => generate::run(args),
         Verb::Chat(args) => chat::run(args),
+        Verb::Eval(args) => eval::run(args),
     }
 }
