@@ -4,6 +4,7 @@ mod check;
 mod data;
 mod chat;
 mod doctor;
+mod eval;
 mod generate;
 mod model;
 mod logits;
@@ -42,6 +43,7 @@ enum Verb {
     Import(import::ImportArgs),
     Generate(generate::Generate),
     Chat(chat::Chat),
+    Eval(eval::Eval),
 }
 
 /// Runs the verb that the command line names.
@@ -57,5 +59,6 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Import(args) => import::run(&args),
         Verb::Generate(args) => generate::run(args),
         Verb::Chat(args) => chat::run(args),
+        Verb::Eval(args) => eval::run(args),
     }
 }

@@ -1,0 +1,86 @@
+//! `ft eval`: exact match and perplexity on a file of rows.
+
+use super::model::ModelArgs;
+use clap::Args;
+use ft::error::{Error, Result};
+use ft::eval::{EvalRow, Evaluation, evaluate};
+use ft::{fsutil, report};
+use serde_json::json;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Measure exact match and perplexity on rows with answers
+///
+/// The model answers each row greedily in place of its last answer; the two are compared after trimming. Loss and
+/// perplexity are those of the tokens that training would supervise. Rows of plain text have a perplexity only.
+#[derive(Args)]
+pub struct Eval {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Rows in any format that training reads
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Only the first N rows
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rows: Option<u32>,
+    /// Longest answer in tokens [default: the longest expected answer and 16 more]
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+    /// Print the numbers as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Where each row's prompt, expected and given answer go, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+pub fn run(args: Eval) -> Result<()> {
+    let (model, tokenizer) = args.model.open()?;
+    let rows = EvalRow::read(&args.data, args.rows.map(|n| n as usize), &tokenizer)?;
+    let asked = rows.iter().filter(|r| r.asked.is_some()).count();
+    if args.out.is_some() && asked == 0 {
+        return Err(Error::user(format!("{}: plain text asks nothing, so --out would stay empty", args.data.display()))
+            .hint("leave --out away; loss and perplexity are printed"));
+    }
+    if let Some(n) = args.max_new_tokens {
+        let long = rows.iter().filter_map(|r| r.asked.as_ref()).filter(|a| a.tokens > n).count();
+        if long > 0 {
+            report::warn(format!("{long} of {asked} expected answers are longer than --max-new-tokens {n} and cannot be met"));
+        }
+    }
+    let bar = report::bar(asked as u64, "answers");
+    let (result, answered) = evaluate(&model, &tokenizer, &rows, args.max_new_tokens, &mut || bar.inc(1))?;
+    bar.finish_and_clear();
+    if let Some(path) = &args.out {
+        fsutil::write_atomic(path, |w| {
+            answered.iter().try_for_each(|a| {
+                serde_json::to_writer(&mut *w, a)?;
+                writeln!(w)
+            })
+        })?;
+    }
+    if args.json {
+        let mut value = serde_json::to_value(&result).map_err(|e| Error::bug(format!("numbers as JSON: {e}")))?;
+        value["model"] = json!(args.model.model);
+        value["adapter"] = json!(args.model.adapter);
+        value["data"] = json!(args.data);
+        println!("{value}");
+    } else {
+        println!("{}", report::table(&table(&result)));
+    }
+    Ok(())
+}
+
+fn table(e: &Evaluation) -> Vec<Vec<String>> {
+    let line = |name: &str, value: String| vec![name.to_string(), value];
+    let share = |x: Option<f64>| x.map_or("-".to_string(), |x| format!("{x:.4}"));
+    let interval = e.exact_match_ci.map_or(String::new(), |[a, b]| format!("  (95 % {a:.4} to {b:.4})"));
+    vec![
+        line("exact match", share(e.exact_match) + &interval),
+        line("ignoring case", share(e.exact_match_ignoring_case)),
+        line("ended by itself", share(e.stopped)),
+        line("loss", format!("{:.4}", e.loss)),
+        line("perplexity", format!("{:.3}", e.perplexity)),
+        line("rows", format!("{} ({:.2} a second)", report::count(e.rows as u64), e.rows_per_s)),
+    ]
+}

@@ -1,0 +1,156 @@
+//! A model on rows: the loss of their supervised tokens, and greedy answers against the expected ones.
+
+use super::metrics::{Rate, matches, matches_ignoring_case};
+use super::rows::{Asked, EvalRow};
+use crate::data::{ChatTokenizer, Example};
+use crate::error::{Error, Result};
+use crate::generate::{Settings, Stop, complete};
+use crate::models::Model;
+use crate::nn::Tokens;
+use serde::Serialize;
+use serde_json::Value;
+use std::time::Instant;
+use tch::{Kind, Tensor};
+
+/// Tokens of a packed row whose loss is taken at once.
+const PACK: usize = 4096;
+
+/// The numbers of an evaluation.
+#[derive(Debug, Clone, Serialize)]
+pub struct Evaluation {
+    pub rows: usize,
+    /// Rows that ask something; the shares below are of these.
+    pub asked: usize,
+    /// Share of answers equal to the expected one after trimming.
+    pub exact_match: Option<f64>,
+    /// Its 95 % Wilson interval.
+    pub exact_match_ci: Option<[f64; 2]>,
+    pub exact_match_ignoring_case: Option<f64>,
+    /// Share of answers that the model ended itself.
+    pub stopped: Option<f64>,
+    /// Mean loss of the supervised tokens, and its exponential.
+    pub loss: f64,
+    pub perplexity: f64,
+    /// Supervised tokens.
+    pub tokens: usize,
+    pub max_new_tokens: usize,
+    pub rows_per_s: f64,
+}
+
+/// An answer beside what was expected.
+#[derive(Debug, Clone, Serialize)]
+pub struct Answered {
+    pub prompt: Value,
+    pub expected: String,
+    pub text: String,
+    #[serde(rename = "match")]
+    pub matched: bool,
+    pub finish_reason: &'static str,
+}
+
+/// Greedy answers and the loss on `rows`. `max_new_tokens` defaults to the longest expected answer and 16 tokens more.
+/// `on_answer` hears whenever an answer is finished.
+pub fn evaluate(
+    model: &Model,
+    tokenizer: &ChatTokenizer,
+    rows: &[EvalRow],
+    max_new_tokens: Option<usize>,
+    on_answer: &mut dyn FnMut(),
+) -> Result<(Evaluation, Vec<Answered>)> {
+    let started = Instant::now();
+    let examples: Vec<&Example> = rows.iter().flat_map(|r| &r.examples).collect();
+    let (loss, tokens) = mean_loss(model, &examples)?;
+    let asked: Vec<&Asked> = rows.iter().filter_map(|r| r.asked.as_ref()).collect();
+    let longest = asked.iter().map(|a| a.tokens).max().unwrap_or(0);
+    let settings = Settings::greedy(max_new_tokens.unwrap_or(longest + 16), tokenizer.stop_ids());
+    let prompts: Vec<Vec<u32>> = asked.iter().map(|a| a.prompt.clone()).collect();
+    let mut left = vec![settings.max_new_tokens; prompts.len()];
+    let answers = complete(model, &prompts, &settings, &mut |i, id| {
+        left[i] -= 1;
+        if left[i] == 0 || settings.stop_ids.contains(&id) {
+            on_answer();
+        }
+    })?;
+    let mut answered = Vec::with_capacity(asked.len());
+    for (asked, answer) in asked.iter().zip(&answers) {
+        let text = tokenizer.decode(answer.answer(), true)?;
+        answered.push(Answered {
+            prompt: asked.shown.clone(),
+            matched: matches(&text, &asked.expected),
+            expected: asked.expected.clone(),
+            text,
+            finish_reason: answer.stopped.name(),
+        });
+    }
+    let n = answered.len();
+    let share = |hits: usize| Rate::of(hits, n).map(|r| r.share);
+    let exact = Rate::of(answered.iter().filter(|a| a.matched).count(), n);
+    let evaluation = Evaluation {
+        rows: rows.len(),
+        asked: n,
+        exact_match: exact.map(|r| r.share),
+        exact_match_ci: exact.map(|r| r.interval),
+        exact_match_ignoring_case: share(answered.iter().filter(|a| matches_ignoring_case(&a.text, &a.expected)).count()),
+        stopped: share(answers.iter().filter(|a| a.stopped == Stop::EndToken).count()),
+        loss,
+        perplexity: loss.exp(),
+        tokens,
+        max_new_tokens: settings.max_new_tokens,
+        rows_per_s: rows.len() as f64 / started.elapsed().as_secs_f64(),
+    };
+    Ok((evaluation, answered))
+}
+
+/// Mean loss over the supervised tokens of all examples, and how many these are.
+pub fn mean_loss(model: &Model, examples: &[&Example]) -> Result<(f64, usize)> {
+    let config = model.config();
+    let context = [model.context_limit(), config.max_position_embeddings].into_iter().flatten().min().unwrap_or(i64::MAX);
+    for e in examples {
+        if e.ids.len() as i64 > context {
+            return Err(Error::user(format!("line {}: {} tokens, the model's context is {context}", e.line, e.ids.len()))
+                .hint("shorten the row or leave it out"));
+        }
+        if let Some(id) = e.ids.iter().find(|id| i64::from(**id) >= config.vocab_size) {
+            return Err(Error::user(format!("line {}: token {id}, the model's vocabulary ends at {}", e.line, config.vocab_size - 1))
+                .hint("is tokenizer.json the one of this model?"));
+        }
+    }
+    // Like lengths together: attention pads within a packed row.
+    let mut order: Vec<&Example> = examples.to_vec();
+    order.sort_by_key(|e| std::cmp::Reverse(e.ids.len()));
+    let (mut sum, mut count, mut from) = (0.0, 0, 0);
+    while from < order.len() {
+        let mut held = 0;
+        let fits = |e: &&&Example| {
+            held += e.ids.len();
+            held <= PACK
+        };
+        let to = from + order[from..].iter().take_while(fits).count().max(1);
+        let (part, n) = loss_sum(model, &order[from..to]);
+        sum += part;
+        count += n;
+        from = to;
+    }
+    let mean = sum / count.max(1) as f64;
+    if !mean.is_finite() {
+        return Err(Error::user(format!("the model's loss on these rows is {mean}"))
+            .hint("its weights or its adapter hold NaN or infinite values; was the training run stable?"));
+    }
+    Ok((mean, count))
+}
+
+/// Summed loss of the supervised tokens of one packed row.
+fn loss_sum(model: &Model, examples: &[&Example]) -> (f64, usize) {
+    let ids: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
+    let (mut at, mut targets, mut start) = (Vec::new(), Vec::new(), 0i64);
+    for e in examples {
+        for t in (1..e.ids.len()).filter(|t| e.supervised[*t]) {
+            at.push(start + t as i64 - 1);
+            targets.push(i64::from(e.ids[t]));
+        }
+        start += e.ids.len() as i64;
+    }
+    let on_device = |v: &[i64]| Tensor::from_slice(v).to_device(model.device());
+    let scores = model.infer(&Tokens::pack(&ids, model.device()), |out| out.log_probs(&on_device(&at), &on_device(&targets)));
+    (-scores.log_probs.sum(Kind::Double).double_value(&[]), targets.len())
+}
