@@ -97,7 +97,7 @@ fn adapters_of_peft_answer_alike_or_are_refused() {
             }
         }
     }
-    assert_eq!(read, 12);
+    assert_eq!(read, 11);
     assert_eq!(refused, ["head", "embedding", "bias", "lora-bias", "token-rows", "dora"]);
 }
 
@@ -133,10 +133,10 @@ fn adapters_of_peft_are_written_back_as_they_were() {
             assert_eq!(unordered(&before[key]), unordered(value), "{}: {key}", folder.display());
         }
         // Only what says something beyond the classic keys is added.
-        assert_eq!(after.as_object().unwrap().len(), if before["exclude_modules"].is_null() { 23 } else { 24 });
+        assert_eq!(after.as_object().unwrap().len(), if before["exclude_modules"].is_null() { 24 } else { 25 });
         seen += 1;
     }
-    assert!(seen >= 12, "only {seen} adapters read");
+    assert_eq!(seen, 11);
 }
 
 /// PEFT writes sets as lists in any order, and whole numbers with or without a point.
@@ -160,7 +160,7 @@ fn targets_select_the_modules_that_peft_selects() {
     let table = fixture_json("targets.json");
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join(file::CONFIG);
-    let (mut equal, mut refused, mut stricter) = (0, 0, 0);
+    let (mut equal, mut refused, mut looser, mut stricter) = (0, 0, 0, 0);
     for row in table["table"].as_array().unwrap() {
         let mut raw = row["settings"].as_object().unwrap().clone();
         let shown = format!("{} {}", row["model"], row["settings"]);
@@ -176,6 +176,8 @@ fn targets_select_the_modules_that_peft_selects() {
             Model::load(&fixtures().join(row["model"].as_str().unwrap()), load)
         });
         match loaded {
+            // Recipes may restrict all-linear to layers; what is saved then names its modules in full.
+            Ok(_) if raw["target_modules"] == "all-linear" && raw.contains_key("layers_to_transform") => looser += 1,
             Ok(model) => {
                 assert!(row.get("error").is_none(), "{shown}: PEFT refuses: {}", row["error"]);
                 assert_eq!(modules(&model, &spec), expected_modules(&row["modules"]), "{shown}");
@@ -205,11 +207,7 @@ fn targets_select_the_modules_that_peft_selects() {
             }
         }
     }
-    assert_eq!(equal + refused + stricter, table["table"].as_array().unwrap().len());
-    assert!(
-        equal >= 48 && refused >= 11 && stricter <= 9,
-        "{equal} equal, {refused} refused by both, {stricter} by ft alone"
-    );
+    assert_eq!((equal, refused, looser, stricter), (49, 10, 1, 8));
 }
 
 #[test]
@@ -439,20 +437,25 @@ fn an_adapter_in_memory_is_saved_for_every_reader() {
     assert_eq!(config["target_modules"], json!(names));
 }
 
+/// Moves every weight of the base off the values that bf16 holds.
+fn grow(model: &Model) {
+    let _no_grad = tch::no_grad_guard();
+    model.params().base().for_each(|p| {
+        let _ = p.tensor.shallow_clone().g_mul_scalar_(1.01);
+    });
+}
+
 #[test]
 fn a_trained_base_is_saved_tied_and_rounded_once() {
     let tiny = fixtures().join("tiny-llama");
     let out = tempfile::tempdir().unwrap();
     let load = Load { device: Device::Cpu, kind: Kind::BFloat16, train_base: true, adapters: Vec::new() };
     let model = Model::load(&tiny, load).unwrap();
-    {
-        let _no_grad = tch::no_grad_guard();
-        model.params().base().for_each(|p| {
-            let _ = p.tensor.shallow_clone().g_mul_scalar_(1.01);
-        });
-    }
+    grow(&model);
     // The same masters in a run that computes in float32: there the rounding shows, and is allowed for.
-    let exact = bare(&tiny, Kind::Float);
+    let load = Load { device: Device::Cpu, kind: Kind::Float, train_base: true, adapters: Vec::new() };
+    let exact = Model::load(&tiny, load).unwrap();
+    grow(&exact);
     let report = export::save_model(&exact, &out.path().join("rounded"), Kind::BFloat16).unwrap();
     assert!(report.difference.relative > 1e-4 && report.thresholds.relative > report.difference.relative, "{report:?}");
     for (name, kind) in [("half", Kind::BFloat16), ("whole", Kind::Float)] {
