@@ -1,22 +1,19 @@
 //! A GGUF file (version 2 or 3) over a memory map: its metadata and where its tensors lie.
 //!
-//! Nothing the file says is believed before it is checked against the file's length: counts, string lengths,
-//! shapes and offsets. Arrays stay in the map until asked for, so a file cannot make this reader allocate more than
-//! it holds. Knows nothing of architectures or tokenizers.
+//! Arrays stay in the map until asked for, so a file cannot make this reader allocate more than it holds. Knows nothing
+//! of architectures or tokenizers.
+
+mod header;
 
 use crate::convert::quant::Kind;
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
+use header::{Cursor, ValueType, not_gguf, read_header};
 use memmap2::Mmap;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-
-const MAGIC: &[u8; 4] = b"GGUF";
-const DEFAULT_ALIGNMENT: u64 = 32;
-/// ggml knows at most four dimensions.
-const MAX_DIMENSIONS: u32 = 4;
 
 /// A scalar or an array of the file's metadata.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,42 +33,6 @@ pub struct Array {
     element: ValueType,
     count: usize,
     bytes: Range<usize>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ValueType {
-    U8,
-    I8,
-    U16,
-    I16,
-    U32,
-    I32,
-    F32,
-    Bool,
-    Text,
-    Array,
-    U64,
-    I64,
-    F64,
-}
-
-impl ValueType {
-    fn from_id(id: u32) -> Option<Self> {
-        use ValueType::*;
-        [U8, I8, U16, I16, U32, I32, F32, Bool, Text, Array, U64, I64, F64].get(id as usize).copied()
-    }
-
-    /// Bytes of one value; for text the least it can take (its length field).
-    fn least_bytes(self) -> usize {
-        use ValueType::*;
-        match self {
-            U8 | I8 | Bool => 1,
-            U16 | I16 => 2,
-            U32 | I32 | F32 => 4,
-            U64 | I64 | F64 | Text => 8,
-            Array => 12,
-        }
-    }
 }
 
 /// A tensor as the file lists it, already checked to lie inside the file.
@@ -229,229 +190,4 @@ impl Gguf {
         };
         Error::user(format!("{}: metadata {key}: {expected} expected, found {found}", self.path.display()))
     }
-}
-
-fn not_gguf(path: &Path, why: &str) -> Error {
-    Error::user(format!("{}: not a GGUF file: {why}", path.display()))
-        .hint("ft import reads llama.cpp's .gguf files; a Hugging Face model directory needs no import")
-}
-
-/// Reads from `data` at `at`, never past its end.
-struct Cursor<'a> {
-    path: &'a Path,
-    data: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Cursor<'a> {
-    fn damaged(&self, what: &str, why: &str) -> Error {
-        Error::user(format!("{}: at byte {}: {what}: {why}", self.path.display(), self.at))
-            .hint("the file is damaged or cut short; download it again and compare its size or checksum")
-    }
-
-    fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8]> {
-        let left = self.data.len() - self.at;
-        if n > left {
-            return Err(self.damaged(what, &format!("{n} bytes expected, {left} left in the file")));
-        }
-        let bytes = &self.data[self.at..self.at + n];
-        self.at += n;
-        Ok(bytes)
-    }
-
-    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
-        let mut bytes = [0; N];
-        bytes.copy_from_slice(self.take(N, what)?);
-        Ok(bytes)
-    }
-
-    fn u32(&mut self, what: &str) -> Result<u32> {
-        Ok(u32::from_le_bytes(self.array(what)?))
-    }
-
-    fn u64(&mut self, what: &str) -> Result<u64> {
-        Ok(u64::from_le_bytes(self.array(what)?))
-    }
-
-    /// A count of things that take at least `least` bytes each: more than the file can hold is refused.
-    fn count(&mut self, least: usize, what: &str) -> Result<usize> {
-        let n = self.u64(what)?;
-        let left = self.data.len() - self.at;
-        if n > (left / least) as u64 {
-            return Err(self.damaged(what, &format!("{n} announced, but only {left} bytes are left in the file")));
-        }
-        Ok(n as usize)
-    }
-
-    fn text(&mut self, what: &str) -> Result<&'a str> {
-        let length = self.count(1, what)?;
-        let start = self.at;
-        let bytes = self.take(length, what)?;
-        std::str::from_utf8(bytes).map_err(|e| {
-            self.at = start + e.valid_up_to();
-            self.damaged(what, "not UTF-8")
-        })
-    }
-
-    fn value_type(&mut self, what: &str) -> Result<ValueType> {
-        let id = self.u32(what)?;
-        ValueType::from_id(id).ok_or_else(|| self.damaged(what, &format!("value type 0 to 12 expected, found {id}")))
-    }
-
-    fn value(&mut self, what: &str) -> Result<Value> {
-        use ValueType as T;
-        Ok(match self.value_type(what)? {
-            T::U8 => Value::Unsigned(u8::from_le_bytes(self.array(what)?) as u64),
-            T::I8 => Value::Signed(i8::from_le_bytes(self.array(what)?) as i64),
-            T::U16 => Value::Unsigned(u16::from_le_bytes(self.array(what)?) as u64),
-            T::I16 => Value::Signed(i16::from_le_bytes(self.array(what)?) as i64),
-            T::U32 => Value::Unsigned(u32::from_le_bytes(self.array(what)?) as u64),
-            T::I32 => Value::Signed(i32::from_le_bytes(self.array(what)?) as i64),
-            T::F32 => Value::Float32(f32::from_le_bytes(self.array(what)?)),
-            T::U64 => Value::Unsigned(u64::from_le_bytes(self.array(what)?)),
-            T::I64 => Value::Signed(i64::from_le_bytes(self.array(what)?)),
-            T::F64 => Value::Float64(f64::from_le_bytes(self.array(what)?)),
-            T::Bool => match self.array::<1>(what)? {
-                [0] => Value::Bool(false),
-                [1] => Value::Bool(true),
-                [n] => return Err(self.damaged(what, &format!("a boolean is 0 or 1, found {n}"))),
-            },
-            T::Text => Value::Text(self.text(what)?.to_string()),
-            T::Array => Value::Array(self.array_value(what)?),
-        })
-    }
-
-    /// Walks over an array so that its extent is known; only text needs a walk.
-    fn array_value(&mut self, what: &str) -> Result<Array> {
-        let element = self.value_type(what)?;
-        if element == ValueType::Array {
-            return Err(self.damaged(what, "an array of arrays, which no model needs"));
-        }
-        let count = self.count(element.least_bytes(), what)?;
-        let start = self.at;
-        if element == ValueType::Text {
-            for _ in 0..count {
-                let length = self.count(1, what)?;
-                self.take(length, what)?;
-            }
-        } else {
-            self.take(count * element.least_bytes(), what)?;
-        }
-        Ok(Array { element, count, bytes: start..self.at })
-    }
-}
-
-type Header = (HashMap<String, Value>, Vec<TensorInfo>);
-
-fn read_header(path: &Path, data: &[u8]) -> Result<Header> {
-    let mut c = Cursor { path, data, at: 0 };
-    if data.get(..4) != Some(MAGIC) {
-        return Err(not_gguf(path, "it does not start with the letters GGUF"));
-    }
-    c.at = 4;
-    match c.u32("version")? {
-        2 | 3 => {}
-        v if matches!(v.swap_bytes(), 1..=3) => {
-            return Err(not_gguf(path, "it is big-endian; a little-endian file is expected"));
-        }
-        v => return Err(not_gguf(path, &format!("version 2 or 3 expected, found {v}"))),
-    }
-    // A tensor entry takes at least a name length, a dimension count, a type and an offset; a key a length, type and value.
-    let tensor_count = c.count(24, "number of tensors")?;
-    let key_count = c.count(13, "number of metadata keys")?;
-
-    let mut metadata = HashMap::with_capacity(key_count);
-    for i in 0..key_count {
-        let key = c.text(&format!("metadata key {i}"))?;
-        let value = c.value(&format!("metadata {key}"))?;
-        if metadata.insert(key.to_string(), value).is_some() {
-            return Err(c.damaged(&format!("metadata {key}"), "the key appears twice"));
-        }
-    }
-    let alignment = match metadata.get("general.alignment") {
-        None => DEFAULT_ALIGNMENT,
-        Some(Value::Unsigned(n)) if n.is_power_of_two() && *n >= 8 && *n <= 1 << 20 => *n,
-        Some(other) => {
-            return Err(c.damaged("general.alignment", &format!("a power of two from 8 on expected, found {other:?}")));
-        }
-    };
-
-    let mut listed = Vec::with_capacity(tensor_count);
-    for i in 0..tensor_count {
-        listed.push(tensor_entry(&mut c, i)?);
-    }
-    let start = (c.at as u64).next_multiple_of(alignment);
-    let tensors = place(path, listed, start, alignment, data.len() as u64)?;
-    Ok((metadata, tensors))
-}
-
-/// A tensor entry with its offset from the start of the data.
-fn tensor_entry(c: &mut Cursor, i: usize) -> Result<(TensorInfo, u64)> {
-    let name = c.text(&format!("name of tensor {i}"))?.to_string();
-    let what = format!("tensor {name}");
-    let dimensions = c.u32(&what)?;
-    if dimensions > MAX_DIMENSIONS {
-        return Err(c.damaged(&what, &format!("at most {MAX_DIMENSIONS} dimensions expected, found {dimensions}")));
-    }
-    let mut shape = Vec::new();
-    for _ in 0..dimensions {
-        let n = c.u64(&what)?;
-        shape.push(usize::try_from(n).map_err(|_| c.damaged(&what, &format!("a dimension of {n} elements")))?);
-    }
-    shape.reverse();
-    let id = c.u32(&what)?;
-    let kind = Kind::from_id(id).map_err(|name| {
-        Error::user(format!("{}: {what}: quantisation type {name} is not supported", c.path.display()))
-            .hint(format!("ft import reads {}", Kind::names()))
-            .hint("choose another quantisation of the same model, such as Q8_0, Q6_K, Q4_K_M or F16")
-    })?;
-    let offset = c.u64(&what)?;
-    let row = shape.last().copied().unwrap_or(1);
-    let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-    let bytes = elements.and_then(|n| (n / kind.block_elements()).checked_mul(kind.block_bytes()));
-    let Some(bytes) = bytes.filter(|&b| b > 0 && row % kind.block_elements() == 0) else {
-        return Err(c.damaged(&what, &format!("shape {shape:?} cannot be stored as {}", kind.name())));
-    };
-    Ok((TensorInfo { name, kind, shape, bytes: 0..bytes }, offset))
-}
-
-/// Turns offsets into places in the file: aligned, inside the file, no two overlapping, no name twice.
-fn place(
-    path: &Path,
-    listed: Vec<(TensorInfo, u64)>,
-    start: u64,
-    alignment: u64,
-    length: u64,
-) -> Result<Vec<TensorInfo>> {
-    let damaged = |name: &str, why: String| {
-        Error::user(format!("{}: tensor {name}: {why}", path.display()))
-            .hint("the file is damaged or cut short; download it again and compare its size or checksum")
-    };
-    let mut names = HashSet::with_capacity(listed.len());
-    let mut tensors = Vec::with_capacity(listed.len());
-    for (mut tensor, offset) in listed {
-        if !names.insert(tensor.name.clone()) {
-            return Err(damaged(&tensor.name, "the name appears twice".into()));
-        }
-        if offset % alignment != 0 {
-            return Err(damaged(&tensor.name, format!("offset {offset} is no multiple of the alignment {alignment}")));
-        }
-        let bytes = tensor.bytes.len() as u64;
-        match start.checked_add(offset).and_then(|from| Some((from, from.checked_add(bytes)?))) {
-            Some((from, to)) if to <= length => tensor.bytes = from as usize..to as usize,
-            _ => {
-                let why = format!(
-                    "{bytes} bytes expected at offset {offset} of the data, but the file has {length} bytes in all"
-                );
-                return Err(damaged(&tensor.name, why));
-            }
-        }
-        tensors.push(tensor);
-    }
-    let mut order: Vec<&TensorInfo> = tensors.iter().collect();
-    order.sort_by_key(|t| t.bytes.start);
-    if let Some(w) = order.windows(2).find(|w| w[0].bytes.end > w[1].bytes.start) {
-        return Err(damaged(&w[1].name, format!("its data overlaps that of tensor {}", w[0].name)));
-    }
-    Ok(tensors)
 }

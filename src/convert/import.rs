@@ -74,6 +74,7 @@ pub fn import(options: &Options, mut progress: impl FnMut(u64, u64) -> Result<()
     let mut model = architecture::map(&gguf, arch, &vocabulary)?;
     model.config.insert("torch_dtype".into(), json!(torch_name(options.dtype)));
 
+    let (name, license) = (gguf.text("general.name")?, gguf.text("general.license")?);
     let entries: Vec<Entry> =
         model.tensors.iter().map(|t| Entry::new(&t.name, options.dtype, t.shape.clone())).collect();
     let by_name: HashMap<&str, &Mapped> = model.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
@@ -98,8 +99,8 @@ pub fn import(options: &Options, mut progress: impl FnMut(u64, u64) -> Result<()
         file: options.file.to_path_buf(),
         out: options.out.to_path_buf(),
         architecture: arch.to_string(),
-        name: gguf.text("general.name")?.map(str::to_string),
-        license: gguf.text("general.license")?.map(str::to_string),
+        name: name.map(str::to_string),
+        license: license.map(str::to_string),
         parameters: entries.iter().map(Entry::elements).sum(),
         tensors,
         dtype: torch_name(options.dtype).to_string(),

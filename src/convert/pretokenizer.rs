@@ -29,6 +29,8 @@ enum Split {
 const PRE_TOKENIZERS: [PreTokenizer; 7] = [
     PreTokenizer { names: &["gpt-2"], split: Split::Gpt2, nfc: false, ignore_merges: false, adds_bos: false },
     PreTokenizer { names: &["default"], split: Split::Gpt2, nfc: false, ignore_merges: false, adds_bos: false },
+    // transformers' own reader of GGUF takes `smollm` for GPT-2's split and so gives other ids where white space or a
+    // non-ASCII number stands before a number; the models' tokenizer.json and llama.cpp isolate digits first.
     PreTokenizer {
         names: &["smollm", "starcoder", "refact"],
         split: Split::DigitsThenGpt2,
