@@ -6,11 +6,11 @@ use crate::data::{ChatTokenizer, Example};
 use crate::error::{Error, Result};
 use crate::generate::{Settings, Stop, complete};
 use crate::models::Model;
-use crate::nn::Tokens;
+use crate::methods::sft::Batch;
 use serde::Serialize;
 use serde_json::Value;
 use std::time::Instant;
-use tch::{Kind, Tensor};
+use tch::Kind;
 
 /// Tokens of a packed row whose loss is taken at once.
 const PACK: usize = 4096;
@@ -126,7 +126,7 @@ pub fn mean_loss(model: &Model, examples: &[&Example]) -> Result<(f64, usize)> {
             held <= PACK
         };
         let to = from + order[from..].iter().take_while(fits).count().max(1);
-        let (part, n) = loss_sum(model, &order[from..to]);
+        let (part, n) = loss_sum(model, &order[from..to])?;
         sum += part;
         count += n;
         from = to;
@@ -140,17 +140,8 @@ pub fn mean_loss(model: &Model, examples: &[&Example]) -> Result<(f64, usize)> {
 }
 
 /// Summed loss of the supervised tokens of one packed row.
-fn loss_sum(model: &Model, examples: &[&Example]) -> (f64, usize) {
-    let ids: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
-    let (mut at, mut targets, mut start) = (Vec::new(), Vec::new(), 0i64);
-    for e in examples {
-        for t in (1..e.ids.len()).filter(|t| e.supervised[*t]) {
-            at.push(start + t as i64 - 1);
-            targets.push(i64::from(e.ids[t]));
-        }
-        start += e.ids.len() as i64;
-    }
-    let on_device = |v: &[i64]| Tensor::from_slice(v).to_device(model.device());
-    let scores = model.infer(&Tokens::pack(&ids, model.device()), |out| out.log_probs(&on_device(&at), &on_device(&targets)));
-    (-scores.log_probs.sum(Kind::Double).double_value(&[]), targets.len())
+fn loss_sum(model: &Model, examples: &[&Example]) -> Result<(f64, usize)> {
+    let batch = Batch::new(examples, model.device());
+    let scores = model.infer(&batch.tokens, |out| out.log_probs(&batch.at, &batch.targets))?;
+    Ok((-scores.log_probs.sum(Kind::Double).double_value(&[]), batch.supervised() as usize))
 }
