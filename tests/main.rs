@@ -6,6 +6,7 @@ mod data;
 mod setup;
 mod generate;
 mod adapters;
+mod commands;
 mod parity;
 mod properties;
 mod support;

@@ -1,0 +1,232 @@
+//! The real binary through its command line: every command in README, every shipped recipe, resume and signals.
+//!
+//! The model is the tiny random one of the fixtures, so a run takes a second; what is tested is that the path holds.
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// A folder laid out as the project is after `make demo`, with a tiny model and a few rows.
+struct Workspace(tempfile::TempDir);
+
+impl Workspace {
+    fn new() -> Self {
+        let space = Self(tempfile::tempdir().unwrap());
+        for folder in ["recipes", "datasets"] {
+            copy(Path::new(folder), &space.path(folder), |name| name.ends_with(".yaml") || name.ends_with(".jsonl"));
+        }
+        let model = space.path("models/smollm2-135m-instruct");
+        copy(Path::new("tests/fixtures/tiny-llama"), &model, |_| true);
+        copy(Path::new("tests/fixtures/tiny-tokenizer"), &model, |name| !name.ends_with(".py"));
+        std::fs::copy("tests/fixtures/gguf/llama-spm.gguf", space.path("models/SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap();
+        let rows = std::fs::read_to_string("datasets/chat.jsonl").unwrap();
+        let rows: Vec<&str> = rows.lines().collect();
+        std::fs::create_dir_all(space.path("datasets/icd10")).unwrap();
+        for (name, part) in [("train", &rows[..24]), ("valid", &rows[24..28]), ("test", &rows[28..32])] {
+            std::fs::write(space.path(&format!("datasets/icd10/{name}.jsonl")), part.join("\n")).unwrap();
+        }
+        space
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ft"));
+        command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs ft and expects success.
+    fn ft(&self, arguments: &[&str]) -> Output {
+        let output = self.command(arguments).output().unwrap();
+        assert!(output.status.success(), "ft {}\n{}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+        output
+    }
+
+    fn json(&self, name: &str) -> Value {
+        serde_json::from_str(&std::fs::read_to_string(self.path(name)).unwrap()).unwrap()
+    }
+
+    /// The steps in a run's metrics.jsonl, without what depends on the clock and on memory.
+    fn steps(&self, out: &str) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.path(&format!("{out}/metrics.jsonl"))).unwrap();
+        let timeless = |line: &str| {
+            let mut value: Value = serde_json::from_str(line).unwrap();
+            for key in ["seconds", "tokens_per_s", "memory"] {
+                value.as_object_mut().unwrap().remove(key);
+            }
+            value
+        };
+        text.lines().map(timeless).collect()
+    }
+
+    fn weights(&self, out: &str) -> Vec<u8> {
+        let folder = self.path(out);
+        let adapter = folder.join("adapter_model.safetensors");
+        std::fs::read(if adapter.exists() { adapter } else { folder.join("model.safetensors") }).unwrap()
+    }
+}
+
+fn copy(from: &Path, to: &Path, wanted: impl Fn(&str) -> bool) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_file() && wanted(&entry.file_name().to_string_lossy()) {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+/// Commands of README's `sh` blocks, without comments.
+fn readme_commands() -> Vec<String> {
+    let text = std::fs::read_to_string("README.md").unwrap();
+    let blocks = text.split("```sh\n").skip(1).map(|b| b.split("```").next().unwrap());
+    let command = |line: &str| line.split("   #").next().unwrap().trim().to_string();
+    blocks.flat_map(|b| b.lines().map(command).collect::<Vec<_>>()).filter(|l| !l.is_empty()).collect()
+}
+
+#[test]
+fn every_command_in_readme_runs() {
+    let space = Workspace::new();
+    let (mut made, mut run) = (0, 0);
+    for command in readme_commands() {
+        let words = split(&command);
+        match words[0].as_str() {
+            "make" => {
+                let dry = Command::new("make").arg("-n").args(&words[1..]).stdin(Stdio::null()).output().unwrap();
+                assert!(dry.status.success(), "{command}: {}", String::from_utf8_lossy(&dry.stderr));
+                made += 1;
+            }
+            "ft" => {
+                space.ft(&words[1..].iter().map(String::as_str).collect::<Vec<_>>());
+                run += 1;
+            }
+            other => panic!("README runs `{other}`: teach this test about it"),
+        }
+    }
+    assert!(made >= 2 && run >= 10, "README has {made} make and {run} ft commands; is it still being read?");
+}
+
+/// Splits a command line at spaces outside double quotes.
+fn split(line: &str) -> Vec<String> {
+    let parts = line.split('"').enumerate();
+    parts
+        .flat_map(|(i, part)| match i % 2 {
+            1 => vec![part.to_string()],
+            _ => part.split_whitespace().map(String::from).collect(),
+        })
+        .collect()
+}
+
+#[test]
+fn every_shipped_recipe_trains() {
+    let space = Workspace::new();
+    let recipes: Vec<String> = std::fs::read_dir("recipes").unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let recipes: Vec<&String> = recipes.iter().filter(|name| name.ends_with(".yaml")).collect();
+    assert!(recipes.len() >= 3, "found {recipes:?}");
+    for name in recipes {
+        let (recipe, out) = (format!("recipes/{name}"), format!("run.out=runs/{name}"));
+        space.ft(&["train", &recipe, "--set", "run.steps=2", "--set", &out]);
+        let report = space.json(&format!("runs/{name}/export_report.json"));
+        assert_eq!(report["verdict"], "passed", "{name}: {report}");
+        assert_eq!(space.steps(&format!("runs/{name}")).iter().filter(|l| l.get("loss").is_some()).count(), 2, "{name}");
+    }
+}
+
+/// k steps + resume + the rest give the bits of the straight run, for an adapter with dropout and for all weights.
+#[test]
+fn a_resumed_run_ends_with_the_same_bits() {
+    let space = Workspace::new();
+    for (recipe, sets) in [
+        ("recipes/lora-medical.yaml", vec!["adapter.lora.dropout=0.1"]),
+        ("recipes/full-medical.yaml", vec!["model.dtype=bf16"]),
+    ] {
+        let common = ["run.epochs=3", "batch.examples=5", "run.eval_every=4", "run.save_every=1", "run.keep=20"];
+        let train = |out: &str, more: &[&str]| {
+            let out = format!("run.out={out}");
+            let mut arguments = vec!["train", recipe, "--set", &out];
+            arguments.extend(sets.iter().chain(&common).flat_map(|s| ["--set", s]));
+            arguments.extend(more);
+            space.ft(&arguments)
+        };
+        train("straight", &["--overwrite"]);
+        train("broken", &["--overwrite"]);
+        // What a run killed after step 7 leaves behind: its checkpoints up to there, and no result.
+        let checkpoints = space.path("broken/checkpoints");
+        for entry in std::fs::read_dir(&checkpoints).unwrap() {
+            let path = entry.unwrap().path();
+            let step: u64 = path.file_name().unwrap().to_str().unwrap().strip_prefix("step-").unwrap().parse().unwrap();
+            if step > 7 {
+                std::fs::remove_dir_all(path).unwrap();
+            }
+        }
+        assert!(checkpoints.join("step-7").exists());
+        let weights = ["adapter_model.safetensors", "model.safetensors"].map(|n| space.path("broken").join(n));
+        weights.iter().filter(|p| p.exists()).for_each(|p| std::fs::remove_file(p).unwrap());
+        train("broken", &["--resume"]);
+        assert_eq!(space.weights("straight"), space.weights("broken"), "{recipe}: the result differs");
+        assert_eq!(space.steps("straight"), space.steps("broken"), "{recipe}: the metrics differ");
+    }
+}
+
+#[test]
+fn a_signal_saves_and_the_run_goes_on() {
+    let space = Workspace::new();
+    let recipe = ["train", "recipes/lora-medical.yaml", "--set", "run.epochs=400", "--set", "run.eval_every=0", "--set", "run.samples=0"];
+    let mut child = space.command(&recipe).stderr(Stdio::piped()).spawn().unwrap();
+    let metrics = space.path("adapters/lora-medical/metrics.jsonl");
+    let began = std::time::Instant::now();
+    while std::fs::read_to_string(&metrics).map_or(0, |t| t.lines().count()) < 3 {
+        assert!(began.elapsed().as_secs() < 120, "no step in two minutes");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(130));
+    let saved = std::fs::read_dir(space.path("adapters/lora-medical/checkpoints")).unwrap().count();
+    assert!(saved >= 1);
+    // Without a word about the earlier run it is not touched.
+    let refused = space.command(&recipe).output().unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--resume"));
+}
+
+#[test]
+fn a_changed_recipe_is_not_resumed() {
+    let space = Workspace::new();
+    space.ft(&["train", "recipes/lora-medical.yaml", "--set", "run.steps=2"]);
+    let resumed = ["train", "recipes/lora-medical.yaml", "--set", "run.steps=2", "--set", "optim.lr=1e-3", "--resume"];
+    let refused = space.command(&resumed).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("optim.lr") && said.contains("0.001"), "{said}");
+}
+
+#[test]
+fn check_tells_what_it_found_and_fails_where_validation_rows_are_trained_on() {
+    let space = Workspace::new();
+    let ok = space.ft(&["check", "recipes/lora-medical.yaml", "--json"]);
+    let found: Value = serde_json::from_slice(&ok.stdout).unwrap();
+    assert_eq!(found["steps"], 3);
+    assert_eq!(found["problems"], serde_json::json!([]));
+    assert!(found["trained"].as_u64().unwrap() > 0 && found["needs"]["memory"].as_u64().unwrap() > 0);
+    let same = ["check", "recipes/lora-medical.yaml", "--set", "data.valid.path=datasets/icd10/train.jsonl"];
+    let failed = space.command(&same).output().unwrap();
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&failed.stderr).contains("also training rows"));
+}
+
+#[test]
+fn exploding_loss_stops_with_a_next_step_and_leaves_no_result() {
+    let space = Workspace::new();
+    let run = ["train", "recipes/full-medical.yaml", "--set", "optim.lr=1", "--set", "optim.max_norm=0", "--set", "run.epochs=40",
+        "--set", "optim.warmup=0", "--set", "model.dtype=f32", "--set", "run.samples=0", "--set", "optim.betas=[0,0]", "--set", "optim.weight_decay=300"];
+    let failed = space.command(&run).output().unwrap();
+    let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert_eq!(failed.status.code(), Some(1), "{said}");
+    assert!(said.contains("optim.lr"), "{said}");
+    assert!(!space.path("adapters/full-medical/model.safetensors").exists());
+}
