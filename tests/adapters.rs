@@ -136,7 +136,7 @@ fn adapters_of_peft_are_written_back_as_they_were() {
         assert_eq!(after.as_object().unwrap().len(), if before["exclude_modules"].is_null() { 24 } else { 25 });
         seen += 1;
     }
-    assert_eq!(seen, 11);
+    assert_eq!(seen, 13); // two hold tensors that no module of ours takes; as files they are read
 }
 
 /// PEFT writes sets as lists in any order, and whole numbers with or without a point.

@@ -54,7 +54,7 @@ enum Form {
 
 pub fn run(args: &MergeArgs) -> Result<()> {
     guard(args)?;
-    if !(args.shard_size > 0.0) {
+    if args.shard_size.is_nan() || args.shard_size <= 0.0 {
         return Err(
             Error::user(format!("--shard-size: {} is not a size", args.shard_size)).hint("gigabytes, e.g. 5 or 0.5")
         );

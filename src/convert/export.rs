@@ -111,18 +111,18 @@ impl Thresholds {
     }
 
     fn problems(&self, d: &Distance) -> Vec<String> {
-        // Written so that NaN fails.
+        let above = |found: f64, most: f64| found.is_nan() || found > most;
         let mut problems = Vec::new();
-        if !(d.relative <= self.relative) {
+        if above(d.relative, self.relative) {
             problems.push(format!(
                 "logits differ by {:.2e} of the largest, at most {:.0e} expected",
                 d.relative, self.relative
             ));
         }
-        if !(d.mean_kl <= self.mean_kl) {
+        if above(d.mean_kl, self.mean_kl) {
             problems.push(format!("mean KL is {:.2e}, at most {:.0e} expected", d.mean_kl, self.mean_kl));
         }
-        if !(d.top1_agreement >= self.top1_agreement) {
+        if above(-d.top1_agreement, -self.top1_agreement) {
             problems
                 .push(format!("top-1 agreement is {:.3}, at least {} expected", d.top1_agreement, self.top1_agreement));
         }

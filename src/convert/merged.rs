@@ -84,7 +84,7 @@ pub fn adapter(base: &Path, parts: &[Part], out: &Path) -> Result<Report> {
             let (wanted, found) = (merge.tensor(name)?, one.tensor(name)?);
             let error = (&found - &wanted).abs().max().double_value(&[]);
             let limit = 1e-5 * wanted.abs().max().double_value(&[]);
-            if !(error <= limit) {
+            if error.is_nan() || error > limit {
                 report.problems.push(format!(
                     "`{name}`: the sum of the adapters is off by {error:.1e}, at most {limit:.1e} expected"
                 ));
