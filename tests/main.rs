@@ -6,6 +6,8 @@ mod data;
 mod setup;
 mod generate;
 mod adapters;
+mod architecture;
+mod hostile;
 mod parity;
 mod properties;
 mod support;
