@@ -7,6 +7,8 @@ mod setup;
 mod generate;
 mod adapters;
 mod commands;
+mod architecture;
+mod hostile;
 mod parity;
 mod properties;
 mod support;

@@ -303,7 +303,7 @@ fn check_differences(what: &str, model: &Model, batches: &[Vec<Sequence>], repla
         let direction = g / length + &chance / chance.norm();
         let direction = &direction / direction.norm();
         let expected = (g * &direction).sum(Kind::Double).double_value(&[]);
-        let by = (0.01 / length).clamp(1e-3, 1e-2);
+        let by = 1e-3; // larger, and curvature shows; smaller, and float32's rounding does
         let slope = (shifted(model, &p.tensor, &direction, by, batches) - shifted(model, &p.tensor, &direction, -by, batches)) / (2.0 * by);
         let gap = (slope - expected).abs() / expected.abs();
         assert!(gap < 1e-2, "{what}: {}: slope {slope}, gradient {expected}, length {length}", p.name);

@@ -1,0 +1,250 @@
+//! The floors of the house: modules import downward only, and a library is known in one place.
+//!
+//! A new module gets a place in `FLOORS`; a new library that should stay in one place, a row in `LIBRARIES`.
+
+use fancy_regex::Regex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Upper first. A module imports what lies on a lower floor, itself, and `EVERYWHERE`.
+const FLOORS: &[&[&str]] = &[
+    &["cli"],
+    &["train", "eval", "convert"],
+    &["recipe"],
+    &["methods"],
+    &["data", "generate"],
+    &["models"],
+    &["adapters"],
+    &["nn"],
+    &["native"],
+];
+
+/// Know no module above and may be used from any floor: errors, files, chance, and what the machine has.
+const EVERYWHERE: &[&str] = &["error", "report", "fsutil", "rng", "machine"];
+
+/// Beside the floors: the process's libtorch. Only the command starts it or asks about it.
+const PROCESS: &[&str] = &["runtime", "libtorch"];
+const MAY_USE_PROCESS: &[&str] = &["cli", "main", "runtime"];
+
+/// Imports along one floor, each with its reason.
+const ALONG: &[(&str, &str)] = &[
+    ("train", "convert"), // a run ends in a verified export
+];
+
+/// Libraries and the files (or folders, ending in `/`) that may know them.
+const LIBRARIES: &[(&str, &[&str])] = &[
+    ("clap", &["src/cli/", "src/main.rs"]),
+    ("serde_yaml", &["src/recipe/"]),
+    ("saphyr_parser", &["src/recipe/"]),
+    ("polars", &["src/data/source.rs"]),
+    ("minijinja", &["src/data/template.rs"]),
+    ("minijinja_contrib", &["src/data/template.rs"]),
+    ("tokenizers", &["src/data/tokenizer.rs"]),
+    ("safetensors", &["src/nn/weights.rs", "src/nn/safetensors.rs", "src/convert/"]),
+    ("memmap2", &["src/nn/weights.rs", "src/convert/gguf.rs"]),
+    ("torch_sys", &["src/native.rs"]),
+    // Rows and recipes are numbers and text; tensors begin below and beside them.
+    (
+        "tch",
+        &[
+            "src/cli/",
+            "src/train/",
+            "src/eval/",
+            "src/convert/",
+            "src/methods/",
+            "src/generate/",
+            "src/models/",
+            "src/adapters/",
+            "src/nn/",
+            "src/native.rs",
+            "src/runtime.rs",
+            "src/error.rs",
+        ],
+    ),
+];
+
+/// Files that may say `unsafe`, and what else must stand on each such line or on the line after it.
+const UNSAFE: &[(&str, &str)] = &[
+    ("src/native.rs", ""),        // libtorch beyond tch
+    ("src/runtime.rs", ""),       // signals, the loader's list of libraries
+    ("src/machine.rs", ""),       // system calls, the NVIDIA driver
+    ("src/bin/ft-launch.rs", ""), // anonymous memory for the packed binary
+    ("src/nn/weights.rs", "Mmap::map"),
+    ("src/convert/gguf.rs", "Mmap::map"),
+];
+
+/// Files of `models` that may know adapters; a family may not.
+const MODELS_KNOWING_ADAPTERS: &[&str] = &["src/models/open.rs"];
+
+/// The code of a file: comments and their examples left out.
+fn code(text: &str) -> String {
+    let uncommented = |line: &str| match line.trim_start().starts_with("//") {
+        true => String::new(),
+        false => line.split(" // ").next().unwrap_or("").to_string(),
+    };
+    text.lines().map(uncommented).collect::<Vec<_>>().join("\n")
+}
+
+/// The module a file belongs to: `src/nn/head.rs` and `src/nn.rs` to `nn`.
+fn module(file: &str) -> &str {
+    let inner = file.strip_prefix("src/").unwrap_or(file);
+    inner.split('/').next().unwrap_or(inner).trim_end_matches(".rs")
+}
+
+/// Modules of the crate that a file names: `crate::a::…`, `ft::a::…` and `use crate::{a::…, b};`.
+fn imports(code: &str) -> BTreeSet<String> {
+    let plain = Regex::new(r"(?<![\w:])(?:crate|ft)::(\w+)").unwrap();
+    let grouped = Regex::new(r"(?<![\w:])(?:crate|ft)::\{((?:[^{}]|\{[^{}]*\})*)\}").unwrap();
+    let inner = Regex::new(r"\{[^{}]*\}").unwrap();
+    let mut found: BTreeSet<String> = plain.captures_iter(code).map(|c| c.unwrap()[1].to_string()).collect();
+    for group in grouped.captures_iter(code) {
+        let flat = inner.replace_all(group.unwrap().get(1).unwrap().as_str(), "").into_owned();
+        found.extend(flat.split(',').filter_map(|part| part.trim().split("::").next()).filter(|n| !n.is_empty()).map(String::from));
+    }
+    found
+}
+
+fn floor(module: &str) -> Option<usize> {
+    FLOORS.iter().position(|f| f.contains(&module))
+}
+
+/// Why `from` may not import `to`; `None` where it may.
+fn objection(from: &str, to: &str) -> Option<String> {
+    if from == to || EVERYWHERE.contains(&to) || (PROCESS.contains(&to) && MAY_USE_PROCESS.contains(&from)) {
+        return None;
+    }
+    match (floor(from), floor(to)) {
+        (_, None) if PROCESS.contains(&to) => Some("only the command deals with the process's libtorch".into()),
+        (_, None) => Some(format!("`{to}` has no floor")),
+        (Some(a), Some(b)) if a < b || ALONG.contains(&(from, to)) => None,
+        (Some(a), Some(b)) if a == b => Some("they share a floor".into()),
+        (Some(_), Some(_)) => Some(format!("`{to}` lies above")),
+        (None, Some(_)) => Some(format!("`{from}` must know no floor")),
+    }
+}
+
+/// Everything in the files (path, text) that the tables forbid.
+fn violations(files: &[(String, String)]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (file, text) in files {
+        let (from, code) = (module(file), code(text));
+        for to in imports(&code) {
+            // Macros and the root's own items are no modules.
+            if to.chars().next().is_some_and(char::is_uppercase) {
+                continue;
+            }
+            if let Some(why) = objection(from, &to) {
+                found.push(format!("{file}: imports `{to}`: {why}"));
+            }
+            if from == "models" && to == "adapters" && !MODELS_KNOWING_ADAPTERS.contains(&file.as_str()) {
+                found.push(format!("{file}: imports `adapters`: they attach while the model is built"));
+            }
+        }
+        for (library, places) in LIBRARIES {
+            let named = Regex::new(&format!(r"(?<![\w:])(?:::)?{library}(?:::|;)")).unwrap();
+            let inside = places.iter().any(|p| if p.ends_with('/') { file.starts_with(p) } else { file == p });
+            if !inside && named.is_match(&code).unwrap() {
+                found.push(format!("{file}: knows `{library}`, which belongs to {}", places.join(", ")));
+            }
+        }
+        let word = Regex::new(r"\bunsafe\b").unwrap();
+        let lines: Vec<&str> = code.lines().collect();
+        for (i, line) in lines.iter().enumerate().filter(|(_, l)| word.is_match(l).unwrap()) {
+            let near = format!("{line}{}", lines.get(i + 1).unwrap_or(&""));
+            if !UNSAFE.iter().any(|(place, with)| file == place && near.contains(with)) {
+                let places: Vec<&str> = UNSAFE.iter().map(|(place, _)| *place).collect();
+                found.push(format!("{file}:{}: `unsafe` outside {}", i + 1, places.join(", ")));
+            }
+        }
+    }
+    found
+}
+
+fn sources() -> Vec<(String, String)> {
+    fn walk(folder: &Path, root: &Path, into: &mut Vec<(String, String)>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, root, into);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_string();
+                into.push((name, std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    walk(&root.join("src"), root, &mut files);
+    files.sort();
+    files
+}
+
+#[test]
+fn imports_run_downward_and_libraries_stay_in_their_place() {
+    let files = sources();
+    let mut edges: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (file, text) in &files {
+        let from = module(file);
+        edges.entry(from.to_string()).or_default().extend(imports(&code(text)).into_iter().filter(|to| to != from));
+    }
+    for (from, to) in &edges {
+        println!("{from} -> {}", to.iter().filter(|t| !EVERYWHERE.contains(&t.as_str())).cloned().collect::<Vec<_>>().join(", "));
+    }
+    assert!(files.len() > 50 && edges.values().map(BTreeSet::len).sum::<usize>() > 30, "the sources were read");
+    let found = violations(&files);
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn every_module_has_a_floor_and_every_row_is_needed() {
+    let files = sources();
+    let (_, root) = files.iter().find(|(f, _)| f == "src/lib.rs").unwrap();
+    let declared = Regex::new(r"(?m)^pub mod (\w+);").unwrap();
+    let modules: BTreeSet<String> = declared.captures_iter(root).map(|c| c.unwrap()[1].to_string()).collect();
+    let placed: Vec<&str> = FLOORS.iter().copied().flatten().chain(EVERYWHERE).chain(PROCESS).copied().collect();
+    for module in &modules {
+        assert!(placed.contains(&module.as_str()), "src/lib.rs: `{module}` has no floor");
+    }
+    for name in placed {
+        assert!(modules.contains(name) || name == "cli", "`{name}` is no module any more");
+    }
+    for (from, to) in ALONG {
+        let used = files.iter().any(|(f, text)| module(f) == *from && imports(&code(text)).contains(*to));
+        assert!(used, "nothing in {from} imports {to} any more");
+    }
+    for place in UNSAFE.iter().map(|(p, _)| p).chain(MODELS_KNOWING_ADAPTERS) {
+        assert!(files.iter().any(|(f, _)| f == place), "{place} is gone");
+    }
+}
+
+#[test]
+fn the_reader_sees_every_way_to_break_the_rules() {
+    let broken = |file: &str, text: &str| violations(&[(file.to_string(), text.to_string())]);
+    for (file, text, expected) in [
+        ("src/nn/head.rs", "use crate::models::Model;", "`models` lies above"),
+        ("src/nn/head.rs", "fn f() { crate::train::run() }", "`train` lies above"),
+        ("src/data/pack.rs", "use crate::{error::Error, nn::{self, Tokens}, train::log};", "`train` lies above"),
+        ("src/eval/run.rs", "use crate::{\n    convert::{gguf, export},\n};", "`convert`: they share a floor"),
+        ("src/error.rs", "use crate::models::Model;", "`error` must know no floor"),
+        ("src/nn/head.rs", "use crate::fresh::Thing;", "`fresh` has no floor"),
+        ("src/models/qwen.rs", "use crate::adapters::LoraPlan;", "attach while the model is built"),
+        ("src/models/qwen.rs", "use crate::runtime::start;", "only the command"),
+        ("src/train/mod.rs", "use clap::Parser;", "knows `clap`"),
+        ("src/data/record.rs", "let x = serde_yaml::from_str(s);", "knows `serde_yaml`"),
+        ("src/data/record.rs", "fn f(t: &tch::Tensor) {}", "knows `tch`"),
+        ("src/adapters/file.rs", "use ::safetensors::Dtype;", "knows `safetensors`"),
+        ("src/nn/weights.rs", "unsafe { other() }", "`unsafe` outside"),
+        ("src/nn/ops.rs", "unsafe { Mmap::map(f) }", "`unsafe` outside"),
+    ] {
+        let found = broken(file, text);
+        assert!(found.iter().any(|v| v.contains(expected)), "{file}: {text}: {found:?}");
+    }
+    for (file, text) in [
+        ("src/models/llama.rs", "use crate::nn::{Builder, Linear};"),
+        ("src/adapters/file.rs", "// use crate::train::run;\nuse crate::nn::safetensors;"),
+        ("src/cli/import.rs", "use ft::convert::safetensors::Dtype;\nuse crate::cli::sampling;"),
+        ("src/nn/weights.rs", "let m = unsafe { Mmap::map(&f) };"),
+    ] {
+        assert_eq!(broken(file, text), Vec::<String>::new(), "{file}: {text}");
+    }
+}

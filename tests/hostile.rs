@@ -1,0 +1,264 @@
+//! Weights that are not what they say: each ends in one clear error that names the file or the tensor.
+
+use crate::support::*;
+use ft::error::Error;
+use ft::models::{Load, Model, Replay};
+use ft::nn::weights;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+const Q: &str = "model.layers.1.self_attn.q_proj.weight";
+
+type Tensors = BTreeMap<String, Tensor>;
+
+fn try_load(folder: &Path) -> Result<Model, Error> {
+    let model = Model::load(folder, Load { device: Device::Cpu, kind: Kind::Float, train_base: true, adapters: Vec::new() });
+    if let Err(e) = &model {
+        assert_eq!(e.exit_code(), 1, "the input's fault, not ours: {e}");
+    }
+    model
+}
+
+/// The error of loading the folder; it must say all of `parts`.
+#[track_caller]
+fn refused(folder: &Path, parts: &[&str]) -> String {
+    let text = try_load(folder).err().expect("refused").to_string();
+    for part in parts {
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
+    assert!(text.len() < 4000, "one readable error: {text}");
+    text
+}
+
+/// A model directory whose tensors were changed.
+fn changed(change: impl FnOnce(&mut Tensors)) -> tempfile::TempDir {
+    let folder = with_weights("biased-llama", "biased-llama");
+    let mut all = tensors("biased-llama/model.safetensors");
+    change(&mut all);
+    save(&folder.path().join("model.safetensors"), &all);
+    folder
+}
+
+fn save(path: &Path, tensors: &Tensors) {
+    weights::save(path, tensors.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
+}
+
+/// A model directory whose config was changed.
+fn configured(change: impl FnOnce(&mut Map<String, Value>)) -> tempfile::TempDir {
+    let folder = with_weights("biased-llama", "biased-llama");
+    let file = folder.path().join("config.json");
+    let mut config: Map<String, Value> = ft::fsutil::read_json(&file).unwrap();
+    change(&mut config);
+    ft::fsutil::write_json(&file, &config).unwrap();
+    folder
+}
+
+#[test]
+fn missing_extra_and_misshapen_tensors_are_named_all_at_once() {
+    assert!(try_load(changed(|_| ()).path()).is_ok());
+    let folder = changed(|t| {
+        t.remove(Q);
+        t.insert("model.norm.weight".into(), Tensor::zeros([25], (Kind::Float, Device::Cpu)));
+        t.insert("lm_head.weight".into(), Tensor::zeros([64, 24], (Kind::Int8, Device::Cpu)));
+    });
+    let missing = format!("`{Q}` is missing, expected shape [24, 24]");
+    let misshapen = "`model.norm.weight` has shape [25], expected [24]";
+    refused(folder.path(), &[&missing, misshapen, "`lm_head.weight` has dtype Int8", "hint:"]);
+
+    let folder = changed(|t| {
+        t.insert("model.layers.3.self_attn.q_proj.weight".into(), Tensor::zeros([2], (Kind::Float, Device::Cpu)));
+    });
+    refused(folder.path(), &["1 tensors", "`model.layers.3.self_attn.q_proj.weight`", "hint:"]);
+
+    // As many as a wrong config makes: listed up to a readable number.
+    let folder = changed(|t| t.retain(|n, _| !n.contains("layers")));
+    refused(folder.path(), &["more"]);
+}
+
+#[test]
+fn old_buffers_and_the_copy_of_a_tied_head_are_passed_over() {
+    let folder = changed(|t| {
+        t.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), Tensor::zeros([4], (Kind::Float, Device::Cpu)));
+    });
+    assert!(try_load(folder.path()).is_ok());
+    let folder = with_weights("tiny-llama", "tiny-llama");
+    let mut all = tensors("tiny-llama/model.safetensors");
+    all.insert("lm_head.weight".into(), all["model.embed_tokens.weight"].shallow_clone());
+    save(&folder.path().join("model.safetensors"), &all);
+    assert!(try_load(folder.path()).is_ok());
+}
+
+#[test]
+fn files_that_are_no_whole_safetensors_are_refused() {
+    let folder = with_weights("biased-llama", "biased-llama");
+    let file = folder.path().join("model.safetensors");
+    let good = std::fs::read(&file).unwrap();
+    let header = u64::from_le_bytes(good[..8].try_into().unwrap());
+    let with_header = |length: u64, rest: &[u8]| [&length.to_le_bytes()[..], rest].concat();
+    let renamed = |from: &str, to: &str| {
+        let text = std::str::from_utf8(&good[8..8 + header as usize]).unwrap().replacen(from, to, 1);
+        [&(text.len() as u64).to_le_bytes()[..], text.as_bytes(), &good[8 + header as usize..]].concat()
+    };
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("empty", Vec::new()),
+        ("shorter than its length field", good[..5].to_vec()),
+        ("cut inside the header", good[..100].to_vec()),
+        ("cut inside the last tensor", good[..good.len() - 1].to_vec()),
+        ("cut after the header", good[..8 + header as usize].to_vec()),
+        ("bytes behind the last tensor", [&good[..], &[0u8; 16]].concat()),
+        ("a header longer than the file", with_header(good.len() as u64 * 2, &good[8..])),
+        ("a header beyond any size", with_header(u64::MAX, &good[8..])),
+        ("a header one byte short", with_header(header - 1, &good[8..])),
+        ("no JSON", with_header(16, &[b'x'; 64])),
+        ("an unknown dtype", renamed("\"F32\"", "\"F33\"")),
+        ("a shape larger than its bytes", renamed("[64,24]", "[64,25]")),
+        ("a shape beyond any number", renamed("[64,24]", "[18446744073709551615,18446744073709551615]")),
+        ("offsets beyond the file", renamed("\"data_offsets\":[0,", "\"data_offsets\":[9999999,")),
+        ("a web page", b"<!DOCTYPE html><html><body>404 not found</body></html>".to_vec()),
+    ];
+    for (what, bytes) in cases {
+        std::fs::write(&file, bytes).unwrap();
+        println!("{what}: {}", refused(folder.path(), &[file.to_str().unwrap(), "not a whole safetensors file", "hint:"]));
+    }
+    std::fs::write(&file, &good).unwrap();
+    assert!(try_load(folder.path()).is_ok());
+}
+
+#[test]
+fn a_dtype_that_is_not_read_is_named() {
+    let folder = with_weights("biased-llama", "biased-llama");
+    let file = folder.path().join("model.safetensors");
+    let header = r#"{"model.norm.weight":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}"#;
+    std::fs::write(&file, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat()).unwrap();
+    refused(folder.path(), &["model.safetensors", "`model.norm.weight`", "F8_E4M3"]);
+}
+
+/// Two shards with an index, over biased-llama.
+fn sharded() -> tempfile::TempDir {
+    let folder = with_weights("biased-llama", "biased-llama");
+    std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    let (first, second): (Tensors, Tensors) =
+        tensors("biased-llama/model.safetensors").into_iter().partition(|(n, _)| n.contains("mlp"));
+    let mut map = Map::new();
+    for (file, part) in [("one.safetensors", &first), ("two.safetensors", &second)] {
+        save(&folder.path().join(file), part);
+        map.extend(part.keys().map(|n| (n.clone(), json!(file))));
+    }
+    index(folder.path(), map.into());
+    folder
+}
+
+fn index(folder: &Path, map: Value) {
+    ft::fsutil::write_json(&folder.join("model.safetensors.index.json"), &json!({ "weight_map": map })).unwrap();
+}
+
+fn index_of(folder: &Path) -> Map<String, Value> {
+    let raw: Value = ft::fsutil::read_json(&folder.join("model.safetensors.index.json")).unwrap();
+    raw["weight_map"].as_object().unwrap().clone()
+}
+
+#[test]
+fn shards_are_read_whole_or_refused_by_name() {
+    let folder = sharded();
+    assert!(try_load(folder.path()).is_ok());
+
+    std::fs::rename(folder.path().join("two.safetensors"), folder.path().join("elsewhere")).unwrap();
+    refused(folder.path(), &["model.safetensors.index.json", "two.safetensors", "hint: the download is incomplete"]);
+    std::fs::rename(folder.path().join("elsewhere"), folder.path().join("two.safetensors")).unwrap();
+
+    let good = index_of(folder.path());
+    let with = |name: &str, file: &str| {
+        let mut map = good.clone();
+        map.insert(name.into(), json!(file));
+        index(folder.path(), map.into());
+    };
+    with("model.ghost.weight", "one.safetensors");
+    refused(folder.path(), &["model.safetensors.index.json", "`model.ghost.weight` is not in one.safetensors"]);
+    for outside in ["../one.safetensors", "/one.safetensors", "..", "deep/one.safetensors", ""] {
+        with(Q, outside);
+        refused(folder.path(), &["model.safetensors.index.json", &format!("`{outside}` leaves the folder")]);
+    }
+    index(folder.path(), json!({ "a": 3 }));
+    refused(folder.path(), &["model.safetensors.index.json:"]);
+    index(folder.path(), json!({}));
+    refused(folder.path(), &["is missing", "more"]);
+
+    // The same tensor twice: which one counts cannot be known.
+    index(folder.path(), good.into());
+    let mut two = tensors_at(&folder.path().join("two.safetensors"));
+    two.insert("model.layers.0.mlp.up_proj.weight".into(), Tensor::zeros([36, 24], (Kind::Float, Device::Cpu)));
+    save(&folder.path().join("two.safetensors"), &two);
+    refused(folder.path(), &["two.safetensors", "`model.layers.0.mlp.up_proj.weight` is in two shards"]);
+}
+
+fn tensors_at(path: &Path) -> Tensors {
+    weights::Weights::open_file(path).unwrap().all().into_iter().map(|(n, t)| (n, t.copy())).collect()
+}
+
+#[test]
+fn a_pickle_alone_is_never_opened() {
+    let folder = with_weights("biased-llama", "biased-llama");
+    std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    refused(folder.path(), &[folder.path().to_str().unwrap(), "no model.safetensors", "hint:"]);
+    std::fs::write(folder.path().join("pytorch_model.bin"), b"\x80\x02}q\x00.").unwrap();
+    refused(folder.path(), &["pytorch_model.bin is a pickle", "convert it to safetensors"]);
+}
+
+#[test]
+fn configs_that_cannot_be_honoured_are_refused_by_key() {
+    let set = |key: &str, value: Value| {
+        let key = key.to_string();
+        configured(move |c| {
+            c.insert(key, value);
+        })
+    };
+    refused(set("model_type", json!("gpt_bigcode")).path(), &["config.json", "`gpt_bigcode`", "supported: llama"]);
+    for key in ["model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"] {
+        let folder = configured(|c| {
+            c.remove(key).unwrap();
+        });
+        refused(folder.path(), &["config.json", &format!("`{key}`"), "missing", "hint:"]);
+    }
+    refused(set("hidden_size", json!("24")).path(), &["`hidden_size` must be a positive integer", "found \"24\""]);
+    refused(set("num_hidden_layers", json!(-1)).path(), &["`num_hidden_layers`", "found -1"]);
+    refused(set("num_key_value_heads", json!(2)).path(), &["`num_attention_heads` 3", "`num_key_value_heads` 2"]);
+    refused(set("head_dim", json!(7)).path(), &["head size of 7", "even"]);
+    refused(set("hidden_act", json!("gelu")).path(), &["hidden_act `gelu`"]);
+    refused(set("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0})).path(), &["config.json", "`yarn`", "supported:"]);
+    refused(set("rope_scaling", json!({"rope_type": "linear"})).path(), &["`factor` must be a number"]);
+    refused(set("partial_rotary_factor", json!(0.5)).path(), &["`partial_rotary_factor` is 0.5"]);
+    // Sizes that do not fit the weights, up to absurd ones that no memory could hold.
+    refused(set("intermediate_size", json!(40)).path(), &["up_proj.weight` has shape [36, 24], expected [40, 24]"]);
+    refused(set("hidden_size", json!(3_000_000_000_000i64)).path(), &["the weights do not fit config.json"]);
+    refused(set("num_hidden_layers", json!(2)).path(), &["layers.2.", "does not have"]);
+
+    let folder = with_weights("biased-llama", "biased-llama");
+    std::fs::write(folder.path().join("config.json"), "{\"model_type\": \"llama\",\n").unwrap();
+    refused(folder.path(), &["config.json:2:"]);
+    std::fs::remove_file(folder.path().join("config.json")).unwrap();
+    refused(folder.path(), &["config.json", "No such file"]);
+    refused(Path::new("/no/such/model"), &["/no/such/model/config.json"]);
+}
+
+#[test]
+fn weights_that_are_not_numbers_load_and_show_in_the_loss() {
+    let folder = changed(|t| {
+        let mut w = t[Q].copy();
+        let _ = w.get(3).fill_(f64::NAN);
+        t.insert(Q.into(), w);
+    });
+    let model = try_load(folder.path()).unwrap();
+    let row = Row::pack(&[Sequence::random(20, 64, 1)]);
+    for replay in [Replay::None, Replay::All] {
+        let loss = model.learn(&row.tokens, row.items, replay, |out| row.loss(out)).unwrap().means()["loss"];
+        assert!(loss.is_nan(), "not hidden on the way: {loss}");
+        let norm = ft::train::optim::Optimiser::new(model.params(), plain()).unwrap().clip(1.0).unwrap().double_value(&[]);
+        assert!(norm.is_nan(), "nor in the gradients: {norm}");
+    }
+}
+
+fn plain() -> ft::train::optim::Settings {
+    ft::train::optim::Settings { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0, decay_norms: false }
+}
