@@ -36,7 +36,7 @@ fn ids(value: &Value) -> Vec<u32> {
 
 fn logits(model: &Model, ids: &[u32]) -> Tensor {
     let rows = Tensor::arange(ids.len() as i64, (Kind::Int64, Device::Cpu));
-    model.infer(&Tokens::pack(&[ids], Device::Cpu), |out| out.logits(&rows))
+    model.infer(&Tokens::pack(&[ids], Device::Cpu), |out| out.logits(&rows)).unwrap()
 }
 
 /// Largest difference over the largest expected value.
