@@ -69,7 +69,7 @@ fn rows_that_stop_leave_the_others_as_they_were() {
 /// Logits of the last token of each sequence, the whole sequence run at once.
 fn full(model: &Model, sequences: &[Vec<u32>]) -> Tensor {
     let tokens = Tokens::pack(sequences, Device::Cpu);
-    model.infer(&tokens, |out| out.logits(&tokens.segments.last_rows()))
+    model.infer(&tokens, |out| out.logits(&tokens.segments.last_rows())).unwrap()
 }
 
 fn close(a: &Tensor, b: &Tensor, what: &str) {
@@ -87,7 +87,7 @@ fn cached_steps_equal_the_full_forward() {
         let mut cache = model.cache(sequences.len());
         let mut run = Tokens::pack(&sequences, Device::Cpu);
         for step in 0..6u32 {
-            let cached = model.extend(&run, &mut cache, |out| out.logits(&run.segments.last_rows()));
+            let cached = model.extend(&run, &mut cache, |out| out.logits(&run.segments.last_rows())).unwrap();
             close(&cached, &full(&model, &sequences), &format!("{name} step {step}"));
             if step == 3 {
                 cache.keep(&[2, 1]); // the first ended
@@ -101,7 +101,7 @@ fn cached_steps_equal_the_full_forward() {
         sequences.iter_mut().zip([5usize, 2]).for_each(|(s, n)| s.extend(std::iter::repeat_n(11, n)));
         let new: Vec<&[u32]> = sequences.iter().zip(&cache.lengths).map(|(s, held)| &s[*held as usize..]).collect();
         let run = Tokens::pack_after(&new, &cache.lengths, Device::Cpu);
-        let cached = model.extend(&run, &mut cache, |out| out.logits(&run.segments.last_rows()));
+        let cached = model.extend(&run, &mut cache, |out| out.logits(&run.segments.last_rows())).unwrap();
         close(&cached, &full(&model, &sequences), &format!("{name} continued"));
     }
 }
