@@ -294,9 +294,7 @@ fn end_of_turn(
     tokenizer: &ChatTokenizer,
 ) -> Option<usize> {
     let stops = |t: &usize| tokenizer.stop_ids().contains(&ids[*t]);
-    let closes =
-        |t: &usize| stops(t) || tokenizer.is_special(ids[*t]) || text[offsets[*t].0..offsets[*t].1].trim().is_empty();
-    tokens.rev().take_while(closes).filter(stops).last()
+    tokens.rev().take_while(|t| closes(*t, ids, offsets, text, tokenizer)).filter(stops).last()
 }
 
 /// Whether a token may stand after the words of an answer: a special, or blank.
