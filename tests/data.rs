@@ -192,26 +192,29 @@ fn tool_calls_are_learnt_and_results_are_not() {
     assert_eq!(rows.len(), 3);
     let dataset = data::load(&fixture("rows/messages.jsonl"), format, None, &tokenizer, &options()).unwrap();
     let texts: Vec<String> = dataset.examples.iter().map(|e| quality::preview(e, &tokenizer, false).unwrap()).collect();
-    let whole = texts.iter().filter(|_| true).cloned().collect::<Vec<_>>().join("\n====\n");
+    let whole = texts.join("\n====\n");
     assert!(whole.contains("«<think>\n\n</think>\n\n<tool_call>\n{\"name\": \"find_room\", \"arguments\": {\"day\": \"Mon\"}}\n</tool_call><|im_end|>»"), "{whole}");
     assert!(whole.contains("<tool_response>\n3\n</tool_response><|im_end|>\n<|im_start|>assistant\n«<think>\n\n</think>\n\nRoom 3.<|im_end|>»"), "{whole}");
 }
 
 #[test]
-fn a_template_that_closes_the_text_learns_up_to_the_first_stop() {
-    // `closing` ends every turn in <|end|>, no token of this tokenizer, and the text in eos.
-    let e = masks(
-        &[talk(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")])],
-        &with_template("closing.jinja").unwrap(),
-        Supervise::Assistant,
-    )
-    .unwrap_err();
+fn a_template_that_closes_the_text_learns_up_to_the_stop() {
+    let row = [talk(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")])];
+    // Every turn ends in the stop token; the last is followed by an end of text, which generation never comes to.
+    let scratch = Scratch::new();
+    let source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}<|endoftext|>{% endif %}";
+    let path = scratch.file("t.jinja", source);
+    let tokenizer = ChatTokenizer::load(&fixture("tiny-tokenizer"), Some(&path)).unwrap();
+    let found = masks(&row, &tokenizer, Supervise::Assistant).unwrap();
+    assert_eq!(found.len(), 1);
     assert!(
-        e.message().contains("rows.jsonl:1: message 2 (assistant)")
-            && e.message().contains("not in a stop token (<|im_end|>)"),
-        "{e}"
+        found[0].contains("\n«b<|im_end|>»\n") && found[0].ends_with("\n«d<|im_end|>»\n<|endoftext|>"),
+        "{found:?}"
     );
-    assert!(e.hints()[0].contains("data.template"));
+    // Here <|end|> is no token, and only the end of text stops: it stands in each turn's own rendering.
+    let found = masks(&row, &with_template("closing.jinja").unwrap(), Supervise::Assistant).unwrap();
+    assert_eq!(found.len(), 2);
+    assert!(found[0].ends_with("«b<|end|>\n<|im_end|>»") && found[1].ends_with("«d<|end|>\n<|im_end|>»"), "{found:?}");
 }
 
 #[test]
@@ -242,6 +245,16 @@ fn templates_that_cannot_be_learnt_are_refused() {
     let e = masks(&[talk(&[("system", "Important"), ("user", "a"), ("assistant", "b")])], &deaf, Supervise::Assistant)
         .unwrap_err();
     assert!(e.message().contains("message 1 (system): the chat template leaves it out"), "{e}");
+    // A template that knows neither tool calls nor their results.
+    let called =
+        json!({ "role": "assistant", "content": "", "tool_calls": [{ "function": { "name": "f", "arguments": {} } }] });
+    let e =
+        masks(&[json!({ "messages": [{ "role": "user", "content": "a" }, called] })], &tiny(), Supervise::Assistant)
+            .unwrap_err();
+    assert!(e.message().contains("message 2 (assistant): the chat template leaves out what it says"), "{e}");
+    let row = [talk(&[("user", "a"), ("tool", "lost"), ("assistant", "b")])];
+    let e = masks(&row, &with_template("closing.jinja").unwrap(), Supervise::Assistant).unwrap_err();
+    assert!(e.message().contains("message 2 (tool): the chat template leaves it out"), "{e}");
     // Roles of another tool's format.
     let e = masks(&[talk(&[("human", "a"), ("gpt", "b")])], &tiny(), Supervise::Assistant).unwrap_err();
     assert!(e.message().contains("knows no role \"human\"") && e.hints()[0].contains("sharegpt"), "{e}");

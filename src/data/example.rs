@@ -241,6 +241,13 @@ fn one_rendering(
         let tokens = tokens_in(&span, &offsets);
         let end = end_of_turn(&ids, &offsets, text, tokens.clone(), tokenizer)
             .ok_or_else(|| no_stop(turn, &text[span], tokenizer))?;
+        if (tokens.start..end).all(|t| closes(t, &ids, &offsets, text, tokenizer)) {
+            return Err(Error::user(format!(
+                "message {} (assistant): the chat template leaves out what it says",
+                turn.index + 1
+            ))
+            .hint("does the template know tool calls? Give one that does with data.template, or remove the row"));
+        }
         supervised[tokens.start..=end].fill(true);
     }
     Ok(Example { ids, supervised, line })
@@ -287,9 +294,14 @@ fn end_of_turn(
     tokenizer: &ChatTokenizer,
 ) -> Option<usize> {
     let stops = |t: &usize| tokenizer.stop_ids().contains(&ids[*t]);
-    let closes =
-        |t: &usize| stops(t) || tokenizer.is_special(ids[*t]) || text[offsets[*t].0..offsets[*t].1].trim().is_empty();
-    tokens.rev().take_while(closes).filter(stops).last()
+    tokens.rev().take_while(|t| closes(*t, ids, offsets, text, tokenizer)).filter(stops).last()
+}
+
+/// Whether a token may stand after the words of an answer: a special, or blank.
+fn closes(t: usize, ids: &[u32], offsets: &[(usize, usize)], text: &str, tokenizer: &ChatTokenizer) -> bool {
+    tokenizer.stop_ids().contains(&ids[t])
+        || tokenizer.is_special(ids[t])
+        || text[offsets[t].0..offsets[t].1].trim().is_empty()
 }
 
 fn no_stop(turn: &Turn, answer: &str, tokenizer: &ChatTokenizer) -> Error {
@@ -318,10 +330,18 @@ fn check_roles(messages: &[Message], template: &ChatTemplate) -> Result<()> {
     Ok(())
 }
 
-/// Templates pass over what they do not expect (a system message, a second one) without a word.
+/// Templates pass over what they do not expect (a system message, the result of a tool) without a word. The result of a
+/// tool may stand in the text as JSON writes it.
 fn check_nothing_dropped(messages: &[Message], whole: &str) -> Result<()> {
     for (i, message) in messages.iter().enumerate() {
-        if matches!(message.role.as_str(), "system" | "user") && !whole.contains(message.content.trim()) {
+        let content = message.content.trim();
+        let as_json = || serde_json::to_string(content).is_ok_and(|json| whole.contains(&json[1..json.len() - 1]));
+        let shown = match message.role.as_str() {
+            "system" | "user" => whole.contains(content),
+            "tool" => whole.contains(content) || as_json(),
+            _ => true,
+        };
+        if !shown {
             return Err(Error::user(format!("message {} ({}): the chat template leaves it out", i + 1, message.role))
                 .hint("remove the message from the row, or give a template with data.template that knows it"));
         }

@@ -1,4 +1,4 @@
-//! Values as Python writes them: `json.dumps` for the `tojson` filter, `str` and `repr` for what a template prints.
+//! Values as Python writes them: `json.dumps` for the `tojson` filter, floats and texts for what a template prints.
 
 use serde_json::Value;
 use std::fmt::Write;
@@ -129,43 +129,10 @@ pub fn float(x: f64) -> String {
     }
 }
 
-/// `repr(value)`: what Python prints for a value inside a list or dict, and for lists and dicts themselves.
-pub fn repr(value: &Value) -> String {
-    let mut out = String::new();
-    write_repr(value, &mut out);
-    out
-}
-
-fn write_repr(value: &Value, out: &mut String) {
-    match value {
-        Value::Null => out.push_str("None"),
-        Value::Bool(b) => out.push_str(if *b { "True" } else { "False" }),
-        Value::Number(n) => number(n, out),
-        Value::String(s) => write_str_repr(s, out),
-        Value::Array(items) => {
-            out.push('[');
-            for (i, item) in items.iter().enumerate() {
-                out.push_str(if i > 0 { ", " } else { "" });
-                write_repr(item, out);
-            }
-            out.push(']');
-        }
-        Value::Object(map) => {
-            out.push('{');
-            for (i, (key, item)) in map.iter().enumerate() {
-                out.push_str(if i > 0 { ", " } else { "" });
-                write_str_repr(key, out);
-                out.push_str(": ");
-                write_repr(item, out);
-            }
-            out.push('}');
-        }
-    }
-}
-
-fn write_str_repr(text: &str, out: &mut String) {
+/// `repr(text)`: in single quotes, or in double quotes where that needs no escape.
+pub fn repr(text: &str) -> String {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
-    out.push(quote);
+    let mut out = String::from(quote);
     for c in text.chars() {
         match c {
             '\\' => out.push_str("\\\\"),
@@ -176,19 +143,19 @@ fn write_str_repr(text: &str, out: &mut String) {
                 out.push('\\');
                 out.push(c);
             }
-            c if (c as u32) < 0x20 || ('\u{7f}'..'\u{a0}').contains(&c) || c == '\u{ad}' || c == '\u{a0}' => {
+            c if (c as u32) < 0x20 || ('\u{7f}'..='\u{a0}').contains(&c) || c == '\u{ad}' => {
                 let _ = write!(out, "\\x{:02x}", c as u32);
             }
             c => out.push(c),
         }
     }
     out.push(quote);
+    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn floats_as_python() {
@@ -207,7 +174,14 @@ mod tests {
 
     #[test]
     fn repr_as_python() {
-        let value = json!({"a": [1, 2.5, null, true], "it's": "x\ny", "b": "both ' and \""});
-        assert_eq!(repr(&value), r#"{'a': [1, 2.5, None, True], "it's": 'x\ny', 'b': 'both \' and "'}"#);
+        for (text, python) in [
+            ("a", "'a'"),
+            ("it's", "\"it's\""),
+            ("x\ny\\", r"'x\ny\\'"),
+            ("both ' and \"", r#"'both \' and "'"#),
+            ("\u{1}ä", r"'\x01ä'"),
+        ] {
+            assert_eq!(repr(text), python);
+        }
     }
 }

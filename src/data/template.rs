@@ -7,7 +7,7 @@
 use super::pyjson::{self, Dumps};
 use super::record::{Columns, Conversation, Message};
 use crate::error::{Error, Result};
-use minijinja::value::{Kwargs, Serde, ValueKind};
+use minijinja::value::{Kwargs, ObjectRepr, Serde, Tuple, ValueKind};
 use minijinja::{Environment, ErrorKind, Output, State, Value as Jinja};
 use serde_json::Value;
 
@@ -91,6 +91,8 @@ fn environment() -> Environment<'static> {
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.set_formatter(print);
+    env.add_test("iterable", is_iterable);
+    env.add_test("sequence", is_sequence);
     env.add_filter("tojson", to_json);
     env.add_filter("string", python_str);
     env.add_function("raise_exception", |message: String| -> Result<Jinja, minijinja::Error> {
@@ -122,8 +124,10 @@ fn template_error(name: &str, e: &minijinja::Error) -> Error {
 /// `{% generation %}` marks what the assistant says. minijinja has no tags of ours, and the mask comes from the structure
 /// of the messages, so the tag becomes `{% with %}`: a scope of its own, as in Jinja, with the same whitespace control.
 fn without_generation_tags(source: &str) -> String {
+    // Jinja reads every line end as a line feed.
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
-    let mut rest = source;
+    let mut rest = source.as_str();
     while let Some(start) = rest.find("{%") {
         let Some(length) = rest[start..].find("%}") else { break };
         let end = start + length + 2;
@@ -152,16 +156,43 @@ fn print(out: &mut Output, _: &mut State, value: &Jinja) -> Result<(), minijinja
 fn python_str(value: &Jinja) -> Result<String, minijinja::Error> {
     Ok(match value.kind() {
         ValueKind::Undefined => String::new(),
-        ValueKind::Map | ValueKind::Seq
-            if value.as_object().is_some_and(|o| o.repr() != minijinja::value::ObjectRepr::Plain) =>
-        {
-            pyjson::repr(&as_json(value)?)
-        }
+        ValueKind::Map | ValueKind::Seq => python_repr(value)?,
         ValueKind::Number if !value.is_integer() => {
             f64::try_from(value.clone()).map(pyjson::float).unwrap_or_else(|_| value.to_string())
         }
         _ => value.to_string(),
     })
+}
+
+/// What Python prints for a list, tuple or dict, and for what lies in one.
+fn python_repr(value: &Jinja) -> Result<String, minijinja::Error> {
+    let items = || value.try_iter()?.map(|item| python_repr(&item)).collect::<Result<Vec<_>, _>>();
+    Ok(match value.kind() {
+        ValueKind::Seq if value.downcast_object_ref::<Tuple>().is_some() => match items()?.as_slice() {
+            [one] => format!("({one},)"),
+            several => format!("({})", several.join(", ")),
+        },
+        ValueKind::Seq => format!("[{}]", items()?.join(", ")),
+        ValueKind::Map if value.as_object().is_some_and(|o| o.repr() == ObjectRepr::Map) => {
+            let pair = |key: Jinja| Ok(format!("{}: {}", python_repr(&key)?, python_repr(&value.get_item(&key)?)?));
+            let pairs = value.try_iter()?.map(pair).collect::<Result<Vec<_>, minijinja::Error>>()?;
+            format!("{{{}}}", pairs.join(", "))
+        }
+        ValueKind::String => pyjson::repr(value.as_str().unwrap_or_default()),
+        ValueKind::Undefined => "Undefined".into(),
+        ValueKind::Map => value.to_string(),
+        _ => python_str(value)?,
+    })
+}
+
+/// Jinja's test: what `iter()` takes. minijinja also counts none, and templates tell a missing value apart by this.
+fn is_iterable(value: &Jinja) -> bool {
+    !value.is_none() && (value.as_str().is_some() || value.try_iter().is_ok())
+}
+
+/// Jinja's test: what has a length and items; texts and mappings too.
+fn is_sequence(value: &Jinja) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String)
 }
 
 fn as_json(value: &Jinja) -> Result<Value, minijinja::Error> {
