@@ -231,7 +231,9 @@ fn configs_that_cannot_be_honoured_are_refused_by_key() {
     refused(set("partial_rotary_factor", json!(0.5)).path(), &["`partial_rotary_factor` is 0.5"]);
     // Sizes that do not fit the weights, up to absurd ones that no memory could hold.
     refused(set("intermediate_size", json!(40)).path(), &["up_proj.weight` has shape [36, 24], expected [40, 24]"]);
-    refused(set("hidden_size", json!(3_000_000_000_000i64)).path(), &["the weights do not fit config.json"]);
+    refused(set("hidden_size", json!(16_000_002)).path(), &["the weights do not fit config.json"]);
+    refused(set("hidden_size", json!(3_000_000_000_000i64)).path(), &["`hidden_size`", "at most 16777216"]);
+    refused(set("num_hidden_layers", json!(1_000_000)).path(), &["`num_hidden_layers`", "at most 10000"]);
     refused(set("num_hidden_layers", json!(2)).path(), &["layers.2.", "does not have"]);
 
     let folder = with_weights("biased-llama", "biased-llama");
@@ -245,7 +247,7 @@ fn configs_that_cannot_be_honoured_are_refused_by_key() {
 #[test]
 fn weights_that_are_not_numbers_load_and_show_in_the_loss() {
     let folder = changed(|t| {
-        let mut w = t[Q].copy();
+        let w = t[Q].copy();
         let _ = w.get(3).fill_(f64::NAN);
         t.insert(Q.into(), w);
     });

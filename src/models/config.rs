@@ -78,7 +78,7 @@ impl Config {
         Ok(Self {
             hidden_size: hidden,
             intermediate_size: r.int("intermediate_size")?,
-            num_hidden_layers: r.int("num_hidden_layers")?,
+            num_hidden_layers: r.int_up_to("num_hidden_layers", 10_000)?,
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
             head_dim,
@@ -134,7 +134,11 @@ impl Reader<'_> {
             .hint("is this the config.json of a decoder-only language model?")
     }
     fn int(&self, key: &str) -> Result<i64> {
-        self.raw.get(key).and_then(Value::as_i64).filter(|n| *n > 0).ok_or_else(|| self.missing(key, "a positive integer"))
+        self.int_up_to(key, 1 << 24) // no dimension is larger, and nothing is allocated for a damaged one
+    }
+    fn int_up_to(&self, key: &str, most: i64) -> Result<i64> {
+        let found = self.raw.get(key).and_then(Value::as_i64).filter(|n| (1..=most).contains(n));
+        found.ok_or_else(|| self.missing(key, &format!("a positive integer, at most {most}")))
     }
     fn int_or(&self, key: &str, default: i64) -> Result<i64> {
         if self.raw.get(key).is_none_or(Value::is_null) { Ok(default) } else { self.int(key) }
