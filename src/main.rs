@@ -7,7 +7,14 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     ft::runtime::end_on_closed_pipe();
-    let command = cli::Cli::parse();
+    let command = match cli::Cli::try_parse() {
+        Ok(command) => command,
+        // --help and --version are answers; anything else is the user's input, so not clap's usual 2.
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
+        }
+    };
     match ft::runtime::start().and_then(|_| cli::run(command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
