@@ -208,11 +208,7 @@ fn every_module_has_a_floor_and_every_row_is_needed() {
     let files = sources();
     let (_, root) = files.iter().find(|(f, _)| f == "src/lib.rs").unwrap();
     let declared = Regex::new(r"(?m)^pub mod (\w+);").unwrap();
-<<<<<<< HEAD
-    let modules: BTreeSet<String> = declared.captures_iter(root).map(|c| c.unwrap().get(1).unwrap().as_str().to_string()).collect();
-=======
     let modules: BTreeSet<String> = declared.captures_iter(root.as_str()).map(|c| c.unwrap()[1].to_string()).collect();
->>>>>>> refs/heads/parity
     let placed: Vec<&str> = FLOORS.iter().copied().flatten().chain(EVERYWHERE).chain(PROCESS).copied().collect();
     for module in &modules {
         assert!(placed.contains(&module.as_str()), "src/lib.rs: `{module}` has no floor");
