@@ -14,7 +14,8 @@ const Q: &str = "model.layers.1.self_attn.q_proj.weight";
 type Tensors = BTreeMap<String, Tensor>;
 
 fn try_load(folder: &Path) -> Result<Model, Error> {
-    let model = Model::load(folder, Load { device: Device::Cpu, kind: Kind::Float, train_base: true, adapters: Vec::new() });
+    let model =
+        Model::load(folder, Load { device: Device::Cpu, kind: Kind::Float, train_base: true, adapters: Vec::new() });
     if let Err(e) = &model {
         assert_eq!(e.exit_code(), 1, "the input's fault, not ours: {e}");
     }
@@ -120,7 +121,10 @@ fn files_that_are_no_whole_safetensors_are_refused() {
     ];
     for (what, bytes) in cases {
         std::fs::write(&file, bytes).unwrap();
-        println!("{what}: {}", refused(folder.path(), &[file.to_str().unwrap(), "not a whole safetensors file", "hint:"]));
+        println!(
+            "{what}: {}",
+            refused(folder.path(), &[file.to_str().unwrap(), "not a whole safetensors file", "hint:"])
+        );
     }
     std::fs::write(&file, &good).unwrap();
     assert!(try_load(folder.path()).is_ok());
@@ -215,7 +219,9 @@ fn configs_that_cannot_be_honoured_are_refused_by_key() {
         })
     };
     refused(set("model_type", json!("gpt_bigcode")).path(), &["config.json", "`gpt_bigcode`", "supported: llama"]);
-    for key in ["model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"] {
+    for key in
+        ["model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"]
+    {
         let folder = configured(|c| {
             c.remove(key).unwrap();
         });
@@ -226,7 +232,10 @@ fn configs_that_cannot_be_honoured_are_refused_by_key() {
     refused(set("num_key_value_heads", json!(2)).path(), &["`num_attention_heads` 3", "`num_key_value_heads` 2"]);
     refused(set("head_dim", json!(7)).path(), &["head size of 7", "even"]);
     refused(set("hidden_act", json!("gelu")).path(), &["hidden_act `gelu`"]);
-    refused(set("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0})).path(), &["config.json", "`yarn`", "supported:"]);
+    refused(
+        set("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0})).path(),
+        &["config.json", "`yarn`", "supported:"],
+    );
     refused(set("rope_scaling", json!({"rope_type": "linear"})).path(), &["`factor` must be a number"]);
     refused(set("partial_rotary_factor", json!(0.5)).path(), &["`partial_rotary_factor` is 0.5"]);
     // Sizes that do not fit the weights, up to absurd ones that no memory could hold.
@@ -256,7 +265,8 @@ fn weights_that_are_not_numbers_load_and_show_in_the_loss() {
     for replay in [Replay::None, Replay::All] {
         let loss = model.learn(&row.tokens, row.items, replay, |out| row.loss(out)).unwrap().means()["loss"];
         assert!(loss.is_nan(), "not hidden on the way: {loss}");
-        let norm = ft::train::optim::Optimiser::new(model.params(), plain()).unwrap().clip(1.0).unwrap().double_value(&[]);
+        let norm =
+            ft::train::optim::Optimiser::new(model.params(), plain()).unwrap().clip(1.0).unwrap().double_value(&[]);
         assert!(norm.is_nan(), "nor in the gradients: {norm}");
     }
 }

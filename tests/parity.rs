@@ -44,7 +44,12 @@ fn logits_equal_transformers_packed_and_one_by_one() {
         for (i, s) in case.sequences.iter().enumerate() {
             let theirs = &expected[&format!("logits.{i}")];
             let n = s.ids.len() as i64;
-            worst.widen(assert_close(&format!("{name} packed, sequence {i}"), &packed.narrow(0, start, n), theirs, RELATIVE));
+            worst.widen(assert_close(
+                &format!("{name} packed, sequence {i}"),
+                &packed.narrow(0, start, n),
+                theirs,
+                RELATIVE,
+            ));
             let alone = logits(&model, std::slice::from_ref(s));
             worst.widen(assert_close(&format!("{name} alone, sequence {i}"), &alone, theirs, RELATIVE));
             start += n;
@@ -83,7 +88,12 @@ fn gradients_equal_transformers_by_name() {
                 }
                 for key in wanted.iter().map(|k| k.strip_prefix("grad.").unwrap()) {
                     let ours = every(case.grad_stride, &grads[key]);
-                    worst.widen(assert_close(&format!("{what}: {key}"), &ours, &expected[&format!("grad.{key}")], RELATIVE));
+                    worst.widen(assert_close(
+                        &format!("{what}: {key}"),
+                        &ours,
+                        &expected[&format!("grad.{key}")],
+                        RELATIVE,
+                    ));
                 }
                 println!("{what}: loss {:e} apart, {worst:?}", (loss - case.loss).abs());
             }

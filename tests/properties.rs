@@ -52,13 +52,19 @@ fn logits(model: &Model, sequence: &Sequence) -> Tensor {
 
 #[test]
 fn unequal_micro_batches_in_any_order_equal_the_whole_batch() {
-    for (what, model) in [("full", whole(&fixture(TINY), Kind::Float)), ("lora", with_lora(TINY, Kind::Float, &all_linear(0.0)))] {
+    for (what, model) in
+        [("full", whole(&fixture(TINY), Kind::Float)), ("lora", with_lora(TINY, Kind::Float, &all_linear(0.0)))]
+    {
         let all = sequences(512);
         let (loss, grads) = step(&model, std::slice::from_ref(&all), Replay::None);
         let pick = |groups: &[&[usize]]| -> Vec<Vec<Sequence>> {
             groups.iter().map(|g| g.iter().map(|&i| all[i].clone()).collect()).collect()
         };
-        for split in [pick(&[&[0], &[1], &[2], &[3], &[4], &[5]]), pick(&[&[3, 5, 1], &[2], &[4, 0]]), pick(&[&[5, 4, 3, 2, 1, 0]])] {
+        for split in [
+            pick(&[&[0], &[1], &[2], &[3], &[4], &[5]]),
+            pick(&[&[3, 5, 1], &[2], &[4, 0]]),
+            pick(&[&[5, 4, 3, 2, 1, 0]]),
+        ] {
             let (part_loss, part_grads) = step(&model, &split, Replay::None);
             assert_number(&format!("{what}: loss"), part_loss, loss, 1e-6);
             println!("{what}: {:?}", assert_all_close(&part_grads, &grads, 1e-5));
@@ -108,7 +114,9 @@ fn replay_gives_the_same_bits() {
 
 #[test]
 fn packed_equals_one_by_one_in_loss_and_gradients() {
-    for (what, model) in [("full", whole(&fixture(BIASED), Kind::Float)), ("lora", with_lora(TINY, Kind::Float, &all_linear(0.0)))] {
+    for (what, model) in
+        [("full", whole(&fixture(BIASED), Kind::Float)), ("lora", with_lora(TINY, Kind::Float, &all_linear(0.0)))]
+    {
         let all = sequences(64);
         let (loss, grads) = step(&model, std::slice::from_ref(&all), Replay::None);
         let (alone_loss, alone) = step(&model, &all.iter().map(|s| vec![s.clone()]).collect::<Vec<_>>(), Replay::None);
@@ -129,7 +137,8 @@ fn attention_sees_neither_the_future_nor_other_segments() {
     let mut changed = all.clone();
     changed[2].ids[20] = (changed[2].ids[20] + 1) % 512; // row 23 + 5 + 20 of 118
     let after = read(&changed);
-    let moved: Vec<i64> = (0..118).filter(|&t| (before.get(t) - after.get(t)).abs().max().double_value(&[]) > 0.0).collect();
+    let moved: Vec<i64> =
+        (0..118).filter(|&t| (before.get(t) - after.get(t)).abs().max().double_value(&[]) > 0.0).collect();
     assert_eq!(moved, (48..68).collect::<Vec<_>>(), "rows that a change of token 20 in segment 2 moves");
 }
 
@@ -180,7 +189,12 @@ fn merged_weights_give_the_adapted_output() {
         let folder = with_weights(base, base);
         weights::save(&folder.path().join("model.safetensors"), merged.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
         let sequence = Sequence::random(30, 64, 1);
-        let gap = assert_close("merged", &logits(&whole(folder.path(), kind), &sequence), &logits(&model, &sequence), relative);
+        let gap = assert_close(
+            "merged",
+            &logits(&whole(folder.path(), kind), &sequence),
+            &logits(&model, &sequence),
+            relative,
+        );
         println!("{base} {kind:?}: {gap:?}");
     }
 }
@@ -235,7 +249,8 @@ fn a_bf16_run_stays_near_float32() {
     });
     for (what, wide, half) in pairs {
         let batches = vec![sequences(64)];
-        let ((loss, grads), (half_loss, half_grads)) = (step(&wide, &batches, Replay::None), step(&half, &batches, Replay::None));
+        let ((loss, grads), (half_loss, half_grads)) =
+            (step(&wide, &batches, Replay::None), step(&half, &batches, Replay::None));
         assert_number(&format!("{what}: loss"), half_loss, loss, 2e-2);
         let mut worst = Gap::default();
         for p in half.params().trainable() {
@@ -304,7 +319,9 @@ fn check_differences(what: &str, model: &Model, batches: &[Vec<Sequence>], repla
         let direction = &direction / direction.norm();
         let expected = (g * &direction).sum(Kind::Double).double_value(&[]);
         let by = 1e-3; // larger, and curvature shows; smaller, and float32's rounding does
-        let slope = (shifted(model, &p.tensor, &direction, by, batches) - shifted(model, &p.tensor, &direction, -by, batches)) / (2.0 * by);
+        let slope = (shifted(model, &p.tensor, &direction, by, batches)
+            - shifted(model, &p.tensor, &direction, -by, batches))
+            / (2.0 * by);
         let gap = (slope - expected).abs() / expected.abs();
         assert!(gap < 1e-2, "{what}: {}: slope {slope}, gradient {expected}, length {length}", p.name);
         worst = worst.max(gap);
@@ -317,13 +334,36 @@ fn check_differences(what: &str, model: &Model, batches: &[Vec<Sequence>], repla
 #[test]
 fn gradients_equal_finite_differences() {
     let batches = vec![vec![Sequence::random(23, 64, 1), Sequence::random(9, 64, 2)]];
-    let weights = ["layers.0.self_attn.q_proj.weight", "layers.1.self_attn.v_proj.bias", "layers.0.mlp.gate_proj.weight", "norm.weight"];
+    let weights = [
+        "layers.0.self_attn.q_proj.weight",
+        "layers.1.self_attn.v_proj.bias",
+        "layers.0.mlp.gate_proj.weight",
+        "norm.weight",
+    ];
     let biased = whole(&fixture(BIASED), Kind::Float);
-    check_differences("full", &biased, &batches, Replay::All, &[&weights[..], &["lm_head.weight", "embed_tokens.weight"]].concat());
+    check_differences(
+        "full",
+        &biased,
+        &batches,
+        Replay::All,
+        &[&weights[..], &["lm_head.weight", "embed_tokens.weight"]].concat(),
+    );
     let tied = whole(&fixture(TINY), Kind::Float);
-    check_differences("full, tied", &tied, &batches, Replay::None, &["embed_tokens.weight", "layers.2.mlp.down_proj.weight"]);
+    check_differences(
+        "full, tied",
+        &tied,
+        &batches,
+        Replay::None,
+        &["embed_tokens.weight", "layers.2.mlp.down_proj.weight"],
+    );
     let lora = with_lora(TINY, Kind::Float, &all_linear(0.0));
-    check_differences("lora", &lora, &batches, Replay::All, &["layers.0.self_attn.k_proj.lora_A.weight", "1.mlp.up_proj.lora_B.weight"]);
+    check_differences(
+        "lora",
+        &lora,
+        &batches,
+        Replay::All,
+        &["layers.0.self_attn.k_proj.lora_A.weight", "1.mlp.up_proj.lora_B.weight"],
+    );
 }
 
 #[test]

@@ -87,8 +87,11 @@ fn with_lora(name: &str) {
         file::load_into(model.params().adapter(0), &initial.tensors, &folder).unwrap();
         train(name, &case, &model, replay);
         let expected = tensors(format!("training/{name}/final/{}", file::TENSORS));
-        let ours: BTreeMap<String, _> =
-            model.params().trainable().map(|p| (format!("base_model.model.{}", p.name), p.tensor.shallow_clone())).collect();
+        let ours: BTreeMap<String, _> = model
+            .params()
+            .trainable()
+            .map(|p| (format!("base_model.model.{}", p.name), p.tensor.shallow_clone()))
+            .collect();
         assert!(ours.keys().eq(expected.keys()), "{:?} and {:?}", ours.keys(), expected.keys());
         let mut worst = Gap::default();
         for (key, t) in &ours {
@@ -109,7 +112,12 @@ fn in_full(name: &str) {
         for p in model.params().trainable() {
             let ours = every(case.final_stride, &p.tensor);
             worst.widen(assert_within(&p.name, &ours, &expected[&p.name], case.float64_difference.allowed()));
-            assert_number(&format!("norm of {}", p.name), p.tensor.norm().double_value(&[]), case.final_norm[&p.name], 1e-4);
+            assert_number(
+                &format!("norm of {}", p.name),
+                p.tensor.norm().double_value(&[]),
+                case.final_norm[&p.name],
+                1e-4,
+            );
         }
         println!("{name} {replay:?}: final tensors {worst:?}");
     }
