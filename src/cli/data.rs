@@ -145,7 +145,12 @@ fn inspect(args: InspectArgs) -> Result<()> {
                 quality::histogram(&lengths, None)
             );
             if let Some(group) = same.first() {
-                println!("\n{} groups of equal rows, the first at lines {group:?}", same.len());
+                println!(
+                    "\n{} groups of equal rows, the first at lines {:?} ({} in all)",
+                    same.len(),
+                    &group[..group.len().min(5)],
+                    group.len()
+                );
             }
         }
         for warning in dataset.summary.warnings() {

@@ -210,18 +210,20 @@ impl Turn {
     }
 
     /// Whether `text` shows this answer as generation saw it. A template may close the last turn in a further way (Phi
-    /// adds an end of text): what differs at the end may hold specials and spaces only.
+    /// adds an end of text): what both show must hold the turn's stop token, and where they differ this rendering may
+    /// have specials and spaces only.
     fn stands_in(&self, text: &str, tokenizer: &ChatTokenizer) -> bool {
         let agreed = common_prefix(&self.upto, text);
-        let rest = &self.upto[agreed..];
-        agreed > self.asked.len()
-            && (rest.trim().is_empty()
-                || tokenizer.encode_offsets(rest).is_ok_and(|e| {
-                    let offsets = e.get_offsets().iter();
-                    offsets
-                        .zip(e.get_ids())
-                        .all(|((a, b), id)| rest[*a..*b].trim().is_empty() || tokenizer.is_special(*id))
-                }))
+        if agreed <= self.asked.len() || agreed == self.upto.len() {
+            return agreed > self.asked.len();
+        }
+        tokenizer.encode_offsets(&self.upto).is_ok_and(|e| {
+            let (ids, offsets) = (e.get_ids(), e.get_offsets());
+            let shown = tokens_in(&(self.asked.len()..agreed), offsets);
+            let mut differing = shown.end..ids.len();
+            end_of_turn(ids, offsets, &self.upto, shown, tokenizer).is_some()
+                && differing.all(|t| closes(t, ids, offsets, &self.upto, tokenizer))
+        })
     }
 }
 
