@@ -91,7 +91,8 @@ impl std::error::Error for Error {}
 impl From<tch::TchError> for Error {
     fn from(e: tch::TchError) -> Self {
         let text = e.to_string();
-        let head: String = text.lines().take_while(|l| !l.starts_with("Exception raised from")).take(3).collect::<Vec<_>>().join(" ");
+        let head: String =
+            text.lines().take_while(|l| !l.starts_with("Exception raised from")).take(3).collect::<Vec<_>>().join(" ");
         if head.contains("out of memory") || head.contains("not enough memory") {
             return Error::user(format!("libtorch ran out of memory: {head}"))
                 .hint("lower batch.tokens or batch.max_len, or set run.replay: all");

@@ -25,8 +25,12 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 pub fn read_to_string(path: &Path) -> Result<String> {
     let bytes = read(path)?;
     String::from_utf8(bytes).map_err(|e| {
-        Error::user(format!("{}: not UTF-8 (first bad byte at offset {})", path.display(), e.utf8_error().valid_up_to()))
-            .hint("convert the file with: iconv -t UTF-8")
+        Error::user(format!(
+            "{}: not UTF-8 (first bad byte at offset {})",
+            path.display(),
+            e.utf8_error().valid_up_to()
+        ))
+        .hint("convert the file with: iconv -t UTF-8")
     })
 }
 
@@ -44,7 +48,8 @@ pub fn create_dir_all(path: &Path) -> Result<()> {
 pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     create_dir_all(folder)?;
-    let temp = folder.join(format!(".{}.tmp-{}", path.file_name().unwrap_or_default().to_string_lossy(), std::process::id()));
+    let temp =
+        folder.join(format!(".{}.tmp-{}", path.file_name().unwrap_or_default().to_string_lossy(), std::process::id()));
     let run = || -> std::io::Result<()> {
         let mut out = BufWriter::new(File::create(&temp)?);
         fill(&mut out)?;

@@ -97,10 +97,8 @@ pub fn attach(
         // SAFETY: ctx is the Box<Backward> leaked below; grads are owned tensors or null; out has n_out slots.
         let work = AssertUnwindSafe(|| unsafe {
             let closure = &mut *(ctx as *mut Backward);
-            let grads: Vec<Option<Tensor>> = (0..n as usize)
-                .map(|i| *grads.add(i))
-                .map(|p| (!p.is_null()).then(|| Tensor::from_ptr(p)))
-                .collect();
+            let grads: Vec<Option<Tensor>> =
+                (0..n as usize).map(|i| *grads.add(i)).map(|p| (!p.is_null()).then(|| Tensor::from_ptr(p))).collect();
             let _no_grad = tch::no_grad_guard();
             let results = closure(&grads);
             assert_eq!(results.len(), n_out as usize, "one gradient per input");
@@ -143,7 +141,14 @@ pub struct AdamW {
 }
 
 /// One fused AdamW step over lists of equal length; `steps` are the already incremented step counts (float32 scalars).
-pub fn fused_adamw(p: &[Tensor], g: &[Tensor], m: &[Tensor], v: &[Tensor], steps: &[Tensor], with: AdamW) -> Result<()> {
+pub fn fused_adamw(
+    p: &[Tensor],
+    g: &[Tensor],
+    m: &[Tensor],
+    v: &[Tensor],
+    steps: &[Tensor],
+    with: AdamW,
+) -> Result<()> {
     let (mut p, mut g, mut m, mut v, mut s) =
         (pointers_of(p), pointers_of(g), pointers_of(m), pointers_of(v), pointers_of(steps));
     let AdamW { lr, betas, decay, eps } = with;

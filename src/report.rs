@@ -27,7 +27,10 @@ pub fn error(e: &crate::error::Error) {
         eprintln!("{} {hint}", style("hint:").cyan().bold().for_stderr());
     }
     if e.blame() == crate::error::Blame::Bug {
-        eprintln!("{} this is a bug in ft; please report it with the command and the lines above", style("note:").dim().for_stderr());
+        eprintln!(
+            "{} this is a bug in ft; please report it with the command and the lines above",
+            style("note:").dim().for_stderr()
+        );
     }
 }
 
@@ -58,7 +61,11 @@ pub fn table(rows: &[Vec<String>]) -> String {
         .map(|c| rows.iter().filter_map(|r| r.get(c)).map(|s| console::measure_text_width(s)).max().unwrap_or(0))
         .collect();
     let line = |row: &Vec<String>| -> String {
-        let cells: Vec<String> = row.iter().enumerate().map(|(c, s)| console::pad_str(s, width[c], console::Alignment::Left, None).into_owned()).collect();
+        let cells: Vec<String> = row
+            .iter()
+            .enumerate()
+            .map(|(c, s)| console::pad_str(s, width[c], console::Alignment::Left, None).into_owned())
+            .collect();
         cells.join("  ").trim_end().to_string()
     };
     rows.iter().map(line).collect::<Vec<_>>().join("\n")

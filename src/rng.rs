@@ -1,7 +1,7 @@
 //! Named random streams: every use of chance draws from its own stream, so that adding one never shifts another.
 
-use rand_chacha::ChaCha8Rng;
 use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
 /// A reproducible generator for one purpose, e.g. `stream(seed, "shuffle", epoch)`.

@@ -563,3 +563,16 @@ fn the_command_merges_and_guards_what_is_there() {
     assert_eq!(code, Some(0), "{stderr}");
     assert!(folder.join(file::CONFIG).exists() && !folder.join("config.json").exists());
 }
+
+#[test]
+fn the_example_in_adapters_is_the_plain_fixture_in_our_layout() {
+    let base = fixtures().join("biased-llama");
+    let ids: Vec<u32> = (1..20).collect();
+    let answer =
+        |adapter: &Path| logits(&models::open(&base, &[adapter.to_path_buf()], Device::Cpu, Kind::Float).unwrap(), &ids);
+    let (example, plain) = (answer(Path::new("adapters/example")), answer(&fixtures().join("adapters/plain")));
+    let gap = (&example - &plain).abs().max().double_value(&[]);
+    assert!(gap < 1e-5, "the example's logits differ by {gap}");
+    let bare = logits(&models::open(&base, &[], Device::Cpu, Kind::Float).unwrap(), &ids);
+    assert!((example - bare).abs().max().double_value(&[]) > 1e-3, "the example does nothing");
+}

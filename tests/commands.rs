@@ -18,7 +18,8 @@ impl Workspace {
         let model = space.path("models/smollm2-135m-instruct");
         copy(Path::new("tests/fixtures/tiny-llama"), &model, |_| true);
         copy(Path::new("tests/fixtures/tiny-tokenizer"), &model, |name| !name.ends_with(".py"));
-        std::fs::copy("tests/fixtures/gguf/llama-spm.gguf", space.path("models/SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap();
+        std::fs::copy("tests/fixtures/gguf/llama-spm.gguf", space.path("models/SmolLM2-135M-Instruct.Q4_1.gguf"))
+            .unwrap();
         let rows = std::fs::read_to_string("datasets/chat.jsonl").unwrap();
         let rows: Vec<&str> = rows.lines().collect();
         std::fs::create_dir_all(space.path("datasets/icd10")).unwrap();
@@ -123,7 +124,8 @@ fn split(line: &str) -> Vec<String> {
 #[test]
 fn every_shipped_recipe_trains() {
     let space = Workspace::new();
-    let recipes: Vec<String> = std::fs::read_dir("recipes").unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let recipes: Vec<String> =
+        std::fs::read_dir("recipes").unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     let recipes: Vec<&String> = recipes.iter().filter(|name| name.ends_with(".yaml")).collect();
     assert!(recipes.len() >= 3, "found {recipes:?}");
     for name in recipes {
@@ -131,7 +133,11 @@ fn every_shipped_recipe_trains() {
         space.ft(&["train", &recipe, "--set", "run.steps=2", "--set", &out]);
         let report = space.json(&format!("runs/{name}/export_report.json"));
         assert_eq!(report["verdict"], "passed", "{name}: {report}");
-        assert_eq!(space.steps(&format!("runs/{name}")).iter().filter(|l| l.get("loss").is_some()).count(), 2, "{name}");
+        assert_eq!(
+            space.steps(&format!("runs/{name}")).iter().filter(|l| l.get("loss").is_some()).count(),
+            2,
+            "{name}"
+        );
     }
 }
 
@@ -174,7 +180,16 @@ fn a_resumed_run_ends_with_the_same_bits() {
 #[test]
 fn a_signal_saves_and_the_run_goes_on() {
     let space = Workspace::new();
-    let recipe = ["train", "recipes/lora-medical.yaml", "--set", "run.epochs=400", "--set", "run.eval_every=0", "--set", "run.samples=0"];
+    let recipe = [
+        "train",
+        "recipes/lora-medical.yaml",
+        "--set",
+        "run.epochs=400",
+        "--set",
+        "run.eval_every=0",
+        "--set",
+        "run.samples=0",
+    ];
     let mut child = space.command(&recipe).stderr(Stdio::piped()).spawn().unwrap();
     let metrics = space.path("adapters/lora-medical/metrics.jsonl");
     let began = std::time::Instant::now();
@@ -220,10 +235,59 @@ fn check_tells_what_it_found_and_fails_where_validation_rows_are_trained_on() {
 }
 
 #[test]
+fn eval_generate_and_chat_answer_where_a_script_reads() {
+    let space = Workspace::new();
+    let model = "models/smollm2-135m-instruct";
+    let eval = space.ft(&[
+        "eval",
+        "--model",
+        model,
+        "--data",
+        "datasets/icd10/test.jsonl",
+        "--json",
+        "--out",
+        "answers.jsonl",
+    ]);
+    let numbers: Value = serde_json::from_slice(&eval.stdout).unwrap();
+    assert_eq!(numbers["rows"], 4);
+    assert!(numbers["perplexity"].as_f64().unwrap() > 1.0 && numbers["exact_match"].is_number(), "{numbers}");
+    assert_eq!(std::fs::read_to_string(space.path("answers.jsonl")).unwrap().lines().count(), 4);
+    let prompts = ["--prompt", "Hello", "--chat", "--max-new-tokens", "5", "--seed", "3", "--temperature", "0.8"];
+    let generate = || space.ft(&[&["generate", "--model", model, "--json"], &prompts[..]].concat()).stdout;
+    let answer: Value = serde_json::from_slice(&generate()).unwrap();
+    assert_eq!(answer["prompt"], "Hello");
+    assert!(answer["text"].is_string(), "{answer}");
+    assert_eq!(generate(), generate(), "one seed, one answer");
+    let usage = space.command(&["generate"]).output().unwrap();
+    assert_eq!(usage.status.code(), Some(1), "a usage error is the user's input");
+    let suite = std::fs::read_to_string("eval/chat.jsonl").unwrap();
+    std::fs::write(space.path("suite.jsonl"), suite).unwrap();
+    space.ft(&["eval", "--model", model, "--data", "suite.jsonl"]);
+}
+
+#[test]
 fn exploding_loss_stops_with_a_next_step_and_leaves_no_result() {
     let space = Workspace::new();
-    let run = ["train", "recipes/full-medical.yaml", "--set", "optim.lr=1", "--set", "optim.max_norm=0", "--set", "run.epochs=40",
-        "--set", "optim.warmup=0", "--set", "model.dtype=f32", "--set", "run.samples=0", "--set", "optim.betas=[0,0]", "--set", "optim.weight_decay=300"];
+    let run = [
+        "train",
+        "recipes/full-medical.yaml",
+        "--set",
+        "optim.lr=1",
+        "--set",
+        "optim.max_norm=0",
+        "--set",
+        "run.epochs=40",
+        "--set",
+        "optim.warmup=0",
+        "--set",
+        "model.dtype=f32",
+        "--set",
+        "run.samples=0",
+        "--set",
+        "optim.betas=[0,0]",
+        "--set",
+        "optim.weight_decay=300",
+    ];
     let failed = space.command(&run).output().unwrap();
     let said = String::from_utf8_lossy(&failed.stderr).into_owned();
     assert_eq!(failed.status.code(), Some(1), "{said}");

@@ -3,8 +3,8 @@
 use ft::convert::gguf::Gguf;
 use ft::convert::import::{Options, Summary, import};
 use ft::convert::quant::{Kind, dequantise};
-use ft::nn::safetensors::Dtype;
 use ft::error::{Blame, Error, Result};
+use ft::nn::safetensors::Dtype;
 use half::f16;
 use safetensors::SafeTensors;
 use serde_json::Value;

@@ -316,7 +316,7 @@ fn every_format_becomes_the_same_talk() {
         json!({ "messages": "[{\"role\": \"system\", \"content\": \"S\"}, {\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}]" }),
     ];
     for row in same {
-        assert_eq!(masks(&[row.clone()], &tokenizer, Supervise::Assistant).unwrap(), expected, "{row}");
+        assert_eq!(masks(std::slice::from_ref(&row), &tokenizer, Supervise::Assistant).unwrap(), expected, "{row}");
     }
     let plain = masks(&[json!({ "text": "plain" })], &tokenizer, Supervise::Assistant).unwrap().remove(0);
     assert!(plain.ends_with("<|im_end|>»") && plain.replace(['«', '»'], "") == "plain<|im_end|>", "{plain}");

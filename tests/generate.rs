@@ -41,8 +41,8 @@ fn greedy_equals_transformers_in_a_batch_and_alone() {
     assert_eq!(heard, tokens(&answers));
     assert!(answers.iter().all(|a| a.stopped == Stop::Length));
     for (prompt, answer) in prompts.iter().zip(&answers) {
-        let alone = complete(&model, &[prompt.clone()], &Settings::greedy(new, &[]), &mut ignore).unwrap();
-        assert_eq!(alone, [answer.clone()]);
+        let alone = complete(&model, std::slice::from_ref(prompt), &Settings::greedy(new, &[]), &mut ignore).unwrap();
+        assert_eq!(alone, std::slice::from_ref(answer));
     }
 }
 
@@ -117,7 +117,7 @@ fn a_session_answers_as_from_the_start_whatever_it_holds() {
     let longer = [&first[..], &answer.tokens, &[7, 8, 9]].concat();
     let other = [&first[..10], &[99, 98]].concat();
     for prompt in [&longer, &longer, &other, &first, &vec![400]] {
-        let fresh = complete(&model, &[prompt.clone()], &settings, &mut ignore).unwrap();
+        let fresh = complete(&model, std::slice::from_ref(prompt), &settings, &mut ignore).unwrap();
         assert_eq!(session.answer(prompt, &settings, &mut on).unwrap(), fresh[0]);
         assert!(session.held() < prompt.len() + 8 && session.held() >= prompt.len());
     }
@@ -135,7 +135,8 @@ fn sampled_rows_do_not_depend_on_their_batch() {
     let (model, expected) = (tiny(), json("generation.json"));
     let prompts = lists(&expected["prompts"]);
     let settings = Settings { temperature: 1.0, top_p: 0.95, seed: 3, ..Settings::greedy(10, &[]) };
-    let run = |prompts: &[Vec<u32>], settings: &Settings| tokens(&complete(&model, prompts, settings, &mut ignore).unwrap());
+    let run =
+        |prompts: &[Vec<u32>], settings: &Settings| tokens(&complete(&model, prompts, settings, &mut ignore).unwrap());
     let together = run(&prompts, &settings);
     assert_eq!(together, run(&prompts, &settings), "same seed, same answers");
     assert_eq!(together[..2], run(&prompts[..2], &settings)[..], "batch mates change nothing");
@@ -143,7 +144,10 @@ fn sampled_rows_do_not_depend_on_their_batch() {
     let twice = run(&[prompts[0].clone(), prompts[0].clone()], &settings);
     assert_ne!(twice[0], twice[1], "each row has its own stream");
     let cold = Settings { temperature: 1e-4, ..settings };
-    assert_eq!(run(&prompts, &cold), lists(&expected["continuations"])[..].iter().map(|c| c[..10].to_vec()).collect::<Vec<_>>());
+    assert_eq!(
+        run(&prompts, &cold),
+        lists(&expected["continuations"])[..].iter().map(|c| c[..10].to_vec()).collect::<Vec<_>>()
+    );
 }
 
 #[test]

@@ -122,7 +122,11 @@ impl Talk<'_> {
                         Err(e) => failed = Some(e),
                     }
                 }
-                if stop.load(Ordering::Relaxed) || failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                if stop.load(Ordering::Relaxed) || failed.is_some() {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
             })
             .map_err(|e| e.hint("/reset begins a new conversation"))?;
         println!();

@@ -42,7 +42,12 @@ fn print(c: &Check) {
     let same: usize = c.duplicates.iter().map(|g| g.len() - 1).sum();
     println!("duplicates {same} in training rows, {} validation rows also in training", c.overlap.len());
     let n = report::count;
-    println!("parameters {}, trained {} ({:.2} %)", n(c.parameters), n(c.trained), 100.0 * c.trained as f64 / c.parameters as f64);
+    println!(
+        "parameters {}, trained {} ({:.2} %)",
+        n(c.parameters),
+        n(c.trained),
+        100.0 * c.trained as f64 / c.parameters as f64
+    );
     if !c.adapted.is_empty() {
         println!("adapted: {}", c.adapted.iter().map(|(m, k)| format!("{k} {m}")).collect::<Vec<_>>().join(", "));
     }

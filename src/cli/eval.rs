@@ -39,13 +39,18 @@ pub fn run(args: Eval) -> Result<()> {
     let rows = EvalRow::read(&args.data, args.rows.map(|n| n as usize), &tokenizer)?;
     let asked = rows.iter().filter(|r| r.asked.is_some()).count();
     if args.out.is_some() && asked == 0 {
-        return Err(Error::user(format!("{}: plain text asks nothing, so --out would stay empty", args.data.display()))
-            .hint("leave --out away; loss and perplexity are printed"));
+        return Err(Error::user(format!(
+            "{}: plain text asks nothing, so --out would stay empty",
+            args.data.display()
+        ))
+        .hint("leave --out away; loss and perplexity are printed"));
     }
     if let Some(n) = args.max_new_tokens {
         let long = rows.iter().filter_map(|r| r.asked.as_ref()).filter(|a| a.tokens > n).count();
         if long > 0 {
-            report::warn(format!("{long} of {asked} expected answers are longer than --max-new-tokens {n} and cannot be met"));
+            report::warn(format!(
+                "{long} of {asked} expected answers are longer than --max-new-tokens {n} and cannot be met"
+            ));
         }
     }
     let bar = report::bar(asked as u64, "answers");

@@ -70,7 +70,8 @@ pub fn run(args: Generate) -> Result<()> {
     } else if args.prompt.is_some() && !args.json {
         println!("{}", tokenizer.decode(answers[0].answer(), true)?);
     } else {
-        let rows = questions.iter().zip(&answers).map(|(q, a)| row(q, a, &tokenizer)).collect::<Result<Vec<Value>>>()?;
+        let rows =
+            questions.iter().zip(&answers).map(|(q, a)| row(q, a, &tokenizer)).collect::<Result<Vec<Value>>>()?;
         match &args.out {
             Some(path) => fsutil::write_atomic(path, |w| rows.iter().try_for_each(|r| writeln!(w, "{r}")))?,
             None => rows.iter().for_each(|r| println!("{r}")),
@@ -100,7 +101,13 @@ fn row(question: &Question, answer: &Completion, tokenizer: &ChatTokenizer) -> R
     }))
 }
 
-fn answer(model: &Model, tokenizer: &ChatTokenizer, questions: &[Question], settings: &Settings, stream: bool) -> Result<Vec<Completion>> {
+fn answer(
+    model: &Model,
+    tokenizer: &ChatTokenizer,
+    questions: &[Question],
+    settings: &Settings,
+    stream: bool,
+) -> Result<Vec<Completion>> {
     let prompts: Vec<Vec<u32>> = questions.iter().map(|q| q.ids.clone()).collect();
     let mut left = vec![settings.max_new_tokens; prompts.len()];
     let mut text = tokenizer.stream();
@@ -162,7 +169,10 @@ impl Generate {
     fn question(&self, mut columns: Columns, place: Place, tokenizer: &ChatTokenizer) -> Result<Question> {
         let error = |message: String| Error::user(format!("{place}: {message}"));
         if let Some(Value::String(text)) = columns.get("prompt") {
-            return Ok(Question { ids: self.text_ids(text, tokenizer).context(|| place)?, prompt: text.as_str().into() });
+            return Ok(Question {
+                ids: self.text_ids(text, tokenizer).context(|| place)?,
+                prompt: text.as_str().into(),
+            });
         }
         let key = ["prompt", "messages"].into_iter().find(|k| columns.contains_key(*k)).ok_or_else(|| {
             let found: Vec<String> = columns.keys().map(|k| format!("`{k}`")).collect();
@@ -188,7 +198,8 @@ impl Generate {
 /// The conversation as the model sees it before its answer.
 fn ask(talk: &Conversation, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
     let template = tokenizer.template().ok_or_else(|| {
-        Error::user("the model has no chat template, and the row holds messages").hint("use an instruct model, or rows with `prompt` as text")
+        Error::user("the model has no chat template, and the row holds messages")
+            .hint("use an instruct model, or rows with `prompt` as text")
     })?;
     tokenizer.encode(&template.render(talk, talk.messages.len(), true)?)
 }

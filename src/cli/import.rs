@@ -2,8 +2,8 @@
 
 use clap::{Args, ValueEnum};
 use ft::convert::import::{Options, Summary, import};
-use ft::nn::safetensors::Dtype;
 use ft::error::{Error, Result};
+use ft::nn::safetensors::Dtype;
 use ft::report;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,18 +1,18 @@
 //! One file a verb: its arguments and its call. clap is known nowhere else.
 
+mod chat;
 mod check;
 mod data;
-mod chat;
 mod doctor;
 mod eval;
 mod generate;
-mod model;
+mod import;
 mod logits;
 mod merge;
+mod model;
 mod recipe;
 mod sampling;
 mod train;
-mod import;
 
 use clap::{Parser, Subcommand};
 use ft::error::Result;

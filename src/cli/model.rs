@@ -48,6 +48,9 @@ pub fn need_template(tokenizer: &ChatTokenizer, args: &ModelArgs) -> Result<()> 
     if tokenizer.has_template() {
         return Ok(());
     }
-    Err(Error::user(format!("{}: the model has no chat template, so it cannot be asked in turns", args.model.display()))
-        .hint("use an instruct model, or give plain text with: ft generate --prompt TEXT"))
+    Err(Error::user(format!(
+        "{}: the model has no chat template, so it cannot be asked in turns",
+        args.model.display()
+    ))
+    .hint("use an instruct model, or give plain text with: ft generate --prompt TEXT"))
 }

@@ -41,7 +41,10 @@ impl SamplingArgs {
         let config: Value = if file.is_file() { fsutil::read_json(&file)? } else { Value::Null };
         let number = |key: &str| match config.get(key) {
             None | Some(Value::Null) => Ok(None),
-            Some(v) => v.as_f64().map(Some).ok_or_else(|| Error::user(format!("{}: `{key}` is {v}, expected a number", file.display()))),
+            Some(v) => v
+                .as_f64()
+                .map(Some)
+                .ok_or_else(|| Error::user(format!("{}: `{key}` is {v}, expected a number", file.display()))),
         };
         let max_new_tokens = match self.max_new_tokens {
             Some(n) => n,
@@ -52,7 +55,9 @@ impl SamplingArgs {
         let asked = self.temperature.is_some() || self.top_k.is_some() || self.top_p.is_some() || self.seed.is_some();
         if !self.greedy && (written || asked) {
             // Where the file asks for sampling, what it leaves out has transformers' defaults.
-            let from_file = |key: &str, default: f64, off: f64| if written { Ok(number(key)?.unwrap_or(default)) } else { Ok::<_, Error>(off) };
+            let from_file = |key: &str, default: f64, off: f64| {
+                if written { Ok(number(key)?.unwrap_or(default)) } else { Ok::<_, Error>(off) }
+            };
             settings.temperature = self.temperature.map_or_else(|| from_file("temperature", 1.0, 1.0), Ok)?;
             settings.top_k = self.top_k.map_or_else(|| from_file("top_k", 50.0, 0.0).map(|k| k as usize), Ok)?;
             settings.top_p = self.top_p.map_or_else(|| from_file("top_p", 1.0, 1.0), Ok)?;
@@ -61,8 +66,10 @@ impl SamplingArgs {
         settings.check()?;
         let others = self.top_k.is_some() || self.top_p.is_some() || self.seed.is_some();
         if self.temperature == Some(0.0) && others {
-            return Err(Error::user("--temperature 0 always takes the most likely token; --top-k, --top-p and --seed would do nothing")
-                .hint("use --greedy alone, or a temperature above 0"));
+            return Err(Error::user(
+                "--temperature 0 always takes the most likely token; --top-k, --top-p and --seed would do nothing",
+            )
+            .hint("use --greedy alone, or a temperature above 0"));
         }
         Ok(settings)
     }

@@ -6,10 +6,10 @@
 use crate::convert::architecture::{self, ARCHITECTURES, Change, Mapped};
 use crate::convert::gguf::Gguf;
 use crate::convert::quant::dequantise;
-use crate::nn::safetensors::{self, Dtype, Entry};
 use crate::convert::vocabulary::{self, Vocabulary};
 use crate::error::{Error, Result};
 use crate::fsutil;
+use crate::nn::safetensors::{self, Dtype, Entry};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use serde::Serialize;

@@ -20,9 +20,9 @@ pub fn model(base: &Path, parts: &[Part], out: &Path, dtype: Option<Kind>, shard
     let config = Config::read(base)?;
     let merge = Merge::new(&weights, config.tie_word_embeddings, parts)?;
     // A tied head is the embedding; rotary tables are computed by every reader.
-    let kept =
-        |n: &&str| !(config.tie_word_embeddings && *n == "lm_head.weight") && !n.ends_with("rotary_emb.inv_freq");
-    let names: Vec<&str> = weights.names().filter(kept).collect();
+    let left_out =
+        |n: &str| (config.tie_word_embeddings && n == "lm_head.weight") || n.ends_with("rotary_emb.inv_freq");
+    let names: Vec<&str> = weights.names().filter(|n| !left_out(n)).collect();
     let kind_of = |name: &str| {
         let own = weights.kind(name).unwrap_or(Kind::Float);
         if is_float(own) { dtype.unwrap_or(own) } else { own }

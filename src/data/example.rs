@@ -255,13 +255,16 @@ fn one_rendering(
     Ok(Example { ids, supervised, line })
 }
 
+/// First and last byte of each token in the text.
+type Offsets = Vec<(usize, usize)>;
+
 /// Ids and offsets of `text`. Where a token would reach over one of `starts`, the text is encoded in two pieces there.
 fn encode_at(
     text: &str,
     starts: &[usize],
     tokenizer: &ChatTokenizer,
     splits: &mut usize,
-) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+) -> Result<(Vec<u32>, Offsets)> {
     let whole = tokenizer.encode_offsets(text)?;
     let reaches_over = |at: usize| whole.get_offsets().iter().any(|(a, b)| *a < at && at < *b);
     let mut cuts: Vec<usize> = starts.iter().copied().filter(|at| reaches_over(*at)).collect();

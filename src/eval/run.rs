@@ -5,8 +5,8 @@ use super::rows::{Asked, EvalRow};
 use crate::data::{ChatTokenizer, Example};
 use crate::error::{Error, Result};
 use crate::generate::{Settings, Stop, complete};
-use crate::models::Model;
 use crate::methods::sft::Batch;
+use crate::models::Model;
 use serde::Serialize;
 use serde_json::Value;
 use std::time::Instant;
@@ -90,7 +90,9 @@ pub fn evaluate(
         asked: n,
         exact_match: exact.map(|r| r.share),
         exact_match_ci: exact.map(|r| r.interval),
-        exact_match_ignoring_case: share(answered.iter().filter(|a| matches_ignoring_case(&a.text, &a.expected)).count()),
+        exact_match_ignoring_case: share(
+            answered.iter().filter(|a| matches_ignoring_case(&a.text, &a.expected)).count(),
+        ),
         stopped: share(answers.iter().filter(|a| a.stopped == Stop::EndToken).count()),
         loss,
         perplexity: loss.exp(),
@@ -104,15 +106,24 @@ pub fn evaluate(
 /// Mean loss over the supervised tokens of all examples, and how many these are.
 pub fn mean_loss(model: &Model, examples: &[&Example]) -> Result<(f64, usize)> {
     let config = model.config();
-    let context = [model.context_limit(), config.max_position_embeddings].into_iter().flatten().min().unwrap_or(i64::MAX);
+    let context =
+        [model.context_limit(), config.max_position_embeddings].into_iter().flatten().min().unwrap_or(i64::MAX);
     for e in examples {
         if e.ids.len() as i64 > context {
-            return Err(Error::user(format!("line {}: {} tokens, the model's context is {context}", e.line, e.ids.len()))
-                .hint("shorten the row or leave it out"));
+            return Err(Error::user(format!(
+                "line {}: {} tokens, the model's context is {context}",
+                e.line,
+                e.ids.len()
+            ))
+            .hint("shorten the row or leave it out"));
         }
         if let Some(id) = e.ids.iter().find(|id| i64::from(**id) >= config.vocab_size) {
-            return Err(Error::user(format!("line {}: token {id}, the model's vocabulary ends at {}", e.line, config.vocab_size - 1))
-                .hint("is tokenizer.json the one of this model?"));
+            return Err(Error::user(format!(
+                "line {}: token {id}, the model's vocabulary ends at {}",
+                e.line,
+                config.vocab_size - 1
+            ))
+            .hint("is tokenizer.json the one of this model?"));
         }
     }
     // Like lengths together: attention pads within a packed row.

@@ -60,7 +60,9 @@ fn batches(lengths: &[usize], new: usize, room: &Room) -> Vec<Vec<usize>> {
     for i in order {
         match made.last_mut() {
             // The first row is the longest, and the cache is as long as it for every row.
-            Some(b) if b.len() < room.rows && (b.len() + 1) * (lengths[b[0]].saturating_add(new)) <= room.tokens => b.push(i),
+            Some(b) if b.len() < room.rows && (b.len() + 1) * (lengths[b[0]].saturating_add(new)) <= room.tokens => {
+                b.push(i)
+            }
             _ => made.push(vec![i]),
         }
     }
@@ -83,7 +85,11 @@ fn decode(
     answers: &mut [Option<Completion>],
 ) -> Result<()> {
     let context = context(model);
-    let row = |&prompt: &usize| Row { prompt, tokens: Vec::new(), chance: rng::stream(settings.seed, "sample", prompt as u64) };
+    let row = |&prompt: &usize| Row {
+        prompt,
+        tokens: Vec::new(),
+        chance: rng::stream(settings.seed, "sample", prompt as u64),
+    };
     let mut rows: Vec<Row> = batch.iter().map(row).collect();
     let mut cache = model.cache(rows.len());
     let first: Vec<&[u32]> = batch.iter().map(|&i| prompts[i].as_slice()).collect();

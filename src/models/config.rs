@@ -67,12 +67,18 @@ impl Config {
         }
         let head_dim = r.int_or("head_dim", hidden / heads)?;
         if head_dim < 2 || head_dim % 2 != 0 {
-            return Err(Error::user(format!("{}: a head size of {head_dim}; rotary embedding turns pairs", file.display()))
-                .hint("`head_dim`, or `hidden_size` / `num_attention_heads` where it is left out, must be even"));
+            return Err(Error::user(format!(
+                "{}: a head size of {head_dim}; rotary embedding turns pairs",
+                file.display()
+            ))
+            .hint("`head_dim`, or `hidden_size` / `num_attention_heads` where it is left out, must be even"));
         }
         for (holder, place) in [(&raw, ""), (rope.raw, "rope_parameters.")] {
             if let Some(f) = holder.get("partial_rotary_factor").and_then(Value::as_f64).filter(|f| *f != 1.0) {
-                return Err(Error::user(format!("{}: `{place}partial_rotary_factor` is {f}, supported is 1", file.display())));
+                return Err(Error::user(format!(
+                    "{}: `{place}partial_rotary_factor` is {f}, supported is 1",
+                    file.display()
+                )));
             }
         }
         Ok(Self {

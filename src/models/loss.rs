@@ -43,7 +43,10 @@ impl Metrics {
 
     /// The means; waits for the device.
     pub fn means(&self) -> BTreeMap<&'static str, f64> {
-        self.sums.iter().map(|(name, (sum, weight))| (*name, sum.double_value(&[]) / if *weight == 0.0 { 1.0 } else { *weight })).collect()
+        self.sums
+            .iter()
+            .map(|(name, (sum, weight))| (*name, sum.double_value(&[]) / if *weight == 0.0 { 1.0 } else { *weight }))
+            .collect()
     }
 }
 

@@ -13,8 +13,8 @@ pub use loss::{Loss, Metrics, Output};
 pub use open::{device, open};
 
 use crate::error::{Error, Result};
-use crate::nn::{Attach, Builder, Built, Cache, Linear, ParamStore, Pass, Switches, Tokens, Weights};
 use crate::native;
+use crate::nn::{Attach, Builder, Built, Cache, Linear, ParamStore, Pass, Switches, Tokens, Weights};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
@@ -82,6 +82,9 @@ impl Model {
             Error::user(format!("{}: model_type `{}` is not supported", config.file().display(), config.model_type))
                 .hint(format!("supported: {}", known.join(", ")))
         })?;
+        if load.train_base && !load.adapters.is_empty() {
+            return Err(Error::bug("adapters attach to a frozen base: train_base and adapters exclude each other"));
+        }
         let weights = Weights::open(folder)?;
         let (names, attach): (Vec<String>, Vec<&dyn Attach>) = load.adapters.into_iter().unzip();
         let builder = Builder::new(&weights, load.device, load.kind, load.train_base, attach);
@@ -175,16 +178,23 @@ impl Model {
         }
         let vocabulary = self.config.vocab_size;
         if i64::from(tokens.largest) >= vocabulary {
-            return Err(Error::user(format!("token id {}: {} has a vocabulary of {vocabulary}", tokens.largest, self.folder.display()))
-                .hint("the tokenizer belongs to another model, or has tokens that were never added to this one"));
+            return Err(Error::user(format!(
+                "token id {}: {} has a vocabulary of {vocabulary}",
+                tokens.largest,
+                self.folder.display()
+            ))
+            .hint("the tokenizer belongs to another model, or has tokens that were never added to this one"));
         }
-        let longest = tokens.segments.lengths.iter().zip(past.iter().chain(std::iter::repeat(&0))).map(|(n, p)| n + p).max();
+        let longest =
+            tokens.segments.lengths.iter().zip(past.iter().chain(std::iter::repeat(&0))).map(|(n, p)| n + p).max();
         match (longest, self.context_limit()) {
             (Some(n), Some(limit)) if n > limit => Err(Error::user(format!(
                 "a sequence of {n} tokens: {} attends through a sliding window of {limit}, which ft does not compute",
                 self.folder.display()
             ))
-            .hint(format!("keep sequences within {limit} tokens: batch.max_len when training, fewer new tokens when generating"))),
+            .hint(format!(
+                "keep sequences within {limit} tokens: batch.max_len when training, fewer new tokens when generating"
+            ))),
             _ => Ok(()),
         }
     }
@@ -224,7 +234,13 @@ impl Model {
     }
 
     /// Adds the gradient of `loss.sum / items` to the trainable parameters.
-    pub fn learn(&self, tokens: &Tokens, items: f64, replay: Replay, loss: impl FnOnce(&Output) -> Loss) -> Result<Metrics> {
+    pub fn learn(
+        &self,
+        tokens: &Tokens,
+        items: f64,
+        replay: Replay,
+        loss: impl FnOnce(&Output) -> Loss,
+    ) -> Result<Metrics> {
         self.check(tokens, &[])?;
         let _back = Restore { cell: &self.switches.train, value: self.switches.train.replace(true) };
         match replay {

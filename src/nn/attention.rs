@@ -30,7 +30,8 @@ pub fn packed(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, scale: f6
             (out, blocks)
         },
         move |blocks, g| {
-            let parts: Vec<[Tensor; 3]> = blocks.iter().map(|b| b.backward(&b.group.gather_gradient(g), scale)).collect();
+            let parts: Vec<[Tensor; 3]> =
+                blocks.iter().map(|b| b.backward(&b.group.gather_gradient(g), scale)).collect();
             let join = |i: usize, like: [i64; 3]| {
                 Some(scatter(blocks.iter().zip(&parts).map(|(b, p)| (&b.group, &p[i])), &like, g))
             };
@@ -61,7 +62,15 @@ impl Block {
             (out.view_as(&q), lse.view(&q.size()[..3]))
         } else {
             let r = |t: &Tensor| repeat(t, q.size()[1]);
-            Tensor::internal_scaled_dot_product_flash_attention_for_cpu(&q, &r(&k), &r(&v), 0.0, true, None::<&Tensor>, scale)
+            Tensor::internal_scaled_dot_product_flash_attention_for_cpu(
+                &q,
+                &r(&k),
+                &r(&v),
+                0.0,
+                true,
+                None::<&Tensor>,
+                scale,
+            )
         };
         Self { group, q, k, v, out, lse }
     }
@@ -73,7 +82,16 @@ impl Block {
         if self.group.longest > RECOMPUTE && !q.device().is_cuda() {
             let (rk, rv) = (repeat(k, heads), repeat(v, heads));
             let (gq, gk, gv) = Tensor::internal_scaled_dot_product_flash_attention_for_cpu_backward(
-                g, q, &rk, &rv, out, lse, 0.0, true, None::<&Tensor>, scale,
+                g,
+                q,
+                &rk,
+                &rv,
+                out,
+                lse,
+                0.0,
+                true,
+                None::<&Tensor>,
+                scale,
             );
             let sum = |t: Tensor| {
                 t.view([size[0], size[1], -1, size[2], size[3]]).sum_dim_intlist([2i64].as_slice(), false, t.kind())
@@ -84,7 +102,8 @@ impl Block {
         let lse = lse.reshape([size[0] * size[1], -1, 1]);
         let p = (scores(q, k, scale) - lse).exp(); // (n*K, G*L, L)
         let (gy, y) = (grouped(g), grouped(out));
-        let dot = (gy.to_kind(Kind::Float) * y.to_kind(Kind::Float)).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
+        let dot =
+            (gy.to_kind(Kind::Float) * y.to_kind(Kind::Float)).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
         let gv = p.to_kind(v.kind()).transpose(1, 2).bmm(&gy);
         let gp = gy.bmm(&fold(v).transpose(1, 2));
         let gs = ((gp.to_kind(Kind::Float) - dot) * p * scale).to_kind(q.kind());
@@ -140,7 +159,8 @@ impl Group {
     fn gather_gradient(&self, t: &Tensor) -> Tensor {
         match &self.real {
             Some((real, from)) => {
-                let mut rows = Tensor::zeros([self.count * self.longest, t.size()[1], t.size()[2]], (t.kind(), t.device()));
+                let mut rows =
+                    Tensor::zeros([self.count * self.longest, t.size()[1], t.size()[2]], (t.kind(), t.device()));
                 self.block(&rows.index_copy_(0, real, &t.index_select(0, from)))
             }
             None => self.block(t),
@@ -160,7 +180,7 @@ fn scatter<'a>(blocks: impl Iterator<Item = (&'a Group, &'a Tensor)>, shape: &[i
         match &group.real {
             None => {
                 let rows = Tensor::empty(shape, (like.kind(), like.device()));
-                let _ = rows.view([group.count, group.longest, shape[1], shape[2]]).copy_(&block.transpose(1, 2));
+                rows.view([group.count, group.longest, shape[1], shape[2]]).copy_(&block.transpose(1, 2));
                 return rows;
             }
             Some((real, to)) => {
@@ -201,7 +221,8 @@ fn continued(q: &Tensor, cache: &Cache, layer: usize, segments: &Segments, scale
         let pick = |t: &Tensor| t.narrow(0, slot as i64, 1);
         let queries = q.narrow(0, row, n).transpose(0, 1).unsqueeze(0); // (1, H, n, E)
         let mask = Tensor::ones([n, past + n], (Kind::Bool, q.device())).tril(past);
-        let out = Tensor::scaled_dot_product_attention(&queries, &pick(&k), &pick(&v), Some(&mask), 0.0, false, scale, true);
+        let out =
+            Tensor::scaled_dot_product_attention(&queries, &pick(&k), &pick(&v), Some(&mask), 0.0, false, scale, true);
         parts.push(out.squeeze_dim(0).transpose(0, 1));
         row += n;
     }

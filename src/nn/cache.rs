@@ -60,7 +60,8 @@ impl Cache {
     /// Where each head of each new token goes, (T * K) rows of the flattened (slots * K * capacity) table.
     pub(super) fn places(&self, added: &[i64], heads: i64, device: Device) -> Tensor {
         let tokens = (0..self.lengths.len()).flat_map(|s| (0..added[s]).map(move |t| (s as i64, self.lengths[s] + t)));
-        let rows: Vec<i64> = tokens.flat_map(|(s, t)| (0..heads).map(move |h| (s * heads + h) * self.capacity + t)).collect();
+        let rows: Vec<i64> =
+            tokens.flat_map(|(s, t)| (0..heads).map(move |h| (s * heads + h) * self.capacity + t)).collect();
         Tensor::from_slice(&rows).to_device(device)
     }
 

@@ -8,9 +8,16 @@ use tch::{Device, Kind, Tensor};
 pub enum Scaling {
     None,
     /// Positions divided by a factor (Chen et al. 2023, arXiv 2306.15595).
-    Linear { factor: f64 },
+    Linear {
+        factor: f64,
+    },
     /// Long wavelengths divided by `factor`, short ones kept, a ramp between (Llama 3.1).
-    Llama3 { factor: f64, low: f64, high: f64, original: f64 },
+    Llama3 {
+        factor: f64,
+        low: f64,
+        high: f64,
+        original: f64,
+    },
 }
 
 /// Angles by position.

@@ -40,7 +40,11 @@ impl Entry {
 ///
 /// `bytes(entry)` is called once per tensor, in the file's order (widest dtype first, then by name, as the
 /// reference writer orders them), and must give exactly `entry.bytes()` little-endian bytes, row-major.
-pub fn write_file<B: AsRef<[u8]>>(path: &Path, entries: &[Entry], mut bytes: impl FnMut(&Entry) -> Result<B>) -> Result<()> {
+pub fn write_file<B: AsRef<[u8]>>(
+    path: &Path,
+    entries: &[Entry],
+    mut bytes: impl FnMut(&Entry) -> Result<B>,
+) -> Result<()> {
     let mut order: Vec<&Entry> = entries.iter().collect();
     order.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
     let header = header(path, &order)?;
@@ -55,7 +59,10 @@ pub fn write_file<B: AsRef<[u8]>>(path: &Path, entries: &[Entry], mut bytes: imp
                 if found == expected {
                     return Ok(b);
                 }
-                Err(Error::bug(format!("tensor {}: {expected} bytes expected, {found} given to the writer", entry.name)))
+                Err(Error::bug(format!(
+                    "tensor {}: {expected} bytes expected, {found} given to the writer",
+                    entry.name
+                )))
             });
             match given {
                 Ok(b) => out.write_all(b.as_ref())?,
@@ -116,7 +123,10 @@ fn header(path: &Path, order: &[&Entry]) -> Result<Vec<u8>> {
     for entry in order {
         let start = end;
         end += entry.bytes() as usize;
-        infos.push((entry.name.clone(), TensorInfo { dtype: entry.dtype, shape: entry.shape.clone(), data_offsets: (start, end) }));
+        infos.push((
+            entry.name.clone(),
+            TensorInfo { dtype: entry.dtype, shape: entry.shape.clone(), data_offsets: (start, end) },
+        ));
     }
     let refuse = |e: &dyn std::fmt::Display| Error::bug(format!("{}: safetensors header: {e}", path.display()));
     if let Some(pair) = infos.windows(2).find(|w| w[0].0 == w[1].0) {

@@ -160,8 +160,11 @@ impl<'w> Builder<'w> {
             let shown = problems.iter().take(20).cloned().collect::<Vec<_>>().join("\n  ");
             let more = problems.len().saturating_sub(20);
             let more = if more > 0 { format!("\n  … and {more} more") } else { String::new() };
-            return Err(Error::user(format!("{}: the weights do not fit config.json:\n  {shown}{more}", self.weights.origin().display()))
-                .hint("the directory mixes two models, or the download is incomplete"));
+            return Err(Error::user(format!(
+                "{}: the weights do not fit config.json:\n  {shown}{more}",
+                self.weights.origin().display()
+            ))
+            .hint("the directory mixes two models, or the download is incomplete"));
         }
         if let Some(e) = self.error.into_inner() {
             return Err(e);

@@ -92,7 +92,10 @@ impl Segments {
 const BLOCK: i64 = 1 << 20;
 
 fn group(lengths: &[i64], starts: &[i64], device: Device) -> Vec<Group> {
-    if lengths.iter().all(|n| *n == lengths[0] && *n > 0) && !lengths.is_empty() && lengths.len() as i64 * lengths[0].pow(2) <= BLOCK {
+    if lengths.iter().all(|n| *n == lengths[0] && *n > 0)
+        && !lengths.is_empty()
+        && lengths.len() as i64 * lengths[0].pow(2) <= BLOCK
+    {
         return vec![Group { count: lengths.len() as i64, longest: lengths[0], slots: None, real: None }];
     }
     // A slot may be given no token in a pass; it has nothing to attend.

@@ -1,8 +1,8 @@
 //! Weights on disk: safetensors, one file or shards, memory-mapped; and writing them.
 
-use crate::nn::safetensors;
 use crate::error::{Error, Result};
 use crate::fsutil::{io_error, read_json};
+use crate::nn::safetensors;
 use ::safetensors::tensor::{Dtype, SafeTensors};
 use memmap2::Mmap;
 use std::collections::BTreeMap;

@@ -50,7 +50,7 @@ pub(super) struct Sources<'a> {
 impl Sources<'_> {
     /// Every mistake, in the order of the file and then of the `--set`s, as one error.
     pub fn report(&self, mut mistakes: Vec<Mistake>) -> Error {
-        mistakes.sort_by(|a, b| a.at.cmp(&b.at));
+        mistakes.sort_by_key(|m| m.at);
         mistakes.dedup();
         let last_hint = mistakes.last_mut().and_then(|m| m.hint.take());
         let shown: Vec<String> = mistakes.iter().map(|m| self.show(m)).collect();

@@ -62,7 +62,7 @@ fn tell(name: &str, found: &Synonym) -> Suggestion {
 fn elsewhere(section: &str, name: &str, plain: &str) -> Option<Suggestion> {
     let mut found: Vec<&Key> = keys().iter().filter(|k| k.name() == plain).collect();
     // Nearest first: the key below this section, then the order of the reference.
-    found.sort_by_key(|k| !(k.path.starts_with(section) && !section.is_empty()));
+    found.sort_by_key(|k| section.is_empty() || !k.path.starts_with(section));
     let first = found.first()?;
     if first.parent() == section {
         return Some(Suggestion { hint: format!("did you mean `{}`?", first.name()), path: Some(first.path.clone()) });

@@ -43,7 +43,16 @@ pub struct Best {
 
 impl State {
     pub fn new(origin: serde_json::Value) -> Self {
-        Self { step: 0, cursor: Cursor::default(), tokens: 0, best: None, stale: 0, skipped: 0, skipped_in_a_row: 0, origin }
+        Self {
+            step: 0,
+            cursor: Cursor::default(),
+            tokens: 0,
+            best: None,
+            stale: 0,
+            skipped: 0,
+            skipped_in_a_row: 0,
+            origin,
+        }
     }
 }
 
@@ -108,7 +117,9 @@ impl Checkpoints {
         self.restore_weights(step, model)?;
         optim.restore(&Weights::open_file(&folder.join(OPTIMISER))?.all())?;
         let generator = Weights::open_file(&folder.join(GENERATOR))?;
-        let state = generator.get("state").ok_or_else(|| Error::user(format!("{}: no `state`", folder.join(GENERATOR).display())))?;
+        let state = generator
+            .get("state")
+            .ok_or_else(|| Error::user(format!("{}: no `state`", folder.join(GENERATOR).display())))?;
         native::set_rng_state(model.device(), &state.copy())
     }
 
@@ -163,5 +174,8 @@ pub fn differences(then: &serde_json::Value, now: &serde_json::Value) -> Vec<Str
     flatten("", now, &mut b);
     let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
     let show = |m: &BTreeMap<String, String>, k: &String| m.get(k).cloned().unwrap_or("not set".into());
-    keys.into_iter().filter(|k| a.get(*k) != b.get(*k)).map(|k| format!("{k}: was {}, is {}", show(&a, k), show(&b, k))).collect()
+    keys.into_iter()
+        .filter(|k| a.get(*k) != b.get(*k))
+        .map(|k| format!("{k}: was {}, is {}", show(&a, k), show(&b, k)))
+        .collect()
 }

@@ -78,10 +78,13 @@ impl Log {
             let kept: Vec<&str> = text.lines().filter(|l| at(l).is_some_and(|s| s <= step)).collect();
             write_atomic(&path, |w| kept.iter().try_for_each(|l| writeln!(w, "{l}")))?;
         }
-        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(|e| io_error("writing", &path, e))?;
+        let file =
+            OpenOptions::new().create(true).append(true).open(&path).map_err(|e| io_error("writing", &path, e))?;
         let bar = if report::on_terminal() { ProgressBar::new(total) } else { ProgressBar::hidden() };
         bar.set_style(
-            ProgressStyle::with_template("step {pos}/{len} [{bar:24}] {msg}  eta {eta}").expect("constant").progress_chars("=> "),
+            ProgressStyle::with_template("step {pos}/{len} [{bar:24}] {msg}  eta {eta}")
+                .expect("constant")
+                .progress_chars("=> "),
         );
         bar.set_position(step);
         Ok(Self { file, path, bar, total, last_line: Instant::now(), talked: false })
@@ -106,7 +109,12 @@ impl Log {
         let due = !self.talked || line.step == self.total || self.last_line.elapsed() > Duration::from_secs(10);
         if !report::on_terminal() && due {
             let left = line.seconds * (self.total - line.step) as f64;
-            report::info(format!("step {}/{}  {text}  eta {}", line.step, self.total, report::duration(Duration::from_secs_f64(left))));
+            report::info(format!(
+                "step {}/{}  {text}  eta {}",
+                line.step,
+                self.total,
+                report::duration(Duration::from_secs_f64(left))
+            ));
             self.last_line = Instant::now();
             self.talked = true;
         }

@@ -11,9 +11,9 @@ pub mod schedule;
 
 pub use prepare::Prepared;
 
+use crate::adapters::AdapterSpec;
 use crate::convert::export;
 use crate::error::{Error, Result};
-use crate::adapters::AdapterSpec;
 use crate::fsutil::{create_dir_all, io_error, move_into, read_json, write_json};
 use crate::methods::Method;
 use crate::models::{Metrics, Model, Replay};
@@ -104,7 +104,10 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
     let best = run.state.best.filter(|_| plan.recipe.run.result == ResultChoice::Best);
     if let Some(best) = best.filter(|b| b.step != run.state.step) {
         run.checkpoints.restore_weights(best.step, &model)?;
-        report::info(format!("the result is the best checkpoint: step {} with validation loss {:.4}", best.step, best.loss));
+        report::info(format!(
+            "the result is the best checkpoint: step {} with validation loss {:.4}",
+            best.step, best.loss
+        ));
     }
     let exported = export_result(plan, &model)?;
     report::info(exported);
@@ -124,7 +127,12 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
 }
 
 /// The checkpoint to go on from, or an error where `run.out` holds work that nobody said what to do with.
-fn earlier_work(out: &Path, checkpoints: &Checkpoints, start: Start, origin: &serde_json::Value) -> Result<Option<State>> {
+fn earlier_work(
+    out: &Path,
+    checkpoints: &Checkpoints,
+    start: Start,
+    origin: &serde_json::Value,
+) -> Result<Option<State>> {
     let metrics = out.join("metrics.jsonl");
     match (start, checkpoints.last()?) {
         (Start::Resume, Some(state)) => {
@@ -142,10 +150,14 @@ fn earlier_work(out: &Path, checkpoints: &Checkpoints, start: Start, origin: &se
         }
         (Start::Resume, None) => Err(Error::user(format!("{}: there is no checkpoint to resume from", out.display()))
             .hint("start without --resume")),
-        (Start::Fresh, Some(state)) => Err(Error::user(format!("{}: holds a run that stands at step {}", out.display(), state.step))
-            .hint("go on with --resume, throw it away with --overwrite, or set another run.out")),
-        (Start::Fresh, None) if metrics.exists() => Err(Error::user(format!("{}: holds the metrics of an earlier run", out.display()))
-            .hint("throw it away with --overwrite, or set another run.out")),
+        (Start::Fresh, Some(state)) => {
+            Err(Error::user(format!("{}: holds a run that stands at step {}", out.display(), state.step))
+                .hint("go on with --resume, throw it away with --overwrite, or set another run.out"))
+        }
+        (Start::Fresh, None) if metrics.exists() => {
+            Err(Error::user(format!("{}: holds the metrics of an earlier run", out.display()))
+                .hint("throw it away with --overwrite, or set another run.out"))
+        }
         (Start::Fresh, None) => Ok(None),
         (Start::Overwrite, _) => {
             checkpoints.clear()?;
@@ -235,7 +247,7 @@ impl Run<'_> {
         let run = &self.plan.recipe.run;
         let step = self.state.step;
         let total = self.total;
-        let due = |every: u64| step == total || (every > 0 && step % every == 0);
+        let due = |every: u64| step == total || (every > 0 && step.is_multiple_of(every));
         let better = due(run.eval_every) && self.validate(method)?;
         let done = run.patience.is_some_and(|p| self.state.stale >= p);
         let interrupted = self.stop.load(Ordering::Relaxed);
@@ -279,14 +291,20 @@ impl Run<'_> {
         let what = format!("step {}: loss {loss}, gradient norm {norm}", self.state.step + 1);
         self.state.skipped += 1;
         self.state.skipped_in_a_row += 1;
-        let last = self.checkpoints.steps().last().map_or("no checkpoint was saved yet".into(), |s| format!("the checkpoint of step {s} is kept"));
+        let last = self
+            .checkpoints
+            .steps()
+            .last()
+            .map_or("no checkpoint was saved yet".into(), |s| format!("the checkpoint of step {s} is kept"));
         match self.plan.recipe.optim.non_finite {
             NonFinite::Skip if self.state.skipped_in_a_row < MOST_SKIPPED => {
                 self.log.say(&format!("{what}; the step is left out ({} so far)", self.state.skipped));
                 Ok(())
             }
-            NonFinite::Skip => Err(Error::user(format!("{what}; {MOST_SKIPPED} steps in a row are not finite; {last}"))
-                .hint("lower optim.lr, lengthen optim.warmup, or try model.dtype: f32")),
+            NonFinite::Skip => {
+                Err(Error::user(format!("{what}; {MOST_SKIPPED} steps in a row are not finite; {last}"))
+                    .hint("lower optim.lr, lengthen optim.warmup, or try model.dtype: f32"))
+            }
             NonFinite::Error => Err(Error::user(format!("{what}; {last}"))
                 .hint("lower optim.lr or lengthen optim.warmup; optim.non_finite: skip leaves such steps out")),
         }

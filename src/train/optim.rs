@@ -44,7 +44,8 @@ impl Optimiser {
         }
         groups.retain(|g| !g.params.is_empty());
         if groups.is_empty() {
-            return Err(Error::user("nothing is trainable").hint("give an adapter with targets, or leave `adapter` out to train every weight"));
+            return Err(Error::user("nothing is trainable")
+                .hint("give an adapter with targets, or leave `adapter` out to train every weight"));
         }
         Ok(Self { settings, groups })
     }
@@ -106,7 +107,8 @@ impl Optimiser {
         let mut used = 0;
         for g in &mut self.groups {
             for (i, name) in g.names.iter().enumerate() {
-                for (what, to) in [("first", &mut g.first[i]), ("second", &mut g.second[i]), ("step", &mut g.steps[i])] {
+                for (what, to) in [("first", &mut g.first[i]), ("second", &mut g.second[i]), ("step", &mut g.steps[i])]
+                {
                     let key = format!("{name}.{what}");
                     let from = state.get(&key).filter(|t| t.size() == to.size()).ok_or_else(|| {
                         Error::user(format!("checkpoint: optimiser state `{key}` is missing or of another shape"))

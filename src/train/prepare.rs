@@ -50,7 +50,8 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
     };
     let (train, valid) = (load(&recipe.data.train)?, recipe.data.valid.as_ref().map(load).transpose()?);
     let lengths = train.examples.iter().map(|e| e.ids.len()).collect();
-    let batch = BatchPlan { tokens: recipe.batch.tokens, accumulate: recipe.batch.accumulate, examples: recipe.batch.examples };
+    let batch =
+        BatchPlan { tokens: recipe.batch.tokens, accumulate: recipe.batch.accumulate, examples: recipe.batch.examples };
     let loader = Loader::new(lengths, batch, recipe.data.shuffle, recipe.run.seed)?;
     let total = recipe.run.steps.unwrap_or_else(|| loader.steps_for(recipe.run.epochs));
     if total == 0 {

@@ -39,7 +39,12 @@ impl Samples {
             let prompt = self.tokenizer.decode(prompt, true)?;
             let line = json!({ "step": step, "prompt": prompt, "text": text });
             writeln!(file, "{line}").map_err(|e| io_error("writing", &self.path, e))?;
-            let asked = prompt.trim().lines().rfind(|l| !l.trim().is_empty() && *l != "assistant").unwrap_or_default().to_string();
+            let asked = prompt
+                .trim()
+                .lines()
+                .rfind(|l| !l.trim().is_empty() && *l != "assistant")
+                .unwrap_or_default()
+                .to_string();
             log.say(&format!("  sample: {asked} -> {}", text.trim().replace('\n', " ")));
         }
         Ok(())

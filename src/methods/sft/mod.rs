@@ -79,7 +79,8 @@ impl Method for Sft {
 
     fn next_step(&mut self, model: &Model) -> Result<Step<Batch>> {
         let step = self.loader.next();
-        let row = |row: &Vec<usize>| Batch::new(&row.iter().map(|&i| &self.train[i]).collect::<Vec<_>>(), model.device());
+        let row =
+            |row: &Vec<usize>| Batch::new(&row.iter().map(|&i| &self.train[i]).collect::<Vec<_>>(), model.device());
         Ok(Step { micro: step.rows.iter().map(row).collect(), epoch: step.epoch })
     }
 
