@@ -568,8 +568,9 @@ fn the_command_merges_and_guards_what_is_there() {
 fn the_example_in_adapters_is_the_plain_fixture_in_our_layout() {
     let base = fixtures().join("biased-llama");
     let ids: Vec<u32> = (1..20).collect();
-    let answer =
-        |adapter: &Path| logits(&models::open(&base, &[adapter.to_path_buf()], Device::Cpu, Kind::Float).unwrap(), &ids);
+    let answer = |adapter: &Path| {
+        logits(&models::open(&base, &[adapter.to_path_buf()], Device::Cpu, Kind::Float).unwrap(), &ids)
+    };
     let (example, plain) = (answer(Path::new("adapters/example")), answer(&fixtures().join("adapters/plain")));
     let gap = (&example - &plain).abs().max().double_value(&[]);
     assert!(gap < 1e-5, "the example's logits differ by {gap}");

@@ -36,6 +36,10 @@ impl Workspace {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ft"));
         command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
+        // Bits are promised on the CPU; FT_TEST_DEVICE=cuda runs the same commands on the GPU that `auto` finds.
+        if !std::env::var("FT_TEST_DEVICE").is_ok_and(|d| d.starts_with("cuda")) {
+            command.env("CUDA_VISIBLE_DEVICES", "");
+        }
         command
     }
 
@@ -263,6 +267,23 @@ fn eval_generate_and_chat_answer_where_a_script_reads() {
     let suite = std::fs::read_to_string("eval/chat.jsonl").unwrap();
     std::fs::write(space.path("suite.jsonl"), suite).unwrap();
     space.ft(&["eval", "--model", model, "--data", "suite.jsonl"]);
+}
+
+#[test]
+fn no_better_validation_loss_stops_early_and_the_best_weights_are_the_result() {
+    let space = Workspace::new();
+    // Nothing moves at a rate of zero, so the first validation stays the best.
+    let sets =
+        ["run.epochs=9", "run.eval_every=1", "run.patience=2", "optim.lr=0", "run.save_every=0", "run.samples=0"];
+    let sets: Vec<&str> = sets.iter().flat_map(|s| ["--set", s]).collect();
+    let run = space.ft(&[&["train", "recipes/lora-medical.yaml", "--json"], &sets[..]].concat());
+    let summary: Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert_eq!(
+        (&summary["steps"], &summary["best_step"], &summary["stopped_early"]),
+        (&3.into(), &1.into(), &true.into())
+    );
+    let kept = |step: u64| space.path(&format!("adapters/lora-medical/checkpoints/step-{step}")).exists();
+    assert!(kept(1) && kept(3), "the best and the last checkpoint are kept");
 }
 
 #[test]

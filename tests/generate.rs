@@ -1,5 +1,6 @@
 //! Decoding against transformers' greedy continuations and against the full forward; sampling against its probabilities.
 
+use crate::support::device;
 use ft::generate::sampler::Candidates;
 use ft::generate::{Completion, Session, Settings, Stop, complete};
 use ft::models::{Model, open};
@@ -7,7 +8,7 @@ use ft::nn::Tokens;
 use serde_json::Value;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new("tests/fixtures").join(name)
@@ -18,7 +19,7 @@ fn json(name: &str) -> Value {
 }
 
 fn tiny() -> Model {
-    open(&fixture("tiny-llama"), &[], Device::Cpu, Kind::Float).unwrap()
+    open(&fixture("tiny-llama"), &[], device(), Kind::Float).unwrap()
 }
 
 fn lists(value: &Value) -> Vec<Vec<u32>> {
@@ -68,24 +69,25 @@ fn rows_that_stop_leave_the_others_as_they_were() {
 
 /// Logits of the last token of each sequence, the whole sequence run at once.
 fn full(model: &Model, sequences: &[Vec<u32>]) -> Tensor {
-    let tokens = Tokens::pack(sequences, Device::Cpu);
+    let tokens = Tokens::pack(sequences, device());
     model.infer(&tokens, |out| out.logits(&tokens.segments.last_rows())).unwrap()
 }
 
 fn close(a: &Tensor, b: &Tensor, what: &str) {
-    let gap = (a - b).abs().max().double_value(&[]);
+    let cpu = |t: &Tensor| t.to_device(tch::Device::Cpu);
+    let gap = (cpu(a) - cpu(b)).abs().max().double_value(&[]);
     assert!(gap < 1e-4, "{what}: logits differ by {gap}");
 }
 
 #[test]
 fn cached_steps_equal_the_full_forward() {
     for name in ["tiny-llama", "biased-llama", "wide-head-llama"] {
-        let model = open(&fixture(name), &[], Device::Cpu, Kind::Float).unwrap();
+        let model = open(&fixture(name), &[], device(), Kind::Float).unwrap();
         // Unequal prompts; the second crosses the first growth of the cache while it decodes.
         let mut sequences: Vec<Vec<u32>> =
             [9, 126, 40].iter().map(|n| (0..*n).map(|t| (t * 7 + n) as u32 % 60 + 3).collect()).collect();
         let mut cache = model.cache(sequences.len());
-        let mut run = Tokens::pack(&sequences, Device::Cpu);
+        let mut run = Tokens::pack(&sequences, device());
         for step in 0..6u32 {
             let cached = model.extend(&run, &mut cache, |out| out.logits(&run.segments.last_rows())).unwrap();
             close(&cached, &full(&model, &sequences), &format!("{name} step {step}"));
@@ -95,12 +97,12 @@ fn cached_steps_equal_the_full_forward() {
             }
             sequences.iter_mut().for_each(|s| s.push(3 + step * 5));
             let last: Vec<&[u32]> = sequences.iter().map(|s| &s[s.len() - 1..]).collect();
-            run = Tokens::pack_after(&last, &cache.lengths, Device::Cpu);
+            run = Tokens::pack_after(&last, &cache.lengths, device());
         }
         // Several tokens at once behind what is cached, unequally many.
         sequences.iter_mut().zip([5usize, 2]).for_each(|(s, n)| s.extend(std::iter::repeat_n(11, n)));
         let new: Vec<&[u32]> = sequences.iter().zip(&cache.lengths).map(|(s, held)| &s[*held as usize..]).collect();
-        let run = Tokens::pack_after(&new, &cache.lengths, Device::Cpu);
+        let run = Tokens::pack_after(&new, &cache.lengths, device());
         let cached = model.extend(&run, &mut cache, |out| out.logits(&run.segments.last_rows())).unwrap();
         close(&cached, &full(&model, &sequences), &format!("{name} continued"));
     }

@@ -31,7 +31,7 @@ fn open(name: &str) -> (Case, BTreeMap<String, Tensor>, Model) {
 
 fn logits(model: &Model, sequences: &[Sequence]) -> Tensor {
     let row = Row::pack(sequences);
-    let all = Tensor::arange(row.tokens.len() as i64, (Kind::Int64, tch::Device::Cpu));
+    let all = Tensor::arange(row.tokens.len() as i64, (Kind::Int64, crate::support::device()));
     model.infer(&row.tokens, |out| out.logits(&all)).unwrap()
 }
 
@@ -114,7 +114,7 @@ fn a_sliding_window_is_exact_within_and_refused_beyond() {
     let inferred = model.infer(&row.tokens, |_| ()).err();
     // Six tokens in the cache, then three: the window is counted over both.
     let mut cache = model.cache(1);
-    let part = |ids: &[u32], past| ft::nn::Tokens::pack_after(&[ids], &[past], tch::Device::Cpu);
+    let part = |ids: &[u32], past| ft::nn::Tokens::pack_after(&[ids], &[past], crate::support::device());
     model.extend(&part(&long.ids[..6], 0), &mut cache, |_| ()).unwrap();
     let extended = model.extend(&part(&long.ids[6..9], 6), &mut cache, |_| ()).err();
     assert_eq!(cache.lengths, [6], "a refused pass leaves the cache as it was");

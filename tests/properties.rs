@@ -6,7 +6,7 @@ use ft::models::{Metrics, Model, Replay};
 use ft::nn::{Attach, Layer, Site, Tokens, weights};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 const TINY: &str = "tiny-llama"; // vocabulary 512, tied head
 const BIASED: &str = "biased-llama"; // vocabulary 64, untied, biases
@@ -42,11 +42,11 @@ fn step(model: &Model, batches: &[Vec<Sequence>], replay: Replay) -> (f64, BTree
 }
 
 fn every_row(tokens: &Tokens) -> Tensor {
-    Tensor::arange(tokens.len() as i64, (Kind::Int64, Device::Cpu))
+    Tensor::arange(tokens.len() as i64, (Kind::Int64, device()))
 }
 
 fn logits(model: &Model, sequence: &Sequence) -> Tensor {
-    let tokens = Tokens::pack(&[&sequence.ids], Device::Cpu);
+    let tokens = Tokens::pack(&[&sequence.ids], device());
     model.infer(&tokens, |out| out.logits(&every_row(&tokens))).unwrap()
 }
 
@@ -94,7 +94,7 @@ fn replay_gives_the_same_bits() {
             let run = |replay| {
                 tch::manual_seed(11);
                 let (loss, grads) = step(model, &batches, replay);
-                (loss, grads, Tensor::rand([4], (Kind::Float, Device::Cpu)))
+                (loss, grads, Tensor::rand([4], (Kind::Float, device())))
             };
             let ((loss, grads, next), (replayed_loss, replayed, replayed_next)) = (run(Replay::None), run(Replay::All));
             assert!(loss.is_finite() && loss == replayed_loss, "{what}: {loss} and {replayed_loss}");
@@ -394,14 +394,14 @@ fn only_what_is_trained_receives_a_gradient() {
 #[test]
 fn rows_that_cannot_be_computed_are_refused() {
     let model = whole(&fixture(BIASED), Kind::Float);
-    let refused = |ids: &[u32]| model.infer(&Tokens::pack(&[ids], Device::Cpu), |_| ()).expect_err("refused");
+    let refused = |ids: &[u32]| model.infer(&Tokens::pack(&[ids], device()), |_| ()).expect_err("refused");
     let beyond = refused(&[3, 64, 5]);
     assert!(beyond.message().contains("token id 64") && beyond.message().contains("vocabulary of 64"), "{beyond}");
     assert_eq!(beyond.exit_code(), 1);
     assert_eq!(refused(&[]).exit_code(), 2, "an empty row is a bug of ours");
     // A segment without tokens among others is passed over.
-    let row = Tokens::pack(&[&[3u32, 4][..], &[], &[5]], Device::Cpu);
+    let row = Tokens::pack(&[&[3u32, 4][..], &[], &[5]], device());
     let with_gap = model.infer(&row, |out| out.logits(&every_row(&row))).unwrap();
-    let without = Tokens::pack(&[&[3u32, 4][..], &[5]], Device::Cpu);
+    let without = Tokens::pack(&[&[3u32, 4][..], &[5]], device());
     assert_same("an empty segment", &with_gap, &model.infer(&without, |out| out.logits(&every_row(&without))).unwrap());
 }

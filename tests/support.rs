@@ -8,6 +8,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
+/// Where models are tested: `FT_TEST_DEVICE` (cpu, cuda, cuda:N), the CPU where it is not set.
+pub fn device() -> Device {
+    static STARTED: std::sync::Once = std::sync::Once::new();
+    // CUDA must be opened before anything asks libtorch about it.
+    STARTED.call_once(|| {
+        ft::runtime::start().unwrap();
+    });
+    ft::models::device(&std::env::var("FT_TEST_DEVICE").unwrap_or("cpu".into())).unwrap()
+}
+
 /// A file or folder of tests/fixtures.
 pub fn fixture(path: impl AsRef<Path>) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
@@ -40,18 +50,18 @@ fn load(folder: &Path, load: Load) -> Model {
 
 /// The bare base, frozen.
 pub fn frozen(folder: &Path, kind: Kind) -> Model {
-    load(folder, Load { device: Device::Cpu, kind, train_base: false, adapters: Vec::new() })
+    load(folder, Load { device: device(), kind, train_base: false, adapters: Vec::new() })
 }
 
 /// Every weight trained, in float32 or with float32 masters.
 pub fn whole(folder: &Path, kind: Kind) -> Model {
-    load(folder, Load { device: Device::Cpu, kind, train_base: true, adapters: Vec::new() })
+    load(folder, Load { device: device(), kind, train_base: true, adapters: Vec::new() })
 }
 
 /// A frozen base with one adapter called `a`.
 pub fn adapted(folder: &Path, kind: Kind, adapter: &dyn Attach) -> Model {
     let adapters = vec![("a".to_string(), adapter)];
-    load(folder, Load { device: Device::Cpu, kind, train_base: false, adapters })
+    load(folder, Load { device: device(), kind, train_base: false, adapters })
 }
 
 /// A sequence; `mask[t] = 1` says that token t is learnt from the tokens before it.
@@ -94,10 +104,10 @@ impl Row {
         }
         let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
         Self {
-            tokens: Tokens::pack(&ids, Device::Cpu),
+            tokens: Tokens::pack(&ids, device()),
             items: at.len() as f64,
-            at: Tensor::from_slice(&at),
-            targets: Tensor::from_slice(&targets),
+            at: Tensor::from_slice(&at).to_device(device()),
+            targets: Tensor::from_slice(&targets).to_device(device()),
         }
     }
 
@@ -143,7 +153,7 @@ pub fn fill_adapter(model: &Model, size: f64) {
     let _no_grad = tch::no_grad_guard();
     for p in model.params().iter().filter(|p| p.adapter.is_some()) {
         let whole = !p.name.contains("lora_");
-        let noise = noise(&p.tensor.size(), &p.name) * size;
+        let noise = noise(&p.tensor.size(), &p.name).to_device(p.tensor.device()) * size;
         p.tensor.shallow_clone().copy_(&if whole { &p.tensor + noise } else { noise });
     }
 }
@@ -186,7 +196,8 @@ pub struct Gap {
 impl Gap {
     /// Not a number where one of the two holds such.
     pub fn between(ours: &Tensor, theirs: &Tensor) -> Self {
-        let (ours, theirs) = (ours.detach().to_kind(Kind::Double), theirs.detach().to_kind(Kind::Double));
+        let wide = |t: &Tensor| t.detach().to_device(Device::Cpu).to_kind(Kind::Double);
+        let (ours, theirs) = (wide(ours), wide(theirs));
         let difference = &ours - &theirs;
         let number = |t: Tensor| t.double_value(&[]);
         let over = |a: f64, b: f64| if a == 0.0 { 0.0 } else { a / b };

@@ -25,40 +25,41 @@ pub struct Cli {
     verb: Verb,
 }
 
+// In the order in which a newcomer meets them; `ft --help` keeps it.
 #[derive(Subcommand)]
 enum Verb {
-    /// Go through a recipe without training: data, masks, lengths, memory
-    Check(check::CheckArgs),
-    /// Look into files of rows.
-    Data(data::DataArgs),
     Doctor(doctor::DoctorArgs),
-    #[command(hide = true)]
-    Logits(logits::LogitsArgs),
-    Merge(merge::MergeArgs),
+    Import(import::ImportArgs),
+    /// Look into files of rows
+    Data(data::DataArgs),
     /// What recipes may hold and what one comes to
     #[command(subcommand)]
     Recipe(recipe::Recipe),
+    /// Go through a recipe without training: data, masks, lengths, memory
+    Check(check::CheckArgs),
     /// Train as a recipe says
     Train(train::TrainArgs),
-    Import(import::ImportArgs),
+    Eval(eval::Eval),
     Generate(generate::Generate),
     Chat(chat::Chat),
-    Eval(eval::Eval),
+    Merge(merge::MergeArgs),
+    #[command(hide = true)]
+    Logits(logits::LogitsArgs),
 }
 
 /// Runs the verb that the command line names.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.verb {
-        Verb::Check(args) => check::run(args),
-        Verb::Data(args) => data::run(args),
         Verb::Doctor(args) => doctor::run(&args),
-        Verb::Logits(args) => logits::run(&args),
-        Verb::Merge(args) => merge::run(&args),
-        Verb::Recipe(verb) => recipe::run(verb),
-        Verb::Train(args) => train::run(args),
         Verb::Import(args) => import::run(&args),
+        Verb::Data(args) => data::run(args),
+        Verb::Recipe(verb) => recipe::run(verb),
+        Verb::Check(args) => check::run(args),
+        Verb::Train(args) => train::run(args),
+        Verb::Eval(args) => eval::run(args),
         Verb::Generate(args) => generate::run(args),
         Verb::Chat(args) => chat::run(args),
-        Verb::Eval(args) => eval::run(args),
+        Verb::Merge(args) => merge::run(&args),
+        Verb::Logits(args) => logits::run(&args),
     }
 }

@@ -23,6 +23,8 @@ pub struct ChatTokenizer {
     pad: Option<u32>,
     turn_end: Option<u32>,
     stop_ids: Vec<u32>,
+    /// Stop tokens that generation_config.json (or config.json) names: all that other programs know.
+    written_stops: Vec<u32>,
 }
 
 impl ChatTokenizer {
@@ -57,7 +59,18 @@ impl ChatTokenizer {
         let template = find_template(model_dir, &config, template_override)?
             .map(|(name, source)| ChatTemplate::compile(&name, &source, &specials))
             .transpose()?;
-        let mut made = Self { inner, post, template, vocab_size, bos, eos, pad, turn_end: None, stop_ids: Vec::new() };
+        let mut made = Self {
+            inner,
+            post,
+            template,
+            vocab_size,
+            bos,
+            eos,
+            pad,
+            turn_end: None,
+            stop_ids: Vec::new(),
+            written_stops: stops_written.clone(),
+        };
         made.turn_end = made.find_turn_end();
         for id in stops_written.into_iter().chain(made.eos).chain(made.turn_end) {
             if !made.stop_ids.contains(&id) {
@@ -123,6 +136,11 @@ impl ChatTokenizer {
     /// Tokens that end an answer: generation_config's, EOS, and the one that ends a turn in the template.
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop_ids
+    }
+
+    /// The token that ends a turn, where other programs would not stop at it.
+    pub fn unwritten_stop(&self) -> Option<u32> {
+        self.turn_end.filter(|id| !self.written_stops.contains(id))
     }
 
     pub fn has_template(&self) -> bool {

@@ -1,6 +1,6 @@
 //! What a run says: `metrics.jsonl` for scripts, a bar or plain lines for people.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::fsutil::{io_error, read_to_string, write_atomic};
 use crate::report;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -72,12 +72,7 @@ impl Log {
     /// Opens `metrics.jsonl`; lines after `step` belong to work that is done again and are cut off.
     pub fn open(out: &Path, step: u64, total: u64) -> Result<Self> {
         let path = out.join("metrics.jsonl");
-        if path.exists() {
-            let at = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("step")?.as_u64();
-            let text = read_to_string(&path)?;
-            let kept: Vec<&str> = text.lines().filter(|l| at(l).is_some_and(|s| s <= step)).collect();
-            write_atomic(&path, |w| kept.iter().try_for_each(|l| writeln!(w, "{l}")))?;
-        }
+        cut_after(&path, step)?;
         let file =
             OpenOptions::new().create(true).append(true).open(&path).map_err(|e| io_error("writing", &path, e))?;
         let bar = if report::on_terminal() { ProgressBar::new(total) } else { ProgressBar::hidden() };
@@ -141,10 +136,13 @@ impl Log {
     }
 }
 
-/// The steps of a `metrics.jsonl`, for reports and tests.
-pub fn read(path: &Path) -> Result<Vec<Map<String, Value>>> {
-    let parse = |(i, line): (usize, &str)| {
-        serde_json::from_str(line).map_err(|e| Error::user(format!("{}:{}: {e}", path.display(), i + 1)))
-    };
-    read_to_string(path)?.lines().enumerate().map(parse).collect()
+/// Cuts off the lines of a file of steps that come after `step`.
+pub(super) fn cut_after(path: &Path, step: u64) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let at = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("step")?.as_u64();
+    let text = read_to_string(path)?;
+    let kept: Vec<&str> = text.lines().filter(|l| at(l).is_some_and(|s| s <= step)).collect();
+    write_atomic(path, |w| kept.iter().try_for_each(|l| writeln!(w, "{l}")))
 }

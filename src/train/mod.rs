@@ -11,7 +11,7 @@ pub mod schedule;
 
 pub use prepare::Prepared;
 
-use crate::adapters::AdapterSpec;
+use crate::adapters::{AdapterSpec, file};
 use crate::convert::export;
 use crate::error::{Error, Result};
 use crate::fsutil::{create_dir_all, io_error, move_into, read_json, write_json};
@@ -56,6 +56,9 @@ pub struct Summary {
     pub memory: u64,
 }
 
+/// Files that show that a folder holds an adapter or a model.
+const RESULTS: [&str; 3] = [file::TENSORS, "model.safetensors", "model.safetensors.index.json"];
+
 /// Steps in a row that may be left out before the run stops.
 const MOST_SKIPPED: u32 = 10;
 
@@ -65,6 +68,10 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
     let prepared = prepare::prepare(plan)?;
     let origin = prepared.origin()?;
     let out = plan.recipe.run.out.clone();
+    if std::fs::canonicalize(&out).is_ok_and(|o| std::fs::canonicalize(&plan.recipe.model.path).is_ok_and(|m| o == m)) {
+        return Err(Error::user(format!("run.out and model.path are both {}: the base would be lost", out.display()))
+            .hint("set another run.out"));
+    }
     let checkpoints = Checkpoints::new(&out, plan.recipe.run.keep);
     let earlier = earlier_work(&out, &checkpoints, start, &origin)?;
     let model = prepared.load_model(true)?;
@@ -83,7 +90,8 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
         }
         None => State::new(origin),
     };
-    let log = Log::open(&out, state.step, total)?;
+    let step = state.step;
+    let log = Log::open(&out, step, total)?;
     let mut run = Run {
         plan,
         model: &model,
@@ -94,9 +102,8 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
         log,
         state,
         stop,
-        samples: sample::Samples::new(tokenizer, &out),
+        samples: sample::Samples::open(tokenizer, &out, step)?,
         began: Instant::now(),
-        measured: None,
         loss: None,
     };
     let stopped_early = run.fit(&mut method)?;
@@ -158,7 +165,11 @@ fn earlier_work(
             Err(Error::user(format!("{}: holds the metrics of an earlier run", out.display()))
                 .hint("throw it away with --overwrite, or set another run.out"))
         }
-        (Start::Fresh, None) => Ok(None),
+        (Start::Fresh, None) => match RESULTS.iter().find(|name| out.join(name).exists()) {
+            Some(name) => Err(Error::user(format!("{}: holds {name} already", out.display()))
+                .hint("replace it with --overwrite, or set another run.out")),
+            None => Ok(None),
+        },
         (Start::Overwrite, _) => {
             checkpoints.clear()?;
             for name in ["metrics.jsonl", "samples.jsonl", "summary.json"] {
@@ -184,8 +195,6 @@ struct Run<'a> {
     stop: Arc<AtomicBool>,
     samples: sample::Samples,
     began: Instant,
-    /// Step of the last validation.
-    measured: Option<u64>,
     loss: Option<f64>,
 }
 
@@ -197,6 +206,9 @@ impl Run<'_> {
             ReplayChoice::None => Replay::None,
             ReplayChoice::All => Replay::All,
         };
+        if self.out_of_patience() {
+            return Ok(true); // resumed after it had stopped early
+        }
         while self.state.step < self.total {
             let began = Instant::now();
             let step = method.next_step(self.model)?;
@@ -242,6 +254,10 @@ impl Run<'_> {
         Ok(false)
     }
 
+    fn out_of_patience(&self) -> bool {
+        self.plan.recipe.run.patience.is_some_and(|p| self.state.stale >= p)
+    }
+
     /// Validates, saves and stops where it is due. True: stop early.
     fn after_step<M: Method>(&mut self, method: &mut M) -> Result<bool> {
         let run = &self.plan.recipe.run;
@@ -249,7 +265,7 @@ impl Run<'_> {
         let total = self.total;
         let due = |every: u64| step == total || (every > 0 && step.is_multiple_of(every));
         let better = due(run.eval_every) && self.validate(method)?;
-        let done = run.patience.is_some_and(|p| self.state.stale >= p);
+        let done = self.out_of_patience();
         let interrupted = self.stop.load(Ordering::Relaxed);
         if due(run.save_every) || better || done || interrupted {
             self.checkpoints.save(self.model, &self.optim, &self.state)?;
@@ -267,14 +283,10 @@ impl Run<'_> {
 
     /// Measures the validation rows; true where their loss is the lowest so far.
     fn validate<M: Method>(&mut self, method: &mut M) -> Result<bool> {
-        if self.measured == Some(self.state.step) {
-            return Ok(false);
-        }
-        self.measured = Some(self.state.step);
         let Some(metrics) = method.validate(self.model)? else { return Ok(false) };
         let means: Vec<(&'static str, f64)> = metrics.means().into_iter().collect();
         let loss = means.iter().find(|(k, _)| *k == "loss").map_or(f64::NAN, |(_, v)| *v);
-        let better = self.state.best.is_none_or(|b| loss < b.loss);
+        let better = loss.is_finite() && self.state.best.is_none_or(|b| loss < b.loss);
         if better {
             self.state.best = Some(Best { step: self.state.step, loss });
             self.state.stale = 0;

@@ -35,6 +35,14 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
     }
     let device = models::device(&recipe.model.device)?;
     let tokenizer = ChatTokenizer::load(&recipe.model.path, recipe.data.template.as_deref())?;
+    if let Some(id) = tokenizer.unwritten_stop() {
+        report::warn(format!(
+            "{}: the chat template ends turns with `{}`, but generation_config.json does not stop there; ft does, other \
+             programs will talk on until {id} is added to eos_token_id",
+            recipe.model.path.display(),
+            tokenizer.token(id).unwrap_or_default(),
+        ));
+    }
     let MethodSpec::Sft(sft) = &recipe.method;
     let options = EncodeOptions {
         supervise: sft.supervise,

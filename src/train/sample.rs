@@ -9,7 +9,7 @@ use crate::models::Model;
 use serde_json::json;
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Shows and keeps samples (`samples.jsonl`, one object an answer).
 pub struct Samples {
@@ -21,8 +21,11 @@ pub struct Samples {
 const LONGEST: usize = 64;
 
 impl Samples {
-    pub fn new(tokenizer: ChatTokenizer, out: &std::path::Path) -> Self {
-        Self { tokenizer, path: out.join("samples.jsonl") }
+    /// Answers after `step` belong to work that is done again and are cut off.
+    pub fn open(tokenizer: ChatTokenizer, out: &Path, step: u64) -> Result<Self> {
+        let path = out.join("samples.jsonl");
+        super::log::cut_after(&path, step)?;
+        Ok(Self { tokenizer, path })
     }
 
     /// Answers the prompts greedily.
