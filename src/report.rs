@@ -1,7 +1,7 @@
 //! Talk to the person at the terminal. stderr carries talk, stdout carries data; colour and bars only on a terminal.
 
 use console::{Style, style};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -38,8 +38,11 @@ pub fn error(e: &crate::error::Error) {
 pub fn bar(total: u64, what: &str) -> ProgressBar {
     let bar = if on_terminal() { ProgressBar::new(total) } else { ProgressBar::hidden() };
     bar.set_style(
-        ProgressStyle::with_template("{msg} [{bar:30}] {human_pos}/{human_len} {per_sec} eta {eta}")
+        ProgressStyle::with_template("{msg} [{bar:30}] {human_pos}/{human_len} {rate} eta {eta}")
             .expect("template is constant")
+            .with_key("rate", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+                let _ = write!(out, "{:.0}/s", state.per_sec());
+            })
             .progress_chars("=> "),
     );
     bar.set_message(what.to_string());

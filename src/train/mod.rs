@@ -116,8 +116,7 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
             best.step, best.loss
         ));
     }
-    let exported = export_result(plan, &model)?;
-    report::info(exported);
+    export_result(plan, &model)?;
     let summary = Summary {
         out: out.clone(),
         steps: run.state.step,
@@ -324,7 +323,7 @@ impl Run<'_> {
 }
 
 /// Writes the trained adapter or model into `run.out`, verified by reading it back.
-fn export_result(plan: &Plan, model: &Model) -> Result<String> {
+fn export_result(plan: &Plan, model: &Model) -> Result<()> {
     let recipe = &plan.recipe;
     let out = &recipe.run.out;
     let began = Instant::now();
@@ -338,10 +337,11 @@ fn export_result(plan: &Plan, model: &Model) -> Result<String> {
     };
     remove_result(out)?;
     move_into(&fresh, out)?;
+    report::info(format!("{what} saved and verified in {}: {}", report::duration(began.elapsed()), out.display()));
     for c in &report.compatibility {
-        report::info(c.to_string());
+        report::info(format!("  read by {c}"));
     }
-    Ok(format!("{what} saved and verified in {}: {}", report::duration(began.elapsed()), out.display()))
+    Ok(())
 }
 
 /// Removes the weight files of an earlier result; shards of another size would stay otherwise.
