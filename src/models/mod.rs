@@ -93,12 +93,10 @@ impl Model {
         }
         let decoder = (family.build)(&config, &builder)?;
         let Built { store, switches, unused } = builder.finish()?;
-        // Buffers that old checkpoints carry and no model needs.
-        let extra: Vec<&String> = unused.iter().filter(|n| !n.ends_with("rotary_emb.inv_freq")).collect();
-        let extra: Vec<&&String> = match config.tie_word_embeddings {
-            true => extra.iter().filter(|n| n.as_str() != "lm_head.weight").collect(),
-            false => extra.iter().collect(),
-        };
+        // Old checkpoints carry rotary buffers that no model needs, and some tied ones a copy of the head.
+        let needless =
+            |n: &str| n.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && n == "lm_head.weight");
+        let extra: Vec<&String> = unused.iter().filter(|n| !needless(n)).collect();
         if !extra.is_empty() {
             let shown: Vec<String> = extra.iter().take(10).map(|n| format!("`{n}`")).collect();
             return Err(Error::user(format!(

@@ -2,7 +2,7 @@
 
 use crate::adapters::AdapterSpec;
 use crate::models::Model;
-use crate::nn::{Layer, Param};
+use crate::nn::Param;
 use crate::recipe::{Plan, ReplayChoice};
 use serde::Serialize;
 
@@ -64,9 +64,10 @@ pub fn count(plan: &Plan, model: &Model) -> (u64, u64) {
 pub fn adapted(model: &Model) -> Vec<(String, usize)> {
     let mut counts: Vec<(String, usize)> = Vec::new();
     for p in model.params().trainable().filter(|p| p.adapter.is_some() && !p.name.ends_with(".lora_B.weight")) {
-        let module = p.name.trim_end_matches(".lora_A.weight").trim_end_matches(".weight");
+        let low_rank = p.name.strip_suffix(".lora_A.weight");
+        let module = low_rank.unwrap_or(p.name.trim_end_matches(".weight"));
         let last = module.rsplit('.').next().unwrap_or(module);
-        let shown = if p.layer == Layer::Linear { last.to_string() } else { format!("{last} (whole)") };
+        let shown = if low_rank.is_some() { last.to_string() } else { format!("{last} (whole)") };
         match counts.iter_mut().find(|(n, _)| *n == shown) {
             Some((_, n)) => *n += 1,
             None => counts.push((shown, 1)),
