@@ -152,3 +152,34 @@ fn ten_steps_on_every_weight_equal_transformers_with_a_tied_head() {
 fn steps_on_every_weight_equal_transformers_with_biases() {
     in_full("full-biased");
 }
+
+#[test]
+fn learning_rates_equal_transformers_step_by_step() {
+    use ft::recipe::{OptimSection, Schedule};
+    #[derive(serde::Deserialize)]
+    struct Expected {
+        warmup_steps: u64,
+        steps: u64,
+        factor: BTreeMap<String, Vec<f64>>,
+    }
+    let expected: Expected = json("schedules.json");
+    for (name, schedule, floor, from) in [
+        ("constant", Schedule::Constant, 0.0, 0),
+        ("linear", Schedule::Linear, 0.0, 0),
+        ("linear_floor_0.1", Schedule::Linear, 0.1, 0),
+        ("cosine", Schedule::Cosine, 0.0, 0),
+        ("cosine_floor_0.1", Schedule::Cosine, 0.1, 0),
+        ("wsd_linear_decay_6", Schedule::Wsd, 0.0, 0),
+        // transformers lifts the warm-up of this one by the floor as well; ours starts at zero as all the others do.
+        ("wsd_linear_decay_6_floor_0.1", Schedule::Wsd, 0.1, expected.warmup_steps),
+    ] {
+        let warmup = expected.warmup_steps as f64;
+        let decay = 6.0 / expected.steps as f64;
+        let optim = OptimSection { schedule, floor, warmup, decay, ..OptimSection::default() };
+        let ours = ft::train::schedule::LearningRate::new(&optim, 1.0, expected.steps);
+        for step in from..expected.steps {
+            let (a, b) = (ours.at(step), expected.factor[name][step as usize]);
+            assert!((a - b).abs() < 1e-12, "{name}, step {step}: {a}, transformers has {b}");
+        }
+    }
+}
