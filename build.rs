@@ -35,7 +35,7 @@ fn locate() -> Libtorch {
 }
 
 fn compile_shim(libtorch: &Libtorch) {
-    println!("cargo:rerun-if-changed=native/shim.cpp");
+    println!("cargo:rerun-if-changed=native");
     cc::Build::new()
         .cpp(true)
         .pic(true)
@@ -45,7 +45,7 @@ fn compile_shim(libtorch: &Libtorch) {
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(libtorch.root.join("include"))
         .include(libtorch.root.join("include/torch/csrc/api/include"))
-        .file("native/shim.cpp")
+        .files(["native/shim.cpp", "native/allocator.cpp"])
         .compile("ftshim");
 }
 

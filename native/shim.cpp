@@ -1,5 +1,5 @@
 // What tch does not bind, as small as it can be: custom autograd nodes, vector-Jacobian products, the fused
-// optimiser, generator state, memory accounting and packed flash attention. No CUDA headers: on a GPU the same
+// optimiser, generator state, memory of the GPU and packed flash attention. No CUDA headers: on a GPU the same
 // calls reach libtorch_cuda through the dispatcher.
 //
 // Convention: a function returns 0 / a pointer on success; on failure -1 / nullptr and ft_error() says why.
@@ -7,16 +7,13 @@
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
-#include <c10/core/CPUAllocator.h>
 #include <c10/core/CachingDeviceAllocator.h>
-#include <c10/core/impl/alloc_cpu.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 
 #include <mutex>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 using at::Tensor;
@@ -147,84 +144,5 @@ Tensor* ft_flash_varlen(Tensor* q, Tensor* k, Tensor* v, Tensor* cu, int64_t lon
   GUARD(nullptr,
     auto r = at::_flash_attention_forward(*q, *k, *v, *cu, *cu, longest, longest, 0.0, true, false, scale);
     return new Tensor(std::get<0>(r));)
-}
-}
-
-// ---------------------------------------------------------------- CPU memory
-// Counts live and peak tensor bytes, and keeps freed large blocks for reuse: a fresh 50 MB block costs its page
-// faults every time otherwise.
-struct CountingAllocator : public c10::Allocator {
-  static constexpr size_t kLarge = 256 << 10;
-  static constexpr size_t kKeep = size_t(1) << 30;  // cached blocks beyond this go back to the system
-  std::mutex lock;
-  std::unordered_map<size_t, std::vector<void*>> free_blocks;
-  std::unordered_map<void*, size_t> size_of;
-  int64_t live = 0, peak = 0;
-  size_t cached = 0;
-
-  // Sizes in steps of a sixteenth of their magnitude, so that near-equal requests share blocks.
-  static size_t round(size_t n) {
-    if (n < kLarge) return n;
-    size_t step = 1;
-    while ((step << 4) < n) step <<= 1;
-    return (n + step - 1) / step * step;
-  }
-  void* get(size_t n) {
-    if (n == 0) return nullptr;
-    size_t r = round(n);
-    {
-      std::lock_guard<std::mutex> l(lock);
-      live += r;
-      if (live > peak) peak = live;
-      if (r >= kLarge) {
-        auto& blocks = free_blocks[r];
-        if (!blocks.empty()) {
-          void* p = blocks.back();
-          blocks.pop_back();
-          cached -= r;
-          size_of[p] = r;
-          return p;
-        }
-      }
-    }
-    void* p = c10::alloc_cpu(r);
-    std::lock_guard<std::mutex> l(lock);
-    size_of[p] = r;
-    return p;
-  }
-  void put(void* p) {
-    if (!p) return;
-    {
-      std::lock_guard<std::mutex> l(lock);
-      auto it = size_of.find(p);
-      size_t r = it->second;
-      size_of.erase(it);
-      live -= r;
-      if (r >= kLarge && cached + r <= kKeep) {
-        free_blocks[r].push_back(p);
-        cached += r;
-        return;
-      }
-    }
-    c10::free_cpu(p);
-  }
-  static CountingAllocator& instance() { static auto* a = new CountingAllocator(); return *a; }
-  static void drop(void* p) { instance().put(p); }
-  c10::DataPtr allocate(size_t n) override {
-    void* p = get(n);
-    return {p, p, &drop, c10::Device(c10::DeviceType::CPU)};
-  }
-  c10::DeleterFnPtr raw_deleter() const override { return &drop; }
-  void copy_data(void* to, const void* from, std::size_t n) const override { default_copy_data(to, from, n); }
-};
-
-extern "C" {
-void ft_cpu_allocator_install() { c10::SetCPUAllocator(&CountingAllocator::instance(), 100); }
-// out: live bytes, peak bytes
-void ft_cpu_memory(int64_t* out, int reset_peak) {
-  auto& a = CountingAllocator::instance();
-  std::lock_guard<std::mutex> l(a.lock);
-  out[0] = a.live; out[1] = a.peak;
-  if (reset_peak) a.peak = a.live;
 }
 }
