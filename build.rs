@@ -13,6 +13,7 @@ fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let libtorch = locate();
     compile_shim(&libtorch);
+    compile_kernels();
     link(&libtorch);
 }
 
@@ -47,6 +48,40 @@ fn compile_shim(libtorch: &Libtorch) {
         .include(libtorch.root.join("include/torch/csrc/api/include"))
         .files(["native/shim.cpp", "native/allocator.cpp"])
         .compile("ftshim");
+}
+
+/// The elementwise loops, once for each instruction set; which one runs is decided at run time.
+fn compile_kernels() {
+    let x86 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|a| a == "x86_64");
+    let builds: &[(&str, &[&str])] = if x86 {
+        &[
+            ("portable", &[]),
+            ("avx2", &["-march=x86-64-v3"]),
+            ("avx512", &["-march=x86-64-v4", "-mprefer-vector-width=512"]),
+        ]
+    } else {
+        &[("portable", &[])]
+    };
+    for (isa, flags) in builds {
+        let mut build = cc::Build::new();
+        build.cpp(true).pic(true).std("c++17").opt_level(3).define("FT_ISA", *isa).file("native/kernels.cpp");
+        for flag in
+            ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"].iter().chain(*flags)
+        {
+            build.flag(flag);
+        }
+        build.compile(&format!("ftkernels_{isa}"));
+    }
+    cc::Build::new()
+        .cpp(true)
+        .pic(true)
+        .std("c++17")
+        .opt_level(2)
+        .flag("-fopenmp")
+        .file("native/dispatch.cpp")
+        .compile("ftdispatch");
+    // libtorch's own OpenMP: one pool of threads for both.
+    println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1");
 }
 
 /// The runpath is searched after LD_LIBRARY_PATH, so another libtorch can be put in front of the one built against.

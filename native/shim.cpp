@@ -106,6 +106,11 @@ int ft_scale(Tensor** g, int n, Tensor* by) {
   GUARD(-1, at::NoGradGuard no_grad; at::_foreach_mul_(list(g, n), *by); return 0;)
 }
 
+// The next backward puts its gradients in place of these, instead of adding to zeros.
+int ft_drop_gradients(Tensor** p, int n) {
+  GUARD(-1, for (int i = 0; i < n; i++) p[i]->mutable_grad() = Tensor(); return 0;)
+}
+
 // ---------------------------------------------------------------- generators
 Tensor* ft_rng_get(int device_type, int index) {
   GUARD(nullptr,

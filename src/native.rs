@@ -1,5 +1,7 @@
 //! The Rust face of native/shim.cpp: everything unsafe about libtorch that tch does not cover lives here.
 
+pub mod kernels;
+
 use crate::error::{Error, Result};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -36,6 +38,7 @@ unsafe extern "C" {
     ) -> c_int;
     fn ft_global_norm(g: *mut *mut C_tensor, n: c_int) -> *mut C_tensor;
     fn ft_scale(g: *mut *mut C_tensor, n: c_int, by: *mut C_tensor) -> c_int;
+    fn ft_drop_gradients(p: *mut *mut C_tensor, n: c_int) -> c_int;
     fn ft_rng_get(device_type: c_int, index: c_int) -> *mut C_tensor;
     fn ft_rng_set(device_type: c_int, index: c_int, state: *mut C_tensor) -> c_int;
     fn ft_cuda_memory(index: c_int, out: *mut i64) -> c_int;
@@ -49,6 +52,7 @@ unsafe extern "C" {
         scale: f64,
     ) -> *mut C_tensor;
     fn ft_cpu_allocator_install();
+    fn ft_cpu_allocator_trim();
     fn ft_cpu_memory(out: *mut i64, reset_peak: c_int);
 }
 
@@ -185,6 +189,13 @@ pub fn scale_all(tensors: &[Tensor], by: &Tensor) -> Result<()> {
     check(unsafe { ft_scale(p.as_mut_ptr(), p.len() as c_int, by.as_ptr() as *mut C_tensor) })
 }
 
+/// Leaves the parameters without gradients: the next backward sets them anew instead of adding to zeros.
+pub fn drop_gradients<'t>(parameters: impl Iterator<Item = &'t Tensor>) {
+    let mut p: Vec<*mut C_tensor> = parameters.map(|t| t.as_ptr() as *mut C_tensor).collect();
+    // SAFETY: live tensors for the duration of the call.
+    check(unsafe { ft_drop_gradients(p.as_mut_ptr(), p.len() as c_int) }).expect("leaves have room for a gradient");
+}
+
 fn device_code(device: Device) -> (c_int, c_int) {
     match device {
         Device::Cuda(i) => (1, i as c_int),
@@ -218,6 +229,12 @@ pub fn install_cpu_allocator() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     // SAFETY: plain call; blocks allocated before keep their own deleters.
     ONCE.call_once(|| unsafe { ft_cpu_allocator_install() });
+}
+
+/// Gives freed CPU tensor memory back to the system; for the border between two phases of a run.
+pub fn trim_cpu_memory() {
+    // SAFETY: plain call; free blocks hold nothing.
+    unsafe { ft_cpu_allocator_trim() };
 }
 
 /// Tensor bytes of a device.

@@ -57,6 +57,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
             "src/adapters/",
             "src/nn/",
             "src/native.rs",
+            "src/native/",
             "src/runtime.rs",
             "src/error.rs",
         ],
@@ -65,10 +66,11 @@ const LIBRARIES: &[(&str, &[&str])] = &[
 
 /// Files that may say `unsafe`, and what else must stand on each such line or on the line after it.
 const UNSAFE: &[(&str, &str)] = &[
-    ("src/native.rs", ""),        // libtorch beyond tch
-    ("src/runtime.rs", ""),       // signals, the loader's list of libraries
-    ("src/machine.rs", ""),       // system calls, the NVIDIA driver
-    ("src/bin/ft-launch.rs", ""), // anonymous memory for the packed binary
+    ("src/native.rs", ""),         // libtorch beyond tch
+    ("src/native/kernels.rs", ""), // our own loops over tensor memory
+    ("src/runtime.rs", ""),        // signals, the loader's list of libraries
+    ("src/machine.rs", ""),        // system calls, the NVIDIA driver
+    ("src/bin/ft-launch.rs", ""),  // anonymous memory for the packed binary
     ("src/nn/weights.rs", "Mmap::map"),
     ("src/convert/gguf.rs", "Mmap::map"),
 ];

@@ -8,7 +8,7 @@ use super::cache::Cache;
 use super::ops::differentiable;
 use super::rope::Rope;
 use super::tokens::{Group, Segments, Tokens};
-use crate::native;
+use crate::native::{self, kernels};
 use tch::{Device, Kind, Tensor};
 
 /// Longest segment whose backward recomputes all its scores at once; above, the flash backward is the faster one.
@@ -61,16 +61,7 @@ impl Block {
             let out = (s - &lse).exp().to_kind(v.kind()).bmm(&fold(&v));
             (out.view_as(&q), lse.view(&q.size()[..3]))
         } else {
-            let r = |t: &Tensor| repeat(t, q.size()[1]);
-            Tensor::internal_scaled_dot_product_flash_attention_for_cpu(
-                &q,
-                &r(&k),
-                &r(&v),
-                0.0,
-                true,
-                None::<&Tensor>,
-                scale,
-            )
+            Tensor::internal_scaled_dot_product_flash_attention_for_cpu(&q, &k, &v, 0.0, true, None::<&Tensor>, scale)
         };
         Self { group, q, k, v, out, lse }
     }
@@ -99,6 +90,17 @@ impl Block {
             return [gq, sum(gk), sum(gv)];
         }
         let grouped = |t: &Tensor| t.reshape([size[0] * size[1], -1, size[3]]); // (n*K, G*L, E)
+        if kernels::serves(&[q, k, v]) {
+            let (gy, y, k) = (grouped(g), grouped(out).contiguous(), fold(k));
+            let p = grouped(q).bmm(&k.transpose(1, 2)); // (n*K, G*L, L)
+            kernels::best().probabilities(&p, &lse.contiguous(), scale);
+            let gv = p.transpose(1, 2).bmm(&gy);
+            let gs = gy.bmm(&fold(v).transpose(1, 2));
+            kernels::best().score_gradient(&gs, &p, &gy, &y, scale);
+            drop(p);
+            let (gq, gk) = (gs.bmm(&k), gs.transpose(1, 2).bmm(&grouped(q)));
+            return [gq.view_as(q), gk.view_as(&self.k), gv.view_as(v)];
+        }
         let lse = lse.reshape([size[0] * size[1], -1, 1]);
         let p = (scores(q, k, scale) - lse).exp(); // (n*K, G*L, L)
         let (gy, y) = (grouped(g), grouped(out));
@@ -142,14 +144,16 @@ impl Group {
         Self {
             count: self.count,
             longest: self.longest,
+            places: self.places.as_ref().map(Tensor::shallow_clone),
             slots: self.slots.as_ref().map(Tensor::shallow_clone),
             real: self.real.as_ref().map(|(a, b)| (a.shallow_clone(), b.shallow_clone())),
         }
     }
 
-    /// (T, heads, E) -> (n, heads, L, E), contiguous; a padded slot repeats its segment's last token.
+    /// (T, heads, E) -> (n, heads, L, E), contiguous. What a padded slot holds is of no account: attention is causal.
     fn gather(&self, t: &Tensor) -> Tensor {
         match &self.slots {
+            _ if t.device() == Device::Cpu => kernels::gather_heads(t, self.places.as_ref(), self.count, self.longest),
             Some(slots) => self.block(&t.index_select(0, slots)),
             None => self.block(t),
         }
@@ -158,6 +162,7 @@ impl Group {
     /// As `gather`, with zeros in the padded slots: their results are not used, so they have no gradient.
     fn gather_gradient(&self, t: &Tensor) -> Tensor {
         match &self.real {
+            _ if t.device() == Device::Cpu => self.gather(t),
             Some((real, from)) => {
                 let mut rows =
                     Tensor::zeros([self.count * self.longest, t.size()[1], t.size()[2]], (t.kind(), t.device()));
@@ -177,6 +182,11 @@ impl Group {
 fn scatter<'a>(blocks: impl Iterator<Item = (&'a Group, &'a Tensor)>, shape: &[i64], like: &Tensor) -> Tensor {
     let mut whole: Option<Tensor> = None;
     for (group, block) in blocks {
+        if block.device() == Device::Cpu {
+            let rows = whole.get_or_insert_with(|| Tensor::empty(shape, (like.kind(), like.device())));
+            kernels::scatter_heads(block, group.places.as_ref(), rows);
+            continue;
+        }
         match &group.real {
             None => {
                 let rows = Tensor::empty(shape, (like.kind(), like.device()));

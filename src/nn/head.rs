@@ -6,7 +6,7 @@
 
 use super::linear::Linear;
 use super::ops::differentiable;
-use crate::native;
+use crate::native::{self, kernels};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
@@ -23,9 +23,10 @@ pub struct Scores {
 
 /// Log-probabilities of `targets` (N) after hidden states `h` (N, D).
 pub fn log_probs(head: &Rc<Linear>, h: &Tensor, targets: &Tensor) -> Scores {
-    match head.frozen() {
-        Some(weight) => frozen(weight, h, targets),
-        None => trained(head, h, targets),
+    match head.plain() {
+        Some(weight) if !weight.requires_grad() => frozen(weight, h, targets),
+        Some(weight) if kernels::serves(&[h]) => plain(weight, h, targets),
+        _ => trained(head, h, targets),
     }
 }
 
@@ -35,6 +36,9 @@ fn rows(n: i64) -> impl Iterator<Item = (i64, i64)> {
 
 /// log-probability of each target and whether it is the largest, from logits (n, V).
 fn pick(logits: &Tensor, targets: &Tensor) -> (Tensor, Tensor) {
+    if !native::grad_enabled() && kernels::serves(&[logits]) {
+        return kernels::best().head(logits, targets, false);
+    }
     let logits = logits.to_kind(Kind::Float);
     let target = targets.unsqueeze(-1);
     let log_probs = logits.log_softmax(-1, Kind::Float).gather(-1, &target, false).squeeze_dim(-1);
@@ -53,7 +57,12 @@ fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
             for (start, n) in rows(h.size()[0]) {
                 let (h, target) = (h.narrow(0, start, n), targets.narrow(0, start, n));
                 let logits = h.linear(&weight, None::<&Tensor>);
-                if wanted {
+                if wanted && kernels::serves(&[&logits]) {
+                    let (value, hit) = kernels::best().head(&logits, &target, true);
+                    values.push(value);
+                    hits.push(hit);
+                    directions.push(logits.matmul(&weight));
+                } else if wanted {
                     // One float32 buffer serves as logits, softmax and direction in turn.
                     let mut wide = logits.to_kind(Kind::Float);
                     drop(logits);
@@ -79,6 +88,56 @@ fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
         |direction, g| {
             let direction = direction.as_ref().expect("formed where a gradient is wanted");
             vec![Some(direction * g.unsqueeze(-1).to_kind(direction.kind()))]
+        },
+    );
+    Scores { log_probs, hits: Tensor::cat(&hits, 0) }
+}
+
+/// A trained weight (V, D) without bias or adapter, on the CPU. One chunk keeps its directions for the backward;
+/// several are computed again there.
+fn plain(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
+    let wanted = native::grad_enabled();
+    let keep = wanted && h.size()[0] <= CHUNK;
+    let chunk = |h: &Tensor, weight: &Tensor, targets: &Tensor, (start, n), direction| {
+        let (h, targets) = (h.narrow(0, start, n), targets.narrow(0, start, n));
+        let logits = h.linear(weight, None::<&Tensor>);
+        let (value, hit) = kernels::best().head(&logits, &targets, direction);
+        (value, hit, logits)
+    };
+    let (mut hits, weight_kind) = (Vec::new(), weight.kind());
+    let log_probs = differentiable(
+        &[h, weight],
+        || {
+            let narrow = super::linear::cast(weight, h.kind());
+            let (mut values, mut kept) = (Vec::new(), None);
+            for rows in rows(h.size()[0]) {
+                let (value, hit, direction) = chunk(h, &narrow, targets, rows, keep);
+                values.push(value);
+                hits.push(hit);
+                kept = keep.then_some(direction);
+            }
+            let saved = (h.detach(), wanted.then_some(narrow), targets.shallow_clone(), kept);
+            (Tensor::cat(&values, 0), saved)
+        },
+        move |(h, weight, targets, kept), g| {
+            let weight = weight.as_ref().expect("kept where a gradient is wanted");
+            let mut g_weight: Option<Tensor> = None;
+            let g_h: Vec<Tensor> = rows(h.size()[0])
+                .map(|(start, n)| {
+                    let mut direction = match kept {
+                        Some(d) => d.shallow_clone(),
+                        None => chunk(h, weight, targets, (start, n), true).2,
+                    };
+                    let _ = direction.multiply_(&g.narrow(0, start, n).unsqueeze(-1).to_kind(h.kind()));
+                    let part = direction.tr().matmul(&h.narrow(0, start, n)); // (V, D)
+                    match &mut g_weight {
+                        Some(sum) => *sum += part,
+                        None => g_weight = Some(super::linear::cast(&part, weight_kind)),
+                    }
+                    direction.matmul(weight)
+                })
+                .collect();
+            vec![Some(Tensor::cat(&g_h, 0)), g_weight]
         },
     );
     Scores { log_probs, hits: Tensor::cat(&hits, 0) }

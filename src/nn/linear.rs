@@ -70,10 +70,9 @@ impl Linear {
         }
     }
 
-    /// The weight (out, in), where the layer is a plain frozen product without bias and adapter.
-    pub fn frozen(&self) -> Option<&Tensor> {
-        let plain = self.dense.bias.is_none() && self.adapters.active().is_none();
-        (plain && !self.dense.weight.requires_grad()).then_some(&self.dense.weight)
+    /// The weight (out, in), where the layer is a plain product: no bias, no adapter.
+    pub fn plain(&self) -> Option<&Tensor> {
+        (self.dense.bias.is_none() && self.adapters.active().is_none()).then_some(&self.dense.weight)
     }
 }
 

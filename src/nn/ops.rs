@@ -1,6 +1,8 @@
 //! Operations with a hand-written backward: they keep for it only what it needs.
+//!
+//! On the CPU each is one pass of our own loops; elsewhere it is composed from libtorch's operations.
 
-use crate::native;
+use crate::native::{self, kernels};
 use tch::{Kind, Tensor};
 
 /// Runs `forward` without recording and, where a gradient will be asked for, joins its result to the graph.
@@ -29,42 +31,50 @@ pub fn differentiable<S: 'static>(
 
 /// `silu(gate) * up`, elementwise; keeps only its two inputs.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
+    let forward = || match kernels::serves(&[gate, up]) {
+        true => kernels::best().swiglu(gate, up),
+        false => gate.silu() * up,
+    };
     differentiable(
         &[gate, up],
-        || (gate.silu().g_mul_(up), (gate.detach(), up.detach())),
+        || (forward(), (gate.detach(), up.detach())),
         |(gate, up), g| {
-            let silu = gate.silu();
-            let g_gate = gate.silu_backward(&(g * up));
-            vec![Some(g_gate), Some(silu.g_mul_(g))]
+            let g = g.contiguous();
+            if kernels::serves(&[gate, up, &g]) {
+                let (g_gate, g_up) = kernels::best().swiglu_backward(gate, up, &g);
+                return vec![Some(g_gate), Some(g_up)];
+            }
+            let g_gate = gate.silu_backward(&(&g * up));
+            vec![Some(g_gate), Some(gate.silu() * g)]
         },
     )
-}
-
-/// In-place product that reads as an expression.
-trait MulInPlace {
-    fn g_mul_(self, by: &Tensor) -> Tensor;
-}
-
-impl MulInPlace for Tensor {
-    fn g_mul_(mut self, by: &Tensor) -> Tensor {
-        let _ = self.multiply_(by);
-        self
-    }
 }
 
 /// Root-mean-square normalisation over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467), computed in
 /// float32: `y = x / sqrt(mean(x^2) + eps) * weight`. Keeps x and one number a row.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     let (train_weight, width) = (weight.requires_grad(), x.size()[x.dim() - 1]);
+    let x = &x.contiguous();
+    let forward = || {
+        if kernels::serves(&[x, weight]) {
+            return kernels::best().rms_norm(x, weight, eps);
+        }
+        let wide = x.to_kind(Kind::Float);
+        let inverse = (wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + eps).rsqrt(); // (…, 1)
+        ((wide * &inverse).to_kind(x.kind()) * weight, inverse)
+    };
     differentiable(
         &[x, weight],
         || {
-            let wide = x.to_kind(Kind::Float);
-            let inverse = (wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + eps).rsqrt(); // (…, 1)
-            let y = (wide * &inverse).to_kind(x.kind()) * weight;
+            let (y, inverse) = forward();
             (y, (x.detach(), weight.detach(), inverse))
         },
         move |(x, weight, inverse), g| {
+            let g = g.contiguous();
+            if kernels::serves(&[x, weight, &g]) {
+                let (g_x, g_weight) = kernels::best().rms_norm_backward(x, weight, inverse, &g, train_weight);
+                return vec![Some(g_x), g_weight.map(|g| g.to_kind(weight.kind()))];
+            }
             let normal = x.to_kind(Kind::Float) * inverse;
             let g = g.to_kind(Kind::Float);
             let g_weight = train_weight.then(|| {
@@ -82,16 +92,21 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
 /// Rotates pairs (i, i + E/2) of each head by the angle of its position (Su et al. 2021, arXiv 2104.09864).
 /// `x` (T, H, E); `cos` and `sin` (T, 1, E/2). Keeps only the angles.
 pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
-    fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
+    fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, back: bool) -> Tensor {
+        let x = x.contiguous();
+        if kernels::serves(&[&x, cos, sin]) {
+            return kernels::best().rotate(&x, cos, sin, if back { -1.0 } else { 1.0 });
+        }
+        let sin = if back { sin.neg() } else { sin.shallow_clone() };
         let halves = x.chunk(2, -1);
-        let first = &halves[0] * cos - &halves[1] * sin;
-        let second = &halves[1] * cos + &halves[0] * sin;
+        let first = &halves[0] * cos - &halves[1] * &sin;
+        let second = &halves[1] * cos + &halves[0] * &sin;
         Tensor::cat(&[first, second], -1)
     }
     differentiable(
         &[x],
-        || (turn(x, cos, sin), (cos.shallow_clone(), sin.shallow_clone())),
-        |(cos, sin), g| vec![Some(turn(g, cos, &sin.neg()))],
+        || (turn(x, cos, sin, false), (cos.shallow_clone(), sin.shallow_clone())),
+        |(cos, sin), g| vec![Some(turn(g, cos, sin, true))],
     )
 }
 
@@ -160,5 +175,90 @@ mod tests {
         assert!(gap < 1e-6, "gap {gap}");
         let length = (rotate(&x, &cos, &sin).norm() - x.norm()).double_value(&[]).abs();
         assert!(length < 1e-5);
+    }
+
+    /// Every build of the loops against libtorch's operations, float32 and bfloat16, more rows than one thread gets.
+    #[test]
+    fn every_build_of_the_loops_equals_the_composition() {
+        let random = |shape: &[i64], kind| Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind);
+        let gap = |a: &Tensor, b: &Tensor| {
+            let b = b.to_kind(Kind::Double);
+            let scale = b.abs().max().double_value(&[]).max(1.0);
+            (a.to_kind(Kind::Double) - b).abs().max().double_value(&[]) / scale
+        };
+        tch::manual_seed(3);
+        for k in kernels::available() {
+            for (kind, most) in [(Kind::Float, 2e-6), (Kind::BFloat16, 9e-3)] {
+                let near = |what: &str, a: &Tensor, b: &Tensor| {
+                    let gap = gap(a, b);
+                    assert!(gap <= most, "{} {kind:?} {what}: {gap}", k.name());
+                };
+                let (x, w, g) = (random(&[300, 67], kind), random(&[67], kind), random(&[300, 67], kind));
+                let [wx, ww, wg] = [&x, &w, &g].map(|t| t.to_kind(Kind::Double));
+                let inverse = (wx.square().mean_dim([-1i64].as_slice(), true, Kind::Double) + 1e-5).rsqrt();
+                let (y, kept) = k.rms_norm(&x, &w, 1e-5);
+                near("rms_norm", &y, &(&wx * &inverse * &ww));
+                let (gx, gw) = k.rms_norm_backward(&x, &w, &kept, &g, true);
+                let (normal, scaled) = (&wx * &inverse, &wg * &ww);
+                let along = (&scaled * &normal).mean_dim([-1i64].as_slice(), true, Kind::Double);
+                near("rms_norm gradient", &gx, &((scaled - &normal * along) * &inverse));
+                near("rms_norm weight", &gw.unwrap(), &(&wg * &normal).sum_dim_intlist([0i64].as_slice(), false, None));
+
+                let up = random(&[300, 67], kind);
+                let wu = up.to_kind(Kind::Double);
+                near("swiglu", &k.swiglu(&x, &up), &(wx.silu() * &wu));
+                let (ga, gu) = k.swiglu_backward(&x, &up, &g);
+                near("swiglu gate", &ga, &wx.silu_backward(&(&wg * &wu)));
+                near("swiglu up", &gu, &(wx.silu() * &wg));
+
+                let (heads, angle) = (random(&[50, 3, 10], kind), random(&[50, 1, 5], Kind::Float));
+                let (cos, sin) = (angle.cos().to_kind(kind), angle.sin().to_kind(kind));
+                let back = k.rotate(&k.rotate(&heads, &cos, &sin, 1.0), &cos, &sin, -1.0);
+                let length = cos.to_kind(Kind::Double).square() + sin.to_kind(Kind::Double).square();
+                let length = Tensor::cat(&[&length, &length], -1); // of the rounded angles: not quite 1
+                near("rotation there and back", &back, &(heads.to_kind(Kind::Double) * length));
+
+                let logits = random(&[40, 501], kind) * 4.0;
+                let targets = Tensor::randint(501, [40], (Kind::Int64, Device::Cpu));
+                let log_p = logits.to_kind(Kind::Double).log_softmax(-1, Kind::Double);
+                let hit = logits.argmax(-1, false).eq_tensor(&targets);
+                let onehot = targets.one_hot(501).to_kind(Kind::Double);
+                let (value, hits) = k.head(&logits, &targets, true);
+                near("log-probability", &value, &log_p.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1));
+                near("direction", &logits, &(onehot - log_p.exp()));
+                assert!(hits.to_kind(Kind::Bool).equal(&hit));
+
+                let s = random(&[6, 9, 9], kind);
+                let hidden = Tensor::ones([9, 9], (Kind::Bool, Device::Cpu)).triu(1);
+                let masked = (s.to_kind(Kind::Double) * 0.3).masked_fill(&hidden, f64::NEG_INFINITY);
+                let lse = masked.logsumexp([-1i64].as_slice(), false);
+                let p = masked.softmax(-1, Kind::Double);
+                k.probabilities(&s, &lse.to_kind(Kind::Float), 0.3);
+                near("probabilities", &s, &p);
+                let (gp, y, gy) = (random(&[6, 9, 9], kind), random(&[6, 9, 4], kind), random(&[6, 9, 4], kind));
+                let dot = (gy.to_kind(Kind::Double) * y.to_kind(Kind::Double)).sum_dim_intlist(
+                    [-1i64].as_slice(),
+                    true,
+                    None,
+                );
+                let expected = (gp.to_kind(Kind::Double) - dot) * &p * 0.3;
+                k.score_gradient(&gp, &s, &gy, &y, 0.3);
+                near("gradient of the scores", &gp, &expected);
+            }
+        }
+    }
+
+    /// A logit that is not a number must show in the loss, never vanish in a maximum.
+    #[test]
+    fn logits_that_are_not_finite_give_no_finite_loss() {
+        for bad in [f64::NAN, f64::INFINITY] {
+            for k in kernels::available() {
+                let logits = Tensor::zeros([2, 70], (Kind::Float, Device::Cpu));
+                let _ = logits.get(1).get(40).fill_(bad);
+                let (value, _) = k.head(&logits, &Tensor::from_slice(&[3i64, 3]), true);
+                assert!(value.double_value(&[0]).is_finite() && !value.double_value(&[1]).is_finite(), "{}", k.name());
+                assert!(!logits.get(1).sum(Kind::Float).double_value(&[]).is_finite());
+            }
+        }
     }
 }

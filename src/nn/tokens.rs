@@ -58,6 +58,8 @@ pub struct Group {
     pub longest: i64,
     /// (count * longest) row of each slot; padding repeats the segment's last token. `None`: the row as it is.
     pub slots: Option<Tensor>,
+    /// (count * longest) on the CPU: as `slots`, with -1 for padding. `None`: the row as it is.
+    pub places: Option<Tensor>,
     /// Slots that are not padding, and the row each belongs to. `None`: all, in order.
     pub real: Option<(Tensor, Tensor)>,
 }
@@ -96,7 +98,7 @@ fn group(lengths: &[i64], starts: &[i64], device: Device) -> Vec<Group> {
         && !lengths.is_empty()
         && lengths.len() as i64 * lengths[0].pow(2) <= BLOCK
     {
-        return vec![Group { count: lengths.len() as i64, longest: lengths[0], slots: None, real: None }];
+        return vec![Group { count: lengths.len() as i64, longest: lengths[0], slots: None, places: None, real: None }];
     }
     // A slot may be given no token in a pass; it has nothing to attend.
     let mut order: Vec<usize> = (0..lengths.len()).filter(|&i| lengths[i] > 0).collect();
@@ -110,7 +112,7 @@ fn group(lengths: &[i64], starts: &[i64], device: Device) -> Vec<Group> {
         let most = (BLOCK / longest.pow(2)).max(1) as usize;
         let members: Vec<usize> = order[at..].iter().take(most).take_while(alike).copied().collect();
         at += members.len();
-        let (mut slots, mut real, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut slots, mut places, mut real, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for &i in &members {
             for t in 0..longest {
                 if t < lengths[i] {
@@ -118,6 +120,7 @@ fn group(lengths: &[i64], starts: &[i64], device: Device) -> Vec<Group> {
                     rows.push(starts[i] + t);
                 }
                 slots.push(starts[i] + t.min(lengths[i] - 1));
+                places.push(if t < lengths[i] { starts[i] + t } else { -1 });
             }
         }
         let tensor = |v: &[i64]| Tensor::from_slice(v).to_device(device);
@@ -125,6 +128,7 @@ fn group(lengths: &[i64], starts: &[i64], device: Device) -> Vec<Group> {
             count: members.len() as i64,
             longest,
             slots: Some(tensor(&slots)),
+            places: Some(Tensor::from_slice(&places)),
             real: Some((tensor(&real), tensor(&rows))),
         });
     }

@@ -108,6 +108,8 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
     };
     let stopped_early = run.fit(&mut method)?;
     run.log.finish();
+    drop(run.optim);
+    native::trim_cpu_memory();
     let best = run.state.best.filter(|_| plan.recipe.run.result == ResultChoice::Best);
     if let Some(best) = best.filter(|b| b.step != run.state.step) {
         run.checkpoints.restore_weights(best.step, &model)?;

@@ -83,9 +83,7 @@ impl Optimiser {
 
     /// Forgets the gradients; call after the step.
     pub fn zero_gradients(&self) {
-        for t in self.groups.iter().flat_map(|g| &g.params) {
-            t.shallow_clone().zero_grad();
-        }
+        native::drop_gradients(self.groups.iter().flat_map(|g| &g.params));
     }
 
     /// The state by name, for a checkpoint.

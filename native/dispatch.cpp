@@ -1,0 +1,61 @@
+// Which build of the kernels this processor runs, and loops shared between libtorch's own threads.
+#include "kernels.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstring>
+
+extern "C" {
+extern const FtKernels ft_kernels_portable;
+#ifdef __x86_64__
+extern const FtKernels ft_kernels_avx2, ft_kernels_avx512;
+#endif
+
+// The builds this processor can run, best first; returns how many.
+int ft_kernels(const FtKernels** out) {
+  int n = 0;
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512) out[n++] = &ft_kernels_avx512;
+  if (avx2) out[n++] = &ft_kernels_avx2;
+#endif
+  out[n++] = &ft_kernels_portable;
+  return n;
+}
+
+// Calls f on disjoint parts of [0, rows), of at least `grain` rows each.
+void ft_parallel(int64_t rows, int64_t grain, void (*f)(void* ctx, int64_t begin, int64_t end), void* ctx) {
+  int64_t parts = std::min<int64_t>(omp_get_max_threads(), (rows + grain - 1) / grain);
+  if (parts <= 1) { f(ctx, 0, rows); return; }
+#pragma omp parallel for num_threads(parts) schedule(static, 1)
+  for (int64_t i = 0; i < parts; i++) f(ctx, rows * i / parts, rows * (i + 1) / parts);
+}
+
+// Rows of heads between a packed row (T, heads, bytes) and a padded block (n, heads, L, bytes): slot i of the block is
+// row places[i], a negative one is padding (zeros), null is row i. Slots [begin, end).
+void ft_gather_heads(const char* row, char* block, const int64_t* places, int64_t heads, int64_t length, int64_t bytes,
+                     int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i++) {
+    int64_t from = places ? places[i] : i;
+    char* to = block + ((i / length) * heads * length + i % length) * bytes;
+    for (int64_t h = 0; h < heads; h++, to += length * bytes) {
+      if (from < 0) memset(to, 0, bytes);
+      else memcpy(to, row + (from * heads + h) * bytes, bytes);
+    }
+  }
+}
+
+void ft_scatter_heads(const char* block, char* row, const int64_t* places, int64_t heads, int64_t length, int64_t bytes,
+                      int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i++) {
+    int64_t to = places ? places[i] : i;
+    if (to < 0) continue;
+    const char* from = block + ((i / length) * heads * length + i % length) * bytes;
+    for (int64_t h = 0; h < heads; h++, from += length * bytes) memcpy(row + (to * heads + h) * bytes, from, bytes);
+  }
+}
+}

@@ -1,0 +1,276 @@
+//! The fused elementwise loops of native/kernels.h over CPU tensors, on libtorch's threads.
+//!
+//! Callers ask `serves` first; what is not served (CUDA, other dtypes) they compose from libtorch's operations.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::OnceLock;
+use tch::{Device, Kind, Tensor};
+
+type Void = *const c_void;
+type Out = *mut c_void;
+
+/// One build of the loops; mirrors `FtKernels`.
+#[repr(C)]
+pub struct Kernels {
+    name: *const c_char,
+    rms_norm: unsafe extern "C" fn(bool, Void, Void, Out, *mut f32, i64, f32, i64, i64),
+    rms_norm_backward: unsafe extern "C" fn(bool, Void, Void, *const f32, Void, Out, i64, i64, i64),
+    rms_norm_weight: unsafe extern "C" fn(bool, Void, *const f32, Void, *mut f32, i64, i64, i64, i64),
+    swiglu: unsafe extern "C" fn(bool, Void, Void, Out, i64, i64),
+    swiglu_backward: unsafe extern "C" fn(bool, Void, Void, Void, Out, Out, i64, i64),
+    rotate: unsafe extern "C" fn(bool, Void, Void, Void, Out, i64, i64, f32, i64, i64),
+    head: unsafe extern "C" fn(bool, Out, *const i64, *mut f32, *mut f32, i64, bool, i64, i64),
+    probabilities: unsafe extern "C" fn(bool, Out, *const f32, i64, f32, i64, i64),
+    score_gradient: unsafe extern "C" fn(bool, Out, Void, Void, Void, i64, i64, f32, i64, i64),
+}
+
+// SAFETY: a table of functions and a string, all constant.
+unsafe impl Sync for Kernels {}
+
+unsafe extern "C" {
+    fn ft_kernels(out: *mut *const Kernels) -> c_int;
+    fn ft_gather_heads(row: Void, block: Out, places: *const i64, heads: i64, length: i64, bytes: i64, b: i64, e: i64);
+    fn ft_scatter_heads(block: Void, row: Out, places: *const i64, heads: i64, length: i64, bytes: i64, b: i64, e: i64);
+    fn ft_parallel(rows: i64, grain: i64, f: unsafe extern "C" fn(*mut c_void, i64, i64), ctx: *mut c_void);
+}
+
+/// The builds that this processor runs, best first.
+pub fn available() -> &'static [&'static Kernels] {
+    static BUILDS: OnceLock<Vec<&'static Kernels>> = OnceLock::new();
+    BUILDS.get_or_init(|| {
+        let mut found = [std::ptr::null(); 4];
+        // SAFETY: it fills at most three places with constant tables.
+        unsafe { (0..ft_kernels(found.as_mut_ptr()) as usize).map(|i| &*found[i]).collect() }
+    })
+}
+
+/// The build in use.
+pub fn best() -> &'static Kernels {
+    available()[0]
+}
+
+/// Whether the loops can take these tensors: on the CPU, contiguous, all float32 or all bfloat16.
+pub fn serves(tensors: &[&Tensor]) -> bool {
+    let kind = tensors[0].kind();
+    matches!(kind, Kind::Float | Kind::BFloat16)
+        && tensors.iter().all(|t| t.kind() == kind && t.device() == Device::Cpu && t.is_contiguous())
+}
+
+/// Numbers that one thread should have to make sharing worth while.
+const GRAIN: i64 = 16 << 10;
+
+/// `f` over parts of [0, rows), each row costing about `width` numbers.
+fn parallel(rows: i64, width: i64, f: impl Fn(i64, i64) + Sync) {
+    unsafe extern "C" fn call<F: Fn(i64, i64) + Sync>(ctx: *mut c_void, begin: i64, end: i64) {
+        // SAFETY: ctx is the closure below, which outlives the loop and may be called from several threads.
+        unsafe { (*(ctx as *const F))(begin, end) }
+    }
+    fn trampoline<F: Fn(i64, i64) + Sync>(_: &F) -> unsafe extern "C" fn(*mut c_void, i64, i64) {
+        call::<F>
+    }
+    // SAFETY: `f` lives until the loop ends; the loops only compute, so that no panic crosses it.
+    unsafe { ft_parallel(rows, (GRAIN / width.max(1)).max(1), trampoline(&f), &f as *const _ as *mut c_void) }
+}
+
+/// An address that the closures may carry to other threads.
+#[derive(Clone, Copy)]
+struct At(*mut c_void);
+
+// SAFETY: the threads write disjoint rows.
+unsafe impl Sync for At {}
+
+impl At {
+    fn of(t: &Tensor) -> Self {
+        Self(t.data_ptr())
+    }
+    fn f32(&self) -> *mut f32 {
+        self.0.cast()
+    }
+    fn i64(&self) -> *mut i64 {
+        self.0.cast()
+    }
+    fn any(&self) -> *mut c_void {
+        self.0
+    }
+}
+
+fn half(t: &Tensor) -> bool {
+    t.kind() == Kind::BFloat16
+}
+
+fn floats(n: i64) -> Tensor {
+    Tensor::empty([n], (Kind::Float, Device::Cpu))
+}
+
+fn last(t: &Tensor) -> i64 {
+    t.size()[t.dim() - 1]
+}
+
+fn rows(t: &Tensor) -> i64 {
+    t.numel() as i64 / last(t)
+}
+
+/// (T, heads, E) -> (count, heads, length, E) on the CPU: slot i of the block is row `places[i]`, zeros where that is
+/// negative; without places, row i.
+pub fn gather_heads(rows: &Tensor, places: Option<&Tensor>, count: i64, length: i64) -> Tensor {
+    let rows = rows.contiguous();
+    let (size, slots) = (rows.size(), count * length);
+    check_places(places, slots, size[0]);
+    let block = Tensor::empty([count, size[1], length, size[2]], (rows.kind(), Device::Cpu));
+    let bytes = size[2] * rows.kind().elt_size_in_bytes() as i64;
+    let (from, to, at) = (At::of(&rows), At::of(&block), places.map(At::of));
+    // SAFETY: slots [b, e) of the block; every place is a row.
+    parallel(slots, size[1] * size[2], |b, e| unsafe {
+        let places = at.as_ref().map_or(std::ptr::null(), |p| p.i64().cast_const());
+        ft_gather_heads(from.any(), to.any(), places, size[1], length, bytes, b, e)
+    });
+    block
+}
+
+/// The way back: the block's slots into their rows of `rows` (T, heads, E), padding left out.
+pub fn scatter_heads(block: &Tensor, places: Option<&Tensor>, rows: &Tensor) {
+    let block = block.contiguous();
+    let (size, slots) = (block.size(), block.size()[0] * block.size()[2]);
+    assert!(rows.is_contiguous() && rows.kind() == block.kind() && rows.size()[1..] == [size[1], size[3]]);
+    check_places(places, slots, rows.size()[0]);
+    let bytes = size[3] * block.kind().elt_size_in_bytes() as i64;
+    let (from, to, at) = (At::of(&block), At::of(rows), places.map(At::of));
+    // SAFETY: slots [b, e) of the block; every place is a row, and no two slots have the same.
+    parallel(slots, size[1] * size[3], |b, e| unsafe {
+        let places = at.as_ref().map_or(std::ptr::null(), |p| p.i64().cast_const());
+        ft_scatter_heads(from.any(), to.any(), places, size[1], size[2], bytes, b, e)
+    });
+}
+
+fn check_places(places: Option<&Tensor>, slots: i64, rows: i64) {
+    match places {
+        None => assert!(slots == rows, "a block of {slots} slots for {rows} rows"),
+        Some(p) => assert!(
+            p.kind() == Kind::Int64
+                && p.is_contiguous()
+                && p.numel() as i64 == slots
+                && p.max().int64_value(&[]) < rows
+        ),
+    }
+}
+
+// Each function checks what its loops rely on: sizes, dtypes and contiguity.
+impl Kernels {
+    pub fn name(&self) -> &'static str {
+        // SAFETY: a constant string.
+        unsafe { CStr::from_ptr(self.name) }.to_str().unwrap_or("?")
+    }
+
+    /// x (…, D), w (D) -> y (…, D) and the reciprocal root of each row (rows).
+    pub fn rms_norm(&self, x: &Tensor, w: &Tensor, eps: f64) -> (Tensor, Tensor) {
+        let (n, d) = (rows(x), last(x));
+        assert!(serves(&[x, w]) && w.numel() as i64 == d);
+        let (y, inverse) = (x.empty_like(), floats(n));
+        let (h, [px, pw, py, pi]) = (half(x), [x, w, &y, &inverse].map(At::of));
+        // SAFETY: rows [b, e) of buffers of n rows.
+        parallel(n, d, |b, e| unsafe {
+            (self.rms_norm)(h, px.any(), pw.any(), py.any(), pi.f32(), d, eps as f32, b, e)
+        });
+        (y, inverse)
+    }
+
+    /// Gradient of x and, where asked, of w (D, float32).
+    pub fn rms_norm_backward(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        inverse: &Tensor,
+        g: &Tensor,
+        weight: bool,
+    ) -> (Tensor, Option<Tensor>) {
+        let (n, d) = (rows(x), last(x));
+        assert!(serves(&[x, w, g]) && g.size() == x.size() && inverse.numel() as i64 == n);
+        let gx = x.empty_like();
+        let (h, [px, pw, pi, pg, pgx]) = (half(x), [x, w, inverse, g, &gx].map(At::of));
+        // SAFETY: rows [b, e) of buffers of n rows.
+        parallel(n, d, |b, e| unsafe {
+            (self.rms_norm_backward)(h, px.any(), pw.any(), pi.f32(), pg.any(), pgx.any(), d, b, e)
+        });
+        let gw = weight.then(|| {
+            let gw = floats(d);
+            let pgw = At::of(&gw);
+            // SAFETY: columns [b, e) of a buffer of d.
+            parallel(d, n, |b, e| unsafe {
+                (self.rms_norm_weight)(h, px.any(), pi.f32(), pg.any(), pgw.f32(), n, d, b, e)
+            });
+            gw
+        });
+        (gx, gw)
+    }
+
+    /// silu(gate) * up
+    pub fn swiglu(&self, gate: &Tensor, up: &Tensor) -> Tensor {
+        assert!(serves(&[gate, up]) && gate.size() == up.size());
+        let y = gate.empty_like();
+        let (h, [pg, pu, py]) = (half(gate), [gate, up, &y].map(At::of));
+        // SAFETY: elements [b, e) of buffers of one size.
+        parallel(y.numel() as i64, 4, |b, e| unsafe { (self.swiglu)(h, pg.any(), pu.any(), py.any(), b, e) });
+        y
+    }
+
+    /// Gradients of gate and up.
+    pub fn swiglu_backward(&self, gate: &Tensor, up: &Tensor, g: &Tensor) -> (Tensor, Tensor) {
+        assert!(serves(&[gate, up, g]) && gate.size() == up.size() && gate.size() == g.size());
+        let (a, b) = (gate.empty_like(), gate.empty_like());
+        let (h, [pg, pu, pd, pa, pb]) = (half(gate), [gate, up, g, &a, &b].map(At::of));
+        // SAFETY: elements [b, e) of buffers of one size.
+        parallel(g.numel() as i64, 4, |b, e| unsafe {
+            (self.swiglu_backward)(h, pg.any(), pu.any(), pd.any(), pa.any(), pb.any(), b, e)
+        });
+        (a, b)
+    }
+
+    /// x (T, H, E) by the angles cos, sin (T, 1, E/2); `turn` -1 turns back.
+    pub fn rotate(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, turn: f32) -> Tensor {
+        let size = x.size();
+        let (t, heads, e) = (size[0], size[1], size[2]);
+        assert!(serves(&[x, cos, sin]) && [cos, sin].iter().all(|c| c.numel() as i64 == t * (e / 2)) && e % 2 == 0);
+        let y = x.empty_like();
+        let (h, [px, pc, ps, py]) = (half(x), [x, cos, sin, &y].map(At::of));
+        // SAFETY: tokens [b, e) of buffers of t tokens.
+        parallel(t, heads * e, |begin, end| unsafe {
+            (self.rotate)(h, px.any(), pc.any(), ps.any(), py.any(), heads, e, turn, begin, end)
+        });
+        y
+    }
+
+    /// Log-probability (N) of each target and whether it is the first largest (N), from logits (N, V); with
+    /// `direction`, the logits become onehot(target) - softmax in place.
+    pub fn head(&self, logits: &Tensor, targets: &Tensor, direction: bool) -> (Tensor, Tensor) {
+        let (n, v) = (rows(logits), last(logits));
+        assert!(serves(&[logits]) && targets.kind() == Kind::Int64 && targets.numel() as i64 == n);
+        let targets = targets.contiguous();
+        assert!(n == 0 || (targets.min().int64_value(&[]) >= 0 && targets.max().int64_value(&[]) < v));
+        let (log_probs, hits) = (floats(n), floats(n));
+        let (h, [pz, pt, pl, ph]) = (half(logits), [logits, &targets, &log_probs, &hits].map(At::of));
+        // SAFETY: rows [b, e) of buffers of n rows; every target is a column.
+        parallel(n, v, |b, e| unsafe { (self.head)(h, pz.any(), pt.i64(), pl.f32(), ph.f32(), v, direction, b, e) });
+        (log_probs, hits)
+    }
+
+    /// Scores (…, L) become causal probabilities in place: exp(scale * s - lse), where a row's query stands at row % L.
+    pub fn probabilities(&self, scores: &Tensor, lse: &Tensor, scale: f64) {
+        let (n, l) = (rows(scores), last(scores));
+        assert!(serves(&[scores]) && serves(&[lse]) && lse.kind() == Kind::Float && lse.numel() as i64 == n);
+        let (h, [ps, pl]) = (half(scores), [scores, lse].map(At::of));
+        // SAFETY: rows [b, e) of buffers of n rows.
+        parallel(n, l, |b, e| unsafe { (self.probabilities)(h, ps.any(), pl.f32(), l, scale as f32, b, e) });
+    }
+
+    /// The gradient of the probabilities (…, L) becomes that of the scores in place; gy and y (…, E) are the
+    /// attention's gradient and result.
+    pub fn score_gradient(&self, gp: &Tensor, p: &Tensor, gy: &Tensor, y: &Tensor, scale: f64) {
+        let (n, l, e) = (rows(gp), last(gp), last(y));
+        assert!(serves(&[gp, p, gy, y]) && p.size() == gp.size() && rows(y) == n && gy.size() == y.size());
+        let (h, [pg, pp, pd, py]) = (half(gp), [gp, p, gy, y].map(At::of));
+        // SAFETY: rows [b, e) of buffers of n rows.
+        parallel(n, l, |begin, end| unsafe {
+            (self.score_gradient)(h, pg.any(), pp.any(), pd.any(), py.any(), l, e, scale as f32, begin, end)
+        });
+    }
+}
