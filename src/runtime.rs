@@ -53,6 +53,7 @@ pub fn start() -> Result<&'static Runtime> {
     }
     let cuda = open_cuda(&loaded.lib);
     limit_threads();
+    limit_compiled_products();
     Ok(RUNTIME.get_or_init(|| Runtime { libtorch: loaded, cuda }))
 }
 
@@ -123,6 +124,16 @@ fn limit_threads() {
         if tch::get_num_threads() > useful {
             tch::set_num_threads(useful);
         }
+    }
+}
+
+/// oneDNN keeps every matrix product that it compiled, one for each shape: packed rows differ in length, so that a
+/// long run would gather hundreds of megabytes of them. A step meets fewer shapes than this. What the user set stays.
+fn limit_compiled_products() {
+    const NAME: &str = "ONEDNN_PRIMITIVE_CACHE_CAPACITY";
+    if std::env::var_os(NAME).is_none() {
+        // SAFETY: called from `start`, before another thread of ours exists; oneDNN reads it at its first product.
+        unsafe { std::env::set_var(NAME, "160") };
     }
 }
 
