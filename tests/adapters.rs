@@ -272,7 +272,7 @@ fn merged_weights_equal_pefts() {
     let mut compared = 0;
     for (name, about) in expected["merged"].as_object().unwrap() {
         let Ok(part) = Part::read(&adapter(name), 1.0).and_then(|p| {
-            Merge::new(&weights, false, std::slice::from_ref(&p))
+            Merge::new(&weights, &[], std::slice::from_ref(&p))
                 .map(|m| (m.changed().map(String::from).collect::<BTreeSet<_>>(), p))
         }) else {
             assert!(["dora", "embedding"].contains(&name.as_str()), "{name} was refused");
@@ -282,7 +282,7 @@ fn merged_weights_equal_pefts() {
         let wanted: BTreeSet<String> =
             about["changed"].as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_string()).collect();
         assert_eq!(changed, wanted, "{name}");
-        let merge = Merge::new(&weights, false, &[part]).unwrap();
+        let merge = Merge::new(&weights, &[], &[part]).unwrap();
         for key in numbers.names().filter(|n| n.starts_with(&format!("{name}/"))) {
             let tensor = &key[name.len() + 1..];
             let error = (merge.tensor(tensor).unwrap() - numbers.get(key).unwrap()).abs().max().double_value(&[]);
@@ -370,7 +370,7 @@ fn shards_and_bf16_are_written_in_the_bases_dialect() {
     let before = std::fs::read_to_string(base().join("config.json")).unwrap();
     assert_eq!(text, before.replace("\"torch_dtype\": \"float32\"", "\"torch_dtype\": \"bfloat16\""));
     let (weights, source) = (Weights::open(&folder).unwrap(), Weights::open(&base()).unwrap());
-    let merge = Merge::new(&source, false, &parts).unwrap();
+    let merge = Merge::new(&source, &[], &parts).unwrap();
     for name in weights.names() {
         assert!(weights.get(name).unwrap().equal(&merge.tensor(name).unwrap().to_kind(Kind::BFloat16)), "{name}");
     }

@@ -15,6 +15,7 @@ use tch::Tensor;
 const HONOURED: &[&str] = &[
     "alpha_pattern",
     "exclude_modules",
+    "fan_in_fan_out",
     "init_lora_weights",
     "layers_pattern",
     "layers_to_transform",
@@ -152,7 +153,7 @@ fn config(spec: &LoraSpec, base: &str) -> Value {
         "auto_mapping": null,
         "base_model_name_or_path": base,
         "bias": "none",
-        "fan_in_fan_out": false,
+        "fan_in_fan_out": spec.fan_in_fan_out,
         "inference_mode": true,
         "init_lora_weights": match spec.init { LoraInit::Kaiming => json!(true), LoraInit::Gaussian => json!("gaussian") },
         "layer_replication": null,
@@ -243,8 +244,8 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
         one_or_many("layers_pattern").map(|v| serde_json::from_value(v).map_err(|e| typed("layers_pattern", e)));
     let targets: Targets = match get("target_modules") {
         Some(v) => serde_json::from_value(v.clone()).map_err(|e| typed("target_modules", e))?,
-        // PEFT's default for the llama and qwen families.
-        None => Targets::Names(vec!["q_proj".into(), "v_proj".into()]),
+        // PEFT's defaults: the first two for llama, mistral and qwen, the last for gpt2, and no model has them all.
+        None => Targets::Names(["q_proj", "v_proj", "c_attn"].map(String::from).into()),
     };
     Ok(LoraSpec {
         rank: field!("r", 8),
@@ -262,5 +263,6 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
         alpha_pattern: field!("alpha_pattern", IndexMap::new()),
         modules_to_save: field!("modules_to_save", Vec::new()),
         init,
+        fan_in_fan_out: field!("fan_in_fan_out", false),
     })
 }

@@ -62,19 +62,25 @@ impl Adapter for Lora {
     }
 }
 
-/// A module trained whole beside its frozen original (`modules_to_save`).
+/// A module trained whole, bias included, beside its frozen original (`modules_to_save`).
 pub struct Whole {
     weight: Tensor,
+    bias: Option<Tensor>,
 }
 
 impl Adapter for Whole {
     fn forward(&self, x: &Tensor, base: &Dense, _train: bool) -> Tensor {
-        let bias = base.bias.as_ref().map(|b| cast(b, x.kind()));
+        debug_assert_eq!(base.bias.is_some(), self.bias.is_some());
+        let bias = self.bias.as_ref().map(|b| cast(b, x.kind()));
         x.linear(&cast(&self.weight, x.kind()), bias.as_ref())
     }
 
     fn merged(&self, _weight: &Tensor) -> Tensor {
         self.weight.shallow_clone()
+    }
+
+    fn merged_bias(&self, bias: &Tensor) -> Tensor {
+        self.bias.as_ref().unwrap_or(bias).shallow_clone()
     }
 }
 
@@ -121,11 +127,13 @@ impl Attach for LoraPlan {
             Some(_) if site.tied => {
                 return refuse(
                     "embedding and output head share one weight in this model; adapting one would part them",
-                    "leave embed_tokens and lm_head out of targets and modules_to_save",
+                    "leave the embedding and lm_head out of targets and modules_to_save",
                 );
             }
             Some(Choice::Save) => {
-                Some(Box::new(Whole { weight: add("weight", site.weight.to_kind(Kind::Float).copy()) }))
+                let copy = |t: &Tensor| t.to_kind(Kind::Float).copy();
+                let weight = add("weight", copy(site.weight));
+                Some(Box::new(Whole { weight, bias: site.bias.map(|b| add("bias", copy(b))) }))
             }
             Some(Choice::Lora { .. }) if !matches!(site.layer, Layer::Linear | Layer::Head) => {
                 return refuse(

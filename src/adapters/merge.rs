@@ -85,9 +85,12 @@ enum Update {
 }
 
 impl Update {
-    /// Adds itself to `sum`, which began as `base` in float32.
-    fn add(&self, sum: &mut Tensor, base: &Tensor) {
+    /// Adds itself to `sum`, which began as `base` in float32; `transposed`: they lie as (in, out).
+    fn add(&self, sum: &mut Tensor, base: &Tensor, transposed: bool) {
         match self {
+            Update::Low { a, b, scale } if transposed => {
+                let _ = sum.addmm_(&(a.to_kind(Kind::Float).tr() * *scale), &b.to_kind(Kind::Float).tr());
+            }
             Update::Low { a, b, scale } => {
                 let _ = sum.addmm_(&(b.to_kind(Kind::Float) * *scale), &a.to_kind(Kind::Float));
             }
@@ -97,8 +100,9 @@ impl Update {
         }
     }
 
-    fn fits(&self, shape: &[i64]) -> bool {
+    fn fits(&self, shape: &[i64], transposed: bool) -> bool {
         match self {
+            Update::Low { a, b, .. } if transposed => shape == [a.size()[1], b.size()[0]],
             Update::Low { a, b, .. } => shape == [b.size()[0], a.size()[1]],
             Update::Whole { tensor, .. } => shape == tensor.size(),
         }
@@ -119,13 +123,13 @@ pub struct Merge<'a> {
 }
 
 impl<'a> Merge<'a> {
-    /// Pairs every tensor of the adapters with the base's; `tied`: head and embedding share one weight there.
-    pub fn new(base: &'a Weights, tied: bool, parts: &[Part]) -> Result<Self> {
+    /// Pairs every tensor of the adapters with the base's; `shared`: the weights that head and embedding share there.
+    pub fn new(base: &'a Weights, shared: &[&str], parts: &[Part]) -> Result<Self> {
         let mut updates: BTreeMap<String, Vec<Update>> = BTreeMap::new();
         for part in parts {
             let origin = part.folder.join(file::TENSORS);
             for (name, update) in part.updates()? {
-                if tied && (name == "lm_head.weight" || name.ends_with("embed_tokens.weight")) {
+                if shared.contains(&name.as_str()) {
                     return Err(Error::user(format!(
                         "{}: the adapter changes `{name}`, which embedding and output head share in this model",
                         origin.display()
@@ -133,7 +137,7 @@ impl<'a> Merge<'a> {
                     .hint("folding it in would part the two: untie the base first, or train without that module"));
                 }
                 match base.shape(&name) {
-                    Some(shape) if update.fits(shape) => {}
+                    Some(shape) if update.fits(shape, base.transposed(&name)) => {}
                     found => {
                         let found =
                             found.map_or("the base has no such tensor".into(), |s| format!("the base has {s:?}"));
@@ -169,7 +173,7 @@ impl<'a> Merge<'a> {
             Some([Update::Whole { tensor, weight }]) if *weight == 1.0 => tensor.to_kind(Kind::Float),
             Some(updates) => {
                 let mut sum = base.to_kind(Kind::Float).copy();
-                updates.iter().for_each(|u| u.add(&mut sum, &base));
+                updates.iter().for_each(|u| u.add(&mut sum, &base, self.base.transposed(name)));
                 sum
             }
         };
@@ -209,7 +213,7 @@ pub fn combine(base: &Weights, parts: &[Part]) -> Result<AdapterFile> {
             let mut sum = whole.to_kind(Kind::Float).copy();
             match &updates[..] {
                 [(_, Update::Whole { tensor, weight })] if *weight == 1.0 => sum = tensor.to_kind(Kind::Float),
-                updates => updates.iter().for_each(|(_, u)| u.add(&mut sum, &whole)),
+                updates => updates.iter().for_each(|(_, u)| u.add(&mut sum, &whole, base.transposed(name))),
             }
             tensors.insert(name.clone(), sum);
             continue;
@@ -251,6 +255,7 @@ fn combined_spec(base: &Weights, parts: &[Part], ranks: &BTreeMap<String, i64>) 
         rank_pattern: unlike().map(|(m, r)| (m.clone(), *r)).collect::<IndexMap<_, _>>(),
         alpha_pattern: unlike().map(|(m, r)| (m.clone(), *r as f64)).collect::<IndexMap<_, _>>(),
         modules_to_save: saved.into_iter().collect(),
+        fan_in_fan_out: adapted.iter().any(|m| base.transposed(&format!("{m}.weight"))),
         ..LoraSpec::default()
     }
 }

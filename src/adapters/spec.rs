@@ -53,6 +53,9 @@ pub struct LoraSpec {
     pub modules_to_save: Vec<String>,
     /// How A starts; B starts at zero.
     pub init: LoraInit,
+    /// Adapted weights lie as (in, out). Told by the model, never by a recipe; PEFT's files say it.
+    #[serde(skip)]
+    pub fan_in_fan_out: bool,
 }
 
 impl Default for LoraSpec {
@@ -70,6 +73,7 @@ impl Default for LoraSpec {
             alpha_pattern: IndexMap::new(),
             modules_to_save: Vec::new(),
             init: LoraInit::Kaiming,
+            fan_in_fan_out: false,
         }
     }
 }

@@ -193,7 +193,7 @@ impl Selection {
         let err = Error::user(format!("adapter: no module of the model answers to {shown}"));
         Err(match self.layers.is_some() || self.exclude.is_some() {
             true => err.hint("layers and exclude may leave nothing of it: layers count from 0"),
-            false => err.hint("llama-like models have q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; or say all-linear"),
+            false => err.hint("llama-like models have q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; gpt2 has c_attn, c_proj, c_fc; or say all-linear"),
         })
     }
 }

@@ -44,7 +44,7 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
     };
     let whole = (!spec.modules_to_save.is_empty())
         .then(|| format!("modules_to_save holds {}: ft merge makes a model it reads", spec.modules_to_save.join(", ")));
-    let head = modules.iter().any(|m| m.ends_with("lm_head") || m.ends_with("embed_tokens"));
+    let head = modules.iter().any(|m| ["lm_head", "embed_tokens", "wte"].iter().any(|e| m.ends_with(e)));
     let head = head.then(|| "the output head or the embedding is adapted: ft merge makes a model it reads".to_string());
 
     // vLLM scales every module by the config's lora_alpha and r.
@@ -74,7 +74,8 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
 
 /// For a model directory.
 pub fn of_model(folder: &Path) -> Vec<Compatibility> {
-    let tokenizer = (!folder.join("tokenizer.json").exists() && !folder.join("tokenizer.model").exists())
+    let tokenizer = !["tokenizer.json", "tokenizer.model", "vocab.json"].iter().any(|f| folder.join(f).exists());
+    let tokenizer = tokenizer
         .then(|| "the base folder has no tokenizer files to copy".to_string());
     let reasons: Vec<String> = tokenizer.into_iter().collect();
     vec![

@@ -9,6 +9,7 @@ use crate::adapters::{LoraSpec, Targets, file, targets};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::models::{Config, Load, Model};
+use crate::nn::Param;
 use crate::nn::linear::cast;
 use crate::nn::safetensors::{Entry, SHARD_BYTES, write_model};
 use crate::nn::weights::{self, Weights};
@@ -277,8 +278,10 @@ impl Check<'_> {
 pub fn save_adapter(model: &Model, adapter: &str, spec: &LoraSpec, base: &Path, folder: &Path) -> Result<Report> {
     let id = model.adapter_id(adapter).ok_or_else(|| Error::bug(format!("no adapter `{adapter}` to save")))?;
     let params = || model.params().adapter(id).map(|p| (p.name.as_str(), &p.tensor));
-    let spec =
-        resolved(spec, &adapted_modules(params().map(|(n, _)| n)), model.params().base().map(|p| p.name.as_str()));
+    let adapted = adapted_modules(params().map(|(n, _)| n));
+    let mut spec = resolved(spec, &adapted, model.params().base().map(|p| p.name.as_str()));
+    let module = |p: &Param| p.name.strip_suffix(".weight").is_some_and(|m| adapted.contains(m));
+    spec.fan_in_fan_out = model.params().base().any(|p| p.transposed && module(p));
     publish(folder, |temp| {
         write_adapter_folder(temp, &spec, &base.to_string_lossy(), base, params())?;
         model.with(Some(adapter), |m| verify(m, temp, Export::Adapter { base }))
@@ -399,12 +402,11 @@ pub(super) fn copy_beside(from: &Path, to: &Path, more: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// config.json byte for byte, or with its dtype patched in the file's own dialect.
+/// config.json letter for letter, or with its dtype patched in the file's own dialect.
 pub(super) fn write_config(config: &Config, to: &Path, dtype: Option<Kind>) -> Result<()> {
-    let text = fsutil::read_to_string(config.file())?;
     let text = match dtype {
-        Some(kind) => patched(&text, &config.raw, dtype_name(kind)?)?,
-        None => text,
+        Some(kind) => patched(&config.text, &config.raw, dtype_name(kind)?)?,
+        None => config.text.clone(),
     };
     fsutil::write_atomic(&to.join("config.json"), |w| std::io::Write::write_all(w, text.as_bytes()))
 }

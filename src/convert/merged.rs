@@ -4,9 +4,9 @@ use super::export::{self, Change, Check, Export, Report};
 use crate::adapters::merge::{self, Merge, Part};
 use crate::adapters::{AdapterFile, LoraPlan, file};
 use crate::error::{Error, Result};
-use crate::models::{Config, Load, Model};
+use crate::models::{self, Config, Load, Model};
 use crate::nn::linear::cast;
-use crate::nn::{Attach, Weights, safetensors, weights};
+use crate::nn::{Attach, safetensors, weights};
 use std::collections::BTreeSet;
 use std::path::Path;
 use tch::{Device, Kind};
@@ -16,13 +16,10 @@ const SUM: &str = "sum";
 
 /// Folds `parts` into the base. `dtype`: the dtype of all weights; `None` keeps each tensor's own.
 pub fn model(base: &Path, parts: &[Part], out: &Path, dtype: Option<Kind>, shard_bytes: u64) -> Result<Report> {
-    let weights = Weights::open(base)?;
     let config = Config::read(base)?;
-    let merge = Merge::new(&weights, config.tie_word_embeddings, parts)?;
-    // A tied head is the embedding; rotary tables are computed by every reader.
-    let left_out =
-        |n: &str| (config.tie_word_embeddings && n == "lm_head.weight") || n.ends_with("rotary_emb.inv_freq");
-    let names: Vec<&str> = weights.names().filter(|n| !left_out(n)).collect();
+    let weights = models::weights(base, &config)?;
+    let merge = Merge::new(&weights, &config.shared(), parts)?;
+    let names: Vec<&str> = weights.names().collect();
     let kind_of = |name: &str| {
         let own = weights.kind(name).unwrap_or(Kind::Float);
         if is_float(own) { dtype.unwrap_or(own) } else { own }
@@ -57,9 +54,10 @@ pub fn model(base: &Path, parts: &[Part], out: &Path, dtype: Option<Kind>, shard
 
 /// Lays `parts` together as one adapter.
 pub fn adapter(base: &Path, parts: &[Part], out: &Path) -> Result<Report> {
-    let weights = Weights::open(base)?;
+    let config = Config::read(base)?;
+    let weights = models::weights(base, &config)?;
     let sum = merge::combine(&weights, parts)?;
-    let merge = Merge::new(&weights, Config::read(base)?.tie_word_embeddings, parts)?;
+    let merge = Merge::new(&weights, &config.shared(), parts)?;
     let own = weights.names().filter_map(|n| weights.kind(n)).find(|k| is_float(*k)).unwrap_or(Kind::Float);
     let computed = if own == Kind::BFloat16 { own } else { Kind::Float };
     let reference = with_sum(base, parts, &sum, computed)?;
@@ -79,7 +77,7 @@ pub fn adapter(base: &Path, parts: &[Part], out: &Path) -> Result<Report> {
         let mut report = check.run(|name| Ok(sum.tensors.get(name).map(|t| t.shallow_clone())))?;
         // The one adapter, read back, must do to every weight what the parts do together.
         let read = [Part::read(temp, 1.0)?];
-        let one = Merge::new(&weights, false, &read)?;
+        let one = Merge::new(&weights, &[], &read)?;
         for name in merge.changed() {
             let (wanted, found) = (merge.tensor(name)?, one.tensor(name)?);
             let error = (&found - &wanted).abs().max().double_value(&[]);

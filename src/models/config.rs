@@ -1,9 +1,12 @@
 //! config.json, as transformers 4 and 5 write it.
+//!
+//! Sizes have one name here, whatever the family calls them; `Family::keys` and `Family::defaults` say what differs.
 
+use super::{FAMILIES, Family, rope};
 use crate::error::{Error, Result};
-use crate::fsutil::read_json;
+use crate::fsutil;
 use crate::nn::Scaling;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// The shape of a model.
@@ -27,37 +30,40 @@ pub struct Config {
     pub max_position_embeddings: Option<i64>,
     /// Attention reaches back only so far.
     pub sliding_window: Option<i64>,
+    /// Standard deviation of a fresh model's weights.
+    pub initializer_range: f64,
     /// The file as read, for writing it back with only the changes made.
     pub raw: Value,
+    /// The same, letter for letter.
+    pub text: String,
+    family: &'static Family,
     file: PathBuf,
 }
 
 impl Config {
     /// Reads `config.json` of a model directory.
     pub fn read(folder: &Path) -> Result<Self> {
-        let file = folder.join("config.json");
-        let raw: Value = read_json(&file)?;
-        Self::from_json(raw, file)
+        Self::read_file(&folder.join("config.json"))
     }
 
-    fn from_json(raw: Value, file: PathBuf) -> Result<Self> {
-        let r = Reader { raw: &raw, file: &file };
+    pub fn read_file(file: &Path) -> Result<Self> {
+        Self::parse(fsutil::read_to_string(file)?, file)
+    }
+
+    /// The config in `text`; `file` stands in messages.
+    pub fn parse(text: String, file: &Path) -> Result<Self> {
+        let raw: Value = serde_json::from_str(&text)
+            .map_err(|e| Error::user(format!("{}:{}:{}: {e}", file.display(), e.line(), e.column())))?;
+        let Some(mut map) = raw.as_object().cloned() else {
+            return Err(Error::user(format!("{}: a JSON object expected", file.display())));
+        };
+        let model_type = Reader { raw: &map, keys: &[], file }.text("model_type")?;
+        let family = family(&model_type, file)?;
+        (family.defaults)(&mut map);
+        let r = Reader { raw: &map, keys: family.keys, file };
         let heads = r.int("num_attention_heads")?;
         let hidden = r.int("hidden_size")?;
-        // transformers 5 gathers what 4 spread over rope_theta and rope_scaling.
-        let rope = Reader { raw: raw.get("rope_parameters").unwrap_or(&Value::Null), file: &file };
-        let theta = rope.float_or("rope_theta", r.float_or("rope_theta", 10000.0)?)?;
-        let scaling = match (raw.get("rope_parameters"), raw.get("rope_scaling")) {
-            (Some(Value::Object(_)), _) => scaling(&rope)?,
-            (_, Some(s @ Value::Object(_))) => scaling(&Reader { raw: s, file: &file })?,
-            _ => Scaling::None,
-        };
-        let model_type = r.text("model_type")?;
-        let window = match raw.get("sliding_window") {
-            None if model_type == "mistral" => Some(4096), // what transformers takes where the key is left out
-            w => w.and_then(Value::as_i64),
-        };
-        let window = if raw.get("use_sliding_window") == Some(&Value::Bool(false)) { None } else { window };
+        let layers = r.int_up_to("num_hidden_layers", 10_000)?;
         let kv_heads = r.int_or("num_key_value_heads", heads)?;
         if heads % kv_heads != 0 {
             return Err(Error::user(format!(
@@ -66,25 +72,12 @@ impl Config {
             )));
         }
         let head_dim = r.int_or("head_dim", hidden / heads)?;
-        if head_dim < 2 || head_dim % 2 != 0 {
-            return Err(Error::user(format!(
-                "{}: a head size of {head_dim}; rotary embedding turns pairs",
-                file.display()
-            ))
-            .hint("`head_dim`, or `hidden_size` / `num_attention_heads` where it is left out, must be even"));
-        }
-        for (holder, place) in [(&raw, ""), (rope.raw, "rope_parameters.")] {
-            if let Some(f) = holder.get("partial_rotary_factor").and_then(Value::as_f64).filter(|f| *f != 1.0) {
-                return Err(Error::user(format!(
-                    "{}: `{place}partial_rotary_factor` is {f}, supported is 1",
-                    file.display()
-                )));
-            }
-        }
+        let context = r.get("max_position_embeddings").and_then(Value::as_i64);
+        let (rope_theta, rope_scaling) = rope::read(&r, head_dim, context)?;
         Ok(Self {
             hidden_size: hidden,
             intermediate_size: r.int("intermediate_size")?,
-            num_hidden_layers: r.int_up_to("num_hidden_layers", 10_000)?,
+            num_hidden_layers: layers,
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
             head_dim,
@@ -93,14 +86,17 @@ impl Config {
             tie_word_embeddings: r.flag("tie_word_embeddings"),
             attention_bias: r.flag("attention_bias"),
             mlp_bias: r.flag("mlp_bias"),
-            hidden_act: raw.get("hidden_act").and_then(Value::as_str).unwrap_or("silu").into(),
-            rope_theta: theta,
-            rope_scaling: scaling,
-            max_position_embeddings: raw.get("max_position_embeddings").and_then(Value::as_i64),
-            sliding_window: window,
+            hidden_act: r.get("hidden_act").and_then(Value::as_str).unwrap_or("silu").into(),
+            rope_theta,
+            rope_scaling,
+            max_position_embeddings: context,
+            sliding_window: sliding_window(&r, layers),
+            initializer_range: r.float_or("initializer_range", 0.02)?,
             model_type,
-            raw: raw.clone(),
-            file: file.clone(),
+            raw,
+            text,
+            family,
+            file: file.into(),
         })
     }
 
@@ -108,57 +104,83 @@ impl Config {
     pub fn file(&self) -> &Path {
         &self.file
     }
+
+    pub fn family(&self) -> &'static Family {
+        self.family
+    }
+
+    /// Names of the weights that embedding and output head share; none where each has its own.
+    pub fn shared(&self) -> Vec<&'static str> {
+        if self.tie_word_embeddings { vec![self.family.embedding, "lm_head.weight"] } else { Vec::new() }
+    }
 }
 
-fn scaling(r: &Reader) -> Result<Scaling> {
-    let kind = r.raw.get("rope_type").or(r.raw.get("type")).and_then(Value::as_str).unwrap_or("default");
-    Ok(match kind {
-        "default" => Scaling::None,
-        "linear" => Scaling::Linear { factor: r.float("factor")? },
-        "llama3" => Scaling::Llama3 {
-            factor: r.float("factor")?,
-            low: r.float("low_freq_factor")?,
-            high: r.float("high_freq_factor")?,
-            original: r.float("original_max_position_embeddings")?,
-        },
-        other => {
-            return Err(Error::user(format!("{}: rope scaling `{other}` is not supported", r.file.display()))
-                .hint("supported: default, linear, llama3"));
-        }
+fn family(model_type: &str, file: &Path) -> Result<&'static Family> {
+    FAMILIES.iter().find(|f| f.names.contains(&model_type)).ok_or_else(|| {
+        let known: Vec<&str> = FAMILIES.iter().flat_map(|f| f.names.iter().copied()).collect();
+        Error::user(format!("{}: model_type `{model_type}` is not supported", file.display()))
+            .hint(format!("supported: {}", known.join(", ")))
     })
 }
 
-struct Reader<'a> {
-    raw: &'a Value,
-    file: &'a Path,
+/// The window, where some layer has one.
+fn sliding_window(r: &Reader, layers: i64) -> Option<i64> {
+    let window = r.get("sliding_window").and_then(Value::as_i64)?;
+    let some = match (r.get("layer_types"), r.get("max_window_layers").and_then(Value::as_i64)) {
+        (Some(Value::Array(kinds)), _) => kinds.iter().any(|k| k == "sliding_attention"),
+        (_, Some(first)) => first < layers, // qwen: the layers from this one on
+        _ => true,
+    };
+    (some && r.get("use_sliding_window") != Some(&Value::Bool(false))).then_some(window)
 }
 
-impl Reader<'_> {
-    fn missing(&self, key: &str, what: &str) -> Error {
+/// Typed values of config.json by their usual names.
+pub(super) struct Reader<'a> {
+    pub raw: &'a Map<String, Value>,
+    /// (usual name, the family's).
+    pub keys: &'a [(&'a str, &'a str)],
+    pub file: &'a Path,
+}
+
+impl<'a> Reader<'a> {
+    fn key<'k>(&self, usual: &'k str) -> &'k str
+    where
+        'a: 'k,
+    {
+        self.keys.iter().find(|(name, _)| *name == usual).map_or(usual, |(_, own)| own)
+    }
+
+    /// The value, unless it is missing or null.
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.raw.get(self.key(key)).filter(|v| !v.is_null())
+    }
+
+    pub fn missing(&self, key: &str, what: &str) -> Error {
+        let key = self.key(key);
         let found = self.raw.get(key).map_or("it is missing".to_string(), |v| format!("found {v}"));
         Error::user(format!("{}: `{key}` must be {what}; {found}", self.file.display()))
             .hint("is this the config.json of a decoder-only language model?")
     }
-    fn int(&self, key: &str) -> Result<i64> {
+    pub fn int(&self, key: &str) -> Result<i64> {
         self.int_up_to(key, 1 << 24) // no dimension is larger, and nothing is allocated for a damaged one
     }
     fn int_up_to(&self, key: &str, most: i64) -> Result<i64> {
-        let found = self.raw.get(key).and_then(Value::as_i64).filter(|n| (1..=most).contains(n));
+        let found = self.get(key).and_then(Value::as_i64).filter(|n| (1..=most).contains(n));
         found.ok_or_else(|| self.missing(key, &format!("a positive integer, at most {most}")))
     }
     fn int_or(&self, key: &str, default: i64) -> Result<i64> {
-        if self.raw.get(key).is_none_or(Value::is_null) { Ok(default) } else { self.int(key) }
+        if self.get(key).is_none() { Ok(default) } else { self.int(key) }
     }
-    fn float(&self, key: &str) -> Result<f64> {
-        self.raw.get(key).and_then(Value::as_f64).ok_or_else(|| self.missing(key, "a number"))
+    pub fn float(&self, key: &str) -> Result<f64> {
+        self.get(key).and_then(Value::as_f64).ok_or_else(|| self.missing(key, "a number"))
     }
-    fn float_or(&self, key: &str, default: f64) -> Result<f64> {
-        if self.raw.get(key).is_none_or(Value::is_null) { Ok(default) } else { self.float(key) }
+    pub fn float_or(&self, key: &str, default: f64) -> Result<f64> {
+        if self.get(key).is_none() { Ok(default) } else { self.float(key) }
     }
     fn text(&self, key: &str) -> Result<String> {
-        self.raw.get(key).and_then(Value::as_str).map(String::from).ok_or_else(|| self.missing(key, "a string"))
+        self.get(key).and_then(Value::as_str).map(String::from).ok_or_else(|| self.missing(key, "a string"))
     }
     fn flag(&self, key: &str) -> bool {
-        self.raw.get(key).and_then(Value::as_bool).unwrap_or(false)
+        self.get(key).and_then(Value::as_bool).unwrap_or(false)
     }
 }

@@ -1,22 +1,70 @@
 //! Llama and its kin: SmolLM, Llama 2 and 3, Mistral (Touvron et al. 2023, arXiv 2302.13971).
+//!
+//! Other families with the same layers build them from here with a `Wiring` of their own.
 
 use super::{Config, Decoder, Family};
 use crate::error::{Error, Result};
-use crate::nn::{Builder, Embedding, Linear, Pass, RmsNorm, Rope, Scope, ops};
+use crate::nn::{Builder, Embedding, Linear, Pass, Place, RmsNorm, Rope, Scope, Tokens, ops};
+use serde_json::{Map, Value, json};
 use std::rc::Rc;
 use tch::Tensor;
 
-pub const FAMILY: Family = Family { names: &["llama", "mistral"], build };
+pub const FAMILY: Family = Family {
+    names: &["llama", "mistral"],
+    classes: &["LlamaForCausalLM", "MistralForCausalLM"],
+    keys: &[],
+    defaults,
+    written: &["num_key_value_heads", "rope_theta", "attention_bias", "head_dim", "mlp_bias"],
+    embedding: "model.embed_tokens.weight",
+    place,
+    build: |c, b| {
+        let bias = c.attention_bias;
+        build(c, b, Wiring { qkv_bias: bias, output_bias: bias, mlp_bias: c.mlp_bias, qk_norm: false })
+    },
+};
 
-fn build(c: &Config, b: &Builder) -> Result<Box<dyn Decoder>> {
+/// What transformers takes where a key is left out.
+fn defaults(config: &mut Map<String, Value>) {
+    if config["model_type"] == "mistral" {
+        config.entry("sliding_window").or_insert(json!(4096));
+        config.entry("num_key_value_heads").or_insert(json!(8));
+        config.entry("max_position_embeddings").or_insert(json!(131072));
+    }
+    config.entry("max_position_embeddings").or_insert(json!(2048));
+}
+
+/// Old checkpoints carry rotary tables that no model needs.
+pub(super) fn place(name: &str) -> Option<Place> {
+    (!name.ends_with("rotary_emb.inv_freq")).then(|| Place { name: name.into(), transposed: false })
+}
+
+/// What the kin of llama do each in their own way.
+#[derive(Clone, Copy)]
+pub(super) struct Wiring {
+    pub qkv_bias: bool,
+    pub output_bias: bool,
+    pub mlp_bias: bool,
+    /// Queries and keys are normalised head by head before they are turned.
+    pub qk_norm: bool,
+}
+
+pub(super) fn build(c: &Config, b: &Builder, wiring: Wiring) -> Result<Box<dyn Decoder>> {
     if c.hidden_act != "silu" {
         return Err(Error::user(format!("{}: hidden_act `{}` is not supported", c.file().display(), c.hidden_act))
             .hint("this family computes with silu"));
     }
+    if c.head_dim < 2 || c.head_dim % 2 != 0 {
+        return Err(Error::user(format!(
+            "{}: a head size of {}; rotary embedding turns pairs",
+            c.file().display(),
+            c.head_dim
+        ))
+        .hint("`head_dim`, or `hidden_size` / `num_attention_heads` where it is left out, must be even"));
+    }
     let root = b.root() / "model";
     let embed = (&root / "embed_tokens").embedding(c.vocab_size, c.hidden_size);
     let rope = Rc::new(Rope::new(c.head_dim, c.rope_theta, &c.rope_scaling, b.device()));
-    let layers = (0..c.num_hidden_layers).map(|i| Block::build(c, &(&root / "layers" / i), &rope)).collect();
+    let layers = (0..c.num_hidden_layers).map(|i| Block::build(c, &(&root / "layers" / i), &rope, wiring)).collect();
     let norm = (&root / "norm").rms_norm(c.hidden_size, c.norm_eps);
     let scope = b.root() / "lm_head";
     let head = if c.tie_word_embeddings { scope.tied_head(&embed) } else { scope.head(c.hidden_size, c.vocab_size) };
@@ -34,8 +82,8 @@ impl Decoder for Llama {
     fn depth(&self) -> usize {
         self.layers.len()
     }
-    fn embed(&self, ids: &Tensor) -> Tensor {
-        self.embed.forward(ids)
+    fn embed(&self, tokens: &Tokens) -> Tensor {
+        self.embed.forward(&tokens.ids)
     }
     fn layer(&self, i: usize, x: &Tensor, pass: &mut Pass) -> Tensor {
         self.layers[i].forward(i, x, pass)
@@ -54,6 +102,7 @@ struct Block {
     k: Linear,
     v: Linear,
     o: Linear,
+    qk_norm: Option<(RmsNorm, RmsNorm)>,
     post_attention_layernorm: RmsNorm,
     gate: Linear,
     up: Linear,
@@ -65,19 +114,23 @@ struct Block {
 }
 
 impl Block {
-    fn build(c: &Config, s: &Scope, rope: &Rc<Rope>) -> Self {
-        let (d, f, e, bias) = (c.hidden_size, c.intermediate_size, c.head_dim, c.attention_bias);
+    fn build(c: &Config, s: &Scope, rope: &Rc<Rope>, wiring: Wiring) -> Self {
+        let Wiring { qkv_bias, output_bias, mlp_bias, qk_norm } = wiring;
+        let (d, f, e) = (c.hidden_size, c.intermediate_size, c.head_dim);
         let (attn, mlp) = (s / "self_attn", s / "mlp");
         Self {
             input_layernorm: (s / "input_layernorm").rms_norm(d, c.norm_eps),
-            q: (&attn / "q_proj").linear(d, c.num_attention_heads * e, bias),
-            k: (&attn / "k_proj").linear(d, c.num_key_value_heads * e, bias),
-            v: (&attn / "v_proj").linear(d, c.num_key_value_heads * e, bias),
-            o: (&attn / "o_proj").linear(c.num_attention_heads * e, d, bias),
+            q: (&attn / "q_proj").linear(d, c.num_attention_heads * e, qkv_bias),
+            k: (&attn / "k_proj").linear(d, c.num_key_value_heads * e, qkv_bias),
+            v: (&attn / "v_proj").linear(d, c.num_key_value_heads * e, qkv_bias),
+            o: (&attn / "o_proj").linear(c.num_attention_heads * e, d, output_bias),
+            qk_norm: qk_norm.then(|| {
+                ((&attn / "q_norm").rms_norm(e, c.norm_eps), (&attn / "k_norm").rms_norm(e, c.norm_eps))
+            }),
             post_attention_layernorm: (s / "post_attention_layernorm").rms_norm(d, c.norm_eps),
-            gate: (&mlp / "gate_proj").linear(d, f, c.mlp_bias),
-            up: (&mlp / "up_proj").linear(d, f, c.mlp_bias),
-            down: (&mlp / "down_proj").linear(f, d, c.mlp_bias),
+            gate: (&mlp / "gate_proj").linear(d, f, mlp_bias),
+            up: (&mlp / "up_proj").linear(d, f, mlp_bias),
+            down: (&mlp / "down_proj").linear(f, d, mlp_bias),
             rope: rope.clone(),
             heads: c.num_attention_heads,
             kv_heads: c.num_key_value_heads,
@@ -88,9 +141,14 @@ impl Block {
     fn forward(&self, i: usize, x: &Tensor, pass: &mut Pass) -> Tensor {
         let h = self.input_layernorm.forward(x);
         let (q, k, v) = (self.q.forward(&h), self.k.forward(&h), self.v.forward(&h));
+        let q = q.view([-1, self.heads, self.head_dim]); // (T, H, E)
+        let k = k.view([-1, self.kv_heads, self.head_dim]); // (T, K, E)
+        let (q, k) = match &self.qk_norm {
+            Some((q_norm, k_norm)) => (q_norm.forward(&q), k_norm.forward(&k)),
+            None => (q, k),
+        };
         let (cos, sin) = pass.angles(&self.rope, x.kind());
-        let q = ops::rotate(&q.view([-1, self.heads, self.head_dim]), &cos, &sin); // (T, H, E)
-        let k = ops::rotate(&k.view([-1, self.kv_heads, self.head_dim]), &cos, &sin); // (T, K, E)
+        let (q, k) = (ops::rotate(&q, &cos, &sin), ops::rotate(&k, &cos, &sin));
         let v = v.view([-1, self.kv_heads, self.head_dim]);
         let y = pass.attend(i, &q, &k, &v, (self.head_dim as f64).powf(-0.5));
         let x = x + self.o.forward(&y.view([-1, self.heads * self.head_dim]));

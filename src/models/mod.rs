@@ -4,9 +4,13 @@
 //! for all families and methods.
 
 pub mod config;
+mod gpt2;
 mod llama;
 pub mod loss;
 pub mod open;
+mod qwen2;
+mod qwen3;
+mod rope;
 
 pub use config::Config;
 pub use loss::{Loss, Metrics, Output};
@@ -14,7 +18,10 @@ pub use open::{device, open};
 
 use crate::error::{Error, Result};
 use crate::native;
-use crate::nn::{Attach, Builder, Built, Cache, Linear, ParamStore, Pass, Switches, Tokens, Weights};
+use crate::nn::{
+    Attach, Builder, Built, Cache, Initial, Linear, ParamStore, Pass, Place, Source, Switches, Tokens, Weights,
+};
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
@@ -23,25 +30,51 @@ use tch::{Device, Kind, Tensor};
 pub trait Decoder {
     /// Number of layers.
     fn depth(&self) -> usize;
-    /// (T) token ids -> (T, D)
-    fn embed(&self, ids: &Tensor) -> Tensor;
+    /// (T) tokens -> (T, D)
+    fn embed(&self, tokens: &Tokens) -> Tensor;
     /// Layer `i`: (T, D) -> (T, D)
     fn layer(&self, i: usize, x: &Tensor, pass: &mut Pass) -> Tensor;
     /// What comes between the last layer and the head: (T, D) -> (T, D)
     fn finish(&self, x: &Tensor) -> Tensor;
     /// The output head: (…, D) -> (…, V)
     fn head(&self) -> &Rc<Linear>;
+    /// The longest sequence that it has positions for, where there is an end.
+    fn longest(&self) -> Option<i64> {
+        None
+    }
 }
 
 /// A row of the table of families.
+#[derive(Debug)]
 pub struct Family {
     /// `model_type` values of config.json that this family serves.
     pub names: &'static [&'static str],
+    /// The class that transformers loads each with (`architectures` in config.json).
+    pub classes: &'static [&'static str],
+    /// What config.json calls a size where it has another name than llama's: (llama's, its own).
+    pub keys: &'static [(&'static str, &'static str)],
+    /// Writes the values that transformers takes where config.json leaves a key out.
+    pub defaults: fn(&mut Map<String, Value>),
+    /// Keys that a new config.json carries beside those of every family.
+    pub written: &'static [&'static str],
+    /// The weight that a tied head shares.
+    pub embedding: &'static str,
+    /// The place of a checkpoint's tensor in the model; `None`: it is no parameter.
+    pub place: fn(&str) -> Option<Place>,
     pub build: fn(&Config, &Builder) -> Result<Box<dyn Decoder>>,
 }
 
 /// Every supported family.
-pub const FAMILIES: &[Family] = &[llama::FAMILY];
+pub static FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY, gpt2::FAMILY];
+
+/// The parameters in a model directory, by the names that its family gives them.
+pub fn weights(folder: &Path, config: &Config) -> Result<Weights> {
+    let mut weights = Weights::open(folder)?;
+    // Some checkpoints with a tied head hold a copy of it.
+    let copy = |name: &str| config.tie_word_embeddings && name == "lm_head.weight";
+    weights.arrange(|name| (config.family().place)(name).filter(|p| !copy(&p.name)))?;
+    Ok(weights)
+}
 
 /// Which layers are recomputed in the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,32 +110,33 @@ impl Model {
     /// Loads a Hugging Face model directory. The first adapter, if any, is switched on.
     pub fn load(folder: &Path, load: Load) -> Result<Self> {
         let config = Config::read(folder)?;
-        let family = FAMILIES.iter().find(|f| f.names.contains(&config.model_type.as_str())).ok_or_else(|| {
-            let known: Vec<&str> = FAMILIES.iter().flat_map(|f| f.names.iter().copied()).collect();
-            Error::user(format!("{}: model_type `{}` is not supported", config.file().display(), config.model_type))
-                .hint(format!("supported: {}", known.join(", ")))
-        })?;
+        let weights = weights(folder, &config)?;
+        Self::build(config, folder, Source::Disk(&weights), load)
+    }
+
+    /// A model that was never trained: the same seed gives the same one. `folder` is where its tokenizer is.
+    pub fn initialise(config: Config, folder: &Path, seed: u64, load: Load) -> Result<Self> {
+        let initial = Initial { seed, spread: config.initializer_range, place: config.family().place };
+        Self::build(config, folder, Source::Chance(&initial), load)
+    }
+
+    fn build(config: Config, folder: &Path, source: Source, load: Load) -> Result<Self> {
         if load.train_base && !load.adapters.is_empty() {
             return Err(Error::bug("adapters attach to a frozen base: train_base and adapters exclude each other"));
         }
-        let weights = Weights::open(folder)?;
         let (names, attach): (Vec<String>, Vec<&dyn Attach>) = load.adapters.into_iter().unzip();
-        let builder = Builder::new(&weights, load.device, load.kind, load.train_base, attach);
+        let builder = Builder::new(source, load.device, load.kind, load.train_base, attach);
         if config.tie_word_embeddings {
             builder.tie_head();
         }
-        let decoder = (family.build)(&config, &builder)?;
+        let decoder = (config.family().build)(&config, &builder)?;
         let Built { store, switches, unused } = builder.finish()?;
-        // Old checkpoints carry rotary buffers that no model needs, and some tied ones a copy of the head.
-        let needless =
-            |n: &str| n.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && n == "lm_head.weight");
-        let extra: Vec<&String> = unused.iter().filter(|n| !needless(n)).collect();
-        if !extra.is_empty() {
-            let shown: Vec<String> = extra.iter().take(10).map(|n| format!("`{n}`")).collect();
+        if !unused.is_empty() {
+            let shown: Vec<String> = unused.iter().take(10).map(|n| format!("`{n}`")).collect();
             return Err(Error::user(format!(
                 "{}: {} tensors that a {} model does not have: {}",
                 folder.display(),
-                extra.len(),
+                unused.len(),
                 config.model_type,
                 shown.join(", ")
             ))
@@ -163,10 +197,10 @@ impl Model {
         f(self)
     }
 
-    /// The longest sequence that can be computed: within a sliding window attention is plain causal attention, beyond
-    /// it the window would have to be applied, which is not built.
+    /// The longest sequence that can be computed: all that there are learnt positions for, and no more than a sliding
+    /// window, within which attention is plain causal attention.
     pub fn context_limit(&self) -> Option<i64> {
-        self.config.sliding_window
+        [self.config.sliding_window, self.decoder.longest()].into_iter().flatten().min()
     }
 
     /// Refuses a row that would be computed wrongly or fail inside libtorch; segment s continues `past[s]` tokens.
@@ -186,10 +220,15 @@ impl Model {
         let longest =
             tokens.segments.lengths.iter().zip(past.iter().chain(std::iter::repeat(&0))).map(|(n, p)| n + p).max();
         match (longest, self.context_limit()) {
-            (Some(n), Some(limit)) if n > limit => Err(Error::user(format!(
-                "a sequence of {n} tokens: {} attends through a sliding window of {limit}, which ft does not compute",
-                self.folder.display()
-            ))
+            (Some(n), Some(limit)) if n > limit => Err(Error::user(match self.decoder.longest() {
+                Some(end) if end == limit => {
+                    format!("a sequence of {n} tokens: {} has positions for {limit}", self.folder.display())
+                }
+                _ => format!(
+                    "a sequence of {n} tokens: {} attends through a sliding window of {limit}, which ft does not compute",
+                    self.folder.display()
+                ),
+            })
             .hint(format!(
                 "keep sequences within {limit} tokens: batch.max_len when training, fewer new tokens when generating"
             ))),
@@ -199,7 +238,7 @@ impl Model {
 
     fn trunk(&self, tokens: &Tokens, cache: Option<&mut Cache>) -> Tensor {
         let mut pass = Pass::new(tokens, cache);
-        let mut x = self.decoder.embed(&tokens.ids); // (T, D)
+        let mut x = self.decoder.embed(tokens); // (T, D)
         for i in 0..self.decoder.depth() {
             x = self.decoder.layer(i, &x, &mut pass);
         }
@@ -260,7 +299,7 @@ impl Model {
         let mut inputs = Vec::with_capacity(self.depth());
         let top = {
             let _no_grad = tch::no_grad_guard();
-            let mut x = self.decoder.embed(&tokens.ids);
+            let mut x = self.decoder.embed(tokens);
             for i in 0..self.depth() {
                 inputs.push((x.shallow_clone(), native::rng_state(self.device)?));
                 x = self.decoder.layer(i, &x, &mut pass);
@@ -280,7 +319,7 @@ impl Model {
             g = x.grad();
         }
         native::set_rng_state(self.device, &after)?;
-        let embedded = self.decoder.embed(&tokens.ids);
+        let embedded = self.decoder.embed(tokens);
         if embedded.requires_grad() {
             native::backward(&[&embedded], &[&g])?;
         }

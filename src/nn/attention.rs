@@ -262,7 +262,10 @@ impl<'a> Pass<'a> {
 
     /// cos and sin of the row's positions, computed once a pass.
     pub fn angles(&mut self, rope: &Rope, kind: Kind) -> (Tensor, Tensor) {
-        let (cos, sin) = self.angles.get_or_insert_with(|| rope.angles(self.positions, kind));
+        let (cos, sin) = self.angles.get_or_insert_with(|| {
+            let past = self.cache.as_ref().map(|c| c.lengths.as_slice());
+            rope.angles(self.positions, &self.segments.lengths, past, kind)
+        });
         (cos.shallow_clone(), sin.shallow_clone())
     }
 

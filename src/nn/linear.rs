@@ -10,6 +10,10 @@ pub trait Adapter {
     fn forward(&self, x: &Tensor, base: &Dense, train: bool) -> Tensor;
     /// The weight that gives the same output without the adapter; differentiable.
     fn merged(&self, weight: &Tensor) -> Tensor;
+    /// The bias that goes with it.
+    fn merged_bias(&self, bias: &Tensor) -> Tensor {
+        bias.shallow_clone()
+    }
 }
 
 /// A weight (out, in) and perhaps a bias (out).
@@ -84,6 +88,11 @@ pub struct Embedding {
 }
 
 impl Embedding {
+    /// Number of vectors.
+    pub fn count(&self) -> i64 {
+        self.weight.size()[0]
+    }
+
     /// (T) -> (T, D), in the run's dtype.
     pub fn forward(&self, ids: &Tensor) -> Tensor {
         let weight = match self.adapters.active() {

@@ -9,6 +9,8 @@
 pub mod attention;
 pub mod cache;
 pub mod head;
+pub mod initial;
+pub mod layer_norm;
 pub mod linear;
 pub mod norm;
 pub mod ops;
@@ -20,9 +22,11 @@ pub mod weights;
 
 pub use attention::Pass;
 pub use cache::Cache;
+pub use initial::Initial;
+pub use layer_norm::LayerNorm;
 pub use linear::{Adapter, Dense, Embedding, Linear, Switches};
 pub use norm::RmsNorm;
 pub use rope::{Rope, Scaling};
-pub use store::{Attach, Builder, Built, Layer, Param, ParamStore, Scope, Site};
+pub use store::{Attach, Builder, Built, Layer, Param, ParamStore, Scope, Site, Source};
 pub use tokens::{Segments, Tokens};
-pub use weights::Weights;
+pub use weights::{Place, Weights};

@@ -1,6 +1,6 @@
 //! Rotary position embedding (Su et al. 2021, arXiv 2104.09864) and its ways of reaching further.
 
-use std::f64::consts::PI;
+use std::f64::consts::{PI, TAU};
 use tch::{Device, Kind, Tensor};
 
 /// How frequencies are changed for contexts longer than the pre-training's.
@@ -11,6 +11,16 @@ pub enum Scaling {
     Linear {
         factor: f64,
     },
+    /// A base that grows with a sequence longer than `original` (dynamic NTK: bloc97 and emozilla 2023).
+    ///
+    /// The length that counts is that of the sequence itself, whatever is packed or decoded beside it, so a whole pass
+    /// over a sequence gives one result in any company. A decoding step takes the length reached so far; keys in the
+    /// cache stay turned as they were when they came in, as in transformers. Beyond `original`, and only there, decoding
+    /// over a cache therefore differs from a whole pass.
+    Dynamic {
+        factor: f64,
+        original: f64,
+    },
     /// Long wavelengths divided by `factor`, short ones kept, a ramp between (Llama 3.1).
     Llama3 {
         factor: f64,
@@ -18,21 +28,50 @@ pub enum Scaling {
         high: f64,
         original: f64,
     },
+    /// Dimensions that turn fewer than `slow` times within `original` divided by `factor`, those that turn more than
+    /// `fast` times kept, a ramp between; cos and sin times `attention` (Peng et al. 2023, arXiv 2309.00071).
+    Yarn {
+        factor: f64,
+        original: f64,
+        attention: f64,
+        fast: f64,
+        slow: f64,
+        /// The ramp begins and ends at whole dimensions.
+        truncate: bool,
+    },
 }
 
 /// Angles by position.
 pub struct Rope {
+    head_size: i64,
+    theta: f64,
     inverse_frequencies: Tensor, // (E/2) float32
+    scaling: Scaling,
 }
 
 impl Rope {
     pub fn new(head_size: i64, theta: f64, scaling: &Scaling, device: Device) -> Self {
-        let frequency = |i: i64| {
-            let f = 1.0 / theta.powf((2 * i) as f64 / head_size as f64);
-            match *scaling {
-                Scaling::None => f,
-                Scaling::Linear { factor } => f / factor,
-                Scaling::Llama3 { factor, low, high, original } => {
+        let plain = |i: i64| theta.powf(-((2 * i) as f64) / head_size as f64);
+        let frequencies: Vec<f64> = match *scaling {
+            Scaling::Yarn { factor, original, fast, slow, truncate, .. } => {
+                let size = head_size as f64;
+                // The dimension that turns so many times within the original context.
+                let turning = |times: f64| size * (original / (times * TAU)).ln() / (2.0 * theta.ln());
+                let (low, high) = (turning(fast), turning(slow));
+                let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
+                let (low, mut high) = (low.max(0.0), high.min(size - 1.0));
+                if low == high {
+                    high += 0.001;
+                }
+                let mixed = |i: i64| {
+                    let scaled = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                    plain(i) * (scaled / factor + 1.0 - scaled)
+                };
+                (0..head_size / 2).map(mixed).collect()
+            }
+            Scaling::Llama3 { factor, low, high, original } => {
+                let scaled = |i: i64| {
+                    let f = plain(i);
                     let wavelength = 2.0 * PI / f;
                     if wavelength < original / high {
                         f
@@ -42,17 +81,57 @@ impl Rope {
                         let keep = (original / wavelength - low) / (high - low);
                         (1.0 - keep) * f / factor + keep * f
                     }
-                }
+                };
+                (0..head_size / 2).map(scaled).collect()
             }
+            Scaling::Linear { factor } => (0..head_size / 2).map(|i| plain(i) / factor).collect(),
+            Scaling::None | Scaling::Dynamic { .. } => (0..head_size / 2).map(plain).collect(),
         };
-        let frequencies: Vec<f32> = (0..head_size / 2).map(|i| frequency(i) as f32).collect();
-        Self { inverse_frequencies: Tensor::from_slice(&frequencies).to_device(device) }
+        let inverse_frequencies = tensor(&frequencies).to_device(device);
+        Self { head_size, theta, inverse_frequencies, scaling: scaling.clone() }
     }
 
-    /// cos and sin for positions (T): (T, 1, E/2) each, computed in float32.
-    pub fn angles(&self, positions: &Tensor, kind: Kind) -> (Tensor, Tensor) {
-        let angle = positions.to_kind(Kind::Float).unsqueeze(-1) * &self.inverse_frequencies; // (T, E/2)
+    /// cos and sin for positions (T): (T, 1, E/2) each, computed in float32. The positions are those of segments of the
+    /// given `lengths`, which continue `past` tokens each where a cache has some.
+    pub fn angles(&self, positions: &Tensor, lengths: &[i64], past: Option<&[i64]>, kind: Kind) -> (Tensor, Tensor) {
+        let turns = self.by_length(lengths, past);
+        let turns = turns.as_ref().unwrap_or(&self.inverse_frequencies);
+        let angle = positions.to_kind(Kind::Float).unsqueeze(-1) * turns; // (T, E/2)
         let angle = angle.unsqueeze(1);
-        (angle.cos().to_kind(kind), angle.sin().to_kind(kind))
+        let (cos, sin) = match self.scaling {
+            Scaling::Yarn { attention, .. } if attention != 1.0 => (angle.cos() * attention, angle.sin() * attention),
+            _ => (angle.cos(), angle.sin()),
+        };
+        (cos.to_kind(kind), sin.to_kind(kind))
     }
+
+    /// (T, E/2), each segment's own frequencies, where one is longer than the original context.
+    fn by_length(&self, lengths: &[i64], past: Option<&[i64]>) -> Option<Tensor> {
+        let Scaling::Dynamic { factor, original } = self.scaling else { return None };
+        let reached: Vec<i64> = match past {
+            Some(past) => lengths.iter().zip(past).map(|(n, p)| n + p).collect(),
+            None => lengths.to_vec(),
+        };
+        if reached.iter().all(|n| *n as f64 <= original) {
+            return None;
+        }
+        let size = self.head_size as f64;
+        let rows: Vec<Tensor> = lengths
+            .iter()
+            .zip(&reached)
+            .filter(|(n, _)| **n > 0)
+            .map(|(n, reached)| {
+                let stretch = factor * (*reached as f64).max(original) / original - (factor - 1.0);
+                let theta = self.theta * stretch.powf(size / (size - 2.0));
+                let turns: Vec<f64> =
+                    (0..self.head_size / 2).map(|i| theta.powf(-((2 * i) as f64) / size)).collect();
+                tensor(&turns).unsqueeze(0).expand([*n, self.head_size / 2], false)
+            })
+            .collect();
+        Some(Tensor::cat(&rows, 0).to_device(self.inverse_frequencies.device()))
+    }
+}
+
+fn tensor(frequencies: &[f64]) -> Tensor {
+    Tensor::from_slice(&frequencies.iter().map(|f| *f as f32).collect::<Vec<_>>())
 }

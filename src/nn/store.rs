@@ -1,6 +1,8 @@
 //! Parameters by the checkpoint's own names, and the builder that hands out layers as a family asks for them.
 
 use super::linear::{Adapter, Attached, Dense, Embedding, Linear, Switches, cast};
+use super::initial::Initial;
+use super::layer_norm::LayerNorm;
 use super::norm::RmsNorm;
 use super::weights::Weights;
 use crate::error::{Error, Result};
@@ -18,6 +20,8 @@ pub enum Layer {
     /// The output head; `all-linear` leaves it out.
     Head,
     Embedding,
+    /// A learnt table of positions.
+    Positions,
     Norm,
 }
 
@@ -29,6 +33,8 @@ pub struct Param {
     pub layer: Layer,
     /// Number of the adapter it belongs to; `None`: the base.
     pub adapter: Option<usize>,
+    /// A linear layer's weight that is kept as it lies on disk, (in, out), and used as (out, in).
+    pub transposed: bool,
 }
 
 impl Param {
@@ -80,6 +86,7 @@ pub struct Site<'a> {
     pub layer: Layer,
     /// The frozen weight: (out, in) for linear layers, (V, D) for embeddings.
     pub weight: &'a Tensor,
+    pub bias: Option<&'a Tensor>,
     /// The head that shares the embedding's weight, or that embedding.
     pub tied: bool,
 }
@@ -94,9 +101,16 @@ pub trait Attach {
     fn check(&self) -> Result<()>;
 }
 
+/// Where the values of the base's parameters come from.
+pub enum Source<'w> {
+    Disk(&'w Weights),
+    /// Drawn by chance: a model that was never trained.
+    Chance(&'w Initial),
+}
+
 /// Builds layers from weights. Problems are gathered, so that one error names every one.
 pub struct Builder<'w> {
-    weights: &'w Weights,
+    source: Source<'w>,
     device: Device,
     kind: Kind,
     train: bool,
@@ -119,9 +133,9 @@ pub struct Built {
 
 impl<'w> Builder<'w> {
     /// `train`: the base's own weights are trained; `adapters` are attached in order and numbered from 0.
-    pub fn new(weights: &'w Weights, device: Device, kind: Kind, train: bool, adapters: Vec<&'w dyn Attach>) -> Self {
+    pub fn new(source: Source<'w>, device: Device, kind: Kind, train: bool, adapters: Vec<&'w dyn Attach>) -> Self {
         Self {
-            weights,
+            source,
             device,
             kind,
             train,
@@ -136,16 +150,25 @@ impl<'w> Builder<'w> {
     }
 
     pub fn root(&self) -> Scope<'_> {
-        Scope { builder: self, path: String::new() }
-    }
-
-    /// True where the checkpoint has a tensor of this name.
-    pub fn has(&self, name: &str) -> bool {
-        self.weights.shape(name).is_some()
+        Scope { builder: self, path: String::new(), spread: 1.0 }
     }
 
     pub fn device(&self) -> Device {
         self.device
+    }
+
+    fn origin(&self) -> String {
+        match self.source {
+            Source::Disk(weights) => weights.origin().display().to_string(),
+            Source::Chance(_) => "a model drawn by chance".into(),
+        }
+    }
+
+    fn transposed(&self, name: &str) -> bool {
+        match self.source {
+            Source::Disk(weights) => weights.transposed(name),
+            Source::Chance(initial) => initial.transposed(name),
+        }
     }
 
     /// Says that the head shares the embedding's weight.
@@ -155,27 +178,35 @@ impl<'w> Builder<'w> {
 
     /// All layers are handed out: missing and misshapen tensors are an error that names every one.
     pub fn finish(self) -> Result<Built> {
-        let problems = self.problems.into_inner();
+        let problems = self.problems.take();
         if !problems.is_empty() {
             let shown = problems.iter().take(20).cloned().collect::<Vec<_>>().join("\n  ");
             let more = problems.len().saturating_sub(20);
             let more = if more > 0 { format!("\n  … and {more} more") } else { String::new() };
             return Err(Error::user(format!(
                 "{}: the weights do not fit config.json:\n  {shown}{more}",
-                self.weights.origin().display()
+                self.origin()
             ))
             .hint("the directory mixes two models, or the download is incomplete"));
         }
-        if let Some(e) = self.error.into_inner() {
+        if let Some(e) = self.error.take() {
             return Err(e);
         }
         for adapter in &self.adapters {
             adapter.check()?;
         }
-        let used = self.used.into_inner();
-        let unused = self.weights.names().filter(|n| !used.contains(*n)).map(String::from).collect();
+        let used = self.used.take();
+        let unused = match self.source {
+            Source::Disk(weights) => weights.names().filter(|n| !used.contains(*n)).map(String::from).collect(),
+            Source::Chance(_) => Vec::new(),
+        };
         Ok(Built { store: self.store.into_inner(), switches: self.switches, unused })
     }
+}
+
+/// A matrix seen the other way round; a gradient that it receives reaches the matrix.
+fn turned(t: &Tensor) -> Tensor {
+    tch::with_grad(|| t.tr())
 }
 
 /// A place in the tree of modules: `&scope / "self_attn" / "q_proj"`.
@@ -183,13 +214,14 @@ impl<'w> Builder<'w> {
 pub struct Scope<'b> {
     builder: &'b Builder<'b>,
     path: String,
+    spread: f64,
 }
 
 impl<'b, T: Display> Div<T> for &Scope<'b> {
     type Output = Scope<'b>;
     fn div(self, name: T) -> Scope<'b> {
         let path = if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
-        Scope { builder: self.builder, path }
+        Scope { builder: self.builder, path, spread: self.spread }
     }
 }
 
@@ -201,6 +233,11 @@ impl<'b, T: Display> Div<T> for Scope<'b> {
 }
 
 impl Scope<'_> {
+    /// Where weights are drawn by chance, those below here get so many times the usual standard deviation.
+    pub fn spread(self, factor: f64) -> Self {
+        Scope { spread: factor, ..self }
+    }
+
     /// A linear layer `weight` (out, in), with `bias` (out) where asked.
     pub fn linear(&self, inputs: i64, outputs: i64, bias: bool) -> Linear {
         self.linear_layer(Layer::Linear, inputs, outputs, bias)
@@ -214,34 +251,56 @@ impl Scope<'_> {
     /// The output head that shares the embedding's weight.
     pub fn tied_head(&self, embedding: &Embedding) -> Linear {
         let weight = embedding.weight.shallow_clone();
-        let adapters = self.attach(Layer::Head, &weight);
+        let adapters = self.attach(Layer::Head, &weight, None);
         Linear { dense: Dense { weight, bias: None }, adapters }
     }
 
     fn linear_layer(&self, layer: Layer, inputs: i64, outputs: i64, bias: bool) -> Linear {
         let weight = self.param("weight", layer, &[outputs, inputs]);
         let bias = bias.then(|| self.param("bias", layer, &[outputs]));
-        let adapters = self.attach(layer, &weight);
+        let adapters = self.attach(layer, &weight, bias.as_ref());
         Linear { dense: Dense { weight, bias }, adapters }
     }
 
     /// A table of `count` vectors.
     pub fn embedding(&self, count: i64, width: i64) -> Embedding {
-        let weight = self.param("weight", Layer::Embedding, &[count, width]);
-        let adapters = self.attach(Layer::Embedding, &weight);
+        self.table(Layer::Embedding, count, width)
+    }
+
+    /// A table of `count` positions.
+    pub fn positions(&self, count: i64, width: i64) -> Embedding {
+        self.table(Layer::Positions, count, width)
+    }
+
+    fn table(&self, layer: Layer, count: i64, width: i64) -> Embedding {
+        let weight = self.param("weight", layer, &[count, width]);
+        let adapters = self.attach(layer, &weight, None);
         Embedding { weight, adapters, kind: self.builder.kind }
     }
 
     pub fn rms_norm(&self, width: i64, eps: f64) -> RmsNorm {
         let weight = self.param("weight", Layer::Norm, &[width]);
-        let adapters = self.attach(Layer::Norm, &weight);
+        let adapters = self.attach(Layer::Norm, &weight, None);
         RmsNorm { weight, adapters, eps }
     }
 
+    pub fn layer_norm(&self, width: i64, eps: f64) -> LayerNorm {
+        let weight = self.param("weight", Layer::Norm, &[width]);
+        let bias = self.param("bias", Layer::Norm, &[width]);
+        let adapters = self.attach(Layer::Norm, &weight, Some(&bias));
+        LayerNorm { weight, bias, adapters, eps }
+    }
+
+    /// The parameter in the `shape` it is used in.
     fn param(&self, name: &str, layer: Layer, shape: &[i64]) -> Tensor {
         let b = self.builder;
         let full = (self / name).path;
-        let found = b.weights.get(&full);
+        let transposed = b.transposed(&full);
+        let shape: Vec<i64> = if transposed { shape.iter().rev().copied().collect() } else { shape.to_vec() };
+        let found = match b.source {
+            Source::Disk(weights) => weights.get(&full),
+            Source::Chance(initial) => Some(initial.draw(&full, layer, &shape, self.spread)),
+        };
         b.used.borrow_mut().insert(full.clone());
         let tensor = match found {
             Some(t) if t.size() == shape && t.is_floating_point() => t,
@@ -260,21 +319,25 @@ impl Scope<'_> {
         } else {
             cast(&tensor.to_device(b.device), b.kind)
         };
-        b.store.borrow_mut().add(Param { name: full, tensor: tensor.shallow_clone(), layer, adapter: None });
-        tensor
+        let kept = tensor.shallow_clone();
+        b.store.borrow_mut().add(Param { name: full, tensor: kept, layer, adapter: None, transposed });
+        if transposed { turned(&tensor) } else { tensor }
     }
 
-    fn attach(&self, layer: Layer, weight: &Tensor) -> Attached {
+    fn attach(&self, layer: Layer, weight: &Tensor, bias: Option<&Tensor>) -> Attached {
         let b = self.builder;
         let tied = b.tied.get() && matches!(layer, Layer::Head | Layer::Embedding);
-        let site = Site { name: &self.path, layer, weight, tied };
+        let site = Site { name: &self.path, layer, weight, bias, tied };
         let mut list = Vec::new();
         for (id, adapter) in b.adapters.iter().enumerate() {
             let mut add = |name: &str, t: Tensor| {
-                let t = t.to_device(b.device).to_kind(Kind::Float).set_requires_grad(true);
                 let name = format!("{}.{name}", self.path);
-                b.store.borrow_mut().add(Param { name, tensor: t.shallow_clone(), layer, adapter: Some(id) });
-                t
+                let transposed = b.transposed(&name); // a copy of the base's own weight is kept as that one is
+                let t = if transposed { t.tr().contiguous() } else { t };
+                let t = t.to_device(b.device).to_kind(Kind::Float).set_requires_grad(true);
+                let tensor = t.shallow_clone();
+                b.store.borrow_mut().add(Param { name, tensor, layer, adapter: Some(id), transposed });
+                if transposed { turned(&t) } else { t }
             };
             match adapter.attach(&site, &mut add) {
                 Ok(Some(a)) => list.push((id, a)),

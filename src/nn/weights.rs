@@ -23,6 +23,16 @@ struct Entry {
     shape: Vec<i64>,
     offset: usize,
     bytes: usize,
+    transposed: bool,
+}
+
+/// Where a tensor of a checkpoint belongs in the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The parameter's name: the module's, and `weight` or `bias`.
+    pub name: String,
+    /// A linear layer's weight that lies on disk as (in, out).
+    pub transposed: bool,
 }
 
 impl Weights {
@@ -100,6 +110,7 @@ impl Weights {
                 shape: view.shape().iter().map(|&n| n as i64).collect(),
                 offset: view.data().as_ptr() as usize - header.as_ptr() as usize,
                 bytes: view.data().len(),
+                transposed: false,
             };
             if self.entries.insert(tensor.to_string(), entry).is_some() {
                 return Err(broken(format!("`{tensor}` is in two shards")));
@@ -108,6 +119,24 @@ impl Weights {
         let bytes = Tensor::from_file(name, false, size as i64, (Kind::Uint8, Device::Cpu));
         self.maps.push(bytes);
         Ok(())
+    }
+
+    /// Gives each tensor the place that its family knows for its name; a tensor without one is left out.
+    pub fn arrange(&mut self, place: impl Fn(&str) -> Option<Place>) -> Result<()> {
+        for (old, mut entry) in std::mem::take(&mut self.entries) {
+            let Some(Place { name, transposed }) = place(&old) else { continue };
+            entry.transposed = transposed;
+            if self.entries.insert(name.clone(), entry).is_some() {
+                return Err(Error::user(format!("{}: two tensors for `{name}`", self.origin.display()))
+                    .hint("the file holds two checkpoints: keep one"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A linear layer's weight that lies on disk as (in, out).
+    pub fn transposed(&self, name: &str) -> bool {
+        self.entries.get(name).is_some_and(|e| e.transposed)
     }
 
     /// Where the weights come from, for messages.

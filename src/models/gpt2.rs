@@ -1,0 +1,150 @@
+//! GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
+//!
+//! Learnt positions, LayerNorm before each half, one product for queries, keys and values, tanh GELU. Checkpoints keep
+//! the weights of linear layers as (in, out), with or without `transformer.` before the names.
+
+use super::{Config, Decoder, Family};
+use crate::error::{Error, Result};
+use crate::nn::{Builder, Embedding, LayerNorm, Linear, Pass, Place, Scope, Tokens};
+use serde_json::{Map, Value, json};
+use std::rc::Rc;
+use tch::Tensor;
+
+pub const FAMILY: Family = Family {
+    names: &["gpt2"],
+    classes: &["GPT2LMHeadModel"],
+    keys: &[
+        ("hidden_size", "n_embd"),
+        ("intermediate_size", "n_inner"),
+        ("num_hidden_layers", "n_layer"),
+        ("num_attention_heads", "n_head"),
+        ("max_position_embeddings", "n_positions"),
+        ("rms_norm_eps", "layer_norm_epsilon"),
+        ("hidden_act", "activation_function"),
+    ],
+    defaults,
+    written: &[],
+    embedding: "transformer.wte.weight",
+    place,
+    build,
+};
+
+/// What transformers takes where a key is left out.
+fn defaults(config: &mut Map<String, Value>) {
+    if config.get("n_inner").is_none_or(Value::is_null)
+        && let Some(width) = config.get("n_embd").and_then(Value::as_i64)
+    {
+        config.insert("n_inner".into(), json!(4 * width.clamp(0, 1 << 24)));
+    }
+    config.entry("n_positions").or_insert(json!(1024));
+    config.entry("layer_norm_epsilon").or_insert(json!(1e-5));
+    config.entry("activation_function").or_insert(json!("gelu_new"));
+    config.entry("tie_word_embeddings").or_insert(json!(true));
+}
+
+/// The names of transformers, of which the first checkpoints lack the beginning; these hold causal masks too.
+fn place(name: &str) -> Option<Place> {
+    let mask = name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
+    let whole = name.starts_with("transformer.") || name.starts_with("lm_head.");
+    let name = if whole { name.to_string() } else { format!("transformer.{name}") };
+    let linear = ["attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"];
+    let transposed = linear.iter().any(|l| name.ends_with(l));
+    (!mask).then_some(Place { name, transposed })
+}
+
+fn build(c: &Config, b: &Builder) -> Result<Box<dyn Decoder>> {
+    let refuse = |what: String| Err(Error::user(format!("{}: {what}", c.file().display())));
+    // All three names stand for 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+    if !["gelu_new", "gelu_pytorch_tanh", "gelu_fast"].contains(&c.hidden_act.as_str()) {
+        return refuse(format!("activation_function `{}` is not supported, expected `gelu_new`", c.hidden_act));
+    }
+    if c.num_attention_heads * c.head_dim != c.hidden_size || c.num_key_value_heads != c.num_attention_heads {
+        return refuse(format!("`n_embd` {} is no multiple of `n_head` {}", c.hidden_size, c.num_attention_heads));
+    }
+    if c.raw.get("add_cross_attention") == Some(&Value::Bool(true)) {
+        return refuse("`add_cross_attention` is true: only decoders that stand alone are supported".into());
+    }
+    let Some(positions) = c.max_position_embeddings.filter(|n| (1..1 << 24).contains(n)) else {
+        return refuse("`n_positions` must be a positive integer".into());
+    };
+    let root = b.root() / "transformer";
+    let tokens = (&root / "wte").embedding(c.vocab_size, c.hidden_size);
+    let positions = (&root / "wpe").positions(positions, c.hidden_size);
+    let layers = (0..c.num_hidden_layers).map(|i| Block::build(c, &(&root / "h" / i), i)).collect();
+    let norm = (&root / "ln_f").layer_norm(c.hidden_size, c.norm_eps);
+    let scope = b.root() / "lm_head";
+    let head = if c.tie_word_embeddings { scope.tied_head(&tokens) } else { scope.head(c.hidden_size, c.vocab_size) };
+    Ok(Box::new(Gpt2 { tokens, positions, layers, norm, head: Rc::new(head) }))
+}
+
+struct Gpt2 {
+    tokens: Embedding,
+    positions: Embedding,
+    layers: Vec<Block>,
+    norm: LayerNorm,
+    head: Rc<Linear>,
+}
+
+impl Decoder for Gpt2 {
+    fn depth(&self) -> usize {
+        self.layers.len()
+    }
+    fn embed(&self, tokens: &Tokens) -> Tensor {
+        self.tokens.forward(&tokens.ids) + self.positions.forward(&tokens.positions)
+    }
+    fn layer(&self, i: usize, x: &Tensor, pass: &mut Pass) -> Tensor {
+        self.layers[i].forward(i, x, pass)
+    }
+    fn finish(&self, x: &Tensor) -> Tensor {
+        self.norm.forward(x)
+    }
+    fn head(&self) -> &Rc<Linear> {
+        &self.head
+    }
+    fn longest(&self) -> Option<i64> {
+        Some(self.positions.count())
+    }
+}
+
+struct Block {
+    ln_1: LayerNorm,
+    c_attn: Linear,
+    attn_c_proj: Linear,
+    ln_2: LayerNorm,
+    c_fc: Linear,
+    mlp_c_proj: Linear,
+    heads: i64,
+    scale: f64,
+}
+
+impl Block {
+    fn build(c: &Config, s: &Scope, i: i64) -> Self {
+        let (d, f) = (c.hidden_size, c.intermediate_size);
+        let (attn, mlp) = (s / "attn", s / "mlp");
+        let is = |key: &str, default: bool| c.raw.get(key).and_then(Value::as_bool).unwrap_or(default);
+        let scale = if is("scale_attn_weights", true) { (c.head_dim as f64).powf(-0.5) } else { 1.0 };
+        let scale = if is("scale_attn_by_inverse_layer_idx", false) { scale / (i + 1) as f64 } else { scale };
+        // What is added to the residual stream starts smaller, by the number of additions.
+        let residual = (2.0 * c.num_hidden_layers as f64).powf(-0.5);
+        Self {
+            ln_1: (s / "ln_1").layer_norm(d, c.norm_eps),
+            c_attn: (&attn / "c_attn").linear(d, 3 * d, true),
+            attn_c_proj: (&attn / "c_proj").spread(residual).linear(d, d, true),
+            ln_2: (s / "ln_2").layer_norm(d, c.norm_eps),
+            c_fc: (&mlp / "c_fc").linear(d, f, true),
+            mlp_c_proj: (&mlp / "c_proj").spread(residual).linear(f, d, true),
+            heads: c.num_attention_heads,
+            scale,
+        }
+    }
+
+    fn forward(&self, i: usize, x: &Tensor, pass: &mut Pass) -> Tensor {
+        let (rows, width) = x.size2().expect("a row of vectors");
+        let qkv = self.c_attn.forward(&self.ln_1.forward(x)).chunk(3, -1); // (T, D) each
+        let split = |t: &Tensor| t.view([rows, self.heads, width / self.heads]); // (T, H, E)
+        let y = pass.attend(i, &split(&qkv[0]), &split(&qkv[1]), &split(&qkv[2]), self.scale);
+        let x = x + self.attn_c_proj.forward(&y.view([rows, width]));
+        let h = self.c_fc.forward(&self.ln_2.forward(&x));
+        &x + self.mlp_c_proj.forward(&h.gelu("tanh"))
+    }
+}

@@ -1,0 +1,26 @@
+//! Qwen2 and Qwen2.5: llama's layers with biases on queries, keys and values (Yang et al. 2024, arXiv 2407.10671).
+
+use super::{Family, llama};
+use serde_json::{Map, Value, json};
+
+pub const FAMILY: Family = Family {
+    names: &["qwen2"],
+    classes: &["Qwen2ForCausalLM"],
+    keys: &[],
+    defaults,
+    written: &["num_key_value_heads", "rope_theta"],
+    embedding: "model.embed_tokens.weight",
+    place: llama::place,
+    build: |c, b| {
+        llama::build(c, b, llama::Wiring { qkv_bias: true, output_bias: false, mlp_bias: false, qk_norm: false })
+    },
+};
+
+/// What transformers takes where a key is left out.
+pub(super) fn defaults(config: &mut Map<String, Value>) {
+    config.entry("use_sliding_window").or_insert(json!(false));
+    config.entry("sliding_window").or_insert(json!(4096));
+    config.entry("max_window_layers").or_insert(json!(28));
+    config.entry("num_key_value_heads").or_insert(json!(32));
+    config.entry("max_position_embeddings").or_insert(json!(32768));
+}

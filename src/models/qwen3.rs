@@ -1,0 +1,21 @@
+//! Qwen3: llama's layers with normalised queries and keys and a head size of its own (Yang et al. 2025, arXiv 2505.09388).
+
+use super::{Family, llama, qwen2};
+use serde_json::json;
+
+pub const FAMILY: Family = Family {
+    names: &["qwen3"],
+    classes: &["Qwen3ForCausalLM"],
+    keys: &[],
+    defaults: |config| {
+        qwen2::defaults(config);
+        config.entry("head_dim").or_insert(json!(128));
+    },
+    written: &["num_key_value_heads", "rope_theta", "attention_bias", "head_dim"],
+    embedding: "model.embed_tokens.weight",
+    place: llama::place,
+    build: |c, b| {
+        let bias = c.attention_bias;
+        llama::build(c, b, llama::Wiring { qkv_bias: bias, output_bias: bias, mlp_bias: false, qk_norm: true })
+    },
+};

@@ -1,0 +1,80 @@
+//! The first values of a model that was never trained, as transformers draws them: weights from a normal
+//! distribution, biases 0, norms 1.
+//!
+//! Each parameter has a random stream of its own, named after it: a value depends on the seed, the parameter's name and
+//! its place in it, and on nothing else.
+
+use super::store::Layer;
+use super::weights::Place;
+use crate::rng;
+use rand::RngExt;
+use rayon::prelude::*;
+use tch::{Kind, Tensor};
+
+/// How first values are drawn.
+pub struct Initial {
+    pub seed: u64,
+    /// Standard deviation of weights (`initializer_range` in config.json).
+    pub spread: f64,
+    /// What the family knows of a name.
+    pub place: fn(&str) -> Option<Place>,
+}
+
+/// Numbers that share one stream.
+const BLOCK: usize = 1 << 16;
+
+impl Initial {
+    pub(super) fn transposed(&self, name: &str) -> bool {
+        (self.place)(name).is_some_and(|p| p.transposed)
+    }
+
+    /// Float32 values of a parameter; `spread` is a factor on the usual standard deviation.
+    pub(super) fn draw(&self, name: &str, layer: Layer, shape: &[i64], spread: f64) -> Tensor {
+        let options = (Kind::Float, tch::Device::Cpu);
+        if name.ends_with(".bias") {
+            return Tensor::zeros(shape, options);
+        }
+        if layer == Layer::Norm {
+            return Tensor::ones(shape, options);
+        }
+        let mut values = vec![0f32; shape.iter().product::<i64>() as usize];
+        let (purpose, deviation) = (format!("initial {name}"), self.spread * spread);
+        values.par_chunks_mut(BLOCK).enumerate().for_each(|(i, block)| {
+            let mut rng = rng::stream(self.seed, &purpose, i as u64);
+            // Box and Muller 1958: two normal numbers from two uniform ones.
+            for pair in block.chunks_mut(2) {
+                let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt() * deviation;
+                let (sin, cos) = (std::f64::consts::TAU * rng.random::<f64>()).sin_cos();
+                pair[0] = (radius * cos) as f32;
+                if let Some(second) = pair.get_mut(1) {
+                    *second = (radius * sin) as f32;
+                }
+            }
+        });
+        Tensor::from_slice(&values).view(shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draw(name: &str, seed: u64) -> Tensor {
+        Initial { seed, spread: 0.02, place: |_| None }.draw(name, Layer::Linear, &[401, 331], 0.5)
+    }
+
+    #[test]
+    fn values_are_normal_and_their_own() {
+        let t = draw("a.weight", 1);
+        let number = |t: Tensor| t.double_value(&[]);
+        assert!(number(t.mean(Kind::Double)).abs() < 1e-4);
+        assert!((number(t.std(true)) / 0.01 - 1.0).abs() < 0.01);
+        let beyond = number(t.abs().gt(0.02).to_kind(Kind::Double).mean(Kind::Double));
+        assert!((beyond - 0.0455).abs() < 0.003, "{beyond} beyond two standard deviations");
+        assert!(t.equal(&draw("a.weight", 1)));
+        assert!(!t.equal(&draw("b.weight", 1)) && !t.equal(&draw("a.weight", 2)));
+        // No two blocks of numbers are alike.
+        let flat = t.flatten(0, -1);
+        assert!(!flat.narrow(0, 0, 1000).equal(&flat.narrow(0, BLOCK as i64, 1000)));
+    }
+}
