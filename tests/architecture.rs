@@ -39,7 +39,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("polars", &["src/data/source.rs"]),
     ("minijinja", &["src/data/template.rs"]),
     ("minijinja_contrib", &["src/data/template.rs"]),
-    ("tokenizers", &["src/data/tokenizer.rs"]),
+    ("tokenizers", &["src/data/tokenizer.rs", "src/data/bpe.rs"]),
     ("safetensors", &["src/nn/weights.rs", "src/nn/safetensors.rs", "src/convert/"]),
     ("memmap2", &["src/nn/weights.rs", "src/convert/gguf.rs"]),
     ("torch_sys", &["src/native.rs"]),

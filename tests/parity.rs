@@ -19,7 +19,20 @@ struct Case {
     grad_norm: BTreeMap<String, f64>,
 }
 
-const MODELS: [&str; 6] = ["tiny-llama", "biased-llama", "wide-head-llama", "llama3-rope", "linear-rope", "mistral"];
+const MODELS: [&str; 12] = [
+    "tiny-llama",
+    "biased-llama",
+    "wide-head-llama",
+    "llama3-rope",
+    "linear-rope",
+    "dynamic-rope",
+    "yarn-rope",
+    "mistral",
+    "tiny-qwen2",
+    "tiny-qwen3",
+    "tiny-gpt2",
+    "scaled-gpt2",
+];
 
 fn open(name: &str) -> (Case, BTreeMap<String, Tensor>, Model) {
     let case: Case = json(format!("logits/{name}.json"));

@@ -144,6 +144,17 @@ fn a_head_saved_whole_trains_as_in_peft() {
 }
 
 #[test]
+fn gpt2_trains_as_in_peft_and_transformers() {
+    with_lora("lora-gpt2");
+    in_full("full-gpt2");
+}
+
+#[test]
+fn qwen3_trains_as_in_peft() {
+    with_lora("lora-qwen3");
+}
+
+#[test]
 fn ten_steps_on_every_weight_equal_transformers_with_a_tied_head() {
     in_full("full");
 }

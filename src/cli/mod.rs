@@ -12,6 +12,7 @@ mod merge;
 mod model;
 mod recipe;
 mod sampling;
+mod tokenizer;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -30,6 +31,9 @@ pub struct Cli {
 enum Verb {
     Doctor(doctor::DoctorArgs),
     Import(import::ImportArgs),
+    /// Train a tokenizer, or look at what one does
+    #[command(subcommand)]
+    Tokenizer(tokenizer::Verb),
     /// Look into files of rows
     Data(data::DataArgs),
     /// What recipes may hold and what one comes to
@@ -52,6 +56,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Import(args) => import::run(&args),
+        Verb::Tokenizer(verb) => tokenizer::run(verb),
         Verb::Data(args) => data::run(args),
         Verb::Recipe(verb) => recipe::run(verb),
         Verb::Check(args) => check::run(args),

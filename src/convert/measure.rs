@@ -30,7 +30,7 @@ pub fn prompts(model: &Model, folder: &Path) -> Result<Vec<Vec<u32>>> {
         ((state >> 33) % vocabulary) as u32
     };
     let mut prompts: Vec<Vec<u32>> = LENGTHS.iter().map(|n| (0..*n).map(|_| next()).collect()).collect();
-    if folder.join("tokenizer.json").exists() {
+    if ChatTokenizer::in_directory(folder) {
         let tokenizer = ChatTokenizer::load(folder, None)?;
         for text in TEXTS {
             let ids = tokenizer.encode_plain(text)?;

@@ -5,6 +5,7 @@
 //! quality looks at the result: histogram, duplicates, overlap, preview.
 //! Nothing here knows a model or a tensor.
 
+pub mod bpe;
 pub mod dataset;
 pub mod example;
 pub mod loader;

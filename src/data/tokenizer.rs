@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing is cut or padded, whatever tokenizer.json asks for, and specials are added only by `encode_plain`.
 
+use super::bpe;
 use super::record::{Columns, Conversation, Message};
 use super::template::ChatTemplate;
 use crate::error::{Error, Result};
@@ -30,25 +31,27 @@ pub struct ChatTokenizer {
 impl ChatTokenizer {
     /// Reads tokenizer.json and what lies beside it; `template_override` replaces the model's own chat template.
     pub fn load(model_dir: &Path, template_override: Option<&Path>) -> Result<Self> {
+        let config = optional_json(&model_dir.join("tokenizer_config.json"))?;
+        let mut specials = special_tokens(&config, &optional_json(&model_dir.join("special_tokens_map.json"))?);
         let path = model_dir.join("tokenizer.json");
-        if !path.is_file() {
+        let mut inner = if path.is_file() {
+            Tokenizer::from_bytes(fsutil::read(&path)?).map_err(|e| Error::user(format!("{}: {e}", path.display())))?
+        } else if bpe::in_directory(model_dir) {
+            bpe::default_specials(&mut specials);
+            bpe::from_directory(model_dir, &config)?
+        } else {
             let error = Error::user(format!("{}: not found; a model directory needs its tokenizer", path.display()));
-            return Err(if model_dir.join("tokenizer.model").is_file() || model_dir.join("vocab.json").is_file() {
-                error.hint("there is an older form of tokenizer; save it as tokenizer.json with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")
-            } else {
-                error.hint("check model.path")
+            return Err(match ["tokenizer.model", "vocab.json", "merges.txt"].iter().find(|f| model_dir.join(f).is_file()) {
+                Some(file) => error.hint(format!("there is {file}, an older form of tokenizer; save it as tokenizer.json with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")),
+                None => error.hint("check model.path"),
             });
-        }
-        let mut inner =
-            Tokenizer::from_bytes(fsutil::read(&path)?).map_err(|e| Error::user(format!("{}: {e}", path.display())))?;
+        };
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::bug(format!("{}: {e}", path.display())))?;
         let post = inner.get_post_processor().cloned();
         inner.with_post_processor(None::<PostProcessorWrapper>);
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
 
-        let config = optional_json(&model_dir.join("tokenizer_config.json"))?;
-        let specials = special_tokens(&config, &optional_json(&model_dir.join("special_tokens_map.json"))?);
         let id_of = |name: &str| specials.get(name).and_then(Value::as_str).and_then(|token| inner.token_to_id(token));
         let generation = optional_json(&model_dir.join("generation_config.json"))?;
         let model = optional_json(&model_dir.join("config.json"))?;
@@ -78,6 +81,11 @@ impl ChatTokenizer {
             }
         }
         Ok(made)
+    }
+
+    /// The directory has a tokenizer that can be loaded.
+    pub fn in_directory(folder: &Path) -> bool {
+        folder.join("tokenizer.json").is_file() || bpe::in_directory(folder)
     }
 
     /// Token ids of `text`; special tokens written in it are recognised, none is added.

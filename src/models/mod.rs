@@ -4,6 +4,7 @@
 //! for all families and methods.
 
 pub mod config;
+pub mod fresh;
 mod gpt2;
 mod llama;
 pub mod loss;

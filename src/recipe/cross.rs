@@ -16,7 +16,7 @@ pub(super) struct Written<'a> {
 
 /// Looks at everything that takes two settings to be wrong.
 pub(super) fn check(written: &Written, mistakes: &mut Vec<Mistake>) {
-    for rule in [batch, schedule, betas, length, validation, overflow, places] {
+    for rule in [model, batch, schedule, betas, length, validation, overflow, places] {
         rule(written, mistakes);
     }
 }
@@ -67,6 +67,49 @@ impl Written<'_> {
 
     fn wrong(&self, path: &str, message: impl Into<String>, hint: &str) -> Mistake {
         Mistake::new(self.at(path), message).hint(hint)
+    }
+}
+
+fn model(w: &Written, mistakes: &mut Vec<Mistake>) {
+    if !w.given("model") || w.value("model.init").is_none() {
+        return;
+    }
+    if w.is("model.init", "random") {
+        if w.given("adapter") {
+            let message = "an `adapter` changes a trained model a little; with `model.init: random` there is nothing to change";
+            mistakes.push(w.wrong("adapter", message, "remove `adapter`, or give `model.path`"));
+        }
+        let tokenizer = w.value("model.tokenizer");
+        if let (Some(path), Some(tokenizer)) = (w.value("model.path"), &tokenizer)
+            && path != *tokenizer
+        {
+            let message = "`model.path` has no effect: `init: random` reads `config` and `tokenizer`";
+            mistakes.push(w.wrong("model.path", message, "remove it"));
+        }
+        let file = w.value("model.config").is_some_and(|v| v.is_string());
+        if tokenizer.is_none() && !file && !w.given("model.path") && !w.given("model.tokenizer") {
+            let message = "`model.tokenizer` is missing: nothing says what the model's tokens are";
+            mistakes.push(w.wrong("model.init", message, "give a folder with a tokenizer.json; ft tokenizer train makes one"));
+        }
+        if !w.given("model.config") && !w.given("model.path") {
+            let message = "`model.config` is missing: nothing says how large the model is";
+            let hint = "write `config: { model_type: llama, hidden_size: …, … }`, or the path of a config.json";
+            mistakes.push(w.wrong("model.init", message, hint));
+        }
+        return;
+    }
+    for path in ["model.config", "model.tokenizer"] {
+        if w.given(path) {
+            let message = format!("`{path}` has no effect: the model directory has its own");
+            mistakes.push(w.wrong(path, message, "remove it, or set `init: random`"));
+        }
+    }
+    // A misspelt key is one mistake, not also a missing one.
+    let Some(Kind::Map(entries)) = w.node("model").map(|n| &n.kind) else { return };
+    let misspelt = entries.iter().any(|(name, _)| key(&format!("model.{}", name.text)).is_none());
+    if !w.given("model.path") && !misspelt {
+        let doc = key("model.path").map_or("", |k| &k.doc);
+        mistakes.push(w.wrong("model", "`model.path` is missing", doc));
     }
 }
 

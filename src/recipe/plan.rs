@@ -1,8 +1,9 @@
 //! The plan: a recipe with nothing left open, and the record of what a run was asked to do.
 //!
-//! Invariant: paths are absolute, `optim.lr` is set, `batch.accumulate` or `batch.examples` is set.
+//! Invariant: paths are absolute, `optim.lr` is set, `batch.accumulate` or `batch.examples` is set; with
+//! `model.init: random`, `model.config` is set and `model.path` is the tokenizer's folder.
 
-use super::{Recipe, check, cross, mistakes::Sources, set, tree};
+use super::{ModelConfig, ModelInit, Recipe, check, cross, mistakes::Sources, set, tree};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use serde::{Deserialize, Serialize};
@@ -64,7 +65,24 @@ pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Plan> {
 /// Fills in the defaults that depend on other keys.
 fn settle(mut recipe: Recipe) -> Recipe {
     // Adapters start at zero and bear ten times the rate of weights that are already trained.
-    recipe.optim.lr.get_or_insert(if recipe.adapter.is_some() { 2e-4 } else { 2e-5 });
+    let fresh = recipe.model.init == ModelInit::Random;
+    recipe.optim.lr.get_or_insert(match recipe.adapter {
+        Some(_) => 2e-4,
+        None if fresh => 6e-4,
+        None => 2e-5,
+    });
+    if fresh {
+        let model = &mut recipe.model;
+        // The folder that stands for the model holds what there is of it: the tokenizer.
+        let beside = match &model.config {
+            Some(ModelConfig::File(file)) => file.parent().map(Path::to_path_buf),
+            _ => None,
+        };
+        let given = Some(&model.path).filter(|p| !p.as_os_str().is_empty()).cloned();
+        let tokenizer = model.tokenizer.get_or_insert_with(|| given.or(beside).unwrap_or_default()).clone();
+        model.config.get_or_insert_with(|| ModelConfig::File(tokenizer.join("config.json")));
+        model.path = tokenizer;
+    }
     if recipe.batch.examples.is_none() {
         recipe.batch.accumulate.get_or_insert(1);
     }

@@ -40,9 +40,22 @@ pub struct Recipe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
-    /// A Hugging Face model directory: config.json, safetensors, tokenizer.json.
-    #[schemars(extend("format" = "path"))]
+    /// A Hugging Face model directory: config.json, safetensors, tokenizer.json (or GPT-2's vocab.json and merges.txt).
+    /// Not needed with `init: random`.
+    #[serde(default)]
+    #[schemars(extend("format" = "path", "default" = null))]
     pub path: PathBuf,
+    /// Where the first weights come from.
+    #[serde(default)]
+    pub init: ModelInit,
+    /// With `init: random`, the model's shape: a config.json, or its keys written here (`model_type` and the sizes);
+    /// vocab_size is the tokenizer's where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<ModelConfig>,
+    /// With `init: random`, the directory of the tokenizer (`ft tokenizer train` makes one); left out, that of `config`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "path"))]
+    pub tokenizer: Option<PathBuf>,
     /// The number format of the weights and of the arithmetic.
     #[serde(default)]
     pub dtype: Dtype,
@@ -50,6 +63,35 @@ pub struct ModelSection {
     #[serde(default = "auto")]
     #[schemars(regex(pattern = r"^(auto|cpu|cuda(:[0-9]+)?)$"))]
     pub device: String,
+}
+
+/// Where the first weights come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelInit {
+    /// From the model directory.
+    #[default]
+    Pretrained,
+    /// Drawn by chance as transformers does (normal, `initializer_range`): pre-training from the beginning.
+    Random,
+}
+
+/// The shape of a model that was never trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)] // leaves only: a path, or keys whose names are config.json's
+pub enum ModelConfig {
+    /// A config.json.
+    File(#[schemars(extend("format" = "path"))] PathBuf),
+    /// Keys of config.json.
+    Keys(
+        #[schemars(extend("additionalProperties" = {"anyOf": [
+            {"type": "integer"}, {"type": "number"}, {"type": "boolean"}, {"type": "string"},
+            {"type": "object", "additionalProperties": {"anyOf": [
+                {"type": "integer"}, {"type": "number"}, {"type": "boolean"}, {"type": "string"}
+            ]}}
+        ]}))]
+        serde_json::Map<String, serde_json::Value>,
+    ),
 }
 
 /// Number formats a model can be trained in.
@@ -118,7 +160,7 @@ impl Default for BatchSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimSection {
-    /// Peak learning rate; left out, 2e-4 for adapters and 2e-5 for full fine-tuning.
+    /// Peak learning rate; left out, 2e-4 for adapters, 2e-5 for full fine-tuning, 6e-4 from random weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub lr: Option<f64>,

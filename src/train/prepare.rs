@@ -5,11 +5,14 @@ use crate::adapters::AdapterSpec;
 use crate::data::{self, BatchPlan, ChatTokenizer, Dataset, EncodeOptions, Loader};
 use crate::error::{Error, Result};
 use crate::methods::{MethodSpec, sft::Sft};
-use crate::models::{self, Load, Model};
+use crate::fsutil;
+use crate::models::fresh::{self, Vocabulary};
+use crate::models::{self, Config, Load, Model};
 use crate::nn::{Attach, Param};
-use crate::recipe::{Dtype, Plan};
+use crate::recipe::{Dtype, ModelConfig, ModelInit, Plan};
 use crate::report;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use tch::{Device, Kind};
 
 /// The name of the adapter that a recipe trains.
@@ -90,7 +93,12 @@ impl Prepared {
             train_base: train_base && plan.is_none(),
             adapters,
         };
-        let model = Model::load(&recipe.model.path, load)?;
+        let model = match recipe.model.init {
+            ModelInit::Pretrained => Model::load(&recipe.model.path, load)?,
+            ModelInit::Random => {
+                Model::initialise(self.fresh_config()?, &recipe.model.path, recipe.run.seed, load)?
+            }
+        };
         let config = model.config();
         if (self.tokenizer.vocab_size() as i64) > config.vocab_size {
             return Err(Error::user(format!(
@@ -106,6 +114,18 @@ impl Prepared {
             report::warn(format!("batch.max_len is {longest}, the model was made for {limit} positions"));
         }
         Ok(model)
+    }
+
+    /// The shape of a model that begins with random weights.
+    fn fresh_config(&self) -> Result<Config> {
+        let none = ModelConfig::Keys(Default::default());
+        let (given, file) = match self.plan.recipe.model.config.as_ref().unwrap_or(&none) {
+            ModelConfig::File(file) => (fsutil::read_json(file)?, file.clone()),
+            ModelConfig::Keys(keys) => (keys.clone(), PathBuf::from("model.config")),
+        };
+        let t = &self.tokenizer;
+        let vocabulary = Vocabulary { size: t.vocab_size() as i64, bos: t.bos(), eos: t.eos(), pad: t.pad() };
+        fresh::config(&given, vocabulary, &file)
     }
 
     /// What the run is made of; a checkpoint made of something else is not resumed. Where the result goes and how

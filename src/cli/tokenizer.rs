@@ -1,0 +1,172 @@
+//! `ft tokenizer`: a tokenizer of one's own, and what a tokenizer makes of a text.
+
+use clap::{Args, Subcommand};
+use ft::data::{ChatTokenizer, bpe};
+use ft::error::{Error, Result};
+use ft::{fsutil, report};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Train a byte-level BPE on text
+    Train(TrainArgs),
+    /// Show the tokens of a text
+    Show(ShowArgs),
+}
+
+#[derive(Args)]
+pub struct TrainArgs {
+    /// Files with text: .txt or .md, or rows as `ft train` reads them (their text, prompts, answers, turns)
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    data: Vec<PathBuf>,
+    /// Entries of the vocabulary, the 256 bytes and special tokens included
+    #[arg(long, value_name = "N")]
+    vocab_size: usize,
+    /// Folder to write: tokenizer.json, tokenizer_config.json, perhaps chat_template.jinja
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// A special token beside <|endoftext|> and <|pad|>; may be given several times
+    #[arg(long, value_name = "TOKEN")]
+    special: Vec<String>,
+    /// Write a chat template with its special tokens
+    #[arg(long, value_enum, value_name = "NAME")]
+    chat_template: Option<Template>,
+    /// Join two tokens into one only where they stand side by side so often
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    min_frequency: u64,
+    /// Replace DIR where it holds a tokenizer
+    #[arg(long)]
+    force: bool,
+    /// One JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Template {
+    /// <|im_start|>role, the text, <|im_end|>
+    Chatml,
+}
+
+#[derive(Args)]
+pub struct ShowArgs {
+    /// The text; left out, it is read from stdin
+    text: Option<String>,
+    /// A model or tokenizer directory
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// One JSON object on stdout: ids and pieces
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(verb: Verb) -> Result<()> {
+    match verb {
+        Verb::Train(args) => train(&args),
+        Verb::Show(args) => show(&args),
+    }
+}
+
+fn train(args: &TrainArgs) -> Result<()> {
+    guard(&args.out, args.force)?;
+    let training = bpe::Training {
+        files: args.data.clone(),
+        vocab_size: args.vocab_size,
+        special: args.special.clone(),
+        min_frequency: args.min_frequency,
+        chatml: args.chat_template.is_some(),
+    };
+    let spinner = report::spinner("training the tokenizer");
+    let mut done = None;
+    let written = fsutil::replace_dir(&args.out, |folder| {
+        done = Some(bpe::train(&training, folder)?);
+        Ok(())
+    });
+    spinner.finish_and_clear();
+    written?;
+    let done = done.ok_or_else(|| Error::bug("a tokenizer was written without being trained"))?;
+    report::info(format!(
+        "{}: {} entries from {} texts, {}",
+        args.out.display(),
+        done.vocab_size,
+        report::count(done.texts),
+        report::bytes(done.bytes)
+    ));
+    if done.vocab_size < args.vocab_size {
+        report::warn(format!(
+            "{} entries were asked for: no further pair of tokens is seen {} times; more text or a lower --min-frequency \
+             gives more",
+            args.vocab_size, args.min_frequency
+        ));
+    }
+    if args.json { print(&json(&done)?) } else { Ok(()) }
+}
+
+/// Nothing is replaced unasked, and only what is a tokenizer and no model.
+fn guard(out: &Path, force: bool) -> Result<()> {
+    let refuse = |what: &str, hint: &str| Err(Error::user(format!("--out {}: {what}", out.display())).hint(hint));
+    if !out.exists() || out.read_dir().is_ok_and(|mut items| items.next().is_none()) {
+        return Ok(());
+    }
+    if !force {
+        return refuse("is there already", "choose another folder, or replace this one with --force");
+    }
+    if !out.join("tokenizer.json").is_file() || out.join("config.json").exists() {
+        return refuse(
+            "is no folder of a tokenizer alone, and --force replaces nothing else",
+            "remove it yourself, or choose another folder",
+        );
+    }
+    Ok(())
+}
+
+#[derive(serde::Serialize)]
+struct Shown {
+    text: String,
+    ids: Vec<u32>,
+    /// The text of each token; bytes that are no whole character show as U+FFFD.
+    pieces: Vec<String>,
+    special: Vec<bool>,
+}
+
+fn show(args: &ShowArgs) -> Result<()> {
+    let tokenizer = ChatTokenizer::load(&args.model, None)?;
+    let text = match &args.text {
+        Some(text) => text.clone(),
+        None => {
+            let mut text = String::new();
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .map_err(|e| Error::user(format!("reading stdin: {e}")).hint("the text must be UTF-8"))?;
+            text
+        }
+    };
+    let ids = tokenizer.encode_plain(&text)?;
+    let pieces = ids.iter().map(|id| tokenizer.decode(&[*id], false)).collect::<Result<Vec<_>>>()?;
+    let special = ids.iter().map(|id| tokenizer.is_special(*id)).collect();
+    let shown = Shown { text, ids, pieces, special };
+    if args.json {
+        return print(&json(&shown)?);
+    }
+    let rows = shown.ids.iter().zip(&shown.pieces).zip(&shown.special).map(|((id, piece), special)| {
+        let kind = if *special { "special" } else { "" };
+        vec![id.to_string(), format!("{piece:?}"), kind.to_string()]
+    });
+    print(&(report::table(&rows.collect::<Vec<_>>()) + "\n"))?;
+    report::info(format!("{} tokens, {} bytes", shown.ids.len(), shown.text.len()));
+    Ok(())
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::bug(format!("writing JSON: {e}")))?;
+    Ok(text + "\n")
+}
+
+/// To stdout; a reader that closes early (`| head`) is no error.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::user(format!("writing to stdout: {e}"))),
+        _ => Ok(()),
+    }
+}

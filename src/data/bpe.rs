@@ -1,0 +1,290 @@
+//! Byte-level BPE: built from GPT-2's two files, and trained on one's own text.
+//!
+//! Invariant: every byte is a token, so no text is lost. What a directory does not say plainly is refused, for a wrong
+//! split gives wrong ids without a word.
+
+use super::record::{Columns, Place, Record};
+use super::{RowFormat, record, source};
+use crate::error::{Error, Result};
+use crate::fsutil::{self, io_error};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashSet};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use tokenizers::decoders::DecoderWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::normalizers::NormalizerWrapper;
+use tokenizers::pre_tokenizers::{PreTokenizerWrapper, byte_level::ByteLevel};
+use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer, TokenizerImpl};
+
+/// The token that begins, ends and separates texts where a tokenizer's settings name none.
+pub const END: &str = "<|endoftext|>";
+const PAD: &str = "<|pad|>";
+/// The files of older directories.
+const VOCAB: &str = "vocab.json";
+const MERGES: &str = "merges.txt";
+
+/// The directory has a vocabulary and merges, and may be read with [`from_directory`].
+pub(super) fn in_directory(folder: &Path) -> bool {
+    folder.join(VOCAB).is_file() && folder.join(MERGES).is_file()
+}
+
+/// GPT-2's tokenizer from `vocab.json` and `merges.txt`, as transformers builds it. `config`: tokenizer_config.json.
+/// Only its way of splitting text is built: the two files say nothing of it, the tokenizer's class does.
+pub(super) fn from_directory(folder: &Path, config: &Columns) -> Result<Tokenizer> {
+    let class = config.get("tokenizer_class").and_then(Value::as_str);
+    let model = folder.join("config.json");
+    let model: Columns = if model.is_file() { fsutil::read_json(&model)? } else { Columns::new() };
+    let gpt2 = match class {
+        Some(class) => class == "GPT2Tokenizer" || class == "GPT2TokenizerFast",
+        None => model.get("model_type").is_none_or(|m| m == "gpt2"),
+    };
+    let refuse = |what: String| {
+        Err(Error::user(format!("{}: {what}", folder.display())).hint(
+            "save it as tokenizer.json with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
+        ))
+    };
+    if !gpt2 {
+        let named = class.or_else(|| model.get("model_type")?.as_str()).unwrap_or("unknown");
+        return refuse(format!("no tokenizer.json, and {VOCAB} with {MERGES} is read for gpt2 only, not for `{named}`"));
+    }
+    if config.get("add_bos_token") == Some(&Value::Bool(true)) {
+        return refuse("tokenizer_config.json asks for `add_bos_token`, which is not read without tokenizer.json".into());
+    }
+    let (vocab, merges) = (folder.join(VOCAB), folder.join(MERGES));
+    let bpe = match (vocab.to_str(), merges.to_str()) {
+        (Some(v), Some(m)) => BPE::from_file(v, m).build(),
+        _ => return Err(Error::user(format!("{}: the path is not UTF-8", folder.display()))),
+    };
+    let bpe = bpe.map_err(|e| {
+        Error::user(format!("{}: {e}", vocab.display())).hint("vocab.json and merges.txt must be of one tokenizer")
+    })?;
+    let mut tokenizer = Tokenizer::new(bpe);
+    let space = config.get("add_prefix_space").and_then(Value::as_bool).unwrap_or(false);
+    tokenizer.with_pre_tokenizer(Some(ByteLevel::new(space, true, true)));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
+    add_tokens(&mut tokenizer, folder, config)?;
+    Ok(tokenizer)
+}
+
+/// Special tokens by their names, those of GPT-2 where a directory names none.
+pub(super) fn default_specials(specials: &mut Columns) {
+    for name in ["bos_token", "eos_token", "unk_token"] {
+        specials.entry(name).or_insert(json!(END));
+    }
+}
+
+/// The tokens beside the vocabulary: `added_tokens_decoder` of tokenizer_config.json, added_tokens.json, and `END`.
+fn add_tokens(tokenizer: &mut Tokenizer, folder: &Path, config: &Columns) -> Result<()> {
+    let mut added: BTreeMap<u32, AddedToken> = BTreeMap::new();
+    let bad = |what: String| Error::user(format!("{}: {what}", folder.display()));
+    if let Some(list) = config.get("added_tokens_decoder").and_then(Value::as_object) {
+        for (id, token) in list {
+            let is = |key: &str| token.get(key).and_then(Value::as_bool).unwrap_or(false);
+            let (Ok(id), Some(content)) = (id.parse(), token.get("content").and_then(Value::as_str)) else {
+                return Err(bad(format!("tokenizer_config.json: added_tokens_decoder: `{id}` is no token")));
+            };
+            let token = AddedToken::from(content, is("special"))
+                .lstrip(is("lstrip"))
+                .rstrip(is("rstrip"))
+                .normalized(is("normalized"))
+                .single_word(is("single_word"));
+            added.insert(id, token);
+        }
+    }
+    let file = folder.join("added_tokens.json");
+    if file.is_file() {
+        for (content, id) in fsutil::read_json::<BTreeMap<String, u32>>(&file)? {
+            added.entry(id).or_insert_with(|| AddedToken::from(content, true));
+        }
+    }
+    if let Some(id) = tokenizer.token_to_id(END) {
+        added.entry(id).or_insert_with(|| AddedToken::from(END, true));
+    }
+    for (id, token) in added {
+        let content = token.content.clone();
+        tokenizer.add_tokens(&[token]);
+        if tokenizer.token_to_id(&content) != Some(id) {
+            return Err(bad(format!("the added token `{content}` should be {id}, and the vocabulary leaves no such place"))
+                .hint("vocab.json and the list of added tokens must be of one tokenizer"));
+        }
+    }
+    Ok(())
+}
+
+/// How a tokenizer is trained.
+#[derive(Debug, Clone)]
+pub struct Training {
+    pub files: Vec<PathBuf>,
+    /// Entries, special tokens included.
+    pub vocab_size: usize,
+    /// Special tokens beside those that every tokenizer gets.
+    pub special: Vec<String>,
+    /// A pair of tokens becomes one only where it is seen so many times.
+    pub min_frequency: u64,
+    /// Write ChatML's template and its tokens too.
+    pub chatml: bool,
+}
+
+/// What was trained.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Trained {
+    pub vocab_size: usize,
+    pub special: Vec<String>,
+    pub texts: u64,
+    pub bytes: u64,
+    pub chat_template: bool,
+}
+
+const CHATML: &str = "{% for message in messages %}\
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}\
+{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}\n";
+
+/// Trains byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2) on the text of files and writes
+/// tokenizer.json and what belongs beside it into `folder`. The same text gives the same tokenizer.
+pub fn train(training: &Training, folder: &Path) -> Result<Trained> {
+    let mut special = vec![END.to_string(), PAD.to_string()];
+    if training.chatml {
+        special.extend(["<|im_start|>", "<|im_end|>"].map(String::from));
+    }
+    for token in &training.special {
+        if token.is_empty() || special.contains(token) {
+            return Err(Error::user(format!("--special `{token}`: empty, or there already")));
+        }
+        special.push(token.clone());
+    }
+    let least = special.len() + 256;
+    if training.vocab_size < least {
+        return Err(Error::user(format!("--vocab-size {}: at least {least} expected", training.vocab_size))
+            .hint("256 bytes and the special tokens are entries of their own"));
+    }
+    let alphabet: HashSet<char> = ByteLevel::alphabet().into_iter().collect();
+    let mut trainer = BpeTrainer::builder()
+        .vocab_size(training.vocab_size)
+        .min_frequency(training.min_frequency)
+        .special_tokens(special.iter().map(|s| AddedToken::from(s.as_str(), true)).collect())
+        .initial_alphabet(alphabet)
+        .show_progress(false)
+        .build();
+    let mut tokenizer: TokenizerImpl<
+        BPE,
+        NormalizerWrapper,
+        PreTokenizerWrapper,
+        PostProcessorWrapper,
+        DecoderWrapper,
+    > = TokenizerImpl::new(BPE::default());
+    tokenizer.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
+    let (sender, texts) = sync_channel(64);
+    let read = std::thread::scope(|threads| {
+        let reader = threads.spawn(|| read_texts(&training.files, sender));
+        let trained = tokenizer.train(&mut trainer, Texts(texts)).map(drop);
+        let read = reader.join().map_err(|_| Error::bug("reading texts panicked"))?;
+        trained.map_err(|e| Error::bug(format!("training the tokenizer: {e}")))?;
+        read
+    })?;
+    let text = tokenizer.to_string(true).map_err(|e| Error::bug(format!("tokenizer.json: {e}")))?;
+    let end = if training.chatml { "<|im_end|>" } else { END };
+    let config = json!({
+        "add_prefix_space": false, "bos_token": END, "clean_up_tokenization_spaces": false, "eos_token": end,
+        "model_max_length": 1_000_000, "pad_token": PAD, "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": null,
+    });
+    let write = |name: &str, text: &str| {
+        fsutil::write_atomic(&folder.join(name), |w| std::io::Write::write_all(w, text.as_bytes()))
+    };
+    write("tokenizer.json", &text)?;
+    fsutil::write_json(&folder.join("tokenizer_config.json"), &config)?;
+    if training.chatml {
+        write("chat_template.jinja", CHATML)?;
+    }
+    let vocab_size = tokenizer.get_vocab_size(true);
+    Ok(Trained { vocab_size, special, texts: read.0, bytes: read.1, chat_template: training.chatml })
+}
+
+/// What the reading thread sends.
+struct Texts(Receiver<String>);
+
+impl Iterator for Texts {
+    type Item = String;
+    fn next(&mut self) -> Option<String> {
+        self.0.recv().ok()
+    }
+}
+
+/// Plain text goes on in blocks of whole lines of about so many bytes.
+const BLOCK: usize = 1 << 16;
+
+/// Sends the text of every file; the number of texts and their bytes.
+fn read_texts(files: &[PathBuf], to: SyncSender<String>) -> Result<(u64, u64)> {
+    let (mut count, mut bytes) = (0, 0);
+    let mut send = |text: String| {
+        count += 1;
+        bytes += text.len() as u64;
+        // Nobody listens where training failed, and that error is the one to tell.
+        let _ = to.send(text);
+    };
+    for path in files {
+        let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+        if ["txt", "text", "md"].contains(&extension.as_str()) {
+            lines(path, &mut send)?;
+        } else {
+            rows(path, &mut send)?;
+        }
+    }
+    if bytes == 0 {
+        return Err(Error::user("the files hold no text"));
+    }
+    Ok((count, bytes))
+}
+
+fn lines(path: &Path, send: &mut dyn FnMut(String)) -> Result<()> {
+    let file = std::fs::File::open(path).map_err(|e| io_error("reading", path, e))?;
+    let mut reader = BufReader::new(file);
+    let (mut block, mut line) = (String::new(), 0);
+    loop {
+        let before = block.len();
+        line += 1;
+        match reader.read_line(&mut block) {
+            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+                return Err(Error::user(format!("{}:{line}: not UTF-8", path.display()))
+                    .hint("convert the file with: iconv -t UTF-8"));
+            }
+            Err(e) => return Err(io_error("reading", path, e)),
+        }
+        let ended = block.len() == before;
+        if !block.is_empty() && (ended || block.len() >= BLOCK) {
+            send(std::mem::take(&mut block));
+        }
+        if ended {
+            return Ok(());
+        }
+    }
+}
+
+/// Every text of every row, as training on the rows would see them.
+fn rows(path: &Path, send: &mut dyn FnMut(String)) -> Result<()> {
+    let mut format = RowFormat::Auto;
+    source::for_each_chunk(path, None, |chunk| {
+        for raw in chunk {
+            let line = raw.line;
+            let columns = raw.columns(path)?;
+            if format == RowFormat::Auto {
+                format = record::detect(&columns, path)?;
+            }
+            match record::read(columns, format, Place { path, line })? {
+                Record::Text(text) => send(text),
+                Record::PromptCompletion { prompt, completion, .. } => {
+                    send(prompt);
+                    send(completion);
+                }
+                Record::Messages(talk) => talk.messages.into_iter().for_each(|m| send(m.content)),
+                Record::Alpaca(row) => row.conversation().messages.into_iter().for_each(|m| send(m.content)),
+            }
+        }
+        Ok(())
+    })?;
+    Ok(())
+}

@@ -1,0 +1,385 @@
+//! Every family beside llama: PEFT's adapters on it, the ways to compute one thing, the dialects of its files. Logits and
+//! gradients against transformers are in parity.rs, training steps in trajectories.rs.
+
+use crate::support::*;
+use ft::adapters::merge::{Merge, Part};
+use ft::adapters::{LoraPlan, LoraSpec, Targets, file};
+use ft::convert::import::{Options, import};
+use ft::convert::{export, merged};
+use ft::models::{self, Config, Load, Metrics, Model, Replay};
+use ft::nn::{Attach, Tokens, Weights, weights};
+use serde_json::{Value, json as value};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+const FAMILIES: [&str; 4] = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-gpt2"];
+
+fn every_logit(model: &Model, ids: &[u32]) -> Tensor {
+    let tokens = Tokens::pack(&[ids], device());
+    let rows = Tensor::arange(ids.len() as i64, (Kind::Int64, device()));
+    model.infer(&tokens, |out| out.logits(&rows)).unwrap()
+}
+
+fn all_linear() -> LoraPlan {
+    LoraPlan::new(&LoraSpec { rank: 4, alpha: 8.0, ..LoraSpec::default() }).unwrap()
+}
+
+fn with_lora(base: &str, kind: Kind) -> Model {
+    let model = adapted(&fixture(base), kind, &all_linear());
+    fill_adapter(&model, 0.3);
+    model
+}
+
+#[derive(serde::Deserialize)]
+struct Adapters {
+    input: Vec<u32>,
+    rows: i64,
+    adapters: BTreeMap<String, About>,
+}
+
+#[derive(serde::Deserialize)]
+struct About {
+    model: String,
+    modules: BTreeMap<String, [f64; 3]>,
+    changed: Vec<String>,
+}
+
+/// The names of the adapted modules, as a model has them.
+fn adapted_modules(model: &Model) -> BTreeSet<String> {
+    let module = |p: &ft::nn::Param| p.name.strip_suffix(".lora_A.weight").map(String::from);
+    model.params().adapter(0).filter_map(module).collect()
+}
+
+#[test]
+fn adapters_of_peft_answer_alike_on_every_family() {
+    let about: Adapters = json("families/expected.json");
+    let expected = tensors("families/expected.safetensors");
+    for (name, About { model: base, modules, .. }) in &about.adapters {
+        let folder = fixture(format!("families/{name}"));
+        let model = models::open(&fixture(base), &[&folder].map(|f| f.to_path_buf()), device(), Kind::Float).unwrap();
+        assert!(adapted_modules(&model).iter().eq(modules.keys()), "{name}");
+        let gap = assert_close(name, &every_logit(&model, &about.input), &expected[&format!("logits.{name}")], 1e-4);
+        println!("{name}: {gap:?}");
+    }
+}
+
+#[test]
+fn adapters_of_peft_are_written_back_on_every_family() {
+    let about: Adapters = json("families/expected.json");
+    for (name, About { model: base, .. }) in &about.adapters {
+        let folder = fixture(format!("families/{name}"));
+        let read = file::read(&folder).unwrap();
+        assert_eq!(read.spec.fan_in_fan_out, name.starts_with("gpt2"), "{name}");
+        let temp = tempfile::tempdir().unwrap();
+        let model = models::open(&fixture(base), &[folder.clone()], device(), Kind::Float).unwrap();
+        let written = temp.path().join("adapter");
+        // As a run would write it: told nothing of how the base keeps its weights.
+        let spec = LoraSpec { fan_in_fan_out: false, ..read.spec };
+        let report = export::save_adapter(&model, "0", &spec, &fixture(base), &written).unwrap();
+        assert!(report.problems.is_empty(), "{name}: {report:?}");
+        let (before, after): (Value, Value) = (
+            ft::fsutil::read_json(&folder.join(file::CONFIG)).unwrap(),
+            ft::fsutil::read_json(&written.join(file::CONFIG)).unwrap(),
+        );
+        for key in ["fan_in_fan_out", "r", "lora_alpha", "task_type", "use_rslora"] {
+            assert_eq!(before[key], after[key], "{name}: {key}");
+        }
+        let (before, after) = (
+            Weights::open_file(&folder.join(file::TENSORS)).unwrap(),
+            Weights::open_file(&written.join(file::TENSORS)).unwrap(),
+        );
+        assert!(before.names().eq(after.names()), "{name}");
+        for key in before.names() {
+            assert_same(key, &after.get(key).unwrap(), &before.get(key).unwrap());
+        }
+    }
+}
+
+#[test]
+fn merged_weights_equal_pefts_on_every_family() {
+    let about: Adapters = json("families/expected.json");
+    let expected = tensors("families/expected.safetensors");
+    for (name, About { model: base, changed, .. }) in &about.adapters {
+        let (base, folder) = (fixture(base), fixture(format!("families/{name}")));
+        let config = Config::read(&base).unwrap();
+        let weights = models::weights(&base, &config).unwrap();
+        let part = || [Part::read(&folder, 1.0).unwrap()];
+        let merge = Merge::new(&weights, &config.shared(), &part()).unwrap();
+        let wanted: BTreeSet<&str> = changed.iter().map(String::as_str).collect();
+        assert_eq!(merge.changed().collect::<BTreeSet<_>>(), wanted, "{name}");
+        let mut compared = 0;
+        let prefix = format!("merged.{name}/");
+        for (key, theirs) in expected.iter().filter(|(k, _)| k.starts_with(&prefix)) {
+            let ours = merge.tensor(&key[prefix.len()..]).unwrap();
+            assert_within(key, &every(about.rows, &ours), theirs, 1e-6);
+            compared += 1;
+        }
+        assert!(compared >= 2, "{name}: {compared} tensors");
+
+        let temp = tempfile::tempdir().unwrap();
+        let out = temp.path().join("merged");
+        merged::model(&base, &part(), &out, None, u64::MAX).unwrap();
+        let gap = assert_close(
+            name,
+            &every_logit(&frozen(&out, Kind::Float), &about.input),
+            &expected[&format!("logits.{name}")],
+            1e-4,
+        );
+        println!("{name}: {gap:?}");
+        assert_eq!(ft::fsutil::read(&base.join("config.json")).unwrap(), ft::fsutil::read(&out.join("config.json")).unwrap());
+        // Two halves of it are one adapter again.
+        let half = || Part::read(&folder, 0.5).unwrap();
+        let sum = temp.path().join("sum");
+        merged::adapter(&base, &[half(), half()], &sum).unwrap();
+        let again = models::open(&base, &[sum], device(), Kind::Float).unwrap();
+        assert_close(name, &every_logit(&again, &about.input), &expected[&format!("logits.{name}")], 1e-4);
+    }
+}
+
+#[test]
+fn a_config_without_targets_means_the_familys_default() {
+    for name in ["gpt2-default", "qwen2-default"] {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = fixture(format!("families/{name}"));
+        std::fs::copy(folder.join(file::TENSORS), temp.path().join(file::TENSORS)).unwrap();
+        let mut config: Value = ft::fsutil::read_json(&folder.join(file::CONFIG)).unwrap();
+        config["target_modules"] = Value::Null;
+        ft::fsutil::write_json(&temp.path().join(file::CONFIG), &config).unwrap();
+        let about: Adapters = json("families/expected.json");
+        let base = fixture(&about.adapters[name].model);
+        let model = models::open(&base, &[temp.path().into()], device(), Kind::Float).unwrap();
+        assert!(adapted_modules(&model).iter().eq(about.adapters[name].modules.keys()), "{name}");
+    }
+}
+
+/// Mean loss and gradients of one step over micro-batches.
+fn step(model: &Model, batches: &[Vec<Sequence>], replay: Replay) -> (f64, BTreeMap<String, Tensor>) {
+    let items = batches.iter().flatten().map(Sequence::items).sum();
+    let mut metrics = Metrics::default();
+    for b in batches {
+        let row = Row::pack(b);
+        metrics.merge(model.learn(&row.tokens, items, replay, |out| row.loss(out)).unwrap());
+    }
+    (metrics.means()["loss"], take_gradients(model))
+}
+
+fn sequences() -> Vec<Sequence> {
+    [23, 5, 40, 2, 11, 37].iter().enumerate().map(|(i, &n)| Sequence::random(n, 64, i as u64)).collect()
+}
+
+#[test]
+fn packed_equals_one_by_one_and_replay_gives_the_same_bits() {
+    for base in FAMILIES {
+        for (what, model) in [("full", whole(&fixture(base), Kind::Float)), ("lora", with_lora(base, Kind::Float))] {
+            let what = format!("{base} {what}");
+            let all = sequences();
+            let (loss, grads) = step(&model, std::slice::from_ref(&all), Replay::None);
+            let one_by_one: Vec<Vec<Sequence>> = all.iter().map(|s| vec![s.clone()]).collect();
+            let (alone_loss, alone) = step(&model, &one_by_one, Replay::None);
+            assert_number(&what, loss, alone_loss, 1e-6);
+            println!("{what}: {:?}", assert_all_close(&grads, &alone, 1e-5));
+            let (replayed_loss, replayed) = step(&model, std::slice::from_ref(&all), Replay::All);
+            assert_eq!(loss, replayed_loss, "{what}");
+            for (name, g) in &grads {
+                // A bias on every key moves all scores of a query alike, which softmax does not see.
+                assert!(g.norm().double_value(&[]) > 0.0 || name.ends_with("k_proj.bias"), "{what}: {name}: no gradient");
+                assert_same(&format!("{what}: {name}"), &replayed[name], g);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bf16_run_stays_near_float32_on_every_family() {
+    for base in FAMILIES {
+        let ids = &Sequence::random(40, 64, 1).ids;
+        for lora in [false, true] {
+            let open = |kind| if lora { with_lora(base, kind) } else { frozen(&fixture(base), kind) };
+            let gap = Gap::between(&every_logit(&open(Kind::BFloat16), ids), &every_logit(&open(Kind::Float), ids));
+            assert!(gap.norm < 0.05, "{base}: {gap:?}");
+        }
+    }
+}
+
+#[test]
+fn decoding_over_a_cache_equals_the_whole_pass_on_every_family() {
+    for base in FAMILIES.into_iter().chain(["yarn-rope", "llama3-rope"]) {
+        let folder = match base.ends_with("rope") {
+            true => with_weights(base, "wide-head-llama"),
+            false => with_weights(base, base),
+        };
+        let model = frozen(folder.path(), Kind::Float);
+        let rows = [Sequence::random(21, 64, 3), Sequence::random(9, 64, 4)];
+        let mut cache = model.cache(2);
+        let mut got: [Vec<Tensor>; 2] = Default::default();
+        // Prompts of unequal length, then pieces of several tokens, then one by one.
+        let mut at = [6, 3];
+        let mut take = |model: &Model, from: [usize; 2], to: [usize; 2]| {
+            let parts: Vec<&[u32]> = (0..2).map(|i| &rows[i].ids[from[i]..to[i]]).collect();
+            let tokens = Tokens::pack_after(&parts, &from.map(|n| n as i64), device());
+            let all = Tensor::arange(tokens.len() as i64, (Kind::Int64, device()));
+            let logits = model.extend(&tokens, &mut cache, |out| out.logits(&all)).unwrap();
+            let first = (to[0] - from[0]) as i64;
+            got[0].push(logits.narrow(0, 0, first));
+            got[1].push(logits.narrow(0, first, (to[1] - from[1]) as i64));
+        };
+        take(&model, [0, 0], at);
+        take(&model, at, [15, 4]);
+        at = [15, 4];
+        while at[1] < 9 {
+            let next = at.map(|n| n + 1);
+            take(&model, at, next);
+            at = next;
+        }
+        for (i, parts) in got.iter().enumerate() {
+            let ids = &rows[i].ids[..at[i]];
+            let gap = assert_close(base, &Tensor::cat(parts, 0), &every_logit(&model, ids), 1e-5);
+            println!("{base}, sequence {i}: {gap:?}");
+        }
+    }
+}
+
+/// GPT-2's first checkpoints: names without `transformer.`, causal masks among the tensors, a config with little in it.
+fn original_gpt2() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tensors: Vec<(String, Tensor)> = Weights::open(&fixture("tiny-gpt2"))
+        .unwrap()
+        .all()
+        .into_iter()
+        .map(|(name, t)| (name.strip_prefix("transformer.").unwrap().to_string(), t))
+        .collect();
+    for i in 0..2 {
+        let mask = Tensor::ones([1, 1, 64, 64], (Kind::Float, tch::Device::Cpu)).tril(0);
+        tensors.push((format!("h.{i}.attn.bias"), mask));
+        tensors.push((format!("h.{i}.attn.masked_bias"), Tensor::from(-1e4f32)));
+    }
+    weights::save(&folder.path().join("model.safetensors"), tensors.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
+    let config = value!({
+        "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": 1,
+        "embd_pdrop": 0.1, "eos_token_id": 2, "initializer_range": 0.02, "layer_norm_epsilon": 1e-5,
+        "model_type": "gpt2", "n_ctx": 64, "n_embd": 24, "n_head": 3, "n_layer": 2, "n_positions": 64,
+        "resid_pdrop": 0.1, "summary_type": "cls_index", "vocab_size": 64
+    });
+    ft::fsutil::write_json(&folder.path().join("config.json"), &config).unwrap();
+    folder
+}
+
+#[test]
+fn the_first_dialect_of_gpt2_loads_trains_and_merges() {
+    let original = original_gpt2();
+    let ids = Sequence::random(40, 64, 1).ids;
+    let modern = frozen(&fixture("tiny-gpt2"), Kind::Float);
+    assert_same("logits", &every_logit(&frozen(original.path(), Kind::Float), &ids), &every_logit(&modern, &ids));
+
+    let temp = tempfile::tempdir().unwrap();
+    let adapter = fixture("families/gpt2-all");
+    let merge = |base: &Path, name: &str| {
+        let out = temp.path().join(name);
+        merged::model(base, &[Part::read(&adapter, 1.0).unwrap()], &out, None, u64::MAX).unwrap();
+        Weights::open(&out).unwrap().all()
+    };
+    // What is written has the names of today, and no masks.
+    let (a, b) = (merge(original.path(), "original"), merge(&fixture("tiny-gpt2"), "modern"));
+    assert!(a.keys().eq(b.keys()) && a.keys().all(|k| k.starts_with("transformer.")));
+    a.iter().for_each(|(name, t)| assert_same(name, t, &b[name]));
+    let saved = temp.path().join("saved");
+    export::save_model(&whole(original.path(), Kind::Float), &saved, Kind::Float).unwrap();
+    assert!(Weights::open(&saved).unwrap().names().eq(b.keys().map(String::as_str)));
+    assert_same("saved", &every_logit(&frozen(&saved, Kind::Float), &ids), &every_logit(&modern, &ids));
+}
+
+#[test]
+fn settings_of_gpt2_that_would_change_its_numbers_are_refused() {
+    let refused = |change: &dyn Fn(&mut Value)| {
+        let folder = with_weights("tiny-gpt2", "tiny-gpt2");
+        let file = folder.path().join("config.json");
+        let mut config: Value = ft::fsutil::read_json(&file).unwrap();
+        change(&mut config);
+        ft::fsutil::write_json(&file, &config).unwrap();
+        let load = Load { device: device(), kind: Kind::Float, train_base: false, adapters: Vec::new() };
+        let e = Model::load(folder.path(), load).err().expect("refused");
+        assert_eq!(e.exit_code(), 1);
+        assert!(e.to_string().contains("config.json"), "{e}");
+        e.to_string()
+    };
+    assert!(refused(&|c| c["activation_function"] = "relu".into()).contains("`relu`"));
+    assert!(refused(&|c| c["add_cross_attention"] = true.into()).contains("add_cross_attention"));
+    assert!(refused(&|c| c["n_head"] = 5.into()).contains("n_head"));
+    assert!(refused(&|c| c["n_embd"] = Value::Null).contains("`n_embd`"));
+    assert!(refused(&|c| c["model_type"] = "gpt9".into()).contains("qwen3"));
+    // Beyond the last learnt position there is nothing to add.
+    let model = frozen(&fixture("tiny-gpt2"), Kind::Float);
+    assert_eq!(model.context_limit(), Some(64));
+    let e = model.infer(&Tokens::pack(&[vec![3u32; 65]], device()), |_| ()).unwrap_err();
+    assert!(e.message().contains("positions for 64"), "{e}");
+}
+
+#[test]
+fn windows_of_qwen_count_where_a_layer_has_one() {
+    let window = |change: Value| {
+        let file = fixture("tiny-qwen2").join("config.json");
+        let mut config: Value = ft::fsutil::read_json(&file).unwrap();
+        config.as_object_mut().unwrap().remove("layer_types");
+        change.as_object().unwrap().iter().for_each(|(k, v)| config[k] = v.clone());
+        Config::parse(config.to_string(), &file).unwrap().sliding_window
+    };
+    let on = |first: i64| value!({"use_sliding_window": true, "sliding_window": 16, "max_window_layers": first});
+    assert_eq!(window(value!({"sliding_window": 16})), None);
+    assert_eq!((window(on(2)), window(on(1))), (None, Some(16)));
+    let mut mixed = on(0);
+    mixed["layer_types"] = value!(["full_attention", "full_attention"]);
+    assert_eq!(window(mixed), None);
+}
+
+#[test]
+fn what_is_imported_from_gguf_loads_and_answers() {
+    for name in ["llama", "llama3", "llama-spm", "qwen2", "qwen3", "gpt2"] {
+        let temp = tempfile::tempdir().unwrap();
+        let out = temp.path().join("model");
+        let source = fixture(format!("gguf/{name}.gguf"));
+        let options = Options {
+            file: &source,
+            out: &out,
+            dtype: ft::nn::safetensors::Dtype::F32,
+            force: false,
+            pre_tokenizer: None,
+        };
+        import(&options, |_, _| Ok(())).unwrap();
+        let about: Value = json(format!("gguf/{name}.json"));
+        let ids: Vec<u32> = serde_json::from_value(about["ids"].clone()).unwrap_or_default();
+        let wanted: Vec<f32> = serde_json::from_value(about["logits"].clone()).unwrap();
+        let model = frozen(&out, Kind::Float);
+        let ours = every_logit(&model, &ids).get(ids.len() as i64 - 1);
+        let gap = assert_close(name, &ours, &Tensor::from_slice(&wanted).to_device(device()), 1e-4);
+        println!("{name}: {gap:?}");
+    }
+}
+
+#[test]
+fn a_recipe_may_name_gpt2s_layers() {
+    let spec = LoraSpec {
+        targets: Targets::Names(vec!["c_attn".into(), "mlp.c_proj".into()]),
+        modules_to_save: vec!["ln_f".into()],
+        ..LoraSpec::default()
+    };
+    let plan = LoraPlan::new(&spec).unwrap();
+    let load = Load {
+        device: device(),
+        kind: Kind::Float,
+        train_base: false,
+        adapters: vec![("a".into(), &plan as &dyn Attach)],
+    };
+    let model = Model::load(&fixture("tiny-gpt2"), load).unwrap();
+    let names: Vec<&str> = model.params().adapter(0).map(|p| p.name.as_str()).collect();
+    assert_eq!(names.len(), 2 * 4 + 2);
+    assert!(names.contains(&"transformer.ln_f.weight") && names.contains(&"transformer.ln_f.bias"), "{names:?}");
+    let refused = LoraPlan::new(&LoraSpec { modules_to_save: vec!["wte".into()], ..LoraSpec::default() }).unwrap();
+    let load = Load {
+        device: device(),
+        kind: Kind::Float,
+        train_base: false,
+        adapters: vec![("a".into(), &refused as &dyn Attach)],
+    };
+    assert!(Model::load(&fixture("tiny-gpt2"), load).err().unwrap().message().contains("wte"));
+}
