@@ -240,7 +240,6 @@ fn options_that_change_numbers_are_refused_by_name() {
         ("init_lora_weights", json!("olora")),
         ("ensure_weight_tying", json!(true)),
         ("velora_config", json!({"a": 1})),
-        ("fan_in_fan_out", json!(true)),
         ("some_option_of_next_year", json!(true)),
         ("task_type", json!("SEQ_CLS")),
         ("peft_type", json!("IA3")),
@@ -255,6 +254,7 @@ fn options_that_change_numbers_are_refused_by_name() {
     for (key, value) in [
         ("some_option_of_next_year", json!(false)),
         ("init_lora_weights", json!("eva")),
+        ("fan_in_fan_out", json!(true)), // PEFT sets it to what the layer needs, and so does ft
         ("peft_version", json!("9.0")),
     ] {
         let mut raw = json!({"peft_type": "LORA", "target_modules": ["q_proj"]});

@@ -12,8 +12,9 @@ struct Workspace(tempfile::TempDir);
 impl Workspace {
     fn new() -> Self {
         let space = Self(tempfile::tempdir().unwrap());
-        for folder in ["recipes", "datasets"] {
-            copy(Path::new(folder), &space.path(folder), |name| name.ends_with(".yaml") || name.ends_with(".jsonl"));
+        for folder in ["recipes", "datasets", "datasets/stories", "datasets/stories/tokenizer"] {
+            let kept = |name: &str| [".yaml", ".jsonl", ".json"].iter().any(|e| name.ends_with(e));
+            copy(Path::new(folder), &space.path(folder), kept);
         }
         let model = space.path("models/smollm2-135m-instruct");
         copy(Path::new("tests/fixtures/tiny-llama"), &model, |_| true);

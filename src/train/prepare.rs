@@ -164,6 +164,10 @@ impl Prepared {
             self.plan.recipe.model.dtype,
             self.device,
         ));
+        let dropouts = model.config().dropouts();
+        if !dropouts.is_empty() {
+            report::info(format!("config.json asks for dropout ({}); ft trains without", dropouts.join(", ")));
+        }
         let run = &self.plan.recipe.run;
         report::info(format!("{} steps, seed {}, out {}", self.total, run.seed, run.out.display()));
     }

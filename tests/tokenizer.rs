@@ -1,0 +1,185 @@
+//! Tokenizers: GPT-2's two files against transformers, and one trained on text.
+
+use crate::support::{fixture, json};
+use ft::data::bpe::{self, Training};
+use ft::data::{ChatTokenizer, Message};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+#[derive(serde::Deserialize)]
+struct Expected {
+    bos: u32,
+    eos: u32,
+    vocab_size: usize,
+    lines: Vec<Line>,
+    with_prefix_space: Vec<Line>,
+}
+
+#[derive(serde::Deserialize)]
+struct Line {
+    text: String,
+    ids: Vec<u32>,
+}
+
+/// A directory with GPT-2's two files and perhaps more.
+fn gpt2(more: &[(&str, Value)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["vocab.json", "merges.txt"] {
+        std::fs::copy(fixture("gpt2-tokenizer").join(name), folder.path().join(name)).unwrap();
+    }
+    for (name, value) in more {
+        ft::fsutil::write_json(&folder.path().join(name), value).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn vocab_json_and_merges_txt_give_the_ids_of_transformers() {
+    let expected: Expected = json("gpt2-tokenizer/expected.json");
+    let tokenizer = ChatTokenizer::load(gpt2(&[]).path(), None).unwrap();
+    assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(expected.bos), Some(expected.eos)));
+    assert_eq!(tokenizer.vocab_size(), expected.vocab_size);
+    assert_eq!(tokenizer.stop_ids(), [expected.eos]);
+    let spaced = gpt2(&[("tokenizer_config.json", serde_json::json!({"add_prefix_space": true, "tokenizer_class": "GPT2Tokenizer"}))]);
+    let spaced = ChatTokenizer::load(spaced.path(), None).unwrap();
+    for (tokenizer, lines) in [(&tokenizer, &expected.lines), (&spaced, &expected.with_prefix_space)] {
+        for Line { text, ids } in lines {
+            assert_eq!(&tokenizer.encode_plain(text).unwrap(), ids, "{text:?}");
+        }
+    }
+    for Line { text, ids } in &expected.lines {
+        assert_eq!(&tokenizer.decode(ids, false).unwrap(), text);
+    }
+    assert!(!tokenizer.decode(&[expected.eos], true).unwrap().contains("endoftext"));
+}
+
+#[test]
+fn added_tokens_keep_their_ids_or_are_refused() {
+    let size = json::<Expected>("gpt2-tokenizer/expected.json").vocab_size as u32;
+    let added = |id: u32| serde_json::json!({"<|extra|>": id});
+    let tokenizer = ChatTokenizer::load(gpt2(&[("added_tokens.json", added(size))]).path(), None).unwrap();
+    assert_eq!(tokenizer.encode("a<|extra|>").unwrap()[1..], [size]);
+    let e = ChatTokenizer::load(gpt2(&[("added_tokens.json", added(size + 7))]).path(), None).unwrap_err();
+    assert!(e.message().contains("<|extra|>"), "{e}");
+}
+
+#[test]
+fn a_split_that_the_files_do_not_tell_is_refused() {
+    for (name, value, word) in [
+        ("tokenizer_config.json", serde_json::json!({"tokenizer_class": "Qwen2Tokenizer"}), "Qwen2Tokenizer"),
+        ("config.json", serde_json::json!({"model_type": "qwen2"}), "qwen2"),
+        ("tokenizer_config.json", serde_json::json!({"add_bos_token": true}), "add_bos_token"),
+    ] {
+        let e = ChatTokenizer::load(gpt2(&[(name, value)]).path(), None).unwrap_err();
+        assert!(e.message().contains(word) && !e.hints().is_empty(), "{e}");
+        assert_eq!(e.exit_code(), 1);
+    }
+    let folder = gpt2(&[]);
+    std::fs::write(folder.path().join("merges.txt"), "#version: 0.2\nno such\n").unwrap();
+    assert!(ChatTokenizer::load(folder.path(), None).unwrap_err().message().contains("vocab.json"));
+    std::fs::remove_file(folder.path().join("merges.txt")).unwrap();
+    let e = ChatTokenizer::load(folder.path(), None).unwrap_err();
+    assert!(e.to_string().contains("vocab.json"), "{e}");
+}
+
+fn training(files: &[&str], vocab_size: usize) -> Training {
+    let files = files.iter().map(PathBuf::from).collect();
+    Training { files, vocab_size, special: Vec::new(), min_frequency: 2, chatml: false }
+}
+
+fn trained(training: &Training) -> (tempfile::TempDir, bpe::Trained) {
+    let folder = tempfile::tempdir().unwrap();
+    let done = bpe::train(training, folder.path()).unwrap();
+    (folder, done)
+}
+
+#[test]
+fn a_trained_tokenizer_is_lossless_has_its_specials_and_is_the_same_again() {
+    let wanted = Training {
+        special: vec!["<|tool|>".into()],
+        chatml: true,
+        ..training(&["datasets/chat.jsonl", "datasets/instruction.jsonl", "datasets/text.jsonl"], 600)
+    };
+    let (folder, done) = trained(&wanted);
+    assert_eq!(done.vocab_size, 600);
+    assert_eq!(done.special, ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>", "<|tool|>"]);
+    let tokenizer = ChatTokenizer::load(folder.path(), None).unwrap();
+    assert_eq!((tokenizer.bos(), tokenizer.pad(), tokenizer.eos()), (Some(0), Some(1), Some(3)));
+    assert_eq!((tokenizer.turn_end(), tokenizer.vocab_size()), (Some(3), 600));
+    for text in ["The waiting room", " 漢字 😀\n\n\tnaïve \u{0}", "<|tool|>x<|im_end|>", ""] {
+        let ids = tokenizer.encode_plain(text).unwrap();
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+    }
+    assert!(tokenizer.encode("The waiting room").unwrap().len() < 8, "pairs were joined");
+    let messages = [Message::new("user", "a"), Message::new("assistant", "b")];
+    let shown = tokenizer.render(&messages, true).unwrap();
+    assert_eq!(shown, "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>assistant\n");
+    let again = trained(&wanted).0;
+    for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        let read = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
+        assert!(read(folder.path()) == read(again.path()), "{name}");
+    }
+}
+
+#[test]
+fn plain_text_is_read_whole_and_joins_across_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("book.txt");
+    std::fs::write(&file, "A paragraph.\n\nAnother one.\n\n".repeat(9000)).unwrap(); // several blocks
+    let (out, done) = trained(&Training { files: vec![file.clone()], ..training(&[], 300) });
+    assert_eq!(done.bytes, 9000 * 28);
+    assert!(done.texts > 2);
+    let tokenizer = ChatTokenizer::load(out.path(), None).unwrap();
+    assert!(tokenizer.encode("\n\n").unwrap().len() == 1);
+    std::fs::write(&file, b"good\nbad \xff\n").unwrap();
+    let e = bpe::train(&Training { files: vec![file], ..training(&[], 300) }, out.path()).unwrap_err();
+    assert!(e.message().contains("book.txt:2"), "{e}");
+}
+
+#[test]
+fn the_shipped_tokenizer_is_what_the_command_makes() {
+    let (folder, _) = trained(&training(&["datasets/stories/train.jsonl"], 640));
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        let (made, shipped) = (folder.path().join(name), Path::new("datasets/stories/tokenizer").join(name));
+        assert!(std::fs::read(made).unwrap() == std::fs::read(shipped).unwrap(), "{name}");
+    }
+}
+
+fn ft(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ft")).args(arguments).output().unwrap()
+}
+
+#[test]
+fn the_command_trains_shows_and_guards_what_is_there() {
+    let space = tempfile::tempdir().unwrap();
+    let out = space.path().join("tokenizer");
+    let to = out.to_str().unwrap();
+    let train = ["tokenizer", "train", "--data", "datasets/text.jsonl", "datasets/chat.jsonl", "--vocab-size", "500"];
+    let train = |more: &[&str]| ft(&[&train[..], &["--out", to, "--json"], more].concat());
+    let done = train(&["--special", "<|a|>", "--special", "<|b|>", "--chat-template", "chatml"]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let about: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!((&about["vocab_size"], &about["special"][5]), (&500.into(), &"<|b|>".into()));
+    let shown = ft(&["tokenizer", "show", "--model", to, "<|b|>A room", "--json"]);
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!((&shown["ids"][0], &shown["special"][0]), (&5.into(), &true.into()));
+    let pieces: Vec<&str> = shown["pieces"].as_array().unwrap().iter().map(|p| p.as_str().unwrap()).collect();
+    assert_eq!(pieces.concat(), "<|b|>A room");
+
+    let refused = |output: Output, word: &str| {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(word), "{said}");
+    };
+    refused(train(&[]), "--force");
+    assert!(train(&["--force"]).status.success());
+    assert!(!out.join("chat_template.jinja").exists(), "the folder is replaced whole");
+    std::fs::write(out.join("config.json"), "{}").unwrap();
+    refused(train(&["--force"]), "replaces nothing else");
+    refused(ft(&["tokenizer", "train", "--data", "datasets/text.jsonl", "--vocab-size", "100", "--out", "x"]), "at least 258");
+    refused(ft(&["tokenizer", "train", "--data", "gone.jsonl", "--vocab-size", "300", "--out", to]), "--force");
+    let new = space.path().join("new");
+    refused(ft(&["tokenizer", "train", "--data", "gone.txt", "--vocab-size", "300", "--out", new.to_str().unwrap()]), "gone.txt");
+    assert!(!new.exists());
+}
