@@ -127,7 +127,10 @@ fn merged_weights_equal_pefts_on_every_family() {
             1e-4,
         );
         println!("{name}: {gap:?}");
-        assert_eq!(ft::fsutil::read(&base.join("config.json")).unwrap(), ft::fsutil::read(&out.join("config.json")).unwrap());
+        assert_eq!(
+            ft::fsutil::read(&base.join("config.json")).unwrap(),
+            ft::fsutil::read(&out.join("config.json")).unwrap()
+        );
         // Two halves of it are one adapter again.
         let half = || Part::read(&folder, 0.5).unwrap();
         let sum = temp.path().join("sum");
@@ -183,7 +186,10 @@ fn packed_equals_one_by_one_and_replay_gives_the_same_bits() {
             assert_eq!(loss, replayed_loss, "{what}");
             for (name, g) in &grads {
                 // A bias on every key moves all scores of a query alike, which softmax does not see.
-                assert!(g.norm().double_value(&[]) > 0.0 || name.ends_with("k_proj.bias"), "{what}: {name}: no gradient");
+                assert!(
+                    g.norm().double_value(&[]) > 0.0 || name.ends_with("k_proj.bias"),
+                    "{what}: {name}: no gradient"
+                );
                 assert_same(&format!("{what}: {name}"), &replayed[name], g);
             }
         }

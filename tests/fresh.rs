@@ -17,8 +17,10 @@ const VOCABULARY: Vocabulary = Vocabulary { size: 300, bos: Some(0), eos: Some(2
 fn given(model_type: &str) -> Map<String, Value> {
     let sizes = match model_type {
         "gpt2" => value!({"n_embd": 96, "n_layer": 3, "n_head": 4, "n_positions": 64}),
-        "qwen3" => value!({"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": true}),
+        "qwen3" => {
+            value!({"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": true})
+        }
         _ => value!({"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
             "num_key_value_heads": 2, "initializer_range": 0.05,
             "rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}}),
@@ -44,8 +46,7 @@ fn first_values_are_those_of_transformers_in_kind() {
         let usual = if ["qwen3", "gpt2"].contains(&model_type) { 0.02 } else { 0.05 };
         let mut seen = 0;
         for p in model.params().base() {
-            let (mean, spread) =
-                (p.tensor.mean(Kind::Double).double_value(&[]), p.tensor.std(false).double_value(&[]));
+            let (mean, spread) = (p.tensor.mean(Kind::Double).double_value(&[]), p.tensor.std(false).double_value(&[]));
             if p.name.ends_with("bias") {
                 assert_eq!((mean, spread), (0.0, 0.0), "{}", p.name);
             } else if p.layer == Layer::Norm {
@@ -53,7 +54,11 @@ fn first_values_are_those_of_transformers_in_kind() {
             } else {
                 // Residual additions of gpt2, two a layer, start smaller.
                 let wanted = if p.name.ends_with("c_proj.weight") { usual / 6f64.sqrt() } else { usual };
-                assert!((spread / wanted - 1.0).abs() < 0.03 && mean.abs() < 0.1 * wanted, "{}: {mean} {spread}", p.name);
+                assert!(
+                    (spread / wanted - 1.0).abs() < 0.03 && mean.abs() < 0.1 * wanted,
+                    "{}: {mean} {spread}",
+                    p.name
+                );
                 seen += 1;
             }
         }
@@ -78,7 +83,10 @@ fn a_fresh_model_is_saved_as_a_directory_like_any_other() {
         }
         let config: Value = ft::fsutil::read_json(&out.join("config.json")).unwrap();
         assert_eq!((&config["vocab_size"], &config["eos_token_id"]), (&300.into(), &2.into()), "{model_type}");
-        assert!(config["architectures"][0].as_str().unwrap().ends_with("Model") || config["architectures"][0].as_str().unwrap().ends_with("ForCausalLM"));
+        assert!(
+            config["architectures"][0].as_str().unwrap().ends_with("Model")
+                || config["architectures"][0].as_str().unwrap().ends_with("ForCausalLM")
+        );
         let missing = ["hidden_act", "activation_function"].iter().filter(|k| config[**k].is_null()).count();
         assert_eq!(missing, 1, "{config}");
         let ids: Vec<u32> = (0..40).map(|i| i * 7 % 300).collect();
@@ -104,7 +112,8 @@ fn a_fresh_model_is_saved_as_a_directory_like_any_other() {
 fn a_config_that_does_not_fit_the_tokenizer_is_refused() {
     let mut small = given("llama");
     small.insert("vocab_size".into(), value!(299));
-    let refuse = |given: &Map<String, Value>| fresh::config(given, VOCABULARY, Path::new("tiny.json")).unwrap_err().to_string();
+    let refuse =
+        |given: &Map<String, Value>| fresh::config(given, VOCABULARY, Path::new("tiny.json")).unwrap_err().to_string();
     assert!(refuse(&small).contains("299") && refuse(&small).contains("300 tokens"));
     small.insert("vocab_size".into(), value!(512));
     assert_eq!(fresh::config(&small, VOCABULARY, Path::new("tiny.json")).unwrap().vocab_size, 512);
@@ -118,7 +127,9 @@ fn a_config_that_does_not_fit_the_tokenizer_is_refused() {
 
 /// A recipe with this `model` section.
 fn read(model: &str, more: &str) -> Result<recipe::Plan, String> {
-    let text = format!("model: {model}\nmethod: {{ sft: {{}} }}\ndata: {{ train: {{ path: a.jsonl }} }}\nrun: {{ out: o }}\n{more}");
+    let text = format!(
+        "model: {model}\nmethod: {{ sft: {{}} }}\ndata: {{ train: {{ path: a.jsonl }} }}\nrun: {{ out: o }}\n{more}"
+    );
     recipe::parse("recipe.yaml", &text, &[]).map_err(|e| e.to_string())
 }
 

@@ -99,6 +99,7 @@ fn settings_that_nobody_computes_are_refused_by_name() {
     assert!(refused(serde_json::json!({"rope_type": "linear"})).contains("`factor`"));
     assert!(refused(serde_json::json!({"rope_type": "yarn", "factor": -1.0})).contains("found -1"));
     assert!(refused(serde_json::json!({"rope_type": "dynamic", "factor": 2.0, "alpha": 1000.0})).contains("alpha"));
-    let llama3 = serde_json::json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0});
+    let llama3 =
+        serde_json::json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0});
     assert!(refused(llama3).contains("high_freq_factor"));
 }

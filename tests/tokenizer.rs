@@ -41,7 +41,10 @@ fn vocab_json_and_merges_txt_give_the_ids_of_transformers() {
     assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(expected.bos), Some(expected.eos)));
     assert_eq!(tokenizer.vocab_size(), expected.vocab_size);
     assert_eq!(tokenizer.stop_ids(), [expected.eos]);
-    let spaced = gpt2(&[("tokenizer_config.json", serde_json::json!({"add_prefix_space": true, "tokenizer_class": "GPT2Tokenizer"}))]);
+    let spaced = gpt2(&[(
+        "tokenizer_config.json",
+        serde_json::json!({"add_prefix_space": true, "tokenizer_class": "GPT2Tokenizer"}),
+    )]);
     let spaced = ChatTokenizer::load(spaced.path(), None).unwrap();
     for (tokenizer, lines) in [(&tokenizer, &expected.lines), (&spaced, &expected.with_prefix_space)] {
         for Line { text, ids } in lines {
@@ -177,9 +180,15 @@ fn the_command_trains_shows_and_guards_what_is_there() {
     assert!(!out.join("chat_template.jinja").exists(), "the folder is replaced whole");
     std::fs::write(out.join("config.json"), "{}").unwrap();
     refused(train(&["--force"]), "replaces nothing else");
-    refused(ft(&["tokenizer", "train", "--data", "datasets/text.jsonl", "--vocab-size", "100", "--out", "x"]), "at least 258");
+    refused(
+        ft(&["tokenizer", "train", "--data", "datasets/text.jsonl", "--vocab-size", "100", "--out", "x"]),
+        "at least 258",
+    );
     refused(ft(&["tokenizer", "train", "--data", "gone.jsonl", "--vocab-size", "300", "--out", to]), "--force");
     let new = space.path().join("new");
-    refused(ft(&["tokenizer", "train", "--data", "gone.txt", "--vocab-size", "300", "--out", new.to_str().unwrap()]), "gone.txt");
+    refused(
+        ft(&["tokenizer", "train", "--data", "gone.txt", "--vocab-size", "300", "--out", new.to_str().unwrap()]),
+        "gone.txt",
+    );
     assert!(!new.exists());
 }

@@ -57,14 +57,16 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
         Some(_) => (None, None),
         None => (Some(format!("rank {rank} is above its largest, 512")), None),
     };
-    let vllm = [whole.clone(), head.clone(), unlike, too_large].into_iter().flatten().collect();
+    // gpt2's weights lie as (in, out): vLLM adapts no such model, and llama.cpp's converter turns A and B as well.
+    let turned = spec.fan_in_fan_out.then(|| "it adapts no gpt2: ft merge makes a model it reads".to_string());
+    let vllm = [whole.clone(), head.clone(), unlike, too_large, turned.clone()].into_iter().flatten().collect();
 
     // The converter writes lora_alpha, and the runtime divides it by each tensor's own rank.
     let rslora = (spec.rslora && numbers.iter().any(|(r, _)| *r != 1))
         .then(|| "rsLoRA: its converter scales by alpha / rank".to_string());
     let alphas =
         numbers.iter().any(|(_, a)| *a != spec.alpha).then(|| "alpha_pattern: it knows one alpha for all".to_string());
-    let llama = [whole, head, rslora, alphas].into_iter().flatten().collect();
+    let llama = [whole, head, rslora, alphas, turned].into_iter().flatten().collect();
     vec![
         answer("PEFT", Vec::new(), None),
         answer("vLLM", vllm, flag),
@@ -75,8 +77,7 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
 /// For a model directory.
 pub fn of_model(folder: &Path) -> Vec<Compatibility> {
     let tokenizer = !["tokenizer.json", "tokenizer.model", "vocab.json"].iter().any(|f| folder.join(f).exists());
-    let tokenizer = tokenizer
-        .then(|| "the base folder has no tokenizer files to copy".to_string());
+    let tokenizer = tokenizer.then(|| "the base folder has no tokenizer files to copy".to_string());
     let reasons: Vec<String> = tokenizer.into_iter().collect();
     vec![
         answer("transformers", Vec::new(), None),

@@ -47,10 +47,14 @@ pub(super) fn from_directory(folder: &Path, config: &Columns) -> Result<Tokenize
     };
     if !gpt2 {
         let named = class.or_else(|| model.get("model_type")?.as_str()).unwrap_or("unknown");
-        return refuse(format!("no tokenizer.json, and {VOCAB} with {MERGES} is read for gpt2 only, not for `{named}`"));
+        return refuse(format!(
+            "no tokenizer.json, and {VOCAB} with {MERGES} is read for gpt2 only, not for `{named}`"
+        ));
     }
     if config.get("add_bos_token") == Some(&Value::Bool(true)) {
-        return refuse("tokenizer_config.json asks for `add_bos_token`, which is not read without tokenizer.json".into());
+        return refuse(
+            "tokenizer_config.json asks for `add_bos_token`, which is not read without tokenizer.json".into(),
+        );
     }
     let (vocab, merges) = (folder.join(VOCAB), folder.join(MERGES));
     let bpe = match (vocab.to_str(), merges.to_str()) {
@@ -106,8 +110,10 @@ fn add_tokens(tokenizer: &mut Tokenizer, folder: &Path, config: &Columns) -> Res
         let content = token.content.clone();
         tokenizer.add_tokens(&[token]);
         if tokenizer.token_to_id(&content) != Some(id) {
-            return Err(bad(format!("the added token `{content}` should be {id}, and the vocabulary leaves no such place"))
-                .hint("vocab.json and the list of added tokens must be of one tokenizer"));
+            return Err(bad(format!(
+                "the added token `{content}` should be {id}, and the vocabulary leaves no such place"
+            ))
+            .hint("vocab.json and the list of added tokens must be of one tokenizer"));
         }
     }
     Ok(())

@@ -111,8 +111,9 @@ impl Config {
 
     /// Dropouts that config.json asks for in training, as `key value`. None of them is built: adapters have their own.
     pub fn dropouts(&self) -> Vec<String> {
-        let asked = |key: &&str| self.raw.get(**key).and_then(Value::as_f64).filter(|p| *p > 0.0).map(|p| format!("{key} {p}"));
-        ["attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"].iter().filter_map(|k| asked(&k)).collect()
+        let asked = |key: &str| self.raw.get(key).and_then(Value::as_f64).filter(|p| *p > 0.0);
+        let keys = ["attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"];
+        keys.iter().filter_map(|key| asked(key).map(|p| format!("{key} {p}"))).collect()
     }
 
     /// Names of the weights that embedding and output head share; none where each has its own.

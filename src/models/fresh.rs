@@ -47,7 +47,9 @@ pub fn config(given: &Map<String, Value>, vocabulary: Vocabulary, file: &Path) -
         None => drop(raw.insert("vocab_size".into(), json!(vocabulary.size))),
     }
     // Ids of another tokenizer would stop answers at a random word.
-    for (key, id) in [("bos_token_id", vocabulary.bos), ("eos_token_id", vocabulary.eos), ("pad_token_id", vocabulary.pad)] {
+    for (key, id) in
+        [("bos_token_id", vocabulary.bos), ("eos_token_id", vocabulary.eos), ("pad_token_id", vocabulary.pad)]
+    {
         raw.insert(key.into(), json!(id));
     }
     let read = |raw: &Map<String, Value>| -> Result<Config> {

@@ -124,9 +124,8 @@ impl Block {
             k: (&attn / "k_proj").linear(d, c.num_key_value_heads * e, qkv_bias),
             v: (&attn / "v_proj").linear(d, c.num_key_value_heads * e, qkv_bias),
             o: (&attn / "o_proj").linear(c.num_attention_heads * e, d, output_bias),
-            qk_norm: qk_norm.then(|| {
-                ((&attn / "q_norm").rms_norm(e, c.norm_eps), (&attn / "k_norm").rms_norm(e, c.norm_eps))
-            }),
+            qk_norm: qk_norm
+                .then(|| ((&attn / "q_norm").rms_norm(e, c.norm_eps), (&attn / "k_norm").rms_norm(e, c.norm_eps))),
             post_attention_layernorm: (s / "post_attention_layernorm").rms_norm(d, c.norm_eps),
             gate: (&mlp / "gate_proj").linear(d, f, mlp_bias),
             up: (&mlp / "up_proj").linear(d, f, mlp_bias),

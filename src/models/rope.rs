@@ -37,11 +37,12 @@ fn scaling(rope: &Reader, whole: &Reader, head_dim: i64, context: Option<i64>) -
     let refuse = |what: String| Err(Error::user(format!("{}: rope scaling {what}", rope.file.display())));
     let context = || context.map(|n| n as f64).ok_or_else(|| whole.missing("max_position_embeddings", "a number"));
     // A length outside the section comes first, as in transformers; then the section's own, then the whole context.
-    let original = || match (whole.get("original_max_position_embeddings"), rope.get("original_max_position_embeddings")) {
-        (Some(_), _) => whole.float("original_max_position_embeddings"),
-        (_, Some(_)) => rope.float("original_max_position_embeddings"),
-        _ => context(),
-    };
+    let original =
+        || match (whole.get("original_max_position_embeddings"), rope.get("original_max_position_embeddings")) {
+            (Some(_), _) => whole.float("original_max_position_embeddings"),
+            (_, Some(_)) => rope.float("original_max_position_embeddings"),
+            _ => context(),
+        };
     let positive = |key: &str, value: f64| match value > 0.0 && value.is_finite() {
         true => Ok(value),
         false => Err(rope.missing(key, "a positive number")),

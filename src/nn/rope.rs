@@ -123,8 +123,7 @@ impl Rope {
             .map(|(n, reached)| {
                 let stretch = factor * (*reached as f64).max(original) / original - (factor - 1.0);
                 let theta = self.theta * stretch.powf(size / (size - 2.0));
-                let turns: Vec<f64> =
-                    (0..self.head_size / 2).map(|i| theta.powf(-((2 * i) as f64) / size)).collect();
+                let turns: Vec<f64> = (0..self.head_size / 2).map(|i| theta.powf(-((2 * i) as f64) / size)).collect();
                 tensor(&turns).unsqueeze(0).expand([*n, self.head_size / 2], false)
             })
             .collect();

@@ -1,8 +1,8 @@
 //! Parameters by the checkpoint's own names, and the builder that hands out layers as a family asks for them.
 
-use super::linear::{Adapter, Attached, Dense, Embedding, Linear, Switches, cast};
 use super::initial::Initial;
 use super::layer_norm::LayerNorm;
+use super::linear::{Adapter, Attached, Dense, Embedding, Linear, Switches, cast};
 use super::norm::RmsNorm;
 use super::weights::Weights;
 use crate::error::{Error, Result};

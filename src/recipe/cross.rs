@@ -76,7 +76,8 @@ fn model(w: &Written, mistakes: &mut Vec<Mistake>) {
     }
     if w.is("model.init", "random") {
         if w.given("adapter") {
-            let message = "an `adapter` changes a trained model a little; with `model.init: random` there is nothing to change";
+            let message =
+                "an `adapter` changes a trained model a little; with `model.init: random` there is nothing to change";
             mistakes.push(w.wrong("adapter", message, "remove `adapter`, or give `model.path`"));
         }
         let tokenizer = w.value("model.tokenizer");
@@ -89,7 +90,11 @@ fn model(w: &Written, mistakes: &mut Vec<Mistake>) {
         let file = w.value("model.config").is_some_and(|v| v.is_string());
         if tokenizer.is_none() && !file && !w.given("model.path") && !w.given("model.tokenizer") {
             let message = "`model.tokenizer` is missing: nothing says what the model's tokens are";
-            mistakes.push(w.wrong("model.init", message, "give a folder with a tokenizer.json; ft tokenizer train makes one"));
+            mistakes.push(w.wrong(
+                "model.init",
+                message,
+                "give a folder with a tokenizer.json; ft tokenizer train makes one",
+            ));
         }
         if !w.given("model.config") && !w.given("model.path") {
             let message = "`model.config` is missing: nothing says how large the model is";

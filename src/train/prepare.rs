@@ -4,8 +4,8 @@ use super::optim;
 use crate::adapters::AdapterSpec;
 use crate::data::{self, BatchPlan, ChatTokenizer, Dataset, EncodeOptions, Loader};
 use crate::error::{Error, Result};
-use crate::methods::{MethodSpec, sft::Sft};
 use crate::fsutil;
+use crate::methods::{MethodSpec, sft::Sft};
 use crate::models::fresh::{self, Vocabulary};
 use crate::models::{self, Config, Load, Model};
 use crate::nn::{Attach, Param};
@@ -95,9 +95,7 @@ impl Prepared {
         };
         let model = match recipe.model.init {
             ModelInit::Pretrained => Model::load(&recipe.model.path, load)?,
-            ModelInit::Random => {
-                Model::initialise(self.fresh_config()?, &recipe.model.path, recipe.run.seed, load)?
-            }
+            ModelInit::Random => Model::initialise(self.fresh_config()?, &recipe.model.path, recipe.run.seed, load)?,
         };
         let config = model.config();
         if (self.tokenizer.vocab_size() as i64) > config.vocab_size {
@@ -157,7 +155,10 @@ impl Prepared {
         let all: u64 = model.params().base().map(count).sum();
         report::info(format!(
             "{}: {} parameters, {} trained ({:.2} %), {:?} on {:?}",
-            model.folder().display(),
+            match self.plan.recipe.model.init {
+                ModelInit::Pretrained => model.folder().display().to_string(),
+                ModelInit::Random => format!("{} with random weights", model.config().model_type),
+            },
             report::count(all),
             report::count(trained),
             100.0 * trained as f64 / all as f64,

@@ -59,7 +59,7 @@ def main():
     parser.add_argument("ft")
     parser.add_argument("--lines", type=int, default=3000)
     parser.add_argument("--keep", type=Path, help="folder for the directory that is made")
-    parser.add_argument("--generate", nargs="*", default=None, help="arguments of ft generate in place of the usual ones")
+    parser.add_argument("--generate", help="arguments of ft generate", default="--max-length 30 --num-return-sequences 1")
     args = parser.parse_args()
     folder = args.keep or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,8 +107,7 @@ def main():
         gap = ((torch.tensor(answer["logits"]) - theirs).abs().max() / theirs.abs().max()).item()
         assert gap < 1e-4, gap
         print(f"logits of {len(row)} tokens: {gap:.1e} of the largest apart")
-    more = args.generate if args.generate is not None else ["--max-length", "30", "--num-return-sequences", "1"]
-    print(ft("generate", "--model", folder, "--prompt", "Deep learning is", *more))
+    print(ft("generate", "--model", folder, "--prompt", "Deep learning is", *args.generate.split()))
 
 
 if __name__ == "__main__":
