@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-const VOCABULARY: Vocabulary = Vocabulary { size: 300, bos: Some(0), eos: Some(2), pad: None };
+const VOCABULARY: Vocabulary = Vocabulary { size: 400, bos: Some(0), eos: Some(2), pad: None };
 
 /// A few sizes for each family.
 fn given(model_type: &str) -> Map<String, Value> {
@@ -82,7 +82,7 @@ fn a_fresh_model_is_saved_as_a_directory_like_any_other() {
             assert!(std::fs::read(out.join(name)).unwrap() == std::fs::read(tokenizer.join(name)).unwrap(), "{name}");
         }
         let config: Value = ft::fsutil::read_json(&out.join("config.json")).unwrap();
-        assert_eq!((&config["vocab_size"], &config["eos_token_id"]), (&300.into(), &2.into()), "{model_type}");
+        assert_eq!((&config["vocab_size"], &config["eos_token_id"]), (&400.into(), &2.into()), "{model_type}");
         assert!(
             config["architectures"][0].as_str().unwrap().ends_with("Model")
                 || config["architectures"][0].as_str().unwrap().ends_with("ForCausalLM")
@@ -111,10 +111,10 @@ fn a_fresh_model_is_saved_as_a_directory_like_any_other() {
 #[test]
 fn a_config_that_does_not_fit_the_tokenizer_is_refused() {
     let mut small = given("llama");
-    small.insert("vocab_size".into(), value!(299));
+    small.insert("vocab_size".into(), value!(399));
     let refuse =
         |given: &Map<String, Value>| fresh::config(given, VOCABULARY, Path::new("tiny.json")).unwrap_err().to_string();
-    assert!(refuse(&small).contains("299") && refuse(&small).contains("300 tokens"));
+    assert!(refuse(&small).contains("399") && refuse(&small).contains("400 tokens"));
     small.insert("vocab_size".into(), value!(512));
     assert_eq!(fresh::config(&small, VOCABULARY, Path::new("tiny.json")).unwrap().vocab_size, 512);
     let mut nameless = given("llama");

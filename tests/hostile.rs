@@ -233,8 +233,8 @@ fn configs_that_cannot_be_honoured_are_refused_by_key() {
     refused(set("head_dim", json!(7)).path(), &["head size of 7", "even"]);
     refused(set("hidden_act", json!("gelu")).path(), &["hidden_act `gelu`"]);
     refused(
-        set("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0})).path(),
-        &["config.json", "`yarn`", "supported:"],
+        set("rope_scaling", json!({"rope_type": "longrope", "factor": 2.0})).path(),
+        &["config.json", "`longrope`", "supported:"],
     );
     refused(set("rope_scaling", json!({"rope_type": "linear"})).path(), &["`factor` must be a number"]);
     refused(set("partial_rotary_factor", json!(0.5)).path(), &["`partial_rotary_factor` is 0.5"]);
