@@ -26,6 +26,8 @@ pub trait Item: Sized + Send {
 
     /// The items that a row makes.
     fn encode(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Encoded<Self>>;
+    /// What the model sees, with what is learnt or judged.
+    fn shown(&self) -> Vec<Example>;
     /// As stored: `WIDTH` sequences, the line, and a number beside them.
     fn store(self) -> (Vec<Sequence>, usize, f64);
     /// The item that was stored so.
@@ -102,6 +104,9 @@ impl Item for Example {
     fn encode(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Encoded> {
         example::encode_row(row, path, tokenizer, supervise)
     }
+    fn shown(&self) -> Vec<Example> {
+        vec![self.clone()]
+    }
     fn store(self) -> (Vec<Sequence>, usize, f64) {
         (vec![Sequence { ids: self.ids, marked: self.supervised }], self.line, 0.0)
     }
@@ -135,6 +140,9 @@ impl Item for Pair {
         }
         let pair = Pair { prompt, chosen, rejected, margin: pair.margin, line: row.line };
         Ok(Encoded { examples: vec![pair], split_boundaries: splits })
+    }
+    fn shown(&self) -> Vec<Example> {
+        self.sequences().into()
     }
     fn store(self) -> (Vec<Sequence>, usize, f64) {
         let sequences = [&self.chosen, &self.rejected].map(|answer| marked(&self.prompt, answer));
@@ -172,6 +180,9 @@ impl Item for Unpaired {
         let one = Unpaired { prompt, completion, good: verdict.good, line: row.line };
         Ok(Encoded { examples: vec![one], split_boundaries: splits })
     }
+    fn shown(&self) -> Vec<Example> {
+        vec![self.sequence()]
+    }
     fn store(self) -> (Vec<Sequence>, usize, f64) {
         (vec![marked(&self.prompt, &self.completion)], self.line, f64::from(u8::from(self.good)))
     }
@@ -208,6 +219,9 @@ impl Item for Prompt {
             return Err(Error::user(format!("{place}: the prompt is empty")).hint("remove the row, or fill it"));
         }
         Ok(Encoded { examples: vec![Prompt { ids, line: row.line }], split_boundaries: 0 })
+    }
+    fn shown(&self) -> Vec<Example> {
+        vec![Example { ids: self.ids.clone(), supervised: vec![false; self.ids.len()], line: self.line }]
     }
     fn store(self) -> (Vec<Sequence>, usize, f64) {
         (vec![Sequence { marked: vec![false; self.ids.len()], ids: self.ids }], self.line, 0.0)

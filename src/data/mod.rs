@@ -7,6 +7,7 @@
 //! Nothing here knows a model or a tensor.
 
 pub mod cache;
+pub mod convert;
 pub mod dataset;
 pub mod detect;
 pub mod example;
