@@ -377,7 +377,7 @@ pub(super) fn check_nothing_dropped(messages: &[Message], whole: &str) -> Result
 }
 
 /// The length in bytes of what both begin with, at a character's boundary.
-fn common_prefix(a: &str, b: &str) -> usize {
+pub(super) fn common_prefix(a: &str, b: &str) -> usize {
     let same = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
     (0..=same).rev().find(|n| a.is_char_boundary(*n) && b.is_char_boundary(*n)).unwrap_or(0)
 }

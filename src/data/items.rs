@@ -263,46 +263,56 @@ fn sides<const N: usize>(
     tokenizer: &ChatTokenizer,
     splits: &mut usize,
 ) -> Result<(Vec<u32>, [Vec<u32>; N])> {
-    let question = asked_text(asked, tokenizer)?;
+    let mut question = asked_text(asked, tokenizer)?;
+    let mut wholes = Vec::new();
+    if let Asked::Talk(talk) = asked {
+        for answer in answers {
+            let Answer::Talk(messages) = answer else {
+                return Err(Error::bug("a prompt of messages with an answer of text"));
+            };
+            wholes.push(rendered(talk, messages, tokenizer)?);
+            // Sides that part at a turn of the user do not answer the question: they begin where the texts differ from it.
+            if messages.first().is_some_and(|m| m.role != "assistant") {
+                let whole = &wholes[wholes.len() - 1];
+                question.truncate(example::common_prefix(&question, whole));
+            }
+        }
+    }
     let prompt = prompt_ids(asked, &question, tokenizer)?;
     let mut ids: [Vec<u32>; N] = std::array::from_fn(|_| Vec::new());
-    for (ids, answer) in ids.iter_mut().zip(answers) {
-        *ids = match (asked, answer) {
-            (Asked::Text(_), Answer::Text(answer)) => {
+    for (i, (ids, answer)) in ids.iter_mut().zip(answers).enumerate() {
+        *ids = match answer {
+            Answer::Text(answer) => {
                 let joint = example::open_ended(&format!("{question}{answer}"), tokenizer)?;
                 let mut ids = after(&prompt, joint, answer, tokenizer, splits)?;
                 example::append_eos(&mut ids, tokenizer)?;
                 ids
             }
-            (Asked::Talk(talk), Answer::Talk(messages)) => {
-                let whole = rendered(talk, messages, &question, tokenizer)?;
-                after(&prompt, tokenizer.encode(&whole)?, &whole[question.len()..], tokenizer, splits)?
+            Answer::Talk(_) => {
+                let whole = wholes.get(i).ok_or_else(|| Error::bug("a prompt of text with an answer of messages"))?;
+                example::goes_on(&question, whole)?;
+                let answer = &whole[question.len()..];
+                if !example::ends_in_stop(answer, tokenizer)? {
+                    return Err(Error::user(
+                        "the answer does not end in a stop token: the model would never learn to stop",
+                    )
+                    .hint("give a template with data.template that ends the assistant's turn in a stop token"));
+                }
+                after(&prompt, tokenizer.encode(whole)?, answer, tokenizer, splits)?
             }
-            _ => return Err(Error::bug("a prompt of text with an answer of messages")),
         };
     }
     Ok((prompt, ids))
 }
 
-/// The conversation with an answer, checked as an example to learn is: it begins with the question, leaves out no
-/// message, and ends in a stop token.
-fn rendered(
-    talk: &super::Conversation,
-    answer: &[Message],
-    question: &str,
-    tokenizer: &ChatTokenizer,
-) -> Result<String> {
+/// The conversation with an answer; it leaves out no message.
+fn rendered(talk: &super::Conversation, answer: &[Message], tokenizer: &ChatTokenizer) -> Result<String> {
     let template = tokenizer.need_template()?;
     let mut talk = talk.clone();
     talk.messages.extend_from_slice(answer);
     example::check_roles(&talk.messages, template)?;
     let whole = template.render(&talk, talk.messages.len(), false)?;
-    example::goes_on(question, &whole)?;
     example::check_nothing_dropped(&talk.messages, &whole)?;
-    if !example::ends_in_stop(&whole[question.len()..], tokenizer)? {
-        return Err(Error::user("the answer does not end in a stop token: the model would never learn to stop")
-            .hint("give a template with data.template that ends the assistant's turn in a stop token"));
-    }
     Ok(whole)
 }
 
