@@ -8,7 +8,7 @@
 use super::items::Sequence;
 use super::source::Passage;
 use crate::error::{Error, Result};
-use crate::fsutil::{hex, io_error};
+use crate::fsutil::{self, hex, io_error};
 use memmap2::{Mmap, UncheckedAdvice};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -229,7 +229,7 @@ impl Writer {
 impl Growing {
     fn new(path: &Path) -> Result<Self> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let temp = path.with_file_name(format!(".{name}.tmp-{}", std::process::id()));
+        let temp = path.with_file_name(fsutil::temporary(&name));
         let file = File::create(&temp).map_err(|e| full(&temp, e))?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
         out.write_all(&[0; HEADER]).map_err(|e| full(&temp, e))?;
