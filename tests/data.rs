@@ -2,7 +2,9 @@
 
 use ft::data::record::Columns;
 use ft::data::template::ChatTemplate;
-use ft::data::{self, ChatTokenizer, Dataset, EncodeOptions, Example, Message, Overflow, Record, RowFormat, Supervise, quality};
+use ft::data::{
+    self, ChatTokenizer, Dataset, EncodeOptions, Example, Message, Overflow, Record, RowFormat, Supervise, quality,
+};
 use ft::error::{Error, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -354,11 +356,7 @@ fn own_data_sets_load() {
         ("text.jsonl", RowFormat::Text, 50),
     ] {
         let dataset = data::load(&own(name), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
-        assert_eq!(
-            (dataset.summary.format, dataset.summary.rows, dataset.len()),
-            (format, rows, rows),
-            "{name}"
-        );
+        assert_eq!((dataset.summary.format, dataset.summary.rows, dataset.len()), (format, rows, rows), "{name}");
         assert_eq!(dataset.summary.tokens, all(&dataset).iter().map(|e| e.ids.len()).sum::<usize>());
         assert_eq!(quality::duplicates(&dataset).groups, 0, "{name}");
         assert!(all(&dataset).iter().all(|e| !e.supervised[0] && e.targets() > 0));

@@ -3,8 +3,8 @@
 
 use ft::data::record::{self, Place};
 use ft::data::{
-    Answer, Asked, Cache, ChatTokenizer, Dataset, EncodeOptions, Example, Item, Overflow, Pair, Prompt, Record, RowFormat,
-    SourceSpec, Sources, Supervise, Unpaired, Want, detect,
+    Answer, Asked, Cache, ChatTokenizer, Dataset, EncodeOptions, Example, Item, Overflow, Pair, Prompt, Record,
+    RowFormat, SourceSpec, Sources, Supervise, Unpaired, Want, detect,
 };
 use ft::error::Result;
 use serde_json::{Value, json};
@@ -41,7 +41,11 @@ fn expected(part: &str) -> Vec<Value> {
 
 /// Text dialogues are text to TRL.
 fn as_trl(row: &Value) -> RowFormat {
-    if row["chosen"].as_str().is_some_and(|t| t.contains("\n\nHuman:")) { RowFormat::Preference } else { RowFormat::Auto }
+    if row["chosen"].as_str().is_some_and(|t| t.contains("\n\nHuman:")) {
+        RowFormat::Preference
+    } else {
+        RowFormat::Auto
+    }
 }
 
 #[test]
@@ -189,26 +193,30 @@ fn pairs_that_teach_nothing_are_refused_with_their_line() {
         (json!({ "chosen": [user("q"), says("a")], "rejected": [user("q"), says("a")] }), "are the same"),
         (json!({ "chosen": [user("q"), says("a")], "rejected": [user("r"), says("b")] }), "share no message"),
         (json!({ "chosen": [user("q"), says("a")] }), "key `rejected` is missing"),
-        (json!({ "chosen": [user("q"), says("a")], "rejected": 3 }), "key `rejected` is a number, expected text or messages"),
+        (
+            json!({ "chosen": [user("q"), says("a")], "rejected": 3 }),
+            "key `rejected` is a number, expected text or messages",
+        ),
         (json!({ "chosen": [user("q"), says("a")], "rejected": "b" }), "must both be text or both be messages"),
-        (json!({ "chosen": [user("q"), says("a")], "rejected": [user("q"), says("b")], "margin": "x" }),
-         "key `margin` is text, expected a number"),
+        (
+            json!({ "chosen": [user("q"), says("a")], "rejected": [user("q"), says("b")], "margin": "x" }),
+            "key `margin` is text, expected a number",
+        ),
     ] {
         let e = open::<Pair>(&[good.clone(), bad], RowFormat::Auto, &tokenizer(&json!({})), 4096).unwrap_err();
         assert!(e.message().contains("rows.jsonl:2: ") && e.message().contains(says_), "{says_}: {e}");
     }
     let e = items::<Pair>(&json!({ "text": "a" }), RowFormat::Auto).unwrap_err();
     assert!(e.message().contains("no preference pairs"), "{e}");
-    let e = items::<Example>(&json!({ "prompt": "a", "completion": "b", "label": false }), RowFormat::Auto).unwrap_err();
+    let e =
+        items::<Example>(&json!({ "prompt": "a", "completion": "b", "label": false }), RowFormat::Auto).unwrap_err();
     assert!(e.message().contains("answers with a verdict"), "{e}");
 }
 
 #[test]
 fn long_pairs_lose_their_end_or_go() {
     let says = |n: usize| json!([{ "role": "assistant", "content": "word ".repeat(n) }]);
-    let row = |prompt: usize, chosen: usize| {
-        json!({ "prompt": [{ "role": "user", "content": "word ".repeat(prompt) }], "chosen": says(chosen), "rejected": says(1) })
-    };
+    let row = |prompt: usize, chosen: usize| json!({ "prompt": [{ "role": "user", "content": "word ".repeat(prompt) }], "chosen": says(chosen), "rejected": says(1) });
     let rows = [row(1, 2), row(1, 60), row(200, 2)];
     let whole: Dataset<Pair> = open(&rows, RowFormat::Auto, &tokenizer(&json!({})), 4096).unwrap();
     let max = whole.get(0).unwrap().sequences()[0].ids.len() + 20;

@@ -1,8 +1,8 @@
 //! Where rows come from: several files, mixes, the cache of token ids, and rows read in parts.
 
 use ft::data::{
-    BatchPlan, Cache, CacheChoice, ChatTokenizer, Dataset, EncodeOptions, Example, Loader, Overflow, RowFormat, SourceSpec,
-    Sources, Supervise, quality,
+    BatchPlan, Cache, CacheChoice, ChatTokenizer, Dataset, EncodeOptions, Example, Loader, Overflow, RowFormat,
+    SourceSpec, Sources, Supervise, quality,
 };
 use ft::error::Result;
 use serde_json::json;
@@ -35,8 +35,9 @@ impl Place {
         self.folder.path().join(name)
     }
     fn rows(&self, name: &str, rows: std::ops::Range<usize>) -> PathBuf {
-        let text: String =
-            rows.map(|i| format!("{}\n", json!({ "prompt": format!("number {i}?"), "completion": format!(" {i}") }))).collect();
+        let text: String = rows
+            .map(|i| format!("{}\n", json!({ "prompt": format!("number {i}?"), "completion": format!(" {i}") })))
+            .collect();
         std::fs::write(self.path(name), text).unwrap();
         self.path(name)
     }
@@ -78,7 +79,10 @@ fn token_ids_are_kept_for_the_same_rows_and_settings() {
     let source = || SourceSpec::file(&path, RowFormat::Auto);
     assert_eq!(place.open_with(vec![source()], &all).unwrap().summary.tokenised_rows, 50);
     assert_eq!(place.open_with(vec![SourceSpec { rows: Some(7), ..source() }], &options()).unwrap().len(), 7);
-    let renamed = SourceSpec { columns: [("text".to_string(), "prompt".to_string())].into(), ..SourceSpec::file(&path, RowFormat::Text) };
+    let renamed = SourceSpec {
+        columns: [("text".to_string(), "prompt".to_string())].into(),
+        ..SourceSpec::file(&path, RowFormat::Text)
+    };
     assert_eq!(place.open_with(vec![renamed], &options()).unwrap().summary.tokenised_rows, 50);
     let other = Place {
         tokenizer: ChatTokenizer::load(&fixture("tiny-tokenizer"), Some(&fixture("templates/thinking.jinja"))).unwrap(),
@@ -182,7 +186,8 @@ fn columns_of_other_names_are_read() {
     let path = place.path("a.jsonl");
     std::fs::write(&path, "{\"question\": \"a?\", \"answer\": \" b\"}\n{\"question\": \"c?\"}\n").unwrap();
     let columns = [("prompt".to_string(), "question".to_string()), ("completion".to_string(), "answer".to_string())];
-    let source = |rows| SourceSpec { columns: columns.clone().into(), rows, ..SourceSpec::file(&path, RowFormat::Auto) };
+    let source =
+        |rows| SourceSpec { columns: columns.clone().into(), rows, ..SourceSpec::file(&path, RowFormat::Auto) };
     let dataset = place.open_with(vec![source(Some(1))], &options()).unwrap();
     assert_eq!(dataset.summary.format, RowFormat::PromptCompletion);
     let e = place.open_with(vec![source(None)], &options()).unwrap_err();
@@ -221,7 +226,9 @@ fn recipes_take_one_source_or_a_list() {
     for plan in [&one, &two] {
         assert_eq!(recipe_of(&plan.to_yaml().unwrap()), plan.recipe, "what is written reads the same");
     }
-    let set = recipe("  train: { path: a.jsonl }", &["data.train.rows=5", "data.cache=kept", "data.valid.path=v.jsonl"]).unwrap();
+    let set =
+        recipe("  train: { path: a.jsonl }", &["data.train.rows=5", "data.cache=kept", "data.valid.path=v.jsonl"])
+            .unwrap();
     assert_eq!(set.recipe.data.train.0[0].rows, Some(5));
     assert!(matches!(&set.recipe.data.cache, CacheChoice::Folder(f) if f.ends_with("kept")));
     assert_eq!(set.recipe.data.valid.unwrap().0[0].path.file_name().unwrap(), "v.jsonl");

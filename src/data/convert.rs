@@ -146,7 +146,8 @@ fn beside(row: &mut Map<String, Value>, talk: &Conversation) {
 /// The conversation, with `weight: 0` where the row leaves a turn out of learning.
 fn talk_row(list: &[Message], talk: &Conversation) -> Value {
     let mut turns = messages(list);
-    for i in (0..list.len()).filter(|i| talk.excluded.contains(i) || (*i < talk.given && list[*i].role == "assistant")) {
+    for i in (0..list.len()).filter(|i| talk.excluded.contains(i) || (*i < talk.given && list[*i].role == "assistant"))
+    {
         turns[i]["weight"] = json!(0);
     }
     let mut row = Map::from_iter([("messages".to_string(), turns)]);

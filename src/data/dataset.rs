@@ -64,12 +64,7 @@ pub fn load(
 
 impl<T: Item> Dataset<T> {
     /// The items of all sources; token ids are taken from the cache where it has them.
-    pub fn open(
-        sources: &Sources,
-        tokenizer: &ChatTokenizer,
-        options: &EncodeOptions,
-        cache: &Cache,
-    ) -> Result<Self> {
+    pub fn open(sources: &Sources, tokenizer: &ChatTokenizer, options: &EncodeOptions, cache: &Cache) -> Result<Self> {
         let began = Instant::now();
         let mut maker = Maker::<T>::new(tokenizer, options.supervise, cache)?;
         let counts = sources.0.iter().map(|source| maker.source(source)).collect::<Result<Vec<_>>>()?;
@@ -194,8 +189,7 @@ impl<T: Item> Dataset<T> {
     fn fit(&mut self, options: &EncodeOptions) -> Result<()> {
         let max = options.max_len;
         let longest: Vec<u32> = self.longest_sides();
-        let too_long: Vec<u32> =
-            (0..longest.len() as u32).filter(|i| longest[*i as usize] as usize > max).collect();
+        let too_long: Vec<u32> = (0..longest.len() as u32).filter(|i| longest[*i as usize] as usize > max).collect();
         if let Some(top) = (0..longest.len()).max_by_key(|i| (longest[*i], std::cmp::Reverse(*i))) {
             let (file, line) = self.place(top);
             (self.summary.longest_file, self.summary.longest_line) = (file.to_path_buf(), line);

@@ -77,8 +77,7 @@ pub fn detect(columns: &Columns, want: Want, path: &Path) -> Result<RowFormat> {
     Err(error(problem).hint(format!("known: {known}; rename the columns to one of these, or map them with `columns`")))
 }
 
-const ANSWERS: &str =
-    "`messages` | `conversations` | `instruction`, `output` | `prompt`, `completion` | `text`";
+const ANSWERS: &str = "`messages` | `conversations` | `instruction`, `output` | `prompt`, `completion` | `text`";
 const EVERYTHING: &str = "`messages` | `conversations` | `instruction`, `output` | `prompt`, `completion` | `text` | \
                           `prompt` | `chosen`, `rejected` | `prompt`, `completion`, `label`";
 
@@ -116,12 +115,28 @@ fn used(format: RowFormat) -> &'static [&'static str] {
         RowFormat::Text => &["text"],
         RowFormat::Prompt => &["prompt", "tools", "chat_template_kwargs"],
         RowFormat::Preference => &[
-            "prompt", "question", "instruction", "input", "system", "conversations", "chosen", "rejected", "margin",
-            "tools", "chat_template_kwargs",
+            "prompt",
+            "question",
+            "instruction",
+            "input",
+            "system",
+            "conversations",
+            "chosen",
+            "rejected",
+            "margin",
+            "tools",
+            "chat_template_kwargs",
         ],
         RowFormat::Hh => &["chosen", "rejected", "margin"],
         RowFormat::Unpaired => &[
-            "prompt", "completion", "messages", "conversations", "system", "label", "kto_tag", "tools",
+            "prompt",
+            "completion",
+            "messages",
+            "conversations",
+            "system",
+            "label",
+            "kto_tag",
+            "tools",
             "chat_template_kwargs",
         ],
     }

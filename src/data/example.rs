@@ -57,10 +57,10 @@ pub fn encode_row(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: 
             completion(prompt, answer, row.line, tokenizer, supervise)
         }
         Record::Text(text) => plain(text, row.line, tokenizer),
-        Record::Prompt(_) | Record::Preference(_) | Record::Unpaired(_) => Err(Error::user(
-            "a question, a pair or a judged answer is no answer to learn",
-        )
-        .hint("supervised fine-tuning needs one answer a row; `ft data convert` writes rows in another format")),
+        Record::Prompt(_) | Record::Preference(_) | Record::Unpaired(_) => {
+            Err(Error::user("a question, a pair or a judged answer is no answer to learn")
+                .hint("supervised fine-tuning needs one answer a row; `ft data convert` writes rows in another format"))
+        }
     }
     .context(|| place)?;
     for example in &mut encoded.examples {

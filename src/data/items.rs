@@ -214,7 +214,8 @@ impl Item for Prompt {
             Record::Unpaired(verdict) => verdict.prompt.clone(),
             Record::Text(_) => return Err(Error::user(format!("{place}: plain text asks nothing"))),
         };
-        let ids = asked_text(&asked, tokenizer).and_then(|text| prompt_ids(&asked, &text, tokenizer)).context(|| place)?;
+        let ids =
+            asked_text(&asked, tokenizer).and_then(|text| prompt_ids(&asked, &text, tokenizer)).context(|| place)?;
         if ids.is_empty() {
             return Err(Error::user(format!("{place}: the prompt is empty")).hint("remove the row, or fill it"));
         }

@@ -69,8 +69,7 @@ impl Loader {
             ))
             .hint(format!("set batch.tokens to {longest} or more, or lower batch.max_len")));
         }
-        let mut loader =
-            Self { lengths, mix, plan, shuffle, seed, cursor: Cursor::default(), steps: Steps::default() };
+        let mut loader = Self { lengths, mix, plan, shuffle, seed, cursor: Cursor::default(), steps: Steps::default() };
         loader.steps = loader.steps_of(0);
         Ok(loader)
     }
@@ -98,11 +97,8 @@ impl Loader {
             true => self.steps.len() as u64,
             false => self.steps_of(epoch).len() as u64,
         };
-        let total: u64 = if self.varies() {
-            (0..whole as u64).map(steps_in).sum()
-        } else {
-            whole as u64 * self.steps.len() as u64
-        };
+        let total: u64 =
+            if self.varies() { (0..whole as u64).map(steps_in).sum() } else { whole as u64 * self.steps.len() as u64 };
         let rest = epochs - whole;
         total + if rest > 0.0 { (rest * steps_in(whole as u64) as f64 - 1e-9).ceil() as u64 } else { 0 }
     }

@@ -57,7 +57,10 @@ mod tests {
             seen.sort_unstable();
             assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>(), "round {round}");
             for row in &rows {
-                assert!(!row.is_empty() && row.iter().map(|i| lengths[*i] as usize).sum::<usize>() <= budget, "round {round}");
+                assert!(
+                    !row.is_empty() && row.iter().map(|i| lengths[*i] as usize).sum::<usize>() <= budget,
+                    "round {round}"
+                );
             }
             // First fit never leaves two neighbouring rows that would fit into one.
             for pair in rows.windows(2) {

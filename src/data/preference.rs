@@ -91,10 +91,10 @@ impl Reader<'_> {
         let value = |key: &str| columns.get(key).ok_or_else(|| self.missing(key, &columns));
         let margin = match columns.get("margin") {
             None | Some(Value::Null) => None,
-            Some(Value::String(text)) if text.trim().parse::<f64>().is_ok_and(f64::is_finite) => text.trim().parse().ok(),
-            Some(number) => {
-                Some(number.as_f64().ok_or_else(|| self.wrong("margin", "a number", number))?)
+            Some(Value::String(text)) if text.trim().parse::<f64>().is_ok_and(f64::is_finite) => {
+                text.trim().parse().ok()
             }
+            Some(number) => Some(number.as_f64().ok_or_else(|| self.wrong("margin", "a number", number))?),
         };
         let (chosen, rejected) = (value("chosen")?, value("rejected")?);
         if chosen == rejected {
@@ -142,7 +142,8 @@ impl Reader<'_> {
             messages.splice(0..0, system.map(|s| Message::new("system", s)));
             return Ok(Some(Side::Talk(messages)));
         }
-        let key = ["prompt", "question", "instruction"].into_iter().find(|k| columns.get(*k).is_some_and(|v| !v.is_null()));
+        let key =
+            ["prompt", "question", "instruction"].into_iter().find(|k| columns.get(*k).is_some_and(|v| !v.is_null()));
         let Some(key) = key else { return Ok(None) };
         let mut prompt = self.side(&columns[key], key)?;
         if let (Side::Text(text), "instruction") = (&mut prompt, key)
@@ -215,7 +216,9 @@ impl Reader<'_> {
         }
         let answers = [a.split_off(prompt), b.split_off(prompt)];
         if answers[0] == answers[1] {
-            return Err(self.error("`chosen` and `rejected` are the same: there is nothing to prefer").hint("remove the row"));
+            return Err(self
+                .error("`chosen` and `rejected` are the same: there is nothing to prefer")
+                .hint("remove the row"));
         }
         Ok((Asked::Talk(self.talk(a, columns)?), answers.map(Answer::Talk)))
     }

@@ -395,7 +395,9 @@ impl Reader<'_> {
     fn prompt_completion(&self, columns: Columns) -> Result<Record> {
         let side = |key: &str| columns.get(key).ok_or_else(|| self.missing(key, &columns));
         match (side("prompt")?, side("completion")?) {
-            (Value::String(prompt), Value::String(answer)) if !(super::detect::spells_messages(prompt) && super::detect::spells_messages(answer)) => {
+            (Value::String(prompt), Value::String(answer))
+                if !(super::detect::spells_messages(prompt) && super::detect::spells_messages(answer)) =>
+            {
                 Ok(Record::PromptCompletion {
                     prompt: prompt.clone(),
                     completion: self.filled_text(&columns, "completion")?,

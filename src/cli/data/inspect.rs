@@ -4,8 +4,8 @@ use super::ReadArgs;
 use clap::{Args, ValueEnum};
 use ft::data::convert::{Target, convert};
 use ft::data::{
-    self, Cache, CacheChoice, ChatTokenizer, Dataset, EncodeOptions, Example, Item, Overflow, Pair, Prompt, Record, Row,
-    RowFormat, Sources, Supervise, Survey, Unpaired, quality, source,
+    self, Cache, CacheChoice, ChatTokenizer, Dataset, EncodeOptions, Example, Item, Overflow, Pair, Prompt, Record,
+    Row, RowFormat, Sources, Supervise, Survey, Unpaired, quality, source,
 };
 use ft::error::{Error, Result};
 use ft::report;

@@ -18,7 +18,8 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
     // As shells do: a name that begins with a dot is matched by a dot only.
     let as_shells =
         glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
-    let matches = glob::glob_with(&text, as_shells).map_err(|e| Error::user(format!("{text}: no pattern of file names: {e}")))?;
+    let matches =
+        glob::glob_with(&text, as_shells).map_err(|e| Error::user(format!("{text}: no pattern of file names: {e}")))?;
     let mut found = Vec::new();
     for entry in matches {
         let entry = entry.map_err(|e| io_error("reading", &e.path().to_path_buf(), e.into()))?;
