@@ -290,7 +290,7 @@ fn every_kind_of_file_holds_the_same_rows() {
     let load =
         |name: &str| data::load(&fixture("rows").join(name), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
     let lines = load("messages.jsonl");
-    for name in ["messages.json", "messages.parquet", "messages.arrow"] {
+    for name in ["messages.json", "messages.parquet", "messages.arrow", "messages_stream.arrow"] {
         let other = load(name);
         assert_eq!(all(&other), all(&lines), "{name}");
         assert_eq!(other.summary.unused_columns, ["id"], "{name}");

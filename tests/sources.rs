@@ -255,3 +255,97 @@ fn recipes_take_one_source_or_a_list() {
 fn recipe_of(text: &str) -> ft::recipe::Recipe {
     ft::recipe::parse("y.yaml", text, &[]).unwrap().recipe
 }
+
+fn ft(folder: &Path, arguments: &[&str]) -> (bool, String, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ft"));
+    let out = command.args(arguments).current_dir(folder).env("XDG_CACHE_HOME", folder.join("home")).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (out.status.success(), text(out.stdout), text(out.stderr))
+}
+
+fn lines(path: &Path) -> Vec<serde_json::Value> {
+    std::fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+#[test]
+fn files_are_converted_and_parted_by_the_command() {
+    let place = Place::new();
+    let pairs =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/preference.jsonl")).unwrap();
+    let count = pairs.lines().count();
+    std::fs::write(place.path("pairs.jsonl"), &pairs).unwrap();
+    let folder = place.folder.path();
+    let (done, _, said) =
+        ft(folder, &["data", "convert", "pairs.jsonl", "--to", "unpaired", "--out", "unpaired.jsonl"]);
+    assert!(done && said.contains("pairs.jsonl: preference"), "{said}");
+    let rows = lines(&place.path("unpaired.jsonl"));
+    assert_eq!((rows.len(), rows[0]["label"] == true, rows[1]["label"] == false), (2 * count, true, true));
+    // What was written reads back, as it is and as answers to learn.
+    let (done, _, said) = ft(folder, &["data", "convert", "unpaired.jsonl", "--to", "messages", "--out", "chat.jsonl"]);
+    assert!(done && said.contains(&format!("{count} answers with a bad verdict left out")), "{said}");
+    assert_eq!(place.open(&place.path("chat.jsonl")).len(), count);
+    // A bad row stops the work and leaves nothing, unless it is to be left out.
+    let same = json!({ "prompt": "q", "chosen": "a", "rejected": "a" });
+    std::fs::write(place.path("bad.jsonl"), format!("{pairs}{same}\n")).unwrap();
+    let convert = ["data", "convert", "bad.jsonl", "--to", "preference", "--out", "good.jsonl"];
+    let (done, _, said) = ft(folder, &convert);
+    assert!(!done && said.contains(&format!("bad.jsonl:{}", count + 1)) && said.contains("--drop-bad"), "{said}");
+    assert!(!place.path("good.jsonl").exists());
+    let (done, _, said) = ft(folder, &[&convert[..], &["--drop-bad"]].concat());
+    assert!(done && said.contains("1 bad rows left out"), "{said}");
+    assert_eq!(lines(&place.path("good.jsonl")).len(), count);
+    let (done, _, said) = ft(folder, &["data", "convert", "bad.jsonl", "--to", "prompt", "--out", "bad.jsonl"]);
+    assert!(!done && said.contains("is the file that is read"), "{said}");
+
+    // Equal rows come to the same side.
+    let twice = std::fs::read_to_string(place.rows("many.jsonl", 0..200)).unwrap().repeat(2);
+    std::fs::write(place.path("many.jsonl"), twice).unwrap();
+    let split = ["data", "split", "many.jsonl", "--valid", "0.2", "--train-out", "t.jsonl", "--valid-out", "v.jsonl"];
+    let (done, _, said) = ft(folder, &split);
+    assert!(done, "{said}");
+    let (train, valid) = (lines(&place.path("t.jsonl")), lines(&place.path("v.jsonl")));
+    assert_eq!(train.len() + valid.len(), 400);
+    assert!((40..130).contains(&valid.len()) && valid.iter().all(|row| !train.contains(row)), "{}", valid.len());
+
+    let (done, out, _) = ft(folder, &["data", "cache", "--folder", "cache", "--json"]);
+    let found: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert!(done && found["files"].as_u64().unwrap() > 0 && found["removed"] == 0, "{out}");
+    assert!(ft(folder, &["data", "cache", "--folder", "cache", "--prune", "0"]).1.contains("removed"));
+    assert!(place.kept().is_empty());
+}
+
+#[test]
+fn inspect_shows_every_kind_of_row() {
+    let place = Place::new();
+    let model = fixture("tiny-tokenizer");
+    let model = model.to_str().unwrap();
+    let rows = [
+        (
+            "pair",
+            json!({ "prompt": "q", "chosen": " good", "rejected": " bad", "note": 1 }),
+            "preference",
+            "q« good<|im_end|>»",
+        ),
+        ("judged", json!({ "prompt": "q", "completion": " good", "label": true }), "unpaired", "q« good<|im_end|>»"),
+        ("prompt", json!({ "prompt": "q" }), "prompt", "q"),
+        ("text", json!({ "text": "words" }), "text", "<|im_end|>»"),
+        (
+            "hh",
+            json!({ "chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b" }),
+            "hh",
+            "<|im_start|>assistant\n«b<|im_end|>\n»",
+        ),
+    ];
+    for (name, row, format, shown) in rows {
+        let file = format!("{name}.jsonl");
+        std::fs::write(place.path(&file), format!("{row}\n")).unwrap();
+        let (done, out, said) = ft(place.folder.path(), &["data", "inspect", &file, "--model", model, "--json"]);
+        assert!(done, "{said}");
+        let found: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(found["format"], format);
+        let previews = found["tokens"]["previews"].as_array().unwrap();
+        assert!(previews.iter().any(|p| p.as_str().unwrap().ends_with(shown)), "{name}: {previews:?}");
+        assert_eq!(found["unused_columns"] == json!(["note"]), name == "pair");
+        assert!(ft(place.folder.path(), &["data", "inspect", &file, "--model", model]).0);
+    }
+}

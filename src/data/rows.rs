@@ -22,15 +22,31 @@ pub struct Reading {
 impl Reading {
     /// As a source asks for; looks at the first row where the format is left open.
     pub fn of(path: &Path, source: &SourceSpec, want: Want) -> Result<Self> {
-        let mut first = None;
-        source::for_each_chunk(path, Some(1), |chunk| {
-            first = chunk.into_iter().next();
+        Self::of_first(1, path, source, want)
+    }
+
+    /// As [`Reading::of`], passing over rows that cannot be read, up to `patience` rows.
+    pub(super) fn of_first(patience: usize, path: &Path, source: &SourceSpec, want: Want) -> Result<Self> {
+        let mut rows = Vec::new();
+        source::for_each_chunk(path, Some(patience), |chunk| {
+            rows.extend(chunk);
             Ok(())
         })?;
         let mut reading =
             Self { format: source.format, used: Vec::new(), unused: Vec::new(), columns: source.columns.clone() };
-        if let Some(raw) = first {
-            let (_, columns) = reading.columns(raw, path)?;
+        // The first row that can be read; where none can, the error of the first.
+        let mut first = None;
+        for raw in rows {
+            let read = reading.columns(raw, path);
+            let good = read.is_ok();
+            if good || first.is_none() {
+                first = Some(read);
+            }
+            if good {
+                break;
+            }
+        }
+        if let Some((_, columns)) = first.transpose()? {
             if reading.format == RowFormat::Auto {
                 reading.format = detect::detect(&columns, want, path)?;
             }

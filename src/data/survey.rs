@@ -34,12 +34,14 @@ pub struct Survey {
     pub bad_rows: Vec<String>,
 }
 
+/// Rows that may be bad before the format is given up.
+const PATIENCE: usize = 100;
 /// Messages kept.
 const MESSAGES: usize = 1000;
 
 /// Looks through the first rows of a file, as many as `source` says, and keeps `show` of them.
 pub fn survey(path: &Path, source: &SourceSpec, show: usize) -> Result<Survey> {
-    let reading = Reading::of(path, source, Want::Anything)?;
+    let reading = Reading::of_first(PATIENCE, path, source, Want::Anything)?;
     let mut seen = Survey {
         path: path.to_path_buf(),
         format: reading.format,

@@ -182,7 +182,7 @@ impl ChatTokenizer {
 
     /// Whether this is a control token and no text.
     pub fn is_special(&self, id: u32) -> bool {
-        self.inner.get_added_tokens_decoder().get(&id).is_some_and(|t| t.special)
+        self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|t| t.special)
     }
 
     /// The last special token of a rendered answer, found by rendering one.
