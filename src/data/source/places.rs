@@ -22,7 +22,10 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
         glob::glob_with(&text, as_shells).map_err(|e| Error::user(format!("{text}: no pattern of file names: {e}")))?;
     let mut found = Vec::new();
     for entry in matches {
-        let entry = entry.map_err(|e| io_error("reading", &e.path().to_path_buf(), e.into()))?;
+        let entry = entry.map_err(|e| {
+            let path = e.path().to_path_buf();
+            io_error("reading", &path, e.into())
+        })?;
         if entry.is_file() {
             found.push(entry);
         }
