@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// An I/O error with its path and, where the cause is plain, the next step.
 pub fn io_error(doing: &str, path: &Path, e: std::io::Error) -> Error {
@@ -48,8 +49,7 @@ pub fn create_dir_all(path: &Path) -> Result<()> {
 pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     create_dir_all(folder)?;
-    let temp =
-        folder.join(format!(".{}.tmp-{}", path.file_name().unwrap_or_default().to_string_lossy(), std::process::id()));
+    let temp = folder.join(temporary(&path.file_name().unwrap_or_default().to_string_lossy()));
     let run = || -> std::io::Result<()> {
         let mut out = BufWriter::new(File::create(&temp)?);
         fill(&mut out)?;
@@ -62,6 +62,12 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std:
         let _ = fs::remove_file(&temp);
         io_error("writing", path, e)
     })
+}
+
+/// A name for a file that is not whole yet; no other thread or process uses it.
+pub fn temporary(name: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!(".{name}.tmp-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {

@@ -36,12 +36,14 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("clap", &["src/cli/", "src/main.rs"]),
     ("serde_yaml", &["src/recipe/"]),
     ("saphyr_parser", &["src/recipe/"]),
-    ("polars", &["src/data/source.rs"]),
+    ("polars", &["src/data/source/"]),
+    ("polars_arrow", &["src/data/source/"]),
+    ("glob", &["src/data/source/"]),
     ("minijinja", &["src/data/template.rs"]),
     ("minijinja_contrib", &["src/data/template.rs"]),
     ("tokenizers", &["src/data/tokenizer.rs", "src/data/bpe.rs"]),
     ("safetensors", &["src/nn/weights.rs", "src/nn/safetensors.rs", "src/convert/"]),
-    ("memmap2", &["src/nn/weights.rs", "src/convert/gguf.rs"]),
+    ("memmap2", &["src/nn/weights.rs", "src/convert/gguf.rs", "src/data/tokens.rs"]),
     ("torch_sys", &["src/native.rs"]),
     // Rows and recipes are numbers and text; tensors begin below and beside them.
     (
@@ -73,6 +75,8 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/bin/ft-launch.rs", ""),  // anonymous memory for the packed binary
     ("src/nn/weights.rs", "Mmap::map"),
     ("src/convert/gguf.rs", "Mmap::map"),
+    ("src/data/tokens.rs", "Mmap::map"),
+    ("src/data/tokens.rs", "unchecked_advise"),
 ];
 
 /// Files of `models` that may know adapters; a family may not.

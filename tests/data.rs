@@ -2,7 +2,9 @@
 
 use ft::data::record::Columns;
 use ft::data::template::ChatTemplate;
-use ft::data::{self, ChatTokenizer, Dataset, EncodeOptions, Message, Overflow, Record, RowFormat, Supervise, quality};
+use ft::data::{
+    self, ChatTokenizer, Dataset, EncodeOptions, Example, Message, Overflow, Record, RowFormat, Supervise, quality,
+};
 use ft::error::{Error, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -46,6 +48,10 @@ impl Scratch {
     }
 }
 
+fn all(dataset: &Dataset) -> Vec<Example> {
+    dataset.to_vec().unwrap()
+}
+
 fn load_rows(rows: &[Value], tokenizer: &ChatTokenizer, options: &EncodeOptions) -> Result<Dataset> {
     let scratch = Scratch::new();
     let text: String = rows.iter().map(|r| format!("{r}\n")).collect();
@@ -55,7 +61,7 @@ fn load_rows(rows: &[Value], tokenizer: &ChatTokenizer, options: &EncodeOptions)
 /// What is learnt of each example, between « and ».
 fn masks(rows: &[Value], tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Vec<String>> {
     let dataset = load_rows(rows, tokenizer, &EncodeOptions { supervise, ..options() })?;
-    dataset.examples.iter().map(|e| quality::preview(e, tokenizer, false)).collect()
+    all(&dataset).iter().map(|e| quality::preview(e, tokenizer, false)).collect()
 }
 
 fn talk(turns: &[(&str, &str)]) -> Value {
@@ -106,8 +112,8 @@ fn ids_are_those_of_transformers() {
     let expected: Value = serde_json::from_str(&std::fs::read_to_string(fixture("rows/ids.json")).unwrap()).unwrap();
     let last = EncodeOptions { supervise: Supervise::Last, ..options() };
     let chat = data::load(&own("chat.jsonl"), RowFormat::Auto, None, &tokenizer, &last).unwrap();
-    assert_eq!(chat.examples.len(), expected["chat"].as_array().unwrap().len());
-    for (example, row) in chat.examples.iter().zip(expected["chat"].as_array().unwrap()) {
+    assert_eq!(chat.len(), expected["chat"].as_array().unwrap().len());
+    for (example, row) in all(&chat).iter().zip(expected["chat"].as_array().unwrap()) {
         assert_eq!(json!(example.ids), row[0]);
         let first = example.supervised.iter().position(|s| *s).unwrap();
         assert_eq!(json!(first), row[1], "line {}", example.line);
@@ -116,7 +122,7 @@ fn ids_are_those_of_transformers() {
         let dataset =
             load_rows(&[json!({ "prompt": pair["prompt"], "completion": pair["completion"] })], &tokenizer, &options())
                 .unwrap();
-        let example = &dataset.examples[0];
+        let example = &all(&dataset)[0];
         let prompt: Vec<u32> = serde_json::from_value(pair["prompt_ids"].clone()).unwrap();
         let joint: Vec<u32> = serde_json::from_value(pair["joint_ids"].clone()).unwrap();
         let text = format!("{}{}", pair["prompt"].as_str().unwrap(), pair["completion"].as_str().unwrap());
@@ -191,7 +197,7 @@ fn tool_calls_are_learnt_and_results_are_not() {
     assert_eq!(format, RowFormat::Messages);
     assert_eq!(rows.len(), 3);
     let dataset = data::load(&fixture("rows/messages.jsonl"), format, None, &tokenizer, &options()).unwrap();
-    let texts: Vec<String> = dataset.examples.iter().map(|e| quality::preview(e, &tokenizer, false).unwrap()).collect();
+    let texts: Vec<String> = all(&dataset).iter().map(|e| quality::preview(e, &tokenizer, false).unwrap()).collect();
     let whole = texts.join("\n====\n");
     assert!(whole.contains("«<think>\n\n</think>\n\n<tool_call>\n{\"name\": \"find_room\", \"arguments\": {\"day\": \"Mon\"}}\n</tool_call><|im_end|>»"), "{whole}");
     assert!(whole.contains("<tool_response>\n3\n</tool_response><|im_end|>\n<|im_start|>assistant\n«<think>\n\n</think>\n\nRoom 3.<|im_end|>»"), "{whole}");
@@ -268,7 +274,7 @@ fn a_token_that_would_reach_over_the_boundary_is_cut_there() {
     let row = talk(&[("user", "a"), ("assistant", "the answer")]);
     let dataset = load_rows(&[row], &tokenizer, &options()).unwrap();
     assert_eq!(dataset.summary.split_boundaries, 1);
-    let example = &dataset.examples[0];
+    let example = &all(&dataset)[0];
     let prompt = tokenizer.encode("user: a<|im_end|>\nassistant: ").unwrap();
     assert!(example.ids.starts_with(&prompt), "the prompt is what generation is given");
     assert_eq!(
@@ -284,15 +290,15 @@ fn every_kind_of_file_holds_the_same_rows() {
     let load =
         |name: &str| data::load(&fixture("rows").join(name), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
     let lines = load("messages.jsonl");
-    for name in ["messages.json", "messages.parquet", "messages.arrow"] {
+    for name in ["messages.json", "messages.parquet", "messages.arrow", "messages_stream.arrow"] {
         let other = load(name);
-        assert_eq!(other.examples, lines.examples, "{name}");
+        assert_eq!(all(&other), all(&lines), "{name}");
         assert_eq!(other.summary.unused_columns, ["id"], "{name}");
         assert_eq!(other.summary.rows, 3);
     }
     let first =
         data::load(&fixture("rows/messages.parquet"), RowFormat::Auto, Some(1), &tokenizer, &options()).unwrap();
-    assert_eq!(first.examples, lines.examples[..1]);
+    assert_eq!(all(&first), all(&lines)[..1]);
     assert_eq!(first.summary.rows, 1);
     let (format, rows) = data::read_rows(&fixture("rows/alpaca.csv"), RowFormat::Auto, None).unwrap();
     assert_eq!(format, RowFormat::Alpaca);
@@ -350,14 +356,10 @@ fn own_data_sets_load() {
         ("text.jsonl", RowFormat::Text, 50),
     ] {
         let dataset = data::load(&own(name), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
-        assert_eq!(
-            (dataset.summary.format, dataset.summary.rows, dataset.examples.len()),
-            (format, rows, rows),
-            "{name}"
-        );
-        assert_eq!(dataset.summary.tokens, dataset.examples.iter().map(|e| e.ids.len()).sum::<usize>());
-        assert!(quality::duplicates(&dataset.examples).is_empty(), "{name}");
-        assert!(dataset.examples.iter().all(|e| !e.supervised[0] && e.targets() > 0));
+        assert_eq!((dataset.summary.format, dataset.summary.rows, dataset.len()), (format, rows, rows), "{name}");
+        assert_eq!(dataset.summary.tokens, all(&dataset).iter().map(|e| e.ids.len()).sum::<usize>());
+        assert_eq!(quality::duplicates(&dataset).groups, 0, "{name}");
+        assert!(all(&dataset).iter().all(|e| !e.supervised[0] && e.targets() > 0));
     }
     for (name, says) in [("preference.jsonl", "preference pairs"), ("prompts.jsonl", "prompts without answers")] {
         let e = data::read_rows(&own(name), RowFormat::Auto, None).unwrap_err();
@@ -379,17 +381,17 @@ fn too_long_rows_follow_the_policy() {
     assert!(e.to_string().contains("set batch.max_len to") && e.to_string().contains("data.on_overflow"), "{e}");
     for policy in [Overflow::Drop, Overflow::Error] {
         let kept = with(policy, 0.2).unwrap();
-        assert_eq!((kept.examples.len(), kept.summary.dropped, kept.summary.too_long), (9, 1, 1));
-        assert!(kept.examples.iter().all(|e| e.line != 5) && kept.summary.warnings()[0].contains("left out"));
+        assert_eq!((kept.len(), kept.summary.dropped, kept.summary.too_long), (9, 1, 1));
+        assert!(all(&kept).iter().all(|e| e.line != 5) && kept.summary.warnings()[0].contains("left out"));
     }
     let cut = with(Overflow::Truncate, 0.0).unwrap();
-    assert_eq!((cut.examples.len(), cut.summary.truncated, cut.examples[4].ids.len()), (10, 1, 60));
+    assert_eq!((cut.len(), cut.summary.truncated, all(&cut)[4].ids.len()), (10, 1, 60));
     let split = with(Overflow::Split, 0.0).unwrap();
     let whole = load_rows(&rows, &tokenizer, &options()).unwrap();
-    let pieces: Vec<u32> = split.examples.iter().filter(|e| e.line == 5).flat_map(|e| e.ids.clone()).collect();
-    assert_eq!(pieces, whole.examples[4].ids);
+    let pieces: Vec<u32> = all(&split).iter().filter(|e| e.line == 5).flat_map(|e| e.ids.clone()).collect();
+    assert_eq!(pieces, all(&whole)[4].ids);
     assert_eq!(split.summary.split, 1);
-    assert!(split.examples.iter().all(|e| e.ids.len() <= 60 && !e.supervised[0]));
+    assert!(all(&split).iter().all(|e| e.ids.len() <= 60 && !e.supervised[0]));
 }
 
 #[test]
@@ -480,9 +482,11 @@ fn odd_but_sound_files_are_read() {
     let text = format!("\u{feff}{row}\r\n\r\n{row}\r\n{row}");
     let dataset = data::load(&scratch.file("odd.jsonl", text), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
     assert_eq!((dataset.summary.rows, dataset.summary.blank_lines), (3, 1));
-    assert_eq!(dataset.examples.iter().map(|e| e.line).collect::<Vec<_>>(), [1, 3, 4]);
-    assert_eq!(quality::duplicates(&dataset.examples), [vec![1, 3, 4]]);
-    assert!(quality::preview(&dataset.examples[0], &tokenizer, false).unwrap().contains("ä🙂"));
+    assert_eq!(all(&dataset).iter().map(|e| e.line).collect::<Vec<_>>(), [1, 3, 4]);
+    let same = quality::duplicates(&dataset);
+    let lines: Vec<&str> = same.first[0].iter().map(|place| place.rsplit(':').next().unwrap()).collect();
+    assert_eq!((same.groups, same.superfluous, lines), (1, 2, vec!["1", "3", "4"]));
+    assert!(quality::preview(&all(&dataset)[0], &tokenizer, false).unwrap().contains("ä🙂"));
     let array = format!("\u{feff} [{row},\n{row}]\n");
     assert_eq!(
         data::load(&scratch.file("odd.json", array), RowFormat::Auto, None, &tokenizer, &options())

@@ -257,9 +257,9 @@ fn defaults_that_depend_on_other_keys_are_filled_in() {
     assert_eq!((full.lr(), full.recipe.batch.accumulate, full.recipe.batch.examples), (2e-5, None, Some(8)));
     let here = std::env::current_dir().unwrap();
     let r = &lora.recipe;
-    let valid = &r.data.valid.as_ref().unwrap().path;
+    let valid = &r.data.valid.as_ref().unwrap().0[0].path;
     for (path, name) in
-        [(&r.model.path, "base"), (&r.data.train.path, "a.jsonl"), (valid, "b.jsonl"), (&r.run.out, "adapters/x")]
+        [(&r.model.path, "base"), (&r.data.train.0[0].path, "a.jsonl"), (valid, "b.jsonl"), (&r.run.out, "adapters/x")]
     {
         assert_eq!(path, &here.join(name));
     }
@@ -331,7 +331,7 @@ fn shipped_recipes_are_right_and_read_alike_by_serde_yaml() {
         assert!(header.starts_with(&format!("# ft train recipes/{name}   expect: ")), "{name}: {header}");
         let mut other: recipe::Recipe = serde_yaml::from_str(&plan.text).unwrap();
         let sources = [Some(&mut other.data.train), other.data.valid.as_mut()];
-        for source in sources.into_iter().flatten() {
+        for source in sources.into_iter().flatten().flat_map(|s| &mut s.0) {
             source.path = ft::fsutil::absolute(&source.path);
         }
         other.model.tokenizer = other.model.tokenizer.map(|t| ft::fsutil::absolute(&t));

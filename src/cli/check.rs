@@ -39,8 +39,8 @@ fn print(c: &Check) {
     println!("lengths in tokens:\n{}", c.histogram);
     let s = &c.train;
     println!("too long {}, dropped {}, truncated {}, split {}", s.too_long, s.dropped, s.truncated, s.split);
-    let same: usize = c.duplicates.iter().map(|g| g.len() - 1).sum();
-    println!("duplicates {same} in training rows, {} validation rows also in training", c.overlap.len());
+    let overlap = c.overlap.as_ref().map_or(0, |o| o.rows);
+    println!("duplicates {} in training rows, {overlap} validation rows also in training", c.duplicates.superfluous);
     let n = report::count;
     println!(
         "parameters {}, trained {} ({:.2} %)",

@@ -1,150 +1,56 @@
-//! A file of rows as examples: read, mapped, tokenised in threads, and fitted to the longest length allowed.
+//! Sources of rows as items that can be had in any order, whatever their size: read in segments, tokenised in threads,
+//! kept in memory or in mapped files, and fitted to the longest length allowed without being copied.
 //!
-//! Invariant: what is left out, cut or split is counted in the summary; nothing disappears without a number.
+//! Invariant: what is left out, cut or split is counted in the summary; nothing disappears without a number. Memory
+//! holds a few bytes an item, never the tokens of all.
 
-use super::example::{self, Encoded, Example};
-use super::record::{self, Place, Row};
-use super::source::{self, RawRow};
+use super::cache::Cache;
+use super::example::Example;
+use super::items::{Item, Sequence};
+use super::maker::{Maker, Part};
+use super::mix::Mix;
+use super::spec::{Overflow, RowFormat, SourceSpec, Sources, Supervise};
+use super::summary::{FileSummary, Quantiles, Share, Summary};
 use super::tokenizer::ChatTokenizer;
-use super::{Overflow, RowFormat, Supervise};
 use crate::error::{Error, Result};
-use crate::report;
-use rayon::prelude::*;
-use serde::Serialize;
+use crate::fsutil::hex;
+use sha2::{Digest, Sha256};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
-/// How rows become examples.
+/// Words read from mapped files before their memory is given back.
+const RESIDENT: usize = 64 << 20;
+
+/// How rows become items.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EncodeOptions {
     pub supervise: Supervise,
-    /// The longest example, in tokens.
+    /// The longest item, in tokens (of a pair, its longer side).
     pub max_len: usize,
     pub on_overflow: Overflow,
-    /// With `Overflow::Error`, the share of too long examples that is dropped before it is an error.
+    /// With `Overflow::Error`, the share of too long items that is dropped before it is an error.
     pub overflow_tolerance: f64,
 }
 
-/// Examples of a file, and what happened on the way.
+/// Items of some sources, and what happened on the way.
 #[derive(Debug, Clone)]
-pub struct Dataset {
-    pub examples: Vec<Example>,
+pub struct Dataset<T = Example> {
+    parts: Arc<Vec<Part>>,
+    /// Which item, and from which token on; `None`: each whole.
+    views: Option<Vec<(u32, u32)>>,
+    /// Tokens of each item as it is packed (of a pair, of both sides).
+    lengths: Vec<u32>,
+    max_len: usize,
+    mix: Mix,
+    read: Arc<AtomicUsize>,
     pub summary: Summary,
+    kind: PhantomData<fn() -> T>,
 }
 
-/// What was read and what became of it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Summary {
-    pub path: PathBuf,
-    /// SHA-256 of the file.
-    pub sha256: String,
-    /// The format that was read (never `auto`).
-    pub format: RowFormat,
-    pub rows: usize,
-    /// Empty lines passed over.
-    pub blank_lines: usize,
-    /// Columns that the format does not read.
-    pub unused_columns: Vec<String>,
-    pub examples: usize,
-    /// Examples longer than `max_len`, before the policy.
-    pub too_long: usize,
-    pub dropped: usize,
-    pub truncated: usize,
-    pub split: usize,
-    /// Answers whose first token would have merged with the prompt; encoded in two pieces.
-    pub split_boundaries: usize,
-    pub tokens: usize,
-    pub supervised_tokens: usize,
-    /// Lengths of the examples before the policy.
-    pub lengths: Quantiles,
-    /// Where the longest one stands.
-    pub longest_line: usize,
-}
-
-impl Summary {
-    /// The share of tokens that is learnt.
-    pub fn supervised_share(&self) -> f64 {
-        self.supervised_tokens as f64 / self.tokens.max(1) as f64
-    }
-
-    /// One line for the person at the terminal.
-    pub fn line(&self) -> String {
-        let mut parts = vec![
-            format!("{}: {} {} rows", self.path.display(), report::count(self.rows as u64), self.format.name()),
-            format!("{} examples", report::count(self.examples as u64)),
-            format!("{} tokens, {:.1} % learnt", report::count(self.tokens as u64), 100.0 * self.supervised_share()),
-        ];
-        for (n, what) in [
-            (self.dropped, "dropped"),
-            (self.truncated, "truncated"),
-            (self.split, "split"),
-            (self.blank_lines, "empty lines"),
-        ] {
-            if n > 0 {
-                parts.push(format!("{} {what}", report::count(n as u64)));
-            }
-        }
-        parts.join(", ")
-    }
-
-    /// What the user should look at, if anything.
-    pub fn warnings(&self) -> Vec<String> {
-        let path = self.path.display();
-        let mut found = Vec::new();
-        if self.dropped > 0 {
-            found.push(format!(
-                "{path}: {} examples left out as too long (the longest has {} tokens, line {})",
-                self.dropped, self.lengths.max, self.longest_line
-            ));
-        }
-        if self.truncated > 0 {
-            found.push(format!(
-                "{path}: {} examples cut off: they lose the end of their answer and its stop token",
-                self.truncated
-            ));
-        }
-        if self.split_boundaries > 0 {
-            found.push(format!(
-                "{path}: {} answers begin with a character that would merge with the end of the prompt; they are encoded apart, as in generation",
-                self.split_boundaries
-            ));
-        }
-        found
-    }
-}
-
-/// Lengths in tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Quantiles {
-    pub min: usize,
-    pub p50: usize,
-    pub p90: usize,
-    pub p99: usize,
-    pub max: usize,
-}
-
-impl Quantiles {
-    pub fn of(lengths: &[usize]) -> Self {
-        let mut sorted = lengths.to_vec();
-        sorted.sort_unstable();
-        let at = |share: f64| {
-            sorted.get((share * sorted.len().saturating_sub(1) as f64).round() as usize).copied().unwrap_or_default()
-        };
-        Self { min: at(0.0), p50: at(0.5), p90: at(0.9), p99: at(0.99), max: at(1.0) }
-    }
-}
-
-/// The rows of a file as records, before any tokenisation, and the format that was found.
-pub fn read_rows(path: &Path, format: RowFormat, rows: Option<usize>) -> Result<(RowFormat, Vec<Row>)> {
-    let mut found = Found::new(path, format);
-    let mut all = Vec::new();
-    source::for_each_chunk(path, rows, |chunk| {
-        all.extend(found.rows(chunk)?);
-        Ok(())
-    })?;
-    Ok((found.format, all))
-}
-
-/// The examples of a file.
+/// The examples of a file, kept in memory.
 pub fn load(
     path: &Path,
     format: RowFormat,
@@ -152,176 +58,328 @@ pub fn load(
     tokenizer: &ChatTokenizer,
     options: &EncodeOptions,
 ) -> Result<Dataset> {
-    let (sha256, lines) = source::fingerprint(path)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let bar = match (lines, rows) {
-        (None, None) => report::spinner(&format!("{name}: rows")),
-        (lines, rows) => {
-            report::bar(lines.unwrap_or(usize::MAX).min(rows.unwrap_or(usize::MAX)) as u64, &format!("{name}: rows"))
-        }
-    };
-    let mut found = Found::new(path, format);
-    let mut examples = Vec::new();
-    let mut split_boundaries = 0;
-    let passage = source::for_each_chunk(path, rows, |chunk| {
-        let records = found.rows(chunk)?;
-        let encoded: Vec<Result<Encoded>> = records
-            .par_iter()
-            .map(|row| {
-                bar.inc(1);
-                example::encode_row(row, path, tokenizer, options.supervise)
-            })
-            .collect();
-        for row in encoded {
-            let row = row?;
-            split_boundaries += row.split_boundaries;
-            examples.extend(row.examples);
-        }
-        Ok(())
-    });
-    bar.finish_and_clear();
-    let passage = passage?;
-    let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
-    let longest_line = examples.iter().max_by_key(|e| e.ids.len()).map_or(0, |e| e.line);
-    let mut summary = Summary {
-        path: path.to_path_buf(),
-        sha256,
-        format: found.format,
-        rows: passage.rows,
-        blank_lines: passage.blank,
-        unused_columns: found.unused,
-        examples: 0,
-        too_long: lengths.iter().filter(|n| **n > options.max_len).count(),
-        dropped: 0,
-        truncated: 0,
-        split: 0,
-        split_boundaries,
-        tokens: 0,
-        supervised_tokens: 0,
-        lengths: Quantiles::of(&lengths),
-        longest_line,
-    };
-    let examples = fit(examples, options, &mut summary)?;
-    summary.examples = examples.len();
-    summary.tokens = examples.iter().map(|e| e.ids.len()).sum();
-    summary.supervised_tokens = examples.iter().map(Example::targets).sum();
-    Ok(Dataset { examples, summary })
+    let source = SourceSpec { rows, ..SourceSpec::file(path, format) };
+    Dataset::open(&Sources(vec![source]), tokenizer, options, &Cache::off())
 }
 
-/// The format of a file, fixed by its first row, and its columns that nobody reads.
-struct Found<'a> {
-    path: &'a Path,
-    format: RowFormat,
-    unused: Vec<String>,
-    begun: bool,
-}
-
-impl<'a> Found<'a> {
-    fn new(path: &'a Path, format: RowFormat) -> Self {
-        Self { path, format, unused: Vec::new(), begun: false }
+impl<T: Item> Dataset<T> {
+    /// The items of all sources; token ids are taken from the cache where it has them.
+    pub fn open(sources: &Sources, tokenizer: &ChatTokenizer, options: &EncodeOptions, cache: &Cache) -> Result<Self> {
+        let began = Instant::now();
+        let mut maker = Maker::<T>::new(tokenizer, options.supervise, cache)?;
+        let counts = sources.0.iter().map(|source| maker.source(source)).collect::<Result<Vec<_>>>()?;
+        let (parts, files) = maker.finish();
+        let split_boundaries = parts.iter().map(|p| p.tokens.facts.split_boundaries).sum();
+        let mut dataset = Self {
+            parts: Arc::new(parts),
+            views: None,
+            lengths: Vec::new(),
+            max_len: options.max_len,
+            mix: Mix::plain(0),
+            read: Arc::default(),
+            summary: Summary { split_boundaries, ..summary(files, began.elapsed().as_secs_f64()) },
+            kind: PhantomData,
+        };
+        dataset.fit(options)?;
+        dataset.measure()?;
+        dataset.blend(sources, &counts)?;
+        dataset.parts.iter().for_each(|p| p.tokens.release());
+        Ok(dataset)
     }
 
-    /// The records of a chunk; of several bad rows the first is reported.
-    fn rows(&mut self, chunk: Vec<RawRow>) -> Result<Vec<Row>> {
-        let path = self.path;
-        let parsed: Vec<Result<(usize, record::Columns)>> = chunk
-            .into_par_iter()
-            .map(|raw| {
-                let line = raw.line;
-                raw.columns(path).map(|columns| (line, columns))
-            })
-            .collect();
-        let parsed = parsed.into_iter().collect::<Result<Vec<_>>>()?;
-        if let (false, Some((_, columns))) = (self.begun, parsed.first()) {
-            if self.format == RowFormat::Auto {
-                self.format = record::detect(columns, path)?;
+    /// How many items there are.
+    pub fn len(&self) -> usize {
+        self.lengths.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tokens of each item as it is packed (of a pair, of both sides).
+    pub fn lengths(&self) -> &[u32] {
+        &self.lengths
+    }
+
+    /// How often each source comes.
+    pub fn mix(&self) -> Mix {
+        self.mix.clone()
+    }
+
+    /// The item `i`.
+    pub fn get(&self, i: usize) -> Result<T> {
+        let (item, from) = self.view(i);
+        let (part, at) = self.place_of(item);
+        let sequences = (0..T::WIDTH).map(|k| part.tokens.get(at + k).map(|s| self.cut(s, from)));
+        let sequences = sequences.collect::<Result<Vec<_>>>()?;
+        let words: usize = sequences.iter().map(|s| s.ids.len()).sum();
+        if self.read.fetch_add(words, Ordering::Relaxed) + words > RESIDENT {
+            self.read.store(0, Ordering::Relaxed);
+            self.parts.iter().for_each(|p| p.tokens.release());
+        }
+        let shape = part.tokens.shape(at);
+        Ok(T::restore(sequences, part.before + shape.line, shape.value))
+    }
+
+    /// All items, one after the other.
+    pub fn iter(&self) -> impl Iterator<Item = Result<T>> + '_ {
+        (0..self.len()).map(|i| self.get(i))
+    }
+
+    /// All items in memory: for small sources and tests.
+    pub fn to_vec(&self) -> Result<Vec<T>> {
+        self.iter().collect()
+    }
+
+    /// Where item `i` stands: its file and line.
+    pub fn place(&self, i: usize) -> (&Path, usize) {
+        let (part, at) = self.place_of(self.view(i).0);
+        (&part.path, part.before + part.tokens.shape(at).line)
+    }
+
+    /// A hash of each item's tokens and marks: equal items have equal hashes.
+    pub fn hashes(&self) -> Vec<u64> {
+        let hash = |i: usize| {
+            let (item, from) = self.view(i);
+            let (part, at) = self.place_of(item);
+            let one = |k: usize| part.tokens.shape(at + k).hash.rotate_left(k as u32);
+            (0..T::WIDTH).fold(from as u64, |hash, k| hash.wrapping_mul(31) ^ one(k))
+        };
+        let hashes = (0..self.len()).map(hash).collect();
+        self.parts.iter().for_each(|p| p.tokens.release());
+        hashes
+    }
+
+    fn view(&self, i: usize) -> (usize, usize) {
+        match &self.views {
+            Some(views) => (views[i].0 as usize, views[i].1 as usize),
+            None => (i, 0),
+        }
+    }
+
+    /// The part of an item, and its first sequence there.
+    fn place_of(&self, item: usize) -> (&Part, usize) {
+        let part = &self.parts[self.parts.partition_point(|p| p.first <= item) - 1];
+        (part, (item - part.first) * T::WIDTH)
+    }
+
+    /// The sequence from a token on, no longer than allowed; what begins in the middle has no target at its start.
+    fn cut(&self, mut sequence: Sequence, from: usize) -> Sequence {
+        let end = sequence.ids.len().min(from.saturating_add(self.max_len));
+        if from > 0 || end < sequence.ids.len() {
+            sequence = Sequence { ids: sequence.ids[from..end].into(), marked: sequence.marked[from..end].into() };
+            if from > 0 {
+                sequence.marked[0] = false;
             }
-            self.unused = record::unused(columns, self.format);
-            self.begun = true;
         }
-        let format = self.format;
-        let read =
-            |(line, columns)| record::read(columns, format, Place { path, line }).map(|record| Row { line, record });
-        let rows: Vec<Result<Row>> = parsed.into_par_iter().map(read).collect();
-        rows.into_iter().collect()
+        sequence
     }
-}
 
-/// Applies the policy for examples over `max_len`.
-fn fit(examples: Vec<Example>, options: &EncodeOptions, summary: &mut Summary) -> Result<Vec<Example>> {
-    let max = options.max_len;
-    if summary.too_long == 0 {
-        return Ok(examples);
+    /// Tokens of each item (of a pair, of its longer side), before the policy.
+    fn longest_sides(&self) -> Vec<u32> {
+        let of_part = |part: &Part| {
+            let side = |at: usize| part.tokens.shape(at).length as u32;
+            let item = |k: usize| (k * T::WIDTH..(k + 1) * T::WIDTH).map(side).max().unwrap_or(0);
+            (0..part.items).map(item).collect::<Vec<u32>>()
+        };
+        self.parts.iter().flat_map(of_part).collect()
     }
-    let share = summary.too_long as f64 / examples.len().max(1) as f64;
-    if options.on_overflow == Overflow::Error && share > options.overflow_tolerance {
-        let lines: Vec<String> = examples
-            .iter()
-            .filter(|e| e.ids.len() > max)
-            .take(5)
-            .map(|e| format!("{} ({} tokens)", e.line, e.ids.len()))
-            .collect();
-        let more = if summary.too_long > lines.len() { ", …" } else { "" };
-        return Err(Error::user(format!(
-            "{}: {} of {} examples ({:.1} %) are longer than batch.max_len {max}: lines {}{more}",
-            summary.path.display(),
-            summary.too_long,
-            examples.len(),
-            100.0 * share,
-            lines.join(", "),
+
+    /// Applies the policy for items over `max_len`.
+    fn fit(&mut self, options: &EncodeOptions) -> Result<()> {
+        let max = options.max_len;
+        let longest: Vec<u32> = self.longest_sides();
+        let too_long: Vec<u32> = (0..longest.len() as u32).filter(|i| longest[*i as usize] as usize > max).collect();
+        if let Some(top) = (0..longest.len()).max_by_key(|i| (longest[*i], std::cmp::Reverse(*i))) {
+            let (file, line) = self.place(top);
+            (self.summary.longest_file, self.summary.longest_line) = (file.to_path_buf(), line);
+        }
+        self.summary.lengths = Quantiles::of(&longest);
+        self.summary.too_long = too_long.len();
+        if too_long.is_empty() {
+            return Ok(());
+        }
+        let share = too_long.len() as f64 / longest.len() as f64;
+        if options.on_overflow == Overflow::Error && share > options.overflow_tolerance {
+            return Err(self.overflow(&too_long, &longest, max));
+        }
+        if options.on_overflow == Overflow::Split && T::WIDTH > 1 {
+            return Err(Error::user("data.on_overflow: split: a pair cannot be cut into several")
+                .hint("use drop, truncate or error"));
+        }
+        let mut views = Vec::with_capacity(longest.len());
+        for (item, length) in longest.iter().enumerate() {
+            if *length as usize <= max {
+                views.push((item as u32, 0));
+                continue;
+            }
+            match options.on_overflow {
+                Overflow::Error | Overflow::Drop => self.summary.dropped += 1,
+                Overflow::Truncate if self.teaches(item, 0)? => {
+                    views.push((item as u32, 0));
+                    self.summary.truncated += 1;
+                }
+                Overflow::Truncate => self.summary.dropped += 1,
+                Overflow::Split => {
+                    let before = views.len();
+                    for from in (0..*length as usize).step_by(max) {
+                        if self.teaches(item, from)? {
+                            views.push((item as u32, from as u32));
+                        }
+                    }
+                    let any = views.len() > before;
+                    self.summary.split += usize::from(any);
+                    self.summary.dropped += usize::from(!any);
+                }
+            }
+        }
+        if views.is_empty() {
+            return Err(Error::user(format!(
+                "{}: every example is longer than batch.max_len {max}; nothing is left",
+                self.summary.name()
+            ))
+            .hint(format!("set batch.max_len to {} or more", self.summary.lengths.p50)));
+        }
+        self.views = Some(views);
+        Ok(())
+    }
+
+    /// Whether a piece is of use: something in each sequence is marked (a prompt has no mark and needs none).
+    fn teaches(&self, item: usize, from: usize) -> Result<bool> {
+        let (part, at) = self.place_of(item);
+        for k in 0..T::WIDTH {
+            let marked = part.tokens.shape(at + k).marked > 0;
+            if marked && !self.cut(part.tokens.get(at + k)?, from).marked.contains(&true) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn overflow(&self, too_long: &[u32], longest: &[u32], max: usize) -> Error {
+        let several = self.summary.files.len() > 1;
+        let spot = |item: &u32| {
+            let (part, at) = self.place_of(*item as usize);
+            let file = if several { format!("{}:", part.path.display()) } else { String::new() };
+            let line = part.before + part.tokens.shape(at).line;
+            format!("{file}{line} ({} tokens)", longest[*item as usize])
+        };
+        let spots: Vec<String> = too_long.iter().take(5).map(spot).collect();
+        Error::user(format!(
+            "{}: {} of {} examples ({:.1} %) are longer than batch.max_len {max}: lines {}{}",
+            self.summary.name(),
+            too_long.len(),
+            longest.len(),
+            100.0 * too_long.len() as f64 / longest.len() as f64,
+            spots.join(", "),
+            if too_long.len() > spots.len() { ", …" } else { "" },
         ))
         .hint(format!(
             "set batch.max_len to {} to keep them all ({} for 99 %)",
-            summary.lengths.max, summary.lengths.p99
+            self.summary.lengths.max, self.summary.lengths.p99
         ))
-        .hint("or say what happens to them with data.on_overflow: drop, truncate or split"));
+        .hint("or say what happens to them with data.on_overflow: drop, truncate or split")
     }
-    let mut kept = Vec::with_capacity(examples.len());
-    for example in examples {
-        if example.ids.len() <= max {
-            kept.push(example);
-            continue;
-        }
-        match options.on_overflow {
-            Overflow::Error | Overflow::Drop => summary.dropped += 1,
-            Overflow::Truncate => {
-                keep_learnt(cut(&example, 0, max), &mut kept, &mut summary.truncated, &mut summary.dropped)
-            }
-            Overflow::Split => {
-                let before = kept.len();
-                let mut pieces = 0;
-                for from in (0..example.ids.len()).step_by(max) {
-                    keep_learnt(cut(&example, from, max), &mut kept, &mut pieces, &mut 0);
+
+    /// Lengths and sums over what the policy has left.
+    fn measure(&mut self) -> Result<()> {
+        let n = match &self.views {
+            Some(views) => views.len(),
+            None => self.parts.iter().map(|p| p.items).sum(),
+        };
+        let (mut lengths, mut marked) = (Vec::with_capacity(n), 0);
+        for i in 0..n {
+            let (item, from) = self.view(i);
+            let (part, at) = self.place_of(item);
+            let mut length = 0;
+            for k in at..at + T::WIDTH {
+                let shape = part.tokens.shape(k);
+                if from == 0 && shape.length <= self.max_len {
+                    (length, marked) = (length + shape.length, marked + shape.marked);
+                } else {
+                    let cut = self.cut(part.tokens.get(k)?, from);
+                    length += cut.ids.len();
+                    marked += cut.marked.iter().filter(|m| **m).count();
                 }
-                let any = kept.len() > before;
-                summary.split += usize::from(any);
-                summary.dropped += usize::from(!any);
             }
+            lengths.push(length as u32);
+        }
+        self.summary.examples = n;
+        self.summary.tokens = lengths.iter().map(|n| *n as usize).sum();
+        self.summary.supervised_tokens = marked;
+        self.lengths = lengths;
+        Ok(())
+    }
+
+    /// How often each source comes; `counts` are items before the policy.
+    fn blend(&mut self, sources: &Sources, counts: &[usize]) -> Result<()> {
+        self.mix = Mix::plain(self.len());
+        if !sources.weighted() {
+            return Ok(());
+        }
+        let ends = counts.iter().scan(0, |end, n| {
+            *end += n;
+            Some(*end)
+        });
+        let views = |end: usize| match &self.views {
+            Some(views) => views.partition_point(|(item, _)| (*item as usize) < end),
+            None => end,
+        };
+        let ends: Vec<usize> = ends.map(views).collect();
+        let left: Vec<usize> = (0..ends.len()).map(|i| ends[i] - i.checked_sub(1).map_or(0, |i| ends[i])).collect();
+        let weights: Vec<f64> = sources.0.iter().map(|s| s.weight.unwrap_or(1.0)).collect();
+        if let Some((source, _)) = sources.0.iter().zip(&left).find(|(_, n)| **n == 0) {
+            return Err(Error::user(format!(
+                "{}: no example is left of this source, and it has a weight",
+                source.path.display()
+            )));
+        }
+        self.mix = Mix::new(left.clone(), Some(weights.clone()));
+        let shares = sources.0.iter().zip(weights).zip(left).zip(self.mix.quotas());
+        let share = |(((source, weight), examples), per_epoch): (((&SourceSpec, f64), usize), usize)| Share {
+            path: source.path.clone(),
+            weight,
+            examples,
+            per_epoch,
+        };
+        self.summary.mix = shares.map(share).collect();
+        Ok(())
+    }
+}
+
+fn summary(files: Vec<FileSummary>, seconds: f64) -> Summary {
+    let sum = |f: fn(&FileSummary) -> usize| files.iter().map(f).sum();
+    let mut unused: Vec<String> = Vec::new();
+    for name in files.iter().flat_map(|f| &f.unused_columns) {
+        if !unused.contains(name) {
+            unused.push(name.clone());
         }
     }
-    if kept.is_empty() {
-        return Err(Error::user(format!(
-            "{}: every example is longer than batch.max_len {max}; nothing is left",
-            summary.path.display()
-        ))
-        .hint(format!("set batch.max_len to {} or more", summary.lengths.p50)));
-    }
-    Ok(kept)
-}
-
-fn cut(example: &Example, from: usize, max: usize) -> Example {
-    let range = from..example.ids.len().min(from + max);
-    let mut supervised = example.supervised[range.clone()].to_vec();
-    supervised[0] = false;
-    Example { ids: example.ids[range].to_vec(), supervised, line: example.line }
-}
-
-/// A piece without a learnt token is of no use.
-fn keep_learnt(piece: Example, kept: &mut Vec<Example>, done: &mut usize, dropped: &mut usize) {
-    if piece.targets() > 0 {
-        kept.push(piece);
-        *done += 1;
-    } else {
-        *dropped += 1;
+    let sha256 = match files.as_slice() {
+        [one] => one.sha256.clone(),
+        several => hex(&Sha256::digest(several.iter().map(|f| format!("{}\n", f.sha256)).collect::<String>())),
+    };
+    Summary {
+        path: files.first().map(|f| f.path.clone()).unwrap_or_default(),
+        sha256,
+        format: files.first().map(|f| f.format).unwrap_or_default(),
+        rows: sum(|f| f.rows),
+        blank_lines: sum(|f| f.blank_lines),
+        unused_columns: unused,
+        examples: 0,
+        too_long: 0,
+        dropped: 0,
+        truncated: 0,
+        split: 0,
+        split_boundaries: 0,
+        tokens: 0,
+        supervised_tokens: 0,
+        lengths: Quantiles::default(),
+        longest_line: 0,
+        longest_file: PathBuf::new(),
+        tokenised_rows: sum(|f| f.tokenised_rows),
+        mix: Vec::new(),
+        seconds,
+        files,
     }
 }

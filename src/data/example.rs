@@ -37,8 +37,8 @@ impl Example {
 }
 
 /// The examples of a row, and how many boundaries were encoded in two pieces.
-pub struct Encoded {
-    pub examples: Vec<Example>,
+pub struct Encoded<T = Example> {
+    pub examples: Vec<T>,
     pub split_boundaries: usize,
 }
 
@@ -57,26 +57,35 @@ pub fn encode_row(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: 
             completion(prompt, answer, row.line, tokenizer, supervise)
         }
         Record::Text(text) => plain(text, row.line, tokenizer),
+        Record::Prompt(_) | Record::Preference(_) | Record::Unpaired(_) => {
+            Err(Error::user("a question, a pair or a judged answer is no answer to learn")
+                .hint("supervised fine-tuning needs one answer a row; `ft data convert` writes rows in another format"))
+        }
     }
     .context(|| place)?;
     for example in &mut encoded.examples {
         if let Some(first) = example.supervised.first_mut() {
             *first = false;
         }
-        if let ([a, b, ..], Some(bos)) = (example.ids.as_slice(), tokenizer.bos())
-            && *a == bos
-            && *b == bos
-        {
-            let token = tokenizer.token(bos).unwrap_or_default();
-            return Err(Error::user(format!("{place}: begins with {token} twice"))
-                .hint("the text holds a BOS beside the one that the template or the tokenizer adds: take it out of the rows, or correct data.template"));
-        }
+        check_bos(&example.ids, tokenizer).context(|| place)?;
         if example.targets() == 0 {
             return Err(Error::user(format!("{place}: no token is learnt"))
                 .hint("a row needs an answer: an assistant turn, a completion, or text of two tokens or more"));
         }
     }
     Ok(encoded)
+}
+
+/// One BOS and no more.
+pub(super) fn check_bos(ids: &[u32], tokenizer: &ChatTokenizer) -> Result<()> {
+    match (ids, tokenizer.bos()) {
+        ([a, b, ..], Some(bos)) if *a == bos && *b == bos => {
+            let token = tokenizer.token(bos).unwrap_or_default();
+            Err(Error::user(format!("begins with {token} twice"))
+                .hint("the text holds a BOS beside the one that the template or the tokenizer adds: take it out of the rows, or correct data.template"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn alpaca_text(row: &super::record::Instruction) -> Result<String> {
@@ -95,7 +104,7 @@ fn plain(text: &str, line: usize, tokenizer: &ChatTokenizer) -> Result<Encoded> 
     Ok(Encoded { examples: vec![Example { ids, supervised, line }], split_boundaries: 0 })
 }
 
-fn append_eos(ids: &mut Vec<u32>, tokenizer: &ChatTokenizer) -> Result<()> {
+pub(super) fn append_eos(ids: &mut Vec<u32>, tokenizer: &ChatTokenizer) -> Result<()> {
     let eos = tokenizer.eos().ok_or_else(|| {
         Error::user("the tokenizer names no EOS token, so the model would never learn to stop")
             .hint("set eos_token in tokenizer_config.json, or eos_token_id in generation_config.json")
@@ -104,6 +113,15 @@ fn append_eos(ids: &mut Vec<u32>, tokenizer: &ChatTokenizer) -> Result<()> {
         ids.push(eos);
     }
     Ok(())
+}
+
+/// Ids of text that goes on: a tokenizer that closes every text with EOS would close a prompt before its answer.
+pub(super) fn open_ended(text: &str, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
+    let mut ids = tokenizer.encode_plain(text)?;
+    if tokenizer.eos().is_some_and(|eos| ids.last() == Some(&eos)) && tokenizer.encode(text)?.last() != ids.last() {
+        ids.pop();
+    }
+    Ok(ids)
 }
 
 /// Prompt and completion as text: the ids of the joined text where the prompt's ids are its beginning, and otherwise the
@@ -115,16 +133,8 @@ fn completion(
     tokenizer: &ChatTokenizer,
     supervise: Supervise,
 ) -> Result<Encoded> {
-    let open_ended = |text: &str| -> Result<Vec<u32>> {
-        let mut ids = tokenizer.encode_plain(text)?;
-        // A tokenizer that closes every text with EOS would close the prompt before its answer.
-        if tokenizer.eos().is_some_and(|eos| ids.last() == Some(&eos)) && tokenizer.encode(text)?.last() != ids.last() {
-            ids.pop();
-        }
-        Ok(ids)
-    };
-    let prompt_ids = open_ended(prompt)?;
-    let mut ids = open_ended(&format!("{prompt}{answer}"))?;
+    let prompt_ids = open_ended(prompt, tokenizer)?;
+    let mut ids = open_ended(&format!("{prompt}{answer}"), tokenizer)?;
     let split = !ids.starts_with(&prompt_ids);
     if split {
         ids = prompt_ids.clone();
@@ -195,17 +205,7 @@ impl Turn {
         let turn = || format!("message {} (assistant)", index + 1);
         let asked = template.render(talk, index, true).context(turn)?;
         let upto = template.render(talk, index + 1, false).context(turn)?;
-        if !upto.starts_with(&asked) || upto.len() == asked.len() {
-            let agreed = common_prefix(&asked, &upto);
-            return Err(Error::user(format!(
-                "{}: the text that asks for the answer is not the beginning of the text with the answer: after {:?} the template writes {:?} when asking, {:?} with the answer",
-                turn(),
-                tail(&asked[..agreed]),
-                head(&asked[agreed..]),
-                head(&upto[agreed..]),
-            ))
-            .hint("what is learnt would differ from what is generated; give a template with data.template whose generation prompt begins the assistant's turn"));
-        }
+        goes_on(&asked, &upto).context(turn)?;
         Ok(Self { index, asked, upto })
     }
 
@@ -225,6 +225,28 @@ impl Turn {
                 && differing.all(|t| closes(t, ids, offsets, &self.upto, tokenizer))
         })
     }
+}
+
+/// The text with an answer must begin with the text that asks for it, and say more.
+pub(super) fn goes_on(asked: &str, answered: &str) -> Result<()> {
+    if answered.starts_with(asked) && answered.len() > asked.len() {
+        return Ok(());
+    }
+    let agreed = common_prefix(asked, answered);
+    Err(Error::user(format!(
+        "the text that asks for the answer is not the beginning of the text with the answer: after {:?} the template writes {:?} when asking, {:?} with the answer",
+        tail(&asked[..agreed]),
+        head(&asked[agreed..]),
+        head(&answered[agreed..]),
+    ))
+    .hint("what is learnt would differ from what is generated; give a template with data.template whose generation prompt begins the assistant's turn"))
+}
+
+/// Whether the text ends its last turn in a stop token.
+pub(super) fn ends_in_stop(text: &str, tokenizer: &ChatTokenizer) -> Result<bool> {
+    let encoding = tokenizer.encode_offsets(text)?;
+    let (ids, offsets) = (encoding.get_ids(), encoding.get_offsets());
+    Ok(end_of_turn(ids, offsets, text, 0..ids.len(), tokenizer).is_some())
 }
 
 /// One rendering as an example; `turns` stand in it.
@@ -321,7 +343,7 @@ fn no_stop(turn: &Turn, answer: &str, tokenizer: &ChatTokenizer) -> Error {
 }
 
 /// A role that the template does not know would be dropped, or read as text that no other tool writes.
-fn check_roles(messages: &[Message], template: &ChatTemplate) -> Result<()> {
+pub(super) fn check_roles(messages: &[Message], template: &ChatTemplate) -> Result<()> {
     for (i, message) in messages.iter().enumerate() {
         let role = message.role.as_str();
         if !matches!(role, "system" | "user" | "assistant" | "tool") && !template.mentions(role) {
@@ -337,7 +359,7 @@ fn check_roles(messages: &[Message], template: &ChatTemplate) -> Result<()> {
 
 /// Templates pass over what they do not expect (a system message, the result of a tool) without a word. The result of a
 /// tool may stand in the text as JSON writes it.
-fn check_nothing_dropped(messages: &[Message], whole: &str) -> Result<()> {
+pub(super) fn check_nothing_dropped(messages: &[Message], whole: &str) -> Result<()> {
     for (i, message) in messages.iter().enumerate() {
         let content = message.content.trim();
         let as_json = || serde_json::to_string(content).is_ok_and(|json| whole.contains(&json[1..json.len() - 1]));
@@ -355,7 +377,7 @@ fn check_nothing_dropped(messages: &[Message], whole: &str) -> Result<()> {
 }
 
 /// The length in bytes of what both begin with, at a character's boundary.
-fn common_prefix(a: &str, b: &str) -> usize {
+pub(super) fn common_prefix(a: &str, b: &str) -> usize {
     let same = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
     (0..=same).rev().find(|n| a.is_char_boundary(*n) && b.is_char_boundary(*n)).unwrap_or(0)
 }

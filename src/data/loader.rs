@@ -1,12 +1,11 @@
-//! Which examples make each optimiser step: a function of (lengths, plan, seed, epoch) and nothing else.
+//! Which examples make each optimiser step: a function of (lengths, mix, plan, seed, epoch) and nothing else.
 //!
-//! Invariant: every example once an epoch, and the same steps after `rewind` as without it. The last step of an epoch
-//! may be smaller; it is kept. Knows lengths only: no tokens, no tensors.
+//! Invariant: every example once an epoch (or as often as the mix says), and the same steps after `rewind` as without
+//! it. The last step of an epoch may be smaller; it is kept. Knows lengths only: no tokens, no tensors.
 
-use super::pack;
+use super::mix::Mix;
+use super::pack::pack_into;
 use crate::error::{Error, Result};
-use crate::rng;
-use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
 /// How examples become steps. Give `accumulate` or `examples`; neither means one packed row a step.
@@ -40,17 +39,18 @@ pub struct Step {
 /// Hands out steps without end, epoch after epoch.
 #[derive(Debug, Clone)]
 pub struct Loader {
-    lengths: Vec<usize>,
+    lengths: Vec<u32>,
+    mix: Mix,
     plan: BatchPlan,
     shuffle: bool,
     seed: u64,
     cursor: Cursor,
-    steps: Vec<Vec<Vec<usize>>>,
+    steps: Steps,
 }
 
 impl Loader {
     /// A loader at the beginning of the first epoch.
-    pub fn new(lengths: Vec<usize>, plan: BatchPlan, shuffle: bool, seed: u64) -> Result<Self> {
+    pub fn new(lengths: Vec<u32>, mix: Mix, plan: BatchPlan, shuffle: bool, seed: u64) -> Result<Self> {
         if lengths.is_empty() {
             return Err(Error::user("there are no examples to make steps of"));
         }
@@ -61,7 +61,7 @@ impl Loader {
         if plan.accumulate == Some(0) || plan.examples == Some(0) {
             return Err(Error::user("batch.accumulate and batch.examples must be at least 1"));
         }
-        let longest = lengths.iter().copied().max().unwrap_or_default();
+        let longest = lengths.iter().copied().max().unwrap_or_default() as usize;
         if longest > plan.tokens {
             return Err(Error::user(format!(
                 "the longest example has {longest} tokens, a packed row holds {}",
@@ -69,8 +69,9 @@ impl Loader {
             ))
             .hint(format!("set batch.tokens to {longest} or more, or lower batch.max_len")));
         }
-        let steps = steps_of(&lengths, plan, shuffle, seed, 0);
-        Ok(Self { lengths, plan, shuffle, seed, cursor: Cursor::default(), steps })
+        let mut loader = Self { lengths, mix, plan, shuffle, seed, cursor: Cursor::default(), steps: Steps::default() };
+        loader.steps = loader.steps_of(0);
+        Ok(loader)
     }
 
     /// The next step; after the last of an epoch comes the first of the next.
@@ -79,7 +80,7 @@ impl Loader {
         if self.cursor.step_in_epoch >= self.steps.len() as u64 {
             self.enter(Cursor { epoch: self.cursor.epoch + 1, step_in_epoch: 0 });
         }
-        let rows = self.steps[self.cursor.step_in_epoch as usize].clone();
+        let rows = self.steps.get(self.cursor.step_in_epoch as usize);
         self.cursor.step_in_epoch += 1;
         Step { rows, epoch: self.cursor.epoch as f64 + self.cursor.step_in_epoch as f64 / self.steps.len() as f64 }
     }
@@ -92,14 +93,19 @@ impl Loader {
     /// Steps of the first `epochs` epochs, exactly; a part of an epoch is rounded up.
     pub fn steps_for(&self, epochs: f64) -> u64 {
         let whole = epochs.floor();
-        let steps_in = |epoch| steps_of(&self.lengths, self.plan, self.shuffle, self.seed, epoch).len() as u64;
-        let total: u64 = if self.shuffle && self.plan.examples.is_none() {
-            (0..whole as u64).map(steps_in).sum()
-        } else {
-            whole as u64 * self.steps.len() as u64
+        let steps_in = |epoch| match epoch == self.cursor.epoch {
+            true => self.steps.len() as u64,
+            false => self.steps_of(epoch).len() as u64,
         };
+        let total: u64 =
+            if self.varies() { (0..whole as u64).map(steps_in).sum() } else { whole as u64 * self.steps.len() as u64 };
         let rest = epochs - whole;
         total + if rest > 0.0 { (rest * steps_in(whole as u64) as f64 - 1e-9).ceil() as u64 } else { 0 }
+    }
+
+    /// Whether epochs may differ in their number of steps.
+    fn varies(&self) -> bool {
+        self.plan.examples.is_none() && (self.shuffle || self.mix.varies())
     }
 
     /// Where the loader stands.
@@ -124,20 +130,59 @@ impl Loader {
 
     fn enter(&mut self, at: Cursor) {
         if at.epoch != self.cursor.epoch {
-            self.steps = steps_of(&self.lengths, self.plan, self.shuffle, self.seed, at.epoch);
+            self.steps = self.steps_of(at.epoch);
         }
         self.cursor = at;
     }
+
+    fn steps_of(&self, epoch: u64) -> Steps {
+        let order = self.mix.order(self.shuffle, self.seed, epoch);
+        let mut steps = Steps { items: Vec::with_capacity(order.len()), ..Steps::default() };
+        match self.plan.examples {
+            Some(n) => {
+                for part in order.chunks(n) {
+                    pack_into(&self.lengths, part, self.plan.tokens, |row| steps.add_row(row));
+                    steps.ends.push(steps.rows.len());
+                }
+            }
+            None => {
+                pack_into(&self.lengths, &order, self.plan.tokens, |row| steps.add_row(row));
+                let (rows, n) = (steps.rows.len(), self.plan.accumulate.unwrap_or(1));
+                steps.ends = (0..rows).step_by(n).map(|from| rows.min(from + n)).collect();
+            }
+        }
+        steps
+    }
 }
 
-fn steps_of(lengths: &[usize], plan: BatchPlan, shuffle: bool, seed: u64, epoch: u64) -> Vec<Vec<Vec<usize>>> {
-    let mut order: Vec<usize> = (0..lengths.len()).collect();
-    if shuffle {
-        order.shuffle(&mut rng::stream(seed, "shuffle", epoch));
+/// The steps of an epoch, laid flat: millions of examples take a few bytes each.
+#[derive(Debug, Clone, Default)]
+struct Steps {
+    /// Examples of all rows, one after the other.
+    items: Vec<u32>,
+    /// Where each row ends in `items`.
+    rows: Vec<usize>,
+    /// Where each step ends in `rows`.
+    ends: Vec<usize>,
+}
+
+impl Steps {
+    fn add_row(&mut self, row: &[u32]) {
+        self.items.extend(row);
+        self.rows.push(self.items.len());
     }
-    match plan.examples {
-        Some(n) => order.chunks(n).map(|part| pack(lengths, part, plan.tokens)).collect(),
-        None => pack(lengths, &order, plan.tokens).chunks(plan.accumulate.unwrap_or(1)).map(<[_]>::to_vec).collect(),
+
+    fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    fn get(&self, step: usize) -> Vec<Vec<usize>> {
+        let before = |ends: &[usize], i: usize| i.checked_sub(1).map_or(0, |i| ends[i]);
+        let row = |row: usize| {
+            let items = &self.items[before(&self.rows, row)..self.rows[row]];
+            items.iter().map(|i| *i as usize).collect()
+        };
+        (before(&self.ends, step)..self.ends[step]).map(row).collect()
     }
 }
 
@@ -145,7 +190,7 @@ fn steps_of(lengths: &[usize], plan: BatchPlan, shuffle: bool, seed: u64, epoch:
 mod tests {
     use super::*;
 
-    fn lengths() -> Vec<usize> {
+    fn lengths() -> Vec<u32> {
         (0..97).map(|i| 3 + (i * 37) % 61).collect()
     }
 
@@ -160,7 +205,7 @@ mod tests {
     #[test]
     fn an_epoch_sees_every_example_once() {
         for plan in plans() {
-            let mut loader = Loader::new(lengths(), plan, true, 7).unwrap();
+            let mut loader = Loader::new(lengths(), Mix::plain(97), plan, true, 7).unwrap();
             let mut orders = Vec::new();
             for epoch in 0..3 {
                 let mut seen = Vec::new();
@@ -186,12 +231,12 @@ mod tests {
     #[test]
     fn rewinding_continues_where_it_stood() {
         for plan in plans() {
-            let mut straight = Loader::new(lengths(), plan, true, 7).unwrap();
+            let mut straight = Loader::new(lengths(), Mix::plain(97), plan, true, 7).unwrap();
             for _ in 0..31 {
                 straight.next();
             }
             let text = serde_json::to_string(&straight.cursor()).unwrap();
-            let mut resumed = Loader::new(lengths(), plan, true, 7).unwrap();
+            let mut resumed = Loader::new(lengths(), Mix::plain(97), plan, true, 7).unwrap();
             resumed.rewind(serde_json::from_str(&text).unwrap()).unwrap();
             for _ in 0..60 {
                 assert_eq!(resumed.next(), straight.next());
@@ -203,7 +248,7 @@ mod tests {
     fn steps_are_counted_exactly() {
         for plan in plans() {
             for epochs in [0.5, 1.0, 3.0, 2.25] {
-                let mut loader = Loader::new(lengths(), plan, true, 3).unwrap();
+                let mut loader = Loader::new(lengths(), Mix::plain(97), plan, true, 3).unwrap();
                 let n = loader.steps_for(epochs);
                 let last = (0..n).map(|_| loader.next().epoch).last().unwrap();
                 assert!(last >= epochs - 1e-9 && last < epochs + 0.2, "{n} steps reach {last}, not {epochs}");
@@ -214,7 +259,7 @@ mod tests {
     #[test]
     fn examples_per_step_are_as_asked() {
         let plan = BatchPlan { tokens: 128, accumulate: None, examples: Some(8) };
-        let mut loader = Loader::new(lengths(), plan, false, 7).unwrap();
+        let mut loader = Loader::new(lengths(), Mix::plain(97), plan, false, 7).unwrap();
         let sizes: Vec<usize> = (0..13).map(|_| loader.next().rows.iter().map(Vec::len).sum()).collect();
         assert_eq!(sizes, [8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 1]);
     }
@@ -222,10 +267,10 @@ mod tests {
     #[test]
     fn impossible_plans_say_what_to_do() {
         let plan = BatchPlan { tokens: 32, accumulate: None, examples: None };
-        let e = Loader::new(lengths(), plan, true, 7).unwrap_err();
+        let e = Loader::new(lengths(), Mix::plain(97), plan, true, 7).unwrap_err();
         assert!(e.to_string().contains("63 tokens") && e.to_string().contains("batch.tokens"), "{e}");
-        assert!(Loader::new(vec![], plan, true, 7).is_err());
-        let mut loader = Loader::new(vec![4; 10], plan, true, 7).unwrap();
+        assert!(Loader::new(vec![], Mix::plain(0), plan, true, 7).is_err());
+        let mut loader = Loader::new(vec![4; 10], Mix::plain(10), plan, true, 7).unwrap();
         assert!(loader.rewind(Cursor { epoch: 1, step_in_epoch: 999 }).is_err());
     }
 }

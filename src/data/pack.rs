@@ -9,11 +9,17 @@ const OPEN_ROWS: usize = 64;
 /// Rows of example indexes: every index of `order` once, the lengths in each row adding up to at most `budget`.
 ///
 /// An example longer than `budget` has no place; the loader refuses it before it comes here.
-pub fn pack(lengths: &[usize], order: &[usize], budget: usize) -> Vec<Vec<usize>> {
-    let mut done: Vec<Vec<usize>> = Vec::new();
-    let mut open: std::collections::VecDeque<(usize, Vec<usize>)> = std::collections::VecDeque::new();
+pub fn pack(lengths: &[u32], order: &[u32], budget: usize) -> Vec<Vec<usize>> {
+    let mut rows = Vec::new();
+    pack_into(lengths, order, budget, |row| rows.push(row.iter().map(|i| *i as usize).collect()));
+    rows
+}
+
+/// As [`pack`], handing each row on as it is full.
+pub(super) fn pack_into(lengths: &[u32], order: &[u32], budget: usize, mut done: impl FnMut(&[u32])) {
+    let mut open: std::collections::VecDeque<(usize, Vec<u32>)> = std::collections::VecDeque::new();
     for &i in order {
-        let length = lengths[i];
+        let length = lengths[i as usize] as usize;
         assert!(length <= budget, "example {i} of {length} tokens does not fit into a row of {budget}");
         match open.iter_mut().find(|(room, _)| *room >= length) {
             Some((room, row)) => {
@@ -21,15 +27,16 @@ pub fn pack(lengths: &[usize], order: &[usize], budget: usize) -> Vec<Vec<usize>
                 row.push(i);
             }
             None => {
-                if open.len() == OPEN_ROWS {
-                    done.extend(open.pop_front().map(|(_, row)| row));
+                if open.len() == OPEN_ROWS
+                    && let Some((_, row)) = open.pop_front()
+                {
+                    done(&row);
                 }
                 open.push_back((budget - length, vec![i]));
             }
         }
     }
-    done.extend(open.into_iter().map(|(_, row)| row));
-    done
+    open.iter().for_each(|(_, row)| done(row));
 }
 
 #[cfg(test)]
@@ -42,18 +49,22 @@ mod tests {
         let mut rng = crate::rng::stream(1, "pack test", 0);
         for round in 0..200 {
             let budget = rng.random_range(8..300);
-            let lengths: Vec<usize> = (0..rng.random_range(1..400)).map(|_| rng.random_range(1..=budget)).collect();
-            let order: Vec<usize> = (0..lengths.len()).rev().collect();
+            let lengths: Vec<u32> =
+                (0..rng.random_range(1..400)).map(|_| rng.random_range(1..=budget) as u32).collect();
+            let order: Vec<u32> = (0..lengths.len() as u32).rev().collect();
             let rows = pack(&lengths, &order, budget);
             let mut seen: Vec<usize> = rows.iter().flatten().copied().collect();
             seen.sort_unstable();
             assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>(), "round {round}");
             for row in &rows {
-                assert!(!row.is_empty() && row.iter().map(|i| lengths[*i]).sum::<usize>() <= budget, "round {round}");
+                assert!(
+                    !row.is_empty() && row.iter().map(|i| lengths[*i] as usize).sum::<usize>() <= budget,
+                    "round {round}"
+                );
             }
             // First fit never leaves two neighbouring rows that would fit into one.
             for pair in rows.windows(2) {
-                let total: usize = pair.iter().flatten().map(|i| lengths[*i]).sum();
+                let total: usize = pair.iter().flatten().map(|i| lengths[*i] as usize).sum();
                 assert!(total > budget, "round {round}: rows {pair:?} fit into one of {budget}");
             }
         }
@@ -70,10 +81,10 @@ mod tests {
     #[test]
     fn rows_are_well_filled() {
         let mut rng = crate::rng::stream(2, "pack test", 0);
-        let lengths: Vec<usize> = (0..20_000).map(|_| rng.random_range(20..500)).collect();
-        let order: Vec<usize> = (0..lengths.len()).collect();
+        let lengths: Vec<u32> = (0..20_000).map(|_| rng.random_range(20..500)).collect();
+        let order: Vec<u32> = (0..lengths.len() as u32).collect();
         let rows = pack(&lengths, &order, 2048);
-        let share = lengths.iter().sum::<usize>() as f64 / (rows.len() * 2048) as f64;
+        let share = lengths.iter().sum::<u32>() as f64 / (rows.len() * 2048) as f64;
         assert!(share > 0.98, "rows are {share:.3} full");
     }
 }

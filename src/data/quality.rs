@@ -1,15 +1,17 @@
 //! What a person should see of the examples before a run: lengths, duplicates, overlap, and one with its mask.
 
+use super::dataset::Dataset;
 use super::example::Example;
+use super::items::Item;
 use super::tokenizer::ChatTokenizer;
 use crate::error::Result;
 use crate::report;
 use console::Style;
-use std::collections::HashMap;
+use serde::Serialize;
 
 /// A histogram of lengths in tokens, one line a bin; a mark shows the bins above `max_len`.
-pub fn histogram(lengths: &[usize], max_len: Option<usize>) -> String {
-    let Some(longest) = lengths.iter().copied().max() else { return String::new() };
+pub fn histogram(lengths: &[u32], max_len: Option<usize>) -> String {
+    let Some(longest) = lengths.iter().max().map(|n| *n as usize) else { return String::new() };
     // About ten bins of a round width.
     let mut width = 1;
     for round in (0..).flat_map(|power| [1, 2, 5].map(|d| d * 10_usize.pow(power))) {
@@ -20,7 +22,7 @@ pub fn histogram(lengths: &[usize], max_len: Option<usize>) -> String {
     }
     let mut bins = vec![0usize; longest / width + 1];
     for n in lengths {
-        bins[n / width] += 1;
+        bins[*n as usize / width] += 1;
     }
     let most = bins.iter().copied().max().unwrap_or(1).max(1);
     let lines = bins.iter().enumerate().map(|(i, n)| {
@@ -32,25 +34,62 @@ pub fn histogram(lengths: &[usize], max_len: Option<usize>) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Lines that hold exactly the same tokens; each group has two or more.
-pub fn duplicates(examples: &[Example]) -> Vec<Vec<usize>> {
-    let mut seen: HashMap<&[u32], usize> = HashMap::new();
-    let mut groups: Vec<Vec<usize>> = Vec::new();
-    for example in examples {
-        let group = *seen.entry(&example.ids).or_insert_with(|| {
-            groups.push(Vec::new());
-            groups.len() - 1
-        });
-        groups[group].push(example.line);
-    }
-    groups.retain(|g| g.len() > 1);
-    groups
+/// Items that hold exactly the same tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Duplicates {
+    /// How many different items are there more than once, and how many items could go.
+    pub groups: usize,
+    pub superfluous: usize,
+    /// Where the first groups stand, `file:line`, each with its first members.
+    pub first: Vec<Vec<String>>,
 }
 
-/// Pairs of lines (train, valid) that hold exactly the same tokens: such rows measure memory, not learning.
-pub fn overlap(train: &[Example], valid: &[Example]) -> Vec<(usize, usize)> {
-    let known: HashMap<&[u32], usize> = train.iter().rev().map(|e| (e.ids.as_slice(), e.line)).collect();
-    valid.iter().filter_map(|e| known.get(e.ids.as_slice()).map(|line| (*line, e.line))).collect()
+/// Groups and members that are named.
+const NAMED: usize = 100;
+const MEMBERS: usize = 5;
+
+/// Finds equal items; memory is some bytes an item.
+pub fn duplicates<T: Item>(dataset: &Dataset<T>) -> Duplicates {
+    let mut order: Vec<(u64, u32)> = dataset.hashes().into_iter().zip(0..).collect();
+    order.sort_unstable();
+    let mut groups: Vec<&[(u64, u32)]> = order.chunk_by(|a, b| a.0 == b.0).filter(|group| group.len() > 1).collect();
+    groups.sort_unstable_by_key(|group| group[0].1);
+    let names = |group: &&[(u64, u32)]| group.iter().take(MEMBERS).map(|(_, i)| place(dataset, *i)).collect();
+    Duplicates {
+        groups: groups.len(),
+        superfluous: groups.iter().map(|group| group.len() - 1).sum(),
+        first: groups.iter().take(NAMED).map(names).collect(),
+    }
+}
+
+/// Validation items that are also training items: such rows measure memory, not learning.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Overlap {
+    pub rows: usize,
+    /// Where the first stand: (training, validation).
+    pub first: Vec<(String, String)>,
+}
+
+/// Finds items of `valid` that are in `train` too.
+pub fn overlap<T: Item>(train: &Dataset<T>, valid: &Dataset<T>) -> Overlap {
+    let mut known: Vec<(u64, u32)> = train.hashes().into_iter().zip(0..).collect();
+    known.sort_unstable();
+    let mut found = Overlap { rows: 0, first: Vec::new() };
+    for (i, hash) in valid.hashes().into_iter().enumerate() {
+        let at = known.partition_point(|(h, _)| *h < hash);
+        if let Some((_, same)) = known.get(at).filter(|(h, _)| *h == hash) {
+            found.rows += 1;
+            if found.first.len() < NAMED {
+                found.first.push((place(train, *same), place(valid, i as u32)));
+            }
+        }
+    }
+    found
+}
+
+fn place<T: Item>(dataset: &Dataset<T>, i: u32) -> String {
+    let (path, line) = dataset.place(i as usize);
+    format!("{}:{line}", path.display())
 }
 
 /// The example as text, what is learnt in green; without colour it stands in «…».
@@ -77,20 +116,9 @@ pub fn preview(example: &Example, tokenizer: &ChatTokenizer, colour: bool) -> Re
 mod tests {
     use super::*;
 
-    fn example(ids: &[u32], line: usize) -> Example {
-        Example { ids: ids.to_vec(), supervised: vec![true; ids.len()], line }
-    }
-
-    #[test]
-    fn same_tokens_are_found() {
-        let train = [example(&[1, 2], 1), example(&[3], 2), example(&[1, 2], 5), example(&[1], 6)];
-        assert_eq!(duplicates(&train), [vec![1, 5]]);
-        assert_eq!(overlap(&train, &[example(&[9], 1), example(&[1, 2], 2), example(&[1], 3)]), [(1, 2), (6, 3)]);
-    }
-
     #[test]
     fn a_histogram_counts_everything() {
-        let lengths: Vec<usize> = (1..=95).collect();
+        let lengths: Vec<u32> = (1..=95).collect();
         let text = histogram(&lengths, Some(80));
         assert_eq!(text.lines().count(), 10, "{text}");
         assert_eq!(text.lines().filter(|l| l.ends_with("above max_len")).count(), 2, "{text}");

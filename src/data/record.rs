@@ -1,9 +1,12 @@
 //! What a row means: one of the known shapes, made from the columns of a file.
 //!
-//! Every shape ends as a conversation, a prompt with its completion, or plain text. A column that is missing or has the
-//! wrong type is an error that names file, line and key; nothing is guessed from half a row. Knows no file format.
+//! Every shape ends as a conversation, a prompt with its completion, plain text, a prompt alone, a pair of answers or a
+//! judged answer. A column that is missing or has the wrong type is an error that names file, line and key; nothing is
+//! guessed from half a row. Knows no file format.
 
 use super::RowFormat;
+use super::detect::list_of;
+use super::preference::{Asked, Preference, Verdict};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::fmt;
@@ -110,6 +113,10 @@ pub enum Record {
         completion: String,
     },
     Text(String),
+    /// A question without an answer.
+    Prompt(Asked),
+    Preference(Preference),
+    Unpaired(Verdict),
 }
 
 /// A record with its place in the file.
@@ -133,37 +140,6 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-/// The format that these columns have.
-pub fn detect(columns: &Columns, path: &Path) -> Result<RowFormat> {
-    let has = |key: &str| columns.contains_key(key);
-    let turns_have = |list: &str, key: &str| {
-        list_of(&columns[list]).is_some_and(|turns| turns.first().and_then(|t| t.get(key)).is_some())
-    };
-    for list in ["messages", "conversations"] {
-        if has(list) {
-            return Ok(if turns_have(list, "from") { RowFormat::Sharegpt } else { RowFormat::Messages });
-        }
-    }
-    if has("prompt") && has("completion") {
-        return Ok(RowFormat::PromptCompletion);
-    }
-    if has("instruction") && has("output") {
-        return Ok(RowFormat::Alpaca);
-    }
-    let names = columns.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
-    if has("chosen") && has("rejected") {
-        return Err(Error::user(format!("{}: found columns {names}: these are preference pairs", path.display()))
-            .hint("supervised fine-tuning needs one answer a row: rename `chosen` to `completion`, or use a method that learns from pairs"));
-    }
-    if has("text") {
-        return Ok(RowFormat::Text);
-    }
-    let problem = if has("prompt") { "these are prompts without answers" } else { "no known row format has these" };
-    Err(Error::user(format!("{}: found columns {names}: {problem}", path.display())).hint(
-        "known: `messages` | `conversations` | `instruction`, `output` | `prompt`, `completion` | `text`; rename the columns to one of these",
-    ))
-}
-
 /// The record that these columns hold under `format`; `format` is not `auto`.
 pub fn read(columns: Columns, format: RowFormat, place: Place) -> Result<Record> {
     let reader = Reader { place };
@@ -173,40 +149,13 @@ pub fn read(columns: Columns, format: RowFormat, place: Place) -> Result<Record>
         RowFormat::Alpaca => reader.alpaca(&columns).map(Record::Alpaca),
         RowFormat::PromptCompletion => reader.prompt_completion(columns),
         RowFormat::Text => reader.filled_text(&columns, "text").map(Record::Text),
+        RowFormat::Prompt => reader.prompt_only(columns).map(Record::Prompt),
+        RowFormat::Preference | RowFormat::Hh => reader.preference(columns, format).map(Record::Preference),
+        RowFormat::Unpaired => reader.unpaired(columns).map(Record::Unpaired),
     }
 }
 
-/// Columns that `format` does not read, in order: shown, never silently lost.
-pub fn unused(columns: &Columns, format: RowFormat) -> Vec<String> {
-    let used: &[&str] = match format {
-        RowFormat::Auto => &[],
-        RowFormat::Messages => &["messages", "conversations", "tools", "chat_template_kwargs"],
-        RowFormat::Sharegpt => &["messages", "conversations", "system", "tools", "chat_template_kwargs"],
-        RowFormat::Alpaca => &["instruction", "input", "output", "system", "history"],
-        RowFormat::PromptCompletion => &["prompt", "completion", "tools", "chat_template_kwargs"],
-        RowFormat::Text => &["text"],
-    };
-    columns.keys().filter(|k| !used.contains(&k.as_str())).cloned().collect()
-}
-
-/// A list, or a string that holds one as JSON (as CSV files do).
-fn list_of(value: &Value) -> Option<std::borrow::Cow<'_, [Value]>> {
-    match value {
-        Value::Array(items) => Some(items.into()),
-        Value::String(text) if text.trim_start().starts_with('[') => {
-            serde_json::from_str::<Vec<Value>>(text).ok().map(Into::into)
-        }
-        _ => None,
-    }
-}
-
-/// Whether this text is a list of messages as JSON.
-fn spells_messages(text: &str) -> bool {
-    text.starts_with("[{")
-        && serde_json::from_str::<Vec<Columns>>(text).is_ok_and(|l| l.iter().all(|m| m.contains_key("role")))
-}
-
-fn kind(value: &Value) -> &'static str {
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",
@@ -218,26 +167,26 @@ fn kind(value: &Value) -> &'static str {
 }
 
 /// Reads columns of one row; knows where the row stands.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     place: Place<'a>,
 }
 
 impl Reader<'_> {
-    fn error(&self, message: impl fmt::Display) -> Error {
+    pub(super) fn error(&self, message: impl fmt::Display) -> Error {
         Error::user(format!("{}: {message}", self.place))
     }
 
-    fn missing(&self, key: &str, columns: &Columns) -> Error {
+    pub(super) fn missing(&self, key: &str, columns: &Columns) -> Error {
         let found = columns.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
         self.error(format!("key `{key}` is missing; found {}", if found.is_empty() { "none".into() } else { found }))
     }
 
-    fn wrong(&self, key: &str, expected: &str, found: &Value) -> Error {
+    pub(super) fn wrong(&self, key: &str, expected: &str, found: &Value) -> Error {
         self.error(format!("key `{key}` is {}, expected {expected}", kind(found)))
     }
 
     /// Text that must be there; it may be empty.
-    fn text(&self, columns: &Columns, key: &str) -> Result<String> {
+    pub(super) fn text(&self, columns: &Columns, key: &str) -> Result<String> {
         match columns.get(key) {
             Some(Value::String(text)) => Ok(text.clone()),
             Some(other) => Err(self.wrong(key, "text", other)),
@@ -257,7 +206,7 @@ impl Reader<'_> {
     }
 
     /// Text that may be missing, null or empty; all three are `None`.
-    fn optional_text(&self, columns: &Columns, key: &str) -> Result<Option<String>> {
+    pub(super) fn optional_text(&self, columns: &Columns, key: &str) -> Result<Option<String>> {
         match columns.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone()).filter(|t| !t.is_empty())),
@@ -265,7 +214,7 @@ impl Reader<'_> {
         }
     }
 
-    fn conversation(&self, mut columns: Columns, format: RowFormat) -> Result<Conversation> {
+    pub(super) fn conversation(&self, mut columns: Columns, format: RowFormat) -> Result<Conversation> {
         let names =
             if format == RowFormat::Sharegpt { ["conversations", "messages"] } else { ["messages", "conversations"] };
         let key =
@@ -290,7 +239,7 @@ impl Reader<'_> {
     }
 
     /// Adds a message; its `weight` (0 or 1) says whether it is learnt and is no business of the template.
-    fn push(&self, talk: &mut Conversation, mut message: Message, at: &str) -> Result<()> {
+    pub(super) fn push(&self, talk: &mut Conversation, mut message: Message, at: &str) -> Result<()> {
         match message.extra.shift_remove("weight") {
             None | Some(Value::Null) => {}
             Some(weight) => match weight.as_f64() {
@@ -304,7 +253,7 @@ impl Reader<'_> {
     }
 
     /// Tool definitions and template arguments beside the messages.
-    fn beside(&self, talk: &mut Conversation, columns: &Columns) -> Result<()> {
+    pub(super) fn beside(&self, talk: &mut Conversation, columns: &Columns) -> Result<()> {
         talk.tools = match columns.get("tools") {
             None | Some(Value::Null) => None,
             Some(Value::String(text)) if text.is_empty() => None,
@@ -322,7 +271,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn turn(&self, turn: &Value, at: &str) -> Result<Message> {
+    pub(super) fn turn(&self, turn: &Value, at: &str) -> Result<Message> {
         let Value::Object(map) = turn else { return Err(self.wrong(at, "an object with `role` and `content`", turn)) };
         let mut extra = map.clone();
         let role = match extra.shift_remove("role") {
@@ -366,7 +315,7 @@ impl Reader<'_> {
         Ok(parts)
     }
 
-    fn sharegpt_turn(&self, turn: &Value, at: &str) -> Result<Message> {
+    pub(super) fn sharegpt_turn(&self, turn: &Value, at: &str) -> Result<Message> {
         let Value::Object(map) = turn else { return Err(self.wrong(at, "an object with `from` and `value`", turn)) };
         let from = self.text_at(map, "from", at)?;
         let value = self.text_at(map, "value", at)?;
@@ -446,7 +395,9 @@ impl Reader<'_> {
     fn prompt_completion(&self, columns: Columns) -> Result<Record> {
         let side = |key: &str| columns.get(key).ok_or_else(|| self.missing(key, &columns));
         match (side("prompt")?, side("completion")?) {
-            (Value::String(prompt), Value::String(answer)) if !(spells_messages(prompt) && spells_messages(answer)) => {
+            (Value::String(prompt), Value::String(answer))
+                if !(super::detect::spells_messages(prompt) && super::detect::spells_messages(answer)) =>
+            {
                 Ok(Record::PromptCompletion {
                     prompt: prompt.clone(),
                     completion: self.filled_text(&columns, "completion")?,

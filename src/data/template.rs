@@ -20,6 +20,7 @@ pub struct ChatTemplate {
     env: Environment<'static>,
     name: String,
     source: String,
+    specials: Columns,
 }
 
 impl ChatTemplate {
@@ -32,12 +33,19 @@ impl ChatTemplate {
         let code = without_generation_tags(source);
         env.add_template_owned("chat", code)
             .map_err(|e| template_error(name, &e).context("the chat template does not compile"))?;
-        Ok(Self { env, name: name.to_string(), source: source.to_string() })
+        Ok(Self { env, name: name.to_string(), source: source.to_string(), specials: specials.clone() })
     }
 
     /// The template's text, as it was given.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// All that a rendering depends on beside the conversation; today's date where the template asks for it.
+    pub(super) fn identity(&self) -> String {
+        let dated = self.source.contains("strftime_now");
+        let today = if dated { jiff::Zoned::now().date().to_string() } else { String::new() };
+        format!("{}\0{}\0{today}", self.source, Value::Object(self.specials.clone()))
     }
 
     /// Whether the template treats this role by name.

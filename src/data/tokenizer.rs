@@ -8,6 +8,7 @@ use super::template::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::fsutil;
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 use std::path::Path;
 use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper, Tokenizer};
 
@@ -119,6 +120,17 @@ impl ChatTokenizer {
         DecodeStream { inner: self.inner.decode_stream(true) }
     }
 
+    /// SHA-256 of everything that ids and masks depend on: vocabulary and rules, template, special and stop tokens.
+    pub fn fingerprint(&self) -> Result<String> {
+        let json = |e: &dyn std::fmt::Display| Error::bug(format!("writing the tokenizer as JSON: {e}"));
+        let mut hash = Sha256::new();
+        hash.update(self.inner.to_string(false).map_err(|e| json(&e))?);
+        hash.update(serde_json::to_string(&self.post).map_err(|e| json(&e))?);
+        hash.update(format!("{:?}{:?}{:?}{:?}", self.bos, self.eos, self.turn_end, self.stop_ids));
+        hash.update(self.template.as_ref().map(ChatTemplate::identity).unwrap_or_default());
+        Ok(fsutil::hex(&hash.finalize()))
+    }
+
     /// One more than the highest id: what an embedding must have rows for.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
@@ -178,7 +190,7 @@ impl ChatTokenizer {
 
     /// Whether this is a control token and no text.
     pub fn is_special(&self, id: u32) -> bool {
-        self.inner.get_added_tokens_decoder().get(&id).is_some_and(|t| t.special)
+        self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|t| t.special)
     }
 
     /// The last special token of a rendered answer, found by rendering one.

@@ -42,6 +42,8 @@ impl EvalRow {
             Record::Alpaca(row) if tokenizer.has_template() => before_last_answer(&row.conversation().messages),
             Record::Alpaca(row) => row.prompt().into(),
             Record::PromptCompletion { prompt, .. } => prompt.as_str().into(),
+            // Such rows have no example, so `encode_row` has refused them.
+            Record::Prompt(_) | Record::Preference(_) | Record::Unpaired(_) => Value::Null,
         };
         let last = example::encode_row(row, path, tokenizer, Supervise::Last)?.examples.remove(0);
         let begin = last.supervised.iter().position(|s| *s).unwrap_or(last.ids.len());

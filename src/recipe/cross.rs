@@ -16,7 +16,7 @@ pub(super) struct Written<'a> {
 
 /// Looks at everything that takes two settings to be wrong.
 pub(super) fn check(written: &Written, mistakes: &mut Vec<Mistake>) {
-    for rule in [model, batch, schedule, betas, length, validation, overflow, places] {
+    for rule in [model, batch, schedule, betas, length, validation, overflow, weights, places] {
         rule(written, mistakes);
     }
 }
@@ -215,6 +215,30 @@ fn overflow(w: &Written, mistakes: &mut Vec<Mistake>) {
     if known && w.asked("data.overflow_tolerance") && !w.is("data.on_overflow", "error") {
         let message = "`data.overflow_tolerance` has no effect: only `on_overflow: error` reads it";
         mistakes.push(w.wrong("data.overflow_tolerance", message, "remove one of the two"));
+    }
+}
+
+fn weights(w: &Written, mistakes: &mut Vec<Mistake>) {
+    for key in ["data.train", "data.valid"] {
+        let sources: Vec<String> = match w.node(key).map(|node| &node.kind) {
+            Some(Kind::List(items)) => (0..items.len()).map(|i| format!("{key}.{i}")).collect(),
+            _ => vec![key.to_string()],
+        };
+        let weighted: Vec<String> = sources.iter().map(|s| format!("{s}.weight")).filter(|p| w.given(p)).collect();
+        let Some(first) = weighted.first() else { continue };
+        if key == "data.valid" {
+            let message = "`data.valid` has a `weight`, which has no effect: every row is measured once";
+            mistakes.push(w.wrong(first, message, "remove it"));
+        } else if sources.len() == 1 {
+            let message = "`weight` has no effect: there is one source";
+            mistakes.push(w.wrong(first, message, "remove it, or give a list of sources"));
+        } else if let Some(bare) = sources.iter().find(|s| !w.given(&format!("{s}.weight"))) {
+            let hint = "give each source a `weight`, or none: without one every row comes once an epoch";
+            mistakes.push(w.wrong(bare, format!("`{bare}` has no `weight`, and others have"), hint));
+        }
+        for path in weighted.iter().filter(|p| w.number(p) == Some(0.0)) {
+            mistakes.push(w.wrong(path, "`weight` 0 leaves the source out", "remove the source"));
+        }
     }
 }
 

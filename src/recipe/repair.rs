@@ -1,6 +1,6 @@
 //! Words for a value of the wrong kind: what was found, and how to mend it.
 
-use super::schema::{Shape, key};
+use super::schema::{Shape, key, section_of};
 use super::tree::{Kind, Node, Scalar, scalar};
 
 /// What stands there, in words.
@@ -26,7 +26,7 @@ pub(super) fn article(kind: &str) -> String {
 }
 
 /// How to mend a value of the wrong kind, where it can be guessed.
-pub(super) fn repair(node: &Node, wanted: &Shape, path: &str) -> Option<String> {
+pub(super) fn repair(node: &Node, wanted: &Shape<'static>, path: &str) -> Option<String> {
     match (wanted, &node.kind) {
         (Shape::Scalar { kind: kind @ ("integer" | "number"), .. }, Kind::Scalar { text, plain }) => {
             let bare = text.replace(['_', ' '], "");
@@ -47,10 +47,13 @@ pub(super) fn repair(node: &Node, wanted: &Shape, path: &str) -> Option<String> 
             "no" | "off" | "0" | "n" | "false" => Some("write `false`".into()),
             _ => None,
         },
-        (Shape::Scalar { kind: "string", .. } | Shape::Either(_), Kind::Scalar { text, plain: true }) => {
+        (Shape::Scalar { kind: "string", .. }, Kind::Scalar { text, plain: true }) => {
             Some(format!("put it in quotes: `{}: \"{text}\"`", leaf(path)))
         }
-        (Shape::Section { .. } | Shape::Map { .. }, Kind::Scalar { text, .. }) => {
+        (either @ Shape::Either(_), Kind::Scalar { text, plain: true }) if section_of(either).is_none() => {
+            Some(format!("put it in quotes: `{}: \"{text}\"`", leaf(path)))
+        }
+        (Shape::Section { .. } | Shape::Map { .. } | Shape::Either(_), Kind::Scalar { text, .. }) => {
             if let Some((front, back)) = text.split_once(':') {
                 return Some(format!("put a space after the colon: `{front}: {back}`"));
             }

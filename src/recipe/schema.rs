@@ -95,6 +95,20 @@ pub(super) fn shape(schema: &'static Value) -> Shape<'static> {
     }
 }
 
+/// What may stand instead of a list of such values: the section of a source, where sources are one or several.
+pub(super) fn section_of(shape: &Shape<'static>) -> Option<&'static Value> {
+    match shape {
+        Shape::Either(of) => of.iter().copied().find(|s| matches!(self::shape(s), Shape::Section { .. })),
+        _ => None,
+    }
+}
+
+/// A path without the numbers of list items: what is said of one is said of all.
+pub(super) fn plain(path: &str) -> String {
+    let names = path.split('.').filter(|name| name.is_empty() || name.bytes().any(|b| !b.is_ascii_digit()));
+    names.collect::<Vec<_>>().join(".")
+}
+
 fn empty() -> &'static Map<String, Value> {
     static EMPTY: OnceLock<Map<String, Value>> = OnceLock::new();
     EMPTY.get_or_init(Map::new)
@@ -161,8 +175,9 @@ pub fn keys() -> &'static [Key] {
     })
 }
 
-/// The key with this dotted path.
+/// The key with this dotted path; the numbers of list items are passed over.
 pub fn key(path: &str) -> Option<&'static Key> {
+    let path = plain(path);
     keys().iter().find(|k| k.path == path)
 }
 
@@ -188,14 +203,18 @@ fn below(path: &str, schema: &'static Value, keys: &mut Vec<Key>) {
                 }
             }
         }
-        _ => {}
+        either => {
+            if let Some(section) = section_of(&either) {
+                below(path, section, keys);
+            }
+        }
     }
 }
 
 fn push(path: String, doc: String, schema: &'static Value, required: bool, keys: &mut Vec<Key>) {
     let of = shape(schema);
     let tagged = matches!(&of, Shape::Choice(choices) if choices.iter().any(|c| c.payload.is_some()));
-    let section = tagged || matches!(of, Shape::Section { .. });
+    let section = tagged || matches!(of, Shape::Section { .. }) || section_of(&of).is_some();
     let choices = match &of {
         Shape::Choice(choices) => choices.iter().map(|c| (c.name.to_string(), c.doc.clone())).collect(),
         _ => Vec::new(),

@@ -4,7 +4,7 @@
 //! Choices are externally tagged (`method: { sft: {} }`), every section denies unknown keys.
 
 use crate::adapters::AdapterSpec;
-pub use crate::data::{Overflow, RowFormat, SourceSpec as SourceSection};
+pub use crate::data::{CacheChoice, Overflow, RowFormat, SourceSpec as SourceSection, Sources};
 use crate::methods::MethodSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -109,11 +109,11 @@ pub enum Dtype {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
-    /// Rows to learn from.
-    pub train: SourceSection,
-    /// Rows that are only measured; needed for the best checkpoint and for early stopping.
+    /// Rows to learn from: one source, or a list of them.
+    pub train: Sources,
+    /// Rows that are only measured, in one source or a list; needed for the best checkpoint and for early stopping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub valid: Option<SourceSection>,
+    pub valid: Option<Sources>,
     /// What happens to a row longer than `batch.max_len`.
     #[serde(default)]
     pub on_overflow: Overflow,
@@ -128,6 +128,9 @@ pub struct DataSection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "path"))]
     pub template: Option<PathBuf>,
+    /// Where token ids are kept between runs: `true`, the user's cache folder (for files from 16 MiB on); `false`, nowhere; or a folder (for files of any size).
+    #[serde(default, skip_serializing_if = "CacheChoice::is_auto")]
+    pub cache: CacheChoice,
 }
 
 /// How rows are packed and how many make an optimiser step.

@@ -4,7 +4,7 @@
 //! reported at the `--set`.
 
 use super::mistakes::{At, Mistake};
-use super::schema::{Shape, schema, shape};
+use super::schema::{Shape, schema, section_of, shape};
 use super::tree::{self, Kind, Name, Node};
 use serde_json::Value;
 
@@ -49,7 +49,16 @@ impl Put<'_> {
         let (path, at) = (self.names[..depth].join("."), self.at);
         let mut below = None;
         let mut known = true;
-        match schema.map(shape) {
+        let shaped = schema.map(|schema| match (shape(schema), &node.kind) {
+            // A list of sources is set whole; one source has keys.
+            (either @ Shape::Either(_), kind) => match (section_of(&either), kind) {
+                (Some(schema), Kind::List(_)) => Shape::List { items: schema, min: None, max: None },
+                (Some(schema), _) => shape(schema),
+                (None, _) => either,
+            },
+            (other, _) => other,
+        });
+        match shaped {
             Some(Shape::Choice(choices)) if choices.iter().any(|c| c.payload.is_some()) => {
                 let choice = choices.iter().find(|c| c.name == name);
                 (below, known) = (choice.and_then(|c| c.payload), choice.is_some());

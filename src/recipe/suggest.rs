@@ -1,6 +1,6 @@
 //! Did you mean: names of other tools first, then keys that stand elsewhere, then names that look alike.
 
-use super::schema::{Key, key, keys};
+use super::schema::{self, Key, key, keys};
 use super::synonyms::{SYNONYMS, Synonym, VALUES};
 
 /// What to say to a key that does not exist.
@@ -15,6 +15,7 @@ pub struct Suggestion {
 /// What was probably meant by `name` under `section` (a dotted path; empty at the top).
 pub fn for_key(section: &str, name: &str) -> Suggestion {
     let plain = name.trim().to_lowercase().replace('-', "_");
+    let section = &schema::plain(section);
     glued(section, name)
         .or_else(|| dotted(name))
         .or_else(|| synonym(name, &plain))

@@ -2,8 +2,8 @@
 
 use super::memory::{self, Needs};
 use super::prepare::{self, Prepared};
-use crate::data::quality;
-use crate::data::{Dataset, Loader, Summary};
+use crate::data::quality::{self, Duplicates, Overlap};
+use crate::data::{Dataset, Example, Loader, Summary};
 use crate::error::Result;
 use crate::machine;
 use crate::recipe::Plan;
@@ -15,10 +15,10 @@ use serde::Serialize;
 pub struct Check {
     pub train: Summary,
     pub valid: Option<Summary>,
-    /// Groups of training rows that are the same, by line.
-    pub duplicates: Vec<Vec<usize>>,
-    /// Validation rows that are also training rows: (training line, validation line).
-    pub overlap: Vec<(usize, usize)>,
+    /// Training rows that are the same.
+    pub duplicates: Duplicates,
+    /// Validation rows that are also training rows.
+    pub overlap: Option<Overlap>,
     pub steps: u64,
     pub parameters: u64,
     pub trained: u64,
@@ -49,12 +49,11 @@ pub fn check(plan: &Plan, colour: bool) -> Result<Check> {
     let (trained, parameters) = memory::count(plan, &model);
     let longest_row = longest_row(prepared.loader.clone(), train);
     let supervised = (longest_row as f64 * train.summary.supervised_share()).ceil() as u64;
-    let lengths: Vec<usize> = train.examples.iter().map(|e| e.ids.len()).collect();
     let (memory_free, disk_free) = free(plan, prepared.device);
-    let preview = |e| quality::preview(e, tokenizer, colour);
+    let preview = |e: Result<Example>| quality::preview(&e?, tokenizer, colour);
     let mut check = Check {
-        duplicates: quality::duplicates(&train.examples),
-        overlap: valid.as_ref().map_or(Vec::new(), |v| quality::overlap(&train.examples, &v.examples)),
+        duplicates: quality::duplicates(train),
+        overlap: valid.as_ref().map(|v| quality::overlap(train, v)),
         train: train.summary.clone(),
         valid: valid.as_ref().map(|v| v.summary.clone()),
         steps: prepared.total,
@@ -66,8 +65,8 @@ pub fn check(plan: &Plan, colour: bool) -> Result<Check> {
         memory_free,
         disk_free,
         problems: Vec::new(),
-        histogram: quality::histogram(&lengths, Some(plan.recipe.batch.max_len)),
-        previews: train.examples.iter().take(SHOWN).map(preview).collect::<Result<_>>()?,
+        histogram: quality::histogram(train.lengths(), Some(plan.recipe.batch.max_len)),
+        previews: train.iter().take(SHOWN).map(preview).collect::<Result<_>>()?,
     };
     check.problems = problems(&check);
     Ok(check)
@@ -75,7 +74,7 @@ pub fn check(plan: &Plan, colour: bool) -> Result<Check> {
 
 /// The longest packed row of the first epoch.
 fn longest_row(mut loader: Loader, train: &Dataset) -> usize {
-    let total = |row: &Vec<usize>| row.iter().map(|&i| train.examples[i].ids.len()).sum::<usize>();
+    let total = |row: &Vec<usize>| row.iter().map(|&i| train.lengths()[i] as usize).sum::<usize>();
     (0..loader.steps_per_epoch()).filter_map(|_| loader.next().rows.iter().map(total).max()).max().unwrap_or(0)
 }
 
@@ -103,10 +102,12 @@ fn problems(c: &Check) -> Vec<String> {
             report::bytes(free)
         ));
     }
-    if let Some((train, valid)) = c.overlap.first() {
+    if let Some(overlap) = c.overlap.as_ref()
+        && let Some((train, valid)) = overlap.first.first()
+    {
         found.push(format!(
-            "{} validation rows are also training rows (first: line {valid} is line {train}); validation would flatter the model",
-            c.overlap.len()
+            "{} validation rows are also training rows (first: {valid} is {train}); validation would flatter the model",
+            overlap.rows
         ));
     }
     found

@@ -2,7 +2,7 @@
 
 use super::optim;
 use crate::adapters::AdapterSpec;
-use crate::data::{self, BatchPlan, ChatTokenizer, Dataset, EncodeOptions, Loader};
+use crate::data::{self, BatchPlan, Cache, ChatTokenizer, Dataset, EncodeOptions, Loader};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::methods::{MethodSpec, sft::Sft};
@@ -53,17 +53,18 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
         on_overflow: recipe.data.on_overflow,
         overflow_tolerance: recipe.data.overflow_tolerance,
     };
-    let load = |s: &data::SourceSpec| -> Result<Dataset> {
-        let rows = data::load(&s.path, s.format, s.rows, &tokenizer, &options)?;
+    let cache = Cache::new(&recipe.data.cache)?;
+    let load = |sources: &data::Sources| -> Result<Dataset> {
+        let rows = Dataset::open(sources, &tokenizer, &options, &cache)?;
         report::info(rows.summary.line());
+        rows.summary.mix_lines().iter().for_each(report::info);
         rows.summary.warnings().iter().for_each(report::warn);
         Ok(rows)
     };
     let (train, valid) = (load(&recipe.data.train)?, recipe.data.valid.as_ref().map(load).transpose()?);
-    let lengths = train.examples.iter().map(|e| e.ids.len()).collect();
     let batch =
         BatchPlan { tokens: recipe.batch.tokens, accumulate: recipe.batch.accumulate, examples: recipe.batch.examples };
-    let loader = Loader::new(lengths, batch, recipe.data.shuffle, recipe.run.seed)?;
+    let loader = Loader::new(train.lengths().to_vec(), train.mix(), batch, recipe.data.shuffle, recipe.run.seed)?;
     let total = recipe.run.steps.unwrap_or_else(|| loader.steps_for(recipe.run.epochs));
     if total == 0 {
         return Err(Error::user("run.epochs: no step to do").hint("set run.epochs above 0 or run.steps"));
@@ -133,6 +134,8 @@ impl Prepared {
         if let Some(run) = recipe["run"].as_object_mut() {
             ["out", "keep", "save_every"].iter().for_each(|k| drop(run.remove(*k)));
         }
+        // Where token ids are kept changes nothing of them.
+        recipe["data"].as_object_mut().map(|data| data.remove("cache"));
         let sha256 = |d: &Dataset| d.summary.sha256.clone();
         Ok(json!({ "recipe": recipe, "train": sha256(&self.train), "valid": self.valid.as_ref().map(sha256) }))
     }

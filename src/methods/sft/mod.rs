@@ -15,8 +15,8 @@ use tch::{Device, Kind, Tensor};
 
 /// The method over tokenised examples.
 pub struct Sft {
-    train: Vec<Example>,
-    valid: Vec<Example>,
+    train: Dataset,
+    valid: Option<Dataset>,
     loader: Loader,
     /// Tokens in one packed validation row.
     budget: usize,
@@ -57,6 +57,12 @@ impl Batch {
     }
 }
 
+/// Some examples of a dataset as one packed row.
+fn batch(examples: &Dataset, row: &[usize], device: Device) -> Result<Batch> {
+    let examples = row.iter().map(|&i| examples.get(i)).collect::<Result<Vec<_>>>()?;
+    Ok(Batch::new(&examples.iter().collect::<Vec<_>>(), device))
+}
+
 /// The summed cross-entropy of one row, with its mean and the share of tokens that were the most likely one.
 pub fn cross_entropy(out: &Output, batch: &Batch) -> Loss {
     let scores = out.log_probs(&batch.at, &batch.targets);
@@ -70,7 +76,7 @@ pub fn cross_entropy(out: &Output, batch: &Batch) -> Loss {
 impl Sft {
     /// `loader` walks over `train`; validation rows are packed to `budget` tokens.
     pub fn new(train: Dataset, valid: Option<Dataset>, loader: Loader, budget: usize) -> Self {
-        Self { train: train.examples, valid: valid.map_or(Vec::new(), |v| v.examples), loader, budget }
+        Self { train, valid, loader, budget }
     }
 }
 
@@ -79,9 +85,8 @@ impl Method for Sft {
 
     fn next_step(&mut self, model: &Model) -> Result<Step<Batch>> {
         let step = self.loader.next();
-        let row =
-            |row: &Vec<usize>| Batch::new(&row.iter().map(|&i| &self.train[i]).collect::<Vec<_>>(), model.device());
-        Ok(Step { micro: step.rows.iter().map(row).collect(), epoch: step.epoch })
+        let row = |row: &Vec<usize>| batch(&self.train, row, model.device());
+        Ok(Step { micro: step.rows.iter().map(row).collect::<Result<_>>()?, epoch: step.epoch })
     }
 
     fn tokens<'b>(&self, batch: &'b Batch) -> &'b Tokens {
@@ -97,25 +102,23 @@ impl Method for Sft {
     }
 
     fn validate(&mut self, model: &Model) -> Result<Option<Metrics>> {
-        if self.valid.is_empty() {
-            return Ok(None);
-        }
-        let lengths: Vec<usize> = self.valid.iter().map(|e| e.ids.len()).collect();
-        let order: Vec<usize> = (0..lengths.len()).collect();
+        let Some(valid) = &self.valid else { return Ok(None) };
+        let order: Vec<u32> = (0..valid.len() as u32).collect();
         let mut metrics = Metrics::default();
-        for row in crate::data::pack(&lengths, &order, self.budget) {
-            let batch = Batch::new(&row.iter().map(|&i| &self.valid[i]).collect::<Vec<_>>(), model.device());
+        for row in crate::data::pack(valid.lengths(), &order, self.budget) {
+            let batch = batch(valid, &row, model.device())?;
             metrics.merge(model.infer(&batch.tokens, |out| cross_entropy(out, &batch))?.metrics);
         }
         Ok(Some(metrics))
     }
 
     fn prompts(&self, most: usize) -> Vec<Vec<u32>> {
-        let prompt = |e: &Example| {
+        let prompt = |e: Example| {
             let first = e.supervised.iter().position(|s| *s).unwrap_or(e.ids.len());
             e.ids[..first].to_vec()
         };
-        self.valid.iter().map(prompt).filter(|p| !p.is_empty()).take(most).collect()
+        let valid = self.valid.iter().flat_map(Dataset::iter);
+        valid.flatten().map(prompt).filter(|p| !p.is_empty()).take(most).collect()
     }
 
     fn steps_for(&self, epochs: f64) -> u64 {

@@ -1,0 +1,44 @@
+//! `ft data cache`: token ids that are kept between runs.
+
+use clap::Args;
+use ft::data::{Cache, CacheChoice};
+use ft::error::{Error, Result};
+use ft::report;
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Args)]
+pub struct CacheArgs {
+    /// The folder, where a recipe names one with data.cache.
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// Remove what no run has used for so many days; 0 removes everything.
+    #[arg(long, value_name = "DAYS")]
+    prune: Option<u64>,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `ft data cache`.
+pub fn run(args: CacheArgs) -> Result<()> {
+    if let Some(folder) = args.folder.as_ref().filter(|f| !f.is_dir()) {
+        return Err(Error::user(format!("{}: no such folder", folder.display())));
+    }
+    let cache = Cache::new(&args.folder.map_or(CacheChoice::Auto, CacheChoice::Folder))?;
+    let unused = args.prune.map_or(Duration::MAX, |days| Duration::from_secs(days.saturating_mul(24 * 3600)));
+    let found = cache.prune(unused);
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&found).map_err(|e| Error::bug(e.to_string()))?);
+        return Ok(());
+    }
+    let Some(folder) = found.folder else {
+        println!("there is no cache folder: neither XDG_CACHE_HOME nor HOME is set");
+        return Ok(());
+    };
+    println!("{}: {} files, {}", folder.display(), found.files, report::bytes(found.bytes));
+    if args.prune.is_some() {
+        println!("removed {} files, {}", found.removed, report::bytes(found.removed_bytes));
+    }
+    Ok(())
+}

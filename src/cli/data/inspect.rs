@@ -1,0 +1,213 @@
+//! `ft data inspect`: the format of a file, its rows as they will be read, its tokens and what is learnt of them.
+
+use super::ReadArgs;
+use clap::{Args, ValueEnum};
+use ft::data::convert::{Target, convert};
+use ft::data::{
+    self, Cache, CacheChoice, ChatTokenizer, Dataset, EncodeOptions, Example, Item, Overflow, Pair, Prompt, Record,
+    Row, RowFormat, Sources, Supervise, Survey, Unpaired, quality, source,
+};
+use ft::error::{Error, Result};
+use ft::report;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct InspectArgs {
+    /// A .jsonl, .json, .csv, .parquet or .arrow/.ipc/.feather file, a folder of such files, or a pattern in quotes.
+    file: PathBuf,
+    /// A model directory: also show the tokens, what of them is learnt, and how long the rows are.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// A Jinja chat template to use instead of the model's own.
+    #[arg(long, value_name = "FILE", requires = "model")]
+    template: Option<PathBuf>,
+    #[command(flatten)]
+    read: ReadArgs,
+    /// Which tokens are learnt.
+    #[arg(long, value_enum, default_value_t = SuperviseArg::Assistant, requires = "model")]
+    supervise: SuperviseArg,
+    /// How many rows to show.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    show: usize,
+    /// Make token ids anew, and keep none.
+    #[arg(long, requires = "model")]
+    no_cache: bool,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SuperviseArg {
+    Assistant,
+    Last,
+    All,
+}
+
+impl From<SuperviseArg> for Supervise {
+    fn from(arg: SuperviseArg) -> Self {
+        match arg {
+            SuperviseArg::Assistant => Supervise::Assistant,
+            SuperviseArg::Last => Supervise::Last,
+            SuperviseArg::All => Supervise::All,
+        }
+    }
+}
+
+/// Runs `ft data inspect`.
+pub fn run(args: InspectArgs) -> Result<()> {
+    let spec = args.read.source(&args.file);
+    let files = source::files(&args.file)?;
+    let surveys = files.iter().map(|f| data::survey(f, &spec, args.show)).collect::<Result<Vec<_>>>()?;
+    let bad: usize = surveys.iter().map(|s| s.bad).sum();
+    let mut out = match surveys.as_slice() {
+        [one] => as_json(one),
+        several => json!({ "files": several.iter().map(as_json).collect::<Vec<_>>() }),
+    };
+    if !args.json {
+        for survey in &surveys {
+            println!("{}", overview(survey, surveys.len() > 1));
+            for row in &survey.first {
+                println!("\n-- row at line {}\n{}", row.line, as_text(row));
+            }
+        }
+    }
+    if args.model.is_some() && bad == 0 {
+        let tokens = match surveys.first().map(|s| s.format) {
+            Some(RowFormat::Preference | RowFormat::Hh) => tokens::<Pair>(&args),
+            Some(RowFormat::Unpaired) => tokens::<Unpaired>(&args),
+            Some(RowFormat::Prompt) => tokens::<Prompt>(&args),
+            _ => tokens::<Example>(&args),
+        }?;
+        out["tokens"] = tokens;
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&out).map_err(|e| Error::bug(e.to_string()))?);
+    }
+    if bad == 0 {
+        return Ok(());
+    }
+    surveys.iter().flat_map(|s| &s.bad_rows).take(20).for_each(report::warn);
+    let rows: usize = surveys.iter().map(|s| s.rows).sum();
+    Err(Error::user(format!("{}: {bad} of {rows} rows cannot be read", args.file.display()))
+        .hint("mend or remove them; --json lists them, `ft data convert --drop-bad` leaves them out"))
+}
+
+/// Tokenises the rows and shows what became of them.
+fn tokens<T: Item>(args: &InspectArgs) -> Result<Value> {
+    let Some(model) = &args.model else { return Ok(Value::Null) };
+    let tokenizer = ChatTokenizer::load(model, args.template.as_deref())?;
+    let options = EncodeOptions {
+        supervise: args.supervise.into(),
+        max_len: u32::MAX as usize,
+        on_overflow: Overflow::Error,
+        overflow_tolerance: 0.0,
+    };
+    let cache = Cache::new(if args.no_cache { &CacheChoice::Off } else { &CacheChoice::Auto })?;
+    let sources = Sources(vec![args.read.source(&args.file)]);
+    let dataset: Dataset<T> = Dataset::open(&sources, &tokenizer, &options, &cache)?;
+    let same = quality::duplicates(&dataset);
+    let colour = console::colors_enabled() && !args.json;
+    let items = dataset.iter().take(args.show).collect::<Result<Vec<T>>>()?;
+    let examples: Vec<Example> = items.iter().flat_map(Item::shown).collect();
+    let shown = examples.iter().map(|e| quality::preview(e, &tokenizer, colour)).collect::<Result<Vec<_>>>()?;
+    let summary = &dataset.summary;
+    if !args.json {
+        let mark = if colour { "green" } else { "between « and »" };
+        for (example, text) in examples.iter().zip(&shown) {
+            let (n, learnt) = (example.ids.len(), example.targets());
+            println!("\n-- example at line {}: {n} tokens, {learnt} learnt ({mark})\n{text}", example.line);
+        }
+        println!(
+            "\n{}\n\nlength in tokens (longest: line {})\n{}",
+            summary.line(),
+            summary.longest_line,
+            quality::histogram(dataset.lengths(), None)
+        );
+        if let Some(group) = same.first.first() {
+            let lines = group.join(", ");
+            println!("\n{} groups of equal rows ({} could go), the first: {lines}", same.groups, same.superfluous);
+        }
+    }
+    summary.warnings().iter().for_each(report::warn);
+    Ok(json!({ "summary": summary, "duplicates": same, "previews": shown }))
+}
+
+fn as_json(survey: &Survey) -> Value {
+    json!({
+        "file": survey.path, "format": survey.format.name(), "found": survey.found, "rows": survey.rows,
+        "blank_lines": survey.blank_lines, "columns": survey.columns.iter().map(|(name, _)| name).collect::<Vec<_>>(),
+        "used_columns": survey.used_columns, "unused_columns": survey.unused_columns,
+        "filled": survey.columns.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
+        "bad": survey.bad, "bad_rows": survey.bad_rows,
+        "first_rows": survey.first.iter().map(mapped).collect::<Vec<_>>(),
+    })
+}
+
+fn overview(survey: &Survey, named: bool) -> String {
+    let how = if survey.found { "found out from the columns" } else { "as asked for" };
+    let good = survey.rows - survey.bad;
+    let column = |(name, filled): &(String, usize)| match good.saturating_sub(*filled) {
+        0 => name.clone(),
+        missing => format!("{name} (missing or null in {} rows)", report::count(missing as u64)),
+    };
+    let mut lines = vec![
+        format!("format   {} ({how})", survey.format.name()),
+        format!("rows     {}", report::count(survey.rows as u64)),
+        format!("columns  {}", survey.columns.iter().map(column).collect::<Vec<_>>().join(", ")),
+        format!("used     {}", survey.used_columns.join(", ")),
+    ];
+    if named {
+        lines.insert(0, format!("\nfile     {}", survey.path.display()));
+    }
+    if survey.blank_lines > 0 {
+        lines.push(format!("blank    {} empty lines", survey.blank_lines));
+    }
+    if !survey.unused_columns.is_empty() {
+        lines.push(format!("unused   {}", survey.unused_columns.join(", ")));
+    }
+    lines.join("\n")
+}
+
+/// A row as the rest of ft sees it.
+fn mapped(row: &Row) -> Value {
+    let target = match &row.record {
+        Record::Messages(_) | Record::Alpaca(_) => Target::Messages,
+        Record::PromptCompletion { .. } => Target::PromptCompletion,
+        Record::Prompt(_) => Target::Prompt,
+        Record::Preference(_) => Target::Preference,
+        Record::Unpaired(_) => Target::Unpaired,
+        Record::Text(text) => return json!({ "text": text, "line": row.line }),
+    };
+    let mut value = convert(&row.record, target).ok().and_then(|rows| rows.into_iter().next()).unwrap_or_default();
+    if let Record::Messages(talk) = &row.record {
+        value["given"] = talk.given.into();
+    }
+    value["line"] = row.line.into();
+    value
+}
+
+fn as_text(row: &Row) -> String {
+    let Value::Object(columns) = mapped(row) else { return String::new() };
+    let turn = |m: &Value| {
+        let Value::Object(mut m) = m.clone() else { return m.to_string() };
+        let role = m.shift_remove("role").unwrap_or_default();
+        let content = m.shift_remove("content").unwrap_or_default();
+        let content = content.as_str().map_or_else(|| content.to_string(), str::to_string);
+        let more = if m.is_empty() { String::new() } else { format!(" {}", Value::Object(m)) };
+        format!("{:>10}: {content}{more}", role.as_str().unwrap_or_default())
+    };
+    let mut lines = Vec::new();
+    for (name, value) in columns.iter().filter(|(name, _)| !matches!(name.as_str(), "line" | "given")) {
+        match value {
+            Value::Array(turns) if turns.iter().all(|t| t.get("role").is_some()) => {
+                lines.extend((columns.len() > 3 || name != "messages").then(|| format!("  [{name}]")));
+                lines.extend(turns.iter().map(turn));
+            }
+            Value::String(text) => lines.push(format!("{name:>10}: {text}")),
+            other => lines.push(format!("{name:>10}: {other}")),
+        }
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,67 @@
+//! `ft data split`: training and validation rows of one file.
+
+use clap::Args;
+use ft::data::source;
+use ft::error::{Error, Result};
+use ft::fsutil::write_atomic;
+use ft::{report, rng};
+use rand::RngExt;
+use std::cell::Cell;
+use std::io::Write;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct SplitArgs {
+    /// A .jsonl, .json, .csv, .parquet or .arrow/.ipc/.feather file.
+    file: PathBuf,
+    /// The share of the rows that are for validation.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    valid: f64,
+    /// Another seed parts the rows otherwise.
+    #[arg(long, default_value_t = 7)]
+    seed: u64,
+    /// Where the training rows go (JSON Lines).
+    #[arg(long, value_name = "FILE")]
+    train_out: PathBuf,
+    /// Where the validation rows go (JSON Lines).
+    #[arg(long, value_name = "FILE")]
+    valid_out: PathBuf,
+}
+
+/// Runs `ft data split`. A row's side depends on its content and the seed only: equal rows are never on both sides, and
+/// rows added later leave the others where they were.
+pub fn run(args: SplitArgs) -> Result<()> {
+    if !(args.valid > 0.0 && args.valid < 1.0) {
+        return Err(Error::user(format!("--valid {}: expected a share between 0 and 1", args.valid)));
+    }
+    let outs = [&args.train_out, &args.valid_out];
+    super::convert::check_out(&args.file, &outs)?;
+    let counts = [Cell::new(0u64), Cell::new(0u64)];
+    let write = |side: usize| -> Result<()> {
+        let mut failed = None;
+        write_atomic(outs[side], |out| {
+            let read = source::for_each_chunk(&args.file, None, |chunk| {
+                for raw in chunk {
+                    let row = serde_json::Value::Object(raw.columns(&args.file)?).to_string();
+                    let valid = rng::stream(args.seed, &format!("split {row}"), 0).random::<f64>() < args.valid;
+                    if usize::from(valid) == side {
+                        writeln!(out, "{row}").map_err(|e| ft::fsutil::io_error("writing", outs[side], e))?;
+                        counts[side].set(counts[side].get() + 1);
+                    }
+                }
+                Ok(())
+            });
+            read.map(drop).map_err(|e| {
+                failed = Some(e);
+                std::io::Error::other("rows cannot be read")
+            })
+        })
+        .map_err(|e| failed.take().unwrap_or(e))
+    };
+    write(1)?;
+    write(0)?;
+    for (out, count) in outs.iter().zip(&counts) {
+        report::info(format!("{}: {} rows", out.display(), report::count(count.get())));
+    }
+    Ok(())
+}

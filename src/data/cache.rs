@@ -1,0 +1,240 @@
+//! Where token ids are kept between runs, and when they may be used again.
+//!
+//! A file's name is the hash of everything its content depends on: the bytes of the rows, how they are read, tokenizer
+//! and template, what is learnt, and the version of this code. So a changed setting finds no file, and nothing is ever
+//! out of date. Files are written under a name of their process and renamed: two runs may share a folder.
+
+use super::source::{self, Layout};
+use super::spec::CacheChoice;
+use super::tokens::{Tokens, file_name};
+use crate::error::{Context, Result};
+use crate::fsutil::{self, hex};
+use crate::report;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fs::{File, FileTimes};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Files below this many bytes are tokenised anew: it takes a moment.
+const WORTH_KEEPING: u64 = 16 << 20;
+/// Token ids that no run asked for this long are removed.
+const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+/// A temporary file this old belongs to no run any more.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+
+/// A folder of token files, or none.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    folder: Option<PathBuf>,
+    smallest: u64,
+}
+
+/// What a folder holds.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Contents {
+    pub folder: Option<PathBuf>,
+    pub files: usize,
+    pub bytes: u64,
+    pub removed: usize,
+    pub removed_bytes: u64,
+}
+
+impl Cache {
+    /// The folder that a recipe asks for.
+    pub fn new(choice: &CacheChoice) -> Result<Self> {
+        let made = |folder: PathBuf| fsutil::create_dir_all(&folder).map(|()| folder);
+        Ok(match choice {
+            CacheChoice::Off => Self { folder: None, smallest: 0 },
+            CacheChoice::Folder(folder) => {
+                let folder = made(folder.clone()).context(|| "data.cache")?;
+                Self { folder: Some(folder), smallest: 0 }
+            }
+            CacheChoice::Auto => Self { folder: user_folder(), smallest: WORTH_KEEPING },
+        })
+    }
+
+    /// No folder at all.
+    pub fn off() -> Self {
+        Self { folder: None, smallest: 0 }
+    }
+
+    /// Where token ids of a file of this size go; `None`: nowhere.
+    pub fn folder_for(&self, bytes: u64) -> Option<PathBuf> {
+        let folder = self.folder.as_ref().filter(|_| bytes >= self.smallest)?;
+        if let Err(e) = fsutil::create_dir_all(folder) {
+            report::warn(format!("token ids are not kept: {}", e.message()));
+            return None;
+        }
+        Some(folder.clone())
+    }
+
+    /// How the file is cut, with its hash. What an earlier run found is believed where the file is the same one, has the
+    /// same size and times, and was old enough then that a later change would show in its time.
+    pub fn layout(&self, path: &Path, progress: impl FnMut(u64)) -> Result<Layout> {
+        let Some(folder) = std::fs::metadata(path).ok().and_then(|m| self.folder_for(m.len())) else {
+            return source::layout(path, progress);
+        };
+        let name = hex(&Sha256::digest(fsutil::absolute(path).to_string_lossy().as_bytes())[..16]);
+        let note = folder.join(format!("{name}.layout"));
+        let before = Stamp::of(path);
+        let noted = fsutil::read_json::<Noted>(&note).ok().filter(|n| n.version == VERSION && n.stamp.settled());
+        if let (Some(noted), Some(stamp)) = (noted, &before)
+            && stamp.same_file(&noted.stamp)
+        {
+            return Ok(noted.layout);
+        }
+        let layout = source::layout(path, progress)?;
+        if let (Some(stamp), Some(after)) = (before, Stamp::of(path))
+            && stamp.same_file(&after)
+        {
+            fsutil::write_json(&note, &Noted { version: VERSION, stamp: after, layout: layout.clone() })?;
+        }
+        Ok(layout)
+    }
+
+    /// Files in the folder, after removing those that no run used for `unused`.
+    pub fn prune(&self, unused: Duration) -> Contents {
+        let mut found = Contents { folder: self.folder.clone(), ..Default::default() };
+        let entries = self.folder.iter().flat_map(std::fs::read_dir).flatten().flatten();
+        for entry in entries {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Ok(meta) = entry.metadata() else { continue };
+            let temporary = name.starts_with('.') && name.contains(".tmp-");
+            if !meta.is_file() || !(temporary || name.ends_with(".tokens") || name.ends_with(".layout")) {
+                continue;
+            }
+            let age = meta.modified().ok().and_then(|t| t.elapsed().ok()).unwrap_or_default();
+            let limit = if temporary { ABANDONED.min(unused.max(Duration::from_secs(60))) } else { unused };
+            if age >= limit && std::fs::remove_file(entry.path()).is_ok() {
+                found.removed += 1;
+                found.removed_bytes += meta.len();
+            } else {
+                found.files += 1;
+                found.bytes += meta.len();
+            }
+        }
+        found
+    }
+
+    /// Removes what has not been used for a month.
+    pub fn tidy(&self) {
+        self.prune(KEPT);
+    }
+}
+
+/// `$XDG_CACHE_HOME/ft/tokens`, else `~/.cache/ft/tokens`.
+fn user_folder() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let base = set("XDG_CACHE_HOME").filter(|p| p.is_absolute()).or_else(|| set("HOME").map(|h| h.join(".cache")))?;
+    Some(base.join("ft/tokens"))
+}
+
+/// The file of a key, if it is there and whole; its time says that it was used.
+pub fn find(folder: &Path, key: &[u8; 32]) -> Option<Tokens> {
+    let path = folder.join(file_name(key));
+    let found = Tokens::open(&path, key);
+    if found.is_some()
+        && let Ok(file) = File::options().append(true).open(&path)
+    {
+        let _ = file.set_times(FileTimes::new().set_modified(SystemTime::now()));
+    }
+    found
+}
+
+/// Changes with the form of the notes.
+const VERSION: u32 = 1;
+
+/// A layout with the state of the file that it was made of.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Noted {
+    version: u32,
+    stamp: Stamp,
+    layout: Layout,
+}
+
+/// What changes when a file does. Times are in nanoseconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stamp {
+    path: PathBuf,
+    bytes: u64,
+    modified: u64,
+    /// When the file's name, size or content last changed, as the system says; cannot be set by a program.
+    changed: i64,
+    file: u64,
+    /// When this was looked at.
+    seen: u64,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let meta = std::fs::metadata(path).ok()?;
+        let nanos = |t: SystemTime| t.duration_since(UNIX_EPOCH).ok().map(|d| d.as_nanos() as u64);
+        Some(Self {
+            path: fsutil::absolute(path),
+            bytes: meta.len(),
+            modified: nanos(meta.modified().ok()?)?,
+            changed: meta.ctime() * 1_000_000_000 + meta.ctime_nsec(),
+            file: meta.ino(),
+            seen: nanos(SystemTime::now())?,
+        })
+    }
+
+    fn same_file(&self, other: &Stamp) -> bool {
+        Stamp { seen: 0, ..self.clone() } == Stamp { seen: 0, ..other.clone() }
+    }
+
+    /// Whether the file had rested when it was looked at: times have a grain, and a change within it would not show.
+    fn settled(&self) -> bool {
+        self.seen.saturating_sub(self.modified.max(self.changed.max(0) as u64)) > 2_000_000_000
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_noted_layout_is_used_while_the_file_is_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::new(&CacheChoice::Folder(folder.path().join("cache"))).unwrap();
+        let path = folder.path().join("a.jsonl");
+        std::fs::write(&path, "{}\n{}\n").unwrap();
+        let read = || {
+            let mut bytes = 0;
+            (cache.layout(&path, |n| bytes += n).unwrap(), bytes)
+        };
+        let (first, bytes) = read();
+        assert_eq!((bytes, first.lines()), (6, Some(2)));
+        assert_eq!(read(), (first.clone(), 6), "a file that was just written is hashed again");
+        // As if it had been looked at later.
+        let note = std::fs::read_dir(folder.path().join("cache")).unwrap().next().unwrap().unwrap().path();
+        let mut noted: Noted = fsutil::read_json(&note).unwrap();
+        noted.stamp.seen += 10_000_000_000;
+        fsutil::write_json(&note, &noted).unwrap();
+        assert_eq!(read(), (first.clone(), 0));
+        std::fs::write(&path, "{ }\n{}").unwrap();
+        let (second, bytes) = read();
+        assert_eq!((bytes, second == first), (6, false), "same size, other content");
+    }
+
+    #[test]
+    fn pruning_leaves_what_is_used_and_what_is_not_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::new(&CacheChoice::Folder(folder.path().into())).unwrap();
+        let old = SystemTime::now() - Duration::from_secs(100 * 24 * 3600);
+        for (name, aged) in [("a.tokens", true), ("b.tokens", false), (".c.tokens.tmp-1", true), ("mine.txt", true)] {
+            let file = File::create(folder.path().join(name)).unwrap();
+            if aged {
+                file.set_times(FileTimes::new().set_modified(old)).unwrap();
+            }
+        }
+        let found = cache.prune(KEPT);
+        assert_eq!((found.files, found.removed), (1, 2));
+        assert!(folder.path().join("b.tokens").exists() && folder.path().join("mine.txt").exists());
+        assert_eq!(cache.prune(Duration::ZERO).removed, 1);
+    }
+}

@@ -1,0 +1,219 @@
+//! From files to token ids: each segment is found in the cache, or read, tokenised in threads and stored.
+//!
+//! Invariant: memory holds one chunk of rows at a time, and what is stored depends on nothing but the segment's bytes and
+//! what stands in its key.
+
+use super::cache::{self, Cache};
+use super::items::Item;
+use super::rows::Reading;
+use super::source::{self, Segment};
+use super::spec::{SourceSpec, Supervise};
+use super::summary::FileSummary;
+use super::tokenizer::ChatTokenizer;
+use super::tokens::{Facts, Tokens, Writer, file_name};
+use crate::error::{Error, Result};
+use crate::report;
+use indicatif::ProgressBar;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Changes whenever the same row and settings would give other ids or another mask.
+const ENCODING: u32 = 1;
+/// From this size on, tokens that are not kept go to a temporary file and not into memory.
+const LARGE: u64 = 256 << 20;
+
+/// A segment of a file, as items.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub tokens: Tokens,
+    pub path: Arc<PathBuf>,
+    /// Lines of the file before it.
+    pub before: usize,
+    /// Items of all parts before it, and in it.
+    pub first: usize,
+    pub items: usize,
+}
+
+/// Makes the parts of a dataset, file by file.
+pub(super) struct Maker<'a, T> {
+    tokenizer: &'a ChatTokenizer,
+    supervise: Supervise,
+    cache: &'a Cache,
+    /// What ids and masks depend on beside the rows.
+    identity: String,
+    parts: Vec<Part>,
+    files: Vec<FileSummary>,
+    items: usize,
+    kind: PhantomData<fn() -> T>,
+}
+
+impl<'a, T: Item> Maker<'a, T> {
+    pub fn new(tokenizer: &'a ChatTokenizer, supervise: Supervise, cache: &'a Cache) -> Result<Self> {
+        let version = env!("CARGO_PKG_VERSION");
+        let identity = format!("{version} {ENCODING} {:?} {supervise:?} {}", T::WANT, tokenizer.fingerprint()?);
+        let (parts, files) = (Vec::new(), Vec::new());
+        Ok(Self { tokenizer, supervise, cache, identity, parts, files, items: 0, kind: PhantomData })
+    }
+
+    /// Adds the files of a source; how many items they make.
+    pub fn source(&mut self, source: &SourceSpec) -> Result<usize> {
+        let before = self.items;
+        let mut left = source.rows.unwrap_or(usize::MAX);
+        for path in source::files(&source.path)? {
+            if left > 0 {
+                left -= self.file(path, source, left)?;
+            }
+        }
+        Ok(self.items - before)
+    }
+
+    pub fn finish(self) -> (Vec<Part>, Vec<FileSummary>) {
+        if self.files.iter().any(|f| f.tokenised_rows > 0) {
+            self.cache.tidy();
+        }
+        (self.parts, self.files)
+    }
+
+    /// Adds at most `limit` rows of a file; how many they were.
+    fn file(&mut self, path: PathBuf, source: &SourceSpec, limit: usize) -> Result<usize> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let reading = Reading::of(&path, source, T::WANT)?;
+        let bytes = std::fs::metadata(&path).map_or(0, |m| m.len());
+        let looking = report::bar(bytes, &format!("{name}: bytes hashed"));
+        let layout = self.cache.layout(&path, |n| looking.inc(n));
+        looking.finish_and_clear();
+        let layout = layout?;
+        let bar = match layout.lines().map(|lines| lines.min(limit)).or(source.rows.map(|_| limit)) {
+            Some(rows) => report::bar(rows as u64, &format!("{name}: rows")),
+            None => report::spinner(&format!("{name}: rows")),
+        };
+        let (folder, path) = (self.cache.folder_for(layout.bytes), Arc::new(path));
+        let mut summary = FileSummary {
+            path: path.to_path_buf(),
+            sha256: layout.sha256.clone(),
+            format: reading.format,
+            rows: 0,
+            blank_lines: 0,
+            unused_columns: reading.unused.clone(),
+            tokenised_rows: 0,
+        };
+        for segment in &layout.segments {
+            let left = limit - summary.rows;
+            if left == 0 {
+                break;
+            }
+            let job = Job { maker: self, path: &path, kind: layout.kind, segment, reading: &reading, left, bar: &bar };
+            let key = job.key();
+            let found = folder.as_ref().and_then(|folder| cache::find(folder, &key));
+            let rows = if let Some(found) = &found { found.facts.passage.rows } else { 0 };
+            bar.inc(rows as u64);
+            let made = found.is_none();
+            let tokens = match found {
+                Some(tokens) => tokens,
+                None => job.make(folder.as_deref(), layout.bytes, &key).inspect_err(|_| bar.finish_and_clear())?,
+            };
+            let passage = tokens.facts.passage;
+            summary.rows += passage.rows;
+            summary.blank_lines += passage.blank;
+            summary.tokenised_rows += if made { passage.rows } else { 0 };
+            let items = tokens.len() / T::WIDTH;
+            self.parts.push(Part { tokens, path: path.clone(), before: segment.before, first: self.items, items });
+            self.items += items;
+        }
+        bar.finish_and_clear();
+        if self.items > u32::MAX as usize {
+            return Err(Error::user(format!("{}: more than 4,294,967,295 examples in all", path.display())));
+        }
+        let rows = summary.rows;
+        if rows == 0 {
+            return Err(source::no_row(&path));
+        }
+        self.files.push(summary);
+        Ok(rows)
+    }
+}
+
+/// A segment to tokenise.
+struct Job<'a, T> {
+    maker: &'a Maker<'a, T>,
+    path: &'a Path,
+    kind: source::FileKind,
+    segment: &'a Segment,
+    reading: &'a Reading,
+    /// Rows that may still be taken.
+    left: usize,
+    bar: &'a ProgressBar,
+}
+
+impl<T: Item> Job<'_, T> {
+    /// The hash of all that the tokens depend on.
+    fn key(&self) -> [u8; 32] {
+        let rows = match self.segment.lines {
+            Some(lines) if lines <= self.left => usize::MAX,
+            _ => self.left,
+        };
+        let parts = [
+            self.maker.identity.clone(),
+            format!("{:?} {}", self.kind, self.reading.format.name()),
+            self.reading.renaming(),
+            self.segment.sha256.clone(),
+            rows.to_string(),
+        ];
+        let mut hash = Sha256::new();
+        for part in parts {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        hash.finalize().into()
+    }
+
+    /// Reads the rows and makes their items.
+    fn make(&self, folder: Option<&Path>, bytes: u64, key: &[u8; 32]) -> Result<Tokens> {
+        let scratch = folder.is_none() && bytes >= LARGE;
+        let place = match folder {
+            Some(folder) => Some(folder.join(file_name(key))),
+            None => scratch.then(scratch_file),
+        };
+        let mut writer = Writer::new(place.as_deref())?;
+        let mut facts = Facts::default();
+        let mut take = |chunk: Vec<source::RawRow>| -> Result<()> {
+            let encode = |raw: source::RawRow| {
+                let row = self.reading.row(raw, self.path)?;
+                let made = T::encode(&row, self.path, self.maker.tokenizer, self.maker.supervise)?;
+                self.bar.inc(1);
+                Ok((row.line, made))
+            };
+            let encoded: Vec<Result<_>> = chunk.into_par_iter().map(encode).collect();
+            for row in encoded {
+                let (line, made) = row?;
+                facts.split_boundaries += made.split_boundaries;
+                for item in made.examples {
+                    let (sequences, _, value) = item.store();
+                    for sequence in &sequences {
+                        writer.push(sequence, line - self.segment.before, value)?;
+                    }
+                }
+            }
+            Ok(())
+        };
+        let passage = source::read(self.path, self.kind, self.segment, self.left, &mut take)?;
+        facts.passage = passage;
+        let tokens = writer.finish(facts, key)?;
+        if let (true, Some(place)) = (scratch, place) {
+            // The map keeps the file until it is let go.
+            let _ = std::fs::remove_file(place);
+        }
+        Ok(tokens)
+    }
+}
+
+/// A file for tokens that are not kept, in the system's folder for such files.
+fn scratch_file() -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("ft-{}-{n}.tokens", std::process::id()))
+}

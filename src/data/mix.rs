@@ -1,0 +1,123 @@
+//! How often each source comes in an epoch.
+//!
+//! Without weights an epoch is every example once. With them it is as many examples as the sources hold together, of
+//! which each source gives its share, `weight / sum of weights`. A source walks through a random order of its own, epoch
+//! after epoch and then anew: one that gives less than it holds gives other examples in the next epoch, one that gives
+//! more repeats none before all were there. What comes is a function of (counts, weights, seed, epoch).
+
+use crate::rng;
+use rand::seq::SliceRandom;
+
+/// Examples of each source, in the order in which they are numbered, and their weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mix {
+    counts: Vec<usize>,
+    /// None: every example once.
+    weights: Option<Vec<f64>>,
+}
+
+impl Mix {
+    /// Every one of `count` examples once an epoch.
+    pub fn plain(count: usize) -> Self {
+        Self { counts: vec![count], weights: None }
+    }
+
+    /// Sources of so many examples each; weights are finite and above 0.
+    pub fn new(counts: Vec<usize>, weights: Option<Vec<f64>>) -> Self {
+        Self { counts, weights }
+    }
+
+    /// Examples of each source in one epoch; shares are rounded so that they add up to all examples.
+    pub fn quotas(&self) -> Vec<usize> {
+        let Some(weights) = &self.weights else { return self.counts.clone() };
+        let (total, sum) = (self.counts.iter().sum::<usize>(), weights.iter().sum::<f64>());
+        let exact: Vec<f64> = weights.iter().map(|w| total as f64 * w / sum).collect();
+        let mut quotas: Vec<usize> = exact.iter().map(|x| x.floor() as usize).collect();
+        let mut by_rest: Vec<usize> = (0..quotas.len()).collect();
+        by_rest.sort_by(|a, b| exact[*b].fract().total_cmp(&exact[*a].fract()));
+        let missing = total.saturating_sub(quotas.iter().sum());
+        by_rest.into_iter().cycle().take(missing).for_each(|i| quotas[i] += 1);
+        quotas
+    }
+
+    /// Whether epochs hold different examples.
+    pub fn varies(&self) -> bool {
+        self.weights.is_some()
+    }
+
+    /// The examples of an epoch in the order in which they come.
+    pub fn order(&self, shuffle: bool, seed: u64, epoch: u64) -> Vec<u32> {
+        let mut order: Vec<u32> = match self.weights {
+            None => (0..self.counts.iter().sum::<usize>() as u32).collect(),
+            Some(_) => self.drawn(shuffle, seed, epoch),
+        };
+        if shuffle {
+            order.shuffle(&mut rng::stream(seed, "shuffle", epoch));
+        }
+        order
+    }
+
+    fn drawn(&self, shuffle: bool, seed: u64, epoch: u64) -> Vec<u32> {
+        let mut drawn = Vec::new();
+        let mut first = 0;
+        for (source, (count, quota)) in self.counts.iter().zip(self.quotas()).enumerate() {
+            let mut left = quota;
+            let mut at = epoch as u128 * quota as u128;
+            while left > 0 && *count > 0 {
+                let (pass, from) = ((at / *count as u128) as u64, (at % *count as u128) as usize);
+                let mut own: Vec<u32> = (first..first + *count as u32).collect();
+                if shuffle {
+                    own.shuffle(&mut rng::stream(seed, &format!("source {source}"), pass));
+                }
+                let n = left.min(count - from);
+                drawn.extend(&own[from..from + n]);
+                (left, at) = (left - n, at + n as u128);
+            }
+            first += *count as u32;
+        }
+        drawn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_weights_an_epoch_is_everything_once() {
+        let mix = Mix::new(vec![3, 4], None);
+        assert_eq!(mix.order(false, 1, 0), [0, 1, 2, 3, 4, 5, 6]);
+        let mut shuffled = mix.order(true, 1, 5);
+        assert_eq!(shuffled, Mix::plain(7).order(true, 1, 5), "sources without weights are one");
+        shuffled.sort();
+        assert_eq!(shuffled, [0, 1, 2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn each_source_gives_its_share_and_repeats_none_before_all_were_there() {
+        let mix = Mix::new(vec![10, 90], Some(vec![1.0, 3.0]));
+        assert_eq!(mix.quotas(), [25, 75]);
+        let mut times = vec![0; 100];
+        for epoch in 0..6 {
+            let order = mix.order(true, 3, epoch);
+            assert_eq!(order.len(), 100);
+            assert_eq!(order.iter().filter(|i| **i < 10).count(), 25);
+            assert_eq!(order, mix.order(true, 3, epoch), "an epoch can be made again by itself");
+            order.iter().for_each(|i| times[*i as usize] += 1);
+            for source in [&times[..10], &times[10..]] {
+                let (least, most) = (source.iter().min().unwrap(), source.iter().max().unwrap());
+                assert!(most - least <= 1, "after epoch {epoch}: {source:?}");
+            }
+        }
+        assert_eq!(times[..10].iter().sum::<i32>(), 150);
+        assert_ne!(mix.order(true, 3, 0), mix.order(true, 4, 0));
+    }
+
+    #[test]
+    fn shares_are_rounded_to_all_examples() {
+        for weights in [vec![1.0, 1.0, 1.0], vec![0.1, 0.7, 3.0], vec![1e-9, 1.0, 1.0]] {
+            let mix = Mix::new(vec![5, 6, 9], Some(weights.clone()));
+            assert_eq!(mix.quotas().iter().sum::<usize>(), 20, "{weights:?}");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! CSV, cut into records here and into fields by polars, a few megabytes at a time.
+//!
+//! Every column is text: a guess of types would turn an answer `007` into 7.
+
+use super::columnar::{polars_error, rows_of};
+use super::{BOM, CHUNK_BYTES, Passage, Segment, Take, open};
+use crate::error::{Error, Result};
+use crate::fsutil::io_error;
+use polars::prelude::*;
+use std::io::{BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
+use std::path::Path;
+
+/// Finds where records end: a line feed inside quotes ends none (RFC 4180).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Reading {
+    #[default]
+    Start,
+    Plain,
+    Quoted,
+    /// After a quote inside quotes: the end of the field, or the first half of an escaped quote.
+    Closing,
+}
+
+impl Reading {
+    /// Whether this byte ends a record.
+    pub fn step(&mut self, byte: u8) -> bool {
+        *self = match (*self, byte) {
+            (Reading::Quoted, b'"') => Reading::Closing,
+            (Reading::Quoted, _) => Reading::Quoted,
+            (Reading::Start | Reading::Closing, b'"') => Reading::Quoted,
+            (_, b'\n') => {
+                *self = Reading::Start;
+                return true;
+            }
+            (_, b',') => Reading::Start,
+            _ => Reading::Plain,
+        };
+        false
+    }
+}
+
+/// Records one after the other.
+struct Records<'a> {
+    path: &'a Path,
+    reader: Box<dyn BufRead>,
+}
+
+impl Records<'_> {
+    /// Adds the next record with its line feed; false at the end.
+    fn next(&mut self, into: &mut Vec<u8>) -> Result<bool> {
+        let (mut state, before) = (Reading::default(), into.len());
+        loop {
+            let from = into.len();
+            let n = self.reader.read_until(b'\n', into).map_err(|e| io_error("reading", self.path, e))?;
+            if n == 0 {
+                return match state {
+                    Reading::Quoted => Err(Error::user(format!("{}: a quoted field has no end", self.path.display()))
+                        .hint("a quote inside a quoted field is written twice: \"\"")),
+                    _ => Ok(into.len() > before),
+                };
+            }
+            let mut ended = false;
+            for byte in &into[from..] {
+                ended = state.step(*byte);
+            }
+            if ended {
+                return Ok(true);
+            }
+        }
+    }
+}
+
+/// The header, without a byte-order mark, and where the first record after it begins.
+pub(super) fn header(path: &Path) -> Result<(Vec<u8>, u64)> {
+    let mut header = Vec::new();
+    let mut records = Records { path, reader: Box::new(BufReader::new(open(path)?)) };
+    if !records.next(&mut header)? {
+        return Err(Error::user(format!("{}: the file is empty", path.display())).hint("was it written completely?"));
+    }
+    let end = header.len() as u64;
+    if header.starts_with(BOM) {
+        header.drain(..BOM.len());
+    }
+    if header.last() != Some(&b'\n') {
+        header.push(b'\n');
+    }
+    Ok((header, end))
+}
+
+/// The rows of a part of the file.
+pub(super) fn read(path: &Path, part: &Segment, limit: usize, take: Take) -> Result<Passage> {
+    let (header, first) = header(path)?;
+    let start = part.start.max(first);
+    let mut file = open(path)?;
+    file.seek(SeekFrom::Start(start)).map_err(|e| io_error("reading", path, e))?;
+    let reader = BufReader::with_capacity(1 << 20, file.take(part.end.saturating_sub(start)));
+    let mut records = Records { path, reader: Box::new(reader) };
+    let mut passage = Passage::default();
+    let mut more = true;
+    while more && passage.rows < limit {
+        let mut block = header.clone();
+        let mut rows = 0;
+        while block.len() < CHUNK_BYTES && passage.rows + rows < limit {
+            let before = block.len();
+            more = records.next(&mut block)?;
+            if !more {
+                break;
+            }
+            if block[before..].iter().all(u8::is_ascii_whitespace) {
+                block.truncate(before);
+                passage.blank += 1;
+            } else {
+                rows += 1;
+            }
+        }
+        if rows == 0 {
+            break;
+        }
+        let at = part.before + passage.rows;
+        let place = |e: Error| e.context(format!("rows {} to {}", at + 1, at + rows));
+        let frame = CsvReadOptions::default()
+            .with_infer_schema_length(Some(0))
+            .map_parse_options(|o| o.with_encoding(CsvEncoding::Utf8))
+            .into_reader_with_file_handle(Cursor::new(block))
+            .finish()
+            .map_err(|e| place(polars_error(path, e)))?;
+        if frame.height() != rows {
+            return Err(Error::user(format!(
+                "{}: rows {} to {}: {rows} records, read as {} rows",
+                path.display(),
+                at + 1,
+                at + rows,
+                frame.height()
+            ))
+            .hint("is a quote inside a field written twice, and every field with a comma or a line break quoted?"));
+        }
+        let columns: Vec<Series> = frame.columns().iter().map(|c| c.as_materialized_series().clone()).collect();
+        rows_of(path, &columns, at, usize::MAX, false, take)?;
+        passage.rows += rows;
+    }
+    Ok(passage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_end_outside_quotes() {
+        let text = "a,b\n1,\"x\ny\"\n2,\"he said \"\"\nhi\"\"\"\n3,5\" pipe\n\"\",\n";
+        let mut state = Reading::default();
+        let ends: Vec<usize> = text.bytes().enumerate().filter(|(_, b)| state.step(*b)).map(|(i, _)| i).collect();
+        let records: Vec<&str> =
+            ends.iter().scan(0, |from, to| Some(&text[std::mem::replace(from, to + 1)..*to])).collect();
+        assert_eq!(records, ["a,b", "1,\"x\ny\"", "2,\"he said \"\"\nhi\"\"\"", "3,5\" pipe", "\"\","]);
+    }
+}

@@ -1,0 +1,226 @@
+//! A file cut into segments: each is hashed by its content and tokenised by itself, so that work on a huge file goes on
+//! where it was interrupted, and rows added at the end leave the segments before them as they were.
+
+use super::csv::{self, Reading};
+use super::{FileKind, columnar, file_kind, open};
+use crate::error::Result;
+use crate::fsutil::{hex, io_error};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::io::Read;
+use std::path::Path;
+
+/// Bytes of a segment of lines; it ends with the line or record in which it passes this size.
+const BYTES: u64 = 64 << 20;
+/// Rows of a segment of a Parquet file.
+const ROWS: u64 = 1 << 17;
+
+/// A part of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Segment {
+    /// Bytes of a file of lines, rows of a Parquet file; other kinds have one segment.
+    pub start: u64,
+    pub end: u64,
+    /// Lines (or rows) of the file before it.
+    pub before: usize,
+    /// Lines or rows in it, where they are known without parsing.
+    pub lines: Option<usize>,
+    /// SHA-256 of what it is read from.
+    pub sha256: String,
+}
+
+impl Segment {
+    /// All of a file.
+    pub fn whole() -> Self {
+        Self { start: 0, end: u64::MAX, before: 0, lines: None, sha256: String::new() }
+    }
+}
+
+/// How a file is cut, and the hash of the whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layout {
+    pub kind: FileKind,
+    pub bytes: u64,
+    /// SHA-256 of the file.
+    pub sha256: String,
+    pub segments: Vec<Segment>,
+}
+
+impl Layout {
+    /// Lines or rows in all, where they are known.
+    pub fn lines(&self) -> Option<usize> {
+        self.segments.iter().map(|s| s.lines).sum()
+    }
+}
+
+/// Reads the file once, hashes it and finds its segments.
+pub fn layout(path: &Path, mut progress: impl FnMut(u64)) -> Result<Layout> {
+    layout_by(path, BYTES, &mut progress)
+}
+
+fn layout_by(path: &Path, target: u64, progress: &mut dyn FnMut(u64)) -> Result<Layout> {
+    let kind = file_kind(path)?;
+    let mut cut = match kind {
+        FileKind::JsonLines => Some(Cutter::new(None, Vec::new(), 0, target)),
+        FileKind::Csv => {
+            let (header, end) = csv::header(path)?;
+            Some(Cutter::new(Some(Reading::default()), header, end, target))
+        }
+        _ => None,
+    };
+    let (mut file, mut whole, mut bytes) = (open(path)?, Sha256::new(), 0u64);
+    let mut buffer = vec![0u8; 4 << 20];
+    loop {
+        let n = file.read(&mut buffer).map_err(|e| io_error("reading", path, e))?;
+        if n == 0 {
+            break;
+        }
+        let part = &buffer[..n];
+        match &mut cut {
+            Some(cut) => drop(rayon::join(|| whole.update(part), || cut.feed(bytes, part))),
+            None => whole.update(part),
+        }
+        bytes += n as u64;
+        progress(n as u64);
+    }
+    let sha256 = hex(&whole.finalize());
+    let segments = match cut {
+        Some(cut) => cut.finish(bytes),
+        None if kind == FileKind::Parquet => {
+            let rows = columnar::parquet_rows(path)? as u64;
+            let part = |start: u64| {
+                let end = rows.min(start + ROWS);
+                let (before, lines) = (start as usize, Some((end - start) as usize));
+                Segment { start, end, before, lines, sha256: format!("{sha256}:{start}-{end}") }
+            };
+            (0..rows.max(1)).step_by(ROWS as usize).map(part).collect()
+        }
+        None => vec![Segment { sha256: sha256.clone(), ..Segment::whole() }],
+    };
+    Ok(Layout { kind, bytes, sha256, segments })
+}
+
+/// Cuts a file of lines while its bytes go by.
+struct Cutter {
+    /// Set for CSV, where a record may hold line feeds.
+    csv: Option<Reading>,
+    /// What every segment's hash begins with, because its meaning depends on it: the header.
+    header: Vec<u8>,
+    target: u64,
+    hash: Sha256,
+    start: u64,
+    before: usize,
+    lines: usize,
+    /// Whether a byte was seen since the last line ended.
+    open: bool,
+    done: Vec<Segment>,
+}
+
+impl Cutter {
+    fn new(csv: Option<Reading>, header: Vec<u8>, start: u64, target: u64) -> Self {
+        let hash = Sha256::new_with_prefix(&header);
+        Self { csv, header, target, hash, start, before: 0, lines: 0, open: false, done: Vec::new() }
+    }
+
+    /// Takes the bytes that stand at `at`.
+    fn feed(&mut self, at: u64, mut bytes: &[u8]) {
+        let mut at = at;
+        if at < self.start && self.done.is_empty() {
+            // The header of a CSV file.
+            let skip = ((self.start - at) as usize).min(bytes.len());
+            (bytes, at) = (&bytes[skip..], at + skip as u64);
+        }
+        let mut from = 0;
+        for (i, byte) in bytes.iter().enumerate() {
+            let ended = match &mut self.csv {
+                Some(state) => state.step(*byte),
+                None => *byte == b'\n',
+            };
+            if !ended {
+                self.open |= !(self.csv.is_some() && byte.is_ascii_whitespace());
+                continue;
+            }
+            // An empty line of JSON counts as a line; an empty record of CSV is passed over when it is read.
+            self.lines += usize::from(self.open || self.csv.is_none());
+            self.open = false;
+            let end = at + i as u64 + 1;
+            if end - self.start >= self.target {
+                self.hash.update(&bytes[from..=i]);
+                from = i + 1;
+                self.close(end);
+            }
+        }
+        self.hash.update(&bytes[from..]);
+    }
+
+    fn close(&mut self, end: u64) {
+        let hash = std::mem::replace(&mut self.hash, Sha256::new_with_prefix(&self.header));
+        self.done.push(Segment {
+            start: self.start,
+            end,
+            before: self.before,
+            lines: Some(self.lines),
+            sha256: hex(&hash.finalize()),
+        });
+        self.before += self.lines;
+        (self.start, self.lines) = (end, 0);
+    }
+
+    fn finish(mut self, bytes: u64) -> Vec<Segment> {
+        if bytes > self.start || self.done.is_empty() {
+            self.lines += usize::from(self.open);
+            self.close(bytes.max(self.start));
+        }
+        self.done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::source::{Take, read};
+
+    fn lines_of(path: &Path, layout: &Layout) -> Vec<(usize, String)> {
+        let mut found = Vec::new();
+        for segment in &layout.segments {
+            let take: Take = &mut |chunk| {
+                for raw in chunk {
+                    let line = raw.line;
+                    found.push((line, serde_json::to_string(&raw.columns(path)?).unwrap()));
+                }
+                Ok(())
+            };
+            let passage = read(path, layout.kind, segment, usize::MAX, take).unwrap();
+            let lines = segment.lines.unwrap();
+            assert!(passage.rows <= lines && lines <= passage.rows + passage.blank);
+        }
+        found
+    }
+
+    #[test]
+    fn segments_hold_every_row_once_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines: String = (0..500).map(|i| format!("{{\"text\":\"{i}\"}}\n{}", ["", "\n"][i % 2])).collect();
+        let csv: String =
+            (0..500).map(|i| format!("\"row {i}\nand \"\"more\"\"\",{i}\r\n{}", ["", "\n"][i % 2])).collect();
+        for (name, text) in [("a.jsonl", lines.clone() + "{\"text\":\"last\"}"), ("a.csv", format!("text,n\r\n{csv}"))]
+        {
+            let path = folder.path().join(name);
+            std::fs::write(&path, &text).unwrap();
+            let whole = layout_by(&path, u64::MAX, &mut |_| {}).unwrap();
+            let parts = layout_by(&path, 999, &mut |_| {}).unwrap();
+            assert_eq!((whole.segments.len(), parts.segments.len() > 5), (1, true));
+            assert_eq!(whole.lines(), parts.lines(), "{name}");
+            assert_eq!(lines_of(&path, &whole), lines_of(&path, &parts), "{name}");
+            assert!(lines_of(&path, &whole).len() >= 500, "{name}");
+            // Rows at the end change the last segment only.
+            std::fs::write(&path, text.clone() + &text[text.len() / 2..]).unwrap();
+            let longer = layout_by(&path, 999, &mut |_| {}).unwrap();
+            let kept = parts.segments.len() - 1;
+            assert_eq!(longer.segments[..kept], parts.segments[..kept], "{name}");
+            assert_ne!(longer.sha256, parts.sha256);
+        }
+    }
+}

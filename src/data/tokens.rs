@@ -1,0 +1,334 @@
+//! Token ids of many sequences: in memory, or in a file that is mapped and read where it is needed.
+//!
+//! A file is `header | words | entries | facts | SHA-256`. A word is a token id with its mark in the highest bit. The
+//! header names the key that the file was made for and the size of each part; the hash covers all but the words, and
+//! each entry holds a hash of its own words, checked whenever they are read. So a file that was cut off, belongs to
+//! something else or was damaged is noticed before a token of it is used. Files are written whole and never changed.
+
+use super::items::Sequence;
+use super::source::Passage;
+use crate::error::{Error, Result};
+use crate::fsutil::{self, hex, io_error};
+use memmap2::{Mmap, UncheckedAdvice};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+const MAGIC: &[u8; 8] = b"FTTOKEN1";
+/// Magic, key, words, entries, bytes of facts.
+const HEADER: usize = 8 + 32 + 3 * 8;
+const MARK: u32 = 1 << 31;
+
+/// Offset in words, hash, number beside it, length with marked tokens above it, line.
+type Entry = [u64; 5];
+
+/// What is known of the rows that the tokens were made of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Facts {
+    pub passage: Passage,
+    pub split_boundaries: usize,
+}
+
+/// A sequence without its tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shape {
+    pub length: usize,
+    pub marked: usize,
+    /// Line of the segment, from 1.
+    pub line: usize,
+    pub value: f64,
+    /// Of ids and marks.
+    pub hash: u64,
+}
+
+/// Sequences that can be read in any order.
+#[derive(Debug)]
+pub struct Tokens {
+    backing: Backing,
+    pub facts: Facts,
+}
+
+#[derive(Debug)]
+enum Backing {
+    Memory { words: Vec<u32>, entries: Vec<Entry> },
+    Mapped { map: Mmap, path: PathBuf, words: usize, entries: usize },
+}
+
+impl Tokens {
+    /// How many sequences there are.
+    pub fn len(&self) -> usize {
+        match &self.backing {
+            Backing::Memory { entries, .. } => entries.len(),
+            Backing::Mapped { entries, .. } => *entries,
+        }
+    }
+
+    fn words(&self) -> &[u32] {
+        match &self.backing {
+            Backing::Memory { words, .. } => words,
+            Backing::Mapped { map, words, .. } => bytemuck::cast_slice(&map[HEADER..HEADER + words * 4]),
+        }
+    }
+
+    fn entries(&self) -> &[Entry] {
+        match &self.backing {
+            Backing::Memory { entries, .. } => entries,
+            Backing::Mapped { map, words, entries, .. } => {
+                let start = entries_at(*words);
+                bytemuck::cast_slice(&map[start..start + entries * size_of::<Entry>()])
+            }
+        }
+    }
+
+    /// What is known of sequence `i`; reads none of its tokens.
+    pub fn shape(&self, i: usize) -> Shape {
+        let [_, hash, value, lengths, line] = self.entries()[i];
+        Shape {
+            length: (lengths & u64::from(u32::MAX)) as usize,
+            marked: (lengths >> 32) as usize,
+            line: line as usize,
+            value: f64::from_bits(value),
+            hash,
+        }
+    }
+
+    /// The sequence `i`.
+    pub fn get(&self, i: usize) -> Result<Sequence> {
+        let (offset, shape) = (self.entries()[i][0] as usize, self.shape(i));
+        let words = self.words().get(offset..offset + shape.length).filter(|words| hash_of(words) == shape.hash);
+        let Some(words) = words else {
+            return Err(match &self.backing {
+                Backing::Mapped { path, .. } => {
+                    Error::user(format!("{}: the file of token ids is damaged (sequence {i})", path.display()))
+                        .hint("remove it: it is made anew from the rows")
+                }
+                Backing::Memory { .. } => Error::bug(format!("sequence {i} is not what was stored")),
+            });
+        };
+        Ok(Sequence {
+            ids: words.iter().map(|w| w & !MARK).collect(),
+            marked: words.iter().map(|w| w & MARK != 0).collect(),
+        })
+    }
+
+    /// Gives back the memory that reading has taken; the file stays, and so does what the system keeps of it.
+    pub fn release(&self) {
+        if let Backing::Mapped { map, .. } = &self.backing {
+            // The map is of a file that nobody changes, so the pages come back as they were.
+            let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
+        }
+    }
+
+    /// Opens a file that was made for `key`; `None` where it is not there, or is not that file whole.
+    pub fn open(path: &Path, key: &[u8; 32]) -> Option<Self> {
+        let file = File::open(path).ok()?;
+        let map = unsafe { Mmap::map(&file) }.ok()?;
+        let header = map.get(..HEADER)?;
+        if &header[..8] != MAGIC || header[8..40] != *key {
+            return None;
+        }
+        let number = |at: usize| -> Option<usize> {
+            usize::try_from(u64::from_le_bytes(header[at..at + 8].try_into().ok()?)).ok()
+        };
+        let (words, entries, facts) = (number(40)?, number(48)?, number(56)?);
+        let start = HEADER.checked_add(words.checked_mul(4)?)?.checked_next_multiple_of(8)?;
+        let end = start.checked_add(entries.checked_mul(size_of::<Entry>())?)?;
+        let close = end.checked_add(facts)?;
+        if close.checked_add(32)? != map.len() {
+            return None;
+        }
+        let mut hash = Sha256::new_with_prefix(header);
+        hash.update(&map[start..close]);
+        if hash.finalize()[..] != map[close..] {
+            return None;
+        }
+        let facts = serde_json::from_slice(&map[end..close]).ok()?;
+        Some(Self { backing: Backing::Mapped { map, path: path.to_path_buf(), words, entries }, facts })
+    }
+}
+
+fn entries_at(words: usize) -> usize {
+    (HEADER + words * 4).next_multiple_of(8)
+}
+
+fn hash_of(words: &[u32]) -> u64 {
+    let digest = Sha256::digest(bytemuck::cast_slice::<u32, u8>(words));
+    u64::from_le_bytes(std::array::from_fn(|i| digest[i]))
+}
+
+/// Takes sequences one after the other.
+pub struct Writer {
+    /// None: in memory.
+    file: Option<Growing>,
+    words: Vec<u32>,
+    entries: Vec<Entry>,
+    count: usize,
+}
+
+/// A file that is not whole yet; it is removed unless it is finished.
+struct Growing {
+    out: BufWriter<File>,
+    temp: PathBuf,
+    path: PathBuf,
+}
+
+impl Drop for Growing {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.temp);
+    }
+}
+
+impl Writer {
+    /// Keeps the sequences in memory, or in a file at `path` once it is finished.
+    pub fn new(path: Option<&Path>) -> Result<Self> {
+        let file = path.map(Growing::new).transpose()?;
+        Ok(Self { file, words: Vec::new(), entries: Vec::new(), count: 0 })
+    }
+
+    /// Adds a sequence of a row that stands at `line` of the segment.
+    pub fn push(&mut self, sequence: &Sequence, line: usize, value: f64) -> Result<()> {
+        let start = self.words.len();
+        let word = |(id, marked): (&u32, &bool)| id | if *marked { MARK } else { 0 };
+        self.words.extend(sequence.ids.iter().zip(&sequence.marked).map(word));
+        let marked = sequence.marked.iter().filter(|m| **m).count() as u64;
+        let lengths = sequence.ids.len() as u64 | marked << 32;
+        let hash = hash_of(&self.words[start..]);
+        self.entries.push([self.count as u64, hash, value.to_bits(), lengths, line as u64]);
+        self.count += sequence.ids.len();
+        if self.words.len() > 1 << 18 {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        file.out.write_all(bytemuck::cast_slice(&self.words)).map_err(|e| full(&file.path, e))?;
+        self.words.clear();
+        Ok(())
+    }
+
+    /// The sequences, ready to be read; a file is on disk, whole, before this returns.
+    pub fn finish(mut self, facts: Facts, key: &[u8; 32]) -> Result<Tokens> {
+        self.flush()?;
+        let Some(mut file) = self.file.take() else {
+            return Ok(Tokens { backing: Backing::Memory { words: self.words, entries: self.entries }, facts });
+        };
+        let text = serde_json::to_vec(&facts).map_err(|e| Error::bug(format!("facts of tokens: {e}")))?;
+        file.finish(self.count, &self.entries, &text, key)?;
+        Tokens::open(&file.path, key).ok_or_else(|| {
+            Error::user(format!("{}: was written, and is not there whole", file.path.display()))
+                .hint("does something else change that folder? Choose another with data.cache")
+        })
+    }
+}
+
+impl Growing {
+    fn new(path: &Path) -> Result<Self> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let temp = path.with_file_name(fsutil::temporary(&name));
+        let file = File::create(&temp).map_err(|e| full(&temp, e))?;
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        out.write_all(&[0; HEADER]).map_err(|e| full(&temp, e))?;
+        Ok(Self { out, temp, path: path.to_path_buf() })
+    }
+
+    fn finish(&mut self, words: usize, entries: &[Entry], facts: &[u8], key: &[u8; 32]) -> Result<()> {
+        let mut header = Vec::with_capacity(HEADER);
+        header.extend(MAGIC);
+        header.extend(key);
+        [words, entries.len(), facts.len()].iter().for_each(|n| header.extend((*n as u64).to_le_bytes()));
+        let entries: &[u8] = bytemuck::cast_slice(entries);
+        let mut hash = Sha256::new_with_prefix(&header);
+        hash.update(entries);
+        hash.update(facts);
+        let padding = entries_at(words) - HEADER - words * 4;
+        let write = || -> std::io::Result<()> {
+            self.out.write_all(&[0; 8][..padding])?;
+            self.out.write_all(entries)?;
+            self.out.write_all(facts)?;
+            self.out.write_all(&hash.finalize())?;
+            self.out.seek(SeekFrom::Start(0))?;
+            self.out.write_all(&header)?;
+            self.out.flush()?;
+            self.out.get_ref().sync_all()?;
+            std::fs::rename(&self.temp, &self.path)
+        };
+        write().map_err(|e| full(&self.path, e))
+    }
+}
+
+fn full(path: &Path, e: std::io::Error) -> Error {
+    let storage = e.kind() == std::io::ErrorKind::StorageFull;
+    let error = io_error("writing", path, e);
+    if storage { error.hint("token ids are kept in this folder; data.cache names another") } else { error }
+}
+
+/// The name of a key's file.
+pub fn file_name(key: &[u8; 32]) -> String {
+    format!("{}.tokens", hex(&key[..16]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sequence(ids: &[u32]) -> Sequence {
+        Sequence { ids: ids.to_vec(), marked: ids.iter().map(|id| id % 3 == 0).collect() }
+    }
+
+    fn write(path: Option<&Path>, key: &[u8; 32]) -> Tokens {
+        let mut writer = Writer::new(path).unwrap();
+        for i in 0..100u32 {
+            writer.push(&sequence(&(0..i * 71 % 50).collect::<Vec<_>>()), i as usize, f64::from(i)).unwrap();
+        }
+        let passage = Passage { rows: 100, blank: 3 };
+        writer.finish(Facts { passage, split_boundaries: 4 }, key).unwrap()
+    }
+
+    #[test]
+    fn a_mapped_file_reads_as_memory_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tokens");
+        let (memory, mapped) = (write(None, &[1; 32]), write(Some(&path), &[1; 32]));
+        assert_eq!(mapped.len(), 100);
+        assert_eq!(mapped.facts, memory.facts);
+        for i in 0..100 {
+            assert_eq!((mapped.get(i).unwrap(), mapped.shape(i)), (memory.get(i).unwrap(), memory.shape(i)));
+            assert_eq!(mapped.get(i).unwrap(), sequence(&(0..i as u32 * 71 % 50).collect::<Vec<_>>()));
+            assert_eq!(mapped.shape(i).value, i as f64);
+        }
+        mapped.release();
+        assert_eq!(mapped.get(7).unwrap(), memory.get(7).unwrap());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn what_is_not_the_whole_file_of_the_key_is_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tokens");
+        drop(write(Some(&path), &[1; 32]));
+        let good = std::fs::read(&path).unwrap();
+        assert!(Tokens::open(&path, &[2; 32]).is_none(), "another key");
+        assert!(Tokens::open(&folder.path().join("absent"), &[1; 32]).is_none());
+        for length in (0..good.len()).step_by(97).chain([good.len() - 1]) {
+            std::fs::write(&path, &good[..length]).unwrap();
+            assert!(Tokens::open(&path, &[1; 32]).is_none(), "cut to {length}");
+        }
+        std::fs::write(&path, [good.as_slice(), b"x"].concat()).unwrap();
+        assert!(Tokens::open(&path, &[1; 32]).is_none(), "longer");
+        // A flipped bit: outside the words the file is not opened, inside them the sequence is not read.
+        let words: usize = (0..100usize).map(|i| i * 71 % 50).sum();
+        let padding = HEADER + words * 4..entries_at(words);
+        for at in (0..good.len()).step_by(53).filter(|at| !padding.contains(at)) {
+            let mut bad = good.clone();
+            bad[at] ^= 4;
+            std::fs::write(&path, &bad).unwrap();
+            let found = Tokens::open(&path, &[1; 32]).is_none_or(|t| (0..100).any(|i| t.get(i).is_err()));
+            assert!(found, "byte {at}");
+        }
+    }
+}
