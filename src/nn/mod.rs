@@ -20,7 +20,7 @@ pub mod weights;
 
 pub use attention::Pass;
 pub use cache::Cache;
-pub use linear::{Adapter, Dense, Embedding, Linear, Switches};
+pub use linear::{Adapter, Decoding, Dense, Embedding, Linear, Switches};
 pub use norm::RmsNorm;
 pub use rope::{Rope, Scaling};
 pub use store::{Attach, Builder, Built, Layer, Param, ParamStore, Scope, Site};
