@@ -13,9 +13,9 @@ using at::Tensor;
 #define KERNELS(isa)                                                                                                  \
   extern "C" {                                                                                                        \
   void ft_product_bf16_##isa(const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, int64_t, const float*,      \
-                             uint16_t*, int64_t);                                                                     \
-  void ft_product_f32_##isa(const float*, const float*, int64_t, int64_t, int64_t, int64_t, const float*, float*,     \
-                            int64_t);                                                                                 \
+                             bool, uint16_t*, int64_t);                                                                     \
+  void ft_product_f32_##isa(const float*, const float*, int64_t, int64_t, int64_t, int64_t, const float*, bool,       \
+                            float*, int64_t);                                                                                 \
   void ft_attend_bf16_##isa(const uint16_t*, const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, float,      \
                             float*, uint16_t*);                                                                       \
   void ft_attend_f32_##isa(const float*, const float*, const float*, int64_t, int64_t, int64_t, float, float*,        \
@@ -67,8 +67,9 @@ constexpr int64_t kGrain = 1 << 17;
 
 extern "C" {
 
-// x (…, k) times w (n, k) transposed, plus bias (n): a new tensor (…, n), or null where these are not for it.
-Tensor* ft_product(const Tensor* x, const Tensor* w, const Tensor* bias) {
+// x (…, k) times w (n, k) transposed, plus bias (n): a new tensor (…, n), or `onto` with the product added to it; null
+// where these are not for it.
+Tensor* ft_product(const Tensor* x, const Tensor* w, const Tensor* bias, const Tensor* onto) {
   try {
     auto kind = x->scalar_type();
     if (c10::GradMode::is_enabled() || (kind != at::kBFloat16 && kind != at::kFloat)) return nullptr;
@@ -83,17 +84,18 @@ Tensor* ft_product(const Tensor* x, const Tensor* w, const Tensor* bias) {
     const float* b = bias ? wide.const_data_ptr<float>() : nullptr;
     auto shape = x->sizes().vec();
     shape.back() = n;
-    Tensor out = at::empty(shape, x->options().requires_grad(false));
+    if (onto && (!plain(*onto, kind) || onto->sizes() != at::IntArrayRef(shape))) return nullptr;
+    Tensor out = onto ? *onto : at::empty(shape, x->options().requires_grad(false));
     int64_t rows = x->numel() / k;
     const auto& run = kernels();
     at::parallel_for(0, (n + 3) / 4, std::max<int64_t>(1, kGrain / (4 * k * rows + 1)), [&](int64_t from, int64_t to) {
       from *= 4;
       to = std::min(to * 4, n);
       if (kind == at::kFloat)
-        run.product_f32(w->const_data_ptr<float>(), x->const_data_ptr<float>(), rows, k, from, to, b,
+        run.product_f32(w->const_data_ptr<float>(), x->const_data_ptr<float>(), rows, k, from, to, b, onto,
                         out.mutable_data_ptr<float>(), n);
       else
-        run.product_bf16(half(*w), half(*x), rows, k, from, to, b, half_out(out), n);
+        run.product_bf16(half(*w), half(*x), rows, k, from, to, b, onto, half_out(out), n);
     });
     return new Tensor(std::move(out));
   } catch (...) {

@@ -64,9 +64,11 @@ template <> struct Best<uint16_t> : Pairs {};
 template <class T> struct Best : Plain<T> {};
 #endif
 
-// r rows of w against c rows of x, k numbers each: out[i * ld + j] for row i of x, row j of w.
+// r rows of w against c rows of x, k numbers each: out[i * ld + j] for row i of x, row j of w, added to what is there
+// where `onto`.
 template <class T, class O, int r, int c>
-inline void tile(const T* w, const T* x, int64_t k, const float* bias, float scale, O* out, int64_t ld) {
+inline void tile(const T* w, const T* x, int64_t k, const float* bias, float scale, bool onto,
+                 O* out, int64_t ld) {
   typedef Best<T> B;
   vf sum[r][c] = {};
   int64_t at = 0;
@@ -82,21 +84,23 @@ inline void tile(const T* w, const T* x, int64_t k, const float* bias, float sca
     for (int j = 0; j < r; j++) {
       float s = total(sum[j][i]);
       for (int64_t t = at; t < k; t++) s += wide(w[j * k + t]) * wide(x[i * k + t]);
-      put(out + i * ld + j, s * scale + (bias ? bias[j] : 0.0f));
+      O* to = out + i * ld + j;
+      put(to, s * scale + (bias ? bias[j] : 0.0f) + (onto ? wide(*to) : 0.0f));
     }
 }
 
 template <class T, class O, int r>
-inline void strip(const T* w, const T* x, int64_t rows, int64_t k, const float* bias, float scale, O* out, int64_t ld) {
+inline void strip(const T* w, const T* x, int64_t rows, int64_t k, const float* bias, float scale, bool onto, O* out,
+                  int64_t ld) {
   int64_t i = 0;
-  for (; i + C <= rows; i += C) tile<T, O, r, C>(w, x + i * k, k, bias, scale, out + i * ld, ld);
-  for (; i < rows; i++) tile<T, O, r, 1>(w, x + i * k, k, bias, scale, out + i * ld, ld);
+  for (; i + C <= rows; i += C) tile<T, O, r, C>(w, x + i * k, k, bias, scale, onto, out + i * ld, ld);
+  for (; i < rows; i++) tile<T, O, r, 1>(w, x + i * k, k, bias, scale, onto, out + i * ld, ld);
 }
 
 // Rows [from, to) of w (n, k) against x (rows, k), r at a time: out (rows, ld).
 template <class T, class O, int r>
 inline void strips(const T* w, const T* x, int64_t rows, int64_t k, int64_t from, int64_t to, const float* bias,
-                   float scale, O* out, int64_t ld) {
+                   float scale, bool onto, O* out, int64_t ld) {
   constexpr int64_t block = 64;  // rows of x that stay near while the weights pass
   for (int64_t m = 0; m < rows; m += block) {
     int64_t some = rows - m < block ? rows - m : block, j = from;
@@ -104,19 +108,19 @@ inline void strips(const T* w, const T* x, int64_t rows, int64_t k, int64_t from
       // The next strip in the order of memory: several rows at a time look like no stream to the hardware.
       const char* next = (const char*)(w + (j + r) * k);
       for (int64_t b = 0; b < r * k * (int64_t)sizeof(T); b += 64) __builtin_prefetch(next + b);
-      strip<T, O, r>(w + j * k, x + m * k, some, k, bias ? bias + j : nullptr, scale, out + m * ld + j, ld);
+      strip<T, O, r>(w + j * k, x + m * k, some, k, bias ? bias + j : nullptr, scale, onto, out + m * ld + j, ld);
     }
     for (; j < to; j++)
-      strip<T, O, 1>(w + j * k, x + m * k, some, k, bias ? bias + j : nullptr, scale, out + m * ld + j, ld);
+      strip<T, O, 1>(w + j * k, x + m * k, some, k, bias ? bias + j : nullptr, scale, onto, out + m * ld + j, ld);
   }
 }
 
 // A single row of x waits for memory, and two rows of w are read faster than four; more rows are arithmetic.
 template <class T, class O>
 void product(const T* w, const T* x, int64_t rows, int64_t k, int64_t from, int64_t to, const float* bias, float scale,
-             O* out, int64_t ld) {
-  if (rows == 1) strips<T, O, 2>(w, x, rows, k, from, to, bias, scale, out, ld);
-  else strips<T, O, 4>(w, x, rows, k, from, to, bias, scale, out, ld);
+             bool onto, O* out, int64_t ld) {
+  if (rows == 1) strips<T, O, 2>(w, x, rows, k, from, to, bias, scale, onto, out, ld);
+  else strips<T, O, 4>(w, x, rows, k, from, to, bias, scale, onto, out, ld);
 }
 
 // e^x for x <= 0, to about 2e-7 of it: 2^n by the exponent's bits, 2^f by its Taylor series on [-1/2, 1/2].
@@ -138,7 +142,7 @@ inline vf exponential(vf x) {
 template <class T>
 void attend(const T* q, const T* k, const T* v, int64_t heads, int64_t n, int64_t e, float scale, float* scores, T* out) {
   int64_t ld = (n + W - 1) / W * W;
-  product<T, float>(k, q, heads, e, 0, n, nullptr, scale, scores, ld);
+  product<T, float>(k, q, heads, e, 0, n, nullptr, scale, false, scores, ld);
   for (int64_t h = 0; h < heads; h++) {
     float* s = scores + h * ld;
     float most = s[0];
@@ -180,12 +184,12 @@ void attend(const T* q, const T* k, const T* v, int64_t heads, int64_t n, int64_
 
 extern "C" {
 void NAME(ft_product_bf16)(const uint16_t* w, const uint16_t* x, int64_t rows, int64_t k, int64_t from, int64_t to,
-                           const float* bias, uint16_t* out, int64_t ld) {
-  product<uint16_t, uint16_t>(w, x, rows, k, from, to, bias, 1.0f, out, ld);
+                           const float* bias, bool onto, uint16_t* out, int64_t ld) {
+  product<uint16_t, uint16_t>(w, x, rows, k, from, to, bias, 1.0f, onto, out, ld);
 }
 void NAME(ft_product_f32)(const float* w, const float* x, int64_t rows, int64_t k, int64_t from, int64_t to,
-                          const float* bias, float* out, int64_t ld) {
-  product<float, float>(w, x, rows, k, from, to, bias, 1.0f, out, ld);
+                          const float* bias, bool onto, float* out, int64_t ld) {
+  product<float, float>(w, x, rows, k, from, to, bias, 1.0f, onto, out, ld);
 }
 void NAME(ft_attend_bf16)(const uint16_t* q, const uint16_t* k, const uint16_t* v, int64_t heads, int64_t n, int64_t e,
                           float scale, float* scores, uint16_t* out) {

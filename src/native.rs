@@ -51,7 +51,7 @@ unsafe extern "C" {
         longest: i64,
         scale: f64,
     ) -> *mut C_tensor;
-    fn ft_product(x: *mut C_tensor, w: *mut C_tensor, bias: *mut C_tensor) -> *mut C_tensor;
+    fn ft_product(x: *mut C_tensor, w: *mut C_tensor, bias: *mut C_tensor, onto: *mut C_tensor) -> *mut C_tensor;
     fn ft_decode_attention(
         q: *mut C_tensor,
         k: *mut C_tensor,
@@ -236,12 +236,13 @@ pub fn flash_varlen(q: &Tensor, k: &Tensor, v: &Tensor, cu: &Tensor, longest: i6
 }
 
 /// `x (…, k) @ w (n, k)^T + bias` where a row's result does not depend on the rows beside it, fast for few rows: on the
-/// CPU, without gradient, in one dtype. `None`: not for these tensors.
-pub fn product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Option<Tensor> {
+/// CPU, without gradient, in one dtype; with `onto`, added to that tensor in place. `None`: not for these tensors.
+pub fn product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Option<Tensor> {
     let p = |t: &Tensor| t.as_ptr() as *mut C_tensor;
     // SAFETY: live tensors for the duration of the call; the result is ours.
     unsafe {
-        let made = ft_product(p(x), p(w), bias.map_or(std::ptr::null_mut(), p));
+        let maybe = |t: Option<&Tensor>| t.map_or(std::ptr::null_mut(), p);
+        let made = ft_product(p(x), p(w), maybe(bias), maybe(onto));
         (!made.is_null()).then(|| Tensor::from_ptr(made))
     }
 }

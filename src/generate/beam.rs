@@ -171,8 +171,7 @@ fn expand(
         best.push(Beam { sequence, score, parent, stopped });
     }
     if best.is_empty() {
-        return Err(Error::user("the rules of generation leave no token")
-            .hint("bad words, repeated n-grams and forced tokens contradict each other"));
+        return Err(sampler::no_token());
     }
     Ok(best)
 }

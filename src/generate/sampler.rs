@@ -94,13 +94,22 @@ pub fn most_likely(logits: &Tensor) -> Result<Vec<(u32, f32)>> {
 fn fetch(ids: &Tensor, log_probs: &Tensor) -> Result<Vec<(u32, f32)>> {
     let ids = Vec::<i64>::try_from(ids.view([-1]))?;
     let log_probs = Vec::<f32>::try_from(log_probs.view([-1]).to_kind(Kind::Float))?;
+    if log_probs.contains(&f32::NEG_INFINITY) {
+        return Err(no_token());
+    }
     if log_probs.iter().any(|w| !w.is_finite()) {
         return Err(not_a_number());
     }
     Ok(ids.into_iter().map(|id| id as u32).zip(log_probs).collect())
 }
 
-/// The model computed NaN or infinity, or the rules left no token.
+/// Every token is forbidden.
+pub(super) fn no_token() -> Error {
+    Error::user("the rules of generation leave no token")
+        .hint("bad words, repeated n-grams and forced tokens contradict each other")
+}
+
+/// The model computed NaN or infinity.
 pub(super) fn not_a_number() -> Error {
     Error::user("the model's output is not a number")
         .hint("its weights or its adapter hold NaN or infinite values; was the training run stable?")

@@ -46,10 +46,21 @@ impl Drop for Decoding {
     }
 }
 
+/// Whether a `Decoding` lives on this thread.
+pub fn decoding() -> bool {
+    DECODING.get()
+}
+
 /// `x (…, in) @ weight (out, in)^T + bias`, all of one dtype.
 pub fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    let decoded = if DECODING.get() { native::product(x, weight, bias) } else { None };
+    let decoded = if decoding() { native::product(x, weight, bias, None) } else { None };
     decoded.unwrap_or_else(|| x.linear(weight, bias))
+}
+
+/// `y + x (T, in) @ weight (out, in)^T`, rounded once; may write to y.
+pub fn product_onto(mut y: Tensor, x: &Tensor, weight: &Tensor) -> Tensor {
+    let decoded = if decoding() { native::product(x, weight, None, Some(&y)) } else { None };
+    decoded.unwrap_or_else(|| y.addmm_(x, &weight.tr()))
 }
 
 /// The tensor in `kind`; the same tensor where it already is.
