@@ -60,6 +60,17 @@ bool plain(const Tensor& t, at::ScalarType kind) {
 const uint16_t* half(const Tensor& t) { return static_cast<const uint16_t*>(t.const_data_ptr()); }
 uint16_t* half_out(const Tensor& t) { return static_cast<uint16_t*>(t.mutable_data_ptr()); }
 
+// Rows up to which these products are used: below, libtorch's repack the weights for nothing; far above, they are the
+// faster ones, and with tile registers much sooner.
+int64_t most_rows() {
+#ifdef __x86_64__
+  static const int64_t rows = __builtin_cpu_supports("amx-bf16") ? 8 : 64;
+  return rows;
+#else
+  return 64;
+#endif
+}
+
 // Work worth a thread, in multiply-adds.
 constexpr int64_t kGrain = 1 << 17;
 
@@ -75,7 +86,7 @@ Tensor* ft_product(const Tensor* x, const Tensor* w, const Tensor* bias, const T
     if (c10::GradMode::is_enabled() || (kind != at::kBFloat16 && kind != at::kFloat)) return nullptr;
     if (!plain(*x, kind) || !plain(*w, kind) || w->dim() != 2 || x->dim() < 1) return nullptr;
     int64_t n = w->size(0), k = w->size(1);
-    if (x->size(-1) != k || k == 0) return nullptr;
+    if (x->size(-1) != k || k == 0 || x->numel() / k > most_rows()) return nullptr;
     Tensor wide;
     if (bias) {
       if (!bias->is_cpu() || bias->numel() != n) return nullptr;

@@ -6,6 +6,7 @@ mod commands;
 mod convert;
 mod data;
 mod generate;
+mod generate_commands;
 mod hostile;
 mod parity;
 mod properties;
