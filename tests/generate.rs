@@ -341,7 +341,7 @@ fn continuous_batching_answers_as_one_by_one() {
 #[test]
 fn log_probabilities_are_those_of_the_distribution_that_was_drawn_from() {
     let model = tiny();
-    let settings = Settings { temperature: 0.8, top_k: 40, top_p: 0.9, log_probs: true, ..Settings::greedy(12, &[]) };
+    let settings = Settings { temperature: 1.5, top_k: 60, top_p: 0.9, log_probs: true, ..Settings::greedy(12, &[]) };
     let prompt: Vec<u32> = (5..20).collect();
     let request = Request { answers: 4, prefix: vec![9], ..Request::new(&prompt, 0) };
     let done = drain(Engine::new(&model, settings.clone(), Limits::of(&model).unwrap()).unwrap(), &[request]);

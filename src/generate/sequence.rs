@@ -110,7 +110,9 @@ impl Sequence {
         }
         for word in &settings.bad_words {
             let (id, before) = word.split_last().expect("checked: a word has a token");
-            if ids.ends_with(before) {
+            // A stop token alone is no word: it may end an answer, as in transformers.
+            let stop = before.is_empty() && settings.stop_ids.contains(id);
+            if !stop && ids.ends_with(before) {
                 edits.ban(row, *id);
             }
         }

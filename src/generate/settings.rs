@@ -34,7 +34,7 @@ pub struct Settings {
     pub frequency_penalty: f64,
     /// No run of so many tokens comes twice, prompt included; 0: off.
     pub no_repeat_ngram: usize,
-    /// Sequences of tokens that never come.
+    /// Sequences of tokens that never come; a stop token by itself still may.
     pub bad_words: Vec<Vec<u32>>,
     /// The token after a prompt of one token.
     pub forced_bos: Option<u32>,
