@@ -13,6 +13,7 @@ fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let libtorch = locate();
     compile_shim(&libtorch);
+    compile_decoding(&libtorch);
     compile_kernels();
     link(&libtorch);
 }
@@ -48,6 +49,38 @@ fn compile_shim(libtorch: &Libtorch) {
         .include(libtorch.root.join("include/torch/csrc/api/include"))
         .files(["native/shim.cpp", "native/allocator.cpp"])
         .compile("ftshim");
+}
+
+/// The products of decoding: one object per instruction set, chosen at run time; and their use on tensors, on
+/// libtorch's own OpenMP threads.
+fn compile_decoding(libtorch: &Libtorch) {
+    let plain = || {
+        let mut build = cc::Build::new();
+        build.cpp(true).pic(true).warnings(false).std("c++17").opt_level(3);
+        build
+    };
+    let product = |isa: &str, bytes: &str, flags: &[&str]| {
+        let mut build = plain();
+        build.file("native/product.cpp").define("FT_ISA", isa).define("FT_BYTES", bytes);
+        flags.iter().for_each(|flag| {
+            build.flag(flag);
+        });
+        build.compile(&format!("ftproduct_{isa}"));
+    };
+    plain()
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .include(libtorch.root.join("include"))
+        .include(libtorch.root.join("include/torch/csrc/api/include"))
+        .flag("-fopenmp")
+        .file("native/decode.cpp")
+        .compile("ftdecode");
+    product("base", "16", &[]);
+    if std::env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") {
+        let wide = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"];
+        product("avx2", "32", &["-mavx2", "-mfma"]);
+        product("avx512", "64", &wide);
+        product("avx512bf16", "64", &[&wide[..], &["-mavx512bf16"]].concat());
+    }
 }
 
 /// The elementwise loops, once for each instruction set; which one runs is decided at run time.

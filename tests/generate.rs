@@ -2,10 +2,13 @@
 
 use crate::support::device;
 use ft::generate::sampler::Candidates;
-use ft::generate::{Completion, Session, Settings, Stop, complete};
+use ft::generate::{
+    Beams, Completion, EarlyStopping, Engine, Finished, Limits, Request, Session, Settings, Stop, beam, complete,
+};
 use ft::models::{Model, open};
 use ft::nn::Tokens;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
@@ -192,4 +195,262 @@ fn the_context_ends_an_answer_and_refuses_a_prompt() {
     refuse(vec![3], Settings { top_p: 0.0, ..Settings::greedy(1, &[]) }, "top-p");
     refuse(vec![3], Settings { temperature: -1.0, ..Settings::greedy(1, &[]) }, "temperature");
     assert_eq!(complete(&model, &[], &Settings::greedy(1, &[]), &mut ignore).unwrap(), []);
+}
+
+/// Settings under transformers' names.
+fn settings_of(given: &Value) -> Settings {
+    let number = |key: &str| given[key].as_f64();
+    let count = |key: &str| given[key].as_u64().map(|n| n as usize);
+    let stop: Vec<u32> = match &given["eos_token_id"] {
+        Value::Number(id) => vec![id.as_u64().unwrap() as u32],
+        Value::Null => Vec::new(),
+        list => serde_json::from_value(list.clone()).unwrap(),
+    };
+    Settings {
+        max_length: count("max_length"),
+        min_new_tokens: count("min_new_tokens").unwrap_or(0),
+        repetition_penalty: number("repetition_penalty").unwrap_or(1.0),
+        no_repeat_ngram: count("no_repeat_ngram_size").unwrap_or(0),
+        bad_words: serde_json::from_value(given["bad_words_ids"].clone()).unwrap_or_default(),
+        forced_bos: count("forced_bos_token_id").map(|id| id as u32),
+        forced_eos: count("forced_eos_token_id").map(|id| id as u32),
+        log_probs: true,
+        ..Settings::greedy(count("max_new_tokens").unwrap_or(usize::MAX), &stop)
+    }
+}
+
+fn near(ours: &[f32], theirs: &Value, what: &str) {
+    let theirs: Vec<f32> = serde_json::from_value(theirs.clone()).unwrap();
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    let gap = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs() / b.abs().max(1.0)).fold(0.0, f32::max);
+    assert!(gap < 1e-4, "{what}: {gap}\n{ours:?}\n{theirs:?}");
+}
+
+#[test]
+fn rules_equal_transformers_with_their_log_probabilities() {
+    let (model, reference) = (tiny(), json("generation/rules.json"));
+    let cases = reference["cases"].as_array().unwrap();
+    assert!(cases.len() > 40);
+    for case in cases {
+        let prompt: Vec<u32> = serde_json::from_value(case["prompt"].clone()).unwrap();
+        let settings = settings_of(&case["settings"]);
+        let what = format!("{} {prompt:?}", case["settings"]);
+        let answer = complete(&model, &[prompt], &settings, &mut ignore).unwrap().remove(0);
+        assert_eq!(answer.tokens, serde_json::from_value::<Vec<u32>>(case["tokens"].clone()).unwrap(), "{what}");
+        near(&answer.log_probs, &case["log_probs"], &what);
+    }
+}
+
+#[test]
+fn beams_equal_transformers() {
+    let (model, reference) = (tiny(), json("generation/beams.json"));
+    let cases = reference["cases"].as_array().unwrap();
+    assert!(cases.len() > 150);
+    for case in cases {
+        let (given, prompt) = (&case["settings"], serde_json::from_value::<Vec<u32>>(case["prompt"].clone()).unwrap());
+        let beams = Beams {
+            count: given["num_beams"].as_u64().unwrap() as usize,
+            answers: given["num_return_sequences"].as_u64().unwrap() as usize,
+            length_penalty: given["length_penalty"].as_f64().unwrap_or(1.0),
+            early_stopping: match &given["early_stopping"] {
+                Value::Bool(true) => EarlyStopping::Yes,
+                Value::String(_) => EarlyStopping::Never,
+                _ => EarlyStopping::No,
+            },
+        };
+        let what = format!("{given} {prompt:?}");
+        let answers = beam::search(&model, &prompt, &[], &settings_of(given), beams, None).unwrap();
+        assert_eq!(tokens(&answers), lists(&case["tokens"]), "{what}");
+        near(&answers.iter().map(|a| a.score.unwrap()).collect::<Vec<_>>(), &case["scores"], &what);
+        for answer in &answers {
+            let weight = (answer.tokens.len() as f64).powf(beams.length_penalty) as f32;
+            let score = answer.log_probs.iter().sum::<f32>() / weight;
+            // A penalised log-probability of a beam is what the rule made of it.
+            assert!((score - answer.score.unwrap()).abs() < 1e-3 * score.abs().max(1.0), "{what}");
+        }
+    }
+}
+
+/// Runs an engine until it is idle, checking that what it tells of tokens is what it gives in the end.
+fn drain(mut engine: Engine, requests: &[Request]) -> Vec<Finished> {
+    for request in requests {
+        engine.add(request.clone()).unwrap();
+    }
+    let (mut heard, mut done) = (std::collections::BTreeMap::<(usize, usize), Vec<u32>>::new(), Vec::new());
+    while !engine.is_idle() {
+        let step = engine.step().unwrap();
+        assert!(!step.tokens.is_empty());
+        for (request, sample, id) in step.tokens {
+            heard.entry((request, sample)).or_default().push(id);
+        }
+        done.extend(step.finished);
+    }
+    for f in &done {
+        let prefix = requests[f.request].prefix.len();
+        assert_eq!(f.completion.tokens[prefix..], heard[&(f.request, f.sample)][..]);
+    }
+    done.sort_by_key(|f| (f.request, f.sample));
+    done
+}
+
+#[test]
+fn continuous_batching_answers_as_one_by_one() {
+    let settings = Settings {
+        temperature: 1.3,
+        top_p: 0.9,
+        min_p: 0.01,
+        repetition_penalty: 1.1,
+        presence_penalty: 0.2,
+        frequency_penalty: 0.1,
+        no_repeat_ngram: 3,
+        min_new_tokens: 2,
+        stop_ids: (0..60).collect(),
+        seed: 11,
+        log_probs: true,
+        ..Settings::greedy(30, &[])
+    };
+    let requests: Vec<Request> = (0..12u64)
+        .map(|i| {
+            let prompt: Vec<u32> =
+                (0..[3, 40, 7, 130, 1, 22][i as usize % 6]).map(|t| (t * 31 + i as u32 * 7) % 512).collect();
+            let prefix = if i % 4 == 3 { vec![70, 71] } else { Vec::new() };
+            Request { answers: [1, 3, 2, 7][i as usize % 4], prefix, ..Request::new(&prompt, i) }
+        })
+        .collect();
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let model = open(&fixture("tiny-llama"), &[], device(), kind).unwrap();
+        let run =
+            |rows, tokens| drain(Engine::new(&model, settings.clone(), Limits { rows, tokens }).unwrap(), &requests);
+        let alone = run(1, 1);
+        assert_eq!(alone.len(), requests.iter().map(|r| r.answers).sum::<usize>());
+        let lengths: BTreeSet<usize> = alone.iter().map(|f| f.completion.tokens.len()).collect();
+        assert!(lengths.len() > 8, "rows leave at many moments: {lengths:?}");
+        for (rows, tokens) in [(5, 1 << 20), (64, 600), (64, 1 << 20)] {
+            let together = run(rows, tokens);
+            for (a, b) in alone.iter().zip(&together) {
+                assert_eq!((a.request, a.sample), (b.request, b.sample));
+                assert_eq!(a.completion.tokens, b.completion.tokens, "{kind:?}, {rows} rows, {tokens} tokens");
+                assert_eq!(a.completion.stopped, b.completion.stopped);
+                let gaps = a.completion.log_probs.iter().zip(&b.completion.log_probs).map(|(a, b)| (a - b).abs());
+                assert!(gaps.fold(0.0, f32::max) < 1e-4, "{kind:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_distribution_that_was_drawn_from() {
+    let model = tiny();
+    let settings = Settings { temperature: 1.5, top_k: 60, top_p: 0.9, log_probs: true, ..Settings::greedy(12, &[]) };
+    let prompt: Vec<u32> = (5..20).collect();
+    let request = Request { answers: 4, prefix: vec![9], ..Request::new(&prompt, 0) };
+    let done = drain(Engine::new(&model, settings.clone(), Limits::of(&model).unwrap()).unwrap(), &[request]);
+    let different: BTreeSet<Vec<u32>> = done.iter().map(|f| f.completion.tokens.clone()).collect();
+    assert_eq!(different.len(), 4, "{different:?}");
+    for f in done {
+        let (ids, log_probs) = (f.completion.tokens, f.completion.log_probs);
+        assert_eq!((ids.len(), ids[0], log_probs[0]), (12, 9, 0.0));
+        for (t, (id, log_prob)) in ids.iter().zip(log_probs).enumerate().skip(1) {
+            let logits = full(&model, &[[&prompt[..], &ids[..t]].concat()]);
+            let p = Candidates::new(&logits, &settings).probabilities(512).double_value(&[0, i64::from(*id)]);
+            assert!((p.ln() - f64::from(log_prob)).abs() < 1e-4, "{p} {log_prob}");
+        }
+    }
+}
+
+#[test]
+fn draws_have_the_support_and_the_frequencies_of_the_settings() {
+    // 0.4, 0.3, 0.15, 0.1, 0.05 in a mixed order
+    let p = [0.1f32, 0.4, 0.05, 0.3, 0.15];
+    let logits = Tensor::from_slice(&p).log().view([1, -1]);
+    for (top_k, top_p, min_p, support) in [
+        (0, 1.0, 0.0, vec![0, 1, 2, 3, 4]),
+        (3, 1.0, 0.0, vec![1, 3, 4]),
+        (0, 0.6, 0.0, vec![1, 3]),
+        (0, 0.71, 0.0, vec![1, 3, 4]),
+        (0, 1.0, 0.2, vec![0, 1, 3, 4]), // at least 0.08
+        (0, 1.0, 0.26, vec![1, 3, 4]),   // at least 0.104
+        (0, 1.0, 1.0, vec![1]),
+        (4, 0.9, 0.5, vec![1, 3]),
+    ] {
+        let settings = Settings { temperature: 1.0, top_k, top_p, min_p, ..Settings::greedy(1, &[]) };
+        let n = 20_000;
+        let candidates = Candidates::new(&logits.expand([n, 5], false).contiguous(), &settings);
+        let mut chance = ft::rng::stream(1, "tests: draws", top_k as u64);
+        let draws: Vec<f64> = (0..n).map(|_| rand::RngExt::random(&mut chance)).collect();
+        let drawn = candidates.draw(&draws).unwrap();
+        let whole: f32 = support.iter().map(|&i| p[i as usize]).sum();
+        assert_eq!(drawn.iter().map(|d| d.0).collect::<BTreeSet<u32>>(), support.iter().copied().collect());
+        for &id in &support {
+            let expected = f64::from(p[id as usize] / whole);
+            let share = drawn.iter().filter(|d| d.0 == id).count() as f64 / n as f64;
+            let deviation = (expected * (1.0 - expected) / n as f64).sqrt();
+            assert!((share - expected).abs() <= 4.0 * deviation, "{settings:?}: token {id} {share}, not {expected}");
+            let log_prob = drawn.iter().find(|d| d.0 == id).unwrap().1;
+            assert!((f64::from(log_prob) - expected.ln()).abs() < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn stop_texts_end_an_answer_wherever_tokens_end() {
+    let model = tiny();
+    // Token n is the letters of n in base 4 after a bar: |bca
+    let decode = |ids: &[u32]| {
+        let letters =
+            |id: &u32| (0..5).rev().map(|i| b"abcd"[(id >> (2 * i)) as usize & 3] as char).collect::<String>();
+        Ok(ids.iter().map(|id| format!("|{}", letters(id))).collect())
+    };
+    let prompt: Vec<u32> = (5..20).collect();
+    let free = complete(&model, &[prompt.clone()], &Settings::greedy(20, &[]), &mut ignore).unwrap().remove(0);
+    let text: String = decode(&free.tokens).unwrap();
+    // From the middle of the 4th token into the 6th, and a decoy.
+    let stop_texts = vec!["nowhere".to_string(), text[20..32].to_string()];
+    let first = text.find(&stop_texts[1]).unwrap();
+    let settings = Settings { stop_texts: stop_texts.clone(), ..Settings::greedy(20, &[]) };
+    let engine = |settings: &Settings| {
+        let engine = Engine::new(&model, settings.clone(), Limits { rows: 2, tokens: 1000 }).unwrap();
+        drain(engine.with_text(&decode), &[Request::new(&prompt, 0)]).remove(0).completion
+    };
+    let answer = engine(&settings);
+    assert_eq!((answer.stopped, answer.text.as_deref()), (Stop::Text, Some(&text[..first])));
+    assert_eq!(answer.tokens[..], free.tokens[..(first + 12).div_ceil(6)]);
+    // Not before the shortest length; the text is still cut at the stop.
+    let late = engine(&Settings { min_new_tokens: 12, ..settings.clone() });
+    assert!(late.tokens.len() >= 12 || late.stopped == Stop::Length);
+    // The same in a conversation and among beams.
+    let mut session = Session::new(&model).with_text(&decode);
+    assert_eq!(session.answer(&prompt, &settings, &mut |_| ControlFlow::Continue(())).unwrap(), answer);
+    let beams = Beams { count: 2, answers: 2, length_penalty: 1.0, early_stopping: EarlyStopping::No };
+    let all = Settings { stop_texts: ["|a", "|b", "|c", "|d"].map(String::from).to_vec(), ..settings.clone() };
+    for answer in beam::search(&model, &prompt, &[], &all, beams, Some(&decode)).unwrap() {
+        assert_eq!((answer.stopped, answer.text.as_deref(), answer.tokens.len()), (Stop::Text, Some(""), 1));
+    }
+    let e = complete(&model, &[prompt], &settings, &mut ignore).unwrap_err();
+    assert!(e.message().contains("decode"));
+}
+
+#[test]
+fn settings_that_contradict_each_other_are_refused() {
+    let model = tiny();
+    let refuse = |settings: Settings, part: &str| {
+        let e = complete(&model, &[vec![5, 6]], &settings, &mut ignore).unwrap_err();
+        assert!(e.to_string().contains(part), "{e}");
+    };
+    let greedy = || Settings::greedy(5, &[]);
+    refuse(Settings { max_length: Some(2), ..greedy() }, "--max-length 2 leaves no room");
+    refuse(Settings { min_p: 1.5, ..greedy() }, "min-p must be from 0 to 1");
+    refuse(Settings { repetition_penalty: 0.0, ..greedy() }, "repetition-penalty");
+    refuse(Settings { min_new_tokens: 6, ..greedy() }, "at most 5");
+    refuse(Settings { bad_words: vec![vec![]], ..greedy() }, "bad-words");
+    let beams = |count, answers| Beams { count, answers, length_penalty: 1.0, early_stopping: EarlyStopping::No };
+    let search = |settings: &Settings, b| beam::search(&model, &[5], &[], settings, b, None).unwrap_err().to_string();
+    assert!(search(&greedy(), beams(2, 3)).contains("3 answers of 2 beams"));
+    assert!(search(&Settings { temperature: 1.0, ..greedy() }, beams(2, 1)).contains("does not sample"));
+    let every: Vec<Vec<u32>> = (0..512).map(|id| vec![id]).collect();
+    assert!(search(&Settings { bad_words: every.clone(), ..greedy() }, beams(2, 1)).contains("leave no token"));
+    refuse(Settings { bad_words: every, ..greedy() }, "leave no token");
+    let mut engine = Engine::new(&model, greedy(), Limits { rows: 1, tokens: 1 }).unwrap();
+    let e = engine.add(Request { prefix: vec![1; 5], ..Request::new(&[5], 0) }).unwrap_err();
+    assert!(e.message().contains("prefix has 5 tokens"), "{e}");
 }

@@ -8,6 +8,7 @@ mod data;
 mod families;
 mod fresh;
 mod generate;
+mod generate_commands;
 mod hostile;
 mod parity;
 mod preferences;

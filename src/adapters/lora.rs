@@ -6,7 +6,9 @@
 use super::spec::{LoraInit, LoraSpec};
 use super::targets::{Choice, Selection};
 use crate::error::{Error, Result};
-use crate::nn::{Adapter, Attach, Dense, Layer, Site, linear::cast, ops::differentiable};
+use crate::nn::linear::{cast, decoding, product, product_onto};
+use crate::nn::{Adapter, Attach, Dense, Layer, Site, ops::differentiable};
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
@@ -16,6 +18,21 @@ pub struct Lora {
     b: Tensor,
     scale: f64,
     dropout: f64,
+    /// A and s B as they were last cast for decoding, and the masters' versions.
+    cast: RefCell<Option<([i64; 2], Tensor, Tensor)>>,
+}
+
+impl Lora {
+    /// A and s B in `kind`, cast again only when an update has changed the masters: a decoding step is short.
+    fn cast(&self, kind: Kind) -> (Tensor, Tensor) {
+        let now = [self.a.internal_version(), self.b.internal_version()];
+        let mut kept = self.cast.borrow_mut();
+        if kept.as_ref().is_none_or(|(then, a, _)| *then != now || a.kind() != kind) {
+            *kept = Some((now, cast(&self.a, kind), cast(&(&self.b * self.scale), kind)));
+        }
+        let (_, a, b) = kept.as_ref().expect("just made");
+        (a.shallow_clone(), b.shallow_clone())
+    }
 }
 
 /// alpha / R, or alpha / sqrt(R).
@@ -25,6 +42,10 @@ pub fn scale(alpha: f64, rank: i64, rslora: bool) -> f64 {
 
 impl Adapter for Lora {
     fn forward(&self, x: &Tensor, base: &Dense, train: bool) -> Tensor {
+        if decoding() {
+            let (a, b) = self.cast(x.kind());
+            return product_onto(base.forward(x), &product(x, &a, None), &b);
+        }
         let mask = (train && self.dropout > 0.0)
             .then(|| Tensor::empty_like(x).bernoulli_float_(1.0 - self.dropout) / (1.0 - self.dropout));
         let (weight, scale) = (cast(&base.weight, x.kind()), self.scale);
@@ -72,7 +93,7 @@ impl Adapter for Whole {
     fn forward(&self, x: &Tensor, base: &Dense, _train: bool) -> Tensor {
         debug_assert_eq!(base.bias.is_some(), self.bias.is_some());
         let bias = self.bias.as_ref().map(|b| cast(b, x.kind()));
-        x.linear(&cast(&self.weight, x.kind()), bias.as_ref())
+        product(x, &cast(&self.weight, x.kind()), bias.as_ref())
     }
 
     fn merged(&self, _weight: &Tensor) -> Tensor {
@@ -154,7 +175,13 @@ impl Attach for LoraPlan {
                 };
                 let a = add("lora_A.weight", a);
                 let b = add("lora_B.weight", Tensor::zeros([outputs, rank], options));
-                Some(Box::new(Lora { a, b, scale: scale(alpha, rank, self.spec.rslora), dropout: self.spec.dropout }))
+                Some(Box::new(Lora {
+                    a,
+                    b,
+                    scale: scale(alpha, rank, self.spec.rslora),
+                    dropout: self.spec.dropout,
+                    cast: RefCell::default(),
+                }))
             }
         })
     }

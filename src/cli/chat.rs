@@ -1,6 +1,6 @@
 //! `ft chat`: a conversation on the terminal. Answers go to stdout as they come, everything else to stderr.
 
-use super::generate::show;
+use super::generate::{Shown, settings};
 use super::model::{ModelArgs, need_template};
 use super::sampling::SamplingArgs;
 use clap::Args;
@@ -31,7 +31,7 @@ pub struct Chat {
 pub fn run(args: Chat) -> Result<()> {
     let (model, tokenizer) = args.model.open()?;
     need_template(&tokenizer, &args.model)?;
-    let settings = args.sampling.settings(&args.model.model, &tokenizer)?;
+    let settings = settings(&args.sampling, &args.model, &tokenizer)?;
     let stop = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGINT, stop.clone())
         .map_err(|e| Error::user(format!("listening for Ctrl-C: {e}")))?;
@@ -39,7 +39,9 @@ pub fn run(args: Chat) -> Result<()> {
     if terminal {
         report::info("/reset, /system TEXT, /quit; Ctrl-C stops an answer");
     }
-    let mut talk = Talk { session: Session::new(&model), tokenizer: &tokenizer, settings, messages: Vec::new(), stop };
+    let decode = |ids: &[u32]| tokenizer.decode(ids, true);
+    let session = Session::new(&model).with_text(&decode);
+    let mut talk = Talk { session, tokenizer: &tokenizer, settings, messages: Vec::new(), stop };
     talk.reset(args.system.as_deref());
     let mut lines = std::io::stdin().lock().lines();
     loop {
@@ -110,17 +112,14 @@ impl Talk<'_> {
     fn answer(&mut self) -> Result<String> {
         let prompt = self.tokenizer.encode(&self.tokenizer.render(&self.messages, true)?)?;
         let (settings, stop) = (&self.settings, &self.stop);
-        let mut text = self.tokenizer.stream();
+        let mut shown = Shown::new(self.tokenizer, &settings.stop_texts);
         let mut failed = None;
         stop.store(false, Ordering::Relaxed);
         let answer = self
             .session
             .answer(&prompt, settings, &mut |id| {
                 if !settings.stop_ids.contains(&id) {
-                    match text.push(id) {
-                        Ok(piece) => show(&piece.unwrap_or_default()),
-                        Err(e) => failed = Some(e),
-                    }
+                    failed = shown.push(id).err();
                 }
                 if stop.load(Ordering::Relaxed) || failed.is_some() {
                     ControlFlow::Break(())
@@ -129,16 +128,22 @@ impl Talk<'_> {
                 }
             })
             .map_err(|e| e.hint("/reset begins a new conversation"))?;
+        if answer.stopped != Stop::Text {
+            shown.finish();
+        }
         println!();
         if let Some(e) = failed {
             return Err(e);
         }
         match answer.stopped {
-            Stop::EndToken => {}
+            Stop::EndToken | Stop::Text => {}
             Stop::Interrupted => report::info("(stopped)"),
-            Stop::Length => report::warn(format!("cut at --max-new-tokens {}", settings.max_new_tokens)),
+            Stop::Length => report::warn(format!("cut after {} tokens (--max-new-tokens)", answer.tokens.len())),
             Stop::Context => report::warn("the model's context is full; /reset begins a new conversation"),
         }
-        self.tokenizer.decode(answer.answer(), true)
+        match answer.text {
+            Some(text) => Ok(text),
+            None => self.tokenizer.decode(answer.answer(), true),
+        }
     }
 }

@@ -1,33 +1,41 @@
-//! `ft generate`: answers to one prompt or to a file of them.
+//! `ft generate`: answers to prompts, given one by one or as a file of them.
 
+use super::answers::Answers;
 use super::model::{ModelArgs, need_template};
-use super::sampling::SamplingArgs;
+use super::sampling::{BeamArgs, Chosen, SamplingArgs};
 use clap::Args;
 use ft::data::record::{self, Columns, Place};
-use ft::data::{ChatTokenizer, Conversation, Message, Record, RowFormat, source};
+use ft::data::{ChatTokenizer, Conversation, DecodeStream, Message, Record, RowFormat, source};
 use ft::error::{Context, Error, Result};
-use ft::generate::{Completion, Settings, complete};
+use ft::generate::{Completion, Engine, Limits, Request, Settings, Stop, beam, stop};
 use ft::models::Model;
 use ft::{fsutil, report};
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Continue a prompt, or answer a file of prompts
+/// Continue prompts, or answer a file of prompts
+///
+/// What is not given comes from the model's generation_config.json. Answers to a file go to FILE.partial as they
+/// finish and become FILE at the end; the same command goes on where an interrupted one ended.
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("question").required(true).args(["prompt", "input"])))]
 pub struct Generate {
     #[command(flatten)]
     model: ModelArgs,
-    /// The text to continue
+    /// The text to continue; may be given several times
     #[arg(long, value_name = "TEXT")]
-    prompt: Option<String>,
+    prompt: Vec<String>,
     /// Rows with `prompt` (text or messages) or `messages`
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Where the answers to --input go, one JSON object a line
-    #[arg(long, value_name = "FILE", requires = "input", conflicts_with = "json")]
+    #[arg(long, visible_alias = "output", value_name = "FILE", requires = "input", conflicts_with = "json")]
     out: Option<PathBuf>,
     /// Ask text prompts as a user's turn, through the model's chat template
     #[arg(long)]
@@ -35,11 +43,22 @@ pub struct Generate {
     /// System message before each text prompt
     #[arg(long, value_name = "TEXT", requires = "chat")]
     system: Option<String>,
+    /// What every answer begins with
+    #[arg(long, value_name = "TEXT")]
+    prefix: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Print one JSON object a prompt
+    #[command(flatten)]
+    beams: BeamArgs,
+    /// Rows decoded together at most; answers do not depend on it [default: as memory allows, at most 64 on the CPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    batch_size: Option<u32>,
+    /// Print one JSON object an answer
     #[arg(long)]
     json: bool,
+    /// Add each token and its log-probability to the JSON
+    #[arg(long)]
+    logprobs: bool,
 }
 
 /// A prompt as the user wrote it, and as the model sees it.
@@ -52,92 +71,302 @@ pub fn run(args: Generate) -> Result<()> {
     if args.input.is_some() && args.out.is_none() && !args.json {
         return Err(Error::user("--input needs --out FILE, or --json to print the answers"));
     }
+    if args.logprobs && !args.json && args.out.is_none() {
+        return Err(Error::user("--logprobs adds to the JSON output").hint("add --json, or --input FILE --out FILE"));
+    }
     let (model, tokenizer) = args.model.open()?;
-    let settings = args.sampling.settings(&args.model.model, &tokenizer)?;
+    let mut chosen = args.sampling.choose(&args.model.model, &tokenizer, Some(&args.beams))?;
+    chosen.settings.log_probs = args.logprobs;
+    say(&chosen);
     if args.chat {
         need_template(&tokenizer, &args.model)?;
     }
-    let questions = match (&args.prompt, &args.input) {
-        (Some(text), _) => vec![Question { prompt: text.as_str().into(), ids: args.text_ids(text, &tokenizer)? }],
-        (None, Some(path)) => args.read(path, &tokenizer)?,
-        (None, None) => Vec::new(),
+    let questions = match &args.input {
+        Some(path) => args.read(path, &tokenizer)?,
+        None => {
+            let ask =
+                |text: &String| Ok(Question { prompt: text.as_str().into(), ids: args.text_ids(text, &tokenizer)? });
+            args.prompt.iter().map(ask).collect::<Result<_>>()?
+        }
     };
-    let stream = args.prompt.is_some() && !args.json && std::io::stdout().is_terminal();
-    let started = Instant::now();
-    let answers = answer(&model, &tokenizer, &questions, &settings, stream)?;
-    if stream {
-        println!();
-    } else if args.prompt.is_some() && !args.json {
-        println!("{}", tokenizer.decode(answers[0].answer(), true)?);
-    } else {
-        let rows =
-            questions.iter().zip(&answers).map(|(q, a)| row(q, a, &tokenizer)).collect::<Result<Vec<Value>>>()?;
-        match &args.out {
-            Some(path) => fsutil::write_atomic(path, |w| rows.iter().try_for_each(|r| writeln!(w, "{r}")))?,
-            None => rows.iter().for_each(|r| println!("{r}")),
-        }
+    let prefix = args.prefix.as_ref().map_or(Ok(Vec::new()), |text| tokenizer.encode(text))?;
+    let mut limits = Limits::of(&model)?;
+    if let Some(n) = args.batch_size {
+        limits.rows = n as usize;
     }
-    if args.input.is_some() || stream {
-        let made: usize = answers.iter().map(|a| a.tokens.len()).sum();
-        let time = started.elapsed();
-        report::info(format!(
-            "{} answers, {} tokens in {} ({:.1} tokens/s)",
-            answers.len(),
-            report::count(made as u64),
-            report::duration(time),
-            made as f64 / time.as_secs_f64()
-        ));
+    let answers = chosen.answers;
+    let work =
+        Work { model: &model, tokenizer: &tokenizer, questions: &questions, chosen: &chosen, prefix, limits, answers };
+    match (&args.input, &args.out) {
+        (Some(input), Some(out)) => work.into_file(out, &args.fingerprint(input, &chosen)?),
+        _ if args.json => work.each(0, &mut Progress::new(questions.len(), 0), None, &mut |i, answers| {
+            work.rows(i, answers)?.iter().for_each(|row| println!("{row}"));
+            Ok(())
+        }),
+        _ => work.as_text(),
     }
-    Ok(())
 }
 
-fn row(question: &Question, answer: &Completion, tokenizer: &ChatTokenizer) -> Result<Value> {
-    Ok(json!({
-        "prompt": question.prompt,
-        "text": tokenizer.decode(answer.answer(), true)?,
-        "finish_reason": answer.stopped.name(),
-        "prompt_tokens": question.ids.len(),
-        "completion_tokens": answer.tokens.len(),
-    }))
+/// Tells people what the model's file decided, and what of it has no effect.
+fn say(chosen: &Chosen) {
+    if let Some(note) = &chosen.note {
+        report::info(note);
+    }
+    if !chosen.not_done.is_empty() {
+        report::warn(format!("generation_config.json: no effect here: {}", chosen.not_done.join(", ")));
+    }
 }
 
-fn answer(
-    model: &Model,
-    tokenizer: &ChatTokenizer,
-    questions: &[Question],
-    settings: &Settings,
-    stream: bool,
-) -> Result<Vec<Completion>> {
-    let prompts: Vec<Vec<u32>> = questions.iter().map(|q| q.ids.clone()).collect();
-    let mut left = vec![settings.max_new_tokens; prompts.len()];
-    let mut text = tokenizer.stream();
-    let bar = if stream { indicatif::ProgressBar::hidden() } else { report::bar(prompts.len() as u64, "answers") };
-    let mut failed = None;
-    let answers = complete(model, &prompts, settings, &mut |i, id| {
-        left[i] -= 1;
-        let ended = settings.stop_ids.contains(&id);
-        if ended || left[i] == 0 {
-            bar.inc(1);
+/// The settings of a command that has no beams.
+pub fn settings(args: &SamplingArgs, model: &ModelArgs, tokenizer: &ChatTokenizer) -> Result<Settings> {
+    let chosen = args.choose(&model.model, tokenizer, None)?;
+    say(&chosen);
+    Ok(chosen.settings)
+}
+
+/// Everything that answers need.
+struct Work<'a> {
+    model: &'a Model,
+    tokenizer: &'a ChatTokenizer,
+    questions: &'a [Question],
+    chosen: &'a Chosen,
+    prefix: Vec<u32>,
+    limits: Limits,
+    /// Answers to each question.
+    answers: usize,
+}
+
+/// Answers and tokens so far.
+struct Progress {
+    bar: ProgressBar,
+    began: Instant,
+    answers: usize,
+    tokens: usize,
+}
+
+impl Progress {
+    fn new(questions: usize, done: usize) -> Self {
+        let bar = if questions > 1 { report::bar(questions as u64, "prompts") } else { ProgressBar::hidden() };
+        bar.set_position(done as u64);
+        Self { bar, began: Instant::now(), answers: 0, tokens: 0 }
+    }
+
+    fn speed(&self) -> f64 {
+        self.tokens as f64 / self.began.elapsed().as_secs_f64()
+    }
+
+    fn summary(&self) -> String {
+        let (tokens, time) = (report::count(self.tokens as u64), report::duration(self.began.elapsed()));
+        format!("{} answers, {tokens} tokens in {time} ({:.1} tokens/s)", self.answers, self.speed())
+    }
+}
+
+/// What hears of the tokens of a single answer.
+type OnToken<'a> = &'a mut dyn FnMut(u32) -> Result<()>;
+
+impl Work<'_> {
+    /// Answers the questions from `from` on; `done` gets all answers to one question, in the order of the questions.
+    fn each(
+        &self,
+        from: usize,
+        progress: &mut Progress,
+        mut on_token: Option<OnToken>,
+        done: &mut dyn FnMut(usize, &[Completion]) -> Result<()>,
+    ) -> Result<()> {
+        let decode = |ids: &[u32]| self.tokenizer.decode(ids, true);
+        let settings = &self.chosen.settings;
+        let mut finished = |i: usize, answers: &[Completion], progress: &mut Progress| {
+            progress.answers += answers.len();
+            progress.bar.inc(1);
+            progress.bar.set_message(format!("prompts, {:.0} tokens/s", progress.speed()));
+            done(i, answers)
+        };
+        if let Some(beams) = self.chosen.beams {
+            for (i, q) in self.questions.iter().enumerate().skip(from) {
+                let answers = beam::search(self.model, &q.ids, &self.prefix, settings, beams, Some(&decode))
+                    .context(|| format!("prompt {}", i + 1))?;
+                progress.tokens += answers.iter().map(|a| a.tokens.len()).sum::<usize>();
+                finished(i, &answers, progress)?;
+            }
+            return Ok(());
         }
-        if stream && !ended {
-            match text.push(id) {
-                Ok(piece) => show(&piece.unwrap_or_default()),
-                Err(e) => failed = Some(e),
+        let mut engine = Engine::new(self.model, settings.clone(), self.limits)?.with_text(&decode);
+        for (i, q) in self.questions.iter().enumerate().skip(from) {
+            let request =
+                Request { prefix: self.prefix.clone(), answers: self.answers, ..Request::new(&q.ids, i as u64) };
+            engine.add(request).context(|| format!("row {} of the prompts", i + 1))?;
+        }
+        let mut open: BTreeMap<usize, Vec<Option<Completion>>> = BTreeMap::new();
+        let mut next = from;
+        while !engine.is_idle() {
+            let step = engine.step()?;
+            progress.tokens += step.tokens.len();
+            if let Some(heard) = &mut on_token {
+                step.tokens.iter().try_for_each(|(_, _, id)| heard(*id))?;
+            }
+            for f in step.finished {
+                let answers = open.entry(from + f.request).or_insert_with(|| vec![None; self.answers]);
+                answers[f.sample] = Some(f.completion);
+            }
+            while let Some(whole) = open.get(&next).and_then(|a| a.iter().cloned().collect::<Option<Vec<Completion>>>())
+            {
+                open.remove(&next);
+                finished(next, &whole, progress)?;
+                next += 1;
             }
         }
-    })?;
-    bar.finish_and_clear();
-    failed.map_or(Ok(answers), Err)
+        Ok(())
+    }
+
+    fn into_file(&self, out: &Path, fingerprint: &Value) -> Result<()> {
+        let interrupted = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(signal_hook::consts::SIGINT, interrupted.clone())
+            .map_err(|e| Error::user(format!("listening for Ctrl-C: {e}")))?;
+        let mut file = Answers::open(out, fingerprint, self.answers)?;
+        let from = file.done();
+        if from > 0 {
+            report::info(format!("{from} of {} prompts are answered; going on", self.questions.len()));
+        }
+        let mut progress = Progress::new(self.questions.len(), from);
+        let going_on = || match interrupted.load(Ordering::Relaxed) {
+            true => Err(Error::interrupted("stopped")),
+            false => Ok(()),
+        };
+        let answered = self.each(from, &mut progress, Some(&mut |_| going_on()), &mut |i, answers| {
+            file.push(&self.rows(i, answers)?)?;
+            going_on()
+        });
+        if interrupted.load(Ordering::Relaxed) {
+            return Err(file.interrupt(self.questions.len()));
+        }
+        answered?;
+        progress.bar.finish_and_clear();
+        file.finish()?;
+        report::info(progress.summary());
+        Ok(())
+    }
+
+    /// Plain text on stdout; a single answer as it comes where a person looks on.
+    fn as_text(&self) -> Result<()> {
+        let single = self.questions.len() * self.answers == 1;
+        let mut progress = Progress::new(self.questions.len(), 0);
+        if single && self.chosen.beams.is_none() && std::io::stdout().is_terminal() {
+            let settings = &self.chosen.settings;
+            let mut shown = Shown::new(self.tokenizer, &settings.stop_texts);
+            let mut stopped = None;
+            self.prefix.iter().try_for_each(|id| shown.push(*id))?;
+            let mut heard = |id| if settings.stop_ids.contains(&id) { Ok(()) } else { shown.push(id) };
+            self.each(0, &mut progress, Some(&mut heard), &mut |_, answers| {
+                stopped = Some(answers[0].stopped);
+                Ok(())
+            })?;
+            if stopped != Some(Stop::Text) {
+                shown.finish();
+            }
+            println!();
+            report::info(progress.summary());
+            return Ok(());
+        }
+        self.each(0, &mut progress, None, &mut |i, answers| {
+            for (k, answer) in answers.iter().enumerate() {
+                if !single {
+                    println!("=== prompt {}, answer {} ===", i + 1, k + 1);
+                }
+                println!("{}", self.text(answer)?);
+            }
+            Ok(())
+        })
+    }
+
+    fn text(&self, answer: &Completion) -> Result<String> {
+        match &answer.text {
+            Some(text) => Ok(text.clone()),
+            None => self.tokenizer.decode(answer.answer(), true),
+        }
+    }
+
+    /// The JSON objects of a question's answers.
+    fn rows(&self, i: usize, answers: &[Completion]) -> Result<Vec<Value>> {
+        let question = &self.questions[i];
+        let row = |(k, answer): (usize, &Completion)| {
+            let mut row = json!({
+                "prompt": question.prompt,
+                "text": self.text(answer)?,
+                "finish_reason": answer.stopped.name(),
+                "prompt_tokens": question.ids.len(),
+                "completion_tokens": answer.tokens.len(),
+            });
+            if self.answers > 1 {
+                row["sample"] = k.into();
+            }
+            if let Some(score) = answer.score {
+                row["score"] = score.into();
+            }
+            if self.chosen.settings.log_probs {
+                let name = |id: &u32| self.tokenizer.token(*id);
+                row["logprobs"] = json!({
+                    "token_ids": answer.tokens,
+                    "tokens": answer.tokens.iter().map(name).collect::<Vec<_>>(),
+                    "token_logprobs": answer.log_probs,
+                    "cumulative_logprob": answer.log_probs.iter().map(|x| f64::from(*x)).sum::<f64>(),
+                });
+            }
+            Ok(row)
+        };
+        answers.iter().enumerate().map(row).collect()
+    }
+}
+
+/// An answer on stdout as it comes; what may become a stop text is held back.
+pub struct Shown<'t> {
+    stream: DecodeStream<'t>,
+    texts: &'t [String],
+    held: String,
+}
+
+impl<'t> Shown<'t> {
+    pub fn new(tokenizer: &'t ChatTokenizer, texts: &'t [String]) -> Self {
+        Self { stream: tokenizer.stream(), texts, held: String::new() }
+    }
+
+    pub fn push(&mut self, id: u32) -> Result<()> {
+        self.held.push_str(&self.stream.push(id)?.unwrap_or_default());
+        let settled = stop::settled(&self.held, self.texts);
+        show(&self.held[..settled]);
+        self.held.drain(..settled);
+        Ok(())
+    }
+
+    /// No stop text came: what was held back is text.
+    pub fn finish(&mut self) {
+        show(&std::mem::take(&mut self.held));
+    }
 }
 
 /// Text on stdout at once.
-pub fn show(text: &str) {
+fn show(text: &str) {
     let mut out = std::io::stdout();
     // A reader that went away ends the program at the next plain print.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 impl Generate {
+    /// What answers depend on; half a file goes on only where all of it is equal.
+    fn fingerprint(&self, input: &Path, chosen: &Chosen) -> Result<Value> {
+        Ok(json!({
+            "model": fsutil::absolute(&self.model.model),
+            "adapter": self.model.adapter.as_deref().map(fsutil::absolute),
+            "dtype": format!("{:?}", self.model.dtype),
+            "input": fsutil::sha256(input)?,
+            "chat": self.chat,
+            "system": self.system,
+            "prefix": self.prefix,
+            "settings": format!("{:?}", chosen.settings),
+            "beams": format!("{:?}", chosen.beams),
+            "answers": chosen.answers,
+        }))
+    }
+
     fn text_ids(&self, text: &str, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
         if self.chat {
             let mut messages = Vec::new();

@@ -1,5 +1,6 @@
 //! One file a verb: its arguments and its call. clap is known nowhere else.
 
+mod answers;
 mod chat;
 mod check;
 mod data;

@@ -24,7 +24,7 @@ pub struct ModelArgs {
 }
 
 /// Number formats a model can answer in.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Dtype {
     Bf16,
     F32,

@@ -1,25 +1,34 @@
 //! The arguments that say how an answer is made; what is not given comes from the model's generation_config.json.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};
 use ft::fsutil;
-use ft::generate::Settings;
-use serde_json::Value;
-use std::path::Path;
+use ft::generate::{Beams, EarlyStopping, Settings};
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
 
 /// Length of an answer where neither the command nor the model says one.
 const NEW_TOKENS: usize = 256;
 
-/// How an answer is made.
+/// How an answer is made. Names and meanings are those of transformers.
 #[derive(Args)]
 pub struct SamplingArgs {
     /// Longest answer in tokens [default: the model's generation_config.json, else 256]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
+    /// Longest sequence in tokens, prompt and answer together
+    #[arg(long, value_name = "N", conflicts_with = "max_new_tokens")]
+    max_length: Option<usize>,
+    /// No stop token or text ends an answer before it has N tokens
+    #[arg(long, value_name = "N")]
+    min_new_tokens: Option<usize>,
     /// Always the most likely token [default, unless generation_config.json has do_sample]
-    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "seed"])]
+    #[arg(long, conflicts_with_all = ["do_sample", "temperature", "top_k", "top_p", "min_p", "seed"])]
     greedy: bool,
+    /// Sample, at temperature 1 unless told [also turned on by the options below]
+    #[arg(long)]
+    do_sample: bool,
     /// Sample, with logits divided by this
     #[arg(long, value_name = "T")]
     temperature: Option<f64>,
@@ -29,48 +38,303 @@ pub struct SamplingArgs {
     /// Sample among the fewest most likely tokens whose probabilities reach P (1: all)
     #[arg(long, value_name = "P")]
     top_p: Option<f64>,
+    /// Sample among tokens at least P times as likely as the most likely one (0: all)
+    #[arg(long, value_name = "P")]
+    min_p: Option<f64>,
     /// Seed of the random streams when sampling [default: 0]
     #[arg(long)]
     seed: Option<u64>,
+    /// Divides the logits of tokens that occurred, prompt included (1: off)
+    #[arg(long, value_name = "X")]
+    repetition_penalty: Option<f64>,
+    /// Taken once from the logits of tokens that the answer has
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    presence_penalty: Option<f64>,
+    /// Taken from the logits of tokens that the answer has, once for each time
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    frequency_penalty: Option<f64>,
+    /// No run of N tokens comes twice, prompt included (0: off)
+    #[arg(long, value_name = "N")]
+    no_repeat_ngram_size: Option<usize>,
+    /// A text that ends the answer and is cut from it; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// A word that must not come, alone or after a space; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    bad_words: Vec<String>,
+    /// Token that follows a prompt of a single token
+    #[arg(long, value_name = "ID")]
+    forced_bos_token_id: Option<u32>,
+    /// Last token of an answer that reaches its longest length
+    #[arg(long, value_name = "ID")]
+    forced_eos_token_id: Option<u32>,
+}
+
+/// How several answers to a prompt are searched for.
+#[derive(Args)]
+pub struct BeamArgs {
+    /// Answers to each prompt, sampled or the best of the beams
+    #[arg(long, value_name = "N")]
+    pub num_return_sequences: Option<usize>,
+    /// Beam search with N beams
+    #[arg(long, value_name = "N")]
+    num_beams: Option<usize>,
+    /// Beam search: above 0 prefers long answers, below 0 short ones [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    length_penalty: Option<f64>,
+    /// Beam search ends with as many answers as beams (true), when better ones are unlikely (false), or impossible (never)
+    #[arg(long, value_enum)]
+    early_stopping: Option<Early>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Early {
+    True,
+    False,
+    Never,
+}
+
+/// What a generation_config.json may say that ft does not do, and the values that say nothing.
+const NOT_DONE: &[(&str, &[f64])] = &[
+    ("assistant_confidence_threshold", &[]),
+    ("diversity_penalty", &[0.0]),
+    ("dola_layers", &[]),
+    ("encoder_no_repeat_ngram_size", &[0.0]),
+    ("encoder_repetition_penalty", &[1.0]),
+    ("epsilon_cutoff", &[0.0]),
+    ("eta_cutoff", &[0.0]),
+    ("exponential_decay_length_penalty", &[]),
+    ("begin_suppress_tokens", &[]),
+    ("constraints", &[]),
+    ("force_words_ids", &[]),
+    ("guidance_scale", &[1.0]),
+    ("max_time", &[]),
+    ("num_beam_groups", &[1.0]),
+    ("penalty_alpha", &[0.0]),
+    ("prompt_lookup_num_tokens", &[]),
+    ("sequence_bias", &[]),
+    ("token_healing", &[]),
+    ("top_h", &[]),
+    ("typical_p", &[1.0]),
+    ("watermarking_config", &[]),
+];
+
+/// The model's generation_config.json, and which of its keys were taken.
+struct Config {
+    file: PathBuf,
+    values: Map<String, Value>,
+    taken: Vec<String>,
+}
+
+impl Config {
+    fn read(model: &Path) -> Result<Self> {
+        let file = model.join("generation_config.json");
+        let values = if file.is_file() { fsutil::read_json(&file)? } else { Map::new() };
+        Ok(Self { file, values, taken: Vec::new() })
+    }
+
+    /// The value of `key`, if it is there and `read` understands it as `what`.
+    fn get<T>(&mut self, key: &str, what: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
+        match self.values.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(v) => match read(v) {
+                Some(x) => {
+                    self.taken.push(format!("{key} {v}"));
+                    Ok(Some(x))
+                }
+                None => Err(Error::user(format!("{}: `{key}` is {v}, expected {what}", self.file.display()))),
+            },
+        }
+    }
+
+    fn number(&mut self, key: &str) -> Result<Option<f64>> {
+        self.get(key, "a number", Value::as_f64)
+    }
+
+    fn count(&mut self, key: &str) -> Result<Option<usize>> {
+        self.get(key, "a whole number", |v| v.as_u64().map(|n| n as usize))
+    }
+
+    fn token(&mut self, key: &str) -> Result<Option<u32>> {
+        self.get(key, "a token id", |v| v.as_u64().and_then(|id| u32::try_from(id).ok()))
+    }
+
+    fn list<T: serde::de::DeserializeOwned>(&mut self, key: &str, what: &str) -> Result<Vec<T>> {
+        Ok(self.get(key, what, |v| serde_json::from_value(v.clone()).ok())?.unwrap_or_default())
+    }
+
+    /// Keys that would change answers and that ft does not do.
+    fn not_done(&self) -> Vec<&'static str> {
+        let says = |(key, nothing): &&(&'static str, &[f64])| match self.values.get(*key) {
+            None | Some(Value::Null | Value::Bool(false)) => false,
+            Some(v) => !v.as_f64().is_some_and(|x| nothing.contains(&x)),
+        };
+        NOT_DONE.iter().filter(says).map(|(key, _)| *key).collect()
+    }
+}
+
+/// What was decided, and what the model's file decided of it.
+pub struct Chosen {
+    pub settings: Settings,
+    /// `None`: no beam search.
+    pub beams: Option<Beams>,
+    /// Answers to each prompt.
+    pub answers: usize,
+    /// A line for people, where the file had a say.
+    pub note: Option<String>,
+    /// Keys of the file that have no effect here.
+    pub not_done: Vec<&'static str>,
 }
 
 impl SamplingArgs {
     /// The settings for this model.
-    pub fn settings(&self, model: &Path, tokenizer: &ChatTokenizer) -> Result<Settings> {
-        let file = model.join("generation_config.json");
-        let config: Value = if file.is_file() { fsutil::read_json(&file)? } else { Value::Null };
-        let number = |key: &str| match config.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(v) => v
-                .as_f64()
-                .map(Some)
-                .ok_or_else(|| Error::user(format!("{}: `{key}` is {v}, expected a number", file.display()))),
+    pub fn choose(&self, model: &Path, tokenizer: &ChatTokenizer, beams: Option<&BeamArgs>) -> Result<Chosen> {
+        let mut config = Config::read(model)?;
+        let mut settings = self.lengths(&mut config, tokenizer)?;
+        self.sampling(&mut config, &mut settings)?;
+        self.rules(&mut config, &mut settings, tokenizer)?;
+        let (beams, answers) = match beams {
+            Some(beams) => beams.choose(&mut config, &settings)?,
+            None => (None, 1),
         };
-        let max_new_tokens = match self.max_new_tokens {
-            Some(n) => n,
-            None => number("max_new_tokens")?.map_or(NEW_TOKENS, |n| n as usize),
-        };
-        let mut settings = Settings::greedy(max_new_tokens, tokenizer.stop_ids());
-        let written = config.get("do_sample").and_then(Value::as_bool).unwrap_or(false);
-        let asked = self.temperature.is_some() || self.top_k.is_some() || self.top_p.is_some() || self.seed.is_some();
-        if !self.greedy && (written || asked) {
-            // Where the file asks for sampling, what it leaves out has transformers' defaults.
-            let from_file = |key: &str, default: f64, off: f64| {
-                if written { Ok(number(key)?.unwrap_or(default)) } else { Ok::<_, Error>(off) }
-            };
-            settings.temperature = self.temperature.map_or_else(|| from_file("temperature", 1.0, 1.0), Ok)?;
-            settings.top_k = self.top_k.map_or_else(|| from_file("top_k", 50.0, 0.0).map(|k| k as usize), Ok)?;
-            settings.top_p = self.top_p.map_or_else(|| from_file("top_p", 1.0, 1.0), Ok)?;
-            settings.seed = self.seed.unwrap_or(0);
-        }
         settings.check()?;
-        let others = self.top_k.is_some() || self.top_p.is_some() || self.seed.is_some();
-        if self.temperature == Some(0.0) && others {
+        let note =
+            (!config.taken.is_empty()).then(|| format!("from {}: {}", config.file.display(), config.taken.join(", ")));
+        Ok(Chosen { settings, beams, answers, note, not_done: config.not_done() })
+    }
+
+    fn lengths(&self, config: &mut Config, tokenizer: &ChatTokenizer) -> Result<Settings> {
+        let (mut new, mut whole) = (self.max_new_tokens, self.max_length);
+        if new.is_none() && whole.is_none() {
+            new = config.count("max_new_tokens")?;
+            if new.is_none() {
+                whole = config.count("max_length")?;
+            }
+        }
+        let most = new.unwrap_or(if whole.is_some() { usize::MAX } else { NEW_TOKENS });
+        let mut settings = Settings::greedy(most, tokenizer.stop_ids());
+        settings.max_length = whole;
+        settings.min_new_tokens = match self.min_new_tokens {
+            Some(n) => n,
+            None => config.count("min_new_tokens")?.unwrap_or(0).min(most),
+        };
+        Ok(settings)
+    }
+
+    fn sampling(&self, config: &mut Config, settings: &mut Settings) -> Result<()> {
+        let written = !self.greedy && config.get("do_sample", "true or false", Value::as_bool)?.unwrap_or(false);
+        let others = self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some() || self.seed.is_some();
+        if !(written || self.do_sample || self.temperature.is_some() || others) {
+            return Ok(());
+        }
+        // Where the file asks for sampling, what it leaves out has transformers' defaults.
+        let mut choose = |given: Option<f64>, key: &str, default: f64, off: f64| match given {
+            Some(x) => Ok(x),
+            None if written => Ok(config.number(key)?.unwrap_or(default)),
+            None => Ok::<f64, Error>(off),
+        };
+        settings.temperature = choose(self.temperature, "temperature", 1.0, 1.0)?;
+        settings.top_k = choose(self.top_k.map(|k| k as f64), "top_k", 50.0, 0.0)? as usize;
+        settings.top_p = choose(self.top_p, "top_p", 1.0, 1.0)?;
+        settings.min_p = choose(self.min_p, "min_p", 0.0, 0.0)?;
+        settings.seed = self.seed.unwrap_or(0);
+        if self.temperature == Some(0.0) && (others || self.do_sample) {
             return Err(Error::user(
-                "--temperature 0 always takes the most likely token; --top-k, --top-p and --seed would do nothing",
+                "--temperature 0 always takes the most likely token; --do-sample, --top-k, --top-p, --min-p and --seed would do nothing",
             )
             .hint("use --greedy alone, or a temperature above 0"));
         }
-        Ok(settings)
+        Ok(())
+    }
+
+    fn rules(&self, config: &mut Config, settings: &mut Settings, tokenizer: &ChatTokenizer) -> Result<()> {
+        let s = settings;
+        s.repetition_penalty = match self.repetition_penalty {
+            Some(x) => x,
+            None => config.number("repetition_penalty")?.unwrap_or(1.0),
+        };
+        s.presence_penalty = self.presence_penalty.unwrap_or(0.0);
+        s.frequency_penalty = self.frequency_penalty.unwrap_or(0.0);
+        s.no_repeat_ngram = match self.no_repeat_ngram_size {
+            Some(n) => n,
+            None => config.count("no_repeat_ngram_size")?.unwrap_or(0),
+        };
+        s.stop_texts = config
+            .get("stop_strings", "text or a list of texts", |v| match v {
+                Value::String(text) => Some(vec![text.clone()]),
+                v => serde_json::from_value(v.clone()).ok(),
+            })?
+            .unwrap_or_default();
+        s.stop_texts.extend(self.stop.iter().cloned());
+        s.bad_words = config.list("bad_words_ids", "lists of token ids")?;
+        s.bad_words.extend(config.list("suppress_tokens", "a list of token ids")?.into_iter().map(|id: u32| vec![id]));
+        for word in &self.bad_words {
+            // The same word has other tokens at the beginning of a text than after a space.
+            for text in [word.clone(), format!(" {word}")] {
+                let ids = tokenizer.encode(&text)?;
+                if ids.is_empty() {
+                    return Err(Error::user("--bad-words is empty"));
+                }
+                if !s.bad_words.contains(&ids) {
+                    s.bad_words.push(ids);
+                }
+            }
+        }
+        s.forced_bos = match self.forced_bos_token_id {
+            None => config.token("forced_bos_token_id")?,
+            given => given,
+        };
+        s.forced_eos = match self.forced_eos_token_id {
+            None => config.token("forced_eos_token_id")?,
+            given => given,
+        };
+        Ok(())
+    }
+}
+
+impl BeamArgs {
+    fn choose(&self, config: &mut Config, settings: &Settings) -> Result<(Option<Beams>, usize)> {
+        let count = match self.num_beams {
+            None => config.count("num_beams")?.unwrap_or(1),
+            Some(n) => n,
+        };
+        let answers = match self.num_return_sequences {
+            None => config.count("num_return_sequences")?.unwrap_or(1),
+            Some(n) => n,
+        };
+        if count == 0 || answers == 0 {
+            return Err(Error::user("--num-beams and --num-return-sequences are 1 or more"));
+        }
+        if count == 1 {
+            if self.length_penalty.is_some() || self.early_stopping.is_some() {
+                return Err(Error::user("--length-penalty and --early-stopping belong to beam search")
+                    .hint("add --num-beams N"));
+            }
+            if answers > 1 && settings.is_greedy() {
+                return Err(Error::user(format!("{answers} answers to a prompt would all be the same one"))
+                    .hint("sample with --temperature T, or search with --num-beams N"));
+            }
+            return Ok((None, answers));
+        }
+        let length_penalty = match self.length_penalty {
+            None => config.number("length_penalty")?.unwrap_or(1.0),
+            Some(x) => x,
+        };
+        let early_stopping = match self.early_stopping {
+            Some(Early::True) => EarlyStopping::Yes,
+            Some(Early::False) => EarlyStopping::No,
+            Some(Early::Never) => EarlyStopping::Never,
+            None => config
+                .get("early_stopping", "true, false or \"never\"", |v| match v {
+                    Value::Bool(true) => Some(EarlyStopping::Yes),
+                    Value::Bool(false) => Some(EarlyStopping::No),
+                    Value::String(s) if s == "never" => Some(EarlyStopping::Never),
+                    _ => None,
+                })?
+                .unwrap_or_default(),
+        };
+        let beams = Beams { count, answers, length_penalty, early_stopping };
+        beams.check(settings)?;
+        Ok((Some(beams), answers))
     }
 }

@@ -1,69 +1,40 @@
 //! Generation: sampling and batched decoding over a key/value cache.
 //!
-//! sampler: logits -> next token. decode: many prompts at once. session: one conversation that keeps its cache.
-//! Nothing here knows text: prompts and answers are token ids.
+//! settings: how an answer is made. engine: requests in, answers out as they finish (continuous batching). beam: beam
+//! search. session: one conversation that keeps its cache. sampler: logits -> next token. rules: penalties, forbidden and
+//! forced tokens. stop: stop texts. sequence: one sequence as it grows.
+//!
+//! Prompts and answers are token ids; text is known only through the `Decode` that a caller gives for stop texts.
+//! Nothing here prints. Invariant: a row's answer does not depend on the rows decoded beside it.
 
-pub mod decode;
+pub mod beam;
+pub mod engine;
+mod rules;
 pub mod sampler;
+mod sequence;
 pub mod session;
+pub mod settings;
+pub mod stop;
 
-pub use decode::complete;
+pub use beam::{Beams, EarlyStopping};
+pub use engine::{Engine, Finished, Limits, Request, Step, complete};
 pub use session::Session;
+pub use settings::Settings;
 
 use crate::error::{Error, Result};
 use crate::models::Model;
 
-/// How an answer is made.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
-    /// The longest answer, in tokens.
-    pub max_new_tokens: usize,
-    /// Logits are divided by it; 0 takes the most likely token (greedy).
-    pub temperature: f64,
-    /// Only so many of the most likely tokens; 0: all.
-    pub top_k: usize,
-    /// Only the fewest most likely tokens whose probabilities reach this sum; 1: all.
-    pub top_p: f64,
-    /// Chooses the random streams, one a row.
-    pub seed: u64,
-    /// Tokens that end an answer.
-    pub stop_ids: Vec<u32>,
-}
-
-impl Settings {
-    /// The most likely token each time.
-    pub fn greedy(max_new_tokens: usize, stop_ids: &[u32]) -> Self {
-        Self { max_new_tokens, temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0, stop_ids: stop_ids.to_vec() }
-    }
-
-    pub fn is_greedy(&self) -> bool {
-        self.temperature == 0.0
-    }
-
-    /// Values that make no sense are an error.
-    pub fn check(&self) -> Result<()> {
-        let wrong = |name: &str, expected: &str, found: String| {
-            Err(Error::user(format!("{name} must be {expected}, found {found}")))
-        };
-        if self.max_new_tokens == 0 {
-            return wrong("max-new-tokens", "1 or more", "0".into());
-        }
-        if !self.temperature.is_finite() || self.temperature < 0.0 {
-            return wrong("temperature", "0 (greedy) or more", self.temperature.to_string());
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return wrong("top-p", "above 0 and at most 1", self.top_p.to_string());
-        }
-        Ok(())
-    }
-}
+/// How tokens become text.
+pub type Decode<'a> = &'a dyn Fn(&[u32]) -> Result<String>;
 
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
     /// The model ended it with one of the stop tokens.
     EndToken,
-    /// It has `max_new_tokens`.
+    /// One of the stop texts came.
+    Text,
+    /// It has `max_new_tokens`, or the sequence `max_length`.
     Length,
     /// The model's context is full.
     Context,
@@ -72,10 +43,10 @@ pub enum Stop {
 }
 
 impl Stop {
-    /// The name in files: `stop`, `length`, `context`, `interrupted`.
+    /// The name in files: `stop` (a token or a text), `length`, `context`, `interrupted`.
     pub fn name(self) -> &'static str {
         match self {
-            Stop::EndToken => "stop",
+            Stop::EndToken | Stop::Text => "stop",
             Stop::Length => "length",
             Stop::Context => "context",
             Stop::Interrupted => "interrupted",
@@ -84,11 +55,18 @@ impl Stop {
 }
 
 /// An answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Completion {
-    /// With the stop token that ended it, if one did.
+    /// With the stop token or the tokens of the stop text that ended it, if one did.
     pub tokens: Vec<u32>,
+    /// ln p of each token under the distribution it was drawn from: after rules, temperature and the cuts of top-k,
+    /// top-p and min-p. Empty unless asked for. Forced tokens have 0.
+    pub log_probs: Vec<f32>,
     pub stopped: Stop,
+    /// The text before the stop text, where one ended it.
+    pub text: Option<String>,
+    /// Beam search: the sum of log-probabilities over length^penalty.
+    pub score: Option<f32>,
 }
 
 impl Completion {
@@ -108,7 +86,7 @@ fn context(model: &Model) -> usize {
 }
 
 /// A prompt must have a token, leave room for one more, and hold ids that the model knows. `name` stands in the error.
-fn check_prompt(model: &Model, prompt: &[u32], name: &str) -> Result<()> {
+fn check_prompt(model: &Model, prompt: &[u32], settings: &Settings, name: &str) -> Result<()> {
     let (context, vocabulary) = (context(model), model.config().vocab_size);
     if prompt.is_empty() {
         return Err(Error::user(format!("{name} is empty")).hint("a model continues at least one token"));
@@ -117,6 +95,11 @@ fn check_prompt(model: &Model, prompt: &[u32], name: &str) -> Result<()> {
         return Err(Error::user(format!("{name} has {} tokens, the model's context {context}", prompt.len()))
             .hint("shorten the prompt; an answer needs room too"));
     }
+    if settings.longest_answer(prompt.len()) == 0 {
+        let most = settings.max_length.unwrap_or(0);
+        return Err(Error::user(format!("{name} has {} tokens, --max-length {most} leaves no room", prompt.len()))
+            .hint("--max-length counts the prompt; --max-new-tokens counts the answer alone"));
+    }
     if let Some(id) = prompt.iter().find(|id| i64::from(**id) >= vocabulary) {
         return Err(Error::user(format!("{name} holds token {id}, the model's vocabulary ends at {}", vocabulary - 1))
             .hint("is tokenizer.json the one of this model?"));
@@ -124,15 +107,10 @@ fn check_prompt(model: &Model, prompt: &[u32], name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Why an answer of `made` tokens, the last being `last`, ends now; `None` while it goes on.
-fn ending(settings: &Settings, context: usize, prompt: usize, made: usize, last: u32) -> Option<Stop> {
-    if settings.stop_ids.contains(&last) {
-        Some(Stop::EndToken)
-    } else if made >= settings.max_new_tokens {
-        Some(Stop::Length)
-    } else if prompt + made >= context {
-        Some(Stop::Context)
-    } else {
-        None
+/// Stop texts need a way to decode.
+fn check_text(settings: &Settings, decode: Option<Decode>) -> Result<()> {
+    if settings.stop_texts.is_empty() || decode.is_some() {
+        return Ok(());
     }
+    Err(Error::bug("stop texts without a way to decode"))
 }

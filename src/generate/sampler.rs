@@ -1,4 +1,5 @@
-//! From logits to the next token: temperature, then top-k, then top-p (the order of transformers), then one draw a row.
+//! From logits to the next token: temperature, then top-k, top-p and min-p (the order of transformers), then one draw a
+//! row.
 //!
 //! Everything runs on the logits' device; a step waits for it once. Ties at the k-th place are cut at k tokens
 //! (transformers keeps them all).
@@ -21,6 +22,16 @@ pub struct Candidates {
 impl Candidates {
     /// What the settings leave of `logits` (B, V) float32; the settings are not greedy.
     pub fn new(logits: &Tensor, settings: &Settings) -> Self {
+        let Self { ids, weights } = Self::likely(logits, settings);
+        if settings.min_p <= 0.0 {
+            return Self { ids, weights };
+        }
+        let least = weights.amax([-1i64].as_slice(), true) * settings.min_p;
+        Self { ids, weights: &weights * weights.ge_tensor(&least).to_kind(Kind::Float) }
+    }
+
+    /// Temperature, top-k and top-p.
+    fn likely(logits: &Tensor, settings: &Settings) -> Self {
         let scaled = logits / settings.temperature;
         let vocabulary = logits.size()[1];
         let top_k = (settings.top_k as i64).min(vocabulary);
@@ -50,16 +61,17 @@ impl Candidates {
         }
     }
 
-    /// One token a row by inverting the cumulative sum at `draws`, uniform in [0, 1).
-    pub fn draw(&self, draws: &[f64]) -> Result<Vec<u32>> {
+    /// One token a row by inverting the cumulative sum at `draws`, uniform in [0, 1); each with its log-probability.
+    pub fn draw(&self, draws: &[f64]) -> Result<Vec<(u32, f32)>> {
         let sums = self.weights.cumsum(-1, Kind::Double);
         // A product that rounds up to the whole sum would point behind the last token.
         let draws: Vec<f64> = draws.iter().map(|u| u.min(1.0 - 4.0 * f64::EPSILON)).collect();
         let total = sums.narrow(-1, sums.size()[1] - 1, 1); // (B, 1)
         let at = Tensor::from_slice(&draws).to_device(sums.device()).view([-1, 1]) * &total;
         let column = at.searchsorted(&sums, false, true, "right", None::<&Tensor>).clamp_max(sums.size()[1] - 1);
+        let weight = self.weights.gather(-1, &column, false).to_kind(Kind::Double);
         let ids = self.ids.as_ref().map_or_else(|| column.shallow_clone(), |ids| ids.gather(-1, &column, false));
-        fetch(&ids, &total)
+        fetch(&ids, &(weight / total).log())
     }
 }
 
@@ -72,26 +84,53 @@ fn cut(sorted: &Tensor, top_p: f64) -> Tensor {
     sorted * before.lt(top_p).to_kind(sorted.kind())
 }
 
-/// The most likely token of each row of `logits` (B, V).
-pub fn most_likely(logits: &Tensor) -> Result<Vec<u32>> {
+/// The most likely token of each row of `logits` (B, V), and its logit.
+pub fn most_likely(logits: &Tensor) -> Result<Vec<(u32, f32)>> {
     let (values, ids) = logits.max_dim(-1, false);
     fetch(&ids, &values)
 }
 
-/// Token ids on the host; `witness` (B values) is NaN or infinite where the logits were.
-fn fetch(ids: &Tensor, witness: &Tensor) -> Result<Vec<u32>> {
+/// Token ids and their log-probabilities on the host; those are NaN or infinite where the logits were.
+fn fetch(ids: &Tensor, log_probs: &Tensor) -> Result<Vec<(u32, f32)>> {
     let ids = Vec::<i64>::try_from(ids.view([-1]))?;
-    let witness = Vec::<f64>::try_from(witness.view([-1]).to_kind(Kind::Double))?;
-    if witness.iter().any(|w| !w.is_finite()) {
-        return Err(Error::user("the model's output is not a number")
-            .hint("its weights or its adapter hold NaN or infinite values; was the training run stable?"));
+    let log_probs = Vec::<f32>::try_from(log_probs.view([-1]).to_kind(Kind::Float))?;
+    if log_probs.contains(&f32::NEG_INFINITY) {
+        return Err(no_token());
     }
-    Ok(ids.into_iter().map(|id| id as u32).collect())
+    if log_probs.iter().any(|w| !w.is_finite()) {
+        return Err(not_a_number());
+    }
+    Ok(ids.into_iter().map(|id| id as u32).zip(log_probs).collect())
 }
 
-/// The next token of each row; `draws` is called for every row unless the settings are greedy.
-pub fn next(logits: &Tensor, settings: &Settings, draws: impl FnOnce() -> Vec<f64>) -> Result<Vec<u32>> {
-    if settings.is_greedy() { most_likely(logits) } else { Candidates::new(logits, settings).draw(&draws()) }
+/// Every token is forbidden.
+pub(super) fn no_token() -> Error {
+    Error::user("the rules of generation leave no token")
+        .hint("bad words, repeated n-grams and forced tokens contradict each other")
+}
+
+/// The model computed NaN or infinity.
+pub(super) fn not_a_number() -> Error {
+    Error::user("the model's output is not a number")
+        .hint("its weights or its adapter hold NaN or infinite values; was the training run stable?")
+}
+
+/// The next token of each row and its log-probability (0 where the settings do not ask for it and are greedy);
+/// `draws` is called for every row unless the settings are greedy.
+pub fn next(logits: &Tensor, settings: &Settings, draws: impl FnOnce() -> Vec<f64>) -> Result<Vec<(u32, f32)>> {
+    if !settings.is_greedy() {
+        return Candidates::new(logits, settings).draw(&draws());
+    }
+    let mut picked = most_likely(logits)?;
+    let whole = if settings.log_probs {
+        Vec::<f32>::try_from(logits.logsumexp([-1i64].as_slice(), false))?
+    } else {
+        Vec::new()
+    };
+    for (i, (_, x)) in picked.iter_mut().enumerate() {
+        *x = whole.get(i).map_or(0.0, |sum| *x - sum);
+    }
+    Ok(picked)
 }
 
 #[cfg(test)]
@@ -107,7 +146,7 @@ mod tests {
     fn draws_fall_where_the_sum_says() {
         let logits = Tensor::from_slice(&[0.5f32, 0.2, 0.3]).log().view([1, 3]);
         let all = Candidates::new(&logits, &settings(1.0, 0, 1.0));
-        let one = |c: &Candidates, u: f64| c.draw(&[u]).unwrap()[0];
+        let one = |c: &Candidates, u: f64| c.draw(&[u]).unwrap()[0].0;
         assert_eq!([0.0, 0.49, 0.51, 0.69, 0.71, 1.0].map(|u| one(&all, u)), [0, 0, 1, 1, 2, 2]);
         // 0.5 + 0.3 reach 0.7: token 1 is out, the order is 0, 2.
         let nucleus = Candidates::new(&logits, &settings(1.0, 0, 0.7));

@@ -1,11 +1,11 @@
 //! One conversation: the cache stays between turns as far as the new prompt begins like what it holds.
 
-use super::{Completion, Settings, Stop, check_prompt, context, ending, sampler};
+use super::rules::Edits;
+use super::sequence::Sequence;
+use super::{Completion, Decode, Settings, Stop, check_prompt, check_text, context, sampler};
 use crate::error::Result;
 use crate::models::Model;
 use crate::nn::{Cache, Tokens};
-use crate::rng;
-use rand::RngExt;
 use std::ops::ControlFlow;
 
 /// A model with the tokens it has seen.
@@ -15,11 +15,18 @@ pub struct Session<'m> {
     /// The tokens whose keys and values the cache holds.
     seen: Vec<u32>,
     turns: u64,
+    decode: Option<Decode<'m>>,
 }
 
 impl<'m> Session<'m> {
     pub fn new(model: &'m Model) -> Self {
-        Self { model, cache: model.cache(1), seen: Vec::new(), turns: 0 }
+        Self { model, cache: model.cache(1), seen: Vec::new(), turns: 0, decode: None }
+    }
+
+    /// How tokens become text, for stop texts.
+    pub fn with_text(mut self, decode: Decode<'m>) -> Self {
+        self.decode = Some(decode);
+        self
     }
 
     /// How many tokens the cache holds.
@@ -35,11 +42,10 @@ impl<'m> Session<'m> {
         on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Completion> {
         settings.check()?;
-        check_prompt(self.model, prompt, "the conversation")?;
-        let mut chance = rng::stream(settings.seed, "sample", self.turns);
+        check_text(settings, self.decode)?;
+        check_prompt(self.model, prompt, settings, "the conversation")?;
+        let mut sequence = Sequence::new(prompt, &[], settings, context(self.model), self.turns, 0);
         self.turns += 1;
-        let context = context(self.model);
-        let mut made = Vec::new();
         // The last token always runs: its output is the answer's first token.
         let known = self.seen.iter().zip(&prompt[..prompt.len() - 1]).take_while(|(a, b)| a == b).count();
         self.seen.truncate(known);
@@ -49,12 +55,14 @@ impl<'m> Session<'m> {
             let tokens = Tokens::pack_after(&[&new], &self.cache.lengths, self.model.device());
             let logits = self.model.extend(&tokens, &mut self.cache, |out| out.logits(&tokens.segments.last_rows()))?;
             self.seen.append(&mut new);
-            let id = sampler::next(&logits, settings, || vec![chance.random()])?[0];
-            made.push(id);
+            let mut edits = Edits::default();
+            sequence.rules(settings, 0, &mut edits);
+            edits.apply(&logits, settings);
+            let (id, log_prob) = sampler::next(&logits, settings, || vec![sequence.draw()])?[0];
+            let ended = sequence.push(id, log_prob, settings, self.decode)?;
             let wanted = on_token(id).is_continue();
-            let ended = ending(settings, context, prompt.len(), made.len(), id);
             if let Some(stopped) = ended.or((!wanted).then_some(Stop::Interrupted)) {
-                return Ok(Completion { tokens: made, stopped });
+                return sequence.finish(stopped, settings, self.decode);
             }
             new.push(id);
         }

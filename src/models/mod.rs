@@ -20,7 +20,8 @@ pub use open::{device, open};
 use crate::error::{Error, Result};
 use crate::native;
 use crate::nn::{
-    Attach, Builder, Built, Cache, Initial, Linear, ParamStore, Pass, Place, Source, Switches, Tokens, Weights,
+    Attach, Builder, Built, Cache, Decoding, Initial, Linear, ParamStore, Pass, Place, Source, Switches, Tokens,
+    Weights,
 };
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -260,7 +261,7 @@ impl Model {
     /// Runs a packed row that continues the cache's sequences (segment s continues slot s), without gradient.
     pub fn extend<R>(&self, tokens: &Tokens, cache: &mut Cache, f: impl FnOnce(&Output) -> R) -> Result<R> {
         self.check(tokens, &cache.lengths)?;
-        let _no_grad = tch::no_grad_guard();
+        let (_no_grad, _decoding) = (tch::no_grad_guard(), Decoding::begin());
         let x = self.trunk(tokens, Some(cache));
         cache.advance(&tokens.segments.lengths);
         Ok(f(&self.output(x)))

@@ -273,11 +273,16 @@ impl<'a> Pass<'a> {
     pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Tensor {
         let Some(cache) = &mut self.cache else { return packed(q, k, v, self.segments, scale) };
         let lengths = &self.segments.lengths;
+        let step_only = lengths.iter().all(|n| *n == 1);
+        if step_only && let Some(out) = cache.step(layer, q, k, v, scale) {
+            return out;
+        }
         let places = self.places.get_or_insert_with(|| cache.places(lengths, k.size()[1], k.device()));
         cache.write(layer, k, v, places);
-        if cache.lengths.iter().all(|n| *n == 0) {
+        // Slots that get no token in this pass may hold some.
+        if cache.lengths.iter().zip(lengths).all(|(held, new)| *held == 0 || *new == 0) {
             packed(q, k, v, self.segments, scale)
-        } else if lengths.iter().all(|n| *n == 1) {
+        } else if step_only {
             let longest = cache.lengths.iter().max().copied().unwrap_or(0) + 1;
             let mask = self.mask.get_or_insert_with(|| step_mask(&cache.lengths, longest, q.kind(), q.device()));
             let (k, v) = cache.read(layer, longest);

@@ -1,26 +1,31 @@
 //! Keys and values of the tokens already seen, one slot a sequence.
 //!
-//! A layer's table is (slots, K, capacity, E): each head's keys lie together, so that attention reads them as they are.
-//! Tables grow along the capacity and shrink along the slots in place; a decoding step copies nothing that it has.
+//! A layer's table is (places for slots, K, capacity, E): each head's keys lie together, so that attention reads them as
+//! they are. Tables double along the slots and the capacity as they fill, and slots come and go in place: a decoding
+//! step copies nothing that it has. The live slots are the first of the table.
 
+use crate::native;
 use tch::{Device, Tensor};
 
 /// Key/value cache for batched decoding.
 pub struct Cache {
-    /// (slots, K, capacity, E) keys and values, made when a layer first writes.
+    /// (places, K, capacity, E) keys and values, made when a layer first writes.
     layers: Vec<Option<(Tensor, Tensor)>>,
-    /// Tokens held per slot.
+    /// Tokens held per live slot.
     pub lengths: Vec<i64>,
+    /// Slots that the tables have room for.
+    places: i64,
     capacity: i64,
 }
 
-/// Capacity grows in steps of so many tokens.
+/// Capacity is a multiple of so many tokens.
 const STEP: i64 = 128;
 
 impl Cache {
     /// An empty cache for `slots` sequences.
     pub fn new(depth: usize, slots: usize) -> Self {
-        Self { layers: (0..depth).map(|_| None).collect(), lengths: vec![0; slots], capacity: 0 }
+        let layers = (0..depth).map(|_| None).collect();
+        Self { layers, lengths: vec![0; slots], places: slots as i64, capacity: 0 }
     }
 
     /// Makes room for each slot's `added` tokens; call before the trunk runs.
@@ -28,12 +33,44 @@ impl Cache {
         assert_eq!(added.len(), self.lengths.len(), "one segment a slot");
         let needed = self.lengths.iter().zip(added).map(|(l, a)| l + a).max().unwrap_or(0);
         if needed > self.capacity {
-            let grown = (needed.max(self.capacity * 5 / 4) + STEP - 1) / STEP * STEP;
-            for t in self.tables() {
-                let s = t.size();
-                *t = Tensor::cat(&[&*t, &t.new_zeros([s[0], s[1], grown - s[2], s[3]], (t.kind(), t.device()))], 2);
-            }
-            self.capacity = grown;
+            self.capacity = (needed.max(self.capacity * 2) + STEP - 1) / STEP * STEP;
+            self.grow(2, self.capacity);
+        }
+    }
+
+    /// Lengthens dimension `dim` of every table to `size`.
+    fn grow(&mut self, dim: i64, size: i64) {
+        for t in self.tables() {
+            let mut shape = t.size();
+            shape[dim as usize] = size;
+            let grown = Tensor::zeros(shape, (t.kind(), t.device()));
+            grown.narrow(dim, 0, t.size()[dim as usize]).copy_(t);
+            *t = grown;
+        }
+    }
+
+    /// Adds `slots` empty ones behind the live ones.
+    pub fn open(&mut self, slots: usize) {
+        self.lengths.resize(self.lengths.len() + slots, 0);
+        let live = self.lengths.len() as i64;
+        if live > self.places {
+            self.places = live.max(self.places * 2);
+            self.grow(0, self.places);
+        }
+    }
+
+    /// Adds a slot that holds what slot `from` holds.
+    pub fn fork(&mut self, from: usize) {
+        self.open(1);
+        let to = self.lengths.len() - 1;
+        self.lengths[to] = self.lengths[from];
+        self.copy(from, to, self.lengths[from]);
+    }
+
+    /// Copies the first `held` tokens of a slot over those of another.
+    fn copy(&mut self, from: usize, to: usize, held: i64) {
+        for t in self.tables() {
+            t.get(to as i64).narrow(1, 0, held).copy_(&t.get(from as i64).narrow(1, 0, held));
         }
     }
 
@@ -41,23 +78,40 @@ impl Cache {
         self.layers.iter_mut().flatten().flat_map(|(k, v)| [k, v])
     }
 
+    /// One layer's tables, made for keys like `k` (T, K, E) where it has none.
+    fn layer(&mut self, layer: usize, k: &Tensor) -> &(Tensor, Tensor) {
+        let shape = [self.places, k.size()[1], self.capacity, k.size()[2]];
+        let table = || Tensor::zeros(shape, (k.kind(), k.device()));
+        self.layers[layer].get_or_insert_with(|| (table(), table()))
+    }
+
     /// Writes keys and values (T, K, E) of one layer to the `places` of their tokens.
     pub(super) fn write(&mut self, layer: usize, k: &Tensor, v: &Tensor, places: &Tensor) {
-        let (slots, heads, size) = (self.lengths.len() as i64, k.size()[1], k.size()[2]);
-        let table = || Tensor::zeros([slots, heads, self.capacity, size], (k.kind(), k.device()));
-        let (keys, values) = self.layers[layer].get_or_insert_with(|| (table(), table()));
+        let size = k.size()[2];
+        let (keys, values) = self.layer(layer, k);
         for (table, new) in [(keys, k), (values, v)] {
             let _ = table.view([-1, size]).index_copy_(0, places, &new.reshape([-1, size]));
         }
     }
 
+    /// One new token a slot, written and attended in one call where the device has it: q (S, H, E); k and v (S, K, E).
+    pub(super) fn step(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Option<Tensor> {
+        if q.device() != Device::Cpu {
+            return None;
+        }
+        self.layer(layer, k);
+        let (keys, values) = self.layers[layer].as_ref()?;
+        native::decode_attention(q, (k, v), (keys, values), &self.lengths, scale)
+    }
+
     /// Keys and values of one layer, (slots, K, longest, E).
     pub(super) fn read(&self, layer: usize, longest: i64) -> (Tensor, Tensor) {
         let (k, v) = self.layers[layer].as_ref().expect("written before read");
-        (k.narrow(2, 0, longest), v.narrow(2, 0, longest))
+        let live = |t: &Tensor| t.narrow(0, 0, self.lengths.len() as i64).narrow(2, 0, longest);
+        (live(k), live(v))
     }
 
-    /// Where each head of each new token goes, (T * K) rows of the flattened (slots * K * capacity) table.
+    /// Where each head of each new token goes, (T * K) rows of the flattened (places * K * capacity) table.
     pub(super) fn places(&self, added: &[i64], heads: i64, device: Device) -> Tensor {
         let tokens = (0..self.lengths.len()).flat_map(|s| (0..added[s]).map(move |t| (s as i64, self.lengths[s] + t)));
         let rows: Vec<i64> =
@@ -80,19 +134,17 @@ impl Cache {
     /// Keeps only the given slots, in the given order. Where no slot moves up (`slots[i] >= i`, as when the last takes
     /// the place of one that left) only the slots that move are copied.
     pub fn keep(&mut self, slots: &[usize]) {
-        let lengths = slots.iter().map(|&s| self.lengths[s]).collect();
-        let moves: Vec<(i64, i64)> = slots.iter().enumerate().map(|(to, &from)| (to as i64, from as i64)).collect();
-        let in_place = moves.iter().all(|(to, from)| from >= to);
-        let order: Vec<i64> = moves.iter().map(|m| m.1).collect();
-        for t in self.tables() {
-            if in_place {
-                for &(to, from) in moves.iter().filter(|(to, from)| from > to) {
-                    t.get(to).copy_(&t.get(from));
-                }
-                *t = t.narrow(0, 0, order.len() as i64);
-            } else {
+        let lengths: Vec<i64> = slots.iter().map(|&s| self.lengths[s]).collect();
+        if slots.iter().enumerate().all(|(to, from)| *from >= to) {
+            for (to, &from) in slots.iter().enumerate().filter(|(to, from)| **from > *to) {
+                self.copy(from, to, self.lengths[from]);
+            }
+        } else {
+            let order: Vec<i64> = slots.iter().map(|&s| s as i64).collect();
+            for t in self.tables() {
                 *t = t.index_select(0, &Tensor::from_slice(&order).to_device(t.device()));
             }
+            self.places = order.len() as i64;
         }
         self.lengths = lengths;
     }
@@ -144,6 +196,14 @@ mod tests {
         assert_eq!(cache.lengths, [307, 131, 3]);
         cache.keep(&[2, 0, 1]); // a turn: not in place
         check(&cache, &[2, 3, 1]);
+        cache.fork(1); // slots double
+        check(&cache, &[2, 3, 1, 3]);
+        add(&mut cache, &[2, 3, 1, 3], &[0, 0, 0, 4]);
+        check(&cache, &[2, 3, 1, 3]);
+        cache.open(2);
+        add(&mut cache, &[2, 3, 1, 3, 5, 6], &[0, 0, 0, 0, 9, 2]);
+        check(&cache, &[2, 3, 1, 3, 5, 6]);
+        cache.keep(&[0, 1, 2]);
         cache.truncate(1, 5);
         add(&mut cache, &[2, 3, 1], &[1, 1, 1]);
         check(&cache, &[2, 3, 1]);

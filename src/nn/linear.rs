@@ -1,5 +1,6 @@
 //! Linear layers and embeddings, with room for adapters.
 
+use crate::native;
 use std::cell::Cell;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -26,8 +27,44 @@ impl Dense {
     /// (…, in) -> (…, out)
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let bias = self.bias.as_ref().map(|b| cast(b, x.kind()));
-        x.linear(&cast(&self.weight, x.kind()), bias.as_ref())
+        product(x, &cast(&self.weight, x.kind()), bias.as_ref())
     }
+}
+
+thread_local! {
+    static DECODING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it lives, this thread's products are those of decoding: a row's result does not depend on the rows beside it.
+pub struct Decoding(bool);
+
+impl Decoding {
+    pub fn begin() -> Self {
+        Self(DECODING.replace(true))
+    }
+}
+
+impl Drop for Decoding {
+    fn drop(&mut self) {
+        DECODING.set(self.0);
+    }
+}
+
+/// Whether a `Decoding` lives on this thread.
+pub fn decoding() -> bool {
+    DECODING.get()
+}
+
+/// `x (…, in) @ weight (out, in)^T + bias`, all of one dtype.
+pub fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    let decoded = if decoding() { native::product(x, weight, bias, None) } else { None };
+    decoded.unwrap_or_else(|| x.linear(weight, bias))
+}
+
+/// `y + x (T, in) @ weight (out, in)^T`, rounded once; may write to y.
+pub fn product_onto(mut y: Tensor, x: &Tensor, weight: &Tensor) -> Tensor {
+    let decoded = if decoding() { native::product(x, weight, None, Some(&y)) } else { None };
+    decoded.unwrap_or_else(|| y.addmm_(x, &weight.tr()))
 }
 
 /// The tensor in `kind`; the same tensor where it already is.

@@ -24,7 +24,7 @@ pub use attention::Pass;
 pub use cache::Cache;
 pub use initial::Initial;
 pub use layer_norm::LayerNorm;
-pub use linear::{Adapter, Dense, Embedding, Linear, Switches};
+pub use linear::{Adapter, Decoding, Dense, Embedding, Linear, Switches};
 pub use norm::RmsNorm;
 pub use rope::{Rope, Scaling};
 pub use store::{Attach, Builder, Built, Layer, Param, ParamStore, Scope, Site, Source};

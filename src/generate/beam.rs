@@ -1,0 +1,177 @@
+//! Beam search, step for step as transformers does it: of every prompt the most likely continuations are kept, and
+//! those that end compete by their score, the sum of log-probabilities over length^penalty.
+
+use super::rules::Edits;
+use super::sequence::Sequence;
+use super::{Completion, Decode, Settings, Stop, check_prompt, check_text, context, sampler};
+use crate::error::{Error, Result};
+use crate::models::Model;
+use crate::nn::Tokens;
+use std::cmp::Ordering;
+use tch::{Kind, Tensor};
+
+/// When a search ends before the longest length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EarlyStopping {
+    /// As soon as there are as many ended beams as beams.
+    Yes,
+    /// When no running beam, judged at its present length, could beat the worst ended one.
+    #[default]
+    No,
+    /// When no running beam could at any length.
+    Never,
+}
+
+/// How a search is made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Beams {
+    /// Beams kept.
+    pub count: usize,
+    /// Answers given, the best first.
+    pub answers: usize,
+    /// Above 0 prefers long answers, below 0 short ones.
+    pub length_penalty: f64,
+    pub early_stopping: EarlyStopping,
+}
+
+impl Beams {
+    /// Values that make no sense are an error.
+    pub fn check(&self, settings: &Settings) -> Result<()> {
+        settings.check()?;
+        if self.count == 0 || self.answers == 0 || self.answers > self.count {
+            return Err(Error::user(format!("{} answers of {} beams", self.answers, self.count))
+                .hint("--num-return-sequences is at most --num-beams, and both are 1 or more"));
+        }
+        if !self.length_penalty.is_finite() {
+            return Err(Error::user(format!("length-penalty must be a number, found {}", self.length_penalty)));
+        }
+        if !settings.is_greedy() {
+            return Err(Error::user("beam search does not sample")
+                .hint("leave out --num-beams, or the options of sampling; --greedy puts those of the model aside"));
+        }
+        Ok(())
+    }
+}
+
+/// What is added to the score of what must not be chosen; transformers' number, so that ties fall alike.
+const NOTHING: f32 = -1e9;
+
+/// A continuation with its score; `sequence` has the new token.
+#[derive(Clone)]
+struct Beam {
+    sequence: Sequence,
+    score: f32,
+    /// Row that it continues.
+    parent: usize,
+    stopped: Option<Stop>,
+}
+
+/// The answers to one prompt, the best first. `prefix` begins each of them.
+pub fn search(
+    model: &Model,
+    prompt: &[u32],
+    prefix: &[u32],
+    settings: &Settings,
+    beams: Beams,
+    decode: Option<Decode>,
+) -> Result<Vec<Completion>> {
+    beams.check(settings)?;
+    check_text(settings, decode)?;
+    check_prompt(model, prompt, settings, "the prompt")?;
+    let first = Sequence::new(prompt, prefix, settings, context(model), 0, 0);
+    if first.ids.len() >= first.longest() {
+        return Err(Error::user(format!("the prefix has {} tokens and leaves no room for an answer", prefix.len())));
+    }
+    let (count, prompt, longest) = (beams.count, first.ids.len(), first.longest());
+    let weigh = |score: f32, length: usize| score / (length as f64).powf(beams.length_penalty) as f32;
+    let mut cache = model.cache(1);
+    let mut tokens = Tokens::pack(&[&first.ids], model.device());
+    let mut running = vec![Beam { sequence: first, score: 0.0, parent: 0, stopped: None }];
+    let mut ended: Vec<Beam> = Vec::new();
+    let mut hopeful = true;
+    loop {
+        let logits = model.extend(&tokens, &mut cache, |out| out.logits(&tokens.segments.last_rows()))?;
+        let mut edits = Edits::default();
+        running.iter().enumerate().for_each(|(i, b)| b.sequence.rules(settings, i, &mut edits));
+        let log_probs = logits.log_softmax(-1, Kind::Float);
+        edits.apply(&log_probs, settings);
+        // More than `count` may end now; enough stay to go on with.
+        let wide = count * (1 + settings.stop_ids.len()).max(2);
+        let mut best = expand(&running, &log_probs, wide, settings, decode)?;
+        let length = running[0].sequence.ids.len() + 1 - prompt;
+        let all_ended = best.iter().all(|b| b.stopped.is_some());
+
+        // Only those among the first `count` become answers.
+        let full = ended.len() >= count && beams.early_stopping == EarlyStopping::Yes;
+        if hopeful && !full {
+            ended.extend(
+                best.iter()
+                    .take(count)
+                    .filter(|b| b.stopped.is_some())
+                    .map(|b| Beam { score: weigh(b.score, length), ..b.clone() }),
+            );
+            ended.sort_by(|a, b| b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal));
+            ended.truncate(count);
+        }
+        best.retain(|b| b.stopped.is_none());
+        best.truncate(count);
+
+        if let (Some(top), true) = (best.first(), ended.len() >= count) {
+            let at = match beams.early_stopping {
+                EarlyStopping::Never if beams.length_penalty > 0.0 => longest - prompt,
+                _ => length,
+            };
+            hopeful &= weigh(top.score, at) > ended[count - 1].score;
+        }
+        let enough = ended.len() >= count && beams.early_stopping == EarlyStopping::Yes;
+        if !hopeful || enough || all_ended || best.is_empty() {
+            break;
+        }
+        cache.keep(&best.iter().map(|b| b.parent).collect::<Vec<_>>());
+        running = best;
+        let last: Vec<&[u32]> = running.iter().map(|b| &b.sequence.ids[b.sequence.ids.len() - 1..]).collect();
+        tokens = Tokens::pack_after(&last, &cache.lengths, model.device());
+    }
+    ended.truncate(beams.answers);
+    ended
+        .into_iter()
+        .map(|b| {
+            let done = b.sequence.finish(b.stopped.unwrap_or(Stop::Length), settings, decode)?;
+            Ok(Completion { score: Some(b.score), ..done })
+        })
+        .collect()
+}
+
+/// The `wide` most likely continuations of all rows together, the best first. log_probs (B, V)
+fn expand(
+    running: &[Beam],
+    log_probs: &Tensor,
+    wide: usize,
+    settings: &Settings,
+    decode: Option<Decode>,
+) -> Result<Vec<Beam>> {
+    let width = log_probs.size()[1];
+    let scores: Vec<f32> = running.iter().map(|b| b.score).collect();
+    let all = (log_probs + Tensor::from_slice(&scores).to_device(log_probs.device()).unsqueeze(-1)).view([-1]);
+    let (values, places) = all.topk((wide as i64).min(all.size()[0]), -1, true, true);
+    let alone = Vec::<f32>::try_from(log_probs.view([-1]).index_select(0, &places))?;
+    let (values, places) = (Vec::<f32>::try_from(values)?, Vec::<i64>::try_from(places)?);
+    let mut best = Vec::with_capacity(values.len());
+    for ((score, place), log_prob) in values.into_iter().zip(places).zip(alone) {
+        if score.is_nan() || score == f32::INFINITY {
+            return Err(sampler::not_a_number());
+        }
+        // What a rule forbids is no continuation.
+        if score <= NOTHING {
+            continue;
+        }
+        let (parent, id) = ((place / width) as usize, (place % width) as u32);
+        let mut sequence = running[parent].sequence.clone();
+        let stopped = sequence.push(id, log_prob, settings, decode)?;
+        best.push(Beam { sequence, score, parent, stopped });
+    }
+    if best.is_empty() {
+        return Err(sampler::no_token());
+    }
+    Ok(best)
+}

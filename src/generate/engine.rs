@@ -1,0 +1,291 @@
+//! Continuous batching: requests come in, prompts are run packed, then every row gets one token a step; rows that end
+//! leave the cache, and waiting prompts take their place.
+//!
+//! Invariant: a row's draws come from its own random stream and its logits from itself alone, so that answers do not
+//! depend on the batch. It must not know text, files or the terminal.
+
+use super::rules::Edits;
+use super::sequence::Sequence;
+use super::{Completion, Decode, Settings, check_prompt, check_text, context, sampler};
+use crate::error::{Error, Result};
+use crate::models::Model;
+use crate::native;
+use crate::nn::{Cache, Tokens};
+use std::collections::VecDeque;
+use tch::{Device, Kind, Tensor};
+
+/// A prompt and what is wanted of it.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub prompt: Vec<u32>,
+    /// What every answer begins with.
+    pub prefix: Vec<u32>,
+    /// How many answers.
+    pub answers: usize,
+    /// Number of its random stream; requests of equal number, prompt and settings get equal answers.
+    pub stream: u64,
+}
+
+impl Request {
+    /// One answer.
+    pub fn new(prompt: &[u32], stream: u64) -> Self {
+        Self { prompt: prompt.to_vec(), prefix: Vec::new(), answers: 1, stream }
+    }
+}
+
+/// How much is decoded together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub rows: usize,
+    /// Tokens that the cache may hold: rows times the longest of them.
+    pub tokens: usize,
+}
+
+impl Limits {
+    /// What the model's device has room for.
+    pub fn of(model: &Model) -> Result<Self> {
+        let c = model.config();
+        let number = if model.kind() == Kind::Float { 4 } else { 2 };
+        let token = 2 * model.depth() as u64 * (c.num_key_value_heads * c.head_dim) as u64 * number;
+        let (rows, tokens, memory) = match model.device() {
+            Device::Cuda(i) => (256, 1 << 17, native::cuda_capacity(i)?.0 / 2),
+            _ => (64, 1 << 15, 2 << 30),
+        };
+        Ok(Self { rows, tokens: tokens.min((memory / token.max(1)) as usize) })
+    }
+}
+
+/// Tokens of prompts that are run at once.
+const PREFILL: usize = 4096;
+
+/// An answer and whose it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finished {
+    /// What `Engine::add` gave for the request.
+    pub request: usize,
+    /// Which of its answers.
+    pub sample: usize,
+    pub completion: Completion,
+}
+
+/// What one step made.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// (request, sample, token)
+    pub tokens: Vec<(usize, usize, u32)>,
+    pub finished: Vec<Finished>,
+}
+
+/// A row of the batch: slot i of the cache belongs to row i.
+struct Row {
+    request: usize,
+    sample: usize,
+    sequence: Sequence,
+}
+
+/// A request of which some answers have not begun.
+struct Waiting {
+    id: usize,
+    request: Request,
+    begun: usize,
+}
+
+/// Answers requests in batches. The model's active adapter must be the same in every step.
+pub struct Engine<'m> {
+    model: &'m Model,
+    settings: Settings,
+    limits: Limits,
+    decode: Option<Decode<'m>>,
+    context: usize,
+    waiting: VecDeque<Waiting>,
+    rows: Vec<Row>,
+    cache: Cache,
+    requests: usize,
+}
+
+impl<'m> Engine<'m> {
+    pub fn new(model: &'m Model, settings: Settings, limits: Limits) -> Result<Self> {
+        settings.check()?;
+        Ok(Self {
+            context: context(model),
+            cache: model.cache(0),
+            waiting: VecDeque::new(),
+            rows: Vec::new(),
+            requests: 0,
+            decode: None,
+            model,
+            settings,
+            limits,
+        })
+    }
+
+    /// How tokens become text, for stop texts.
+    pub fn with_text(mut self, decode: Decode<'m>) -> Self {
+        self.decode = Some(decode);
+        self
+    }
+
+    /// Takes a request; the number that its answers will carry.
+    pub fn add(&mut self, request: Request) -> Result<usize> {
+        let id = self.requests;
+        check_text(&self.settings, self.decode)?;
+        check_prompt(self.model, &request.prompt, &self.settings, &format!("prompt {}", id + 1))?;
+        let longest = self.settings.longest_answer(request.prompt.len()).min(self.context - request.prompt.len());
+        if request.prefix.len() >= longest {
+            return Err(Error::user(format!(
+                "prompt {}: the prefix has {} tokens, the answer may have {longest}",
+                id + 1,
+                request.prefix.len()
+            )));
+        }
+        if request.answers == 0 {
+            return Err(Error::bug("a request for no answer"));
+        }
+        self.requests += 1;
+        self.waiting.push_back(Waiting { id, request, begun: 0 });
+        Ok(id)
+    }
+
+    /// Requests of which some answers have not begun; a caller with many prompts adds more when it is 0.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Nothing is left to do.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.rows.is_empty()
+    }
+
+    /// Runs waiting prompts where there is room for them, else gives each row its next token.
+    pub fn step(&mut self) -> Result<Step> {
+        let old = self.rows.len();
+        let (model, first) = (self.model, self.admit());
+        let logits = if first.is_empty() {
+            if self.rows.is_empty() {
+                return Ok(Step::default());
+            }
+            let last: Vec<&[u32]> = self.rows.iter().map(|r| &r.sequence.ids[r.sequence.ids.len() - 1..]).collect();
+            let tokens = Tokens::pack_after(&last, &self.cache.lengths, model.device());
+            model.extend(&tokens, &mut self.cache, |out| out.logits(&tokens.segments.last_rows()))?
+        } else {
+            self.prefill(old, &first)?
+        };
+        let from = if first.is_empty() { 0 } else { old };
+        self.choose(from, logits)
+    }
+
+    /// Makes rows of waiting answers, the first of each prompt before the others; the number of answers of each prompt.
+    fn admit(&mut self) -> Vec<usize> {
+        let mut longest = self.rows.iter().map(|r| r.sequence.longest()).max().unwrap_or(0);
+        let (mut free, mut used, mut tokens) = (self.limits.rows.max(1), self.rows.len(), 0);
+        free = free.saturating_sub(used);
+        let (mut counts, mut first, mut others) = (Vec::new(), Vec::new(), Vec::new());
+        while let Some(w) = self.waiting.front_mut() {
+            let r = &w.request;
+            let make = |sample: usize| {
+                Sequence::new(&r.prompt, &r.prefix, &self.settings, self.context, r.stream, sample as u64)
+            };
+            let sequence = make(w.begun);
+            longest = longest.max(sequence.longest());
+            let room = free.min((self.limits.tokens / longest).saturating_sub(used)).max(usize::from(used == 0));
+            let n = room.min(r.answers - w.begun);
+            if n == 0 || (tokens > 0 && tokens + sequence.ids.len() > PREFILL) {
+                break;
+            }
+            tokens += sequence.ids.len();
+            first.push(Row { request: w.id, sample: w.begun, sequence });
+            others.extend((w.begun + 1..w.begun + n).map(|s| Row { request: w.id, sample: s, sequence: make(s) }));
+            counts.push(n);
+            (used, free) = (used + n, free.saturating_sub(n));
+            w.begun += n;
+            if w.begun < r.answers {
+                break;
+            }
+            self.waiting.pop_front();
+        }
+        self.rows.extend(first);
+        self.rows.extend(others);
+        counts
+    }
+
+    /// Runs the prompts of the rows from `old` on, each once for its `counts` answers: logits, a row each.
+    fn prefill(&mut self, old: usize, counts: &[usize]) -> Result<Tensor> {
+        self.cache.open(counts.len());
+        let (done, new) = (vec![&[][..]; old], self.rows[old..old + counts.len()].iter());
+        let segments: Vec<&[u32]> = done.into_iter().chain(new.map(|r| &r.sequence.ids[..])).collect();
+        let tokens = Tokens::pack_after(&segments, &self.cache.lengths, self.model.device());
+        let last = tokens.segments.last_rows().slice(0, old as i64, None, 1);
+        let logits = self.model.extend(&tokens, &mut self.cache, |out| out.logits(&last))?;
+        let mut source: Vec<i64> = (0..counts.len() as i64).collect();
+        for (i, n) in counts.iter().enumerate() {
+            for _ in 1..*n {
+                self.cache.fork(old + i);
+                source.push(i as i64);
+            }
+        }
+        if source.len() == counts.len() {
+            return Ok(logits);
+        }
+        Ok(logits.index_select(0, &Tensor::from_slice(&source).to_device(logits.device())))
+    }
+
+    /// The next token of the rows from `from` on; those that end leave.
+    fn choose(&mut self, from: usize, logits: Tensor) -> Result<Step> {
+        let mut edits = Edits::default();
+        for (i, row) in self.rows[from..].iter().enumerate() {
+            row.sequence.rules(&self.settings, i, &mut edits);
+        }
+        edits.apply(&logits, &self.settings);
+        let rows = &mut self.rows[from..];
+        let picked = sampler::next(&logits, &self.settings, || rows.iter_mut().map(|r| r.sequence.draw()).collect())?;
+        let (mut step, mut ended) = (Step::default(), Vec::new());
+        for (i, (row, (id, log_prob))) in rows.iter_mut().zip(picked).enumerate() {
+            step.tokens.push((row.request, row.sample, id));
+            if let Some(stopped) = row.sequence.push(id, log_prob, &self.settings, self.decode)? {
+                ended.push((from + i, stopped));
+            }
+        }
+        // From the end, so that the last row, which takes the place of one that ended, is one that stays.
+        let mut slots: Vec<usize> = (0..self.rows.len()).collect();
+        for (i, stopped) in ended.into_iter().rev() {
+            slots.swap_remove(i);
+            let Row { request, sample, sequence } = self.rows.swap_remove(i);
+            let completion = sequence.finish(stopped, &self.settings, self.decode)?;
+            step.finished.push(Finished { request, sample, completion });
+        }
+        step.finished.reverse();
+        if slots.len() < self.cache.lengths.len() {
+            self.cache.keep(&slots);
+        }
+        Ok(step)
+    }
+}
+
+/// Answers every prompt, in their order; `on_token` hears of each token (prompt index, id) as it is made. Long prompts
+/// come first, so that prompts of like length share the cache.
+pub fn complete(
+    model: &Model,
+    prompts: &[Vec<u32>],
+    settings: &Settings,
+    on_token: &mut dyn FnMut(usize, u32),
+) -> Result<Vec<Completion>> {
+    settings.check()?;
+    for (i, prompt) in prompts.iter().enumerate() {
+        check_prompt(model, prompt, settings, &format!("prompt {}", i + 1))?;
+    }
+    let mut order: Vec<usize> = (0..prompts.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(prompts[i].len()));
+    let mut engine = Engine::new(model, settings.clone(), Limits::of(model)?)?;
+    for &i in &order {
+        engine.add(Request::new(&prompts[i], i as u64))?;
+    }
+    let mut answers: Vec<Option<Completion>> = prompts.iter().map(|_| None).collect();
+    while !engine.is_idle() {
+        let step = engine.step()?;
+        step.tokens.iter().for_each(|(request, _, id)| on_token(order[*request], *id));
+        for done in step.finished {
+            answers[order[done.request]] = Some(done.completion);
+        }
+    }
+    Ok(answers.into_iter().map(|a| a.expect("every prompt is answered")).collect())
+}

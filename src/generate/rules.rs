@@ -1,0 +1,95 @@
+//! What rules change in the logits before a token is chosen: penalties first, then what is forbidden, then what is
+//! forced. They are gathered over all rows and applied in a few operations, on whatever device the logits lie.
+
+use super::Settings;
+use tch::Tensor;
+
+/// Changes to logits (B, V).
+#[derive(Default)]
+pub(super) struct Edits {
+    /// (row, token) whose logit is divided or multiplied by the repetition penalty.
+    scaled: Vec<(usize, u32)>,
+    /// What is taken from the logit of (row, token).
+    lowered: Vec<(usize, u32)>,
+    less: Vec<f32>,
+    banned: Vec<(usize, u32)>,
+    /// The only token that may come in a row.
+    forced: Vec<(usize, u32)>,
+}
+
+impl Edits {
+    pub fn scale(&mut self, row: usize, id: u32) {
+        self.scaled.push((row, id));
+    }
+
+    pub fn lower(&mut self, row: usize, id: u32, by: f32) {
+        self.lowered.push((row, id));
+        self.less.push(by);
+    }
+
+    pub fn ban(&mut self, row: usize, id: u32) {
+        self.banned.push((row, id));
+    }
+
+    pub fn force(&mut self, row: usize, id: u32) {
+        self.forced.push((row, id));
+    }
+
+    /// The changed logits (B, V), in place. Ids beyond the vocabulary cannot come anyway.
+    pub fn apply(self, logits: &Tensor, settings: &Settings) {
+        let (width, device) = (logits.size()[1], logits.device());
+        let mut flat = logits.view([-1]);
+        let inside = |id: &u32| i64::from(*id) < width;
+        let index = |at: &[(usize, u32)]| -> Tensor {
+            let places: Vec<i64> =
+                at.iter().filter(|(_, id)| inside(id)).map(|(row, id)| *row as i64 * width + i64::from(*id)).collect();
+            Tensor::from_slice(&places).to_device(device)
+        };
+        if !self.scaled.is_empty() {
+            let at = index(&self.scaled);
+            let old = flat.index_select(0, &at);
+            let (less, more) = (&old / settings.repetition_penalty, &old * settings.repetition_penalty);
+            let _ = flat.index_copy_(0, &at, &more.where_self(&old.lt(0.0), &less));
+        }
+        if !self.lowered.is_empty() {
+            let less: Vec<f32> =
+                self.lowered.iter().zip(&self.less).filter(|((_, id), _)| inside(id)).map(|(_, x)| -x).collect();
+            let _ = flat.index_add_(0, &index(&self.lowered), &Tensor::from_slice(&less).to_device(device));
+        }
+        if !self.banned.is_empty() {
+            let _ = flat.index_fill_(0, &index(&self.banned), f64::NEG_INFINITY);
+        }
+        if !self.forced.is_empty() {
+            let rows: Vec<i64> = self.forced.iter().map(|(row, _)| *row as i64).collect();
+            let rows = Tensor::from_slice(&rows).to_device(device);
+            let _ = logits.shallow_clone().index_fill_(0, &rows, f64::NEG_INFINITY);
+            let _ = flat.index_fill_(0, &index(&self.forced), 0.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    #[test]
+    fn penalties_come_before_bans_and_what_is_forced_comes_alone() {
+        let logits = Tensor::from_slice(&[1.0f32, -1.0, 2.0, 4.0, 1.0, -1.0, 2.0, 4.0]).view([2, 4]);
+        let settings = Settings { repetition_penalty: 2.0, ..Settings::greedy(1, &[]) };
+        let mut edits = Edits::default();
+        edits.scale(0, 0);
+        edits.scale(0, 1);
+        edits.lower(0, 1, 0.5);
+        edits.scale(0, 3);
+        edits.ban(0, 3);
+        edits.ban(0, 9); // no such token: nothing to ban, and not the next row's
+        edits.ban(1, 2);
+        edits.force(1, 2);
+        edits.apply(&logits, &settings);
+        let inf = f32::NEG_INFINITY;
+        let expected = Tensor::from_slice(&[0.5f32, -2.5, 2.0, inf, inf, inf, 0.0, inf]).view([2, 4]);
+        assert_eq!(logits, expected);
+        assert_eq!((logits.kind(), logits.device()), (Kind::Float, Device::Cpu));
+    }
+}

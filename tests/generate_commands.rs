@@ -1,0 +1,155 @@
+//! `ft generate` and `ft chat` through their command line.
+
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A folder with a tiny model in `model`.
+struct Space(tempfile::TempDir);
+
+impl Space {
+    fn new(generation_config: Value) -> Self {
+        let space = Self(tempfile::tempdir().unwrap());
+        std::fs::create_dir(space.path("model")).unwrap();
+        for folder in ["tiny-llama", "tiny-tokenizer"] {
+            for entry in std::fs::read_dir(format!("tests/fixtures/{folder}")).unwrap() {
+                let entry = entry.unwrap();
+                std::fs::copy(entry.path(), space.path("model").join(entry.file_name())).unwrap();
+            }
+        }
+        std::fs::write(space.path("model/generation_config.json"), generation_config.to_string()).unwrap();
+        space
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ft"));
+        command.args(["generate", "--model", "model", "--device", "cpu", "--dtype", "f32"]).args(arguments);
+        command.current_dir(self.0.path()).stdin(Stdio::null()).env("OMP_NUM_THREADS", "1");
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let output = self.command(arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "ft generate {}\n{said}", arguments.join(" "));
+        output
+    }
+
+    fn rows(&self, arguments: &[&str]) -> Vec<Value> {
+        let out = self.run(&[arguments, &["--json"]].concat()).stdout;
+        String::from_utf8(out).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    /// The error of a command that is refused.
+    fn refused(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "ft generate {}", arguments.join(" "));
+        assert!(output.stdout.is_empty());
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+#[test]
+fn flags_have_the_names_and_the_effects_that_users_of_transformers_know() {
+    let space = Space::new(json!({ "eos_token_id": 2 }));
+    let plain = space.run(&["--prompt", "Deep learning is", "--max-length", "30", "--num-return-sequences", "1"]);
+    assert!(!plain.stdout.is_empty());
+    let prompts = ["--prompt", "Deep learning is", "--prompt", "Hello"];
+    let sampled = space.rows(
+        &[&prompts[..], &["--do-sample", "--num-return-sequences", "3", "--max-new-tokens", "6", "--logprobs"]].concat(),
+    );
+    assert_eq!(sampled.len(), 6);
+    for (i, row) in sampled.iter().enumerate() {
+        assert_eq!((&row["prompt"], &row["sample"]), (&prompts[1 + i / 3 * 2].into(), &(i % 3).into()));
+        let probs: Vec<f64> = serde_json::from_value(row["logprobs"]["token_logprobs"].clone()).unwrap();
+        let (count, sum) = (&row["completion_tokens"], &row["logprobs"]["cumulative_logprob"]);
+        assert_eq!(*count, probs.len());
+        assert!((sum.as_f64().unwrap() - probs.iter().sum::<f64>()).abs() < 1e-9 && probs.iter().all(|p| *p < 0.0));
+        assert_eq!(row["logprobs"]["tokens"].as_array().unwrap().len(), probs.len());
+    }
+    let beams = ["--num-beams", "3", "--num-return-sequences", "2", "--length-penalty", "-0.5", "--early-stopping", "never"];
+    let found = space.rows(&[&prompts[..2], &beams, &["--max-new-tokens", "6"]].concat());
+    let score = |i: usize| found[i]["score"].as_f64().unwrap();
+    assert!(found.len() == 2 && score(0) >= score(1) && found[0]["text"] != found[1]["text"]);
+
+    // A stop text is cut from the answer, a bad word does not come, a prefix begins it.
+    let free = space.rows(&[&prompts[..2], &["--max-new-tokens", "12"]].concat()).remove(0);
+    let text = free["text"].as_str().unwrap();
+    let letters: Vec<char> = text.chars().collect();
+    assert!(letters.len() > 8, "{text}");
+    let stop: String = letters[4..6].iter().collect();
+    let before = &text[..text.find(&stop).unwrap()];
+    let stopped = space.rows(&[&prompts[..2], &["--max-new-tokens", "12", "--stop", &stop]].concat()).remove(0);
+    assert_eq!((&stopped["text"], &stopped["finish_reason"]), (&before.into(), &"stop".into()));
+    let prefixed = space.rows(&[&prompts[..2], &["--prefix", "Well", "--max-new-tokens", "12"]].concat()).remove(0);
+    assert!(prefixed["text"].as_str().unwrap().starts_with("Well"));
+
+    for (arguments, part) in [
+        (vec!["--num-return-sequences", "2"], "would all be the same one"),
+        (vec!["--length-penalty", "2"], "--num-beams"),
+        (vec!["--num-beams", "2", "--temperature", "1"], "does not sample"),
+        (vec!["--max-length", "1"], "leaves no room"),
+        (vec!["--temperature", "0", "--min-p", "0.1"], "would do nothing"),
+        (vec!["--logprobs"], "--json"),
+        (vec!["--max-length", "9", "--max-new-tokens", "9"], "cannot be used with"),
+    ] {
+        let error = space.refused(&[&prompts[..2], &arguments].concat());
+        assert!(error.contains(part), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn what_the_model_says_of_generation_is_taken_and_told() {
+    let space = Space::new(json!({
+        "do_sample": true, "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 5, "repetition_penalty": 1.1,
+        "num_return_sequences": 2, "guidance_scale": 1.5, "typical_p": 1.0
+    }));
+    let output = space.run(&["--prompt", "Hello", "--json"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    for part in ["do_sample true", "temperature 0.6", "top_p 0.9", "max_new_tokens 5", "repetition_penalty 1.1"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(said.contains("no effect here: guidance_scale\n"), "{said}");
+    let rows: Vec<Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert!(rows.len() == 2 && rows.iter().all(|r| r["completion_tokens"].as_u64().unwrap() <= 5));
+    let greedy = space.run(&["--prompt", "Hello", "--greedy", "--num-return-sequences", "1"]);
+    assert!(!String::from_utf8(greedy.stderr).unwrap().contains("temperature"));
+    std::fs::write(space.path("model/generation_config.json"), r#"{"top_k": "many", "do_sample": true}"#).unwrap();
+    assert!(space.refused(&["--prompt", "Hello"]).contains("`top_k` is \"many\", expected a number"));
+}
+
+#[test]
+fn a_killed_file_of_answers_goes_on_and_equals_the_undisturbed_one() {
+    let space = Space::new(json!({ "eos_token_id": 2 }));
+    let prompts: String = (0..40).map(|i| format!("{{\"prompt\": \"Question {i}\"}}\n")).collect();
+    std::fs::write(space.path("in.jsonl"), prompts).unwrap();
+    let with = |out: &'static str, more: &[&'static str]| {
+        let fixed = ["--input", "in.jsonl", "--max-new-tokens", "40", "--temperature", "1.2", "--output", out];
+        [&fixed[..], more].concat()
+    };
+    space.run(&with("whole.jsonl", &[]));
+    // One row at a time, so that there is a middle to be killed in.
+    let mut slow = space.command(&with("cut.jsonl", &["--batch-size", "1"])).stderr(Stdio::null()).spawn().unwrap();
+    let (partial, began) = (space.path("cut.jsonl.partial"), Instant::now());
+    while std::fs::read_to_string(&partial).map_or(0, |t| t.lines().count()) < 3 {
+        assert!(began.elapsed() < Duration::from_secs(60), "answers come one by one");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    slow.kill().unwrap();
+    slow.wait().unwrap();
+    assert!(partial.exists() && !space.path("cut.jsonl").exists(), "killed in the middle");
+    let error = space.refused(&with("cut.jsonl", &["--seed", "9"]));
+    assert!(error.contains("was begun otherwise: settings was"), "{error}");
+    let resumed = space.run(&with("cut.jsonl", &["--batch-size", "7"]));
+    assert!(String::from_utf8(resumed.stderr).unwrap().contains("of 40 prompts are answered; going on"));
+    let text = |name: &str| std::fs::read_to_string(space.path(name)).unwrap();
+    assert_eq!(text("whole.jsonl").lines().count(), 40);
+    assert_eq!(text("whole.jsonl"), text("cut.jsonl"));
+    assert!(!partial.exists());
+}
