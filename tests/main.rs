@@ -7,6 +7,7 @@ mod convert;
 mod data;
 mod generate;
 mod hostile;
+mod optimisers;
 mod parity;
 mod properties;
 mod recipe;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: paths are absolute, `optim.lr` is set, `batch.accumulate` or `batch.examples` is set.
 
-use super::{Recipe, check, cross, mistakes::Sources, set, tree};
+use super::{OptimKind, Recipe, Schedule, check, cross, mistakes::Sources, set, tree};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use serde::{Deserialize, Serialize};
@@ -64,7 +64,13 @@ pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Plan> {
 /// Fills in the defaults that depend on other keys.
 fn settle(mut recipe: Recipe) -> Recipe {
     // Adapters start at zero and bear ten times the rate of weights that are already trained.
-    recipe.optim.lr.get_or_insert(if recipe.adapter.is_some() { 2e-4 } else { 2e-5 });
+    let optim = &mut recipe.optim;
+    // Lion's steps are larger for the same rate (arXiv 2302.06675, section 5).
+    let share = if matches!(optim.kind, OptimKind::Lion(_)) { 0.2 } else { 1.0 };
+    optim.lr.get_or_insert(share * if recipe.adapter.is_some() { 2e-4 } else { 2e-5 });
+    if optim.kind == OptimKind::ScheduleFree {
+        optim.schedule = Schedule::Constant;
+    }
     if recipe.batch.examples.is_none() {
         recipe.batch.accumulate.get_or_insert(1);
     }

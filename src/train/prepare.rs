@@ -1,13 +1,12 @@
 //! Everything before the first step: data read and tokenised, the steps counted, the model loaded.
 
-use super::optim;
 use crate::adapters::AdapterSpec;
 use crate::data::{self, BatchPlan, ChatTokenizer, Dataset, EncodeOptions, Loader};
 use crate::error::{Error, Result};
 use crate::methods::{MethodSpec, sft::Sft};
 use crate::models::{self, Load, Model};
 use crate::nn::{Attach, Param};
-use crate::recipe::{Dtype, Plan};
+use crate::recipe::{Dtype, Master, Plan};
 use crate::report;
 use serde_json::{Value, json};
 use tch::{Device, Kind};
@@ -91,6 +90,9 @@ impl Prepared {
             adapters,
         };
         let model = Model::load(&recipe.model.path, load)?;
+        if recipe.optim.master == Master::StochasticRounding {
+            model.narrow_masters();
+        }
         let config = model.config();
         if (self.tokenizer.vocab_size() as i64) > config.vocab_size {
             return Err(Error::user(format!(
@@ -109,25 +111,21 @@ impl Prepared {
     }
 
     /// What the run is made of; a checkpoint made of something else is not resumed. Where the result goes and how
-    /// much is kept does not change it.
+    /// much is kept does not change it, and data is known by its content, not by its path.
     pub fn origin(&self) -> Result<Value> {
         let mut recipe = serde_json::to_value(&self.plan.recipe).map_err(|e| Error::bug(e.to_string()))?;
         if let Some(run) = recipe["run"].as_object_mut() {
             ["out", "keep", "save_every"].iter().for_each(|k| drop(run.remove(*k)));
         }
-        let sha256 = |d: &Dataset| d.summary.sha256.clone();
-        Ok(json!({ "recipe": recipe, "train": sha256(&self.train), "valid": self.valid.as_ref().map(sha256) }))
-    }
-
-    /// The optimiser's settings.
-    pub fn optim(&self) -> optim::Settings {
-        let o = &self.plan.recipe.optim;
-        optim::Settings {
-            betas: (o.betas[0], o.betas[1]),
-            eps: o.eps,
-            weight_decay: o.weight_decay,
-            decay_norms: o.decay_norms,
+        let mut data = serde_json::Map::new();
+        for (name, rows) in [("train", Some(&self.train)), ("valid", self.valid.as_ref())] {
+            let path = recipe["data"][name].as_object_mut().and_then(|source| source.remove("path"));
+            if let Some(Dataset { summary, .. }) = rows {
+                let file = json!({ "path": path, "rows": summary.rows, "sha256": summary.sha256 });
+                data.insert(name.into(), file);
+            }
         }
+        Ok(json!({ "recipe": recipe, "data": data }))
     }
 
     /// Tells what is about to happen.
