@@ -11,6 +11,7 @@ mod optimisers;
 mod parity;
 mod properties;
 mod recipe;
+mod resume;
 mod setup;
 mod support;
 mod trajectories;

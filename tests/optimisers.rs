@@ -72,7 +72,7 @@ fn kind(kind: OptimKind) -> OptimSection {
 fn exact_rules_make_the_steps_of_their_references() {
     let adamw = OptimSection { betas: [0.9, 0.95], eps: 1e-6, ..OptimSection::default() };
     let sgd = |momentum, nesterov| kind(OptimKind::Sgd(SgdSpec { momentum, nesterov }));
-    let whole = AdafactorSpec { beta1: Some(0.9), scale_parameter: true, ..AdafactorSpec::default() };
+    let whole = AdafactorSpec { momentum: Some(0.9), scale_parameter: true, ..AdafactorSpec::default() };
     for (case, optim) in [
         ("adamw", adamw),
         ("lion", kind(OptimKind::Lion(LionSpec::default()))),
@@ -103,11 +103,12 @@ fn muon_makes_the_steps_of_torch() {
 #[test]
 fn eight_bit_adamw_makes_the_steps_of_bitsandbytes() {
     let expected = tensors("optimisers/expected.safetensors");
+    // One unit of float32 below one: bitsandbytes rounds on the way.
     for (signed, name) in [(true, "map-signed"), (false, "map-unsigned")] {
-        assert_within(name, &adamw8::Map::dynamic(signed, Device::Cpu).values, &expected[name], 1e-8);
+        assert_within(name, &adamw8::Map::dynamic(signed, Device::Cpu).values, &expected[name], 2f64.powi(-24));
     }
     let optim = kind(OptimKind::Adamw8(Default::default()));
-    compare("adamw8", &optim, 0.0, 2e-5, |_| LR);
+    compare("adamw8", &optim, 0.1, 2e-5, |_| LR);
     // Two bytes a number and two scales a block; a small tensor keeps float32.
     let rule = rule(&optim, Device::Cpu);
     let form = |shape: &[i64]| Form { shape: shape.to_vec(), layer: Layer::Linear, adapter: false };
@@ -148,7 +149,7 @@ fn lora_model() -> Model {
 fn learn(model: &Model, optimiser: &mut Optimiser, lr: f64) {
     let row = Row::pack(&[Sequence::random(20, 64, 1)]);
     model.learn(&row.tokens, row.items, Replay::None, |out| row.loss(out)).unwrap();
-    optimiser.clip(1.0).unwrap();
+    let _ = optimiser.clip(1.0).unwrap();
     optimiser.step(lr).unwrap();
     optimiser.zero_gradients();
 }
@@ -257,7 +258,7 @@ fn stochastic_rounding_keeps_the_updates_that_bfloat16_loses() {
         for (m, o) in [&exact, &ours].into_iter().zip(&mut optimisers) {
             let mut grad = m.params().iter().find(|p| p.name == name).unwrap().tensor.shallow_clone();
             tch::with_grad(|| (&grad * gradient.to_kind(grad.kind())).sum(Kind::Float).backward());
-            o.clip(0.0).unwrap();
+            let _ = o.clip(0.0).unwrap();
             o.step(2e-5).unwrap();
             grad.zero_grad();
             o.zero_gradients();

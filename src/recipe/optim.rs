@@ -135,14 +135,14 @@ pub struct AdafactorSpec {
     /// First-moment decay; left out there is none, which saves 4 bytes a parameter.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 0.9999999))]
-    pub beta1: Option<f64>,
+    pub momentum: Option<f64>,
     /// Scale the learning rate by each parameter's root mean square.
     pub scale_parameter: bool,
 }
 
 impl Default for AdafactorSpec {
     fn default() -> Self {
-        Self { decay_rate: 0.8, clip: 1.0, beta1: None, scale_parameter: false }
+        Self { decay_rate: 0.8, clip: 1.0, momentum: None, scale_parameter: false }
     }
 }
 

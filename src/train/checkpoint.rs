@@ -121,7 +121,7 @@ impl Checkpoints {
         std::fs::remove_dir_all(&gone).map_err(|e| io_error("removing", &gone, e))
     }
 
-    /// Removes what a process that died left of its work in progress.
+    /// Removes the half-done checkpoints that a process which died left behind.
     pub fn sweep(&self) -> Result<()> {
         for name in self.entries().iter().filter(|name| name.starts_with(".step-")) {
             let path = self.folder.join(name);

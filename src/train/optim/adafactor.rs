@@ -3,7 +3,7 @@
 //!
 //! `b2 = 1 - t^(-decay_rate)`; of `g^2 + 1e-30` a matrix keeps running means of its rows R and columns C only,
 //! `v = R C / mean(R)`, other parameters keep v whole; `u = g / sqrt(v)`, `u <- u / max(1, rms(u) / clip)`,
-//! `p <- p - lr wd p - lr u`; with `scale_parameter`, lr is multiplied by `max(1e-3, rms(p))`; with `beta1`, `lr u` is
+//! `p <- p - lr wd p - lr u`; with `scale_parameter`, lr is multiplied by `max(1e-3, rms(p))`; with `momentum` b, `lr u` is
 //! averaged over time first.
 
 use super::rule::{Field, Form, Pace, Rule, Slot};
@@ -20,7 +20,7 @@ const LEAST_SCALE: f64 = 1e-3;
 pub struct Adafactor {
     pub decay_rate: f64,
     pub clip: f64,
-    pub beta1: Option<f64>,
+    pub momentum: Option<f64>,
     pub scale_parameter: bool,
 }
 
@@ -38,7 +38,7 @@ impl Rule for Adafactor {
                 vec![Field::float("rows", &form.shape[..n - 1]), Field::float("columns", &columns)]
             }
         };
-        fields.extend(self.beta1.map(|_| Field::float("first", &form.shape)));
+        fields.extend(self.momentum.map(|_| Field::float("first", &form.shape)));
         fields
     }
 
@@ -68,7 +68,7 @@ impl Rule for Adafactor {
                 true => u *= rms(&p).clamp_min(LEAST_SCALE) * lr,
                 false => u *= lr,
             }
-            if let Some(b1) = self.beta1 {
+            if let Some(b1) = self.momentum {
                 let mut first = s.state[s.state.len() - 1].shallow_clone();
                 first *= b1;
                 first += u * (1.0 - b1);

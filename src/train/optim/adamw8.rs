@@ -3,8 +3,7 @@
 //! A moment is held as one byte a number, the index of the nearest entry of the dynamic map times the largest absolute
 //! value of its block (float32, one a block). Each step widens a block, updates it, uses the exact new moments for the
 //! parameter, and rounds them again. Parameters of less than [`SMALLEST`] numbers keep float32 moments.
-//! Two departures from bitsandbytes: weight decay comes before the step, as in AdamW, and a positive second moment
-//! never rounds to zero, which would let the next step run away.
+//! One departure: a positive second moment never rounds to zero, which would let the next step run away.
 
 use super::adamw::AdamW;
 use super::rule::{Field, Form, Pace, Rule, Slot};

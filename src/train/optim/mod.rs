@@ -34,7 +34,7 @@ pub fn rule(optim: &OptimSection, device: Device) -> Box<dyn Rule> {
         OptimKind::Adafactor(s) => Box::new(adafactor::Adafactor {
             decay_rate: s.decay_rate,
             clip: s.clip,
-            beta1: s.beta1,
+            momentum: s.momentum,
             scale_parameter: s.scale_parameter,
         }),
         OptimKind::Lion(s) => Box::new(lion::Lion { betas: (s.betas[0], s.betas[1]) }),
