@@ -268,7 +268,7 @@ impl Run<'_> {
         if interrupted && step < self.total {
             self.log.finish();
             return Err(Error::interrupted(format!("stopped by a signal; step {step} of {} is saved", self.total))
-                .hint("go on with: ft train … --resume"));
+                .hint(format!("go on with: ft resume {}", run.out.display())));
         }
         if done {
             self.log.say(&format!("stopping early: no better validation loss in {} validations", self.at.state.stale));
