@@ -205,6 +205,14 @@ impl Checkpoints {
         native::set_rng_state(model.device(), &state.copy())
     }
 
+    /// Puts back what a result is made of: the trained tensors, and the optimiser where it holds averages of them.
+    pub fn restore_result(&self, step: u64, model: &Model, optim: &mut Optimiser) -> Result<()> {
+        match optim.averages() {
+            true => self.restore(step, model, optim),
+            false => self.examine(step).and_then(|_| self.restore_weights(step, model)),
+        }
+    }
+
     fn restore_weights(&self, step: u64, model: &Model) -> Result<()> {
         let path = self.at(step).join(TRAINED);
         let saved: BTreeMap<String, Tensor> = Weights::open_file(&path)?.all();

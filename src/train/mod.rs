@@ -108,25 +108,27 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
     };
     let stopped_early = run.fit(&mut method)?;
     run.log.finish();
-    let best = run.at.state.best.filter(|_| plan.recipe.run.result == ResultChoice::Best);
-    if let Some(best) = best.filter(|b| b.step != run.at.state.step) {
-        run.checkpoints.restore(best.step, &model, &mut run.at.optim)?;
+    let Run { at: Stepper { mut optim, state, .. }, checkpoints, began, loss, .. } = run;
+    let best = state.best.filter(|_| plan.recipe.run.result == ResultChoice::Best);
+    if let Some(best) = best.filter(|b| b.step != state.step) {
+        checkpoints.restore_result(best.step, &model, &mut optim)?;
         report::info(format!(
             "the result is the best checkpoint: step {} with validation loss {:.4}",
             best.step, best.loss
         ));
     }
-    let averaged = run.at.optim.averaged();
+    // The state goes before a second model is read back.
+    optim.finish();
+    native::trim_cpu_memory();
     export_result(plan, &model)?;
-    drop(averaged);
     let summary = Summary {
         out: out.clone(),
-        steps: run.at.state.step,
-        tokens: run.at.state.tokens,
-        seconds: run.began.elapsed().as_secs_f64(),
-        loss: run.loss,
-        best_step: run.at.state.best.map(|b| b.step),
-        best_eval_loss: run.at.state.best.map(|b| b.loss),
+        steps: state.step,
+        tokens: state.tokens,
+        seconds: began.elapsed().as_secs_f64(),
+        loss,
+        best_step: state.best.map(|b| b.step),
+        best_eval_loss: state.best.map(|b| b.loss),
         stopped_early,
         memory: native::memory(model.device())?.peak,
     };

@@ -207,17 +207,33 @@ impl Optimiser {
         native::drop_gradients(self.members().map(|m| &m.param));
     }
 
+    /// Training is over: the averaged weights, where there are such, are the model's from here on.
+    pub fn finish(self) {
+        let _no_grad = tch::no_grad_guard();
+        for m in self.members() {
+            if let Some(average) = self.average(m) {
+                m.param.shallow_clone().copy_(&average);
+            }
+        }
+    }
+
+    /// What is measured and kept are averages.
+    pub fn averages(&self) -> bool {
+        self.members().next().is_some_and(|m| self.average(m).is_some())
+    }
+
+    fn average(&self, m: &Member) -> Option<Tensor> {
+        let average = m.average.as_ref().map(Tensor::shallow_clone);
+        average.or_else(|| self.rule.averaged(&m.param.detach(), &m.state))
+    }
+
     /// Puts the averaged weights into the model until the guard goes: what is measured and kept are they. `None` where
     /// the weights that learn are kept themselves.
     pub fn averaged(&self) -> Option<Averaged> {
         let _no_grad = tch::no_grad_guard();
-        let of = |m: &Member| {
-            let average = m.average.as_ref().map(Tensor::shallow_clone);
-            average.or_else(|| self.rule.averaged(&m.param, &m.state))
-        };
         let mut learning = Vec::new();
         for m in self.members() {
-            let average = of(m)?;
+            let average = self.average(m)?;
             learning.push((m.param.shallow_clone(), m.param.detach().copy()));
             m.param.shallow_clone().copy_(&average);
         }
