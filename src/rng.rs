@@ -13,3 +13,9 @@ pub fn stream(seed: u64, purpose: &str, index: u64) -> ChaCha8Rng {
     let digest: [u8; 32] = hash.finalize().into();
     ChaCha8Rng::from_seed(digest)
 }
+
+/// A seed for generators that are not ours, from the same streams.
+pub fn number(seed: u64, purpose: &str, index: u64) -> u64 {
+    use rand::Rng;
+    stream(seed, purpose, index).next_u64()
+}

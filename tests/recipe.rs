@@ -147,6 +147,27 @@ fn each_mistake_says_what_to_write() {
         ("optim: { schedule: constant, floor: 0.1 }", "`optim.floor` has no effect", ""),
         ("optim: { schedule: wsd, warmup: 0.5, decay: 0.6 }", "more than the whole run", ""),
         ("optim: { warmup: 2.5 }", "neither a share nor a number of steps", ""),
+        ("optim: { kind: lion }", "expected a map with one key", "write `kind: { lion: {} }`"),
+        ("optim: { kind: { adamw: {} } }", "`optim.kind.adamw` takes no settings", "write `kind: adamw`"),
+        (
+            "optim: { kind: { lion: {} }, betas: [0.8, 0.9] }",
+            "`optim.betas` has no effect",
+            "lion has betas of its own",
+        ),
+        ("optim: { kind: { lion: { betas: [0.9, 1] } } }", "`optim.kind.lion.betas` must be at least 0", ""),
+        ("optim: { kind: { sgd: {} } }", "`optim.lr` is missing: `kind: sgd` has no usual rate", ""),
+        ("optim: { kind: { adamw8: { block: 300 } } }", "must be a power of two, found 300", "256 or 2048"),
+        ("optim: { kind: schedule_free, schedule: linear }", "a schedule contradicts it", "remove `schedule`"),
+        ("optim: { kind: schedule_free, ema: 0.9 }", "both average the weights", ""),
+        ("optim: { ema: 0 }", "`optim.ema` 0 averages nothing", ""),
+        ("optim: { groups: [{ match: lora_B }] }", "`optim.groups.0` has no effect", ""),
+        ("optim: { groups: [{ match: 'lora_(', lr: 1e-3 }] }", "is no regular expression", ""),
+        ("optim: { groups: [{ lr: 1e-3 }] }", "`optim.groups.0.match` is missing", ""),
+        ("optim: { groups: [{ match: a, learning_rate: 1e-3 }] }", "unknown key `learning_rate`", ""),
+        ("optim: { groups: { match: a } }", "expected a list", ""),
+        ("optim: { lr: 0, groups: [{ match: a, lr: 1e-3 }] }", "is scaled from `optim.lr`, which is 0", ""),
+        ("optim: { master: stochastic_rounding }\nadapter: { lora: {} }", "adapters are small and stay float32", ""),
+        ("optim: { optimizer: lion }", "unknown key `optimizer`", "is `optim.kind` here"),
         ("optim: adamw", "`optim`: expected a section, found the text `adamw`", ""),
         ("batch: { tokens: 1_024 }", "expected an integer (at least 1), found the text `1_024`", "write `1024`"),
         ("batch: { max_len: 8192 }", "does not fit into a row of `batch.tokens` 4096", ""),
@@ -290,7 +311,7 @@ fn sets_go_through_the_same_check() {
     assert_eq!(
         report(GOOD, &["optim.lr=fast", "run.epoch=2", "optim.betas.1=0.9", "lr", "model.dtype=fp32"]),
         "error: --set optim.lr=fast: `optim.lr`: expected a number (from 0 to 1), found the text `fast`\n\
-         hint: optim.lr: Peak learning rate; left out, 2e-4 for adapters, 2e-5 for full fine-tuning, 6e-4 from random weights.\n\
+         hint: optim.lr: Peak learning rate; left out, 2e-4 for adapters, 2e-5 for full fine-tuning, 6e-4 from random weights, a fifth of it for `lion`; `sgd` has no default.\n\
          error: --set run.epoch=2: unknown key `epoch`\n\
          hint: did you mean `epochs`?\n\
          error: --set optim.betas.1=0.9: `optim.betas` is a list\n\

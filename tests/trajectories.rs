@@ -3,7 +3,8 @@
 use crate::support::*;
 use ft::adapters::{LoraPlan, file};
 use ft::models::{Model, Replay};
-use ft::train::optim::{Optimiser, Settings};
+use ft::recipe::OptimSection;
+use ft::train::optim::Optimiser;
 use std::collections::BTreeMap;
 use tch::Kind;
 
@@ -55,8 +56,9 @@ impl Noise {
 fn train(name: &str, case: &Case, model: &Model, replay: Replay) {
     let Recipe { lr, betas, eps, max_norm, weight_decay, ref decayed } = case.optimiser;
     let decay_norms = decayed == "every trained tensor";
-    let settings = Settings { betas, eps, weight_decay, decay_norms };
-    let mut optimiser = Optimiser::new(model.params(), settings).unwrap();
+    let betas = [betas.0, betas.1];
+    let settings = OptimSection { lr: Some(lr), betas, eps, weight_decay, decay_norms, ..OptimSection::default() };
+    let mut optimiser = Optimiser::new(model.params(), &settings, 0).unwrap();
     let (mut loss_gap, mut norm_gap) = (0f64, 0f64);
     for (i, (batch, expected)) in case.batch_of_step.iter().zip(&case.steps).enumerate() {
         let rows: Vec<Row> = case.batches[*batch].chunks(2).map(Row::pack).collect();

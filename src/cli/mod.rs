@@ -12,6 +12,7 @@ mod logits;
 mod merge;
 mod model;
 mod recipe;
+mod resume;
 mod sampling;
 mod tokenizer;
 mod train;
@@ -44,6 +45,7 @@ enum Verb {
     Check(check::CheckArgs),
     /// Train as a recipe says
     Train(train::TrainArgs),
+    Resume(resume::ResumeArgs),
     Eval(eval::Eval),
     Generate(generate::Generate),
     Chat(chat::Chat),
@@ -62,6 +64,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Recipe(verb) => recipe::run(verb),
         Verb::Check(args) => check::run(args),
         Verb::Train(args) => train::run(args),
+        Verb::Resume(args) => resume::run(&args),
         Verb::Eval(args) => eval::run(args),
         Verb::Generate(args) => generate::run(args),
         Verb::Chat(args) => chat::run(args),

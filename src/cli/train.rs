@@ -33,9 +33,13 @@ pub fn run(args: TrainArgs) -> Result<()> {
         (_, true) => train::Start::Overwrite,
         _ => train::Start::Fresh,
     };
-    let summary = train::run(&plan, start, signals())?;
-    if args.json {
-        println!("{}", serde_json::to_string(&summary).expect("a summary is JSON"));
+    finish(&train::run(&plan, start, signals())?, args.json)
+}
+
+/// Says how a run ended.
+pub(super) fn finish(summary: &train::Summary, json: bool) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(summary).expect("a summary is JSON"));
         return Ok(());
     }
     let best = summary.best_eval_loss.map_or(String::new(), |l| format!(", best validation loss {l:.4}"));
@@ -50,7 +54,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
 }
 
 /// Raised by the first Ctrl-C or SIGTERM; a second one ends the process at once.
-fn signals() -> Arc<AtomicBool> {
+pub(super) fn signals() -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone());

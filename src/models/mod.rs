@@ -21,9 +21,10 @@ use crate::error::{Error, Result};
 use crate::native;
 use crate::nn::{
     Attach, Builder, Built, Cache, Decoding, Initial, Linear, ParamStore, Pass, Place, Source, Switches, Tokens,
-    Weights,
+    Weights, chance,
 };
 use serde_json::{Map, Value};
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
@@ -106,6 +107,15 @@ pub struct Model {
     folder: PathBuf,
     device: Device,
     kind: Kind,
+    noise: Cell<Option<EmbeddingNoise>>,
+}
+
+/// Noise on the input embeddings of the next `learn`s (NEFTune, Jain et al. 2023, arXiv 2310.05914): uniform in (-1, 1),
+/// times `alpha / sqrt(L D)` for a segment of L tokens and width D. A function of the seed: replay needs nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct EmbeddingNoise {
+    pub alpha: f64,
+    pub seed: u64,
 }
 
 impl Model {
@@ -154,6 +164,7 @@ impl Model {
             folder: folder.into(),
             device: load.device,
             kind: load.kind,
+            noise: Cell::new(None),
         })
     }
 
@@ -240,11 +251,47 @@ impl Model {
 
     fn trunk(&self, tokens: &Tokens, cache: Option<&mut Cache>) -> Tensor {
         let mut pass = Pass::new(tokens, cache);
-        let mut x = self.decoder.embed(tokens); // (T, D)
+        let mut x = self.embed(tokens); // (T, D)
         for i in 0..self.decoder.depth() {
             x = self.decoder.layer(i, &x, &mut pass);
         }
         x
+    }
+
+    /// (T, D), with noise while learning where it is set.
+    fn embed(&self, tokens: &Tokens) -> Tensor {
+        let x = self.decoder.embed(tokens);
+        match self.noise.get().filter(|_| self.switches.train.get()) {
+            Some(EmbeddingNoise { alpha, seed }) => {
+                let sizes: Vec<f32> = tokens
+                    .segments
+                    .lengths
+                    .iter()
+                    .flat_map(|&n| {
+                        let size = alpha / ((n * x.size()[1]) as f64).sqrt();
+                        std::iter::repeat_n(size as f32, n as usize)
+                    })
+                    .collect();
+                let options = (Kind::Float, self.device);
+                let noise = chance::seeded(self.device, seed, || Tensor::empty(x.size(), options).uniform_(-1.0, 1.0));
+                let noise = noise * Tensor::from_slice(&sizes).to_device(self.device).unsqueeze(-1);
+                x + noise.to_kind(self.kind)
+            }
+            None => x,
+        }
+    }
+
+    /// Sets or ends the noise of `learn`.
+    pub fn set_noise(&self, noise: Option<EmbeddingNoise>) {
+        self.noise.set(noise);
+    }
+
+    /// Holds what is trained in the run's dtype instead of float32: less memory, for whoever rounds updates himself.
+    pub fn narrow_masters(&self) {
+        let _no_grad = tch::no_grad_guard();
+        for p in self.store.trainable() {
+            p.tensor.shallow_clone().set_data(&p.tensor.detach().to_kind(self.kind));
+        }
     }
 
     fn output(&self, x: Tensor) -> Output {
@@ -301,7 +348,7 @@ impl Model {
         let mut inputs = Vec::with_capacity(self.depth());
         let top = {
             let _no_grad = tch::no_grad_guard();
-            let mut x = self.decoder.embed(tokens);
+            let mut x = self.embed(tokens);
             for i in 0..self.depth() {
                 inputs.push((x.shallow_clone(), native::rng_state(self.device)?));
                 x = self.decoder.layer(i, &x, &mut pass);

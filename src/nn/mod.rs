@@ -8,6 +8,7 @@
 
 pub mod attention;
 pub mod cache;
+pub mod chance;
 pub mod head;
 pub mod initial;
 pub mod layer_norm;

@@ -3,7 +3,7 @@
 //! Invariant: paths are absolute, `optim.lr` is set, `batch.accumulate` or `batch.examples` is set; with
 //! `model.init: random`, `model.config` is set and `model.path` is the tokenizer's folder.
 
-use super::{ModelConfig, ModelInit, Recipe, check, cross, mistakes::Sources, set, tree};
+use super::{ModelConfig, ModelInit, OptimKind, Recipe, Schedule, check, cross, mistakes::Sources, set, tree};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use serde::{Deserialize, Serialize};
@@ -66,11 +66,18 @@ pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Plan> {
 fn settle(mut recipe: Recipe) -> Recipe {
     // Adapters start at zero and bear ten times the rate of weights that are already trained.
     let fresh = recipe.model.init == ModelInit::Random;
-    recipe.optim.lr.get_or_insert(match recipe.adapter {
+    let optim = &mut recipe.optim;
+    // Lion's steps are larger for the same rate (arXiv 2302.06675, section 5).
+    let share = if matches!(optim.kind, OptimKind::Lion(_)) { 0.2 } else { 1.0 };
+    let usual = match recipe.adapter {
         Some(_) => 2e-4,
         None if fresh => 6e-4,
         None => 2e-5,
-    });
+    };
+    optim.lr.get_or_insert(share * usual);
+    if optim.kind == OptimKind::ScheduleFree {
+        optim.schedule = Schedule::Constant;
+    }
     if fresh {
         let model = &mut recipe.model;
         // The folder that stands for the model holds what there is of it: the tokenizer.

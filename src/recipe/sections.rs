@@ -3,6 +3,7 @@
 //! The doc comments are the reference: `ft recipe explain`, the JSON Schema and docs/recipe.md are made from them.
 //! Choices are externally tagged (`method: { sft: {} }`), every section denies unknown keys.
 
+use super::optim::OptimSection;
 use crate::adapters::AdapterSpec;
 pub use crate::data::{CacheChoice, Overflow, RowFormat, SourceSpec as SourceSection, Sources};
 use crate::methods::MethodSpec;
@@ -157,84 +158,6 @@ impl Default for BatchSection {
     fn default() -> Self {
         Self { tokens: 4096, max_len: 1024, accumulate: None, examples: None }
     }
-}
-
-/// Optimiser, learning rate and its schedule.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct OptimSection {
-    /// Peak learning rate; left out, 2e-4 for adapters, 2e-5 for full fine-tuning, 6e-4 from random weights.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.0, max = 1.0))]
-    pub lr: Option<f64>,
-    /// Decoupled weight decay of AdamW.
-    #[schemars(range(min = 0.0))]
-    pub weight_decay: f64,
-    /// Also decay norms and biases.
-    pub decay_norms: bool,
-    /// First and second moment decay.
-    pub betas: [f64; 2],
-    /// Term added to the denominator.
-    #[schemars(range(min = 0.0))]
-    pub eps: f64,
-    /// Below 1 a share of all steps, from 1 on a number of steps.
-    #[schemars(range(min = 0.0))]
-    pub warmup: f64,
-    /// How the learning rate goes down after the warm-up.
-    pub schedule: Schedule,
-    /// Where the schedule ends, as a share of the peak.
-    #[schemars(range(min = 0.0, max = 1.0))]
-    pub floor: f64,
-    /// For `wsd`, the share of all steps in which the learning rate goes down.
-    #[schemars(range(min = 0.0, max = 1.0))]
-    pub decay: f64,
-    /// Gradients are scaled down to this norm; 0 turns clipping off, the norm is logged either way.
-    #[schemars(range(min = 0.0))]
-    pub max_norm: f64,
-    /// What happens when the loss or a gradient is not finite.
-    pub non_finite: NonFinite,
-}
-
-impl Default for OptimSection {
-    fn default() -> Self {
-        Self {
-            lr: None,
-            weight_decay: 0.0,
-            decay_norms: false,
-            betas: [0.9, 0.999],
-            eps: 1e-8,
-            warmup: 0.03,
-            schedule: Schedule::Cosine,
-            floor: 0.0,
-            decay: 0.2,
-            max_norm: 1.0,
-            non_finite: NonFinite::Error,
-        }
-    }
-}
-
-/// Learning-rate schedules after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Schedule {
-    /// Stays at the peak.
-    Constant,
-    /// A straight line down to the floor.
-    Linear,
-    /// Half a cosine down to the floor.
-    Cosine,
-    /// Warm-up, stable, decay: stays at the peak, then a straight line to the floor over the last `decay` share.
-    Wsd,
-}
-
-/// What happens when the loss or a gradient is not finite.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum NonFinite {
-    /// Stop, keeping the last checkpoint.
-    Error,
-    /// Leave that step out and count it; ten in a row stop the run.
-    Skip,
 }
 
 /// Length, rhythm, seed and place of the run.

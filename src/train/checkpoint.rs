@@ -1,15 +1,17 @@
 //! Checkpoints: all that a run needs to go on as if it had never stopped.
 //!
-//! `out/checkpoints/step-N/` holds the trained tensors, the optimiser's state, the generator's state and `state.json`.
-//! A checkpoint appears whole or not at all; the last few and the best are kept.
+//! `out/checkpoints/step-N/` holds the trained tensors, the optimiser's state, the generator's state, `state.json` and
+//! `manifest.json` with the SHA-256 of every other file. Invariant: a checkpoint appears whole or not at all, and none
+//! is used whose bytes are not those that were written. The last few and the best are kept.
 
 use super::optim::Optimiser;
 use crate::data::Cursor;
 use crate::error::{Context, Error, Result};
-use crate::fsutil::{io_error, read_json, replace_dir, write_json};
+use crate::fsutil::{io_error, read_json, replace_dir, sha256, write_json};
 use crate::models::Model;
 use crate::native;
 use crate::nn::{Param, Weights, weights};
+use crate::report;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -60,6 +62,11 @@ const TRAINED: &str = "trained.safetensors";
 const OPTIMISER: &str = "optimiser.safetensors";
 const GENERATOR: &str = "generator.safetensors";
 const STATE: &str = "state.json";
+const MANIFEST: &str = "manifest.json";
+const FILES: [&str; 4] = [TRAINED, OPTIMISER, GENERATOR, STATE];
+
+/// SHA-256 of a checkpoint's files by name.
+type Manifest = BTreeMap<String, String>;
 
 /// The checkpoints of one run.
 pub struct Checkpoints {
@@ -76,11 +83,16 @@ impl Checkpoints {
         self.folder.join(format!("step-{step}"))
     }
 
-    /// Steps of the checkpoints there are, in order.
-    pub fn steps(&self) -> Vec<u64> {
+    /// Names of what lies in the folder.
+    fn entries(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let step = |e: std::fs::DirEntry| e.file_name().to_str()?.strip_prefix("step-")?.parse().ok();
-        let mut steps: Vec<u64> = entries.filter_map(step).filter(|s| self.at(*s).join(STATE).exists()).collect();
+        entries.filter_map(|e| e.file_name().into_string().ok()).collect()
+    }
+
+    /// Steps of the checkpoints there are, in order, good or not.
+    pub fn steps(&self) -> Vec<u64> {
+        let mut steps: Vec<u64> =
+            self.entries().iter().filter_map(|name| name.strip_prefix("step-")?.parse().ok()).collect();
         steps.sort_unstable();
         steps
     }
@@ -88,34 +100,104 @@ impl Checkpoints {
     /// Saves where the run stands and prunes what is neither among the last few nor the best.
     pub fn save(&self, model: &Model, optim: &Optimiser, state: &State) -> Result<()> {
         replace_dir(&self.at(state.step), |to| {
-            let trained: Vec<(String, &Tensor)> = model.params().trainable().map(|p| (key(p), &p.tensor)).collect();
-            weights::save(&to.join(TRAINED), trained.iter().map(|(n, t)| (n.as_str(), *t)))?;
-            let optim = optim.state();
-            weights::save(&to.join(OPTIMISER), optim.iter().map(|(n, t)| (n.as_str(), t)))?;
-            let generator = native::rng_state(model.device())?;
-            weights::save(&to.join(GENERATOR), [("state", &generator)])?;
-            write_json(&to.join(STATE), state)
+            for (file, tensors) in snapshot(model, optim)? {
+                weights::save(&to.join(file), tensors.iter().map(|(n, t)| (n.as_str(), t)))?;
+            }
+            write_json(&to.join(STATE), state)?;
+            let hash = |file: &&str| Ok((file.to_string(), sha256(&to.join(file))?));
+            write_json(&to.join(MANIFEST), &FILES.iter().map(hash).collect::<Result<Manifest>>()?)
         })
         .context(|| format!("saving the checkpoint of step {}", state.step))?;
         let steps = self.steps();
         let last = steps.len().saturating_sub(self.keep);
-        for step in steps[..last].iter().filter(|s| Some(**s) != state.best.map(|b| b.step)) {
-            let path = self.at(*step);
+        let kept = [Some(state.step), state.best.map(|b| b.step)];
+        steps[..last].iter().filter(|s| !kept.contains(&Some(**s))).try_for_each(|s| self.remove(*s))
+    }
+
+    /// Removes a checkpoint: out of sight first, so that none is ever half there.
+    fn remove(&self, step: u64) -> Result<()> {
+        let (path, gone) = (self.at(step), self.folder.join(format!(".step-{step}.removed")));
+        std::fs::rename(&path, &gone).map_err(|e| io_error("removing", &path, e))?;
+        std::fs::remove_dir_all(&gone).map_err(|e| io_error("removing", &gone, e))
+    }
+
+    /// Removes the half-done checkpoints that a process which died left behind.
+    pub fn sweep(&self) -> Result<()> {
+        for name in self.entries().iter().filter(|name| name.starts_with(".step-")) {
+            let path = self.folder.join(name);
             std::fs::remove_dir_all(&path).map_err(|e| io_error("removing", &path, e))?;
         }
         Ok(())
     }
 
-    /// The state of the last checkpoint.
-    pub fn last(&self) -> Result<Option<State>> {
-        self.steps().last().map(|s| read_json(&self.at(*s).join(STATE))).transpose()
+    /// Reads a checkpoint's state; an error says what is wrong with the checkpoint.
+    fn examine(&self, step: u64) -> Result<State> {
+        let folder = self.at(step);
+        let manifest: Manifest = match folder.join(MANIFEST).exists() {
+            true => read_json(&folder.join(MANIFEST))?,
+            false => return Err(Error::user(format!("{}: there is no {MANIFEST}", folder.display()))),
+        };
+        for file in FILES {
+            let path = folder.join(file);
+            let found = sha256(&path)?;
+            if manifest.get(file) != Some(&found) {
+                return Err(Error::user(format!("{}: its SHA-256 is not the one in {MANIFEST}", path.display())));
+            }
+        }
+        let state: State = read_json(&folder.join(STATE))?;
+        match state.step == step {
+            true => Ok(state),
+            false => Err(Error::user(format!("{}: it is of step {}", folder.join(STATE).display(), state.step))),
+        }
+    }
+
+    /// The state of the last good checkpoint. Damaged ones after it are named and moved aside.
+    pub fn last_good(&self) -> Result<Option<State>> {
+        let mut damaged = Vec::new();
+        for step in self.steps().into_iter().rev() {
+            match self.examine(step) {
+                Ok(state) => {
+                    damaged.iter().try_for_each(|d| self.put_aside(*d))?;
+                    return Ok(Some(state));
+                }
+                Err(e) => {
+                    report::warn(format!("the checkpoint of step {step} is damaged and not used: {}", e.message()));
+                    damaged.push(step);
+                }
+            }
+        }
+        match damaged.is_empty() {
+            true => Ok(None),
+            false => Err(Error::user(format!(
+                "{}: no checkpoint is whole, of {} there are",
+                self.folder.display(),
+                damaged.len()
+            ))
+            .hint("start anew with --overwrite or another run.out")),
+        }
+    }
+
+    /// The states of all good checkpoints, in order; touches nothing.
+    pub fn good(&self) -> Vec<State> {
+        self.steps().into_iter().filter_map(|s| self.examine(s).ok()).collect()
+    }
+
+    fn put_aside(&self, step: u64) -> Result<()> {
+        let (from, to) = (self.at(step), self.folder.join(format!("damaged-step-{step}")));
+        let _ = std::fs::remove_dir_all(&to);
+        std::fs::rename(&from, &to).map_err(|e| io_error("moving aside", &from, e))?;
+        report::warn(format!("it lies in {} now; going on from the one before", to.display()));
+        Ok(())
     }
 
     /// Puts a checkpoint's tensors, optimiser and generator back.
     pub fn restore(&self, step: u64, model: &Model, optim: &mut Optimiser) -> Result<()> {
+        self.examine(step)?;
         let folder = self.at(step);
         self.restore_weights(step, model)?;
-        optim.restore(&Weights::open_file(&folder.join(OPTIMISER))?.all())?;
+        optim
+            .restore(&Weights::open_file(&folder.join(OPTIMISER))?.all())
+            .context(|| folder.join(OPTIMISER).display().to_string())?;
         let generator = Weights::open_file(&folder.join(GENERATOR))?;
         let state = generator
             .get("state")
@@ -123,19 +205,44 @@ impl Checkpoints {
         native::set_rng_state(model.device(), &state.copy())
     }
 
-    /// Puts a checkpoint's trained tensors back, and nothing else.
-    pub fn restore_weights(&self, step: u64, model: &Model) -> Result<()> {
+    /// Puts back what a result is made of: the trained tensors, and the optimiser where it holds averages of them.
+    pub fn restore_result(&self, step: u64, model: &Model, optim: &mut Optimiser) -> Result<()> {
+        match optim.averages() {
+            true => self.restore(step, model, optim),
+            false => self.examine(step).and_then(|_| self.restore_weights(step, model)),
+        }
+    }
+
+    fn restore_weights(&self, step: u64, model: &Model) -> Result<()> {
         let path = self.at(step).join(TRAINED);
         let saved: BTreeMap<String, Tensor> = Weights::open_file(&path)?.all();
         let _no_grad = tch::no_grad_guard();
         for p in model.params().trainable() {
-            let from = saved.get(&key(p)).filter(|t| t.size() == p.tensor.size()).ok_or_else(|| {
+            let fits = |t: &&Tensor| t.size() == p.tensor.size() && t.kind() == p.tensor.kind();
+            let from = saved.get(&key(p)).filter(fits).ok_or_else(|| {
                 Error::user(format!("{}: `{}` is missing or of another shape", path.display(), key(p)))
                     .hint("the recipe changed what is trained; start a new run")
             })?;
             p.tensor.shallow_clone().copy_(from);
         }
         Ok(())
+    }
+
+    /// The first tensor of a checkpoint that is not, bit for bit, what the run holds now.
+    pub fn first_difference(&self, step: u64, model: &Model, optim: &Optimiser) -> Result<Option<String>> {
+        for (file, now) in snapshot(model, optim)? {
+            let then = Weights::open_file(&self.at(step).join(file))?.all();
+            let same = |name: &String| match (then.get(name), now.get(name)) {
+                (Some(a), Some(b)) => {
+                    a.size() == b.size() && a.kind() == b.kind() && weights::bytes(a) == weights::bytes(b)
+                }
+                _ => false,
+            };
+            if let Some(name) = now.keys().chain(then.keys()).find(|name| !same(name)) {
+                return Ok(Some(format!("{file}: `{name}`")));
+            }
+        }
+        Ok(None)
     }
 
     /// Removes all checkpoints.
@@ -147,6 +254,13 @@ impl Checkpoints {
     }
 }
 
+/// The tensors of a checkpoint by file: weights, optimiser, generator.
+fn snapshot(model: &Model, optim: &Optimiser) -> Result<[(&'static str, BTreeMap<String, Tensor>); 3]> {
+    let trained = model.params().trainable().map(|p| (key(p), p.tensor.shallow_clone())).collect();
+    let generator = BTreeMap::from([("state".to_string(), native::rng_state(model.device())?)]);
+    Ok([(TRAINED, trained), (OPTIMISER, optim.state()), (GENERATOR, generator)])
+}
+
 /// Adapters of one base may use the same names.
 fn key(p: &Param) -> String {
     match p.adapter {
@@ -155,7 +269,7 @@ fn key(p: &Param) -> String {
     }
 }
 
-/// What differs between the recipe and data of a checkpoint and those of now, one line a key.
+/// What differs between the recipe and data of a checkpoint and those of now, one line a key or file.
 pub fn differences(then: &serde_json::Value, now: &serde_json::Value) -> Vec<String> {
     fn flatten(prefix: &str, v: &serde_json::Value, into: &mut BTreeMap<String, String>) {
         match v {
@@ -164,18 +278,37 @@ pub fn differences(then: &serde_json::Value, now: &serde_json::Value) -> Vec<Str
                     flatten(&if prefix.is_empty() { k.clone() } else { format!("{prefix}.{k}") }, v, into);
                 }
             }
+            serde_json::Value::Null => {}
             other => {
                 into.insert(prefix.to_string(), other.to_string());
             }
         }
     }
-    let (mut a, mut b) = (BTreeMap::new(), BTreeMap::new());
-    flatten("", then, &mut a);
-    flatten("", now, &mut b);
+    let recipe = |origin: &serde_json::Value| {
+        let mut keys = BTreeMap::new();
+        flatten("", &origin["recipe"], &mut keys);
+        keys
+    };
+    let (a, b) = (recipe(then), recipe(now));
     let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
     let show = |m: &BTreeMap<String, String>, k: &String| m.get(k).cloned().unwrap_or("not set".into());
-    keys.into_iter()
+    let mut found: Vec<String> = keys
+        .into_iter()
         .filter(|k| a.get(*k) != b.get(*k))
         .map(|k| format!("{k}: was {}, is {}", show(&a, k), show(&b, k)))
-        .collect()
+        .collect();
+    let text = |v: &serde_json::Value| v.as_str().map_or_else(|| v.to_string(), String::from);
+    let file = |v: &serde_json::Value| match v.is_object() {
+        true => {
+            format!("{} ({} rows, sha256 {:.12})", text(&v["path"]), v["rows"], text(&v["sha256"]))
+        }
+        false => "none".into(),
+    };
+    for name in ["train", "valid"] {
+        let (a, b) = (&then["data"][name], &now["data"][name]);
+        if a["sha256"] != b["sha256"] || a["rows"] != b["rows"] {
+            found.push(format!("data.{name}: was {}, is {}", file(a), file(b)));
+        }
+    }
+    found
 }

@@ -1,9 +1,10 @@
 //! What a run will need, counted before it begins.
 
+use super::optim;
 use crate::adapters::AdapterSpec;
 use crate::models::Model;
 use crate::nn::Param;
-use crate::recipe::{Plan, ReplayChoice};
+use crate::recipe::{Master, Plan, ReplayChoice};
 use serde::Serialize;
 
 /// Predicted bytes.
@@ -27,8 +28,14 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
     let width = model.kind().elt_size_in_bytes() as u64;
     let full = recipe.adapter.is_none();
     let base: u64 = model.params().base().map(|p| p.tensor.numel() as u64).sum();
-    // A float32 master, its gradient and two moments; full fine-tuning also casts each weight for its products.
-    let training = trained * 16 + if full { base * width } else { 0 };
+    // A master, its gradient and the optimiser's state; full fine-tuning also casts each float32 weight for its products.
+    let exact = recipe.optim.master == Master::F32;
+    let master = if exact { 4 } else { width };
+    let state = match full {
+        true => optim::bytes(&recipe.optim, model.params().base()),
+        false => optim::bytes(&recipe.optim, model.params().trainable()),
+    };
+    let training = trained * 2 * master + state + if full && exact { base * width } else { 0 };
     let weights = if full { 0 } else { base * width };
 
     let [d, f, v] = [c.hidden_size, c.intermediate_size, c.vocab_size].map(|n| n as u64);
@@ -48,7 +55,7 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
     let backward = row * (3 * f + 2 * d) * width.max(4);
     let activations = kept + head.max(backward);
     let result = if full { base * width } else { trained * 4 };
-    let disk = trained * 12 * (recipe.run.keep as u64 + 2) + 2 * result;
+    let disk = (trained * master + state) * (recipe.run.keep as u64 + 2) + 2 * result;
     Needs { weights, training, activations, memory: weights + training + activations, disk }
 }
 

@@ -8,6 +8,8 @@ pub mod optim;
 pub mod prepare;
 mod sample;
 pub mod schedule;
+mod step;
+pub mod verify;
 
 pub use prepare::Prepared;
 
@@ -16,9 +18,9 @@ use crate::convert::export;
 use crate::error::{Error, Result};
 use crate::fsutil::{create_dir_all, io_error, move_into, read_json, write_json};
 use crate::methods::Method;
-use crate::models::{Metrics, Model, Replay};
+use crate::models::Model;
 use crate::native;
-use crate::recipe::{NonFinite, Plan, ReplayChoice, ResultChoice};
+use crate::recipe::{NonFinite, Plan, ResultChoice};
 use crate::report;
 use checkpoint::{Best, Checkpoints, State};
 use log::{Log, StepLine};
@@ -28,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+use step::Stepper;
 
 /// What to do about earlier work in `run.out`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +81,7 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
     create_dir_all(&out)?;
     plan.write(&out.join("plan.json"))?;
     prepared.announce(&model);
-    let mut optim = Optimiser::new(model.params(), prepared.optim())?;
+    let mut optim = Optimiser::new(model.params(), &plan.recipe.optim, plan.recipe.run.seed)?;
     let total = prepared.total;
     let (mut method, tokenizer) = prepared.into_method();
     let state = match earlier {
@@ -92,15 +95,12 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
     };
     let step = state.step;
     let log = Log::open(&out, step, total)?;
+    let lr = LearningRate::new(&plan.recipe.optim, plan.lr(), total);
     let mut run = Run {
-        plan,
-        model: &model,
+        at: Stepper { plan, model: &model, lr, optim, state },
         total,
-        lr: LearningRate::new(&plan.recipe.optim, plan.lr(), total),
-        optim,
         checkpoints,
         log,
-        state,
         stop,
         samples: sample::Samples::open(tokenizer, &out, step)?,
         began: Instant::now(),
@@ -108,25 +108,27 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
     };
     let stopped_early = run.fit(&mut method)?;
     run.log.finish();
-    drop(run.optim);
-    native::trim_cpu_memory();
-    let best = run.state.best.filter(|_| plan.recipe.run.result == ResultChoice::Best);
-    if let Some(best) = best.filter(|b| b.step != run.state.step) {
-        run.checkpoints.restore_weights(best.step, &model)?;
+    let Run { at: Stepper { mut optim, state, .. }, checkpoints, began, loss, .. } = run;
+    let best = state.best.filter(|_| plan.recipe.run.result == ResultChoice::Best);
+    if let Some(best) = best.filter(|b| b.step != state.step) {
+        checkpoints.restore_result(best.step, &model, &mut optim)?;
         report::info(format!(
             "the result is the best checkpoint: step {} with validation loss {:.4}",
             best.step, best.loss
         ));
     }
+    // The state goes before a second model is read back.
+    optim.finish();
+    native::trim_cpu_memory();
     export_result(plan, &model)?;
     let summary = Summary {
         out: out.clone(),
-        steps: run.state.step,
-        tokens: run.state.tokens,
-        seconds: run.began.elapsed().as_secs_f64(),
-        loss: run.loss,
-        best_step: run.state.best.map(|b| b.step),
-        best_eval_loss: run.state.best.map(|b| b.loss),
+        steps: state.step,
+        tokens: state.tokens,
+        seconds: began.elapsed().as_secs_f64(),
+        loss,
+        best_step: state.best.map(|b| b.step),
+        best_eval_loss: state.best.map(|b| b.loss),
         stopped_early,
         memory: native::memory(model.device())?.peak,
     };
@@ -142,8 +144,16 @@ fn earlier_work(
     origin: &serde_json::Value,
 ) -> Result<Option<State>> {
     let metrics = out.join("metrics.jsonl");
-    match (start, checkpoints.last()?) {
-        (Start::Resume, Some(state)) => {
+    let result = RESULTS.iter().find(|name| out.join(name).exists());
+    if start == Start::Resume {
+        checkpoints.sweep()?;
+    }
+    let saved = match start {
+        Start::Resume => checkpoints.last_good()?,
+        _ => None,
+    };
+    match (start, saved, checkpoints.steps().last()) {
+        (Start::Resume, Some(state), _) => {
             let changed = checkpoint::differences(&state.origin, origin);
             if !changed.is_empty() {
                 return Err(Error::user(format!(
@@ -156,43 +166,52 @@ fn earlier_work(
             }
             Ok(Some(state))
         }
-        (Start::Resume, None) => Err(Error::user(format!("{}: there is no checkpoint to resume from", out.display()))
-            .hint("start without --resume")),
-        (Start::Fresh, Some(state)) => {
-            Err(Error::user(format!("{}: holds a run that stands at step {}", out.display(), state.step))
+        (Start::Resume, None, _) if result.is_none() && out.join("plan.json").exists() => {
+            report::warn(format!("{}: the run ended before its first checkpoint; it starts anew", out.display()));
+            clear(out, checkpoints)?;
+            Ok(None)
+        }
+        (Start::Resume, None, _) => {
+            Err(Error::user(format!("{}: there is no checkpoint to resume from", out.display()))
+                .hint("start without --resume"))
+        }
+        (Start::Fresh, _, Some(step)) => {
+            Err(Error::user(format!("{}: holds a run that stands at step {step}", out.display()))
                 .hint("go on with --resume, throw it away with --overwrite, or set another run.out"))
         }
-        (Start::Fresh, None) if metrics.exists() => {
+        (Start::Fresh, _, None) if metrics.exists() => {
             Err(Error::user(format!("{}: holds the metrics of an earlier run", out.display()))
                 .hint("throw it away with --overwrite, or set another run.out"))
         }
-        (Start::Fresh, None) => match RESULTS.iter().find(|name| out.join(name).exists()) {
+        (Start::Fresh, _, None) => match result {
             Some(name) => Err(Error::user(format!("{}: holds {name} already", out.display()))
                 .hint("replace it with --overwrite, or set another run.out")),
             None => Ok(None),
         },
-        (Start::Overwrite, _) => {
-            checkpoints.clear()?;
-            for name in ["metrics.jsonl", "samples.jsonl", "summary.json"] {
-                let path = out.join(name);
-                if path.exists() {
-                    std::fs::remove_file(&path).map_err(|e| io_error("removing", &path, e))?;
-                }
-            }
+        (Start::Overwrite, ..) => {
+            clear(out, checkpoints)?;
             Ok(None)
         }
     }
 }
 
+/// Throws away what an earlier run left beside its result.
+fn clear(out: &Path, checkpoints: &Checkpoints) -> Result<()> {
+    checkpoints.clear()?;
+    for name in ["metrics.jsonl", "samples.jsonl", "summary.json"] {
+        let path = out.join(name);
+        if path.exists() {
+            std::fs::remove_file(&path).map_err(|e| io_error("removing", &path, e))?;
+        }
+    }
+    Ok(())
+}
+
 struct Run<'a> {
-    plan: &'a Plan,
-    model: &'a Model,
+    at: Stepper<'a>,
     total: u64,
-    lr: LearningRate,
-    optim: Optimiser,
     checkpoints: Checkpoints,
     log: Log,
-    state: State,
     stop: Arc<AtomicBool>,
     samples: sample::Samples,
     began: Instant,
@@ -202,51 +221,28 @@ struct Run<'a> {
 impl Run<'_> {
     /// The loop. True where it stopped before its last step because validation no longer got better.
     fn fit<M: Method>(&mut self, method: &mut M) -> Result<bool> {
-        let recipe = &self.plan.recipe;
-        let replay = match recipe.run.replay {
-            ReplayChoice::None => Replay::None,
-            ReplayChoice::All => Replay::All,
-        };
         if self.out_of_patience() {
             return Ok(true); // resumed after it had stopped early
         }
-        while self.state.step < self.total {
+        while self.at.state.step < self.total {
             let began = Instant::now();
-            let step = method.next_step(self.model)?;
-            let items: f64 = step.micro.iter().map(|b| method.items(b)).sum();
-            let mut metrics = Metrics::default();
-            let mut tokens = 0;
-            for b in &step.micro {
-                tokens += method.tokens(b).len() as u64;
-                metrics.merge(self.model.learn(method.tokens(b), items, replay, |out| method.loss(out, b))?);
+            let done = self.at.advance(method)?;
+            self.loss = Some(done.loss);
+            if !done.finite {
+                self.skip(done.loss, done.norm)?;
             }
-            let norm = self.optim.clip(recipe.optim.max_norm)?.double_value(&[]);
-            let lr = self.lr.at(self.state.step);
-            let mut means = metrics.means();
-            let loss = means.remove("loss").unwrap_or(f64::NAN);
-            if loss.is_finite() && norm.is_finite() {
-                self.optim.step(lr)?;
-                self.state.skipped_in_a_row = 0;
-            } else {
-                self.skip(loss, norm)?;
-            }
-            self.optim.zero_gradients();
-            self.state.step += 1;
-            self.state.tokens += tokens;
-            self.state.cursor = method.cursor();
-            self.loss = Some(loss);
             let seconds = began.elapsed().as_secs_f64();
             self.log.step(&StepLine {
-                step: self.state.step,
-                epoch: step.epoch,
-                loss,
-                lr,
-                grad_norm: norm,
-                tokens: self.state.tokens,
-                tokens_per_s: tokens as f64 / seconds,
+                step: self.at.state.step,
+                epoch: done.epoch,
+                loss: done.loss,
+                lr: done.lr,
+                grad_norm: done.norm,
+                tokens: self.at.state.tokens,
+                tokens_per_s: done.tokens as f64 / seconds,
                 seconds,
-                memory: native::memory(self.model.device())?.peak,
-                more: means.into_iter().collect(),
+                memory: native::memory(self.at.model.device())?.peak,
+                more: done.means,
             })?;
             if self.after_step(method)? {
                 return Ok(true);
@@ -256,62 +252,66 @@ impl Run<'_> {
     }
 
     fn out_of_patience(&self) -> bool {
-        self.plan.recipe.run.patience.is_some_and(|p| self.state.stale >= p)
+        self.at.plan.recipe.run.patience.is_some_and(|p| self.at.state.stale >= p)
     }
 
     /// Validates, saves and stops where it is due. True: stop early.
     fn after_step<M: Method>(&mut self, method: &mut M) -> Result<bool> {
-        let run = &self.plan.recipe.run;
-        let step = self.state.step;
+        let run = &self.at.plan.recipe.run;
+        let step = self.at.state.step;
         let total = self.total;
         let due = |every: u64| step == total || (every > 0 && step.is_multiple_of(every));
         let better = due(run.eval_every) && self.validate(method)?;
         let done = self.out_of_patience();
         let interrupted = self.stop.load(Ordering::Relaxed);
         if due(run.save_every) || better || done || interrupted {
-            self.checkpoints.save(self.model, &self.optim, &self.state)?;
+            self.checkpoints.save(self.at.model, &self.at.optim, &self.at.state)?;
         }
         if interrupted && step < self.total {
             self.log.finish();
             return Err(Error::interrupted(format!("stopped by a signal; step {step} of {} is saved", self.total))
-                .hint("go on with: ft train … --resume"));
+                .hint(format!("go on with: ft resume {}", run.out.display())));
         }
         if done {
-            self.log.say(&format!("stopping early: no better validation loss in {} validations", self.state.stale));
+            self.log.say(&format!("stopping early: no better validation loss in {} validations", self.at.state.stale));
         }
         Ok(done)
     }
 
     /// Measures the validation rows; true where their loss is the lowest so far.
     fn validate<M: Method>(&mut self, method: &mut M) -> Result<bool> {
-        let Some(metrics) = method.validate(self.model)? else { return Ok(false) };
+        let _averaged = self.at.optim.averaged();
+        let Some(metrics) = method.validate(self.at.model)? else { return Ok(false) };
         let means: Vec<(&'static str, f64)> = metrics.means().into_iter().collect();
         let loss = means.iter().find(|(k, _)| *k == "loss").map_or(f64::NAN, |(_, v)| *v);
-        let better = loss.is_finite() && self.state.best.is_none_or(|b| loss < b.loss);
+        let better = loss.is_finite() && self.at.state.best.is_none_or(|b| loss < b.loss);
         if better {
-            self.state.best = Some(Best { step: self.state.step, loss });
-            self.state.stale = 0;
+            self.at.state.best = Some(Best { step: self.at.state.step, loss });
+            self.at.state.stale = 0;
         } else {
-            self.state.stale += 1;
+            self.at.state.stale += 1;
         }
-        self.log.validation(self.state.step, &means, if better { "  (best so far)" } else { "" })?;
-        self.samples.show(self.model, &method.prompts(self.plan.recipe.run.samples), self.state.step, &self.log)?;
+        self.log.validation(self.at.state.step, &means, if better { "  (best so far)" } else { "" })?;
+        self.samples.show(
+            self.at.model,
+            &method.prompts(self.at.plan.recipe.run.samples),
+            self.at.state.step,
+            &self.log,
+        )?;
         Ok(better)
     }
 
     /// The step's numbers are not finite: stop, or leave the step out.
     fn skip(&mut self, loss: f64, norm: f64) -> Result<()> {
-        let what = format!("step {}: loss {loss}, gradient norm {norm}", self.state.step + 1);
-        self.state.skipped += 1;
-        self.state.skipped_in_a_row += 1;
+        let what = format!("step {}: loss {loss}, gradient norm {norm}", self.at.state.step);
         let last = self
             .checkpoints
             .steps()
             .last()
             .map_or("no checkpoint was saved yet".into(), |s| format!("the checkpoint of step {s} is kept"));
-        match self.plan.recipe.optim.non_finite {
-            NonFinite::Skip if self.state.skipped_in_a_row < MOST_SKIPPED => {
-                self.log.say(&format!("{what}; the step is left out ({} so far)", self.state.skipped));
+        match self.at.plan.recipe.optim.non_finite {
+            NonFinite::Skip if self.at.state.skipped_in_a_row < MOST_SKIPPED => {
+                self.log.say(&format!("{what}; the step is left out ({} so far)", self.at.state.skipped));
                 Ok(())
             }
             NonFinite::Skip => {

@@ -1,6 +1,5 @@
 //! Everything before the first step: data read and tokenised, the steps counted, the model loaded.
 
-use super::optim;
 use crate::adapters::AdapterSpec;
 use crate::data::{self, BatchPlan, Cache, ChatTokenizer, Dataset, EncodeOptions, Loader};
 use crate::error::{Error, Result};
@@ -9,7 +8,7 @@ use crate::methods::{MethodSpec, sft::Sft};
 use crate::models::fresh::{self, Vocabulary};
 use crate::models::{self, Config, Load, Model};
 use crate::nn::{Attach, Param};
-use crate::recipe::{Dtype, ModelConfig, ModelInit, Plan};
+use crate::recipe::{Dtype, Master, ModelConfig, ModelInit, Plan};
 use crate::report;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -98,6 +97,9 @@ impl Prepared {
             ModelInit::Pretrained => Model::load(&recipe.model.path, load)?,
             ModelInit::Random => Model::initialise(self.fresh_config()?, &recipe.model.path, recipe.run.seed, load)?,
         };
+        if recipe.optim.master == Master::StochasticRounding {
+            model.narrow_masters();
+        }
         let config = model.config();
         if (self.tokenizer.vocab_size() as i64) > config.vocab_size {
             return Err(Error::user(format!(
@@ -128,7 +130,7 @@ impl Prepared {
     }
 
     /// What the run is made of; a checkpoint made of something else is not resumed. Where the result goes and how
-    /// much is kept does not change it.
+    /// much is kept does not change it, and data is known by its content, not by its path.
     pub fn origin(&self) -> Result<Value> {
         let mut recipe = serde_json::to_value(&self.plan.recipe).map_err(|e| Error::bug(e.to_string()))?;
         if let Some(run) = recipe["run"].as_object_mut() {
@@ -136,19 +138,15 @@ impl Prepared {
         }
         // Where token ids are kept changes nothing of them.
         recipe["data"].as_object_mut().map(|data| data.remove("cache"));
-        let sha256 = |d: &Dataset| d.summary.sha256.clone();
-        Ok(json!({ "recipe": recipe, "train": sha256(&self.train), "valid": self.valid.as_ref().map(sha256) }))
-    }
-
-    /// The optimiser's settings.
-    pub fn optim(&self) -> optim::Settings {
-        let o = &self.plan.recipe.optim;
-        optim::Settings {
-            betas: (o.betas[0], o.betas[1]),
-            eps: o.eps,
-            weight_decay: o.weight_decay,
-            decay_norms: o.decay_norms,
+        let mut data = serde_json::Map::new();
+        for (name, rows) in [("train", Some(&self.train)), ("valid", self.valid.as_ref())] {
+            let path = take_paths(&mut recipe["data"][name]);
+            if let Some(Dataset { summary, .. }) = rows {
+                let file = json!({ "path": path, "rows": summary.rows, "sha256": summary.sha256 });
+                data.insert(name.into(), file);
+            }
         }
+        Ok(json!({ "recipe": recipe, "data": data }))
     }
 
     /// Tells what is about to happen.
@@ -180,5 +178,14 @@ impl Prepared {
     pub fn into_method(self) -> (Sft, ChatTokenizer) {
         let MethodSpec::Sft(_) = &self.plan.recipe.method;
         (Sft::new(self.train, self.valid, self.loader, self.plan.recipe.batch.tokens), self.tokenizer)
+    }
+}
+
+/// Takes the paths out of a source or a list of them.
+fn take_paths(sources: &mut Value) -> Value {
+    match sources {
+        Value::Array(list) => list.iter_mut().map(take_paths).collect(),
+        Value::Object(source) => source.remove("path").unwrap_or_default(),
+        _ => Value::Null,
     }
 }

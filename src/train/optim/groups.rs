@@ -1,0 +1,69 @@
+//! Learning rates and weight decay by parameter name.
+
+use crate::error::{Error, Result};
+use crate::nn::{Param, ParamStore};
+use crate::recipe::OptimSection;
+use fancy_regex::Regex;
+
+/// What a parameter gets: its learning rate over that of the recipe, and its weight decay.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Share {
+    pub lr: f64,
+    pub decay: f64,
+}
+
+/// The settings of every trained parameter, in order. A pattern that matches none is an error.
+pub fn shares(params: &ParamStore, optim: &OptimSection) -> Result<Vec<Share>> {
+    let mut rules = Vec::new();
+    for (i, g) in optim.groups.iter().enumerate() {
+        let regex = Regex::new(&g.r#match).map_err(|e| {
+            Error::user(format!("optim.groups.{i}.match: `{}` is no regular expression: {e}", g.r#match))
+        })?;
+        let names: Vec<&str> = params.trainable().map(|p| p.name.as_str()).collect();
+        if !names.iter().any(|n| regex.is_match(n).unwrap_or(false)) {
+            return Err(Error::user(format!(
+                "optim.groups.{i}.match: `{}` matches none of the {} trained parameters",
+                g.r#match,
+                names.len()
+            ))
+            .hint(format!("the nearest names are {}", nearest(&g.r#match, &names).join(", "))));
+        }
+        rules.push((regex, g));
+    }
+    let base = optim.lr.unwrap_or_default();
+    let mut used = vec![false; rules.len()];
+    let mut share = |p: &Param| {
+        let usual = if optim.decay_norms || p.is_matrix() { optim.weight_decay } else { 0.0 };
+        let Some(i) = rules.iter().position(|(r, _)| r.is_match(&p.name).unwrap_or(false)) else {
+            return Share { lr: 1.0, decay: usual };
+        };
+        used[i] = true;
+        let g = rules[i].1;
+        Share { lr: g.lr.map_or(1.0, |lr| lr / base), decay: g.weight_decay.unwrap_or(usual) }
+    };
+    let shares = params.trainable().map(&mut share).collect();
+    match used.iter().position(|used| !used) {
+        Some(i) => Err(Error::user(format!(
+            "optim.groups.{i}.match: all that `{}` matches belongs to an earlier group",
+            optim.groups[i].r#match
+        ))
+        .hint("the first match counts: put the narrower pattern first")),
+        None => Ok(shares),
+    }
+}
+
+/// A few names that look most like the pattern. Layers repeat, so each name stands for those that differ in numbers only.
+fn nearest(pattern: &str, names: &[&str]) -> Vec<String> {
+    let plain: String = pattern.chars().filter(|c| c.is_alphanumeric() || matches!(c, '_' | '.')).collect();
+    let parts = |n: &str| n.split('.').map(|part| strsim::jaro_winkler(part, &plain)).fold(0.0, f64::max);
+    let score = |n: &str| parts(n).max(strsim::jaro_winkler(n, &plain));
+    let mut kinds: Vec<(String, &str)> = Vec::new();
+    for name in names {
+        let kind: String = name.chars().filter(|c| !c.is_ascii_digit()).collect();
+        if !kinds.iter().any(|(k, _)| *k == kind) {
+            kinds.push((kind, name));
+        }
+    }
+    kinds.sort_by(|a, b| score(b.1).total_cmp(&score(a.1)));
+    kinds.iter().take(3).map(|(_, n)| format!("`{n}`")).collect()
+}

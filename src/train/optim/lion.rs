@@ -1,0 +1,31 @@
+//! Lion (Chen et al. 2023, arXiv 2302.06675, algorithm 2):
+//!
+//! `c = b1 m + (1 - b1) g`, `p <- p - lr (sign(c) + wd p)`, `m <- b2 m + (1 - b2) g`.
+
+use super::rule::{Field, Form, Pace, Rule, Slot};
+use crate::error::Result;
+
+/// One momentum, steps of one size.
+#[derive(Debug, Clone, Copy)]
+pub struct Lion {
+    pub betas: (f64, f64),
+}
+
+impl Rule for Lion {
+    fn layout(&self, form: &Form) -> Vec<Field> {
+        vec![Field::float("momentum", &form.shape)]
+    }
+
+    fn update(&self, slots: &[Slot], Pace { lr, decay, .. }: Pace) -> Result<()> {
+        let (b1, b2) = self.betas;
+        for s in slots {
+            let (mut p, mut m) = (s.param.shallow_clone(), s.state[0].shallow_clone());
+            let sign = (&m * b1 + &s.grad * (1.0 - b1)).sign_();
+            p *= 1.0 - lr * decay;
+            p -= sign * lr;
+            m *= b2;
+            m += &s.grad * (1.0 - b2);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,298 @@
+//! Optimisers: one update rule a file, and around it what they share: groups, clipping, averages, rounding, state.
+//!
+//! Invariant: what `state` gives and `restore` takes is all that the next step depends on, beside the parameters.
+//! Trained parameters are float32 leaves, or bfloat16 ones whose float32 update is rounded by chance.
+
+mod adafactor;
+mod adamw;
+pub mod adamw8;
+mod groups;
+mod lion;
+pub mod muon;
+mod rounding;
+mod rule;
+mod schedule_free;
+mod sgd;
+
+pub use rule::{Field, Form, Pace, Rule, Slot};
+
+use crate::error::{Error, Result};
+use crate::native;
+use crate::nn::{Param, ParamStore, chance};
+use crate::recipe::{OptimKind, OptimSection};
+use crate::rng;
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+/// The rule that a recipe names.
+pub fn rule(optim: &OptimSection, device: Device) -> Box<dyn Rule> {
+    let betas = (optim.betas[0], optim.betas[1]);
+    let adamw = adamw::AdamW { betas, eps: optim.eps };
+    match &optim.kind {
+        OptimKind::Adamw => Box::new(adamw),
+        OptimKind::Adamw8(s) => Box::new(adamw8::AdamW8::new(adamw, i64::from(s.block), device)),
+        OptimKind::Adafactor(s) => Box::new(adafactor::Adafactor {
+            decay_rate: s.decay_rate,
+            clip: s.clip,
+            momentum: s.momentum,
+            scale_parameter: s.scale_parameter,
+        }),
+        OptimKind::Lion(s) => Box::new(lion::Lion { betas: (s.betas[0], s.betas[1]) }),
+        OptimKind::Muon(s) => {
+            Box::new(muon::Muon { momentum: s.momentum, nesterov: s.nesterov, scale: s.scale, rest: adamw })
+        }
+        OptimKind::ScheduleFree => Box::new(schedule_free::ScheduleFree::new(betas, optim.eps)),
+        OptimKind::Sgd(s) => Box::new(sgd::Sgd { momentum: s.momentum, nesterov: s.nesterov }),
+    }
+}
+
+/// Bytes of optimiser state and averages for the parameters that will be trained.
+pub fn bytes<'a>(optim: &OptimSection, params: impl Iterator<Item = &'a Param>) -> u64 {
+    let rule = rule(optim, Device::Cpu);
+    let average = if optim.ema.is_some() { 4 } else { 0 };
+    params.map(Form::of).map(|f| rule.bytes(&f) + average * f.numel() as u64).sum()
+}
+
+/// The optimiser with its state.
+pub struct Optimiser {
+    rule: Box<dyn Rule>,
+    groups: Vec<Group>,
+    /// Steps done.
+    steps: u64,
+    ema: Option<f64>,
+    seed: u64,
+    /// What bfloat16 gradients are still to be multiplied by; float32 ones are scaled in place.
+    scale: Option<Tensor>,
+}
+
+/// Parameters that share a learning rate and a weight decay.
+struct Group {
+    share: groups::Share,
+    members: Vec<Member>,
+}
+
+/// A parameter with its state.
+struct Member {
+    name: String,
+    form: Form,
+    param: Tensor,
+    /// In the order of the rule's layout.
+    state: Vec<Tensor>,
+    /// The moving average, float32.
+    average: Option<Tensor>,
+}
+
+impl Member {
+    /// A parameter that the loss did not reach has a zero gradient.
+    fn grad(&self) -> Tensor {
+        let g = self.param.grad();
+        if g.defined() { g } else { self.param.detach().zeros_like() }
+    }
+
+    fn exact(&self) -> bool {
+        self.param.kind() == Kind::Float
+    }
+}
+
+impl Optimiser {
+    /// One state per trainable parameter. `seed` is the run's: rounding draws from a stream of its own.
+    pub fn new(params: &ParamStore, optim: &OptimSection, seed: u64) -> Result<Self> {
+        let shares = groups::shares(params, optim)?;
+        let Some(device) = params.trainable().next().map(|p| p.tensor.device()) else {
+            return Err(Error::user("nothing is trainable")
+                .hint("give an adapter with targets, or leave `adapter` out to train every weight"));
+        };
+        let rule = rule(optim, device);
+        let _no_grad = tch::no_grad_guard();
+        let mut groups: Vec<Group> = Vec::new();
+        for (p, share) in params.trainable().zip(shares) {
+            let form = Form::of(p);
+            let param = p.tensor.shallow_clone();
+            let member = Member {
+                name: p.name.clone(),
+                state: rule.fresh(&form, &param),
+                average: optim.ema.map(|_| param.to_kind(Kind::Float).copy()),
+                form,
+                param,
+            };
+            match groups.iter_mut().find(|g| g.share == share) {
+                Some(group) => group.members.push(member),
+                None => groups.push(Group { share, members: vec![member] }),
+            }
+        }
+        Ok(Self { rule, groups, steps: 0, ema: optim.ema, seed, scale: None })
+    }
+
+    fn members(&self) -> impl Iterator<Item = &Member> {
+        self.groups.iter().flat_map(|g| &g.members)
+    }
+
+    /// Scales the gradients down to `max_norm` together (0: leaves them) and returns their norm before that.
+    pub fn clip(&mut self, max_norm: f64) -> Result<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        let (exact, narrow): (Vec<&Member>, Vec<&Member>) = self.members().partition(|m| m.exact());
+        let exact: Vec<Tensor> = exact.into_iter().map(Member::grad).collect();
+        let mut norms: Vec<Tensor> =
+            narrow.into_iter().map(|m| m.grad().norm_scalaropt_dtype(2, Kind::Float)).collect();
+        if !exact.is_empty() {
+            norms.push(native::global_norm(&exact)?);
+        }
+        let norm = if norms.len() == 1 { norms.remove(0) } else { Tensor::stack(&norms, 0).norm() };
+        if max_norm > 0.0 {
+            let scale = (max_norm / (&norm + 1e-6)).clamp_max(1.0);
+            if !exact.is_empty() {
+                native::scale_all(&exact, &scale)?;
+            }
+            self.scale = Some(scale);
+        }
+        Ok(norm)
+    }
+
+    /// One step at the recipe's learning rate `lr`; groups scale it.
+    pub fn step(&mut self, lr: f64) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        self.steps += 1;
+        self.rule.begin(lr);
+        for g in &self.groups {
+            let pace = Pace { lr: lr * g.share.lr, decay: g.share.decay, step: self.steps };
+            let slot = |m: &'_ Member| (m.param.shallow_clone(), m.grad());
+            let exact: Vec<(&Member, (Tensor, Tensor))> =
+                g.members.iter().filter(|m| m.exact()).map(|m| (m, slot(m))).collect();
+            let slots: Vec<Slot> = exact
+                .into_iter()
+                .map(|(m, (param, grad))| Slot { form: &m.form, param, grad, state: &m.state })
+                .collect();
+            if !slots.is_empty() {
+                self.rule.update(&slots, pace)?;
+            }
+        }
+        self.step_narrow(lr)?;
+        if let Some(decay) = self.ema {
+            // Young averages forget their start faster.
+            let t = self.steps as f64;
+            let decay = decay.min((1.0 + t) / (10.0 + t));
+            for m in self.members() {
+                let mut average = m.average.as_ref().expect("made with ema").shallow_clone();
+                let _ = average.lerp_(&m.param.to_kind(Kind::Float), 1.0 - decay);
+            }
+        }
+        Ok(())
+    }
+
+    /// The step of bfloat16 parameters: one at a time in float32, then rounded by chance.
+    fn step_narrow(&self, lr: f64) -> Result<()> {
+        let Some(first) = self.members().find(|m| !m.exact()) else { return Ok(()) };
+        let seed = rng::number(self.seed, "stochastic rounding", self.steps);
+        chance::seeded(first.param.device(), seed, || {
+            for g in &self.groups {
+                let pace = Pace { lr: lr * g.share.lr, decay: g.share.decay, step: self.steps };
+                for m in g.members.iter().filter(|m| !m.exact()) {
+                    let mut grad = m.grad().to_kind(Kind::Float);
+                    if let Some(scale) = &self.scale {
+                        grad *= scale;
+                    }
+                    let param = m.param.to_kind(Kind::Float);
+                    let slot = Slot { form: &m.form, param: param.shallow_clone(), grad, state: &m.state };
+                    self.rule.update(&[slot], pace)?;
+                    m.param.shallow_clone().copy_(&rounding::stochastic(&param));
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Forgets the gradients; call after the step.
+    pub fn zero_gradients(&mut self) {
+        self.scale = None;
+        native::drop_gradients(self.members().map(|m| &m.param));
+    }
+
+    /// Training is over: the averaged weights, where there are such, are the model's from here on.
+    pub fn finish(self) {
+        let _no_grad = tch::no_grad_guard();
+        for m in self.members() {
+            if let Some(average) = self.average(m) {
+                m.param.shallow_clone().copy_(&average);
+            }
+        }
+    }
+
+    /// What is measured and kept are averages.
+    pub fn averages(&self) -> bool {
+        self.members().next().is_some_and(|m| self.average(m).is_some())
+    }
+
+    fn average(&self, m: &Member) -> Option<Tensor> {
+        let average = m.average.as_ref().map(Tensor::shallow_clone);
+        average.or_else(|| self.rule.averaged(&m.param.detach(), &m.state))
+    }
+
+    /// Puts the averaged weights into the model until the guard goes: what is measured and kept are they. `None` where
+    /// the weights that learn are kept themselves.
+    pub fn averaged(&self) -> Option<Averaged> {
+        let _no_grad = tch::no_grad_guard();
+        let mut learning = Vec::new();
+        for m in self.members() {
+            let average = self.average(m)?;
+            learning.push((m.param.shallow_clone(), m.param.detach().copy()));
+            m.param.shallow_clone().copy_(&average);
+        }
+        Some(Averaged { learning })
+    }
+
+    /// The state by name, for a checkpoint.
+    pub fn state(&self) -> BTreeMap<String, Tensor> {
+        let mut state = BTreeMap::from([(STEPS.to_string(), Tensor::from_slice(&[self.steps as i64]))]);
+        state.extend(self.rule.numbers().into_iter().map(|(n, x)| (format!("{OWN}{n}"), Tensor::from_slice(&[x]))));
+        for m in self.members() {
+            let named = self.rule.layout(&m.form).into_iter().map(|f| f.name).zip(&m.state);
+            for (what, t) in named.chain(m.average.as_ref().map(|a| (AVERAGE, a))) {
+                state.insert(format!("{}.{what}", m.name), t.shallow_clone());
+            }
+        }
+        state
+    }
+
+    /// Puts a saved state back.
+    pub fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        let own = self.state();
+        let differs = |key: &&String| {
+            let (then, now) = (state.get(*key), own.get(*key));
+            then.zip(now).is_none_or(|(a, b)| a.size() != b.size() || a.kind() != b.kind())
+        };
+        if let Some(key) = own.keys().chain(state.keys()).find(differs) {
+            return Err(Error::user(format!(
+                "checkpoint: optimiser state `{key}` is missing, needless or of another shape"
+            ))
+            .hint("the recipe changed what is trained, or another version of ft wrote it; start a new run"));
+        }
+        for (key, to) in &own {
+            to.shallow_clone().copy_(&state[key]);
+        }
+        self.steps = state[STEPS].int64_value(&[0]) as u64;
+        for (name, _) in self.rule.numbers() {
+            self.rule.set_number(name, state[&format!("{OWN}{name}")].double_value(&[0]));
+        }
+        Ok(())
+    }
+}
+
+/// Names in a checkpoint that belong to no parameter.
+const STEPS: &str = "optimiser.steps";
+const OWN: &str = "optimiser.";
+const AVERAGE: &str = "average";
+
+/// The model holds averaged weights as long as this lives; then the learning ones come back, bit for bit.
+pub struct Averaged {
+    learning: Vec<(Tensor, Tensor)>,
+}
+
+impl Drop for Averaged {
+    fn drop(&mut self) {
+        let _no_grad = tch::no_grad_guard();
+        for (param, learning) in &self.learning {
+            param.shallow_clone().copy_(learning);
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon), as torch.optim.Muon computes it, for the matrices of
+//! linear layers and adapters; embeddings, the head, norms and biases take AdamW's steps.
+//!
+//! `b <- mu b + (1 - mu) g`, `u = mu b + (1 - mu) g` (Nesterov) or b, `O = NewtonSchulz(u)`,
+//! `p <- p - lr wd p - lr scale O`. Newton-Schulz: `X = u / |u|`, then five times `A = X X^T`,
+//! `X <- a X + (b A + c A A) X`, in bfloat16. `scale` is `0.2 sqrt(max(N, M))`, which gives O the size of AdamW's steps
+//! (Liu et al. 2025, arXiv 2502.16982, equation 4), or `sqrt(max(1, N / M))` as first published.
+
+use super::adamw::AdamW;
+use super::rule::{Field, Form, Pace, Rule, Slot};
+use crate::error::Result;
+use crate::nn::Layer;
+use crate::recipe::MuonScale;
+use tch::{Kind, Tensor};
+
+/// Coefficients of the quintic iteration, steep at zero.
+const QUINTIC: (f64, f64, f64) = (3.4445, -4.7750, 2.0315);
+const ITERATIONS: usize = 5;
+const EPS: f64 = 1e-7;
+
+/// One momentum for a matrix, two moments for the rest.
+#[derive(Debug, Clone, Copy)]
+pub struct Muon {
+    pub momentum: f64,
+    pub nesterov: bool,
+    pub scale: MuonScale,
+    pub rest: AdamW,
+}
+
+fn takes(form: &Form) -> bool {
+    let hidden = form.layer == Layer::Linear || (form.adapter && form.layer == Layer::Head);
+    form.shape.len() == 2 && hidden
+}
+
+/// An approximation to `U V^T` of `x = U S V^T`, (N, M), in bfloat16.
+pub fn orthogonalised(x: &Tensor) -> Tensor {
+    let (a, b, c) = QUINTIC;
+    let (n, m) = (x.size()[0], x.size()[1]);
+    let x = x.to_kind(Kind::BFloat16);
+    let mut x = if n > m { x.tr() } else { x };
+    x = &x / x.norm().clamp_min(EPS);
+    for _ in 0..ITERATIONS {
+        let gram = x.matmul(&x.tr());
+        let polynomial = addmm(&gram, b, &gram, &gram, c);
+        x = addmm(&x, a, &polynomial, &x, 1.0);
+    }
+    if n > m { x.tr() } else { x }
+}
+
+/// `beta t + alpha (x y)` in one rounding.
+fn addmm(t: &Tensor, beta: f64, x: &Tensor, y: &Tensor, alpha: f64) -> Tensor {
+    let batch = |t: &Tensor| t.unsqueeze(0);
+    batch(t).baddbmm(&batch(x), &batch(y), beta, alpha).squeeze_dim(0)
+}
+
+impl Rule for Muon {
+    fn layout(&self, form: &Form) -> Vec<Field> {
+        if takes(form) { vec![Field::float("momentum", &form.shape)] } else { self.rest.layout(form) }
+    }
+
+    fn update(&self, slots: &[Slot], pace: Pace) -> Result<()> {
+        let (matrices, rest): (Vec<&Slot>, Vec<&Slot>) = slots.iter().partition(|s| takes(s.form));
+        for s in matrices {
+            let (mut p, mut momentum) = (s.param.shallow_clone(), s.state[0].shallow_clone());
+            let _ = momentum.lerp_(&s.grad, 1.0 - self.momentum);
+            let u = if self.nesterov { s.grad.lerp(&momentum, self.momentum) } else { momentum };
+            let (n, m) = (s.form.shape[0] as f64, s.form.shape[1] as f64);
+            let scale = match self.scale {
+                MuonScale::MatchRms => 0.2 * n.max(m).sqrt(),
+                MuonScale::Original => (n / m).max(1.0).sqrt(),
+            };
+            p *= 1.0 - pace.lr * pace.decay;
+            p -= orthogonalised(&u).to_kind(Kind::Float) * (pace.lr * scale);
+        }
+        let rest: Vec<Slot> = rest.into_iter().map(Slot::share).collect();
+        self.rest.update(&rest, pace)
+    }
+}

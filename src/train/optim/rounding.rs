@@ -1,0 +1,32 @@
+//! Stochastic rounding to bfloat16 (Gupta et al. 2015, arXiv 1502.02551): up with the probability of what is cut off,
+//! so that steps smaller than half a unit in the last place are kept on average instead of never.
+
+use tch::{Kind, Tensor};
+
+/// float32 to bfloat16 by libtorch's generator. Adds 16 random bits below the last place that is kept, and cuts.
+pub fn stochastic(exact: &Tensor) -> Tensor {
+    let noise = Tensor::randint(1 << 16, exact.size(), (Kind::Int, exact.device()));
+    let bits = (exact.contiguous().view_dtype(Kind::Int) + noise).bitwise_and_(-65536i64);
+    bits.view_dtype(Kind::Float).to_kind(Kind::BFloat16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn it_is_right_on_average_and_exact_where_nothing_is_cut() {
+        for x in [1.0f32 + 1.0 / 1024.0, -0.3, 7.77e-6] {
+            let many = Tensor::full([200_000], f64::from(x), (Kind::Float, Device::Cpu));
+            let rounded = stochastic(&many).to_kind(Kind::Double);
+            let unit = f64::from(x.abs()) / 128.0; // at least a unit in the last place
+            let mean = rounded.mean(Kind::Double).double_value(&[]);
+            assert!((mean - f64::from(x)).abs() < unit * 0.01, "{x}: mean {mean}");
+            assert!((rounded - f64::from(x)).abs().max().double_value(&[]) <= unit, "{x}: more than one unit away");
+        }
+        let exact = Tensor::from_slice(&[0.0f32, -0.0, 1.5, -2.25, 3.0e-30]);
+        let exact = exact.to_kind(Kind::BFloat16).to_kind(Kind::Float);
+        assert!(stochastic(&exact).to_kind(Kind::Float).equal(&exact));
+    }
+}

@@ -1,0 +1,82 @@
+//! Schedule-free AdamW (Defazio et al. 2024, arXiv 2405.15682, algorithm 1), as the authors' schedulefree computes it.
+//!
+//! Gradients are taken at `y = (1 - b1) z + b1 x`; z makes AdamW's steps without a first moment, x is the average of
+//! all z, weighted by the square of the largest learning rate so far. The parameter holds y; x is what is measured and
+//! kept. With `u = g / (sqrt(v / (1 - b2^t)) + eps) + wd y` and the weight c of the newest point:
+//! `y <- (1 - c) y + c z + lr (b1 (1 - c) - 1) u`, `z <- z - lr u`, and `x = y + (1 - 1 / b1) (z - y)`.
+
+use super::rule::{Field, Form, Pace, Rule, Slot, zeros};
+use crate::error::Result;
+use tch::{Kind, Tensor};
+
+/// Keeps z and the second moment.
+#[derive(Debug, Clone, Copy)]
+pub struct ScheduleFree {
+    pub betas: (f64, f64),
+    pub eps: f64,
+    /// The largest learning rate so far.
+    largest: f64,
+    /// The weights of all points so far.
+    total: f64,
+    /// The share of the newest point in the average.
+    share: f64,
+}
+
+impl ScheduleFree {
+    pub fn new(betas: (f64, f64), eps: f64) -> Self {
+        Self { betas, eps, largest: 0.0, total: 0.0, share: 0.0 }
+    }
+}
+
+impl Rule for ScheduleFree {
+    fn layout(&self, form: &Form) -> Vec<Field> {
+        vec![Field::float("z", &form.shape), Field::float("second", &form.shape)]
+    }
+
+    fn fresh(&self, form: &Form, param: &Tensor) -> Vec<Tensor> {
+        let state = zeros(&self.layout(form), param.device());
+        state[0].shallow_clone().copy_(param);
+        state
+    }
+
+    fn begin(&mut self, lr: f64) {
+        self.largest = self.largest.max(lr);
+        let weight = self.largest.powi(2);
+        self.total += weight;
+        self.share = if self.total > 0.0 { weight / self.total } else { 0.0 };
+    }
+
+    fn update(&self, slots: &[Slot], Pace { lr, decay, step }: Pace) -> Result<()> {
+        let (b1, b2) = self.betas;
+        let correction = 1.0 - b2.powf(step as f64);
+        for s in slots {
+            let (mut y, mut z, mut v) =
+                (s.param.shallow_clone(), s.state[0].shallow_clone(), s.state[1].shallow_clone());
+            v *= b2;
+            v += s.grad.square() * (1.0 - b2);
+            let mut u = &s.grad / ((&v / correction).sqrt_() + self.eps);
+            if decay != 0.0 {
+                u += &y * decay;
+            }
+            let _ = y.lerp_(&z, self.share);
+            y += &u * (lr * (b1 * (1.0 - self.share) - 1.0));
+            z -= u * lr;
+        }
+        Ok(())
+    }
+
+    fn averaged(&self, param: &Tensor, state: &[Tensor]) -> Option<Tensor> {
+        Some(param.to_kind(Kind::Float).lerp(&state[0], 1.0 - 1.0 / self.betas.0))
+    }
+
+    fn numbers(&self) -> Vec<(&'static str, f64)> {
+        vec![("largest", self.largest), ("total", self.total)]
+    }
+
+    fn set_number(&mut self, name: &str, value: f64) {
+        match name {
+            "largest" => self.largest = value,
+            _ => self.total = value,
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Stochastic gradient descent with momentum (Sutskever et al. 2013, equations 1 to 4), as torch.optim.SGD computes it:
+//!
+//! `g <- g + wd p`, `b <- mu b + g` (`b = g` at the first step), `p <- p - lr b`, with Nesterov `p <- p - lr (g + mu b)`.
+//! Weight decay is the L2 term of the loss here, not decoupled.
+
+use super::rule::{Field, Form, Pace, Rule, Slot};
+use crate::error::Result;
+
+/// Keeps nothing where there is no momentum.
+#[derive(Debug, Clone, Copy)]
+pub struct Sgd {
+    pub momentum: f64,
+    pub nesterov: bool,
+}
+
+impl Rule for Sgd {
+    fn layout(&self, form: &Form) -> Vec<Field> {
+        (self.momentum > 0.0).then(|| Field::float("momentum", &form.shape)).into_iter().collect()
+    }
+
+    fn update(&self, slots: &[Slot], Pace { lr, decay, .. }: Pace) -> Result<()> {
+        for s in slots {
+            let mut p = s.param.shallow_clone();
+            let g = if decay == 0.0 { s.grad.shallow_clone() } else { &s.grad + &p * decay };
+            let step = match s.state.first() {
+                // Zeros before the first step: mu 0 + g = g.
+                Some(momentum) => {
+                    let mut momentum = momentum.shallow_clone();
+                    momentum *= self.momentum;
+                    momentum += &g;
+                    if self.nesterov { g + momentum * self.momentum } else { momentum }
+                }
+                None => g,
+            };
+            p -= step * lr;
+        }
+        Ok(())
+    }
+}

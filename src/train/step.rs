@@ -1,0 +1,74 @@
+//! One optimiser step: the same for a run, and for a replay that checks one.
+
+use super::checkpoint::State;
+use super::optim::Optimiser;
+use super::schedule::LearningRate;
+use crate::error::Result;
+use crate::methods::Method;
+use crate::models::{EmbeddingNoise, Metrics, Model, Replay};
+use crate::recipe::{Plan, ReplayChoice};
+use crate::rng;
+
+/// What a step moves.
+pub struct Stepper<'a> {
+    pub plan: &'a Plan,
+    pub model: &'a Model,
+    pub lr: LearningRate,
+    pub optim: Optimiser,
+    pub state: State,
+}
+
+/// What a step found.
+pub struct Outcome {
+    pub epoch: f64,
+    /// Mean over the items of the step.
+    pub loss: f64,
+    pub lr: f64,
+    /// Before clipping.
+    pub norm: f64,
+    pub tokens: u64,
+    /// The method's other means.
+    pub means: Vec<(&'static str, f64)>,
+    /// Loss and norm are finite; where not, the parameters were left as they were.
+    pub finite: bool,
+}
+
+impl Stepper<'_> {
+    /// The next step of the method.
+    pub fn advance<M: Method>(&mut self, method: &mut M) -> Result<Outcome> {
+        let recipe = &self.plan.recipe;
+        let replay = match recipe.run.replay {
+            ReplayChoice::None => Replay::None,
+            ReplayChoice::All => Replay::All,
+        };
+        let step = method.next_step(self.model)?;
+        let items: f64 = step.micro.iter().map(|b| method.items(b)).sum();
+        let mut metrics = Metrics::default();
+        let mut tokens = 0;
+        for (i, b) in step.micro.iter().enumerate() {
+            tokens += method.tokens(b).len() as u64;
+            self.model.set_noise(recipe.optim.neftune.filter(|alpha| *alpha > 0.0).map(|alpha| {
+                let at = (self.state.step << 20) + i as u64;
+                EmbeddingNoise { alpha, seed: rng::number(recipe.run.seed, "neftune", at) }
+            }));
+            metrics.merge(self.model.learn(method.tokens(b), items, replay, |out| method.loss(out, b))?);
+        }
+        let norm = self.optim.clip(recipe.optim.max_norm)?.double_value(&[]);
+        let lr = self.lr.at(self.state.step);
+        let mut means = metrics.means();
+        let loss = means.remove("loss").unwrap_or(f64::NAN);
+        let finite = loss.is_finite() && norm.is_finite();
+        if finite {
+            self.optim.step(lr)?;
+            self.state.skipped_in_a_row = 0;
+        } else {
+            self.state.skipped += 1;
+            self.state.skipped_in_a_row += 1;
+        }
+        self.optim.zero_gradients();
+        self.state.step += 1;
+        self.state.tokens += tokens;
+        self.state.cursor = method.cursor();
+        Ok(Outcome { epoch: step.epoch, loss, lr, norm, tokens, means: means.into_iter().collect(), finite })
+    }
+}

@@ -1,0 +1,163 @@
+//! `ft resume RUN --verify`: steps of a run done once more from a checkpoint, and compared with what the run recorded.
+//!
+//! Every step's loss, gradient norm, learning rate and tokens are compared with metrics.jsonl, and weights, optimiser
+//! and generator, bit for bit, with each checkpoint that is passed. Writes nothing into the run's folder.
+
+use super::checkpoint::{Checkpoints, State, differences};
+use super::optim::Optimiser;
+use super::prepare;
+use super::schedule::LearningRate;
+use super::step::{Outcome, Stepper};
+use crate::error::{Error, Result};
+use crate::fsutil::read_to_string;
+use crate::methods::Method;
+use crate::native;
+use crate::recipe::Plan;
+use crate::report;
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What a replay found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Verdict {
+    /// The checkpoint that the replay began at; 0 is the start of the run.
+    pub from: u64,
+    /// The last step that was replayed.
+    pub to: u64,
+    /// Nothing differs.
+    pub same: bool,
+    /// Steps whose numbers were compared with metrics.jsonl.
+    pub steps_compared: u64,
+    /// Checkpoints whose tensors were compared, bit for bit.
+    pub checkpoints_compared: Vec<u64>,
+    /// The first step that differs.
+    pub step: Option<u64>,
+    /// What differs there: a number of metrics.jsonl, then and now, or the first tensor of a checkpoint.
+    pub difference: Option<String>,
+}
+
+/// Replays `steps` steps (left out: up to the last checkpoint) of the run that `plan` describes.
+pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
+    native::install_cpu_allocator();
+    let out = &plan.recipe.run.out;
+    let checkpoints = Checkpoints::new(out, plan.recipe.run.keep);
+    let good = checkpoints.good();
+    let Some(last) = good.last() else {
+        return Err(Error::user(format!("{}: there is no good checkpoint to compare with", out.display()))
+            .hint("a run saves one at its end, and every run.save_every steps"));
+    };
+    let (from, to) = span(&good.iter().map(|s| s.step).collect::<Vec<_>>(), steps)?;
+    let prepared = prepare::prepare(plan)?;
+    let changed = differences(&last.origin, &prepared.origin()?);
+    if !changed.is_empty() {
+        return Err(Error::user(format!(
+            "{}: recipe or data changed since the run:\n  {}",
+            out.display(),
+            changed.join("\n  ")
+        ))
+        .hint("put them back: a replay of something else proves nothing"));
+    }
+    let recorded = recorded(&out.join("metrics.jsonl"))?;
+    let model = prepared.load_model(true)?;
+    let mut optim = Optimiser::new(model.params(), &plan.recipe.optim, plan.recipe.run.seed)?;
+    let total = prepared.total;
+    let (mut method, _) = prepared.into_method();
+    let state = match good.iter().find(|s| s.step == from) {
+        Some(state) => {
+            checkpoints.restore(from, &model, &mut optim)?;
+            method.rewind(state.cursor)?;
+            state.clone()
+        }
+        None => State::new(last.origin.clone()),
+    };
+    let lr = LearningRate::new(&plan.recipe.optim, plan.lr(), total);
+    let mut at = Stepper { plan, model: &model, lr, optim, state };
+    let mut verdict = Verdict {
+        from,
+        to,
+        same: true,
+        steps_compared: 0,
+        checkpoints_compared: Vec::new(),
+        step: None,
+        difference: None,
+    };
+    while at.state.step < to {
+        let done = at.advance(&mut method)?;
+        let step = at.state.step;
+        report::info(format!("replayed step {step} of {from} to {to}: loss {:.4}", done.loss));
+        let mut found = None;
+        if let Some(then) = recorded.get(&step) {
+            found = numbers(then, &done, at.state.tokens);
+            verdict.steps_compared += 1;
+        }
+        if found.is_none() && good.iter().any(|s| s.step == step) {
+            found = checkpoints.first_difference(step, &model, &at.optim)?;
+            verdict.checkpoints_compared.push(step);
+        }
+        if found.is_some() {
+            (verdict.same, verdict.step, verdict.difference) = (false, Some(step), found);
+            break;
+        }
+    }
+    Ok(verdict)
+}
+
+/// From which checkpoint (0: the start) to which step. Where a count is given, two checkpoints that lie so far apart
+/// are taken if there are such, so that tensors can be compared; else the newest start from which it fits.
+fn span(good: &[u64], steps: Option<u64>) -> Result<(u64, u64)> {
+    let last = good[good.len() - 1];
+    let starts: Vec<u64> = std::iter::once(0).chain(good.iter().copied().filter(|s| *s > 0)).collect();
+    let before = |limit: u64| starts.iter().copied().rfind(|s| *s <= limit);
+    match steps {
+        None => Ok((before(last.saturating_sub(1)).unwrap_or(0), last)),
+        Some(0) => Err(Error::user("--verify 0 replays nothing").hint("give a number of steps, or --verify alone")),
+        Some(k) if k > last => Err(Error::user(format!("--verify {k}: the run stands at step {last}"))
+            .hint(format!("give at most {last}, or --verify alone for the steps between its last two checkpoints"))),
+        Some(k) => {
+            let apart = starts.iter().copied().rfind(|s| good.contains(&(s + k)));
+            let from = apart.or(before(last - k)).unwrap_or(0);
+            Ok((from, from + k))
+        }
+    }
+}
+
+/// The lines of metrics.jsonl that are steps.
+fn recorded(path: &Path) -> Result<BTreeMap<u64, Value>> {
+    if !path.exists() {
+        return Ok(BTreeMap::new());
+    }
+    let text = read_to_string(path)?;
+    let lines = text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
+    Ok(lines.filter(|v| v.get("loss").is_some()).filter_map(|v| Some((v["step"].as_u64()?, v))).collect())
+}
+
+/// The first number of a step that is not the recorded one.
+fn numbers(then: &Value, now: &Outcome, tokens: u64) -> Option<String> {
+    let number = |x: f64| if x.is_finite() { json!(x) } else { json!(x.to_string()) };
+    let now = [
+        ("tokens", json!(tokens)),
+        ("lr", number(now.lr)),
+        ("loss", number(now.loss)),
+        ("grad_norm", number(now.norm)),
+    ];
+    let differs = |(name, value): &&(&str, Value)| then.get(name).is_some_and(|then| then != value);
+    now.iter().find(differs).map(|(name, value)| format!("metrics.jsonl: `{name}` was {}, is {value}", then[*name]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_span_prefers_two_checkpoints_so_far_apart() {
+        assert_eq!(span(&[4, 8, 12], None).unwrap(), (8, 12));
+        assert_eq!(span(&[12], None).unwrap(), (0, 12));
+        assert_eq!(span(&[4, 8, 12], Some(4)).unwrap(), (8, 12));
+        assert_eq!(span(&[4, 8, 12], Some(8)).unwrap(), (4, 12));
+        assert_eq!(span(&[4, 8, 12], Some(3)).unwrap(), (8, 11));
+        assert_eq!(span(&[4, 8, 12], Some(10)).unwrap(), (0, 10));
+        assert!(span(&[4], Some(5)).is_err() && span(&[4], Some(0)).is_err());
+    }
+}

@@ -1,0 +1,265 @@
+//! Exactness through the real binary: a run that is broken off and resumed ends with the bits of the straight one, for
+//! every update rule and everything around it; replays tell what differs; damaged checkpoints are never taken for good.
+
+use crate::commands::Workspace;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const LORA: &str = "recipes/lora-medical.yaml";
+const FULL: &str = "recipes/full-medical.yaml";
+/// Three steps an epoch.
+const STEPS: [&str; 6] =
+    ["run.epochs=3", "batch.examples=8", "run.eval_every=4", "run.save_every=1", "run.keep=20", "run.samples=0"];
+
+fn train(space: &Workspace, recipe: &str, out: &str, sets: &[&str]) -> Output {
+    let out = format!("run.out={out}");
+    let mut arguments = vec!["train", recipe, "--overwrite", "--set", &out];
+    arguments.extend(STEPS.iter().chain(sets).flat_map(|s| ["--set", s]));
+    space.ft(&arguments)
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, to) = (entry.as_ref().unwrap().path(), to.join(entry.as_ref().unwrap().file_name()));
+        if path.is_dir() { copy(&path, &to) } else { assert!(std::fs::copy(&path, &to).is_ok()) }
+    }
+}
+
+/// What a run killed after step `step` leaves behind: its checkpoints up to there, and no result.
+fn broken_off(space: &Workspace, from: &str, to: &str, step: u64) {
+    copy(&space.path(from), &space.path(to));
+    for later in step + 1..=9 {
+        let _ = std::fs::remove_dir_all(checkpoint(space, to, later));
+    }
+    for name in ["adapter_model.safetensors", "model.safetensors", "summary.json"] {
+        let _ = std::fs::remove_file(space.path(to).join(name));
+    }
+    assert!(checkpoint(space, to, step).exists());
+}
+
+fn checkpoint(space: &Workspace, out: &str, step: u64) -> PathBuf {
+    space.path(&format!("{out}/checkpoints/step-{step}"))
+}
+
+fn assert_same_end(space: &Workspace, straight: &str, broken: &str, case: &str) {
+    assert_eq!(space.weights(straight), space.weights(broken), "{case}: the result differs");
+    assert_eq!(space.steps(straight), space.steps(broken), "{case}: the metrics differ");
+    for file in ["trained.safetensors", "optimiser.safetensors", "generator.safetensors"] {
+        let read = |out: &str| std::fs::read(checkpoint(space, out, 9).join(file)).unwrap();
+        assert!(read(straight) == read(broken), "{case}: {file} of the last checkpoint differs");
+    }
+}
+
+/// Runs a recipe, breaks it off in the middle of its second epoch, resumes, and compares everything.
+fn resumed_equals_straight(recipe: &str, sets: &[&str]) {
+    let space = Workspace::new();
+    train(&space, recipe, "straight", sets);
+    broken_off(&space, "straight", "broken", 5);
+    space.ft(&["resume", "broken"]);
+    assert_same_end(&space, "straight", "broken", &sets.join(" "));
+    let verdict = space.ft(&["resume", "straight", "--verify", "2", "--json"]);
+    let verdict: Value = serde_json::from_slice(&verdict.stdout).unwrap();
+    assert_eq!((&verdict["same"], &verdict["to"]), (&Value::Bool(true), &9.into()), "{verdict}");
+    assert_eq!(verdict["checkpoints_compared"], serde_json::json!([8, 9]), "{verdict}");
+}
+
+macro_rules! resumed_equals_straight {
+    ($($name:ident: $recipe:expr, $sets:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            resumed_equals_straight($recipe, &$sets);
+        }
+    )*};
+}
+
+resumed_equals_straight! {
+    adamw_lora_with_dropout: LORA, ["adapter.lora.dropout=0.1"];
+    adamw_full: FULL, ["model.dtype=bf16"];
+    adamw8_full: FULL, ["optim.kind={adamw8: {}}", "batch.tokens=300", "batch.max_len=300"];
+    adamw8_rounded_by_chance: FULL, ["optim.kind={adamw8: {block: 2048}}", "optim.master=stochastic_rounding"];
+    adafactor_full: FULL, ["optim.kind={adafactor: {momentum: 0.9, scale_parameter: true}}"];
+    lion_lora_with_average_and_noise: LORA,
+        ["optim.kind={lion: {}}", "optim.ema=0.9", "optim.neftune=5", "adapter.lora.dropout=0.1"];
+    lion_rounded_by_chance_with_average: FULL,
+        ["optim.kind={lion: {}}", "optim.ema=0.9", "optim.neftune=5", "optim.master=stochastic_rounding"];
+    muon_full: FULL, ["optim.kind={muon: {}}", "optim.weight_decay=0.1"];
+    muon_lora_replayed_with_groups: LORA, ["optim.kind={muon: {}}", "run.replay=all", "optim.neftune=5",
+        "adapter.lora.dropout=0.1", "optim.groups=[{match: lora_B, lr: 1e-3, weight_decay: 0.1}]"];
+    schedule_free_lora: LORA, ["optim.kind=schedule_free", "optim.schedule=constant", "adapter.lora.dropout=0.1"];
+    schedule_free_rounded_by_chance: FULL, ["optim.kind=schedule_free", "optim.schedule=constant", "optim.master=stochastic_rounding"];
+    sgd_lora: LORA, ["optim.kind={sgd: {}}", "optim.lr=0.1"];
+}
+
+#[test]
+fn the_result_of_an_averaged_run_is_the_average() {
+    let space = Workspace::new();
+    let kinds: [(&str, &[&str]); 3] = [
+        ("ema", &["optim.ema=0.9"]),
+        ("free", &["optim.kind=schedule_free", "optim.schedule=constant"]),
+        ("plain", &[]),
+    ];
+    for (name, sets) in kinds {
+        train(&space, LORA, name, &[sets, &["run.result=last"]].concat());
+    }
+    let trained =
+        |out: &str| ft::nn::Weights::open_file(&checkpoint(&space, out, 9).join("trained.safetensors")).unwrap();
+    let name = "model.layers.1.mlp.down_proj.lora_B.weight";
+    for (out, averaged) in [("ema", true), ("free", true), ("plain", false)] {
+        let result = ft::nn::Weights::open_file(&space.path(out).join("adapter_model.safetensors")).unwrap();
+        let result = result.get(&format!("base_model.model.{name}")).unwrap();
+        let learning = trained(out).get(&format!("0/{name}")).unwrap();
+        assert_eq!(result.equal(&learning), !averaged, "{out}");
+        if out == "ema" {
+            let state = ft::nn::Weights::open_file(&checkpoint(&space, out, 9).join("optimiser.safetensors")).unwrap();
+            assert!(result.equal(&state.get(&format!("{name}.average")).unwrap()));
+        }
+    }
+}
+
+fn refused(space: &Workspace, arguments: &[&str]) -> String {
+    let output = space.command(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    said
+}
+
+#[test]
+fn a_replay_names_the_first_step_and_the_first_tensor_that_differ() {
+    let space = Workspace::new();
+    train(&space, LORA, "run", &["run.save_every=3", "adapter.lora.dropout=0.1"]);
+    // Without a count: between the last two checkpoints. Validation at 4 and 8 saved as well.
+    let verdict = String::from_utf8(space.ft(&["resume", "run", "--verify"]).stdout).unwrap();
+    assert!(verdict.starts_with("same: steps 9 to 9 from the checkpoint of step 8"), "{verdict}");
+    let before = std::fs::read_dir(space.path("run")).unwrap().count();
+    // All of it, from the start: nothing but the recipe is needed.
+    space.ft(&["resume", "run", "--verify", "9"]);
+    assert_eq!(std::fs::read_dir(space.path("run")).unwrap().count(), before, "a replay leaves nothing behind");
+    // A number of metrics.jsonl.
+    let metrics = space.path("run/metrics.jsonl");
+    let text = std::fs::read_to_string(&metrics).unwrap();
+    let line = text.lines().find(|l| l.starts_with("{\"step\":7,")).unwrap();
+    let loss = serde_json::from_str::<Value>(line).unwrap()["loss"].to_string();
+    std::fs::write(&metrics, text.replace(&loss, "1.25")).unwrap();
+    let said = refused(&space, &["resume", "run", "--verify", "3"]);
+    assert!(said.contains("differs at step 7: metrics.jsonl: `loss` was 1.25, is "), "{said}");
+    std::fs::write(&metrics, text).unwrap();
+    // A tensor of the later checkpoint, its manifest made to fit.
+    let folder = checkpoint(&space, "run", 9);
+    let (file, manifest) = (folder.join("trained.safetensors"), folder.join("manifest.json"));
+    let mut bytes = std::fs::read(&file).unwrap();
+    let before = ft::fsutil::sha256(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let fitting = std::fs::read_to_string(&manifest).unwrap().replace(&before, &ft::fsutil::sha256(&file).unwrap());
+    std::fs::write(&manifest, fitting).unwrap();
+    let json = space.command(&["resume", "run", "--verify", "3", "--json"]).output().unwrap();
+    let verdict: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((&verdict["same"], &verdict["step"]), (&Value::Bool(false), &9.into()), "{verdict}");
+    let difference = verdict["difference"].as_str().unwrap();
+    assert!(difference.starts_with("trained.safetensors: `0/model.layers."), "{difference}");
+    assert_eq!(json.status.code(), Some(1));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
+    let space = Workspace::new();
+    train(&space, LORA, "straight", &["adapter.lora.dropout=0.1"]);
+    let damage: [(&str, &dyn Fn(&Path)); 4] = [
+        ("flipped", &|folder| {
+            let file = folder.join("optimiser.safetensors");
+            let mut bytes = std::fs::read(&file).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x10;
+            std::fs::write(&file, bytes).unwrap();
+        }),
+        ("cut", &|folder| {
+            let file = std::fs::File::options().write(true).open(folder.join("trained.safetensors")).unwrap();
+            file.set_len(100).unwrap();
+        }),
+        ("gone", &|folder| std::fs::remove_file(folder.join("generator.safetensors")).unwrap()),
+        ("unsigned", &|folder| std::fs::remove_file(folder.join("manifest.json")).unwrap()),
+    ];
+    for (name, damage) in damage {
+        broken_off(&space, "straight", name, 6);
+        damage(&checkpoint(&space, name, 6));
+        let output = space.ft(&["resume", name]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            said.contains("the checkpoint of step 6 is damaged") && said.contains("resuming after step 5"),
+            "{said}"
+        );
+        assert!(space.path(&format!("{name}/checkpoints/damaged-step-6")).exists());
+        assert_same_end(&space, "straight", name, name);
+    }
+    broken_off(&space, "straight", "none", 2);
+    for step in [1, 2] {
+        std::fs::write(checkpoint(&space, "none", step).join("state.json"), "{").unwrap();
+    }
+    assert!(refused(&space, &["resume", "none"]).contains("no checkpoint is whole, of 2 there are"));
+    assert!(checkpoint(&space, "none", 2).exists(), "nothing was moved");
+}
+
+#[test]
+fn a_run_that_saved_nothing_starts_anew_and_leftovers_go() {
+    let space = Workspace::new();
+    train(&space, LORA, "straight", &[]);
+    broken_off(&space, "straight", "broken", 1);
+    std::fs::remove_dir_all(checkpoint(&space, "broken", 1)).unwrap();
+    let half = space.path("broken/checkpoints/.step-2.tmp-1");
+    std::fs::create_dir_all(&half).unwrap();
+    std::fs::write(half.join("trained.safetensors"), "half").unwrap();
+    let said = String::from_utf8_lossy(&space.ft(&["resume", "broken"]).stderr).into_owned();
+    assert!(said.contains("ended before its first checkpoint"), "{said}");
+    assert!(!half.exists());
+    assert_same_end(&space, "straight", "broken", "anew");
+    // A result without checkpoints is not trained over.
+    std::fs::remove_dir_all(space.path("broken/checkpoints")).unwrap();
+    assert!(refused(&space, &["resume", "broken"]).contains("no checkpoint to resume from"));
+    assert!(refused(&space, &["resume", "nowhere"]).contains("plan.json is missing"));
+}
+
+#[test]
+fn changed_data_is_refused_with_the_difference() {
+    let space = Workspace::new();
+    train(&space, LORA, "run", &[]);
+    let rows = space.path("datasets/icd10/train.jsonl");
+    let text = std::fs::read_to_string(&rows).unwrap();
+    let first = text.lines().next().unwrap();
+    std::fs::write(&rows, format!("{text}\n{first}\n")).unwrap();
+    for arguments in [&["resume", "run"][..], &["resume", "run", "--verify"]] {
+        let said = refused(&space, arguments);
+        assert!(
+            said.contains("data.train: was ") && said.contains("(24 rows, ") && said.contains("(25 rows, "),
+            "{said}"
+        );
+    }
+    // The same rows in another place are the same data.
+    std::fs::write(space.path("moved.jsonl"), text).unwrap();
+    broken_off(&space, "run", "broken", 5);
+    let out = "run.out=broken";
+    let mut arguments = vec!["train", LORA, "--resume", "--set", out, "--set", "data.train.path=moved.jsonl"];
+    arguments.extend(STEPS.iter().flat_map(|s| ["--set", s]));
+    space.ft(&arguments);
+    assert_same_end(&space, "run", "broken", "moved data");
+}
+
+/// Every write beyond a size fails, as on a full disk.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_last_good_checkpoint() {
+    let space = Workspace::new();
+    train(&space, LORA, "run", &[]);
+    broken_off(&space, "run", "full", 5);
+    let script = format!("trap '' XFSZ; ulimit -f 64; exec {} resume full", env!("CARGO_BIN_EXE_ft"));
+    let output = Command::new("bash").args(["-c", &script]).current_dir(space.path(".")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("saving the checkpoint of step 6"), "{said}");
+    let names = std::fs::read_dir(space.path("full/checkpoints")).unwrap();
+    let names: Vec<String> = names.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(names.contains(&"step-5".into()) && !names.iter().any(|n| n.contains("step-6")), "{names:?}");
+    space.ft(&["resume", "full"]);
+    assert_same_end(&space, "run", "full", "after a full disk");
+}
