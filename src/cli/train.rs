@@ -2,7 +2,8 @@
 
 use clap::Args;
 use ft::error::Result;
-use ft::{recipe, report, train};
+use ft::runs::Software;
+use ft::{recipe, report, runtime, train};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -33,7 +34,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
         (_, true) => train::Start::Overwrite,
         _ => train::Start::Fresh,
     };
-    let summary = train::run(&plan, start, signals())?;
+    let summary = train::run(&plan, start, &software(), signals())?;
     if args.json {
         println!("{}", serde_json::to_string(&summary).expect("a summary is JSON"));
         return Ok(());
@@ -49,8 +50,14 @@ pub fn run(args: TrainArgs) -> Result<()> {
     Ok(())
 }
 
+/// The programs that are about to compute.
+pub(super) fn software() -> Software {
+    let libtorch = runtime::get().libtorch.version.clone();
+    Software { ft: env!("CARGO_PKG_VERSION").into(), libtorch: libtorch.unwrap_or("unknown".into()) }
+}
+
 /// Raised by the first Ctrl-C or SIGTERM; a second one ends the process at once.
-fn signals() -> Arc<AtomicBool> {
+pub(super) fn signals() -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone());

@@ -7,10 +7,12 @@ pub mod config;
 mod llama;
 pub mod loss;
 pub mod open;
+pub mod origin;
 
 pub use config::Config;
 pub use loss::{Loss, Metrics, Output};
 pub use open::{device, open};
+pub use origin::Origin;
 
 use crate::error::{Error, Result};
 use crate::native;

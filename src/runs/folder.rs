@@ -2,6 +2,7 @@
 
 use super::facts::{Facts, Outcome};
 use super::history::History;
+use super::lock::Lock;
 use crate::error::{Error, Result};
 use crate::fsutil::{absolute, read_json, read_to_string};
 use crate::recipe::Plan;
@@ -72,6 +73,7 @@ pub struct RunFolder {
     pub summary: Option<Value>,
     /// `export_report.json` of a verified result.
     pub export: Option<Value>,
+    pub lock: Option<Lock>,
     /// Results of `ft eval --json` in `eval*.json` or `eval/`: (file, object).
     pub evaluations: Vec<(String, Value)>,
     pub state: State,
@@ -102,6 +104,7 @@ impl RunFolder {
             history,
             samples: samples(&path.join(SAMPLES))?,
             export: optional("export_report.json")?,
+            lock: Lock::read(path)?,
             evaluations: evaluations(path)?,
             path: absolute(path),
             facts,
@@ -115,18 +118,9 @@ impl RunFolder {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// The word for its method in a recipe.
-    pub fn method(&self) -> String {
-        word(&self.plan.recipe.method)
-    }
-
-    /// The word for its adapter in a recipe; `full` without one.
+    /// The adapter in short; `full` where every weight was trained.
     pub fn adapter(&self) -> String {
-        match (&self.facts, &self.plan.recipe.adapter) {
-            (Some(facts), _) => facts.adapter.clone().unwrap_or("full".into()),
-            (None, Some(adapter)) => word(adapter),
-            (None, None) => "full".into(),
-        }
+        self.plan.adapter().unwrap_or("full".into())
     }
 
     /// Steps of the whole run.
@@ -176,15 +170,6 @@ impl RunFolder {
 fn since(began: &str) -> Option<f64> {
     let then = began.parse::<jiff::Timestamp>().ok()?;
     Some((jiff::Timestamp::now() - then).total(jiff::Unit::Second).ok()?.max(0.0))
-}
-
-/// The key of an externally tagged choice.
-fn word(choice: &impl Serialize) -> String {
-    match serde_json::to_value(choice) {
-        Ok(Value::Object(o)) => o.keys().next().cloned().unwrap_or_default(),
-        Ok(Value::String(s)) => s,
-        _ => String::new(),
-    }
 }
 
 fn state(facts: Option<&Facts>, summary: bool) -> State {

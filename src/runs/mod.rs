@@ -8,9 +8,16 @@
 pub mod diagnose;
 pub mod facts;
 pub mod folder;
+pub mod hash;
 pub mod history;
+pub mod lock;
+pub mod page;
+pub mod tensorboard;
+pub mod terminal;
+pub mod trainer_state;
 
 pub use diagnose::{Finding, Patient, diagnose};
 pub use facts::{Environment, Facts, Software};
 pub use folder::{RunFolder, Sample, State};
+pub use lock::{Drift, Lock};
 pub use history::{History, Point, Validation};

@@ -2,10 +2,14 @@
 
 pub mod check;
 pub mod checkpoint;
+mod lock;
 pub mod log;
 pub mod memory;
+mod movement;
 pub mod optim;
 pub mod prepare;
+mod records;
+pub mod replay;
 mod sample;
 pub mod schedule;
 
@@ -20,9 +24,12 @@ use crate::models::{Metrics, Model, Replay};
 use crate::native;
 use crate::recipe::{NonFinite, Plan, ReplayChoice, ResultChoice};
 use crate::report;
+use crate::runs::Software;
+use crate::runs::hash::Trust;
 use checkpoint::{Best, Checkpoints, State};
-use log::{Log, StepLine};
+use log::StepLine;
 use optim::Optimiser;
+use records::Records;
 use schedule::LearningRate;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -63,9 +70,14 @@ const RESULTS: [&str; 3] = [file::TENSORS, "model.safetensors", "model.safetenso
 const MOST_SKIPPED: u32 = 10;
 
 /// Trains as the plan says and leaves the verified result in `run.out`. A signal in `stop` saves and ends the run.
-pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> {
+pub fn run(plan: &Plan, start: Start, software: &Software, stop: Arc<AtomicBool>) -> Result<Summary> {
     native::install_cpu_allocator();
-    let prepared = prepare::prepare(plan)?;
+    run_prepared(prepare::prepare(plan)?, start, software, stop)
+}
+
+/// As [`run`], with the data read already.
+fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc<AtomicBool>) -> Result<Summary> {
+    let plan = &prepared.plan.clone();
     let origin = prepared.origin()?;
     let out = plan.recipe.run.out.clone();
     if std::fs::canonicalize(&out).is_ok_and(|o| std::fs::canonicalize(&plan.recipe.model.path).is_ok_and(|m| o == m)) {
@@ -80,6 +92,8 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
     prepared.announce(&model);
     let mut optim = Optimiser::new(model.params(), prepared.optim())?;
     let total = prepared.total;
+    let facts = records::facts(&prepared, &model, software);
+    let lock = lock::of(&prepared, &facts.environment, software, Trust::Remembered)?;
     let (mut method, tokenizer) = prepared.into_method();
     let state = match earlier {
         Some(state) => {
@@ -91,7 +105,7 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
         None => State::new(origin),
     };
     let step = state.step;
-    let log = Log::open(&out, step, total)?;
+    let records = Records::open(plan, &model, facts, lock, tokenizer, step)?;
     let mut run = Run {
         plan,
         model: &model,
@@ -99,39 +113,35 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
         lr: LearningRate::new(&plan.recipe.optim, plan.lr(), total),
         optim,
         checkpoints,
-        log,
+        records,
         state,
         stop,
-        samples: sample::Samples::open(tokenizer, &out, step)?,
         began: Instant::now(),
         loss: None,
     };
-    let stopped_early = run.fit(&mut method)?;
-    run.log.finish();
-    drop(run.optim);
+    let fitted = run.fit(&mut method);
+    run.records.finish();
+    let Run { records, optim, checkpoints, state, began, loss, .. } = run;
+    drop(optim);
     native::trim_cpu_memory();
-    let best = run.state.best.filter(|_| plan.recipe.run.result == ResultChoice::Best);
-    if let Some(best) = best.filter(|b| b.step != run.state.step) {
-        run.checkpoints.restore_weights(best.step, &model)?;
-        report::info(format!(
-            "the result is the best checkpoint: step {} with validation loss {:.4}",
-            best.step, best.loss
-        ));
-    }
-    export_result(plan, &model)?;
-    let summary = Summary {
-        out: out.clone(),
-        steps: run.state.step,
-        tokens: run.state.tokens,
-        seconds: run.began.elapsed().as_secs_f64(),
-        loss: run.loss,
-        best_step: run.state.best.map(|b| b.step),
-        best_eval_loss: run.state.best.map(|b| b.loss),
-        stopped_early,
-        memory: native::memory(model.device())?.peak,
-    };
-    write_json(&out.join("summary.json"), &summary)?;
-    Ok(summary)
+    let result = fitted.and_then(|stopped_early| {
+        finish(plan, &model, &checkpoints, &state)?;
+        let summary = Summary {
+            out: out.clone(),
+            steps: state.step,
+            tokens: state.tokens,
+            seconds: began.elapsed().as_secs_f64(),
+            loss,
+            best_step: state.best.map(|b| b.step),
+            best_eval_loss: state.best.map(|b| b.loss),
+            stopped_early,
+            memory: native::memory(model.device())?.peak,
+        };
+        write_json(&out.join("summary.json"), &summary)?;
+        Ok(summary)
+    });
+    records.close(&result);
+    result
 }
 
 /// The checkpoint to go on from, or an error where `run.out` holds work that nobody said what to do with.
@@ -173,12 +183,7 @@ fn earlier_work(
         },
         (Start::Overwrite, _) => {
             checkpoints.clear()?;
-            for name in ["metrics.jsonl", "samples.jsonl", "summary.json"] {
-                let path = out.join(name);
-                if path.exists() {
-                    std::fs::remove_file(&path).map_err(|e| io_error("removing", &path, e))?;
-                }
-            }
+            records::clear(out)?;
             Ok(None)
         }
     }
@@ -191,10 +196,9 @@ struct Run<'a> {
     lr: LearningRate,
     optim: Optimiser,
     checkpoints: Checkpoints,
-    log: Log,
+    records: Records<'a>,
     state: State,
     stop: Arc<AtomicBool>,
-    samples: sample::Samples,
     began: Instant,
     loss: Option<f64>,
 }
@@ -209,6 +213,9 @@ impl Run<'_> {
         };
         if self.out_of_patience() {
             return Ok(true); // resumed after it had stopped early
+        }
+        if self.state.step == 0 {
+            self.measure_base(method)?;
         }
         while self.state.step < self.total {
             let began = Instant::now();
@@ -228,6 +235,7 @@ impl Run<'_> {
                 self.optim.step(lr)?;
                 self.state.skipped_in_a_row = 0;
             } else {
+                self.find_origin(method, &step.micro, items)?;
                 self.skip(loss, norm)?;
             }
             self.optim.zero_gradients();
@@ -236,7 +244,7 @@ impl Run<'_> {
             self.state.cursor = method.cursor();
             self.loss = Some(loss);
             let seconds = began.elapsed().as_secs_f64();
-            self.log.step(&StepLine {
+            self.records.step(&StepLine {
                 step: self.state.step,
                 epoch: step.epoch,
                 loss,
@@ -272,19 +280,22 @@ impl Run<'_> {
             self.checkpoints.save(self.model, &self.optim, &self.state)?;
         }
         if interrupted && step < self.total {
-            self.log.finish();
+            self.records.finish();
             return Err(Error::interrupted(format!("stopped by a signal; step {step} of {} is saved", self.total))
                 .hint("go on with: ft train … --resume"));
         }
         if done {
-            self.log.say(&format!("stopping early: no better validation loss in {} validations", self.state.stale));
+            self.records.say(&format!("stopping early: no better validation loss in {} validations", self.state.stale));
         }
         Ok(done)
     }
 
     /// Measures the validation rows; true where their loss is the lowest so far.
     fn validate<M: Method>(&mut self, method: &mut M) -> Result<bool> {
-        let Some(metrics) = method.validate(self.model)? else { return Ok(false) };
+        let Some(metrics) = method.validate(self.model)? else {
+            self.show(method)?;
+            return Ok(false);
+        };
         let means: Vec<(&'static str, f64)> = metrics.means().into_iter().collect();
         let loss = means.iter().find(|(k, _)| *k == "loss").map_or(f64::NAN, |(_, v)| *v);
         let better = loss.is_finite() && self.state.best.is_none_or(|b| loss < b.loss);
@@ -294,9 +305,38 @@ impl Run<'_> {
         } else {
             self.state.stale += 1;
         }
-        self.log.validation(self.state.step, &means, if better { "  (best so far)" } else { "" })?;
-        self.samples.show(self.model, &method.prompts(self.plan.recipe.run.samples), self.state.step, &self.log)?;
+        self.records.validation(self.state.step, &means, if better { "  (best so far)" } else { "" })?;
+        self.show(method)?;
         Ok(better)
+    }
+
+    /// Answers prompts and brings the records up to date.
+    fn show<M: Method>(&mut self, method: &M) -> Result<()> {
+        self.records.samples(&method.prompts(self.plan.recipe.run.samples), self.state.step)?;
+        self.records.measured()
+    }
+
+    /// What the base knows before the first step.
+    fn measure_base<M: Method>(&mut self, method: &mut M) -> Result<()> {
+        let run = &self.plan.recipe.run;
+        if let Some(metrics) = if run.eval_at_start { method.validate(self.model)? } else { None } {
+            let means: Vec<(&'static str, f64)> = metrics.means().into_iter().collect();
+            self.records.validation(0, &means, "  (before the first step)")?;
+        }
+        self.show(method)
+    }
+
+    /// Runs a step that failed again, part by part, to name where its numbers stopped being finite.
+    fn find_origin<M: Method>(&mut self, method: &M, micro: &[M::Batch], items: f64) -> Result<()> {
+        let mut found = None;
+        for b in micro {
+            found = self.model.origin(method.tokens(b), items, |out| method.loss(out, b))?;
+            if found.is_some() {
+                break;
+            }
+        }
+        self.records.origin(self.state.step + 1, found);
+        Ok(())
     }
 
     /// The step's numbers are not finite: stop, or leave the step out.
@@ -311,7 +351,7 @@ impl Run<'_> {
             .map_or("no checkpoint was saved yet".into(), |s| format!("the checkpoint of step {s} is kept"));
         match self.plan.recipe.optim.non_finite {
             NonFinite::Skip if self.state.skipped_in_a_row < MOST_SKIPPED => {
-                self.log.say(&format!("{what}; the step is left out ({} so far)", self.state.skipped));
+                self.records.say(&format!("{what}; the step is left out ({} so far)", self.state.skipped));
                 Ok(())
             }
             NonFinite::Skip => {
@@ -322,6 +362,19 @@ impl Run<'_> {
                 .hint("lower optim.lr or lengthen optim.warmup; optim.non_finite: skip leaves such steps out")),
         }
     }
+}
+
+/// Takes the weights that are the result, writes and verifies them.
+fn finish(plan: &Plan, model: &Model, checkpoints: &Checkpoints, state: &State) -> Result<()> {
+    let best = state.best.filter(|_| plan.recipe.run.result == ResultChoice::Best);
+    if let Some(best) = best.filter(|b| b.step != state.step) {
+        checkpoints.restore_weights(best.step, model)?;
+        report::info(format!(
+            "the result is the best checkpoint: step {} with validation loss {:.4}",
+            best.step, best.loss
+        ));
+    }
+    export_result(plan, model)
 }
 
 /// Writes the trained adapter or model into `run.out`, verified by reading it back.

@@ -6,7 +6,7 @@
 pub mod spec;
 pub use spec::SftSpec;
 
-use super::{Method, Step};
+use super::{Method, Prompt, Step};
 use crate::data::{Cursor, Dataset, Example, Loader};
 use crate::error::Result;
 use crate::models::{Loss, Metrics, Model, Output};
@@ -110,12 +110,14 @@ impl Method for Sft {
         Ok(Some(metrics))
     }
 
-    fn prompts(&self, most: usize) -> Vec<Vec<u32>> {
+    fn prompts(&self, most: usize) -> Vec<Prompt> {
         let prompt = |e: &Example| {
-            let first = e.supervised.iter().position(|s| *s).unwrap_or(e.ids.len());
-            e.ids[..first].to_vec()
+            let from = e.supervised.iter().position(|s| *s).unwrap_or(e.ids.len());
+            let to = e.supervised[from..].iter().position(|s| !s).map_or(e.ids.len(), |n| from + n);
+            Prompt { ids: e.ids[..from].to_vec(), answer: e.ids[from..to].to_vec() }
         };
-        self.valid.iter().map(prompt).filter(|p| !p.is_empty()).take(most).collect()
+        let rows = if self.valid.is_empty() { &self.train } else { &self.valid };
+        rows.iter().map(prompt).filter(|p| !p.ids.is_empty()).take(most).collect()
     }
 
     fn steps_for(&self, epochs: f64) -> u64 {
