@@ -11,6 +11,8 @@ mod logits;
 mod merge;
 mod model;
 mod recipe;
+mod replay;
+mod runs;
 mod sampling;
 mod train;
 
@@ -39,6 +41,10 @@ enum Verb {
     Check(check::CheckArgs),
     /// Train as a recipe says
     Train(train::TrainArgs),
+    /// Look at runs: list, show, compare, make a page
+    #[command(subcommand)]
+    Runs(runs::Runs),
+    Replay(replay::ReplayArgs),
     Eval(eval::Eval),
     Generate(generate::Generate),
     Chat(chat::Chat),
@@ -56,6 +62,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Recipe(verb) => recipe::run(verb),
         Verb::Check(args) => check::run(args),
         Verb::Train(args) => train::run(args),
+        Verb::Runs(verb) => runs::run(verb),
+        Verb::Replay(args) => replay::run(&args),
         Verb::Eval(args) => eval::run(args),
         Verb::Generate(args) => generate::run(args),
         Verb::Chat(args) => chat::run(args),

@@ -6,6 +6,7 @@
 //! Nothing here knows a model or a tensor.
 
 pub mod diagnose;
+pub mod diff;
 pub mod facts;
 pub mod folder;
 pub mod hash;

@@ -114,6 +114,17 @@ impl Axis {
     }
 }
 
+/// `8.00` as `8`: a mark at the side needs no digits that say nothing.
+fn tidy(text: String) -> String {
+    let (digits, unit) = text.split_once(' ').map_or((text.as_str(), ""), |(d, u)| (d, u));
+    let (digits, sign) = digits.strip_suffix('%').map_or((digits, ""), |d| (d, "%"));
+    if !digits.contains('.') || digits.contains('e') {
+        return text;
+    }
+    let digits = digits.trim_end_matches('0').trim_end_matches('.');
+    format!("{digits}{sign}{}{unit}", if unit.is_empty() { "" } else { " " })
+}
+
 /// 1, 2 or 5 times a power of ten, at least `x`.
 fn round_step(x: f64) -> f64 {
     let power = 10f64.powf(x.log10().floor());
@@ -162,7 +173,7 @@ impl Chart<'_> {
                 labels,
                 r#"<span class="y" style="top:{:.2}%">{}</span>"#,
                 axis.y(*tick) / 10.0,
-                escape(&(self.format)(*tick))
+                escape(&tidy((self.format)(*tick)))
             );
         }
         for step in x_ticks(first, last) {
@@ -257,7 +268,7 @@ pub fn histogram(width: usize, counts: &[u64], limit: usize, limit_name: &str) -
     let Some(most) = counts.iter().copied().max().filter(|m| *m > 0) else { return String::new() };
     let end = counts.len() * width;
     // The limit is shown where it is near; far to the right it would only squeeze the bars.
-    let near = limit <= end * 3 / 2;
+    let near = limit <= end * 3;
     let range = if near { end.max(limit + width) } else { end } as f64;
     let mut svg = String::new();
     for (i, n) in counts.iter().enumerate().filter(|(_, n)| **n > 0) {
@@ -313,6 +324,14 @@ mod tests {
         let series = Series { name: "loss".into(), colour: "train", look: Look::Line, points };
         let svg = series.paths(|x| x, |y| y);
         assert_eq!(svg.matches('M').count(), 2, "{svg}");
+    }
+
+    #[test]
+    fn marks_at_the_side_are_short() {
+        let cases = [("8.00", "8"), ("0.050", "0.05"), ("10.0 MB", "10 MB"), ("1.0e-3", "1.0e-3"), ("20,000", "20,000")];
+        for (long, short) in cases {
+            assert_eq!(tidy(long.into()), short);
+        }
     }
 
     #[test]

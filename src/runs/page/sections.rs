@@ -85,12 +85,10 @@ fn tiles(run: &RunFolder) -> String {
         };
         all.push(tile("Steps", &steps, &format!("{:.2} epochs", last.epoch)));
     }
-    all.push(tile("Time", &escape(&report::duration(Duration::from_secs_f64(run.seconds()))), "validation and saving included"));
-    if let Some(speed) = h.tokens_per_s() {
-        let tokens = h.steps.last().map_or(0, |p| p.tokens);
-        let more = format!("{} tokens in all", report::count(tokens));
-        all.push(tile("Tokens a second", &report::count(speed.round() as u64), &more));
-    }
+    let speed = h.tokens_per_s().map_or("validation and saving included".into(), |speed| {
+        format!("{} tokens a second in steps", report::count(speed.round() as u64))
+    });
+    all.push(tile("Time", &escape(&report::duration(Duration::from_secs_f64(run.seconds()))), &speed));
     if h.memory() > 0 {
         all.push(tile("Peak memory", &escape(&report::bytes(h.memory())), "of tensors"));
     }
@@ -195,7 +193,9 @@ fn curves(run: &RunFolder) -> String {
         if let Some(first) = letters.get_mut(..1) {
             first.make_ascii_uppercase();
         }
-        add(&letters, String::new(), series, short, None, f64::INFINITY, false);
+        let share = name.contains("accuracy");
+        let format = if share { |v: f64| format!("{:.1}%", 100.0 * v) } else { short };
+        add(&letters, String::new(), series, format, None, f64::INFINITY, false);
     }
     let speed = with_mean(curve(&|p| p.tokens_per_s), "tokens a second");
     add("Speed", "tokens a second, steps alone".into(), speed, |v| report::count(v.round().max(0.0) as u64), None, f64::INFINITY, true);
@@ -306,6 +306,7 @@ fn data(run: &RunFolder) -> String {
             ("tokens", report::count(d.tokens as u64)),
             ("learnt", format!("{:.1} %", 100.0 * d.supervised_share())),
             ("longest", format!("{} tokens", report::count(d.longest as u64))),
+            ("allowed", format!("{} tokens", report::count(d.max_len as u64))),
             ("format", d.format.clone()),
         ];
         for (n, what) in [(d.dropped, "dropped as too long"), (d.truncated, "cut off"), (d.split, "split")] {
