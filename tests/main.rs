@@ -10,6 +10,7 @@ mod hostile;
 mod parity;
 mod properties;
 mod recipe;
+mod records;
 mod setup;
 mod support;
 mod trajectories;
