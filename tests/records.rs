@@ -69,7 +69,7 @@ impl Space {
     /// Trains with other settings; fails or not.
     fn train(&self, out: &str, sets: &[&str]) -> Output {
         let out = format!("run.out={out}");
-        let sets = sets.iter().chain([&out.as_str()]).flat_map(|s| ["--set", s]);
+        let sets = sets.iter().copied().chain([out.as_str()]).flat_map(|s| ["--set", s]);
         self.command(&["train", "recipe.yaml"].into_iter().chain(sets).collect::<Vec<_>>()).output().unwrap()
     }
 
@@ -188,7 +188,8 @@ fn board(folder: &Path) -> Board {
 
 /// The only folder below `run/runs`.
 fn events(space: &Space, run: &str) -> PathBuf {
-    let all: Vec<PathBuf> = std::fs::read_dir(space.path(run).join("runs")).unwrap().map(|e| e.unwrap().path()).collect();
+    let all: Vec<PathBuf> =
+        std::fs::read_dir(space.path(run).join("runs")).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(all.len(), 1, "{all:?}");
     all[0].clone()
 }
@@ -208,7 +209,9 @@ fn everything_that_is_looked_at_says_what_metrics_say() {
     assert_eq!(board.scalars["train/loss"], expected);
     let expected: Vec<(u64, f32)> = h.validations.iter().map(|v| (v.step, v.loss() as f32)).collect();
     assert_eq!(board.scalars["eval/loss"], expected);
-    for tag in ["train/learning_rate", "train/grad_norm", "train/epoch", "train/mean_token_accuracy", "train/num_tokens"] {
+    for tag in
+        ["train/learning_rate", "train/grad_norm", "train/epoch", "train/mean_token_accuracy", "train/num_tokens"]
+    {
         assert_eq!(board.scalars[tag].len(), 30, "{tag}");
     }
     assert!(board.texts["args/text_summary"].contains("rank: 8"), "{:?}", board.texts);
@@ -227,7 +230,10 @@ fn everything_that_is_looked_at_says_what_metrics_say() {
 
     let listed: Value = serde_json::from_slice(&space.ft(&["runs", "list", "--json"]).stdout).unwrap();
     let listed = &listed[0];
-    assert_eq!((&listed["state"], &listed["steps"], &listed["adapter"]), (&json!("finished"), &json!(30), &json!("lora r8")));
+    assert_eq!(
+        (&listed["state"], &listed["steps"], &listed["adapter"]),
+        (&json!("finished"), &json!(30), &json!("lora r8"))
+    );
     assert_eq!(listed["best_eval_loss"].as_f64(), h.best().map(|b| b.loss()));
     let shown = String::from_utf8(space.ft(&["runs", "show", "run"]).stdout).unwrap();
     assert!(shown.contains("30 of 30") && shown.contains('█') && shown.contains("before: "), "{shown}");
@@ -299,7 +305,11 @@ fn states_are_told_and_a_resumed_run_has_each_step_once() {
     assert_eq!(board.files, 3);
     let steps: Vec<u64> = board.scalars["train/loss"].iter().map(|(s, _)| *s).collect();
     assert_eq!(steps, (1..=360).collect::<Vec<_>>());
-    assert_eq!(space.text("run/report.html").matches("class=\"resumed\"").count(), 2 * 5, "marks in each of five charts");
+    assert_eq!(
+        space.text("run/report.html").matches("class=\"resumed\"").count(),
+        2 * 5,
+        "marks in each of five charts"
+    );
 }
 
 #[test]
@@ -311,7 +321,10 @@ fn a_replay_gives_the_same_bits_and_drift_is_explained() {
     let done: Value = serde_json::from_slice(&again.stdout).unwrap();
     assert_eq!((&done["equal"], &done["drift"]), (&json!(true), &json!([])));
     let file = "adapter_model.safetensors";
-    assert_eq!(std::fs::read(space.path("run").join(file)).unwrap(), std::fs::read(space.path("run-replay").join(file)).unwrap());
+    assert_eq!(
+        std::fs::read(space.path("run").join(file)).unwrap(),
+        std::fs::read(space.path("run-replay").join(file)).unwrap()
+    );
     assert!(said(&again).contains("bit for bit"));
 
     // A tokenizer file that says the same in other bytes, and other rows.

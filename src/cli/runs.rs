@@ -81,7 +81,8 @@ fn list(folder: &Path, json: bool) -> Result<()> {
         return Err(Error::user(format!("{}: no run in it or below", folder.display()))
             .hint("name another folder: ft runs list FOLDER"));
     }
-    let head = ["run", "method", "adapter", "state", "steps", "best eval", "time", "began"].map(|h| style(h).dim().to_string());
+    let head = ["run", "method", "adapter", "state", "steps", "best eval", "time", "began"]
+        .map(|h| style(h).dim().to_string());
     let mut rows = vec![head.to_vec()];
     for (path, run) in &runs {
         let best = run.history.best().map_or("-".to_string(), |b| number(b.loss()));

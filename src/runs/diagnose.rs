@@ -118,7 +118,11 @@ impl Patient<'_> {
 /// As a shell takes it for one word.
 fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_string() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_string()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 fn finding(id: Id, title: &str, evidence: &[(&str, String)], cause: String, next: Vec<String>) -> Finding {
@@ -294,10 +298,7 @@ fn flat(p: Patient) -> Option<Finding> {
                 faster,
             ],
         ),
-        _ => (
-            "The weights have hardly moved: the learning rate is too low for so few steps.",
-            vec![faster],
-        ),
+        _ => ("The weights have hardly moved: the learning rate is too low for so few steps.", vec![faster]),
     };
     Some(finding(Id::FlatLoss, "The loss does not fall", &evidence, cause.into(), next))
 }
@@ -417,10 +418,7 @@ fn worse(p: Patient, others: &[Finding]) -> Option<Finding> {
         }
         (false, _) => "The run got better than the base and then lost it again; the best checkpoint is kept.",
     };
-    let next = vec![
-        p.check(),
-        p.again("slower", &[("optim.lr", rate(p.lr() / 5.0)), ("optim.warmup", "0.1".into())]),
-    ];
+    let next = vec![p.check(), p.again("slower", &[("optim.lr", rate(p.lr() / 5.0)), ("optim.warmup", "0.1".into())])];
     Some(finding(Id::WorseThanStart, "Worse than the base on validation rows", &evidence, cause.into(), next))
 }
 

@@ -113,7 +113,8 @@ fn results(run: &RunFolder) -> Values {
     if let Some(best) = h.best() {
         all.push(("best validation loss".into(), number(best.loss())));
         all.push(("best step".into(), best.step.to_string()));
-        let others: BTreeMap<&String, f64> = best.means.iter().filter(|(k, _)| k != "loss").map(|(k, v)| (k, *v)).collect();
+        let others: BTreeMap<&String, f64> =
+            best.means.iter().filter(|(k, _)| k != "loss").map(|(k, v)| (k, *v)).collect();
         all.extend(others.into_iter().map(|(k, v)| (format!("validation {k}, best step"), number(v))));
     }
     if let Some(speed) = h.tokens_per_s() {

@@ -219,8 +219,8 @@ fn evaluations(run: &Path) -> Result<Vec<(String, Value)>> {
 pub fn find(folder: &Path) -> Result<Vec<PathBuf>> {
     fn walk(folder: &Path, depth: usize, into: &mut Vec<(SystemTime, PathBuf)>) -> std::io::Result<()> {
         if is_run(folder) {
-            let touched = [METRICS, super::facts::FACTS, PLAN]
-                .map(|n| folder.join(n).metadata().and_then(|m| m.modified()));
+            let touched =
+                [METRICS, super::facts::FACTS, PLAN].map(|n| folder.join(n).metadata().and_then(|m| m.modified()));
             into.push((touched.into_iter().flatten().max().unwrap_or(SystemTime::UNIX_EPOCH), folder.to_path_buf()));
             return Ok(());
         }

@@ -100,7 +100,10 @@ const TOKENIZER: [&str; 8] = [
 
 /// True for files of a model folder that a run reads beside its tokenizer.
 fn is_base(name: &str) -> bool {
-    name == "config.json" || name == "generation_config.json" || name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
+    name == "config.json"
+        || name == "generation_config.json"
+        || name.ends_with(".safetensors")
+        || name.ends_with(".safetensors.index.json")
 }
 
 impl Lock {

@@ -221,10 +221,7 @@ mod tests {
                 v.fixed32(2, 0.25f32.to_bits());
             })
         });
-        assert_eq!(
-            crate::fsutil::hex(&m.0),
-            "09000000000000f83f10ac022a130a110a0a747261696e2f6c6f7373150000803e"
-        );
+        assert_eq!(crate::fsutil::hex(&m.0), "09000000000000f83f10ac022a130a110a0a747261696e2f6c6f7373150000803e");
     }
 
     #[test]

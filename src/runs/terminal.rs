@@ -85,13 +85,30 @@ pub fn page(run: &RunFolder, width: usize) -> String {
         let best = h.best().map_or(String::new(), |b| format!(", best {} at step {}", number(b.loss()), b.step));
         facts.push(row(
             "validation loss",
-            format!("{} (step {}) -> {} (step {}){best}", number(first.loss()), first.step, number(last.loss()), last.step),
+            format!(
+                "{} (step {}) -> {} (step {}){best}",
+                number(first.loss()),
+                first.step,
+                number(last.loss()),
+                last.step
+            ),
         ));
     }
     if let Some(f) = &run.facts {
         let e = &f.environment;
-        facts.push(row("data", format!("{} examples, {} tokens, {:.1} % learnt", report::count(f.train.examples as u64), report::count(f.train.tokens as u64), 100.0 * f.train.supervised_share())));
-        facts.push(row("on", format!("{} ({}), {} threads, ft {}, libtorch {}", e.device_name, e.device, e.threads, e.ft, e.libtorch)));
+        facts.push(row(
+            "data",
+            format!(
+                "{} examples, {} tokens, {:.1} % learnt",
+                report::count(f.train.examples as u64),
+                report::count(f.train.tokens as u64),
+                100.0 * f.train.supervised_share()
+            ),
+        ));
+        facts.push(row(
+            "on",
+            format!("{} ({}), {} threads, ft {}, libtorch {}", e.device_name, e.device, e.threads, e.ft, e.libtorch),
+        ));
     }
     let _ = writeln!(out, "\n{}\n", report::table(&facts));
 
@@ -147,7 +164,8 @@ fn row(name: &str, value: String) -> Vec<String> {
 
 /// Text of a model on one line: nothing that steers a terminal, cut to `width`.
 pub fn line(text: &str, width: usize) -> String {
-    let steers = |c: char| c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c) || ('\u{2066}'..='\u{2069}').contains(&c);
+    let steers =
+        |c: char| c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c) || ('\u{2066}'..='\u{2069}').contains(&c);
     let plain: String = text.trim().chars().map(|c| if steers(c) { ' ' } else { c }).collect();
     console::truncate_str(&plain, width.max(20), "…").into_owned()
 }

@@ -18,7 +18,9 @@ use crate::recipe::Plan;
 use crate::report;
 use crate::runs::facts::{Bins, DataFacts, Ended, Origin, Outcome, Session};
 use crate::runs::tensorboard::{self, EventFile};
-use crate::runs::{self, Drift, Environment, Facts, History, Lock, Patient, Point, Software, Validation, diagnose, folder};
+use crate::runs::{
+    self, Drift, Environment, Facts, History, Lock, Patient, Point, Software, Validation, diagnose, folder,
+};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;

@@ -48,7 +48,8 @@ pub fn replay(run: &Path, out: &Path, accept: bool, software: &Software, stop: A
     let now = lock::of(&prepared, &environment, software, Trust::Bytes)?;
     let mut drift = recorded.drift(&now);
     for (step, earlier) in &recorded.resumed_with {
-        let since = earlier.iter().map(|d| Drift { item: format!("{} (resumed after step {step})", d.item), ..d.clone() });
+        let since =
+            earlier.iter().map(|d| Drift { item: format!("{} (resumed after step {step})", d.item), ..d.clone() });
         drift.extend(since);
     }
     if !drift.is_empty() && !accept {

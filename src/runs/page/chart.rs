@@ -61,7 +61,8 @@ fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         let least = finite().min_by(|a, b| a.1.1.total_cmp(&b.1.1));
         let most = finite().max_by(|a, b| a.1.1.total_cmp(&b.1.1));
         let gap = part.iter().enumerate().find(|(_, p)| !p.1.is_finite());
-        let mut some: Vec<(usize, (f64, f64))> = [least, most, gap].into_iter().flatten().map(|(i, p)| (i, *p)).collect();
+        let mut some: Vec<(usize, (f64, f64))> =
+            [least, most, gap].into_iter().flatten().map(|(i, p)| (i, *p)).collect();
         some.sort_by_key(|(i, _)| *i);
         some.dedup_by_key(|(i, _)| *i);
         kept.extend(some.into_iter().map(|(_, p)| p));
@@ -284,7 +285,8 @@ pub fn histogram(width: usize, counts: &[u64], limit: usize, limit_name: &str) -
             (i + 1) * width - 1,
         );
     }
-    let mut labels = format!(r#"<span class="y" style="top:4%">{most}</span><span class="y" style="top:100%">0</span>"#);
+    let mut labels =
+        format!(r#"<span class="y" style="top:4%">{most}</span><span class="y" style="top:100%">0</span>"#);
     for tick in x_ticks(0.0, range) {
         let _ = write!(labels, r#"<span class="x" style="left:{:.2}%">{tick}</span>"#, 100.0 * tick / range);
     }
@@ -292,12 +294,8 @@ pub fn histogram(width: usize, counts: &[u64], limit: usize, limit_name: &str) -
         let x = 1000.0 * limit as f64 / range;
         let _ = write!(svg, r#"<path class="limit" d="M{x:.1} 0V1000"/>"#);
         let side = if x > 600.0 { "left" } else { "right" };
-        let _ = write!(
-            labels,
-            r#"<span class="limit {side}" style="left:{:.2}%">{}</span>"#,
-            x / 10.0,
-            escape(limit_name)
-        );
+        let _ =
+            write!(labels, r#"<span class="limit {side}" style="left:{:.2}%">{}</span>"#, x / 10.0, escape(limit_name));
     }
     format!(
         r#"<div class="plot"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="lengths in tokens">{svg}</svg>{labels}</div>"#
@@ -328,7 +326,8 @@ mod tests {
 
     #[test]
     fn marks_at_the_side_are_short() {
-        let cases = [("8.00", "8"), ("0.050", "0.05"), ("10.0 MB", "10 MB"), ("1.0e-3", "1.0e-3"), ("20,000", "20,000")];
+        let cases =
+            [("8.00", "8"), ("0.050", "0.05"), ("10.0 MB", "10 MB"), ("1.0e-3", "1.0e-3"), ("20,000", "20,000")];
         for (long, short) in cases {
             assert_eq!(tidy(long.into()), short);
         }

@@ -32,10 +32,14 @@ fn header(run: &RunFolder) -> String {
             let class = if run.state == State::Failed { "sub words" } else { "sub" };
             format!(r#"<p class="{class}">{}</p>"#, escape(words))
         }
-        (State::Crashed, _) => r#"<p class="sub words">Its process is gone without a word: killed, or the machine went down.
+        (State::Crashed, _) => {
+            r#"<p class="sub words">Its process is gone without a word: killed, or the machine went down.
             <code>ft train … --resume</code> goes on from the last checkpoint.</p>"#
-            .into(),
-        (State::Running, _) => r#"<p class="sub">In progress: this page shows the run as it was at its last validation.</p>"#.into(),
+                .into()
+        }
+        (State::Running, _) => {
+            r#"<p class="sub">In progress: this page shows the run as it was at its last validation.</p>"#.into()
+        }
         _ => String::new(),
     };
     let began = run.began().map_or(String::new(), |t| format!(" · began {}", escape(&t.replace('T', " "))));
@@ -106,7 +110,8 @@ fn doctor(run: &RunFolder) -> String {
 }
 
 fn finding(f: &Finding) -> String {
-    let grave = matches!(f.id, Id::NonFinite | Id::LearningRateTooHigh | Id::WorseThanStart | Id::NoGradient | Id::NoUpdate);
+    let grave =
+        matches!(f.id, Id::NonFinite | Id::LearningRateTooHigh | Id::WorseThanStart | Id::NoGradient | Id::NoUpdate);
     let evidence: String =
         f.evidence.iter().map(|(k, v)| format!("<li><span>{}</span> {}</li>", escape(k), escape(v))).collect();
     let next: String = f.next.iter().map(|c| format!("<pre class=\"command\">{}</pre>", escape(c))).collect();
@@ -150,8 +155,17 @@ fn curves(run: &RunFolder) -> String {
     };
     let mut charts = Vec::new();
     let mut add = |title: &str, note: String, series, format, guide, log_above, from_zero| {
-        let chart =
-            Chart { title: title.to_string(), note, series, format, guide, resumed: &resumed, skipped: &skipped, log_above, from_zero };
+        let chart = Chart {
+            title: title.to_string(),
+            note,
+            series,
+            format,
+            guide,
+            resumed: &resumed,
+            skipped: &skipped,
+            log_above,
+            from_zero,
+        };
         charts.push(chart.figure());
     };
     // A mean and its raw values.
@@ -180,10 +194,26 @@ fn curves(run: &RunFolder) -> String {
     };
     add("Loss", format!("{smoothing}{marks}"), loss, short as fn(f64) -> String, None, 200.0, false);
     let lr = vec![Series { name: "learning rate".into(), colour: "other", look: Look::Line, points: curve(&|p| p.lr) }];
-    add("Learning rate", String::new(), lr, |v| if v == 0.0 { "0".into() } else { format!("{v:.1e}") }, None, f64::INFINITY, true);
+    add(
+        "Learning rate",
+        String::new(),
+        lr,
+        |v| if v == 0.0 { "0".into() } else { format!("{v:.1e}") },
+        None,
+        f64::INFINITY,
+        true,
+    );
     let max_norm = run.plan.recipe.optim.max_norm;
     let guide = (max_norm > 0.0).then_some((max_norm, "clipped above"));
-    add("Gradient norm", "before clipping".into(), with_mean(curve(&|p| p.grad_norm), "norm"), short, guide, 20.0, true);
+    add(
+        "Gradient norm",
+        "before clipping".into(),
+        with_mean(curve(&|p| p.grad_norm), "norm"),
+        short,
+        guide,
+        20.0,
+        true,
+    );
     let names: Vec<&String> = h.steps.first().map_or(Vec::new(), |p| p.more.iter().map(|(k, _)| k).collect());
     for name in names {
         let value = |p: &Point| p.more.iter().find(|(k, _)| k == name).map_or(f64::NAN, |(_, v)| *v);
@@ -198,7 +228,15 @@ fn curves(run: &RunFolder) -> String {
         add(&letters, String::new(), series, format, None, f64::INFINITY, false);
     }
     let speed = with_mean(curve(&|p| p.tokens_per_s), "tokens a second");
-    add("Speed", "tokens a second, steps alone".into(), speed, |v| report::count(v.round().max(0.0) as u64), None, f64::INFINITY, true);
+    add(
+        "Speed",
+        "tokens a second, steps alone".into(),
+        speed,
+        |v| report::count(v.round().max(0.0) as u64),
+        None,
+        f64::INFINITY,
+        true,
+    );
     let memory = curve(&|p| if p.memory > 0 { p.memory as f64 } else { f64::NAN });
     let memory = vec![Series { name: "peak so far".into(), colour: "other", look: Look::Line, points: memory }];
     add("Memory", "of tensors".into(), memory, |v| report::bytes(v.max(0.0) as u64), None, f64::INFINITY, true);
@@ -254,7 +292,11 @@ fn evaluations(run: &RunFolder) -> String {
     let h = &run.history;
     let mut out = String::new();
     if !h.validations.is_empty() {
-        let names: Vec<&String> = h.validations.iter().max_by_key(|v| v.means.len()).map_or(Vec::new(), |v| v.means.iter().map(|(k, _)| k).collect());
+        let names: Vec<&String> = h
+            .validations
+            .iter()
+            .max_by_key(|v| v.means.len())
+            .map_or(Vec::new(), |v| v.means.iter().map(|(k, _)| k).collect());
         let head: String = names.iter().map(|n| format!("<th class=\"number\">{}</th>", escape(n))).collect();
         let best = h.best().map(|b| b.step);
         let row = |v: &crate::runs::Validation| {
@@ -264,15 +306,33 @@ fn evaluations(run: &RunFolder) -> String {
                 .map(|x| format!("<td class=\"number\">{}</td>", number(x)))
                 .collect();
             let (class, mark) = if Some(v.step) == best { (" class=\"best\"", "best") } else { ("", "") };
-            format!("<tr{class}><td>{}</td>{cells}<td>{mark}</td></tr>", if v.step == 0 { "before the first".into() } else { v.step.to_string() })
+            format!(
+                "<tr{class}><td>{}</td>{cells}<td>{mark}</td></tr>",
+                if v.step == 0 { "before the first".into() } else { v.step.to_string() }
+            )
         };
         let rows: Vec<String> = h.validations.iter().map(row).collect();
-        let table = |rows: &[String]| format!("<div class=\"scroll\"><table><tr><th>after step</th>{head}<th></th></tr>{}</table></div>", rows.concat());
+        let table = |rows: &[String]| {
+            format!(
+                "<div class=\"scroll\"><table><tr><th>after step</th>{head}<th></th></tr>{}</table></div>",
+                rows.concat()
+            )
+        };
         let shown = if rows.len() <= 12 {
             table(&rows)
         } else {
-            let few: Vec<String> = h.validations.iter().filter(|v| v.step == 0 || Some(v.step) == best || v.step == h.validations.last().map_or(0, |l| l.step)).map(row).collect();
-            format!("{}<details><summary>All {} validations</summary>{}</details>", table(&few), rows.len(), table(&rows))
+            let few: Vec<String> = h
+                .validations
+                .iter()
+                .filter(|v| v.step == 0 || Some(v.step) == best || v.step == h.validations.last().map_or(0, |l| l.step))
+                .map(row)
+                .collect();
+            format!(
+                "{}<details><summary>All {} validations</summary>{}</details>",
+                table(&few),
+                rows.len(),
+                table(&rows)
+            )
         };
         let _ = write!(out, "<div class=\"card\">{shown}</div>");
     }
@@ -410,7 +470,13 @@ fn made_of(run: &RunFolder) -> String {
         );
         for (i, s) in f.sessions.iter().enumerate().filter(|_| f.sessions.len() > 1) {
             let end = s.ended.as_ref().map_or("no end noted down".into(), |e| {
-                format!("{:?} at step {} after {}", e.outcome, e.step, report::duration(Duration::from_secs_f64(e.seconds))).to_lowercase()
+                format!(
+                    "{:?} at step {} after {}",
+                    e.outcome,
+                    e.step,
+                    report::duration(Duration::from_secs_f64(e.seconds))
+                )
+                .to_lowercase()
             });
             machine += &row(&format!("session {}", i + 1), format!("from step {}, {}: {end}", s.from_step, s.began));
         }
