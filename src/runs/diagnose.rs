@@ -146,19 +146,20 @@ fn losses(points: &[&Point]) -> f64 {
 
 fn non_finite(p: Patient) -> Option<Finding> {
     let bad: Vec<&Point> = p.history.steps.iter().filter(|s| !s.applied()).collect();
-    let first = bad.first()?;
+    // A step that ended the run has an origin, but no line in the curves.
     let origins = p.facts.map_or(&[][..], |f| &f.origins);
-    let origin = origins.iter().find(|o| o.step >= first.step);
-    let mut evidence = vec![
-        ("first at step", first.step.to_string()),
-        ("loss there", first.loss.to_string()),
-        ("gradient norm there", first.grad_norm.to_string()),
-        ("steps left out", bad.len().to_string()),
-    ];
+    let left_out = bad.first().map(|s| (s.step, s.loss.to_string(), s.grad_norm.to_string()));
+    let ended = origins.first().map(|o| (o.step, o.loss.clone(), o.grad_norm.clone()));
+    let (first, loss, norm) = left_out.into_iter().chain(ended).min_by_key(|(step, ..)| *step)?;
+    let origin = origins.iter().find(|o| o.step >= first);
+    let mut evidence = vec![("first at step", first.to_string()), ("loss there", loss), ("gradient norm there", norm)];
+    if !bad.is_empty() {
+        evidence.push(("steps left out", bad.len().to_string()));
+    }
     if let Some(origin) = origin {
         evidence.push(("begins at", origin.place.clone()));
     }
-    let before = p.history.steps.iter().rev().find(|s| s.step < first.step && s.applied());
+    let before = p.history.steps.iter().rev().find(|s| s.step < first && s.applied());
     if let Some(before) = before {
         evidence.push(("gradient norm one step before", number(before.grad_norm)));
     }
@@ -215,7 +216,15 @@ fn no_gradient(p: Patient) -> Option<Finding> {
     if last.len() < 3 || largest > 1e-12 {
         return None;
     }
-    let evidence = [("largest gradient norm of the last steps", number(largest)), ("loss", number(losses(last)))];
+    let mut evidence =
+        vec![("largest gradient norm of the last steps", number(largest)), ("loss", number(losses(last)))];
+    if let Some(alive) = steps.iter().rev().find(|s| s.grad_norm > 1e-12) {
+        evidence.push(("last step with a gradient", format!("{} (norm {})", alive.step, number(alive.grad_norm))));
+        let cause = "It was there and went: numbers have grown until nothing changes their outcome any more. The steps \
+                     before were too large.";
+        let next = vec![p.again("slower", &[("optim.lr", rate(p.lr() / 10.0)), ("optim.warmup", "0.1".into())])];
+        return Some(finding(Id::NoGradient, "The gradient is gone", &evidence, cause.into(), next));
+    }
     let cause = if p.plan.recipe.adapter.is_some() {
         "No gradient reaches the adapter: its scale (alpha / rank) is zero, or both of its factors are."
     } else {
@@ -235,7 +244,7 @@ fn no_update(p: Patient) -> Option<Finding> {
     let moved = p.facts.and_then(|f| f.movement);
     // The first step of a warm-up has no rate yet.
     let still = steps.len() >= 3 && largest == 0.0;
-    let stuck = moved.is_some_and(|m| m.relative == 0.0 && m.to_step >= m.from_step + 3);
+    let stuck = steps.len() >= 3 && moved.is_some_and(|m| m.relative == 0.0 && m.to_step >= m.from_step + 3);
     if !still && !stuck {
         return None;
     }
@@ -265,13 +274,13 @@ fn flat(p: Patient) -> Option<Finding> {
     let (a, b) = (losses(first), losses(last));
     let spread = |s: &[&Point], m: f64| mean(s.iter().map(|p| (p.loss - m).powi(2))) / s.len() as f64;
     let noise = (spread(first, a) + spread(last, b)).sqrt();
-    // Falling by less than 1 %, and by less than what chance would do.
-    if a < 0.02 || a - b > (0.01 * a).max(2.0 * noise.min(0.02 * a)) || b > 1.1 * a {
+    // It fell by less than 1 %, and chance does not hide a fall of 5 %.
+    if a < 0.02 || a - b > 0.01 * a || a - b + 2.0 * noise > 0.05 * a || b > 1.1 * a {
         return None;
     }
     // Validation that got better says that the noise of training hides a fall.
     let better = p.history.validations.first().zip(p.history.best()).map(|(v, best)| v.loss() - best.loss());
-    if better.is_some_and(|d| d > 0.02 * a) {
+    if better.is_some_and(|d| d > 0.005 * a) {
         return None;
     }
     let moved = p.facts.and_then(|f| f.movement).map(|m| m.relative);

@@ -220,9 +220,12 @@ pub struct Movement {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
     pub step: u64,
+    /// Its loss and gradient norm, as text: JSON has no word for what is not finite.
+    pub loss: String,
+    pub grad_norm: String,
     /// In words: the first tensor or layer, and what it holds.
     pub place: String,
-    /// `weights`, `forward`, `loss`, `backward` or `unknown`.
+    /// `frozen weights`, `trained weights`, `forward`, `loss`, `backward` or `unknown`.
     pub stage: String,
 }
 

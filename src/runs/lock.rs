@@ -86,6 +86,9 @@ pub struct Drift {
     pub effect: String,
 }
 
+/// The program's own file, also where it was replaced or removed since it started.
+const PROGRAM: &str = "/proc/self/exe";
+
 /// Files of a model folder that make tokens; everything else that is read is the base.
 const TOKENIZER: [&str; 8] = [
     "tokenizer.json",
@@ -132,10 +135,9 @@ impl Lock {
             into.insert(name, locked);
         }
         let template = plan.recipe.data.template.as_ref().map(|path| hasher.file(path)).transpose()?;
-        let program = std::env::current_exe().map_err(|e| Error::bug(format!("the program's own file: {e}")))?;
         let programs = LockedPrograms {
             ft: software.ft.clone(),
-            ft_sha256: hasher.file(&program)?.sha256,
+            ft_sha256: hasher.file(Path::new(PROGRAM))?.sha256,
             libtorch: software.libtorch.clone(),
         };
         hasher.close();

@@ -235,7 +235,7 @@ impl Run<'_> {
                 self.optim.step(lr)?;
                 self.state.skipped_in_a_row = 0;
             } else {
-                self.find_origin(method, &step.micro, items)?;
+                self.find_origin(method, &step.micro, items, (loss, norm))?;
                 self.skip(loss, norm)?;
             }
             self.optim.zero_gradients();
@@ -327,7 +327,7 @@ impl Run<'_> {
     }
 
     /// Runs a step that failed again, part by part, to name where its numbers stopped being finite.
-    fn find_origin<M: Method>(&mut self, method: &M, micro: &[M::Batch], items: f64) -> Result<()> {
+    fn find_origin<M: Method>(&mut self, method: &M, micro: &[M::Batch], items: f64, of: (f64, f64)) -> Result<()> {
         let mut found = None;
         for b in micro {
             found = self.model.origin(method.tokens(b), items, |out| method.loss(out, b))?;
@@ -335,7 +335,7 @@ impl Run<'_> {
                 break;
             }
         }
-        self.records.origin(self.state.step + 1, found);
+        self.records.origin(self.state.step + 1, of.0, of.1, found);
         Ok(())
     }
 

@@ -23,7 +23,7 @@ use crate::runs::{
 };
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Files of an earlier run that is thrown away.
 const EARLIER: [&str; 7] = [
@@ -98,6 +98,24 @@ pub struct Records<'a> {
     /// Findings that were told already.
     told: BTreeSet<diagnose::Id>,
     began: Instant,
+    pace: Pace,
+}
+
+/// Keeps work that grows with the run to a twentieth of its time.
+struct Pace {
+    done: Instant,
+    took: Duration,
+}
+
+impl Pace {
+    /// True where that much time has gone by since the last time.
+    fn due(&self) -> bool {
+        self.done.elapsed() >= 20 * self.took
+    }
+
+    fn took(&mut self, began: Instant) {
+        *self = Self { done: Instant::now(), took: began.elapsed() };
+    }
 }
 
 impl<'a> Records<'a> {
@@ -141,6 +159,7 @@ impl<'a> Records<'a> {
             history,
             told: BTreeSet::new(),
             began: Instant::now(),
+            pace: Pace { done: Instant::now(), took: Duration::ZERO },
         })
     }
 
@@ -185,8 +204,18 @@ impl<'a> Records<'a> {
         self.samples.show(self.model, prompts, step, &self.log)
     }
 
-    /// Everything that is due where the run was measured: the doctor, run.json, trainer_state.json and the page.
+    /// The run was measured: what shows it whole is brought up to date, as far as that does not hold it up.
     pub fn measured(&mut self) -> Result<()> {
+        if self.pace.due() {
+            let began = Instant::now();
+            self.update()?;
+            self.pace.took(began);
+        }
+        Ok(())
+    }
+
+    /// The doctor, run.json, trainer_state.json and the page, all made from the whole history.
+    fn update(&mut self) -> Result<()> {
         self.look();
         self.facts.write(&self.out)?;
         runs::trainer_state::write(&self.out, self.plan, &self.facts, &self.history)?;
@@ -196,14 +225,15 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    /// Where the numbers of the step after `step` stopped being finite.
-    pub fn origin(&mut self, step: u64, found: Option<origin::Origin>) {
+    /// Where the numbers of `step` stopped being finite.
+    pub fn origin(&mut self, step: u64, loss: f64, grad_norm: f64, found: Option<origin::Origin>) {
         let (stage, place) = match &found {
             Some(o) => (o.stage.name().to_string(), o.to_string()),
             None => ("unknown".into(), "nowhere when run again without dropout".into()),
         };
         self.log.say(&format!("  the first numbers that are not finite: {place}"));
-        self.facts.origins.push(Origin { step, stage, place });
+        let (loss, grad_norm) = (loss.to_string(), grad_norm.to_string());
+        self.facts.origins.push(Origin { step, loss, grad_norm, stage, place });
     }
 
     /// Asks the doctor and tells what was not told before.
@@ -242,7 +272,7 @@ impl<'a> Records<'a> {
         let seconds = self.began.elapsed().as_secs_f64();
         let ended = Ended { at: runs::facts::now(), seconds, step: self.history.last_step(), outcome, message };
         self.facts.sessions.last_mut().expect("opened with one").ended = Some(ended);
-        match self.lock.write(&self.out).and_then(|()| self.measured()) {
+        match self.lock.write(&self.out).and_then(|()| self.update()) {
             Err(e) => report::warn(format!("the run's records are incomplete: {}", e.message())),
             Ok(()) if outcome == Outcome::Finished => {
                 report::info(format!("the run as a page: {}", self.out.join(runs::page::FILE).display()));

@@ -147,6 +147,7 @@ impl Chart<'_> {
         }
         let Some(axis) = Axis::new(&values, self.log_above, self.from_zero) else { return String::new() };
         let steps = self.series.iter().flat_map(|s| s.points.iter().map(|p| p.0));
+        let steps = steps.chain(self.skipped.iter().map(|s| *s as f64));
         let (first, last) = steps.fold((f64::INFINITY, 1.0f64), |(a, b), s| (a.min(s), b.max(s)));
         let first = if first >= last { last - 1.0 } else { first };
         let x = |step: f64| 1000.0 * (step - first) / (last - first);

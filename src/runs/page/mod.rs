@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 /// The file's name in a run folder.
 pub const FILE: &str = "report.html";
 
+const HEAD: &str = include_str!("head.html");
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("hover.js");
 
@@ -36,27 +37,10 @@ pub fn write_to(run: &RunFolder, path: &Path) -> Result<()> {
 /// The page.
 pub fn render(run: &RunFolder) -> String {
     let hash = base64::engine::general_purpose::STANDARD.encode(Sha256::digest(SCRIPT.as_bytes()));
-    let policy = format!("default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{hash}'; img-src data:");
     format!(
-        r#"<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="referrer" content="no-referrer">
-<title>{} · ft</title>
-<link rel="icon" href="data:,">
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-{}
-</main>
-<script>{SCRIPT}</script>
-</body>
-</html>
-"#,
+        "{}<title>{} · ft</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{}\n</main>\n\
+         <script>{SCRIPT}</script>\n</body>\n</html>\n",
+        HEAD.replace("SCRIPT_HASH", &hash),
         escape(&run.name()),
         sections::all(run),
     )

@@ -74,7 +74,7 @@ fn tiles(run: &RunFolder) -> String {
         if let Some(a) = accuracy(best) {
             let percent = |a: f64| format!("{:.1}", 100.0 * a);
             let from = first.and_then(accuracy).map_or(String::new(), |a| format!("<i>{} → </i>", percent(a)));
-            all.push(tile("Token accuracy", &format!("{from}{} %", percent(a)), "of learnt tokens, validation"));
+            all.push(tile("Accuracy", &format!("{from}{} %", percent(a)), "on validation rows"));
         }
     }
     if let (Some(first), Some(last)) = (h.steps.first(), h.steps.last()) {
@@ -147,7 +147,9 @@ fn curves(run: &RunFolder) -> String {
         return String::new();
     }
     let resumed = run.resumed_at();
-    let skipped: Vec<u64> = h.steps.iter().filter(|p| !p.applied()).map(|p| p.step).collect();
+    let left_out = h.steps.iter().filter(|p| !p.applied()).map(|p| p.step);
+    let ended = run.facts.iter().flat_map(|f| f.origins.iter().map(|o| o.step));
+    let skipped: Vec<u64> = left_out.chain(ended).collect::<std::collections::BTreeSet<u64>>().into_iter().collect();
     let curve = |f: &dyn Fn(&Point) -> f64| h.steps.iter().map(|p| (p.step as f64, f(p))).collect::<Vec<_>>();
     let validation = |name: &str| {
         let value = |v: &crate::runs::Validation| Some((v.step as f64, v.means.iter().find(|(k, _)| k == name)?.1));
