@@ -255,10 +255,8 @@ fn the_page_is_one_file_and_what_a_model_says_stays_text() {
     assert!(page.contains("onerror=alert(2)&gt;") && page.contains("exact_match"));
     assert_eq!(page.matches("<script").count(), 1, "ours");
     assert!(!page.contains("<img") && page.contains("default-src 'none'"));
-    for (i, _) in page.match_indices("http") {
-        let around = page[i.saturating_sub(30)..].chars().take(60).collect::<String>();
-        assert!(around.contains("http-equiv"), "a reference to elsewhere: {around}");
-    }
+    let count = |what: &str| page.matches(what).count();
+    assert_eq!(count("http"), count("http-equiv"), "a reference to elsewhere");
     assert!(page.contains("<path class=\"train") && page.contains("longest allowed"), "curves and lengths");
     let elsewhere = space.path("page.html");
     space.ft(&["runs", "report", "run", "--out", elsewhere.to_str().unwrap()]);
@@ -307,8 +305,8 @@ fn states_are_told_and_a_resumed_run_has_each_step_once() {
     assert_eq!(steps, (1..=360).collect::<Vec<_>>());
     assert_eq!(
         space.text("run/report.html").matches("class=\"resumed\"").count(),
-        2 * 5,
-        "marks in each of five charts"
+        2 * 6,
+        "marks in each of six charts"
     );
 }
 
@@ -369,7 +367,7 @@ fn a_diff_names_what_differs_and_nothing_else() {
 /// Brings an illness about and expects this diagnosis, during the run and afterwards.
 #[track_caller]
 fn ill(space: &Space, out: &str, sets: &[&str], id: &str) -> Value {
-    let output = space.train(out, &[&["run.samples=0", "run.eval_every=0"], sets].concat());
+    let output = space.train(out, &[&["run.samples=0", "run.eval_every="], sets].concat());
     let findings = space.findings(out);
     assert!(findings.contains_key(id), "{id} expected, found {:?}\n{}", ids(&findings), said(&output));
     assert!(said(&output).contains(&format!("[{id}]")), "told during the run: {}", said(&output));
@@ -398,13 +396,15 @@ fn a_loss_that_does_not_fall_has_its_cause_named() {
 #[test]
 fn steps_that_are_too_large_are_told_from_rows_learnt_by_heart() {
     let space = Space::new();
-    let wild = ["adapter=", "optim.lr=0.5", "optim.warmup=0", "optim.schedule=constant", "run.steps=40"];
-    ill(&space, "wild", &wild, "learning-rate-too-high");
-    assert!(space.findings("wild").contains_key("worse-than-start"), "{:?}", ids(&space.findings("wild")));
     let heart = ["adapter=", "optim.lr=1e-2", "run.epochs=20", "run.eval_every=10", "run.result=last"];
     let heart = ill(&space, "heart", &heart, "memorisation");
     assert!(heart["next"][0].as_str().unwrap().contains("run.patience=2"), "{heart}");
     assert!(!space.findings("heart").contains_key("learning-rate-too-high"));
+    // What was learnt by heart is lost again.
+    let wild = ["adapter=", "model.path=heart", "data.valid.path=train.jsonl", "run.steps=30"];
+    let steps = ["optim.lr=0.5", "optim.warmup=0", "optim.schedule=constant"];
+    ill(&space, "wild", &[&wild[..], &steps].concat(), "learning-rate-too-high");
+    assert!(space.findings("wild").contains_key("worse-than-start"), "{:?}", ids(&space.findings("wild")));
 }
 
 #[test]
@@ -412,7 +412,9 @@ fn a_loss_of_zero_and_a_mask_that_leaves_nothing_are_told() {
     let space = Space::new();
     let first = space.text("train.jsonl").lines().next().unwrap().to_string();
     std::fs::write(space.path("one.jsonl"), first).unwrap();
-    let one = ["adapter=", "data.train.path=one.jsonl", "data.valid=", "batch.examples=1", "optim.lr=1e-2"];
+    let no_valid = ["data.valid=", "run.eval_every="];
+    let one = ["adapter=", "data.train.path=one.jsonl", "batch.examples=1", "optim.lr=1e-2"];
+    let one = [&no_valid[..], &one].concat();
     let known = space.train("known", &[&one[..], &["run.steps=60", "run.samples=0"]].concat());
     assert!(known.status.success(), "{}", said(&known));
     ill(&space, "zero", &[&one[..], &["model.path=known", "optim.lr=1e-6", "run.steps=12"]].concat(), "loss-zero");
@@ -421,8 +423,8 @@ fn a_loss_of_zero_and_a_mask_that_leaves_nothing_are_told() {
         json!({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "a"}]}).to_string()
     });
     std::fs::write(space.path("long.jsonl"), long.collect::<Vec<_>>().join("\n")).unwrap();
-    let long = ["data.train.path=long.jsonl", "data.valid=", "batch.max_len=4096", "batch.tokens=4096", "run.steps=10"];
-    ill(&space, "long", &long, "few-supervised-tokens");
+    let long = ["data.train.path=long.jsonl", "batch.max_len=4096", "batch.tokens=4096", "run.steps=10"];
+    ill(&space, "long", &[&no_valid[..], &long].concat(), "few-supervised-tokens");
 }
 
 #[test]

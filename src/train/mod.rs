@@ -280,7 +280,6 @@ impl Run<'_> {
             self.checkpoints.save(self.model, &self.optim, &self.state)?;
         }
         if interrupted && step < self.total {
-            self.records.finish();
             return Err(Error::interrupted(format!("stopped by a signal; step {step} of {} is saved", self.total))
                 .hint("go on with: ft train … --resume"));
         }

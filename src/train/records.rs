@@ -99,6 +99,8 @@ pub struct Records<'a> {
     told: BTreeSet<diagnose::Id>,
     began: Instant,
     pace: Pace,
+    /// The weights may no longer be those of the last step.
+    over: bool,
 }
 
 /// Keeps work that grows with the run to a twentieth of its time.
@@ -160,6 +162,7 @@ impl<'a> Records<'a> {
             told: BTreeSet::new(),
             began: Instant::now(),
             pace: Pace { done: Instant::now(), took: Duration::ZERO },
+            over: false,
         })
     }
 
@@ -238,8 +241,10 @@ impl<'a> Records<'a> {
 
     /// Asks the doctor and tells what was not told before.
     fn look(&mut self) {
-        let movement = self.probe.movement(self.model, self.history.last_step());
-        self.facts.movement = movement.relative.is_finite().then_some(movement);
+        if !self.over {
+            let movement = self.probe.movement(self.model, self.history.last_step());
+            self.facts.movement = movement.relative.is_finite().then_some(movement);
+        }
         let patient = Patient { plan: self.plan, facts: Some(&self.facts), history: &self.history };
         for finding in runs::diagnose(patient) {
             if self.told.insert(finding.id) {
@@ -253,14 +258,15 @@ impl<'a> Records<'a> {
         self.log.say(text);
     }
 
-    /// Leaves the terminal to others.
-    pub fn finish(&self) {
+    /// The last step is done: the weights are others' from here on, and so is the terminal.
+    pub fn finish(&mut self) {
+        self.look();
+        self.over = true;
         self.log.finish();
     }
 
     /// Notes down how the session ended. What goes wrong here must not hide how the run went.
     pub fn close(mut self, result: &Result<Summary>) {
-        self.log.finish();
         let (outcome, message) = match result {
             Ok(_) => (Outcome::Finished, None),
             Err(e) if e.blame() == Blame::Interrupted => (Outcome::Interrupted, Some(e.message().to_string())),
