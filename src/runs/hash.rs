@@ -41,7 +41,10 @@ fn cache_folder() -> Option<PathBuf> {
 
 impl Hasher {
     pub fn open(trust: Trust) -> Self {
-        let path = cache_folder().map(|f| f.join("hashes.json"));
+        Self::at(cache_folder().map(|f| f.join("hashes.json")), trust)
+    }
+
+    fn at(path: Option<PathBuf>, trust: Trust) -> Self {
         let read = |p: &PathBuf| serde_json::from_slice(&std::fs::read(p).ok()?).ok();
         let known = path.as_ref().and_then(read).unwrap_or_default();
         Self { path, known, trust, changed: false }
@@ -83,5 +86,37 @@ impl Hasher {
             }
             let _ = write_json(path, &self.known); // a short-cut only
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_a_short_cut_and_never_believed_by_those_who_verify() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, memory) = (folder.path().join("model.safetensors"), Some(folder.path().join("cache/hashes.json")));
+        std::fs::write(&file, vec![7u8; REMEMBERED_FROM as usize]).unwrap();
+        let hash = |trust: Trust| {
+            let mut hasher = Hasher::at(memory.clone(), trust);
+            let locked = hasher.file(&file).unwrap();
+            hasher.close();
+            locked.sha256
+        };
+        let real = hash(Trust::Remembered);
+        assert_eq!(real, sha256(&file).unwrap());
+        // A memory that lies shows who asks it.
+        let text = std::fs::read_to_string(memory.as_ref().unwrap()).unwrap().replace(&real, "remembered");
+        std::fs::write(memory.as_ref().unwrap(), text).unwrap();
+        assert_eq!(hash(Trust::Remembered), "remembered");
+        assert_eq!(hash(Trust::Bytes), real);
+        assert_eq!(hash(Trust::Remembered), real, "and who verified puts it right");
+        // The same size, other bytes.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::fs::write(&file, vec![8u8; REMEMBERED_FROM as usize]).unwrap();
+        assert_ne!(hash(Trust::Remembered), real);
+        // Without a place to remember there is still a hash.
+        assert_eq!(Hasher::at(None, Trust::Remembered).file(&file).unwrap().sha256, sha256(&file).unwrap());
     }
 }

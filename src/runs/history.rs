@@ -148,19 +148,30 @@ pub fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     sum / n
 }
 
-/// Exponential mean over about `window` steps, corrected for its start; a value that is not finite leaves a gap.
-pub fn smooth(values: &[f64], window: f64) -> Vec<f64> {
-    let keep = 1.0 - 1.0 / window.max(1.0);
-    let (mut sum, mut weight) = (0.0, 0.0);
-    let each = |v: &f64| {
-        if !v.is_finite() {
-            return f64::NAN;
+/// The mean of `window` values around each (fewer at the ends), so that it does not lag; a value that is not finite
+/// leaves a gap and counts nowhere.
+pub fn smooth(values: &[f64], window: usize) -> Vec<f64> {
+    let half = window / 2;
+    let (mut sum, mut n, mut from, mut to) = (0.0, 0.0, 0, 0);
+    let mut means = Vec::with_capacity(values.len());
+    for (i, v) in values.iter().enumerate() {
+        while to < values.len().min(i + half + 1) {
+            if values[to].is_finite() {
+                sum += values[to];
+                n += 1.0;
+            }
+            to += 1;
         }
-        sum = keep * sum + (1.0 - keep) * v;
-        weight = keep * weight + (1.0 - keep);
-        sum / weight
-    };
-    values.iter().map(each).collect()
+        while from + half < i {
+            if values[from].is_finite() {
+                sum -= values[from];
+                n -= 1.0;
+            }
+            from += 1;
+        }
+        means.push(if v.is_finite() { sum / n } else { f64::NAN });
+    }
+    means
 }
 
 #[cfg(test)]
@@ -189,8 +200,10 @@ mod tests {
 
     #[test]
     fn smoothing_keeps_a_constant_and_a_gap() {
-        assert_eq!(smooth(&[2.0, 2.0, f64::NAN, 2.0], 10.0).iter().filter(|v| (**v - 2.0).abs() < 1e-12).count(), 3);
-        assert!(smooth(&[1.0, f64::NAN], 3.0)[1].is_nan());
+        assert_eq!(smooth(&[2.0, 2.0, f64::NAN, 2.0], 10).iter().filter(|v| (**v - 2.0).abs() < 1e-12).count(), 3);
+        assert!(smooth(&[1.0, f64::NAN], 3)[1].is_nan());
+        assert_eq!(smooth(&[1.0, 2.0, 6.0, 4.0], 3), [1.5, 3.0, 4.0, 5.0]);
+        assert_eq!(smooth(&[1.0, 2.0, 6.0], 1), [1.0, 2.0, 6.0]);
         assert!(mean([]).is_nan());
     }
 }

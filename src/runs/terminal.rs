@@ -114,7 +114,7 @@ pub fn page(run: &RunFolder, width: usize) -> String {
 
     let curve = |f: fn(&super::Point) -> f64| h.steps.iter().map(f).collect::<Vec<f64>>();
     let losses = curve(|p| p.loss);
-    let smoothed = smooth(&losses, (losses.len() as f64 / 40.0).max(1.0));
+    let smoothed = smooth(&losses, losses.len() / 20);
     let validation: Vec<f64> = h.validations.iter().map(|v| v.loss()).collect();
     let mut curves = Vec::new();
     for (name, values) in [

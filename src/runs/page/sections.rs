@@ -124,9 +124,9 @@ fn finding(f: &Finding) -> String {
     )
 }
 
-/// Steps that smoothing looks back.
-fn window(steps: usize) -> f64 {
-    (steps as f64 / 30.0).clamp(3.0, 200.0)
+/// Steps that a smoothed value is the mean of.
+fn window(steps: usize) -> usize {
+    (steps / 20).clamp(3, 401) | 1
 }
 
 fn short(x: f64) -> String {
@@ -185,7 +185,7 @@ fn curves(run: &RunFolder) -> String {
         look: if points.len() <= 60 { Look::Dots } else { Look::Line },
         points,
     };
-    let smoothing = format!("mean over about {:.0} steps", window(h.steps.len()));
+    let smoothing = format!("mean over {} steps", window(h.steps.len()));
     let mut loss = with_mean(curve(&|p| p.loss), "training");
     loss.push(evaluated("validation", validation("loss")));
     let marks = match (resumed.is_empty(), skipped.is_empty()) {
