@@ -317,7 +317,8 @@ fn learning_rate(p: Patient) -> Option<Finding> {
     if steps.len() < 8 {
         return None;
     }
-    let start = losses(&steps[..3]);
+    // The first step's loss is measured before anything moved; the next ones may have jumped already.
+    let start = losses(&steps[..3]).min(1.25 * steps[0].loss);
     let w = (steps.len() / 10).clamp(3, 50);
     let end = losses(&steps[steps.len() - w..]);
     let risen = end > 1.15 * start + 0.1;
