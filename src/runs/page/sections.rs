@@ -38,7 +38,7 @@ fn header(run: &RunFolder) -> String {
                 .into()
         }
         (State::Running, _) => {
-            r#"<p class="sub">In progress: this page shows the run as it was at its last validation.</p>"#.into()
+            r#"<p class="sub">In progress: this page shows the run as it was when the page was made.</p>"#.into()
         }
         _ => String::new(),
     };
@@ -175,7 +175,7 @@ fn curves(run: &RunFolder) -> String {
         let values: Vec<f64> = points.iter().map(|p| p.1).collect();
         let smoothed = points.iter().zip(smooth(&values, window(values.len()))).map(|(p, v)| (p.0, v)).collect();
         let look = if values.len() < 8 { Look::Dots } else { Look::Faint };
-        let raw = Series { name: format!("{name}, each step"), colour: "train", look, points };
+        let raw = Series { name: "each step".into(), colour: "train", look, points };
         let mean = Series { name: name.to_string(), colour: "train", look: Look::Line, points: smoothed };
         if values.len() < 8 { vec![Series { name: name.to_string(), ..raw }] } else { vec![raw, mean] }
     };
