@@ -6,7 +6,7 @@
 
 use super::facts::{Facts, Origin};
 use super::history::{History, Point, mean};
-use crate::recipe::Plan;
+use crate::recipe::{Dtype, Plan};
 use serde::Serialize;
 
 /// The illnesses; their names are stable, scripts may match on them.
@@ -164,7 +164,8 @@ fn non_finite(p: Patient) -> Option<Finding> {
         evidence.push(("gradient norm one step before", number(before.grad_norm)));
     }
     let slower = [("optim.lr", rate(p.lr() / 3.0)), ("optim.warmup", "0.1".into())];
-    let f32 = p.again("f32", &[("model.dtype", "f32".into())]);
+    let wider = (p.plan.recipe.model.dtype != Dtype::F32).then(|| p.again("f32", &[("model.dtype", "f32".into())]));
+    let slower = || [p.again("slower", &slower)].into_iter().chain(wider.clone()).collect::<Vec<_>>();
     let (cause, next) = match origin.map(|o: &Origin| o.stage.as_str()) {
         Some("frozen weights") => (
             "A weight of the base is not finite; no setting can help.".to_string(),
@@ -172,18 +173,18 @@ fn non_finite(p: Patient) -> Option<Finding> {
         ),
         Some("trained weights") => (
             "An earlier update made a trained weight non-finite: the steps were too large.".to_string(),
-            vec![p.again("slower", &slower)],
+            slower(),
         ),
         Some("forward" | "loss") => (
             "Activations grew beyond what the number format holds: the steps were too large, or the format is too narrow."
                 .to_string(),
-            vec![p.again("slower", &slower), f32],
+            slower(),
         ),
         Some("backward") => (
             "The loss was finite, its gradient was not: the backward pass overflowed.".to_string(),
-            vec![p.again("slower", &slower), f32],
+            slower(),
         ),
-        _ => ("The numbers left the range of the format.".to_string(), vec![p.again("slower", &slower), f32]),
+        _ => ("The numbers left the range of the format.".to_string(), slower()),
     };
     Some(finding(Id::NonFinite, "A loss or gradient is not finite", &evidence, cause, next))
 }

@@ -79,9 +79,10 @@ fn tiles(run: &RunFolder) -> String {
     }
     if let (Some(first), Some(last)) = (h.steps.first(), h.steps.last()) {
         let losses: Vec<f64> = h.steps.iter().map(|p| p.loss).collect();
-        let now = smooth(&losses, window(losses.len())).into_iter().rev().find(|v| v.is_finite()).unwrap_or(f64::NAN);
+        let smoothed = if losses.len() < FEW { losses.clone() } else { smooth(&losses, window(losses.len())) };
+        let now = smoothed.into_iter().rev().find(|v| v.is_finite()).unwrap_or(f64::NAN);
         let value = format!("<i>{} → </i>{}", short(first.loss), short(now));
-        all.push(tile("Training loss", &value, "first step → smoothed last"));
+        all.push(tile("Training loss", &value, "first step → last, smoothed"));
         let steps = if last.step == run.total() {
             report::count(last.step)
         } else {
@@ -123,6 +124,9 @@ fn finding(f: &Finding) -> String {
         escape(&f.cause),
     )
 }
+
+/// Fewer steps are drawn as they are.
+const FEW: usize = 8;
 
 /// Steps that a smoothed value is the mean of.
 fn window(steps: usize) -> usize {
@@ -174,10 +178,10 @@ fn curves(run: &RunFolder) -> String {
     let with_mean = |points: Vec<(f64, f64)>, name: &str| {
         let values: Vec<f64> = points.iter().map(|p| p.1).collect();
         let smoothed = points.iter().zip(smooth(&values, window(values.len()))).map(|(p, v)| (p.0, v)).collect();
-        let look = if values.len() < 8 { Look::Dots } else { Look::Faint };
+        let look = if values.len() < FEW { Look::Dots } else { Look::Faint };
         let raw = Series { name: "each step".into(), colour: "train", look, points };
         let mean = Series { name: name.to_string(), colour: "train", look: Look::Line, points: smoothed };
-        if values.len() < 8 { vec![Series { name: name.to_string(), ..raw }] } else { vec![raw, mean] }
+        if values.len() < FEW { vec![Series { name: name.to_string(), ..raw }] } else { vec![raw, mean] }
     };
     let evaluated = |name: &str, points: Vec<(f64, f64)>| Series {
         name: name.to_string(),
@@ -185,14 +189,17 @@ fn curves(run: &RunFolder) -> String {
         look: if points.len() <= 60 { Look::Dots } else { Look::Line },
         points,
     };
-    let smoothing = format!("mean over {} steps", window(h.steps.len()));
+    let smoothing = match h.steps.len() {
+        n if n < FEW => "each step".to_string(),
+        n => format!("mean over {} steps", window(n)),
+    };
     let mut loss = with_mean(curve(&|p| p.loss), "training");
     loss.push(evaluated("validation", validation("loss")));
     let marks = match (resumed.is_empty(), skipped.is_empty()) {
         (true, true) => String::new(),
         (false, true) => " · dashed: resumed".into(),
-        (true, false) => format!(" · red: {} steps left out", skipped.len()),
-        (false, false) => format!(" · dashed: resumed · red: {} steps left out", skipped.len()),
+        (true, false) => format!(" · red: not finite ({})", skipped.len()),
+        (false, false) => format!(" · dashed: resumed · red: not finite ({})", skipped.len()),
     };
     add("Loss", format!("{smoothing}{marks}"), loss, short as fn(f64) -> String, None, 200.0, false);
     let lr = vec![Series { name: "learning rate".into(), colour: "other", look: Look::Line, points: curve(&|p| p.lr) }];
