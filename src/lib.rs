@@ -1,7 +1,7 @@
 //! `ft`: parameter-efficient fine-tuning of open language models in one binary, on libtorch.
 //!
 //! The floors, upper first; imports run downward only (tests/architecture.rs reads them):
-//! cli -> train, eval, convert -> recipe -> methods -> data, generate -> models -> adapters -> nn -> native.
+//! cli -> train, eval, convert -> runs -> recipe -> methods -> data, generate -> models -> adapters -> nn -> native.
 
 pub mod adapters;
 pub mod convert;
@@ -19,5 +19,6 @@ pub mod nn;
 pub mod recipe;
 pub mod report;
 pub mod rng;
+pub mod runs;
 pub mod runtime;
 pub mod train;

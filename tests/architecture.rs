@@ -10,6 +10,7 @@ use std::path::Path;
 const FLOORS: &[&[&str]] = &[
     &["cli"],
     &["train", "eval", "convert"],
+    &["runs"],
     &["recipe"],
     &["methods"],
     &["data", "generate"],

@@ -17,6 +17,7 @@ mod properties;
 mod recipe;
 mod ropes;
 mod resume;
+mod records;
 mod setup;
 mod sources;
 mod support;

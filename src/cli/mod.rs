@@ -13,6 +13,8 @@ mod merge;
 mod model;
 mod recipe;
 mod resume;
+mod replay;
+mod runs;
 mod sampling;
 mod tokenizer;
 mod train;
@@ -46,6 +48,10 @@ enum Verb {
     /// Train as a recipe says
     Train(train::TrainArgs),
     Resume(resume::ResumeArgs),
+    /// Look at runs: list, show, compare, make a page
+    #[command(subcommand)]
+    Runs(runs::Runs),
+    Replay(replay::ReplayArgs),
     Eval(eval::Eval),
     Generate(generate::Generate),
     Chat(chat::Chat),
@@ -65,6 +71,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Check(args) => check::run(args),
         Verb::Train(args) => train::run(args),
         Verb::Resume(args) => resume::run(&args),
+        Verb::Runs(verb) => runs::run(verb),
+        Verb::Replay(args) => replay::run(&args),
         Verb::Eval(args) => eval::run(args),
         Verb::Generate(args) => generate::run(args),
         Verb::Chat(args) => chat::run(args),

@@ -2,7 +2,8 @@
 
 use clap::Args;
 use ft::error::Result;
-use ft::{recipe, report, train};
+use ft::runs::Software;
+use ft::{recipe, report, runtime, train};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -33,7 +34,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
         (_, true) => train::Start::Overwrite,
         _ => train::Start::Fresh,
     };
-    finish(&train::run(&plan, start, signals())?, args.json)
+    finish(&train::run(&plan, start, &software(), signals())?, args.json)
 }
 
 /// Says how a run ended.
@@ -51,6 +52,12 @@ pub(super) fn finish(summary: &train::Summary, json: bool) -> Result<()> {
         report::bytes(summary.memory),
     ));
     Ok(())
+}
+
+/// The programs that are about to compute.
+pub(super) fn software() -> Software {
+    let libtorch = runtime::get().libtorch.version.clone();
+    Software { ft: env!("CARGO_PKG_VERSION").into(), libtorch: libtorch.unwrap_or("unknown".into()) }
 }
 
 /// Raised by the first Ctrl-C or SIGTERM; a second one ends the process at once.

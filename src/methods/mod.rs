@@ -25,6 +25,14 @@ pub struct Step<B> {
     pub epoch: f64,
 }
 
+/// The beginning of a row, to be answered while the run goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    pub ids: Vec<u32>,
+    /// What the row goes on with; empty where it does not tell.
+    pub answer: Vec<u32>,
+}
+
 /// What the loop asks of a method.
 pub trait Method {
     type Batch;
@@ -39,8 +47,8 @@ pub trait Method {
     fn loss(&self, out: &Output, batch: &Self::Batch) -> Loss;
     /// Metrics on the validation rows; their `loss` decides which checkpoint is best. `None`: there are no such rows.
     fn validate(&mut self, model: &Model) -> Result<Option<Metrics>>;
-    /// Prompts of validation rows to show samples of, as token ids.
-    fn prompts(&self, most: usize) -> Vec<Vec<u32>>;
+    /// Prompts of validation rows (of training rows where there are none) to show samples of.
+    fn prompts(&self, most: usize) -> Vec<Prompt>;
     /// Optimiser steps in so many epochs.
     fn steps_for(&self, epochs: f64) -> u64;
     /// Where the data stands; all that a checkpoint needs of the method.

@@ -12,10 +12,12 @@ pub mod open;
 mod qwen2;
 mod qwen3;
 mod rope;
+pub mod origin;
 
 pub use config::Config;
 pub use loss::{Loss, Metrics, Output};
 pub use open::{device, open};
+pub use origin::Origin;
 
 use crate::error::{Error, Result};
 use crate::native;

@@ -287,7 +287,6 @@ fn validation(w: &Written, mistakes: &mut Vec<Mistake>) {
     let reasons = [
         ("run.eval_every", "there are no validation rows to measure"),
         ("run.patience", "there are no validation rows to measure"),
-        ("run.samples", "its prompts come from the validation rows, and there are none"),
     ];
     let valid = w.given("data.valid");
     for (path, reason) in reasons {

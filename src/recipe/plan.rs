@@ -4,8 +4,10 @@
 //! `model.init: random`, `model.config` is set and `model.path` is the tokenizer's folder.
 
 use super::{ModelConfig, ModelInit, OptimKind, Recipe, Schedule, check, cross, mistakes::Sources, set, tree};
+use crate::adapters::AdapterSpec;
 use crate::error::{Error, Result};
 use crate::fsutil;
+use crate::methods::MethodSpec;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -100,6 +102,18 @@ impl Plan {
     /// The peak learning rate.
     pub fn lr(&self) -> f64 {
         self.recipe.optim.lr.expect("parse() settles it and read() checks it")
+    }
+
+    /// The word for its method.
+    pub fn method(&self) -> &'static str {
+        match self.recipe.method {
+            MethodSpec::Sft(_) => "sft",
+        }
+    }
+
+    /// Its adapter in short, `lora r16`; `None` where every weight is trained.
+    pub fn adapter(&self) -> Option<String> {
+        self.recipe.adapter.as_ref().map(|AdapterSpec::Lora(lora)| format!("lora r{}", lora.rank))
     }
 
     /// Writes plan.json.

@@ -198,8 +198,12 @@ pub struct RunSection {
     /// Recompute layers in the backward pass instead of keeping their insides: less memory, about a third more time.
     #[serde(default)]
     pub replay: ReplayChoice,
-    /// Generate answers to a few validation prompts at every validation.
-    #[serde(default)]
+    /// Measure the validation rows before the first step, too: what the base knows already.
+    #[serde(default = "yes")]
+    pub eval_at_start: bool,
+    /// Answer so many validation prompts (training prompts where there are no validation rows) before the first step,
+    /// at every validation and at the end; 0: none.
+    #[serde(default = "two")]
     pub samples: usize,
     /// CPU threads; left out, all physical cores.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -131,6 +131,11 @@ impl Log {
         if report::on_terminal() { self.bar.println(text) } else { report::info(text) }
     }
 
+    /// Something to look at, though the run goes on.
+    pub fn warn(&self, text: &str) {
+        self.bar.suspend(|| report::warn(text));
+    }
+
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }

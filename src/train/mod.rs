@@ -2,10 +2,14 @@
 
 pub mod check;
 pub mod checkpoint;
+mod lock;
 pub mod log;
 pub mod memory;
+mod movement;
 pub mod optim;
 pub mod prepare;
+mod records;
+pub mod replay;
 mod sample;
 pub mod schedule;
 mod step;
@@ -22,9 +26,12 @@ use crate::models::Model;
 use crate::native;
 use crate::recipe::{NonFinite, Plan, ResultChoice};
 use crate::report;
+use crate::runs::Software;
+use crate::runs::hash::Trust;
 use checkpoint::{Best, Checkpoints, State};
-use log::{Log, StepLine};
+use log::StepLine;
 use optim::Optimiser;
+use records::Records;
 use schedule::LearningRate;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,9 +73,14 @@ const RESULTS: [&str; 3] = [file::TENSORS, "model.safetensors", "model.safetenso
 const MOST_SKIPPED: u32 = 10;
 
 /// Trains as the plan says and leaves the verified result in `run.out`. A signal in `stop` saves and ends the run.
-pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> {
+pub fn run(plan: &Plan, start: Start, software: &Software, stop: Arc<AtomicBool>) -> Result<Summary> {
     native::install_cpu_allocator();
-    let prepared = prepare::prepare(plan)?;
+    run_prepared(prepare::prepare(plan)?, start, software, stop)
+}
+
+/// As [`run`], with the data read already.
+fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc<AtomicBool>) -> Result<Summary> {
+    let plan = &prepared.plan.clone();
     let origin = prepared.origin()?;
     let out = plan.recipe.run.out.clone();
     if std::fs::canonicalize(&out).is_ok_and(|o| std::fs::canonicalize(&plan.recipe.model.path).is_ok_and(|m| o == m)) {
@@ -83,6 +95,8 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
     prepared.announce(&model);
     let mut optim = Optimiser::new(model.params(), &plan.recipe.optim, plan.recipe.run.seed)?;
     let total = prepared.total;
+    let facts = records::facts(&prepared, &model, software);
+    let lock = lock::of(&prepared, &facts.environment, software, Trust::Remembered)?;
     let (mut method, tokenizer) = prepared.into_method();
     let state = match earlier {
         Some(state) => {
@@ -94,46 +108,38 @@ pub fn run(plan: &Plan, start: Start, stop: Arc<AtomicBool>) -> Result<Summary> 
         None => State::new(origin),
     };
     let step = state.step;
-    let log = Log::open(&out, step, total)?;
+    let records = Records::open(plan, &model, facts, lock, tokenizer, step)?;
     let lr = LearningRate::new(&plan.recipe.optim, plan.lr(), total);
     let mut run = Run {
         at: Stepper { plan, model: &model, lr, optim, state },
         total,
         checkpoints,
-        log,
+        records,
         stop,
-        samples: sample::Samples::open(tokenizer, &out, step)?,
         began: Instant::now(),
         loss: None,
     };
-    let stopped_early = run.fit(&mut method)?;
-    run.log.finish();
-    let Run { at: Stepper { mut optim, state, .. }, checkpoints, began, loss, .. } = run;
-    let best = state.best.filter(|_| plan.recipe.run.result == ResultChoice::Best);
-    if let Some(best) = best.filter(|b| b.step != state.step) {
-        checkpoints.restore_result(best.step, &model, &mut optim)?;
-        report::info(format!(
-            "the result is the best checkpoint: step {} with validation loss {:.4}",
-            best.step, best.loss
-        ));
-    }
-    // The state goes before a second model is read back.
-    optim.finish();
-    native::trim_cpu_memory();
-    export_result(plan, &model)?;
-    let summary = Summary {
-        out: out.clone(),
-        steps: state.step,
-        tokens: state.tokens,
-        seconds: began.elapsed().as_secs_f64(),
-        loss,
-        best_step: state.best.map(|b| b.step),
-        best_eval_loss: state.best.map(|b| b.loss),
-        stopped_early,
-        memory: native::memory(model.device())?.peak,
-    };
-    write_json(&out.join("summary.json"), &summary)?;
-    Ok(summary)
+    let fitted = run.fit(&mut method);
+    run.records.finish();
+    let Run { at: Stepper { optim, state, .. }, records, checkpoints, began, loss, .. } = run;
+    let result = fitted.and_then(|stopped_early| {
+        finish(plan, &model, &checkpoints, &state, optim)?;
+        let summary = Summary {
+            out: out.clone(),
+            steps: state.step,
+            tokens: state.tokens,
+            seconds: began.elapsed().as_secs_f64(),
+            loss,
+            best_step: state.best.map(|b| b.step),
+            best_eval_loss: state.best.map(|b| b.loss),
+            stopped_early,
+            memory: native::memory(model.device())?.peak,
+        };
+        write_json(&out.join("summary.json"), &summary)?;
+        Ok(summary)
+    });
+    records.close(&result);
+    result
 }
 
 /// The checkpoint to go on from, or an error where `run.out` holds work that nobody said what to do with.
@@ -198,22 +204,15 @@ fn earlier_work(
 /// Throws away what an earlier run left beside its result.
 fn clear(out: &Path, checkpoints: &Checkpoints) -> Result<()> {
     checkpoints.clear()?;
-    for name in ["metrics.jsonl", "samples.jsonl", "summary.json"] {
-        let path = out.join(name);
-        if path.exists() {
-            std::fs::remove_file(&path).map_err(|e| io_error("removing", &path, e))?;
-        }
-    }
-    Ok(())
+    records::clear(out)
 }
 
 struct Run<'a> {
     at: Stepper<'a>,
     total: u64,
     checkpoints: Checkpoints,
-    log: Log,
+    records: Records<'a>,
     stop: Arc<AtomicBool>,
-    samples: sample::Samples,
     began: Instant,
     loss: Option<f64>,
 }
@@ -224,15 +223,19 @@ impl Run<'_> {
         if self.out_of_patience() {
             return Ok(true); // resumed after it had stopped early
         }
+        if self.at.state.step == 0 {
+            self.measure_base(method)?;
+        }
         while self.at.state.step < self.total {
             let began = Instant::now();
             let done = self.at.advance(method)?;
             self.loss = Some(done.loss);
             if !done.finite {
+                self.records.origin(self.at.state.step, done.loss, done.norm, done.origin);
                 self.skip(done.loss, done.norm)?;
             }
             let seconds = began.elapsed().as_secs_f64();
-            self.log.step(&StepLine {
+            self.records.step(&StepLine {
                 step: self.at.state.step,
                 epoch: done.epoch,
                 loss: done.loss,
@@ -268,12 +271,11 @@ impl Run<'_> {
             self.checkpoints.save(self.at.model, &self.at.optim, &self.at.state)?;
         }
         if interrupted && step < self.total {
-            self.log.finish();
             return Err(Error::interrupted(format!("stopped by a signal; step {step} of {} is saved", self.total))
                 .hint(format!("go on with: ft resume {}", run.out.display())));
         }
         if done {
-            self.log.say(&format!("stopping early: no better validation loss in {} validations", self.at.state.stale));
+            self.records.say(&format!("stopping early: no better validation loss in {} validations", self.at.state.stale));
         }
         Ok(done)
     }
@@ -281,7 +283,11 @@ impl Run<'_> {
     /// Measures the validation rows; true where their loss is the lowest so far.
     fn validate<M: Method>(&mut self, method: &mut M) -> Result<bool> {
         let _averaged = self.at.optim.averaged();
-        let Some(metrics) = method.validate(self.at.model)? else { return Ok(false) };
+        let Some(metrics) = method.validate(self.at.model)? else {
+            self.records.samples(&method.prompts(self.at.plan.recipe.run.samples), self.at.state.step)?;
+            self.records.measured()?;
+            return Ok(false);
+        };
         let means: Vec<(&'static str, f64)> = metrics.means().into_iter().collect();
         let loss = means.iter().find(|(k, _)| *k == "loss").map_or(f64::NAN, |(_, v)| *v);
         let better = loss.is_finite() && self.at.state.best.is_none_or(|b| loss < b.loss);
@@ -291,14 +297,21 @@ impl Run<'_> {
         } else {
             self.at.state.stale += 1;
         }
-        self.log.validation(self.at.state.step, &means, if better { "  (best so far)" } else { "" })?;
-        self.samples.show(
-            self.at.model,
-            &method.prompts(self.at.plan.recipe.run.samples),
-            self.at.state.step,
-            &self.log,
-        )?;
+        self.records.validation(self.at.state.step, &means, if better { "  (best so far)" } else { "" })?;
+        self.records.samples(&method.prompts(self.at.plan.recipe.run.samples), self.at.state.step)?;
+        self.records.measured()?;
         Ok(better)
+    }
+
+    /// What the base knows before the first step.
+    fn measure_base<M: Method>(&mut self, method: &mut M) -> Result<()> {
+        let run = &self.at.plan.recipe.run;
+        if let Some(metrics) = if run.eval_at_start { method.validate(self.at.model)? } else { None } {
+            let means: Vec<(&'static str, f64)> = metrics.means().into_iter().collect();
+            self.records.validation(0, &means, "  (before the first step)")?;
+        }
+        self.records.samples(&method.prompts(self.at.plan.recipe.run.samples), 0)?;
+        self.records.measured()
     }
 
     /// The step's numbers are not finite: stop, or leave the step out.
@@ -311,7 +324,7 @@ impl Run<'_> {
             .map_or("no checkpoint was saved yet".into(), |s| format!("the checkpoint of step {s} is kept"));
         match self.at.plan.recipe.optim.non_finite {
             NonFinite::Skip if self.at.state.skipped_in_a_row < MOST_SKIPPED => {
-                self.log.say(&format!("{what}; the step is left out ({} so far)", self.at.state.skipped));
+                self.records.say(&format!("{what}; the step is left out ({} so far)", self.at.state.skipped));
                 Ok(())
             }
             NonFinite::Skip => {
@@ -322,6 +335,28 @@ impl Run<'_> {
                 .hint("lower optim.lr or lengthen optim.warmup; optim.non_finite: skip leaves such steps out")),
         }
     }
+}
+
+/// Takes the weights that are the result, writes and verifies them.
+fn finish(
+    plan: &Plan,
+    model: &Model,
+    checkpoints: &Checkpoints,
+    state: &State,
+    mut optim: Optimiser,
+) -> Result<()> {
+    let best = state.best.filter(|_| plan.recipe.run.result == ResultChoice::Best);
+    if let Some(best) = best.filter(|b| b.step != state.step) {
+        checkpoints.restore_result(best.step, model, &mut optim)?;
+        report::info(format!(
+            "the result is the best checkpoint: step {} with validation loss {:.4}",
+            best.step, best.loss
+        ));
+    }
+    // The state goes before a second model is read back.
+    optim.finish();
+    native::trim_cpu_memory();
+    export_result(plan, model)
 }
 
 /// Writes the trained adapter or model into `run.out`, verified by reading it back.

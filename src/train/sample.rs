@@ -1,12 +1,13 @@
-//! Answers on the way: what the model says to a few validation prompts, for people to look at.
+//! Answers on the way: what the model says to a few prompts before, while and after it learns, for people to look at.
 
 use super::log::Log;
 use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::fsutil::io_error;
 use crate::generate::{self, Settings};
+use crate::methods::Prompt;
 use crate::models::Model;
-use serde_json::json;
+use crate::runs::{Sample, folder, terminal};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 pub struct Samples {
     tokenizer: ChatTokenizer,
     path: PathBuf,
+    /// The last step that has samples.
+    shown: Option<u64>,
 }
 
 /// Tokens an answer may have.
@@ -23,32 +26,32 @@ const LONGEST: usize = 64;
 impl Samples {
     /// Answers after `step` belong to work that is done again and are cut off.
     pub fn open(tokenizer: ChatTokenizer, out: &Path, step: u64) -> Result<Self> {
-        let path = out.join("samples.jsonl");
+        let path = out.join(folder::SAMPLES);
         super::log::cut_after(&path, step)?;
-        Ok(Self { tokenizer, path })
+        Ok(Self { tokenizer, path, shown: None })
     }
 
-    /// Answers the prompts greedily.
-    pub fn show(&self, model: &Model, prompts: &[Vec<u32>], step: u64, log: &Log) -> Result<()> {
-        if prompts.is_empty() {
+    /// Answers the prompts greedily, once a step.
+    pub fn show(&mut self, model: &Model, prompts: &[Prompt], step: u64, log: &Log) -> Result<()> {
+        if prompts.is_empty() || self.shown == Some(step) {
             return Ok(());
         }
+        self.shown = Some(step);
         let settings = Settings::greedy(LONGEST, self.tokenizer.stop_ids());
-        let answers = generate::complete(model, prompts, &settings, &mut |_, _| {})?;
+        let ids: Vec<Vec<u32>> = prompts.iter().map(|p| p.ids.clone()).collect();
+        let answers = generate::complete(model, &ids, &settings, &mut |_, _| {})?;
         let open = OpenOptions::new().create(true).append(true).open(&self.path);
         let mut file = open.map_err(|e| io_error("writing", &self.path, e))?;
         for (prompt, answer) in prompts.iter().zip(&answers) {
             let text = self.tokenizer.decode(answer.answer(), true)?;
-            let prompt = self.tokenizer.decode(prompt, true)?;
-            let line = json!({ "step": step, "prompt": prompt, "text": text });
+            let expected = &prompt.answer[..prompt.answer.len().min(LONGEST)];
+            let expected = self.tokenizer.decode(expected, true)?;
+            let prompt = self.tokenizer.decode(&prompt.ids, true)?;
+            let asked = prompt.trim().lines().rfind(|l| !l.trim().is_empty() && *l != "assistant").unwrap_or_default();
+            log.say(&format!("  sample: {} -> {}", terminal::line(asked, 120), terminal::line(&text, 240)));
+            let expected = (!expected.trim().is_empty()).then_some(expected);
+            let line = serde_json::to_string(&Sample { step, prompt, text, expected }).expect("a sample is JSON");
             writeln!(file, "{line}").map_err(|e| io_error("writing", &self.path, e))?;
-            let asked = prompt
-                .trim()
-                .lines()
-                .rfind(|l| !l.trim().is_empty() && *l != "assistant")
-                .unwrap_or_default()
-                .to_string();
-            log.say(&format!("  sample: {asked} -> {}", text.trim().replace('\n', " ")));
         }
         Ok(())
     }

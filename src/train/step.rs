@@ -5,6 +5,7 @@ use super::optim::Optimiser;
 use super::schedule::LearningRate;
 use crate::error::Result;
 use crate::methods::Method;
+use crate::models::origin::Origin;
 use crate::models::{EmbeddingNoise, Metrics, Model, Replay};
 use crate::recipe::{Plan, ReplayChoice};
 use crate::rng;
@@ -31,6 +32,8 @@ pub struct Outcome {
     pub means: Vec<(&'static str, f64)>,
     /// Loss and norm are finite; where not, the parameters were left as they were.
     pub finite: bool,
+    /// Where they are not: the first tensor that is not finite, if the step run again meets one.
+    pub origin: Option<Origin>,
 }
 
 impl Stepper<'_> {
@@ -58,10 +61,17 @@ impl Stepper<'_> {
         let mut means = metrics.means();
         let loss = means.remove("loss").unwrap_or(f64::NAN);
         let finite = loss.is_finite() && norm.is_finite();
+        let mut origin = None;
         if finite {
             self.optim.step(lr)?;
             self.state.skipped_in_a_row = 0;
         } else {
+            for b in &step.micro {
+                origin = self.model.origin(method.tokens(b), items, |out| method.loss(out, b))?;
+                if origin.is_some() {
+                    break;
+                }
+            }
             self.state.skipped += 1;
             self.state.skipped_in_a_row += 1;
         }
@@ -69,6 +79,6 @@ impl Stepper<'_> {
         self.state.step += 1;
         self.state.tokens += tokens;
         self.state.cursor = method.cursor();
-        Ok(Outcome { epoch: step.epoch, loss, lr, norm, tokens, means: means.into_iter().collect(), finite })
+        Ok(Outcome { epoch: step.epoch, loss, lr, norm, tokens, means: means.into_iter().collect(), finite, origin })
     }
 }

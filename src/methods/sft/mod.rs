@@ -6,7 +6,7 @@
 pub mod spec;
 pub use spec::SftSpec;
 
-use super::{Method, Step};
+use super::{Method, Prompt, Step};
 use crate::data::{Cursor, Dataset, Example, Loader};
 use crate::error::Result;
 use crate::models::{Loss, Metrics, Model, Output};
@@ -112,13 +112,14 @@ impl Method for Sft {
         Ok(Some(metrics))
     }
 
-    fn prompts(&self, most: usize) -> Vec<Vec<u32>> {
+    fn prompts(&self, most: usize) -> Vec<Prompt> {
         let prompt = |e: Example| {
-            let first = e.supervised.iter().position(|s| *s).unwrap_or(e.ids.len());
-            e.ids[..first].to_vec()
+            let from = e.supervised.iter().position(|s| *s).unwrap_or(e.ids.len());
+            let to = e.supervised[from..].iter().position(|s| !s).map_or(e.ids.len(), |n| from + n);
+            Prompt { ids: e.ids[..from].to_vec(), answer: e.ids[from..to].to_vec() }
         };
-        let valid = self.valid.iter().flat_map(Dataset::iter);
-        valid.flatten().map(prompt).filter(|p| !p.is_empty()).take(most).collect()
+        let rows = self.valid.as_ref().filter(|v| v.len() > 0).unwrap_or(&self.train);
+        rows.iter().flatten().map(prompt).filter(|p| !p.ids.is_empty()).take(most).collect()
     }
 
     fn steps_for(&self, epochs: f64) -> u64 {

@@ -1,0 +1,170 @@
+//! `ft runs`: run folders listed, shown, compared, and made into pages.
+
+use clap::Subcommand;
+use console::style;
+use ft::error::{Error, Result};
+use ft::report;
+use ft::runs::diff::diff;
+use ft::runs::terminal::{number, page, state_style};
+use ft::runs::{Patient, RunFolder, diagnose, folder};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+#[derive(Subcommand)]
+pub enum Runs {
+    /// List the runs below a folder, the newest first
+    List {
+        /// The folder; three levels are looked at
+        #[arg(default_value = ".")]
+        folder: PathBuf,
+        /// Print a JSON list
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a run: numbers, curves, findings, answers
+    Show {
+        /// The run folder
+        run: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compare two runs: settings, contents, programs, results
+    Diff {
+        /// The first run folder
+        a: PathBuf,
+        /// The second run folder
+        b: PathBuf,
+        /// Print a JSON list
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make the page of a run (report.html) anew
+    Report {
+        /// The run folder
+        run: PathBuf,
+        /// Where the page goes [default: report.html in the run folder]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+}
+
+pub fn run(verb: Runs) -> Result<()> {
+    match verb {
+        Runs::List { folder, json } => list(&folder, json),
+        Runs::Show { run, json } => show(&run, json),
+        Runs::Diff { a, b, json } => compare(&a, &b, json),
+        Runs::Report { run, out } => {
+            let out = out.unwrap_or_else(|| run.join(ft::runs::page::FILE));
+            ft::runs::page::write_to(&RunFolder::open(&run)?, &out)?;
+            println!("{}", out.display());
+            Ok(())
+        }
+    }
+}
+
+fn list(folder: &Path, json: bool) -> Result<()> {
+    let mut runs = Vec::new();
+    for path in folder::find(folder)? {
+        // One folder that cannot be read does not hide the others.
+        match RunFolder::open(&path) {
+            Ok(run) => runs.push((path, run)),
+            Err(e) => report::warn(format!("{}: {}", path.display(), e.message())),
+        }
+    }
+    if json {
+        let all: Vec<Value> = runs.iter().map(|(path, run)| summary(path, run)).collect();
+        return print(&json!(all));
+    }
+    if runs.is_empty() {
+        return Err(Error::user(format!("{}: no run in it or below", folder.display()))
+            .hint("name another folder: ft runs list FOLDER"));
+    }
+    let head = ["run", "method", "adapter", "state", "steps", "best eval", "time", "began"]
+        .map(|h| style(h).dim().to_string());
+    let mut rows = vec![head.to_vec()];
+    for (path, run) in &runs {
+        let best = run.history.best().map_or("-".to_string(), |b| number(b.loss()));
+        rows.push(vec![
+            path.display().to_string(),
+            run.plan.method().into(),
+            run.adapter(),
+            state_style(run.state).apply_to(run.state.name()).to_string(),
+            format!("{}/{}", run.history.last_step(), run.total()),
+            best,
+            report::duration(Duration::from_secs_f64(run.seconds())),
+            run.began().map_or("-".into(), |t| t.chars().take(16).collect::<String>().replace('T', " ")),
+        ]);
+    }
+    println!("{}", report::table(&rows));
+    Ok(())
+}
+
+/// What a script wants to know of a run.
+fn summary(path: &Path, run: &RunFolder) -> Value {
+    let h = &run.history;
+    json!({
+        "folder": path,
+        "method": run.plan.method(),
+        "adapter": run.plan.adapter(),
+        "base": run.plan.recipe.model.path,
+        "state": run.state,
+        "message": run.last_words(),
+        "steps": h.last_step(),
+        "steps_planned": run.total(),
+        "loss": h.steps.last().map(|p| p.loss),
+        "best_eval_loss": h.best().map(|b| b.loss()),
+        "best_step": h.best().map(|b| b.step),
+        "seconds": run.seconds(),
+        "tokens_per_s": h.tokens_per_s(),
+        "memory": h.memory(),
+        "began": run.began(),
+    })
+}
+
+fn show(path: &Path, json: bool) -> Result<()> {
+    let run = RunFolder::open(path)?;
+    if !json {
+        let width = console::Term::stdout().size_checked().map_or(100, |(_, columns)| columns as usize);
+        print!("{}", page(&run, width));
+        return Ok(());
+    }
+    let mut value = summary(path, &run);
+    let patient = Patient { plan: &run.plan, facts: run.facts.as_ref(), history: &run.history };
+    value["findings"] = json!(diagnose(patient));
+    value["facts"] = json!(run.facts);
+    value["recipe"] = json!(run.plan.recipe);
+    value["resumed_at"] = json!(run.resumed_at());
+    value["samples"] = json!(run.samples);
+    print(&value)
+}
+
+fn compare(a: &Path, b: &Path, json: bool) -> Result<()> {
+    let (first, second) = (RunFolder::open(a)?, RunFolder::open(b)?);
+    let found = diff(&first, &second);
+    if json {
+        return print(&json!(found));
+    }
+    if found.is_empty() {
+        println!("no difference");
+        return Ok(());
+    }
+    let mut rows = vec![vec![String::new(), a.display().to_string(), b.display().to_string()]];
+    let mut group = "";
+    for d in &found {
+        if d.group != group {
+            group = d.group;
+            rows.push(vec![style(group).bold().to_string()]);
+        }
+        rows.push(vec![format!("  {}", d.item), d.a.clone(), d.b.clone()]);
+    }
+    println!("{}", report::table(&rows));
+    Ok(())
+}
+
+fn print(value: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::bug(format!("writing JSON: {e}")))?;
+    println!("{text}");
+    Ok(())
+}

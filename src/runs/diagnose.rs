@@ -1,0 +1,452 @@
+//! The training doctor: what is wrong with a run, from its curves and facts; each finding with evidence, cause and the
+//! command to try next.
+//!
+//! A pure function of what lies in the run folder, so that a run in progress, its report and `ft runs show` say the
+//! same. It speaks up only where the numbers leave no doubt: a healthy run yields nothing.
+
+use super::facts::{Facts, Origin};
+use super::history::{History, Point, mean};
+use crate::recipe::{Dtype, Plan};
+use serde::Serialize;
+
+/// The illnesses; their names are stable, scripts may match on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Id {
+    NonFinite,
+    LossZero,
+    NoGradient,
+    NoUpdate,
+    FlatLoss,
+    LearningRateTooHigh,
+    Memorisation,
+    WorseThanStart,
+    FewSupervisedTokens,
+}
+
+impl Id {
+    pub fn name(self) -> &'static str {
+        match self {
+            Id::NonFinite => "non-finite",
+            Id::LossZero => "loss-zero",
+            Id::NoGradient => "no-gradient",
+            Id::NoUpdate => "no-update",
+            Id::FlatLoss => "flat-loss",
+            Id::LearningRateTooHigh => "learning-rate-too-high",
+            Id::Memorisation => "memorisation",
+            Id::WorseThanStart => "worse-than-start",
+            Id::FewSupervisedTokens => "few-supervised-tokens",
+        }
+    }
+}
+
+/// A diagnosis.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Finding {
+    pub id: Id,
+    /// In a few words.
+    pub title: String,
+    /// Numbers that show it: (name, value).
+    pub evidence: Vec<(String, String)>,
+    /// Why, in words.
+    pub cause: String,
+    /// Commands to try, the first one first.
+    pub next: Vec<String>,
+}
+
+/// Fewer steps than this say nothing about a trend.
+const TREND: usize = 24;
+/// A loss below it is as good as zero.
+const ZERO: f64 = 1e-3;
+
+/// What the doctor looks at.
+#[derive(Clone, Copy)]
+pub struct Patient<'a> {
+    pub plan: &'a Plan,
+    /// `None` for a run of a version that did not write them.
+    pub facts: Option<&'a Facts>,
+    pub history: &'a History,
+}
+
+/// Everything that is wrong, the gravest first.
+pub fn diagnose(patient: Patient) -> Vec<Finding> {
+    let mut found = Vec::new();
+    found.extend(non_finite(patient));
+    let zero = loss_zero(patient);
+    let still = zero.is_none().then(|| no_gradient(patient).or_else(|| no_update(patient))).flatten();
+    let rate = learning_rate(patient);
+    // A loss at zero is flat, one without gradient too, and one that jumps is not.
+    if zero.is_none() && still.is_none() && rate.is_none() {
+        found.extend(flat(patient));
+    }
+    found.extend(zero.into_iter().chain(still).chain(rate));
+    found.extend(memorisation(patient));
+    found.extend(worse(patient, &found));
+    found.extend(few_supervised(patient));
+    found.sort_by_key(|f| f.id);
+    found
+}
+
+impl Patient<'_> {
+    fn lr(&self) -> f64 {
+        self.plan.recipe.optim.lr.unwrap_or(0.0)
+    }
+
+    /// Steps that count.
+    fn applied(&self) -> Vec<&Point> {
+        self.history.steps.iter().filter(|p| p.applied()).collect()
+    }
+
+    /// The run's command with other settings, into a folder of its own beside the old one.
+    fn again(&self, name: &str, changes: &[(&str, String)]) -> String {
+        let out = format!("{}-{name}", self.plan.recipe.run.out.display());
+        let key = |set: &str| set.split('=').next().unwrap_or(set).trim().to_string();
+        let changed = |set: &&String| !changes.iter().any(|(k, _)| *k == key(set)) && key(set) != "run.out";
+        let kept = self.plan.sets.iter().filter(changed).cloned();
+        let new = changes.iter().map(|(k, v)| format!("{k}={v}"));
+        let sets = kept.chain(new).chain([format!("run.out={out}")]).map(|s| format!(" --set {}", quote(&s)));
+        format!("ft train {}{}", quote(&self.plan.file.display().to_string()), sets.collect::<String>())
+    }
+
+    /// `ft check` with the run's own settings.
+    fn check(&self) -> String {
+        let sets: String = self.plan.sets.iter().map(|s| format!(" --set {}", quote(s))).collect();
+        format!("ft check {}{sets}", quote(&self.plan.file.display().to_string()))
+    }
+}
+
+/// As a shell takes it for one word.
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_string()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+fn finding(id: Id, title: &str, evidence: &[(&str, String)], cause: String, next: Vec<String>) -> Finding {
+    let evidence = evidence.iter().map(|(k, v)| (k.to_string(), v.clone())).collect();
+    Finding { id, title: title.into(), evidence, cause, next }
+}
+
+/// Four digits that tell something.
+fn number(x: f64) -> String {
+    if x == 0.0 || (1e-3..1e5).contains(&x.abs()) { format!("{x:.4}") } else { format!("{x:.2e}") }
+}
+
+/// A rate as a person would write it.
+fn rate(x: f64) -> String {
+    format!("{x:.0e}")
+}
+
+fn losses(points: &[&Point]) -> f64 {
+    mean(points.iter().map(|p| p.loss))
+}
+
+fn non_finite(p: Patient) -> Option<Finding> {
+    let bad: Vec<&Point> = p.history.steps.iter().filter(|s| !s.applied()).collect();
+    // A step that ended the run has an origin, but no line in the curves.
+    let origins = p.facts.map_or(&[][..], |f| &f.origins);
+    let left_out = bad.first().map(|s| (s.step, s.loss.to_string(), s.grad_norm.to_string()));
+    let ended = origins.first().map(|o| (o.step, o.loss.clone(), o.grad_norm.clone()));
+    let (first, loss, norm) = left_out.into_iter().chain(ended).min_by_key(|(step, ..)| *step)?;
+    let origin = origins.iter().find(|o| o.step >= first);
+    let mut evidence = vec![("first at step", first.to_string()), ("loss there", loss), ("gradient norm there", norm)];
+    if !bad.is_empty() {
+        evidence.push(("steps left out", bad.len().to_string()));
+    }
+    if let Some(origin) = origin {
+        evidence.push(("begins at", origin.place.clone()));
+    }
+    let before = p.history.steps.iter().rev().find(|s| s.step < first && s.applied());
+    if let Some(before) = before {
+        evidence.push(("gradient norm one step before", number(before.grad_norm)));
+    }
+    let slower = [("optim.lr", rate(p.lr() / 3.0)), ("optim.warmup", "0.1".into())];
+    let wider = (p.plan.recipe.model.dtype != Dtype::F32).then(|| p.again("f32", &[("model.dtype", "f32".into())]));
+    let slower = || [p.again("slower", &slower)].into_iter().chain(wider.clone()).collect::<Vec<_>>();
+    let (cause, next) = match origin.map(|o: &Origin| o.stage.as_str()) {
+        Some("frozen weights") => (
+            "A weight of the base is not finite; no setting can help.".to_string(),
+            vec![format!("ft import … --out {} --force", p.plan.recipe.model.path.display()), p.check()],
+        ),
+        Some("trained weights") => (
+            "An earlier update made a trained weight non-finite: the steps were too large.".to_string(),
+            slower(),
+        ),
+        Some("forward" | "loss") => (
+            "Activations grew beyond what the number format holds: the steps were too large, or the format is too narrow."
+                .to_string(),
+            slower(),
+        ),
+        Some("backward") => (
+            "The loss was finite, its gradient was not: the backward pass overflowed.".to_string(),
+            slower(),
+        ),
+        _ => ("The numbers left the range of the format.".to_string(), slower()),
+    };
+    Some(finding(Id::NonFinite, "A loss or gradient is not finite", &evidence, cause, next))
+}
+
+fn loss_zero(p: Patient) -> Option<Finding> {
+    let steps = p.applied();
+    let first = &steps[..steps.len().min(5)];
+    if first.len() < 3 || losses(first) > 10.0 * ZERO {
+        return None;
+    }
+    let accuracy = mean(first.iter().filter_map(|s| s.more.iter().find(|(k, _)| k == "accuracy").map(|(_, v)| *v)));
+    let mut evidence = vec![("mean loss of the first steps", number(losses(first)))];
+    if accuracy.is_finite() {
+        evidence.push(("tokens predicted right from the start", format!("{:.1} %", 100.0 * accuracy)));
+    }
+    if let Some(f) = p.facts {
+        evidence.push(("share of tokens learnt", format!("{:.2} %", 100.0 * f.train.supervised_share())));
+    }
+    let cause = "There is nothing to learn: what is supervised is the same in every row, stands in the prompt already, or \
+                 the base has seen these rows.";
+    let shows = format!("{}   # shows which tokens are learnt", p.check());
+    let inspect = format!("ft data inspect {}", quote(&p.plan.recipe.data.train.path.display().to_string()));
+    Some(finding(Id::LossZero, "The loss is zero from the start", &evidence, cause.into(), vec![shows, inspect]))
+}
+
+fn no_gradient(p: Patient) -> Option<Finding> {
+    let steps = p.applied();
+    let last = &steps[steps.len().saturating_sub(5)..];
+    let largest = last.iter().map(|s| s.grad_norm).fold(0.0, f64::max);
+    if last.len() < 3 || largest > 1e-12 {
+        return None;
+    }
+    let mut evidence =
+        vec![("largest gradient norm of the last steps", number(largest)), ("loss", number(losses(last)))];
+    if let Some(alive) = steps.iter().rev().find(|s| s.grad_norm > 1e-12) {
+        evidence.push(("last step with a gradient", format!("{} (norm {})", alive.step, number(alive.grad_norm))));
+        let cause = "It was there and went: numbers have grown until nothing changes their outcome any more. The steps \
+                     before were too large.";
+        let next = vec![p.again("slower", &[("optim.lr", rate(p.lr() / 10.0)), ("optim.warmup", "0.1".into())])];
+        return Some(finding(Id::NoGradient, "The gradient is gone", &evidence, cause.into(), next));
+    }
+    let cause = if p.plan.recipe.adapter.is_some() {
+        "No gradient reaches the adapter: its scale (alpha / rank) is zero, or both of its factors are."
+    } else {
+        "No gradient reaches a trained weight."
+    };
+    let mut next = Vec::new();
+    if p.plan.recipe.adapter.is_some() {
+        next.push(p.again("scaled", &[("adapter.lora.alpha", "32".into())]));
+    }
+    next.push(p.check());
+    Some(finding(Id::NoGradient, "No gradient", &evidence, cause.into(), next))
+}
+
+fn no_update(p: Patient) -> Option<Finding> {
+    let steps = p.applied();
+    let largest = steps.iter().map(|s| s.lr).fold(0.0, f64::max);
+    let moved = p.facts.and_then(|f| f.movement);
+    // The first step of a warm-up has no rate yet.
+    let still = steps.len() >= 3 && largest == 0.0;
+    let stuck = steps.len() >= 3 && moved.is_some_and(|m| m.relative == 0.0 && m.to_step >= m.from_step + 3);
+    if !still && !stuck {
+        return None;
+    }
+    let mut evidence = vec![("largest learning rate", number(largest))];
+    if let Some(m) = moved {
+        evidence.push(("trained tensors that moved", format!("{} of {}", m.tensors - m.unmoved, m.tensors)));
+    }
+    let usual: f64 = if p.plan.recipe.adapter.is_some() { 2e-4 } else { 2e-5 };
+    let cause = if still {
+        "The learning rate is zero: gradients are computed and thrown away."
+    } else {
+        "Updates are smaller than the last digit of the numbers that they are added to."
+    };
+    let next = vec![p.again("faster", &[("optim.lr", rate(usual.max(10.0 * p.lr())))])];
+    Some(finding(Id::NoUpdate, "Nothing moves", &evidence, cause.into(), next))
+}
+
+fn flat(p: Patient) -> Option<Finding> {
+    let steps = p.applied();
+    let n = steps.len();
+    let total = p.facts.map_or(n as u64, |f| f.steps);
+    if n < TREND || (n as u64 * 4 < total && n < 200) {
+        return None;
+    }
+    let w = (n / 4).max(8);
+    let (first, last) = (&steps[..w], &steps[n - w..]);
+    let (a, b) = (losses(first), losses(last));
+    let spread = |s: &[&Point], m: f64| mean(s.iter().map(|p| (p.loss - m).powi(2))) / s.len() as f64;
+    let noise = (spread(first, a) + spread(last, b)).sqrt();
+    // It fell by less than 1 %, and chance does not hide a fall of 5 %.
+    if a < 0.02 || a - b > 0.01 * a || a - b + 2.0 * noise > 0.05 * a || b > 1.1 * a {
+        return None;
+    }
+    // Validation that got better says that the noise of training hides a fall.
+    let better = p.history.validations.first().zip(p.history.best()).map(|(v, best)| v.loss() - best.loss());
+    if better.is_some_and(|d| d > 0.005 * a) {
+        return None;
+    }
+    let moved = p.facts.and_then(|f| f.movement).map(|m| m.relative);
+    let norm = mean(last.iter().map(|s| s.grad_norm));
+    let mut evidence = vec![
+        ("mean loss, first quarter", number(a)),
+        ("mean loss, last quarter", number(b)),
+        ("learning rate", number(p.lr())),
+        ("gradient norm", number(norm)),
+    ];
+    if let Some(moved) = moved {
+        evidence.push(("relative size of all updates", number(moved)));
+    }
+    let faster = p.again("faster", &[("optim.lr", rate(p.lr() * 10.0))]);
+    // A LoRA that learns moves by tenths of itself, a whole model by thousandths.
+    let small = if p.plan.recipe.adapter.is_some() { 3e-3 } else { 1e-4 };
+    let (cause, next) = match moved {
+        Some(m) if m >= small => (
+            "The weights move, the loss does not: answers do not follow from prompts (shuffled or random labels), or the \
+             base knows the rows as well as they can be known.",
+            vec![
+                format!("ft data inspect {}", quote(&p.plan.recipe.data.train.path.display().to_string())),
+                p.check(),
+                faster,
+            ],
+        ),
+        _ => ("The weights have hardly moved: the learning rate is too low for so few steps.", vec![faster]),
+    };
+    Some(finding(Id::FlatLoss, "The loss does not fall", &evidence, cause.into(), next))
+}
+
+fn learning_rate(p: Patient) -> Option<Finding> {
+    let steps = p.applied();
+    if steps.len() < 8 {
+        return None;
+    }
+    // The first step's loss is measured before anything moved; the next ones may have jumped already.
+    let start = losses(&steps[..3]).min(1.25 * steps[0].loss);
+    let w = (steps.len() / 10).clamp(3, 50);
+    let end = losses(&steps[steps.len() - w..]);
+    let risen = end > 1.15 * start + 0.1;
+    let spikes = spikes(&steps);
+    // A few rows that are hard make a spike each; many mean that steps overshoot.
+    let many = spikes.len() >= 3.max(steps.len() / 100);
+    if !risen && !many {
+        return None;
+    }
+    let peak = steps.iter().max_by(|a, b| a.loss.total_cmp(&b.loss)).expect("there are steps");
+    let mut evidence = vec![
+        ("loss at the start", number(start)),
+        ("loss now", number(end)),
+        ("highest loss", format!("{} at step {}", number(peak.loss), peak.step)),
+        ("learning rate there", number(peak.lr)),
+    ];
+    if !spikes.is_empty() {
+        let shown: Vec<String> = spikes.iter().take(5).map(u64::to_string).collect();
+        evidence.push(("spikes", format!("{} (first at steps {})", spikes.len(), shown.join(", "))));
+    }
+    let title = if risen { "The loss rises above its start" } else { "The loss jumps" };
+    let cause = "Steps overshoot: the learning rate is too high, or it is reached too early.";
+    let next = vec![p.again(
+        "slower",
+        &[("optim.lr", rate(p.lr() / if risen { 10.0 } else { 3.0 })), ("optim.warmup", "0.1".into())],
+    )];
+    Some(finding(Id::LearningRateTooHigh, title, &evidence, cause.into(), next))
+}
+
+/// Steps whose loss stands out from the twenty before: by half of their median and far beyond their spread, with a
+/// gradient that stands out too.
+fn spikes(steps: &[&Point]) -> Vec<u64> {
+    let median = |mut v: Vec<f64>| {
+        v.sort_by(f64::total_cmp);
+        v[v.len() / 2]
+    };
+    let stands_out = |i: usize| {
+        let before = &steps[i.saturating_sub(20)..i];
+        let loss = median(before.iter().map(|s| s.loss).collect());
+        let spread = median(before.iter().map(|s| (s.loss - loss).abs()).collect()) * 1.4826;
+        let norm = median(before.iter().map(|s| s.grad_norm).collect());
+        let (now, at) = (steps[i].loss, steps[i].grad_norm);
+        now > loss + (8.0 * spread).max(0.5 * loss).max(0.1) && at > 3.0 * norm
+    };
+    (8..steps.len()).filter(|i| stands_out(*i)).map(|i| steps[i].step).collect()
+}
+
+fn memorisation(p: Patient) -> Option<Finding> {
+    let h = p.history;
+    let trained: Vec<_> = h.validations.iter().filter(|v| v.step > 0 && v.loss().is_finite()).collect();
+    let (best, last) = (h.best()?, trained.last()?);
+    let steps = p.applied();
+    let around = |step: u64| {
+        let near: Vec<&Point> =
+            steps.iter().filter(|s| s.step <= step).rev().take((steps.len() / 10).clamp(4, 50)).copied().collect();
+        losses(&near)
+    };
+    let (then, now) = (around(best.step), around(last.step));
+    let rise = last.loss() - best.loss();
+    if trained.len() < 2 || rise < 0.02 || rise < 0.05 * best.loss() || now.is_nan() || now >= then {
+        return None;
+    }
+    let epochs = |step: u64| h.steps.iter().find(|s| s.step >= step).map_or(f64::NAN, |s| s.epoch);
+    let evidence = [
+        ("lowest validation loss", format!("{} at step {}", number(best.loss()), best.step)),
+        ("validation loss now", format!("{} at step {}", number(last.loss()), last.step)),
+        ("training loss then", number(then)),
+        ("training loss now", number(now)),
+        ("epochs", format!("{:.2}", epochs(last.step))),
+    ];
+    let cause = "The rows are being learnt by heart: training loss falls, validation loss rises. More rows, fewer epochs or \
+                 a smaller adapter generalise better.";
+    let every = p.plan.recipe.run.eval_every;
+    let mut changes = vec![("run.patience", "2".to_string())];
+    if every == 0 {
+        changes.push(("run.eval_every", (last.step / 10).max(1).to_string()));
+    }
+    let shorter = epochs(best.step);
+    let mut next = vec![p.again("patient", &changes)];
+    if shorter.is_finite() && shorter > 0.0 && p.plan.recipe.run.steps.is_none() {
+        next.push(p.again("shorter", &[("run.epochs", format!("{shorter:.2}"))]));
+    }
+    Some(finding(Id::Memorisation, "Rows are learnt by heart", &evidence, cause.into(), next))
+}
+
+fn worse(p: Patient, others: &[Finding]) -> Option<Finding> {
+    let first = p.history.validations.first().filter(|v| v.step == 0)?;
+    let last = p.history.validations.last().filter(|v| v.step > 0)?;
+    let rise = last.loss() - first.loss();
+    if rise.is_nan() || rise < 0.01 + 0.01 * first.loss() {
+        return None;
+    }
+    let best = p.history.best();
+    let mut evidence = vec![
+        ("validation loss before the first step", number(first.loss())),
+        ("validation loss now", format!("{} at step {}", number(last.loss()), last.step)),
+    ];
+    if let Some(best) = best {
+        evidence.push(("lowest", format!("{} at step {}", number(best.loss()), best.step)));
+    }
+    let never = best.is_none_or(|b| b.loss() >= first.loss());
+    let cause = match (never, others.iter().any(|f| f.id == Id::LearningRateTooHigh)) {
+        (_, true) => "The steps are too large for the base, see learning-rate-too-high.",
+        (true, _) => {
+            "No checkpoint is better than the base: training rows teach something else than validation rows ask, or the \
+             steps are too large."
+        }
+        (false, _) => "The run got better than the base and then lost it again; the best checkpoint is kept.",
+    };
+    let next = vec![p.check(), p.again("slower", &[("optim.lr", rate(p.lr() / 5.0)), ("optim.warmup", "0.1".into())])];
+    Some(finding(Id::WorseThanStart, "Worse than the base on validation rows", &evidence, cause.into(), next))
+}
+
+fn few_supervised(p: Patient) -> Option<Finding> {
+    let train = &p.facts?.train;
+    let share = train.supervised_share();
+    if share >= 0.01 {
+        return None;
+    }
+    let per = train.supervised_tokens as f64 / train.examples.max(1) as f64;
+    let evidence = [
+        ("share of tokens learnt", format!("{:.3} %", 100.0 * share)),
+        ("learnt tokens an example", format!("{per:.1}")),
+        ("tokens an example", format!("{:.0}", train.tokens as f64 / train.examples.max(1) as f64)),
+    ];
+    let cause = "Nearly all of the work goes into prompts: answers are very short beside them, or cut off, or the mask \
+                 leaves them out.";
+    let shows = format!("{}   # shows which tokens are learnt", p.check());
+    Some(finding(Id::FewSupervisedTokens, "Hardly a token is learnt", &evidence, cause.into(), vec![shows]))
+}

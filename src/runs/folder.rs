@@ -1,0 +1,244 @@
+//! A run folder, read: the one place that knows which files lie in it.
+
+use super::facts::{Facts, Outcome};
+use super::history::History;
+use super::lock::Lock;
+use crate::error::{Error, Result};
+use crate::fsutil::{absolute, read_json, read_to_string};
+use crate::recipe::Plan;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// The file of curves.
+pub const METRICS: &str = "metrics.jsonl";
+/// The file of answers on the way.
+pub const SAMPLES: &str = "samples.jsonl";
+/// The file of settings; it makes a folder a run.
+pub const PLAN: &str = "plan.json";
+
+/// Where a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Its process lives.
+    Running,
+    /// It reached its last step or stopped early, and the result was verified.
+    Finished,
+    /// Stopped by a signal after saving.
+    Interrupted,
+    /// Ended by an error that it told.
+    Failed,
+    /// Its process is gone without a word.
+    Crashed,
+    /// Begun on another machine, no end noted down.
+    Unknown,
+}
+
+impl State {
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Running => "running",
+            State::Finished => "finished",
+            State::Interrupted => "interrupted",
+            State::Failed => "failed",
+            State::Crashed => "crashed",
+            State::Unknown => "unknown",
+        }
+    }
+}
+
+/// An answer to a prompt after some step; step 0 is before the first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    pub step: u64,
+    pub prompt: String,
+    pub text: String,
+    /// What the row answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<String>,
+}
+
+/// A folder that `ft train` filled.
+#[derive(Debug)]
+pub struct RunFolder {
+    pub path: PathBuf,
+    pub plan: Plan,
+    /// `None` for a run of a version that did not write it.
+    pub facts: Option<Facts>,
+    pub history: History,
+    pub samples: Vec<Sample>,
+    /// `summary.json` of a finished run.
+    pub summary: Option<Value>,
+    /// `export_report.json` of a verified result.
+    pub export: Option<Value>,
+    pub lock: Option<Lock>,
+    /// Results of `ft eval --json` in `eval*.json` or `eval/`: (file, object).
+    pub evaluations: Vec<(String, Value)>,
+    pub state: State,
+}
+
+/// Whether a folder holds a run.
+pub fn is_run(path: &Path) -> bool {
+    path.join(PLAN).is_file() && (path.join(METRICS).is_file() || path.join(super::facts::FACTS).is_file())
+}
+
+impl RunFolder {
+    pub fn open(path: &Path) -> Result<Self> {
+        if !is_run(path) {
+            return Err(Error::user(format!("{}: no run is here ({PLAN} and {METRICS} are missing)", path.display()))
+                .hint("a run folder is the `run.out` of a recipe; `ft runs list` shows those below a folder"));
+        }
+        let facts = Facts::read(path)?;
+        let optional = |name: &str| -> Result<Option<Value>> {
+            let file = path.join(name);
+            file.exists().then(|| read_json(&file)).transpose()
+        };
+        let metrics = path.join(METRICS);
+        let history = if metrics.exists() { History::read(&metrics)? } else { History::default() };
+        let summary = optional("summary.json")?;
+        let state = state(facts.as_ref(), summary.is_some());
+        Ok(Self {
+            plan: Plan::read(&path.join(PLAN))?,
+            history,
+            samples: samples(&path.join(SAMPLES))?,
+            export: optional("export_report.json")?,
+            lock: Lock::read(path)?,
+            evaluations: evaluations(path)?,
+            path: absolute(path),
+            facts,
+            summary,
+            state,
+        })
+    }
+
+    /// The last part of its path.
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// The adapter in short; `full` where every weight was trained.
+    pub fn adapter(&self) -> String {
+        self.plan.adapter().unwrap_or("full".into())
+    }
+
+    /// Steps of the whole run.
+    pub fn total(&self) -> u64 {
+        let told = self.summary.as_ref().and_then(|s| s["steps"].as_u64());
+        self.facts.as_ref().map(|f| f.steps).or(told).unwrap_or(self.history.last_step())
+    }
+
+    /// Seconds of work: of all sessions that ended, and of one that lives until now.
+    pub fn seconds(&self) -> f64 {
+        let Some(facts) = &self.facts else {
+            return self.summary.as_ref().and_then(|s| s["seconds"].as_f64()).unwrap_or(0.0);
+        };
+        let last = facts.sessions.len().saturating_sub(1);
+        let one = |(i, s): (usize, &super::facts::Session)| match &s.ended {
+            Some(ended) => ended.seconds,
+            None => {
+                // A session without an end: until now where it lives, else as long as its steps took.
+                let from = s.from_step;
+                let until = if i == last { u64::MAX } else { facts.sessions[i + 1].from_step };
+                let steps = self.history.steps.iter().filter(|p| p.step > from && p.step <= until);
+                let worked: f64 = steps.map(|p| p.seconds).filter(|s| s.is_finite()).sum();
+                if self.state == State::Running && i == last { since(&s.began).unwrap_or(worked) } else { worked }
+            }
+        };
+        facts.sessions.iter().enumerate().map(one).sum()
+    }
+
+    /// When the run began.
+    pub fn began(&self) -> Option<&str> {
+        Some(self.facts.as_ref()?.sessions.first()?.began.as_str())
+    }
+
+    /// Steps after which a new session went on.
+    pub fn resumed_at(&self) -> Vec<u64> {
+        let sessions = self.facts.iter().flat_map(|f| f.sessions.iter().skip(1));
+        sessions.map(|s| s.from_step).collect()
+    }
+
+    /// How the last session ended, where it told.
+    pub fn last_words(&self) -> Option<&str> {
+        self.facts.as_ref()?.sessions.last()?.ended.as_ref()?.message.as_deref()
+    }
+}
+
+/// Seconds since a time that `facts::now` wrote.
+fn since(began: &str) -> Option<f64> {
+    let then = began.parse::<jiff::Timestamp>().ok()?;
+    Some((jiff::Timestamp::now() - then).total(jiff::Unit::Second).ok()?.max(0.0))
+}
+
+fn state(facts: Option<&Facts>, summary: bool) -> State {
+    let Some(session) = facts.and_then(|f| f.sessions.last()) else {
+        return if summary { State::Finished } else { State::Unknown };
+    };
+    match (session.ended.as_ref().map(|e| e.outcome), session.alive()) {
+        (Some(Outcome::Finished), _) => State::Finished,
+        (Some(Outcome::Interrupted), _) => State::Interrupted,
+        (Some(Outcome::Failed), _) => State::Failed,
+        (None, Some(true)) => State::Running,
+        (None, Some(false)) => State::Crashed,
+        (None, None) => State::Unknown,
+    }
+}
+
+/// As with metrics: a last line without its end is left out.
+fn samples(path: &Path) -> Result<Vec<Sample>> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let text = read_to_string(path)?;
+    let mut all = Vec::new();
+    for (i, line) in text.split_inclusive('\n').enumerate() {
+        match serde_json::from_str(line) {
+            Ok(sample) => all.push(sample),
+            Err(_) if !line.ends_with('\n') => break,
+            Err(e) => return Err(Error::user(format!("{}:{}: {e}", path.display(), i + 1))),
+        }
+    }
+    Ok(all)
+}
+
+/// JSON objects with numbers that somebody put beside the run: `eval*.json` and `eval/*.json`.
+fn evaluations(run: &Path) -> Result<Vec<(String, Value)>> {
+    let list = |folder: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "json") && p.is_file()).collect()
+    };
+    let named = |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("eval"));
+    let mut files: Vec<PathBuf> = list(run).into_iter().filter(named).chain(list(&run.join("eval"))).collect();
+    files.sort();
+    files.iter().map(|f| Ok((f.strip_prefix(run).unwrap_or(f).display().to_string(), read_json(f)?))).collect()
+}
+
+/// Run folders at and below `folder`, the newest first; checkpoints and hidden folders are not looked into.
+pub fn find(folder: &Path) -> Result<Vec<PathBuf>> {
+    fn walk(folder: &Path, depth: usize, into: &mut Vec<(SystemTime, PathBuf)>) -> std::io::Result<()> {
+        if is_run(folder) {
+            let touched =
+                [METRICS, super::facts::FACTS, PLAN].map(|n| folder.join(n).metadata().and_then(|m| m.modified()));
+            into.push((touched.into_iter().flatten().max().unwrap_or(SystemTime::UNIX_EPOCH), folder.to_path_buf()));
+            return Ok(());
+        }
+        if depth == 0 {
+            return Ok(());
+        }
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if entry.file_type()?.is_dir() && !name.to_string_lossy().starts_with('.') && name != "target" {
+                // A folder that may not be read is not ours.
+                let _ = walk(&entry.path(), depth - 1, into);
+            }
+        }
+        Ok(())
+    }
+    let mut found = Vec::new();
+    walk(folder, 3, &mut found).map_err(|e| crate::fsutil::io_error("reading folder", folder, e))?;
+    found.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+    Ok(found.into_iter().map(|(_, p)| p).collect())
+}

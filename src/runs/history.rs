@@ -1,0 +1,209 @@
+//! The curves of a run, as `metrics.jsonl` has them.
+//!
+//! That file is the source of truth; everything that people look at is made from it. A number that was not finite is
+//! kept as such, so that curves show a gap there and no invented value.
+
+use crate::error::{Error, Result};
+use crate::fsutil::read_to_string;
+use serde_json::Value;
+use std::path::Path;
+
+/// One optimiser step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Point {
+    pub step: u64,
+    pub epoch: f64,
+    pub loss: f64,
+    pub lr: f64,
+    /// Norm of all gradients before clipping.
+    pub grad_norm: f64,
+    /// Tokens seen so far.
+    pub tokens: u64,
+    pub tokens_per_s: f64,
+    /// Seconds this step took.
+    pub seconds: f64,
+    /// Peak tensor bytes so far.
+    pub memory: u64,
+    /// The method's other means.
+    pub more: Vec<(String, f64)>,
+}
+
+impl Point {
+    /// False where the step was left out because a number was not finite.
+    pub fn applied(&self) -> bool {
+        self.loss.is_finite() && self.grad_norm.is_finite()
+    }
+}
+
+/// Means over the validation rows after a step; step 0 is before the first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Validation {
+    pub step: u64,
+    /// `loss` and the method's other means.
+    pub means: Vec<(String, f64)>,
+}
+
+impl Validation {
+    pub fn loss(&self) -> f64 {
+        self.means.iter().find(|(k, _)| k == "loss").map_or(f64::NAN, |(_, v)| *v)
+    }
+}
+
+/// All steps and validations of a run, in order.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct History {
+    pub steps: Vec<Point>,
+    pub validations: Vec<Validation>,
+}
+
+impl History {
+    /// Reads `metrics.jsonl`. A last line without its end belongs to a run that is writing or was killed: left out.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = read_to_string(path)?;
+        let mut history = Self::default();
+        for (i, line) in text.split_inclusive('\n').enumerate() {
+            match serde_json::from_str::<Value>(line) {
+                Ok(value) => history.add(&value),
+                Err(_) if !line.ends_with('\n') => break,
+                Err(e) => {
+                    return Err(Error::user(format!("{}:{}: {e}", path.display(), i + 1))
+                        .hint("each line is one JSON object that ft wrote; was the file edited?"));
+                }
+            }
+        }
+        Ok(history)
+    }
+
+    fn add(&mut self, line: &Value) {
+        let Some(o) = line.as_object() else { return };
+        let number = |k: &str| o.get(k).map_or(f64::NAN, read_number);
+        let count = |k: &str| o.get(k).and_then(Value::as_u64).unwrap_or(0);
+        let evaluated: Vec<(String, f64)> =
+            o.iter().filter_map(|(k, v)| Some((k.strip_prefix("eval_")?.to_string(), read_number(v)))).collect();
+        if !evaluated.is_empty() {
+            self.validations.push(Validation { step: count("step"), means: evaluated });
+        }
+        if !o.contains_key("loss") {
+            return;
+        }
+        let known =
+            ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "seconds", "memory"].as_slice();
+        self.steps.push(Point {
+            step: count("step"),
+            epoch: number("epoch"),
+            loss: number("loss"),
+            lr: number("lr"),
+            grad_norm: number("grad_norm"),
+            tokens: count("tokens"),
+            tokens_per_s: number("tokens_per_s"),
+            seconds: number("seconds"),
+            memory: count("memory"),
+            more: o
+                .iter()
+                .filter(|(k, _)| !known.contains(&k.as_str()) && !k.starts_with("eval_"))
+                .map(|(k, v)| (k.clone(), read_number(v)))
+                .collect(),
+        });
+    }
+
+    /// The validation with the lowest loss after the first step.
+    pub fn best(&self) -> Option<&Validation> {
+        let trained = self.validations.iter().filter(|v| v.step > 0 && v.loss().is_finite());
+        trained.min_by(|a, b| a.loss().total_cmp(&b.loss()))
+    }
+
+    /// Steps done.
+    pub fn last_step(&self) -> u64 {
+        self.steps.last().map_or(0, |p| p.step)
+    }
+
+    /// Tokens a second over all steps: tokens over the time in steps, validation and saving left out.
+    pub fn tokens_per_s(&self) -> Option<f64> {
+        let seconds: f64 = self.steps.iter().map(|p| p.seconds).filter(|s| s.is_finite()).sum();
+        let tokens = self.steps.last()?.tokens;
+        (seconds > 0.0).then(|| tokens as f64 / seconds)
+    }
+
+    /// Peak tensor bytes.
+    pub fn memory(&self) -> u64 {
+        self.steps.iter().map(|p| p.memory).max().unwrap_or(0)
+    }
+}
+
+/// Numbers that JSON has no word for are written as text: `"NaN"`, `"inf"`.
+fn read_number(v: &Value) -> f64 {
+    match v {
+        Value::String(s) => s.parse().unwrap_or(f64::NAN),
+        v => v.as_f64().unwrap_or(f64::NAN),
+    }
+}
+
+/// The mean of the finite ones; NaN of none.
+pub fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
+    let (mut sum, mut n) = (0.0, 0.0);
+    for v in values.into_iter().filter(|v| v.is_finite()) {
+        sum += v;
+        n += 1.0;
+    }
+    sum / n
+}
+
+/// The mean of `window` values around each (fewer at the ends), so that it does not lag; a value that is not finite
+/// leaves a gap and counts nowhere.
+pub fn smooth(values: &[f64], window: usize) -> Vec<f64> {
+    let half = window / 2;
+    let (mut sum, mut n, mut from, mut to) = (0.0, 0.0, 0, 0);
+    let mut means = Vec::with_capacity(values.len());
+    for (i, v) in values.iter().enumerate() {
+        while to < values.len().min(i + half + 1) {
+            if values[to].is_finite() {
+                sum += values[to];
+                n += 1.0;
+            }
+            to += 1;
+        }
+        while from + half < i {
+            if values[from].is_finite() {
+                sum -= values[from];
+                n -= 1.0;
+            }
+            from += 1;
+        }
+        means.push(if v.is_finite() { sum / n } else { f64::NAN });
+    }
+    means
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_being_written_is_read_up_to_its_last_whole_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let text = concat!(
+            "{\"step\":0,\"eval_loss\":3.5}\n",
+            "{\"step\":1,\"epoch\":0.5,\"loss\":3.0,\"lr\":0.1,\"grad_norm\":\"inf\",\"tokens\":7,\"accuracy\":0.25}\n",
+            "{\"step\":2,\"epoch\":1.0,\"lo"
+        );
+        std::fs::write(&path, text).unwrap();
+        let h = History::read(&path).unwrap();
+        assert_eq!((h.steps.len(), h.validations.len(), h.last_step()), (1, 1, 1));
+        assert_eq!(h.steps[0].more, [("accuracy".to_string(), 0.25)]);
+        assert!(!h.steps[0].applied() && h.steps[0].grad_norm.is_infinite());
+        assert_eq!(h.best(), None, "the validation before the first step is no result");
+        std::fs::write(&path, "{\"step\":1}\nnonsense\n{\"step\":2}\n").unwrap();
+        let error = History::read(&path).unwrap_err().to_string();
+        assert!(error.contains("metrics.jsonl:2"), "{error}");
+    }
+
+    #[test]
+    fn smoothing_keeps_a_constant_and_a_gap() {
+        assert_eq!(smooth(&[2.0, 2.0, f64::NAN, 2.0], 10).iter().filter(|v| (**v - 2.0).abs() < 1e-12).count(), 3);
+        assert!(smooth(&[1.0, f64::NAN], 3)[1].is_nan());
+        assert_eq!(smooth(&[1.0, 2.0, 6.0, 4.0], 3), [1.5, 3.0, 4.0, 5.0]);
+        assert_eq!(smooth(&[1.0, 2.0, 6.0], 1), [1.0, 2.0, 6.0]);
+        assert!(mean([]).is_nan());
+    }
+}

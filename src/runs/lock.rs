@@ -1,0 +1,322 @@
+//! `ft.lock`: what a run was made of, by content, and what came out; and what differs when it is looked at again.
+//!
+//! Base weights, tokenizer, template, data, recipe, programs and machine. With nothing of it changed, a run on the CPU
+//! gives the same bits again.
+
+use super::facts::{Environment, Software};
+use super::hash::{Hasher, Trust};
+use crate::error::{Error, Result};
+use crate::fsutil::{hex, read_json, write_json};
+use crate::recipe::{Plan, Recipe};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The file's name in a run folder.
+pub const FILE: &str = "ft.lock";
+/// The layout of the file.
+const FORMAT: u32 = 1;
+
+/// A file by its content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Locked {
+    pub sha256: String,
+    pub bytes: u64,
+}
+
+/// Rows by their content, hashed while they were read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockedRows {
+    pub path: PathBuf,
+    pub sha256: String,
+}
+
+/// The programs that computed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockedPrograms {
+    pub ft: String,
+    /// SHA-256 of the program's file.
+    pub ft_sha256: String,
+    pub libtorch: String,
+}
+
+/// The parts of a machine that the bits of a result depend on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockedMachine {
+    pub device: String,
+    pub device_name: String,
+    pub instructions: String,
+    pub threads: usize,
+}
+
+/// All that a run was made of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Lock {
+    pub format: u32,
+    /// The folder of base and tokenizer.
+    pub base_folder: PathBuf,
+    /// By file name: config and weights.
+    pub base: BTreeMap<String, Locked>,
+    /// By file name: tokenizer and the model's own template.
+    pub tokenizer: BTreeMap<String, Locked>,
+    /// `data.template`, where the recipe gives one.
+    pub template: Option<Locked>,
+    pub train: LockedRows,
+    pub valid: Option<LockedRows>,
+    /// SHA-256 of the resolved recipe; places and bookkeeping do not count.
+    pub recipe_sha256: String,
+    pub programs: LockedPrograms,
+    pub machine: LockedMachine,
+    /// The files of the verified result; `None` until the run has ended.
+    pub result: Option<BTreeMap<String, Locked>>,
+    /// Steps after which a session went on that found something changed, and what.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resumed_with: Vec<(u64, Vec<Drift>)>,
+}
+
+/// Something that is not as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drift {
+    pub item: String,
+    pub was: String,
+    pub is: String,
+    /// What it can change in the result.
+    pub effect: String,
+}
+
+/// The program's own file, also where it was replaced or removed since it started.
+const PROGRAM: &str = "/proc/self/exe";
+
+/// Files of a model folder that make tokens; everything else that is read is the base.
+const TOKENIZER: [&str; 8] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// True for files of a model folder that a run reads beside its tokenizer.
+fn is_base(name: &str) -> bool {
+    name == "config.json"
+        || name == "generation_config.json"
+        || name.ends_with(".safetensors")
+        || name.ends_with(".safetensors.index.json")
+}
+
+impl Lock {
+    /// Hashes what a plan is made of. `rows`: training rows, then validation rows if any.
+    pub fn new(
+        plan: &Plan,
+        train: LockedRows,
+        valid: Option<LockedRows>,
+        software: &Software,
+        environment: &Environment,
+        trust: Trust,
+    ) -> Result<Self> {
+        let folder = &plan.recipe.model.path;
+        let mut hasher = Hasher::open(trust);
+        let (mut base, mut tokenizer) = (BTreeMap::new(), BTreeMap::new());
+        let entries = std::fs::read_dir(folder).map_err(|e| crate::fsutil::io_error("reading folder", folder, e))?;
+        let mut names: Vec<String> = entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+        names.sort();
+        for name in names {
+            let into = match () {
+                () if TOKENIZER.contains(&name.as_str()) => &mut tokenizer,
+                () if is_base(&name) => &mut base,
+                () => continue,
+            };
+            let locked = hasher.file(&folder.join(&name))?;
+            into.insert(name, locked);
+        }
+        let template = plan.recipe.data.template.as_ref().map(|path| hasher.file(path)).transpose()?;
+        let programs = LockedPrograms {
+            ft: software.ft.clone(),
+            ft_sha256: hasher.file(Path::new(PROGRAM))?.sha256,
+            libtorch: software.libtorch.clone(),
+        };
+        hasher.close();
+        Ok(Self {
+            format: FORMAT,
+            base_folder: folder.clone(),
+            base,
+            tokenizer,
+            template,
+            train,
+            valid,
+            recipe_sha256: recipe_sha256(&plan.recipe),
+            programs,
+            machine: LockedMachine {
+                device: environment.device.clone(),
+                device_name: environment.device_name.clone(),
+                instructions: environment.instructions.clone(),
+                threads: environment.threads,
+            },
+            result: None,
+            resumed_with: Vec::new(),
+        })
+    }
+
+    /// The lock of a run folder; `None` where there is none.
+    pub fn read(run: &Path) -> Result<Option<Self>> {
+        let path = run.join(FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let lock: Self = read_json(&path)?;
+        if lock.format != FORMAT {
+            return Err(Error::user(format!("{}: format {}, this ft reads {FORMAT}", path.display(), lock.format))
+                .hint("read it with the ft version that wrote it"));
+        }
+        Ok(Some(lock))
+    }
+
+    pub fn write(&self, run: &Path) -> Result<()> {
+        write_json(&run.join(FILE), self)
+    }
+
+    /// What differs between the recorded state of things and `now`, item by item.
+    pub fn drift(&self, now: &Lock) -> Vec<Drift> {
+        let mut found = Vec::new();
+        let mut compare = |item: String, was: String, is: String, effect: &str| {
+            if was != is {
+                found.push(Drift { item, was, is, effect: effect.into() });
+            }
+        };
+        for (what, then, here, effect) in [
+            ("base", &self.base, &now.base, "other weights to start from: every number of the result"),
+            ("tokenizer", &self.tokenizer, &now.tokenizer, "other token ids or another template: what is learnt"),
+        ] {
+            let names: std::collections::BTreeSet<&String> = then.keys().chain(here.keys()).collect();
+            for name in names {
+                compare(format!("{what}: {name}"), shown(then.get(name)), shown(here.get(name)), effect);
+            }
+        }
+        let template = "what stands around each message: what is learnt";
+        compare("template".into(), shown(self.template.as_ref()), shown(now.template.as_ref()), template);
+        compare("training rows".into(), short(&self.train.sha256), short(&now.train.sha256), "what is learnt");
+        let valid = |lock: &Lock| lock.valid.as_ref().map_or("none".into(), |v| short(&v.sha256));
+        let effect = "which checkpoint is the best, and when a run with patience stops";
+        compare("validation rows".into(), valid(self), valid(now), effect);
+        let effect = "a setting of the run: `ft runs diff` shows which";
+        compare("recipe".into(), short(&self.recipe_sha256), short(&now.recipe_sha256), effect);
+        let (a, b) = (&self.programs, &now.programs);
+        compare("ft".into(), a.ft.clone(), b.ft.clone(), "how rows are read and numbers computed");
+        if a.ft == b.ft {
+            let effect = "another build of the same version: its code may differ";
+            compare("ft's program file".into(), short(&a.ft_sha256), short(&b.ft_sha256), effect);
+        }
+        let effect = "kernels and their order of sums: last bits, which training amplifies";
+        compare("libtorch".into(), a.libtorch.clone(), b.libtorch.clone(), effect);
+        let (a, b) = (&self.machine, &now.machine);
+        compare("device".into(), a.device.clone(), b.device.clone(), "kernels and the random numbers of dropout");
+        let effect = "kernels are chosen by the hardware: last bits, which training amplifies";
+        compare("device name".into(), a.device_name.clone(), b.device_name.clone(), effect);
+        compare("instructions".into(), a.instructions.clone(), b.instructions.clone(), effect);
+        let effect = "sums are split over threads: last bits, which training amplifies";
+        compare("threads".into(), a.threads.to_string(), b.threads.to_string(), effect);
+        found
+    }
+}
+
+impl Drift {
+    /// True where what is read changed; false where only that which reads and computes did.
+    pub fn is_input(&self) -> bool {
+        let inputs = ["base", "tokenizer", "template", "training rows", "validation rows", "recipe"];
+        inputs.iter().any(|i| self.item.split(':').next() == Some(i))
+    }
+}
+
+fn short(sha256: &str) -> String {
+    sha256.get(..12).unwrap_or(sha256).to_string()
+}
+
+fn shown(file: Option<&Locked>) -> String {
+    file.map_or("not there".into(), |f| format!("{} ({} bytes)", short(&f.sha256), f.bytes))
+}
+
+/// The recipe's hash without what cannot change a result: where it goes, what is kept, what is shown, where files lie
+/// (their contents are locked by themselves).
+fn recipe_sha256(recipe: &Recipe) -> String {
+    let mut value = serde_json::to_value(recipe).unwrap_or_default();
+    for path in [
+        "/run/out",
+        "/run/keep",
+        "/run/save_every",
+        "/run/samples",
+        "/run/threads",
+        "/run/eval_at_start",
+        "/model/path",
+        "/model/device",
+        "/data/train/path",
+        "/data/valid/path",
+        "/data/template",
+    ] {
+        let (section, key) = path.rsplit_once('/').expect("paths have a slash");
+        if let Some(section) = value.pointer_mut(section).and_then(Value::as_object_mut) {
+            section.remove(key);
+        }
+    }
+    hex(&Sha256::digest(value.to_string().as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe;
+
+    fn plan(sets: &[&str]) -> Plan {
+        let text = "model: { path: m }\nmethod: { sft: {} }\ndata: { train: { path: t.jsonl } }\nrun: { out: o }\n";
+        let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+        recipe::parse("r.yaml", text, &sets).unwrap()
+    }
+
+    #[test]
+    fn places_and_bookkeeping_are_no_part_of_the_recipe() {
+        let hash = |sets: &[&str]| recipe_sha256(&plan(sets).recipe);
+        assert_eq!(hash(&[]), hash(&["run.out=elsewhere", "run.keep=9", "run.samples=0", "run.threads=3"]));
+        assert_ne!(hash(&[]), hash(&["optim.lr=1e-3"]));
+        assert_ne!(hash(&[]), hash(&["run.seed=8"]));
+    }
+
+    #[test]
+    fn every_difference_is_named_with_what_it_can_change() {
+        let file = |sha: &str| Locked { sha256: sha.repeat(32), bytes: 9 };
+        let then = Lock {
+            format: FORMAT,
+            base_folder: "m".into(),
+            base: [("config.json".to_string(), file("ab"))].into(),
+            tokenizer: BTreeMap::new(),
+            template: None,
+            train: LockedRows { path: "t".into(), sha256: "1".repeat(64) },
+            valid: None,
+            recipe_sha256: "2".repeat(64),
+            programs: LockedPrograms { ft: "0.1.0".into(), ft_sha256: "3".repeat(64), libtorch: "2.11.0".into() },
+            machine: LockedMachine {
+                device: "cpu".into(),
+                device_name: "x".into(),
+                instructions: "AVX2".into(),
+                threads: 2,
+            },
+            result: None,
+            resumed_with: Vec::new(),
+        };
+        assert_eq!(then.drift(&then.clone()), []);
+        let mut now = then.clone();
+        now.base.insert("config.json".into(), file("cd"));
+        now.base.insert("model.safetensors".into(), file("ef"));
+        now.template = Some(file("aa"));
+        now.train.sha256 = "9".repeat(64);
+        now.programs.libtorch = "2.11.1".into();
+        now.machine.threads = 4;
+        let items: Vec<String> = then.drift(&now).into_iter().map(|d| d.item).collect();
+        let expected =
+            ["base: config.json", "base: model.safetensors", "template", "training rows", "libtorch", "threads"];
+        assert_eq!(items, expected);
+    }
+}

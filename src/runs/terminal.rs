@@ -1,0 +1,188 @@
+//! A run for a terminal: numbers, curves as sparklines, findings.
+
+use super::diagnose::{Finding, Patient, diagnose};
+use super::folder::{RunFolder, State};
+use super::history::{mean, smooth};
+use crate::report;
+use console::{Style, style};
+use std::fmt::Write;
+use std::time::Duration;
+
+const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+
+/// A finding as lines of text: title and id, evidence, cause, commands.
+pub fn finding(f: &Finding) -> String {
+    let evidence: Vec<String> = f.evidence.iter().map(|(k, v)| format!("{k} {v}")).collect();
+    let mut text = format!("{} [{}]\n  {}\n  {}", f.title, f.id.name(), evidence.join("; "), f.cause);
+    for next in &f.next {
+        let _ = write!(text, "\n  try: {next}");
+    }
+    text
+}
+
+/// Values as a row of blocks, each the mean of its stretch; `·` where nothing is finite.
+pub fn sparkline(values: &[f64], width: usize) -> String {
+    if values.is_empty() {
+        return String::new();
+    }
+    let n = values.len().min(width);
+    let part = |i: usize| mean(values[i * values.len() / n..(i + 1) * values.len() / n].iter().copied());
+    let means: Vec<f64> = (0..n).map(part).collect();
+    let finite = || means.iter().copied().filter(|v| v.is_finite());
+    let (low, high) = (finite().fold(f64::INFINITY, f64::min), finite().fold(f64::NEG_INFINITY, f64::max));
+    let block = |v: &f64| match v.is_finite() {
+        false => '·',
+        true if high > low => BLOCKS[((v - low) / (high - low) * 7.0).round() as usize],
+        true => BLOCKS[3],
+    };
+    means.iter().map(block).collect()
+}
+
+/// The colour of a state.
+pub fn state_style(state: State) -> Style {
+    match state {
+        State::Finished => Style::new().green(),
+        State::Running => Style::new().cyan(),
+        State::Interrupted | State::Unknown => Style::new().yellow(),
+        State::Failed | State::Crashed => Style::new().red(),
+    }
+}
+
+/// `0.0123`, `1.2e-7`, `-` for what is not there.
+pub fn number(x: f64) -> String {
+    match x {
+        x if x.is_nan() => "-".into(),
+        x if x == 0.0 || (1e-3..1e6).contains(&x.abs()) => format!("{x:.4}"),
+        x => format!("{x:.2e}"),
+    }
+}
+
+/// Everything about a run on a page of text, `width` columns wide.
+pub fn page(run: &RunFolder, width: usize) -> String {
+    let (h, plan) = (&run.history, &run.plan);
+    let mut out = format!(
+        "{}  {}\n{} · {} on {}\n",
+        style(run.name()).bold(),
+        state_style(run.state).apply_to(run.state.name()),
+        plan.method(),
+        run.adapter(),
+        plan.recipe.model.path.display()
+    );
+    if let Some(words) = run.last_words() {
+        let _ = writeln!(out, "{}", state_style(run.state).apply_to(words));
+    }
+    let mut facts = vec![
+        row("steps", format!("{} of {}", h.last_step(), run.total())),
+        row("time", report::duration(Duration::from_secs_f64(run.seconds()))),
+    ];
+    if let Some(speed) = h.tokens_per_s() {
+        facts.push(row("speed", format!("{} tokens/s", report::count(speed.round() as u64))));
+    }
+    if h.memory() > 0 {
+        facts.push(row("memory", format!("{} of tensors at most", report::bytes(h.memory()))));
+    }
+    if let (Some(first), Some(last)) = (h.validations.first(), h.validations.last()) {
+        let best = h.best().map_or(String::new(), |b| format!(", best {} at step {}", number(b.loss()), b.step));
+        facts.push(row(
+            "validation loss",
+            format!(
+                "{} (step {}) -> {} (step {}){best}",
+                number(first.loss()),
+                first.step,
+                number(last.loss()),
+                last.step
+            ),
+        ));
+    }
+    if let Some(f) = &run.facts {
+        let e = &f.environment;
+        facts.push(row(
+            "data",
+            format!(
+                "{} examples, {} tokens, {:.1} % learnt",
+                report::count(f.train.examples as u64),
+                report::count(f.train.tokens as u64),
+                100.0 * f.train.supervised_share()
+            ),
+        ));
+        facts.push(row(
+            "on",
+            format!("{} ({}), {} threads, ft {}, libtorch {}", e.device_name, e.device, e.threads, e.ft, e.libtorch),
+        ));
+    }
+    let _ = writeln!(out, "\n{}\n", report::table(&facts));
+
+    let curve = |f: fn(&super::Point) -> f64| h.steps.iter().map(f).collect::<Vec<f64>>();
+    let losses = curve(|p| p.loss);
+    let smoothed = smooth(&losses, losses.len() / 20);
+    let validation: Vec<f64> = h.validations.iter().map(|v| v.loss()).collect();
+    let mut curves = Vec::new();
+    for (name, values) in [
+        ("loss", smoothed),
+        ("validation", validation),
+        ("learning rate", curve(|p| p.lr)),
+        ("gradient norm", curve(|p| p.grad_norm)),
+        ("tokens/s", curve(|p| p.tokens_per_s)),
+    ] {
+        let ends = || values.iter().copied().filter(|v| v.is_finite());
+        let (Some(first), Some(last)) = (ends().next(), ends().last()) else { continue };
+        let colour = if name == "validation" { Style::new().yellow() } else { Style::new().cyan() };
+        curves.push(vec![
+            name.to_string(),
+            number(first),
+            colour.apply_to(sparkline(&values, width.saturating_sub(42).clamp(10, 60))).to_string(),
+            number(last),
+        ]);
+    }
+    if !curves.is_empty() {
+        let _ = writeln!(out, "{}\n", report::table(&curves));
+    }
+    let resumed = run.resumed_at();
+    if !resumed.is_empty() {
+        let steps: Vec<String> = resumed.iter().map(u64::to_string).collect();
+        let _ = writeln!(out, "resumed after steps {}", steps.join(", "));
+    }
+    for f in diagnose(Patient { plan, facts: run.facts.as_ref(), history: h }) {
+        let _ = writeln!(out, "{} {}", style("doctor:").yellow().bold(), finding(&f));
+    }
+    let last = run.samples.iter().map(|s| s.step).max().unwrap_or(0);
+    for s in run.samples.iter().filter(|s| s.step == last).take(3) {
+        let before = run.samples.iter().find(|b| b.step == 0 && b.prompt == s.prompt && last > 0);
+        let asked = s.prompt.trim().lines().rfind(|l| !l.trim().is_empty() && *l != "assistant").unwrap_or_default();
+        let _ = writeln!(out, "{}", style(line(asked, width)).dim());
+        if let Some(before) = before {
+            let _ = writeln!(out, "  before: {}", line(&before.text, width - 10));
+        }
+        let _ = writeln!(out, "  step {last}: {}", line(&s.text, width - 10));
+    }
+    out
+}
+
+fn row(name: &str, value: String) -> Vec<String> {
+    vec![name.to_string(), value]
+}
+
+/// Text of a model on one line: nothing that steers a terminal, cut to `width`.
+pub fn line(text: &str, width: usize) -> String {
+    let steers =
+        |c: char| c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c) || ('\u{2066}'..='\u{2069}').contains(&c);
+    let plain: String = text.trim().chars().map(|c| if steers(c) { ' ' } else { c }).collect();
+    console::truncate_str(&plain, width.max(20), "…").into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sparkline_goes_from_low_to_high_and_shows_gaps() {
+        assert_eq!(sparkline(&[0.0, 1.0, f64::NAN, 7.0], 10), "▁▂·█");
+        assert_eq!(sparkline(&(0..800).map(f64::from).collect::<Vec<_>>(), 8), "▁▂▃▄▅▆▇█");
+        assert_eq!(sparkline(&[2.0, 2.0], 8), "▄▄");
+    }
+
+    #[test]
+    fn a_model_cannot_steer_the_terminal() {
+        assert_eq!(line("a\u{1b}[31mb\nc\u{9b}2J", 80), "a [31mb c 2J");
+    }
+}

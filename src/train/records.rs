@@ -1,0 +1,326 @@
+//! What a run notes down while it goes on: the loop tells what happened, everything else follows from here.
+//!
+//! metrics.jsonl and the bar (log), answers (sample), run.json, TensorBoard's events, trainer_state.json, the page, and
+//! the doctor's findings. Nothing here changes what is trained. A page that cannot be written is a warning: the run is
+//! worth more than its picture.
+
+use super::lock;
+use super::log::{Log, StepLine};
+use super::movement::Probe;
+use super::sample::Samples;
+use super::{Prepared, Summary, memory};
+use crate::data::{ChatTokenizer, Dataset};
+use crate::error::{Blame, Error, Result};
+use crate::fsutil::{io_error, read_to_string};
+use crate::methods::Prompt;
+use crate::models::{Model, origin};
+use crate::recipe::Plan;
+use crate::report;
+use crate::runs::facts::{Bins, DataFacts, Ended, Origin, Outcome, Session};
+use crate::runs::tensorboard::{self, EventFile};
+use crate::runs::{
+    self, Drift, Environment, Facts, History, Lock, Patient, Point, Software, Validation, diagnose, folder,
+};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Files of an earlier run that is thrown away.
+const EARLIER: [&str; 7] = [
+    folder::METRICS,
+    folder::SAMPLES,
+    "summary.json",
+    runs::facts::FACTS,
+    runs::trainer_state::FILE,
+    runs::page::FILE,
+    runs::lock::FILE,
+];
+
+/// Removes what an earlier run noted down.
+pub fn clear(out: &Path) -> Result<()> {
+    for path in EARLIER.map(|name| out.join(name)).iter().filter(|p| p.exists()) {
+        std::fs::remove_file(path).map_err(|e| io_error("removing", path, e))?;
+    }
+    tensorboard::clear(out)
+}
+
+/// What is known of a run before its first step.
+pub fn facts(prepared: &Prepared, model: &Model, software: &Software) -> Facts {
+    let recipe = &prepared.plan.recipe;
+    let (trained, parameters) = memory::count(&prepared.plan, model);
+    let data = |d: &Dataset| DataFacts {
+        path: d.summary.path.clone(),
+        sha256: d.summary.sha256.clone(),
+        format: d.summary.format.name().into(),
+        rows: d.summary.rows,
+        examples: d.summary.examples,
+        tokens: d.summary.tokens,
+        supervised_tokens: d.summary.supervised_tokens,
+        dropped: d.summary.dropped,
+        truncated: d.summary.truncated,
+        split: d.summary.split,
+        longest: d.summary.lengths.max,
+        max_len: recipe.batch.max_len,
+        lengths: Bins::of(d.examples.iter().map(|e| e.ids.len())),
+    };
+    let cuda = match prepared.device {
+        tch::Device::Cuda(i) => Some(i),
+        _ => None,
+    };
+    Facts {
+        method: prepared.plan.method().into(),
+        adapter: prepared.plan.adapter(),
+        base: recipe.model.path.clone(),
+        parameters,
+        trained,
+        steps: prepared.total,
+        train: data(&prepared.train),
+        valid: prepared.valid.as_ref().map(data),
+        environment: Environment::read(software, cuda, tch::get_num_threads() as usize),
+        sessions: Vec::new(),
+        movement: None,
+        origins: Vec::new(),
+    }
+}
+
+/// The records of a run in progress.
+pub struct Records<'a> {
+    plan: &'a Plan,
+    model: &'a Model,
+    out: PathBuf,
+    log: Log,
+    samples: Samples,
+    events: EventFile,
+    facts: Facts,
+    lock: Lock,
+    history: History,
+    probe: Probe,
+    /// Findings that were told already.
+    told: BTreeSet<diagnose::Id>,
+    began: Instant,
+    pace: Pace,
+    /// The weights may no longer be those of the last step.
+    over: bool,
+}
+
+/// Keeps work that grows with the run to a twentieth of its time.
+struct Pace {
+    done: Instant,
+    took: Duration,
+}
+
+impl Pace {
+    /// True where that much time has gone by since the last time.
+    fn due(&self) -> bool {
+        self.done.elapsed() >= 20 * self.took
+    }
+
+    fn took(&mut self, began: Instant) {
+        *self = Self { done: Instant::now(), took: began.elapsed() };
+    }
+}
+
+impl<'a> Records<'a> {
+    /// Opens the records of a run that goes on after `step`; what came later in an earlier session is cut off.
+    pub fn open(
+        plan: &'a Plan,
+        model: &'a Model,
+        mut facts: Facts,
+        mut lock: Lock,
+        tokenizer: ChatTokenizer,
+        step: u64,
+    ) -> Result<Self> {
+        let out = plan.recipe.run.out.clone();
+        let log = Log::open(&out, step, facts.steps)?;
+        let history = History::read(&out.join(folder::METRICS))?;
+        if let Some(earlier) = Facts::read(&out)?.filter(|_| step > 0) {
+            facts.sessions = earlier.sessions;
+            facts.origins = earlier.origins.into_iter().filter(|o| o.step <= step).collect();
+        }
+        if let Some(earlier) = Lock::read(&out)?.filter(|_| step > 0) {
+            lock = resumed(earlier, lock, step)?;
+        }
+        facts.sessions.push(Session::begin(step));
+        lock.write(&out)?;
+        facts.write(&out)?;
+        let mut events = EventFile::create(&out, (step > 0).then_some(step))?;
+        if step == 0 {
+            events.text("args", &plan.to_yaml()?)?;
+            events.text("model_config", &read_to_string(model.config().file())?)?;
+        }
+        Ok(Self {
+            samples: Samples::open(tokenizer, &out, step)?,
+            probe: Probe::new(model, step),
+            plan,
+            model,
+            out,
+            log,
+            events,
+            facts,
+            lock,
+            history,
+            told: BTreeSet::new(),
+            began: Instant::now(),
+            pace: Pace { done: Instant::now(), took: Duration::ZERO },
+            over: false,
+        })
+    }
+
+    /// A step is done.
+    pub fn step(&mut self, line: &StepLine) -> Result<()> {
+        self.log.step(line)?;
+        let point = Point::from(line);
+        let method = &self.facts.method;
+        let mut values: Vec<(String, f64)> = [
+            ("loss", point.loss),
+            ("lr", point.lr),
+            ("grad_norm", point.grad_norm),
+            ("epoch", point.epoch),
+            ("tokens", point.tokens as f64),
+            ("tokens_per_s", point.tokens_per_s),
+            ("memory", point.memory as f64),
+        ]
+        .map(|(name, v)| (tensorboard::train_tag(method, name), v))
+        .to_vec();
+        values.extend(point.more.iter().map(|(name, v)| (tensorboard::train_tag(method, name), *v)));
+        self.events.scalars(line.step, values.iter().map(|(tag, v)| (tag.as_str(), *v)))?;
+        self.history.steps.push(point);
+        if line.step.is_multiple_of((self.facts.steps / 20).max(10)) {
+            self.look();
+        }
+        Ok(())
+    }
+
+    /// Validation results after a step, and answers to prompts.
+    pub fn validation(&mut self, step: u64, means: &[(&'static str, f64)], note: &str) -> Result<()> {
+        self.log.validation(step, means, note)?;
+        let tags: Vec<(String, f64)> =
+            means.iter().map(|(k, v)| (tensorboard::eval_tag(&self.facts.method, k), *v)).collect();
+        self.events.scalars(step, tags.iter().map(|(tag, v)| (tag.as_str(), *v)))?;
+        let means = means.iter().map(|(k, v)| (k.to_string(), *v)).collect();
+        self.history.validations.push(Validation { step, means });
+        Ok(())
+    }
+
+    /// Answers prompts, for people to look at.
+    pub fn samples(&mut self, prompts: &[Prompt], step: u64) -> Result<()> {
+        self.samples.show(self.model, prompts, step, &self.log)
+    }
+
+    /// The run was measured: what shows it whole is brought up to date, as far as that does not hold it up.
+    pub fn measured(&mut self) -> Result<()> {
+        if self.pace.due() {
+            let began = Instant::now();
+            self.update()?;
+            self.pace.took(began);
+        }
+        Ok(())
+    }
+
+    /// The doctor, run.json, trainer_state.json and the page, all made from the whole history.
+    fn update(&mut self) -> Result<()> {
+        self.look();
+        self.facts.write(&self.out)?;
+        runs::trainer_state::write(&self.out, self.plan, &self.facts, &self.history)?;
+        if let Err(e) = runs::page::write(&self.out) {
+            self.log.warn(&format!("{}: {}", runs::page::FILE, e.message()));
+        }
+        Ok(())
+    }
+
+    /// Where the numbers of `step` stopped being finite.
+    pub fn origin(&mut self, step: u64, loss: f64, grad_norm: f64, found: Option<origin::Origin>) {
+        let (stage, place) = match &found {
+            Some(o) => (o.stage.name().to_string(), o.to_string()),
+            None => ("unknown".into(), "nowhere when run again without dropout".into()),
+        };
+        self.log.say(&format!("  the first numbers that are not finite: {place}"));
+        let (loss, grad_norm) = (loss.to_string(), grad_norm.to_string());
+        self.facts.origins.push(Origin { step, loss, grad_norm, stage, place });
+    }
+
+    /// Asks the doctor and tells what was not told before.
+    fn look(&mut self) {
+        if !self.over {
+            let movement = self.probe.movement(self.model, self.history.last_step());
+            self.facts.movement = movement.relative.is_finite().then_some(movement);
+        }
+        let patient = Patient { plan: self.plan, facts: Some(&self.facts), history: &self.history };
+        for finding in runs::diagnose(patient) {
+            if self.told.insert(finding.id) {
+                self.log.warn(&runs::terminal::finding(&finding));
+            }
+        }
+    }
+
+    /// A line of news.
+    pub fn say(&self, text: &str) {
+        self.log.say(text);
+    }
+
+    /// The last step is done: the weights are others' from here on, and so is the terminal.
+    pub fn finish(&mut self) {
+        self.look();
+        self.over = true;
+        self.log.finish();
+    }
+
+    /// Notes down how the session ended. What goes wrong here must not hide how the run went.
+    pub fn close(mut self, result: &Result<Summary>) {
+        let (outcome, message) = match result {
+            Ok(_) => (Outcome::Finished, None),
+            Err(e) if e.blame() == Blame::Interrupted => (Outcome::Interrupted, Some(e.message().to_string())),
+            Err(e) => (Outcome::Failed, Some(e.message().to_string())),
+        };
+        if let Ok(summary) = result {
+            self.lock.result = lock::result(&summary.out).ok();
+        }
+        let seconds = self.began.elapsed().as_secs_f64();
+        let ended = Ended { at: runs::facts::now(), seconds, step: self.history.last_step(), outcome, message };
+        self.facts.sessions.last_mut().expect("opened with one").ended = Some(ended);
+        match self.lock.write(&self.out).and_then(|()| self.update()) {
+            Err(e) => report::warn(format!("the run's records are incomplete: {}", e.message())),
+            Ok(()) if outcome == Outcome::Finished => {
+                report::info(format!("the run as a page: {}", self.out.join(runs::page::FILE).display()));
+            }
+            Ok(()) => {}
+        }
+    }
+}
+
+/// The lock of a run that goes on: base and tokenizer must be the same; what else changed is told and noted down.
+fn resumed(earlier: Lock, now: Lock, step: u64) -> Result<Lock> {
+    let (fatal, harmless): (Vec<Drift>, Vec<Drift>) = earlier.drift(&now).into_iter().partition(Drift::is_input);
+    let line = |d: &Drift| format!("{}: was {}, is {}", d.item, d.was, d.is);
+    if !fatal.is_empty() {
+        let lines: Vec<String> = fatal.iter().map(line).collect();
+        return Err(Error::user(format!("the run was begun with other files:\n  {}", lines.join("\n  ")))
+            .hint("put them back, or start anew with --overwrite or another run.out"));
+    }
+    for d in &harmless {
+        report::warn(format!("{}: {}; the run goes on, its last bits may be others", line(d), d.effect));
+    }
+    let mut lock = earlier;
+    lock.result = None;
+    if !harmless.is_empty() {
+        lock.resumed_with.push((step, harmless));
+    }
+    Ok(lock)
+}
+
+impl From<&StepLine> for Point {
+    fn from(line: &StepLine) -> Self {
+        Self {
+            step: line.step,
+            epoch: line.epoch,
+            loss: line.loss,
+            lr: line.lr,
+            grad_norm: line.grad_norm,
+            tokens: line.tokens,
+            tokens_per_s: line.tokens_per_s,
+            seconds: line.seconds,
+            memory: line.memory,
+            more: line.more.iter().map(|(k, v)| (k.to_string(), *v)).collect(),
+        }
+    }
+}

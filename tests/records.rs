@@ -1,0 +1,490 @@
+//! What a run leaves behind, through the real binary: events, page, state, doctor, lock and replay.
+//!
+//! Each illness that the doctor knows is brought about for real, on the tiny model, and a healthy run has none.
+
+use crate::support::{fixture, frozen, whole};
+use ft::models::{Model, origin::Stage};
+use ft::runs::{RunFolder, State};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use tch::Kind;
+
+/// A folder with the tiny model, a few rows and a recipe.
+struct Space(tempfile::TempDir);
+
+const RECIPE: &str = "# a tiny run
+model:   { path: model, dtype: f32 }
+method:
+  sft:   {}
+adapter:
+  lora:  { rank: 8, alpha: 16, targets: all-linear }
+data:
+  train: { path: train.jsonl }
+  valid: { path: valid.jsonl }
+batch:   { tokens: 512, max_len: 256, examples: 4 }
+optim:   { lr: 3e-3 }
+run:     { epochs: 5, eval_every: 10, threads: 1, out: run }
+";
+
+impl Space {
+    fn new() -> Self {
+        let space = Self(tempfile::tempdir().unwrap());
+        std::fs::create_dir(space.path("model")).unwrap();
+        for (folder, names) in [
+            ("tiny-tokenizer", &["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"][..]),
+            ("tiny-llama", &["config.json", "generation_config.json", "model.safetensors"]),
+        ] {
+            for name in names {
+                std::fs::copy(fixture(folder).join(name), space.path("model").join(name)).unwrap();
+            }
+        }
+        let rows = std::fs::read_to_string("datasets/chat.jsonl").unwrap();
+        let rows: Vec<&str> = rows.lines().collect();
+        std::fs::write(space.path("train.jsonl"), rows[..24].join("\n")).unwrap();
+        std::fs::write(space.path("valid.jsonl"), rows[24..28].join("\n")).unwrap();
+        std::fs::write(space.path("recipe.yaml"), RECIPE).unwrap();
+        space
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ft"));
+        command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null()).env("OMP_NUM_THREADS", "1");
+        command.env("CUDA_VISIBLE_DEVICES", "").env("XDG_CACHE_HOME", self.path("cache"));
+        command
+    }
+
+    fn ft(&self, arguments: &[&str]) -> Output {
+        let output = self.command(arguments).output().unwrap();
+        assert!(output.status.success(), "ft {}\n{}", arguments.join(" "), said(&output));
+        output
+    }
+
+    /// Trains with other settings; fails or not.
+    fn train(&self, out: &str, sets: &[&str]) -> Output {
+        let out = format!("run.out={out}");
+        let sets = sets.iter().copied().chain([out.as_str()]).flat_map(|s| ["--set", s]);
+        self.command(&["train", "recipe.yaml"].into_iter().chain(sets).collect::<Vec<_>>()).output().unwrap()
+    }
+
+    fn show(&self, run: &str) -> Value {
+        serde_json::from_slice(&self.ft(&["runs", "show", run, "--json"]).stdout).unwrap()
+    }
+
+    /// Ids of the doctor's findings, and the findings.
+    fn findings(&self, run: &str) -> BTreeMap<String, Value> {
+        let show = self.show(run);
+        let found = show["findings"].as_array().unwrap();
+        found.iter().map(|f| (f["id"].as_str().unwrap().to_string(), f.clone())).collect()
+    }
+
+    fn text(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap()
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn ids(findings: &BTreeMap<String, Value>) -> Vec<&str> {
+    findings.keys().map(String::as_str).collect()
+}
+
+/// A protobuf message, read: (field, wire type, number or bytes).
+fn fields(mut data: &[u8]) -> Vec<(u64, u64, Vec<u8>)> {
+    fn number(data: &mut &[u8]) -> u64 {
+        let (mut n, mut shift) = (0, 0);
+        loop {
+            let byte = data[0];
+            *data = &data[1..];
+            n |= u64::from(byte & 0x7f) << shift;
+            shift += 7;
+            if byte < 0x80 {
+                return n;
+            }
+        }
+    }
+    let mut all = Vec::new();
+    while !data.is_empty() {
+        let key = number(&mut data);
+        let length = match key & 7 {
+            0 => {
+                let n = number(&mut data);
+                all.push((key >> 3, 0, n.to_le_bytes().to_vec()));
+                continue;
+            }
+            1 => 8,
+            5 => 4,
+            2 => number(&mut data) as usize,
+            other => panic!("wire type {other}"),
+        };
+        all.push((key >> 3, key & 7, data[..length].to_vec()));
+        data = &data[length..];
+    }
+    all
+}
+
+/// What TensorBoard would show of a folder: file by file in the order of names, a restart purges later steps.
+#[derive(Default)]
+struct Board {
+    files: usize,
+    scalars: BTreeMap<String, Vec<(u64, f32)>>,
+    texts: BTreeMap<String, String>,
+}
+
+fn board(folder: &Path) -> Board {
+    let mut board = Board::default();
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort();
+    for file in files {
+        board.files += 1;
+        let bytes = std::fs::read(&file).unwrap();
+        let mut rest = bytes.as_slice();
+        let masked = |b: &[u8]| crc32c::crc32c(b).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes();
+        let mut first = true;
+        while !rest.is_empty() {
+            let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+            assert_eq!(rest[8..12], masked(&rest[..8]), "{}: checksum of a length", file.display());
+            let data = &rest[12..12 + length];
+            assert_eq!(rest[12 + length..16 + length], masked(data), "{}: checksum of data", file.display());
+            rest = &rest[16 + length..];
+            let event = fields(data);
+            let get = |n: u64| event.iter().find(|f| f.0 == n).map(|f| f.2.clone());
+            let step = u64::from_le_bytes(get(2).unwrap().try_into().unwrap());
+            assert!(f64::from_le_bytes(get(1).unwrap().try_into().unwrap()) > 1.6e9, "a wall time");
+            if std::mem::take(&mut first) {
+                assert_eq!(get(3).unwrap(), b"brain.Event:2");
+            }
+            if let Some(session) = get(7) {
+                assert_eq!(fields(&session)[0].2[0], 1, "SessionLog.START");
+                board.scalars.values_mut().for_each(|v| v.retain(|(s, _)| *s < step));
+            }
+            for value in get(5).map_or(Vec::new(), |s| fields(&s)) {
+                let value = fields(&value.2);
+                let part = |n: u64| value.iter().find(|f| f.0 == n).map(|f| f.2.clone());
+                let tag = String::from_utf8(part(1).unwrap()).unwrap();
+                match part(2) {
+                    Some(v) => {
+                        let v = f32::from_le_bytes(v.try_into().unwrap());
+                        board.scalars.entry(tag).or_default().push((step, v));
+                    }
+                    None => {
+                        let text = fields(&part(8).unwrap()).into_iter().find(|f| f.0 == 8).unwrap().2;
+                        board.texts.insert(tag, String::from_utf8(text).unwrap());
+                    }
+                }
+            }
+        }
+    }
+    board
+}
+
+/// The only folder below `run/runs`.
+fn events(space: &Space, run: &str) -> PathBuf {
+    let all: Vec<PathBuf> =
+        std::fs::read_dir(space.path(run).join("runs")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(all.len(), 1, "{all:?}");
+    all[0].clone()
+}
+
+#[test]
+fn everything_that_is_looked_at_says_what_metrics_say() {
+    let space = Space::new();
+    let output = space.train("run", &["run.samples=2"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let run = RunFolder::open(&space.path("run")).unwrap();
+    let h = &run.history;
+    assert_eq!((h.steps.len(), run.state), (30, State::Finished));
+    assert_eq!(h.validations.iter().map(|v| v.step).collect::<Vec<_>>(), [0, 10, 20, 30]);
+
+    let board = board(&events(&space, "run"));
+    let expected: Vec<(u64, f32)> = h.steps.iter().map(|p| (p.step, p.loss as f32)).collect();
+    assert_eq!(board.scalars["train/loss"], expected);
+    let expected: Vec<(u64, f32)> = h.validations.iter().map(|v| (v.step, v.loss() as f32)).collect();
+    assert_eq!(board.scalars["eval/loss"], expected);
+    for tag in
+        ["train/learning_rate", "train/grad_norm", "train/epoch", "train/mean_token_accuracy", "train/num_tokens"]
+    {
+        assert_eq!(board.scalars[tag].len(), 30, "{tag}");
+    }
+    assert!(board.texts["args/text_summary"].contains("rank: 8"), "{:?}", board.texts);
+    assert!(board.texts["model_config/text_summary"].contains("hidden_size"));
+
+    let state: Value = serde_json::from_str(&space.text("run/trainer_state.json")).unwrap();
+    assert_eq!((state["global_step"].clone(), state["max_steps"].clone()), (json!(30), json!(30)));
+    let history = state["log_history"].as_array().unwrap();
+    assert_eq!(history.iter().filter(|o| o.get("loss").is_some()).count(), 30);
+    assert_eq!(history.iter().filter(|o| o.get("eval_loss").is_some()).count(), 4);
+    assert!(history.windows(2).all(|w| w[0]["step"].as_u64() <= w[1]["step"].as_u64()));
+
+    let steps: BTreeSet<u64> = run.samples.iter().map(|s| s.step).collect();
+    assert_eq!(steps, BTreeSet::from([0, 10, 20, 30]));
+    assert!(run.samples.iter().all(|s| s.expected.is_some()));
+
+    let listed: Value = serde_json::from_slice(&space.ft(&["runs", "list", "--json"]).stdout).unwrap();
+    let listed = &listed[0];
+    assert_eq!(
+        (&listed["state"], &listed["steps"], &listed["adapter"]),
+        (&json!("finished"), &json!(30), &json!("lora r8"))
+    );
+    assert_eq!(listed["best_eval_loss"].as_f64(), h.best().map(|b| b.loss()));
+    let shown = String::from_utf8(space.ft(&["runs", "show", "run"]).stdout).unwrap();
+    assert!(shown.contains("30 of 30") && shown.contains('█') && shown.contains("before: "), "{shown}");
+    assert_eq!(ids(&space.findings("run")), [] as [&str; 0], "a healthy run");
+    assert!(!said(&output).contains("try: "), "{}", said(&output));
+}
+
+/// Model text and names are hostile: nothing of them becomes markup, and the page asks for nothing.
+#[test]
+fn the_page_is_one_file_and_what_a_model_says_stays_text() {
+    let space = Space::new();
+    assert!(space.train("run", &["run.steps=3", "run.samples=1"]).status.success());
+    let nasty = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u{0}\"'";
+    let line = json!({"step": 3, "prompt": nasty, "text": nasty, "expected": nasty});
+    std::fs::write(space.path("run/samples.jsonl"), format!("{line}\n")).unwrap();
+    std::fs::write(space.path("run/eval.json"), json!({ nasty: nasty, "exact_match": 0.5 }).to_string()).unwrap();
+    space.ft(&["runs", "report", "run"]);
+    let page = space.text("run/report.html");
+    assert!(page.contains("onerror=alert(2)&gt;") && page.contains("exact_match"));
+    assert_eq!(page.matches("<script").count(), 1, "ours");
+    assert!(!page.contains("<img") && page.contains("default-src 'none'"));
+    let count = |what: &str| page.matches(what).count();
+    assert_eq!(count("http"), count("http-equiv"), "a reference to elsewhere");
+    assert!(page.contains("<path class=\"train") && page.contains("longest allowed"), "curves and lengths");
+    let elsewhere = space.path("page.html");
+    space.ft(&["runs", "report", "run", "--out", elsewhere.to_str().unwrap()]);
+    assert!(elsewhere.exists());
+}
+
+#[test]
+fn states_are_told_and_a_resumed_run_has_each_step_once() {
+    let space = Space::new();
+    let sets = ["run.epochs=60", "run.eval_every=0", "run.samples=0", "run.save_every=5", "run.eval_at_start=false"];
+    let arguments = |more: &[&'static str]| {
+        let sets = sets.iter().flat_map(|s| ["--set", *s]);
+        ["train", "recipe.yaml"].into_iter().chain(sets).chain(more.iter().copied()).collect::<Vec<&str>>()
+    };
+    let begin = |more: &[&'static str], until: usize| {
+        let child = space.command(&arguments(more)).stderr(Stdio::null()).spawn().unwrap();
+        let began = Instant::now();
+        let lines = || std::fs::read_to_string(space.path("run/metrics.jsonl")).map_or(0, |t| t.lines().count());
+        while lines() < until {
+            assert!(began.elapsed() < Duration::from_secs(120), "no step in two minutes");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        child
+    };
+    let signal = |name: &str, child: &mut std::process::Child| {
+        assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+        child.wait().unwrap();
+    };
+    let state = || RunFolder::open(&space.path("run")).unwrap().state;
+    let mut child = begin(&[], 7);
+    assert_eq!(state(), State::Running);
+    signal("-KILL", &mut child);
+    assert_eq!(state(), State::Crashed);
+    let saved = |n: u64| space.path(&format!("run/checkpoints/step-{n}")).exists();
+    assert!(saved(5), "killed after its first checkpoint");
+    let reached = RunFolder::open(&space.path("run")).unwrap().history.last_step() as usize;
+    let mut child = begin(&["--resume"], reached + 3);
+    signal("-TERM", &mut child);
+    assert_eq!(state(), State::Interrupted);
+    space.ft(&arguments(&["--resume"]));
+    let run = RunFolder::open(&space.path("run")).unwrap();
+    assert_eq!((run.state, run.history.steps.len(), run.resumed_at().len()), (State::Finished, 360, 2));
+    let board = board(&events(&space, "run"));
+    assert_eq!(board.files, 3);
+    let steps: Vec<u64> = board.scalars["train/loss"].iter().map(|(s, _)| *s).collect();
+    assert_eq!(steps, (1..=360).collect::<Vec<_>>());
+    assert_eq!(
+        space.text("run/report.html").matches("class=\"resumed\"").count(),
+        2 * 6,
+        "marks in each of six charts"
+    );
+}
+
+#[test]
+fn a_replay_gives_the_same_bits_and_drift_is_explained() {
+    let space = Space::new();
+    let dropout = ["run.steps=6", "run.samples=0", "run.eval_every=3", "adapter.lora.dropout=0.1"];
+    assert!(space.train("run", &dropout).status.success());
+    let again = space.ft(&["replay", "run", "--json"]);
+    let done: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!((&done["equal"], &done["drift"]), (&json!(true), &json!([])));
+    let file = "adapter_model.safetensors";
+    assert_eq!(
+        std::fs::read(space.path("run").join(file)).unwrap(),
+        std::fs::read(space.path("run-replay").join(file)).unwrap()
+    );
+    assert!(said(&again).contains("bit for bit"));
+
+    // A tokenizer file that says the same in other bytes, and other rows.
+    let config = space.text("model/tokenizer_config.json");
+    std::fs::write(space.path("model/tokenizer_config.json"), format!("{config}\n")).unwrap();
+    let refused = space.command(&["replay", "run", "--out", "second"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    let text = said(&refused);
+    assert!(text.contains("tokenizer: tokenizer_config.json: was ") && text.contains("can change"), "{text}");
+    assert!(text.contains("--accept-drift") && !space.path("second").exists(), "{text}");
+    let accepted = space.ft(&["replay", "run", "--out", "second", "--accept-drift", "--json"]);
+    let done: Value = serde_json::from_slice(&accepted.stdout).unwrap();
+    assert_eq!((&done["equal"], done["drift"].as_array().unwrap().len()), (&json!(true), 1));
+
+    let rows = space.text("train.jsonl");
+    std::fs::write(space.path("train.jsonl"), rows.lines().skip(1).collect::<Vec<_>>().join("\n")).unwrap();
+    let done = space.ft(&["replay", "run", "--out", "third", "--accept-drift", "--json"]);
+    let done: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(done["equal"], json!(false), "other rows, another result");
+    assert!(done["drift"].as_array().unwrap().iter().any(|d| d["item"] == "training rows"), "{done}");
+}
+
+#[test]
+fn a_diff_names_what_differs_and_nothing_else() {
+    let space = Space::new();
+    let sets = ["run.steps=3", "run.samples=0"];
+    assert!(space.train("a", &sets).status.success());
+    assert!(space.train("b", &[&sets[..], &["optim.lr=1e-4"]].concat()).status.success());
+    let found: Value = serde_json::from_slice(&space.ft(&["runs", "diff", "a", "b", "--json"]).stdout).unwrap();
+    let items = |group: &str| -> Vec<&str> {
+        let of = found.as_array().unwrap().iter().filter(|d| d["group"] == group);
+        of.map(|d| d["item"].as_str().unwrap()).collect()
+    };
+    assert_eq!(items("settings"), ["optim.lr"]);
+    assert_eq!(items("contents"), [] as [&str; 0]);
+    assert_eq!(items("computed by"), [] as [&str; 0]);
+    assert!(items("results").contains(&"result: adapter_model.safetensors"), "{found}");
+    let text = String::from_utf8(space.ft(&["runs", "diff", "a", "b"]).stdout).unwrap();
+    assert!(text.contains("optim.lr") && text.contains("0.0001"), "{text}");
+}
+
+/// Brings an illness about and expects this diagnosis, during the run and afterwards.
+#[track_caller]
+fn ill(space: &Space, out: &str, sets: &[&str], id: &str) -> Value {
+    let output = space.train(out, &[&["run.samples=0", "run.eval_every="], sets].concat());
+    let findings = space.findings(out);
+    assert!(findings.contains_key(id), "{id} expected, found {:?}\n{}", ids(&findings), said(&output));
+    assert!(said(&output).contains(&format!("[{id}]")), "told during the run: {}", said(&output));
+    let page = std::fs::read_to_string(space.path(out).join("report.html")).unwrap();
+    assert!(page.contains(&format!("<code>{id}</code>")));
+    let finding = findings[id].clone();
+    assert!(!finding["evidence"].as_array().unwrap().is_empty());
+    assert!(finding["next"][0].as_str().is_some_and(|c| c.starts_with("ft ")), "{finding}");
+    finding
+}
+
+#[test]
+fn a_loss_that_does_not_fall_has_its_cause_named() {
+    let space = Space::new();
+    let flat = ill(&space, "slow", &["optim.lr=1e-8", "run.steps=40"], "flat-loss");
+    assert!(flat["cause"].as_str().unwrap().contains("too low"), "{flat}");
+    assert!(flat["next"][0].as_str().unwrap().contains("optim.lr=1e-7"), "{flat}");
+    let still = ill(&space, "still", &["optim.lr=0", "run.steps=12"], "no-update");
+    assert!(still["cause"].as_str().unwrap().contains("zero"), "{still}");
+    ill(&space, "deaf", &["adapter.lora.alpha=0", "run.steps=12"], "no-gradient");
+    for run in ["slow", "still", "deaf"] {
+        assert_eq!(space.findings(run).len(), 1, "{run}: one cause, one finding: {:?}", ids(&space.findings(run)));
+    }
+}
+
+#[test]
+fn steps_that_are_too_large_are_told_from_rows_learnt_by_heart() {
+    let space = Space::new();
+    let heart = ["adapter=", "optim.lr=1e-2", "run.epochs=20", "run.eval_every=10", "run.result=last"];
+    let heart = ill(&space, "heart", &heart, "memorisation");
+    assert!(heart["next"][0].as_str().unwrap().contains("run.patience=2"), "{heart}");
+    assert!(!space.findings("heart").contains_key("learning-rate-too-high"));
+    // What was learnt by heart is lost again.
+    let wild = ["adapter=", "model.path=heart", "data.valid.path=train.jsonl", "run.steps=30"];
+    let steps = ["optim.lr=0.5", "optim.warmup=0", "optim.schedule=constant"];
+    ill(&space, "wild", &[&wild[..], &steps].concat(), "learning-rate-too-high");
+    assert!(space.findings("wild").contains_key("worse-than-start"), "{:?}", ids(&space.findings("wild")));
+}
+
+#[test]
+fn a_loss_of_zero_and_a_mask_that_leaves_nothing_are_told() {
+    let space = Space::new();
+    let first = space.text("train.jsonl").lines().next().unwrap().to_string();
+    std::fs::write(space.path("one.jsonl"), first).unwrap();
+    let no_valid = ["data.valid=", "run.eval_every="];
+    let one = ["adapter=", "data.train.path=one.jsonl", "batch.examples=1", "optim.lr=1e-2"];
+    let one = [&no_valid[..], &one].concat();
+    let known = space.train("known", &[&one[..], &["run.steps=60", "run.samples=0"]].concat());
+    assert!(known.status.success(), "{}", said(&known));
+    ill(&space, "zero", &[&one[..], &["model.path=known", "optim.lr=1e-6", "run.steps=12"]].concat(), "loss-zero");
+    let long = (0..4).map(|i| {
+        let question = format!("{i} {}", "one two three four ".repeat(40));
+        json!({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "a"}]}).to_string()
+    });
+    std::fs::write(space.path("long.jsonl"), long.collect::<Vec<_>>().join("\n")).unwrap();
+    let long = ["data.train.path=long.jsonl", "batch.max_len=4096", "batch.tokens=4096", "run.steps=10"];
+    ill(&space, "long", &[&no_valid[..], &long].concat(), "few-supervised-tokens");
+}
+
+#[test]
+fn a_step_that_is_not_finite_names_where_it_began() {
+    let space = Space::new();
+    let wild = [
+        "adapter=",
+        "optim.lr=1",
+        "optim.max_norm=0",
+        "optim.warmup=0",
+        "optim.betas=[0,0]",
+        "optim.weight_decay=300",
+        "run.epochs=40",
+    ];
+    let found = ill(&space, "run", &wild, "non-finite");
+    let evidence = found["evidence"].to_string();
+    assert!(evidence.contains("begins at"), "{evidence}");
+    let run = RunFolder::open(&space.path("run")).unwrap();
+    assert_eq!(run.state, State::Failed);
+    let facts = run.facts.as_ref().unwrap();
+    assert!(!facts.origins.is_empty() && facts.origins[0].stage != "unknown", "{:?}", facts.origins);
+    assert!(space.text("run/report.html").contains("class=\"skipped\""));
+}
+
+/// The origin of numbers that are not finite, by name, wherever it lies.
+#[test]
+fn origins_are_named() {
+    let row = || crate::support::Row::pack(&[crate::support::Sequence::random(12, 500, 3)]);
+    let origin = |model: &Model| {
+        let row = row();
+        model.origin(&row.tokens, row.items, |out| row.loss(out)).unwrap()
+    };
+    let folder = fixture("tiny-llama");
+    let set = |model: &Model, name: &str, value: f64| {
+        let _no_grad = tch::no_grad_guard();
+        let p = model.params().iter().find(|p| p.name == name).unwrap();
+        let _ = p.tensor.shallow_clone().view([-1]).get(0).fill_(value);
+    };
+    let healthy = whole(&folder, Kind::Float);
+    assert_eq!(origin(&healthy), None);
+
+    let base = frozen(&folder, Kind::Float);
+    set(&base, "model.layers.1.mlp.up_proj.weight", f64::NAN);
+    let found = origin(&base).unwrap();
+    assert_eq!((found.stage, found.nan, found.infinite), (Stage::FrozenWeights, 1, 0));
+    assert!(found.to_string().contains("`model.layers.1.mlp.up_proj.weight`"), "{found}");
+
+    let trained = whole(&folder, Kind::Float);
+    set(&trained, "model.norm.weight", f64::INFINITY);
+    let found = origin(&trained).unwrap();
+    assert_eq!((found.stage, found.infinite), (Stage::TrainedWeights, 1));
+
+    // Finite weights whose product is not.
+    let wide = whole(&folder, Kind::Float);
+    for name in ["model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"] {
+        let _no_grad = tch::no_grad_guard();
+        let p = wide.params().iter().find(|p| p.name == name).unwrap();
+        let _ = p.tensor.shallow_clone().fill_(3e38);
+    }
+    let found = origin(&wide).unwrap();
+    assert_eq!(found.stage, Stage::Forward, "{found}");
+    assert!(found.place == "output of layer 1" && found.input.is_some(), "{found}");
+}
