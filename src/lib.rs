@@ -1,7 +1,7 @@
 //! `ft`: parameter-efficient fine-tuning of open language models in one binary, on libtorch.
 //!
 //! The floors, upper first; imports run downward only (tests/architecture.rs reads them):
-//! cli -> train, eval, convert -> recipe -> methods -> data, generate -> models -> adapters -> nn -> native.
+//! cli -> selftest -> train, eval, convert -> recipe -> methods -> data, generate -> models -> adapters -> nn -> native.
 
 pub mod adapters;
 pub mod convert;
@@ -20,4 +20,5 @@ pub mod recipe;
 pub mod report;
 pub mod rng;
 pub mod runtime;
+pub mod selftest;
 pub mod train;

@@ -9,6 +9,7 @@ use std::path::Path;
 /// Upper first. A module imports what lies on a lower floor, itself, and `EVERYWHERE`.
 const FLOORS: &[&[&str]] = &[
     &["cli"],
+    &["selftest"],
     &["train", "eval", "convert"],
     &["recipe"],
     &["methods"],
@@ -48,6 +49,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
         "tch",
         &[
             "src/cli/",
+            "src/selftest/",
             "src/train/",
             "src/eval/",
             "src/convert/",

@@ -12,6 +12,7 @@ mod merge;
 mod model;
 mod recipe;
 mod sampling;
+mod selftest;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -43,6 +44,7 @@ enum Verb {
     Generate(generate::Generate),
     Chat(chat::Chat),
     Merge(merge::MergeArgs),
+    Selftest(selftest::Selftest),
     #[command(hide = true)]
     Logits(logits::LogitsArgs),
 }
@@ -60,6 +62,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Generate(args) => generate::run(args),
         Verb::Chat(args) => chat::run(args),
         Verb::Merge(args) => merge::run(&args),
+        Verb::Selftest(args) => selftest::run(args),
         Verb::Logits(args) => logits::run(&args),
     }
 }
