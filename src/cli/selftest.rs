@@ -80,7 +80,7 @@ fn written(line: &Line) -> String {
         Verdict::Failed => "FAIL ",
         Verdict::Skipped => "skip ",
     };
-    let head = format!("{verdict} {:<13} {}", line.name, line.compared);
+    let head = format!("{verdict} {:<13} {:<5} {}", line.name, line.dtype, line.compared);
     let Some(difference) = line.difference else { return format!("{head}\n      {}", line.reason) };
     let at = if difference == 0.0 || line.at.is_empty() { String::new() } else { format!(" ({})", line.at) };
     format!(
