@@ -10,6 +10,7 @@ mod hostile;
 mod parity;
 mod properties;
 mod recipe;
+mod selftest;
 mod setup;
 mod support;
 mod trajectories;
