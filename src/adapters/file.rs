@@ -3,7 +3,7 @@
 
 use super::spec::{LoraInit, LoraSpec, Targets};
 use crate::error::{Error, Result};
-use crate::fsutil::{read_json, write_json};
+use crate::fsutil::{parse_json, read_to_string, write_json};
 use crate::nn::{Param, Weights, weights};
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
@@ -86,7 +86,12 @@ pub fn read(folder: &Path) -> Result<AdapterFile> {
 
 /// Reads an adapter_config.json: the spec, and the base it names.
 pub fn read_config(path: &Path) -> Result<(LoraSpec, Option<String>)> {
-    let raw: Map<String, Value> = read_json(path)?;
+    parse_config(path, &read_to_string(path)?)
+}
+
+/// The same from text; `path` stands in errors.
+pub fn parse_config(path: &Path, text: &str) -> Result<(LoraSpec, Option<String>)> {
+    let raw: Map<String, Value> = parse_json(path, text)?;
     let base = raw.get("base_model_name_or_path").and_then(Value::as_str).map(String::from);
     Ok((spec(&raw, path)?, base))
 }

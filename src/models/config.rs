@@ -1,7 +1,7 @@
 //! config.json, as transformers 4 and 5 write it.
 
 use crate::error::{Error, Result};
-use crate::fsutil::read_json;
+use crate::fsutil::{parse_json, read_json};
 use crate::nn::Scaling;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -38,6 +38,11 @@ impl Config {
         let file = folder.join("config.json");
         let raw: Value = read_json(&file)?;
         Self::from_json(raw, file)
+    }
+
+    /// Reads config.json text; `file` stands in errors.
+    pub fn parse(file: &Path, text: &str) -> Result<Self> {
+        Self::from_json(parse_json(file, text)?, file.into())
     }
 
     fn from_json(raw: Value, file: PathBuf) -> Result<Self> {
