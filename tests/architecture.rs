@@ -20,8 +20,8 @@ const FLOORS: &[&[&str]] = &[
     &["native"],
 ];
 
-/// Know no module above and may be used from any floor: errors, files, chance, and what the machine has.
-const EVERYWHERE: &[&str] = &["error", "report", "fsutil", "rng", "machine"];
+/// Know no module above and may be used from any floor: errors, files, chance, what the machine has, and an end to memory.
+const EVERYWHERE: &[&str] = &["budget", "error", "report", "fsutil", "rng", "machine"];
 
 /// Beside the floors: the process's libtorch. Only the command starts it or asks about it.
 const PROCESS: &[&str] = &["runtime", "libtorch"];
@@ -69,6 +69,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
 const UNSAFE: &[(&str, &str)] = &[
     ("src/native.rs", ""),        // libtorch beyond tch
     ("src/runtime.rs", ""),       // signals, the loader's list of libraries
+    ("src/budget.rs", ""),        // the process's allocator
     ("src/machine.rs", ""),       // system calls, the NVIDIA driver
     ("src/bin/ft-launch.rs", ""), // anonymous memory for the packed binary
     ("src/nn/weights.rs", "Mmap::map"),

@@ -1,5 +1,6 @@
 //! config.json, as transformers 4 and 5 write it.
 
+use super::limits;
 use crate::error::{Error, Result};
 use crate::fsutil::{parse_json, read_json};
 use crate::nn::Scaling;
@@ -46,6 +47,7 @@ impl Config {
     }
 
     fn from_json(raw: Value, file: PathBuf) -> Result<Self> {
+        limits::check(&raw, &file)?;
         let r = Reader { raw: &raw, file: &file };
         let heads = r.int("num_attention_heads")?;
         let hidden = r.int("hidden_size")?;

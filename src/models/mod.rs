@@ -4,6 +4,7 @@
 //! for all families and methods.
 
 pub mod config;
+mod limits;
 mod llama;
 pub mod loss;
 pub mod open;

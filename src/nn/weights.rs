@@ -39,8 +39,12 @@ impl Weights {
             let files: std::collections::BTreeSet<&String> = weight_map.values().collect();
             for file in files {
                 if !folder.join(file).exists() {
-                    return Err(Error::user(format!("{}: {}, which it names, is not there", index.display(), shortened(file)))
-                        .hint("the download is incomplete: fetch the model again"));
+                    return Err(Error::user(format!(
+                        "{}: {}, which it names, is not there",
+                        index.display(),
+                        shortened(file)
+                    ))
+                    .hint("the download is incomplete: fetch the model again"));
                 }
                 weights.map(&folder.join(file))?;
             }

@@ -113,13 +113,14 @@ config("null-width", hidden_size=None)
 config("head-dim-odd", head_dim=7)
 config("head-dim-zero", head_dim=0)
 config("negative-eps", rms_norm_eps=-1.0)
-config("theta-zero", rope_theta=0)
-config("theta-negative", rope_theta=-10000.0)
-config("theta-text", rope_theta="10000")
+ROPE = SOUND["rope_parameters"]
+config("theta-zero", rope_parameters={**ROPE, "rope_theta": 0})
+config("theta-negative", rope_parameters={**ROPE, "rope_theta": -10000.0})
+config("theta-text", rope_parameters={**ROPE, "rope_theta": "10000"})
 config("rope-list", rope_scaling=[1, 2])
-config("rope-unknown", rope_scaling={"rope_type": "moebius", "factor": 2.0})
-config("rope-factor-zero", rope_scaling={"rope_type": "linear", "factor": 0})
-config("rope-factor-negative", rope_scaling={"rope_type": "linear", "factor": -2.0})
+config("rope-unknown", rope_parameters={**ROPE, "rope_type": "moebius", "factor": 2.0})
+config("rope-factor-zero", rope_parameters={**ROPE, "rope_type": "linear", "factor": 0})
+config("rope-factor-negative", rope_parameters={**ROPE, "rope_type": "linear", "factor": -2.0})
 config("positions-negative", max_position_embeddings=-5)
 config("positions-zero", max_position_embeddings=0)
 config("window-negative", sliding_window=-4)
@@ -169,7 +170,7 @@ LLAMA = key("general.architecture", TEXT, gguf_text("llama"))
 
 
 def with_sizes(**sizes: int) -> list[bytes]:
-    full = {"embedding_length": 64, "block_count": 3, "feed_forward_length": 160, "attention.head_count": 4, **sizes}
+    full = {"context_length": 128, "embedding_length": 64, "block_count": 3, "feed_forward_length": 160, "attention.head_count": 4, "attention.head_count_kv": 2, **sizes}
     return [LLAMA] + [key(f"llama.{k}", U32, struct.pack("<I", v)) for k, v in full.items()]
 
 
@@ -250,7 +251,6 @@ ROWS = {
     "number-1e999.jsonl": '{"messages": [{"role": "user", "content": 1e999}]}\n',
     "role-number.jsonl": GOOD.replace('"user"', "7"),
     "content-object.jsonl": GOOD.replace('"Hello"', '{"a": 1}'),
-    "no-assistant.jsonl": json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n",
     "messages-text.jsonl": '{"messages": "Hi"}\n',
     "messages-empty.jsonl": '{"messages": []}\n',
     "keys-unknown.jsonl": '{"foo": "bar", "baz": 1}\n',
@@ -264,7 +264,6 @@ ROWS = {
     "header-only.csv": "prompt,completion\n",
     "header-twice.csv": "prompt,prompt\na,b\n",
     "empty.csv": "",
-    "nul.csv": b"prompt,completion\n\x00,\x00\n",
     "cut.parquet": b"PAR1" + bytes(60),
     "footer-lies.parquet": b"PAR1" + bytes(60) + struct.pack("<I", 2**31 - 1) + b"PAR1",
     "footer-garbage.parquet": b"PAR1" + bytes(range(60)) + struct.pack("<I", 40) + b"PAR1",
@@ -292,7 +291,14 @@ TEMPLATES = {
     "huge-join": "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] | join(ns.s) %}{% endfor %}{{ ns.s | length }}",
     "huge-replace": "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(30) %}{% set ns.s = ns.s.replace('a', 'aaaaaaaa') %}{% endfor %}{{ ns.s | length }}",
     "huge-indent": "{% set ns = namespace(s='a\\nb') %}{% for i in range(40) %}{% set ns.s = ns.s | indent(1000000000) %}{% endfor %}{{ ns.s | length }}",
-    "huge-center": "{{ 'a'.center(100000000000) if false else '%100000000000d' | format(1) }}",
+    "huge-format": "{{ '%100000000000d' | format(1) }}",
+    "deep-sum": "{{ 1" + "+1" * 100000 + " }}",
+    "deep-filters": "{{ 1" + "|int" * 50000 + " }}{{ raise_exception('reached the end') }}",
+    "deep-attributes": "{{ a" + ".b" * 100000 + " }}",
+    "deep-elif": "{% if a %}" + "{% elif a %}" * 20000 + "{% endif %}{{ raise_exception('reached the end') }}",
+    "deep-if": "{{ 1 " + "if a else 1 " * 20000 + "}}{{ raise_exception('reached the end') }}",
+    "deep-power": "{{ 1" + "**1" * 50000 + " }}{{ raise_exception('reached the end') }}",
+    "too-long": "{# " + "a" * 300000 + " #}",
     "huge-power": "{{ 10 ** 10 ** 10 }}",
     "huge-output": "{% for a in range(100000) %}{% for b in range(100000) %}aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa{% endfor %}{% endfor %}",
     "no-such-function": "{{ open('/etc/passwd') }}",
