@@ -1,7 +1,7 @@
 //! Adapter directories in PEFT's layout: adapter_config.json with the classic keys, adapter_model.safetensors with
 //! `base_model.model.` before the module's name.
 
-use super::spec::{LoraInit, LoraSpec, Targets};
+use super::spec::{LoraInit, LoraSpec, MOST_RANK, Targets};
 use crate::error::{Error, Result};
 use crate::fsutil::{parse_json, read_to_string, write_json};
 use crate::nn::{Param, Weights, weights};
@@ -239,7 +239,10 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
             );
         }
     };
-    let typed = |key: &str, e: serde_json::Error| Error::user(format!("{}: `{key}`: {e}", file.display()));
+    let typed = |key: &str, e: serde_json::Error| {
+        Error::user(format!("{}: `{key}`: {e}", file.display()))
+            .hint("mend it there, or save the adapter again with PEFT")
+    };
     macro_rules! field {
         ($key:literal, $default:expr) => {
             match get($key) {
@@ -259,7 +262,7 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
         // PEFT's default for the llama and qwen families.
         None => Targets::Names(vec!["q_proj".into(), "v_proj".into()]),
     };
-    Ok(LoraSpec {
+    let spec = LoraSpec {
         rank: field!("r", 8),
         alpha: field!("lora_alpha", 8.0),
         dropout: field!("lora_dropout", 0.0),
@@ -275,5 +278,13 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
         alpha_pattern: field!("alpha_pattern", IndexMap::new()),
         modules_to_save: field!("modules_to_save", Vec::new()),
         init,
-    })
+    };
+    let ranks = spec.rank_pattern.values().chain([&spec.rank]);
+    if let Some(rank) = ranks.copied().find(|r| !(1..=MOST_RANK).contains(r)) {
+        return bad("r", &json!(rank), &format!("a rank lies between 1 and {MOST_RANK}"));
+    }
+    if !(0.0..1.0).contains(&spec.dropout) {
+        return bad("lora_dropout", &json!(spec.dropout), "a share of what is left out: from 0 to below 1");
+    }
+    Ok(spec)
 }

@@ -39,8 +39,10 @@ impl ChatTokenizer {
                 error.hint("check model.path")
             });
         }
-        let mut inner =
-            Tokenizer::from_bytes(fsutil::read(&path)?).map_err(|e| Error::user(format!("{}: {e}", path.display())))?;
+        let mut inner = Tokenizer::from_bytes(fsutil::read(&path)?).map_err(|e| {
+            Error::user(format!("{}: {e}", path.display()))
+                .hint("the file is damaged or of another kind: fetch it again with the model")
+        })?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::bug(format!("{}: {e}", path.display())))?;
         let post = inner.get_post_processor().cloned();

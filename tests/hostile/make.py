@@ -334,15 +334,11 @@ def tokenizer(name: str, change) -> None:
     put(f"tokenizer/{name}.json", json.dumps(changed, separators=(",", ":")))
 
 
-def swap_ids(t):
-    vocab = t["model"]["vocab"]
-    names = list(vocab)
-    vocab[names[-1]] = vocab[names[-2]]
+def shift(t):
+    t["model"]["vocab"] = {token: id + 5000 for token, id in t["model"]["vocab"].items()}
 
 
-tokenizer("duplicate-ids", swap_ids)
-tokenizer("holes", lambda t: t["model"]["vocab"].update({n: i + 5000 for n, i in list(t["model"]["vocab"].items())[-3:]}))
-tokenizer("huge-id", lambda t: t["model"]["vocab"].update({list(t["model"]["vocab"])[-1]: 4294967295}))
+tokenizer("beyond-the-model", shift)
 tokenizer("id-beyond-u32", lambda t: t["model"]["vocab"].update({list(t["model"]["vocab"])[-1]: 4294967296}))
 tokenizer("negative-id", lambda t: t["model"]["vocab"].update({list(t["model"]["vocab"])[-1]: -1}))
 tokenizer("merge-unknown", lambda t: t["model"].update(merges=[["no such", "token"]]))
@@ -350,7 +346,6 @@ tokenizer("no-model", lambda t: t.pop("model"))
 tokenizer("model-unknown", lambda t: t["model"].update(type="Oracle"))
 tokenizer("no-vocabulary", lambda t: t["model"].update(vocab={}, merges=[]))
 tokenizer("bad-regex", lambda t: t.update(pre_tokenizer={"type": "Split", "pattern": {"Regex": "(((("}, "behavior": "Isolated", "invert": False}))
-tokenizer("added-huge-id", lambda t: t["added_tokens"].append({**t["added_tokens"][0], "id": 4294967295, "content": "<|far|>"}))
 put("tokenizer/empty.json", "")
 put("tokenizer/truncated.json", json.dumps(TOKENIZER)[:2000])
 put("tokenizer/list.json", "[]")
@@ -373,13 +368,12 @@ adapter("rank-huge", r=2**40)
 adapter("rank-text", r="8")
 adapter("rank-fraction", r=8.5)
 adapter("alpha-text", lora_alpha="16")
-adapter("alpha-negative", lora_alpha=-16)
 adapter("dropout-two", lora_dropout=2.0)
 adapter("targets-number", target_modules=3)
 adapter("targets-empty", target_modules=[])
 adapter("targets-unknown", target_modules=["no_such_proj"])
 adapter("targets-bad-regex", target_modules="((((")
-adapter("targets-slow-regex", target_modules="(.*)*(.*)*(.*)*x$")
+adapter("targets-slow-regex", target_modules="(.*a*)*(.*a*)*(.*a*)*x$")
 adapter("type-ia3", peft_type="IA3")
 adapter("type-missing", peft_type=None)
 adapter("dora", use_dora=True)
