@@ -36,3 +36,16 @@ fn sound_models_pass_every_check() {
         }
     });
 }
+
+#[test]
+fn a_weight_that_is_no_number_is_named() {
+    let folder = with_weights("tiny-llama", "tiny-llama");
+    let mut all = tensors("tiny-llama/model.safetensors");
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let broken = all[name].copy();
+    let _ = broken.get(3).get(5).fill_(f64::INFINITY);
+    all.insert(name.into(), broken);
+    ft::nn::weights::save(&folder.path().join("model.safetensors"), all.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
+    let e = run(&subject(folder.path().into(), Kind::Float), &mut |_| ()).unwrap_err();
+    assert!(e.message().contains(&format!("`{name}` has NaN or infinite values")) && e.exit_code() == 1, "{e}");
+}

@@ -3,7 +3,7 @@
 use super::compare::Rounding;
 use super::{Subject, fitting};
 use crate::adapters::{LoraPlan, LoraSpec, file};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::{Load, Loss, Metrics, Model, Output, Replay};
 use crate::nn::{Attach, Param, Tokens};
 use crate::rng;
@@ -92,6 +92,15 @@ impl Trial {
         match (&file, &subject.adapter) {
             (Some(file), Some(folder)) => file::load_into(model.params().adapter(0), &file.tensors, folder)?,
             _ => fill(&model),
+        }
+        if let Some(name) = model.params().non_finite() {
+            return Err(Error::user(format!(
+                "{}: `{name}` has NaN or infinite values, so nothing it computes can be right",
+                subject.model.display()
+            ))
+            .hint(
+                "the file is damaged or the training run was not stable: fetch it again, or use an earlier checkpoint",
+            ));
         }
         let rows = fitting(subject, longest(&model), model.config().vocab_size)?;
         Ok(Self { model, base: subject.model.clone(), spec, rows })

@@ -307,6 +307,12 @@ impl Run<'_> {
             .steps()
             .last()
             .map_or("no checkpoint was saved yet".into(), |s| format!("the checkpoint of step {s} is kept"));
+        if let Some(name) = self.model.params().non_finite() {
+            return Err(Error::user(format!("{what}: the weight `{name}` itself has NaN or infinite values; {last}"))
+                .hint(
+                    "was the model whole before? ft selftest --model DIR looks; else go back to an earlier checkpoint",
+                ));
+        }
         match self.plan.recipe.optim.non_finite {
             NonFinite::Skip if self.state.skipped_in_a_row < MOST_SKIPPED => {
                 self.log.say(&format!("{what}; the step is left out ({} so far)", self.state.skipped));
