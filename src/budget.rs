@@ -81,19 +81,19 @@ fn end() -> ! {
     write(b"error: ");
     // SAFETY: set by a `Budget` that still lives, from a string that outlives it.
     write(unsafe { std::slice::from_raw_parts(at, length) });
-    write(b": asks for more memory than any conversation needs (2 GB)\n");
+    write(b": asks for more memory than any conversation needs (1 GB)\n");
     write(b"hint: the template is broken or hostile; give one of your own with data.template or --template\n");
     // SAFETY: ends the process without unwinding; files under their temporary names are all that may stay.
     unsafe { libc::_exit(1) }
 }
 
-/// While it lives, this thread may ask for 2 GB more than it gives back.
+/// While it lives, this thread may ask for 1 GB more than it gives back.
 pub struct Budget<'a> {
     _name: &'a str,
 }
 
 impl<'a> Budget<'a> {
-    const BYTES: i64 = 2_000_000_000;
+    const BYTES: i64 = 1_000_000_000;
 
     /// `name` (a file) stands in the error.
     pub fn start(name: &'a str) -> Self {

@@ -19,11 +19,13 @@ pub struct Weights {
 
 /// Where a tensor lies.
 pub struct Entry {
+    /// Number of the file.
     map: usize,
-    kind: Kind,
-    shape: Vec<i64>,
-    offset: usize,
-    bytes: usize,
+    pub kind: Kind,
+    pub shape: Vec<i64>,
+    /// Bytes from the start of the file.
+    pub offset: usize,
+    pub bytes: usize,
 }
 
 impl Weights {
