@@ -4,7 +4,7 @@
 //! cli -> selftest -> train, eval, convert -> recipe -> methods -> data, generate -> models -> adapters -> nn -> native.
 
 pub mod adapters;
-mod budget;
+pub mod budget;
 pub mod convert;
 pub mod data;
 pub mod error;

@@ -214,5 +214,6 @@ impl Gguf {
             other => format!("{other:?}"),
         };
         Error::user(format!("{}: metadata {key}: {expected} expected, found {found}", self.path.display()))
+            .hint("the file is damaged or was made by a program of its own ways: try another GGUF of the model")
     }
 }

@@ -138,7 +138,8 @@ const RAISED: &str = "raise_exception: ";
 fn template_error(name: &str, e: &minijinja::Error) -> Error {
     let detail = e.detail().map(str::to_string).unwrap_or_else(|| e.kind().to_string());
     if let Some(words) = detail.strip_prefix(RAISED) {
-        return Error::user(format!("the chat template refuses this conversation: {words}"));
+        return Error::user(format!("the chat template refuses this conversation: {words}"))
+            .hint("change the conversation, or give a template of your own with data.template or --template");
     }
     let line = e.line().map(|l| format!(":{l}")).unwrap_or_default();
     let error = Error::user(format!("{name}{line}: {}: {detail}", e.kind()));

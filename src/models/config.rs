@@ -70,7 +70,8 @@ impl Config {
             return Err(Error::user(format!(
                 "{}: `num_attention_heads` {heads} is not a multiple of `num_key_value_heads` {kv_heads}",
                 file.display()
-            )));
+            ))
+            .hint("each key/value head serves equally many heads; is this the config.json that came with the model?"));
         }
         let head_dim = r.int_or("head_dim", hidden / heads)?;
         if head_dim < 2 || head_dim % 2 != 0 {

@@ -158,10 +158,11 @@ impl Rounding {
         }
     }
 
-    /// Gradients by other operations. Real models hold a few activations hundreds of times larger than the rest, which
+    /// Gradients by other operations. In a model of 135 million parameters the worst tensor lay 44 walks apart in float32
+    /// and 1.1 in bf16; an error of one in a hundred is 10,000 walks in float32. Real models hold a few activations hundreds of times larger than the rest, which
     /// late layers cancel again: there the rounding of float32 grows as much. bf16's cannot, it is noise already.
     pub fn gradients(&self, why: &str) -> Tolerance {
-        self.walk(why, if self.kind == Kind::BFloat16 { 2.0 } else { 100.0 })
+        self.walk(why, if self.kind == Kind::BFloat16 { 3.0 } else { 300.0 })
     }
 
     /// Logits by other operations.
