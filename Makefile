@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help tools libtorch setup test demo dist clean
+.PHONY: help tools libtorch setup test fuzz demo dist clean
 
 # An own libtorch or PyTorch 2.11 is used where LIBTORCH points at one; otherwise `make setup` fetches it.
 ifneq ($(LIBTORCH),)
@@ -30,6 +30,9 @@ setup: libtorch ## Fetch libtorch and build ft (CUDA=1 adds the CUDA libraries)
 
 test: setup ## Set up, then run all tests
 	@bash setup/test.sh
+
+fuzz: setup ## Fuzz the parsers of GGUF, safetensors, recipes and configs (SECONDS_EACH=60 a target)
+	@bash fuzz/run.sh
 
 clean: ## Remove what was built and fetched, but no model, data or adapter
 	rm -rf target .libtorch

@@ -15,7 +15,8 @@ pub fn io_error(doing: &str, path: &Path, e: std::io::Error) -> Error {
         NotFound => err.hint("check the path; relative paths in a recipe start at the folder you run ft in"),
         PermissionDenied => err.hint("check the permissions of the file and its folder"),
         StorageFull => err.hint("free disk space or choose another output folder"),
-        _ => err,
+        FileTooLarge | QuotaExceeded => err.hint("a limit on the size of files (ulimit -f) or a quota stops it: raise it"),
+        _ => err.hint("check what lies at that path, and the disk it is on"),
     }
 }
 
@@ -37,8 +38,28 @@ pub fn read_to_string(path: &Path) -> Result<String> {
 
 /// Parses a JSON file into `T`; the error names line and column.
 pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = read_to_string(path)?;
-    serde_json::from_str(&text).map_err(|e| Error::user(format!("{}:{}:{}: {e}", path.display(), e.line(), e.column())))
+    parse_json(path, &read_to_string(path)?)
+}
+
+/// Parses JSON text that came from `path`; the error names line and column.
+pub fn parse_json<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
+    serde_json::from_str(text.strip_prefix('\u{feff}').unwrap_or(text)).map_err(|e| {
+        let what = e.to_string();
+        let what = what.split(" at line ").next().unwrap_or_default().to_string();
+        Error::user(format!("{}:{}:{}: {what}", path.display(), e.line(), e.column())).hint(if e.is_eof() {
+            "the file ends too soon: fetch or copy it again"
+        } else {
+            "mend it there, or fetch the file again if nobody edited it"
+        })
+    })
+}
+
+/// Text from a file as an error shows it: a line of readable length.
+pub fn shortened(text: &str) -> String {
+    const MOST: usize = 120;
+    let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let head: String = text.chars().take(MOST).map(plain).collect();
+    if text.chars().nth(MOST).is_some() { format!("{head}…") } else { head }
 }
 
 pub fn create_dir_all(path: &Path) -> Result<()> {

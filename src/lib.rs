@@ -2,8 +2,10 @@
 //!
 //! The floors, upper first; imports run downward only (tests/architecture.rs reads them):
 //! cli -> train, eval, convert -> runs -> recipe -> methods -> data, generate -> models -> adapters -> nn -> native.
+//! cli -> selftest -> train, eval, convert -> recipe -> methods -> data, generate -> models -> adapters -> nn -> native.
 
 pub mod adapters;
+pub mod budget;
 pub mod convert;
 pub mod data;
 pub mod error;
@@ -21,4 +23,5 @@ pub mod report;
 pub mod rng;
 pub mod runs;
 pub mod runtime;
+pub mod selftest;
 pub mod train;

@@ -9,6 +9,7 @@ use std::path::Path;
 /// Upper first. A module imports what lies on a lower floor, itself, and `EVERYWHERE`.
 const FLOORS: &[&[&str]] = &[
     &["cli"],
+    &["selftest"],
     &["train", "eval", "convert"],
     &["runs"],
     &["recipe"],
@@ -20,8 +21,8 @@ const FLOORS: &[&[&str]] = &[
     &["native"],
 ];
 
-/// Know no module above and may be used from any floor: errors, files, chance, and what the machine has.
-const EVERYWHERE: &[&str] = &["error", "report", "fsutil", "rng", "machine"];
+/// Know no module above and may be used from any floor: errors, files, chance, what the machine has, and an end to memory.
+const EVERYWHERE: &[&str] = &["budget", "error", "report", "fsutil", "rng", "machine"];
 
 /// Beside the floors: the process's libtorch. Only the command starts it or asks about it.
 const PROCESS: &[&str] = &["runtime", "libtorch"];
@@ -51,6 +52,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
         "tch",
         &[
             "src/cli/",
+            "src/selftest/",
             "src/train/",
             "src/eval/",
             "src/convert/",
@@ -72,6 +74,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/native.rs", ""),         // libtorch beyond tch
     ("src/native/kernels.rs", ""), // our own loops over tensor memory
     ("src/runtime.rs", ""),        // signals, the loader's list of libraries
+    ("src/budget.rs", ""),         // the process's allocator
     ("src/machine.rs", ""),        // system calls, the NVIDIA driver
     ("src/bin/ft-launch.rs", ""),  // anonymous memory for the packed binary
     ("src/nn/weights.rs", "Mmap::map"),

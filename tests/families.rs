@@ -328,7 +328,7 @@ fn windows_of_qwen_count_where_a_layer_has_one() {
         let mut config: Value = ft::fsutil::read_json(&file).unwrap();
         config.as_object_mut().unwrap().remove("layer_types");
         change.as_object().unwrap().iter().for_each(|(k, v)| config[k] = v.clone());
-        Config::parse(config.to_string(), &file).unwrap().sliding_window
+        Config::parse(&file, &config.to_string()).unwrap().sliding_window
     };
     let on = |first: i64| value!({"use_sliding_window": true, "sliding_window": 16, "max_window_layers": first});
     assert_eq!(window(value!({"sliding_window": 16})), None);

@@ -22,7 +22,7 @@ struct Case {
 }
 
 fn parse(config: &Value) -> ft::error::Result<Config> {
-    Config::parse(config.to_string(), Path::new("config.json"))
+    Config::parse(Path::new("config.json"), &config.to_string())
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Adapter directories in PEFT's layout: adapter_config.json with the classic keys, adapter_model.safetensors with
 //! `base_model.model.` before the module's name.
 
-use super::spec::{LoraInit, LoraSpec, Targets};
+use super::spec::{LoraInit, LoraSpec, MOST_RANK, Targets};
 use crate::error::{Error, Result};
-use crate::fsutil::{read_json, write_json};
+use crate::fsutil::{parse_json, read_to_string, write_json};
 use crate::nn::{Param, Weights, weights};
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
@@ -80,14 +80,27 @@ pub fn read(folder: &Path) -> Result<AdapterFile> {
         };
         // Old files carry the adapter's name inside keys.
         let short = short.replace(".default.weight", ".weight").replace(".modules_to_save.", ".");
-        tensors.insert(short, file.get(name).expect("listed"));
+        let tensor = file.get(name).expect("listed");
+        if tensor.is_floating_point() && tensor.isfinite().all().int64_value(&[]) == 0 {
+            return Err(Error::user(format!(
+                "{}: `{name}` has NaN or infinite values",
+                folder.join(TENSORS).display()
+            ))
+            .hint("the training run was not stable, or the file is damaged: use an earlier checkpoint"));
+        }
+        tensors.insert(short, tensor);
     }
     Ok(AdapterFile { spec, base, tensors })
 }
 
 /// Reads an adapter_config.json: the spec, and the base it names.
 pub fn read_config(path: &Path) -> Result<(LoraSpec, Option<String>)> {
-    let raw: Map<String, Value> = read_json(path)?;
+    parse_config(path, &read_to_string(path)?)
+}
+
+/// The same from text; `path` stands in errors.
+pub fn parse_config(path: &Path, text: &str) -> Result<(LoraSpec, Option<String>)> {
+    let raw: Map<String, Value> = parse_json(path, text)?;
     let base = raw.get("base_model_name_or_path").and_then(Value::as_str).map(String::from);
     Ok((spec(&raw, path)?, base))
 }
@@ -227,7 +240,10 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
             );
         }
     };
-    let typed = |key: &str, e: serde_json::Error| Error::user(format!("{}: `{key}`: {e}", file.display()));
+    let typed = |key: &str, e: serde_json::Error| {
+        Error::user(format!("{}: `{key}`: {e}", file.display()))
+            .hint("mend it there, or save the adapter again with PEFT")
+    };
     macro_rules! field {
         ($key:literal, $default:expr) => {
             match get($key) {
@@ -247,7 +263,7 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
         // PEFT's defaults: the first two for llama, mistral and qwen, the last for gpt2, and no model has them all.
         None => Targets::Names(["q_proj", "v_proj", "c_attn"].map(String::from).into()),
     };
-    Ok(LoraSpec {
+    let spec = LoraSpec {
         rank: field!("r", 8),
         alpha: field!("lora_alpha", 8.0),
         dropout: field!("lora_dropout", 0.0),
@@ -264,5 +280,13 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
         modules_to_save: field!("modules_to_save", Vec::new()),
         init,
         fan_in_fan_out: field!("fan_in_fan_out", false),
-    })
+    };
+    let ranks = spec.rank_pattern.values().chain([&spec.rank]);
+    if let Some(rank) = ranks.copied().find(|r| !(1..=MOST_RANK).contains(r)) {
+        return bad("r", &json!(rank), &format!("a rank lies between 1 and {MOST_RANK}"));
+    }
+    if !(0.0..1.0).contains(&spec.dropout) {
+        return bad("lora_dropout", &json!(spec.dropout), "a share of what is left out: from 0 to below 1");
+    }
+    Ok(spec)
 }

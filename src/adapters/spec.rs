@@ -12,12 +12,15 @@ pub enum AdapterSpec {
     Lora(LoraSpec),
 }
 
+/// No layer is wider; a larger rank is a slip of the pen, and would ask for memory before anything could refuse it.
+pub const MOST_RANK: i64 = 1 << 16;
+
 /// Low-rank adaptation: `y = W x + scale · B A dropout(x)`, `scale = alpha / rank`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraSpec {
     /// Rank of the update.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 65536))] // MOST_RANK
     pub rank: i64,
     /// Numerator of the scale.
     #[schemars(range(min = 0.0))]

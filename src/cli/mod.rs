@@ -17,6 +17,7 @@ mod replay;
 mod runs;
 mod sampling;
 mod tokenizer;
+mod selftest;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -56,6 +57,7 @@ enum Verb {
     Generate(generate::Generate),
     Chat(chat::Chat),
     Merge(merge::MergeArgs),
+    Selftest(selftest::Selftest),
     #[command(hide = true)]
     Logits(logits::LogitsArgs),
 }
@@ -77,6 +79,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Generate(args) => generate::run(args),
         Verb::Chat(args) => chat::run(args),
         Verb::Merge(args) => merge::run(&args),
+        Verb::Selftest(args) => selftest::run(args),
         Verb::Logits(args) => logits::run(&args),
     }
 }

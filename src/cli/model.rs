@@ -34,12 +34,16 @@ impl ModelArgs {
     /// Loads tokenizer and model.
     pub fn open(&self) -> Result<(Model, ChatTokenizer)> {
         let tokenizer = ChatTokenizer::load(&self.model, None)?;
-        let kind = match self.dtype {
+        let device = models::device(&self.device)?;
+        Ok((models::open(&self.model, self.adapter.as_slice(), device, self.kind())?, tokenizer))
+    }
+
+    /// The number format asked for.
+    pub fn kind(&self) -> tch::Kind {
+        match self.dtype {
             Dtype::Bf16 => tch::Kind::BFloat16,
             Dtype::F32 => tch::Kind::Float,
-        };
-        let device = models::device(&self.device)?;
-        Ok((models::open(&self.model, self.adapter.as_slice(), device, kind)?, tokenizer))
+        }
     }
 }
 

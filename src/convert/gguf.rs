@@ -51,10 +51,26 @@ impl TensorInfo {
     }
 }
 
+/// Where the file's bytes are.
+enum Bytes {
+    Mapped(Mmap),
+    Owned(Vec<u8>),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
+}
+
 /// An open GGUF file.
 pub struct Gguf {
     path: PathBuf,
-    map: Mmap,
+    map: Bytes,
     metadata: HashMap<String, Value>,
     tensors: Vec<TensorInfo>,
 }
@@ -72,6 +88,15 @@ impl Gguf {
         }
         // SAFETY: the map is read-only; as with every memory-mapped model, changing the file meanwhile is the user's risk.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| io_error("mapping", path, e))?;
+        Self::read(path, Bytes::Mapped(map))
+    }
+
+    /// Reads a file that is in memory; `path` stands in errors.
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+        Self::read(path, Bytes::Owned(bytes))
+    }
+
+    fn read(path: &Path, map: Bytes) -> Result<Self> {
         let (metadata, tensors) = read_header(path, &map)?;
         Ok(Self { path: path.to_path_buf(), map, metadata, tensors })
     }
@@ -189,5 +214,6 @@ impl Gguf {
             other => format!("{other:?}"),
         };
         Error::user(format!("{}: metadata {key}: {expected} expected, found {found}", self.path.display()))
+            .hint("the file is damaged or was made by a program of its own ways: try another GGUF of the model")
     }
 }

@@ -6,6 +6,7 @@
 
 use super::pyjson::{self, Dumps};
 use super::record::{Columns, Conversation, Message};
+use crate::budget::Budget;
 use crate::error::{Error, Result};
 use minijinja::value::{Kwargs, ObjectRepr, Serde, Tuple, ValueKind};
 use minijinja::{Environment, ErrorKind, Output, State, Value as Jinja};
@@ -13,6 +14,11 @@ use serde_json::Value;
 
 /// Instructions one rendering may use: some 10,000 turns of a large template, and a second or two of an endless loop.
 const FUEL: u64 = 20_000_000;
+
+/// The largest known templates have some 20,000 bytes.
+const LARGEST: usize = 256 << 10;
+/// A byte of a template can be one operator, and costs the parser so much stack.
+const STACK_PER_BYTE: usize = 2 << 10;
 
 /// A chat template, compiled.
 #[derive(Debug)]
@@ -26,6 +32,26 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// Compiles `source`; `name` (a path) stands in errors, `specials` are variables such as `bos_token`.
     pub fn compile(name: &str, source: &str, specials: &Columns) -> Result<Self> {
+        if source.len() > LARGEST {
+            return Err(Error::user(format!("{name}: {} bytes, at most {LARGEST} expected", source.len()))
+                .hint("is it a chat template at all? They have some thousand bytes"));
+        }
+        // The parser recurses over chains of operators without an end, so the stack grows with the text.
+        let stack = (16 << 20) + source.len() * STACK_PER_BYTE;
+        std::thread::scope(|scope| {
+            let compile = || Self::compile_here(name, source, specials);
+            let thread = std::thread::Builder::new().name("template".into()).stack_size(stack);
+            let started = thread.spawn_scoped(scope, compile);
+            let started = started.map_err(|e| {
+                Error::user(format!("{name}: no thread with a stack of {stack} bytes to compile it: {e}"))
+                    .hint("free some memory")
+            })?;
+            started.join().unwrap_or_else(|_| Err(Error::bug(format!("{name}: compiling the chat template failed"))))
+        })
+    }
+
+    fn compile_here(name: &str, source: &str, specials: &Columns) -> Result<Self> {
+        let _budget = Budget::start(name);
         let mut env = environment();
         for (key, value) in specials {
             env.add_global(key.clone(), Jinja::from(Serde(value)));
@@ -71,6 +97,7 @@ impl ChatTemplate {
         variables.insert("tools".into(), tools.cloned().unwrap_or_default());
         variables.insert("documents".into(), kwargs.get("documents").cloned().unwrap_or_default());
         variables.insert("add_generation_prompt".into(), prompt.into());
+        let _budget = Budget::start(&self.name);
         let template = self.env.get_template("chat").map_err(|e| template_error(&self.name, &e))?;
         template.render(Serde(&variables)).map_err(|e| template_error(&self.name, &e))
     }
@@ -119,7 +146,8 @@ const RAISED: &str = "raise_exception: ";
 fn template_error(name: &str, e: &minijinja::Error) -> Error {
     let detail = e.detail().map(str::to_string).unwrap_or_else(|| e.kind().to_string());
     if let Some(words) = detail.strip_prefix(RAISED) {
-        return Error::user(format!("the chat template refuses this conversation: {words}"));
+        return Error::user(format!("the chat template refuses this conversation: {words}"))
+            .hint("change the conversation, or give a template of your own with data.template or --template");
     }
     let line = e.line().map(|l| format!(":{l}")).unwrap_or_default();
     let error = Error::user(format!("{name}{line}: {}: {detail}", e.kind()));

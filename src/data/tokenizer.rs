@@ -36,7 +36,10 @@ impl ChatTokenizer {
         let mut specials = special_tokens(&config, &optional_json(&model_dir.join("special_tokens_map.json"))?);
         let path = model_dir.join("tokenizer.json");
         let mut inner = if path.is_file() {
-            Tokenizer::from_bytes(fsutil::read(&path)?).map_err(|e| Error::user(format!("{}: {e}", path.display())))?
+            Tokenizer::from_bytes(fsutil::read(&path)?).map_err(|e| {
+                Error::user(format!("{}: {e}", path.display()))
+                    .hint("the file is damaged or of another kind: fetch it again with the model")
+            })?
         } else if bpe::in_directory(model_dir) {
             bpe::default_specials(&mut specials);
             bpe::from_directory(model_dir, &config)?

@@ -2,9 +2,9 @@
 //!
 //! Sizes have one name here, whatever the family calls them; `Family::keys` and `Family::defaults` say what differs.
 
-use super::{FAMILIES, Family, rope};
+use super::{FAMILIES, Family, limits, rope};
 use crate::error::{Error, Result};
-use crate::fsutil;
+use crate::fsutil::{self, parse_json};
 use crate::nn::Scaling;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -47,15 +47,16 @@ impl Config {
     }
 
     pub fn read_file(file: &Path) -> Result<Self> {
-        Self::parse(fsutil::read_to_string(file)?, file)
+        Self::parse(file, &fsutil::read_to_string(file)?)
     }
 
-    /// The config in `text`; `file` stands in messages.
-    pub fn parse(text: String, file: &Path) -> Result<Self> {
-        let raw: Value = serde_json::from_str(&text)
-            .map_err(|e| Error::user(format!("{}:{}:{}: {e}", file.display(), e.line(), e.column())))?;
+    /// The config in `text`; `file` stands in errors.
+    pub fn parse(file: &Path, text: &str) -> Result<Self> {
+        let raw: Value = parse_json(file, text)?;
+        limits::check(&raw, file)?;
         let Some(mut map) = raw.as_object().cloned() else {
-            return Err(Error::user(format!("{}: a JSON object expected", file.display())));
+            return Err(Error::user(format!("{}: a JSON object expected", file.display()))
+                .hint("is the file the one that came with the model?"));
         };
         let model_type = Reader { raw: &map, keys: &[], file }.text("model_type")?;
         let family = family(&model_type, file)?;
@@ -69,7 +70,8 @@ impl Config {
             return Err(Error::user(format!(
                 "{}: `num_attention_heads` {heads} is not a multiple of `num_key_value_heads` {kv_heads}",
                 file.display()
-            )));
+            ))
+            .hint("each key/value head serves equally many heads; is this the config.json that came with the model?"));
         }
         let head_dim = r.int_or("head_dim", hidden / heads)?;
         let context = r.get("max_position_embeddings").and_then(Value::as_i64);

@@ -54,7 +54,7 @@ pub fn config(given: &Map<String, Value>, vocabulary: Vocabulary, file: &Path) -
     }
     let read = |raw: &Map<String, Value>| -> Result<Config> {
         let text = serde_json::to_string_pretty(raw).map_err(|e| Error::bug(format!("config.json: {e}")))?;
-        Config::parse(text + "\n", file)
+        Config::parse(file, &(text + "\n"))
     };
     let c = read(&raw)?;
     let family = c.family();

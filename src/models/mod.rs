@@ -6,6 +6,7 @@
 pub mod config;
 pub mod fresh;
 mod gpt2;
+mod limits;
 mod llama;
 pub mod loss;
 pub mod open;

@@ -73,6 +73,13 @@ impl ParamStore {
         self.params.iter().filter(move |p| p.adapter == Some(id))
     }
 
+    /// The first tensor that holds NaN or an infinite value. Reads every number: ask when something went wrong.
+    pub fn non_finite(&self) -> Option<&str> {
+        let _no_grad = tch::no_grad_guard();
+        let broken = |p: &&Param| p.tensor.isfinite().all().int64_value(&[]) == 0;
+        self.params.iter().find(broken).map(|p| p.name.as_str())
+    }
+
     fn add(&mut self, param: Param) {
         debug_assert!(!self.params.iter().any(|p| p.name == param.name && p.adapter == param.adapter));
         self.params.push(param);

@@ -1,9 +1,9 @@
 //! Weights on disk: safetensors, one file or shards, memory-mapped; and writing them.
 
 use crate::error::{Error, Result};
-use crate::fsutil::{io_error, read_json};
+use crate::fsutil::{io_error, parse_json, read_to_string, shortened};
 use crate::nn::safetensors;
-use ::safetensors::tensor::{Dtype, SafeTensors};
+use ::safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use memmap2::Mmap;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,12 +17,15 @@ pub struct Weights {
     entries: BTreeMap<String, Entry>,
 }
 
-struct Entry {
+/// Where a tensor lies.
+pub struct Entry {
+    /// Number of the file.
     map: usize,
-    kind: Kind,
-    shape: Vec<i64>,
-    offset: usize,
-    bytes: usize,
+    pub kind: Kind,
+    pub shape: Vec<i64>,
+    /// Bytes from the start of the file.
+    pub offset: usize,
+    pub bytes: usize,
     transposed: bool,
 }
 
@@ -44,20 +47,16 @@ impl Weights {
         if single.exists() {
             weights.map(&single)?;
         } else if index.exists() {
-            #[derive(serde::Deserialize)]
-            struct Index {
-                weight_map: BTreeMap<String, String>,
-            }
-            let Index { weight_map } = read_json(&index)?;
+            let weight_map = read_index(&index, &read_to_string(&index)?)?;
             let files: std::collections::BTreeSet<&String> = weight_map.values().collect();
             for file in files {
-                let mut parts = Path::new(file).components();
-                if !matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None)) {
-                    return Err(Error::user(format!("{}: shard name `{file}` leaves the folder", index.display())));
-                }
                 if !folder.join(file).exists() {
-                    return Err(Error::user(format!("{}: {file}, which it names, is not there", index.display()))
-                        .hint("the download is incomplete: fetch the model again"));
+                    return Err(Error::user(format!(
+                        "{}: {}, which it names, is not there",
+                        index.display(),
+                        shortened(file)
+                    ))
+                    .hint("the download is incomplete: fetch the model again"));
                 }
                 weights.map(&folder.join(file))?;
             }
@@ -89,32 +88,14 @@ impl Weights {
         let size = file.metadata().map_err(|e| io_error("reading", path, e))?.len();
         // SAFETY: the map is only read; a file that shrinks while it is mapped ends the process, as in every loader.
         let header = unsafe { Mmap::map(&file) }.map_err(|e| io_error("mapping", path, e))?;
-        let broken = |e: String| {
-            Error::user(format!("{}: not a whole safetensors file: {e}", path.display()))
-                .hint("the download or copy is incomplete or damaged: fetch it again")
-        };
-        let parsed = SafeTensors::deserialize(&header).map_err(|e| broken(e.to_string()))?;
+        let found = read_header(path, &header)?;
         let name = path.to_str().ok_or_else(|| Error::user(format!("{}: the path is not UTF-8", path.display())))?;
         let map = self.maps.len();
-        for (tensor, view) in parsed.iter() {
-            let kind = kind_of(view.dtype()).ok_or_else(|| {
-                Error::user(format!(
-                    "{}: `{tensor}` has dtype {:?}, which ft does not read",
-                    path.display(),
-                    view.dtype()
-                ))
-            })?;
-            let entry = Entry {
-                map,
-                kind,
-                shape: view.shape().iter().map(|&n| n as i64).collect(),
-                offset: view.data().as_ptr() as usize - header.as_ptr() as usize,
-                bytes: view.data().len(),
-                transposed: false,
-            };
-            if self.entries.insert(tensor.to_string(), entry).is_some() {
-                return Err(broken(format!("`{tensor}` is in two shards")));
+        for (tensor, entry) in found {
+            if self.entries.contains_key(&tensor) {
+                return Err(broken(path, &format!("`{tensor}` is in two shards")));
             }
+            self.entries.insert(tensor, Entry { map, ..entry });
         }
         let bytes = Tensor::from_file(name, false, size as i64, (Kind::Uint8, Device::Cpu));
         self.maps.push(bytes);
@@ -175,6 +156,45 @@ impl Weights {
     pub fn all(&self) -> BTreeMap<String, Tensor> {
         self.names().map(|n| (n.to_string(), self.get(n).expect("listed"))).collect()
     }
+}
+
+fn broken(path: &Path, why: &str) -> Error {
+    Error::user(format!("{}: not a whole safetensors file: {why}", path.display()))
+        .hint("the download or copy is incomplete or damaged: fetch it again")
+}
+
+/// The tensors that a safetensors file of these bytes lists, each checked to lie inside it; `path` stands in errors.
+pub fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
+    let parsed = SafeTensors::deserialize(bytes).map_err(|e| broken(path, &e.to_string()))?;
+    let entry = |(tensor, view): (&str, TensorView)| {
+        let kind = kind_of(view.dtype()).ok_or_else(|| {
+            Error::user(format!("{}: `{tensor}` has dtype {:?}, which ft does not read", path.display(), view.dtype()))
+                .hint("save the model in bf16, f16 or f32")
+        })?;
+        let shape = view.shape().iter().map(|&n| i64::try_from(n)).collect::<std::result::Result<_, _>>();
+        let shape = shape.map_err(|_| broken(path, &format!("`{tensor}` has shape {:?}", view.shape())))?;
+        let offset = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
+        Ok((tensor.to_string(), Entry { map: 0, kind, shape, offset, bytes: view.data().len(), transposed: false }))
+    };
+    parsed.iter().map(entry).collect()
+}
+
+/// The shard of each tensor, as model.safetensors.index.json gives it; every shard lies in the index's own folder.
+pub fn read_index(path: &Path, text: &str) -> Result<BTreeMap<String, String>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let Index { weight_map } = parse_json(path, text)?;
+    for file in weight_map.values() {
+        let mut parts = Path::new(file).components();
+        let plain = matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None));
+        if !plain || file.contains('\0') {
+            return Err(Error::user(format!("{}: shard name `{}` leaves the folder", path.display(), shortened(file)))
+                .hint("a shard is a file beside its index; is this the index that came with the model?"));
+        }
+    }
+    Ok(weight_map)
 }
 
 fn kind_of(dtype: Dtype) -> Option<Kind> {

@@ -197,11 +197,13 @@ impl<'a> Builder<'a> {
 
     fn alias(&mut self, id: usize, at: At) -> Step<Node> {
         let Some(node) = self.anchors.get(&id).cloned() else {
-            return Err(Box::new(Mistake::new(at, "an alias inside the value that it names")));
+            let m = Mistake::new(at, "an alias inside the value that it names");
+            return Err(Box::new(m.hint("write the value out")));
         };
         self.nodes += size(&node);
         if self.nodes > NODES {
-            return Err(Box::new(Mistake::new(at, format!("aliases make more than {NODES} values"))));
+            let m = Mistake::new(at, format!("aliases make more than {NODES} values"));
+            return Err(Box::new(m.hint("a recipe is short; write the values out")));
         }
         Ok(node)
     }

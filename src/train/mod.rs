@@ -322,6 +322,12 @@ impl Run<'_> {
             .steps()
             .last()
             .map_or("no checkpoint was saved yet".into(), |s| format!("the checkpoint of step {s} is kept"));
+        if let Some(name) = self.at.model.params().non_finite() {
+            return Err(Error::user(format!("{what}: the weight `{name}` itself has NaN or infinite values; {last}"))
+                .hint(
+                    "was the model whole before? ft selftest --model DIR looks; else go back to an earlier checkpoint",
+                ));
+        }
         match self.at.plan.recipe.optim.non_finite {
             NonFinite::Skip if self.at.state.skipped_in_a_row < MOST_SKIPPED => {
                 self.records.say(&format!("{what}; the step is left out ({} so far)", self.at.state.skipped));

@@ -1,0 +1,12 @@
+#!/bin/sh
+# A rustc wrapper: coverage for libFuzzer in the crates whose parsers are fuzzed, and in no other, so that the dependencies
+# compile once and as always. Works with stable Rust; no sanitizer, for the parsers hold no unsafe code.
+case " $* " in
+*" --crate-name ft "* | *" --crate-name gguf "* | *" --crate-name safetensors "* | *" --crate-name recipe "* | \
+    *" --crate-name config "* | *" --crate-name saphyr_parser "*)
+    exec "$@" --cfg fuzzing -Coverflow-checks=on -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+        -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+        -Cllvm-args=-sanitizer-coverage-trace-compares -Cllvm-args=-simplifycfg-branch-fold-threshold=0
+    ;;
+*) exec "$@" ;;
+esac

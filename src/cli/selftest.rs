@@ -1,0 +1,90 @@
+//! `ft selftest`: the proofs that this model, on this device, is computed right.
+
+use super::model::ModelArgs;
+use clap::Args;
+use ft::data::ChatTokenizer;
+use ft::error::{Error, Result};
+use ft::selftest::{self, Line, Subject, TEXTS, Verdict};
+use ft::{models, native, report};
+use serde_json::json;
+use std::time::Instant;
+
+/// Prove on your own model and device that training and answering compute what they should
+///
+/// Every check computes one thing in two ways: gradients and finite differences, micro-batches and one batch, packed
+/// and single rows, recomputed and kept layers, merged and adapted weights, cached and full passes, a resumed and a
+/// straight run. Without --adapter, a LoRA of noise over all linear layers is tested. Nothing is changed on disk.
+#[derive(Args)]
+pub struct Selftest {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Selftest) -> Result<()> {
+    let began = Instant::now();
+    native::install_cpu_allocator();
+    let tokenizer = ChatTokenizer::load(&args.model.model, None)?;
+    let rows = TEXTS.iter().map(|t| tokenizer.encode_plain(t)).collect::<Result<Vec<_>>>()?;
+    let subject = Subject {
+        device: models::device(&args.model.device)?,
+        kind: args.model.kind(),
+        model: args.model.model,
+        adapter: args.model.adapter,
+        rows,
+    };
+    let lines = selftest::run(&subject, &mut |line| {
+        if !args.json {
+            println!("{}", written(line));
+        }
+    })?;
+    let count = |verdict| lines.iter().filter(|l| l.verdict == verdict).count();
+    let (passed, failed, skipped) = (count(Verdict::Passed), count(Verdict::Failed), count(Verdict::Skipped));
+    let seconds = began.elapsed();
+    if args.json {
+        let value = json!({
+            "model": subject.model, "adapter": subject.adapter, "device": format!("{:?}", subject.device),
+            "dtype": if subject.kind == tch::Kind::BFloat16 { "bf16" } else { "f32" },
+            "passed": passed, "failed": failed, "skipped": skipped, "seconds": seconds.as_secs_f64(), "checks": lines,
+        });
+        println!("{value}");
+    } else {
+        let skipped = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
+        let memory = native::memory(subject.device)?.peak;
+        println!(
+            "\n{passed} passed, {failed} failed{skipped} in {}; peak tensor memory {}",
+            report::duration(seconds),
+            report::bytes(memory)
+        );
+    }
+    if failed == 0 {
+        return Ok(());
+    }
+    let names: Vec<&str> = lines.iter().filter(|l| l.verdict == Verdict::Failed).map(|l| l.name).collect();
+    Err(Error::user(format!(
+        "{}: {failed} of {} checks failed: {}",
+        subject.model.display(),
+        lines.len(),
+        names.join(", ")
+    ))
+    .hint("do not trust a training run on this model and device yet")
+    .hint("does it pass with --dtype f32, or with --device cpu? Weights that hold NaN fail everywhere"))
+}
+
+/// A check on two lines: what was compared, and the numbers with their reason.
+fn written(line: &Line) -> String {
+    let verdict = match line.verdict {
+        Verdict::Passed => "ok   ",
+        Verdict::Failed => "FAIL ",
+        Verdict::Skipped => "skip ",
+    };
+    let head = format!("{verdict} {:<13} {:<5} {}", line.name, line.dtype, line.compared);
+    let Some(difference) = line.difference else { return format!("{head}\n      {}", line.reason) };
+    let at = if difference == 0.0 || line.at.is_empty() { String::new() } else { format!(" ({})", line.at) };
+    format!(
+        "{head}\n      differs by {difference:.1e}{at}, at most {:.1e}: {}  [{:.1} s]",
+        line.tolerance, line.reason, line.seconds
+    )
+}

@@ -1,0 +1,64 @@
+//! What no config.json may say, whatever the family: numbers that would compute nonsense or fail deep inside.
+//!
+//! Knows keys by the names that all families share; a family checks its own.
+
+use crate::error::{Error, Result};
+use serde_json::Value;
+use std::path::Path;
+
+/// Whole numbers from 1 on, where they are given.
+const COUNTS: &[&str] = &["max_position_embeddings", "n_positions", "n_ctx", "sliding_window"];
+/// Finite numbers above 0, where they are given; those of rotary embedding may lie in a map of their own.
+const POSITIVE: &[&str] = &[
+    "rms_norm_eps",
+    "layer_norm_epsilon",
+    "rope_theta",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+];
+const ROPE: &[&str] = &["rope_parameters", "rope_scaling"];
+
+/// Refuses what cannot be meant; `file` stands in errors.
+pub fn check(config: &Value, file: &Path) -> Result<()> {
+    let refuse = |key: &str, expected: &str, found: &Value| {
+        Err(Error::user(format!("{}: `{key}` must be {expected}, found {found}", file.display()))
+            .hint("is the file the one that came with the model?"))
+    };
+    let given = |holder: &Value, key: &str| holder.get(key).filter(|v| !v.is_null()).cloned();
+    if let Some(found) = given(config, "quantization_config") {
+        let method = found.get("quant_method").and_then(Value::as_str).unwrap_or("quantised").to_string();
+        return Err(Error::user(format!(
+            "{}: `quantization_config`: the weights are quantised ({method}), which ft does not read",
+            file.display()
+        ))
+        .hint("use the model's unquantised weights, or a GGUF of it through: ft import"));
+    }
+    for key in COUNTS {
+        if let Some(found) = given(config, key).filter(|v| v.as_i64().is_none_or(|n| n < 1)) {
+            return refuse(key, "a whole number from 1 on", &found);
+        }
+    }
+    let positive = |v: &Value| v.as_f64().is_some_and(|x| x.is_finite() && x > 0.0);
+    for key in POSITIVE {
+        if let Some(found) = given(config, key).filter(|v| !positive(v)) {
+            return refuse(key, "a number above 0", &found);
+        }
+    }
+    for place in ROPE {
+        let Some(map) = given(config, place) else { continue };
+        if !map.is_object() {
+            return refuse(place, "a map", &map);
+        }
+        for key in POSITIVE {
+            if let Some(found) = given(&map, key).filter(|v| !positive(v)) {
+                return refuse(&format!("{place}.{key}"), "a number above 0", &found);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! Checks of what the model answers.
+
+use super::compare::{Gap, Line, judge, rows};
+use super::learning::About;
+use super::saving::save;
+use super::trial::{Trial, logits, scratch};
+use crate::adapters::merge::{Merge, Part};
+use crate::error::{Error, Result};
+use crate::nn::{Tokens, Weights};
+use std::time::Instant;
+use tch::Tensor;
+
+const BASE: About = ("base", "the adapter switched off against a model that never had one: logits");
+const ISOLATION: About =
+    ("isolation", "one token changed: logits before it and of the other rows, which must not move");
+const CACHE: About = ("cache", "prefill and decoding token by token over a cache against one pass: logits");
+pub const MERGED: About = ("merged", "the adapter folded into the weights against the adapted model: logits");
+
+pub fn base(trial: &Trial, bare: Tensor) -> Result<Line> {
+    let began = Instant::now();
+    let off = trial.model.with(None, |_| trial.logits())?;
+    let gap = rows(&off, &bare);
+    // Were the adapter idle, neither this nor the other checks would say anything.
+    let effect = rows(&trial.logits()?, &bare);
+    let gap = if effect.relative == 0.0 {
+        Gap { relative: f64::NAN, at: "the adapter changes nothing, switched on or off".into() }
+    } else {
+        gap
+    };
+    Ok(judge(BASE, gap, trial.rounding().none("the same operations"), began))
+}
+
+/// Changes one token in the middle of a row and looks at which rows of logits move.
+pub fn isolation(trial: &Trial) -> Result<Line> {
+    let began = Instant::now();
+    let before = trial.logits()?;
+    let changed = (0..trial.rows.len()).max_by_key(|&i| trial.rows[i].len()).expect("there are rows");
+    let middle = trial.rows[changed].len() / 2;
+    let mut rows = trial.rows.clone();
+    rows[changed][middle] = rows[changed][0];
+    if rows == trial.rows {
+        rows[changed][middle] = rows[changed][middle].saturating_sub(1);
+    }
+    let after = logits(&trial.model, &Tokens::pack(&rows, trial.model.device()))?;
+    let start: usize = trial.rows[..changed].iter().map(Vec::len).sum();
+    let (from, to) = (start + middle, start + trial.rows[changed].len());
+    Ok(judge(ISOLATION, moved(&before, &after, from, to), trial.rounding().none("no operation joins two rows"), began))
+}
+
+/// How far logits outside `from..to` moved; those inside must have.
+fn moved(before: &Tensor, after: &Tensor, from: usize, to: usize) -> Gap {
+    let total = before.size()[0];
+    let part = |t: &Tensor, start: usize, end: i64| t.narrow(0, start as i64, end - start as i64);
+    let inside = rows(&part(after, from, to as i64), &part(before, from, to as i64));
+    if inside.relative == 0.0 {
+        return Gap { relative: f64::NAN, at: "the changed token changes nothing".into() };
+    }
+    let mut worst = rows(&part(after, 0, from as i64), &part(before, 0, from as i64));
+    if (to as i64) < total {
+        let mut behind = rows(&part(after, to, total), &part(before, to, total));
+        behind.at = format!("{} counted from position {to}", behind.at);
+        worst = worst.or(behind);
+    }
+    worst
+}
+
+/// Each row's first half is read at once, the rest token by token; rows that end leave the batch.
+pub fn cache(trial: &Trial) -> Result<Line> {
+    let began = Instant::now();
+    let full = trial.logits()?;
+    let gap = decoded(trial, &full, 0)?;
+    Ok(judge(CACHE, gap, trial.rounding().logits("attention and products run over other shapes"), began))
+}
+
+/// The worst row of logits while decoding. `off` shifts the positions that the model is told: 0 unless the check
+/// itself is tested.
+fn decoded(trial: &Trial, full: &Tensor, off: i64) -> Result<Gap> {
+    let (model, device) = (&trial.model, trial.model.device());
+    let starts: Vec<i64> = trial
+        .rows
+        .iter()
+        .scan(0, |at, r| {
+            let start = *at;
+            *at += r.len() as i64;
+            Some(start)
+        })
+        .collect();
+    let mut live = trial.every();
+    let mut done: Vec<usize> = trial.rows.iter().map(|r| r.len().div_ceil(2)).collect();
+    let mut cache = model.cache(live.len());
+    let first: Vec<&[u32]> = live.iter().map(|&i| &trial.rows[i][..done[i]]).collect();
+    let mut tokens = Tokens::pack(&first, device);
+    let mut worst = Gap::default();
+    loop {
+        let found = model.extend(&tokens, &mut cache, |out| out.logits(&tokens.segments.last_rows()))?;
+        let at: Vec<i64> = live.iter().map(|&i| starts[i] + done[i] as i64 - 1).collect();
+        let gap = rows(&found, &full.index_select(0, &Tensor::from_slice(&at).to_device(device)));
+        worst = worst.or(Gap { at: format!("after {} tokens by cache", found.size()[0]), ..gap });
+        let keep: Vec<usize> =
+            (0..live.len()).filter(|&slot| done[live[slot]] < trial.rows[live[slot]].len()).collect();
+        if keep.is_empty() {
+            return Ok(worst);
+        }
+        if keep.len() < live.len() {
+            cache.keep(&keep);
+            live = keep.iter().map(|&slot| live[slot]).collect();
+        }
+        let next: Vec<&[u32]> = live.iter().map(|&i| &trial.rows[i][done[i]..done[i] + 1]).collect();
+        let past: Vec<i64> = cache.lengths.iter().map(|n| n + off).collect();
+        tokens = Tokens::pack_after(&next, &past, device);
+        live.iter().for_each(|&i| done[i] += 1);
+    }
+}
+
+/// Saves the adapter, folds the file into the model's weights as `ft merge` would, and answers without the adapter.
+/// Takes the model, whose weights are others afterwards.
+pub fn merged(trial: Trial) -> Result<Line> {
+    let began = Instant::now();
+    let adapted = trial.logits()?;
+    let folded = folded(&trial, 1.0)?;
+    let tolerance = trial.rounding().logits("the weights are rounded after the update is added");
+    Ok(judge(MERGED, rows(&folded, &adapted), tolerance, began))
+}
+
+/// Logits of the merged weights; `weight` counts the adapter.
+fn folded(trial: &Trial, weight: f64) -> Result<Tensor> {
+    let folder = scratch()?;
+    save(trial, folder.path())?;
+    let base = Weights::open(&trial.base)?;
+    let merge = Merge::new(&base, trial.model.config().tie_word_embeddings, &[Part::read(folder.path(), weight)?])?;
+    for name in merge.changed() {
+        let p = trial
+            .model
+            .params()
+            .base()
+            .find(|p| p.name == name)
+            .ok_or_else(|| Error::bug(format!("the merge changes `{name}`, which the model does not have")))?;
+        let new = merge.tensor(name)?.to_device(p.tensor.device()).to_kind(p.tensor.kind());
+        // Not written into the old storage, which may be the mapped file.
+        p.tensor.shallow_clone().set_data(&new);
+    }
+    trial.model.with(None, |_| trial.logits())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::tiny;
+    use super::*;
+    use tch::Kind;
+
+    #[test]
+    fn a_scale_off_by_a_hundredth_is_seen() {
+        let limit = |trial: &Trial| trial.rounding().logits("").limit;
+        let trial = tiny(Kind::Float, 0.0);
+        let adapted = trial.logits().unwrap();
+        let (right, wrong) =
+            (rows(&folded(&trial, 1.0).unwrap(), &adapted), rows(&folded(&trial, 1.01).unwrap(), &adapted));
+        assert!(right.relative <= limit(&trial) && wrong.relative > 10.0 * limit(&trial), "{right:?} {wrong:?}");
+        // In bf16 that drowns in the rounding, but an update left out does not.
+        let trial = tiny(Kind::BFloat16, 0.0);
+        let adapted = trial.logits().unwrap();
+        let (right, wrong) =
+            (rows(&folded(&trial, 1.0).unwrap(), &adapted), rows(&folded(&trial, 0.0).unwrap(), &adapted));
+        assert!(right.relative <= limit(&trial) && wrong.relative > limit(&trial), "{right:?} {wrong:?}");
+    }
+
+    #[test]
+    fn positions_off_by_one_are_seen() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let trial = tiny(kind, 0.0);
+            let full = trial.logits().unwrap();
+            let (right, wrong) = (decoded(&trial, &full, 0).unwrap(), decoded(&trial, &full, 1).unwrap());
+            let limit = trial.rounding().logits("").limit;
+            // A model of three layers turns little by one position, but more than float32 rounds.
+            assert!(right.relative <= limit, "{right:?}");
+            assert!(kind == Kind::BFloat16 || wrong.relative > limit, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn rows_that_see_each_other_are_seen() {
+        let trial = tiny(Kind::Float, 0.0);
+        let device = trial.model.device();
+        let both = |last: u32| {
+            let first = [&trial.rows[0][..], &[last]].concat();
+            let read = |packed: &[&[u32]]| logits(&trial.model, &Tokens::pack(packed, device)).unwrap();
+            let joined = [&first[..], &trial.rows[1]].concat();
+            (read(&[&first, &trial.rows[1]]), read(&[&joined]), first.len())
+        };
+        let ((apart, joined, end), (other_apart, other_joined, _)) = (both(3), both(4));
+        assert_eq!(moved(&apart, &other_apart, end - 1, end).relative, 0.0);
+        assert!(moved(&joined, &other_joined, end - 1, end).relative > 0.0);
+        assert!(moved(&apart, &apart, end - 1, end).relative.is_nan(), "a change that changes nothing proves nothing");
+    }
+
+    #[test]
+    fn an_adapter_left_on_and_an_idle_one_are_seen() {
+        let trial = tiny(Kind::Float, 0.0);
+        let bare = trial.model.with(None, |_| trial.logits()).unwrap();
+        assert_eq!(base(&trial, bare.copy()).unwrap().verdict, crate::selftest::Verdict::Passed);
+        let line = base(&trial, trial.logits().unwrap()).unwrap();
+        assert_eq!(line.verdict, crate::selftest::Verdict::Failed, "{line:?}");
+        let _no_grad = tch::no_grad_guard();
+        trial.model.params().adapter(0).for_each(|p| {
+            let _ = p.tensor.shallow_clone().zero_();
+        });
+        let line = base(&trial, bare).unwrap();
+        assert!(line.verdict == crate::selftest::Verdict::Failed && line.at.contains("changes nothing"), "{line:?}");
+    }
+}

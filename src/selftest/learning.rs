@@ -1,0 +1,240 @@
+//! Checks of losses and gradients.
+
+use super::compare::{Gap, Line, Tolerance, joined, judge, numbers, tensors};
+use super::trial::{Row, Step, Trial, noise};
+use crate::error::Result;
+use crate::models::Replay;
+use std::collections::BTreeMap;
+use std::time::Instant;
+use tch::{Kind, Tensor};
+
+/// Name and what is compared.
+pub type About = (&'static str, &'static str);
+
+pub const DIFFERENCES: About =
+    ("gradients", "the adapter's gradient against central differences of the loss, along random directions");
+pub const PRECISION: About = ("precision", "bf16 against float32: loss and the whole gradient");
+const ACCUMULATION: About = ("accumulation", "three unequal micro-batches against one batch: loss and each gradient");
+const PACKING: About = ("packing", "rows packed into one against one by one: loss and each gradient");
+const REPLAY: About =
+    ("replay", "layers recomputed in the backward against kept, with dropout: loss and each gradient");
+const HEAD: About = ("chunked loss", "the vocabulary in chunks of rows against full logits: loss and each gradient");
+
+pub fn compare(about: About, found: &Step, expected: &Step, tolerance: Tolerance, began: Instant) -> Line {
+    let gap = numbers("the loss", found.loss, expected.loss).or(tensors(&found.gradients, &expected.gradients));
+    judge(about, gap, tolerance, began)
+}
+
+pub fn accumulation(trial: &Trial) -> Result<Line> {
+    let began = Instant::now();
+    let all = trial.every();
+    let parts = [all[..1].to_vec(), all[1..all.len() - 1].to_vec(), all[all.len() - 1..].to_vec()];
+    let (found, expected) = (trial.step(&parts, Replay::None)?, trial.whole_step()?);
+    let tolerance = trial.rounding().gradients("sums over tokens run in another order");
+    Ok(compare(ACCUMULATION, &found, &expected, tolerance, began))
+}
+
+pub fn packing(trial: &Trial) -> Result<Line> {
+    let began = Instant::now();
+    let alone: Vec<Vec<usize>> = trial.every().into_iter().map(|i| vec![i]).collect();
+    let (found, expected) = (trial.whole_step()?, trial.step(&alone, Replay::None)?);
+    let tolerance = trial.rounding().gradients("sums over tokens run in another order");
+    Ok(compare(PACKING, &found, &expected, tolerance, began))
+}
+
+pub fn replay(trial: &Trial) -> Result<Line> {
+    let began = Instant::now();
+    let step = |replay| -> Result<Step> {
+        tch::manual_seed(1);
+        trial.step(&[trial.every()], replay)
+    };
+    let (found, expected) = (step(Replay::All)?, step(Replay::None)?);
+    let tolerance = trial.rounding().none_on_cpu("the same operations with the same dropout");
+    Ok(compare(REPLAY, &found, &expected, tolerance, began))
+}
+
+pub fn head(trial: &Trial) -> Result<Line> {
+    let began = Instant::now();
+    let row = long_row(trial);
+    let step = |loss| trial.step_of(std::slice::from_ref(&row), row.items, Replay::None, loss);
+    let (found, expected) = (step(Row::loss)?, step(Row::plain_loss)?);
+    let tolerance = trial.rounding().gradients("softmax and its gradient are formed in another order");
+    Ok(compare(HEAD, &found, &expected, tolerance, began))
+}
+
+/// More learnt tokens than a chunk of the head has rows.
+fn long_row(trial: &Trial) -> Row {
+    const ENOUGH: f64 = 300.0;
+    let mut which = trial.every();
+    while trial.pack(&which).items <= ENOUGH {
+        which.extend(trial.every());
+    }
+    trial.pack(&which)
+}
+
+/// In bf16 every number has 8 bits; its gradient is that of float32 but for noise.
+pub fn precision(trial: &Trial, reference: &Step) -> Result<Line> {
+    let began = Instant::now();
+    let found = trial.whole_step()?;
+    let gap = numbers("the loss", found.loss, reference.loss).or(joined(&found.gradients, &reference.gradients));
+    Ok(judge(PRECISION, gap, trial.rounding().precision(), began))
+}
+
+/// Central differences along directions that are half the gradient and half chance, so that a component which the
+/// gradient lacks would show: one direction over all tensors, then one in each of a few tensors.
+pub fn differences(trial: &Trial) -> Result<Line> {
+    let began = Instant::now();
+    let few = &trial.every()[1..3.min(trial.rows.len())];
+    let gradients = trial.step(&[few.to_vec()], Replay::None)?.gradients;
+    let reason = "the loss has 7 digits, and a step along the direction moves the last 4 or 5";
+    let tolerance = trial.rounding().fixed(5e-3, reason);
+    Ok(judge(DIFFERENCES, slopes(trial, &trial.pack(few), &gradients)?, tolerance, began))
+}
+
+/// The worst of a direction over all tensors and one in each of a few tensors.
+fn slopes(trial: &Trial, row: &Row, gradients: &BTreeMap<String, Tensor>) -> Result<Gap> {
+    let names: Vec<&String> = gradients.keys().collect();
+    let few = (0..TENSORS).map(|i| vec![names[i * (names.len() - 1) / (TENSORS - 1)]]);
+    let mut worst = Gap::default();
+    for chosen in std::iter::once(names.clone()).chain(few) {
+        let parts: Vec<Part> = chosen.iter().map(|n| Part::new(trial, n, &gradients[*n])).collect();
+        let expected: f64 = parts.iter().map(|p| p.slope).sum();
+        let found = slope(trial, row, &parts, expected)?;
+        let what = if chosen.len() == 1 { chosen[0].as_str() } else { "all tensors at once" };
+        worst = worst.or(numbers(what, found, expected));
+    }
+    Ok(worst)
+}
+
+/// Tensors that get a direction of their own.
+const TENSORS: usize = 3;
+
+/// One tensor's part of a direction.
+struct Part {
+    tensor: Tensor,
+    direction: Tensor,
+    /// The gradient's part along it.
+    slope: f64,
+}
+
+impl Part {
+    fn new(trial: &Trial, name: &str, gradient: &Tensor) -> Self {
+        let tensor = trial
+            .model
+            .params()
+            .adapter(0)
+            .find(|p| p.name == name)
+            .map(|p| p.tensor.shallow_clone())
+            .expect("a gradient has a parameter");
+        let chance = noise(&gradient.size(), name).to_device(gradient.device());
+        // Of equal length, as long as the tensor's own share of a step.
+        let length = tensor.detach().norm();
+        let unit = |t: &Tensor| t / (t.norm() + 1e-30);
+        let direction = (unit(gradient) + unit(&chance)) * length;
+        let slope = (gradient * &direction).sum(Kind::Double).double_value(&[]);
+        Self { tensor, direction, slope }
+    }
+
+    fn add(&self, by: f64) {
+        let _no_grad = tch::no_grad_guard();
+        let _ = self.tensor.shallow_clone().g_add_(&(&self.direction * by));
+    }
+}
+
+/// The loss's slope along the parts: central differences at two widths, extrapolated (Richardson), which leaves an error
+/// of the fourth order. The parameters are put back to the bit.
+fn slope(trial: &Trial, row: &Row, parts: &[Part], expected: f64) -> Result<f64> {
+    let kept: Vec<Tensor> = parts.iter().map(|p| p.tensor.detach().copy()).collect();
+    let at = |by: f64| -> Result<f64> {
+        parts.iter().for_each(|p| p.add(by));
+        let loss = trial.loss(row);
+        let _no_grad = tch::no_grad_guard();
+        parts.iter().zip(&kept).for_each(|(p, k)| p.tensor.shallow_clone().copy_(k));
+        loss
+    };
+    let centre = trial.loss(row)?;
+    // Wide enough to move the loss by a hundredth, but within a tenth of the parameters' own size.
+    let by = (1e-2 * centre / expected.abs()).min(0.1);
+    let central = |by: f64| -> Result<f64> { Ok((at(by)? - at(-by)?) / (2.0 * by)) };
+    let (wide, narrow) = (central(by)?, central(by / 2.0)?);
+    Ok((4.0 * narrow - wide) / 3.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::tiny;
+    use super::*;
+    use crate::selftest::Verdict;
+
+    fn failed(line: Line) -> bool {
+        println!("{line:?}");
+        line.verdict == Verdict::Failed
+    }
+
+    #[test]
+    fn a_gradient_off_by_a_hundredth_is_seen() {
+        let trial = tiny(Kind::Float, 0.0);
+        let row = trial.pack(&[1, 2]);
+        let right = trial.step(&[vec![1, 2]], Replay::None).unwrap().gradients;
+        let off = |name: &str| -> BTreeMap<String, Tensor> {
+            right.iter().map(|(n, t)| (n.clone(), if n.contains(name) { t * 1.01 } else { t.copy() })).collect()
+        };
+        let gap = |gradients| slopes(&trial, &row, &gradients).unwrap().relative;
+        assert!(gap(off("no such")) < 2e-3);
+        let all = gap(off(""));
+        assert!((all - 0.0099).abs() < 2e-3, "{all}");
+        let first = right.keys().next().unwrap().clone();
+        assert!(gap(off(&first)) > 5e-3, "one tensor of many");
+    }
+
+    #[test]
+    fn a_mean_of_means_is_seen() {
+        let trial = tiny(Kind::Float, 0.0);
+        let rows: Vec<Row> = trial.every().iter().map(|&i| trial.pack(&[i])).collect();
+        let right = trial.whole_step().unwrap();
+        let mut wrong: BTreeMap<String, Tensor> = BTreeMap::new();
+        for row in &rows {
+            let items = row.items * rows.len() as f64;
+            let part = trial.step_of(std::slice::from_ref(row), items, Replay::None, Row::loss).unwrap();
+            for (name, g) in part.gradients {
+                let sum = wrong.remove(&name).map_or_else(|| g.copy(), |w| w + &g);
+                wrong.insert(name, sum);
+            }
+        }
+        let wrong = Step { loss: right.loss, gradients: wrong };
+        let tolerance = || trial.rounding().gradients("");
+        assert!(failed(compare(ACCUMULATION, &wrong, &right, tolerance(), Instant::now())));
+        assert!(!failed(compare(ACCUMULATION, &right, &right, tolerance(), Instant::now())));
+    }
+
+    #[test]
+    fn rows_without_boundaries_and_a_dropped_token_are_seen() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let trial = tiny(kind, 0.0);
+            let right = trial.whole_step().unwrap();
+            let mut row = trial.pack(&trial.every());
+            let joined: Vec<u32> = trial.rows.concat();
+            row.tokens = crate::nn::Tokens::pack(&[&joined], trial.model.device());
+            let wrong = trial.step_of(&[row], trial.pack(&trial.every()).items, Replay::None, Row::loss).unwrap();
+            let tolerance = trial.rounding().gradients("");
+            assert!(failed(compare(PACKING, &wrong, &right, tolerance, Instant::now())), "{kind:?}");
+        }
+        let trial = tiny(Kind::Float, 0.0);
+        let row = long_row(&trial);
+        let step = |items| trial.step_of(std::slice::from_ref(&row), items, Replay::None, Row::loss).unwrap();
+        let line =
+            compare(HEAD, &step(row.items - 1.0), &step(row.items), trial.rounding().gradients(""), Instant::now());
+        assert!(failed(line), "one item of {} not counted", row.items);
+    }
+
+    #[test]
+    fn other_dropout_is_seen() {
+        let trial = tiny(Kind::Float, 0.1);
+        let step = |seed| {
+            tch::manual_seed(seed);
+            trial.step(&[trial.every()], Replay::None).unwrap()
+        };
+        let tolerance = trial.rounding().none("");
+        assert!(failed(compare(REPLAY, &step(1), &step(2), tolerance, Instant::now())));
+    }
+}

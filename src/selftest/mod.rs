@@ -1,0 +1,164 @@
+//! The self-test: two ways to compute one thing must agree, on the user's own model and device.
+//!
+//! Owns which ways are compared, how far apart they may lie and why. It computes with the library that trains and
+//! answers, never with a copy of it. A check is two sides and a comparison; the tests break one side on purpose and
+//! expect the comparison to see it. Knows nothing of text: rows are token ids.
+
+mod compare;
+mod inference;
+mod learning;
+mod saving;
+mod trial;
+
+pub use compare::{Line, Verdict};
+
+use crate::error::{Error, Result};
+use crate::machine::Memory;
+use crate::native;
+use crate::nn::Weights;
+use std::path::PathBuf;
+use std::time::Instant;
+use tch::{Device, Kind};
+use trial::Trial;
+
+/// What is tested.
+pub struct Subject {
+    /// Hugging Face model directory.
+    pub model: PathBuf,
+    /// Adapter directory; `None`: a LoRA over all linear layers, filled with noise.
+    pub adapter: Option<PathBuf>,
+    pub device: Device,
+    /// Number format of weights and arithmetic: bf16 or float32.
+    pub kind: Kind,
+    /// Token ids to compute on: a few rows of unequal length.
+    pub rows: Vec<Vec<u32>>,
+}
+
+/// Built-in rows as text: short, of unequal length, with more than letters in them.
+pub const TEXTS: [&str; 6] = [
+    "The Danube rises in the Black Forest and flows 2,850 km to the sea.",
+    "Water boils at 100 °C.",
+    "fn main() { println!(\"{}\", (1..=10).sum::<u64>()); }",
+    "Yes.",
+    "She said: “If it rains, we read the letters from 1848 again; if not, we walk to the lake.” It rained.",
+    "Frage: Wie viele Tage hat ein Schaltjahr? Antwort: 366.",
+];
+
+/// Runs every check and tells of each as it ends. Errors are for what keeps the checks from running at all; a check
+/// that fails is a line.
+pub fn run(subject: &Subject, tell: &mut dyn FnMut(&Line)) -> Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    let mut add = |line: Line| {
+        tell(&line);
+        lines.push(line);
+    };
+    let mut reference = None;
+    if subject.kind != Kind::Float {
+        if float32_fits(subject)? {
+            let trial = Trial::load(subject, Kind::Float, 0.0)?;
+            reference = Some(trial.whole_step()?);
+            add(learning::differences(&trial)?);
+            add(learning::packing(&trial)?);
+            add(inference::cache(&trial)?);
+            add(inference::merged(trial)?);
+        } else {
+            let why = "needs float32, for which too little memory is free: run it on a machine with more, or with --device cpu";
+            for about in [learning::DIFFERENCES, learning::PRECISION] {
+                add(Line::skipped(about, why));
+            }
+        }
+    }
+    let bare = Trial::bare(subject)?;
+    let trial = Trial::load(subject, subject.kind, 0.0)?;
+    match &reference {
+        Some(reference) => add(learning::precision(&trial, reference)?),
+        None if subject.kind == Kind::Float => add(learning::differences(&trial)?),
+        None => {}
+    }
+    drop(reference);
+    add(inference::base(&trial, bare)?);
+    add(learning::accumulation(&trial)?);
+    add(learning::packing(&trial)?);
+    add(inference::isolation(&trial)?);
+    add(learning::head(&trial)?);
+    add(inference::cache(&trial)?);
+    add(saving::adapter(&trial)?);
+    add(inference::merged(trial)?);
+    let trial = Trial::load(subject, subject.kind, DROPOUT)?;
+    add(learning::replay(&trial)?);
+    add(saving::resume(&trial)?);
+    Ok(lines)
+}
+
+/// Of the adapter while learning, where chance must be repeated.
+const DROPOUT: f64 = 0.1;
+
+/// Whether the model in float32 fits beside nothing else.
+fn float32_fits(subject: &Subject) -> Result<bool> {
+    let weights = Weights::open(&subject.model)?;
+    let numbers: u64 = weights.names().filter_map(|n| weights.shape(n)).map(|s| s.iter().product::<i64>() as u64).sum();
+    let free = match subject.device {
+        Device::Cuda(i) => native::cuda_capacity(i)?.0,
+        _ => Memory::read().free,
+    };
+    Ok(5 * numbers < free)
+}
+
+/// The rows that fit the model: cut at its context, with at least two tokens.
+fn fitting(subject: &Subject, limit: i64, vocabulary: i64) -> Result<Vec<Vec<u32>>> {
+    let cut = |row: &Vec<u32>| row.iter().copied().take(limit.max(0) as usize).collect::<Vec<_>>();
+    let rows: Vec<Vec<u32>> = subject.rows.iter().map(cut).filter(|r| r.len() > 1).collect();
+    if let Some(id) = rows.iter().flatten().find(|id| i64::from(**id) >= vocabulary) {
+        return Err(Error::user(format!(
+            "{}: the tokenizer gives token {id}, but the model's vocabulary ends at {}",
+            subject.model.display(),
+            vocabulary - 1
+        ))
+        .hint("is tokenizer.json the one of this model?"));
+    }
+    if rows.len() < 3 {
+        return Err(Error::user(format!(
+            "{}: {} rows of two tokens or more, at least 3 expected",
+            subject.model.display(),
+            rows.len()
+        ))
+        .hint("is tokenizer.json the one of this model?"));
+    }
+    Ok(rows)
+}
+
+/// Seconds since `began`.
+fn seconds(began: Instant) -> f64 {
+    began.elapsed().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::RngExt;
+    use std::path::Path;
+
+    fn subject(kind: Kind) -> Subject {
+        let mut chance = crate::rng::stream(0, "selftest", 0);
+        let row = |n: &usize| (0..*n).map(|_| chance.random_range(0..512)).collect();
+        let rows = [23, 5, 17, 2, 31, 11].iter().map(row).collect();
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama");
+        Subject { model, adapter: None, device: Device::Cpu, kind, rows }
+    }
+
+    /// What passes every check is in tests/selftest.rs, where chance is not shared with other tests.
+    pub(super) fn tiny(kind: Kind, dropout: f64) -> Trial {
+        tch::set_num_threads(1);
+        Trial::load(&subject(kind), kind, dropout).unwrap()
+    }
+
+    #[test]
+    fn rows_that_fit_no_model_are_refused() {
+        let mut strange = subject(Kind::Float);
+        strange.rows[1][0] = 512;
+        let e = run(&strange, &mut |_| ()).unwrap_err();
+        assert!(e.message().contains("token 512") && e.exit_code() == 1, "{e}");
+        strange.rows = vec![vec![1], vec![2, 3], vec![]];
+        assert!(run(&strange, &mut |_| ()).unwrap_err().message().contains("1 rows of two tokens"));
+    }
+}

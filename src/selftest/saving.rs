@@ -1,0 +1,122 @@
+//! Checks of what is written to disk and read back.
+
+use super::compare::{Line, judge, numbers, rows, tensors};
+use super::learning::About;
+use super::trial::{Trial, scratch};
+use crate::adapters::file;
+use crate::error::Result;
+use crate::models::{Metrics, Replay};
+use crate::train::checkpoint::{Checkpoints, State};
+use crate::train::optim::{Optimiser, Settings};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+use tch::Tensor;
+
+const SAVED: About =
+    ("saved adapter", "the adapter read back from its file against the one in memory: each tensor, logits");
+const RESUME: About = (
+    "resume",
+    "two steps, a checkpoint and two steps against four steps, with dropout: each trained tensor and the loss",
+);
+
+/// Writes the adapter in PEFT's layout.
+pub fn save(trial: &Trial, folder: &Path) -> Result<()> {
+    let tensors = trial.adapter();
+    let base = trial.base.to_string_lossy();
+    file::write(folder, &trial.spec, &base, tensors.iter().map(|(n, t)| (n.as_str(), t)))
+}
+
+pub fn adapter(trial: &Trial) -> Result<Line> {
+    let began = Instant::now();
+    let (before, kept) = (trial.logits()?, trial.adapter());
+    let folder = scratch()?;
+    save(trial, folder.path())?;
+    spoil(trial);
+    let read = file::read(folder.path())?;
+    file::load_into(trial.model.params().adapter(0), &read.tensors, folder.path())?;
+    let gap = tensors(&trial.adapter(), &kept).or(rows(&trial.logits()?, &before));
+    Ok(judge(SAVED, gap, trial.rounding().none("float32 is written as it is"), began))
+}
+
+/// So that nothing which is not read back could pass for it.
+fn spoil(trial: &Trial) {
+    let _no_grad = tch::no_grad_guard();
+    trial.model.params().adapter(0).for_each(|p| {
+        let _ = p.tensor.shallow_clone().fill_(0.5);
+    });
+}
+
+/// A few optimiser steps, saved and taken up again.
+pub fn resume(trial: &Trial) -> Result<Line> {
+    let began = Instant::now();
+    let folder = scratch()?;
+    let checkpoints = Checkpoints::new(folder.path(), 1);
+    tch::manual_seed(1);
+    let mut optim = optimiser(trial)?;
+    steps(trial, &mut optim, 0..2)?;
+    checkpoints.save(&trial.model, &optim, &State { step: 2, ..State::new(serde_json::Value::Null) })?;
+    let straight = (steps(trial, &mut optim, 2..4)?, trial.adapter());
+    drop(optim);
+    let resumed = taken_up(trial, &checkpoints, |_| ())?;
+    let gap = numbers("the loss", resumed.0, straight.0).or(tensors(&resumed.1, &straight.1));
+    Ok(judge(RESUME, gap, trial.rounding().none_on_cpu("the same operations with the same dropout"), began))
+}
+
+/// The last two steps from the checkpoint, after everything in memory was spoilt. `harm` is for tests of the check.
+fn taken_up(
+    trial: &Trial,
+    checkpoints: &Checkpoints,
+    harm: impl FnOnce(&mut Optimiser),
+) -> Result<(f64, BTreeMap<String, Tensor>)> {
+    spoil(trial);
+    tch::manual_seed(2);
+    let mut optim = optimiser(trial)?;
+    checkpoints.restore(2, &trial.model, &mut optim)?;
+    harm(&mut optim);
+    Ok((steps(trial, &mut optim, 2..4)?, trial.adapter()))
+}
+
+fn optimiser(trial: &Trial) -> Result<Optimiser> {
+    let settings = Settings { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.01, decay_norms: false };
+    Optimiser::new(trial.model.params(), settings)
+}
+
+/// Steps over rows that change from step to step; the last one's loss.
+fn steps(trial: &Trial, optim: &mut Optimiser, which: std::ops::Range<usize>) -> Result<f64> {
+    let mut last = f64::NAN;
+    for step in which {
+        let row = trial.pack(&[step % trial.rows.len(), (step + 1) % trial.rows.len()]);
+        let mut metrics = Metrics::default();
+        metrics.merge(trial.model.learn(&row.tokens, row.items, Replay::None, |out| row.loss(out))?);
+        let _norm = optim.clip(1.0)?;
+        optim.step(1e-3)?;
+        optim.zero_gradients();
+        last = metrics.means()["loss"];
+    }
+    Ok(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::tiny;
+    use super::*;
+    use tch::Kind;
+
+    #[test]
+    fn an_optimiser_that_forgot_is_seen() {
+        let trial = tiny(Kind::Float, 0.0);
+        let folder = scratch().unwrap();
+        let checkpoints = Checkpoints::new(folder.path(), 1);
+        let mut optim = optimiser(&trial).unwrap();
+        steps(&trial, &mut optim, 0..2).unwrap();
+        let state = State { step: 2, ..State::new(serde_json::Value::Null) };
+        checkpoints.save(&trial.model, &optim, &state).unwrap();
+        let straight = (steps(&trial, &mut optim, 2..4).unwrap(), trial.adapter());
+        let gap = |harm: &dyn Fn(&mut Optimiser)| {
+            tensors(&taken_up(&trial, &checkpoints, harm).unwrap().1, &straight.1).relative
+        };
+        assert_eq!(gap(&|_| ()), 0.0);
+        assert!(gap(&|optim| *optim = optimiser(&trial).unwrap()) > 0.0);
+    }
+}

@@ -1,0 +1,218 @@
+//! The model under test with its adapter, and what the checks compute with it.
+
+use super::compare::Rounding;
+use super::{Subject, fitting};
+use crate::adapters::{LoraPlan, LoraSpec, file};
+use crate::error::{Error, Result};
+use crate::models::{Load, Loss, Metrics, Model, Output, Replay};
+use crate::nn::{Attach, Param, Tokens};
+use crate::rng;
+use rand::RngExt;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use tch::{Device, Kind, Tensor};
+
+const ADAPTER: &str = "adapter";
+
+/// A packed row and where its learnt tokens are.
+pub struct Row {
+    pub tokens: Tokens,
+    pub at: Tensor,
+    pub targets: Tensor,
+    pub items: f64,
+}
+
+impl Row {
+    /// Lays sequences end to end; the first third of each is a prompt, which is not learnt.
+    pub fn pack(sequences: &[&[u32]], device: Device) -> Self {
+        let (mut at, mut targets, mut start) = (Vec::new(), Vec::new(), 0);
+        for s in sequences {
+            for t in (s.len() / 3).max(1)..s.len() {
+                at.push(start + t as i64 - 1);
+                targets.push(i64::from(s[t]));
+            }
+            start += s.len() as i64;
+        }
+        Self {
+            tokens: Tokens::pack(sequences, device),
+            items: at.len() as f64,
+            at: Tensor::from_slice(&at).to_device(device),
+            targets: Tensor::from_slice(&targets).to_device(device),
+        }
+    }
+
+    /// Cross-entropy as training computes it: the vocabulary in chunks.
+    pub fn loss(&self, out: &Output) -> Loss {
+        self.sum(out.log_probs(&self.at, &self.targets).log_probs)
+    }
+
+    /// The same by its formula, over full logits and in float64: libtorch's softmax over a large vocabulary in float32
+    /// is off by more than the chunked one.
+    pub fn plain_loss(&self, out: &Output) -> Loss {
+        let all = out.logits(&self.at).log_softmax(-1, Kind::Double);
+        self.sum(all.gather(-1, &self.targets.unsqueeze(-1), false).squeeze_dim(-1))
+    }
+
+    fn sum(&self, log_probs: Tensor) -> Loss {
+        let sum = -log_probs.sum(log_probs.kind());
+        let mut metrics = Metrics::default();
+        metrics.add("loss", &sum, self.items);
+        Loss { sum, metrics }
+    }
+}
+
+/// Mean loss and gradients by name of one optimiser step.
+pub struct Step {
+    pub loss: f64,
+    pub gradients: BTreeMap<String, Tensor>,
+}
+
+/// The model under test.
+pub struct Trial {
+    pub model: Model,
+    pub base: PathBuf,
+    pub spec: LoraSpec,
+    pub rows: Vec<Vec<u32>>,
+}
+
+impl Trial {
+    /// Loads the subject in `kind` with its adapter, or with one of noise; `dropout` counts while learning.
+    pub fn load(subject: &Subject, kind: Kind, dropout: f64) -> Result<Self> {
+        let file = subject.adapter.as_deref().map(file::read).transpose()?;
+        let spec = match &file {
+            Some(f) => LoraSpec { dropout, ..f.spec.clone() },
+            None => LoraSpec { rank: 8, alpha: 16.0, dropout, ..LoraSpec::default() },
+        };
+        let plan = match &subject.adapter {
+            Some(folder) => LoraPlan::of_file(&spec, &folder.join(file::CONFIG))?,
+            None => LoraPlan::new(&spec)?,
+        };
+        let adapters = vec![(ADAPTER.to_string(), &plan as &dyn Attach)];
+        let model = Model::load(&subject.model, Load { device: subject.device, kind, train_base: false, adapters })?;
+        match (&file, &subject.adapter) {
+            (Some(file), Some(folder)) => file::load_into(model.params().adapter(0), &file.tensors, folder)?,
+            _ => fill(&model),
+        }
+        if let Some(name) = model.params().non_finite() {
+            return Err(Error::user(format!(
+                "{}: `{name}` has NaN or infinite values, so nothing it computes can be right",
+                subject.model.display()
+            ))
+            .hint(
+                "the file is damaged or the training run was not stable: fetch it again, or use an earlier checkpoint",
+            ));
+        }
+        let rows = fitting(subject, longest(&model), model.config().vocab_size)?;
+        Ok(Self { model, base: subject.model.clone(), spec, rows })
+    }
+
+    /// Logits of the rows by the base alone, in a model that never had an adapter.
+    pub fn bare(subject: &Subject) -> Result<Tensor> {
+        let load = Load { device: subject.device, kind: subject.kind, train_base: false, adapters: Vec::new() };
+        let model = Model::load(&subject.model, load)?;
+        let rows = fitting(subject, longest(&model), model.config().vocab_size)?;
+        logits(&model, &Tokens::pack(&rows, model.device()))
+    }
+
+    pub fn rounding(&self) -> Rounding {
+        Rounding { kind: self.model.kind(), depth: self.model.depth(), device: self.model.device() }
+    }
+
+    /// The given rows as one packed row.
+    pub fn pack(&self, which: &[usize]) -> Row {
+        let sequences: Vec<&[u32]> = which.iter().map(|&i| self.rows[i].as_slice()).collect();
+        Row::pack(&sequences, self.model.device())
+    }
+
+    pub fn every(&self) -> Vec<usize> {
+        (0..self.rows.len()).collect()
+    }
+
+    /// One optimiser step's gradients over micro-batches of rows.
+    pub fn step(&self, batches: &[Vec<usize>], replay: Replay) -> Result<Step> {
+        let rows: Vec<Row> = batches.iter().map(|b| self.pack(b)).collect();
+        self.step_of(&rows, rows.iter().map(|r| r.items).sum(), replay, Row::loss)
+    }
+
+    /// The same with the count to divide by and the loss given.
+    pub fn step_of(&self, rows: &[Row], items: f64, replay: Replay, loss: fn(&Row, &Output) -> Loss) -> Result<Step> {
+        let mut metrics = Metrics::default();
+        for row in rows {
+            metrics.merge(self.model.learn(&row.tokens, items, replay, |out| loss(row, out))?);
+        }
+        Ok(Step { loss: metrics.means()["loss"], gradients: self.take_gradients() })
+    }
+
+    /// All rows in one batch.
+    pub fn whole_step(&self) -> Result<Step> {
+        self.step(&[self.every()], Replay::None)
+    }
+
+    /// Mean loss of the packed row as it is answered, without gradient.
+    pub fn loss(&self, row: &Row) -> Result<f64> {
+        let sum = |out: &Output| out.log_probs(&row.at, &row.targets).log_probs.sum(Kind::Double).double_value(&[]);
+        Ok(-self.model.infer(&row.tokens, sum)? / row.items)
+    }
+
+    /// Logits of every position of the rows, packed into one.
+    pub fn logits(&self) -> Result<Tensor> {
+        logits(&self.model, &Tokens::pack(&self.rows, self.model.device()))
+    }
+
+    /// The adapter's tensors by name, copied.
+    pub fn adapter(&self) -> BTreeMap<String, Tensor> {
+        self.model.params().adapter(0).map(|p| (p.name.clone(), p.tensor.detach().copy())).collect()
+    }
+
+    fn take_gradients(&self) -> BTreeMap<String, Tensor> {
+        let take = |p: &Param| {
+            let gradient = p.tensor.grad();
+            let copy = if gradient.defined() { gradient.copy() } else { p.tensor.detach().zeros_like() };
+            if gradient.defined() {
+                p.tensor.shallow_clone().zero_grad();
+            }
+            (p.name.clone(), copy)
+        };
+        self.model.params().trainable().map(take).collect()
+    }
+}
+
+/// (T, V) float32.
+pub fn logits(model: &Model, tokens: &Tokens) -> Result<Tensor> {
+    let all = Tensor::arange(tokens.len() as i64, (Kind::Int64, model.device()));
+    model.infer(tokens, |out| out.logits(&all))
+}
+
+/// How long a row may be.
+fn longest(model: &Model) -> i64 {
+    [model.context_limit(), model.config().max_position_embeddings].into_iter().flatten().min().unwrap_or(i64::MAX)
+}
+
+/// Gives an adapter's tensors numbers that show in the output, the same in every model of this name.
+fn fill(model: &Model) {
+    let _no_grad = tch::no_grad_guard();
+    for p in model.params().adapter(0) {
+        let shape = p.tensor.size();
+        let size = match p.name.ends_with("lora_A.weight") {
+            true => (shape[1] as f64).powf(-0.5),
+            false => 0.05,
+        };
+        let noise = noise(&shape, &p.name).to_device(p.tensor.device()) * size;
+        p.tensor.shallow_clone().copy_(&noise);
+    }
+}
+
+/// Uniform numbers in (-1, 1) that depend on the name alone.
+pub fn noise(shape: &[i64], name: &str) -> Tensor {
+    let mut chance = rng::stream(0, name, 0);
+    let numbers: Vec<f32> = (0..shape.iter().product::<i64>()).map(|_| chance.random_range(-1.0..1.0)).collect();
+    Tensor::from_slice(&numbers).view(shape)
+}
+
+/// A folder for what is saved on the way; it goes when the check ends.
+pub fn scratch() -> Result<tempfile::TempDir> {
+    tempfile::Builder::new()
+        .prefix("ft-selftest-")
+        .tempdir()
+        .map_err(|e| crate::fsutil::io_error("creating a folder in", &std::env::temp_dir(), e))
+}

@@ -1,0 +1,29 @@
+//! The corpus that fuzzing has found (fuzz/corpus, `make fuzz`) goes through the parsers again.
+
+#[path = "../fuzz/targets.rs"]
+mod targets;
+
+use std::path::Path;
+
+#[test]
+fn the_corpus_breaks_nothing() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let replay: [(&str, fn(&[u8])); 4] = [
+        ("gguf", targets::gguf),
+        ("safetensors", targets::safetensors),
+        ("recipe", targets::recipe),
+        ("config", targets::config),
+    ];
+    for (name, target) in replay {
+        // What is hostile on purpose is a seed, too.
+        for folder in [format!("fuzz/corpus/{name}"), format!("tests/hostile/{name}")] {
+            let files: Vec<_> = std::fs::read_dir(root.join(&folder)).unwrap().map(|e| e.unwrap().path()).collect();
+            assert!(files.len() > 10, "{folder}");
+            for file in files {
+                let bytes = std::fs::read(&file).unwrap();
+                std::panic::catch_unwind(|| target(&bytes))
+                    .unwrap_or_else(|_| panic!("{} breaks the parser of {name}", file.display()));
+            }
+        }
+    }
+}
