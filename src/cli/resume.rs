@@ -1,6 +1,6 @@
 //! `ft resume`: a run taken up where it stands, from its own folder; or a part of it done once more and compared.
 
-use super::train::{finish, signals};
+use super::train::{finish, signals, software};
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::recipe::Plan;
@@ -35,7 +35,7 @@ pub fn run(args: &ResumeArgs) -> Result<()> {
         plan.recipe.run.out = here;
     }
     match args.verify {
-        None => finish(&train::run(&plan, train::Start::Resume, signals())?, args.json),
+        None => finish(&train::run(&plan, train::Start::Resume, &software(), signals())?, args.json),
         Some(steps) => tell(&verify::verify(&plan, steps)?, args),
     }
 }

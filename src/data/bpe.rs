@@ -3,8 +3,11 @@
 //! Invariant: every byte is a token, so no text is lost. What a directory does not say plainly is refused, for a wrong
 //! split gives wrong ids without a word.
 
-use super::record::{Columns, Place, Record};
-use super::{RowFormat, record, source};
+use super::detect::Want;
+use super::record::Columns;
+use super::rows::Reading;
+use super::source;
+use super::spec::{RowFormat, SourceSpec};
 use crate::error::{Error, Result};
 use crate::fsutil::{self, io_error};
 use serde_json::{Value, json};
@@ -272,23 +275,10 @@ fn lines(path: &Path, send: &mut dyn FnMut(String)) -> Result<()> {
 
 /// Every text of every row, as training on the rows would see them.
 fn rows(path: &Path, send: &mut dyn FnMut(String)) -> Result<()> {
-    let mut format = RowFormat::Auto;
+    let reading = Reading::of(path, &SourceSpec::file(path, RowFormat::Auto), Want::Anything)?;
     source::for_each_chunk(path, None, |chunk| {
-        for raw in chunk {
-            let line = raw.line;
-            let columns = raw.columns(path)?;
-            if format == RowFormat::Auto {
-                format = record::detect(&columns, path)?;
-            }
-            match record::read(columns, format, Place { path, line })? {
-                Record::Text(text) => send(text),
-                Record::PromptCompletion { prompt, completion, .. } => {
-                    send(prompt);
-                    send(completion);
-                }
-                Record::Messages(talk) => talk.messages.into_iter().for_each(|m| send(m.content)),
-                Record::Alpaca(row) => row.conversation().messages.into_iter().for_each(|m| send(m.content)),
-            }
+        for row in reading.rows(chunk, path)? {
+            row.record.into_texts().into_iter().for_each(&mut *send);
         }
         Ok(())
     })?;

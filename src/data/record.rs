@@ -6,7 +6,7 @@
 
 use super::RowFormat;
 use super::detect::list_of;
-use super::preference::{Asked, Preference, Verdict};
+use super::preference::{Answer, Asked, Preference, Verdict};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::fmt;
@@ -117,6 +117,30 @@ pub enum Record {
     Prompt(Asked),
     Preference(Preference),
     Unpaired(Verdict),
+}
+
+impl Record {
+    /// Everything that is said in it.
+    pub fn into_texts(self) -> Vec<String> {
+        let talk = |messages: Vec<Message>| messages.into_iter().map(|m| m.content).collect::<Vec<_>>();
+        let asked = |prompt: Asked| match prompt {
+            Asked::Text(text) => vec![text],
+            Asked::Talk(conversation) => talk(conversation.messages),
+        };
+        let answer = |answer: Answer| match answer {
+            Answer::Text(text) => vec![text],
+            Answer::Talk(messages) => talk(messages),
+        };
+        match self {
+            Self::Messages(conversation) => talk(conversation.messages),
+            Self::Alpaca(row) => talk(row.conversation().messages),
+            Self::PromptCompletion { prompt, completion } => vec![prompt, completion],
+            Self::Text(text) => vec![text],
+            Self::Prompt(prompt) => asked(prompt),
+            Self::Preference(p) => [asked(p.prompt), answer(p.chosen), answer(p.rejected)].concat(),
+            Self::Unpaired(v) => [asked(v.prompt), answer(v.answer)].concat(),
+        }
+    }
 }
 
 /// A record with its place in the file.

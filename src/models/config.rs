@@ -96,7 +96,7 @@ impl Config {
             initializer_range: r.float_or("initializer_range", 0.02)?,
             model_type,
             raw,
-            text,
+            text: text.into(),
             family,
             file: file.into(),
         })

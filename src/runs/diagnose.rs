@@ -113,6 +113,12 @@ impl Patient<'_> {
         let sets: String = self.plan.sets.iter().map(|s| format!(" --set {}", quote(s))).collect();
         format!("ft check {}{sets}", quote(&self.plan.file.display().to_string()))
     }
+
+    /// A look at the (first) training rows.
+    fn inspect(&self) -> String {
+        let path = self.plan.recipe.data.train.0.first().map(|s| quote(&s.path.display().to_string()));
+        format!("ft data inspect {}", path.unwrap_or_default())
+    }
 }
 
 /// As a shell takes it for one word.
@@ -206,8 +212,7 @@ fn loss_zero(p: Patient) -> Option<Finding> {
     let cause = "There is nothing to learn: what is supervised is the same in every row, stands in the prompt already, or \
                  the base has seen these rows.";
     let shows = format!("{}   # shows which tokens are learnt", p.check());
-    let inspect = format!("ft data inspect {}", quote(&p.plan.recipe.data.train.path.display().to_string()));
-    Some(finding(Id::LossZero, "The loss is zero from the start", &evidence, cause.into(), vec![shows, inspect]))
+    Some(finding(Id::LossZero, "The loss is zero from the start", &evidence, cause.into(), vec![shows, p.inspect()]))
 }
 
 fn no_gradient(p: Patient) -> Option<Finding> {
@@ -303,7 +308,7 @@ fn flat(p: Patient) -> Option<Finding> {
             "The weights move, the loss does not: answers do not follow from prompts (shuffled or random labels), or the \
              base knows the rows as well as they can be known.",
             vec![
-                format!("ft data inspect {}", quote(&p.plan.recipe.data.train.path.display().to_string())),
+                p.inspect(),
                 p.check(),
                 faster,
             ],

@@ -127,7 +127,7 @@ fn folded(trial: &Trial, weight: f64) -> Result<Tensor> {
     let folder = scratch()?;
     save(trial, folder.path())?;
     let base = Weights::open(&trial.base)?;
-    let merge = Merge::new(&base, trial.model.config().tie_word_embeddings, &[Part::read(folder.path(), weight)?])?;
+    let merge = Merge::new(&base, &trial.model.config().shared(), &[Part::read(folder.path(), weight)?])?;
     for name in merge.changed() {
         let p = trial
             .model

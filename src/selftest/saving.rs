@@ -7,7 +7,8 @@ use crate::adapters::file;
 use crate::error::Result;
 use crate::models::{Metrics, Replay};
 use crate::train::checkpoint::{Checkpoints, State};
-use crate::train::optim::{Optimiser, Settings};
+use crate::recipe::OptimSection;
+use crate::train::optim::Optimiser;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
@@ -78,8 +79,8 @@ fn taken_up(
 }
 
 fn optimiser(trial: &Trial) -> Result<Optimiser> {
-    let settings = Settings { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.01, decay_norms: false };
-    Optimiser::new(trial.model.params(), settings)
+    let settings = OptimSection { weight_decay: 0.01, ..OptimSection::default() };
+    Optimiser::new(trial.model.params(), &settings, 0)
 }
 
 /// Steps over rows that change from step to step; the last one's loss.

@@ -61,7 +61,7 @@ pub fn facts(prepared: &Prepared, model: &Model, software: &Software) -> Facts {
         split: d.summary.split,
         longest: d.summary.lengths.max,
         max_len: recipe.batch.max_len,
-        lengths: Bins::of(d.examples.iter().map(|e| e.ids.len())),
+        lengths: Bins::of(d.lengths().iter().map(|n| *n as usize)),
     };
     let cuda = match prepared.device {
         tch::Device::Cuda(i) => Some(i),
