@@ -95,6 +95,9 @@ fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
 
 /// A trained weight (V, D) without bias or adapter, on the CPU. One chunk keeps its directions for the backward;
 /// several are computed again there.
+///
+/// The weight's gradient goes to the leaf directly: with a tied embedding, head and embedding then add up in the same
+/// order whether layers are replayed or not.
 fn plain(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
     let wanted = native::grad_enabled();
     let keep = wanted && h.size()[0] <= CHUNK;
@@ -104,9 +107,9 @@ fn plain(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
         let (value, hit) = kernels::best().head(&logits, &targets, direction);
         (value, hit, logits)
     };
-    let (mut hits, weight_kind) = (Vec::new(), weight.kind());
+    let (mut hits, leaf) = (Vec::new(), weight.shallow_clone());
     let log_probs = differentiable(
-        &[h, weight],
+        &[&anchor(h)],
         || {
             let narrow = super::linear::cast(weight, h.kind());
             let (mut values, mut kept) = (Vec::new(), None);
@@ -132,15 +135,23 @@ fn plain(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
                     let part = direction.tr().matmul(&h.narrow(0, start, n)); // (V, D)
                     match &mut g_weight {
                         Some(sum) => *sum += part,
-                        None => g_weight = Some(super::linear::cast(&part, weight_kind)),
+                        None => g_weight = Some(super::linear::cast(&part, leaf.kind())),
                     }
                     direction.matmul(weight)
                 })
                 .collect();
-            vec![Some(Tensor::cat(&g_h, 0)), g_weight]
+            if let Some(g) = g_weight {
+                native::backward(&[&leaf], &[&g]).expect("a leaf takes its gradient");
+            }
+            vec![Some(Tensor::cat(&g_h, 0))]
         },
     );
     Scores { log_probs, hits: Tensor::cat(&hits, 0) }
+}
+
+/// The hidden states may be a leaf without gradient (a probe on frozen features): the head's node must exist anyway.
+fn anchor(h: &Tensor) -> Tensor {
+    if h.requires_grad() { h.shallow_clone() } else { h.detach().set_requires_grad(true) }
 }
 
 /// The head's own parameters receive their gradients from the recomputed chunks directly.
@@ -162,8 +173,7 @@ fn trained(head: &Rc<Linear>, h: &Tensor, targets: &Tensor) -> Scores {
         Tensor::cat(&rows(h.size()[0]).map(chunk).collect::<Vec<_>>(), 0)
     };
     if wanted {
-        // The hidden states may be a leaf without gradient (a probe on frozen features): the node must exist anyway.
-        let anchor = if h.requires_grad() { h.shallow_clone() } else { h.detach().set_requires_grad(true) };
+        let anchor = anchor(h);
         let (head, hidden, targets) = (head.clone(), h.detach(), targets.shallow_clone());
         native::attach(&[&anchor], &[&values], move |grads| {
             let Some(g) = &grads[0] else { return vec![None] };
