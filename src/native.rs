@@ -52,6 +52,7 @@ unsafe extern "C" {
         scale: f64,
     ) -> *mut C_tensor;
     fn ft_product(x: *mut C_tensor, w: *mut C_tensor, bias: *mut C_tensor, onto: *mut C_tensor) -> *mut C_tensor;
+    fn ft_product_rows() -> i64;
     fn ft_decode_attention(
         q: *mut C_tensor,
         k: *mut C_tensor,
@@ -245,6 +246,12 @@ pub fn product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, onto: Option<&Tens
         let made = ft_product(p(x), p(w), maybe(bias), maybe(onto));
         (!made.is_null()).then(|| Tensor::from_ptr(made))
     }
+}
+
+/// Rows up to which `product` serves on this CPU: within it a row's bits do not depend on its batch.
+pub fn product_rows() -> i64 {
+    // SAFETY: plain call.
+    unsafe { ft_product_rows() }
 }
 
 /// One decoding step of attention on the CPU: writes k and v (S, K, E) behind the `held` tokens of each slot of the

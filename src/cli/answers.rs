@@ -84,6 +84,13 @@ impl Answers {
         }
     }
 
+    /// Removes a file without answers: the work failed before the first.
+    pub fn discard_empty(&self) {
+        if self.done == 0 {
+            let _ = std::fs::remove_file(&self.partial);
+        }
+    }
+
     /// Makes the file of it.
     pub fn finish(mut self) -> Result<()> {
         self.sync()?;

@@ -239,7 +239,10 @@ impl Work<'_> {
         if interrupted.load(Ordering::Relaxed) {
             return Err(file.interrupt(self.questions.len()));
         }
-        answered?;
+        if let Err(e) = answered {
+            file.discard_empty();
+            return Err(e);
+        }
         progress.bar.finish_and_clear();
         file.finish()?;
         report::info(progress.summary());

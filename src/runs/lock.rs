@@ -259,7 +259,7 @@ fn recipe_sha256(recipe: &Recipe) -> String {
     ] {
         let (section, key) = path.rsplit_once('/').expect("paths have a slash");
         if let Some(section) = value.pointer_mut(section).and_then(Value::as_object_mut) {
-            section.remove(key);
+            section.shift_remove(key); // the rest keeps its order, on which the hash depends
         }
     }
     hex(&Sha256::digest(value.to_string().as_bytes()))

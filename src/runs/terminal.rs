@@ -125,7 +125,7 @@ pub fn page(run: &RunFolder, width: usize) -> String {
         ("tokens/s", curve(|p| p.tokens_per_s)),
     ] {
         let ends = || values.iter().copied().filter(|v| v.is_finite());
-        let (Some(first), Some(last)) = (ends().next(), ends().last()) else { continue };
+        let (Some(first), Some(last)) = (ends().next(), ends().next_back()) else { continue };
         let colour = if name == "validation" { Style::new().yellow() } else { Style::new().cyan() };
         curves.push(vec![
             name.to_string(),

@@ -136,7 +136,7 @@ fn window(steps: usize) -> usize {
 fn short(x: f64) -> String {
     match x {
         x if !x.is_finite() => "not finite".into(),
-        x if x == 0.0 => "0".into(),
+        0.0 => "0".into(),
         x if x.abs() >= 1000.0 || x.abs() < 1e-3 => format!("{x:.1e}"),
         x if x.abs() >= 100.0 => format!("{x:.0}"),
         x if x.abs() >= 10.0 => format!("{x:.1}"),
