@@ -72,7 +72,7 @@ fn adapters_of_peft_are_written_back_on_every_family() {
         let read = file::read(&folder).unwrap();
         assert_eq!(read.spec.fan_in_fan_out, name.starts_with("gpt2"), "{name}");
         let temp = tempfile::tempdir().unwrap();
-        let model = models::open(&fixture(base), &[folder.clone()], device(), Kind::Float).unwrap();
+        let model = models::open(&fixture(base), std::slice::from_ref(&folder), device(), Kind::Float).unwrap();
         let written = temp.path().join("adapter");
         // As a run would write it: told nothing of how the base keeps its weights.
         let spec = LoraSpec { fan_in_fan_out: false, ..read.spec };
