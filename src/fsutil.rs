@@ -15,7 +15,9 @@ pub fn io_error(doing: &str, path: &Path, e: std::io::Error) -> Error {
         NotFound => err.hint("check the path; relative paths in a recipe start at the folder you run ft in"),
         PermissionDenied => err.hint("check the permissions of the file and its folder"),
         StorageFull => err.hint("free disk space or choose another output folder"),
-        FileTooLarge | QuotaExceeded => err.hint("a limit on the size of files (ulimit -f) or a quota stops it: raise it"),
+        FileTooLarge | QuotaExceeded => {
+            err.hint("a limit on the size of files (ulimit -f) or a quota stops it: raise it")
+        }
         _ => err.hint("check what lies at that path, and the disk it is on"),
     }
 }
