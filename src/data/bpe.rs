@@ -277,8 +277,9 @@ fn lines(path: &Path, send: &mut dyn FnMut(String)) -> Result<()> {
 fn rows(path: &Path, send: &mut dyn FnMut(String)) -> Result<()> {
     let reading = Reading::of(path, &SourceSpec::file(path, RowFormat::Auto), Want::Anything)?;
     source::for_each_chunk(path, None, |chunk| {
-        for row in reading.rows(chunk, path)? {
-            row.record.into_texts().into_iter().for_each(&mut *send);
+        // One by one: the threads that parse in parallel are those that wait for these texts.
+        for raw in chunk {
+            reading.row(raw, path)?.record.into_texts().into_iter().for_each(&mut *send);
         }
         Ok(())
     })?;
