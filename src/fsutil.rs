@@ -123,7 +123,14 @@ pub fn replace_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resul
         }
         Ok(())
     };
-    swap().map_err(|e| io_error("moving into place", path, e))
+    swap().map_err(|e| {
+        // What was there goes back; what could not take its place goes.
+        if old.exists() && !path.exists() {
+            let _ = fs::rename(&old, path);
+        }
+        let _ = fs::remove_dir_all(&temp);
+        io_error("moving into place", path, e)
+    })
 }
 
 /// Moves every file of `from` into `to`, over those of the same name, and removes `from`. Both lie on one disk.

@@ -326,7 +326,7 @@ fn a_full_disk() {
     for (line, kilobytes) in [
         ("merge model adapter --out merged", 100),
         ("merge model adapter --out merged --as adapter", 10),
-        ("import tiny.gguf --out imported", 20),
+        ("import tiny.gguf --out imported", 4),
     ] {
         place.refused(line, without_room(&place, line, kilobytes), &["File too large"]);
         assert_eq!(listing(place.0.path()), before, "ft {line} left something");

@@ -81,7 +81,8 @@ impl Gguf {
         let file = File::open(path).map_err(|e| io_error("opening", path, e))?;
         let kind = file.metadata().map_err(|e| io_error("opening", path, e))?;
         if !kind.is_file() {
-            return Err(Error::user(format!("{}: expected a GGUF file, found a folder or device", path.display())));
+            return Err(Error::user(format!("{}: expected a GGUF file, found a folder or device", path.display()))
+                .hint("name the .gguf file itself; a model directory needs no import"));
         }
         if kind.len() == 0 {
             return Err(not_gguf(path, "the file is empty"));
