@@ -8,7 +8,8 @@ use std::path::Path;
 #[test]
 fn the_corpus_breaks_nothing() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let replay: [(&str, fn(&[u8])); 4] = [
+    type Target = fn(&[u8]);
+    let replay: [(&str, Target); 4] = [
         ("gguf", targets::gguf),
         ("safetensors", targets::safetensors),
         ("recipe", targets::recipe),

@@ -404,7 +404,8 @@ fn stop_texts_end_an_answer_wherever_tokens_end() {
         Ok(ids.iter().map(|id| format!("|{}", letters(id))).collect())
     };
     let prompt: Vec<u32> = (5..20).collect();
-    let free = complete(&model, &[prompt.clone()], &Settings::greedy(20, &[]), &mut ignore).unwrap().remove(0);
+    let free =
+        complete(&model, std::slice::from_ref(&prompt), &Settings::greedy(20, &[]), &mut ignore).unwrap().remove(0);
     let text: String = decode(&free.tokens).unwrap();
     // From the middle of the 4th token into the 6th, and a decoy.
     let stop_texts = vec!["nowhere".to_string(), text[20..32].to_string()];

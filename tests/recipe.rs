@@ -133,7 +133,7 @@ fn each_mistake_says_what_to_write() {
         ("adapter: { lora: { targets: [1] } }", "expected text, found `1`", ""),
         ("adapter: { lora: { targets: 'q_(proj' } }", "is no regular expression", ""),
         ("adapter: { lora: { rank_pattern: { q_proj: 0 } } }", "must be at least 1, found 0", ""),
-        ("adapter: { lora: { rank: 8.0 } }", "expected an integer (at least 1), found `8.0`", "write `8`"),
+        ("adapter: { lora: { rank: 8.0 } }", "expected an integer (from 1 to 65536), found `8.0`", "write `8`"),
         ("adapter: { lora: { rslora: yes } }", "expected true or false, found the text `yes`", "write `true`"),
         ("optim: { lr:2e-4 }", "unknown key `lr:2e-4`", "put a space after the colon: `lr: 2e-4`"),
         ("optim: lr:2e-4", "`optim`: expected a section", "put a space after the colon: `lr: 2e-4`"),

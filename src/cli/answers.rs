@@ -29,6 +29,10 @@ pub struct Answers {
 impl Answers {
     /// Begins a file, or goes on with one that has the same `fingerprint`; `lines` a prompt.
     pub fn open(path: &Path, fingerprint: &Value, lines: usize) -> Result<Self> {
+        if path.is_dir() {
+            return Err(Error::user(format!("{}: is a folder, and the answers are one file", path.display()))
+                .hint("give a file, such as answers.jsonl"));
+        }
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
         let partial = PathBuf::from(partial);

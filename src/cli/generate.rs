@@ -98,7 +98,7 @@ pub fn run(args: Generate) -> Result<()> {
     let work =
         Work { model: &model, tokenizer: &tokenizer, questions: &questions, chosen: &chosen, prefix, limits, answers };
     match (&args.input, &args.out) {
-        (Some(input), Some(out)) => work.into_file(out, &args.fingerprint(input, &chosen)?),
+        (Some(input), Some(out)) => work.write_file(out, &args.fingerprint(input, &chosen)?),
         _ if args.json => work.each(0, &mut Progress::new(questions.len(), 0), None, &mut |i, answers| {
             work.rows(i, answers)?.iter().for_each(|row| println!("{row}"));
             Ok(())
@@ -218,7 +218,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn into_file(&self, out: &Path, fingerprint: &Value) -> Result<()> {
+    fn write_file(&self, out: &Path, fingerprint: &Value) -> Result<()> {
         let interrupted = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal_hook::consts::SIGINT, interrupted.clone())
             .map_err(|e| Error::user(format!("listening for Ctrl-C: {e}")))?;

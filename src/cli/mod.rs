@@ -12,12 +12,12 @@ mod logits;
 mod merge;
 mod model;
 mod recipe;
-mod resume;
 mod replay;
+mod resume;
 mod runs;
 mod sampling;
-mod tokenizer;
 mod selftest;
+mod tokenizer;
 mod train;
 
 use clap::{Parser, Subcommand};

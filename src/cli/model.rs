@@ -35,7 +35,9 @@ impl ModelArgs {
     pub fn open(&self) -> Result<(Model, ChatTokenizer)> {
         let tokenizer = ChatTokenizer::load(&self.model, None)?;
         let device = models::device(&self.device)?;
-        Ok((models::open(&self.model, self.adapter.as_slice(), device, self.kind())?, tokenizer))
+        let model = models::open(&self.model, self.adapter.as_slice(), device, self.kind())?;
+        models::open::need_finite_adapters(&model, self.adapter.as_slice())?;
+        Ok((model, tokenizer))
     }
 
     /// The number format asked for.

@@ -10,10 +10,10 @@ mod limits;
 mod llama;
 pub mod loss;
 pub mod open;
+pub mod origin;
 mod qwen2;
 mod qwen3;
 mod rope;
-pub mod origin;
 
 pub use config::Config;
 pub use loss::{Loss, Metrics, Output};

@@ -3,7 +3,7 @@
 use super::{Load, Model};
 use crate::adapters::{LoraPlan, file};
 use crate::error::{Error, Result};
-use crate::nn::Attach;
+use crate::nn::{Attach, Param};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
@@ -19,6 +19,22 @@ pub fn open(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind) -> Re
         file::load_into(model.params().adapter(i), &file.tensors, folder)?;
     }
     Ok(model)
+}
+
+/// Refuses adapters that `open` put on the model where they hold NaN or infinite values: whatever they answer is nonsense.
+pub fn need_finite_adapters(model: &Model, adapters: &[PathBuf]) -> Result<()> {
+    for (i, folder) in adapters.iter().enumerate() {
+        let broken = |p: &&Param| p.tensor.isfinite().all().int64_value(&[]) == 0;
+        if let Some(p) = model.params().adapter(i).find(broken) {
+            return Err(Error::user(format!(
+                "{}: `{}` has NaN or infinite values",
+                folder.join(file::TENSORS).display(),
+                p.name
+            ))
+            .hint("the training run was not stable, or the file is damaged: use an earlier checkpoint"));
+        }
+    }
+    Ok(())
 }
 
 /// `auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`.

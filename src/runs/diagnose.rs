@@ -307,11 +307,7 @@ fn flat(p: Patient) -> Option<Finding> {
         Some(m) if m >= small => (
             "The weights move, the loss does not: answers do not follow from prompts (shuffled or random labels), or the \
              base knows the rows as well as they can be known.",
-            vec![
-                p.inspect(),
-                p.check(),
-                faster,
-            ],
+            vec![p.inspect(), p.check(), faster],
         ),
         _ => ("The weights have hardly moved: the learning rate is too low for so few steps.", vec![faster]),
     };

@@ -123,6 +123,9 @@ pub struct Tolerance {
     pub dtype: &'static str,
 }
 
+/// Products and sums of a layer whose results are rounded, about.
+const OPERATIONS: f64 = 10.0;
+
 /// The arithmetic of a model: what it rounds away.
 #[derive(Debug, Clone, Copy)]
 pub struct Rounding {
@@ -162,22 +165,27 @@ impl Rounding {
     /// and 1.1 in bf16; an error of one in a hundred is 10,000 walks in float32. Real models hold a few activations hundreds of times larger than the rest, which
     /// late layers cancel again: there the rounding of float32 grows as much. bf16's cannot, it is noise already.
     pub fn gradients(&self, why: &str) -> Tolerance {
-        self.walk(why, if self.kind == Kind::BFloat16 { 3.0 } else { 300.0 })
+        self.walk(why, OPERATIONS, if self.kind == Kind::BFloat16 { 3.0 } else { 300.0 })
     }
 
     /// Logits by other operations.
     pub fn logits(&self, why: &str) -> Tolerance {
-        self.walk(why, if self.kind == Kind::BFloat16 { 4.0 } else { 30.0 })
+        self.walk(why, OPERATIONS, if self.kind == Kind::BFloat16 { 4.0 } else { 30.0 })
+    }
+
+    /// Logits by other weights: those of a layer's seven products are rounded on either side, beside the arithmetic.
+    pub fn weights(&self, why: &str) -> Tolerance {
+        self.walk(why, OPERATIONS + 2.0 * 7.0, if self.kind == Kind::BFloat16 { 4.0 } else { 30.0 })
     }
 
     /// Everything in this format against everything in float32.
     pub fn precision(&self) -> Tolerance {
-        self.walk("the whole arithmetic is rounded", 4.0)
+        self.walk("the whole arithmetic is rounded", OPERATIONS, 4.0)
     }
 
-    /// About ten products and sums a layer, each rounded, add up as a random walk does; `margin` times that.
-    fn walk(&self, why: &str, margin: f64) -> Tolerance {
-        let walk = self.unit() * (10.0 * self.depth as f64).sqrt();
+    /// So many roundings a layer add up as a random walk does; `margin` times that.
+    fn walk(&self, why: &str, roundings: f64, margin: f64) -> Tolerance {
+        let walk = self.unit() * (roundings * self.depth as f64).sqrt();
         Tolerance {
             limit: margin * walk,
             dtype: self.name(),

@@ -6,7 +6,7 @@ use super::saving::save;
 use super::trial::{Trial, logits, scratch};
 use crate::adapters::merge::{Merge, Part};
 use crate::error::{Error, Result};
-use crate::nn::{Tokens, Weights};
+use crate::nn::Tokens;
 use std::time::Instant;
 use tch::Tensor;
 
@@ -118,7 +118,7 @@ pub fn merged(trial: Trial) -> Result<Line> {
     let began = Instant::now();
     let adapted = trial.logits()?;
     let folded = folded(&trial, 1.0)?;
-    let tolerance = trial.rounding().logits("the weights are rounded after the update is added");
+    let tolerance = trial.rounding().weights("the weights are rounded after the update is added");
     Ok(judge(MERGED, rows(&folded, &adapted), tolerance, began))
 }
 
@@ -126,7 +126,7 @@ pub fn merged(trial: Trial) -> Result<Line> {
 fn folded(trial: &Trial, weight: f64) -> Result<Tensor> {
     let folder = scratch()?;
     save(trial, folder.path())?;
-    let base = Weights::open(&trial.base)?;
+    let base = crate::models::weights(&trial.base, trial.model.config())?;
     let merge = Merge::new(&base, &trial.model.config().shared(), &[Part::read(folder.path(), weight)?])?;
     for name in merge.changed() {
         let p = trial
@@ -136,8 +136,9 @@ fn folded(trial: &Trial, weight: f64) -> Result<Tensor> {
             .find(|p| p.name == name)
             .ok_or_else(|| Error::bug(format!("the merge changes `{name}`, which the model does not have")))?;
         let new = merge.tensor(name)?.to_device(p.tensor.device()).to_kind(p.tensor.kind());
-        // Not written into the old storage, which may be the mapped file.
-        p.tensor.shallow_clone().set_data(&new);
+        // Into the storage that the layer reads, perhaps as a turned view; a mapped file is mapped privately.
+        let _no_grad = tch::no_grad_guard();
+        p.tensor.shallow_clone().copy_(&new);
     }
     trial.model.with(None, |_| trial.logits())
 }

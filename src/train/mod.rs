@@ -275,7 +275,8 @@ impl Run<'_> {
                 .hint(format!("go on with: ft resume {}", run.out.display())));
         }
         if done {
-            self.records.say(&format!("stopping early: no better validation loss in {} validations", self.at.state.stale));
+            self.records
+                .say(&format!("stopping early: no better validation loss in {} validations", self.at.state.stale));
         }
         Ok(done)
     }
@@ -344,13 +345,7 @@ impl Run<'_> {
 }
 
 /// Takes the weights that are the result, writes and verifies them.
-fn finish(
-    plan: &Plan,
-    model: &Model,
-    checkpoints: &Checkpoints,
-    state: &State,
-    mut optim: Optimiser,
-) -> Result<()> {
+fn finish(plan: &Plan, model: &Model, checkpoints: &Checkpoints, state: &State, mut optim: Optimiser) -> Result<()> {
     let best = state.best.filter(|_| plan.recipe.run.result == ResultChoice::Best);
     if let Some(best) = best.filter(|b| b.step != state.step) {
         checkpoints.restore_result(best.step, model, &mut optim)?;

@@ -11,7 +11,7 @@ use super::sample::Samples;
 use super::{Prepared, Summary, memory};
 use crate::data::{ChatTokenizer, Dataset};
 use crate::error::{Blame, Error, Result};
-use crate::fsutil::{io_error, read_to_string};
+use crate::fsutil::io_error;
 use crate::methods::Prompt;
 use crate::models::{Model, origin};
 use crate::recipe::Plan;
@@ -146,7 +146,7 @@ impl<'a> Records<'a> {
         let mut events = EventFile::create(&out, (step > 0).then_some(step))?;
         if step == 0 {
             events.text("args", &plan.to_yaml()?)?;
-            events.text("model_config", &read_to_string(model.config().file())?)?;
+            events.text("model_config", &model.config().text)?;
         }
         Ok(Self {
             samples: Samples::open(tokenizer, &out, step)?,

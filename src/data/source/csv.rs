@@ -84,7 +84,24 @@ pub(super) fn header(path: &Path) -> Result<(Vec<u8>, u64)> {
     if header.last() != Some(&b'\n') {
         header.push(b'\n');
     }
+    refuse_twins(path, &header)?;
     Ok((header, end))
+}
+
+/// Two columns of one name: which of them a row means cannot be known.
+fn refuse_twins(path: &Path, header: &[u8]) -> Result<()> {
+    let options = CsvReadOptions::default().with_has_header(false).with_infer_schema_length(Some(0));
+    let names =
+        options.into_reader_with_file_handle(Cursor::new(header)).finish().map_err(|e| polars_error(path, e))?;
+    let mut seen = std::collections::BTreeSet::new();
+    for column in names.columns() {
+        let name = column.get(0).map_err(|e| polars_error(path, e))?.to_string();
+        if !seen.insert(name.clone()) {
+            return Err(Error::user(format!("{}:1: two columns are called {name}", path.display()))
+                .hint("give each column a name of its own"));
+        }
+    }
+    Ok(())
 }
 
 /// The rows of a part of the file.

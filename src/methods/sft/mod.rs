@@ -118,7 +118,7 @@ impl Method for Sft {
             let to = e.supervised[from..].iter().position(|s| !s).map_or(e.ids.len(), |n| from + n);
             Prompt { ids: e.ids[..from].to_vec(), answer: e.ids[from..to].to_vec() }
         };
-        let rows = self.valid.as_ref().filter(|v| v.len() > 0).unwrap_or(&self.train);
+        let rows = self.valid.as_ref().filter(|v| !v.is_empty()).unwrap_or(&self.train);
         rows.iter().flatten().map(prompt).filter(|p| !p.ids.is_empty()).take(most).collect()
     }
 
