@@ -77,3 +77,17 @@ runs/demo/before.json: $(MODEL)/config.json $(ICD10)/test.jsonl | setup
 runs/demo/after.json: $(ADAPTER)/summary.json $(ICD10)/test.jsonl | setup
 	@mkdir -p $(@D)
 	$(FT) eval --model $(MODEL) --adapter $(ADAPTER) --data $(ICD10)/test.jsonl --json > $@
+
+# ---- benchmarks against TRL + PEFT + transformers, in an environment of their own
+
+BENCH := .bench/bin/python
+
+bench-peers: .bench/installed ## Install the Python peers that `make bench` compares with (5 GB)
+
+.bench/installed: benches/requirements.txt
+	python3 -m venv .bench
+	$(BENCH) -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Speed and memory of ft and of the peers, taking turns (half an hour)
+	$(BENCH) benches/speed.py --json benches/last.json

@@ -14,13 +14,16 @@ pub struct CheckArgs {
     /// Set a key by its dotted path, such as optim.lr=1e-4
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
+    /// Choose batch.tokens and run.replay for the memory that is free, or for SIZE (such as 8GB)
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true)]
+    fit: Option<Option<String>>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: CheckArgs) -> Result<()> {
-    let plan = recipe::load(&args.recipe, &args.sets)?;
+    let plan = super::train::fitted(recipe::load(&args.recipe, &args.sets)?, &args.fit)?;
     let check = check::check(&plan, std::io::stdout().is_terminal() && !args.json)?;
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&check).expect("a check is JSON")),

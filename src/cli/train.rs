@@ -2,6 +2,7 @@
 
 use clap::Args;
 use ft::error::Result;
+use ft::recipe::Plan;
 use ft::runs::Software;
 use ft::{recipe, report, runtime, train};
 use std::path::PathBuf;
@@ -22,13 +23,24 @@ pub struct TrainArgs {
     /// Throw away what an earlier run left in run.out
     #[arg(long)]
     overwrite: bool,
+    /// Choose batch.tokens and run.replay for the memory that is free, or for SIZE (such as 8GB)
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, conflicts_with = "resume")]
+    fit: Option<Option<String>>,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
 }
 
+/// The plan that fits, where one is asked for.
+pub(super) fn fitted(plan: Plan, fit: &Option<Option<String>>) -> Result<Plan> {
+    let Some(size) = fit else { return Ok(plan) };
+    let (plan, said) = train::fit::fit(&plan, size.as_deref().map(train::fit::size).transpose()?)?;
+    report::info(said);
+    Ok(plan)
+}
+
 pub fn run(args: TrainArgs) -> Result<()> {
-    let plan = recipe::load(&args.recipe, &args.sets)?;
+    let plan = fitted(recipe::load(&args.recipe, &args.sets)?, &args.fit)?;
     let start = match (args.resume, args.overwrite) {
         (true, _) => train::Start::Resume,
         (_, true) => train::Start::Overwrite,

@@ -86,7 +86,19 @@ pub fn weights(folder: &Path, config: &Config) -> Result<Weights> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replay {
     None,
+    /// The first so many: those whose insides would be kept the longest.
+    First(usize),
     All,
+}
+
+impl Replay {
+    fn layers(self, depth: usize) -> usize {
+        match self {
+            Self::None => 0,
+            Self::First(n) => n.min(depth),
+            Self::All => depth,
+        }
+    }
 }
 
 /// How a model is loaded.
@@ -332,9 +344,9 @@ impl Model {
     ) -> Result<Metrics> {
         self.check(tokens, &[])?;
         let _back = Restore { cell: &self.switches.train, value: self.switches.train.replace(true) };
-        match replay {
-            Replay::None => self.learn_plain(tokens, items, loss),
-            Replay::All => self.learn_replayed(tokens, items, loss),
+        match replay.layers(self.depth()) {
+            0 => self.learn_plain(tokens, items, loss),
+            layers => self.learn_replayed(tokens, items, layers, loss),
         }
     }
 
@@ -344,21 +356,31 @@ impl Model {
         Ok(metrics)
     }
 
-    /// Keeps each layer's input only, and runs the layer again in the backward (Chen et al. 2016, arXiv 1604.06174).
-    /// Dropout sees the generator state of the first run.
-    fn learn_replayed(&self, tokens: &Tokens, items: f64, loss: impl FnOnce(&Output) -> Loss) -> Result<Metrics> {
+    /// Keeps the input only of the first `layers`, and runs them again in the backward (Chen et al. 2016, arXiv
+    /// 1604.06174). Dropout sees the generator state of the first run.
+    fn learn_replayed(
+        &self,
+        tokens: &Tokens,
+        items: f64,
+        layers: usize,
+        loss: impl FnOnce(&Output) -> Loss,
+    ) -> Result<Metrics> {
         let mut pass = Pass::new(tokens, None);
-        let mut inputs = Vec::with_capacity(self.depth());
+        let mut inputs = Vec::with_capacity(layers);
         let top = {
             let _no_grad = tch::no_grad_guard();
             let mut x = self.embed(tokens);
-            for i in 0..self.depth() {
+            for i in 0..layers {
                 inputs.push((x.shallow_clone(), native::rng_state(self.device)?));
                 x = self.decoder.layer(i, &x, &mut pass);
             }
             x.detach().set_requires_grad(true)
         };
-        let Loss { sum, metrics } = loss(&self.output(top.shallow_clone()));
+        let mut last = top.shallow_clone();
+        for i in layers..self.depth() {
+            last = self.decoder.layer(i, &last, &mut pass);
+        }
+        let Loss { sum, metrics } = loss(&self.output(last));
         native::backward(&[&sum], &[&seed(&sum, items)])?;
         drop(sum);
         let after = native::rng_state(self.device)?;

@@ -197,6 +197,8 @@ pub struct RunSection {
     pub seed: u64,
     /// Recompute layers in the backward pass instead of keeping their insides: less memory, about a third more time.
     #[serde(default)]
+    #[serde(with = "serde_yaml::with::singleton_map")]
+    #[schemars(with = "ReplayChoice")]
     pub replay: ReplayChoice,
     /// Measure the validation rows before the first step, too: what the base knows already.
     #[serde(default = "yes")]
@@ -229,6 +231,8 @@ pub enum ReplayChoice {
     /// None: fastest.
     #[default]
     None,
+    /// The first so many layers, as `{ layers: 12 }`; `ft train --fit` finds how many.
+    Layers(#[schemars(range(min = 1))] usize),
     /// Every layer: least memory.
     All,
 }

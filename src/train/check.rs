@@ -73,24 +73,28 @@ pub fn check(plan: &Plan, colour: bool) -> Result<Check> {
 }
 
 /// The longest packed row of the first epoch.
-fn longest_row(mut loader: Loader, train: &Dataset) -> usize {
+pub(super) fn longest_row(mut loader: Loader, train: &Dataset) -> usize {
     let total = |row: &Vec<usize>| row.iter().map(|&i| train.lengths()[i] as usize).sum::<usize>();
     (0..loader.steps_per_epoch()).filter_map(|_| loader.next().rows.iter().map(total).max()).max().unwrap_or(0)
 }
 
 fn free(plan: &Plan, device: tch::Device) -> (Option<u64>, Option<u64>) {
-    let memory = match device {
+    (free_memory(device), machine::free_disk(&plan.recipe.run.out))
+}
+
+/// Free bytes of the device's memory; `None` where the system does not tell.
+pub(super) fn free_memory(device: tch::Device) -> Option<u64> {
+    match device {
         tch::Device::Cuda(i) => crate::native::cuda_capacity(i).ok().map(|(free, _)| free),
         _ => Some(machine::Memory::read().free).filter(|free| *free > 0),
-    };
-    (memory, machine::free_disk(&plan.recipe.run.out))
+    }
 }
 
 fn problems(c: &Check) -> Vec<String> {
     let mut found = Vec::new();
     if let Some(free) = c.memory_free.filter(|free| *free < c.needs.memory) {
         found.push(format!(
-            "memory: about {} are needed, {} are free; lower batch.tokens, or set run.replay: all",
+            "memory: about {} are needed, {} are free; `ft train --fit` chooses batch.tokens and run.replay for that",
             report::bytes(c.needs.memory),
             report::bytes(free)
         ));

@@ -28,14 +28,14 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
     let width = model.kind().elt_size_in_bytes() as u64;
     let full = recipe.adapter.is_none();
     let base: u64 = model.params().base().map(|p| p.tensor.numel() as u64).sum();
-    // A master, its gradient and the optimiser's state; full fine-tuning also casts each float32 weight for its products.
+    // A master, its gradient and the optimiser's state.
     let exact = recipe.optim.master == Master::F32;
     let master = if exact { 4 } else { width };
     let state = match full {
         true => optim::bytes(&recipe.optim, model.params().base()),
         false => optim::bytes(&recipe.optim, model.params().trainable()),
     };
-    let training = trained * 2 * master + state + if full && exact { base * width } else { 0 };
+    let training = trained * 2 * master + state;
     let weights = if full { 0 } else { base * width };
 
     let [d, f, v] = [c.hidden_size, c.intermediate_size, c.vocab_size].map(|n| n as u64);
@@ -46,14 +46,26 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
     // and result, the gathered result, gate, up and their product, and the adapters' low-rank activations.
     let layer = 4 * d + 3 * q + 2 * kv + 3 * f + 7 * rank;
     let depth = c.num_hidden_layers as u64;
-    let kept = match recipe.run.replay {
-        ReplayChoice::None => row * width * layer * depth,
-        ReplayChoice::All => row * width * (d * depth + layer),
+    let replayed = match recipe.run.replay {
+        ReplayChoice::None => 0,
+        ReplayChoice::Layers(n) => depth.min(n as u64),
+        ReplayChoice::All => depth,
     };
-    let chunk = supervised.min(256);
-    let head = chunk * v * (4 + width) + supervised * d * width * 2 + if full { d * v * (4 + width) } else { 0 };
-    let backward = row * (3 * f + 2 * d) * width.max(4);
-    let activations = kept + head.max(backward);
+    // Replayed layers come one by one when the others are gone.
+    let again = if replayed > 0 { layer } else { 0 };
+    let kept = row * width * (d * replayed + (layer * (depth - replayed)).max(again));
+    let chunk = supervised.min(256) * v * width;
+    let head = chunk + supervised * d * width * 2;
+    let backward = row * (3 * f + 2 * d) * width;
+    let activations = if full {
+        // Full fine-tuning casts each float32 weight for its products and keeps that until its gradient is there, so
+        // that gradients come as casts and activations go. Last come those of head and embedding, in two formats.
+        let casts = if exact { base * width * (depth - replayed) / depth.max(1) } else { 0 };
+        let last = d * v * (4 + width);
+        (kept + head + casts).saturating_sub(trained * master).max(last)
+    } else {
+        kept + head.max(backward)
+    };
     let result = if full { base * width } else { trained * 4 };
     let disk = (trained * master + state) * (recipe.run.keep as u64 + 2) + 2 * result;
     Needs { weights, training, activations, memory: weights + training + activations, disk }

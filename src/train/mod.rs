@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod checkpoint;
+pub mod fit;
 mod lock;
 pub mod log;
 pub mod memory;
@@ -87,6 +88,7 @@ fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc
         return Err(Error::user(format!("run.out and model.path are both {}: the base would be lost", out.display()))
             .hint("set another run.out"));
     }
+    fit::refuse(&prepared, &prepared.load_model(false)?)?;
     let checkpoints = Checkpoints::new(&out, plan.recipe.run.keep);
     let earlier = earlier_work(&out, &checkpoints, start, &origin)?;
     let model = prepared.load_model(true)?;

@@ -42,6 +42,7 @@ impl Stepper<'_> {
         let recipe = &self.plan.recipe;
         let replay = match recipe.run.replay {
             ReplayChoice::None => Replay::None,
+            ReplayChoice::Layers(n) => Replay::First(n),
             ReplayChoice::All => Replay::All,
         };
         let step = method.next_step(self.model)?;
