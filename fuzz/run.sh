@@ -10,19 +10,19 @@ cargo build --release
 status=0
 for target in ${1:-gguf safetensors recipe config}; do
     binary=$CARGO_TARGET_DIR/release/$target
-    work=$CARGO_TARGET_DIR/work/$target
-    mkdir -p "$work" "corpus/$target" "artifacts/$target" "$work.min"
+    found=$CARGO_TARGET_DIR/found/$target
+    mkdir -p "$found" "corpus/$target" "artifacts/$target" "$found.min"
     seeds=(); for s in ../tests/hostile/$target ../tests/fixtures/$target; do [ -d "$s" ] && seeds+=("$s"); done
     [ "$target" = safetensors ] && seeds+=(../tests/hostile/index)
     [ "$target" = recipe ] && seeds+=(../recipes)
     [ "$target" = config ] && seeds+=(../tests/hostile/adapter_config)
     echo "== $target"
     "$binary" -max_total_time="${SECONDS_EACH:-60}" -max_len=16384 -rss_limit_mb=4096 -timeout=10 -print_final_stats=1 \
-        -artifact_prefix="artifacts/$target/" "$work" "corpus/$target" ${seeds[@]+"${seeds[@]}"} 2>&1 | tail -n "${LINES_SHOWN:-25}" || status=1
-    rm -rf "$work.min"; mkdir "$work.min"
-    "$binary" -merge=1 -max_len=4096 "$work.min" "$work" "corpus/$target" >/dev/null 2>&1 || true
+        -artifact_prefix="artifacts/$target/" "$found" "corpus/$target" ${seeds[@]+"${seeds[@]}"} 2>&1 | tail -n "${LINES_SHOWN:-25}" || status=1
+    rm -rf "$found.min"; mkdir "$found.min"
+    "$binary" -merge=1 -max_len=4096 "$found.min" "$found" "corpus/$target" >/dev/null 2>&1 || true
     # Some 80 files from the smallest on, at most 70 kB a target.
-    python3 - "$work.min" "corpus/$target" <<'PY'
+    python3 - "$found.min" "corpus/$target" <<'PY'
 import pathlib, shutil, sys
 source, kept = map(pathlib.Path, sys.argv[1:])
 for old in kept.iterdir():
