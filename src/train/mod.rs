@@ -88,10 +88,17 @@ fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc
         return Err(Error::user(format!("run.out and model.path are both {}: the base would be lost", out.display()))
             .hint("set another run.out"));
     }
-    fit::refuse(&prepared, &prepared.load_model(false)?)?;
+    // Without float32 masters of a whole base: what does not fit is refused before it is made.
+    let light = prepared.load_model(false)?;
+    fit::refuse(&prepared, &light)?;
     let checkpoints = Checkpoints::new(&out, plan.recipe.run.keep);
     let earlier = earlier_work(&out, &checkpoints, start, &origin)?;
-    let model = prepared.load_model(true)?;
+    let model = if plan.recipe.adapter.is_some() {
+        light
+    } else {
+        drop(light);
+        prepared.load_model(true)?
+    };
     create_dir_all(&out)?;
     plan.write(&out.join("plan.json"))?;
     prepared.announce(&model);
