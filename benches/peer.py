@@ -72,9 +72,11 @@ class Clock(TrainerCallback):
 
 
 class InOrder(SFTTrainer):
-    """The rows in the order of the file, as the other side takes them."""
+    """The rows in the order of the file, as the other side takes them, unless both shuffle."""
 
     def _get_train_sampler(self, *args, **kwargs):
+        if settings.get("shuffle"):
+            return super()._get_train_sampler(*args, **kwargs)
         return SequentialSampler(self.train_dataset)
 
 
@@ -86,13 +88,14 @@ trainer = InOrder(
     peft_config=lora,
     callbacks=[Clock()],
 )
-masks = trainer.train_dataset["completion_mask"] if "completion_mask" in trainer.train_dataset.column_names else None
+# Supervised tokens of each step, where rows come in their order.
+masks = [sum(label != -100 for label in labels) for labels in trainer.train_dataset["labels"]]
 start = time.time()
 trainer.train()
 seconds = time.time() - start
 if settings.get("save"):
     trainer.save_model(settings["save"])
-end = {"seconds": seconds}
+end = {"seconds": seconds, "supervised": [sum(masks[i : i + settings["batch"]]) for i in range(0, len(masks), settings["batch"])]}
 if device != "cpu":
     end["gpu_peak"] = torch.cuda.max_memory_allocated()
 print("END " + json.dumps(end), flush=True)

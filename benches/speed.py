@@ -69,7 +69,7 @@ def run_peer(args, case, rows, out):
         model=str(args.model), rows=str(rows), out=str(out), device=args.device, threads=args.threads,
         method=case["method"], batch=case["batch"], packing=case["packed"] is not None,
         max_length=case["packed"] or 512, steps=case.get("steps"), lr=case.get("lr", 5e-4), weight_decay=0.0,
-        save=case.get("save"),
+        save=case.get("save"), shuffle=case.get("shuffle", False),
     )
     steps, end = [], {}
 
@@ -84,7 +84,7 @@ def run_peer(args, case, rows, out):
     seen = 0
     for s in steps:
         s["tokens"], seen = s["num_tokens"] - seen, s["num_tokens"]
-        s["supervised"] = float("nan")
+        s["supervised"] = end["supervised"][s["step"] - 1]
     return dict(steps=steps, wall=seconds, memory=end.get("gpu_peak", memory), train=end["seconds"],
                 first=steps[0]["since_start"])
 
@@ -99,7 +99,7 @@ def run_ft(args, case, rows, out):
     recipe = out.with_suffix(".yaml")
     recipe.write_text(
         f"model: {{ path: {args.model}, dtype: bf16, device: {args.device} }}\nmethod: {{ sft: {{}} }}\n{adapter}"
-        f"data: {{ train: {{ path: {rows} }}, shuffle: false }}\nbatch: {batch}\n"
+        f"data: {{ train: {{ path: {rows} }}, shuffle: {str(case.get('shuffle', False)).lower()} }}\nbatch: {batch}\n"
         f"optim: {{ lr: {case.get('lr', 5e-4)}, schedule: cosine, weight_decay: 0 }}\n"
         f"run: {{ {steps}, threads: {args.threads}, samples: 0, out: {out} }}\n"
     )
@@ -128,8 +128,6 @@ def run_ft(args, case, rows, out):
         if "loss" in line and "tokens" in line:
             line["tokens"], seen = line["tokens"] - seen, line["tokens"]
             steps.append(line)
-    for s in steps:
-        s.setdefault("supervised", float("nan"))
     summary = json.loads((out / "summary.json").read_text())
     return dict(steps=steps, wall=seconds, memory=memory if args.device == "cpu" else summary["memory"],
                 tensors=summary["memory"], train=summary["seconds"], first=first[0])
@@ -174,7 +172,7 @@ def main():
                     rate = product_rate(args.python, args.threads)
                     result = run(args, case, rows, folder / f"{name}-{side}-{turn}")
                     result["rate"] = rate
-                    result["tokens_per_s"], _ = rates(result["steps"])
+                    result["tokens_per_s"], result["supervised_per_s"] = rates(result["steps"])
                     turns[side].append(result)
                     print(
                         f"{name:10} {side:5} turn {turn + 1}: {result['tokens_per_s']:7.0f} tokens/s, "
@@ -185,15 +183,16 @@ def main():
                     )
             results.append((case, turns))
 
+    speeds = lambda runs: f"{middle(runs, 'tokens_per_s'):.0f} ({middle(runs, 'supervised_per_s'):.0f})"
     middle = lambda runs, key: statistics.median(r[key] for r in runs)
-    print("| | ft tokens/s | TRL + PEFT | ratio | ft memory | TRL + PEFT | ratio | first step, ft | TRL + PEFT | loss of the first and last step, ft | TRL + PEFT |")
+    print("| | ft tokens/s (supervised) | TRL + PEFT | ratio | ft memory | TRL + PEFT | ratio | first step, ft | TRL + PEFT | loss of the first and last step, ft | TRL + PEFT |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for case, turns in results:
         a, b = turns["ft"], turns["peer"]
         loss = lambda r: f"{r['steps'][0]['loss']:.3f}, {r['steps'][-1]['loss']:.3f}"
         ratio = statistics.median(x["tokens_per_s"] / y["tokens_per_s"] for x, y in zip(a, b))
         print(
-            f"| {case['title']} | {middle(a, 'tokens_per_s'):.0f} | {middle(b, 'tokens_per_s'):.0f} | **{ratio:.1f}x** "
+            f"| {case['title']} | {speeds(a)} | {speeds(b)} | **{ratio:.1f}x** "
             f"| {middle(a, 'memory') / 1e9:.2f} GB | {middle(b, 'memory') / 1e9:.2f} GB "
             f"| **{middle(a, 'memory') / middle(b, 'memory'):.2f}** "
             f"| {middle(a, 'first'):.1f} s | {middle(b, 'first'):.1f} s | {loss(a[0])} | {loss(b[0])} |"
@@ -204,4 +203,5 @@ def main():
         args.json.write_text(json.dumps([{"case": c} | t for c, t in results], indent=1, default=str))
 
 
-main()
+if __name__ == "__main__":
+    main()
