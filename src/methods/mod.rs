@@ -1,6 +1,7 @@
 //! Methods: each says which micro-batches make the next optimiser step, and is otherwise a pure function
 //! from the trunk's hidden states to a loss.
 
+pub mod rollout;
 pub mod sft;
 
 use crate::data::Cursor;
