@@ -2,6 +2,7 @@
 
 mod adapters;
 mod architecture;
+mod bandit;
 mod commands;
 mod convert;
 mod data;
@@ -19,6 +20,8 @@ mod properties;
 mod recipe;
 mod records;
 mod resume;
+mod rewards;
+mod rl;
 mod ropes;
 mod selftest;
 mod setup;
