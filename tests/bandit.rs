@@ -90,7 +90,7 @@ fn learn(method: &mut dyn Method, model: &Model, steps: usize, lr: f64) -> f64 {
         for b in &micro {
             model.learn(b.tokens(), items, Replay::None, |out| b.loss(out)).unwrap();
         }
-        optim.clip(1.0).unwrap();
+        let _ = optim.clip(1.0).unwrap();
         optim.step(lr).unwrap();
         optim.zero_gradients();
     }

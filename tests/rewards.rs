@@ -124,7 +124,7 @@ fn mistakes_in_the_list_are_named() {
 #[test]
 fn a_missing_column_is_found_with_its_row() {
     for list in [json!([{ "exact": { "column": "gold" } }]), json!([{ "regex": { "pattern": "x", "column": "gold" } }])] {
-        fails(rewards(list, json!({ "prompt": "x" }), &["a"]), &["p.jsonl:7", "no column `gold`", "`prompt`"]);
+        fails(rewards(list, json!({ "prompt": "x" }), &["x"]), &["p.jsonl:7", "no column `gold`", "`prompt`"]);
     }
     fails(one(json!({ "exact": {} }), json!({ "answer": { "a": 1 } }), &["a"]), &["p.jsonl:7", "neither text"]);
     fails(one(json!({ "exact": {} }), json!({ "answer": [] }), &["a"]), &["an empty list"]);

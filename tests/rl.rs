@@ -1,7 +1,7 @@
 //! GRPO, its variants and RLOO: losses, gradients, advantages and metrics of TRL's trainers on fixed tensors; draws that
 //! are a function of seed and stream; a bandit of which the best reward is known.
 
-use crate::support::{self, assert_within, fixture, json};
+use crate::support::{assert_within, json};
 use ft::methods::grpo::spec::{GrpoLoss, ScaleRewards};
 use ft::methods::grpo::{Grpo, GrpoSpec};
 use ft::methods::rloo::{Rloo, RlooSpec};
