@@ -107,46 +107,42 @@ fn earned(seed: u64) -> [f64; 3] {
     let model = || support::whole(&fixture("tiny-llama"), Kind::Float);
     let grpo: GrpoSpec = GrpoSpec {
         sampling: sampling(),
-        answers: std::env::var("ANSWERS").map_or(16, |s| s.parse().unwrap()),
+        answers: ANSWERS,
+        // One group in twenty would settle on the second best class without it.
+        entropy: 0.01,
         ..serde_json::from_value(json!({ "rewards": [] })).unwrap()
     };
     let rloo = RlooSpec {
         sampling: sampling(),
-        answers: std::env::var("ANSWERS").map_or(16, |s| s.parse().unwrap()),
+        answers: ANSWERS,
         beta: 0.0,
         ..serde_json::from_value(json!({ "rewards": [] })).unwrap()
     };
     let (a, b) = (model(), model());
     let before = expected(&a);
     let (plan, rule) = (Grpo(grpo.clone()).plan(), Grpo(grpo));
-    let by_grpo = learn(&mut cycle(rule, plan, sampling(), seed, &a), &a, steps(), lr());
+    let by_grpo = learn(&mut cycle(rule, plan, sampling(), seed, &a), &a, STEPS, LR);
     let (plan, rule) = (Rloo(rloo.clone()).plan(), Rloo(rloo));
-    let by_rloo = learn(&mut cycle(rule, plan, sampling(), seed, &b), &b, steps(), lr());
+    let by_rloo = learn(&mut cycle(rule, plan, sampling(), seed, &b), &b, STEPS, LR);
     [before, by_grpo, by_rloo]
 }
 
-fn steps() -> usize {
-    std::env::var("STEPS").map_or(60, |s| s.parse().unwrap())
-}
-fn lr() -> f64 {
-    std::env::var("LR").map_or(3e-3, |s| s.parse().unwrap())
-}
+const STEPS: usize = 70;
+const LR: f64 = 2e-3;
+const ANSWERS: usize = 32;
 
 fn earns_the_most(seeds: std::ops::Range<u64>) {
     let found: Vec<[f64; 3]> = seeds.into_par_iter().map(earned).collect();
     for (seed, [before, grpo, rloo]) in found.iter().enumerate() {
         println!("seed {seed}: {before:.3} -> grpo {grpo:.4}, rloo {rloo:.4} of 1");
         assert!(*before < 0.6, "the bandit is not learnt yet: {before}");
-        if std::env::var("LR").is_ok() {
-            continue;
-        }
         assert!(*grpo >= 0.95 && *rloo >= 0.95, "seed {seed}: grpo {grpo}, rloo {rloo} of 1");
     }
 }
 
 #[test]
 fn grpo_and_rloo_find_the_best_arms() {
-    earns_the_most(0..3);
+    earns_the_most(0..2);
 }
 
 #[test]
@@ -162,9 +158,8 @@ fn longer() -> SamplingSpec {
 #[test]
 fn a_draw_is_a_function_of_seed_and_stream() {
     let model = support::frozen(&fixture("tiny-llama"), Kind::Float);
-    let draw = |seed, stream, prompts: &[usize]| {
-        rollout(arms(), longer(), seed).draw(&model, prompts, 3, stream).unwrap()
-    };
+    let draw =
+        |seed, stream, prompts: &[usize]| rollout(arms(), longer(), seed).draw(&model, prompts, 3, stream).unwrap();
     let first = draw(1, 4, &[0, 1, 2]);
     assert_eq!(first.len(), 9);
     assert!(first.iter().map(|s| s.prompt).eq([0, 0, 0, 1, 1, 1, 2, 2, 2]));
@@ -195,6 +190,34 @@ fn drawing_and_learning_agree_on_the_log_probabilities() {
     }
 }
 
+/// Decoding keeps what it has cast of an adapter: it must not keep it beyond an update.
+#[test]
+fn a_trained_adapter_draws_from_what_it_has_learnt() {
+    let spec = ft::adapters::LoraSpec { rank: 4, ..Default::default() };
+    let plan = ft::adapters::LoraPlan::new(&spec).unwrap();
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let model = support::adapted(&fixture("tiny-llama"), kind, &plan);
+        support::fill_adapter(&model, 0.02);
+        let grpo: GrpoSpec = serde_json::from_value(json!({ "rewards": [], "answers": 8 })).unwrap();
+        let (plan, rule) = (Grpo(grpo.clone()).plan(), Grpo(grpo));
+        let mut method = cycle(rule, plan, longer(), 3, &model);
+        let mut optim = Optimiser::new(model.params(), &OptimSection::default(), 7).unwrap();
+        let mut apart = Vec::new();
+        for _ in 0..4 {
+            let Step { micro, means, .. } = method.next_step(&model).unwrap();
+            let items: f64 = micro.iter().map(|b| b.items()).sum();
+            for b in &micro {
+                model.learn(b.tokens(), items, Replay::None, |out| b.loss(out)).unwrap();
+            }
+            optim.step(0.01).unwrap();
+            optim.zero_gradients();
+            apart.extend(means.into_iter().filter(|(k, _)| k.ends_with("logp_difference/mean")).map(|(_, v)| v));
+        }
+        let most = if kind == Kind::Float { 1e-5 } else { 0.02 };
+        assert!(apart.len() == 4 && apart.iter().all(|gap| *gap < most), "{kind:?}: {apart:?}");
+    }
+}
+
 /// All numbers of the steps' losses, with a checkpoint taken in between.
 #[test]
 fn a_cycle_goes_on_in_the_middle_of_a_draw() {
@@ -208,7 +231,15 @@ fn a_cycle_goes_on_in_the_middle_of_a_draw() {
         limits: rollout::LimitSpec { kl: Some(9.0), ..Default::default() },
         ..serde_json::from_value(json!({ "rewards": [] })).unwrap()
     };
-    let fresh = || cycle(Grpo(spec.clone()), Plan { reference: false, ..Grpo(spec.clone()).plan() }, spec.sampling.clone(), 5, &model);
+    let fresh = || {
+        cycle(
+            Grpo(spec.clone()),
+            Plan { reference: false, ..Grpo(spec.clone()).plan() },
+            spec.sampling.clone(),
+            5,
+            &model,
+        )
+    };
     let numbers = |step: Step| -> Vec<f64> {
         let losses = step.micro.iter().flat_map(|b| {
             let loss = model.infer(b.tokens(), |out| b.loss(out)).unwrap();
@@ -226,7 +257,11 @@ fn a_cycle_goes_on_in_the_middle_of_a_draw() {
     resumed.rewind(cursor).unwrap();
     resumed.restore(state).unwrap();
     for k in 0..8 {
-        assert_eq!(numbers(straight.next_step(&model).unwrap()), numbers(resumed.next_step(&model).unwrap()), "step {k}");
+        assert_eq!(
+            numbers(straight.next_step(&model).unwrap()),
+            numbers(resumed.next_step(&model).unwrap()),
+            "step {k}"
+        );
     }
     // At the end of a draw nothing of it is kept.
     let mut whole = fresh();

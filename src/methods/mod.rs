@@ -49,6 +49,14 @@ impl MethodSpec {
         }
     }
 
+    /// Whether it draws the examples that it learns from: then the recipe's batch does not say how many make a step.
+    pub fn draws(&self) -> bool {
+        match self {
+            Self::Sft(_) => false,
+            Self::Grpo(_) | Self::Rloo(_) => true,
+        }
+    }
+
     /// Reads and tokenises its rows.
     pub fn rows(&self, ground: &Ground) -> Result<Box<dyn Rows>> {
         match self {

@@ -17,8 +17,21 @@ pub(super) struct Written<'a> {
 
 /// Looks at everything that takes two settings to be wrong.
 pub(super) fn check(written: &Written, mistakes: &mut Vec<Mistake>) {
-    let rules =
-        [model, batch, optimiser, groups, masters, schedule, betas, length, validation, overflow, weights, places, drawn::check];
+    let rules = [
+        model,
+        batch,
+        optimiser,
+        groups,
+        masters,
+        schedule,
+        betas,
+        length,
+        validation,
+        overflow,
+        weights,
+        places,
+        drawn::check,
+    ];
     for rule in rules {
         rule(written, mistakes);
     }

@@ -1,7 +1,7 @@
 //! The plan: a recipe with nothing left open, and the record of what a run was asked to do.
 //!
-//! Invariant: paths are absolute, `optim.lr` is set, `batch.accumulate` or `batch.examples` is set; with
-//! `model.init: random`, `model.config` is set and `model.path` is the tokenizer's folder.
+//! Invariant: paths are absolute, `optim.lr` is set, `batch.accumulate` or `batch.examples` is set where the method does
+//! not draw its examples; with `model.init: random`, `model.config` is set and `model.path` is the tokenizer's folder.
 
 use super::{ModelConfig, ModelInit, OptimKind, Recipe, Schedule, check, cross, mistakes::Sources, set, tree};
 use crate::adapters::AdapterSpec;
@@ -91,7 +91,7 @@ fn settle(mut recipe: Recipe) -> Recipe {
         model.config.get_or_insert_with(|| ModelConfig::File(tokenizer.join("config.json")));
         model.path = tokenizer;
     }
-    if recipe.batch.examples.is_none() {
+    if recipe.batch.examples.is_none() && !recipe.method.draws() {
         recipe.batch.accumulate.get_or_insert(1);
     }
     recipe

@@ -12,6 +12,7 @@ of tokens of the step.
 import json
 import warnings
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,9 +89,9 @@ def trainer(cls, d, **options):
         object.__setattr__(t, k, v)
     prompts = [[3]] * (PROMPTS * ANSWERS)
     texts = [""] * len(prompts)
-    grpo = cls is GRPOTrainer
-    object.__setattr__(t, "_generate", lambda p: (prompts, d["answers"], None, texts, None, {}, None, None) if grpo else (prompts, d["answers"], texts))
-    object.__setattr__(t, "_calculate_rewards", lambda *a: d["rewards"].clone())
+    drawn = (prompts, d["answers"], None, texts, None, {}, None, None)  # GRPO's has tools and images, too
+    drawn = drawn if cls is GRPOTrainer else (prompts, d["answers"], texts)
+    object.__setattr__(t, "_generate", lambda p: drawn)
     object.__setattr__(t, "_calculate_rewards", lambda *a: d["rewards"].clone())
     return t
 
@@ -113,7 +114,7 @@ def run(cls, d, **options):
         module.use_adapter = Adapter
         module.gather = lambda x: x
         module.gather_object = lambda x: x
-        module.disable_gradient_checkpointing = lambda *a, **k: Adapter() if False else __import__("contextlib").nullcontext()
+        module.disable_gradient_checkpointing = lambda *a, **k: nullcontext()
     object.__setattr__(t.model, "peft_config", {})
     new = d["new"].clone().requires_grad_()
     entropy = d["entropy"].clone().requires_grad_()

@@ -5,7 +5,7 @@
 //! advantage is exactly 0, and not what is left of rounding over 1e-4.
 
 use super::spec::ScaleRewards;
-use crate::methods::rollout::cycle::{Advantages, Drawn};
+use crate::methods::rollout::lesson::{Advantages, Drawn};
 use crate::methods::rollout::stats::{deviation, mean};
 
 /// Added to the deviation.

@@ -41,12 +41,14 @@ pub fn loss(spec: &GrpoSpec, longest: usize, scores: &Scores, terms: &Terms) -> 
     let (tokens, answers) = terms.counts();
     if let Some(reference) = terms.reference.filter(|_| spec.beta != 0.0) {
         let gap = reference - new;
-        let mut kl = gap.exp() - &gap - 1.0;
-        if spec.kl_correction {
-            kl = kl * if whole { terms.per_token(&ratio) } else { ratio.shallow_clone() };
-        }
+        let kl = gap.exp() - &gap - 1.0;
+        let kl = match spec.kl_correction {
+            true if whole => kl * terms.per_token(&ratio),
+            true => kl * &ratio,
+            false => kl,
+        };
         metrics.add("kl", &kl.sum(Kind::Float), tokens);
-        lost = lost + kl * spec.beta;
+        lost = &lost + kl * spec.beta;
     }
     let sum = match spec.loss {
         GrpoLoss::Grpo | GrpoLoss::Gspo => (lost / terms.per_token(terms.lengths)).sum(Kind::Float),

@@ -7,7 +7,8 @@ pub mod spec;
 
 pub use spec::GrpoSpec;
 
-use super::rollout::cycle::{Advantages, Drawn, Items, Plan};
+use super::rollout::cycle::Plan;
+use super::rollout::lesson::{Advantages, Drawn, Items};
 use super::rollout::{Rule, Terms, rows};
 use super::{Ground, Rows};
 use crate::error::Result;

@@ -16,7 +16,8 @@ pub use spec::RlooSpec;
 
 use super::grpo::advantage::NONE;
 use super::grpo::loss::clip_ratios;
-use super::rollout::cycle::{Advantages, Drawn, Items, Plan};
+use super::rollout::cycle::Plan;
+use super::rollout::lesson::{Advantages, Drawn, Items};
 use super::rollout::stats::{deviation, mean};
 use super::rollout::{Rule, Terms, rows};
 use super::{Ground, Rows};
@@ -90,7 +91,7 @@ impl Rule for Rloo {
 
 /// Reads the prompts and opens the rewards.
 pub fn rows(spec: &RlooSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
-    if let Some((least, most)) = spec.reward_clip.filter(|(least, most)| !(least < most)) {
+    if let Some((least, most)) = spec.reward_clip.filter(|(least, most)| least >= most) {
         return Err(Error::user(format!("method.rloo.reward_clip: {least} is not below {most}"))
             .hint("write the least and the most, such as [-5, 5]"));
     }

@@ -8,19 +8,19 @@
 //! Invariant: where the cycle stands is (cursor, state): what is drawn next depends on nothing else but the weights.
 
 use super::keep::{self, State};
+use super::lesson::{Advantages, Drawn, Idle, Items, Lesson, Rule};
 use super::packed::{self, Packed};
 use super::rows::{self, Prompted};
 use super::{HeldOut, LimitSpec, Reference, Rollout, Sample, Watch, log_probs, stats};
 use crate::data::{Cursor, Loader};
 use crate::error::{Error, Result};
 use crate::methods::{Aim, Alarm, Batch, Means, Method, Prompt, Step};
-use crate::models::{Loss, Metrics, Model, Output};
-use crate::nn::{Tokens, head::Scores};
+use crate::models::Model;
 use crate::rng;
 use rand::seq::SliceRandom;
 use std::path::Path;
 use std::rc::Rc;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// How a draw is learnt.
 #[derive(Debug, Clone)]
@@ -43,140 +43,12 @@ pub struct Plan {
     pub limits: LimitSpec,
 }
 
-/// What rewards become.
-pub struct Advantages {
-    /// One an answer.
-    pub values: Vec<f64>,
-    /// The share of answers in groups (or batches) without a difference in reward.
-    pub flat: f64,
-    /// What else there is to log.
-    pub more: Vec<(String, f64)>,
-}
-
-/// A draw as advantages are made of it. The answers to one prompt stand together.
-pub struct Drawn<'a> {
-    pub rewards: &'a [f64],
-    /// Answers to each prompt.
-    pub answers: usize,
-    /// Tokens of each answer.
-    pub lengths: &'a [f64],
-    /// The sum of `old - reference` over each answer's tokens, where the reference is asked.
-    pub kl: Option<&'a [f64]>,
-}
-
-/// What a loss divides by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Items {
-    Tokens,
-    Sequences,
-}
-
-/// Answers that are left out of a pass and still count.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Idle {
-    pub sequences: f64,
-    pub tokens: f64,
-}
-
-/// What a loss is made of: N tokens of S answers.
-pub struct Terms<'a> {
-    /// (N) log-probabilities before the first step.
-    pub old: &'a Tensor,
-    /// (N) those of the reference.
-    pub reference: Option<&'a Tensor>,
-    /// (S)
-    pub advantages: &'a Tensor,
-    /// (N) which answer each token belongs to.
-    pub owner: &'a Tensor,
-    /// (S) tokens of each answer.
-    pub lengths: &'a Tensor,
-    /// Items of the whole step over its tokens: what one token's share of a mean over tokens weighs.
-    pub per_token: f64,
-    pub idle: Idle,
-}
-
-impl Terms<'_> {
-    /// (N) -> (S): sums over the tokens of each answer.
-    pub fn per_answer(&self, x: &Tensor) -> Tensor {
-        Tensor::zeros([self.lengths.size()[0]], (Kind::Float, x.device())).index_add(0, self.owner, x)
-    }
-
-    /// (S) -> (N): each token gets what its answer has.
-    pub fn per_token(&self, x: &Tensor) -> Tensor {
-        x.index_select(0, self.owner)
-    }
-
-    /// The numbers of tokens and of answers, idle ones too.
-    pub fn counts(&self) -> (f64, f64) {
-        let tokens = self.owner.size()[0] as f64 + self.idle.tokens;
-        (tokens, self.lengths.size()[0] as f64 + self.idle.sequences)
-    }
-}
-
-/// What a method says of a draw.
-pub trait Rule {
-    /// What the rewards of a draw become.
-    fn advantages(&self, drawn: &Drawn) -> Advantages;
-    /// What the loss sums over.
-    fn items(&self) -> Items;
-    /// The SUM of the loss over the items, with metrics other than itself; pure.
-    fn loss(&self, scores: &Scores, terms: &Terms) -> Loss;
-}
-
 /// An answer with what is learnt from it.
 struct Answer {
     sample: Sample,
     old: Vec<f32>,
     reference: Option<Vec<f32>>,
     advantage: f64,
-}
-
-/// Some answers as one packed row.
-struct Lesson<R> {
-    rule: Rc<R>,
-    packed: Packed,
-    old: Tensor,
-    reference: Option<Tensor>,
-    advantages: Tensor,
-    temperature: f64,
-    entropy: bool,
-    items: f64,
-    per_token: f64,
-    idle: Idle,
-    /// Nothing of it is learnt: it stands where a step would have no pass.
-    void: bool,
-}
-
-impl<R: Rule> Batch for Lesson<R> {
-    fn tokens(&self) -> &Tokens {
-        &self.packed.tokens
-    }
-
-    fn items(&self) -> f64 {
-        self.items
-    }
-
-    fn loss(&self, out: &Output) -> Loss {
-        let scores = out.scores(&self.packed.at, &self.packed.targets, self.temperature, self.entropy);
-        let terms = Terms {
-            old: &self.old,
-            reference: self.reference.as_ref(),
-            advantages: &self.advantages,
-            owner: &self.packed.owner,
-            lengths: &self.packed.lengths,
-            per_token: self.per_token,
-            idle: self.idle,
-        };
-        if self.void {
-            let sum = scores.log_probs.sum(Kind::Float) * 0.0;
-            let mut metrics = Metrics::default();
-            metrics.add("loss", &sum, self.items);
-            return Loss { sum, metrics };
-        }
-        let mut loss = self.rule.loss(&scores, &terms);
-        loss.metrics.add("loss", &loss.sum, self.items);
-        loss
-    }
 }
 
 /// The method over prompts.
@@ -310,7 +182,8 @@ impl<R: Rule + 'static> Cycle<R> {
         if self.plan.mini_batches > 1 {
             order.shuffle(&mut rng::stream(self.seed, &format!("mini-batches {}", self.stream), pass as u64));
         }
-        let (from, to) = (part * order.len() / self.plan.mini_batches, (part + 1) * order.len() / self.plan.mini_batches);
+        let (from, to) =
+            (part * order.len() / self.plan.mini_batches, (part + 1) * order.len() / self.plan.mini_batches);
         order[from..to].to_vec()
     }
 
@@ -433,7 +306,7 @@ impl<R: Rule + 'static> Method for Cycle<R> {
             let advantages: Vec<f64> = self.answers.iter().map(|a| a.advantage).collect();
             state.insert("advantages".into(), Tensor::from_slice(&advantages));
             let column = |of: &dyn Fn(&Answer) -> Vec<f32>| {
-                Tensor::from_slice(&self.answers.iter().flat_map(|a| of(a)).collect::<Vec<f32>>())
+                Tensor::from_slice(&self.answers.iter().flat_map(of).collect::<Vec<f32>>())
             };
             state.insert("old".into(), column(&|a| a.old.clone()));
             if self.reference.is_some() {

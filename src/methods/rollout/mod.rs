@@ -4,7 +4,7 @@
 //! draw: prompts in, samples out. packed: samples as packed rows to learn from. reference: what they were worth to the
 //! model before training. stats: numbers of a rollout under TRL's names. watch: what they say is wrong. held_out: the
 //! same prompts before and after. keep: samples as tensors, for checkpoints. rows: prompts as the rows of a run. cycle:
-//! draw, learn in several steps, draw again: all that GRPO and RLOO share.
+//! draw, learn in several steps, draw again: all that GRPO and RLOO share; lesson: what they learn.
 //!
 //! Invariant: a draw is a function of the weights, the prompts and (seed, stream number): each answer has a random
 //! stream of its own, so that it depends neither on the answers beside it nor on what was drawn before.
@@ -13,6 +13,7 @@ pub mod cycle;
 mod draw;
 pub mod held_out;
 pub mod keep;
+pub mod lesson;
 pub mod packed;
 pub mod reference;
 pub mod rows;
@@ -20,9 +21,10 @@ pub mod spec;
 pub mod stats;
 pub mod watch;
 
-pub use cycle::{Cycle, Rule, Terms};
+pub use cycle::Cycle;
 pub use draw::Rollout;
 pub use held_out::HeldOut;
+pub use lesson::{Rule, Terms};
 pub use packed::{Learnt, Packed, log_probs};
 pub use reference::Reference;
 pub use rows::PromptRows;

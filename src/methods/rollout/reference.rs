@@ -32,7 +32,13 @@ impl Reference {
     }
 
     /// Log-probabilities of the answers' tokens under the reference, as `packed::log_probs` computes them.
-    pub fn log_probs(&self, model: &Model, samples: &[Sample], temperature: f64, budget: usize) -> Result<Vec<Vec<f32>>> {
+    pub fn log_probs(
+        &self,
+        model: &Model,
+        samples: &[Sample],
+        temperature: f64,
+        budget: usize,
+    ) -> Result<Vec<Vec<f32>>> {
         let of = |model: &Model| log_probs(model, samples, temperature, budget, false);
         let Learnt { log_probs, .. } = match self {
             Self::Base => model.with(None, of)?,

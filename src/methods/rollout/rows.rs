@@ -1,6 +1,7 @@
 //! Prompts as the rows of a run: read, measured and shown before the model is there.
 
-use super::cycle::{Cycle, Plan, Rule};
+use super::cycle::{Cycle, Plan};
+use super::lesson::Rule;
 use super::spec::SamplingSpec;
 use super::{HeldOut, Rollout};
 use crate::adapters::AdapterSpec;
