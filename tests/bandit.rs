@@ -1,6 +1,6 @@
 //! A bandit of which the best reward is known: what GRPO and RLOO make of a random model, and what a draw is made of.
 //!
-//! Three prompts, one token an answer, 512 arms of eight classes: an arm of prompt p pays `2^-((arm - best_p) mod 8)`.
+//! Three prompts, one token an answer, 512 arms of eight classes: those of one class, another for each prompt, pay 1.
 
 use crate::support::{self, fixture};
 use ft::data::prompts::Room;
@@ -29,7 +29,7 @@ const CLASSES: u32 = 8;
 /// What an arm of the prompt on line `line` pays.
 fn pay(line: usize, arm: u32) -> f64 {
     let best = 3 * line as u32 % CLASSES;
-    0.5f64.powi(((arm + CLASSES - best) % CLASSES) as i32)
+    f64::from(u8::from(arm % CLASSES == best))
 }
 
 struct Arms;
@@ -108,8 +108,6 @@ fn earned(seed: u64) -> [f64; 3] {
     let grpo: GrpoSpec = GrpoSpec {
         sampling: sampling(),
         answers: ANSWERS,
-        // One group in twenty would settle on the second best class without it.
-        entropy: 0.01,
         ..serde_json::from_value(json!({ "rewards": [] })).unwrap()
     };
     let rloo = RlooSpec {
@@ -127,9 +125,9 @@ fn earned(seed: u64) -> [f64; 3] {
     [before, by_grpo, by_rloo]
 }
 
-const STEPS: usize = 70;
-const LR: f64 = 2e-3;
-const ANSWERS: usize = 32;
+const STEPS: usize = 60;
+const LR: f64 = 3e-3;
+const ANSWERS: usize = 16;
 
 fn earns_the_most(seeds: std::ops::Range<u64>) {
     let found: Vec<[f64; 3]> = seeds.into_par_iter().map(earned).collect();
@@ -213,7 +211,8 @@ fn a_trained_adapter_draws_from_what_it_has_learnt() {
             optim.zero_gradients();
             apart.extend(means.into_iter().filter(|(k, _)| k.ends_with("logp_difference/mean")).map(|(_, v)| v));
         }
-        let most = if kind == Kind::Float { 1e-5 } else { 0.02 };
+        // In bfloat16 rounding alone keeps them apart; learning must not add to it.
+        let most = if kind == Kind::Float { 1e-5 } else { 1.5 * apart[0] };
         assert!(apart.len() == 4 && apart.iter().all(|gap| *gap < most), "{kind:?}: {apart:?}");
     }
 }
