@@ -15,6 +15,7 @@ mod hostile_files;
 mod optimisers;
 mod parity;
 mod preferences;
+mod ppo;
 mod properties;
 mod recipe;
 mod records;
