@@ -19,6 +19,10 @@ pub struct AlarmSpec {
     /// Most that the ratio of new to old probability may stray from 1: the mean of `(ratio - 1)^2` over a step's tokens.
     #[schemars(range(min = 0.0))]
     pub ratio: f64,
+    /// Most that the log-probabilities of rollouts and of learning may differ before the first update of an iteration, in
+    /// the mean over its tokens.
+    #[schemars(range(min = 0.0))]
+    pub drift: f64,
     /// Least share of its first entropy that the policy must keep.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub entropy: f64,
@@ -32,7 +36,7 @@ pub struct AlarmSpec {
 
 impl Default for AlarmSpec {
     fn default() -> Self {
-        Self { stop: true, kl: 30.0, ratio: 1.0, entropy: 0.1, length: 2.0, ended: 0.25 }
+        Self { stop: true, kl: 30.0, ratio: 1.0, drift: 0.1, entropy: 0.1, length: 2.0, ended: 0.25 }
     }
 }
 
@@ -48,7 +52,8 @@ struct Seen {
     /// Nats a token.
     entropy: f64,
     length: f64,
-    ended: f64,
+    /// Share of answers that nothing ended.
+    cut: f64,
 }
 
 const NAMES: [&str; 7] = [
@@ -56,19 +61,19 @@ const NAMES: [&str; 7] = [
     "objective/kl_error",
     "objective/scores",
     "objective/rlhf_reward",
-    "rollout/entropy",
-    "rollout/length",
-    "rollout/ended",
+    "objective/token_entropy",
+    "completions/mean_length",
+    "completions/clipped_ratio",
 ];
 
 impl Seen {
     fn from(numbers: [f64; 7]) -> Self {
-        let [kl, kl_error, score, net, entropy, length, ended] = numbers;
-        Self { kl, kl_error, score, net, entropy, length, ended }
+        let [kl, kl_error, score, net, entropy, length, cut] = numbers;
+        Self { kl, kl_error, score, net, entropy, length, cut }
     }
 
     fn numbers(&self) -> [f64; 7] {
-        [self.kl, self.kl_error, self.score, self.net, self.entropy, self.length, self.ended]
+        [self.kl, self.kl_error, self.score, self.net, self.entropy, self.length, self.cut]
     }
 
     /// The first step of an iteration carries all of them, the others none.
@@ -90,13 +95,14 @@ enum Kind {
     NegativeKl,
     KlLimit,
     Ratio,
+    Drift,
     Entropy,
     Length,
     Ended,
     Overoptimised,
 }
 
-const KINDS: usize = 7;
+const KINDS: usize = 8;
 
 /// Watches a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -115,7 +121,7 @@ impl Watch {
 
     /// What the means of a step say is wrong, and was not told yet.
     pub fn look(&mut self, means: &Means) -> Vec<Alarm> {
-        let mut found: Vec<(Kind, String, String)> = self.ratio(means).into_iter().collect();
+        let mut found: Vec<(Kind, String, String)> = [self.ratio(means), self.drift(means)].into_iter().flatten().collect();
         if let Some(seen) = Seen::of(means) {
             self.history.push(seen);
             found.extend([self.divergence(), self.entropy(), self.length(), self.ended(), self.overoptimised()].into_iter().flatten());
@@ -142,8 +148,9 @@ impl Watch {
                 now.kl, now.kl_error
             );
             let next = format!(
-                "look at rollout/drift_mean in metrics.jsonl: above 0.1, rollouts and learning disagree (ft selftest --model \
-                 DIR compares both); near 0, the answers are few: {} counts what cannot be negative",
+                "look at sampling/sampling_logp_difference/mean in metrics.jsonl: above {}, rollouts and learning disagree (ft \
+                 selftest --model DIR compares both); near 0, the answers are few: {} counts what cannot be negative",
+                self.spec.drift,
                 self.set("kl.estimator", "k3")
             );
             return Some((Kind::NegativeKl, cause, next));
@@ -176,6 +183,22 @@ impl Watch {
         );
         let next = format!("lower optim.lr, or make fewer passes over an iteration: {}", self.set("epochs", 1));
         Some((Kind::Ratio, cause, next))
+    }
+
+    fn drift(&self, means: &Means) -> Option<(Kind, String, String)> {
+        let drift = *means.get("sampling/sampling_logp_difference/mean")?;
+        if drift <= self.spec.drift {
+            return None;
+        }
+        let cause = format!(
+            "rollouts and learning disagree: the log-probability of a sampled token differs by {drift:.3} nats in the mean before \
+             anything was learnt (limit {})",
+            self.spec.drift
+        );
+        let next = "ft selftest --model DIR compares decoding over a cache with the whole pass; model.dtype: f32 takes \
+                    rounding away"
+            .into();
+        Some((Kind::Drift, cause, next))
     }
 
     /// Means of a number over the first and the last iterations, where they do not overlap.
@@ -217,7 +240,7 @@ impl Watch {
     }
 
     fn ended(&self) -> Option<(Kind, String, String)> {
-        let (first, now) = self.ends(|s| s.ended)?;
+        let (first, now) = self.ends(|s| 1.0 - s.cut)?;
         if first - now <= self.spec.ended {
             return None;
         }
@@ -226,7 +249,7 @@ impl Watch {
             100.0 * first,
             100.0 * now
         );
-        let next = format!("{} takes that from the reward of an answer without an end", self.set("missing_eos", 1));
+        let next = format!("{} takes that from the reward of an answer without an end", self.set("sampling.missing_eos_penalty", 1));
         Some((Kind::Ended, cause, next))
     }
 
@@ -278,7 +301,7 @@ mod tests {
     use super::*;
 
     const CALM: Seen =
-        Seen { kl: 1.0, kl_error: 0.2, score: 0.5, net: 0.45, entropy: 2.0, length: 40.0, ended: 0.9 };
+        Seen { kl: 1.0, kl_error: 0.2, score: 0.5, net: 0.45, entropy: 2.0, length: 40.0, cut: 0.1 };
 
     fn means(seen: Seen) -> Means {
         let numbers = NAMES.iter().zip(seen.numbers()).map(|(name, x)| (name.to_string(), x));
@@ -334,13 +357,21 @@ mod tests {
     }
 
     #[test]
+    fn a_drift_is_told() {
+        let mut watch = Watch::new(AlarmSpec::default(), "method.ppo");
+        let step = |drift: f64| Means::from([("sampling/sampling_logp_difference/mean".to_string(), drift)]);
+        assert_eq!(watch.look(&step(0.02)), []);
+        one(watch.look(&step(0.3)), "disagree", false);
+    }
+
+    #[test]
     fn entropy_length_and_ends_are_compared_with_the_first_iterations() {
         let share = |i: usize| 1.0 - i as f64 / 30.0;
         one(run(30, |i| Seen { entropy: 2.0 * share(i).powi(2), ..CALM }), "hardly varies", false);
         one(run(30, |i| Seen { length: 40.0 / (1.0 - 0.02 * i as f64), ..CALM }), "paying for length", false);
         one(run(30, |i| Seen { length: 40.0 * share(i), ..CALM }), "paying for length", false);
         assert_eq!(run(30, |i| Seen { length: 3.0 + 0.1 * i as f64, ..CALM }), [], "two or three tokens more");
-        one(run(30, |i| Seen { ended: 0.9 * share(i), ..CALM }), "cut off", false);
+        one(run(30, |i| Seen { cut: 1.0 - 0.9 * share(i), ..CALM }), "cut off", false);
     }
 
     #[test]

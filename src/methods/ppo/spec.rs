@@ -3,7 +3,7 @@
 use super::alarms::AlarmSpec;
 use super::kl::Estimator;
 use crate::adapters::LoraSpec;
-use crate::methods::rollout::RolloutSpec;
+use crate::methods::rollout::SamplingSpec;
 use crate::rewards::RewardSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,13 +15,9 @@ pub struct PpoSpec {
     /// What answers are rewarded for; the weighted sum counts.
     #[schemars(length(min = 1))]
     pub rewards: Vec<RewardSpec>,
-    /// How answers are sampled.
+    /// How answers are drawn. An iteration answers `prompts` prompts, each once.
     #[serde(default)]
-    pub rollout: RolloutSpec,
-    /// Prompts that are answered in an iteration, each once.
-    #[serde(default = "prompts")]
-    #[schemars(range(min = 1))]
-    pub prompts: usize,
+    pub sampling: SamplingSpec,
     /// Passes over an iteration's answers.
     #[serde(default = "epochs")]
     #[schemars(range(min = 1))]
@@ -136,9 +132,6 @@ impl Default for KlSpec {
     }
 }
 
-fn prompts() -> usize {
-    64
-}
 fn epochs() -> usize {
     4
 }

@@ -1,8 +1,9 @@
 //! The micro-batches of an update: packed answers with what was known of them before it.
 
-use super::answers::{Answer, Row, column};
+use super::answers::{Answers, Numbers, column};
 use super::loss::{Before, Weights};
 use crate::methods::Batch;
+use crate::methods::rollout::{Packed, Sample};
 use crate::models::{Loss, Output};
 use crate::nn::Tokens;
 use tch::{Device, Tensor};
@@ -38,30 +39,33 @@ pub struct Update {
 
 impl Update {
     /// The passes that answers need: one under the policy, and one more where the value function has an adapter.
-    pub fn batches(self, answers: &[&Answer], device: Device) -> Vec<Box<dyn Batch>> {
-        let policy = Policy { update: self, row: Row::pack(answers, device), before: self.before(answers, device) };
-        let mut batches: Vec<Box<dyn Batch>> = vec![Box::new(policy)];
+    pub fn batches(self, answers: &Answers, which: &[usize], device: Device) -> Vec<Box<dyn Batch>> {
+        let samples: Vec<&Sample> = which.iter().map(|&i| &answers.samples[i]).collect();
+        let numbers: Vec<&Numbers> = which.iter().map(|&i| &answers.numbers[i]).collect();
+        let part = || (Packed::new(&samples, device), self.before(&numbers, device));
+        let (row, before) = part();
+        let mut batches: Vec<Box<dyn Batch>> = vec![Box::new(Policy { update: self, row, before })];
         if let Place::Adapter(name) = self.place {
-            let (row, before) = (Row::pack(answers, device), self.before(answers, device));
+            let (row, before) = part();
             batches.push(Box::new(Value { update: self, row, before, name }));
         }
         batches
     }
 
-    fn before(self, answers: &[&Answer], device: Device) -> Before {
+    fn before(self, answers: &[&Numbers], device: Device) -> Before {
         Before {
-            log_probs: column(answers, device, |a| &a.log_probs),
-            advantages: column(answers, device, |a| &a.advantages),
-            values: column(answers, device, |a| &a.values),
-            returns: column(answers, device, |a| &a.returns),
-            reference: self.weights.kl.map(|_| column(answers, device, |a| &a.reference)),
+            log_probs: column(answers, device, |n| &n.log_probs),
+            advantages: column(answers, device, |n| &n.advantages),
+            values: column(answers, device, |n| &n.values),
+            returns: column(answers, device, |n| &n.returns),
+            reference: self.weights.kl.map(|_| column(answers, device, |n| &n.reference)),
         }
     }
 }
 
 struct Policy {
     update: Update,
-    row: Row,
+    row: Packed,
     before: Before,
 }
 
@@ -71,7 +75,7 @@ impl Batch for Policy {
     }
 
     fn items(&self) -> f64 {
-        self.row.at.size()[0] as f64
+        self.row.count()
     }
 
     fn loss(&self, out: &Output) -> Loss {
@@ -89,7 +93,7 @@ impl Batch for Policy {
 
 struct Value {
     update: Update,
-    row: Row,
+    row: Packed,
     before: Before,
     name: &'static str,
 }
