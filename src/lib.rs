@@ -20,6 +20,7 @@ pub mod native;
 pub mod nn;
 pub mod recipe;
 pub mod report;
+pub mod rewards;
 pub mod rng;
 pub mod runs;
 pub mod runtime;

@@ -14,6 +14,7 @@ const FLOORS: &[&[&str]] = &[
     &["runs"],
     &["recipe"],
     &["methods"],
+    &["rewards"],
     &["data", "generate"],
     &["models"],
     &["adapters"],
@@ -47,6 +48,8 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("safetensors", &["src/nn/weights.rs", "src/nn/safetensors.rs", "src/convert/"]),
     ("memmap2", &["src/nn/weights.rs", "src/convert/gguf.rs", "src/data/tokens.rs"]),
     ("torch_sys", &["src/native.rs"]),
+    ("jsonschema", &["src/rewards/json.rs"]),
+    ("ureq", &["src/rewards/http.rs"]),
     // Rows and recipes are numbers and text; tensors begin below and beside them.
     (
         "tch",
@@ -57,6 +60,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
             "src/eval/",
             "src/convert/",
             "src/methods/",
+            "src/rewards/",
             "src/generate/",
             "src/models/",
             "src/adapters/",

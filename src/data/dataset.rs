@@ -347,7 +347,7 @@ impl<T: Item> Dataset<T> {
     }
 }
 
-fn summary(files: Vec<FileSummary>, seconds: f64) -> Summary {
+pub(super) fn summary(files: Vec<FileSummary>, seconds: f64) -> Summary {
     let sum = |f: fn(&FileSummary) -> usize| files.iter().map(f).sum();
     let mut unused: Vec<String> = Vec::new();
     for name in files.iter().flat_map(|f| &f.unused_columns) {

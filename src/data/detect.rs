@@ -45,7 +45,7 @@ pub fn detect(columns: &Columns, want: Want, path: &Path) -> Result<RowFormat> {
         Want::Answers => talk.filter(|_| verdict.is_none()).or(both.filter(|_| verdict.is_none())).or(task),
         Want::Pairs => pair,
         Want::Verdicts => verdict.or(pair),
-        Want::Prompts => prompt.or(talk).or(task),
+        Want::Prompts => prompt.or(talk).or(task).or(pair),
     };
     if let Some(found) = found {
         return Ok(found);
@@ -69,7 +69,7 @@ pub fn detect(columns: &Columns, want: Want, path: &Path) -> Result<RowFormat> {
     let (problem, known) = match want {
         Want::Pairs => ("no preference pairs", "`chosen`, `rejected`, with or without `prompt`"),
         Want::Verdicts => ("no answers with a verdict", "`prompt`, `completion`, `label` | `chosen`, `rejected`"),
-        Want::Prompts => ("no prompts", "`prompt` | `messages` | `conversations` | `instruction`"),
+        Want::Prompts => ("no prompts", "`prompt` | `messages` | `conversations` | `instruction`, `output` | `chosen`, `rejected`"),
         _ if prompt.is_some() => ("these are prompts without answers", ANSWERS),
         Want::Answers => ("no known row format has these", ANSWERS),
         Want::Anything => ("no known row format has these", EVERYTHING),

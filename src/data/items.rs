@@ -198,27 +198,7 @@ impl Item for Prompt {
 
     /// A conversation is asked up to its last answer.
     fn encode(row: &Row, path: &Path, tokenizer: &ChatTokenizer, _: Supervise) -> Result<Encoded<Self>> {
-        let place = Place { path, line: row.line };
-        let talk = |mut talk: super::Conversation| {
-            let end = talk.messages.iter().rposition(|m| m.role == "assistant").unwrap_or(talk.messages.len());
-            talk.messages.truncate(end);
-            Asked::Talk(talk)
-        };
-        let asked = match &row.record {
-            Record::Prompt(asked) => asked.clone(),
-            Record::Messages(messages) => talk(messages.clone()),
-            Record::Alpaca(task) if tokenizer.has_template() => talk(task.conversation()),
-            Record::Alpaca(task) => Asked::Text(task.prompt()),
-            Record::PromptCompletion { prompt, .. } => Asked::Text(prompt.clone()),
-            Record::Preference(pair) => pair.prompt.clone(),
-            Record::Unpaired(verdict) => verdict.prompt.clone(),
-            Record::Text(_) => return Err(Error::user(format!("{place}: plain text asks nothing"))),
-        };
-        let ids =
-            asked_text(&asked, tokenizer).and_then(|text| prompt_ids(&asked, &text, tokenizer)).context(|| place)?;
-        if ids.is_empty() {
-            return Err(Error::user(format!("{place}: the prompt is empty")).hint("remove the row, or fill it"));
-        }
+        let (_, ids) = question(row, path, tokenizer)?;
         Ok(Encoded { examples: vec![Prompt { ids, line: row.line }], split_boundaries: 0 })
     }
     fn shown(&self) -> Vec<Example> {
@@ -230,6 +210,33 @@ impl Item for Prompt {
     fn restore(sequences: Vec<Sequence>, line: usize, _: f64) -> Self {
         Self { ids: sequences.into_iter().next().map(|s| s.ids).unwrap_or_default(), line }
     }
+}
+
+/// What a row asks, as text and as token ids. A conversation that ends in an answer is asked up to it.
+pub(super) fn question(row: &Row, path: &Path, tokenizer: &ChatTokenizer) -> Result<(String, Vec<u32>)> {
+    let place = Place { path, line: row.line };
+    let talk = |mut talk: super::Conversation| {
+        if talk.messages.last().is_some_and(|m| m.role == "assistant") {
+            talk.messages.pop();
+        }
+        Asked::Talk(talk)
+    };
+    let asked = match &row.record {
+        Record::Prompt(asked) => asked.clone(),
+        Record::Messages(messages) => talk(messages.clone()),
+        Record::Alpaca(task) if tokenizer.has_template() => talk(task.conversation()),
+        Record::Alpaca(task) => Asked::Text(task.prompt()),
+        Record::PromptCompletion { prompt, .. } => Asked::Text(prompt.clone()),
+        Record::Preference(pair) => pair.prompt.clone(),
+        Record::Unpaired(verdict) => verdict.prompt.clone(),
+        Record::Text(_) => return Err(Error::user(format!("{place}: plain text asks nothing"))),
+    };
+    let text = asked_text(&asked, tokenizer).context(|| place)?;
+    let ids = prompt_ids(&asked, &text, tokenizer).context(|| place)?;
+    if ids.is_empty() {
+        return Err(Error::user(format!("{place}: the prompt is empty")).hint("remove the row, or fill it"));
+    }
+    Ok((text, ids))
 }
 
 /// The text that asks.

@@ -6,6 +6,7 @@
 //! is a `Method` by itself.
 
 pub mod fixed;
+pub mod rollout;
 pub mod rows;
 pub mod sft;
 

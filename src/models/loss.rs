@@ -1,6 +1,6 @@
 //! What a method sees of the trunk, and what it gives back.
 
-use crate::nn::{Linear, head};
+use crate::nn::{Linear, head, head::Scores, scores};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -66,8 +66,14 @@ impl Output {
 
     /// Log-probabilities of `targets` (N) after the rows `at` (N); the vocabulary is seen in chunks of rows, full
     /// logits never exist.
-    pub fn log_probs(&self, at: &Tensor, targets: &Tensor) -> head::Scores {
+    pub fn log_probs(&self, at: &Tensor, targets: &Tensor) -> Scores {
         head::log_probs(&self.head, &self.hidden.index_select(0, at), targets)
+    }
+
+    /// Log-probabilities of `targets` (N) after the rows `at` (N) at a sampling temperature above 0, in float32 as the
+    /// sampler computes them; with `entropy`, the distributions' entropies too. Chunked as `log_probs`.
+    pub fn scores(&self, at: &Tensor, targets: &Tensor, temperature: f64, entropy: bool) -> Scores {
+        scores::scores(&self.head, &self.hidden.index_select(0, at), targets, temperature, entropy)
     }
 
     /// Logits of the rows `at` (N): (N, V) float32.

@@ -19,6 +19,8 @@ pub struct Scores {
     pub log_probs: Tensor,
     /// (N) 1 where the target was the most likely token, float32.
     pub hits: Tensor,
+    /// (N) entropy of the distribution in nats, float32, differentiable; where it was asked for.
+    pub entropy: Option<Tensor>,
 }
 
 /// Log-probabilities of `targets` (N) after hidden states `h` (N, D).
@@ -30,7 +32,7 @@ pub fn log_probs(head: &Rc<Linear>, h: &Tensor, targets: &Tensor) -> Scores {
     }
 }
 
-fn rows(n: i64) -> impl Iterator<Item = (i64, i64)> {
+pub(super) fn rows(n: i64) -> impl Iterator<Item = (i64, i64)> {
     (0..n).step_by(CHUNK as usize).map(move |start| (start, CHUNK.min(n - start)))
 }
 
@@ -90,7 +92,7 @@ fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
             vec![Some(direction * g.unsqueeze(-1).to_kind(direction.kind()))]
         },
     );
-    Scores { log_probs, hits: Tensor::cat(&hits, 0) }
+    Scores { log_probs, hits: Tensor::cat(&hits, 0), entropy: None }
 }
 
 /// A trained weight (V, D) without bias or adapter, on the CPU. One chunk keeps its directions for the backward;
@@ -146,11 +148,11 @@ fn plain(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
             vec![Some(Tensor::cat(&g_h, 0))]
         },
     );
-    Scores { log_probs, hits: Tensor::cat(&hits, 0) }
+    Scores { log_probs, hits: Tensor::cat(&hits, 0), entropy: None }
 }
 
 /// The hidden states may be a leaf without gradient (a probe on frozen features): the head's node must exist anyway.
-fn anchor(h: &Tensor) -> Tensor {
+pub(super) fn anchor(h: &Tensor) -> Tensor {
     if h.requires_grad() { h.shallow_clone() } else { h.detach().set_requires_grad(true) }
 }
 
@@ -192,5 +194,5 @@ fn trained(head: &Rc<Linear>, h: &Tensor, targets: &Tensor) -> Scores {
             vec![Some(Tensor::cat(&parts, 0))]
         });
     }
-    Scores { log_probs: values, hits: Tensor::cat(&hits, 0) }
+    Scores { log_probs: values, hits: Tensor::cat(&hits, 0), entropy: None }
 }

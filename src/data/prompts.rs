@@ -1,0 +1,219 @@
+//! Prompts to be answered, each with the other columns of its row: what rewards compare an answer with.
+//!
+//! Prompts are few and short beside what is learnt from them, so they are kept in memory as they were read. Invariant:
+//! a prompt is never cut: one that leaves no room for an answer is an error, or is left out and counted.
+
+use super::dataset;
+use super::items;
+use super::mix::Mix;
+use super::record::{Columns, Record, Row};
+use super::rows::Reading;
+use super::source;
+use super::spec::{Overflow, SourceSpec, Sources};
+use super::summary::{FileSummary, Quantiles, Share, Summary};
+use super::tokenizer::ChatTokenizer;
+use super::{Want, record};
+use crate::error::{Error, Result};
+use rayon::prelude::*;
+use serde_json::Value;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The column that holds the answer of a row which ends in one.
+pub const ANSWER: &str = "answer";
+
+/// A prompt with what its row says beside it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptRow {
+    /// Token ids up to the answer, as generation is given them.
+    pub ids: Vec<u32>,
+    /// The same as text, with the template's marks.
+    pub text: String,
+    /// Every column of the row. A row of messages that ends in an assistant turn, of `instruction` and `output`, or of
+    /// `prompt` and `completion` gives that answer as `answer` too, unless it has such a column.
+    pub columns: Columns,
+    pub path: Arc<PathBuf>,
+    /// 1-based place in its file.
+    pub line: usize,
+}
+
+impl PromptRow {
+    /// Where it stands, as errors write it.
+    pub fn place(&self) -> record::Place<'_> {
+        record::Place { path: &self.path, line: self.line }
+    }
+}
+
+/// The prompts of some sources, in their order.
+#[derive(Debug, Clone)]
+pub struct Prompts {
+    pub rows: Vec<PromptRow>,
+    /// How often each source comes.
+    pub mix: Mix,
+    pub summary: Summary,
+}
+
+/// How long a prompt may be, and what becomes of longer ones.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Room {
+    /// The longest prompt, in tokens: what prompt and answer may have together, less the longest answer.
+    pub longest: usize,
+    pub on_overflow: Overflow,
+    /// With `Overflow::Error`, the share of too long prompts that is left out before it is an error.
+    pub tolerance: f64,
+}
+
+impl Prompts {
+    /// Reads all rows of all sources.
+    ///
+    /// Errors: a row that asks nothing or cannot be read (file and line), too many too long prompts, a policy that
+    /// would cut prompts.
+    pub fn open(sources: &Sources, tokenizer: &ChatTokenizer, room: Room) -> Result<Self> {
+        let began = Instant::now();
+        let (mut rows, mut files, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+        for source in &sources.0 {
+            let before = rows.len();
+            let mut left = source.rows.unwrap_or(usize::MAX);
+            for path in source::files(&source.path)? {
+                if left > 0 {
+                    left -= read(path, source, left, tokenizer, &mut rows, &mut files)?;
+                }
+            }
+            counts.push(rows.len() - before);
+        }
+        let mut summary = dataset::summary(files, began.elapsed().as_secs_f64());
+        let kept = fit(rows, &mut counts, room, &mut summary)?;
+        summary.examples = kept.len();
+        summary.tokens = kept.iter().map(|r| r.ids.len()).sum();
+        let mix = blend(sources, counts, kept.len(), &mut summary)?;
+        Ok(Self { rows: kept, mix, summary })
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+}
+
+/// Adds at most `limit` rows of a file; how many they were.
+fn read(
+    path: PathBuf,
+    source: &SourceSpec,
+    limit: usize,
+    tokenizer: &ChatTokenizer,
+    rows: &mut Vec<PromptRow>,
+    files: &mut Vec<FileSummary>,
+) -> Result<usize> {
+    let reading = Reading::of(&path, source, Want::Prompts)?;
+    let path = Arc::new(path);
+    let one = |raw: source::RawRow| -> Result<PromptRow> {
+        let (line, columns) = reading.columns(raw, &path)?;
+        let place = record::Place { path: &path, line };
+        let row = Row { line, record: record::read(columns.clone(), reading.format, place)? };
+        let (text, ids) = items::question(&row, &path, tokenizer)?;
+        Ok(PromptRow { ids, text, columns: with_answer(columns, &row.record), path: path.clone(), line })
+    };
+    let before = rows.len();
+    let passage = source::for_each_chunk(&path, Some(limit), |chunk| {
+        let read: Vec<Result<PromptRow>> = chunk.into_par_iter().map(one).collect();
+        for row in read {
+            rows.push(row?);
+        }
+        Ok(())
+    })?;
+    files.push(FileSummary {
+        path: path.to_path_buf(),
+        sha256: source::layout(&path, |_| ())?.sha256,
+        format: reading.format,
+        rows: passage.rows,
+        blank_lines: passage.blank,
+        // Rewards may read any column.
+        unused_columns: Vec::new(),
+        tokenised_rows: rows.len() - before,
+    });
+    Ok(passage.rows)
+}
+
+/// The columns with the answer that the row itself ends in.
+fn with_answer(mut columns: Columns, record: &Record) -> Columns {
+    let answer = match record {
+        Record::Messages(talk) => talk.messages.last().filter(|m| m.role == "assistant").map(|m| m.content.clone()),
+        Record::Alpaca(task) => Some(task.output.clone()),
+        Record::PromptCompletion { completion, .. } => Some(completion.clone()),
+        _ => None,
+    };
+    if let Some(answer) = answer.filter(|_| !columns.contains_key(ANSWER)) {
+        columns.insert(ANSWER.into(), Value::String(answer));
+    }
+    columns
+}
+
+/// Leaves out what is too long, where the policy says so; `counts` are the rows of each source, then those left.
+fn fit(rows: Vec<PromptRow>, counts: &mut [usize], room: Room, summary: &mut Summary) -> Result<Vec<PromptRow>> {
+    let lengths: Vec<u32> = rows.iter().map(|r| r.ids.len() as u32).collect();
+    summary.lengths = Quantiles::of(&lengths);
+    if let Some(top) = rows.iter().max_by_key(|r| (r.ids.len(), std::cmp::Reverse(r.line))) {
+        (summary.longest_file, summary.longest_line) = (top.path.to_path_buf(), top.line);
+    }
+    let long = |r: &&PromptRow| r.ids.len() > room.longest;
+    let too_long: Vec<&PromptRow> = rows.iter().filter(long).collect();
+    summary.too_long = too_long.len();
+    let Some(first) = too_long.first() else { return Ok(rows) };
+    let share = too_long.len() as f64 / rows.len() as f64;
+    let what = format!(
+        "{}: {} of {} prompts ({:.1} %) have more than {} tokens and leave no room for an answer: {} ({} tokens){}",
+        summary.name(),
+        too_long.len(),
+        rows.len(),
+        100.0 * share,
+        room.longest,
+        first.place(),
+        first.ids.len(),
+        if too_long.len() > 1 { ", …" } else { "" }
+    );
+    let raise = format!("raise batch.max_len (the longest prompt has {} tokens), or ask for shorter answers", summary.lengths.max);
+    match room.on_overflow {
+        Overflow::Truncate | Overflow::Split => {
+            return Err(Error::user(format!("{what}; a prompt is never cut"))
+                .hint(raise)
+                .hint("or leave such rows out: data.on_overflow: drop"));
+        }
+        Overflow::Error if share > room.tolerance => {
+            return Err(Error::user(what).hint(raise).hint("or leave such rows out: data.on_overflow: drop"));
+        }
+        Overflow::Error | Overflow::Drop => {}
+    }
+    summary.dropped = too_long.len();
+    if summary.dropped == rows.len() {
+        return Err(Error::user(what).hint(raise));
+    }
+    let (mut kept, mut all) = (Vec::new(), rows.into_iter());
+    for count in counts.iter_mut() {
+        let before = kept.len();
+        kept.extend(all.by_ref().take(*count).filter(|r| r.ids.len() <= room.longest));
+        *count = kept.len() - before;
+    }
+    Ok(kept)
+}
+
+/// How often each source comes.
+fn blend(sources: &Sources, counts: Vec<usize>, total: usize, summary: &mut Summary) -> Result<Mix> {
+    if !sources.weighted() {
+        return Ok(Mix::plain(total));
+    }
+    let weights: Vec<f64> = sources.0.iter().map(|s| s.weight.unwrap_or(1.0)).collect();
+    if let Some((source, _)) = sources.0.iter().zip(&counts).find(|(_, n)| **n == 0) {
+        let path = source.path.display();
+        return Err(Error::user(format!("{path}: no prompt is left of this source, and it has a weight")));
+    }
+    let mix = Mix::new(counts.clone(), Some(weights.clone()));
+    let shares = sources.0.iter().zip(weights).zip(counts).zip(mix.quotas());
+    summary.mix = shares
+        .map(|(((source, weight), examples), per_epoch)| Share { path: source.path.clone(), weight, examples, per_epoch })
+        .collect();
+    Ok(mix)
+}

@@ -1,0 +1,137 @@
+//! Prompts in, judged answers out, by continuous batching over the cache.
+
+use super::{Sample, SamplingSpec};
+use crate::data::{ChatTokenizer, Prompts};
+use crate::error::{Error, Result};
+use crate::generate::{Engine, Finished, Limits, Request, Settings, Stop};
+use crate::models::Model;
+use crate::rewards::{Rewards, Scored};
+use crate::rng;
+use std::rc::Rc;
+
+/// Draws answers to prompts and has them judged.
+pub struct Rollout {
+    prompts: Rc<Prompts>,
+    tokenizer: Rc<ChatTokenizer>,
+    rewards: Rewards,
+    spec: SamplingSpec,
+    seed: u64,
+}
+
+impl Rollout {
+    /// Answers to `prompts`; every row is looked at for what the rewards read.
+    pub fn new(
+        prompts: Rc<Prompts>,
+        tokenizer: Rc<ChatTokenizer>,
+        rewards: Rewards,
+        spec: SamplingSpec,
+        seed: u64,
+    ) -> Result<Self> {
+        rewards.check(&prompts)?;
+        Ok(Self { prompts, tokenizer, rewards, spec, seed })
+    }
+
+    pub fn prompts(&self) -> &Prompts {
+        &self.prompts
+    }
+
+    pub fn tokenizer(&self) -> &ChatTokenizer {
+        &self.tokenizer
+    }
+
+    pub fn rewards(&self) -> &Rewards {
+        &self.rewards
+    }
+
+    pub fn spec(&self) -> &SamplingSpec {
+        &self.spec
+    }
+
+    /// `answers` samples for each of `prompts` (numbers of rows), those of one prompt together and in the prompts'
+    /// order, drawn under the adapter that is switched on. `stream` is the number of the draw: one and the same draws
+    /// the same answers again.
+    pub fn draw(&mut self, model: &Model, prompts: &[usize], answers: usize, stream: u64) -> Result<Vec<Sample>> {
+        let settings = self.settings(self.spec.temperature, rng::number(self.seed, "rollout", stream));
+        self.answer(model, prompts, answers, settings)
+    }
+
+    /// One answer to each of `prompts`, as validation asks for it: the most likely one, or at its own temperature.
+    pub fn evaluate(&mut self, model: &Model, prompts: &[usize]) -> Result<Vec<Sample>> {
+        let settings = self.settings(self.spec.eval_temperature, rng::number(self.seed, "validation", 0));
+        self.answer(model, prompts, 1, settings)
+    }
+
+    fn settings(&self, temperature: f64, seed: u64) -> Settings {
+        Settings {
+            temperature,
+            seed,
+            stop_texts: self.spec.stop.clone(),
+            log_probs: true,
+            ..Settings::greedy(self.spec.max_new_tokens, self.tokenizer.stop_ids())
+        }
+    }
+
+    fn answer(&mut self, model: &Model, prompts: &[usize], answers: usize, settings: Settings) -> Result<Vec<Sample>> {
+        let decode = |ids: &[u32]| self.tokenizer.decode(ids, true);
+        let mut engine = Engine::new(model, settings, Limits::of(model)?)?.with_text(&decode);
+        // Long prompts first: prompts of like length share the cache.
+        let mut order: Vec<usize> = (0..prompts.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(self.prompts.rows[prompts[i]].ids.len()));
+        for &i in &order {
+            let prompt = self.prompts.rows[prompts[i]].ids.clone();
+            engine.add(Request { prompt, prefix: Vec::new(), answers, stream: i as u64 })?;
+        }
+        let mut drawn: Vec<Option<Sample>> = prompts.iter().flat_map(|_| vec![None; answers]).collect();
+        while !engine.is_idle() {
+            for Finished { request, sample, completion } in engine.step()?.finished {
+                let at = order[request];
+                let ids = &self.prompts.rows[prompts[at]].ids;
+                let text = match &completion.text {
+                    Some(text) => text.clone(),
+                    None => decode(completion.answer())?,
+                };
+                drawn[at * answers + sample] = Some(Sample {
+                    prompt: prompts[at],
+                    ids: [ids, &completion.tokens[..]].concat(),
+                    start: ids.len(),
+                    ended: matches!(completion.stopped, Stop::EndToken | Stop::Text),
+                    log_probs: completion.log_probs,
+                    text,
+                    rewards: Vec::new(),
+                    reward: 0.0,
+                });
+            }
+        }
+        let mut drawn = drawn
+            .into_iter()
+            .collect::<Option<Vec<Sample>>>()
+            .ok_or_else(|| Error::bug("a prompt of a rollout was not answered"))?;
+        drop(engine);
+        self.judge(model, &mut drawn)?;
+        Ok(drawn)
+    }
+
+    /// Fills in the rewards.
+    fn judge(&mut self, model: &Model, samples: &mut [Sample]) -> Result<()> {
+        let stops = self.tokenizer.stop_ids();
+        let scored: Vec<Scored> = samples
+            .iter()
+            .map(|s| {
+                let stop = s.ended && s.ids.last().is_some_and(|id| stops.contains(id));
+                Scored {
+                    prompt: &self.prompts.rows[s.prompt],
+                    answer: &s.text,
+                    ids: &s.ids,
+                    tokens: s.length() - usize::from(stop),
+                }
+            })
+            .collect();
+        let rewards = self.rewards.score(model, &scored)?;
+        for (sample, rewards) in samples.iter_mut().zip(rewards) {
+            let penalty = if sample.ended { 0.0 } else { self.spec.missing_eos_penalty };
+            sample.reward = self.rewards.total(&rewards) - penalty;
+            sample.rewards = rewards;
+        }
+        Ok(())
+    }
+}

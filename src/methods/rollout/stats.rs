@@ -1,0 +1,78 @@
+//! Numbers of a rollout, under TRL's names and by its definitions (TRL 1.16, `GRPOTrainer`).
+
+use super::Sample;
+
+/// Numbers by name, in order.
+pub type Numbers = Vec<(String, f64)>;
+
+/// Mean; 0 of nothing.
+pub fn mean(numbers: &[f64]) -> f64 {
+    if numbers.is_empty() { 0.0 } else { numbers.iter().sum::<f64>() / numbers.len() as f64 }
+}
+
+/// The unbiased standard deviation (divided by n - 1); 0 of fewer than two numbers.
+pub fn deviation(numbers: &[f64]) -> f64 {
+    if numbers.len() < 2 {
+        return 0.0;
+    }
+    let middle = mean(numbers);
+    (numbers.iter().map(|x| (x - middle).powi(2)).sum::<f64>() / (numbers.len() - 1) as f64).sqrt()
+}
+
+/// `completions/…`: lengths in tokens with the stop token, those of answers that ended, and the share that did not.
+pub fn completions(samples: &[Sample]) -> Numbers {
+    let lengths = |ended: Option<bool>| -> Vec<f64> {
+        let chosen = samples.iter().filter(|s| ended.is_none_or(|e| e == s.ended));
+        chosen.map(|s| s.length() as f64).collect()
+    };
+    let spread = |name: &str, lengths: &[f64]| {
+        let least = lengths.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = lengths.iter().copied().fold(0.0, f64::max);
+        [
+            (format!("completions/mean{name}"), mean(lengths)),
+            (format!("completions/min{name}"), if lengths.is_empty() { 0.0 } else { least }),
+            (format!("completions/max{name}"), most),
+        ]
+    };
+    let cut = samples.iter().filter(|s| !s.ended).count() as f64 / samples.len().max(1) as f64;
+    let mut found: Numbers = spread("_length", &lengths(None)).into();
+    found.push(("completions/clipped_ratio".into(), cut));
+    found.extend(spread("_terminated_length", &lengths(Some(true))));
+    found
+}
+
+/// `reward`, `reward_std`, and `rewards/NAME/mean` and `/std` of each source.
+pub fn rewards<'n>(samples: &[Sample], names: impl Iterator<Item = &'n str>) -> Numbers {
+    let all: Vec<f64> = samples.iter().map(|s| s.reward).collect();
+    let mut found = vec![("reward".to_string(), mean(&all)), ("reward_std".to_string(), deviation(&all))];
+    for (i, name) in names.enumerate() {
+        let one: Vec<f64> = samples.iter().map(|s| s.rewards[i]).collect();
+        found.push((format!("rewards/{name}/mean"), mean(&one)));
+        found.push((format!("rewards/{name}/std"), deviation(&one)));
+    }
+    found
+}
+
+/// How far the log-probabilities that learning computes are from those that drew: `sampling/…`. `learnt` holds those of
+/// each answer's tokens.
+pub fn drift(samples: &[Sample], learnt: &[Vec<f32>]) -> Numbers {
+    let gaps = || {
+        let pairs = samples.iter().zip(learnt).flat_map(|(s, l)| s.log_probs.iter().zip(l));
+        pairs.map(|(drew, learns)| f64::from(*learns) - f64::from(*drew))
+    };
+    let count = gaps().count().max(1) as f64;
+    let (mut sum, mut most, mut least_ratio, mut most_ratio) = (0.0, 0.0f64, f64::INFINITY, 0.0f64);
+    for gap in gaps() {
+        sum += gap.abs();
+        most = most.max(gap.abs());
+        least_ratio = least_ratio.min(gap.exp());
+        most_ratio = most_ratio.max(gap.exp());
+    }
+    vec![
+        ("sampling/sampling_logp_difference/mean".into(), sum / count),
+        ("sampling/sampling_logp_difference/max".into(), most),
+        ("sampling/importance_sampling_ratio/min".into(), least_ratio.min(most_ratio)),
+        ("sampling/importance_sampling_ratio/mean".into(), gaps().map(f64::exp).sum::<f64>() / count),
+        ("sampling/importance_sampling_ratio/max".into(), most_ratio),
+    ]
+}

@@ -1,0 +1,99 @@
+//! A server that judges answers: one POST a batch. Nothing but the given address is ever asked: no proxy, no redirect.
+//!
+//! The body has `query` (prompt and completion joined) and `prompts` and the reply `rewards`, as OpenRLHF's remote
+//! reward servers have them, so that these serve.
+
+use super::spec::HttpSpec;
+use super::{Reward, Scored};
+use crate::error::{Error, Result};
+use crate::fsutil::shortened;
+use crate::models::Model;
+use serde_json::{Value, json};
+use std::thread;
+use std::time::Duration;
+use ureq::Agent;
+
+/// The wait before a request is made again; it doubles each time.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// The server.
+pub(super) struct Server {
+    spec: HttpSpec,
+    agent: Agent,
+}
+
+/// What went wrong with a request, and whether another might do better.
+struct Failure {
+    what: String,
+    again: bool,
+}
+
+impl Server {
+    pub fn new(spec: HttpSpec) -> Result<Self> {
+        if !spec.url.starts_with("http://") {
+            return Err(Error::user(format!("url {:?}: expected http://…", spec.url))
+                .hint("ft speaks plain HTTP, to a server on this machine or in your network; for https, put a local proxy before it"));
+        }
+        let config = Agent::config_builder()
+            .proxy(None)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .http_status_as_error(false)
+            .timeout_global(Some(Duration::from_secs_f64(spec.timeout)));
+        Ok(Self { agent: config.build().into(), spec })
+    }
+
+    fn ask(&self, body: &str) -> Result<Value, Failure> {
+        let failure = |e: ureq::Error| Failure { what: e.to_string(), again: true };
+        let request = self.agent.post(&self.spec.url).header("content-type", "application/json");
+        let mut reply = request.send(body).map_err(failure)?;
+        let status = reply.status();
+        let text = reply.body_mut().read_to_string().map_err(failure)?;
+        if !status.is_success() {
+            let what = format!("status {status}: {}", shortened(text.trim()));
+            return Err(Failure { what, again: status.is_server_error() || status.as_u16() == 429 });
+        }
+        let no_json = |e| Failure { what: format!("the reply is no JSON ({e}): {}", shortened(&text)), again: false };
+        serde_json::from_str(&text).map_err(no_json)
+    }
+}
+
+impl Reward for Server {
+    fn score(&mut self, _: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
+        let each = |f: &dyn Fn(&Scored) -> Value| answers.iter().map(f).collect::<Vec<Value>>();
+        let body = json!({
+            "query": each(&|a| format!("{}{}", a.prompt.text, a.answer).into()),
+            "prompts": each(&|a| a.prompt.text.clone().into()),
+            "completions": each(&|a| a.answer.into()),
+            "columns": each(&|a| a.prompt.columns.clone().into()),
+        })
+        .to_string();
+        let (mut tries, url) = (0, &self.spec.url);
+        let reply = loop {
+            match self.ask(&body) {
+                Ok(reply) => break reply,
+                Err(Failure { again: true, .. }) if tries < self.spec.retries => {
+                    thread::sleep(PAUSE * 2u32.pow(tries.min(6)));
+                    tries += 1;
+                }
+                Err(Failure { what, .. }) => {
+                    let times = if tries > 0 { format!(" ({} requests)", tries + 1) } else { String::new() };
+                    return Err(Error::user(format!("{url}{times}: {what}"))
+                        .hint("is the server running there? `timeout` and `retries` say how patient ft is"));
+                }
+            }
+        };
+        let wrong = |what: String| {
+            Error::user(format!("{url}: {what}")).hint("the reply must be {\"rewards\": [number, …]}, one for each of `completions`")
+        };
+        let list = reply.get("rewards").and_then(Value::as_array);
+        let list = list.ok_or_else(|| wrong(format!("no list `rewards` in {}", shortened(&reply.to_string()))))?;
+        if list.len() != answers.len() {
+            return Err(wrong(format!("{} rewards for {} answers", list.len(), answers.len())));
+        }
+        let number = |(value, a): (&Value, &Scored)| {
+            value.as_f64().ok_or_else(|| wrong(format!("{value} for an answer to {}", a.prompt.place())))
+        };
+        list.iter().zip(answers).map(number).collect()
+    }
+}

@@ -1,0 +1,40 @@
+//! Answers that must be JSON of a given shape.
+
+use super::spec::JsonSchemaSpec;
+use super::{Reward, Scored};
+use crate::error::{Error, Result};
+use crate::fsutil::read_json;
+use crate::models::Model;
+use jsonschema::Validator;
+use serde_json::Value;
+
+/// 1 where the answer fits the schema, `parsed` where it is other JSON, else 0.
+pub(super) struct Schema {
+    validator: Validator,
+    parsed: f64,
+}
+
+impl Schema {
+    /// Reads the schema; references to other files or addresses are refused, nothing is fetched.
+    pub fn open(spec: JsonSchemaSpec) -> Result<Self> {
+        let schema: Value = read_json(&spec.path)?;
+        let validator = jsonschema::validator_for(&schema).map_err(|e| {
+            let at = e.instance_path().to_string();
+            let at = if at.is_empty() { String::new() } else { format!(" at {at}") };
+            Error::user(format!("{}: no JSON Schema{at}: {e}", spec.path.display()))
+                .hint("the file holds one schema, whole: references into other files are not followed")
+        })?;
+        Ok(Self { validator, parsed: spec.parsed })
+    }
+}
+
+impl Reward for Schema {
+    fn score(&mut self, _: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
+        let one = |a: &Scored| match serde_json::from_str::<Value>(a.answer.trim()) {
+            Ok(value) if self.validator.is_valid(&value) => 1.0,
+            Ok(_) => self.parsed,
+            Err(_) => 0.0,
+        };
+        Ok(answers.iter().map(one).collect())
+    }
+}

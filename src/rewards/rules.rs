@@ -1,0 +1,183 @@
+//! Rules over the answer's text alone: exact match, words in common, regular expression, length.
+
+use super::spec::{ExactSpec, LengthSpec, LengthUnit, OverlapSpec, RegexSpec};
+use super::{Reward, Scored, check_column, expected};
+use crate::data::Prompts;
+use crate::error::{Error, Result};
+use crate::fsutil::shortened;
+use crate::models::Model;
+use fancy_regex::Regex;
+use std::collections::HashMap;
+
+fn truth(yes: bool) -> f64 {
+    if yes { 1.0 } else { 0.0 }
+}
+
+/// 1 where the answer is the text of a column.
+pub(super) struct Exact(ExactSpec);
+
+impl Exact {
+    pub fn new(spec: ExactSpec) -> Self {
+        Self(spec)
+    }
+
+    fn plain(&self, text: &str) -> String {
+        let text = text.trim();
+        if self.0.ignore_case { text.to_lowercase() } else { text.to_string() }
+    }
+}
+
+impl Reward for Exact {
+    fn check(&self, prompts: &Prompts) -> Result<()> {
+        check_column(prompts, &self.0.column)
+    }
+
+    fn score(&mut self, _: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
+        let one = |a: &Scored| {
+            let right = expected(a.prompt, &self.0.column)?;
+            let said = match &self.0.after {
+                Some(marker) => a.answer.rsplit_once(marker.as_str()).map(|(_, said)| said),
+                None => Some(a.answer),
+            };
+            Ok(truth(said.is_some_and(|said| right.iter().any(|r| self.plain(r) == self.plain(said)))))
+        };
+        answers.iter().map(one).collect()
+    }
+}
+
+/// F1 of the words of answer and column.
+pub(super) struct Overlap(OverlapSpec);
+
+impl Overlap {
+    pub fn new(spec: OverlapSpec) -> Self {
+        Self(spec)
+    }
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).map(str::to_lowercase).collect()
+}
+
+/// `2 · common / (words of a + words of b)`; words that come more than once count as often as both have them.
+fn f1(a: &[String], b: &[String]) -> f64 {
+    let mut left: HashMap<&str, usize> = HashMap::new();
+    b.iter().for_each(|w| *left.entry(w).or_default() += 1);
+    let shared = |w: &&String| match left.get_mut(w.as_str()) {
+        Some(n) if *n > 0 => {
+            *n -= 1;
+            true
+        }
+        _ => false,
+    };
+    let common = a.iter().filter(shared).count();
+    if common == 0 { 0.0 } else { 2.0 * common as f64 / (a.len() + b.len()) as f64 }
+}
+
+impl Reward for Overlap {
+    fn check(&self, prompts: &Prompts) -> Result<()> {
+        check_column(prompts, &self.0.column)
+    }
+
+    fn score(&mut self, _: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
+        let one = |a: &Scored| {
+            let said = words(a.answer);
+            let right = expected(a.prompt, &self.0.column)?;
+            Ok(right.iter().map(|r| f1(&said, &words(r))).fold(0.0, f64::max))
+        };
+        answers.iter().map(one).collect()
+    }
+}
+
+/// 1 where a regular expression matches, or captures what a column says.
+pub(super) struct Pattern {
+    regex: Regex,
+    column: Option<String>,
+}
+
+impl Pattern {
+    pub fn new(spec: RegexSpec) -> Result<Self> {
+        let regex = Regex::new(&spec.pattern).map_err(|e| {
+            Error::user(format!("pattern {:?} is no regular expression: {e}", spec.pattern))
+                .hint("in YAML, single quotes keep backslashes as they are: pattern: '\\d+'")
+        })?;
+        Ok(Self { regex, column: spec.column })
+    }
+}
+
+impl Reward for Pattern {
+    fn check(&self, prompts: &Prompts) -> Result<()> {
+        self.column.as_ref().map_or(Ok(()), |column| check_column(prompts, column))
+    }
+
+    fn score(&mut self, _: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
+        let one = |a: &Scored| {
+            let found = self.regex.captures(a.answer).map_err(|e| {
+                Error::user(format!("an answer to {}: {e}", a.prompt.place()))
+                    .hint("simplify the pattern: nested repetitions take too long on some texts")
+                    .hint(format!("the answer begins: {}", shortened(a.answer)))
+            })?;
+            let (Some(found), Some(column)) = (&found, &self.column) else { return Ok(truth(found.is_some())) };
+            let said = found.get(1).or_else(|| found.get(0)).map_or("", |m| m.as_str()).trim();
+            Ok(truth(expected(a.prompt, column)?.iter().any(|right| right.trim() == said)))
+        };
+        answers.iter().map(one).collect()
+    }
+}
+
+/// 1 from `min` to `max`, falling to 0 over `falloff` outside.
+#[derive(Debug)]
+pub(super) struct Length(LengthSpec);
+
+impl Length {
+    pub fn new(spec: LengthSpec) -> Result<Self> {
+        match (spec.min, spec.max) {
+            (None, None) => Err(Error::user("length: neither min nor max is given: every length would get 1")
+                .hint("give `min`, `max`, or both (equal: a target) with `falloff`")),
+            (Some(min), Some(max)) if min > max => {
+                Err(Error::user(format!("length: min {min} is above max {max}")).hint("swap them"))
+            }
+            _ => Ok(Self(spec)),
+        }
+    }
+
+    fn of(&self, length: usize) -> f64 {
+        let low = self.0.min.map_or(0, |min| min.saturating_sub(length));
+        let outside = low + self.0.max.map_or(0, |max| length.saturating_sub(max));
+        if outside == 0 { 1.0 } else { (1.0 - outside as f64 / self.0.falloff.max(1) as f64).max(0.0) }
+    }
+}
+
+impl Reward for Length {
+    fn score(&mut self, _: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
+        let length = |a: &Scored| match self.0.unit {
+            LengthUnit::Tokens => a.tokens,
+            LengthUnit::Characters => a.answer.chars().count(),
+        };
+        Ok(answers.iter().map(|a| self.of(length(a))).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_in_common_are_counted_as_often_as_both_have_them() {
+        let f1 = |a: &str, b: &str| super::f1(&words(a), &words(b));
+        assert_eq!(f1("Diseases of the blood.", "diseases of the BLOOD"), 1.0);
+        assert_eq!(f1("the the the the", "the end"), 2.0 / 6.0);
+        assert_eq!(f1("", "the end"), 0.0);
+        assert_eq!(f1("x", "y"), 0.0);
+    }
+
+    #[test]
+    fn length_falls_off_outside_its_range() {
+        let spec = LengthSpec { min: Some(4), max: Some(6), falloff: 4, ..Default::default() };
+        let length = Length::new(spec).unwrap();
+        assert_eq!([0, 2, 4, 6, 7, 10, 99].map(|n| length.of(n)), [0.0, 0.5, 1.0, 1.0, 0.75, 0.0, 0.0]);
+        let hard = Length::new(LengthSpec { max: Some(6), ..Default::default() }).unwrap();
+        assert_eq!([0, 6, 7].map(|n| hard.of(n)), [1.0, 1.0, 0.0]);
+        assert!(Length::new(LengthSpec::default()).is_err());
+        assert!(Length::new(LengthSpec { min: Some(3), max: Some(2), ..Default::default() }).is_err());
+    }
+}
