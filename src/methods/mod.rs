@@ -6,6 +6,7 @@
 //! is a `Method` by itself.
 
 pub mod fixed;
+pub mod ppo;
 pub mod rollout;
 pub mod rows;
 pub mod sft;
@@ -30,6 +31,8 @@ use tch::Tensor;
 pub enum MethodSpec {
     /// Supervised fine-tuning: cross-entropy on the supervised tokens.
     Sft(sft::SftSpec),
+    /// Proximal policy optimisation: answers are drawn, rewarded, and made more or less likely.
+    Ppo(ppo::PpoSpec),
 }
 
 impl MethodSpec {
@@ -37,6 +40,7 @@ impl MethodSpec {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Sft(_) => "sft",
+            Self::Ppo(_) => "ppo",
         }
     }
 
@@ -44,13 +48,15 @@ impl MethodSpec {
     pub fn rows(&self, ground: &Ground) -> Result<Box<dyn Rows>> {
         match self {
             Self::Sft(spec) => sft::rows(spec, ground),
+            Self::Ppo(spec) => ppo::rows(spec, ground),
         }
     }
 
     /// What its model is made of, beside the base and what is trained.
-    pub fn parts(&self, _adapter: Option<&AdapterSpec>) -> Result<Parts> {
+    pub fn parts(&self, adapter: Option<&AdapterSpec>) -> Result<Parts> {
         match self {
             Self::Sft(_) => Ok(Parts::default()),
+            Self::Ppo(spec) => ppo::parts(spec, adapter),
         }
     }
 }

@@ -119,7 +119,7 @@ pub struct KlSpec {
     pub place: KlPlace,
     /// Nats an answer that the weight follows; left out, it stays as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(exclusiveMinimum = 0.0))]
+    #[schemars(range(min = 0.001))]
     pub target: Option<f64>,
     /// With `target`, answers in which the weight can change by its own size.
     #[schemars(range(min = 1.0))]
