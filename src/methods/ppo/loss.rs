@@ -50,7 +50,7 @@ impl Weights {
     pub fn policy(&self, log_probs: &Tensor, entropy: Option<&Tensor>, before: &Before) -> Loss {
         let n = before.count();
         let mut metrics = Metrics::default();
-        let mut add = |name, each: &Tensor| metrics.add(name, &each.sum(Kind::Float), n);
+        let mut add = |name, each: &Tensor| metrics.add(name, &each.sum(Kind::Double), n);
         let change = log_probs - &before.log_probs;
         let ratio = change.exp();
         let plain = -(&before.advantages * &ratio);
@@ -78,7 +78,7 @@ impl Weights {
             add("loss/kl_avg", &term);
             sum = sum + term * coefficient;
         }
-        let sum = sum.sum(Kind::Float);
+        let sum = sum.sum(Kind::Double).to_kind(Kind::Float);
         metrics.add("loss", &sum, n);
         Loss { sum, metrics }
     }
@@ -94,11 +94,11 @@ impl Weights {
             clip => {
                 let near = values.maximum(&(&before.values - clip)).minimum(&(&before.values + clip));
                 let clipped = (near - &before.returns).square();
-                metrics.add("val/clipfrac_avg", &clipped.gt_tensor(&plain).sum(Kind::Float), n);
+                metrics.add("val/clipfrac_avg", &clipped.gt_tensor(&plain).sum(Kind::Double), n);
                 plain.maximum(&clipped)
             }
         };
-        let sum = error.sum(Kind::Float) * 0.5;
+        let sum = error.sum(Kind::Double).to_kind(Kind::Float) * 0.5;
         metrics.add("loss/value_avg", &sum, n);
         let sum = sum * self.value;
         metrics.add("loss", &sum, 0.0);
