@@ -6,6 +6,7 @@
 use super::dataset;
 use super::items;
 use super::mix::Mix;
+use super::quality::Comparable;
 use super::record::{Columns, Record, Row};
 use super::rows::Reading;
 use super::source;
@@ -16,6 +17,7 @@ use super::{Want, record};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use serde_json::Value;
+use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -96,6 +98,20 @@ impl Prompts {
 
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
+    }
+}
+
+impl Comparable for Prompts {
+    fn hashes(&self) -> Vec<u64> {
+        let hash = |row: &PromptRow| {
+            let mut hash = std::hash::DefaultHasher::new();
+            row.ids.hash(&mut hash);
+            hash.finish()
+        };
+        self.rows.iter().map(hash).collect()
+    }
+    fn place_of(&self, i: usize) -> String {
+        self.rows[i].place().to_string()
     }
 }
 

@@ -48,13 +48,31 @@ pub struct Duplicates {
 const NAMED: usize = 100;
 const MEMBERS: usize = 5;
 
+/// Items of which equal ones can be found.
+pub trait Comparable {
+    /// A number for each item: equal items have equal ones.
+    fn hashes(&self) -> Vec<u64>;
+    /// Where item `i` stands, `file:line`.
+    fn place_of(&self, i: usize) -> String;
+}
+
+impl<T: Item> Comparable for Dataset<T> {
+    fn hashes(&self) -> Vec<u64> {
+        Dataset::hashes(self)
+    }
+    fn place_of(&self, i: usize) -> String {
+        let (path, line) = self.place(i);
+        format!("{}:{line}", path.display())
+    }
+}
+
 /// Finds equal items; memory is some bytes an item.
-pub fn duplicates<T: Item>(dataset: &Dataset<T>) -> Duplicates {
-    let mut order: Vec<(u64, u32)> = dataset.hashes().into_iter().zip(0..).collect();
+pub fn duplicates(items: &impl Comparable) -> Duplicates {
+    let mut order: Vec<(u64, u32)> = items.hashes().into_iter().zip(0..).collect();
     order.sort_unstable();
     let mut groups: Vec<&[(u64, u32)]> = order.chunk_by(|a, b| a.0 == b.0).filter(|group| group.len() > 1).collect();
     groups.sort_unstable_by_key(|group| group[0].1);
-    let names = |group: &&[(u64, u32)]| group.iter().take(MEMBERS).map(|(_, i)| place(dataset, *i)).collect();
+    let names = |group: &&[(u64, u32)]| group.iter().take(MEMBERS).map(|(_, i)| items.place_of(*i as usize)).collect();
     Duplicates {
         groups: groups.len(),
         superfluous: groups.iter().map(|group| group.len() - 1).sum(),
@@ -71,7 +89,7 @@ pub struct Overlap {
 }
 
 /// Finds items of `valid` that are in `train` too.
-pub fn overlap<T: Item>(train: &Dataset<T>, valid: &Dataset<T>) -> Overlap {
+pub fn overlap(train: &impl Comparable, valid: &impl Comparable) -> Overlap {
     let mut known: Vec<(u64, u32)> = train.hashes().into_iter().zip(0..).collect();
     known.sort_unstable();
     let mut found = Overlap { rows: 0, first: Vec::new() };
@@ -80,16 +98,11 @@ pub fn overlap<T: Item>(train: &Dataset<T>, valid: &Dataset<T>) -> Overlap {
         if let Some((_, same)) = known.get(at).filter(|(h, _)| *h == hash) {
             found.rows += 1;
             if found.first.len() < NAMED {
-                found.first.push((place(train, *same), place(valid, i as u32)));
+                found.first.push((train.place_of(*same as usize), valid.place_of(i)));
             }
         }
     }
     found
-}
-
-fn place<T: Item>(dataset: &Dataset<T>, i: u32) -> String {
-    let (path, line) = dataset.place(i as usize);
-    format!("{}:{line}", path.display())
 }
 
 /// The example as text, what is learnt in green; without colour it stands in «…».

@@ -6,7 +6,9 @@
 //! is a `Method` by itself.
 
 pub mod fixed;
+pub mod grpo;
 pub mod ppo;
+pub mod rloo;
 pub mod rollout;
 pub mod rows;
 pub mod sft;
@@ -31,6 +33,11 @@ use tch::Tensor;
 pub enum MethodSpec {
     /// Supervised fine-tuning: cross-entropy on the supervised tokens.
     Sft(sft::SftSpec),
+    /// Group-relative policy optimisation: answers drawn in groups and judged, each learnt by how much better it is than
+    /// its group (with the variants Dr. GRPO, DAPO and GSPO).
+    Grpo(grpo::GrpoSpec),
+    /// REINFORCE leave-one-out: as GRPO, each answer against the mean of the others, the KL divergence in the reward.
+    Rloo(rloo::RlooSpec),
     /// Proximal policy optimisation: answers are drawn, rewarded, and made more or less likely.
     Ppo(ppo::PpoSpec),
 }
@@ -40,6 +47,8 @@ impl MethodSpec {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Sft(_) => "sft",
+            Self::Grpo(_) => "grpo",
+            Self::Rloo(_) => "rloo",
             Self::Ppo(_) => "ppo",
         }
     }
@@ -48,6 +57,8 @@ impl MethodSpec {
     pub fn rows(&self, ground: &Ground) -> Result<Box<dyn Rows>> {
         match self {
             Self::Sft(spec) => sft::rows(spec, ground),
+            Self::Grpo(spec) => grpo::rows(spec, ground),
+            Self::Rloo(spec) => rloo::rows(spec, ground),
             Self::Ppo(spec) => ppo::rows(spec, ground),
         }
     }
@@ -56,6 +67,9 @@ impl MethodSpec {
     pub fn parts(&self, adapter: Option<&AdapterSpec>) -> Result<Parts> {
         match self {
             Self::Sft(_) => Ok(Parts::default()),
+            Self::Grpo(grpo::GrpoSpec { rewards, .. }) | Self::Rloo(rloo::RlooSpec { rewards, .. }) => {
+                rollout::parts(rewards)
+            }
             Self::Ppo(spec) => ppo::parts(spec, adapter),
         }
     }

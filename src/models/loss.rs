@@ -17,6 +17,14 @@ pub struct Loss {
 #[derive(Default)]
 pub struct Metrics {
     sums: BTreeMap<&'static str, (Tensor, f64)>,
+    extremes: BTreeMap<&'static str, (Tensor, Extreme)>,
+}
+
+/// Which of several numbers stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extreme {
+    Least,
+    Most,
 }
 
 impl Metrics {
@@ -34,18 +42,33 @@ impl Metrics {
         }
     }
 
+    /// Keeps the least or the most of all the numbers in `values` and of those given under this name before.
+    pub fn keep(&mut self, name: &'static str, values: &Tensor, which: Extreme) {
+        let values = values.detach().to_kind(Kind::Double).view([-1]);
+        let values = match self.extremes.get(name) {
+            Some((earlier, _)) => Tensor::cat(&[&values, &earlier.view([1])], 0),
+            None => values,
+        };
+        let one = if which == Extreme::Least { values.min() } else { values.max() };
+        self.extremes.insert(name, (one, which));
+    }
+
     /// Joins another micro-batch's sums.
     pub fn merge(&mut self, other: Metrics) {
         for (name, (sum, weight)) in other.sums {
             self.add(name, &sum, weight);
         }
+        for (name, (value, which)) in other.extremes {
+            self.keep(name, &value, which);
+        }
     }
 
-    /// The means; waits for the device.
+    /// The means and the extremes; waits for the device.
     pub fn means(&self) -> BTreeMap<&'static str, f64> {
         self.sums
             .iter()
             .map(|(name, (sum, weight))| (*name, sum.double_value(&[]) / if *weight == 0.0 { 1.0 } else { *weight }))
+            .chain(self.extremes.iter().map(|(name, (value, _))| (*name, value.double_value(&[]))))
             .collect()
     }
 }

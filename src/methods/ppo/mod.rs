@@ -9,16 +9,14 @@
 //! over real tokens.
 //!
 //! spec: the recipe's section. rows: what is read before the model is there. answers: what an iteration learns from.
-//! advantage, kl, loss: the formulas, pure. update: micro-batches. alarms: what goes wrong. compare, report: before and
-//! after. Invariant: an iteration is a function of the weights, the seed and its number.
+//! advantage, kl, loss: the formulas, pure. update: micro-batches. alarms: what goes wrong. Invariant: an iteration is a
+//! function of the weights, the prompts, the seed and its number.
 
 pub mod advantage;
 pub mod alarms;
 mod answers;
-pub mod compare;
 pub mod kl;
 pub mod loss;
-mod report;
 mod rows;
 pub mod spec;
 mod update;
@@ -26,9 +24,10 @@ mod update;
 pub use rows::{parts, rows};
 pub use spec::PpoSpec;
 
-use super::rollout::{Rollout, Sample, packed, stats};
+use super::rollout::keep::State;
+use super::rollout::{self, HeldOut, Prompted, Reference, Rollout, Sample, packed, stats};
 use super::{Aim, Alarm, Means, Method, Prompt, Step};
-use crate::data::Cursor;
+use crate::data::{Cursor, Loader};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::rng;
@@ -38,7 +37,6 @@ use answers::{Answers, Numbers, measure};
 use kl::Coefficient;
 use rand::seq::SliceRandom;
 use spec::{KlPlace, ValueSpec};
-use std::collections::BTreeMap;
 use std::path::Path;
 use tch::Tensor;
 use update::{Place, Update};
@@ -53,29 +51,34 @@ const KEYS: &str = "method.ppo";
 pub struct Ppo {
     spec: PpoSpec,
     train: Rollout,
-    valid: Option<Rollout>,
-    /// A frozen copy of a base that is trained whole; `None`: the base without its adapter is the reference.
-    reference: Option<Model>,
+    held_out: Option<HeldOut>,
+    reference: Reference,
     place: Place,
+    /// Walks over the training prompts.
+    loader: Loader,
     /// Tokens in a packed row.
     budget: usize,
-    shuffle: bool,
     seed: u64,
     coefficient: Coefficient,
     watch: Watch,
-    /// `epoch` is the iteration, `step_in_epoch` the steps of it that were handed out.
-    at: Cursor,
-    /// What the iteration learns from, once it was drawn.
+    /// Iterations begun: the number of the next draw's stream.
+    iterations: u64,
+    /// Answers drawn.
+    episodes: u64,
+    /// Epochs of prompts before and after the last iteration.
+    epoch: (f64, f64),
+    /// What the iteration learns from, and the steps of it that were handed out.
     answers: Option<Answers>,
+    done: u64,
 }
 
 impl Ppo {
     fn new(
         spec: PpoSpec,
         train: Rollout,
-        valid: Option<Rollout>,
-        reference: Option<Model>,
-        (budget, shuffle, seed): (usize, bool, u64),
+        held_out: Option<HeldOut>,
+        reference: Reference,
+        Prompted { loader, budget, seed, .. }: Prompted,
     ) -> Self {
         let kl = &spec.kl;
         let coefficient = match kl.target {
@@ -84,45 +87,29 @@ impl Ppo {
         };
         let place = match &spec.value {
             ValueSpec::Head(head) => {
-                Place::Head { adapter: reference.is_none().then_some(VALUE), detach: head.detach }
+                let adapter = matches!(reference, Reference::Base).then_some(VALUE);
+                Place::Head { adapter, detach: head.detach }
             }
             ValueSpec::Adapter(_) => Place::Adapter(VALUE),
         };
         let watch = Watch::new(spec.alarms.clone(), KEYS);
-        Self {
+                Self {
             spec,
             train,
-            valid,
+            held_out,
             reference,
             place,
+            loader,
             budget,
-            shuffle,
             seed,
             coefficient,
             watch,
-            at: Cursor::default(),
+            iterations: 0,
+            episodes: 0,
+            epoch: (0.0, 0.0),
             answers: None,
+            done: 0,
         }
-    }
-
-    fn steps_per_iteration(&self) -> u64 {
-        (self.spec.epochs * self.spec.mini_batches) as u64
-    }
-
-    /// The prompts of an iteration: every epoch of prompts in its own order, one after the other.
-    fn prompts_of(&self, iteration: u64) -> Vec<usize> {
-        let prompts = self.train.prompts();
-        let (n, per) = (prompts.len() as u64, self.spec.sampling.prompts as u64);
-        let mut chosen = Vec::with_capacity(per as usize);
-        let mut at = iteration * per;
-        while chosen.len() < per as usize {
-            let order = prompts.mix.order(self.shuffle, self.seed, at / n);
-            let left = per as usize - chosen.len();
-            let part = &order[(at % n) as usize..];
-            chosen.extend(part.iter().take(left).map(|i| *i as usize));
-            at = iteration * per + chosen.len() as u64;
-        }
-        chosen
     }
 
     /// What policy, reference and value function say of samples; advantages and returns are not there yet.
@@ -144,26 +131,19 @@ impl Ppo {
             })?;
             numbers.iter_mut().zip(values).for_each(|(n, [v])| n.values = v);
         }
-        for (n, reference) in numbers.iter_mut().zip(self.of_reference(model, samples)?) {
+        for (n, reference) in numbers.iter_mut().zip(self.reference.log_probs(model, samples, temperature, budget)?) {
             n.reference = reference;
         }
         Ok(numbers)
     }
 
-    /// ln p of the reference.
-    fn of_reference(&self, model: &Model, samples: &[Sample]) -> Result<Vec<Vec<f32>>> {
-        let (temperature, budget) = (self.spec.sampling.temperature, self.budget);
-        let learnt = match &self.reference {
-            Some(copy) => packed::log_probs(copy, samples, temperature, budget, false),
-            None => model.with(None, |model| packed::log_probs(model, samples, temperature, budget, false)),
-        }?;
-        Ok(learnt.log_probs)
-    }
-
     /// Draws and judges the answers of the iteration that begins; what there is to tell of it.
     fn begin_iteration(&mut self, model: &Model) -> Result<Vec<(String, f64)>> {
-        let which = self.prompts_of(self.at.epoch);
-        let samples = self.train.draw(model, &which, 1, self.at.epoch)?;
+        let step = self.loader.next();
+        let prompts: Vec<usize> = step.rows.into_iter().flatten().collect();
+        self.epoch = (self.epoch.1, step.epoch);
+        let samples = self.train.draw(model, &prompts, self.spec.answers, self.iterations)?;
+        self.iterations += 1;
         let mut numbers = self.measure(model, &samples)?;
         let coefficient = self.coefficient.value;
         let divergence = self.divergence(&numbers);
@@ -188,14 +168,17 @@ impl Ppo {
         for ((n, a), r) in numbers.iter_mut().zip(&advantages).zip(&returns) {
             (n.advantages, n.returns) = (narrow(a), narrow(r));
         }
-        let mut means = self.told(&samples, &numbers, coefficient);
+        let mut means = self.objective(&samples, &numbers, coefficient);
+        means.extend(stats::completions(&samples));
+        means.extend(stats::rewards(&samples, self.train.sources()));
         means.extend(explained.map(|e| ("value/explained_variance".to_string(), e)));
         let learnt: Vec<Vec<f32>> = numbers.iter().map(|n| n.log_probs.clone()).collect();
         means.extend(stats::drift(&samples, &learnt));
-        means.push(("episode".into(), ((self.at.epoch + 1) * samples.len() as u64) as f64));
+        self.episodes += samples.len() as u64;
+        means.push(("episode".into(), self.episodes as f64));
         let per_answer: Vec<f64> = divergence.iter().map(|d| d.iter().sum()).collect();
         self.coefficient.update(stats::mean(&per_answer), samples.len());
-        self.answers = Some(Answers { samples, numbers, coefficient });
+        (self.answers, self.done) = (Some(Answers { samples, numbers, coefficient }), 0);
         Ok(means)
     }
 
@@ -206,14 +189,14 @@ impl Ppo {
     }
 
     /// TRL's `objective/…`, over real tokens, and what else is known of answers.
-    fn told(&self, samples: &[Sample], numbers: &[Numbers], coefficient: f64) -> Vec<(String, f64)> {
+    fn objective(&self, samples: &[Sample], numbers: &[Numbers], coefficient: f64) -> Vec<(String, f64)> {
         let sum = |x: &[f64]| x.iter().sum::<f64>();
         let kl: Vec<f64> = self.divergence(numbers).iter().map(|d| sum(d)).collect();
         let surprise: Vec<f64> = numbers.iter().map(|n| -sum(&wide(&n.log_probs))).collect();
         let tokens: f64 = samples.iter().map(|s| s.length() as f64).sum();
         let (kl_mean, kl_variance) = moments(kl.iter().copied());
         let score = samples.iter().map(|s| s.reward).sum::<f64>() / samples.len() as f64;
-        let mut means = vec![
+        vec![
             ("objective/kl".to_string(), kl_mean),
             ("objective/kl_error".into(), (kl_variance / kl.len() as f64).sqrt()),
             ("objective/kl_coef".into(), coefficient),
@@ -223,10 +206,7 @@ impl Ppo {
             ("objective/rlhf_reward".into(), score - coefficient * kl_mean),
             ("objective/scores".into(), score),
             ("val/num_eos_tokens".into(), samples.iter().filter(|s| s.ended).count() as f64),
-        ];
-        means.extend(stats::completions(samples));
-        means.extend(stats::rewards(samples, self.train.rewards().names()));
-        means
+        ]
     }
 
     /// Which answers make a step of the iteration.
@@ -234,7 +214,7 @@ impl Ppo {
         let (parts, step) = (self.spec.mini_batches, step as usize);
         let (pass, part) = (step / parts, step % parts);
         let mut order: Vec<usize> = (0..answers).collect();
-        let place = self.at.epoch * self.spec.epochs as u64 + pass as u64;
+        let place = self.iterations * self.spec.epochs as u64 + pass as u64;
         order.shuffle(&mut rng::stream(self.seed, "mini-batches", place));
         order[part * answers / parts..(part + 1) * answers / parts].to_vec()
     }
@@ -258,38 +238,28 @@ impl Ppo {
 
 impl Method for Ppo {
     fn next_step(&mut self, model: &Model) -> Result<Step> {
-        let mut means = Vec::new();
-        if self.answers.is_none() {
-            if self.at.step_in_epoch > 0 {
-                return Err(Error::bug("an iteration goes on without its answers"));
-            }
-            means = self.begin_iteration(model)?;
-        }
-        let answers = self.answers.as_ref().expect("drawn above");
+        let fresh = self.answers.is_none() || self.done >= self.spec.steps();
+        let means = if fresh { self.begin_iteration(model)? } else { Vec::new() };
+        let Some(answers) = &self.answers else { return Err(Error::bug("an iteration without answers")) };
         let update = self.update(answers.coefficient);
-        let chosen = self.mini_batch(answers.samples.len(), self.at.step_in_epoch);
+        let chosen = self.mini_batch(answers.samples.len(), self.done);
         let micro = packed::rows(&answers.samples, &chosen, self.budget)
             .iter()
             .flat_map(|row| update.batches(answers, row, model.device()))
             .collect();
-        self.at.step_in_epoch += 1;
-        let (done, all) = (self.at.step_in_epoch as f64, self.steps_per_iteration() as f64);
-        let prompts = (self.at.epoch as f64 + done / all) * self.spec.sampling.prompts as f64;
-        if self.at.step_in_epoch == self.steps_per_iteration() {
-            self.at = Cursor { epoch: self.at.epoch + 1, step_in_epoch: 0 };
-            self.answers = None;
-        }
-        Ok(Step { micro, epoch: prompts / self.train.prompts().len() as f64, means })
+        self.done += 1;
+        let share = self.done as f64 / self.spec.steps() as f64;
+        Ok(Step { micro, epoch: self.epoch.0 + share * (self.epoch.1 - self.epoch.0), means })
     }
 
     /// Answers to the validation prompts, drawn from the same streams each time. The divergence is weighed with its
     /// first coefficient, so that one validation compares with another.
     fn validate(&mut self, model: &Model) -> Result<Option<Means>> {
-        let Some(valid) = &mut self.valid else { return Ok(None) };
-        let all: Vec<usize> = (0..valid.prompts().len()).collect();
-        let samples = valid.evaluate(model, &all)?;
+        let Some(held_out) = &mut self.held_out else { return Ok(None) };
+        let (samples, mut means) = held_out.validate(model, self.iterations == 0)?;
         let numbers = self.measure(model, &samples)?;
-        Ok(Some(self.told(&samples, &numbers, self.spec.kl.coef).into_iter().collect()))
+        means.extend(self.objective(&samples, &numbers, self.spec.kl.coef));
+        Ok(Some(means))
     }
 
     fn aim(&self) -> Aim {
@@ -301,58 +271,76 @@ impl Method for Ppo {
     }
 
     fn prompts(&self, most: usize) -> Vec<Prompt> {
-        let rows = &self.valid.as_ref().unwrap_or(&self.train).prompts().rows;
-        rows.iter().take(most).map(|r| Prompt { ids: r.ids.clone(), answer: Vec::new() }).collect()
+        let valid = self.held_out.as_ref().map(|h| h.rollout().prompts());
+        rollout::rows::shown(valid, self.train.prompts(), self.train.tokenizer(), most)
     }
 
     fn steps_for(&self, epochs: f64) -> u64 {
-        rows::steps(&self.spec, self.train.prompts().len(), epochs)
+        self.loader.steps_for(epochs) * self.spec.steps()
     }
 
     fn cursor(&self) -> Cursor {
-        self.at
+        self.loader.cursor()
     }
 
     fn rewind(&mut self, at: Cursor) -> Result<()> {
-        if at.step_in_epoch >= self.steps_per_iteration() {
-            return Err(Error::user(format!(
-                "the checkpoint stands at step {} of an iteration that has {}",
-                at.step_in_epoch,
-                self.steps_per_iteration()
-            ))
-            .hint("the recipe changed since; start a new run"));
-        }
-        (self.at, self.answers) = (at, None);
-        Ok(())
+        self.loader.rewind(at)
     }
 
-    fn state(&self) -> BTreeMap<String, Tensor> {
-        let mut state = BTreeMap::new();
-        state.insert("kl_coefficient".to_string(), Tensor::from_slice(&[self.coefficient.value]));
-        state.insert("alarms".to_string(), Tensor::from_slice(&self.watch.numbers()));
-        if let Some(answers) = &self.answers {
-            answers.save(&mut state, self.train.rewards().names().count());
+    fn state(&self) -> State {
+        let mut state = State::new();
+        let standing = [
+            self.iterations as f64,
+            self.episodes as f64,
+            self.done as f64,
+            self.epoch.0,
+            self.epoch.1,
+            self.coefficient.value,
+        ];
+        state.insert("standing".into(), Tensor::from_slice(&standing));
+        state.insert("alarms".into(), Tensor::from_slice(&self.watch.numbers()));
+        if let Some(held_out) = &self.held_out {
+            held_out.put(&mut state);
+        }
+        // What is learnt to the end is not needed again.
+        if let Some(answers) = self.answers.as_ref().filter(|_| self.done < self.spec.steps()) {
+            answers.save(&mut state, self.train.sources().count());
         }
         state
     }
 
-    fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
-        let number = |name: &str| -> Result<Vec<f64>> {
-            let t = state.get(name).ok_or_else(|| {
-                Error::user(format!("method.safetensors has no tensor `{name}`"))
-                    .hint("the checkpoint is damaged: go back to an earlier one, or start anew with --overwrite")
-            })?;
-            Ok(Vec::<f64>::try_from(t)?)
+    fn restore(&mut self, state: State) -> Result<()> {
+        let numbers = |name: &str| -> Result<Vec<f64>> {
+            Ok(Vec::<f64>::try_from(state.get(name).ok_or_else(|| damaged(&format!("no tensor `{name}`")))?)?)
         };
-        self.coefficient.value = number("kl_coefficient")?.first().copied().unwrap_or(self.spec.kl.coef);
-        self.watch.restore(&number("alarms")?);
+        let standing = numbers("standing")?;
+        let [iterations, episodes, done, before, after, coefficient] = standing[..] else {
+            return Err(damaged(&format!("`standing` has {} numbers, expected 6", standing.len())));
+        };
+        (self.iterations, self.episodes, self.done) = (iterations as u64, episodes as u64, done as u64);
+        (self.epoch, self.coefficient.value) = ((before, after), coefficient);
+        self.watch.restore(&numbers("alarms")?);
+        if let Some(held_out) = &mut self.held_out {
+            held_out.take(&state)?;
+        }
         self.answers = Answers::load(&state)?;
         Ok(())
     }
 
     fn finish(&mut self, model: &Model, out: &Path) -> Result<()> {
-        report::write(self, model, out)
+        let Some(held_out) = &mut self.held_out else { return Ok(()) };
+        if !held_out.begun() {
+            // Not measured at the start: the reference is what the policy was then.
+            self.reference.with(model, |reference| held_out.validate(reference, true))?;
+        }
+        held_out.finish(model, out, self.seed)
     }
+}
+
+/// A checkpoint's method.safetensors cannot be read.
+fn damaged(what: &str) -> Error {
+    Error::user(format!("method.safetensors: {what}"))
+        .hint("the checkpoint is damaged: go back to an earlier one, or start anew with --overwrite")
 }
 
 fn wide(x: &[f32]) -> Vec<f64> {

@@ -15,9 +15,13 @@ pub struct PpoSpec {
     /// What answers are rewarded for; the weighted sum counts.
     #[schemars(length(min = 1))]
     pub rewards: Vec<RewardSpec>,
-    /// How answers are drawn. An iteration answers `prompts` prompts, each once.
+    /// How answers are drawn.
     #[serde(default)]
     pub sampling: SamplingSpec,
+    /// Answers to each prompt of an iteration.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    pub answers: usize,
     /// Passes over an iteration's answers.
     #[serde(default = "epochs")]
     #[schemars(range(min = 1))]
@@ -69,6 +73,13 @@ pub struct PpoSpec {
     /// Use a reward model even where its report card is below the limits.
     #[serde(default)]
     pub force: bool,
+}
+
+impl PpoSpec {
+    /// Optimiser steps of an iteration.
+    pub fn steps(&self) -> u64 {
+        (self.epochs * self.mini_batches) as u64
+    }
 }
 
 /// The value function.

@@ -7,28 +7,31 @@ use crate::generate::{Engine, Finished, Limits, Request, Settings, Stop};
 use crate::models::Model;
 use crate::rewards::{Rewards, Scored};
 use crate::rng;
+use std::cell::RefCell;
 use std::rc::Rc;
 
 /// Draws answers to prompts and has them judged.
 pub struct Rollout {
     prompts: Rc<Prompts>,
     tokenizer: Rc<ChatTokenizer>,
-    rewards: Rewards,
+    rewards: Rc<RefCell<Rewards>>,
+    sources: Vec<String>,
     spec: SamplingSpec,
     seed: u64,
 }
 
 impl Rollout {
-    /// Answers to `prompts`; every row is looked at for what the rewards read.
+    /// Answers to `prompts`; every row is looked at for what the rewards read. Several rollouts may share the rewards.
     pub fn new(
         prompts: Rc<Prompts>,
         tokenizer: Rc<ChatTokenizer>,
-        rewards: Rewards,
+        rewards: Rc<RefCell<Rewards>>,
         spec: SamplingSpec,
         seed: u64,
     ) -> Result<Self> {
-        rewards.check(&prompts)?;
-        Ok(Self { prompts, tokenizer, rewards, spec, seed })
+        rewards.borrow().check(&prompts)?;
+        let sources = rewards.borrow().names().map(String::from).collect();
+        Ok(Self { prompts, tokenizer, rewards, sources, spec, seed })
     }
 
     pub fn prompts(&self) -> &Prompts {
@@ -39,8 +42,9 @@ impl Rollout {
         &self.tokenizer
     }
 
-    pub fn rewards(&self) -> &Rewards {
-        &self.rewards
+    /// The names of the sources of rewards, in the order of `Sample::rewards`.
+    pub fn sources(&self) -> impl Iterator<Item = &str> {
+        self.sources.iter().map(String::as_str)
     }
 
     pub fn spec(&self) -> &SamplingSpec {
@@ -112,7 +116,7 @@ impl Rollout {
     }
 
     /// Fills in the rewards.
-    fn judge(&mut self, model: &Model, samples: &mut [Sample]) -> Result<()> {
+    fn judge(&self, model: &Model, samples: &mut [Sample]) -> Result<()> {
         let stops = self.tokenizer.stop_ids();
         let scored: Vec<Scored> = samples
             .iter()
@@ -126,10 +130,11 @@ impl Rollout {
                 }
             })
             .collect();
-        let rewards = self.rewards.score(model, &scored)?;
+        let mut judges = self.rewards.borrow_mut();
+        let rewards = judges.score(model, &scored)?;
         for (sample, rewards) in samples.iter_mut().zip(rewards) {
             let penalty = if sample.ended { 0.0 } else { self.spec.missing_eos_penalty };
-            sample.reward = self.rewards.total(&rewards) - penalty;
+            sample.reward = judges.total(&rewards) - penalty;
             sample.rewards = rewards;
         }
         Ok(())

@@ -1,21 +1,42 @@
 //! Rollouts: answers drawn from the model as it is, with the log-probabilities of the very distribution that drew them,
 //! and judged. What PPO, GRPO and RLOO learn from.
 //!
-//! draw: prompts in, samples out. packed: samples as packed rows to learn from. stats: numbers of a rollout under TRL's
-//! names. keep: samples as tensors, for checkpoints.
+//! draw: prompts in, samples out. packed: samples as packed rows to learn from. reference: what they were worth to the
+//! model before training. stats: numbers of a rollout under TRL's names. watch: what they say is wrong. held_out: the
+//! same prompts before and after. keep: samples as tensors, for checkpoints. rows: prompts as the rows of a run. cycle:
+//! draw, learn in several steps, draw again: all that GRPO and RLOO share.
 //!
 //! Invariant: a draw is a function of the weights, the prompts and (seed, stream number): each answer has a random
 //! stream of its own, so that it depends neither on the answers beside it nor on what was drawn before.
 
+pub mod cycle;
 mod draw;
+pub mod held_out;
 pub mod keep;
 pub mod packed;
+pub mod reference;
+pub mod rows;
 pub mod spec;
 pub mod stats;
+pub mod watch;
 
+pub use cycle::{Cycle, Rule, Terms};
 pub use draw::Rollout;
-pub use packed::{Packed, log_probs};
-pub use spec::SamplingSpec;
+pub use held_out::HeldOut;
+pub use packed::{Learnt, Packed, log_probs};
+pub use reference::Reference;
+pub use rows::{PromptRows, Prompted};
+pub use spec::{LimitSpec, SamplingSpec};
+pub use watch::Watch;
+
+use super::Parts;
+use crate::error::Result;
+use crate::rewards::RewardSpec;
+
+/// What a model is made of whose answers these rewards judge.
+pub fn parts(_rewards: &[RewardSpec]) -> Result<Parts> {
+    Ok(Parts::default())
+}
 
 /// An answer that was drawn.
 #[derive(Debug, Clone, PartialEq)]

@@ -54,3 +54,23 @@ impl SamplingSpec {
         })
     }
 }
+
+/// Where a run is in trouble.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitSpec {
+    /// The run stops and keeps its best checkpoint when answers are further than this from the reference: nats an
+    /// answer, `objective/kl`. The reference is asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
+    pub kl: Option<f64>,
+    /// An alarm is given when log-probabilities of drawing and of learning differ by more than this on the mean.
+    #[schemars(range(min = 0.0))]
+    pub drift: f64,
+}
+
+impl Default for LimitSpec {
+    fn default() -> Self {
+        Self { kl: None, drift: 0.1 }
+    }
+}

@@ -1,0 +1,29 @@
+//! How good an answer is beside the others to its prompt: `A = (r - mean) / (std + 1e-4)`, or `r - mean`.
+//!
+//! Shao et al. 2024 (arXiv 2402.03300), section 4.1.2; without the deviation Liu et al. 2025 (arXiv 2503.20783), eq. 3.
+//! The deviation is the unbiased one and 1e-4 TRL's. Departure from TRL: where all rewards of a group are the same, the
+//! advantage is exactly 0, and not what is left of rounding over 1e-4.
+
+use super::spec::ScaleRewards;
+use crate::methods::rollout::cycle::{Advantages, Drawn};
+use crate::methods::rollout::stats::{deviation, mean};
+
+/// Added to the deviation.
+const EPSILON: f64 = 1e-4;
+/// A deviation that is none.
+pub const NONE: f64 = 1e-8;
+
+/// One an answer; `flat` is the share of answers whose deviation (of the group, or of the batch) is none.
+pub fn advantages(drawn: &Drawn, scale: ScaleRewards) -> Advantages {
+    let whole = deviation(drawn.rewards);
+    let (mut values, mut flat) = (Vec::with_capacity(drawn.rewards.len()), 0);
+    for group in drawn.rewards.chunks(drawn.answers) {
+        let (middle, own) = (mean(group), deviation(group));
+        let spread = if scale == ScaleRewards::Batch { whole } else { own };
+        flat += if spread < NONE { group.len() } else { 0 };
+        let divisor = if scale == ScaleRewards::None { 1.0 } else { spread + EPSILON };
+        values.extend(group.iter().map(|r| if own < NONE { 0.0 } else { (r - middle) / divisor }));
+    }
+    let flat = flat as f64 / drawn.rewards.len().max(1) as f64;
+    Advantages { values, flat, more: Vec::new() }
+}

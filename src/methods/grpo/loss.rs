@@ -1,0 +1,80 @@
+//! The loss of GRPO and its variants.
+//!
+//! Of token t of answer i, with r = exp(new - old), A the answer's advantage and d = reference - new:
+//!
+//! ```text
+//! l = - min( min(r, delta) A, clip(r, 1 - e_low, 1 + e_high) A )  +  beta · r (exp(d) - d - 1)
+//! grpo     1/G Σ_i 1/|o_i| Σ_t l      Shao et al. 2024, arXiv 2402.03300, eq. 3 and 4
+//! dr_grpo  1/G Σ_i 1/L Σ_t l          Liu et al. 2025, arXiv 2503.20783, eq. 2; L is the longest length allowed
+//! dapo     1/Σ|o_i| Σ_i Σ_t l         Yu et al. 2025, arXiv 2503.14476, eq. 8
+//! gspo     as grpo, r_i = exp(1/|o_i| Σ_t (new - old))   Zheng et al. 2025, arXiv 2507.18071, eq. 5 and 7
+//! ```
+//!
+//! Departures, all of them TRL's: the KL term has the ratio in front (`kl_correction`), which the papers lack; `min(r,
+//! delta)` is two-sided clipping (arXiv 2505.07291, eq. 3); with `entropy`, the mean over tokens of the entropy times
+//! the coefficient is taken off. Means over tokens are over those of the optimiser step.
+
+use super::spec::{GrpoLoss, GrpoSpec};
+use crate::methods::rollout::Terms;
+use crate::models::loss::Extreme;
+use crate::models::{Loss, Metrics};
+use crate::nn::head::Scores;
+use tch::{Kind, Tensor};
+
+/// The SUM over answers (over tokens for `dapo`); `longest` is the longest length allowed.
+pub fn loss(spec: &GrpoSpec, longest: usize, scores: &Scores, terms: &Terms) -> Loss {
+    let new = &scores.log_probs;
+    let whole = spec.loss == GrpoLoss::Gspo;
+    let log_ratio = new - terms.old;
+    // (N), or (S) where an answer has one ratio.
+    let ratio = match whole {
+        true => (terms.per_answer(&log_ratio) / terms.lengths).exp(),
+        false => log_ratio.exp(),
+    };
+    let advantages = if whole { terms.advantages.shallow_clone() } else { terms.per_token(terms.advantages) };
+    let (low, high) = spec.clip();
+    let clipped = ratio.clamp(1.0 - low, 1.0 + high);
+    let bounded = spec.delta.map_or_else(|| ratio.shallow_clone(), |delta| ratio.clamp_max(delta));
+    let policy = -(&bounded * &advantages).minimum(&(&clipped * &advantages));
+    let mut lost = if whole { terms.per_token(&policy) } else { policy };
+    let mut metrics = Metrics::default();
+    let (tokens, answers) = terms.counts();
+    if let Some(reference) = terms.reference.filter(|_| spec.beta != 0.0) {
+        let gap = reference - new;
+        let mut kl = gap.exp() - &gap - 1.0;
+        if spec.kl_correction {
+            kl = kl * if whole { terms.per_token(&ratio) } else { ratio.shallow_clone() };
+        }
+        metrics.add("kl", &kl.sum(Kind::Float), tokens);
+        lost = lost + kl * spec.beta;
+    }
+    let sum = match spec.loss {
+        GrpoLoss::Grpo | GrpoLoss::Gspo => (lost / terms.per_token(terms.lengths)).sum(Kind::Float),
+        GrpoLoss::DrGrpo => lost.sum(Kind::Float) / longest as f64,
+        GrpoLoss::Dapo => lost.sum(Kind::Float),
+    };
+    let sum = match scores.entropy.as_ref().filter(|_| spec.entropy != 0.0) {
+        Some(entropy) => sum - entropy.sum(Kind::Float) * (spec.entropy * terms.per_token),
+        None => sum,
+    };
+    let is_low = bounded.lt(1.0 - low).logical_and(&advantages.lt(0.0)).to_kind(Kind::Float);
+    let is_high = bounded.gt(1.0 + high).logical_and(&advantages.gt(0.0)).to_kind(Kind::Float);
+    clip_ratios(&mut metrics, terms, &is_low, &is_high, if whole { answers } else { tokens });
+    Loss { sum, metrics }
+}
+
+/// `clip_ratio/…` from marks (N) or (S), `count` of them with those of idle answers.
+pub fn clip_ratios(metrics: &mut Metrics, terms: &Terms, is_low: &Tensor, is_high: &Tensor, count: f64) {
+    let (low, high) = (is_low.sum(Kind::Float), is_high.sum(Kind::Float));
+    metrics.add("clip_ratio/region_mean", &(&low + &high), count);
+    metrics.add("clip_ratio/low_mean", &low, count);
+    metrics.add("clip_ratio/high_mean", &high, count);
+    let whole = is_low.size() == terms.lengths.size() && is_low.size() != terms.owner.size();
+    let share = |marks: &Tensor| match whole {
+        true => marks.shallow_clone(),
+        false => terms.per_answer(marks) / terms.lengths,
+    };
+    let idle = Tensor::zeros([i64::from(terms.idle.sequences > 0.0)], (Kind::Float, is_low.device()));
+    metrics.keep("clip_ratio/low_min", &Tensor::cat(&[&share(is_low), &idle], 0), Extreme::Least);
+    metrics.keep("clip_ratio/high_max", &Tensor::cat(&[&share(is_high), &idle], 0), Extreme::Most);
+}

@@ -1,0 +1,58 @@
+//! Group-relative policy optimisation: answers drawn in groups, judged, and learnt by how much better each is than its
+//! group. There is no value model. What is drawn when is `rollout::Cycle`'s; here is what rewards become, and the loss.
+
+pub mod advantage;
+pub mod loss;
+pub mod spec;
+
+pub use spec::GrpoSpec;
+
+use super::rollout::cycle::{Advantages, Drawn, Items, Plan};
+use super::rollout::{Rule, Terms, rows};
+use super::{Ground, Rows};
+use crate::error::Result;
+use crate::models::Loss;
+use crate::nn::head::Scores;
+use spec::GrpoLoss;
+
+/// GRPO as its recipe says.
+pub struct Grpo(pub GrpoSpec);
+
+impl Grpo {
+    /// How a draw is learnt.
+    pub fn plan(&self) -> Plan {
+        let spec = &self.0;
+        Plan {
+            answers: spec.answers,
+            passes: spec.passes,
+            mini_batches: spec.mini_batches,
+            mask_truncated: spec.mask_truncated,
+            resample: spec.resample,
+            reference: spec.beta != 0.0 || spec.limits.kl.is_some(),
+            entropy: spec.entropy != 0.0,
+            sparse: spec.beta == 0.0 && spec.entropy == 0.0,
+            limits: spec.limits.clone(),
+        }
+    }
+}
+
+impl Rule for Grpo {
+    fn advantages(&self, drawn: &Drawn) -> Advantages {
+        advantage::advantages(drawn, self.0.scale())
+    }
+
+    fn items(&self) -> Items {
+        if self.0.loss == GrpoLoss::Dapo { Items::Tokens } else { Items::Sequences }
+    }
+
+    fn loss(&self, scores: &Scores, terms: &Terms) -> Loss {
+        loss::loss(&self.0, self.0.sampling.max_new_tokens, scores, terms)
+    }
+}
+
+/// Reads the prompts and opens the rewards.
+pub fn rows(spec: &GrpoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
+    let rule = Grpo(spec.clone());
+    let plan = rule.plan();
+    rows::open(ground, "method.grpo", &spec.rewards, &spec.sampling, plan, rule)
+}

@@ -1,0 +1,489 @@
+//! Draw answers, learn from them in several steps, draw again: all that GRPO and RLOO share. A method says how rewards
+//! become advantages, and what is lost (`Rule`).
+//!
+//! Each draw is scored once more in the form in which it is learnt, packed and without a cache: these are the old
+//! log-probabilities, so that the first step's ratios are 1 whatever the dtype; the difference from those that drew is
+//! reported. Answers whose advantage is 0 teach nothing and are left out of the pass; they count in every mean.
+//!
+//! Invariant: where the cycle stands is (cursor, state): what is drawn next depends on nothing else but the weights.
+
+use super::keep::{self, State};
+use super::packed::{self, Packed};
+use super::rows::{self, Prompted};
+use super::{HeldOut, LimitSpec, Reference, Rollout, Sample, Watch, log_probs, stats};
+use crate::data::{Cursor, Loader};
+use crate::error::{Error, Result};
+use crate::methods::{Aim, Alarm, Batch, Means, Method, Prompt, Step};
+use crate::models::{Loss, Metrics, Model, Output};
+use crate::nn::{Tokens, head::Scores};
+use crate::rng;
+use rand::seq::SliceRandom;
+use std::path::Path;
+use std::rc::Rc;
+use tch::{Device, Kind, Tensor};
+
+/// How a draw is learnt.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Answers to each prompt.
+    pub answers: usize,
+    /// Passes over a draw, and optimiser steps of a pass.
+    pub passes: usize,
+    pub mini_batches: usize,
+    /// Answers that were cut off are not learnt.
+    pub mask_truncated: bool,
+    /// How often prompts whose answers all got the same reward are replaced by others.
+    pub resample: usize,
+    /// Whether the reference is asked.
+    pub reference: bool,
+    /// Whether the entropy's gradient is needed.
+    pub entropy: bool,
+    /// Whether answers without an advantage can be left out: nothing but the advantage moves them.
+    pub sparse: bool,
+    pub limits: LimitSpec,
+}
+
+/// What rewards become.
+pub struct Advantages {
+    /// One an answer.
+    pub values: Vec<f64>,
+    /// The share of answers in groups (or batches) without a difference in reward.
+    pub flat: f64,
+    /// What else there is to log.
+    pub more: Vec<(String, f64)>,
+}
+
+/// A draw as advantages are made of it. The answers to one prompt stand together.
+pub struct Drawn<'a> {
+    pub rewards: &'a [f64],
+    /// Answers to each prompt.
+    pub answers: usize,
+    /// Tokens of each answer.
+    pub lengths: &'a [f64],
+    /// The sum of `old - reference` over each answer's tokens, where the reference is asked.
+    pub kl: Option<&'a [f64]>,
+}
+
+/// What a loss divides by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Items {
+    Tokens,
+    Sequences,
+}
+
+/// Answers that are left out of a pass and still count.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Idle {
+    pub sequences: f64,
+    pub tokens: f64,
+}
+
+/// What a loss is made of: N tokens of S answers.
+pub struct Terms<'a> {
+    /// (N) log-probabilities before the first step.
+    pub old: &'a Tensor,
+    /// (N) those of the reference.
+    pub reference: Option<&'a Tensor>,
+    /// (S)
+    pub advantages: &'a Tensor,
+    /// (N) which answer each token belongs to.
+    pub owner: &'a Tensor,
+    /// (S) tokens of each answer.
+    pub lengths: &'a Tensor,
+    /// Items of the whole step over its tokens: what one token's share of a mean over tokens weighs.
+    pub per_token: f64,
+    pub idle: Idle,
+}
+
+impl Terms<'_> {
+    /// (N) -> (S): sums over the tokens of each answer.
+    pub fn per_answer(&self, x: &Tensor) -> Tensor {
+        Tensor::zeros([self.lengths.size()[0]], (Kind::Float, x.device())).index_add(0, self.owner, x)
+    }
+
+    /// (S) -> (N): each token gets what its answer has.
+    pub fn per_token(&self, x: &Tensor) -> Tensor {
+        x.index_select(0, self.owner)
+    }
+
+    /// The numbers of tokens and of answers, idle ones too.
+    pub fn counts(&self) -> (f64, f64) {
+        let tokens = self.owner.size()[0] as f64 + self.idle.tokens;
+        (tokens, self.lengths.size()[0] as f64 + self.idle.sequences)
+    }
+}
+
+/// What a method says of a draw.
+pub trait Rule {
+    /// What the rewards of a draw become.
+    fn advantages(&self, drawn: &Drawn) -> Advantages;
+    /// What the loss sums over.
+    fn items(&self) -> Items;
+    /// The SUM of the loss over the items, with metrics other than itself; pure.
+    fn loss(&self, scores: &Scores, terms: &Terms) -> Loss;
+}
+
+/// An answer with what is learnt from it.
+struct Answer {
+    sample: Sample,
+    old: Vec<f32>,
+    reference: Option<Vec<f32>>,
+    advantage: f64,
+}
+
+/// Some answers as one packed row.
+struct Lesson<R> {
+    rule: Rc<R>,
+    packed: Packed,
+    old: Tensor,
+    reference: Option<Tensor>,
+    advantages: Tensor,
+    temperature: f64,
+    entropy: bool,
+    items: f64,
+    per_token: f64,
+    idle: Idle,
+    /// Nothing of it is learnt: it stands where a step would have no pass.
+    void: bool,
+}
+
+impl<R: Rule> Batch for Lesson<R> {
+    fn tokens(&self) -> &Tokens {
+        &self.packed.tokens
+    }
+
+    fn items(&self) -> f64 {
+        self.items
+    }
+
+    fn loss(&self, out: &Output) -> Loss {
+        let scores = out.scores(&self.packed.at, &self.packed.targets, self.temperature, self.entropy);
+        let terms = Terms {
+            old: &self.old,
+            reference: self.reference.as_ref(),
+            advantages: &self.advantages,
+            owner: &self.packed.owner,
+            lengths: &self.packed.lengths,
+            per_token: self.per_token,
+            idle: self.idle,
+        };
+        if self.void {
+            let sum = scores.log_probs.sum(Kind::Float) * 0.0;
+            let mut metrics = Metrics::default();
+            metrics.add("loss", &sum, self.items);
+            return Loss { sum, metrics };
+        }
+        let mut loss = self.rule.loss(&scores, &terms);
+        loss.metrics.add("loss", &loss.sum, self.items);
+        loss
+    }
+}
+
+/// The method over prompts.
+pub struct Cycle<R> {
+    rule: Rc<R>,
+    plan: Plan,
+    rollout: Rollout,
+    held_out: Option<HeldOut>,
+    reference: Option<Reference>,
+    loader: Loader,
+    budget: usize,
+    seed: u64,
+    watch: Watch,
+    /// Number of the next draw.
+    stream: u64,
+    /// Tokens of all prompts and answers so far.
+    seen: f64,
+    /// Epochs done with the last draw.
+    epoch: f64,
+    /// What was drawn last, and how many steps were learnt from it.
+    answers: Vec<Answer>,
+    done: usize,
+}
+
+impl<R: Rule + 'static> Cycle<R> {
+    /// `rollout` draws from the training prompts, `held_out` knows the validation prompts.
+    pub fn new(
+        rule: R,
+        plan: Plan,
+        rollout: Rollout,
+        held_out: Option<HeldOut>,
+        prompted: Prompted,
+        model: &Model,
+    ) -> Result<Self> {
+        let reference = plan.reference.then(|| Reference::of(model)).transpose()?;
+        let Prompted { loader, budget, seed, .. } = prompted;
+        Ok(Self {
+            rule: Rc::new(rule),
+            watch: Watch::new(plan.limits.clone()),
+            plan,
+            rollout,
+            held_out,
+            reference,
+            loader,
+            budget,
+            seed,
+            stream: 0,
+            seen: 0.0,
+            epoch: 0.0,
+            answers: Vec::new(),
+            done: 0,
+        })
+    }
+
+    /// Steps learnt from one draw.
+    fn steps(&self) -> usize {
+        self.plan.passes * self.plan.mini_batches
+    }
+
+    /// Draws, judges and weighs; the numbers of it.
+    fn draw(&mut self, model: &Model) -> Result<Vec<(String, f64)>> {
+        let mut numbers = Vec::new();
+        let samples = self.samples(model, &mut numbers)?;
+        self.seen += samples.iter().map(|s| s.ids.len() as f64).sum::<f64>();
+        let temperature = self.rollout.spec().temperature;
+        let learnt = log_probs(model, &samples, temperature, self.budget, true)?;
+        let reference = self.reference.as_ref();
+        let reference = reference.map(|r| r.log_probs(model, &samples, temperature, self.budget)).transpose()?;
+        let sums = reference.as_ref().map(|r| gaps(&learnt.log_probs, r));
+        let rewards: Vec<f64> = samples.iter().map(|s| s.reward).collect();
+        let lengths: Vec<f64> = samples.iter().map(|s| s.length() as f64).collect();
+        let answers = self.plan.answers;
+        let drawn = Drawn { rewards: &rewards, answers, lengths: &lengths, kl: sums.as_deref() };
+        let Advantages { values, flat, more } = self.rule.advantages(&drawn);
+        numbers.push(("num_tokens".into(), self.seen));
+        numbers.extend(stats::completions(&samples));
+        numbers.extend(stats::rewards(&samples, self.rollout.sources()));
+        numbers.push(("frac_reward_zero_std".into(), flat));
+        let entropy: Vec<f64> = learnt.entropy.iter().flatten().flatten().map(|x| f64::from(*x)).collect();
+        numbers.push(("entropy".into(), stats::mean(&entropy)));
+        numbers.extend(stats::drift(&samples, &learnt.log_probs));
+        numbers.extend(sums.iter().map(|sums| ("objective/kl".to_string(), stats::mean(sums))));
+        numbers.extend(more);
+        let mut reference = reference.map(Vec::into_iter);
+        let answers = samples.into_iter().zip(learnt.log_probs).zip(values);
+        self.answers = answers
+            .map(|((sample, old), advantage)| Answer {
+                sample,
+                old,
+                reference: reference.as_mut().and_then(Iterator::next),
+                advantage,
+            })
+            .collect();
+        self.done = 0;
+        Ok(numbers)
+    }
+
+    /// The answers of a draw; groups without a difference in reward make place for others, as often as the plan says
+    /// (dynamic sampling, DAPO, Yu et al. 2025, arXiv 2503.14476, section 3.2).
+    fn samples(&mut self, model: &Model, numbers: &mut Vec<(String, f64)>) -> Result<Vec<Sample>> {
+        let (mut telling, mut flat): (Vec<Sample>, Vec<Sample>) = (Vec::new(), Vec::new());
+        let (mut wanted, mut draws) = (0, 0);
+        loop {
+            let step = self.loader.next();
+            self.epoch = step.epoch;
+            let prompts: Vec<usize> = step.rows.into_iter().flatten().collect();
+            wanted = wanted.max(prompts.len());
+            let drawn = self.rollout.draw(model, &prompts, self.plan.answers, self.stream)?;
+            self.stream += 1;
+            draws += 1;
+            for group in drawn.chunks(self.plan.answers) {
+                let differ = group.iter().any(|s| s.reward != group[0].reward);
+                if differ { &mut telling } else { &mut flat }.extend_from_slice(group);
+            }
+            if telling.len() >= wanted * self.plan.answers || draws > self.plan.resample {
+                break;
+            }
+        }
+        if self.plan.resample > 0 {
+            numbers.push(("resampled".into(), f64::from(draws as u32 - 1)));
+        }
+        telling.extend(flat);
+        telling.truncate(wanted * self.plan.answers);
+        Ok(telling)
+    }
+
+    /// The answers of the next mini-batch, in the order in which they are learnt.
+    fn chosen(&self) -> Vec<usize> {
+        let (pass, part) = (self.done / self.plan.mini_batches, self.done % self.plan.mini_batches);
+        let mut order: Vec<usize> = (0..self.answers.len()).collect();
+        if self.plan.mini_batches > 1 {
+            order.shuffle(&mut rng::stream(self.seed, &format!("mini-batches {}", self.stream), pass as u64));
+        }
+        let (from, to) = (part * order.len() / self.plan.mini_batches, (part + 1) * order.len() / self.plan.mini_batches);
+        order[from..to].to_vec()
+    }
+
+    /// Packed rows of one optimiser step.
+    fn lessons(&self, device: Device) -> Vec<Box<dyn Batch>> {
+        let chosen = self.chosen();
+        let sample = |i: &usize| &self.answers[*i].sample;
+        let learnt = |i: &&usize| !self.plan.mask_truncated || sample(i).ended;
+        let moves = |i: &&usize| !self.plan.sparse || self.answers[**i].advantage != 0.0;
+        let tokens: f64 = chosen.iter().filter(learnt).map(|i| sample(i).length() as f64).sum();
+        let items = match self.rule.items() {
+            Items::Tokens => tokens,
+            Items::Sequences => chosen.len() as f64,
+        };
+        let mut kept: Vec<usize> = chosen.iter().filter(learnt).filter(moves).copied().collect();
+        // A step has a pass, even where it moves nothing: that of the shortest answer.
+        let shortest = |of: &mut dyn Iterator<Item = &usize>| of.min_by_key(|i| sample(i).ids.len()).copied();
+        let void = !chosen.iter().any(|i| learnt(&i));
+        if kept.is_empty() {
+            kept.extend(shortest(&mut chosen.iter().filter(|i| void || learnt(i))));
+        }
+        let mut idle = Idle {
+            sequences: (chosen.iter().filter(learnt).count() as f64 - kept.len() as f64).max(0.0),
+            tokens: (tokens - kept.iter().map(|i| sample(i).length() as f64).sum::<f64>()).max(0.0),
+        };
+        let mut left = items.max(1.0);
+        let samples: Vec<Sample> = kept.iter().map(|i| sample(i).clone()).collect();
+        let order: Vec<usize> = (0..kept.len()).collect();
+        let rows = packed::rows(&samples, &order, self.budget);
+        let last = rows.len().saturating_sub(1);
+        let mut lessons: Vec<Box<dyn Batch>> = Vec::new();
+        for (n, row) in rows.iter().enumerate() {
+            let row: Vec<&Answer> = row.iter().map(|i| &self.answers[kept[*i]]).collect();
+            let packed = Packed::new(&row.iter().map(|a| &a.sample).collect::<Vec<_>>(), device);
+            let own = match self.rule.items() {
+                Items::Tokens => packed.count(),
+                Items::Sequences => row.len() as f64,
+            };
+            // What is left out counts with the last row, so that all rows together count every item once.
+            let own = if n == last { left } else { own };
+            left -= own;
+            let column = |of: &dyn Fn(&Answer) -> Vec<f32>| {
+                Tensor::from_slice(&row.iter().flat_map(|a| of(a)).collect::<Vec<f32>>()).to_device(device)
+            };
+            lessons.push(Box::new(Lesson {
+                rule: self.rule.clone(),
+                old: column(&|a| a.old.clone()),
+                reference: self.reference.as_ref().map(|_| column(&|a| a.reference.clone().unwrap_or_default())),
+                advantages: column(&|a| vec![a.advantage as f32]),
+                temperature: self.rollout.spec().temperature,
+                entropy: self.plan.entropy,
+                items: own,
+                per_token: items.max(1.0) / tokens.max(1.0),
+                idle: if n == last { std::mem::take(&mut idle) } else { Idle::default() },
+                void,
+                packed,
+            }));
+        }
+        lessons
+    }
+}
+
+/// The sum of `a - b` over the tokens of each answer.
+fn gaps(a: &[Vec<f32>], b: &[Vec<f32>]) -> Vec<f64> {
+    let one = |(a, b): (&Vec<f32>, &Vec<f32>)| a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)).sum();
+    a.iter().zip(b).map(one).collect()
+}
+
+impl<R: Rule + 'static> Method for Cycle<R> {
+    fn next_step(&mut self, model: &Model) -> Result<Step> {
+        let fresh = self.answers.is_empty() || self.done >= self.steps();
+        let means = if fresh { self.draw(model)? } else { Vec::new() };
+        let micro = self.lessons(model.device());
+        self.done += 1;
+        Ok(Step { micro, epoch: self.epoch, means })
+    }
+
+    fn validate(&mut self, model: &Model) -> Result<Option<Means>> {
+        let first = self.stream == 0;
+        self.held_out.as_mut().map(|h| h.validate(model, first).map(|(_, means)| means)).transpose()
+    }
+
+    fn aim(&self) -> Aim {
+        Aim { metric: "reward", higher: true }
+    }
+
+    fn alarms(&mut self, means: &Means) -> Vec<Alarm> {
+        self.watch.look(means)
+    }
+
+    fn prompts(&self, most: usize) -> Vec<Prompt> {
+        let valid = self.held_out.as_ref().map(|h| h.rollout().prompts());
+        rows::shown(valid, self.rollout.prompts(), self.rollout.tokenizer(), most)
+    }
+
+    fn steps_for(&self, epochs: f64) -> u64 {
+        self.loader.steps_for(epochs) * self.steps() as u64
+    }
+
+    fn cursor(&self) -> Cursor {
+        self.loader.cursor()
+    }
+
+    fn rewind(&mut self, at: Cursor) -> Result<()> {
+        self.loader.rewind(at)
+    }
+
+    fn state(&self) -> State {
+        let mut state = State::new();
+        let standing = [self.stream as f64, self.seen, self.epoch, self.done as f64];
+        state.insert("standing".into(), Tensor::from_slice(&standing));
+        self.watch.put(&mut state);
+        if let Some(held_out) = &self.held_out {
+            held_out.put(&mut state);
+        }
+        // What is learnt to the end is not needed again.
+        if self.done < self.steps() && !self.answers.is_empty() {
+            let samples: Vec<Sample> = self.answers.iter().map(|a| a.sample.clone()).collect();
+            keep::put(&mut state, "drawn", &samples, self.rollout.sources().count());
+            let advantages: Vec<f64> = self.answers.iter().map(|a| a.advantage).collect();
+            state.insert("advantages".into(), Tensor::from_slice(&advantages));
+            let column = |of: &dyn Fn(&Answer) -> Vec<f32>| {
+                Tensor::from_slice(&self.answers.iter().flat_map(|a| of(a)).collect::<Vec<f32>>())
+            };
+            state.insert("old".into(), column(&|a| a.old.clone()));
+            if self.reference.is_some() {
+                state.insert("reference".into(), column(&|a| a.reference.clone().unwrap_or_default()));
+            }
+        }
+        state
+    }
+
+    fn restore(&mut self, state: State) -> Result<()> {
+        let broken = |what: &str| {
+            Error::user(format!("method.safetensors: {what}"))
+                .hint("the checkpoint is damaged: go back to an earlier one, or start anew with --overwrite")
+        };
+        let standing = state.get("standing").ok_or_else(|| broken("no tensor `standing`"))?;
+        let standing = Vec::<f64>::try_from(standing)?;
+        let [stream, seen, epoch, done] = standing[..] else { return Err(broken("`standing` has not 4 numbers")) };
+        (self.stream, self.seen, self.epoch, self.done) = (stream as u64, seen, epoch, done as usize);
+        self.watch.take(&state)?;
+        if let Some(held_out) = &mut self.held_out {
+            held_out.take(&state)?;
+        }
+        self.answers.clear();
+        if !state.contains_key("drawn.ids") {
+            return Ok(());
+        }
+        let samples = keep::take(&state, "drawn")?;
+        let column = |name: &str| -> Result<Vec<f32>> {
+            Ok(Vec::<f32>::try_from(state.get(name).ok_or_else(|| broken(&format!("no tensor `{name}`")))?)?)
+        };
+        let advantages = state.get("advantages").ok_or_else(|| broken("no tensor `advantages`"))?;
+        let advantages = Vec::<f64>::try_from(advantages)?;
+        let old = column("old")?;
+        let reference = if self.reference.is_some() { Some(column("reference")?) } else { None };
+        let tokens: usize = samples.iter().map(Sample::length).sum();
+        let fits = |x: &[f32]| x.len() == tokens;
+        if advantages.len() != samples.len() || !fits(&old) || !reference.as_deref().is_none_or(fits) {
+            return Err(broken("its tensors are of different lengths"));
+        }
+        let mut from = 0;
+        for (sample, advantage) in samples.into_iter().zip(advantages) {
+            let own = from..from + sample.length();
+            from = own.end;
+            let reference = reference.as_ref().map(|r| r[own.clone()].to_vec());
+            self.answers.push(Answer { sample, old: old[own].to_vec(), reference, advantage });
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, model: &Model, out: &Path) -> Result<()> {
+        self.held_out.as_mut().map_or(Ok(()), |h| h.finish(model, out, self.seed))
+    }
+}

@@ -1,0 +1,191 @@
+//! Held-out prompts answered before and after: means for validation, and a comparison at the end of the run.
+
+use super::keep::{self, State};
+use super::{Rollout, Sample, stats};
+use crate::error::Result;
+use crate::fsutil::{shortened, write_json};
+use crate::methods::Means;
+use crate::models::Model;
+use crate::{report, rng};
+use rand::RngExt;
+use serde::Serialize;
+use std::path::Path;
+
+/// Answers of which the text is kept for people to look at.
+const SHOWN: usize = 16;
+/// Answers that are shown on the terminal.
+const TOLD: usize = 2;
+/// Draws of the bootstrap.
+const DRAWS: usize = 10_000;
+
+/// Held-out prompts, with what was answered before the first step.
+pub struct HeldOut {
+    rollout: Rollout,
+    before: Vec<Sample>,
+    sources: usize,
+}
+
+/// What changed, in `held_out.json`.
+#[derive(Debug, Serialize)]
+pub struct Comparison {
+    pub prompts: usize,
+    pub reward_before: f64,
+    pub reward_after: f64,
+    pub difference: f64,
+    /// 95 % interval of the difference: the middle of a paired bootstrap over prompts (percentiles).
+    pub interval: (f64, f64),
+    pub better: usize,
+    pub worse: usize,
+    /// Share of prompts whose answer after is better; one that is as good counts half.
+    pub win_rate: f64,
+    pub samples: Vec<BeforeAfter>,
+}
+
+/// One prompt's answers.
+#[derive(Debug, Serialize)]
+pub struct BeforeAfter {
+    pub prompt: String,
+    pub before: Answer,
+    pub after: Answer,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Answer {
+    pub text: String,
+    pub reward: f64,
+    pub rewards: Vec<f64>,
+    pub ended: bool,
+}
+
+impl From<&Sample> for Answer {
+    fn from(s: &Sample) -> Self {
+        Self { text: s.text.clone(), reward: s.reward, rewards: s.rewards.clone(), ended: s.ended }
+    }
+}
+
+impl HeldOut {
+    /// `rollout` knows the held-out prompts.
+    pub fn new(rollout: Rollout) -> Self {
+        let sources = rollout.sources().count();
+        Self { rollout, before: Vec::new(), sources }
+    }
+
+    pub fn rollout(&self) -> &Rollout {
+        &self.rollout
+    }
+
+    /// Whether the beginning was measured.
+    pub fn begun(&self) -> bool {
+        !self.before.is_empty()
+    }
+
+    /// Answers every prompt; `first` says that nothing is learnt yet, so that this is what the end is compared with.
+    pub fn validate(&mut self, model: &Model, first: bool) -> Result<(Vec<Sample>, Means)> {
+        let all: Vec<usize> = (0..self.rollout.prompts().len()).collect();
+        let samples = self.rollout.evaluate(model, &all)?;
+        let numbers = stats::rewards(&samples, self.rollout.sources());
+        let means = numbers.into_iter().chain(stats::completions(&samples)).collect();
+        if first {
+            self.before = samples.clone();
+        }
+        Ok((samples, means))
+    }
+
+    /// Compares the result with the beginning, says so and writes `held_out.json`. Nothing where the beginning was not
+    /// measured.
+    pub fn finish(&mut self, model: &Model, out: &Path, seed: u64) -> Result<()> {
+        if self.before.is_empty() {
+            return Ok(());
+        }
+        let (after, _) = self.validate(model, false)?;
+        let found = self.compare(&after, seed);
+        report::info(format!(
+            "held-out prompts: reward {:.4} -> {:.4}, difference {:+.4} (95 % interval {:+.4} to {:+.4}), {} better, {} worse of {}: win rate {:.1} %",
+            found.reward_before,
+            found.reward_after,
+            found.difference,
+            found.interval.0,
+            found.interval.1,
+            found.better,
+            found.worse,
+            found.prompts,
+            100.0 * found.win_rate
+        ));
+        for row in found.samples.iter().take(TOLD) {
+            report::info(format!("  {}", shortened(row.prompt.trim())));
+            for (when, answer) in [("before", &row.before), ("after", &row.after)] {
+                report::info(format!("    {when:>6} {:+.3}  {}", answer.reward, shortened(answer.text.trim())));
+            }
+        }
+        write_json(&out.join("held_out.json"), &found)
+    }
+
+    fn compare(&self, after: &[Sample], seed: u64) -> Comparison {
+        let pairs = || self.before.iter().zip(after);
+        let gains: Vec<f64> = pairs().map(|(a, b)| b.reward - a.reward).collect();
+        let rewards = |samples: &[Sample]| stats::mean(&samples.iter().map(|s| s.reward).collect::<Vec<_>>());
+        let row = |(a, b): (&Sample, &Sample)| BeforeAfter {
+            prompt: self.rollout.prompts().rows[a.prompt].text.clone(),
+            before: a.into(),
+            after: b.into(),
+        };
+        Comparison {
+            prompts: gains.len(),
+            reward_before: rewards(&self.before),
+            reward_after: rewards(after),
+            difference: stats::mean(&gains),
+            interval: interval(&gains, seed),
+            win_rate: stats::mean(&gains.iter().map(|g| 0.5 + 0.5 * sign(*g)).collect::<Vec<_>>()),
+            better: gains.iter().filter(|g| **g > 0.0).count(),
+            worse: gains.iter().filter(|g| **g < 0.0).count(),
+            samples: pairs().take(SHOWN).map(row).collect(),
+        }
+    }
+
+    /// Writes what a resumed run must know.
+    pub fn put(&self, state: &mut State) {
+        if !self.before.is_empty() {
+            keep::put(state, "before", &self.before, self.sources);
+        }
+    }
+
+    /// Reads it back.
+    pub fn take(&mut self, state: &State) -> Result<()> {
+        if state.contains_key("before.ids") {
+            self.before = keep::take(state, "before")?;
+        }
+        Ok(())
+    }
+}
+
+/// -1, 0 or 1.
+fn sign(x: f64) -> f64 {
+    f64::from(u8::from(x > 0.0)) - f64::from(u8::from(x < 0.0))
+}
+
+/// The middle 95 % of the means of resampled differences.
+fn interval(gains: &[f64], seed: u64) -> (f64, f64) {
+    if gains.is_empty() {
+        return (0.0, 0.0);
+    }
+    let mut chance = rng::stream(seed, "held-out bootstrap", 0);
+    let mut draw = || (0..gains.len()).map(|_| gains[chance.random_range(0..gains.len())]).sum::<f64>();
+    let mut means: Vec<f64> = (0..DRAWS).map(|_| draw() / gains.len() as f64).collect();
+    means.sort_by(f64::total_cmp);
+    (means[DRAWS / 40], means[DRAWS - 1 - DRAWS / 40])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::interval;
+
+    #[test]
+    fn the_interval_holds_the_mean_and_shrinks_with_more_prompts() {
+        let gains = |n: usize| (0..n).map(|i| f64::from(i as u32 % 4) - 1.0).collect::<Vec<_>>(); // mean 0.5
+        let (few, many) = (interval(&gains(40), 1), interval(&gains(1000), 1));
+        assert!(few.0 < 0.5 && 0.5 < few.1 && many.0 > few.0 && many.1 < few.1);
+        // 1.96 · sqrt(1.25 / 1000) = 0.0693
+        assert!((many.1 - many.0 - 2.0 * 0.0693).abs() < 0.01, "{many:?}");
+        assert_eq!(interval(&[0.25; 9], 1), (0.25, 0.25));
+    }
+}

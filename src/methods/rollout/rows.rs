@@ -1,0 +1,202 @@
+//! Prompts as the rows of a run: read, measured and shown before the model is there.
+
+use super::cycle::{Cycle, Plan, Rule};
+use super::spec::SamplingSpec;
+use super::{HeldOut, Rollout};
+use crate::adapters::AdapterSpec;
+use crate::data::prompts::Room;
+use crate::data::quality::{self, Duplicates, Overlap};
+use crate::data::{BatchPlan, ChatTokenizer, Example, Loader, Prompts, Sources};
+use crate::error::{Error, Result};
+use crate::methods::{Ground, Method, Prompt, Rows, Side};
+use crate::models::Model;
+use crate::report;
+use crate::rewards::{RewardSpec, Rewards};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// What a method over prompts is made of.
+pub struct Prompted {
+    pub train: Rc<Prompts>,
+    pub valid: Option<Rc<Prompts>>,
+    pub tokenizer: Rc<ChatTokenizer>,
+    /// Walks over the training prompts, so many a draw.
+    pub loader: Loader,
+    /// Tokens in one packed row.
+    pub budget: usize,
+    pub seed: u64,
+}
+
+type Make = Box<dyn FnOnce(&Model, Prompted) -> Result<Box<dyn Method>>>;
+
+/// The prompts of a run.
+pub struct PromptRows {
+    prompted: Prompted,
+    /// Tokens of each prompt with the longest answer.
+    lengths: (Vec<u32>, Option<Vec<u32>>),
+    /// Answers drawn at once, optimiser steps learnt from them.
+    drawn: usize,
+    steps: u64,
+    make: Make,
+}
+
+impl PromptRows {
+    /// Reads the prompts. `answers` are drawn for each, and `steps` optimiser steps learnt from a draw; `make` gives the
+    /// method once the model is there.
+    pub fn open(
+        ground: &Ground,
+        sampling: &SamplingSpec,
+        answers: usize,
+        steps: u64,
+        make: impl FnOnce(&Model, Prompted) -> Result<Box<dyn Method>> + 'static,
+    ) -> Result<Self> {
+        if let Some(AdapterSpec::Lora(lora)) = ground.adapter
+            && lora.dropout > 0.0
+        {
+            return Err(Error::user(format!(
+                "adapter.lora.dropout is {}: probabilities under dropout are not those that answers are drawn from",
+                lora.dropout
+            ))
+            .hint("set it to 0"));
+        }
+        if ground.batch.examples.is_some() || ground.batch.accumulate.is_some() {
+            return Err(Error::user("batch.examples and batch.accumulate have no effect: the method draws its own examples")
+                .hint("sampling.prompts, `answers` and `mini_batches` say how many make a step; remove it"));
+        }
+        let room = Room {
+            longest: sampling.longest_prompt(ground.max_len)?,
+            on_overflow: ground.on_overflow,
+            tolerance: ground.overflow_tolerance,
+        };
+        let load = |sources: &Sources| -> Result<(Rc<Prompts>, Vec<u32>)> {
+            let mut prompts = Prompts::open(sources, &ground.tokenizer, room)?;
+            report::info(line(&prompts));
+            prompts.summary.mix_lines().iter().for_each(report::info);
+            prompts.summary.warnings().iter().for_each(report::warn);
+            // What is learnt is not there yet: at most so much.
+            let lengths: Vec<u32> =
+                prompts.rows.iter().map(|r| (r.ids.len() + sampling.max_new_tokens) as u32).collect();
+            prompts.summary.supervised_tokens = prompts.len() * sampling.max_new_tokens;
+            prompts.summary.tokens += prompts.summary.supervised_tokens;
+            Ok((Rc::new(prompts), lengths))
+        };
+        let (train, train_lengths) = load(ground.train)?;
+        let (valid, valid_lengths) = ground.valid.map(load).transpose()?.unzip();
+        let plan = BatchPlan { tokens: sampling.prompts, accumulate: None, examples: Some(sampling.prompts) };
+        let loader = Loader::new(vec![1; train.len()], train.mix.clone(), plan, ground.shuffle, ground.seed)?;
+        let prompted = Prompted {
+            train,
+            valid,
+            tokenizer: ground.tokenizer.clone(),
+            loader,
+            budget: ground.batch.tokens,
+            seed: ground.seed,
+        };
+        let drawn = sampling.prompts * answers;
+        Ok(Self { prompted, lengths: (train_lengths, valid_lengths), drawn, steps, make: Box::new(make) })
+    }
+
+    pub fn prompted(&self) -> &Prompted {
+        &self.prompted
+    }
+}
+
+/// One line for the person at the terminal.
+fn line(prompts: &Prompts) -> String {
+    let s = &prompts.summary;
+    let mut formats: Vec<&str> = s.files.iter().map(|f| f.format.name()).collect();
+    formats.dedup();
+    let dropped = if s.dropped > 0 { format!(", {} dropped", report::count(s.dropped as u64)) } else { String::new() };
+    format!(
+        "{}: {} {} rows, {} prompts of {} tokens (at most {}){dropped}",
+        s.name(),
+        report::count(s.rows as u64),
+        formats.join(" and "),
+        report::count(prompts.len() as u64),
+        report::count(s.tokens as u64),
+        s.lengths.max,
+    )
+}
+
+/// Prompts to show samples of: validation rows, or training rows where there are none.
+pub fn shown(valid: Option<&Prompts>, train: &Prompts, tokenizer: &ChatTokenizer, most: usize) -> Vec<Prompt> {
+    let prompts = valid.filter(|v| !v.is_empty()).unwrap_or(train);
+    let answer = |row: &crate::data::PromptRow| {
+        let text = row.columns.get(crate::data::prompts::ANSWER)?.as_str()?;
+        tokenizer.encode(text).ok()
+    };
+    let prompt = |row| -> Prompt {
+        let row: &crate::data::PromptRow = row;
+        Prompt { ids: row.ids.clone(), answer: answer(row).unwrap_or_default() }
+    };
+    prompts.rows.iter().take(most).map(prompt).collect()
+}
+
+impl Rows for PromptRows {
+    fn train(&self) -> Side<'_> {
+        Side { summary: &self.prompted.train.summary, lengths: &self.lengths.0 }
+    }
+
+    fn valid(&self) -> Option<Side<'_>> {
+        let (prompts, lengths) = (self.prompted.valid.as_ref()?, self.lengths.1.as_ref()?);
+        Some(Side { summary: &prompts.summary, lengths })
+    }
+
+    fn longest_row(&self) -> usize {
+        let longest = self.lengths.0.iter().max().copied().unwrap_or(0) as usize;
+        self.prompted.budget.min(longest * self.drawn)
+    }
+
+    fn steps_for(&self, epochs: f64) -> u64 {
+        self.prompted.loader.steps_for(epochs) * self.steps
+    }
+
+    fn duplicates(&self) -> Duplicates {
+        quality::duplicates(&*self.prompted.train)
+    }
+
+    fn overlap(&self) -> Option<Overlap> {
+        self.prompted.valid.as_ref().map(|valid| quality::overlap(&*self.prompted.train, &**valid))
+    }
+
+    fn shown(&self, most: usize) -> Result<Vec<Example>> {
+        let example = |row: &crate::data::PromptRow| Example {
+            ids: row.ids.clone(),
+            supervised: vec![false; row.ids.len()],
+            line: row.line,
+        };
+        Ok(self.prompted.train.rows.iter().take(most).map(example).collect())
+    }
+
+    fn method(self: Box<Self>, model: &Model) -> Result<Box<dyn Method>> {
+        (self.make)(model, self.prompted)
+    }
+}
+
+/// The rows of a method that is a cycle of draws; `key` is its place in the recipe.
+pub fn open<R: Rule + 'static>(
+    ground: &Ground,
+    key: &str,
+    rewards: &[RewardSpec],
+    sampling: &SamplingSpec,
+    plan: Plan,
+    rule: R,
+) -> Result<Box<dyn Rows>> {
+    let rewards = Rc::new(RefCell::new(Rewards::open(rewards, &format!("{key}.rewards"))?));
+    let (answers, steps, spec) = (plan.answers, (plan.passes * plan.mini_batches) as u64, sampling.clone());
+    let judge = rewards.clone();
+    let rows = PromptRows::open(ground, sampling, answers, steps, move |model, prompted| {
+        let seed = prompted.seed;
+        let over = |prompts: &Rc<Prompts>| {
+            Rollout::new(prompts.clone(), prompted.tokenizer.clone(), rewards.clone(), spec.clone(), seed)
+        };
+        let rollout = over(&prompted.train)?;
+        let held_out = prompted.valid.as_ref().map(over).transpose()?.map(HeldOut::new);
+        Ok(Box::new(Cycle::new(rule, plan, rollout, held_out, prompted, model)?))
+    })?;
+    judge.borrow().check(&rows.prompted.train)?;
+    if let Some(valid) = &rows.prompted.valid {
+        judge.borrow().check(valid)?;
+    }
+    Ok(Box::new(rows))
+}
