@@ -144,6 +144,42 @@ fn check(file: &str) {
     }
 }
 
+/// Decoding keeps casts of an adapter's tensors; a step must make them stale, or rollouts come from an earlier policy.
+#[test]
+fn decoding_sees_every_update_of_an_adapter() {
+    use ft::adapters::{LoraPlan, LoraSpec};
+    use ft::nn::Tokens;
+    use ft::recipe::{OptimKind, OptimSection};
+    use ft::train::optim::Optimiser;
+    let plan = LoraPlan::new(&LoraSpec::default()).unwrap();
+    let kinds = [r#""adamw""#, r#"{"adamw8":{}}"#, r#"{"adafactor":{}}"#, r#"{"lion":{}}"#, r#"{"muon":{}}"#, r#"{"sgd":{}}"#];
+    for kind in kinds {
+        let model = adapted(&fixture("tiny-llama"), Kind::Float, &plan);
+        let kind: OptimKind = serde_json::from_str(kind).unwrap();
+        let mut optimiser = Optimiser::new(model.params(), &OptimSection { kind, ..OptimSection::default() }, 0).unwrap();
+        let row = Row::pack(&[Sequence::random(12, 512, 1)]);
+        let whole = || model.infer(&row.tokens, |out| out.logits(&row.tokens.segments.last_rows())).unwrap();
+        let decoded = || {
+            let mut cache = model.cache(1);
+            let ids: Vec<u32> = Sequence::random(12, 512, 1).ids;
+            let mut last = None;
+            for part in [&ids[..11], &ids[11..]] {
+                let tokens = Tokens::pack_after(&[part], &cache.lengths, device());
+                last = Some(model.extend(&tokens, &mut cache, |out| out.logits(&tokens.segments.last_rows())).unwrap());
+            }
+            last.unwrap()
+        };
+        let before = decoded();
+        for _ in 0..2 {
+            model.learn(&row.tokens, row.items, ft::models::Replay::None, |out| row.loss(out)).unwrap();
+            optimiser.step(0.05).unwrap();
+            optimiser.zero_gradients();
+            assert_close("decoded", &decoded(), &whole(), 1e-4);
+        }
+        assert!(Gap::between(&decoded(), &before).norm > 1e-3, "the steps move nothing");
+    }
+}
+
 #[test]
 fn numbers_equal_those_of_trl_where_nothing_is_padded() {
     check("full.json");

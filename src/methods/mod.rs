@@ -53,6 +53,11 @@ impl MethodSpec {
         }
     }
 
+    /// Whether it learns from items that are there before it begins; else it draws its own.
+    pub fn fixed(&self) -> bool {
+        !matches!(self, Self::Grpo(_) | Self::Rloo(_) | Self::Ppo(_))
+    }
+
     /// Reads and tokenises its rows.
     pub fn rows(&self, ground: &Ground) -> Result<Box<dyn Rows>> {
         match self {
