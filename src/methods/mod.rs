@@ -6,6 +6,8 @@
 //! is a `Method` by itself.
 
 pub mod fixed;
+pub mod rate;
+pub mod reward;
 pub mod rows;
 pub mod sft;
 
@@ -29,6 +31,8 @@ use tch::Tensor;
 pub enum MethodSpec {
     /// Supervised fine-tuning: cross-entropy on the supervised tokens.
     Sft(sft::SftSpec),
+    /// A reward model: scores learnt from pairs of a better and a worse answer.
+    Reward(reward::RewardSpec),
 }
 
 impl MethodSpec {
@@ -36,6 +40,7 @@ impl MethodSpec {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Sft(_) => "sft",
+            Self::Reward(_) => "reward",
         }
     }
 
@@ -43,6 +48,7 @@ impl MethodSpec {
     pub fn rows(&self, ground: &Ground) -> Result<Box<dyn Rows>> {
         match self {
             Self::Sft(spec) => sft::rows(spec, ground),
+            Self::Reward(spec) => reward::rows(spec, ground),
         }
     }
 
@@ -50,6 +56,7 @@ impl MethodSpec {
     pub fn parts(&self, _adapter: Option<&AdapterSpec>) -> Result<Parts> {
         match self {
             Self::Sft(_) => Ok(Parts::default()),
+            Self::Reward(_) => Ok(Parts { heads: Heads::Score, beside: Vec::new() }),
         }
     }
 }
