@@ -70,6 +70,10 @@ impl Objective for Reward {
             return Ok(());
         };
         let Some(card) = Card::of(&examine(model, valid, self.tokenizer.stop_ids())?) else { return Ok(()) };
+        if !card.rewards.std.is_finite() {
+            report::warn("no report card: scores of held-out pairs are not finite numbers");
+            return Ok(());
+        }
         write_json(&out.join(card::FILE), &card)?;
         card.lines().iter().for_each(report::info);
         for problem in card.problems(&Limits::default()) {
