@@ -20,6 +20,7 @@ mod properties;
 mod recipe;
 mod records;
 mod resume;
+mod reward;
 mod ropes;
 mod selftest;
 mod setup;

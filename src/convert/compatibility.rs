@@ -37,6 +37,9 @@ const VLLM_RANKS: [i64; 8] = [8, 16, 32, 64, 128, 256, 320, 512];
 /// For an adapter directory.
 pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
     let spec = &adapter.spec;
+    if spec.scores() {
+        return scoring(Some("with AutoModelForSequenceClassification, as README.md beside it says"), "modules_to_save holds score");
+    }
     let modules: Vec<&str> = adapter.tensors.keys().filter_map(|n| n.strip_suffix(".lora_A.weight")).collect();
     let numbers: Vec<(i64, f64)> = match Selection::new(spec) {
         Ok(selection) => modules.iter().map(|m| selection.numbers(m)).collect(),
@@ -71,6 +74,22 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
         answer("PEFT", Vec::new(), None),
         answer("vLLM", vllm, flag),
         answer("llama.cpp", llama, Some("with convert_lora_to_gguf.py".into())),
+    ]
+}
+
+/// For a whole reward model.
+pub fn of_scorer(folder: &Path) -> Vec<Compatibility> {
+    let bare = !["tokenizer.json", "tokenizer.model", "vocab.json"].iter().any(|f| folder.join(f).exists());
+    scoring(bare.then_some("the base folder has no tokenizer files to copy"), "it serves a scalar head only as a pooling model, with its own scaling")
+}
+
+/// `vllm`: why not.
+fn scoring(peft: Option<&str>, vllm: &str) -> Vec<Compatibility> {
+    let llama = "GGUF files of these families hold no scalar head";
+    vec![
+        answer("transformers", Vec::new(), peft.map(String::from)),
+        answer("vLLM", vec![vllm.into()], None),
+        answer("llama.cpp", vec![llama.into()], None),
     ]
 }
 

@@ -8,6 +8,8 @@
 pub mod fixed;
 pub mod grpo;
 pub mod ppo;
+pub mod rate;
+pub mod reward;
 pub mod rloo;
 pub mod rollout;
 pub mod rows;
@@ -33,6 +35,8 @@ use tch::Tensor;
 pub enum MethodSpec {
     /// Supervised fine-tuning: cross-entropy on the supervised tokens.
     Sft(sft::SftSpec),
+    /// A reward model: scores learnt from pairs of a better and a worse answer.
+    Reward(reward::RewardSpec),
     /// Group-relative policy optimisation: answers drawn in groups and judged, each learnt by how much better it is than
     /// its group (with the variants Dr. GRPO, DAPO and GSPO).
     Grpo(grpo::GrpoSpec),
@@ -47,6 +51,7 @@ impl MethodSpec {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Sft(_) => "sft",
+            Self::Reward(_) => "reward",
             Self::Grpo(_) => "grpo",
             Self::Rloo(_) => "rloo",
             Self::Ppo(_) => "ppo",
@@ -62,6 +67,7 @@ impl MethodSpec {
     pub fn rows(&self, ground: &Ground) -> Result<Box<dyn Rows>> {
         match self {
             Self::Sft(spec) => sft::rows(spec, ground),
+            Self::Reward(spec) => reward::rows(spec, ground),
             Self::Grpo(spec) => grpo::rows(spec, ground),
             Self::Rloo(spec) => rloo::rows(spec, ground),
             Self::Ppo(spec) => ppo::rows(spec, ground),
@@ -72,6 +78,7 @@ impl MethodSpec {
     pub fn parts(&self, adapter: Option<&AdapterSpec>) -> Result<Parts> {
         match self {
             Self::Sft(_) => Ok(Parts::default()),
+            Self::Reward(_) => Ok(Parts { heads: Heads::Score, beside: Vec::new() }),
             Self::Grpo(grpo::GrpoSpec { rewards, .. }) | Self::Rloo(rloo::RlooSpec { rewards, .. }) => {
                 rollout::parts(rewards)
             }

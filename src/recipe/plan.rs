@@ -4,7 +4,7 @@
 //! `model.init: random`, `model.config` is set and `model.path` is the tokenizer's folder.
 
 use super::{ModelConfig, ModelInit, OptimKind, Recipe, Schedule, check, cross, mistakes::Sources, set, tree};
-use crate::adapters::AdapterSpec;
+use crate::adapters::{AdapterSpec, spec::SCORE};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::methods::MethodSpec;
@@ -94,6 +94,12 @@ fn settle(mut recipe: Recipe) -> Recipe {
         let tokenizer = model.tokenizer.get_or_insert_with(|| given.or(beside).unwrap_or_default()).clone();
         model.config.get_or_insert_with(|| ModelConfig::File(tokenizer.join("config.json")));
         model.path = tokenizer;
+    }
+    // A reward model's head is part of its adapter, or it would be lost with the run.
+    if let (MethodSpec::Reward(_), Some(AdapterSpec::Lora(lora))) = (&recipe.method, &mut recipe.adapter)
+        && !lora.scores()
+    {
+        lora.modules_to_save.push(SCORE.into());
     }
     // A method that draws its own examples says itself how many make a step.
     if recipe.batch.examples.is_none() && recipe.method.fixed() {
