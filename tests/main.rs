@@ -2,6 +2,7 @@
 
 mod adapters;
 mod architecture;
+mod bandit;
 mod commands;
 mod convert;
 mod data;
@@ -21,6 +22,8 @@ mod recipe;
 mod records;
 mod resume;
 mod reward;
+mod rewards;
+mod rl;
 mod ropes;
 mod selftest;
 mod setup;

@@ -186,6 +186,18 @@ fn each_mistake_says_what_to_write() {
         ("run: { out: '' }", "`run.out` is empty", ""),
         ("run: { [a]: b, out: x }", "a list or map as a key", ""),
         ("optim.lr: 1e-4", "unknown key `optim.lr`", "write `lr` under `optim`"),
+        ("method: { grpo: { rewards: [] } }", "`method.grpo.rewards` is empty", "write one"),
+        ("method: { grpo: { rewards: [{ weight: 2 }] } }", "says no kind of reward", "give one of exact"),
+        ("method: { grpo: { rewards: [{ exact: {}, length: { max: 1 } }] } }", "of several kinds: exact, length", ""),
+        ("method: { grpo: { rewards: [{ exakt: {} }] } }", "unknown key `exakt`", "did you mean `exact`?"),
+        ("method: { rloo: { rewards: [{ exact: {} }] } }\nbatch: { examples: 4 }", "draws its own examples", ""),
+        ("method: { rloo: { rewards: [{ exact: {} }] } }\noptim: { neftune: 5 }", "noise on the embeddings", ""),
+        ("method: { grpo: { rewards: [{ exact: {} }], sampling: { top_p: 0.9 } } }", "unknown key `top_p`", ""),
+        (
+            "method: { grpo: { rewards: [{ exact: {} }], sampling: { max_new_tokens: 1024 } } }",
+            "leave no room for a prompt in `batch.max_len` 1024",
+            "",
+        ),
         ("model: { path: base, device: gpu }", "`model.device` cannot be `gpu`", "`cuda:N`"),
     ];
     for (line, message, hint) in cases {

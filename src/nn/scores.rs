@@ -137,3 +137,79 @@ fn trained(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, temperature: f64) ->
     }
     Scores { log_probs, hits, entropy: Some(entropy) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{Attach, Builder, Place, Source, initial::Initial};
+    use tch::Device;
+
+    /// A head (V, D) with random weights.
+    fn head(train: bool) -> Rc<Linear> {
+        let initial = Initial { seed: 3, spread: 0.5, place: |name| Some(Place { name: name.into(), transposed: false }) };
+        let none: Vec<&dyn Attach> = Vec::new();
+        let builder = Builder::new(Source::Chance(&initial), Device::Cpu, Kind::Float, train, none);
+        Rc::new((builder.root() / "lm_head").head(16, 300))
+    }
+
+    /// log-probabilities, entropies and gradients of states and weight for `sum(a · log_prob) + sum(b · entropy)`.
+    fn results(head: &Rc<Linear>, h: &Tensor, a: &Tensor, b: Option<&Tensor>, f: impl Fn(&Tensor) -> [Tensor; 2]) -> Vec<Tensor> {
+        let h = h.copy().set_requires_grad(true);
+        let [log_probs, entropy] = f(&h);
+        let mut sum = (&log_probs * a).sum(Kind::Float);
+        if let Some(b) = b {
+            sum = sum + (&entropy * b).sum(Kind::Float);
+        }
+        native::backward(&[&sum], &[&sum.ones_like()]).unwrap();
+        let weight = head.plain().unwrap();
+        let mut found = vec![log_probs.detach(), entropy.detach(), h.grad()];
+        if weight.requires_grad() {
+            found.push(weight.grad().copy());
+            weight.shallow_clone().zero_grad();
+        }
+        found
+    }
+
+    #[test]
+    fn chunks_equal_the_plain_form() {
+        tch::manual_seed(5);
+        let n = 600; // several chunks
+        let options = (Kind::Float, Device::Cpu);
+        let (h, targets) = (Tensor::randn([n, 16], options), Tensor::randint(300, [n], (Kind::Int64, Device::Cpu)));
+        let (a, b) = (Tensor::randn([n], options), Tensor::randn([n], options));
+        for train in [false, true] {
+            let head = head(train);
+            for temperature in [1.0, 0.6] {
+                for bonus in [None, Some(&b)] {
+                    let ours = results(&head, &h, &a, bonus, |h| {
+                        let s = scores(&head, h, &targets, temperature, true);
+                        [s.log_probs, s.entropy.unwrap()]
+                    });
+                    let plain = results(&head, &h, &a, bonus, |h| {
+                        let l = (head.forward(h) / temperature).log_softmax(-1, Kind::Float);
+                        let log_prob = l.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1);
+                        [log_prob, -(l.exp() * &l).sum_dim_intlist([-1i64].as_slice(), false, Kind::Float)]
+                    });
+                    for (i, (ours, plain)) in ours.iter().zip(&plain).enumerate() {
+                        let gap = (ours - plain).abs().max() / plain.abs().max();
+                        let gap = gap.double_value(&[]);
+                        assert!(gap < 1e-5, "trained {train}, T {temperature}, bonus {}: {i} is {gap:e} off", bonus.is_some());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn temperature_one_without_entropy_is_the_plain_head() {
+        tch::manual_seed(6);
+        let head = head(false);
+        let h = Tensor::randn([9, 16], (Kind::Float, Device::Cpu));
+        let targets = Tensor::arange(9, (Kind::Int64, Device::Cpu));
+        let s = scores(&head, &h, &targets, 1.0, false);
+        assert!(s.entropy.is_none() && s.log_probs.equal(&head::log_probs(&head, &h, &targets).log_probs));
+        let with = scores(&head, &h, &targets, 1.0, true);
+        assert!((with.log_probs - s.log_probs).abs().max().double_value(&[]) < 1e-5);
+        assert!(with.hits.equal(&s.hits));
+    }
+}

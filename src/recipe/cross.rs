@@ -3,6 +3,7 @@
 //! A setting equal to its default asks for nothing, so it never counts as ignored: a recipe with every default
 //! written out (`ft recipe show`) is a right recipe.
 
+use super::drawn;
 use super::mistakes::{At, Mistake};
 use super::schema::key;
 use super::tree::{Kind, Node};
@@ -17,7 +18,7 @@ pub(super) struct Written<'a> {
 /// Looks at everything that takes two settings to be wrong.
 pub(super) fn check(written: &Written, mistakes: &mut Vec<Mistake>) {
     let rules =
-        [model, batch, optimiser, groups, masters, schedule, betas, length, validation, overflow, weights, places];
+        [model, batch, optimiser, groups, masters, schedule, betas, length, validation, overflow, weights, places, drawn::check];
     for rule in rules {
         rule(written, mistakes);
     }
@@ -25,11 +26,11 @@ pub(super) fn check(written: &Written, mistakes: &mut Vec<Mistake>) {
 
 impl Written<'_> {
     /// Written in the file or by `--set`, right or wrong.
-    fn given(&self, path: &str) -> bool {
+    pub(super) fn given(&self, path: &str) -> bool {
         self.node(path).is_some_and(|node| !node.is_null())
     }
 
-    fn node(&self, path: &str) -> Option<&Node> {
+    pub(super) fn node(&self, path: &str) -> Option<&Node> {
         path.split('.').try_fold(self.tree, |node, name| match &node.kind {
             Kind::List(items) => items.get(name.parse::<usize>().ok()?),
             _ => node.get(name),
@@ -37,37 +38,37 @@ impl Written<'_> {
     }
 
     /// The value, else the default; None where it is wrong or has no default.
-    fn value(&self, path: &str) -> Option<Value> {
+    pub(super) fn value(&self, path: &str) -> Option<Value> {
         if self.given(path) {
             return self.values.pointer(&format!("/{}", path.replace('.', "/"))).cloned().filter(|v| !v.is_null());
         }
         key(path)?.default.clone()
     }
 
-    fn number(&self, path: &str) -> Option<f64> {
+    pub(super) fn number(&self, path: &str) -> Option<f64> {
         self.value(path)?.as_f64()
     }
 
-    fn is(&self, path: &str, word: &str) -> bool {
+    pub(super) fn is(&self, path: &str, word: &str) -> bool {
         self.value(path).is_some_and(|v| v == word)
     }
 
     /// Given, and asking for something else than the default.
-    fn asked(&self, path: &str) -> bool {
+    pub(super) fn asked(&self, path: &str) -> bool {
         let numeric = |v: &Value| v.as_f64().map_or_else(|| v.clone(), Value::from);
         let default = key(path).and_then(|k| k.default.as_ref()).map(numeric);
         self.given(path) && self.value(path).is_some_and(|v| Some(numeric(&v)) != default)
     }
 
     /// Where a setting stands: its key, else its value (an item of a list).
-    fn at(&self, path: &str) -> At {
+    pub(super) fn at(&self, path: &str) -> At {
         let (parent, name) = path.rsplit_once('.').unwrap_or(("", path));
         let parent = if parent.is_empty() { Some(self.tree) } else { self.node(parent) };
         let key = parent.and_then(|p| p.entry(name)).map(|(name, _)| name.at);
         key.or_else(|| self.node(path).map(|n| n.at)).unwrap_or(self.tree.at)
     }
 
-    fn wrong(&self, path: &str, message: impl Into<String>, hint: &str) -> Mistake {
+    pub(super) fn wrong(&self, path: &str, message: impl Into<String>, hint: &str) -> Mistake {
         Mistake::new(self.at(path), message).hint(hint)
     }
 }

@@ -6,6 +6,7 @@
 
 mod check;
 mod cross;
+mod drawn;
 mod mistakes;
 pub mod optim;
 mod plan;

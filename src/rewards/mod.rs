@@ -74,6 +74,12 @@ impl Rewards {
         Ok(Self { sources })
     }
 
+    /// Sources of one's own: names, weights, judges.
+    pub fn of(sources: Vec<(String, f64, Box<dyn Reward>)>) -> Self {
+        let source = |(name, weight, reward)| Source { name, weight, reward };
+        Self { sources: sources.into_iter().map(source).collect() }
+    }
+
     /// The sources' names, in their order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.sources.iter().map(|s| s.name.as_str())

@@ -1,6 +1,6 @@
 //! How good an answer is beside the others to its prompt: `A = (r - mean) / (std + 1e-4)`, or `r - mean`.
 //!
-//! Shao et al. 2024 (arXiv 2402.03300), section 4.1.2; without the deviation Liu et al. 2025 (arXiv 2503.20783), eq. 3.
+//! Shao et al. 2024 (arXiv 2402.03300), section 4.1.2; without the deviation Liu et al. 2025 (arXiv 2503.20783), section 3.2.
 //! The deviation is the unbiased one and 1e-4 TRL's. Departure from TRL: where all rewards of a group are the same, the
 //! advantage is exactly 0, and not what is left of rounding over 1e-4.
 

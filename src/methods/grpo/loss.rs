@@ -5,13 +5,13 @@
 //! ```text
 //! l = - min( min(r, delta) A, clip(r, 1 - e_low, 1 + e_high) A )  +  beta · r (exp(d) - d - 1)
 //! grpo     1/G Σ_i 1/|o_i| Σ_t l      Shao et al. 2024, arXiv 2402.03300, eq. 3 and 4
-//! dr_grpo  1/G Σ_i 1/L Σ_t l          Liu et al. 2025, arXiv 2503.20783, eq. 2; L is the longest length allowed
+//! dr_grpo  1/G Σ_i 1/L Σ_t l          Liu et al. 2025, arXiv 2503.20783, section 3.2; L is the longest length allowed
 //! dapo     1/Σ|o_i| Σ_i Σ_t l         Yu et al. 2025, arXiv 2503.14476, eq. 8
 //! gspo     as grpo, r_i = exp(1/|o_i| Σ_t (new - old))   Zheng et al. 2025, arXiv 2507.18071, eq. 5 and 7
 //! ```
 //!
 //! Departures, all of them TRL's: the KL term has the ratio in front (`kl_correction`), which the papers lack; `min(r,
-//! delta)` is two-sided clipping (arXiv 2505.07291, eq. 3); with `entropy`, the mean over tokens of the entropy times
+//! delta)` is two-sided clipping (INTELLECT-2, arXiv 2505.07291); with `entropy`, the mean over tokens of the entropy times
 //! the coefficient is taken off. Means over tokens are over those of the optimiser step.
 
 use super::spec::{GrpoLoss, GrpoSpec};

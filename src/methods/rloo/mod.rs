@@ -4,7 +4,7 @@
 //! With R_i = clip(reward_i) - beta Σ_t (old - reference), k answers to a prompt, r_i = exp(Σ_t (new - old)):
 //!
 //! ```text
-//! A_i  = R_i - 1/(k-1) Σ_{j≠i} R_j                               arXiv 2402.14740, eq. 7 (section 3.3)
+//! A_i  = R_i - 1/(k-1) Σ_{j≠i} R_j                               Ahmadian et al. 2024, arXiv 2402.14740, the RLOO estimator
 //! loss = - 1/n Σ_i min( r_i A_i, clip(r_i, 1 - e, 1 + e_high) A_i )
 //! ```
 //!

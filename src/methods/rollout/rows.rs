@@ -101,6 +101,13 @@ impl PromptRows {
     }
 }
 
+impl PromptRows {
+    /// What was read.
+    pub fn prompted(&self) -> &Prompted {
+        &self.prompted
+    }
+}
+
 /// One line for the person at the terminal.
 fn line(prompts: &Prompts) -> String {
     let s = &prompts.summary;

@@ -1,0 +1,83 @@
+//! Settings that do not go with methods that draw their own examples: PPO, GRPO, RLOO.
+//!
+//! They learn ratios of probabilities, so whatever makes learning compute others than those that drew is a mistake.
+
+use super::cross::Written;
+use super::mistakes::Mistake;
+use super::schema::key;
+use super::tree::Kind;
+use serde_json::Value;
+
+/// Methods that draw.
+const METHODS: [&str; 3] = ["grpo", "ppo", "rloo"];
+
+/// Beside the kind, the keys of a reward.
+const BESIDE: [&str; 2] = ["weight", "name"];
+
+pub(super) fn check(w: &Written, mistakes: &mut Vec<Mistake>) {
+    let Some(method) = METHODS.into_iter().find(|m| w.given(&format!("method.{m}"))) else { return };
+    for path in ["batch.examples", "batch.accumulate"].into_iter().filter(|p| w.given(p)) {
+        let message = format!("`{path}` has no effect: `method.{method}` draws its own examples");
+        let hint = "`sampling.prompts`, `answers` and `mini_batches` say how many make a step; remove it";
+        mistakes.push(w.wrong(path, message, hint));
+    }
+    let noises = [("adapter.lora.dropout", "dropout"), ("optim.neftune", "noise on the embeddings")];
+    for (path, what) in noises.into_iter().filter(|(p, _)| w.asked(p)) {
+        let message = format!("`{path}`: probabilities under {what} are not those that answers are drawn from");
+        mistakes.push(w.wrong(path, message, "remove it"));
+    }
+    for policy in ["truncate", "split"].into_iter().filter(|p| w.is("data.on_overflow", p)) {
+        let message = format!("`data.on_overflow: {policy}`: a prompt is never cut");
+        mistakes.push(w.wrong("data.on_overflow", message, "use drop or error"));
+    }
+    lengths(w, method, mistakes);
+    rewards(w, &format!("method.{method}.rewards"), mistakes);
+}
+
+/// Prompt and answer share `batch.max_len`.
+fn lengths(w: &Written, method: &str, mistakes: &mut Vec<Mistake>) {
+    let path = format!("method.{method}.sampling.max_new_tokens");
+    if let (Some(answer), Some(both)) = (w.number(&path), w.number("batch.max_len"))
+        && answer >= both
+    {
+        let at = if w.given(&path) { path.as_str() } else { "batch.max_len" };
+        let message = format!("answers of {answer} tokens leave no room for a prompt in `batch.max_len` {both}");
+        mistakes.push(w.wrong(at, message, "raise batch.max_len or lower max_new_tokens"));
+    }
+}
+
+/// Every entry is a reward of one kind.
+fn rewards(w: &Written, path: &str, mistakes: &mut Vec<Mistake>) {
+    let Some(list) = w.values.pointer(&format!("/{}", path.replace('.', "/"))).and_then(Value::as_array) else { return };
+    if list.is_empty() {
+        let hint = "write one, such as `- exact: { column: answer }`";
+        mistakes.push(w.wrong(path, format!("`{path}` is empty: nothing says what an answer is worth"), hint));
+    }
+    for (i, entry) in list.iter().enumerate() {
+        let kinds: Vec<&str> = entry
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(name, value)| !BESIDE.contains(&name.as_str()) && !value.is_null())
+            .map(|(name, _)| name.as_str())
+            .collect();
+        let at = format!("{path}.{i}");
+        let names = match w.node(&at).map(|node| &node.kind) {
+            Some(Kind::Map(entries)) => entries.iter().map(|(name, _)| name.text.as_str()).collect(),
+            _ => Vec::new(),
+        };
+        let misspelt = names.iter().any(|name| key(&format!("{path}.{name}")).is_none());
+        match kinds.as_slice() {
+            [_] => {}
+            [] if misspelt => {}
+            [] => {
+                let hint = "give one of exact, overlap, regex, json_schema, length, command, http, model";
+                mistakes.push(w.wrong(&at, format!("`{at}` says no kind of reward"), hint));
+            }
+            [_, second, ..] => {
+                let message = format!("`{at}` is a reward of several kinds: {}", kinds.join(", "));
+                mistakes.push(w.wrong(&format!("{at}.{second}"), message, "give each its own entry of the list"));
+            }
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Rewards: what each rule gives, and one clear error for every way in which a source can fail.
+
+use crate::support::{self, fixture};
+use ft::data::{PromptRow, Prompts, RowFormat, SourceSpec, Sources};
+use ft::data::prompts::Room;
+use ft::data::{ChatTokenizer, Overflow};
+use ft::error::Result;
+use ft::models::Model;
+use ft::rewards::{RewardSpec, Rewards, Scored};
+use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use tch::Kind;
+
+fn model() -> Model {
+    support::frozen(&fixture("tiny-llama"), Kind::Float)
+}
+
+fn row(columns: Value) -> PromptRow {
+    let Value::Object(columns) = columns else { panic!("columns are an object") };
+    PromptRow { ids: vec![5, 6], text: "What?".into(), columns, path: Arc::new("p.jsonl".into()), line: 7 }
+}
+
+fn specs(list: Value) -> Vec<RewardSpec> {
+    serde_json::from_value(list).unwrap()
+}
+
+/// The rewards of answers to one row.
+fn rewards(list: Value, columns: Value, answers: &[&str]) -> Result<Vec<Vec<f64>>> {
+    let mut rewards = Rewards::open(&specs(list), "method.grpo.rewards")?;
+    let row = row(columns);
+    let scored: Vec<Scored> = answers
+        .iter()
+        .map(|a| Scored { prompt: &row, answer: a, ids: &[5, 6, 7, 8, 2], tokens: a.split_whitespace().count() })
+        .collect();
+    rewards.score(&model(), &scored)
+}
+
+/// Those of a single source.
+fn one(spec: Value, columns: Value, answers: &[&str]) -> Result<Vec<f64>> {
+    Ok(rewards(json!([spec]), columns, answers)?.into_iter().map(|r| r[0]).collect())
+}
+
+#[track_caller]
+fn fails(found: Result<impl std::fmt::Debug>, parts: &[&str]) {
+    let error = found.unwrap_err();
+    assert_eq!(error.exit_code(), 1, "{error}");
+    for part in parts {
+        assert!(error.to_string().contains(part), "no {part:?} in: {error}");
+    }
+}
+
+#[test]
+fn rules_give_what_they_say() {
+    let exact = |spec: Value, answers: &[&str]| one(json!({ "exact": spec }), json!({ "answer": "Blue sky" }), answers);
+    assert_eq!(exact(json!({}), &["Blue sky", " Blue sky\n", "blue sky", "Blue"]).unwrap(), [1.0, 1.0, 0.0, 0.0]);
+    assert_eq!(exact(json!({ "ignore_case": true }), &["blue SKY"]).unwrap(), [1.0]);
+    let after = json!({ "after": "####" });
+    assert_eq!(exact(after, &["so #### no #### Blue sky", "Blue sky", "#### x"]).unwrap(), [1.0, 0.0, 0.0]);
+    let any = one(json!({ "exact": { "column": "right" } }), json!({ "right": [4, "four"] }), &["4", "four", "5"]);
+    assert_eq!(any.unwrap(), [1.0, 1.0, 0.0]);
+
+    let overlap = one(json!({ "overlap": {} }), json!({ "answer": "Blue sky" }), &["The sky!", "blue, SKY", "red"]);
+    assert_eq!(overlap.unwrap(), [0.5, 1.0, 0.0]);
+
+    let regex = |spec: Value, answers: &[&str]| one(json!({ "regex": spec }), json!({ "n": 42 }), answers);
+    assert_eq!(regex(json!({ "pattern": "^a+$" }), &["aaa", "ab"]).unwrap(), [1.0, 0.0]);
+    let captured = json!({ "pattern": "answer is (\\d+)", "column": "n" });
+    assert_eq!(regex(captured, &["the answer is 42.", "the answer is 41", "42"]).unwrap(), [1.0, 0.0, 0.0]);
+
+    let tokens = one(json!({ "length": { "max": 2, "falloff": 2 } }), json!({}), &["a b", "a b c", "a b c d"]);
+    assert_eq!(tokens.unwrap(), [1.0, 0.5, 0.0]);
+    let characters = json!({ "length": { "unit": "characters", "min": 3 } });
+    assert_eq!(one(characters, json!({}), &["äöü", "ab"]).unwrap(), [1.0, 0.0]);
+}
+
+#[test]
+fn answers_are_held_against_a_schema() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("schema.json");
+    let schema = json!({ "type": "object", "required": ["n"], "properties": { "n": { "type": "integer" } } });
+    std::fs::write(&path, schema.to_string()).unwrap();
+    let spec = json!({ "json_schema": { "path": path, "parsed": 0.25 } });
+    let answers = ["{\"n\": 3}", " {\"n\": \"3\"} ", "[1]", "{\"n\": 3", "hm"];
+    assert_eq!(one(spec.clone(), json!({}), &answers).unwrap(), [1.0, 0.25, 0.25, 0.0, 0.0]);
+
+    std::fs::write(&path, "{\"type\": 12}").unwrap();
+    fails(one(spec.clone(), json!({}), &["{}"]), &["schema.json: no JSON Schema"]);
+    std::fs::write(&path, "{\"type\": ").unwrap();
+    fails(one(spec.clone(), json!({}), &["{}"]), &["schema.json:1:"]);
+    std::fs::write(&path, "{\"$ref\": \"http://example.org/s.json\"}").unwrap();
+    fails(one(spec, json!({}), &["{}"]), &["no JSON Schema"]);
+    fails(one(json!({ "json_schema": { "path": "none.json" } }), json!({}), &["{}"]), &["none.json"]);
+}
+
+#[test]
+fn several_rewards_are_weighed() {
+    let list = json!([{ "exact": {}, "weight": 2 }, { "length": { "max": 1 }, "weight": -0.5, "name": "short" }]);
+    let found = rewards(list.clone(), json!({ "answer": "a" }), &["a", "a b"]).unwrap();
+    assert_eq!(found, [[1.0, 1.0], [0.0, 0.0]]);
+    let rewards = Rewards::open(&specs(list), "k").unwrap();
+    assert_eq!(rewards.names().collect::<Vec<_>>(), ["exact", "short"]);
+    assert_eq!((rewards.total(&[1.0, 1.0]), rewards.total(&[0.0, 1.0])), (1.5, -0.5));
+}
+
+#[test]
+fn mistakes_in_the_list_are_named() {
+    let open = |list: Value| Rewards::open(&specs(list), "method.grpo.rewards").map(drop);
+    fails(open(json!([])), &["method.grpo.rewards: no reward"]);
+    fails(open(json!([{ "exact": {} }, {}])), &["rewards[1]: a reward has one kind, found none", "known: exact"]);
+    fails(open(json!([{ "exact": {}, "overlap": {} }])), &["found exact and overlap"]);
+    fails(open(json!([{ "exact": {} }, { "exact": { "column": "b" } }])), &["`exact` already", "`name`"]);
+    fails(open(json!([{ "exact": {}, "weight": 0 }])), &["every weight is 0"]);
+    fails(open(json!([{ "exact": {}, "name": "a/b" }])), &["rewards[0]", "a/b"]);
+    fails(open(json!([{ "regex": { "pattern": "(" } }])), &["rewards[0]", "no regular expression"]);
+    fails(open(json!([{ "length": {} }])), &["neither min nor max"]);
+    fails(open(json!([{ "command": { "run": [] } }])), &["no program"]);
+    fails(open(json!([{ "http": { "url": "https://x" } }])), &["plain HTTP"]);
+}
+
+#[test]
+fn a_missing_column_is_found_with_its_row() {
+    for list in [json!([{ "exact": { "column": "gold" } }]), json!([{ "regex": { "pattern": "x", "column": "gold" } }])] {
+        fails(rewards(list, json!({ "prompt": "x" }), &["x"]), &["p.jsonl:7", "no column `gold`", "`prompt`"]);
+    }
+    fails(one(json!({ "exact": {} }), json!({ "answer": { "a": 1 } }), &["a"]), &["p.jsonl:7", "neither text"]);
+    fails(one(json!({ "exact": {} }), json!({ "answer": [] }), &["a"]), &["an empty list"]);
+}
+
+fn script(text: &str) -> Value {
+    json!({ "command": { "run": ["sh", "-c", text], "timeout": 5 } })
+}
+
+#[test]
+fn a_command_reads_json_lines_and_writes_numbers() {
+    // One number a line: how many fields of the object it finds, told apart by the answer.
+    let text = r#"while read -r line; do case "$line" in *'"completion":"good"'*'"gold":"g"'*) echo 1.5;; *) echo -2;; esac; done"#;
+    assert_eq!(one(script(text), json!({ "gold": "g" }), &["good", "bad"]).unwrap(), [1.5, -2.0]);
+    // More than a pipe holds, both ways.
+    let long = "x".repeat(10_000);
+    let answers = vec![long.as_str(); 200];
+    assert_eq!(one(script("while read -r l; do echo 1; done"), json!({}), &answers).unwrap(), vec![1.0; 200]);
+}
+
+#[test]
+fn a_command_that_fails_says_why() {
+    let fail = |text: &str, parts: &[&str]| fails(one(script(text), json!({}), &["a", "b"]), parts);
+    fail("cat >/dev/null; echo it broke >&2; exit 3", &["reward `command`", "exit status: 3", "it broke"]);
+    fail("exit 1", &["exit status: 1", "nothing to stderr"]);
+    fail("kill -9 $$", &["signal: 9"]);
+    fail("cat >/dev/null; echo 1", &["1 lines for 2 answers"]);
+    fail("cat >/dev/null; echo 1; echo 2; echo 3", &["3 lines for 2 answers"]);
+    fail("cat >/dev/null; echo 1; echo good", &["line 2", "\"good\"", "p.jsonl:7"]);
+    fail("cat >/dev/null; echo 1; echo nan", &["NaN", "p.jsonl:7", "finite"]);
+    fail("cat >/dev/null; echo inf; echo 1", &["inf", "finite"]);
+    fail("yes", &["more than"]);
+    let slow = json!({ "command": { "run": ["sleep", "30"], "timeout": 0.2 } });
+    fails(one(slow, json!({}), &["a"]), &["no end after 0.2 s", "timeout"]);
+    let none = json!({ "command": { "run": ["/no/such/judge"] } });
+    fails(one(none, json!({}), &["a"]), &["starting `/no/such/judge`"]);
+}
+
+/// A server that answers each connection with the next of `replies`; what it was asked.
+fn server(replies: Vec<String>) -> (String, thread::JoinHandle<Vec<String>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/score", listener.local_addr().unwrap());
+    let serve = move || {
+        let answer = |reply: &String| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = Vec::new();
+            let mut buffer = [0; 4096];
+            loop {
+                let n = stream.read(&mut buffer).unwrap();
+                asked.extend_from_slice(&buffer[..n]);
+                let text = String::from_utf8_lossy(&asked).into_owned();
+                let length = text.to_lowercase().split("content-length: ").nth(1).and_then(|t| t.split("\r\n").next().map(|n| n.parse::<usize>().unwrap()));
+                let body = text.split_once("\r\n\r\n").map(|(_, body)| body.len());
+                if n == 0 || length.is_some_and(|length| body.is_some_and(|body| body >= length)) {
+                    break;
+                }
+            }
+            stream.write_all(reply.as_bytes()).unwrap();
+            String::from_utf8_lossy(&asked).into_owned()
+        };
+        replies.iter().map(answer).collect()
+    };
+    (url, thread::spawn(serve))
+}
+
+fn reply(status: &str, body: &str) -> String {
+    format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
+}
+
+#[test]
+fn a_server_is_asked_again_where_it_failed_for_a_moment() {
+    let replies = vec![reply("503 Busy", "later"), reply("200 OK", "{\"rewards\": [1, -0.5]}")];
+    let (url, asked) = server(replies);
+    let spec = json!({ "http": { "url": url, "timeout": 10, "retries": 1 } });
+    assert_eq!(one(spec, json!({ "gold": "g" }), &["a", "b"]).unwrap(), [1.0, -0.5]);
+    let asked = asked.join().unwrap();
+    assert_eq!(asked.len(), 2);
+    let body: Value = serde_json::from_str(asked[1].split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(body["query"], json!(["What?a", "What?b"]));
+    assert_eq!((&body["prompts"][0], &body["completions"][1]), (&json!("What?"), &json!("b")));
+    assert_eq!(body["columns"][0]["gold"], "g");
+}
+
+#[test]
+fn a_server_that_fails_is_named() {
+    let ask = |replies: Vec<String>, parts: &[&str]| {
+        let count = replies.len() as u32;
+        let (url, asked) = server(replies);
+        let spec = json!({ "http": { "url": url, "timeout": 10, "retries": count - 1 } });
+        fails(one(spec, json!({}), &["a", "b"]), parts);
+        asked.join().unwrap();
+    };
+    ask(vec![reply("404 No", "nothing here")], &["/score", "404", "nothing here"]);
+    ask(vec![reply("500 Bad", "x"), reply("500 Bad", "y")], &["(2 requests)", "500", "y"]);
+    ask(vec![reply("200 OK", "hello")], &["no JSON"]);
+    ask(vec![reply("200 OK", "{\"scores\": [1]}")], &["no list `rewards`"]);
+    ask(vec![reply("200 OK", "{\"rewards\": [1]}")], &["1 rewards for 2 answers"]);
+    ask(vec![reply("200 OK", "{\"rewards\": [1, null]}")], &["null", "p.jsonl:7"]);
+    ask(vec![reply("302 Found\r\nlocation: http://127.0.0.1:1/", "")], &["302"]);
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let spec = json!({ "http": { "url": format!("http://{closed}/"), "retries": 0 } });
+    fails(one(spec, json!({}), &["a"]), &["is the server running"]);
+}
+
+fn tokenizer() -> ChatTokenizer {
+    ChatTokenizer::load(&fixture("tiny-tokenizer"), None).unwrap()
+}
+
+fn prompts(lines: &[Value], room: Room) -> Result<Prompts> {
+    let folder = tempfile::tempdir().unwrap();
+    let path: PathBuf = folder.path().join("rows.jsonl");
+    std::fs::write(&path, lines.iter().map(|l| format!("{l}\n")).collect::<String>()).unwrap();
+    Prompts::open(&Sources(vec![SourceSpec::file(path, RowFormat::Auto)]), &tokenizer(), room)
+}
+
+const ROOM: Room = Room { longest: 100, on_overflow: Overflow::Error, tolerance: 0.0 };
+
+#[test]
+fn prompts_keep_the_columns_of_their_rows() {
+    let user = json!({ "role": "user", "content": "hello" });
+    let talk = json!([user, { "role": "assistant", "content": "good day" }]);
+    let found = prompts(&[json!({ "messages": talk, "level": 3 })], ROOM).unwrap();
+    let row = &found.rows[0];
+    assert_eq!((&row.columns["answer"], &row.columns["level"], row.line), (&json!("good day"), &json!(3), 1));
+    assert_eq!(row.text, "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n");
+    assert_eq!(tokenizer().decode(&row.ids, false).unwrap(), row.text);
+    // A question without an answer is asked whole; a column `answer` of the row's own stays.
+    let asked = prompts(&[json!({ "messages": [user], "answer": "x" })], ROOM).unwrap();
+    assert_eq!((&asked.rows[0].ids, &asked.rows[0].columns["answer"]), (&row.ids, &json!("x")));
+    let task = prompts(&[json!({ "instruction": "hello", "output": "good" })], ROOM).unwrap();
+    assert_eq!((&task.rows[0].ids, &task.rows[0].columns["answer"]), (&row.ids, &json!("good")));
+    // Pairs ask too.
+    let pair = prompts(&[json!({ "prompt": "abc", "chosen": "d", "rejected": "e" })], ROOM).unwrap();
+    assert_eq!(pair.rows[0].text, "abc");
+    fails(prompts(&[json!({ "prompt": "a" }), json!({ "prompt": 3 })], ROOM), &["rows.jsonl:2", "prompt"]);
+}
+
+#[test]
+fn a_prompt_is_never_cut() {
+    let lines = [json!({ "prompt": "a b c d e f g h i j k l m n o p" }), json!({ "prompt": "ab" })];
+    let with = |on_overflow, tolerance| prompts(&lines, Room { longest: 8, on_overflow, tolerance });
+    fails(with(Overflow::Error, 0.1), &["1 of 2 prompts (50.0 %)", "rows.jsonl:1", "batch.max_len", "drop"]);
+    fails(with(Overflow::Truncate, 0.1), &["never cut"]);
+    for kept in [with(Overflow::Drop, 0.0).unwrap(), with(Overflow::Error, 0.5).unwrap()] {
+        assert_eq!((kept.len(), kept.rows[0].line, kept.summary.dropped), (1, 2, 1));
+    }
+}
