@@ -80,7 +80,7 @@ impl MethodSpec {
             Self::Sft(_) => Ok(Parts::default()),
             Self::Reward(_) => Ok(Parts { heads: Heads::Score, beside: Vec::new() }),
             Self::Grpo(grpo::GrpoSpec { rewards, .. }) | Self::Rloo(rloo::RlooSpec { rewards, .. }) => {
-                rollout::parts(rewards)
+                rollout::parts(rewards, adapter)
             }
             Self::Ppo(spec) => ppo::parts(spec, adapter),
         }

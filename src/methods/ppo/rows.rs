@@ -16,7 +16,7 @@ use std::rc::Rc;
 
 /// What the model is made of: a scalar head for the value function, and the adapters beside the policy's.
 pub fn parts(spec: &PpoSpec, adapter: Option<&AdapterSpec>) -> Result<Parts> {
-    let mut parts = rollout::parts(&spec.rewards)?;
+    let mut parts = rollout::parts(&spec.rewards, adapter)?;
     parts.heads = Heads::Both;
     let mut value = match (&spec.value, adapter) {
         (ValueSpec::Head(_), None) => return Ok(parts),
@@ -40,6 +40,7 @@ pub fn parts(spec: &PpoSpec, adapter: Option<&AdapterSpec>) -> Result<Parts> {
 /// The rows of a run.
 pub fn rows(spec: &PpoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
     check(spec)?;
+    rollout::gate(&spec.rewards, &format!("{KEYS}.rewards"))?;
     let rewards = Rc::new(RefCell::new(Rewards::open(&spec.rewards, &format!("{KEYS}.rewards"))?));
     let (own, judge) = (spec.clone(), rewards.clone());
     let rows = PromptRows::open(ground, &spec.sampling, spec.answers, spec.steps(), move |model, prompted| {

@@ -70,9 +70,6 @@ pub struct PpoSpec {
     /// When to tell that something goes wrong, and to stop.
     #[serde(default)]
     pub alarms: AlarmSpec,
-    /// Use a reward model even where its report card is below the limits.
-    #[serde(default)]
-    pub force: bool,
 }
 
 impl PpoSpec {

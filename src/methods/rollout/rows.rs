@@ -2,7 +2,7 @@
 
 use super::cycle::{Cycle, Plan, Rule};
 use super::spec::SamplingSpec;
-use super::{HeldOut, Rollout};
+use super::{HeldOut, Rollout, gate};
 use crate::adapters::AdapterSpec;
 use crate::data::prompts::Room;
 use crate::data::quality::{self, Duplicates, Overlap};
@@ -95,10 +95,6 @@ impl PromptRows {
         let drawn = sampling.prompts * answers;
         Ok(Self { prompted, lengths: (train_lengths, valid_lengths), drawn, steps, make: Box::new(make) })
     }
-
-    pub fn prompted(&self) -> &Prompted {
-        &self.prompted
-    }
 }
 
 impl PromptRows {
@@ -189,6 +185,7 @@ pub fn open<R: Rule + 'static>(
     plan: Plan,
     rule: R,
 ) -> Result<Box<dyn Rows>> {
+    gate(rewards, &format!("{key}.rewards"))?;
     let rewards = Rc::new(RefCell::new(Rewards::open(rewards, &format!("{key}.rewards"))?));
     let (answers, steps, spec) = (plan.answers, (plan.passes * plan.mini_batches) as u64, sampling.clone());
     let judge = rewards.clone();
