@@ -6,9 +6,9 @@ use ft::adapters::{LoraPlan, LoraSpec, file};
 use ft::convert::export;
 use ft::data::Pair;
 use ft::fsutil::{read_json, write_json};
+use ft::methods::Batch;
 use ft::methods::reward::loss::Pairs;
 use ft::methods::reward::{Card, RewardSpec};
-use ft::methods::Batch;
 use ft::models::{Heads, Load, Model, Replay, Scoring, open_scorer, reward};
 use ft::nn::{Attach, weights};
 use ft::recipe::OptimSection;
@@ -45,7 +45,8 @@ fn assert_scores(model: &Model, scoring: &Scoring, expected: &Scored) {
 fn with_head(folder: &Path, adapter: Option<&dyn Attach>) -> Model {
     let adapters = adapter.map(|a| ("default".to_string(), a)).into_iter().collect::<Vec<_>>();
     let train_base = adapters.is_empty();
-    Model::load(folder, Load { device: device(), kind: Kind::Float, train_base, adapters, heads: Heads::Score }).unwrap()
+    Model::load(folder, Load { device: device(), kind: Kind::Float, train_base, adapters, heads: Heads::Score })
+        .unwrap()
 }
 
 /// The message and what to do next.
@@ -158,9 +159,13 @@ fn ten_steps(case: &Steps, model: &Model, micro: usize, replay: Replay) {
 
 fn compare_final(name: &str, case: &Steps, model: &Model) {
     let expected = tensors(format!("reward/steps/{name}/final.safetensors"));
-    let ours: BTreeMap<&str, &Tensor> =
-        model.params().trainable().map(|p| (p.name.as_str(), &p.tensor)).collect();
-    assert!(ours.keys().copied().eq(expected.keys().map(String::as_str)), "{:?} and {:?}", ours.keys(), expected.keys());
+    let ours: BTreeMap<&str, &Tensor> = model.params().trainable().map(|p| (p.name.as_str(), &p.tensor)).collect();
+    assert!(
+        ours.keys().copied().eq(expected.keys().map(String::as_str)),
+        "{:?} and {:?}",
+        ours.keys(),
+        expected.keys()
+    );
     for (key, t) in &ours {
         assert_within(key, &every(case.final_stride, t), &expected[*key], 1e-4);
     }
@@ -250,7 +255,9 @@ fn an_adapter_keeps_its_head_and_pads_with_what_ends_no_answer() {
 fn a_whole_reward_model_is_a_directory_of_transformers() {
     let base = base();
     let model = with_head(base.path(), None);
-    let _ = tch::no_grad(|| model.params().base().find(|p| p.name == "score.weight").unwrap().tensor.shallow_clone().fill_(0.1));
+    let _ = tch::no_grad(|| {
+        model.params().base().find(|p| p.name == "score.weight").unwrap().tensor.shallow_clone().fill_(0.1)
+    });
     let out = tempfile::tempdir().unwrap();
     let folder = out.path().join("rm");
     let report = export::save_model(&model, &folder, Kind::Float).unwrap();
@@ -356,7 +363,9 @@ fn a_run_leaves_a_card_and_its_scores_are_written_row_by_row() {
     assert!(cut.pairs == 46 && cut.mean_size > 0.0, "{cut:?}");
     let page = std::fs::read_to_string(space.path("rm/report.html")).unwrap();
     assert!(page.contains("Report card") && page.contains("Margins"));
-    assert!(!space.path("rm/samples.jsonl").exists() || std::fs::read(space.path("rm/samples.jsonl")).unwrap().is_empty());
+    assert!(
+        !space.path("rm/samples.jsonl").exists() || std::fs::read(space.path("rm/samples.jsonl")).unwrap().is_empty()
+    );
     let best = space.json("rm/summary.json");
     assert_eq!(best["best_metric"], "loss");
 

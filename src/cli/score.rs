@@ -41,8 +41,7 @@ pub fn run(args: Score) -> Result<()> {
     let ModelArgs { model: base, adapter, device, .. } = &args.model;
     let tokenizer = ChatTokenizer::load(base, None)?;
     let rows = ScoreRow::read(&args.input, args.rows.map(|n| n as usize), &tokenizer)?;
-    let (model, scoring) =
-        models::open_scorer(base, adapter.as_deref(), models::device(device)?, args.model.kind())?;
+    let (model, scoring) = models::open_scorer(base, adapter.as_deref(), models::device(device)?, args.model.kind())?;
     let folder = adapter.as_deref().unwrap_or(base);
     scoring.check_texts(folder, |text| tokenizer.encode_plain(text))?;
     models::open::need_finite_adapters(&model, adapter.as_slice())?;

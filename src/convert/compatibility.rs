@@ -38,7 +38,13 @@ const VLLM_RANKS: [i64; 8] = [8, 16, 32, 64, 128, 256, 320, 512];
 pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
     let spec = &adapter.spec;
     if spec.scores() {
-        return scoring(Some("with AutoModelForSequenceClassification, as README.md beside it says"), "modules_to_save holds score");
+        let how = "with AutoModelForSequenceClassification, as README.md beside it says";
+        let whole = "modules_to_save holds score: train without `adapter` for a model it reads";
+        return vec![
+            answer("PEFT", Vec::new(), Some(how.into())),
+            answer("vLLM", vec![whole.into()], None),
+            answer("llama.cpp", vec![NO_HEAD.into()], None),
+        ];
     }
     let modules: Vec<&str> = adapter.tensors.keys().filter_map(|n| n.strip_suffix(".lora_A.weight")).collect();
     let numbers: Vec<(i64, f64)> = match Selection::new(spec) {
@@ -79,19 +85,21 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
 
 /// For a whole reward model.
 pub fn of_scorer(folder: &Path) -> Vec<Compatibility> {
-    let bare = !["tokenizer.json", "tokenizer.model", "vocab.json"].iter().any(|f| folder.join(f).exists());
-    scoring(bare.then_some("the base folder has no tokenizer files to copy"), "it serves a scalar head only as a pooling model, with its own scaling")
-}
-
-/// `vllm`: why not.
-fn scoring(peft: Option<&str>, vllm: &str) -> Vec<Compatibility> {
-    let llama = "GGUF files of these families hold no scalar head";
+    let tokenizer = !["tokenizer.json", "tokenizer.model", "vocab.json"].iter().any(|f| folder.join(f).exists());
+    let reasons: Vec<String> =
+        tokenizer.then(|| "the base folder has no tokenizer files to copy".into()).into_iter().collect();
     vec![
-        answer("transformers", Vec::new(), peft.map(String::from)),
-        answer("vLLM", vec![vllm.into()], None),
-        answer("llama.cpp", vec![llama.into()], None),
+        answer("transformers", Vec::new(), Some("with AutoModelForSequenceClassification".into())),
+        answer(
+            "vLLM",
+            reasons,
+            Some("as a pooling model; scores are raw with its softmax or sigmoid switched off".into()),
+        ),
+        answer("llama.cpp", vec![NO_HEAD.into()], None),
     ]
 }
+
+const NO_HEAD: &str = "GGUF files of these families hold no scalar head";
 
 /// For a model directory.
 pub fn of_model(folder: &Path) -> Vec<Compatibility> {

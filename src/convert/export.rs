@@ -209,7 +209,9 @@ impl Check<'_> {
         let scores = self.reference.heads() == Heads::Score;
         let fresh = match self.export {
             // Its probes are checked on the way.
-            Export::Adapter { base } if scores => models::open_scorer(base, Some(self.folder), device, kind).map(|s| s.0),
+            Export::Adapter { base } if scores => {
+                models::open_scorer(base, Some(self.folder), device, kind).map(|s| s.0)
+            }
             Export::Model if scores => models::open_scorer(self.folder, None, device, kind).map(|s| s.0),
             Export::Adapter { base } => models::open(base, &[self.folder.to_path_buf()], device, kind),
             Export::Model => Model::load(

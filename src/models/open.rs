@@ -41,11 +41,13 @@ pub fn open_scorer(base: &Path, adapter: Option<&Path>, device: Device, kind: Ki
     let load = |adapters| Load { device, kind, train_base: false, adapters, heads: Heads::Score };
     let Some(folder) = adapter else {
         let weights = weights(base, &config)?;
-        need_head(weights.shape(SCORE), &config, base, || match config.raw["architectures"][0].as_str() {
+        need_head(weights.shape(SCORE), &config, base, || {
+            match config.raw["architectures"][0].as_str() {
             Some(class) if class.ends_with("ForSequenceClassification") => {
                 "its head was not saved with it, and a random one would make every score chance: save it again".into()
             }
             _ => "this is a language model: train a reward model with method: reward, and give its adapter with --adapter".into(),
+        }
         })?;
         let (model, scoring) = (Model::load(base, load(Vec::new()))?, Scoring::of(base, &config)?);
         scoring.check(&model, base)?;

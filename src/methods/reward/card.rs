@@ -380,8 +380,7 @@ fn histogram(margins: &[f64]) -> Margins {
 fn without_stop(pairs: &[Judged], cut: &[[f64; 2]]) -> Option<WithoutStop> {
     let both: Vec<(&Judged, Judged)> =
         pairs.iter().zip(cut).map(|(p, [c, r])| (p, Judged { chosen: *c, rejected: *r, ..*p })).collect();
-    let changes: Vec<f64> =
-        both.iter().flat_map(|(p, q)| [q.chosen - p.chosen, q.rejected - p.rejected]).collect();
+    let changes: Vec<f64> = both.iter().flat_map(|(p, q)| [q.chosen - p.chosen, q.rejected - p.rejected]).collect();
     Some(WithoutStop {
         pairs: both.len(),
         accuracy: accuracy(both.iter().map(|(_, q)| q))?,
@@ -451,7 +450,10 @@ mod tests {
         let sure = |p: Judged| Judged { chosen: 10.0 * p.chosen, rejected: 10.0 * p.rejected, ..p };
         let told = card(honest(400).into_iter().map(sure).collect());
         assert!((told.calibration.overconfidence - 0.25).abs() < 1e-3);
-        one(&card(honest(400).into_iter().map(sure).chain((0..40).map(|_| pair(-9.0, 9.0, [5, 5]))).collect()), "calibration");
+        one(
+            &card(honest(400).into_iter().map(sure).chain((0..40).map(|_| pair(-9.0, 9.0, [5, 5]))).collect()),
+            "calibration",
+        );
         // The place in the row decides.
         let pairs = honest(400);
         let turned = pairs.iter().map(|p| [p.chosen + 1.0, p.rejected]).collect();

@@ -64,9 +64,7 @@ impl Objective for Reward {
     /// The report card on the validation rows.
     fn finish(&mut self, model: &Model, valid: Option<&Dataset<Pair>>, out: &Path) -> Result<()> {
         let Some(valid) = valid.filter(|v| !v.is_empty()) else {
-            report::warn(
-                "no report card: it needs held-out pairs, in data.valid. Reinforcement learning asks for one",
-            );
+            report::warn("no report card: it needs held-out pairs, in data.valid. Reinforcement learning asks for one");
             return Ok(());
         };
         let Some(card) = Card::of(&examine(model, valid, self.tokenizer.stop_ids())?) else { return Ok(()) };

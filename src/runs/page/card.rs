@@ -14,7 +14,9 @@ pub fn section(card: &Card) -> String {
         r#"<p class="well">Within the limits that reinforcement learning asks of a reward model.</p>"#.to_string()
     } else {
         let lines: String = problems.iter().map(|p| format!("<li>{}</li>", escape(p))).collect();
-        format!(r#"<div class="card finding grave"><h3>Reinforcement learning refuses this model</h3><ul>{lines}</ul></div>"#)
+        format!(
+            r#"<div class="card finding grave"><h3>Reinforcement learning refuses this model</h3><ul>{lines}</ul></div>"#
+        )
     };
     let mut chips = vec![
         ("accuracy", format!("{} ({} to {})", percent(card.accuracy.share), percent(low), percent(high))),
@@ -36,14 +38,28 @@ pub fn section(card: &Card) -> String {
     let chips: String = chips.iter().map(|(k, v)| format!("<li><span>{k}</span> {}</li>", escape(v))).collect();
     format!(
         r#"<section><h2>Report card</h2>{verdict}<div class="card"><ul class="evidence">{chips}</ul></div><div class="columns">{}{}{}</div></section>"#,
-        figure("Calibration", "how often it is right, by how sure it is; dashed: as sure as right", &calibration(&card.calibration.bins)),
-        figure("Margins", "pairs by chosen score less rejected score; left of the line it is wrong", &margins(&card.margins)),
-        figure("Accuracy by length", "four groups of pairs, by mean tokens of their answers; bars: 95 % interval", &by_length(card)),
+        figure(
+            "Calibration",
+            "how often it is right, by how sure it is; dashed: as sure as right",
+            &calibration(&card.calibration.bins)
+        ),
+        figure(
+            "Margins",
+            "pairs by chosen score less rejected score; left of the line it is wrong",
+            &margins(&card.margins)
+        ),
+        figure(
+            "Accuracy by length",
+            "four groups of pairs, by mean tokens of their answers; bars: 95 % interval",
+            &by_length(card)
+        ),
     )
 }
 
 fn figure(title: &str, note: &str, plot: &str) -> String {
-    format!(r#"<figure class="chart"><figcaption><b>{title}</b><span class="note">{note}</span></figcaption>{plot}</figure>"#)
+    format!(
+        r#"<figure class="chart"><figcaption><b>{title}</b><span class="note">{note}</span></figcaption>{plot}</figure>"#
+    )
 }
 
 fn plot(name: &str, svg: &str, labels: &str) -> String {
@@ -130,15 +146,16 @@ fn by_length(card: &Card) -> String {
     let n = card.by_length.len().max(1) as f64;
     for (i, group) in card.by_length.iter().enumerate() {
         let x = 1000.0 * (i as f64 + 0.5) / n;
-        let title = format!("{:.0} to {:.0} tokens: {:.1} % of {} pairs", group.from, group.to, 100.0 * group.accuracy.share, group.pairs);
-        whisker(&mut svg, &title, x, group.accuracy.share, group.accuracy.interval);
-        let _ = write!(
-            labels,
-            r#"<span class="x" style="left:{:.1}%">{:.0}–{:.0}</span>"#,
-            x / 10.0,
+        let title = format!(
+            "{:.0} to {:.0} tokens: {:.1} % of {} pairs",
             group.from,
-            group.to
+            group.to,
+            100.0 * group.accuracy.share,
+            group.pairs
         );
+        whisker(&mut svg, &title, x, group.accuracy.share, group.accuracy.interval);
+        let _ =
+            write!(labels, r#"<span class="x" style="left:{:.1}%">{:.0}–{:.0}</span>"#, x / 10.0, group.from, group.to);
     }
     plot("accuracy by length", &svg, &labels)
 }
