@@ -153,8 +153,7 @@ pub fn verify(reference: &Model, folder: &Path, export: Export) -> Result<Report
             .run(expected)
         }
         Export::Model => {
-            let tensors: BTreeMap<&str, &Tensor> =
-                reference.params().base().map(|p| (p.name.as_str(), &p.tensor)).collect();
+            let tensors = of_base(reference);
             let expected = |name: &str| Ok(tensors.get(name).map(|t| (*t).shallow_clone()));
             // Masters in float32 that were rounded to the dtype the run computes in give the same products.
             let rounded = reference.kind() == Kind::Float && saved_kind(folder)? != Some(Kind::Float);
@@ -331,7 +330,7 @@ fn write_text(path: &Path, text: &str) -> Result<()> {
 
 /// Writes the base's own weights of `model` as a Hugging Face directory in `dtype` and checks it.
 pub fn save_model(model: &Model, folder: &Path, dtype: Kind) -> Result<Report> {
-    let tensors: BTreeMap<&str, &Tensor> = model.params().base().map(|p| (p.name.as_str(), &p.tensor)).collect();
+    let tensors = of_base(model);
     let entries = tensors.iter().map(|(n, t)| entry(n, &t.size(), dtype)).collect::<Result<Vec<_>>>()?;
     publish(folder, |temp| {
         check_disk(temp, entries.iter().map(Entry::bytes).sum())?;
@@ -349,6 +348,14 @@ pub fn save_model(model: &Model, folder: &Path, dtype: Kind) -> Result<Report> {
         }
         model.with(None, |m| verify(m, temp, Export::Model))
     })
+}
+
+/// The tensors of a model's directory. A scalar head beside the output head is a value function's, which is of use to
+/// training only.
+fn of_base(model: &Model) -> BTreeMap<&str, &Tensor> {
+    let both = model.heads() == Heads::Both;
+    let written = model.params().base().filter(|p| !(both && p.name == models::SCORE));
+    written.map(|p| (p.name.as_str(), &p.tensor)).collect()
 }
 
 /// Fills a folder, writes the report into it and moves it into its place; where the check failed it is left beside

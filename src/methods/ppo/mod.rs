@@ -42,7 +42,7 @@ use tch::Tensor;
 use update::{Place, Update};
 
 /// The name of the adapter that holds the value function.
-const VALUE: &str = "value";
+pub const VALUE: &str = "value";
 
 /// Where the recipe's keys stand.
 const KEYS: &str = "method.ppo";
@@ -73,7 +73,8 @@ pub struct Ppo {
 }
 
 impl Ppo {
-    fn new(
+    /// `train` draws answers to the training prompts, `held_out` knows the validation prompts.
+    pub fn new(
         spec: PpoSpec,
         train: Rollout,
         held_out: Option<HeldOut>,
