@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn every_plot_has_its_marks_and_bad_cards_say_so() {
         let pair = |i: usize| Judged {
-            chosen: if i % 3 == 0 { -1.0 } else { i as f64 / 50.0 },
+            chosen: if i.is_multiple_of(3) { -1.0 } else { i as f64 / 50.0 },
             rejected: 0.0,
             lengths: [10 + i % 7, 12],
         };
