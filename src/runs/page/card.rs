@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn every_plot_has_its_marks_and_bad_cards_say_so() {
         let pair = |i: usize| Judged {
-            chosen: if i.is_multiple_of(3) { -1.0 } else { i as f64 / 50.0 },
+            chosen: (0.2 + (i % 50) as f64 / 50.0) * if i.is_multiple_of(3) { -1.0 } else { 1.0 },
             rejected: 0.0,
             lengths: [10 + i % 7, 12],
         };
