@@ -416,11 +416,11 @@ fn an_iteration_goes_on_from_a_checkpoint() {
     let new = || method(Shape::Adapter, settings.clone(), bandit::arms(), sampling.clone(), seed, &model);
     let numbers = |ppo: &mut Ppo| {
         let Step { micro, means, epoch } = ppo.next_step(&model).unwrap();
-        let pass = |b: &Box<dyn ft::methods::Batch>| {
+        let pass = |b: &dyn ft::methods::Batch| {
             let loss = |m: &Model| m.infer(b.tokens(), |out| b.loss(out)).unwrap().sum.double_value(&[]);
             b.adapter().map_or_else(|| loss(&model), |name| model.with(Some(name), loss))
         };
-        (micro.iter().map(pass).collect::<Vec<f64>>(), means, epoch)
+        (micro.iter().map(|b| pass(&**b)).collect::<Vec<f64>>(), means, epoch)
     };
     let mut straight = new();
     for done in 0..9 {
@@ -607,7 +607,7 @@ run:     { steps: 2, samples: 0, out: adapters/judge }
     }
     let tensors: Vec<(PathBuf, Tensor)> = tensors.into_iter().map(|(n, t)| (PathBuf::from(n), t.copy())).collect();
     let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (n.to_str().unwrap(), t)).collect();
-    ft::nn::weights::save(&file, named.into_iter()).unwrap();
+    ft::nn::weights::save(&file, named).unwrap();
     let broken =
         space.command(&["train", "ppo.yaml", "--set", "run.steps=4", "--set", forced, "--overwrite"]).output().unwrap();
     let said = String::from_utf8_lossy(&broken.stderr).into_owned();

@@ -43,7 +43,7 @@ pub enum MethodSpec {
     /// REINFORCE leave-one-out: as GRPO, each answer against the mean of the others, the KL divergence in the reward.
     Rloo(rloo::RlooSpec),
     /// Proximal policy optimisation: answers are drawn, rewarded, and made more or less likely.
-    Ppo(ppo::PpoSpec),
+    Ppo(Box<ppo::PpoSpec>),
 }
 
 impl MethodSpec {
