@@ -377,6 +377,11 @@ fn shipped_recipes_are_right_and_read_alike_by_serde_yaml() {
         if let (MethodSpec::Reward(_), Some(AdapterSpec::Lora(lora))) = (&other.method, &mut other.adapter) {
             lora.modules_to_save.push("score".into());
         }
+        if let MethodSpec::Ppo(ppo) = &mut other.method {
+            for model in ppo.rewards.iter_mut().filter_map(|r| r.model.as_mut()) {
+                model.path = ft::fsutil::absolute(&model.path);
+            }
+        }
         assert_eq!(other, plan.recipe, "{name}");
     }
 }
