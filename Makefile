@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help tools libtorch setup test fuzz demo dist clean
+.PHONY: help tools libtorch setup test fuzz demo demo-rlhf dist clean
 
 # An own libtorch or PyTorch 2.11 is used where LIBTORCH points at one; otherwise `make setup` fetches it.
 ifneq ($(LIBTORCH),)
@@ -16,7 +16,7 @@ FT := target/release/ft
 WHEELS := python3 setup/wheels.py
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 tools:
 	@bash setup/tools.sh
@@ -77,6 +77,11 @@ runs/demo/before.json: $(MODEL)/config.json $(ICD10)/test.jsonl | setup
 runs/demo/after.json: $(ADAPTER)/summary.json $(ICD10)/test.jsonl | setup
 	@mkdir -p $(@D)
 	$(FT) eval --model $(MODEL) --adapter $(ADAPTER) --data $(ICD10)/test.jsonl --json > $@
+
+# ---- demo of alignment: every stage is skipped when its inputs' content is unchanged
+
+demo-rlhf: $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup ## Fine-tune, learn a reward from pairs, PPO against it, compare
+	@FT=$(FT) MODEL=$(MODEL) DATA=$(ICD10) bash setup/rlhf.sh
 
 # ---- benchmarks against TRL + PEFT + transformers, in an environment of their own
 

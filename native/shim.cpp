@@ -93,8 +93,8 @@ int ft_fused_adamw(Tensor** p, Tensor** g, Tensor** m, Tensor** v, Tensor** step
   GUARD(-1,
     at::NoGradGuard no_grad;
     at::_fused_adamw_(list(p, n), list(g, n), list(m, n), list(v, n), {}, list(step, n), lr, b1, b2, decay, eps, false, false);
-    // The fused operation changes parameters without their versions; what was cast from them for decoding goes by these.
-    for (int i = 0; i < n; i++) impl::bump_version(*p[i]);
+    // The fused operation writes without telling; casts that are kept for decoding go by the version.
+    for (int i = 0; i < n; i++) p[i]->unsafeGetTensorImpl()->bump_version();
     return 0;)
 }
 

@@ -23,7 +23,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
-const ARMS: u32 = 512;
+pub const ARMS: u32 = 512;
 const CLASSES: u32 = 8;
 
 /// What an arm of the prompt on line `line` pays.
@@ -32,7 +32,7 @@ fn pay(line: usize, arm: u32) -> f64 {
     f64::from(u8::from(arm % CLASSES == best))
 }
 
-struct Arms;
+pub struct Arms;
 
 impl Reward for Arms {
     fn score(&mut self, _: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
@@ -40,11 +40,11 @@ impl Reward for Arms {
     }
 }
 
-fn tokenizer() -> Rc<ChatTokenizer> {
+pub fn tokenizer() -> Rc<ChatTokenizer> {
     Rc::new(ChatTokenizer::load(&fixture("tiny-tokenizer"), None).unwrap())
 }
 
-fn prompts() -> Rc<Prompts> {
+pub fn prompts() -> Rc<Prompts> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("arms.jsonl");
     std::fs::write(&path, "{\"prompt\": \"the left\"}\n{\"prompt\": \"a right one\"}\n{\"prompt\": \"no\"}\n").unwrap();
@@ -53,16 +53,16 @@ fn prompts() -> Rc<Prompts> {
     Rc::new(Prompts::open(&sources, &tokenizer(), room).unwrap())
 }
 
-fn rollout(rewards: Rewards, sampling: SamplingSpec, seed: u64) -> Rollout {
+pub fn rollout(rewards: Rewards, sampling: SamplingSpec, seed: u64) -> Rollout {
     Rollout::new(prompts(), tokenizer(), Rc::new(RefCell::new(rewards)), sampling, seed).unwrap()
 }
 
-fn arms() -> Rewards {
+pub fn arms() -> Rewards {
     Rewards::of(vec![("arms".into(), 1.0, Box::new(Arms))])
 }
 
 /// The mean pay under the policy: exactly, over all arms.
-fn expected(model: &Model) -> f64 {
+pub fn expected(model: &Model) -> f64 {
     let rows = &prompts().rows;
     let one = |row: &ft::data::PromptRow| {
         let tokens = Tokens::pack(&[&row.ids], model.device());
@@ -98,7 +98,7 @@ fn learn(method: &mut dyn Method, model: &Model, steps: usize, lr: f64) -> f64 {
     expected(model)
 }
 
-fn sampling() -> SamplingSpec {
+pub fn sampling() -> SamplingSpec {
     SamplingSpec { prompts: 3, max_new_tokens: 1, ..Default::default() }
 }
 

@@ -175,7 +175,7 @@ fn config(spec: &LoraSpec, base: &str) -> Value {
         "rank_pattern": spec.rank_pattern,
         "revision": null,
         "target_modules": targets(&spec.targets),
-        "task_type": "CAUSAL_LM",
+        "task_type": if spec.scores() { "SEQ_CLS" } else { "CAUSAL_LM" },
         "use_dora": false,
         "use_rslora": spec.rslora,
     });
@@ -215,8 +215,8 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
     if let Some((key, v)) = raw.iter().find(|(key, v)| !honoured(key) && !off(v)) {
         return bad(key, v, "merge the adapter with PEFT and use the merged model");
     }
-    if let Some(v) = get("task_type").filter(|v| *v != "CAUSAL_LM") {
-        return bad("task_type", v, "only CAUSAL_LM adapters are read");
+    if let Some(v) = get("task_type").filter(|v| *v != "CAUSAL_LM" && *v != "SEQ_CLS") {
+        return bad("task_type", v, "only adapters of CAUSAL_LM and, for reward models, SEQ_CLS are read");
     }
     let init = match get("init_lora_weights") {
         None | Some(Value::Bool(_)) => LoraInit::Kaiming,
@@ -279,6 +279,13 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
     }
     if !(0.0..1.0).contains(&spec.dropout) {
         return bad("lora_dropout", &json!(spec.dropout), "a share of what is left out: from 0 to below 1");
+    }
+    if get("task_type").is_some_and(|v| v == "SEQ_CLS") && !spec.scores() {
+        return Err(Error::user(format!(
+            "{}: `task_type` is SEQ_CLS, but modules_to_save lacks `score`: the scalar head was never saved",
+            file.display()
+        ))
+        .hint("without the trained head every score would be chance: train it again, with modules_to_save: [score]"));
     }
     Ok(spec)
 }

@@ -61,6 +61,16 @@ pub struct LoraSpec {
     pub fan_in_fan_out: bool,
 }
 
+/// The module that a reward model's scalar head is, in every family.
+pub const SCORE: &str = "score";
+
+impl LoraSpec {
+    /// Holds a scalar head: the adapter of a reward or value model.
+    pub fn scores(&self) -> bool {
+        self.modules_to_save.iter().any(|m| m == SCORE)
+    }
+}
+
 impl Default for LoraSpec {
     fn default() -> Self {
         Self {

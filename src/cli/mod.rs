@@ -16,6 +16,7 @@ mod replay;
 mod resume;
 mod runs;
 mod sampling;
+mod score;
 mod selftest;
 mod tokenizer;
 mod train;
@@ -54,6 +55,7 @@ enum Verb {
     Runs(runs::Runs),
     Replay(replay::ReplayArgs),
     Eval(eval::Eval),
+    Score(score::Score),
     Generate(generate::Generate),
     Chat(chat::Chat),
     Merge(merge::MergeArgs),
@@ -76,6 +78,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Runs(verb) => runs::run(verb),
         Verb::Replay(args) => replay::run(&args),
         Verb::Eval(args) => eval::run(args),
+        Verb::Score(args) => score::run(args),
         Verb::Generate(args) => generate::run(args),
         Verb::Chat(args) => chat::run(args),
         Verb::Merge(args) => merge::run(&args),

@@ -37,6 +37,15 @@ const VLLM_RANKS: [i64; 8] = [8, 16, 32, 64, 128, 256, 320, 512];
 /// For an adapter directory.
 pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
     let spec = &adapter.spec;
+    if spec.scores() {
+        let how = "with AutoModelForSequenceClassification, as README.md beside it says";
+        let whole = "modules_to_save holds score: train without `adapter` for a model it reads";
+        return vec![
+            answer("PEFT", Vec::new(), Some(how.into())),
+            answer("vLLM", vec![whole.into()], None),
+            answer("llama.cpp", vec![NO_HEAD.into()], None),
+        ];
+    }
     let modules: Vec<&str> = adapter.tensors.keys().filter_map(|n| n.strip_suffix(".lora_A.weight")).collect();
     let numbers: Vec<(i64, f64)> = match Selection::new(spec) {
         Ok(selection) => modules.iter().map(|m| selection.numbers(m)).collect(),
@@ -73,6 +82,24 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
         answer("llama.cpp", llama, Some("with convert_lora_to_gguf.py".into())),
     ]
 }
+
+/// For a whole reward model.
+pub fn of_scorer(folder: &Path) -> Vec<Compatibility> {
+    let tokenizer = !["tokenizer.json", "tokenizer.model", "vocab.json"].iter().any(|f| folder.join(f).exists());
+    let reasons: Vec<String> =
+        tokenizer.then(|| "the base folder has no tokenizer files to copy".into()).into_iter().collect();
+    vec![
+        answer("transformers", Vec::new(), Some("with AutoModelForSequenceClassification".into())),
+        answer(
+            "vLLM",
+            reasons,
+            Some("as a pooling model; scores are raw with its softmax or sigmoid switched off".into()),
+        ),
+        answer("llama.cpp", vec![NO_HEAD.into()], None),
+    ]
+}
+
+const NO_HEAD: &str = "GGUF files of these families hold no scalar head";
 
 /// For a model directory.
 pub fn of_model(folder: &Path) -> Vec<Compatibility> {

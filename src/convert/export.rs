@@ -5,10 +5,11 @@
 
 use super::compatibility::{self, Compatibility};
 use super::measure::{self, Distance};
+use super::scorer;
 use crate::adapters::{LoraSpec, Targets, file, targets};
 use crate::error::{Error, Result};
 use crate::fsutil;
-use crate::models::{Config, Heads, Load, Model};
+use crate::models::{self, Config, Heads, Load, Model};
 use crate::nn::Param;
 use crate::nn::linear::cast;
 use crate::nn::safetensors::{Entry, SHARD_BYTES, write_model};
@@ -116,7 +117,7 @@ impl Thresholds {
         let mut problems = Vec::new();
         if above(d.relative, self.relative) {
             problems.push(format!(
-                "logits differ by {:.2e} of the largest, at most {:.0e} expected",
+                "answers (logits, scores) differ by {:.2e} of the largest, at most {:.0e} expected",
                 d.relative, self.relative
             ));
         }
@@ -152,8 +153,7 @@ pub fn verify(reference: &Model, folder: &Path, export: Export) -> Result<Report
             .run(expected)
         }
         Export::Model => {
-            let tensors: BTreeMap<&str, &Tensor> =
-                reference.params().base().map(|p| (p.name.as_str(), &p.tensor)).collect();
+            let tensors = of_base(reference);
             let expected = |name: &str| Ok(tensors.get(name).map(|t| (*t).shallow_clone()));
             // Masters in float32 that were rounded to the dtype the run computes in give the same products.
             let rounded = reference.kind() == Kind::Float && saved_kind(folder)? != Some(Kind::Float);
@@ -205,8 +205,14 @@ impl Check<'_> {
             None => None,
         };
         let (device, kind) = (self.reference.device(), self.reference.kind());
+        let scores = self.reference.heads() == Heads::Score;
         let fresh = match self.export {
-            Export::Adapter { base } => crate::models::open(base, &[self.folder.to_path_buf()], device, kind),
+            // Its probes are checked on the way.
+            Export::Adapter { base } if scores => {
+                models::open_scorer(base, Some(self.folder), device, kind).map(|s| s.0)
+            }
+            Export::Model if scores => models::open_scorer(self.folder, None, device, kind).map(|s| s.0),
+            Export::Adapter { base } => models::open(base, &[self.folder.to_path_buf()], device, kind),
             Export::Model => Model::load(
                 self.folder,
                 Load { device, kind, train_base: false, adapters: Vec::new(), heads: Heads::Tokens },
@@ -217,15 +223,18 @@ impl Check<'_> {
         let thresholds = Thresholds::new(kind, self.change);
         problems.extend(thresholds.problems(&difference));
 
-        let tied = matches!(self.export, Export::Model) && fresh.config().tie_word_embeddings;
+        // A reward model has no output head to tie.
+        let whole = matches!(self.export, Export::Model) && !scores;
+        let tied = whole && fresh.config().tie_word_embeddings;
         if tied && written.contains_key("lm_head.weight") {
             problems.push("config.json ties head and embedding, but lm_head.weight is written".into());
         }
-        if tied != (matches!(self.export, Export::Model) && self.reference.config().tie_word_embeddings) {
+        if tied != (whole && self.reference.config().tie_word_embeddings) {
             problems.push("the tie between embedding and head changed".into());
         }
         let compatibility = match self.export {
             Export::Adapter { .. } => compatibility::of_adapter(&file::read(self.folder)?),
+            Export::Model if scores => compatibility::of_scorer(self.folder),
             Export::Model => compatibility::of_model(self.folder),
         };
         Ok(Report {
@@ -287,6 +296,10 @@ pub fn save_adapter(model: &Model, adapter: &str, spec: &LoraSpec, base: &Path, 
     spec.fan_in_fan_out = model.params().base().any(|p| p.transposed && module(p));
     publish(folder, |temp| {
         write_adapter_folder(temp, &spec, &base.to_string_lossy(), base, params())?;
+        if model.heads() == Heads::Score {
+            let pad = model.with(Some(adapter), |m| scorer::complete(m, temp))?;
+            write_text(&temp.join("README.md"), &scorer::card(&base.to_string_lossy(), pad))?;
+        }
         model.with(Some(adapter), |m| verify(m, temp, Export::Adapter { base }))
     })
 }
@@ -308,20 +321,41 @@ pub(super) fn write_adapter_folder<'t>(
         serde_json::to_string(base_name).unwrap_or_default(),
         env!("CARGO_PKG_VERSION"),
     );
-    fsutil::write_atomic(&folder.join("README.md"), |w| std::io::Write::write_all(w, card.as_bytes()))
+    write_text(&folder.join("README.md"), &card)
+}
+
+fn write_text(path: &Path, text: &str) -> Result<()> {
+    fsutil::write_atomic(path, |w| std::io::Write::write_all(w, text.as_bytes()))
 }
 
 /// Writes the base's own weights of `model` as a Hugging Face directory in `dtype` and checks it.
 pub fn save_model(model: &Model, folder: &Path, dtype: Kind) -> Result<Report> {
-    let tensors: BTreeMap<&str, &Tensor> = model.params().base().map(|p| (p.name.as_str(), &p.tensor)).collect();
+    let tensors = of_base(model);
     let entries = tensors.iter().map(|(n, t)| entry(n, &t.size(), dtype)).collect::<Result<Vec<_>>>()?;
     publish(folder, |temp| {
         check_disk(temp, entries.iter().map(Entry::bytes).sum())?;
         write_model(temp, &entries, SHARD_BYTES, |e| Ok(weights::bytes(&cast(tensors[e.name.as_str()], dtype))))?;
-        write_config(model.config(), temp, Some(dtype))?;
         copy_beside(model.folder(), temp, MODEL_FILES)?;
+        if model.heads() == Heads::Score {
+            let pad = scorer::complete(model, temp)?;
+            let key = dtype_keys(&model.config().raw)[0];
+            fsutil::write_json(
+                &temp.join("config.json"),
+                &scorer::config(model.config(), (key, dtype_name(dtype)?), pad)?,
+            )?;
+        } else {
+            write_config(model.config(), temp, Some(dtype))?;
+        }
         model.with(None, |m| verify(m, temp, Export::Model))
     })
+}
+
+/// The tensors of a model's directory. A scalar head beside the output head is a value function's, which is of use to
+/// training only.
+fn of_base(model: &Model) -> BTreeMap<&str, &Tensor> {
+    let both = model.heads() == Heads::Both;
+    let written = model.params().base().filter(|p| !(both && p.name == models::SCORE));
+    written.map(|p| (p.name.as_str(), &p.tensor)).collect()
 }
 
 /// Fills a folder, writes the report into it and moves it into its place; where the check failed it is left beside
@@ -417,10 +451,8 @@ pub(super) fn write_config(config: &Config, to: &Path, dtype: Option<Kind>) -> R
 /// The text with another dtype: transformers 5 calls the key `dtype`, 4 called it `torch_dtype`.
 fn patched(text: &str, raw: &Value, dtype: &str) -> Result<String> {
     let mut wanted = raw.clone();
+    let keys = dtype_keys(raw);
     let map = wanted.as_object_mut().ok_or_else(|| Error::bug("config.json was read and is no object"))?;
-    let written: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|k| map.contains_key(*k)).collect();
-    let newer = map.contains_key("rope_parameters");
-    let keys = if written.is_empty() { vec![if newer { "dtype" } else { "torch_dtype" }] } else { written };
     let mut text = text.to_string();
     for key in keys {
         if let Some(Value::String(old)) = map.insert(key.into(), json!(dtype)) {
@@ -433,6 +465,13 @@ fn patched(text: &str, raw: &Value, dtype: &str) -> Result<String> {
     }
     let text = serde_json::to_string_pretty(&wanted).map_err(|e| Error::bug(format!("config.json: {e}")))?;
     Ok(text + "\n")
+}
+
+/// What the file calls the dtype; what its dialect would call it, where it says none.
+fn dtype_keys(raw: &Value) -> Vec<&'static str> {
+    let written: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|k| raw.get(*k).is_some()).collect();
+    let newer = raw.get("rope_parameters").is_some();
+    if written.is_empty() { vec![if newer { "dtype" } else { "torch_dtype" }] } else { written }
 }
 
 fn dtype_name(kind: Kind) -> Result<&'static str> {

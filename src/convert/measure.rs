@@ -2,7 +2,7 @@
 
 use crate::data::ChatTokenizer;
 use crate::error::{Error, Result};
-use crate::models::Model;
+use crate::models::{Heads, Model, reward};
 use crate::nn::Tokens;
 use serde::Serialize;
 use std::path::Path;
@@ -20,6 +20,11 @@ const LENGTHS: [usize; 3] = [5, 17, 48];
 
 /// The fixed prompts: sequences spread over the whole vocabulary and, where `folder` has a tokenizer, short texts.
 pub fn prompts(model: &Model, folder: &Path) -> Result<Vec<Vec<u32>>> {
+    Ok(texts(model, folder)?.into_iter().map(|(_, ids)| ids).collect())
+}
+
+/// The same, with the text that each comes from; a text that was cut off is none.
+pub fn texts(model: &Model, folder: &Path) -> Result<Vec<(Option<String>, Vec<u32>)>> {
     let config = model.config();
     let limit = [config.sliding_window, config.max_position_embeddings].into_iter().flatten().min().unwrap_or(i64::MAX);
     let vocabulary = config.vocab_size as u64;
@@ -29,7 +34,8 @@ pub fn prompts(model: &Model, folder: &Path) -> Result<Vec<Vec<u32>>> {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         ((state >> 33) % vocabulary) as u32
     };
-    let mut prompts: Vec<Vec<u32>> = LENGTHS.iter().map(|n| (0..*n).map(|_| next()).collect()).collect();
+    let mut prompts: Vec<(Option<String>, Vec<u32>)> =
+        LENGTHS.iter().map(|n| (None, (0..*n).map(|_| next()).collect())).collect();
     if ChatTokenizer::in_directory(folder) {
         let tokenizer = ChatTokenizer::load(folder, None)?;
         for text in TEXTS {
@@ -41,16 +47,23 @@ pub fn prompts(model: &Model, folder: &Path) -> Result<Vec<Vec<u32>>> {
                 ))
                 .hint("tokenizer and weights belong to two models"));
             }
-            prompts.push(ids);
+            prompts.push((Some(text.to_string()), ids));
         }
     }
-    prompts.iter_mut().for_each(|p| p.truncate(limit.max(1) as usize));
-    prompts.retain(|p| !p.is_empty());
+    for (text, ids) in &mut prompts {
+        text.take_if(|_| ids.len() as i64 > limit);
+        ids.truncate(limit.max(1) as usize);
+    }
+    prompts.retain(|(_, ids)| !ids.is_empty());
     Ok(prompts)
 }
 
-/// (N, V) float32 on the CPU: the logits after every token of every prompt.
+/// What the model says after every token of every prompt, float32 on the CPU: logits (N, V), or scores (N, 1) of a
+/// reward model.
 pub fn logits(model: &Model, prompts: &[Vec<u32>]) -> Result<Tensor> {
+    if model.heads() == Heads::Score {
+        return Ok(reward::everywhere(model, prompts)?.unsqueeze(-1));
+    }
     let tokens = Tokens::pack(prompts, model.device());
     let rows = Tensor::arange(tokens.len() as i64, (Kind::Int64, model.device()));
     model.infer(&tokens, |out| out.logits(&rows).to_device(Device::Cpu))
@@ -94,7 +107,8 @@ impl Distance {
         Self {
             max_abs,
             mean_abs: sum / (n * vocabulary) as f64,
-            relative: max_abs / largest,
+            // A model that says nothing yet (a scalar head at zero) is equal to itself.
+            relative: if max_abs == 0.0 { 0.0 } else { max_abs / largest },
             mean_kl: kl / n as f64,
             top1_agreement: agree / n as f64,
         }

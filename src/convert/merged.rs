@@ -14,8 +14,22 @@ use tch::{Device, Kind};
 /// The adapters' weighted sum as it is to be checked against.
 const SUM: &str = "sum";
 
+/// Reward models are used as they are.
+fn refuse_scorers(base: &Path, parts: &[Part]) -> Result<()> {
+    match parts.iter().find(|part| part.file.spec.scores()) {
+        None => Ok(()),
+        Some(part) => Err(Error::user(format!("{}: a reward model's adapter, which is not merged", part.folder.display()))
+            .hint(format!(
+                "it is used as it is: ft score --model {} --adapter {} --input FILE --out FILE; a whole reward model comes of a recipe without `adapter`",
+                base.display(),
+                part.folder.display()
+            ))),
+    }
+}
+
 /// Folds `parts` into the base. `dtype`: the dtype of all weights; `None` keeps each tensor's own.
 pub fn model(base: &Path, parts: &[Part], out: &Path, dtype: Option<Kind>, shard_bytes: u64) -> Result<Report> {
+    refuse_scorers(base, parts)?;
     let config = Config::read(base)?;
     let weights = models::weights(base, &config)?;
     let merge = Merge::new(&weights, &config.shared(), parts)?;
@@ -54,6 +68,7 @@ pub fn model(base: &Path, parts: &[Part], out: &Path, dtype: Option<Kind>, shard
 
 /// Lays `parts` together as one adapter.
 pub fn adapter(base: &Path, parts: &[Part], out: &Path) -> Result<Report> {
+    refuse_scorers(base, parts)?;
     let config = Config::read(base)?;
     let weights = models::weights(base, &config)?;
     let sum = merge::combine(&weights, parts)?;

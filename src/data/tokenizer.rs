@@ -24,6 +24,8 @@ pub struct ChatTokenizer {
     eos: Option<u32>,
     pad: Option<u32>,
     turn_end: Option<u32>,
+    /// What the template writes after it.
+    after_turn: Vec<u32>,
     stop_ids: Vec<u32>,
     /// Stop tokens that generation_config.json (or config.json) names: all that other programs know.
     written_stops: Vec<u32>,
@@ -75,10 +77,13 @@ impl ChatTokenizer {
             eos,
             pad,
             turn_end: None,
+            after_turn: Vec::new(),
             stop_ids: Vec::new(),
             written_stops: stops_written.clone(),
         };
-        made.turn_end = made.find_turn_end();
+        if let Some((end, after)) = made.find_turn_end() {
+            (made.turn_end, made.after_turn) = (Some(end), after);
+        }
         for id in stops_written.into_iter().chain(made.eos).chain(made.turn_end) {
             if !made.stop_ids.contains(&id) {
                 made.stop_ids.push(id);
@@ -196,8 +201,16 @@ impl ChatTokenizer {
         self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|t| t.special)
     }
 
-    /// The last special token of a rendered answer, found by rendering one.
-    fn find_turn_end(&self) -> Option<u32> {
+    /// Completes a generated answer as rows of conversations have it: what the template writes after the token that ends
+    /// a turn (a newline, often). A reward model has learnt to score there. An answer without its end stays as it is.
+    pub fn close(&self, ids: &mut Vec<u32>) {
+        if self.turn_end.is_some() && ids.last().copied() == self.turn_end {
+            ids.extend(&self.after_turn);
+        }
+    }
+
+    /// The special token that ends a rendered answer, and what follows it, found by rendering one.
+    fn find_turn_end(&self) -> Option<(u32, Vec<u32>)> {
         let template = self.template.as_ref()?;
         let messages = vec![Message::new("user", "a"), Message::new("assistant", "b")];
         let talk = Conversation { messages, ..Default::default() };
@@ -205,7 +218,9 @@ impl ChatTokenizer {
         let whole = template.render(&talk, 2, false).ok()?;
         let answer = whole.strip_prefix(&prompt)?;
         let after = answer.rfind('b').map_or(answer, |at| &answer[at + 1..]);
-        self.encode(after).ok()?.into_iter().find(|id| self.is_special(*id))
+        let ids = self.encode(after).ok()?;
+        let end = ids.iter().position(|id| self.is_special(*id))?;
+        Some((ids[end], ids[end + 1..].to_vec()))
     }
 }
 

@@ -7,6 +7,9 @@
 
 pub mod fixed;
 pub mod grpo;
+pub mod ppo;
+pub mod rate;
+pub mod reward;
 pub mod rloo;
 pub mod rollout;
 pub mod rows;
@@ -32,11 +35,15 @@ use tch::Tensor;
 pub enum MethodSpec {
     /// Supervised fine-tuning: cross-entropy on the supervised tokens.
     Sft(sft::SftSpec),
+    /// A reward model: scores learnt from pairs of a better and a worse answer.
+    Reward(reward::RewardSpec),
     /// Group-relative policy optimisation: answers drawn in groups and judged, each learnt by how much better it is than
     /// its group (with the variants Dr. GRPO, DAPO and GSPO).
     Grpo(grpo::GrpoSpec),
     /// REINFORCE leave-one-out: as GRPO, each answer against the mean of the others, the KL divergence in the reward.
     Rloo(rloo::RlooSpec),
+    /// Proximal policy optimisation: answers are drawn, rewarded, and made more or less likely.
+    Ppo(Box<ppo::PpoSpec>),
 }
 
 impl MethodSpec {
@@ -44,35 +51,38 @@ impl MethodSpec {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Sft(_) => "sft",
+            Self::Reward(_) => "reward",
             Self::Grpo(_) => "grpo",
             Self::Rloo(_) => "rloo",
+            Self::Ppo(_) => "ppo",
         }
     }
 
-    /// Whether it draws the examples that it learns from: then the recipe's batch does not say how many make a step.
-    pub fn draws(&self) -> bool {
-        match self {
-            Self::Sft(_) => false,
-            Self::Grpo(_) | Self::Rloo(_) => true,
-        }
+    /// Whether it learns from items that are there before it begins; else it draws its own.
+    pub fn fixed(&self) -> bool {
+        !matches!(self, Self::Grpo(_) | Self::Rloo(_) | Self::Ppo(_))
     }
 
     /// Reads and tokenises its rows.
     pub fn rows(&self, ground: &Ground) -> Result<Box<dyn Rows>> {
         match self {
             Self::Sft(spec) => sft::rows(spec, ground),
+            Self::Reward(spec) => reward::rows(spec, ground),
             Self::Grpo(spec) => grpo::rows(spec, ground),
             Self::Rloo(spec) => rloo::rows(spec, ground),
+            Self::Ppo(spec) => ppo::rows(spec, ground),
         }
     }
 
     /// What its model is made of, beside the base and what is trained.
-    pub fn parts(&self, _adapter: Option<&AdapterSpec>) -> Result<Parts> {
+    pub fn parts(&self, adapter: Option<&AdapterSpec>) -> Result<Parts> {
         match self {
             Self::Sft(_) => Ok(Parts::default()),
+            Self::Reward(_) => Ok(Parts { heads: Heads::Score, beside: Vec::new() }),
             Self::Grpo(grpo::GrpoSpec { rewards, .. }) | Self::Rloo(rloo::RlooSpec { rewards, .. }) => {
-                rollout::parts(rewards)
+                rollout::parts(rewards, adapter)
             }
+            Self::Ppo(spec) => ppo::parts(spec, adapter),
         }
     }
 }

@@ -116,6 +116,12 @@ impl Output {
         self.score().forward_under(id, &self.hidden.index_select(0, at).to_kind(Kind::Float)).squeeze_dim(-1)
     }
 
+    /// The same states, through which no gradient reaches the trunk.
+    pub fn detached(&self) -> Self {
+        let (head, score) = (self.head.clone(), self.score.clone());
+        Self { hidden: self.hidden.detach(), head, score, adapters: self.adapters.clone() }
+    }
+
     fn score(&self) -> &Linear {
         self.score.as_ref().expect("the model was loaded with a scalar head")
     }

@@ -13,12 +13,14 @@ pub mod open;
 pub mod origin;
 mod qwen2;
 mod qwen3;
+pub mod reward;
 mod rope;
 
 pub use config::Config;
 pub use loss::{Loss, Metrics, Output};
-pub use open::{device, open};
+pub use open::{device, open, open_scorer};
 pub use origin::Origin;
+pub use reward::Scoring;
 
 use crate::error::{Error, Result};
 use crate::native;
@@ -81,6 +83,9 @@ pub fn weights(folder: &Path, config: &Config) -> Result<Weights> {
     weights.arrange(|name| (config.family().place)(name).filter(|p| !copy(&p.name)))?;
     Ok(weights)
 }
+
+/// The weight of the scalar head, in every family.
+pub const SCORE: &str = "score.weight";
 
 /// Which layers are recomputed in the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,6 +157,9 @@ impl Model {
     pub fn load(folder: &Path, load: Load) -> Result<Self> {
         let config = Config::read(folder)?;
         let weights = weights(folder, &config)?;
+        if load.heads == Heads::Tokens && weights.shape(SCORE).is_some() {
+            return Err(open::no_words(folder, None));
+        }
         Self::build(config, folder, Source::Disk(&weights), load)
     }
 

@@ -1,6 +1,6 @@
 //! A model ready to answer: base, adapters from disk, device and dtype.
 
-use super::{Heads, Load, Model};
+use super::{Config, Heads, Load, Model, SCORE, Scoring, weights};
 use crate::adapters::{LoraPlan, file};
 use crate::error::{Error, Result};
 use crate::nn::{Attach, Param};
@@ -11,6 +11,9 @@ use tch::{Device, Kind};
 /// is switched on.
 pub fn open(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind) -> Result<Model> {
     let files = adapters.iter().map(|folder| file::read(folder)).collect::<Result<Vec<_>>>()?;
+    if let Some((_, folder)) = files.iter().zip(adapters).find(|(f, _)| f.spec.scores()) {
+        return Err(no_words(base, Some(folder)));
+    }
     let plans = files.iter().zip(adapters).map(|(f, folder)| LoraPlan::of_file(&f.spec, &folder.join(file::CONFIG)));
     let plans = plans.collect::<Result<Vec<_>>>()?;
     let named = plans.iter().enumerate().map(|(i, p)| (i.to_string(), p as &dyn Attach)).collect();
@@ -19,6 +22,64 @@ pub fn open(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind) -> Re
         file::load_into(model.params().adapter(i), &file.tensors, folder)?;
     }
     Ok(model)
+}
+
+/// A reward model where words were asked for.
+pub(super) fn no_words(base: &Path, adapter: Option<&Path>) -> Error {
+    let what = adapter.unwrap_or(base).display();
+    let adapter = adapter.map_or(String::new(), |folder| format!(" --adapter {}", folder.display()));
+    Error::user(format!("{what}: a reward model: it scores answers and writes none")).hint(format!(
+        "score the answers or pairs of a file: ft score --model {}{adapter} --input FILE --out FILE",
+        base.display()
+    ))
+}
+
+/// Loads a reward model for inference: a directory with a scalar head, or an adapter that holds one on a base. The head
+/// must be on disk, and its probes (reward.json) must score as when they were written.
+pub fn open_scorer(base: &Path, adapter: Option<&Path>, device: Device, kind: Kind) -> Result<(Model, Scoring)> {
+    let config = Config::read(base)?;
+    let load = |adapters| Load { device, kind, train_base: false, adapters, heads: Heads::Score };
+    let Some(folder) = adapter else {
+        let weights = weights(base, &config)?;
+        need_head(weights.shape(SCORE), &config, base, || {
+            match config.raw["architectures"][0].as_str() {
+            Some(class) if class.ends_with("ForSequenceClassification") => {
+                "its head was not saved with it, and a random one would make every score chance: save it again".into()
+            }
+            _ => "this is a language model: train a reward model with method: reward, and give its adapter with --adapter".into(),
+        }
+        })?;
+        let (model, scoring) = (Model::load(base, load(Vec::new()))?, Scoring::of(base, &config)?);
+        scoring.check(&model, base)?;
+        return Ok((model, scoring));
+    };
+    let file = file::read(folder)?;
+    let shape = file.tensors.get(SCORE).map(|t| t.size());
+    need_head(shape.as_deref(), &config, folder, || match file.spec.scores() {
+        true => "its head was not saved with it, and a random one would make every score chance: save it again".into(),
+        false => "this is a language model's adapter: one with a head is trained by method: reward".into(),
+    })?;
+    let plan = LoraPlan::of_file(&file.spec, &folder.join(file::CONFIG))?;
+    let model = Model::load(base, load(vec![("0".into(), &plan as &dyn Attach)]))?;
+    file::load_into(model.params().adapter(0), &file.tensors, folder)?;
+    let scoring = Scoring::of(folder, &config)?;
+    scoring.check(&model, folder)?;
+    Ok((model, scoring))
+}
+
+/// Refuses a head that is not there or gives more than one number.
+fn need_head(shape: Option<&[i64]>, config: &Config, folder: &Path, why: impl FnOnce() -> String) -> Result<()> {
+    match shape {
+        Some([1, width]) if *width == config.hidden_size => Ok(()),
+        Some(shape) => Err(Error::user(format!(
+            "{}: `{SCORE}` has shape {shape:?}, a scalar head on {} has [1, {}]",
+            folder.display(),
+            config.file().display(),
+            config.hidden_size
+        ))
+        .hint("a reward model has one label (num_labels 1); is the base the one it was trained on?")),
+        None => Err(Error::user(format!("{}: no `{SCORE}`: there is no scalar head", folder.display())).hint(why())),
+    }
 }
 
 /// Refuses adapters that `open` put on the model where they hold NaN or infinite values: whatever they answer is nonsense.

@@ -4,9 +4,10 @@
 //! not draw its examples; with `model.init: random`, `model.config` is set and `model.path` is the tokenizer's folder.
 
 use super::{ModelConfig, ModelInit, OptimKind, Recipe, Schedule, check, cross, mistakes::Sources, set, tree};
-use crate::adapters::AdapterSpec;
+use crate::adapters::{AdapterSpec, spec::SCORE};
 use crate::error::{Error, Result};
 use crate::fsutil;
+use crate::methods::MethodSpec;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -71,6 +72,9 @@ fn settle(mut recipe: Recipe) -> Recipe {
     // Lion's steps are larger for the same rate (arXiv 2302.06675, section 5).
     let share = if matches!(optim.kind, OptimKind::Lion(_)) { 0.2 } else { 1.0 };
     let usual = match recipe.adapter {
+        // TRL's rate for the whole model, and ten times of it.
+        Some(_) if matches!(recipe.method, MethodSpec::Ppo(_)) => 3e-5,
+        None if matches!(recipe.method, MethodSpec::Ppo(_)) => 3e-6,
         Some(_) => 2e-4,
         None if fresh => 6e-4,
         None => 2e-5,
@@ -91,7 +95,14 @@ fn settle(mut recipe: Recipe) -> Recipe {
         model.config.get_or_insert_with(|| ModelConfig::File(tokenizer.join("config.json")));
         model.path = tokenizer;
     }
-    if recipe.batch.examples.is_none() && !recipe.method.draws() {
+    // A reward model's head is part of its adapter, or it would be lost with the run.
+    if let (MethodSpec::Reward(_), Some(AdapterSpec::Lora(lora))) = (&recipe.method, &mut recipe.adapter)
+        && !lora.scores()
+    {
+        lora.modules_to_save.push(SCORE.into());
+    }
+    // A method that draws its own examples says itself how many make a step.
+    if recipe.batch.examples.is_none() && recipe.method.fixed() {
         recipe.batch.accumulate.get_or_insert(1);
     }
     recipe

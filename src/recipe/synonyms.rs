@@ -30,6 +30,7 @@ pub const SYNONYMS: &[Synonym] = &[
     is("model.device", &["device_map", "use_cpu", "no_cuda"], ""),
     is("method", &["stage", "task", "training_method", "rl", "trainer", "trl"], ""),
     is("method.sft.supervise", &["train_on_inputs", "train_on_input", "train_on_prompt", "assistant_only_loss", "completion_only_loss", "mask_history", "roles_to_train", "train_on_responses_only", "train_on_eos"], "`assistant`, `last` or `all`"),
+    is("method.reward.center", &["center_rewards_coefficient"], ""),
     is("adapter", &["finetuning_type", "training_type", "peft", "peft_config", "use_peft", "lora_config", "use_lora"], "`lora: {…}`; left out, every weight is trained"),
     is("adapter.lora.rank", &["lora_r", "r", "lora_rank"], ""),
     is("adapter.lora.alpha", &["lora_alpha"], ""),
@@ -112,4 +113,5 @@ pub const VALUES: &[(&str, &str)] = &[
     ("completion", "assistant"), ("completions", "assistant"), ("response", "assistant"), ("responses", "assistant"),
     ("last_turn", "last"), ("everything", "all"), ("raise", "error"), ("skip", "drop"), ("cut", "truncate"), ("chunk", "split"),
     ("ignore", "skip"), ("stop", "error"), ("qlora", "lora"), ("supervised", "sft"), ("instruction_tuning", "sft"), ("finetune", "sft"),
+    ("rm", "reward"), ("reward_model", "reward"), ("reward_modeling", "reward"),
 ];

@@ -6,12 +6,13 @@
 mod command;
 mod http;
 mod json;
+pub mod model;
 mod rules;
 pub mod spec;
 
 pub use spec::RewardSpec;
 
-use crate::data::{PromptRow, Prompts};
+use crate::data::{ChatTokenizer, PromptRow, Prompts};
 use crate::error::{Context, Error, Result};
 use crate::models::Model;
 use serde_json::Value;
@@ -32,6 +33,10 @@ pub struct Scored<'a> {
 pub trait Reward {
     /// Whether every row has what the source reads; looked at before the first step.
     fn check(&self, _prompts: &Prompts) -> Result<()> {
+        Ok(())
+    }
+    /// Whether the tokens of answers mean to it what they mean to the policy.
+    fn check_tokenizer(&self, _tokenizer: &ChatTokenizer) -> Result<()> {
         Ok(())
     }
     /// A number for each answer. `model` is the one being trained: a reward model may be an adapter on it.
@@ -61,7 +66,8 @@ impl Rewards {
         let mut sources: Vec<Source> = Vec::new();
         for (i, spec) in specs.iter().enumerate() {
             let at = format!("{key}[{i}]");
-            let source = open(spec).context(|| &at)?;
+            let models = specs[..i].iter().filter(|s| s.model.is_some()).count();
+            let source = open(spec, models).context(|| &at)?;
             if sources.iter().any(|s| s.name == source.name) {
                 return Err(Error::user(format!("{at}: another reward is called `{}` already", source.name))
                     .hint("give one of them a `name`"));
@@ -88,6 +94,13 @@ impl Rewards {
     /// Whether every row has what the sources read.
     pub fn check(&self, prompts: &Prompts) -> Result<()> {
         self.sources.iter().try_for_each(|s| s.reward.check(prompts).context(|| format!("reward `{}`", s.name)))
+    }
+
+    /// Whether every source reads tokens as `tokenizer` does.
+    pub fn check_tokenizer(&self, tokenizer: &ChatTokenizer) -> Result<()> {
+        self.sources
+            .iter()
+            .try_for_each(|s| s.reward.check_tokenizer(tokenizer).context(|| format!("reward `{}`", s.name)))
     }
 
     /// The rewards of each answer, raw, one a source.
@@ -125,7 +138,8 @@ impl Rewards {
     }
 }
 
-fn open(spec: &RewardSpec) -> Result<Source> {
+/// `models` reward models stand before it in the list.
+fn open(spec: &RewardSpec, models: usize) -> Result<Source> {
     let kinds = spec.kinds();
     let [kind] = kinds.as_slice() else {
         let found = if kinds.is_empty() { "none".into() } else { kinds.join(" and ") };
@@ -147,6 +161,7 @@ fn open(spec: &RewardSpec) -> Result<Source> {
         RewardSpec { length: Some(spec), .. } => Box::new(rules::Length::new(spec)?),
         RewardSpec { command: Some(spec), .. } => Box::new(command::Judge::new(spec)?),
         RewardSpec { http: Some(spec), .. } => Box::new(http::Server::new(spec)?),
+        RewardSpec { model: Some(spec), .. } => Box::new(model::Judge::new(spec, models)?),
         _ => return Err(Error::bug(format!("no reward of kind {kind}"))),
     };
     Ok(Source { name, weight: spec.weight, reward })

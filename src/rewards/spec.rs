@@ -160,6 +160,13 @@ pub struct RewardModelSpec {
     /// Its directory: an adapter over the same base (then there is one base in memory), or a whole model.
     #[schemars(extend("format" = "path"))]
     pub path: PathBuf,
+    /// The base of an adapter that was trained on another one than the policy's; it is a second base in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "path"))]
+    pub base: Option<PathBuf>,
+    /// Use it even where its report card is missing or below the limits.
+    #[serde(default)]
+    pub force: bool,
 }
 
 fn one() -> f64 {

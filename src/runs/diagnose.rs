@@ -72,6 +72,11 @@ pub struct Patient<'a> {
 pub fn diagnose(patient: Patient) -> Vec<Finding> {
     let mut found = Vec::new();
     found.extend(non_finite(patient));
+    // A policy's loss is around zero and says nothing of how well it does: the method's own alarms watch it.
+    if !patient.plan.recipe.method.fixed() {
+        found.extend(no_update(patient));
+        return found;
+    }
     let zero = loss_zero(patient);
     let still = zero.is_none().then(|| no_gradient(patient).or_else(|| no_update(patient))).flatten();
     let rate = learning_rate(patient);

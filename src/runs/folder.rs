@@ -5,6 +5,7 @@ use super::history::History;
 use super::lock::Lock;
 use crate::error::{Error, Result};
 use crate::fsutil::{absolute, read_json, read_to_string};
+use crate::methods::reward::Card;
 use crate::recipe::Plan;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -73,6 +74,8 @@ pub struct RunFolder {
     pub summary: Option<Value>,
     /// `export_report.json` of a verified result.
     pub export: Option<Value>,
+    /// `report_card.json` of a reward model.
+    pub card: Option<Card>,
     pub lock: Option<Lock>,
     /// Results of `ft eval --json` in `eval*.json` or `eval/`: (file, object).
     pub evaluations: Vec<(String, Value)>,
@@ -105,6 +108,7 @@ impl RunFolder {
             history,
             samples: samples(&path.join(SAMPLES))?,
             export: optional("export_report.json")?,
+            card: Card::read(path)?,
             lock: Lock::read(path)?,
             evaluations: evaluations(path)?,
             path: absolute(path),

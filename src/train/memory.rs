@@ -2,7 +2,7 @@
 
 use super::optim;
 use crate::adapters::AdapterSpec;
-use crate::models::Model;
+use crate::models::{Heads, Model};
 use crate::nn::Param;
 use crate::recipe::{Master, Plan, ReplayChoice};
 use serde::Serialize;
@@ -38,7 +38,9 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
     let training = trained * 2 * master + state;
     let weights = if full { 0 } else { base * width };
 
-    let [d, f, v] = [c.hidden_size, c.intermediate_size, c.vocab_size].map(|n| n as u64);
+    // A reward model has no output head.
+    let vocabulary = if model.heads() == Heads::Score { 0 } else { c.vocab_size };
+    let [d, f, v] = [c.hidden_size, c.intermediate_size, vocabulary].map(|n| n as u64);
     let q = (c.num_attention_heads * c.head_dim) as u64;
     let kv = (c.num_key_value_heads * c.head_dim) as u64;
     let rank = recipe.adapter.as_ref().map_or(0, |AdapterSpec::Lora(l)| l.rank as u64);

@@ -27,10 +27,12 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// Files of an earlier run that is thrown away.
-const EARLIER: [&str; 7] = [
+const EARLIER: [&str; 9] = [
     folder::METRICS,
     folder::SAMPLES,
     "summary.json",
+    crate::methods::reward::card::FILE,
+    crate::models::reward::FILE,
     runs::facts::FACTS,
     runs::trainer_state::FILE,
     runs::page::FILE,

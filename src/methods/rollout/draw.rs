@@ -30,6 +30,7 @@ impl Rollout {
         seed: u64,
     ) -> Result<Self> {
         rewards.borrow().check(&prompts)?;
+        rewards.borrow().check_tokenizer(&tokenizer)?;
         let sources = rewards.borrow().names().map(String::from).collect();
         Ok(Self { prompts, tokenizer, rewards, sources, spec, seed })
     }
@@ -118,14 +119,22 @@ impl Rollout {
     /// Fills in the rewards.
     fn judge(&self, model: &Model, samples: &mut [Sample]) -> Result<()> {
         let stops = self.tokenizer.stop_ids();
+        // As rows of conversations have it, with what the template writes after the stop token.
+        let closed = |s: &Sample| {
+            let mut ids = s.ids.clone();
+            self.tokenizer.close(&mut ids);
+            ids
+        };
+        let closed: Vec<Vec<u32>> = samples.iter().map(closed).collect();
         let scored: Vec<Scored> = samples
             .iter()
-            .map(|s| {
+            .zip(&closed)
+            .map(|(s, ids)| {
                 let stop = s.ended && s.ids.last().is_some_and(|id| stops.contains(id));
                 Scored {
                     prompt: &self.prompts.rows[s.prompt],
                     answer: &s.text,
-                    ids: &s.ids,
+                    ids,
                     tokens: s.length() - usize::from(stop),
                 }
             })

@@ -3,7 +3,7 @@
 use super::keep::{self, State};
 use super::{Rollout, Sample, stats};
 use crate::error::Result;
-use crate::fsutil::write_json;
+use crate::fsutil::{shortened, write_json};
 use crate::methods::Means;
 use crate::models::Model;
 use crate::{report, rng};
@@ -13,6 +13,8 @@ use std::path::Path;
 
 /// Answers of which the text is kept for people to look at.
 const SHOWN: usize = 16;
+/// Answers that are shown on the terminal.
+const TOLD: usize = 2;
 /// Draws of the bootstrap.
 const DRAWS: usize = 10_000;
 
@@ -34,6 +36,8 @@ pub struct Comparison {
     pub interval: (f64, f64),
     pub better: usize,
     pub worse: usize,
+    /// Share of prompts whose answer after is better; one that is as good counts half.
+    pub win_rate: f64,
     pub samples: Vec<BeforeAfter>,
 }
 
@@ -70,6 +74,11 @@ impl HeldOut {
         &self.rollout
     }
 
+    /// Whether the beginning was measured.
+    pub fn begun(&self) -> bool {
+        !self.before.is_empty()
+    }
+
     /// Answers every prompt; `first` says that nothing is learnt yet, so that this is what the end is compared with.
     pub fn validate(&mut self, model: &Model, first: bool) -> Result<(Vec<Sample>, Means)> {
         let all: Vec<usize> = (0..self.rollout.prompts().len()).collect();
@@ -91,7 +100,7 @@ impl HeldOut {
         let (after, _) = self.validate(model, false)?;
         let found = self.compare(&after, seed);
         report::info(format!(
-            "held-out prompts: reward {:.4} -> {:.4}, difference {:+.4} (95 % interval {:+.4} to {:+.4}), {} better, {} worse of {}",
+            "held-out prompts: reward {:.4} -> {:.4}, difference {:+.4} (95 % interval {:+.4} to {:+.4}), {} better, {} worse of {}: win rate {:.1} %",
             found.reward_before,
             found.reward_after,
             found.difference,
@@ -99,8 +108,15 @@ impl HeldOut {
             found.interval.1,
             found.better,
             found.worse,
-            found.prompts
+            found.prompts,
+            100.0 * found.win_rate
         ));
+        for row in found.samples.iter().take(TOLD) {
+            report::info(format!("  {}", shortened(row.prompt.trim())));
+            for (when, answer) in [("before", &row.before), ("after", &row.after)] {
+                report::info(format!("    {when:>6} {:+.3}  {}", answer.reward, shortened(answer.text.trim())));
+            }
+        }
         write_json(&out.join("held_out.json"), &found)
     }
 
@@ -119,6 +135,7 @@ impl HeldOut {
             reward_after: rewards(after),
             difference: stats::mean(&gains),
             interval: interval(&gains, seed),
+            win_rate: stats::mean(&gains.iter().map(|g| 0.5 + 0.5 * sign(*g)).collect::<Vec<_>>()),
             better: gains.iter().filter(|g| **g > 0.0).count(),
             worse: gains.iter().filter(|g| **g < 0.0).count(),
             samples: pairs().take(SHOWN).map(row).collect(),
@@ -139,6 +156,11 @@ impl HeldOut {
         }
         Ok(())
     }
+}
+
+/// -1, 0 or 1.
+fn sign(x: f64) -> f64 {
+    f64::from(u8::from(x > 0.0)) - f64::from(u8::from(x < 0.0))
 }
 
 /// The middle 95 % of the means of resampled differences.

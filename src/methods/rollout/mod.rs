@@ -1,7 +1,7 @@
 //! Rollouts: answers drawn from the model as it is, with the log-probabilities of the very distribution that drew them,
 //! and judged. What PPO, GRPO and RLOO learn from.
 //!
-//! draw: prompts in, samples out. packed: samples as packed rows to learn from. reference: what they were worth to the
+//! draw: prompts in, samples out. gate: which reward models may judge, and where they stand. packed: samples as packed rows to learn from. reference: what they were worth to the
 //! model before training. stats: numbers of a rollout under TRL's names. watch: what they say is wrong. held_out: the
 //! same prompts before and after. keep: samples as tensors, for checkpoints. rows: prompts as the rows of a run. cycle:
 //! draw, learn in several steps, draw again: all that GRPO and RLOO share; lesson: what they learn.
@@ -11,6 +11,7 @@
 
 pub mod cycle;
 mod draw;
+mod gate;
 pub mod held_out;
 pub mod keep;
 pub mod lesson;
@@ -23,22 +24,14 @@ pub mod watch;
 
 pub use cycle::Cycle;
 pub use draw::Rollout;
+pub use gate::{gate, parts};
 pub use held_out::HeldOut;
 pub use lesson::{Rule, Terms};
 pub use packed::{Learnt, Packed, log_probs};
 pub use reference::Reference;
-pub use rows::PromptRows;
+pub use rows::{PromptRows, Prompted};
 pub use spec::{LimitSpec, SamplingSpec};
 pub use watch::Watch;
-
-use super::Parts;
-use crate::error::Result;
-use crate::rewards::RewardSpec;
-
-/// What a model is made of whose answers these rewards judge.
-pub fn parts(_rewards: &[RewardSpec]) -> Result<Parts> {
-    Ok(Parts::default())
-}
 
 /// An answer that was drawn.
 #[derive(Debug, Clone, PartialEq)]

@@ -31,6 +31,14 @@ impl Reference {
         Ok(Self::Copy(Box::new(Model::load(model.folder(), load)?)))
     }
 
+    /// Runs `f` with the reference.
+    pub fn with<R>(&self, model: &Model, f: impl FnOnce(&Model) -> R) -> R {
+        match self {
+            Self::Base => model.with(None, f),
+            Self::Copy(copy) => f(copy),
+        }
+    }
+
     /// Log-probabilities of the answers' tokens under the reference, as `packed::log_probs` computes them.
     pub fn log_probs(
         &self,
@@ -39,11 +47,7 @@ impl Reference {
         temperature: f64,
         budget: usize,
     ) -> Result<Vec<Vec<f32>>> {
-        let of = |model: &Model| log_probs(model, samples, temperature, budget, false);
-        let Learnt { log_probs, .. } = match self {
-            Self::Base => model.with(None, of)?,
-            Self::Copy(copy) => of(copy)?,
-        };
+        let Learnt { log_probs, .. } = self.with(model, |m| log_probs(m, samples, temperature, budget, false))?;
         Ok(log_probs)
     }
 }

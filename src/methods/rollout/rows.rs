@@ -3,7 +3,7 @@
 use super::cycle::{Cycle, Plan};
 use super::lesson::Rule;
 use super::spec::SamplingSpec;
-use super::{HeldOut, Rollout};
+use super::{HeldOut, Rollout, gate};
 use crate::adapters::AdapterSpec;
 use crate::data::prompts::Room;
 use crate::data::quality::{self, Duplicates, Overlap};
@@ -182,6 +182,7 @@ pub fn open<R: Rule + 'static>(
     plan: Plan,
     rule: R,
 ) -> Result<Box<dyn Rows>> {
+    gate(rewards, &format!("{key}.rewards"))?;
     let rewards = Rc::new(RefCell::new(Rewards::open(rewards, &format!("{key}.rewards"))?));
     let (answers, steps, spec) = (plan.answers, (plan.passes * plan.mini_batches) as u64, sampling.clone());
     let judge = rewards.clone();

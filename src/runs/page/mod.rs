@@ -3,6 +3,7 @@
 //! Everything that comes from files or from a model is escaped, and a policy in the page's head lets the browser run
 //! nothing but that one script (by its hash) and load nothing at all.
 
+mod card;
 mod chart;
 mod sections;
 

@@ -15,9 +15,9 @@ use std::fmt::Write;
 use std::time::Duration;
 
 pub fn all(run: &RunFolder) -> String {
-    [header(run), tiles(run), doctor(run), curves(run), samples(run), evaluations(run), data(run), settings(run)]
+    [header(run), tiles(run), doctor(run), curves(run), samples(run), report_card(run), evaluations(run), data(run)]
         .into_iter()
-        .chain([made_of(run), footer(run)])
+        .chain([settings(run), made_of(run), footer(run)])
         .filter(|s| !s.is_empty())
         .collect::<Vec<_>>()
         .join("\n")
@@ -295,6 +295,10 @@ fn samples(run: &RunFolder) -> String {
     }
     let from = if run.plan.recipe.data.valid.is_some() { "validation" } else { "training" };
     format!("<section><h2>Answers to {from} prompts</h2>{out}</section>")
+}
+
+fn report_card(run: &RunFolder) -> String {
+    run.card.as_ref().map_or(String::new(), super::card::section)
 }
 
 fn evaluations(run: &RunFolder) -> String {

@@ -1,0 +1,96 @@
+//! `ft score`: answers or pairs scored by a reward model.
+
+use super::model::ModelArgs;
+use clap::Args;
+use ft::data::ChatTokenizer;
+use ft::error::{Error, Result};
+use ft::eval::score::{ScoreRow, Summary, score};
+use ft::{fsutil, models, report};
+use serde_json::json;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Score answers, or pairs of answers, with a reward model
+///
+/// The reward model is a directory with a scalar head, or a base with the adapter of one. Its stored probes are scored
+/// first: a head, adapter or base that is not the one that was trained is an error. Each row is written with its score,
+/// or with both scores of a pair; where rows are pairs, the accuracy is printed beside what length alone would get right.
+#[derive(Args)]
+pub struct Score {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Rows with answers, judged answers or pairs, in any format that training reads
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// Where each row goes with its score, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Only the first N rows
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rows: Option<u32>,
+    /// Print the numbers over all rows as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Score) -> Result<()> {
+    if args.out.is_dir() {
+        return Err(Error::user(format!("{}: is a folder, and the scores are one file", args.out.display()))
+            .hint("give a file, such as scores.jsonl"));
+    }
+    let ModelArgs { model: base, adapter, device, .. } = &args.model;
+    let tokenizer = ChatTokenizer::load(base, None)?;
+    let rows = ScoreRow::read(&args.input, args.rows.map(|n| n as usize), &tokenizer)?;
+    let (model, scoring) = models::open_scorer(base, adapter.as_deref(), models::device(device)?, args.model.kind())?;
+    let folder = adapter.as_deref().unwrap_or(base);
+    scoring.check_texts(folder, |text| tokenizer.encode_plain(text))?;
+    models::open::need_finite_adapters(&model, adapter.as_slice())?;
+    if scoring.probes.is_empty() {
+        report::info(format!(
+            "{}: no {}: nothing tells whether the head is the one that was trained",
+            folder.display(),
+            models::reward::FILE
+        ));
+    }
+    if let Some(pad) = scoring.pad_token_id.filter(|id| tokenizer.stop_ids().contains(id)) {
+        report::warn(format!(
+            "{}: padding is `{}`, which ends answers: as transformers does, scores are read at the token before it",
+            folder.display(),
+            tokenizer.token(pad).unwrap_or_default()
+        ));
+    }
+    let bar = report::bar(rows.len() as u64, "rows");
+    let (summary, lines) = score(&model, &scoring, &rows, &args.input, &mut || bar.inc(1))?;
+    bar.finish_and_clear();
+    fsutil::write_atomic(&args.out, |w| lines.iter().try_for_each(|line| writeln!(w, "{line}")))?;
+    if args.json {
+        let mut value = serde_json::to_value(&summary).map_err(|e| Error::bug(format!("numbers as JSON: {e}")))?;
+        value["model"] = json!(base);
+        value["adapter"] = json!(adapter);
+        value["input"] = json!(args.input);
+        println!("{value}");
+    } else {
+        println!("{}", report::table(&table(&summary)));
+    }
+    Ok(())
+}
+
+fn table(s: &Summary) -> Vec<Vec<String>> {
+    let line = |name: &str, value: String| vec![name.to_string(), value];
+    let mut lines = Vec::new();
+    if let (Some(accuracy), Some([low, high])) = (s.accuracy, s.accuracy_ci) {
+        lines.push(line("accuracy", format!("{accuracy:.4}  (95 % {low:.4} to {high:.4}, {} pairs)", s.pairs)));
+    }
+    if let (Some(longer), Some(shorter)) = (s.longer_wins, s.shorter_wins) {
+        lines.push(line("length alone", format!("longer wins {longer:.4}, shorter wins {shorter:.4}")));
+    }
+    if let Some(ece) = s.ece {
+        lines.push(line("calibration error", format!("{ece:.4}")));
+    }
+    if let Some(auc) = s.auc {
+        lines.push(line("good above bad", format!("{auc:.4}")));
+    }
+    lines.push(line("scores", format!("{:.4} ± {:.4}, {:.4} to {:.4}", s.mean, s.std, s.min, s.max)));
+    lines.push(line("rows", report::count(s.rows as u64)));
+    lines
+}

@@ -1,0 +1,226 @@
+//! Rows scored by a reward model: pairs, judged answers, or plain answers.
+
+use super::metrics::Rate;
+use crate::data::convert::{Target, convert};
+use crate::data::rows::Reading;
+use crate::data::{
+    ChatTokenizer, Item, Pair, Record, Row, RowFormat, SourceSpec, Supervise, Unpaired, Want, example, source,
+};
+use crate::error::{Error, Result};
+use crate::methods::reward::{Card, Evidence, Judged};
+use crate::models::{Model, Scoring};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// A row and what is scored of it.
+pub struct ScoreRow {
+    pub line: usize,
+    /// The row in TRL's words: `prompt` with `chosen` and `rejected`, or with `completion`.
+    shown: Value,
+    /// One sequence, or a chosen and a rejected one.
+    sequences: Vec<Vec<u32>>,
+    /// Tokens of the answers.
+    lengths: Vec<usize>,
+    /// The verdict on the answer, where the row has one.
+    good: Option<bool>,
+}
+
+/// The numbers over all rows.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    pub rows: usize,
+    /// Rows that are pairs; accuracy and lengths are of these.
+    pub pairs: usize,
+    /// Share of pairs whose chosen answer scores higher; a tie is no success.
+    pub accuracy: Option<f64>,
+    /// Its 95 % Wilson interval.
+    pub accuracy_ci: Option<[f64; 2]>,
+    /// Share of pairs whose chosen answer is the longer one, and the shorter one.
+    pub longer_wins: Option<f64>,
+    pub shorter_wins: Option<f64>,
+    /// Expected calibration error of the pairs.
+    pub ece: Option<f64>,
+    /// Probability that a good answer scores higher than a bad one, over answers with a verdict.
+    pub auc: Option<f64>,
+    /// Of all scores.
+    pub mean: f64,
+    pub std: f64,
+    pub min: f64,
+    pub max: f64,
+}
+
+impl ScoreRow {
+    /// The rows of a file, at most `limit`.
+    pub fn read(path: &Path, limit: Option<usize>, tokenizer: &ChatTokenizer) -> Result<Vec<Self>> {
+        let reading = Reading::of(path, &SourceSpec::file(path, RowFormat::Auto), Want::Anything)?;
+        let mut rows = Vec::new();
+        source::for_each_chunk(path, limit, |chunk| {
+            rows.extend(reading.rows(chunk, path)?);
+            Ok(())
+        })?;
+        rows.iter().map(|row| Self::of(row, path, tokenizer)).collect()
+    }
+
+    fn of(row: &Row, path: &Path, tokenizer: &ChatTokenizer) -> Result<Self> {
+        let place = || format!("{}:{}", path.display(), row.line);
+        let supervise = Supervise::Last;
+        let (target, sequences, lengths, good) = match &row.record {
+            Record::Preference(_) => {
+                let pair = one(Pair::encode(row, path, tokenizer, supervise)?.examples, &place)?;
+                let lengths = vec![pair.chosen.len(), pair.rejected.len()];
+                (Target::Preference, pair.sequences().map(|s| s.ids).into(), lengths, None)
+            }
+            Record::Unpaired(_) => {
+                let answer = one(Unpaired::encode(row, path, tokenizer, supervise)?.examples, &place)?;
+                let sequences = vec![answer.sequence().ids];
+                (Target::Unpaired, sequences, vec![answer.completion.len()], Some(answer.good))
+            }
+            Record::Messages(talk) if talk.messages.last().is_none_or(|m| m.role != "assistant") => {
+                return Err(Error::user(format!("{}: the conversation does not end with an assistant turn", place()))
+                    .hint("a score is that of the last answer: end the row with it"));
+            }
+            Record::Messages(_) | Record::Alpaca(_) | Record::PromptCompletion { .. } => {
+                let answer = example::encode_row(row, path, tokenizer, supervise)?.examples;
+                let answer = answer.into_iter().next_back().ok_or_else(|| nothing(&place()))?;
+                let from = answer.supervised.iter().position(|s| *s).unwrap_or(0);
+                let length = answer.ids.len() - from;
+                (Target::PromptCompletion, vec![answer.ids], vec![length], None)
+            }
+            Record::Prompt(_) | Record::Text(_) => return Err(nothing(&place())),
+        };
+        let shown = one(convert(&row.record, target)?, &place)?;
+        Ok(Self { line: row.line, shown, sequences, lengths, good })
+    }
+}
+
+fn one<T>(items: Vec<T>, place: &dyn Fn() -> String) -> Result<T> {
+    items.into_iter().next().ok_or_else(|| nothing(&place()))
+}
+
+fn nothing(place: &str) -> Error {
+    Error::user(format!("{place}: no answer to score"))
+        .hint("a row needs `prompt` and `completion`, `chosen` and `rejected`, or `messages` that end with an answer")
+}
+
+/// Scores rows: each as a JSON object with its score or scores, and the numbers over all. `on_row` hears of each row.
+pub fn score(
+    model: &Model,
+    scoring: &Scoring,
+    rows: &[ScoreRow],
+    path: &Path,
+    on_row: &mut dyn FnMut(),
+) -> Result<(Summary, Vec<Value>)> {
+    check(model, rows, path)?;
+    // Like lengths together: attention pads within a packed row.
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    let longest = |i: &usize| rows[*i].sequences.iter().map(Vec::len).max();
+    order.sort_by_key(|i| std::cmp::Reverse(longest(i)));
+    let mut scores: Vec<Vec<f64>> = vec![Vec::new(); rows.len()];
+    for part in order.chunks(64) {
+        let flat: Vec<&Vec<u32>> = part.iter().flat_map(|i| &rows[*i].sequences).collect();
+        let mut found = scoring.scores(model, &flat)?.into_iter();
+        for i in part {
+            scores[*i] = found.by_ref().take(rows[*i].sequences.len()).collect();
+            on_row();
+        }
+    }
+    let all: Vec<f64> = scores.iter().flatten().copied().collect();
+    if let Some(line) = rows.iter().zip(&scores).find(|(_, s)| s.iter().any(|x| !x.is_finite())).map(|(r, _)| r.line) {
+        return Err(Error::user(format!("{}:{line}: the score is not a finite number", path.display()))
+            .hint("the model's weights or its adapter hold NaN or infinite values; was the training run stable?"));
+    }
+    let lines = rows.iter().zip(&scores).map(|(row, scores)| row.line(scores)).collect();
+    Ok((summary(rows, &scores, &all), lines))
+}
+
+/// Sequences that the model cannot see, by their place in the file.
+fn check(model: &Model, rows: &[ScoreRow], path: &Path) -> Result<()> {
+    let config = model.config();
+    let limit = [model.context_limit(), config.max_position_embeddings].into_iter().flatten().min();
+    for (row, ids) in rows.iter().flat_map(|r| r.sequences.iter().map(move |ids| (r, ids))) {
+        if limit.is_some_and(|limit| ids.len() as i64 > limit) {
+            return Err(Error::user(format!(
+                "{}:{}: {} tokens, the model's context is {}",
+                path.display(),
+                row.line,
+                ids.len(),
+                limit.unwrap_or_default()
+            ))
+            .hint("shorten the row or leave it out: a cut answer has another score"));
+        }
+    }
+    Ok(())
+}
+
+impl ScoreRow {
+    fn line(&self, scores: &[f64]) -> Value {
+        let mut line = self.shown.clone();
+        line["line"] = json!(self.line);
+        match scores {
+            [chosen, rejected] => {
+                line["score_chosen"] = json!(chosen);
+                line["score_rejected"] = json!(rejected);
+                line["correct"] = json!(chosen > rejected);
+            }
+            scores => line["score"] = json!(scores.first()),
+        }
+        line
+    }
+}
+
+fn summary(rows: &[ScoreRow], scores: &[Vec<f64>], all: &[f64]) -> Summary {
+    let pairs: Vec<Judged> = rows
+        .iter()
+        .zip(scores)
+        .filter_map(|(row, scores)| match (scores.as_slice(), row.lengths.as_slice()) {
+            ([chosen, rejected], [a, b]) => Some(Judged { chosen: *chosen, rejected: *rejected, lengths: [*a, *b] }),
+            _ => None,
+        })
+        .collect();
+    let card = Card::of(&Evidence { pairs, ..Default::default() });
+    let accuracy: Option<Rate> = card.as_ref().map(|c| c.accuracy);
+    let of = |good: bool| -> Vec<f64> {
+        rows.iter().zip(scores).filter(|(r, _)| r.good == Some(good)).map(|(_, s)| s[0]).collect()
+    };
+    let n = all.len().max(1) as f64;
+    let mean = all.iter().sum::<f64>() / n;
+    Summary {
+        rows: rows.len(),
+        pairs: card.as_ref().map_or(0, |c| c.pairs),
+        accuracy: accuracy.map(|a| a.share),
+        accuracy_ci: accuracy.map(|a| a.interval),
+        longer_wins: card.as_ref().map(|c| c.length.longer_wins),
+        shorter_wins: card.as_ref().map(|c| c.length.shorter_wins),
+        ece: card.as_ref().map(|c| c.calibration.ece),
+        auc: auc(&of(true), &of(false)),
+        mean,
+        std: (all.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / n).sqrt(),
+        min: all.iter().copied().fold(f64::INFINITY, f64::min),
+        max: all.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+    }
+}
+
+/// Share of (good, bad) couples in which the good one is higher; a tie is half of one.
+fn auc(good: &[f64], bad: &[f64]) -> Option<f64> {
+    let mut sorted = bad.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let below = |g: &f64| {
+        let (under, not_over) = (sorted.partition_point(|b| b < g), sorted.partition_point(|b| b <= g));
+        (under + not_over) as f64 / 2.0
+    };
+    let couples = good.len() * bad.len();
+    (couples > 0).then(|| good.iter().map(below).sum::<f64>() / couples as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_good_answer_that_scores_higher_counts_and_a_tie_counts_half() {
+        assert_eq!(auc(&[2.0, 1.0], &[0.0, 1.0]), Some(0.875));
+        assert_eq!(auc(&[1.0], &[]), None);
+        assert_eq!(auc(&[1.0], &[1.0]), Some(0.5));
+    }
+}

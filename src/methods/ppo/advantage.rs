@@ -1,0 +1,144 @@
+//! From rewards and values of tokens to advantages and returns. Plain numbers of one answer or of all answers; no
+//! tensor, no model. Every token given here is a real one: there is no padding to leave out.
+
+/// Rewards of an answer's tokens: `-coef * KL` each, and the answer's score at its last token (Ouyang et al. 2022,
+/// arXiv 2203.02155, equation 2).
+///
+/// TRL puts the score one place further, on a step after the last token, where the answer is shorter than the batch is
+/// wide; the last token is the last action here always.
+pub fn rewards(penalties: &[f64], score: f64) -> Vec<f64> {
+    let mut rewards: Vec<f64> = penalties.iter().map(|p| -p).collect();
+    if let Some(last) = rewards.last_mut() {
+        *last += score;
+    }
+    rewards
+}
+
+/// Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, equations 11 and 16) over one answer:
+/// `delta_t = r_t + gamma V_{t+1} - V_t`, `A_t = delta_t + gamma lambda A_{t+1}`, and nothing after the last token.
+/// `values[t]` is V of the state in which token t is chosen.
+pub fn gae(rewards: &[f64], values: &[f64], gamma: f64, lambda: f64) -> Vec<f64> {
+    assert_eq!(rewards.len(), values.len(), "one value a token");
+    let mut advantages = vec![0.0; rewards.len()];
+    let (mut next_value, mut next) = (0.0, 0.0);
+    for t in (0..rewards.len()).rev() {
+        next = rewards[t] + gamma * next_value - values[t] + gamma * lambda * next;
+        next_value = values[t];
+        advantages[t] = next;
+    }
+    advantages
+}
+
+/// Mean and variance with n - 1 below; (0, 0) of nothing, variance 0 of one number.
+pub fn moments(numbers: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
+    let n = numbers.clone().count() as f64;
+    if n == 0.0 {
+        return (0.0, 0.0);
+    }
+    let mean = numbers.clone().sum::<f64>() / n;
+    let squares: f64 = numbers.map(|x| (x - mean).powi(2)).sum();
+    (mean, if n > 1.0 { squares / (n - 1.0) } else { 0.0 })
+}
+
+/// Brings all numbers of all answers to variance 1, and to mean 0 where `shift` says so; as TRL's `masked_whiten`:
+/// `(x - mean) / sqrt(var + 1e-8)`, then `+ mean` without a shift.
+pub fn whiten(answers: &mut [Vec<f64>], shift: bool) {
+    let (mean, variance) = moments(answers.iter().flatten().copied());
+    let scale = 1.0 / (variance + 1e-8).sqrt();
+    for x in answers.iter_mut().flatten() {
+        *x = (*x - mean) * scale + if shift { 0.0 } else { mean };
+    }
+}
+
+/// `1 - Var(returns - values) / Var(returns)`: 1 where the values foretell every return, 0 where they tell no more than
+/// the mean, negative where they mislead. `None` where the returns are all equal.
+pub fn explained_variance(values: &[f64], returns: &[f64]) -> Option<f64> {
+    assert_eq!(values.len(), returns.len(), "one value a return");
+    let (_, all) = moments(returns.iter().copied());
+    let (_, left) = moments(returns.iter().zip(values).map(|(r, v)| r - v));
+    (all > 1e-12).then(|| 1.0 - left / all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::RngExt;
+
+    /// Equation 16 as it stands: every sum written out.
+    fn brute_force(rewards: &[f64], values: &[f64], gamma: f64, lambda: f64) -> Vec<f64> {
+        let n = rewards.len();
+        let value = |t: usize| if t < n { values[t] } else { 0.0 };
+        let delta = |t: usize| rewards[t] + gamma * value(t + 1) - value(t);
+        (0..n).map(|t| (t..n).map(|k| (gamma * lambda).powi((k - t) as i32) * delta(k)).sum()).collect()
+    }
+
+    /// Equation 11 with lambda 1 and 0, and in between the weighed mean of all k-step estimates (equation 16, upper line).
+    fn from_steps(rewards: &[f64], values: &[f64], gamma: f64, lambda: f64) -> Vec<f64> {
+        let n = rewards.len();
+        let value = |t: usize| if t < n { values[t] } else { 0.0 };
+        let estimate = |t: usize, k: usize| {
+            let seen: f64 = (0..k).map(|l| gamma.powi(l as i32) * if t + l < n { rewards[t + l] } else { 0.0 }).sum();
+            seen + gamma.powi(k as i32) * value(t + k) - value(t)
+        };
+        // Beyond the end every estimate is the same; a thousand of them are all that float64 can see.
+        (0..n)
+            .map(|t| (1..1000).map(|k| (1.0 - lambda) * lambda.powi(k as i32 - 1) * estimate(t, k)).sum::<f64>())
+            .collect()
+    }
+
+    #[test]
+    fn gae_equals_its_definition() {
+        let mut rng = crate::rng::stream(1, "tests: gae", 0);
+        for n in [1, 2, 5, 17] {
+            let rewards: Vec<f64> = (0..n).map(|_| rng.random_range(-1.0..1.0)).collect();
+            let values: Vec<f64> = (0..n).map(|_| rng.random_range(-1.0..1.0)).collect();
+            for (gamma, lambda) in [(1.0, 0.95), (0.9, 0.8), (0.99, 0.0), (1.0, 0.5)] {
+                let ours = gae(&rewards, &values, gamma, lambda);
+                for other in
+                    [brute_force(&rewards, &values, gamma, lambda), from_steps(&rewards, &values, gamma, lambda)]
+                {
+                    let far = ours.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                    assert!(far < 1e-12, "{n} tokens, gamma {gamma}, lambda {lambda}: {far:e}");
+                }
+            }
+            // lambda 1: what came minus what was foretold.
+            for (t, a) in gae(&rewards, &values, 1.0, 1.0).iter().enumerate() {
+                assert!((a - (rewards[t..].iter().sum::<f64>() - values[t])).abs() < 1e-12);
+            }
+        }
+        assert!(gae(&[], &[], 1.0, 0.95).is_empty());
+    }
+
+    #[test]
+    fn the_score_stands_at_the_last_token() {
+        assert_eq!(rewards(&[0.1, 0.2, 0.3], 2.0), [-0.1, -0.2, 1.7]);
+        assert_eq!(rewards(&[], 2.0), [0.0f64; 0]);
+    }
+
+    #[test]
+    fn whitening_counts_every_token_once() {
+        let mut answers = vec![vec![1.0, 2.0, 3.0], vec![10.0], vec![]];
+        whiten(&mut answers, true);
+        let (mean, variance) = moments(answers.iter().flatten().copied());
+        assert!(mean.abs() < 1e-15 && (variance - 1.0).abs() < 1e-8);
+        let mut kept = vec![vec![1.0, 2.0, 3.0], vec![10.0]];
+        whiten(&mut kept, false);
+        let (mean, variance) = moments(kept.iter().flatten().copied());
+        assert!((mean - 4.0).abs() < 1e-12 && (variance - 1.0).abs() < 1e-8);
+        // One number, or equal ones, have no spread to divide by.
+        let mut same = vec![vec![3.0, 3.0]];
+        whiten(&mut same, true);
+        assert_eq!(same, [[0.0, 0.0]]);
+    }
+
+    #[test]
+    fn explained_variance_knows_its_ends() {
+        let returns = [1.0, 2.0, 4.0, -1.0];
+        assert_eq!(explained_variance(&returns, &returns), Some(1.0));
+        assert!(explained_variance(&[1.5; 4], &returns).unwrap().abs() < 1e-15);
+        let shifted: Vec<f64> = returns.iter().map(|r| r + 3.0).collect();
+        assert_eq!(explained_variance(&shifted, &returns), Some(1.0)); // a constant error explains all the same
+        assert!(explained_variance(&[-1.0, -2.0, -4.0, 1.0], &returns).unwrap() < -2.0);
+        assert_eq!(explained_variance(&[1.0, 2.0], &[5.0, 5.0]), None);
+    }
+}

@@ -1,0 +1,413 @@
+//! What goes wrong in reinforcement learning, found in the numbers of its iterations: pure over their history.
+//!
+//! Each alarm is given once a run. Those after which further steps do harm end the run where the recipe lets them.
+
+use crate::methods::{Alarm, Means};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// When the run tells that something goes wrong.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AlarmSpec {
+    /// End the run, keeping the best checkpoint, when the divergence is negative or over its limit, or when the reward
+    /// rises while the reward less the divergence falls. Otherwise these are only told, as the others are.
+    pub stop: bool,
+    /// Most nats an answer may lie from the reference, in the mean of an iteration.
+    #[schemars(range(min = 0.0))]
+    pub kl: f64,
+    /// Most that the ratio of new to old probability may stray from 1: the mean of `(ratio - 1)^2` over a step's tokens.
+    #[schemars(range(min = 0.0))]
+    pub ratio: f64,
+    /// Most that the log-probabilities of rollouts and of learning may differ before the first update of an iteration, in
+    /// the mean over its tokens.
+    #[schemars(range(min = 0.0))]
+    pub drift: f64,
+    /// Least share of its first entropy that the policy must keep.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub entropy: f64,
+    /// How many times longer or shorter than at first answers may become.
+    #[schemars(range(min = 1.0))]
+    pub length: f64,
+    /// How far the share of answers that end by themselves may fall.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub ended: f64,
+}
+
+impl Default for AlarmSpec {
+    fn default() -> Self {
+        Self { stop: true, kl: 30.0, ratio: 1.0, drift: 0.1, entropy: 0.1, length: 2.0, ended: 0.25 }
+    }
+}
+
+/// What an iteration told, in the order that `Watch::numbers` keeps.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Seen {
+    kl: f64,
+    /// Standard error of `kl`.
+    kl_error: f64,
+    score: f64,
+    /// Score less the weighed divergence.
+    net: f64,
+    /// Nats a token.
+    entropy: f64,
+    length: f64,
+    /// Share of answers that nothing ended.
+    cut: f64,
+}
+
+const NAMES: [&str; 7] = [
+    "objective/kl",
+    "objective/kl_error",
+    "objective/scores",
+    "objective/rlhf_reward",
+    "objective/token_entropy",
+    "completions/mean_length",
+    "completions/clipped_ratio",
+];
+
+impl Seen {
+    fn from(numbers: [f64; 7]) -> Self {
+        let [kl, kl_error, score, net, entropy, length, cut] = numbers;
+        Self { kl, kl_error, score, net, entropy, length, cut }
+    }
+
+    fn numbers(&self) -> [f64; 7] {
+        [self.kl, self.kl_error, self.score, self.net, self.entropy, self.length, self.cut]
+    }
+
+    /// The first step of an iteration carries all of them, the others none.
+    fn of(means: &Means) -> Option<Self> {
+        let mut numbers = [0.0; 7];
+        for (number, name) in numbers.iter_mut().zip(NAMES) {
+            *number = *means.get(name)?;
+        }
+        Some(Self::from(numbers))
+    }
+}
+
+/// Iterations at either end whose means are compared.
+const WINDOW: usize = 5;
+
+/// Which alarms there are; the number is the place in `Watch::told`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    NegativeKl,
+    KlLimit,
+    Ratio,
+    Drift,
+    Entropy,
+    Length,
+    Ended,
+    Overoptimised,
+}
+
+const KINDS: usize = 8;
+
+/// Watches a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Watch {
+    spec: AlarmSpec,
+    /// `method.ppo`, the place of the keys that an alarm speaks of.
+    keys: &'static str,
+    history: Vec<Seen>,
+    told: [bool; KINDS],
+}
+
+impl Watch {
+    pub fn new(spec: AlarmSpec, keys: &'static str) -> Self {
+        Self { spec, keys, history: Vec::new(), told: [false; KINDS] }
+    }
+
+    /// What the means of a step say is wrong, and was not told yet.
+    pub fn look(&mut self, means: &Means) -> Vec<Alarm> {
+        let mut found: Vec<(Kind, String, String)> =
+            [self.ratio(means), self.drift(means)].into_iter().flatten().collect();
+        if let Some(seen) = Seen::of(means) {
+            self.history.push(seen);
+            found.extend(
+                [self.divergence(), self.entropy(), self.length(), self.ended(), self.overoptimised()]
+                    .into_iter()
+                    .flatten(),
+            );
+        }
+        found.retain(|(kind, ..)| !std::mem::replace(&mut self.told[*kind as usize], true));
+        let harmful = |kind| matches!(kind, Kind::NegativeKl | Kind::KlLimit | Kind::Overoptimised);
+        found
+            .into_iter()
+            .map(|(kind, cause, next)| Alarm { cause, next, stop: self.spec.stop && harmful(kind) })
+            .collect()
+    }
+
+    /// `--set` of a key of the method.
+    fn set(&self, key: &str, value: impl std::fmt::Display) -> String {
+        format!("--set {}.{key}={value}", self.keys)
+    }
+
+    fn divergence(&self) -> Option<(Kind, String, String)> {
+        let now = self.history.last()?;
+        if now.kl < -(4.0 * now.kl_error + 0.05) {
+            let cause = format!(
+                "the divergence from the reference is {:.3} ± {:.3} nats an answer; a true one is never negative: answers are \
+                 drawn from another distribution than the one that is learnt",
+                now.kl, now.kl_error
+            );
+            let next = format!(
+                "look at sampling/sampling_logp_difference/mean in metrics.jsonl: above {}, rollouts and learning disagree (ft \
+                 selftest --model DIR compares both); near 0, the answers are few: {} counts what cannot be negative",
+                self.spec.drift,
+                self.set("kl.estimator", "k3")
+            );
+            return Some((Kind::NegativeKl, cause, next));
+        }
+        if now.kl - 2.0 * now.kl_error > self.spec.kl {
+            let cause = format!(
+                "the policy lies {:.1} nats an answer from the reference, the limit is {} ({}.alarms.kl): what it earns there \
+                 says little about what people would like",
+                now.kl, self.spec.kl, self.keys
+            );
+            let next = format!(
+                "hold it nearer: {} or lower optim.lr; or let the coefficient follow a target: {}",
+                self.set("kl.coef", "0.2"),
+                self.set("kl.target", format!("{:.0}", (self.spec.kl / 3.0).max(1.0)))
+            );
+            return Some((Kind::KlLimit, cause, next));
+        }
+        None
+    }
+
+    fn ratio(&self, means: &Means) -> Option<(Kind, String, String)> {
+        let spread = *means.get("val/ratio_var")?;
+        if spread <= self.spec.ratio && spread.is_finite() {
+            return None;
+        }
+        let cause = format!(
+            "the ratio of new to old probability strays far from 1 (mean of (ratio - 1)^2 {spread:.3}, the limit is {}): the \
+             steps are too large for answers that were drawn before them",
+            self.spec.ratio
+        );
+        let next = format!("lower optim.lr, or make fewer passes over an iteration: {}", self.set("epochs", 1));
+        Some((Kind::Ratio, cause, next))
+    }
+
+    fn drift(&self, means: &Means) -> Option<(Kind, String, String)> {
+        let drift = *means.get("sampling/sampling_logp_difference/mean")?;
+        if drift <= self.spec.drift {
+            return None;
+        }
+        let cause = format!(
+            "rollouts and learning disagree: the log-probability of a sampled token differs by {drift:.3} nats in the mean before \
+             anything was learnt (limit {})",
+            self.spec.drift
+        );
+        let next =
+            "ft selftest --model DIR compares decoding over a cache with the whole pass; model.dtype: f32 takes \
+                    rounding away"
+                .into();
+        Some((Kind::Drift, cause, next))
+    }
+
+    /// Means of a number over the first and the last iterations, where they do not overlap.
+    fn ends(&self, of: impl Fn(&Seen) -> f64) -> Option<(f64, f64)> {
+        let n = self.history.len();
+        if n < 2 * WINDOW {
+            return None;
+        }
+        let mean = |part: &[Seen]| part.iter().map(&of).sum::<f64>() / WINDOW as f64;
+        Some((mean(&self.history[..WINDOW]), mean(&self.history[n - WINDOW..])))
+    }
+
+    fn entropy(&self) -> Option<(Kind, String, String)> {
+        let (first, now) = self.ends(|s| s.entropy)?;
+        if now >= self.spec.entropy * first {
+            return None;
+        }
+        let cause = format!(
+            "the policy hardly varies any more: its entropy fell from {first:.3} to {now:.3} nats a token, so that rollouts \
+             show nothing new. On a task with one right answer that is as it should be"
+        );
+        let next = format!(
+            "{}, a higher rollout temperature or a lower optim.lr keep it open",
+            self.set("entropy_coef", 0.01)
+        );
+        Some((Kind::Entropy, cause, next))
+    }
+
+    fn length(&self) -> Option<(Kind, String, String)> {
+        let (first, now) = self.ends(|s| s.length)?;
+        let times = (now / first).max(first / now);
+        if times <= self.spec.length || (now - first).abs() < 8.0 {
+            return None;
+        }
+        let cause = format!(
+            "answers went from {first:.0} to {now:.0} tokens in the mean: the reward may be paying for length, whatever they say"
+        );
+        let next =
+            "read samples.jsonl; a reward model's report card tells how far it follows length; a `length` reward \
+                    with a negative weight pays against it"
+                .into();
+        Some((Kind::Length, cause, next))
+    }
+
+    fn ended(&self) -> Option<(Kind, String, String)> {
+        let (first, now) = self.ends(|s| 1.0 - s.cut)?;
+        if first - now <= self.spec.ended {
+            return None;
+        }
+        let cause = format!(
+            "fewer answers end by themselves: {:.0} % at first, {:.0} % now; the others are cut off",
+            100.0 * first,
+            100.0 * now
+        );
+        let next = format!(
+            "{} takes that from the reward of an answer without an end",
+            self.set("sampling.missing_eos_penalty", 1)
+        );
+        Some((Kind::Ended, cause, next))
+    }
+
+    /// Reward up while reward less divergence falls, since the window in which the latter was best. Both changes
+    /// must be three times their standard error.
+    fn overoptimised(&self) -> Option<(Kind, String, String)> {
+        let n = self.history.len();
+        if n < 2 * WINDOW {
+            return None;
+        }
+        let window = |from: usize| &self.history[from..from + WINDOW];
+        let moments = |from: usize, of: fn(&Seen) -> f64| super::advantage::moments(window(from).iter().map(of));
+        let net: fn(&Seen) -> f64 = |s| s.net;
+        let score: fn(&Seen) -> f64 = |s| s.score;
+        let best = (0..=n - 2 * WINDOW).max_by(|a, b| moments(*a, net).0.total_cmp(&moments(*b, net).0))?;
+        let change = |of: fn(&Seen) -> f64| {
+            let ((then, spread_then), (now, spread_now)) = (moments(best, of), moments(n - WINDOW, of));
+            let error = ((spread_then + spread_now) / WINDOW as f64).sqrt();
+            (then, now, (now - then) / error.max(1e-9))
+        };
+        let ((s0, s1, rise), (n0, n1, fall)) = (change(score), change(net));
+        if rise < 3.0 || fall > -3.0 {
+            return None;
+        }
+        let cause = format!(
+            "the reward rose from {s0:.3} to {s1:.3} while the reward less the divergence fell from {n0:.3} to {n1:.3}: the \
+             policy pays more divergence than it earns, the mark of a reward that is being gamed"
+        );
+        let next = format!("hold it nearer ({}), or stop here and read the samples", self.set("kl.coef", 0.2));
+        Some((Kind::Overoptimised, cause, next))
+    }
+
+    /// All that a checkpoint must hold: seven numbers an iteration, then one for each kind of alarm.
+    pub fn numbers(&self) -> Vec<f64> {
+        let told = self.told.iter().map(|t| f64::from(u8::from(*t)));
+        self.history.iter().flat_map(Seen::numbers).chain(told).collect()
+    }
+
+    /// Takes back what `numbers` gave.
+    pub fn restore(&mut self, numbers: &[f64]) {
+        let (history, told) = numbers.split_at(numbers.len().saturating_sub(KINDS));
+        self.history = history.as_chunks::<7>().0.iter().map(|n| Seen::from(*n)).collect();
+        self.told = std::array::from_fn(|i| told.get(i).is_some_and(|t| *t != 0.0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CALM: Seen = Seen { kl: 1.0, kl_error: 0.2, score: 0.5, net: 0.45, entropy: 2.0, length: 40.0, cut: 0.1 };
+
+    fn means(seen: Seen) -> Means {
+        let numbers = NAMES.iter().zip(seen.numbers()).map(|(name, x)| (name.to_string(), x));
+        numbers.chain([("val/ratio_var".to_string(), 0.01)]).collect()
+    }
+
+    /// The alarms of a run whose iteration i is `at(i)`.
+    fn run(iterations: usize, at: impl Fn(usize) -> Seen) -> Vec<Alarm> {
+        let mut watch = Watch::new(AlarmSpec::default(), "method.ppo");
+        (0..iterations).flat_map(|i| watch.look(&means(at(i)))).collect()
+    }
+
+    #[track_caller]
+    fn one(alarms: Vec<Alarm>, says: &str, stop: bool) {
+        assert!(alarms.len() == 1 && alarms[0].cause.contains(says) && alarms[0].stop == stop, "{alarms:#?}");
+    }
+
+    /// A little noise that is the same every time.
+    fn wobble(i: usize) -> f64 {
+        [0.3, -0.2, 0.1, -0.4, 0.2, 0.0, -0.1][i % 7]
+    }
+
+    #[test]
+    fn a_calm_run_is_quiet() {
+        assert_eq!(run(50, |i| Seen { score: 0.5 + 0.02 * i as f64, net: 0.45 + 0.02 * i as f64, ..CALM }), []);
+        let noisy = |i| Seen { kl: 0.1 * wobble(i), score: wobble(i), net: wobble(i) - 0.1, ..CALM };
+        assert_eq!(run(50, noisy), []);
+    }
+
+    #[test]
+    fn a_negative_divergence_beyond_noise_stops() {
+        assert_eq!(run(3, |_| Seen { kl: -0.5, ..CALM }), []);
+        one(run(3, |_| Seen { kl: -1.0, ..CALM }), "never negative", true);
+        one(run(3, |_| Seen { kl: -0.1, kl_error: 0.001, ..CALM }), "never negative", true);
+    }
+
+    #[test]
+    fn a_divergence_over_its_limit_stops() {
+        one(run(9, |i| Seen { kl: 5.0 * i as f64, ..CALM }), "limit is 30", true);
+        let mut watch = Watch::new(AlarmSpec { stop: false, ..Default::default() }, "method.ppo");
+        one(watch.look(&means(Seen { kl: 31.0, ..CALM })), "limit is 30", false);
+        assert_eq!(watch.look(&means(Seen { kl: 35.0, ..CALM })), [], "told once");
+    }
+
+    #[test]
+    fn a_stray_ratio_is_told_at_any_step() {
+        let mut watch = Watch::new(AlarmSpec::default(), "method.ppo");
+        let step = |spread: f64| Means::from([("val/ratio_var".to_string(), spread), ("loss".into(), 0.1)]);
+        assert_eq!(watch.look(&step(0.5)), []);
+        one(watch.look(&step(4.0)), "too large", false);
+        let mut watch = Watch::new(AlarmSpec::default(), "method.ppo");
+        one(watch.look(&step(f64::INFINITY)), "too large", false);
+    }
+
+    #[test]
+    fn a_drift_is_told() {
+        let mut watch = Watch::new(AlarmSpec::default(), "method.ppo");
+        let step = |drift: f64| Means::from([("sampling/sampling_logp_difference/mean".to_string(), drift)]);
+        assert_eq!(watch.look(&step(0.02)), []);
+        one(watch.look(&step(0.3)), "disagree", false);
+    }
+
+    #[test]
+    fn entropy_length_and_ends_are_compared_with_the_first_iterations() {
+        let share = |i: usize| 1.0 - i as f64 / 30.0;
+        one(run(30, |i| Seen { entropy: 2.0 * share(i).powi(2), ..CALM }), "hardly varies", false);
+        one(run(30, |i| Seen { length: 40.0 / (1.0 - 0.02 * i as f64), ..CALM }), "paying for length", false);
+        one(run(30, |i| Seen { length: 40.0 * share(i), ..CALM }), "paying for length", false);
+        assert_eq!(run(30, |i| Seen { length: 3.0 + 0.1 * i as f64, ..CALM }), [], "two or three tokens more");
+        one(run(30, |i| Seen { cut: 1.0 - 0.9 * share(i), ..CALM }), "cut off", false);
+    }
+
+    #[test]
+    fn reward_up_and_net_reward_down_stops() {
+        // Both rise, then the divergence eats more than is earned.
+        let gamed = |i: usize| {
+            let (x, noise) = (i as f64, 0.05 * wobble(i));
+            let kl = if i < 10 { 0.2 * x } else { 2.0 + 1.5 * (x - 10.0) };
+            Seen { kl, score: 0.1 * x + noise, net: 0.1 * x - 0.1 * kl + noise, ..CALM }
+        };
+        one(run(26, gamed), "gamed", true);
+        // Falling together is another matter.
+        assert_eq!(run(26, |i| Seen { score: -0.1 * i as f64, net: -0.2 * i as f64, ..CALM }), []);
+    }
+
+    #[test]
+    fn a_restored_watch_goes_on() {
+        let mut watch = Watch::new(AlarmSpec { stop: false, ..Default::default() }, "method.ppo");
+        (0..7).for_each(|i| drop(watch.look(&means(Seen { kl: 10.0 * i as f64, ..CALM }))));
+        let mut other = Watch::new(watch.spec.clone(), "method.ppo");
+        other.restore(&watch.numbers());
+        assert_eq!(other, watch);
+        let mut empty = Watch::new(AlarmSpec::default(), "method.ppo");
+        empty.restore(&[]);
+        assert_eq!(empty, Watch::new(AlarmSpec::default(), "method.ppo"));
+    }
+}

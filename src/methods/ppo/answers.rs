@@ -1,0 +1,160 @@
+//! The answers of an iteration, and all that their update needs: what the policy, the reference and the value function
+//! said of each token when the iteration began. A checkpoint in the middle of an iteration holds them as tensors.
+
+use crate::error::{Error, Result};
+use crate::methods::rollout::keep::{self, State};
+use crate::methods::rollout::{Packed, Sample, packed};
+use crate::models::{Model, Output};
+use tch::{Device, Kind, Tensor};
+
+/// Numbers of an answer's tokens, one a token.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Numbers {
+    /// ln p of the policy that sampled it, as learning computes it.
+    pub log_probs: Vec<f32>,
+    /// ln p of the reference.
+    pub reference: Vec<f32>,
+    /// V of the state in which the token was chosen.
+    pub values: Vec<f32>,
+    pub advantages: Vec<f32>,
+    pub returns: Vec<f32>,
+}
+
+/// The names in a checkpoint.
+const NAMES: [&str; 5] = ["log_probs", "reference", "values", "advantages", "returns"];
+
+impl Numbers {
+    /// ln p - ln r of each token.
+    pub fn log_ratios(&self) -> Vec<f64> {
+        self.log_probs.iter().zip(&self.reference).map(|(p, r)| f64::from(*p) - f64::from(*r)).collect()
+    }
+
+    fn get(&self) -> [&Vec<f32>; 5] {
+        [&self.log_probs, &self.reference, &self.values, &self.advantages, &self.returns]
+    }
+
+    fn get_mut(&mut self) -> [&mut Vec<f32>; 5] {
+        [&mut self.log_probs, &mut self.reference, &mut self.values, &mut self.advantages, &mut self.returns]
+    }
+}
+
+/// What an iteration learns from.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Answers {
+    pub samples: Vec<Sample>,
+    /// Those of each sample.
+    pub numbers: Vec<Numbers>,
+    /// The weight of the divergence in this iteration.
+    pub coefficient: f64,
+}
+
+/// (N) of one of the numbers, samples in the order of a row.
+pub fn column(numbers: &[&Numbers], device: Device, of: impl Fn(&Numbers) -> &[f32]) -> Tensor {
+    Packed::column(&numbers.iter().map(|n| of(n)).collect::<Vec<_>>(), device)
+}
+
+/// Runs all samples in packed rows of `budget` tokens without gradient and gives each what `f` says of its answer's
+/// tokens: K numbers a token.
+pub fn measure<const K: usize>(
+    model: &Model,
+    samples: &[Sample],
+    budget: usize,
+    f: impl Fn(&Output, &Packed) -> [Tensor; K],
+) -> Result<Vec<[Vec<f32>; K]>> {
+    let mut found: Vec<[Vec<f32>; K]> = samples.iter().map(|_| std::array::from_fn(|_| Vec::new())).collect();
+    let all: Vec<usize> = (0..samples.len()).collect();
+    for row in packed::rows(samples, &all, budget) {
+        let members: Vec<&Sample> = row.iter().map(|&i| &samples[i]).collect();
+        let packed = Packed::new(&members, model.device());
+        for (k, numbers) in model.infer(&packed.tokens, |out| f(out, &packed))?.into_iter().enumerate() {
+            let numbers = Vec::<f32>::try_from(numbers.to_device(Device::Cpu).to_kind(Kind::Float).contiguous())?;
+            let mut from = 0;
+            for &i in &row {
+                let to = from + samples[i].length();
+                found[i][k] = numbers[from..to].to_vec();
+                from = to;
+            }
+        }
+    }
+    Ok(found)
+}
+
+impl Answers {
+    /// Adds all to what a checkpoint holds; `sources` is the number of rewards that a sample has.
+    pub fn save(&self, into: &mut State, sources: usize) {
+        keep::put(into, "answers", &self.samples, sources);
+        for (k, name) in NAMES.iter().enumerate() {
+            let numbers: Vec<f32> = self.numbers.iter().flat_map(|n| n.get()[k].iter().copied()).collect();
+            into.insert(format!("tokens.{name}"), Tensor::from_slice(&numbers));
+        }
+        into.insert("tokens.coefficient".into(), Tensor::from_slice(&[self.coefficient]));
+    }
+
+    /// Takes back what `save` gave; `None` where nothing was saved.
+    pub fn load(saved: &State) -> Result<Option<Self>> {
+        let Some(coefficient) = saved.get("tokens.coefficient") else { return Ok(None) };
+        let samples = keep::take(saved, "answers")?;
+        let mut numbers = vec![Numbers::default(); samples.len()];
+        let tokens: usize = samples.iter().map(Sample::length).sum();
+        for (k, name) in NAMES.iter().enumerate() {
+            let found = match saved.get(&format!("tokens.{name}")) {
+                Some(t) => Vec::<f32>::try_from(t.to_kind(Kind::Float))?,
+                None => Vec::new(),
+            };
+            if found.len() != tokens {
+                return Err(Error::user(format!(
+                    "method.safetensors: `tokens.{name}` has {} numbers for the {tokens} tokens of its answers",
+                    found.len()
+                ))
+                .hint("the checkpoint is damaged: go back to an earlier one, or start anew with --overwrite"));
+            }
+            let mut from = 0;
+            for (n, s) in numbers.iter_mut().zip(&samples) {
+                let to = from + s.length();
+                *n.get_mut()[k] = found[from..to].to_vec();
+                from = to;
+            }
+        }
+        Ok(Some(Self { samples, numbers, coefficient: coefficient.double_value(&[0]) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers() -> Answers {
+        let sample = |prompt: usize, tokens: usize| Sample {
+            prompt,
+            ids: (0..(prompt + 1 + tokens) as u32).collect(),
+            start: prompt + 1,
+            log_probs: (0..tokens).map(|t| -0.1 * t as f32).collect(),
+            ended: prompt.is_multiple_of(2),
+            text: format!("answer {prompt}"),
+            rewards: vec![0.5, -2.0],
+            reward: -1.5,
+        };
+        let samples = vec![sample(3, 5), sample(1, 1), sample(4, 2)];
+        let numbers = samples.iter().map(|s| {
+            let row = |by: f32| (0..s.length()).map(|t| 1e-8 + by * t as f32).collect::<Vec<f32>>();
+            Numbers {
+                log_probs: row(-0.5),
+                reference: row(-0.25),
+                values: row(0.1),
+                advantages: row(1.5),
+                returns: row(2.0),
+            }
+        });
+        Answers { numbers: numbers.collect(), samples, coefficient: 0.1 }
+    }
+
+    #[test]
+    fn what_a_checkpoint_holds_comes_back_bit_for_bit() {
+        let (answers, mut saved) = (answers(), State::new());
+        answers.save(&mut saved, 2);
+        assert_eq!(Answers::load(&saved).unwrap(), Some(answers));
+        assert_eq!(Answers::load(&State::new()).unwrap(), None);
+        saved.remove("tokens.values");
+        assert!(Answers::load(&saved).unwrap_err().to_string().contains("tokens.values"));
+    }
+}

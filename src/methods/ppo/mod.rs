@@ -1,0 +1,356 @@
+//! Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) on language models (Ouyang et al. 2022, arXiv
+//! 2203.02155): answers are drawn, rewarded, and made more or less likely, while the policy stays near a reference.
+//!
+//! One base holds all: the policy is the trained adapter, the value function a head on its states or an adapter of its
+//! own, the reference the base without adapters. Where the base itself is trained, the reference is a frozen copy.
+//!
+//! An iteration: answers to some prompts; their rewards, and what policy, reference and value function say of each of
+//! their tokens, in packed rows without gradient; then `epochs` passes in `mini_batches` steps each. Every sum runs
+//! over real tokens.
+//!
+//! spec: the recipe's section. rows: what is read before the model is there. answers: what an iteration learns from.
+//! advantage, kl, loss: the formulas, pure. update: micro-batches. alarms: what goes wrong. Invariant: an iteration is a
+//! function of the weights, the prompts, the seed and its number.
+
+pub mod advantage;
+pub mod alarms;
+mod answers;
+pub mod kl;
+pub mod loss;
+mod rows;
+pub mod spec;
+mod update;
+
+pub use rows::{parts, rows};
+pub use spec::PpoSpec;
+
+use super::rollout::keep::State;
+use super::rollout::{self, HeldOut, Prompted, Reference, Rollout, Sample, packed, stats};
+use super::{Aim, Alarm, Means, Method, Prompt, Step};
+use crate::data::{Cursor, Loader};
+use crate::error::{Error, Result};
+use crate::models::Model;
+use crate::rng;
+use advantage::{explained_variance, gae, moments, rewards, whiten};
+use alarms::Watch;
+use answers::{Answers, Numbers, measure};
+use kl::Coefficient;
+use rand::seq::SliceRandom;
+use spec::{KlPlace, ValueSpec};
+use std::path::Path;
+use tch::Tensor;
+use update::{Place, Update};
+
+/// The name of the adapter that holds the value function.
+pub const VALUE: &str = "value";
+
+/// Where the recipe's keys stand.
+const KEYS: &str = "method.ppo";
+
+/// The method.
+pub struct Ppo {
+    spec: PpoSpec,
+    train: Rollout,
+    held_out: Option<HeldOut>,
+    reference: Reference,
+    place: Place,
+    /// Walks over the training prompts.
+    loader: Loader,
+    /// Tokens in a packed row.
+    budget: usize,
+    seed: u64,
+    coefficient: Coefficient,
+    watch: Watch,
+    /// Iterations begun: the number of the next draw's stream.
+    iterations: u64,
+    /// Answers drawn.
+    episodes: u64,
+    /// Epochs of prompts before and after the last iteration.
+    epoch: (f64, f64),
+    /// What the iteration learns from, and the steps of it that were handed out.
+    answers: Option<Answers>,
+    done: u64,
+}
+
+impl Ppo {
+    /// `train` draws answers to the training prompts, `held_out` knows the validation prompts.
+    pub fn new(
+        spec: PpoSpec,
+        train: Rollout,
+        held_out: Option<HeldOut>,
+        reference: Reference,
+        Prompted { loader, budget, seed, .. }: Prompted,
+    ) -> Self {
+        let kl = &spec.kl;
+        let coefficient = match kl.target {
+            Some(target) => Coefficient::adaptive(kl.coef, target, kl.horizon),
+            None => Coefficient::fixed(kl.coef),
+        };
+        let place = match &spec.value {
+            ValueSpec::Head(head) => {
+                let adapter = matches!(reference, Reference::Base).then_some(VALUE);
+                Place::Head { adapter, detach: head.detach }
+            }
+            ValueSpec::Adapter(_) => Place::Adapter(VALUE),
+        };
+        let watch = Watch::new(spec.alarms.clone(), KEYS);
+        Self {
+            spec,
+            train,
+            held_out,
+            reference,
+            place,
+            loader,
+            budget,
+            seed,
+            coefficient,
+            watch,
+            iterations: 0,
+            episodes: 0,
+            epoch: (0.0, 0.0),
+            answers: None,
+            done: 0,
+        }
+    }
+
+    /// What policy, reference and value function say of samples; advantages and returns are not there yet.
+    fn measure(&self, model: &Model, samples: &[Sample]) -> Result<Vec<Numbers>> {
+        let (temperature, budget) = (self.spec.sampling.temperature, self.budget);
+        let own = measure(model, samples, budget, |out, row| {
+            let log_probs = out.scores(&row.at, &row.targets, temperature, false).log_probs;
+            let values = match self.place {
+                Place::Head { .. } => self.place.values(out, &row.at),
+                Place::Adapter(_) => log_probs.zeros_like(),
+            };
+            [log_probs, values]
+        })?;
+        let mut numbers: Vec<Numbers> =
+            own.into_iter().map(|[log_probs, values]| Numbers { log_probs, values, ..Numbers::default() }).collect();
+        if let Place::Adapter(name) = self.place {
+            let values = model.with(Some(name), |model| {
+                measure(model, samples, budget, |out, row| [self.place.values(out, &row.at)])
+            })?;
+            numbers.iter_mut().zip(values).for_each(|(n, [v])| n.values = v);
+        }
+        for (n, reference) in numbers.iter_mut().zip(self.reference.log_probs(model, samples, temperature, budget)?) {
+            n.reference = reference;
+        }
+        Ok(numbers)
+    }
+
+    /// Draws and judges the answers of the iteration that begins; what there is to tell of it.
+    fn begin_iteration(&mut self, model: &Model) -> Result<Vec<(String, f64)>> {
+        let step = self.loader.next();
+        let prompts: Vec<usize> = step.rows.into_iter().flatten().collect();
+        self.epoch = (self.epoch.1, step.epoch);
+        let samples = self.train.draw(model, &prompts, self.spec.answers, self.iterations)?;
+        self.iterations += 1;
+        let mut numbers = self.measure(model, &samples)?;
+        let coefficient = self.coefficient.value;
+        let divergence = self.divergence(&numbers);
+        let weight = if self.spec.kl.place == KlPlace::Reward { coefficient } else { 0.0 };
+        let mut given: Vec<Vec<f64>> = divergence
+            .iter()
+            .zip(&samples)
+            .map(|(d, s)| rewards(&d.iter().map(|k| weight * k).collect::<Vec<_>>(), s.reward))
+            .collect();
+        if self.spec.whiten_rewards {
+            whiten(&mut given, false);
+        }
+        let values: Vec<Vec<f64>> = numbers.iter().map(|n| wide(&n.values)).collect();
+        let (gamma, lambda) = (self.spec.gamma, self.spec.lambda);
+        let mut advantages: Vec<Vec<f64>> = given.iter().zip(&values).map(|(r, v)| gae(r, v, gamma, lambda)).collect();
+        let returns: Vec<Vec<f64>> = advantages.iter().zip(&values).map(|(a, v)| add(a, v)).collect();
+        let explained = explained_variance(&values.concat(), &returns.concat());
+        if self.spec.whiten_advantages {
+            whiten(&mut advantages, true);
+        }
+        for ((n, a), r) in numbers.iter_mut().zip(&advantages).zip(&returns) {
+            (n.advantages, n.returns) = (narrow(a), narrow(r));
+        }
+        let mut means = self.objective(&samples, &numbers, coefficient);
+        means.extend(stats::completions(&samples));
+        means.extend(stats::rewards(&samples, self.train.sources()));
+        means.extend(explained.map(|e| ("value/explained_variance".to_string(), e)));
+        let learnt: Vec<Vec<f32>> = numbers.iter().map(|n| n.log_probs.clone()).collect();
+        means.extend(stats::drift(&samples, &learnt));
+        self.episodes += samples.len() as u64;
+        means.push(("episode".into(), self.episodes as f64));
+        let per_answer: Vec<f64> = divergence.iter().map(|d| d.iter().sum()).collect();
+        self.coefficient.update(stats::mean(&per_answer), samples.len());
+        (self.answers, self.done) = (Some(Answers { samples, numbers, coefficient }), 0);
+        Ok(means)
+    }
+
+    /// The estimate of each token's divergence.
+    fn divergence(&self, numbers: &[Numbers]) -> Vec<Vec<f64>> {
+        let estimator = self.spec.kl.estimator;
+        numbers.iter().map(|n| n.log_ratios().into_iter().map(|d| estimator.of(d)).collect()).collect()
+    }
+
+    /// TRL's `objective/…`, over real tokens, and what else is known of answers.
+    fn objective(&self, samples: &[Sample], numbers: &[Numbers], coefficient: f64) -> Vec<(String, f64)> {
+        let sum = |x: &[f64]| x.iter().sum::<f64>();
+        let kl: Vec<f64> = self.divergence(numbers).iter().map(|d| sum(d)).collect();
+        let surprise: Vec<f64> = numbers.iter().map(|n| -sum(&wide(&n.log_probs))).collect();
+        let tokens: f64 = samples.iter().map(|s| s.length() as f64).sum();
+        let (kl_mean, kl_variance) = moments(kl.iter().copied());
+        let score = samples.iter().map(|s| s.reward).sum::<f64>() / samples.len() as f64;
+        vec![
+            ("objective/kl".to_string(), kl_mean),
+            ("objective/kl_error".into(), (kl_variance / kl.len() as f64).sqrt()),
+            ("objective/kl_coef".into(), coefficient),
+            ("objective/entropy".into(), stats::mean(&surprise)),
+            ("objective/token_entropy".into(), sum(&surprise) / tokens),
+            ("objective/non_score_reward".into(), -coefficient * kl_mean),
+            ("objective/rlhf_reward".into(), score - coefficient * kl_mean),
+            ("objective/scores".into(), score),
+            ("val/num_eos_tokens".into(), samples.iter().filter(|s| s.ended).count() as f64),
+        ]
+    }
+
+    /// Which answers make a step of the iteration.
+    fn mini_batch(&self, answers: usize, step: u64) -> Vec<usize> {
+        let (parts, step) = (self.spec.mini_batches, step as usize);
+        let (pass, part) = (step / parts, step % parts);
+        let mut order: Vec<usize> = (0..answers).collect();
+        let place = self.iterations * self.spec.epochs as u64 + pass as u64;
+        order.shuffle(&mut rng::stream(self.seed, "mini-batches", place));
+        order[part * answers / parts..(part + 1) * answers / parts].to_vec()
+    }
+
+    fn update(&self, coefficient: f64) -> Update {
+        let spec = &self.spec;
+        let in_loss = spec.kl.place == KlPlace::Loss;
+        Update {
+            weights: loss::Weights {
+                clip: spec.clip,
+                clip_value: spec.clip_value,
+                value: spec.value_coef,
+                entropy: spec.entropy_coef,
+                kl: in_loss.then_some((spec.kl.estimator, coefficient)),
+            },
+            temperature: spec.sampling.temperature,
+            place: self.place,
+        }
+    }
+}
+
+impl Method for Ppo {
+    fn next_step(&mut self, model: &Model) -> Result<Step> {
+        let fresh = self.answers.is_none() || self.done >= self.spec.steps();
+        let means = if fresh { self.begin_iteration(model)? } else { Vec::new() };
+        let Some(answers) = &self.answers else { return Err(Error::bug("an iteration without answers")) };
+        let update = self.update(answers.coefficient);
+        let chosen = self.mini_batch(answers.samples.len(), self.done);
+        let micro = packed::rows(&answers.samples, &chosen, self.budget)
+            .iter()
+            .flat_map(|row| update.batches(answers, row, model.device()))
+            .collect();
+        self.done += 1;
+        let share = self.done as f64 / self.spec.steps() as f64;
+        Ok(Step { micro, epoch: self.epoch.0 + share * (self.epoch.1 - self.epoch.0), means })
+    }
+
+    /// Answers to the validation prompts, drawn from the same streams each time. The divergence is weighed with its
+    /// first coefficient, so that one validation compares with another.
+    fn validate(&mut self, model: &Model) -> Result<Option<Means>> {
+        let Some(held_out) = &mut self.held_out else { return Ok(None) };
+        let (samples, mut means) = held_out.validate(model, self.iterations == 0)?;
+        let numbers = self.measure(model, &samples)?;
+        means.extend(self.objective(&samples, &numbers, self.spec.kl.coef));
+        Ok(Some(means))
+    }
+
+    fn aim(&self) -> Aim {
+        Aim { metric: "objective/rlhf_reward", higher: true }
+    }
+
+    fn alarms(&mut self, means: &Means) -> Vec<Alarm> {
+        self.watch.look(means)
+    }
+
+    fn prompts(&self, most: usize) -> Vec<Prompt> {
+        let valid = self.held_out.as_ref().map(|h| h.rollout().prompts());
+        rollout::rows::shown(valid, self.train.prompts(), self.train.tokenizer(), most)
+    }
+
+    fn steps_for(&self, epochs: f64) -> u64 {
+        self.loader.steps_for(epochs) * self.spec.steps()
+    }
+
+    fn cursor(&self) -> Cursor {
+        self.loader.cursor()
+    }
+
+    fn rewind(&mut self, at: Cursor) -> Result<()> {
+        self.loader.rewind(at)
+    }
+
+    fn state(&self) -> State {
+        let mut state = State::new();
+        let standing = [
+            self.iterations as f64,
+            self.episodes as f64,
+            self.done as f64,
+            self.epoch.0,
+            self.epoch.1,
+            self.coefficient.value,
+        ];
+        state.insert("standing".into(), Tensor::from_slice(&standing));
+        state.insert("alarms".into(), Tensor::from_slice(&self.watch.numbers()));
+        if let Some(held_out) = &self.held_out {
+            held_out.put(&mut state);
+        }
+        // What is learnt to the end is not needed again.
+        if let Some(answers) = self.answers.as_ref().filter(|_| self.done < self.spec.steps()) {
+            answers.save(&mut state, self.train.sources().count());
+        }
+        state
+    }
+
+    fn restore(&mut self, state: State) -> Result<()> {
+        let numbers = |name: &str| -> Result<Vec<f64>> {
+            Ok(Vec::<f64>::try_from(state.get(name).ok_or_else(|| damaged(&format!("no tensor `{name}`")))?)?)
+        };
+        let standing = numbers("standing")?;
+        let [iterations, episodes, done, before, after, coefficient] = standing[..] else {
+            return Err(damaged(&format!("`standing` has {} numbers, expected 6", standing.len())));
+        };
+        (self.iterations, self.episodes, self.done) = (iterations as u64, episodes as u64, done as u64);
+        (self.epoch, self.coefficient.value) = ((before, after), coefficient);
+        self.watch.restore(&numbers("alarms")?);
+        if let Some(held_out) = &mut self.held_out {
+            held_out.take(&state)?;
+        }
+        self.answers = Answers::load(&state)?;
+        Ok(())
+    }
+
+    fn finish(&mut self, model: &Model, out: &Path) -> Result<()> {
+        let Some(held_out) = &mut self.held_out else { return Ok(()) };
+        if !held_out.begun() {
+            // Not measured at the start: the reference is what the policy was then.
+            self.reference.with(model, |reference| held_out.validate(reference, true))?;
+        }
+        held_out.finish(model, out, self.seed)
+    }
+}
+
+/// A checkpoint's method.safetensors cannot be read.
+fn damaged(what: &str) -> Error {
+    Error::user(format!("method.safetensors: {what}"))
+        .hint("the checkpoint is damaged: go back to an earlier one, or start anew with --overwrite")
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(*x)).collect()
+}
+
+fn narrow(x: &[f64]) -> Vec<f32> {
+    x.iter().map(|x| *x as f32).collect()
+}
+
+fn add(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a + b).collect()
+}

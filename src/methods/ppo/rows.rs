@@ -1,0 +1,83 @@
+//! What is read before the model is there: prompts and rewards; and what the model is made of.
+
+use super::spec::{KlPlace, PpoSpec, ValueSpec};
+use super::{KEYS, Ppo, VALUE, kl::Estimator};
+use crate::adapters::spec::Targets;
+use crate::adapters::{AdapterSpec, LoraSpec};
+use crate::data::Prompts;
+use crate::error::{Error, Result};
+use crate::methods::rollout::{self, HeldOut, PromptRows, Reference, Rollout};
+use crate::methods::{Beside, Ground, Parts, Rows};
+use crate::models::Heads;
+use crate::report;
+use crate::rewards::Rewards;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// What the model is made of: a scalar head for the value function, and the adapters beside the policy's.
+pub fn parts(spec: &PpoSpec, adapter: Option<&AdapterSpec>) -> Result<Parts> {
+    let mut parts = rollout::parts(&spec.rewards, adapter)?;
+    parts.heads = Heads::Both;
+    let mut value = match (&spec.value, adapter) {
+        (ValueSpec::Head(_), None) => return Ok(parts),
+        (ValueSpec::Adapter(_), None) => {
+            return Err(Error::user(format!(
+                "{KEYS}.value.adapter: an adapter needs a base that is frozen, and without `adapter:` the base is trained"
+            ))
+            .hint("train an adapter (adapter: { lora: {} }), or use value: { head: {} }"));
+        }
+        // Nothing but the head: no layer answers to an empty list.
+        (ValueSpec::Head(_), Some(_)) => LoraSpec { targets: Targets::Names(Vec::new()), ..LoraSpec::default() },
+        (ValueSpec::Adapter(lora), Some(_)) => (**lora).clone(),
+    };
+    if !value.modules_to_save.iter().any(|m| m == "score") {
+        value.modules_to_save.push("score".into());
+    }
+    parts.beside.push(Beside { name: VALUE, spec: value, folder: None, trained: true });
+    Ok(parts)
+}
+
+/// The rows of a run.
+pub fn rows(spec: &PpoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
+    check(spec)?;
+    rollout::gate(&spec.rewards, &format!("{KEYS}.rewards"))?;
+    let rewards = Rc::new(RefCell::new(Rewards::open(&spec.rewards, &format!("{KEYS}.rewards"))?));
+    let (own, judge) = (spec.clone(), rewards.clone());
+    let rows = PromptRows::open(ground, &spec.sampling, spec.answers, spec.steps(), move |model, prompted| {
+        let over = |prompts: &Rc<Prompts>| {
+            let (tokenizer, sampling) = (prompted.tokenizer.clone(), own.sampling.clone());
+            Rollout::new(prompts.clone(), tokenizer, rewards.clone(), sampling, prompted.seed)
+        };
+        let train = over(&prompted.train)?;
+        let held_out = prompted.valid.as_ref().map(over).transpose()?.map(HeldOut::new);
+        Ok(Box::new(Ppo::new(own, train, held_out, Reference::of(model)?, prompted)))
+    })?;
+    // Rows that a reward cannot read are found before the model is loaded.
+    [Some(&rows.prompted().train), rows.prompted().valid.as_ref()]
+        .into_iter()
+        .flatten()
+        .try_for_each(|prompts| judge.borrow().check(prompts))?;
+    Ok(Box::new(rows))
+}
+
+/// What the section says must make sense together.
+fn check(spec: &PpoSpec) -> Result<()> {
+    let drawn = spec.sampling.prompts * spec.answers;
+    if spec.mini_batches > drawn {
+        return Err(Error::user(format!(
+            "{KEYS}.mini_batches: {} of the {drawn} answers of an iteration would leave some empty",
+            spec.mini_batches
+        ))
+        .hint("raise sampling.prompts or lower mini_batches"));
+    }
+    if spec.kl.target.is_some() && spec.kl.coef == 0.0 {
+        return Err(Error::user(format!("{KEYS}.kl.coef: 0 stays 0, however far the divergence is from kl.target"))
+            .hint("begin with a small one, such as 0.05"));
+    }
+    if spec.kl.place == KlPlace::Reward && spec.kl.estimator == Estimator::K2 {
+        report::warn(format!(
+            "{KEYS}.kl.estimator: k2 is biased; in the reward, k1 or k3 hold the policy where it should be"
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! What a recipe says about proximal policy optimisation. Defaults are TRL's.
+
+use super::alarms::AlarmSpec;
+use super::kl::Estimator;
+use crate::adapters::LoraSpec;
+use crate::methods::rollout::SamplingSpec;
+use crate::rewards::RewardSpec;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Proximal policy optimisation: answers are sampled, rewarded, and made more or less likely.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PpoSpec {
+    /// What answers are rewarded for; the weighted sum counts.
+    #[schemars(length(min = 1))]
+    pub rewards: Vec<RewardSpec>,
+    /// How answers are drawn.
+    #[serde(default)]
+    pub sampling: SamplingSpec,
+    /// Answers to each prompt of an iteration.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    pub answers: usize,
+    /// Passes over an iteration's answers.
+    #[serde(default = "epochs")]
+    #[schemars(range(min = 1))]
+    pub epochs: usize,
+    /// Optimiser steps in a pass.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    pub mini_batches: usize,
+    /// What foretells the reward.
+    #[serde(default, with = "serde_yaml::with::singleton_map")]
+    #[schemars(with = "ValueSpec")]
+    pub value: ValueSpec,
+    /// Weight of the value function's loss.
+    #[serde(default = "value_coef")]
+    #[schemars(range(min = 0.0))]
+    pub value_coef: f64,
+    /// How the policy is held near the reference: the base without the adapter, or a frozen copy of what is trained whole.
+    #[serde(default)]
+    pub kl: KlSpec,
+    /// Discount of later rewards.
+    #[serde(default = "whole")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub gamma: f64,
+    /// Advantages: 0 trusts the value function, 1 the rewards that came.
+    #[serde(default = "lambda")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub lambda: f64,
+    /// Divide the rewards of tokens by their spread over the iteration.
+    #[serde(default)]
+    pub whiten_rewards: bool,
+    /// Bring the advantages of an iteration to mean 0 and spread 1.
+    #[serde(default = "yes")]
+    pub whiten_advantages: bool,
+    /// How far the ratio of new to old probability counts beside 1; 0: without limit.
+    #[serde(default = "clip")]
+    #[schemars(range(min = 0.0))]
+    pub clip: f64,
+    /// How far from its old value a new one counts; 0: without limit.
+    #[serde(default = "clip")]
+    #[schemars(range(min = 0.0))]
+    pub clip_value: f64,
+    /// Weight of the policy's entropy, which keeps it open.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    pub entropy_coef: f64,
+    /// When to tell that something goes wrong, and to stop.
+    #[serde(default)]
+    pub alarms: AlarmSpec,
+}
+
+impl PpoSpec {
+    /// Optimiser steps of an iteration.
+    pub fn steps(&self) -> u64 {
+        (self.epochs * self.mini_batches) as u64
+    }
+}
+
+/// The value function.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ValueSpec {
+    /// A linear head on the policy's own hidden states: no pass of its own.
+    Head(HeadSpec),
+    /// A LoRA adapter of its own on the same base, with its head: a pass more, and the policy is not moved by it.
+    Adapter(Box<LoraSpec>),
+}
+
+impl Default for ValueSpec {
+    fn default() -> Self {
+        Self::Head(HeadSpec::default())
+    }
+}
+
+/// A linear head on the policy's hidden states.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HeadSpec {
+    /// Let its loss train the head alone, not the policy's layers.
+    pub detach: bool,
+}
+
+/// Where the divergence counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KlPlace {
+    /// It is taken from the reward of each token.
+    #[default]
+    Reward,
+    /// It is a part of the loss.
+    Loss,
+}
+
+/// How the policy is held near the reference.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct KlSpec {
+    /// Weight of the divergence; with `target`, its first value.
+    #[schemars(range(min = 0.0))]
+    pub coef: f64,
+    /// How the divergence is estimated from sampled tokens.
+    pub estimator: Estimator,
+    /// Where it counts.
+    pub place: KlPlace,
+    /// Nats an answer that the weight follows; left out, it stays as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.001))]
+    pub target: Option<f64>,
+    /// With `target`, answers in which the weight can change by its own size.
+    #[schemars(range(min = 1.0))]
+    pub horizon: f64,
+}
+
+impl Default for KlSpec {
+    fn default() -> Self {
+        Self { coef: 0.05, estimator: Estimator::K1, place: KlPlace::Reward, target: None, horizon: 10_000.0 }
+    }
+}
+
+fn epochs() -> usize {
+    4
+}
+fn one() -> usize {
+    1
+}
+fn value_coef() -> f64 {
+    0.1
+}
+fn whole() -> f64 {
+    1.0
+}
+fn lambda() -> f64 {
+    0.95
+}
+fn yes() -> bool {
+    true
+}
+fn clip() -> f64 {
+    0.2
+}

@@ -1,0 +1,118 @@
+//! The micro-batches of an update: packed answers with what was known of them before it.
+
+use super::answers::{Answers, Numbers, column};
+use super::loss::{Before, Weights};
+use crate::methods::Batch;
+use crate::methods::rollout::{Packed, Sample};
+use crate::models::{Loss, Output};
+use crate::nn::Tokens;
+use tch::{Device, Tensor};
+
+/// Where the value function is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// A head on the policy's hidden states, kept in this adapter (in the base, where the base itself is trained).
+    Head { adapter: Option<&'static str>, detach: bool },
+    /// An adapter of its own.
+    Adapter(&'static str),
+}
+
+impl Place {
+    /// V of the states `at` (N), from the pass that this place is computed in.
+    pub fn values(self, out: &Output, at: &Tensor) -> Tensor {
+        match self {
+            Self::Head { adapter, detach: true } => Self::Head { adapter, detach: false }.values(&out.detached(), at),
+            Self::Head { adapter: Some(name), .. } => out.scalar_of(name, at),
+            Self::Head { adapter: None, .. } | Self::Adapter(_) => out.scalar(at),
+        }
+    }
+}
+
+/// What all micro-batches of an update share.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Update {
+    pub weights: Weights,
+    /// That of the rollouts: the distribution that is learnt is the one that was sampled from.
+    pub temperature: f64,
+    pub place: Place,
+}
+
+impl Update {
+    /// The passes that answers need: one under the policy, and one more where the value function has an adapter.
+    pub fn batches(self, answers: &Answers, which: &[usize], device: Device) -> Vec<Box<dyn Batch>> {
+        let samples: Vec<&Sample> = which.iter().map(|&i| &answers.samples[i]).collect();
+        let numbers: Vec<&Numbers> = which.iter().map(|&i| &answers.numbers[i]).collect();
+        let part = || (Packed::new(&samples, device), self.before(&numbers, device));
+        let (row, before) = part();
+        let mut batches: Vec<Box<dyn Batch>> = vec![Box::new(Policy { update: self, row, before })];
+        if let Place::Adapter(name) = self.place {
+            let (row, before) = part();
+            batches.push(Box::new(Value { update: self, row, before, name }));
+        }
+        batches
+    }
+
+    fn before(self, answers: &[&Numbers], device: Device) -> Before {
+        Before {
+            log_probs: column(answers, device, |n| &n.log_probs),
+            advantages: column(answers, device, |n| &n.advantages),
+            values: column(answers, device, |n| &n.values),
+            returns: column(answers, device, |n| &n.returns),
+            reference: self.weights.kl.map(|_| column(answers, device, |n| &n.reference)),
+        }
+    }
+}
+
+struct Policy {
+    update: Update,
+    row: Packed,
+    before: Before,
+}
+
+impl Batch for Policy {
+    fn tokens(&self) -> &Tokens {
+        &self.row.tokens
+    }
+
+    fn items(&self) -> f64 {
+        self.row.count()
+    }
+
+    fn loss(&self, out: &Output) -> Loss {
+        let Update { weights, temperature, place } = self.update;
+        let scores = out.scores(&self.row.at, &self.row.targets, temperature, true);
+        let mut loss = weights.policy(&scores.log_probs, scores.entropy.as_ref(), &self.before);
+        if let Place::Head { .. } = place {
+            let value = weights.value(&place.values(out, &self.row.at), &self.before);
+            loss.sum = &loss.sum + value.sum;
+            loss.metrics.merge(value.metrics);
+        }
+        loss
+    }
+}
+
+struct Value {
+    update: Update,
+    row: Packed,
+    before: Before,
+    name: &'static str,
+}
+
+impl Batch for Value {
+    fn tokens(&self) -> &Tokens {
+        &self.row.tokens
+    }
+
+    /// The tokens are counted by the policy's pass already.
+    fn items(&self) -> f64 {
+        0.0
+    }
+
+    fn loss(&self, out: &Output) -> Loss {
+        self.update.weights.value(&self.update.place.values(out, &self.row.at), &self.before)
+    }
+
+    fn adapter(&self) -> Option<&str> {
+        Some(self.name)
+    }
+}

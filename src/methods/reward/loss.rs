@@ -1,0 +1,163 @@
+//! The Bradley-Terry loss of reward models.
+//!
+//! With the difference `d = r_chosen - r_rejected - margin` of a pair, label smoothing `e` and centring weight `c`:
+//!
+//! ```text
+//! loss = - (1 - e) log sigmoid(d) - e log sigmoid(-d) + c (r_chosen + r_rejected)^2
+//! ```
+//!
+//! e = 0, c = 0, margin = 0: Ouyang et al. 2022 (arXiv 2203.02155), equation 1, with one pair a comparison. margin: Touvron
+//! et al. 2023 (arXiv 2307.09288), equation 2. c: Eisenstein et al. 2023 (arXiv 2312.09244), equation 2. e: pairs whose
+//! label is wrong with probability e, as Mitchell 2023 ("A note on DPO with noisy preferences") for DPO.
+//! Equal to TRL's RewardTrainer where e = 0; TRL has no smoothing.
+
+use super::spec::{Margins, RewardSpec};
+use crate::data::Pair;
+use crate::methods::Batch;
+use crate::models::{Loss, Metrics, Output};
+use crate::nn::Tokens;
+use tch::{Device, Kind, Tensor};
+
+/// The loss of each pair, (N) float32. `margins` (N), where any row has one.
+pub fn bradley_terry(chosen: &Tensor, rejected: &Tensor, margins: Option<&Tensor>, spec: &RewardSpec) -> Tensor {
+    let mut difference = chosen - rejected;
+    if let Some(margins) = margins {
+        difference -= margins;
+    }
+    let mut loss = -difference.log_sigmoid();
+    if spec.label_smoothing > 0.0 {
+        loss = loss * (1.0 - spec.label_smoothing) - (-&difference).log_sigmoid() * spec.label_smoothing;
+    }
+    if spec.center > 0.0 {
+        loss += (chosen + rejected).square() * spec.center;
+    }
+    loss
+}
+
+/// Pairs as one packed row: chosen, rejected, chosen, rejected, …
+pub struct Pairs {
+    tokens: Tokens,
+    /// (N) rows of the trunk's output that bear the scores: the last token of each sequence.
+    chosen: Tensor,
+    rejected: Tensor,
+    /// (N)
+    margins: Option<Tensor>,
+    spec: RewardSpec,
+}
+
+impl Pairs {
+    pub fn new(pairs: &[Pair], spec: RewardSpec, device: Device) -> Self {
+        let sequences: Vec<Vec<u32>> = pairs.iter().flat_map(|p| p.sequences().map(|s| s.ids)).collect();
+        let tokens = Tokens::pack(&sequences, device);
+        let last = tokens.segments.last_rows(); // (2N)
+        let margins: Vec<f32> = pairs.iter().map(|p| p.margin.unwrap_or(0.0) as f32).collect();
+        let some = spec.margin == Margins::Rows && margins.iter().any(|m| *m != 0.0);
+        Self {
+            chosen: last.slice(0, 0, None, 2),
+            rejected: last.slice(0, 1, None, 2),
+            margins: some.then(|| Tensor::from_slice(&margins).to_device(device)),
+            tokens,
+            spec,
+        }
+    }
+}
+
+impl Batch for Pairs {
+    fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    fn items(&self) -> f64 {
+        self.chosen.size()[0] as f64
+    }
+
+    fn loss(&self, out: &Output) -> Loss {
+        let (chosen, rejected) = (out.scalar(&self.chosen), out.scalar(&self.rejected));
+        let sum = bradley_terry(&chosen, &rejected, self.margins.as_ref(), &self.spec).sum(Kind::Float);
+        Loss { metrics: metrics(&sum, &chosen, &rejected), sum }
+    }
+}
+
+/// TRL's names and definitions: a tie is no success; `min_reward` and `max_reward` are means over packed rows of the
+/// row's smallest and largest score.
+fn metrics(sum: &Tensor, chosen: &Tensor, rejected: &Tensor) -> Metrics {
+    let (chosen, rejected) = (chosen.detach(), rejected.detach());
+    let n = chosen.size()[0] as f64;
+    let all = Tensor::cat(&[&chosen, &rejected], 0);
+    let mut metrics = Metrics::default();
+    metrics.add("loss", sum, n);
+    metrics.add("accuracy", &chosen.gt_tensor(&rejected).sum(Kind::Float), n);
+    metrics.add("margin", &(&chosen - &rejected).sum(Kind::Float), n);
+    metrics.add("mean_reward", &all.sum(Kind::Float), 2.0 * n);
+    metrics.add("min_reward", &all.min(), 1.0);
+    metrics.add("max_reward", &all.max(), 1.0);
+    metrics
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fsutil::read_json;
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    #[derive(serde::Deserialize)]
+    struct Fixture {
+        chosen: Vec<f32>,
+        rejected: Vec<f32>,
+        margins: Vec<f32>,
+        cases: Vec<Case>,
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Case {
+        margin: bool,
+        center: f64,
+        label_smoothing: f64,
+        loss: f64,
+        grad: Vec<f64>,
+        metrics: BTreeMap<String, f64>,
+    }
+
+    #[test]
+    fn loss_gradient_and_metrics_equal_trl() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/reward/loss.json");
+        let fixture: Fixture = read_json(&path).unwrap();
+        assert_eq!(fixture.cases.len(), 6);
+        for case in &fixture.cases {
+            let leaf = |v: &[f32]| Tensor::from_slice(v).set_requires_grad(true);
+            let (chosen, rejected) = (leaf(&fixture.chosen), leaf(&fixture.rejected));
+            let margins = case.margin.then(|| Tensor::from_slice(&fixture.margins));
+            let spec = RewardSpec { center: case.center, label_smoothing: case.label_smoothing, ..Default::default() };
+            let each = bradley_terry(&chosen, &rejected, margins.as_ref(), &spec);
+            let n = fixture.chosen.len() as f64;
+            let sum = each.sum(Kind::Float);
+            (&sum / n).backward();
+            let gap = (sum.double_value(&[]) / n - case.loss).abs();
+            assert!(gap < 1e-6 * case.loss.max(1.0), "{gap:e}");
+            let grads = Tensor::cat(&[chosen.grad(), rejected.grad()], 0);
+            let grads = Vec::<f64>::try_from(grads.to_kind(Kind::Double)).unwrap();
+            for (ours, theirs) in grads.iter().zip(&case.grad) {
+                assert!((ours - theirs).abs() < 1e-6, "{ours} and {theirs}");
+            }
+            let means = metrics(&sum, &chosen, &rejected).means();
+            for (name, theirs) in &case.metrics {
+                assert!((means[name.as_str()] - theirs).abs() < 1e-5, "{name}: {} and {theirs}", means[name.as_str()]);
+            }
+            assert_eq!(case.metrics.len() + 1, means.len());
+        }
+    }
+
+    #[test]
+    fn margins_are_taken_or_passed_over_as_asked() {
+        let pair = |margin| Pair { prompt: vec![5], chosen: vec![6, 7], rejected: vec![8], margin, line: 1 };
+        let pairs = [pair(None), pair(Some(1.5))];
+        let batch = |margin| Pairs::new(&pairs, RewardSpec { margin, ..Default::default() }, Device::Cpu);
+        let taken = batch(Margins::Rows);
+        assert_eq!(Vec::<f32>::try_from(taken.margins.as_ref().unwrap()).unwrap(), [0.0, 1.5]);
+        assert!(batch(Margins::None).margins.is_none());
+        assert_eq!(Vec::<i64>::try_from(&taken.chosen).unwrap(), [2, 7]);
+        assert_eq!(Vec::<i64>::try_from(&taken.rejected).unwrap(), [4, 9]);
+        assert_eq!(taken.items(), 2.0);
+    }
+}

@@ -1,0 +1,137 @@
+//! Reward models: one number for an answer, learnt from pairs of a better and a worse one.
+//!
+//! spec: what a recipe says. loss: Bradley-Terry on packed pairs. card: the report card, and measures, its numbers, pure. Here: the method, and the
+//! passes over held-out pairs that a card is made of. How a saved model is read is `models::reward`'s.
+
+pub mod card;
+pub mod loss;
+mod measures;
+pub mod spec;
+
+pub use card::{Card, Evidence, Judged, Limits};
+pub use spec::{Margins, RewardSpec};
+
+use super::fixed::FixedRows;
+use super::{Alarm, Batch, Ground, Means, Objective, Rows, Which};
+use crate::data::{ChatTokenizer, Dataset, Pair, Supervise};
+use crate::error::Result;
+use crate::fsutil::write_json;
+use crate::models::{Model, reward};
+use crate::report;
+use std::path::Path;
+use std::rc::Rc;
+
+/// Pairs that a card looks at without their stop token, and packed the other way round.
+const CUT: usize = 512;
+const TURNED: usize = 64;
+
+/// A score that no sum of small differences needs.
+const LARGE: f64 = 30.0;
+
+/// Learns which answer is preferred.
+pub struct Reward {
+    spec: RewardSpec,
+    tokenizer: Rc<ChatTokenizer>,
+}
+
+/// The rows of a run.
+pub fn rows(spec: &RewardSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
+    let (spec, tokenizer) = (*spec, ground.tokenizer.clone());
+    Ok(Box::new(FixedRows::open(ground, Supervise::default(), move |_| Ok(Reward { spec, tokenizer }))?))
+}
+
+impl Objective for Reward {
+    type Item = Pair;
+
+    fn batch(&mut self, model: &Model, items: &[Pair], _: Which) -> Result<Box<dyn Batch>> {
+        Ok(Box::new(loss::Pairs::new(items, self.spec, model.device())))
+    }
+
+    fn speaks(&self) -> bool {
+        false
+    }
+
+    fn alarms(&mut self, means: &Means) -> Vec<Alarm> {
+        // The loss knows differences only: the level of all scores is free to drift, and float32 ends somewhere.
+        let drifted = means.get("mean_reward").is_some_and(|mean| mean.abs() > LARGE);
+        let alarm = || Alarm {
+            cause: format!("the mean score is beyond {LARGE}: the loss leaves the level of scores open, and it drifts"),
+            next: "centre them with --set method.reward.center=0.01".into(),
+            stop: false,
+        };
+        drifted.then(alarm).into_iter().collect()
+    }
+
+    /// The report card on the validation rows.
+    fn finish(&mut self, model: &Model, valid: Option<&Dataset<Pair>>, out: &Path) -> Result<()> {
+        let Some(valid) = valid.filter(|v| !v.is_empty()) else {
+            report::warn("no report card: it needs held-out pairs, in data.valid. Reinforcement learning asks for one");
+            return Ok(());
+        };
+        let Some(card) = Card::of(&examine(model, valid, self.tokenizer.stop_ids())?) else { return Ok(()) };
+        if !card.rewards.std.is_finite() {
+            report::warn("no report card: scores of held-out pairs are not finite numbers");
+            return Ok(());
+        }
+        write_json(&out.join(card::FILE), &card)?;
+        card.lines().iter().for_each(report::info);
+        for problem in card.problems(&Limits::default()) {
+            report::warn(format!("reinforcement learning will refuse this model: {problem}"));
+        }
+        Ok(())
+    }
+}
+
+/// The scores of held-out pairs, with and without stop tokens, and packed in another order.
+pub fn examine(model: &Model, pairs: &Dataset<Pair>, stops: &[u32]) -> Result<Evidence> {
+    let pairs = pairs.to_vec()?;
+    let sequences: Vec<[Vec<u32>; 2]> = pairs.iter().map(|p| p.sequences().map(|s| s.ids)).collect();
+    let bar = report::bar(sequences.len() as u64, "pairs of the report card");
+    let mut judged = Vec::with_capacity(pairs.len());
+    for (part, rows) in pairs.chunks(CUT).zip(sequences.chunks(CUT)) {
+        let scores = both(model, rows)?;
+        bar.inc(part.len() as u64);
+        judged.extend(part.iter().zip(scores).map(|(p, [chosen, rejected])| Judged {
+            chosen,
+            rejected,
+            lengths: [p.chosen.len(), p.rejected.len()],
+        }));
+    }
+    let cut: Vec<[Vec<u32>; 2]> = pairs
+        .iter()
+        .take(CUT)
+        .map(|p| {
+            let cut = |answer| [&p.prompt, without_stop(answer, stops)].concat();
+            // Nothing at all has no score.
+            [&p.chosen, &p.rejected].map(|answer| Some(cut(answer)).filter(|c| !c.is_empty()).unwrap_or(answer.clone()))
+        })
+        .collect();
+    let turned = sequences[..sequences.len().min(TURNED)].iter().rev().map(|[c, r]| [r.clone(), c.clone()]);
+    let turned = both(model, &turned.collect::<Vec<_>>())?.into_iter().rev().map(|[r, c]| [c, r]).collect();
+    bar.finish_and_clear();
+    Ok(Evidence { pairs: judged, without_stop: both(model, &cut)?, turned })
+}
+
+/// The scores of both sides, packed in this order.
+fn both(model: &Model, sequences: &[[Vec<u32>; 2]]) -> Result<Vec<[f64; 2]>> {
+    let flat: Vec<&Vec<u32>> = sequences.iter().flatten().collect();
+    let scores = reward::scores(model, &flat, None)?;
+    Ok(scores.chunks_exact(2).map(|two| [two[0], two[1]]).collect())
+}
+
+/// An answer up to its last stop token.
+fn without_stop<'a>(answer: &'a [u32], stops: &[u32]) -> &'a [u32] {
+    &answer[..answer.iter().rposition(|id| stops.contains(id)).unwrap_or(answer.len())]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_ends_the_answer_is_cut() {
+        assert_eq!(without_stop(&[5, 2, 6, 2, 7], &[2]), [5, 2, 6]);
+        assert_eq!(without_stop(&[5, 6], &[2]), [5, 6]);
+        assert!(without_stop(&[2, 7], &[2]).is_empty());
+    }
+}
