@@ -14,6 +14,7 @@ mod hostile;
 mod hostile_files;
 mod optimisers;
 mod parity;
+mod preference_losses;
 mod preferences;
 mod properties;
 mod recipe;

@@ -1,7 +1,13 @@
 //! Methods: each says which micro-batches make the next optimiser step, and is otherwise a pure function
 //! from the trunk's hidden states to a loss.
 
+pub mod dpo;
+pub mod kto;
+pub mod orpo;
+pub mod pairs;
+pub mod reference;
 pub mod sft;
+pub mod simpo;
 
 use crate::data::Cursor;
 use crate::error::Result;
