@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use ft::error::Error;
-use ft::models::{Load, Model, Replay};
+use ft::models::{Heads, Load, Model, Replay};
 use ft::nn::weights;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -14,8 +14,10 @@ const Q: &str = "model.layers.1.self_attn.q_proj.weight";
 type Tensors = BTreeMap<String, Tensor>;
 
 fn try_load(folder: &Path) -> Result<Model, Error> {
-    let model =
-        Model::load(folder, Load { device: Device::Cpu, kind: Kind::Float, train_base: true, adapters: Vec::new() });
+    let model = Model::load(
+        folder,
+        Load { device: Device::Cpu, kind: Kind::Float, train_base: true, adapters: Vec::new(), heads: Heads::Tokens },
+    );
     if let Err(e) = &model {
         assert_eq!(e.exit_code(), 1, "the input's fault, not ours: {e}");
     }

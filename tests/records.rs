@@ -234,7 +234,7 @@ fn everything_that_is_looked_at_says_what_metrics_say() {
         (&listed["state"], &listed["steps"], &listed["adapter"]),
         (&json!("finished"), &json!(30), &json!("lora r8"))
     );
-    assert_eq!(listed["best_eval_loss"].as_f64(), h.best().map(|b| b.loss()));
+    assert_eq!(listed["best_value"].as_f64(), h.best().map(|b| b.loss()));
     let shown = String::from_utf8(space.ft(&["runs", "show", "run"]).stdout).unwrap();
     assert!(shown.contains("30 of 30") && shown.contains('█') && shown.contains("before: "), "{shown}");
     assert_eq!(ids(&space.findings("run")), [] as [&str; 0], "a healthy run");

@@ -85,7 +85,7 @@ fn list(folder: &Path, json: bool) -> Result<()> {
         .map(|h| style(h).dim().to_string());
     let mut rows = vec![head.to_vec()];
     for (path, run) in &runs {
-        let best = run.history.best().map_or("-".to_string(), |b| number(b.loss()));
+        let best = run.history.best().map_or("-".to_string(), |b| number(run.history.value(b)));
         rows.push(vec![
             path.display().to_string(),
             run.plan.method().into(),
@@ -114,7 +114,8 @@ fn summary(path: &Path, run: &RunFolder) -> Value {
         "steps": h.last_step(),
         "steps_planned": run.total(),
         "loss": h.steps.last().map(|p| p.loss),
-        "best_eval_loss": h.best().map(|b| b.loss()),
+        "best_metric": h.aim.metric,
+        "best_value": h.best().map(|b| h.value(b)),
         "best_step": h.best().map(|b| b.step),
         "seconds": run.seconds(),
         "tokens_per_s": h.tokens_per_s(),

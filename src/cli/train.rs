@@ -55,7 +55,8 @@ pub(super) fn finish(summary: &train::Summary, json: bool) -> Result<()> {
         println!("{}", serde_json::to_string(summary).expect("a summary is JSON"));
         return Ok(());
     }
-    let best = summary.best_eval_loss.map_or(String::new(), |l| format!(", best validation loss {l:.4}"));
+    let best =
+        summary.best_value.map_or(String::new(), |v| format!(", best validation {} {v:.4}", summary.best_metric));
     report::info(format!(
         "{} steps, {} tokens in {}{best}, peak {} of tensors",
         summary.steps,

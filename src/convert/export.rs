@@ -8,7 +8,7 @@ use super::measure::{self, Distance};
 use crate::adapters::{LoraSpec, Targets, file, targets};
 use crate::error::{Error, Result};
 use crate::fsutil;
-use crate::models::{Config, Load, Model};
+use crate::models::{Config, Heads, Load, Model};
 use crate::nn::Param;
 use crate::nn::linear::cast;
 use crate::nn::safetensors::{Entry, SHARD_BYTES, write_model};
@@ -207,7 +207,10 @@ impl Check<'_> {
         let (device, kind) = (self.reference.device(), self.reference.kind());
         let fresh = match self.export {
             Export::Adapter { base } => crate::models::open(base, &[self.folder.to_path_buf()], device, kind),
-            Export::Model => Model::load(self.folder, Load { device, kind, train_base: false, adapters: Vec::new() }),
+            Export::Model => Model::load(
+                self.folder,
+                Load { device, kind, train_base: false, adapters: Vec::new(), heads: Heads::Tokens },
+            ),
         };
         let fresh = fresh.map_err(|e| e.context("reading back what was just written"))?;
         let difference = Distance::between(&ours, &measure::logits(&fresh, &prompts)?);

@@ -5,7 +5,7 @@ use super::rows::{Asked, EvalRow};
 use crate::data::{ChatTokenizer, Example};
 use crate::error::{Error, Result};
 use crate::generate::{Settings, Stop, complete};
-use crate::methods::sft::Batch;
+use crate::methods::sft::Answers;
 use crate::models::Model;
 use serde::Serialize;
 use serde_json::Value;
@@ -152,7 +152,7 @@ pub fn mean_loss(model: &Model, examples: &[&Example]) -> Result<(f64, usize)> {
 
 /// Summed loss of the supervised tokens of one packed row.
 fn loss_sum(model: &Model, examples: &[&Example]) -> Result<(f64, usize)> {
-    let batch = Batch::new(examples, model.device());
+    let batch = Answers::new(examples, model.device());
     let scores = model.infer(&batch.tokens, |out| out.log_probs(&batch.at, &batch.targets))?;
     Ok((-scores.log_probs.sum(Kind::Double).double_value(&[]), batch.supervised() as usize))
 }

@@ -45,7 +45,7 @@ fn defaults(config: &mut Map<String, Value>) {
 /// The names of transformers, of which the first checkpoints lack the beginning; these hold causal masks too.
 fn place(name: &str) -> Option<Place> {
     let mask = name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
-    let whole = name.starts_with("transformer.") || name.starts_with("lm_head.");
+    let whole = ["transformer.", "lm_head.", "score."].iter().any(|part| name.starts_with(part));
     let name = if whole { name.to_string() } else { format!("transformer.{name}") };
     let linear = ["attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"];
     let transposed = linear.iter().any(|l| name.ends_with(l));

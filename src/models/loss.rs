@@ -55,11 +55,13 @@ pub struct Output {
     /// (T, D) after the final norm.
     pub hidden: Tensor,
     head: Rc<Linear>,
+    score: Option<Rc<Linear>>,
+    adapters: Rc<[String]>,
 }
 
 impl Output {
-    pub(super) fn new(hidden: Tensor, head: Rc<Linear>) -> Self {
-        Self { hidden, head }
+    pub(super) fn new(hidden: Tensor, head: Rc<Linear>, score: Option<Rc<Linear>>, adapters: Rc<[String]>) -> Self {
+        Self { hidden, head, score, adapters }
     }
 
     /// Log-probabilities of `targets` (N) after the rows `at` (N); the vocabulary is seen in chunks of rows, full
@@ -71,5 +73,21 @@ impl Output {
     /// Logits of the rows `at` (N): (N, V) float32.
     pub fn logits(&self, at: &Tensor) -> Tensor {
         self.head.forward(&self.hidden.index_select(0, at)).to_kind(Kind::Float)
+    }
+
+    /// What the scalar head of the adapter that is switched on (of the base, where none is) says of the rows `at` (N):
+    /// (N) float32, and computed in it: in bf16 near answers would get the same score.
+    pub fn scalar(&self, at: &Tensor) -> Tensor {
+        self.score().forward(&self.hidden.index_select(0, at).to_kind(Kind::Float)).squeeze_dim(-1)
+    }
+
+    /// The same of a named adapter's head: a value head on the policy's hidden states.
+    pub fn scalar_of(&self, adapter: &str, at: &Tensor) -> Tensor {
+        let id = self.adapters.iter().position(|n| n == adapter).unwrap_or_else(|| panic!("no adapter `{adapter}`"));
+        self.score().forward_under(id, &self.hidden.index_select(0, at).to_kind(Kind::Float)).squeeze_dim(-1)
+    }
+
+    fn score(&self) -> &Linear {
+        self.score.as_ref().expect("the model was loaded with a scalar head")
     }
 }

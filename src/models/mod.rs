@@ -101,6 +101,18 @@ impl Replay {
     }
 }
 
+/// What stands on the trunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Heads {
+    /// The output head: a language model.
+    #[default]
+    Tokens,
+    /// A scalar head: a reward model. The output head is not there.
+    Score,
+    /// Both: a policy with reward or value adapters on the same base.
+    Both,
+}
+
 /// How a model is loaded.
 pub struct Load<'a> {
     pub device: Device,
@@ -110,14 +122,16 @@ pub struct Load<'a> {
     pub train_base: bool,
     /// Adapters by name, attached in order.
     pub adapters: Vec<(String, &'a dyn Attach)>,
+    pub heads: Heads,
 }
 
 /// A decoder with its parameters and adapters.
 pub struct Model {
     decoder: Box<dyn Decoder>,
+    score: Option<Rc<Linear>>,
     store: ParamStore,
     switches: Rc<Switches>,
-    adapters: Vec<String>,
+    adapters: Rc<[String]>,
     config: Config,
     folder: PathBuf,
     device: Device,
@@ -156,7 +170,12 @@ impl Model {
         if config.tie_word_embeddings {
             builder.tie_head();
         }
+        if load.heads == Heads::Score {
+            builder.omit_head();
+        }
         let decoder = (config.family().build)(&config, &builder)?;
+        let score =
+            (load.heads != Heads::Tokens).then(|| Rc::new((builder.root() / "score").score(config.hidden_size)));
         let Built { store, switches, unused } = builder.finish()?;
         if !unused.is_empty() {
             let shown: Vec<String> = unused.iter().take(10).map(|n| format!("`{n}`")).collect();
@@ -172,9 +191,10 @@ impl Model {
         switches.active.set((!names.is_empty()).then_some(0));
         Ok(Self {
             decoder,
+            score,
             store,
             switches,
-            adapters: names,
+            adapters: names.into(),
             config,
             folder: folder.into(),
             device: load.device,
@@ -211,6 +231,21 @@ impl Model {
     /// Number of an adapter by name.
     pub fn adapter_id(&self, name: &str) -> Option<usize> {
         self.adapters.iter().position(|n| n == name)
+    }
+
+    /// Ends the training of an adapter: its parameters take no gradient and no optimiser sees them.
+    pub fn freeze(&self, adapter: &str) {
+        let id = self.adapter_id(adapter).unwrap_or_else(|| panic!("no adapter `{adapter}`"));
+        self.store.adapter(id).for_each(|p| drop(p.tensor.shallow_clone().set_requires_grad(false)));
+    }
+
+    /// What stands on the trunk: whether it can speak, and whether it can score.
+    pub fn heads(&self) -> Heads {
+        match (&self.score, self.decoder.head().plain().is_some_and(|w| w.size()[0] == 0)) {
+            (None, _) => Heads::Tokens,
+            (Some(_), true) => Heads::Score,
+            (Some(_), false) => Heads::Both,
+        }
     }
 
     /// The adapter that is switched on.
@@ -310,7 +345,8 @@ impl Model {
     }
 
     fn output(&self, x: Tensor) -> Output {
-        Output::new(self.decoder.finish(&x), self.decoder.head().clone())
+        let (head, score) = (self.decoder.head().clone(), self.score.clone());
+        Output::new(self.decoder.finish(&x), head, score, self.adapters.clone())
     }
 
     /// Runs a packed row without gradient.

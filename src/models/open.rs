@@ -1,6 +1,6 @@
 //! A model ready to answer: base, adapters from disk, device and dtype.
 
-use super::{Load, Model};
+use super::{Heads, Load, Model};
 use crate::adapters::{LoraPlan, file};
 use crate::error::{Error, Result};
 use crate::nn::{Attach, Param};
@@ -14,7 +14,7 @@ pub fn open(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind) -> Re
     let plans = files.iter().zip(adapters).map(|(f, folder)| LoraPlan::of_file(&f.spec, &folder.join(file::CONFIG)));
     let plans = plans.collect::<Result<Vec<_>>>()?;
     let named = plans.iter().enumerate().map(|(i, p)| (i.to_string(), p as &dyn Attach)).collect();
-    let model = Model::load(base, Load { device, kind, train_base: false, adapters: named })?;
+    let model = Model::load(base, Load { device, kind, train_base: false, adapters: named, heads: Heads::Tokens })?;
     for (i, (file, folder)) in files.iter().zip(adapters).enumerate() {
         file::load_into(model.params().adapter(i), &file.tensors, folder)?;
     }

@@ -87,8 +87,11 @@ pub struct Attached {
 
 impl Attached {
     pub fn active(&self) -> Option<&dyn Adapter> {
-        let on = self.switches.active.get()?;
-        self.list.iter().find(|(id, _)| *id == on).map(|(_, a)| &**a)
+        self.numbered(self.switches.active.get()?)
+    }
+
+    fn numbered(&self, id: usize) -> Option<&dyn Adapter> {
+        self.list.iter().find(|(i, _)| *i == id).map(|(_, a)| &**a)
     }
 
     fn train(&self) -> bool {
@@ -106,6 +109,14 @@ impl Linear {
     /// (…, in) -> (…, out)
     pub fn forward(&self, x: &Tensor) -> Tensor {
         match self.adapters.active() {
+            Some(adapter) => adapter.forward(x, &self.dense, self.adapters.train()),
+            None => self.dense.forward(x),
+        }
+    }
+
+    /// As `forward`, under the adapter of this number, whichever is switched on.
+    pub fn forward_under(&self, adapter: usize, x: &Tensor) -> Tensor {
+        match self.adapters.numbered(adapter) {
             Some(adapter) => adapter.forward(x, &self.dense, self.adapters.train()),
             None => self.dense.forward(x),
         }

@@ -23,6 +23,8 @@ pub enum Layer {
     /// A learnt table of positions.
     Positions,
     Norm,
+    /// The scalar head of a reward or value model; `all-linear` leaves it out.
+    Score,
 }
 
 /// A named tensor of the model or of one of its adapters.
@@ -128,6 +130,7 @@ pub struct Builder<'w> {
     error: RefCell<Option<Error>>,
     used: RefCell<BTreeSet<String>>,
     tied: Cell<bool>,
+    headless: Cell<bool>,
 }
 
 /// What a finished builder leaves behind.
@@ -153,6 +156,7 @@ impl<'w> Builder<'w> {
             error: RefCell::default(),
             used: RefCell::default(),
             tied: Cell::new(false),
+            headless: Cell::new(false),
         }
     }
 
@@ -181,6 +185,11 @@ impl<'w> Builder<'w> {
     /// Says that the head shares the embedding's weight.
     pub fn tie_head(&self) {
         self.tied.set(true);
+    }
+
+    /// Says that no output head is wanted: what a family asks for is an empty one, and one on disk is not read.
+    pub fn omit_head(&self) {
+        self.headless.set(true);
     }
 
     /// All layers are handed out: missing and misshapen tensors are an error that names every one.
@@ -252,11 +261,33 @@ impl Scope<'_> {
 
     /// The output head with a weight of its own.
     pub fn head(&self, inputs: i64, outputs: i64) -> Linear {
-        self.linear_layer(Layer::Head, inputs, outputs, false)
+        match self.builder.headless.get() {
+            true => self.empty_head(inputs),
+            false => self.linear_layer(Layer::Head, inputs, outputs, false),
+        }
+    }
+
+    fn empty_head(&self, inputs: i64) -> Linear {
+        self.builder.used.borrow_mut().insert((self / "weight").path);
+        let weight = Tensor::zeros([0, inputs], (self.builder.kind, self.builder.device));
+        let adapters = Attached { switches: self.builder.switches.clone(), list: Vec::new() };
+        Linear { dense: Dense { weight, bias: None }, adapters }
+    }
+
+    /// The scalar head (1, D) of a reward or value model. A checkpoint without one begins at zero: every score is 0
+    /// until it is trained.
+    pub fn score(&self, inputs: i64) -> Linear {
+        let zeros = Tensor::zeros([1, inputs], (Kind::Float, Device::Cpu));
+        let weight = self.param_or("weight", Layer::Score, &[1, inputs], Some(zeros));
+        let adapters = self.attach(Layer::Score, &weight, None);
+        Linear { dense: Dense { weight, bias: None }, adapters }
     }
 
     /// The output head that shares the embedding's weight.
     pub fn tied_head(&self, embedding: &Embedding) -> Linear {
+        if self.builder.headless.get() {
+            return self.empty_head(embedding.weight.size()[1]);
+        }
         let weight = embedding.weight.shallow_clone();
         let adapters = self.attach(Layer::Head, &weight, None);
         Linear { dense: Dense { weight, bias: None }, adapters }
@@ -300,12 +331,18 @@ impl Scope<'_> {
 
     /// The parameter in the `shape` it is used in.
     fn param(&self, name: &str, layer: Layer, shape: &[i64]) -> Tensor {
+        self.param_or(name, layer, shape, None)
+    }
+
+    /// As `param`, with the value of one that the checkpoint has not.
+    fn param_or(&self, name: &str, layer: Layer, shape: &[i64], first: Option<Tensor>) -> Tensor {
         let b = self.builder;
         let full = (self / name).path;
         let transposed = b.transposed(&full);
         let shape: Vec<i64> = if transposed { shape.iter().rev().copied().collect() } else { shape.to_vec() };
         let found = match b.source {
-            Source::Disk(weights) => weights.get(&full),
+            Source::Disk(weights) => weights.get(&full).or(first),
+            Source::Chance(_) if first.is_some() => first,
             Source::Chance(initial) => Some(initial.draw(&full, layer, &shape, self.spread)),
         };
         b.used.borrow_mut().insert(full.clone());

@@ -7,7 +7,6 @@ use super::{ModelConfig, ModelInit, OptimKind, Recipe, Schedule, check, cross, m
 use crate::adapters::AdapterSpec;
 use crate::error::{Error, Result};
 use crate::fsutil;
-use crate::methods::MethodSpec;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -106,9 +105,7 @@ impl Plan {
 
     /// The word for its method.
     pub fn method(&self) -> &'static str {
-        match self.recipe.method {
-            MethodSpec::Sft(_) => "sft",
-        }
+        self.recipe.method.name()
     }
 
     /// Its adapter in short, `lora r16`; `None` where every weight is trained.

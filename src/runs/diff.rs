@@ -111,7 +111,7 @@ fn results(run: &RunFolder) -> Values {
         all.push(("tokens".into(), report::count(last.tokens)));
     }
     if let Some(best) = h.best() {
-        all.push(("best validation loss".into(), number(best.loss())));
+        all.push((format!("best validation {}", h.aim.metric), number(h.value(best))));
         all.push(("best step".into(), best.step.to_string()));
         let others: BTreeMap<&String, f64> =
             best.means.iter().filter(|(k, _)| k != "loss").map(|(k, v)| (k, *v)).collect();

@@ -25,6 +25,9 @@ pub struct Facts {
     pub train: DataFacts,
     pub valid: Option<DataFacts>,
     pub environment: Environment,
+    /// What decides which checkpoint is best.
+    #[serde(default)]
+    pub aim: super::Aim,
     /// Every time the run was worked on.
     pub sessions: Vec<Session>,
     /// How far the trained numbers have moved.

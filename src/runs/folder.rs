@@ -96,7 +96,8 @@ impl RunFolder {
             file.exists().then(|| read_json(&file)).transpose()
         };
         let metrics = path.join(METRICS);
-        let history = if metrics.exists() { History::read(&metrics)? } else { History::default() };
+        let mut history = if metrics.exists() { History::read(&metrics)? } else { History::default() };
+        history.aim = facts.as_ref().map(|f| f.aim.clone()).unwrap_or_default();
         let summary = optional("summary.json")?;
         let state = state(facts.as_ref(), summary.is_some());
         Ok(Self {

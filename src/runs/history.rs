@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::fsutil::read_to_string;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
 
@@ -45,7 +46,25 @@ pub struct Validation {
 
 impl Validation {
     pub fn loss(&self) -> f64 {
-        self.means.iter().find(|(k, _)| k == "loss").map_or(f64::NAN, |(_, v)| *v)
+        self.mean("loss")
+    }
+
+    /// One of the means; NaN where there is none of that name.
+    pub fn mean(&self, name: &str) -> f64 {
+        self.means.iter().find(|(k, _)| k == name).map_or(f64::NAN, |(_, v)| *v)
+    }
+}
+
+/// The validation metric that decides which checkpoint is best.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aim {
+    pub metric: String,
+    pub higher: bool,
+}
+
+impl Default for Aim {
+    fn default() -> Self {
+        Self { metric: "loss".into(), higher: false }
     }
 }
 
@@ -54,6 +73,8 @@ impl Validation {
 pub struct History {
     pub steps: Vec<Point>,
     pub validations: Vec<Validation>,
+    /// What the run aimed at; its facts tell.
+    pub aim: Aim,
 }
 
 impl History {
@@ -87,7 +108,8 @@ impl History {
             return;
         }
         let known =
-            ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "seconds", "memory"].as_slice();
+            ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "items", "seconds", "memory"]
+                .as_slice();
         self.steps.push(Point {
             step: count("step"),
             epoch: number("epoch"),
@@ -106,10 +128,16 @@ impl History {
         });
     }
 
-    /// The validation with the lowest loss after the first step.
+    /// The best validation after the first step.
     pub fn best(&self) -> Option<&Validation> {
-        let trained = self.validations.iter().filter(|v| v.step > 0 && v.loss().is_finite());
-        trained.min_by(|a, b| a.loss().total_cmp(&b.loss()))
+        let trained = self.validations.iter().filter(|v| v.step > 0 && self.value(v).is_finite());
+        let sign = if self.aim.higher { -1.0 } else { 1.0 };
+        trained.min_by(|a, b| (sign * self.value(a)).total_cmp(&(sign * self.value(b))))
+    }
+
+    /// What a validation says of the run's aim.
+    pub fn value(&self, v: &Validation) -> f64 {
+        v.mean(&self.aim.metric)
     }
 
     /// Steps done.

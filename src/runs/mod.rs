@@ -20,5 +20,5 @@ pub mod trainer_state;
 pub use diagnose::{Finding, Patient, diagnose};
 pub use facts::{Environment, Facts, Software};
 pub use folder::{RunFolder, Sample, State};
-pub use history::{History, Point, Validation};
+pub use history::{Aim, History, Point, Validation};
 pub use lock::{Drift, Lock};

@@ -82,14 +82,14 @@ pub fn page(run: &RunFolder, width: usize) -> String {
         facts.push(row("memory", format!("{} of tensors at most", report::bytes(h.memory()))));
     }
     if let (Some(first), Some(last)) = (h.validations.first(), h.validations.last()) {
-        let best = h.best().map_or(String::new(), |b| format!(", best {} at step {}", number(b.loss()), b.step));
+        let best = h.best().map_or(String::new(), |b| format!(", best {} at step {}", number(h.value(b)), b.step));
         facts.push(row(
-            "validation loss",
+            &format!("validation {}", h.aim.metric),
             format!(
                 "{} (step {}) -> {} (step {}){best}",
-                number(first.loss()),
+                number(h.value(first)),
                 first.step,
-                number(last.loss()),
+                number(h.value(last)),
                 last.step
             ),
         ));
@@ -115,7 +115,7 @@ pub fn page(run: &RunFolder, width: usize) -> String {
     let curve = |f: fn(&super::Point) -> f64| h.steps.iter().map(f).collect::<Vec<f64>>();
     let losses = curve(|p| p.loss);
     let smoothed = smooth(&losses, losses.len() / 20);
-    let validation: Vec<f64> = h.validations.iter().map(|v| v.loss()).collect();
+    let validation: Vec<f64> = h.validations.iter().map(|v| h.value(v)).collect();
     let mut curves = Vec::new();
     for (name, values) in [
         ("loss", smoothed),

@@ -46,7 +46,7 @@ fn state(plan: &Plan, facts: &Facts, history: &History) -> Value {
     let kept = best.map(|b| run.out.join(format!("checkpoints/step-{}", b.step))).filter(|p| p.exists());
     json!({
         "best_global_step": best.map(|b| b.step),
-        "best_metric": best.map(|b| b.loss()),
+        "best_metric": best.map(|b| history.value(b)),
         "best_model_checkpoint": kept,
         "epoch": epoch(u64::MAX),
         "eval_steps": run.eval_every,

@@ -7,7 +7,7 @@ use crate::adapters::file;
 use crate::error::Result;
 use crate::models::{Metrics, Replay};
 use crate::recipe::OptimSection;
-use crate::train::checkpoint::{Checkpoints, State};
+use crate::train::checkpoint::{Checkpoints, Extra, State};
 use crate::train::optim::Optimiser;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -56,7 +56,7 @@ pub fn resume(trial: &Trial) -> Result<Line> {
     tch::manual_seed(1);
     let mut optim = optimiser(trial)?;
     steps(trial, &mut optim, 0..2)?;
-    checkpoints.save(&trial.model, &optim, &State { step: 2, ..State::new(serde_json::Value::Null) })?;
+    checkpoints.save(&trial.model, &optim, &Extra::new(), &State { step: 2, ..State::new(serde_json::Value::Null) })?;
     let straight = (steps(trial, &mut optim, 2..4)?, trial.adapter());
     drop(optim);
     let resumed = taken_up(trial, &checkpoints, |_| ())?;
@@ -112,7 +112,7 @@ mod tests {
         let mut optim = optimiser(&trial).unwrap();
         steps(&trial, &mut optim, 0..2).unwrap();
         let state = State { step: 2, ..State::new(serde_json::Value::Null) };
-        checkpoints.save(&trial.model, &optim, &state).unwrap();
+        checkpoints.save(&trial.model, &optim, &Extra::new(), &state).unwrap();
         let straight = (steps(&trial, &mut optim, 2..4).unwrap(), trial.adapter());
         let gap = |harm: &dyn Fn(&mut Optimiser)| {
             tensors(&taken_up(&trial, &checkpoints, harm).unwrap().1, &straight.1).relative

@@ -4,7 +4,7 @@ use super::compare::Rounding;
 use super::{Subject, fitting};
 use crate::adapters::{LoraPlan, LoraSpec, file};
 use crate::error::{Error, Result};
-use crate::models::{Load, Loss, Metrics, Model, Output, Replay};
+use crate::models::{Heads, Load, Loss, Metrics, Model, Output, Replay};
 use crate::nn::{Attach, Param, Tokens};
 use crate::rng;
 use rand::RngExt;
@@ -88,7 +88,10 @@ impl Trial {
             None => LoraPlan::new(&spec)?,
         };
         let adapters = vec![(ADAPTER.to_string(), &plan as &dyn Attach)];
-        let model = Model::load(&subject.model, Load { device: subject.device, kind, train_base: false, adapters })?;
+        let model = Model::load(
+            &subject.model,
+            Load { device: subject.device, kind, train_base: false, adapters, heads: Heads::Tokens },
+        )?;
         match (&file, &subject.adapter) {
             (Some(file), Some(folder)) => file::load_into(model.params().adapter(0), &file.tensors, folder)?,
             _ => fill(&model),
@@ -108,7 +111,13 @@ impl Trial {
 
     /// Logits of the rows by the base alone, in a model that never had an adapter.
     pub fn bare(subject: &Subject) -> Result<Tensor> {
-        let load = Load { device: subject.device, kind: subject.kind, train_base: false, adapters: Vec::new() };
+        let load = Load {
+            device: subject.device,
+            kind: subject.kind,
+            train_base: false,
+            adapters: Vec::new(),
+            heads: Heads::Tokens,
+        };
         let model = Model::load(&subject.model, load)?;
         let rows = fitting(subject, longest(&model), model.config().vocab_size)?;
         logits(&model, &Tokens::pack(&rows, model.device()))

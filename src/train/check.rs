@@ -3,7 +3,7 @@
 use super::memory::{self, Needs};
 use super::prepare::{self, Prepared};
 use crate::data::quality::{self, Duplicates, Overlap};
-use crate::data::{Dataset, Example, Loader, Summary};
+use crate::data::{Example, Summary};
 use crate::error::Result;
 use crate::machine;
 use crate::recipe::Plan;
@@ -44,18 +44,19 @@ const SHOWN: usize = 2;
 /// Goes through a plan without training.
 pub fn check(plan: &Plan, colour: bool) -> Result<Check> {
     let prepared = prepare::prepare(plan)?;
-    let Prepared { tokenizer, train, valid, .. } = &prepared;
+    let Prepared { tokenizer, rows, .. } = &prepared;
+    let train = rows.train();
     let model = prepared.load_model(false)?;
     let (trained, parameters) = memory::count(plan, &model);
-    let longest_row = longest_row(prepared.loader.clone(), train);
+    let longest_row = rows.longest_row();
     let supervised = (longest_row as f64 * train.summary.supervised_share()).ceil() as u64;
     let (memory_free, disk_free) = free(plan, prepared.device);
-    let preview = |e: Result<Example>| quality::preview(&e?, tokenizer, colour);
+    let preview = |e: &Example| quality::preview(e, tokenizer, colour);
     let mut check = Check {
-        duplicates: quality::duplicates(train),
-        overlap: valid.as_ref().map(|v| quality::overlap(train, v)),
+        duplicates: rows.duplicates(),
+        overlap: rows.overlap(),
         train: train.summary.clone(),
-        valid: valid.as_ref().map(|v| v.summary.clone()),
+        valid: rows.valid().map(|v| v.summary.clone()),
         steps: prepared.total,
         parameters,
         trained,
@@ -65,17 +66,11 @@ pub fn check(plan: &Plan, colour: bool) -> Result<Check> {
         memory_free,
         disk_free,
         problems: Vec::new(),
-        histogram: quality::histogram(train.lengths(), Some(plan.recipe.batch.max_len)),
-        previews: train.iter().take(SHOWN).map(preview).collect::<Result<_>>()?,
+        histogram: quality::histogram(train.lengths, Some(plan.recipe.batch.max_len)),
+        previews: rows.shown(SHOWN)?.iter().map(preview).collect::<Result<_>>()?,
     };
     check.problems = problems(&check);
     Ok(check)
-}
-
-/// The longest packed row of the first epoch.
-pub(super) fn longest_row(mut loader: Loader, train: &Dataset) -> usize {
-    let total = |row: &Vec<usize>| row.iter().map(|&i| train.lengths()[i] as usize).sum::<usize>();
-    (0..loader.steps_per_epoch()).filter_map(|_| loader.next().rows.iter().map(total).max()).max().unwrap_or(0)
 }
 
 fn free(plan: &Plan, device: tch::Device) -> (Option<u64>, Option<u64>) {

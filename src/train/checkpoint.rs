@@ -1,6 +1,6 @@
 //! Checkpoints: all that a run needs to go on as if it had never stopped.
 //!
-//! `out/checkpoints/step-N/` holds the trained tensors, the optimiser's state, the generator's state, `state.json` and
+//! `out/checkpoints/step-N/` holds the trained tensors, the optimiser's state, the generator's, the method's, `state.json` and
 //! `manifest.json` with the SHA-256 of every other file. Invariant: a checkpoint appears whole or not at all, and none
 //! is used whose bytes are not those that were written. The last few and the best are kept.
 
@@ -26,7 +26,7 @@ pub struct State {
     pub cursor: Cursor,
     /// Tokens seen.
     pub tokens: u64,
-    /// The lowest validation loss so far and its step.
+    /// The best validation so far and its step.
     pub best: Option<Best>,
     /// Validations since then.
     pub stale: u32,
@@ -40,7 +40,8 @@ pub struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     pub step: u64,
-    pub loss: f64,
+    /// Of the metric that the method aims at.
+    pub value: f64,
 }
 
 impl State {
@@ -61,9 +62,13 @@ impl State {
 const TRAINED: &str = "trained.safetensors";
 const OPTIMISER: &str = "optimiser.safetensors";
 const GENERATOR: &str = "generator.safetensors";
+const METHOD: &str = "method.safetensors";
 const STATE: &str = "state.json";
 const MANIFEST: &str = "manifest.json";
-const FILES: [&str; 4] = [TRAINED, OPTIMISER, GENERATOR, STATE];
+const FILES: [&str; 5] = [TRAINED, OPTIMISER, GENERATOR, METHOD, STATE];
+
+/// What a checkpoint holds of the method, by name.
+pub type Extra = BTreeMap<String, Tensor>;
 
 /// SHA-256 of a checkpoint's files by name.
 type Manifest = BTreeMap<String, String>;
@@ -98,9 +103,9 @@ impl Checkpoints {
     }
 
     /// Saves where the run stands and prunes what is neither among the last few nor the best.
-    pub fn save(&self, model: &Model, optim: &Optimiser, state: &State) -> Result<()> {
+    pub fn save(&self, model: &Model, optim: &Optimiser, method: &Extra, state: &State) -> Result<()> {
         replace_dir(&self.at(state.step), |to| {
-            for (file, tensors) in snapshot(model, optim)? {
+            for (file, tensors) in snapshot(model, optim, method)? {
                 weights::save(&to.join(file), tensors.iter().map(|(n, t)| (n.as_str(), t)))?;
             }
             write_json(&to.join(STATE), state)?;
@@ -190,8 +195,8 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Puts a checkpoint's tensors, optimiser and generator back.
-    pub fn restore(&self, step: u64, model: &Model, optim: &mut Optimiser) -> Result<()> {
+    /// Puts a checkpoint's tensors, optimiser and generator back; what it holds of the method.
+    pub fn restore(&self, step: u64, model: &Model, optim: &mut Optimiser) -> Result<Extra> {
         self.examine(step)?;
         let folder = self.at(step);
         self.restore_weights(step, model)?;
@@ -202,13 +207,14 @@ impl Checkpoints {
         let state = generator
             .get("state")
             .ok_or_else(|| Error::user(format!("{}: no `state`", folder.join(GENERATOR).display())))?;
-        native::set_rng_state(model.device(), &state.copy())
+        native::set_rng_state(model.device(), &state.copy())?;
+        Ok(Weights::open_file(&folder.join(METHOD))?.all().into_iter().map(|(name, t)| (name, t.copy())).collect())
     }
 
     /// Puts back what a result is made of: the trained tensors, and the optimiser where it holds averages of them.
     pub fn restore_result(&self, step: u64, model: &Model, optim: &mut Optimiser) -> Result<()> {
         match optim.averages() {
-            true => self.restore(step, model, optim),
+            true => self.restore(step, model, optim).map(drop),
             false => self.examine(step).and_then(|_| self.restore_weights(step, model)),
         }
     }
@@ -229,8 +235,14 @@ impl Checkpoints {
     }
 
     /// The first tensor of a checkpoint that is not, bit for bit, what the run holds now.
-    pub fn first_difference(&self, step: u64, model: &Model, optim: &Optimiser) -> Result<Option<String>> {
-        for (file, now) in snapshot(model, optim)? {
+    pub fn first_difference(
+        &self,
+        step: u64,
+        model: &Model,
+        optim: &Optimiser,
+        method: &Extra,
+    ) -> Result<Option<String>> {
+        for (file, now) in snapshot(model, optim, method)? {
             let then = Weights::open_file(&self.at(step).join(file))?.all();
             let same = |name: &String| match (then.get(name), now.get(name)) {
                 (Some(a), Some(b)) => {
@@ -254,11 +266,18 @@ impl Checkpoints {
     }
 }
 
-/// The tensors of a checkpoint by file: weights, optimiser, generator.
-fn snapshot(model: &Model, optim: &Optimiser) -> Result<[(&'static str, BTreeMap<String, Tensor>); 3]> {
+/// The tensors of a checkpoint by file: weights, optimiser, generator, method.
+type Snapshot = [(&'static str, BTreeMap<String, Tensor>); 4];
+
+fn snapshot(model: &Model, optim: &Optimiser, method: &Extra) -> Result<Snapshot> {
     let trained = model.params().trainable().map(|p| (key(p), p.tensor.shallow_clone())).collect();
     let generator = BTreeMap::from([("state".to_string(), native::rng_state(model.device())?)]);
-    Ok([(TRAINED, trained), (OPTIMISER, optim.state()), (GENERATOR, generator)])
+    Ok([
+        (TRAINED, trained),
+        (OPTIMISER, optim.state()),
+        (GENERATOR, generator),
+        (METHOD, method.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect()),
+    ])
 }
 
 /// Adapters of one base may use the same names.

@@ -3,7 +3,7 @@
 //! What `fit` changes never changes the mathematics of a step: the tokens of one packed row where a step is so many
 //! examples, and how many layers are replayed.
 
-use super::check::{free_memory, longest_row};
+use super::check::free_memory;
 use super::memory::{self, Needs};
 use super::{Prepared, prepare};
 use crate::error::{Error, Result};
@@ -17,8 +17,8 @@ const SHARE: f64 = 0.87;
 /// What `prepared` needs with another row length or replay.
 fn needs(prepared: &Prepared, model: &Model, plan: &Plan) -> Needs {
     let (trained, _) = memory::count(plan, model);
-    let row = longest_row(prepared.loader.clone(), &prepared.train).min(plan.recipe.batch.tokens);
-    let supervised = (row as f64 * prepared.train.summary.supervised_share()).ceil() as u64;
+    let row = prepared.rows.longest_row().min(plan.recipe.batch.tokens);
+    let supervised = (row as f64 * prepared.rows.train().summary.supervised_share()).ceil() as u64;
     memory::predict(plan, model, trained, row as u64, supervised)
 }
 

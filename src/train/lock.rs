@@ -2,9 +2,9 @@
 
 use super::Prepared;
 use crate::convert::export;
-use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::fsutil::read_json;
+use crate::methods::Side;
 use crate::runs::hash::Trust;
 use crate::runs::lock::{Locked, LockedRows};
 use crate::runs::{Environment, Lock, Software};
@@ -14,8 +14,8 @@ use std::path::Path;
 
 /// What a prepared run is made of.
 pub fn of(prepared: &Prepared, environment: &Environment, software: &Software, trust: Trust) -> Result<Lock> {
-    let rows = |d: &Dataset| LockedRows { path: d.summary.path.clone(), sha256: d.summary.sha256.clone() };
-    let (train, valid) = (rows(&prepared.train), prepared.valid.as_ref().map(rows));
+    let rows = |d: Side| LockedRows { path: d.summary.path.clone(), sha256: d.summary.sha256.clone() };
+    let (train, valid) = (rows(prepared.rows.train()), prepared.rows.valid().map(rows));
     Lock::new(&prepared.plan, train, valid, software, environment, trust)
 }
 

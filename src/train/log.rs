@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::fsutil::{io_error, read_to_string, write_atomic};
+use crate::methods::Means;
 use crate::report;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};
@@ -21,12 +22,14 @@ pub struct StepLine {
     /// Tokens seen so far.
     pub tokens: u64,
     pub tokens_per_s: f64,
+    /// Items of the step that its loss is a mean of: supervised tokens, pairs, ….
+    pub items: f64,
     /// Seconds this step took.
     pub seconds: f64,
     /// Peak tensor bytes so far.
     pub memory: u64,
     /// The method's other means.
-    pub more: Vec<(&'static str, f64)>,
+    pub more: Vec<(String, f64)>,
 }
 
 impl StepLine {
@@ -40,6 +43,7 @@ impl StepLine {
         put("grad_norm", number(self.grad_norm));
         put("tokens", self.tokens.into());
         put("tokens_per_s", round(self.tokens_per_s));
+        put("items", number(self.items));
         put("seconds", round(self.seconds));
         put("memory", self.memory.into());
         for (k, v) in &self.more {
@@ -117,7 +121,7 @@ impl Log {
     }
 
     /// Validation results of a step: the names get `eval_` in front.
-    pub fn validation(&mut self, step: u64, means: &[(&'static str, f64)], note: &str) -> Result<()> {
+    pub fn validation(&mut self, step: u64, means: &Means, note: &str) -> Result<()> {
         let mut o = Map::from_iter([("step".to_string(), Value::from(step))]);
         o.extend(means.iter().map(|(k, v)| (format!("eval_{k}"), number(*v))));
         self.write(&Value::Object(o))?;

@@ -22,7 +22,7 @@ use crate::adapters::{AdapterSpec, file};
 use crate::convert::export;
 use crate::error::{Error, Result};
 use crate::fsutil::{create_dir_all, io_error, move_into, read_json, write_json};
-use crate::methods::Method;
+use crate::methods::{ADAPTER, Aim, Alarm, Means, Method};
 use crate::models::Model;
 use crate::native;
 use crate::recipe::{NonFinite, Plan, ResultChoice};
@@ -34,6 +34,7 @@ use log::StepLine;
 use optim::Optimiser;
 use records::Records;
 use schedule::LearningRate;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -60,8 +61,10 @@ pub struct Summary {
     pub seconds: f64,
     /// Mean training loss of the last step.
     pub loss: Option<f64>,
+    /// The best validation after the first step, and the metric that says so.
     pub best_step: Option<u64>,
-    pub best_eval_loss: Option<f64>,
+    pub best_metric: String,
+    pub best_value: Option<f64>,
     pub stopped_early: bool,
     /// Peak tensor bytes.
     pub memory: u64,
@@ -106,18 +109,20 @@ fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc
     let total = prepared.total;
     let facts = records::facts(&prepared, &model, software);
     let lock = lock::of(&prepared, &facts.environment, software, Trust::Remembered)?;
-    let (mut method, tokenizer) = prepared.into_method();
+    let (mut method, tokenizer) = prepared.into_method(&model)?;
     let state = match earlier {
         Some(state) => {
-            checkpoints.restore(state.step, &model, &mut optim)?;
+            let extra = checkpoints.restore(state.step, &model, &mut optim)?;
             method.rewind(state.cursor)?;
+            method.restore(extra)?;
             report::info(format!("resuming after step {}", state.step));
             state
         }
         None => State::new(origin),
     };
     let step = state.step;
-    let records = Records::open(plan, &model, facts, lock, tokenizer, step)?;
+    let aim = method.aim();
+    let records = Records::open(plan, &model, facts, lock, aim, tokenizer, step)?;
     let lr = LearningRate::new(&plan.recipe.optim, plan.lr(), total);
     let mut run = Run {
         at: Stepper { plan, model: &model, lr, optim, state },
@@ -127,12 +132,14 @@ fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc
         stop,
         began: Instant::now(),
         loss: None,
+        alarmed: BTreeSet::new(),
     };
-    let fitted = run.fit(&mut method);
+    let fitted = run.fit(&mut *method);
     run.records.finish();
     let Run { at: Stepper { optim, state, .. }, records, checkpoints, began, loss, .. } = run;
     let result = fitted.and_then(|stopped_early| {
-        finish(plan, &model, &checkpoints, &state, optim)?;
+        finish(plan, &model, &checkpoints, &state, aim, optim)?;
+        method.finish(&model, &out)?;
         let summary = Summary {
             out: out.clone(),
             steps: state.step,
@@ -140,7 +147,8 @@ fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc
             seconds: began.elapsed().as_secs_f64(),
             loss,
             best_step: state.best.map(|b| b.step),
-            best_eval_loss: state.best.map(|b| b.loss),
+            best_metric: aim.metric.into(),
+            best_value: state.best.map(|b| b.value),
             stopped_early,
             memory: native::memory(model.device())?.peak,
         };
@@ -224,11 +232,13 @@ struct Run<'a> {
     stop: Arc<AtomicBool>,
     began: Instant,
     loss: Option<f64>,
+    /// Causes of alarms that were told already.
+    alarmed: BTreeSet<String>,
 }
 
 impl Run<'_> {
     /// The loop. True where it stopped before its last step because validation no longer got better.
-    fn fit<M: Method>(&mut self, method: &mut M) -> Result<bool> {
+    fn fit(&mut self, method: &mut dyn Method) -> Result<bool> {
         if self.out_of_patience() {
             return Ok(true); // resumed after it had stopped early
         }
@@ -244,6 +254,8 @@ impl Run<'_> {
                 self.skip(done.loss, done.norm)?;
             }
             let seconds = began.elapsed().as_secs_f64();
+            let mut means: Means = done.means.iter().cloned().collect();
+            means.insert("loss".into(), done.loss);
             self.records.step(&StepLine {
                 step: self.at.state.step,
                 epoch: done.epoch,
@@ -252,15 +264,31 @@ impl Run<'_> {
                 grad_norm: done.norm,
                 tokens: self.at.state.tokens,
                 tokens_per_s: done.tokens as f64 / seconds,
+                items: done.items,
                 seconds,
                 memory: native::memory(self.at.model.device())?.peak,
                 more: done.means,
             })?;
-            if self.after_step(method)? {
+            let halted = self.heed(method.alarms(&means));
+            if self.after_step(method, halted)? {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Tells what the method finds wrong; whether the run must end.
+    fn heed(&mut self, alarms: Vec<Alarm>) -> bool {
+        for alarm in &alarms {
+            if self.alarmed.insert(alarm.cause.clone()) {
+                self.records.warn(&format!("step {}: {}\n  next: {}", self.at.state.step, alarm.cause, alarm.next));
+            }
+        }
+        let halted = alarms.iter().any(|a| a.stop);
+        if halted {
+            self.records.say("stopping here; the best checkpoint is kept");
+        }
+        halted
     }
 
     fn out_of_patience(&self) -> bool {
@@ -268,41 +296,40 @@ impl Run<'_> {
     }
 
     /// Validates, saves and stops where it is due. True: stop early.
-    fn after_step<M: Method>(&mut self, method: &mut M) -> Result<bool> {
+    fn after_step(&mut self, method: &mut dyn Method, halted: bool) -> Result<bool> {
         let run = &self.at.plan.recipe.run;
         let step = self.at.state.step;
         let total = self.total;
         let due = |every: u64| step == total || (every > 0 && step.is_multiple_of(every));
-        let better = due(run.eval_every) && self.validate(method)?;
-        let done = self.out_of_patience();
+        let better = (due(run.eval_every) || halted) && self.validate(method)?;
+        let done = self.out_of_patience() || halted;
         let interrupted = self.stop.load(Ordering::Relaxed);
         if due(run.save_every) || better || done || interrupted {
-            self.checkpoints.save(self.at.model, &self.at.optim, &self.at.state)?;
+            self.checkpoints.save(self.at.model, &self.at.optim, &method.state(), &self.at.state)?;
         }
         if interrupted && step < self.total {
             return Err(Error::interrupted(format!("stopped by a signal; step {step} of {} is saved", self.total))
                 .hint(format!("go on with: ft resume {}", run.out.display())));
         }
-        if done {
-            self.records
-                .say(&format!("stopping early: no better validation loss in {} validations", self.at.state.stale));
+        if self.out_of_patience() {
+            self.records.say(&format!("stopping early: no better validation in {} of them", self.at.state.stale));
         }
         Ok(done)
     }
 
     /// Measures the validation rows; true where their loss is the lowest so far.
-    fn validate<M: Method>(&mut self, method: &mut M) -> Result<bool> {
+    fn validate(&mut self, method: &mut dyn Method) -> Result<bool> {
         let _averaged = self.at.optim.averaged();
-        let Some(metrics) = method.validate(self.at.model)? else {
+        let Some(means) = method.validate(self.at.model)? else {
             self.records.samples(&method.prompts(self.at.plan.recipe.run.samples), self.at.state.step)?;
             self.records.measured()?;
             return Ok(false);
         };
-        let means: Vec<(&'static str, f64)> = metrics.means().into_iter().collect();
-        let loss = means.iter().find(|(k, _)| *k == "loss").map_or(f64::NAN, |(_, v)| *v);
-        let better = loss.is_finite() && self.at.state.best.is_none_or(|b| loss < b.loss);
+        let aim = method.aim();
+        let value = means.get(aim.metric).copied().unwrap_or(f64::NAN);
+        let better = value.is_finite() && self.at.state.best.is_none_or(|b| aim.better(value, b.value));
         if better {
-            self.at.state.best = Some(Best { step: self.at.state.step, loss });
+            self.at.state.best = Some(Best { step: self.at.state.step, value });
             self.at.state.stale = 0;
         } else {
             self.at.state.stale += 1;
@@ -314,10 +341,9 @@ impl Run<'_> {
     }
 
     /// What the base knows before the first step.
-    fn measure_base<M: Method>(&mut self, method: &mut M) -> Result<()> {
+    fn measure_base(&mut self, method: &mut dyn Method) -> Result<()> {
         let run = &self.at.plan.recipe.run;
-        if let Some(metrics) = if run.eval_at_start { method.validate(self.at.model)? } else { None } {
-            let means: Vec<(&'static str, f64)> = metrics.means().into_iter().collect();
+        if let Some(means) = if run.eval_at_start { method.validate(self.at.model)? } else { None } {
             self.records.validation(0, &means, "  (before the first step)")?;
         }
         self.records.samples(&method.prompts(self.at.plan.recipe.run.samples), 0)?;
@@ -354,13 +380,20 @@ impl Run<'_> {
 }
 
 /// Takes the weights that are the result, writes and verifies them.
-fn finish(plan: &Plan, model: &Model, checkpoints: &Checkpoints, state: &State, mut optim: Optimiser) -> Result<()> {
+fn finish(
+    plan: &Plan,
+    model: &Model,
+    checkpoints: &Checkpoints,
+    state: &State,
+    aim: Aim,
+    mut optim: Optimiser,
+) -> Result<()> {
     let best = state.best.filter(|_| plan.recipe.run.result == ResultChoice::Best);
     if let Some(best) = best.filter(|b| b.step != state.step) {
         checkpoints.restore_result(best.step, model, &mut optim)?;
         report::info(format!(
-            "the result is the best checkpoint: step {} with validation loss {:.4}",
-            best.step, best.loss
+            "the result is the best checkpoint: step {} with validation {} {:.4}",
+            best.step, aim.metric, best.value
         ));
     }
     // The state goes before a second model is read back.
@@ -378,7 +411,7 @@ fn export_result(plan: &Plan, model: &Model) -> Result<()> {
     let fresh = out.join("result.new");
     let (what, report) = match &recipe.adapter {
         Some(AdapterSpec::Lora(spec)) => {
-            ("adapter", export::save_adapter(model, prepare::ADAPTER, spec, &recipe.model.path, &fresh)?)
+            ("adapter", export::save_adapter(model, ADAPTER, spec, &recipe.model.path, &fresh)?)
         }
         None => ("model", export::save_model(model, &fresh, model.kind())?),
     };

@@ -1,10 +1,10 @@
 //! Everything before the first step: data read and tokenised, the steps counted, the model loaded.
 
-use crate::adapters::AdapterSpec;
-use crate::data::{self, BatchPlan, Cache, ChatTokenizer, Dataset, EncodeOptions, Loader};
+use crate::adapters::{AdapterSpec, LoraPlan, file};
+use crate::data::{BatchPlan, Cache, ChatTokenizer};
 use crate::error::{Error, Result};
 use crate::fsutil;
-use crate::methods::{MethodSpec, sft::Sft};
+use crate::methods::{ADAPTER, Ground, Method, Parts, Rows, Side};
 use crate::models::fresh::{self, Vocabulary};
 use crate::models::{self, Config, Load, Model};
 use crate::nn::{Attach, Param};
@@ -12,18 +12,14 @@ use crate::recipe::{Dtype, Master, ModelConfig, ModelInit, Plan};
 use crate::report;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::rc::Rc;
 use tch::{Device, Kind};
-
-/// The name of the adapter that a recipe trains.
-pub const ADAPTER: &str = "default";
 
 /// A run that is ready to begin.
 pub struct Prepared {
     pub plan: Plan,
-    pub tokenizer: ChatTokenizer,
-    pub train: Dataset,
-    pub valid: Option<Dataset>,
-    pub loader: Loader,
+    pub tokenizer: Rc<ChatTokenizer>,
+    pub rows: Box<dyn Rows>,
     /// Optimiser steps of the run.
     pub total: u64,
     pub device: Device,
@@ -36,7 +32,7 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
         tch::set_num_threads(threads as i32);
     }
     let device = models::device(&recipe.model.device)?;
-    let tokenizer = ChatTokenizer::load(&recipe.model.path, recipe.data.template.as_deref())?;
+    let tokenizer = Rc::new(ChatTokenizer::load(&recipe.model.path, recipe.data.template.as_deref())?);
     if let Some(id) = tokenizer.unwritten_stop() {
         report::warn(format!(
             "{}: the chat template ends turns with `{}`, but generation_config.json does not stop there; ft does, other \
@@ -45,30 +41,30 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
             tokenizer.token(id).unwrap_or_default(),
         ));
     }
-    let MethodSpec::Sft(sft) = &recipe.method;
-    let options = EncodeOptions {
-        supervise: sft.supervise,
+    let cache = Cache::new(&recipe.data.cache)?;
+    let rows = recipe.method.rows(&Ground {
+        tokenizer: tokenizer.clone(),
+        model: &recipe.model.path,
+        train: &recipe.data.train,
+        valid: recipe.data.valid.as_ref(),
         max_len: recipe.batch.max_len,
         on_overflow: recipe.data.on_overflow,
         overflow_tolerance: recipe.data.overflow_tolerance,
-    };
-    let cache = Cache::new(&recipe.data.cache)?;
-    let load = |sources: &data::Sources| -> Result<Dataset> {
-        let rows = Dataset::open(sources, &tokenizer, &options, &cache)?;
-        report::info(rows.summary.line());
-        rows.summary.mix_lines().iter().for_each(report::info);
-        rows.summary.warnings().iter().for_each(report::warn);
-        Ok(rows)
-    };
-    let (train, valid) = (load(&recipe.data.train)?, recipe.data.valid.as_ref().map(load).transpose()?);
-    let batch =
-        BatchPlan { tokens: recipe.batch.tokens, accumulate: recipe.batch.accumulate, examples: recipe.batch.examples };
-    let loader = Loader::new(train.lengths().to_vec(), train.mix(), batch, recipe.data.shuffle, recipe.run.seed)?;
-    let total = recipe.run.steps.unwrap_or_else(|| loader.steps_for(recipe.run.epochs));
+        cache: &cache,
+        batch: BatchPlan {
+            tokens: recipe.batch.tokens,
+            accumulate: recipe.batch.accumulate,
+            examples: recipe.batch.examples,
+        },
+        shuffle: recipe.data.shuffle,
+        seed: recipe.run.seed,
+        adapter: recipe.adapter.as_ref(),
+    })?;
+    let total = recipe.run.steps.unwrap_or_else(|| rows.steps_for(recipe.run.epochs));
     if total == 0 {
         return Err(Error::user("run.epochs: no step to do").hint("set run.epochs above 0 or run.steps"));
     }
-    Ok(Prepared { plan: plan.clone(), tokenizer, train, valid, loader, total, device })
+    Ok(Prepared { plan: plan.clone(), tokenizer, rows, total, device })
 }
 
 /// The dtype of frozen weights and of the arithmetic.
@@ -86,17 +82,35 @@ impl Prepared {
         // Adapters draw their first weights from libtorch's generator.
         tch::manual_seed(recipe.run.seed as i64);
         let plan = recipe.adapter.as_ref().map(AdapterSpec::plan).transpose()?;
-        let adapters = plan.iter().map(|p| (ADAPTER.to_string(), &**p as &dyn Attach)).collect();
+        let Parts { heads, beside } = recipe.method.parts(recipe.adapter.as_ref())?;
+        let files = beside.iter().map(|b| b.folder.as_deref().map(file::read).transpose());
+        let files = files.collect::<Result<Vec<_>>>()?;
+        let others = beside.iter().map(|b| match &b.folder {
+            Some(folder) => LoraPlan::of_file(&b.spec, &folder.join(file::CONFIG)),
+            None => LoraPlan::new(&b.spec),
+        });
+        let others = others.collect::<Result<Vec<_>>>()?;
+        let mut adapters: Vec<(String, &dyn Attach)> = plan.iter().map(|p| (ADAPTER.to_string(), &**p)).collect();
+        adapters.extend(beside.iter().zip(&others).map(|(b, p)| (b.name.to_string(), p as &dyn Attach)));
         let load = Load {
             device: self.device,
             kind: kind(recipe.model.dtype),
             train_base: train_base && plan.is_none(),
             adapters,
+            heads,
         };
         let model = match recipe.model.init {
             ModelInit::Pretrained => Model::load(&recipe.model.path, load)?,
             ModelInit::Random => Model::initialise(self.fresh_config()?, &recipe.model.path, recipe.run.seed, load)?,
         };
+        for (b, file) in beside.iter().zip(&files) {
+            if let (Some(file), Some(folder), Some(id)) = (file, &b.folder, model.adapter_id(b.name)) {
+                file::load_into(model.params().adapter(id), &file.tensors, folder)?;
+            }
+            if !b.trained {
+                model.freeze(b.name);
+            }
+        }
         if recipe.optim.master == Master::StochasticRounding {
             model.narrow_masters();
         }
@@ -139,9 +153,9 @@ impl Prepared {
         // Where token ids are kept changes nothing of them.
         recipe["data"].as_object_mut().map(|data| data.remove("cache"));
         let mut data = serde_json::Map::new();
-        for (name, rows) in [("train", Some(&self.train)), ("valid", self.valid.as_ref())] {
+        for (name, rows) in [("train", Some(self.rows.train())), ("valid", self.rows.valid())] {
             let path = take_paths(&mut recipe["data"][name]);
-            if let Some(Dataset { summary, .. }) = rows {
+            if let Some(Side { summary, .. }) = rows {
                 let file = json!({ "path": path, "rows": summary.rows, "sha256": summary.sha256 });
                 data.insert(name.into(), file);
             }
@@ -175,9 +189,8 @@ impl Prepared {
     }
 
     /// The method over the prepared rows, and the tokenizer for samples.
-    pub fn into_method(self) -> (Sft, ChatTokenizer) {
-        let MethodSpec::Sft(_) = &self.plan.recipe.method;
-        (Sft::new(self.train, self.valid, self.loader, self.plan.recipe.batch.tokens), self.tokenizer)
+    pub fn into_method(self, model: &Model) -> Result<(Box<dyn Method>, Rc<ChatTokenizer>)> {
+        Ok((self.rows.method(model)?, self.tokenizer))
     }
 }
 

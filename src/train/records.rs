@@ -9,10 +9,10 @@ use super::log::{Log, StepLine};
 use super::movement::Probe;
 use super::sample::Samples;
 use super::{Prepared, Summary, memory};
-use crate::data::{ChatTokenizer, Dataset};
+use crate::data::ChatTokenizer;
 use crate::error::{Blame, Error, Result};
 use crate::fsutil::io_error;
-use crate::methods::Prompt;
+use crate::methods::{Aim, Means, Prompt, Side};
 use crate::models::{Model, origin};
 use crate::recipe::Plan;
 use crate::report;
@@ -23,6 +23,7 @@ use crate::runs::{
 };
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// Files of an earlier run that is thrown away.
@@ -48,7 +49,7 @@ pub fn clear(out: &Path) -> Result<()> {
 pub fn facts(prepared: &Prepared, model: &Model, software: &Software) -> Facts {
     let recipe = &prepared.plan.recipe;
     let (trained, parameters) = memory::count(&prepared.plan, model);
-    let data = |d: &Dataset| DataFacts {
+    let data = |d: Side| DataFacts {
         path: d.summary.path.clone(),
         sha256: d.summary.sha256.clone(),
         format: d.summary.format.name().into(),
@@ -61,7 +62,7 @@ pub fn facts(prepared: &Prepared, model: &Model, software: &Software) -> Facts {
         split: d.summary.split,
         longest: d.summary.lengths.max,
         max_len: recipe.batch.max_len,
-        lengths: Bins::of(d.lengths().iter().map(|n| *n as usize)),
+        lengths: Bins::of(d.lengths.iter().map(|n| *n as usize)),
     };
     let cuda = match prepared.device {
         tch::Device::Cuda(i) => Some(i),
@@ -74,9 +75,10 @@ pub fn facts(prepared: &Prepared, model: &Model, software: &Software) -> Facts {
         parameters,
         trained,
         steps: prepared.total,
-        train: data(&prepared.train),
-        valid: prepared.valid.as_ref().map(data),
+        train: data(prepared.rows.train()),
+        valid: prepared.rows.valid().map(data),
         environment: Environment::read(software, cuda, tch::get_num_threads() as usize),
+        aim: runs::Aim::default(),
         sessions: Vec::new(),
         movement: None,
         origins: Vec::new(),
@@ -127,12 +129,15 @@ impl<'a> Records<'a> {
         model: &'a Model,
         mut facts: Facts,
         mut lock: Lock,
-        tokenizer: ChatTokenizer,
+        aim: Aim,
+        tokenizer: Rc<ChatTokenizer>,
         step: u64,
     ) -> Result<Self> {
         let out = plan.recipe.run.out.clone();
         let log = Log::open(&out, step, facts.steps)?;
-        let history = History::read(&out.join(folder::METRICS))?;
+        let mut history = History::read(&out.join(folder::METRICS))?;
+        facts.aim = runs::Aim { metric: aim.metric.into(), higher: aim.higher };
+        history.aim = facts.aim.clone();
         if let Some(earlier) = Facts::read(&out)?.filter(|_| step > 0) {
             facts.sessions = earlier.sessions;
             facts.origins = earlier.origins.into_iter().filter(|o| o.step <= step).collect();
@@ -192,12 +197,12 @@ impl<'a> Records<'a> {
     }
 
     /// Validation results after a step, and answers to prompts.
-    pub fn validation(&mut self, step: u64, means: &[(&'static str, f64)], note: &str) -> Result<()> {
+    pub fn validation(&mut self, step: u64, means: &Means, note: &str) -> Result<()> {
         self.log.validation(step, means, note)?;
         let tags: Vec<(String, f64)> =
             means.iter().map(|(k, v)| (tensorboard::eval_tag(&self.facts.method, k), *v)).collect();
         self.events.scalars(step, tags.iter().map(|(tag, v)| (tag.as_str(), *v)))?;
-        let means = means.iter().map(|(k, v)| (k.to_string(), *v)).collect();
+        let means = means.iter().map(|(k, v)| (k.clone(), *v)).collect();
         self.history.validations.push(Validation { step, means });
         Ok(())
     }
@@ -251,6 +256,11 @@ impl<'a> Records<'a> {
                 self.log.warn(&runs::terminal::finding(&finding));
             }
         }
+    }
+
+    /// Something is wrong with the run, though it goes on.
+    pub fn warn(&self, text: &str) {
+        self.log.warn(text);
     }
 
     /// A line of news.
@@ -320,7 +330,7 @@ impl From<&StepLine> for Point {
             tokens_per_s: line.tokens_per_s,
             seconds: line.seconds,
             memory: line.memory,
-            more: line.more.iter().map(|(k, v)| (k.to_string(), *v)).collect(),
+            more: line.more.clone(),
         }
     }
 }

@@ -11,10 +11,11 @@ use crate::runs::{Sample, folder, terminal};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// Shows and keeps samples (`samples.jsonl`, one object an answer).
 pub struct Samples {
-    tokenizer: ChatTokenizer,
+    tokenizer: Rc<ChatTokenizer>,
     path: PathBuf,
     /// The last step that has samples.
     shown: Option<u64>,
@@ -25,7 +26,7 @@ const LONGEST: usize = 64;
 
 impl Samples {
     /// Answers after `step` belong to work that is done again and are cut off.
-    pub fn open(tokenizer: ChatTokenizer, out: &Path, step: u64) -> Result<Self> {
+    pub fn open(tokenizer: Rc<ChatTokenizer>, out: &Path, step: u64) -> Result<Self> {
         let path = out.join(folder::SAMPLES);
         super::log::cut_after(&path, step)?;
         Ok(Self { tokenizer, path, shown: None })

@@ -4,7 +4,7 @@ use super::checkpoint::State;
 use super::optim::Optimiser;
 use super::schedule::LearningRate;
 use crate::error::Result;
-use crate::methods::Method;
+use crate::methods::{Batch, Method};
 use crate::models::origin::Origin;
 use crate::models::{EmbeddingNoise, Metrics, Model, Replay};
 use crate::recipe::{Plan, ReplayChoice};
@@ -19,6 +19,14 @@ pub struct Stepper<'a> {
     pub state: State,
 }
 
+/// Runs `f` with the adapter that the batch asks for.
+fn under<R>(model: &Model, batch: &dyn Batch, f: impl FnOnce(&Model) -> R) -> R {
+    match batch.adapter() {
+        Some(name) => model.with(Some(name), f),
+        None => f(model),
+    }
+}
+
 /// What a step found.
 pub struct Outcome {
     pub epoch: f64,
@@ -28,8 +36,10 @@ pub struct Outcome {
     /// Before clipping.
     pub norm: f64,
     pub tokens: u64,
+    /// How many items the loss is a mean of: supervised tokens, pairs, ….
+    pub items: f64,
     /// The method's other means.
-    pub means: Vec<(&'static str, f64)>,
+    pub means: Vec<(String, f64)>,
     /// Loss and norm are finite; where not, the parameters were left as they were.
     pub finite: bool,
     /// Where they are not: the first tensor that is not finite, if the step run again meets one.
@@ -38,7 +48,7 @@ pub struct Outcome {
 
 impl Stepper<'_> {
     /// The next step of the method.
-    pub fn advance<M: Method>(&mut self, method: &mut M) -> Result<Outcome> {
+    pub fn advance(&mut self, method: &mut dyn Method) -> Result<Outcome> {
         let recipe = &self.plan.recipe;
         let replay = match recipe.run.replay {
             ReplayChoice::None => Replay::None,
@@ -46,21 +56,22 @@ impl Stepper<'_> {
             ReplayChoice::All => Replay::All,
         };
         let step = method.next_step(self.model)?;
-        let items: f64 = step.micro.iter().map(|b| method.items(b)).sum();
+        let items: f64 = step.micro.iter().map(|b| b.items()).sum();
         let mut metrics = Metrics::default();
         let mut tokens = 0;
         for (i, b) in step.micro.iter().enumerate() {
-            tokens += method.tokens(b).len() as u64;
+            tokens += b.tokens().len() as u64;
             self.model.set_noise(recipe.optim.neftune.filter(|alpha| *alpha > 0.0).map(|alpha| {
                 let at = (self.state.step << 20) + i as u64;
                 EmbeddingNoise { alpha, seed: rng::number(recipe.run.seed, "neftune", at) }
             }));
-            metrics.merge(self.model.learn(method.tokens(b), items, replay, |out| method.loss(out, b))?);
+            metrics.merge(under(self.model, &**b, |m| m.learn(b.tokens(), items, replay, |out| b.loss(out)))?);
         }
         let norm = self.optim.clip(recipe.optim.max_norm)?.double_value(&[]);
         let lr = self.lr.at(self.state.step);
         let mut means = metrics.means();
         let loss = means.remove("loss").unwrap_or(f64::NAN);
+        let means = means.into_iter().map(|(k, v)| (k.to_string(), v)).chain(step.means).collect();
         let finite = loss.is_finite() && norm.is_finite();
         let mut origin = None;
         if finite {
@@ -68,7 +79,7 @@ impl Stepper<'_> {
             self.state.skipped_in_a_row = 0;
         } else {
             for b in &step.micro {
-                origin = self.model.origin(method.tokens(b), items, |out| method.loss(out, b))?;
+                origin = under(self.model, &**b, |m| m.origin(b.tokens(), items, |out| b.loss(out)))?;
                 if origin.is_some() {
                     break;
                 }
@@ -80,6 +91,6 @@ impl Stepper<'_> {
         self.state.step += 1;
         self.state.tokens += tokens;
         self.state.cursor = method.cursor();
-        Ok(Outcome { epoch: step.epoch, loss, lr, norm, tokens, means: means.into_iter().collect(), finite, origin })
+        Ok(Outcome { epoch: step.epoch, loss, lr, norm, tokens, items, means, finite, origin })
     }
 }

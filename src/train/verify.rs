@@ -10,7 +10,6 @@ use super::schedule::LearningRate;
 use super::step::{Outcome, Stepper};
 use crate::error::{Error, Result};
 use crate::fsutil::read_to_string;
-use crate::methods::Method;
 use crate::native;
 use crate::recipe::Plan;
 use crate::report;
@@ -63,11 +62,12 @@ pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
     let model = prepared.load_model(true)?;
     let mut optim = Optimiser::new(model.params(), &plan.recipe.optim, plan.recipe.run.seed)?;
     let total = prepared.total;
-    let (mut method, _) = prepared.into_method();
+    let (mut method, _) = prepared.into_method(&model)?;
     let state = match good.iter().find(|s| s.step == from) {
         Some(state) => {
-            checkpoints.restore(from, &model, &mut optim)?;
+            let extra = checkpoints.restore(from, &model, &mut optim)?;
             method.rewind(state.cursor)?;
+            method.restore(extra)?;
             state.clone()
         }
         None => State::new(last.origin.clone()),
@@ -84,7 +84,7 @@ pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
         difference: None,
     };
     while at.state.step < to {
-        let done = at.advance(&mut method)?;
+        let done = at.advance(&mut *method)?;
         let step = at.state.step;
         report::info(format!("replayed step {step} of {from} to {to}: loss {:.4}", done.loss));
         let mut found = None;
@@ -93,7 +93,7 @@ pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
             verdict.steps_compared += 1;
         }
         if found.is_none() && good.iter().any(|s| s.step == step) {
-            found = checkpoints.first_difference(step, &model, &at.optim)?;
+            found = checkpoints.first_difference(step, &model, &at.optim, &method.state())?;
             verdict.checkpoints_compared.push(step);
         }
         if found.is_some() {

@@ -64,12 +64,12 @@ fn tiles(run: &RunFolder) -> String {
     let best = h.best();
     if let Some(best) = best {
         let first = h.validations.first().filter(|v| v.step == 0);
-        let from = first.map_or(String::new(), |f| format!("<i>{} → </i>", short(f.loss())));
+        let from = first.map_or(String::new(), |f| format!("<i>{} → </i>", short(h.value(f))));
         let more = match best.step == h.validations.last().map_or(0, |v| v.step) {
             true => format!("best and last, step {}", best.step),
             false => format!("best at step {}", best.step),
         };
-        all.push(tile("Validation loss", &format!("{from}{}", short(best.loss())), &more));
+        all.push(tile(&format!("Validation {}", h.aim.metric), &format!("{from}{}", short(h.value(best))), &more));
         let accuracy = |v: &crate::runs::Validation| v.means.iter().find(|(k, _)| k == "accuracy").map(|(_, a)| *a);
         if let Some(a) = accuracy(best) {
             let percent = |a: f64| format!("{:.1}", 100.0 * a);

@@ -1,0 +1,206 @@
+//! Methods that learn from fixed items: what they share, written once. One of them says only how items become a batch.
+
+use super::rows::{Ground, Rows, Side};
+use super::{Aim, Alarm, Batch, Means, Method, Prompt, Step};
+use crate::data::quality::{self, Duplicates, Overlap};
+use crate::data::{self, Cursor, Dataset, Example, Item, Loader, Supervise};
+use crate::error::Result;
+use crate::models::{Metrics, Model};
+use std::path::Path;
+
+/// Rows to learn from, or rows that are only measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Split {
+    Train,
+    Valid,
+}
+
+/// Which items a batch is made of: their places in the data set of a split.
+#[derive(Debug, Clone, Copy)]
+pub struct Which<'a> {
+    pub split: Split,
+    pub items: &'a [usize],
+}
+
+/// How fixed items are learnt.
+pub trait Objective {
+    type Item: Item;
+
+    /// Items as one packed row with its loss.
+    fn batch(&mut self, model: &Model, items: &[Self::Item], which: Which) -> Result<Box<dyn Batch>>;
+    /// Before the first batch, and once more after a resume: what must be known of all items (reference log-probs).
+    fn begin(
+        &mut self,
+        _model: &Model,
+        _train: &Dataset<Self::Item>,
+        _valid: Option<&Dataset<Self::Item>>,
+    ) -> Result<()> {
+        Ok(())
+    }
+    /// The means of a validation, for what is not a mean of items.
+    fn validated(&mut self, means: Means) -> Means {
+        means
+    }
+    /// Whether the model can answer the rows' prompts.
+    fn speaks(&self) -> bool {
+        true
+    }
+    fn aim(&self) -> Aim {
+        Aim::LOSS
+    }
+    fn alarms(&mut self, _means: &Means) -> Vec<Alarm> {
+        Vec::new()
+    }
+    /// The result is written to `out`, and the model holds it.
+    fn finish(&mut self, _model: &Model, _valid: Option<&Dataset<Self::Item>>, _out: &Path) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Fixed items before the model is there; `make` gives the objective once it is.
+pub struct FixedRows<O: Objective> {
+    train: Dataset<O::Item>,
+    valid: Option<Dataset<O::Item>>,
+    loader: Loader,
+    /// Tokens in one packed row.
+    budget: usize,
+    make: Make<O>,
+}
+
+type Make<O> = Box<dyn FnOnce(&Model) -> Result<O>>;
+
+impl<O: Objective> FixedRows<O> {
+    pub fn open(
+        ground: &Ground,
+        supervise: Supervise,
+        make: impl FnOnce(&Model) -> Result<O> + 'static,
+    ) -> Result<Self> {
+        let (train, valid) = ground.open::<O::Item>(supervise)?;
+        let lengths = train.lengths().to_vec();
+        let loader = Loader::new(lengths, train.mix(), ground.batch, ground.shuffle, ground.seed)?;
+        Ok(Self { train, valid, loader, budget: ground.batch.tokens, make: Box::new(make) })
+    }
+}
+
+impl<O: Objective + 'static> Rows for FixedRows<O> {
+    fn train(&self) -> Side<'_> {
+        (&self.train).into()
+    }
+
+    fn valid(&self) -> Option<Side<'_>> {
+        self.valid.as_ref().map(Into::into)
+    }
+
+    fn longest_row(&self) -> usize {
+        let mut loader = self.loader.clone();
+        let total = |row: &Vec<usize>| row.iter().map(|&i| self.train.lengths()[i] as usize).sum::<usize>();
+        (0..loader.steps_per_epoch()).filter_map(|_| loader.next().rows.iter().map(total).max()).max().unwrap_or(0)
+    }
+
+    fn steps_for(&self, epochs: f64) -> u64 {
+        self.loader.steps_for(epochs)
+    }
+
+    fn duplicates(&self) -> Duplicates {
+        quality::duplicates(&self.train)
+    }
+
+    fn overlap(&self) -> Option<Overlap> {
+        self.valid.as_ref().map(|valid| quality::overlap(&self.train, valid))
+    }
+
+    fn shown(&self, most: usize) -> Result<Vec<Example>> {
+        let rows = self.train.iter().take(most).map(|item| item.map(|item| item.shown()));
+        Ok(rows.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    fn method(self: Box<Self>, model: &Model) -> Result<Box<dyn Method>> {
+        let Self { train, valid, loader, budget, make } = *self;
+        let mut objective = make(model)?;
+        objective.begin(model, &train, valid.as_ref())?;
+        Ok(Box::new(Fixed { objective, train, valid, loader, budget }))
+    }
+}
+
+/// A method over fixed items.
+pub struct Fixed<O: Objective> {
+    objective: O,
+    train: Dataset<O::Item>,
+    valid: Option<Dataset<O::Item>>,
+    loader: Loader,
+    budget: usize,
+}
+
+/// Some items of a data set as one packed row.
+fn batch<O: Objective>(
+    objective: &mut O,
+    model: &Model,
+    rows: &Dataset<O::Item>,
+    which: Which,
+) -> Result<Box<dyn Batch>> {
+    let items = which.items.iter().map(|&i| rows.get(i)).collect::<Result<Vec<_>>>()?;
+    objective.batch(model, &items, which)
+}
+
+impl<O: Objective> Method for Fixed<O> {
+    fn next_step(&mut self, model: &Model) -> Result<Step> {
+        let data::Step { rows, epoch } = self.loader.next();
+        let mut micro = Vec::with_capacity(rows.len());
+        for items in &rows {
+            let which = Which { split: Split::Train, items };
+            micro.push(batch(&mut self.objective, model, &self.train, which)?);
+        }
+        Ok(Step { micro, epoch, means: Vec::new() })
+    }
+
+    fn validate(&mut self, model: &Model) -> Result<Option<Means>> {
+        let Some(valid) = &self.valid else { return Ok(None) };
+        let order: Vec<u32> = (0..valid.len() as u32).collect();
+        let mut metrics = Metrics::default();
+        for items in data::pack(valid.lengths(), &order, self.budget) {
+            let which = Which { split: Split::Valid, items: &items };
+            let batch = batch(&mut self.objective, model, valid, which)?;
+            metrics.merge(model.infer(batch.tokens(), |out| batch.loss(out))?.metrics);
+        }
+        let means = metrics.means().into_iter().map(|(k, v)| (k.to_string(), v)).collect();
+        Ok(Some(self.objective.validated(means)))
+    }
+
+    fn aim(&self) -> Aim {
+        self.objective.aim()
+    }
+
+    fn alarms(&mut self, means: &Means) -> Vec<Alarm> {
+        self.objective.alarms(means)
+    }
+
+    fn prompts(&self, most: usize) -> Vec<Prompt> {
+        if !self.objective.speaks() {
+            return Vec::new();
+        }
+        let prompt = |item: O::Item| {
+            let e = item.shown().into_iter().next()?;
+            let from = e.supervised.iter().position(|s| *s).unwrap_or(e.ids.len());
+            let to = e.supervised[from..].iter().position(|s| !s).map_or(e.ids.len(), |n| from + n);
+            Some(Prompt { ids: e.ids[..from].to_vec(), answer: e.ids[from..to].to_vec() })
+        };
+        let rows = self.valid.as_ref().filter(|v| !v.is_empty()).unwrap_or(&self.train);
+        rows.iter().flatten().filter_map(prompt).filter(|p| !p.ids.is_empty()).take(most).collect()
+    }
+
+    fn steps_for(&self, epochs: f64) -> u64 {
+        self.loader.steps_for(epochs)
+    }
+
+    fn cursor(&self) -> Cursor {
+        self.loader.cursor()
+    }
+
+    fn rewind(&mut self, at: Cursor) -> Result<()> {
+        self.loader.rewind(at)
+    }
+
+    fn finish(&mut self, model: &Model, out: &Path) -> Result<()> {
+        self.objective.finish(model, self.valid.as_ref(), out)
+    }
+}
