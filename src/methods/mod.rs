@@ -14,6 +14,7 @@ pub mod reference;
 pub mod rows;
 pub mod sft;
 pub mod simpo;
+pub mod watch;
 
 pub use fixed::{Fixed, Objective, Split, Which};
 pub use rows::{Ground, Rows, Side};
@@ -35,6 +36,14 @@ use tch::Tensor;
 pub enum MethodSpec {
     /// Supervised fine-tuning: cross-entropy on the supervised tokens.
     Sft(sft::SftSpec),
+    /// Direct preference optimisation (arXiv 2305.18290) of pairs, against a reference.
+    Dpo(dpo::DpoSpec),
+    /// Kahneman-Tversky optimisation (arXiv 2402.01306) of answers judged one by one, against a reference.
+    Kto(kto::KtoSpec),
+    /// Odds-ratio preference optimisation (arXiv 2403.07691) of pairs: cross-entropy and preference in one.
+    Orpo(orpo::OrpoSpec),
+    /// Simple preference optimisation (arXiv 2405.14734) of pairs, by mean log-probabilities.
+    Simpo(simpo::SimpoSpec),
 }
 
 impl MethodSpec {
@@ -42,21 +51,37 @@ impl MethodSpec {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Sft(_) => "sft",
+            Self::Dpo(_) => "dpo",
+            Self::Kto(_) => "kto",
+            Self::Orpo(_) => "orpo",
+            Self::Simpo(_) => "simpo",
         }
+    }
+
+    /// It learns which of the model's answers are better, not what to answer.
+    pub fn compares(&self) -> bool {
+        matches!(self, Self::Dpo(_) | Self::Kto(_) | Self::Orpo(_) | Self::Simpo(_))
     }
 
     /// Reads and tokenises its rows.
     pub fn rows(&self, ground: &Ground) -> Result<Box<dyn Rows>> {
         match self {
             Self::Sft(spec) => sft::rows(spec, ground),
+            Self::Dpo(spec) => dpo::rows(spec, ground),
+            Self::Kto(spec) => kto::rows(spec, ground),
+            Self::Orpo(spec) => orpo::rows(spec, ground),
+            Self::Simpo(spec) => simpo::rows(spec, ground),
         }
     }
 
     /// What its model is made of, beside the base and what is trained.
-    pub fn parts(&self, _adapter: Option<&AdapterSpec>) -> Result<Parts> {
-        match self {
-            Self::Sft(_) => Ok(Parts::default()),
-        }
+    pub fn parts(&self, adapter: Option<&AdapterSpec>) -> Result<Parts> {
+        let copy = match self {
+            Self::Sft(_) | Self::Orpo(_) | Self::Simpo(_) => false,
+            Self::Dpo(spec) => adapter.is_none() && spec.reference == reference::ReferenceChoice::Live,
+            Self::Kto(_) => adapter.is_none(),
+        };
+        Ok(Parts { copy, ..Parts::default() })
     }
 }
 
@@ -68,6 +93,8 @@ pub const ADAPTER: &str = "default";
 pub struct Parts {
     pub heads: Heads,
     pub beside: Vec<Beside>,
+    /// The method holds a frozen copy of the base (a reference).
+    pub copy: bool,
 }
 
 /// An adapter beside the trained one, on the same base.

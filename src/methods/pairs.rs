@@ -4,7 +4,8 @@
 //! Invariant: only tokens of answers are looked at, so no gradient comes from predicting a prompt's token; the numbers
 //! of a sequence do not depend on what else is in the row. Knows no loss.
 
-use crate::data::{Example, Pair};
+use crate::data::{Dataset, Example, Pair};
+use crate::error::{Error, Result};
 use crate::models::{Metrics, Output};
 use crate::nn::Tokens;
 use tch::{Device, Kind, Tensor};
@@ -19,13 +20,18 @@ impl Answers {
     /// Packs sequences whose answers are marked as supervised.
     pub fn pack(sequences: &[Example], device: Device) -> Self {
         let ids: Vec<&[u32]> = sequences.iter().map(|e| e.ids.as_slice()).collect();
-        let spans = Spans::of(sequences, |e, t| e.supervised[t], device);
+        let spans = Spans::of(sequences, |_, e, t| e.supervised[t], device);
         Self { tokens: Tokens::pack(&ids, device), spans }
     }
 
     /// Packs pairs: chosen, rejected, chosen, rejected, ….
     pub fn of_pairs(pairs: &[Pair], device: Device) -> Self {
         Self::pack(&sequences(pairs), device)
+    }
+
+    /// Tokens of the two answers of each pair.
+    pub fn lengths(&self) -> Sides {
+        Sides::of(&self.spans.lengths())
     }
 }
 
@@ -53,12 +59,13 @@ pub struct Scores {
 }
 
 impl Spans {
-    /// The tokens that `wanted` says yes to; a sequence's first token has nothing before it to be predicted from.
-    pub fn of(sequences: &[Example], wanted: impl Fn(&Example, usize) -> bool, device: Device) -> Self {
+    /// The tokens t of sequences i that `wanted(i, sequence, t)` says yes to; a sequence's first token has nothing before
+    /// it to be predicted from.
+    pub fn of(sequences: &[Example], wanted: impl Fn(usize, &Example, usize) -> bool, device: Device) -> Self {
         let (mut at, mut targets, mut counts, mut start) = (Vec::new(), Vec::new(), Vec::new(), 0i64);
-        for e in sequences {
+        for (i, e) in sequences.iter().enumerate() {
             let before = at.len();
-            for t in (1..e.ids.len()).filter(|&t| wanted(e, t)) {
+            for t in (1..e.ids.len()).filter(|&t| wanted(i, e, t)) {
                 at.push(start + t as i64 - 1);
                 targets.push(i64::from(e.ids[t]));
             }
@@ -69,14 +76,23 @@ impl Spans {
         Self { at: put(&at), targets: put(&targets), counts }
     }
 
+    /// (S) tokens of each span; float64.
+    pub fn counts(&self) -> Tensor {
+        let counts: Vec<f64> = self.counts.iter().map(|n| *n as f64).collect();
+        Tensor::from_slice(&counts).to_device(self.at.device())
+    }
+
     /// (S) tokens of each span, at least 1: what a mean divides by; float64.
     pub fn lengths(&self) -> Tensor {
-        let lengths: Vec<f64> = self.counts.iter().map(|n| (*n).max(1) as f64).collect();
-        Tensor::from_slice(&lengths).to_device(self.at.device())
+        self.counts().clamp_min(1.0)
     }
 
     /// Log-probabilities of the spans. Summed in float64, so that the difference of two large sums is exact.
     pub fn scores(&self, out: &Output) -> Scores {
+        if self.at.size()[0] == 0 {
+            let none = self.counts(); // all zero
+            return Scores { log_probs: none.copy(), hits: none };
+        }
         let scores = out.log_probs(&self.at, &self.targets);
         let sums = |t: &Tensor| {
             let parts = t.to_kind(Kind::Double).split_with_sizes(&self.counts, 0);
@@ -117,6 +133,27 @@ impl Sides {
     }
 }
 
+/// Refuses pairs whose two sides became the same when they were cut to `batch.max_len`: nothing can be learnt from them,
+/// and their loss would stand at 0.693. (Reading refuses those that are the same as they were written.)
+pub fn refuse_equal(rows: &Dataset<Pair>) -> Result<()> {
+    if rows.summary.truncated == 0 {
+        return Ok(());
+    }
+    for (i, pair) in rows.iter().enumerate() {
+        let pair = pair?;
+        if pair.chosen == pair.rejected {
+            let (file, line) = rows.place(i);
+            return Err(Error::user(format!(
+                "{}:{line}: cut to batch.max_len, `chosen` and `rejected` are the same {} tokens",
+                file.display(),
+                pair.prompt.len() + pair.chosen.len()
+            ))
+            .hint("raise batch.max_len, or leave such pairs out with data.on_overflow: drop"));
+        }
+    }
+    Ok(())
+}
+
 /// Adds what TRL logs of pairs: `rewards/*` (`rewards`: what the loss compares, before any margin) and `logps/*`.
 pub fn add_metrics(metrics: &mut Metrics, rewards: &Sides, log_probs: &Sides) {
     let pairs = rewards.chosen.size()[0] as f64;
@@ -128,4 +165,10 @@ pub fn add_metrics(metrics: &mut Metrics, rewards: &Sides, log_probs: &Sides) {
     mean("rewards/margins", &margins);
     mean("logps/chosen", &log_probs.chosen);
     mean("logps/rejected", &log_probs.rejected);
+}
+
+/// Adds the share of the chosen answers' tokens that were the most likely ones.
+pub fn add_chosen(metrics: &mut Metrics, scores: &Scores, spans: &Spans) {
+    let tokens: i64 = spans.counts.iter().step_by(2).sum();
+    metrics.add("mean_token_accuracy", &Sides::of(&scores.hits).chosen.sum(Kind::Double), tokens as f64);
 }

@@ -7,14 +7,16 @@
 use super::pairs::Answers;
 use crate::data::{Cache, Dataset, Item, pack};
 use crate::error::Result;
-use crate::fsutil::hex;
-use crate::models::Model;
+use crate::fsutil::{hex, io_error, sha256};
+use crate::models::{Heads, Load, Model};
 use crate::nn::{Weights, weights};
 use crate::report;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime};
 use tch::{Kind, Tensor};
 
 /// Where the reference's log-probabilities come from.
@@ -37,6 +39,18 @@ pub enum Reference {
 }
 
 impl Reference {
+    /// The reference of a model that is about to learn: of an adapter its base, of a whole model a copy read from the
+    /// same directory.
+    pub fn of(model: &Model) -> Result<Self> {
+        if model.active().is_some() {
+            return Ok(Self::Base);
+        }
+        let heads = Heads::Tokens;
+        let (device, kind) = (model.device(), model.kind());
+        let load = Load { device, kind, train_base: false, adapters: Vec::new(), heads };
+        Ok(Self::Copy(Box::new(Model::load(model.folder(), load)?)))
+    }
+
     /// Log-probabilities of a row's answers, as [`super::pairs::Spans::scores`] gives them, without gradient.
     pub fn log_probs(&self, model: &Model, answers: &Answers) -> Result<Tensor> {
         let score = |m: &Model| m.infer(&answers.tokens, |out| answers.spans.scores(out).log_probs);
@@ -71,21 +85,20 @@ impl Known {
 /// What cached log-probabilities depend on beside the rows, and where they are kept.
 pub struct Keep<'a> {
     /// A hash of the content of the base.
-    pub base: String,
-    pub cache: &'a Cache,
+    base: String,
+    cache: &'a Cache,
     /// Tokens in a packed row.
-    pub budget: usize,
+    budget: usize,
 }
 
-impl Keep<'_> {
+impl<'a> Keep<'a> {
+    pub fn new(model: &Model, cache: &'a Cache, budget: usize) -> Result<Self> {
+        Ok(Self { base: content(model.folder())?, cache, budget })
+    }
+
     /// The reference's log-probabilities of all rows: from the disk where they were computed before, else computed now
-    /// and kept there. `reference` is asked for only where it is needed.
-    pub fn known<T: Item>(
-        &self,
-        rows: &Dataset<T>,
-        model: &Model,
-        reference: impl FnOnce() -> Result<Reference>,
-    ) -> Result<Known> {
+    /// and kept there.
+    pub fn known<T: Item>(&self, rows: &Dataset<T>, model: &Model) -> Result<Known> {
         let path = self.path(rows, model);
         let width = T::WIDTH;
         if let Some(path) = &path
@@ -94,10 +107,22 @@ impl Keep<'_> {
             report::info(format!("reference log-probabilities of {} rows: {}", rows.len(), path.display()));
             return Ok(Known { values, width });
         }
-        let values = compute(rows, model, &reference()?, self.budget)?;
-        if let Some(path) = &path {
-            let tensor = Tensor::from_slice(&values);
-            weights::save(path, [(NAME, &tensor)])?;
+        let began = Instant::now();
+        let values = compute(rows, model, &Reference::of(model)?, self.budget)?;
+        let took = report::duration(began.elapsed());
+        match &path {
+            Some(path) => {
+                weights::save(path, [(NAME, &Tensor::from_slice(&values))])?;
+                report::info(format!(
+                    "reference log-probabilities of {} rows computed in {took}: {}",
+                    rows.len(),
+                    path.display()
+                ));
+            }
+            None => report::info(format!(
+                "reference log-probabilities of {} rows computed in {took}, for this run only (data.cache is off)",
+                rows.len()
+            )),
         }
         Ok(Known { values, width })
     }
@@ -114,12 +139,30 @@ impl Keep<'_> {
     }
 }
 
+/// A hash of everything that a model directory computes with.
+fn content(folder: &Path) -> Result<String> {
+    let entries = std::fs::read_dir(folder).map_err(|e| io_error("reading", folder, e))?;
+    let mut names: Vec<_> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.retain(|n| n == "config.json" || n.ends_with(".safetensors") || n.ends_with(".safetensors.index.json"));
+    names.sort();
+    let spinner = report::spinner("hashing the base");
+    let sums = names.iter().map(|n| Ok(format!("{n} {}\n", sha256(&folder.join(n))?)));
+    let sums = sums.collect::<Result<String>>();
+    spinner.finish_and_clear();
+    Ok(hex(&Sha256::digest(sums?)))
+}
+
 /// A file's numbers, where it is whole; anything else is computed again.
 fn read(path: &Path, expected: usize) -> Option<Vec<f64>> {
     let tensor = Weights::open_file(path).ok()?.get(NAME)?;
     let whole = tensor.kind() == Kind::Double && tensor.size() == [expected as i64];
     let values = whole.then(|| Vec::<f64>::try_from(&tensor).ok()).flatten();
-    values.filter(|v| v.iter().all(|x| x.is_finite()))
+    let values = values.filter(|v| v.iter().all(|x| x.is_finite()))?;
+    // Its time says that it was used.
+    if let Ok(file) = File::options().append(true).open(path) {
+        let _ = file.set_modified(SystemTime::now());
+    }
+    Some(values)
 }
 
 fn compute<T: Item>(rows: &Dataset<T>, model: &Model, reference: &Reference, budget: usize) -> Result<Vec<f64>> {

@@ -82,7 +82,7 @@ impl Prepared {
         // Adapters draw their first weights from libtorch's generator.
         tch::manual_seed(recipe.run.seed as i64);
         let plan = recipe.adapter.as_ref().map(AdapterSpec::plan).transpose()?;
-        let Parts { heads, beside } = recipe.method.parts(recipe.adapter.as_ref())?;
+        let Parts { heads, beside, .. } = recipe.method.parts(recipe.adapter.as_ref())?;
         let files = beside.iter().map(|b| b.folder.as_deref().map(file::read).transpose());
         let files = files.collect::<Result<Vec<_>>>()?;
         let others = beside.iter().map(|b| match &b.folder {

@@ -27,6 +27,32 @@ impl Default for KtoSpec {
     }
 }
 
+impl KtoSpec {
+    /// Advice where the weights do not make up for the numbers of good and bad answers: weight times number of the good
+    /// ones should be 1 to 4/3 times that of the bad ones (the paper's eq. 8).
+    pub fn unbalanced(&self, good: usize, bad: usize) -> Option<String> {
+        let (desirable, undesirable) = (self.desirable_weight * good as f64, self.undesirable_weight * bad as f64);
+        let ratio = desirable / undesirable;
+        if good == 0 || bad == 0 {
+            let missing = if good == 0 { "good" } else { "bad" };
+            return Some(format!("no answer of the training rows is {missing}: KTO needs both to tell them apart"));
+        }
+        // Weights that were set are meant, and 1 : 1 is fine for rows that come from pairs.
+        if good == bad || (0.99..=1.34).contains(&ratio) {
+            return None;
+        }
+        let wanted = if good > bad {
+            format!("undesirable_weight: {:.2}", desirable / bad as f64)
+        } else {
+            format!("desirable_weight: {:.2}", undesirable / good as f64)
+        };
+        Some(format!(
+            "{good} good and {bad} bad answers weigh {ratio:.2} to 1, where 1 to 1.33 are recommended; \
+             method.kto.{wanted} makes them even"
+        ))
+    }
+}
+
 /// Losses of a judged answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
