@@ -27,6 +27,12 @@ impl Workspace {
         for (name, part) in [("train", &rows[..24]), ("valid", &rows[24..28]), ("test", &rows[28..32])] {
             std::fs::write(space.path(&format!("datasets/icd10/{name}.jsonl")), part.join("\n")).unwrap();
         }
+        let pairs = std::fs::read_to_string("datasets/preference.jsonl").unwrap();
+        let pairs: Vec<&str> = pairs.lines().collect();
+        std::fs::create_dir_all(space.path("datasets/icd10/pairs")).unwrap();
+        for (name, part) in [("train", &pairs[..24]), ("valid", &pairs[24..28]), ("test", &pairs[28..32])] {
+            std::fs::write(space.path(&format!("datasets/icd10/pairs/{name}.jsonl")), part.join("\n")).unwrap();
+        }
         space
     }
 

@@ -403,9 +403,15 @@ fn cached_log_probabilities_are_those_of_the_reference_and_never_stale() {
     for round in ["computed", "read"] {
         let (means, gradients, valid) = outcome(&files, &cached);
         assert_eq!(names().len(), 1, "training and validation rows are the same rows here");
-        online.0.iter().for_each(|(k, v)| drop(near(&format!("{round}: {k}"), means[k], *v, 1e-5)));
-        online.1.iter().for_each(|(k, g)| drop(assert_close(&format!("{round}: {k}"), &gradients[k], g, 1e-4)));
-        online.2.iter().for_each(|(k, v)| drop(near(&format!("{round}: valid {k}"), valid[k], *v, 1e-5)));
+        for (key, value) in &online.0 {
+            near(&format!("{round}: {key}"), means[key], *value, 1e-5);
+        }
+        for (key, gradient) in &online.1 {
+            assert_close(&format!("{round}: gradient of {key}"), &gradients[key], gradient, 1e-4);
+        }
+        for (key, value) in &online.2 {
+            near(&format!("{round}: validation {key}"), valid[key], *value, 1e-5);
+        }
     }
     // A file that lies is read: so the second round did read it. A file that is not whole is not.
     let path = kept.path().join(&names()[0]);
@@ -466,4 +472,49 @@ fn weights_that_do_not_make_up_for_numbers_are_named() {
     assert!(spec.unbalanced(10, 90).unwrap().contains("desirable_weight: 9.00"));
     assert_eq!(kto::KtoSpec { undesirable_weight: 9.0, ..spec.clone() }.unbalanced(90, 10), None);
     assert!(spec.unbalanced(10, 0).unwrap().contains("bad"));
+}
+
+// --------------------------------------------------------------------------------------------- through the real binary
+
+#[test]
+fn a_run_that_goes_on_from_an_adapter_begins_at_it_and_compares_with_it() {
+    let space = crate::commands::Workspace::new();
+    let sft = ["train", "recipes/lora-medical.yaml", "--set", "run.steps=3", "--set", "run.samples=0"];
+    space.ft(&sft);
+    let from = "adapter.lora.from=adapters/lora-medical";
+    let sets = [
+        from,
+        "run.steps=2",
+        "run.samples=0",
+        "run.eval_every=1",
+        "model.dtype=f32",
+        "batch.tokens=512",
+        "batch.max_len=256",
+    ];
+    let dpo = |out: &str, more: &[&str]| {
+        let out = format!("run.out={out}");
+        let mut arguments = vec!["train", "recipes/dpo-medical.yaml", "--set", &out];
+        arguments.extend(sets.iter().chain(more).flat_map(|s| ["--set", s]));
+        space.command(&arguments).output().unwrap()
+    };
+    // With a rate of zero the result is what it began with, and the loss stands where model and reference are one.
+    let still = dpo("still", &["optim.lr=0"]);
+    assert!(still.status.success(), "{}", String::from_utf8_lossy(&still.stderr));
+    assert_eq!(space.weights("still"), space.weights("adapters/lora-medical"));
+    let loss = |out: &str| space.steps(out).iter().filter_map(|l| l["loss"].as_f64()).collect::<Vec<_>>();
+    for loss in loss("still") {
+        near("loss of an adapter that is its reference", loss, std::f64::consts::LN_2, 1e-6);
+    }
+    for (out, reference) in [("live", "live"), ("cached", "cached")] {
+        let choice = format!("method.dpo.reference={reference}");
+        let done = dpo(out, &["optim.lr=1e-3", &choice, "data.cache=cache"]);
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+    let (live, cached) = (loss("live"), loss("cached"));
+    near("first loss", live[0], std::f64::consts::LN_2, 1e-6);
+    assert!(live[1] != live[0]);
+    live.iter().zip(&cached).for_each(|(a, b)| near("live and cached", *b, *a, 1e-4));
+    let other = dpo("other", &["adapter.lora.alpha=16"]);
+    let said = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(other.status.code() == Some(1) && said.contains("alpha: 32") && said.contains("adapter.lora"), "{said}");
 }

@@ -76,12 +76,11 @@ impl MethodSpec {
 
     /// What its model is made of, beside the base and what is trained.
     pub fn parts(&self, adapter: Option<&AdapterSpec>) -> Result<Parts> {
-        let copy = match self {
-            Self::Sft(_) | Self::Orpo(_) | Self::Simpo(_) => false,
-            Self::Dpo(spec) => adapter.is_none() && spec.reference == reference::ReferenceChoice::Live,
-            Self::Kto(_) => adapter.is_none(),
-        };
-        Ok(Parts { copy, ..Parts::default() })
+        match self {
+            Self::Sft(_) | Self::Orpo(_) | Self::Simpo(_) => Ok(Parts::default()),
+            Self::Dpo(spec) => reference::parts(adapter, spec.reference),
+            Self::Kto(_) => reference::parts(adapter, reference::ReferenceChoice::Live),
+        }
     }
 }
 

@@ -5,6 +5,8 @@
 //! each sequence as it is packed (so of data, tokenizer, template and lengths). Knows no loss.
 
 use super::pairs::Answers;
+use super::{Beside, Parts};
+use crate::adapters::{AdapterSpec, file};
 use crate::data::{Cache, Dataset, Item, pack};
 use crate::error::Result;
 use crate::fsutil::{hex, io_error, sha256};
@@ -30,18 +32,38 @@ pub enum ReferenceChoice {
     Cached,
 }
 
+/// The name of the frozen adapter that a run began with.
+const BEGUN: &str = "reference";
+
+/// What stands beside the trained weights for a reference: nothing for a new adapter, which is switched off; a frozen copy
+/// of the adapter that another one goes on from; a copy of the base in full fine-tuning, where it is not cached.
+pub fn parts(adapter: Option<&AdapterSpec>, choice: ReferenceChoice) -> Result<Parts> {
+    let Some(AdapterSpec::Lora(spec)) = adapter else {
+        return Ok(Parts { copy: choice == ReferenceChoice::Live, ..Parts::default() });
+    };
+    let Some(folder) = &spec.from else { return Ok(Parts::default()) };
+    let (spec, _) = file::read_config(&folder.join(file::CONFIG))?;
+    let begun = Beside { name: BEGUN, spec, folder: Some(folder.clone()), trained: false };
+    Ok(Parts { beside: vec![begun], ..Parts::default() })
+}
+
 /// The model as it was.
 pub enum Reference {
     /// The base: what is trained is an adapter, which can be switched off.
     Base,
+    /// The adapter that the trained one went on from, frozen beside it.
+    Begun,
     /// A copy that is never trained.
     Copy(Box<Model>),
 }
 
 impl Reference {
-    /// The reference of a model that is about to learn: of an adapter its base, of a whole model a copy read from the
+    /// The reference of a model that is about to learn: of an adapter its base or what it went on from, of a whole model a copy read from the
     /// same directory.
     pub fn of(model: &Model) -> Result<Self> {
+        if model.adapter_id(BEGUN).is_some() {
+            return Ok(Self::Begun);
+        }
         if model.active().is_some() {
             return Ok(Self::Base);
         }
@@ -56,6 +78,7 @@ impl Reference {
         let score = |m: &Model| m.infer(&answers.tokens, |out| answers.spans.scores(out).log_probs);
         match self {
             Self::Base => model.with(None, score),
+            Self::Begun => model.with(Some(BEGUN), score),
             Self::Copy(copy) => score(copy),
         }
     }
@@ -84,16 +107,18 @@ impl Known {
 
 /// What cached log-probabilities depend on beside the rows, and where they are kept.
 pub struct Keep<'a> {
-    /// A hash of the content of the base.
-    base: String,
+    /// A hash of the content of the base and of the adapter that the run goes on from.
+    model: String,
     cache: &'a Cache,
     /// Tokens in a packed row.
     budget: usize,
 }
 
 impl<'a> Keep<'a> {
-    pub fn new(model: &Model, cache: &'a Cache, budget: usize) -> Result<Self> {
-        Ok(Self { base: content(model.folder())?, cache, budget })
+    /// `from`: the folder of the adapter that the run goes on from.
+    pub fn new(model: &Model, from: Option<&Path>, cache: &'a Cache, budget: usize) -> Result<Self> {
+        let folders = [Some(model.folder()), from].into_iter().flatten().map(content);
+        Ok(Self { model: folders.collect::<Result<Vec<_>>>()?.join(" "), cache, budget })
     }
 
     /// The reference's log-probabilities of all rows: from the disk where they were computed before, else computed now
@@ -130,7 +155,7 @@ impl<'a> Keep<'a> {
     fn path<T: Item>(&self, rows: &Dataset<T>, model: &Model) -> Option<PathBuf> {
         let folder = self.cache.folder_for(u64::MAX)?;
         let mut hash = Sha256::new();
-        hash.update(format!("{VERSION}\n{}\n{:?}\n{:?}\n{}\n", self.base, model.kind(), model.device(), T::WIDTH));
+        hash.update(format!("{VERSION}\n{}\n{:?}\n{:?}\n{}\n", self.model, model.kind(), model.device(), T::WIDTH));
         for (content, length) in rows.hashes().iter().zip(rows.lengths()) {
             hash.update(content.to_le_bytes());
             hash.update(length.to_le_bytes());
@@ -139,13 +164,15 @@ impl<'a> Keep<'a> {
     }
 }
 
-/// A hash of everything that a model directory computes with.
+/// A hash of everything that a directory of a model or an adapter computes with.
 fn content(folder: &Path) -> Result<String> {
     let entries = std::fs::read_dir(folder).map_err(|e| io_error("reading", folder, e))?;
     let mut names: Vec<_> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-    names.retain(|n| n == "config.json" || n.ends_with(".safetensors") || n.ends_with(".safetensors.index.json"));
+    names.retain(|n| {
+        n == "config.json" || n == file::CONFIG || n.ends_with(".safetensors") || n.ends_with(".safetensors.index.json")
+    });
     names.sort();
-    let spinner = report::spinner("hashing the base");
+    let spinner = report::spinner(&format!("hashing {}", folder.display()));
     let sums = names.iter().map(|n| Ok(format!("{n} {}\n", sha256(&folder.join(n))?)));
     let sums = sums.collect::<Result<String>>();
     spinner.finish_and_clear();

@@ -46,13 +46,15 @@ fn told(p: Patient, watch: &Watch, method: &str, beta: f64, sign: Sign) -> Findi
                 ("nats between the answers of a pair, against the reference", number(nats)),
                 ("beta", number(beta)),
             ];
-            let cause = "The model moves and the loss does not see it: beta is so small that a difference of nats is nothing.";
+            let cause =
+                "The model moves and the loss does not see it: beta is so small that a difference of nats is nothing.";
             let next = vec![p.again("beta", &[(&key("beta"), "0.1".into())])];
             finding(Id::NoMovement, "The loss stands at 0.693", &evidence, cause.into(), next)
         }
         Sign::Falling { best, now } => {
             let evidence = [("highest share of pairs in the right order", number(best)), ("share now", number(now))];
-            let cause = "Fewer pairs are in the right order than before: steps are too large, or pairs contradict each other.";
+            let cause =
+                "Fewer pairs are in the right order than before: steps are too large, or pairs contradict each other.";
             let next = vec![slower("slower"), firmer("firmer"), p.inspect()];
             finding(Id::AccuracyFalling, "The order of answers gets lost", &evidence, cause.into(), next)
         }

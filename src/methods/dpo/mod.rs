@@ -10,11 +10,13 @@ use super::pairs::{self, Answers, Sides};
 use super::reference::{Keep, Known, Reference, ReferenceChoice};
 use super::watch::Watch;
 use super::{Alarm, Batch, Ground, Means, Objective, Rows, Split, Which};
+use crate::adapters::AdapterSpec;
 use crate::data::{Cache, Dataset, Pair, Supervise};
 use crate::error::Result;
 use crate::models::{Loss, Metrics, Model, Output};
 use crate::nn::Tokens;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use tch::Kind;
 
 /// The objective.
@@ -29,6 +31,7 @@ enum Source {
     Live(Reference),
     /// Read or computed in `begin`.
     Cached {
+        from: Option<PathBuf>,
         cache: Cache,
         budget: usize,
         known: BTreeMap<Split, Known>,
@@ -43,11 +46,11 @@ struct Pairs {
 }
 
 impl Dpo {
-    /// Rows of `budget` tokens; `cache` is where log-probabilities are kept.
-    pub fn new(spec: &DpoSpec, model: &Model, cache: &Cache, budget: usize) -> Result<Self> {
+    /// Rows of `budget` tokens; `cache` is where log-probabilities are kept, `from` the adapter that the run goes on from.
+    pub fn new(spec: &DpoSpec, model: &Model, from: Option<PathBuf>, cache: Cache, budget: usize) -> Result<Self> {
         let source = match spec.reference {
             ReferenceChoice::Live => Source::Live(Reference::of(model)?),
-            ReferenceChoice::Cached => Source::Cached { cache: cache.clone(), budget, known: BTreeMap::new() },
+            ReferenceChoice::Cached => Source::Cached { from, cache, budget, known: BTreeMap::new() },
         };
         Ok(Self { spec: spec.clone(), source, watch: Watch::new("dpo", spec.beta) })
     }
@@ -58,8 +61,8 @@ impl Objective for Dpo {
 
     fn begin(&mut self, model: &Model, train: &Dataset<Pair>, valid: Option<&Dataset<Pair>>) -> Result<()> {
         [Some(train), valid].into_iter().flatten().try_for_each(pairs::refuse_equal)?;
-        if let Source::Cached { cache, budget, known } = &mut self.source {
-            let keep = Keep::new(model, cache, *budget)?;
+        if let Source::Cached { from, cache, budget, known } = &mut self.source {
+            let keep = Keep::new(model, from.as_deref(), cache, *budget)?;
             for (split, rows) in [(Split::Train, Some(train)), (Split::Valid, valid)] {
                 if let Some(rows) = rows {
                     known.insert(split, keep.known(rows, model)?);
@@ -111,6 +114,7 @@ impl Batch for Pairs {
 /// The rows of a run.
 pub fn rows(spec: &DpoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
     let (spec, cache, budget) = (spec.clone(), ground.cache.clone(), ground.batch.tokens);
-    let make = move |model: &Model| Dpo::new(&spec, model, &cache, budget);
+    let from = ground.adapter.and_then(|AdapterSpec::Lora(lora)| lora.from.clone());
+    let make = move |model: &Model| Dpo::new(&spec, model, from, cache, budget);
     Ok(Box::new(FixedRows::open(ground, Supervise::default(), make)?))
 }
