@@ -325,7 +325,7 @@ fn sets_go_through_the_same_check() {
     assert_eq!(
         report(GOOD, &["optim.lr=fast", "run.epoch=2", "optim.betas.1=0.9", "lr", "model.dtype=fp32"]),
         "error: --set optim.lr=fast: `optim.lr`: expected a number (from 0 to 1), found the text `fast`\n\
-         hint: optim.lr: Peak learning rate; left out, 2e-4 for adapters, 2e-5 for full fine-tuning, 6e-4 from random weights, a fifth of it for `lion`; `sgd` has no default.\n\
+         hint: optim.lr: Peak learning rate; left out, 2e-4 for adapters, 2e-5 for full fine-tuning, 6e-4 from random weights; a twentieth of it for methods that learn from preferences (1e-5 and 1e-6), a fifth for `lion`; `sgd` has no default.\n\
          error: --set run.epoch=2: unknown key `epoch`\n\
          hint: did you mean `epochs`?\n\
          error: --set optim.betas.1=0.9: `optim.betas` is a list\n\

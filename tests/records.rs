@@ -494,8 +494,14 @@ fn a_model_that_does_not_leave_its_reference_is_told() {
     let space = Space::new();
     let pairs = std::fs::read_to_string("datasets/preference.jsonl").unwrap();
     std::fs::write(space.path("pairs.jsonl"), pairs.lines().take(8).collect::<Vec<_>>().join("\n")).unwrap();
-    let dpo =
-        ["method={dpo: {}}", "data.train.path=pairs.jsonl", "data.valid=", "batch.examples=2", "batch.max_len=256"];
+    let dpo = [
+        "method={dpo: {}}",
+        "data.train.path=pairs.jsonl",
+        "data.valid=",
+        "run.eval_every=",
+        "batch.examples=2",
+        "batch.max_len=256",
+    ];
     let still = ill(&space, "still", &[&dpo[..], &["optim.lr=1e-9", "run.steps=52"]].concat(), "no-movement");
     assert!(still["cause"].as_str().unwrap().contains("learning rate"), "{still}");
     assert!(still["next"][0].as_str().unwrap().contains("optim.lr=1e-8"), "{still}");
