@@ -484,9 +484,9 @@ fn a_run_that_goes_on_from_an_adapter_begins_at_it_and_compares_with_it() {
     let from = "adapter.lora.from=adapters/lora-medical";
     let sets = [
         from,
-        "run.steps=2",
+        "run.steps=4",
         "run.samples=0",
-        "run.eval_every=1",
+        "run.eval_every=2",
         "model.dtype=f32",
         "batch.tokens=512",
         "batch.max_len=256",
@@ -512,7 +512,7 @@ fn a_run_that_goes_on_from_an_adapter_begins_at_it_and_compares_with_it() {
     }
     let (live, cached) = (loss("live"), loss("cached"));
     near("first loss", live[0], std::f64::consts::LN_2, 1e-6);
-    assert!(live[1] != live[0]);
+    assert!((live[3] - live[0]).abs() > 1e-3, "{live:?}");
     live.iter().zip(&cached).for_each(|(a, b)| near("live and cached", *b, *a, 1e-4));
     let other = dpo("other", &["adapter.lora.alpha=16"]);
     let said = String::from_utf8_lossy(&other.stderr).into_owned();
