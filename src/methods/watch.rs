@@ -218,7 +218,7 @@ mod tests {
                 "rewards/chosen" => 0.2 * t,
                 "rewards/rejected" => -0.8 * t,
                 "rewards/margins" => t,
-                "rewards/accuracies" => 0.5 + 0.4 * t + if step % 2 == 0 { 0.2 } else { -0.2 },
+                "rewards/accuracies" => 0.5 + 0.4 * t + if step.is_multiple_of(2) { 0.2 } else { -0.2 },
                 _ => -50.0,
             }
         };

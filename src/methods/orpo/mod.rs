@@ -9,7 +9,7 @@ use super::fixed::FixedRows;
 use super::pairs::{self, Answers, Sides, Spans};
 use super::watch::Watch;
 use super::{Alarm, Batch, Ground, Means, Objective, Rows, Which};
-use crate::data::{Dataset, Pair, Supervise};
+use crate::data::{Dataset, Example, Pair, Supervise};
 use crate::error::Result;
 use crate::models::{Loss, Metrics, Model, Output};
 use crate::nn::Tokens;
@@ -46,7 +46,7 @@ impl Objective for Orpo {
     fn batch(&mut self, model: &Model, items: &[Pair], _: Which) -> Result<Box<dyn Batch>> {
         let sequences = pairs::sequences(items);
         let answers = Answers::pack(&sequences, model.device());
-        let chosen_prompt = |i: usize, e: &crate::data::Example, t: usize| i % 2 == 0 && !e.supervised[t];
+        let chosen_prompt = |i: usize, e: &Example, t: usize| i.is_multiple_of(2) && !e.supervised[t];
         let prompts = self.spec.learn_prompt.then(|| Spans::of(&sequences, chosen_prompt, model.device()));
         Ok(Box::new(Pairs { spec: self.spec.clone(), answers, prompts, count: items.len() }))
     }
