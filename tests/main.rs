@@ -15,6 +15,7 @@ mod hostile;
 mod hostile_files;
 mod optimisers;
 mod parity;
+mod preference_losses;
 mod preferences;
 mod ppo;
 mod properties;

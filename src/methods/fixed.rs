@@ -37,6 +37,17 @@ pub trait Objective {
     ) -> Result<()> {
         Ok(())
     }
+    /// Before the batches of an optimiser step or of a validation are made, with all their packed rows: what is estimated
+    /// over all of them.
+    fn survey(
+        &mut self,
+        _model: &Model,
+        _split: Split,
+        _rows: &Dataset<Self::Item>,
+        _packed: &[Vec<usize>],
+    ) -> Result<()> {
+        Ok(())
+    }
     /// The means of a validation, for what is not a mean of items.
     fn validated(&mut self, means: Means) -> Means {
         means
@@ -145,6 +156,7 @@ fn batch<O: Objective>(
 impl<O: Objective> Method for Fixed<O> {
     fn next_step(&mut self, model: &Model) -> Result<Step> {
         let data::Step { rows, epoch } = self.loader.next();
+        self.objective.survey(model, Split::Train, &self.train, &rows)?;
         let mut micro = Vec::with_capacity(rows.len());
         for items in &rows {
             let which = Which { split: Split::Train, items };
@@ -156,8 +168,10 @@ impl<O: Objective> Method for Fixed<O> {
     fn validate(&mut self, model: &Model) -> Result<Option<Means>> {
         let Some(valid) = &self.valid else { return Ok(None) };
         let order: Vec<u32> = (0..valid.len() as u32).collect();
+        let packed = data::pack(valid.lengths(), &order, self.budget);
+        self.objective.survey(model, Split::Valid, valid, &packed)?;
         let mut metrics = Metrics::default();
-        for items in data::pack(valid.lengths(), &order, self.budget) {
+        for items in packed {
             let which = Which { split: Split::Valid, items: &items };
             let batch = batch(&mut self.objective, model, valid, which)?;
             metrics.merge(model.infer(batch.tokens(), |out| batch.loss(out))?.metrics);

@@ -1,6 +1,6 @@
 //! Everything before the first step: data read and tokenised, the steps counted, the model loaded.
 
-use crate::adapters::{AdapterSpec, LoraPlan, file};
+use crate::adapters::{AdapterSpec, LoraPlan, LoraSpec, file};
 use crate::data::{BatchPlan, Cache, ChatTokenizer};
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -82,7 +82,7 @@ impl Prepared {
         // Adapters draw their first weights from libtorch's generator.
         tch::manual_seed(recipe.run.seed as i64);
         let plan = recipe.adapter.as_ref().map(AdapterSpec::plan).transpose()?;
-        let Parts { heads, beside } = recipe.method.parts(recipe.adapter.as_ref())?;
+        let Parts { heads, beside, .. } = recipe.method.parts(recipe.adapter.as_ref())?;
         let files = beside.iter().map(|b| b.folder.as_deref().map(file::read).transpose());
         let files = files.collect::<Result<Vec<_>>>()?;
         let others = beside.iter().map(|b| match &b.folder {
@@ -110,6 +110,11 @@ impl Prepared {
             if !b.trained {
                 model.freeze(b.name);
             }
+        }
+        if let Some(AdapterSpec::Lora(spec)) = &recipe.adapter
+            && let (Some(folder), Some(id)) = (&spec.from, model.adapter_id(ADAPTER))
+        {
+            file::begin_with(model.params().adapter(id), spec, folder)?;
         }
         if recipe.optim.master == Master::StochasticRounding {
             model.narrow_masters();
@@ -152,6 +157,10 @@ impl Prepared {
         }
         // Where token ids are kept changes nothing of them.
         recipe["data"].as_object_mut().map(|data| data.remove("cache"));
+        // An adapter to go on from is known by its content, too.
+        if let Some(AdapterSpec::Lora(LoraSpec { from: Some(folder), .. })) = &self.plan.recipe.adapter {
+            recipe["adapter"]["lora"]["from"] = json!(fsutil::sha256(&folder.join(file::TENSORS))?);
+        }
         let mut data = serde_json::Map::new();
         for (name, rows) in [("train", Some(self.rows.train())), ("valid", self.rows.valid())] {
             let path = take_paths(&mut recipe["data"][name]);
