@@ -5,6 +5,7 @@ mod architecture;
 mod commands;
 mod convert;
 mod data;
+mod distill;
 mod families;
 mod fresh;
 mod fuzz;

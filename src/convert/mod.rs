@@ -12,4 +12,5 @@ pub mod merged;
 pub mod pretokenizer;
 pub mod quant;
 mod rope_scaling;
+pub mod student;
 pub mod vocabulary;

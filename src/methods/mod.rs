@@ -5,6 +5,7 @@
 //! of them says only how items become a batch (`Objective`). A method that makes its own data (reinforcement learning)
 //! is a `Method` by itself.
 
+pub mod distill;
 pub mod fixed;
 pub mod rows;
 pub mod sft;
@@ -29,6 +30,8 @@ use tch::Tensor;
 pub enum MethodSpec {
     /// Supervised fine-tuning: cross-entropy on the supervised tokens.
     Sft(sft::SftSpec),
+    /// Distillation: a student learns a teacher's distributions on the supervised tokens.
+    Distill(distill::DistillSpec),
 }
 
 impl MethodSpec {
@@ -36,6 +39,7 @@ impl MethodSpec {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Sft(_) => "sft",
+            Self::Distill(_) => "distill",
         }
     }
 
@@ -43,13 +47,14 @@ impl MethodSpec {
     pub fn rows(&self, ground: &Ground) -> Result<Box<dyn Rows>> {
         match self {
             Self::Sft(spec) => sft::rows(spec, ground),
+            Self::Distill(spec) => distill::rows(spec, ground),
         }
     }
 
     /// What its model is made of, beside the base and what is trained.
     pub fn parts(&self, _adapter: Option<&AdapterSpec>) -> Result<Parts> {
         match self {
-            Self::Sft(_) => Ok(Parts::default()),
+            Self::Sft(_) | Self::Distill(_) => Ok(Parts::default()),
         }
     }
 }

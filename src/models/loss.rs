@@ -70,6 +70,11 @@ impl Output {
         head::log_probs(&self.head, &self.hidden.index_select(0, at), targets)
     }
 
+    /// The output head, for methods that look at whole distributions chunk by chunk (`nn::chunked`).
+    pub fn head(&self) -> &Rc<Linear> {
+        &self.head
+    }
+
     /// Logits of the rows `at` (N): (N, V) float32.
     pub fn logits(&self, at: &Tensor) -> Tensor {
         self.head.forward(&self.hidden.index_select(0, at)).to_kind(Kind::Float)

@@ -32,6 +32,19 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
         tch::set_num_threads(threads as i32);
     }
     let device = models::device(&recipe.model.device)?;
+    let tokenizer = tokenizer(plan)?;
+    let cache = Cache::new(&recipe.data.cache)?;
+    let rows = recipe.method.rows(&ground(plan, tokenizer.clone(), &cache))?;
+    let total = recipe.run.steps.unwrap_or_else(|| rows.steps_for(recipe.run.epochs));
+    if total == 0 {
+        return Err(Error::user("run.epochs: no step to do").hint("set run.epochs above 0 or run.steps"));
+    }
+    Ok(Prepared { plan: plan.clone(), tokenizer, rows, total, device })
+}
+
+/// The tokenizer of the base, with the recipe's template.
+pub fn tokenizer(plan: &Plan) -> Result<Rc<ChatTokenizer>> {
+    let recipe = &plan.recipe;
     let tokenizer = Rc::new(ChatTokenizer::load(&recipe.model.path, recipe.data.template.as_deref())?);
     if let Some(id) = tokenizer.unwritten_stop() {
         report::warn(format!(
@@ -41,16 +54,21 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
             tokenizer.token(id).unwrap_or_default(),
         ));
     }
-    let cache = Cache::new(&recipe.data.cache)?;
-    let rows = recipe.method.rows(&Ground {
-        tokenizer: tokenizer.clone(),
+    Ok(tokenizer)
+}
+
+/// What a recipe's rows are read with.
+pub fn ground<'a>(plan: &'a Plan, tokenizer: Rc<ChatTokenizer>, cache: &'a Cache) -> Ground<'a> {
+    let recipe = &plan.recipe;
+    Ground {
+        tokenizer,
         model: &recipe.model.path,
         train: &recipe.data.train,
         valid: recipe.data.valid.as_ref(),
         max_len: recipe.batch.max_len,
         on_overflow: recipe.data.on_overflow,
         overflow_tolerance: recipe.data.overflow_tolerance,
-        cache: &cache,
+        cache,
         batch: BatchPlan {
             tokens: recipe.batch.tokens,
             accumulate: recipe.batch.accumulate,
@@ -59,12 +77,7 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
         shuffle: recipe.data.shuffle,
         seed: recipe.run.seed,
         adapter: recipe.adapter.as_ref(),
-    })?;
-    let total = recipe.run.steps.unwrap_or_else(|| rows.steps_for(recipe.run.epochs));
-    if total == 0 {
-        return Err(Error::user("run.epochs: no step to do").hint("set run.epochs above 0 or run.steps"));
     }
-    Ok(Prepared { plan: plan.clone(), tokenizer, rows, total, device })
 }
 
 /// The dtype of frozen weights and of the arithmetic.
