@@ -25,6 +25,7 @@ pub fn teach(plan: &Plan, k: i64, out: Option<&Path>, stop: &AtomicBool) -> Resu
     if let Some(threads) = recipe.run.threads {
         tch::set_num_threads(threads as i32);
     }
+    prepare::cut(plan)?;
     let tokenizer = prepare::tokenizer(plan)?;
     let cache = Cache::new(&recipe.data.cache)?;
     let load = Load {

@@ -14,14 +14,29 @@ use crate::models::{self, Config, Heads, Load, Model};
 use crate::nn::safetensors::{SHARD_BYTES, write_model};
 use crate::nn::{Tokens, weights};
 use measure::Importance;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use slice::Slices;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
+/// What a folder that was cut says about itself.
+pub const FILE: &str = "student.json";
+
+/// Where a student comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// SHA-256 of the larger model.
+    pub from_sha256: String,
+    pub cut: Cut,
+    /// The layers that were kept.
+    pub kept_layers: Vec<usize>,
+}
+
 /// What is kept.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Cut {
     pub layers: Layers,
     /// Neurons of each MLP.
@@ -31,7 +46,8 @@ pub struct Cut {
 }
 
 /// Which layers are kept.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Layers {
     #[default]
     All,
@@ -117,6 +133,8 @@ pub fn student(from: &Path, cut: &Cut, calibration: &[Vec<u32>], out: &Path, dev
         write_model(temp, &entries, SHARD_BYTES, |e| Ok(weights::bytes(&made(&written[&e.name])?)))?;
         fsutil::write_json(&temp.join("config.json"), &patched(&config, &kept, mlp, query))?;
         export::copy_beside(from, temp, MODEL_FILES)?;
+        let origin = Origin { from_sha256: models_hash(from)?, cut: cut.clone(), kept_layers: kept.clone() };
+        fsutil::write_json(&temp.join(FILE), &origin)?;
         verify(from, temp, &kept, mlp == config.intermediate_size && query == heads)
     })?;
     Ok(Student {
@@ -130,6 +148,37 @@ pub fn student(from: &Path, cut: &Cut, calibration: &[Vec<u32>], out: &Path, dev
         parameters_before,
         turns,
     })
+}
+
+/// Makes the student in `out` where it is not there yet; one that was cut otherwise is refused.
+pub fn need_student(
+    from: &Path,
+    cut: &Cut,
+    calibration: impl FnOnce() -> Result<Vec<Vec<u32>>>,
+    out: &Path,
+    device: Device,
+) -> Result<Option<Student>> {
+    if !out.join("config.json").exists() {
+        return student(from, cut, &calibration()?, out, device).map(Some);
+    }
+    let file = out.join(FILE);
+    let same = match file.exists() {
+        true => {
+            let origin: Origin = fsutil::read_json(&file)?;
+            origin.cut == *cut && origin.from_sha256 == models_hash(from)?
+        }
+        false => false,
+    };
+    match same {
+        true => Ok(None),
+        false => Err(Error::user(format!("{}: holds a model that was not cut so out of {}", out.display(), from.display()))
+            .hint("remove it, or give another model.path")),
+    }
+}
+
+/// SHA-256 of what a model computes with.
+fn models_hash(folder: &Path) -> Result<String> {
+    crate::methods::distill::cache::folders_hash(&[folder])
 }
 
 /// Refuses what cannot be cut.

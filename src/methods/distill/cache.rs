@@ -72,8 +72,14 @@ fn name(split: Split) -> &'static str {
 
 /// The SHA-256 of what a teacher computes with.
 pub fn teacher_hash(spec: &TeacherSpec) -> Result<String> {
+    let folders: Vec<&Path> = [Some(&spec.path), spec.adapter.as_ref()].into_iter().flatten().map(|p| &**p).collect();
+    folders_hash(&folders)
+}
+
+/// The SHA-256 of the configs and weights in some folders.
+pub fn folders_hash(folders: &[&Path]) -> Result<String> {
     let mut files = Vec::new();
-    for folder in [Some(&spec.path), spec.adapter.as_ref()].into_iter().flatten() {
+    for folder in folders {
         let entries = std::fs::read_dir(folder).map_err(|e| io_error("reading", folder, e))?;
         let mut own: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
         own.retain(|p| p.extension().is_some_and(|e| e == "safetensors") || p.ends_with("config.json") || p.ends_with(file::CONFIG));
