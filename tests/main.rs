@@ -6,6 +6,7 @@ mod bandit;
 mod commands;
 mod convert;
 mod data;
+mod distill;
 mod families;
 mod fresh;
 mod fuzz;

@@ -20,6 +20,8 @@ pub enum Split {
 pub struct Which<'a> {
     pub split: Split,
     pub items: &'a [usize],
+    /// Epochs done before the step.
+    pub epoch: f64,
 }
 
 /// How fixed items are learnt.
@@ -155,11 +157,12 @@ fn batch<O: Objective>(
 
 impl<O: Objective> Method for Fixed<O> {
     fn next_step(&mut self, model: &Model) -> Result<Step> {
+        let before = self.loader.epoch();
         let data::Step { rows, epoch } = self.loader.next();
         self.objective.survey(model, Split::Train, &self.train, &rows)?;
         let mut micro = Vec::with_capacity(rows.len());
         for items in &rows {
-            let which = Which { split: Split::Train, items };
+            let which = Which { split: Split::Train, items, epoch: before };
             micro.push(batch(&mut self.objective, model, &self.train, which)?);
         }
         Ok(Step { micro, epoch, means: Vec::new() })
@@ -172,7 +175,7 @@ impl<O: Objective> Method for Fixed<O> {
         self.objective.survey(model, Split::Valid, valid, &packed)?;
         let mut metrics = Metrics::default();
         for items in packed {
-            let which = Which { split: Split::Valid, items: &items };
+            let which = Which { split: Split::Valid, items: &items, epoch: self.loader.epoch() };
             let batch = batch(&mut self.objective, model, valid, which)?;
             metrics.merge(model.infer(batch.tokens(), |out| batch.loss(out))?.metrics);
         }

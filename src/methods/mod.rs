@@ -5,6 +5,7 @@
 //! of them says only how items become a batch (`Objective`). A method that makes its own data (reinforcement learning)
 //! is a `Method` by itself.
 
+pub mod distill;
 pub mod dpo;
 pub mod fixed;
 pub mod grpo;
@@ -59,6 +60,8 @@ pub enum MethodSpec {
     Rloo(rloo::RlooSpec),
     /// Proximal policy optimisation: answers are drawn, rewarded, and made more or less likely.
     Ppo(ppo::PpoSpec),
+    /// Distillation: a student learns a teacher's distributions on the supervised tokens.
+    Distill(distill::DistillSpec),
 }
 
 impl MethodSpec {
@@ -74,6 +77,7 @@ impl MethodSpec {
             Self::Grpo(_) => "grpo",
             Self::Rloo(_) => "rloo",
             Self::Ppo(_) => "ppo",
+            Self::Distill(_) => "distill",
         }
     }
 
@@ -99,14 +103,15 @@ impl MethodSpec {
             Self::Grpo(spec) => grpo::rows(spec, ground),
             Self::Rloo(spec) => rloo::rows(spec, ground),
             Self::Ppo(spec) => ppo::rows(spec, ground),
+            Self::Distill(spec) => distill::rows(spec, ground),
         }
     }
 
     /// What its model is made of, beside the base and what is trained.
     pub fn parts(&self, adapter: Option<&AdapterSpec>) -> Result<Parts> {
         match self {
-            Self::Sft(_) | Self::Orpo(_) | Self::Simpo(_) => Ok(Parts::default()),
-            Self::Reward(_) => Ok(Parts { heads: Heads::Score, beside: Vec::new() }),
+            Self::Sft(_) | Self::Distill(_) | Self::Orpo(_) | Self::Simpo(_) => Ok(Parts::default()),
+            Self::Reward(_) => Ok(Parts { heads: Heads::Score, ..Parts::default() }),
             Self::Dpo(spec) => reference::parts(adapter, spec.reference),
             Self::Kto(_) => reference::parts(adapter, reference::ReferenceChoice::Live),
             Self::Grpo(grpo::GrpoSpec { rewards, .. }) | Self::Rloo(rloo::RlooSpec { rewards, .. }) => {
