@@ -116,3 +116,48 @@ pub(super) fn card(base: &str, pad: Option<u32>) -> String {
         crate::models::reward::FILE,
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    }
+
+    #[test]
+    fn each_family_has_its_class() {
+        for (name, expected) in [
+            ("tiny-llama", "LlamaForSequenceClassification"),
+            ("mistral", "MistralForSequenceClassification"),
+            ("tiny-gpt2", "GPT2ForSequenceClassification"),
+            ("tiny-qwen3", "Qwen3ForSequenceClassification"),
+            ("reward/qwen3", "Qwen3ForSequenceClassification"),
+        ] {
+            let mut config = Config::read(&fixture(name)).unwrap();
+            assert_eq!(class(&config).unwrap(), expected);
+            config.raw.as_object_mut().unwrap().remove("architectures");
+            assert!(class(&config).unwrap().ends_with("ForSequenceClassification"));
+        }
+    }
+
+    #[test]
+    fn padding_is_no_token_that_conversations_hold() {
+        let config = Config::read(&fixture("tiny-llama")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["tokenizer.json", "chat_template.jinja", "tokenizer_config.json"] {
+            std::fs::copy(fixture("tiny-tokenizer").join(file), folder.path().join(file)).unwrap();
+        }
+        let found = || padding(&ChatTokenizer::load(folder.path(), None).unwrap(), &config);
+        let own = found();
+        assert_eq!(own, Some(3), "its own padding");
+        // One that ends turns, and one that begins them.
+        for token in ["<|im_end|>", "<|im_start|>"] {
+            let file = folder.path().join("tokenizer_config.json");
+            name_padding(&file, token).unwrap();
+            assert_eq!(read_json::<Value>(&file).unwrap()["pad_token"], token);
+            assert_eq!(found(), own, "{token}: the one that is called so");
+        }
+    }
+}

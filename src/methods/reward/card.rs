@@ -3,6 +3,7 @@
 //! Pure functions over scores and lengths. A card is written as report_card.json beside the weights; reinforcement
 //! learning reads it and refuses a model below stated limits (`Card::problems`).
 
+use super::measures::{accuracy, by_length, calibration, histogram, length_bias, moments, swap, without_stop};
 use crate::error::Result;
 use crate::fsutil::read_json;
 use crate::methods::rate::Rate;
@@ -157,11 +158,6 @@ impl Default for Limits {
     }
 }
 
-/// Bins of the claimed probability, from 0.5 to 1.
-const CLAIMS: usize = 10;
-/// Bins of margins.
-const BARS: usize = 24;
-
 impl Card {
     /// `None` without a pair.
     pub fn of(evidence: &Evidence) -> Option<Self> {
@@ -279,123 +275,9 @@ impl Judged {
         self.chosen - self.rejected
     }
 
-    fn right(&self) -> bool {
+    pub(super) fn right(&self) -> bool {
         self.chosen > self.rejected
     }
-}
-
-fn accuracy<'a>(pairs: impl IntoIterator<Item = &'a Judged>) -> Option<Rate> {
-    let (mut hits, mut n) = (0, 0);
-    for pair in pairs {
-        n += 1;
-        hits += usize::from(pair.right());
-    }
-    Rate::of(hits, n)
-}
-
-/// Mean and standard deviation (of all of them, not of a sample).
-fn moments(values: &[f64]) -> (f64, f64) {
-    let n = values.len().max(1) as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    (mean, (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt())
-}
-
-fn by_length(pairs: &[Judged]) -> Vec<LengthGroup> {
-    let length = |p: &Judged| (p.lengths[0] + p.lengths[1]) as f64 / 2.0;
-    let mut sorted: Vec<Judged> = pairs.to_vec();
-    sorted.sort_by(|a, b| length(a).total_cmp(&length(b)));
-    let bound = |quarter: usize| quarter * sorted.len() / 4;
-    let group = |quarter: usize| {
-        let part = &sorted[bound(quarter)..bound(quarter + 1)];
-        let (from, to) = (length(part.first()?), length(part.last()?));
-        Some(LengthGroup { from, to, pairs: part.len(), accuracy: accuracy(part)? })
-    };
-    (0..4).filter_map(group).collect()
-}
-
-fn length_bias(pairs: &[Judged], accuracy_of_all: f64) -> LengthBias {
-    let n = pairs.len() as f64;
-    let longer = |p: &&Judged| p.lengths[0] > p.lengths[1];
-    let shorter = |p: &&Judged| p.lengths[0] < p.lengths[1];
-    let longer_wins = pairs.iter().filter(longer).count() as f64 / n;
-    let shorter_wins = pairs.iter().filter(shorter).count() as f64 / n;
-    let margins: Vec<f64> = pairs.iter().map(Judged::margin).collect();
-    let lengths: Vec<f64> = pairs.iter().map(|p| p.lengths[0] as f64 - p.lengths[1] as f64).collect();
-    LengthBias {
-        longer_wins,
-        shorter_wins,
-        gap: accuracy_of_all - longer_wins.max(shorter_wins),
-        where_longer: accuracy(pairs.iter().filter(longer)),
-        where_shorter: accuracy(pairs.iter().filter(shorter)),
-        correlation: correlation(&margins, &lengths),
-    }
-}
-
-/// Pearson's correlation.
-fn correlation(a: &[f64], b: &[f64]) -> Option<f64> {
-    let ((mean_a, std_a), (mean_b, std_b)) = (moments(a), moments(b));
-    let sum: f64 = a.iter().zip(b).map(|(x, y)| (x - mean_a) * (y - mean_b)).sum();
-    (std_a > 0.0 && std_b > 0.0).then(|| sum / a.len() as f64 / (std_a * std_b))
-}
-
-fn calibration(pairs: &[Judged]) -> Calibration {
-    let width = 0.5 / CLAIMS as f64;
-    let claim = |p: &Judged| 1.0 / (1.0 + (-p.margin().abs()).exp());
-    let place = |p: &Judged| (((claim(p) - 0.5) / width) as usize).min(CLAIMS - 1);
-    let mut bins = Vec::new();
-    let mut ece = 0.0;
-    for i in 0..CLAIMS {
-        let part: Vec<&Judged> = pairs.iter().filter(|p| place(p) == i).collect();
-        let Some(observed) = accuracy(part.iter().copied()) else { continue };
-        let claimed = part.iter().map(|p| claim(p)).sum::<f64>() / part.len() as f64;
-        ece += part.len() as f64 / pairs.len() as f64 * (claimed - observed.share).abs();
-        let from = 0.5 + width * i as f64;
-        bins.push(Bin { from, to: from + width, pairs: part.len(), claimed, observed });
-    }
-    let claimed = pairs.iter().map(claim).sum::<f64>() / pairs.len() as f64;
-    let observed = accuracy(pairs).map_or(f64::NAN, |r| r.share);
-    Calibration { ece, overconfidence: claimed - observed, bins }
-}
-
-fn histogram(margins: &[f64]) -> Margins {
-    let (mean, std) = moments(margins);
-    let least = margins.iter().copied().fold(0.0, f64::min);
-    let most = margins.iter().copied().fold(0.0, f64::max);
-    // A bin ends at zero: what was got wrong lies left of it.
-    let width = match (most - least) / (BARS - 1) as f64 {
-        w if w > 0.0 && w.is_finite() => w,
-        _ => 1.0,
-    };
-    let from = (least / width).floor() * width;
-    let mut counts = vec![0; BARS + 1];
-    for m in margins.iter().filter(|m| m.is_finite()) {
-        counts[(((m - from) / width) as usize).min(BARS)] += 1;
-    }
-    while counts.len() > 1 && counts.last() == Some(&0) {
-        counts.pop();
-    }
-    Margins { mean, std, from, width, counts }
-}
-
-fn without_stop(pairs: &[Judged], cut: &[[f64; 2]]) -> Option<WithoutStop> {
-    let both: Vec<(&Judged, Judged)> =
-        pairs.iter().zip(cut).map(|(p, [c, r])| (p, Judged { chosen: *c, rejected: *r, ..*p })).collect();
-    let changes: Vec<f64> = both.iter().flat_map(|(p, q)| [q.chosen - p.chosen, q.rejected - p.rejected]).collect();
-    Some(WithoutStop {
-        pairs: both.len(),
-        accuracy: accuracy(both.iter().map(|(_, q)| q))?,
-        accuracy_with: accuracy(both.iter().map(|(p, _)| *p))?.share,
-        mean_change: moments(&changes).0,
-        mean_size: moments(&changes.iter().map(|c| c.abs()).collect::<Vec<_>>()).0,
-    })
-}
-
-fn swap(pairs: &[Judged], turned: &[[f64; 2]]) -> Option<Swap> {
-    let changes = pairs.iter().zip(turned).flat_map(|(p, [c, r])| [(p.chosen - c).abs(), (p.rejected - r).abs()]);
-    let changes: Vec<f64> = changes.collect();
-    let worse = |a: f64, b: &f64| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(*b) };
-    let max_difference = changes.iter().fold(0.0, worse);
-    (!changes.is_empty()).then_some(Swap { pairs: changes.len() / 2, max_difference })
 }
 
 #[cfg(test)]
@@ -483,16 +365,5 @@ mod tests {
         assert!((w.mean_change - 1.0).abs() < 1e-12);
         let swap = card.swap.unwrap();
         assert!(swap.pairs == 4 && (swap.max_difference - 1e-3).abs() < 1e-9);
-    }
-
-    #[test]
-    fn margins_left_of_zero_are_those_got_wrong() {
-        let m = histogram(&[-1.0, -0.001, 0.001, 0.5, 3.0, 3.0]);
-        let zero = (-m.from / m.width).round() as usize;
-        assert_eq!(m.counts[..zero].iter().sum::<u64>(), 2);
-        assert_eq!(m.counts[zero..].iter().sum::<u64>(), 4);
-        assert_eq!(histogram(&[0.0, 0.0]).counts, [2]);
-        let slope = correlation(&[1.0, 2.0, 4.0], &[-2.0, -4.0, -8.0]).unwrap();
-        assert!((slope + 1.0).abs() < 1e-12);
     }
 }

@@ -1,10 +1,11 @@
 //! Reward models: one number for an answer, learnt from pairs of a better and a worse one.
 //!
-//! spec: what a recipe says. loss: Bradley-Terry on packed pairs. card: the report card, pure. Here: the method, and the
+//! spec: what a recipe says. loss: Bradley-Terry on packed pairs. card: the report card, and measures, its numbers, pure. Here: the method, and the
 //! passes over held-out pairs that a card is made of. How a saved model is read is `models::reward`'s.
 
 pub mod card;
 pub mod loss;
+mod measures;
 pub mod spec;
 
 pub use card::{Card, Evidence, Judged, Limits};

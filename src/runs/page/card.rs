@@ -37,7 +37,7 @@ pub fn section(card: &Card) -> String {
     }
     let chips: String = chips.iter().map(|(k, v)| format!("<li><span>{k}</span> {}</li>", escape(v))).collect();
     format!(
-        r#"<section><h2>Report card</h2>{verdict}<div class="card"><ul class="evidence">{chips}</ul></div><div class="columns">{}{}{}</div></section>"#,
+        r#"<section><h2>Report card</h2>{verdict}<div class="card"><ul class="evidence">{chips}</ul></div><div class="columns">{}{}{}{}</div></section>"#,
         figure(
             "Calibration",
             "how often it is right, by how sure it is; dashed: as sure as right",
@@ -52,6 +52,11 @@ pub fn section(card: &Card) -> String {
             "Accuracy by length",
             "four groups of pairs, by mean tokens of their answers; bars: 95 % interval",
             &by_length(card)
+        ),
+        figure(
+            "Against length",
+            "accuracy of the model, of rules that know lengths only, and of the model where each rule is right",
+            &rules(card)
         ),
     )
 }
@@ -130,7 +135,8 @@ fn margins(m: &Margins) -> String {
     let place = |value: f64| 1000.0 * (value - m.from) / (m.width * n);
     let _ = write!(svg, r#"<path class="limit" d="M{:.1} 0V1000"/>"#, place(0.0));
     let _ = write!(labels, r#"<span class="y" style="top:4%">{most}</span><span class="y" style="top:100%">0</span>"#);
-    for value in [m.from, 0.0, m.from + m.width * n] {
+    let end = m.from + m.width * n;
+    for value in [m.from, end].into_iter().filter(|v| *v != 0.0).chain([0.0]) {
         // No label over that of zero.
         if value == 0.0 || (place(value) - place(0.0)).abs() > 80.0 {
             let _ = write!(labels, r#"<span class="x" style="left:{:.1}%">{value:.1}</span>"#, place(value) / 10.0);
@@ -160,6 +166,29 @@ fn by_length(card: &Card) -> String {
     plot("accuracy by length", &svg, &labels)
 }
 
+/// The model beside rules that see lengths only, and on the pairs that each rule gets right.
+fn rules(card: &Card) -> String {
+    let (mut svg, mut labels) = (String::new(), String::new());
+    shares(&mut svg, &mut labels);
+    svg.push_str(r#"<path class="guide" d="M0 500H1000"/>"#);
+    let bias = &card.length;
+    let points = [
+        ("model", Some((card.accuracy.share, card.accuracy.interval))),
+        ("longer wins", Some((bias.longer_wins, [bias.longer_wins; 2]))),
+        ("shorter wins", Some((bias.shorter_wins, [bias.shorter_wins; 2]))),
+        ("chosen longer", bias.where_longer.map(|r| (r.share, r.interval))),
+        ("rejected longer", bias.where_shorter.map(|r| (r.share, r.interval))),
+    ];
+    for (i, (name, point)) in points.iter().enumerate() {
+        let x = 200.0 * (i as f64 + 0.5);
+        if let Some((share, interval)) = point {
+            whisker(&mut svg, &format!("{name}: {:.1} %", 100.0 * share), x, *share, *interval);
+        }
+        let _ = write!(labels, r#"<span class="x" style="left:{:.1}%">{name}</span>"#, x / 10.0);
+    }
+    plot("accuracy of the model and of length alone", &svg, &labels)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,14 +197,14 @@ mod tests {
     #[test]
     fn every_plot_has_its_marks_and_bad_cards_say_so() {
         let pair = |i: usize| Judged {
-            chosen: if i % 3 == 0 { -1.0 } else { i as f64 / 50.0 },
+            chosen: (0.2 + (i % 50) as f64 / 50.0) * if i.is_multiple_of(3) { -1.0 } else { 1.0 },
             rejected: 0.0,
             lengths: [10 + i % 7, 12],
         };
         let mut evidence = Evidence { pairs: (1..200).map(pair).collect(), ..Default::default() };
         let card = Card::of(&evidence).unwrap();
         let page = section(&card);
-        assert_eq!(page.matches("dot train").count(), card.calibration.bins.len() + 4, "{page}");
+        assert_eq!(page.matches("dot train").count(), card.calibration.bins.len() + 4 + 5, "{page}");
         assert_eq!(page.matches("class=\"bar\"").count(), card.margins.counts.iter().filter(|c| **c > 0).count());
         assert!(page.contains("Within the limits") && !page.contains("NaN"));
         evidence.pairs.truncate(3);
