@@ -464,7 +464,7 @@ fn a_run_broken_off_inside_an_iteration_ends_as_the_straight_one() {
             let _ = std::fs::remove_file(space.path(&broken).join(name));
         }
         space.ft(&["resume", &broken]);
-        assert_eq!(space.weights(&straight), space.weights(&broken), "{sets:?}: the result differs");
+        assert!(space.weights(&straight) == space.weights(&broken), "{sets:?}: the result differs");
         assert_eq!(space.steps(&straight), space.steps(&broken), "{sets:?}: the metrics differ");
         for file in ["trained", "optimiser", "generator", "method"] {
             let read = |out: &str| std::fs::read(space.path(&format!("{out}/checkpoints/step-9/{file}.safetensors"))).unwrap();

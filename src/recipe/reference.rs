@@ -30,6 +30,7 @@ pub fn markdown() -> String {
         let _ = writeln!(out, "\n| key | value | default | meaning |\n|---|---|---|---|");
         for k in rows {
             let value = match (k.section, k.choices.is_empty()) {
+                (true, _) if k.kind.starts_with("list") => "list of sections".to_string(),
                 (true, _) => "section".to_string(),
                 (false, true) => k.kind.clone(),
                 (false, false) => k.choices.iter().map(|(c, _)| format!("`{c}`")).collect::<Vec<_>>().join(", "),
@@ -63,7 +64,11 @@ pub fn explain(path: &str) -> Result<String> {
         return Ok(list(&keys().iter().collect::<Vec<_>>()));
     }
     // The last part of a path is enough where only one key has it.
-    let named: Vec<&Key> = keys().iter().filter(|k| k.name() == path).collect();
+    let mut named: Vec<&Key> = keys().iter().filter(|k| k.name() == path).collect();
+    let in_list = |k: &Key| key(k.parent()).is_some_and(|parent| parent.kind.starts_with("list"));
+    if named.iter().any(|k| !in_list(k)) {
+        named.retain(|k| !in_list(k));
+    }
     let found = key(path).or(if let [one] = named.as_slice() { Some(*one) } else { None });
     let Some(k) = found else {
         if named.len() > 1 {

@@ -95,9 +95,11 @@ pub(super) fn shape(schema: &'static Value) -> Shape<'static> {
     }
 }
 
-/// What may stand instead of a list of such values: the section of a source, where sources are one or several.
+/// The section that a list is made of, or that may stand instead of a list: of a source, where sources are one or
+/// several.
 pub(super) fn section_of(shape: &Shape<'static>) -> Option<&'static Value> {
     match shape {
+        Shape::List { items, .. } => Some(*items).filter(|s| matches!(self::shape(s), Shape::Section { .. })),
         Shape::Either(of) => of.iter().copied().find(|s| matches!(self::shape(s), Shape::Section { .. })),
         _ => None,
     }

@@ -69,7 +69,7 @@ pub const SYNONYMS: &[Synonym] = &[
     is("optim.neftune", &["neftune_noise_alpha", "neftune_alpha"], ""),
     is("optim.weight_decay", &["wd", "decay_weight"], ""),
     is("optim.betas", &["adam_beta1", "adam_beta2", "beta1", "beta2", "adam_betas"], "both in one list: `[0.9, 0.999]`"),
-    is("optim.eps", &["adam_epsilon", "epsilon", "adam_eps"], ""),
+    is("optim.eps", &["adam_epsilon", "adam_eps"], ""),
     is("optim.warmup", &["warmup_ratio", "warmup_steps", "num_warmup_steps", "lr_warmup_steps"], "below 1 a share of all steps, from 1 on a number of steps"),
     is("optim.schedule", &["lr_scheduler_type", "lr_scheduler", "scheduler", "lr_schedule"], ""),
     is("optim.floor", &["min_lr", "min_lr_ratio", "min_lr_rate", "lr_min", "cosine_min_lr_ratio", "lr_scheduler_kwargs"], "a share of the peak"),

@@ -59,10 +59,6 @@ impl PromptRows {
             ))
             .hint("set it to 0"));
         }
-        if ground.batch.examples.is_some() || ground.batch.accumulate.is_some() {
-            return Err(Error::user("batch.examples and batch.accumulate have no effect: the method draws its own examples")
-                .hint("sampling.prompts, `answers` and `mini_batches` say how many make a step; remove it"));
-        }
         let room = Room {
             longest: sampling.longest_prompt(ground.max_len)?,
             on_overflow: ground.on_overflow,

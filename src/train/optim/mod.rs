@@ -109,7 +109,7 @@ impl Optimiser {
             let form = Form::of(p);
             let param = p.tensor.shallow_clone();
             let member = Member {
-                name: p.name.clone(),
+                name: state_name(p),
                 state: rule.fresh(&form, &param),
                 average: optim.ema.map(|_| param.to_kind(Kind::Float).copy()),
                 form,
@@ -275,6 +275,14 @@ impl Optimiser {
             self.rule.set_number(name, state[&format!("{OWN}{name}")].double_value(&[0]));
         }
         Ok(())
+    }
+}
+
+/// A parameter's name in a checkpoint. Further adapters on one base use the same names as the first.
+fn state_name(p: &Param) -> String {
+    match p.adapter {
+        Some(id) if id > 0 => format!("{id}/{}", p.name),
+        _ => p.name.clone(),
     }
 }
 
