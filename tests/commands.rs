@@ -17,8 +17,11 @@ impl Workspace {
             copy(Path::new(folder), &space.path(folder), kept);
         }
         let model = space.path("models/smollm2-135m-instruct");
-        copy(Path::new("tests/fixtures/tiny-llama"), &model, |_| true);
-        copy(Path::new("tests/fixtures/tiny-tokenizer"), &model, |name| !name.ends_with(".py"));
+        // The second is what a recipe's own first stage makes.
+        for model in [model, space.path("models/icd10-start")] {
+            copy(Path::new("tests/fixtures/tiny-llama"), &model, |_| true);
+            copy(Path::new("tests/fixtures/tiny-tokenizer"), &model, |name| !name.ends_with(".py"));
+        }
         std::fs::copy("tests/fixtures/gguf/llama-spm.gguf", space.path("models/SmolLM2-135M-Instruct.Q4_1.gguf"))
             .unwrap();
         let rows = std::fs::read_to_string("datasets/chat.jsonl").unwrap();

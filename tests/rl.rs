@@ -1,6 +1,7 @@
 //! GRPO, its variants and RLOO: losses, gradients, advantages and metrics of TRL's trainers on fixed tensors; draws that
 //! are a function of seed and stream; a bandit of which the best reward is known.
 
+use crate::commands::Workspace;
 use crate::support::{assert_within, json};
 use ft::methods::grpo::spec::{GrpoLoss, ScaleRewards};
 use ft::methods::grpo::{Grpo, GrpoSpec};
@@ -12,6 +13,7 @@ use ft::nn::head::Scores;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::path::Path;
 use tch::{Kind, Tensor};
 
 #[derive(Deserialize)]
@@ -207,4 +209,119 @@ fn defaults_are_the_papers() {
     assert_eq!(found(GrpoLoss::Dapo), ((0.2, 0.28), ScaleRewards::Group));
     assert_eq!(found(GrpoLoss::DrGrpo), ((0.2, 0.2), ScaleRewards::None));
     assert_eq!(found(GrpoLoss::Gspo), ((3e-4, 4e-4), ScaleRewards::Group));
+}
+
+const RECIPE: &str = "\
+model:   { path: models/smollm2-135m-instruct, dtype: f32 }
+method:
+  grpo:
+    rewards:
+      - length: { max: 6, falloff: 12 }
+      - regex: { pattern: '^[a-m]' }
+        weight: 0.5
+    sampling: { prompts: 3, max_new_tokens: 16 }
+    answers: 4
+    loss: gspo
+    beta: 0.05
+    passes: 2
+    mini_batches: 2
+adapter: { lora: { rank: 4 } }
+data:    { train: { path: datasets/icd10/train.jsonl }, valid: { path: datasets/icd10/valid.jsonl } }
+batch:   { tokens: 512, max_len: 256 }
+optim:   { lr: 1e-3 }
+run:     { steps: 8, eval_every: 4, save_every: 1, keep: 20, samples: 0, out: straight }
+";
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, to) = (entry.as_ref().unwrap().path(), to.join(entry.as_ref().unwrap().file_name()));
+        if path.is_dir() { copy(&path, &to) } else { assert!(std::fs::copy(&path, &to).is_ok()) }
+    }
+}
+
+#[test]
+fn a_run_broken_off_in_the_middle_of_a_draw_ends_with_the_same_bits() {
+    let space = Workspace::new();
+    std::fs::write(space.path("rl.yaml"), RECIPE).unwrap();
+    space.ft(&["train", "rl.yaml"]);
+    copy(&space.path("straight"), &space.path("broken"));
+    // After step 6 the second draw is half learnt.
+    for step in 7..=8 {
+        std::fs::remove_dir_all(space.path(&format!("broken/checkpoints/step-{step}"))).unwrap();
+    }
+    ["adapter_model.safetensors", "summary.json", "held_out.json"]
+        .iter()
+        .for_each(|name| std::fs::remove_file(space.path("broken").join(name)).unwrap());
+    space.ft(&["resume", "broken"]);
+    assert_eq!(space.weights("straight"), space.weights("broken"));
+    assert_eq!(space.steps("straight"), space.steps("broken"));
+    assert_eq!(space.json("straight/held_out.json"), space.json("broken/held_out.json"));
+
+    let steps = space.steps("straight");
+    let draws: Vec<&Value> = steps.iter().filter(|s| s.get("reward").is_some()).collect();
+    assert_eq!(draws.len(), 2, "eight steps learn two draws");
+    for key in [
+        "num_tokens",
+        "completions/mean_length",
+        "completions/max_terminated_length",
+        "completions/clipped_ratio",
+        "reward_std",
+        "rewards/length/mean",
+        "rewards/regex/std",
+        "frac_reward_zero_std",
+        "entropy",
+        "kl",
+        "objective/kl",
+        "clip_ratio/region_mean",
+        "clip_ratio/low_min",
+        "clip_ratio/high_max",
+        "sampling/sampling_logp_difference/mean",
+        "sampling/importance_sampling_ratio/max",
+    ] {
+        assert!(draws[0][key].is_f64() || draws[0][key].is_u64(), "{key}: {}", draws[0]);
+    }
+    assert!(draws[0]["sampling/sampling_logp_difference/max"].as_f64().unwrap() < 1e-4);
+    assert_eq!(draws[0]["objective/kl"], 0.0, "before the first step the policy is the reference");
+    assert!(draws[1]["objective/kl"].as_f64().unwrap() != 0.0);
+    let validation = steps.iter().find(|s| s.get("eval_reward").is_some()).unwrap();
+    assert!(validation["eval_rewards/length/mean"].is_number(), "{validation}");
+    assert_eq!(space.json("straight/summary.json")["best_metric"], "reward");
+    assert_eq!(space.json("straight/held_out.json")["prompts"], 4);
+}
+
+#[test]
+fn rloo_runs_with_every_weight_trained_and_a_copy_as_its_reference() {
+    let space = Workspace::new();
+    let recipe = RECIPE
+        .replace("  grpo:", "  rloo:")
+        .replace("    loss: gspo\n", "")
+        .replace("adapter: { lora: { rank: 4 } }\n", "")
+        .replace("lr: 1e-3", "lr: 1e-4")
+        .replace("steps: 8", "steps: 5");
+    std::fs::write(space.path("rl.yaml"), recipe).unwrap();
+    space.ft(&["train", "rl.yaml"]);
+    let steps = space.steps("straight");
+    let draws: Vec<&Value> = steps.iter().filter(|s| s.get("reward").is_some()).collect();
+    assert_eq!((draws.len(), &draws[0]["kl"]), (2, &json!(0.0)));
+    assert!(draws[1]["kl"].as_f64().unwrap() != 0.0, "the copy stays where it was");
+}
+
+#[test]
+fn a_reward_that_fails_ends_the_run_with_its_reason() {
+    let space = Workspace::new();
+    let fails = |rewards: &str, said: &[&str]| {
+        let begin = RECIPE.find("      - length").unwrap();
+        let end = RECIPE.find("    sampling").unwrap();
+        let recipe = format!("{}      - {rewards}\n{}", &RECIPE[..begin], &RECIPE[end..]);
+        std::fs::write(space.path("rl.yaml"), recipe).unwrap();
+        let output = space.command(&["train", "rl.yaml", "--overwrite"]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        said.iter().for_each(|s| assert!(text.contains(s), "no {s:?} in {text}"));
+    };
+    fails("exact: { column: gold }", &["reward `exact`", "train.jsonl:1: no column `gold`", "`answer`"]);
+    fails("regex: { pattern: '(' }", &["is no regular expression"]);
+    fails("command: { run: [sh, -c, 'echo no idea >&2; exit 9'] }", &["exit status: 9", "no idea"]);
+    fails("json_schema: { path: none.json }", &["none.json"]);
 }
