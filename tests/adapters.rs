@@ -247,7 +247,8 @@ fn options_that_change_numbers_are_refused_by_name() {
         ("ensure_weight_tying", json!(true)),
         ("velora_config", json!({"a": 1})),
         ("some_option_of_next_year", json!(true)),
-        ("task_type", json!("SEQ_CLS")),
+        ("task_type", json!("SEQ_CLS")), // without its head
+        ("task_type", json!("TOKEN_CLS")),
         ("peft_type", json!("IA3")),
     ];
     for (key, value) in refused {

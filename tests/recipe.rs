@@ -1,5 +1,7 @@
 //! Recipes: the one report, `--set`, the plan, the reference, and `ft recipe`.
 
+use ft::adapters::AdapterSpec;
+use ft::methods::MethodSpec;
 use ft::recipe::{self, Plan};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -385,6 +387,10 @@ fn shipped_recipes_are_right_and_read_alike_by_serde_yaml() {
         // Begun with random weights, a model is where its tokenizer is.
         other.model.path = other.model.tokenizer.clone().unwrap_or(ft::fsutil::absolute(&other.model.path));
         other.run.out = ft::fsutil::absolute(&other.run.out);
+        // A reward model's head is part of its adapter.
+        if let (MethodSpec::Reward(_), Some(AdapterSpec::Lora(lora))) = (&other.method, &mut other.adapter) {
+            lora.modules_to_save.push("score".into());
+        }
         assert_eq!(other, plan.recipe, "{name}");
     }
 }

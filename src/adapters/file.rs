@@ -305,7 +305,7 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
     }
     if get("task_type").is_some_and(|v| v == "SEQ_CLS") && !spec.scores() {
         return Err(Error::user(format!(
-            "{}: a SEQ_CLS adapter without `score` in modules_to_save: its scalar head was never saved",
+            "{}: `task_type` is SEQ_CLS, but modules_to_save lacks `score`: the scalar head was never saved",
             file.display()
         ))
         .hint("without the trained head every score would be chance: train it again, with modules_to_save: [score]"));
