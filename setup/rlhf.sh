@@ -63,12 +63,12 @@ training() {
     while [ "$1" != -- ]; do inputs+=("$1"); shift; done
     shift
     local arguments=("$@")
-    run() {
+    train() {
         echo "$now" >"$RUNS/$name.begun"
         "$FT" train "${arguments[@]}" --set run.out="$folder" "$how"
     }
     # `--resume` is no other work: the key is that of the arguments.
-    stage "$name" "$folder/summary.json" "${inputs[@]}" -- run "${arguments[@]}"
+    stage "$name" "$folder/summary.json" "${inputs[@]}" -- train "${arguments[@]}"
 }
 
 mkdir -p "$RUNS"

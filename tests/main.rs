@@ -19,6 +19,7 @@ mod parity;
 mod preference_losses;
 mod preferences;
 mod ppo;
+mod preferences;
 mod properties;
 mod recipe;
 mod records;

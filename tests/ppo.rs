@@ -90,23 +90,27 @@ fn check(file: &str) {
     let f: Fixture = support::json(format!("ppo/{file}"));
     for (name, case) in &f.cases {
         let name = |what: &str| format!("{file} {name}: {what}");
-        let divergence: Answers = f.log_probs.iter().zip(&f.reference).map(|(p, r)| {
-            p.iter().zip(r).map(|(p, r)| case.estimator.of(p - r)).collect()
-        }).collect();
+        let divergence: Answers = f
+            .log_probs
+            .iter()
+            .zip(&f.reference)
+            .map(|(p, r)| p.iter().zip(r).map(|(p, r)| case.estimator.of(p - r)).collect())
+            .collect();
         let in_loss = case.kl_in == "loss";
         let weight = if in_loss { 0.0 } else { case.kl_coef };
-        let mut given: Answers = divergence.iter().zip(&f.scores).map(|(d, score)| {
-            rewards(&d.iter().map(|k| weight * k).collect::<Vec<_>>(), *score)
-        }).collect();
+        let mut given: Answers = divergence
+            .iter()
+            .zip(&f.scores)
+            .map(|(d, score)| rewards(&d.iter().map(|k| weight * k).collect::<Vec<_>>(), *score))
+            .collect();
         if case.whiten_rewards {
             whiten(&mut given, false);
         }
         assert_all(&name("rewards"), &flat(&given), &flat(&case.rewards), 1e-12);
         let mut advantages: Answers =
             given.iter().zip(&f.values).map(|(r, v)| gae(r, v, case.gamma, case.lambda)).collect();
-        let returns: Answers = advantages.iter().zip(&f.values).map(|(a, v)| {
-            a.iter().zip(v).map(|(a, v)| a + v).collect()
-        }).collect();
+        let returns: Answers =
+            advantages.iter().zip(&f.values).map(|(a, v)| a.iter().zip(v).map(|(a, v)| a + v).collect()).collect();
         assert_all(&name("returns"), &flat(&returns), &flat(&case.returns), 1e-12);
         if let Some(theirs) = case.explained_variance {
             let ours = explained_variance(&flat(&f.values), &flat(&returns)).unwrap();
@@ -163,11 +167,13 @@ fn check(file: &str) {
 #[test]
 fn decoding_sees_every_update_of_an_adapter() {
     let plan = LoraPlan::new(&LoraSpec::default()).unwrap();
-    let kinds = [r#""adamw""#, r#"{"adamw8":{}}"#, r#"{"adafactor":{}}"#, r#"{"lion":{}}"#, r#"{"muon":{}}"#, r#"{"sgd":{}}"#];
+    let kinds =
+        [r#""adamw""#, r#"{"adamw8":{}}"#, r#"{"adafactor":{}}"#, r#"{"lion":{}}"#, r#"{"muon":{}}"#, r#"{"sgd":{}}"#];
     for kind in kinds {
         let model = adapted(&fixture("tiny-llama"), Kind::Float, &plan);
         let kind: OptimKind = serde_json::from_str(kind).unwrap();
-        let mut optimiser = Optimiser::new(model.params(), &OptimSection { kind, ..OptimSection::default() }, 0).unwrap();
+        let mut optimiser =
+            Optimiser::new(model.params(), &OptimSection { kind, ..OptimSection::default() }, 0).unwrap();
         let row = Row::pack(&[Sequence::random(12, 512, 1)]);
         let whole = || model.infer(&row.tokens, |out| out.logits(&row.tokens.segments.last_rows())).unwrap();
         let decoded = || {
@@ -280,15 +286,46 @@ fn optimiser(model: &Model) -> Optimiser {
     Optimiser::new(model.params(), &OptimSection::default(), 7).unwrap()
 }
 
+/// 512 arms in eight classes; a prompt pays 1 for its own class and nothing else.
+struct Classes;
+
+const CLASSES: u32 = 8;
+
+fn best(line: usize) -> u32 {
+    3 * line as u32 % CLASSES
+}
+
+impl Reward for Classes {
+    fn score(&mut self, _: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
+        let arm = |a: &Scored| a.ids[a.prompt.ids.len()];
+        Ok(answers.iter().map(|a| f64::from(u8::from(arm(a) % CLASSES == best(a.prompt.line)))).collect())
+    }
+}
+
+/// The mean pay under the policy: exactly, over all arms.
+fn expected(model: &Model) -> f64 {
+    let rows = &bandit::prompts().rows;
+    let one = |row: &ft::data::PromptRow| {
+        let tokens = Tokens::pack(&[&row.ids], model.device());
+        let p = model.infer(&tokens, |out| out.logits(&tokens.segments.last_rows()).softmax(-1, Kind::Double)).unwrap();
+        let p = Vec::<f64>::try_from(p.view([-1])).unwrap();
+        (0..bandit::ARMS).filter(|arm| arm % CLASSES == best(row.line)).map(|arm| p[arm as usize]).sum::<f64>()
+    };
+    rows.iter().map(one).sum::<f64>() / rows.len() as f64
+}
+
 /// What the policy earns before and after on the bandit of which the best reward is 1.
 fn earned(shape: Shape, seed: u64) -> [f64; 2] {
     let model = load(shape);
-    let settings = json!({ "answers": 16, "kl": { "coef": 0.0 }, "epochs": 4, "mini_batches": 1 });
-    let mut ppo = method(shape, settings, bandit::arms(), bandit::sampling(), seed, &model);
-    let before = bandit::expected(&model);
-    let lr = if matches!(shape, Shape::Whole) { 3e-3 } else { 1e-2 };
-    learn(&mut ppo, &model, &mut optimiser(&model), 120, lr);
-    [before, bandit::expected(&model)]
+    let settings = json!({ "answers": 16, "kl": { "coef": 0.0 }, "epochs": 2, "entropy_coef": 0.03 });
+    let rewards = Rewards::of(vec![("classes".into(), 1.0, Box::new(Classes))]);
+    let mut ppo = method(shape, settings, rewards, bandit::sampling(), seed, &model);
+    let before = expected(&model);
+    let (mut optim, lr) = (optimiser(&model), if matches!(shape, Shape::Whole) { 1e-3 } else { 3e-3 });
+    for left in (1..=20).rev() {
+        learn(&mut ppo, &model, &mut optim, 10, lr * f64::from(left) / 20.0);
+    }
+    [before, expected(&model)]
 }
 
 fn earns_the_most(cases: Vec<(Shape, u64)>) {
@@ -379,11 +416,11 @@ fn an_iteration_goes_on_from_a_checkpoint() {
     let new = || method(Shape::Adapter, settings.clone(), bandit::arms(), sampling.clone(), seed, &model);
     let numbers = |ppo: &mut Ppo| {
         let Step { micro, means, epoch } = ppo.next_step(&model).unwrap();
-        let pass = |b: &Box<dyn ft::methods::Batch>| {
+        let pass = |b: &dyn ft::methods::Batch| {
             let loss = |m: &Model| m.infer(b.tokens(), |out| b.loss(out)).unwrap().sum.double_value(&[]);
             b.adapter().map_or_else(|| loss(&model), |name| model.with(Some(name), loss))
         };
-        (micro.iter().map(pass).collect::<Vec<f64>>(), means, epoch)
+        (micro.iter().map(|b| pass(&**b)).collect::<Vec<f64>>(), means, epoch)
     };
     let mut straight = new();
     for done in 0..9 {
@@ -467,7 +504,8 @@ fn a_run_broken_off_inside_an_iteration_ends_as_the_straight_one() {
         assert!(space.weights(&straight) == space.weights(&broken), "{sets:?}: the result differs");
         assert_eq!(space.steps(&straight), space.steps(&broken), "{sets:?}: the metrics differ");
         for file in ["trained", "optimiser", "generator", "method"] {
-            let read = |out: &str| std::fs::read(space.path(&format!("{out}/checkpoints/step-9/{file}.safetensors"))).unwrap();
+            let read =
+                |out: &str| std::fs::read(space.path(&format!("{out}/checkpoints/step-9/{file}.safetensors"))).unwrap();
             assert!(read(&straight) == read(&broken), "{sets:?}: {file} of the last checkpoint differs");
         }
         assert_eq!(space.json(&format!("{straight}/held_out.json")), space.json(&format!("{broken}/held_out.json")));
@@ -477,7 +515,11 @@ fn a_run_broken_off_inside_an_iteration_ends_as_the_straight_one() {
         // What is written is the policy: no value function.
         let names = |out: &str| {
             let file = ["adapter_model.safetensors", "model.safetensors"].map(|n| space.path(out).join(n));
-            ft::nn::Weights::open_file(file.iter().find(|f| f.exists()).unwrap()).unwrap().all().into_keys().collect::<Vec<_>>()
+            ft::nn::Weights::open_file(file.iter().find(|f| f.exists()).unwrap())
+                .unwrap()
+                .all()
+                .into_keys()
+                .collect::<Vec<_>>()
         };
         assert!(names(&straight).iter().all(|n| !n.contains("score")), "{:?}", names(&straight));
     }
@@ -487,7 +529,14 @@ fn a_run_broken_off_inside_an_iteration_ends_as_the_straight_one() {
 fn a_run_that_leaves_its_limit_stops_and_keeps_the_best() {
     let space = space();
     let out = space.ft(&[
-        "train", "ppo.yaml", "--set", "optim.lr=0.03", "--set", "method.ppo.alarms.kl=0.05", "--set", "method.ppo.kl.target=null",
+        "train",
+        "ppo.yaml",
+        "--set",
+        "optim.lr=0.03",
+        "--set",
+        "method.ppo.alarms.kl=0.05",
+        "--set",
+        "method.ppo.kl.target=null",
     ]);
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(said.contains("the limit is 0.05") && said.contains("next: "), "{said}");
@@ -528,7 +577,10 @@ run:     { steps: 2, samples: 0, out: adapters/judge }
     let refused = space.command(&train).output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(1), "{said}");
-    assert!(said.contains("not a reward to learn from") && said.contains("accuracy") && said.contains("force"), "{said}");
+    assert!(
+        said.contains("not a reward to learn from") && said.contains("of the pairs") && said.contains("force"),
+        "{said}"
+    );
     assert!(!space.path("runs/ppo").exists(), "refused before anything is written");
 
     let forced = "method.ppo.rewards=[{model: {path: adapters/judge, force: true}}]";
@@ -555,8 +607,9 @@ run:     { steps: 2, samples: 0, out: adapters/judge }
     }
     let tensors: Vec<(PathBuf, Tensor)> = tensors.into_iter().map(|(n, t)| (PathBuf::from(n), t.copy())).collect();
     let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (n.to_str().unwrap(), t)).collect();
-    ft::nn::weights::save(&file, named.into_iter()).unwrap();
-    let broken = space.command(&["train", "ppo.yaml", "--set", "run.steps=4", "--set", forced, "--overwrite"]).output().unwrap();
+    ft::nn::weights::save(&file, named).unwrap();
+    let broken =
+        space.command(&["train", "ppo.yaml", "--set", "run.steps=4", "--set", forced, "--overwrite"]).output().unwrap();
     let said = String::from_utf8_lossy(&broken.stderr).into_owned();
     assert!(broken.status.code() == Some(1) && said.contains("reward.json"), "{said}");
 }
@@ -580,4 +633,53 @@ fn settings_that_make_no_sense_together_are_told() {
     let whole = ["train", "ppo.yaml", "--set", "adapter=null", "--set", "method.ppo.value={adapter: {}}"];
     let refused = space.command(&whole).output().unwrap();
     assert!(String::from_utf8_lossy(&refused.stderr).contains("an adapter needs a base that is frozen"));
+}
+
+/// The whole chain on a tiny model; a second run finds every stage done, whatever the clock says of the files.
+#[test]
+fn the_demo_of_alignment_redoes_nothing_that_is_unchanged() {
+    let space = Workspace::new();
+    let pairs = std::fs::read_to_string("datasets/preference.jsonl").unwrap();
+    std::fs::create_dir_all(space.path("setup")).unwrap();
+    std::fs::copy("setup/rlhf.py", space.path("setup/rlhf.py")).unwrap();
+    // The pairs of the real one are made of diagnoses, which are not committed.
+    let make = format!(
+        "import pathlib, sys\nout = pathlib.Path(sys.argv[3])\nout.mkdir(parents=True, exist_ok=True)\nfor name in ('train', 'valid'):\n    (out / f'{{name}}.jsonl').write_text({pairs:?})\n"
+    );
+    std::fs::write(space.path("datasets/prepare_helpful.py"), make).unwrap();
+    let run = || {
+        let force = r#"--set method.ppo.rewards=[{"model":{"path":"adapters/rlhf-reward","force":true}}]"#;
+        let few = "--set run.steps=2 --set run.samples=0 --set model.device=cpu";
+        let out = std::process::Command::new("bash")
+            .arg(std::env::current_dir().unwrap().join("setup/rlhf.sh"))
+            .current_dir(space.path(""))
+            .env("FT", env!("CARGO_BIN_EXE_ft"))
+            .env("MORE_SFT", few)
+            .env("MORE_REWARD", few)
+            .env("MORE_PPO", format!("{few} --set method.ppo.sampling.prompts=4 {force}"))
+            .output()
+            .unwrap();
+        assert!(
+            out.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        );
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    let first = run();
+    assert!(first.contains("reward model: right about") && first.contains("win rate"), "{first}");
+    let finished = || std::fs::metadata(space.path("adapters/rlhf-ppo/summary.json")).unwrap().modified().unwrap();
+    let then = finished();
+    // Written anew, with the same bytes.
+    let rows = space.path("datasets/icd10/train.jsonl");
+    let text = std::fs::read(&rows).unwrap();
+    std::fs::write(&rows, text).unwrap();
+    let second = run();
+    assert_eq!(second.matches(": unchanged").count(), 5, "{second}");
+    assert_eq!(finished(), then);
+    // Other validation rows: what reads them is done again, and the rest follows.
+    std::fs::copy(space.path("datasets/icd10/test.jsonl"), space.path("datasets/icd10/valid.jsonl")).unwrap();
+    let third = run();
+    assert!(third.contains("sft: train") && third.contains("ppo: train"), "{third}");
 }

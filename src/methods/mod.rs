@@ -59,7 +59,7 @@ pub enum MethodSpec {
     /// REINFORCE leave-one-out: as GRPO, each answer against the mean of the others, the KL divergence in the reward.
     Rloo(rloo::RlooSpec),
     /// Proximal policy optimisation: answers are drawn, rewarded, and made more or less likely.
-    Ppo(ppo::PpoSpec),
+    Ppo(Box<ppo::PpoSpec>),
     /// Distillation: a student learns a teacher's distributions on the supervised tokens.
     Distill(distill::DistillSpec),
 }

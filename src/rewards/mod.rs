@@ -112,7 +112,11 @@ impl Rewards {
         for Source { name, reward, .. } in &mut self.sources {
             let numbers = reward.score(model, answers).context(|| format!("reward `{name}`"))?;
             if numbers.len() != answers.len() {
-                return Err(Error::bug(format!("reward `{name}`: {} numbers, {} answers", numbers.len(), answers.len())));
+                return Err(Error::bug(format!(
+                    "reward `{name}`: {} numbers, {} answers",
+                    numbers.len(),
+                    answers.len()
+                )));
             }
             for ((row, number), answer) in rows.iter_mut().zip(numbers).zip(answers) {
                 if !number.is_finite() {

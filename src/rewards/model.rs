@@ -49,8 +49,9 @@ impl Judge {
     pub fn new(spec: RewardModelSpec, place: usize) -> Result<Self> {
         let path = spec.path.display();
         if spec.base.is_some() && !spec.is_adapter() {
-            return Err(Error::user(format!("base: {path} is no adapter, so it has its base in itself"))
-                .hint("remove `base`"));
+            return Err(
+                Error::user(format!("base: {path} is no adapter, so it has its base in itself")).hint("remove `base`")
+            );
         }
         if !spec.is_adapter() && !spec.path.join("config.json").exists() {
             return Err(Error::user(format!("{path}: neither a reward model's directory nor an adapter"))

@@ -23,7 +23,7 @@ use crate::adapters::{AdapterSpec, file};
 use crate::convert::export;
 use crate::error::{Error, Result};
 use crate::fsutil::{create_dir_all, io_error, move_into, read_json, write_json};
-use crate::methods::{ADAPTER, Aim, Alarm, Means, Method};
+use crate::methods::{ADAPTER, Aim, Alarm, Method};
 use crate::models::Model;
 use crate::native;
 use crate::recipe::{NonFinite, Plan, ResultChoice};
@@ -250,13 +250,12 @@ impl Run<'_> {
             let began = Instant::now();
             let done = self.at.advance(method)?;
             self.loss = Some(done.loss);
+            let told = done.told();
             if !done.finite {
                 self.records.origin(self.at.state.step, done.loss, done.norm, done.origin);
                 self.skip(done.loss, done.norm)?;
             }
             let seconds = began.elapsed().as_secs_f64();
-            let mut means: Means = done.means.iter().cloned().collect();
-            means.insert("loss".into(), done.loss);
             self.records.step(&StepLine {
                 step: self.at.state.step,
                 epoch: done.epoch,
@@ -270,7 +269,7 @@ impl Run<'_> {
                 memory: native::memory(self.at.model.device())?.peak,
                 more: done.means,
             })?;
-            let halted = self.heed(method.alarms(&means));
+            let halted = self.heed(method.alarms(&told));
             if self.after_step(method, halted)? {
                 return Ok(true);
             }

@@ -4,7 +4,7 @@ use super::checkpoint::State;
 use super::optim::Optimiser;
 use super::schedule::LearningRate;
 use crate::error::Result;
-use crate::methods::{Batch, Method};
+use crate::methods::{Batch, Means, Method};
 use crate::models::origin::Origin;
 use crate::models::{EmbeddingNoise, Metrics, Model, Replay};
 use crate::recipe::{Plan, ReplayChoice};
@@ -44,6 +44,13 @@ pub struct Outcome {
     pub finite: bool,
     /// Where they are not: the first tensor that is not finite, if the step run again meets one.
     pub origin: Option<Origin>,
+}
+
+impl Outcome {
+    /// What a method's alarms look at.
+    pub fn told(&self) -> Means {
+        self.means.iter().cloned().chain([("loss".to_string(), self.loss)]).collect()
+    }
 }
 
 impl Stepper<'_> {

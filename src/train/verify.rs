@@ -85,6 +85,8 @@ pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
     };
     while at.state.step < to {
         let done = at.advance(&mut *method)?;
+        // As in the run: what the method's alarms have seen is part of its state.
+        let _ = method.alarms(&done.told());
         let step = at.state.step;
         report::info(format!("replayed step {step} of {from} to {to}: loss {:.4}", done.loss));
         let mut found = None;

@@ -82,9 +82,7 @@ mod tests {
         };
         // Beyond the end every estimate is the same; a thousand of them are all that float64 can see.
         (0..n)
-            .map(|t| {
-                (1..1000).map(|k| (1.0 - lambda) * lambda.powi(k as i32 - 1) * estimate(t, k)).sum::<f64>()
-            })
+            .map(|t| (1..1000).map(|k| (1.0 - lambda) * lambda.powi(k as i32 - 1) * estimate(t, k)).sum::<f64>())
             .collect()
     }
 
@@ -96,7 +94,8 @@ mod tests {
             let values: Vec<f64> = (0..n).map(|_| rng.random_range(-1.0..1.0)).collect();
             for (gamma, lambda) in [(1.0, 0.95), (0.9, 0.8), (0.99, 0.0), (1.0, 0.5)] {
                 let ours = gae(&rewards, &values, gamma, lambda);
-                for other in [brute_force(&rewards, &values, gamma, lambda), from_steps(&rewards, &values, gamma, lambda)]
+                for other in
+                    [brute_force(&rewards, &values, gamma, lambda), from_steps(&rewards, &values, gamma, lambda)]
                 {
                     let far = ours.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
                     assert!(far < 1e-12, "{n} tokens, gamma {gamma}, lambda {lambda}: {far:e}");

@@ -121,10 +121,15 @@ impl Watch {
 
     /// What the means of a step say is wrong, and was not told yet.
     pub fn look(&mut self, means: &Means) -> Vec<Alarm> {
-        let mut found: Vec<(Kind, String, String)> = [self.ratio(means), self.drift(means)].into_iter().flatten().collect();
+        let mut found: Vec<(Kind, String, String)> =
+            [self.ratio(means), self.drift(means)].into_iter().flatten().collect();
         if let Some(seen) = Seen::of(means) {
             self.history.push(seen);
-            found.extend([self.divergence(), self.entropy(), self.length(), self.ended(), self.overoptimised()].into_iter().flatten());
+            found.extend(
+                [self.divergence(), self.entropy(), self.length(), self.ended(), self.overoptimised()]
+                    .into_iter()
+                    .flatten(),
+            );
         }
         found.retain(|(kind, ..)| !std::mem::replace(&mut self.told[*kind as usize], true));
         let harmful = |kind| matches!(kind, Kind::NegativeKl | Kind::KlLimit | Kind::Overoptimised);
@@ -195,9 +200,10 @@ impl Watch {
              anything was learnt (limit {})",
             self.spec.drift
         );
-        let next = "ft selftest --model DIR compares decoding over a cache with the whole pass; model.dtype: f32 takes \
+        let next =
+            "ft selftest --model DIR compares decoding over a cache with the whole pass; model.dtype: f32 takes \
                     rounding away"
-            .into();
+                .into();
         Some((Kind::Drift, cause, next))
     }
 
@@ -220,7 +226,10 @@ impl Watch {
             "the policy hardly varies any more: its entropy fell from {first:.3} to {now:.3} nats a token, so that rollouts \
              show nothing new. On a task with one right answer that is as it should be"
         );
-        let next = format!("{}, a higher rollout temperature or a lower optim.lr keep it open", self.set("entropy_coef", 0.01));
+        let next = format!(
+            "{}, a higher rollout temperature or a lower optim.lr keep it open",
+            self.set("entropy_coef", 0.01)
+        );
         Some((Kind::Entropy, cause, next))
     }
 
@@ -233,9 +242,10 @@ impl Watch {
         let cause = format!(
             "answers went from {first:.0} to {now:.0} tokens in the mean: the reward may be paying for length, whatever they say"
         );
-        let next = "read samples.jsonl; a reward model's report card tells how far it follows length; a `length` reward \
+        let next =
+            "read samples.jsonl; a reward model's report card tells how far it follows length; a `length` reward \
                     with a negative weight pays against it"
-            .into();
+                .into();
         Some((Kind::Length, cause, next))
     }
 
@@ -249,7 +259,10 @@ impl Watch {
             100.0 * first,
             100.0 * now
         );
-        let next = format!("{} takes that from the reward of an answer without an end", self.set("sampling.missing_eos_penalty", 1));
+        let next = format!(
+            "{} takes that from the reward of an answer without an end",
+            self.set("sampling.missing_eos_penalty", 1)
+        );
         Some((Kind::Ended, cause, next))
     }
 
@@ -300,8 +313,7 @@ impl Watch {
 mod tests {
     use super::*;
 
-    const CALM: Seen =
-        Seen { kl: 1.0, kl_error: 0.2, score: 0.5, net: 0.45, entropy: 2.0, length: 40.0, cut: 0.1 };
+    const CALM: Seen = Seen { kl: 1.0, kl_error: 0.2, score: 0.5, net: 0.45, entropy: 2.0, length: 40.0, cut: 0.1 };
 
     fn means(seen: Seen) -> Means {
         let numbers = NAMES.iter().zip(seen.numbers()).map(|(name, x)| (name.to_string(), x));

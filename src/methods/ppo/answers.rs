@@ -137,7 +137,13 @@ mod tests {
         let samples = vec![sample(3, 5), sample(1, 1), sample(4, 2)];
         let numbers = samples.iter().map(|s| {
             let row = |by: f32| (0..s.length()).map(|t| 1e-8 + by * t as f32).collect::<Vec<f32>>();
-            Numbers { log_probs: row(-0.5), reference: row(-0.25), values: row(0.1), advantages: row(1.5), returns: row(2.0) }
+            Numbers {
+                log_probs: row(-0.5),
+                reference: row(-0.25),
+                values: row(0.1),
+                advantages: row(1.5),
+                returns: row(2.0),
+            }
         });
         Answers { numbers: numbers.collect(), samples, coefficient: 0.1 }
     }

@@ -70,13 +70,13 @@ impl Weights {
         if let Some(entropy) = entropy {
             add("policy/entropy_avg", entropy);
             if self.entropy != 0.0 {
-                sum = sum - entropy * self.entropy;
+                sum = &sum - entropy * self.entropy;
             }
         }
         if let (Some((estimator, coefficient)), Some(reference)) = (self.kl, &before.reference) {
             let term = estimator.term(&(log_probs - reference), &ratio);
             add("loss/kl_avg", &term);
-            sum = sum + term * coefficient;
+            sum = &sum + term * coefficient;
         }
         let sum = sum.sum(Kind::Double).to_kind(Kind::Float);
         metrics.add("loss", &sum, n);

@@ -94,7 +94,7 @@ impl Ppo {
             ValueSpec::Adapter(_) => Place::Adapter(VALUE),
         };
         let watch = Watch::new(spec.alarms.clone(), KEYS);
-                Self {
+        Self {
             spec,
             train,
             held_out,
@@ -159,8 +159,7 @@ impl Ppo {
         }
         let values: Vec<Vec<f64>> = numbers.iter().map(|n| wide(&n.values)).collect();
         let (gamma, lambda) = (self.spec.gamma, self.spec.lambda);
-        let mut advantages: Vec<Vec<f64>> =
-            given.iter().zip(&values).map(|(r, v)| gae(r, v, gamma, lambda)).collect();
+        let mut advantages: Vec<Vec<f64>> = given.iter().zip(&values).map(|(r, v)| gae(r, v, gamma, lambda)).collect();
         let returns: Vec<Vec<f64>> = advantages.iter().zip(&values).map(|(a, v)| add(a, v)).collect();
         let explained = explained_variance(&values.concat(), &returns.concat());
         if self.spec.whiten_advantages {

@@ -28,7 +28,7 @@ pub fn parts(spec: &PpoSpec, adapter: Option<&AdapterSpec>) -> Result<Parts> {
         }
         // Nothing but the head: no layer answers to an empty list.
         (ValueSpec::Head(_), Some(_)) => LoraSpec { targets: Targets::Names(Vec::new()), ..LoraSpec::default() },
-        (ValueSpec::Adapter(lora), Some(_)) => lora.clone(),
+        (ValueSpec::Adapter(lora), Some(_)) => (**lora).clone(),
     };
     if !value.modules_to_save.iter().any(|m| m == "score") {
         value.modules_to_save.push("score".into());

@@ -86,7 +86,7 @@ pub enum ValueSpec {
     /// A linear head on the policy's own hidden states: no pass of its own.
     Head(HeadSpec),
     /// A LoRA adapter of its own on the same base, with its head: a pass more, and the policy is not moved by it.
-    Adapter(LoraSpec),
+    Adapter(Box<LoraSpec>),
 }
 
 impl Default for ValueSpec {

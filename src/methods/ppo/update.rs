@@ -84,7 +84,7 @@ impl Batch for Policy {
         let mut loss = weights.policy(&scores.log_probs, scores.entropy.as_ref(), &self.before);
         if let Place::Head { .. } = place {
             let value = weights.value(&place.values(out, &self.row.at), &self.before);
-            loss.sum = loss.sum + value.sum;
+            loss.sum = &loss.sum + value.sum;
             loss.metrics.merge(value.metrics);
         }
         loss

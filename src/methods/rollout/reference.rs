@@ -40,7 +40,13 @@ impl Reference {
     }
 
     /// Log-probabilities of the answers' tokens under the reference, as `packed::log_probs` computes them.
-    pub fn log_probs(&self, model: &Model, samples: &[Sample], temperature: f64, budget: usize) -> Result<Vec<Vec<f32>>> {
+    pub fn log_probs(
+        &self,
+        model: &Model,
+        samples: &[Sample],
+        temperature: f64,
+        budget: usize,
+    ) -> Result<Vec<Vec<f32>>> {
         let Learnt { log_probs, .. } = self.with(model, |m| log_probs(m, samples, temperature, budget, false))?;
         Ok(log_probs)
     }
