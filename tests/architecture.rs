@@ -23,7 +23,7 @@ const FLOORS: &[&[&str]] = &[
 ];
 
 /// Know no module above and may be used from any floor: errors, files, chance, what the machine has, and an end to memory.
-const EVERYWHERE: &[&str] = &["budget", "error", "report", "fsutil", "rng", "machine"];
+const EVERYWHERE: &[&str] = &["budget", "choice", "error", "report", "fsutil", "rng", "machine"];
 
 /// Beside the floors: the process's libtorch. Only the command starts it or asks about it.
 const PROCESS: &[&str] = &["runtime", "libtorch"];
@@ -37,7 +37,7 @@ const ALONG: &[(&str, &str)] = &[
 /// Libraries and the files (or folders, ending in `/`) that may know them.
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("clap", &["src/cli/", "src/main.rs"]),
-    ("serde_yaml", &["src/recipe/"]),
+    ("serde_yaml", &["src/recipe/", "src/choice.rs"]),
     ("saphyr_parser", &["src/recipe/"]),
     ("polars", &["src/data/source/"]),
     ("polars_arrow", &["src/data/source/"]),

@@ -162,9 +162,8 @@ fn longer() -> SamplingSpec {
 #[test]
 fn a_draw_is_a_function_of_seed_and_stream() {
     let model = support::frozen(&fixture("tiny-llama"), Kind::Float);
-    let draw = |seed, stream, prompts: &[usize]| {
-        rollout(arms(), longer(), seed).draw(&model, prompts, 3, stream).unwrap()
-    };
+    let draw =
+        |seed, stream, prompts: &[usize]| rollout(arms(), longer(), seed).draw(&model, prompts, 3, stream).unwrap();
     let first = draw(1, 4, &[0, 1, 2]);
     assert_eq!(first.len(), 9);
     assert!(first.iter().map(|s| s.prompt).eq([0, 0, 0, 1, 1, 1, 2, 2, 2]));
@@ -208,7 +207,15 @@ fn a_cycle_goes_on_in_the_middle_of_a_draw() {
         limits: rollout::LimitSpec { kl: Some(9.0), ..Default::default() },
         ..serde_json::from_value(json!({ "rewards": [] })).unwrap()
     };
-    let fresh = || cycle(Grpo(spec.clone()), Plan { reference: false, ..Grpo(spec.clone()).plan() }, spec.sampling.clone(), 5, &model);
+    let fresh = || {
+        cycle(
+            Grpo(spec.clone()),
+            Plan { reference: false, ..Grpo(spec.clone()).plan() },
+            spec.sampling.clone(),
+            5,
+            &model,
+        )
+    };
     let numbers = |step: Step| -> Vec<f64> {
         let losses = step.micro.iter().flat_map(|b| {
             let loss = model.infer(b.tokens(), |out| b.loss(out)).unwrap();
@@ -226,7 +233,11 @@ fn a_cycle_goes_on_in_the_middle_of_a_draw() {
     resumed.rewind(cursor).unwrap();
     resumed.restore(state).unwrap();
     for k in 0..8 {
-        assert_eq!(numbers(straight.next_step(&model).unwrap()), numbers(resumed.next_step(&model).unwrap()), "step {k}");
+        assert_eq!(
+            numbers(straight.next_step(&model).unwrap()),
+            numbers(resumed.next_step(&model).unwrap()),
+            "step {k}"
+        );
     }
     // At the end of a draw nothing of it is kept.
     let mut whole = fresh();

@@ -1,9 +1,9 @@
 //! Rewards: what each rule gives, and one clear error for every way in which a source can fail.
 
 use crate::support::{self, fixture};
-use ft::data::{PromptRow, Prompts, RowFormat, SourceSpec, Sources};
 use ft::data::prompts::Room;
 use ft::data::{ChatTokenizer, Overflow};
+use ft::data::{PromptRow, Prompts, RowFormat, SourceSpec, Sources};
 use ft::error::Result;
 use ft::models::Model;
 use ft::rewards::{RewardSpec, Rewards, Scored};
@@ -123,7 +123,8 @@ fn mistakes_in_the_list_are_named() {
 
 #[test]
 fn a_missing_column_is_found_with_its_row() {
-    for list in [json!([{ "exact": { "column": "gold" } }]), json!([{ "regex": { "pattern": "x", "column": "gold" } }])] {
+    for list in [json!([{ "exact": { "column": "gold" } }]), json!([{ "regex": { "pattern": "x", "column": "gold" } }])]
+    {
         fails(rewards(list, json!({ "prompt": "x" }), &["x"]), &["p.jsonl:7", "no column `gold`", "`prompt`"]);
     }
     fails(one(json!({ "exact": {} }), json!({ "answer": { "a": 1 } }), &["a"]), &["p.jsonl:7", "neither text"]);
@@ -176,7 +177,11 @@ fn server(replies: Vec<String>) -> (String, thread::JoinHandle<Vec<String>>) {
                 let n = stream.read(&mut buffer).unwrap();
                 asked.extend_from_slice(&buffer[..n]);
                 let text = String::from_utf8_lossy(&asked).into_owned();
-                let length = text.to_lowercase().split("content-length: ").nth(1).and_then(|t| t.split("\r\n").next().map(|n| n.parse::<usize>().unwrap()));
+                let length = text
+                    .to_lowercase()
+                    .split("content-length: ")
+                    .nth(1)
+                    .and_then(|t| t.split("\r\n").next().map(|n| n.parse::<usize>().unwrap()));
                 let body = text.split_once("\r\n\r\n").map(|(_, body)| body.len());
                 if n == 0 || length.is_some_and(|length| body.is_some_and(|body| body >= length)) {
                     break;

@@ -83,8 +83,7 @@ impl Cases {
         let new = float(&self.new).set_requires_grad(true);
         let entropy = float(&self.entropy).set_requires_grad(true);
         let pick = |x: &Tensor| x.index_select(0, &at);
-        let owner: Vec<i64> =
-            learnt.iter().enumerate().flat_map(|(s, i)| vec![s as i64; self.lengths[*i]]).collect();
+        let owner: Vec<i64> = learnt.iter().enumerate().flat_map(|(s, i)| vec![s as i64; self.lengths[*i]]).collect();
         let tokens = owner.len() as f64;
         let items = if rule.items() == Items::Tokens { tokens } else { everything.len() as f64 };
         let chosen: Vec<f64> = learnt.iter().map(|i| advantages.values[*i]).collect();

@@ -106,7 +106,11 @@ fn print(s: &Student) {
         let mut rows = vec![vec!["block".to_string(), "angle (of a half turn)".into(), String::new()]];
         rows.extend(s.turns.iter().map(|t| {
             let gone = if t.distance == least { "goes" } else { "" };
-            vec![format!("{} to {}", t.from, t.from + t.layers.saturating_sub(1)), format!("{:.4}", t.distance), gone.into()]
+            vec![
+                format!("{} to {}", t.from, t.from + t.layers.saturating_sub(1)),
+                format!("{:.4}", t.distance),
+                gone.into(),
+            ]
         }));
         println!("{}\n", report::table(&rows));
     }

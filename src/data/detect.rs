@@ -69,7 +69,9 @@ pub fn detect(columns: &Columns, want: Want, path: &Path) -> Result<RowFormat> {
     let (problem, known) = match want {
         Want::Pairs => ("no preference pairs", "`chosen`, `rejected`, with or without `prompt`"),
         Want::Verdicts => ("no answers with a verdict", "`prompt`, `completion`, `label` | `chosen`, `rejected`"),
-        Want::Prompts => ("no prompts", "`prompt` | `messages` | `conversations` | `instruction`, `output` | `chosen`, `rejected`"),
+        Want::Prompts => {
+            ("no prompts", "`prompt` | `messages` | `conversations` | `instruction`, `output` | `chosen`, `rejected`")
+        }
         _ if prompt.is_some() => ("these are prompts without answers", ANSWERS),
         Want::Answers => ("no known row format has these", ANSWERS),
         Want::Anything => ("no known row format has these", EVERYTHING),

@@ -191,7 +191,10 @@ fn fit(rows: Vec<PromptRow>, counts: &mut [usize], room: Room, summary: &mut Sum
         first.ids.len(),
         if too_long.len() > 1 { ", …" } else { "" }
     );
-    let raise = format!("raise batch.max_len (the longest prompt has {} tokens), or ask for shorter answers", summary.lengths.max);
+    let raise = format!(
+        "raise batch.max_len (the longest prompt has {} tokens), or ask for shorter answers",
+        summary.lengths.max
+    );
     match room.on_overflow {
         Overflow::Truncate | Overflow::Split => {
             return Err(Error::user(format!("{what}; a prompt is never cut"))
@@ -229,7 +232,12 @@ fn blend(sources: &Sources, counts: Vec<usize>, total: usize, summary: &mut Summ
     let mix = Mix::new(counts.clone(), Some(weights.clone()));
     let shares = sources.0.iter().zip(weights).zip(counts).zip(mix.quotas());
     summary.mix = shares
-        .map(|(((source, weight), examples), per_epoch)| Share { path: source.path.clone(), weight, examples, per_epoch })
+        .map(|(((source, weight), examples), per_epoch)| Share {
+            path: source.path.clone(),
+            weight,
+            examples,
+            per_epoch,
+        })
         .collect();
     Ok(mix)
 }

@@ -146,14 +146,21 @@ mod tests {
 
     /// A head (V, D) with random weights.
     fn head(train: bool) -> Rc<Linear> {
-        let initial = Initial { seed: 3, spread: 0.5, place: |name| Some(Place { name: name.into(), transposed: false }) };
+        let initial =
+            Initial { seed: 3, spread: 0.5, place: |name| Some(Place { name: name.into(), transposed: false }) };
         let none: Vec<&dyn Attach> = Vec::new();
         let builder = Builder::new(Source::Chance(&initial), Device::Cpu, Kind::Float, train, none);
         Rc::new((builder.root() / "lm_head").head(16, 300))
     }
 
     /// log-probabilities, entropies and gradients of states and weight for `sum(a · log_prob) + sum(b · entropy)`.
-    fn results(head: &Rc<Linear>, h: &Tensor, a: &Tensor, b: Option<&Tensor>, f: impl Fn(&Tensor) -> [Tensor; 2]) -> Vec<Tensor> {
+    fn results(
+        head: &Rc<Linear>,
+        h: &Tensor,
+        a: &Tensor,
+        b: Option<&Tensor>,
+        f: impl Fn(&Tensor) -> [Tensor; 2],
+    ) -> Vec<Tensor> {
         let h = h.copy().set_requires_grad(true);
         let [log_probs, entropy] = f(&h);
         let mut sum = (&log_probs * a).sum(Kind::Float);
@@ -193,7 +200,11 @@ mod tests {
                     for (i, (ours, plain)) in ours.iter().zip(&plain).enumerate() {
                         let gap = (ours - plain).abs().max() / plain.abs().max();
                         let gap = gap.double_value(&[]);
-                        assert!(gap < 1e-5, "trained {train}, T {temperature}, bonus {}: {i} is {gap:e} off", bonus.is_some());
+                        assert!(
+                            gap < 1e-5,
+                            "trained {train}, T {temperature}, bonus {}: {i} is {gap:e} off",
+                            bonus.is_some()
+                        );
                     }
                 }
             }

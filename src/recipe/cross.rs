@@ -18,8 +18,20 @@ pub(super) struct Written<'a> {
 /// Looks at everything that takes two settings to be wrong.
 pub(super) fn check(written: &Written, mistakes: &mut Vec<Mistake>) {
     let rules = [
-        model, preference, batch, optimiser, groups, masters, schedule, betas, length, validation, overflow, weights,
-        places, drawn::check,
+        model,
+        preference,
+        batch,
+        optimiser,
+        groups,
+        masters,
+        schedule,
+        betas,
+        length,
+        validation,
+        overflow,
+        weights,
+        places,
+        drawn::check,
     ];
     for rule in rules {
         rule(written, mistakes);

@@ -48,7 +48,9 @@ fn lengths(w: &Written, method: &str, mistakes: &mut Vec<Mistake>) {
 
 /// Every entry is a reward of one kind.
 fn rewards(w: &Written, path: &str, mistakes: &mut Vec<Mistake>) {
-    let Some(list) = w.values.pointer(&format!("/{}", path.replace('.', "/"))).and_then(Value::as_array) else { return };
+    let Some(list) = w.values.pointer(&format!("/{}", path.replace('.', "/"))).and_then(Value::as_array) else {
+        return;
+    };
     if list.is_empty() {
         let hint = "write one, such as `- exact: { column: answer }`";
         mistakes.push(w.wrong(path, format!("`{path}` is empty: nothing says what an answer is worth"), hint));

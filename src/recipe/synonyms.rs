@@ -88,7 +88,6 @@ pub const SYNONYMS: &[Synonym] = &[
     is("run.threads", &["num_threads", "omp_num_threads", "cpu_threads"], ""),
     is("method.grpo.answers", &["num_generations", "n_samples_per_prompt", "rloo_k"], "answers to each prompt"),
     is("method.grpo.passes", &["num_iterations"], ""),
-    is("method.grpo.loss", &["loss_type"], ""),
     is("method.grpo.rewards", &["reward_funcs", "reward_weights", "reward_model_path", "remote_rm_url"], "a list, each with its weight: `- exact: { column: answer }`"),
     is("method.grpo.sampling.max_new_tokens", &["max_completion_length", "response_length", "generate_max_len"], ""),
     none(&["top_k", "top_p", "min_p", "repetition_penalty"], "answers are drawn from the whole distribution: what is learnt is the ratio of its probabilities"),

@@ -124,7 +124,9 @@ impl Reward for Judge {
                 answers.len(),
                 shortened(&printed)
             ))
-            .hint("it must print one number for each line that it reads, in their order, and nothing else, to stdout"));
+            .hint(
+                "it must print one number for each line that it reads, in their order, and nothing else, to stdout",
+            ));
         }
         let number = |(i, line): (usize, &&str)| {
             line.parse::<f64>().map_err(|_| {

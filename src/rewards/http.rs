@@ -84,7 +84,8 @@ impl Reward for Server {
             }
         };
         let wrong = |what: String| {
-            Error::user(format!("{url}: {what}")).hint("the reply must be {\"rewards\": [number, …]}, one for each of `completions`")
+            Error::user(format!("{url}: {what}"))
+                .hint("the reply must be {\"rewards\": [number, …]}, one for each of `completions`")
         };
         let list = reply.get("rewards").and_then(Value::as_array);
         let list = list.ok_or_else(|| wrong(format!("no list `rewards` in {}", shortened(&reply.to_string()))))?;

@@ -65,7 +65,8 @@ pub fn cut(plan: &Plan) -> Result<()> {
             on_overflow: Overflow::Truncate,
             overflow_tolerance: 0.0,
         };
-        let sources = recipe.data.train.0.iter().map(|s| SourceSpec { rows: Some(section.rows), weight: None, ..s.clone() });
+        let sources =
+            recipe.data.train.0.iter().map(|s| SourceSpec { rows: Some(section.rows), weight: None, ..s.clone() });
         let rows = Dataset::<Example>::open(&Sources(sources.collect()), &tokenizer, &options, &Cache::off())?;
         rows.iter().take(section.rows).map(|e| Ok(e?.ids)).collect()
     };

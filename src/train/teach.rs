@@ -20,7 +20,9 @@ pub fn teach(plan: &Plan, k: i64, out: Option<&Path>, stop: &AtomicBool) -> Resu
             .hint("teachers teach in a recipe with method: { distill: … }"));
     };
     let Some(folder) = out.map(Path::to_path_buf).or_else(|| spec.cache.clone()) else {
-        return Err(Error::user("where should it go?").hint("give --out DIR, or set method.distill.cache in the recipe"));
+        return Err(
+            Error::user("where should it go?").hint("give --out DIR, or set method.distill.cache in the recipe")
+        );
     };
     if let Some(threads) = recipe.run.threads {
         tch::set_num_threads(threads as i32);

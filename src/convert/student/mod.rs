@@ -120,7 +120,9 @@ pub fn student(from: &Path, cut: &Cut, calibration: &[Vec<u32>], out: &Path, dev
     let written = slices.names(&weights);
     let count = |sizes: &[i64]| sizes.iter().product::<i64>() as u64;
     let parameters_before = weights.names().map(|n| count(weights.shape(n).unwrap_or_default())).sum();
-    let made = |name: &str| weights.get(name).map(|t| slices.apply(name, &t)).ok_or_else(|| Error::bug(format!("`{name}` was listed")));
+    let made = |name: &str| {
+        weights.get(name).map(|t| slices.apply(name, &t)).ok_or_else(|| Error::bug(format!("`{name}` was listed")))
+    };
     let mut entries = Vec::new();
     for (name, old) in &written {
         let t = made(old)?;
@@ -171,8 +173,10 @@ pub fn need_student(
     };
     match same {
         true => Ok(None),
-        false => Err(Error::user(format!("{}: holds a model that was not cut so out of {}", out.display(), from.display()))
-            .hint("remove it, or give another model.path")),
+        false => {
+            Err(Error::user(format!("{}: holds a model that was not cut so out of {}", out.display(), from.display()))
+                .hint("remove it, or give another model.path"))
+        }
     }
 }
 
@@ -222,7 +226,8 @@ fn even(depth: usize, n: usize) -> Vec<usize> {
 /// config.json with the new sizes under the family's own names.
 fn patched(config: &Config, kept: &[usize], mlp: i64, heads: i64) -> Value {
     let mut raw = config.raw.clone();
-    let own = |key: &'static str| config.family().keys.iter().find(|(usual, _)| *usual == key).map_or(key, |(_, own)| own);
+    let own =
+        |key: &'static str| config.family().keys.iter().find(|(usual, _)| *usual == key).map_or(key, |(_, own)| own);
     let Some(map) = raw.as_object_mut() else { return raw };
     map.insert(own("num_hidden_layers").into(), json!(kept.len()));
     if mlp != config.intermediate_size {
@@ -248,8 +253,13 @@ fn patched(config: &Config, kept: &[usize], mlp: i64, heads: i64) -> Value {
 /// The folder loads and answers; where only layers went, with the bits of the old model without them.
 fn verify(from: &Path, folder: &Path, kept: &[usize], only_layers: bool) -> Result<()> {
     let load = |folder: &Path| {
-        let load =
-            Load { device: Device::Cpu, kind: Kind::Float, train_base: false, adapters: Vec::new(), heads: Heads::Tokens };
+        let load = Load {
+            device: Device::Cpu,
+            kind: Kind::Float,
+            train_base: false,
+            adapters: Vec::new(),
+            heads: Heads::Tokens,
+        };
         Model::load(folder, load)
     };
     let student = load(folder).map_err(|e| e.context("reading back the student"))?;
@@ -259,7 +269,8 @@ fn verify(from: &Path, folder: &Path, kept: &[usize], only_layers: bool) -> Resu
     let all: Vec<usize> = (0..kept.len()).collect();
     let found = student.through(&tokens, &all)?;
     if found.isfinite().all().int64_value(&[]) == 0 {
-        return Err(Error::user("the student's answers are not finite numbers").hint("is the model itself whole? ft selftest --model DIR"));
+        return Err(Error::user("the student's answers are not finite numbers")
+            .hint("is the model itself whole? ft selftest --model DIR"));
     }
     if only_layers && !found.equal(&load(from)?.through(&tokens, kept)?) {
         return Err(Error::bug("the student does not compute what the old model does without the layers"));

@@ -82,7 +82,9 @@ pub fn folders_hash(folders: &[&Path]) -> Result<String> {
     for folder in folders {
         let entries = std::fs::read_dir(folder).map_err(|e| io_error("reading", folder, e))?;
         let mut own: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
-        own.retain(|p| p.extension().is_some_and(|e| e == "safetensors") || p.ends_with("config.json") || p.ends_with(file::CONFIG));
+        own.retain(|p| {
+            p.extension().is_some_and(|e| e == "safetensors") || p.ends_with("config.json") || p.ends_with(file::CONFIG)
+        });
         own.sort();
         files.extend(own);
     }
@@ -121,7 +123,8 @@ impl Origin {
                 found.push(format!("{what}: was {a}, is {b}"));
             }
         };
-        let teachers = |o: &Self| o.teachers.iter().map(|(h, w)| format!("{h:.12} x {w}")).collect::<Vec<_>>().join(", ");
+        let teachers =
+            |o: &Self| o.teachers.iter().map(|(h, w)| format!("{h:.12} x {w}")).collect::<Vec<_>>().join(", ");
         differ("teachers", teachers(self), teachers(other));
         differ("tokenizer and template", format!("{:.12}", self.tokenizer), format!("{:.12}", other.tokenizer));
         differ("temperature", self.temperature.to_string(), other.temperature.to_string());
@@ -210,7 +213,9 @@ impl Cache {
                     .hint(remake));
                 }
                 None => {
-                    return Err(Error::user(format!("{}: holds no {} rows", folder.display(), name(*split))).hint(remake));
+                    return Err(
+                        Error::user(format!("{}: holds no {} rows", folder.display(), name(*split))).hint(remake)
+                    );
                 }
             }
             for part in 0..hashes.len().div_ceil(PART) {

@@ -23,14 +23,17 @@ use crate::report;
 use cache::{Cache, Origin};
 use std::cell::RefCell;
 use std::rc::Rc;
-use teacher::{Teachers, Teaching};
 use tch::{Kind, Tensor};
+use teacher::{Teachers, Teaching};
 
 /// Where teaching comes from.
 enum Teacher {
     Online(Teachers),
     /// Opened when the items are known.
-    Cached { tokenizer: String, cache: Option<Cache> },
+    Cached {
+        tokenizer: String,
+        cache: Option<Cache>,
+    },
 }
 
 /// Learns distributions.
@@ -96,7 +99,8 @@ impl Batch for Taught {
 
     fn loss(&self, out: &Output) -> Loss {
         let h = out.hidden.index_select(0, &self.answers.at);
-        let (spec, teaching, share, vocabulary) = (self.spec.clone(), self.teaching.clone(), self.share, self.vocabulary);
+        let (spec, teaching, share, vocabulary) =
+            (self.spec.clone(), self.teaching.clone(), self.share, self.vocabulary);
         let targets = self.answers.targets.shallow_clone();
         // Divergence, cross-entropy, hits and agreement of each row, from the first pass over its chunk.
         let seen: Rc<RefCell<Vec<(i64, [Tensor; 4])>>> = Rc::default();

@@ -17,7 +17,7 @@ pub struct DistillSpec {
     #[schemars(extend("format" = "path"))]
     pub cache: Option<PathBuf>,
     /// How far the student is from the teacher.
-    #[serde(default, with = "serde_yaml::with::singleton_map")]
+    #[serde(default, with = "crate::choice")]
     #[schemars(with = "Divergence")]
     pub loss: Divergence,
     /// Both distributions are those of logits divided by it; the loss is multiplied by its square, so that gradients

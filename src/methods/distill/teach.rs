@@ -45,14 +45,20 @@ pub fn teach(
     let (train, valid) = ground.open::<data::Example>(spec.supervise)?;
     let tokens = train.summary.supervised_tokens + valid.as_ref().map_or(0, |v| v.summary.supervised_tokens);
     let bytes = cache::bytes(tokens as u64, k);
-    report::info(format!("{}: about {} for {tokens} tokens, {k} of {vocabulary} kept of each", folder.display(), report::bytes(bytes)));
+    report::info(format!(
+        "{}: about {} for {tokens} tokens, {k} of {vocabulary} kept of each",
+        folder.display(),
+        report::bytes(bytes)
+    ));
     if let Some(free) = crate::machine::free_disk(folder).filter(|free| *free < bytes + (64 << 20)) {
         return Err(Error::user(format!("{}: {} are free", folder.display(), report::bytes(free)))
             .hint("keep fewer with --top, or give another folder with --out"));
     }
     let origin = Origin::of(spec, ground.tokenizer.fingerprint()?, k, vocabulary)?;
-    let splits: Vec<(Split, &Dataset)> =
-        [(Split::Train, Some(&train)), (Split::Valid, valid.as_ref())].into_iter().filter_map(|(s, d)| Some((s, d?))).collect();
+    let splits: Vec<(Split, &Dataset)> = [(Split::Train, Some(&train)), (Split::Valid, valid.as_ref())]
+        .into_iter()
+        .filter_map(|(s, d)| Some((s, d?)))
+        .collect();
     let hashes: Vec<(Split, Vec<u64>)> = splits.iter().map(|(s, d)| (*s, d.hashes())).collect();
     let hashes: Vec<(Split, &[u64])> = hashes.iter().map(|(s, h)| (*s, h.as_slice())).collect();
     let writer = Writer::open(folder, &origin, &hashes)?;
@@ -109,9 +115,9 @@ fn part_of(
         from = to;
     }
     let cat = |f: &dyn Fn(&Stored) -> Tensor| Tensor::cat(&all.iter().map(f).collect::<Vec<_>>(), 0);
-    let tail = all.iter().all(|s| s.tail.is_some()).then(|| {
-        cat(&|s| s.tail.as_ref().expect("checked").shallow_clone())
-    });
-    let stored = Stored { ids: cat(&|s| s.ids.shallow_clone()), log_probs: cat(&|s| s.log_probs.shallow_clone()), tail };
+    let tail =
+        all.iter().all(|s| s.tail.is_some()).then(|| cat(&|s| s.tail.as_ref().expect("checked").shallow_clone()));
+    let stored =
+        Stored { ids: cat(&|s| s.ids.shallow_clone()), log_probs: cat(&|s| s.log_probs.shallow_clone()), tail };
     Ok((stored, counts))
 }

@@ -67,9 +67,8 @@ impl Teachers {
     /// What they say of a row's supervised tokens.
     pub fn teach(&self, answers: &Answers) -> Result<Teaching> {
         let say = |(model, share): &(Model, f64)| {
-            model.infer(&answers.tokens, |out| {
-                (out.hidden.index_select(0, &answers.at), out.head().clone(), share.ln())
-            })
+            model
+                .infer(&answers.tokens, |out| (out.hidden.index_select(0, &answers.at), out.head().clone(), share.ln()))
         };
         Ok(Teaching::Online(self.models.iter().map(say).collect::<Result<_>>()?))
     }

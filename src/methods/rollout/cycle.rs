@@ -310,7 +310,8 @@ impl<R: Rule + 'static> Cycle<R> {
         if self.plan.mini_batches > 1 {
             order.shuffle(&mut rng::stream(self.seed, &format!("mini-batches {}", self.stream), pass as u64));
         }
-        let (from, to) = (part * order.len() / self.plan.mini_batches, (part + 1) * order.len() / self.plan.mini_batches);
+        let (from, to) =
+            (part * order.len() / self.plan.mini_batches, (part + 1) * order.len() / self.plan.mini_batches);
         order[from..to].to_vec()
     }
 

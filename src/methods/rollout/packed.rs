@@ -77,7 +77,8 @@ pub fn log_probs(model: &Model, samples: &[Sample], temperature: f64, budget: us
     for row in rows(samples, &order, budget) {
         let chosen: Vec<&Sample> = row.iter().map(|i| &samples[*i]).collect();
         let packed = Packed::new(&chosen, model.device());
-        let scores = model.infer(&packed.tokens, |out| out.scores(&packed.at, &packed.targets, temperature, entropy))?;
+        let scores =
+            model.infer(&packed.tokens, |out| out.scores(&packed.at, &packed.targets, temperature, entropy))?;
         let split = |numbers: &Tensor, into: &mut [Vec<f32>]| -> Result<()> {
             let numbers = Vec::<f32>::try_from(numbers.to_device(Device::Cpu).to_kind(Kind::Float))?;
             let mut from = 0;

@@ -64,9 +64,15 @@ impl Watch {
         if self.flat >= FLAT {
             let next = match reward > 0.5 {
                 true => "the prompts are too easy by now: take harder ones, or stop here",
-                false => "no answer is ever right: begin from a model that sometimes is (a few steps of sft), add a reward that gives part marks, or raise the temperature or the answers a prompt",
+                false => {
+                    "no answer is ever right: begin from a model that sometimes is (a few steps of sft), add a reward that gives part marks, or raise the temperature or the answers a prompt"
+                }
             };
-            say("all answers to a prompt get the same reward, rollout after rollout: there is nothing to learn from", next, false);
+            say(
+                "all answers to a prompt get the same reward, rollout after rollout: there is nothing to learn from",
+                next,
+                false,
+            );
         }
         if (self.seen as usize) < FIRST {
             self.seen += 1.0;
@@ -75,11 +81,13 @@ impl Watch {
         }
         let [entropy, length, cut] = self.first.map(|sum| sum / self.seen);
         if now[0] < COLLAPSE * entropy {
-            let next = "lower optim.lr, add an entropy bonus (entropy: 0.001 to 0.01), or clip higher (epsilon_high: 0.28)";
+            let next =
+                "lower optim.lr, add an entropy bonus (entropy: 0.001 to 0.01), or clip higher (epsilon_high: 0.28)";
             say("the entropy has collapsed: nearly every answer is the same", next, false);
         }
         if now[1] > LONGER * length || now[1] * LONGER < length {
-            let next = "does the reward pay for length? Look at the samples; a `length` reward or a larger beta holds it";
+            let next =
+                "does the reward pay for length? Look at the samples; a `length` reward or a larger beta holds it";
             say("the answers' length has drifted far from where it began", next, false);
         }
         if now[2] > cut + CUT {
