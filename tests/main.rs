@@ -19,7 +19,6 @@ mod parity;
 mod ppo;
 mod preference_losses;
 mod preferences;
-mod preferences;
 mod properties;
 mod recipe;
 mod records;
