@@ -387,6 +387,12 @@ fn shipped_recipes_are_right_and_read_alike_by_serde_yaml() {
         // Begun with random weights, a model is where its tokenizer is.
         other.model.path = other.model.tokenizer.clone().unwrap_or(ft::fsutil::absolute(&other.model.path));
         other.run.out = ft::fsutil::absolute(&other.run.out);
+        // Paths in a list of rewards are made absolute as all others are.
+        if let MethodSpec::Ppo(ppo) = &mut other.method {
+            for model in ppo.rewards.iter_mut().filter_map(|r| r.model.as_mut()) {
+                model.path = ft::fsutil::absolute(&model.path);
+            }
+        }
         // A reward model's head is part of its adapter.
         if let (MethodSpec::Reward(_), Some(AdapterSpec::Lora(lora))) = (&other.method, &mut other.adapter) {
             lora.modules_to_save.push("score".into());
