@@ -63,6 +63,13 @@ pub fn end_on_closed_pipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
+/// From here on a broken pipe is an error where it is written to, and no end of the process: a command that judges
+/// answers may die while it is talked to.
+pub fn survive_broken_pipes() {
+    // SAFETY: changes how a signal is taken, and nothing else.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
 /// What [`start`] found.
 pub fn get() -> &'static Runtime {
     RUNTIME.get().expect("main calls runtime::start first")

@@ -23,7 +23,7 @@ const FLOORS: &[&[&str]] = &[
 ];
 
 /// Know no module above and may be used from any floor: errors, files, chance, what the machine has, and an end to memory.
-const EVERYWHERE: &[&str] = &["budget", "error", "report", "fsutil", "rng", "machine"];
+const EVERYWHERE: &[&str] = &["budget", "choice", "error", "report", "fsutil", "rng", "machine"];
 
 /// Beside the floors: the process's libtorch. Only the command starts it or asks about it.
 const PROCESS: &[&str] = &["runtime", "libtorch"];
@@ -37,8 +37,7 @@ const ALONG: &[(&str, &str)] = &[
 /// Libraries and the files (or folders, ending in `/`) that may know them.
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("clap", &["src/cli/", "src/main.rs"]),
-    // A choice inside a method is written as a map of one key, which serde_yaml alone would read as a tag.
-    ("serde_yaml", &["src/recipe/", "src/methods/ppo/spec.rs"]),
+    ("serde_yaml", &["src/recipe/", "src/choice.rs"]),
     ("saphyr_parser", &["src/recipe/"]),
     ("polars", &["src/data/source/"]),
     ("polars_arrow", &["src/data/source/"]),

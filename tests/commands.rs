@@ -34,7 +34,25 @@ impl Workspace {
         let pairs: Vec<&str> = pairs.lines().collect();
         std::fs::create_dir_all(space.path("datasets/helpful")).unwrap();
         for (name, part) in [("train", &pairs[..36]), ("valid", &pairs[36..])] {
-            std::fs::write(space.path(&format!("datasets/helpful/{name}.jsonl")), part.join("\n")).unwrap();
+            std::fs::write(
+                space.path(&format!("datasets/helpful/{name}.jsonl")),
+                part.join(
+                    "
+",
+                ),
+            )
+            .unwrap();
+        }
+        std::fs::create_dir_all(space.path("datasets/icd10/pairs")).unwrap();
+        for (name, part) in [("train", &pairs[..24]), ("valid", &pairs[24..28]), ("test", &pairs[28..32])] {
+            std::fs::write(
+                space.path(&format!("datasets/icd10/pairs/{name}.jsonl")),
+                part.join(
+                    "
+",
+                ),
+            )
+            .unwrap();
         }
         space
     }

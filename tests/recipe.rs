@@ -129,6 +129,15 @@ fn each_mistake_says_what_to_write() {
         ("method: {}", "`method` names no choice", "choices: sft"),
         ("method: { sft: }", "`method.sft` is empty", "write `sft: {}`"),
         ("method: !sft {}", "the YAML tag `!sft`", "a choice is a key"),
+        ("method: dpo", "expected a map with one key", "write `method: { dpo: {} }`"),
+        ("method: { dpo: { bta: 0.1 } }", "unknown key `bta`", "did you mean `beta`?"),
+        ("method: { dpo: { beta: 0 } }", "`method.dpo.beta` must be from 0.000001 to 100, found 0", ""),
+        ("method: { dpo: { loss: exo_pair } }", "unknown choice `exo_pair`", "`exo`"),
+        ("method: { dpo: { label_smoothing: 0.5 } }", "must be from 0 to 0.499, found 0.5", ""),
+        ("method: { dpo: { loss: ipo, label_smoothing: 0.1 } }", "has no effect: `loss: ipo`", "remove it"),
+        ("method: { dpo: { loss: exo, label_smoothing: 0 } }", "must be above 0 with `loss: exo`", "0.001"),
+        ("method: { dpo: { precompute_ref_log_probs: true } }", "unknown key", "`method.dpo.reference`"),
+        ("method: { kto: { beta: -1 } }", "`method.kto.beta` must be from", ""),
         ("adapter: lora", "expected a map with one key", "write `adapter: { lora: {} }`"),
         ("adapter: none", "unknown choice `none`", "leave `adapter` out"),
         ("adapter: { rank: 8 }", "unknown choice `rank`", "`rank` belongs under `adapter.lora`"),
@@ -290,6 +299,11 @@ fn defaults_that_depend_on_other_keys_are_filled_in() {
     assert_eq!((lora.lr(), lora.recipe.batch.accumulate, lora.recipe.batch.examples), (2e-4, Some(1), None));
     let full = plan(GOOD, &["adapter=", "batch.examples=8"]);
     assert_eq!((full.lr(), full.recipe.batch.accumulate, full.recipe.batch.examples), (2e-5, None, Some(8)));
+    for (set, lora, full) in [("method={dpo: {}}", 1e-5, 1e-6), ("method={simpo: {}}", 1e-5, 1e-6)] {
+        for (expected, rate) in [(lora, plan(GOOD, &[set]).lr()), (full, plan(GOOD, &[set, "adapter="]).lr())] {
+            assert!((rate / expected - 1.0).abs() < 1e-12, "{set}: {rate}");
+        }
+    }
     let here = std::env::current_dir().unwrap();
     let r = &lora.recipe;
     let valid = &r.data.valid.as_ref().unwrap().0[0].path;
@@ -325,7 +339,7 @@ fn sets_go_through_the_same_check() {
     assert_eq!(
         report(GOOD, &["optim.lr=fast", "run.epoch=2", "optim.betas.1=0.9", "lr", "model.dtype=fp32"]),
         "error: --set optim.lr=fast: `optim.lr`: expected a number (from 0 to 1), found the text `fast`\n\
-         hint: optim.lr: Peak learning rate; left out, 2e-4 for adapters, 2e-5 for full fine-tuning, 6e-4 from random weights, a fifth of it for `lion`; `sgd` has no default.\n\
+         hint: optim.lr: Peak learning rate; left out, 2e-4 for adapters, 2e-5 for full fine-tuning, 6e-4 from random weights; a twentieth of it for methods that learn from preferences (1e-5 and 1e-6), a fifth for `lion`; `sgd` has no default.\n\
          error: --set run.epoch=2: unknown key `epoch`\n\
          hint: did you mean `epochs`?\n\
          error: --set optim.betas.1=0.9: `optim.betas` is a list\n\
@@ -373,6 +387,12 @@ fn shipped_recipes_are_right_and_read_alike_by_serde_yaml() {
         // Begun with random weights, a model is where its tokenizer is.
         other.model.path = other.model.tokenizer.clone().unwrap_or(ft::fsutil::absolute(&other.model.path));
         other.run.out = ft::fsutil::absolute(&other.run.out);
+        // Paths in a list of rewards are made absolute as all others are.
+        if let MethodSpec::Ppo(ppo) = &mut other.method {
+            for model in ppo.rewards.iter_mut().filter_map(|r| r.model.as_mut()) {
+                model.path = ft::fsutil::absolute(&model.path);
+            }
+        }
         // A reward model's head is part of its adapter.
         if let (MethodSpec::Reward(_), Some(AdapterSpec::Lora(lora))) = (&other.method, &mut other.adapter) {
             lora.modules_to_save.push("score".into());

@@ -488,3 +488,28 @@ fn origins_are_named() {
     assert_eq!(found.stage, Stage::Forward, "{found}");
     assert!(found.place == "output of layer 1" && found.input.is_some(), "{found}");
 }
+
+#[test]
+fn a_model_that_does_not_leave_its_reference_is_told() {
+    let space = Space::new();
+    let pairs = std::fs::read_to_string("datasets/preference.jsonl").unwrap();
+    std::fs::write(space.path("pairs.jsonl"), pairs.lines().take(8).collect::<Vec<_>>().join("\n")).unwrap();
+    let dpo = [
+        "method={dpo: {}}",
+        "data.train.path=pairs.jsonl",
+        "data.valid=",
+        "run.eval_every=",
+        "batch.examples=2",
+        "batch.max_len=256",
+    ];
+    let still = ill(&space, "still", &[&dpo[..], &["optim.lr=1e-9", "run.steps=52"]].concat(), "no-movement");
+    assert!(still["cause"].as_str().unwrap().contains("learning rate"), "{still}");
+    assert!(still["next"][0].as_str().unwrap().contains("optim.lr=1e-8"), "{still}");
+    assert_eq!(space.findings("still").len(), 1, "{:?}", ids(&space.findings("still")));
+    // The loop tells it as soon as it is sure.
+    let output = space.train("again", &[&dpo[..], &["optim.lr=1e-9", "run.steps=51", "run.samples=0"]].concat());
+    assert!(said(&output).contains("step 50: after 50 steps the model still says"), "{}", said(&output));
+    // Nothing is wrong with a run that learns.
+    let learns = space.train("learns", &[&dpo[..], &["optim.lr=1e-3", "run.steps=52", "run.samples=0"]].concat());
+    assert!(learns.status.success() && !said(&learns).contains("no-movement"), "{}", said(&learns));
+}

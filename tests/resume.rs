@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 const LORA: &str = "recipes/lora-medical.yaml";
+const DPO: &str = "recipes/dpo-medical.yaml";
 const FULL: &str = "recipes/full-medical.yaml";
 /// Three steps an epoch.
 const STEPS: [&str; 6] =
@@ -89,6 +90,10 @@ resumed_equals_straight! {
         "adapter.lora.dropout=0.1", "optim.groups=[{match: lora_B, lr: 1e-3, weight_decay: 0.1}]"];
     schedule_free_lora: LORA, ["optim.kind=schedule_free", "optim.schedule=constant", "adapter.lora.dropout=0.1"];
     schedule_free_rounded_by_chance: FULL, ["optim.kind=schedule_free", "optim.schedule=constant", "optim.master=stochastic_rounding"];
+    dpo_lora_with_dropout: DPO, ["run.steps=", "adapter.lora.dropout=0.1", "batch.tokens=512", "batch.max_len=256"];
+    dpo_full_against_cached_log_probabilities: DPO,
+        ["run.steps=", "adapter=", "method.dpo.reference=cached", "data.cache=cache", "optim.lr=1e-5"];
+    kto_lora_with_dropout: DPO, ["run.steps=", "method={kto: {}}", "batch.examples=16", "adapter.lora.dropout=0.1"];
     sgd_lora: LORA, ["optim.kind={sgd: {}}", "optim.lr=0.1"];
 }
 

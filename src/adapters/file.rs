@@ -147,6 +147,28 @@ pub fn load_into<'a>(
         .hint("was it trained on another base? adapter_config.json names it under base_model_name_or_path"))
 }
 
+/// Begins an adapter of `spec` with the numbers of one on disk, which must scale its updates alike.
+pub fn begin_with<'a>(params: impl Iterator<Item = &'a Param>, spec: &LoraSpec, folder: &Path) -> Result<()> {
+    let file = read(folder)?;
+    let (ours, theirs) = (spec, &file.spec);
+    let scales = |s: &LoraSpec| {
+        [
+            ("rank", json!(s.rank)),
+            ("alpha", json!(s.alpha)),
+            ("rslora", json!(s.rslora)),
+            ("rank_pattern", json!(s.rank_pattern)),
+            ("alpha_pattern", json!(s.alpha_pattern)),
+        ]
+    };
+    let unlike = scales(ours).into_iter().zip(scales(theirs)).filter(|(a, b)| a != b);
+    let unlike: Vec<String> = unlike.map(|((key, a), (_, b))| format!("{key}: {b}, not {a}")).collect();
+    if !unlike.is_empty() {
+        return Err(Error::user(format!("{}: the adapter was trained with {}", folder.display(), unlike.join("; ")))
+            .hint("set adapter.lora to what it was trained with"));
+    }
+    load_into(params, &file.tensors, folder)
+}
+
 /// adapter_config.json with the keys that every PEFT since 0.4 reads.
 fn config(spec: &LoraSpec, base: &str) -> Value {
     let targets = |t: &Targets| match t {
@@ -271,6 +293,7 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
         alpha_pattern: field!("alpha_pattern", IndexMap::new()),
         modules_to_save: field!("modules_to_save", Vec::new()),
         init,
+        from: None,
         fan_in_fan_out: field!("fan_in_fan_out", false),
     };
     let ranks = spec.rank_pattern.values().chain([&spec.rank]);

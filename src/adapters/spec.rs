@@ -3,6 +3,7 @@
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// The kinds of adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -56,6 +57,10 @@ pub struct LoraSpec {
     pub modules_to_save: Vec<String>,
     /// How A starts; B starts at zero.
     pub init: LoraInit,
+    /// An adapter's folder to go on from, of the same base, rank, alpha and targets; methods with a reference compare with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "path"))]
+    pub from: Option<PathBuf>,
     /// Adapted weights lie as (in, out). Told by the model, never by a recipe; PEFT's files say it.
     #[serde(skip)]
     pub fan_in_fan_out: bool,
@@ -86,6 +91,7 @@ impl Default for LoraSpec {
             alpha_pattern: IndexMap::new(),
             modules_to_save: Vec::new(),
             init: LoraInit::Kaiming,
+            from: None,
             fan_in_fan_out: false,
         }
     }

@@ -18,6 +18,8 @@ mod runs;
 mod sampling;
 mod score;
 mod selftest;
+mod student;
+mod teach;
 mod tokenizer;
 mod train;
 
@@ -49,6 +51,7 @@ enum Verb {
     Check(check::CheckArgs),
     /// Train as a recipe says
     Train(train::TrainArgs),
+    Teach(teach::TeachArgs),
     Resume(resume::ResumeArgs),
     /// Look at runs: list, show, compare, make a page
     #[command(subcommand)]
@@ -59,6 +62,7 @@ enum Verb {
     Generate(generate::Generate),
     Chat(chat::Chat),
     Merge(merge::MergeArgs),
+    Student(student::StudentArgs),
     Selftest(selftest::Selftest),
     #[command(hide = true)]
     Logits(logits::LogitsArgs),
@@ -74,6 +78,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Recipe(verb) => recipe::run(verb),
         Verb::Check(args) => check::run(args),
         Verb::Train(args) => train::run(args),
+        Verb::Teach(args) => teach::run(&args),
         Verb::Resume(args) => resume::run(&args),
         Verb::Runs(verb) => runs::run(verb),
         Verb::Replay(args) => replay::run(&args),
@@ -82,6 +87,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Generate(args) => generate::run(args),
         Verb::Chat(args) => chat::run(args),
         Verb::Merge(args) => merge::run(&args),
+        Verb::Student(args) => student::run(&args),
         Verb::Selftest(args) => selftest::run(args),
         Verb::Logits(args) => logits::run(&args),
     }

@@ -75,6 +75,7 @@ pub(super) fn software() -> Software {
 
 /// Raised by the first Ctrl-C or SIGTERM; a second one ends the process at once.
 pub(super) fn signals() -> Arc<AtomicBool> {
+    runtime::survive_broken_pipes();
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone());

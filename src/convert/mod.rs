@@ -13,4 +13,5 @@ pub mod pretokenizer;
 pub mod quant;
 mod rope_scaling;
 mod scorer;
+pub mod student;
 pub mod vocabulary;

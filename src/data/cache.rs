@@ -101,7 +101,8 @@ impl Cache {
             let name = entry.file_name().to_string_lossy().into_owned();
             let Ok(meta) = entry.metadata() else { continue };
             let temporary = name.starts_with('.') && name.contains(".tmp-");
-            if !meta.is_file() || !(temporary || name.ends_with(".tokens") || name.ends_with(".layout")) {
+            if !meta.is_file() || !(temporary || [".tokens", ".layout", ".logprobs"].iter().any(|e| name.ends_with(e)))
+            {
                 continue;
             }
             let age = meta.modified().ok().and_then(|t| t.elapsed().ok()).unwrap_or_default();

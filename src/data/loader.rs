@@ -108,6 +108,11 @@ impl Loader {
         self.plan.examples.is_none() && (self.shuffle || self.mix.varies())
     }
 
+    /// Epochs done: 1.5 is halfway through the second.
+    pub fn epoch(&self) -> f64 {
+        self.cursor.epoch as f64 + self.cursor.step_in_epoch as f64 / self.steps.len() as f64
+    }
+
     /// Where the loader stands.
     pub fn cursor(&self) -> Cursor {
         self.cursor

@@ -20,6 +20,8 @@ pub enum Split {
 pub struct Which<'a> {
     pub split: Split,
     pub items: &'a [usize],
+    /// Epochs done before the step.
+    pub epoch: f64,
 }
 
 /// How fixed items are learnt.
@@ -34,6 +36,17 @@ pub trait Objective {
         _model: &Model,
         _train: &Dataset<Self::Item>,
         _valid: Option<&Dataset<Self::Item>>,
+    ) -> Result<()> {
+        Ok(())
+    }
+    /// Before the batches of an optimiser step or of a validation are made, with all their packed rows: what is estimated
+    /// over all of them.
+    fn survey(
+        &mut self,
+        _model: &Model,
+        _split: Split,
+        _rows: &Dataset<Self::Item>,
+        _packed: &[Vec<usize>],
     ) -> Result<()> {
         Ok(())
     }
@@ -144,10 +157,12 @@ fn batch<O: Objective>(
 
 impl<O: Objective> Method for Fixed<O> {
     fn next_step(&mut self, model: &Model) -> Result<Step> {
+        let before = self.loader.epoch();
         let data::Step { rows, epoch } = self.loader.next();
+        self.objective.survey(model, Split::Train, &self.train, &rows)?;
         let mut micro = Vec::with_capacity(rows.len());
         for items in &rows {
-            let which = Which { split: Split::Train, items };
+            let which = Which { split: Split::Train, items, epoch: before };
             micro.push(batch(&mut self.objective, model, &self.train, which)?);
         }
         Ok(Step { micro, epoch, means: Vec::new() })
@@ -156,9 +171,11 @@ impl<O: Objective> Method for Fixed<O> {
     fn validate(&mut self, model: &Model) -> Result<Option<Means>> {
         let Some(valid) = &self.valid else { return Ok(None) };
         let order: Vec<u32> = (0..valid.len() as u32).collect();
+        let packed = data::pack(valid.lengths(), &order, self.budget);
+        self.objective.survey(model, Split::Valid, valid, &packed)?;
         let mut metrics = Metrics::default();
-        for items in data::pack(valid.lengths(), &order, self.budget) {
-            let which = Which { split: Split::Valid, items: &items };
+        for items in packed {
+            let which = Which { split: Split::Valid, items: &items, epoch: self.loader.epoch() };
             let batch = batch(&mut self.objective, model, valid, which)?;
             metrics.merge(model.infer(batch.tokens(), |out| batch.loss(out))?.metrics);
         }

@@ -5,15 +5,23 @@
 //! of them says only how items become a batch (`Objective`). A method that makes its own data (reinforcement learning)
 //! is a `Method` by itself.
 
+pub mod distill;
+pub mod dpo;
 pub mod fixed;
 pub mod grpo;
+pub mod kto;
+pub mod orpo;
+pub mod pairs;
 pub mod ppo;
 pub mod rate;
+pub mod reference;
 pub mod reward;
 pub mod rloo;
 pub mod rollout;
 pub mod rows;
 pub mod sft;
+pub mod simpo;
+pub mod watch;
 
 pub use fixed::{Fixed, Objective, Split, Which};
 pub use rows::{Ground, Rows, Side};
@@ -37,6 +45,14 @@ pub enum MethodSpec {
     Sft(sft::SftSpec),
     /// A reward model: scores learnt from pairs of a better and a worse answer.
     Reward(reward::RewardSpec),
+    /// Direct preference optimisation (arXiv 2305.18290) of pairs, against a reference.
+    Dpo(dpo::DpoSpec),
+    /// Kahneman-Tversky optimisation (arXiv 2402.01306) of answers judged one by one, against a reference.
+    Kto(kto::KtoSpec),
+    /// Odds-ratio preference optimisation (arXiv 2403.07691) of pairs: cross-entropy and preference in one.
+    Orpo(orpo::OrpoSpec),
+    /// Simple preference optimisation (arXiv 2405.14734) of pairs, by mean log-probabilities.
+    Simpo(simpo::SimpoSpec),
     /// Group-relative policy optimisation: answers drawn in groups and judged, each learnt by how much better it is than
     /// its group (with the variants Dr. GRPO, DAPO and GSPO).
     Grpo(grpo::GrpoSpec),
@@ -44,6 +60,8 @@ pub enum MethodSpec {
     Rloo(rloo::RlooSpec),
     /// Proximal policy optimisation: answers are drawn, rewarded, and made more or less likely.
     Ppo(Box<ppo::PpoSpec>),
+    /// Distillation: a student learns a teacher's distributions on the supervised tokens.
+    Distill(distill::DistillSpec),
 }
 
 impl MethodSpec {
@@ -52,9 +70,14 @@ impl MethodSpec {
         match self {
             Self::Sft(_) => "sft",
             Self::Reward(_) => "reward",
+            Self::Dpo(_) => "dpo",
+            Self::Kto(_) => "kto",
+            Self::Orpo(_) => "orpo",
+            Self::Simpo(_) => "simpo",
             Self::Grpo(_) => "grpo",
             Self::Rloo(_) => "rloo",
             Self::Ppo(_) => "ppo",
+            Self::Distill(_) => "distill",
         }
     }
 
@@ -63,22 +86,34 @@ impl MethodSpec {
         !matches!(self, Self::Grpo(_) | Self::Rloo(_) | Self::Ppo(_))
     }
 
+    /// It learns which of the model's answers are better, not what to answer.
+    pub fn compares(&self) -> bool {
+        matches!(self, Self::Dpo(_) | Self::Kto(_) | Self::Orpo(_) | Self::Simpo(_))
+    }
+
     /// Reads and tokenises its rows.
     pub fn rows(&self, ground: &Ground) -> Result<Box<dyn Rows>> {
         match self {
             Self::Sft(spec) => sft::rows(spec, ground),
             Self::Reward(spec) => reward::rows(spec, ground),
+            Self::Dpo(spec) => dpo::rows(spec, ground),
+            Self::Kto(spec) => kto::rows(spec, ground),
+            Self::Orpo(spec) => orpo::rows(spec, ground),
+            Self::Simpo(spec) => simpo::rows(spec, ground),
             Self::Grpo(spec) => grpo::rows(spec, ground),
             Self::Rloo(spec) => rloo::rows(spec, ground),
             Self::Ppo(spec) => ppo::rows(spec, ground),
+            Self::Distill(spec) => distill::rows(spec, ground),
         }
     }
 
     /// What its model is made of, beside the base and what is trained.
     pub fn parts(&self, adapter: Option<&AdapterSpec>) -> Result<Parts> {
         match self {
-            Self::Sft(_) => Ok(Parts::default()),
-            Self::Reward(_) => Ok(Parts { heads: Heads::Score, beside: Vec::new() }),
+            Self::Sft(_) | Self::Distill(_) | Self::Orpo(_) | Self::Simpo(_) => Ok(Parts::default()),
+            Self::Reward(_) => Ok(Parts { heads: Heads::Score, ..Parts::default() }),
+            Self::Dpo(spec) => reference::parts(adapter, spec.reference),
+            Self::Kto(_) => reference::parts(adapter, reference::ReferenceChoice::Live),
             Self::Grpo(grpo::GrpoSpec { rewards, .. }) | Self::Rloo(rloo::RlooSpec { rewards, .. }) => {
                 rollout::parts(rewards, adapter)
             }
@@ -95,6 +130,8 @@ pub const ADAPTER: &str = "default";
 pub struct Parts {
     pub heads: Heads,
     pub beside: Vec<Beside>,
+    /// The method holds a frozen copy of the base (a reference).
+    pub copy: bool,
 }
 
 /// An adapter beside the trained one, on the same base.

@@ -99,6 +99,11 @@ impl Output {
         scores::scores(&self.head, &self.hidden.index_select(0, at), targets, temperature, entropy)
     }
 
+    /// The output head, for methods that look at whole distributions chunk by chunk (`nn::chunked`).
+    pub fn head(&self) -> &Rc<Linear> {
+        &self.head
+    }
+
     /// Logits of the rows `at` (N): (N, V) float32.
     pub fn logits(&self, at: &Tensor) -> Tensor {
         self.head.forward(&self.hidden.index_select(0, at)).to_kind(Kind::Float)

@@ -316,6 +316,33 @@ impl Model {
         x
     }
 
+    /// What each layer gets, and what the last one gives: (T, D) each, float32. Without gradient.
+    pub fn states(&self, tokens: &Tokens) -> Result<Vec<Tensor>> {
+        let mut states = Vec::with_capacity(self.depth() + 1);
+        let _ = self.layers(tokens, &(0..self.depth()).collect::<Vec<_>>(), |x| states.push(x.to_kind(Kind::Float)))?;
+        Ok(states)
+    }
+
+    /// Logits (T, V) of the trunk with only these layers, in this order. Without gradient.
+    pub fn through(&self, tokens: &Tokens, layers: &[usize]) -> Result<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        let x = self.layers(tokens, layers, |_| ())?;
+        Ok(self.decoder.head().forward(&self.decoder.finish(&x)))
+    }
+
+    fn layers(&self, tokens: &Tokens, layers: &[usize], mut see: impl FnMut(&Tensor)) -> Result<Tensor> {
+        self.check(tokens, &[])?;
+        let _no_grad = tch::no_grad_guard();
+        let mut pass = Pass::new(tokens, None);
+        let mut x = self.embed(tokens);
+        for &i in layers {
+            see(&x);
+            x = self.decoder.layer(i, &x, &mut pass);
+        }
+        see(&x);
+        Ok(x)
+    }
+
     /// (T, D), with noise while learning where it is set.
     fn embed(&self, tokens: &Tokens) -> Tensor {
         let x = self.decoder.embed(tokens);

@@ -9,6 +9,7 @@
 pub mod attention;
 pub mod cache;
 pub mod chance;
+pub mod chunked;
 pub mod head;
 pub mod initial;
 pub mod layer_norm;

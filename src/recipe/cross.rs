@@ -19,6 +19,7 @@ pub(super) struct Written<'a> {
 pub(super) fn check(written: &Written, mistakes: &mut Vec<Mistake>) {
     let rules = [
         model,
+        preference,
         batch,
         optimiser,
         groups,
@@ -131,6 +132,28 @@ fn model(w: &Written, mistakes: &mut Vec<Mistake>) {
     if !w.given("model.path") && !misspelt {
         let doc = key("model.path").map_or("", |k| &k.doc);
         mistakes.push(w.wrong("model", "`model.path` is missing", doc));
+    }
+}
+
+fn preference(w: &Written, mistakes: &mut Vec<Mistake>) {
+    for method in ["dpo", "kto"] {
+        if w.given(&format!("method.{method}")) && w.is("model.init", "random") {
+            let message = format!(
+                "`method: {method}` compares with the model as it was, and `model.init: random` has learnt nothing"
+            );
+            mistakes.push(w.wrong("model.init", message, "give `model.path`; pre-train with `method: sft` first"));
+        }
+    }
+    let Some(loss) = w.value("method.dpo.loss").filter(|_| w.given("method.dpo")) else { return };
+    let loss = loss.as_str().unwrap_or_default();
+    let (path, given) = ("method.dpo.label_smoothing", w.given("method.dpo.label_smoothing"));
+    if given && !matches!(loss, "sigmoid" | "robust" | "exo") {
+        let message = format!("`{path}` has no effect: `loss: {loss}` does not read it");
+        mistakes.push(w.wrong(path, message, "remove it, or choose `sigmoid`, `robust` or `exo`"));
+    }
+    if loss == "exo" && w.number(path) == Some(0.0) && given {
+        let message = format!("`{path}` must be above 0 with `loss: exo`: its logarithm is taken");
+        mistakes.push(w.wrong(path, message, "the paper takes 0.001"));
     }
 }
 

@@ -46,6 +46,9 @@ pub struct ModelSection {
     #[serde(default)]
     #[schemars(extend("format" = "path", "default" = null))]
     pub path: PathBuf,
+    /// A larger model to cut this one out of, where `path` does not exist yet (as `ft student` does).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<CutSection>,
     /// Where the first weights come from.
     #[serde(default)]
     pub init: ModelInit,
@@ -64,6 +67,55 @@ pub struct ModelSection {
     #[serde(default = "auto")]
     #[schemars(regex(pattern = r"^(auto|cpu|cuda(:[0-9]+)?)$"))]
     pub device: String,
+}
+
+/// A student cut out of a larger model; what is left out stays whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CutSection {
+    /// The Hugging Face directory of the larger model.
+    #[schemars(extend("format" = "path"))]
+    pub from: PathBuf,
+    /// How many layers to keep, or a list of which, from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<CutLayers>,
+    /// How so many layers are chosen.
+    #[serde(default)]
+    pub choose: CutChoice,
+    /// Neurons of each MLP to keep: those with the largest activations on the training rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub mlp: Option<i64>,
+    /// Query heads of each layer to keep, with the key/value heads that serve them, chosen likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub heads: Option<i64>,
+    /// Training rows that activations are measured on.
+    #[serde(default = "calibration")]
+    #[schemars(range(min = 1))]
+    pub rows: usize,
+}
+
+/// Layers to keep.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)] // leaves only: a number or a list of numbers
+pub enum CutLayers {
+    /// So many.
+    Count(#[schemars(range(min = 1))] usize),
+    /// These.
+    List(#[schemars(length(min = 1))] Vec<usize>),
+}
+
+/// How layers are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CutChoice {
+    /// Evenly spread, the first and the last among them.
+    #[default]
+    Even,
+    /// The block with the smallest angle between what goes in and what comes out goes (Gromov et al. 2024, arXiv
+    /// 2403.17887).
+    Angular,
 }
 
 /// Where the first weights come from.
@@ -252,6 +304,10 @@ fn two() -> usize {
 fn seed() -> u64 {
     7
 }
+fn calibration() -> usize {
+    64
+}
+
 fn overflow_tolerance() -> f64 {
     0.01
 }

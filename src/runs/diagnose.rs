@@ -6,6 +6,7 @@
 
 use super::facts::{Facts, Origin};
 use super::history::{History, Point, mean};
+use super::preference;
 use crate::recipe::{Dtype, Plan};
 use serde::Serialize;
 
@@ -22,6 +23,9 @@ pub enum Id {
     Memorisation,
     WorseThanStart,
     FewSupervisedTokens,
+    NoMovement,
+    AccuracyFalling,
+    LikelihoodDisplacement,
 }
 
 impl Id {
@@ -36,6 +40,9 @@ impl Id {
             Id::Memorisation => "memorisation",
             Id::WorseThanStart => "worse-than-start",
             Id::FewSupervisedTokens => "few-supervised-tokens",
+            Id::NoMovement => "no-movement",
+            Id::AccuracyFalling => "accuracy-falling",
+            Id::LikelihoodDisplacement => "likelihood-displacement",
         }
     }
 }
@@ -80,10 +87,13 @@ pub fn diagnose(patient: Patient) -> Vec<Finding> {
     let zero = loss_zero(patient);
     let still = zero.is_none().then(|| no_gradient(patient).or_else(|| no_update(patient))).flatten();
     let rate = learning_rate(patient);
+    let compared = preference::diagnose(patient, still.is_some());
+    let unmoved = compared.iter().any(|f| f.id == Id::NoMovement);
     // A loss at zero is flat, one without gradient too, and one that jumps is not.
-    if zero.is_none() && still.is_none() && rate.is_none() {
+    if zero.is_none() && still.is_none() && rate.is_none() && !unmoved {
         found.extend(flat(patient));
     }
+    found.extend(compared);
     found.extend(zero.into_iter().chain(still).chain(rate));
     found.extend(memorisation(patient));
     found.extend(worse(patient, &found));
@@ -93,17 +103,17 @@ pub fn diagnose(patient: Patient) -> Vec<Finding> {
 }
 
 impl Patient<'_> {
-    fn lr(&self) -> f64 {
+    pub(super) fn lr(&self) -> f64 {
         self.plan.recipe.optim.lr.unwrap_or(0.0)
     }
 
     /// Steps that count.
-    fn applied(&self) -> Vec<&Point> {
+    pub(super) fn applied(&self) -> Vec<&Point> {
         self.history.steps.iter().filter(|p| p.applied()).collect()
     }
 
     /// The run's command with other settings, into a folder of its own beside the old one.
-    fn again(&self, name: &str, changes: &[(&str, String)]) -> String {
+    pub(super) fn again(&self, name: &str, changes: &[(&str, String)]) -> String {
         let out = format!("{}-{name}", self.plan.recipe.run.out.display());
         let key = |set: &str| set.split('=').next().unwrap_or(set).trim().to_string();
         let changed = |set: &&String| !changes.iter().any(|(k, _)| *k == key(set)) && key(set) != "run.out";
@@ -114,13 +124,13 @@ impl Patient<'_> {
     }
 
     /// `ft check` with the run's own settings.
-    fn check(&self) -> String {
+    pub(super) fn check(&self) -> String {
         let sets: String = self.plan.sets.iter().map(|s| format!(" --set {}", quote(s))).collect();
         format!("ft check {}{sets}", quote(&self.plan.file.display().to_string()))
     }
 
     /// A look at the (first) training rows.
-    fn inspect(&self) -> String {
+    pub(super) fn inspect(&self) -> String {
         let path = self.plan.recipe.data.train.0.first().map(|s| quote(&s.path.display().to_string()));
         format!("ft data inspect {}", path.unwrap_or_default())
     }
@@ -136,18 +146,18 @@ fn quote(word: &str) -> String {
     }
 }
 
-fn finding(id: Id, title: &str, evidence: &[(&str, String)], cause: String, next: Vec<String>) -> Finding {
+pub(super) fn finding(id: Id, title: &str, evidence: &[(&str, String)], cause: String, next: Vec<String>) -> Finding {
     let evidence = evidence.iter().map(|(k, v)| (k.to_string(), v.clone())).collect();
     Finding { id, title: title.into(), evidence, cause, next }
 }
 
 /// Four digits that tell something.
-fn number(x: f64) -> String {
+pub(super) fn number(x: f64) -> String {
     if x == 0.0 || (1e-3..1e5).contains(&x.abs()) { format!("{x:.4}") } else { format!("{x:.2e}") }
 }
 
 /// A rate as a person would write it.
-fn rate(x: f64) -> String {
+pub(super) fn rate(x: f64) -> String {
     format!("{x:.0e}")
 }
 

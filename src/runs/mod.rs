@@ -13,6 +13,7 @@ pub mod hash;
 pub mod history;
 pub mod lock;
 pub mod page;
+mod preference;
 pub mod tensorboard;
 pub mod terminal;
 pub mod trainer_state;

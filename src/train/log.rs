@@ -62,6 +62,9 @@ fn round(x: f64) -> Value {
     number((x * 1e4).round() / 1e4)
 }
 
+/// Means that are shown beside the loss while a run goes on: what a method is about, and its short name.
+const HEADLINES: [(&str, &str); 2] = [("rewards/accuracies", "accuracy"), ("rewards/margins", "margin")];
+
 /// The run's log.
 pub struct Log {
     file: File,
@@ -96,9 +99,14 @@ impl Log {
     /// A step is done.
     pub fn step(&mut self, line: &StepLine) -> Result<()> {
         self.write(&line.json())?;
+        let more = |(name, shown): &(&str, &str)| {
+            let (_, value) = line.more.iter().find(|(k, _)| k == name)?;
+            Some(format!("  {shown} {value:.3}"))
+        };
         let text = format!(
-            "loss {:.4}  lr {:.2e}  norm {:.2}  {} tok/s",
+            "loss {:.4}{}  lr {:.2e}  norm {:.2}  {} tok/s",
             line.loss,
+            HEADLINES.iter().filter_map(more).collect::<String>(),
             line.lr,
             line.grad_norm,
             report::count(line.tokens_per_s.round() as u64)

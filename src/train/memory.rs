@@ -36,7 +36,8 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
         false => optim::bytes(&recipe.optim, model.params().trainable()),
     };
     let training = trained * 2 * master + state;
-    let weights = if full { 0 } else { base * width };
+    let copy = recipe.method.parts(recipe.adapter.as_ref()).is_ok_and(|parts| parts.copy);
+    let weights = base * width * (u64::from(!full) + u64::from(copy));
 
     // A reward model has no output head.
     let vocabulary = if model.heads() == Heads::Score { 0 } else { c.vocab_size };

@@ -14,6 +14,7 @@ pub mod replay;
 mod sample;
 pub mod schedule;
 mod step;
+pub mod teach;
 pub mod verify;
 
 pub use prepare::Prepared;

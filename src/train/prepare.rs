@@ -1,14 +1,17 @@
 //! Everything before the first step: data read and tokenised, the steps counted, the model loaded.
 
-use crate::adapters::{AdapterSpec, LoraPlan, file};
-use crate::data::{BatchPlan, Cache, ChatTokenizer};
+use crate::adapters::{AdapterSpec, LoraPlan, LoraSpec, file};
+use crate::convert::student::{Cut, Layers, need_student};
+use crate::data::{
+    BatchPlan, Cache, ChatTokenizer, Dataset, EncodeOptions, Example, Overflow, SourceSpec, Sources, Supervise,
+};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::methods::{ADAPTER, Ground, Method, Parts, Rows, Side};
 use crate::models::fresh::{self, Vocabulary};
 use crate::models::{self, Config, Load, Model};
 use crate::nn::{Attach, Param};
-use crate::recipe::{Dtype, Master, ModelConfig, ModelInit, Plan};
+use crate::recipe::{CutChoice, CutLayers, Dtype, Master, ModelConfig, ModelInit, Plan};
 use crate::report;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -32,6 +35,59 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
         tch::set_num_threads(threads as i32);
     }
     let device = models::device(&recipe.model.device)?;
+    cut(plan)?;
+    let tokenizer = tokenizer(plan)?;
+    let cache = Cache::new(&recipe.data.cache)?;
+    let rows = recipe.method.rows(&ground(plan, tokenizer.clone(), &cache))?;
+    let total = recipe.run.steps.unwrap_or_else(|| rows.steps_for(recipe.run.epochs));
+    if total == 0 {
+        return Err(Error::user("run.epochs: no step to do").hint("set run.epochs above 0 or run.steps"));
+    }
+    Ok(Prepared { plan: plan.clone(), tokenizer, rows, total, device })
+}
+
+/// Makes the model that the recipe cuts out of a larger one, where it is not there yet.
+pub fn cut(plan: &Plan) -> Result<()> {
+    let recipe = &plan.recipe;
+    let Some(section) = &recipe.model.cut else { return Ok(()) };
+    let layers = match (&section.layers, section.choose) {
+        (None, _) => Layers::All,
+        (Some(CutLayers::List(list)), _) => Layers::List(list.clone()),
+        (Some(CutLayers::Count(n)), CutChoice::Even) => Layers::Even(*n),
+        (Some(CutLayers::Count(n)), CutChoice::Angular) => Layers::Angular(*n),
+    };
+    let cut = Cut { layers, mlp: section.mlp, heads: section.heads };
+    let texts = || -> Result<Vec<Vec<u32>>> {
+        let tokenizer = ChatTokenizer::load(&section.from, recipe.data.template.as_deref())?;
+        let options = EncodeOptions {
+            supervise: Supervise::All,
+            max_len: recipe.batch.max_len,
+            on_overflow: Overflow::Truncate,
+            overflow_tolerance: 0.0,
+        };
+        let sources =
+            recipe.data.train.0.iter().map(|s| SourceSpec { rows: Some(section.rows), weight: None, ..s.clone() });
+        let rows = Dataset::<Example>::open(&Sources(sources.collect()), &tokenizer, &options, &Cache::off())?;
+        rows.iter().take(section.rows).map(|e| Ok(e?.ids)).collect()
+    };
+    let device = models::device(&recipe.model.device)?;
+    if let Some(made) = need_student(&section.from, &cut, texts, &recipe.model.path, device)? {
+        report::info(format!(
+            "{}: {} of {} layers ({} of {} parameters) cut out of {}",
+            recipe.model.path.display(),
+            made.kept_layers.len(),
+            made.layers_before,
+            report::count(made.parameters),
+            report::count(made.parameters_before),
+            section.from.display(),
+        ));
+    }
+    Ok(())
+}
+
+/// The tokenizer of the base, with the recipe's template.
+pub fn tokenizer(plan: &Plan) -> Result<Rc<ChatTokenizer>> {
+    let recipe = &plan.recipe;
     let tokenizer = Rc::new(ChatTokenizer::load(&recipe.model.path, recipe.data.template.as_deref())?);
     if let Some(id) = tokenizer.unwritten_stop() {
         report::warn(format!(
@@ -41,16 +97,21 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
             tokenizer.token(id).unwrap_or_default(),
         ));
     }
-    let cache = Cache::new(&recipe.data.cache)?;
-    let rows = recipe.method.rows(&Ground {
-        tokenizer: tokenizer.clone(),
+    Ok(tokenizer)
+}
+
+/// What a recipe's rows are read with.
+pub fn ground<'a>(plan: &'a Plan, tokenizer: Rc<ChatTokenizer>, cache: &'a Cache) -> Ground<'a> {
+    let recipe = &plan.recipe;
+    Ground {
+        tokenizer,
         model: &recipe.model.path,
         train: &recipe.data.train,
         valid: recipe.data.valid.as_ref(),
         max_len: recipe.batch.max_len,
         on_overflow: recipe.data.on_overflow,
         overflow_tolerance: recipe.data.overflow_tolerance,
-        cache: &cache,
+        cache,
         batch: BatchPlan {
             tokens: recipe.batch.tokens,
             accumulate: recipe.batch.accumulate,
@@ -59,12 +120,7 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
         shuffle: recipe.data.shuffle,
         seed: recipe.run.seed,
         adapter: recipe.adapter.as_ref(),
-    })?;
-    let total = recipe.run.steps.unwrap_or_else(|| rows.steps_for(recipe.run.epochs));
-    if total == 0 {
-        return Err(Error::user("run.epochs: no step to do").hint("set run.epochs above 0 or run.steps"));
     }
-    Ok(Prepared { plan: plan.clone(), tokenizer, rows, total, device })
 }
 
 /// The dtype of frozen weights and of the arithmetic.
@@ -82,7 +138,7 @@ impl Prepared {
         // Adapters draw their first weights from libtorch's generator.
         tch::manual_seed(recipe.run.seed as i64);
         let plan = recipe.adapter.as_ref().map(AdapterSpec::plan).transpose()?;
-        let Parts { heads, beside } = recipe.method.parts(recipe.adapter.as_ref())?;
+        let Parts { heads, beside, .. } = recipe.method.parts(recipe.adapter.as_ref())?;
         let files = beside.iter().map(|b| b.folder.as_deref().map(file::read).transpose());
         let files = files.collect::<Result<Vec<_>>>()?;
         let others = beside.iter().map(|b| match &b.folder {
@@ -110,6 +166,11 @@ impl Prepared {
             if !b.trained {
                 model.freeze(b.name);
             }
+        }
+        if let Some(AdapterSpec::Lora(spec)) = &recipe.adapter
+            && let (Some(folder), Some(id)) = (&spec.from, model.adapter_id(ADAPTER))
+        {
+            file::begin_with(model.params().adapter(id), spec, folder)?;
         }
         if recipe.optim.master == Master::StochasticRounding {
             model.narrow_masters();
@@ -152,6 +213,10 @@ impl Prepared {
         }
         // Where token ids are kept changes nothing of them.
         recipe["data"].as_object_mut().map(|data| data.remove("cache"));
+        // An adapter to go on from is known by its content, too.
+        if let Some(AdapterSpec::Lora(LoraSpec { from: Some(folder), .. })) = &self.plan.recipe.adapter {
+            recipe["adapter"]["lora"]["from"] = json!(fsutil::sha256(&folder.join(file::TENSORS))?);
+        }
         let mut data = serde_json::Map::new();
         for (name, rows) in [("train", Some(self.rows.train())), ("valid", self.rows.valid())] {
             let path = take_paths(&mut recipe["data"][name]);

@@ -31,7 +31,7 @@ pub struct PpoSpec {
     #[schemars(range(min = 1))]
     pub mini_batches: usize,
     /// What foretells the reward.
-    #[serde(default, with = "serde_yaml::with::singleton_map")]
+    #[serde(default, with = "crate::choice")]
     #[schemars(with = "ValueSpec")]
     pub value: ValueSpec,
     /// Weight of the value function's loss.

@@ -111,8 +111,10 @@ fn doctor(run: &RunFolder) -> String {
 }
 
 fn finding(f: &Finding) -> String {
-    let grave =
-        matches!(f.id, Id::NonFinite | Id::LearningRateTooHigh | Id::WorseThanStart | Id::NoGradient | Id::NoUpdate);
+    let grave = matches!(
+        f.id,
+        Id::NonFinite | Id::LearningRateTooHigh | Id::WorseThanStart | Id::NoGradient | Id::NoUpdate | Id::NoMovement
+    );
     let evidence: String =
         f.evidence.iter().map(|(k, v)| format!("<li><span>{}</span> {}</li>", escape(k), escape(v))).collect();
     let next: String = f.next.iter().map(|c| format!("<pre class=\"command\">{}</pre>", escape(c))).collect();

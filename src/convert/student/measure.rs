@@ -1,0 +1,98 @@
+//! What layers, neurons and heads do on a calibration set.
+//!
+//! Activations are seen by an adapter that changes nothing: it stands where the product that reads them is computed.
+
+use super::Turn;
+use crate::error::Result;
+use crate::models::{Heads, Load, Model};
+use crate::nn::{Adapter, Attach, Dense, Layer, Site, Tokens};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::rc::Rc;
+use tch::{Device, Kind, Tensor};
+
+/// Mean size of each input of a linear layer, by the layer's name: (in) float64.
+pub type Importance = BTreeMap<String, Tensor>;
+
+/// What was seen.
+pub struct Measured {
+    pub importance: Importance,
+    /// What each layer gets and what the last one gives, of every text: (T, D) float32.
+    states: Vec<Vec<Tensor>>,
+}
+
+/// Runs the texts through the model.
+pub fn measure(folder: &Path, texts: &[Vec<u32>], device: Device) -> Result<Measured> {
+    let recorder = Recorder::default();
+    let adapters: Vec<(String, &dyn Attach)> = vec![("recorder".into(), &recorder)];
+    let load = Load { device, kind: Kind::Float, train_base: false, adapters, heads: Heads::Tokens };
+    let model = Model::load(folder, load)?;
+    let bar = crate::report::bar(texts.len() as u64, "calibration texts");
+    let (mut states, mut tokens) = (Vec::new(), 0i64);
+    for text in texts.iter().filter(|t| !t.is_empty()) {
+        states.push(model.states(&Tokens::pack(&[text], device))?);
+        tokens += text.len() as i64;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let sums = recorder.sums.take();
+    let importance = sums.into_iter().map(|(name, sum)| (name, sum / tokens as f64)).collect();
+    Ok(Measured { importance, states })
+}
+
+impl Measured {
+    /// The mean angle that each block of so many layers turns its input by.
+    pub fn turns(&self, layers: usize) -> Vec<Turn> {
+        let depth = self.states[0].len() - 1;
+        let turn = |from: usize| {
+            let (mut sum, mut n) = (0.0, 0);
+            for states in &self.states {
+                let cosine = Tensor::cosine_similarity(&states[from], &states[from + layers], -1, 1e-8);
+                sum += cosine.clamp(-1.0, 1.0).acos().sum(Kind::Double).double_value(&[]) / std::f64::consts::PI;
+                n += cosine.numel();
+            }
+            Turn { from, layers, distance: sum / n as f64 }
+        };
+        (0..=depth - layers).map(turn).collect()
+    }
+}
+
+/// Attaches to the layers that read neurons and heads.
+#[derive(Default)]
+struct Recorder {
+    sums: Rc<RefCell<Importance>>,
+}
+
+struct Ear {
+    name: String,
+    sums: Rc<RefCell<Importance>>,
+}
+
+impl Attach for Recorder {
+    fn attach(&self, site: &Site, _: &mut dyn FnMut(&str, Tensor) -> Tensor) -> Result<Option<Box<dyn Adapter>>> {
+        let reads = site.name.ends_with(".down_proj") || site.name.ends_with(".o_proj");
+        let ear = || Box::new(Ear { name: site.name.into(), sums: self.sums.clone() }) as Box<dyn Adapter>;
+        Ok((site.layer == Layer::Linear && reads).then(ear))
+    }
+
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Adapter for Ear {
+    fn forward(&self, x: &Tensor, base: &Dense, _: bool) -> Tensor {
+        let size = x.detach().abs().sum_dim_intlist([0i64].as_slice(), false, Kind::Double);
+        let mut sums = self.sums.borrow_mut();
+        match sums.get_mut(&self.name) {
+            Some(sum) => *sum += size,
+            None => drop(sums.insert(self.name.clone(), size)),
+        }
+        base.forward(x)
+    }
+
+    fn merged(&self, weight: &Tensor) -> Tensor {
+        weight.shallow_clone()
+    }
+}

@@ -1,0 +1,121 @@
+//! Which parts of which tensors are kept, and under which names.
+
+use super::Importance;
+use crate::error::{Error, Result};
+use crate::models::Config;
+use crate::nn::Weights;
+use std::collections::BTreeMap;
+use tch::{Kind, Tensor};
+
+/// The cut of every tensor.
+pub struct Slices {
+    /// New number of each old layer that stays.
+    layers: BTreeMap<usize, usize>,
+    /// By old layer: the neurons that stay.
+    neurons: BTreeMap<usize, Tensor>,
+    /// By old layer: rows of q and columns of o that stay, rows of k and v.
+    heads: BTreeMap<usize, (Tensor, Tensor)>,
+}
+
+/// The number of a tensor's layer, with where it stands in the name.
+fn layer(name: &str) -> Option<(usize, std::ops::Range<usize>)> {
+    let mark = [".layers.", ".h."].iter().find_map(|m| name.find(m).map(|at| at + m.len()))?;
+    let end = mark + name[mark..].find('.')?;
+    Some((name[mark..end].parse().ok()?, mark..end))
+}
+
+impl Slices {
+    pub fn new(c: &Config, kept: &[usize], mlp: i64, heads: i64, important: &Importance) -> Result<Self> {
+        let layers: BTreeMap<usize, usize> = kept.iter().enumerate().map(|(new, old)| (*old, new)).collect();
+        let found = |old: usize, module: &str| {
+            let name = format!("model.layers.{old}.{module}");
+            important.get(&name).ok_or_else(|| {
+                Error::user(format!("a {} model has no `{name}`: only its layers can be cut", c.model_type))
+                    .hint("leave --mlp and --heads out")
+            })
+        };
+        let (mut neurons, mut rows) = (BTreeMap::new(), BTreeMap::new());
+        for &old in kept {
+            if mlp != c.intermediate_size {
+                neurons.insert(old, largest(found(old, "mlp.down_proj")?, mlp));
+            }
+            if heads != c.num_attention_heads {
+                let (e, per) = (c.head_dim, c.num_attention_heads / c.num_key_value_heads);
+                // Query heads go with the key/value head that serves them.
+                let size = found(old, "self_attn.o_proj")?.view([c.num_key_value_heads, per * e]);
+                let groups = largest(&size.sum_dim_intlist([1i64].as_slice(), false, Kind::Double), heads / per);
+                rows.insert(old, (spread(&groups, per * e), spread(&groups, e)));
+            }
+        }
+        Ok(Self { layers, neurons, heads: rows })
+    }
+
+    /// The tensors of the student: new name -> old name.
+    pub fn names(&self, weights: &Weights) -> BTreeMap<String, String> {
+        let renamed = |name: &str| match layer(name) {
+            None => Some(name.to_string()),
+            Some((old, at)) => {
+                let new = self.layers.get(&old)?;
+                Some(format!("{}{new}{}", &name[..at.start], &name[at.end..]))
+            }
+        };
+        weights.names().filter_map(|old| Some((renamed(old)?, old.to_string()))).collect()
+    }
+
+    /// What stays of the tensor with this old name.
+    pub fn apply(&self, name: &str, t: &Tensor) -> Tensor {
+        let Some((old, _)) = layer(name) else { return t.shallow_clone() };
+        let module = |m: &str| name.contains(&format!(".{m}."));
+        if let Some(kept) = self.neurons.get(&old) {
+            if module("gate_proj") || module("up_proj") {
+                return t.index_select(0, kept);
+            }
+            if module("down_proj") && t.dim() == 2 {
+                return t.index_select(1, kept);
+            }
+        }
+        if let Some((query, key)) = self.heads.get(&old) {
+            if module("q_proj") {
+                return t.index_select(0, query);
+            }
+            if module("k_proj") || module("v_proj") {
+                return t.index_select(0, key);
+            }
+            if module("o_proj") && t.dim() == 2 {
+                return t.index_select(1, query);
+            }
+        }
+        t.shallow_clone()
+    }
+}
+
+/// The places of the `n` largest, in order.
+fn largest(sizes: &Tensor, n: i64) -> Tensor {
+    sizes.topk(n, -1, true, true).1.sort(-1, false).0
+}
+
+/// Each of `groups` as the `width` rows that it stands for.
+fn spread(groups: &Tensor, width: i64) -> Tensor {
+    let within = Tensor::arange(width, (Kind::Int64, groups.device()));
+    (groups.unsqueeze(-1) * width + within).flatten(0, -1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_is_found_in_every_dialect() {
+        assert_eq!(layer("model.layers.12.mlp.up_proj.weight"), Some((12, 13..15)));
+        assert_eq!(layer("transformer.h.3.attn.c_attn.bias"), Some((3, 14..15)));
+        assert_eq!(layer("model.embed_tokens.weight"), None);
+    }
+
+    #[test]
+    fn groups_become_rows() {
+        let rows = Vec::<i64>::try_from(spread(&Tensor::from_slice(&[0i64, 2]), 3)).unwrap();
+        assert_eq!(rows, [0, 1, 2, 6, 7, 8]);
+        let most = Vec::<i64>::try_from(largest(&Tensor::from_slice(&[0.1, 5.0, 0.2, 3.0]), 2)).unwrap();
+        assert_eq!(most, [1, 3]);
+    }
+}

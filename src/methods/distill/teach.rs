@@ -1,0 +1,123 @@
+//! Filling a cache with what teachers say, before any student learns from it.
+
+use super::cache::{self, Origin, PART, Stored, Writer};
+use super::spec::DistillSpec;
+use super::teacher::{Teachers, Teaching};
+use crate::data::{self, Dataset};
+use crate::error::{Error, Result};
+use crate::methods::sft::Answers;
+use crate::methods::{Ground, Split};
+use crate::models::Model;
+use crate::nn::chunked;
+use crate::report;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tch::Tensor;
+
+/// What was made.
+#[derive(Debug, serde::Serialize)]
+pub struct Taught {
+    pub items: usize,
+    pub tokens: u64,
+    /// Tokens kept of each distribution.
+    pub k: i64,
+    pub bytes: u64,
+    /// Parts that were there already.
+    pub kept: usize,
+}
+
+/// Writes what the recipe's teachers say of its rows into `folder`; `student` tells device and dtype. Goes on where an
+/// earlier call stopped; `stop` ends it after the part in hand.
+pub fn teach(
+    spec: &DistillSpec,
+    ground: &Ground,
+    student: &Model,
+    k: i64,
+    folder: &Path,
+    stop: &AtomicBool,
+) -> Result<Taught> {
+    let vocabulary = ground.tokenizer.vocab_size() as i64;
+    if k > vocabulary {
+        return Err(Error::user(format!("--top {k}: the tokenizer has {vocabulary} tokens"))
+            .hint(format!("at most {vocabulary}, which keeps every distribution whole")));
+    }
+    let teachers = Teachers::load(&spec.teachers, &ground.tokenizer, student)?;
+    let (train, valid) = ground.open::<data::Example>(spec.supervise)?;
+    let tokens = train.summary.supervised_tokens + valid.as_ref().map_or(0, |v| v.summary.supervised_tokens);
+    let bytes = cache::bytes(tokens as u64, k);
+    report::info(format!(
+        "{}: about {} for {tokens} tokens, {k} of {vocabulary} kept of each",
+        folder.display(),
+        report::bytes(bytes)
+    ));
+    if let Some(free) = crate::machine::free_disk(folder).filter(|free| *free < bytes + (64 << 20)) {
+        return Err(Error::user(format!("{}: {} are free", folder.display(), report::bytes(free)))
+            .hint("keep fewer with --top, or give another folder with --out"));
+    }
+    let origin = Origin::of(spec, ground.tokenizer.fingerprint()?, k, vocabulary)?;
+    let splits: Vec<(Split, &Dataset)> = [(Split::Train, Some(&train)), (Split::Valid, valid.as_ref())]
+        .into_iter()
+        .filter_map(|(s, d)| Some((s, d?)))
+        .collect();
+    let hashes: Vec<(Split, Vec<u64>)> = splits.iter().map(|(s, d)| (*s, d.hashes())).collect();
+    let hashes: Vec<(Split, &[u64])> = hashes.iter().map(|(s, h)| (*s, h.as_slice())).collect();
+    let writer = Writer::open(folder, &origin, &hashes)?;
+    let items: usize = splits.iter().map(|(_, d)| d.len()).sum();
+    let bar = report::bar(items as u64, "rows taught");
+    let mut taught = Taught { items, tokens: tokens as u64, k, bytes, kept: 0 };
+    for (split, rows) in splits {
+        for part in 0..rows.len().div_ceil(PART) {
+            let here: Vec<usize> = (part * PART..rows.len().min((part + 1) * PART)).collect();
+            if writer.has(split, part) {
+                taught.kept += 1;
+            } else {
+                let (stored, counts) = part_of(&teachers, rows, &here, ground.batch.tokens, &origin, student)?;
+                writer.write(split, part, &stored, &counts)?;
+            }
+            bar.inc(here.len() as u64);
+            if stop.load(Ordering::Relaxed) {
+                bar.finish_and_clear();
+                return Err(Error::interrupted("stopped by a signal; the parts that are done are kept")
+                    .hint("go on with the same command"));
+            }
+        }
+    }
+    bar.finish_and_clear();
+    Ok(taught)
+}
+
+/// The distributions of some items in their order, and how many tokens each has.
+fn part_of(
+    teachers: &Teachers,
+    rows: &Dataset,
+    items: &[usize],
+    budget: usize,
+    origin: &Origin,
+    student: &Model,
+) -> Result<(Stored, Vec<i64>)> {
+    let (mut all, mut counts) = (Vec::new(), Vec::new());
+    let mut from = 0;
+    while from < items.len() {
+        let (mut to, mut tokens) = (from, 0);
+        while to < items.len() && (to == from || tokens + rows.lengths()[items[to]] as usize <= budget) {
+            tokens += rows.lengths()[items[to]] as usize;
+            to += 1;
+        }
+        let examples = items[from..to].iter().map(|&i| rows.get(i)).collect::<Result<Vec<_>>>()?;
+        // As many as `Answers` makes targets of: the first token of an example is never one.
+        counts.extend(examples.iter().map(|e| e.supervised.iter().skip(1).filter(|s| **s).count() as i64));
+        let answers = Answers::new(&examples.iter().collect::<Vec<_>>(), student.device());
+        let Teaching::Online(said) = teachers.teach(&answers)? else { return Err(Error::bug("teachers teach online")) };
+        let _no_grad = tch::no_grad_guard();
+        for rows in chunked::chunks(answers.at.size()[0]) {
+            all.push(cache::top(&Teaching::online(&said, rows, origin.temperature, origin.vocabulary), origin.k));
+        }
+        from = to;
+    }
+    let cat = |f: &dyn Fn(&Stored) -> Tensor| Tensor::cat(&all.iter().map(f).collect::<Vec<_>>(), 0);
+    let tail =
+        all.iter().all(|s| s.tail.is_some()).then(|| cat(&|s| s.tail.as_ref().expect("checked").shallow_clone()));
+    let stored =
+        Stored { ids: cat(&|s| s.ids.shallow_clone()), log_probs: cat(&|s| s.log_probs.shallow_clone()), tail };
+    Ok((stored, counts))
+}

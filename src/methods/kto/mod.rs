@@ -1,0 +1,223 @@
+//! Kahneman-Tversky optimisation: answers judged one by one. A good answer should gain more probability over the
+//! reference than answers do on average, a bad one less. Items are answers.
+//!
+//! The average is measured on mismatched answers: each prompt with the answer of an item before it that has another
+//! prompt. Which one is fixed by the data, so it does not depend on how a step is packed.
+
+pub mod loss;
+pub mod spec;
+pub use spec::{KtoLoss, KtoSpec};
+
+use super::fixed::FixedRows;
+use super::pairs::Answers;
+use super::reference::Reference;
+use super::watch::Watch;
+use super::{Alarm, Batch, Ground, Means, Objective, Rows, Split, Which};
+use crate::data::{self, Dataset, Example, Supervise, Unpaired};
+use crate::error::{Error, Result};
+use crate::models::{Loss, Metrics, Model, Output};
+use crate::nn::Tokens;
+use crate::report;
+use std::collections::BTreeMap;
+use tch::{Kind, Tensor};
+
+/// The objective.
+pub struct Kto {
+    spec: KtoSpec,
+    reference: Reference,
+    budget: usize,
+    max_len: usize,
+    /// Whose answer each item's prompt is given.
+    others: BTreeMap<Split, Vec<u32>>,
+    survey: Survey,
+    watch: Watch,
+}
+
+/// What holds for all batches of a step, or of a validation.
+#[derive(Debug, Clone, Copy, Default)]
+struct Survey {
+    /// The mean log-ratio of mismatched answers, not below zero.
+    point: f64,
+    good: f64,
+    bad: f64,
+}
+
+/// Some answers in one packed row.
+struct Judged {
+    spec: KtoSpec,
+    answers: Answers,
+    /// (N) float64.
+    reference: Tensor,
+    /// (N) float64, 1 where the answer is good.
+    good: Tensor,
+    survey: Survey,
+}
+
+impl Kto {
+    /// Rows of `budget` tokens, no sequence longer than `max_len`.
+    pub fn new(spec: &KtoSpec, model: &Model, budget: usize, max_len: usize) -> Result<Self> {
+        Ok(Self {
+            spec: spec.clone(),
+            reference: Reference::of(model)?,
+            budget,
+            max_len,
+            others: BTreeMap::new(),
+            survey: Survey::default(),
+            watch: Watch::new("kto", spec.beta),
+        })
+    }
+
+    /// Log-ratios of the mismatched answers of some items.
+    fn mismatched(
+        &self,
+        model: &Model,
+        rows: &Dataset<Unpaired>,
+        others: &[u32],
+        items: &[usize],
+    ) -> Result<Vec<Tensor>> {
+        let mut sequences = Vec::with_capacity(items.len());
+        for &i in items {
+            let (item, other) = (rows.get(i)?, rows.get(others[i] as usize)?);
+            let mut mixed = Unpaired { completion: other.completion, ..item }.sequence();
+            mixed.ids.truncate(self.max_len);
+            mixed.supervised.truncate(self.max_len);
+            // Where the prompt fills it all there is no answer to look at.
+            if mixed.supervised.contains(&true) {
+                sequences.push(mixed);
+            }
+        }
+        let lengths: Vec<u32> = sequences.iter().map(|e| e.ids.len() as u32).collect();
+        let order: Vec<u32> = (0..lengths.len() as u32).collect();
+        let ratios = |row: Vec<usize>| {
+            let row: Vec<Example> = row.iter().map(|&i| sequences[i].clone()).collect();
+            let answers = Answers::pack(&row, model.device());
+            let policy = model.infer(&answers.tokens, |out| answers.spans.scores(out).log_probs)?;
+            Ok(policy - self.reference.log_probs(model, &answers)?)
+        };
+        data::pack(&lengths, &order, self.budget.max(self.max_len)).into_iter().map(ratios).collect()
+    }
+}
+
+/// For each item, another one with another prompt: items that follow each other with one prompt (the two sides of a pair)
+/// are a block, and the k-th of a block takes the k-th of the block before, so that good and bad answers both are taken.
+fn others(rows: &Dataset<Unpaired>) -> Result<Vec<u32>> {
+    let mut blocks: Vec<(Vec<u32>, std::ops::Range<usize>)> = Vec::new();
+    for (i, item) in rows.iter().enumerate() {
+        let item = item?;
+        match blocks.last_mut() {
+            Some((prompt, block)) if *prompt == item.prompt => block.end = i + 1,
+            _ => blocks.push((item.prompt, i..i + 1)),
+        }
+    }
+    let mut others = Vec::with_capacity(rows.len());
+    for (b, (prompt, block)) in blocks.iter().enumerate() {
+        let before = (1..blocks.len()).map(|k| &blocks[(b + blocks.len() - k) % blocks.len()]);
+        let Some((_, other)) = before.into_iter().find(|(other, _)| other != prompt) else {
+            return Err(Error::user(format!(
+                "{}: every row has the same prompt, and KTO compares with answers to other prompts",
+                rows.summary.name()
+            ))
+            .hint("give rows with several prompts, or set method.kto.loss: apo_zero, which needs no such comparison"));
+        };
+        others.extend((0..block.len()).map(|k| (other.start + k % other.len()) as u32));
+    }
+    Ok(others)
+}
+
+impl Objective for Kto {
+    type Item = Unpaired;
+
+    fn begin(&mut self, _: &Model, train: &Dataset<Unpaired>, valid: Option<&Dataset<Unpaired>>) -> Result<()> {
+        if self.spec.loss == KtoLoss::Kto {
+            for (split, rows) in [(Split::Train, Some(train)), (Split::Valid, valid)] {
+                if let Some(rows) = rows {
+                    self.others.insert(split, others(rows)?);
+                }
+            }
+        }
+        let good = train.iter().map(|item| item.map(|item| usize::from(item.good))).sum::<Result<usize>>()?;
+        if let Some(advice) = self.spec.unbalanced(good, train.len() - good) {
+            report::warn(advice);
+        }
+        Ok(())
+    }
+
+    fn survey(&mut self, model: &Model, split: Split, rows: &Dataset<Unpaired>, packed: &[Vec<usize>]) -> Result<()> {
+        let (mut ratios, mut found) = (Vec::new(), Survey::default());
+        for items in packed {
+            for &i in items {
+                *(if rows.get(i)?.good { &mut found.good } else { &mut found.bad }) += 1.0;
+            }
+            if let Some(others) = self.others.get(&split) {
+                ratios.extend(self.mismatched(model, rows, others, items)?);
+            }
+        }
+        found.point = loss::reference_point(&ratios);
+        self.survey = found;
+        Ok(())
+    }
+
+    fn batch(&mut self, model: &Model, items: &[Unpaired], _: Which) -> Result<Box<dyn Batch>> {
+        let sequences: Vec<Example> = items.iter().map(Unpaired::sequence).collect();
+        let answers = Answers::pack(&sequences, model.device());
+        let good: Vec<f64> = items.iter().map(|item| f64::from(u8::from(item.good))).collect();
+        let reference = self.reference.log_probs(model, &answers)?;
+        let good = Tensor::from_slice(&good).to_device(model.device());
+        Ok(Box::new(Judged { spec: self.spec.clone(), answers, reference, good, survey: self.survey }))
+    }
+
+    fn alarms(&mut self, means: &Means) -> Vec<Alarm> {
+        self.watch.see(means)
+    }
+}
+
+impl Batch for Judged {
+    fn tokens(&self) -> &Tokens {
+        &self.answers.tokens
+    }
+
+    fn items(&self) -> f64 {
+        self.good.size()[0] as f64
+    }
+
+    fn loss(&self, out: &Output) -> Loss {
+        let policy = self.answers.spans.scores(out).log_probs;
+        let ratios = &policy - &self.reference;
+        let sum = loss::losses(&self.spec, &ratios, &self.good, self.survey.point).sum(Kind::Float);
+        let mut metrics = Metrics::default();
+        metrics.add("loss", &sum, self.items());
+        let rewards = ratios.detach() * self.spec.beta;
+        let share = self.items() / (self.survey.good + self.survey.bad);
+        metrics.add("kl", &Tensor::from(self.survey.point * share), share);
+        let kinds = [("chosen", self.good.shallow_clone()), ("rejected", -&self.good + 1.0)];
+        let sums = kinds.map(|(name, of)| {
+            let sum = |t: &Tensor| (t.detach() * &of).sum(Kind::Double);
+            (name, sum(&rewards), sum(&policy), of.sum(Kind::Double).double_value(&[]))
+        });
+        for (name, reward, log_prob, n) in &sums {
+            // A mean over no answer is none.
+            if *n > 0.0 {
+                let names = if *name == "chosen" {
+                    ["rewards/chosen", "logps/chosen"]
+                } else {
+                    ["rewards/rejected", "logps/rejected"]
+                };
+                metrics.add(names[0], reward, *n);
+                metrics.add(names[1], log_prob, *n);
+            }
+        }
+        if self.survey.good > 0.0 && self.survey.bad > 0.0 {
+            // Of a whole step: its mean over the good ones less its mean over the bad ones.
+            let margin = &sums[0].1 / self.survey.good - &sums[1].1 / self.survey.bad;
+            metrics.add("rewards/margins", &margin, share);
+        }
+        Loss { sum, metrics }
+    }
+}
+
+/// The rows of a run.
+pub fn rows(spec: &KtoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
+    let (spec, budget, max_len) = (spec.clone(), ground.batch.tokens, ground.max_len);
+    let make = move |model: &Model| Kto::new(&spec, model, budget, max_len);
+    Ok(Box::new(FixedRows::open(ground, Supervise::default(), make)?))
+}

@@ -1,0 +1,65 @@
+//! What a recipe says about KTO.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Kahneman-Tversky optimisation (arXiv 2402.01306): learns from answers judged one by one, good or bad; pairs are taken
+/// apart.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct KtoSpec {
+    /// How much the distance from the reference weighs: the larger, the closer the model stays to it.
+    #[schemars(range(min = 0.000001, max = 100.0))]
+    pub beta: f64,
+    /// What is made of one answer.
+    pub loss: KtoLoss,
+    /// Weight of the loss of good answers. Weight times number should be 1 to 1.33 times that of the bad ones.
+    #[schemars(range(min = 0.0))]
+    pub desirable_weight: f64,
+    /// Weight of the loss of bad answers.
+    #[schemars(range(min = 0.0))]
+    pub undesirable_weight: f64,
+}
+
+impl Default for KtoSpec {
+    fn default() -> Self {
+        Self { beta: 0.1, loss: KtoLoss::Kto, desirable_weight: 1.0, undesirable_weight: 1.0 }
+    }
+}
+
+impl KtoSpec {
+    /// Advice where the weights do not make up for the numbers of good and bad answers: weight times number of the good
+    /// ones should be 1 to 4/3 times that of the bad ones (the paper's eq. 8).
+    pub fn unbalanced(&self, good: usize, bad: usize) -> Option<String> {
+        let (desirable, undesirable) = (self.desirable_weight * good as f64, self.undesirable_weight * bad as f64);
+        let ratio = desirable / undesirable;
+        if good == 0 || bad == 0 {
+            let missing = if good == 0 { "good" } else { "bad" };
+            return Some(format!("no answer of the training rows is {missing}: KTO needs both to tell them apart"));
+        }
+        // Weights that were set are meant, and 1 : 1 is fine for rows that come from pairs.
+        if good == bad || (0.99..=1.34).contains(&ratio) {
+            return None;
+        }
+        let wanted = if good > bad {
+            format!("undesirable_weight: {:.2}", desirable / bad as f64)
+        } else {
+            format!("desirable_weight: {:.2}", undesirable / good as f64)
+        };
+        Some(format!(
+            "{good} good and {bad} bad answers weigh {ratio:.2} to 1, where 1 to 1.33 are recommended; \
+             method.kto.{wanted} makes them even"
+        ))
+    }
+}
+
+/// Losses of a judged answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KtoLoss {
+    /// The loss of the KTO paper: an answer counts against the average distance from the reference.
+    #[default]
+    Kto,
+    /// The unpaired form of APO-zero (arXiv 2408.06266): the reference point is zero, and nothing has to be estimated.
+    ApoZero,
+}

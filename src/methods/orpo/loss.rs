@@ -1,0 +1,23 @@
+//! The loss of odds-ratio preference optimisation (arXiv 2403.07691, eqs. 4 to 7).
+//!
+//! With `l(y)` the MEAN log-probability of an answer's tokens, and `odds(y) = exp(l) / (1 - exp(l))`:
+//!
+//! ```text
+//! loss = nll(chosen) - b log s(log odds(chosen) - log odds(rejected))
+//! ```
+//!
+//! `nll(chosen)` is `-l(chosen)`, or the mean over the prompt's tokens too (`learn_prompt`, as TRL has it; the mean is of
+//! each pair by itself, where TRL takes it over all tokens of a batch). A mean within 1e-7 of zero counts as that: TRL's
+//! odds are infinite there.
+
+use crate::methods::pairs::Sides;
+use tch::Tensor;
+
+/// Log-odds of the chosen answer less those of the rejected one (P), from mean log-probabilities.
+pub fn log_odds(means: &Sides) -> Tensor {
+    let log_odds = |mean: &Tensor| {
+        let mean = mean.clamp_max(-1e-7);
+        &mean - (-mean.expm1()).log()
+    };
+    means.map(log_odds).gap()
+}

@@ -1,0 +1,174 @@
+//! Answers to prompts packed into one row, and the log-probability of each: what every method that learns from
+//! preferences sees of the trunk.
+//!
+//! Invariant: only tokens of answers are looked at, so no gradient comes from predicting a prompt's token; the numbers
+//! of a sequence do not depend on what else is in the row. Knows no loss.
+
+use crate::data::{Dataset, Example, Pair};
+use crate::error::{Error, Result};
+use crate::models::{Metrics, Output};
+use crate::nn::Tokens;
+use tch::{Device, Kind, Tensor};
+
+/// Sequences laid end to end, and the answer in each.
+pub struct Answers {
+    pub tokens: Tokens,
+    pub spans: Spans,
+}
+
+impl Answers {
+    /// Packs sequences whose answers are marked as supervised.
+    pub fn pack(sequences: &[Example], device: Device) -> Self {
+        let ids: Vec<&[u32]> = sequences.iter().map(|e| e.ids.as_slice()).collect();
+        let spans = Spans::of(sequences, |_, e, t| e.supervised[t], device);
+        Self { tokens: Tokens::pack(&ids, device), spans }
+    }
+
+    /// Packs pairs: chosen, rejected, chosen, rejected, ….
+    pub fn of_pairs(pairs: &[Pair], device: Device) -> Self {
+        Self::pack(&sequences(pairs), device)
+    }
+
+    /// Tokens of the two answers of each pair.
+    pub fn lengths(&self) -> Sides {
+        Sides::of(&self.spans.lengths())
+    }
+}
+
+/// The sequences of pairs, each pair's chosen one before its rejected one.
+pub fn sequences(pairs: &[Pair]) -> Vec<Example> {
+    pairs.iter().flat_map(Pair::sequences).collect()
+}
+
+/// Tokens to be predicted: one span for each of S sequences.
+pub struct Spans {
+    /// (N) rows of the trunk's output that predict them, span after span.
+    at: Tensor,
+    /// (N) the tokens.
+    targets: Tensor,
+    /// How many belong to each sequence.
+    counts: Vec<i64>,
+}
+
+/// What a row tells about its spans.
+pub struct Scores {
+    /// (S) log-probability of each span, summed over its tokens; float64, differentiable.
+    pub log_probs: Tensor,
+    /// (S) how many of its tokens were the most likely ones; float64.
+    pub hits: Tensor,
+}
+
+impl Spans {
+    /// The tokens t of sequences i that `wanted(i, sequence, t)` says yes to; a sequence's first token has nothing before
+    /// it to be predicted from.
+    pub fn of(sequences: &[Example], wanted: impl Fn(usize, &Example, usize) -> bool, device: Device) -> Self {
+        let (mut at, mut targets, mut counts, mut start) = (Vec::new(), Vec::new(), Vec::new(), 0i64);
+        for (i, e) in sequences.iter().enumerate() {
+            let before = at.len();
+            for t in (1..e.ids.len()).filter(|&t| wanted(i, e, t)) {
+                at.push(start + t as i64 - 1);
+                targets.push(i64::from(e.ids[t]));
+            }
+            counts.push((at.len() - before) as i64);
+            start += e.ids.len() as i64;
+        }
+        let put = |numbers: &[i64]| Tensor::from_slice(numbers).to_device(device);
+        Self { at: put(&at), targets: put(&targets), counts }
+    }
+
+    /// (S) tokens of each span; float64.
+    pub fn counts(&self) -> Tensor {
+        let counts: Vec<f64> = self.counts.iter().map(|n| *n as f64).collect();
+        Tensor::from_slice(&counts).to_device(self.at.device())
+    }
+
+    /// (S) tokens of each span, at least 1: what a mean divides by; float64.
+    pub fn lengths(&self) -> Tensor {
+        self.counts().clamp_min(1.0)
+    }
+
+    /// Log-probabilities of the spans. Summed in float64, so that the difference of two large sums is exact.
+    pub fn scores(&self, out: &Output) -> Scores {
+        if self.at.size()[0] == 0 {
+            let none = self.counts(); // all zero
+            return Scores { log_probs: none.copy(), hits: none };
+        }
+        let scores = out.log_probs(&self.at, &self.targets);
+        let sums = |t: &Tensor| {
+            let parts = t.to_kind(Kind::Double).split_with_sizes(&self.counts, 0);
+            Tensor::stack(&parts.iter().map(|part| part.sum(Kind::Double)).collect::<Vec<_>>(), 0)
+        };
+        Scores { log_probs: sums(&scores.log_probs), hits: sums(&scores.hits) }
+    }
+}
+
+/// One number (a log-probability, a length) for both answers of P pairs.
+pub struct Sides {
+    /// (P)
+    pub chosen: Tensor,
+    /// (P)
+    pub rejected: Tensor,
+}
+
+impl Sides {
+    /// Parts numbers of sequences (2P) in the order of [`Answers::of_pairs`].
+    pub fn of(numbers: &Tensor) -> Self {
+        let pairs = numbers.view([-1, 2]);
+        Self { chosen: pairs.select(1, 0), rejected: pairs.select(1, 1) }
+    }
+
+    /// The same of both sides.
+    pub fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Self {
+        Self { chosen: f(&self.chosen), rejected: f(&self.rejected) }
+    }
+
+    /// Something of both sides and those of another.
+    pub fn with(&self, other: &Self, f: impl Fn(&Tensor, &Tensor) -> Tensor) -> Self {
+        Self { chosen: f(&self.chosen, &other.chosen), rejected: f(&self.rejected, &other.rejected) }
+    }
+
+    /// (P) chosen less rejected.
+    pub fn gap(&self) -> Tensor {
+        &self.chosen - &self.rejected
+    }
+}
+
+/// Refuses pairs whose two sides became the same when they were cut to `batch.max_len`: nothing can be learnt from them,
+/// and their loss would stand at 0.693. (Reading refuses those that are the same as they were written.)
+pub fn refuse_equal(rows: &Dataset<Pair>) -> Result<()> {
+    if rows.summary.truncated == 0 {
+        return Ok(());
+    }
+    for (i, pair) in rows.iter().enumerate() {
+        let pair = pair?;
+        if pair.chosen == pair.rejected {
+            let (file, line) = rows.place(i);
+            return Err(Error::user(format!(
+                "{}:{line}: cut to batch.max_len, `chosen` and `rejected` are the same {} tokens",
+                file.display(),
+                pair.prompt.len() + pair.chosen.len()
+            ))
+            .hint("raise batch.max_len, or leave such pairs out with data.on_overflow: drop"));
+        }
+    }
+    Ok(())
+}
+
+/// Adds what TRL logs of pairs: `rewards/*` (`rewards`: what the loss compares, before any margin) and `logps/*`.
+pub fn add_metrics(metrics: &mut Metrics, rewards: &Sides, log_probs: &Sides) {
+    let pairs = rewards.chosen.size()[0] as f64;
+    let margins = rewards.gap();
+    let mut mean = |name, t: &Tensor| metrics.add(name, &t.detach().sum(Kind::Double), pairs);
+    mean("rewards/chosen", &rewards.chosen);
+    mean("rewards/rejected", &rewards.rejected);
+    mean("rewards/accuracies", &margins.gt(0.0).to_kind(Kind::Double));
+    mean("rewards/margins", &margins);
+    mean("logps/chosen", &log_probs.chosen);
+    mean("logps/rejected", &log_probs.rejected);
+}
+
+/// Adds the share of the chosen answers' tokens that were the most likely ones.
+pub fn add_chosen(metrics: &mut Metrics, scores: &Scores, spans: &Spans) {
+    let tokens: i64 = spans.counts.iter().step_by(2).sum();
+    metrics.add("mean_token_accuracy", &Sides::of(&scores.hits).chosen.sum(Kind::Double), tokens as f64);
+}
