@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help tools libtorch setup test fuzz demo demo-rlhf dist clean
+.PHONY: help tools libtorch setup test fuzz demo demo-rlhf datasets medical icd10-start bench bench-peers bench-medical dist clean
 
 # An own libtorch or PyTorch 2.11 is used where LIBTORCH points at one; otherwise `make setup` fetches it.
 ifneq ($(LIBTORCH),)
@@ -16,7 +16,7 @@ FT := target/release/ft
 WHEELS := python3 setup/wheels.py
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 tools:
 	@bash setup/tools.sh
@@ -78,6 +78,37 @@ runs/demo/after.json: $(ADAPTER)/summary.json $(ICD10)/test.jsonl | setup
 	@mkdir -p $(@D)
 	$(FT) eval --model $(MODEL) --adapter $(ADAPTER) --data $(ICD10)/test.jsonl --json > $@
 
+# ---- what the alignment and distillation recipes start from
+
+HELPFUL := datasets/helpful
+PAIRS := $(ICD10)/pairs
+MEDICAL := models/medical
+START := models/icd10-start
+
+datasets: $(HELPFUL)/train.jsonl $(PAIRS)/train.jsonl ## Prepare the medical task and the preference pairs made of it
+
+$(HELPFUL)/train.jsonl $(HELPFUL)/valid.jsonl &: datasets/prepare_helpful.py $(ICD10)/train.jsonl $(ICD10)/valid.jsonl
+	python3 $< $(ICD10) --out $(HELPFUL)
+
+$(PAIRS)/train.jsonl $(PAIRS)/valid.jsonl $(PAIRS)/test.jsonl &: datasets/prepare_pairs.py $(ICD10)/train.jsonl $(ICD10)/valid.jsonl $(ICD10)/test.jsonl
+	python3 $< $(ICD10) --out $(PAIRS)
+
+# The whole medical adapter folded into its base: a teacher.
+medical: $(MEDICAL)/model.safetensors ## Fold the demo's adapter into its base, as models/medical
+
+$(MEDICAL)/model.safetensors: $(ADAPTER)/summary.json
+	$(FT) merge $(MODEL) $(ADAPTER) --out $(MEDICAL) --force
+
+# Half of the medical epoch: a policy that is right about every second diagnosis and can still learn from rewards.
+icd10-start: $(START)/model.safetensors ## Train and fold half of the medical recipe, as models/icd10-start
+
+adapters/icd10-start/summary.json: $(RECIPE) $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup
+	$(FT) train $(RECIPE) --set run.steps=72 --set run.eval_every=0 --set run.out=$(@D) \
+		$(if $(wildcard $@),--overwrite,$(if $(wildcard $(@D)/checkpoints/step-*),--resume,--overwrite))
+
+$(START)/model.safetensors: adapters/icd10-start/summary.json
+	$(FT) merge $(MODEL) $(<D) --out $(START) --force
+
 # ---- demo of alignment: every stage is skipped when its inputs' content is unchanged
 
 demo-rlhf: $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup ## Fine-tune, learn a reward from pairs, PPO against it, compare
@@ -93,6 +124,9 @@ bench-peers: .bench/installed ## Install the Python peers that `make bench` comp
 	python3 -m venv .bench
 	$(BENCH) -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
+
+bench-medical: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## The medical recipe in ft and in TRL: time, memory, exact match (half an hour)
+	$(BENCH) benches/medical.py
 
 bench: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Speed and memory of ft and of the peers, taking turns (half an hour)
 	$(BENCH) benches/speed.py --json benches/last.json

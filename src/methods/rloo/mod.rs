@@ -50,7 +50,7 @@ impl Rloo {
 impl Rule for Rloo {
     fn advantages(&self, drawn: &Drawn) -> Advantages {
         let spec = &self.0;
-        let (least, most) = spec.reward_clip.unwrap_or((f64::NEG_INFINITY, f64::INFINITY));
+        let [least, most] = spec.reward_clip.unwrap_or([f64::NEG_INFINITY, f64::INFINITY]);
         let mut rewards: Vec<f64> = drawn.rewards.iter().map(|r| r.clamp(least, most)).collect();
         let mut more = Vec::new();
         if let Some(kl) = drawn.kl.filter(|_| spec.beta != 0.0) {
@@ -91,7 +91,7 @@ impl Rule for Rloo {
 
 /// Reads the prompts and opens the rewards.
 pub fn rows(spec: &RlooSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
-    if let Some((least, most)) = spec.reward_clip.filter(|(least, most)| least >= most) {
+    if let Some([least, most]) = spec.reward_clip.filter(|[least, most]| least >= most) {
         return Err(Error::user(format!("method.rloo.reward_clip: {least} is not below {most}"))
             .hint("write the least and the most, such as [-5, 5]"));
     }

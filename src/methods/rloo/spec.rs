@@ -24,7 +24,7 @@ pub struct RlooSpec {
     pub beta: f64,
     /// The least and the most that a reward counts, before the KL divergence is taken off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reward_clip: Option<(f64, f64)>,
+    pub reward_clip: Option<[f64; 2]>,
     /// Give the advantages of a draw mean 0 and deviation 1.
     #[serde(default)]
     pub normalize_advantages: bool,
