@@ -71,8 +71,10 @@ int64_t most_rows() {
 #endif
 }
 
-// Work worth a thread, in multiply-adds.
-constexpr int64_t kGrain = 1 << 17;
+// Work worth a thread, in multiply-adds: some microseconds, which is what starting it costs. A weight that must come from
+// memory takes as long as its products with this many rows.
+constexpr int64_t kGrain = 1 << 19;
+constexpr int64_t kFetch = 6;
 
 }  // namespace
 
@@ -101,7 +103,7 @@ Tensor* ft_product(const Tensor* x, const Tensor* w, const Tensor* bias, const T
     Tensor out = onto ? *onto : at::empty(shape, x->options().requires_grad(false));
     int64_t rows = x->numel() / k;
     const auto& run = kernels();
-    at::parallel_for(0, (n + 3) / 4, std::max<int64_t>(1, kGrain / (4 * k * rows + 1)), [&](int64_t from, int64_t to) {
+    at::parallel_for(0, (n + 3) / 4, std::max<int64_t>(1, kGrain / (4 * k * (rows + kFetch))), [&](int64_t from, int64_t to) {
       from *= 4;
       to = std::min(to * 4, n);
       if (kind == at::kFloat)

@@ -44,11 +44,35 @@ inline float total(vf v) {
   return v[0];
 }
 
-// How a chunk of k is multiplied and added to W running sums.
+// Of two vectors, each number added to the one `width` lanes away; of a where the lane has no bit `width`, else of b.
+template <int width>
+inline vf fold(vf a, vf b) {
+  vi own, other;
+  for (int i = 0; i < W; i++) own[i] = i & width ? i + W : i, other[i] = own[i] ^ width;
+  return __builtin_shuffle(a, b, own) + __builtin_shuffle(a, b, other);
+}
+// The totals of W vectors, lane i that of vector i: the same additions as `total`, many at a time.
+template <int width = W / 2>
+inline vf totals(const vf* v) {
+  if constexpr (width == 0) {
+    return v[0];
+  } else {
+    vf some[width];
+    for (int i = 0; i < width; i++) some[i] = fold<width>(v[i], v[i + width]);
+    return totals<width / 2>(some);
+  }
+}
+
+// How a chunk of k is multiplied and added to W running sums; the last chunk may be short.
 template <class T> struct Plain {
   typedef vf In;
   static constexpr int step = W;
   static inline In get(const T* p) { return load(p); }
+  static inline In get(const T* p, int64_t some) {
+    T chunk[W] = {};
+    memcpy(chunk, p, some * sizeof(T));
+    return load(chunk);
+  }
   static inline void add(vf& sum, In a, In b) { sum += a * b; }
 };
 #ifdef __AVX512BF16__
@@ -56,6 +80,9 @@ struct Pairs {
   typedef __m512bh In;
   static constexpr int step = 32;
   static inline In get(const uint16_t* p) { return (__m512bh)_mm512_loadu_si512(p); }
+  static inline In get(const uint16_t* p, int64_t some) {
+    return (__m512bh)_mm512_maskz_loadu_epi16((__mmask32)((1u << some) - 1), p);
+  }
   static inline void add(vf& sum, In a, In b) { sum = (vf)_mm512_dpbf16_ps((__m512)sum, a, b); }
 };
 template <class T> struct Best : Plain<T> {};
@@ -70,22 +97,35 @@ template <class T, class O, int r, int c>
 inline void tile(const T* w, const T* x, int64_t k, const float* bias, float scale, bool onto,
                  O* out, int64_t ld) {
   typedef Best<T> B;
-  vf sum[r][c] = {};
+  vf sum[c * r] = {};
   int64_t at = 0;
   for (; at + B::step <= k; at += B::step) {
     typename B::In a[r];
     for (int j = 0; j < r; j++) a[j] = B::get(w + j * k + at);
     for (int i = 0; i < c; i++) {
       auto b = B::get(x + i * k + at);
-      for (int j = 0; j < r; j++) B::add(sum[j][i], a[j], b);
+      for (int j = 0; j < r; j++) B::add(sum[i * r + j], a[j], b);
     }
+  }
+  if (at < k) {  // a rank is shorter than a chunk
+    typename B::In a[r];
+    for (int j = 0; j < r; j++) a[j] = B::get(w + j * k + at, k - at);
+    for (int i = 0; i < c; i++) {
+      auto b = B::get(x + i * k + at, k - at);
+      for (int j = 0; j < r; j++) B::add(sum[i * r + j], a[j], b);
+    }
+  }
+  float s[c * r];
+  if constexpr (c * r == W) {
+    vf all = totals(sum);
+    memcpy(s, &all, sizeof s);
+  } else {
+    for (int i = 0; i < c * r; i++) s[i] = total(sum[i]);
   }
   for (int i = 0; i < c; i++)
     for (int j = 0; j < r; j++) {
-      float s = total(sum[j][i]);
-      for (int64_t t = at; t < k; t++) s += wide(w[j * k + t]) * wide(x[i * k + t]);
       O* to = out + i * ld + j;
-      put(to, s * scale + (bias ? bias[j] : 0.0f) + (onto ? wide(*to) : 0.0f));
+      put(to, s[i * r + j] * scale + (bias ? bias[j] : 0.0f) + (onto ? wide(*to) : 0.0f));
     }
 }
 
