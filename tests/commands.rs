@@ -32,27 +32,16 @@ impl Workspace {
         }
         let pairs = std::fs::read_to_string("datasets/preference.jsonl").unwrap();
         let pairs: Vec<&str> = pairs.lines().collect();
-        std::fs::create_dir_all(space.path("datasets/helpful")).unwrap();
-        for (name, part) in [("train", &pairs[..36]), ("valid", &pairs[36..])] {
-            std::fs::write(
-                space.path(&format!("datasets/helpful/{name}.jsonl")),
-                part.join(
-                    "
-",
-                ),
-            )
-            .unwrap();
-        }
-        std::fs::create_dir_all(space.path("datasets/icd10/pairs")).unwrap();
-        for (name, part) in [("train", &pairs[..24]), ("valid", &pairs[24..28]), ("test", &pairs[28..32])] {
-            std::fs::write(
-                space.path(&format!("datasets/icd10/pairs/{name}.jsonl")),
-                part.join(
-                    "
-",
-                ),
-            )
-            .unwrap();
+        for (name, part) in [
+            ("helpful/train", &pairs[..36]),
+            ("helpful/valid", &pairs[36..]),
+            ("icd10/pairs/train", &pairs[..24]),
+            ("icd10/pairs/valid", &pairs[24..28]),
+            ("icd10/pairs/test", &pairs[28..32]),
+        ] {
+            let path = space.path(&format!("datasets/{name}.jsonl"));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, part.join("\n")).unwrap();
         }
         space
     }
