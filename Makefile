@@ -83,7 +83,6 @@ runs/demo/after.json: $(ADAPTER)/summary.json $(ICD10)/test.jsonl | setup
 HELPFUL := datasets/helpful
 PAIRS := $(ICD10)/pairs
 MEDICAL := models/medical
-START := models/icd10-start
 
 datasets: $(HELPFUL)/train.jsonl $(PAIRS)/train.jsonl ## Prepare the medical task and the preference pairs made of it
 
@@ -99,20 +98,14 @@ medical: $(MEDICAL)/model.safetensors ## Fold the demo's adapter into its base, 
 $(MEDICAL)/model.safetensors: $(ADAPTER)/summary.json
 	$(FT) merge $(MODEL) $(ADAPTER) --out $(MEDICAL) --force
 
-# Half of the medical epoch: a policy that is right about every second diagnosis and can still learn from rewards.
-icd10-start: $(START)/model.safetensors ## Train and fold half of the medical recipe, as models/icd10-start
-
-adapters/icd10-start/summary.json: $(RECIPE) $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup
-	$(FT) train $(RECIPE) --set run.steps=72 --set run.eval_every=0 --set run.out=$(@D) \
-		$(if $(wildcard $@),--overwrite,$(if $(wildcard $(@D)/checkpoints/step-*),--resume,--overwrite))
-
-$(START)/model.safetensors: adapters/icd10-start/summary.json
-	$(FT) merge $(MODEL) $(<D) --out $(START) --force
-
 # ---- demo of alignment: every stage is skipped when its inputs' content is unchanged
 
 demo-rlhf: $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup ## Fine-tune, learn a reward from pairs, PPO against it, compare
 	@FT=$(FT) MODEL=$(MODEL) DATA=$(ICD10) bash setup/rlhf.sh
+
+# Half of the medical epoch: a policy that is right about every second diagnosis and can still learn from rewards.
+icd10-start: $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup ## Its first stage alone: models/icd10-start, which the recipes of RL begin with
+	@FT=$(FT) MODEL=$(MODEL) DATA=$(ICD10) bash setup/rlhf.sh start
 
 # ---- benchmarks against TRL + PEFT + transformers, in an environment of their own
 

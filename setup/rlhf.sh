@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # make demo-rlhf: supervised fine-tuning, preference pairs, reward model with its report card, PPO, before and after.
+# With the argument `start`, only the first: a policy that is right about half the time, from which there is much to learn.
 #
 # A stage is skipped when it was done with the same command on the same content of its inputs; what it was done with stands
 # in $RUNS/NAME.done. A training that was broken off goes on where it stood.
@@ -9,13 +10,13 @@ FT=${FT:-target/release/ft}
 MODEL=${MODEL:-models/smollm2-135m-instruct}
 DATA=${DATA:-datasets/icd10}
 PAIRS=${PAIRS:-datasets/helpful}
-SFT=${SFT:-adapters/rlhf-sft}
-BASE=${BASE:-models/rlhf-sft}
-REWARD=${REWARD:-adapters/rlhf-reward}
-PPO=${PPO:-adapters/rlhf-ppo}
+SFT=${SFT:-adapters/icd10-start}
+BASE=${BASE:-models/icd10-start}
+REWARD=${REWARD:-adapters/reward-helpful}
+PPO=${PPO:-adapters/ppo-helpful}
 RUNS=${RUNS:-runs/demo-rlhf}
 # Further arguments of each training.
-read -ra MORE_SFT <<<"${MORE_SFT:---set run.steps=40 --set run.eval_every=0}"
+read -ra MORE_SFT <<<"${MORE_SFT:---set run.steps=72 --set run.eval_every=0}"
 read -ra MORE_REWARD <<<"${MORE_REWARD:-}"
 read -ra MORE_PPO <<<"${MORE_PPO:-}"
 
@@ -77,6 +78,7 @@ training sft "$SFT" "$MODEL" recipes/lora-medical.yaml "$DATA/train.jsonl" "$DAT
     --set data.valid.path="$DATA/valid.jsonl" "${MORE_SFT[@]}"
 stage merge "$BASE/model.safetensors" "$MODEL" "$SFT/adapter_model.safetensors" -- \
     "$FT" merge "$MODEL" "$SFT" --out "$BASE" --force
+[ "${1:-}" != start ] || exit 0
 stage pairs "$PAIRS/train.jsonl" datasets/prepare_helpful.py "$DATA/train.jsonl" "$DATA/valid.jsonl" -- \
     python3 datasets/prepare_helpful.py "$DATA" --out "$PAIRS"
 training reward "$REWARD" "$BASE" recipes/reward-helpful.yaml "$PAIRS/train.jsonl" "$PAIRS/valid.jsonl" -- \

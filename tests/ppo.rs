@@ -650,7 +650,7 @@ fn the_demo_of_alignment_redoes_nothing_that_is_unchanged() {
     );
     std::fs::write(space.path("datasets/prepare_helpful.py"), make).unwrap();
     let run = || {
-        let force = r#"--set method.ppo.rewards=[{"model":{"path":"adapters/rlhf-reward","force":true}}]"#;
+        let force = r#"--set method.ppo.rewards=[{"model":{"path":"adapters/reward-helpful","force":true}}]"#;
         let few = "--set run.steps=2 --set run.samples=0 --set model.device=cpu";
         let out = std::process::Command::new("bash")
             .arg(std::env::current_dir().unwrap().join("setup/rlhf.sh"))
@@ -671,7 +671,7 @@ fn the_demo_of_alignment_redoes_nothing_that_is_unchanged() {
     };
     let first = run();
     assert!(first.contains("reward model: right about") && first.contains("win rate"), "{first}");
-    let finished = || std::fs::metadata(space.path("adapters/rlhf-ppo/summary.json")).unwrap().modified().unwrap();
+    let finished = || std::fs::metadata(space.path("adapters/ppo-helpful/summary.json")).unwrap().modified().unwrap();
     let then = finished();
     // Written anew, with the same bytes.
     let rows = space.path("datasets/icd10/train.jsonl");

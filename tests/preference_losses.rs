@@ -124,7 +124,7 @@ fn kto_losses_and_gradients_are_those_of_trl() {
     for (name, loss) in [("kto", KtoLoss::Kto), ("kto-weighted", KtoLoss::Kto), ("kto-apo", KtoLoss::ApoZero)] {
         let case = case(name);
         let (desirable_weight, undesirable_weight) = (case.desirable_weight, case.undesirable_weight);
-        let spec = KtoSpec { beta: case.beta, loss, desirable_weight, undesirable_weight };
+        let spec = KtoSpec { beta: case.beta, loss, desirable_weight, undesirable_weight, ..Default::default() };
         let policy = fixed.leaves(false);
         let n = policy.chosen.size()[0];
         let good =
@@ -517,4 +517,36 @@ fn a_run_that_goes_on_from_an_adapter_begins_at_it_and_compares_with_it() {
     let other = dpo("other", &["adapter.lora.alpha=16"]);
     let said = String::from_utf8_lossy(&other.stderr).into_owned();
     assert!(other.status.code() == Some(1) && said.contains("alpha: 32") && said.contains("adapter.lora"), "{said}");
+}
+
+#[test]
+fn kto_knows_what_the_reference_says_of_mismatched_answers_too() {
+    let kept = tempfile::tempdir().unwrap();
+    let model = model();
+    let outcome = |files: &Files, reference| {
+        let spec = MethodSpec::Kto(kto::KtoSpec { reference, ..Default::default() });
+        let mut method = files.method(&spec, &model, 4, 256);
+        let means = learn(&model, &mut *method, Replay::None).0;
+        (means, take_gradients(&model), method.validate(&model).unwrap().unwrap())
+    };
+    // A point below zero counts as zero; rows where it is above show whether it is right.
+    let rows = (3..12).map(|n| {
+        let mut files = Files::new(&preference_rows(n));
+        files.cache = Cache::new(&CacheChoice::Folder(kept.path().into())).unwrap();
+        let live = outcome(&files, ReferenceChoice::Live);
+        (files, live)
+    });
+    let above = |(_, live): &(Files, (BTreeMap<&str, f64>, _, _))| live.0["kl"] > 1e-3;
+    let (files, live) = rows.into_iter().find(above).expect("rows with a reference point above zero");
+    for round in ["computed", "read"] {
+        let cached = outcome(&files, ReferenceChoice::Cached);
+        let files = std::fs::read_dir(kept.path()).unwrap().flatten();
+        let files = files.filter(|e| e.path().extension().is_some_and(|e| e == "logprobs")).count();
+        assert_eq!(files, 2, "{round}: rows, and prompts with other rows' answers");
+        live.0.iter().for_each(|(key, value)| near(&format!("{round}: {key}"), cached.0[key], *value, 1e-5));
+        live.2.iter().for_each(|(key, value)| near(&format!("{round}: validation {key}"), cached.2[key], *value, 1e-5));
+        for (key, gradient) in &live.1 {
+            assert_close(&format!("{round}: gradient of {key}"), &cached.1[key], gradient, 1e-4);
+        }
+    }
 }

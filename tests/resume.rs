@@ -93,6 +93,8 @@ resumed_equals_straight! {
     dpo_lora_with_dropout: DPO, ["run.steps=", "adapter.lora.dropout=0.1", "batch.tokens=512", "batch.max_len=256"];
     dpo_full_against_cached_log_probabilities: DPO,
         ["run.steps=", "adapter=", "method.dpo.reference=cached", "data.cache=cache", "optim.lr=1e-5"];
+    kto_full_against_cached_log_probabilities: DPO, ["run.steps=", "adapter=", "method={kto: {reference: cached}}",
+        "batch.examples=16", "data.cache=cache", "optim.lr=1e-5"];
     kto_lora_with_dropout: DPO, ["run.steps=", "method={kto: {}}", "batch.examples=16", "adapter.lora.dropout=0.1"];
     sgd_lora: LORA, ["optim.kind={sgd: {}}", "optim.lr=0.1"];
 }

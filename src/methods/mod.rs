@@ -113,7 +113,7 @@ impl MethodSpec {
             Self::Sft(_) | Self::Distill(_) | Self::Orpo(_) | Self::Simpo(_) => Ok(Parts::default()),
             Self::Reward(_) => Ok(Parts { heads: Heads::Score, ..Parts::default() }),
             Self::Dpo(spec) => reference::parts(adapter, spec.reference),
-            Self::Kto(_) => reference::parts(adapter, reference::ReferenceChoice::Live),
+            Self::Kto(spec) => reference::parts(adapter, spec.reference),
             Self::Grpo(grpo::GrpoSpec { rewards, .. }) | Self::Rloo(rloo::RlooSpec { rewards, .. }) => {
                 rollout::parts(rewards, adapter)
             }

@@ -5,9 +5,9 @@
 //! each sequence as it is packed (so of data, tokenizer, template and lengths). Knows no loss.
 
 use super::pairs::Answers;
-use super::{Beside, Parts};
+use super::{Beside, Ground, Parts, Split};
 use crate::adapters::{AdapterSpec, file};
-use crate::data::{Cache, Dataset, Item, pack};
+use crate::data::{Cache, Dataset, Example, Item, pack};
 use crate::error::Result;
 use crate::fsutil::{hex, io_error, sha256};
 use crate::models::{Heads, Load, Model};
@@ -16,6 +16,7 @@ use crate::report;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
@@ -89,77 +90,149 @@ const VERSION: &str = "reference 1";
 /// The one tensor of a file.
 const NAME: &str = "log_probs";
 
+/// Where a recipe's cached log-probabilities are kept, and what they depend on beside the rows and the base.
+#[derive(Debug, Clone)]
+pub struct Keep {
+    choice: ReferenceChoice,
+    /// The folder of the adapter that the run goes on from.
+    from: Option<PathBuf>,
+    cache: Cache,
+    /// Tokens in a packed row.
+    budget: usize,
+}
+
+impl Keep {
+    pub fn new(choice: ReferenceChoice, ground: &Ground) -> Self {
+        let from = ground.adapter.and_then(|AdapterSpec::Lora(lora)| lora.from.clone());
+        Self { choice, from, cache: ground.cache.clone(), budget: ground.batch.tokens }
+    }
+}
+
+/// The sequences of some rows that the reference is asked about, `width` to a row; a row may have fewer.
+pub struct Asked<'a> {
+    pub split: Split,
+    /// What they are, beside other sequences of the same rows.
+    pub name: &'static str,
+    pub width: usize,
+    /// Tokens of each row's sequences.
+    pub lengths: Vec<u32>,
+    /// Everything that the sequences depend on.
+    pub content: Vec<u8>,
+    pub sequences: Box<dyn Fn(usize) -> Result<Vec<Example>> + 'a>,
+}
+
+/// The name of the sequences that a row is made of.
+const ROWS: &str = "rows";
+
+impl<'a> Asked<'a> {
+    /// All sequences of a data set.
+    pub fn rows<T: Item>(split: Split, rows: &'a Dataset<T>) -> Self {
+        Self {
+            split,
+            name: ROWS,
+            width: T::WIDTH,
+            lengths: rows.lengths().to_vec(),
+            content: rows.hashes().iter().flat_map(|h| h.to_le_bytes()).collect(),
+            sequences: Box::new(|i| Ok(rows.get(i)?.shown())),
+        }
+    }
+}
+
+/// What the reference says, asked beside each step or known from before.
+pub enum Source {
+    Live(Reference),
+    Cached { keep: Keep, known: BTreeMap<(Split, &'static str), Known> },
+}
+
+impl Source {
+    /// A cached one knows nothing until `begin`.
+    pub fn new(keep: &Keep, model: &Model) -> Result<Self> {
+        Ok(match keep.choice {
+            ReferenceChoice::Live => Self::Live(Reference::of(model)?),
+            ReferenceChoice::Cached => Self::Cached { keep: keep.clone(), known: BTreeMap::new() },
+        })
+    }
+
+    /// What a cached one will be asked, while the model is still the reference: read from the disk where it was computed
+    /// before, else computed now and kept there.
+    pub fn begin<'a>(&mut self, model: &Model, asked: impl IntoIterator<Item = Asked<'a>>) -> Result<()> {
+        let Self::Cached { keep, known } = self else { return Ok(()) };
+        let folders = [Some(model.folder()), keep.from.as_deref()].into_iter().flatten().map(content);
+        let base = folders.collect::<Result<Vec<_>>>()?.join(" ");
+        for asked in asked {
+            known.insert((asked.split, asked.name), keep.known(&asked, &base, model)?);
+        }
+        Ok(())
+    }
+
+    /// Log-probabilities (N) of a packed row's answers, float64: all sequences of `items`, in their order.
+    pub fn log_probs(&self, model: &Model, answers: &Answers, split: Split, items: &[usize]) -> Result<Tensor> {
+        self.log_probs_of(ROWS, model, answers, split, items)
+    }
+
+    /// The same of sequences with another name.
+    pub fn log_probs_of(
+        &self,
+        name: &'static str,
+        model: &Model,
+        answers: &Answers,
+        split: Split,
+        items: &[usize],
+    ) -> Result<Tensor> {
+        match self {
+            Self::Live(reference) => reference.log_probs(model, answers),
+            Self::Cached { known, .. } => Ok(known[&(split, name)].of(items).to_device(model.device())),
+        }
+    }
+}
+
 /// Log-probabilities of all sequences of some rows.
 pub struct Known {
-    /// `width` to a row.
+    /// `width` to a row; 0 where a row has fewer.
     values: Vec<f64>,
     width: usize,
 }
 
 impl Known {
     /// Those of some rows, in their order (rows * width), float64.
-    pub fn of(&self, rows: &[usize]) -> Tensor {
+    fn of(&self, rows: &[usize]) -> Tensor {
         let values: Vec<f64> =
             rows.iter().flat_map(|r| &self.values[r * self.width..(r + 1) * self.width]).copied().collect();
         Tensor::from_slice(&values)
     }
 }
 
-/// What cached log-probabilities depend on beside the rows, and where they are kept.
-pub struct Keep<'a> {
-    /// A hash of the content of the base and of the adapter that the run goes on from.
-    model: String,
-    cache: &'a Cache,
-    /// Tokens in a packed row.
-    budget: usize,
-}
-
-impl<'a> Keep<'a> {
-    /// `from`: the folder of the adapter that the run goes on from.
-    pub fn new(model: &Model, from: Option<&Path>, cache: &'a Cache, budget: usize) -> Result<Self> {
-        let folders = [Some(model.folder()), from].into_iter().flatten().map(content);
-        Ok(Self { model: folders.collect::<Result<Vec<_>>>()?.join(" "), cache, budget })
-    }
-
-    /// The reference's log-probabilities of all rows: from the disk where they were computed before, else computed now
-    /// and kept there.
-    pub fn known<T: Item>(&self, rows: &Dataset<T>, model: &Model) -> Result<Known> {
-        let path = self.path(rows, model);
-        let width = T::WIDTH;
+impl Keep {
+    fn known(&self, asked: &Asked, base: &str, model: &Model) -> Result<Known> {
+        let path = self.path(asked, base, model);
+        let (rows, width) = (asked.lengths.len(), asked.width);
         if let Some(path) = &path
-            && let Some(values) = read(path, rows.len() * width)
+            && let Some(values) = read(path, rows * width)
         {
-            report::info(format!("reference log-probabilities of {} rows: {}", rows.len(), path.display()));
+            report::info(format!("reference log-probabilities of {rows} rows: {}", path.display()));
             return Ok(Known { values, width });
         }
         let began = Instant::now();
-        let values = compute(rows, model, &Reference::of(model)?, self.budget)?;
+        let values = compute(asked, model, &Reference::of(model)?, self.budget)?;
         let took = report::duration(began.elapsed());
-        match &path {
+        let place = match &path {
             Some(path) => {
                 weights::save(path, [(NAME, &Tensor::from_slice(&values))])?;
-                report::info(format!(
-                    "reference log-probabilities of {} rows computed in {took}: {}",
-                    rows.len(),
-                    path.display()
-                ));
+                format!(": {}", path.display())
             }
-            None => report::info(format!(
-                "reference log-probabilities of {} rows computed in {took}, for this run only (data.cache is off)",
-                rows.len()
-            )),
-        }
+            None => ", for this run only (data.cache is off)".into(),
+        };
+        report::info(format!("reference log-probabilities of {rows} rows computed in {took}{place}"));
         Ok(Known { values, width })
     }
 
-    fn path<T: Item>(&self, rows: &Dataset<T>, model: &Model) -> Option<PathBuf> {
+    fn path(&self, asked: &Asked, base: &str, model: &Model) -> Option<PathBuf> {
         let folder = self.cache.folder_for(u64::MAX)?;
         let mut hash = Sha256::new();
-        hash.update(format!("{VERSION}\n{}\n{:?}\n{:?}\n{}\n", self.model, model.kind(), model.device(), T::WIDTH));
-        for (content, length) in rows.hashes().iter().zip(rows.lengths()) {
-            hash.update(content.to_le_bytes());
-            hash.update(length.to_le_bytes());
-        }
+        let Asked { name, width, .. } = asked;
+        hash.update(format!("{VERSION}\n{base}\n{:?}\n{:?}\n{name} {width}\n", model.kind(), model.device()));
+        hash.update(&asked.content);
+        asked.lengths.iter().for_each(|length| hash.update(length.to_le_bytes()));
         Some(folder.join(format!("{}.logprobs", hex(&hash.finalize()))))
     }
 }
@@ -192,19 +265,19 @@ fn read(path: &Path, expected: usize) -> Option<Vec<f64>> {
     Some(values)
 }
 
-fn compute<T: Item>(rows: &Dataset<T>, model: &Model, reference: &Reference, budget: usize) -> Result<Vec<f64>> {
+fn compute(asked: &Asked, model: &Model, reference: &Reference, budget: usize) -> Result<Vec<f64>> {
+    let Asked { lengths, width, .. } = asked;
     // Rows of like length together: a packed row then wastes little of its budget, and attention less.
-    let mut order: Vec<u32> = (0..rows.len() as u32).collect();
-    order.sort_by_key(|i| std::cmp::Reverse(rows.lengths()[*i as usize]));
-    let mut values = vec![0.0; rows.len() * T::WIDTH];
-    let bar = report::bar(rows.len() as u64, "reference");
-    for row in pack(rows.lengths(), &order, budget) {
-        let items = row.iter().map(|i| rows.get(*i)).collect::<Result<Vec<_>>>()?;
-        let sequences: Vec<_> = items.iter().flat_map(Item::shown).collect();
+    let mut order: Vec<u32> = (0..lengths.len() as u32).filter(|i| lengths[*i as usize] > 0).collect();
+    order.sort_by_key(|i| std::cmp::Reverse(lengths[*i as usize]));
+    let mut values = vec![0.0; lengths.len() * width];
+    let bar = report::bar(order.len() as u64, "reference");
+    for row in pack(lengths, &order, budget) {
+        let sequences = row.iter().map(|i| (asked.sequences)(*i)).collect::<Result<Vec<_>>>()?.concat();
         let answers = Answers::pack(&sequences, model.device());
         let found: Vec<f64> = reference.log_probs(model, &answers)?.try_into()?;
-        for (found, i) in found.chunks(T::WIDTH).zip(&row) {
-            values[i * T::WIDTH..(i + 1) * T::WIDTH].copy_from_slice(found);
+        for (found, i) in found.chunks(*width).zip(&row) {
+            values[i * width..(i + 1) * width].copy_from_slice(found);
         }
         bar.inc(row.len() as u64);
     }

@@ -7,16 +7,13 @@ pub use spec::{DpoLoss, DpoSpec};
 
 use super::fixed::FixedRows;
 use super::pairs::{self, Answers, Sides};
-use super::reference::{Keep, Known, Reference, ReferenceChoice};
+use super::reference::{Asked, Keep, Source};
 use super::watch::Watch;
 use super::{Alarm, Batch, Ground, Means, Objective, Rows, Split, Which};
-use crate::adapters::AdapterSpec;
-use crate::data::{Cache, Dataset, Pair, Supervise};
+use crate::data::{Dataset, Pair, Supervise};
 use crate::error::Result;
 use crate::models::{Loss, Metrics, Model, Output};
 use crate::nn::Tokens;
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use tch::Kind;
 
 /// The objective.
@@ -24,18 +21,6 @@ pub struct Dpo {
     spec: DpoSpec,
     source: Source,
     watch: Watch,
-}
-
-/// Where log-probabilities of the reference come from.
-enum Source {
-    Live(Reference),
-    /// Read or computed in `begin`.
-    Cached {
-        from: Option<PathBuf>,
-        cache: Cache,
-        budget: usize,
-        known: BTreeMap<Split, Known>,
-    },
 }
 
 /// Some pairs in one packed row.
@@ -46,13 +31,8 @@ struct Pairs {
 }
 
 impl Dpo {
-    /// Rows of `budget` tokens; `cache` is where log-probabilities are kept, `from` the adapter that the run goes on from.
-    pub fn new(spec: &DpoSpec, model: &Model, from: Option<PathBuf>, cache: Cache, budget: usize) -> Result<Self> {
-        let source = match spec.reference {
-            ReferenceChoice::Live => Source::Live(Reference::of(model)?),
-            ReferenceChoice::Cached => Source::Cached { from, cache, budget, known: BTreeMap::new() },
-        };
-        Ok(Self { spec: spec.clone(), source, watch: Watch::new("dpo", spec.beta) })
+    pub fn new(spec: &DpoSpec, model: &Model, keep: &Keep) -> Result<Self> {
+        Ok(Self { spec: spec.clone(), source: Source::new(keep, model)?, watch: Watch::new("dpo", spec.beta) })
     }
 }
 
@@ -61,23 +41,13 @@ impl Objective for Dpo {
 
     fn begin(&mut self, model: &Model, train: &Dataset<Pair>, valid: Option<&Dataset<Pair>>) -> Result<()> {
         [Some(train), valid].into_iter().flatten().try_for_each(pairs::refuse_equal)?;
-        if let Source::Cached { from, cache, budget, known } = &mut self.source {
-            let keep = Keep::new(model, from.as_deref(), cache, *budget)?;
-            for (split, rows) in [(Split::Train, Some(train)), (Split::Valid, valid)] {
-                if let Some(rows) = rows {
-                    known.insert(split, keep.known(rows, model)?);
-                }
-            }
-        }
-        Ok(())
+        let asked = [(Split::Train, Some(train)), (Split::Valid, valid)].into_iter();
+        self.source.begin(model, asked.filter_map(|(split, rows)| Some(Asked::rows(split, rows?))))
     }
 
     fn batch(&mut self, model: &Model, items: &[Pair], which: Which) -> Result<Box<dyn Batch>> {
         let answers = Answers::of_pairs(items, model.device());
-        let reference = match &self.source {
-            Source::Live(reference) => reference.log_probs(model, &answers)?,
-            Source::Cached { known, .. } => known[&which.split].of(which.items).to_device(model.device()),
-        };
+        let reference = self.source.log_probs(model, &answers, which.split, which.items)?;
         Ok(Box::new(Pairs { spec: self.spec.clone(), answers, reference: Sides::of(&reference) }))
     }
 
@@ -113,8 +83,7 @@ impl Batch for Pairs {
 
 /// The rows of a run.
 pub fn rows(spec: &DpoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
-    let (spec, cache, budget) = (spec.clone(), ground.cache.clone(), ground.batch.tokens);
-    let from = ground.adapter.and_then(|AdapterSpec::Lora(lora)| lora.from.clone());
-    let make = move |model: &Model| Dpo::new(&spec, model, from, cache, budget);
+    let (keep, spec) = (Keep::new(spec.reference, ground), spec.clone());
+    let make = move |model: &Model| Dpo::new(&spec, model, &keep);
     Ok(Box::new(FixedRows::open(ground, Supervise::default(), make)?))
 }

@@ -10,7 +10,7 @@ pub use spec::{KtoLoss, KtoSpec};
 
 use super::fixed::FixedRows;
 use super::pairs::Answers;
-use super::reference::Reference;
+use super::reference::{Asked, Keep, Source};
 use super::watch::Watch;
 use super::{Alarm, Batch, Ground, Means, Objective, Rows, Split, Which};
 use crate::data::{self, Dataset, Example, Supervise, Unpaired};
@@ -24,7 +24,7 @@ use tch::{Kind, Tensor};
 /// The objective.
 pub struct Kto {
     spec: KtoSpec,
-    reference: Reference,
+    source: Source,
     budget: usize,
     max_len: usize,
     /// Whose answer each item's prompt is given.
@@ -55,10 +55,10 @@ struct Judged {
 
 impl Kto {
     /// Rows of `budget` tokens, no sequence longer than `max_len`.
-    pub fn new(spec: &KtoSpec, model: &Model, budget: usize, max_len: usize) -> Result<Self> {
+    pub fn new(spec: &KtoSpec, model: &Model, keep: &Keep, budget: usize, max_len: usize) -> Result<Self> {
         Ok(Self {
             spec: spec.clone(),
-            reference: Reference::of(model)?,
+            source: Source::new(keep, model)?,
             budget,
             max_len,
             others: BTreeMap::new(),
@@ -71,31 +71,54 @@ impl Kto {
     fn mismatched(
         &self,
         model: &Model,
+        split: Split,
         rows: &Dataset<Unpaired>,
-        others: &[u32],
         items: &[usize],
     ) -> Result<Vec<Tensor>> {
-        let mut sequences = Vec::with_capacity(items.len());
-        for &i in items {
-            let (item, other) = (rows.get(i)?, rows.get(others[i] as usize)?);
-            let mut mixed = Unpaired { completion: other.completion, ..item }.sequence();
-            mixed.ids.truncate(self.max_len);
-            mixed.supervised.truncate(self.max_len);
-            // Where the prompt fills it all there is no answer to look at.
-            if mixed.supervised.contains(&true) {
-                sequences.push(mixed);
-            }
-        }
+        let Some(others) = self.others.get(&split) else { return Ok(Vec::new()) };
+        let mixed = items.iter().map(|&i| Ok((i, mixed(rows, others, i, self.max_len)?)));
+        let mixed = mixed.filter_map(|found| found.map(|(i, m)| Some((i, m?))).transpose());
+        let (items, sequences): (Vec<usize>, Vec<Example>) = mixed.collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let lengths: Vec<u32> = sequences.iter().map(|e| e.ids.len() as u32).collect();
         let order: Vec<u32> = (0..lengths.len() as u32).collect();
         let ratios = |row: Vec<usize>| {
-            let row: Vec<Example> = row.iter().map(|&i| sequences[i].clone()).collect();
+            let (items, row): (Vec<usize>, Vec<Example>) =
+                row.iter().map(|&n| (items[n], sequences[n].clone())).unzip();
             let answers = Answers::pack(&row, model.device());
             let policy = model.infer(&answers.tokens, |out| answers.spans.scores(out).log_probs)?;
-            Ok(policy - self.reference.log_probs(model, &answers)?)
+            Ok(policy - self.source.log_probs_of(MIXED, model, &answers, split, &items)?)
         };
         data::pack(&lengths, &order, self.budget.max(self.max_len)).into_iter().map(ratios).collect()
     }
+}
+
+/// The mismatched answers, as the reference is asked about them.
+const MIXED: &str = "mismatched";
+
+/// A row's prompt with another row's answer; none where the prompt fills it all, for there is no answer to look at.
+fn mixed(rows: &Dataset<Unpaired>, others: &[u32], row: usize, max_len: usize) -> Result<Option<Example>> {
+    let (item, other) = (rows.get(row)?, rows.get(others[row] as usize)?);
+    let mut mixed = Unpaired { completion: other.completion, ..item }.sequence();
+    mixed.ids.truncate(max_len);
+    mixed.supervised.truncate(max_len);
+    Ok(mixed.supervised.contains(&true).then_some(mixed))
+}
+
+/// All mismatched answers of a split.
+fn all_mixed<'a>(split: Split, rows: &'a Dataset<Unpaired>, others: &'a [u32], max_len: usize) -> Result<Asked<'a>> {
+    let length = |i| Ok(mixed(rows, others, i, max_len)?.map_or(0, |e| e.ids.len() as u32));
+    let content = [
+        rows.hashes().iter().flat_map(|h| h.to_le_bytes()).collect::<Vec<u8>>(),
+        others.iter().flat_map(|o| o.to_le_bytes()).collect(),
+    ];
+    Ok(Asked {
+        split,
+        name: MIXED,
+        width: 1,
+        lengths: (0..rows.len()).map(length).collect::<Result<_>>()?,
+        content: content.concat(),
+        sequences: Box::new(move |i| Ok(mixed(rows, others, i, max_len)?.into_iter().collect())),
+    })
 }
 
 /// For each item, another one with another prompt: items that follow each other with one prompt (the two sides of a pair)
@@ -127,14 +150,19 @@ fn others(rows: &Dataset<Unpaired>) -> Result<Vec<u32>> {
 impl Objective for Kto {
     type Item = Unpaired;
 
-    fn begin(&mut self, _: &Model, train: &Dataset<Unpaired>, valid: Option<&Dataset<Unpaired>>) -> Result<()> {
+    fn begin(&mut self, model: &Model, train: &Dataset<Unpaired>, valid: Option<&Dataset<Unpaired>>) -> Result<()> {
+        let splits =
+            || [(Split::Train, Some(train)), (Split::Valid, valid)].into_iter().filter_map(|(s, r)| Some((s, r?)));
         if self.spec.loss == KtoLoss::Kto {
-            for (split, rows) in [(Split::Train, Some(train)), (Split::Valid, valid)] {
-                if let Some(rows) = rows {
-                    self.others.insert(split, others(rows)?);
-                }
+            self.others = splits().map(|(split, rows)| Ok((split, others(rows)?))).collect::<Result<_>>()?;
+        }
+        let mut asked: Vec<Asked> = splits().map(|(split, rows)| Asked::rows(split, rows)).collect();
+        for (split, rows) in splits() {
+            if let Some(others) = self.others.get(&split) {
+                asked.push(all_mixed(split, rows, others, self.max_len)?);
             }
         }
+        self.source.begin(model, asked)?;
         let good = train.iter().map(|item| item.map(|item| usize::from(item.good))).sum::<Result<usize>>()?;
         if let Some(advice) = self.spec.unbalanced(good, train.len() - good) {
             report::warn(advice);
@@ -148,20 +176,18 @@ impl Objective for Kto {
             for &i in items {
                 *(if rows.get(i)?.good { &mut found.good } else { &mut found.bad }) += 1.0;
             }
-            if let Some(others) = self.others.get(&split) {
-                ratios.extend(self.mismatched(model, rows, others, items)?);
-            }
+            ratios.extend(self.mismatched(model, split, rows, items)?);
         }
         found.point = loss::reference_point(&ratios);
         self.survey = found;
         Ok(())
     }
 
-    fn batch(&mut self, model: &Model, items: &[Unpaired], _: Which) -> Result<Box<dyn Batch>> {
+    fn batch(&mut self, model: &Model, items: &[Unpaired], which: Which) -> Result<Box<dyn Batch>> {
         let sequences: Vec<Example> = items.iter().map(Unpaired::sequence).collect();
         let answers = Answers::pack(&sequences, model.device());
         let good: Vec<f64> = items.iter().map(|item| f64::from(u8::from(item.good))).collect();
-        let reference = self.reference.log_probs(model, &answers)?;
+        let reference = self.source.log_probs(model, &answers, which.split, which.items)?;
         let good = Tensor::from_slice(&good).to_device(model.device());
         Ok(Box::new(Judged { spec: self.spec.clone(), answers, reference, good, survey: self.survey }))
     }
@@ -217,7 +243,8 @@ impl Batch for Judged {
 
 /// The rows of a run.
 pub fn rows(spec: &KtoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
+    let keep = Keep::new(spec.reference, ground);
     let (spec, budget, max_len) = (spec.clone(), ground.batch.tokens, ground.max_len);
-    let make = move |model: &Model| Kto::new(&spec, model, budget, max_len);
+    let make = move |model: &Model| Kto::new(&spec, model, &keep, budget, max_len);
     Ok(Box::new(FixedRows::open(ground, Supervise::default(), make)?))
 }

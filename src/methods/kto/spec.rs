@@ -1,5 +1,6 @@
 //! What a recipe says about KTO.
 
+use crate::methods::reference::ReferenceChoice;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -19,11 +20,19 @@ pub struct KtoSpec {
     /// Weight of the loss of bad answers.
     #[schemars(range(min = 0.0))]
     pub undesirable_weight: f64,
+    /// Where the reference's log-probabilities come from.
+    pub reference: ReferenceChoice,
 }
 
 impl Default for KtoSpec {
     fn default() -> Self {
-        Self { beta: 0.1, loss: KtoLoss::Kto, desirable_weight: 1.0, undesirable_weight: 1.0 }
+        Self {
+            beta: 0.1,
+            loss: KtoLoss::Kto,
+            desirable_weight: 1.0,
+            undesirable_weight: 1.0,
+            reference: ReferenceChoice::default(),
+        }
     }
 }
 
