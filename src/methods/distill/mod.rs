@@ -120,12 +120,12 @@ impl Objective for Distill {
         let share = self.spec.cross_entropy.at(which.epoch);
         let own = |i: usize| if anew(i).is_some() { 0.0 } else { share as f32 };
         let shares: Vec<f32> = (0..examples.len())
-            .flat_map(|i| std::iter::repeat_n(own(i), universal::targets(examples[i]) as usize))
+            .flat_map(|i| std::iter::repeat_n(own(i), examples[i].targets()))
             .collect();
         let cross_entropy = Tensor::from_slice(&shares).to_device(device);
         let divergence: Tensor = 1.0 - &cross_entropy;
         let divergence = there.map_or_else(|| divergence.shallow_clone(), |there| &divergence * there);
-        let count = |i: usize| universal::targets(examples[i]) as f64;
+        let count = |i: usize| examples[i].targets() as f64;
         let tokens = |_: &Vec<_>| (0..examples.len()).filter(|i| anew(*i).is_some()).map(count).sum();
         Ok(Box::new(Lesson {
             written: written.as_ref().map(tokens),

@@ -3,7 +3,6 @@
 use super::cache::{self, Origin, PART, Stored, Writer};
 use super::spec::DistillSpec;
 use super::teacher::{self, Teachers};
-use super::universal;
 use crate::data::{self, Dataset};
 use crate::error::{Error, Result};
 use crate::methods::sft::Answers;
@@ -109,7 +108,7 @@ fn part_of(
             to += 1;
         }
         let examples = items[from..to].iter().map(|&i| rows.get(i)).collect::<Result<Vec<_>>>()?;
-        counts.extend(examples.iter().map(universal::targets));
+        counts.extend(examples.iter().map(|e| e.targets() as i64));
         let said = teachers.teach(&Answers::new(&examples.iter().collect::<Vec<_>>(), device))?;
         for rows in chunked::chunks(said.each[0].hidden.size()[0], chunked::CHUNK) {
             all.push(cache::top(&said.log_probs(rows, origin.temperature), origin.k));

@@ -55,7 +55,7 @@ impl Translated {
         let theirs = which.items.iter().map(|i| rows.get(*i)).collect::<Result<Vec<Example>>>()?;
         let (mut at, mut there, mut start) = (Vec::new(), Vec::new(), 0);
         for (ours, theirs) in ours.iter().zip(&theirs) {
-            let (n, m) = (targets(ours), targets(theirs));
+            let (n, m) = (ours.targets() as i64, theirs.targets() as i64);
             at.extend((0..n).map(|t| start + t.min(m - 1).max(0)));
             there.extend((0..n).map(|t| f32::from(u8::from(t < m))));
             start += m;
@@ -67,9 +67,4 @@ impl Translated {
         }
         Ok((teaching, Tensor::from_slice(&there).to_device(device).to_kind(Kind::Float)))
     }
-}
-
-/// Supervised tokens that are predicted: the first token of an example is never one.
-pub fn targets(example: &Example) -> i64 {
-    example.supervised.iter().skip(1).filter(|s| **s).count() as i64
 }
