@@ -3,13 +3,13 @@
 use crate::commands::Workspace;
 use crate::distill_runs::refused;
 use crate::support::{fixture, frozen, tensors, whole};
+use ft::methods::Batch;
 use ft::methods::distill::cache;
 use ft::methods::distill::divergence::divergence;
 use ft::methods::distill::lesson::{Lesson, Source, Weights};
 use ft::methods::distill::matching;
 use ft::methods::distill::spec::{self, Distance, Divergence, Jsd, Plain, Skew};
 use ft::methods::distill::teacher::Teachers;
-use ft::methods::Batch;
 use ft::methods::sft::Answers;
 use ft::models::{Look, Loss, Metrics, Model, Output, Replay};
 use ft::nn::{Asked, Tokens, chunked};

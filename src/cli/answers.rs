@@ -137,9 +137,7 @@ fn compare(partial: &Path, begun: &[u8], fingerprint: &Value) -> Result<()> {
     let old = serde_json::from_slice::<Value>(begun).ok().and_then(|v| v.get(KEY).cloned());
     let anew = format!("delete {} to begin anew", partial.display());
     let Some(old) = old else {
-        return Err(
-            Error::user(format!("{}: not the beginning of answers by ft", partial.display())).hint(anew)
-        );
+        return Err(Error::user(format!("{}: not the beginning of answers by ft", partial.display())).hint(anew));
     };
     let changed: Vec<String> = fingerprint
         .as_object()

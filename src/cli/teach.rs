@@ -40,8 +40,8 @@ pub struct TeachArgs {
 /// Tokens kept of each distribution where nobody says.
 const TOP: i64 = 64;
 
-/// Prompts that are answered together.
-const BLOCK: usize = 64;
+/// Prompts that are answered together; a signal is heard between them.
+const BLOCK: usize = 16;
 
 pub fn run(args: &TeachArgs) -> Result<()> {
     let plan = recipe::load(&args.recipe, &args.sets)?;

@@ -64,7 +64,8 @@ pub fn evaluate(
     let each = losses(model, &examples)?;
     let (loss, tokens) = mean(&each)?;
     let mut each = each.into_iter();
-    let mut own = |row: &EvalRow| mean(&each.by_ref().take(row.examples.len()).collect::<Vec<_>>()).map(|(loss, _)| loss);
+    let mut own =
+        |row: &EvalRow| mean(&each.by_ref().take(row.examples.len()).collect::<Vec<_>>()).map(|(loss, _)| loss);
     let row_losses = rows.iter().map(&mut own).collect::<Result<Vec<f64>>>()?;
     let row_losses = rows.iter().zip(row_losses).filter(|(row, _)| row.asked.is_some()).map(|(_, loss)| loss);
     let asked: Vec<&Asked> = rows.iter().filter_map(|r| r.asked.as_ref()).collect();

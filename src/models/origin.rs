@@ -125,14 +125,18 @@ impl Model {
             let (outputs, gradients): (Vec<&Tensor>, Vec<&Tensor>) = pulled.iter().map(|(y, g)| (y, g)).unzip();
             native::backward(&outputs, &gradients)?;
             let (below, above) = (x.grad(), &pulled[0].1);
-            if let Some(found) = look_at(&below, Stage::Backward, format!("gradient that leaves layer {i}"), Some(above)) {
+            if let Some(found) =
+                look_at(&below, Stage::Backward, format!("gradient that leaves layer {i}"), Some(above))
+            {
                 return Ok(Some(found));
             }
             g = below;
         }
         let bad = self.store.trainable().find_map(|p| {
             let gradient = p.tensor.grad();
-            gradient.defined().then(|| look_at(&gradient, Stage::Backward, format!("gradient of `{}`", p.name), None))?
+            gradient
+                .defined()
+                .then(|| look_at(&gradient, Stage::Backward, format!("gradient of `{}`", p.name), None))?
         });
         Ok(bad)
     }

@@ -139,11 +139,7 @@ pub fn recomputed<const K: usize>(
 
 /// The sum of `f` over parts of its inputs, a scalar, where no graph over all of them exists: the inputs' gradients are
 /// formed part by part in the forward, and scaled in the backward.
-pub fn formed<P>(
-    inputs: &[&Tensor],
-    parts: impl IntoIterator<Item = P>,
-    f: impl Fn(&[Tensor], P) -> Tensor,
-) -> Tensor {
+pub fn formed<P>(inputs: &[&Tensor], parts: impl IntoIterator<Item = P>, f: impl Fn(&[Tensor], P) -> Tensor) -> Tensor {
     let learns = native::grad_enabled() && inputs.iter().any(|t| t.requires_grad());
     let leaf = |t: &&Tensor| t.detach().set_requires_grad(learns && t.requires_grad());
     let leaves: Vec<Tensor> = inputs.iter().map(leaf).collect();

@@ -24,8 +24,8 @@ pub fn scores(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, temperature: f64,
     Scores { log_probs, hits, entropy: h_rows.filter(|_| entropy) }
 }
 
-/// log-probabilities (n, V) float32.
-fn spread(logits: &Tensor, temperature: f64) -> Tensor {
+/// `log softmax(z / T)` of logits (n, V), in float32.
+pub fn spread(logits: &Tensor, temperature: f64) -> Tensor {
     let logits = logits.to_kind(Kind::Float);
     let logits = if temperature == 1.0 { logits } else { logits / temperature };
     logits.log_softmax(-1, Kind::Float)

@@ -110,8 +110,7 @@ fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc
     let facts = records::facts(&prepared, &model, software);
     let lock = lock::of(&prepared, &facts.environment, software, Trust::Remembered)?;
     let (mut method, tokenizer) = prepared.into_method(&model)?;
-    let mut optim =
-        Optimiser::beside(model.params(), &method.parameters(), &plan.recipe.optim, plan.recipe.run.seed)?;
+    let mut optim = Optimiser::beside(model.params(), &method.parameters(), &plan.recipe.optim, plan.recipe.run.seed)?;
     let state = match earlier {
         Some(state) => {
             let extra = checkpoints.restore(state.step, &model, &mut optim)?;

@@ -62,8 +62,7 @@ pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
     let model = prepared.load_model(true)?;
     let total = prepared.total;
     let (mut method, _) = prepared.into_method(&model)?;
-    let mut optim =
-        Optimiser::beside(model.params(), &method.parameters(), &plan.recipe.optim, plan.recipe.run.seed)?;
+    let mut optim = Optimiser::beside(model.params(), &method.parameters(), &plan.recipe.optim, plan.recipe.run.seed)?;
     let state = match good.iter().find(|s| s.step == from) {
         Some(state) => {
             let extra = checkpoints.restore(from, &model, &mut optim)?;

@@ -6,11 +6,11 @@
 
 use super::cache::teacher_hash;
 use super::spec::{DistillSpec, GenerateSpec, TeacherSpec};
-use crate::data::prompts::Room;
 use crate::data::Prompts;
+use crate::data::prompts::Room;
 use crate::error::{Error, Result};
-use crate::methods::rollout::{Rollout, Sample, SamplingSpec, gate};
 use crate::methods::Ground;
+use crate::methods::rollout::{Rollout, Sample, SamplingSpec, gate};
 use crate::models::{self, Model};
 use crate::report;
 use crate::rewards::Rewards;
@@ -37,8 +37,11 @@ impl Writer {
     /// it names no dtype of its own.
     pub fn open(spec: &DistillSpec, ground: &Ground, device: Device, kind: Kind) -> Result<Self> {
         let [teacher] = spec.teachers.as_slice() else {
-            return Err(Error::user(format!("--generate: one teacher writes, the recipe names {}", spec.teachers.len()))
-                .hint("name one: --set method.distill.teachers=[{path: DIR}]"));
+            return Err(Error::user(format!(
+                "--generate: one teacher writes, the recipe names {}",
+                spec.teachers.len()
+            ))
+            .hint("name one: --set method.distill.teachers=[{path: DIR}]"));
         };
         let (own, teacher) = (spec.generate.clone().unwrap_or_default(), teacher.clone());
         let rewards = match own.rewards.as_slice() {
@@ -54,11 +57,8 @@ impl Writer {
             stop: own.stop.clone(),
             ..SamplingSpec::default()
         };
-        let room = Room {
-            longest: sampling.longest_prompt(ground.max_len.max(own.max_new_tokens + 1))?,
-            on_overflow: ground.on_overflow,
-            tolerance: ground.overflow_tolerance,
-        };
+        let room =
+            Room { longest: ground.max_len, on_overflow: ground.on_overflow, tolerance: ground.overflow_tolerance };
         let prompts = Rc::new(Prompts::open(ground.train, &ground.tokenizer, room)?);
         prompts.summary.warnings().iter().for_each(report::warn);
         let tokenizer = ground.tokenizer.clone();

@@ -8,8 +8,9 @@ use super::teacher::Teaching;
 use crate::methods::Batch;
 use crate::methods::sft::Answers;
 use crate::models::{Loss, Metrics, Output};
-use crate::nn::chunked::{self, Rows};
 use crate::nn::Tokens;
+use crate::nn::chunked::{self, Rows};
+use crate::nn::scores::spread;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
@@ -59,11 +60,9 @@ impl Batch for Lesson {
             let logits = logits.narrow(-1, 0, vocabulary);
             let part = |t: &Tensor| t.narrow(0, rows.0, rows.1);
             let target = part(&targets);
-            let plain = logits.log_softmax(-1, Kind::Float);
-            let student = match spec.temperature == 1.0 {
-                true => plain.shallow_clone(),
-                false => (&logits / spec.temperature).log_softmax(-1, Kind::Float),
-            };
+            let plain = spread(&logits, 1.0);
+            let student =
+                if spec.temperature == 1.0 { plain.shallow_clone() } else { spread(&logits, spec.temperature) };
             let (teacher, student, best) = source.outcomes(student, rows, spec.temperature);
             let apart = divergence(&spec.loss, &teacher, &student);
             let entropy = -plain.gather(-1, &target.unsqueeze(-1), false).squeeze_dim(-1);

@@ -153,7 +153,10 @@ fn beginning((rows, columns): (i64, i64), seed: u64, device: Device) -> Tensor {
     let options = (Kind::Float, device);
     let first = match rows == columns {
         true => Tensor::eye(rows, options),
-        false => crate::nn::chance::seeded(device, seed, || Tensor::randn([rows, columns], options)) * (columns as f64).powf(-0.5),
+        false => {
+            crate::nn::chance::seeded(device, seed, || Tensor::randn([rows, columns], options))
+                * (columns as f64).powf(-0.5)
+        }
     };
     first.set_requires_grad(true)
 }

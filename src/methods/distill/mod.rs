@@ -119,9 +119,8 @@ impl Objective for Distill {
         // What the student wrote is no example to follow: only the teacher's word on it counts.
         let share = self.spec.cross_entropy.at(which.epoch);
         let own = |i: usize| if anew(i).is_some() { 0.0 } else { share as f32 };
-        let shares: Vec<f32> = (0..examples.len())
-            .flat_map(|i| std::iter::repeat_n(own(i), examples[i].targets()))
-            .collect();
+        let shares: Vec<f32> =
+            (0..examples.len()).flat_map(|i| std::iter::repeat_n(own(i), examples[i].targets())).collect();
         let cross_entropy = Tensor::from_slice(&shares).to_device(device);
         let divergence: Tensor = 1.0 - &cross_entropy;
         let divergence = there.map_or_else(|| divergence.shallow_clone(), |there| &divergence * there);

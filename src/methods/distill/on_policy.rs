@@ -63,10 +63,9 @@ impl OnPolicy {
             seed: rng::number(self.seed, "on-policy answers", self.steps),
             ..Settings::greedy(self.spec.max_new_tokens, self.tokenizer.stop_ids())
         };
+        let answers = complete(model, &prompts, &settings, &mut |_, _| ())?;
         self.ready = packed.iter().map(|items| vec![None; items.len()]).collect();
-        for ((row, place, line), (mut ids, answer)) in
-            places.into_iter().zip(prompts.clone().into_iter().zip(complete(model, &prompts, &settings, &mut |_, _| ())?))
-        {
+        for (((row, place, line), mut ids), answer) in places.into_iter().zip(prompts).zip(answers) {
             let mut supervised = vec![false; ids.len()];
             supervised.extend(answer.tokens.iter().map(|_| true));
             ids.extend(answer.tokens);

@@ -36,8 +36,10 @@ pub fn teach(
     stop: &AtomicBool,
 ) -> Result<Taught> {
     if spec.universal() {
-        return Err(Error::user("loss: { universal: {} } compares sorted probabilities of another vocabulary, which no cache holds")
-            .hint("let the teacher run beside the student, or write answers: ft teach RECIPE --generate"));
+        return Err(Error::user(
+            "loss: { universal: {} } compares sorted probabilities of another vocabulary, which no cache holds",
+        )
+        .hint("let the teacher run beside the student, or write answers: ft teach RECIPE --generate"));
     }
     let vocabulary = ground.tokenizer.vocab_size() as i64;
     if k > vocabulary {

@@ -10,6 +10,7 @@ use crate::methods::sft::Answers;
 use crate::models::{self, Config, Inside, Model};
 use crate::nn::Linear;
 use crate::nn::chunked::Rows;
+use crate::nn::scores::spread;
 use std::path::Path;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
@@ -91,8 +92,8 @@ impl Teaching {
     pub fn log_probs(&self, (start, n): Rows, temperature: f64) -> Tensor {
         let _no_grad = tch::no_grad_guard();
         let one = |said: &Said| {
-            let logits = said.head.forward(&said.hidden.narrow(0, start, n)).narrow(-1, 0, self.vocabulary);
-            (logits.to_kind(Kind::Float) / temperature).log_softmax(-1, Kind::Float)
+            let logits = said.head.forward(&said.hidden.narrow(0, start, n));
+            spread(&logits.narrow(-1, 0, self.vocabulary), temperature)
         };
         let [alone] = self.each.as_slice() else {
             let each: Vec<Tensor> = self.each.iter().map(|s| one(s) + s.share).collect();

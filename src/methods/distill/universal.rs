@@ -47,7 +47,13 @@ impl Translated {
 
     /// What teachers say of the supervised tokens of `ours` (the items of `which`, as the student sees them), a row each,
     /// and which of these rows stand for something: (N) float32.
-    pub fn teach(&self, teachers: &Teachers, ours: &[Example], which: Which, device: Device) -> Result<(Teaching, Tensor)> {
+    pub fn teach(
+        &self,
+        teachers: &Teachers,
+        ours: &[Example],
+        which: Which,
+        device: Device,
+    ) -> Result<(Teaching, Tensor)> {
         let rows = match which.split {
             Split::Train => &self.train,
             Split::Valid => self.valid.as_ref().ok_or_else(|| Error::bug("validation without rows"))?,
