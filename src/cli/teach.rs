@@ -24,7 +24,7 @@ pub struct TeachArgs {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
     /// Tokens kept of each distribution [default: 64]
-    #[arg(long, value_name = "K", conflicts_with = "generate")]
+    #[arg(long, value_name = "K", conflicts_with = "generate", value_parser = clap::value_parser!(i64).range(1..))]
     top: Option<i64>,
     /// Let the teacher write answers to the rows' prompts
     #[arg(long, requires = "out")]

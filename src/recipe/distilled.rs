@@ -49,6 +49,11 @@ pub(super) fn check(w: &Written, mistakes: &mut Vec<Mistake>) {
         let path = key("cross_entropy.epochs");
         mistakes.push(w.wrong(&path, format!("`{path}` has no effect: `to` is not given"), "give `to`, or remove it"));
     }
+    if w.number(&key("cross_entropy.from")) == Some(1.0) && w.number(&key("cross_entropy.to")).unwrap_or(1.0) == 1.0 {
+        let path = key("cross_entropy.from");
+        let message = format!("`{path}` 1: nothing is learnt from the teacher");
+        mistakes.push(w.wrong(&path, message, "lower it; cross-entropy alone is `method: { sft: {} }`"));
+    }
     generate(w, &key("generate"), mistakes);
 }
 

@@ -12,7 +12,7 @@ use crate::nn::Tokens;
 use crate::nn::chunked::{self, Rows};
 use crate::nn::scores::spread;
 use std::rc::Rc;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Where distributions come from.
 pub enum Source {
@@ -26,6 +26,20 @@ pub enum Source {
 pub struct Weights {
     pub divergence: Tensor,
     pub cross_entropy: Tensor,
+}
+
+impl Weights {
+    /// Of examples, each with the share of cross-entropy and its number of tokens; the divergence counts where `there`
+    /// (N) is 1.
+    pub fn new(examples: impl Iterator<Item = (f64, usize)>, there: Option<Tensor>, device: Device) -> Self {
+        let shares: Vec<f32> = examples.flat_map(|(share, n)| std::iter::repeat_n(share as f32, n)).collect();
+        let cross_entropy = Tensor::from_slice(&shares).to_device(device);
+        let divergence: Tensor = 1.0 - &cross_entropy;
+        Self {
+            divergence: there.map_or_else(|| divergence.shallow_clone(), |there| &divergence * there),
+            cross_entropy,
+        }
+    }
 }
 
 /// A packed row with what teachers say of it.

@@ -94,12 +94,10 @@ impl Objective for Distill {
 
     fn batch(&mut self, model: &Model, items: &[Example], which: Which) -> Result<Box<dyn Batch>> {
         let device = model.device();
-        let written = match &mut self.on_policy {
-            Some(on_policy) if which.split == Split::Train => Some(on_policy.take()?),
-            _ => None,
-        };
-        let anew = |i: usize| written.as_ref().and_then(|w| w[i].as_ref());
-        let examples: Vec<&Example> = items.iter().enumerate().map(|(i, e)| anew(i).unwrap_or(e)).collect();
+        let writes = self.on_policy.as_mut().filter(|_| which.split == Split::Train);
+        let told = writes.is_some();
+        let written = writes.map_or_else(|| Ok(vec![None; items.len()]), OnPolicy::take)?;
+        let examples: Vec<&Example> = items.iter().zip(&written).map(|(e, anew)| anew.as_ref().unwrap_or(e)).collect();
         let answers = Answers::new(&examples, device);
         let (source, there, shown) = match &self.teacher {
             Teacher::Online(teachers) => {
@@ -113,24 +111,26 @@ impl Objective for Distill {
             }
             Teacher::Cached { cache, .. } => {
                 let cache = cache.as_ref().expect("opened before the first batch");
-                (Source::Stored(cache.get(which.split, which.items, device)?), None, None)
+                let stored = cache.get(which.split, which.items, device)?;
+                if stored.ids.size()[0] as f64 != answers.supervised() {
+                    return Err(Error::user(
+                        "the cache holds another number of distributions than the rows have tokens",
+                    )
+                    .hint("the cache is damaged: remove it and make it again with: ft teach RECIPE"));
+                }
+                (Source::Stored(stored), None, None)
             }
         };
         // What the student wrote is no example to follow: only the teacher's word on it counts.
         let share = self.spec.cross_entropy.at(which.epoch);
-        let own = |i: usize| if anew(i).is_some() { 0.0 } else { share as f32 };
-        let shares: Vec<f32> =
-            (0..examples.len()).flat_map(|i| std::iter::repeat_n(own(i), examples[i].targets())).collect();
-        let cross_entropy = Tensor::from_slice(&shares).to_device(device);
-        let divergence: Tensor = 1.0 - &cross_entropy;
-        let divergence = there.map_or_else(|| divergence.shallow_clone(), |there| &divergence * there);
-        let count = |i: usize| examples[i].targets() as f64;
-        let tokens = |_: &Vec<_>| (0..examples.len()).filter(|i| anew(*i).is_some()).map(count).sum();
+        let shares =
+            examples.iter().zip(&written).map(|(e, anew)| (if anew.is_some() { 0.0 } else { share }, e.targets()));
+        let tokens: usize = written.iter().flatten().map(Example::targets).sum();
         Ok(Box::new(Lesson {
-            written: written.as_ref().map(tokens),
+            weights: Rc::new(Weights::new(shares, there, device)),
             answers,
             source: Rc::new(source),
-            weights: Rc::new(Weights { divergence, cross_entropy }),
+            written: told.then_some(tokens as f64),
             spec: self.spec.clone(),
             vocabulary: self.vocabulary,
             matching: self.matching.clone().zip(shown),

@@ -267,3 +267,19 @@ impl DistillSpec {
 fn one() -> f64 {
     1.0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Share;
+
+    #[test]
+    fn the_share_moves_evenly_and_then_stays() {
+        let moving = Share { from: 0.5, to: Some(0.1), epochs: Some(2.0) };
+        for (epoch, share) in [(0.0, 0.5), (0.5, 0.4), (1.0, 0.3), (2.0, 0.1), (7.0, 0.1)] {
+            assert!((moving.at(epoch) - share).abs() < 1e-12, "{epoch}");
+        }
+        assert_eq!(Share { from: 0.2, to: None, epochs: None }.at(3.0), 0.2);
+        assert_eq!(Share { from: 0.2, to: Some(0.8), epochs: Some(0.0) }.at(0.0), 0.2);
+        assert_eq!(Share { from: 0.2, to: Some(0.8), epochs: Some(0.0) }.at(0.1), 0.8);
+    }
+}
