@@ -85,10 +85,11 @@ impl OnPolicy {
     }
 }
 
-/// Where the last answer of an example begins; 0 where nothing stands before it.
+/// Where the last answer of an example begins; 0 where nothing stands before it. The first token of plain text is never
+/// learnt, and no prompt by itself.
 fn prompt(example: &Example) -> usize {
     let end = example.supervised.iter().rposition(|s| *s).unwrap_or(0);
-    example.supervised[..end].iter().rposition(|s| !s).map_or(0, |i| i + 1)
+    example.supervised[..end].iter().rposition(|s| !s).filter(|i| *i > 0).map_or(0, |i| i + 1)
 }
 
 #[cfg(test)]
@@ -101,6 +102,6 @@ mod tests {
             let supervised: Vec<bool> = marks.bytes().map(|b| b == b'1').collect();
             prompt(&Example { ids: vec![0; supervised.len()], supervised, line: 1 })
         };
-        assert_eq!((of("00110010"), of("0011"), of("111"), of("000"), of("0")), (6, 2, 0, 0, 0));
+        assert_eq!((of("00110010"), of("0011"), of("0111"), of("111"), of("000"), of("0")), (6, 2, 0, 0, 0, 0));
     }
 }
