@@ -75,7 +75,7 @@ fn what_does_not_fit_is_refused() {
     assert!(with("method.distill.temperature=2").contains("temperature: was 1, is 2"));
     assert!(with("method.distill.supervise=all").contains("made of other train rows"));
     assert!(with("data.train.path=datasets/icd10/test.jsonl").contains("made of other train rows"));
-    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}";
     std::fs::write(space.path("other.jinja"), template).unwrap();
     assert!(with("data.template=other.jinja").contains("tokenizer and template: was "));
     // A teacher that has learnt something since.

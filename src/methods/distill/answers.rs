@@ -1,8 +1,10 @@
 //! Sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947): a teacher answers the recipe's prompts, and its
 //! answers are a data set, for students of any tokenizer.
 //!
-//! Of several answers the one with the highest reward is kept (best of n); one that did not end, or is worth less than
-//! asked, is thrown away. Invariant: an answer depends on the teacher, its prompt and (seed, row), not on the others.
+//! Of several answers the one with the highest reward is kept (best of n); one that did not end, is empty, or is worth
+//! less than asked is thrown away.
+//!
+//! Invariant: an answer depends on the teacher, its prompt and (seed, row), not on the others.
 
 use super::cache::teacher_hash;
 use super::spec::{DistillSpec, GenerateSpec, TeacherSpec};
@@ -96,7 +98,8 @@ impl Writer {
         // Each prompt is a draw of its own, so that a broken-off work goes on with the same answers.
         let drawn = self.rollout.draw_each(&self.model, &prompts.collect::<Vec<_>>(), n)?;
         for answers in drawn.chunks(n) {
-            let good = |s: &&Sample| s.ended && self.spec.least.is_none_or(|least| s.reward >= least);
+            let worth = |s: &Sample| self.spec.least.is_none_or(|least| s.reward >= least);
+            let good = |s: &&Sample| s.ended && !s.text.trim().is_empty() && worth(s);
             // The first of equals.
             let best = answers.iter().filter(good).rev().max_by(|a, b| a.reward.total_cmp(&b.reward));
             rows.push(best.map(|s| self.row(s)).transpose()?);

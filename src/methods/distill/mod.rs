@@ -42,7 +42,7 @@ use universal::Translated;
 enum Teacher {
     Online(Teachers),
     /// Teachers with another tokenizer.
-    Foreign(Teachers, Translated),
+    Foreign(Teachers, Box<Translated>),
     /// Opened when the items are known.
     Cached {
         tokenizer: String,
@@ -184,7 +184,7 @@ pub fn rows(spec: &DistillSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
         let load = |tokenizer| Teachers::load(&spec, tokenizer, model.device(), model.kind());
         let teacher = match (&spec.cache, translated) {
             (Some(_), _) => Teacher::Cached { tokenizer: tokenizer.fingerprint()?, cache: None },
-            (None, Some(translated)) => Teacher::Foreign(load(&translated.tokenizer)?, translated),
+            (None, Some(translated)) => Teacher::Foreign(load(&translated.tokenizer)?, Box::new(translated)),
             (None, None) => Teacher::Online(load(&tokenizer)?),
         };
         let matching = match (&spec.r#match, &teacher) {
