@@ -97,7 +97,7 @@ impl Batch for Lesson {
         if let Some((matching, shown)) = &self.matching {
             for (name, part) in matching.losses(out, shown, &self.answers) {
                 metrics.add(name, &part, self.items());
-                sum = sum + part;
+                sum = &sum + part;
             }
         }
         if let Some(written) = self.written {

@@ -59,7 +59,7 @@ impl Teachers {
             models.push((model, teacher.weight));
         }
         let total: f64 = models.iter().map(|(_, w)| w).sum();
-        if !(total > 0.0) {
+        if total <= 0.0 {
             return Err(Error::user("method.distill.teachers: the weights add up to nothing")
                 .hint("give at least one teacher a weight above 0"));
         }
