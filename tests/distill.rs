@@ -102,11 +102,11 @@ fn inside(model: &Model, replay: Replay) -> Vec<(String, Tensor)> {
     let loss = |out: &Output| {
         let mut sum = (&out.hidden * 0.1).square().sum(Kind::Float);
         for i in 0..3 {
-            sum = sum + (out.inside.state(i) * (0.1 + i as f64)).sin().sum(Kind::Float);
+            sum = &sum + (out.inside.state(i) * (0.1 + i as f64)).sin().sum(Kind::Float);
         }
         for i in [0, 2] {
             let asked = out.inside.attention(i);
-            sum = sum + (&asked.q * 0.7).sin().sum(Kind::Float) + (&asked.k * asked.scale).cos().sum(Kind::Float);
+            sum = &sum + (&asked.q * 0.7).sin().sum(Kind::Float) + (&asked.k * asked.scale).cos().sum(Kind::Float);
         }
         Loss { sum, metrics: Metrics::default() }
     };
