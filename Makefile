@@ -123,3 +123,9 @@ bench-medical: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Th
 
 bench: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Speed and memory of ft and of the peers, taking turns (half an hour)
 	$(BENCH) benches/speed.py --json benches/last.json
+
+bench-distill: setup $(MODEL)/config.json $(ICD10)/train.jsonl models/medical/config.json ## A distilled student beside one of cross-entropy alone (half an hour)
+	@python3 benches/distill.py
+
+models/medical/config.json: $(ADAPTER)/summary.json | setup
+	$(FT) merge $(MODEL) $(ADAPTER) --out $(@D)

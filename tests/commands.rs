@@ -17,8 +17,8 @@ impl Workspace {
             copy(Path::new(folder), &space.path(folder), kept);
         }
         let model = space.path("models/smollm2-135m-instruct");
-        // The second is what a recipe's own first stage makes.
-        for model in [model, space.path("models/icd10-start")] {
+        // The others are what recipes' own first stages make.
+        for model in [model, space.path("models/icd10-start"), space.path("models/medical")] {
             copy(Path::new("tests/fixtures/tiny-llama"), &model, |_| true);
             copy(Path::new("tests/fixtures/tiny-tokenizer"), &model, |name| !name.ends_with(".py"));
         }
@@ -157,6 +157,9 @@ fn every_shipped_recipe_trains() {
         if name.starts_with("ppo-") {
             let judge = "method.ppo.rewards=[{model: {path: adapters/reward-helpful, force: true}}]";
             train.extend(["--set", judge, "--set", "method.ppo.sampling.prompts=4"]);
+        }
+        if name.starts_with("distill-") {
+            train.extend(["--set", "model.cut.layers=2"]);
         }
         space.ft(&train);
         let report = space.json(&format!("runs/{name}/export_report.json"));

@@ -1,12 +1,18 @@
-//! Distillation: divergences against their formulas, distributions from a cache against those made beside the student.
+//! Distillation: divergences, layers and whole lessons against their formulas; students cut out of a model.
 
 use crate::commands::Workspace;
+use crate::distill_runs::refused;
 use crate::support::{fixture, frozen, tensors, whole};
+use ft::methods::Batch;
 use ft::methods::distill::cache;
 use ft::methods::distill::divergence::divergence;
-use ft::methods::distill::spec::{Divergence, Jsd, Plain, Skew};
-use ft::models::{Loss, Metrics, Model, Output, Replay};
-use ft::nn::{Tokens, chunked};
+use ft::methods::distill::lesson::{Lesson, Source, Weights};
+use ft::methods::distill::matching;
+use ft::methods::distill::spec::{self, Distance, Divergence, Jsd, Plain, Skew};
+use ft::methods::distill::teacher::Teachers;
+use ft::methods::sft::Answers;
+use ft::models::{Look, Loss, Metrics, Model, Output, Replay};
+use ft::nn::{Asked, Tokens, chunked};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
@@ -45,6 +51,140 @@ fn divergences_and_their_gradients_are_those_of_the_formulas() {
 }
 
 #[test]
+fn sorted_probabilities_of_vocabularies_of_two_sizes_are_compared() {
+    let t = tensors("distill/divergences.safetensors");
+    let student = t["student"].copy().set_requires_grad(true);
+    let teacher = t["teacher"].narrow(1, 0, 20).log_softmax(-1, Kind::Float);
+    let value = divergence(&Divergence::Universal(Plain {}), &teacher, &student.log_softmax(-1, Kind::Float));
+    value.sum(Kind::Float).backward();
+    assert!(apart(&value.detach(), &t["universal.value"]) < 1e-6);
+    assert!(apart(&student.grad(), &t["universal.grad"]) < 2e-6);
+}
+
+#[test]
+fn layers_are_apart_as_the_formulas_say_and_so_are_the_gradients() {
+    let t = tensors("distill/layers.safetensors");
+    let leaf = |name: &str| t[name].copy().set_requires_grad(true);
+    let (ids, at) = (vec![1u32; 14], &t["at"]);
+    let rows = |x: &Tensor| x.index_select(0, at);
+    for (name, distance) in [("mse", Distance::Mse), ("cosine", Distance::Cosine)] {
+        let (student, projection) = (leaf("hidden.student"), leaf("hidden.projection"));
+        let value = matching::hidden(&rows(&student), &rows(&t["hidden.teacher"]), &projection, distance);
+        value.backward();
+        assert!(apart(&value.detach(), &t[&format!("{name}.value")]) < 1e-6, "{name}");
+        for (input, leaf) in [("hidden.student", student), ("hidden.projection", projection)] {
+            let wanted = &t[&format!("{name}.grad.{input}")];
+            assert!(apart(&leaf.grad(), wanted) < 2e-6, "{name} {input}");
+        }
+    }
+    let answers = Answers {
+        tokens: Tokens::pack(&[&ids[..9], &ids[9..]], tch::Device::Cpu),
+        at: at.shallow_clone(),
+        targets: at.shallow_clone(),
+    };
+    let scale = 8f64.powf(-0.5);
+    let student = Asked { q: leaf("q.student"), k: leaf("k.student"), scale };
+    let teacher = Asked { q: t["q.teacher"].copy(), k: t["k.teacher"].copy(), scale };
+    let heads = leaf("heads");
+    let value = matching::attention(&student, &teacher, &heads, &answers);
+    value.backward();
+    assert!(apart(&value.detach(), &t["attention.value"]) < 1e-6);
+    for (input, leaf) in [("q.student", student.q), ("k.student", student.k), ("heads", heads)] {
+        let wanted = &t[&format!("attention.grad.{input}")];
+        assert!(apart(&leaf.grad(), wanted) < 5e-6, "{input}: {}", apart(&leaf.grad(), wanted));
+    }
+}
+
+/// Gradients of a loss over everything that layers give and ask.
+fn inside(model: &Model, replay: Replay) -> Vec<(String, Tensor)> {
+    let ids: Vec<u32> = (0..40).map(|i| (i * 13 + 5) % 61).collect();
+    let tokens = Tokens::pack(&[&ids[..17], &ids[17..]], model.device());
+    let loss = |out: &Output| {
+        let mut sum = (&out.hidden * 0.1).square().sum(Kind::Float);
+        for i in 0..3 {
+            sum = &sum + (out.inside.state(i) * (0.1 + i as f64)).sin().sum(Kind::Float);
+        }
+        for i in [0, 2] {
+            let asked = out.inside.attention(i);
+            sum = &sum + (&asked.q * 0.7).sin().sum(Kind::Float) + (&asked.k * asked.scale).cos().sum(Kind::Float);
+        }
+        Loss { sum, metrics: Metrics::default() }
+    };
+    model.learn(&tokens, 3.0, replay, loss).unwrap();
+    let gradients = model.params().trainable().map(|p| (p.name.clone(), p.tensor.grad().copy())).collect();
+    ft::native::drop_gradients(model.params().trainable().map(|p| &p.tensor));
+    gradients
+}
+
+#[test]
+fn replayed_layers_learn_what_a_loss_says_of_their_inside() {
+    let model = whole(&fixture("tiny-llama"), Kind::Float);
+    model.expose(Look { states: vec![0, 1, 2], attention: vec![0, 2] });
+    let plain = inside(&model, Replay::None);
+    assert!(plain.iter().any(|(name, _)| name.ends_with("layers.0.self_attn.k_proj.weight")));
+    for replay in [Replay::First(1), Replay::First(2), Replay::All] {
+        for ((name, x), (_, y)) in inside(&model, replay).iter().zip(&plain) {
+            assert!(apart(x, y) < 1e-6, "{replay:?} `{name}`: {}", apart(x, y));
+        }
+    }
+}
+
+/// The loss of a whole lesson (temperature, mixture of two teachers, cross-entropy, padded vocabulary) by its formula.
+#[test]
+fn a_lesson_is_the_formula_over_full_logits() {
+    let student = whole(&fixture("tiny-llama"), Kind::Float);
+    let _no_grad = tch::no_grad_guard();
+    for p in student.params().trainable() {
+        p.tensor.shallow_clone().copy_(&(&p.tensor + Tensor::randn_like(&p.tensor) * 0.05));
+    }
+    let tokenizer = ft::data::ChatTokenizer::load(&fixture("tiny-tokenizer"), None).unwrap();
+    let vocabulary = tokenizer.vocab_size() as i64;
+    assert!(vocabulary < student.config().vocab_size, "the model's vocabulary is padded");
+    let teacher = |weight: f64, dtype: Option<ft::models::Dtype>| spec::TeacherSpec {
+        path: fixture("tiny-llama"),
+        adapter: None,
+        dtype,
+        weight,
+    };
+    let text = r#"{ teachers: [], loss: { jsd: { beta: 0.3 } }, temperature: 2.0 }"#;
+    let mut spec: spec::DistillSpec = serde_yaml::from_str(text).unwrap();
+    spec.teachers = vec![teacher(1.0, None), teacher(3.0, Some(ft::models::Dtype::Bf16))];
+    let teachers = Teachers::load(&spec, &tokenizer, student.device(), Kind::Float).unwrap();
+    let ids: Vec<u32> = (0..30).map(|i| (i * 17 + 3) % vocabulary as u32).collect();
+    let example = ft::data::Example { supervised: (0..30).map(|i| i % 4 != 1).collect(), ids, line: 1 };
+    let answers = Answers::new(&[&example], student.device());
+    let (at, targets) = (answers.at.shallow_clone(), answers.targets.shallow_clone());
+    let n = at.size()[0];
+    let cross_entropy = Tensor::full([n], 0.25, (Kind::Float, student.device()));
+    let lesson = Lesson {
+        source: std::rc::Rc::new(Source::Online(teachers.teach(&answers).unwrap())),
+        answers,
+        weights: std::rc::Rc::new(Weights { divergence: 1.0 - &cross_entropy, cross_entropy }),
+        spec: std::rc::Rc::new(spec),
+        vocabulary,
+        matching: None,
+        written: None,
+    };
+    let found = student.infer(lesson.tokens(), |out| lesson.loss(out)).unwrap();
+    let logits = |model: &Model| {
+        let logits = model.infer(lesson.tokens(), |out| out.logits(&at)).unwrap();
+        logits.narrow(1, 0, vocabulary).to_kind(Kind::Double)
+    };
+    let said = |kind: Kind| (logits(&frozen(&fixture("tiny-llama"), kind)) / 2.0).softmax(-1, Kind::Double);
+    let p = said(Kind::Float) * 0.25 + said(Kind::BFloat16) * 0.75;
+    let own = logits(&student);
+    let q = (&own / 2.0).softmax(-1, Kind::Double);
+    let m = &p * 0.3 + &q * 0.7;
+    let kl = |a: &Tensor, b: &Tensor| (a * (a.log() - b.log())).sum(Kind::Double);
+    let jsd = kl(&p, &m) * 0.3 + kl(&q, &m) * 0.7;
+    let entropy = -own.log_softmax(-1, Kind::Double).gather(-1, &targets.unsqueeze(-1), false).sum(Kind::Double);
+    let wanted = jsd * (0.75 * 4.0) + entropy * 0.25;
+    assert!(apart(&found.sum, &wanted) < 2e-6, "{} {}", found.sum, wanted);
+    let means = found.metrics.means();
+    assert!((means["loss"] - wanted.double_value(&[]) / n as f64).abs() < 1e-5, "{means:?}");
+}
+
+#[test]
 fn the_most_likely_tokens_and_the_rest_make_the_formula_too() {
     let t = tensors("distill/divergences.safetensors");
     let stored = cache::top(&t["teacher"].log_softmax(-1, Kind::Float), 4);
@@ -67,14 +207,24 @@ fn entropies(model: &Model, chunked: bool) -> (Tensor, Vec<(String, Tensor)>) {
         -(p.exp() * p).sum_dim_intlist([-1i64].as_slice(), false, Kind::Float)
     };
     let mut kept = None;
+    let weight = Tensor::arange(300, (Kind::Float, model.device())) / 300.0;
     let loss = |out: &Output| {
-        let values = match chunked {
-            true => chunked::map(out.head(), &out.hidden, move |logits, _| entropy(logits)),
-            false => entropy(&out.logits(&Tensor::arange(300, (Kind::Int64, model.device())))),
+        let (sum, values) = match chunked {
+            true => {
+                let numbers = move |logits: &Tensor, (start, n): chunked::Rows| {
+                    let values = entropy(logits);
+                    [&values * weight.narrow(0, start, n), values]
+                };
+                let chunked::Sum { total, rows: [_, values] } = chunked::sum(out.head(), &out.hidden, numbers);
+                (total, values)
+            }
+            false => {
+                let values = entropy(&out.logits(&Tensor::arange(300, (Kind::Int64, model.device()))));
+                ((&values * &weight).sum(Kind::Float), values)
+            }
         };
         kept = Some(values.detach());
-        let weight = Tensor::arange(300, (Kind::Float, model.device())) / 300.0;
-        Loss { sum: (values * weight).sum(Kind::Float), metrics: Metrics::default() }
+        Loss { sum, metrics: Metrics::default() }
     };
     model.learn(&tokens, 1.0, Replay::None, loss).unwrap();
     let gradients = model.params().trainable().map(|p| (p.name.clone(), p.tensor.grad().copy())).collect();
@@ -104,87 +254,6 @@ fn numbers_made_in_chunks_are_those_of_whole_logits() {
             assert!(apart(x, y) < 2e-5, "{folder} `{name}`, frozen head: {}", apart(x, y));
         }
     }
-}
-
-const RECIPE: &str = "recipes/distill.yaml";
-
-/// A workspace with a teacher, a student cut out of it, and a recipe.
-fn school(more: &str) -> Workspace {
-    let space = Workspace::new();
-    let cut = ["student", "--from", "models/smollm2-135m-instruct", "--layers", "1", "--out", "models/student"];
-    space.ft(&cut);
-    let recipe = format!(
-        "model: {{ path: models/student, dtype: f32 }}\n\
-         method: {{ distill: {{ teachers: [{{ path: models/smollm2-135m-instruct }}]{more} }} }}\n\
-         data: {{ train: {{ path: datasets/icd10/train.jsonl }}, valid: {{ path: datasets/icd10/valid.jsonl }} }}\n\
-         batch: {{ tokens: 1024, max_len: 512, examples: 8 }}\n\
-         optim: {{ lr: 1e-3 }}\n\
-         run: {{ epochs: 2, eval_every: 3, save_every: 2, samples: 0, threads: 1, out: out }}\n"
-    );
-    std::fs::write(space.path(RECIPE), recipe).unwrap();
-    space
-}
-
-fn losses(space: &Workspace, out: &str) -> Vec<f64> {
-    let text = std::fs::read_to_string(space.path(out).join("metrics.jsonl")).unwrap();
-    let lines = text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
-    lines.filter_map(|l| l["loss"].as_f64().or(l["eval_loss"].as_f64())).collect()
-}
-
-#[test]
-fn a_whole_cache_teaches_what_the_teacher_does() {
-    let space = school("");
-    space.ft(&["train", RECIPE, "--set", "run.out=online"]);
-    let online = losses(&space, "online");
-    assert!(online.last() < online.first(), "{online:?}");
-    let tokenizer = ft::data::ChatTokenizer::load(&space.path("models/student"), None).unwrap();
-    let all = tokenizer.vocab_size().to_string();
-    space.ft(&["teach", RECIPE, "--top", &all, "--out", "teaching"]);
-    space.ft(&["train", RECIPE, "--set", "run.out=cached", "--set", "method.distill.cache=teaching"]);
-    for (a, b) in online.iter().zip(losses(&space, "cached")) {
-        assert!((a - b).abs() <= 1e-5 * a.abs(), "{a} online, {b} cached");
-    }
-    // The most likely tokens alone teach nearly the same.
-    space.ft(&["teach", RECIPE, "--top", "32", "--out", "few"]);
-    space.ft(&["train", RECIPE, "--set", "run.out=few-out", "--set", "method.distill.cache=few"]);
-    let few = losses(&space, "few-out");
-    assert!(few.last() < few.first() && (few[0] - online[0]).abs() < 0.5 * online[0], "{few:?} {online:?}");
-}
-
-fn refused(space: &Workspace, arguments: &[&str]) -> String {
-    let output = space.command(arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    said
-}
-
-#[test]
-fn what_does_not_fit_is_refused() {
-    let space = school("");
-    let teach = ["teach", RECIPE, "--out", "teaching", "--top", "8"];
-    assert!(
-        refused(&space, &["train", RECIPE, "--set", "method.distill.cache=nowhere"])
-            .contains("no teacher distributions")
-    );
-    assert!(refused(&space, &["teach", RECIPE, "--out", "t", "--top", "100000"]).contains("the tokenizer has"));
-    space.ft(&teach);
-    // Twice changes nothing; another temperature, other rows, another mask are something else.
-    let again = space.ft(&teach);
-    assert!(String::from_utf8_lossy(&again.stderr).contains("2 parts were there already"));
-    let with = |set: &str| refused(&space, &["train", RECIPE, "--set", "method.distill.cache=teaching", "--set", set]);
-    assert!(with("method.distill.temperature=2").contains("temperature: was 1, is 2"));
-    assert!(with("method.distill.supervise=all").contains("made of other train rows"));
-    assert!(with("data.train.path=datasets/icd10/test.jsonl").contains("made of other train rows"));
-    std::fs::remove_file(space.path("teaching/valid-00000.safetensors")).unwrap();
-    assert!(with("run.seed=8").contains("is not finished"));
-    space.ft(&teach);
-    space.ft(&["train", RECIPE, "--set", "method.distill.cache=teaching"]);
-    // Another tokenizer.
-    let file = space.path("models/smollm2-135m-instruct/tokenizer.json");
-    let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, text.replacen("\"<|im_start|>\"", "\"<|begin|>\"", 1)).unwrap();
-    let said = refused(&space, &["train", RECIPE, "--set", "run.out=other"]);
-    assert!(said.contains("another tokenizer") || said.contains("tokenizer"), "{said}");
 }
 
 #[test]

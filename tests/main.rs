@@ -7,6 +7,7 @@ mod commands;
 mod convert;
 mod data;
 mod distill;
+mod distill_runs;
 mod families;
 mod fresh;
 mod fuzz;

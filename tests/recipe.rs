@@ -393,6 +393,12 @@ fn shipped_recipes_are_right_and_read_alike_by_serde_yaml() {
                 model.path = ft::fsutil::absolute(&model.path);
             }
         }
+        if let MethodSpec::Distill(distill) = &mut other.method {
+            distill.teachers.iter_mut().for_each(|t| t.path = ft::fsutil::absolute(&t.path));
+        }
+        if let Some(cut) = &mut other.model.cut {
+            cut.from = ft::fsutil::absolute(&cut.from);
+        }
         // A reward model's head is part of its adapter.
         if let (MethodSpec::Reward(_), Some(AdapterSpec::Lora(lora))) = (&other.method, &mut other.adapter) {
             lora.modules_to_save.push("score".into());

@@ -54,12 +54,11 @@ fn assert_same_end(space: &Workspace, straight: &str, broken: &str, case: &str) 
 }
 
 /// Runs a recipe, breaks it off in the middle of its second epoch, resumes, and compares everything.
-fn resumed_equals_straight(recipe: &str, sets: &[&str]) {
-    let space = Workspace::new();
-    train(&space, recipe, "straight", sets);
-    broken_off(&space, "straight", "broken", 5);
+pub fn resumed_equals_straight(space: &Workspace, recipe: &str, sets: &[&str]) {
+    train(space, recipe, "straight", sets);
+    broken_off(space, "straight", "broken", 5);
     space.ft(&["resume", "broken"]);
-    assert_same_end(&space, "straight", "broken", &sets.join(" "));
+    assert_same_end(space, "straight", "broken", &sets.join(" "));
     let verdict = space.ft(&["resume", "straight", "--verify", "2", "--json"]);
     let verdict: Value = serde_json::from_slice(&verdict.stdout).unwrap();
     assert_eq!((&verdict["same"], &verdict["to"]), (&Value::Bool(true), &9.into()), "{verdict}");
@@ -70,7 +69,7 @@ macro_rules! resumed_equals_straight {
     ($($name:ident: $recipe:expr, $sets:expr;)*) => {$(
         #[test]
         fn $name() {
-            resumed_equals_straight($recipe, &$sets);
+            resumed_equals_straight(&Workspace::new(), $recipe, &$sets);
         }
     )*};
 }

@@ -21,7 +21,14 @@ fn model() -> Model {
 
 fn row(columns: Value) -> PromptRow {
     let Value::Object(columns) = columns else { panic!("columns are an object") };
-    PromptRow { ids: vec![5, 6], text: "What?".into(), columns, path: Arc::new("p.jsonl".into()), line: 7 }
+    PromptRow {
+        ids: vec![5, 6],
+        text: "What?".into(),
+        columns,
+        format: RowFormat::Auto,
+        path: Arc::new("p.jsonl".into()),
+        line: 7,
+    }
 }
 
 fn specs(list: Value) -> Vec<RewardSpec> {

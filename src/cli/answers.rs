@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// What a crash of the machine may cost.
 const SYNC: Duration = Duration::from_secs(2);
 
-const KEY: &str = "ft generate";
+const KEY: &str = "ft answers";
 
 pub struct Answers {
     path: PathBuf,
@@ -64,7 +64,7 @@ impl Answers {
         self.done
     }
 
-    /// Adds all answers to the next prompt.
+    /// Adds all answers to the next prompt; `null` stands for one that is no part of the file in the end.
     pub fn push(&mut self, rows: &[Value]) -> Result<()> {
         let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
         self.file.write_all(text.as_bytes()).map_err(|e| io_error("writing", &self.partial, e))?;
@@ -95,14 +95,25 @@ impl Answers {
         }
     }
 
-    /// Makes the file of it.
-    pub fn finish(mut self) -> Result<()> {
+    /// Makes the file of it; how many lines it has.
+    pub fn finish(mut self) -> Result<usize> {
         self.sync()?;
         let fail = |e| io_error("reading", &self.partial, e);
-        let mut lines = BufReader::new(File::open(&self.partial).map_err(fail)?);
-        lines.read_until(b'\n', &mut Vec::new()).map_err(fail)?;
-        fsutil::write_atomic(&self.path, |w| std::io::copy(&mut lines, w).map(|_| ()))?;
-        std::fs::remove_file(&self.partial).map_err(|e| io_error("removing", &self.partial, e))
+        let lines = BufReader::new(File::open(&self.partial).map_err(fail)?).split(b'\n').skip(1);
+        let mut kept = 0;
+        fsutil::write_atomic(&self.path, |w| {
+            for line in lines {
+                let mut line = line?;
+                if line != b"null" {
+                    line.push(b'\n');
+                    w.write_all(&line)?;
+                    kept += 1;
+                }
+            }
+            Ok(())
+        })?;
+        std::fs::remove_file(&self.partial).map_err(|e| io_error("removing", &self.partial, e))?;
+        Ok(kept)
     }
 }
 
@@ -126,9 +137,7 @@ fn compare(partial: &Path, begun: &[u8], fingerprint: &Value) -> Result<()> {
     let old = serde_json::from_slice::<Value>(begun).ok().and_then(|v| v.get(KEY).cloned());
     let anew = format!("delete {} to begin anew", partial.display());
     let Some(old) = old else {
-        return Err(
-            Error::user(format!("{}: not the beginning of answers by ft generate", partial.display())).hint(anew)
-        );
+        return Err(Error::user(format!("{}: not the beginning of answers by ft", partial.display())).hint(anew));
     };
     let changed: Vec<String> = fingerprint
         .as_object()
@@ -169,6 +178,7 @@ mod tests {
         let mut file = Answers::open(&path, &how, 2).unwrap();
         assert_eq!(file.done(), 2);
         file.push(&rows(2)).unwrap();
+        file.push(&[Value::Null, Value::Null]).unwrap();
         file.finish().unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let expected: String = (0..3).flat_map(rows).map(|row| format!("{row}\n")).collect();

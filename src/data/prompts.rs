@@ -3,6 +3,7 @@
 //! Prompts are few and short beside what is learnt from them, so they are kept in memory as they were read. Invariant:
 //! a prompt is never cut: one that leaves no room for an answer is an error, or is left out and counted.
 
+use super::convert::{Target, convert};
 use super::dataset;
 use super::items;
 use super::mix::Mix;
@@ -10,7 +11,7 @@ use super::quality::Comparable;
 use super::record::{Columns, Record, Row};
 use super::rows::Reading;
 use super::source;
-use super::spec::{Overflow, SourceSpec, Sources};
+use super::spec::{Overflow, RowFormat, SourceSpec, Sources};
 use super::summary::{FileSummary, Quantiles, Share, Summary};
 use super::tokenizer::ChatTokenizer;
 use super::{Want, record};
@@ -35,6 +36,7 @@ pub struct PromptRow {
     /// Every column of the row. A row of messages that ends in an assistant turn, of `instruction` and `output`, or of
     /// `prompt` and `completion` gives that answer as `answer` too, unless it has such a column.
     pub columns: Columns,
+    pub format: RowFormat,
     pub path: Arc<PathBuf>,
     /// 1-based place in its file.
     pub line: usize,
@@ -44,6 +46,13 @@ impl PromptRow {
     /// Where it stands, as errors write it.
     pub fn place(&self) -> record::Place<'_> {
         record::Place { path: &self.path, line: self.line }
+    }
+
+    /// What it asks, as a row of `prompt` (text or messages), whatever its own format.
+    pub fn question(&self) -> Result<Value> {
+        let record = record::read(self.columns.clone(), self.format, self.place())?;
+        let rows = convert(&record, Target::Prompt)?;
+        rows.into_iter().next().ok_or_else(|| Error::bug(format!("{}: a prompt that asks nothing", self.place())))
     }
 }
 
@@ -131,7 +140,8 @@ fn read(
         let place = record::Place { path: &path, line };
         let row = Row { line, record: record::read(columns.clone(), reading.format, place)? };
         let (text, ids) = items::question(&row, &path, tokenizer)?;
-        Ok(PromptRow { ids, text, columns: with_answer(columns, &row.record), path: path.clone(), line })
+        let columns = with_answer(columns, &row.record);
+        Ok(PromptRow { ids, text, columns, format: reading.format, path: path.clone(), line })
     };
     let before = rows.len();
     let passage = source::for_each_chunk(&path, Some(limit), |chunk| {

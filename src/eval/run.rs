@@ -46,6 +46,8 @@ pub struct Answered {
     #[serde(rename = "match")]
     pub matched: bool,
     pub finish_reason: &'static str,
+    /// Mean loss of the row's supervised tokens.
+    pub loss: f64,
 }
 
 /// Greedy answers and the loss on `rows`. `max_new_tokens` defaults to the longest expected answer and 16 tokens more.
@@ -59,7 +61,13 @@ pub fn evaluate(
 ) -> Result<(Evaluation, Vec<Answered>)> {
     let started = Instant::now();
     let examples: Vec<&Example> = rows.iter().flat_map(|r| &r.examples).collect();
-    let (loss, tokens) = mean_loss(model, &examples)?;
+    let each = losses(model, &examples)?;
+    let (loss, tokens) = mean(&each)?;
+    let mut each = each.into_iter();
+    let mut own =
+        |row: &EvalRow| mean(&each.by_ref().take(row.examples.len()).collect::<Vec<_>>()).map(|(loss, _)| loss);
+    let row_losses = rows.iter().map(&mut own).collect::<Result<Vec<f64>>>()?;
+    let row_losses = rows.iter().zip(row_losses).filter(|(row, _)| row.asked.is_some()).map(|(_, loss)| loss);
     let asked: Vec<&Asked> = rows.iter().filter_map(|r| r.asked.as_ref()).collect();
     let longest = asked.iter().map(|a| a.tokens).max().unwrap_or(0);
     let settings = Settings::greedy(max_new_tokens.unwrap_or(longest + 16), tokenizer.stop_ids());
@@ -72,7 +80,7 @@ pub fn evaluate(
         }
     })?;
     let mut answered = Vec::with_capacity(asked.len());
-    for (asked, answer) in asked.iter().zip(&answers) {
+    for ((asked, answer), loss) in asked.iter().zip(&answers).zip(row_losses) {
         let text = tokenizer.decode(answer.answer(), true)?;
         answered.push(Answered {
             prompt: asked.shown.clone(),
@@ -80,6 +88,7 @@ pub fn evaluate(
             expected: asked.expected.clone(),
             text,
             finish_reason: answer.stopped.name(),
+            loss,
         });
     }
     let n = answered.len();
@@ -105,6 +114,22 @@ pub fn evaluate(
 
 /// Mean loss over the supervised tokens of all examples, and how many these are.
 pub fn mean_loss(model: &Model, examples: &[&Example]) -> Result<(f64, usize)> {
+    mean(&losses(model, examples)?)
+}
+
+/// The mean over all tokens, and how many there are.
+fn mean(each: &[(f64, usize)]) -> Result<(f64, usize)> {
+    let (sum, count) = each.iter().fold((0.0, 0), |(sum, count), (s, n)| (sum + s, count + n));
+    let mean = sum / count.max(1) as f64;
+    if !mean.is_finite() {
+        return Err(Error::user(format!("the model's loss on these rows is {mean}"))
+            .hint("its weights or its adapter hold NaN or infinite values; was the training run stable?"));
+    }
+    Ok((mean, count))
+}
+
+/// Summed loss of each example's supervised tokens, and how many these are.
+fn losses(model: &Model, examples: &[&Example]) -> Result<Vec<(f64, usize)>> {
     let config = model.config();
     let context =
         [model.context_limit(), config.max_position_embeddings].into_iter().flatten().min().unwrap_or(i64::MAX);
@@ -127,32 +152,27 @@ pub fn mean_loss(model: &Model, examples: &[&Example]) -> Result<(f64, usize)> {
         }
     }
     // Like lengths together: attention pads within a packed row.
-    let mut order: Vec<&Example> = examples.to_vec();
-    order.sort_by_key(|e| std::cmp::Reverse(e.ids.len()));
-    let (mut sum, mut count, mut from) = (0.0, 0, 0);
+    let mut order: Vec<usize> = (0..examples.len()).collect();
+    order.sort_by_key(|i| std::cmp::Reverse(examples[*i].ids.len()));
+    let (mut found, mut from) = (vec![(0.0, 0); examples.len()], 0);
     while from < order.len() {
         let mut held = 0;
-        let fits = |e: &&&Example| {
-            held += e.ids.len();
+        let fits = |i: &&usize| {
+            held += examples[**i].ids.len();
             held <= PACK
         };
         let to = from + order[from..].iter().take_while(fits).count().max(1);
-        let (part, n) = loss_sum(model, &order[from..to])?;
-        sum += part;
-        count += n;
+        let here: Vec<&Example> = order[from..to].iter().map(|i| examples[*i]).collect();
+        let batch = Answers::new(&here, model.device());
+        let scores = model.infer(&batch.tokens, |out| out.log_probs(&batch.at, &batch.targets))?;
+        let mut start = 0;
+        for (i, example) in order[from..to].iter().zip(&here) {
+            let n = example.targets();
+            let own = scores.log_probs.narrow(0, start, n as i64);
+            found[*i] = (-own.sum(Kind::Double).double_value(&[]), n);
+            start += n as i64;
+        }
         from = to;
     }
-    let mean = sum / count.max(1) as f64;
-    if !mean.is_finite() {
-        return Err(Error::user(format!("the model's loss on these rows is {mean}"))
-            .hint("its weights or its adapter hold NaN or infinite values; was the training run stable?"));
-    }
-    Ok((mean, count))
-}
-
-/// Summed loss of the supervised tokens of one packed row.
-fn loss_sum(model: &Model, examples: &[&Example]) -> Result<(f64, usize)> {
-    let batch = Answers::new(examples, model.device());
-    let scores = model.infer(&batch.tokens, |out| out.log_probs(&batch.at, &batch.targets))?;
-    Ok((-scores.log_probs.sum(Kind::Double).double_value(&[]), batch.supervised() as usize))
+    Ok(found)
 }

@@ -6,7 +6,10 @@ use crate::data::quality::{self, Duplicates, Overlap};
 use crate::data::{self, Cursor, Dataset, Example, Item, Loader, Supervise};
 use crate::error::Result;
 use crate::models::{Metrics, Model};
+use crate::nn::Param;
+use std::collections::BTreeMap;
 use std::path::Path;
+use tch::Tensor;
 
 /// Rows to learn from, or rows that are only measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,6 +66,18 @@ pub trait Objective {
     }
     fn alarms(&mut self, _means: &Means) -> Vec<Alarm> {
         Vec::new()
+    }
+    /// What is trained beside the model: no part of the result, so `state` must hold it.
+    fn parameters(&self) -> Vec<Param> {
+        Vec::new()
+    }
+    /// What a checkpoint must hold of the objective.
+    fn state(&self) -> BTreeMap<String, Tensor> {
+        BTreeMap::new()
+    }
+    /// Takes back what `state` gave.
+    fn restore(&mut self, _state: BTreeMap<String, Tensor>) -> Result<()> {
+        Ok(())
     }
     /// The result is written to `out`, and the model holds it.
     fn finish(&mut self, _model: &Model, _valid: Option<&Dataset<Self::Item>>, _out: &Path) -> Result<()> {
@@ -215,6 +230,18 @@ impl<O: Objective> Method for Fixed<O> {
 
     fn rewind(&mut self, at: Cursor) -> Result<()> {
         self.loader.rewind(at)
+    }
+
+    fn parameters(&self) -> Vec<Param> {
+        self.objective.parameters()
+    }
+
+    fn state(&self) -> BTreeMap<String, Tensor> {
+        self.objective.state()
+    }
+
+    fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
+        self.objective.restore(state)
     }
 
     fn finish(&mut self, model: &Model, out: &Path) -> Result<()> {

@@ -29,8 +29,8 @@ pub use rows::{Ground, Rows, Side};
 use crate::adapters::{AdapterSpec, LoraSpec};
 use crate::data::Cursor;
 use crate::error::Result;
-use crate::models::{Heads, Loss, Model, Output};
-use crate::nn::Tokens;
+use crate::models::{Dtype, Heads, Loss, Model, Output};
+use crate::nn::{Param, Tokens};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -61,7 +61,7 @@ pub enum MethodSpec {
     /// Proximal policy optimisation: answers are drawn, rewarded, and made more or less likely.
     Ppo(Box<ppo::PpoSpec>),
     /// Distillation: a student learns a teacher's distributions on the supervised tokens.
-    Distill(distill::DistillSpec),
+    Distill(Box<distill::DistillSpec>),
 }
 
 impl MethodSpec {
@@ -110,7 +110,8 @@ impl MethodSpec {
     /// What its model is made of, beside the base and what is trained.
     pub fn parts(&self, adapter: Option<&AdapterSpec>) -> Result<Parts> {
         match self {
-            Self::Sft(_) | Self::Distill(_) | Self::Orpo(_) | Self::Simpo(_) => Ok(Parts::default()),
+            Self::Sft(_) | Self::Orpo(_) | Self::Simpo(_) => Ok(Parts::default()),
+            Self::Distill(spec) => distill::parts(spec),
             Self::Reward(_) => Ok(Parts { heads: Heads::Score, ..Parts::default() }),
             Self::Dpo(spec) => reference::parts(adapter, spec.reference),
             Self::Kto(spec) => reference::parts(adapter, spec.reference),
@@ -132,6 +133,10 @@ pub struct Parts {
     pub beside: Vec<Beside>,
     /// The method holds a frozen copy of the base (a reference).
     pub copy: bool,
+    /// Numbers in other frozen models that the method holds (teachers), by the dtype they have; `None`: the run's.
+    pub others: Vec<(u64, Option<Dtype>)>,
+    /// The float32 tables of logits that a chunk of the loss holds at once.
+    pub tables: u64,
 }
 
 /// An adapter beside the trained one, on the same base.
@@ -228,6 +233,10 @@ pub trait Method {
     fn cursor(&self) -> Cursor;
     /// Goes back to where the data stood.
     fn rewind(&mut self, at: Cursor) -> Result<()>;
+    /// What the method trains beside the model: no part of the result, so `state` must hold it.
+    fn parameters(&self) -> Vec<Param> {
+        Vec::new()
+    }
     /// What a checkpoint must hold of the method beside the cursor.
     fn state(&self) -> BTreeMap<String, Tensor> {
         BTreeMap::new()

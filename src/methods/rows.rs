@@ -13,6 +13,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 /// All that reading rows depends on.
+#[derive(Clone)]
 pub struct Ground<'a> {
     pub tokenizer: Rc<ChatTokenizer>,
     /// The base's folder.

@@ -1,5 +1,6 @@
 //! What a method sees of the trunk, and what it gives back.
 
+use super::Inside;
 use crate::nn::{Linear, head, head::Scores, scores};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -80,11 +81,19 @@ pub struct Output {
     head: Rc<Linear>,
     score: Option<Rc<Linear>>,
     adapters: Rc<[String]>,
+    /// What `Model::expose` shows of the layers.
+    pub inside: Rc<Inside>,
 }
 
 impl Output {
-    pub(super) fn new(hidden: Tensor, head: Rc<Linear>, score: Option<Rc<Linear>>, adapters: Rc<[String]>) -> Self {
-        Self { hidden, head, score, adapters }
+    pub(super) fn new(
+        hidden: Tensor,
+        head: Rc<Linear>,
+        score: Option<Rc<Linear>>,
+        adapters: Rc<[String]>,
+        inside: Rc<Inside>,
+    ) -> Self {
+        Self { hidden, head, score, adapters, inside }
     }
 
     /// Log-probabilities of `targets` (N) after the rows `at` (N); the vocabulary is seen in chunks of rows, full
@@ -124,7 +133,7 @@ impl Output {
     /// The same states, through which no gradient reaches the trunk.
     pub fn detached(&self) -> Self {
         let (head, score) = (self.head.clone(), self.score.clone());
-        Self { hidden: self.hidden.detach(), head, score, adapters: self.adapters.clone() }
+        Self { hidden: self.hidden.detach(), head, score, adapters: self.adapters.clone(), inside: Rc::default() }
     }
 
     fn score(&self) -> &Linear {

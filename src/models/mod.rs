@@ -4,8 +4,10 @@
 //! for all families and methods.
 
 pub mod config;
+pub mod dtype;
 pub mod fresh;
 mod gpt2;
+pub mod inside;
 mod limits;
 mod llama;
 pub mod loss;
@@ -17,6 +19,8 @@ pub mod reward;
 mod rope;
 
 pub use config::Config;
+pub use dtype::Dtype;
+pub use inside::{Inside, Look};
 pub use loss::{Loss, Metrics, Output};
 pub use open::{device, open, open_scorer};
 pub use origin::Origin;
@@ -29,7 +33,7 @@ use crate::nn::{
     Weights, chance,
 };
 use serde_json::{Map, Value};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
@@ -142,6 +146,7 @@ pub struct Model {
     device: Device,
     kind: Kind,
     noise: Cell<Option<EmbeddingNoise>>,
+    look: RefCell<Rc<Look>>,
 }
 
 /// Noise on the input embeddings of the next `learn`s (NEFTune, Jain et al. 2023, arXiv 2310.05914): uniform in (-1, 1),
@@ -208,6 +213,7 @@ impl Model {
             device: load.device,
             kind: load.kind,
             noise: Cell::new(None),
+            look: RefCell::default(),
         })
     }
 
@@ -307,13 +313,25 @@ impl Model {
         }
     }
 
-    fn trunk(&self, tokens: &Tokens, cache: Option<&mut Cache>) -> Tensor {
-        let mut pass = Pass::new(tokens, cache);
+    /// From now on `learn` and `infer` show their losses these parts of the trunk's inside.
+    pub fn expose(&self, look: Look) {
+        self.look.replace(Rc::new(look));
+    }
+
+    fn look(&self) -> Rc<Look> {
+        self.look.borrow().clone()
+    }
+
+    /// What the last layer gives, (T, D), and what is looked at.
+    fn trunk(&self, tokens: &Tokens) -> (Tensor, Inside) {
+        let (look, mut inside) = (self.look(), Inside::default());
+        let mut pass = Pass::new(tokens, None).listen(&look.attention);
         let mut x = self.embed(tokens); // (T, D)
-        for i in 0..self.decoder.depth() {
+        for i in 0..self.depth() {
             x = self.decoder.layer(i, &x, &mut pass);
+            inside.see(&look, i, &x, &mut pass);
         }
-        x
+        (x, inside)
     }
 
     /// What each layer gets, and what the last one gives: (T, D) each, float32. Without gradient.
@@ -379,25 +397,30 @@ impl Model {
         }
     }
 
-    fn output(&self, x: Tensor) -> Output {
+    fn output(&self, x: Tensor, inside: Rc<Inside>) -> Output {
         let (head, score) = (self.decoder.head().clone(), self.score.clone());
-        Output::new(self.decoder.finish(&x), head, score, self.adapters.clone())
+        Output::new(self.decoder.finish(&x), head, score, self.adapters.clone(), inside)
     }
 
     /// Runs a packed row without gradient.
     pub fn infer<R>(&self, tokens: &Tokens, f: impl FnOnce(&Output) -> R) -> Result<R> {
         self.check(tokens, &[])?;
         let _no_grad = tch::no_grad_guard();
-        Ok(f(&self.output(self.trunk(tokens, None))))
+        let (x, inside) = self.trunk(tokens);
+        Ok(f(&self.output(x, inside.into())))
     }
 
     /// Runs a packed row that continues the cache's sequences (segment s continues slot s), without gradient.
     pub fn extend<R>(&self, tokens: &Tokens, cache: &mut Cache, f: impl FnOnce(&Output) -> R) -> Result<R> {
         self.check(tokens, &cache.lengths)?;
         let (_no_grad, _decoding) = (tch::no_grad_guard(), Decoding::begin());
-        let x = self.trunk(tokens, Some(cache));
+        let mut pass = Pass::new(tokens, Some(&mut *cache));
+        let mut x = self.embed(tokens);
+        for i in 0..self.depth() {
+            x = self.decoder.layer(i, &x, &mut pass);
+        }
         cache.advance(&tokens.segments.lengths);
-        Ok(f(&self.output(x)))
+        Ok(f(&self.output(x, Rc::default())))
     }
 
     /// An empty cache for `slots` sequences.
@@ -422,7 +445,8 @@ impl Model {
     }
 
     fn learn_plain(&self, tokens: &Tokens, items: f64, loss: impl FnOnce(&Output) -> Loss) -> Result<Metrics> {
-        let Loss { sum, metrics } = loss(&self.output(self.trunk(tokens, None)));
+        let (x, inside) = self.trunk(tokens);
+        let Loss { sum, metrics } = loss(&self.output(x, inside.into()));
         native::backward(&[&sum], &[&seed(&sum, items)])?;
         Ok(metrics)
     }
@@ -436,7 +460,8 @@ impl Model {
         layers: usize,
         loss: impl FnOnce(&Output) -> Loss,
     ) -> Result<Metrics> {
-        let mut pass = Pass::new(tokens, None);
+        let (look, mut inside) = (self.look(), Inside::default());
+        let mut pass = Pass::new(tokens, None).listen(&look.attention);
         let mut inputs = Vec::with_capacity(layers);
         let top = {
             let _no_grad = tch::no_grad_guard();
@@ -444,14 +469,17 @@ impl Model {
             for i in 0..layers {
                 inputs.push((x.shallow_clone(), native::rng_state(self.device)?));
                 x = self.decoder.layer(i, &x, &mut pass);
+                inside.see_leaf(&look, i, &x, &mut pass);
             }
             x.detach().set_requires_grad(true)
         };
         let mut last = top.shallow_clone();
         for i in layers..self.depth() {
             last = self.decoder.layer(i, &last, &mut pass);
+            inside.see(&look, i, &last, &mut pass);
         }
-        let Loss { sum, metrics } = loss(&self.output(last));
+        let inside = Rc::new(inside);
+        let Loss { sum, metrics } = loss(&self.output(last, inside.clone()));
         native::backward(&[&sum], &[&seed(&sum, items)])?;
         drop(sum);
         let after = native::rng_state(self.device)?;
@@ -460,7 +488,9 @@ impl Model {
             native::set_rng_state(self.device, &rng)?;
             let x = x.detach().set_requires_grad(true);
             let y = self.decoder.layer(inputs.len(), &x, &mut pass);
-            native::backward(&[&y], &[&g])?;
+            let pulled = inside.pull(inputs.len(), y, g, &mut pass);
+            let (outputs, gradients): (Vec<&Tensor>, Vec<&Tensor>) = pulled.iter().map(|(y, g)| (y, g)).unzip();
+            native::backward(&outputs, &gradients)?;
             g = x.grad();
         }
         native::set_rng_state(self.device, &after)?;

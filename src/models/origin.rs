@@ -2,11 +2,12 @@
 //!
 //! Slow, for a step that has failed already. Dropout is off, so a failure that hung on one mask may not come back.
 
-use super::{Loss, Model, Output, seed};
+use super::{Inside, Loss, Model, Output, seed};
 use crate::error::Result;
 use crate::native;
 use crate::nn::{Pass, Tokens};
 use std::fmt;
+use std::rc::Rc;
 use tch::{Kind, Tensor};
 
 /// The part of a step in which the first such number was found.
@@ -56,7 +57,7 @@ impl fmt::Display for Origin {
 }
 
 /// `Some` where the tensor holds a number that is not finite.
-fn look(t: &Tensor, stage: Stage, place: impl Into<String>, input: Option<&Tensor>) -> Option<Origin> {
+fn look_at(t: &Tensor, stage: Stage, place: impl Into<String>, input: Option<&Tensor>) -> Option<Origin> {
     let count = |t: Tensor| t.sum(Kind::Int64).int64_value(&[]);
     if count(t.isfinite().logical_not()) == 0 {
         return None;
@@ -76,57 +77,66 @@ impl Model {
                 true => (Stage::TrainedWeights, "trained weight"),
                 false => (Stage::FrozenWeights, "weight"),
             };
-            if let Some(found) = look(&p.tensor.detach(), stage, format!("{what} `{}`", p.name), None) {
+            if let Some(found) = look_at(&p.tensor.detach(), stage, format!("{what} `{}`", p.name), None) {
                 return Ok(Some(found));
             }
         }
-        let mut pass = Pass::new(tokens, None);
+        let (look, mut inside) = (self.look(), Inside::default());
+        let mut pass = Pass::new(tokens, None).listen(&look.attention);
         let mut inputs = Vec::with_capacity(self.depth());
         let top = {
             let _no_grad = tch::no_grad_guard();
             let mut x = self.decoder.embed(tokens);
-            if let Some(found) = look(&x, Stage::Forward, "output of the embedding", None) {
+            if let Some(found) = look_at(&x, Stage::Forward, "output of the embedding", None) {
                 return Ok(Some(found));
             }
             for i in 0..self.depth() {
                 let y = self.decoder.layer(i, &x, &mut pass);
-                if let Some(found) = look(&y, Stage::Forward, format!("output of layer {i}"), Some(&x)) {
+                if let Some(found) = look_at(&y, Stage::Forward, format!("output of layer {i}"), Some(&x)) {
                     return Ok(Some(found));
                 }
+                inside.see_leaf(&look, i, &y, &mut pass);
                 inputs.push(std::mem::replace(&mut x, y));
             }
             let last = self.decoder.finish(&x);
-            if let Some(found) = look(&last, Stage::Forward, "output of the final norm", Some(&x)) {
+            if let Some(found) = look_at(&last, Stage::Forward, "output of the final norm", Some(&x)) {
                 return Ok(Some(found));
             }
             x.detach().set_requires_grad(true)
         };
-        let out = self.output(top.shallow_clone());
+        let inside = Rc::new(inside);
+        let out = self.output(top.shallow_clone(), inside.clone());
         let hidden = out.hidden.detach();
         let Loss { sum, .. } = loss(&out);
-        if let Some(found) = look(&sum.detach(), Stage::Loss, "the loss over the output head", Some(&hidden)) {
+        if let Some(found) = look_at(&sum.detach(), Stage::Loss, "the loss over the output head", Some(&hidden)) {
             return Ok(Some(found));
         }
         native::backward(&[&sum], &[&seed(&sum, items)])?;
         drop((sum, out));
         let mut g = top.grad();
-        if let Some(found) = look(&g, Stage::Backward, "gradient that leaves the output head", None) {
+        if let Some(found) = look_at(&g, Stage::Backward, "gradient that leaves the output head", None) {
             return Ok(Some(found));
         }
         while let Some(x) = inputs.pop() {
             let i = inputs.len();
             let x = x.detach().set_requires_grad(true);
             let y = self.decoder.layer(i, &x, &mut pass);
-            native::backward(&[&y], &[&g])?;
-            let below = x.grad();
-            if let Some(found) = look(&below, Stage::Backward, format!("gradient that leaves layer {i}"), Some(&g)) {
+            let pulled = inside.pull(i, y, g, &mut pass);
+            let (outputs, gradients): (Vec<&Tensor>, Vec<&Tensor>) = pulled.iter().map(|(y, g)| (y, g)).unzip();
+            native::backward(&outputs, &gradients)?;
+            let (below, above) = (x.grad(), &pulled[0].1);
+            if let Some(found) =
+                look_at(&below, Stage::Backward, format!("gradient that leaves layer {i}"), Some(above))
+            {
                 return Ok(Some(found));
             }
             g = below;
         }
         let bad = self.store.trainable().find_map(|p| {
             let gradient = p.tensor.grad();
-            gradient.defined().then(|| look(&gradient, Stage::Backward, format!("gradient of `{}`", p.name), None))?
+            gradient
+                .defined()
+                .then(|| look_at(&gradient, Stage::Backward, format!("gradient of `{}`", p.name), None))?
         });
         Ok(bad)
     }

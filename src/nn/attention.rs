@@ -9,6 +9,7 @@ use super::ops::differentiable;
 use super::rope::Rope;
 use super::tokens::{Group, Segments, Tokens};
 use crate::native::{self, kernels};
+use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 /// Longest segment whose backward recomputes all its scores at once; above, the flash backward is the faster one.
@@ -249,6 +250,27 @@ pub struct Pass<'a> {
     places: Option<Tensor>,
     /// What a decoding step may see; the same for every layer.
     mask: Option<Option<Tensor>>,
+    /// What the layers that somebody looks at have asked.
+    asked: BTreeMap<usize, Option<Asked>>,
+}
+
+/// What one layer's attention is made of.
+#[derive(Debug)]
+pub struct Asked {
+    /// (T, H, E)
+    pub q: Tensor,
+    /// (T, K, E)
+    pub k: Tensor,
+    /// What their products are multiplied by.
+    pub scale: f64,
+}
+
+impl Asked {
+    /// The same tensors, through which no gradient reaches the layer; leaves of their own where `learns`.
+    pub fn detach(&self, learns: bool) -> Self {
+        let leaf = |t: &Tensor| t.detach().set_requires_grad(learns);
+        Self { q: leaf(&self.q), k: leaf(&self.k), scale: self.scale }
+    }
 }
 
 impl<'a> Pass<'a> {
@@ -257,7 +279,19 @@ impl<'a> Pass<'a> {
         if let Some(cache) = &mut cache {
             cache.reserve(&segments.lengths);
         }
-        Self { segments, positions: &tokens.positions, cache, angles: None, places: None, mask: None }
+        let (angles, places, mask, asked) = (None, None, None, BTreeMap::new());
+        Self { segments, positions: &tokens.positions, cache, angles, places, mask, asked }
+    }
+
+    /// Keeps what these layers ask, for `asked`.
+    pub fn listen(mut self, layers: &[usize]) -> Self {
+        self.asked = layers.iter().map(|i| (*i, None)).collect();
+        self
+    }
+
+    /// What a layer that is listened to has asked since it was looked at last.
+    pub fn asked(&mut self, layer: usize) -> Option<Asked> {
+        self.asked.get_mut(&layer)?.take()
     }
 
     /// cos and sin of the row's positions, computed once a pass.
@@ -271,6 +305,9 @@ impl<'a> Pass<'a> {
 
     /// Causal attention of layer `layer`: q (T, H, E); k, v (T, K, E) -> (T, H, E).
     pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Tensor {
+        if let Some(asked) = self.asked.get_mut(&layer) {
+            *asked = Some(Asked { q: q.shallow_clone(), k: k.shallow_clone(), scale });
+        }
         let Some(cache) = &mut self.cache else { return packed(q, k, v, self.segments, scale) };
         let lengths = &self.segments.lengths;
         let step_only = lengths.iter().all(|n| *n == 1);

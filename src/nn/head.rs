@@ -4,6 +4,7 @@
 //! `W^T (onehot - softmax)`, and the backward only scales that row. So the head's products run once, and peak memory
 //! is one chunk. A trained head recomputes its chunk in the backward.
 
+use super::chunked::{self, Rows, anchor, chunks};
 use super::linear::Linear;
 use super::ops::differentiable;
 use crate::native::{self, kernels};
@@ -11,7 +12,7 @@ use std::rc::Rc;
 use tch::{Kind, Tensor};
 
 /// Rows per chunk: at 150,000 tokens of vocabulary in float32 a chunk is about 150 MB.
-const CHUNK: i64 = 256;
+pub(super) const CHUNK: i64 = 256;
 
 /// What a row of the head tells about its target.
 pub struct Scores {
@@ -30,10 +31,6 @@ pub fn log_probs(head: &Rc<Linear>, h: &Tensor, targets: &Tensor) -> Scores {
         Some(weight) if kernels::serves(&[h]) => plain(weight, h, targets),
         _ => trained(head, h, targets),
     }
-}
-
-pub(super) fn rows(n: i64) -> impl Iterator<Item = (i64, i64)> {
-    (0..n).step_by(CHUNK as usize).map(move |start| (start, CHUNK.min(n - start)))
 }
 
 /// log-probability of each target and whether it is the largest, from logits (n, V).
@@ -56,7 +53,7 @@ fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
         &[h],
         || {
             let (mut values, mut directions) = (Vec::new(), Vec::new());
-            for (start, n) in rows(h.size()[0]) {
+            for (start, n) in chunks(h.size()[0], CHUNK) {
                 let (h, target) = (h.narrow(0, start, n), targets.narrow(0, start, n));
                 let logits = h.linear(&weight, None::<&Tensor>);
                 if wanted && kernels::serves(&[&logits]) {
@@ -115,7 +112,7 @@ fn plain(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
         || {
             let narrow = super::linear::cast(weight, h.kind());
             let (mut values, mut kept) = (Vec::new(), None);
-            for rows in rows(h.size()[0]) {
+            for rows in chunks(h.size()[0], CHUNK) {
                 let (value, hit, direction) = chunk(h, &narrow, targets, rows, keep);
                 values.push(value);
                 hits.push(hit);
@@ -127,7 +124,7 @@ fn plain(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
         move |(h, weight, targets, kept), g| {
             let weight = weight.as_ref().expect("kept where a gradient is wanted");
             let mut g_weight: Option<Tensor> = None;
-            let g_h: Vec<Tensor> = rows(h.size()[0])
+            let g_h: Vec<Tensor> = chunks(h.size()[0], CHUNK)
                 .map(|(start, n)| {
                     let mut direction = match kept {
                         Some(d) => d.shallow_clone(),
@@ -151,48 +148,10 @@ fn plain(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
     Scores { log_probs, hits: Tensor::cat(&hits, 0), entropy: None }
 }
 
-/// The hidden states may be a leaf without gradient (a probe on frozen features): the head's node must exist anyway.
-pub(super) fn anchor(h: &Tensor) -> Tensor {
-    if h.requires_grad() { h.shallow_clone() } else { h.detach().set_requires_grad(true) }
-}
-
-/// The head's own parameters receive their gradients from the recomputed chunks directly.
+/// A head with a bias or an adapter: its chunks run again in the backward.
 fn trained(head: &Rc<Linear>, h: &Tensor, targets: &Tensor) -> Scores {
-    let (mut hits, mut states) = (Vec::new(), Vec::new());
-    let wanted = native::grad_enabled();
-    let device = h.device();
-    let state = move || native::rng_state(device).expect("a device has a generator");
-    let values = {
-        let _no_grad = tch::no_grad_guard();
-        let chunk = |(start, n)| {
-            if wanted {
-                states.push(state()); // an adapter's dropout must repeat in the backward
-            }
-            let (value, hit) = pick(&head.forward(&h.narrow(0, start, n)), &targets.narrow(0, start, n));
-            hits.push(hit);
-            value
-        };
-        Tensor::cat(&rows(h.size()[0]).map(chunk).collect::<Vec<_>>(), 0)
-    };
-    if wanted {
-        let anchor = anchor(h);
-        let (head, hidden, targets) = (head.clone(), h.detach(), targets.shallow_clone());
-        native::attach(&[&anchor], &[&values], move |grads| {
-            let Some(g) = &grads[0] else { return vec![None] };
-            let now = state();
-            let parts: Vec<Tensor> = rows(hidden.size()[0])
-                .zip(&states)
-                .map(|((start, n), rng)| {
-                    native::set_rng_state(device, rng).expect("a state of this generator");
-                    let h = hidden.narrow(0, start, n).detach().set_requires_grad(true);
-                    let value = tch::with_grad(|| pick(&head.forward(&h), &targets.narrow(0, start, n)).0);
-                    native::backward(&[&value], &[&g.narrow(0, start, n)]).expect("backward of one chunk of the head");
-                    h.grad()
-                })
-                .collect();
-            native::set_rng_state(device, &now).expect("a state of this generator");
-            vec![Some(Tensor::cat(&parts, 0))]
-        });
-    }
-    Scores { log_probs: values, hits: Tensor::cat(&hits, 0), entropy: None }
+    let targets = targets.shallow_clone();
+    let of_rows = move |logits: &Tensor, (start, n): Rows| pick(logits, &targets.narrow(0, start, n)).into();
+    let [log_probs, hits] = chunked::recomputed(head, h, CHUNK, of_rows);
+    Scores { log_probs, hits: hits.detach(), entropy: None }
 }

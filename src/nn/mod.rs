@@ -23,7 +23,7 @@ pub mod store;
 pub mod tokens;
 pub mod weights;
 
-pub use attention::Pass;
+pub use attention::{Asked, Pass};
 pub use cache::Cache;
 pub use initial::Initial;
 pub use layer_norm::LayerNorm;

@@ -5,7 +5,8 @@
 //! `W^T (onehot - p) / T`; that of the entropy, `- W^T p (l + H) / T`, is formed in the backward, and only where somebody
 //! learns from it: an entropy that is only looked at costs no product. A trained head recomputes its chunk.
 
-use super::head::{self, Scores, rows};
+use super::chunked::{self, Rows, chunks};
+use super::head::{self, CHUNK, Scores};
 use super::linear::{Linear, cast};
 use crate::native;
 use std::rc::Rc;
@@ -23,8 +24,8 @@ pub fn scores(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, temperature: f64,
     Scores { log_probs, hits, entropy: h_rows.filter(|_| entropy) }
 }
 
-/// log-probabilities (n, V) float32.
-fn spread(logits: &Tensor, temperature: f64) -> Tensor {
+/// `log softmax(z / T)` of logits (n, V), in float32.
+pub fn spread(logits: &Tensor, temperature: f64) -> Tensor {
     let logits = logits.to_kind(Kind::Float);
     let logits = if temperature == 1.0 { logits } else { logits / temperature };
     logits.log_softmax(-1, Kind::Float)
@@ -35,11 +36,6 @@ fn pick(l: &Tensor, p: &Tensor, targets: &Tensor) -> [Tensor; 3] {
     let log_prob = l.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1);
     let hit = l.argmax(-1, false).eq_tensor(targets).to_kind(Kind::Float);
     [log_prob, hit, -(p * l).sum_dim_intlist([-1i64].as_slice(), false, Kind::Float)]
-}
-
-/// Three columns of chunks, joined.
-fn join(parts: Vec<[Tensor; 3]>) -> [Tensor; 3] {
-    [0, 1, 2].map(|k| Tensor::cat(&parts.iter().map(|p| &p[k]).collect::<Vec<_>>(), 0))
 }
 
 fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor, temperature: f64) -> Scores {
@@ -63,7 +59,7 @@ fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor, temperature: f64) -> Sc
             }
             picked
         };
-        join(rows(h.size()[0]).map(chunk).collect())
+        chunked::join(chunks(h.size()[0], CHUNK).map(chunk).collect())
     };
     if wanted {
         let (hidden, direction) = (h.detach(), Tensor::cat(&directions, 0));
@@ -78,7 +74,7 @@ fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor, temperature: f64) -> Sc
                     let scale = g.narrow(0, start, n).unsqueeze(-1) / -temperature;
                     ((l + entropy) * p * scale).to_kind(kind).matmul(&weight)
                 };
-                let part = Tensor::cat(&rows(hidden.size()[0]).map(chunk).collect::<Vec<_>>(), 0);
+                let part = Tensor::cat(&chunks(hidden.size()[0], CHUNK).map(chunk).collect::<Vec<_>>(), 0);
                 sum = Some(sum.map_or_else(|| part.shallow_clone(), |sum| sum + &part));
             }
             vec![sum]
@@ -87,55 +83,15 @@ fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor, temperature: f64) -> Sc
     Scores { log_probs, hits, entropy: Some(entropy) }
 }
 
-/// The head's own parameters receive their gradients from the recomputed chunks directly.
+/// A trained head, or one with an adapter: its chunks run again in the backward.
 fn trained(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, temperature: f64) -> Scores {
-    let wanted = native::grad_enabled();
-    let device = h.device();
-    let state = move || native::rng_state(device).expect("a device has a generator");
-    let run = move |head: &Linear, h: &Tensor, targets: &Tensor| {
-        let l = spread(&head.forward(h), temperature);
-        pick(&l, &l.exp(), targets)
+    let targets = targets.shallow_clone();
+    let of_rows = move |logits: &Tensor, (start, n): Rows| {
+        let l = spread(logits, temperature);
+        pick(&l, &l.exp(), &targets.narrow(0, start, n))
     };
-    let mut states = Vec::new();
-    let [log_probs, hits, entropy] = {
-        let _no_grad = tch::no_grad_guard();
-        let chunk = |(start, n)| {
-            if wanted {
-                states.push(state()); // an adapter's dropout must repeat in the backward
-            }
-            run(head, &h.narrow(0, start, n), &targets.narrow(0, start, n))
-        };
-        join(rows(h.size()[0]).map(chunk).collect())
-    };
-    if wanted {
-        let anchor = head::anchor(h);
-        let (head, hidden, targets) = (head.clone(), h.detach(), targets.shallow_clone());
-        native::attach(&[&anchor], &[&log_probs, &entropy], move |grads| {
-            if grads.iter().all(Option::is_none) {
-                return vec![None];
-            }
-            let now = state();
-            let part = |((start, n), rng): ((i64, i64), &Tensor)| {
-                native::set_rng_state(device, rng).expect("a state of this generator");
-                let h = hidden.narrow(0, start, n).detach().set_requires_grad(true);
-                let [log_prob, _, entropy] = tch::with_grad(|| run(&head, &h, &targets.narrow(0, start, n)));
-                let (mut outputs, mut given) = (Vec::new(), Vec::new());
-                for (out, g) in [log_prob, entropy].into_iter().zip(grads) {
-                    if let Some(g) = g {
-                        outputs.push(out);
-                        given.push(g.narrow(0, start, n));
-                    }
-                }
-                let (outputs, given): (Vec<&Tensor>, Vec<&Tensor>) = (outputs.iter().collect(), given.iter().collect());
-                native::backward(&outputs, &given).expect("backward of one chunk of the head");
-                h.grad()
-            };
-            let parts: Vec<Tensor> = rows(hidden.size()[0]).zip(&states).map(part).collect();
-            native::set_rng_state(device, &now).expect("a state of this generator");
-            vec![Some(Tensor::cat(&parts, 0))]
-        });
-    }
-    Scores { log_probs, hits, entropy: Some(entropy) }
+    let [log_probs, hits, entropy] = chunked::recomputed(head, h, CHUNK, of_rows);
+    Scores { log_probs, hits: hits.detach(), entropy: Some(entropy) }
 }
 
 #[cfg(test)]

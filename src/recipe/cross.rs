@@ -3,10 +3,10 @@
 //! A setting equal to its default asks for nothing, so it never counts as ignored: a recipe with every default
 //! written out (`ft recipe show`) is a right recipe.
 
-use super::drawn;
 use super::mistakes::{At, Mistake};
 use super::schema::key;
 use super::tree::{Kind, Node};
+use super::{distilled, drawn};
 use serde_json::Value;
 
 /// A recipe whose values were checked one by one; `values` lacks the wrong ones.
@@ -32,6 +32,7 @@ pub(super) fn check(written: &Written, mistakes: &mut Vec<Mistake>) {
         weights,
         places,
         drawn::check,
+        distilled::check,
     ];
     for rule in rules {
         rule(written, mistakes);

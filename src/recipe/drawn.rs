@@ -47,7 +47,7 @@ fn lengths(w: &Written, method: &str, mistakes: &mut Vec<Mistake>) {
 }
 
 /// Every entry is a reward of one kind.
-fn rewards(w: &Written, path: &str, mistakes: &mut Vec<Mistake>) {
+pub(super) fn rewards(w: &Written, path: &str, mistakes: &mut Vec<Mistake>) {
     let Some(list) = w.values.pointer(&format!("/{}", path.replace('.', "/"))).and_then(Value::as_array) else {
         return;
     };

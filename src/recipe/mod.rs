@@ -6,6 +6,7 @@
 
 mod check;
 mod cross;
+mod distilled;
 mod drawn;
 mod mistakes;
 pub mod optim;

@@ -7,6 +7,7 @@ use super::optim::OptimSection;
 use crate::adapters::AdapterSpec;
 pub use crate::data::{CacheChoice, Overflow, RowFormat, SourceSpec as SourceSection, Sources};
 use crate::methods::MethodSpec;
+pub use crate::models::Dtype;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -145,17 +146,6 @@ pub enum ModelConfig {
         ]}))]
         serde_json::Map<String, serde_json::Value>,
     ),
-}
-
-/// Number formats a model can be trained in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Dtype {
-    /// bfloat16: half the memory; adapters and optimiser state stay in float32.
-    #[default]
-    Bf16,
-    /// float32: twice the memory of bf16, for reference numbers.
-    F32,
 }
 
 /// Training and validation rows.

@@ -2,8 +2,8 @@
 
 use super::optim;
 use crate::adapters::AdapterSpec;
-use crate::models::{Heads, Model};
-use crate::nn::Param;
+use crate::models::{Dtype, Heads, Model};
+use crate::nn::{Param, chunked};
 use crate::recipe::{Master, Plan, ReplayChoice};
 use serde::Serialize;
 
@@ -36,8 +36,12 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
         false => optim::bytes(&recipe.optim, model.params().trainable()),
     };
     let training = trained * 2 * master + state;
-    let copy = recipe.method.parts(recipe.adapter.as_ref()).is_ok_and(|parts| parts.copy);
-    let weights = base * width * (u64::from(!full) + u64::from(copy));
+    let parts = recipe.method.parts(recipe.adapter.as_ref()).unwrap_or_default();
+    let other = |(numbers, dtype): &(u64, Option<Dtype>)| {
+        numbers * dtype.map_or(width, |d| d.kind().elt_size_in_bytes() as u64)
+    };
+    let others: u64 = parts.others.iter().map(other).sum();
+    let weights = base * width * (u64::from(!full) + u64::from(parts.copy)) + others;
 
     // A reward model has no output head.
     let vocabulary = if model.heads() == Heads::Score { 0 } else { c.vocab_size };
@@ -57,7 +61,10 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
     // Replayed layers come one by one when the others are gone.
     let again = if replayed > 0 { layer } else { 0 };
     let kept = row * width * (d * replayed + (layer * (depth - replayed)).max(again));
-    let chunk = supervised.min(256) * v * width;
+    let chunk = match parts.tables {
+        0 => supervised.min(256) * v * width,
+        tables => supervised.min(chunked::CHUNK as u64) * v * 4 * tables,
+    };
     let head = chunk + supervised * d * width * 2;
     let backward = row * (3 * f + 2 * d) * width;
     let activations = if full {

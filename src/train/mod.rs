@@ -106,11 +106,11 @@ fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc
     create_dir_all(&out)?;
     plan.write(&out.join("plan.json"))?;
     prepared.announce(&model);
-    let mut optim = Optimiser::new(model.params(), &plan.recipe.optim, plan.recipe.run.seed)?;
     let total = prepared.total;
     let facts = records::facts(&prepared, &model, software);
     let lock = lock::of(&prepared, &facts.environment, software, Trust::Remembered)?;
     let (mut method, tokenizer) = prepared.into_method(&model)?;
+    let mut optim = Optimiser::beside(model.params(), &method.parameters(), &plan.recipe.optim, plan.recipe.run.seed)?;
     let state = match earlier {
         Some(state) => {
             let extra = checkpoints.restore(state.step, &model, &mut optim)?;

@@ -11,12 +11,12 @@ use crate::methods::{ADAPTER, Ground, Method, Parts, Rows, Side};
 use crate::models::fresh::{self, Vocabulary};
 use crate::models::{self, Config, Load, Model};
 use crate::nn::{Attach, Param};
-use crate::recipe::{CutChoice, CutLayers, Dtype, Master, ModelConfig, ModelInit, Plan};
+use crate::recipe::{CutChoice, CutLayers, Master, ModelConfig, ModelInit, Plan};
 use crate::report;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::rc::Rc;
-use tch::{Device, Kind};
+use tch::Device;
 
 /// A run that is ready to begin.
 pub struct Prepared {
@@ -123,14 +123,6 @@ pub fn ground<'a>(plan: &'a Plan, tokenizer: Rc<ChatTokenizer>, cache: &'a Cache
     }
 }
 
-/// The dtype of frozen weights and of the arithmetic.
-pub fn kind(dtype: Dtype) -> Kind {
-    match dtype {
-        Dtype::Bf16 => Kind::BFloat16,
-        Dtype::F32 => Kind::Float,
-    }
-}
-
 impl Prepared {
     /// Loads the base with a fresh adapter. Without one, `train_base` makes float32 masters of all weights.
     pub fn load_model(&self, train_base: bool) -> Result<Model> {
@@ -150,7 +142,7 @@ impl Prepared {
         adapters.extend(beside.iter().zip(&others).map(|(b, p)| (b.name.to_string(), p as &dyn Attach)));
         let load = Load {
             device: self.device,
-            kind: kind(recipe.model.dtype),
+            kind: recipe.model.dtype.kind(),
             train_base: train_base && plan.is_none(),
             adapters,
             heads,

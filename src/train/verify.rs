@@ -60,9 +60,9 @@ pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
     }
     let recorded = recorded(&out.join("metrics.jsonl"))?;
     let model = prepared.load_model(true)?;
-    let mut optim = Optimiser::new(model.params(), &plan.recipe.optim, plan.recipe.run.seed)?;
     let total = prepared.total;
     let (mut method, _) = prepared.into_method(&model)?;
+    let mut optim = Optimiser::beside(model.params(), &method.parameters(), &plan.recipe.optim, plan.recipe.run.seed)?;
     let state = match good.iter().find(|s| s.step == from) {
         Some(state) => {
             let extra = checkpoints.restore(from, &model, &mut optim)?;

@@ -251,7 +251,16 @@ impl Cache {
             }
         }
         let tail = (!tails.is_empty()).then(|| Tensor::cat(&tails, 0));
-        Ok(Stored { ids: Tensor::cat(&ids, 0), log_probs: Tensor::cat(&log_probs, 0), tail })
+        let ids = Tensor::cat(&ids, 0);
+        let vocabulary = self.contents.origin.vocabulary;
+        if ids.numel() > 0 && (ids.min().int64_value(&[]) < 0 || ids.max().int64_value(&[]) >= vocabulary) {
+            return Err(Error::user(format!(
+                "{}: token ids beyond the vocabulary of {vocabulary}",
+                self.folder.display()
+            ))
+            .hint("the cache is damaged: remove it and make it again with: ft teach RECIPE"));
+        }
+        Ok(Stored { ids, log_probs: Tensor::cat(&log_probs, 0), tail })
     }
 }
 

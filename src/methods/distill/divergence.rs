@@ -8,12 +8,15 @@
 //!   skewed KL    KL(p, a p + (1 - a) q)                     (arXiv 2402.03898, equation 3)
 //!   skewed RKL   KL(q, (1 - a) p + a q)                     (the same, equation 4)
 //!   total variation  1/2 sum |p - q|                        (arXiv 2307.15190, section 3)
+//!   universal    sum |p_(i) - q_(i)|, each sorted from the largest, the shorter with zeros behind it: the closed form
+//!                of the Wasserstein distance in arXiv 2402.12030
 //! A log-probability may be -inf where both distributions know the outcome to be impossible.
 
 use super::spec::Divergence;
 use tch::{Kind, Tensor};
 
-/// The divergence of each row: (n, K) log-probabilities of the same K outcomes -> (n).
+/// The divergence of each row: (n, K) log-probabilities of the same K outcomes -> (n). The outcomes of the universal one
+/// may be others, and in other number.
 pub fn divergence(kind: &Divergence, teacher: &Tensor, student: &Tensor) -> Tensor {
     match kind {
         Divergence::ForwardKl(_) => kl(teacher, student),
@@ -28,6 +31,11 @@ pub fn divergence(kind: &Divergence, teacher: &Tensor, student: &Tensor) -> Tens
         Divergence::SkewedReverseKl(s) => kl(student, &mixed(student, s.alpha, teacher)),
         Divergence::TotalVariation(_) => {
             (teacher.exp() - student.exp()).abs().sum_dim_intlist([-1i64].as_slice(), false, Kind::Float) * 0.5
+        }
+        Divergence::Universal(_) => {
+            let width = teacher.size()[1].max(student.size()[1]);
+            let sorted = |l: &Tensor| l.exp().sort(-1, true).0.constant_pad_nd([0, width - l.size()[1]]);
+            (sorted(teacher) - sorted(student)).abs().sum_dim_intlist([-1i64].as_slice(), false, Kind::Float)
         }
     }
 }

@@ -1,34 +1,48 @@
 //! Distillation: on each supervised token the student's distribution is drawn to the teacher's.
 //!
 //! `loss = sum over supervised t of (1 - c) T^2 D(p_t, q_t) + c (- log q_t(x_t))`, with p and q at temperature T, c the
-//! share of cross-entropy (at temperature 1), and D one of `divergence`. Distributions are made in chunks of rows from
-//! hidden states: full logits of neither model exist.
+//! share of cross-entropy (at temperature 1), and D one of `divergence`; beside it what `matching` adds. Distributions
+//! are made in chunks of rows from hidden states: full logits of neither model exist.
+//!
+//! teacher, cache: what is learnt, made beside the student or read. teach: filling a cache; answers: teachers that write.
+//! lesson: a packed row and its loss. on_policy: rows that the student writes. universal: other tokenizers.
 
+pub mod answers;
 pub mod cache;
 pub mod divergence;
+pub mod lesson;
+pub mod matching;
+mod on_policy;
 pub mod spec;
 pub mod teach;
 pub mod teacher;
+mod universal;
 
 pub use spec::{DistillSpec, Divergence};
 
 use super::fixed::FixedRows;
 use super::sft::Answers;
-use super::{Batch, Ground, Objective, Rows, Split, Which};
+use super::{Batch, Ground, Objective, Parts, Rows, Split, Which};
 use crate::data::{Dataset, Example};
-use crate::error::Result;
-use crate::models::{Loss, Metrics, Model, Output};
-use crate::nn::{Tokens, chunked};
+use crate::error::{Error, Result};
+use crate::models::Model;
+use crate::nn::Param;
 use crate::report;
 use cache::{Cache, Origin};
-use std::cell::RefCell;
+use lesson::{Lesson, Source, Weights};
+use matching::Matching;
+use on_policy::OnPolicy;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
-use teacher::{Teachers, Teaching};
+use teacher::Teachers;
+use universal::Translated;
 
 /// Where teaching comes from.
 enum Teacher {
     Online(Teachers),
+    /// Teachers with another tokenizer.
+    Foreign(Teachers, Box<Translated>),
     /// Opened when the items are known.
     Cached {
         tokenizer: String,
@@ -40,153 +54,160 @@ enum Teacher {
 pub struct Distill {
     spec: Rc<DistillSpec>,
     teacher: Teacher,
+    matching: Option<Rc<Matching>>,
+    on_policy: Option<OnPolicy>,
     /// Tokens that both know.
     vocabulary: i64,
 }
 
-/// A packed row with what the teacher says of it.
-struct Taught {
-    answers: Answers,
-    teaching: Rc<Teaching>,
-    spec: Rc<DistillSpec>,
-    /// The share of cross-entropy.
-    share: f64,
-    vocabulary: i64,
-}
+/// The name in a checkpoint of how many steps the student has written for.
+const WRITTEN: &str = "on_policy.steps";
 
 impl Objective for Distill {
     type Item = Example;
 
     fn begin(&mut self, _: &Model, train: &Dataset, valid: Option<&Dataset>) -> Result<()> {
-        let (Teacher::Cached { tokenizer, cache }, Some(folder)) = (&mut self.teacher, &self.spec.cache) else {
-            return Ok(());
-        };
-        let origin = Origin::of(&self.spec, tokenizer.clone(), 0, self.vocabulary)?;
-        let (train, valid) = (train.hashes(), valid.map(Dataset::hashes));
-        let mut splits = vec![(Split::Train, train.as_slice())];
-        splits.extend(valid.as_deref().map(|v| (Split::Valid, v)));
-        *cache = Some(Cache::open(folder, &origin, &splits)?);
+        if let Some(on_policy) = &self.on_policy {
+            on_policy.check(train)?;
+        }
+        match &mut self.teacher {
+            Teacher::Online(_) => {}
+            Teacher::Foreign(_, translated) => translated.check(train, valid)?,
+            Teacher::Cached { tokenizer, cache } => {
+                let folder = self.spec.cache.as_ref().ok_or_else(|| Error::bug("a cache without a folder"))?;
+                let origin = Origin::of(&self.spec, tokenizer.clone(), 0, self.vocabulary)?;
+                let (train, valid) = (train.hashes(), valid.map(Dataset::hashes));
+                let mut splits = vec![(Split::Train, train.as_slice())];
+                splits.extend(valid.as_deref().map(|v| (Split::Valid, v)));
+                *cache = Some(Cache::open(folder, &origin, &splits)?);
+            }
+        }
         Ok(())
     }
 
+    fn survey(&mut self, model: &Model, split: Split, rows: &Dataset, packed: &[Vec<usize>]) -> Result<()> {
+        match &mut self.on_policy {
+            Some(on_policy) if split == Split::Train => on_policy.write(model, rows, packed),
+            _ => Ok(()),
+        }
+    }
+
     fn batch(&mut self, model: &Model, items: &[Example], which: Which) -> Result<Box<dyn Batch>> {
-        let answers = Answers::new(&items.iter().collect::<Vec<_>>(), model.device());
-        let teaching = match &self.teacher {
-            Teacher::Online(teachers) => teachers.teach(&answers)?,
+        let device = model.device();
+        let writes = self.on_policy.as_mut().filter(|_| which.split == Split::Train);
+        let told = writes.is_some();
+        let written = writes.map_or_else(|| Ok(vec![None; items.len()]), OnPolicy::take)?;
+        let examples: Vec<&Example> = items.iter().zip(&written).map(|(e, anew)| anew.as_ref().unwrap_or(e)).collect();
+        let answers = Answers::new(&examples, device);
+        let (source, there, shown) = match &self.teacher {
+            Teacher::Online(teachers) => {
+                let said = teachers.teach(&answers)?;
+                let shown = said.each[0].inside.clone();
+                (Source::Online(said), None, Some(shown))
+            }
+            Teacher::Foreign(teachers, translated) => {
+                let (said, there) = translated.teach(teachers, items, which, device)?;
+                (Source::Online(said), Some(there), None)
+            }
             Teacher::Cached { cache, .. } => {
                 let cache = cache.as_ref().expect("opened before the first batch");
-                Teaching::Stored(cache.get(which.split, which.items, model.device())?)
+                let stored = cache.get(which.split, which.items, device)?;
+                if stored.ids.size()[0] as f64 != answers.supervised() {
+                    return Err(Error::user(
+                        "the cache holds another number of distributions than the rows have tokens",
+                    )
+                    .hint("the cache is damaged: remove it and make it again with: ft teach RECIPE"));
+                }
+                (Source::Stored(stored), None, None)
             }
         };
-        Ok(Box::new(Taught {
+        // What the student wrote is no example to follow: only the teacher's word on it counts.
+        let share = self.spec.cross_entropy.at(which.epoch);
+        let shares =
+            examples.iter().zip(&written).map(|(e, anew)| (if anew.is_some() { 0.0 } else { share }, e.targets()));
+        let tokens: usize = written.iter().flatten().map(Example::targets).sum();
+        Ok(Box::new(Lesson {
+            weights: Rc::new(Weights::new(shares, there, device)),
             answers,
-            teaching: Rc::new(teaching),
+            source: Rc::new(source),
+            written: told.then_some(tokens as f64),
             spec: self.spec.clone(),
-            share: self.spec.cross_entropy.at(which.epoch),
             vocabulary: self.vocabulary,
+            matching: self.matching.clone().zip(shown),
         }))
     }
-}
 
-impl Batch for Taught {
-    fn tokens(&self) -> &Tokens {
-        &self.answers.tokens
+    fn parameters(&self) -> Vec<Param> {
+        self.matching.as_ref().map(|m| m.parameters()).unwrap_or_default()
     }
 
-    fn items(&self) -> f64 {
-        self.answers.supervised()
+    fn state(&self) -> BTreeMap<String, Tensor> {
+        let mut state = self.matching.as_ref().map(|m| m.state()).unwrap_or_default();
+        let steps = self.on_policy.as_ref().map(|o| Tensor::from_slice(&[o.steps as i64]));
+        state.extend(steps.map(|steps| (WRITTEN.to_string(), steps)));
+        state
     }
 
-    fn loss(&self, out: &Output) -> Loss {
-        let h = out.hidden.index_select(0, &self.answers.at);
-        let (spec, teaching, share, vocabulary) =
-            (self.spec.clone(), self.teaching.clone(), self.share, self.vocabulary);
-        let targets = self.answers.targets.shallow_clone();
-        // Divergence, cross-entropy, hits and agreement of each row, from the first pass over its chunk.
-        let seen: Rc<RefCell<Vec<(i64, [Tensor; 4])>>> = Rc::default();
-        let noted = seen.clone();
-        let values = chunked::map(out.head(), &h, move |logits, rows| {
-            let logits = logits.narrow(-1, 0, vocabulary);
-            let target = targets.narrow(0, rows.0, rows.1).unsqueeze(-1);
-            let plain = logits.log_softmax(-1, Kind::Float);
-            let student = match spec.temperature == 1.0 {
-                true => plain.shallow_clone(),
-                false => (&logits / spec.temperature).log_softmax(-1, Kind::Float),
-            };
-            let (teacher, student, best) = outcomes(&teaching, student, rows, spec.temperature, vocabulary);
-            let apart = divergence::divergence(&spec.loss, &teacher, &student);
-            let entropy = -plain.gather(-1, &target, false).squeeze_dim(-1);
-            let mut noted = noted.borrow_mut();
-            if noted.last().is_none_or(|(start, _)| *start < rows.0) {
-                let own = logits.argmax(-1, false);
-                let hits = own.eq_tensor(&target.squeeze_dim(-1)).to_kind(Kind::Float);
-                let agreed = own.eq_tensor(&best).to_kind(Kind::Float);
-                noted.push((rows.0, [apart.detach(), entropy.detach(), hits, agreed]));
-            }
-            apart * ((1.0 - share) * spec.temperature * spec.temperature) + entropy * share
-        });
-        let sum = values.sum(Kind::Float);
-        let mut metrics = Metrics::default();
-        metrics.add("loss", &sum, self.items());
-        for (i, name) in ["divergence", "cross_entropy", "accuracy", "teacher_agreement"].into_iter().enumerate() {
-            let parts: Vec<Tensor> = seen.borrow().iter().map(|(_, p)| p[i].sum(Kind::Float)).collect();
-            metrics.add(name, &Tensor::stack(&parts, 0).sum(Kind::Float), self.items());
+    fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
+        if let Some(on_policy) = &mut self.on_policy {
+            let steps = state.get(WRITTEN).filter(|t| t.numel() == 1 && t.kind() == Kind::Int64).ok_or_else(|| {
+                Error::user(format!("method.safetensors: no tensor `{WRITTEN}`"))
+                    .hint("the checkpoint is damaged: go back to an earlier one, or start anew with --overwrite")
+            })?;
+            on_policy.steps = steps.int64_value(&[0]) as u64;
         }
-        Loss { sum, metrics }
+        self.matching.as_ref().map_or(Ok(()), |m| m.restore(&state))
     }
 }
 
-/// Log-probabilities of teacher and student over the same outcomes, (n, K) each, and the teacher's most likely token. The
-/// outcomes are all tokens, or those that were stored and one that stands for all others.
-fn outcomes(
-    teaching: &Teaching,
-    student: Tensor,
-    rows: chunked::Rows,
-    temperature: f64,
-    vocabulary: i64,
-) -> (Tensor, Tensor, Tensor) {
-    match teaching {
-        Teaching::Online(said) => {
-            let teacher = tch::no_grad(|| Teaching::online(said, rows, temperature, vocabulary));
-            let best = teacher.argmax(-1, false);
-            (teacher, student, best)
-        }
-        Teaching::Stored(stored) => {
-            let part = |t: &Tensor| t.narrow(0, rows.0, rows.1);
-            let (ids, teacher) = (part(&stored.ids), part(&stored.log_probs));
-            let best = ids.select(-1, 0);
-            let student = student.gather(-1, &ids, false);
-            let Some(tail) = &stored.tail else { return (teacher, student, best) };
-            let others = cache::rest(&student).unsqueeze(-1);
-            let teacher = Tensor::cat(&[teacher, part(tail).unsqueeze(-1)], -1);
-            (teacher, Tensor::cat(&[student, others], -1), best)
-        }
-    }
+/// What stands beside the student: teachers, where there is no cache.
+pub fn parts(spec: &DistillSpec) -> Result<Parts> {
+    let others = match spec.cache {
+        Some(_) => Vec::new(),
+        None => spec.teachers.iter().map(|t| Ok((teacher::parameters(t)?, t.dtype))).collect::<Result<_>>()?,
+    };
+    Ok(Parts { others, tables: 10, ..Parts::default() })
 }
 
 /// The rows of a run.
 pub fn rows(spec: &DistillSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
-    let (spec, tokenizer) = (Rc::new(spec.clone()), ground.tokenizer.clone());
-    let supervise = spec.supervise;
-    Ok(Box::new(FixedRows::open(ground, supervise, move |model| {
-        let teacher = match &spec.cache {
-            Some(_) => {
-                spec.teachers.iter().try_for_each(|t| teacher::check_vocabulary(&t.path, &tokenizer))?;
-                Teacher::Cached { tokenizer: tokenizer.fingerprint()?, cache: None }
-            }
-            None => {
-                let teachers = Teachers::load(&spec.teachers, &tokenizer, model)?;
-                let own: u64 = model.params().base().map(|p| p.tensor.numel() as u64).sum();
-                if own > teachers.parameters() {
-                    report::warn(format!(
-                        "the student has {} parameters, its largest teacher {}",
-                        report::count(own),
-                        report::count(teachers.parameters())
-                    ));
-                }
-                Teacher::Online(teachers)
-            }
+    let (spec, tokenizer, seed) = (Rc::new(spec.clone()), ground.tokenizer.clone(), ground.seed);
+    let translated = match spec.universal() {
+        true => Some(Translated::open(&spec.teachers[0].path, ground, spec.supervise)?),
+        false => {
+            spec.teachers.iter().try_for_each(|t| teacher::check_vocabulary(&t.path, &tokenizer))?;
+            None
+        }
+    };
+    Ok(Box::new(FixedRows::open(ground, spec.supervise, move |model| {
+        warn_of_size(&spec, model)?;
+        let load = |tokenizer| Teachers::load(&spec, tokenizer, model.device(), model.kind());
+        let teacher = match (&spec.cache, translated) {
+            (Some(_), _) => Teacher::Cached { tokenizer: tokenizer.fingerprint()?, cache: None },
+            (None, Some(translated)) => Teacher::Foreign(load(&translated.tokenizer)?, Box::new(translated)),
+            (None, None) => Teacher::Online(load(&tokenizer)?),
         };
-        Ok(Distill { spec, teacher, vocabulary: tokenizer.vocab_size() as i64 })
+        let matching = match (&spec.r#match, &teacher) {
+            (Some(matching), Teacher::Online(teachers)) => {
+                Some(Rc::new(Matching::new(matching, model, teachers.first(), seed)?))
+            }
+            _ => None,
+        };
+        let on_policy = spec.on_policy.as_ref().map(|o| OnPolicy::new(o, tokenizer.clone(), seed));
+        Ok(Distill { teacher, matching, on_policy, vocabulary: tokenizer.vocab_size() as i64, spec })
     })?))
+}
+
+/// A student is meant to be the smaller one.
+fn warn_of_size(spec: &DistillSpec, student: &Model) -> Result<()> {
+    let own: u64 = student.params().base().map(|p| p.tensor.numel() as u64).sum();
+    let sizes = spec.teachers.iter().map(teacher::parameters).collect::<Result<Vec<_>>>()?;
+    if let Some(largest) = sizes.into_iter().max().filter(|largest| own > *largest) {
+        report::warn(format!(
+            "the student has {} parameters, its largest teacher {}",
+            report::count(own),
+            report::count(largest)
+        ));
+    }
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! What a recipe says about distillation.
 
 use crate::data::Supervise;
+use crate::models::Dtype;
+use crate::rewards::RewardSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -28,6 +30,15 @@ pub struct DistillSpec {
     /// The share of cross-entropy on the rows' own tokens; the rest is the divergence.
     #[serde(default)]
     pub cross_entropy: Share,
+    /// What layers of the student learn from layers of the teacher, beside the distributions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub r#match: Option<MatchSpec>,
+    /// Rows whose answers the student writes itself, for the teacher to judge token by token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_policy: Option<OnPolicySpec>,
+    /// How the teacher writes answers of its own for `ft teach --generate`; training does not read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generate: Option<GenerateSpec>,
     /// Which tokens are learnt.
     #[serde(default)]
     pub supervise: Supervise,
@@ -37,13 +48,16 @@ pub struct DistillSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TeacherSpec {
-    /// A Hugging Face model directory with the student's tokenizer.
+    /// A Hugging Face model directory with the student's tokenizer (any tokenizer with `loss: { universal: {} }`).
     #[schemars(extend("format" = "path"))]
     pub path: PathBuf,
     /// An adapter on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "path"))]
     pub adapter: Option<PathBuf>,
+    /// The number format that it computes in; left out, the student's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Dtype>,
     /// Its weight in the mean of several.
     #[serde(default = "one")]
     #[schemars(range(min = 0.0))]
@@ -92,6 +106,9 @@ pub enum Divergence {
     SkewedReverseKl(Skew),
     /// Total variation, half the sum of |p - q| (Wen et al. 2023, arXiv 2307.15190).
     TotalVariation(Plain),
+    /// Universal logit distillation (Boizard et al. 2024, arXiv 2402.12030): the sum of differences of sorted
+    /// probabilities, for a teacher with another tokenizer. Answers are compared token by token from their beginning.
+    Universal(Plain),
 }
 
 impl Default for Divergence {
@@ -135,6 +152,134 @@ impl Default for Skew {
     }
 }
 
+/// Layers that are drawn together. Projections from the student's sizes to the teacher's are learnt beside the student;
+/// they are no part of the result.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MatchSpec {
+    /// What layers give, at the tokens whose next one is learnt (TinyBERT, Jiao et al. 2019, arXiv 1909.10351).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<HiddenMatch>,
+    /// What those tokens attend to, head by head: squared differences of the probabilities.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attention: Option<AttentionMatch>,
+}
+
+/// Hidden states.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HiddenMatch {
+    /// Pairs of a student's layer and a teacher's, from 0; left out, each layer of the student with one of the teacher's,
+    /// evenly, the last with the last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<[usize; 2]>,
+    /// How far two vectors are apart.
+    #[serde(default)]
+    pub distance: Distance,
+    /// What the mean over pairs and tokens is multiplied by.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0.0))]
+    pub weight: f64,
+}
+
+/// How far two vectors are apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Distance {
+    /// The mean of squared differences.
+    #[default]
+    Mse,
+    /// 1 less the cosine of the angle between them.
+    Cosine,
+}
+
+/// Attention maps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AttentionMatch {
+    /// Pairs of a student's layer and a teacher's, as those of `hidden`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<[usize; 2]>,
+    /// What the mean over pairs, heads and tokens is multiplied by.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0.0))]
+    pub weight: f64,
+}
+
+/// Answers that the student writes (GKD, Agarwal et al. 2023, arXiv 2306.13649, algorithm 1).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OnPolicySpec {
+    /// The share of rows whose last answer the student writes anew, drawn row by row; the paper's lambda.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub share: f64,
+    /// The longest answer, in tokens.
+    #[schemars(range(min = 1))]
+    pub max_new_tokens: usize,
+    /// The temperature that it writes at; 0: the most likely token each time.
+    #[schemars(range(min = 0.0))]
+    pub temperature: f64,
+}
+
+impl Default for OnPolicySpec {
+    fn default() -> Self {
+        Self { share: 0.5, max_new_tokens: 128, temperature: 1.0 }
+    }
+}
+
+/// Answers that the teacher writes (sequence-level distillation, Kim and Rush 2016, arXiv 1606.07947).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct GenerateSpec {
+    /// Answers to each prompt, of which the one with the highest reward is kept.
+    #[schemars(range(min = 1))]
+    pub answers: usize,
+    /// The longest answer, in tokens; one that does not end within it is thrown away.
+    #[schemars(range(min = 1))]
+    pub max_new_tokens: usize,
+    /// The temperature that they are written at; 0: the most likely token each time.
+    #[schemars(range(min = 0.0))]
+    pub temperature: f64,
+    /// Texts that end an answer and are no part of it, beside the model's stop tokens.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
+    /// What answers are worth.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rewards: Vec<RewardSpec>,
+    /// An answer that is worth less is thrown away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub least: Option<f64>,
+}
+
+impl Default for GenerateSpec {
+    fn default() -> Self {
+        Self { answers: 1, max_new_tokens: 256, temperature: 1.0, stop: Vec::new(), rewards: Vec::new(), least: None }
+    }
+}
+
+impl DistillSpec {
+    /// Teachers may have tokenizers of their own.
+    pub fn universal(&self) -> bool {
+        matches!(self.loss, Divergence::Universal(_))
+    }
+}
+
 fn one() -> f64 {
     1.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Share;
+
+    #[test]
+    fn the_share_moves_evenly_and_then_stays() {
+        let moving = Share { from: 0.5, to: Some(0.1), epochs: Some(2.0) };
+        for (epoch, share) in [(0.0, 0.5), (0.5, 0.4), (1.0, 0.3), (2.0, 0.1), (7.0, 0.1)] {
+            assert!((moving.at(epoch) - share).abs() < 1e-12, "{epoch}");
+        }
+        assert_eq!(Share { from: 0.2, to: None, epochs: None }.at(3.0), 0.2);
+        assert_eq!(Share { from: 0.2, to: Some(0.8), epochs: Some(0.0) }.at(0.0), 0.2);
+        assert_eq!(Share { from: 0.2, to: Some(0.8), epochs: Some(0.0) }.at(0.1), 0.8);
+    }
 }

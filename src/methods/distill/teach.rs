@@ -2,17 +2,16 @@
 
 use super::cache::{self, Origin, PART, Stored, Writer};
 use super::spec::DistillSpec;
-use super::teacher::{Teachers, Teaching};
+use super::teacher::{self, Teachers};
 use crate::data::{self, Dataset};
 use crate::error::{Error, Result};
 use crate::methods::sft::Answers;
 use crate::methods::{Ground, Split};
-use crate::models::Model;
 use crate::nn::chunked;
 use crate::report;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 /// What was made.
 #[derive(Debug, serde::Serialize)]
@@ -26,22 +25,29 @@ pub struct Taught {
     pub kept: usize,
 }
 
-/// Writes what the recipe's teachers say of its rows into `folder`; `student` tells device and dtype. Goes on where an
-/// earlier call stopped; `stop` ends it after the part in hand.
+/// Writes what the recipe's teachers say of its rows into `folder`. They run on `device`, in `kind` where they name no
+/// dtype of their own. Goes on where an earlier call stopped; `stop` ends it after the part in hand.
 pub fn teach(
     spec: &DistillSpec,
     ground: &Ground,
-    student: &Model,
+    (device, kind): (Device, Kind),
     k: i64,
     folder: &Path,
     stop: &AtomicBool,
 ) -> Result<Taught> {
+    if spec.universal() {
+        return Err(Error::user(
+            "loss: { universal: {} } compares sorted probabilities of another vocabulary, which no cache holds",
+        )
+        .hint("let the teacher run beside the student, or write answers: ft teach RECIPE --generate"));
+    }
     let vocabulary = ground.tokenizer.vocab_size() as i64;
     if k > vocabulary {
         return Err(Error::user(format!("--top {k}: the tokenizer has {vocabulary} tokens"))
             .hint(format!("at most {vocabulary}, which keeps every distribution whole")));
     }
-    let teachers = Teachers::load(&spec.teachers, &ground.tokenizer, student)?;
+    spec.teachers.iter().try_for_each(|t| teacher::check_vocabulary(&t.path, &ground.tokenizer))?;
+    let teachers = Teachers::load(spec, &ground.tokenizer, device, kind)?;
     let (train, valid) = ground.open::<data::Example>(spec.supervise)?;
     let tokens = train.summary.supervised_tokens + valid.as_ref().map_or(0, |v| v.summary.supervised_tokens);
     let bytes = cache::bytes(tokens as u64, k);
@@ -71,7 +77,7 @@ pub fn teach(
             if writer.has(split, part) {
                 taught.kept += 1;
             } else {
-                let (stored, counts) = part_of(&teachers, rows, &here, ground.batch.tokens, &origin, student)?;
+                let (stored, counts) = part_of(&teachers, rows, &here, ground.batch.tokens, &origin, device)?;
                 writer.write(split, part, &stored, &counts)?;
             }
             bar.inc(here.len() as u64);
@@ -93,7 +99,7 @@ fn part_of(
     items: &[usize],
     budget: usize,
     origin: &Origin,
-    student: &Model,
+    device: Device,
 ) -> Result<(Stored, Vec<i64>)> {
     let (mut all, mut counts) = (Vec::new(), Vec::new());
     let mut from = 0;
@@ -104,13 +110,10 @@ fn part_of(
             to += 1;
         }
         let examples = items[from..to].iter().map(|&i| rows.get(i)).collect::<Result<Vec<_>>>()?;
-        // As many as `Answers` makes targets of: the first token of an example is never one.
-        counts.extend(examples.iter().map(|e| e.supervised.iter().skip(1).filter(|s| **s).count() as i64));
-        let answers = Answers::new(&examples.iter().collect::<Vec<_>>(), student.device());
-        let Teaching::Online(said) = teachers.teach(&answers)? else { return Err(Error::bug("teachers teach online")) };
-        let _no_grad = tch::no_grad_guard();
-        for rows in chunked::chunks(answers.at.size()[0]) {
-            all.push(cache::top(&Teaching::online(&said, rows, origin.temperature, origin.vocabulary), origin.k));
+        counts.extend(examples.iter().map(|e| e.targets() as i64));
+        let said = teachers.teach(&Answers::new(&examples.iter().collect::<Vec<_>>(), device))?;
+        for rows in chunked::chunks(said.each[0].hidden.size()[0], chunked::CHUNK) {
+            all.push(cache::top(&said.log_probs(rows, origin.temperature), origin.k));
         }
         from = to;
     }

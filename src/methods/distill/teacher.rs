@@ -1,92 +1,113 @@
-//! What the teacher says of the supervised tokens of a packed row: computed beside the student, or read from a cache.
+//! What teachers say of the supervised tokens of a packed row, computed beside the student.
 //!
 //! Distributions are those of the tokens that the tokenizer has: rows that a checkpoint pads its vocabulary with are
 //! cut off on both sides. Several teachers are averaged as distributions, not as logits.
 
-use super::cache::Stored;
-use super::spec::TeacherSpec;
+use super::spec::{DistillSpec, TeacherSpec};
 use crate::data::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::methods::sft::Answers;
-use crate::models::{self, Model};
+use crate::models::{self, Config, Inside, Model};
 use crate::nn::Linear;
 use crate::nn::chunked::Rows;
+use crate::nn::scores::spread;
 use std::path::Path;
 use std::rc::Rc;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Models that teach.
 pub struct Teachers {
     models: Vec<(Model, f64)>,
+    /// Tokens that a distribution is over.
+    vocabulary: i64,
 }
 
-/// What the teacher says of the N supervised tokens of a row.
-pub enum Teaching {
-    /// Each teacher's hidden states (N, D) with its head and the logarithm of its share.
-    Online(Vec<(Tensor, Rc<Linear>, f64)>),
-    /// The most likely tokens and the mass of the others.
-    Stored(Stored),
+/// What one teacher says of the N supervised tokens of a row.
+pub struct Said {
+    /// (N, D)
+    pub hidden: Tensor,
+    head: Rc<Linear>,
+    /// The logarithm of its share.
+    share: f64,
+    /// What it was asked to show of its layers.
+    pub inside: Rc<Inside>,
+}
+
+/// What they all say of the N supervised tokens of a row.
+pub struct Teaching {
+    pub each: Vec<Said>,
+    vocabulary: i64,
 }
 
 impl Teachers {
-    /// Loads the models for a student: with its tokenizer, on its device, in its dtype.
-    pub fn load(specs: &[TeacherSpec], tokenizer: &ChatTokenizer, student: &Model) -> Result<Self> {
+    /// Loads the models for a student on `device` that computes in `kind`; `tokenizer` is the one that they have.
+    pub fn load(spec: &DistillSpec, tokenizer: &ChatTokenizer, device: Device, kind: Kind) -> Result<Self> {
         let mut models = Vec::new();
-        for spec in specs {
-            check_vocabulary(&spec.path, tokenizer)?;
-            let adapters: Vec<_> = spec.adapter.iter().cloned().collect();
-            let model = models::open(&spec.path, &adapters, student.device(), student.kind())?;
+        for teacher in &spec.teachers {
+            let adapters: Vec<_> = teacher.adapter.iter().cloned().collect();
+            let model = models::open(&teacher.path, &adapters, device, teacher.dtype.map_or(kind, |d| d.kind()))?;
             models::open::need_finite_adapters(&model, &adapters)?;
             if (model.config().vocab_size as usize) < tokenizer.vocab_size() {
                 return Err(Error::user(format!(
                     "{}: {} rows in its vocabulary, the tokenizer has {} tokens",
-                    spec.path.display(),
+                    teacher.path.display(),
                     model.config().vocab_size,
                     tokenizer.vocab_size()
                 ))
                 .hint("tokenizer files and weights are of two different models"));
             }
-            models.push((model, spec.weight));
+            models.push((model, teacher.weight));
         }
         let total: f64 = models.iter().map(|(_, w)| w).sum();
-        if !(total > 0.0) {
+        if total <= 0.0 {
             return Err(Error::user("method.distill.teachers: the weights add up to nothing")
                 .hint("give at least one teacher a weight above 0"));
         }
         models.retain(|(_, w)| *w > 0.0);
         models.iter_mut().for_each(|(_, w)| *w /= total);
-        Ok(Self { models })
+        Ok(Self { models, vocabulary: tokenizer.vocab_size() as i64 })
     }
 
-    /// The largest number of parameters among them.
-    pub fn parameters(&self) -> u64 {
-        let count = |m: &Model| m.params().base().map(|p| p.tensor.numel() as u64).sum();
-        self.models.iter().map(|(m, _)| count(m)).max().unwrap_or(0)
+    /// The first of them.
+    pub fn first(&self) -> &Model {
+        &self.models[0].0
     }
 
     /// What they say of a row's supervised tokens.
     pub fn teach(&self, answers: &Answers) -> Result<Teaching> {
         let say = |(model, share): &(Model, f64)| {
-            model
-                .infer(&answers.tokens, |out| (out.hidden.index_select(0, &answers.at), out.head().clone(), share.ln()))
+            model.infer(&answers.tokens, |out| Said {
+                hidden: out.hidden.index_select(0, &answers.at),
+                head: out.head().clone(),
+                share: share.ln(),
+                inside: out.inside.clone(),
+            })
         };
-        Ok(Teaching::Online(self.models.iter().map(say).collect::<Result<_>>()?))
+        Ok(Teaching { each: self.models.iter().map(say).collect::<Result<_>>()?, vocabulary: self.vocabulary })
     }
 }
 
 impl Teaching {
-    /// Log-probabilities (n, `vocabulary`) of the rows, at a temperature; of several teachers, of their mean.
-    pub fn online(said: &[(Tensor, Rc<Linear>, f64)], (start, n): Rows, temperature: f64, vocabulary: i64) -> Tensor {
-        let one = |(h, head, _): &(Tensor, Rc<Linear>, f64)| {
-            let logits = head.forward(&h.narrow(0, start, n)).narrow(-1, 0, vocabulary).to_kind(Kind::Float);
-            (logits / temperature).log_softmax(-1, Kind::Float)
+    /// Log-probabilities (n, V) of the rows, at a temperature; of several teachers, of their mean. Without gradient.
+    pub fn log_probs(&self, (start, n): Rows, temperature: f64) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        let one = |said: &Said| {
+            let logits = said.head.forward(&said.hidden.narrow(0, start, n));
+            spread(&logits.narrow(-1, 0, self.vocabulary), temperature)
         };
-        let [one_alone] = said else {
-            let each: Vec<Tensor> = said.iter().map(|s| one(s) + s.2).collect();
+        let [alone] = self.each.as_slice() else {
+            let each: Vec<Tensor> = self.each.iter().map(|s| one(s) + s.share).collect();
             return Tensor::stack(&each, 0).logsumexp([0i64].as_slice(), false);
         };
-        one(one_alone)
+        one(alone)
     }
+}
+
+/// The numbers in a teacher's weights, from the headers of its files.
+pub fn parameters(teacher: &TeacherSpec) -> Result<u64> {
+    let weights = models::weights(&teacher.path, &Config::read(&teacher.path)?)?;
+    let numbers = |name: &str| weights.shape(name).unwrap_or_default().iter().product::<i64>() as u64;
+    Ok(weights.names().map(numbers).sum())
 }
 
 /// Ids must mean the same to teacher and student.
@@ -103,7 +124,8 @@ pub fn check_vocabulary(teacher: &Path, student: &ChatTokenizer) -> Result<()> {
                 shown(&own),
                 shown(student)
             ))
-            .hint("let the teacher write answers and learn those: ft teach RECIPE --generate; or choose a student with its tokenizer"))
+            .hint("let the teacher write answers and learn those: ft teach RECIPE --generate --out FILE.jsonl")
+            .hint("or compare sorted probabilities: method.distill.loss: { universal: {} }; or choose a student with its tokenizer"))
         }
     }
 }

@@ -57,13 +57,19 @@ impl Rollout {
     /// the same answers again.
     pub fn draw(&mut self, model: &Model, prompts: &[usize], answers: usize, stream: u64) -> Result<Vec<Sample>> {
         let settings = self.settings(self.spec.temperature, rng::number(self.seed, "rollout", stream));
-        self.answer(model, prompts, answers, settings)
+        self.answer(model, prompts, answers, settings, |_, place| place)
+    }
+
+    /// As `draw`, where what is drawn for a prompt depends on nothing but the prompt and its number.
+    pub fn draw_each(&mut self, model: &Model, prompts: &[usize], answers: usize) -> Result<Vec<Sample>> {
+        let settings = self.settings(self.spec.temperature, rng::number(self.seed, "rollout", 0));
+        self.answer(model, prompts, answers, settings, |prompt, _| prompt)
     }
 
     /// One answer to each of `prompts`, as validation asks for it: the most likely one, or at its own temperature.
     pub fn evaluate(&mut self, model: &Model, prompts: &[usize]) -> Result<Vec<Sample>> {
         let settings = self.settings(self.spec.eval_temperature, rng::number(self.seed, "validation", 0));
-        self.answer(model, prompts, 1, settings)
+        self.answer(model, prompts, 1, settings, |_, place| place)
     }
 
     fn settings(&self, temperature: f64, seed: u64) -> Settings {
@@ -76,7 +82,15 @@ impl Rollout {
         }
     }
 
-    fn answer(&mut self, model: &Model, prompts: &[usize], answers: usize, settings: Settings) -> Result<Vec<Sample>> {
+    /// `stream` numbers the random stream of a prompt, by its row and by its place among `prompts`.
+    fn answer(
+        &mut self,
+        model: &Model,
+        prompts: &[usize],
+        answers: usize,
+        settings: Settings,
+        stream: impl Fn(usize, usize) -> usize,
+    ) -> Result<Vec<Sample>> {
         let decode = |ids: &[u32]| self.tokenizer.decode(ids, true);
         let mut engine = Engine::new(model, settings, Limits::of(model)?)?.with_text(&decode);
         // Long prompts first: prompts of like length share the cache.
@@ -84,7 +98,8 @@ impl Rollout {
         order.sort_by_key(|&i| std::cmp::Reverse(self.prompts.rows[prompts[i]].ids.len()));
         for &i in &order {
             let prompt = self.prompts.rows[prompts[i]].ids.clone();
-            engine.add(Request { prompt, prefix: Vec::new(), answers, stream: i as u64 })?;
+            let stream = stream(prompts[i], i) as u64;
+            engine.add(Request { prompt, prefix: Vec::new(), answers, stream })?;
         }
         let mut drawn: Vec<Option<Sample>> = prompts.iter().flat_map(|_| vec![None; answers]).collect();
         while !engine.is_idle() {

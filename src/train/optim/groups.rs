@@ -1,7 +1,7 @@
 //! Learning rates and weight decay by parameter name.
 
 use crate::error::{Error, Result};
-use crate::nn::{Param, ParamStore};
+use crate::nn::Param;
 use crate::recipe::OptimSection;
 use fancy_regex::Regex;
 
@@ -13,13 +13,13 @@ pub struct Share {
 }
 
 /// The settings of every trained parameter, in order. A pattern that matches none is an error.
-pub fn shares(params: &ParamStore, optim: &OptimSection) -> Result<Vec<Share>> {
+pub fn shares(params: &[&Param], optim: &OptimSection) -> Result<Vec<Share>> {
     let mut rules = Vec::new();
     for (i, g) in optim.groups.iter().enumerate() {
         let regex = Regex::new(&g.r#match).map_err(|e| {
             Error::user(format!("optim.groups.{i}.match: `{}` is no regular expression: {e}", g.r#match))
         })?;
-        let names: Vec<&str> = params.trainable().map(|p| p.name.as_str()).collect();
+        let names: Vec<&str> = params.iter().map(|p| p.name.as_str()).collect();
         if !names.iter().any(|n| regex.is_match(n).unwrap_or(false)) {
             return Err(Error::user(format!(
                 "optim.groups.{i}.match: `{}` matches none of the {} trained parameters",
@@ -41,7 +41,7 @@ pub fn shares(params: &ParamStore, optim: &OptimSection) -> Result<Vec<Share>> {
         let g = rules[i].1;
         Share { lr: g.lr.map_or(1.0, |lr| lr / base), decay: g.weight_decay.unwrap_or(usual) }
     };
-    let shares = params.trainable().map(&mut share).collect();
+    let shares = params.iter().map(|p| share(p)).collect();
     match used.iter().position(|used| !used) {
         Some(i) => Err(Error::user(format!(
             "optim.groups.{i}.match: all that `{}` matches belongs to an earlier group",

@@ -97,15 +97,21 @@ impl Member {
 impl Optimiser {
     /// One state per trainable parameter. `seed` is the run's: rounding draws from a stream of its own.
     pub fn new(params: &ParamStore, optim: &OptimSection, seed: u64) -> Result<Self> {
-        let shares = groups::shares(params, optim)?;
+        Self::beside(params, &[], optim, seed)
+    }
+
+    /// As `new`, with what a method trains beside the model.
+    pub fn beside(params: &ParamStore, more: &[Param], optim: &OptimSection, seed: u64) -> Result<Self> {
         let Some(device) = params.trainable().next().map(|p| p.tensor.device()) else {
             return Err(Error::user("nothing is trainable")
                 .hint("give an adapter with targets, or leave `adapter` out to train every weight"));
         };
+        let params: Vec<&Param> = params.trainable().chain(more).collect();
+        let shares = groups::shares(&params, optim)?;
         let rule = rule(optim, device);
         let _no_grad = tch::no_grad_guard();
         let mut groups: Vec<Group> = Vec::new();
-        for (p, share) in params.trainable().zip(shares) {
+        for (p, share) in params.into_iter().zip(shares) {
             let form = Form::of(p);
             let param = p.tensor.shallow_clone();
             let member = Member {

@@ -1,0 +1,123 @@
+//! Sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947): a teacher answers the recipe's prompts, and its
+//! answers are a data set, for students of any tokenizer.
+//!
+//! Of several answers the one with the highest reward is kept (best of n); one that did not end, is empty, or is worth
+//! less than asked is thrown away.
+//!
+//! Invariant: an answer depends on the teacher, its prompt and (seed, row), not on the others.
+
+use super::cache::teacher_hash;
+use super::spec::{DistillSpec, GenerateSpec, TeacherSpec};
+use crate::data::Prompts;
+use crate::data::prompts::Room;
+use crate::error::{Error, Result};
+use crate::methods::Ground;
+use crate::methods::rollout::{Rollout, Sample, SamplingSpec, gate};
+use crate::models::{self, Model};
+use crate::report;
+use crate::rewards::Rewards;
+use serde_json::{Value, json};
+use std::cell::RefCell;
+use std::ops::Range;
+use std::rc::Rc;
+use tch::{Device, Kind};
+
+/// The key of the rewards in a recipe.
+const REWARDS: &str = "method.distill.generate.rewards";
+
+/// A teacher that answers.
+pub struct Writer {
+    spec: GenerateSpec,
+    teacher: TeacherSpec,
+    model: Model,
+    rollout: Rollout,
+    seed: u64,
+}
+
+impl Writer {
+    /// Reads the training prompts of `ground`, whose tokenizer is the teacher's, and loads it on `device`, in `kind` where
+    /// it names no dtype of its own.
+    pub fn open(spec: &DistillSpec, ground: &Ground, device: Device, kind: Kind) -> Result<Self> {
+        let [teacher] = spec.teachers.as_slice() else {
+            return Err(Error::user(format!(
+                "--generate: one teacher writes, the recipe names {}",
+                spec.teachers.len()
+            ))
+            .hint("name one: --set method.distill.teachers=[{path: DIR}]"));
+        };
+        let (own, teacher) = (spec.generate.clone().unwrap_or_default(), teacher.clone());
+        let rewards = match own.rewards.as_slice() {
+            [] => Rewards::of(Vec::new()),
+            list => {
+                gate(list, REWARDS)?;
+                Rewards::open(list, REWARDS)?
+            }
+        };
+        let sampling = SamplingSpec {
+            max_new_tokens: own.max_new_tokens,
+            temperature: own.temperature,
+            stop: own.stop.clone(),
+            ..SamplingSpec::default()
+        };
+        let room =
+            Room { longest: ground.max_len, on_overflow: ground.on_overflow, tolerance: ground.overflow_tolerance };
+        let prompts = Rc::new(Prompts::open(ground.train, &ground.tokenizer, room)?);
+        prompts.summary.warnings().iter().for_each(report::warn);
+        let tokenizer = ground.tokenizer.clone();
+        let rollout = Rollout::new(prompts, tokenizer, Rc::new(RefCell::new(rewards)), sampling, ground.seed)?;
+        let adapters: Vec<_> = teacher.adapter.iter().cloned().collect();
+        let model = models::open(&teacher.path, &adapters, device, teacher.dtype.map_or(kind, |d| d.kind()))?;
+        models::open::need_finite_adapters(&model, &adapters)?;
+        Ok(Self { spec: own, teacher, model, rollout, seed: ground.seed })
+    }
+
+    /// How many prompts there are.
+    pub fn prompts(&self) -> usize {
+        self.rollout.prompts().len()
+    }
+
+    /// All that the answers depend on.
+    pub fn origin(&self) -> Result<Value> {
+        Ok(json!({
+            "teacher": self.teacher.path,
+            "adapter": self.teacher.adapter,
+            "teacher_sha256": teacher_hash(&self.teacher)?,
+            "dtype": format!("{:?}", self.model.kind()),
+            "data": self.rollout.prompts().summary.files.iter().map(|f| &f.path).collect::<Vec<_>>(),
+            "data_sha256": self.rollout.prompts().summary.sha256,
+            "prompts": self.prompts(),
+            "seed": self.seed,
+            "generate": serde_json::to_value(&self.spec).map_err(|e| Error::bug(e.to_string()))?,
+        }))
+    }
+
+    /// The best answer to each of these prompts, as rows of `prompt` and `completion`; `None` where none is good enough.
+    pub fn write(&mut self, prompts: Range<usize>) -> Result<Vec<Option<Value>>> {
+        let n = self.spec.answers;
+        let mut rows = Vec::with_capacity(prompts.len());
+        // Each prompt is a draw of its own, so that a broken-off work goes on with the same answers.
+        let drawn = self.rollout.draw_each(&self.model, &prompts.collect::<Vec<_>>(), n)?;
+        for answers in drawn.chunks(n) {
+            let worth = |s: &Sample| self.spec.least.is_none_or(|least| s.reward >= least);
+            let good = |s: &&Sample| s.ended && !s.text.trim().is_empty() && worth(s);
+            // The first of equals.
+            let best = answers.iter().filter(good).rev().max_by(|a, b| a.reward.total_cmp(&b.reward));
+            rows.push(best.map(|s| self.row(s)).transpose()?);
+        }
+        Ok(rows)
+    }
+
+    fn row(&self, sample: &Sample) -> Result<Value> {
+        let prompt = &self.rollout.prompts().rows[sample.prompt];
+        let mut row = prompt.question()?;
+        row["completion"] = match row["prompt"].is_array() {
+            true => json!([{ "role": "assistant", "content": sample.text }]),
+            false => json!(sample.text),
+        };
+        row["source"] = json!(prompt.place().to_string());
+        if !self.spec.rewards.is_empty() {
+            row["reward"] = json!(sample.reward);
+        }
+        Ok(row)
+    }
+}

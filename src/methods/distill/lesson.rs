@@ -1,0 +1,133 @@
+//! A packed row with what is said of it, and its loss.
+
+use super::cache::{self, Stored};
+use super::divergence::divergence;
+use super::matching::{Matching, Shown};
+use super::spec::DistillSpec;
+use super::teacher::Teaching;
+use crate::methods::Batch;
+use crate::methods::sft::Answers;
+use crate::models::{Loss, Metrics, Output};
+use crate::nn::Tokens;
+use crate::nn::chunked::{self, Rows};
+use crate::nn::scores::spread;
+use std::rc::Rc;
+use tch::{Device, Kind, Tensor};
+
+/// Where distributions come from.
+pub enum Source {
+    /// Made beside the student.
+    Online(Teaching),
+    /// The most likely tokens and the mass of the others.
+    Stored(Stored),
+}
+
+/// What each of the N supervised tokens weighs, (N) float32 each.
+pub struct Weights {
+    pub divergence: Tensor,
+    pub cross_entropy: Tensor,
+}
+
+impl Weights {
+    /// Of examples, each with the share of cross-entropy and its number of tokens; the divergence counts where `there`
+    /// (N) is 1.
+    pub fn new(examples: impl Iterator<Item = (f64, usize)>, there: Option<Tensor>, device: Device) -> Self {
+        let shares: Vec<f32> = examples.flat_map(|(share, n)| std::iter::repeat_n(share as f32, n)).collect();
+        let cross_entropy = Tensor::from_slice(&shares).to_device(device);
+        let divergence: Tensor = 1.0 - &cross_entropy;
+        Self {
+            divergence: there.map_or_else(|| divergence.shallow_clone(), |there| &divergence * there),
+            cross_entropy,
+        }
+    }
+}
+
+/// A packed row with what teachers say of it.
+pub struct Lesson {
+    pub answers: Answers,
+    pub source: Rc<Source>,
+    pub weights: Rc<Weights>,
+    pub spec: Rc<DistillSpec>,
+    /// Tokens that both know.
+    pub vocabulary: i64,
+    /// Layers that are drawn together, and what the teacher's have shown.
+    pub matching: Option<(Rc<Matching>, Shown)>,
+    /// How many of the supervised tokens the student wrote itself, where it writes any.
+    pub written: Option<f64>,
+}
+
+impl Batch for Lesson {
+    fn tokens(&self) -> &Tokens {
+        &self.answers.tokens
+    }
+
+    fn items(&self) -> f64 {
+        self.answers.supervised()
+    }
+
+    fn loss(&self, out: &Output) -> Loss {
+        let h = out.hidden.index_select(0, &self.answers.at);
+        let (spec, source, weights, vocabulary) =
+            (self.spec.clone(), self.source.clone(), self.weights.clone(), self.vocabulary);
+        let targets = self.answers.targets.shallow_clone();
+        let chunked::Sum { total, rows } = chunked::sum(out.head(), &h, move |logits, rows| {
+            let logits = logits.narrow(-1, 0, vocabulary);
+            let part = |t: &Tensor| t.narrow(0, rows.0, rows.1);
+            let target = part(&targets);
+            let plain = spread(&logits, 1.0);
+            let student =
+                if spec.temperature == 1.0 { plain.shallow_clone() } else { spread(&logits, spec.temperature) };
+            let (teacher, student, best) = source.outcomes(student, rows, spec.temperature);
+            let apart = divergence(&spec.loss, &teacher, &student);
+            let entropy = -plain.gather(-1, &target.unsqueeze(-1), false).squeeze_dim(-1);
+            let own = logits.argmax(-1, false);
+            let same = |other: &Tensor| own.eq_tensor(other).to_kind(Kind::Float);
+            let loss = &apart * part(&weights.divergence) * (spec.temperature * spec.temperature)
+                + &entropy * part(&weights.cross_entropy);
+            [loss, apart, entropy, same(&target), same(&best)]
+        });
+        let mut metrics = Metrics::default();
+        let names = ["divergence", "cross_entropy", "accuracy", "teacher_agreement"];
+        // Best tokens of different vocabularies are never the same.
+        let told = if self.spec.universal() { 3 } else { 4 };
+        for (name, numbers) in names.into_iter().zip(&rows[1..]).take(told) {
+            metrics.add(name, &numbers.sum(Kind::Float), self.items());
+        }
+        let mut sum = total;
+        if let Some((matching, shown)) = &self.matching {
+            for (name, part) in matching.losses(out, shown, &self.answers) {
+                metrics.add(name, &part, self.items());
+                sum = &sum + part;
+            }
+        }
+        if let Some(written) = self.written {
+            metrics.add("on_policy", &Tensor::from(written), self.items());
+        }
+        metrics.add("loss", &sum, self.items());
+        Loss { sum, metrics }
+    }
+}
+
+impl Source {
+    /// Log-probabilities of teacher and student over outcomes, and the teacher's most likely token. The outcomes are all
+    /// tokens, or those that were stored and one that stands for all others; `student` (n, V) is of all tokens.
+    fn outcomes(&self, student: Tensor, rows: Rows, temperature: f64) -> (Tensor, Tensor, Tensor) {
+        match self {
+            Self::Online(teaching) => {
+                let teacher = teaching.log_probs(rows, temperature);
+                let best = teacher.argmax(-1, false);
+                (teacher, student, best)
+            }
+            Self::Stored(stored) => {
+                let part = |t: &Tensor| t.narrow(0, rows.0, rows.1);
+                let (ids, teacher) = (part(&stored.ids), part(&stored.log_probs));
+                let best = ids.select(-1, 0);
+                let student = student.gather(-1, &ids, false);
+                let Some(tail) = &stored.tail else { return (teacher, student, best) };
+                let others = cache::rest(&student).unsqueeze(-1);
+                let teacher = Tensor::cat(&[teacher, part(tail).unsqueeze(-1)], -1);
+                (teacher, Tensor::cat(&[student, others], -1), best)
+            }
+        }
+    }
+}

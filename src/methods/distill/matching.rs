@@ -1,0 +1,222 @@
+//! Layers of the student drawn to layers of the teacher: hidden states and attention maps, through learnt projections.
+//!
+//!   hidden     w / P sum over pairs (s, t) of d(W_st h_s, h_t), d the mean of squared differences over the teacher's
+//!              width, or 1 - cos                                      (TinyBERT, arXiv 1909.10351, equation 8)
+//!   attention  w / P sum over pairs (s, t) of 1/H_t sum over heads a and keys j of
+//!              (sum_b P_st[a, b] A_s[b, j] - A_t[a, j])^2             (the same, equation 7, of probabilities; the map
+//!              over heads lets their numbers differ)
+//!
+//! Both are per supervised token: h and the rows of A are those at which a supervised token is predicted, and the loss
+//! is a sum over them, as every other. Projections begin as the identity where sizes agree. Gradients are formed pair by
+//! pair, maps segment by segment, so that one part lives at a time (`nn::chunked::formed`).
+
+use super::spec::{Distance, MatchSpec};
+use crate::error::{Error, Result};
+use crate::methods::sft::Answers;
+use crate::models::{Inside, Look, Model, Output};
+use crate::nn::chunked::{chunks, formed};
+use crate::nn::{Asked, Layer, Param};
+use crate::rng;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use tch::{Device, Kind, Tensor};
+
+/// Rows of a map, or of states, that are seen at once.
+const CHUNK: i64 = 256;
+
+/// What the teacher has shown of a row.
+pub type Shown = Rc<Inside>;
+
+/// A pair of layers with the projection (teacher's size, student's size) between them.
+struct Pair {
+    name: String,
+    student: usize,
+    teacher: usize,
+    projection: Tensor,
+}
+
+/// Everything that is matched.
+pub struct Matching {
+    hidden: Vec<Pair>,
+    attention: Vec<Pair>,
+    spec: MatchSpec,
+}
+
+impl Matching {
+    /// Chooses the pairs and begins the projections; from here on both models show what is looked at.
+    ///
+    /// Errors: a layer that a model does not have.
+    pub fn new(spec: &MatchSpec, student: &Model, teacher: &Model, seed: u64) -> Result<Self> {
+        let depths = (student.depth(), teacher.depth());
+        let pairs = |what: &str, layers: &[[usize; 2]], sizes: (i64, i64)| -> Result<Vec<Pair>> {
+            let layers = chosen(layers, depths, &format!("method.distill.match.{what}.layers"))?;
+            let pair = |(i, [s, t]): (usize, &[usize; 2])| Pair {
+                name: format!("match.{what}.{s}-{t}"),
+                student: *s,
+                teacher: *t,
+                projection: beginning(sizes, rng::number(seed, what, i as u64), student.device()),
+            };
+            Ok(layers.iter().enumerate().map(pair).collect())
+        };
+        let (s, t) = (student.config(), teacher.config());
+        let hidden = match &spec.hidden {
+            Some(hidden) => pairs("hidden", &hidden.layers, (t.hidden_size, s.hidden_size))?,
+            None => Vec::new(),
+        };
+        let attention = match &spec.attention {
+            Some(maps) => pairs("attention", &maps.layers, (t.num_attention_heads, s.num_attention_heads))?,
+            None => Vec::new(),
+        };
+        let look = |of: fn(&Pair) -> usize| Look {
+            states: hidden.iter().map(of).collect(),
+            attention: attention.iter().map(of).collect(),
+        };
+        student.expose(look(|p| p.student));
+        teacher.expose(look(|p| p.teacher));
+        Ok(Self { hidden, attention, spec: spec.clone() })
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = &Pair> {
+        self.hidden.iter().chain(&self.attention)
+    }
+
+    /// The projections, for the optimiser.
+    pub fn parameters(&self) -> Vec<Param> {
+        let param = |p: &Pair| Param {
+            name: p.name.clone(),
+            tensor: p.projection.shallow_clone(),
+            layer: Layer::Linear,
+            adapter: None,
+            transposed: false,
+        };
+        self.pairs().map(param).collect()
+    }
+
+    /// The projections by name, for a checkpoint.
+    pub fn state(&self) -> BTreeMap<String, Tensor> {
+        self.pairs().map(|p| (p.name.clone(), p.projection.detach())).collect()
+    }
+
+    /// Takes back what `state` gave.
+    pub fn restore(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        for pair in self.pairs() {
+            let fits = |t: &&Tensor| t.size() == pair.projection.size();
+            let saved = state.get(&pair.name).filter(fits).ok_or_else(|| {
+                Error::user(format!("method.safetensors: `{}` is missing or of another shape", pair.name))
+                    .hint("the checkpoint is damaged: go back to an earlier one, or start anew with --overwrite")
+            })?;
+            pair.projection.shallow_clone().copy_(saved);
+        }
+        Ok(())
+    }
+
+    /// The weighted sums over the row's supervised tokens, by the name of their metric.
+    pub fn losses(&self, out: &Output, shown: &Inside, answers: &Answers) -> Vec<(&'static str, Tensor)> {
+        let mut found = Vec::new();
+        let mean = |parts: Vec<Tensor>, weight: f64| {
+            let pairs = parts.len() as f64;
+            Tensor::stack(&parts, 0).sum(Kind::Float) * (weight / pairs)
+        };
+        if let Some(spec) = &self.spec.hidden {
+            let rows = |inside: &Inside, i: usize| inside.state(i).index_select(0, &answers.at);
+            let one =
+                |p: &Pair| hidden(&rows(&out.inside, p.student), &rows(shown, p.teacher), &p.projection, spec.distance);
+            found.push(("match_hidden", mean(self.hidden.iter().map(one).collect(), spec.weight)));
+        }
+        if let Some(spec) = &self.spec.attention {
+            let one = |p: &Pair| {
+                attention(out.inside.attention(p.student), shown.attention(p.teacher), &p.projection, answers)
+            };
+            found.push(("match_attention", mean(self.attention.iter().map(one).collect(), spec.weight)));
+        }
+        found
+    }
+}
+
+/// The pairs that are given, or every layer of the student with one of the teacher's, evenly, the last with the last.
+fn chosen(given: &[[usize; 2]], (student, teacher): (usize, usize), key: &str) -> Result<Vec<[usize; 2]>> {
+    for (what, at, depth) in [("student", 0, student), ("teacher", 1, teacher)] {
+        if let Some(pair) = given.iter().find(|pair| pair[at] >= depth) {
+            return Err(Error::user(format!("{key}: {pair:?}: the {what} has layers 0 to {}", depth - 1))
+                .hint("each pair is [layer of the student, layer of the teacher]"));
+        }
+    }
+    Ok(match given.is_empty() {
+        false => given.to_vec(),
+        true => (0..student).map(|s| [s, ((s + 1) * teacher).div_ceil(student) - 1]).collect(),
+    })
+}
+
+/// The identity where sizes agree, else a matrix by chance that keeps lengths in the mean; float32 leaf.
+fn beginning((rows, columns): (i64, i64), seed: u64, device: Device) -> Tensor {
+    let options = (Kind::Float, device);
+    let first = match rows == columns {
+        true => Tensor::eye(rows, options),
+        false => {
+            crate::nn::chance::seeded(device, seed, || Tensor::randn([rows, columns], options))
+                * (columns as f64).powf(-0.5)
+        }
+    };
+    first.set_requires_grad(true)
+}
+
+/// The sum over rows of the distance of `projection student` (N, D_s) from `teacher` (N, D_t).
+pub fn hidden(student: &Tensor, teacher: &Tensor, projection: &Tensor, distance: Distance) -> Tensor {
+    formed(&[student, projection], chunks(student.size()[0], CHUNK), |leaves, (start, n)| {
+        let ours = leaves[0].narrow(0, start, n).to_kind(Kind::Float).matmul(&leaves[1].tr()); // (n, D_t)
+        let theirs = teacher.narrow(0, start, n).to_kind(Kind::Float);
+        match distance {
+            Distance::Mse => (ours - theirs).square().mean_dim([-1i64].as_slice(), false, Kind::Float),
+            Distance::Cosine => -Tensor::cosine_similarity(&ours, &theirs, -1, 1e-8) + 1.0,
+        }
+        .sum(Kind::Float)
+    })
+}
+
+/// The sum over supervised tokens of the squared differences of what they attend to, in the mean over the teacher's
+/// heads.
+pub fn attention(student: &Asked, teacher: &Asked, projection: &Tensor, answers: &Answers) -> Tensor {
+    formed(&[&student.q, &student.k, projection], parts(answers), |leaves, part| {
+        let ours = map(&leaves[0], &leaves[1], student.scale, &part); // (H_s, n, L)
+        let theirs = map(&teacher.q, &teacher.k, teacher.scale, &part); // (H_t, n, L)
+        let heads = theirs.size()[0];
+        let mixed = leaves[2].matmul(&ours.flatten(1, 2)).view_as(&theirs);
+        (mixed - theirs).square().sum(Kind::Float) / heads as f64
+    })
+}
+
+/// Some supervised tokens of one segment.
+struct Part {
+    /// The segment's first row, and its length.
+    keys: (i64, i64),
+    /// (n) rows of the packed row at which a supervised token is predicted.
+    queries: Tensor,
+}
+
+/// The supervised tokens, segment by segment, so many at a time.
+fn parts(answers: &Answers) -> Vec<Part> {
+    let at = Vec::<i64>::try_from(answers.at.to_device(Device::Cpu)).expect("a list of rows");
+    let (mut found, mut start, mut from) = (Vec::new(), 0, 0);
+    for &length in &answers.tokens.segments.lengths {
+        let to = from + at[from..].partition_point(|row| *row < start + length);
+        for queries in at[from..to].chunks(CHUNK as usize) {
+            let queries = Tensor::from_slice(queries).to_device(answers.at.device());
+            found.push(Part { keys: (start, length), queries });
+        }
+        (start, from) = (start + length, to);
+    }
+    found
+}
+
+/// Attention probabilities of some rows over their segment: (H, n, L), float32.
+fn map(q: &Tensor, k: &Tensor, scale: f64, part: &Part) -> Tensor {
+    let (start, length) = part.keys;
+    let q = q.index_select(0, &part.queries).to_kind(Kind::Float).transpose(0, 1); // (H, n, E)
+    let k = k.narrow(0, start, length).to_kind(Kind::Float).transpose(0, 1); // (K, L, E)
+    let k = k.repeat_interleave_self_int(q.size()[0] / k.size()[0], 0, None::<i64>);
+    let places = Tensor::arange(length, (Kind::Int64, q.device())) + start;
+    let hidden = places.unsqueeze(0).gt_tensor(&part.queries.unsqueeze(-1)); // (n, L)
+    let scores = q.matmul(&k.transpose(1, 2)) * scale;
+    scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, Kind::Float)
+}

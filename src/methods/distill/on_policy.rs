@@ -1,0 +1,107 @@
+//! Answers that the student writes itself (GKD, Agarwal et al. 2023, arXiv 2306.13649, algorithm 1), for the teacher to
+//! judge token by token.
+//!
+//! Deviation: the paper draws once a batch whether all of it is written anew; here every row is drawn for itself, so that
+//! a step's mixture varies less. Invariant: what is written is a function of the weights, the rows and (seed, step).
+
+use super::spec::OnPolicySpec;
+use crate::data::{ChatTokenizer, Dataset, Example};
+use crate::error::{Error, Result};
+use crate::generate::{Settings, complete};
+use crate::models::Model;
+use crate::rng;
+use rand::RngExt;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+/// The student as a writer.
+pub struct OnPolicy {
+    spec: OnPolicySpec,
+    tokenizer: Rc<ChatTokenizer>,
+    seed: u64,
+    /// Optimiser steps that were written for.
+    pub steps: u64,
+    /// For each packed row of the step in hand that has not been taken yet, the items that are written anew.
+    ready: VecDeque<Vec<Option<Example>>>,
+}
+
+impl OnPolicy {
+    pub fn new(spec: &OnPolicySpec, tokenizer: Rc<ChatTokenizer>, seed: u64) -> Self {
+        Self { spec: spec.clone(), tokenizer, seed, steps: 0, ready: VecDeque::new() }
+    }
+
+    /// Refuses rows of which none has a prompt.
+    pub fn check(&self, rows: &Dataset) -> Result<()> {
+        for row in rows.iter() {
+            if prompt(&row?) > 0 {
+                return Ok(());
+            }
+        }
+        Err(Error::user("method.distill.on_policy: no row has a prompt before its last answer")
+            .hint("give conversations or prompts with answers; plain text is learnt as it is written"))
+    }
+
+    /// Chooses rows of the next optimiser step and has the student answer them anew.
+    pub fn write(&mut self, model: &Model, rows: &Dataset, packed: &[Vec<usize>]) -> Result<()> {
+        let mut chance = rng::stream(self.seed, "on-policy rows", self.steps);
+        let (mut prompts, mut places) = (Vec::new(), Vec::new());
+        for (row, items) in packed.iter().enumerate() {
+            for (place, item) in items.iter().enumerate() {
+                if chance.random::<f64>() >= self.spec.share {
+                    continue;
+                }
+                let example = rows.get(*item)?;
+                let start = prompt(&example);
+                if start > 0 {
+                    prompts.push(example.ids[..start].to_vec());
+                    places.push((row, place, example.line));
+                }
+            }
+        }
+        let settings = Settings {
+            temperature: self.spec.temperature,
+            seed: rng::number(self.seed, "on-policy answers", self.steps),
+            // Rows that pad the vocabulary are no tokens.
+            bad_words: (self.tokenizer.vocab_size() as u32..model.config().vocab_size as u32)
+                .map(|id| vec![id])
+                .collect(),
+            ..Settings::greedy(self.spec.max_new_tokens, self.tokenizer.stop_ids())
+        };
+        let answers = complete(model, &prompts, &settings, &mut |_, _| ())?;
+        self.ready = packed.iter().map(|items| vec![None; items.len()]).collect();
+        for (((row, place, line), mut ids), answer) in places.into_iter().zip(prompts).zip(answers) {
+            let mut supervised = vec![false; ids.len()];
+            supervised.extend(answer.tokens.iter().map(|_| true));
+            ids.extend(answer.tokens);
+            self.ready[row][place] = Some(Example { ids, supervised, line });
+        }
+        self.steps += 1;
+        Ok(())
+    }
+
+    /// The items of the next packed row that were written anew, in their places.
+    pub fn take(&mut self) -> Result<Vec<Option<Example>>> {
+        self.ready.pop_front().ok_or_else(|| Error::bug("a packed row that nobody wrote for"))
+    }
+}
+
+/// Where the last answer of an example begins; 0 where nothing stands before it. The first token of plain text is never
+/// learnt, and no prompt by itself.
+fn prompt(example: &Example) -> usize {
+    let end = example.supervised.iter().rposition(|s| *s).unwrap_or(0);
+    example.supervised[..end].iter().rposition(|s| !s).filter(|i| *i > 0).map_or(0, |i| i + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prompt_is_all_before_the_last_answer() {
+        let of = |marks: &str| {
+            let supervised: Vec<bool> = marks.bytes().map(|b| b == b'1').collect();
+            prompt(&Example { ids: vec![0; supervised.len()], supervised, line: 1 })
+        };
+        assert_eq!((of("00110010"), of("0011"), of("0111"), of("111"), of("000"), of("0")), (6, 2, 0, 0, 0, 0));
+    }
+}

@@ -1,0 +1,76 @@
+//! A teacher with a tokenizer of its own: the same rows in its tokens, and which of them stand beside the student's.
+//!
+//! As in arXiv 2402.12030, the tokens of an answer are compared in order, the first with the first; where one side has
+//! more of them, the rest is compared with nothing.
+
+use super::teacher::{Teachers, Teaching};
+use crate::data::{ChatTokenizer, Dataset, Example};
+use crate::error::{Error, Result};
+use crate::methods::sft::Answers;
+use crate::methods::{Ground, Split, Which};
+use std::rc::Rc;
+use tch::{Device, Kind, Tensor};
+
+/// The rows of a run in the teacher's tokens.
+pub struct Translated {
+    pub tokenizer: Rc<ChatTokenizer>,
+    train: Dataset,
+    valid: Option<Dataset>,
+}
+
+impl Translated {
+    /// Reads the rows of `ground` with the teacher's tokenizer and template.
+    pub fn open(teacher: &std::path::Path, ground: &Ground, supervise: crate::data::Supervise) -> Result<Self> {
+        let tokenizer = Rc::new(ChatTokenizer::load(teacher, None)?);
+        let ground = Ground { tokenizer: tokenizer.clone(), model: teacher, ..ground.clone() };
+        let (train, valid) = ground.open(supervise)?;
+        Ok(Self { tokenizer, train, valid })
+    }
+
+    /// Refuses rows that did not become the same items on both sides.
+    pub fn check(&self, train: &Dataset, valid: Option<&Dataset>) -> Result<()> {
+        let both = [(&self.train, Some(train)), (self.valid.as_ref().unwrap_or(&self.train), valid)];
+        for (theirs, ours) in both.into_iter().filter_map(|(t, o)| Some((t, o?))) {
+            let differs = |i: &usize| theirs.place(*i) != ours.place(*i);
+            if theirs.len() != ours.len() || (0..ours.len()).any(|i| differs(&i)) {
+                return Err(Error::user(format!(
+                    "{}: {} items in the student's tokens, {} in the teacher's: some are too long for one of them",
+                    ours.summary.name(),
+                    ours.len(),
+                    theirs.len()
+                ))
+                .hint("raise batch.max_len, or set data.on_overflow: truncate"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What teachers say of the supervised tokens of `ours` (the items of `which`, as the student sees them), a row each,
+    /// and which of these rows stand for something: (N) float32.
+    pub fn teach(
+        &self,
+        teachers: &Teachers,
+        ours: &[Example],
+        which: Which,
+        device: Device,
+    ) -> Result<(Teaching, Tensor)> {
+        let rows = match which.split {
+            Split::Train => &self.train,
+            Split::Valid => self.valid.as_ref().ok_or_else(|| Error::bug("validation without rows"))?,
+        };
+        let theirs = which.items.iter().map(|i| rows.get(*i)).collect::<Result<Vec<Example>>>()?;
+        let (mut at, mut there, mut start) = (Vec::new(), Vec::new(), 0);
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            let (n, m) = (ours.targets() as i64, theirs.targets() as i64);
+            at.extend((0..n).map(|t| start + t.min(m - 1).max(0)));
+            there.extend((0..n).map(|t| f32::from(u8::from(t < m))));
+            start += m;
+        }
+        let mut teaching = teachers.teach(&Answers::new(&theirs.iter().collect::<Vec<_>>(), device))?;
+        let at = Tensor::from_slice(&at).to_device(device);
+        for said in &mut teaching.each {
+            said.hidden = said.hidden.index_select(0, &at);
+        }
+        Ok((teaching, Tensor::from_slice(&there).to_device(device).to_kind(Kind::Float)))
+    }
+}
