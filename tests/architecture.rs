@@ -10,7 +10,7 @@ use std::path::Path;
 const FLOORS: &[&[&str]] = &[
     &["cli"],
     &["selftest"],
-    &["train", "eval", "convert"],
+    &["train", "eval", "convert", "label"],
     &["runs"],
     &["recipe"],
     &["methods"],
