@@ -2,7 +2,7 @@
 //!
 //! A ballot is a vote resolved: by whom, on which pair, and what it says of that pair. Invariant: of each judge and pair
 //! one ballot counts, the last that was not taken back; a hidden repeat is a ballot on the pair that it repeats, marked,
-//! so that no measure counts a person twice without asking for it. Knows no database.
+//! so that no measure counts a person twice without asking for it. Knows no SQL.
 
 use super::record::{Annotator, Candidate, Choice, Kind, Pair, Prompt, Settings, Vote};
 use std::collections::{BTreeMap, HashMap};
