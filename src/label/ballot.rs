@@ -5,6 +5,8 @@
 //! so that no measure counts a person twice without asking for it. Knows no SQL.
 
 use super::record::{Annotator, Candidate, Choice, Kind, Pair, Prompt, Settings, Vote};
+use super::store::Store;
+use crate::error::Result;
 use std::collections::{BTreeMap, HashMap};
 
 /// Everything in a project.
@@ -72,6 +74,18 @@ impl Ballot<'_> {
 }
 
 impl Project {
+    /// What the store holds now.
+    pub fn read(store: &Store) -> Result<Self> {
+        Ok(Self {
+            settings: store.settings()?,
+            prompts: store.prompts()?,
+            candidates: store.candidates()?,
+            pairs: store.pairs()?,
+            annotators: store.annotators()?,
+            votes: store.votes()?,
+        })
+    }
+
     /// The ballots of some judges, by pair and judge; skips are among them.
     pub fn ballots(&self, judges: &Judges) -> Vec<Ballot<'_>> {
         let pairs: HashMap<i64, &Pair> = self.pairs.iter().map(|p| (p.id, p)).collect();

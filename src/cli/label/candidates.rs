@@ -1,13 +1,12 @@
 //! `ft label candidates`: answers to the project's prompts by a model.
 
-use super::project;
 use crate::cli::generate;
 use crate::cli::model::{ModelArgs, need_template};
 use crate::cli::sampling::SamplingArgs;
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::generate::Limits;
-use ft::label::Store;
+use ft::label::{Project, Store};
 use ft::label::candidates::{self, Made, Plan};
 use ft::report;
 use serde_json::json;
@@ -75,7 +74,7 @@ pub fn run(args: &CandidatesArgs) -> Result<()> {
         let source = args.source_at(temperature);
         let answers = args.answers as usize;
         let plan = Plan { source: source.clone(), answers, settings, limits, alike: args.alike };
-        let project = project(&store)?;
+        let project = Project::read(&store)?;
         let open = candidates::open(&project, &plan).len();
         let (whole, mut done) = (project.prompts.len(), 0);
         report::info(format!("{source}: {open} of {whole} prompts to answer"));

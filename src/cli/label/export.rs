@@ -1,10 +1,10 @@
 //! `ft label export`: verdicts as rows to train on.
 
-use super::{By, project};
+use super::By;
 use clap::{Args, ValueEnum};
 use ft::data::source;
 use ft::error::{Error, Result};
-use ft::label::Store;
+use ft::label::{Project, Store};
 use ft::label::aggregate::aggregate;
 use ft::label::ballot::Judges;
 use ft::label::bias::length_baseline;
@@ -97,7 +97,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         return Err(Error::user("--edits: edited answers become pairs").hint("use --format preference"));
     }
     let store = Store::open(&args.project)?;
-    let project = project(&store)?;
+    let project = Project::read(&store)?;
     let judges = judges(&args.votes);
     let ballots = project.ballots(&judges);
     let verdicts = aggregate(&ballots, args.aggregate.into());

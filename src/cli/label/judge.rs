@@ -1,11 +1,10 @@
 //! `ft label judge`: votes by machines.
 
-use super::project;
 use crate::cli::model::Dtype;
 use clap::{Args, ValueEnum};
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};
-use ft::label::Store;
+use ft::label::{Project, Store};
 use ft::label::bias::habits;
 use ft::label::ballot::Judges;
 use ft::label::judge::{self, CommandJudge, Judge, LanguageJudge, Orders, RewardJudge};
@@ -131,7 +130,7 @@ impl JudgeArgs {
                 .hint(format!("it is a {}, {}", annotator.kind, fsutil::shortened(&annotator.detail.to_string())))
                 .hint("give another name: --name NAME"));
         }
-        let before = project(store)?;
+        let before = Project::read(store)?;
         let mut tasks = judge::open(&before, annotator.id);
         tasks.truncate(self.limit.unwrap_or(usize::MAX));
         if tasks.is_empty() {
@@ -143,7 +142,7 @@ impl JudgeArgs {
             bar.inc(part.len() as u64);
         }
         bar.finish_and_clear();
-        let after = project(store)?;
+        let after = Project::read(store)?;
         let ballots = after.ballots(&Judges::Named(vec![name.clone()]));
         let Some(habits) = habits(&after, &ballots).into_iter().find(|h| h.kind != Kind::Person) else {
             return Ok(());

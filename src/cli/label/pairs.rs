@@ -1,11 +1,10 @@
 //! `ft label pairs`: which answers are compared.
 
-use super::project;
 use crate::cli::model::Dtype;
 use clap::{Args, ValueEnum};
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};
-use ft::label::Store;
+use ft::label::{Project, Store};
 use ft::label::judge::scores;
 use ft::label::select::{Scores, Strategy, Wanted, select};
 use ft::models::{device, open_scorer};
@@ -71,7 +70,7 @@ pub fn run(args: &PairsArgs) -> Result<()> {
         return Err(Error::user("--reward has a say in --strategy informative only").hint("add --strategy informative"));
     }
     let store = Store::open(&args.project)?;
-    let project = project(&store)?;
+    let project = Project::read(&store)?;
     let mut said: Scores = Vec::new();
     for folder in &args.reward {
         let tokenizer_of = args.model.as_deref().unwrap_or(folder);

@@ -1,10 +1,10 @@
 //! `ft label report`: agreement, habits, ranking, and what stands against the labels.
 
-use super::{By, project};
+use super::By;
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::fsutil::{write_atomic, write_json};
-use ft::label::Store;
+use ft::label::{Project, Store};
 use ft::label::bootstrap::{Bootstrap, Estimate};
 use ft::label::report::{Report, render};
 use ft::report;
@@ -37,7 +37,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         return Err(Error::user(format!("{}: a report is a page or numbers", path.display()))
             .hint("give a name that ends in .html or .json"));
     }
-    let project = project(&Store::open(&args.project)?)?;
+    let project = Project::read(&Store::open(&args.project)?)?;
     let bootstrap = Bootstrap { replicates: args.replicates, seed: project.settings.seed };
     let found = Report::of(&project, args.aggregate.into(), &bootstrap);
     for path in &args.out {
