@@ -108,7 +108,8 @@ mod tests {
         assert_eq!(found.value, 0.3);
         assert!((low - 0.21).abs() < 0.015 && (high - 0.39).abs() < 0.015, "{found:?}");
         assert_eq!(bootstrap.estimate("test", &groups, 2, mean(&[0.0, 1.0])), Some(found));
-        assert_ne!(Bootstrap { seed: 2, ..bootstrap }.estimate("test", &groups, 2, mean(&[0.0, 1.0])), Some(found));
+        let drawn = |seed| Bootstrap { seed, replicates: 9 }.replicates("test", &groups, 2, |w, _| Some(w[1]));
+        assert!(drawn(1) == drawn(1) && drawn(1) != drawn(2));
     }
 
     #[test]

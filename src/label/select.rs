@@ -121,7 +121,8 @@ pub fn select(project: &Project, wanted: &Wanted, scores: &Scores) -> Selected {
 /// Doubt is what their Bradley-Terry probabilities `p = 1 / (1 + exp(s_b - s_a))` leave open, scores of each model scaled
 /// to unit variance: the entropy of the mean p (uncertainty and disagreement together, as in Bayesian active learning,
 /// Houlsby et al. 2011, arXiv 1112.5745). Likeness of lengths is the shorter over the longer, so that length cannot
-/// decide. A prompt chosen n times before counts 1 / (1 + n), and less the likeness of the most alike one chosen.
+/// decide. A prompt counts `(1 - s / 2) / (1 + n)`: n times it was chosen, s is its likeness to the most alike one chosen
+/// (1 to itself).
 fn informative<'p>(
     project: &Project,
     possible: BTreeMap<i64, Vec<[&'p Candidate; 2]>>,
@@ -149,7 +150,7 @@ fn informative<'p>(
             (prompt, pairs)
         })
         .collect();
-    let mut freshness: HashMap<i64, (f64, f64)> = left.keys().map(|p| (*p, (1.0, 1.0))).collect();
+    let mut freshness: HashMap<i64, (f64, f64)> = left.keys().map(|p| (*p, (0.0, 0.0))).collect();
     let mut chosen = Vec::new();
     let reason = match scores.len() {
         0 => "like length",
@@ -158,20 +159,18 @@ fn informative<'p>(
     };
     while chosen.len() < budget {
         let value = |(prompt, pairs): (&i64, &Vec<(f64, [&Candidate; 2])>)| {
-            let (often, unlike) = freshness[prompt];
-            pairs.last().map(|(worth, _)| (worth * often * unlike, std::cmp::Reverse(*prompt)))
+            let (times, like) = freshness[prompt];
+            let fresh = (1.0 - like / 2.0) / (1.0 + times);
+            pairs.last().map(|(worth, _)| (worth * fresh, std::cmp::Reverse(*prompt)))
         };
         let best = left.iter().filter_map(value).max_by(|x, y| x.0.total_cmp(&y.0).then(x.1.cmp(&y.1)));
         let Some((_, std::cmp::Reverse(prompt))) = best else { break };
         let pairs = left.get_mut(&prompt).and_then(Vec::pop);
         chosen.extend(pairs.map(|(_, pair)| (pair, reason)));
         left.retain(|_, pairs| !pairs.is_empty());
-        for (other, (often, unlike)) in &mut freshness {
-            if *other == prompt {
-                *often = 1.0 / (1.0 + 1.0 / *often);
-            } else if left.contains_key(other) {
-                *unlike = unlike.min(1.0 - texts[&prompt].similarity(&texts[other]));
-            }
+        for (other, (times, like)) in freshness.iter_mut().filter(|(p, _)| left.contains_key(p)) {
+            *times += f64::from(u8::from(*other == prompt));
+            *like = like.max(texts[&prompt].similarity(&texts[other]));
         }
     }
     chosen

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 /// What is looked for, and how it is replaced; shared with `ft label import --scrub`.
 #[derive(Args)]
+#[command(next_help_heading = "Personal data")]
 pub struct ScrubOptions {
     /// Look for these kinds only.
     #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = kinds())]

@@ -1,6 +1,6 @@
 //! `ft label export`: verdicts as rows to train on.
 
-use super::By;
+use super::{By, judges};
 use clap::{Args, ValueEnum};
 use ft::data::source;
 use ft::error::{Error, Result};
@@ -9,7 +9,6 @@ use ft::label::aggregate::aggregate;
 use ft::label::ballot::Judges;
 use ft::label::bias::length_baseline;
 use ft::label::export::{Format, Margin, Wanted, export};
-use ft::label::record::Kind;
 use ft::report;
 use serde_json::json;
 use std::path::PathBuf;
@@ -171,13 +170,4 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         report::info(format!("length alone: longer wins {longer:.1} %, shorter wins {shorter:.1} %"));
     }
     Ok(())
-}
-
-fn judges(who: &[String]) -> Judges {
-    match who {
-        [one] if one == "people" => Judges::Kind(Kind::Person),
-        [one] if one == "machines" => Judges::Machines,
-        [one] if one == "all" => Judges::All,
-        names => Judges::Named(names.to_vec()),
-    }
 }

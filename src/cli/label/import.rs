@@ -1,5 +1,6 @@
 //! `ft label import`: answers, and judgements, that exist.
 
+use crate::cli::data::scrub::{ScrubOptions, said};
 use clap::{Args, ValueEnum};
 use ft::error::Result;
 use ft::label::Store;
@@ -31,6 +32,11 @@ pub struct ImportArgs {
     /// Argilla: the question whose replies say which answer is better.
     #[arg(long, value_name = "NAME")]
     question: Option<String>,
+    /// Replace personal data by pseudonyms before anything is kept.
+    #[arg(long)]
+    scrub: bool,
+    #[command(flatten)]
+    scrubbing: ScrubOptions,
     /// Print what was added as JSON.
     #[arg(long)]
     json: bool,
@@ -64,6 +70,11 @@ pub fn run(args: &ImportArgs) -> Result<()> {
     let mut items = Vec::new();
     for path in &args.files {
         items.extend(read(path, &options)?);
+    }
+    if args.scrub {
+        let mut scrubber = args.scrubbing.scrubber()?;
+        items.iter_mut().try_for_each(|item| item.scrub(&mut scrubber))?;
+        said(scrubber.report()).iter().for_each(report::info);
     }
     let Imported { rows, prompts, candidates, pairs, votes } = import(&store, &items, overlap)?;
     if args.json {

@@ -14,6 +14,8 @@ mod tui;
 use clap::{Subcommand, ValueEnum};
 use ft::error::Result;
 use ft::label::aggregate::Aggregation;
+use ft::label::ballot::Judges;
+use ft::label::record::Kind;
 
 // In the order in which a project meets them.
 #[derive(Subcommand)]
@@ -66,5 +68,15 @@ impl From<By> for Aggregation {
             By::Majority => Aggregation::Majority,
             By::DawidSkene => Aggregation::DawidSkene,
         }
+    }
+}
+
+/// Whose votes `--votes` means.
+fn judges(who: &[String]) -> Judges {
+    match who {
+        [one] if one == "people" => Judges::Kind(Kind::Person),
+        [one] if one == "machines" => Judges::Machines,
+        [one] if one == "all" => Judges::All,
+        names => Judges::Named(names.to_vec()),
     }
 }

@@ -1,6 +1,6 @@
 //! `ft label report`: agreement, habits, ranking, and what stands against the labels.
 
-use super::By;
+use super::{By, judges};
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::fsutil::{write_atomic, write_json};
@@ -19,6 +19,9 @@ pub struct ReportArgs {
     /// Write the report: a page (.html) or numbers (.json); may be given twice.
     #[arg(long, value_name = "FILE")]
     out: Vec<PathBuf>,
+    /// Whose votes the verdicts rest on: people, machines, all, or names of judges [default: people, else all]
+    #[arg(long, value_name = "WHO,…", value_delimiter = ',')]
+    votes: Vec<String>,
     /// How votes become verdicts.
     #[arg(long, value_enum, default_value_t = By::Majority)]
     aggregate: By,
@@ -39,7 +42,8 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     }
     let project = Project::read(&Store::open(&args.project)?)?;
     let bootstrap = Bootstrap { replicates: args.replicates, seed: project.settings.seed };
-    let found = Report::of(&project, args.aggregate.into(), &bootstrap);
+    let judges = (!args.votes.is_empty()).then(|| judges(&args.votes));
+    let found = Report::of(&project, judges.as_ref(), args.aggregate.into(), &bootstrap);
     for path in &args.out {
         match ending(path).as_str() {
             "json" => write_json(path, &found)?,

@@ -10,9 +10,10 @@ mod rows;
 use super::record::{Choice, Columns, Kind, NewCandidate, NewPair, NewPrompt, NewVote};
 use super::store::Store;
 use crate::data::record::Place;
+use crate::data::scrub::Scrubber;
 use crate::data::source;
 use crate::error::{Context, Error, Result};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -76,6 +77,33 @@ pub struct Imported {
     pub candidates: usize,
     pub pairs: usize,
     pub votes: usize,
+}
+
+impl Item {
+    /// Puts pseudonyms for personal data in everything that is said; a key made from the content is made anew, so that
+    /// nothing of the original is left in it.
+    pub fn scrub(&mut self, scrubber: &mut Scrubber) -> Result<()> {
+        let by_content = NewPrompt::keyed_by_content(self.prompt.messages.clone(), Columns::new()).key;
+        let mut row = Map::from_iter([
+            ("prompt".to_string(), self.prompt.messages.take()),
+            ("columns".to_string(), Value::Object(std::mem::take(&mut self.prompt.columns))),
+            ("answers".to_string(), self.answers.iter().map(|a| a.text.as_str()).collect()),
+        ]);
+        if self.prompt.key != by_content {
+            row.insert("id".into(), self.prompt.key.as_str().into());
+        }
+        scrubber.row(&mut row)?;
+        let mut part = |name: &str| row.remove(name).unwrap_or_default();
+        let (messages, columns, answers) = (part("prompt"), part("columns"), part("answers"));
+        let columns = columns.as_object().cloned().unwrap_or_default();
+        self.prompt = NewPrompt::keyed_by_content(messages, columns);
+        if let Value::String(key) = part("id") {
+            self.prompt.key = key;
+        }
+        let texts = answers.as_array().map_or(&[][..], Vec::as_slice);
+        self.answers.iter_mut().zip(texts).for_each(|(a, t)| a.text = t.as_str().unwrap_or_default().into());
+        Ok(())
+    }
 }
 
 /// The prompts of a file; a row that ends in an answer gives what it answers.

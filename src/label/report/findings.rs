@@ -87,12 +87,12 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
                 "Those are ties now. Another judge, another rubric, or a reward model may hold.",
             );
         }
-        if let Some(people) = judge.with_people.filter(|p| p.kappa.is_some_and(|k| k.value < 0.4)) {
-            let kappa = people.kappa.map_or(0.0, |k| k.value);
+        if let Some(with) = judge.with_verdicts.filter(|w| w.kappa.is_some_and(|k| k.value < 0.4)) {
+            let kappa = with.kappa.map_or(0.0, |k| k.value);
             add(
                 kappa < 0.1,
-                format!("{} agrees with people no better than kappa {kappa:.2}, on {} pairs.", habits.name, people.pairs),
-                "Leave its votes out of the export: --votes people.",
+                format!("{} agrees with {} no better than kappa {kappa:.2}, on {} pairs.", habits.name, report.judged_by.join(", "), with.pairs),
+                "Leave its votes out of the export, with --votes.",
             );
         }
         if habits.kind != Kind::Person
@@ -102,7 +102,7 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
             add(
                 false,
                 format!("{}'s choices go with length (r = {r:+.2}): it prefers the {rule} answer.", habits.name),
-                "Compare with people on pairs of like length before its votes are trained on.",
+                "Compare it with people on pairs of like length before its votes are trained on.",
             );
         }
     }

@@ -16,18 +16,18 @@ use super::ranking::Ranking;
 use super::record::{Choice, Kind};
 use crate::methods::rate::Rate;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// All numbers of a project.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
     pub title: String,
     pub counts: Counts,
-    /// How votes became verdicts, and whose votes they rest on: people's where there are any, else machines'.
+    /// How votes became verdicts, and the names of those whose votes they rest on.
     pub aggregation: Aggregation,
-    pub judged_by: &'static str,
+    pub judged_by: Vec<String>,
     pub verdicts: BTreeMap<&'static str, usize>,
-    /// Between people; between machines where no people voted.
+    /// Between those whose votes the verdicts rest on.
     pub agreement: Agreement,
     pub judges: Vec<Judge>,
     pub ranking: Ranking,
@@ -92,35 +92,40 @@ pub struct Judge {
     pub habits: Habits,
     /// Probability of saying what is true, as Dawid and Skene's model has it; `None` where one judge alone voted.
     pub reliability: Option<f64>,
-    /// With the people's verdicts, for a machine: how often it says the same, and Cohen's kappa.
-    pub with_people: Option<WithPeople>,
+    /// Of a judge on whose votes the verdicts do not rest: how often it says the same, and Cohen's kappa.
+    pub with_verdicts: Option<WithVerdicts>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct WithPeople {
+pub struct WithVerdicts {
     pub pairs: usize,
     pub same: Rate,
     pub kappa: Option<Estimate>,
 }
 
 impl Report {
-    /// The numbers of a project; intervals from `bootstrap`.
-    pub fn of(project: &Project, aggregation: Aggregation, bootstrap: &Bootstrap) -> Self {
+    /// The numbers of a project; intervals from `bootstrap`. Verdicts rest on the votes of `judges`; left open, on those
+    /// of people where there are any, else on all.
+    pub fn of(project: &Project, judges: Option<&Judges>, aggregation: Aggregation, bootstrap: &Bootstrap) -> Self {
         let all = project.ballots(&Judges::All);
-        let people: Vec<Ballot> = all.iter().filter(|b| b.annotator.kind == Kind::Person).copied().collect();
-        let (judged_by, deciding) = if people.is_empty() { ("machines", &all) } else { ("people", &people) };
-        let verdicts = aggregate(deciding, aggregation);
+        let people = project.ballots(&Judges::Kind(Kind::Person));
+        let deciding = match judges {
+            Some(judges) => project.ballots(judges),
+            None if people.is_empty() => all.clone(),
+            None => people,
+        };
+        let names: BTreeSet<&str> = deciding.iter().map(|b| b.annotator.name.as_str()).collect();
+        let verdicts = aggregate(&deciding, aggregation);
         let mut named: BTreeMap<&'static str, usize> = VERDICTS.iter().map(|c| (c.name(), 0)).collect();
         verdicts.values().for_each(|v| *named.entry(v.choice.name()).or_default() += 1);
-        let peoples = aggregate(&people, aggregation);
         let mut report = Self {
             title: project.settings.title.clone(),
             counts: counts(project, &all),
             aggregation,
-            judged_by,
+            judged_by: names.iter().map(|n| n.to_string()).collect(),
             verdicts: named,
-            agreement: agreement(deciding, bootstrap),
-            judges: judges(project, &all, &peoples, bootstrap),
+            agreement: agreement(&deciding, bootstrap),
+            judges: describe(project, &all, &names, &verdicts, bootstrap),
             ranking: Ranking::of(project, &verdicts, bootstrap),
             length: length_baseline(project, &verdicts),
             findings: Vec::new(),
@@ -195,28 +200,27 @@ fn agreement(ballots: &[Ballot], bootstrap: &Bootstrap) -> Agreement {
     }
 }
 
-fn judges(
+fn describe(
     project: &Project,
     ballots: &[Ballot],
-    people: &BTreeMap<i64, Verdict>,
+    deciding: &BTreeSet<&str>,
+    verdicts: &BTreeMap<i64, Verdict>,
     bootstrap: &Bootstrap,
 ) -> Vec<Judge> {
     let reliability = reliability(ballots);
     let judge = |habits: Habits| {
-        let own: Vec<&Ballot> = ballots
-            .iter()
-            .filter(|b| (b.annotator.kind, &b.annotator.name) == (habits.kind, &habits.name) && !b.repeat)
-            .collect();
-        let with_people = (habits.kind != Kind::Person).then(|| with_people(&own, people, bootstrap)).flatten();
+        let own: Vec<&Ballot> = ballots.iter().filter(|b| b.annotator.name == habits.name && !b.repeat).collect();
+        let apart = !deciding.contains(habits.name.as_str());
+        let with_verdicts = if apart { with_verdicts(&own, verdicts, bootstrap) } else { None };
         let reliability = own.first().and_then(|b| reliability.get(&b.annotator.id).copied());
-        Judge { habits, reliability, with_people }
+        Judge { habits, reliability, with_verdicts }
     };
     habits(project, ballots).into_iter().map(judge).collect()
 }
 
 /// `Σ_c p_c π_cc` of each judge, where two or more voted.
 fn reliability(ballots: &[Ballot]) -> BTreeMap<i64, f64> {
-    let ids: Vec<i64> = ballots.iter().map(|b| b.annotator.id).collect::<std::collections::BTreeSet<_>>().into_iter().collect();
+    let ids: Vec<i64> = ballots.iter().map(|b| b.annotator.id).collect::<BTreeSet<_>>().into_iter().collect();
     if ids.len() < 2 {
         return BTreeMap::new();
     }
@@ -230,13 +234,13 @@ fn reliability(ballots: &[Ballot]) -> BTreeMap<i64, f64> {
     ids.iter().zip(&found.confusion).map(|(id, c)| (*id, right(c).min(1.0))).collect()
 }
 
-fn with_people(own: &[&Ballot], people: &BTreeMap<i64, Verdict>, bootstrap: &Bootstrap) -> Option<WithPeople> {
+fn with_verdicts(own: &[&Ballot], verdicts: &BTreeMap<i64, Verdict>, bootstrap: &Bootstrap) -> Option<WithVerdicts> {
     let place = |c: Choice| VERDICTS.iter().position(|v| *v == c).map(|i| i as f64);
     let both: Vec<(usize, f64, f64)> = own
         .iter()
-        .filter_map(|b| Some((b.pair.id as usize, place(b.choice)?, place(people.get(&b.pair.id)?.choice)?)))
+        .filter_map(|b| Some((b.pair.id as usize, place(b.choice)?, place(verdicts.get(&b.pair.id)?.choice)?)))
         .collect();
     let same = Rate::of(both.iter().filter(|(_, a, b)| a == b).count(), both.len())?;
     let table = Table::new(both.iter().flat_map(|(pair, a, b)| [(*pair, 0, *a), (*pair, 1, *b)]));
-    Some(WithPeople { pairs: both.len(), same, kappa: table.cohen(0, 1, bootstrap).map(|(k, _)| k) })
+    Some(WithVerdicts { pairs: both.len(), same, kappa: table.cohen(0, 1, bootstrap).map(|(k, _)| k) })
 }

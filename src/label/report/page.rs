@@ -17,7 +17,7 @@ pub fn render(report: &Report) -> String {
         r#"<header><h1>{}</h1><p class="sub">Labels of {} prompts, judged by {}; verdicts by {}.</p></header>"#,
         escape(&report.title),
         count(c.prompts as u64),
-        report.judged_by,
+        escape(&report.judged_by.join(", ")),
         match report.aggregation {
             crate::label::aggregate::Aggregation::Majority => "majority",
             crate::label::aggregate::Aggregation::DawidSkene => "Dawid and Skene's model",
@@ -178,7 +178,7 @@ fn judges(judges: &[Judge]) -> String {
     let plots = [
         plot("Left side", "how often the answer on the left is chosen; half: no bias", rates(&|j| j.habits.left)),
         plot("Longer answer", "how often the longer answer is chosen", rates(&|j| j.habits.longer)),
-        plot("Machines and people", "how often a machine says what people say", rates(&|j| j.with_people.map(|p| p.same))),
+        plot("With the verdicts", "how often a judge whose votes do not count says the same", rates(&|j| j.with_verdicts.map(|w| w.same))),
         plot("Order", "how often a machine's verdict changes with the order", rates(&|j| j.habits.order.map(|o| o.flipped))),
     ]
     .concat();
@@ -194,14 +194,14 @@ fn judges(judges: &[Judge]) -> String {
             number(h.length_correlation, 2),
             share(h.consistent),
             number(j.reliability, 2),
-            j.with_people.and_then(|p| p.kappa).map_or("–".into(), |k| format!("{:.2}", k.value)),
+            j.with_verdicts.and_then(|w| w.kappa).map_or("–".into(), |k| format!("{:.2}", k.value)),
         ];
         let cells: String = cells.iter().map(|c| format!(r#"<td class="number">{c}</td>"#)).collect();
         let kind = if h.kind == Kind::Person { "" } else { h.kind.name() };
         format!(r#"<tr><td class="path">{} <code>{kind}</code></td>{cells}</tr>"#, escape(&h.name))
     };
     let rows: String = judges.iter().map(row).collect();
-    let heads = ["votes", "seconds", "left", "longer", "length r", "itself", "reliability", "kappa with people"];
+    let heads = ["votes", "seconds", "left", "longer", "length r", "itself", "reliability", "kappa with verdicts"];
     let heads: String = heads.iter().map(|h| format!(r#"<th class="number">{h}</th>"#)).collect();
     format!(
         r#"<section><h2>Judges</h2><div class="card"><div class="scroll"><table><tr><th>judge</th>{heads}</tr>{rows}</table></div></div><div class="columns">{plots}</div></section>"#
