@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help tools libtorch setup test fuzz demo demo-rlhf dist clean
+.PHONY: help tools libtorch setup test fuzz demo demo-rlhf demo-labeling dist clean
 
 # An own libtorch or PyTorch 2.11 is used where LIBTORCH points at one; otherwise `make setup` fetches it.
 ifneq ($(LIBTORCH),)
@@ -82,6 +82,11 @@ runs/demo/after.json: $(ADAPTER)/summary.json $(ICD10)/test.jsonl | setup
 
 demo-rlhf: $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup ## Fine-tune, learn a reward from pairs, PPO against it, compare
 	@FT=$(FT) MODEL=$(MODEL) DATA=$(ICD10) bash setup/rlhf.sh
+
+# ---- demo of labelling: answers by two adapters, machines that judge them, a reward model trained on what they said
+
+demo-labeling: $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup ## Answers, judges, report, export, a reward model of the labels
+	@FT=$(FT) MODEL=$(MODEL) DATA=$(ICD10) bash setup/labeling.sh
 
 # ---- benchmarks against TRL + PEFT + transformers, in an environment of their own
 

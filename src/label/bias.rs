@@ -84,6 +84,7 @@ fn of_judge(name: &str, kind: Kind, ballots: &[&Ballot], lengths: &HashMap<i64, 
     let (choices, differences): (Vec<f64>, Vec<f64>) = judged.unzip();
     let mut seconds: Vec<f64> = ballots.iter().filter_map(|b| b.vote.seconds).collect();
     seconds.sort_by(f64::total_cmp);
+    let order = order(ballots);
     Habits {
         name: name.into(),
         kind,
@@ -93,12 +94,12 @@ fn of_judge(name: &str, kind: Kind, ballots: &[&Ballot], lengths: &HashMap<i64, 
         both_bad: count(Choice::BothBad),
         flagged: ballots.iter().filter(|b| b.vote.flagged).count(),
         seconds: (!seconds.is_empty()).then(|| seconds[seconds.len() / 2]),
-        // A reward model scores each answer alone: nothing stands on a side.
-        left: if kind == Kind::Reward { None } else { Rate::of(left, decided().count()) },
+        // A reward model scores each answer alone, and who is asked in both orders has no side either.
+        left: if kind == Kind::Reward || order.is_some() { None } else { Rate::of(left, decided().count()) },
         longer: Rate::of(unlike.iter().filter(|l| **l).count(), unlike.len()),
         length_correlation: correlation(&choices, &differences),
         consistent: consistent(ballots),
-        order: order(ballots),
+        order,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::rewards::spec::CommandSpec;
 use crate::rng;
 use rand::RngExt;
 use serde_json::{Value, json};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use tch::Kind as Dtype;
 
 /// A pair to judge, its answers in the order in which they are shown.
@@ -188,11 +188,8 @@ impl Judge for RewardJudge<'_> {
 
     fn opinions(&mut self, tasks: &[Task]) -> Result<Vec<Opinion>> {
         let answers = tasks.iter().flat_map(|t| [(t.prompt, t.first), (t.prompt, t.second)]);
-        let mut unique: HashMap<i64, (&Prompt, &Candidate)> = HashMap::new();
-        answers.for_each(|(prompt, answer)| drop(unique.insert(answer.id, (prompt, answer))));
-        let mut unique: Vec<(&Prompt, &Candidate)> = unique.into_values().collect();
-        unique.sort_by_key(|(_, c)| c.id);
-        let scores = scores(self.model, self.scoring, self.tokenizer, unique)?;
+        let unique: BTreeMap<i64, (&Prompt, &Candidate)> = answers.map(|(p, c)| (c.id, (p, c))).collect();
+        let scores = scores(self.model, self.scoring, self.tokenizer, unique.into_values())?;
         let opinion = |task: &Task| {
             let (a, b) = (scores[&task.first.id], scores[&task.second.id]);
             let choice = match a - b {

@@ -70,15 +70,16 @@ const PHONE_WORDS: &[&str] = &[
 /// A country code, a North American number in its form, a trunk 0 with separators, or a word that says so.
 fn phone(text: &str, before: &str) -> bool {
     let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(10)).collect();
-    if !(7..=15).contains(&digits.len()) || digits.iter().all(|d| *d == digits[0]) {
+    let whole = text.matches('(').count() == text.matches(')').count();
+    if !whole || !(7..=15).contains(&digits.len()) || digits.iter().all(|d| *d == digits[0]) {
         return false;
     }
-    let abroad = (text.starts_with('+') || text.starts_with("00")) && digits.len() >= 9;
+    let abroad = (text.starts_with('+') || (text.starts_with("00") && digits[2] != 0)) && digits.len() >= 9;
     let ten = if digits.len() == 11 && digits[0] == 1 { &digits[1..] } else { &digits[..] };
     let groups: Vec<usize> =
         text.split(|c: char| !c.is_ascii_digit()).filter(|g| !g.is_empty()).map(str::len).collect();
     let american = ten.len() == 10 && ten[0] > 1 && ten[3] > 1 && groups.ends_with(&[3, 3, 4]);
-    let trunk = digits[0] == 0 && (9..=12).contains(&digits.len()) && groups.len() > 1;
+    let trunk = digits[0] == 0 && digits[1] != 0 && (9..=12).contains(&digits.len()) && groups.len() > 1;
     abroad || american || trunk || told(before, PHONE_WORDS)
 }
 
@@ -122,7 +123,7 @@ static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
         rule(
             Kind::Email,
             "email",
-            r"[\p{L}\p{N}._%+'-]{1,64}@[\p{L}\p{N}](?:[\p{L}\p{N}.-]{0,250}[\p{L}\p{N}])?\.\p{L}{2,24}",
+            r"[\p{L}\p{N}._%+'-]+@[\p{L}\p{N}][\p{L}\p{N}.-]*\.\p{L}{2,24}",
             0,
             |text, _| !text.contains("..") && !text.starts_with('.') && !text.contains(".@"),
         ),

@@ -124,7 +124,7 @@ impl Names {
             let fits = |name: &&Vec<String>| {
                 rest.len() >= name.len() && name.iter().zip(rest).all(|(n, at)| same_word(n, &text[at.clone()]))
                     // The words stand in a row, parted by spaces, dots of initials, or a hyphen.
-                    && rest[..name.len()].windows(2).all(|w| text[w[0].end..w[1].start].chars().all(|c| " .-\u{a0}".contains(c)))
+                    && rest[..name.len()].windows(2).all(|w| text[w[0].end..w[1].start].chars().all(|c| " .-'’\u{a0}".contains(c)))
             };
             let names = self.by_first.get(&text[places[i].clone()].to_lowercase());
             match names.and_then(|names| names.iter().find(fits)) {

@@ -55,12 +55,14 @@ fn tiles(report: &Report) -> String {
             "no pair was judged by two".into(),
             interval
         )),
-        tile("best source", &best(&report.ranking), "by Bradley-Terry strength"),
+        best(&report.ranking),
     )
 }
 
 fn best(ranking: &Ranking) -> String {
-    ranking.sources.first().map_or("–".into(), |s| format!("{:.0}", s.bradley_terry.value))
+    let first = ranking.sources.first();
+    let strength = first.map_or("–".into(), |s| format!("{:.0}", s.bradley_terry.value));
+    tile("strongest source", &strength, first.map_or("no two sources were compared", |s| &s.source))
 }
 
 fn interval(e: Estimate) -> String {

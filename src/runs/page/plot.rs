@@ -71,7 +71,7 @@ pub fn forest(
         let _ = write!(svg, r#"<path class="dot train" d="M{:.1} {y:.1}h0"/></g>"#, x(*value));
         let _ = write!(
             labels,
-            r#"<span class="y name" style="top:{:.2}%">{} <b>{}</b></span>"#,
+            r#"<span class="y name" style="top:{:.2}%"><i>{}</i><b>{}</b></span>"#,
             y / 10.0,
             escape(name),
             format(*value)
