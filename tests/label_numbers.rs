@@ -79,9 +79,10 @@ fn agreement_equals_reference_packages_and_published_examples() {
     let reference: Reference = json("agreement.json");
     let value = |e: Option<Estimate>| e.map_or(f64::NAN, |e| e.value);
     for ratings in &reference.tables {
-        let each = ratings.rows.iter().enumerate().flat_map(|(rater, row)| {
-            row.iter().enumerate().filter_map(move |(unit, v)| v.map(|v| (unit, rater, v)))
-        });
+        let each =
+            ratings.rows.iter().enumerate().flat_map(|(rater, row)| {
+                row.iter().enumerate().filter_map(move |(unit, v)| v.map(|v| (unit, rater, v)))
+            });
         let table = Table::new(each);
         for (name, scale) in [("nominal", Scale::Nominal), ("ordinal", Scale::Ordinal), ("interval", Scale::Interval)] {
             let what = format!("{}, {name} alpha", ratings.name);
@@ -175,7 +176,8 @@ fn fails(space: &Workspace, arguments: &[&str]) -> String {
 fn candidates_are_new_to_their_prompt_and_go_on_where_they_were() {
     let space = workspace(4);
     let made = candidates(&space, &["--temperatures", "0.7,1.3", "-n", "2", "--source", "tiny"]);
-    let sources: Vec<&str> = made["sources"].as_array().unwrap().iter().map(|s| s["source"].as_str().unwrap()).collect();
+    let sources: Vec<&str> =
+        made["sources"].as_array().unwrap().iter().map(|s| s["source"].as_str().unwrap()).collect();
     assert_eq!(sources, ["tiny, T=0.7", "tiny, T=1.3"]);
     let first = project(&space).candidates;
     assert!((8..=16).contains(&first.len()), "{}", first.len());
@@ -218,10 +220,12 @@ for line in sys.stdin:
     space.ft(&["label", "judge", "p.label", "--name", "longest", "--command", "python3", "judge.py"]);
     // A language model with a rubric.
     std::fs::write(space.path("rubric.txt"), "The kinder answer is better.").unwrap();
-    let judge = [&["label", "judge", "p.label", "--rubric", "rubric.txt", "--name", "llm", "--json"][..], &MODEL].concat();
+    let judge =
+        [&["label", "judge", "p.label", "--rubric", "rubric.txt", "--name", "llm", "--json"][..], &MODEL].concat();
     let said: Value = serde_json::from_slice(&space.ft(&judge).stdout).unwrap();
     assert_eq!(said["judged"].as_u64().unwrap() as usize, pairs.len());
-    let reasoning = ["label", "judge", "p.label", "--name", "thinker", "--reasoning", "6", "--orders", "drawn", "--limit", "2"];
+    let reasoning =
+        ["label", "judge", "p.label", "--name", "thinker", "--reasoning", "6", "--orders", "drawn", "--limit", "2"];
     space.ft(&[&reasoning[..], &MODEL].concat());
 
     let after = project(&space);
@@ -232,7 +236,11 @@ for line in sys.stdin:
     };
     let (annotator, votes) = by("first");
     assert_eq!((annotator.kind, votes.len()), (Kind::Command, pairs.len()));
-    assert!(votes.iter().all(|v| v.choice == Choice::Tie && v.detail["ab"]["choice"] == "a" && v.detail["ba"]["choice"] == "b"));
+    assert!(
+        votes
+            .iter()
+            .all(|v| v.choice == Choice::Tie && v.detail["ab"]["choice"] == "a" && v.detail["ba"]["choice"] == "b")
+    );
     let texts = after.candidates_by_id();
     let by_pair: BTreeMap<i64, _> = after.pairs.iter().map(|p| (p.id, p)).collect();
     for vote in by("longest").1 {
@@ -266,10 +274,29 @@ for line in sys.stdin:
     assert_eq!(said["judged"], 0);
     let said = fails(&space, &["label", "judge", "p.label", "--name", "llm", "--command", "cat"]);
     assert!(said.contains("`llm` judges here already"), "{said}");
-    let said = fails(&space, &["label", "judge", "p.label", "--name", "mute", "--command", "sh", "-c", "cat >/dev/null; echo maybe"]);
+    let said = fails(
+        &space,
+        &["label", "judge", "p.label", "--name", "mute", "--command", "sh", "-c", "cat >/dev/null; echo maybe"],
+    );
     assert!(said.contains("printed 1 lines"), "{said}");
 
-    let report: Value = serde_json::from_slice(&space.ft(&["label", "report", "p.label", "--json", "--votes", "longest", "--out", "r.html", "--replicates", "100"]).stdout).unwrap();
+    let report: Value = serde_json::from_slice(
+        &space
+            .ft(&[
+                "label",
+                "report",
+                "p.label",
+                "--json",
+                "--votes",
+                "longest",
+                "--out",
+                "r.html",
+                "--replicates",
+                "100",
+            ])
+            .stdout,
+    )
+    .unwrap();
     let judge = |name: &str| report["judges"].as_array().unwrap().iter().find(|j| j["name"] == name).unwrap().clone();
     assert_eq!(judge("first")["order"]["flipped"]["share"], 1.0);
     assert_eq!(judge("first")["order"]["first"]["share"], 1.0);
@@ -295,7 +322,13 @@ fn judged(space: &Workspace) -> Project {
                 0 => Choice::Tie,
                 1 => Choice::BothBad,
                 2 if person == 1 => Choice::Tie,
-                k => if (k == 3) != a_is_x { Choice::A } else { Choice::B },
+                k => {
+                    if (k == 3) != a_is_x {
+                        Choice::A
+                    } else {
+                        Choice::B
+                    }
+                }
             };
             store.add_vote(&NewVote { seconds: Some(2.0), ..NewVote::new(pair.id, annotator.id, choice) }).unwrap();
         }
@@ -307,19 +340,35 @@ fn judged(space: &Workspace) -> Project {
 fn what_is_exported_trains_a_reward_model_and_dpo_without_conversion() {
     let space = workspace(24);
     let project = judged(&space);
-    let out = ["label", "export", "p.label", "--out", "pairs.jsonl", "--valid-out", "valid.jsonl", "--valid", "0.3", "--json"];
+    let out = [
+        "label",
+        "export",
+        "p.label",
+        "--out",
+        "pairs.jsonl",
+        "--valid-out",
+        "valid.jsonl",
+        "--valid",
+        "0.3",
+        "--json",
+    ];
     let told: Value = serde_json::from_slice(&space.ft(&out).stdout).unwrap();
     let (train, valid) = (told["rows"]["train"].as_u64().unwrap(), told["rows"]["valid"].as_u64().unwrap());
     assert!(train > 0 && valid > 0, "{told}");
     let left_out = ["ties", "both_bad"].map(|k| told["rows"]["left_out"][k].as_u64().unwrap()).iter().sum::<u64>();
     assert_eq!(train + valid + left_out, project.pairs.len() as u64, "{told}");
-    let same = ["label", "export", "p.label", "--out", "pairs.parquet", "--valid-out", "valid.parquet", "--valid", "0.3"];
+    let same =
+        ["label", "export", "p.label", "--out", "pairs.parquet", "--valid-out", "valid.parquet", "--valid", "0.3"];
     space.ft(&same);
 
     // Both files hold the same rows, and are read as pairs.
     for name in ["pairs.jsonl", "pairs.parquet"] {
         let seen: Value = serde_json::from_slice(&space.ft(&["data", "inspect", name, "--json"]).stdout).unwrap();
-        assert_eq!((&seen["format"], seen["rows"].as_u64(), &seen["bad"]), (&json!("preference"), Some(train), &json!(0)), "{name}");
+        assert_eq!(
+            (&seen["format"], seen["rows"].as_u64(), &seen["bad"]),
+            (&json!("preference"), Some(train), &json!(0)),
+            "{name}"
+        );
     }
     let converted = |name: &str, out: &str| {
         space.ft(&["data", "convert", name, "--to", "preference", "--out", out]);
@@ -330,17 +379,44 @@ fn what_is_exported_trains_a_reward_model_and_dpo_without_conversion() {
     let sets = |recipe: &str, file: &str, out: &str| {
         let (train, valid) = (format!("data.train.path={file}"), format!("data.valid.path=valid.{}", &file[6..]));
         let out = format!("run.out={out}");
-        let set = ["train", recipe, "--set", &train, "--set", &valid, "--set", "run.steps=2", "--set", "run.eval_every=0", "--set", &out];
+        let set = [
+            "train",
+            recipe,
+            "--set",
+            &train,
+            "--set",
+            &valid,
+            "--set",
+            "run.steps=2",
+            "--set",
+            "run.eval_every=0",
+            "--set",
+            &out,
+        ];
         space.ft(&set);
     };
     sets("recipes/reward-helpful.yaml", "pairs.parquet", "adapters/rm");
     sets("recipes/dpo-medical.yaml", "pairs.jsonl", "adapters/dpo");
-    assert!(space.path("adapters/rm/report_card.json").exists() && space.path("adapters/dpo/adapter_model.safetensors").exists());
+    assert!(
+        space.path("adapters/rm/report_card.json").exists()
+            && space.path("adapters/dpo/adapter_model.safetensors").exists()
+    );
 
     // The reward model is a judge, and its doubt chooses pairs.
     space.ft(&[&["label", "judge", "p.label", "--reward", "adapters/rm"][..], &MODEL].concat());
     candidates(&space, &["--temperature", "1.5", "-n", "2", "--source", "z"]);
-    let doubtful = ["label", "pairs", "p.label", "--strategy", "informative", "--budget", "5", "--reward", "adapters/rm", "--json"];
+    let doubtful = [
+        "label",
+        "pairs",
+        "p.label",
+        "--strategy",
+        "informative",
+        "--budget",
+        "5",
+        "--reward",
+        "adapters/rm",
+        "--json",
+    ];
     let told: Value = serde_json::from_slice(&space.ft(&[&doubtful[..], &MODEL].concat()).stdout).unwrap();
     assert_eq!(told["pairs"], 5);
     let after = Project::read(&Store::open(space.path("p.label").to_str().unwrap()).unwrap()).unwrap();
@@ -350,7 +426,16 @@ fn what_is_exported_trains_a_reward_model_and_dpo_without_conversion() {
     assert_eq!(votes.len(), project.pairs.len());
     for vote in votes {
         let [a, b] = [0, 1].map(|i| vote.detail["scores"][i].as_f64().unwrap());
-        assert_eq!(vote.choice, if a == b { Choice::Tie } else if a > b { Choice::A } else { Choice::B });
+        assert_eq!(
+            vote.choice,
+            if a == b {
+                Choice::Tie
+            } else if a > b {
+                Choice::A
+            } else {
+                Choice::B
+            }
+        );
     }
 }
 
@@ -362,15 +447,22 @@ fn a_report_finds_what_people_did_and_exports_come_in_every_form() {
     let report = ["label", "report", "p.label", "--json", "--out", "r.json", "--out", "r.html", "--replicates", "200"];
     let report: Value = serde_json::from_slice(&space.ft(&report).stdout).unwrap();
     assert_eq!(report, space.json("r.json"));
-    assert_eq!((report["judged_by"].clone(), report["counts"]["shared"].as_u64()), (json!(["ann", "bob"]), Some(pairs as u64)));
+    assert_eq!(
+        (report["judged_by"].clone(), report["counts"]["shared"].as_u64()),
+        (json!(["ann", "bob"]), Some(pairs as u64))
+    );
     // They differ in every sixth pair, the third.
     let differ = (0..pairs).filter(|i| i % 6 == 2).count();
     let equal = report["agreement"]["raw"]["value"].as_f64().unwrap();
     near("equal votes", equal, 1.0 - differ as f64 / pairs as f64, 1e-12);
     let alpha = &report["agreement"]["alpha_nominal"];
     let (low, high) = (alpha["interval"][0].as_f64().unwrap(), alpha["interval"][1].as_f64().unwrap());
-    assert!(low < alpha["value"].as_f64().unwrap() && alpha["value"].as_f64().unwrap() < high && high <= 1.0, "{alpha}");
-    let sources: Vec<&str> = report["ranking"]["sources"].as_array().unwrap().iter().map(|s| s["source"].as_str().unwrap()).collect();
+    assert!(
+        low < alpha["value"].as_f64().unwrap() && alpha["value"].as_f64().unwrap() < high && high <= 1.0,
+        "{alpha}"
+    );
+    let sources: Vec<&str> =
+        report["ranking"]["sources"].as_array().unwrap().iter().map(|s| s["source"].as_str().unwrap()).collect();
     assert!(sources.len() == 2 && sources[0].starts_with('x'), "{sources:?}");
     assert_eq!(report["agreement"]["cohen"].as_array().unwrap().len(), 1);
 

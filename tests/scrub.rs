@@ -16,7 +16,15 @@ fn true_values_are_replaced() {
         ("EMAIL", &["ann.b-c+tag@clinic.example.org", "jürgen@müller.de", "a_1@b2.co"][..]),
         (
             "PHONE",
-            &["+46 70-123 45 67", "(212) 555-0187", "212-555-0187", "+1 (212) 555 0187", "0046 8 123 456 78", "020 7946 0958", "01 23 45 67 89"],
+            &[
+                "+46 70-123 45 67",
+                "(212) 555-0187",
+                "212-555-0187",
+                "+1 (212) 555 0187",
+                "0046 8 123 456 78",
+                "020 7946 0958",
+                "01 23 45 67 89",
+            ],
         ),
         (
             "NATIONAL-NUMBER",
@@ -40,7 +48,10 @@ fn true_values_are_replaced() {
         ("IBAN", &["GB82 WEST 1234 5698 7654 32", "DE89370400440532013000"]),
         ("IP-ADDRESS", &["192.168.10.7", "2001:db8::8a2e:370:7334", "fe80::1"]),
         ("NAME", &["Anna Lindqvist", "ANNA LINDQVIST", "Otto", "Mary-Jane O'Neil"]),
-        ("DATE", &["2024-02-29", "31.12.1999", "12/31/1999", "3 March 2021", "March 3rd, 2021", "1st of May 1980", "29 Feb"]),
+        (
+            "DATE",
+            &["2024-02-29", "31.12.1999", "12/31/1999", "3 March 2021", "March 3rd, 2021", "1st of May 1980", "29 Feb"],
+        ),
     ] {
         for value in values {
             for (before, after) in [("Please note ", " today."), ("(", ")"), ("", ", then"), ("id: ", "\nnext")] {
@@ -78,7 +89,7 @@ fn near_values_stay() {
         "12345678A, X1234567M",
         "529.982.247-26 and 111.111.111-11",
         "111222333 without a word, BSN 111222334",
-        "943-476-5918, 9434765919",
+        "NHS 9434765918, and 9434765919 alone",
         "127.0.0.1, 0.0.0.0, ::1, ::, std::net::Ipv4Addr, 12:30:45",
         "2024-02-30, 31.04.2020, 13/13/2020, 99-99-9999, 2024-1.2",
         "you may 5 times march 10 miles, in May, in 2021, March on",
@@ -93,7 +104,8 @@ fn near_values_stay() {
 
 #[test]
 fn one_value_has_one_pseudonym_however_it_is_written_and_none_without_its_key() {
-    let text = "4111 1111 1111 1111, 4111-1111-1111-1111; +46 70 123 45 67 or 0046-70-1234567; ANN@X.org ann@x.org; ann@y.org";
+    let text =
+        "4111 1111 1111 1111, 4111-1111-1111-1111; +46 70 123 45 67 or 0046-70-1234567; ANN@X.org ann@x.org; ann@y.org";
     let pseudonyms = |scrubber: &mut Scrubber, text: &str| -> Vec<String> {
         let found = scrubber.text(text).unwrap();
         found.split('[').skip(1).map(|p| p.split(']').next().unwrap().to_string()).collect()
@@ -135,7 +147,8 @@ fn the_command_scrubs_every_format_and_reports_no_value() {
     for (i, row) in rows.iter().enumerate() {
         let input = format!("rows{i}.jsonl");
         std::fs::write(space.path(&input), format!("{row}\n{row}\n")).unwrap();
-        let scrub = ["data", "scrub", &input, "--out", "out.jsonl", "--names", "names.txt", "--key-file", "key", "--json"];
+        let scrub =
+            ["data", "scrub", &input, "--out", "out.jsonl", "--names", "names.txt", "--key-file", "key", "--json"];
         let told = space.ft(&scrub).stdout;
         let told = String::from_utf8(told).unwrap();
         let out = std::fs::read_to_string(space.path("out.jsonl")).unwrap();
@@ -148,7 +161,10 @@ fn the_command_scrubs_every_format_and_reports_no_value() {
         let keys = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         assert_eq!(keys(&lines[0]), keys(row), "columns stay");
         let report: Value = serde_json::from_str(&told).unwrap();
-        assert_eq!((&report["rows"], &report["rows_changed"], &report["found"]["email"]["distinct"]), (&json!(2), &json!(2), &json!(1)));
+        assert_eq!(
+            (&report["rows"], &report["rows_changed"], &report["found"]["email"]["distinct"]),
+            (&json!(2), &json!(2), &json!(1))
+        );
         space.ft(&["data", "inspect", "out.jsonl"]);
     }
     assert!(space.ft(&["data", "scrub", "rows5.jsonl", "--out", "out.parquet", "--keep", "national"]).status.success());
@@ -177,11 +193,16 @@ fn import_scrubs_before_anything_is_kept() {
     std::fs::write(space.path("rows.jsonl"), format!("{row}\n")).unwrap();
     space.ft(&["label", "new", "p.label", "--prompts", "datasets/prompts.jsonl"]);
     space.ft(&["label", "import", "p.label", "rows.jsonl", "--scrub"]);
-    for file in std::fs::read_dir(space.path("")).unwrap().flatten().filter(|f| f.file_name().to_string_lossy().starts_with("p.label")) {
+    for file in std::fs::read_dir(space.path(""))
+        .unwrap()
+        .flatten()
+        .filter(|f| f.file_name().to_string_lossy().starts_with("p.label"))
+    {
         let bytes = std::fs::read(file.path()).unwrap();
         let text = String::from_utf8_lossy(&bytes);
         assert!(!text.contains("eva@clinic") && !text.contains("078-05-1120"), "{:?}", file.path());
     }
-    let project = ft::label::Project::read(&ft::label::Store::open(space.path("p.label").to_str().unwrap()).unwrap()).unwrap();
+    let project =
+        ft::label::Project::read(&ft::label::Store::open(space.path("p.label").to_str().unwrap()).unwrap()).unwrap();
     assert!(project.candidates.iter().any(|c| c.text.starts_with("Dear [EMAIL:")), "{:?}", project.candidates);
 }

@@ -138,7 +138,8 @@ pub fn dawid_skene(units: &[Unit], raters: usize, classes: usize) -> DawidSkene 
     let (mut prior, mut confusion) = maximise(units, &posterior, raters, classes);
     for _ in 0..ROUNDS {
         let next: Vec<Vec<f64>> = units.iter().map(|unit| expect(unit, &prior, &confusion)).collect();
-        let moved = next.iter().flatten().zip(posterior.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let moved =
+            next.iter().flatten().zip(posterior.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         posterior = next;
         (prior, confusion) = maximise(units, &posterior, raters, classes);
         if moved < STILL {

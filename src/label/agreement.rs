@@ -74,7 +74,8 @@ impl Table {
     /// own program does: ratings of one unit are not independent.
     pub fn alpha(&self, scale: Scale, bootstrap: &Bootstrap) -> Option<Estimate> {
         let inside: Vec<Vec<f64>> = self.kinds.iter().map(|counts| coincidences(counts)).collect();
-        bootstrap.estimate("label: alpha", &self.kind, self.kinds.len(), |weights| self.alpha_of(&inside, weights, scale))
+        bootstrap
+            .estimate("label: alpha", &self.kind, self.kinds.len(), |weights| self.alpha_of(&inside, weights, scale))
     }
 
     fn alpha_of(&self, inside: &[Vec<f64>], weights: &[f64], scale: Scale) -> Option<f64> {
@@ -88,9 +89,7 @@ impl Table {
         let distance = |c: usize, k: usize| match scale {
             Scale::Nominal => f64::from(u8::from(c != k)),
             Scale::Interval => (self.values[c] - self.values[k]).powi(2),
-            Scale::Ordinal => {
-                (each[c.min(k)..=c.max(k)].iter().sum::<f64>() - (each[c] + each[k]) / 2.0).powi(2)
-            }
+            Scale::Ordinal => (each[c.min(k)..=c.max(k)].iter().sum::<f64>() - (each[c] + each[k]) / 2.0).powi(2),
         };
         let (mut found, mut expected) = (0.0, 0.0);
         for c in 0..size {
@@ -152,7 +151,8 @@ impl Table {
             let observed = (0..size).map(|v| weights[v * size + v]).sum::<f64>() / n;
             kappa(observed, (0..size).map(|v| row(v) * column(v)).sum())
         };
-        let found = (!cells.is_empty()).then(|| bootstrap.estimate("label: Cohen", &cells, size * size, statistic))??;
+        let found =
+            (!cells.is_empty()).then(|| bootstrap.estimate("label: Cohen", &cells, size * size, statistic))??;
         Some((found, cells.len()))
     }
 }
@@ -190,7 +190,11 @@ mod tests {
         assert_eq!(same.cohen(0, 1, &ONCE), None);
         assert_eq!(value(same.raw(&ONCE)), 1.0);
         let alone = Table::new([(0, 0, 1.0), (1, 1, 2.0)]);
-        assert!(alone.alpha(Scale::Interval, &ONCE).is_none() && alone.raw(&ONCE).is_none() && alone.fleiss(&ONCE).is_none());
+        assert!(
+            alone.alpha(Scale::Interval, &ONCE).is_none()
+                && alone.raw(&ONCE).is_none()
+                && alone.fleiss(&ONCE).is_none()
+        );
         assert_eq!((alone.shared_units(), alone.cohen(0, 1, &ONCE)), (0, None));
         assert!(Table::new([]).alpha(Scale::Ordinal, &ONCE).is_none());
     }

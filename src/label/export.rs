@@ -298,7 +298,8 @@ fn argilla(j: &Judged) -> Value {
     let instruction = match turns {
         [one] => question(one).unwrap_or_default(),
         turns => {
-            let line = |m: &Value| format!("{}: {}", m["role"].as_str().unwrap_or("user"), question(m).unwrap_or_default());
+            let line =
+                |m: &Value| format!("{}: {}", m["role"].as_str().unwrap_or("user"), question(m).unwrap_or_default());
             turns.iter().map(line).collect::<Vec<_>>().join("\n")
         }
     };
@@ -360,10 +361,16 @@ mod tests {
         assert_eq!(row["chosen"], says(&p.candidates[0].text));
         assert_eq!(row["rejected"], says(&p.candidates[1].text));
         assert!((row["margin"].as_f64().unwrap() - 1.0 / 3.0).abs() < 1e-12);
-        assert_eq!((row["chosen_model"].as_str(), row["votes"].as_u64(), row["judged_by"].as_str()), (Some("x"), Some(3), Some("person")));
+        assert_eq!(
+            (row["chosen_model"].as_str(), row["votes"].as_u64(), row["judged_by"].as_str()),
+            (Some("x"), Some(3), Some("person"))
+        );
         let found = rows(&p, &Wanted { ties: true, both_bad: true, ..wanted(Format::Preference) });
         assert_eq!(found.train.len(), 3, "a tie is a row each way round, two bad answers are none");
-        assert_eq!((found.train[1]["margin"].as_f64(), found.train[1]["chosen"] == found.train[2]["rejected"]), (Some(0.0), true));
+        assert_eq!(
+            (found.train[1]["margin"].as_f64(), found.train[1]["chosen"] == found.train[2]["rejected"]),
+            (Some(0.0), true)
+        );
         let sure = rows(&p, &Wanted { confidence: 0.9, ..wanted(Format::Preference) });
         assert_eq!((sure.train.len(), sure.unsure), (0, 1));
     }
@@ -391,11 +398,17 @@ mod tests {
         let labels: Vec<bool> = found.train.iter().map(|r| r["label"].as_bool().unwrap()).collect();
         assert_eq!(labels, [true, false, true, true, false, false]);
         let ranked = rows(&p, &wanted(Format::Ranked)).train;
-        assert_eq!((ranked.len(), &ranked[0]["scores"], &ranked[0]["models"]), (1, &json!([1.0, 0.0]), &json!(["x", "y"])));
+        assert_eq!(
+            (ranked.len(), &ranked[0]["scores"], &ranked[0]["models"]),
+            (1, &json!([1.0, 0.0]), &json!(["x", "y"]))
+        );
         let records = rows(&p, &wanted(Format::Argilla)).train;
         assert_eq!(records.len(), 3);
         assert_eq!(records[1]["preference"][2], json!({ "user_id": "cat", "value": "b", "status": "submitted" }));
-        assert_eq!((records[2]["preference-suggestion"].as_str(), records[0]["instruction"].as_str()), (Some("both_bad"), Some("question 0")));
+        assert_eq!(
+            (records[2]["preference-suggestion"].as_str(), records[0]["instruction"].as_str()),
+            (Some("both_bad"), Some("question 0"))
+        );
     }
 
     #[test]

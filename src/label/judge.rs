@@ -245,7 +245,8 @@ impl<'m> LanguageJudge<'m> {
         }
         let whole: Vec<Vec<u32>> =
             WORDS.iter().map(|w| tokenizer.encode(&format!("{VERDICT} {w}"))).collect::<Result<_>>()?;
-        let shared = (0..).take_while(|i| whole.iter().all(|w| w.get(*i).is_some_and(|id| Some(id) == whole[0].get(*i))));
+        let shared =
+            (0..).take_while(|i| whole.iter().all(|w| w.get(*i).is_some_and(|id| Some(id) == whole[0].get(*i))));
         let shared = shared.count();
         let first: Vec<u32> = whole.iter().filter_map(|w| w.get(shared).copied()).collect();
         let words = <[u32; 4]>::try_from(first).ok().filter(|w| w.iter().collect::<HashSet<_>>().len() == 4);
@@ -279,10 +280,8 @@ impl<'m> LanguageJudge<'m> {
         if self.reasoning == 0 {
             return Ok(vec![None; prompts.len()]);
         }
-        let settings = Settings {
-            stop_texts: Vec::new(),
-            ..Settings::greedy(self.reasoning, self.tokenizer.stop_ids())
-        };
+        let settings =
+            Settings { stop_texts: Vec::new(), ..Settings::greedy(self.reasoning, self.tokenizer.stop_ids()) };
         let written = complete(self.model, prompts, &settings, &mut |_, _| {})?;
         let mut texts = Vec::new();
         for (prompt, completion) in prompts.iter_mut().zip(written) {
@@ -313,7 +312,8 @@ impl Judge for LanguageJudge<'_> {
             let needed = ids.len() + self.reasoning + self.opening.len() + 1;
             if needed > room(self.model) {
                 let note = format!("needs {needed} tokens, the judge's context has {}", room(self.model));
-                opinions[i] = Some(Opinion { choice: Choice::Skip, strength: None, note: Some(note), detail: json!({}) });
+                opinions[i] =
+                    Some(Opinion { choice: Choice::Skip, strength: None, note: Some(note), detail: json!({}) });
             } else {
                 places.push(i);
                 prompts.push(ids);
@@ -329,8 +329,11 @@ impl Judge for LanguageJudge<'_> {
             let total: f64 = p.iter().sum();
             let best = (0..p.len()).max_by(|i, j| p[*i].total_cmp(&p[*j])).unwrap_or(0);
             if !total.is_finite() || total <= 0.0 {
-                return Err(Error::user(format!("prompt {}: the judge gives no probabilities", tasks[place].prompt.key))
-                    .hint("its weights or its adapter hold NaN or infinite values"));
+                return Err(Error::user(format!(
+                    "prompt {}: the judge gives no probabilities",
+                    tasks[place].prompt.key
+                ))
+                .hint("its weights or its adapter hold NaN or infinite values"));
             }
             let shares: serde_json::Map<String, Value> =
                 SAID.iter().zip(&p).map(|(c, p)| (c.name().to_string(), json!(p / total))).collect();
@@ -388,8 +391,7 @@ impl Judge for CommandJudge {
     }
 
     fn opinions(&mut self, tasks: &[Task]) -> Result<Vec<Opinion>> {
-        let line =
-            |t: &Task| json!({ "prompt": t.prompt.messages, "a": t.first.text, "b": t.second.text }).to_string();
+        let line = |t: &Task| json!({ "prompt": t.prompt.messages, "a": t.first.text, "b": t.second.text }).to_string();
         let printed = self.0.ask(&tasks.iter().map(line).collect::<Vec<_>>())?;
         printed.iter().zip(tasks).map(|(line, task)| self.read(line, task)).collect()
     }

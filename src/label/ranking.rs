@@ -148,7 +148,13 @@ fn duels(names: &[&str], outcomes: &[Outcome]) -> Vec<Duel> {
     let mut found: BTreeMap<(usize, usize), [usize; 3]> = BTreeMap::new();
     for o in outcomes {
         let (key, score) = if o.a < o.b { ((o.a, o.b), o.score) } else { ((o.b, o.a), 1.0 - o.score) };
-        let place = if score == 1.0 { 0 } else if score == 0.0 { 2 } else { 1 };
+        let place = if score == 1.0 {
+            0
+        } else if score == 0.0 {
+            2
+        } else {
+            1
+        };
         found.entry(key).or_default()[place] += 1;
     }
     let duel = |((a, b), [a_wins, ties, b_wins]): ((usize, usize), [usize; 3])| Duel {

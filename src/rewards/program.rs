@@ -92,8 +92,10 @@ impl Program {
         match (printed, status) {
             (Ok(printed), _) if printed.len() > most => {
                 let _ = child.kill();
-                Err(Error::user(format!("{}: printed more than {most} bytes{}", self.name(), said()))
-                    .hint(format!("it must print {} for each line that it reads, and nothing else, to stdout", self.prints)))
+                Err(Error::user(format!("{}: printed more than {most} bytes{}", self.name(), said())).hint(format!(
+                    "it must print {} for each line that it reads, and nothing else, to stdout",
+                    self.prints
+                )))
             }
             (Ok(printed), Some(status)) if status.success() => Ok(printed),
             (_, Some(status)) if !status.success() => {

@@ -4,9 +4,9 @@ use super::{By, judges};
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::fsutil::{write_atomic, write_json};
-use ft::label::{Project, Store};
 use ft::label::bootstrap::{Bootstrap, Estimate};
 use ft::label::report::{Report, render};
+use ft::label::{Project, Store};
 use ft::report;
 use std::io::Write;
 use std::path::PathBuf;
@@ -84,9 +84,12 @@ fn table(found: &Report) -> Vec<Vec<String>> {
         let (longer, shorter) = (l.longer.share, l.shorter.share);
         line("length alone", format!("longer wins {longer:.3}, shorter wins {shorter:.3}"))
     }));
-    lines.extend(found.ranking.sources.iter().map(|s| line(&s.source, {
-        let range = s.bradley_terry.interval.map_or(String::new(), |[low, high]| format!("  (95 % {low:.0} to {high:.0})"));
-        format!("{:.0}{range}", s.bradley_terry.value)
-    })));
+    lines.extend(found.ranking.sources.iter().map(|s| {
+        line(&s.source, {
+            let range =
+                s.bradley_terry.interval.map_or(String::new(), |[low, high]| format!("  (95 % {low:.0} to {high:.0})"));
+            format!("{:.0}{range}", s.bradley_terry.value)
+        })
+    }));
     lines
 }

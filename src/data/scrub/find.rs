@@ -59,12 +59,31 @@ fn ipv4(text: &str, _: &str) -> bool {
 }
 
 fn ipv6(text: &str, _: &str) -> bool {
-    text.parse::<Ipv6Addr>().is_ok_and(|ip| !ip.is_loopback() && !ip.is_unspecified()) && text.bytes().any(|b| b.is_ascii_digit())
+    text.parse::<Ipv6Addr>().is_ok_and(|ip| !ip.is_loopback() && !ip.is_unspecified())
+        && text.bytes().any(|b| b.is_ascii_digit())
 }
 
 const PHONE_WORDS: &[&str] = &[
-    "phone", "telephone", "tel", "call", "fax", "mobile", "cell", "whatsapp", "sms", "text", "ring", "telefon", "handy",
-    "móvil", "teléfono", "téléphone", "telefono", "mobil", "telefoon", "gsm",
+    "phone",
+    "telephone",
+    "tel",
+    "call",
+    "fax",
+    "mobile",
+    "cell",
+    "whatsapp",
+    "sms",
+    "text",
+    "ring",
+    "telefon",
+    "handy",
+    "móvil",
+    "teléfono",
+    "téléphone",
+    "telefono",
+    "mobil",
+    "telefoon",
+    "gsm",
 ];
 
 /// A country code, a North American number in its form, a trunk 0 with separators, or a word that says so.
@@ -85,8 +104,7 @@ fn phone(text: &str, before: &str) -> bool {
 
 /// A day that exists, in figures with one separator or with the name of its month, which has a capital.
 fn date(text: &str, _: &str) -> bool {
-    const MONTHS: [&str; 12] =
-        ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
+    const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
     let parts: Vec<&str> = text.split(|c: char| !c.is_alphanumeric()).filter(|p| !p.is_empty()).collect();
     let numbers: Vec<u32> = parts
         .iter()
@@ -120,13 +138,9 @@ static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
     };
     let national = |name, pattern: &str, holds: fn(&str, &str) -> bool| rule(Kind::National, name, pattern, 0, holds);
     vec![
-        rule(
-            Kind::Email,
-            "email",
-            r"[\p{L}\p{N}._%+'-]+@[\p{L}\p{N}][\p{L}\p{N}.-]*\.\p{L}{2,24}",
-            0,
-            |text, _| !text.contains("..") && !text.starts_with('.') && !text.contains(".@"),
-        ),
+        rule(Kind::Email, "email", r"[\p{L}\p{N}._%+'-]+@[\p{L}\p{N}][\p{L}\p{N}.-]*\.\p{L}{2,24}", 0, |text, _| {
+            !text.contains("..") && !text.starts_with('.') && !text.contains(".@")
+        }),
         rule(Kind::Iban, "iban", r"(?i)[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?", 0, |text, _| {
             check::iban(&bare(text))
         }),
@@ -138,9 +152,11 @@ static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
             1,
             |text, _| text.chars().filter(char::is_ascii_digit).count() >= 4,
         ),
-        national("fr", r"(?i)[1-478] ?[0-9]{2} ?[0-9]{2} ?(?:[0-9]{2}|2[AB]) ?[0-9]{3} ?[0-9]{3} ?[0-9]{2}", |text, _| {
-            check::fr(&bare(text))
-        }),
+        national(
+            "fr",
+            r"(?i)[1-478] ?[0-9]{2} ?[0-9]{2} ?(?:[0-9]{2}|2[AB]) ?[0-9]{3} ?[0-9]{3} ?[0-9]{2}",
+            |text, _| check::fr(&bare(text)),
+        ),
         national("cn", r"(?i)[1-9][0-9]{16}[0-9X]", |text, _| check::cn(&bare(text))),
         national("it", r"(?i)[A-Z]{6}[0-9]{2}[A-EHLMPRST][0-9]{2}[A-Z][0-9]{3}[A-Z]", |text, _| check::it(&bare(text))),
         national("se", r"(?:19|20)?[0-9]{6}[-+]?[0-9]{4}", |text, _| check::se(&bare(text))),

@@ -35,7 +35,10 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
         ),
         Some(alpha) if alpha.value < TENTATIVE => add(
             alpha.value < 0.2,
-            format!("Krippendorff's alpha is {:.2}; below {TENTATIVE} no conclusion should rest on the labels.", alpha.value),
+            format!(
+                "Krippendorff's alpha is {:.2}; below {TENTATIVE} no conclusion should rest on the labels.",
+                alpha.value
+            ),
             "Look at pairs that people judged differently, and make the guidelines say what decides them.",
         ),
         Some(alpha) if alpha.value < RELIABLE => add(
@@ -53,12 +56,19 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
         );
     }
     if let Some(length) = report.length {
-        let (rule, rate) =
-            if length.longer.share >= length.shorter.share { ("longer", length.longer) } else { ("shorter", length.shorter) };
+        let (rule, rate) = if length.longer.share >= length.shorter.share {
+            ("longer", length.longer)
+        } else {
+            ("shorter", length.shorter)
+        };
         if rate.interval[0] > LENGTH {
             add(
                 true,
-                format!("\"The {rule} answer wins\" is right for {} of {} pairs: a reward model can learn that and nothing else.", percent(rate.share), length.pairs),
+                format!(
+                    "\"The {rule} answer wins\" is right for {} of {} pairs: a reward model can learn that and nothing else.",
+                    percent(rate.share),
+                    length.pairs
+                ),
                 "Choose pairs of like length: ft label pairs --strategy informative.",
             );
         }
@@ -69,7 +79,11 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
             let side = if left.share > 0.5 { "left" } else { "right" };
             add(
                 !(0.25..=0.75).contains(&left.share),
-                format!("{} chooses the {side} answer in {} of choices.", habits.name, percent(left.share.max(1.0 - left.share))),
+                format!(
+                    "{} chooses the {side} answer in {} of choices.",
+                    habits.name,
+                    percent(left.share.max(1.0 - left.share))
+                ),
                 "Sides are drawn, so that this blurs verdicts and does not turn them; look at the fastest votes.",
             );
         }
@@ -83,7 +97,11 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
         if let Some(order) = habits.order.filter(|o| o.flipped.share > FLIPS) {
             add(
                 order.flipped.share > 0.5,
-                format!("{} changes its verdict with the order of the answers in {} of pairs.", habits.name, percent(order.flipped.share)),
+                format!(
+                    "{} changes its verdict with the order of the answers in {} of pairs.",
+                    habits.name,
+                    percent(order.flipped.share)
+                ),
                 "Those are ties now. Another judge, another rubric, or a reward model may hold.",
             );
         }
@@ -91,7 +109,12 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
             let kappa = with.kappa.map_or(0.0, |k| k.value);
             add(
                 kappa < 0.1,
-                format!("{} agrees with {} no better than kappa {kappa:.2}, on {} pairs.", habits.name, report.judged_by.join(", "), with.pairs),
+                format!(
+                    "{} agrees with {} no better than kappa {kappa:.2}, on {} pairs.",
+                    habits.name,
+                    report.judged_by.join(", "),
+                    with.pairs
+                ),
                 "Leave its votes out of the export, with --votes.",
             );
         }
@@ -109,7 +132,10 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
     if report.ranking.groups > 1 {
         add(
             false,
-            format!("The sources fall into {} groups without wins both ways between them: their distance rests on the prior.", report.ranking.groups),
+            format!(
+                "The sources fall into {} groups without wins both ways between them: their distance rests on the prior.",
+                report.ranking.groups
+            ),
             "Compare answers across the groups.",
         );
     }

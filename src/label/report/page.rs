@@ -51,10 +51,11 @@ fn tiles(report: &Report) -> String {
             &n(decided),
             &format!("{} ties, {} both bad", n(report.verdicts["tie"]), n(report.verdicts["both_bad"]))
         ),
-        tile("Krippendorff's alpha", &alpha.map_or("–".into(), |a| format!("{:.2}", a.value)), &alpha.map_or(
-            "no pair was judged by two".into(),
-            interval
-        )),
+        tile(
+            "Krippendorff's alpha",
+            &alpha.map_or("–".into(), |a| format!("{:.2}", a.value)),
+            &alpha.map_or("no pair was judged by two".into(), interval)
+        ),
         best(&report.ranking),
     )
 }
@@ -105,11 +106,8 @@ fn agreement(a: &Agreement) -> String {
         "1: full, 0: as by chance; the line at 0.667: below it no conclusion is drawn. Equal votes and hidden repeats are plain shares",
         &forest("agreement measures", &rows, |v| format!("{v:.2}"), Some(0.667), Some([0.0, 1.0])),
     );
-    let couples: Vec<(String, f64, Option<[f64; 2]>)> = a
-        .cohen
-        .iter()
-        .map(|c| (format!("{} – {} ({})", c.a, c.b, c.pairs), c.kappa.value, c.kappa.interval))
-        .collect();
+    let couples: Vec<(String, f64, Option<[f64; 2]>)> =
+        a.cohen.iter().map(|c| (format!("{} – {} ({})", c.a, c.b, c.pairs), c.kappa.value, c.kappa.interval)).collect();
     if !couples.is_empty() {
         out += &figure(
             "Every two",
@@ -180,8 +178,16 @@ fn judges(judges: &[Judge]) -> String {
     let plots = [
         plot("Left side", "how often the answer on the left is chosen; half: no bias", rates(&|j| j.habits.left)),
         plot("Longer answer", "how often the longer answer is chosen", rates(&|j| j.habits.longer)),
-        plot("With the verdicts", "how often a judge whose votes do not count says the same", rates(&|j| j.with_verdicts.map(|w| w.same))),
-        plot("Order", "how often a machine's verdict changes with the order", rates(&|j| j.habits.order.map(|o| o.flipped))),
+        plot(
+            "With the verdicts",
+            "how often a judge whose votes do not count says the same",
+            rates(&|j| j.with_verdicts.map(|w| w.same)),
+        ),
+        plot(
+            "Order",
+            "how often a machine's verdict changes with the order",
+            rates(&|j| j.habits.order.map(|o| o.flipped)),
+        ),
     ]
     .concat();
     let share = |r: Option<Rate>| r.map_or("–".into(), |r| format!("{:.0} %", 100.0 * r.share));
@@ -214,7 +220,8 @@ fn length(report: &Report) -> String {
     let Some(length) = report.length else { return String::new() };
     let rate = |name: &str, r: Rate| (name.to_string(), r.share, Some(r.interval));
     let rows = [rate("longer wins", length.longer), rate("shorter wins", length.shorter)];
-    let note = format!("accuracy of a rule that sees nothing but lengths, on {} pairs with a better answer", length.pairs);
+    let note =
+        format!("accuracy of a rule that sees nothing but lengths, on {} pairs with a better answer", length.pairs);
     let plot = forest("length alone", &rows, |v| format!("{:.0}%", 100.0 * v), Some(0.5), Some([0.0, 1.0]));
     format!("<section><h2>Length alone</h2>{}</section>", figure("What length gets right", &note, &plot))
 }
