@@ -67,6 +67,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
             "src/train/",
             "src/eval/",
             "src/convert/",
+            "src/label/judge.rs",
             "src/methods/",
             "src/rewards/",
             "src/generate/",
