@@ -47,7 +47,8 @@ fn add(store: &Store, n: usize, overlap: i64) {
         let key = format!("q{i}");
         store.add_prompts(&[NewPrompt { key, messages: messages.into(), columns: Default::default() }]).unwrap();
         let prompt = store.prompts().unwrap().last().unwrap().id;
-        let answer = |source: &str, text: &str| NewCandidate { prompt, source: source.into(), text: text.into(), tokens: None };
+        let answer =
+            |source: &str, text: &str| NewCandidate { prompt, source: source.into(), text: text.into(), tokens: None };
         store.add_candidates(&[answer("one", good), answer("two", bad)]).unwrap();
         let made = store.candidates().unwrap();
         let (a, b) = (made[made.len() - 2].id, made[made.len() - 1].id);
@@ -121,7 +122,10 @@ fn ten_pairs_by_keyboard() {
             browser.go(&server.url);
             ready(&browser);
             assert_eq!(browser.value("task.id"), id, "a reload shows the same task");
-            assert_eq!(browser.value("[draft.flagged, draft.strength, $('note').value]"), json!([true, 2, "why not 1 or 2?"]));
+            assert_eq!(
+                browser.value("[draft.flagged, draft.strength, $('note').value]"),
+                json!([true, 2, "why not 1 or 2?"])
+            );
             browser.picture("extras");
             browser.value("document.activeElement.blur()");
             judge(&browser, "1");
@@ -176,7 +180,9 @@ fn ten_pairs_by_keyboard() {
     // The focus goes round the page: links, answers, buttons, all with names.
     for _ in 0..12 {
         browser.press(&TAB.to_string());
-        let name = browser.value("document.activeElement.textContent || document.activeElement.getAttribute('aria-label')");
+        let name = browser.value(
+            "((e) => e.getAttribute('aria-label') || e.labels?.[0]?.textContent || e.textContent)(document.activeElement)",
+        );
         assert!(name.as_str().is_some_and(|n| !n.trim().is_empty()), "{name}");
     }
     assert_eq!(browser.log(), "", "nothing was blocked, nothing failed");
@@ -264,7 +270,8 @@ fn a_vote_waits_for_the_server_and_hostile_answers_run_nothing() {
         let messages = json!([{ "role": "user", "content": format!("{} {}", two[0], two[1]) }]);
         store.add_prompts(&[NewPrompt { key: i.to_string(), messages, columns: Default::default() }]).unwrap();
         let prompt = store.prompts().unwrap().last().unwrap().id;
-        let answer = |source: &str, text: &str| NewCandidate { prompt, source: source.into(), text: text.into(), tokens: None };
+        let answer =
+            |source: &str, text: &str| NewCandidate { prompt, source: source.into(), text: text.into(), tokens: None };
         store.add_candidates(&[answer("<b>one</b>", two[0]), answer("two", two[1])]).unwrap();
         let made = store.candidates().unwrap();
         let (a, b) = (made[made.len() - 2].id, made[made.len() - 1].id);
@@ -282,7 +289,9 @@ fn a_vote_waits_for_the_server_and_hostile_answers_run_nothing() {
         let bad = "document.querySelectorAll('main script, main img, main svg, main iframe, main style, main meta, main link, main base, \
                    .text button, [onclick], [onload], [onerror], [onfocus], a[href^=javascript]').length";
         assert_eq!(browser.value(bad), 0);
-        assert!(browser.value("$('left-text').innerText.length + $('right-text').innerText.length").as_i64().unwrap() > 10);
+        assert!(
+            browser.value("$('left-text').innerText.length + $('right-text').innerText.length").as_i64().unwrap() > 10
+        );
         assert!(browser.value("location.href").as_str().unwrap().starts_with(&url));
     };
     for key in ["1", "2", "t", "b"] {

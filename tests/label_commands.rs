@@ -46,7 +46,17 @@ fn a_project_from_prompts_and_answers() {
     let prompts = write(folder.path(), "prompts.jsonl", &rows);
     std::fs::write(at("guide.md"), "Be *kind*.").unwrap();
     let (project, prompts) = (at("p.db"), prompts.to_str().unwrap());
-    let options = ["--guidelines", &at("guide.md"), "--criterion", "kind:7", "--criterion", "true", "--strength", "--overlap", "3"];
+    let options = [
+        "--guidelines",
+        &at("guide.md"),
+        "--criterion",
+        "kind:7",
+        "--criterion",
+        "true",
+        "--strength",
+        "--overlap",
+        "3",
+    ];
     let made = said(&[&["label", "new", &project, "--prompts", prompts, "--json"][..], &options].concat());
     assert_eq!((&made["prompts"], &made["duplicates"]), (&json!(2), &json!(1)));
     let store = Store::open(&project).unwrap();
@@ -85,7 +95,11 @@ fn bad_prompts_make_no_project() {
         refused(&["label", "new", &at("p.db"), "--prompts", path.to_str().unwrap()], &[part]);
     }
     refused(&["label", "new", &at("p.db"), "--prompts", &at("none.jsonl")], &["none.jsonl"]);
-    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().flatten().filter(|f| f.path().extension().is_none_or(|e| e != "jsonl")).collect();
+    let left: Vec<_> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .flatten()
+        .filter(|f| f.path().extension().is_none_or(|e| e != "jsonl"))
+        .collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
@@ -110,7 +124,11 @@ fn exports_of_other_tools_bring_their_judgements() {
     for (file, votes) in files.iter().zip([2, 1]) {
         let import = ["label", "import", &project, file.to_str().unwrap(), "--json"];
         let added = said(&import);
-        assert_eq!((&added["pairs"], &added["votes"], &added["candidates"]), (&json!(1), &json!(votes), &json!(2)), "{added}");
+        assert_eq!(
+            (&added["pairs"], &added["votes"], &added["candidates"]),
+            (&json!(1), &json!(votes), &json!(2)),
+            "{added}"
+        );
         assert_eq!((&said(&import)["pairs"], &said(&import)["votes"]), (&json!(0), &json!(0)));
     }
     let store = Store::open(&project).unwrap();

@@ -28,7 +28,8 @@ fn work(client: &Client, who: usize, kept: &Kept, stop: &AtomicBool) -> Vec<Dura
         };
         n += 1;
         let choice = ["left", "right", "tie", "both_bad"][n % 4];
-        let vote = json!({ "task": task, "choice": choice, "request": format!("{who} {n} {task}"), "note": "a few words" });
+        let vote =
+            json!({ "task": task, "choice": choice, "request": format!("{who} {n} {task}"), "note": "a few words" });
         // A vote without an answer is sent again, as the page does.
         loop {
             let began = Instant::now();
@@ -54,7 +55,8 @@ fn nothing_lost_or_doubled(project: &Project, kept: &Kept, overlap: usize, exact
     let votes = project.store().votes_and_undone().unwrap();
     let mut by_pair: BTreeMap<i64, usize> = BTreeMap::new();
     let mut given: BTreeSet<(String, i64)> = BTreeSet::new();
-    let names: BTreeMap<i64, String> = project.store().annotators().unwrap().into_iter().map(|a| (a.id, a.name)).collect();
+    let names: BTreeMap<i64, String> =
+        project.store().annotators().unwrap().into_iter().map(|a| (a.id, a.name)).collect();
     for vote in &votes {
         *by_pair.entry(vote.pair).or_default() += 1;
         assert!(given.insert((names[&vote.annotator].clone(), vote.pair)), "{vote:?} is there twice");
@@ -62,7 +64,10 @@ fn nothing_lost_or_doubled(project: &Project, kept: &Kept, overlap: usize, exact
     assert!(by_pair.values().all(|n| *n <= overlap), "more votes than the overlap");
     let kept = kept.lock().unwrap();
     for (who, pair) in kept.iter() {
-        assert!(given.contains(&(format!("p{who}"), *pair)), "the vote of p{who} on {pair} was acknowledged and is lost");
+        assert!(
+            given.contains(&(format!("p{who}"), *pair)),
+            "the vote of p{who} on {pair} was acknowledged and is lost"
+        );
     }
     if exactly {
         assert_eq!(votes.len(), kept.len());

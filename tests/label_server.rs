@@ -56,14 +56,24 @@ fn only_our_own_pages_with_a_token_are_answered() {
         let (status, reply) = page(path);
         assert_eq!(status, 200, "{path}");
         let head = reply.split("\r\n\r\n").next().unwrap().to_lowercase();
-        for kept in ["content-security-policy: default-src 'none'", "nosniff", "no-referrer", "frame-ancestors 'none'"] {
+        for kept in ["content-security-policy: default-src 'none'", "nosniff", "no-referrer", "frame-ancestors 'none'"]
+        {
             assert!(head.contains(kept), "{path}: {kept} in {head}");
         }
         assert!(!head.contains("unsafe") && !head.contains("set-cookie") && !head.contains("access-control"), "{head}");
     }
     assert_eq!(page("/api/next").0, 405);
     assert_eq!(page("/../Cargo.toml").0, 404);
-    assert_eq!(raw(&server, &format!("OPTIONS /api/vote HTTP/1.1\r\n{host}\r\nOrigin: http://evil.example\r\nConnection: close\r\n\r\n")).0, 421);
+    assert_eq!(
+        raw(
+            &server,
+            &format!(
+                "OPTIONS /api/vote HTTP/1.1\r\n{host}\r\nOrigin: http://evil.example\r\nConnection: close\r\n\r\n"
+            )
+        )
+        .0,
+        421
+    );
     assert_eq!(raw(&server, "these are no words of HTTP\r\n\r\n").0, 400);
     // A token is in no output and in no file of the project.
     let owner = server.token.clone();
@@ -121,7 +131,8 @@ fn sizes_rates_and_shapes_are_limited() {
 
 #[test]
 fn nobody_reads_or_changes_the_votes_of_others() {
-    let settings = Settings { strength: true, criteria: vec![Criterion { name: "kind".into(), best: 5 }], ..Settings::default() };
+    let settings =
+        Settings { strength: true, criteria: vec![Criterion { name: "kind".into(), best: 5 }], ..Settings::default() };
     let project = Project::with(4, 2, settings);
     let [ann, bob] = ["ann", "bob"].map(|name| project.token(name, false));
     let server = Server::start(&project.place);
@@ -145,7 +156,11 @@ fn nobody_reads_or_changes_the_votes_of_others() {
     for admin in ["overview", "adjudicate"] {
         assert_eq!(bob.ask(admin, json!({ "pair": task, "choice": "a" })).0, 403, "{admin}");
     }
-    assert_eq!(bob.ask("vote", json!({ "task": task, "choice": "tie", "request": "a1" })).0, 200, "requests are one's own");
+    assert_eq!(
+        bob.ask("vote", json!({ "task": task, "choice": "tie", "request": "a1" })).0,
+        200,
+        "requests are one's own"
+    );
     // Left and right become the pair's own names, and come back as sides with an undo.
     let votes = project.store().votes().unwrap();
     let (a, b) = if votes[0].swapped { (5, 2) } else { (2, 5) };
@@ -163,7 +178,8 @@ fn nobody_reads_or_changes_the_votes_of_others() {
     owner.done("adjudicate", json!({ "pair": task, "choice": "a" }));
     let view = owner.done("overview", json!({}));
     assert_eq!((&view["adjudicated"], &view["open"]), (&json!(1), &json!([])));
-    let finals: Vec<Choice> = project.store().votes().unwrap().iter().filter(|v| v.adjudicates()).map(|v| v.choice).collect();
+    let finals: Vec<Choice> =
+        project.store().votes().unwrap().iter().filter(|v| v.adjudicates()).map(|v| v.choice).collect();
     assert_eq!(finals, [Choice::A]);
 }
 
@@ -238,7 +254,8 @@ fn addresses_that_cannot_be_served_are_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     refused(&["--address", &taken.local_addr().unwrap().to_string()], "listening at");
     // Behind a proxy its name is answered, and the link is the proxy's.
-    let mut command = ft(&["label", "serve", &project.place, "--address", "127.0.0.1:0", "--public", "https://label.example.org"]);
+    let mut command =
+        ft(&["label", "serve", &project.place, "--address", "127.0.0.1:0", "--public", "https://label.example.org"]);
     command.env("USER", "owner");
     let server = Server::of(command);
     assert_eq!(server.url, "https://label.example.org");

@@ -72,7 +72,10 @@ impl World {
             let own = self.own(who);
             assert!(own.iter().all(|v| v.pair != pair.id), "{who} gets pair {} twice", pair.id);
             if let Some(first) = pair.repeat_of {
-                let at = own.iter().rposition(|v| v.pair == first && v.choice != Choice::Skip).expect("a repeat of a judged pair");
+                let at = own
+                    .iter()
+                    .rposition(|v| v.pair == first && v.choice != Choice::Skip)
+                    .expect("a repeat of a judged pair");
                 assert!(own.len() - at >= 2, "a repeat right after the first");
             }
             self.hands.insert(who, (lease.pair, lease.swapped));

@@ -39,7 +39,26 @@ fn every_case_on_postgresql() {
     for case in CASES {
         case(&server.database());
     }
+    a_team_judges(&server.database());
     bad_urls_are_named_without_their_password(&server);
+}
+
+/// The whole way over a database server: people, votes, the overview, and an orderly end.
+fn a_team_judges(place: &str) {
+    drop(project(place, 2, 1));
+    let made = ft(&["label", "annotator", place, "ann", "--json"]).output().unwrap();
+    let made: serde_json::Value = serde_json::from_slice(&made.stdout).unwrap();
+    let server = Server::start(place);
+    let (ann, owner) = (server.client(made["token"].as_str().unwrap()), server.client(&server.token));
+    for request in ["r1", "r2"] {
+        let task = ann.task().unwrap();
+        assert_eq!(ann.vote(task, "left", request).0, 200);
+    }
+    assert_eq!(owner.done("overview", json!({}))["given"], 2);
+    let said = server.interrupt();
+    assert!(said.contains("every vote that was acknowledged is kept") && !said.contains("panicked"), "{said}");
+    assert!(!said.contains("secret"), "the password is not shown: {said}");
+    assert_eq!(Store::open(place).unwrap().votes().unwrap().len(), 2);
 }
 
 fn project(place: &str, pairs: usize, overlap: i64) -> Store {
@@ -68,8 +87,7 @@ fn a_project_is_made_once(place: &str) {
 
 fn what_is_added_is_read_again(place: &str) {
     let store = project(place, 2, 2);
-    let (prompts, answers, pairs) =
-        (store.prompts().unwrap(), store.candidates().unwrap(), store.pairs().unwrap());
+    let (prompts, answers, pairs) = (store.prompts().unwrap(), store.candidates().unwrap(), store.pairs().unwrap());
     assert_eq!((prompts.len(), answers.len(), pairs.len()), (2, 4, 2));
     assert_eq!(prompts[1].messages, json!([{ "role": "user", "content": "Question 1?" }]));
     assert_eq!((answers[3].prompt, answers[3].source.as_str(), answers[3].tokens), (prompts[1].id, "two", Some(5)));
@@ -89,7 +107,8 @@ fn what_is_added_is_read_again(place: &str) {
     };
     let kept = store.add_vote(&new).unwrap();
     assert_eq!(store.votes().unwrap(), std::slice::from_ref(&kept));
-    let read = (kept.choice, kept.strength, kept.swapped, kept.seconds, kept.note, kept.flagged, kept.edited, kept.undone);
+    let read =
+        (kept.choice, kept.strength, kept.swapped, kept.seconds, kept.note, kept.flagged, kept.edited, kept.undone);
     let given = (Choice::B, Some(2), true, Some(1.5), new.note, true, new.edited, false);
     assert_eq!(read, given);
     assert_eq!((kept.ratings, kept.detail), (new.ratings, new.detail));
@@ -109,14 +128,8 @@ fn what_is_known_is_added_once(place: &str) {
     assert_eq!((pairs.len(), store.pair_count().unwrap()), (4, 4));
     // The other way round it is the same pair; as a repeat it is another, once.
     let first = &pairs[0];
-    let turned = NewPair {
-        prompt: first.prompt,
-        a: first.b,
-        b: first.a,
-        overlap: 1,
-        repeat_of: None,
-        reason: String::new(),
-    };
+    let turned =
+        NewPair { prompt: first.prompt, a: first.b, b: first.a, overlap: 1, repeat_of: None, reason: String::new() };
     let repeat = NewPair { repeat_of: Some(first.id), ..turned.clone() };
     let added = store.add_pairs(&[turned, repeat.clone(), repeat]).unwrap();
     assert_eq!(added, Added { new: 1, known: 2 });
@@ -303,7 +316,8 @@ fn a_full_disk_refuses_votes_and_loses_none() {
     // A limit on the size of files stands for a disk that is full: the log can grow a little, then no more.
     let size = |end: &str| std::fs::metadata(format!("{}{end}", project.place)).map_or(0, |m| m.len());
     let kilobytes = size("").max(size("-wal")) / 1024 + 40;
-    let line = format!("trap '' XFSZ; ulimit -f {kilobytes}; exec {FT} label serve {} --address 127.0.0.1:0", project.place);
+    let line =
+        format!("trap '' XFSZ; ulimit -f {kilobytes}; exec {FT} label serve {} --address 127.0.0.1:0", project.place);
     let mut command = std::process::Command::new("bash");
     command.args(["-c", &line]).env("USER", "owner");
     let mut server = Server::of(command);

@@ -128,9 +128,20 @@ impl Server {
         let _ = self.child.wait();
     }
 
-    /// Ends it and gives what it wrote to stderr.
+    /// Kills it and gives what it wrote to stderr.
     pub fn end(mut self) -> String {
         self.kill();
+        self.said()
+    }
+
+    /// Ends it as Ctrl-C does and gives what it wrote to stderr.
+    pub fn interrupt(mut self) -> String {
+        let signalled = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().unwrap();
+        assert!(signalled.success() && self.child.wait().unwrap().success());
+        self.said()
+    }
+
+    fn said(&mut self) -> String {
         let mut said = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         said
@@ -168,7 +179,9 @@ impl Client {
     /// Status and body of a question.
     pub fn try_ask(&self, path: &str, body: &Value) -> Result<(u16, Value), Lost> {
         let request = self.agent.post(format!("{}/api/{path}", self.url));
-        let request = request.header("content-type", "application/json").header("authorization", format!("Bearer {}", self.token));
+        let request = request
+            .header("content-type", "application/json")
+            .header("authorization", format!("Bearer {}", self.token));
         let mut reply = request.send(body.to_string())?;
         let status = reply.status().as_u16();
         let text = reply.body_mut().read_to_string()?;

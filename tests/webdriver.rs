@@ -37,7 +37,11 @@ impl Driver {
             .http_status_as_error(false)
             .timeout_global(Some(Duration::from_secs(90)))
             .build();
-        Self { child, url: format!("http://127.0.0.1:{}", port.expect("the port of chromedriver")), agent: agent.into() }
+        Self {
+            child,
+            url: format!("http://127.0.0.1:{}", port.expect("the port of chromedriver")),
+            agent: agent.into(),
+        }
     }
 
     /// Opens a window of this size with a profile of its own.
@@ -52,7 +56,7 @@ impl Driver {
         ];
         let options = json!({ "args": arguments });
         let wanted = json!({ "capabilities": { "alwaysMatch": {
-            "browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": { "browser": "ALL" },
+            "browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": { "browser": "WARNING" },
         } } });
         let made = self.ask("POST", "/session", Some(wanted));
         let id = made["sessionId"].as_str().unwrap_or_else(|| panic!("no session: {made}")).to_string();
