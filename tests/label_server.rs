@@ -62,7 +62,7 @@ fn only_our_own_pages_with_a_token_are_answered() {
         }
         assert!(!head.contains("unsafe") && !head.contains("set-cookie") && !head.contains("access-control"), "{head}");
     }
-    assert_eq!(page("/api/next").0, 405);
+    assert_eq!(page("/api/next").0, 401, "nothing of the API without a token");
     assert_eq!(page("/../Cargo.toml").0, 404);
     assert_eq!(
         raw(
@@ -139,14 +139,14 @@ fn nobody_reads_or_changes_the_votes_of_others() {
     let [ann, bob, owner] = [&ann, &bob, &server.token].map(|token| server.client(token));
     let task = ann.task().unwrap();
     let full = json!({
-        "task": task, "choice": "right", "strength": 3, "flagged": true, "note": "look", "edited": "mine",
+        "task": task, "choice": "right", "strength": 3, "flagged": true, "note": "look", "edited": "my own words",
         "ratings": { "kind": { "left": 2, "right": 5 } }, "seconds": 0.01, "request": "a1",
     });
     ann.done("vote", full);
     // What Bob sees of the same pair says nothing of Ann.
     let shown = bob.done("next", json!({}));
     assert_eq!(shown["task"]["id"], task);
-    for hidden in ["ann", "look", "mine", "one", "source"] {
+    for hidden in ["ann", "look", "own words", "one", "source"] {
         let text = json!([shown["task"]["prompt"], shown["task"]["before"], shown["progress"]]).to_string();
         assert!(!text.contains(hidden), "{hidden} in {text}");
     }

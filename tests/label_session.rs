@@ -228,7 +228,7 @@ fn skips_go_to_somebody_else() {
     let mut world = World::new(pairs(1, 1, 0));
     world.next(1);
     world.vote(1, Choice::Skip).unwrap();
-    assert_eq!(world.next(1), Next::Wait, "others may still judge it");
+    assert_eq!(world.next(1), Next::Done, "it is for others now");
     assert!(matches!(world.next(2), Next::Task { .. }));
     assert_eq!(world.undo(1), Err(Refusal::Taken), "it is in another hand now");
     world.vote(2, Choice::A).unwrap();

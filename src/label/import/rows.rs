@@ -28,7 +28,9 @@ pub fn item(mut columns: Columns, options: &Options, place: Place) -> Result<Ite
             }
         }
     }
-    let format = detect(&columns, Want::Prompts, place.path).map_err(|e| e.context(place.line))?;
+    let pair = columns.contains_key("chosen") && columns.contains_key("rejected");
+    let want = if pair { Want::Pairs } else { Want::Prompts };
+    let format = detect(&columns, want, place.path).map_err(|e| e.context(place.line))?;
     let (messages, ended) = parts(record::read(columns.clone(), format, place)?, place)?;
     let mut answers = listed(&mut columns, options, place)?;
     let said = columns.get("source").or_else(|| columns.get("model")).and_then(Value::as_str).map(String::from);
