@@ -177,6 +177,8 @@ impl Browser<'_> {
     /// A picture of the window, where `FT_SCREENSHOTS` names a folder for them.
     pub fn picture(&self, name: &str) {
         let Some(folder) = std::env::var_os("FT_SCREENSHOTS") else { return };
+        // Colours fade into each other.
+        std::thread::sleep(Duration::from_millis(400));
         let data = self.driver.ask("GET", &format!("{}/screenshot", self.path), None);
         let bytes = base64::engine::general_purpose::STANDARD.decode(data.as_str().unwrap()).unwrap();
         std::fs::write(Path::new(&folder).join(format!("{name}.png")), bytes).unwrap();

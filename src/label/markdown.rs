@@ -4,7 +4,7 @@
 //! reaches a page by another way.
 
 use ammonia::Builder;
-use pulldown_cmark::{Event, Options, Parser, html};
+use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd, html};
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
@@ -56,6 +56,9 @@ pub fn html(markdown: &str) -> String {
         Event::Html(text) | Event::InlineHtml(text) => Event::Text(text),
         // A line break in an answer is one on the screen.
         Event::SoftBreak => Event::HardBreak,
+        // An image would be loaded from elsewhere: its description stands for it.
+        Event::Start(Tag::Image { .. }) => Event::Text("[image: ".into()),
+        Event::End(TagEnd::Image) => Event::Text("]".into()),
         other => other,
     });
     let mut out = String::new();
@@ -78,6 +81,7 @@ mod tests {
             assert!(shown.contains(part), "{part} in {shown}");
         }
         assert!(html("one\ntwo").contains("<br>"));
+        assert_eq!(html("![a cat](https://example.org/cat.png)").trim(), "<p>[image: a cat]</p>");
         let link = html("[x](https://example.org)");
         assert!(link.contains("href=\"https://example.org\"") && link.contains("noopener"), "{link}");
     }
