@@ -29,6 +29,7 @@ setup: libtorch ## Fetch libtorch and build ft (CUDA=1 adds the CUDA libraries)
 	@echo "ready: $(FT) (try: $(FT) doctor)"
 
 test: setup ## Set up, then run all tests
+	@bash setup/tools.sh --tests
 	@bash setup/test.sh
 
 fuzz: setup ## Fuzz the parsers of GGUF, safetensors, recipes and configs (SECONDS_EACH=60 a target)

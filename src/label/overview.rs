@@ -152,8 +152,7 @@ impl Share {
 impl Member {
     fn new(annotator: &Annotator, own: &[&Vote], agreement: Share) -> Self {
         let count = |f: &dyn Fn(&Vote) -> bool| own.iter().filter(|v| f(v)).count();
-        let mut seconds: Vec<f64> =
-            own.iter().filter(|v| v.choice != Choice::Skip).filter_map(|v| v.seconds).collect();
+        let mut seconds: Vec<f64> = own.iter().filter(|v| v.choice != Choice::Skip).filter_map(|v| v.seconds).collect();
         seconds.sort_by(f64::total_cmp);
         let mut left = Share::default();
         for vote in own.iter().filter(|v| matches!(v.choice, Choice::A | Choice::B)) {
@@ -222,7 +221,8 @@ mod tests {
         let mut repeat = pair(3, 1, Some(1));
         (repeat.a, repeat.b) = (11, 21);
         let pairs = [pair(1, 2, None), pair(2, 2, None), repeat];
-        let people = [somebody(1, Kind::Person), somebody(2, Kind::Person), somebody(3, Kind::Judge), somebody(9, Kind::Person)];
+        let people =
+            [somebody(1, Kind::Person), somebody(2, Kind::Person), somebody(3, Kind::Judge), somebody(9, Kind::Person)];
         use Choice::*;
         let mut votes = vec![
             vote(1, 1, 1, A), // left

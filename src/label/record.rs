@@ -334,9 +334,8 @@ mod tests {
 
     #[test]
     fn the_same_question_has_the_same_key() {
-        let key = |text: &str| {
-            NewPrompt::keyed_by_content(json!([{ "role": "user", "content": text }]), Columns::new()).key
-        };
+        let key =
+            |text: &str| NewPrompt::keyed_by_content(json!([{ "role": "user", "content": text }]), Columns::new()).key;
         assert_eq!(key("Why?"), key("Why?"));
         assert_ne!(key("Why?"), key("How?"));
     }

@@ -86,7 +86,10 @@ struct Hand {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
     /// `fresh`: it was not in this person's hand before.
-    Task { lease: Lease, fresh: bool },
+    Task {
+        lease: Lease,
+        fresh: bool,
+    },
     /// All that is left is in other people's hands and may come back.
     Wait,
     Done,
@@ -115,9 +118,7 @@ pub struct Progress {
 
 /// Votes that decide who is shown what: people's, but no final words.
 pub fn counts(vote: &Vote, annotators: &[Annotator]) -> bool {
-    !vote.undone
-        && !vote.adjudicates()
-        && annotators.iter().any(|a| a.id == vote.annotator && a.kind == Kind::Person)
+    !vote.undone && !vote.adjudicates() && annotators.iter().any(|a| a.id == vote.annotator && a.kind == Kind::Person)
 }
 
 impl Session {

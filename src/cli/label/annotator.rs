@@ -69,9 +69,7 @@ fn list(store: &Store, as_json: bool) -> Result<()> {
     let count = |a: &Annotator| votes.iter().filter(|v| v.annotator == a.id).count();
     let all = store.annotators()?;
     if as_json {
-        let one = |a: &Annotator| {
-            json!({ "name": a.name, "kind": a.kind, "admin": a.is_admin(), "link": a.token_hash.is_some(), "votes": count(a) })
-        };
+        let one = |a: &Annotator| json!({ "name": a.name, "kind": a.kind, "admin": a.is_admin(), "link": a.token_hash.is_some(), "votes": count(a) });
         println!("{}", Value::Array(all.iter().map(one).collect()));
         return Ok(());
     }

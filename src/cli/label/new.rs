@@ -58,7 +58,9 @@ fn criterion(text: &str) -> Result<Criterion, String> {
 
 /// Runs `ft label new`.
 pub fn run(args: &NewArgs) -> Result<()> {
-    if let Some(twice) = args.criterion.iter().enumerate().find(|(i, c)| args.criterion[..*i].iter().any(|d| d.name == c.name)) {
+    if let Some(twice) =
+        args.criterion.iter().enumerate().find(|(i, c)| args.criterion[..*i].iter().any(|d| d.name == c.name))
+    {
         return Err(Error::user(format!("--criterion {}: given twice", twice.1.name)));
     }
     // All is read before anything is made.
@@ -83,7 +85,8 @@ pub fn run(args: &NewArgs) -> Result<()> {
         println!("{}", json!({ "project": store.place(), "prompts": new, "duplicates": known }));
         return Ok(());
     }
-    let twice = if known > 0 { format!(" ({} more were there twice)", report::count(known as u64)) } else { String::new() };
+    let twice =
+        if known > 0 { format!(" ({} more were there twice)", report::count(known as u64)) } else { String::new() };
     report::info(format!("{}: {} prompts{twice}", store.place(), report::count(new as u64)));
     report::info(format!("next: ft label import {} ANSWERS, or ft label candidates", store.place()));
     Ok(())

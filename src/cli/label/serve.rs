@@ -37,13 +37,17 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let server = Server::open(&args.project, &options)?;
     let plain = server.url().starts_with("http://");
     if !args.address.ip().is_loopback() && plain {
-        report::warn("tokens and votes cross the network unencrypted: put a proxy with TLS before it, and name it with --public");
+        report::warn(
+            "tokens and votes cross the network unencrypted: put a proxy with TLS before it, and name it with --public",
+        );
     }
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Error::bug(format!("signal handler: {e}")))?;
-    report::info(format!("{} is served at {}; Ctrl-C ends it", args.project, server.url()));
+    report::info(format!("{} is served at {}; Ctrl-C ends it", server.place(), server.url()));
     report::info("your link, which also shows everybody's work:");
     println!("{}", server.link());
-    server.run(move || drop(signals.forever().next()))?;
+    server.run(move || {
+        let _ = signals.forever().next();
+    })?;
     report::info("ended; every vote that was acknowledged is kept");
     Ok(())
 }

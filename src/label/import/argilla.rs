@@ -113,15 +113,16 @@ fn question(all: &BTreeMap<String, Vec<Reply>>, names: &[String], options: &Opti
         return Ok(all.contains_key(name).then(|| name.clone()));
     }
     let about = |replies: &Vec<Reply>| {
-        replies.iter().all(|(_, v)| ranks(v, names).is_some() || pick(&label(v), names).is_some_and(|p| p != Pick::Nothing))
+        replies
+            .iter()
+            .all(|(_, v)| ranks(v, names).is_some() || pick(&label(v), names).is_some_and(|p| p != Pick::Nothing))
     };
     let found: Vec<&String> = all.iter().filter(|(_, replies)| about(replies)).map(|(name, _)| name).collect();
     match found.as_slice() {
         [one] => Ok(Some(one.to_string())),
         [] => Ok(None),
-        many => {
-            Err(Error::user(format!("several questions could say which answer is better: {many:?}")).hint("--question NAME"))
-        }
+        many => Err(Error::user(format!("several questions could say which answer is better: {many:?}"))
+            .hint("--question NAME")),
     }
 }
 

@@ -54,7 +54,9 @@ fn picked(annotation: &Value, names: &[String]) -> Result<Option<Pick>> {
                     "left" => Pick::One(0),
                     "right" => Pick::One(1),
                     other => {
-                        return Err(Error::user(format!("a pairwise result selects `{other}`, expected left or right")));
+                        return Err(Error::user(format!(
+                            "a pairwise result selects `{other}`, expected left or right"
+                        )));
                     }
                 });
             }

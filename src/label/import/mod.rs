@@ -166,15 +166,18 @@ pub fn import(store: &Store, items: &[Item], overlap: i64) -> Result<Imported> {
         known.get(&p.messages.to_string()).cloned().unwrap_or_else(|| p.key.clone())
     };
     let before = store.prompts()?;
-    let by_content: HashMap<String, String> =
-        before.iter().map(|p| (p.messages.to_string(), p.key.clone())).collect();
+    let by_content: HashMap<String, String> = before.iter().map(|p| (p.messages.to_string(), p.key.clone())).collect();
     let fresh: Vec<NewPrompt> = items.iter().map(|i| i.prompt.clone()).collect();
     let fresh: Vec<NewPrompt> =
         fresh.into_iter().filter(|p| !by_content.contains_key(&p.messages.to_string())).collect();
     let taken: HashMap<&str, &Value> = before.iter().map(|p| (p.key.as_str(), &p.messages)).collect();
     if let Some(p) = fresh.iter().find(|p| taken.contains_key(p.key.as_str())) {
-        return Err(Error::user(format!("{}: the id `{}` is that of another prompt of the project", store.place(), p.key))
-            .hint("give the prompt another id, or none: then its content is its id"));
+        return Err(Error::user(format!(
+            "{}: the id `{}` is that of another prompt of the project",
+            store.place(),
+            p.key
+        ))
+        .hint("give the prompt another id, or none: then its content is its id"));
     }
     done.prompts = store.add_prompts(&fresh)?.new;
     let by_key: HashMap<String, i64> = store.prompts()?.into_iter().map(|p| (p.key, p.id)).collect();
@@ -347,9 +350,11 @@ fn fields(data: &Columns, options: &Options) -> Result<(String, Vec<String>)> {
     })?;
     let stems = ["generation", "generations", "response", "answer", "completion", "output", "candidate", "text"];
     let is_answer = |name: &&String| {
-        let stem = name.trim_end_matches(|c: char| c.is_ascii_alphanumeric() && (c.is_ascii_digit() || c.is_uppercase()));
+        let stem =
+            name.trim_end_matches(|c: char| c.is_ascii_alphanumeric() && (c.is_ascii_digit() || c.is_uppercase()));
         let stem = stem.trim_end_matches(['-', '_', ' ']).to_lowercase();
-        (stem.len() < name.len() && stems.contains(&stem.as_str())) || matches!(name.as_str(), "left" | "right" | "chosen" | "rejected")
+        (stem.len() < name.len() && stems.contains(&stem.as_str()))
+            || matches!(name.as_str(), "left" | "right" | "chosen" | "rejected")
     };
     let answers: Vec<String> = match options.answers.is_empty() {
         false => options.answers.clone(),

@@ -28,7 +28,9 @@ pub fn item(mut columns: Columns, options: &Options, place: Place) -> Result<Ite
             }
         }
     }
-    let format = detect(&columns, Want::Prompts, place.path).map_err(|e| e.context(place.line))?;
+    let pair = columns.contains_key("chosen") && columns.contains_key("rejected");
+    let want = if pair { Want::Pairs } else { Want::Prompts };
+    let format = detect(&columns, want, place.path).map_err(|e| e.context(place.line))?;
     let (messages, ended) = parts(record::read(columns.clone(), format, place)?, place)?;
     let mut answers = listed(&mut columns, options, place)?;
     let said = columns.get("source").or_else(|| columns.get("model")).and_then(Value::as_str).map(String::from);
@@ -75,7 +77,11 @@ fn listed(columns: &mut Columns, options: &Options, place: Place) -> Result<Vec<
     let models = SOURCES.iter().find_map(|k| columns.get(*k)).and_then(Value::as_array).cloned().unwrap_or_default();
     for (i, value) in list.as_array().into_iter().flatten().enumerate() {
         let text = |v: &Value| {
-            ["text", "content", "response", "completion"].iter().find_map(|k| v.get(*k)).and_then(Value::as_str).map(String::from)
+            ["text", "content", "response", "completion"]
+                .iter()
+                .find_map(|k| v.get(*k))
+                .and_then(Value::as_str)
+                .map(String::from)
         };
         let own = ["source", "model"].iter().find_map(|k| value.get(*k)).and_then(Value::as_str);
         let source = own.or_else(|| models.get(i).and_then(Value::as_str)).or(options.source.as_deref());
@@ -148,13 +154,16 @@ mod tests {
         assert_eq!(json!(plain.prompt.columns), json!({ "topic": "x" }));
         let one = read(json!({ "prompt": "Why?", "response": "So.", "model": "m1" }), &o).unwrap();
         assert_eq!(texts(&one), [("m1", "So.")]);
-        let many = read(json!({ "instruction": "Why?", "generations": ["A", "B"], "generation_models": ["x", "y"] }), &o);
+        let many =
+            read(json!({ "instruction": "Why?", "generations": ["A", "B"], "generation_models": ["x", "y"] }), &o);
         assert_eq!(texts(&many.unwrap()), [("x", "A"), ("y", "B")]);
-        let objects = read(json!({ "prompt": "Why?", "responses": [{ "text": "A", "source": "s" }, { "text": "B" }] }), &o);
+        let objects =
+            read(json!({ "prompt": "Why?", "responses": [{ "text": "A", "source": "s" }, { "text": "B" }] }), &o);
         assert_eq!(texts(&objects.unwrap()), [("s", "A"), ("responses 2", "B")]);
         let pair = read(json!({ "prompt": "Why?", "chosen": "A", "rejected": "B", "chosen_model": "m" }), &o).unwrap();
         assert_eq!(texts(&pair), [("m", "A"), ("rejected", "B")]);
-        let talk = json!({ "messages": [{ "role": "user", "content": "Why?" }, { "role": "assistant", "content": "So." }] });
+        let talk =
+            json!({ "messages": [{ "role": "user", "content": "Why?" }, { "role": "assistant", "content": "So." }] });
         let talk = read(talk, &Options { source: Some("gold".into()), ..Options::default() }).unwrap();
         assert_eq!(texts(&talk), [("gold", "So.")]);
         assert_eq!(talk.prompt.messages, json!([{ "role": "user", "content": "Why?" }]));

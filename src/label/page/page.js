@@ -143,7 +143,7 @@ function turn(said, news) {
     task: task.id, who: me.name, flagged: before.flagged || false, note: before.note || "", edited: before.edited || "",
     strength: before.strength || null, ratings: before.ratings || {}, spent: 0,
   };
-  $("prompt").replaceChildren(...task.prompt.map(spoken));
+  $("prompt").replaceChildren(...spoken(task.prompt));
   $("left-text").innerHTML = task.left.html;
   $("right-text").innerHTML = task.right.html;
   $("left-text").scrollTop = $("right-text").scrollTop = 0;
@@ -169,23 +169,19 @@ function turn(said, news) {
 
 const ROLES = { user: "Question", assistant: "Earlier answer", system: "Instruction to the model", tool: "Result of a tool" };
 
-function spoken(said) {
-  const turn = document.createElement("div");
-  turn.className = said.role === "user" ? "turn" : "turn other";
-  if (task.prompt.length > 1) {
-    const who = document.createElement("div");
-    who.className = "who";
-    who.textContent = ROLES[said.role] || said.role;
-    turn.append(who);
-  }
-  const text = document.createElement("div");
-  text.className = "text";
-  text.innerHTML = said.html;
-  turn.append(text);
-  turn.tabIndex = 0;
-  turn.setAttribute("role", "region");
-  turn.setAttribute("aria-label", ROLES[said.role] || said.role);
-  return turn;
+// The turns of a prompt.
+function spoken(prompt) {
+  return prompt.map((said) => {
+    const turn = element("div", null, said.role === "user" ? "turn" : "turn other");
+    if (prompt.length > 1) turn.append(element("div", ROLES[said.role] || said.role, "who"));
+    const text = element("div", null, "text");
+    text.innerHTML = said.html;
+    turn.append(text);
+    turn.tabIndex = 0;
+    turn.setAttribute("role", "region");
+    turn.setAttribute("aria-label", ROLES[said.role] || said.role);
+    return turn;
+  });
 }
 
 function rating(criterion, side) {
@@ -436,11 +432,7 @@ const SAID = { a: "A", b: "B", tie: "tie", both_bad: "both bad", skip: "skip" };
 function dispute(d) {
   const all = element("article", null, "dispute");
   all.setAttribute("aria-label", "Pair " + d.pair);
-  for (const said of d.prompt) {
-    const text = element("div", null, "text");
-    text.innerHTML = said.html;
-    all.append(text);
-  }
+  all.append(...spoken(d.prompt));
   const pairing = element("div", null, "pairing");
   for (const side of ["a", "b"]) {
     const text = element("div", null, "text");

@@ -48,8 +48,7 @@ type Api = Shared<Arc<Desk>>;
 
 /// Everything the server answers.
 pub fn router(state: Arc<State>) -> Router {
-    let desk =
-        Arc::new(Desk { state, people: Limit::new(RATE.0, RATE.1), strangers: Limit::new(WRONG.0, WRONG.1) });
+    let desk = Arc::new(Desk { state, people: Limit::new(RATE.0, RATE.1), strangers: Limit::new(WRONG.0, WRONG.1) });
     let api = Router::new()
         .route("/api/hello", post(hello))
         .route("/api/next", post(async |d: Api, p: Who| turn(&d, p, Ask::Next).await))
@@ -235,7 +234,7 @@ async fn overview(Shared(desk): Api, axum::Extension(person): Who) -> Result<axu
         let view = overview::Overview::new(&store.pairs()?, &store.votes()?, &store.annotators()?);
         let open = view.disagreements.iter().take(overview::SHOWN);
         let open = open.map(|d| {
-            let (prompt, a, b) = store.write(|w| w.shown(d.pair))?;
+            let (prompt, a, b) = store.shown(d.pair)?;
             let says = |(name, choice): &(String, Choice)| json!({ "name": name, "choice": choice });
             Ok(json!({
                 "pair": d.pair,

@@ -28,8 +28,8 @@ pub use people::{Token, hash as token_hash};
 
 /// Connections at a time: a browser opens six.
 const CONNECTIONS: usize = 1024;
-/// How long a client may take to send the head of a request.
-const HEAD: Duration = Duration::from_secs(10);
+/// How long a client may take to send the head of a request, and stay connected without one.
+const HEAD: Duration = Duration::from_secs(30);
 
 /// How a project is served.
 #[derive(Debug, Clone)]
@@ -85,6 +85,11 @@ impl Server {
         &self.link
     }
 
+    /// Where the project lies, without a password.
+    pub fn place(&self) -> String {
+        self.state.store.place()
+    }
+
     /// Where people reach it.
     pub fn url(&self) -> String {
         self.state.hosts.url().to_string()
@@ -97,18 +102,22 @@ impl Server {
         self.listener.set_nonblocking(true).map_err(broken)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.map_err(broken)?;
-        runtime.block_on(async {
+        let state = self.state.clone();
+        let done = runtime.block_on(async {
             let (send, stop) = tokio::sync::oneshot::channel();
             std::thread::spawn(move || {
                 wait();
-                drop(send.send(()));
+                let _ = send.send(());
             });
             let listener = TcpListener::from_std(self.listener).map_err(broken)?;
             tokio::select! {
-                () = accept(listener, self.state) => Ok(()),
+                () = accept(listener, state) => Ok(()),
                 _ = stop => Ok(()),
             }
-        })
+        });
+        // A connection to PostgreSQL must not be closed on a thread of the runtime: `self.state` goes after it.
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        done
     }
 }
 

@@ -74,7 +74,7 @@ impl Store {
             let temp = path.with_file_name(temporary(&name));
             let made = Sqlite::create(&temp)
                 .and_then(|mut new| fill(&mut new, settings))
-                .and_then(|()| std::fs::hard_link(&temp, path).map_err(|e| io_error("making", path, e)));
+                .and_then(|()| std::fs::rename(&temp, path).map_err(|e| io_error("making", path, e)));
             for end in ["", "-wal", "-shm"] {
                 let mut file = temp.clone().into_os_string();
                 file.push(end);
@@ -89,8 +89,11 @@ impl Store {
     ///
     /// Errors: there is none; it is damaged; it is of a newer version.
     pub fn open(place: &str) -> Result<Self> {
-        let mut database: Box<dyn Database> =
-            if postgres::is_url(place) { Box::new(Postgres::open(place)?) } else { Box::new(Sqlite::open(Path::new(place))?) };
+        let mut database: Box<dyn Database> = if postgres::is_url(place) {
+            Box::new(Postgres::open(place)?)
+        } else {
+            Box::new(Sqlite::open(Path::new(place))?)
+        };
         let shown = database.place();
         if !database.has_project()? {
             return Err(Error::user(format!("{shown}: holds no labelling project"))
@@ -134,9 +137,7 @@ impl Store {
     /// Replaces what people are asked, and how.
     pub fn set_settings(&self, settings: &Settings) -> Result<()> {
         let text = json(settings)?;
-        self.write(|w| {
-            w.execute("UPDATE meta SET value = $1 WHERE key = 'settings'", &[Bound::Text(&text)]).map(drop)
-        })
+        self.write(|w| w.execute("UPDATE meta SET value = $1 WHERE key = 'settings'", &[Bound::Text(&text)]).map(drop))
     }
 
     /// All prompts, in the order in which they were added.
@@ -193,6 +194,11 @@ impl Store {
             let ids = [p.prompt, p.a, p.b, low, high, p.overlap].map(Bound::Int);
             w.execute(sql, &[&ids[..], &[Bound::int(p.repeat_of), Bound::Text(&p.reason)]].concat())
         })
+    }
+
+    /// What a pair shows: its prompt, `a` and `b`.
+    pub fn shown(&self, pair: i64) -> Result<Shown> {
+        shown(self.lock().as_mut(), pair)
     }
 
     /// How many pairs there are: cheap, to see that somebody added some.
@@ -354,19 +360,15 @@ impl Writer<'_> {
 
     /// Takes a vote of this annotator back; it stays on record. None: there was no such vote that stood.
     pub fn undo(&mut self, annotator: i64, id: i64) -> Result<Option<Vote>> {
-        let sql = format!("UPDATE votes SET undone = 1 WHERE id = $1 AND annotator = $2 AND undone = 0 RETURNING {VOTE}");
+        let sql =
+            format!("UPDATE votes SET undone = 1 WHERE id = $1 AND annotator = $2 AND undone = 0 RETURNING {VOTE}");
         let rows = self.query(&sql, &[Bound::Int(id), Bound::Int(annotator)])?;
         rows.into_iter().next().map(|mut row| vote(&mut row)).transpose()
     }
 
     /// What a pair shows: its prompt, `a` and `b`.
-    pub fn shown(&mut self, pair: i64) -> Result<(Prompt, Candidate, Candidate)> {
-        let sql = "SELECT q.id, q.key, q.messages, q.columns, a.id, a.prompt, a.source, a.text, a.tokens, \
-                   b.id, b.prompt, b.source, b.text, b.tokens FROM pairs p JOIN prompts q ON q.id = p.prompt \
-                   JOIN candidates a ON a.id = p.a JOIN candidates b ON b.id = p.b WHERE p.id = $1";
-        let mut rows = self.query(sql, &[Bound::Int(pair)])?;
-        let row = rows.first_mut().ok_or_else(|| Error::user(format!("there is no pair {pair}")))?;
-        Ok((prompt(row)?, candidate(row)?, candidate(row)?))
+    pub fn shown(&mut self, pair: i64) -> Result<Shown> {
+        shown(self.0, pair)
     }
 
     /// Notes the task that somebody has in hand; one a person.
@@ -399,6 +401,18 @@ fn prompt(row: &mut Row) -> Result<Prompt> {
 fn candidate(row: &mut Row) -> Result<Candidate> {
     let (id, prompt, source, text) = (row.int()?, row.int()?, row.text()?, row.text()?);
     Ok(Candidate { id, prompt, source, text, tokens: row.int_or_null()? })
+}
+
+/// A prompt and two answers to it.
+pub type Shown = (Prompt, Candidate, Candidate);
+
+fn shown(database: &mut dyn Database, pair: i64) -> Result<Shown> {
+    let sql = "SELECT q.id, q.key, q.messages, q.columns, a.id, a.prompt, a.source, a.text, a.tokens, \
+               b.id, b.prompt, b.source, b.text, b.tokens FROM pairs p JOIN prompts q ON q.id = p.prompt \
+               JOIN candidates a ON a.id = p.a JOIN candidates b ON b.id = p.b WHERE p.id = $1";
+    let mut rows = database.query(sql, &[Bound::Int(pair)])?;
+    let row = rows.first_mut().ok_or_else(|| Error::user(format!("there is no pair {pair}")))?;
+    Ok((prompt(row)?, candidate(row)?, candidate(row)?))
 }
 
 /// Columns of a vote, in the order in which [`vote`] reads them.

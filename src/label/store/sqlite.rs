@@ -180,10 +180,8 @@ impl Database for Sqlite {
     }
 
     fn own(&mut self) -> Result<()> {
-        let damage: String = self
-            .connection
-            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-            .map_err(|e| self.error(e))?;
+        let damage: String =
+            self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(|e| self.error(e))?;
         if damage != "ok" {
             return Err(Error::user(format!("{}: the project is damaged: {damage}", self.place()))
                 .hint("restore it from a copy; what can be read of it: sqlite3 FILE .recover"));

@@ -167,7 +167,8 @@ impl Screen {
 
     fn vote(&mut self, choice: SideChoice) -> Step {
         let Some(task) = &self.task else { return Step::Stay };
-        let again = self.pending.as_ref().filter(|b| b.task == task.id && b.choice == choice).map(|b| b.request.clone());
+        let again =
+            self.pending.as_ref().filter(|b| b.task == task.id && b.choice == choice).map(|b| b.request.clone());
         let one = matches!(choice, SideChoice::Left | SideChoice::Right);
         let text = |text: &String| Some(text.clone()).filter(|t| !t.trim().is_empty());
         let ballot = Ballot {

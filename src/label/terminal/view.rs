@@ -16,7 +16,8 @@ pub fn draw(frame: &mut Frame, screen: &Screen) {
         Layout::vertical([Constraint::Length(1), Constraint::Min(3), Constraint::Length(2)]).areas(frame.area());
     let p = &screen.progress;
     let seconds = screen.seconds() as u64;
-    let standing = format!("{} of {} judged · {} by you · {}:{:02} ", p.given, p.wanted, p.mine, seconds / 60, seconds % 60);
+    let standing =
+        format!("{} of {} judged · {} by you · {}:{:02} ", p.given, p.wanted, p.mine, seconds / 60, seconds % 60);
     let bold = Style::new().add_modifier(Modifier::BOLD);
     frame.render_widget(Paragraph::new(format!(" {}", printable(&screen.settings.title))).style(bold), top);
     frame.render_widget(Paragraph::new(standing).alignment(Alignment::Right), top);
@@ -34,7 +35,11 @@ pub fn draw(frame: &mut Frame, screen: &Screen) {
     frame.render_widget(Paragraph::new(keys(screen)), bottom);
     match screen.mode {
         Mode::Note => window(frame, "Note (Esc goes back)", &format!("{}▏", printable(&screen.draft.note))),
-        Mode::Edit => window(frame, "A better answer (Esc goes back, Ctrl-U empties)", &format!("{}▏", printable(&screen.draft.edited))),
+        Mode::Edit => window(
+            frame,
+            "A better answer (Esc goes back, Ctrl-U empties)",
+            &format!("{}▏", printable(&screen.draft.edited)),
+        ),
         Mode::Help => window(frame, "Keys (any key goes back)", HELP),
         Mode::Guidelines => {
             let text = &screen.settings.guidelines;
@@ -57,8 +62,11 @@ fn task(frame: &mut Frame, screen: &Screen, area: Rect) {
     let text = Paragraph::new(asked).wrap(Wrap { trim: false });
     frame.render_widget(text.block(Block::bordered().border_type(BorderType::Rounded).title(" Prompt ")), prompt);
     let halves = [Constraint::Fill(1), Constraint::Fill(1)];
-    let [left, right] =
-        if area.width < NARROW { Layout::vertical(halves).areas(answers) } else { Layout::horizontal(halves).areas(answers) };
+    let [left, right] = if area.width < NARROW {
+        Layout::vertical(halves).areas(answers)
+    } else {
+        Layout::horizontal(halves).areas(answers)
+    };
     for (text, title, place) in [(&task.left, " 1 ", left), (&task.right, " 2 ", right)] {
         let block = Block::bordered().border_type(BorderType::Rounded).title(title);
         let text = Paragraph::new(printable(text)).wrap(Wrap { trim: false }).scroll((screen.scroll, 0));
@@ -74,7 +82,8 @@ fn keys(screen: &Screen) -> Text<'static> {
     };
     let beside = [("note", &screen.draft.note), ("answer", &screen.draft.edited)];
     let beside: String = beside.iter().filter(|(_, t)| !t.is_empty()).map(|(name, _)| format!(" [{name}]")).collect();
-    let news = screen.news.as_ref().map_or_else(|| format!("{flag}{strength}{beside}"), |n| format!(" {}", printable(n)));
+    let news =
+        screen.news.as_ref().map_or_else(|| format!("{flag}{strength}{beside}"), |n| format!(" {}", printable(n)));
     Text::from(vec![
         Line::styled(news, Style::new().add_modifier(Modifier::REVERSED)),
         Line::from(" 1/2 better  t tie  b both bad  s skip  u undo  f flag  n note  e edit  ? keys  q leave"),
@@ -130,7 +139,13 @@ mod tests {
         let mut screen = Screen::new(Settings::default());
         let messages = json!([{ "role": "user", "content": "Why is the sky blue?" }]);
         let prompt = Prompt { id: 1, key: "k".into(), messages, columns: Columns::new() };
-        let task = Task { id: 5, prompt, left: "Air \u{1b}[2Jscatters.".into(), right: "It is a mirror.".into(), before: None };
+        let task = Task {
+            id: 5,
+            prompt,
+            left: "Air \u{1b}[2Jscatters.".into(),
+            right: "It is a mirror.".into(),
+            before: None,
+        };
         screen.answer(Ok(Turn { task: Some(task), wait: false, progress: Progress { mine: 3, given: 4, wanted: 9 } }));
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         terminal.draw(|frame| draw(frame, &screen)).unwrap();
