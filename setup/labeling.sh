@@ -13,7 +13,8 @@ LATE=${LATE:-adapters/labeling-late}
 REWARD=${REWARD:-adapters/labeling-reward}
 RUNS=${RUNS:-runs/demo-labeling}
 PROMPTS=${PROMPTS:-240}
-# Pairs that the language model judges beside the program that knows the right answers.
+# The program that judges, and how many pairs a language model judges beside it.
+read -ra JUDGE <<<"${JUDGE:-python3 datasets/judge_icd10.py $DATA/train.jsonl}"
 JUDGED=${JUDGED:-40}
 # Further arguments of the trainings.
 read -ra MORE_EARLY <<<"${MORE_EARLY:---set run.steps=6 --set run.eval_every=0}"
@@ -38,7 +39,7 @@ project() {
 answers() { "$FT" label candidates "$PROJECT" --model "$MODEL" --adapter "$1" --source "$2" --temperature 0.7 -n 2 "${MORE_ANSWERS[@]}"; }
 pairs() { "$FT" label pairs "$PROJECT" --strategy informative --budget $((2 * PROMPTS)); }
 judges() {
-    "$FT" label judge "$PROJECT" --name right-chapter --command python3 datasets/judge_icd10.py "$DATA/train.jsonl"
+    "$FT" label judge "$PROJECT" --name right-chapter --command "${JUDGE[@]}"
     "$FT" label judge "$PROJECT" --name smollm2 --model "$MODEL" --limit "$JUDGED"
 }
 report() { "$FT" label report "$PROJECT" --votes right-chapter --out "$RUNS/report.html" --out "$RUNS/report.json"; }
@@ -54,7 +55,7 @@ stage project "$PROJECT" "$RUNS/prompts.jsonl" {"$EARLY","$LATE"}/adapter_model.
 stage answers-early "$PROJECT" "$RUNS/project.done" -- answers "$EARLY" early
 stage answers-late "$PROJECT" "$RUNS/project.done" -- answers "$LATE" late
 stage pairs "$PROJECT" "$RUNS/answers-early.done" "$RUNS/answers-late.done" -- pairs
-stage judges "$PROJECT" "$RUNS/pairs.done" datasets/judge_icd10.py -- judges
+stage judges "$PROJECT" "$RUNS/pairs.done" "${JUDGE[1]}" -- judges
 stage report "$RUNS/report.html" "$RUNS/judges.done" -- report
 stage export "$RUNS/pairs.jsonl" "$RUNS/judges.done" -- export_pairs
 training reward "$REWARD" "$MODEL" recipes/reward-helpful.yaml "$RUNS/pairs.jsonl" "$RUNS/valid.jsonl" -- \

@@ -491,3 +491,38 @@ fn a_report_finds_what_people_did_and_exports_come_in_every_form() {
     let said = fails(&space, &["label", "report", "p.label", "--out", "r.pdf"]);
     assert!(said.contains(".html or .json"), "{said}");
 }
+
+/// The whole way on a tiny model; a second run finds every stage done.
+#[test]
+fn the_demo_of_labelling_redoes_nothing_that_is_unchanged() {
+    let space = workspace(4);
+    std::fs::create_dir_all(space.path("setup")).unwrap();
+    std::fs::copy("setup/labeling.py", space.path("setup/labeling.py")).unwrap();
+    // No answer of an untrained model is right: here the one with more letters e wins.
+    let judge = "import json, sys\nfor line in sys.stdin:\n    row = json.loads(line)\n    a, b = row['a'].count('e'), row['b'].count('e')\n    print('a' if a > b else 'b' if b > a else 'tie')\n";
+    std::fs::write(space.path("judge.py"), judge).unwrap();
+    let run = || {
+        let few = "--set run.steps=2 --set run.eval_every=0 --set run.samples=0 --set model.device=cpu";
+        let out = std::process::Command::new("bash")
+            .arg(std::env::current_dir().unwrap().join("setup/labeling.sh"))
+            .current_dir(space.path(""))
+            .env("FT", env!("CARGO_BIN_EXE_ft"))
+            .env("PROMPTS", "12")
+            .env("JUDGE", "python3 judge.py")
+            .env("JUDGED", "3")
+            .env("MORE_EARLY", few)
+            .env("MORE_LATE", few)
+            .env("MORE_REWARD", few)
+            .env("MORE_ANSWERS", "--max-new-tokens 12 --device cpu")
+            .env("CUDA_VISIBLE_DEVICES", "")
+            .output()
+            .unwrap();
+        let text = [out.stdout, out.stderr].map(|t| String::from_utf8_lossy(&t).into_owned()).concat();
+        assert!(out.status.success(), "{text}");
+        text
+    };
+    let first = run();
+    assert!(first.contains("reward model: right about") && first.contains("smollm2 says the same"), "{first}");
+    let second = run();
+    assert_eq!(second.matches(": unchanged").count(), 9, "{second}");
+}

@@ -55,12 +55,12 @@ pub fn aggregate(ballots: &[Ballot], how: Aggregation) -> BTreeMap<i64, Verdict>
     }
     let raters: BTreeSet<i64> = ballots.iter().map(|b| b.annotator.id).collect();
     let rater = |b: &Ballot| raters.iter().position(|id| *id == b.annotator.id).unwrap_or_default();
-    let open = |all: &[&Ballot]| -> Unit {
+    let open = |all: &Vec<&Ballot>| -> Unit {
         all.iter().filter(|b| !b.vote.adjudicates()).map(|b| (rater(b), class(b.choice))).collect()
     };
-    let units: Vec<Unit> = pairs.values().map(|all| open(all)).collect();
+    let units: Vec<Unit> = pairs.values().map(open).collect();
     let shares: Vec<[f64; 4]> = match how {
-        Aggregation::Majority => units.iter().map(|unit| shares(unit)).collect(),
+        Aggregation::Majority => units.iter().map(shares).collect(),
         Aggregation::DawidSkene => symmetric(&units, raters.len()).posterior.iter().map(|p| fixed(p)).collect(),
     };
     let verdict = |((pair, all), mut shares): ((i64, Vec<&Ballot>), [f64; 4])| {

@@ -57,7 +57,7 @@ impl Selected {
             reason: "repeat".into(),
         };
         let wanted = self.repeated.iter().filter_map(|i| self.pairs.get(*i));
-        wanted.filter_map(|p| by_answers.get(&(p.a, p.b)).map(|p| repeat(p))).collect()
+        wanted.filter_map(|p| by_answers.get(&(p.a, p.b)).map(repeat)).collect()
     }
 }
 

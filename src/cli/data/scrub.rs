@@ -28,6 +28,11 @@ pub struct ScrubOptions {
 }
 
 impl ScrubOptions {
+    /// Whether any of them is given.
+    pub fn given(&self) -> bool {
+        !self.kinds.is_empty() || !self.keep.is_empty() || self.names.is_some() || self.key_file.is_some()
+    }
+
     /// A scrubber as asked for.
     pub fn scrubber(&self) -> Result<Scrubber> {
         let wanted = if self.kinds.is_empty() { Kind::ALL.to_vec() } else { self.kinds.clone() };
@@ -82,19 +87,20 @@ pub struct ScrubArgs {
 pub fn run(args: ScrubArgs) -> Result<()> {
     super::convert::not_the_input(&args.file, &args.out)?;
     let mut scrubber = args.options.scrubber()?;
-    let mut rows = Vec::new();
-    for path in source::files(&args.file)? {
-        source::for_each_chunk(&path, None, |chunk| {
-            for raw in chunk {
-                let line = raw.line;
-                let mut row = raw.columns(&path)?;
-                scrubber.row(&mut row).context(|| format!("{}:{line}", path.display()))?;
-                rows.push(Value::Object(row));
-            }
-            Ok(())
-        })?;
-    }
-    source::write(&args.out, &rows)?;
+    let files = source::files(&args.file)?;
+    source::write_each(&args.out, |put| {
+        files.iter().try_for_each(|path| {
+            let passage = source::for_each_chunk(path, None, |chunk| {
+                chunk.into_iter().try_for_each(|raw| {
+                    let line = raw.line;
+                    let mut row = raw.columns(path)?;
+                    scrubber.row(&mut row).context(|| format!("{}:{line}", path.display()))?;
+                    put(&Value::Object(row))
+                })
+            });
+            passage.map(drop)
+        })
+    })?;
     if args.json {
         println!("{}", serde_json::to_string(scrubber.report()).map_err(|e| Error::bug(format!("counts: {e}")))?);
     } else {

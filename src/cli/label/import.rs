@@ -2,7 +2,7 @@
 
 use crate::cli::data::scrub::{ScrubOptions, said};
 use clap::{Args, ValueEnum};
-use ft::error::Result;
+use ft::error::{Error, Result};
 use ft::label::Store;
 use ft::label::import::{Format, Imported, Options, import, read};
 use ft::report;
@@ -52,6 +52,9 @@ enum Layout {
 
 /// Runs `ft label import`.
 pub fn run(args: &ImportArgs) -> Result<()> {
+    if args.scrubbing.given() && !args.scrub {
+        return Err(Error::user("what is looked for has no effect without --scrub").hint("add --scrub"));
+    }
     let store = Store::open(&args.project)?;
     let options = Options {
         format: match args.format {

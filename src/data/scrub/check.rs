@@ -21,7 +21,7 @@ fn uniform(text: &str) -> bool {
 pub fn luhn(text: &str) -> bool {
     let Some(digits) = digits(text) else { return false };
     let doubled = |(i, d): (usize, &u32)| if i % 2 == 0 { *d } else { d * 2 / 10 + d * 2 % 10 };
-    digits.iter().rev().enumerate().map(doubled).sum::<u32>() % 10 == 0
+    digits.iter().rev().enumerate().map(doubled).sum::<u32>().is_multiple_of(10)
 }
 
 /// A payment card: an issuer's first digits and length, and Luhn.
@@ -89,7 +89,7 @@ pub fn se(text: &str) -> bool {
 /// Netherlands, BSN: `9a + 8b + … + 2h - i` is a multiple of 11.
 pub fn nl(text: &str) -> bool {
     let Some(d) = digits(text).filter(|_| !uniform(text)) else { return false };
-    (weighted(&d, &[9, 8, 7, 6, 5, 4, 3, 2, 10])) % 11 == 0
+    weighted(&d, &[9, 8, 7, 6, 5, 4, 3, 2, 10]).is_multiple_of(11)
 }
 
 /// Spain, DNI and NIE: the letter is that at the number mod 23; X, Y, Z stand for 0, 1, 2 (Real Decreto 1553/2005).
@@ -155,7 +155,7 @@ pub fn it(text: &str) -> bool {
 pub fn pl(text: &str) -> bool {
     let Some(d) = digits(text) else { return false };
     day(number(&text[..2]), number(&text[2..4]) % 20, number(&text[4..6]))
-        && weighted(&d, &[1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1]) % 10 == 0
+        && weighted(&d, &[1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1]).is_multiple_of(10)
 }
 
 /// Finland, henkilötunnus: the last sign is that at the other nine digits mod 31.

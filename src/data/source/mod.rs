@@ -14,7 +14,7 @@ mod write;
 
 pub use places::files;
 pub use segment::{Layout, Segment, layout};
-pub use write::write;
+pub use write::{write, write_each};
 
 use super::record::{Columns, Place};
 use crate::error::{Error, Result};
