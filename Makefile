@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help tools libtorch setup test fuzz demo demo-rlhf datasets medical icd10-start bench bench-peers bench-medical dist clean
+.PHONY: help tools libtorch setup test fuzz demo demo-rlhf datasets medical icd10-start bench bench-peers bench-medical demo-labeling dist clean
 
 # An own libtorch or PyTorch 2.11 is used where LIBTORCH points at one; otherwise `make setup` fetches it.
 ifneq ($(LIBTORCH),)
@@ -29,6 +29,7 @@ setup: libtorch ## Fetch libtorch and build ft (CUDA=1 adds the CUDA libraries)
 	@echo "ready: $(FT) (try: $(FT) doctor)"
 
 test: setup ## Set up, then run all tests
+	@bash setup/tools.sh --tests
 	@bash setup/test.sh
 
 fuzz: setup ## Fuzz the parsers of GGUF, safetensors, recipes and configs (SECONDS_EACH=60 a target)
@@ -106,6 +107,11 @@ demo-rlhf: $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setu
 # Half of the medical epoch: a policy that is right about every second diagnosis and can still learn from rewards.
 icd10-start: $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup ## Its first stage alone: models/icd10-start, which the recipes of RL begin with
 	@FT=$(FT) MODEL=$(MODEL) DATA=$(ICD10) bash setup/rlhf.sh start
+
+# ---- demo of labelling: answers by two adapters, machines that judge them, a reward model trained on what they said
+
+demo-labeling: $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup ## Answers, judges, report, export, a reward model of the labels
+	@FT=$(FT) MODEL=$(MODEL) DATA=$(ICD10) bash setup/labeling.sh
 
 # ---- benchmarks against TRL + PEFT + transformers, in an environment of their own
 

@@ -18,7 +18,7 @@ pub enum Blame {
 }
 
 /// An error as the user will read it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     blame: Blame,
     message: String,

@@ -1,8 +1,8 @@
 //! `ft`: parameter-efficient fine-tuning of open language models in one binary, on libtorch.
 //!
 //! The floors, upper first; imports run downward only (tests/architecture.rs reads them):
-//! cli -> train, eval, convert -> runs -> recipe -> methods -> rewards -> data, generate -> models -> adapters -> nn -> native.
-//! cli -> selftest -> train, eval, convert -> recipe -> methods -> rewards -> data, generate -> models -> adapters -> nn -> native.
+//! cli -> train, eval, convert, label -> runs -> recipe -> methods -> rewards -> data, generate -> models -> adapters -> nn -> native.
+//! cli -> selftest -> train, eval, convert, label -> recipe -> methods -> rewards -> data, generate -> models -> adapters -> nn -> native.
 
 pub mod adapters;
 pub mod budget;
@@ -13,6 +13,7 @@ pub mod error;
 pub mod eval;
 pub mod fsutil;
 pub mod generate;
+pub mod label;
 pub mod libtorch;
 pub mod machine;
 pub mod methods;

@@ -10,7 +10,7 @@ use std::path::Path;
 const FLOORS: &[&[&str]] = &[
     &["cli"],
     &["selftest"],
-    &["train", "eval", "convert"],
+    &["train", "eval", "convert", "label"],
     &["runs"],
     &["recipe"],
     &["methods"],
@@ -50,6 +50,14 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("torch_sys", &["src/native.rs"]),
     ("jsonschema", &["src/rewards/json.rs"]),
     ("ureq", &["src/rewards/http.rs"]),
+    ("rusqlite", &["src/label/store/sqlite.rs"]),
+    ("postgres", &["src/label/store/"]),
+    ("axum", &["src/label/server/"]),
+    ("hyper", &["src/label/server/"]),
+    ("tokio", &["src/label/server/"]),
+    ("pulldown_cmark", &["src/label/markdown.rs"]),
+    ("ammonia", &["src/label/markdown.rs"]),
+    ("ratatui", &["src/label/terminal/"]),
     // Rows and recipes are numbers and text; tensors begin below and beside them.
     (
         "tch",
@@ -59,6 +67,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
             "src/train/",
             "src/eval/",
             "src/convert/",
+            "src/label/judge.rs",
             "src/methods/",
             "src/rewards/",
             "src/generate/",

@@ -3,6 +3,7 @@
 mod cache;
 mod convert;
 mod inspect;
+pub mod scrub;
 mod split;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -24,6 +25,8 @@ enum DataVerb {
     Convert(convert::ConvertArgs),
     /// Part the rows of a file into training and validation rows; equal rows come to the same side.
     Split(split::SplitArgs),
+    /// Replace personal data in the texts of rows by pseudonyms.
+    Scrub(scrub::ScrubArgs),
     /// Show what is kept of token ids, and remove what is not used.
     Cache(cache::CacheArgs),
 }
@@ -68,6 +71,7 @@ pub fn run(args: DataArgs) -> Result<()> {
         DataVerb::Inspect(args) => inspect::run(args),
         DataVerb::Convert(args) => convert::run(args),
         DataVerb::Split(args) => split::run(args),
+        DataVerb::Scrub(args) => scrub::run(args),
         DataVerb::Cache(args) => cache::run(args),
     }
 }

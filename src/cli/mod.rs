@@ -8,6 +8,7 @@ mod doctor;
 mod eval;
 mod generate;
 mod import;
+mod label;
 mod logits;
 mod merge;
 mod model;
@@ -59,6 +60,9 @@ enum Verb {
     Replay(replay::ReplayArgs),
     Eval(eval::Eval),
     Score(score::Score),
+    /// Make preference data: people and machines judge pairs of answers
+    #[command(subcommand)]
+    Label(label::Label),
     Generate(generate::Generate),
     Chat(chat::Chat),
     Merge(merge::MergeArgs),
@@ -84,6 +88,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Replay(args) => replay::run(&args),
         Verb::Eval(args) => eval::run(args),
         Verb::Score(args) => score::run(args),
+        Verb::Label(verb) => label::run(verb),
         Verb::Generate(args) => generate::run(args),
         Verb::Chat(args) => chat::run(args),
         Verb::Merge(args) => merge::run(&args),

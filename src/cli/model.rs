@@ -42,7 +42,14 @@ impl ModelArgs {
 
     /// The number format asked for.
     pub fn kind(&self) -> tch::Kind {
-        match self.dtype {
+        self.dtype.kind()
+    }
+}
+
+impl Dtype {
+    /// As libtorch calls it.
+    pub fn kind(self) -> tch::Kind {
+        match self {
             Dtype::Bf16 => tch::Kind::BFloat16,
             Dtype::F32 => tch::Kind::Float,
         }

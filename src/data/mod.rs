@@ -3,6 +3,7 @@
 //! source (polars) -> record (one of the known row shapes) -> template + tokenizer -> items (ids + mask)
 //! -> tokens (in memory, or in mapped files that the cache keeps) -> dataset (any item, in any order)
 //! -> pack (rows of several examples) -> loader (which examples make the next step).
+//! scrub takes personal data out of the texts of rows.
 //! quality looks at the result: histogram, duplicates, overlap, preview.
 //! Nothing here knows a model or a tensor.
 
@@ -23,6 +24,7 @@ mod pyjson;
 pub mod quality;
 pub mod record;
 pub mod rows;
+pub mod scrub;
 pub mod source;
 pub mod spec;
 pub mod summary;

@@ -3,7 +3,7 @@
 
 use super::rules::Edits;
 use super::sequence::Sequence;
-use super::{Completion, Decode, Settings, Stop, check_prompt, check_text, context, sampler};
+use super::{Completion, Decode, Settings, Stop, check_prompt, check_text, room, sampler};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::Tokens;
@@ -78,7 +78,7 @@ pub fn search(
     beams.check(settings)?;
     check_text(settings, decode)?;
     check_prompt(model, prompt, settings, "the prompt")?;
-    let first = Sequence::new(prompt, prefix, settings, context(model), 0, 0);
+    let first = Sequence::new(prompt, prefix, settings, room(model), 0, 0);
     if first.ids.len() >= first.longest() {
         return Err(Error::user(format!("the prefix has {} tokens and leaves no room for an answer", prefix.len())));
     }

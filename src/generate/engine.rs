@@ -6,7 +6,7 @@
 
 use super::rules::Edits;
 use super::sequence::Sequence;
-use super::{Completion, Decode, Settings, check_prompt, check_text, context, sampler};
+use super::{Completion, Decode, Settings, check_prompt, check_text, room, sampler};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::native;
@@ -107,7 +107,7 @@ impl<'m> Engine<'m> {
     pub fn new(model: &'m Model, settings: Settings, limits: Limits) -> Result<Self> {
         settings.check()?;
         Ok(Self {
-            context: context(model),
+            context: room(model),
             cache: model.cache(0),
             waiting: VecDeque::new(),
             rows: Vec::new(),

@@ -80,14 +80,14 @@ impl Completion {
 }
 
 /// How many tokens a sequence of this model may have.
-fn context(model: &Model) -> usize {
+pub fn room(model: &Model) -> usize {
     let limits = [model.context_limit(), model.config().max_position_embeddings];
     limits.into_iter().flatten().min().map_or(usize::MAX, |n| n.max(0) as usize)
 }
 
 /// A prompt must have a token, leave room for one more, and hold ids that the model knows. `name` stands in the error.
 fn check_prompt(model: &Model, prompt: &[u32], settings: &Settings, name: &str) -> Result<()> {
-    let (context, vocabulary) = (context(model), model.config().vocab_size);
+    let (context, vocabulary) = (room(model), model.config().vocab_size);
     if prompt.is_empty() {
         return Err(Error::user(format!("{name} is empty")).hint("a model continues at least one token"));
     }

@@ -2,7 +2,7 @@
 
 use super::rules::Edits;
 use super::sequence::Sequence;
-use super::{Completion, Decode, Settings, Stop, check_prompt, check_text, context, sampler};
+use super::{Completion, Decode, Settings, Stop, check_prompt, check_text, room, sampler};
 use crate::error::Result;
 use crate::models::Model;
 use crate::nn::{Cache, Tokens};
@@ -44,7 +44,7 @@ impl<'m> Session<'m> {
         settings.check()?;
         check_text(settings, self.decode)?;
         check_prompt(self.model, prompt, settings, "the conversation")?;
-        let mut sequence = Sequence::new(prompt, &[], settings, context(self.model), self.turns, 0);
+        let mut sequence = Sequence::new(prompt, &[], settings, room(self.model), self.turns, 0);
         self.turns += 1;
         // The last token always runs: its output is the answer's first token.
         let known = self.seen.iter().zip(&prompt[..prompt.len() - 1]).take_while(|(a, b)| a == b).count();

@@ -1,138 +1,35 @@
 //! A command that judges answers: JSON lines in, a number a line out.
-//!
-//! It is started for every batch and ends with its input: then what it prints is whole, whether it buffers or not, and
-//! a batch never meets what an earlier one left behind. A judge that takes long to start is better a server (`http`).
 
+use super::program::Program;
 use super::spec::CommandSpec;
 use super::{Reward, Scored};
 use crate::error::{Error, Result};
 use crate::fsutil::shortened;
 use crate::models::Model;
 use serde_json::json;
-use std::io::{Read, Write};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
-use std::time::{Duration, Instant};
 
-/// Bytes a line of output may have on average before the command is taken to print something else than numbers.
+/// Bytes a number may have on average.
 const LINE: usize = 256;
-/// Bytes of the end of stderr that an error shows.
-const TAIL: usize = 2000;
 
 /// The command.
-pub(super) struct Judge(CommandSpec);
+pub(super) struct Judge(Program);
 
 impl Judge {
     pub fn new(spec: CommandSpec) -> Result<Self> {
-        match spec.run.first() {
-            Some(program) if !program.is_empty() => Ok(Self(spec)),
-            _ => Err(Error::user("command: `run` names no program").hint("run: [python3, judge.py]")),
-        }
+        let reads = "{\"prompt\": …, \"completion\": …, \"columns\": {…}}";
+        Program::new(spec, reads, "one number", LINE).map(Self)
     }
-
-    fn name(&self) -> String {
-        format!("`{}`", self.0.run.join(" "))
-    }
-
-    /// What the command prints when it is given `input`; no more than `most` bytes.
-    fn talk(&self, input: String, most: usize) -> Result<Vec<u8>> {
-        let deadline = Instant::now() + Duration::from_secs_f64(self.0.timeout);
-        let mut child = Command::new(&self.0.run[0])
-            .args(&self.0.run[1..])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|e| {
-                Error::user(format!("starting {}: {e}", self.name()))
-                    .hint("`run` is a program and its arguments; is it on the PATH, and may it be executed?")
-            })?;
-        // A command that reads no more ends the writing; what is wrong then shows in its exit or its output.
-        if let Some(mut stdin) = child.stdin.take() {
-            thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
-        }
-        let output = collect(child.stdout.take(), most);
-        let errors = collect(child.stderr.take(), usize::MAX);
-        let printed = output.recv_timeout(deadline.saturating_duration_since(Instant::now()));
-        let status = wait(&mut child, deadline);
-        let said = || match errors.recv_timeout(Duration::from_secs(1)).map(|e| tail(&e)) {
-            Ok(text) if !text.is_empty() => format!("; its stderr ends:\n{text}"),
-            _ => "; it wrote nothing to stderr".into(),
-        };
-        match (printed, status) {
-            (Ok(printed), _) if printed.len() > most => {
-                let _ = child.kill();
-                Err(Error::user(format!("{}: printed more than {most} bytes{}", self.name(), said()))
-                    .hint("it must print one number for each line that it reads, and nothing else, to stdout"))
-            }
-            (Ok(printed), Some(status)) if status.success() => Ok(printed),
-            (_, Some(status)) if !status.success() => {
-                Err(Error::user(format!("{}: ended with {}{}", self.name(), status, said()))
-                    .hint("try it by hand: give it lines of {\"prompt\": …, \"completion\": …, \"columns\": {…}}"))
-            }
-            _ => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(Error::user(format!("{}: no end after {} s{}", self.name(), self.0.timeout, said()))
-                    .hint("raise `timeout`; does the command end when its input ends?"))
-            }
-        }
-    }
-}
-
-/// Reads all, in a thread of its own; one byte more than `most` says that there was more.
-fn collect(pipe: Option<impl Read + Send + 'static>, most: usize) -> Receiver<Vec<u8>> {
-    let (send, receive) = channel();
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        if let Some(pipe) = pipe {
-            let _ = pipe.take((most as u64).saturating_add(1)).read_to_end(&mut bytes);
-        }
-        let _ = send.send(bytes);
-    });
-    receive
-}
-
-/// How the command ended; `None`: it has not until `deadline`.
-fn wait(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Some(status),
-            Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(2)),
-            _ => return None,
-        }
-    }
-}
-
-fn tail(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(TAIL)..]).trim().to_string()
 }
 
 impl Reward for Judge {
     fn score(&mut self, _: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
         let line = |a: &Scored| json!({ "prompt": a.prompt.text, "completion": a.answer, "columns": a.prompt.columns });
-        let input: String = answers.iter().map(|a| format!("{}\n", line(a))).collect();
-        let printed = self.talk(input, LINE * (answers.len() + 4))?;
-        let printed = String::from_utf8_lossy(&printed);
-        let lines: Vec<&str> = printed.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
-        if lines.len() != answers.len() {
-            return Err(Error::user(format!(
-                "{}: printed {} lines for {} answers; it begins: {}",
-                self.name(),
-                lines.len(),
-                answers.len(),
-                shortened(&printed)
-            ))
-            .hint(
-                "it must print one number for each line that it reads, in their order, and nothing else, to stdout",
-            ));
-        }
-        let number = |(i, line): (usize, &&str)| {
+        let lines = self.0.ask(&answers.iter().map(|a| line(a).to_string()).collect::<Vec<_>>())?;
+        let number = |(i, line): (usize, &String)| {
             line.parse::<f64>().map_err(|_| {
                 Error::user(format!(
                     "{}: line {} of its output is {:?}, expected a number for an answer to {}",
-                    self.name(),
+                    self.0.name(),
                     i + 1,
                     shortened(line),
                     answers[i].prompt.place()

@@ -7,6 +7,7 @@ mod command;
 mod http;
 mod json;
 pub mod model;
+pub mod program;
 mod rules;
 pub mod spec;
 

@@ -62,11 +62,17 @@ pub fn check_out(file: &Path, outs: &[&PathBuf]) -> Result<()> {
             return Err(Error::user(format!("{}: rows are written as JSON Lines", out.display()))
                 .hint("give a name that ends in .jsonl"));
         }
-        if out.canonicalize().is_ok_and(|o| file.canonicalize().is_ok_and(|f| f == o)) {
-            return Err(Error::user(format!("{}: is the file that is read", out.display())));
-        }
+        not_the_input(file, out)?;
     }
     Ok(())
+}
+
+/// Refuses to write over what is read.
+pub fn not_the_input(file: &Path, out: &Path) -> Result<()> {
+    match out.canonicalize().is_ok_and(|o| file.canonicalize().is_ok_and(|f| f == o)) {
+        true => Err(Error::user(format!("{}: is the file that is read", out.display()))),
+        false => Ok(()),
+    }
 }
 
 /// Counts of what became of rows.

@@ -10,9 +10,11 @@ mod csv;
 mod json;
 mod places;
 mod segment;
+mod write;
 
 pub use places::files;
 pub use segment::{Layout, Segment, layout};
+pub use write::{write, write_each};
 
 use super::record::{Columns, Place};
 use crate::error::{Error, Result};

@@ -55,8 +55,8 @@ pub(super) fn length_bias(pairs: &[Judged], accuracy_of_all: f64) -> LengthBias 
     }
 }
 
-/// Pearson's correlation.
-pub(super) fn correlation(a: &[f64], b: &[f64]) -> Option<f64> {
+/// Pearson's correlation; `None` where either never changes.
+pub fn correlation(a: &[f64], b: &[f64]) -> Option<f64> {
     let ((mean_a, std_a), (mean_b, std_b)) = (moments(a), moments(b));
     let sum: f64 = a.iter().zip(b).map(|(x, y)| (x - mean_a) * (y - mean_b)).sum();
     (std_a > 0.0 && std_b > 0.0).then(|| sum / a.len() as f64 / (std_a * std_b))

@@ -9,6 +9,7 @@ mod measures;
 pub mod spec;
 
 pub use card::{Card, Evidence, Judged, Limits};
+pub use measures::correlation;
 pub use spec::{Margins, RewardSpec};
 
 use super::fixed::FixedRows;

@@ -1,6 +1,7 @@
 //! The report card of a reward model as a part of the page.
 
 use super::escape;
+use super::plot::{figure, plot, shares, whisker};
 use crate::methods::reward::card::{Bin, Margins};
 use crate::methods::reward::{Card, Limits};
 use std::fmt::Write;
@@ -59,41 +60,6 @@ pub fn section(card: &Card) -> String {
             &rules(card)
         ),
     )
-}
-
-fn figure(title: &str, note: &str, plot: &str) -> String {
-    format!(
-        r#"<figure class="chart"><figcaption><b>{title}</b><span class="note">{note}</span></figcaption>{plot}</figure>"#
-    )
-}
-
-fn plot(name: &str, svg: &str, labels: &str) -> String {
-    format!(
-        r#"<div class="plot"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{}">{svg}</svg>{labels}</div>"#,
-        escape(name)
-    )
-}
-
-/// A share at the side, 0 at the bottom and 1 at the top.
-fn shares(svg: &mut String, labels: &mut String) {
-    for tick in [0.0, 0.25, 0.5, 0.75, 1.0] {
-        let y = 1000.0 * (1.0 - tick);
-        let _ = write!(svg, r#"<path class="grid" d="M0 {y:.0}H1000"/>"#);
-        let _ = write!(labels, r#"<span class="y" style="top:{:.1}%">{:.0}%</span>"#, y / 10.0, 100.0 * tick);
-    }
-}
-
-/// A value with its interval, as a dot on a line.
-fn whisker(svg: &mut String, title: &str, x: f64, share: f64, [low, high]: [f64; 2]) {
-    let y = |v: f64| 1000.0 * (1.0 - v);
-    let _ = write!(
-        svg,
-        r#"<g><title>{}</title><path class="train faint" d="M{x:.1} {:.1}V{:.1}"/><path class="dot train" d="M{x:.1} {:.1}h0"/></g>"#,
-        escape(title),
-        y(low),
-        y(high),
-        y(share),
-    );
 }
 
 fn calibration(bins: &[Bin]) -> String {

@@ -127,7 +127,7 @@ fn tidy(text: String) -> String {
 }
 
 /// 1, 2 or 5 times a power of ten, at least `x`.
-fn round_step(x: f64) -> f64 {
+pub(super) fn round_step(x: f64) -> f64 {
     let power = 10f64.powf(x.log10().floor());
     [1.0, 2.0, 5.0, 10.0].map(|d| d * power).into_iter().find(|s| *s >= x * 0.999).unwrap_or(x)
 }

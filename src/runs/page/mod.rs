@@ -5,6 +5,7 @@
 
 mod card;
 mod chart;
+pub mod plot;
 mod sections;
 
 use super::folder::RunFolder;
@@ -37,18 +38,23 @@ pub fn write_to(run: &RunFolder, path: &Path) -> Result<()> {
 
 /// The page.
 pub fn render(run: &RunFolder) -> String {
+    document(&run.name(), &sections::all(run))
+}
+
+/// A page of this style around a body of HTML.
+pub fn document(title: &str, body: &str) -> String {
     let hash = base64::engine::general_purpose::STANDARD.encode(Sha256::digest(SCRIPT.as_bytes()));
     format!(
         "{}<title>{} · ft</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{}\n</main>\n\
          <script>{SCRIPT}</script>\n</body>\n</html>\n",
         HEAD.replace("SCRIPT_HASH", &hash),
-        escape(&run.name()),
-        sections::all(run),
+        escape(title),
+        body,
     )
 }
 
 /// Text as HTML shows it, in an element or in a quoted attribute; control characters become visible.
-pub(super) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
         match c {

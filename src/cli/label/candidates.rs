@@ -1,0 +1,117 @@
+//! `ft label candidates`: answers to the project's prompts by a model.
+
+use crate::cli::generate;
+use crate::cli::model::{ModelArgs, need_template};
+use crate::cli::sampling::SamplingArgs;
+use clap::Args;
+use ft::error::{Error, Result};
+use ft::generate::Limits;
+use ft::label::candidates::{self, Made, Plan};
+use ft::label::{Project, Store};
+use ft::report;
+use serde_json::json;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Let a model answer the project's prompts
+///
+/// Answers are kept prompt by prompt: the same command goes on where one was broken off, and again for prompts that were
+/// added. Run it once for each model or adapter that is to be compared.
+#[derive(Args)]
+pub struct CandidatesArgs {
+    /// The project.
+    project: String,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Answers to each prompt, of each temperature.
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    answers: u32,
+    /// Answer at each of these temperatures; each is a source of its own.
+    #[arg(long, value_name = "T,…", value_delimiter = ',', conflicts_with_all = ["temperature", "greedy"])]
+    temperatures: Vec<f64>,
+    /// What the source is called; left out, model, adapter and temperature.
+    #[arg(long, value_name = "NAME")]
+    source: Option<String>,
+    /// Answers at least so alike are one (0 to 1: runs of four characters in both, of those in either).
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
+    alike: f64,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Rows decoded together at most [default: as memory allows]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    batch_size: Option<u32>,
+    /// Print what was made as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `ft label candidates`.
+pub fn run(args: &CandidatesArgs) -> Result<()> {
+    if !(args.alike > 0.0 && args.alike <= 1.0) {
+        return Err(Error::user(format!("--alike {}: expected a share above 0, at most 1", args.alike)));
+    }
+    let store = Store::open(&args.project)?;
+    let (model, tokenizer) = args.model.open()?;
+    need_template(&tokenizer, &args.model)?;
+    let settings = generate::settings(&args.sampling, &args.model, &tokenizer)?;
+    let mut limits = Limits::of(&model)?;
+    limits.rows = args.batch_size.map_or(limits.rows, |n| n as usize);
+    let temperatures =
+        if args.temperatures.is_empty() { vec![settings.temperature] } else { args.temperatures.clone() };
+    let stopped = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGINT, stopped.clone())
+        .map_err(|e| Error::user(format!("listening for Ctrl-C: {e}")))?;
+    let mut all = Vec::new();
+    for temperature in temperatures {
+        let mut settings = settings.clone();
+        settings.temperature = temperature;
+        settings.check()?;
+        if settings.is_greedy() && args.answers > 1 {
+            return Err(Error::user(format!("{} answers to a prompt would all be the same one", args.answers))
+                .hint("sample with --temperature 1, or ask for one answer: -n 1"));
+        }
+        let source = args.source_at(temperature);
+        let answers = args.answers as usize;
+        let plan = Plan { source: source.clone(), answers, settings, limits, alike: args.alike };
+        let project = Project::read(&store)?;
+        let open = candidates::open(&project, &plan).len();
+        let (whole, mut done) = (project.prompts.len(), 0);
+        report::info(format!("{source}: {open} of {whole} prompts to answer"));
+        let bar = report::bar(open as u64, "prompts");
+        let made = candidates::generate(&model, &tokenizer, &project, &plan, &mut |kept| {
+            store.add_candidates(&kept)?;
+            done += 1;
+            bar.inc(1);
+            match stopped.load(Ordering::Relaxed) {
+                true => Err(Error::interrupted(format!("{source}: {done} of {open} prompts are answered and kept"))
+                    .hint("the same command goes on from there")),
+                false => Ok(()),
+            }
+        })?;
+        bar.finish_and_clear();
+        let Made { answers, kept, empty, alike, .. } = made;
+        report::info(format!("{source}: {kept} of {answers} answers kept, {alike} too alike, {empty} empty"));
+        all.push(json!({ "source": source, "made": made }));
+    }
+    if args.json {
+        println!("{}", json!({ "project": store.place(), "sources": all }));
+    }
+    Ok(())
+}
+
+impl CandidatesArgs {
+    /// The model's and the adapter's folder, and the temperature.
+    fn source_at(&self, temperature: f64) -> String {
+        let name = |path: &Path| path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let base = self.source.clone().unwrap_or_else(|| match &self.model.adapter {
+            Some(adapter) => format!("{} + {}", name(&self.model.model), name(adapter)),
+            None => name(&self.model.model),
+        });
+        match self.source.is_some() && self.temperatures.len() < 2 {
+            true => base,
+            false if temperature == 0.0 => format!("{base}, greedy"),
+            false => format!("{base}, T={temperature}"),
+        }
+    }
+}

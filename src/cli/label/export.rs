@@ -1,0 +1,173 @@
+//! `ft label export`: verdicts as rows to train on.
+
+use super::{By, judges};
+use clap::{Args, ValueEnum};
+use ft::data::source;
+use ft::error::{Error, Result};
+use ft::label::aggregate::aggregate;
+use ft::label::ballot::Judges;
+use ft::label::bias::length_baseline;
+use ft::label::export::{Format, Margin, Wanted, export};
+use ft::label::{Project, Store};
+use ft::report;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Write what was judged as rows for `method: reward`, `dpo`, `kto` and other tools
+#[derive(Args)]
+pub struct ExportArgs {
+    /// The project.
+    project: String,
+    /// What rows are.
+    #[arg(long, value_enum, default_value = "preference")]
+    format: As,
+    /// Where the rows go: .jsonl or .parquet.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Where the rows of some prompts go for validation; no prompt is on both sides.
+    #[arg(long, value_name = "FILE")]
+    valid_out: Option<PathBuf>,
+    /// The share of prompts that is for validation.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1, requires = "valid_out")]
+    valid: f64,
+    /// Whose votes count: people, machines, all, or names of judges.
+    #[arg(long, value_name = "WHO,…", value_delimiter = ',', default_value = "people")]
+    votes: Vec<String>,
+    /// How votes become verdicts.
+    #[arg(long, value_enum, default_value_t = By::Majority)]
+    aggregate: By,
+    /// What the column `margin` says.
+    #[arg(long, value_enum, default_value = "agreement")]
+    margin: MarginOf,
+    /// Leave out verdicts less probable than this.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    min_confidence: f64,
+    /// Keep ties: a pair of them as two rows of margin 0, one each way round.
+    #[arg(long)]
+    ties: bool,
+    /// Keep pairs of which both answers are bad (unpaired, ranked).
+    #[arg(long)]
+    both_bad: bool,
+    /// Add the better answers that people wrote.
+    #[arg(long)]
+    edits: bool,
+    /// Another seed parts prompts otherwise [default: the project's]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print the counts as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum As {
+    /// `prompt`, `chosen`, `rejected`, `margin`.
+    Preference,
+    /// `prompt`, `completions` from best to worst, `scores`, `models`.
+    Ranked,
+    /// `prompt`, `completion`, `label`.
+    Unpaired,
+    /// Records of Argilla.
+    Argilla,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MarginOf {
+    /// There is no such column.
+    None,
+    /// The mean strength of the votes.
+    Strength,
+    /// How much more probable the chosen answer is than the rejected one.
+    Agreement,
+}
+
+/// Runs `ft label export`.
+pub fn run(args: &ExportArgs) -> Result<()> {
+    for (name, share) in [("--valid", args.valid), ("--min-confidence", args.min_confidence)] {
+        if !(0.0..1.0).contains(&share) {
+            return Err(Error::user(format!("{name} {share}: expected a share from 0 to below 1")));
+        }
+    }
+    if args.both_bad && matches!(args.format, As::Preference | As::Argilla) {
+        return Err(Error::user("--both-bad: a pair of two bad answers has none to prefer")
+            .hint("as judged answers both are bad: --format unpaired --both-bad"));
+    }
+    if args.edits && !matches!(args.format, As::Preference) {
+        return Err(Error::user("--edits: edited answers become pairs").hint("use --format preference"));
+    }
+    let store = Store::open(&args.project)?;
+    let project = Project::read(&store)?;
+    let judges = judges(&args.votes);
+    let ballots = project.ballots(&judges);
+    let verdicts = aggregate(&ballots, args.aggregate.into());
+    if verdicts.is_empty() {
+        let who = args.votes.join(", ");
+        let all = project.ballots(&Judges::All);
+        let mut names: Vec<&str> = all.iter().map(|b| b.annotator.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        return Err(Error::user(format!("{}: no votes by {who}", store.place())).hint(match names.is_empty() {
+            true => "nobody has judged a pair: ft label serve PROJECT, or ft label judge PROJECT".into(),
+            false => format!("votes are there by {}: give --votes all, machines, or names", names.join(", ")),
+        }));
+    }
+    let wanted = Wanted {
+        format: match args.format {
+            As::Preference => Format::Preference,
+            As::Ranked => Format::Ranked,
+            As::Unpaired => Format::Unpaired,
+            As::Argilla => Format::Argilla,
+        },
+        margin: match args.margin {
+            MarginOf::None => Margin::None,
+            MarginOf::Strength => Margin::Strength,
+            MarginOf::Agreement => Margin::Agreement,
+        },
+        confidence: args.min_confidence,
+        ties: args.ties,
+        both_bad: args.both_bad,
+        edits: args.edits,
+        valid: if args.valid_out.is_some() { args.valid } else { 0.0 },
+        seed: args.seed.unwrap_or(project.settings.seed),
+    };
+    let found = export(&project, &ballots, &verdicts, &wanted);
+    if found.train.is_empty() {
+        return Err(Error::user(format!(
+            "{}: no row is left: of {} pairs {} are ties, {} both bad, {} too unsure{}",
+            store.place(),
+            found.pairs,
+            found.ties,
+            found.both_bad,
+            found.unsure,
+            if found.valid.is_empty() { "" } else { ", and the rest is for validation" },
+        ))
+        .hint("keep ties with --ties, lower --min-confidence, or judge more pairs"));
+    }
+    source::write(&args.out, &found.train)?;
+    if let Some(path) = &args.valid_out {
+        source::write(path, &found.valid)?;
+    }
+    let baseline = length_baseline(&project, &verdicts);
+    if args.json {
+        let counts = json!({ "train": found.train.len(), "valid": found.valid.len(), "left_out": found });
+        println!("{}", json!({ "project": store.place(), "rows": counts, "length": baseline }));
+        return Ok(());
+    }
+    let n = |n: usize| report::count(n as u64);
+    report::info(format!(
+        "{}: {} rows{} of {} judged pairs; left out: {} ties, {} both bad, {} too unsure, {} contradicted",
+        args.out.display(),
+        n(found.train.len()),
+        args.valid_out.as_ref().map_or(String::new(), |p| format!(", {}: {}", p.display(), n(found.valid.len()))),
+        n(found.pairs),
+        n(found.ties),
+        n(found.both_bad),
+        n(found.unsure),
+        n(found.contradicted),
+    ));
+    if let Some(length) = baseline {
+        let (longer, shorter) = (100.0 * length.longer.share, 100.0 * length.shorter.share);
+        report::info(format!("length alone: longer wins {longer:.1} %, shorter wins {shorter:.1} %"));
+    }
+    Ok(())
+}

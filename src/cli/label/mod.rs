@@ -1,0 +1,82 @@
+//! `ft label`: one file a verb.
+
+mod annotator;
+mod candidates;
+mod export;
+mod import;
+mod judge;
+mod new;
+mod pairs;
+mod report;
+mod serve;
+mod tui;
+
+use clap::{Subcommand, ValueEnum};
+use ft::error::Result;
+use ft::label::aggregate::Aggregation;
+use ft::label::ballot::Judges;
+use ft::label::record::Kind;
+
+// In the order in which a project meets them.
+#[derive(Subcommand)]
+pub enum Label {
+    New(new::NewArgs),
+    Candidates(candidates::CandidatesArgs),
+    Import(import::ImportArgs),
+    Pairs(pairs::PairsArgs),
+    Annotator(annotator::AnnotatorArgs),
+    Serve(serve::ServeArgs),
+    Tui(tui::TuiArgs),
+    Judge(judge::JudgeArgs),
+    Report(report::ReportArgs),
+    Export(export::ExportArgs),
+}
+
+/// Runs `ft label …`.
+pub fn run(verb: Label) -> Result<()> {
+    match verb {
+        Label::New(args) => new::run(&args),
+        Label::Candidates(args) => candidates::run(&args),
+        Label::Import(args) => import::run(&args),
+        Label::Pairs(args) => pairs::run(&args),
+        Label::Annotator(args) => annotator::run(&args),
+        Label::Serve(args) => serve::run(&args),
+        Label::Tui(args) => tui::run(&args),
+        Label::Judge(args) => judge::run(&args),
+        Label::Report(args) => report::run(&args),
+        Label::Export(args) => export::run(&args),
+    }
+}
+
+/// The name of who is at the terminal.
+fn user() -> String {
+    std::env::var("USER").ok().filter(|name| !name.trim().is_empty()).unwrap_or_else(|| "me".into())
+}
+
+/// How votes become verdicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum By {
+    /// The choice that more votes have than any other; a draw is a tie.
+    Majority,
+    /// The most probable one, by who errs how (Dawid and Skene).
+    DawidSkene,
+}
+
+impl From<By> for Aggregation {
+    fn from(by: By) -> Self {
+        match by {
+            By::Majority => Aggregation::Majority,
+            By::DawidSkene => Aggregation::DawidSkene,
+        }
+    }
+}
+
+/// Whose votes `--votes` means.
+fn judges(who: &[String]) -> Judges {
+    match who {
+        [one] if one == "people" => Judges::Kind(Kind::Person),
+        [one] if one == "machines" => Judges::Machines,
+        [one] if one == "all" => Judges::All,
+        names => Judges::Named(names.to_vec()),
+    }
+}

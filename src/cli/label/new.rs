@@ -1,0 +1,93 @@
+//! `ft label new`: a project from prompts.
+
+use clap::Args;
+use ft::error::{Error, Result};
+use ft::fsutil::read_to_string;
+use ft::label::Store;
+use ft::label::import::prompts;
+use ft::label::record::{Added, Criterion, Settings};
+use ft::report;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Make a labelling project from files of prompts.
+#[derive(Args)]
+pub struct NewArgs {
+    /// The file to make, or the URL of a PostgreSQL database: postgres://USER:PASSWORD@HOST/DATABASE.
+    project: String,
+    /// Rows with a prompt in any format that ft reads (.jsonl, .json, .csv, .parquet, .arrow). An `id` is kept; without
+    /// one a prompt is known by its content.
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    prompts: Vec<PathBuf>,
+    /// What people see above every task.
+    #[arg(long)]
+    title: Option<String>,
+    /// What makes an answer better, as Markdown.
+    #[arg(long, value_name = "FILE.md")]
+    guidelines: Option<PathBuf>,
+    /// Something each answer is rated for, from 1 to BEST (5 where it is left out), e.g. `helpful:7`.
+    #[arg(long, value_name = "NAME[:BEST]", value_parser = criterion)]
+    criterion: Vec<Criterion>,
+    /// Ask how much better the chosen answer is.
+    #[arg(long)]
+    strength: bool,
+    /// Do not offer to write a better answer.
+    #[arg(long)]
+    no_edit: bool,
+    /// How many people see each pair.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..=1000))]
+    overlap: i64,
+    /// Seconds after which a task nobody works on goes to somebody else.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(i64).range(10..=86400))]
+    lease: i64,
+    /// All chance of the project: sides, repeats, selection.
+    #[arg(long, default_value_t = 7)]
+    seed: u64,
+    /// Print what was made as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn criterion(text: &str) -> Result<Criterion, String> {
+    let (name, best) = text.rsplit_once(':').unwrap_or((text, "5"));
+    match best.parse() {
+        Ok(best @ 2..=10) if !name.trim().is_empty() => Ok(Criterion { name: name.trim().into(), best }),
+        _ => Err("expected NAME or NAME:BEST with BEST from 2 to 10".into()),
+    }
+}
+
+/// Runs `ft label new`.
+pub fn run(args: &NewArgs) -> Result<()> {
+    if let Some(twice) =
+        args.criterion.iter().enumerate().find(|(i, c)| args.criterion[..*i].iter().any(|d| d.name == c.name))
+    {
+        return Err(Error::user(format!("--criterion {}: given twice", twice.1.name)));
+    }
+    // All is read before anything is made.
+    let mut rows = Vec::new();
+    for path in &args.prompts {
+        rows.extend(prompts(path)?);
+    }
+    let defaults = Settings::default();
+    let settings = Settings {
+        title: args.title.clone().unwrap_or(defaults.title),
+        guidelines: args.guidelines.as_deref().map(read_to_string).transpose()?.unwrap_or_default(),
+        criteria: args.criterion.clone(),
+        strength: args.strength,
+        edit: !args.no_edit,
+        overlap: args.overlap,
+        lease: args.lease,
+        seed: args.seed,
+    };
+    let store = Store::create(&args.project, &settings)?;
+    let Added { new, known } = store.add_prompts(&rows)?;
+    if args.json {
+        println!("{}", json!({ "project": store.place(), "prompts": new, "duplicates": known }));
+        return Ok(());
+    }
+    let twice =
+        if known > 0 { format!(" ({} more were there twice)", report::count(known as u64)) } else { String::new() };
+    report::info(format!("{}: {} prompts{twice}", store.place(), report::count(new as u64)));
+    report::info(format!("next: ft label import {} ANSWERS, or ft label candidates", store.place()));
+    Ok(())
+}

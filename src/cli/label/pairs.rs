@@ -1,0 +1,120 @@
+//! `ft label pairs`: which answers are compared.
+
+use crate::cli::model::Dtype;
+use clap::{Args, ValueEnum};
+use ft::data::ChatTokenizer;
+use ft::error::{Error, Result};
+use ft::label::judge::scores;
+use ft::label::select::{Scores, Strategy, Wanted, select};
+use ft::label::{Project, Store};
+use ft::models::{device, open_scorer};
+use ft::report;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Choose which answers people compare
+///
+/// Pairs are added to those that the project has; none comes twice.
+#[derive(Args)]
+pub struct PairsArgs {
+    /// The project.
+    project: String,
+    /// How pairs are chosen.
+    #[arg(long, value_enum, default_value = "random")]
+    strategy: By,
+    /// So many pairs at most [default: random and informative: one a prompt; all: every one]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    budget: Option<u32>,
+    /// How many people see each pair [default: as the project says]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+    overlap: Option<i64>,
+    /// The share of these pairs that is shown again to the same person, unmarked, to see whether they say the same.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    repeats: f64,
+    /// Informative: a reward model whose doubt counts, an adapter over --model or a whole model; several disagree.
+    #[arg(long, value_name = "DIR")]
+    reward: Vec<PathBuf>,
+    /// The base of reward models that are adapters.
+    #[arg(long, value_name = "DIR", requires = "reward")]
+    model: Option<PathBuf>,
+    /// Where reward models run: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Number format of reward models
+    #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
+    dtype: Dtype,
+    /// Another seed chooses otherwise [default: the project's]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print what was chosen as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum By {
+    /// Any, each prompt in turn.
+    Random,
+    /// Every pair of answers to a prompt.
+    All,
+    /// Where reward models doubt or disagree, answers of like length, prompts unlike each other.
+    Informative,
+}
+
+/// Runs `ft label pairs`.
+pub fn run(args: &PairsArgs) -> Result<()> {
+    if !(0.0..=1.0).contains(&args.repeats) {
+        return Err(Error::user(format!("--repeats {}: expected a share from 0 to 1", args.repeats)));
+    }
+    if !args.reward.is_empty() && args.strategy != By::Informative {
+        return Err(Error::user("--reward has a say in --strategy informative only").hint("add --strategy informative"));
+    }
+    let store = Store::open(&args.project)?;
+    let project = Project::read(&store)?;
+    let mut said: Scores = Vec::new();
+    for folder in &args.reward {
+        let tokenizer_of = args.model.as_deref().unwrap_or(folder);
+        let tokenizer = ChatTokenizer::load(tokenizer_of, None)?;
+        let adapter = args.model.as_ref().map(|_| folder.as_path());
+        let (model, scoring) = open_scorer(tokenizer_of, adapter, device(&args.device)?, args.dtype.kind())?;
+        scoring.check_texts(folder, |text| tokenizer.encode_plain(text))?;
+        let prompts = project.prompts_by_id();
+        let answers = project.candidates.iter().filter_map(|c| Some((*prompts.get(&c.prompt)?, c)));
+        said.push(scores(&model, &scoring, &tokenizer, answers)?);
+    }
+    let strategy = match args.strategy {
+        By::Random => Strategy::Random,
+        By::All => Strategy::All,
+        By::Informative => Strategy::Informative,
+    };
+    let budget = args.budget.map(|n| n as usize);
+    let wanted = Wanted {
+        strategy,
+        budget: if strategy == Strategy::All { budget } else { budget.or(Some(project.prompts.len())) },
+        overlap: args.overlap.unwrap_or(project.settings.overlap),
+        repeats: args.repeats,
+        seed: args.seed.unwrap_or(project.settings.seed),
+    };
+    let chosen = select(&project, &wanted, &said);
+    if chosen.pairs.is_empty() {
+        return Err(Error::user(format!("{}: no pair is left to choose", store.place()))
+            .hint("a pair needs two different answers to one prompt: ft label candidates PROJECT --model DIR -n 2"));
+    }
+    let added = store.add_pairs(&chosen.pairs)?;
+    let repeats = store.add_pairs(&chosen.repeats(&store.pairs()?))?;
+    let all = store.pairs()?.len();
+    match args.json {
+        true => println!(
+            "{}",
+            json!({ "project": store.place(), "pairs": added.new, "repeats": repeats.new, "overlap": wanted.overlap, "all": all })
+        ),
+        false => report::info(format!(
+            "{}: {} pairs for {} each, {} of them again as hidden repeats; {all} pairs in all",
+            store.place(),
+            report::count(added.new as u64),
+            if wanted.overlap == 1 { "one person".into() } else { format!("{} people", wanted.overlap) },
+            repeats.new,
+        )),
+    }
+    Ok(())
+}

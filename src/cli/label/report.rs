@@ -1,0 +1,95 @@
+//! `ft label report`: agreement, habits, ranking, and what stands against the labels.
+
+use super::{By, judges};
+use clap::Args;
+use ft::error::{Error, Result};
+use ft::fsutil::{write_atomic, write_json};
+use ft::label::bootstrap::{Bootstrap, Estimate};
+use ft::label::report::{Report, render};
+use ft::label::{Project, Store};
+use ft::report;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Show how far the project's labels can be trusted
+#[derive(Args)]
+pub struct ReportArgs {
+    /// The project.
+    project: String,
+    /// Write the report: a page (.html) or numbers (.json); may be given twice.
+    #[arg(long, value_name = "FILE")]
+    out: Vec<PathBuf>,
+    /// Whose votes the verdicts rest on: people, machines, all, or names of judges [default: people, else all]
+    #[arg(long, value_name = "WHO,…", value_delimiter = ',')]
+    votes: Vec<String>,
+    /// How votes become verdicts.
+    #[arg(long, value_enum, default_value_t = By::Majority)]
+    aggregate: By,
+    /// Replicates of the bootstrap behind the intervals.
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(100..))]
+    replicates: u64,
+    /// Print the numbers as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `ft label report`.
+pub fn run(args: &ReportArgs) -> Result<()> {
+    let ending = |path: &PathBuf| path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    if let Some(path) = args.out.iter().find(|p| !matches!(ending(p).as_str(), "html" | "json")) {
+        return Err(Error::user(format!("{}: a report is a page or numbers", path.display()))
+            .hint("give a name that ends in .html or .json"));
+    }
+    let project = Project::read(&Store::open(&args.project)?)?;
+    let bootstrap = Bootstrap { replicates: args.replicates, seed: project.settings.seed };
+    let judges = (!args.votes.is_empty()).then(|| judges(&args.votes));
+    let found = Report::of(&project, judges.as_ref(), args.aggregate.into(), &bootstrap);
+    for path in &args.out {
+        match ending(path).as_str() {
+            "json" => write_json(path, &found)?,
+            _ => write_atomic(path, |out| out.write_all(render(&found).as_bytes()))?,
+        }
+        report::info(format!("{}: written", path.display()));
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&found).map_err(|e| Error::bug(format!("numbers as JSON: {e}")))?);
+    } else {
+        println!("{}", report::table(&table(&found)));
+        for finding in &found.findings {
+            report::warn(format!("{} {}", finding.what, finding.next));
+        }
+    }
+    Ok(())
+}
+
+fn table(found: &Report) -> Vec<Vec<String>> {
+    let line = |name: &str, value: String| vec![name.to_string(), value];
+    let estimate = |e: Estimate| {
+        let interval = e.interval.map_or(String::new(), |[low, high]| format!("  (95 % {low:.3} to {high:.3})"));
+        format!("{:.3}{interval}", e.value)
+    };
+    let (c, a) = (&found.counts, &found.agreement);
+    let n = |x: usize| report::count(x as u64);
+    let verdicts: Vec<String> = found.verdicts.iter().map(|(name, times)| format!("{name} {times}")).collect();
+    let mut lines = vec![
+        line("votes", format!("{} by {} people and {} machines", n(c.votes), c.people, c.machines)),
+        line("pairs", format!("{} of {} prompts, {} judged by two or more", n(c.pairs), n(c.prompts), n(c.shared))),
+        line("verdicts", verdicts.join(", ")),
+    ];
+    lines.extend(a.alpha_nominal.map(|e| line("alpha", estimate(e))));
+    lines.extend(a.fleiss.map(|f| line("Fleiss' kappa", estimate(f.kappa))));
+    lines.extend(a.raw.map(|e| line("equal votes", estimate(e))));
+    lines.extend(a.self_consistency.map(|r| line("with oneself", format!("{:.3}", r.share))));
+    lines.extend(found.length.map(|l| {
+        let (longer, shorter) = (l.longer.share, l.shorter.share);
+        line("length alone", format!("longer wins {longer:.3}, shorter wins {shorter:.3}"))
+    }));
+    lines.extend(found.ranking.sources.iter().map(|s| {
+        line(&s.source, {
+            let range =
+                s.bradley_terry.interval.map_or(String::new(), |[low, high]| format!("  (95 % {low:.0} to {high:.0})"));
+            format!("{:.0}{range}", s.bradley_terry.value)
+        })
+    }));
+    lines
+}

@@ -1,0 +1,29 @@
+//! `ft label tui`: judging on a terminal.
+
+use clap::Args;
+use ft::error::{Error, Result};
+use ft::label::record::Kind;
+use ft::label::{Store, terminal};
+use serde_json::json;
+use std::io::IsTerminal;
+
+/// Judge pairs on the terminal, with the same keys as on the page.
+#[derive(Args)]
+pub struct TuiArgs {
+    /// The project.
+    project: String,
+    /// Your name among the annotators; left out, that of your account.
+    #[arg(long)]
+    name: Option<String>,
+}
+
+/// Runs `ft label tui`.
+pub fn run(args: &TuiArgs) -> Result<()> {
+    if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
+        return Err(Error::user("ft label tui needs a terminal").hint("in a browser: ft label serve PROJECT"));
+    }
+    let store = Store::open(&args.project)?;
+    let name = args.name.clone().unwrap_or_else(super::user);
+    let annotator = store.annotator(&name, Kind::Person, &json!({}))?;
+    terminal::run(store, annotator.id)
+}

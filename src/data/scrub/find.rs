@@ -1,0 +1,283 @@
+//! Where personal data stands in a text: patterns, each with what proves or at least suggests it.
+//!
+//! Patterns hold no look-around, so that a search takes time in proportion to the text; what stands beside a match is
+//! looked at in code. A number without a strong check is taken only in a form or beside a word that says what it is.
+
+use super::check;
+use super::{Kind, Names};
+use fancy_regex::Regex;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
+use std::sync::LazyLock;
+
+/// Something found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Finding {
+    pub at: Range<usize>,
+    pub kind: Kind,
+    /// The rule that found it: the country of a national number, else the kind's own name.
+    pub rule: &'static str,
+    /// The value without what may be written one way or another, so that every spelling has one pseudonym.
+    pub value: String,
+}
+
+/// A pattern and what must hold of its match. `core` is the group that is replaced; 0: all of it.
+struct Rule {
+    kind: Kind,
+    name: &'static str,
+    pattern: Regex,
+    core: usize,
+    /// Given the match and what stands before it.
+    holds: fn(&str, &str) -> bool,
+}
+
+fn word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// Letters and digits alone, upper case.
+fn bare(text: &str) -> String {
+    text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_uppercase).collect()
+}
+
+/// Whether one of these words stands shortly before.
+fn told(before: &str, words: &[&str]) -> bool {
+    const NEAR: usize = 40;
+    let tail: String = before.chars().rev().take(NEAR).collect::<Vec<_>>().into_iter().rev().collect();
+    let tail = tail.to_lowercase();
+    let spoken: Vec<&str> = tail.split(|c: char| !c.is_alphanumeric()).collect();
+    words.iter().any(|w| if w.contains(' ') { tail.contains(w) } else { spoken.contains(w) })
+}
+
+/// Written with separators as its issuer writes it, not as one run of digits.
+fn parted(text: &str) -> bool {
+    text.contains(['-', ' ', '.'])
+}
+
+fn ipv4(text: &str, _: &str) -> bool {
+    text.parse::<Ipv4Addr>().is_ok_and(|ip| !ip.is_loopback() && !ip.is_unspecified() && !ip.is_broadcast())
+}
+
+fn ipv6(text: &str, _: &str) -> bool {
+    text.parse::<Ipv6Addr>().is_ok_and(|ip| !ip.is_loopback() && !ip.is_unspecified())
+        && text.bytes().any(|b| b.is_ascii_digit())
+}
+
+const PHONE_WORDS: &[&str] = &[
+    "phone",
+    "telephone",
+    "tel",
+    "call",
+    "fax",
+    "mobile",
+    "cell",
+    "whatsapp",
+    "sms",
+    "text",
+    "ring",
+    "telefon",
+    "handy",
+    "móvil",
+    "teléfono",
+    "téléphone",
+    "telefono",
+    "mobil",
+    "telefoon",
+    "gsm",
+];
+
+/// A country code, a North American number in its form, a trunk 0 with separators, or a word that says so.
+fn phone(text: &str, before: &str) -> bool {
+    let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(10)).collect();
+    let whole = text.matches('(').count() == text.matches(')').count();
+    if !whole || !(7..=15).contains(&digits.len()) || digits.iter().all(|d| *d == digits[0]) {
+        return false;
+    }
+    let abroad = (text.starts_with('+') || (text.starts_with("00") && digits[2] != 0)) && digits.len() >= 9;
+    let ten = if digits.len() == 11 && digits[0] == 1 { &digits[1..] } else { &digits[..] };
+    let groups: Vec<usize> =
+        text.split(|c: char| !c.is_ascii_digit()).filter(|g| !g.is_empty()).map(str::len).collect();
+    let american = ten.len() == 10 && ten[0] > 1 && ten[3] > 1 && groups.ends_with(&[3, 3, 4]);
+    let trunk = digits[0] == 0 && digits[1] != 0 && (9..=12).contains(&digits.len()) && groups.len() > 1;
+    abroad || american || trunk || told(before, PHONE_WORDS)
+}
+
+/// A day that exists, in figures with one separator or with the name of its month, which has a capital.
+fn date(text: &str, _: &str) -> bool {
+    const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
+    let parts: Vec<&str> = text.split(|c: char| !c.is_alphanumeric()).filter(|p| !p.is_empty()).collect();
+    let numbers: Vec<u32> = parts
+        .iter()
+        .filter(|p| p.as_bytes()[0].is_ascii_digit())
+        .filter_map(|p| p.trim_end_matches(|c: char| c.is_alphabetic()).parse().ok())
+        .collect();
+    let month = parts.iter().filter(|p| p.as_bytes()[0].is_ascii_uppercase()).find_map(|p| {
+        let p = p.to_lowercase();
+        MONTHS.iter().position(|m| p.starts_with(m)).map(|i| i as u32 + 1)
+    });
+    let signs: Vec<char> = text.chars().filter(|c| !c.is_alphanumeric()).collect();
+    match (month, &numbers[..]) {
+        (Some(month), [d]) => check::day(0, month, *d),
+        (Some(month), [d, year]) => check::day(*year, month, *d),
+        (None, [a, b, c]) if signs[0] == signs[1] => match parts[0].len() {
+            4 => check::day(*a, *b, *c),
+            _ => check::day(*c, *b, *a) || check::day(*c, *a, *b),
+        },
+        _ => false,
+    }
+}
+
+/// All rules; where matches overlap, that of the earlier rule stands.
+static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
+    let rule = |kind, name, pattern: &str, core, holds| Rule {
+        kind,
+        name,
+        pattern: Regex::new(pattern).expect("patterns are constant"),
+        core,
+        holds,
+    };
+    let national = |name, pattern: &str, holds: fn(&str, &str) -> bool| rule(Kind::National, name, pattern, 0, holds);
+    vec![
+        rule(Kind::Email, "email", r"[\p{L}\p{N}._%+'-]+@[\p{L}\p{N}][\p{L}\p{N}.-]*\.\p{L}{2,24}", 0, |text, _| {
+            !text.contains("..") && !text.starts_with('.') && !text.contains(".@")
+        }),
+        rule(Kind::Iban, "iban", r"(?i)[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?", 0, |text, _| {
+            check::iban(&bare(text))
+        }),
+        rule(Kind::Card, "card", r"[0-9](?:[ -]?[0-9]){12,18}", 0, |text, _| check::card(&bare(text))),
+        rule(
+            Kind::MedicalRecord,
+            "medical record",
+            r"(?i)\b(?:MRN|medical record(?: number| no\.?| id)?|patient(?: id| number| no\.?)|chart(?: number| no\.?)|hospital(?: number| no\.?)|health record(?: number| no\.?))(?:\s+is)?[\s:#=]{1,4}((?:[A-Z]{0,4}-?)?[0-9][A-Z0-9-]{3,19})",
+            1,
+            |text, _| text.chars().filter(char::is_ascii_digit).count() >= 4,
+        ),
+        national(
+            "fr",
+            r"(?i)[1-478] ?[0-9]{2} ?[0-9]{2} ?(?:[0-9]{2}|2[AB]) ?[0-9]{3} ?[0-9]{3} ?[0-9]{2}",
+            |text, _| check::fr(&bare(text)),
+        ),
+        national("cn", r"(?i)[1-9][0-9]{16}[0-9X]", |text, _| check::cn(&bare(text))),
+        national("it", r"(?i)[A-Z]{6}[0-9]{2}[A-EHLMPRST][0-9]{2}[A-Z][0-9]{3}[A-Z]", |text, _| check::it(&bare(text))),
+        national("se", r"(?:19|20)?[0-9]{6}[-+]?[0-9]{4}", |text, _| check::se(&bare(text))),
+        national("fi", r"(?i)[0-3][0-9][01][0-9]{3}[-+A-F][0-9]{3}[0-9A-Y]", |text, _| {
+            check::fi(&text[..6].chars().chain(text[7..].chars()).collect::<String>().to_uppercase())
+        }),
+        national("es", r"(?i)(?:[0-9]{8}|[XYZ][- ]?[0-9]{7})[- ]?[A-Z]", |text, _| check::es(&bare(text))),
+        national("br", r"[0-9]{3}\.?[0-9]{3}\.?[0-9]{3}-?[0-9]{2}", |text, _| check::br(&bare(text))),
+        national("pl", r"[0-9]{11}", |text, _| check::pl(text)),
+        national("de", r"[0-9]{2} ?[0-9]{3} ?[0-9]{3} ?[0-9]{3}", |text, before| {
+            check::de(&bare(text)) && told(before, &["steuer", "idnr", "tin", "tax", "steueridentifikationsnummer"])
+        }),
+        national("us", r"[0-9]{3}[- ]?[0-9]{2}[- ]?[0-9]{4}", |text, before| {
+            check::us(&bare(text)) && (parted(text) || told(before, &["ssn", "social security"]))
+        }),
+        national("uk", r"[0-9]{3}[- ]?[0-9]{3}[- ]?[0-9]{4}", |text, before| {
+            check::uk(&bare(text)) && (text.contains(' ') || told(before, &["nhs"]))
+        }),
+        national("ca", r"[0-9]{3}[- ]?[0-9]{3}[- ]?[0-9]{3}", |text, before| {
+            check::ca(&bare(text)) && (parted(text) || told(before, &["sin", "social insurance"]))
+        }),
+        national("nl", r"[0-9]{4}\.?[0-9]{2}\.?[0-9]{3}", |text, before| {
+            check::nl(&bare(text)) && (parted(text) || told(before, &["bsn", "burgerservicenummer", "sofinummer"]))
+        }),
+        rule(Kind::Ip, "ip", r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}", 0, ipv4),
+        rule(Kind::Ip, "ip", r"(?i)[0-9A-F:]*:[0-9A-F:]*:[0-9A-F:]*(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3})?", 0, ipv6),
+        rule(Kind::Date, "date", r"[0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}", 0, date),
+        rule(Kind::Date, "date", r"[0-9]{1,2}[-/.][0-9]{1,2}[-/.](?:[0-9]{4}|[0-9]{2})", 0, date),
+        rule(
+            Kind::Date,
+            "date",
+            r"(?i)[0-9]{1,2}(?:st|nd|rd|th)?(?: of)?[ -](?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?(?:,?[ -][0-9]{4})?",
+            0,
+            date,
+        ),
+        rule(
+            Kind::Date,
+            "date",
+            r"(?i)(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.? [0-9]{1,2}(?:st|nd|rd|th)?(?:,? [0-9]{4})?",
+            0,
+            date,
+        ),
+        rule(Kind::Phone, "phone", r"(?:\+|00)?\(?[0-9](?:[ ./-]?[()]?[ ]?[0-9]){6,14}", 0, phone),
+    ]
+});
+
+/// What stands in a text, without overlaps, in its order. An error: a text that a pattern gives up on.
+pub(super) fn find(text: &str, kinds: &[Kind], names: &Names) -> Result<Vec<Finding>, String> {
+    let mut found: Vec<Finding> = Vec::new();
+    let mut add = |finding: Finding| {
+        if found.iter().all(|f| f.at.end <= finding.at.start || finding.at.end <= f.at.start) {
+            found.push(finding);
+        }
+    };
+    for rule in RULES.iter().filter(|r| kinds.contains(&r.kind)) {
+        let mut from = 0;
+        while from < text.len() {
+            let Some(groups) = rule.pattern.captures_from_pos(text, from).map_err(|e| e.to_string())? else { break };
+            let Some(core) = groups.get(rule.core).or_else(|| groups.get(0)) else { break };
+            let at = core.start()..core.end();
+            if let Some(at) = rule.within(text, at.clone()) {
+                from = at.end;
+                let value = normal(rule.kind, &text[at.clone()]);
+                add(Finding { at, kind: rule.kind, rule: rule.name, value });
+            } else {
+                // Something later may hold, but nothing that begins inside the same word.
+                let rest = &text[at.start..];
+                let first = rest.chars().next().map_or(1, char::len_utf8);
+                from = match rest.starts_with(word) {
+                    true => at.start + rest.find(|c| !word(c)).unwrap_or(rest.len()),
+                    false => at.start + first,
+                };
+            }
+        }
+    }
+    if kinds.contains(&Kind::Name) {
+        names.find(text).into_iter().for_each(|(at, value)| add(Finding { at, kind: Kind::Name, rule: "name", value }));
+    }
+    found.sort_by_key(|f| f.at.start);
+    Ok(found)
+}
+
+impl Rule {
+    /// The part of a match that is what the rule looks for: all of it, or, of numbers in groups, all but the last few
+    /// groups, which belong to something else.
+    fn within(&self, text: &str, mut at: Range<usize>) -> Option<Range<usize>> {
+        loop {
+            let value = &text[at.clone()];
+            // Case-insensitive patterns know letters beyond ASCII; numbers are made of none.
+            let plain = value.is_ascii() || self.kind == Kind::Email;
+            if plain && stands_apart(text, &at) && (self.holds)(value, &text[..at.start]) {
+                return Some(at);
+            }
+            let grouped = matches!(self.kind, Kind::Card | Kind::Iban | Kind::Phone);
+            let cut = value.rfind([' ', '-', '/', '.']).filter(|_| grouped)?;
+            at.end = at.start + value[..cut].trim_end_matches(|c: char| !c.is_alphanumeric()).len();
+            if at.is_empty() {
+                return None;
+            }
+        }
+    }
+}
+
+/// No word goes on before or after a number, also across one dot or dash.
+fn stands_apart(text: &str, at: &Range<usize>) -> bool {
+    let joined = |side: &mut dyn Iterator<Item = char>| match side.next() {
+        Some('.' | '-') => side.next().is_some_and(|c| c.is_ascii_digit()),
+        other => other.is_some_and(word),
+    };
+    let numeric = text[at.clone()].bytes().any(|b| b.is_ascii_digit());
+    !numeric || (!joined(&mut text[..at.start].chars().rev()) && !joined(&mut text[at.end..].chars()))
+}
+
+/// One spelling for all that mean the same.
+fn normal(kind: Kind, value: &str) -> String {
+    match kind {
+        Kind::Email | Kind::Ip | Kind::Name | Kind::Date => value.to_lowercase(),
+        Kind::Phone => {
+            let digits: String = value.chars().filter(char::is_ascii_digit).collect();
+            digits.trim_start_matches('0').to_string()
+        }
+        _ => bare(value),
+    }
+}

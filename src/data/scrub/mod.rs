@@ -1,0 +1,282 @@
+//! Personal data found in the texts of rows and replaced by pseudonyms.
+//!
+//! What is found has a form that says what it is (an address, a check digit that holds, a word beside it) or stands in a
+//! list of names. The same value gets the same pseudonym wherever it stands, keyed: without the key nobody can try values
+//! against it. Invariant: what comes out holds no value that was found, the report no value at all, and scrubbing twice
+//! changes nothing more. It is a sieve, not a promise: a name outside the list stays.
+
+mod check;
+mod find;
+
+use crate::error::{Error, Result};
+use crate::fsutil;
+use serde::Serialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::path::Path;
+
+/// Kinds of personal data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    Email,
+    Phone,
+    /// National numbers that carry check digits or a form of their own, of the countries in `find`.
+    National,
+    Card,
+    Iban,
+    Ip,
+    /// From a list.
+    Name,
+    Date,
+    MedicalRecord,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 9] = [
+        Kind::Email,
+        Kind::Phone,
+        Kind::National,
+        Kind::Card,
+        Kind::Iban,
+        Kind::Ip,
+        Kind::Name,
+        Kind::Date,
+        Kind::MedicalRecord,
+    ];
+
+    /// As commands and reports write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Email => "email",
+            Self::Phone => "phone",
+            Self::National => "national",
+            Self::Card => "card",
+            Self::Iban => "iban",
+            Self::Ip => "ip",
+            Self::Name => "name",
+            Self::Date => "date",
+            Self::MedicalRecord => "medical_record",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|k| k.name() == name)
+    }
+
+    /// The word in a pseudonym.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Email => "EMAIL",
+            Self::Phone => "PHONE",
+            Self::National => "NATIONAL-NUMBER",
+            Self::Card => "CARD",
+            Self::Iban => "IBAN",
+            Self::Ip => "IP-ADDRESS",
+            Self::Name => "NAME",
+            Self::Date => "DATE",
+            Self::MedicalRecord => "MEDICAL-RECORD",
+        }
+    }
+}
+
+/// Names to look for: words in a row, with upper-case beginnings where the list has them.
+#[derive(Debug, Clone, Default)]
+pub struct Names {
+    /// By their first word in lower case, the longest name first: its words.
+    by_first: HashMap<String, Vec<Vec<String>>>,
+}
+
+impl Names {
+    /// One name a line; empty lines and lines that begin with `#` are passed over.
+    pub fn read(path: &Path) -> Result<Self> {
+        let names = Self::of(fsutil::read_to_string(path)?.lines());
+        match names.by_first.is_empty() {
+            true => Err(Error::user(format!("{}: holds no name", path.display())).hint("one name a line")),
+            false => Ok(names),
+        }
+    }
+
+    /// From names.
+    pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut by_first: HashMap<String, Vec<Vec<String>>> = HashMap::new();
+        for name in names.into_iter().map(str::trim).filter(|n| !n.is_empty() && !n.starts_with('#')) {
+            let words: Vec<String> = words(name).map(|at| name[at].to_string()).collect();
+            if let Some(first) = words.first() {
+                by_first.entry(first.to_lowercase()).or_default().push(words);
+            }
+        }
+        by_first.values_mut().for_each(|names| names.sort_by_key(|n| std::cmp::Reverse(n.len())));
+        Self { by_first }
+    }
+
+    /// Where names stand, with the name as the list spells it, in lower case.
+    fn find(&self, text: &str) -> Vec<(Range<usize>, String)> {
+        if self.by_first.is_empty() {
+            return Vec::new();
+        }
+        let places: Vec<Range<usize>> = words(text).collect();
+        let (mut found, mut i) = (Vec::new(), 0);
+        while i < places.len() {
+            let rest = &places[i..];
+            let fits = |name: &&Vec<String>| {
+                rest.len() >= name.len() && name.iter().zip(rest).all(|(n, at)| same_word(n, &text[at.clone()]))
+                    // The words stand in a row, parted by spaces, dots of initials, or a hyphen.
+                    && rest[..name.len()].windows(2).all(|w| text[w[0].end..w[1].start].chars().all(|c| " .-'’\u{a0}".contains(c)))
+            };
+            let names = self.by_first.get(&text[places[i].clone()].to_lowercase());
+            match names.and_then(|names| names.iter().find(fits)) {
+                Some(name) => {
+                    let at = rest[0].start..rest[name.len() - 1].end;
+                    found.push((at, name.join(" ").to_lowercase()));
+                    i += name.len();
+                }
+                None => i += 1,
+            }
+        }
+        found
+    }
+}
+
+/// Equal but for case; a name with a capital does not stand in a text without one (`Will`, `May`).
+fn same_word(name: &str, word: &str) -> bool {
+    let capital = |s: &str| s.chars().next().is_some_and(char::is_uppercase);
+    name.to_lowercase() == word.to_lowercase() && (!capital(name) || capital(word))
+}
+
+/// Places of the words of a text; an apostrophe ends one (`Anna's`).
+fn words(text: &str) -> impl Iterator<Item = Range<usize>> + '_ {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        let start = from + text[from..].find(char::is_alphanumeric)?;
+        let length = text[start..].find(|c: char| !c.is_alphanumeric()).unwrap_or(text.len() - start);
+        from = start + length;
+        Some(start..from)
+    })
+}
+
+/// How often something was found; no value.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Found {
+    pub times: u64,
+    /// Different values.
+    pub distinct: u64,
+    /// By rule: of national numbers the country.
+    pub rules: BTreeMap<&'static str, u64>,
+}
+
+/// What was done, in counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    pub rows: u64,
+    pub rows_changed: u64,
+    pub found: BTreeMap<Kind, Found>,
+    /// By column, with the path inside it: `messages[].content`.
+    pub columns: BTreeMap<String, u64>,
+}
+
+/// Replaces what it finds, and counts.
+pub struct Scrubber {
+    kinds: Vec<Kind>,
+    names: Names,
+    key: [u8; 32],
+    seen: BTreeSet<String>,
+    report: Report,
+}
+
+impl Scrubber {
+    /// Looks for these kinds. With the same `key` (any bytes) the same value has the same pseudonym in every file; with
+    /// none a random key is drawn that nobody keeps, and pseudonyms agree inside this scrubber alone.
+    pub fn new(kinds: &[Kind], names: Names, key: Option<&[u8]>) -> Self {
+        let key = match key {
+            Some(key) => Sha256::digest(key).into(),
+            None => rand::random(),
+        };
+        Self { kinds: kinds.to_vec(), names, key, seen: BTreeSet::new(), report: Report::default() }
+    }
+
+    /// The text with pseudonyms for what was found.
+    ///
+    /// Errors: a text that a pattern gives up on; it is not let through.
+    pub fn text(&mut self, text: &str) -> Result<String> {
+        let found = find::find(text, &self.kinds, &self.names)
+            .map_err(|e| Error::user(format!("a text cannot be searched: {e}")).hint("leave the row out"))?;
+        let (mut out, mut from) = (String::with_capacity(text.len()), 0);
+        for finding in found {
+            let pseudonym = self.pseudonym(finding.kind, &finding.value);
+            let count = self.report.found.entry(finding.kind).or_default();
+            count.times += 1;
+            count.distinct += u64::from(self.seen.insert(pseudonym.clone()));
+            *count.rules.entry(finding.rule).or_default() += 1;
+            out.push_str(&text[from..finding.at.start]);
+            out.push_str(&pseudonym);
+            from = finding.at.end;
+        }
+        out.push_str(&text[from..]);
+        Ok(out)
+    }
+
+    /// Every text of a row, wherever it stands; names of columns and roles of turns stay as they are.
+    pub fn row(&mut self, row: &mut serde_json::Map<String, Value>) -> Result<()> {
+        let mut changed = false;
+        for (column, value) in row.iter_mut() {
+            changed |= self.value(value, column)?;
+        }
+        self.report.rows += 1;
+        self.report.rows_changed += u64::from(changed);
+        Ok(())
+    }
+
+    fn value(&mut self, value: &mut Value, path: &str) -> Result<bool> {
+        let mut changed = false;
+        match value {
+            Value::String(text) => {
+                let scrubbed = self.text(text)?;
+                if scrubbed != *text {
+                    *self.report.columns.entry(path.to_string()).or_default() += 1;
+                    *text = scrubbed;
+                    changed = true;
+                }
+            }
+            Value::Array(items) => {
+                for item in items {
+                    changed |= self.value(item, &format!("{path}[]"))?;
+                }
+            }
+            Value::Object(fields) => {
+                for (key, field) in fields.iter_mut().filter(|(key, _)| !matches!(key.as_str(), "role" | "from")) {
+                    changed |= self.value(field, &format!("{path}.{key}"))?;
+                }
+            }
+            _ => {}
+        }
+        Ok(changed)
+    }
+
+    /// What was done so far.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// `[EMAIL:kqzvwxma]`: letters alone, so that nothing is found in it again. Eight of 26 are 38 bits of SHA-256 over
+    /// key, kind and value.
+    fn pseudonym(&self, kind: Kind, value: &str) -> String {
+        let mut hash = Sha256::new();
+        hash.update(self.key);
+        hash.update(kind.name());
+        hash.update([0]);
+        hash.update(value);
+        let digest: [u8; 32] = hash.finalize().into();
+        let mut number = u64::from_le_bytes(digest[..8].try_into().unwrap_or_default());
+        let letters: String = (0..8)
+            .map(|_| {
+                let letter = (b'a' + (number % 26) as u8) as char;
+                number /= 26;
+                letter
+            })
+            .collect();
+        format!("[{}:{letters}]", kind.label())
+    }
+}

@@ -1,0 +1,65 @@
+//! Rows written as files: JSON Lines as they come, or Parquet through polars.
+
+use super::columnar::polars_error;
+use crate::error::{Error, Result};
+use crate::fsutil::{io_error, write_atomic};
+use polars::prelude::*;
+use serde_json::Value;
+use std::io::{Cursor, Write};
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+/// Writes rows as the name of the file says: `.jsonl`, `.ndjson` or `.parquet`. The file appears whole.
+///
+/// The columns of a Parquet file are those of all rows together, in the order in which they come; their types are found
+/// out from every row, so that a value of another type than in the row before is an error and not a null.
+pub fn write(path: &Path, rows: &[Value]) -> Result<()> {
+    write_each(path, |put| rows.iter().try_for_each(|row| put(row)))
+}
+
+/// As [`write`], for rows that `fill` hands over one by one: JSON Lines are not kept in memory, Parquet is.
+pub fn write_each(path: &Path, fill: impl FnOnce(&mut dyn FnMut(&Value) -> Result<()>) -> Result<()>) -> Result<()> {
+    match super::extension(path).as_str() {
+        "jsonl" | "ndjson" => {
+            let mut failed = None;
+            let lines = write_atomic(path, |out| {
+                let mut put = |row: &Value| writeln!(out, "{row}").map_err(|e| io_error("writing", path, e));
+                fill(&mut put).map_err(|e| {
+                    failed = Some(e);
+                    std::io::Error::other("the rows end in an error")
+                })
+            });
+            lines.map_err(|e| failed.take().unwrap_or(e))
+        }
+        "parquet" => {
+            let (mut text, mut rows) = (Vec::new(), 0);
+            fill(&mut |row| {
+                rows += 1;
+                writeln!(text, "{row}").map_err(|e| io_error("keeping rows of", path, e))
+            })?;
+            parquet(path, text, rows)
+        }
+        _ => Err(Error::user(format!("{}: rows are written as JSON Lines or Parquet", path.display()))
+            .hint("give a name that ends in .jsonl or .parquet")),
+    }
+}
+
+fn parquet(path: &Path, lines: Vec<u8>, rows: usize) -> Result<()> {
+    let Some(every) = NonZeroUsize::new(rows) else {
+        return Err(Error::user(format!("{}: no row to write, and a Parquet file needs its columns", path.display()))
+            .hint("write .jsonl"));
+    };
+    let reader = JsonReader::new(Cursor::new(lines)).with_json_format(JsonFormat::JsonLines);
+    let mut frame = reader.infer_schema_len(Some(every)).finish().map_err(|e| polars_error(path, e))?;
+    if frame.height() != rows {
+        return Err(Error::bug(format!("{}: {rows} rows became {}", path.display(), frame.height())));
+    }
+    let mut failed = None;
+    write_atomic(path, |out| {
+        ParquetWriter::new(out).finish(&mut frame).map(drop).map_err(|e| {
+            failed = Some(polars_error(path, e));
+            std::io::Error::other("the columns cannot be written")
+        })
+    })
+    .map_err(|e| failed.take().unwrap_or(e))
+}

@@ -1,0 +1,262 @@
+//! One verdict a pair from the votes of several judges: majority, or Dawid and Skene's estimate of who errs how.
+//!
+//! Ties and "both bad" are verdicts like the others. A final word (an adjudicated vote) stands instead of any estimate.
+
+use super::ballot::Ballot;
+use super::record::Choice;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a pair can be found to be; places in arrays below.
+pub const VERDICTS: [Choice; 4] = [Choice::A, Choice::B, Choice::Tie, Choice::BothBad];
+
+/// How votes become a verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aggregation {
+    /// The choice that more votes have than any other; where no choice has, a tie.
+    Majority,
+    /// The most probable true choice, by who errs how (Dawid and Skene 1979).
+    DawidSkene,
+}
+
+/// What the votes on a pair come to.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Verdict {
+    pub pair: i64,
+    pub choice: Choice,
+    /// Votes that it rests on; skips are none.
+    pub votes: usize,
+    /// Probability of each of `VERDICTS`: shares of the votes, or Dawid and Skene's posterior.
+    pub shares: [f64; 4],
+    /// Mean of the strengths, those for the other answer and ties counted against it; `None` where nobody said one.
+    pub strength: Option<f64>,
+    /// Decided by an admin's final word.
+    pub adjudicated: bool,
+}
+
+impl Verdict {
+    /// How probable the verdict itself is.
+    pub fn confidence(&self) -> f64 {
+        self.share(self.choice)
+    }
+
+    /// The share of a choice.
+    pub fn share(&self, choice: Choice) -> f64 {
+        VERDICTS.iter().position(|c| *c == choice).map_or(0.0, |i| self.shares[i])
+    }
+}
+
+/// The verdicts of all pairs with a vote, by pair. Repeats are passed over: they would count their judge twice.
+pub fn aggregate(ballots: &[Ballot], how: Aggregation) -> BTreeMap<i64, Verdict> {
+    let mut pairs: BTreeMap<i64, Vec<&Ballot>> = BTreeMap::new();
+    for ballot in ballots.iter().filter(|b| !b.repeat && b.choice != Choice::Skip) {
+        pairs.entry(ballot.pair.id).or_default().push(ballot);
+    }
+    let raters: BTreeSet<i64> = ballots.iter().map(|b| b.annotator.id).collect();
+    let rater = |b: &Ballot| raters.iter().position(|id| *id == b.annotator.id).unwrap_or_default();
+    let open = |all: &Vec<&Ballot>| -> Unit {
+        all.iter().filter(|b| !b.vote.adjudicates()).map(|b| (rater(b), class(b.choice))).collect()
+    };
+    let units: Vec<Unit> = pairs.values().map(open).collect();
+    let shares: Vec<[f64; 4]> = match how {
+        Aggregation::Majority => units.iter().map(shares).collect(),
+        Aggregation::DawidSkene => symmetric(&units, raters.len()).posterior.iter().map(|p| fixed(p)).collect(),
+    };
+    let verdict = |((pair, all), mut shares): ((i64, Vec<&Ballot>), [f64; 4])| {
+        let last = all.iter().filter(|b| b.vote.adjudicates()).max_by_key(|b| b.vote.id);
+        if let Some(word) = last {
+            shares = [0.0; 4];
+            shares[class(word.choice)] = 1.0;
+        }
+        let counted: Vec<&&Ballot> = all.iter().filter(|b| last.is_none() || b.vote.adjudicates()).collect();
+        let choice = top(&shares);
+        let said = counted.iter().any(|b| b.vote.strength.is_some());
+        let sign = if choice == Choice::B { -1.0 } else { 1.0 };
+        let mean = counted.iter().filter_map(|b| b.preference()).sum::<f64>() / counted.len().max(1) as f64;
+        let strength = (said && matches!(choice, Choice::A | Choice::B)).then_some(sign * mean);
+        (pair, Verdict { pair, choice, votes: counted.len(), shares, strength, adjudicated: last.is_some() })
+    };
+    pairs.into_iter().zip(shares).map(verdict).collect()
+}
+
+/// (rater, class) of the ratings of one unit.
+pub type Unit = Vec<(usize, usize)>;
+
+fn class(choice: Choice) -> usize {
+    VERDICTS.iter().position(|c| *c == choice).unwrap_or_default()
+}
+
+fn fixed(shares: &[f64]) -> [f64; 4] {
+    std::array::from_fn(|i| shares.get(i).copied().unwrap_or(0.0))
+}
+
+fn shares(unit: &Unit) -> [f64; 4] {
+    let mut shares = [0.0; 4];
+    unit.iter().for_each(|(_, c)| shares[*c] += 1.0 / unit.len() as f64);
+    shares
+}
+
+/// The class above all others; none: a tie.
+fn top(shares: &[f64; 4]) -> Choice {
+    let most = shares.iter().copied().fold(0.0, f64::max);
+    let mut best = VERDICTS.iter().zip(shares).filter(|(_, s)| (**s - most).abs() < 1e-9).map(|(c, _)| *c);
+    match (best.next(), best.next()) {
+        (Some(one), None) => one,
+        _ => Choice::Tie,
+    }
+}
+
+/// What Dawid and Skene's model found.
+#[derive(Debug, Clone)]
+pub struct DawidSkene {
+    /// Probability of each true class of each unit.
+    pub posterior: Vec<Vec<f64>>,
+    pub prior: Vec<f64>,
+    /// `confusion[r][c][k]`: how probable it is that rater r says k where c is true.
+    pub confusion: Vec<Vec<Vec<f64>>>,
+}
+
+/// No probability is smaller: one vote must not make a class impossible.
+const FLOOR: f64 = 1e-10;
+/// Rounds of EM at most, and the change of a posterior below which it has converged.
+const ROUNDS: usize = 5000;
+const STILL: f64 = 1e-10;
+
+/// Dawid and Skene's estimate by expectation-maximisation (Dawid and Skene 1979, "Maximum likelihood estimation of
+/// observer error-rates using the EM algorithm", equations 2.3 to 2.5), from the shares of votes as its first posterior.
+///
+/// M: `p_c = mean_i T_ic`, `π^r_ck = Σ_i T_ic n^r_ik / Σ_k Σ_i T_ic n^r_ik`. E: `T_ic ∝ p_c Π_r Π_k (π^r_ck)^(n^r_ik)`.
+/// A unit without a rating has the prior.
+pub fn dawid_skene(units: &[Unit], raters: usize, classes: usize) -> DawidSkene {
+    let first = |unit: &Unit| {
+        let mut shares = vec![if unit.is_empty() { 1.0 / classes as f64 } else { 0.0 }; classes];
+        unit.iter().for_each(|(_, c)| shares[*c] += 1.0 / unit.len() as f64);
+        shares
+    };
+    let mut posterior: Vec<Vec<f64>> = units.iter().map(first).collect();
+    let (mut prior, mut confusion) = maximise(units, &posterior, raters, classes);
+    for _ in 0..ROUNDS {
+        let next: Vec<Vec<f64>> = units.iter().map(|unit| expect(unit, &prior, &confusion)).collect();
+        let moved =
+            next.iter().flatten().zip(posterior.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        posterior = next;
+        (prior, confusion) = maximise(units, &posterior, raters, classes);
+        if moved < STILL {
+            break;
+        }
+    }
+    DawidSkene { posterior, prior, confusion }
+}
+
+fn expect(unit: &Unit, prior: &[f64], confusion: &[Vec<Vec<f64>>]) -> Vec<f64> {
+    let log = |c: usize| prior[c].ln() + unit.iter().map(|(r, k)| confusion[*r][c][*k].ln()).sum::<f64>();
+    let logs: Vec<f64> = (0..prior.len()).map(log).collect();
+    let most = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let scaled: Vec<f64> = logs.iter().map(|l| (l - most).exp()).collect();
+    let sum: f64 = scaled.iter().sum();
+    scaled.into_iter().map(|p| p / sum).collect()
+}
+
+fn maximise(units: &[Unit], posterior: &[Vec<f64>], raters: usize, classes: usize) -> (Vec<f64>, Vec<Vec<Vec<f64>>>) {
+    let mut prior = vec![0.0; classes];
+    let mut counts = vec![vec![vec![0.0; classes]; classes]; raters];
+    for (unit, p) in units.iter().zip(posterior) {
+        for c in 0..classes {
+            prior[c] += p[c] / units.len() as f64;
+            unit.iter().for_each(|(r, k)| counts[*r][c][*k] += p[c]);
+        }
+    }
+    prior.iter_mut().for_each(|p| *p = p.max(FLOOR));
+    for row in counts.iter_mut().flatten() {
+        row.iter_mut().for_each(|n| *n = n.max(FLOOR));
+        let sum: f64 = row.iter().sum();
+        row.iter_mut().for_each(|n| *n /= sum);
+    }
+    (prior, counts)
+}
+
+/// The model where `a` and `b` are names only: which of two answers is called `a` says nothing of it, so every pair is
+/// learnt from both ways round, which makes priors and errors the same for both. Deviates from the paper in this alone.
+pub fn symmetric(units: &[Unit], raters: usize) -> DawidSkene {
+    let turned = |unit: &Unit| unit.iter().map(|(r, c)| (*r, class(VERDICTS[*c].flipped()))).collect();
+    let both: Vec<Unit> = units.iter().cloned().chain(units.iter().map(turned)).collect();
+    let mut found = dawid_skene(&both, raters, VERDICTS.len());
+    found.posterior.truncate(units.len());
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::label::ballot::Judges;
+    use crate::label::ballot::tests::{project, vote};
+    use crate::label::record::Kind;
+    use crate::rng;
+    use rand::RngExt;
+    use serde_json::json;
+
+    #[test]
+    fn a_majority_decides_and_a_draw_is_a_tie() {
+        use Choice::*;
+        let people = [("a", Kind::Person), ("b", Kind::Person), ("c", Kind::Person)];
+        for (votes, expected, confidence) in [
+            (vec![A, A, B], A, 2.0 / 3.0),
+            (vec![A, B], Tie, 0.0),
+            (vec![A, B, Tie], Tie, 1.0 / 3.0),
+            (vec![BothBad, BothBad, A], BothBad, 2.0 / 3.0),
+            (vec![BothBad, B], Tie, 0.0),
+            (vec![Skip, B], B, 1.0),
+        ] {
+            let mut p = project(1, &people);
+            votes.iter().enumerate().for_each(|(i, c)| drop(vote(&mut p, 0, i as i64, *c).clone()));
+            let found = &aggregate(&p.ballots(&Judges::All), Aggregation::Majority)[&0];
+            assert_eq!(found.choice, expected, "{votes:?}");
+            assert!((found.confidence() - confidence).abs() < 1e-12, "{votes:?}: {}", found.confidence());
+        }
+        let mut p = project(1, &people);
+        vote(&mut p, 0, 0, Skip);
+        assert!(aggregate(&p.ballots(&Judges::All), Aggregation::Majority).is_empty());
+    }
+
+    #[test]
+    fn a_final_word_stands_and_strengths_count_against_each_other() {
+        let mut p = project(1, &[("a", Kind::Person), ("b", Kind::Person), ("c", Kind::Person), ("d", Kind::Person)]);
+        vote(&mut p, 0, 0, Choice::B).strength = Some(3);
+        vote(&mut p, 0, 1, Choice::B).strength = Some(2);
+        vote(&mut p, 0, 2, Choice::A).strength = Some(1);
+        for how in [Aggregation::Majority, Aggregation::DawidSkene] {
+            let found = &aggregate(&p.ballots(&Judges::All), how)[&0];
+            assert_eq!((found.choice, found.strength, found.votes), (Choice::B, Some(4.0 / 3.0), 3), "{how:?}");
+        }
+        vote(&mut p, 0, 3, Choice::BothBad).detail = json!({ "adjudicated": true });
+        let found = &aggregate(&p.ballots(&Judges::All), Aggregation::DawidSkene)[&0];
+        assert_eq!((found.choice, found.adjudicated, found.confidence()), (Choice::BothBad, true, 1.0));
+    }
+
+    /// Three raters: two good, one who mostly says the opposite, over 400 pairs.
+    #[test]
+    fn who_errs_how_is_found_and_outvotes_a_bad_majority() {
+        let mut chance = rng::stream(3, "test: crowd", 0);
+        let skill = [0.9, 0.85, 0.25];
+        let truth: Vec<usize> = (0..400).map(|_| chance.random_range(0..2)).collect();
+        let units: Vec<Unit> = truth
+            .iter()
+            .map(|t| {
+                let say = |(r, right): (usize, &f64)| (r, if chance.random::<f64>() < *right { *t } else { 1 - t });
+                skill.iter().enumerate().map(say).collect()
+            })
+            .collect();
+        let found = symmetric(&units, 3);
+        for (r, right) in skill.iter().enumerate() {
+            let said = &found.confusion[r];
+            assert!((said[0][0] - right).abs() < 0.06, "rater {r}: {said:?}");
+            assert!((said[0][0] - said[1][1]).abs() < 1e-9, "the names of the answers say nothing: {said:?}");
+        }
+        assert!((found.prior[0] - 0.5).abs() < 1e-9 && found.prior[2] < 1e-6);
+        let right = |p: &dyn Fn(usize) -> bool| (0..400).filter(|i| p(*i)).count();
+        let by_model = right(&|i| (found.posterior[i][1] > 0.5) == (truth[i] == 1));
+        let by_majority = right(&|i| (units[i].iter().map(|(_, c)| c).sum::<usize>() >= 2) == (truth[i] == 1));
+        assert!(by_model > by_majority + 20, "{by_model} and {by_majority} of 400");
+    }
+}

@@ -1,0 +1,207 @@
+//! All records of a project at one moment, and its votes as the numbers count them.
+//!
+//! A ballot is a vote resolved: by whom, on which pair, and what it says of that pair. Invariant: of each judge and pair
+//! one ballot counts, the last that was not taken back; a hidden repeat is a ballot on the pair that it repeats, marked,
+//! so that no measure counts a person twice without asking for it. Knows no SQL.
+
+use super::record::{Annotator, Candidate, Choice, Kind, Pair, Prompt, Settings, Vote};
+use super::store::Store;
+use crate::error::Result;
+use std::collections::{BTreeMap, HashMap};
+
+/// Everything in a project.
+#[derive(Debug, Clone, Default)]
+pub struct Project {
+    pub settings: Settings,
+    pub prompts: Vec<Prompt>,
+    pub candidates: Vec<Candidate>,
+    pub pairs: Vec<Pair>,
+    pub annotators: Vec<Annotator>,
+    /// Undone ones may be among them; they never count.
+    pub votes: Vec<Vote>,
+}
+
+/// Whose votes count.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Judges {
+    /// Everybody's.
+    #[default]
+    All,
+    Kind(Kind),
+    /// Every kind but people.
+    Machines,
+    /// These, by name.
+    Named(Vec<String>),
+}
+
+impl Judges {
+    fn hold(&self, annotator: &Annotator) -> bool {
+        match self {
+            Self::All => true,
+            Self::Kind(kind) => annotator.kind == *kind,
+            Self::Machines => annotator.kind != Kind::Person,
+            Self::Named(names) => names.contains(&annotator.name),
+        }
+    }
+}
+
+/// A vote that counts.
+#[derive(Debug, Clone, Copy)]
+pub struct Ballot<'p> {
+    /// As it was given: its choice and sides are those of the pair that was shown.
+    pub vote: &'p Vote,
+    pub annotator: &'p Annotator,
+    /// The pair it is about; of a repeat, the one repeated.
+    pub pair: &'p Pair,
+    /// Of the answers of `pair`.
+    pub choice: Choice,
+    /// Given to a hidden repeat.
+    pub repeat: bool,
+}
+
+impl Ballot<'_> {
+    /// How far `a` is preferred: the strength of a choice of `a` (1 where none was said), the negative of one of `b`,
+    /// 0 of a tie and of two bad answers; `None` of a skip.
+    pub fn preference(&self) -> Option<f64> {
+        let strength = self.vote.strength.unwrap_or(1) as f64;
+        match self.choice {
+            Choice::A => Some(strength),
+            Choice::B => Some(-strength),
+            Choice::Tie | Choice::BothBad => Some(0.0),
+            Choice::Skip => None,
+        }
+    }
+}
+
+impl Project {
+    /// What the store holds now.
+    pub fn read(store: &Store) -> Result<Self> {
+        Ok(Self {
+            settings: store.settings()?,
+            prompts: store.prompts()?,
+            candidates: store.candidates()?,
+            pairs: store.pairs()?,
+            annotators: store.annotators()?,
+            votes: store.votes()?,
+        })
+    }
+
+    /// The ballots of some judges, by pair and judge; skips are among them.
+    pub fn ballots(&self, judges: &Judges) -> Vec<Ballot<'_>> {
+        let pairs: HashMap<i64, &Pair> = self.pairs.iter().map(|p| (p.id, p)).collect();
+        let annotators: HashMap<i64, &Annotator> =
+            self.annotators.iter().filter(|a| judges.hold(a)).map(|a| (a.id, a)).collect();
+        let mut last: BTreeMap<(i64, bool, i64), Ballot> = BTreeMap::new();
+        let mut votes: Vec<&Vote> = self.votes.iter().filter(|v| !v.undone).collect();
+        votes.sort_by_key(|v| v.id);
+        for vote in votes {
+            let (Some(&annotator), Some(&shown)) = (annotators.get(&vote.annotator), pairs.get(&vote.pair)) else {
+                continue;
+            };
+            let pair = shown.repeat_of.and_then(|id| pairs.get(&id).copied()).unwrap_or(shown);
+            let choice = if shown.a == pair.a { vote.choice } else { vote.choice.flipped() };
+            let repeat = shown.repeat_of.is_some();
+            let ballot = Ballot { vote, annotator, pair, choice, repeat };
+            last.insert((pair.id, repeat, annotator.id), ballot);
+        }
+        last.into_values().collect()
+    }
+
+    /// An answer by its id.
+    pub fn candidates_by_id(&self) -> HashMap<i64, &Candidate> {
+        self.candidates.iter().map(|c| (c.id, c)).collect()
+    }
+
+    /// A prompt by its id.
+    pub fn prompts_by_id(&self) -> HashMap<i64, &Prompt> {
+        self.prompts.iter().map(|p| (p.id, p)).collect()
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// A project of `prompts` with two answers each, `a` of source x and 10 + i characters, `b` of source y and 20.
+    pub fn project(prompts: i64, judges: &[(&str, Kind)]) -> Project {
+        let message = |i: i64| json!([{ "role": "user", "content": format!("question {i}") }]);
+        let answer = |id, prompt, source: &str, length| Candidate {
+            id,
+            prompt,
+            source: source.into(),
+            text: "x".repeat(length),
+            tokens: None,
+        };
+        let pair = |i: i64| Pair {
+            id: i,
+            prompt: i,
+            a: 2 * i,
+            b: 2 * i + 1,
+            overlap: 2,
+            repeat_of: None,
+            reason: "random".into(),
+        };
+        Project {
+            settings: Settings::default(),
+            prompts: (0..prompts)
+                .map(|id| Prompt { id, key: format!("p{id}"), messages: message(id), columns: Default::default() })
+                .collect(),
+            candidates: (0..prompts)
+                .flat_map(|i| [answer(2 * i, i, "x", 10 + i as usize), answer(2 * i + 1, i, "y", 20)])
+                .collect(),
+            pairs: (0..prompts).map(pair).collect(),
+            annotators: judges
+                .iter()
+                .enumerate()
+                .map(|(i, (name, kind))| Annotator {
+                    id: i as i64,
+                    name: name.to_string(),
+                    kind: *kind,
+                    token_hash: None,
+                    detail: json!({}),
+                })
+                .collect(),
+            votes: Vec::new(),
+        }
+    }
+
+    /// Adds a vote.
+    pub fn vote(project: &mut Project, pair: i64, annotator: i64, choice: Choice) -> &mut Vote {
+        project.votes.push(Vote {
+            id: project.votes.len() as i64,
+            pair,
+            annotator,
+            choice,
+            strength: None,
+            swapped: false,
+            seconds: None,
+            note: None,
+            flagged: false,
+            ratings: Default::default(),
+            edited: None,
+            detail: json!({}),
+            created: "2026-01-01T00:00:00Z".into(),
+            undone: false,
+        });
+        project.votes.last_mut().unwrap()
+    }
+
+    #[test]
+    fn the_last_vote_counts_and_repeats_speak_of_the_first_pair() {
+        let mut p = project(2, &[("ann", Kind::Person), ("rm", Kind::Reward)]);
+        p.pairs.push(Pair { id: 9, a: 3, b: 2, repeat_of: Some(1), ..p.pairs[1].clone() });
+        vote(&mut p, 0, 0, Choice::A);
+        vote(&mut p, 0, 0, Choice::B);
+        vote(&mut p, 0, 0, Choice::Tie).undone = true;
+        vote(&mut p, 1, 0, Choice::A);
+        vote(&mut p, 9, 0, Choice::B);
+        vote(&mut p, 0, 1, Choice::A);
+        let found: Vec<(i64, bool, Choice)> =
+            p.ballots(&Judges::Kind(Kind::Person)).iter().map(|b| (b.pair.id, b.repeat, b.choice)).collect();
+        assert_eq!(found, [(0, false, Choice::B), (1, false, Choice::A), (1, true, Choice::A)]);
+        assert_eq!(p.ballots(&Judges::Machines).len(), 1);
+        assert_eq!(p.ballots(&Judges::Named(vec!["rm".into()])).len(), 1);
+        assert_eq!(p.ballots(&Judges::All).len(), 4);
+    }
+}

@@ -1,0 +1,190 @@
+//! What judges follow beside quality: the side an answer stands on, its length, the order a machine is asked in.
+//!
+//! Pure functions over ballots and verdicts. Lengths are characters: tokens of different models do not compare.
+
+use super::aggregate::Verdict;
+use super::ballot::{Ballot, Project};
+use super::record::{Choice, Kind};
+use crate::methods::rate::Rate;
+use crate::methods::reward::correlation;
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
+
+/// One judge's habits.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Habits {
+    pub name: String,
+    pub kind: Kind,
+    /// Votes that count, hidden repeats and skips among them.
+    pub votes: usize,
+    pub skips: usize,
+    pub ties: usize,
+    pub both_bad: usize,
+    pub flagged: usize,
+    /// Median seconds of a vote, where they were taken.
+    pub seconds: Option<f64>,
+    /// Of choices of one answer: how often the one on the left (shown first); 0.5 without bias.
+    pub left: Option<Rate>,
+    /// Of choices between answers of unlike length: how often the longer one.
+    pub longer: Option<Rate>,
+    /// Correlation of the choice (a: 1, b: -1, else 0) with the difference of lengths.
+    pub length_correlation: Option<f64>,
+    /// Of hidden repeats: how often the judge said the same again.
+    pub consistent: Option<Rate>,
+    /// Of a machine that was asked in both orders.
+    pub order: Option<Order>,
+}
+
+/// What turning the order of two answers round changes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Order {
+    /// How often the verdict changed with the order.
+    pub flipped: Rate,
+    /// Of choices of one answer in either order: how often the one that stood first.
+    pub first: Option<Rate>,
+}
+
+/// How far length alone decides: what a rule that sees nothing else gets right.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LengthBaseline {
+    /// Pairs with a better answer.
+    pub pairs: usize,
+    /// Accuracy of "the longer answer wins" and of "the shorter answer wins"; equal lengths are wrong for both.
+    pub longer: Rate,
+    pub shorter: Rate,
+}
+
+/// Characters of answers by their id.
+pub fn lengths(project: &Project) -> HashMap<i64, f64> {
+    project.candidates.iter().map(|c| (c.id, c.text.chars().count() as f64)).collect()
+}
+
+/// The habits of each judge with a vote, people first.
+pub fn habits(project: &Project, ballots: &[Ballot]) -> Vec<Habits> {
+    let lengths = lengths(project);
+    let mut judges: BTreeMap<(Kind, &str), Vec<&Ballot>> = BTreeMap::new();
+    for ballot in ballots {
+        judges.entry((ballot.annotator.kind, &ballot.annotator.name)).or_default().push(ballot);
+    }
+    judges.into_iter().map(|((kind, name), ballots)| of_judge(name, kind, &ballots, &lengths)).collect()
+}
+
+fn of_judge(name: &str, kind: Kind, ballots: &[&Ballot], lengths: &HashMap<i64, f64>) -> Habits {
+    let count = |choice: Choice| ballots.iter().filter(|b| b.choice == choice).count();
+    let decided = || ballots.iter().filter(|b| matches!(b.choice, Choice::A | Choice::B));
+    let left = decided().filter(|b| (b.vote.choice == Choice::A) != b.vote.swapped).count();
+    let longer = |b: &Ballot| Some(lengths.get(&b.pair.a)? - lengths.get(&b.pair.b)?);
+    let unlike: Vec<bool> = decided()
+        .filter(|b| !b.repeat)
+        .filter_map(|b| longer(b).filter(|d| *d != 0.0).map(|d| (d > 0.0) == (b.choice == Choice::A)))
+        .collect();
+    let sign = |b: &Ballot| b.preference().map(|p| if p == 0.0 { 0.0 } else { p.signum() });
+    let judged = ballots.iter().filter(|b| !b.repeat).filter_map(|b| Some((sign(b)?, longer(b)?)));
+    let (choices, differences): (Vec<f64>, Vec<f64>) = judged.unzip();
+    let mut seconds: Vec<f64> = ballots.iter().filter_map(|b| b.vote.seconds).collect();
+    seconds.sort_by(f64::total_cmp);
+    let order = order(ballots);
+    Habits {
+        name: name.into(),
+        kind,
+        votes: ballots.len(),
+        skips: count(Choice::Skip),
+        ties: count(Choice::Tie),
+        both_bad: count(Choice::BothBad),
+        flagged: ballots.iter().filter(|b| b.vote.flagged).count(),
+        seconds: (!seconds.is_empty()).then(|| seconds[seconds.len() / 2]),
+        // A reward model scores each answer alone, and who is asked in both orders has no side either.
+        left: if kind == Kind::Reward || order.is_some() { None } else { Rate::of(left, decided().count()) },
+        longer: Rate::of(unlike.iter().filter(|l| **l).count(), unlike.len()),
+        length_correlation: correlation(&choices, &differences),
+        consistent: consistent(ballots),
+        order,
+    }
+}
+
+/// Of pairs judged twice by one judge: how often the same was said.
+fn consistent(ballots: &[&Ballot]) -> Option<Rate> {
+    let said = |repeat: bool| -> HashMap<i64, Choice> {
+        let kept = ballots.iter().filter(|b| b.repeat == repeat && b.choice != Choice::Skip);
+        kept.map(|b| (b.pair.id, b.choice)).collect()
+    };
+    let (first, again) = (said(false), said(true));
+    let twice: Vec<bool> = again.iter().filter_map(|(pair, c)| first.get(pair).map(|f| f == c)).collect();
+    Rate::of(twice.iter().filter(|same| **same).count(), twice.len())
+}
+
+/// From the two orders that a machine's votes carry in their detail (`ab` and `ba`, both of the pair's own answers).
+fn order(ballots: &[&Ballot]) -> Option<Order> {
+    let read = |detail: &Value, key: &str| Choice::named(detail.get(key)?.get("choice")?.as_str()?);
+    let both: Vec<(Choice, Choice)> =
+        ballots.iter().filter_map(|b| Some((read(&b.vote.detail, "ab")?, read(&b.vote.detail, "ba")?))).collect();
+    let flipped = Rate::of(both.iter().filter(|(ab, ba)| ab != ba).count(), both.len())?;
+    let first = both.iter().flat_map(|(ab, ba)| [*ab, ba.flipped()]).filter(|c| matches!(c, Choice::A | Choice::B));
+    let first: Vec<Choice> = first.collect();
+    Some(Order { flipped, first: Rate::of(first.iter().filter(|c| **c == Choice::A).count(), first.len()) })
+}
+
+/// What length alone gets right of the verdicts; `None` where no answer is the better one.
+pub fn length_baseline(project: &Project, verdicts: &BTreeMap<i64, Verdict>) -> Option<LengthBaseline> {
+    let lengths = lengths(project);
+    let by = |pair: &super::record::Pair| {
+        let (a, b) = (lengths.get(&pair.a)?, lengths.get(&pair.b)?);
+        match verdicts.get(&pair.id)?.choice {
+            Choice::A => Some(a - b),
+            Choice::B => Some(b - a),
+            _ => None,
+        }
+    };
+    let by: Vec<f64> = project.pairs.iter().filter_map(by).collect();
+    let rate = |right: fn(&&f64) -> bool| Rate::of(by.iter().filter(right).count(), by.len());
+    Some(LengthBaseline { pairs: by.len(), longer: rate(|d| **d > 0.0)?, shorter: rate(|d| **d < 0.0)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::label::aggregate::{Aggregation, aggregate};
+    use crate::label::ballot::Judges;
+    use crate::label::ballot::tests::{project, vote};
+    use crate::label::record::Pair;
+    use serde_json::json;
+
+    #[test]
+    fn sides_lengths_and_repeats_are_counted_apart() {
+        // `b` is the longer answer of pairs 0 to 9, they are equal in 10, `a` is in the rest.
+        let mut p = project(20, &[("ann", Kind::Person)]);
+        for i in 0..20 {
+            // Always the left one; the sides alternate.
+            let swapped = i % 2 == 1;
+            let v = vote(&mut p, i, 0, if swapped { Choice::B } else { Choice::A });
+            v.swapped = swapped;
+            v.seconds = Some(i as f64);
+        }
+        p.pairs.push(Pair { id: 100, repeat_of: Some(0), ..p.pairs[0].clone() });
+        p.pairs.push(Pair { id: 101, repeat_of: Some(1), a: p.pairs[1].b, b: p.pairs[1].a, ..p.pairs[1].clone() });
+        vote(&mut p, 100, 0, Choice::B);
+        vote(&mut p, 101, 0, Choice::A);
+        let found = habits(&p, &p.ballots(&Judges::All)).remove(0);
+        assert_eq!((found.votes, found.seconds, found.skips), (22, Some(10.0), 0));
+        // The repeats: b and a, not swapped: right and left.
+        assert_eq!(found.left.unwrap().share, 21.0 / 22.0);
+        assert_eq!(found.longer.unwrap().share, 9.0 / 19.0);
+        assert_eq!(found.consistent.map(|r| r.share), Some(0.5));
+        assert_eq!(found.order, None);
+        let verdicts = aggregate(&p.ballots(&Judges::All), Aggregation::Majority);
+        let baseline = length_baseline(&p, &verdicts).unwrap();
+        assert_eq!((baseline.pairs, baseline.longer.share, baseline.shorter.share), (20, 9.0 / 20.0, 10.0 / 20.0));
+    }
+
+    #[test]
+    fn a_judge_that_takes_the_first_is_seen_through() {
+        let mut p = project(4, &[("judge", Kind::Judge)]);
+        for (i, (ab, ba)) in [("a", "b"), ("a", "b"), ("a", "a"), ("tie", "tie")].into_iter().enumerate() {
+            let choice = if ab == ba { Choice::named(ab).unwrap() } else { Choice::Tie };
+            vote(&mut p, i as i64, 0, choice).detail = json!({ "ab": { "choice": ab }, "ba": { "choice": ba } });
+        }
+        let order = habits(&p, &p.ballots(&Judges::All))[0].order.unwrap();
+        assert_eq!((order.flipped.share, order.first.unwrap().share), (0.5, 5.0 / 6.0));
+    }
+}

@@ -1,0 +1,438 @@
+//! Verdicts as rows to train on: pairs, ranked answers, judged answers, or the records of another labelling tool.
+//!
+//! Names are those of TRL; columns beside them say where a row comes from, under the names that other tools give them.
+//! Pure: a project and its verdicts in, rows out. Invariant: no prompt is on both sides of a split, also not under
+//! another id, and not in another export with the same seed.
+
+use super::aggregate::{VERDICTS, Verdict};
+use super::ballot::{Ballot, Project};
+use super::record::{Candidate, Choice, Kind, Pair, Prompt};
+use crate::rng;
+use rand::RngExt;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// What rows are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// `prompt`, `chosen`, `rejected`, `margin`: a row a pair.
+    Preference,
+    /// `prompt`, `completions` from best to worst, their `scores` and `models`: a row a prompt.
+    Ranked,
+    /// `prompt`, `completion`, `label`: a row an answer.
+    Unpaired,
+    /// Records as Argilla writes them: a row a pair, every vote kept, the verdict as a suggestion.
+    Argilla,
+}
+
+/// Where a pair's margin comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Margin {
+    /// No column `margin`.
+    None,
+    /// The mean strength of the votes, those for the other answer against it; rows without a strength have none.
+    Strength,
+    /// How much more probable the chosen answer is than the rejected one: shares of votes, or the posterior.
+    Agreement,
+}
+
+/// What is wanted.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    pub format: Format,
+    pub margin: Margin,
+    /// Verdicts less probable than this are left out.
+    pub confidence: f64,
+    /// Keep ties: a pair as two rows, each answer chosen once, with margin 0; as judged answers both good.
+    pub ties: bool,
+    /// Keep "both bad": as judged answers both bad. In pairs they have no place.
+    pub both_bad: bool,
+    /// Add what people wrote as a better answer: chosen before the answer that won, or before both.
+    pub edits: bool,
+    /// The share of prompts on the side of validation.
+    pub valid: f64,
+    pub seed: u64,
+}
+
+/// Rows, and what is not among them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Exported {
+    #[serde(skip)]
+    pub train: Vec<Value>,
+    #[serde(skip)]
+    pub valid: Vec<Value>,
+    /// Pairs with a verdict.
+    pub pairs: usize,
+    /// Left out: ties, both bad, less probable than asked for.
+    pub ties: usize,
+    pub both_bad: usize,
+    pub unsure: usize,
+    /// Answers left out of judged answers, because verdicts on them contradict each other.
+    pub contradicted: usize,
+    /// Edits of people among the rows.
+    pub edits: usize,
+}
+
+/// A pair with everything known of it.
+struct Judged<'p> {
+    prompt: &'p Prompt,
+    pair: &'p Pair,
+    a: &'p Candidate,
+    b: &'p Candidate,
+    verdict: &'p Verdict,
+    ballots: Vec<&'p Ballot<'p>>,
+}
+
+impl<'p> Judged<'p> {
+    /// The better and the worse answer.
+    fn sides(&self) -> Option<(&'p Candidate, &'p Candidate)> {
+        match self.verdict.choice {
+            Choice::A => Some((self.a, self.b)),
+            Choice::B => Some((self.b, self.a)),
+            _ => None,
+        }
+    }
+
+    /// By whom and how surely it was judged.
+    fn provenance(&self) -> Map<String, Value> {
+        let kinds: BTreeSet<Kind> = self.ballots.iter().map(|b| b.annotator.kind).collect();
+        let kinds: Vec<&str> = kinds.iter().map(|k| k.name()).collect();
+        let Value::Object(columns) = json!({
+            "prompt_id": self.prompt.key,
+            "pair_id": self.pair.id,
+            "verdict": self.verdict.choice.name(),
+            "confidence": self.verdict.confidence(),
+            "votes": self.verdict.votes,
+            "judged_by": kinds.join("+"),
+            "adjudicated": self.verdict.adjudicated,
+        }) else {
+            return Map::new();
+        };
+        columns
+    }
+}
+
+fn says(text: &str) -> Value {
+    json!([{ "role": "assistant", "content": text }])
+}
+
+/// A row's first columns: the prompt, with what its template reads.
+fn asked(prompt: &Prompt) -> Map<String, Value> {
+    let mut row = Map::from_iter([("prompt".to_string(), prompt.messages.clone())]);
+    let beside = ["tools", "chat_template_kwargs"].iter();
+    row.extend(beside.filter_map(|k| Some((k.to_string(), prompt.columns.get(*k)?.clone()))));
+    row
+}
+
+/// The rows.
+pub fn export(project: &Project, ballots: &[Ballot], verdicts: &BTreeMap<i64, Verdict>, wanted: &Wanted) -> Exported {
+    let (prompts, candidates) = (project.prompts_by_id(), project.candidates_by_id());
+    let mut by_pair: HashMap<i64, Vec<&Ballot>> = HashMap::new();
+    ballots.iter().filter(|b| !b.repeat).for_each(|b| by_pair.entry(b.pair.id).or_default().push(b));
+    let judged = |pair| judged(pair, &prompts, &candidates, verdicts, &by_pair);
+    let all: Vec<Judged> = project.pairs.iter().filter_map(judged).collect();
+    let mut out = Exported { pairs: all.len(), ..Exported::default() };
+    let kept: Vec<&Judged> = all.iter().filter(|j| out.keeps(j, wanted)).collect();
+    let rows: Vec<(&Prompt, Value)> = match wanted.format {
+        Format::Preference => kept.iter().flat_map(|j| preference(j, wanted, &mut out.edits)).collect(),
+        Format::Argilla => kept.iter().map(|j| (j.prompt, argilla(j))).collect(),
+        Format::Ranked => ranked(&kept),
+        Format::Unpaired => unpaired(&kept, &mut out.contradicted),
+    };
+    for (prompt, row) in rows {
+        let side = rng::stream(wanted.seed, &format!("label: split {}", prompt.messages), 0).random::<f64>();
+        if side < wanted.valid { out.valid.push(row) } else { out.train.push(row) }
+    }
+    out
+}
+
+fn judged<'p>(
+    pair: &'p Pair,
+    prompts: &HashMap<i64, &'p Prompt>,
+    candidates: &HashMap<i64, &'p Candidate>,
+    verdicts: &'p BTreeMap<i64, Verdict>,
+    ballots: &HashMap<i64, Vec<&'p Ballot<'p>>>,
+) -> Option<Judged<'p>> {
+    Some(Judged {
+        prompt: prompts.get(&pair.prompt)?,
+        pair,
+        a: candidates.get(&pair.a)?,
+        b: candidates.get(&pair.b)?,
+        verdict: verdicts.get(&pair.id)?,
+        ballots: ballots.get(&pair.id).cloned().unwrap_or_default(),
+    })
+}
+
+impl Exported {
+    /// Whether a pair is among the rows; counts it where it is not. Argilla's records keep every verdict.
+    fn keeps(&mut self, judged: &Judged, wanted: &Wanted) -> bool {
+        let edited = wanted.edits && judged.ballots.iter().any(|b| b.vote.edited.is_some());
+        let left_out = match judged.verdict.choice {
+            _ if wanted.format == Format::Argilla => return true,
+            Choice::Tie if !wanted.ties => &mut self.ties,
+            Choice::BothBad if !wanted.both_bad || wanted.format == Format::Preference => &mut self.both_bad,
+            _ if judged.verdict.confidence() < wanted.confidence => &mut self.unsure,
+            _ => return true,
+        };
+        *left_out += 1;
+        edited && wanted.format == Format::Preference
+    }
+}
+
+fn preference<'p>(j: &Judged<'p>, wanted: &Wanted, edits: &mut usize) -> Vec<(&'p Prompt, Value)> {
+    let row = |chosen: &str, rejected: &str, models: [&str; 2], margin: Option<f64>| {
+        let mut row = asked(j.prompt);
+        row.insert("chosen".into(), says(chosen));
+        row.insert("rejected".into(), says(rejected));
+        row.extend(margin.map(|m| ("margin".to_string(), json!(m))));
+        row.insert("chosen_model".into(), json!(models[0]));
+        row.insert("rejected_model".into(), json!(models[1]));
+        row.extend(j.provenance());
+        (j.prompt, Value::Object(row))
+    };
+    let margin = match wanted.margin {
+        Margin::None => None,
+        Margin::Strength => j.verdict.strength,
+        Margin::Agreement => Some((j.verdict.share(Choice::A) - j.verdict.share(Choice::B)).abs()),
+    };
+    let mut rows = Vec::new();
+    let sure = j.verdict.confidence() >= wanted.confidence;
+    match j.sides().filter(|_| sure) {
+        Some((better, worse)) => {
+            rows.push(row(&better.text, &worse.text, [&better.source, &worse.source], margin));
+        }
+        None if j.verdict.choice == Choice::Tie && wanted.ties && sure => {
+            let none = (wanted.margin != Margin::None).then_some(0.0);
+            rows.push(row(&j.a.text, &j.b.text, [&j.a.source, &j.b.source], none));
+            rows.push(row(&j.b.text, &j.a.text, [&j.b.source, &j.a.source], none));
+        }
+        None => {}
+    }
+    if wanted.edits {
+        for ballot in &j.ballots {
+            let Some(text) = ballot.vote.edited.as_deref().filter(|t| !t.trim().is_empty()) else { continue };
+            let before = j.sides().map_or(vec![j.a, j.b], |(better, _)| vec![better]);
+            let by = format!("edit by {}", ballot.annotator.name);
+            for worse in before.into_iter().filter(|c| c.text != text) {
+                rows.push(row(text, &worse.text, [&by, &worse.source], None));
+                *edits += 1;
+            }
+        }
+    }
+    rows
+}
+
+/// Points of answers from their pairs: 1 for a win, half for a tie, over comparisons.
+fn points<'p>(judged: &[&Judged<'p>]) -> BTreeMap<i64, (&'p Candidate, f64, usize)> {
+    let mut points: BTreeMap<i64, (&Candidate, f64, usize)> = BTreeMap::new();
+    for j in judged {
+        let won = match j.verdict.choice {
+            Choice::A => 1.0,
+            Choice::B => 0.0,
+            _ => 0.5,
+        };
+        for (candidate, score) in [(j.a, won), (j.b, 1.0 - won)] {
+            let entry = points.entry(candidate.id).or_insert((candidate, 0.0, 0));
+            *entry = (candidate, entry.1 + score, entry.2 + 1);
+        }
+    }
+    points
+}
+
+fn ranked<'p>(kept: &[&Judged<'p>]) -> Vec<(&'p Prompt, Value)> {
+    let mut prompts: BTreeMap<i64, Vec<&Judged<'p>>> = BTreeMap::new();
+    kept.iter().for_each(|j| prompts.entry(j.prompt.id).or_default().push(j));
+    let row = |judged: Vec<&Judged<'p>>| {
+        let mut answers: Vec<(&Candidate, f64)> =
+            points(&judged).into_values().map(|(c, score, n)| (c, score / n as f64)).collect();
+        answers.sort_by(|x, y| y.1.total_cmp(&x.1).then(x.0.id.cmp(&y.0.id)));
+        let each = |f: &dyn Fn(&(&Candidate, f64)) -> Value| answers.iter().map(f).collect::<Vec<Value>>();
+        let mut row = asked(judged[0].prompt);
+        row.insert("completions".into(), each(&|(c, _)| json!(c.text)).into());
+        row.insert("scores".into(), each(&|(_, score)| json!(score)).into());
+        row.insert("models".into(), each(&|(c, _)| json!(c.source)).into());
+        row.insert("prompt_id".into(), json!(judged[0].prompt.key));
+        row.insert("comparisons".into(), json!(judged.len()));
+        (judged[0].prompt, Value::Object(row))
+    };
+    prompts.into_values().map(row).collect()
+}
+
+fn unpaired<'p>(kept: &[&Judged<'p>], contradicted: &mut usize) -> Vec<(&'p Prompt, Value)> {
+    let mut said: BTreeMap<i64, (&Candidate, &Judged<'p>, [usize; 2])> = BTreeMap::new();
+    for j in kept {
+        let labels = match j.verdict.choice {
+            Choice::A => [true, false],
+            Choice::B => [false, true],
+            Choice::BothBad => [false, false],
+            _ => [true, true],
+        };
+        for (candidate, good) in [j.a, j.b].into_iter().zip(labels) {
+            let entry = said.entry(candidate.id).or_insert((candidate, j, [0, 0]));
+            entry.2[usize::from(good)] += 1;
+        }
+    }
+    let mut rows = Vec::new();
+    for (candidate, judged, [bad, good]) in said.into_values() {
+        if bad == good {
+            *contradicted += 1;
+            continue;
+        }
+        let mut row = asked(judged.prompt);
+        row.insert("completion".into(), says(&candidate.text));
+        row.insert("label".into(), json!(good > bad));
+        row.insert("model".into(), json!(candidate.source));
+        row.insert("prompt_id".into(), json!(judged.prompt.key));
+        row.insert("good_verdicts".into(), json!(good));
+        row.insert("bad_verdicts".into(), json!(bad));
+        rows.push((judged.prompt, Value::Object(row)));
+    }
+    rows
+}
+
+/// A record of Argilla's export: fields, the question's responses, a suggestion with its score.
+fn argilla(j: &Judged) -> Value {
+    let question = |m: &Value| m.get("content").and_then(Value::as_str).map(String::from);
+    let turns = j.prompt.messages.as_array().map_or(&[][..], Vec::as_slice);
+    let instruction = match turns {
+        [one] => question(one).unwrap_or_default(),
+        turns => {
+            let line =
+                |m: &Value| format!("{}: {}", m["role"].as_str().unwrap_or("user"), question(m).unwrap_or_default());
+            turns.iter().map(line).collect::<Vec<_>>().join("\n")
+        }
+    };
+    let people = j.ballots.iter().map(|b| {
+        let status = if b.choice == Choice::Skip { "discarded" } else { "submitted" };
+        json!({ "user_id": b.annotator.name, "value": b.choice.name(), "status": status })
+    });
+    let shares: Map<String, Value> =
+        VERDICTS.iter().map(|c| (c.name().to_string(), json!(j.verdict.share(*c)))).collect();
+    json!({
+        "id": j.pair.id.to_string(),
+        "external_id": format!("{}-{}", j.prompt.key, j.pair.id),
+        "status": "completed",
+        "instruction": instruction,
+        "generations-0": j.a.text,
+        "generations-1": j.b.text,
+        "preference": people.collect::<Vec<_>>(),
+        "preference-suggestion": j.verdict.choice.name(),
+        "preference-suggestion-metadata": { "type": "selection", "score": j.verdict.confidence(), "agent": "ft label" },
+        "metadata": {
+            "prompt_id": j.prompt.key, "model_a": j.a.source, "model_b": j.b.source, "probabilities": shares,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::label::aggregate::{Aggregation, aggregate};
+    use crate::label::ballot::Judges;
+    use crate::label::ballot::tests::{project, vote};
+
+    fn wanted(format: Format) -> Wanted {
+        let (margin, seed) = (Margin::Agreement, 7);
+        Wanted { format, margin, confidence: 0.0, ties: false, both_bad: false, edits: false, valid: 0.0, seed }
+    }
+
+    /// Three pairs, in this order: `a` (2 of 3 votes), a tie, both bad.
+    fn judged() -> Project {
+        let mut p = project(3, &[("ann", Kind::Person), ("bob", Kind::Person), ("cat", Kind::Person)]);
+        use Choice::*;
+        for (pair, votes) in [[A, A, B], [Tie, Tie, B], [BothBad, BothBad, BothBad]].into_iter().enumerate() {
+            votes.into_iter().enumerate().for_each(|(i, c)| drop(vote(&mut p, pair as i64, i as i64, c).clone()));
+        }
+        p
+    }
+
+    fn rows(p: &Project, wanted: &Wanted) -> Exported {
+        let ballots = p.ballots(&Judges::All);
+        export(p, &ballots, &aggregate(&ballots, Aggregation::Majority), wanted)
+    }
+
+    #[test]
+    fn pairs_have_a_winner_and_ties_come_as_asked() {
+        let p = judged();
+        let found = rows(&p, &wanted(Format::Preference));
+        assert_eq!((found.pairs, found.train.len(), found.ties, found.both_bad), (3, 1, 1, 1));
+        let row = &found.train[0];
+        assert_eq!(row["chosen"], says(&p.candidates[0].text));
+        assert_eq!(row["rejected"], says(&p.candidates[1].text));
+        assert!((row["margin"].as_f64().unwrap() - 1.0 / 3.0).abs() < 1e-12);
+        assert_eq!(
+            (row["chosen_model"].as_str(), row["votes"].as_u64(), row["judged_by"].as_str()),
+            (Some("x"), Some(3), Some("person"))
+        );
+        let found = rows(&p, &Wanted { ties: true, both_bad: true, ..wanted(Format::Preference) });
+        assert_eq!(found.train.len(), 3, "a tie is a row each way round, two bad answers are none");
+        assert_eq!(
+            (found.train[1]["margin"].as_f64(), found.train[1]["chosen"] == found.train[2]["rejected"]),
+            (Some(0.0), true)
+        );
+        let sure = rows(&p, &Wanted { confidence: 0.9, ..wanted(Format::Preference) });
+        assert_eq!((sure.train.len(), sure.unsure), (0, 1));
+    }
+
+    #[test]
+    fn edits_are_chosen_before_what_they_mend() {
+        let mut p = judged();
+        p.votes[0].edited = Some("better than a".into());
+        p.votes[6].edited = Some("better than both".into());
+        let found = rows(&p, &Wanted { edits: true, ..wanted(Format::Preference) });
+        assert_eq!((found.train.len(), found.edits), (4, 3));
+        let edited: Vec<(&str, &str)> = found.train[1..]
+            .iter()
+            .map(|r| (r["chosen"][0]["content"].as_str().unwrap(), r["chosen_model"].as_str().unwrap()))
+            .collect();
+        assert_eq!(edited[0], ("better than a", "edit by ann"));
+        assert_eq!(found.train[1]["rejected"], says(&p.candidates[0].text));
+        assert_eq!(edited[1..], [("better than both", "edit by ann"); 2]);
+    }
+
+    #[test]
+    fn judged_answers_ranks_and_records_hold_what_was_said() {
+        let p = judged();
+        let found = rows(&p, &Wanted { ties: true, both_bad: true, ..wanted(Format::Unpaired) });
+        let labels: Vec<bool> = found.train.iter().map(|r| r["label"].as_bool().unwrap()).collect();
+        assert_eq!(labels, [true, false, true, true, false, false]);
+        let ranked = rows(&p, &wanted(Format::Ranked)).train;
+        assert_eq!(
+            (ranked.len(), &ranked[0]["scores"], &ranked[0]["models"]),
+            (1, &json!([1.0, 0.0]), &json!(["x", "y"]))
+        );
+        let records = rows(&p, &wanted(Format::Argilla)).train;
+        assert_eq!(records.len(), 3);
+        assert_eq!(records[1]["preference"][2], json!({ "user_id": "cat", "value": "b", "status": "submitted" }));
+        assert_eq!(
+            (records[2]["preference-suggestion"].as_str(), records[0]["instruction"].as_str()),
+            (Some("both_bad"), Some("question 0"))
+        );
+    }
+
+    #[test]
+    fn an_answer_that_won_and_lost_as_often_is_left_out() {
+        let mut p = judged();
+        p.candidates.push(Candidate { id: 50, prompt: 0, source: "z".into(), text: "z".into(), tokens: None });
+        p.pairs.push(Pair { id: 50, a: 0, b: 50, ..p.pairs[0].clone() });
+        vote(&mut p, 50, 0, Choice::B);
+        let found = rows(&p, &wanted(Format::Unpaired));
+        assert_eq!((found.train.len(), found.contradicted), (2, 1));
+    }
+
+    #[test]
+    fn no_prompt_is_on_both_sides() {
+        let mut p = project(200, &[("ann", Kind::Person)]);
+        // The same question under two ids.
+        (0..100).for_each(|i| p.prompts[100 + i].messages = p.prompts[i].messages.clone());
+        (0..200).for_each(|i| drop(vote(&mut p, i, 0, Choice::A).clone()));
+        let found = rows(&p, &Wanted { valid: 0.2, ..wanted(Format::Preference) });
+        let asked = |rows: &[Value]| rows.iter().map(|r| r["prompt"].to_string()).collect::<BTreeSet<_>>();
+        let (train, valid) = (asked(&found.train), asked(&found.valid));
+        assert!(train.is_disjoint(&valid) && train.len() + valid.len() == 100);
+        assert!((10..=30).contains(&valid.len()), "{}", valid.len());
+        let again = rows(&p, &Wanted { valid: 0.2, ..wanted(Format::Ranked) });
+        assert_eq!(asked(&again.valid), valid, "another export parts prompts the same way");
+    }
+}

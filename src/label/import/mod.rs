@@ -1,0 +1,371 @@
+//! What exists already: prompts, answers and judgements from files of rows and from exports of other tools.
+//!
+//! A row becomes an [`Item`]; items go into a store in one pass. A row that cannot be read is an error with its line, and
+//! then nothing of the file is taken.
+
+mod argilla;
+mod label_studio;
+mod rows;
+
+use super::record::{Choice, Columns, Kind, NewCandidate, NewPair, NewPrompt, NewVote};
+use super::store::Store;
+use crate::data::record::Place;
+use crate::data::scrub::Scrubber;
+use crate::data::source;
+use crate::error::{Context, Error, Result};
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Whose layout a file has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// By the columns of the first row.
+    #[default]
+    Auto,
+    /// Prompts and answers in columns, as data files of ft have them.
+    Rows,
+    /// What Argilla exports: to_datasets, to_json or the older push to the Hub.
+    Argilla,
+    /// Label Studio's JSON export of a pairwise task.
+    LabelStudio,
+}
+
+/// How a file is read.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    pub format: Format,
+    /// Who wrote answers that do not say it themselves.
+    pub source: Option<String>,
+    /// The column or field with the prompt.
+    pub prompt: Option<String>,
+    /// The columns or fields with the answers, in their order.
+    pub answers: Vec<String>,
+    /// Argilla: the question whose replies say which answer is better.
+    pub question: Option<String>,
+}
+
+/// What one row brings.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Item {
+    pub prompt: NewPrompt,
+    pub answers: Vec<Answer>,
+    pub verdicts: Vec<Verdict>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub source: String,
+    pub text: String,
+}
+
+/// What somebody said about two of the answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    pub annotator: String,
+    /// Places in the list of answers.
+    pub a: usize,
+    pub b: usize,
+    pub choice: Choice,
+}
+
+/// What came into the store, and what was there before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Imported {
+    pub rows: usize,
+    pub prompts: usize,
+    pub candidates: usize,
+    pub pairs: usize,
+    pub votes: usize,
+}
+
+impl Item {
+    /// Puts pseudonyms for personal data in everything that is said; a key made from the content is made anew, so that
+    /// nothing of the original is left in it.
+    pub fn scrub(&mut self, scrubber: &mut Scrubber) -> Result<()> {
+        let by_content = NewPrompt::keyed_by_content(self.prompt.messages.clone(), Columns::new()).key;
+        let mut row = Map::from_iter([
+            ("prompt".to_string(), self.prompt.messages.take()),
+            ("columns".to_string(), Value::Object(std::mem::take(&mut self.prompt.columns))),
+            ("answers".to_string(), self.answers.iter().map(|a| a.text.as_str()).collect()),
+        ]);
+        if self.prompt.key != by_content {
+            row.insert("id".into(), self.prompt.key.as_str().into());
+        }
+        scrubber.row(&mut row)?;
+        let mut part = |name: &str| row.remove(name).unwrap_or_default();
+        let (messages, columns, answers) = (part("prompt"), part("columns"), part("answers"));
+        let columns = columns.as_object().cloned().unwrap_or_default();
+        self.prompt = NewPrompt::keyed_by_content(messages, columns);
+        if let Value::String(key) = part("id") {
+            self.prompt.key = key;
+        }
+        let texts = answers.as_array().map_or(&[][..], Vec::as_slice);
+        self.answers.iter_mut().zip(texts).for_each(|(a, t)| a.text = t.as_str().unwrap_or_default().into());
+        Ok(())
+    }
+}
+
+/// The prompts of a file; a row that ends in an answer gives what it answers.
+///
+/// Errors: a row that asks nothing (file and line); one id for two prompts; an empty file.
+pub fn prompts(path: &Path) -> Result<Vec<NewPrompt>> {
+    let options = Options { format: Format::Rows, ..Options::default() };
+    Ok(read(path, &options)?.into_iter().map(|item| item.prompt).collect())
+}
+
+/// The items of a file, in its order.
+pub fn read(path: &Path, options: &Options) -> Result<Vec<Item>> {
+    let mut items: Vec<Item> = Vec::new();
+    let mut format = options.format;
+    let mut lines: HashMap<String, (usize, Value)> = HashMap::new();
+    source::for_each_chunk(path, None, |chunk| {
+        for raw in chunk {
+            let line = raw.line;
+            let place = Place { path, line };
+            let columns = raw.columns(path)?;
+            if format == Format::Auto {
+                format = detect(&columns);
+            }
+            let item = match format {
+                Format::Argilla => argilla::item(&columns, options),
+                Format::LabelStudio => label_studio::item(&columns, options),
+                Format::Rows | Format::Auto => rows::item(columns, options, place),
+            };
+            let item = item.map_err(|e| if e.message().contains(&place.to_string()) { e } else { e.context(place) })?;
+            let NewPrompt { key, messages, .. } = &item.prompt;
+            let (first, known) = lines.entry(key.clone()).or_insert_with(|| (line, messages.clone()));
+            if known != messages {
+                return Err(Error::user(format!("{place}: the id `{key}` is that of another prompt, in line {first}"))
+                    .hint("give each prompt an id of its own, or none: then its content is its id"));
+            }
+            items.push(item);
+        }
+        Ok(())
+    })?;
+    Ok(items)
+}
+
+/// The layout of these columns.
+fn detect(columns: &Columns) -> Format {
+    if argilla::is_one(columns) {
+        Format::Argilla
+    } else if label_studio::is_one(columns) {
+        Format::LabelStudio
+    } else {
+        Format::Rows
+    }
+}
+
+/// Puts items into a project. What is known stays as it is, so that a file may be imported again.
+///
+/// Errors: an id that the project has for another prompt.
+pub fn import(store: &Store, items: &[Item], overlap: i64) -> Result<Imported> {
+    let mut done = Imported { rows: items.len(), ..Imported::default() };
+    let key = |p: &NewPrompt, known: &HashMap<String, String>| {
+        known.get(&p.messages.to_string()).cloned().unwrap_or_else(|| p.key.clone())
+    };
+    let before = store.prompts()?;
+    let by_content: HashMap<String, String> = before.iter().map(|p| (p.messages.to_string(), p.key.clone())).collect();
+    let fresh: Vec<NewPrompt> = items.iter().map(|i| i.prompt.clone()).collect();
+    let fresh: Vec<NewPrompt> =
+        fresh.into_iter().filter(|p| !by_content.contains_key(&p.messages.to_string())).collect();
+    let taken: HashMap<&str, &Value> = before.iter().map(|p| (p.key.as_str(), &p.messages)).collect();
+    if let Some(p) = fresh.iter().find(|p| taken.contains_key(p.key.as_str())) {
+        return Err(Error::user(format!(
+            "{}: the id `{}` is that of another prompt of the project",
+            store.place(),
+            p.key
+        ))
+        .hint("give the prompt another id, or none: then its content is its id"));
+    }
+    done.prompts = store.add_prompts(&fresh)?.new;
+    let by_key: HashMap<String, i64> = store.prompts()?.into_iter().map(|p| (p.key, p.id)).collect();
+    let prompt = |item: &Item| {
+        let key = key(&item.prompt, &by_content);
+        by_key.get(&key).copied().ok_or_else(|| Error::bug(format!("prompt `{key}` was not added")))
+    };
+    let mut candidates = Vec::new();
+    for item in items {
+        let prompt = prompt(item)?;
+        candidates.extend(item.answers.iter().map(|a| NewCandidate {
+            prompt,
+            source: a.source.clone(),
+            text: a.text.clone(),
+            tokens: None,
+        }));
+    }
+    done.candidates = store.add_candidates(&candidates)?.new;
+    if items.iter().any(|i| !i.verdicts.is_empty()) {
+        (done.pairs, done.votes) = judgements(store, items, prompt, overlap)?;
+    }
+    Ok(done)
+}
+
+/// Adds the pairs that were judged, and what was said of them.
+fn judgements(
+    store: &Store,
+    items: &[Item],
+    prompt: impl Fn(&Item) -> Result<i64>,
+    overlap: i64,
+) -> Result<(usize, usize)> {
+    let all = store.candidates()?;
+    let ids: HashMap<(i64, &str, &str), i64> =
+        all.iter().map(|c| ((c.prompt, c.source.as_str(), c.text.as_str()), c.id)).collect();
+    let (mut pairs, mut said) = (Vec::new(), Vec::new());
+    for item in items {
+        let prompt = prompt(item)?;
+        let id = |i: usize| {
+            let answer = &item.answers[i];
+            ids.get(&(prompt, answer.source.as_str(), answer.text.as_str()))
+                .copied()
+                .ok_or_else(|| Error::bug(format!("an answer of {} was not added", answer.source)))
+        };
+        for verdict in &item.verdicts {
+            let (a, b) = (id(verdict.a)?, id(verdict.b)?);
+            // The same text of the same source is one answer: nothing to compare.
+            if a != b {
+                pairs.push(NewPair { prompt, a, b, overlap, repeat_of: None, reason: "imported".into() });
+                said.push((a, b, verdict));
+            }
+        }
+    }
+    let added = store.add_pairs(&pairs)?.new;
+    let known = store.pairs()?;
+    let find: HashMap<(i64, i64), &super::record::Pair> =
+        known.iter().filter(|p| p.repeat_of.is_none()).map(|p| ((p.a.min(p.b), p.a.max(p.b)), p)).collect();
+    let mut people: HashMap<&str, i64> = HashMap::new();
+    let mut votes = Vec::new();
+    for (a, b, verdict) in said {
+        let pair = find.get(&(a.min(b), a.max(b))).ok_or_else(|| Error::bug("a pair was not added"))?;
+        let annotator = match people.get(verdict.annotator.as_str()) {
+            Some(id) => *id,
+            None => {
+                let made = store.annotator(&verdict.annotator, Kind::Person, &json!({ "imported": true }))?;
+                people.insert(&verdict.annotator, made.id);
+                made.id
+            }
+        };
+        let choice = if pair.a == a { verdict.choice } else { verdict.choice.flipped() };
+        votes.push(NewVote { detail: json!({ "imported": true }), ..NewVote::new(pair.id, annotator, choice) });
+    }
+    Ok((added, store.add_votes(&votes).context(|| "imported judgements")?.new))
+}
+
+/// Which of some answers a label of another tool means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pick {
+    One(usize),
+    Tie,
+    BothBad,
+    /// Nothing was said.
+    Nothing,
+}
+
+/// What a label says about answers with these names; none: it is not about them.
+fn pick(label: &str, names: &[String]) -> Option<Pick> {
+    let label = label.trim().to_lowercase();
+    if let Some(i) = names.iter().position(|n| n.to_lowercase() == label) {
+        return Some(Pick::One(i));
+    }
+    let says = |words: &[&str]| words.iter().any(|w| label.contains(w));
+    match label.as_str() {
+        "" => return Some(Pick::Nothing),
+        "left" | "a" => return Some(Pick::One(0)),
+        "right" | "b" => return Some(Pick::One(1)),
+        _ if says(&["both bad", "both_bad", "neither", "none"]) => return Some(Pick::BothBad),
+        _ if says(&["tie", "equal", "same", "both"]) => return Some(Pick::Tie),
+        _ => {}
+    }
+    let digits: String = label.chars().filter(char::is_ascii_digit).collect();
+    // Numbers count from one where a name does, or where no name has a number.
+    let named = names.iter().position(|n| !digits.is_empty() && suffix(n) == digits);
+    let counted = digits.parse::<usize>().ok().and_then(|n| n.checked_sub(1)).filter(|n| *n < names.len());
+    let bare = names.iter().all(|n| suffix(n).is_empty());
+    named.or(counted.filter(|_| bare)).map(Pick::One)
+}
+
+/// The digits at the end of a name.
+fn suffix(name: &str) -> String {
+    let start = name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    name[start..].to_string()
+}
+
+/// What a pick among some answers says about each two of them.
+fn verdicts(pick: Pick, answers: usize, annotator: &str) -> Vec<Verdict> {
+    let twos = (0..answers).flat_map(|a| (a + 1..answers).map(move |b| (a, b)));
+    let said = |(a, b)| {
+        let choice = match pick {
+            Pick::One(i) if i == a => Choice::A,
+            Pick::One(i) if i == b => Choice::B,
+            Pick::Tie => Choice::Tie,
+            Pick::BothBad => Choice::BothBad,
+            // Two that were not chosen: nothing is known of them.
+            Pick::One(_) | Pick::Nothing => return None,
+        };
+        Some(Verdict { annotator: annotator.to_string(), a, b, choice })
+    };
+    twos.filter_map(said).collect()
+}
+
+/// Columns that name a prompt by a number or text of their own.
+fn own_id(columns: &Columns) -> Option<String> {
+    let id = ["prompt_id", "external_id", "id", "key"].into_iter().find_map(|k| columns.get(k))?;
+    match id {
+        Value::String(text) if !text.is_empty() => Some(text.clone()),
+        Value::Number(n) => Some(n.to_string()),
+        _ => None,
+    }
+}
+
+/// A prompt of these messages, under its own id where it has one.
+fn new_prompt(messages: Value, id: Option<String>, columns: Columns) -> NewPrompt {
+    match id {
+        Some(key) => NewPrompt { key, messages, columns },
+        None => NewPrompt::keyed_by_content(messages, columns),
+    }
+}
+
+/// One user turn, or messages as they are.
+fn as_messages(value: &Value) -> Option<Value> {
+    match value {
+        Value::String(text) if !text.trim().is_empty() => Some(json!([{ "role": "user", "content": text }])),
+        Value::Array(turns) if !turns.is_empty() && turns.iter().all(|t| t.get("role").is_some()) => {
+            Some(value.clone())
+        }
+        _ => None,
+    }
+}
+
+/// The fields of an export that hold its prompt and its answers, asked for or known by their names.
+fn fields(data: &Columns, options: &Options) -> Result<(String, Vec<String>)> {
+    let found = || data.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
+    let known = ["prompt", "instruction", "question", "query", "input", "chat", "messages", "conversation"];
+    let prompt = match &options.prompt {
+        Some(name) => data.contains_key(name).then(|| name.clone()),
+        None => known.iter().find(|k| data.contains_key(**k)).map(|k| k.to_string()),
+    };
+    let prompt = prompt.ok_or_else(|| {
+        Error::user(format!("no field with the prompt among {}", found())).hint("name it with --prompt FIELD")
+    })?;
+    let stems = ["generation", "generations", "response", "answer", "completion", "output", "candidate", "text"];
+    let is_answer = |name: &&String| {
+        let stem =
+            name.trim_end_matches(|c: char| c.is_ascii_alphanumeric() && (c.is_ascii_digit() || c.is_uppercase()));
+        let stem = stem.trim_end_matches(['-', '_', ' ']).to_lowercase();
+        (stem.len() < name.len() && stems.contains(&stem.as_str()))
+            || matches!(name.as_str(), "left" | "right" | "chosen" | "rejected")
+    };
+    let answers: Vec<String> = match options.answers.is_empty() {
+        false => options.answers.clone(),
+        true => data.keys().filter(is_answer).filter(|n| **n != prompt).cloned().collect(),
+    };
+    if let Some(missing) = answers.iter().find(|a| !data.contains_key(*a)) {
+        return Err(Error::user(format!("no field `{missing}`; found {}", found())));
+    }
+    if answers.len() < 2 {
+        return Err(Error::user(format!("no two fields with answers among {}", found()))
+            .hint("name them with --answer FIELD --answer FIELD"));
+    }
+    Ok((prompt, answers))
+}

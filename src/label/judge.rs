@@ -1,0 +1,398 @@
+//! Machines that compare answers: a reward model, a language model with a rubric, a command.
+//!
+//! A machine sees two answers in an order and says which is better. One whose word may depend on the order is asked in
+//! both, and what does not hold in both is a tie. Votes carry what was said in either order, so that flips can be counted
+//! later. Invariant: a machine never sees what anybody else said, nor where an answer comes from.
+
+use super::asked;
+use super::ballot::Project;
+use super::record::{Candidate, Choice, Kind, NewVote, Pair, Prompt};
+use crate::data::{ChatTokenizer, Message};
+use crate::error::{Error, Result};
+use crate::fsutil::shortened;
+use crate::generate::{Settings, complete, room};
+use crate::models::{Model, Scoring};
+use crate::nn::Tokens;
+use crate::rewards::program::Program;
+use crate::rewards::spec::CommandSpec;
+use crate::rng;
+use rand::RngExt;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use tch::Kind as Dtype;
+
+/// A pair to judge, its answers in the order in which they are shown.
+#[derive(Debug, Clone, Copy)]
+pub struct Task<'p> {
+    pub pair: &'p Pair,
+    pub prompt: &'p Prompt,
+    pub first: &'p Candidate,
+    pub second: &'p Candidate,
+}
+
+impl Task<'_> {
+    fn turned(self) -> Self {
+        Self { first: self.second, second: self.first, ..self }
+    }
+}
+
+/// What a machine said of a task: `Choice::A` is the first answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Opinion {
+    pub choice: Choice,
+    pub strength: Option<i64>,
+    pub note: Option<String>,
+    /// Scores or probabilities, for the record.
+    pub detail: Value,
+}
+
+/// A machine that compares.
+pub trait Judge {
+    fn kind(&self) -> Kind;
+    /// What it is, for its annotator's record.
+    fn detail(&self) -> Value;
+    /// An opinion on each task, in their order.
+    fn opinions(&mut self, tasks: &[Task]) -> Result<Vec<Opinion>>;
+}
+
+/// In which order answers are shown to a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Orders {
+    /// As the pair has them: for a machine that looks at each answer alone.
+    One,
+    /// Once, drawn from this seed.
+    Drawn(u64),
+    /// Both; opinions that differ are a tie.
+    Both,
+}
+
+/// The pairs that this annotator has not judged, hidden repeats apart: a machine has no memory to test.
+pub fn open(project: &Project, annotator: i64) -> Vec<Task<'_>> {
+    let judged: HashSet<i64> =
+        project.votes.iter().filter(|v| !v.undone && v.annotator == annotator).map(|v| v.pair).collect();
+    let (prompts, candidates) = (project.prompts_by_id(), project.candidates_by_id());
+    project
+        .pairs
+        .iter()
+        .filter(|p| p.repeat_of.is_none() && !judged.contains(&p.id))
+        .filter_map(|pair| {
+            let (prompt, a, b) = (prompts.get(&pair.prompt)?, candidates.get(&pair.a)?, candidates.get(&pair.b)?);
+            Some(Task { pair, prompt, first: a, second: b })
+        })
+        .collect()
+}
+
+/// The votes of a machine on some tasks.
+pub fn votes(judge: &mut dyn Judge, tasks: &[Task], orders: Orders, annotator: i64) -> Result<Vec<NewVote>> {
+    let vote = |task: &Task, choice, swapped, opinion: Opinion, detail| NewVote {
+        strength: opinion.strength.filter(|_| matches!(choice, Choice::A | Choice::B)),
+        note: opinion.note,
+        swapped,
+        detail,
+        ..NewVote::new(task.pair.id, annotator, choice)
+    };
+    if orders != Orders::Both {
+        let swap = |task: &Task| match orders {
+            Orders::Drawn(seed) => rng::stream(seed, "label: order", task.pair.id as u64).random::<bool>(),
+            _ => false,
+        };
+        let shown: Vec<(Task, bool)> =
+            tasks.iter().map(|t| if swap(t) { (t.turned(), true) } else { (*t, false) }).collect();
+        let opinions = judge.opinions(&shown.iter().map(|(t, _)| *t).collect::<Vec<_>>())?;
+        let each = shown.iter().zip(opinions).map(|((task, swapped), o)| {
+            let choice = if *swapped { o.choice.flipped() } else { o.choice };
+            let detail = o.detail.clone();
+            vote(task, choice, *swapped, o, detail)
+        });
+        return Ok(each.collect());
+    }
+    let ab = judge.opinions(tasks)?;
+    let ba = judge.opinions(&tasks.iter().map(|t| t.turned()).collect::<Vec<_>>())?;
+    let said = |choice: Choice, o: &Opinion| {
+        let mut said = o.detail.clone();
+        if !said.is_object() {
+            said = json!({});
+        }
+        said["choice"] = json!(choice.name());
+        said
+    };
+    let each = tasks.iter().zip(ab.into_iter().zip(ba)).map(|(task, (ab, ba))| {
+        let turned = ba.choice.flipped();
+        let detail = json!({ "ab": said(ab.choice, &ab), "ba": said(turned, &ba) });
+        let agreed = ab.choice == turned;
+        // A skip in one order leaves no comparison.
+        let choice = match (ab.choice, turned) {
+            (Choice::Skip, _) | (_, Choice::Skip) => Choice::Skip,
+            (a, b) if a == b => a,
+            _ => Choice::Tie,
+        };
+        let strength = ab.strength.zip(ba.strength).map(|(x, y)| x.min(y)).filter(|_| agreed);
+        vote(task, choice, false, Opinion { strength, ..ab }, detail)
+    });
+    Ok(each.collect())
+}
+
+/// A reward model: the answer that scores higher is the better one.
+pub struct RewardJudge<'m> {
+    pub model: &'m Model,
+    pub scoring: &'m Scoring,
+    pub tokenizer: &'m ChatTokenizer,
+    /// Scores closer than this are a tie.
+    pub margin: f64,
+    /// As the annotator's record names it.
+    pub name: Value,
+}
+
+/// The scores of answers by a reward model, by candidate.
+///
+/// Errors: an answer that the model's context does not hold, a score that is no number.
+pub fn scores<'c>(
+    model: &Model,
+    scoring: &Scoring,
+    tokenizer: &ChatTokenizer,
+    answers: impl IntoIterator<Item = (&'c Prompt, &'c Candidate)>,
+) -> Result<HashMap<i64, f64>> {
+    let mut rows: Vec<(i64, Vec<u32>)> = Vec::new();
+    for (prompt, answer) in answers {
+        let ids = asked::answered(prompt, answer, tokenizer)?;
+        if ids.len() > room(model) {
+            return Err(Error::user(format!(
+                "prompt {}: an answer of {} has {} tokens with its prompt, the reward model's context {}",
+                prompt.key,
+                answer.source,
+                ids.len(),
+                room(model)
+            ))
+            .hint("a cut answer has another score: leave such answers out of the project"));
+        }
+        rows.push((answer.id, ids));
+    }
+    // Like lengths together: attention pads within a packed row.
+    rows.sort_by_key(|(_, ids)| std::cmp::Reverse(ids.len()));
+    let found = scoring.scores(model, &rows.iter().map(|(_, ids)| ids).collect::<Vec<_>>())?;
+    match found.iter().all(|s| s.is_finite()) {
+        true => Ok(rows.into_iter().map(|(id, _)| id).zip(found).collect()),
+        false => Err(Error::user("the reward model gives scores that are no finite numbers")
+            .hint("its weights or its adapter hold NaN or infinite values; was the training run stable?")),
+    }
+}
+
+impl Judge for RewardJudge<'_> {
+    fn kind(&self) -> Kind {
+        Kind::Reward
+    }
+
+    fn detail(&self) -> Value {
+        json!({ "reward": self.name, "margin": self.margin })
+    }
+
+    fn opinions(&mut self, tasks: &[Task]) -> Result<Vec<Opinion>> {
+        let answers = tasks.iter().flat_map(|t| [(t.prompt, t.first), (t.prompt, t.second)]);
+        let unique: BTreeMap<i64, (&Prompt, &Candidate)> = answers.map(|(p, c)| (c.id, (p, c))).collect();
+        let scores = scores(self.model, self.scoring, self.tokenizer, unique.into_values())?;
+        let opinion = |task: &Task| {
+            let (a, b) = (scores[&task.first.id], scores[&task.second.id]);
+            let choice = match a - b {
+                d if d.abs() <= self.margin => Choice::Tie,
+                d if d > 0.0 => Choice::A,
+                _ => Choice::B,
+            };
+            Opinion { choice, strength: None, note: None, detail: json!({ "scores": [a, b] }) }
+        };
+        Ok(tasks.iter().map(opinion).collect())
+    }
+}
+
+/// What a language model is told where the user has no rubric of their own.
+pub const RUBRIC: &str = "You compare two answers to the same question. Judge whether each is correct, whether it does \
+what was asked, and whether it is clear. Do not prefer an answer because it is longer, because it comes first, or because \
+of its tone.";
+
+/// What it may say; the place of each is that in `SAID`.
+const WORDS: [&str; 4] = ["1", "2", "tie", "bad"];
+const SAID: [Choice; 4] = [Choice::A, Choice::B, Choice::Tie, Choice::BothBad];
+const VERDICT: &str = "Verdict:";
+
+/// A language model with a rubric.
+///
+/// It is not asked to write and then read with luck: its answer is begun with `Verdict:`, and what counts is which of the
+/// words `1`, `2`, `tie` and `bad` it holds most probable next, so that every model gives a verdict and the same one
+/// every time. With `reasoning` it first writes so many tokens, greedily, which stand before the verdict (pairwise
+/// comparison with reasons, Zheng et al. 2023, arXiv 2306.05685, section 3.1).
+pub struct LanguageJudge<'m> {
+    model: &'m Model,
+    tokenizer: &'m ChatTokenizer,
+    rubric: String,
+    reasoning: usize,
+    name: Value,
+    /// Tokens of `Verdict:` up to where the words part, and the first token of each word after them.
+    opening: Vec<u32>,
+    words: [u32; 4],
+}
+
+impl<'m> LanguageJudge<'m> {
+    /// Errors: a model without a chat template; a tokenizer under which two of the words begin alike.
+    pub fn new(
+        model: &'m Model,
+        tokenizer: &'m ChatTokenizer,
+        rubric: Option<String>,
+        reasoning: usize,
+        name: Value,
+    ) -> Result<Self> {
+        if !tokenizer.has_template() {
+            return Err(Error::user("a judge is asked in turns, and the model has no chat template")
+                .hint("use an instruct model"));
+        }
+        let whole: Vec<Vec<u32>> =
+            WORDS.iter().map(|w| tokenizer.encode(&format!("{VERDICT} {w}"))).collect::<Result<_>>()?;
+        let shared =
+            (0..).take_while(|i| whole.iter().all(|w| w.get(*i).is_some_and(|id| Some(id) == whole[0].get(*i))));
+        let shared = shared.count();
+        let first: Vec<u32> = whole.iter().filter_map(|w| w.get(shared).copied()).collect();
+        let words = <[u32; 4]>::try_from(first).ok().filter(|w| w.iter().collect::<HashSet<_>>().len() == 4);
+        let words = words.ok_or_else(|| {
+            Error::user(format!("the words {} begin with the same token in this tokenizer", WORDS.join(", ")))
+                .hint("use another model as a judge, or a command")
+        })?;
+        let rubric = rubric.unwrap_or_else(|| RUBRIC.into());
+        Ok(Self { model, tokenizer, rubric, reasoning, name, opening: whole[0][..shared].to_vec(), words })
+    }
+
+    fn ids(&self, task: &Task) -> Result<Vec<u32>> {
+        let talk = asked::conversation(task.prompt)?;
+        let turns: Vec<String> = talk.messages.iter().map(|m| format!("{}: {}", m.role, m.content)).collect();
+        let question = match &talk.messages[..] {
+            [one] => one.content.clone(),
+            _ => turns.join("\n"),
+        };
+        let first = if self.reasoning > 0 { "Give your reasons in a few sentences, then end" } else { "End" };
+        let text = format!(
+            "{}\n\n[Question]\n{question}\n\n[Answer 1]\n{}\n\n[Answer 2]\n{}\n\n[Task]\n{first} with \"{VERDICT} 1\" if \
+             answer 1 is better, \"{VERDICT} 2\" if answer 2 is better, \"{VERDICT} tie\" if they are equally good, or \
+             \"{VERDICT} bad\" if both are bad.",
+            self.rubric, task.first.text, task.second.text
+        );
+        self.tokenizer.encode(&self.tokenizer.render(&[Message::new("user", text)], true)?)
+    }
+
+    /// Adds what the model writes before its verdict; the texts.
+    fn reason(&self, prompts: &mut [Vec<u32>]) -> Result<Vec<Option<String>>> {
+        if self.reasoning == 0 {
+            return Ok(vec![None; prompts.len()]);
+        }
+        let settings =
+            Settings { stop_texts: Vec::new(), ..Settings::greedy(self.reasoning, self.tokenizer.stop_ids()) };
+        let written = complete(self.model, prompts, &settings, &mut |_, _| {})?;
+        let mut texts = Vec::new();
+        for (prompt, completion) in prompts.iter_mut().zip(written) {
+            // A verdict that it wrote itself is read anew, in the same words for all.
+            let text = self.tokenizer.decode(completion.answer(), true)?;
+            let reasons = text.split(VERDICT).next().unwrap_or_default().trim_end().to_string();
+            prompt.extend(self.tokenizer.encode(&format!("{reasons}\n"))?);
+            texts.push(Some(reasons).filter(|r| !r.is_empty()));
+        }
+        Ok(texts)
+    }
+}
+
+impl Judge for LanguageJudge<'_> {
+    fn kind(&self) -> Kind {
+        Kind::Judge
+    }
+
+    fn detail(&self) -> Value {
+        json!({ "model": self.name, "rubric": self.rubric, "reasoning": self.reasoning })
+    }
+
+    fn opinions(&mut self, tasks: &[Task]) -> Result<Vec<Opinion>> {
+        let mut opinions: Vec<Option<Opinion>> = vec![None; tasks.len()];
+        let (mut places, mut prompts) = (Vec::new(), Vec::new());
+        for (i, task) in tasks.iter().enumerate() {
+            let ids = self.ids(task)?;
+            let needed = ids.len() + self.reasoning + self.opening.len() + 1;
+            if needed > room(self.model) {
+                let note = format!("needs {needed} tokens, the judge's context has {}", room(self.model));
+                opinions[i] =
+                    Some(Opinion { choice: Choice::Skip, strength: None, note: Some(note), detail: json!({}) });
+            } else {
+                places.push(i);
+                prompts.push(ids);
+            }
+        }
+        let reasons = self.reason(&mut prompts)?;
+        for ((place, mut ids), reasons) in places.into_iter().zip(prompts).zip(reasons) {
+            ids.extend(&self.opening);
+            let tokens = Tokens::pack(&[&ids[..]], self.model.device());
+            let logits = self.model.infer(&tokens, |out| out.logits(&tokens.segments.last_rows()))?;
+            let log_probs = logits.log_softmax(-1, Dtype::Double).view([-1]);
+            let p: Vec<f64> = self.words.iter().map(|id| log_probs.double_value(&[i64::from(*id)]).exp()).collect();
+            let total: f64 = p.iter().sum();
+            let best = (0..p.len()).max_by(|i, j| p[*i].total_cmp(&p[*j])).unwrap_or(0);
+            if !total.is_finite() || total <= 0.0 {
+                return Err(Error::user(format!(
+                    "prompt {}: the judge gives no probabilities",
+                    tasks[place].prompt.key
+                ))
+                .hint("its weights or its adapter hold NaN or infinite values"));
+            }
+            let shares: serde_json::Map<String, Value> =
+                SAID.iter().zip(&p).map(|(c, p)| (c.name().to_string(), json!(p / total))).collect();
+            let detail = json!({ "probabilities": shares, "of_all_words": total });
+            opinions[place] = Some(Opinion { choice: SAID[best], strength: None, note: reasons, detail });
+        }
+        opinions.into_iter().map(|o| o.ok_or_else(|| Error::bug("a task without an opinion"))).collect()
+    }
+}
+
+/// Bytes an opinion of a command may have on average.
+const LINE: usize = 4096;
+
+/// A program: it is given `{"prompt", "a", "b"}` a line, and prints a choice a line, bare or as
+/// `{"choice", "strength", "note"}`.
+pub struct CommandJudge(Program, Vec<String>);
+
+impl CommandJudge {
+    pub fn new(spec: CommandSpec) -> Result<Self> {
+        let run = spec.run.clone();
+        Program::new(
+            spec,
+            "{\"prompt\": [{\"role\": …, \"content\": …}], \"a\": …, \"b\": …}",
+            "one of a, b, tie, both_bad, skip, or {\"choice\": …, \"strength\": 1 to 3, \"note\": …}",
+            LINE,
+        )
+        .map(|program| Self(program, run))
+    }
+
+    fn read(&self, line: &str, task: &Task) -> Result<Opinion> {
+        let wrong = || {
+            Error::user(format!("{}: {:?} for prompt {}", self.0.name(), shortened(line), task.prompt.key)).hint(
+                "expected one of a, b, tie, both_bad, skip, or {\"choice\": …, \"strength\": 1 to 3, \"note\": …}",
+            )
+        };
+        let value: Value = serde_json::from_str(line).unwrap_or_else(|_| json!(line));
+        let word = value.get("choice").unwrap_or(&value).as_str().ok_or_else(wrong)?;
+        let choice = Choice::named(&word.to_lowercase()).ok_or_else(wrong)?;
+        let strength = match value.get("strength") {
+            None | Some(Value::Null) => None,
+            Some(n) => Some(n.as_i64().filter(|n| (1..=3).contains(n)).ok_or_else(wrong)?),
+        };
+        let note = value.get("note").and_then(Value::as_str).map(String::from);
+        Ok(Opinion { choice, strength, note, detail: json!({}) })
+    }
+}
+
+impl Judge for CommandJudge {
+    fn kind(&self) -> Kind {
+        Kind::Command
+    }
+
+    fn detail(&self) -> Value {
+        json!({ "command": self.1 })
+    }
+
+    fn opinions(&mut self, tasks: &[Task]) -> Result<Vec<Opinion>> {
+        let line = |t: &Task| json!({ "prompt": t.prompt.messages, "a": t.first.text, "b": t.second.text }).to_string();
+        let printed = self.0.ask(&tasks.iter().map(line).collect::<Vec<_>>())?;
+        printed.iter().zip(tasks).map(|(line, task)| self.read(line, task)).collect()
+    }
+}

@@ -1,0 +1,249 @@
+//! How a project stands, for its admin: progress, who is how fast and how sided, what people judge differently.
+//!
+//! Pure numbers over votes; chance-corrected agreement with intervals is the report's.
+
+use super::record::{Annotator, Choice, Kind, NewVote, Pair, Vote};
+use super::store::Store;
+use crate::error::Result;
+use serde::Serialize;
+use serde_json::json;
+use std::collections::{BTreeMap, HashMap};
+
+/// Disagreements that the page shows at a time.
+pub const SHOWN: usize = 20;
+
+/// The project at a moment.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Overview {
+    pub pairs: usize,
+    /// Pairs that as many people have judged as shall.
+    pub complete: usize,
+    /// Judgements of people given and wanted, without skips and repeats.
+    pub given: i64,
+    pub wanted: i64,
+    /// The share of equal judgements among all twos of people who judged the same pair.
+    pub agreement: Share,
+    /// The share of repeats that were judged as the first time.
+    pub consistency: Share,
+    pub adjudicated: usize,
+    pub people: Vec<Member>,
+    /// Pairs that people judge differently and nobody has decided, the most votes first.
+    pub disagreements: Vec<Disagreement>,
+    pub flags: Vec<Flag>,
+}
+
+/// A share with what it is of.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Default)]
+pub struct Share {
+    pub part: usize,
+    pub of: usize,
+}
+
+/// Somebody's work.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Member {
+    pub name: String,
+    pub kind: Kind,
+    pub votes: usize,
+    pub skips: usize,
+    pub ties: usize,
+    pub flagged: usize,
+    /// Median of the time a vote took.
+    pub seconds: Option<f64>,
+    /// How often the left one was chosen, of the choices of one answer; half without a bias.
+    pub left: Share,
+    /// Equal judgements with others on the same pairs.
+    pub agreement: Share,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Disagreement {
+    pub pair: i64,
+    /// Who said what.
+    pub votes: Vec<(String, Choice)>,
+}
+
+/// A vote that was marked, or has a note.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Flag {
+    pub pair: i64,
+    pub name: String,
+    pub flagged: bool,
+    pub note: Option<String>,
+}
+
+impl Overview {
+    /// Of all pairs, the votes that stand, and all annotators.
+    pub fn new(pairs: &[Pair], votes: &[Vote], annotators: &[Annotator]) -> Self {
+        let by_id: HashMap<i64, &Annotator> = annotators.iter().map(|a| (a.id, a)).collect();
+        let name = |v: &Vote| by_id.get(&v.annotator).map_or(String::new(), |a| a.name.clone());
+        let person = |v: &&Vote| by_id.get(&v.annotator).is_some_and(|a| a.kind == Kind::Person);
+        let finals: HashMap<i64, &Vote> = votes.iter().filter(|v| v.adjudicates()).map(|v| (v.pair, v)).collect();
+        let mut judged: BTreeMap<i64, Vec<&Vote>> = BTreeMap::new();
+        let people = || votes.iter().filter(person).filter(|v| !v.adjudicates());
+        for vote in people().filter(|v| v.choice != Choice::Skip) {
+            judged.entry(vote.pair).or_default().push(vote);
+        }
+        let ordinary: Vec<&Pair> = pairs.iter().filter(|p| p.repeat_of.is_none()).collect();
+        let count = |p: &Pair| judged.get(&p.id).map_or(0, Vec::len) as i64;
+        let (mut agreement, mut with_others) = (Share::default(), HashMap::<i64, Share>::new());
+        for pair in &ordinary {
+            let of = judged.get(&pair.id).map(Vec::as_slice).unwrap_or_default();
+            for (i, one) in of.iter().enumerate() {
+                for other in &of[i + 1..] {
+                    let same = one.choice == other.choice;
+                    agreement.add(same);
+                    with_others.entry(one.annotator).or_default().add(same);
+                    with_others.entry(other.annotator).or_default().add(same);
+                }
+            }
+        }
+        let mut consistency = Share::default();
+        for repeat in pairs {
+            let first = repeat.repeat_of.and_then(|id| judged.get(&id));
+            for again in judged.get(&repeat.id).into_iter().flatten().filter(|_| first.is_some()) {
+                let before = first.and_then(|f| f.iter().find(|v| v.annotator == again.annotator));
+                // A repeat may hold the same answers the other way round.
+                let turned = pairs.iter().find(|p| Some(p.id) == repeat.repeat_of).is_some_and(|p| p.a != repeat.a);
+                if let Some(before) = before {
+                    let now = if turned { again.choice.flipped() } else { again.choice };
+                    consistency.add(now == before.choice);
+                }
+            }
+        }
+        let open = |p: &&&Pair| {
+            let of = judged.get(&p.id).map(Vec::as_slice).unwrap_or_default();
+            !finals.contains_key(&p.id) && of.windows(2).any(|two| two[0].choice != two[1].choice)
+        };
+        let mut disagreements: Vec<Disagreement> = ordinary
+            .iter()
+            .filter(open)
+            .map(|p| Disagreement { pair: p.id, votes: judged[&p.id].iter().map(|v| (name(v), v.choice)).collect() })
+            .collect();
+        disagreements.sort_by_key(|d| std::cmp::Reverse(d.votes.len()));
+        let members = annotators.iter().filter_map(|a| {
+            let own: Vec<&Vote> = votes.iter().filter(|v| v.annotator == a.id && !v.adjudicates()).collect();
+            let shared = with_others.get(&a.id).copied().unwrap_or_default();
+            (!own.is_empty() || a.token_hash.is_some()).then(|| Member::new(a, &own, shared))
+        });
+        let flag = |v: &Vote| Flag { pair: v.pair, name: name(v), flagged: v.flagged, note: v.note.clone() };
+        Self {
+            pairs: ordinary.len(),
+            complete: ordinary.iter().filter(|p| count(p) >= p.overlap).count(),
+            given: ordinary.iter().map(|p| count(p)).sum(),
+            wanted: ordinary.iter().map(|p| p.overlap).sum(),
+            agreement,
+            consistency,
+            adjudicated: finals.len(),
+            people: members.collect(),
+            disagreements,
+            flags: people().filter(|v| v.flagged || v.note.is_some()).map(flag).collect(),
+        }
+    }
+}
+
+impl Share {
+    fn add(&mut self, hit: bool) {
+        self.part += usize::from(hit);
+        self.of += 1;
+    }
+}
+
+impl Member {
+    fn new(annotator: &Annotator, own: &[&Vote], agreement: Share) -> Self {
+        let count = |f: &dyn Fn(&Vote) -> bool| own.iter().filter(|v| f(v)).count();
+        let mut seconds: Vec<f64> = own.iter().filter(|v| v.choice != Choice::Skip).filter_map(|v| v.seconds).collect();
+        seconds.sort_by(f64::total_cmp);
+        let mut left = Share::default();
+        for vote in own.iter().filter(|v| matches!(v.choice, Choice::A | Choice::B)) {
+            left.add((vote.choice == Choice::A) != vote.swapped);
+        }
+        Self {
+            name: annotator.name.clone(),
+            kind: annotator.kind,
+            votes: count(&|v| v.choice != Choice::Skip),
+            skips: count(&|v| v.choice == Choice::Skip),
+            ties: count(&|v| v.choice == Choice::Tie),
+            flagged: count(&|v| v.flagged),
+            seconds: seconds.get(seconds.len() / 2).copied(),
+            left,
+            agreement,
+        }
+    }
+}
+
+/// Keeps an admin's final word on a pair, instead of an earlier one of anybody.
+pub fn adjudicate(store: &Store, admin: &str, pair: i64, choice: Choice) -> Result<()> {
+    // A voice of its own: the admin may have judged the pair as one of the people too.
+    let voice = store.annotator(&format!("{admin} (final word)"), Kind::Person, &json!({ "adjudicates": true }))?;
+    let earlier: Vec<Vote> = store.votes()?.into_iter().filter(|v| v.pair == pair && v.adjudicates()).collect();
+    store.write(|w| {
+        for vote in &earlier {
+            w.undo(vote.annotator, vote.id)?;
+        }
+        w.vote(&NewVote { detail: json!({ "adjudicated": true }), ..NewVote::new(pair, voice.id, choice) }).map(drop)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(id: i64, overlap: i64, repeat_of: Option<i64>) -> Pair {
+        Pair { id, prompt: 1, a: 10 + id, b: 20 + id, overlap, repeat_of, reason: "random".into() }
+    }
+
+    fn vote(id: i64, pair: i64, annotator: i64, choice: Choice) -> Vote {
+        Vote {
+            id,
+            pair,
+            annotator,
+            choice,
+            strength: None,
+            swapped: id % 2 == 0,
+            seconds: Some(id as f64),
+            note: None,
+            flagged: id == 1,
+            ratings: Default::default(),
+            edited: None,
+            detail: json!({ "adjudicated": annotator == 9 }),
+            created: String::new(),
+            undone: false,
+        }
+    }
+
+    fn somebody(id: i64, kind: Kind) -> Annotator {
+        Annotator { id, name: format!("n{id}"), kind, token_hash: None, detail: json!({}) }
+    }
+
+    #[test]
+    fn numbers_of_a_small_project() {
+        let mut repeat = pair(3, 1, Some(1));
+        (repeat.a, repeat.b) = (11, 21);
+        let pairs = [pair(1, 2, None), pair(2, 2, None), repeat];
+        let people =
+            [somebody(1, Kind::Person), somebody(2, Kind::Person), somebody(3, Kind::Judge), somebody(9, Kind::Person)];
+        use Choice::*;
+        let mut votes = vec![
+            vote(1, 1, 1, A), // left
+            vote(2, 1, 2, A), // swapped: right
+            vote(3, 2, 1, A),
+            vote(4, 2, 2, Tie),
+            vote(5, 3, 1, B),
+            vote(6, 1, 3, B),
+        ];
+        let view = Overview::new(&pairs, &votes, &people);
+        assert_eq!((view.pairs, view.complete, view.given, view.wanted), (2, 2, 4, 4));
+        assert_eq!((view.agreement.part, view.agreement.of), (1, 2));
+        assert_eq!((view.consistency.part, view.consistency.of), (0, 1));
+        assert_eq!(view.disagreements, [Disagreement { pair: 2, votes: vec![("n1".into(), A), ("n2".into(), Tie)] }]);
+        let first = &view.people[0];
+        assert_eq!((first.votes, first.left, first.seconds), (3, Share { part: 2, of: 3 }, Some(3.0)));
+        assert_eq!((view.people[1].left, view.people[1].ties), (Share { part: 0, of: 1 }, 1));
+        assert_eq!(view.flags.len(), 1);
+        // The final word ends the disagreement and is no part of the agreement.
+        votes.push(vote(7, 2, 9, A));
+        let view = Overview::new(&pairs, &votes, &people);
+        assert_eq!((view.disagreements.len(), view.adjudicated, view.agreement.of), (0, 1, 2));
+    }
+}

@@ -1,0 +1,325 @@
+//! Who writes the better answers: Bradley-Terry strengths and Elo ratings of the sources, with intervals.
+//!
+//! Pure functions over outcomes. A tie, and two bad answers, are half a win for each. Outcomes of one prompt are no
+//! independent evidence, so intervals resample prompts.
+
+use super::aggregate::Verdict;
+use super::ballot::Project;
+use super::bootstrap::{Bootstrap, Estimate, percentiles};
+use super::record::Choice;
+use crate::rng;
+use rand::seq::SliceRandom;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Standard deviation of the Gaussian prior on strengths: a source that won all stays finite, and nothing else changes
+/// that an interval would notice.
+const PRIOR: f64 = 10.0;
+/// Elo points of one unit of strength: a lead of 400 points wins ten times as often as it loses.
+const POINTS: f64 = 400.0 / std::f64::consts::LN_10;
+/// The middle of all ratings.
+const MIDDLE: f64 = 1000.0;
+/// How far one outcome moves an Elo rating at most.
+const K: f64 = 16.0;
+/// Random orders over which an Elo rating is the mean.
+const ORDERS: u64 = 100;
+
+/// A comparison of two sources.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Outcome {
+    /// What it was drawn with; outcomes of one group are resampled together.
+    pub group: usize,
+    pub a: usize,
+    pub b: usize,
+    /// Of `a`: 1 won, 0 lost, between them a tie.
+    pub score: f64,
+}
+
+/// A source's place.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Ranked {
+    pub source: String,
+    /// Comparisons with another source; ties are among them.
+    pub comparisons: usize,
+    pub wins: usize,
+    pub losses: usize,
+    /// Bradley-Terry strength in Elo points around 1000.
+    pub bradley_terry: Estimate,
+    /// The rating of Elo's rule, mean over random orders of the outcomes.
+    pub elo: Estimate,
+}
+
+/// One source against another.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Duel {
+    pub a: String,
+    pub b: String,
+    pub a_wins: usize,
+    pub ties: usize,
+    pub b_wins: usize,
+}
+
+/// All sources, the strongest first.
+#[derive(Debug, Clone, PartialEq, Serialize, Default)]
+pub struct Ranking {
+    pub sources: Vec<Ranked>,
+    pub duels: Vec<Duel>,
+    /// Groups of sources of which none was ever compared with, or no win links to, another: across them strengths say
+    /// little but the prior. One group: all is well.
+    pub groups: usize,
+}
+
+impl Ranking {
+    /// The ranking by some verdicts; pairs of answers by the same source say nothing and are passed over.
+    pub fn of(project: &Project, verdicts: &BTreeMap<i64, Verdict>, bootstrap: &Bootstrap) -> Self {
+        let candidates = project.candidates_by_id();
+        let source = |id: i64| candidates.get(&id).map(|c| c.source.as_str());
+        let mut found = Vec::new();
+        for pair in &project.pairs {
+            if let (Some(v), Some(a), Some(b)) = (verdicts.get(&pair.id), source(pair.a), source(pair.b))
+                && a != b
+            {
+                let score = match v.choice {
+                    Choice::A => 1.0,
+                    Choice::B => 0.0,
+                    _ => 0.5,
+                };
+                found.push((pair.prompt, a, b, score));
+            }
+        }
+        let names: Vec<&str> = found.iter().flat_map(|f| [f.1, f.2]).collect::<BTreeSet<_>>().into_iter().collect();
+        let prompts: Vec<i64> = found.iter().map(|f| f.0).collect::<BTreeSet<_>>().into_iter().collect();
+        let place = |name: &str| names.binary_search(&name).unwrap_or_default();
+        let outcomes: Vec<Outcome> = found
+            .iter()
+            .map(|(prompt, a, b, score)| Outcome {
+                group: prompts.binary_search(prompt).unwrap_or_default(),
+                a: place(a),
+                b: place(b),
+                score: *score,
+            })
+            .collect();
+        Self::of_outcomes(&names, &outcomes, prompts.len(), bootstrap)
+    }
+
+    fn of_outcomes(names: &[&str], outcomes: &[Outcome], groups: usize, bootstrap: &Bootstrap) -> Self {
+        let each: Vec<usize> = (0..groups).collect();
+        let all = vec![1.0; groups];
+        let points = |strengths: Vec<f64>| strengths.into_iter().map(|s| MIDDLE + POINTS * s).collect::<Vec<_>>();
+        let by_strength = points(bradley_terry(names.len(), outcomes, &all, PRIOR));
+        let strengths = bootstrap.replicates("label: Bradley-Terry", &each, groups, |drawn, _| {
+            Some(points(bradley_terry(names.len(), outcomes, drawn, PRIOR)))
+        });
+        let orders = (0..ORDERS).map(|i| {
+            let mut chance = rng::stream(bootstrap.seed, "label: orders of Elo", i);
+            let mut order: Vec<&Outcome> = outcomes.iter().collect();
+            order.shuffle(&mut chance);
+            elo(names.len(), &order)
+        });
+        let by_elo: Vec<f64> = orders.fold(vec![0.0; names.len()], |mut sum, ratings| {
+            sum.iter_mut().zip(ratings).for_each(|(s, r)| *s += r / ORDERS as f64);
+            sum
+        });
+        let ratings = bootstrap.replicates("label: Elo", &each, groups, |drawn, chance| {
+            let times = |o: &'_ Outcome| drawn[o.group] as usize;
+            let mut order: Vec<&Outcome> = outcomes.iter().flat_map(|o| std::iter::repeat_n(o, times(o))).collect();
+            order.shuffle(chance);
+            Some(elo(names.len(), &order))
+        });
+        let interval = |found: &[Vec<f64>], i: usize| percentiles(found.iter().map(|f| f[i]).collect());
+        let count = |i: usize, score: f64| {
+            outcomes.iter().filter(|o| (o.a == i && o.score == score) || (o.b == i && o.score == 1.0 - score)).count()
+        };
+        let ranked = |(i, name): (usize, &&str)| Ranked {
+            source: name.to_string(),
+            comparisons: outcomes.iter().filter(|o| o.a == i || o.b == i).count(),
+            wins: count(i, 1.0),
+            losses: count(i, 0.0),
+            bradley_terry: Estimate { value: by_strength[i], interval: interval(&strengths, i) },
+            elo: Estimate { value: by_elo[i], interval: interval(&ratings, i) },
+        };
+        let mut sources: Vec<Ranked> = names.iter().enumerate().map(ranked).collect();
+        sources.sort_by(|a, b| b.bradley_terry.value.total_cmp(&a.bradley_terry.value));
+        Self { sources, duels: duels(names, outcomes), groups: linked(names.len(), outcomes) }
+    }
+}
+
+fn duels(names: &[&str], outcomes: &[Outcome]) -> Vec<Duel> {
+    let mut found: BTreeMap<(usize, usize), [usize; 3]> = BTreeMap::new();
+    for o in outcomes {
+        let (key, score) = if o.a < o.b { ((o.a, o.b), o.score) } else { ((o.b, o.a), 1.0 - o.score) };
+        let place = if score == 1.0 {
+            0
+        } else if score == 0.0 {
+            2
+        } else {
+            1
+        };
+        found.entry(key).or_default()[place] += 1;
+    }
+    let duel = |((a, b), [a_wins, ties, b_wins]): ((usize, usize), [usize; 3])| Duel {
+        a: names[a].into(),
+        b: names[b].into(),
+        a_wins,
+        ties,
+        b_wins,
+    };
+    found.into_iter().map(duel).collect()
+}
+
+/// Strongly connected groups of "won at least half of one against": only inside one are strengths finite without a prior
+/// (Ford 1957).
+fn linked(models: usize, outcomes: &[Outcome]) -> usize {
+    let mut reach = vec![vec![false; models]; models];
+    (0..models).for_each(|i| reach[i][i] = true);
+    for o in outcomes {
+        reach[o.a][o.b] |= o.score > 0.0;
+        reach[o.b][o.a] |= o.score < 1.0;
+    }
+    for k in 0..models {
+        for i in 0..models {
+            for j in 0..models {
+                reach[i][j] |= reach[i][k] && reach[k][j];
+            }
+        }
+    }
+    (0..models).filter(|i| (0..*i).all(|j| !(reach[*i][j] && reach[j][*i]))).count()
+}
+
+/// Bradley-Terry strengths `s`, natural logarithms around 0: `P(i beats j) = 1 / (1 + exp(s_j - s_i))` (Bradley and Terry
+/// 1952), the maximum of `Σ w (y log P(a beats b) + (1 - y) log P(b beats a)) - Σ s² / (2 deviation²)` over outcomes of
+/// score y, each as often as its group's weight w. Newton's method, each step halved until it climbs.
+pub fn bradley_terry(models: usize, outcomes: &[Outcome], weights: &[f64], deviation: f64) -> Vec<f64> {
+    let mut won = vec![0.0; models * models];
+    for o in outcomes {
+        won[o.a * models + o.b] += weights[o.group] * o.score;
+        won[o.b * models + o.a] += weights[o.group] * (1.0 - o.score);
+    }
+    let ridge = 1.0 / (deviation * deviation);
+    let height = |s: &[f64]| {
+        let pairs = (0..models).flat_map(|i| (0..models).map(move |j| (i, j)));
+        let fit: f64 = pairs.map(|(i, j)| -won[i * models + j] * (s[j] - s[i]).exp().ln_1p()).sum();
+        fit - ridge / 2.0 * s.iter().map(|x| x * x).sum::<f64>()
+    };
+    let mut s = vec![0.0; models];
+    for _ in 0..100 {
+        let (mut slope, mut bend) = (vec![0.0; models], vec![0.0; models * models]);
+        for i in 0..models {
+            slope[i] -= ridge * s[i];
+            bend[i * models + i] += ridge;
+            for j in (0..models).filter(|j| *j != i) {
+                let p = 1.0 / (1.0 + (s[j] - s[i]).exp());
+                let (w, n) = (won[i * models + j], won[i * models + j] + won[j * models + i]);
+                slope[i] += w - n * p;
+                bend[i * models + i] += n * p * (1.0 - p);
+                bend[i * models + j] -= n * p * (1.0 - p);
+            }
+        }
+        let step = solve(bend, slope);
+        let (now, mut part) = (height(&s), 1.0);
+        let moved = |part: f64| s.iter().zip(&step).map(|(x, d)| x + part * d).collect::<Vec<f64>>();
+        while height(&moved(part)) < now && part > 1e-9 {
+            part /= 2.0;
+        }
+        s = moved(part);
+        if step.iter().all(|d| d.abs() < 1e-10) {
+            break;
+        }
+    }
+    s
+}
+
+/// `x` of `A x = b` by elimination; A is symmetric and positive definite, so that no pivot vanishes.
+fn solve(mut a: Vec<f64>, mut b: Vec<f64>) -> Vec<f64> {
+    let n = b.len();
+    for i in 0..n {
+        for row in i + 1..n {
+            let factor = a[row * n + i] / a[i * n + i];
+            for column in i..n {
+                a[row * n + column] -= factor * a[i * n + column];
+            }
+            b[row] -= factor * b[i];
+        }
+    }
+    for i in (0..n).rev() {
+        let known: f64 = (i + 1..n).map(|j| a[i * n + j] * b[j]).sum();
+        b[i] = (b[i] - known) / a[i * n + i];
+    }
+    b
+}
+
+/// Elo's ratings after outcomes in their order (Elo 1978): `R_a += K (score - 1 / (1 + 10^((R_b - R_a) / 400)))`, and
+/// `b` loses what `a` gains.
+pub fn elo(models: usize, outcomes: &[&Outcome]) -> Vec<f64> {
+    let mut ratings = vec![MIDDLE; models];
+    for o in outcomes {
+        let expected = 1.0 / (1.0 + 10f64.powf((ratings[o.b] - ratings[o.a]) / 400.0));
+        let change = K * (o.score - expected);
+        ratings[o.a] += change;
+        ratings[o.b] -= change;
+    }
+    ratings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::label::aggregate::{Aggregation, aggregate};
+    use crate::label::ballot::Judges;
+    use crate::label::ballot::tests::{project, vote};
+    use crate::label::record::Kind;
+
+    fn outcome(group: usize, a: usize, b: usize, score: f64) -> Outcome {
+        Outcome { group, a, b, score }
+    }
+
+    #[test]
+    fn three_wins_of_four_are_a_lead_of_ln_3() {
+        let outcomes: Vec<Outcome> = (0..4).map(|i| outcome(i, 0, 1, f64::from(u8::from(i > 0)))).collect();
+        let s = bradley_terry(2, &outcomes, &[1.0; 4], 1e6);
+        assert!((s[0] - s[1] - 3f64.ln()).abs() < 1e-9 && (s[0] + s[1]).abs() < 1e-9, "{s:?}");
+        // Half wins: two ties and two wins are three points of four.
+        let ties = [outcome(0, 0, 1, 0.5), outcome(1, 1, 0, 0.5), outcome(2, 0, 1, 1.0), outcome(3, 1, 0, 0.0)];
+        let t = bradley_terry(2, &ties, &[1.0; 4], 1e6);
+        assert!((t[0] - t[1] - 3f64.ln()).abs() < 1e-9, "{t:?}");
+        let won_all = bradley_terry(2, &outcomes[1..], &[1.0; 4], PRIOR);
+        assert!(won_all[0].is_finite() && won_all[0] > 1.0, "{won_all:?}");
+    }
+
+    #[test]
+    fn elo_gives_what_it_takes() {
+        let outcomes = [outcome(0, 0, 1, 1.0), outcome(1, 1, 2, 0.5)];
+        let ratings = elo(3, &outcomes.iter().collect::<Vec<_>>());
+        assert_eq!(ratings[0], 1008.0);
+        assert!((ratings.iter().sum::<f64>() - 3000.0).abs() < 1e-9 && ratings[1] > 992.0 && ratings[2] < 1000.0);
+    }
+
+    #[test]
+    fn groups_without_a_way_between_them_are_counted() {
+        assert_eq!(linked(3, &[outcome(0, 0, 1, 1.0), outcome(0, 1, 2, 1.0), outcome(0, 2, 0, 1.0)]), 1);
+        assert_eq!(linked(3, &[outcome(0, 0, 1, 0.5), outcome(0, 1, 2, 1.0)]), 2);
+        assert_eq!(linked(4, &[outcome(0, 0, 1, 0.5), outcome(0, 2, 3, 0.5)]), 2);
+    }
+
+    #[test]
+    fn the_better_source_stands_first_with_an_interval_around_it() {
+        let mut p = project(80, &[("ann", Kind::Person)]);
+        (0..80).for_each(|i| {
+            let choice = [Choice::B, Choice::B, Choice::B, Choice::A, Choice::Tie][i as usize % 5];
+            vote(&mut p, i, 0, choice);
+        });
+        let verdicts = aggregate(&p.ballots(&Judges::All), Aggregation::Majority);
+        let ranking = Ranking::of(&p, &verdicts, &Bootstrap { replicates: 200, seed: 7 });
+        let [first, second] = &ranking.sources[..] else { panic!("{ranking:?}") };
+        assert_eq!((first.source.as_str(), first.wins, first.losses, first.comparisons), ("y", 48, 16, 80));
+        assert_eq!((ranking.groups, ranking.duels.len(), ranking.duels[0].ties), (1, 1, 16));
+        // 70 % of the points: ln(7 / 3) apart.
+        let lead = first.bradley_terry.value - second.bradley_terry.value;
+        assert!((lead - POINTS * (7f64 / 3.0).ln()).abs() < 0.5, "{lead}");
+        for estimate in [first.bradley_terry, first.elo] {
+            let [low, high] = estimate.interval.unwrap();
+            assert!(1000.0 < low && low < estimate.value && estimate.value < high, "{estimate:?}");
+        }
+        assert_eq!(ranking, Ranking::of(&p, &verdicts, &Bootstrap { replicates: 200, seed: 7 }));
+    }
+}

@@ -1,0 +1,178 @@
+//! What a request must be before anybody reads it: for a host of ours, from a page of ours, not too often.
+
+use crate::error::{Error, Result};
+use axum::http::{HeaderMap, Uri, header};
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub IpAddr);
+
+/// Under which names the server may be spoken to. Another name means that a page elsewhere made its own name point here.
+pub struct Hosts {
+    /// `Host` headers, lower case.
+    hosts: Vec<String>,
+    /// `Origin` headers.
+    origins: Vec<String>,
+    url: String,
+}
+
+impl Hosts {
+    /// Of a bound address, and the public URL where something stands before the server.
+    ///
+    /// Errors: a public URL that is none; an address for all interfaces without one.
+    pub fn new(local: SocketAddr, public: Option<&str>) -> Result<Self> {
+        let port = local.port();
+        let mut hosts = vec![local.to_string()];
+        if local.ip().is_loopback() {
+            hosts.extend(["localhost", "127.0.0.1", "[::1]"].map(|name| format!("{name}:{port}")));
+        }
+        let mut origins: Vec<String> = hosts.iter().map(|h| format!("http://{h}")).collect();
+        let mut url = format!("http://{local}");
+        if let Some(public) = public {
+            let wrong = || {
+                Error::user(format!(
+                    "--public {public:?}: expected http://HOST or https://HOST, with a port where needed"
+                ))
+                .hint("it is what people type into their browser, without a path")
+            };
+            let uri: Uri = public.trim_end_matches('/').parse().map_err(|_| wrong())?;
+            let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return Err(wrong()) };
+            if !matches!(scheme, "http" | "https")
+                || !matches!(uri.path(), "" | "/")
+                || authority.as_str().contains('@')
+            {
+                return Err(wrong());
+            }
+            let host = authority.as_str().to_lowercase();
+            url = format!("{scheme}://{host}");
+            origins.push(url.clone());
+            hosts.push(host);
+        } else if local.ip().is_unspecified() {
+            return Err(Error::user(format!("{local}: an address for every network needs the name people will use"))
+                .hint(format!("--public http://NAME:{port}, or the URL of the proxy with TLS before it")));
+        }
+        Ok(Self { hosts, origins, url })
+    }
+
+    /// Where people reach the server.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Whether a request may be answered; why not.
+    pub fn check(&self, headers: &HeaderMap) -> Result<(), &'static str> {
+        let text = |name| headers.get(name).map(|v| v.to_str().unwrap_or("\u{0}").to_lowercase());
+        if headers.get_all(header::HOST).iter().count() != 1
+            || !text(header::HOST.as_str()).is_some_and(|h| self.hosts.contains(&h))
+        {
+            return Err("this server goes by another name");
+        }
+        if text(header::ORIGIN.as_str()).is_some_and(|o| !self.origins.contains(&o)) {
+            return Err("a page of another site asks");
+        }
+        if text("sec-fetch-site").is_some_and(|s| !matches!(s.as_str(), "same-origin" | "none")) {
+            return Err("a page of another site asks");
+        }
+        Ok(())
+    }
+}
+
+/// At most so many events a second from each, with bursts.
+pub struct Limit<K> {
+    rate: f64,
+    burst: f64,
+    buckets: Mutex<HashMap<K, (f64, Instant)>>,
+}
+
+/// Buckets that are kept; full ones go first.
+const BUCKETS: usize = 10_000;
+
+impl<K: Hash + Eq> Limit<K> {
+    pub fn new(rate: f64, burst: f64) -> Self {
+        Self { rate, burst, buckets: Mutex::new(HashMap::new()) }
+    }
+
+    /// Counts an event; `false` where it is one too many.
+    pub fn take(&self, key: K) -> bool {
+        let now = Instant::now();
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let filled =
+            |left: f64, since: Instant| (left + now.duration_since(since).as_secs_f64() * self.rate).min(self.burst);
+        if buckets.len() >= BUCKETS {
+            buckets.retain(|_, (left, since)| filled(*left, *since) < self.burst);
+        }
+        let (left, since) = buckets.entry(key).or_insert((self.burst, now));
+        *left = filled(*left, *since);
+        *since = now;
+        let fits = *left >= 1.0;
+        if fits {
+            *left -= 1.0;
+        }
+        fits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
+        list.iter()
+            .map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap()))
+            .collect::<Vec<(axum::http::HeaderName, _)>>()
+            .into_iter()
+            .fold(HeaderMap::new(), |mut all, (k, v)| {
+                all.append(k, v);
+                all
+            })
+    }
+
+    #[test]
+    fn only_our_own_names_and_pages_are_answered() {
+        let hosts = Hosts::new("127.0.0.1:8321".parse().unwrap(), Some("https://Label.example.org")).unwrap();
+        assert_eq!(hosts.url(), "https://label.example.org");
+        for good in [
+            &[("host", "127.0.0.1:8321")][..],
+            &[("host", "localhost:8321"), ("origin", "http://localhost:8321")],
+            &[("host", "LABEL.example.org"), ("origin", "https://label.example.org")],
+            &[("host", "127.0.0.1:8321"), ("sec-fetch-site", "same-origin")],
+        ] {
+            assert_eq!(hosts.check(&headers(good)), Ok(()), "{good:?}");
+        }
+        for bad in [
+            &[][..],
+            &[("host", "evil.example")],
+            &[("host", "127.0.0.1")],
+            &[("host", "127.0.0.1:8321.evil.example")],
+            &[("host", "127.0.0.1:8321"), ("host", "evil.example")],
+            &[("host", "127.0.0.1:8321"), ("origin", "http://evil.example")],
+            &[("host", "127.0.0.1:8321"), ("origin", "null")],
+            &[("host", "127.0.0.1:8321"), ("origin", "http://label.example.org")],
+            &[("host", "127.0.0.1:8321"), ("sec-fetch-site", "cross-site")],
+            &[("host", "127.0.0.1:8321"), ("sec-fetch-site", "same-site")],
+        ] {
+            assert!(hosts.check(&headers(bad)).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_open_address_needs_a_name() {
+        assert!(Hosts::new("0.0.0.0:80".parse().unwrap(), None).is_err());
+        assert!(Hosts::new("0.0.0.0:80".parse().unwrap(), Some("http://box:80")).is_ok());
+        for wrong in ["box", "ftp://box", "http://box/path", "http://user@box", ""] {
+            assert!(Hosts::new("127.0.0.1:80".parse().unwrap(), Some(wrong)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn bursts_are_allowed_and_floods_are_not() {
+        let limit = Limit::new(0.001, 3.0);
+        assert_eq!([(); 5].map(|()| limit.take("a")), [true, true, true, false, false]);
+        assert!(limit.take("b"));
+    }
+}

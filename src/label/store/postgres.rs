@@ -1,0 +1,204 @@
+//! A project of a team: PostgreSQL by URL, in a schema of its own.
+
+use super::database::{Bound, Cell, Database, Row, check_text};
+use crate::error::{Error, Result};
+use ::postgres::config::{Host, SslMode};
+use ::postgres::error::SqlState;
+use ::postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+use ::postgres::{Client, Config, NoTls, Statement};
+use bytes::BytesMut;
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// The schema with the tables of a project: a database holds one.
+const SCHEMA: &str = "ft_label";
+/// The number of the lock that whoever serves the project holds.
+const OWNER: i64 = 0x6674_6c62;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub struct Postgres {
+    config: Config,
+    client: Client,
+    statements: HashMap<String, Statement>,
+    owns: bool,
+}
+
+/// Whether a place is a URL of PostgreSQL.
+pub fn is_url(place: &str) -> bool {
+    place.starts_with("postgres://") || place.starts_with("postgresql://")
+}
+
+impl Postgres {
+    pub fn open(url: &str) -> Result<Self> {
+        // What the parser says about a bad URL may quote it, and with it the password.
+        let mut config: Config = url.parse().map_err(|_| {
+            Error::user("the PostgreSQL URL cannot be read").hint("postgres://USER:PASSWORD@HOST:5432/DATABASE")
+        })?;
+        if config.get_ssl_mode() == SslMode::Require {
+            return Err(Error::user("the PostgreSQL URL asks for TLS (sslmode=require), which ft does not speak")
+                .hint("reach the server through its local socket, a tunnel (ssh -L) or a proxy, without sslmode"));
+        }
+        config.connect_timeout(PATIENCE).application_name("ft label");
+        let client = connect(&config)?;
+        Ok(Self { config, client, statements: HashMap::new(), owns: false })
+    }
+
+    /// Makes the schema; `false` where it was there.
+    pub fn create_schema(&mut self) -> Result<bool> {
+        let there = self.has_schema()?;
+        if !there {
+            self.script(&format!("CREATE SCHEMA {SCHEMA}"))?;
+        }
+        Ok(!there)
+    }
+
+    fn has_schema(&mut self) -> Result<bool> {
+        let sql = "SELECT count(*) FROM pg_namespace WHERE nspname = $1";
+        Ok(self.query(sql, &[Bound::Text(SCHEMA)])?.remove(0).int()? > 0)
+    }
+
+    fn prepared(&mut self, sql: &str) -> Result<Statement> {
+        if let Some(statement) = self.statements.get(sql) {
+            return Ok(statement.clone());
+        }
+        let statement = self.client.prepare(sql).map_err(|e| explain(&self.config, &e))?;
+        self.statements.insert(sql.to_string(), statement.clone());
+        Ok(statement)
+    }
+}
+
+fn connect(config: &Config) -> Result<Client> {
+    let mut client = config.connect(NoTls).map_err(|e| explain(config, &e))?;
+    let set = format!("SET search_path TO {SCHEMA}; SET client_min_messages TO warning; SET synchronous_commit TO on");
+    client.batch_execute(&set).map_err(|e| explain(config, &e))?;
+    Ok(client)
+}
+
+/// Server and database, without user and password.
+fn place(config: &Config) -> String {
+    let host = match config.get_hosts().first() {
+        Some(Host::Tcp(name)) => name.clone(),
+        Some(Host::Unix(path)) => path.display().to_string(),
+        None => String::new(),
+    };
+    let port = config.get_ports().first().map(|p| format!(":{p}")).unwrap_or_default();
+    format!("postgres://{host}{port}/{}", config.get_dbname().unwrap_or_default())
+}
+
+/// The error of the server in words that help.
+fn explain(config: &Config, e: &::postgres::Error) -> Error {
+    let place = place(config);
+    let Some(db) = e.as_db_error() else {
+        let cause = std::error::Error::source(e).map(|s| format!(": {s}")).unwrap_or_default();
+        return Error::user(format!("{place}: {e}{cause}"))
+            .hint("is the server running there, and does it take connections from this machine?");
+    };
+    let error = Error::user(format!("{place}: {}", db.message()));
+    match db.code() {
+        &SqlState::DISK_FULL => {
+            Error::user(format!("{place}: the server's disk is full; nothing was saved: {}", db.message()))
+                .hint("free disk space there, then do it again")
+        }
+        &SqlState::INVALID_PASSWORD | &SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
+            error.hint("check user and password of the URL")
+        }
+        &SqlState::INVALID_CATALOG_NAME => error.hint("make the database first: createdb NAME"),
+        &SqlState::INSUFFICIENT_PRIVILEGE => error.hint("give the user the right to create in this database"),
+        &SqlState::READ_ONLY_SQL_TRANSACTION => error.hint("the URL names a read-only server: name the primary"),
+        _ => error.hint("is it a project that `ft label new` made?"),
+    }
+}
+
+impl ToSql for Bound<'_> {
+    fn to_sql(&self, ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        match self {
+            Self::Null => Ok(IsNull::Yes),
+            Self::Int(n) => n.to_sql_checked(ty, out),
+            Self::Real(x) => x.to_sql_checked(ty, out),
+            Self::Text(text) => text.to_sql_checked(ty, out),
+        }
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    to_sql_checked!();
+}
+
+fn cell(row: &::postgres::Row, i: usize) -> Result<Cell, ::postgres::Error> {
+    let kind = row.columns()[i].type_();
+    Ok(match *kind {
+        Type::INT8 => row.try_get::<_, Option<i64>>(i)?.map_or(Cell::Null, Cell::Int),
+        Type::FLOAT8 => row.try_get::<_, Option<f64>>(i)?.map_or(Cell::Null, Cell::Real),
+        Type::BOOL => row.try_get::<_, Option<bool>>(i)?.map_or(Cell::Null, |b| Cell::Int(b.into())),
+        _ => row.try_get::<_, Option<String>>(i)?.map_or(Cell::Null, Cell::Text),
+    })
+}
+
+impl Database for Postgres {
+    fn place(&self) -> String {
+        place(&self.config)
+    }
+
+    fn execute(&mut self, sql: &str, values: &[Bound]) -> Result<u64> {
+        check_text(values)?;
+        let statement = self.prepared(sql)?;
+        let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|v| v as _).collect();
+        self.client.execute(&statement, &values).map_err(|e| explain(&self.config, &e))
+    }
+
+    fn query(&mut self, sql: &str, values: &[Bound]) -> Result<Vec<Row>> {
+        check_text(values)?;
+        let statement = self.prepared(sql)?;
+        let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|v| v as _).collect();
+        let rows = self.client.query(&statement, &values).map_err(|e| explain(&self.config, &e))?;
+        let read = |row: &::postgres::Row| (0..row.len()).map(|i| cell(row, i)).collect::<Result<_, _>>();
+        rows.iter().map(|row| read(row).map(Row::new).map_err(|e| explain(&self.config, &e))).collect()
+    }
+
+    fn script(&mut self, sql: &str) -> Result<()> {
+        self.client.batch_execute(sql).map_err(|e| explain(&self.config, &e))
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        self.script("BEGIN")
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        // A transaction in which a statement failed ends in a rollback that is no error to the server.
+        self.script("COMMIT")
+    }
+
+    fn roll_back(&mut self) {
+        let _ = self.client.batch_execute("ROLLBACK");
+    }
+
+    fn numbered(&self) -> &'static str {
+        "BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY"
+    }
+
+    fn has_project(&mut self) -> Result<bool> {
+        let sql = "SELECT count(*) FROM pg_tables WHERE schemaname = $1 AND tablename = 'meta'";
+        Ok(self.query(sql, &[Bound::Text(SCHEMA)])?.remove(0).int()? > 0)
+    }
+
+    fn own(&mut self) -> Result<()> {
+        let taken = self.query("SELECT pg_try_advisory_lock($1)", &[Bound::Int(OWNER)])?.remove(0).flag()?;
+        if !taken {
+            return Err(super::served_already(&self.place(), "another connection to the database"));
+        }
+        self.owns = true;
+        Ok(())
+    }
+
+    fn recover(&mut self) -> Result<()> {
+        if !self.client.is_closed() {
+            self.roll_back();
+            return Ok(());
+        }
+        self.statements.clear();
+        self.client = connect(&self.config)?;
+        if self.owns { self.own() } else { Ok(()) }
+    }
+}

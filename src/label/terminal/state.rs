@@ -1,0 +1,263 @@
+//! What stands on the terminal and what a key does to it; pure, so that it is tested without a terminal.
+
+use crate::label::desk::{Ask, Ballot, No, SideChoice, Task, Turn};
+use crate::label::record::{Columns, Settings};
+use crate::label::session::{Progress, Refusal};
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+use std::time::Instant;
+
+/// What is to be done after a key.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    Stay,
+    Ask(Ask),
+    Leave,
+}
+
+/// Where keys go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Judge,
+    /// Text for a note, or for a better answer.
+    Note,
+    Edit,
+    Help,
+    Guidelines,
+}
+
+/// What was said about the task so far.
+#[derive(Debug, Clone, Default)]
+pub struct Draft {
+    pub note: String,
+    pub edited: String,
+    pub flagged: bool,
+    pub strength: Option<i64>,
+    ratings: Columns,
+}
+
+/// All that stands on the screen.
+pub struct Screen {
+    pub settings: Settings,
+    pub task: Option<Task>,
+    wait: bool,
+    pub progress: Progress,
+    pub draft: Draft,
+    pub mode: Mode,
+    pub scroll: u16,
+    /// News for the person: what went wrong, or what was done.
+    pub news: Option<String>,
+    since: Instant,
+    /// A vote that was not saved and is sent again under its own name.
+    pending: Option<Ballot>,
+}
+
+impl Screen {
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            task: None,
+            wait: false,
+            progress: Progress { mine: 0, given: 0, wanted: 0 },
+            draft: Draft::default(),
+            mode: Mode::Judge,
+            scroll: 0,
+            news: None,
+            since: Instant::now(),
+            pending: None,
+        }
+    }
+
+    /// Whether others hold what is left.
+    pub fn waits(&self) -> bool {
+        self.task.is_none() && self.wait
+    }
+
+    /// Seconds on this task.
+    pub fn seconds(&self) -> f64 {
+        self.since.elapsed().as_secs_f64()
+    }
+
+    /// Takes up what the desk says.
+    pub fn answer(&mut self, turn: Result<Turn, No>) {
+        match turn {
+            Ok(Turn { task, wait, progress }) => {
+                self.pending = None;
+                let before = task.as_ref().and_then(|t| t.before.clone());
+                self.draft = before.map_or_else(Draft::default, |b| Draft {
+                    note: b.note.unwrap_or_default(),
+                    edited: b.edited.unwrap_or_default(),
+                    flagged: b.flagged,
+                    strength: b.strength,
+                    ratings: b.ratings,
+                });
+                (self.task, self.wait, self.progress) = (task, wait, progress);
+                (self.scroll, self.mode, self.news) = (0, Mode::Judge, None);
+                self.since = Instant::now();
+            }
+            Err(no) => {
+                self.news = Some(match no {
+                    No::Wrong(why) => why,
+                    No::Refused(Refusal::NothingGiven) => "there is nothing to undo".into(),
+                    No::Refused(Refusal::Taken) => "others have judged this task meanwhile; press r for another".into(),
+                    No::Refused(Refusal::NotYours) => "this task is not yours any more; press r for another".into(),
+                    No::NotSaved(e) => format!("{}; the same key sends it again", e.message()),
+                });
+            }
+        }
+    }
+
+    /// What a key does.
+    pub fn key(&mut self, key: KeyEvent) -> Step {
+        if key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c') {
+            return Step::Leave;
+        }
+        match self.mode {
+            Mode::Note | Mode::Edit => self.write(key),
+            Mode::Help | Mode::Guidelines => {
+                self.mode = Mode::Judge;
+                Step::Stay
+            }
+            Mode::Judge => self.judge(key.code),
+        }
+    }
+
+    fn write(&mut self, key: KeyEvent) -> Step {
+        let text = if self.mode == Mode::Note { &mut self.draft.note } else { &mut self.draft.edited };
+        match key.code {
+            KeyCode::Esc => self.mode = Mode::Judge,
+            KeyCode::Enter => text.push('\n'),
+            KeyCode::Backspace => drop(text.pop()),
+            KeyCode::Char('u') if key.modifiers.contains(KeyModifiers::CONTROL) => text.clear(),
+            KeyCode::Char(c) if !key.modifiers.contains(KeyModifiers::CONTROL) => text.push(c),
+            _ => {}
+        }
+        Step::Stay
+    }
+
+    fn judge(&mut self, code: KeyCode) -> Step {
+        match code {
+            KeyCode::Char('q') | KeyCode::Esc => return Step::Leave,
+            KeyCode::Char('u') => return Step::Ask(Ask::Undo),
+            KeyCode::Char('r') => return Step::Ask(Ask::Next),
+            KeyCode::Char('?') => self.mode = Mode::Help,
+            KeyCode::Char('g') => self.mode = Mode::Guidelines,
+            KeyCode::Down | KeyCode::Char('j') => self.scroll = self.scroll.saturating_add(1),
+            KeyCode::Up | KeyCode::Char('k') => self.scroll = self.scroll.saturating_sub(1),
+            KeyCode::PageDown | KeyCode::Char(' ') => self.scroll = self.scroll.saturating_add(10),
+            KeyCode::PageUp => self.scroll = self.scroll.saturating_sub(10),
+            _ if self.task.is_none() => {}
+            KeyCode::Char('1') => return self.vote(SideChoice::Left),
+            KeyCode::Char('2') => return self.vote(SideChoice::Right),
+            KeyCode::Char('t') => return self.vote(SideChoice::Tie),
+            KeyCode::Char('b') => return self.vote(SideChoice::BothBad),
+            KeyCode::Char('s') => return self.vote(SideChoice::Skip),
+            KeyCode::Char('f') => self.draft.flagged = !self.draft.flagged,
+            KeyCode::Char('n') => self.mode = Mode::Note,
+            KeyCode::Char('e') if self.settings.edit => self.mode = Mode::Edit,
+            KeyCode::Char('m') if self.settings.strength => {
+                self.draft.strength = match self.draft.strength {
+                    Some(3) => None,
+                    other => Some(other.unwrap_or(0) + 1),
+                };
+            }
+            _ => {}
+        }
+        Step::Stay
+    }
+
+    fn vote(&mut self, choice: SideChoice) -> Step {
+        let Some(task) = &self.task else { return Step::Stay };
+        let again =
+            self.pending.as_ref().filter(|b| b.task == task.id && b.choice == choice).map(|b| b.request.clone());
+        let one = matches!(choice, SideChoice::Left | SideChoice::Right);
+        let text = |text: &String| Some(text.clone()).filter(|t| !t.trim().is_empty());
+        let ballot = Ballot {
+            task: task.id,
+            choice,
+            strength: self.draft.strength.filter(|_| one),
+            ratings: self.draft.ratings.clone(),
+            note: text(&self.draft.note),
+            flagged: self.draft.flagged,
+            edited: text(&self.draft.edited),
+            seconds: Some(self.seconds()),
+            request: again.unwrap_or_else(request),
+        };
+        self.pending = Some(ballot.clone());
+        Step::Ask(Ask::Vote(ballot))
+    }
+}
+
+/// A new name for a vote.
+fn request() -> String {
+    use rand::Rng;
+    format!("{:016x}{:016x}", rand::rng().next_u64(), rand::rng().next_u64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::label::desk::Before;
+    use crate::label::record::Prompt;
+    use serde_json::json;
+
+    fn turn(before: Option<Before>) -> Turn {
+        let prompt = Prompt { id: 1, key: "k".into(), messages: json!([]), columns: Columns::new() };
+        let task = Task { id: 5, prompt, left: "L".into(), right: "R".into(), before };
+        Turn { task: Some(task), wait: false, progress: Progress { mine: 1, given: 1, wanted: 9 } }
+    }
+
+    fn press(screen: &mut Screen, keys: &str) -> Step {
+        let key = |c| KeyEvent::from(if c == '\u{1b}' { KeyCode::Esc } else { KeyCode::Char(c) });
+        keys.chars().map(|c| screen.key(key(c))).last().unwrap()
+    }
+
+    fn screen() -> Screen {
+        let mut screen = Screen::new(Settings { strength: true, ..Settings::default() });
+        screen.answer(Ok(turn(None)));
+        screen
+    }
+
+    #[test]
+    fn keys_are_those_of_the_page() {
+        for (keys, choice) in [
+            ("1", SideChoice::Left),
+            ("2", SideChoice::Right),
+            ("t", SideChoice::Tie),
+            ("b", SideChoice::BothBad),
+            ("s", SideChoice::Skip),
+        ] {
+            let Step::Ask(Ask::Vote(ballot)) = press(&mut screen(), keys) else { panic!("{keys}") };
+            assert_eq!((ballot.task, ballot.choice, ballot.flagged), (5, choice, false));
+        }
+        let Step::Ask(Ask::Vote(all)) = press(&mut screen(), "fmmnwhy 1?\u{1b}ebetter\u{1b}2") else { panic!() };
+        assert_eq!((all.flagged, all.strength, all.note.as_deref()), (true, Some(2), Some("why 1?")));
+        assert_eq!((all.edited.as_deref(), all.choice), (Some("better"), SideChoice::Right));
+        let Step::Ask(Ask::Vote(tie)) = press(&mut screen(), "mt") else { panic!() };
+        assert_eq!(tie.strength, None);
+        assert_eq!(press(&mut screen(), "u"), Step::Ask(Ask::Undo));
+        assert_eq!(press(&mut screen(), "?1"), Step::Stay);
+        assert_eq!(press(&mut screen(), "q"), Step::Leave);
+    }
+
+    #[test]
+    fn a_vote_that_was_not_saved_keeps_its_name_and_an_undone_one_its_words() {
+        let mut s = screen();
+        let Step::Ask(Ask::Vote(first)) = press(&mut s, "1") else { panic!() };
+        s.answer(Err(No::NotSaved(crate::error::Error::user("the disk is full"))));
+        assert!(s.news.as_deref().is_some_and(|n| n.contains("the disk is full")));
+        let Step::Ask(Ask::Vote(again)) = press(&mut s, "1") else { panic!() };
+        assert_eq!(first.request, again.request);
+        let before = Before {
+            choice: SideChoice::Left,
+            strength: Some(3),
+            ratings: Columns::new(),
+            note: Some("n".into()),
+            flagged: true,
+            edited: None,
+        };
+        s.answer(Ok(turn(Some(before))));
+        let Step::Ask(Ask::Vote(new)) = press(&mut s, "2") else { panic!() };
+        assert_eq!((new.note.as_deref(), new.flagged, new.strength), (Some("n"), true, Some(3)));
+        assert_ne!(new.request, first.request);
+    }
+}

@@ -1,0 +1,167 @@
+//! The screen of a terminal: prompt above, two answers side by side, keys below.
+
+use super::state::{Mode, Screen};
+use ratatui::Frame;
+use ratatui::layout::{Alignment, Constraint, Layout, Rect};
+use ratatui::style::{Modifier, Style};
+use ratatui::text::{Line, Text};
+use ratatui::widgets::{Block, BorderType, Clear, Paragraph, Wrap};
+use serde_json::Value;
+
+/// Narrower than this, the answers stand one above the other.
+const NARROW: u16 = 90;
+
+pub fn draw(frame: &mut Frame, screen: &Screen) {
+    let [top, middle, bottom] =
+        Layout::vertical([Constraint::Length(1), Constraint::Min(3), Constraint::Length(2)]).areas(frame.area());
+    let p = &screen.progress;
+    let seconds = screen.seconds() as u64;
+    let standing =
+        format!("{} of {} judged · {} by you · {}:{:02} ", p.given, p.wanted, p.mine, seconds / 60, seconds % 60);
+    let bold = Style::new().add_modifier(Modifier::BOLD);
+    frame.render_widget(Paragraph::new(format!(" {}", printable(&screen.settings.title))).style(bold), top);
+    frame.render_widget(Paragraph::new(standing).alignment(Alignment::Right), top);
+    match &screen.task {
+        Some(_) => task(frame, screen, middle),
+        None => {
+            let text = if screen.waits() {
+                "Others are at work on what is left; ft looks again by itself (r: now)."
+            } else {
+                "All done, thank you. u takes your last vote back, q leaves."
+            };
+            frame.render_widget(Paragraph::new(format!("\n{text}")).alignment(Alignment::Center), middle);
+        }
+    }
+    frame.render_widget(Paragraph::new(keys(screen)), bottom);
+    match screen.mode {
+        Mode::Note => window(frame, "Note (Esc goes back)", &format!("{}▏", printable(&screen.draft.note))),
+        Mode::Edit => window(
+            frame,
+            "A better answer (Esc goes back, Ctrl-U empties)",
+            &format!("{}▏", printable(&screen.draft.edited)),
+        ),
+        Mode::Help => window(frame, "Keys (any key goes back)", HELP),
+        Mode::Guidelines => {
+            let text = &screen.settings.guidelines;
+            window(frame, "Guidelines (any key goes back)", if text.is_empty() { "none" } else { text });
+        }
+        Mode::Judge => {}
+    }
+}
+
+const HELP: &str = "1 2      that answer is better\nt        tie\nb        both are bad\ns        skip: somebody else judges it\n\
+                    u        undo your last vote\nf        flag it\nn        write a note\ne        write a better answer\n\
+                    m        how much better, before you choose\ng        guidelines\nj k ↓ ↑  scroll\nr        look again\nq        leave";
+
+fn task(frame: &mut Frame, screen: &Screen, area: Rect) {
+    let Some(task) = &screen.task else { return };
+    let asked = conversation(&task.prompt.messages);
+    let lines = asked.lines().map(|l| l.chars().count() / usize::from(area.width.max(8) - 4) + 1).sum::<usize>();
+    let height = (lines as u16 + 2).min(area.height / 3).max(3);
+    let [prompt, answers] = Layout::vertical([Constraint::Length(height), Constraint::Min(3)]).areas(area);
+    let text = Paragraph::new(asked).wrap(Wrap { trim: false });
+    frame.render_widget(text.block(Block::bordered().border_type(BorderType::Rounded).title(" Prompt ")), prompt);
+    let halves = [Constraint::Fill(1), Constraint::Fill(1)];
+    let [left, right] = if area.width < NARROW {
+        Layout::vertical(halves).areas(answers)
+    } else {
+        Layout::horizontal(halves).areas(answers)
+    };
+    for (text, title, place) in [(&task.left, " 1 ", left), (&task.right, " 2 ", right)] {
+        let block = Block::bordered().border_type(BorderType::Rounded).title(title);
+        let text = Paragraph::new(printable(text)).wrap(Wrap { trim: false }).scroll((screen.scroll, 0));
+        frame.render_widget(text.block(block), place);
+    }
+}
+
+fn keys(screen: &Screen) -> Text<'static> {
+    let flag = if screen.draft.flagged { " [flagged]" } else { "" };
+    let strength = match screen.draft.strength {
+        Some(n) => format!(" [{} better]", ["slightly", "clearly", "far"][(n - 1).clamp(0, 2) as usize]),
+        None => String::new(),
+    };
+    let beside = [("note", &screen.draft.note), ("answer", &screen.draft.edited)];
+    let beside: String = beside.iter().filter(|(_, t)| !t.is_empty()).map(|(name, _)| format!(" [{name}]")).collect();
+    let news =
+        screen.news.as_ref().map_or_else(|| format!("{flag}{strength}{beside}"), |n| format!(" {}", printable(n)));
+    Text::from(vec![
+        Line::styled(news, Style::new().add_modifier(Modifier::REVERSED)),
+        Line::from(" 1/2 better  t tie  b both bad  s skip  u undo  f flag  n note  e edit  ? keys  q leave"),
+    ])
+}
+
+fn window(frame: &mut Frame, title: &str, text: &str) {
+    let area = frame.area();
+    let (width, height) = (area.width.saturating_sub(8).min(80), area.height.saturating_sub(4).min(18));
+    let place = Rect::new((area.width - width) / 2, (area.height - height) / 2, width, height);
+    frame.render_widget(Clear, place);
+    let block = Block::bordered().border_type(BorderType::Rounded).title(format!(" {title} "));
+    frame.render_widget(Paragraph::new(text.to_string()).wrap(Wrap { trim: false }).block(block), place);
+}
+
+/// The turns of a prompt; a single one without its role.
+fn conversation(messages: &Value) -> String {
+    let turns: Vec<&Value> = messages.as_array().into_iter().flatten().collect();
+    let text = |m: &Value| m["content"].as_str().map_or_else(|| m["content"].to_string(), String::from);
+    let said = match turns.as_slice() {
+        [one] => text(one),
+        many => many
+            .iter()
+            .map(|m| format!("{}: {}", m["role"].as_str().unwrap_or("?"), text(m)))
+            .collect::<Vec<_>>()
+            .join("\n\n"),
+    };
+    printable(&said)
+}
+
+/// What a model wrote may hold codes that would steer the terminal; they are shown as marks.
+fn printable(text: &str) -> String {
+    let shown = |c: char| match c {
+        '\n' => '\n',
+        '\t' => ' ',
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    };
+    text.chars().map(shown).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::label::desk::{Task, Turn};
+    use crate::label::record::{Columns, Prompt, Settings};
+    use crate::label::session::Progress;
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+    use serde_json::json;
+
+    fn drawn(width: u16, height: u16) -> String {
+        let mut screen = Screen::new(Settings::default());
+        let messages = json!([{ "role": "user", "content": "Why is the sky blue?" }]);
+        let prompt = Prompt { id: 1, key: "k".into(), messages, columns: Columns::new() };
+        let task = Task {
+            id: 5,
+            prompt,
+            left: "Air \u{1b}[2Jscatters.".into(),
+            right: "It is a mirror.".into(),
+            before: None,
+        };
+        screen.answer(Ok(Turn { task: Some(task), wait: false, progress: Progress { mine: 3, given: 4, wanted: 9 } }));
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| draw(frame, &screen)).unwrap();
+        terminal.backend().to_string()
+    }
+
+    #[test]
+    fn prompt_answers_and_standing_are_on_the_screen_and_codes_are_not() {
+        for (width, height) in [(120, 30), (60, 30), (20, 8), (1, 1)] {
+            let screen = drawn(width, height);
+            assert!(!screen.contains('\u{1b}'));
+            if width >= 60 {
+                for part in ["Why is the sky blue?", "[2Jscatters.", "It is a mirror.", "4 of 9 judged"] {
+                    assert!(screen.contains(part), "{part} in\n{screen}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Who is shown what: the promises of `label::session`, checked after every event of random histories.
+
+use ft::label::record::*;
+use ft::label::session::{Next, Refusal, Session};
+use ft::rng;
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+
+const LEASE: i64 = 60_000;
+
+/// Ordinary pairs 1..=n, then repeats of the first `repeats` of them.
+fn pairs(n: i64, overlap: i64, repeats: i64) -> Vec<Pair> {
+    let pair = |id: i64, repeat_of: Option<i64>| {
+        let overlap = if repeat_of.is_some() { 2 } else { overlap };
+        Pair { id, prompt: id, a: 2 * id, b: 2 * id + 1, overlap, repeat_of, reason: String::new() }
+    };
+    (1..=n).map(|id| pair(id, None)).chain((1..=repeats).map(|id| pair(n + id, Some(id)))).collect()
+}
+
+fn vote(id: i64, pair: i64, annotator: i64, choice: Choice, swapped: bool) -> Vote {
+    Vote {
+        id,
+        pair,
+        annotator,
+        choice,
+        strength: None,
+        swapped,
+        seconds: None,
+        note: None,
+        flagged: false,
+        ratings: Columns::new(),
+        edited: None,
+        detail: json!({}),
+        created: String::new(),
+        undone: false,
+    }
+}
+
+/// A history beside the session: what the promises are checked against.
+struct World {
+    session: Session,
+    pairs: BTreeMap<i64, Pair>,
+    votes: Vec<Vote>,
+    /// Who holds what, as they were told; until when at most.
+    hands: BTreeMap<i64, (i64, bool)>,
+    now: i64,
+    next_id: i64,
+}
+
+impl World {
+    fn new(pairs: Vec<Pair>) -> Self {
+        Self {
+            session: Session::new(7, LEASE, pairs.clone(), &[], &[], 0),
+            pairs: pairs.into_iter().map(|p| (p.id, p)).collect(),
+            votes: Vec::new(),
+            hands: BTreeMap::new(),
+            now: 0,
+            next_id: 1,
+        }
+    }
+
+    fn own(&self, who: i64) -> Vec<&Vote> {
+        self.votes.iter().filter(|v| v.annotator == who).collect()
+    }
+
+    fn next(&mut self, who: i64) -> Next {
+        let next = self.session.next(who, self.now);
+        if let Next::Task { lease, .. } = next {
+            let pair = &self.pairs[&lease.pair];
+            let own = self.own(who);
+            assert!(own.iter().all(|v| v.pair != pair.id), "{who} gets pair {} twice", pair.id);
+            if let Some(first) = pair.repeat_of {
+                let at = own
+                    .iter()
+                    .rposition(|v| v.pair == first && v.choice != Choice::Skip)
+                    .expect("a repeat of a judged pair");
+                assert!(own.len() - at >= 2, "a repeat right after the first");
+            }
+            self.hands.insert(who, (lease.pair, lease.swapped));
+        } else {
+            self.hands.remove(&who);
+        }
+        next
+    }
+
+    /// Judges what is in hand, if that still counts.
+    fn vote(&mut self, who: i64, choice: Choice) -> Result<(), Refusal> {
+        let Some(&(pair, swapped)) = self.hands.get(&who) else { return Err(Refusal::NotYours) };
+        let lease = self.session.may_vote(who, pair, self.now)?;
+        assert_eq!(lease.swapped, swapped, "the sides are those that were shown");
+        let vote = vote(self.next_id, pair, who, choice, swapped);
+        self.next_id += 1;
+        self.session.voted(&vote);
+        self.votes.push(vote);
+        self.hands.remove(&who);
+        self.check();
+        Ok(())
+    }
+
+    fn undo(&mut self, who: i64) -> Result<(), Refusal> {
+        let (id, lease) = self.session.undo(who, self.now)?;
+        let last = self.votes.iter().rposition(|v| v.annotator == who).unwrap();
+        assert_eq!(self.votes[last].id, id, "the last vote is taken back");
+        let gone = self.votes.remove(last);
+        assert_eq!((lease.pair, lease.swapped), (gone.pair, gone.swapped), "the task is back as it was shown");
+        self.hands.insert(who, (gone.pair, gone.swapped));
+        self.check();
+        Ok(())
+    }
+
+    fn check(&self) {
+        let mut count: BTreeMap<i64, i64> = BTreeMap::new();
+        for vote in self.votes.iter().filter(|v| v.choice != Choice::Skip) {
+            *count.entry(vote.pair).or_default() += 1;
+        }
+        for (id, n) in count {
+            assert!(n <= self.pairs[&id].overlap, "{n} votes on pair {id}");
+        }
+        let people: BTreeSet<i64> = self.votes.iter().map(|v| v.annotator).collect();
+        for who in people {
+            let own = self.own(who);
+            let swapped = own.iter().filter(|v| v.swapped).count() as i64;
+            assert!((2 * swapped - own.len() as i64).abs() <= 2, "{swapped} of {} swapped", own.len());
+        }
+    }
+}
+
+fn any_choice(rng: &mut ChaCha8Rng) -> Choice {
+    Choice::ALL[rng.random_range(0..Choice::ALL.len())]
+}
+
+#[test]
+fn random_histories_keep_every_promise() {
+    for seed in 0..60u64 {
+        let mut rng = rng::stream(seed, "tests: sessions", 0);
+        let (n, overlap) = (rng.random_range(1..25), rng.random_range(1..4));
+        let mut world = World::new(pairs(n, overlap, rng.random_range(0..=n)));
+        let people = rng.random_range(1..7i64);
+        for _ in 0..600 {
+            let who = rng.random_range(1..=people);
+            match rng.random_range(0..20) {
+                0..=7 => drop(world.next(who)),
+                8..=14 => drop(world.vote(who, any_choice(&mut rng))),
+                15 | 16 => drop(world.undo(who)),
+                17 => world.session.leave(who, world.now),
+                18 => world.session.keep(who, world.now),
+                _ => world.now += rng.random_range(0..LEASE * 2),
+            }
+            world.now += rng.random_range(0..500);
+        }
+        // The same votes read again: nobody gets anything twice, and the overlap still holds.
+        let all: Vec<Pair> = world.pairs.values().cloned().collect();
+        world.session = Session::new(7, LEASE, all, &world.votes, &[], world.now);
+        world.hands.clear();
+        for who in 1..=people {
+            while let Next::Task { .. } = world.next(who) {
+                world.vote(who, Choice::A).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn everything_is_judged_as_often_as_asked() {
+    let mut world = World::new(pairs(30, 2, 5));
+    let mut done = BTreeSet::new();
+    while done.len() < 3 {
+        for who in 1..=3 {
+            match world.next(who) {
+                Next::Task { .. } => world.vote(who, Choice::B).unwrap(),
+                Next::Wait => {}
+                Next::Done => drop(done.insert(who)),
+            }
+        }
+    }
+    let ordinary = world.votes.iter().filter(|v| v.pair <= 30).count();
+    assert_eq!(ordinary, 60);
+    let progress = world.session.progress(1);
+    assert_eq!((progress.given, progress.wanted), (60, 60));
+    assert!(world.votes.iter().any(|v| v.pair > 30), "repeats were shown");
+}
+
+#[test]
+fn a_task_in_hand_is_nobody_elses_until_its_time_is_over() {
+    let mut world = World::new(pairs(1, 1, 0));
+    assert!(matches!(world.next(1), Next::Task { fresh: true, .. }));
+    assert!(matches!(world.next(1), Next::Task { fresh: false, .. }), "a reload shows the same");
+    assert_eq!(world.next(2), Next::Wait);
+    world.now += LEASE - 1;
+    world.session.keep(1, world.now);
+    world.now += LEASE - 1;
+    assert_eq!(world.next(2), Next::Wait, "a sign of life keeps it");
+    world.now += 2;
+    assert!(matches!(world.next(2), Next::Task { fresh: true, .. }));
+    assert_eq!(world.vote(1, Choice::A), Err(Refusal::Taken));
+    world.vote(2, Choice::A).unwrap();
+    assert_eq!(world.next(1), Next::Done);
+}
+
+#[test]
+fn a_late_vote_counts_while_there_is_room() {
+    let mut world = World::new(pairs(1, 1, 0));
+    world.next(1);
+    world.now += LEASE * 10;
+    world.vote(1, Choice::A).unwrap();
+    assert_eq!(world.next(2), Next::Done);
+}
+
+#[test]
+fn a_closed_page_gives_its_task_back_sooner_and_a_reload_does_not() {
+    let mut world = World::new(pairs(1, 1, 0));
+    world.next(1);
+    world.session.leave(1, world.now);
+    world.now += 20_000;
+    assert_eq!(world.next(2), Next::Wait);
+    assert!(matches!(world.next(1), Next::Task { fresh: false, .. }), "a reload is back in time");
+    world.now += 20_000;
+    assert_eq!(world.next(2), Next::Wait);
+    world.session.leave(1, world.now);
+    world.now += 31_000;
+    assert!(matches!(world.next(2), Next::Task { .. }));
+}
+
+#[test]
+fn skips_go_to_somebody_else() {
+    let mut world = World::new(pairs(1, 1, 0));
+    world.next(1);
+    world.vote(1, Choice::Skip).unwrap();
+    assert_eq!(world.next(1), Next::Done, "it is for others now");
+    assert!(matches!(world.next(2), Next::Task { .. }));
+    assert_eq!(world.undo(1), Err(Refusal::Taken), "it is in another hand now");
+    world.vote(2, Choice::A).unwrap();
+    assert_eq!(world.next(1), Next::Done);
+    assert_eq!(world.undo(3), Err(Refusal::NothingGiven));
+}
+
+#[test]
+fn repeats_come_later_and_only_to_who_judged_the_first() {
+    let mut world = World::new(pairs(60, 1, 10));
+    let mut order = Vec::new();
+    while let Next::Task { lease, .. } = world.next(1) {
+        order.push(lease.pair);
+        world.vote(1, Choice::A).unwrap();
+    }
+    assert_eq!(order.len(), 70);
+    for repeat in 61..=70 {
+        let place = |id: i64| order.iter().position(|p| *p == id).unwrap();
+        assert!(place(repeat) - place(repeat - 60) >= 8, "{order:?}");
+        assert!(place(repeat) < 69 || repeat == 70);
+    }
+    assert_eq!(world.next(2), Next::Done, "a repeat is for who judged the first");
+    // With one pair alone its repeat would come right after it: it does not come.
+    let mut world = World::new(pairs(1, 1, 1));
+    world.next(1);
+    world.vote(1, Choice::A).unwrap();
+    assert_eq!(world.next(1), Next::Done);
+}
+
+#[test]
+fn leases_outlive_a_restart() {
+    let mut world = World::new(pairs(3, 1, 0));
+    let Next::Task { lease, .. } = world.next(1) else { panic!() };
+    let all: Vec<Pair> = world.pairs.values().cloned().collect();
+    let mut again = Session::new(7, LEASE, all, &[], &[lease], 5);
+    assert_eq!(again.next(1, 6), Next::Task { lease, fresh: false });
+    assert!(matches!(again.next(2, 6), Next::Task { lease: other, .. } if other.pair != lease.pair));
+}
+
+#[test]
+fn pairs_that_come_later_are_shown() {
+    let mut world = World::new(pairs(1, 1, 0));
+    world.next(1);
+    world.vote(1, Choice::A).unwrap();
+    assert_eq!(world.next(1), Next::Done);
+    for pair in pairs(2, 1, 0) {
+        world.pairs.insert(pair.id, pair);
+    }
+    world.session.add_pairs(pairs(2, 1, 0));
+    assert!(matches!(world.next(1), Next::Task { lease, .. } if lease.pair == 2));
+}

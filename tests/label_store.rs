@@ -1,0 +1,361 @@
+//! The store: the same cases on SQLite and on a real PostgreSQL server; damage, versions, two owners, a full disk.
+
+use crate::label_support::*;
+use ft::label::Store;
+use ft::label::desk::{Ask, Ballot, Desk, No, SideChoice};
+use ft::label::record::*;
+use ft::label::session::Refusal;
+use ft::label::store::{Given, Lease};
+use serde_json::json;
+use std::path::Path;
+
+/// A case: given the place of a project that does not exist yet.
+type Case = fn(&str);
+
+const CASES: &[Case] = &[
+    a_project_is_made_once,
+    what_is_added_is_read_again,
+    what_is_known_is_added_once,
+    answers_of_another_prompt_are_no_pair,
+    a_vote_is_given_once_and_taken_back,
+    a_failed_transaction_leaves_nothing,
+    the_desk_keeps_what_it_acknowledges,
+    a_second_server_is_refused,
+    a_newer_project_is_refused,
+    text_that_a_database_cannot_hold_is_refused,
+];
+
+#[test]
+fn every_case_on_sqlite() {
+    for case in CASES {
+        let folder = tempfile::tempdir().unwrap();
+        case(folder.path().join("p.db").to_str().unwrap());
+    }
+}
+
+#[test]
+fn every_case_on_postgresql() {
+    let server = Postgres::start();
+    for case in CASES {
+        case(&server.database());
+    }
+    a_team_judges(&server.database());
+    bad_urls_are_named_without_their_password(&server);
+}
+
+/// The whole way over a database server: people, votes, the overview, and an orderly end.
+fn a_team_judges(place: &str) {
+    drop(project(place, 2, 1));
+    let made = ft(&["label", "annotator", place, "ann", "--json"]).output().unwrap();
+    let made: serde_json::Value = serde_json::from_slice(&made.stdout).unwrap();
+    let server = Server::start(place);
+    let (ann, owner) = (server.client(made["token"].as_str().unwrap()), server.client(&server.token));
+    for request in ["r1", "r2"] {
+        let task = ann.task().unwrap();
+        assert_eq!(ann.vote(task, "left", request).0, 200);
+    }
+    assert_eq!(owner.done("overview", json!({}))["given"], 2);
+    let said = server.interrupt();
+    assert!(said.contains("every vote that was acknowledged is kept") && !said.contains("panicked"), "{said}");
+    assert!(!said.contains("secret"), "the password is not shown: {said}");
+    assert_eq!(Store::open(place).unwrap().votes().unwrap().len(), 2);
+}
+
+fn project(place: &str, pairs: usize, overlap: i64) -> Store {
+    let store = Store::create(place, &Settings::default()).unwrap();
+    fill(&store, pairs, overlap);
+    store
+}
+
+fn error<T>(result: ft::error::Result<T>) -> ft::error::Error {
+    result.err().expect("an error")
+}
+
+fn a_project_is_made_once(place: &str) {
+    assert!(Store::open(place).is_err());
+    let settings = Settings { title: "T".into(), overlap: 3, ..Settings::default() };
+    let store = Store::create(place, &settings).unwrap();
+    assert_eq!(store.settings().unwrap(), settings);
+    drop(store);
+    let e = error(Store::create(place, &settings));
+    assert!(e.message().contains("already"), "{e}");
+    let store = Store::open(place).unwrap();
+    let other = Settings { guidelines: "Be *kind*.".into(), ..settings };
+    store.set_settings(&other).unwrap();
+    assert_eq!(Store::open(place).unwrap().settings().unwrap(), other);
+}
+
+fn what_is_added_is_read_again(place: &str) {
+    let store = project(place, 2, 2);
+    let (prompts, answers, pairs) = (store.prompts().unwrap(), store.candidates().unwrap(), store.pairs().unwrap());
+    assert_eq!((prompts.len(), answers.len(), pairs.len()), (2, 4, 2));
+    assert_eq!(prompts[1].messages, json!([{ "role": "user", "content": "Question 1?" }]));
+    assert_eq!((answers[3].prompt, answers[3].source.as_str(), answers[3].tokens), (prompts[1].id, "two", Some(5)));
+    assert_eq!((pairs[0].a, pairs[0].b, pairs[0].overlap), (answers[0].id, answers[1].id, 2));
+    let judge = store.annotator("m", Kind::Judge, &json!({ "model": "x" })).unwrap();
+    let new = NewVote {
+        strength: Some(2),
+        swapped: true,
+        seconds: Some(1.5),
+        note: Some("'; DROP TABLE votes; -- ü🙂".into()),
+        flagged: true,
+        ratings: serde_json::from_value(json!({ "kind": { "a": 1, "b": 5 } })).unwrap(),
+        edited: Some("better".into()),
+        detail: json!({ "scores": [0.25, 1.0] }),
+        request: Some("r1".into()),
+        ..NewVote::new(pairs[0].id, judge.id, Choice::B)
+    };
+    let kept = store.add_vote(&new).unwrap();
+    assert_eq!(store.votes().unwrap(), std::slice::from_ref(&kept));
+    let read =
+        (kept.choice, kept.strength, kept.swapped, kept.seconds, kept.note, kept.flagged, kept.edited, kept.undone);
+    let given = (Choice::B, Some(2), true, Some(1.5), new.note, true, new.edited, false);
+    assert_eq!(read, given);
+    assert_eq!((kept.ratings, kept.detail), (new.ratings, new.detail));
+    assert!(kept.created.ends_with('Z') && kept.created.contains('T'), "{}", kept.created);
+    store.set_annotator(judge.id, Some("hash"), &json!({ "admin": true })).unwrap();
+    let all = store.annotators().unwrap();
+    assert!(all[0].is_admin() && all[0].token_hash.as_deref() == Some("hash"));
+    let e = error(store.annotator("m", Kind::Person, &json!({})));
+    assert!(e.message().contains("is a judge"), "{e}");
+}
+
+fn what_is_known_is_added_once(place: &str) {
+    let store = project(place, 3, 1);
+    fill(&store, 4, 1);
+    assert_eq!((store.prompts().unwrap().len(), store.candidates().unwrap().len()), (4, 8));
+    let pairs = store.pairs().unwrap();
+    assert_eq!((pairs.len(), store.pair_count().unwrap()), (4, 4));
+    // The other way round it is the same pair; as a repeat it is another, once.
+    let first = &pairs[0];
+    let turned =
+        NewPair { prompt: first.prompt, a: first.b, b: first.a, overlap: 1, repeat_of: None, reason: String::new() };
+    let repeat = NewPair { repeat_of: Some(first.id), ..turned.clone() };
+    let added = store.add_pairs(&[turned, repeat.clone(), repeat]).unwrap();
+    assert_eq!(added, Added { new: 1, known: 2 });
+    let same = NewPrompt { key: "p0".into(), messages: json!([]), columns: Default::default() };
+    assert_eq!(store.add_prompts(&[same]).unwrap(), Added { new: 0, known: 1 });
+    assert_eq!(store.prompts().unwrap()[0].messages, json!([{ "role": "user", "content": "Question 0?" }]));
+}
+
+fn answers_of_another_prompt_are_no_pair(place: &str) {
+    let store = project(place, 2, 1);
+    let answers = store.candidates().unwrap();
+    let cross = NewPair {
+        prompt: answers[0].prompt,
+        a: answers[0].id,
+        b: answers[2].id,
+        overlap: 1,
+        repeat_of: None,
+        reason: String::new(),
+    };
+    assert!(store.add_pairs(&[cross]).is_err());
+    let ghost = NewCandidate { prompt: 999, source: "s".into(), text: "t".into(), tokens: None };
+    assert!(store.add_candidates(&[ghost]).is_err());
+    assert_eq!((store.pairs().unwrap().len(), store.candidates().unwrap().len()), (2, 4));
+}
+
+fn a_vote_is_given_once_and_taken_back(place: &str) {
+    let store = project(place, 1, 1);
+    let (pair, who) = (store.pairs().unwrap()[0].id, store.annotator("ann", Kind::Person, &json!({})).unwrap().id);
+    let vote = |choice, request: &str| NewVote { request: Some(request.into()), ..NewVote::new(pair, who, choice) };
+    let first = store.add_vote(&vote(Choice::A, "r1")).unwrap();
+    assert_eq!(store.add_vote(&vote(Choice::A, "r1")).unwrap(), first);
+    assert!(error(store.add_vote(&vote(Choice::B, "r2"))).message().contains("already"));
+    assert_eq!(store.add_votes(&[vote(Choice::B, "r3")]).unwrap(), Added { new: 0, known: 1 });
+    let undone = store.write(|w| w.undo(who, first.id)).unwrap().unwrap();
+    assert!(undone.undone && store.votes().unwrap().is_empty());
+    assert_eq!(store.write(|w| w.undo(who, first.id)).unwrap(), None);
+    // An old request that comes again does not bring the vote back.
+    assert!(matches!(store.write(|w| w.vote(&vote(Choice::A, "r1"))).unwrap(), Given::Known(v) if v.undone));
+    store.add_vote(&vote(Choice::B, "r4")).unwrap();
+    assert_eq!(store.votes_and_undone().unwrap().len(), 2);
+}
+
+fn a_failed_transaction_leaves_nothing(place: &str) {
+    let store = project(place, 1, 1);
+    let (pair, who) = (store.pairs().unwrap()[0].id, store.annotator("ann", Kind::Person, &json!({})).unwrap().id);
+    let failed: ft::error::Result<()> = store.write(|w| {
+        w.vote(&NewVote::new(pair, who, Choice::A))?;
+        w.lease(&Lease { pair, annotator: who, swapped: false, since: 1 })?;
+        w.vote(&NewVote::new(pair + 999, who, Choice::A)).map(drop)
+    });
+    assert!(failed.is_err());
+    store.recover().unwrap();
+    assert!(store.votes().unwrap().is_empty() && store.leases().unwrap().is_empty());
+    let lease = Lease { pair, annotator: who, swapped: true, since: 2 };
+    store.write(|w| w.lease(&Lease { swapped: false, ..lease }).and_then(|()| w.lease(&lease))).unwrap();
+    assert_eq!(store.leases().unwrap(), [lease]);
+    store.write(|w| w.release(who)).unwrap();
+    assert!(store.leases().unwrap().is_empty());
+}
+
+fn ballot(task: i64, choice: SideChoice, request: &str) -> Ballot {
+    let text = json!({ "task": task, "choice": choice, "request": request });
+    serde_json::from_value(text).unwrap()
+}
+
+fn the_desk_keeps_what_it_acknowledges(place: &str) {
+    let store = project(place, 3, 1);
+    let [ann, bob] = ["ann", "bob"].map(|name| store.annotator(name, Kind::Person, &json!({})).unwrap().id);
+    drop(store);
+    let (desk, clerk) = Desk::open(Store::open(place).unwrap()).unwrap();
+    let task = |turn: Result<ft::label::desk::Turn, No>| turn.unwrap().task.unwrap().id;
+    let first = task(desk.wait(ann, Ask::Next));
+    let other = task(desk.wait(bob, Ask::Next));
+    assert_ne!(first, other);
+    // Somebody else's task cannot be judged.
+    let refused = desk.wait(bob, Ask::Vote(ballot(first, SideChoice::Left, "x")));
+    assert_eq!(refused, Err(No::Refused(Refusal::NotYours)));
+    let second = task(desk.wait(ann, Ask::Vote(ballot(first, SideChoice::Left, "v1"))));
+    // The same request again: one vote, the same task.
+    assert_eq!(task(desk.wait(ann, Ask::Vote(ballot(first, SideChoice::Left, "v1")))), second);
+    let read = Store::open(place).unwrap();
+    let kept = read.votes().unwrap();
+    assert_eq!((kept.len(), kept[0].annotator), (1, ann));
+    assert_eq!((kept[0].choice == Choice::A), !kept[0].swapped, "left is `a` unless the sides were swapped");
+    let back = desk.wait(ann, Ask::Undo).unwrap().task.unwrap();
+    assert_eq!((back.id, back.before.unwrap().choice), (first, SideChoice::Left));
+    assert!(read.votes().unwrap().is_empty());
+    desk.wait(ann, Ask::Vote(ballot(first, SideChoice::Tie, "v2"))).unwrap();
+    // A new desk goes on where this one was: the same tasks in the same hands.
+    drop(desk);
+    clerk.join().unwrap();
+    let (desk, _) = Desk::open(Store::open(place).unwrap()).unwrap();
+    assert_eq!(task(desk.wait(bob, Ask::Next)), other);
+    assert_eq!(task(desk.wait(ann, Ask::Next)), second);
+    let done = desk.wait(ann, Ask::Vote(ballot(second, SideChoice::Right, "v3"))).unwrap();
+    assert!(done.task.is_none() && done.wait, "bob holds the last one");
+}
+
+fn a_second_server_is_refused(place: &str) {
+    let store = project(place, 1, 1);
+    store.own().unwrap();
+    let second = Store::open(place).unwrap();
+    let e = error(second.own());
+    assert!(e.message().contains("being served already") && !e.hints().is_empty(), "{e}");
+    assert!(!e.to_string().contains("secret"), "{e}");
+    // Others may still read and add.
+    assert_eq!(second.pairs().unwrap().len(), 1);
+    drop(store);
+    let began = std::time::Instant::now();
+    while second.own().is_err() {
+        assert!(began.elapsed().as_secs() < 10, "the project is free again");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+fn a_newer_project_is_refused(place: &str) {
+    drop(project(place, 1, 1));
+    let sql = "UPDATE meta SET value = '99' WHERE key = 'version'";
+    match place.starts_with("postgres") {
+        true => {
+            let mut client = postgres::Client::connect(place, postgres::NoTls).unwrap();
+            client.batch_execute(&sql.replace("meta", "ft_label.meta")).unwrap();
+        }
+        false => rusqlite::Connection::open(place).unwrap().execute_batch(sql).unwrap(),
+    }
+    let e = error(Store::open(place));
+    assert!(e.message().contains("version 99") && e.hints()[0].contains("newer"), "{e}");
+    assert!(!e.to_string().contains("secret"), "{e}");
+}
+
+fn text_that_a_database_cannot_hold_is_refused(place: &str) {
+    let store = project(place, 1, 1);
+    let prompt = store.prompts().unwrap()[0].id;
+    let nul = NewCandidate { prompt, source: "s".into(), text: "a\0b".into(), tokens: None };
+    assert!(error(store.add_candidates(&[nul])).message().contains("NUL"));
+    assert_eq!(store.candidates().unwrap().len(), 2);
+}
+
+fn bad_urls_are_named_without_their_password(server: &Postgres) {
+    for (url, said) in [
+        (server.url("nowhere"), "nowhere"),
+        ("postgres://ft:secret@127.0.0.1:1/x".into(), "127.0.0.1:1"),
+        ("postgres://ft:secret@host:port/x".into(), "cannot be read"),
+        (format!("{}?sslmode=require", server.url("postgres")), "TLS"),
+        (server.database(), "no labelling project"),
+    ] {
+        let e = error(Store::open(&url));
+        assert!(e.to_string().contains(said) && !e.to_string().contains("secret"), "{e}");
+        assert!(!e.hints().is_empty(), "{e}");
+    }
+}
+
+// ---- files
+
+#[test]
+fn a_file_that_is_no_project_or_is_damaged_is_named() {
+    let project = Project::new(400, 1);
+    let at = |name: &str| project.folder().join(name).to_str().unwrap().to_string();
+    let refused = |place: &str, said: &str| {
+        let e = error(Store::open(place).and_then(|s| s.own()));
+        assert!(e.message().contains(said) && e.message().contains(place) && !e.hints().is_empty(), "{said}: {e}");
+    };
+    std::fs::write(at("text.db"), "these are no pages of a database, but words, long enough for a header").unwrap();
+    refused(&at("text.db"), "no labelling project");
+    rusqlite::Connection::open(at("other.db")).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
+    refused(&at("other.db"), "holds no labelling project");
+    refused(&at("none.db"), "no such project");
+    refused(project.folder().to_str().unwrap(), "is no file");
+    // Damage in the middle of the file, and a file that was cut off.
+    let whole = std::fs::read(&project.place).unwrap();
+    let mut damaged = whole.clone();
+    let middle = whole.len() / 2 / 4096 * 4096;
+    damaged[middle..middle + 4096].fill(0x5a);
+    std::fs::write(at("damaged.db"), damaged).unwrap();
+    refused(&at("damaged.db"), "damaged");
+    std::fs::write(at("cut.db"), &whole[..whole.len() / 2]).unwrap();
+    refused(&at("cut.db"), "damaged");
+}
+
+#[test]
+fn a_full_disk_refuses_votes_and_loses_none() {
+    let project = Project::new(200, 1);
+    let token = project.token("ann", false);
+    // A limit on the size of files stands for a disk that is full: the log can grow a little, then no more.
+    let size = |end: &str| std::fs::metadata(format!("{}{end}", project.place)).map_or(0, |m| m.len());
+    let kilobytes = size("").max(size("-wal")) / 1024 + 40;
+    let line =
+        format!("trap '' XFSZ; ulimit -f {kilobytes}; exec {FT} label serve {} --address 127.0.0.1:0", project.place);
+    let mut command = std::process::Command::new("bash");
+    command.args(["-c", &line]).env("USER", "owner");
+    let mut server = Server::of(command);
+    let client = server.client(&token);
+    let (mut kept, mut refusal) = (Vec::new(), None);
+    let note = "x".repeat(2000);
+    for i in 0..200 {
+        let (status, said) = client.ask("next", json!({}));
+        if status != 200 {
+            refusal = Some((status, said));
+            break;
+        }
+        let task = said["task"]["id"].as_i64().unwrap();
+        let vote = json!({ "task": task, "choice": "left", "note": note, "request": format!("r{i}") });
+        let (status, said) = client.ask("vote", vote);
+        if status != 200 {
+            refusal = Some((status, said));
+            break;
+        }
+        kept.push(task);
+    }
+    let (status, said) = refusal.expect("the disk is full before all is judged");
+    assert_eq!((status, &said["again"]), (503, &json!(true)), "{said}");
+    let what = said["error"].as_str().unwrap();
+    assert!(what.starts_with("not saved") && what.contains("disk") && !what.contains(&project.place), "{what}");
+    server.kill();
+    let votes: Vec<i64> = project.store().votes().unwrap().iter().map(|v| v.pair).collect();
+    assert!(!kept.is_empty());
+    assert_eq!(votes, kept, "what was acknowledged, and nothing else");
+}
+
+#[test]
+fn two_servers_on_one_project() {
+    let project = Project::new(1, 1);
+    let _first = Server::start(&project.place);
+    let output = ft(&["label", "serve", &project.place, "--address", "127.0.0.1:0"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("being served already") && said.contains("process"), "{said}");
+    assert!(Path::new(&format!("{}.lock", project.place)).exists());
+}
