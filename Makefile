@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help tools libtorch setup test fuzz demo demo-rlhf datasets medical icd10-start bench bench-peers bench-medical demo-labeling dist clean
+.PHONY: help tools libtorch setup test fuzz demo demo-rlhf datasets medical icd10-start demo-labeling bench bench-peers bench-medical bench-distill dist clean
 
 # An own libtorch or PyTorch 2.11 is used where LIBTORCH points at one; otherwise `make setup` fetches it.
 ifneq ($(LIBTORCH),)

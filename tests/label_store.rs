@@ -2,8 +2,9 @@
 
 use crate::label_support::*;
 use ft::label::Store;
-use ft::label::desk::{Ask, Ballot, Desk, No, SideChoice};
+use ft::label::desk::{Ask, Desk, No};
 use ft::label::record::*;
+use ft::label::screen::{Ballot, SideChoice};
 use ft::label::session::Refusal;
 use ft::label::store::{Given, Lease};
 use serde_json::json;

@@ -1,8 +1,8 @@
 //! From prompts to preference data: people and machines judge pairs of answers.
 //!
 //! `record` is the plain data all others speak of; `store` is the one place that knows SQL; `session` says who is shown
-//! what next, and `desk` keeps what people say about it before it is acknowledged. `server` is its face for browsers,
-//! `terminal` the one for terminals. `import` brings what exists.
+//! what next, and `desk` keeps what people say about it (`screen`) before it is acknowledged. `server` is its face for
+//! browsers, `terminal` the one for terminals. `import` brings what exists.
 //! `candidates` makes answers, `select` chooses which are compared, `judge` lets machines compare. `ballot` resolves votes;
 //! `aggregate`, `agreement`, `ranking` and `bias` make numbers of them; `report` shows these, `export` makes training rows.
 
@@ -22,6 +22,7 @@ pub mod overview;
 pub mod ranking;
 pub mod record;
 pub mod report;
+pub mod screen;
 pub mod select;
 pub mod server;
 pub mod session;

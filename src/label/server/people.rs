@@ -3,10 +3,10 @@
 //! A token is 32 random bytes, shown once; the project keeps its SHA-256. A look-up compares with every hash to its end,
 //! so that its time says nothing.
 
-use super::super::record::Annotator;
-use super::super::store::Store;
 use crate::error::{Error, Result};
 use crate::fsutil::hex;
+use crate::label::record::Annotator;
+use crate::label::store::Store;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::TryRng;

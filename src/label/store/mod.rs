@@ -5,21 +5,26 @@
 
 mod database;
 mod postgres;
+mod rows;
 mod schema;
 mod sqlite;
+mod writer;
 
 use super::record::{
-    Added, Annotator, Candidate, Choice, Kind, NewCandidate, NewPair, NewPrompt, NewVote, Pair, Prompt, Settings, Vote,
+    Added, Annotator, Candidate, Kind, NewCandidate, NewPair, NewPrompt, NewVote, Pair, Prompt, Settings, Vote,
 };
 use crate::error::{Context, Error, Result};
 use crate::fsutil::{hex, io_error, temporary};
 use database::{Bound, Database, Row};
 use postgres::Postgres;
+use rows::{Shown, VOTE, annotator, candidate, json, prompt, shown, vote};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sqlite::Sqlite;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use writer::Writer;
 
 /// A project that is open. `place` is a file or a `postgres://` URL.
 pub struct Store {
@@ -310,150 +315,6 @@ impl Store {
         // A panic in a transaction leaves it open, and the next one begins with a clear error; nothing is half-written.
         self.database.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Changes inside one transaction.
-pub struct Writer<'a>(&'a mut dyn Database);
-
-impl Writer<'_> {
-    /// Keeps a vote; the same request twice is one vote.
-    pub fn vote(&mut self, new: &NewVote) -> Result<Given> {
-        let insert = format!(
-            "INSERT INTO votes (pair, annotator, choice, strength, swapped, seconds, note, flagged, ratings, edited, \
-             detail, created, request) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
-             ON CONFLICT DO NOTHING RETURNING {VOTE}"
-        );
-        let (ratings, detail) = (json(&new.ratings)?, new.detail.to_string());
-        let created = jiff::Timestamp::now().to_string();
-        let values = [
-            Bound::Int(new.pair),
-            Bound::Int(new.annotator),
-            Bound::Text(new.choice.name()),
-            Bound::int(new.strength),
-            Bound::Int(new.swapped.into()),
-            Bound::real(new.seconds),
-            Bound::text(new.note.as_deref()),
-            Bound::Int(new.flagged.into()),
-            Bound::Text(&ratings),
-            Bound::text(new.edited.as_deref()),
-            Bound::Text(&detail),
-            Bound::Text(&created),
-            Bound::text(new.request.as_deref()),
-        ];
-        if let Some(row) = self.query(&insert, &values)?.first_mut() {
-            return vote(row).map(Given::New);
-        }
-        let known = format!("SELECT {VOTE} FROM votes WHERE annotator = $1 AND request = $2");
-        let rows = self.query(&known, &[Bound::Int(new.annotator), Bound::text(new.request.as_deref())])?;
-        match rows.into_iter().next() {
-            Some(mut row) => vote(&mut row).map(Given::Known),
-            None => Ok(Given::Judged),
-        }
-    }
-
-    /// The vote that a request of this annotator left, undone or not.
-    pub fn vote_of(&mut self, annotator: i64, request: &str) -> Result<Option<Vote>> {
-        let sql = format!("SELECT {VOTE} FROM votes WHERE annotator = $1 AND request = $2");
-        let rows = self.query(&sql, &[Bound::Int(annotator), Bound::Text(request)])?;
-        rows.into_iter().next().map(|mut row| vote(&mut row)).transpose()
-    }
-
-    /// Takes a vote of this annotator back; it stays on record. None: there was no such vote that stood.
-    pub fn undo(&mut self, annotator: i64, id: i64) -> Result<Option<Vote>> {
-        let sql =
-            format!("UPDATE votes SET undone = 1 WHERE id = $1 AND annotator = $2 AND undone = 0 RETURNING {VOTE}");
-        let rows = self.query(&sql, &[Bound::Int(id), Bound::Int(annotator)])?;
-        rows.into_iter().next().map(|mut row| vote(&mut row)).transpose()
-    }
-
-    /// What a pair shows: its prompt, `a` and `b`.
-    pub fn shown(&mut self, pair: i64) -> Result<Shown> {
-        shown(self.0, pair)
-    }
-
-    /// Notes the task that somebody has in hand; one a person.
-    pub fn lease(&mut self, lease: &Lease) -> Result<()> {
-        let sql = "INSERT INTO leases (annotator, pair, swapped, since) VALUES ($1, $2, $3, $4) \
-                   ON CONFLICT (annotator) DO UPDATE \
-                   SET pair = excluded.pair, swapped = excluded.swapped, since = excluded.since";
-        let values = [lease.annotator, lease.pair, lease.swapped.into(), lease.since].map(Bound::Int);
-        self.execute(sql, &values).map(drop)
-    }
-
-    /// Notes that somebody has no task in hand.
-    pub fn release(&mut self, annotator: i64) -> Result<()> {
-        self.execute("DELETE FROM leases WHERE annotator = $1", &[Bound::Int(annotator)]).map(drop)
-    }
-
-    fn execute(&mut self, sql: &str, values: &[Bound]) -> Result<u64> {
-        self.0.execute(sql, values)
-    }
-
-    fn query(&mut self, sql: &str, values: &[Bound]) -> Result<Vec<Row>> {
-        self.0.query(sql, values)
-    }
-}
-
-fn prompt(row: &mut Row) -> Result<Prompt> {
-    Ok(Prompt { id: row.int()?, key: row.text()?, messages: row.json()?, columns: row.json()? })
-}
-
-fn candidate(row: &mut Row) -> Result<Candidate> {
-    let (id, prompt, source, text) = (row.int()?, row.int()?, row.text()?, row.text()?);
-    Ok(Candidate { id, prompt, source, text, tokens: row.int_or_null()? })
-}
-
-/// A prompt and two answers to it.
-pub type Shown = (Prompt, Candidate, Candidate);
-
-fn shown(database: &mut dyn Database, pair: i64) -> Result<Shown> {
-    let sql = "SELECT q.id, q.key, q.messages, q.columns, a.id, a.prompt, a.source, a.text, a.tokens, \
-               b.id, b.prompt, b.source, b.text, b.tokens FROM pairs p JOIN prompts q ON q.id = p.prompt \
-               JOIN candidates a ON a.id = p.a JOIN candidates b ON b.id = p.b WHERE p.id = $1";
-    let mut rows = database.query(sql, &[Bound::Int(pair)])?;
-    let row = rows.first_mut().ok_or_else(|| Error::user(format!("there is no pair {pair}")))?;
-    Ok((prompt(row)?, candidate(row)?, candidate(row)?))
-}
-
-/// Columns of a vote, in the order in which [`vote`] reads them.
-const VOTE: &str = "id, pair, annotator, choice, strength, swapped, seconds, note, flagged, ratings, edited, detail, \
-                    created, undone";
-
-fn vote(row: &mut Row) -> Result<Vote> {
-    Ok(Vote {
-        id: row.int()?,
-        pair: row.int()?,
-        annotator: row.int()?,
-        choice: known(row.text()?, Choice::named)?,
-        strength: row.int_or_null()?,
-        swapped: row.flag()?,
-        seconds: row.real_or_null()?,
-        note: row.text_or_null()?,
-        flagged: row.flag()?,
-        ratings: row.json()?,
-        edited: row.text_or_null()?,
-        detail: row.json()?,
-        created: row.text()?,
-        undone: row.flag()?,
-    })
-}
-
-fn annotator(row: &mut Row) -> Result<Annotator> {
-    Ok(Annotator {
-        id: row.int()?,
-        name: row.text()?,
-        kind: known(row.text()?, Kind::named)?,
-        token_hash: row.text_or_null()?,
-        detail: row.json()?,
-    })
-}
-
-fn known<T>(name: String, named: impl Fn(&str) -> Option<T>) -> Result<T> {
-    named(&name).ok_or_else(|| Error::user(format!("a row holds `{name}`, which this ft does not know")))
-}
-
-fn json(value: &impl serde::Serialize) -> Result<String> {
-    serde_json::to_string(value).map_err(|e| Error::bug(format!("settings or columns as JSON: {e}")))
 }
 
 /// The error of a second server.

@@ -1,7 +1,8 @@
 //! What stands on the terminal and what a key does to it; pure, so that it is tested without a terminal.
 
-use crate::label::desk::{Ask, Ballot, No, SideChoice, Task, Turn};
+use crate::label::desk::{Ask, No, Turn};
 use crate::label::record::{Columns, Settings};
+use crate::label::screen::{Ballot, SideChoice, Task};
 use crate::label::session::{Progress, Refusal};
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use std::time::Instant;
@@ -196,8 +197,8 @@ fn request() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::label::desk::Before;
     use crate::label::record::Prompt;
+    use crate::label::screen::Before;
     use serde_json::json;
 
     fn turn(before: Option<Before>) -> Turn {

@@ -128,8 +128,9 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::label::desk::{Task, Turn};
+    use crate::label::desk::Turn;
     use crate::label::record::{Columns, Prompt, Settings};
+    use crate::label::screen::Task;
     use crate::label::session::Progress;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;

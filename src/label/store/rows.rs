@@ -1,0 +1,67 @@
+//! Rows of the tables as records, and records as the text of a cell.
+
+use super::database::{Bound, Database, Row};
+use crate::error::{Error, Result};
+use crate::label::record::{Annotator, Candidate, Choice, Kind, Prompt, Vote};
+
+pub fn prompt(row: &mut Row) -> Result<Prompt> {
+    Ok(Prompt { id: row.int()?, key: row.text()?, messages: row.json()?, columns: row.json()? })
+}
+
+pub fn candidate(row: &mut Row) -> Result<Candidate> {
+    let (id, prompt, source, text) = (row.int()?, row.int()?, row.text()?, row.text()?);
+    Ok(Candidate { id, prompt, source, text, tokens: row.int_or_null()? })
+}
+
+/// A prompt and two answers to it.
+pub type Shown = (Prompt, Candidate, Candidate);
+
+pub fn shown(database: &mut dyn Database, pair: i64) -> Result<Shown> {
+    let sql = "SELECT q.id, q.key, q.messages, q.columns, a.id, a.prompt, a.source, a.text, a.tokens, \
+               b.id, b.prompt, b.source, b.text, b.tokens FROM pairs p JOIN prompts q ON q.id = p.prompt \
+               JOIN candidates a ON a.id = p.a JOIN candidates b ON b.id = p.b WHERE p.id = $1";
+    let mut rows = database.query(sql, &[Bound::Int(pair)])?;
+    let row = rows.first_mut().ok_or_else(|| Error::user(format!("there is no pair {pair}")))?;
+    Ok((prompt(row)?, candidate(row)?, candidate(row)?))
+}
+
+/// Columns of a vote, in the order in which [`vote`] reads them.
+pub const VOTE: &str = "id, pair, annotator, choice, strength, swapped, seconds, note, flagged, ratings, edited, detail, \
+                    created, undone";
+
+pub fn vote(row: &mut Row) -> Result<Vote> {
+    Ok(Vote {
+        id: row.int()?,
+        pair: row.int()?,
+        annotator: row.int()?,
+        choice: known(row.text()?, Choice::named)?,
+        strength: row.int_or_null()?,
+        swapped: row.flag()?,
+        seconds: row.real_or_null()?,
+        note: row.text_or_null()?,
+        flagged: row.flag()?,
+        ratings: row.json()?,
+        edited: row.text_or_null()?,
+        detail: row.json()?,
+        created: row.text()?,
+        undone: row.flag()?,
+    })
+}
+
+pub fn annotator(row: &mut Row) -> Result<Annotator> {
+    Ok(Annotator {
+        id: row.int()?,
+        name: row.text()?,
+        kind: known(row.text()?, Kind::named)?,
+        token_hash: row.text_or_null()?,
+        detail: row.json()?,
+    })
+}
+
+pub fn known<T>(name: String, named: impl Fn(&str) -> Option<T>) -> Result<T> {
+    named(&name).ok_or_else(|| Error::user(format!("a row holds `{name}`, which this ft does not know")))
+}
+
+pub fn json(value: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| Error::bug(format!("settings or columns as JSON: {e}")))
+}
