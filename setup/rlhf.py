@@ -15,8 +15,7 @@ print(f"  PPO, {found['prompts']} held-out prompts: mean reward {found['reward_b
       f" {found['difference']:+.3f} (95 % {low:+.3f} to {high:+.3f})")
 print(f"  win rate {found['win_rate']:.3f}: {found['better']} better, {found['worse']} worse")
 for sample in found["samples"][:3]:
-    question = sample["prompt"].strip().splitlines()
-    print("\n  " + " ".join(question)[-100:])
+    print("\n  " + sample["asked"][-100:])
     for when in ("before", "after"):
         answer = sample[when]
         print(f"    {when:6} {answer['reward']:+.2f}  {' '.join(answer['text'].split())[:90]}")

@@ -123,6 +123,13 @@ impl ChatTokenizer {
         self.inner.decode(ids, skip_special).map_err(|e| tokenizer_error(&e))
     }
 
+    /// What a prompt asks, in one line: its last one, without the template's marks and the name of who is to answer.
+    pub fn asked(&self, ids: &[u32]) -> Result<String> {
+        let prompt = self.decode(ids, true)?;
+        let asked = prompt.trim().lines().rfind(|l| !l.trim().is_empty() && *l != "assistant");
+        Ok(asked.unwrap_or_default().trim().to_string())
+    }
+
     /// Decodes token by token, for output as it comes; specials are left out.
     pub fn stream(&self) -> DecodeStream<'_> {
         DecodeStream { inner: self.inner.decode_stream(true) }

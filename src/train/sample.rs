@@ -47,9 +47,9 @@ impl Samples {
             let text = self.tokenizer.decode(answer.answer(), true)?;
             let expected = &prompt.answer[..prompt.answer.len().min(LONGEST)];
             let expected = self.tokenizer.decode(expected, true)?;
+            let asked = self.tokenizer.asked(&prompt.ids)?;
             let prompt = self.tokenizer.decode(&prompt.ids, true)?;
-            let asked = prompt.trim().lines().rfind(|l| !l.trim().is_empty() && *l != "assistant").unwrap_or_default();
-            log.say(&format!("  sample: {} -> {}", terminal::line(asked, 120), terminal::line(&text, 240)));
+            log.say(&format!("  sample: {} -> {}", terminal::line(&asked, 120), terminal::line(&text, 240)));
             let expected = (!expected.trim().is_empty()).then_some(expected);
             let line = serde_json::to_string(&Sample { step, prompt, text, expected }).expect("a sample is JSON");
             writeln!(file, "{line}").map_err(|e| io_error("writing", &self.path, e))?;

@@ -45,6 +45,8 @@ pub struct Comparison {
 #[derive(Debug, Serialize)]
 pub struct BeforeAfter {
     pub prompt: String,
+    /// Its last line.
+    pub asked: String,
     pub before: Answer,
     pub after: Answer,
 }
@@ -98,7 +100,7 @@ impl HeldOut {
             return Ok(());
         }
         let (after, _) = self.validate(model, false)?;
-        let found = self.compare(&after, seed);
+        let found = self.compare(&after, seed)?;
         report::info(format!(
             "held-out prompts: reward {:.4} -> {:.4}, difference {:+.4} (95 % interval {:+.4} to {:+.4}), {} better, {} worse of {}: win rate {:.1} %",
             found.reward_before,
@@ -112,7 +114,7 @@ impl HeldOut {
             100.0 * found.win_rate
         ));
         for row in found.samples.iter().take(TOLD) {
-            report::info(format!("  {}", shortened(row.prompt.trim())));
+            report::info(format!("  {}", shortened(&row.asked)));
             for (when, answer) in [("before", &row.before), ("after", &row.after)] {
                 report::info(format!("    {when:>6} {:+.3}  {}", answer.reward, shortened(answer.text.trim())));
             }
@@ -120,16 +122,16 @@ impl HeldOut {
         write_json(&out.join("held_out.json"), &found)
     }
 
-    fn compare(&self, after: &[Sample], seed: u64) -> Comparison {
+    fn compare(&self, after: &[Sample], seed: u64) -> Result<Comparison> {
         let pairs = || self.before.iter().zip(after);
         let gains: Vec<f64> = pairs().map(|(a, b)| b.reward - a.reward).collect();
         let rewards = |samples: &[Sample]| stats::mean(&samples.iter().map(|s| s.reward).collect::<Vec<_>>());
-        let row = |(a, b): (&Sample, &Sample)| BeforeAfter {
-            prompt: self.rollout.prompts().rows[a.prompt].text.clone(),
-            before: a.into(),
-            after: b.into(),
+        let row = |(a, b): (&Sample, &Sample)| {
+            let prompt = &self.rollout.prompts().rows[a.prompt];
+            let asked = self.rollout.tokenizer().asked(&prompt.ids)?;
+            Ok(BeforeAfter { prompt: prompt.text.clone(), asked, before: a.into(), after: b.into() })
         };
-        Comparison {
+        Ok(Comparison {
             prompts: gains.len(),
             reward_before: rewards(&self.before),
             reward_after: rewards(after),
@@ -138,8 +140,8 @@ impl HeldOut {
             win_rate: stats::mean(&gains.iter().map(|g| 0.5 + 0.5 * sign(*g)).collect::<Vec<_>>()),
             better: gains.iter().filter(|g| **g > 0.0).count(),
             worse: gains.iter().filter(|g| **g < 0.0).count(),
-            samples: pairs().take(SHOWN).map(row).collect(),
-        }
+            samples: pairs().take(SHOWN).map(row).collect::<Result<_>>()?,
+        })
     }
 
     /// Writes what a resumed run must know.
