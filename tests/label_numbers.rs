@@ -273,7 +273,7 @@ for line in sys.stdin:
     let said: Value = serde_json::from_slice(&space.ft(&judge).stdout).unwrap();
     assert_eq!(said["judged"], 0);
     let said = fails(&space, &["label", "judge", "p.label", "--name", "llm", "--command", "cat"]);
-    assert!(said.contains("`llm` judges here already"), "{said}");
+    assert!(said.contains("`llm` is a judge, not a command"), "{said}");
     let said = fails(
         &space,
         &["label", "judge", "p.label", "--name", "mute", "--command", "sh", "-c", "cat >/dev/null; echo maybe"],

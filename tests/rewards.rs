@@ -159,8 +159,8 @@ fn a_command_that_fails_says_why() {
     fail("cat >/dev/null; echo it broke >&2; exit 3", &["reward `command`", "exit status: 3", "it broke"]);
     fail("exit 1", &["exit status: 1", "nothing to stderr"]);
     fail("kill -9 $$", &["signal: 9"]);
-    fail("cat >/dev/null; echo 1", &["1 lines for 2 answers"]);
-    fail("cat >/dev/null; echo 1; echo 2; echo 3", &["3 lines for 2 answers"]);
+    fail("cat >/dev/null; echo 1", &["1 lines for 2 lines of input"]);
+    fail("cat >/dev/null; echo 1; echo 2; echo 3", &["3 lines for 2 lines of input"]);
     fail("cat >/dev/null; echo 1; echo good", &["line 2", "\"good\"", "p.jsonl:7"]);
     fail("cat >/dev/null; echo 1; echo nan", &["NaN", "p.jsonl:7", "finite"]);
     fail("cat >/dev/null; echo inf; echo 1", &["inf", "finite"]);

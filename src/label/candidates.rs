@@ -87,6 +87,8 @@ pub fn generate(
                         Some(text) => text.clone(),
                         None => tokenizer.decode(answer.answer(), true)?,
                     };
+                    // No page shows it and no PostgreSQL text may hold it.
+                    let text = text.replace('\0', "\u{FFFD}");
                     let shingles = Shingles::of(&text);
                     if text.trim().is_empty() {
                         made.empty += 1;

@@ -203,7 +203,7 @@ static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
     ]
 });
 
-/// What stands in a text, without overlaps, in its order. An error: a text that a pattern gives up on.
+/// What stands in a text of these kinds, without overlaps, in its order. An error: a text that a pattern gives up on.
 pub(super) fn find(text: &str, kinds: &[Kind], names: &Names) -> Result<Vec<Finding>, String> {
     let mut found: Vec<Finding> = Vec::new();
     let mut add = |finding: Finding| {
@@ -211,7 +211,8 @@ pub(super) fn find(text: &str, kinds: &[Kind], names: &Names) -> Result<Vec<Find
             found.push(finding);
         }
     };
-    for rule in RULES.iter().filter(|r| kinds.contains(&r.kind)) {
+    // Every kind is looked for: a number that is left as it is must not pass for one of another kind.
+    for rule in RULES.iter() {
         let mut from = 0;
         while from < text.len() {
             let Some(groups) = rule.pattern.captures_from_pos(text, from).map_err(|e| e.to_string())? else { break };
@@ -232,9 +233,8 @@ pub(super) fn find(text: &str, kinds: &[Kind], names: &Names) -> Result<Vec<Find
             }
         }
     }
-    if kinds.contains(&Kind::Name) {
-        names.find(text).into_iter().for_each(|(at, value)| add(Finding { at, kind: Kind::Name, rule: "name", value }));
-    }
+    names.find(text).into_iter().for_each(|(at, value)| add(Finding { at, kind: Kind::Name, rule: "name", value }));
+    found.retain(|f| kinds.contains(&f.kind));
     found.sort_by_key(|f| f.at.start);
     Ok(found)
 }
