@@ -103,7 +103,7 @@ pub fn size(text: &str) -> Result<u64> {
         _ => f64::NAN,
     };
     let bytes = text[..split].parse::<f64>().unwrap_or(f64::NAN) * unit;
-    if bytes >= 1.0 && bytes < 1e18 {
+    if (1.0..1e18).contains(&bytes) {
         return Ok(bytes as u64);
     }
     Err(Error::user(format!("`{text}` is no size")).hint("such as 8GB or 512MB"))

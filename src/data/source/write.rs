@@ -14,7 +14,7 @@ use std::path::Path;
 /// The columns of a Parquet file are those of all rows together, in the order in which they come; their types are found
 /// out from every row, so that a value of another type than in the row before is an error and not a null.
 pub fn write(path: &Path, rows: &[Value]) -> Result<()> {
-    write_each(path, |put| rows.iter().try_for_each(|row| put(row)))
+    write_each(path, |put| rows.iter().try_for_each(put))
 }
 
 /// As [`write`], for rows that `fill` hands over one by one: JSON Lines are not kept in memory, Parquet is.
