@@ -1,7 +1,9 @@
 //! How a project stands, for its admin: progress, who is how fast and how sided, what people judge differently.
 //!
-//! Pure numbers over votes; chance-corrected agreement with intervals is the report's.
+//! Pure numbers over votes; intervals are the report's.
 
+use super::agreement::{Scale, Table};
+use super::bootstrap::Bootstrap;
 use super::record::{Annotator, Choice, Kind, NewVote, Pair, Vote};
 use super::store::Store;
 use crate::error::Result;
@@ -23,6 +25,8 @@ pub struct Overview {
     pub wanted: i64,
     /// The share of equal judgements among all twos of people who judged the same pair.
     pub agreement: Share,
+    /// Krippendorff's alpha of them, nominal: agreement beyond chance.
+    pub alpha: Option<f64>,
     /// The share of repeats that were judged as the first time.
     pub consistency: Share,
     pub adjudicated: usize,
@@ -98,6 +102,9 @@ impl Overview {
                 }
             }
         }
+        let rated = ordinary.iter().flat_map(|p| judged.get(&p.id).into_iter().flatten());
+        let table = Table::new(rated.map(|v| (v.pair as usize, v.annotator as usize, v.choice as usize as f64)));
+        let alpha = table.alpha(Scale::Nominal, &Bootstrap { replicates: 0, seed: 0 }).map(|a| a.value);
         let mut consistency = Share::default();
         for repeat in pairs {
             let first = repeat.repeat_of.and_then(|id| judged.get(&id));
@@ -133,6 +140,7 @@ impl Overview {
             given: ordinary.iter().map(|p| count(p)).sum(),
             wanted: ordinary.iter().map(|p| p.overlap).sum(),
             agreement,
+            alpha,
             consistency,
             adjudicated: finals.len(),
             people: members.collect(),
@@ -235,6 +243,8 @@ mod tests {
         let view = Overview::new(&pairs, &votes, &people);
         assert_eq!((view.pairs, view.complete, view.given, view.wanted), (2, 2, 4, 4));
         assert_eq!((view.agreement.part, view.agreement.of), (1, 2));
+        // Three of A and one tie: observed 2 of 4 apart, expected 2 * 3 of 4 * 3.
+        assert_eq!(view.alpha, Some(0.0));
         assert_eq!((view.consistency.part, view.consistency.of), (0, 1));
         assert_eq!(view.disagreements, [Disagreement { pair: 2, votes: vec![("n1".into(), A), ("n2".into(), Tie)] }]);
         let first = &view.people[0];

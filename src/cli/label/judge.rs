@@ -14,6 +14,8 @@ use ft::rewards::spec::CommandSpec;
 use ft::{fsutil, models, report};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Let a machine judge the project's pairs
 ///
@@ -136,9 +138,19 @@ impl JudgeArgs {
         if tasks.is_empty() {
             report::info(format!("{}: `{name}` has judged every pair", store.place()));
         }
+        let stopped = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(signal_hook::consts::SIGINT, stopped.clone())
+            .map_err(|e| Error::user(format!("listening for Ctrl-C: {e}")))?;
         let bar = report::bar(tasks.len() as u64, "pairs");
+        let mut done = 0;
         for part in tasks.chunks(self.batch_size as usize) {
+            if stopped.load(Ordering::Relaxed) {
+                bar.finish_and_clear();
+                return Err(Error::interrupted(format!("`{name}`: {done} of {} pairs are judged and kept", tasks.len()))
+                    .hint("the same command goes on from there"));
+            }
             store.add_votes(&judge::votes(judge, part, orders, annotator.id)?)?;
+            done += part.len();
             bar.inc(part.len() as u64);
         }
         bar.finish_and_clear();

@@ -5,6 +5,7 @@ use crate::label::record::{Columns, Settings};
 use crate::label::screen::{Ballot, SideChoice, Task};
 use crate::label::session::{Progress, Refusal};
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+use serde_json::Value;
 use std::time::Instant;
 
 /// What is to be done after a key.
@@ -22,6 +23,8 @@ pub enum Mode {
     /// Text for a note, or for a better answer.
     Note,
     Edit,
+    /// Digits rate the answers, criterion by criterion.
+    Rate,
     Help,
     Guidelines,
 }
@@ -34,7 +37,32 @@ pub struct Draft {
     pub flagged: bool,
     pub strength: Option<i64>,
     ratings: Columns,
+    /// Where the next digit goes: of criterion `at / 2`, left or right.
+    pub at: usize,
 }
+
+impl Draft {
+    pub fn rating(&self, criterion: &str, side: &str) -> Option<i64> {
+        self.ratings.get(criterion)?.get(side)?.as_i64()
+    }
+
+    pub fn is_rated(&self) -> bool {
+        !self.ratings.is_empty()
+    }
+
+    fn rate(&mut self, criterion: &str, side: &str, rating: Option<i64>) {
+        let sides = self.ratings.entry(criterion).or_insert_with(|| Value::Object(Columns::new()));
+        let Some(sides) = sides.as_object_mut() else { return };
+        match rating {
+            Some(n) => drop(sides.insert(side.into(), n.into())),
+            None => drop(sides.remove(side)),
+        }
+        self.ratings.retain(|_, sides| sides.as_object().is_some_and(|s| !s.is_empty()));
+    }
+}
+
+/// The two answers, as ratings name them.
+pub const SIDES: [&str; 2] = ["left", "right"];
 
 /// All that stands on the screen.
 pub struct Screen {
@@ -90,6 +118,7 @@ impl Screen {
                     flagged: b.flagged,
                     strength: b.strength,
                     ratings: b.ratings,
+                    at: 0,
                 });
                 (self.task, self.wait, self.progress) = (task, wait, progress);
                 (self.scroll, self.mode, self.news) = (0, Mode::Judge, None);
@@ -114,6 +143,7 @@ impl Screen {
         }
         match self.mode {
             Mode::Note | Mode::Edit => self.write(key),
+            Mode::Rate => self.rate(key.code),
             Mode::Help | Mode::Guidelines => {
                 self.mode = Mode::Judge;
                 Step::Stay
@@ -130,6 +160,31 @@ impl Screen {
             KeyCode::Backspace => drop(text.pop()),
             KeyCode::Char('u') if key.modifiers.contains(KeyModifiers::CONTROL) => text.clear(),
             KeyCode::Char(c) if !key.modifiers.contains(KeyModifiers::CONTROL) => text.push(c),
+            _ => {}
+        }
+        Step::Stay
+    }
+
+    fn rate(&mut self, code: KeyCode) -> Step {
+        let cells = 2 * self.settings.criteria.len();
+        let at = self.draft.at;
+        let criterion = &self.settings.criteria[at / 2];
+        let side = SIDES[at % 2];
+        match code {
+            KeyCode::Esc | KeyCode::Enter | KeyCode::Char('c') => self.mode = Mode::Judge,
+            KeyCode::Tab | KeyCode::Right => self.draft.at = (at + 1) % cells,
+            KeyCode::BackTab | KeyCode::Left => self.draft.at = (at + cells - 1) % cells,
+            KeyCode::Down | KeyCode::Char('j') => self.draft.at = (at + 2) % cells,
+            KeyCode::Up | KeyCode::Char('k') => self.draft.at = (at + cells - 2) % cells,
+            KeyCode::Backspace | KeyCode::Delete => self.draft.rate(&criterion.name, side, None),
+            KeyCode::Char(digit @ '0'..='9') => {
+                // 0 is the tenth key of the row.
+                let n = digit.to_digit(10).filter(|n| *n > 0).unwrap_or(10).into();
+                if n <= criterion.best {
+                    self.draft.rate(&criterion.name, side, Some(n));
+                    self.draft.at = (at + 1) % cells;
+                }
+            }
             _ => {}
         }
         Step::Stay
@@ -155,6 +210,7 @@ impl Screen {
             KeyCode::Char('f') => self.draft.flagged = !self.draft.flagged,
             KeyCode::Char('n') => self.mode = Mode::Note,
             KeyCode::Char('e') if self.settings.edit => self.mode = Mode::Edit,
+            KeyCode::Char('c') if !self.settings.criteria.is_empty() => self.mode = Mode::Rate,
             KeyCode::Char('m') if self.settings.strength => {
                 self.draft.strength = match self.draft.strength {
                     Some(3) => None,
@@ -197,7 +253,7 @@ fn request() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::label::record::Prompt;
+    use crate::label::record::{Criterion, Prompt};
     use crate::label::screen::Before;
     use serde_json::json;
 
@@ -238,6 +294,24 @@ mod tests {
         assert_eq!(press(&mut screen(), "u"), Step::Ask(Ask::Undo));
         assert_eq!(press(&mut screen(), "?1"), Step::Stay);
         assert_eq!(press(&mut screen(), "q"), Step::Leave);
+    }
+
+    #[test]
+    fn digits_rate_one_answer_after_the_other() {
+        let criterion = |name: &str, best| Criterion { name: name.into(), best };
+        let criteria = vec![criterion("right", 5), criterion("kind", 10)];
+        let mut s = Screen::new(Settings { criteria, ..Settings::default() });
+        s.answer(Ok(turn(None)));
+        // 9 is no rating of the first criterion; the 0 key is a ten of the second, and is then taken back.
+        let Step::Ask(Ask::Vote(vote)) = press(&mut s, "c94250\u{1b}1") else { panic!() };
+        let said = json!({ "right": { "left": 4, "right": 2 }, "kind": { "left": 5, "right": 10 } });
+        assert_eq!((Value::Object(vote.ratings), vote.choice), (said, SideChoice::Left));
+        s.answer(Ok(turn(None)));
+        press(&mut s, "c3");
+        s.key(KeyEvent::from(KeyCode::Left));
+        s.key(KeyEvent::from(KeyCode::Backspace));
+        let Step::Ask(Ask::Vote(vote)) = press(&mut s, "c2") else { panic!() };
+        assert_eq!(vote.ratings, Columns::new());
     }
 
     #[test]

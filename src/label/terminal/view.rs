@@ -1,6 +1,7 @@
 //! The screen of a terminal: prompt above, two answers side by side, keys below.
 
-use super::state::{Mode, Screen};
+use super::state::{Mode, SIDES, Screen};
+use crate::label::record::Criterion;
 use ratatui::Frame;
 use ratatui::layout::{Alignment, Constraint, Layout, Rect};
 use ratatui::style::{Modifier, Style};
@@ -40,6 +41,7 @@ pub fn draw(frame: &mut Frame, screen: &Screen) {
             "A better answer (Esc goes back, Ctrl-U empties)",
             &format!("{}▏", printable(&screen.draft.edited)),
         ),
+        Mode::Rate => window(frame, "Ratings (digits; ← → Tab move, Backspace empties, Esc goes back)", &ratings(screen)),
         Mode::Help => window(frame, "Keys (any key goes back)", HELP),
         Mode::Guidelines => {
             let text = &screen.settings.guidelines;
@@ -51,7 +53,7 @@ pub fn draw(frame: &mut Frame, screen: &Screen) {
 
 const HELP: &str = "1 2      that answer is better\nt        tie\nb        both are bad\ns        skip: somebody else judges it\n\
                     u        undo your last vote\nf        flag it\nn        write a note\ne        write a better answer\n\
-                    m        how much better, before you choose\ng        guidelines\nj k ↓ ↑  scroll\nr        look again\nq        leave";
+                    m        how much better, before you choose\nc        ratings, where the project asks for them\ng        guidelines\nj k ↓ ↑  scroll\nr        look again\nq        leave";
 
 fn task(frame: &mut Frame, screen: &Screen, area: Rect) {
     let Some(task) = &screen.task else { return };
@@ -80,14 +82,33 @@ fn keys(screen: &Screen) -> Text<'static> {
         Some(n) => format!(" [{} better]", ["slightly", "clearly", "far"][(n - 1).clamp(0, 2) as usize]),
         None => String::new(),
     };
-    let beside = [("note", &screen.draft.note), ("answer", &screen.draft.edited)];
-    let beside: String = beside.iter().filter(|(_, t)| !t.is_empty()).map(|(name, _)| format!(" [{name}]")).collect();
+    let beside = [
+        ("note", !screen.draft.note.is_empty()),
+        ("answer", !screen.draft.edited.is_empty()),
+        ("ratings", screen.draft.is_rated()),
+    ];
+    let beside: String = beside.iter().filter(|(_, there)| *there).map(|(name, _)| format!(" [{name}]")).collect();
     let news =
         screen.news.as_ref().map_or_else(|| format!("{flag}{strength}{beside}"), |n| format!(" {}", printable(n)));
     Text::from(vec![
         Line::styled(news, Style::new().add_modifier(Modifier::REVERSED)),
         Line::from(" 1/2 better  t tie  b both bad  s skip  u undo  f flag  n note  e edit  ? keys  q leave"),
     ])
+}
+
+/// A line a criterion, the place of the next digit marked.
+fn ratings(screen: &Screen) -> String {
+    let width = screen.settings.criteria.iter().map(|c| c.name.chars().count()).max().unwrap_or(0);
+    let line = |(i, c): (usize, &Criterion)| {
+        let side = |(k, side): (usize, &&str)| {
+            let (open, close) = if screen.draft.at == 2 * i + k { ('[', ']') } else { (' ', ' ') };
+            let rating = screen.draft.rating(&c.name, side).map_or("-".into(), |n| n.to_string());
+            format!("  {}: {open}{rating:>2}{close}", k + 1)
+        };
+        let sides: String = SIDES.iter().enumerate().map(side).collect();
+        format!("{:<width$}{sides}   of {}", printable(&c.name), c.best)
+    };
+    screen.settings.criteria.iter().enumerate().map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn window(frame: &mut Frame, title: &str, text: &str) {
