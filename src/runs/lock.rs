@@ -7,7 +7,7 @@ use super::facts::{Environment, Software};
 use super::hash::{Hasher, Trust};
 use crate::error::{Error, Result};
 use crate::fsutil::{hex, read_json, write_json};
-use crate::recipe::{Plan, Recipe};
+use crate::recipe::{self, Plan, Recipe};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -63,6 +63,10 @@ pub struct Lock {
     pub tokenizer: BTreeMap<String, Locked>,
     /// `data.template`, where the recipe gives one.
     pub template: Option<Locked>,
+    /// What the method reads: teachers, reward models, references, other files, as `recipe key: file name`. `None` in
+    /// locks of a time when these were not recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<BTreeMap<String, Locked>>,
     pub train: LockedRows,
     pub valid: Option<LockedRows>,
     /// SHA-256 of the resolved recipe; places and bookkeeping do not count.
@@ -135,6 +139,7 @@ impl Lock {
             into.insert(name, locked);
         }
         let template = plan.recipe.data.template.as_ref().map(|path| hasher.file(path)).transpose()?;
+        let method = Some(method_files(&plan.recipe, &mut hasher)?);
         let programs = LockedPrograms {
             ft: software.ft.clone(),
             ft_sha256: hasher.file(Path::new(PROGRAM))?.sha256,
@@ -147,6 +152,7 @@ impl Lock {
             base,
             tokenizer,
             template,
+            method,
             train,
             valid,
             recipe_sha256: recipe_sha256(&plan.recipe),
@@ -188,9 +194,15 @@ impl Lock {
                 found.push(Drift { item, was, is, effect: effect.into() });
             }
         };
+        let none = BTreeMap::new();
+        let (method, method_now) = match (&self.method, &now.method) {
+            (Some(then), Some(here)) => (then, here),
+            _ => (&none, &none),
+        };
         for (what, then, here, effect) in [
             ("base", &self.base, &now.base, "other weights to start from: every number of the result"),
             ("tokenizer", &self.tokenizer, &now.tokenizer, "other token ids or another template: what is learnt"),
+            ("method", method, method_now, "what the run learns from or is judged by"),
         ] {
             let names: std::collections::BTreeSet<&String> = then.keys().chain(here.keys()).collect();
             for name in names {
@@ -227,8 +239,46 @@ impl Lock {
 impl Drift {
     /// True where what is read changed; false where only that which reads and computes did.
     pub fn is_input(&self) -> bool {
-        let inputs = ["base", "tokenizer", "template", "training rows", "validation rows", "recipe"];
+        let inputs = ["base", "tokenizer", "template", "method", "training rows", "validation rows", "recipe"];
         inputs.iter().any(|i| self.item.split(':').next() == Some(i))
+    }
+}
+
+/// The files behind the paths in `method`: a file itself, of a model or adapter its config, weights and tokenizer. What
+/// else a folder is (a cache) is checked by who reads it.
+fn method_files(recipe: &Recipe, hasher: &mut Hasher) -> Result<BTreeMap<String, Locked>> {
+    let mut paths = Vec::new();
+    let value = serde_json::to_value(&recipe.method).map_err(|e| Error::bug(format!("recipe: {e}")))?;
+    leaves("method", &value, &mut paths);
+    let mut found = BTreeMap::new();
+    for (key, path) in paths {
+        if path.is_file() {
+            found.insert(key, hasher.file(&path)?);
+            continue;
+        }
+        let Ok(entries) = std::fs::read_dir(&path) else { continue };
+        let names: Vec<String> = entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+        if !names.iter().any(|n| n == "config.json" || n == ADAPTER) {
+            continue;
+        }
+        for name in names.iter().filter(|n| is_base(n) || TOKENIZER.contains(&n.as_str()) || *n == ADAPTER) {
+            found.insert(format!("{key}: {name}"), hasher.file(&path.join(name))?);
+        }
+    }
+    Ok(found)
+}
+
+const ADAPTER: &str = "adapter_config.json";
+
+/// The texts below a recipe key that the schema calls paths.
+fn leaves(key: &str, value: &Value, into: &mut Vec<(String, PathBuf)>) {
+    match value {
+        Value::Object(map) => map.iter().for_each(|(name, v)| leaves(&format!("{key}.{name}"), v, into)),
+        Value::Array(items) => items.iter().enumerate().for_each(|(i, v)| leaves(&format!("{key}.{i}"), v, into)),
+        Value::String(text) if recipe::key(key).is_some_and(|k| k.kind.ends_with("path")) => {
+            into.push((key.to_string(), text.into()));
+        }
+        _ => {}
     }
 }
 
@@ -268,7 +318,7 @@ fn recipe_sha256(recipe: &Recipe) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe;
+
 
     fn plan(sets: &[&str]) -> Plan {
         let text = "model: { path: m }\nmethod: { sft: {} }\ndata: { train: { path: t.jsonl } }\nrun: { out: o }\n";
@@ -285,6 +335,33 @@ mod tests {
     }
 
     #[test]
+    fn models_that_a_method_reads_are_locked_and_caches_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for (file, text) in [
+            ("teacher/config.json", "{}"),
+            ("teacher/model.safetensors", "w"),
+            ("teacher/notes.txt", "n"),
+            ("taught/train-00000.safetensors", "c"),
+        ] {
+            std::fs::create_dir_all(at(file).parent().unwrap()).unwrap();
+            std::fs::write(at(file), text).unwrap();
+        }
+        let distill = format!(
+            "method={{distill: {{teachers: [{{path: {}}}], cache: {}}}}}",
+            at("teacher").display(),
+            at("taught").display()
+        );
+        let files = || method_files(&plan(&[&distill]).recipe, &mut Hasher::open(Trust::Bytes)).unwrap();
+        let then = files();
+        let names: Vec<&str> = then.keys().map(String::as_str).collect();
+        let teacher = "method.distill.teachers.0.path";
+        assert_eq!(names, [format!("{teacher}: config.json"), format!("{teacher}: model.safetensors")]);
+        std::fs::write(at("teacher/model.safetensors"), "other").unwrap();
+        assert_ne!(files(), then);
+    }
+
+    #[test]
     fn every_difference_is_named_with_what_it_can_change() {
         let file = |sha: &str| Locked { sha256: sha.repeat(32), bytes: 9 };
         let then = Lock {
@@ -293,6 +370,7 @@ mod tests {
             base: [("config.json".to_string(), file("ab"))].into(),
             tokenizer: BTreeMap::new(),
             template: None,
+            method: None,
             train: LockedRows { path: "t".into(), sha256: "1".repeat(64) },
             valid: None,
             recipe_sha256: "2".repeat(64),
