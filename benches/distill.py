@@ -2,8 +2,7 @@
 
 Prints a Markdown table: parameters, held-out loss and exact match with the paired 95 % bootstrap interval of the
 difference, tokens a second when generating, and seconds an epoch with the teacher beside the student and from a cache.
-Needs models/medical (`ft merge models/smollm2-135m-instruct adapters/lora-medical --out models/medical`) and no Python
-package. What a broken-off call has finished is not done again; --overwrite does it again.
+Needs models/medical (`make medical`) and no Python package. What a broken-off call has finished is not done again; --overwrite does it again.
 """
 
 import argparse

@@ -4,7 +4,8 @@
     ft label judge PROJECT --name right-chapter --command python3 datasets/judge_icd10.py datasets/icd10/train.jsonl
 
 It reads {"prompt": [...], "a": text, "b": text} a line and prints a, b, tie or both_bad a line. The right answers are those
-of the rows that the prompts came from. The exact title is best, the title within more words is second, all else is wrong.
+of the rows that the prompts came from. The exact title is best, the title within more words is second; of other answers
+the one with more of the title's words and fewer of others is better, and two without any of them are both bad.
 Python's standard library only.
 """
 
@@ -12,11 +13,18 @@ import json
 import sys
 
 
+# Words that many titles share: naming them names no chapter.
+COMMON = set("diseases of the and certain other conditions disorders in not elsewhere classified with".split())
+
+
 def grade(answer, right):
-    """2: nothing but the title; 1: the title among other words; 0: something else."""
+    """3: nothing but the title; 2: the title among other words; below 1: Jaccard's index of what words say."""
     plain = " ".join(answer.lower().split()).strip(" .\"'")
     right = " ".join(right.lower().split())
-    return 2 if plain == right else int(right in plain)
+    if right in plain:
+        return 3 if plain == right else 2
+    said, wanted = ({w.strip(".,;:") for w in text.split()} - COMMON for text in (plain, right))
+    return len(said & wanted) / len(said | wanted) if said | wanted else 0
 
 
 def main():

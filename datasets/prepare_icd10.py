@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Makes the ICD-10 chapter task from the ICD-10-CM tabular list: train.jsonl, valid.jsonl, test.jsonl.
 
-    prepare_icd10.py TABULAR.xml --out DIR [--train 60] [--valid 5] [--test 5] [--held-out 0] [--by-family]
+    prepare_icd10.py TABULAR.xml --out DIR [--train 60] [--valid 5] [--test 5] [--held-out 0] [--more 0]
+                     [--by-family]
 
 A row is a conversation: the question with one diagnosis, and the title of its chapter without the code range. The
 diagnoses are the leaves of the list; chapters with fewer than --least of them are left out; every other chapter gives the
 same number of rows to each split. Which rows, and their order, follow from SHA-256 sums of the descriptions alone: the
 same list gives the same files on every machine. No description is in two splits, compared without case. With --by-family
 descriptions that differ only after their last comma or in the side of the body ("…, right eye", "…, left eye") go to one
-split together. With --held-out a further split, held_out.jsonl, is dealt from what the others leave: they stay the same.
+split together. With --held-out and --more further splits, held_out.jsonl and more.jsonl, are dealt from what the others
+leave: they stay the same.
 
 The card is datasets/icd10.md. Python's standard library only.
 """
@@ -22,6 +24,8 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+# Splits dealt after the three, in this order.
+FURTHER = ["held_out", "more"]
 QUESTION = "Which ICD-10-CM chapter does this diagnosis belong to?\n\n"
 
 
@@ -57,7 +61,7 @@ def split(descriptions, sizes, by_family):
         groups.setdefault(family(description) if by_family else description, []).append(description)
     queue = [sorted(groups[key], key=order) for key in sorted(groups, key=order)]
     dealt = {}
-    for name in sorted(sizes, key=lambda name: (name == "held_out", sizes[name])):
+    for name in sorted(sizes, key=lambda name: (FURTHER.index(name) + 1 if name in FURTHER else 0, sizes[name])):
         dealt[name] = []
         while len(dealt[name]) < sizes[name] and queue:
             # What a family has beyond the split's size belongs to no split.
@@ -89,13 +93,13 @@ def main():
     parser.add_argument("--valid", type=int, default=5, help="rows a chapter (default 5)")
     parser.add_argument("--test", type=int, default=5, help="rows a chapter (default 5)")
     parser.add_argument("--held-out", type=int, default=0, help="rows a chapter of a fourth split, for narrow intervals (default 0)")
+    parser.add_argument("--more", type=int, default=0, help="rows a chapter of a fifth split, to learn from beside train (default 0)")
     parser.add_argument("--least", type=int, default=200, help="leave out chapters with fewer diagnoses (default 200)")
     parser.add_argument("--by-family", action="store_true", help="keep siblings in one split")
     args = parser.parse_args()
 
     sizes = {"test": args.test, "valid": args.valid, "train": args.train}
-    if args.held_out:
-        sizes["held_out"] = args.held_out
+    sizes |= {name: getattr(args, name) for name in FURTHER if getattr(args, name)}
     splits = {name: [] for name in sizes}
     chapters = leaves(args.tabular)
     kept = {title: found for title, found in chapters.items() if len(found) >= args.least}

@@ -51,11 +51,12 @@ mkdir -p "$RUNS"
 adapter early "$EARLY" "${MORE_EARLY[@]}"
 adapter late "$LATE" "${MORE_LATE[@]}"
 head -n "$PROMPTS" "$DATA/train.jsonl" >"$RUNS/prompts.jsonl"
-stage project "$PROJECT" "$RUNS/prompts.jsonl" {"$EARLY","$LATE"}/adapter_model.safetensors -- project
+# Votes of another program are no votes of this one: it belongs to what the project is made of.
+stage project "$PROJECT" "$RUNS/prompts.jsonl" {"$EARLY","$LATE"}/adapter_model.safetensors "${JUDGE[1]}" -- project
 stage answers-early "$PROJECT" "$RUNS/project.done" -- answers "$EARLY" early
 stage answers-late "$PROJECT" "$RUNS/project.done" -- answers "$LATE" late
 stage pairs "$PROJECT" "$RUNS/answers-early.done" "$RUNS/answers-late.done" -- pairs
-stage judges "$PROJECT" "$RUNS/pairs.done" "${JUDGE[1]}" -- judges
+stage judges "$PROJECT" "$RUNS/pairs.done" -- judges
 stage report "$RUNS/report.html" "$RUNS/judges.done" -- report
 stage export "$RUNS/pairs.jsonl" "$RUNS/judges.done" -- export_pairs
 training reward "$REWARD" "$MODEL" recipes/reward-helpful.yaml "$RUNS/pairs.jsonl" "$RUNS/valid.jsonl" -- \

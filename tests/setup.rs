@@ -442,8 +442,8 @@ fn icd10_splits_are_balanced_apart_and_the_same_every_time() {
     write(&xml, &tabular());
     let told = succeed(&mut prepare(&xml, &out, &[]));
     assert!(told.contains("30 diagnoses in 3 chapters, 2 of them"), "{told}");
-    // A further split changes nothing in the others.
-    succeed(&mut prepare(&xml, &twin, &["--held-out", "2"]));
+    // Further splits change nothing in the others.
+    succeed(&mut prepare(&xml, &twin, &["--held-out", "2", "--more", "1"]));
     let mut seen = HashSet::new();
     for (split, size) in [("train", 6), ("valid", 2), ("test", 2)] {
         let found = rows(&out, split);
@@ -458,9 +458,11 @@ fn icd10_splits_are_balanced_apart_and_the_same_every_time() {
         let bytes = |out: &Path| fs::read(out.join(format!("{split}.jsonl"))).expect("split");
         assert_eq!(bytes(&out), bytes(&twin), "{split} differs from run to run");
     }
-    let more = rows(&twin, "held_out");
-    assert_eq!(more.len(), 4);
-    assert!(more.iter().all(|(question, _)| seen.insert(question.to_lowercase())), "{more:?}");
+    for (split, size) in [("held_out", 4), ("more", 2)] {
+        let further = rows(&twin, split);
+        assert_eq!(further.len(), size);
+        assert!(further.iter().all(|(question, _)| seen.insert(question.to_lowercase())), "{further:?}");
+    }
     assert_eq!(fs::read_dir(&out).expect("folder").count(), 3, "something is left beside the splits");
 }
 

@@ -208,15 +208,16 @@ pub const RUBRIC: &str = "You compare two answers to the same question. Judge wh
 what was asked, and whether it is clear. Do not prefer an answer because it is longer, because it comes first, or because \
 of its tone.";
 
-/// What it may say; the place of each is that in `SAID`.
-const WORDS: [&str; 4] = ["1", "2", "tie", "bad"];
+/// What it may say; the place of each is that in `SAID`. Letters, because many tokenizers split every digit from the space
+/// before it, so that `1` and `tie` would begin alike.
+const WORDS: [&str; 4] = ["A", "B", "tie", "bad"];
 const SAID: [Choice; 4] = [Choice::A, Choice::B, Choice::Tie, Choice::BothBad];
 const VERDICT: &str = "Verdict:";
 
 /// A language model with a rubric.
 ///
 /// It is not asked to write and then read with luck: its answer is begun with `Verdict:`, and what counts is which of the
-/// words `1`, `2`, `tie` and `bad` it holds most probable next, so that every model gives a verdict and the same one
+/// words `A`, `B`, `tie` and `bad` it holds most probable next, so that every model gives a verdict and the same one
 /// every time. With `reasoning` it first writes so many tokens, greedily, which stand before the verdict (pairwise
 /// comparison with reasons, Zheng et al. 2023, arXiv 2306.05685, section 3.1).
 pub struct LanguageJudge<'m> {
@@ -267,8 +268,8 @@ impl<'m> LanguageJudge<'m> {
         };
         let first = if self.reasoning > 0 { "Give your reasons in a few sentences, then end" } else { "End" };
         let text = format!(
-            "{}\n\n[Question]\n{question}\n\n[Answer 1]\n{}\n\n[Answer 2]\n{}\n\n[Task]\n{first} with \"{VERDICT} 1\" if \
-             answer 1 is better, \"{VERDICT} 2\" if answer 2 is better, \"{VERDICT} tie\" if they are equally good, or \
+            "{}\n\n[Question]\n{question}\n\n[Answer A]\n{}\n\n[Answer B]\n{}\n\n[Task]\n{first} with \"{VERDICT} A\" if \
+             answer A is better, \"{VERDICT} B\" if answer B is better, \"{VERDICT} tie\" if they are equally good, or \
              \"{VERDICT} bad\" if both are bad.",
             self.rubric, task.first.text, task.second.text
         );

@@ -319,7 +319,6 @@ fn recipe_sha256(recipe: &Recipe) -> String {
 mod tests {
     use super::*;
 
-
     fn plan(sets: &[&str]) -> Plan {
         let text = "model: { path: m }\nmethod: { sft: {} }\ndata: { train: { path: t.jsonl } }\nrun: { out: o }\n";
         let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();

@@ -146,8 +146,11 @@ impl JudgeArgs {
         for part in tasks.chunks(self.batch_size as usize) {
             if stopped.load(Ordering::Relaxed) {
                 bar.finish_and_clear();
-                return Err(Error::interrupted(format!("`{name}`: {done} of {} pairs are judged and kept", tasks.len()))
-                    .hint("the same command goes on from there"));
+                return Err(Error::interrupted(format!(
+                    "`{name}`: {done} of {} pairs are judged and kept",
+                    tasks.len()
+                ))
+                .hint("the same command goes on from there"));
             }
             store.add_votes(&judge::votes(judge, part, orders, annotator.id)?)?;
             done += part.len();

@@ -41,7 +41,9 @@ pub fn draw(frame: &mut Frame, screen: &Screen) {
             "A better answer (Esc goes back, Ctrl-U empties)",
             &format!("{}▏", printable(&screen.draft.edited)),
         ),
-        Mode::Rate => window(frame, "Ratings (digits; ← → Tab move, Backspace empties, Esc goes back)", &ratings(screen)),
+        Mode::Rate => {
+            window(frame, "Ratings (digits; ← → Tab move, Backspace empties, Esc goes back)", &ratings(screen))
+        }
         Mode::Help => window(frame, "Keys (any key goes back)", HELP),
         Mode::Guidelines => {
             let text = &screen.settings.guidelines;
