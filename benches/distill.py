@@ -1,5 +1,8 @@
 """A student distilled from the medical teacher beside the same student after as many steps of cross-entropy alone.
 
+Cross-entropy learns from the labelled rows; the student also from the teacher's answers to diagnoses without labels. A
+third student is distilled on the labelled rows alone.
+
 Prints a Markdown table: parameters, held-out loss and exact match with the paired 95 % bootstrap interval of the
 difference, tokens a second when generating, and seconds an epoch with the teacher beside the student and from a cache.
 Needs models/medical (`make medical`) and no Python package. What a broken-off call has finished is not done again; --overwrite does it again.
@@ -36,11 +39,13 @@ student = args.out / "student"
 sets = [
     f"model.path={student}",
     f"model.cut.from={args.teacher}",
-    f"data.train.path={args.data / 'train.jsonl'}",
     f"data.valid.path={args.data / 'valid.jsonl'}",
     *args.set,
 ]
-distill = [f"method.distill.teachers=[{{path: {args.teacher}}}]"]
+labelled = f"data.train={{path: {args.data / 'train.jsonl'}}}"
+both = f"data.train=[{{path: {args.data / 'train.jsonl'}}}, {{path: {args.data / 'taught.jsonl'}}}]"
+teachers = f"method.distill.teachers=[{{path: {args.teacher}}}]"
+distill = [teachers, both]
 
 
 def ft(*arguments, capture=False):
@@ -114,9 +119,15 @@ def interval(differences, draws=10_000):
 
 length = [f"run.steps={args.steps}"] if args.steps else []
 distilled = train("distilled", distill + length)
-alone = train("cross-entropy", ["method={sft: {}}", *length])
-models = {"teacher": args.teacher, "student, distilled": distilled, "student, cross-entropy": alone}
-found = {name: evaluate(name.replace(", ", "-"), model) for name, model in models.items()}
+same = train("distilled-labelled", [teachers, labelled, *length])
+alone = train("cross-entropy", ["method={sft: {}}", labelled, *length])
+models = {
+    "teacher": args.teacher,
+    "student, distilled": distilled,
+    "student, distilled on the labelled rows alone": same,
+    "student, cross-entropy on the labelled rows": alone,
+}
+found = {name: evaluate(re.sub("[ ,]+", "-", name), model) for name, model in models.items()}
 sizes = {name: parameters(model) for name, model in models.items()}
 speeds = {name: speed(model) for name, model in models.items()}
 
@@ -141,9 +152,11 @@ for name, (numbers, _) in found.items():
         if found["teacher"][0]["exact_match"]
         else f"| {name} | {sizes[name] / 1e6:.1f} M | {numbers['loss']:.3f} | {numbers['exact_match']:.3f} | {speeds[name]:.0f} tokens/s |"
     )
-ours, theirs = found["student, distilled"][1], found["student, cross-entropy"][1]
-print(f"\nDistilled less cross-entropy, over the same {len(ours)} rows (paired bootstrap, 95 %):\n")
-for what, of in (("loss", lambda r: r["loss"]), ("exact match", lambda r: float(r["match"]))):
-    mean, low, high = interval([of(a) - of(b) for a, b in zip(ours, theirs)])
-    print(f"- {what}: {mean:+.3f} ({low:+.3f} to {high:+.3f})")
+theirs = found["student, cross-entropy on the labelled rows"][1]
+for name in list(found)[1:3]:
+    ours = found[name][1]
+    print(f"\n{name[0].upper() + name[1:]}, less cross-entropy, over the same {len(ours)} rows (paired bootstrap, 95 %):\n")
+    for what, of in (("loss", lambda r: r["loss"]), ("exact match", lambda r: float(r["match"]))):
+        mean, low, high = interval([of(a) - of(b) for a, b in zip(ours, theirs)])
+        print(f"- {what}: {mean:+.4f} ({low:+.4f} to {high:+.4f})")
 print(f"\nAn epoch: {online:.0f} s with the teacher beside the student, {cached:.0f} s from the cache: {online / cached:.2f} times as fast.")

@@ -4,9 +4,8 @@
     prepare_helpful.py datasets/icd10 --out datasets/helpful [--pairs 1] [--valid-pairs 2]
 
 A helpful answer is right and says nothing else: the chosen answer is the chapter's title. The rejected one is another
-chapter's title, the right or another chapter wrapped in talk, the right title broken off, a title that does not exist (the
-start of one and the end of another: what a policy finds when no pair tells the reward model better), or an evasion. Which
-of them, and which words, follow from SHA-256 sums of the descriptions alone: the same rows give the same pairs on every machine.
+chapter's title, the right or another chapter wrapped in talk, the right title broken off, or an evasion. Which of them,
+and which words, follow from SHA-256 sums of the descriptions alone: the same rows give the same pairs on every machine.
 The kinds are mixed so that length tells little: the script prints how often the longer and the shorter answer is chosen.
 
 The card is datasets/helpful.md. Python's standard library only.
@@ -35,7 +34,7 @@ EVASIONS = [
     "I cannot answer that.",
     "It could be one of several chapters.",
 ]
-KINDS = ["another chapter"] * 4 + ["no chapter"] * 3 + ["talk"] * 2 + ["talk, another chapter", "broken off", "evasion"]
+KINDS = ["another chapter"] * 5 + ["talk"] * 2 + ["talk, another chapter", "broken off", "evasion"]
 
 
 def number(*parts):
@@ -56,12 +55,6 @@ def rejected(description, title, titles, i):
     if kind == "talk, another chapter":
         return pick(WRAPPINGS).format(other), kind
     words = title.split()
-    if kind == "no chapter":
-        # Either order: the right start does not make a title right, nor does the right end.
-        first, last = (words, other.split()) if number("order", description, i) % 2 else (other.split(), words)
-        joined = " ".join(first[: (len(first) + 1) // 2] + last[len(last) // 2 :])
-        if joined not in titles:
-            return joined, kind
     if kind == "broken off" and len(words) > 1:
         return " ".join(words[: 1 + number("words", description, i) % (len(words) - 1)]), kind
     return pick(EVASIONS), "evasion"

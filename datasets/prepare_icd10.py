@@ -2,15 +2,15 @@
 """Makes the ICD-10 chapter task from the ICD-10-CM tabular list: train.jsonl, valid.jsonl, test.jsonl.
 
     prepare_icd10.py TABULAR.xml --out DIR [--train 60] [--valid 5] [--test 5] [--held-out 0] [--more 0]
-                     [--by-family]
+                     [--prompts 0] [--by-family]
 
 A row is a conversation: the question with one diagnosis, and the title of its chapter without the code range. The
 diagnoses are the leaves of the list; chapters with fewer than --least of them are left out; every other chapter gives the
 same number of rows to each split. Which rows, and their order, follow from SHA-256 sums of the descriptions alone: the
 same list gives the same files on every machine. No description is in two splits, compared without case. With --by-family
 descriptions that differ only after their last comma or in the side of the body ("…, right eye", "…, left eye") go to one
-split together. With --held-out and --more further splits, held_out.jsonl and more.jsonl, are dealt from what the others
-leave: they stay the same.
+split together. With --held-out, --more and --prompts further splits, held_out.jsonl, more.jsonl and prompts.jsonl, are dealt
+from what the others leave: they stay the same. Rows of prompts.jsonl have no answer; a small chapter may give fewer of them.
 
 The card is datasets/icd10.md. Python's standard library only.
 """
@@ -25,7 +25,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 # Splits dealt after the three, in this order.
-FURTHER = ["held_out", "more"]
+FURTHER = ["held_out", "more", "prompts"]
 QUESTION = "Which ICD-10-CM chapter does this diagnosis belong to?\n\n"
 
 
@@ -69,13 +69,11 @@ def split(descriptions, sizes, by_family):
     return dealt
 
 
-def row(description, title):
-    return {
-        "messages": [
-            {"role": "user", "content": QUESTION + description},
-            {"role": "assistant", "content": title},
-        ]
-    }
+def row(description, title, name):
+    asked = {"role": "user", "content": QUESTION + description}
+    if name == "prompts":
+        return {"prompt": [asked]}
+    return {"messages": [asked, {"role": "assistant", "content": title}]}
 
 
 def write(path, text):
@@ -94,6 +92,7 @@ def main():
     parser.add_argument("--test", type=int, default=5, help="rows a chapter (default 5)")
     parser.add_argument("--held-out", type=int, default=0, help="rows a chapter of a fourth split, for narrow intervals (default 0)")
     parser.add_argument("--more", type=int, default=0, help="rows a chapter of a fifth split, to learn from beside train (default 0)")
+    parser.add_argument("--prompts", type=int, default=0, help="rows a chapter, at most, of a split without answers (default 0)")
     parser.add_argument("--least", type=int, default=200, help="leave out chapters with fewer diagnoses (default 200)")
     parser.add_argument("--by-family", action="store_true", help="keep siblings in one split")
     args = parser.parse_args()
@@ -107,7 +106,7 @@ def main():
         sys.exit(f"error: {args.tabular}: no chapter with {args.least} diagnoses or more; is it the ICD-10-CM tabular list?")
     for title, descriptions in kept.items():
         for name, dealt in split(descriptions, sizes, args.by_family).items():
-            if len(dealt) < sizes[name]:
+            if len(dealt) < sizes[name] and name != "prompts":
                 sys.exit(f"error: chapter {title!r} has too few diagnoses for {sizes[name]} {name} rows")
             splits[name] += [(description, title) for description in dealt]
 
@@ -116,7 +115,7 @@ def main():
     print(f"{total} diagnoses in {len(chapters)} chapters, {len(kept)} of them with {args.least} or more")
     for name, rows in splits.items():
         rows.sort(key=lambda pair: order(pair[0]))
-        lines = (json.dumps(row(*pair), ensure_ascii=False, sort_keys=True) for pair in rows)
+        lines = (json.dumps(row(*pair, name), ensure_ascii=False, sort_keys=True) for pair in rows)
         write(args.out / f"{name}.jsonl", "".join(f"{line}\n" for line in lines))
         print(f"{args.out}/{name}.jsonl: {len(rows)} rows")
     trained = {family(description) for description, _ in splits["train"]}

@@ -17,8 +17,8 @@ PROMPTS=${PROMPTS:-240}
 read -ra JUDGE <<<"${JUDGE:-python3 datasets/judge_icd10.py $DATA/train.jsonl}"
 JUDGED=${JUDGED:-40}
 # Further arguments of the trainings.
-read -ra MORE_EARLY <<<"${MORE_EARLY:---set run.steps=6 --set run.eval_every=0}"
-read -ra MORE_LATE <<<"${MORE_LATE:---set run.steps=40 --set run.eval_every=0}"
+read -ra MORE_EARLY <<<"${MORE_EARLY:---set run.steps=24 --set run.eval_every=0}"
+read -ra MORE_LATE <<<"${MORE_LATE:---set run.steps=100 --set run.eval_every=0}"
 read -ra MORE_REWARD <<<"${MORE_REWARD:-}"
 read -ra MORE_ANSWERS <<<"${MORE_ANSWERS:---max-new-tokens 24}"
 

@@ -137,6 +137,8 @@ pub struct Swap {
     pub pairs: usize,
     /// The largest change of a score.
     pub max_difference: f64,
+    /// The root mean square of the changes.
+    pub rms: f64,
 }
 
 /// What reinforcement learning asks of a reward model.
@@ -148,7 +150,9 @@ pub struct Limits {
     pub length_gap: f64,
     /// The expected calibration error is at most this: 0.25. Scores far too sure of themselves drown the KL penalty.
     pub ece: f64,
-    /// A changed order of packing changes no score by more than this share of their standard deviation: 0.1.
+    /// A changed order of packing changes scores by no more than this share of their standard deviation: 0.1, both as root
+    /// mean squares. Rounding alone moves single scores further in bfloat16; what matters to a policy is how much of the
+    /// differences between answers is noise.
     pub swap: f64,
 }
 
@@ -224,10 +228,10 @@ impl Card {
         }
         if !above(self.rewards.std, 0.0) {
             found.push(format!("every answer scores {:.3}: the model tells nothing apart", self.rewards.mean));
-        } else if let Some(swap) = self.swap.filter(|s| !above(-s.max_difference, -limits.swap * self.rewards.std)) {
+        } else if let Some(swap) = self.swap.filter(|s| !above(-s.rms, -limits.swap * self.rewards.std)) {
             found.push(format!(
-                "a score changes by {:.3} when pairs are packed the other way round; the scores' standard deviation is {:.3}",
-                swap.max_difference, self.rewards.std
+                "scores change by {:.3} (one by {:.3}) when pairs are packed the other way round; their standard deviation is {:.3}",
+                swap.rms, swap.max_difference, self.rewards.std
             ));
         }
         found
@@ -364,6 +368,6 @@ mod tests {
         assert_eq!((w.pairs, w.accuracy.share, w.accuracy_with), (20, 0.25, 0.75));
         assert!((w.mean_change - 1.0).abs() < 1e-12);
         let swap = card.swap.unwrap();
-        assert!(swap.pairs == 4 && (swap.max_difference - 1e-3).abs() < 1e-9);
+        assert!(swap.pairs == 4 && (swap.max_difference - 1e-3).abs() < 1e-9 && (swap.rms - 1e-3 / 2f64.sqrt()).abs() < 1e-9);
     }
 }

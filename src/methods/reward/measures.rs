@@ -119,7 +119,8 @@ pub(super) fn swap(pairs: &[Judged], turned: &[[f64; 2]]) -> Option<Swap> {
     let changes: Vec<f64> = changes.collect();
     let worse = |a: f64, b: &f64| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(*b) };
     let max_difference = changes.iter().fold(0.0, worse);
-    (!changes.is_empty()).then_some(Swap { pairs: changes.len() / 2, max_difference })
+    let rms = moments(&changes.iter().map(|c| c * c).collect::<Vec<_>>()).0.sqrt();
+    (!changes.is_empty()).then_some(Swap { pairs: changes.len() / 2, max_difference, rms })
 }
 
 #[cfg(test)]
