@@ -68,6 +68,25 @@ pub fn create_dir_all(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|e| io_error("creating folder", path, e))
 }
 
+/// Holds a folder for one writer until the file is dropped, also by a crash; `None` where there is no such folder.
+///
+/// Errors: another process holds it.
+pub fn hold(folder: &Path) -> Result<Option<File>> {
+    let file = match File::open(folder) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(io_error("opening", folder, e)),
+    };
+    match file.try_lock() {
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(Error::user(format!("{}: another ft is at work in this folder", folder.display()))
+                .hint("wait for it, or write elsewhere"))
+        }
+        // Some network drives know no locks.
+        Ok(()) | Err(std::fs::TryLockError::Error(_)) => Ok(Some(file)),
+    }
+}
+
 /// Writes a file under a temporary name in the same folder, fsyncs it and renames it over `path`.
 pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));

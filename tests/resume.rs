@@ -252,6 +252,22 @@ fn changed_data_is_refused_with_the_difference() {
     assert_same_end(&space, "run", "broken", "moved data");
 }
 
+#[test]
+fn a_folder_takes_one_run_at_a_time() {
+    let space = Workspace::new();
+    train(&space, LORA, "run", &[]);
+    let before = space.weights("run");
+    let other = std::fs::File::open(space.path("run")).unwrap();
+    other.lock().unwrap();
+    for more in ["--overwrite", "--resume"] {
+        let said = refused(&space, &["train", LORA, more, "--set", "run.out=run"]);
+        assert!(said.contains("another ft is at work in this folder"), "{said}");
+    }
+    assert_eq!(space.weights("run"), before);
+    drop(other);
+    train(&space, LORA, "run", &[]);
+}
+
 /// Every write beyond a size fails, as on a full disk.
 #[cfg(unix)]
 #[test]

@@ -22,7 +22,7 @@ pub use prepare::Prepared;
 use crate::adapters::{AdapterSpec, file};
 use crate::convert::export;
 use crate::error::{Error, Result};
-use crate::fsutil::{create_dir_all, io_error, move_into, read_json, write_json};
+use crate::fsutil::{create_dir_all, hold, io_error, move_into, read_json, write_json};
 use crate::methods::{ADAPTER, Aim, Alarm, Method};
 use crate::models::Model;
 use crate::native;
@@ -96,6 +96,7 @@ fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc
     let light = prepared.load_model(false)?;
     fit::refuse(&prepared, &light)?;
     let checkpoints = Checkpoints::new(&out, plan.recipe.run.keep);
+    let held = hold(&out)?;
     let earlier = earlier_work(&out, &checkpoints, start, &origin)?;
     let model = if plan.recipe.adapter.is_some() {
         light
@@ -104,6 +105,10 @@ fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc
         prepared.load_model(true)?
     };
     create_dir_all(&out)?;
+    let _held = match held {
+        Some(held) => Some(held),
+        None => hold(&out)?,
+    };
     plan.write(&out.join("plan.json"))?;
     prepared.announce(&model);
     let total = prepared.total;

@@ -368,6 +368,10 @@ mod tests {
         assert_eq!((w.pairs, w.accuracy.share, w.accuracy_with), (20, 0.25, 0.75));
         assert!((w.mean_change - 1.0).abs() < 1e-12);
         let swap = card.swap.unwrap();
-        assert!(swap.pairs == 4 && (swap.max_difference - 1e-3).abs() < 1e-9 && (swap.rms - 1e-3 / 2f64.sqrt()).abs() < 1e-9);
+        assert!(
+            swap.pairs == 4
+                && (swap.max_difference - 1e-3).abs() < 1e-9
+                && (swap.rms - 1e-3 / 2f64.sqrt()).abs() < 1e-9
+        );
     }
 }
