@@ -44,13 +44,13 @@ if [ "${1:-}" = --install ] || [ "${1:-}" = --tests ]; then
     fi
 fi
 if ! have cargo; then
-    echo "error: cargo is missing: Rust 1.88 or newer is needed" >&2
+    echo "error: cargo is missing: Rust 1.89 or newer is needed" >&2
     echo "hint: install Rust with rustup, or from your distribution where it is new enough" >&2
     exit 1
 fi
 version=$(rustc --version 2>/dev/null | sed -n 's/^rustc 1\.\([0-9]*\).*/\1/p')
-if [ -n "$version" ] && [ "$version" -lt 88 ]; then
-    echo "error: $(rustc --version) is too old: 1.88 or newer is needed" >&2
+if [ -n "$version" ] && [ "$version" -lt 89 ]; then
+    echo "error: $(rustc --version) is too old: 1.89 or newer is needed" >&2
     echo "hint: rustup update stable" >&2
     exit 1
 fi
