@@ -96,15 +96,15 @@ $(PAIRS)/train.jsonl $(PAIRS)/valid.jsonl $(PAIRS)/test.jsonl &: datasets/prepar
 	python3 $< $(ICD10) --out $(PAIRS)
 
 # A teacher: the demo's recipe on more than four times its rows, folded into the base.
-medical: $(MEDICAL)/model.safetensors ## Train the medical adapter on 5,460 rows and fold it into its base, as models/medical (15 minutes)
+medical: $(MEDICAL)/model.safetensors ## Train the medical adapter on 5,460 rows and fold it into its base, as models/medical (half an hour on one core)
 
-TAUGHT := adapters/medical
+TEACHER := adapters/medical
 
-$(TAUGHT)/summary.json: $(RECIPE) $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/more.jsonl $(ICD10)/valid.jsonl | setup
+$(TEACHER)/summary.json: $(RECIPE) $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/more.jsonl $(ICD10)/valid.jsonl | setup
 	$(FT) train $(RECIPE) --set 'data.train=[{path: $(ICD10)/train.jsonl}, {path: $(ICD10)/more.jsonl}]' --set run.out=$(@D) $(GO_ON)
 
-$(MEDICAL)/model.safetensors: $(TAUGHT)/summary.json
-	$(FT) merge $(MODEL) $(TAUGHT) --out $(MEDICAL) --force
+$(MEDICAL)/model.safetensors: $(TEACHER)/summary.json
+	$(FT) merge $(MODEL) $(TEACHER) --out $(MEDICAL) --force
 
 # Answers of that teacher to diagnoses nobody has labelled.
 taught: $(ICD10)/taught.jsonl ## Let the teacher answer further diagnoses, for students to learn from
@@ -143,5 +143,5 @@ bench-medical: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Th
 bench: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Speed and memory of ft and of the peers, taking turns (half an hour)
 	$(BENCH) benches/speed.py --json benches/last.json
 
-bench-distill: setup $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/held_out.jsonl $(ICD10)/taught.jsonl ## A distilled student beside one of cross-entropy alone (half an hour)
+bench-distill: setup $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/held_out.jsonl $(ICD10)/taught.jsonl ## Distilled students beside one of cross-entropy alone (half an hour or more)
 	@python3 benches/distill.py

@@ -4,7 +4,8 @@ A third student takes as many steps on the labelled rows and on the teacher's an
 
 Prints a Markdown table: parameters, held-out loss and exact match with the paired 95 % bootstrap interval of the
 difference, tokens a second when generating, and seconds an epoch with the teacher beside the student and from a cache.
-Needs models/medical (`make medical`) and no Python package. What a broken-off call has finished is not done again; --overwrite does it again.
+Needs models/medical (`make medical`), its answers (`make taught`) and no Python package. What a broken-off call has
+finished is not done again; --overwrite does it again.
 """
 
 import argparse
@@ -23,7 +24,7 @@ p.add_argument("--ft", default=ROOT / "target/release/ft")
 p.add_argument("--recipe", default=ROOT / "recipes/distill-medical.yaml", type=Path)
 p.add_argument("--teacher", default=ROOT / "models/medical", type=Path)
 p.add_argument("--data", default=ROOT / "datasets/icd10", type=Path)
-p.add_argument("--held-out", default="held_out.jsonl", help="the rows, in --data, that all three are asked")
+p.add_argument("--held-out", default="held_out.jsonl", help="the rows, in --data, that teacher and students are asked")
 p.add_argument("--out", default=ROOT / "runs/bench-distill", type=Path)
 p.add_argument("--steps", type=int, help="optimiser steps of both students, instead of the recipe's epochs")
 p.add_argument("--timed-steps", type=int, default=12, help="steps of the runs that are only timed; the first 2 are left out")

@@ -443,7 +443,7 @@ fn icd10_splits_are_balanced_apart_and_the_same_every_time() {
     let told = succeed(&mut prepare(&xml, &out, &[]));
     assert!(told.contains("30 diagnoses in 3 chapters, 2 of them"), "{told}");
     // Further splits change nothing in the others.
-    succeed(&mut prepare(&xml, &twin, &["--held-out", "2", "--more", "1"]));
+    succeed(&mut prepare(&xml, &twin, &["--held-out", "2", "--more", "1", "--prompts", "9"]));
     let mut seen = HashSet::new();
     for (split, size) in [("train", 6), ("valid", 2), ("test", 2)] {
         let found = rows(&out, split);
@@ -463,6 +463,17 @@ fn icd10_splits_are_balanced_apart_and_the_same_every_time() {
         assert_eq!(further.len(), size);
         assert!(further.iter().all(|(question, _)| seen.insert(question.to_lowercase())), "{further:?}");
     }
+    // What is left of 14 in each chapter, without answers.
+    let prompts = fs::read_to_string(twin.join("prompts.jsonl")).expect("split");
+    for row in prompts.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")) {
+        let question = row["prompt"][0]["content"].as_str().expect("content").to_lowercase();
+        assert!(
+            row["prompt"].as_array().is_some_and(|turns| turns.len() == 1) && row.get("messages").is_none(),
+            "{row}"
+        );
+        assert!(seen.insert(question), "{row}");
+    }
+    assert_eq!(prompts.lines().count(), 2);
     assert_eq!(fs::read_dir(&out).expect("folder").count(), 3, "something is left beside the splits");
 }
 
