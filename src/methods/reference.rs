@@ -9,8 +9,8 @@ use super::{Beside, Ground, Parts, Split};
 use crate::adapters::{AdapterSpec, file};
 use crate::data::{Cache, Dataset, Example, Item, pack};
 use crate::error::Result;
-use crate::fsutil::{hex, io_error, sha256};
-use crate::models::{Heads, Load, Model};
+use crate::fsutil::hex;
+use crate::models::{Heads, Load, Model, content};
 use crate::nn::{Weights, weights};
 use crate::report;
 use schemars::JsonSchema;
@@ -157,8 +157,8 @@ impl Source {
     /// before, else computed now and kept there.
     pub fn begin<'a>(&mut self, model: &Model, asked: impl IntoIterator<Item = Asked<'a>>) -> Result<()> {
         let Self::Cached { keep, known } = self else { return Ok(()) };
-        let folders = [Some(model.folder()), keep.from.as_deref()].into_iter().flatten().map(content);
-        let base = folders.collect::<Result<Vec<_>>>()?.join(" ");
+        let folders: Vec<&Path> = [Some(model.folder()), keep.from.as_deref()].into_iter().flatten().collect();
+        let base = content::hash(&folders)?;
         for asked in asked {
             known.insert((asked.split, asked.name), keep.known(&asked, &base, model)?);
         }
@@ -235,21 +235,6 @@ impl Keep {
         asked.lengths.iter().for_each(|length| hash.update(length.to_le_bytes()));
         Some(folder.join(format!("{}.logprobs", hex(&hash.finalize()))))
     }
-}
-
-/// A hash of everything that a directory of a model or an adapter computes with.
-fn content(folder: &Path) -> Result<String> {
-    let entries = std::fs::read_dir(folder).map_err(|e| io_error("reading", folder, e))?;
-    let mut names: Vec<_> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-    names.retain(|n| {
-        n == "config.json" || n == file::CONFIG || n.ends_with(".safetensors") || n.ends_with(".safetensors.index.json")
-    });
-    names.sort();
-    let spinner = report::spinner(&format!("hashing {}", folder.display()));
-    let sums = names.iter().map(|n| Ok(format!("{n} {}\n", sha256(&folder.join(n))?)));
-    let sums = sums.collect::<Result<String>>();
-    spinner.finish_and_clear();
-    Ok(hex(&Sha256::digest(sums?)))
 }
 
 /// A file's numbers, where it is whole; anything else is computed again.

@@ -4,6 +4,7 @@
 //! for all families and methods.
 
 pub mod config;
+pub mod content;
 pub mod dtype;
 pub mod fresh;
 mod gpt2;

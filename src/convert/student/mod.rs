@@ -10,7 +10,7 @@ mod slice;
 use super::export::{self, MODEL_FILES};
 use crate::error::{Error, Result};
 use crate::fsutil;
-use crate::models::{self, Config, Heads, Load, Model};
+use crate::models::{self, Config, Heads, Load, Model, content};
 use crate::nn::safetensors::{SHARD_BYTES, write_model};
 use crate::nn::{Tokens, weights};
 use measure::Importance;
@@ -135,7 +135,7 @@ pub fn student(from: &Path, cut: &Cut, calibration: &[Vec<u32>], out: &Path, dev
         write_model(temp, &entries, SHARD_BYTES, |e| Ok(weights::bytes(&made(&written[&e.name])?)))?;
         fsutil::write_json(&temp.join("config.json"), &patched(&config, &kept, mlp, query))?;
         export::copy_beside(from, temp, MODEL_FILES)?;
-        let origin = Origin { from_sha256: models_hash(from)?, cut: cut.clone(), kept_layers: kept.clone() };
+        let origin = Origin { from_sha256: content::hash(&[from])?, cut: cut.clone(), kept_layers: kept.clone() };
         fsutil::write_json(&temp.join(FILE), &origin)?;
         verify(from, temp, &kept, mlp == config.intermediate_size && query == heads)
     })?;
@@ -167,7 +167,7 @@ pub fn need_student(
     let same = match file.exists() {
         true => {
             let origin: Origin = fsutil::read_json(&file)?;
-            origin.cut == *cut && origin.from_sha256 == models_hash(from)?
+            origin.cut == *cut && origin.from_sha256 == content::hash(&[from])?
         }
         false => false,
     };
@@ -178,11 +178,6 @@ pub fn need_student(
                 .hint("remove it, or give another model.path"))
         }
     }
-}
-
-/// SHA-256 of what a model computes with.
-fn models_hash(folder: &Path) -> Result<String> {
-    crate::methods::distill::cache::folders_hash(&[folder])
 }
 
 /// Refuses what cannot be cut.

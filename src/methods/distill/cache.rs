@@ -7,10 +7,10 @@
 //! nothing is read whose items are not, token by token and mark by mark, those of the run.
 
 use super::spec::{DistillSpec, TeacherSpec};
-use crate::adapters::file;
 use crate::error::{Context, Error, Result};
-use crate::fsutil::{self, hex, io_error, read_json, write_json};
+use crate::fsutil::{self, hex, read_json, write_json};
 use crate::methods::Split;
+use crate::models::content;
 use crate::nn::{Weights, weights};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -73,26 +73,7 @@ fn name(split: Split) -> &'static str {
 /// The SHA-256 of what a teacher computes with.
 pub fn teacher_hash(spec: &TeacherSpec) -> Result<String> {
     let folders: Vec<&Path> = [Some(&spec.path), spec.adapter.as_ref()].into_iter().flatten().map(|p| &**p).collect();
-    folders_hash(&folders)
-}
-
-/// The SHA-256 of the configs and weights in some folders.
-pub fn folders_hash(folders: &[&Path]) -> Result<String> {
-    let mut files = Vec::new();
-    for folder in folders {
-        let entries = std::fs::read_dir(folder).map_err(|e| io_error("reading", folder, e))?;
-        let mut own: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
-        own.retain(|p| {
-            p.extension().is_some_and(|e| e == "safetensors") || p.ends_with("config.json") || p.ends_with(file::CONFIG)
-        });
-        own.sort();
-        files.extend(own);
-    }
-    let mut hash = Sha256::new();
-    for file in files {
-        hash.update(fsutil::sha256(&file)?);
-    }
-    Ok(hex(&hash.finalize()))
+    content::hash(&folders)
 }
 
 /// One hash of all items.

@@ -1,0 +1,27 @@
+//! What directories of models and adapters compute with, as one number.
+
+use crate::error::Result;
+use crate::fsutil::{hex, io_error, sha256};
+use crate::report;
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+
+/// SHA-256 of the configs and weights in some directories of models or adapters, in the order given.
+pub fn hash(folders: &[&Path]) -> Result<String> {
+    let mut sum = Sha256::new();
+    for folder in folders {
+        let entries = std::fs::read_dir(folder).map_err(|e| io_error("reading", folder, e))?;
+        let mut files: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+        files.retain(|p| {
+            p.extension().is_some_and(|e| e == "safetensors")
+                || p.ends_with("config.json")
+                || p.ends_with("adapter_config.json")
+        });
+        files.sort();
+        let spinner = report::spinner(&format!("hashing {}", folder.display()));
+        let sums: Result<Vec<String>> = files.iter().map(|file| sha256(file)).collect();
+        spinner.finish_and_clear();
+        sums?.iter().for_each(|s| sum.update(s));
+    }
+    Ok(hex(&sum.finalize()))
+}
