@@ -1,8 +1,8 @@
 """A student distilled from the medical teacher beside the same student after as many steps of cross-entropy alone.
 
 The recipe's student learns from labelled rows and from the teacher's answers to diagnoses without labels. Cross-entropy
-has the labelled rows; a third student has the same answers as labels, so that the teacher's probabilities are told apart
-from its answers; a fourth follows the teacher on the labelled rows alone. All are what the last step left.
+has the labelled rows; a third student has the same answers as labels, so that what the teacher's probabilities add is told
+apart from what its answers do. All are what the last step left.
 
 Prints a Markdown table: parameters, held-out loss and exact match with the paired 95 % bootstrap interval of the
 difference, tokens a second when generating, and seconds an epoch with the teacher beside the student and from a cache.
@@ -123,7 +123,6 @@ length = [f"run.steps={args.steps}"] if args.steps else []
 models = {
     "teacher": args.teacher,
     "student, distilled": train("distilled", [teachers, both, *length]),
-    "student, distilled on labelled rows": train("distilled-labelled", [teachers, labelled, *length]),
     "student, cross-entropy on the teacher's answers too": train("cross-entropy-taught", [alone, both, *length]),
     "student, cross-entropy": train("cross-entropy", [alone, labelled, *length]),
 }
@@ -152,10 +151,10 @@ for name, (numbers, _) in found.items():
         if found["teacher"][0]["exact_match"]
         else f"| {name} | {sizes[name] / 1e6:.1f} M | {numbers['loss']:.3f} | {numbers['exact_match']:.3f} | {speeds[name]:.0f} tokens/s |"
     )
-theirs = found["student, cross-entropy"][1]
-for name in list(found)[1:-1]:
-    ours = found[name][1]
-    print(f"\n{name[0].upper() + name[1:]}, less cross-entropy, over the same {len(ours)} rows (paired bootstrap, 95 %):\n")
+ours = found["student, distilled"][1]
+for name in list(found)[2:]:
+    theirs = found[name][1]
+    print(f"\nDistilled, less {name.removeprefix('student, ')}, over the same {len(ours)} rows (paired bootstrap, 95 %):\n")
     for what, of in (("loss", lambda r: r["loss"]), ("exact match", lambda r: float(r["match"]))):
         mean, low, high = interval([of(a) - of(b) for a, b in zip(ours, theirs)])
         print(f"- {what}: {mean:+.4f} ({low:+.4f} to {high:+.4f})")

@@ -9,7 +9,7 @@ use super::prepare;
 use super::schedule::LearningRate;
 use super::step::{Outcome, Stepper};
 use crate::error::{Error, Result};
-use crate::fsutil::read_to_string;
+use crate::fsutil::{hold, read_to_string};
 use crate::native;
 use crate::recipe::Plan;
 use crate::report;
@@ -41,6 +41,8 @@ pub struct Verdict {
 pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
     native::install_cpu_allocator();
     let out = &plan.recipe.run.out;
+    // A run that goes on would prune the checkpoints under the replay.
+    let _held = hold(out)?;
     let checkpoints = Checkpoints::new(out, plan.recipe.run.keep);
     let good = checkpoints.good();
     let Some(last) = good.last() else {

@@ -478,7 +478,7 @@ async function look() {
   $("tiles").replaceChildren(
     done,
     tile("Pairs complete", `${o.complete} of ${o.pairs}`),
-    tile("Agreement", percent(o.agreement), o.agreement.of ? `of ${o.agreement.of} twos of votes; alpha ${o.alpha === null ? "not defined" : o.alpha.toFixed(2)}` : "needs pairs that two people see"),
+    tile("Agreement", percent(o.agreement), o.agreement.of ? `of ${o.agreement.of} comparisons; alpha ${o.alpha === null ? "not defined" : o.alpha.toFixed(2)}` : "needs pairs that two people see"),
     tile("Same answer again", percent(o.consistency), o.consistency.of ? `of ${o.consistency.of} hidden repeats` : "no repeat judged yet"),
     tile("Judged differently", o.disagreements.length, `${o.adjudicated} decided`),
   );
