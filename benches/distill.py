@@ -30,7 +30,7 @@ p.add_argument("--held-out", default="held_out.jsonl", help="the rows, in --data
 p.add_argument("--out", default=ROOT / "runs/bench-distill", type=Path)
 p.add_argument("--steps", type=int, help="optimiser steps of every student, instead of the recipe's")
 p.add_argument("--timed-steps", type=int, default=12, help="steps of the runs that are only timed; the first 2 are left out")
-p.add_argument("--turns", type=int, default=3, help="timed runs of each kind, by turns: machines are noisy")
+p.add_argument("--turns", type=int, default=3, help="timings of each kind, by turns: machines are noisy")
 p.add_argument("--top", type=int, default=64, help="tokens kept of each cached distribution")
 p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to every training")
 p.add_argument("--overwrite", action="store_true")
@@ -128,7 +128,8 @@ models = {
 }
 found = {name: evaluate(re.sub("[ ,']+", "-", name), model) for name, model in models.items()}
 sizes = {name: parameters(model) for name, model in models.items()}
-speeds = {name: speed(model) for name, model in models.items()}
+spoken = [{name: speed(model) for name, model in models.items()} for _ in range(args.turns)]
+speeds = {name: statistics.median(turn[name] for turn in spoken) for name in models}
 
 timed = [f"run.steps={args.timed_steps}", "run.eval_every=0", "run.save_every=0", "run.samples=0", "run.eval_at_start=false"]
 cache = args.out / "teaching"
