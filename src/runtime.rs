@@ -134,13 +134,15 @@ fn limit_threads() {
     }
 }
 
-/// oneDNN keeps every matrix product that it compiled, one for each shape: packed rows differ in length, so that a
-/// long run would gather hundreds of megabytes of them. A step meets fewer shapes than this. What the user set stays.
+/// oneDNN keeps every matrix product that it compiled, one for each shape, and libtorch's layer over it keeps 1,024 of
+/// its own: packed rows differ in length, so that a long run would gather hundreds of megabytes of them. A step meets
+/// fewer shapes than oneDNN keeps here; the second cache saves no time. What the user set stays.
 fn limit_compiled_products() {
-    const NAME: &str = "ONEDNN_PRIMITIVE_CACHE_CAPACITY";
-    if std::env::var_os(NAME).is_none() {
-        // SAFETY: called from `start`, before another thread of ours exists; oneDNN reads it at its first product.
-        unsafe { std::env::set_var(NAME, "160") };
+    for (name, capacity) in [("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "160"), ("LRU_CACHE_CAPACITY", "1")] {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: called from `start`, before another thread of ours exists; both are read at the first product.
+            unsafe { std::env::set_var(name, capacity) };
+        }
     }
 }
 
