@@ -7,7 +7,8 @@ use super::spec::{LoraInit, LoraSpec};
 use super::targets::{Choice, Selection};
 use crate::error::{Error, Result};
 use crate::nn::linear::{cast, decoding, product, product_onto};
-use crate::nn::{Adapter, Attach, Dense, Layer, Site, ops::differentiable};
+use crate::nn::low_rank::{self, Input, LowRank, Part};
+use crate::nn::{Adapter, Attach, Dense, Layer, Site};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
@@ -18,13 +19,14 @@ pub struct Lora {
     b: Tensor,
     scale: f64,
     dropout: f64,
-    /// A and s B as they were last cast for decoding, and the masters' versions.
+    /// A and s B as they were last cast, and the masters' versions.
     cast: RefCell<Option<([i64; 2], Tensor, Tensor)>>,
 }
 
 impl Lora {
-    /// A and s B in `kind`, cast again only when an update has changed the masters: a decoding step is short.
+    /// A and s B in `kind`, without gradient; cast again only when an update has changed the masters.
     fn cast(&self, kind: Kind) -> (Tensor, Tensor) {
+        let _no_grad = tch::no_grad_guard();
         let now = [self.a.internal_version(), self.b.internal_version()];
         let mut kept = self.cast.borrow_mut();
         if kept.as_ref().is_none_or(|(then, a, _)| *then != now || a.kind() != kind) {
@@ -32,6 +34,12 @@ impl Lora {
         }
         let (_, a, b) = kept.as_ref().expect("just made");
         (a.shallow_clone(), b.shallow_clone())
+    }
+
+    fn factors(&self, kind: Kind) -> LowRank<'_> {
+        let _no_grad = tch::no_grad_guard();
+        let (a, b) = (cast(&self.a, kind), cast(&(&self.b * self.scale), kind));
+        LowRank { masters: [&self.a, &self.b], a, b, scale: self.scale }
     }
 }
 
@@ -48,33 +56,12 @@ impl Adapter for Lora {
         }
         let mask = (train && self.dropout > 0.0)
             .then(|| Tensor::empty_like(x).bernoulli_float_(1.0 - self.dropout) / (1.0 - self.dropout));
-        let (weight, scale) = (cast(&base.weight, x.kind()), self.scale);
-        let (backward_mask, backward_weight) = (mask.as_ref().map(Tensor::shallow_clone), weight.shallow_clone());
-        let (a_kind, b_kind, needs_x) = (self.a.kind(), self.b.kind(), x.requires_grad());
-        differentiable(
-            &[x, &self.a, &self.b],
-            || {
-                let (a, b) = (cast(&self.a, x.kind()), cast(&(&self.b * scale), x.kind()));
-                let kept = match &mask {
-                    Some(m) => x * m,
-                    None => x.detach(),
-                };
-                let low = kept.linear(&a, None::<&Tensor>); // (T, R)
-                let bias = base.bias.as_ref().map(|b| cast(b, x.kind()));
-                let y = x.linear(&weight, bias.as_ref()).addmm_(&low, &b.tr());
-                (y, (kept, low, a, b))
-            },
-            move |(kept, low, a, b), g| {
-                let g_low = g.matmul(b); // (T, R)
-                let g_x = needs_x.then(|| match &backward_mask {
-                    Some(m) => g.matmul(&backward_weight) + g_low.matmul(a) * m,
-                    None => g.matmul(&backward_weight).addmm_(&g_low, a),
-                });
-                let g_a = g_low.tr().matmul(kept).to_kind(a_kind);
-                let g_b = g.tr().matmul(low).to_kind(b_kind) * scale;
-                vec![g_x, Some(g_a), Some(g_b)]
-            },
-        )
+        let part = Part { base, update: Some(self.factors(x.kind())) };
+        low_rank::products(&Input::kept(x), mask.as_ref(), &[part]).remove(0)
+    }
+
+    fn low_rank(&self, kind: Kind, train: bool) -> Option<LowRank<'_>> {
+        (!train || self.dropout == 0.0).then(|| self.factors(kind))
     }
 
     fn merged(&self, weight: &Tensor) -> Tensor {

@@ -5,7 +5,7 @@
 
 use super::{Config, Decoder, Family};
 use crate::error::{Error, Result};
-use crate::nn::{Builder, Embedding, LayerNorm, Linear, Pass, Place, Scope, Tokens};
+use crate::nn::{Builder, Embedding, LayerNorm, Linear, Pass, Place, Scope, Tokens, ops};
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
 use tch::Tensor;
@@ -140,11 +140,13 @@ impl Block {
 
     fn forward(&self, i: usize, x: &Tensor, pass: &mut Pass) -> Tensor {
         let (rows, width) = x.size2().expect("a row of vectors");
-        let qkv = self.c_attn.forward(&self.ln_1.forward(x)).chunk(3, -1); // (T, D) each
+        let [qkv] = Linear::together([&self.c_attn], &self.ln_1.input(x));
+        let qkv = qkv.chunk(3, -1); // (T, D) each
         let split = |t: &Tensor| t.view([rows, self.heads, width / self.heads]); // (T, H, E)
         let y = pass.attend(i, &split(&qkv[0]), &split(&qkv[1]), &split(&qkv[2]), self.scale);
         let x = x + self.attn_c_proj.forward(&y.view([rows, width]));
-        let h = self.c_fc.forward(&self.ln_2.forward(&x));
-        &x + self.mlp_c_proj.forward(&h.gelu("tanh"))
+        let [h] = Linear::together([&self.c_fc], &self.ln_2.input(&x));
+        let [y] = Linear::together([&self.mlp_c_proj], &ops::gelu_input(&h));
+        x + y
     }
 }

@@ -138,8 +138,7 @@ impl Block {
     }
 
     fn forward(&self, i: usize, x: &Tensor, pass: &mut Pass) -> Tensor {
-        let h = self.input_layernorm.forward(x);
-        let (q, k, v) = (self.q.forward(&h), self.k.forward(&h), self.v.forward(&h));
+        let [q, k, v] = Linear::together([&self.q, &self.k, &self.v], &self.input_layernorm.input(x));
         let q = q.view([-1, self.heads, self.head_dim]); // (T, H, E)
         let k = k.view([-1, self.kv_heads, self.head_dim]); // (T, K, E)
         let (q, k) = match &self.qk_norm {
@@ -151,8 +150,8 @@ impl Block {
         let v = v.view([-1, self.kv_heads, self.head_dim]);
         let y = pass.attend(i, &q, &k, &v, (self.head_dim as f64).powf(-0.5));
         let x = x + self.o.forward(&y.view([-1, self.heads * self.head_dim]));
-        let h = self.post_attention_layernorm.forward(&x);
-        let y = self.down.forward(&ops::swiglu(&self.gate.forward(&h), &self.up.forward(&h)));
+        let [gate, up] = Linear::together([&self.gate, &self.up], &self.post_attention_layernorm.input(&x));
+        let [y] = Linear::together([&self.down], &ops::swiglu_input(&gate, &up));
         x + y
     }
 }

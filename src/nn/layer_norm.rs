@@ -1,6 +1,7 @@
 //! Layer normalisation.
 
 use super::linear::{Attached, cast};
+use super::low_rank::Input;
 use tch::Tensor;
 
 /// Normalisation to mean 0 and variance 1 with a learnt scale and shift per feature (Ba et al. 2016, arXiv 1607.06450).
@@ -15,11 +16,26 @@ pub struct LayerNorm {
 impl LayerNorm {
     /// (…, D) -> (…, D)
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        let (weight, bias) = self.scale_and_shift(x);
+        normal(x, &weight, &bias, self.eps)
+    }
+
+    /// The same for layers that may make it again in their backward: x is kept for the norm's own anyway.
+    pub fn input(&self, x: &Tensor) -> Input {
+        let (weight, bias) = self.scale_and_shift(x);
+        let (kept, scale, shift, eps) = (x.detach(), weight.detach(), bias.detach(), self.eps);
+        Input::recomputable(normal(x, &weight, &bias, eps), move || normal(&kept, &scale, &shift, eps))
+    }
+
+    fn scale_and_shift(&self, x: &Tensor) -> (Tensor, Tensor) {
         let (weight, bias) = match self.adapters.active() {
             Some(adapter) => (adapter.merged(&self.weight), adapter.merged_bias(&self.bias)),
             None => (self.weight.shallow_clone(), self.bias.shallow_clone()),
         };
-        let (weight, bias) = (cast(&weight, x.kind()), cast(&bias, x.kind()));
-        x.layer_norm(weight.size(), Some(&weight), Some(&bias), self.eps, false)
+        (cast(&weight, x.kind()), cast(&bias, x.kind()))
     }
+}
+
+fn normal(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Tensor {
+    x.layer_norm(weight.size(), Some(weight), Some(bias), eps, false)
 }

@@ -1,5 +1,6 @@
 //! Linear layers and embeddings, with room for adapters.
 
+use super::low_rank::{self, Input, LowRank, Part};
 use crate::native;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -14,6 +15,11 @@ pub trait Adapter {
     /// The bias that goes with it.
     fn merged_bias(&self, bias: &Tensor) -> Tensor {
         bias.shallow_clone()
+    }
+    /// The update's factors for products in `kind`, where the adapter is a low-rank update and, with dropout if `train`
+    /// is on, nothing else.
+    fn low_rank(&self, _kind: Kind, _train: bool) -> Option<LowRank<'_>> {
+        None
     }
 }
 
@@ -120,6 +126,25 @@ impl Linear {
             Some(adapter) => adapter.forward(x, &self.dense, self.adapters.train()),
             None => self.dense.forward(x),
         }
+    }
+
+    /// Several layers of one input (T, in) -> (T, out) each: their low-rank updates side by side.
+    pub fn together<const N: usize>(layers: [&Self; N], input: &Input) -> [Tensor; N] {
+        let parts: Option<Vec<Part>> = layers.iter().map(|l| l.part(input.x.kind())).collect();
+        match parts.filter(|parts| !decoding() && parts.iter().any(|p| p.update.is_some())) {
+            Some(parts) => low_rank::products(input, None, &parts).try_into().expect("a result for each layer"),
+            None => layers.map(|l| l.forward(&input.x)),
+        }
+    }
+
+    /// The layer as a frozen product with at most a low-rank update, where it is that.
+    fn part(&self, kind: Kind) -> Option<Part<'_>> {
+        let frozen = !self.dense.weight.requires_grad();
+        let update = match self.adapters.active() {
+            Some(adapter) => Some(adapter.low_rank(kind, self.adapters.train())?),
+            None => None,
+        };
+        frozen.then_some(Part { base: &self.dense, update })
     }
 
     /// The weight (out, in), where the layer is a plain product: no bias, no adapter.

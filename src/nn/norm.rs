@@ -1,6 +1,7 @@
 //! Normalisation layers.
 
 use super::linear::{Attached, cast};
+use super::low_rank::Input;
 use super::ops;
 use tch::Tensor;
 
@@ -14,10 +15,21 @@ pub struct RmsNorm {
 impl RmsNorm {
     /// (…, D) -> (…, D)
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        ops::rms_norm(x, &self.weight(x), self.eps)
+    }
+
+    /// The same for layers that may make it again in their backward: x is kept for the norm's own anyway.
+    pub fn input(&self, x: &Tensor) -> Input {
+        let weight = self.weight(x);
+        let (kept, again, eps) = (x.detach(), weight.detach(), self.eps);
+        Input::recomputable(ops::rms_norm(x, &weight, eps), move || ops::rms_norm(&kept, &again, eps))
+    }
+
+    fn weight(&self, x: &Tensor) -> Tensor {
         let weight = match self.adapters.active() {
             Some(adapter) => adapter.merged(&self.weight),
             None => self.weight.shallow_clone(),
         };
-        ops::rms_norm(x, &cast(&weight, x.kind()), self.eps)
+        cast(&weight, x.kind())
     }
 }

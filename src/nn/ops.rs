@@ -2,6 +2,7 @@
 //!
 //! On the CPU each is one pass of our own loops; elsewhere it is composed from libtorch's operations.
 
+use super::low_rank::Input;
 use crate::native::{self, kernels};
 use tch::{Kind, Tensor};
 
@@ -14,17 +15,31 @@ pub fn differentiable<S: 'static>(
     forward: impl FnOnce() -> (Tensor, S),
     backward: impl Fn(&S, &Tensor) -> Vec<Option<Tensor>> + 'static,
 ) -> Tensor {
+    let n = inputs.len();
+    let forward = || {
+        let (out, saved) = forward();
+        (vec![out], saved)
+    };
+    let mut out = differentiable_many(inputs, forward, move |saved, grads| match &grads[0] {
+        Some(g) => backward(saved, g),
+        None => (0..n).map(|_| None).collect(),
+    });
+    out.remove(0)
+}
+
+/// As `differentiable`, with several results; one that nothing was made of has no gradient.
+pub fn differentiable_many<S: 'static>(
+    inputs: &[&Tensor],
+    forward: impl FnOnce() -> (Vec<Tensor>, S),
+    backward: impl Fn(&S, &[Option<Tensor>]) -> Vec<Option<Tensor>> + 'static,
+) -> Vec<Tensor> {
     let recorded = native::grad_enabled() && inputs.iter().any(|t| t.requires_grad());
     let (out, saved) = {
         let _no_grad = tch::no_grad_guard();
         forward()
     };
     if recorded {
-        let n = inputs.len();
-        native::attach(inputs, &[&out], move |grads| match &grads[0] {
-            Some(g) => backward(&saved, g),
-            None => (0..n).map(|_| None).collect(),
-        });
+        native::attach(inputs, &out.iter().collect::<Vec<_>>(), move |grads| backward(&saved, grads));
     }
     out
 }
@@ -48,6 +63,19 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
             vec![Some(g_gate), Some(gate.silu() * g)]
         },
     )
+}
+
+/// GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv 1606.08415), for layers that may make it again in their
+/// backward; keeps its input.
+pub fn gelu_input(x: &Tensor) -> Input {
+    let kept = x.detach();
+    Input::recomputable(x.gelu("tanh"), move || kept.gelu("tanh"))
+}
+
+/// As `swiglu`, for layers that may make it again in their backward.
+pub fn swiglu_input(gate: &Tensor, up: &Tensor) -> Input {
+    let kept = (gate.detach(), up.detach());
+    Input::recomputable(swiglu(gate, up), move || swiglu(&kept.0, &kept.1))
 }
 
 /// Root-mean-square normalisation over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467), computed in

@@ -48,10 +48,22 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
     let [d, f, v] = [c.hidden_size, c.intermediate_size, vocabulary].map(|n| n as u64);
     let q = (c.num_attention_heads * c.head_dim) as u64;
     let kv = (c.num_key_value_heads * c.head_dim) as u64;
-    let rank = recipe.adapter.as_ref().map_or(0, |AdapterSpec::Lora(l)| l.rank as u64);
-    // Kept for the backward of a layer, in numbers a token: two norms' inputs and outputs, attention's padded q, k, v
-    // and result, the gathered result, gate, up and their product, and the adapters' low-rank activations.
-    let layer = 4 * d + 3 * q + 2 * kv + 3 * f + 7 * rank;
+    let (rank, dropout) =
+        recipe.adapter.as_ref().map_or((0, false), |AdapterSpec::Lora(l)| (l.rank as u64, l.dropout > 0.0));
+    // Layers that read a norm's result, and what the activation reads: gate and up, where it is gated.
+    let (readers, gates) = if c.hidden_act == "silu" { (5, 2) } else { (2, 1) };
+    // Kept for the backward of a layer, in numbers a token: two norms' inputs, attention's padded q, k, v and result,
+    // the gathered result, what the activation reads, and the adapters' low-rank activations; then
+    let layer = 2 * d
+        + 3 * q
+        + 2 * kv
+        + gates * f
+        + 7 * rank
+        + match (full, dropout) {
+            (true, _) => 2 * d + f,                     // what a trained base's products read,
+            (false, true) => 2 * (readers * d + q + f), // or a mask for every adapter, and what it lets through.
+            (false, false) => 0,
+        };
     let depth = c.num_hidden_layers as u64;
     let replayed = match recipe.run.replay {
         ReplayChoice::None => 0,
