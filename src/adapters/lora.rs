@@ -6,8 +6,8 @@
 use super::spec::{LoraInit, LoraSpec};
 use super::targets::{Choice, Selection};
 use crate::error::{Error, Result};
+use crate::nn::joint::{self, Input, LowRank, Part};
 use crate::nn::linear::{cast, decoding, product, product_onto};
-use crate::nn::low_rank::{self, Input, LowRank, Part};
 use crate::nn::{Adapter, Attach, Dense, Layer, Site};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -19,12 +19,12 @@ pub struct Lora {
     b: Tensor,
     scale: f64,
     dropout: f64,
-    /// A and s B as they were last cast, and the masters' versions.
+    /// A and s B as they were last cast for decoding, and the masters' versions.
     cast: RefCell<Option<([i64; 2], Tensor, Tensor)>>,
 }
 
 impl Lora {
-    /// A and s B in `kind`, without gradient; cast again only when an update has changed the masters.
+    /// A and s B in `kind`, cast again only when an update has changed the masters: a decoding step is short.
     fn cast(&self, kind: Kind) -> (Tensor, Tensor) {
         let _no_grad = tch::no_grad_guard();
         let now = [self.a.internal_version(), self.b.internal_version()];
@@ -36,6 +36,7 @@ impl Lora {
         (a.shallow_clone(), b.shallow_clone())
     }
 
+    /// The same for learning, made anew: small tensors that stay between large ones that go would cost memory.
     fn factors(&self, kind: Kind) -> LowRank<'_> {
         let _no_grad = tch::no_grad_guard();
         let (a, b) = (cast(&self.a, kind), cast(&(&self.b * self.scale), kind));
@@ -57,7 +58,7 @@ impl Adapter for Lora {
         let mask = (train && self.dropout > 0.0)
             .then(|| Tensor::empty_like(x).bernoulli_float_(1.0 - self.dropout) / (1.0 - self.dropout));
         let part = Part { base, update: Some(self.factors(x.kind())) };
-        low_rank::products(&Input::kept(x), mask.as_ref(), &[part]).remove(0)
+        joint::products(&Input::kept(x), mask.as_ref(), &[part]).remove(0)
     }
 
     fn low_rank(&self, kind: Kind, train: bool) -> Option<LowRank<'_>> {

@@ -5,7 +5,7 @@
 
 use super::{Config, Decoder, Family};
 use crate::error::{Error, Result};
-use crate::nn::{Builder, Embedding, LayerNorm, Linear, Pass, Place, Scope, Tokens, ops};
+use crate::nn::{Builder, Embedding, Input, LayerNorm, Linear, Pass, Place, Scope, Tokens, ops};
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
 use tch::Tensor;
@@ -144,7 +144,8 @@ impl Block {
         let qkv = qkv.chunk(3, -1); // (T, D) each
         let split = |t: &Tensor| t.view([rows, self.heads, width / self.heads]); // (T, H, E)
         let y = pass.attend(i, &split(&qkv[0]), &split(&qkv[1]), &split(&qkv[2]), self.scale);
-        let x = x + self.attn_c_proj.forward(&y.view([rows, width]));
+        let [y] = Linear::together([&self.attn_c_proj], &Input::kept(&y.view([rows, width])));
+        let x = x + y;
         let [h] = Linear::together([&self.c_fc], &self.ln_2.input(&x));
         let [y] = Linear::together([&self.mlp_c_proj], &ops::gelu_input(&h));
         x + y

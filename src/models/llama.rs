@@ -4,7 +4,7 @@
 
 use super::{Config, Decoder, Family};
 use crate::error::{Error, Result};
-use crate::nn::{Builder, Embedding, Linear, Pass, Place, RmsNorm, Rope, Scope, Tokens, ops};
+use crate::nn::{Builder, Embedding, Input, Linear, Pass, Place, RmsNorm, Rope, Scope, Tokens, ops};
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
 use tch::Tensor;
@@ -149,7 +149,8 @@ impl Block {
         let (q, k) = (ops::rotate(&q, &cos, &sin), ops::rotate(&k, &cos, &sin));
         let v = v.view([-1, self.kv_heads, self.head_dim]);
         let y = pass.attend(i, &q, &k, &v, (self.head_dim as f64).powf(-0.5));
-        let x = x + self.o.forward(&y.view([-1, self.heads * self.head_dim]));
+        let [y] = Linear::together([&self.o], &Input::kept(&y.view([-1, self.heads * self.head_dim])));
+        let x = x + y;
         let [gate, up] = Linear::together([&self.gate, &self.up], &self.post_attention_layernorm.input(&x));
         let [y] = Linear::together([&self.down], &ops::swiglu_input(&gate, &up));
         x + y

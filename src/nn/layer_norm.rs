@@ -1,7 +1,7 @@
 //! Layer normalisation.
 
+use super::joint::Input;
 use super::linear::{Attached, cast};
-use super::low_rank::Input;
 use tch::Tensor;
 
 /// Normalisation to mean 0 and variance 1 with a learnt scale and shift per feature (Ba et al. 2016, arXiv 1607.06450).

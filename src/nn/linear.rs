@@ -1,6 +1,6 @@
 //! Linear layers and embeddings, with room for adapters.
 
-use super::low_rank::{self, Input, LowRank, Part};
+use super::joint::{self, Input, LowRank, Part};
 use crate::native;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -128,23 +128,22 @@ impl Linear {
         }
     }
 
-    /// Several layers of one input (T, in) -> (T, out) each: their low-rank updates side by side.
+    /// Several layers of one input (T, in) -> (T, out) each, side by side.
     pub fn together<const N: usize>(layers: [&Self; N], input: &Input) -> [Tensor; N] {
         let parts: Option<Vec<Part>> = layers.iter().map(|l| l.part(input.x.kind())).collect();
-        match parts.filter(|parts| !decoding() && parts.iter().any(|p| p.update.is_some())) {
-            Some(parts) => low_rank::products(input, None, &parts).try_into().expect("a result for each layer"),
+        match parts.filter(|_| !decoding()) {
+            Some(parts) => joint::products(input, None, &parts).try_into().expect("a result for each layer"),
             None => layers.map(|l| l.forward(&input.x)),
         }
     }
 
-    /// The layer as a frozen product with at most a low-rank update, where it is that.
+    /// The layer as a product with at most a low-rank update, where it is that.
     fn part(&self, kind: Kind) -> Option<Part<'_>> {
-        let frozen = !self.dense.weight.requires_grad();
         let update = match self.adapters.active() {
             Some(adapter) => Some(adapter.low_rank(kind, self.adapters.train())?),
             None => None,
         };
-        frozen.then_some(Part { base: &self.dense, update })
+        Some(Part { base: &self.dense, update })
     }
 
     /// The weight (out, in), where the layer is a plain product: no bias, no adapter.

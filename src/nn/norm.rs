@@ -1,7 +1,7 @@
 //! Normalisation layers.
 
+use super::joint::Input;
 use super::linear::{Attached, cast};
-use super::low_rank::Input;
 use super::ops;
 use tch::Tensor;
 

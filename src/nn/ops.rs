@@ -2,7 +2,7 @@
 //!
 //! On the CPU each is one pass of our own loops; elsewhere it is composed from libtorch's operations.
 
-use super::low_rank::Input;
+use super::joint::Input;
 use crate::native::{self, kernels};
 use tch::{Kind, Tensor};
 

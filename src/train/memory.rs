@@ -53,17 +53,9 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
     // Layers that read a norm's result, and what the activation reads: gate and up, where it is gated.
     let (readers, gates) = if c.hidden_act == "silu" { (5, 2) } else { (2, 1) };
     // Kept for the backward of a layer, in numbers a token: two norms' inputs, attention's padded q, k, v and result,
-    // the gathered result, what the activation reads, and the adapters' low-rank activations; then
-    let layer = 2 * d
-        + 3 * q
-        + 2 * kv
-        + gates * f
-        + 7 * rank
-        + match (full, dropout) {
-            (true, _) => 2 * d + f,                     // what a trained base's products read,
-            (false, true) => 2 * (readers * d + q + f), // or a mask for every adapter, and what it lets through.
-            (false, false) => 0,
-        };
+    // the gathered result, what the activation reads, and the adapters' low-rank activations;
+    // with dropout a mask for every adapter, and what it lets through.
+    let layer = 2 * d + 3 * q + 2 * kv + gates * f + 7 * rank + if dropout { 2 * (readers * d + q + f) } else { 0 };
     let depth = c.num_hidden_layers as u64;
     let replayed = match recipe.run.replay {
         ReplayChoice::None => 0,
@@ -80,11 +72,10 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
     let head = chunk + supervised * d * width * 2;
     let backward = row * (3 * f + 2 * d) * width;
     let activations = if full {
-        // Full fine-tuning casts each float32 weight for its products and keeps that until its gradient is there, so
-        // that gradients come as casts and activations go. Last come those of head and embedding, in two formats.
-        let casts = if exact { base * width * (depth - replayed) / depth.max(1) } else { 0 };
-        let last = d * v * (4 + width);
-        (kept + head + casts).saturating_sub(trained * master).max(last)
+        // Gradients come as activations go: first the head's, beside a narrow copy of its weight and a chunk's part of the
+        // gradient; last the embedding's, in two formats.
+        let (first, last) = (d * v * (4 + 2 * width), d * v * (4 + width));
+        (kept + head + first).saturating_sub(trained * master).max(last)
     } else {
         kept + head.max(backward)
     };

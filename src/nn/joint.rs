@@ -1,13 +1,15 @@
-//! Products of one input with several frozen weights, each with a low-rank update beside it:
+//! Products of one input with several weights, each trained, or frozen and perhaps with a low-rank update beside it:
 //! `y_i = x W_i^T + bias_i + s_i (m x) A_i^T B_i^T`.
 //!
 //! Narrow products are slow (one of width 16 runs at half the rate of the wide ones), so the A of all layers that read
-//! one input are a single product, forward and backward, and the input's gradient is added up in place.
+//! one input are a single product, forward and backward, and the input's gradient is added up in place. Nothing is kept
+//! that can be made again in the backward for less than it weighs: the narrow copy of a float32 weight, and an input
+//! that is a norm's or an activation's result.
 
 use super::linear::{Dense, cast};
 use super::ops;
 use std::rc::Rc;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// What a layer reads, and how to make it again in the backward where that is cheaper than keeping it.
 pub struct Input {
@@ -29,7 +31,7 @@ impl Input {
 
 /// An update's factors in the dtype of the products, and the masters that learn.
 pub struct LowRank<'a> {
-    /// (R, in) and (out, R).
+    /// (R, in) and (out, R), float32.
     pub masters: [&'a Tensor; 2],
     pub a: Tensor,
     /// Times the update's scale.
@@ -37,18 +39,28 @@ pub struct LowRank<'a> {
     pub scale: f64,
 }
 
-/// A frozen layer, and its update if it has one.
+/// A layer, and its update if it has one.
 pub struct Part<'a> {
     pub base: &'a Dense,
     pub update: Option<LowRank<'a>>,
 }
 
+impl Part<'_> {
+    /// What may learn, in the order in which the backward gives gradients.
+    fn leaves(&self) -> impl Iterator<Item = &Tensor> {
+        let base = std::iter::once(&self.base.weight).chain(&self.base.bias);
+        base.chain(self.update.iter().flat_map(|u| u.masters))
+    }
+}
+
 /// What a part's backward needs.
 struct Saved {
     weight: Tensor,
+    bias: Option<Tensor>,
     update: Option<SavedUpdate>,
 }
 
+/// What its update's backward needs.
 struct SavedUpdate {
     /// Times the scale.
     b: Tensor,
@@ -57,72 +69,87 @@ struct SavedUpdate {
     column: i64,
 }
 
-/// The layers' outputs (T, out) for `input` (T, in); at least one has an update. `mask` (T, in) is the dropout before the
-/// updates.
+/// The layers' outputs (T, out) for `input` (T, in). `mask` (T, in) is the dropout before the updates.
 pub fn products(input: &Input, mask: Option<&Tensor>, parts: &[Part]) -> Vec<Tensor> {
     let x = &input.x;
-    let updates = || parts.iter().filter_map(|p| p.update.as_ref());
-    let mut inputs = vec![x];
-    inputs.extend(updates().flat_map(|u| u.masters));
-    let (needs_x, master) = (x.requires_grad(), inputs[1].kind());
+    let inputs: Vec<&Tensor> = std::iter::once(x).chain(parts.iter().flat_map(Part::leaves)).collect();
+    let needs_x = x.requires_grad();
+    let learns = parts.iter().any(|p| p.update.is_some() || p.leaves().any(|t| t.requires_grad()));
+    let (rows, options) = (x.size()[0], (x.kind(), x.device()));
     let forward = || {
-        let factors: Vec<&Tensor> = updates().map(|u| &u.a).collect();
-        let a = if let [one] = factors[..] { one.shallow_clone() } else { Tensor::cat(&factors, 0) };
+        let factors: Vec<&Tensor> = parts.iter().filter_map(|p| Some(&p.update.as_ref()?.a)).collect();
+        let a = match factors[..] {
+            [] => None,
+            [one] => Some(one.shallow_clone()),
+            _ => Some(Tensor::cat(&factors, 0)),
+        };
         let masked = mask.map(|m| x * m);
-        let low = masked.as_ref().unwrap_or(x).linear(&a, None::<&Tensor>); // (T, R of all)
+        let low = a.as_ref().map(|a| masked.as_ref().unwrap_or(x).linear(a, None::<&Tensor>)); // (T, R of all)
         let (mut outputs, mut saved, mut column) = (Vec::new(), Vec::new(), 0);
-        for part in parts {
-            let weight = cast(&part.base.weight, x.kind());
-            let bias = part.base.bias.as_ref().map(|b| cast(b, x.kind()));
-            let mut y = x.linear(&weight, bias.as_ref()); // (T, out)
-            let update = part.update.as_ref().map(|u| {
+        for Part { base, update } in parts {
+            let bias = base.bias.as_ref().map(|b| cast(b, x.kind()));
+            let mut y = x.linear(&cast(&base.weight, x.kind()), bias.as_ref()); // (T, out)
+            let update = update.as_ref().zip(low.as_ref()).map(|(u, low)| {
                 let rank = u.b.size()[1];
                 y = y.addmm_(&low.narrow(1, column, rank), &u.b.tr());
                 column += rank;
                 SavedUpdate { b: u.b.shallow_clone(), scale: u.scale, column: column - rank }
             });
             outputs.push(y);
-            saved.push(Saved { weight, update });
+            saved.push(Saved {
+                weight: base.weight.shallow_clone(),
+                bias: base.bias.as_ref().map(Tensor::shallow_clone),
+                update,
+            });
         }
-        let read = match (masked, &input.again) {
-            (None, Some(again)) => again.clone(),
+        let read: Option<Rc<dyn Fn() -> Tensor>> = match (masked, &input.again) {
+            _ if !learns => None,
+            (None, Some(again)) => Some(again.clone()),
             (masked, _) => {
                 let kept = masked.unwrap_or_else(|| x.detach());
-                Rc::new(move || kept.shallow_clone())
+                Some(Rc::new(move || kept.shallow_clone()))
             }
         };
         let mask = mask.map(Tensor::shallow_clone);
-        (outputs, (read, mask, low, a, saved))
+        (outputs, (read, mask, low.zip(a), saved))
     };
-    ops::differentiable_many(&inputs, forward, move |(read, mask, low, a, saved), grads| {
+    ops::differentiable_many(&inputs, forward, move |(read, mask, low, saved), grads| {
+        let filled = |(g, s): (&Option<Tensor>, &Saved)| match g {
+            Some(g) => g.shallow_clone(),
+            None => Tensor::zeros([rows, s.weight.size()[0]], options),
+        };
+        let grads: Vec<Tensor> = grads.iter().zip(saved).map(filled).collect();
         let mut g_x: Option<Tensor> = None;
-        let (mut g_low, mut g_b) = (Vec::new(), Vec::new());
-        for (s, g) in saved.iter().zip(grads) {
-            let g = match g {
-                Some(g) => g.shallow_clone(),
-                None => Tensor::zeros([low.size()[0], s.weight.size()[0]], (low.kind(), low.device())),
-            };
-            if needs_x {
-                g_x = Some(match g_x {
-                    Some(mut sum) => sum.addmm_(&g, &s.weight),
-                    None => g.matmul(&s.weight),
-                });
-            }
-            if let Some(u) = &s.update {
-                g_low.push(g.matmul(&u.b)); // (T, R)
-                let low = low.narrow(1, u.column, u.b.size()[1]);
-                g_b.push(g.tr().matmul(&low).to_kind(master) * u.scale);
-            }
+        for (g, s) in grads.iter().zip(saved).filter(|_| needs_x) {
+            let weight = cast(&s.weight, options.0);
+            g_x = Some(match g_x {
+                Some(mut sum) => sum.addmm_(g, &weight),
+                None => g.matmul(&weight),
+            });
         }
-        let g_low = if g_low.len() == 1 { g_low.remove(0) } else { Tensor::cat(&g_low, 1) };
-        let g_x = g_x.map(|mut g_x| match mask {
-            Some(m) => g_x + g_low.matmul(a) * m,
-            None => g_x.addmm_(&g_low, a),
-        });
-        let g_a = g_low.tr().matmul(&read()).to_kind(master); // (R of all, in)
+        let x = read.as_ref().map(|read| read()); // masked, where there is a mask: updates stand on a frozen base
+        let mut g_a = None;
+        if let (Some((_, a)), Some(x)) = (low, &x) {
+            let each = grads.iter().zip(saved).filter_map(|(g, s)| Some(g.matmul(&s.update.as_ref()?.b)));
+            let g_low = Tensor::cat(&each.collect::<Vec<_>>(), 1); // (T, R of all)
+            g_x = g_x.map(|mut g_x| match mask {
+                Some(m) => g_x + g_low.matmul(a) * m,
+                None => g_x.addmm_(&g_low, a),
+            });
+            g_a = Some(g_low.tr().matmul(x).to_kind(Kind::Float)); // (R of all, in)
+        }
         let mut gradients = vec![g_x];
-        for (u, g_b) in saved.iter().filter_map(|s| s.update.as_ref()).zip(g_b) {
-            gradients.extend([Some(g_a.narrow(0, u.column, u.b.size()[1])), Some(g_b)]);
+        for (g, s) in grads.iter().zip(saved) {
+            let trained = x.as_ref().filter(|_| s.weight.requires_grad());
+            gradients.push(trained.map(|x| g.tr().matmul(x).to_kind(s.weight.kind())));
+            gradients.extend(s.bias.as_ref().map(|b| {
+                b.requires_grad().then(|| g.sum_dim_intlist([0i64].as_slice(), false, Kind::Float).to_kind(b.kind()))
+            }));
+            if let (Some(u), Some((low, _)), Some(g_a)) = (&s.update, low, &g_a) {
+                let rank = u.b.size()[1];
+                let g_b = g.tr().matmul(&low.narrow(1, u.column, rank)).to_kind(Kind::Float) * u.scale;
+                gradients.extend([Some(g_a.narrow(0, u.column, rank)), Some(g_b)]);
+            }
         }
         gradients
     })
@@ -131,7 +158,7 @@ pub fn products(input: &Input, mask: Option<&Tensor>, parts: &[Part]) -> Vec<Ten
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use tch::Device;
 
     fn random(shape: &[i64]) -> Tensor {
         Tensor::randn(shape, (Kind::Double, Device::Cpu)).to_kind(Kind::Float)
@@ -187,17 +214,16 @@ mod tests {
             let loss = used.iter().map(|i| (&outputs[*i] * (&outputs[*i] + 1.0)).sum(Kind::Float));
             loss.reduce(|a, b| a + b).expect("one is used").backward();
             let leaves = std::iter::once(&self.x).chain(self.factors.iter().flat_map(|(a, b, _)| [a, b]));
-            let gradients = leaves.map(|t| {
-                let g = t.grad();
-                let taken = if g.defined() { g.copy() } else { t.zeros_like() };
-                if g.defined() {
-                    t.shallow_clone().zero_grad();
-                }
-                taken
-            });
-            let gradients: Vec<Tensor> = gradients.collect();
-            outputs.iter().map(Tensor::detach).chain(gradients).collect()
+            outputs.iter().map(Tensor::detach).chain(leaves.map(take_gradient)).collect()
         }
+    }
+
+    /// The gradient, zeros where there is none; the leaf is left without.
+    fn take_gradient(t: &Tensor) -> Tensor {
+        let g = t.grad();
+        let taken = if g.defined() { g.copy() } else { t.zeros_like() };
+        crate::native::drop_gradients(std::iter::once(t));
+        taken
     }
 
     #[track_caller]
@@ -240,5 +266,28 @@ mod tests {
         let found = layers.learn(products(&again, None, &layers.parts()), &[0, 1, 2]);
         assert!(kept.iter().zip(&found).all(|(a, b)| a.equal(b)));
         assert_eq!(made.get(), 1);
+    }
+
+    /// Weights and biases that learn, one layer whose result nobody uses, and one that is frozen.
+    #[test]
+    fn trained_layers_learn_as_by_libtorch() {
+        tch::manual_seed(6);
+        let x = leaf(&[7, 6]);
+        let dense = [
+            Dense { weight: leaf(&[4, 6]), bias: Some(leaf(&[4])) },
+            Dense { weight: leaf(&[5, 6]), bias: None },
+            Dense { weight: random(&[3, 6]), bias: Some(leaf(&[3])) },
+        ];
+        let leaves: Vec<&Tensor> = [&x, &dense[0].weight, &dense[1].weight]
+            .into_iter()
+            .chain(dense.iter().filter_map(|d| d.bias.as_ref()))
+            .collect();
+        let learn = |outputs: Vec<Tensor>| -> Vec<Tensor> {
+            ((&outputs[0] * &outputs[0]).sum(Kind::Float) + (&outputs[2] * 3.0).sum(Kind::Float)).backward();
+            outputs.iter().map(Tensor::detach).chain(leaves.iter().copied().map(take_gradient)).collect()
+        };
+        let expected = learn(dense.iter().map(|d| x.linear(&d.weight, d.bias.as_ref())).collect());
+        let parts: Vec<Part> = dense.iter().map(|base| Part { base, update: None }).collect();
+        near(&learn(products(&Input::kept(&x), None, &parts)), &expected);
     }
 }
