@@ -127,6 +127,7 @@ def run_ft(args, case, rows, out):
         line = json.loads(line)
         if "loss" in line and "tokens" in line:
             line["tokens"], seen = line["tokens"] - seen, line["tokens"]
+            line["supervised"] = line["items"]
             steps.append(line)
     summary = json.loads((out / "summary.json").read_text())
     return dict(steps=steps, wall=seconds, memory=memory if args.device == "cpu" else summary["memory"],

@@ -140,14 +140,11 @@ impl Block {
 
     fn forward(&self, i: usize, x: &Tensor, pass: &mut Pass) -> Tensor {
         let (rows, width) = x.size2().expect("a row of vectors");
-        let [qkv] = Linear::together([&self.c_attn], &self.ln_1.input(x));
-        let qkv = qkv.chunk(3, -1); // (T, D) each
+        let qkv = self.c_attn.read(&self.ln_1.input(x)).chunk(3, -1); // (T, D) each
         let split = |t: &Tensor| t.view([rows, self.heads, width / self.heads]); // (T, H, E)
         let y = pass.attend(i, &split(&qkv[0]), &split(&qkv[1]), &split(&qkv[2]), self.scale);
-        let [y] = Linear::together([&self.attn_c_proj], &Input::kept(&y.view([rows, width])));
-        let x = x + y;
-        let [h] = Linear::together([&self.c_fc], &self.ln_2.input(&x));
-        let [y] = Linear::together([&self.mlp_c_proj], &ops::gelu_input(&h));
-        x + y
+        let x = x + self.attn_c_proj.read(&Input::kept(&y.view([rows, width])));
+        let h = self.c_fc.read(&self.ln_2.input(&x));
+        &x + self.mlp_c_proj.read(&ops::gelu_input(&h))
     }
 }

@@ -149,10 +149,9 @@ impl Block {
         let (q, k) = (ops::rotate(&q, &cos, &sin), ops::rotate(&k, &cos, &sin));
         let v = v.view([-1, self.kv_heads, self.head_dim]);
         let y = pass.attend(i, &q, &k, &v, (self.head_dim as f64).powf(-0.5));
-        let [y] = Linear::together([&self.o], &Input::kept(&y.view([-1, self.heads * self.head_dim])));
-        let x = x + y;
+        let x = x + self.o.read(&Input::kept(&y.view([-1, self.heads * self.head_dim])));
         let [gate, up] = Linear::together([&self.gate, &self.up], &self.post_attention_layernorm.input(&x));
-        let [y] = Linear::together([&self.down], &ops::swiglu_input(&gate, &up));
+        let y = self.down.read(&ops::swiglu_input(&gate, &up));
         x + y
     }
 }

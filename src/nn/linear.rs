@@ -130,11 +130,17 @@ impl Linear {
 
     /// Several layers of one input (T, in) -> (T, out) each, side by side.
     pub fn together<const N: usize>(layers: [&Self; N], input: &Input) -> [Tensor; N] {
-        let parts: Option<Vec<Part>> = layers.iter().map(|l| l.part(input.x.kind())).collect();
-        match parts.filter(|_| !decoding()) {
+        let parts = || layers.iter().map(|l| l.part(input.x.kind())).collect::<Option<Vec<Part>>>();
+        match if decoding() { None } else { parts() } {
             Some(parts) => joint::products(input, None, &parts).try_into().expect("a result for each layer"),
             None => layers.map(|l| l.forward(&input.x)),
         }
+    }
+
+    /// As `together`, of one layer.
+    pub fn read(&self, input: &Input) -> Tensor {
+        let [y] = Self::together([self], input);
+        y
     }
 
     /// The layer as a product with at most a low-rank update, where it is that.
