@@ -78,8 +78,9 @@ fn ready(browser: &Browser) {
     browser.until("typeof busy !== 'undefined' && !busy && (!$('task').hidden || !$('rest').hidden)");
 }
 
-/// Serious findings of axe-core.
+/// Serious findings of axe-core. A colour that is still on its way to another would be judged as it happens to be.
 fn accessible(browser: &Browser, what: &str) {
+    browser.until("document.getAnimations().every((a) => a.playState !== 'running')");
     let axe = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/axe/package/axe.min.js");
     let script = std::fs::read_to_string(&axe)
         .unwrap_or_else(|e| panic!("{}: {e}: bash setup/tools.sh --tests fetches it", axe.display()));
