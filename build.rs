@@ -111,7 +111,7 @@ fn compile_kernels() {
         .std("c++17")
         .opt_level(2)
         .flag("-fopenmp")
-        .file("native/dispatch.cpp")
+        .files(["native/dispatch.cpp", "native/isa.cpp"])
         .compile("ftdispatch");
     // libtorch's own OpenMP: one pool of threads for both.
     println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1");

@@ -10,6 +10,8 @@
 
 using at::Tensor;
 
+extern "C" int ft_isa();
+
 #define KERNELS(isa)                                                                                                  \
   extern "C" {                                                                                                        \
   void ft_product_bf16_##isa(const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, int64_t, const float*,      \
@@ -42,11 +44,9 @@ struct Kernels {
 const Kernels& kernels() {
   static const Kernels chosen = [] {
 #ifdef __x86_64__
-    bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (wide && __builtin_cpu_supports("avx512bf16")) return TABLE(avx512bf16);
-    if (wide) return TABLE(avx512);
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return TABLE(avx2);
+    if (ft_isa() >= 3) return TABLE(avx512bf16);
+    if (ft_isa() >= 2) return TABLE(avx512);
+    if (ft_isa() >= 1) return TABLE(avx2);
 #endif
     return TABLE(base);
   }();
@@ -63,12 +63,7 @@ uint16_t* half_out(const Tensor& t) { return static_cast<uint16_t*>(t.mutable_da
 // Rows up to which these products are used. A row then has the same bits in any batch, at three quarters of the speed of
 // libtorch's products where rows are many; with tile registers those are several times faster, and only few rows stay.
 int64_t most_rows() {
-#ifdef __x86_64__
-  static const int64_t rows = __builtin_cpu_supports("amx-bf16") ? 8 : INT64_MAX;
-  return rows;
-#else
-  return INT64_MAX;
-#endif
+  return ft_isa() >= 4 ? 8 : INT64_MAX;
 }
 
 // Work worth a thread, in multiply-adds: some microseconds, which is what starting it costs. A weight that must come from

@@ -7,6 +7,7 @@
 #include <cstring>
 
 extern "C" {
+int ft_isa();
 extern const FtKernels ft_kernels_portable;
 #ifdef __x86_64__
 extern const FtKernels ft_kernels_avx2, ft_kernels_avx512;
@@ -16,12 +17,8 @@ extern const FtKernels ft_kernels_avx2, ft_kernels_avx512;
 int ft_kernels(const FtKernels** out) {
   int n = 0;
 #ifdef __x86_64__
-  __builtin_cpu_init();
-  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-  bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512) out[n++] = &ft_kernels_avx512;
-  if (avx2) out[n++] = &ft_kernels_avx2;
+  if (ft_isa() >= 2) out[n++] = &ft_kernels_avx512;
+  if (ft_isa() >= 1) out[n++] = &ft_kernels_avx2;
 #endif
   out[n++] = &ft_kernels_portable;
   return n;

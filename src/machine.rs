@@ -23,6 +23,32 @@ pub struct Cpu {
     pub avx512: bool,
     pub avx512_bf16: bool,
     pub amx_bf16: bool,
+    /// Products of bfloat16 on Arm.
+    pub arm_bf16: bool,
+    /// The instruction set that the environment keeps programs to (`FT_CPU` or the variables of ATen, oneDNN and MKL), where
+    /// it is less than the processor has; the fields above tell what is left.
+    pub limited_to: Option<&'static str>,
+}
+
+unsafe extern "C" {
+    /// native/isa.cpp: the highest level that may be used, -1 where FT_CPU names none.
+    fn ft_isa_allowed() -> c_int;
+}
+
+/// Values of `FT_CPU`, in order.
+const LEVELS: [&str; 5] = ["portable", "avx2", "avx512", "avx512_bf16", "amx"];
+
+/// An error where `FT_CPU` names no instruction set.
+pub fn check_limit() -> Result<(), String> {
+    // SAFETY: a plain call.
+    match unsafe { ft_isa_allowed() } {
+        0.. => Ok(()),
+        _ => Err(format!(
+            "FT_CPU={}: not known; one of {}",
+            std::env::var("FT_CPU").unwrap_or_default(),
+            LEVELS.join(", ")
+        )),
+    }
 }
 
 impl Cpu {
@@ -38,7 +64,7 @@ impl Cpu {
             let Some(number) = field("processor").and_then(|n| n.parse::<usize>().ok()) else { continue };
             if model.is_empty() {
                 model = field("model name").unwrap_or("unknown").to_string();
-                flags = field("flags").unwrap_or_default().to_string();
+                flags = field("flags").or_else(|| field("Features")).unwrap_or_default().to_string();
             }
             if allowed.as_ref().is_none_or(|set| set.contains(&number)) {
                 processors += 1;
@@ -47,7 +73,12 @@ impl Cpu {
                 cores.insert(core.map_or(format!("processor {number}"), |(package, core)| format!("{package}/{core}")));
             }
         }
-        let has = |flag: &str| flags.split_ascii_whitespace().any(|f| f == flag);
+        // SAFETY: a plain call.
+        let allowed = unsafe { ft_isa_allowed() }.try_into().unwrap_or(LEVELS.len() - 1);
+        let there = |flag: &str| flags.split_ascii_whitespace().any(|f| f == flag);
+        let levels = [(1, "avx2"), (2, "avx512f"), (3, "avx512_bf16"), (4, "amx_bf16"), (1, "bf16")];
+        let has = |flag: &str| there(flag) && levels.iter().any(|(level, f)| *f == flag && *level <= allowed);
+        let limited = levels.iter().any(|(_, flag)| there(flag) && !has(flag));
         let logical = processors.max(1);
         Cpu {
             model,
@@ -58,6 +89,8 @@ impl Cpu {
             avx512: has("avx512f"),
             avx512_bf16: has("avx512_bf16"),
             amx_bf16: has("amx_bf16"),
+            arm_bf16: has("bf16"),
+            limited_to: limited.then(|| LEVELS[allowed]),
         }
     }
 
@@ -73,6 +106,8 @@ impl Cpu {
             Some("AMX")
         } else if self.avx512_bf16 {
             Some("AVX-512")
+        } else if self.arm_bf16 {
+            Some("Arm")
         } else {
             None
         }

@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::libtorch::{LIBRARY, Libtorch, SERIES, library_path};
-use crate::machine::{Cpu, driver_present, open_library};
+use crate::machine::{Cpu, check_limit, driver_present, open_library};
 use std::ffi::{CStr, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
@@ -39,6 +39,7 @@ static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 /// Called first in `main`, before anything else touches libtorch. Starts the program again beside the libtorch in
 /// `FT_LIBTORCH` where another one was loaded.
 pub fn start() -> Result<&'static Runtime> {
+    check_limit().map_err(Error::user)?;
     let loaded = loaded()?;
     if let Some(folder) = std::env::var_os("FT_LIBTORCH").filter(|folder| !folder.is_empty()) {
         switch_to(Path::new(&folder), &loaded)?;

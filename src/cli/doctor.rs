@@ -115,10 +115,18 @@ fn check_libtorch(runtime: &Runtime) -> Check {
 }
 
 fn check_cpu(cpu: &Cpu) -> Check {
-    let sets =
-        [(cpu.amx_bf16, "AMX bf16"), (cpu.avx512_bf16, "AVX-512 bf16"), (cpu.avx512, "AVX-512"), (cpu.avx2, "AVX2")];
+    let sets = [
+        (cpu.amx_bf16, "AMX bf16"),
+        (cpu.avx512_bf16, "AVX-512 bf16"),
+        (cpu.avx512, "AVX-512"),
+        (cpu.avx2, "AVX2"),
+        (cpu.arm_bf16, "Arm bf16"),
+    ];
     let sets: Vec<&str> = sets.iter().filter(|(has, _)| *has).map(|(_, name)| *name).collect();
-    let found = format!("{} · {}", cpu.model, if sets.is_empty() { "no AVX2".into() } else { sets.join(", ") });
+    let limit =
+        cpu.limited_to.map(|level| format!(" (limited to {level} by FT_CPU or a variable of libtorch's libraries)"));
+    let sets = if sets.is_empty() { "no AVX2".into() } else { sets.join(", ") };
+    let found = format!("{} · {sets}{}", cpu.model, limit.unwrap_or_default());
     if !cpu.avx2 {
         return Check::but("cpu", Status::Warning, found, "training runs, but slowly: libtorch is fast from AVX2 on");
     }
