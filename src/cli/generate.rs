@@ -359,7 +359,7 @@ impl Generate {
         Ok(json!({
             "model": fsutil::absolute(&self.model.model),
             "adapter": self.model.adapter.as_deref().map(fsutil::absolute),
-            "dtype": format!("{:?}", self.model.dtype),
+            "dtype": format!("{:?}", self.model.dtype()?),
             "input": fsutil::sha256(input)?,
             "chat": self.chat,
             "system": self.system,

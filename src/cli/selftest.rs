@@ -28,9 +28,10 @@ pub fn run(args: Selftest) -> Result<()> {
     native::install_cpu_allocator();
     let tokenizer = ChatTokenizer::load(&args.model.model, None)?;
     let rows = TEXTS.iter().map(|t| tokenizer.encode_plain(t)).collect::<Result<Vec<_>>>()?;
+    let device = models::device(&args.model.device)?;
     let subject = Subject {
-        device: models::device(&args.model.device)?,
-        kind: args.model.kind(),
+        device,
+        kind: args.model.dtype.begin(device, &args.model.model)?,
         model: args.model.model,
         adapter: args.model.adapter,
         rows,

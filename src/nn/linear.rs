@@ -33,7 +33,7 @@ impl Dense {
     /// (…, in) -> (…, out)
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let bias = self.bias.as_ref().map(|b| cast(b, x.kind()));
-        product(x, &cast(&self.weight, x.kind()), bias.as_ref())
+        product(x, &self.weight, bias.as_ref())
     }
 }
 
@@ -61,10 +61,10 @@ pub fn decoding() -> bool {
     DECODING.get()
 }
 
-/// `x (…, in) @ weight (out, in)^T + bias`, all of one dtype.
+/// `x (…, in) @ weight (out, in)^T + bias`; a weight of another dtype than x is read as one of x's.
 pub fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let decoded = if decoding() { native::product(x, weight, bias, None) } else { None };
-    decoded.unwrap_or_else(|| x.linear(weight, bias))
+    decoded.unwrap_or_else(|| x.linear(&cast(weight, x.kind()), bias))
 }
 
 /// `y + x (T, in) @ weight (out, in)^T`, rounded once; may write to y.

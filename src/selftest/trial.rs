@@ -4,7 +4,7 @@ use super::compare::Rounding;
 use super::{Subject, fitting};
 use crate::adapters::{LoraPlan, LoraSpec, file};
 use crate::error::{Error, Result};
-use crate::models::{Heads, Load, Loss, Metrics, Model, Output, Replay};
+use crate::models::{Heads, Load, Loss, Metrics, Model, Output, Replay, Storage};
 use crate::nn::{Attach, Param, Tokens};
 use crate::rng;
 use rand::RngExt;
@@ -90,7 +90,14 @@ impl Trial {
         let adapters = vec![(ADAPTER.to_string(), &plan as &dyn Attach)];
         let model = Model::load(
             &subject.model,
-            Load { device: subject.device, kind, train_base: false, adapters, heads: Heads::Tokens },
+            Load {
+                device: subject.device,
+                kind,
+                storage: Storage::Auto,
+                train_base: false,
+                adapters,
+                heads: Heads::Tokens,
+            },
         )?;
         match (&file, &subject.adapter) {
             (Some(file), Some(folder)) => file::load_into(model.params().adapter(0), &file.tensors, folder)?,
@@ -114,6 +121,7 @@ impl Trial {
         let load = Load {
             device: subject.device,
             kind: subject.kind,
+            storage: Storage::Auto,
             train_base: false,
             adapters: Vec::new(),
             heads: Heads::Tokens,

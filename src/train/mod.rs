@@ -24,11 +24,12 @@ use crate::convert::export;
 use crate::error::{Error, Result};
 use crate::fsutil::{create_dir_all, hold, io_error, move_into, read_json, write_json};
 use crate::methods::{ADAPTER, Aim, Alarm, Method};
-use crate::models::Model;
+use crate::models::{Dtype, Model};
 use crate::native;
 use crate::recipe::{NonFinite, Plan, ResultChoice};
 use crate::report;
 use crate::runs::Software;
+use crate::runs::folder::PLAN;
 use crate::runs::hash::Trust;
 use checkpoint::{Best, Checkpoints, State};
 use log::StepLine;
@@ -80,7 +81,22 @@ const MOST_SKIPPED: u32 = 10;
 /// Trains as the plan says and leaves the verified result in `run.out`. A signal in `stop` saves and ends the run.
 pub fn run(plan: &Plan, start: Start, software: &Software, stop: Arc<AtomicBool>) -> Result<Summary> {
     native::install_cpu_allocator();
-    run_prepared(prepare::prepare(plan)?, start, software, stop)
+    let plan = match start {
+        Start::Resume => as_begun(plan)?,
+        _ => plan.clone(),
+    };
+    run_prepared(prepare::prepare(&plan)?, start, software, stop)
+}
+
+/// The plan with the number format that the run began in, where the recipe leaves it to the machine: the run may have begun
+/// on another one.
+fn as_begun(plan: &Plan) -> Result<Plan> {
+    let mut plan = plan.clone();
+    let recorded = plan.recipe.run.out.join(PLAN);
+    if plan.recipe.model.dtype == Dtype::Auto && recorded.exists() {
+        plan.recipe.model.dtype = Plan::read(&recorded)?.recipe.model.dtype;
+    }
+    Ok(plan)
 }
 
 /// As [`run`], with the data read already.
@@ -109,7 +125,7 @@ fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc
         Some(held) => Some(held),
         None => hold(&out)?,
     };
-    plan.write(&out.join("plan.json"))?;
+    plan.write(&out.join(PLAN))?;
     prepared.announce(&model);
     let total = prepared.total;
     let facts = records::facts(&prepared, &model, software);
@@ -418,7 +434,7 @@ fn export_result(plan: &Plan, model: &Model) -> Result<()> {
         Some(AdapterSpec::Lora(spec)) => {
             ("adapter", export::save_adapter(model, ADAPTER, spec, &recipe.model.path, &fresh)?)
         }
-        None => ("model", export::save_model(model, &fresh, model.kind())?),
+        None => ("model", export::save_model(model, &fresh, prepare::result_kind(plan, model)?)?),
     };
     remove_result(out)?;
     move_into(&fresh, out)?;
