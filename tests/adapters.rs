@@ -48,7 +48,14 @@ fn distance(found: &Tensor, expected: &Tensor) -> f64 {
 fn bare(folder: &Path, kind: Kind) -> Model {
     Model::load(
         folder,
-        Load { device: Device::Cpu, kind, storage: Storage::Auto, train_base: false, adapters: Vec::new(), heads: Heads::Tokens },
+        Load {
+            device: Device::Cpu,
+            kind,
+            storage: Storage::Auto,
+            train_base: false,
+            adapters: Vec::new(),
+            heads: Heads::Tokens,
+        },
     )
     .unwrap()
 }
@@ -176,8 +183,14 @@ fn targets_select_the_modules_that_peft_selects() {
         let (spec, _) = file::read_config(&config).unwrap();
         let loaded = LoraPlan::of_file(&spec, &config).and_then(|plan| {
             let adapters = vec![("0".to_string(), &plan as &dyn Attach)];
-            let load =
-                Load { device: Device::Cpu, kind: Kind::Float, storage: Storage::Auto, train_base: false, adapters, heads: Heads::Tokens };
+            let load = Load {
+                device: Device::Cpu,
+                kind: Kind::Float,
+                storage: Storage::Auto,
+                train_base: false,
+                adapters,
+                heads: Heads::Tokens,
+            };
             Model::load(&fixtures().join(row["model"].as_str().unwrap()), load)
         });
         match loaded {
@@ -470,8 +483,14 @@ fn a_trained_base_is_saved_tied_and_rounded_once() {
     let model = Model::load(&tiny, load).unwrap();
     grow(&model);
     // The same masters in a run that computes in float32: there the rounding shows, and is allowed for.
-    let load =
-        Load { device: Device::Cpu, kind: Kind::Float, storage: Storage::Auto, train_base: true, adapters: Vec::new(), heads: Heads::Tokens };
+    let load = Load {
+        device: Device::Cpu,
+        kind: Kind::Float,
+        storage: Storage::Auto,
+        train_base: true,
+        adapters: Vec::new(),
+        heads: Heads::Tokens,
+    };
     let exact = Model::load(&tiny, load).unwrap();
     grow(&exact);
     let report = export::save_model(&exact, &out.path().join("rounded"), Kind::BFloat16).unwrap();

@@ -303,8 +303,14 @@ fn settings_of_gpt2_that_would_change_its_numbers_are_refused() {
         let mut config: Value = ft::fsutil::read_json(&file).unwrap();
         change(&mut config);
         ft::fsutil::write_json(&file, &config).unwrap();
-        let load =
-            Load { device: device(), kind: Kind::Float, storage: Storage::Auto, train_base: false, adapters: Vec::new(), heads: Heads::Tokens };
+        let load = Load {
+            device: device(),
+            kind: Kind::Float,
+            storage: Storage::Auto,
+            train_base: false,
+            adapters: Vec::new(),
+            heads: Heads::Tokens,
+        };
         let e = Model::load(folder.path(), load).err().expect("refused");
         assert_eq!(e.exit_code(), 1);
         assert!(e.to_string().contains("config.json"), "{e}");

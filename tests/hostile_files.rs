@@ -33,7 +33,14 @@ fn model(weights: &str) -> tempfile::TempDir {
 fn load(folder: &Path) -> Result<Model> {
     Model::load(
         folder,
-        Load { device: Device::Cpu, kind: Kind::Float, storage: Storage::Auto, train_base: false, adapters: Vec::new(), heads: Heads::Tokens },
+        Load {
+            device: Device::Cpu,
+            kind: Kind::Float,
+            storage: Storage::Auto,
+            train_base: false,
+            adapters: Vec::new(),
+            heads: Heads::Tokens,
+        },
     )
 }
 

@@ -9,6 +9,7 @@ mod data;
 mod distill;
 mod distill_runs;
 mod families;
+mod formats;
 mod fresh;
 mod fuzz;
 mod generate;
