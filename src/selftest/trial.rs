@@ -76,8 +76,17 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Loads the subject in `kind` with its adapter, or with one of noise; `dropout` counts while learning.
+    /// Loads the subject for arithmetic in `kind` with its adapter, or with one of noise; `dropout` counts while learning.
     pub fn load(subject: &Subject, kind: Kind, dropout: f64) -> Result<Self> {
+        Self::load_held(subject, kind, dropout, Storage::Auto)
+    }
+
+    /// The same with every weight in `kind`, so that an update can be folded into it as exactly as `kind` allows.
+    pub fn copied(subject: &Subject, kind: Kind) -> Result<Self> {
+        Self::load_held(subject, kind, 0.0, Storage::Copy)
+    }
+
+    fn load_held(subject: &Subject, kind: Kind, dropout: f64, storage: Storage) -> Result<Self> {
         let file = subject.adapter.as_deref().map(file::read).transpose()?;
         let spec = match &file {
             Some(f) => LoraSpec { dropout, ..f.spec.clone() },
@@ -93,7 +102,7 @@ impl Trial {
             Load {
                 device: subject.device,
                 kind,
-                storage: Storage::Auto,
+                storage,
                 train_base: false,
                 adapters,
                 heads: Heads::Tokens,
