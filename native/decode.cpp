@@ -5,6 +5,7 @@
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -12,12 +13,14 @@ using at::Tensor;
 
 extern "C" int ft_isa();
 
+#define ARGUMENTS(T, X) const T*, const X*, int64_t, int64_t, int64_t, int64_t, const float*, bool
 #define KERNELS(isa)                                                                                                  \
   extern "C" {                                                                                                        \
-  void ft_product_bf16_##isa(const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, int64_t, const float*,      \
-                             bool, uint16_t*, int64_t);                                                                     \
-  void ft_product_f32_##isa(const float*, const float*, int64_t, int64_t, int64_t, int64_t, const float*, bool,       \
-                            float*, int64_t);                                                                                 \
+  void ft_product_bf16_##isa(ARGUMENTS(uint16_t, uint16_t), uint16_t*, int64_t);                                      \
+  void ft_product_f32_##isa(ARGUMENTS(float, float), float*, int64_t);                                                \
+  void ft_product_mixed_##isa(ARGUMENTS(uint16_t, float), float*, float*, int64_t);                                   \
+  void ft_product_mixed_to_bf16_##isa(ARGUMENTS(uint16_t, float), float*, uint16_t*, int64_t);                        \
+  void ft_widen_##isa(const uint16_t*, int64_t, float*);                                                              \
   void ft_attend_bf16_##isa(const uint16_t*, const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, float,      \
                             float*, uint16_t*);                                                                       \
   void ft_attend_f32_##isa(const float*, const float*, const float*, int64_t, int64_t, int64_t, float, float*,        \
@@ -35,23 +38,32 @@ namespace {
 struct Kernels {
   decltype(&ft_product_bf16_base) product_bf16;
   decltype(&ft_product_f32_base) product_f32;
+  decltype(&ft_product_mixed_base) product_mixed;
+  decltype(&ft_product_mixed_to_bf16_base) product_mixed_to_bf16;
+  decltype(&ft_widen_base) widen;
   decltype(&ft_attend_bf16_base) attend_bf16;
   decltype(&ft_attend_f32_base) attend_f32;
 };
 
-#define TABLE(isa) Kernels{ft_product_bf16_##isa, ft_product_f32_##isa, ft_attend_bf16_##isa, ft_attend_f32_##isa}
+#define TABLE(isa)                                                                                                    \
+  Kernels{ft_product_bf16_##isa, ft_product_f32_##isa,   ft_product_mixed_##isa, ft_product_mixed_to_bf16_##isa,      \
+          ft_widen_##isa,        ft_attend_bf16_##isa, ft_attend_f32_##isa}
 
-const Kernels& kernels() {
-  static const Kernels chosen = [] {
+// The build for a level of isa.cpp.
+const Kernels& kernels(int level) {
+  static const Kernels builds[] = {
+      TABLE(base),
 #ifdef __x86_64__
-    if (ft_isa() >= 3) return TABLE(avx512bf16);
-    if (ft_isa() >= 2) return TABLE(avx512);
-    if (ft_isa() >= 1) return TABLE(avx2);
+      TABLE(avx2),
+      TABLE(avx512),
+      TABLE(avx512bf16),
 #endif
-    return TABLE(base);
-  }();
-  return chosen;
+  };
+  return builds[std::min<int>(level, sizeof builds / sizeof *builds - 1)];
 }
+
+// Levels of isa.cpp from which an instruction multiplies bfloat16.
+constexpr int kBf16Products = 3;
 
 bool plain(const Tensor& t, at::ScalarType kind) {
   return t.is_cpu() && t.scalar_type() == kind && t.layout() == at::kStrided && t.is_contiguous();
@@ -60,32 +72,158 @@ bool plain(const Tensor& t, at::ScalarType kind) {
 const uint16_t* half(const Tensor& t) { return static_cast<const uint16_t*>(t.const_data_ptr()); }
 uint16_t* half_out(const Tensor& t) { return static_cast<uint16_t*>(t.mutable_data_ptr()); }
 
-// Rows up to which these products are used. A row then has the same bits in any batch, at three quarters of the speed of
-// libtorch's products where rows are many; with tile registers those are several times faster, and only few rows stay.
-int64_t most_rows() {
-  return ft_isa() >= 4 ? 8 : INT64_MAX;
+// How x and w are stored.
+enum Format { kFloats, kMixed, kHalves, kFormats };
+
+// The format of these tensors; kFormats where there is no product for them.
+Format format(const Tensor& x, const Tensor& w) {
+  auto a = x.scalar_type(), b = w.scalar_type();
+  if (a == at::kFloat && b == at::kFloat) return kFloats;
+  if (a == at::kFloat && b == at::kBFloat16) return kMixed;
+  return a == at::kBFloat16 && b == at::kBFloat16 ? kHalves : kFormats;
 }
+
+// Rows of x up to which our own kernels multiply; libtorch's take more. A table and no timing, so that a machine always
+// computes the same; a row has the same bits in any batch of up to so many rows.
+constexpr int64_t kMostRows[][kFormats] = {
+    // float32, bfloat16 weights with float32 x, bfloat16
+    {32, 32, 32},
+    {32, 32, 32},
+    {64, 64, 64},
+    {32, 32, 32},
+    {8, 8, 8},
+};
 
 // Work worth a thread, in multiply-adds: some microseconds, which is what starting it costs. A weight that must come from
 // memory takes as long as its products with this many rows.
 constexpr int64_t kGrain = 1 << 19;
 constexpr int64_t kFetch = 6;
 
+// Memory of this thread for `n` numbers, whose content is lost at the next call.
+float* scratch(int64_t n) {
+  static thread_local std::vector<float> kept;
+  if (int64_t(kept.size()) < n) kept.resize(n);
+  return kept.data();
+}
+
+// x (rows, k) times w (n, k) transposed by our own kernels, to out (rows, n).
+void by_kernel(int level, Format format, const Tensor& x, const Tensor& w, const float* bias, bool onto, Tensor& out) {
+  int64_t n = w.size(0), k = w.size(1), rows = x.numel() / k;
+  const auto& run = kernels(level);
+  // Without an instruction for bfloat16 each number of x would be widened for each row of w.
+  bool widened = format == kHalves && level < kBf16Products && rows > 1;
+  Tensor wide = widened ? x.to(at::kFloat) : x;
+  auto grain = std::max<int64_t>(1, kGrain / (4 * k * (rows + kFetch)));
+  at::parallel_for(0, (n + 3) / 4, grain, [&](int64_t from, int64_t to) {
+    from *= 4;
+    to = std::min(to * 4, n);
+    if (format == kFloats)
+      run.product_f32(w.const_data_ptr<float>(), x.const_data_ptr<float>(), rows, k, from, to, bias, onto,
+                      out.mutable_data_ptr<float>(), n);
+    else if (format == kMixed)
+      run.product_mixed(half(w), x.const_data_ptr<float>(), rows, k, from, to, bias, onto, scratch(4 * k),
+                        out.mutable_data_ptr<float>(), n);
+    else if (widened)
+      run.product_mixed_to_bf16(half(w), wide.const_data_ptr<float>(), rows, k, from, to, bias, onto, scratch(4 * k),
+                                half_out(out), n);
+    else
+      run.product_bf16(half(w), half(x), rows, k, from, to, bias, onto, half_out(out), n);
+  });
+}
+
+// Numbers of a widened piece of a weight: it stays in a core's second cache while it is multiplied.
+constexpr int64_t kPiece = 96 << 10;
+
+// out (T, n) += x (T, k) w (n, k)^T, w bfloat16 and the others float32; `set` sets instead. Rows of w are widened some at a
+// time and multiplied by libtorch; how many does not depend on the number of threads, and so neither do the bits.
+void by_pieces(const Tensor& x, const Tensor& w, bool set, Tensor& out) {
+  int64_t n = w.size(0), k = w.size(1), some = std::max<int64_t>(64, kPiece / k / 64 * 64);
+  const auto& run = kernels(ft_isa());
+  at::parallel_for(0, (n + some - 1) / some, 1, [&](int64_t from, int64_t to) {
+    c10::NoGradGuard no_grad;  // of this thread
+    for (int64_t i = from; i < to; i++) {
+      int64_t at = i * some, count = std::min(some, n - at);
+      float* room = scratch(some * k);
+      run.widen(half(w) + at * k, count * k, room);
+      auto piece = at::from_blob(room, {k, count}, {1, k}, at::kFloat);
+      auto part = out.narrow(1, at, count);
+      if (set) at::mm_out(part, x, piece);
+      else part.addmm_(x, piece);
+    }
+  });
+}
+
+// out (T, k) += g (T, n) w (n, k), likewise. Each thread has columns of w, and adds up over pieces of its rows.
+void back_by_pieces(const Tensor& g, const Tensor& w, bool set, Tensor& out) {
+  int64_t n = w.size(0), k = w.size(1);
+  int64_t wide = std::min<int64_t>(k, 192), some = std::max<int64_t>(64, kPiece / wide / 64 * 64);
+  const auto& run = kernels(ft_isa());
+  at::parallel_for(0, (k + wide - 1) / wide, 1, [&](int64_t from, int64_t to) {
+    c10::NoGradGuard no_grad;
+    for (int64_t c = from * wide; c < std::min(k, to * wide); c += wide) {
+      int64_t columns = std::min(wide, k - c);
+      auto part = out.narrow(1, c, columns);
+      for (int64_t at = 0; at < n; at += some) {
+        int64_t count = std::min(some, n - at);
+        float* room = scratch(some * wide);
+        for (int64_t i = 0; i < count; i++) run.widen(half(w) + (at + i) * k + c, columns, room + i * columns);
+        auto piece = at::from_blob(room, {count, columns}, at::kFloat);
+        auto x = g.narrow(1, at, count);
+        if (set && at == 0) at::mm_out(part, x, piece);
+        else part.addmm_(x, piece);
+      }
+    }
+  });
+}
+
+// The same where the result is a new tensor or is added to `onto`: (…, n). bfloat16 x and result are widened and rounded
+// as a whole.
+Tensor widened(const Tensor& x, const Tensor& w, const float* bias, const Tensor* onto) {
+  int64_t n = w.size(0), k = w.size(1), rows = x.numel() / k;
+  auto shape = x.sizes().vec();
+  shape.back() = n;
+  auto flat = x.detach().to(at::kFloat).view({rows, k});
+  bool direct = onto && onto->scalar_type() == at::kFloat;
+  Tensor out = direct ? onto->detach().view({rows, n}) : at::empty({rows, n}, flat.options());
+  if (onto && !direct) out.copy_(onto->detach().view({rows, n}));
+  if (bias) {
+    auto b = at::from_blob(const_cast<float*>(bias), {n}, at::kFloat);
+    if (onto) out.add_(b);
+    else out.copy_(b.expand({rows, n}));
+  }
+  by_pieces(flat, w.detach(), !onto && !bias, out);
+  if (direct) return *onto;
+  if (onto) {
+    onto->detach().view({rows, n}).copy_(out);
+    return *onto;
+  }
+  return out.to(x.scalar_type()).view(shape);
+}
+
 }  // namespace
 
 extern "C" {
 
-int64_t ft_product_rows() { return most_rows(); }
+// Rows up to which a product is our own, where x and w are bfloat16 or else float32; 0 where there is none.
+int64_t ft_product_rows(bool x_half, bool w_half) {
+  if (x_half && !w_half) return 0;
+  return kMostRows[ft_isa()][x_half ? kHalves : w_half ? kMixed : kFloats];
+}
 
-// x (…, k) times w (n, k) transposed, plus bias (n): a new tensor (…, n), or `onto` with the product added to it; null
-// where these are not for it.
-Tensor* ft_product(const Tensor* x, const Tensor* w, const Tensor* bias, const Tensor* onto) {
+// x (…, k) times w (n, k) transposed, plus bias (n): a new tensor (…, n) of x's dtype, or `onto` with the product added to
+// it; null where these are not for it. A `level` of isa.cpp: by our kernels of that level, whatever the number of rows; -1:
+// whichever is fast.
+Tensor* ft_product(int level, const Tensor* x, const Tensor* w, const Tensor* bias, const Tensor* onto) {
   try {
     auto kind = x->scalar_type();
-    if (c10::GradMode::is_enabled() || (kind != at::kBFloat16 && kind != at::kFloat)) return nullptr;
-    if (!plain(*x, kind) || !plain(*w, kind) || w->dim() != 2 || x->dim() < 1) return nullptr;
+    auto f = format(*x, *w);
+    if (c10::GradMode::is_enabled() || f == kFormats || level > ft_isa()) return nullptr;
+    if (!plain(*x, kind) || !plain(*w, w->scalar_type()) || w->dim() != 2 || x->dim() < 1) return nullptr;
     int64_t n = w->size(0), k = w->size(1);
-    if (x->size(-1) != k || k == 0 || x->numel() / k > most_rows()) return nullptr;
+    if (k == 0 || x->size(-1) != k) return nullptr;
+    bool own = level >= 0 || x->numel() / k <= kMostRows[ft_isa()][f];
+    // What libtorch multiplies as fast as it can be is left to it.
+    if (!own && (f == kFloats || (f == kHalves && ft_isa() >= kBf16Products))) return nullptr;
     Tensor wide;
     if (bias) {
       if (!bias->is_cpu() || bias->numel() != n) return nullptr;
@@ -95,31 +233,63 @@ Tensor* ft_product(const Tensor* x, const Tensor* w, const Tensor* bias, const T
     auto shape = x->sizes().vec();
     shape.back() = n;
     if (onto && (!plain(*onto, kind) || onto->sizes() != at::IntArrayRef(shape))) return nullptr;
+    if (!own) return new Tensor(widened(*x, *w, b, onto));
     Tensor out = onto ? *onto : at::empty(shape, x->options().requires_grad(false));
-    int64_t rows = x->numel() / k;
-    const auto& run = kernels();
-    at::parallel_for(0, (n + 3) / 4, std::max<int64_t>(1, kGrain / (4 * k * (rows + kFetch))), [&](int64_t from, int64_t to) {
-      from *= 4;
-      to = std::min(to * 4, n);
-      if (kind == at::kFloat)
-        run.product_f32(w->const_data_ptr<float>(), x->const_data_ptr<float>(), rows, k, from, to, b, onto,
-                        out.mutable_data_ptr<float>(), n);
-      else
-        run.product_bf16(half(*w), half(*x), rows, k, from, to, b, onto, half_out(out), n);
-    });
+    by_kernel(level < 0 ? ft_isa() : level, f, *x, *w, b, onto, out);
     return new Tensor(std::move(out));
   } catch (...) {
     return nullptr;  // libtorch's own product will say what is wrong
   }
 }
 
+// As ft_product, x float32 and w bfloat16, by pieces whatever the number of rows.
+Tensor* ft_widened_product(const Tensor* x, const Tensor* w, const Tensor* bias, const Tensor* onto) {
+  try {
+    if (format(*x, *w) != kMixed || !plain(*w, at::kBFloat16) || w->dim() != 2 || x->dim() < 1) return nullptr;
+    int64_t n = w->size(0), k = w->size(1);
+    if (k == 0 || !x->is_cpu() || x->size(-1) != k) return nullptr;
+    c10::NoGradGuard no_grad;
+    Tensor wide;
+    if (bias) {
+      if (!bias->is_cpu() || bias->numel() != n) return nullptr;
+      wide = bias->detach().to(at::kFloat).contiguous();
+    }
+    auto shape = x->sizes().vec();
+    shape.back() = n;
+    if (onto && (!plain(*onto, at::kFloat) || onto->sizes() != at::IntArrayRef(shape))) return nullptr;
+    return new Tensor(widened(x->contiguous(), *w, bias ? wide.const_data_ptr<float>() : nullptr, onto));
+  } catch (...) {
+    return nullptr;
+  }
+}
+
+// g (…, n) times w (n, k), g float32 and w bfloat16: a new tensor (…, k), or `onto` with the product added to it.
+Tensor* ft_widened_back(const Tensor* g, const Tensor* w, const Tensor* onto) {
+  try {
+    if (format(*g, *w) != kMixed || !plain(*w, at::kBFloat16) || w->dim() != 2 || g->dim() < 1) return nullptr;
+    int64_t n = w->size(0), k = w->size(1);
+    if (n == 0 || !g->is_cpu() || g->size(-1) != n) return nullptr;
+    c10::NoGradGuard no_grad;
+    auto shape = g->sizes().vec();
+    shape.back() = k;
+    if (onto && (!plain(*onto, at::kFloat) || onto->sizes() != at::IntArrayRef(shape))) return nullptr;
+    auto flat = g->detach().reshape({-1, n});
+    Tensor out = onto ? *onto : at::empty(shape, flat.options());
+    auto view = out.detach().view({-1, k});
+    back_by_pieces(flat, w->detach(), !onto, view);
+    return new Tensor(std::move(out));
+  } catch (...) {
+    return nullptr;
+  }
+}
+
 // One new token for each of the first S slots of a cache. q (S, H, e), k and v (S, K, e); keys and values
-// (slots, K, capacity, e); slot s holds held[s] tokens before the new one. Writes k and v, attends: out (S, H, e).
-Tensor* ft_decode_attention(const Tensor* q, const Tensor* k, const Tensor* v, const Tensor* keys, const Tensor* values,
+// (slots, K, capacity, e); slot s holds held[s] tokens before the new one. Writes k and v, attends: out (S, H, e). `level` as in ft_product.
+Tensor* ft_decode_attention(int level, const Tensor* q, const Tensor* k, const Tensor* v, const Tensor* keys, const Tensor* values,
                             const int64_t* held, int64_t slots, double scale) {
   try {
     auto kind = q->scalar_type();
-    if (kind != at::kBFloat16 && kind != at::kFloat) return nullptr;
+    if ((kind != at::kBFloat16 && kind != at::kFloat) || level > ft_isa()) return nullptr;
     for (auto* t : {q, k, v, keys, values})
       if (!plain(*t, kind)) return nullptr;
     int64_t heads = q->size(1), e = q->size(2), shared = k->size(1), capacity = keys->size(2);
@@ -130,7 +300,7 @@ Tensor* ft_decode_attention(const Tensor* q, const Tensor* k, const Tensor* v, c
       longest = std::max(longest, held[s] + 1);
     }
     Tensor out = at::empty_like(*q);
-    const auto& run = kernels();
+    const auto& run = kernels(level < 0 ? ft_isa() : level);
     int64_t size = q->element_size();
     auto at_byte = [](const Tensor& t, int64_t i) { return static_cast<char*>(const_cast<void*>(t.const_data_ptr())) + i; };
     int64_t grain = std::max<int64_t>(1, kGrain / (2 * group * longest * e + 1));

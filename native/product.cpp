@@ -22,8 +22,15 @@ typedef int32_t vi __attribute__((vector_size(FT_BYTES)));
 typedef uint32_t vu __attribute__((vector_size(FT_BYTES)));
 typedef uint16_t vh __attribute__((vector_size(FT_BYTES / 2)));
 constexpr int W = FT_BYTES / 4;
-// Rows of x that share a weight's visit to the registers: 16 running sums of AVX-512's 32 registers, 8 of others' 16.
-constexpr int C = FT_BYTES == 64 ? 4 : 2;
+// Rows of x that share a weight's visit to the registers: with four rows of w 24 running sums of AVX-512's 32 registers,
+// 12 of others' 16.
+#ifndef CC
+#define CC (FT_BYTES == 64 ? 6 : 3)
+#endif
+constexpr int C = CC;
+#ifndef AHEAD
+#define AHEAD 4096
+#endif
 
 inline vf load(const float* p) { vf v; memcpy(&v, p, sizeof v); return v; }
 inline vf load(const uint16_t* p) { vh h; memcpy(&h, p, sizeof h); return (vf)(__builtin_convertvector(h, vu) << 16); }
@@ -35,6 +42,14 @@ inline void put(uint16_t* p, float x) {
   uint32_t u;
   memcpy(&u, &x, 4);
   *p = x != x ? 0x7fc0 : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+// Four numbers, likewise.
+typedef float v4 __attribute__((vector_size(16)));
+inline v4 load4(const float* p) { v4 v; memcpy(&v, p, sizeof v); return v; }
+inline v4 load4(const uint16_t* p) { return v4{wide(p[0]), wide(p[1]), wide(p[2]), wide(p[3])}; }
+inline void put4(float* p, v4 x) { memcpy(p, &x, sizeof x); }
+inline void put4(uint16_t* p, v4 x) {
+  for (int i = 0; i < 4; i++) put(p + i, x[i]);
 }
 // The sum of a vector's numbers, halves added to halves.
 inline float total(vf v) {
@@ -51,26 +66,43 @@ inline vf fold(vf a, vf b) {
   for (int i = 0; i < W; i++) own[i] = i & width ? i + W : i, other[i] = own[i] ^ width;
   return __builtin_shuffle(a, b, own) + __builtin_shuffle(a, b, other);
 }
-// The totals of W vectors, lane i that of vector i: the same additions as `total`, many at a time.
-template <int width = W / 2>
+// The totals of n vectors, a power of two up to W: that of vector i in lane i * W / n. The same additions as `total`, many
+// at a time.
+template <int n, int width = W / 2>
 inline vf totals(const vf* v) {
-  if constexpr (width == 0) {
-    return v[0];
+  if constexpr (n > 1) {
+    vf some[n / 2];
+    for (int i = 0; i < n / 2; i++) some[i] = fold<width>(v[i], v[i + n / 2]);
+    return totals<n / 2, width / 2>(some);
   } else {
-    vf some[width];
-    for (int i = 0; i < width; i++) some[i] = fold<width>(v[i], v[i + width]);
-    return totals<width / 2>(some);
+    vf sum = v[0];
+    vi lane;
+    for (int i = 0; i < W; i++) lane[i] = i;
+    for (int far = width; far > 0; far /= 2) sum += __builtin_shuffle(sum, lane ^ far);
+    return sum;
+  }
+}
+// Those of any number of vectors, to s[i].
+template <int n>
+inline void all_totals(const vf* v, float* s) {
+  if constexpr (n > 0) {
+    constexpr int some = n >= W ? W : n >= 8 && W > 8 ? 8 : n >= 4 && W > 4 ? 4 : n >= 2 ? 2 : 1;
+    vf t = totals<some>(v);
+    if constexpr (some == W) memcpy(s, &t, sizeof t);
+    else for (int i = 0; i < some; i++) s[i] = t[i * W / some];
+    all_totals<n - some>(v + some, s + some);
   }
 }
 
-// How a chunk of k is multiplied and added to W running sums; the last chunk may be short.
-template <class T> struct Plain {
+// How a chunk of k is multiplied and added to W running sums; the last chunk may be short. T is how the weights lie in
+// memory, X how the rows of x do: bfloat16 is widened as it is loaded, which is exact.
+template <class T, class X> struct Plain {
   typedef vf In;
   static constexpr int step = W;
-  static inline In get(const T* p) { return load(p); }
-  static inline In get(const T* p, int64_t some) {
-    T chunk[W] = {};
-    memcpy(chunk, p, some * sizeof(T));
+  template <class A> static inline In get(const A* p) { return load(p); }
+  template <class A> static inline In get(const A* p, int64_t some) {
+    A chunk[W] = {};
+    memcpy(chunk, p, some * sizeof(A));
     return load(chunk);
   }
   static inline void add(vf& sum, In a, In b) { sum += a * b; }
@@ -85,82 +117,148 @@ struct Pairs {
   }
   static inline void add(vf& sum, In a, In b) { sum = (vf)_mm512_dpbf16_ps((__m512)sum, a, b); }
 };
-template <class T> struct Best : Plain<T> {};
-template <> struct Best<uint16_t> : Pairs {};
+template <class T, class X> struct Best : Plain<T, X> {};
+template <> struct Best<uint16_t, uint16_t> : Pairs {};
 #else
-template <class T> struct Best : Plain<T> {};
+template <class T, class X> struct Best : Plain<T, X> {};
 #endif
 
-// r rows of w against c rows of x, k numbers each: out[i * ld + j] for row i of x, row j of w, added to what is there
-// where `onto`.
-template <class T, class O, int r, int c>
-inline void tile(const T* w, const T* x, int64_t k, const float* bias, float scale, bool onto,
-                 O* out, int64_t ld) {
-  typedef Best<T> B;
+// What becomes of a sum: times `scale`, plus a number for each row of w, plus what is there where `onto`.
+struct Finish {
+  const float* bias;
+  float scale;
+  bool onto;
+};
+
+// Where the weights that come next lie, and how many bytes of them to ask for with each chunk of the present ones: asked
+// for all at once they would be waited for.
+struct Ahead {
+  const char* at;
+  int64_t bytes;
+  inline void ask() {
+    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(at + b);
+    at += bytes;
+  }
+};
+
+// r rows of w against c rows of x, k numbers each: out[i * ld + j] for row i of x, row j of w.
+template <class T, class X, class O, int r, int c>
+inline void tile(const T* w, const X* x, int64_t k, Finish end, Ahead& ahead, O* out, int64_t ld) {
+  typedef Best<T, X> B;
   vf sum[c * r] = {};
   int64_t at = 0;
   for (; at + B::step <= k; at += B::step) {
-    typename B::In a[r];
-    for (int j = 0; j < r; j++) a[j] = B::get(w + j * k + at);
-    for (int i = 0; i < c; i++) {
-      auto b = B::get(x + i * k + at);
-      for (int j = 0; j < r; j++) B::add(sum[i * r + j], a[j], b);
+    ahead.ask();
+    typename B::In b[c];
+    for (int i = 0; i < c; i++) b[i] = B::get(x + i * k + at);
+    for (int j = 0; j < r; j++) {
+      auto a = B::get(w + j * k + at);
+      for (int i = 0; i < c; i++) B::add(sum[i * r + j], a, b[i]);
     }
   }
   if (at < k) {  // a rank is shorter than a chunk
-    typename B::In a[r];
-    for (int j = 0; j < r; j++) a[j] = B::get(w + j * k + at, k - at);
-    for (int i = 0; i < c; i++) {
-      auto b = B::get(x + i * k + at, k - at);
-      for (int j = 0; j < r; j++) B::add(sum[i * r + j], a[j], b);
+    typename B::In b[c];
+    for (int i = 0; i < c; i++) b[i] = B::get(x + i * k + at, k - at);
+    for (int j = 0; j < r; j++) {
+      auto a = B::get(w + j * k + at, k - at);
+      for (int i = 0; i < c; i++) B::add(sum[i * r + j], a, b[i]);
     }
   }
   float s[c * r];
-  if constexpr (c * r == W) {
-    vf all = totals(sum);
-    memcpy(s, &all, sizeof s);
-  } else {
-    for (int i = 0; i < c * r; i++) s[i] = total(sum[i]);
-  }
-  for (int i = 0; i < c; i++)
-    for (int j = 0; j < r; j++) {
-      O* to = out + i * ld + j;
-      put(to, s[i * r + j] * scale + (bias ? bias[j] : 0.0f) + (onto ? wide(*to) : 0.0f));
+  all_totals<c * r>(sum, s);
+  for (int i = 0; i < c; i++) {
+    O* to = out + i * ld;
+    if constexpr (r == 4) {
+      v4 four, bias = {}, there = {};
+      memcpy(&four, s + i * r, sizeof four);
+      if (end.bias) memcpy(&bias, end.bias, sizeof bias);
+      if (end.onto) there = load4(to);
+      put4(to, four * end.scale + bias + there);
+    } else {
+      for (int j = 0; j < r; j++)
+        put(to + j, s[i * r + j] * end.scale + (end.bias ? end.bias[j] : 0.0f) + (end.onto ? wide(to[j]) : 0.0f));
     }
+  }
 }
 
-template <class T, class O, int r>
-inline void strip(const T* w, const T* x, int64_t rows, int64_t k, const float* bias, float scale, bool onto, O* out,
+// r rows of w against all rows of x, C at a time; a rest that is less than C is joined with the tile before it and both
+// are made of one size, because a tile of a single row has too few running sums to keep the multipliers busy.
+template <class T, class X, class O, int r>
+inline void strip(const T* w, const X* x, int64_t rows, int64_t k, Finish end, const char* next, int64_t bytes, O* out,
                   int64_t ld) {
-  int64_t i = 0;
-  for (; i + C <= rows; i += C) tile<T, O, r, C>(w, x + i * k, k, bias, scale, onto, out + i * ld, ld);
-  for (; i < rows; i++) tile<T, O, r, 1>(w, x + i * k, k, bias, scale, onto, out + i * ld, ld);
+  int64_t tiles = (rows + C - 1) / C;
+  Ahead ahead{next, bytes * Best<T, X>::step / (k * tiles)};
+  for (int64_t i = 0; i < rows;) {
+    int64_t left = rows - i, c = left >= 2 * C || left <= C ? (left < C ? left : C) : (left + 1) / 2;
+    const X* from = x + i * k;
+    O* to = out + i * ld;
+    switch (c) {
+      case 1: tile<T, X, O, r, 1>(w, from, k, end, ahead, to, ld); break;
+      case 2: tile<T, X, O, r, 2>(w, from, k, end, ahead, to, ld); break;
+      case 3: tile<T, X, O, r, 3>(w, from, k, end, ahead, to, ld); break;
+#if FT_BYTES == 64
+      case 4: tile<T, X, O, r, 4>(w, from, k, end, ahead, to, ld); break;
+      case 5: tile<T, X, O, r, 5>(w, from, k, end, ahead, to, ld); break;
+      case 6: tile<T, X, O, r, 6>(w, from, k, end, ahead, to, ld); break;
+#endif
+    }
+    i += c;
+  }
 }
 
-// Rows [from, to) of w (n, k) against x (rows, k), r at a time: out (rows, ld).
-template <class T, class O, int r>
-inline void strips(const T* w, const T* x, int64_t rows, int64_t k, int64_t from, int64_t to, const float* bias,
-                   float scale, bool onto, O* out, int64_t ld) {
+inline void widen(const uint16_t* from, int64_t n, float* to) {
+  int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    vf v = load(from + i);
+    memcpy(to + i, &v, sizeof v);
+  }
+  for (; i < n; i++) to[i] = wide(from[i]);
+}
+
+// The strip where w is bfloat16 and x float32: its rows are widened once for all tiles, into `room` (r rows).
+template <class O, int r>
+inline void widened(const uint16_t* w, const float* x, int64_t rows, int64_t k, Finish end, const char* next,
+                    int64_t bytes, float* room, O* out, int64_t ld) {
+  widen(w, r * k, room);
+  strip<float, float, O, r>(room, x, rows, k, end, next, bytes, out, ld);
+}
+
+// Rows [from, to) of w (n, k) against x (rows, k), r at a time: out (rows, ld). `room` holds r rows of float32 where w is
+// bfloat16, x float32 and rows are many; otherwise it may be null.
+template <class T, class X, class O, int r>
+inline void strips(const T* w, const X* x, int64_t rows, int64_t k, int64_t from, int64_t to, Finish end, float* room,
+                   O* out, int64_t ld) {
   constexpr int64_t block = 64;  // rows of x that stay near while the weights pass
+  // The next strip in the order of memory: several rows at a time look like no stream to the hardware.
+  int64_t bytes = r * k * sizeof(T);
   for (int64_t m = 0; m < rows; m += block) {
     int64_t some = rows - m < block ? rows - m : block, j = from;
+    auto part = [&](int64_t j) { return Finish{end.bias ? end.bias + j : nullptr, end.scale, end.onto}; };
     for (; j + r <= to; j += r) {
-      // The next strip in the order of memory: several rows at a time look like no stream to the hardware.
-      const char* next = (const char*)(w + (j + r) * k);
-      for (int64_t b = 0; b < r * k * (int64_t)sizeof(T); b += 64) __builtin_prefetch(next + b);
-      strip<T, O, r>(w + j * k, x + m * k, some, k, bias ? bias + j : nullptr, scale, onto, out + m * ld + j, ld);
+      const T* rows_of_w = w + j * k;
+      const char* next = (const char*)rows_of_w + (bytes > AHEAD ? bytes : AHEAD);
+      if constexpr (sizeof(T) < sizeof(X)) {
+        if (some > C) {
+          widened<O, r>(rows_of_w, x + m * k, some, k, part(j), next, bytes, room, out + m * ld + j, ld);
+          continue;
+        }
+      }
+      strip<T, X, O, r>(rows_of_w, x + m * k, some, k, part(j), next, bytes, out + m * ld + j, ld);
     }
     for (; j < to; j++)
-      strip<T, O, 1>(w + j * k, x + m * k, some, k, bias ? bias + j : nullptr, scale, onto, out + m * ld + j, ld);
+      strip<T, X, O, 1>(w + j * k, x + m * k, some, k, part(j), nullptr, 0, out + m * ld + j, ld);
   }
 }
 
+#ifndef ONE
+#define ONE 2
+#endif
 // A single row of x waits for memory, and two rows of w are read faster than four; more rows are arithmetic.
-template <class T, class O>
-void product(const T* w, const T* x, int64_t rows, int64_t k, int64_t from, int64_t to, const float* bias, float scale,
-             bool onto, O* out, int64_t ld) {
-  if (rows == 1) strips<T, O, 2>(w, x, rows, k, from, to, bias, scale, onto, out, ld);
-  else strips<T, O, 4>(w, x, rows, k, from, to, bias, scale, onto, out, ld);
+template <class T, class X, class O>
+void product(const T* w, const X* x, int64_t rows, int64_t k, int64_t from, int64_t to, Finish end, float* room, O* out,
+             int64_t ld) {
+  if (rows == 1) strips<T, X, O, ONE>(w, x, rows, k, from, to, end, room, out, ld);
+  else strips<T, X, O, 4>(w, x, rows, k, from, to, end, room, out, ld);
 }
 
 // e^x for x <= 0, to about 2e-7 of it: 2^n by the exponent's bits, 2^f by its Taylor series on [-1/2, 1/2].
@@ -182,7 +280,7 @@ inline vf exponential(vf x) {
 template <class T>
 void attend(const T* q, const T* k, const T* v, int64_t heads, int64_t n, int64_t e, float scale, float* scores, T* out) {
   int64_t ld = (n + W - 1) / W * W;
-  product<T, float>(k, q, heads, e, 0, n, nullptr, scale, false, scores, ld);
+  product<T, T, float>(k, q, heads, e, 0, n, {nullptr, scale, false}, nullptr, scores, ld);
   for (int64_t h = 0; h < heads; h++) {
     float* s = scores + h * ld;
     float most = s[0];
@@ -223,14 +321,22 @@ void attend(const T* q, const T* k, const T* v, int64_t heads, int64_t n, int64_
 }  // namespace
 
 extern "C" {
-void NAME(ft_product_bf16)(const uint16_t* w, const uint16_t* x, int64_t rows, int64_t k, int64_t from, int64_t to,
-                           const float* bias, bool onto, uint16_t* out, int64_t ld) {
-  product<uint16_t, uint16_t>(w, x, rows, k, from, to, bias, 1.0f, onto, out, ld);
+// x and w of one dtype; w bfloat16 and x float32, for which `room` takes 4 rows of float32. `_to_bf16` rounds the result.
+#define ARGUMENTS(T, X) const T *w, const X *x, int64_t rows, int64_t k, int64_t from, int64_t to, const float *bias, bool onto
+void NAME(ft_product_bf16)(ARGUMENTS(uint16_t, uint16_t), uint16_t* out, int64_t ld) {
+  product<uint16_t, uint16_t, uint16_t>(w, x, rows, k, from, to, {bias, 1.0f, onto}, nullptr, out, ld);
 }
-void NAME(ft_product_f32)(const float* w, const float* x, int64_t rows, int64_t k, int64_t from, int64_t to,
-                          const float* bias, bool onto, float* out, int64_t ld) {
-  product<float, float>(w, x, rows, k, from, to, bias, 1.0f, onto, out, ld);
+void NAME(ft_product_f32)(ARGUMENTS(float, float), float* out, int64_t ld) {
+  product<float, float, float>(w, x, rows, k, from, to, {bias, 1.0f, onto}, nullptr, out, ld);
 }
+void NAME(ft_product_mixed)(ARGUMENTS(uint16_t, float), float* room, float* out, int64_t ld) {
+  product<uint16_t, float, float>(w, x, rows, k, from, to, {bias, 1.0f, onto}, room, out, ld);
+}
+void NAME(ft_product_mixed_to_bf16)(ARGUMENTS(uint16_t, float), float* room, uint16_t* out, int64_t ld) {
+  product<uint16_t, float, uint16_t>(w, x, rows, k, from, to, {bias, 1.0f, onto}, room, out, ld);
+}
+// n numbers of bfloat16 as float32.
+void NAME(ft_widen)(const uint16_t* from, int64_t n, float* to) { widen(from, n, to); }
 void NAME(ft_attend_bf16)(const uint16_t* q, const uint16_t* k, const uint16_t* v, int64_t heads, int64_t n, int64_t e,
                           float scale, float* scores, uint16_t* out) {
   attend<uint16_t>(q, k, v, heads, n, e, scale, scores, out);

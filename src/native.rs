@@ -1,6 +1,9 @@
 //! The Rust face of native/shim.cpp: everything unsafe about libtorch that tch does not cover lives here.
 
 pub mod kernels;
+pub mod products;
+
+pub use products::{decode_attention, product, product_rows, widened_product, widened_product_back};
 
 use crate::error::{Error, Result};
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -49,18 +52,6 @@ unsafe extern "C" {
         v: *mut C_tensor,
         cu: *mut C_tensor,
         longest: i64,
-        scale: f64,
-    ) -> *mut C_tensor;
-    fn ft_product(x: *mut C_tensor, w: *mut C_tensor, bias: *mut C_tensor, onto: *mut C_tensor) -> *mut C_tensor;
-    fn ft_product_rows() -> i64;
-    fn ft_decode_attention(
-        q: *mut C_tensor,
-        k: *mut C_tensor,
-        v: *mut C_tensor,
-        keys: *mut C_tensor,
-        values: *mut C_tensor,
-        held: *const i64,
-        slots: i64,
         scale: f64,
     ) -> *mut C_tensor;
     fn ft_cpu_allocator_install();
@@ -234,42 +225,6 @@ pub fn flash_varlen(q: &Tensor, k: &Tensor, v: &Tensor, cu: &Tensor, longest: i6
     let p = |t: &Tensor| t.as_ptr() as *mut C_tensor;
     // SAFETY: live tensors for the duration of the call.
     owned(unsafe { ft_flash_varlen(p(q), p(k), p(v), p(cu), longest, scale) })
-}
-
-/// `x (…, k) @ w (n, k)^T + bias` where a row's result does not depend on the rows beside it, fast for few rows: on the
-/// CPU, without gradient, in one dtype; with `onto`, added to that tensor in place. `None`: not for these tensors.
-pub fn product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Option<Tensor> {
-    let p = |t: &Tensor| t.as_ptr() as *mut C_tensor;
-    // SAFETY: live tensors for the duration of the call; the result is ours.
-    unsafe {
-        let maybe = |t: Option<&Tensor>| t.map_or(std::ptr::null_mut(), p);
-        let made = ft_product(p(x), p(w), maybe(bias), maybe(onto));
-        (!made.is_null()).then(|| Tensor::from_ptr(made))
-    }
-}
-
-/// Rows up to which `product` serves on this CPU: within it a row's bits do not depend on its batch.
-pub fn product_rows() -> i64 {
-    // SAFETY: plain call.
-    unsafe { ft_product_rows() }
-}
-
-/// One decoding step of attention on the CPU: writes k and v (S, K, E) behind the `held` tokens of each slot of the
-/// tables (slots, K, capacity, E) and attends q (S, H, E) to them. `None`: not for these tensors, nothing is written.
-pub fn decode_attention(
-    q: &Tensor,
-    (k, v): (&Tensor, &Tensor),
-    (keys, values): (&Tensor, &Tensor),
-    held: &[i64],
-    scale: f64,
-) -> Option<Tensor> {
-    let p = |t: &Tensor| t.as_ptr() as *mut C_tensor;
-    // SAFETY: live tensors for the duration of the call, `held` has the length given; the result is ours.
-    unsafe {
-        let slots = held.len() as i64;
-        let made = ft_decode_attention(p(q), p(k), p(v), p(keys), p(values), held.as_ptr(), slots, scale);
-        (!made.is_null()).then(|| Tensor::from_ptr(made))
-    }
 }
 
 /// Counts CPU tensor memory and reuses large blocks; call before the first tensor of the process.

@@ -1,0 +1,129 @@
+//! Products and a decoding step's attention on the CPU: the Rust face of native/decode.cpp.
+//!
+//! Weights may be float32 or bfloat16, x likewise; bfloat16 weights with float32 x are widened as they are read, which
+//! gives the bits of a float32 copy without its memory. All of it runs without gradient.
+
+use std::ffi::c_int;
+use tch::{Kind, Tensor};
+use torch_sys::C_tensor;
+
+unsafe extern "C" {
+    fn ft_product(
+        level: c_int,
+        x: *mut C_tensor,
+        w: *mut C_tensor,
+        bias: *mut C_tensor,
+        onto: *mut C_tensor,
+    ) -> *mut C_tensor;
+    fn ft_product_rows(x_half: bool, w_half: bool) -> i64;
+    fn ft_widened_product(
+        x: *mut C_tensor,
+        w: *mut C_tensor,
+        bias: *mut C_tensor,
+        onto: *mut C_tensor,
+    ) -> *mut C_tensor;
+    fn ft_widened_back(g: *mut C_tensor, w: *mut C_tensor, onto: *mut C_tensor) -> *mut C_tensor;
+    fn ft_decode_attention(
+        level: c_int,
+        q: *mut C_tensor,
+        k: *mut C_tensor,
+        v: *mut C_tensor,
+        keys: *mut C_tensor,
+        values: *mut C_tensor,
+        held: *const i64,
+        slots: i64,
+        scale: f64,
+    ) -> *mut C_tensor;
+    fn ft_isa() -> c_int;
+}
+
+/// A build of the kernels for an instruction set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Build(c_int);
+
+impl Build {
+    const BEST: Self = Self(-1);
+
+    /// The builds that this processor runs.
+    pub fn available() -> impl Iterator<Item = Self> {
+        // SAFETY: plain call.
+        (0..=unsafe { ft_isa() }.min(3)).map(Self)
+    }
+
+    /// As `product`, by this build's own kernels whatever the number of rows.
+    pub fn product(self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Option<Tensor> {
+        // SAFETY: live tensors for the duration of the call; the result is ours.
+        unsafe { owned(ft_product(self.0, at(x), at(w), maybe(bias), maybe(onto))) }
+    }
+
+    /// As `decode_attention`, by this build.
+    pub fn decode_attention(
+        self,
+        q: &Tensor,
+        (k, v): (&Tensor, &Tensor),
+        (keys, values): (&Tensor, &Tensor),
+        held: &[i64],
+        scale: f64,
+    ) -> Option<Tensor> {
+        // SAFETY: live tensors for the duration of the call, `held` has the length given; the result is ours.
+        unsafe {
+            let slots = held.len() as i64;
+            let made =
+                ft_decode_attention(self.0, at(q), at(k), at(v), at(keys), at(values), held.as_ptr(), slots, scale);
+            owned(made)
+        }
+    }
+}
+
+fn at(t: &Tensor) -> *mut C_tensor {
+    t.as_ptr() as *mut C_tensor
+}
+
+fn maybe(t: Option<&Tensor>) -> *mut C_tensor {
+    t.map_or(std::ptr::null_mut(), at)
+}
+
+/// # Safety
+/// `made` is null or a tensor that nobody else owns.
+unsafe fn owned(made: *mut C_tensor) -> Option<Tensor> {
+    // SAFETY: as the caller says.
+    (!made.is_null()).then(|| unsafe { Tensor::from_ptr(made) })
+}
+
+/// `x (…, k) @ w (n, k)^T + bias` in the dtype of x, with `onto` added to that tensor in place. Up to `product_rows` rows a
+/// row's bits do not depend on the rows beside it. `None`: not for these tensors, or libtorch's own product is as fast.
+pub fn product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Option<Tensor> {
+    Build::BEST.product(x, w, bias, onto)
+}
+
+/// Rows of x up to which `product` is our own kernels' on this CPU: within it a row's bits do not depend on its batch.
+pub fn product_rows(x: Kind, w: Kind) -> i64 {
+    // SAFETY: plain call.
+    unsafe { ft_product_rows(x == Kind::BFloat16, w == Kind::BFloat16) }
+}
+
+/// `x (…, k) @ w (n, k)^T + bias` for many rows, x float32 and w bfloat16: some rows of w are widened at a time and
+/// multiplied by libtorch, so that no copy of w is made. With `onto` added to that tensor in place. `None`: not for these
+/// tensors.
+pub fn widened_product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Option<Tensor> {
+    // SAFETY: live tensors for the duration of the call; the result is ours.
+    unsafe { owned(ft_widened_product(at(x), at(w), maybe(bias), maybe(onto))) }
+}
+
+/// `g (…, n) @ w (n, k)`, which is the gradient of `widened_product` with respect to x; likewise.
+pub fn widened_product_back(g: &Tensor, w: &Tensor, onto: Option<&Tensor>) -> Option<Tensor> {
+    // SAFETY: live tensors for the duration of the call; the result is ours.
+    unsafe { owned(ft_widened_back(at(g), at(w), maybe(onto))) }
+}
+
+/// One decoding step of attention on the CPU: writes k and v (S, K, E) behind the `held` tokens of each slot of the
+/// tables (slots, K, capacity, E) and attends q (S, H, E) to them. `None`: not for these tensors, nothing is written.
+pub fn decode_attention(
+    q: &Tensor,
+    new: (&Tensor, &Tensor),
+    tables: (&Tensor, &Tensor),
+    held: &[i64],
+    scale: f64,
+) -> Option<Tensor> {
+    Build::BEST.decode_attention(q, new, tables, held, scale)
+}
