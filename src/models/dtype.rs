@@ -33,7 +33,8 @@ pub enum Dtype {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Storage {
-    /// `file` on the CPU where the file's format is narrower than the arithmetic's, else `copy`.
+    /// Where the file is in bfloat16 and the arithmetic in float32, on the CPU: `file` to answer; to train, `copy` if copies
+    /// take less than half of the free memory (a few per cent faster), else `file`. Otherwise `copy`.
     #[default]
     Auto,
     /// As they lie in the checkpoint, mapped on the CPU, and brought into the arithmetic's format as they are multiplied.
@@ -45,9 +46,9 @@ pub enum Storage {
 impl Storage {
     /// True where a weight of format `own` is held as it is for arithmetic in `computed`.
     pub fn keeps(self, own: Kind, computed: Kind, device: Device) -> bool {
-        let narrower = own.elt_size_in_bytes() < computed.elt_size_in_bytes();
         match self {
-            Self::Auto => narrower && device == Device::Cpu,
+            // What the kernels of decoding widen as they read it.
+            Self::Auto => own == Kind::BFloat16 && computed == Kind::Float && device == Device::Cpu,
             Self::File => true,
             Self::Copy => own == computed,
         }
@@ -126,18 +127,27 @@ pub fn bf16_products(device: Device) -> Option<&'static str> {
 
 /// The number format that most of a model folder's weights have on disk, without loading them.
 pub fn stored(folder: &Path) -> Result<Kind> {
+    Ok(on_disk(folder)?.0)
+}
+
+/// The same, and how many numbers there are of all formats.
+pub fn on_disk(folder: &Path) -> Result<(Kind, u64)> {
     let weights = super::weights(folder, &Config::read(folder)?)?;
-    let mut bytes: Vec<(Kind, u64)> = Vec::new();
-    for kind in weights.names().filter_map(|n| Some((weights.kind(n)?, weights.bytes_of(n)?))) {
-        match bytes.iter_mut().find(|(k, _)| *k == kind.0) {
-            Some((_, sum)) => *sum += kind.1,
-            None => bytes.push(kind),
+    let mut numbers: Vec<(Kind, u64)> = Vec::new();
+    for name in weights.names() {
+        let (Some(kind), Some(shape)) = (weights.kind(name), weights.shape(name)) else { continue };
+        let count = shape.iter().product::<i64>() as u64;
+        match numbers.iter_mut().find(|(k, _)| *k == kind) {
+            Some((_, sum)) => *sum += count,
+            None => numbers.push((kind, count)),
         }
     }
-    bytes.into_iter().max_by_key(|(_, sum)| *sum).map(|(kind, _)| kind).ok_or_else(|| {
+    let all = numbers.iter().map(|(_, n)| n).sum();
+    let most = numbers.into_iter().max_by_key(|(_, n)| *n).ok_or_else(|| {
         Error::user(format!("{}: no weights of the model are there", folder.display()))
             .hint("the download is incomplete: fetch the model again")
-    })
+    })?;
+    Ok((most.0, all))
 }
 
 /// Where a model computes in bfloat16 on a device that does not multiply it, says how much slower it is than float32, as

@@ -63,8 +63,10 @@ pub fn decoding() -> bool {
 
 /// `x (…, in) @ weight (out, in)^T + bias`; a weight of another dtype than x is read as one of x's.
 pub fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    let decoded = if decoding() { native::product(x, weight, bias, None) } else { None };
-    decoded.unwrap_or_else(|| x.linear(&cast(weight, x.kind()), bias))
+    // What the kernels of decoding do not read is brought into x's format for them, too: the same bits either way.
+    let weight = if weight.kind() == Kind::BFloat16 { weight.shallow_clone() } else { cast(weight, x.kind()) };
+    let decoded = if decoding() { native::product(x, &weight, bias, None) } else { None };
+    decoded.unwrap_or_else(|| x.linear(&cast(&weight, x.kind()), bias))
 }
 
 /// `y + x (T, in) @ weight (out, in)^T`, rounded once; may write to y.

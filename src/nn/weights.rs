@@ -138,11 +138,6 @@ impl Weights {
         self.entries.get(name).map(|e| e.kind)
     }
 
-    /// Bytes of a tensor on disk.
-    pub fn bytes_of(&self, name: &str) -> Option<u64> {
-        self.entries.get(name).map(|e| e.bytes as u64)
-    }
-
     /// Bytes of all tensors on disk.
     pub fn bytes(&self) -> u64 {
         self.entries.values().map(|e| e.bytes as u64).sum()

@@ -99,14 +99,7 @@ impl Trial {
         let adapters = vec![(ADAPTER.to_string(), &plan as &dyn Attach)];
         let model = Model::load(
             &subject.model,
-            Load {
-                device: subject.device,
-                kind,
-                storage,
-                train_base: false,
-                adapters,
-                heads: Heads::Tokens,
-            },
+            Load { device: subject.device, kind, storage, train_base: false, adapters, heads: Heads::Tokens },
         )?;
         match (&file, &subject.adapter) {
             (Some(file), Some(folder)) => file::load_into(model.params().adapter(0), &file.tensors, folder)?,
