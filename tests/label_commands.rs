@@ -1,6 +1,7 @@
 //! `ft label new`, `import`, `annotator` and `tui` as a user types them.
 
 use crate::label_support::*;
+use crate::needs::{SCRIPT, needs};
 use ft::label::Store;
 use ft::label::record::{Choice, Kind};
 use serde_json::{Value, json};
@@ -144,6 +145,7 @@ fn exports_of_other_tools_bring_their_judgements() {
 
 #[test]
 fn the_terminal_judges_too() {
+    needs!(SCRIPT);
     let project = Project::new(4, 1);
     // `script` gives the program a terminal of its own.
     let line = format!("stty rows 30 cols 100; exec {FT} label tui {} --name ann", project.place);
@@ -153,7 +155,7 @@ fn the_terminal_judges_too() {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .expect("script of util-linux");
+        .unwrap();
     let mut keys = child.stdin.take().unwrap();
     let mut press = |text: &str, what: &str, test: &dyn Fn() -> bool| {
         let began = Instant::now();
