@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};
 use ft::models::{self, Model};
+use ft::report;
 use std::path::PathBuf;
 
 /// A base model and perhaps an adapter on it.
@@ -33,6 +34,7 @@ pub enum Dtype {
 impl ModelArgs {
     /// Loads tokenizer and model.
     pub fn open(&self) -> Result<(Model, ChatTokenizer)> {
+        let _loading = report::spinner(&format!("loading {}", self.model.display()));
         let tokenizer = ChatTokenizer::load(&self.model, None)?;
         let device = models::device(&self.device)?;
         let model = models::open(&self.model, self.adapter.as_slice(), device, self.kind())?;
