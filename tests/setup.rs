@@ -1,6 +1,7 @@
 //! From nothing to a binary that starts: pinned wheels, the Makefile, the libraries it names, `ft doctor`, the one-file
 //! `ft`, and the preparation of the ICD-10 task. No test reaches a network: wheels are made here.
 
+use crate::needs::{VENV, needs};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -63,7 +64,7 @@ fn write(path: impl AsRef<Path>, text: &str) {
 #[test]
 fn make_help_names_every_target_for_users() {
     let help = succeed(Command::new("make").arg("help").current_dir(at("")));
-    for target in ["help", "setup", "demo", "test", "dist", "clean"] {
+    for target in ["help", "setup", "demo", "test", "dist", "wheel", "clean"] {
         assert!(help.contains(&format!("make {target} ")), "{target} is missing in:\n{help}");
     }
 }
@@ -473,10 +474,16 @@ fn a_driver_that_libtorch_cannot_use_is_told_with_a_remedy() {
 
 /// The libtorch under test once more, in a folder of its own made of links.
 fn second_libtorch() -> (TempDir, PathBuf) {
+    let dir = tempdir().expect("folder");
+    let copy = libtorch_in(&fs::canonicalize(dir.path()).expect("path").join("site"));
+    (dir, copy)
+}
+
+/// The libtorch under test as `torch` in a folder, made of links.
+fn libtorch_in(site: &Path) -> PathBuf {
     let report = doctor(&mut program(FT));
     let root = PathBuf::from(report["libtorch"]["folder"].as_str().expect("a folder"));
-    let dir = tempdir().expect("folder");
-    let copy = fs::canonicalize(dir.path()).expect("path").join("site/torch");
+    let copy = site.join("torch");
     fs::create_dir_all(copy.join("lib")).expect("lib");
     for entry in fs::read_dir(root.join("lib")).expect("lib").flatten() {
         std::os::unix::fs::symlink(entry.path(), copy.join("lib").join(entry.file_name())).expect("link");
@@ -484,9 +491,9 @@ fn second_libtorch() -> (TempDir, PathBuf) {
     write(copy.join("version.py"), &format!("__version__ = '{}.0+copy'\n", ft::libtorch::SERIES));
     let cuda = root.parent().expect("a parent").join("nvidia");
     if cuda.exists() {
-        std::os::unix::fs::symlink(cuda, dir.path().join("site/nvidia")).expect("link");
+        std::os::unix::fs::symlink(cuda, site.join("nvidia")).expect("link");
     }
-    (dir, copy)
+    copy
 }
 
 #[test]
@@ -539,6 +546,57 @@ fn the_one_file_ft_finds_a_libtorch_or_says_what_to_do() {
     fs::write(&packed, &bytes[..bytes.len() - 1000]).expect("cut off");
     let told = fail(&mut bare(), 1);
     assert!(told.contains("is the file whole"), "{told}");
+}
+
+#[test]
+fn a_wheel_brings_ft_into_a_python_environment() {
+    needs!(VENV);
+    let dir = tempdir().expect("folder");
+    let dir = fs::canonicalize(dir.path()).expect("path");
+    let packed = dir.join("ft");
+    succeed(Command::new("bash").arg(at("setup/pack.sh")).args([LAUNCHER, FT]).arg(&packed));
+    let pack = |out: &str| {
+        let told = succeed(Command::new("python3").arg(at("setup/wheel.py")).arg(&packed).arg(dir.join(out)));
+        assert!(told.contains("requires torch==2.11.0"), "{told}");
+        let mut made = fs::read_dir(dir.join(out)).expect("folder").map(|e| e.expect("entry").path());
+        (made.next().expect("a wheel"), made.next())
+    };
+    let ((wheel, more), (twin, _)) = (pack("one"), pack("two"));
+    let name = wheel.file_name().and_then(|n| n.to_str()).expect("a name");
+    let begin = format!("ft_toolkit-{}-py3-none-manylinux_2_", env!("CARGO_PKG_VERSION"));
+    assert!(name.starts_with(&begin) && name.ends_with(&format!("_{}.whl", std::env::consts::ARCH)) && more.is_none(), "{name}");
+    assert!(fs::read(&wheel).expect("wheel") == fs::read(&twin).expect("wheel"), "two wheels of one ft differ");
+
+    let venv = dir.join("venv");
+    succeed(Command::new("python3").args(["-m", "venv"]).arg(&venv));
+    let pip = || {
+        let mut command = Command::new(venv.join("bin/python"));
+        command.args(["-m", "pip", "--disable-pip-version-check"]).env("PIP_CONFIG_FILE", "/dev/null");
+        command
+    };
+    succeed(pip().args(["install", "--quiet", "--no-deps", "--no-index"]).arg(&wheel));
+    let lacks = run(pip().arg("check"));
+    assert!(!lacks.status.success() && stdout(&lacks).contains("ft-toolkit 0.1.0 requires torch"), "{}", stdout(&lacks));
+    let required = "import importlib.metadata as m; print(*m.requires('ft-toolkit'))";
+    assert_eq!(succeed(Command::new(venv.join("bin/python")).args(["-c", required])), "torch==2.11.0\n");
+
+    // The environment's own torch, with no variable that names it, no Python on the PATH, and another one asked for.
+    let bare = || {
+        let mut command = Command::new(venv.join("bin/ft"));
+        command.env_clear().env("PATH", "/nonexistent").env("HOME", "/nonexistent");
+        command
+    };
+    let python = fs::read_dir(venv.join("lib")).expect("lib").flatten().next().expect("a Python").path();
+    let torch = libtorch_in(&python.join("site-packages"));
+    let version = succeed(bare().arg("--version"));
+    assert_eq!(version, format!("ft {}\n", env!("CARGO_PKG_VERSION")));
+    let (_dir, other) = second_libtorch();
+    for variable in ["UNSET", "LIBTORCH"] {
+        let report = doctor(bare().env(variable, &other));
+        assert_eq!(report["libtorch"]["folder"], torch.to_str().expect("UTF-8"), "with {variable}");
+    }
+    let report = doctor(bare().env("FT_LIBTORCH", &other));
+    assert_eq!(report["libtorch"]["folder"], other.to_str().expect("UTF-8"));
 }
 
 // ---- the ICD-10 task
