@@ -74,7 +74,7 @@ def main():
     info = f"{stem}.dist-info"
     metadata = (
         f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {version}\nSummary: {of_cargo('description')}\n"
-        f"License: {of_cargo('license')}\nLicense-File: LICENSE\nRequires-Dist: {torch}\n"
+        f"License: {of_cargo('license')}\nRequires-Dist: {torch}\n"
     )
     files = {
         f"{stem}.data/scripts/ft": packed,

@@ -38,11 +38,8 @@ pub const VENV: Tool = Tool {
     there: || Command::new("python3").args(["-c", "import ensurepip, venv"]).output().is_ok_and(|o| o.status.success()),
 };
 
-pub const SCRIPT: Tool = Tool {
-    lacks: "`script` of util-linux is missing",
-    get: "apt-get install bsdutils",
-    there: || on_path("script"),
-};
+pub const SCRIPT: Tool =
+    Tool { lacks: "`script` of util-linux is missing", get: "apt-get install bsdutils", there: || on_path("script") };
 
 /// Ends the test that names it where one of these tools is missing.
 macro_rules! needs {

@@ -218,7 +218,10 @@ fn root_on_debian_gets_what_tests_need_and_what_cannot_be_had_stops_nothing() {
     let machine = fresh_machine();
     let (code, told, asked) = tools_there(&machine, "--tests", "0");
     assert_eq!(code, Some(0), "{told}");
-    assert!(asked.contains("apt-get update") && asked.contains("install -y -qq --no-install-recommends chromium chromium-driver"));
+    assert!(
+        asked.contains("apt-get update")
+            && asked.contains("install -y -qq --no-install-recommends chromium chromium-driver")
+    );
     // One package fails, so each is tried alone; what is there then is asked for no more.
     assert!(machine.path().join("bin/chromium").exists(), "{asked}");
     let note = told.lines().find(|l| l.starts_with("note: tests that need ")).unwrap_or_else(|| panic!("{told}"));
@@ -564,7 +567,10 @@ fn a_wheel_brings_ft_into_a_python_environment() {
     let ((wheel, more), (twin, _)) = (pack("one"), pack("two"));
     let name = wheel.file_name().and_then(|n| n.to_str()).expect("a name");
     let begin = format!("ft_toolkit-{}-py3-none-manylinux_2_", env!("CARGO_PKG_VERSION"));
-    assert!(name.starts_with(&begin) && name.ends_with(&format!("_{}.whl", std::env::consts::ARCH)) && more.is_none(), "{name}");
+    assert!(
+        name.starts_with(&begin) && name.ends_with(&format!("_{}.whl", std::env::consts::ARCH)) && more.is_none(),
+        "{name}"
+    );
     assert!(fs::read(&wheel).expect("wheel") == fs::read(&twin).expect("wheel"), "two wheels of one ft differ");
 
     let venv = dir.join("venv");
@@ -576,7 +582,11 @@ fn a_wheel_brings_ft_into_a_python_environment() {
     };
     succeed(pip().args(["install", "--quiet", "--no-deps", "--no-index"]).arg(&wheel));
     let lacks = run(pip().arg("check"));
-    assert!(!lacks.status.success() && stdout(&lacks).contains("ft-toolkit 0.1.0 requires torch"), "{}", stdout(&lacks));
+    assert!(
+        !lacks.status.success() && stdout(&lacks).contains("ft-toolkit 0.1.0 requires torch"),
+        "{}",
+        stdout(&lacks)
+    );
     let required = "import importlib.metadata as m; print(*m.requires('ft-toolkit'))";
     assert_eq!(succeed(Command::new(venv.join("bin/python")).args(["-c", required])), "torch==2.11.0\n");
 

@@ -145,8 +145,7 @@ struct Progress {
 
 impl Progress {
     fn new(questions: usize, done: usize) -> Self {
-        let bar =
-            if questions > 1 { report::bar(questions as u64, "prompts") } else { report::working("the answer") };
+        let bar = if questions > 1 { report::bar(questions as u64, "prompts") } else { report::working("the answer") };
         Self { bar: bar.after(done as u64), began: Instant::now(), answers: 0, tokens: 0 }
     }
 

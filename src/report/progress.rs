@@ -17,6 +17,9 @@ const EVERY: Duration = Duration::from_secs(30);
 /// How often a log's clock is looked at.
 const TICK: Duration = Duration::from_millis(500);
 
+/// One piece in so many must be done before a log says when the rest will be.
+const TELLING: u64 = 20;
+
 /// A pause between two works that is no pause: what was due during the first stays due during the second.
 const SEAM: Duration = Duration::from_secs(2);
 
@@ -159,9 +162,12 @@ impl Line {
         }
         parts.extend(self.counted.rate(took));
         parts.push(duration(took));
+        // The first of many pieces says little: answers, for one, end late and together.
         if let Some(total) = self.bar.length().filter(|total| *total > done && done > before) {
-            let left = took.mul_f64((total - done) as f64 / (done - before) as f64);
-            parts.push(format!("eta {}", duration(left)));
+            let (made, left) = (done - before, total - done);
+            if TELLING * made >= total - before {
+                parts.push(format!("eta {}", duration(took.mul_f64(left as f64 / made as f64))));
+            }
         }
         format!("{}: {}", self.bar.message(), parts.join(", "))
     }
@@ -350,12 +356,14 @@ mod tests {
         assert_eq!(line(None).text(took), "answers: 30.0s");
         let bar = line(Some(2105));
         assert_eq!(bar.text(took), "answers: 0/2,105, 30.0s");
-        bar.bar.set_position(105);
+        bar.bar.set_position(12);
+        assert_eq!(bar.text(took), "answers: 12/2,105, 30.0s", "a guess from a few of many");
+        bar.bar.set_position(110);
         bar.counted.before.store(5, Ordering::Relaxed);
-        assert_eq!(bar.text(took), "answers: 105/2,105, 30.0s, eta 10m 00s");
+        assert_eq!(bar.text(took), "answers: 110/2,105, 30.0s, eta 9m 30s");
         *bar.counted.unit.lock().unwrap() = "tokens";
         bar.counted.more.store(1200, Ordering::Relaxed);
-        assert_eq!(bar.text(took), "answers: 105/2,105, 40 tokens/s, 30.0s, eta 10m 00s");
+        assert_eq!(bar.text(took), "answers: 110/2,105, 40 tokens/s, 30.0s, eta 9m 30s");
         bar.bar.set_position(2105);
         assert!(!bar.text(took).contains("eta"));
     }
