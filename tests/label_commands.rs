@@ -182,3 +182,18 @@ fn the_terminal_judges_too() {
     assert!(child.wait().unwrap().success());
     refused(&["label", "tui", &project.place], &["needs a terminal"]);
 }
+
+/// A judge that is silent for longer than a log may be, and then fails: a line by the clock, and none after the error.
+#[test]
+fn a_log_hears_of_long_work_and_nothing_after_an_error() {
+    let project = Project::new(1, 1);
+    let slow = ["--name", "slow", "--command", "sh", "-c", "sleep 17; exit 3"];
+    let output = ft(&["label", "judge", &project.place]).args(slow).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<&str> = said.lines().collect();
+    let place =
+        |begin: &str| lines.iter().position(|l| l.starts_with(begin)).unwrap_or_else(|| panic!("{begin}: {said}"));
+    assert!(place("pairs: 0/1, 1") < place("error:"), "{said}");
+    assert_eq!(lines.iter().filter(|l| l.starts_with("pairs:")).count(), 1, "{said}");
+    assert!(lines[place("error:") + 1..].iter().all(|l| !l.contains("pairs: ") && !l.starts_with("ft ")), "{said}");
+}
