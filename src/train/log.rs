@@ -104,10 +104,10 @@ impl Log {
             line.grad_norm,
             report::count(line.tokens_per_s.round() as u64)
         );
-        self.bar.set_position(line.step);
         if report::on_terminal() {
             self.bar.set_message(text.clone());
         }
+        self.bar.set_position(line.step);
         let due = !self.talked || line.step == self.total || self.last_line.elapsed() > Duration::from_secs(10);
         if !report::on_terminal() && due {
             let left = line.seconds * (self.total - line.step) as f64;
