@@ -24,6 +24,7 @@ mod label_server;
 mod label_session;
 mod label_store;
 mod label_support;
+mod needs;
 mod optimisers;
 mod parity;
 mod ppo;

@@ -37,6 +37,7 @@ pub enum Dtype {
 impl ModelArgs {
     /// Loads tokenizer and model.
     pub fn open(&self) -> Result<(Model, ChatTokenizer)> {
+        let _loading = report::spinner(&format!("loading {}", self.model.display()));
         let tokenizer = ChatTokenizer::load(&self.model, None)?;
         let device = models::device(&self.device)?;
         let kind = self.dtype.begin(device, &self.model)?;

@@ -36,11 +36,14 @@ pub fn run(args: Selftest) -> Result<()> {
         adapter: args.model.adapter,
         rows,
     };
+    let checks = report::working("checks");
     let lines = selftest::run(&subject, &mut |line| {
+        checks.inc(1);
         if !args.json {
             println!("{}", written(line));
         }
     })?;
+    checks.finish_and_clear();
     let count = |verdict| lines.iter().filter(|l| l.verdict == verdict).count();
     let (passed, failed, skipped) = (count(Verdict::Passed), count(Verdict::Failed), count(Verdict::Skipped));
     let seconds = began.elapsed();

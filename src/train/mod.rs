@@ -23,7 +23,7 @@ use crate::adapters::{AdapterSpec, file};
 use crate::convert::export;
 use crate::error::{Error, Result};
 use crate::fsutil::{create_dir_all, hold, io_error, move_into, read_json, write_json};
-use crate::methods::{ADAPTER, Aim, Alarm, Method};
+use crate::methods::{ADAPTER, Aim, Alarm, Means, Method};
 use crate::models::{Dtype, Model};
 use crate::native;
 use crate::recipe::{NonFinite, Plan, ResultChoice};
@@ -341,7 +341,7 @@ impl Run<'_> {
     /// Measures the validation rows; true where their loss is the lowest so far.
     fn validate(&mut self, method: &mut dyn Method) -> Result<bool> {
         let _averaged = self.at.optim.averaged();
-        let Some(means) = method.validate(self.at.model)? else {
+        let Some(means) = validation(method, self.at.model)? else {
             self.records.samples(&method.prompts(self.at.plan.recipe.run.samples), self.at.state.step)?;
             self.records.measured()?;
             return Ok(false);
@@ -364,7 +364,7 @@ impl Run<'_> {
     /// What the base knows before the first step.
     fn measure_base(&mut self, method: &mut dyn Method) -> Result<()> {
         let run = &self.at.plan.recipe.run;
-        if let Some(means) = if run.eval_at_start { method.validate(self.at.model)? } else { None } {
+        if let Some(means) = if run.eval_at_start { validation(method, self.at.model)? } else { None } {
             self.records.validation(0, &means, "  (before the first step)")?;
         }
         self.records.samples(&method.prompts(self.at.plan.recipe.run.samples), 0)?;
@@ -423,11 +423,18 @@ fn finish(
     export_result(plan, model)
 }
 
+/// What the method finds on its validation rows.
+fn validation(method: &mut dyn Method, model: &Model) -> Result<Option<Means>> {
+    let _validating = report::working("validation");
+    method.validate(model)
+}
+
 /// Writes the trained adapter or model into `run.out`, verified by reading it back.
 fn export_result(plan: &Plan, model: &Model) -> Result<()> {
     let recipe = &plan.recipe;
     let out = &recipe.run.out;
     let began = Instant::now();
+    let saving = report::spinner("saving and verifying the result");
     // Checked beside its place, then moved in file by file: checkpoints and metrics stay where they are.
     let fresh = out.join("result.new");
     let (what, report) = match &recipe.adapter {
@@ -438,6 +445,7 @@ fn export_result(plan: &Plan, model: &Model) -> Result<()> {
     };
     remove_result(out)?;
     move_into(&fresh, out)?;
+    saving.finish_and_clear();
     report::info(format!("{what} saved and verified in {}: {}", report::duration(began.elapsed()), out.display()));
     for c in &report.compatibility {
         report::info(format!("  read by {c}"));

@@ -171,6 +171,7 @@ impl Prepared {
     /// Loads the base with a fresh adapter. Without one, `train_base` makes float32 masters of all weights.
     pub fn load_model(&self, train_base: bool) -> Result<Model> {
         let recipe = &self.plan.recipe;
+        let _loading = report::spinner(&format!("loading {}", recipe.model.path.display()));
         // Adapters draw their first weights from libtorch's generator.
         tch::manual_seed(recipe.run.seed as i64);
         let plan = recipe.adapter.as_ref().map(AdapterSpec::plan).transpose()?;
