@@ -29,7 +29,7 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
     let width = model.kind().elt_size_in_bytes() as u64;
     let full = recipe.adapter.is_none();
     let base: u64 = model.params().base().map(|p| p.tensor.numel() as u64).sum();
-    let (_, held) = model.held();
+    let (stored, held) = model.held();
     // A master, its gradient and the optimiser's state.
     let exact = recipe.optim.master == Master::F32;
     let master = if exact { 4 } else { 2 };
@@ -71,7 +71,9 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
         0 => supervised.min(256) * v * width,
         tables => supervised.min(chunked::CHUNK as u64) * v * 4 * tables,
     };
-    let head = chunk + supervised * d * width * 2;
+    // A weight that is held narrower than the arithmetic is widened for as long as it multiplies; the head is the largest.
+    let widened = if stored != model.kind() && !full { d * v * width } else { 0 };
+    let head = chunk + supervised * d * width * 2 + widened;
     let backward = row * (3 * f + 2 * d) * width;
     let activations = if full {
         // Gradients come as activations go: first the head's, beside a narrow copy of its weight and a chunk's part of the
