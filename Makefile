@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help tools libtorch setup test fuzz demo demo-rlhf datasets medical taught icd10-start demo-labeling bench bench-peers bench-medical bench-distill dist clean
+.PHONY: help tools test-tools libtorch setup test fuzz demo demo-rlhf datasets medical taught icd10-start demo-labeling bench bench-peers bench-medical bench-distill dist wheel clean
 
 # An own libtorch or PyTorch 2.11 is used where LIBTORCH points at one; otherwise `make setup` fetches it.
 ifneq ($(LIBTORCH),)
@@ -28,8 +28,11 @@ setup: libtorch ## Fetch libtorch and build ft (CUDA=1 adds the CUDA libraries)
 	cargo build --release
 	@echo "ready: $(FT) (try: $(FT) doctor)"
 
-test: setup ## Set up, then run all tests
+test-tools:
 	@bash setup/tools.sh --tests
+
+# In this order: what building needs may be among what is installed.
+test: test-tools setup ## Set up, then run all tests (as root on Debian it installs what they need)
 	@bash setup/test.sh
 
 fuzz: setup ## Fuzz the parsers of GGUF, safetensors, recipes and configs (SECONDS_EACH=60 a target)
@@ -43,6 +46,9 @@ clean: ## Remove what was built and fetched, but no model, data or adapter
 dist: setup ## Pack target/dist/ft, one file that runs beside a libtorch 2.11 on another machine
 	@bash setup/pack.sh target/release/ft-launch $(FT) target/dist/ft
 	@ls -lh target/dist/ft | awk '{ print "packed: " $$9 " (" $$5 ")" }'
+
+wheel: dist ## Pack it as target/dist/ft_toolkit-*.whl: after pip install, ft runs on that environment's torch
+	@python3 setup/wheel.py target/dist/ft target/dist
 
 # ---- demo: a medical adapter for a small model, with the numbers before and after
 

@@ -126,8 +126,8 @@ void rotate(const T* x, const T* cos, const T* sin, T* y, int64_t heads, int64_t
 }
 
 template <class T>
-void head(T* logits, const int64_t* target, float* log_prob, float* hit, int64_t vocabulary, bool direction,
-          int64_t begin, int64_t end) {
+void head(T* logits, const int64_t* target, float* log_prob, float* hit, float* entropy, int64_t vocabulary,
+          float inverse, bool direction, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; row++) {
     T* z = logits + row * vocabulary;
     float largest = -__builtin_inff(), total = 0;
@@ -138,17 +138,27 @@ void head(T* logits, const int64_t* target, float* log_prob, float* hit, int64_t
     }
     // A NaN or an infinity among the logits makes the total NaN, and with it all that follows.
 #pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < vocabulary; i++) total += exp_(load(z + i) - largest);
-    float at = load(z + target[row]);
+    for (int64_t i = 0; i < vocabulary; i++) total += exp_((load(z + i) - largest) * inverse);
+    float at = load(z + target[row]), logarithm = __builtin_logf(total);
     bool first = at == largest;
     for (int64_t i = 0; first && i < target[row]; i++) first = load(z + i) != largest;
-    log_prob[row] = at - largest - __builtin_logf(total);
+    log_prob[row] = (at - largest) * inverse - logarithm;
     hit[row] = first ? 1.0f : 0.0f;
+    if (entropy) {
+      // log(total) - sum p_i (z_i - largest), in a loop of its own: the total's order of sums stays what it is.
+      float along = 0;
+#pragma omp simd reduction(+ : along)
+      for (int64_t i = 0; i < vocabulary; i++) {
+        float v = (load(z + i) - largest) * inverse;
+        along += exp_(v) * v;
+      }
+      entropy[row] = logarithm - along / total;
+    }
     if (!direction) continue;
-    float scale = -1.0f / total;
-    float onehot = 1.0f + exp_(at - largest) * scale;
+    float scale = -inverse / total;
+    float onehot = inverse + exp_((at - largest) * inverse) * scale;
 #pragma omp simd
-    for (int64_t i = 0; i < vocabulary; i++) store(z + i, exp_(load(z + i) - largest) * scale);
+    for (int64_t i = 0; i < vocabulary; i++) store(z + i, exp_((load(z + i) - largest) * inverse) * scale);
     store(z + target[row], onehot);
   }
 }
@@ -215,10 +225,10 @@ void rotate_(bool half, const void* x, const void* cos, const void* sin, void* y
   if (half) rotate(CH(x), CH(cos), CH(sin), H(y), heads, size, turn, begin, end);
   else rotate(CF(x), CF(cos), CF(sin), F(y), heads, size, turn, begin, end);
 }
-void head_(bool half, void* logits, const int64_t* target, float* log_prob, float* hit, int64_t vocabulary,
-           bool direction, int64_t begin, int64_t end) {
-  if (half) head(H(logits), target, log_prob, hit, vocabulary, direction, begin, end);
-  else head(F(logits), target, log_prob, hit, vocabulary, direction, begin, end);
+void head_(bool half, void* logits, const int64_t* target, float* log_prob, float* hit, float* entropy,
+           int64_t vocabulary, float inverse, bool direction, int64_t begin, int64_t end) {
+  if (half) head(H(logits), target, log_prob, hit, entropy, vocabulary, inverse, direction, begin, end);
+  else head(F(logits), target, log_prob, hit, entropy, vocabulary, inverse, direction, begin, end);
 }
 void probabilities_(bool half, void* scores, const float* lse, int64_t length, float scale, int64_t begin,
                     int64_t end) {

@@ -27,10 +27,11 @@ struct FtKernels {
   void (*rotate)(bool half, const void* x, const void* cos, const void* sin, void* y, int64_t heads, int64_t size,
                  float turn, int64_t begin, int64_t end);
 
-  // Per row of logits (V): the target's log-probability and whether it is the first largest. Where `direction`, the
-  // row becomes onehot(target) - softmax.
-  void (*head)(bool half, void* logits, const int64_t* target, float* log_prob, float* hit, int64_t vocabulary,
-               bool direction, int64_t begin, int64_t end);
+  // Per row of logits (V), of the distribution softmax(logits * inverse): the target's log-probability, whether its logit is
+  // the first largest and, where `entropy` is not null, the entropy in nats; the first two do not depend on whether it is.
+  // Where `direction`, the row becomes the gradient of the log-probability, (onehot(target) - softmax) * inverse.
+  void (*head)(bool half, void* logits, const int64_t* target, float* log_prob, float* hit, float* entropy,
+               int64_t vocabulary, float inverse, bool direction, int64_t begin, int64_t end);
 
   // Rows of scores (L keys each, the query's place is row % L) become exp(scale * s - lse), 0 for later keys.
   void (*probabilities)(bool half, void* scores, const float* lse, int64_t length, float scale, int64_t begin,

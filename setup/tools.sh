@@ -1,47 +1,45 @@
 #!/usr/bin/env bash
-# Says which build tools are missing and how to get them; with --install, installs them where it can (Debian, as root).
-# With --tests (and with --install) also what the tests of labelling need: a browser with its driver, PostgreSQL, and
-# axe-core, which comes from npm into target/axe.
+# Says which build tools are missing and how to get them. With --tests it also looks for what single tests need (a browser
+# with its driver, PostgreSQL, axe-core, venv) and, as root on a Debian-like system, installs all that is missing. A test
+# whose tool cannot be had is skipped by name (tests/needs.rs); only a missing build tool is an error.
 set -u
-missing=()
+[ "${1:-}" = --tests ] && tests=yes || tests=
+axe="$(dirname "$0" 2>/dev/null)/../target/axe"
 have() { command -v "$1" >/dev/null 2>&1; }
-have g++ || missing+=(g++)
-have make || missing+=(make)
-have python3 || missing+=(python3)
-python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
-if [ "${1:-}" = --install ] || [ "${1:-}" = --tests ]; then
-    have chromium || have google-chrome || missing+=(chromium)
-    have chromedriver || missing+=(chromium-driver)
-    have initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
-    have npm || missing+=(npm)
-fi
 
-if [ ${#missing[@]} -gt 0 ] && [ "${1:-}" = --install ] && have apt-get && [ "$(id -u)" = 0 ]; then
-    echo "installing ${missing[*]}" >&2
+# The packages that are missing: `missing` for building, `wanted` for single tests.
+look() {
+    missing=() wanted=()
+    have g++ || missing+=(g++)
+    have make || missing+=(make)
+    have python3 || missing+=(python3)
+    python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+    [ -n "$tests" ] || return 0
+    have chromium || have google-chrome || wanted+=(chromium)
+    have chromedriver || wanted+=(chromium-driver)
+    have initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || wanted+=(postgresql)
+    [ -f "$axe/package/axe.min.js" ] || have npm || wanted+=(npm)
+    # Debian keeps ensurepip out of python3.
+    python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || wanted+=(python3-venv)
+}
+
+install() { apt-get install -y -qq --no-install-recommends "$@" >&2; }
+
+look
+packages=("${missing[@]}" "${wanted[@]}")
+if [ -n "$tests" ] && [ ${#packages[@]} -gt 0 ] && have apt-get && [ "$(id -u)" = 0 ]; then
+    echo "installing ${packages[*]}" >&2
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq >&2 && apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2 || exit 1
-    missing=()
+    apt-get update -qq >&2
+    # One package that cannot be had must not keep the others away.
+    install "${packages[@]}" || for package in "${packages[@]}"; do install "$package"; done
+    look
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then
     echo "error: missing: ${missing[*]}" >&2
     echo "hint: on Debian or Ubuntu: apt-get install ${missing[*]}" >&2
     exit 1
-fi
-
-axe=axe-core@4.10.3
-axe_sha256=0f2b4d7dcdf7d1219df8d1959ad68e565f51d14c3f0d88bb71cd59abeb956292
-if [ "${1:-}" = --install ] || [ "${1:-}" = --tests ]; then
-    folder="$(dirname "$0")/../target/axe"
-    if [ ! -f "$folder/package/axe.min.js" ]; then
-        mkdir -p "$folder" &&
-            (cd "$folder" && pack=$(npm pack --silent "$axe") && echo "$axe_sha256  $pack" | sha256sum --check --status &&
-                tar -xzf "$pack" package/axe.min.js package/LICENSE) || {
-            echo "error: $axe cannot be fetched from npm; the accessibility tests need it" >&2
-            echo "hint: put axe.min.js of axe-core into target/axe/package" >&2
-            exit 1
-        }
-    fi
 fi
 if ! have cargo; then
     echo "error: cargo is missing: Rust 1.89 or newer is needed" >&2
@@ -54,3 +52,18 @@ if [ -n "$version" ] && [ "$version" -lt 89 ]; then
     echo "hint: rustup update stable" >&2
     exit 1
 fi
+[ -n "$tests" ] || exit 0
+
+if [ ${#wanted[@]} -gt 0 ]; then
+    echo "note: tests that need ${wanted[*]} will be skipped; to run them: apt-get install ${wanted[*]}" >&2
+fi
+pin=axe-core@4.10.3
+sha256=0f2b4d7dcdf7d1219df8d1959ad68e565f51d14c3f0d88bb71cd59abeb956292
+fetch_axe() {
+    mkdir -p "$axe" && cd "$axe" && pack=$(npm pack --silent --fetch-retries=1 "$pin") || return
+    echo "$sha256  $pack" | sha256sum --check --status && tar -xzf "$pack" package/axe.min.js package/LICENSE
+}
+if [ ! -f "$axe/package/axe.min.js" ] && have npm && ! (fetch_axe); then
+    echo "note: $pin cannot be fetched from npm, so tests of accessibility will be skipped" >&2
+fi
+exit 0

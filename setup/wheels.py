@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -89,15 +90,23 @@ def download(name, version, want, folder):
 
 
 def pip(arguments, what):
-    """Runs pip; its own words are shown only when it fails."""
+    """Runs pip; its own words are shown only when it fails. In a log a line by the clock says that it goes on."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
     quiet = [] if sys.stderr.isatty() else ["--quiet"]
-    run = subprocess.run(command + quiet, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command + quiet, stdout=sys.stderr, stderr=subprocess.PIPE, text=True) as run:
+        began, patience = time.monotonic(), 15
+        while True:
+            try:
+                errors = run.communicate(timeout=patience if quiet else None)[1]
+                break
+            except subprocess.TimeoutExpired:
+                print(f"still fetching {what}: {time.monotonic() - began:.0f} s", flush=True)
+                patience = 30
     if run.returncode == 0:
         return
-    if "No module named pip" in run.stderr:
+    if "No module named pip" in errors:
         raise Failure("python3 has no pip, which fetches libtorch", "on Debian or Ubuntu: apt-get install python3-pip")
-    last = [line for line in run.stderr.splitlines() if line.startswith("ERROR:")] or run.stderr.splitlines() or ["no message"]
+    last = [line for line in errors.splitlines() if line.startswith("ERROR:")] or errors.splitlines() or ["no message"]
     raise Failure(
         f"pip could not fetch {what}: {last[-1].replace('ERROR: ', '')}",
         "is a package registry reachable from here? `python3 -m pip config list` shows which index and proxy pip uses",

@@ -69,16 +69,25 @@ fn read_version(root: &Path) -> (Option<String>, Option<String>) {
     (version, cuda)
 }
 
+/// The torch of the Python environment that the program is installed in: PREFIX/bin/ft beside PREFIX/lib/python3*. What
+/// pip put there together belongs together.
+pub fn own_environment(exe: Option<&Path>) -> Vec<PathBuf> {
+    let prefix = exe.and_then(Path::parent).filter(|folder| folder.ends_with("bin")).and_then(Path::parent);
+    prefix.map(site_packages).unwrap_or_default().into_iter().map(|site| site.join("torch")).collect()
+}
+
 /// The folders to look in when nobody said where libtorch is, nearest first. `exe` is the file of the running program.
 pub fn usual_places(exe: Option<&Path>) -> Vec<PathBuf> {
-    let mut places: Vec<PathBuf> = Vec::new();
+    let mut places = own_environment(exe);
     if let Some(beside) = exe.and_then(Path::parent) {
         places.extend([beside.join("libtorch"), beside.join("torch"), beside.join("../lib"), beside.to_path_buf()]);
         places.extend(beside.ancestors().take(4).map(|folder| folder.join(".libtorch/torch")));
     }
     let mut prefixes: Vec<PathBuf> = ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(|v| folder_in(v)).collect();
-    // The Pythons on PATH, where `pip install torch` puts its files: PREFIX/bin/python3, links followed or not.
-    for bin in std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()) {
+    // The Pythons beside the program and on PATH, where `pip install torch` puts its files: PREFIX/bin/python3, links
+    // followed (an environment may use the packages of the Python that it was made with) or not.
+    let beside = exe.and_then(Path::parent).map(Path::to_path_buf);
+    for bin in beside.into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())) {
         let python = bin.join("python3");
         if python.is_file() {
             prefixes.extend(bin.parent().map(Path::to_path_buf));
@@ -150,6 +159,19 @@ mod tests {
         let cpu = folder("version.py", "__version__ = '2.11.0+cpu'\ncuda: Optional[str] = None\n");
         assert_eq!(Libtorch::at(cpu.path()).expect("recognised").cuda, None);
         assert_eq!(Libtorch::at(Path::new("/nonexistent")), None);
+    }
+
+    #[test]
+    fn a_program_in_an_environment_looks_there_first() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let prefix = dir.path().join(".venv");
+        let torch = prefix.join("lib/python3.12/site-packages/torch");
+        fs::create_dir_all(torch.parent().expect("a parent")).expect("folders");
+        let places = usual_places(Some(&prefix.join("bin/ft")));
+        assert_eq!(places[0], torch);
+        // A checkout around the environment comes later.
+        assert!(places.contains(&dir.path().join(".libtorch/torch")), "{places:?}");
+        assert!(own_environment(Some(&prefix.join("elsewhere/ft"))).is_empty());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use ft::adapters::targets::Selection;
 use ft::adapters::{LoraPlan, LoraSpec, Targets, file, lora};
 use ft::convert::export::{self, Export, Verdict};
 use ft::convert::merged;
-use ft::models::{self, Config, Heads, Load, Model};
+use ft::models::{self, Config, Heads, Load, Model, Storage};
 use ft::nn::{Attach, Tokens, Weights};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,7 +48,14 @@ fn distance(found: &Tensor, expected: &Tensor) -> f64 {
 fn bare(folder: &Path, kind: Kind) -> Model {
     Model::load(
         folder,
-        Load { device: Device::Cpu, kind, train_base: false, adapters: Vec::new(), heads: Heads::Tokens },
+        Load {
+            device: Device::Cpu,
+            kind,
+            storage: Storage::Auto,
+            train_base: false,
+            adapters: Vec::new(),
+            heads: Heads::Tokens,
+        },
     )
     .unwrap()
 }
@@ -176,8 +183,14 @@ fn targets_select_the_modules_that_peft_selects() {
         let (spec, _) = file::read_config(&config).unwrap();
         let loaded = LoraPlan::of_file(&spec, &config).and_then(|plan| {
             let adapters = vec![("0".to_string(), &plan as &dyn Attach)];
-            let load =
-                Load { device: Device::Cpu, kind: Kind::Float, train_base: false, adapters, heads: Heads::Tokens };
+            let load = Load {
+                device: Device::Cpu,
+                kind: Kind::Float,
+                storage: Storage::Auto,
+                train_base: false,
+                adapters,
+                heads: Heads::Tokens,
+            };
             Model::load(&fixtures().join(row["model"].as_str().unwrap()), load)
         });
         match loaded {
@@ -224,6 +237,7 @@ fn a_recipe_must_mean_what_it_names() {
         let load = Load {
             device: Device::Cpu,
             kind: Kind::Float,
+            storage: Storage::Auto,
             train_base: false,
             adapters: vec![("0".into(), &plan as &dyn Attach)],
             heads: Heads::Tokens,
@@ -397,6 +411,7 @@ fn trained(folder: &Path, spec: &LoraSpec, scale: f64) -> Model {
     let load = Load {
         device: Device::Cpu,
         kind: Kind::Float,
+        storage: Storage::Auto,
         train_base: false,
         adapters: vec![("policy".into(), &plan as &dyn Attach)],
         heads: Heads::Tokens,
@@ -460,6 +475,7 @@ fn a_trained_base_is_saved_tied_and_rounded_once() {
     let load = Load {
         device: Device::Cpu,
         kind: Kind::BFloat16,
+        storage: Storage::Auto,
         train_base: true,
         adapters: Vec::new(),
         heads: Heads::Tokens,
@@ -467,8 +483,14 @@ fn a_trained_base_is_saved_tied_and_rounded_once() {
     let model = Model::load(&tiny, load).unwrap();
     grow(&model);
     // The same masters in a run that computes in float32: there the rounding shows, and is allowed for.
-    let load =
-        Load { device: Device::Cpu, kind: Kind::Float, train_base: true, adapters: Vec::new(), heads: Heads::Tokens };
+    let load = Load {
+        device: Device::Cpu,
+        kind: Kind::Float,
+        storage: Storage::Auto,
+        train_base: true,
+        adapters: Vec::new(),
+        heads: Heads::Tokens,
+    };
     let exact = Model::load(&tiny, load).unwrap();
     grow(&exact);
     let report = export::save_model(&exact, &out.path().join("rounded"), Kind::BFloat16).unwrap();

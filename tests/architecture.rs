@@ -47,7 +47,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("tokenizers", &["src/data/tokenizer.rs", "src/data/bpe.rs"]),
     ("safetensors", &["src/nn/weights.rs", "src/nn/safetensors.rs", "src/convert/"]),
     ("memmap2", &["src/nn/weights.rs", "src/convert/gguf.rs", "src/data/tokens.rs"]),
-    ("torch_sys", &["src/native.rs"]),
+    ("torch_sys", &["src/native.rs", "src/native/products.rs"]),
     ("jsonschema", &["src/rewards/json.rs"]),
     ("ureq", &["src/rewards/http.rs"]),
     ("rusqlite", &["src/label/store/sqlite.rs"]),
@@ -84,12 +84,13 @@ const LIBRARIES: &[(&str, &[&str])] = &[
 
 /// Files that may say `unsafe`, and what else must stand on each such line or on the line after it.
 const UNSAFE: &[(&str, &str)] = &[
-    ("src/native.rs", ""),         // libtorch beyond tch
-    ("src/native/kernels.rs", ""), // our own loops over tensor memory
-    ("src/runtime.rs", ""),        // signals, the loader's list of libraries
-    ("src/budget.rs", ""),         // the process's allocator
-    ("src/machine.rs", ""),        // system calls, the NVIDIA driver
-    ("src/bin/ft-launch.rs", ""),  // anonymous memory for the packed binary
+    ("src/native.rs", ""),          // libtorch beyond tch
+    ("src/native/kernels.rs", ""),  // our own loops over tensor memory
+    ("src/native/products.rs", ""), // products and a decoding step over tensor memory
+    ("src/runtime.rs", ""),         // signals, the loader's list of libraries
+    ("src/budget.rs", ""),          // the process's allocator
+    ("src/machine.rs", ""),         // system calls, the NVIDIA driver
+    ("src/bin/ft-launch.rs", ""),   // anonymous memory for the packed binary
     ("src/nn/weights.rs", "Mmap::map"),
     ("src/convert/gguf.rs", "Mmap::map"),
     ("src/data/tokens.rs", "Mmap::map"),

@@ -6,7 +6,7 @@ use ft::adapters::merge::{Merge, Part};
 use ft::adapters::{LoraPlan, LoraSpec, Targets, file};
 use ft::convert::import::{Options, import};
 use ft::convert::{export, merged};
-use ft::models::{self, Config, Heads, Load, Metrics, Model, Replay};
+use ft::models::{self, Config, Heads, Load, Metrics, Model, Replay, Storage};
 use ft::nn::{Attach, Tokens, Weights, weights};
 use serde_json::{Value, json as value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -303,8 +303,14 @@ fn settings_of_gpt2_that_would_change_its_numbers_are_refused() {
         let mut config: Value = ft::fsutil::read_json(&file).unwrap();
         change(&mut config);
         ft::fsutil::write_json(&file, &config).unwrap();
-        let load =
-            Load { device: device(), kind: Kind::Float, train_base: false, adapters: Vec::new(), heads: Heads::Tokens };
+        let load = Load {
+            device: device(),
+            kind: Kind::Float,
+            storage: Storage::Auto,
+            train_base: false,
+            adapters: Vec::new(),
+            heads: Heads::Tokens,
+        };
         let e = Model::load(folder.path(), load).err().expect("refused");
         assert_eq!(e.exit_code(), 1);
         assert!(e.to_string().contains("config.json"), "{e}");
@@ -374,6 +380,7 @@ fn a_recipe_may_name_gpt2s_layers() {
     let load = Load {
         device: device(),
         kind: Kind::Float,
+        storage: Storage::Auto,
         train_base: false,
         adapters: vec![("a".into(), &plan as &dyn Attach)],
         heads: Heads::Tokens,
@@ -386,6 +393,7 @@ fn a_recipe_may_name_gpt2s_layers() {
     let load = Load {
         device: device(),
         kind: Kind::Float,
+        storage: Storage::Auto,
         train_base: false,
         adapters: vec![("a".into(), &refused as &dyn Attach)],
         heads: Heads::Tokens,

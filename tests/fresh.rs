@@ -3,7 +3,7 @@
 use crate::support::*;
 use ft::convert::export;
 use ft::models::fresh::{self, Vocabulary};
-use ft::models::{Config, Heads, Load, Model};
+use ft::models::{Config, Heads, Load, Model, Storage};
 use ft::nn::{Layer, Tokens, Weights};
 use ft::recipe;
 use serde_json::{Map, Value, json as value};
@@ -35,8 +35,14 @@ fn whole_config(model_type: &str) -> Config {
 }
 
 fn initialise(model_type: &str, seed: u64, folder: &Path) -> Model {
-    let load =
-        Load { device: device(), kind: Kind::Float, train_base: true, adapters: Vec::new(), heads: Heads::Tokens };
+    let load = Load {
+        device: device(),
+        kind: Kind::Float,
+        storage: Storage::Auto,
+        train_base: true,
+        adapters: Vec::new(),
+        heads: Heads::Tokens,
+    };
     Model::initialise(whole_config(model_type), folder, seed, load).unwrap()
 }
 

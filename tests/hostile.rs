@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use ft::error::Error;
-use ft::models::{Heads, Load, Model, Replay};
+use ft::models::{Heads, Load, Model, Replay, Storage};
 use ft::nn::weights;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -16,7 +16,14 @@ type Tensors = BTreeMap<String, Tensor>;
 fn try_load(folder: &Path) -> Result<Model, Error> {
     let model = Model::load(
         folder,
-        Load { device: Device::Cpu, kind: Kind::Float, train_base: true, adapters: Vec::new(), heads: Heads::Tokens },
+        Load {
+            device: Device::Cpu,
+            kind: Kind::Float,
+            storage: Storage::Auto,
+            train_base: true,
+            adapters: Vec::new(),
+            heads: Heads::Tokens,
+        },
     );
     if let Err(e) = &model {
         assert_eq!(e.exit_code(), 1, "the input's fault, not ours: {e}");

@@ -5,7 +5,7 @@ use crate::support::*;
 use ft::convert::import::{Options, import};
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};
-use ft::models::{self, Heads, Load, Model};
+use ft::models::{self, Heads, Load, Model, Storage};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -33,7 +33,14 @@ fn model(weights: &str) -> tempfile::TempDir {
 fn load(folder: &Path) -> Result<Model> {
     Model::load(
         folder,
-        Load { device: Device::Cpu, kind: Kind::Float, train_base: false, adapters: Vec::new(), heads: Heads::Tokens },
+        Load {
+            device: Device::Cpu,
+            kind: Kind::Float,
+            storage: Storage::Auto,
+            train_base: false,
+            adapters: Vec::new(),
+            heads: Heads::Tokens,
+        },
     )
 }
 

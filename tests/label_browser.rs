@@ -3,11 +3,11 @@
 //! `FT_SCREENSHOTS=DIR` keeps pictures of the page.
 
 use crate::label_support::*;
+use crate::needs::{AXE, BROWSER, axe, needs};
 use crate::webdriver::*;
 use ft::label::Store;
 use ft::label::record::*;
 use serde_json::{Value, json};
-use std::path::Path;
 
 /// Answers as models write them.
 const ANSWERS: [[&str; 3]; 4] = [
@@ -81,9 +81,7 @@ fn ready(browser: &Browser) {
 /// Serious findings of axe-core. A colour that is still on its way to another would be judged as it happens to be.
 fn accessible(browser: &Browser, what: &str) {
     browser.until("document.getAnimations().every((a) => a.playState !== 'running')");
-    let axe = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/axe/package/axe.min.js");
-    let script = std::fs::read_to_string(&axe)
-        .unwrap_or_else(|e| panic!("{}: {e}: bash setup/tools.sh --tests fetches it", axe.display()));
+    let script = std::fs::read_to_string(axe()).unwrap();
     browser.run(&script, json!([]));
     let found = browser.run_async(
         "const done = arguments[arguments.length - 1]; \
@@ -98,6 +96,7 @@ fn accessible(browser: &Browser, what: &str) {
 
 #[test]
 fn ten_pairs_by_keyboard() {
+    needs!(BROWSER, AXE);
     let project = project(rich(), 1, 12);
     let token = project.token("ann", false);
     let server = Server::start(&project.place);
@@ -191,6 +190,7 @@ fn ten_pairs_by_keyboard() {
 
 #[test]
 fn two_people_a_phone_and_the_admin() {
+    needs!(BROWSER, AXE);
     let project = project(rich(), 2, 8);
     let [ann, bob] = ["Ann", "Bob"].map(|name| project.token(name, false));
     let server = Server::start(&project.place);
@@ -253,6 +253,7 @@ fn two_people_a_phone_and_the_admin() {
 
 #[test]
 fn a_vote_waits_for_the_server_and_hostile_answers_run_nothing() {
+    needs!(BROWSER);
     let project = Project::with(0, 1, Settings::default());
     let store = project.store();
     let hostile = [

@@ -1,6 +1,7 @@
 //! `ft label new`, `import`, `annotator` and `tui` as a user types them.
 
 use crate::label_support::*;
+use crate::needs::{SCRIPT, needs};
 use ft::label::Store;
 use ft::label::record::{Choice, Kind};
 use serde_json::{Value, json};
@@ -144,6 +145,7 @@ fn exports_of_other_tools_bring_their_judgements() {
 
 #[test]
 fn the_terminal_judges_too() {
+    needs!(SCRIPT);
     let project = Project::new(4, 1);
     // `script` gives the program a terminal of its own.
     let line = format!("stty rows 30 cols 100; exec {FT} label tui {} --name ann", project.place);
@@ -153,7 +155,7 @@ fn the_terminal_judges_too() {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .expect("script of util-linux");
+        .unwrap();
     let mut keys = child.stdin.take().unwrap();
     let mut press = |text: &str, what: &str, test: &dyn Fn() -> bool| {
         let began = Instant::now();
@@ -179,4 +181,19 @@ fn the_terminal_judges_too() {
     press("q", "leave", &|| true);
     assert!(child.wait().unwrap().success());
     refused(&["label", "tui", &project.place], &["needs a terminal"]);
+}
+
+/// A judge that is silent for longer than a log may be, and then fails: a line by the clock, and none after the error.
+#[test]
+fn a_log_hears_of_long_work_and_nothing_after_an_error() {
+    let project = Project::new(1, 1);
+    let slow = ["--name", "slow", "--command", "sh", "-c", "sleep 17; exit 3"];
+    let output = ft(&["label", "judge", &project.place]).args(slow).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<&str> = said.lines().collect();
+    let place =
+        |begin: &str| lines.iter().position(|l| l.starts_with(begin)).unwrap_or_else(|| panic!("{begin}: {said}"));
+    assert!(place("pairs: 0/1, 1") < place("error:"), "{said}");
+    assert_eq!(lines.iter().filter(|l| l.starts_with("pairs:")).count(), 1, "{said}");
+    assert!(lines[place("error:") + 1..].iter().all(|l| !l.contains("pairs: ") && !l.starts_with("ft ")), "{said}");
 }

@@ -1,6 +1,7 @@
 //! The store: the same cases on SQLite and on a real PostgreSQL server; damage, versions, two owners, a full disk.
 
 use crate::label_support::*;
+use crate::needs::{POSTGRES, needs};
 use ft::label::Store;
 use ft::label::desk::{Ask, Desk, No};
 use ft::label::record::*;
@@ -36,6 +37,7 @@ fn every_case_on_sqlite() {
 
 #[test]
 fn every_case_on_postgresql() {
+    needs!(POSTGRES);
     let server = Postgres::start();
     for case in CASES {
         case(&server.database());

@@ -1,12 +1,13 @@
 //! What the tests of labelling share: small projects, a PostgreSQL of their own, a running server, and its client.
 
+use crate::needs::postgres;
 use ft::label::Store;
 use ft::label::record::{NewCandidate, NewPair, NewPrompt, Settings};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -136,7 +137,7 @@ impl Server {
 
     /// Ends it as Ctrl-C does and gives what it wrote to stderr.
     pub fn interrupt(mut self) -> String {
-        let signalled = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().unwrap();
+        let signalled = Command::new("sh").args(["-c", &format!("kill -INT {}", self.child.id())]).status().unwrap();
         assert!(signalled.success() && self.child.wait().unwrap().success());
         self.said()
     }
@@ -218,7 +219,7 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Starts a server, or ends the test with what is missing.
+    /// Starts a server; a test of it begins with `needs!(POSTGRES)`.
     pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         // The server refuses to run as root.
@@ -229,7 +230,7 @@ impl Postgres {
         }
         let data = folder.path().join("data");
         let command = |name: &str| {
-            let mut command = Command::new(program(name));
+            let mut command = Command::new(postgres(name).unwrap_or_else(|| panic!("no {name}")));
             command.current_dir(folder.path()).stdout(Stdio::null()).stderr(Stdio::piped());
             if root {
                 command.uid(nobody).gid(nobody);
@@ -276,13 +277,4 @@ impl Drop for Postgres {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// A program of PostgreSQL: on the PATH, or where Debian puts it.
-fn program(name: &str) -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let debian = versions.map(|v| v.path().join("bin"));
-    let found = debian.chain(std::env::split_paths(&path)).map(|folder| folder.join(name)).find(|p| p.is_file());
-    found.unwrap_or_else(|| panic!("`{name}` is missing: bash setup/tools.sh --install, or apt-get install postgresql"))
 }

@@ -13,7 +13,7 @@ use ft::methods::ppo::loss::{Before, Weights};
 use ft::methods::ppo::{Ppo, PpoSpec, VALUE};
 use ft::methods::rollout::{Prompted, Reference, SamplingSpec};
 use ft::methods::{ADAPTER, Method, Step};
-use ft::models::{Heads, Load, Loss, Model, Replay};
+use ft::models::{Heads, Load, Loss, Model, Replay, Storage};
 use ft::nn::{Attach, Tokens};
 use ft::recipe::{OptimKind, OptimSection};
 use ft::rewards::{Reward, Rewards, Scored};
@@ -236,6 +236,7 @@ fn load(shape: Shape) -> Model {
         Load {
             device: device(),
             kind: Kind::Float,
+            storage: Storage::Auto,
             train_base: whole,
             adapters: if whole { Vec::new() } else { adapters },
             heads: Heads::Both,

@@ -3,9 +3,10 @@
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec, Targets};
 use ft::models::{Metrics, Model, Replay};
-use ft::nn::{Attach, Layer, Site, Tokens, weights};
+use ft::nn::{Attach, Layer, Site, Tokens, Weights, weights};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use tch::{Kind, Tensor};
 
 const TINY: &str = "tiny-llama"; // vocabulary 512, tied head
@@ -241,28 +242,66 @@ fn log_probabilities_in_chunks_equal_log_softmax_of_all_logits() {
     }
 }
 
+/// A copy of a fixture whose weights bfloat16 holds without rounding.
+fn in_bf16(name: &str) -> tempfile::TempDir {
+    let folder = with_weights(name, name);
+    let tensors = Weights::open(&fixture(name)).unwrap().all();
+    let narrow: BTreeMap<String, Tensor> =
+        tensors.into_iter().map(|(name, t)| (name, t.to_kind(Kind::BFloat16))).collect();
+    let file = folder.path().join("model.safetensors");
+    weights::save(&file, narrow.iter().map(|(name, t)| (name.as_str(), t))).unwrap();
+    folder
+}
+
+/// Trained numbers become those that bfloat16 holds without rounding.
+fn round_trained(model: &Model) {
+    let _no_grad = tch::no_grad_guard();
+    let narrow = |t: &Tensor| t.to_kind(Kind::BFloat16).to_kind(t.kind());
+    model.params().trainable().for_each(|p| p.tensor.shallow_clone().copy_(&narrow(&p.tensor)));
+}
+
+/// What is compared is the arithmetic alone: both formats begin with the same numbers. A gradient's error is one of the
+/// terms that it is a sum of, which can be much larger than the sum: so it is held against the norms of all gradients of
+/// parameters of its kind, and those of all parameters together against their own.
 #[test]
 fn a_bf16_run_stays_near_float32() {
     let plan = all_linear(0.0);
-    let pairs = [TINY, BIASED].into_iter().flat_map(|base| {
+    let folders = [TINY, BIASED].map(in_bf16);
+    let adapted = |base: &Path, kind| {
+        let model = adapted(base, kind, &plan);
+        fill_adapter(&model, 0.3);
+        round_trained(&model);
+        model
+    };
+    let pairs = folders.iter().map(|f| f.path()).flat_map(|base| {
         [
-            ("full", whole(&fixture(base), Kind::Float), whole(&fixture(base), Kind::BFloat16)),
-            ("lora", with_lora(base, Kind::Float, &plan), with_lora(base, Kind::BFloat16, &plan)),
+            ("full", whole(base, Kind::Float), whole(base, Kind::BFloat16)),
+            ("lora", adapted(base, Kind::Float), adapted(base, Kind::BFloat16)),
         ]
     });
     for (what, wide, half) in pairs {
         let batches = vec![sequences(64)];
         let ((loss, grads), (half_loss, half_grads)) =
             (step(&wide, &batches, Replay::None), step(&half, &batches, Replay::None));
-        assert_number(&format!("{what}: loss"), half_loss, loss, 2e-2);
-        let mut worst = Gap::default();
+        assert_number(&format!("{what}: loss"), half_loss, loss, 2e-3);
+        let kind_of =
+            |name: &str| name.split('.').filter(|p| p.parse::<usize>().is_err()).collect::<Vec<_>>().join(".");
+        let square = |t: &Tensor| t.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]);
+        let mut kinds: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+        let (mut error, mut size) = (0.0, 0.0);
         for p in half.params().trainable() {
             assert_eq!(p.tensor.kind(), Kind::Float, "{}: masters are float32", p.name);
-            let gap = Gap::between(&half_grads[&p.name], &grads[&p.name]);
-            assert!(gap.norm < 0.15, "{what}: {}: {gap:?}", p.name);
-            worst.widen(gap);
+            let (off, own) = (square(&(&half_grads[&p.name] - &grads[&p.name])), square(&grads[&p.name]));
+            let of_kind = kinds.entry(kind_of(&p.name)).or_default();
+            (of_kind.0, of_kind.1) = (of_kind.0.max(off), of_kind.1.max(own));
+            (error, size) = (error + off, size + own);
         }
-        println!("{what}: loss {loss} and {half_loss}, gradients {worst:?}");
+        let all = (error / size).sqrt();
+        let worst =
+            kinds.iter().map(|(kind, (off, own))| ((off / own).sqrt(), kind)).max_by(|a, b| a.0.total_cmp(&b.0));
+        println!("{what}: loss {loss} and {half_loss}, all gradients {all:.4}, the worst kind {worst:?}");
+        // Seen: 0.03 (full) and 0.07, and of one kind 0.11, the same to two digits on every instruction set.
+        assert!(all < 0.1 && worst.is_some_and(|w| w.0 < 0.15), "{what}: {all}, {worst:?}");
     }
 }
 

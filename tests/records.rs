@@ -282,7 +282,7 @@ fn states_are_told_and_a_resumed_run_has_each_step_once() {
         child
     };
     let signal = |name: &str, child: &mut std::process::Child| {
-        assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+        assert!(Command::new("sh").args(["-c", &format!("kill {name} {}", child.id())]).status().unwrap().success());
         child.wait().unwrap();
     };
     let state = || RunFolder::open(&space.path("run")).unwrap().state;

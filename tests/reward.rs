@@ -9,7 +9,7 @@ use ft::fsutil::{read_json, write_json};
 use ft::methods::Batch;
 use ft::methods::reward::loss::Pairs;
 use ft::methods::reward::{Card, RewardSpec};
-use ft::models::{Heads, Load, Model, Replay, Scoring, open_scorer, reward};
+use ft::models::{Heads, Load, Model, Replay, Scoring, Storage, open_scorer, reward};
 use ft::nn::{Attach, weights};
 use ft::recipe::OptimSection;
 use ft::train::optim::Optimiser;
@@ -45,8 +45,11 @@ fn assert_scores(model: &Model, scoring: &Scoring, expected: &Scored) {
 fn with_head(folder: &Path, adapter: Option<&dyn Attach>) -> Model {
     let adapters = adapter.map(|a| ("default".to_string(), a)).into_iter().collect::<Vec<_>>();
     let train_base = adapters.is_empty();
-    Model::load(folder, Load { device: device(), kind: Kind::Float, train_base, adapters, heads: Heads::Score })
-        .unwrap()
+    Model::load(
+        folder,
+        Load { device: device(), kind: Kind::Float, storage: Storage::Auto, train_base, adapters, heads: Heads::Score },
+    )
+    .unwrap()
 }
 
 /// The message and what to do next.

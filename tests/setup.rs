@@ -1,6 +1,7 @@
 //! From nothing to a binary that starts: pinned wheels, the Makefile, the libraries it names, `ft doctor`, the one-file
 //! `ft`, and the preparation of the ICD-10 task. No test reaches a network: wheels are made here.
 
+use crate::needs::{VENV, needs};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -63,7 +64,7 @@ fn write(path: impl AsRef<Path>, text: &str) {
 #[test]
 fn make_help_names_every_target_for_users() {
     let help = succeed(Command::new("make").arg("help").current_dir(at("")));
-    for target in ["help", "setup", "demo", "test", "dist", "clean"] {
+    for target in ["help", "setup", "demo", "test", "dist", "wheel", "clean"] {
         assert!(help.contains(&format!("make {target} ")), "{target} is missing in:\n{help}");
     }
 }
@@ -79,27 +80,179 @@ fn the_demo_trains_and_evaluates_before_and_after() {
     assert!(place("--adapter adapters/lora-medical") > place("ft train"), "{steps}");
 }
 
+/// Executable scripts in a folder that stands in for the PATH.
+fn programs(folder: &Path, scripts: &[(&str, &str)]) {
+    for (name, script) in scripts {
+        write(folder.join(name), &format!("#!/bin/sh\n{script}\n"));
+        succeed(Command::new("chmod").arg("+x").arg(folder.join(name)));
+    }
+}
+
+/// setup/test.sh with these programs before all others, and what it printed.
+fn test_script(scripts: &[(&str, &str)]) -> (Option<i32>, String) {
+    let dir = tempdir().expect("folder");
+    programs(dir.path(), scripts);
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").expect("PATH"));
+    let output = run(Command::new("bash").arg(at("setup/test.sh")).env("PATH", path).env_remove("FT_CPU"));
+    (output.status.code(), stdout(&output))
+}
+
 #[test]
 fn the_closing_line_sums_all_test_binaries_and_keeps_the_exit_status() {
+    let cargo = "echo 'test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out'
+        echo 'test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out'; exit 101";
+    let (code, said) = test_script(&[("cargo", cargo), ("grep", "exit 1")]);
+    assert_eq!((code, said.lines().last()), (Some(101), Some("15 passed, 2 failed, 0 skipped")), "{said}");
+    // A build that fails runs nothing, and nothing twice.
+    let (code, said) = test_script(&[("cargo", "echo 'error: could not compile'; exit 101")]);
+    assert_eq!((code, said.as_str()), (Some(101), "error: could not compile\n0 passed, 0 failed, 0 skipped\n"));
+}
+
+#[test]
+fn a_test_that_lacks_a_tool_is_no_passed_one_and_is_named() {
+    let cargo = "echo 'a::b: no browser; to run it: apt-get install browser' >>$FT_TEST_SKIPPED
+        echo 'test result: ok. 5 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out'";
+    let (code, said) = test_script(&[("cargo", cargo), ("grep", "exit 1")]);
+    let end = "skipped:\n  a::b: no browser; to run it: apt-get install browser\n4 passed, 0 failed, 1 skipped\n";
+    assert!(code == Some(0) && said.ends_with(end), "{said}");
+}
+
+#[test]
+fn numbers_are_tested_once_more_as_on_a_lesser_processor() {
+    let cargo = "case \"$FT_CPU $*\" in
+        *'avx2 test --release --no-fail-fast --lib --test all -- '*' nn:: '*' rl:: '*) n=7 bad=1 ;;
+        ' test --release --no-fail-fast') n=20 bad=0 ;;
+        *) n=1000 bad=1000 ;;
+    esac
+    echo \"test result: ok. $n passed; $bad failed; 0 ignored; 0 measured; 0 filtered out\"; exit $bad";
+    let (code, said) = test_script(&[("cargo", cargo), ("grep", "exit 0")]);
+    assert_eq!((code, said.lines().last()), (Some(1), Some("27 passed, 1 failed, 0 skipped")), "{said}");
+    assert!(said.contains("FT_CPU=avx2"), "{said}");
+    let (code, said) = test_script(&[("cargo", cargo), ("grep", "exit 1")]);
+    assert_eq!((code, said.lines().last()), (Some(0), Some("20 passed, 0 failed, 0 skipped")), "{said}");
+}
+
+/// Every module of numbers that setup/test.sh names holds tests: a filter that fits nothing would pass in silence.
+#[test]
+fn the_modules_of_numbers_exist() {
+    let script = fs::read_to_string(at("setup/test.sh")).expect("script");
+    let names = script.split_once("NUMERIC=(").and_then(|(_, rest)| rest.split_once(')')).expect("a list").0;
+    let all = succeed(Command::new(std::env::current_exe().expect("own path")).args(["--list"]));
+    for name in names.split_whitespace() {
+        let unit = at("src").join(name.trim_end_matches("::"));
+        assert!(all.lines().any(|test| test.starts_with(name)) || unit.is_dir(), "{name} fits no test");
+    }
+}
+
+#[test]
+fn a_test_whose_tool_is_missing_is_recorded_or_fails() {
+    let test = "label_browser::ten_pairs_by_keyboard";
     let dir = tempdir().expect("folder");
-    let cargo = dir.path().join("cargo");
-    write(
-        &cargo,
-        "#!/bin/sh\necho 'test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out'\n\
-        echo 'test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out'\nexit 101\n",
-    );
-    succeed(Command::new("chmod").arg("+x").arg(&cargo));
-    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").expect("PATH"));
-    let output = run(Command::new("bash").arg(at("setup/test.sh")).env("PATH", path));
-    assert_eq!(output.status.code(), Some(101));
-    assert_eq!(stdout(&output).lines().last(), Some("15 passed, 2 failed"));
+    let file = dir.path().join("skipped");
+    let alone = || {
+        let mut command = Command::new(std::env::current_exe().expect("own path"));
+        command.args(["--exact", test]).env("PATH", "/nonexistent");
+        command
+    };
+    succeed(alone().env("FT_TEST_SKIPPED", &file));
+    let line = fs::read_to_string(&file).expect("a line");
+    assert!(line.starts_with(&format!("{test}: ")) && line.lines().count() == 1, "{line}");
+    assert!(line.contains("to run it: apt-get install chromium chromium-driver"), "{line}");
+    let output = run(alone().env_remove("FT_TEST_SKIPPED"));
+    assert!(!output.status.success() && stdout(&output).contains("apt-get install chromium"), "{}", stdout(&output));
 }
 
 #[test]
 fn missing_tools_are_named_with_their_packages() {
-    let bash = succeed(Command::new("sh").args(["-c", "command -v bash"]));
-    let told = fail(Command::new(bash.trim()).arg(at("setup/tools.sh")).env("PATH", "/nonexistent"), 1);
+    let told = fail(Command::new(bash()).arg(at("setup/tools.sh")).env("PATH", "/nonexistent"), 1);
     assert!(told.contains("apt-get install g++ make python3 python3-pip"), "{told}");
+}
+
+fn bash() -> String {
+    succeed(Command::new("sh").args(["-c", "command -v bash"])).trim().to_string()
+}
+
+/// A fresh machine: programs for building, and an apt-get that knows of no driver for the browser.
+fn fresh_machine() -> TempDir {
+    let dir = tempdir().expect("folder");
+    fs::create_dir(dir.path().join("setup")).expect("folder");
+    fs::copy(at("setup/tools.sh"), dir.path().join("setup/tools.sh")).expect("script");
+    let bin = dir.path().join("bin");
+    programs(
+        &bin,
+        &[
+            ("g++", ""),
+            ("make", ""),
+            ("cargo", ""),
+            ("rustc", "echo rustc 1.89.0"),
+            ("id", "echo ${UID_OF_TEST:-0}"),
+            ("python3", "case \"$*\" in *ensurepip*) exit 1 ;; esac"),
+            ("npm", "echo npm \"$*\" >>$LOG; exit 1"),
+            (
+                "apt-get",
+                "echo apt-get \"$*\" >>$LOG; case \"$*\" in *chromium-driver*) exit 100 ;; *chromium) : >$BIN/chromium; \
+                 chmod +x $BIN/chromium ;; esac",
+            ),
+        ],
+    );
+    for name in ["dirname", "mkdir", "sed", "chmod"] {
+        let real = succeed(Command::new("sh").args(["-c", &format!("command -v {name}")]));
+        std::os::unix::fs::symlink(real.trim(), bin.join(name)).expect("link");
+    }
+    dir
+}
+
+/// setup/tools.sh there: stderr, and what it asked apt-get and npm for.
+fn tools_there(machine: &TempDir, argument: &str, user: &str) -> (Option<i32>, String, String) {
+    let (bin, log) = (machine.path().join("bin"), machine.path().join("log"));
+    write(&log, "");
+    let mut command = Command::new(bash());
+    command.arg(machine.path().join("setup/tools.sh")).args(Some(argument).filter(|a| !a.is_empty()));
+    command.env("PATH", &bin).env("BIN", &bin).env("LOG", &log).env("UID_OF_TEST", user);
+    let output = run(&mut command);
+    (output.status.code(), stderr(&output), fs::read_to_string(&log).expect("log"))
+}
+
+#[test]
+fn root_on_debian_gets_what_tests_need_and_what_cannot_be_had_stops_nothing() {
+    let machine = fresh_machine();
+    let (code, told, asked) = tools_there(&machine, "--tests", "0");
+    assert_eq!(code, Some(0), "{told}");
+    assert!(
+        asked.contains("apt-get update")
+            && asked.contains("install -y -qq --no-install-recommends chromium chromium-driver")
+    );
+    // One package fails, so each is tried alone; what is there then is asked for no more.
+    assert!(machine.path().join("bin/chromium").exists(), "{asked}");
+    let note = told.lines().find(|l| l.starts_with("note: tests that need ")).unwrap_or_else(|| panic!("{told}"));
+    assert!(note.contains("apt-get install chromium-driver") && note.contains("python3-venv"), "{note}");
+    assert!(asked.contains("npm pack") && told.contains("axe-core@4.10.3 cannot be fetched"), "{told}{asked}");
+
+    // Building alone installs nothing and needs nothing of all that.
+    let (code, told, asked) = tools_there(&machine, "", "0");
+    assert_eq!((code, told.as_str(), asked.as_str()), (Some(0), "", ""));
+}
+
+#[test]
+fn who_is_not_root_is_told_what_will_be_skipped() {
+    let machine = fresh_machine();
+    let (code, told, asked) = tools_there(&machine, "--tests", "1000");
+    assert!(code == Some(0) && !asked.contains("apt-get"), "{told}{asked}");
+    assert!(told.contains("will be skipped; to run them: apt-get install chromium chromium-driver"), "{told}");
+    // A compiler is no matter of single tests.
+    fs::remove_file(machine.path().join("bin/g++")).expect("file");
+    let (code, told, _) = tools_there(&machine, "--tests", "1000");
+    assert!(code == Some(1) && told.contains("error: missing: g++") && told.contains("hint:"), "{told}");
+}
+
+#[test]
+fn make_test_installs_first_and_the_check_of_a_clone_is_make_test() {
+    let steps = succeed(Command::new("make").args(["-n", "test"]).current_dir(at("")).env_remove("LIBTORCH"));
+    let place = |step: &str| steps.find(step).unwrap_or_else(|| panic!("no `{step}` in:\n{steps}"));
+    assert!(place("tools.sh --tests") < place("cargo build --release"), "{steps}");
+    assert!(place("cargo build --release") < place("test.sh"), "{steps}");
+    let check = fs::read_to_string(at(".ci/run")).expect("script");
+    assert!(check.ends_with("exec make test\n") && !check.contains("tools.sh"), "{check}");
 }
 
 // ---- pinned wheels
@@ -324,10 +477,16 @@ fn a_driver_that_libtorch_cannot_use_is_told_with_a_remedy() {
 
 /// The libtorch under test once more, in a folder of its own made of links.
 fn second_libtorch() -> (TempDir, PathBuf) {
+    let dir = tempdir().expect("folder");
+    let copy = libtorch_in(&fs::canonicalize(dir.path()).expect("path").join("site"));
+    (dir, copy)
+}
+
+/// The libtorch under test as `torch` in a folder, made of links.
+fn libtorch_in(site: &Path) -> PathBuf {
     let report = doctor(&mut program(FT));
     let root = PathBuf::from(report["libtorch"]["folder"].as_str().expect("a folder"));
-    let dir = tempdir().expect("folder");
-    let copy = fs::canonicalize(dir.path()).expect("path").join("site/torch");
+    let copy = site.join("torch");
     fs::create_dir_all(copy.join("lib")).expect("lib");
     for entry in fs::read_dir(root.join("lib")).expect("lib").flatten() {
         std::os::unix::fs::symlink(entry.path(), copy.join("lib").join(entry.file_name())).expect("link");
@@ -335,9 +494,9 @@ fn second_libtorch() -> (TempDir, PathBuf) {
     write(copy.join("version.py"), &format!("__version__ = '{}.0+copy'\n", ft::libtorch::SERIES));
     let cuda = root.parent().expect("a parent").join("nvidia");
     if cuda.exists() {
-        std::os::unix::fs::symlink(cuda, dir.path().join("site/nvidia")).expect("link");
+        std::os::unix::fs::symlink(cuda, site.join("nvidia")).expect("link");
     }
-    (dir, copy)
+    copy
 }
 
 #[test]
@@ -390,6 +549,64 @@ fn the_one_file_ft_finds_a_libtorch_or_says_what_to_do() {
     fs::write(&packed, &bytes[..bytes.len() - 1000]).expect("cut off");
     let told = fail(&mut bare(), 1);
     assert!(told.contains("is the file whole"), "{told}");
+}
+
+#[test]
+fn a_wheel_brings_ft_into_a_python_environment() {
+    needs!(VENV);
+    let dir = tempdir().expect("folder");
+    let dir = fs::canonicalize(dir.path()).expect("path");
+    let packed = dir.join("ft");
+    succeed(Command::new("bash").arg(at("setup/pack.sh")).args([LAUNCHER, FT]).arg(&packed));
+    let pack = |out: &str| {
+        let told = succeed(Command::new("python3").arg(at("setup/wheel.py")).arg(&packed).arg(dir.join(out)));
+        assert!(told.contains("requires torch==2.11.0"), "{told}");
+        let mut made = fs::read_dir(dir.join(out)).expect("folder").map(|e| e.expect("entry").path());
+        (made.next().expect("a wheel"), made.next())
+    };
+    let ((wheel, more), (twin, _)) = (pack("one"), pack("two"));
+    let name = wheel.file_name().and_then(|n| n.to_str()).expect("a name");
+    let begin = format!("ft_toolkit-{}-py3-none-manylinux_2_", env!("CARGO_PKG_VERSION"));
+    assert!(
+        name.starts_with(&begin) && name.ends_with(&format!("_{}.whl", std::env::consts::ARCH)) && more.is_none(),
+        "{name}"
+    );
+    assert!(fs::read(&wheel).expect("wheel") == fs::read(&twin).expect("wheel"), "two wheels of one ft differ");
+
+    let venv = dir.join("venv");
+    succeed(Command::new("python3").args(["-m", "venv"]).arg(&venv));
+    let pip = || {
+        let mut command = Command::new(venv.join("bin/python"));
+        command.args(["-m", "pip", "--disable-pip-version-check"]).env("PIP_CONFIG_FILE", "/dev/null");
+        command
+    };
+    succeed(pip().args(["install", "--quiet", "--no-deps", "--no-index"]).arg(&wheel));
+    let lacks = run(pip().arg("check"));
+    assert!(
+        !lacks.status.success() && stdout(&lacks).contains("ft-toolkit 0.1.0 requires torch"),
+        "{}",
+        stdout(&lacks)
+    );
+    let required = "import importlib.metadata as m; print(*m.requires('ft-toolkit'))";
+    assert_eq!(succeed(Command::new(venv.join("bin/python")).args(["-c", required])), "torch==2.11.0\n");
+
+    // The environment's own torch, with no variable that names it, no Python on the PATH, and another one asked for.
+    let bare = || {
+        let mut command = Command::new(venv.join("bin/ft"));
+        command.env_clear().env("PATH", "/nonexistent").env("HOME", "/nonexistent");
+        command
+    };
+    let python = fs::read_dir(venv.join("lib")).expect("lib").flatten().next().expect("a Python").path();
+    let torch = libtorch_in(&python.join("site-packages"));
+    let version = succeed(bare().arg("--version"));
+    assert_eq!(version, format!("ft {}\n", env!("CARGO_PKG_VERSION")));
+    let (_dir, other) = second_libtorch();
+    for variable in ["UNSET", "LIBTORCH"] {
+        let report = doctor(bare().env(variable, &other));
+        assert_eq!(report["libtorch"]["folder"], torch.to_str().expect("UTF-8"), "with {variable}");
+    }
+    let report = doctor(bare().env("FT_LIBTORCH", &other));
+    assert_eq!(report["libtorch"]["folder"], other.to_str().expect("UTF-8"));
 }
 
 // ---- the ICD-10 task

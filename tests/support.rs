@@ -1,6 +1,6 @@
 //! What the tests of models share: fixtures, packed rows with a mask, and every comparison of tensors.
 
-use ft::models::{Heads, Load, Loss, Metrics, Model, Output};
+use ft::models::{Heads, Load, Loss, Metrics, Model, Output, Storage};
 use ft::nn::{Attach, Tokens, Weights};
 use rand::RngExt;
 use serde::Deserialize;
@@ -50,18 +50,41 @@ fn load(folder: &Path, load: Load) -> Model {
 
 /// The bare base, frozen.
 pub fn frozen(folder: &Path, kind: Kind) -> Model {
-    load(folder, Load { device: device(), kind, train_base: false, adapters: Vec::new(), heads: Heads::Tokens })
+    load(
+        folder,
+        Load {
+            device: device(),
+            kind,
+            storage: Storage::Auto,
+            train_base: false,
+            adapters: Vec::new(),
+            heads: Heads::Tokens,
+        },
+    )
 }
 
 /// Every weight trained, in float32 or with float32 masters.
 pub fn whole(folder: &Path, kind: Kind) -> Model {
-    load(folder, Load { device: device(), kind, train_base: true, adapters: Vec::new(), heads: Heads::Tokens })
+    load(
+        folder,
+        Load {
+            device: device(),
+            kind,
+            storage: Storage::Auto,
+            train_base: true,
+            adapters: Vec::new(),
+            heads: Heads::Tokens,
+        },
+    )
 }
 
 /// A frozen base with one adapter called `a`.
 pub fn adapted(folder: &Path, kind: Kind, adapter: &dyn Attach) -> Model {
     let adapters = vec![("a".to_string(), adapter)];
-    load(folder, Load { device: device(), kind, train_base: false, adapters, heads: Heads::Tokens })
+    load(
+        folder,
+        Load { device: device(), kind, storage: Storage::Auto, train_base: false, adapters, heads: Heads::Tokens },
+    )
 }
 
 /// A sequence; `mask[t] = 1` says that token t is learnt from the tokens before it.

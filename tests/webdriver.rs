@@ -19,12 +19,10 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Starts chromedriver, or ends the test with what is missing.
+    /// Starts chromedriver; a test of it begins with `needs!(BROWSER)`.
     pub fn start() -> Self {
         let spawn = Command::new("chromedriver").arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-        let mut child = spawn.unwrap_or_else(|e| {
-            panic!("chromedriver: {e}: bash setup/tools.sh --install, or apt-get install chromium chromium-driver")
-        });
+        let mut child = spawn.unwrap_or_else(|e| panic!("chromedriver: {e}"));
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let port = lines.by_ref().find_map(|line| {
             let line = line.unwrap_or_default();

@@ -81,7 +81,7 @@ impl Adapter for Whole {
     fn forward(&self, x: &Tensor, base: &Dense, _train: bool) -> Tensor {
         debug_assert_eq!(base.bias.is_some(), self.bias.is_some());
         let bias = self.bias.as_ref().map(|b| cast(b, x.kind()));
-        product(x, &cast(&self.weight, x.kind()), bias.as_ref())
+        product(x, &self.weight, bias.as_ref())
     }
 
     fn merged(&self, _weight: &Tensor) -> Tensor {

@@ -1,4 +1,4 @@
-//! The front of the one-file `ft` that `make dist` packs: finds a libtorch, then runs the real binary beside it.
+//! The front of the one-file `ft` that `make dist` and `make wheel` pack: finds a libtorch, then runs the real binary beside it.
 //!
 //! The real binary names libtorch among its libraries, so on a machine where the loader does not find one it would end
 //! before its first line. This program names none. The real binary is appended to it, followed by its length as 20
@@ -8,7 +8,7 @@
 #[allow(dead_code)]
 mod libtorch;
 
-use libtorch::{LIBRARY, Libtorch, SERIES, library_path, usual_places};
+use libtorch::{LIBRARY, Libtorch, SERIES, library_path, own_environment, usual_places};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -77,7 +77,8 @@ fn anonymous_file() -> io::Result<File> {
     Err(io::Error::last_os_error())
 }
 
-/// `FT_LIBTORCH` decides where it is set; then LD_LIBRARY_PATH, LIBTORCH and the usual places, the first that fits.
+/// `FT_LIBTORCH` decides where it is set; then the Python environment around this program, LD_LIBRARY_PATH, LIBTORCH and
+/// the usual places, the first that fits.
 fn find(exe: Option<&Path>) -> Result<Libtorch, Vec<String>> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(folder) = set("FT_LIBTORCH") {
@@ -100,7 +101,8 @@ fn find(exe: Option<&Path>) -> Result<Libtorch, Vec<String>> {
         }
         return Ok(libtorch);
     }
-    let mut places: Vec<_> = std::env::split_paths(&set("LD_LIBRARY_PATH").unwrap_or_default()).collect();
+    let mut places = own_environment(exe);
+    places.extend(std::env::split_paths(&set("LD_LIBRARY_PATH").unwrap_or_default()));
     places.extend(set("LIBTORCH").map(Into::into));
     places.extend(usual_places(exe));
     let found: Vec<Libtorch> = places.iter().filter_map(|place| Libtorch::at(place)).collect();

@@ -5,12 +5,12 @@ use console::{Alignment, Style, pad_str};
 use ft::error::{Error, Result};
 use ft::libtorch::SERIES;
 use ft::machine::{Cpu, Driver, Memory, driver, free_disk};
+use ft::models::dtype::product_rate;
 use ft::report::bytes;
 use ft::runtime::{self, CudaPart, Runtime};
 use serde::Serialize;
 use serde_json::json;
 use std::path::Path;
-use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 /// Show what this machine can train on, each line ok or with a remedy
@@ -155,7 +155,12 @@ fn check_arithmetic(device: Device, name: &str, native_bf16: bool) -> ((f64, f64
             let check = if native_bf16 || bf16 > f32 {
                 Check::ok(name, found)
             } else {
-                Check::but(name, Status::Warning, found, "no bf16 instructions here: use model.dtype f32")
+                Check::but(
+                    name,
+                    Status::Warning,
+                    found,
+                    "products of bf16 are not to be had here: dtype auto, the default, computes in f32",
+                )
             };
             ((f32, bf16), check)
         }
@@ -186,21 +191,7 @@ fn arithmetic(device: Device, kind: Kind) -> Result<f64> {
     if off(&y.detach(), 4.0)? > 0.0 || off(&w.f_grad()?, 4.0)? > 0.0 {
         return Err(Error::user(format!("a product of ones and halves or its gradient is wrong in {kind:?}")));
     }
-    let _no_grad = tch::no_grad_guard();
-    let n: i64 = if device == Device::Cpu { 512 } else { 4096 };
-    let a = Tensor::f_ones([n, n], (kind, device))?;
-    a.f_matmul(&a)?.f_sum(Kind::Float)?.f_double_value(&[])?; // warms caches and waits for the device
-    let began = Instant::now();
-    let mut rounds = 0;
-    while rounds == 0 || began.elapsed().as_millis() < 100 {
-        let mut c = a.f_matmul(&a)?;
-        for _ in 0..3 {
-            c = a.f_matmul(&a)?;
-        }
-        c.f_get(0)?.f_get(0)?.f_double_value(&[])?; // waits for the device
-        rounds += 4;
-    }
-    Ok(2.0 * (n as f64).powi(3) * f64::from(rounds) / began.elapsed().as_secs_f64() / 1e9)
+    product_rate(device, kind)
 }
 
 fn check_cuda(driver: &Result<Option<Driver>, String>, runtime: &Runtime, usable: bool) -> Check {
@@ -251,7 +242,7 @@ fn check_devices(driver: &Result<Option<Driver>, String>, usable: bool) -> Vec<C
         checks.push(if device.bf16() {
             Check::ok(&name, found)
         } else {
-            Check::but(&name, Status::Warning, found, "use model.dtype f32 on this device")
+            Check::but(&name, Status::Warning, found, "dtype auto, the default, computes in f32 on this device")
         });
         if usable {
             checks.push(check_arithmetic(Device::Cuda(i), &name, device.bf16()).1);

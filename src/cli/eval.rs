@@ -53,9 +53,7 @@ pub fn run(args: Eval) -> Result<()> {
             ));
         }
     }
-    let bar = report::bar(asked as u64, "answers");
-    let (result, answered) = evaluate(&model, &tokenizer, &rows, args.max_new_tokens, &mut || bar.inc(1))?;
-    bar.finish_and_clear();
+    let (result, answered) = evaluate(&model, &tokenizer, &rows, args.max_new_tokens)?;
     if let Some(path) = &args.out {
         fsutil::write_atomic(path, |w| {
             answered.iter().try_for_each(|a| {

@@ -10,7 +10,6 @@ use ft::error::{Context, Error, Result};
 use ft::generate::{Completion, Engine, Limits, Request, Settings, Stop, beam, stop};
 use ft::models::Model;
 use ft::{fsutil, report};
-use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
@@ -138,7 +137,7 @@ struct Work<'a> {
 
 /// Answers and tokens so far.
 struct Progress {
-    bar: ProgressBar,
+    bar: report::Progress,
     began: Instant,
     answers: usize,
     tokens: usize,
@@ -146,9 +145,13 @@ struct Progress {
 
 impl Progress {
     fn new(questions: usize, done: usize) -> Self {
-        let bar = if questions > 1 { report::bar(questions as u64, "prompts") } else { ProgressBar::hidden() };
-        bar.set_position(done as u64);
-        Self { bar, began: Instant::now(), answers: 0, tokens: 0 }
+        let bar = if questions > 1 { report::bar(questions as u64, "prompts") } else { report::working("the answer") };
+        Self { bar: bar.after(done as u64), began: Instant::now(), answers: 0, tokens: 0 }
+    }
+
+    fn made(&mut self, tokens: usize) {
+        self.tokens += tokens;
+        self.bar.count(tokens as u64, "tokens");
     }
 
     fn speed(&self) -> f64 {
@@ -178,14 +181,13 @@ impl Work<'_> {
         let mut finished = |i: usize, answers: &[Completion], progress: &mut Progress| {
             progress.answers += answers.len();
             progress.bar.inc(1);
-            progress.bar.set_message(format!("prompts, {:.0} tokens/s", progress.speed()));
             done(i, answers)
         };
         if let Some(beams) = self.chosen.beams {
             for (i, q) in self.questions.iter().enumerate().skip(from) {
                 let answers = beam::search(self.model, &q.ids, &self.prefix, settings, beams, Some(&decode))
                     .context(|| format!("prompt {}", i + 1))?;
-                progress.tokens += answers.iter().map(|a| a.tokens.len()).sum::<usize>();
+                progress.made(answers.iter().map(|a| a.tokens.len()).sum());
                 finished(i, &answers, progress)?;
             }
             return Ok(());
@@ -200,7 +202,7 @@ impl Work<'_> {
         let mut next = from;
         while !engine.is_idle() {
             let step = engine.step()?;
-            progress.tokens += step.tokens.len();
+            progress.made(step.tokens.len());
             if let Some(heard) = &mut on_token {
                 step.tokens.iter().try_for_each(|(_, _, id)| heard(*id))?;
             }
@@ -359,7 +361,7 @@ impl Generate {
         Ok(json!({
             "model": fsutil::absolute(&self.model.model),
             "adapter": self.model.adapter.as_deref().map(fsutil::absolute),
-            "dtype": format!("{:?}", self.model.dtype),
+            "dtype": format!("{:?}", self.model.dtype()?),
             "input": fsutil::sha256(input)?,
             "chat": self.chat,
             "system": self.system,

@@ -26,6 +26,7 @@ mod train;
 
 use clap::{Parser, Subcommand};
 use ft::error::Result;
+use ft::report;
 
 /// Parameter-efficient fine-tuning of open language models in one binary.
 #[derive(Parser)]
@@ -74,6 +75,13 @@ enum Verb {
 
 /// Runs the verb that the command line names.
 pub fn run(cli: Cli) -> Result<()> {
+    // Whatever a verb does for long, a log hears of it. Those that wait for people have nothing to tell.
+    let waits = match &cli.verb {
+        Verb::Chat(_) => true,
+        Verb::Label(verb) => verb.waits(),
+        _ => false,
+    };
+    let _working = (!waits).then(|| report::working(&format!("ft {}", std::env::args().nth(1).unwrap_or_default())));
     match cli.verb {
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Import(args) => import::run(&args),

@@ -3,8 +3,11 @@
 use clap::{Args, ValueEnum};
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};
+use ft::models::dtype::{self, Chosen};
 use ft::models::{self, Model};
-use std::path::PathBuf;
+use ft::report;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind};
 
 /// A base model and perhaps an adapter on it.
 #[derive(Args)]
@@ -18,14 +21,15 @@ pub struct ModelArgs {
     /// Where to run: auto (CUDA where there is one, else CPU), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Number format of weights and arithmetic
-    #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
+    /// Number format of the arithmetic: auto takes bf16 where the device multiplies it, else f32
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
 }
 
 /// Number formats a model can answer in.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Dtype {
+    Auto,
     Bf16,
     F32,
 }
@@ -33,26 +37,37 @@ pub enum Dtype {
 impl ModelArgs {
     /// Loads tokenizer and model.
     pub fn open(&self) -> Result<(Model, ChatTokenizer)> {
+        let _loading = report::spinner(&format!("loading {}", self.model.display()));
         let tokenizer = ChatTokenizer::load(&self.model, None)?;
         let device = models::device(&self.device)?;
-        let model = models::open(&self.model, self.adapter.as_slice(), device, self.kind())?;
+        let kind = self.dtype.begin(device, &self.model)?;
+        let model = models::open(&self.model, self.adapter.as_slice(), device, kind)?;
         models::open::need_finite_adapters(&model, self.adapter.as_slice())?;
         Ok((model, tokenizer))
     }
 
-    /// The number format asked for.
-    pub fn kind(&self) -> tch::Kind {
-        self.dtype.kind()
+    /// The number format that `open` computes in.
+    pub fn dtype(&self) -> Result<models::Dtype> {
+        Ok(self.dtype.choose(models::device(&self.device)?, &self.model)?.dtype)
     }
 }
 
 impl Dtype {
-    /// As libtorch calls it.
-    pub fn kind(self) -> tch::Kind {
-        match self {
-            Dtype::Bf16 => tch::Kind::BFloat16,
-            Dtype::F32 => tch::Kind::Float,
-        }
+    fn choose(self, device: Device, folder: &Path) -> Result<Chosen> {
+        let asked = match self {
+            Dtype::Auto => models::Dtype::Auto,
+            Dtype::Bf16 => models::Dtype::Bf16,
+            Dtype::F32 => models::Dtype::F32,
+        };
+        asked.choose(device, Some(folder))
+    }
+
+    /// The format to compute in with the model in `folder`; says what was chosen, and warns where it is a slow one.
+    pub fn begin(self, device: Device, folder: &Path) -> Result<Kind> {
+        let Chosen { dtype, why } = self.choose(device, folder)?;
+        dtype::warn_of_slow_products(dtype, device)?;
+        report::info(format!("arithmetic in {} ({why})", dtype::word(dtype.kind())));
+        Ok(dtype.kind())
     }
 }
 

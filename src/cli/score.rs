@@ -38,10 +38,11 @@ pub fn run(args: Score) -> Result<()> {
         return Err(Error::user(format!("{}: is a folder, and the scores are one file", args.out.display()))
             .hint("give a file, such as scores.jsonl"));
     }
-    let ModelArgs { model: base, adapter, device, .. } = &args.model;
+    let ModelArgs { model: base, adapter, device, dtype } = &args.model;
     let tokenizer = ChatTokenizer::load(base, None)?;
     let rows = ScoreRow::read(&args.input, args.rows.map(|n| n as usize), &tokenizer)?;
-    let (model, scoring) = models::open_scorer(base, adapter.as_deref(), models::device(device)?, args.model.kind())?;
+    let device = models::device(device)?;
+    let (model, scoring) = models::open_scorer(base, adapter.as_deref(), device, dtype.begin(device, base)?)?;
     let folder = adapter.as_deref().unwrap_or(base);
     scoring.check_texts(folder, |text| tokenizer.encode_plain(text))?;
     models::open::need_finite_adapters(&model, adapter.as_slice())?;

@@ -28,18 +28,22 @@ pub fn run(args: Selftest) -> Result<()> {
     native::install_cpu_allocator();
     let tokenizer = ChatTokenizer::load(&args.model.model, None)?;
     let rows = TEXTS.iter().map(|t| tokenizer.encode_plain(t)).collect::<Result<Vec<_>>>()?;
+    let device = models::device(&args.model.device)?;
     let subject = Subject {
-        device: models::device(&args.model.device)?,
-        kind: args.model.kind(),
+        device,
+        kind: args.model.dtype.begin(device, &args.model.model)?,
         model: args.model.model,
         adapter: args.model.adapter,
         rows,
     };
+    let checks = report::working("checks");
     let lines = selftest::run(&subject, &mut |line| {
+        checks.inc(1);
         if !args.json {
             println!("{}", written(line));
         }
     })?;
+    checks.finish_and_clear();
     let count = |verdict| lines.iter().filter(|l| l.verdict == verdict).count();
     let (passed, failed, skipped) = (count(Verdict::Passed), count(Verdict::Failed), count(Verdict::Skipped));
     let seconds = began.elapsed();

@@ -79,8 +79,7 @@ fn generate(plan: &Plan, out: &Path, as_json: bool) -> Result<()> {
     if file.done() > 0 {
         report::info(format!("{} of {prompts} prompts are answered; going on", file.done()));
     }
-    let bar = report::bar(prompts as u64, "prompts");
-    bar.set_position(file.done() as u64);
+    let bar = report::bar(prompts as u64, "prompts").after(file.done() as u64);
     while file.done() < prompts {
         if stop.load(Ordering::Relaxed) {
             return Err(file.interrupt(prompts));

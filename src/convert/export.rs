@@ -215,7 +215,14 @@ impl Check<'_> {
             Export::Adapter { base } => models::open(base, &[self.folder.to_path_buf()], device, kind),
             Export::Model => Model::load(
                 self.folder,
-                Load { device, kind, train_base: false, adapters: Vec::new(), heads: Heads::Tokens },
+                Load {
+                    device,
+                    kind,
+                    storage: self.reference.storage(),
+                    train_base: false,
+                    adapters: Vec::new(),
+                    heads: Heads::Tokens,
+                },
             ),
         };
         let fresh = fresh.map_err(|e| e.context("reading back what was just written"))?;

@@ -4,7 +4,7 @@ use super::export::{self, Change, Check, Export, Report};
 use crate::adapters::merge::{self, Merge, Part};
 use crate::adapters::{AdapterFile, LoraPlan, file};
 use crate::error::{Error, Result};
-use crate::models::{self, Config, Heads, Load, Model};
+use crate::models::{self, Config, Heads, Load, Model, Storage};
 use crate::nn::linear::cast;
 use crate::nn::{Attach, safetensors, weights};
 use std::collections::BTreeSet;
@@ -119,8 +119,10 @@ fn with_sum(base: &Path, parts: &[Part], sum: &AdapterFile, kind: Kind) -> Resul
         plans.push((i.to_string(), LoraPlan::of_file(&part.file.spec, &part.folder.join(file::CONFIG))?));
     }
     let adapters = plans.iter().map(|(name, p)| (name.clone(), p as &dyn Attach)).collect();
-    let model =
-        Model::load(base, Load { device: Device::Cpu, kind, train_base: false, adapters, heads: Heads::Tokens })?;
+    let model = Model::load(
+        base,
+        Load { device: Device::Cpu, kind, storage: Storage::Auto, train_base: false, adapters, heads: Heads::Tokens },
+    )?;
     file::load_into(model.params().adapter(0), &sum.tensors, Path::new("the sum of the adapters"))?;
     for (i, part) in parts.iter().enumerate() {
         file::load_into(model.params().adapter(i + 1), &part.file.tensors, &part.folder)?;

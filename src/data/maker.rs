@@ -12,8 +12,7 @@ use super::summary::FileSummary;
 use super::tokenizer::ChatTokenizer;
 use super::tokens::{Facts, Tokens, Writer, file_name};
 use crate::error::{Error, Result};
-use crate::report;
-use indicatif::ProgressBar;
+use crate::report::{self, Progress};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::marker::PhantomData;
@@ -146,7 +145,7 @@ struct Job<'a, T> {
     reading: &'a Reading,
     /// Rows that may still be taken.
     left: usize,
-    bar: &'a ProgressBar,
+    bar: &'a Progress,
 }
 
 impl<T: Item> Job<'_, T> {

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::generate::{Settings, Stop, complete};
 use crate::methods::sft::Answers;
 use crate::models::Model;
+use crate::report;
 use serde::Serialize;
 use serde_json::Value;
 use std::time::Instant;
@@ -51,13 +52,11 @@ pub struct Answered {
 }
 
 /// Greedy answers and the loss on `rows`. `max_new_tokens` defaults to the longest expected answer and 16 tokens more.
-/// `on_answer` hears whenever an answer is finished.
 pub fn evaluate(
     model: &Model,
     tokenizer: &ChatTokenizer,
     rows: &[EvalRow],
     max_new_tokens: Option<usize>,
-    on_answer: &mut dyn FnMut(),
 ) -> Result<(Evaluation, Vec<Answered>)> {
     let started = Instant::now();
     let examples: Vec<&Example> = rows.iter().flat_map(|r| &r.examples).collect();
@@ -73,12 +72,16 @@ pub fn evaluate(
     let settings = Settings::greedy(max_new_tokens.unwrap_or(longest + 16), tokenizer.stop_ids());
     let prompts: Vec<Vec<u32>> = asked.iter().map(|a| a.prompt.clone()).collect();
     let mut left = vec![settings.max_new_tokens; prompts.len()];
+    // Answers of like length end together and late: the tokens say earlier how fast it goes.
+    let bar = report::bar(prompts.len() as u64, "answers");
     let answers = complete(model, &prompts, &settings, &mut |i, id| {
         left[i] -= 1;
+        bar.count(1, "tokens");
         if left[i] == 0 || settings.stop_ids.contains(&id) {
-            on_answer();
+            bar.inc(1);
         }
     })?;
+    bar.finish_and_clear();
     let mut answered = Vec::with_capacity(asked.len());
     for ((asked, answer), loss) in asked.iter().zip(&answers).zip(row_losses) {
         let text = tokenizer.decode(answer.answer(), true)?;
@@ -155,6 +158,7 @@ fn losses(model: &Model, examples: &[&Example]) -> Result<Vec<(f64, usize)>> {
     let mut order: Vec<usize> = (0..examples.len()).collect();
     order.sort_by_key(|i| std::cmp::Reverse(examples[*i].ids.len()));
     let (mut found, mut from) = (vec![(0.0, 0); examples.len()], 0);
+    let bar = report::bar(order.len() as u64, "losses");
     while from < order.len() {
         let mut held = 0;
         let fits = |i: &&usize| {
@@ -172,6 +176,7 @@ fn losses(model: &Model, examples: &[&Example]) -> Result<Vec<(f64, usize)>> {
             found[*i] = (-own.sum(Kind::Double).double_value(&[]), n);
             start += n as i64;
         }
+        bar.inc((to - from) as u64);
         from = to;
     }
     Ok(found)

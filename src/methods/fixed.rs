@@ -7,6 +7,7 @@ use crate::data::{self, Cursor, Dataset, Example, Item, Loader, Supervise};
 use crate::error::Result;
 use crate::models::{Metrics, Model};
 use crate::nn::Param;
+use crate::report;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::Tensor;
@@ -189,11 +190,14 @@ impl<O: Objective> Method for Fixed<O> {
         let packed = data::pack(valid.lengths(), &order, self.budget);
         self.objective.survey(model, Split::Valid, valid, &packed)?;
         let mut metrics = Metrics::default();
+        let bar = report::bar(order.len() as u64, "validation rows");
         for items in packed {
             let which = Which { split: Split::Valid, items: &items, epoch: self.loader.epoch() };
             let batch = batch(&mut self.objective, model, valid, which)?;
             metrics.merge(model.infer(batch.tokens(), |out| batch.loss(out))?.metrics);
+            bar.inc(items.len() as u64);
         }
+        bar.finish_and_clear();
         let means = metrics.means().into_iter().map(|(k, v)| (k.to_string(), v)).collect();
         Ok(Some(self.objective.validated(means)))
     }

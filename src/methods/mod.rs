@@ -91,6 +91,22 @@ impl MethodSpec {
         matches!(self, Self::Dpo(_) | Self::Kto(_) | Self::Orpo(_) | Self::Simpo(_))
     }
 
+    /// The models that a student learns from.
+    pub fn teachers(&self) -> &[distill::TeacherSpec] {
+        match self {
+            Self::Distill(spec) => &spec.teachers,
+            _ => &[],
+        }
+    }
+
+    /// As `teachers`, to be changed.
+    pub fn teachers_mut(&mut self) -> &mut [distill::TeacherSpec] {
+        match self {
+            Self::Distill(spec) => &mut spec.teachers,
+            _ => &mut [],
+        }
+    }
+
     /// Reads and tokenises its rows.
     pub fn rows(&self, ground: &Ground) -> Result<Box<dyn Rows>> {
         match self {

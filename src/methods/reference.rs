@@ -70,7 +70,7 @@ impl Reference {
         }
         let heads = Heads::Tokens;
         let (device, kind) = (model.device(), model.kind());
-        let load = Load { device, kind, train_base: false, adapters: Vec::new(), heads };
+        let load = Load { device, kind, storage: model.storage(), train_base: false, adapters: Vec::new(), heads };
         Ok(Self::Copy(Box::new(Model::load(model.folder(), load)?)))
     }
 

@@ -1,7 +1,7 @@
 //! What a method sees of the trunk, and what it gives back.
 
 use super::Inside;
-use crate::nn::{Linear, head, head::Scores, scores};
+use crate::nn::{Linear, head, head::Scores};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -105,7 +105,7 @@ impl Output {
     /// Log-probabilities of `targets` (N) after the rows `at` (N) at a sampling temperature above 0, in float32 as the
     /// sampler computes them; with `entropy`, the distributions' entropies too. Chunked as `log_probs`.
     pub fn scores(&self, at: &Tensor, targets: &Tensor, temperature: f64, entropy: bool) -> Scores {
-        scores::scores(&self.head, &self.hidden.index_select(0, at), targets, temperature, entropy)
+        head::scores(&self.head, &self.hidden.index_select(0, at), targets, temperature, entropy)
     }
 
     /// The output head, for methods that look at whole distributions chunk by chunk (`nn::chunked`).

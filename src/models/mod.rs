@@ -20,7 +20,7 @@ pub mod reward;
 mod rope;
 
 pub use config::Config;
-pub use dtype::Dtype;
+pub use dtype::{Dtype, Storage};
 pub use inside::{Inside, Look};
 pub use loss::{Loss, Metrics, Output};
 pub use open::{device, open, open_scorer};
@@ -30,7 +30,7 @@ pub use reward::Scoring;
 use crate::error::{Error, Result};
 use crate::native;
 use crate::nn::{
-    Attach, Builder, Built, Cache, Decoding, Initial, Linear, ParamStore, Pass, Place, Source, Switches, Tokens,
+    Attach, Builder, Built, Cache, Decoding, Initial, Linear, Param, ParamStore, Pass, Place, Source, Switches, Tokens,
     Weights, chance,
 };
 use serde_json::{Map, Value};
@@ -126,8 +126,10 @@ pub enum Heads {
 /// How a model is loaded.
 pub struct Load<'a> {
     pub device: Device,
-    /// The dtype of frozen weights and of the arithmetic.
+    /// The number format of the arithmetic.
     pub kind: Kind,
+    /// How frozen weights are held.
+    pub storage: Storage,
     /// Train the base's own weights.
     pub train_base: bool,
     /// Adapters by name, attached in order.
@@ -146,6 +148,7 @@ pub struct Model {
     folder: PathBuf,
     device: Device,
     kind: Kind,
+    storage: Storage,
     noise: Cell<Option<EmbeddingNoise>>,
     look: RefCell<Rc<Look>>,
 }
@@ -180,7 +183,9 @@ impl Model {
             return Err(Error::bug("adapters attach to a frozen base: train_base and adapters exclude each other"));
         }
         let (names, attach): (Vec<String>, Vec<&dyn Attach>) = load.adapters.into_iter().unzip();
-        let builder = Builder::new(source, load.device, load.kind, load.train_base, attach);
+        let (device, kind, storage) = (load.device, load.kind, load.storage);
+        let hold = move |own: Kind| storage.keeps(own, kind, device);
+        let builder = Builder::new(source, device, kind, load.train_base, attach).hold(hold);
         if config.tie_word_embeddings {
             builder.tie_head();
         }
@@ -213,6 +218,7 @@ impl Model {
             folder: folder.into(),
             device: load.device,
             kind: load.kind,
+            storage: load.storage,
             noise: Cell::new(None),
             look: RefCell::default(),
         })
@@ -231,8 +237,21 @@ impl Model {
         self.device
     }
 
+    /// The number format of the arithmetic.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// How frozen weights were asked to be held.
+    pub fn storage(&self) -> Storage {
+        self.storage
+    }
+
+    /// The number format that most of the base's numbers are held in, and the bytes of all of them.
+    pub fn held(&self) -> (Kind, u64) {
+        let bytes = |p: &Param| (p.tensor.numel() * p.tensor.kind().elt_size_in_bytes()) as u64;
+        let widest = self.store.base().max_by_key(|p| p.tensor.numel());
+        (widest.map_or(self.kind, |p| p.tensor.kind()), self.store.base().map(bytes).sum())
     }
 
     pub fn params(&self) -> &ParamStore {
@@ -390,11 +409,11 @@ impl Model {
         self.noise.set(noise);
     }
 
-    /// Holds what is trained in the run's dtype instead of float32: less memory, for whoever rounds updates himself.
+    /// Holds what is trained in bfloat16 instead of float32: less memory, for whoever rounds updates himself.
     pub fn narrow_masters(&self) {
         let _no_grad = tch::no_grad_guard();
         for p in self.store.trainable() {
-            p.tensor.shallow_clone().set_data(&p.tensor.detach().to_kind(self.kind));
+            p.tensor.shallow_clone().set_data(&p.tensor.detach().to_kind(Kind::BFloat16));
         }
     }
 

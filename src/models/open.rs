@@ -1,6 +1,6 @@
 //! A model ready to answer: base, adapters from disk, device and dtype.
 
-use super::{Config, Heads, Load, Model, SCORE, Scoring, weights};
+use super::{Config, Heads, Load, Model, SCORE, Scoring, Storage, weights};
 use crate::adapters::{LoraPlan, file};
 use crate::error::{Error, Result};
 use crate::nn::{Attach, Param};
@@ -17,7 +17,10 @@ pub fn open(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind) -> Re
     let plans = files.iter().zip(adapters).map(|(f, folder)| LoraPlan::of_file(&f.spec, &folder.join(file::CONFIG)));
     let plans = plans.collect::<Result<Vec<_>>>()?;
     let named = plans.iter().enumerate().map(|(i, p)| (i.to_string(), p as &dyn Attach)).collect();
-    let model = Model::load(base, Load { device, kind, train_base: false, adapters: named, heads: Heads::Tokens })?;
+    let model = Model::load(
+        base,
+        Load { device, kind, storage: Storage::Auto, train_base: false, adapters: named, heads: Heads::Tokens },
+    )?;
     for (i, (file, folder)) in files.iter().zip(adapters).enumerate() {
         file::load_into(model.params().adapter(i), &file.tensors, folder)?;
     }
@@ -38,7 +41,8 @@ pub(super) fn no_words(base: &Path, adapter: Option<&Path>) -> Error {
 /// must be on disk, and its probes (reward.json) must score as when they were written.
 pub fn open_scorer(base: &Path, adapter: Option<&Path>, device: Device, kind: Kind) -> Result<(Model, Scoring)> {
     let config = Config::read(base)?;
-    let load = |adapters| Load { device, kind, train_base: false, adapters, heads: Heads::Score };
+    let load =
+        |adapters| Load { device, kind, storage: Storage::Auto, train_base: false, adapters, heads: Heads::Score };
     let Some(folder) = adapter else {
         let weights = weights(base, &config)?;
         need_head(weights.shape(SCORE), &config, base, || {

@@ -19,7 +19,7 @@ pub struct Kernels {
     swiglu: unsafe extern "C" fn(bool, Void, Void, Out, i64, i64),
     swiglu_backward: unsafe extern "C" fn(bool, Void, Void, Void, Out, Out, i64, i64),
     rotate: unsafe extern "C" fn(bool, Void, Void, Void, Out, i64, i64, f32, i64, i64),
-    head: unsafe extern "C" fn(bool, Out, *const i64, *mut f32, *mut f32, i64, bool, i64, i64),
+    head: unsafe extern "C" fn(bool, Out, *const i64, *mut f32, *mut f32, *mut f32, i64, f32, bool, i64, i64),
     probabilities: unsafe extern "C" fn(bool, Out, *const f32, i64, f32, i64, i64),
     score_gradient: unsafe extern "C" fn(bool, Out, Void, Void, Void, i64, i64, f32, i64, i64),
 }
@@ -239,18 +239,30 @@ impl Kernels {
         y
     }
 
-    /// Log-probability (N) of each target and whether it is the first largest (N), from logits (N, V); with
-    /// `direction`, the logits become onehot(target) - softmax in place.
-    pub fn head(&self, logits: &Tensor, targets: &Tensor, direction: bool) -> (Tensor, Tensor) {
+    /// Log-probability (N) of each target in softmax(logits / T), whether it is the first largest (N) and, where asked, the
+    /// distribution's entropy (N), from logits (N, V); with `direction`, the logits become the gradient of the
+    /// log-probability, (onehot(target) - softmax) / T, in place.
+    pub fn head(
+        &self,
+        logits: &Tensor,
+        targets: &Tensor,
+        temperature: f64,
+        entropy: bool,
+        direction: bool,
+    ) -> (Tensor, Tensor, Option<Tensor>) {
         let (n, v) = (rows(logits), last(logits));
         assert!(serves(&[logits]) && targets.kind() == Kind::Int64 && targets.numel() as i64 == n);
         let targets = targets.contiguous();
         assert!(n == 0 || (targets.min().int64_value(&[]) >= 0 && targets.max().int64_value(&[]) < v));
-        let (log_probs, hits) = (floats(n), floats(n));
+        let (log_probs, hits, entropy) = (floats(n), floats(n), entropy.then(|| floats(n)));
         let (h, [pz, pt, pl, ph]) = (half(logits), [logits, &targets, &log_probs, &hits].map(At::of));
+        let (pe, inverse) = (entropy.as_ref().map(At::of), (1.0 / temperature) as f32);
         // SAFETY: rows [b, e) of buffers of n rows; every target is a column.
-        parallel(n, v, |b, e| unsafe { (self.head)(h, pz.any(), pt.i64(), pl.f32(), ph.f32(), v, direction, b, e) });
-        (log_probs, hits)
+        parallel(n, v, |b, e| unsafe {
+            let pe = pe.as_ref().map_or(std::ptr::null_mut(), At::f32);
+            (self.head)(h, pz.any(), pt.i64(), pl.f32(), ph.f32(), pe, v, inverse, direction, b, e)
+        });
+        (log_probs, hits, entropy)
     }
 
     /// Scores (…, L) become causal probabilities in place: exp(scale * s - lse), where a row's query stands at row % L.

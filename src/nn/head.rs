@@ -3,6 +3,8 @@
 //! Where the head is frozen the gradient with respect to the hidden states is formed in the forward: row i of it is
 //! `W^T (onehot - softmax)`, and the backward only scales that row. So the head's products run once, and peak memory
 //! is one chunk. A trained head recomputes its chunk in the backward.
+//!
+//! Log-probabilities may be those of a sampling temperature: `l = log softmax(z / T)` in float32, `H = - sum_i p_i l_i`.
 
 use super::chunked::{self, Rows, anchor, chunks};
 use super::linear::Linear;
@@ -24,72 +26,134 @@ pub struct Scores {
     pub entropy: Option<Tensor>,
 }
 
+/// What is read of the rows of some logits.
+struct Read {
+    log_probs: Tensor,
+    hits: Tensor,
+    entropy: Option<Tensor>,
+}
+
+/// Which distribution is read, and what of it.
+#[derive(Clone, Copy)]
+struct Reading {
+    temperature: f64,
+    entropy: bool,
+}
+
+impl Reading {
+    /// Reads logits (n, V). The one definition of a log-probability on each device, whether a gradient is wanted, the head
+    /// trained or an entropy asked for: a policy and a reference with equal weights get equal bits.
+    fn read(self, logits: &Tensor, targets: &Tensor) -> Read {
+        if kernels::serves(&[logits]) {
+            let (log_probs, hits, entropy) =
+                kernels::best().head(logits, targets, self.temperature, self.entropy, false);
+            return Read { log_probs, hits, entropy };
+        }
+        let [log_probs, hits, entropy] = self.composed(logits, targets);
+        Read { log_probs, hits, entropy: self.entropy.then_some(entropy) }
+    }
+
+    /// As `read`, beside the gradient of each row's log-probability with respect to its logits, in their dtype.
+    fn read_with_direction(self, logits: Tensor, targets: &Tensor) -> (Read, Tensor) {
+        if kernels::serves(&[&logits]) {
+            let (log_probs, hits, entropy) =
+                kernels::best().head(&logits, targets, self.temperature, self.entropy, true);
+            return (Read { log_probs, hits, entropy }, logits);
+        }
+        let read = self.read(&logits, targets);
+        let mut p = spread(&logits, self.temperature).exp_();
+        let ones = Tensor::ones([targets.size()[0], 1], (Kind::Float, logits.device()));
+        let mut direction = p.neg_().scatter_add_(-1, &targets.unsqueeze(-1), &ones);
+        (read, direction.divide_scalar_(self.temperature).to_kind(logits.kind()))
+    }
+
+    /// log-probability of each target, whether it is the largest, and the entropy, by libtorch's operations:
+    /// differentiable.
+    fn composed(self, logits: &Tensor, targets: &Tensor) -> [Tensor; 3] {
+        let l = spread(logits, self.temperature);
+        let log_prob = l.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1);
+        let hit = l.argmax(-1, false).eq_tensor(targets).to_kind(Kind::Float);
+        let entropy = match self.entropy {
+            true => -(l.exp() * &l).sum_dim_intlist([-1i64].as_slice(), false, Kind::Float),
+            false => hit.zeros_like(),
+        };
+        [log_prob, hit, entropy]
+    }
+}
+
+/// `log softmax(z / T)` of logits (n, V), in float32.
+pub fn spread(logits: &Tensor, temperature: f64) -> Tensor {
+    let logits = logits.to_kind(Kind::Float);
+    let logits = if temperature == 1.0 { logits } else { logits / temperature };
+    logits.log_softmax(-1, Kind::Float)
+}
+
 /// Log-probabilities of `targets` (N) after hidden states `h` (N, D).
 pub fn log_probs(head: &Rc<Linear>, h: &Tensor, targets: &Tensor) -> Scores {
+    scores(head, h, targets, 1.0, false)
+}
+
+/// Log-probabilities of `targets` (N) after hidden states `h` (N, D) in `softmax(z / T)`, T above 0; with `entropy`, the
+/// entropies `- sum_i p_i log p_i` (N) too.
+pub fn scores(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, temperature: f64, entropy: bool) -> Scores {
+    let reading = Reading { temperature, entropy };
     match head.plain() {
-        Some(weight) if !weight.requires_grad() => frozen(weight, h, targets),
-        Some(weight) if kernels::serves(&[h]) => plain(weight, h, targets),
-        _ => trained(head, h, targets),
+        Some(weight) if !weight.requires_grad() => frozen(weight, h, targets, reading),
+        Some(weight) if kernels::serves(&[h]) && temperature == 1.0 && !entropy => plain(weight, h, targets),
+        _ => trained(head, h, targets, reading),
     }
 }
 
-/// log-probability of each target and whether it is the largest, from logits (n, V).
-fn pick(logits: &Tensor, targets: &Tensor) -> (Tensor, Tensor) {
-    if !native::grad_enabled() && kernels::serves(&[logits]) {
-        return kernels::best().head(logits, targets, false);
-    }
-    let logits = logits.to_kind(Kind::Float);
-    let target = targets.unsqueeze(-1);
-    let log_probs = logits.log_softmax(-1, Kind::Float).gather(-1, &target, false).squeeze_dim(-1);
-    let hits = logits.argmax(-1, false).eq_tensor(targets).to_kind(Kind::Float);
-    (log_probs, hits)
-}
-
-fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
+/// A frozen weight (V, D): the gradient of the log-probability, `W^T (onehot - p) / T`, is formed in the forward; that of
+/// the entropy, `- W^T p (l + H) / T`, in the backward, and only where somebody learns from it: an entropy that is only
+/// looked at costs no product.
+fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor, reading: Reading) -> Scores {
     let wanted = native::grad_enabled() && h.requires_grad();
     let weight = super::linear::cast(weight, h.kind());
-    let mut hits = Vec::new();
-    let log_probs = differentiable(
-        &[h],
-        || {
-            let (mut values, mut directions) = (Vec::new(), Vec::new());
-            for (start, n) in chunks(h.size()[0], CHUNK) {
-                let (h, target) = (h.narrow(0, start, n), targets.narrow(0, start, n));
-                let logits = h.linear(&weight, None::<&Tensor>);
-                if wanted && kernels::serves(&[&logits]) {
-                    let (value, hit) = kernels::best().head(&logits, &target, true);
-                    values.push(value);
-                    hits.push(hit);
-                    directions.push(logits.matmul(&weight));
-                } else if wanted {
-                    // One float32 buffer serves as logits, softmax and direction in turn.
-                    let mut wide = logits.to_kind(Kind::Float);
-                    drop(logits);
-                    let (largest, best) = wide.max_dim(-1, true);
-                    let target = target.unsqueeze(-1);
-                    hits.push(best.eq_tensor(&target).to_kind(Kind::Float).squeeze_dim(-1));
-                    let at_target = wide.gather(-1, &target, false);
-                    let _ = wide.subtract_(&largest).exp_();
-                    let total = wide.sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
-                    values.push((at_target - largest - total.log()).squeeze_dim(-1));
-                    let mut direction = wide.divide_(&total.neg());
-                    let _ = direction.scatter_add_(-1, &target, &Tensor::ones([n, 1], (Kind::Float, h.device())));
-                    directions.push(direction.to_kind(h.kind()).matmul(&weight));
-                } else {
-                    let (value, hit) = pick(&logits, &target);
-                    values.push(value);
-                    hits.push(hit);
+    let (mut columns, mut directions) = (Vec::new(), Vec::new());
+    {
+        let _no_grad = tch::no_grad_guard();
+        for (start, n) in chunks(h.size()[0], CHUNK) {
+            let target = targets.narrow(0, start, n);
+            let logits = h.narrow(0, start, n).linear(&weight, None::<&Tensor>);
+            columns.push(match wanted {
+                true => {
+                    let (read, direction) = reading.read_with_direction(logits, &target);
+                    directions.push(direction.matmul(&weight)); // (n, D)
+                    read
                 }
+                false => reading.read(&logits, &target),
+            });
+        }
+    }
+    let join = |of: fn(&Read) -> Option<&Tensor>| {
+        let parts: Option<Vec<&Tensor>> = columns.iter().map(of).collect();
+        parts.map(|parts| Tensor::cat(&parts, 0))
+    };
+    let log_probs = join(|r| Some(&r.log_probs)).expect("of every chunk");
+    let hits = join(|r| Some(&r.hits)).expect("of every chunk");
+    let entropy = join(|r| r.entropy.as_ref()).filter(|_| reading.entropy);
+    if wanted {
+        let (hidden, direction) = (h.detach(), Tensor::cat(&directions, 0));
+        let outputs: Vec<&Tensor> = std::iter::once(&log_probs).chain(&entropy).collect();
+        native::attach(&[h], &outputs, move |grads| {
+            let kind = hidden.kind();
+            let mut sum = grads[0].as_ref().map(|g| &direction * g.unsqueeze(-1).to_kind(kind));
+            if let Some(Some(g)) = grads.get(1) {
+                let chunk = |(start, n)| {
+                    let l = spread(&hidden.narrow(0, start, n).linear(&weight, None::<&Tensor>), reading.temperature);
+                    let p = l.exp();
+                    let entropy = -(&p * &l).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float); // (n, 1)
+                    let scale = g.narrow(0, start, n).unsqueeze(-1) / -reading.temperature;
+                    ((l + entropy) * p * scale).to_kind(kind).matmul(&weight)
+                };
+                let part = Tensor::cat(&chunks(hidden.size()[0], CHUNK).map(chunk).collect::<Vec<_>>(), 0);
+                sum = Some(sum.map_or_else(|| part.shallow_clone(), |sum| sum + &part));
             }
-            let direction = wanted.then(|| Tensor::cat(&directions, 0)); // (N, D)
-            (Tensor::cat(&values, 0), direction)
-        },
-        |direction, g| {
-            let direction = direction.as_ref().expect("formed where a gradient is wanted");
-            vec![Some(direction * g.unsqueeze(-1).to_kind(direction.kind()))]
-        },
-    );
-    Scores { log_probs, hits: Tensor::cat(&hits, 0), entropy: None }
+            vec![sum]
+        });
+    }
+    Scores { log_probs, hits, entropy }
 }
 
 /// A trained weight (V, D) without bias or adapter, on the CPU. One chunk keeps its directions for the backward;
@@ -103,7 +167,7 @@ fn plain(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
     let chunk = |h: &Tensor, weight: &Tensor, targets: &Tensor, (start, n), direction| {
         let (h, targets) = (h.narrow(0, start, n), targets.narrow(0, start, n));
         let logits = h.linear(weight, None::<&Tensor>);
-        let (value, hit) = kernels::best().head(&logits, &targets, direction);
+        let (value, hit, _) = kernels::best().head(&logits, &targets, 1.0, false, direction);
         (value, hit, logits)
     };
     let (mut hits, leaf) = (Vec::new(), weight.shallow_clone());
@@ -148,10 +212,131 @@ fn plain(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
     Scores { log_probs, hits: Tensor::cat(&hits, 0), entropy: None }
 }
 
-/// A head with a bias or an adapter: its chunks run again in the backward.
-fn trained(head: &Rc<Linear>, h: &Tensor, targets: &Tensor) -> Scores {
+/// A head with a bias or an adapter, or a trained one at a temperature: its chunks run again in the backward, whose
+/// gradients come of libtorch's operations.
+fn trained(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, reading: Reading) -> Scores {
     let targets = targets.shallow_clone();
-    let of_rows = move |logits: &Tensor, (start, n): Rows| pick(logits, &targets.narrow(0, start, n)).into();
-    let [log_probs, hits] = chunked::recomputed(head, h, CHUNK, of_rows);
-    Scores { log_probs, hits: hits.detach(), entropy: None }
+    let of_rows = move |logits: &Tensor, (start, n): Rows| {
+        let targets = targets.narrow(0, start, n);
+        if native::grad_enabled() {
+            return reading.composed(logits, &targets);
+        }
+        let Read { log_probs, hits, entropy } = reading.read(logits, &targets);
+        let entropy = entropy.unwrap_or_else(|| hits.zeros_like());
+        [log_probs, hits, entropy]
+    };
+    let [log_probs, hits, entropy] = chunked::recomputed(head, h, CHUNK, of_rows);
+    Scores { log_probs, hits: hits.detach(), entropy: Some(entropy).filter(|_| reading.entropy) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{Attach, Builder, Place, Source, initial::Initial};
+    use tch::Device;
+
+    /// A head (V, D) with random weights.
+    fn head(train: bool) -> Rc<Linear> {
+        let initial =
+            Initial { seed: 3, spread: 0.5, place: |name| Some(Place { name: name.into(), transposed: false }) };
+        let none: Vec<&dyn Attach> = Vec::new();
+        let builder = Builder::new(Source::Chance(&initial), Device::Cpu, Kind::Float, train, none);
+        Rc::new((builder.root() / "lm_head").head(16, 300))
+    }
+
+    /// log-probabilities, entropies and gradients of states and weight for `sum(a · log_prob) + sum(b · entropy)`.
+    fn results(
+        head: &Rc<Linear>,
+        h: &Tensor,
+        a: &Tensor,
+        b: Option<&Tensor>,
+        f: impl Fn(&Tensor) -> [Tensor; 2],
+    ) -> Vec<Tensor> {
+        let h = h.copy().set_requires_grad(true);
+        let [log_probs, entropy] = f(&h);
+        let mut sum = (&log_probs * a).sum(Kind::Float);
+        if let Some(b) = b {
+            sum = &sum + (&entropy * b).sum(Kind::Float);
+        }
+        native::backward(&[&sum], &[&sum.ones_like()]).unwrap();
+        let weight = head.plain().unwrap();
+        let mut found = vec![log_probs.detach(), entropy.detach(), h.grad()];
+        if weight.requires_grad() {
+            found.push(weight.grad().copy());
+            weight.shallow_clone().zero_grad();
+        }
+        found
+    }
+
+    #[test]
+    fn chunks_equal_the_plain_form() {
+        tch::manual_seed(5);
+        let n = 600; // several chunks
+        let options = (Kind::Float, Device::Cpu);
+        let (h, targets) = (Tensor::randn([n, 16], options), Tensor::randint(300, [n], (Kind::Int64, Device::Cpu)));
+        let (a, b) = (Tensor::randn([n], options), Tensor::randn([n], options));
+        for train in [false, true] {
+            let head = head(train);
+            for temperature in [1.0, 0.6] {
+                for bonus in [None, Some(&b)] {
+                    let ours = results(&head, &h, &a, bonus, |h| {
+                        let s = scores(&head, h, &targets, temperature, true);
+                        [s.log_probs, s.entropy.unwrap()]
+                    });
+                    let plain = results(&head, &h, &a, bonus, |h| {
+                        let l = (head.forward(h) / temperature).log_softmax(-1, Kind::Float);
+                        let log_prob = l.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1);
+                        [log_prob, -(l.exp() * &l).sum_dim_intlist([-1i64].as_slice(), false, Kind::Float)]
+                    });
+                    for (i, (ours, plain)) in ours.iter().zip(&plain).enumerate() {
+                        let gap = (ours - plain).abs().max() / plain.abs().max();
+                        let gap = gap.double_value(&[]);
+                        assert!(
+                            gap < 1e-5,
+                            "trained {train}, T {temperature}, bonus {}: {i} is {gap:e} off",
+                            bonus.is_some()
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// The ratio of a policy to itself is 1, and its divergence from itself 0, only where all of these are one number.
+    #[test]
+    fn a_log_probability_has_the_same_bits_however_it_is_asked_for() {
+        tch::manual_seed(7);
+        let n = 600;
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let h = Tensor::randn([n, 16], (Kind::Float, Device::Cpu)).to_kind(kind);
+            let targets = Tensor::randint(300, [n], (Kind::Int64, Device::Cpu));
+            for temperature in [1.0, 0.7] {
+                let mut found = Vec::new();
+                for (train, entropy, grad) in [false, true]
+                    .into_iter()
+                    .flat_map(|t| [false, true].map(|e| (t, e)))
+                    .flat_map(|(t, e)| [false, true].map(|g| (t, e, g)))
+                {
+                    let (head, h) = (head(train), h.detach().set_requires_grad(grad));
+                    let ask = || scores(&head, &h, &targets, temperature, entropy);
+                    let s = if grad { ask() } else { tch::no_grad(ask) };
+                    assert_eq!(s.entropy.is_some(), entropy);
+                    found.push((format!("trained {train}, entropy {entropy}, gradient {grad}"), s.log_probs.detach()));
+                }
+                for (what, log_probs) in &found {
+                    assert!(log_probs.equal(&found[0].1), "{kind:?}, T {temperature}: {what} differs");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn temperature_one_without_entropy_is_the_plain_head() {
+        tch::manual_seed(6);
+        let head = head(false);
+        let h = Tensor::randn([9, 16], (Kind::Float, Device::Cpu));
+        let targets = Tensor::arange(9, (Kind::Int64, Device::Cpu));
+        let s = scores(&head, &h, &targets, 1.0, false);
+        assert!(s.entropy.is_none() && s.log_probs.equal(&log_probs(&head, &h, &targets).log_probs));
+    }
 }

@@ -19,7 +19,6 @@ pub mod norm;
 pub mod ops;
 pub mod rope;
 pub mod safetensors;
-pub mod scores;
 pub mod store;
 pub mod tokens;
 pub mod weights;

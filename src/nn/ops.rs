@@ -251,7 +251,16 @@ mod tests {
                 let log_p = logits.to_kind(Kind::Double).log_softmax(-1, Kind::Double);
                 let hit = logits.argmax(-1, false).eq_tensor(&targets);
                 let onehot = targets.one_hot(501).to_kind(Kind::Double);
-                let (value, hits) = k.head(&logits, &targets, true);
+                let cooler = (logits.to_kind(Kind::Double) / 0.6).log_softmax(-1, Kind::Double);
+                let (value, _, entropy) = k.head(&logits, &targets, 0.6, true, false);
+                near("at a temperature", &value, &cooler.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1));
+                let expected = -(cooler.exp() * &cooler).sum_dim_intlist([-1i64].as_slice(), false, Kind::Double);
+                near("entropy", &entropy.unwrap(), &expected);
+                let (alone, _, none) = k.head(&logits, &targets, 0.6, false, false);
+                assert!(alone.equal(&value) && none.is_none(), "{}: asking for the entropy changes it", k.name());
+                let (plain, _, _) = k.head(&logits, &targets, 1.0, false, false);
+                let (value, hits, _) = k.head(&logits, &targets, 1.0, false, true);
+                assert!(plain.equal(&value), "{}: the gradient changes the log-probability", k.name());
                 near("log-probability", &value, &log_p.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1));
                 near("direction", &logits, &(onehot - log_p.exp()));
                 assert!(hits.to_kind(Kind::Bool).equal(&hit));
@@ -283,7 +292,7 @@ mod tests {
             for k in kernels::available() {
                 let logits = Tensor::zeros([2, 70], (Kind::Float, Device::Cpu));
                 let _ = logits.get(1).get(40).fill_(bad);
-                let (value, _) = k.head(&logits, &Tensor::from_slice(&[3i64, 3]), true);
+                let (value, ..) = k.head(&logits, &Tensor::from_slice(&[3i64, 3]), 1.0, false, true);
                 assert!(value.double_value(&[0]).is_finite() && !value.double_value(&[1]).is_finite(), "{}", k.name());
                 assert!(!logits.get(1).sum(Kind::Float).double_value(&[]).is_finite());
             }

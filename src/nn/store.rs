@@ -122,6 +122,8 @@ pub struct Builder<'w> {
     source: Source<'w>,
     device: Device,
     kind: Kind,
+    /// Whether a frozen matrix of this format is held as it is, beside one of the arithmetic's own.
+    hold: Box<dyn Fn(Kind) -> bool>,
     train: bool,
     adapters: Vec<&'w dyn Attach>,
     switches: Rc<Switches>,
@@ -148,6 +150,7 @@ impl<'w> Builder<'w> {
             source,
             device,
             kind,
+            hold: Box::new(|_| false),
             train,
             adapters,
             switches: Rc::default(),
@@ -158,6 +161,11 @@ impl<'w> Builder<'w> {
             tied: Cell::new(false),
             headless: Cell::new(false),
         }
+    }
+
+    /// Frozen matrices of formats for which `hold` is true stay in them; layers widen them as they multiply.
+    pub fn hold(self, hold: impl Fn(Kind) -> bool + 'static) -> Self {
+        Self { hold: Box::new(hold), ..self }
     }
 
     pub fn root(&self) -> Scope<'_> {
@@ -360,6 +368,8 @@ impl Scope<'_> {
         };
         let tensor = if b.train {
             tensor.to_device(b.device).to_kind(Kind::Float).copy().set_requires_grad(true)
+        } else if tensor.dim() >= 2 && layer != Layer::Score && (b.hold)(tensor.kind()) {
+            tensor.to_device(b.device)
         } else {
             cast(&tensor.to_device(b.device), b.kind)
         };

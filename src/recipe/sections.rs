@@ -7,7 +7,7 @@ use super::optim::OptimSection;
 use crate::adapters::AdapterSpec;
 pub use crate::data::{CacheChoice, Overflow, RowFormat, SourceSpec as SourceSection, Sources};
 use crate::methods::MethodSpec;
-pub use crate::models::Dtype;
+pub use crate::models::{Dtype, Storage};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -61,9 +61,12 @@ pub struct ModelSection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "path"))]
     pub tokenizer: Option<PathBuf>,
-    /// The number format of the weights and of the arithmetic.
+    /// The number format of the arithmetic; a run keeps the one that it began with, on whatever machine it goes on.
     #[serde(default)]
     pub dtype: Dtype,
+    /// How frozen weights are held. It changes memory and speed, and no number.
+    #[serde(default)]
+    pub storage: Storage,
     /// Where to run: `auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
     #[schemars(regex(pattern = r"^(auto|cpu|cuda(:[0-9]+)?)$"))]

@@ -25,7 +25,7 @@ const fn none(theirs: &'static [&'static str], note: &'static str) -> Synonym {
 #[rustfmt::skip] // a table: one row a meaning
 pub const SYNONYMS: &[Synonym] = &[
     is("model.path", &["model_name_or_path", "base_model", "model_name", "model_id", "checkpoint_dir", "pretrained_model_name_or_path", "tokenizer_name_or_path", "base_model_config"], "a folder on this machine"),
-    is("model.dtype", &["torch_dtype", "bf16", "fp16", "fp32", "tf32", "pure_bf16", "bfloat16", "float16", "precision", "mixed_precision", "compute_type"], "`bf16` or `f32`"),
+    is("model.dtype", &["torch_dtype", "bf16", "fp16", "fp32", "tf32", "pure_bf16", "bfloat16", "float16", "precision", "mixed_precision", "compute_type"], "`bf16` or `f32`; left out, what the machine multiplies fast"),
     is("model.dtype", &["load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_method", "quantization"], "the base is held in this number format, not quantised"),
     is("model.device", &["device_map", "use_cpu", "no_cuda"], ""),
     is("method", &["stage", "task", "training_method", "rl", "trainer", "trl"], ""),
@@ -114,7 +114,7 @@ pub const SYNONYMS: &[Synonym] = &[
 /// Values: what others write, and the choice here. A row counts wherever its right side is a choice of the key.
 #[rustfmt::skip]
 pub const VALUES: &[(&str, &str)] = &[
-    ("bfloat16", "bf16"), ("torch.bfloat16", "bf16"), ("fp16", "bf16"), ("float16", "bf16"), ("half", "bf16"), ("auto", "bf16"),
+    ("bfloat16", "bf16"), ("torch.bfloat16", "bf16"), ("fp16", "bf16"), ("float16", "bf16"), ("half", "bf16"),
     ("float32", "f32"), ("fp32", "f32"), ("torch.float32", "f32"), ("float", "f32"),
     ("true", "all"), ("unsloth", "all"), ("full", "all"), ("false", "none"), ("off", "none"), ("no", "none"),
     ("constant_with_warmup", "constant"), ("cosine_with_restarts", "cosine"), ("cosine_with_min_lr", "cosine"),

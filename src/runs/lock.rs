@@ -7,7 +7,7 @@ use super::facts::{Environment, Software};
 use super::hash::{Hasher, Trust};
 use crate::error::{Error, Result};
 use crate::fsutil::{hex, read_json, write_json};
-use crate::recipe::{self, Plan, Recipe};
+use crate::recipe::{self, Dtype, Plan, Recipe};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -71,6 +71,9 @@ pub struct Lock {
     pub valid: Option<LockedRows>,
     /// SHA-256 of the resolved recipe; places and bookkeeping do not count.
     pub recipe_sha256: String,
+    /// The number format of the arithmetic. `None` in locks of a time when this was not recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arithmetic: Option<Dtype>,
     pub programs: LockedPrograms,
     pub machine: LockedMachine,
     /// The files of the verified result; `None` until the run has ended.
@@ -156,6 +159,7 @@ impl Lock {
             train,
             valid,
             recipe_sha256: recipe_sha256(&plan.recipe),
+            arithmetic: Some(plan.recipe.model.dtype),
             programs,
             machine: LockedMachine {
                 device: environment.device.clone(),
@@ -303,6 +307,7 @@ fn recipe_sha256(recipe: &Recipe) -> String {
         "/run/eval_at_start",
         "/model/path",
         "/model/device",
+        "/model/storage",
         "/data/train/path",
         "/data/valid/path",
         "/data/template",
@@ -373,6 +378,7 @@ mod tests {
             train: LockedRows { path: "t".into(), sha256: "1".repeat(64) },
             valid: None,
             recipe_sha256: "2".repeat(64),
+            arithmetic: None,
             programs: LockedPrograms { ft: "0.1.0".into(), ft_sha256: "3".repeat(64), libtorch: "2.11.0".into() },
             machine: LockedMachine {
                 device: "cpu".into(),

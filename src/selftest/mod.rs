@@ -60,11 +60,11 @@ pub fn run(subject: &Subject, tell: &mut dyn FnMut(&Line)) -> Result<Vec<Line>> 
             add(learning::differences(&trial)?);
             add(learning::packing(&trial)?);
             add(inference::cache(&trial)?);
-            add(inference::merged(trial)?);
+            drop(trial);
+            add(inference::merged(Trial::copied(subject, Kind::Float)?)?);
         } else {
-            let why = "needs float32, for which too little memory is free: run it on a machine with more, or with --device cpu";
             for about in [learning::DIFFERENCES, learning::PRECISION] {
-                add(Line::skipped(about, why));
+                add(Line::skipped(about, NO_ROOM));
             }
         }
     }
@@ -83,12 +83,20 @@ pub fn run(subject: &Subject, tell: &mut dyn FnMut(&Line)) -> Result<Vec<Line>> 
     add(learning::head(&trial)?);
     add(inference::cache(&trial)?);
     add(saving::adapter(&trial)?);
-    add(inference::merged(trial)?);
+    drop(trial);
+    match subject.kind != Kind::Float || float32_fits(subject)? {
+        true => add(inference::merged(Trial::copied(subject, subject.kind)?)?),
+        false => add(Line::skipped(inference::MERGED, NO_ROOM)),
+    }
     let trial = Trial::load(subject, subject.kind, DROPOUT)?;
     add(learning::replay(&trial)?);
     add(saving::resume(&trial)?);
     Ok(lines)
 }
+
+/// Why a check is left out.
+const NO_ROOM: &str =
+    "needs float32, for which too little memory is free: run it on a machine with more, or with --device cpu";
 
 /// Of the adapter while learning, where chance must be repeated.
 const DROPOUT: f64 = 0.1;

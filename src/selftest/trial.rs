@@ -4,7 +4,7 @@ use super::compare::Rounding;
 use super::{Subject, fitting};
 use crate::adapters::{LoraPlan, LoraSpec, file};
 use crate::error::{Error, Result};
-use crate::models::{Heads, Load, Loss, Metrics, Model, Output, Replay};
+use crate::models::{Heads, Load, Loss, Metrics, Model, Output, Replay, Storage};
 use crate::nn::{Attach, Param, Tokens};
 use crate::rng;
 use rand::RngExt;
@@ -76,8 +76,17 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Loads the subject in `kind` with its adapter, or with one of noise; `dropout` counts while learning.
+    /// Loads the subject for arithmetic in `kind` with its adapter, or with one of noise; `dropout` counts while learning.
     pub fn load(subject: &Subject, kind: Kind, dropout: f64) -> Result<Self> {
+        Self::load_held(subject, kind, dropout, Storage::Auto)
+    }
+
+    /// The same with every weight in `kind`, so that an update can be folded into it as exactly as `kind` allows.
+    pub fn copied(subject: &Subject, kind: Kind) -> Result<Self> {
+        Self::load_held(subject, kind, 0.0, Storage::Copy)
+    }
+
+    fn load_held(subject: &Subject, kind: Kind, dropout: f64, storage: Storage) -> Result<Self> {
         let file = subject.adapter.as_deref().map(file::read).transpose()?;
         let spec = match &file {
             Some(f) => LoraSpec { dropout, ..f.spec.clone() },
@@ -90,7 +99,7 @@ impl Trial {
         let adapters = vec![(ADAPTER.to_string(), &plan as &dyn Attach)];
         let model = Model::load(
             &subject.model,
-            Load { device: subject.device, kind, train_base: false, adapters, heads: Heads::Tokens },
+            Load { device: subject.device, kind, storage, train_base: false, adapters, heads: Heads::Tokens },
         )?;
         match (&file, &subject.adapter) {
             (Some(file), Some(folder)) => file::load_into(model.params().adapter(0), &file.tensors, folder)?,
@@ -114,6 +123,7 @@ impl Trial {
         let load = Load {
             device: subject.device,
             kind: subject.kind,
+            storage: Storage::Auto,
             train_base: false,
             adapters: Vec::new(),
             heads: Heads::Tokens,

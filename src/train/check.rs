@@ -44,7 +44,7 @@ const SHOWN: usize = 2;
 /// Goes through a plan without training.
 pub fn check(plan: &Plan, colour: bool) -> Result<Check> {
     let prepared = prepare::prepare(plan)?;
-    let Prepared { tokenizer, rows, .. } = &prepared;
+    let Prepared { plan, tokenizer, rows, .. } = &prepared;
     let train = rows.train();
     let model = prepared.load_model(false)?;
     let (trained, parameters) = memory::count(plan, &model);

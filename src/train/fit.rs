@@ -34,7 +34,7 @@ pub(super) fn refuse(prepared: &Prepared, model: &Model) -> Result<()> {
             report::bytes(needs.activations),
             report::bytes(free)
         ))
-        .hint("let --fit choose batch.tokens and run.replay; or lower batch.tokens, set run.replay: all, or model.dtype: bf16")),
+        .hint("let --fit choose batch.tokens and run.replay; or lower batch.tokens, set run.replay: all, or model.storage: file")),
         _ => Ok(()),
     }
 }
@@ -49,10 +49,12 @@ pub fn fit(plan: &Plan, memory: Option<u64>) -> Result<(Plan, String)> {
     })?;
     let room = (free as f64 * SHARE) as u64;
     let with = |tokens: usize, replay: ReplayChoice| {
-        let mut changed = plan.clone();
-        (changed.recipe.batch.tokens, changed.recipe.run.replay) = (tokens, replay);
-        let needs = needs(&prepared, &model, &changed);
-        (changed, needs)
+        let change = |plan: &Plan| {
+            let mut changed = plan.clone();
+            (changed.recipe.batch.tokens, changed.recipe.run.replay) = (tokens, replay);
+            changed
+        };
+        (change(plan), needs(&prepared, &model, &change(&prepared.plan)))
     };
     // Shorter rows cost less than replay, down to where products become small.
     let (asked, longest) = (plan.recipe.batch.tokens, plan.recipe.batch.max_len);

@@ -4,7 +4,6 @@ use crate::error::Result;
 use crate::fsutil::{io_error, read_to_string, write_atomic};
 use crate::methods::Means;
 use crate::report;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -69,7 +68,7 @@ const HEADLINES: [(&str, &str); 2] = [("rewards/accuracies", "accuracy"), ("rewa
 pub struct Log {
     file: File,
     path: PathBuf,
-    bar: ProgressBar,
+    bar: report::Progress,
     total: u64,
     last_line: Instant,
     talked: bool,
@@ -82,13 +81,7 @@ impl Log {
         cut_after(&path, step)?;
         let file =
             OpenOptions::new().create(true).append(true).open(&path).map_err(|e| io_error("writing", &path, e))?;
-        let bar = if report::on_terminal() { ProgressBar::new(total) } else { ProgressBar::hidden() };
-        bar.set_style(
-            ProgressStyle::with_template("step {pos}/{len} [{bar:24}] {msg}  eta {eta}")
-                .expect("constant")
-                .progress_chars("=> "),
-        );
-        bar.set_position(step);
+        let bar = report::steps(total).after(step);
         Ok(Self { file, path, bar, total, last_line: Instant::now(), talked: false })
     }
 
@@ -111,7 +104,9 @@ impl Log {
             line.grad_norm,
             report::count(line.tokens_per_s.round() as u64)
         );
-        self.bar.set_message(text.clone());
+        if report::on_terminal() {
+            self.bar.set_message(text.clone());
+        }
         self.bar.set_position(line.step);
         let due = !self.talked || line.step == self.total || self.last_line.elapsed() > Duration::from_secs(10);
         if !report::on_terminal() && due {
@@ -140,12 +135,12 @@ impl Log {
 
     /// A line of news that does not disturb the bar.
     pub fn say(&self, text: &str) {
-        if report::on_terminal() { self.bar.println(text) } else { report::info(text) }
+        report::info(text);
     }
 
     /// Something to look at, though the run goes on.
     pub fn warn(&self, text: &str) {
-        self.bar.suspend(|| report::warn(text));
+        report::warn(text);
     }
 
     pub fn finish(&self) {

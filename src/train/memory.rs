@@ -1,6 +1,7 @@
 //! What a run will need, counted before it begins.
 
 use super::optim;
+use super::prepare::result_kind;
 use crate::adapters::AdapterSpec;
 use crate::models::{Dtype, Heads, Model};
 use crate::nn::{Param, chunked};
@@ -10,7 +11,7 @@ use serde::Serialize;
 /// Predicted bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Needs {
-    /// Frozen weights; on the CPU they are mapped from the file where their dtype is the run's.
+    /// Frozen weights, as they are held; on the CPU they are mapped from the file where they are held in its format.
     pub weights: u64,
     /// Masters, gradients and optimiser state of what is trained.
     pub training: u64,
@@ -28,9 +29,10 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
     let width = model.kind().elt_size_in_bytes() as u64;
     let full = recipe.adapter.is_none();
     let base: u64 = model.params().base().map(|p| p.tensor.numel() as u64).sum();
+    let (stored, held) = model.held();
     // A master, its gradient and the optimiser's state.
     let exact = recipe.optim.master == Master::F32;
-    let master = if exact { 4 } else { width };
+    let master = if exact { 4 } else { 2 };
     let state = match full {
         true => optim::bytes(&recipe.optim, model.params().base()),
         false => optim::bytes(&recipe.optim, model.params().trainable()),
@@ -41,7 +43,7 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
         numbers * dtype.map_or(width, |d| d.kind().elt_size_in_bytes() as u64)
     };
     let others: u64 = parts.others.iter().map(other).sum();
-    let weights = base * width * (u64::from(!full) + u64::from(parts.copy)) + others;
+    let weights = held * (u64::from(!full) + u64::from(parts.copy)) + others;
 
     // A reward model has no output head.
     let vocabulary = if model.heads() == Heads::Score { 0 } else { c.vocab_size };
@@ -69,7 +71,9 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
         0 => supervised.min(256) * v * width,
         tables => supervised.min(chunked::CHUNK as u64) * v * 4 * tables,
     };
-    let head = chunk + supervised * d * width * 2;
+    // A weight that is held narrower than the arithmetic is widened for as long as it multiplies; the head is the largest.
+    let widened = if stored != model.kind() && !full { d * v * width } else { 0 };
+    let head = chunk + supervised * d * width * 2 + widened;
     let backward = row * (3 * f + 2 * d) * width;
     let activations = if full {
         // Gradients come as activations go: first the head's, beside a narrow copy of its weight and a chunk's part of the
@@ -79,7 +83,10 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
     } else {
         kept + head.max(backward)
     };
-    let result = if full { base * width } else { trained * 4 };
+    let result = match full {
+        true => base * result_kind(plan, model).unwrap_or(model.kind()).elt_size_in_bytes() as u64,
+        false => trained * 4,
+    };
     let disk = (trained * master + state) * (recipe.run.keep as u64 + 2) + 2 * result;
     Needs { weights, training, activations, memory: weights + training + activations, disk }
 }

@@ -23,12 +23,13 @@ use crate::adapters::{AdapterSpec, file};
 use crate::convert::export;
 use crate::error::{Error, Result};
 use crate::fsutil::{create_dir_all, hold, io_error, move_into, read_json, write_json};
-use crate::methods::{ADAPTER, Aim, Alarm, Method};
-use crate::models::Model;
+use crate::methods::{ADAPTER, Aim, Alarm, Means, Method};
+use crate::models::{Dtype, Model};
 use crate::native;
 use crate::recipe::{NonFinite, Plan, ResultChoice};
 use crate::report;
 use crate::runs::Software;
+use crate::runs::folder::PLAN;
 use crate::runs::hash::Trust;
 use checkpoint::{Best, Checkpoints, State};
 use log::StepLine;
@@ -80,7 +81,22 @@ const MOST_SKIPPED: u32 = 10;
 /// Trains as the plan says and leaves the verified result in `run.out`. A signal in `stop` saves and ends the run.
 pub fn run(plan: &Plan, start: Start, software: &Software, stop: Arc<AtomicBool>) -> Result<Summary> {
     native::install_cpu_allocator();
-    run_prepared(prepare::prepare(plan)?, start, software, stop)
+    let plan = match start {
+        Start::Resume => as_begun(plan)?,
+        _ => plan.clone(),
+    };
+    run_prepared(prepare::prepare(&plan)?, start, software, stop)
+}
+
+/// The plan with the number format that the run began in, where the recipe leaves it to the machine: the run may have begun
+/// on another one.
+fn as_begun(plan: &Plan) -> Result<Plan> {
+    let mut plan = plan.clone();
+    let recorded = plan.recipe.run.out.join(PLAN);
+    if plan.recipe.model.dtype == Dtype::Auto && recorded.exists() {
+        plan.recipe.model.dtype = Plan::read(&recorded)?.recipe.model.dtype;
+    }
+    Ok(plan)
 }
 
 /// As [`run`], with the data read already.
@@ -109,7 +125,7 @@ fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc
         Some(held) => Some(held),
         None => hold(&out)?,
     };
-    plan.write(&out.join("plan.json"))?;
+    plan.write(&out.join(PLAN))?;
     prepared.announce(&model);
     let total = prepared.total;
     let facts = records::facts(&prepared, &model, software);
@@ -325,7 +341,7 @@ impl Run<'_> {
     /// Measures the validation rows; true where their loss is the lowest so far.
     fn validate(&mut self, method: &mut dyn Method) -> Result<bool> {
         let _averaged = self.at.optim.averaged();
-        let Some(means) = method.validate(self.at.model)? else {
+        let Some(means) = validation(method, self.at.model)? else {
             self.records.samples(&method.prompts(self.at.plan.recipe.run.samples), self.at.state.step)?;
             self.records.measured()?;
             return Ok(false);
@@ -348,7 +364,7 @@ impl Run<'_> {
     /// What the base knows before the first step.
     fn measure_base(&mut self, method: &mut dyn Method) -> Result<()> {
         let run = &self.at.plan.recipe.run;
-        if let Some(means) = if run.eval_at_start { method.validate(self.at.model)? } else { None } {
+        if let Some(means) = if run.eval_at_start { validation(method, self.at.model)? } else { None } {
             self.records.validation(0, &means, "  (before the first step)")?;
         }
         self.records.samples(&method.prompts(self.at.plan.recipe.run.samples), 0)?;
@@ -407,21 +423,29 @@ fn finish(
     export_result(plan, model)
 }
 
+/// What the method finds on its validation rows.
+fn validation(method: &mut dyn Method, model: &Model) -> Result<Option<Means>> {
+    let _validating = report::working("validation");
+    method.validate(model)
+}
+
 /// Writes the trained adapter or model into `run.out`, verified by reading it back.
 fn export_result(plan: &Plan, model: &Model) -> Result<()> {
     let recipe = &plan.recipe;
     let out = &recipe.run.out;
     let began = Instant::now();
+    let saving = report::spinner("saving and verifying the result");
     // Checked beside its place, then moved in file by file: checkpoints and metrics stay where they are.
     let fresh = out.join("result.new");
     let (what, report) = match &recipe.adapter {
         Some(AdapterSpec::Lora(spec)) => {
             ("adapter", export::save_adapter(model, ADAPTER, spec, &recipe.model.path, &fresh)?)
         }
-        None => ("model", export::save_model(model, &fresh, model.kind())?),
+        None => ("model", export::save_model(model, &fresh, prepare::result_kind(plan, model)?)?),
     };
     remove_result(out)?;
     move_into(&fresh, out)?;
+    saving.finish_and_clear();
     report::info(format!("{what} saved and verified in {}: {}", report::duration(began.elapsed()), out.display()));
     for c in &report.compatibility {
         report::info(format!("  read by {c}"));

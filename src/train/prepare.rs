@@ -7,16 +7,17 @@ use crate::data::{
 };
 use crate::error::{Error, Result};
 use crate::fsutil;
+use crate::machine;
 use crate::methods::{ADAPTER, Ground, Method, Parts, Rows, Side};
 use crate::models::fresh::{self, Vocabulary};
-use crate::models::{self, Config, Load, Model};
+use crate::models::{self, Config, Load, Model, Storage, dtype};
 use crate::nn::{Attach, Param};
-use crate::recipe::{CutChoice, CutLayers, Master, ModelConfig, ModelInit, Plan};
+use crate::recipe::{CutChoice, CutLayers, Master, ModelConfig, ModelInit, Plan, Recipe};
 use crate::report;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use tch::Device;
+use tch::{Device, Kind};
 
 /// A run that is ready to begin.
 pub struct Prepared {
@@ -26,16 +27,20 @@ pub struct Prepared {
     /// Optimiser steps of the run.
     pub total: u64,
     pub device: Device,
+    /// Why the number format of the arithmetic was taken.
+    why: &'static str,
 }
 
 /// Reads and tokenises the data and counts the steps.
 pub fn prepare(plan: &Plan) -> Result<Prepared> {
-    let recipe = &plan.recipe;
-    if let Some(threads) = recipe.run.threads {
+    if let Some(threads) = plan.recipe.run.threads {
         tch::set_num_threads(threads as i32);
     }
-    let device = models::device(&recipe.model.device)?;
+    let device = models::device(&plan.recipe.model.device)?;
     cut(plan)?;
+    let (plan, why) = choose_formats(plan, device)?;
+    dtype::warn_of_slow_products(plan.recipe.model.dtype, device)?;
+    let (plan, recipe) = (&plan, &plan.recipe);
     let tokenizer = tokenizer(plan)?;
     let cache = Cache::new(&recipe.data.cache)?;
     let rows = recipe.method.rows(&ground(plan, tokenizer.clone(), &cache))?;
@@ -43,7 +48,46 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
     if total == 0 {
         return Err(Error::user("run.epochs: no step to do").hint("set run.epochs above 0 or run.steps"));
     }
-    Ok(Prepared { plan: plan.clone(), tokenizer, rows, total, device })
+    Ok(Prepared { plan: plan.clone(), tokenizer, rows, total, device, why })
+}
+
+/// The plan with number formats that suit the device and the models in it, and why the run's own was taken.
+pub fn choose_formats(plan: &Plan, device: Device) -> Result<(Plan, &'static str)> {
+    let mut plan = plan.clone();
+    let model = &plan.recipe.model;
+    let there = |folder: &&Path| model.init == ModelInit::Pretrained && folder.join("config.json").exists();
+    // A student that is still to be made computes as its teacher does.
+    let teacher = plan.recipe.method.teachers().first().map(|t| t.path.as_path());
+    let folder = Some(model.path.as_path()).filter(there).or(teacher.filter(there));
+    let chosen = model.dtype.choose(device, folder)?;
+    plan.recipe.model.dtype = chosen.dtype;
+    for teacher in plan.recipe.method.teachers_mut() {
+        if let Some(dtype) = &mut teacher.dtype {
+            *dtype = dtype.choose(device, Some(&teacher.path))?.dtype;
+        }
+    }
+    Ok((plan, chosen.why))
+}
+
+/// How frozen weights are held while training, where the recipe leaves it open: wide copies save the widening, which is a few
+/// per cent of a step's time, and are made where memory is plenty. No number depends on it.
+fn storage(recipe: &Recipe, device: Device) -> Result<Storage> {
+    let model = &recipe.model;
+    if model.storage != Storage::Auto || device != Device::Cpu || model.init != ModelInit::Pretrained {
+        return Ok(model.storage);
+    }
+    let (_, numbers) = dtype::on_disk(&model.path)?;
+    let copies = numbers * model.dtype.kind().elt_size_in_bytes() as u64;
+    Ok(if 2 * copies < machine::Memory::read().free { Storage::Copy } else { Storage::Auto })
+}
+
+/// The number format that a result of full fine-tuning is written in: its base's own; of a model that began with random
+/// weights, the arithmetic's.
+pub fn result_kind(plan: &Plan, model: &Model) -> Result<Kind> {
+    match plan.recipe.model.init {
+        ModelInit::Pretrained => dtype::stored(&plan.recipe.model.path),
+        ModelInit::Random => Ok(model.kind()),
+    }
 }
 
 /// Makes the model that the recipe cuts out of a larger one, where it is not there yet.
@@ -127,6 +171,7 @@ impl Prepared {
     /// Loads the base with a fresh adapter. Without one, `train_base` makes float32 masters of all weights.
     pub fn load_model(&self, train_base: bool) -> Result<Model> {
         let recipe = &self.plan.recipe;
+        let _loading = report::spinner(&format!("loading {}", recipe.model.path.display()));
         // Adapters draw their first weights from libtorch's generator.
         tch::manual_seed(recipe.run.seed as i64);
         let plan = recipe.adapter.as_ref().map(AdapterSpec::plan).transpose()?;
@@ -143,6 +188,7 @@ impl Prepared {
         let load = Load {
             device: self.device,
             kind: recipe.model.dtype.kind(),
+            storage: storage(recipe, self.device)?,
             train_base: train_base && plan.is_none(),
             adapters,
             heads,
@@ -203,6 +249,8 @@ impl Prepared {
         if let Some(run) = recipe["run"].as_object_mut() {
             ["out", "keep", "save_every"].iter().for_each(|k| drop(run.remove(*k)));
         }
+        // How frozen weights are held changes no number.
+        recipe["model"].as_object_mut().map(|model| model.remove("storage"));
         // Where token ids are kept changes nothing of them.
         recipe["data"].as_object_mut().map(|data| data.remove("cache"));
         // An adapter to go on from is known by its content, too.
@@ -226,7 +274,7 @@ impl Prepared {
         let trained: u64 = model.params().trainable().map(count).sum();
         let all: u64 = model.params().base().map(count).sum();
         report::info(format!(
-            "{}: {} parameters, {} trained ({:.2} %), {:?} on {:?}",
+            "{}: {} parameters, {} trained ({:.2} %) on {:?}",
             match self.plan.recipe.model.init {
                 ModelInit::Pretrained => model.folder().display().to_string(),
                 ModelInit::Random => format!("{} with random weights", model.config().model_type),
@@ -234,9 +282,16 @@ impl Prepared {
             report::count(all),
             report::count(trained),
             100.0 * trained as f64 / all as f64,
-            self.plan.recipe.model.dtype,
             self.device,
         ));
+        let (stored, bytes) = model.held();
+        let held = match self.plan.recipe.adapter {
+            Some(_) if stored != model.kind() => {
+                format!("; frozen weights stay in {} ({})", dtype::word(stored), report::bytes(bytes))
+            }
+            _ => String::new(),
+        };
+        report::info(format!("arithmetic in {} ({}){held}", dtype::word(model.kind()), self.why));
         let dropouts = model.config().dropouts();
         if !dropouts.is_empty() {
             report::info(format!("config.json asks for dropout ({}); ft trains without", dropouts.join(", ")));

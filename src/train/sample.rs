@@ -7,6 +7,7 @@ use crate::fsutil::io_error;
 use crate::generate::{self, Settings};
 use crate::methods::Prompt;
 use crate::models::Model;
+use crate::report;
 use crate::runs::{Sample, folder, terminal};
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -40,7 +41,9 @@ impl Samples {
         self.shown = Some(step);
         let settings = Settings::greedy(LONGEST, self.tokenizer.stop_ids());
         let ids: Vec<Vec<u32>> = prompts.iter().map(|p| p.ids.clone()).collect();
-        let answers = generate::complete(model, &ids, &settings, &mut |_, _| {})?;
+        let bar = report::spinner("samples");
+        let answers = generate::complete(model, &ids, &settings, &mut |_, _| bar.count(1, "tokens"))?;
+        bar.finish_and_clear();
         let open = OpenOptions::new().create(true).append(true).open(&self.path);
         let mut file = open.map_err(|e| io_error("writing", &self.path, e))?;
         for (prompt, answer) in prompts.iter().zip(&answers) {

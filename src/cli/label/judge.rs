@@ -68,7 +68,7 @@ pub struct JudgeArgs {
     #[arg(long, default_value = "auto")]
     device: String,
     /// Number format of a model
-    #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
     /// Print what came of it as JSON.
     #[arg(long)]
@@ -91,7 +91,7 @@ pub fn run(args: &JudgeArgs) -> Result<()> {
         let base = args.model.as_deref().unwrap_or(reward);
         let adapter = args.model.as_ref().map(|_| reward.as_path());
         let tokenizer = ChatTokenizer::load(base, None)?;
-        let (model, scoring) = open_scorer(base, adapter, device, args.dtype.kind())?;
+        let (model, scoring) = open_scorer(base, adapter, device, args.dtype.begin(device, base)?)?;
         scoring.check_texts(reward, |text| tokenizer.encode_plain(text))?;
         let name = json!(fsutil::absolute(reward));
         let mut judge =
@@ -100,7 +100,7 @@ pub fn run(args: &JudgeArgs) -> Result<()> {
     }
     if let Some(base) = &args.model {
         let tokenizer = ChatTokenizer::load(base, None)?;
-        let model = open(base, args.adapter.as_slice(), device, args.dtype.kind())?;
+        let model = open(base, args.adapter.as_slice(), device, args.dtype.begin(device, base)?)?;
         models::open::need_finite_adapters(&model, args.adapter.as_slice())?;
         let rubric = args.rubric.as_deref().map(fsutil::read_to_string).transpose()?;
         let name = json!({ "base": fsutil::absolute(base), "adapter": args.adapter.as_deref().map(fsutil::absolute) });

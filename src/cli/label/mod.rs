@@ -32,6 +32,13 @@ pub enum Label {
     Export(export::ExportArgs),
 }
 
+impl Label {
+    /// Whether it goes on until people end it.
+    pub fn waits(&self) -> bool {
+        matches!(self, Label::Serve(_) | Label::Tui(_))
+    }
+}
+
 /// Runs `ft label …`.
 pub fn run(verb: Label) -> Result<()> {
     match verb {

@@ -41,7 +41,7 @@ pub struct PairsArgs {
     #[arg(long, default_value = "auto")]
     device: String,
     /// Number format of reward models
-    #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
     /// Another seed chooses otherwise [default: the project's]
     #[arg(long)]
@@ -76,7 +76,9 @@ pub fn run(args: &PairsArgs) -> Result<()> {
         let tokenizer_of = args.model.as_deref().unwrap_or(folder);
         let tokenizer = ChatTokenizer::load(tokenizer_of, None)?;
         let adapter = args.model.as_ref().map(|_| folder.as_path());
-        let (model, scoring) = open_scorer(tokenizer_of, adapter, device(&args.device)?, args.dtype.kind())?;
+        let device = device(&args.device)?;
+        let kind = args.dtype.begin(device, tokenizer_of)?;
+        let (model, scoring) = open_scorer(tokenizer_of, adapter, device, kind)?;
         scoring.check_texts(folder, |text| tokenizer.encode_plain(text))?;
         let prompts = project.prompts_by_id();
         let answers = project.candidates.iter().filter_map(|c| Some((*prompts.get(&c.prompt)?, c)));

@@ -4,7 +4,7 @@
 
 use super::Turn;
 use crate::error::Result;
-use crate::models::{Heads, Load, Model};
+use crate::models::{Heads, Load, Model, Storage};
 use crate::nn::{Adapter, Attach, Dense, Layer, Site, Tokens};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -26,7 +26,8 @@ pub struct Measured {
 pub fn measure(folder: &Path, texts: &[Vec<u32>], device: Device) -> Result<Measured> {
     let recorder = Recorder::default();
     let adapters: Vec<(String, &dyn Attach)> = vec![("recorder".into(), &recorder)];
-    let load = Load { device, kind: Kind::Float, train_base: false, adapters, heads: Heads::Tokens };
+    let load =
+        Load { device, kind: Kind::Float, storage: Storage::Auto, train_base: false, adapters, heads: Heads::Tokens };
     let model = Model::load(folder, load)?;
     let bar = crate::report::bar(texts.len() as u64, "calibration texts");
     let (mut states, mut tokens) = (Vec::new(), 0i64);

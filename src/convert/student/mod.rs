@@ -10,7 +10,7 @@ mod slice;
 use super::export::{self, MODEL_FILES};
 use crate::error::{Error, Result};
 use crate::fsutil;
-use crate::models::{self, Config, Heads, Load, Model, content};
+use crate::models::{self, Config, Heads, Load, Model, Storage, content};
 use crate::nn::safetensors::{SHARD_BYTES, write_model};
 use crate::nn::{Tokens, weights};
 use measure::Importance;
@@ -251,6 +251,7 @@ fn verify(from: &Path, folder: &Path, kept: &[usize], only_layers: bool) -> Resu
         let load = Load {
             device: Device::Cpu,
             kind: Kind::Float,
+            storage: Storage::Auto,
             train_base: false,
             adapters: Vec::new(),
             heads: Heads::Tokens,

@@ -10,7 +10,7 @@ use crate::methods::sft::Answers;
 use crate::models::{Loss, Metrics, Output};
 use crate::nn::Tokens;
 use crate::nn::chunked::{self, Rows};
-use crate::nn::scores::spread;
+use crate::nn::head::spread;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 

@@ -18,7 +18,7 @@ pub mod teach;
 pub mod teacher;
 mod universal;
 
-pub use spec::{DistillSpec, Divergence};
+pub use spec::{DistillSpec, Divergence, TeacherSpec};
 
 use super::fixed::FixedRows;
 use super::sft::Answers;

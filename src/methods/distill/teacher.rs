@@ -10,7 +10,7 @@ use crate::methods::sft::Answers;
 use crate::models::{self, Config, Inside, Model};
 use crate::nn::Linear;
 use crate::nn::chunked::Rows;
-use crate::nn::scores::spread;
+use crate::nn::head::spread;
 use std::path::Path;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::generate::{Engine, Finished, Limits, Request, Settings, Stop};
 use crate::models::Model;
 use crate::rewards::{Rewards, Scored};
-use crate::rng;
+use crate::{report, rng};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -102,8 +102,12 @@ impl Rollout {
             engine.add(Request { prompt, prefix: Vec::new(), answers, stream })?;
         }
         let mut drawn: Vec<Option<Sample>> = prompts.iter().flat_map(|_| vec![None; answers]).collect();
+        let bar = report::bar(drawn.len() as u64, "answers");
         while !engine.is_idle() {
-            for Finished { request, sample, completion } in engine.step()?.finished {
+            let step = engine.step()?;
+            bar.count(step.tokens.len() as u64, "tokens");
+            bar.inc(step.finished.len() as u64);
+            for Finished { request, sample, completion } in step.finished {
                 let at = order[request];
                 let ids = &self.prompts.rows[prompts[at]].ids;
                 let text = match &completion.text {
@@ -127,6 +131,8 @@ impl Rollout {
             .collect::<Option<Vec<Sample>>>()
             .ok_or_else(|| Error::bug("a prompt of a rollout was not answered"))?;
         drop(engine);
+        bar.finish_and_clear();
+        let _judging = report::spinner("rewards");
         self.judge(model, &mut drawn)?;
         Ok(drawn)
     }

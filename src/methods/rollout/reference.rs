@@ -24,6 +24,7 @@ impl Reference {
         let load = Load {
             device: model.device(),
             kind: model.kind(),
+            storage: model.storage(),
             train_base: false,
             adapters: Vec::new(),
             heads: Heads::Tokens,

@@ -1,0 +1,393 @@
+//! Shows how far long work is: a bar on a terminal, lines by the clock in a log.
+//!
+//! In a log the clock decides when a line is due and not the work: an item that takes minutes, or a phase that counts
+//! nothing, must not look like a process that hangs. Works nest; the log hears of the innermost one. Every other line on
+//! stderr counts as a sign of life and puts the next one off.
+
+use super::{count, duration, on_terminal};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// From the beginning of the work to the first line in a log, and from line to line.
+const FIRST: Duration = Duration::from_secs(15);
+const EVERY: Duration = Duration::from_secs(30);
+
+/// How often a log's clock is looked at.
+const TICK: Duration = Duration::from_millis(500);
+
+/// One piece in so many must be done before a log says when the rest will be.
+const TELLING: u64 = 20;
+
+/// A pause between two works that is no pause: what was due during the first stays due during the second.
+const SEAM: Duration = Duration::from_secs(2);
+
+/// A piece of work that goes on until this is dropped or told to finish.
+pub struct Progress {
+    bar: ProgressBar,
+    counted: Arc<Counted>,
+    /// Its place on the board; none on a terminal.
+    number: Option<u64>,
+}
+
+/// What indicatif does not count.
+#[derive(Default)]
+struct Counted {
+    /// Pieces that were done before this work began: they tell nothing about its speed.
+    before: AtomicU64,
+    more: AtomicU64,
+    unit: Mutex<&'static str>,
+}
+
+impl Counted {
+    /// `40 tokens/s`, where something was counted.
+    fn rate(&self, took: Duration) -> Option<String> {
+        let more = Some(self.more.load(Ordering::Relaxed)).filter(|more| *more > 0)?;
+        let unit = *self.unit.lock().expect("nobody panics while holding it");
+        Some(format!("{:.0} {unit}/s", more as f64 / took.as_secs_f64()))
+    }
+}
+
+/// A bar over `total` pieces of work; in a log, a line by the clock.
+pub fn bar(total: u64, what: &str) -> Progress {
+    shaped(total, what, "{msg} [{bar:30}] {human_pos}/{human_len} {rate} eta {eta}")
+}
+
+/// The bar of a training run: its message tells of the last step.
+pub fn steps(total: u64) -> Progress {
+    shaped(total, "steps", "step {pos}/{len} [{bar:24}] {msg}  eta {eta}")
+}
+
+fn shaped(total: u64, what: &str, template: &str) -> Progress {
+    let counted = Arc::<Counted>::default();
+    let more = counted.clone();
+    let rate = move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        let _ = match more.rate(state.elapsed()) {
+            Some(rate) => write!(out, "{rate}"),
+            None => write!(out, "{:.0}/s", state.per_sec()),
+        };
+    };
+    let style = ProgressStyle::with_template(template).expect("template is constant");
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
+    bar.set_style(style.with_key("rate", rate).progress_chars("=> "));
+    Progress::new(bar, counted, what, on_terminal())
+}
+
+/// A spinner for work of unknown length; in a log, a line by the clock.
+pub fn spinner(what: &str) -> Progress {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+    bar.set_style(ProgressStyle::default_spinner());
+    let spinner = Progress::new(bar, Arc::default(), what, on_terminal());
+    if on_terminal() {
+        spinner.bar.enable_steady_tick(Duration::from_millis(100));
+    }
+    spinner
+}
+
+/// Work around other work: a log is told that it goes on, a terminal sees nothing of it.
+pub fn working(what: &str) -> Progress {
+    Progress::new(ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()), Arc::default(), what, false)
+}
+
+impl Progress {
+    fn new(bar: ProgressBar, counted: Arc<Counted>, what: &str, shown: bool) -> Self {
+        bar.set_message(what.to_string());
+        let bar = if shown { BARS.add(bar) } else { bar };
+        let line = Line { bar: bar.clone(), counted: counted.clone() };
+        let number = (!on_terminal()).then(|| Log::begin(&LOG, Box::new(move |took| line.text(took))));
+        Self { bar, counted, number }
+    }
+
+    /// Counts `done` pieces as done before this work began.
+    pub fn after(self, done: u64) -> Self {
+        self.counted.before.store(done, Ordering::Relaxed);
+        self.bar.set_position(done);
+        self.bar.reset_eta();
+        self
+    }
+
+    pub fn inc(&self, pieces: u64) {
+        self.bar.inc(pieces);
+    }
+
+    pub fn set_position(&self, pieces: u64) {
+        self.bar.set_position(pieces);
+    }
+
+    pub fn set_length(&self, pieces: u64) {
+        self.bar.set_length(pieces);
+    }
+
+    pub fn set_message(&self, what: impl Into<String>) {
+        self.bar.set_message(what.into());
+    }
+
+    /// Counts what says more than finished pieces, such as the tokens of answers that finish together.
+    pub fn count(&self, more: u64, unit: &'static str) {
+        *self.counted.unit.lock().expect("nobody panics while holding it") = unit;
+        self.counted.more.fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// Ends it; nothing is said about it any more.
+    pub fn finish_and_clear(&self) {
+        if let Some(number) = self.number {
+            LOG.end(number);
+        }
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.finish_and_clear();
+    }
+}
+
+/// What a log's line says.
+struct Line {
+    bar: ProgressBar,
+    counted: Arc<Counted>,
+}
+
+impl Line {
+    /// `answers: 12/105, 40 tokens/s, 30.0s, eta 4m 02s`.
+    fn text(&self, took: Duration) -> String {
+        let (done, before) = (self.bar.position(), self.counted.before.load(Ordering::Relaxed));
+        let mut parts = Vec::new();
+        match self.bar.length().filter(|total| *total > 0) {
+            Some(total) => parts.push(format!("{}/{}", count(done), count(total))),
+            None if done > 0 => parts.push(format!("{} done", count(done))),
+            None => {}
+        }
+        parts.extend(self.counted.rate(took));
+        parts.push(duration(took));
+        // The first of many pieces says little: answers, for one, end late and together.
+        if let Some(total) = self.bar.length().filter(|total| *total > done && done > before) {
+            let (made, left) = (done - before, total - done);
+            if TELLING * made >= total - before {
+                parts.push(format!("eta {}", duration(took.mul_f64(left as f64 / made as f64))));
+            }
+        }
+        format!("{}: {}", self.bar.message(), parts.join(", "))
+    }
+}
+
+/// Runs `print`, which writes a line to stderr, so that it disturbs no bar and puts the clock's next line off.
+pub(super) fn apart(print: impl FnOnce()) {
+    match on_terminal() {
+        true => BARS.suspend(print),
+        false => {
+            print();
+            LOG.lock().said(Instant::now());
+        }
+    }
+}
+
+/// Ends all works: after an error nothing is said about them.
+pub(super) fn hush() {
+    LOG.lock().works.clear();
+    let _ = on_terminal().then(|| BARS.clear());
+}
+
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+static LOG: LazyLock<Arc<Log>> =
+    LazyLock::new(|| Arc::new(Log::new(FIRST, EVERY, TICK, Box::new(|line| eprintln!("{line}")))));
+
+/// A log and its clock. The clock's thread lives while there is work.
+struct Log {
+    board: Mutex<Board>,
+    tick: Duration,
+    say: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+impl Log {
+    fn new(first: Duration, every: Duration, tick: Duration, say: Box<dyn Fn(&str) + Send + Sync>) -> Self {
+        let board = Board { first, every, works: Vec::new(), begun: 0, due: None, idle: None, watched: false };
+        Self { board: Mutex::new(board), tick, say }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn begin(log: &Arc<Self>, text: Text) -> u64 {
+        let mut board = log.lock();
+        let number = board.begin(Instant::now(), text);
+        if !std::mem::replace(&mut board.watched, true) {
+            let log = log.clone();
+            std::thread::spawn(move || log.watch());
+        }
+        number
+    }
+
+    /// Waits for a line that is being said: after this none comes.
+    fn end(&self, number: u64) {
+        self.lock().end(Instant::now(), number);
+    }
+
+    fn watch(&self) {
+        loop {
+            std::thread::sleep(self.tick);
+            let mut board = self.lock();
+            if board.works.is_empty() {
+                board.watched = false;
+                return;
+            }
+            if let Some(line) = board.line(Instant::now()) {
+                (self.say)(&line);
+            }
+        }
+    }
+}
+
+/// The text of a line, given how long the work has taken.
+type Text = Box<dyn Fn(Duration) -> String + Send>;
+
+/// What is being worked on, the innermost last, and when the log hears of it. Pure: the time is the caller's.
+struct Board {
+    first: Duration,
+    every: Duration,
+    works: Vec<(u64, Instant, Text)>,
+    begun: u64,
+    due: Option<Instant>,
+    /// Since when there is no work.
+    idle: Option<Instant>,
+    watched: bool,
+}
+
+impl Board {
+    fn begin(&mut self, now: Instant, text: Text) -> u64 {
+        let paused = self.idle.take().is_none_or(|since| now.duration_since(since) > SEAM);
+        if self.due.is_none() || (self.works.is_empty() && paused) {
+            self.due = Some(now + self.first);
+        }
+        self.begun += 1;
+        self.works.push((self.begun, now, text));
+        self.begun
+    }
+
+    fn end(&mut self, now: Instant, number: u64) {
+        let before = self.works.len();
+        self.works.retain(|(n, ..)| *n != number);
+        if before > 0 && self.works.is_empty() {
+            self.idle = Some(now);
+        }
+    }
+
+    /// A line was written by somebody else.
+    fn said(&mut self, now: Instant) {
+        self.due = Some(now + self.every);
+    }
+
+    /// The line that is due.
+    fn line(&mut self, now: Instant) -> Option<String> {
+        let (_, since, text) = self.works.last()?;
+        if self.due.is_some_and(|due| now < due) {
+            return None;
+        }
+        let line = text(now.duration_since(*since));
+        self.said(now);
+        Some(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn board() -> Board {
+        Log::new(FIRST, EVERY, TICK, Box::new(|_| ())).board.into_inner().unwrap()
+    }
+
+    fn named(name: &'static str) -> Text {
+        Box::new(move |took| format!("{name} {}", took.as_secs()))
+    }
+
+    /// The lines of a board whose clock goes from second to second.
+    fn hear(board: &mut Board, begun: Instant, seconds: std::ops::Range<u64>) -> Vec<String> {
+        seconds.filter_map(|s| board.line(begun + Duration::from_secs(s))).collect()
+    }
+
+    #[test]
+    fn the_first_line_comes_after_a_quarter_of_a_minute_and_then_one_every_half() {
+        let (mut board, begun) = (board(), Instant::now());
+        let work = board.begin(begun, named("loading"));
+        assert_eq!(hear(&mut board, begun, 0..100), ["loading 15", "loading 45", "loading 75"]);
+        board.end(begun + Duration::from_secs(100), work);
+        assert!(hear(&mut board, begun, 100..900).is_empty(), "a line about work that is over");
+    }
+
+    #[test]
+    fn the_innermost_work_is_told_and_other_lines_count() {
+        let (mut board, begun) = (board(), Instant::now());
+        let at = |s| begun + Duration::from_secs(s);
+        board.begin(begun, named("ft eval"));
+        let inner = board.begin(at(10), named("losses"));
+        assert_eq!(hear(&mut board, begun, 10..30), ["losses 5"]);
+        board.end(at(30), inner);
+        board.said(at(40));
+        assert_eq!(hear(&mut board, begun, 40..80), ["ft eval 70"]);
+    }
+
+    /// Many short phases are as long as one: none of them may put its first line off for ever.
+    #[test]
+    fn a_phase_after_a_phase_inherits_what_is_due_and_a_pause_does_not_count() {
+        let (mut board, begun) = (board(), Instant::now());
+        let at = |s| begun + Duration::from_secs(s);
+        let mut lines = Vec::new();
+        for phase in 0..6 {
+            let work = board.begin(at(10 * phase), named("phase"));
+            lines.extend(hear(&mut board, begun, 10 * phase..10 * phase + 10));
+            board.end(at(10 * phase + 10), work);
+        }
+        assert_eq!(lines, ["phase 5", "phase 5"]);
+        board.begin(at(1000), named("later"));
+        assert_eq!(hear(&mut board, begun, 1000..1020), ["later 15"]);
+    }
+
+    #[test]
+    fn a_line_tells_position_rate_time_and_what_is_left() {
+        let line = |total: Option<u64>| {
+            let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::hidden()).with_message("answers");
+            Line { bar, counted: Arc::default() }
+        };
+        let took = Duration::from_secs(30);
+        assert_eq!(line(None).text(took), "answers: 30.0s");
+        let bar = line(Some(2105));
+        assert_eq!(bar.text(took), "answers: 0/2,105, 30.0s");
+        bar.bar.set_position(12);
+        assert_eq!(bar.text(took), "answers: 12/2,105, 30.0s", "a guess from a few of many");
+        bar.bar.set_position(110);
+        bar.counted.before.store(5, Ordering::Relaxed);
+        assert_eq!(bar.text(took), "answers: 110/2,105, 30.0s, eta 9m 30s");
+        *bar.counted.unit.lock().unwrap() = "tokens";
+        bar.counted.more.store(1200, Ordering::Relaxed);
+        assert_eq!(bar.text(took), "answers: 110/2,105, 40 tokens/s, 30.0s, eta 9m 30s");
+        bar.bar.set_position(2105);
+        assert!(!bar.text(took).contains("eta"));
+    }
+
+    /// The thread itself, with a clock of milliseconds: it speaks though nothing moves, and never after the end.
+    #[test]
+    fn the_clock_speaks_by_itself_and_stops_with_the_work() {
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let heard = said.clone();
+        let ms = Duration::from_millis;
+        let say = move |line: &str| heard.lock().unwrap().push(line.to_string());
+        let log = Arc::new(Log::new(ms(40), ms(40), ms(5), Box::new(say)));
+        for _ in 0..2 {
+            said.lock().unwrap().clear();
+            let work = Log::begin(&log, named("still"));
+            let began = Instant::now();
+            while said.lock().unwrap().len() < 3 {
+                assert!(began.elapsed() < Duration::from_secs(60), "no lines");
+                std::thread::sleep(ms(5));
+            }
+            log.end(work);
+            let lines = said.lock().unwrap().len();
+            std::thread::sleep(ms(150));
+            assert_eq!(said.lock().unwrap().len(), lines, "a line after the end");
+        }
+    }
+}
