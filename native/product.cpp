@@ -138,9 +138,10 @@ struct Ahead {
   }
 };
 
-// r rows of w against c rows of x, k numbers each: out[i * ld + j] for row i of x, row j of w.
-template <class T, class X, class O, int r, int c>
-inline void tile(const T* w, const X* x, int64_t k, Finish end, Ahead& ahead, O* out, int64_t ld) {
+// r rows of w against c rows of x, k numbers each: out[i * ld + j] for row i of x, row j of w. With `keep`, the rows of w are
+// left widened in `room`.
+template <class T, class X, class O, int r, int c, bool keep = false>
+inline void tile(const T* w, const X* x, int64_t k, Finish end, Ahead& ahead, O* out, int64_t ld, float* room = nullptr) {
   typedef Best<T, X> B;
   vf sum[c * r] = {};
   int64_t at = 0;
@@ -150,6 +151,7 @@ inline void tile(const T* w, const X* x, int64_t k, Finish end, Ahead& ahead, O*
     for (int i = 0; i < c; i++) b[i] = B::get(x + i * k + at);
     for (int j = 0; j < r; j++) {
       auto a = B::get(w + j * k + at);
+      if constexpr (keep) memcpy(room + j * k + at, &a, sizeof a);
       for (int i = 0; i < c; i++) B::add(sum[i * r + j], a, b[i]);
     }
   }
@@ -158,6 +160,7 @@ inline void tile(const T* w, const X* x, int64_t k, Finish end, Ahead& ahead, O*
     for (int i = 0; i < c; i++) b[i] = B::get(x + i * k + at, k - at);
     for (int j = 0; j < r; j++) {
       auto a = B::get(w + j * k + at, k - at);
+      if constexpr (keep) memcpy(room + j * k + at, &a, (k - at) * sizeof(float));
       for (int i = 0; i < c; i++) B::add(sum[i * r + j], a, b[i]);
     }
   }
@@ -212,12 +215,23 @@ inline void widen(const uint16_t* from, int64_t n, float* to) {
   for (; i < n; i++) to[i] = wide(from[i]);
 }
 
-// The strip where w is bfloat16 and x float32: its rows are widened once for all tiles, into `room` (r rows).
+// The strip where w is bfloat16, x float32 and its rows are more than a tile's: the first tile leaves the rows of w widened
+// in `room` (r rows) for the others.
 template <class O, int r>
 inline void widened(const uint16_t* w, const float* x, int64_t rows, int64_t k, Finish end, const char* later,
                     int64_t bytes, float* room, O* out, int64_t ld) {
-  widen(w, r * k, room);
-  strip<float, float, O, r>(room, x, rows, k, end, later, bytes, out, ld);
+  int64_t c = rows < 2 * C ? (rows + 1) / 2 : C;
+  Ahead none{later, 0};
+  switch (c) {
+    case 2: tile<uint16_t, float, O, r, 2, true>(w, x, k, end, none, out, ld, room); break;
+    case 3: tile<uint16_t, float, O, r, 3, true>(w, x, k, end, none, out, ld, room); break;
+#if FT_BYTES == 64
+    case 4: tile<uint16_t, float, O, r, 4, true>(w, x, k, end, none, out, ld, room); break;
+    case 5: tile<uint16_t, float, O, r, 5, true>(w, x, k, end, none, out, ld, room); break;
+    case 6: tile<uint16_t, float, O, r, 6, true>(w, x, k, end, none, out, ld, room); break;
+#endif
+  }
+  strip<float, float, O, r>(room, x + c * k, rows - c, k, end, later, bytes, out + c * ld, ld);
 }
 
 // Rows [from, to) of w (n, k) against x (rows, k), r at a time: out (rows, ld). `room` holds r rows of float32 where w is

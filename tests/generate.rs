@@ -327,13 +327,15 @@ fn continuous_batching_answers_as_one_by_one() {
     };
     // Float32: whatever is run together.
     let model = open(&fixture("tiny-llama"), &[], device(), Kind::Float).unwrap();
-    let engine = |model, rows, tokens| Engine::new(model, settings.clone(), Limits { rows, tokens }).unwrap();
-    let alone = drain(engine(&model, 1, 1), &requests);
+    fn engine<'m>(model: &'m Model, settings: &Settings, rows: usize, tokens: usize) -> Engine<'m> {
+        Engine::new(model, settings.clone(), Limits { rows, tokens }).unwrap()
+    }
+    let alone = drain(engine(&model, &settings, 1, 1), &requests);
     assert_eq!(alone.len(), requests.iter().map(|r| r.answers).sum::<usize>());
     let lengths: BTreeSet<usize> = alone.iter().map(|f| f.completion.tokens.len()).collect();
     assert!(lengths.len() > 8, "rows leave at many moments: {lengths:?}");
     for (rows, tokens) in [(5, 1 << 20), (64, 600), (64, 1 << 20)] {
-        let together = drain(engine(&model, rows, tokens), &requests);
+        let together = drain(engine(&model, &settings, rows, tokens), &requests);
         same_tokens(&alone, &together, &format!("{rows} rows, {tokens} tokens"));
         for (a, b) in alone.iter().zip(&together) {
             let gaps = a.completion.log_probs.iter().zip(&b.completion.log_probs).map(|(a, b)| (a - b).abs());
@@ -348,10 +350,10 @@ fn continuous_batching_answers_as_one_by_one() {
     // together are many rows, for libtorch's products; there, in bfloat16, a near tie may fall otherwise.
     for kind in [Kind::Float, Kind::BFloat16] {
         let model = open(&fixture("tiny-llama"), &[], device(), kind).unwrap();
-        let alone = drain(engine(&model, 1, 1), &requests);
+        let alone = drain(engine(&model, &settings, 1, 1), &requests);
         let most = ft::native::product_rows(kind, kind) as usize;
         for rows in [5, most] {
-            let together = drain_prompt_by_prompt(engine(&model, rows, 1 << 20), &requests);
+            let together = drain_prompt_by_prompt(engine(&model, &settings, rows, 1 << 20), &requests);
             same_tokens(&alone, &together, &format!("{kind:?}, {rows} rows"));
             assert!(alone.iter().zip(&together).all(|(a, b)| a.completion.log_probs == b.completion.log_probs));
         }
