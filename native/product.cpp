@@ -2,7 +2,7 @@
 // lie. Compiled once per instruction set (FT_ISA names the symbols, FT_BYTES is the vector width); decode.cpp chooses.
 //
 // Invariant: a row's result depends on that row alone. Each output is one running sum over k in one order, whatever the
-// number of rows, so an answer does not change with its batch.
+// number of rows, so an answer does not change with its batch; and bfloat16 weights give the bits of a float32 copy.
 //
 // No headers of libtorch here: their inline functions must not be compiled for a larger instruction set than all have.
 #include <cstdint>
@@ -24,13 +24,9 @@ typedef uint16_t vh __attribute__((vector_size(FT_BYTES / 2)));
 constexpr int W = FT_BYTES / 4;
 // Rows of x that share a weight's visit to the registers: with four rows of w 24 running sums of AVX-512's 32 registers,
 // 12 of others' 16.
-#ifndef CC
-#define CC (FT_BYTES == 64 ? 6 : 3)
-#endif
-constexpr int C = CC;
-#ifndef AHEAD
-#define AHEAD 4096
-#endif
+constexpr int C = FT_BYTES == 64 ? 6 : 3;
+// How far ahead, in bytes, weights are asked for.
+constexpr int64_t kAhead = 16 << 10;
 
 inline vf load(const float* p) { vf v; memcpy(&v, p, sizeof v); return v; }
 inline vf load(const uint16_t* p) { vh h; memcpy(&h, p, sizeof h); return (vf)(__builtin_convertvector(h, vu) << 16); }
@@ -130,20 +126,22 @@ struct Finish {
   bool onto;
 };
 
-// Where the weights that come next lie, and how many bytes of them to ask for with each chunk of the present ones: asked
-// for all at once they would be waited for.
+// Where the weights that come later lie, and how many bytes of them to ask for with each chunk of the present ones: asked
+// for all at once they would be waited for. They are brought to the second cache: a line on its way to the first occupies
+// one of the few places for misses until it has come from memory.
 struct Ahead {
   const char* at;
   int64_t bytes;
   inline void ask() {
-    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(at + b);
+    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(at + b, 0, 2);
     at += bytes;
   }
 };
 
-// r rows of w against c rows of x, k numbers each: out[i * ld + j] for row i of x, row j of w.
-template <class T, class X, class O, int r, int c>
-inline void tile(const T* w, const X* x, int64_t k, Finish end, Ahead& ahead, O* out, int64_t ld) {
+// r rows of w against c rows of x, k numbers each: out[i * ld + j] for row i of x, row j of w. With `keep`, the rows of w are
+// left widened in `room`.
+template <class T, class X, class O, int r, int c, bool keep = false>
+inline void tile(const T* w, const X* x, int64_t k, Finish end, Ahead& ahead, O* out, int64_t ld, float* room = nullptr) {
   typedef Best<T, X> B;
   vf sum[c * r] = {};
   int64_t at = 0;
@@ -153,6 +151,7 @@ inline void tile(const T* w, const X* x, int64_t k, Finish end, Ahead& ahead, O*
     for (int i = 0; i < c; i++) b[i] = B::get(x + i * k + at);
     for (int j = 0; j < r; j++) {
       auto a = B::get(w + j * k + at);
+      if constexpr (keep) memcpy(room + j * k + at, &a, sizeof a);
       for (int i = 0; i < c; i++) B::add(sum[i * r + j], a, b[i]);
     }
   }
@@ -161,6 +160,7 @@ inline void tile(const T* w, const X* x, int64_t k, Finish end, Ahead& ahead, O*
     for (int i = 0; i < c; i++) b[i] = B::get(x + i * k + at, k - at);
     for (int j = 0; j < r; j++) {
       auto a = B::get(w + j * k + at, k - at);
+      if constexpr (keep) memcpy(room + j * k + at, &a, (k - at) * sizeof(float));
       for (int i = 0; i < c; i++) B::add(sum[i * r + j], a, b[i]);
     }
   }
@@ -184,10 +184,10 @@ inline void tile(const T* w, const X* x, int64_t k, Finish end, Ahead& ahead, O*
 // r rows of w against all rows of x, C at a time; a rest that is less than C is joined with the tile before it and both
 // are made of one size, because a tile of a single row has too few running sums to keep the multipliers busy.
 template <class T, class X, class O, int r>
-inline void strip(const T* w, const X* x, int64_t rows, int64_t k, Finish end, const char* next, int64_t bytes, O* out,
+inline void strip(const T* w, const X* x, int64_t rows, int64_t k, Finish end, const char* later, int64_t bytes, O* out,
                   int64_t ld) {
   int64_t tiles = (rows + C - 1) / C;
-  Ahead ahead{next, bytes * Best<T, X>::step / (k * tiles)};
+  Ahead ahead{later, bytes * Best<T, X>::step / (k * tiles)};
   for (int64_t i = 0; i < rows;) {
     int64_t left = rows - i, c = left >= 2 * C || left <= C ? (left < C ? left : C) : (left + 1) / 2;
     const X* from = x + i * k;
@@ -215,12 +215,23 @@ inline void widen(const uint16_t* from, int64_t n, float* to) {
   for (; i < n; i++) to[i] = wide(from[i]);
 }
 
-// The strip where w is bfloat16 and x float32: its rows are widened once for all tiles, into `room` (r rows).
+// The strip where w is bfloat16, x float32 and its rows are more than a tile's: the first tile leaves the rows of w widened
+// in `room` (r rows) for the others.
 template <class O, int r>
-inline void widened(const uint16_t* w, const float* x, int64_t rows, int64_t k, Finish end, const char* next,
+inline void widened(const uint16_t* w, const float* x, int64_t rows, int64_t k, Finish end, const char* later,
                     int64_t bytes, float* room, O* out, int64_t ld) {
-  widen(w, r * k, room);
-  strip<float, float, O, r>(room, x, rows, k, end, next, bytes, out, ld);
+  int64_t c = rows < 2 * C ? (rows + 1) / 2 : C;
+  Ahead none{later, 0};
+  switch (c) {
+    case 2: tile<uint16_t, float, O, r, 2, true>(w, x, k, end, none, out, ld, room); break;
+    case 3: tile<uint16_t, float, O, r, 3, true>(w, x, k, end, none, out, ld, room); break;
+#if FT_BYTES == 64
+    case 4: tile<uint16_t, float, O, r, 4, true>(w, x, k, end, none, out, ld, room); break;
+    case 5: tile<uint16_t, float, O, r, 5, true>(w, x, k, end, none, out, ld, room); break;
+    case 6: tile<uint16_t, float, O, r, 6, true>(w, x, k, end, none, out, ld, room); break;
+#endif
+  }
+  strip<float, float, O, r>(room, x + c * k, rows - c, k, end, later, bytes, out + c * ld, ld);
 }
 
 // Rows [from, to) of w (n, k) against x (rows, k), r at a time: out (rows, ld). `room` holds r rows of float32 where w is
@@ -229,36 +240,32 @@ template <class T, class X, class O, int r>
 inline void strips(const T* w, const X* x, int64_t rows, int64_t k, int64_t from, int64_t to, Finish end, float* room,
                    O* out, int64_t ld) {
   constexpr int64_t block = 64;  // rows of x that stay near while the weights pass
-  // The next strip in the order of memory: several rows at a time look like no stream to the hardware.
+  // Asked for in the order of memory: several rows at a time look like no stream to the hardware.
   int64_t bytes = r * k * sizeof(T);
   for (int64_t m = 0; m < rows; m += block) {
     int64_t some = rows - m < block ? rows - m : block, j = from;
     auto part = [&](int64_t j) { return Finish{end.bias ? end.bias + j : nullptr, end.scale, end.onto}; };
     for (; j + r <= to; j += r) {
       const T* rows_of_w = w + j * k;
-      const char* next = (const char*)rows_of_w + (bytes > AHEAD ? bytes : AHEAD);
+      const char* later = (const char*)rows_of_w + (bytes > kAhead ? bytes : kAhead);
+      int64_t ask = later + bytes <= (const char*)(w + to * k) ? bytes : 0;
       if constexpr (sizeof(T) < sizeof(X)) {
         if (some > C) {
-          widened<O, r>(rows_of_w, x + m * k, some, k, part(j), next, bytes, room, out + m * ld + j, ld);
+          widened<O, r>(rows_of_w, x + m * k, some, k, part(j), later, ask, room, out + m * ld + j, ld);
           continue;
         }
       }
-      strip<T, X, O, r>(rows_of_w, x + m * k, some, k, part(j), next, bytes, out + m * ld + j, ld);
+      strip<T, X, O, r>(rows_of_w, x + m * k, some, k, part(j), later, ask, out + m * ld + j, ld);
     }
     for (; j < to; j++)
       strip<T, X, O, 1>(w + j * k, x + m * k, some, k, part(j), nullptr, 0, out + m * ld + j, ld);
   }
 }
 
-#ifndef ONE
-#define ONE 2
-#endif
-// A single row of x waits for memory, and two rows of w are read faster than four; more rows are arithmetic.
 template <class T, class X, class O>
 void product(const T* w, const X* x, int64_t rows, int64_t k, int64_t from, int64_t to, Finish end, float* room, O* out,
              int64_t ld) {
-  if (rows == 1) strips<T, X, O, ONE>(w, x, rows, k, from, to, end, room, out, ld);
-  else strips<T, X, O, 4>(w, x, rows, k, from, to, end, room, out, ld);
+  strips<T, X, O, 4>(w, x, rows, k, from, to, end, room, out, ld);
 }
 
 // e^x for x <= 0, to about 2e-7 of it: 2^n by the exponent's bits, 2^f by its Taylor series on [-1/2, 1/2].
@@ -276,6 +283,23 @@ inline vf exponential(vf x) {
   return p * (vf)((n + 127) << 23);
 }
 
+// The sum of s[i] times `count` vectors of v's rows i, (n, e), times `inverse`: even and odd keys are two chains.
+template <class T, int count>
+inline void weigh(const float* s, const T* v, int64_t n, int64_t e, float inverse, T* out) {
+  vf even[count] = {}, odd[count] = {};
+  int64_t i = 0;
+  for (; i + 2 <= n; i += 2) {
+    for (int j = 0; j < count; j++) even[j] += s[i] * load(v + i * e + j * W);
+    for (int j = 0; j < count; j++) odd[j] += s[i + 1] * load(v + (i + 1) * e + j * W);
+  }
+  if (i < n)
+    for (int j = 0; j < count; j++) even[j] += s[i] * load(v + i * e + j * W);
+  for (int j = 0; j < count; j++) {
+    vf a = (even[j] + odd[j]) * inverse;
+    for (int l = 0; l < W; l++) put(out + j * W + l, a[l]);
+  }
+}
+
 // softmax(scores) v for `heads` queries over `n` keys: q (heads, e), k and v (n, e), scores (heads, n padded to W).
 template <class T>
 void attend(const T* q, const T* k, const T* v, int64_t heads, int64_t n, int64_t e, float scale, float* scores, T* out) {
@@ -283,9 +307,14 @@ void attend(const T* q, const T* k, const T* v, int64_t heads, int64_t n, int64_
   product<T, T, float>(k, q, heads, e, 0, n, {nullptr, scale, false}, nullptr, scores, ld);
   for (int64_t h = 0; h < heads; h++) {
     float* s = scores + h * ld;
-    float most = s[0];
-    for (int64_t i = 1; i < n; i++) most = s[i] > most ? s[i] : most;
     for (int64_t i = n; i < ld; i++) s[i] = -1e30f;
+    vf largest = load(s);
+    for (int64_t i = W; i < ld; i += W) {
+      vf p = load(s + i);
+      largest = p > largest ? p : largest;
+    }
+    float most = largest[0];
+    for (int i = 1; i < W; i++) most = largest[i] > most ? largest[i] : most;
     vf sums = {};
     for (int64_t i = 0; i < ld; i += W) {
       vf p = exponential(load(s + i) - most);
@@ -296,24 +325,13 @@ void attend(const T* q, const T* k, const T* v, int64_t heads, int64_t n, int64_
       memcpy(s + i, &p, sizeof p);
     }
     float inverse = 1.0f / total(sums);
-    for (int64_t at = 0; at < e; at += W) {
-      if (at + W <= e) {
-        vf a = {}, b = {};  // even and odd keys: two chains
-        int64_t i = 0;
-        for (; i + 2 <= n; i += 2) {
-          a += s[i] * load(v + i * e + at);
-          b += s[i + 1] * load(v + (i + 1) * e + at);
-        }
-        if (i < n) a += s[i] * load(v + i * e + at);
-        a = (a + b) * inverse;
-        for (int j = 0; j < W; j++) put(out + h * e + at + j, a[j]);
-      } else {
-        for (int64_t j = at; j < e; j++) {
-          float a = 0;
-          for (int64_t i = 0; i < n; i++) a += s[i] * wide(v[i * e + j]);
-          put(out + h * e + j, a * inverse);
-        }
-      }
+    int64_t at = 0;
+    for (; at + 4 * W <= e; at += 4 * W) weigh<T, 4>(s, v + at, n, e, inverse, out + h * e + at);
+    for (; at + W <= e; at += W) weigh<T, 1>(s, v + at, n, e, inverse, out + h * e + at);
+    for (; at < e; at++) {
+      float a = 0;
+      for (int64_t i = 0; i < n; i++) a += s[i] * wide(v[i * e + at]);
+      put(out + h * e + at, a * inverse);
     }
   }
 }

@@ -30,6 +30,7 @@ mod parity;
 mod ppo;
 mod preference_losses;
 mod preferences;
+mod products;
 mod properties;
 mod recipe;
 mod records;

@@ -1,8 +1,8 @@
 //! Continuous batching: requests come in, prompts are run packed, then every row gets one token a step; rows that end
 //! leave the cache, and waiting prompts take their place.
 //!
-//! Invariant: a row's draws come from its own random stream and its logits from itself alone, so that answers do not
-//! depend on the batch. It must not know text, files or the terminal.
+//! Invariant: a row's draws come from its own random stream, and nothing of another row enters its logits. Their last bits
+//! may depend on how many rows a product has: docs/generation.md says when. It must not know text, files or the terminal.
 
 use super::rules::Edits;
 use super::sequence::Sequence;

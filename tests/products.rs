@@ -1,0 +1,202 @@
+//! The products and the attention of native/product.cpp against libtorch's operations, in every build that the machine
+//! runs.
+
+use crate::support::device;
+use ft::native::products::{self, Build};
+use tch::{Device, Kind, Tensor};
+
+const FORMATS: [(Kind, Kind); 3] =
+    [(Kind::Float, Kind::Float), (Kind::Float, Kind::BFloat16), (Kind::BFloat16, Kind::BFloat16)];
+
+fn random(shape: &[i64], kind: Kind) -> Tensor {
+    Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind)
+}
+
+/// The largest difference, as a share of the largest number.
+fn gap(found: &Tensor, expected: &Tensor) -> f64 {
+    let expected = expected.to_kind(Kind::Double);
+    let largest = expected.abs().max().double_value(&[]).max(1e-3);
+    (found.to_kind(Kind::Double) - expected).abs().max().double_value(&[]) / largest
+}
+
+/// float32 sums of up to 1,600 numbers in another order; bfloat16 results are rounded once.
+fn tolerance(kind: Kind) -> f64 {
+    if kind == Kind::Float { 3e-6 } else { 4e-3 }
+}
+
+/// x W^T + bias + onto in float64.
+fn composed(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Tensor {
+    let wide = |t: &Tensor| t.to_kind(Kind::Double);
+    let mut y = wide(x).matmul(&wide(w).tr());
+    for t in [bias, onto].into_iter().flatten() {
+        y += wide(t);
+    }
+    y
+}
+
+/// Rows of x, rows of w, length: odd ones, ranks of adapters, several blocks of rows.
+const SIZES: [(i64, i64, i64); 10] = [
+    (1, 1, 1),
+    (1, 13, 576),
+    (2, 9, 16),
+    (3, 64, 7),
+    (4, 33, 33),
+    (5, 31, 1),
+    (7, 6, 100),
+    (16, 96, 64),
+    (29, 130, 1600),
+    (131, 67, 45),
+];
+
+#[test]
+fn every_build_of_the_products_equals_libtorchs() {
+    device();
+    let _no_grad = tch::no_grad_guard();
+    tch::manual_seed(7);
+    for build in Build::available() {
+        for (a, b) in FORMATS {
+            for (rows, n, k) in SIZES {
+                let (x, w) = (random(&[rows, k], a), random(&[n, k], b));
+                let (bias, there) = (random(&[n], a), random(&[rows, n], a));
+                for (bias, onto) in [(None, None), (Some(&bias), None), (None, Some(&there)), (Some(&bias), Some(&there))]
+                {
+                    let expected = composed(&x, &w, bias, onto);
+                    let onto = onto.map(Tensor::copy);
+                    let found = build.product(&x, &w, bias, onto.as_ref()).unwrap();
+                    let gap = gap(&found, &expected);
+                    assert!(gap < tolerance(a), "{build:?} {a:?} {b:?} {rows} {n} {k}: {gap}");
+                    assert_eq!(found.kind(), a);
+                    assert!(onto.is_none_or(|there| there.data_ptr() == found.data_ptr()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rows_bits_do_not_depend_on_the_rows_beside_it() {
+    device();
+    let _no_grad = tch::no_grad_guard();
+    tch::manual_seed(8);
+    for build in Build::available() {
+        for (a, b) in FORMATS {
+            for (n, k) in [(70, 576), (33, 16), (5, 101)] {
+                let (x, w) = (random(&[70, k], a), random(&[n, k], b));
+                let all = build.product(&x, &w, None, None).unwrap();
+                for (from, some) in [(0, 1), (69, 1), (3, 2), (10, 3), (20, 4), (21, 5), (1, 16), (6, 64)] {
+                    let part = build.product(&x.narrow(0, from, some), &w, None, None).unwrap();
+                    assert!(part.equal(&all.narrow(0, from, some)), "{build:?} {a:?} {b:?} {n} {k}: {some} rows");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bfloat16_weights_give_the_bits_of_a_float32_copy() {
+    device();
+    let _no_grad = tch::no_grad_guard();
+    tch::manual_seed(9);
+    for build in Build::available() {
+        for rows in [1, 2, 3, 8, 40] {
+            let (x, w, bias) =
+                (random(&[rows, 200], Kind::Float), random(&[37, 200], Kind::BFloat16), random(&[37], Kind::Float));
+            let narrow = build.product(&x, &w, Some(&bias), None).unwrap();
+            assert!(narrow.equal(&build.product(&x, &w.to_kind(Kind::Float), Some(&bias), None).unwrap()));
+        }
+    }
+}
+
+/// Beyond the kernels' rows too, and in every format, `product` gives what libtorch gives or leaves it to libtorch.
+#[test]
+fn many_rows_are_multiplied_as_few_are() {
+    device();
+    let _no_grad = tch::no_grad_guard();
+    tch::manual_seed(10);
+    for (a, b) in FORMATS {
+        let most = products::product_rows(a, b);
+        assert!(most > 0);
+        for rows in [most, most + 1, 200] {
+            let (x, w, bias) = (random(&[2, rows, 48], a), random(&[50, 48], b), random(&[50], a));
+            let there = random(&[2, rows, 50], a);
+            for onto in [None, Some(&there)] {
+                let expected = composed(&x, &w, Some(&bias), onto);
+                let onto = onto.map(Tensor::copy);
+                match products::product(&x, &w, Some(&bias), onto.as_ref()) {
+                    Some(y) => assert!(gap(&y, &expected) < tolerance(a), "{a:?} {b:?} {rows}"),
+                    None => assert!(a == b && 2 * rows > most),
+                }
+            }
+        }
+    }
+    assert_eq!(products::product_rows(Kind::BFloat16, Kind::Float), 0);
+    assert!(products::product(&random(&[2, 8], Kind::BFloat16), &random(&[3, 8], Kind::Float), None, None).is_none());
+}
+
+/// A weight of several pieces, and one that is smaller than a piece.
+#[test]
+fn widened_products_equal_those_of_a_float32_copy() {
+    device();
+    tch::manual_seed(11);
+    for (rows, n, k) in [(150, 1000, 900), (3, 5, 7), (40, 64, 1)] {
+        let (x, w) = (random(&[rows, k], Kind::Float), random(&[n, k], Kind::BFloat16));
+        let (g, bias) = (random(&[rows, n], Kind::Float), random(&[n], Kind::Float));
+        let there = random(&[rows, n], Kind::Float);
+        for (bias, onto) in [(None, None), (Some(&bias), None), (None, Some(&there)), (Some(&bias), Some(&there))] {
+            let expected = composed(&x, &w, bias, onto);
+            let onto = onto.map(Tensor::copy);
+            let found = products::widened_product(&x, &w, bias, onto.as_ref()).unwrap();
+            assert!(gap(&found, &expected) < 3e-6, "{rows} {n} {k}");
+            assert!(onto.is_none_or(|there| there.data_ptr() == found.data_ptr()));
+        }
+        let there = random(&[rows, k], Kind::Float);
+        for onto in [None, Some(&there)] {
+            let expected = composed(&g, &w.tr(), None, onto);
+            let onto = onto.map(Tensor::copy);
+            let found = products::widened_product_back(&g, &w, onto.as_ref()).unwrap();
+            assert!(gap(&found, &expected) < 3e-6, "{rows} {n} {k}");
+            assert!(onto.is_none_or(|there| there.data_ptr() == found.data_ptr()));
+        }
+        // Rows of several dimensions, and not contiguous.
+        let turned = random(&[k, rows], Kind::Float).tr().view([1, rows, k]);
+        let found = products::widened_product(&turned, &w, None, None).unwrap();
+        assert_eq!(found.size(), [1, rows, n]);
+        assert!(gap(&found, &composed(&turned, &w, None, None)) < 3e-6);
+    }
+    let (x, w) = (random(&[2, 8], Kind::Float), random(&[3, 8], Kind::Float));
+    assert!(products::widened_product(&x, &w, None, None).is_none(), "nothing to widen");
+}
+
+#[test]
+fn every_build_of_a_decoding_steps_attention_equals_the_composition() {
+    device();
+    let _no_grad = tch::no_grad_guard();
+    tch::manual_seed(12);
+    for build in Build::available() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            for (held, heads, shared, e) in
+                [(vec![0], 1, 1, 4), (vec![5, 0, 130], 6, 2, 64), (vec![1000, 17], 4, 4, 80), (vec![33], 9, 3, 63)]
+            {
+                let (slots, capacity) = (held.len() as i64, 1100);
+                let tables = || random(&[slots + 1, shared, capacity, e], kind);
+                let (keys, values) = (tables(), tables());
+                let (q, k, v) = (
+                    random(&[slots, heads, e], kind),
+                    random(&[slots, shared, e], kind),
+                    random(&[slots, shared, e], kind),
+                );
+                let found = build.decode_attention(&q, (&k, &v), (&keys, &values), &held, 0.2).unwrap();
+                for (s, n) in held.iter().enumerate() {
+                    let (s, n) = (s as i64, n + 1);
+                    let live = |t: &Tensor| t.get(s).narrow(1, 0, n).to_kind(Kind::Double);
+                    assert!(keys.get(s).select(1, n - 1).equal(&k.get(s)) && values.get(s).select(1, n - 1).equal(&v.get(s)));
+                    let q = q.get(s).to_kind(Kind::Double).view([shared, heads / shared, e]);
+                    let p = (q.matmul(&live(&keys).transpose(1, 2)) * 0.2).softmax(-1, Kind::Double);
+                    let expected = p.matmul(&live(&values)).view([heads, e]);
+                    let gap = gap(&found.get(s), &expected);
+                    assert!(gap < tolerance(kind), "{build:?} {kind:?} {n} {e}: {gap}");
+                }
+            }
+        }
+    }
+}
