@@ -86,7 +86,7 @@ Format format(const Tensor& x, const Tensor& w) {
 // Rows of x up to which our own kernels multiply; libtorch's take more. A table and no timing, so that a machine always
 // computes the same; a row has the same bits in any batch of up to so many rows. Measured on the layers of SmolLM2-135M,
 // one thread of a Xeon (Sapphire Rapids) kept to each level, GFLOP/s of ours and of libtorch's (for bfloat16 weights with
-// float32 x: by pieces, below):
+// float32 x, "mixed", of a widened weight):
 //                     rows     16          32          64          128         512
 // AVX2         float32      59  38      81  54      80  81      82  97      83 105
 //              mixed        64  43      76  61      75  77      74  91      77 101
@@ -142,68 +142,14 @@ void by_kernel(int level, Format format, const Tensor& x, const Tensor& w, const
   });
 }
 
-// Numbers of a widened piece of a weight, which should stay in a core's second cache (1.5 MB) while it is multiplied.
-// Measured on weights of 1536 x 576 with 512 rows, one thread, against the product of a float32 weight that is there
-// already: pieces of 48k numbers have 0.82 of its speed with AVX2 and 0.80 with AVX-512, 96k 0.87 and 0.83, 192k 0.92 and
-// 0.93, 384k 0.98 and 0.94; a fresh float32 copy of the whole weight has 0.95 and 0.87.
-constexpr int64_t kPiece = 384 << 10;
-
-// Calls f(first row, number of rows, widened rows) for pieces of w (n, k), bfloat16, in order.
-template <class F>
-void for_pieces(const Tensor& w, F f) {
-  int64_t n = w.size(0), k = w.size(1), pieces = (n * k + kPiece - 1) / kPiece;
-  int64_t some = std::max<int64_t>(1, (n + pieces - 1) / std::max<int64_t>(1, pieces));
-  some = std::min(n, (some + 63) / 64 * 64);
-  float* room = scratch(some * k);
-  const auto& run = kernels(ft_isa());
-  for (int64_t at = 0; at < n; at += some) {
-    int64_t count = std::min(some, n - at);
-    const uint16_t* from = half(w) + at * k;
-    at::parallel_for(0, count * k, kGrain / 8, [&](int64_t a, int64_t b) { run.widen(from + a, b - a, room + a); });
-    f(at, count, at::from_blob(room, {count, k}, at::kFloat));
-  }
-}
-
-// out (T, n) += x (T, k) w (n, k)^T, w bfloat16 and the others float32; `set` sets instead.
-void by_pieces(const Tensor& x, const Tensor& w, bool set, const Tensor& out) {
-  for_pieces(w, [&](int64_t at, int64_t count, const Tensor& piece) {
-    auto part = out.narrow(1, at, count);
-    if (set) at::mm_out(part, x, piece.t());
-    else part.addmm_(x, piece.t());
-  });
-}
-
-// out (T, k) += g (T, n) w (n, k), likewise.
-void back_by_pieces(const Tensor& g, const Tensor& w, bool set, Tensor out) {
-  for_pieces(w, [&](int64_t at, int64_t count, const Tensor& piece) {
-    auto part = g.narrow(1, at, count);
-    if (set && at == 0) at::mm_out(out, part, piece);
-    else out.addmm_(part, piece);
-  });
-}
-
-// The same where the result is a new tensor or is added to `onto`: (…, n). bfloat16 x and result are widened and rounded
-// as a whole.
-Tensor widened(const Tensor& x, const Tensor& w, const float* bias, const Tensor* onto) {
-  int64_t n = w.size(0), k = w.size(1), rows = x.numel() / k;
-  auto shape = x.sizes().vec();
-  shape.back() = n;
-  auto flat = x.detach().to(at::kFloat).view({rows, k});
-  bool direct = onto && onto->scalar_type() == at::kFloat;
-  Tensor out = direct ? onto->detach().view({rows, n}) : at::empty({rows, n}, flat.options());
-  if (onto && !direct) out.copy_(onto->detach().view({rows, n}));
-  if (bias) {
-    auto b = at::from_blob(const_cast<float*>(bias), {n}, at::kFloat);
-    if (onto) out.add_(b);
-    else out.copy_(b.expand({rows, n}));
-  }
-  by_pieces(flat, w.detach(), !onto && !bias, out);
-  if (direct) return *onto;
-  if (onto) {
-    onto->detach().view({rows, n}).copy_(out);
-    return *onto;
-  }
-  return out.to(x.scalar_type()).view(shape);
+// bfloat16 x (rows, k) times w (n, k) transposed where no instruction multiplies bfloat16: widened as a whole, multiplied by
+// libtorch, rounded once.
+Tensor widened(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor* onto) {
+  Tensor y = at::linear(x.to(at::kFloat), w.to(at::kFloat), bias.defined() ? c10::optional<Tensor>(bias) : c10::nullopt);
+  if (!onto) return y.to(at::kBFloat16);
+  Tensor sum = *onto;
+  sum.copy_(y.add_(sum.to(at::kFloat)));
+  return sum;
 }
 
 }  // namespace
@@ -228,8 +174,8 @@ Tensor* ft_product(int level, const Tensor* x, const Tensor* w, const Tensor* bi
     int64_t n = w->size(0), k = w->size(1);
     if (k == 0 || x->size(-1) != k) return nullptr;
     bool own = level >= 0 || x->numel() / k <= kMostRows[ft_isa()][f];
-    // What libtorch multiplies as fast as it can be is left to it.
-    if (!own && (f == kFloats || (f == kHalves && ft_isa() >= kBf16Products))) return nullptr;
+    // What libtorch multiplies fast is left to it, a widened weight included.
+    if (!own && (f != kHalves || ft_isa() >= kBf16Products)) return nullptr;
     Tensor wide;
     if (bias) {
       if (!bias->is_cpu() || bias->numel() != n) return nullptr;
@@ -239,52 +185,12 @@ Tensor* ft_product(int level, const Tensor* x, const Tensor* w, const Tensor* bi
     auto shape = x->sizes().vec();
     shape.back() = n;
     if (onto && (!plain(*onto, kind) || onto->sizes() != at::IntArrayRef(shape))) return nullptr;
-    if (!own) return new Tensor(widened(*x, *w, b, onto));
+    if (!own) return new Tensor(widened(*x, *w, wide, onto));
     Tensor out = onto ? *onto : at::empty(shape, x->options().requires_grad(false));
     by_kernel(level < 0 ? ft_isa() : level, f, *x, *w, b, onto, out);
     return new Tensor(std::move(out));
   } catch (...) {
     return nullptr;  // libtorch's own product will say what is wrong
-  }
-}
-
-// As ft_product, x float32 and w bfloat16, by pieces whatever the number of rows.
-Tensor* ft_widened_product(const Tensor* x, const Tensor* w, const Tensor* bias, const Tensor* onto) {
-  try {
-    if (format(*x, *w) != kMixed || !plain(*w, at::kBFloat16) || w->dim() != 2 || x->dim() < 1) return nullptr;
-    int64_t n = w->size(0), k = w->size(1);
-    if (k == 0 || !x->is_cpu() || x->size(-1) != k) return nullptr;
-    c10::NoGradGuard no_grad;
-    Tensor wide;
-    if (bias) {
-      if (!bias->is_cpu() || bias->numel() != n) return nullptr;
-      wide = bias->detach().to(at::kFloat).contiguous();
-    }
-    auto shape = x->sizes().vec();
-    shape.back() = n;
-    if (onto && (!plain(*onto, at::kFloat) || onto->sizes() != at::IntArrayRef(shape))) return nullptr;
-    return new Tensor(widened(x->contiguous(), *w, bias ? wide.const_data_ptr<float>() : nullptr, onto));
-  } catch (...) {
-    return nullptr;
-  }
-}
-
-// g (…, n) times w (n, k), g float32 and w bfloat16: a new tensor (…, k), or `onto` with the product added to it.
-Tensor* ft_widened_back(const Tensor* g, const Tensor* w, const Tensor* onto) {
-  try {
-    if (format(*g, *w) != kMixed || !plain(*w, at::kBFloat16) || w->dim() != 2 || g->dim() < 1) return nullptr;
-    int64_t n = w->size(0), k = w->size(1);
-    if (n == 0 || !g->is_cpu() || g->size(-1) != n) return nullptr;
-    c10::NoGradGuard no_grad;
-    auto shape = g->sizes().vec();
-    shape.back() = k;
-    if (onto && (!plain(*onto, at::kFloat) || onto->sizes() != at::IntArrayRef(shape))) return nullptr;
-    auto flat = g->detach().reshape({-1, n});
-    Tensor out = onto ? *onto : at::empty(shape, flat.options());
-    back_by_pieces(flat, w->detach(), !onto, out.detach().view({-1, k}));
-    return new Tensor(std::move(out));
-  } catch (...) {
-    return nullptr;
   }
 }
 

@@ -1,8 +1,8 @@
 // How much of the processor's instruction set is used: what it has, and no more than the environment allows.
 //
 // FT_CPU=portable|avx2|avx512|avx512_bf16|amx stands for a lesser processor: our own code keeps to it, and the variables
-// of ATen, oneDNN and MKL that say the same are set before any of them is read. Where those were set by hand, our own code
-// heeds the least of them.
+// of ATen, oneDNN and MKL that say the same are set before any of them is read, unless they allow even less. Our own code
+// heeds the least of them all.
 #include <stdlib.h>
 #include <string.h>
 
@@ -71,9 +71,13 @@ int least(int a, int b) { return a < b ? a : b; }
 __attribute__((constructor)) void limit_libraries() {
   int level = asked();
   if (level < 0 || level == kMost) return;
-  setenv("ATEN_CPU_CAPABILITY", kLevels[level].aten, 0);
-  setenv("ONEDNN_MAX_CPU_ISA", kLevels[level].onednn, 0);
-  setenv("MKL_ENABLE_INSTRUCTIONS", kLevels[level].mkl, 0);
+  // A variable that allows less stays; one that allows more may come from a process that was limited less.
+  auto limit = [level](const char* variable, const char* Level::*value) {
+    if (left_by(variable, value) > level) setenv(variable, kLevels[level].*value, 1);
+  };
+  limit("ATEN_CPU_CAPABILITY", &Level::aten);
+  limit("ONEDNN_MAX_CPU_ISA", &Level::onednn);
+  limit("MKL_ENABLE_INSTRUCTIONS", &Level::mkl);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 pub mod kernels;
 pub mod products;
 
-pub use products::{decode_attention, product, product_rows, widened_product, widened_product_back};
+pub use products::{decode_attention, product, product_rows};
 
 use crate::error::{Error, Result};
 use std::ffi::{CStr, c_char, c_int, c_void};

@@ -133,40 +133,6 @@ fn many_rows_are_multiplied_as_few_are() {
     assert!(products::product(&random(&[2, 8], Kind::BFloat16), &random(&[3, 8], Kind::Float), None, None).is_none());
 }
 
-/// A weight of several pieces, and one that is smaller than a piece.
-#[test]
-fn widened_products_equal_those_of_a_float32_copy() {
-    device();
-    tch::manual_seed(11);
-    for (rows, n, k) in [(150, 1000, 900), (3, 5, 7), (40, 64, 1)] {
-        let (x, w) = (random(&[rows, k], Kind::Float), random(&[n, k], Kind::BFloat16));
-        let (g, bias) = (random(&[rows, n], Kind::Float), random(&[n], Kind::Float));
-        let there = random(&[rows, n], Kind::Float);
-        for (bias, onto) in [(None, None), (Some(&bias), None), (None, Some(&there)), (Some(&bias), Some(&there))] {
-            let expected = composed(&x, &w, bias, onto);
-            let onto = onto.map(Tensor::copy);
-            let found = products::widened_product(&x, &w, bias, onto.as_ref()).unwrap();
-            assert!(gap(&found, &expected) < 3e-6, "{rows} {n} {k}");
-            assert!(onto.is_none_or(|there| there.data_ptr() == found.data_ptr()));
-        }
-        let there = random(&[rows, k], Kind::Float);
-        for onto in [None, Some(&there)] {
-            let expected = composed(&g, &w.tr(), None, onto);
-            let onto = onto.map(Tensor::copy);
-            let found = products::widened_product_back(&g, &w, onto.as_ref()).unwrap();
-            assert!(gap(&found, &expected) < 3e-6, "{rows} {n} {k}");
-            assert!(onto.is_none_or(|there| there.data_ptr() == found.data_ptr()));
-        }
-        // Rows of several dimensions, and not contiguous.
-        let turned = random(&[k, rows], Kind::Float).tr().view([1, rows, k]);
-        let found = products::widened_product(&turned, &w, None, None).unwrap();
-        assert_eq!(found.size(), [1, rows, n]);
-        assert!(gap(&found, &composed(&turned, &w, None, None)) < 3e-6);
-    }
-    let (x, w) = (random(&[2, 8], Kind::Float), random(&[3, 8], Kind::Float));
-    assert!(products::widened_product(&x, &w, None, None).is_none(), "nothing to widen");
-}
-
 #[test]
 fn every_build_of_a_decoding_steps_attention_equals_the_composition() {
     device();

@@ -16,13 +16,6 @@ unsafe extern "C" {
         onto: *mut C_tensor,
     ) -> *mut C_tensor;
     fn ft_product_rows(x_half: bool, w_half: bool) -> i64;
-    fn ft_widened_product(
-        x: *mut C_tensor,
-        w: *mut C_tensor,
-        bias: *mut C_tensor,
-        onto: *mut C_tensor,
-    ) -> *mut C_tensor;
-    fn ft_widened_back(g: *mut C_tensor, w: *mut C_tensor, onto: *mut C_tensor) -> *mut C_tensor;
     fn ft_decode_attention(
         level: c_int,
         q: *mut C_tensor,
@@ -100,20 +93,6 @@ pub fn product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, onto: Option<&Tens
 pub fn product_rows(x: Kind, w: Kind) -> i64 {
     // SAFETY: plain call.
     unsafe { ft_product_rows(x == Kind::BFloat16, w == Kind::BFloat16) }
-}
-
-/// `x (…, k) @ w (n, k)^T + bias` for many rows, x float32 and w bfloat16: some rows of w are widened at a time and
-/// multiplied by libtorch, so that no copy of w is made. With `onto` added to that tensor in place. `None`: not for these
-/// tensors.
-pub fn widened_product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Option<Tensor> {
-    // SAFETY: live tensors for the duration of the call; the result is ours.
-    unsafe { owned(ft_widened_product(at(x), at(w), maybe(bias), maybe(onto))) }
-}
-
-/// `g (…, n) @ w (n, k)`, which is the gradient of `widened_product` with respect to x; likewise.
-pub fn widened_product_back(g: &Tensor, w: &Tensor, onto: Option<&Tensor>) -> Option<Tensor> {
-    // SAFETY: live tensors for the duration of the call; the result is ours.
-    unsafe { owned(ft_widened_back(at(g), at(w), maybe(onto))) }
 }
 
 /// One decoding step of attention on the CPU: writes k and v (S, K, E) behind the `held` tokens of each slot of the
