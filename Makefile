@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help tools test-tools libtorch setup test fuzz demo demo-rlhf datasets medical taught icd10-start demo-labeling bench bench-peers bench-medical bench-distill dist wheel clean
+.PHONY: help tools test-tools libtorch setup test fuzz demo demo-rlhf datasets medical taught icd10-start demo-labeling bench bench-peers bench-medical bench-processors bench-distill dist wheel clean
 
 # An own libtorch or PyTorch 2.11 is used where LIBTORCH points at one; otherwise `make setup` fetches it.
 ifneq ($(LIBTORCH),)
@@ -16,7 +16,7 @@ FT := target/release/ft
 WHEELS := python3 setup/wheels.py
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 tools:
 	@bash setup/tools.sh
@@ -148,6 +148,18 @@ bench-medical: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Th
 
 bench: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Speed and memory of ft and of the peers, taking turns (half an hour)
 	$(BENCH) benches/speed.py --json benches/last.json
+
+# llama.cpp comes built in packages of npm; without npm it is left out.
+LLAMA := .bench/node/node_modules/node-llama-cpp/package.json
+NODE_LLAMA := 3.22.1
+
+$(LLAMA): | bench-peers
+	@if command -v npm >/dev/null; then npm install --prefix .bench/node --ignore-scripts --omit=optional --no-audit --no-fund --loglevel=error \
+	    node-llama-cpp@$(NODE_LLAMA) @node-llama-cpp/linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)@$(NODE_LLAMA); \
+	else echo "npm is not there: llama.cpp is left out" >&2; fi
+
+bench-processors: setup bench-peers $(LLAMA) $(MODEL)/config.json $(ICD10)/train.jsonl ## Training, prompts and answers beside the peers, as on a desktop processor and as the machine is (an hour)
+	$(BENCH) benches/processors.py --json benches/last-processors.json
 
 bench-distill: setup $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/held_out.jsonl $(ICD10)/taught.jsonl ## Distilled students beside one of cross-entropy alone (half an hour or more)
 	@python3 benches/distill.py

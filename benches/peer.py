@@ -1,7 +1,7 @@
 """One training run of TRL + PEFT + transformers, as benches/speed.py asks for it.
 
 Reads its settings as JSON from the first argument; prints one JSON line a step and one at the end. The settings are
-the library's own way of doing the job: SFTTrainer, LoraConfig, bf16 weights, no gradient checkpointing.
+the library's own way of doing the job: SFTTrainer, LoraConfig, weights in `dtype`, no gradient checkpointing.
 """
 
 import json
@@ -22,7 +22,7 @@ with open(settings["rows"]) as f:
     rows = [json.loads(line) for line in f]
 
 device = settings["device"]
-model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.bfloat16)
+model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype={"bf16": torch.bfloat16, "f32": torch.float32}[settings["dtype"]])
 tokenizer = AutoTokenizer.from_pretrained(settings["model"])
 lora = None
 if settings["method"] == "lora":
@@ -38,7 +38,7 @@ config = SFTConfig(
     lr_scheduler_type="cosine",
     max_grad_norm=1.0,
     weight_decay=settings["weight_decay"],
-    bf16=True,
+    bf16=settings["dtype"] == "bf16",
     use_cpu=device == "cpu",
     logging_steps=1,
     report_to=[],

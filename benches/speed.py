@@ -6,12 +6,15 @@ matrix products is measured. Run by `make bench`; `--help` tells the rest.
 """
 
 import argparse
+import collections
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -39,21 +42,25 @@ def product_rate(python, threads):
     return float(subprocess.check_output([python, "-c", code, str(threads)]))
 
 
-def measured(command, env, on_line):
-    """Runs a command; returns its wall seconds and its peak resident bytes."""
+def measured(command, env, on_line, on_talk=lambda line: None):
+    """Runs a command; returns its wall seconds and its peak resident bytes. `on_talk` hears the lines of stderr."""
     began = time.time()
     child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    tail = []
-    import threading
+    tail = collections.deque(maxlen=40)
 
-    drain = threading.Thread(target=lambda: tail.extend(child.stderr.readlines()[-40:]))
+    def listen():
+        for line in child.stderr:
+            tail.append(line)
+            on_talk(line)
+
+    drain = threading.Thread(target=listen)
     drain.start()
     for line in child.stdout:
         on_line(line)
     drain.join()
     _, status, usage = os.wait4(child.pid, 0)
     if os.waitstatus_to_exitcode(status) != 0:
-        sys.exit(f"{' '.join(map(str, command))} failed:\n{''.join(tail)}")
+        sys.exit(f"{' '.join(map(str, command))[:500]} failed:\n{''.join(tail)}")
     return time.time() - began, usage.ru_maxrss * 1024
 
 
@@ -64,12 +71,17 @@ def rates(steps):
     return sum(s["tokens"] for s in counted) / seconds, sum(s["supervised"] for s in counted) / seconds
 
 
-def run_peer(args, case, rows, out):
+def peer_environment(threads, env):
+    """`env` as every Python peer gets it."""
+    return env | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run_peer(args, case, rows, out, env=os.environ):
     settings = dict(
         model=str(args.model), rows=str(rows), out=str(out), device=args.device, threads=args.threads,
         method=case["method"], batch=case["batch"], packing=case["packed"] is not None,
         max_length=case["packed"] or 512, steps=case.get("steps"), lr=case.get("lr", 5e-4), weight_decay=0.0,
-        save=case.get("save"), shuffle=case.get("shuffle", False),
+        save=case.get("save"), shuffle=case.get("shuffle", False), dtype=case.get("dtype", "bf16"),
     )
     steps, end = [], {}
 
@@ -79,8 +91,8 @@ def run_peer(args, case, rows, out):
         elif line.startswith("END "):
             end.update(json.loads(line[4:]))
 
-    env = os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    seconds, memory = measured([args.python, HERE / "peer.py", json.dumps(settings)], env, on_line)
+    command = [args.python, HERE / "peer.py", json.dumps(settings)]
+    seconds, memory = measured(command, peer_environment(args.threads, env), on_line)
     seen = 0
     for s in steps:
         s["tokens"], seen = s["num_tokens"] - seen, s["num_tokens"]
@@ -89,7 +101,7 @@ def run_peer(args, case, rows, out):
                 first=steps[0]["since_start"])
 
 
-def run_ft(args, case, rows, out):
+def run_ft(args, case, rows, out, env=os.environ):
     batch = (
         f"{{ tokens: 16384, max_len: 512, examples: {case['batch']} }}" if case["packed"] is None
         else f"{{ tokens: {case['packed'] * case['batch']}, max_len: {case['packed']} }}"
@@ -98,7 +110,7 @@ def run_ft(args, case, rows, out):
     steps = f"steps: {case['steps']}" if case.get("steps") else "epochs: 1"
     recipe = out.with_suffix(".yaml")
     recipe.write_text(
-        f"model: {{ path: {args.model}, dtype: bf16, device: {args.device} }}\nmethod: {{ sft: {{}} }}\n{adapter}"
+        f"model: {{ path: {args.model}, dtype: {case.get('dtype', 'bf16')}, device: {args.device} }}\nmethod: {{ sft: {{}} }}\n{adapter}"
         f"data: {{ train: {{ path: {rows} }}, shuffle: {str(case.get('shuffle', False)).lower()} }}\nbatch: {batch}\n"
         f"optim: {{ lr: {case.get('lr', 5e-4)}, schedule: cosine, weight_decay: 0 }}\n"
         f"run: {{ {steps}, threads: {args.threads}, samples: 0, out: {out} }}\n"
@@ -106,8 +118,6 @@ def run_ft(args, case, rows, out):
     began = time.time()
     first = []
     metrics = out / "metrics.jsonl"
-
-    import threading
 
     def watch():
         while not first and not done.is_set():
@@ -118,8 +128,9 @@ def run_ft(args, case, rows, out):
     done = threading.Event()
     watcher = threading.Thread(target=watch)
     watcher.start()
-    env = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
-    seconds, memory = measured([args.ft, "train", recipe, "--overwrite"], env, lambda line: None)
+    env = env | {"OMP_NUM_THREADS": str(args.threads)}
+    said = []
+    seconds, memory = measured([args.ft, "train", recipe, "--overwrite"], env, lambda line: None, said.append)
     done.set()
     watcher.join()
     steps, seen = [], 0
@@ -131,7 +142,13 @@ def run_ft(args, case, rows, out):
             steps.append(line)
     summary = json.loads((out / "summary.json").read_text())
     return dict(steps=steps, wall=seconds, memory=memory if args.device == "cpu" else summary["memory"],
-                tensors=summary["memory"], train=summary["seconds"], first=first[0])
+                tensors=summary["memory"], train=summary["seconds"], first=first[0], arithmetic=arithmetic(said))
+
+
+def arithmetic(said):
+    """The number format that ft says it computes in, of the lines on its stderr."""
+    found = (re.search(r"arithmetic in (bfloat16|float32)", line) for line in said)
+    return {"bfloat16": "bf16", "float32": "f32"}[next(m[1] for m in found if m)]
 
 
 def rows_for(case, source, folder):

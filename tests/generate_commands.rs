@@ -155,3 +155,29 @@ fn a_killed_file_of_answers_goes_on_and_equals_the_undisturbed_one() {
     assert_eq!(text("whole.jsonl"), text("cut.jsonl"));
     assert!(!partial.exists());
 }
+
+#[test]
+fn timings_tell_every_pass_and_which_of_them_read_prompts() {
+    let space = Space::new(json!({}));
+    let prompts = ["--prompt", "Deep learning is", "--prompt", "Hello", "--prompt", "One"];
+    let length = ["--max-new-tokens", "4", "--batch-size", "2", "--timings", "timings.jsonl"];
+    let rows = space.rows(&[&prompts[..], &length].concat());
+    let passes: Vec<Value> = std::fs::read_to_string(space.path("timings.jsonl"))
+        .unwrap()
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    let sum = |key: &str, of: &dyn Fn(&Value) -> bool| -> u64 {
+        passes.iter().filter(|p| of(p)).map(|p| p[key].as_u64().unwrap()).sum()
+    };
+    let asked: u64 = rows.iter().map(|r| r["prompt_tokens"].as_u64().unwrap()).sum();
+    // Two rows, then the third: a pass over prompts, which gives the first token, and three for the tokens after it.
+    assert_eq!(passes.len(), 2 * 4);
+    assert_eq!(sum("tokens", &|p| p["kind"] == "prompt"), asked);
+    assert_eq!(sum("rows", &|p| p["kind"] == "prompt"), 3);
+    assert_eq!(sum("rows", &|_| true), 3 * 4);
+    assert!(passes.iter().all(|p| p["seconds"].as_f64().unwrap() > 0.0));
+
+    let error = space.refused(&["--prompt", "Hello", "--num-beams", "2", "--timings", "t.jsonl"]);
+    assert!(error.contains("--timings does not tell of beams"), "{error}");
+}

@@ -3,6 +3,7 @@
 use super::answers::Answers;
 use super::model::{ModelArgs, need_template};
 use super::sampling::{BeamArgs, Chosen, SamplingArgs};
+use super::timings::Timings;
 use clap::Args;
 use ft::data::record::{self, Columns, Place};
 use ft::data::{ChatTokenizer, Conversation, DecodeStream, Message, Record, RowFormat, source};
@@ -11,6 +12,7 @@ use ft::generate::{Completion, Engine, Limits, Request, Settings, Stop, beam, st
 use ft::models::Model;
 use ft::{fsutil, report};
 use serde_json::{Value, json};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -58,6 +60,9 @@ pub struct Generate {
     /// Add each token and its log-probability to the JSON
     #[arg(long)]
     logprobs: bool,
+    /// Write how long each pass over prompts and each next token took, one JSON object a line; sums go to stderr
+    #[arg(long, value_name = "FILE")]
+    timings: Option<PathBuf>,
 }
 
 /// A prompt as the user wrote it, and as the model sees it.
@@ -77,6 +82,9 @@ pub fn run(args: Generate) -> Result<()> {
     let mut chosen = args.sampling.choose(&args.model.model, &tokenizer, Some(&args.beams))?;
     chosen.settings.log_probs = args.logprobs;
     say(&chosen);
+    if args.timings.is_some() && chosen.beams.is_some() {
+        return Err(Error::user("--timings does not tell of beams").hint("leave out --timings, or set --num-beams 1"));
+    }
     if args.chat {
         need_template(&tokenizer, &args.model)?;
     }
@@ -94,8 +102,17 @@ pub fn run(args: Generate) -> Result<()> {
         limits.rows = n as usize;
     }
     let answers = chosen.answers;
-    let work =
-        Work { model: &model, tokenizer: &tokenizer, questions: &questions, chosen: &chosen, prefix, limits, answers };
+    let timings = RefCell::new(Timings::default());
+    let work = Work {
+        model: &model,
+        tokenizer: &tokenizer,
+        questions: &questions,
+        chosen: &chosen,
+        prefix,
+        limits,
+        answers,
+        timings: &timings,
+    };
     match (&args.input, &args.out) {
         (Some(input), Some(out)) => work.write_file(out, &args.fingerprint(input, &chosen)?),
         _ if args.json => work.each(0, &mut Progress::new(questions.len(), 0), None, &mut |i, answers| {
@@ -103,7 +120,8 @@ pub fn run(args: Generate) -> Result<()> {
             Ok(())
         }),
         _ => work.as_text(),
-    }
+    }?;
+    args.timings.as_ref().map_or(Ok(()), |path| timings.borrow().finish(path))
 }
 
 /// Tells people what the model's file decided, and what of it has no effect.
@@ -133,6 +151,7 @@ struct Work<'a> {
     limits: Limits,
     /// Answers to each question.
     answers: usize,
+    timings: &'a RefCell<Timings>,
 }
 
 /// Answers and tokens so far.
@@ -201,7 +220,9 @@ impl Work<'_> {
         let mut open: BTreeMap<usize, Vec<Option<Completion>>> = BTreeMap::new();
         let mut next = from;
         while !engine.is_idle() {
+            let began = Instant::now();
             let step = engine.step()?;
+            self.timings.borrow_mut().add(&step, began.elapsed());
             progress.made(step.tokens.len());
             if let Some(heard) = &mut on_token {
                 step.tokens.iter().try_for_each(|(_, _, id)| heard(*id))?;

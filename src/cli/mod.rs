@@ -21,6 +21,7 @@ mod score;
 mod selftest;
 mod student;
 mod teach;
+mod timings;
 mod tokenizer;
 mod train;
 

@@ -73,6 +73,8 @@ pub struct Finished {
 pub struct Step {
     /// (request, sample, token)
     pub tokens: Vec<(usize, usize, u32)>,
+    /// Tokens of the prompts that were run; 0 where rows got their next token.
+    pub prompt_tokens: usize,
     pub finished: Vec<Finished>,
 }
 
@@ -171,7 +173,8 @@ impl<'m> Engine<'m> {
             self.prefill(old, &first)?
         };
         let from = if first.is_empty() { 0 } else { old };
-        self.choose(from, logits)
+        let prompt_tokens = self.rows[old..old + first.len()].iter().map(|r| r.sequence.ids.len()).sum();
+        Ok(Step { prompt_tokens, ..self.choose(from, logits)? })
     }
 
     /// Makes rows of waiting answers, the first of each prompt before the others; the number of answers of each prompt.
