@@ -135,7 +135,8 @@ fn a_killed_file_of_answers_goes_on_and_equals_the_undisturbed_one() {
         let fixed = ["--input", "in.jsonl", "--max-new-tokens", "40", "--temperature", "1.2", "--output", out];
         [&fixed[..], more].concat()
     };
-    space.run(&with("whole.jsonl", &[]));
+    // Seven prompts of at most seven tokens at a time: so many rows are multiplied one like the other in any company.
+    space.run(&with("whole.jsonl", &["--batch-size", "7"]));
     // One row at a time, so that there is a middle to be killed in.
     let mut slow = space.command(&with("cut.jsonl", &["--batch-size", "1"])).stderr(Stdio::null()).spawn().unwrap();
     let (partial, began) = (space.path("cut.jsonl.partial"), Instant::now());

@@ -124,7 +124,7 @@ fn many_rows_are_multiplied_as_few_are() {
                 let onto = onto.map(Tensor::copy);
                 match products::product(&x, &w, Some(&bias), onto.as_ref()) {
                     Some(y) => assert!(gap(&y, &expected) < tolerance(a), "{a:?} {b:?} {rows}"),
-                    None => assert!(a == b && 2 * rows > most),
+                    None => assert!(2 * rows > most),
                 }
             }
         }
