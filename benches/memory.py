@@ -1,6 +1,6 @@
 """What `ft check` predicts and what a run then needs, with and without replay.
 
-The measured peak is that of all tensors and, for a frozen base, the weights mapped from disk. Needs no Python package.
+The measured peak is that of all tensors, a frozen base's weights among them. Needs no Python package.
 """
 
 import argparse
@@ -17,7 +17,6 @@ p.add_argument("--model", default=ROOT / "models/smollm2-135m-instruct", type=Pa
 p.add_argument("--rows", default=ROOT / "datasets/icd10/train.jsonl", type=Path)
 args = p.parse_args()
 
-weights = sum(f.stat().st_size for f in args.model.glob("*.safetensors"))
 print("| | predicted | measured | of it |")
 print("|---|---|---|---|")
 with tempfile.TemporaryDirectory() as folder:
@@ -26,7 +25,7 @@ with tempfile.TemporaryDirectory() as folder:
             for replay in ("none", "{ layers: 15 }", "all"):
                 recipe = Path(folder) / "recipe.yaml"
                 recipe.write_text(
-                    f"model: {{ path: {args.model.resolve()}, dtype: bf16 }}\nmethod: {{ sft: {{}} }}\n{adapter}"
+                    f"model: {{ path: {args.model.resolve()} }}\nmethod: {{ sft: {{}} }}\n{adapter}"
                     f"data: {{ train: {{ path: {args.rows.resolve()}, rows: {examples * 3} }} }}\n"
                     f"batch: {{ tokens: 4096, max_len: 512, examples: {examples} }}\n"
                     f"run: {{ steps: 3, samples: 0, replay: {replay}, out: {folder}/out }}\n"
@@ -35,5 +34,5 @@ with tempfile.TemporaryDirectory() as folder:
                 needs = json.loads(check.stdout)["needs"]["memory"]
                 subprocess.run([args.ft, "train", recipe, "--overwrite"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 lines = [json.loads(l) for l in (Path(folder) / "out/metrics.jsonl").read_text().splitlines()]
-                peak = max(l["memory"] for l in lines if "memory" in l) + (weights if adapter else 0)
+                peak = max(l["memory"] for l in lines if "memory" in l)
                 print(f"| {name}, {examples} rows, replay {replay} | {needs / 1e9:.2f} GB | {peak / 1e9:.2f} GB | {needs / peak:.2f} |", flush=True)

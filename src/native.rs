@@ -240,6 +240,17 @@ pub fn trim_cpu_memory() {
     unsafe { ft_cpu_allocator_trim() };
 }
 
+/// Lets `write` write the memory of a new contiguous tensor on the CPU.
+pub fn fill<E>(tensor: &Tensor, write: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
+    assert!(tensor.device() == Device::Cpu && tensor.is_contiguous(), "memory that does not lie in one piece");
+    let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
+    if bytes == 0 {
+        return write(&mut []);
+    }
+    // SAFETY: the tensor's memory is of this size, and nothing else reads or writes it while `write` runs.
+    write(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr() as *mut u8, bytes) })
+}
+
 /// Tensor bytes of a device.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory {

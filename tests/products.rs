@@ -58,7 +58,8 @@ fn every_build_of_the_products_equals_libtorchs() {
             for (rows, n, k) in SIZES {
                 let (x, w) = (random(&[rows, k], a), random(&[n, k], b));
                 let (bias, there) = (random(&[n], a), random(&[rows, n], a));
-                for (bias, onto) in [(None, None), (Some(&bias), None), (None, Some(&there)), (Some(&bias), Some(&there))]
+                for (bias, onto) in
+                    [(None, None), (Some(&bias), None), (None, Some(&there)), (Some(&bias), Some(&there))]
                 {
                     let expected = composed(&x, &w, bias, onto);
                     let onto = onto.map(Tensor::copy);
@@ -155,7 +156,10 @@ fn every_build_of_a_decoding_steps_attention_equals_the_composition() {
                 for (s, n) in held.iter().enumerate() {
                     let (s, n) = (s as i64, n + 1);
                     let live = |t: &Tensor| t.get(s).narrow(1, 0, n).to_kind(Kind::Double);
-                    assert!(keys.get(s).select(1, n - 1).equal(&k.get(s)) && values.get(s).select(1, n - 1).equal(&v.get(s)));
+                    assert!(
+                        keys.get(s).select(1, n - 1).equal(&k.get(s))
+                            && values.get(s).select(1, n - 1).equal(&v.get(s))
+                    );
                     let q = q.get(s).to_kind(Kind::Double).view([shared, heads / shared, e]);
                     let p = (q.matmul(&live(&keys).transpose(1, 2)) * 0.2).softmax(-1, Kind::Double);
                     let expected = p.matmul(&live(&values)).view([heads, e]);

@@ -25,7 +25,6 @@ pub struct Selftest {
 
 pub fn run(args: Selftest) -> Result<()> {
     let began = Instant::now();
-    native::install_cpu_allocator();
     let tokenizer = ChatTokenizer::load(&args.model.model, None)?;
     let rows = TEXTS.iter().map(|t| tokenizer.encode_plain(t)).collect::<Result<Vec<_>>>()?;
     let device = models::device(&args.model.device)?;

@@ -121,7 +121,7 @@ fn with_sum(base: &Path, parts: &[Part], sum: &AdapterFile, kind: Kind) -> Resul
     let adapters = plans.iter().map(|(name, p)| (name.clone(), p as &dyn Attach)).collect();
     let model = Model::load(
         base,
-        Load { device: Device::Cpu, kind, storage: Storage::Auto, train_base: false, adapters, heads: Heads::Tokens },
+        Load { device: Device::Cpu, kind, storage: Storage::File, train_base: false, adapters, heads: Heads::Tokens },
     )?;
     file::load_into(model.params().adapter(0), &sum.tensors, Path::new("the sum of the adapters"))?;
     for (i, part) in parts.iter().enumerate() {

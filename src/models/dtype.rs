@@ -33,13 +33,14 @@ pub enum Dtype {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Storage {
-    /// Where the file is in bfloat16 and the arithmetic in float32, on the CPU: `file` to answer; to train, `copy` if copies
-    /// take less than half of the free memory (a few per cent faster), else `file`. Otherwise `copy`.
+    /// On the CPU, what takes less than half of the free memory is read into memory, which is faster; what takes more is
+    /// mapped. Where the file is in bfloat16 and the arithmetic in float32: in bfloat16 to answer; to train, in float32 if
+    /// that takes less than half of the free memory (a few per cent faster).
     #[default]
     Auto,
     /// As they lie in the checkpoint, mapped on the CPU, and brought into the arithmetic's format as they are multiplied.
     File,
-    /// In the arithmetic's format: mapped where that is the file's, else copied once.
+    /// In memory, in the arithmetic's format.
     Copy,
 }
 
@@ -51,6 +52,15 @@ impl Storage {
             Self::Auto => own == Kind::BFloat16 && computed == Kind::Float && device == Device::Cpu,
             Self::File => true,
             Self::Copy => own == computed,
+        }
+    }
+
+    /// True where a checkpoint of so many `bytes` is read into memory on the CPU.
+    pub fn reads(self, bytes: u64) -> bool {
+        match self {
+            Self::Auto => 2 * bytes < machine::Memory::read().free,
+            Self::File => false,
+            Self::Copy => true,
         }
     }
 }

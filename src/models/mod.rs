@@ -185,7 +185,8 @@ impl Model {
         let (names, attach): (Vec<String>, Vec<&dyn Attach>) = load.adapters.into_iter().unzip();
         let (device, kind, storage) = (load.device, load.kind, load.storage);
         let hold = move |own: Kind| storage.keeps(own, kind, device);
-        let builder = Builder::new(source, device, kind, load.train_base, attach).hold(hold);
+        let read = matches!(&source, Source::Disk(weights) if storage.reads(weights.bytes()));
+        let builder = Builder::new(source, device, kind, load.train_base, attach).hold(hold).read(read);
         if config.tie_word_embeddings {
             builder.tie_head();
         }

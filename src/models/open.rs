@@ -3,6 +3,7 @@
 use super::{Config, Heads, Load, Model, SCORE, Scoring, Storage, weights};
 use crate::adapters::{LoraPlan, file};
 use crate::error::{Error, Result};
+use crate::native;
 use crate::nn::{Attach, Param};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
@@ -102,8 +103,10 @@ pub fn need_finite_adapters(model: &Model, adapters: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// `auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`.
+/// `auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`. From here on memory of tensors on the CPU is
+/// counted, lies in large pages and is reused.
 pub fn device(name: &str) -> Result<Device> {
+    native::install_cpu_allocator();
     let cuda = |index: usize| {
         let count = tch::Cuda::device_count() as usize;
         if tch::Cuda::is_available() && index < count {

@@ -124,6 +124,8 @@ pub struct Builder<'w> {
     kind: Kind,
     /// Whether a frozen matrix of this format is held as it is, beside one of the arithmetic's own.
     hold: Box<dyn Fn(Kind) -> bool>,
+    /// Whether frozen weights are read into memory of their own; otherwise they are mapped where no format is changed.
+    read: bool,
     train: bool,
     adapters: Vec<&'w dyn Attach>,
     switches: Rc<Switches>,
@@ -151,6 +153,7 @@ impl<'w> Builder<'w> {
             device,
             kind,
             hold: Box::new(|_| false),
+            read: false,
             train,
             adapters,
             switches: Rc::default(),
@@ -166,6 +169,11 @@ impl<'w> Builder<'w> {
     /// Frozen matrices of formats for which `hold` is true stay in them; layers widen them as they multiply.
     pub fn hold(self, hold: impl Fn(Kind) -> bool + 'static) -> Self {
         Self { hold: Box::new(hold), ..self }
+    }
+
+    /// Whether frozen weights on the CPU are read into memory of their own instead of being mapped.
+    pub fn read(self, read: bool) -> Self {
+        Self { read: read && self.device == Device::Cpu && !self.train, ..self }
     }
 
     pub fn root(&self) -> Scope<'_> {
@@ -349,18 +357,22 @@ impl Scope<'_> {
         let transposed = b.transposed(&full);
         let shape: Vec<i64> = if transposed { shape.iter().rev().copied().collect() } else { shape.to_vec() };
         let found = match b.source {
-            Source::Disk(weights) => weights.get(&full).or(first),
-            Source::Chance(_) if first.is_some() => first,
-            Source::Chance(initial) => Some(initial.draw(&full, layer, &shape, self.spread)),
+            Source::Disk(weights) if b.read => weights.read(&full).transpose().map(|t| t.or(first)),
+            Source::Disk(weights) => Ok(weights.get(&full).or(first)),
+            Source::Chance(_) if first.is_some() => Ok(first),
+            Source::Chance(initial) => Ok(Some(initial.draw(&full, layer, &shape, self.spread))),
         };
         b.used.borrow_mut().insert(full.clone());
         let tensor = match found {
-            Some(t) if t.size() == shape && t.is_floating_point() => t,
+            Ok(Some(t)) if t.size() == shape && t.is_floating_point() => t,
             other => {
                 b.problems.borrow_mut().push(match other {
-                    None => format!("`{full}` is missing, expected shape {shape:?}"),
-                    Some(t) if t.size() != shape => format!("`{full}` has shape {:?}, expected {shape:?}", t.size()),
-                    Some(t) => format!("`{full}` has dtype {:?}, expected floating-point numbers", t.kind()),
+                    Err(e) => format!("`{full}` could not be read: {e}"),
+                    Ok(None) => format!("`{full}` is missing, expected shape {shape:?}"),
+                    Ok(Some(t)) if t.size() != shape => {
+                        format!("`{full}` has shape {:?}, expected {shape:?}", t.size())
+                    }
+                    Ok(Some(t)) => format!("`{full}` has dtype {:?}, expected floating-point numbers", t.kind()),
                 });
                 // A stand-in: `finish` will fail, and the expected shape may be beyond any memory.
                 Tensor::zeros([1, 1], (b.kind, Device::Cpu))

@@ -80,7 +80,6 @@ const MOST_SKIPPED: u32 = 10;
 
 /// Trains as the plan says and leaves the verified result in `run.out`. A signal in `stop` saves and ends the run.
 pub fn run(plan: &Plan, start: Start, software: &Software, stop: Arc<AtomicBool>) -> Result<Summary> {
-    native::install_cpu_allocator();
     let plan = match start {
         Start::Resume => as_begun(plan)?,
         _ => plan.clone(),

@@ -3,7 +3,6 @@
 use super::{Start, Summary, lock, prepare, run_prepared};
 use crate::error::{Error, Result};
 use crate::models;
-use crate::native;
 use crate::recipe::Plan;
 use crate::runs::folder::PLAN;
 use crate::runs::hash::Trust;
@@ -38,7 +37,6 @@ pub fn replay(run: &Path, out: &Path, accept: bool, software: &Software, stop: A
     plan.recipe.run.out = crate::fsutil::absolute(out);
     // Sums are split over threads: as many as then, whatever this machine would take.
     plan.recipe.run.threads = Some(recorded.machine.threads);
-    native::install_cpu_allocator();
     let prepared = prepare::prepare(&plan)?;
     let cuda = match models::device(&plan.recipe.model.device)? {
         Device::Cuda(i) => Some(i),

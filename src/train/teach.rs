@@ -8,7 +8,6 @@ use crate::methods::distill::answers::Writer;
 use crate::methods::distill::teach::{self, Taught};
 use crate::methods::{Ground, MethodSpec};
 use crate::models;
-use crate::native;
 use crate::recipe::Plan;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -57,7 +56,6 @@ fn ready<R>(
     tokenizer: Rc<ChatTokenizer>,
     f: impl FnOnce(&Ground, (Device, Kind)) -> Result<R>,
 ) -> Result<R> {
-    native::install_cpu_allocator();
     let device = models::device(&plan.recipe.model.device)?;
     let recipe = &plan.recipe;
     if let Some(threads) = recipe.run.threads {

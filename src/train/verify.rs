@@ -10,7 +10,6 @@ use super::schedule::LearningRate;
 use super::step::{Outcome, Stepper};
 use crate::error::{Error, Result};
 use crate::fsutil::{hold, read_to_string};
-use crate::native;
 use crate::recipe::Plan;
 use crate::report;
 use serde::Serialize;
@@ -39,7 +38,6 @@ pub struct Verdict {
 
 /// Replays `steps` steps (left out: up to the last checkpoint) of the run that `plan` describes.
 pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
-    native::install_cpu_allocator();
     let out = &plan.recipe.run.out;
     // A run that goes on would prune the checkpoints under the replay.
     let _held = hold(out)?;
