@@ -80,6 +80,7 @@ fn compile_decoding(libtorch: &Libtorch) {
         product("avx2", "32", &["-mavx2", "-mfma"]);
         product("avx512", "64", &wide);
         product("avx512bf16", "64", &[&wide[..], &["-mavx512bf16"]].concat());
+        product("amx", "64", &[&wide[..], &["-mavx512bf16", "-mamx-tile", "-mamx-bf16"]].concat());
     }
 }
 

@@ -31,6 +31,7 @@ KERNELS(base)
 KERNELS(avx2)
 KERNELS(avx512)
 KERNELS(avx512bf16)
+KERNELS(amx)
 #endif
 
 namespace {
@@ -57,6 +58,7 @@ const Kernels& kernels(int level) {
       TABLE(avx2),
       TABLE(avx512),
       TABLE(avx512bf16),
+      TABLE(amx),
 #endif
   };
   return builds[std::min<int>(level, sizeof builds / sizeof *builds - 1)];
@@ -93,7 +95,7 @@ Format format(const Tensor& x, const Tensor& w) {
 // AVX-512      float32      67  45     104  75     135 126     128 153     119 166
 //              mixed        88  52     110  83     126 119     114 130     110 154
 // with bf16    bfloat16     84  53      90  71      93  87      94 101      95 108
-// AMX          bfloat16     85  81      89 157      91 263      92 452      91 673
+// AMX          bfloat16    164  81     260 157     356 263       -  452      -  673
 // Without an instruction for bfloat16, libtorch multiplies it at 18 (AVX2) and 35 (AVX-512) GFLOP/s: there its rows are
 // widened and go the way of the mixed format.
 constexpr int64_t kMostRows[][kFormats] = {
@@ -102,13 +104,15 @@ constexpr int64_t kMostRows[][kFormats] = {
     {64, 64, 64},  // AVX2
     {64, 64, 64},  // AVX-512
     {64, 64, 64},  // AVX-512 with bf16
-    {64, 64, 16},  // AMX
+    {64, 64, 64},  // AMX
 };
 
 // Work worth a thread, in multiply-adds: some microseconds, which is what starting it costs. A weight that must come from
 // memory takes as long as its products with this many rows.
 constexpr int64_t kGrain = 1 << 19;
 constexpr int64_t kFetch = 6;
+// Rows of w that one thread takes as a whole: AMX multiplies 16 at a time, the others 4.
+constexpr int64_t kUnit = 16;
 
 // Memory of this thread for `n` numbers, whose content is lost at the next call.
 float* scratch(int64_t n) {
@@ -124,10 +128,10 @@ void by_kernel(int level, Format format, const Tensor& x, const Tensor& w, const
   // Without an instruction for bfloat16 each number of x would be widened for each row of w.
   bool widened = format == kHalves && level < kBf16Products && rows > 1;
   Tensor wide = widened ? x.to(at::kFloat) : x;
-  auto grain = std::max<int64_t>(1, kGrain / (4 * k * (rows + kFetch)));
-  at::parallel_for(0, (n + 3) / 4, grain, [&](int64_t from, int64_t to) {
-    from *= 4;
-    to = std::min(to * 4, n);
+  auto grain = std::max<int64_t>(1, kGrain / (kUnit * k * (rows + kFetch)));
+  at::parallel_for(0, (n + kUnit - 1) / kUnit, grain, [&](int64_t from, int64_t to) {
+    from *= kUnit;
+    to = std::min(to * kUnit, n);
     if (format == kFloats)
       run.product_f32(w.const_data_ptr<float>(), x.const_data_ptr<float>(), rows, k, from, to, bias, onto,
                       out.mutable_data_ptr<float>(), n);

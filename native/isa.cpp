@@ -5,6 +5,8 @@
 // heeds the least of them all.
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 namespace {
 
@@ -59,7 +61,9 @@ int has() {
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (!wide) return 1;
   if (!__builtin_cpu_supports("avx512bf16")) return 2;
-  return __builtin_cpu_supports("amx-bf16") ? 4 : 3;
+  if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16")) return 3;
+  // The registers of AMX are a process's own wish: ARCH_REQ_XCOMP_PERM of XTILEDATA.
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0 ? 4 : 3;
 #else
   return 0;
 #endif

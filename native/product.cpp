@@ -10,6 +10,9 @@
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
+#ifdef __AMX_BF16__
+#include <vector>
+#endif
 
 #define JOIN2(a, b) a##_##b
 #define JOIN(a, b) JOIN2(a, b)
@@ -268,6 +271,130 @@ void product(const T* w, const X* x, int64_t rows, int64_t k, int64_t from, int6
   strips<T, X, O, 4>(w, x, rows, k, from, to, end, room, out, ld);
 }
 
+#ifdef __AMX_BF16__
+// AMX multiplies a tile of 16 rows of w, as they lie, by a tile of x of up to 16 rows whose pairs of numbers stand in
+// columns: 16 x 16 sums of 32 products in the time of one. One row of x takes as long as 16, and weights come from
+// memory more slowly than both, so that every number of rows goes this way.
+constexpr int64_t kTile = 16, kDepth = 32;  // rows of a tile, and numbers of each
+
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+// Tiles 0 to 3 are sums, of two blocks of w's rows by two of x's; 4 and 5 are of w, 6 and 7 of x, `columns` of its rows wide.
+inline void shape_tiles(int64_t columns) {
+  TileShapes shapes;
+  for (int t = 0; t < 8; t++) {
+    shapes.rows[t] = kTile;
+    shapes.bytes[t] = t == 4 || t == 5 ? kDepth * 2 : columns * 4;
+  }
+  _tile_loadconfig(&shapes);
+}
+
+// Rows [0, rows) of x (rows, k), up to 16 of them, as tiles: for each 32 numbers, 16 rows of a pair of each of `columns` rows;
+// zeros beyond k.
+inline void columns_of(const uint16_t* x, int64_t rows, int64_t k, int64_t columns, uint32_t* tiles) {
+  int64_t pairs = (k + kDepth - 1) / kDepth * kTile;
+  for (int64_t i = 0; i < columns; i++) {
+    const uint16_t* from = x + i * k;
+    for (int64_t p = 0; p < pairs; p++) {
+      uint32_t pair = 0;
+      if (i < rows && 2 * p + 1 < k) memcpy(&pair, from + 2 * p, 4);
+      else if (i < rows && 2 * p < k) pair = from[2 * p];
+      tiles[p * columns + i] = pair;
+    }
+  }
+}
+
+// Sums s[j * columns + i] of row j of w and row i of x, to out[i * ld + j].
+template <class O>
+inline void finish(const float* s, int64_t columns, int64_t count, int64_t rows, Finish end, O* out, int64_t ld) {
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t j = 0; j < count; j++)
+      put(out + i * ld + j, s[j * columns + i] * end.scale + (end.bias ? end.bias[j] : 0.0f) +
+                                (end.onto ? wide(out[i * ld + j]) : 0.0f));
+}
+
+// As `product`. Each sum runs over k in one order, whatever stands beside it.
+template <class O>
+void tiled(const uint16_t* w, const uint16_t* x, int64_t rows, int64_t k, int64_t from, int64_t to, Finish end, O* out,
+           int64_t ld) {
+  static thread_local std::vector<uint32_t> kept;
+  int64_t columns = rows < kTile ? rows : kTile, chunks = (k + kDepth - 1) / kDepth, whole = k / kDepth;
+  int64_t blocks = (rows + kTile - 1) / kTile, tile = kTile * columns;
+  if (int64_t(kept.size()) < blocks * chunks * tile) kept.resize(blocks * chunks * tile);
+  for (int64_t b = 0; b < blocks; b++) {
+    int64_t some = rows - b * kTile < kTile ? rows - b * kTile : kTile;
+    columns_of(x + b * kTile * k, some, k, columns, kept.data() + b * chunks * tile);
+  }
+  shape_tiles(columns);
+  alignas(64) uint16_t edge[2][kTile * kDepth];
+  alignas(64) float sums[4][kTile * kTile];
+  for (int64_t j = from; j < to; j += 2 * kTile) {
+    const uint16_t* rows_of_w = w + j * k;
+    int64_t count[2] = {to - j < kTile ? to - j : kTile, to - j - kTile < kTile ? to - j - kTile : kTile};
+    bool second = count[1] > 0;
+    for (int64_t b = 0; b < blocks; b += 2) {
+      bool more = b + 1 < blocks;
+      // Rows of w that come later are asked for in the order of memory, with the first visit to these.
+      Ahead ahead{(const char*)(rows_of_w + 2 * kTile * k), 0};
+      if (b == 0 && j + 4 * kTile <= to) ahead.bytes = 2 * kTile * kDepth * 2;
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+      const uint32_t* here = kept.data() + b * chunks * tile;
+      const uint32_t* there = here + chunks * tile;
+      auto load_w = [&](int64_t c, int half) -> const uint16_t* {
+        const uint16_t* at = rows_of_w + half * kTile * k + c * kDepth;
+        if (c < whole && count[half] == kTile) return at;
+        int64_t some = c < whole ? kDepth : k - c * kDepth;
+        memset(edge[half], 0, sizeof edge[half]);
+        for (int64_t r = 0; r < count[half]; r++) memcpy(edge[half] + r * kDepth, at + r * k, some * 2);
+        return nullptr;
+      };
+      for (int64_t c = 0; c < chunks; c++) {
+        ahead.ask();
+        if (auto* at = load_w(c, 0)) {
+          _tile_loadd(4, at, k * 2);
+        } else {
+          _tile_loadd(4, edge[0], kDepth * 2);
+        }
+        _tile_loadd(6, here + c * tile, columns * 4);
+        _tile_dpbf16ps(0, 4, 6);
+        if (more) {
+          _tile_loadd(7, there + c * tile, columns * 4);
+          _tile_dpbf16ps(1, 4, 7);
+        }
+        if (!second) continue;
+        if (auto* at = load_w(c, 1)) {
+          _tile_loadd(5, at, k * 2);
+        } else {
+          _tile_loadd(5, edge[1], kDepth * 2);
+        }
+        _tile_dpbf16ps(2, 5, 6);
+        if (more) {
+          _tile_dpbf16ps(3, 5, 7);
+        }
+      }
+      _tile_stored(0, sums[0], columns * 4);
+      _tile_stored(1, sums[1], columns * 4);
+      _tile_stored(2, sums[2], columns * 4);
+      _tile_stored(3, sums[3], columns * 4);
+      for (int half = 0; half < 1 + second; half++)
+        for (int64_t side = 0; side < 1 + more; side++) {
+          int64_t row = (b + side) * kTile, at = j + half * kTile;
+          Finish part{end.bias ? end.bias + at : nullptr, end.scale, end.onto};
+          finish(sums[2 * half + side], columns, count[half], rows - row < kTile ? rows - row : kTile, part,
+                 out + row * ld + at, ld);
+        }
+    }
+  }
+  _tile_release();
+}
+#endif
+
 // e^x for x <= 0, to about 2e-7 of it: 2^n by the exponent's bits, 2^f by its Taylor series on [-1/2, 1/2].
 inline vf exponential(vf x) {
   x = x < -87.0f ? vf{} - 87.0f : x;
@@ -342,6 +469,9 @@ extern "C" {
 // x and w of one dtype; w bfloat16 and x float32, for which `room` takes 4 rows of float32. `_to_bf16` rounds the result.
 #define ARGUMENTS(T, X) const T *w, const X *x, int64_t rows, int64_t k, int64_t from, int64_t to, const float *bias, bool onto
 void NAME(ft_product_bf16)(ARGUMENTS(uint16_t, uint16_t), uint16_t* out, int64_t ld) {
+#ifdef __AMX_BF16__
+  return tiled(w, x, rows, k, from, to, {bias, 1.0f, onto}, out, ld);
+#endif
   product<uint16_t, uint16_t, uint16_t>(w, x, rows, k, from, to, {bias, 1.0f, onto}, nullptr, out, ld);
 }
 void NAME(ft_product_f32)(ARGUMENTS(float, float), float* out, int64_t ld) {

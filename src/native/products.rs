@@ -40,7 +40,7 @@ impl Build {
     /// The builds that this processor runs.
     pub fn available() -> impl Iterator<Item = Self> {
         // SAFETY: plain call.
-        (0..=unsafe { ft_isa() }.min(3)).map(Self)
+        (0..=unsafe { ft_isa() }).map(Self)
     }
 
     /// As `product`, by this build's own kernels whatever the number of rows.

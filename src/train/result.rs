@@ -1,0 +1,143 @@
+//! Writes the result of a run into `run.out`, where checkpoints and metrics lie beside it.
+//!
+//! The result is written and verified in a folder of its own and then moved in file by file, because a folder that holds a
+//! run cannot be swapped as a whole. A kill between two moves leaves a mixture of two results: from the first change to the
+//! last the folder [`MOVING`] stands in `run.out`; readers refuse a result while it does, and the next start of the run
+//! ends the work. The report moves last, so that a report in `run.out` is the earlier result's until all is done.
+
+use super::prepare;
+use crate::adapters::AdapterSpec;
+use crate::convert::export::{self, REPORT};
+use crate::error::Result;
+use crate::fsutil::{MOVING, io_error, read_json, step};
+use crate::methods::ADAPTER;
+use crate::models::Model;
+use crate::recipe::Plan;
+use crate::report;
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+/// Writes the trained adapter or model into `run.out`, verified by reading it back.
+pub fn export(plan: &Plan, model: &Model) -> Result<()> {
+    let recipe = &plan.recipe;
+    let out = &recipe.run.out;
+    let began = Instant::now();
+    let saving = report::spinner("saving and verifying the result");
+    let fresh = out.join("result.new");
+    let (what, report) = match &recipe.adapter {
+        Some(AdapterSpec::Lora(spec)) => {
+            ("adapter", export::save_adapter(model, ADAPTER, spec, &recipe.model.path, &fresh)?)
+        }
+        None => ("model", export::save_model(model, &fresh, prepare::result_kind(plan, model)?)?),
+    };
+    put(&fresh, out)?;
+    saving.finish_and_clear();
+    report::info(format!("{what} saved and verified in {}: {}", report::duration(began.elapsed()), out.display()));
+    for c in &report.compatibility {
+        report::info(format!("  read by {c}"));
+    }
+    Ok(())
+}
+
+/// Puts the files of the folder `fresh`, which lies in `out`, in the place of an earlier result.
+fn put(fresh: &Path, out: &Path) -> Result<()> {
+    let moving = out.join(MOVING);
+    step(|| fs::rename(fresh, &moving)).map_err(|e| io_error("moving", &moving, e))?;
+    recover(out)
+}
+
+/// Ends the putting of a result into `out` that was broken off.
+pub fn recover(out: &Path) -> Result<()> {
+    let moving = out.join(MOVING);
+    if !moving.exists() {
+        return Ok(());
+    }
+    if moving.join(REPORT).exists() {
+        remove_result(out)?;
+        let entries = fs::read_dir(&moving).map_err(|e| io_error("reading", &moving, e))?;
+        let names = entries.map(|e| e.map(|e| e.file_name())).collect::<std::io::Result<Vec<_>>>();
+        let names = names.map_err(|e| io_error("reading", &moving, e))?;
+        let (last, first): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| name == REPORT);
+        for name in first.iter().chain(&last) {
+            let target = out.join(name);
+            step(|| fs::rename(moving.join(name), &target)).map_err(|e| io_error("moving into place", &target, e))?;
+        }
+    }
+    step(|| fs::remove_dir(&moving)).map_err(|e| io_error("removing", &moving, e))
+}
+
+/// Removes the weight files of the earlier result, since shards of another size would stay otherwise, and then its report.
+fn remove_result(out: &Path) -> Result<()> {
+    let report = out.join(REPORT);
+    if !report.exists() {
+        return Ok(());
+    }
+    let earlier: serde_json::Value = read_json(&report)?;
+    let names = earlier["files"].as_object().into_iter().flat_map(|files| files.keys());
+    for path in names.map(|name| out.join(name)).filter(|path| path.exists()).chain([report.clone()]) {
+        step(|| fs::remove_file(&path)).map_err(|e| io_error("removing", &path, e))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fsutil::{refuse_moving, write_json};
+    use serde_json::json;
+
+    /// A result of these weight files, all with the `content`.
+    fn write(folder: &Path, names: &[&str], content: &str) {
+        fs::create_dir_all(folder).unwrap();
+        names.iter().for_each(|name| fs::write(folder.join(name), content).unwrap());
+        fs::write(folder.join("config.json"), content).unwrap();
+        let files: serde_json::Map<_, _> = names.iter().map(|name| (name.to_string(), json!("sha"))).collect();
+        write_json(&folder.join(REPORT), &json!({ "files": files, "content": content })).unwrap();
+    }
+
+    fn content(folder: &Path) -> Vec<(String, String)> {
+        let entry = |e: std::io::Result<fs::DirEntry>| {
+            let path = e.unwrap().path();
+            (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read_to_string(path).unwrap())
+        };
+        let mut found: Vec<_> = fs::read_dir(folder).unwrap().map(entry).collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn a_result_that_a_kill_broke_off_is_refused_and_then_whole() {
+        let shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+        let whole = ["model.safetensors"];
+        for (before, after) in [(&shards[..], &whole[..]), (&whole, &shards), (&whole, &whole)] {
+            let mut killed = 0;
+            for at in 0.. {
+                let folder = tempfile::tempdir().unwrap();
+                let out = folder.path();
+                write(out, before, "old");
+                write(&out.join("result.new"), after, "new");
+                let expected = content(&out.join("result.new"));
+                let done = crate::fsutil::kill_at(at, || put(&out.join("result.new"), out));
+                if done.is_some() {
+                    assert_eq!(content(out), expected);
+                    break;
+                }
+                killed += 1;
+                if at > 0 {
+                    assert!(refuse_moving(out).unwrap_err().hints()[0].contains("ft resume"), "killed at {at}");
+                }
+                // A second kill is no worse.
+                let again = crate::fsutil::kill_at(1, || recover(out));
+                recover(out).unwrap();
+                if at == 0 {
+                    assert!(again.is_some() && out.join("result.new").exists());
+                    continue;
+                }
+                assert_eq!(content(out), expected, "killed at {at}");
+                refuse_moving(out).unwrap();
+            }
+            assert!(killed >= 6, "{killed}");
+        }
+    }
+}
