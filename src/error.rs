@@ -2,7 +2,10 @@
 //!
 //! Every message names the file and line or the tensor, what was expected and what was found.
 
-use std::fmt;
+use std::any::Any;
+use std::cell::Cell;
+use std::sync::Once;
+use std::{fmt, panic};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -87,18 +90,57 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// libtorch's messages carry a C++ stack after the first lines; only what helps is kept.
 impl From<tch::TchError> for Error {
     fn from(e: tch::TchError) -> Self {
-        let text = e.to_string();
-        let head: String =
-            text.lines().take_while(|l| !l.starts_with("Exception raised from")).take(3).collect::<Vec<_>>().join(" ");
-        if head.contains("out of memory") || head.contains("not enough memory") {
-            return Error::user(format!("libtorch ran out of memory: {head}"))
-                .hint("lower batch.tokens or batch.max_len, or set run.replay: all");
-        }
-        Error::bug(format!("libtorch: {head}"))
+        libtorch(&e.to_string())
     }
+}
+
+/// An error for a message of libtorch, which carries a C++ stack after its first lines; only what helps is kept.
+fn libtorch(text: &str) -> Error {
+    let head: Vec<&str> = text.lines().take_while(|l| !l.starts_with("Exception raised from")).take(3).collect();
+    let head = head.join(" ");
+    if ["out of memory", "not enough memory", "can't allocate memory"].iter().any(|cause| head.contains(cause)) {
+        return Error::user(format!("libtorch ran out of memory: {head}"))
+            .hint("training: lower batch.tokens or batch.max_len, set run.replay: all, or let --fit choose")
+            .hint("answering: lower --batch-size or --max-new-tokens");
+    }
+    Error::bug(format!("libtorch: {head}"))
+}
+
+thread_local! {
+    /// How many `catch_libtorch` this thread is inside of.
+    static CATCHING: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Runs `f` and turns a failure of libtorch inside it into an error. tch's operators panic where libtorch throws, running out
+/// of memory included; any other panic goes on.
+pub fn catch_libtorch<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
+    static QUIET: Once = Once::new();
+    // What becomes an error is not shown as a panic, too.
+    QUIET.call_once(|| {
+        let show = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if CATCHING.get() == 0 || panicked_with(info.payload()).is_none() {
+                show(info);
+            }
+        }));
+    });
+    CATCHING.set(CATCHING.get() + 1);
+    let result = panic::catch_unwind(panic::AssertUnwindSafe(f));
+    CATCHING.set(CATCHING.get() - 1);
+    result.unwrap_or_else(|payload| match panicked_with(&*payload) {
+        Some(text) => Err(libtorch(&text)),
+        None => panic::resume_unwind(payload),
+    })
+}
+
+/// libtorch's message, where a panic is tch's `unwrap` of one.
+fn panicked_with(payload: &(dyn Any + Send)) -> Option<String> {
+    let text = payload.downcast_ref::<String>()?;
+    let (_, quoted) = text.split_once("`Err` value: Torch(\"")?;
+    let quoted = quoted.strip_suffix("\")").unwrap_or(quoted);
+    Some(quoted.replace("\\n", "\n").replace("\\\"", "\"").replace("\\'", "'"))
 }
 
 /// `result.context(|| …)` for our own results.
@@ -109,5 +151,26 @@ pub trait Context<T> {
 impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
     fn context<D: fmt::Display>(self, what: impl FnOnce() -> D) -> Result<T> {
         self.map_err(|e| e.into().context(what()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind, Tensor};
+
+    #[test]
+    fn a_failure_inside_libtorch_becomes_an_error_and_another_panic_goes_on() {
+        let failed = |f: &dyn Fn() -> Tensor| catch_libtorch(|| Ok(f())).unwrap_err();
+        let options = (Kind::Float, Device::Cpu);
+        let error = failed(&|| Tensor::zeros([1 << 50], options));
+        assert_eq!(error.blame(), Blame::User, "{error}");
+        assert!(error.message().contains("out of memory") && error.hints()[0].contains("batch.tokens"), "{error}");
+        let error = failed(&|| Tensor::zeros([2, 3], options).matmul(&Tensor::zeros([2, 3], options)));
+        assert_eq!(error.blame(), Blame::Bug);
+        assert!(error.message().contains("cannot be multiplied (2x3 and 2x3)"), "{error}");
+        assert!(!error.message().contains("Exception raised"), "{error}");
+        let other = panic::catch_unwind(|| catch_libtorch(|| -> Result<()> { panic!("of another kind") }));
+        assert_eq!(*other.unwrap_err().downcast_ref::<&str>().unwrap(), "of another kind");
     }
 }

@@ -15,7 +15,7 @@ fn main() -> ExitCode {
             return if e.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
         }
     };
-    match ft::runtime::start().and_then(|_| cli::run(command)) {
+    match ft::runtime::start().and_then(|_| ft::error::catch_libtorch(|| cli::run(command))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             ft::report::error(&e);

@@ -268,6 +268,32 @@ fn a_folder_takes_one_run_at_a_time() {
     train(&space, LORA, "run", &[]);
 }
 
+#[test]
+fn a_folder_that_holds_a_run_is_refused_before_data_is_read() {
+    let space = Workspace::new();
+    train(&space, LORA, "run", &[]);
+    let said = refused(&space, &["train", LORA, "--set", "run.out=run", "--set", "data.train.path=nowhere.jsonl"]);
+    assert!(said.contains("holds a run that stands at step 9"), "{said}");
+}
+
+#[test]
+fn a_result_that_was_being_put_in_place_is_refused_until_the_run_goes_on() {
+    let space = Workspace::new();
+    train(&space, LORA, "run", &[]);
+    let whole = space.weights("run");
+    let (run, moving) = (space.path("run"), space.path("run/result.moving"));
+    // Killed after the earlier weights went and before the new ones came.
+    std::fs::create_dir(&moving).unwrap();
+    for name in ["adapter_model.safetensors", "export_report.json"] {
+        std::fs::rename(run.join(name), moving.join(name)).unwrap();
+    }
+    let said = refused(&space, &["merge", "models/smollm2-135m-instruct", "run", "--out", "merged"]);
+    assert!(said.contains("a result was being put here") && said.contains("ft resume"), "{said}");
+    space.ft(&["resume", "run"]);
+    assert!(!moving.exists());
+    assert_eq!(space.weights("run"), whole);
+}
+
 /// Every write beyond a size fails, as on a full disk.
 #[cfg(unix)]
 #[test]

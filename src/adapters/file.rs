@@ -3,7 +3,7 @@
 
 use super::spec::{LoraInit, LoraSpec, MOST_RANK, Targets};
 use crate::error::{Error, Result};
-use crate::fsutil::{parse_json, read_to_string, write_json};
+use crate::fsutil::{parse_json, read_to_string, refuse_moving, write_json};
 use crate::nn::{Param, Weights, weights};
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
@@ -60,6 +60,7 @@ pub struct AdapterFile {
 
 /// Reads an adapter directory, refusing what `ft` cannot honour.
 pub fn read(folder: &Path) -> Result<AdapterFile> {
+    refuse_moving(folder)?;
     let (spec, base) = read_config(&folder.join(CONFIG))?;
     if !folder.join(TENSORS).exists() {
         let err = Error::user(format!("{}: no {TENSORS}", folder.display()));

@@ -250,9 +250,21 @@ impl Model {
 
     /// The number format that most of the base's numbers are held in, and the bytes of all of them.
     pub fn held(&self) -> (Kind, u64) {
-        let bytes = |p: &Param| (p.tensor.numel() * p.tensor.kind().elt_size_in_bytes()) as u64;
+        self.held_by(|p| p.tensor.kind())
+    }
+
+    /// The same of this model loaded on `device` with another `storage`; it must be one whose weights lie in their files.
+    pub fn held_as(&self, storage: Storage, device: Device) -> (Kind, u64) {
+        self.held_by(|p| match p.tensor.kind() {
+            own if p.tensor.dim() >= 2 && storage.keeps(own, self.kind, device) => own,
+            _ => self.kind,
+        })
+    }
+
+    fn held_by(&self, kind: impl Fn(&Param) -> Kind) -> (Kind, u64) {
+        let bytes = |p: &Param| (p.tensor.numel() * kind(p).elt_size_in_bytes()) as u64;
         let widest = self.store.base().max_by_key(|p| p.tensor.numel());
-        (widest.map_or(self.kind, |p| p.tensor.kind()), self.store.base().map(bytes).sum())
+        (widest.map_or(self.kind, &kind), self.store.base().map(bytes).sum())
     }
 
     pub fn params(&self) -> &ParamStore {

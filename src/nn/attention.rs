@@ -15,6 +15,18 @@ use tch::{Device, Kind, Tensor};
 /// Longest segment whose backward recomputes all its scores at once; above, the flash backward is the faster one.
 const RECOMPUTE: i64 = 1024;
 
+/// Bytes that the largest temporaries of training take for each head and each pair of tokens in segments of up to `longest`.
+pub fn score_bytes(longest: i64, kind: Kind, device: Device) -> u64 {
+    match device {
+        // Scores, gradients and their intermediate results in float32.
+        Device::Cuda(_) if kind == Kind::Float => 16,
+        Device::Cuda(_) => 0,
+        // Probabilities and their gradient.
+        _ if longest <= RECOMPUTE => 2 * kind.elt_size_in_bytes() as u64,
+        _ => 0,
+    }
+}
+
 /// softmax(q k^T * scale) v, causal, within each segment: q (T, H, E); k, v (T, K, E) -> (T, H, E).
 pub fn packed(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, scale: f64) -> Tensor {
     let half = matches!(q.kind(), Kind::BFloat16 | Kind::Half);

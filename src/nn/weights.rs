@@ -1,7 +1,7 @@
 //! Weights on disk: safetensors, one file or shards, memory-mapped; and writing them.
 
 use crate::error::{Error, Result};
-use crate::fsutil::{io_error, parse_json, read_to_string, shortened};
+use crate::fsutil::{io_error, parse_json, read_to_string, refuse_moving, shortened};
 use crate::native;
 use crate::nn::safetensors;
 use ::safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -44,6 +44,7 @@ pub struct Place {
 impl Weights {
     /// Opens a model directory: `model.safetensors`, or the shards that `model.safetensors.index.json` names.
     pub fn open(folder: &Path) -> Result<Self> {
+        refuse_moving(folder)?;
         let single = folder.join("model.safetensors");
         let index = folder.join("model.safetensors.index.json");
         let mut weights = Self { origin: folder.into(), files: Vec::new(), maps: Vec::new(), entries: BTreeMap::new() };

@@ -46,7 +46,7 @@ pub fn check(plan: &Plan, colour: bool) -> Result<Check> {
     let prepared = prepare::prepare(plan)?;
     let Prepared { plan, tokenizer, rows, .. } = &prepared;
     let train = rows.train();
-    let model = prepared.load_model(false)?;
+    let model = prepared.sketch()?;
     let (trained, parameters) = memory::count(plan, &model);
     let longest_row = rows.longest_row();
     let supervised = (longest_row as f64 * train.summary.supervised_share()).ceil() as u64;
@@ -62,7 +62,7 @@ pub fn check(plan: &Plan, colour: bool) -> Result<Check> {
         trained,
         adapted: memory::adapted(&model),
         longest_row,
-        needs: memory::predict(plan, &model, trained, longest_row as u64, supervised),
+        needs: memory::predict(&prepared, plan, &model, longest_row as u64, supervised),
         memory_free,
         disk_free,
         problems: Vec::new(),

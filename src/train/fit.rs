@@ -14,17 +14,16 @@ use crate::report;
 /// The share of free memory that a chosen plan may need: predictions are within 15 %.
 const SHARE: f64 = 0.87;
 
-/// What `prepared` needs with another row length or replay.
+/// What the run needs under `plan`, which may have another row length or replay; `model` is its sketch.
 fn needs(prepared: &Prepared, model: &Model, plan: &Plan) -> Needs {
-    let (trained, _) = memory::count(plan, model);
     let row = prepared.rows.longest_row().min(plan.recipe.batch.tokens);
     let supervised = (row as f64 * prepared.rows.train().summary.supervised_share()).ceil() as u64;
-    memory::predict(plan, model, trained, row as u64, supervised)
+    memory::predict(prepared, plan, model, row as u64, supervised)
 }
 
-/// Refuses a run that needs more memory than there is.
-pub(super) fn refuse(prepared: &Prepared, model: &Model) -> Result<()> {
-    let needs = needs(prepared, model, &prepared.plan);
+/// Refuses a run that needs more memory than there is, before any of it is taken.
+pub(super) fn refuse(prepared: &Prepared) -> Result<()> {
+    let needs = needs(prepared, &prepared.sketch()?, &prepared.plan);
     match free_memory(prepared.device) {
         Some(free) if free < needs.memory => Err(Error::user(format!(
             "about {} of memory are needed ({} weights, {} training, {} activations), {} are free",
@@ -43,7 +42,7 @@ pub(super) fn refuse(prepared: &Prepared, model: &Model) -> Result<()> {
 /// free; and what was chosen, in words.
 pub fn fit(plan: &Plan, memory: Option<u64>) -> Result<(Plan, String)> {
     let prepared = prepare::prepare(plan)?;
-    let model = prepared.load_model(false)?;
+    let model = prepared.sketch()?;
     let free = memory.or_else(|| free_memory(prepared.device)).ok_or_else(|| {
         Error::user("--fit: the system does not tell how much memory is free").hint("give it: --fit=8GB")
     })?;

@@ -1,10 +1,10 @@
 //! What a run will need, counted before it begins.
 
 use super::optim;
-use super::prepare::result_kind;
+use super::prepare::{Prepared, result_kind};
 use crate::adapters::AdapterSpec;
 use crate::models::{Dtype, Heads, Model};
-use crate::nn::{Param, chunked};
+use crate::nn::{Param, attention, chunked};
 use crate::recipe::{Master, Plan, ReplayChoice};
 use serde::Serialize;
 
@@ -23,13 +23,16 @@ pub struct Needs {
     pub disk: u64,
 }
 
-/// Counts for a model, and packed rows of at most `row` tokens of which `supervised` are learnt.
-pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u64) -> Needs {
+/// Counts for a run under `plan` from the sketch of its model, and packed rows of at most `row` tokens of which `supervised`
+/// are learnt.
+pub fn predict(prepared: &Prepared, plan: &Plan, model: &Model, row: u64, supervised: u64) -> Needs {
+    let (trained, _) = count(plan, model);
     let (c, recipe) = (model.config(), &plan.recipe);
-    let width = model.kind().elt_size_in_bytes() as u64;
+    let kind = model.kind();
+    let width = kind.elt_size_in_bytes() as u64;
     let full = recipe.adapter.is_none();
     let base: u64 = model.params().base().map(|p| p.tensor.numel() as u64).sum();
-    let (stored, held) = model.held();
+    let (stored, held) = model.held_as(prepared.storage, prepared.device);
     // A master, its gradient and the optimiser's state.
     let exact = recipe.optim.master == Master::F32;
     let master = if exact { 4 } else { 2 };
@@ -74,7 +77,10 @@ pub fn predict(plan: &Plan, model: &Model, trained: u64, row: u64, supervised: u
     // A weight that is held narrower than the arithmetic is widened for as long as it multiplies; the head is the largest.
     let widened = if stored != model.kind() && !full { d * v * width } else { 0 };
     let head = chunk + supervised * d * width * 2 + widened;
-    let backward = row * (3 * f + 2 * d) * width;
+    let longest = prepared.rows.train().lengths.iter().max().map_or(0, |n| u64::from(*n));
+    let scores =
+        row * longest * c.num_attention_heads as u64 * attention::score_bytes(longest as i64, kind, prepared.device);
+    let backward = (row * (3 * f + 2 * d) * width).max(scores);
     let activations = if full {
         // Gradients come as activations go: first the head's, beside a narrow copy of its weight and a chunk's part of the
         // gradient; last the embedding's, in two formats.

@@ -11,6 +11,7 @@ pub mod optim;
 pub mod prepare;
 mod records;
 pub mod replay;
+mod result;
 mod sample;
 pub mod schedule;
 mod step;
@@ -19,11 +20,10 @@ pub mod verify;
 
 pub use prepare::Prepared;
 
-use crate::adapters::{AdapterSpec, file};
-use crate::convert::export;
-use crate::error::{Error, Result};
-use crate::fsutil::{create_dir_all, hold, io_error, move_into, read_json, write_json};
-use crate::methods::{ADAPTER, Aim, Alarm, Means, Method};
+use crate::adapters::file;
+use crate::error::{Blame, Error, Result, catch_libtorch};
+use crate::fsutil::{create_dir_all, hold, write_json};
+use crate::methods::{Aim, Alarm, Means, Method};
 use crate::models::{Dtype, Model};
 use crate::native;
 use crate::recipe::{NonFinite, Plan, ResultChoice};
@@ -80,6 +80,11 @@ const MOST_SKIPPED: u32 = 10;
 
 /// Trains as the plan says and leaves the verified result in `run.out`. A signal in `stop` saves and ends the run.
 pub fn run(plan: &Plan, start: Start, software: &Software, stop: Arc<AtomicBool>) -> Result<Summary> {
+    if start == Start::Fresh {
+        // Before the work of reading data.
+        let out = &plan.recipe.run.out;
+        refuse_earlier_work(out, &Checkpoints::new(out, plan.recipe.run.keep))?;
+    }
     let plan = match start {
         Start::Resume => as_begun(plan)?,
         _ => plan.clone(),
@@ -107,18 +112,12 @@ fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc
         return Err(Error::user(format!("run.out and model.path are both {}: the base would be lost", out.display()))
             .hint("set another run.out"));
     }
-    // Without float32 masters of a whole base: what does not fit is refused before it is made.
-    let light = prepared.load_model(false)?;
-    fit::refuse(&prepared, &light)?;
-    let checkpoints = Checkpoints::new(&out, plan.recipe.run.keep);
     let held = hold(&out)?;
+    result::recover(&out)?;
+    fit::refuse(&prepared)?;
+    let checkpoints = Checkpoints::new(&out, plan.recipe.run.keep);
     let earlier = earlier_work(&out, &checkpoints, start, &origin)?;
-    let model = if plan.recipe.adapter.is_some() {
-        light
-    } else {
-        drop(light);
-        prepared.load_model(true)?
-    };
+    let model = prepared.load_model()?;
     create_dir_all(&out)?;
     let _held = match held {
         Some(held) => Some(held),
@@ -155,7 +154,12 @@ fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc
         loss: None,
         alarmed: BTreeSet::new(),
     };
-    let fitted = run.fit(&mut *method);
+    let fitted = catch_libtorch(|| run.fit(&mut *method)).map_err(|e| match run.checkpoints.steps().last() {
+        Some(step) if e.blame() != Blame::Interrupted => {
+            e.hint(format!("the checkpoint of step {step} is kept in {}", out.display()))
+        }
+        _ => e,
+    });
     run.records.finish();
     let Run { at: Stepper { optim, state, .. }, records, checkpoints, began, loss, .. } = run;
     let result = fitted.and_then(|stopped_early| {
@@ -187,7 +191,6 @@ fn earlier_work(
     start: Start,
     origin: &serde_json::Value,
 ) -> Result<Option<State>> {
-    let metrics = out.join("metrics.jsonl");
     let result = RESULTS.iter().find(|name| out.join(name).exists());
     if start == Start::Resume {
         checkpoints.sweep()?;
@@ -196,8 +199,8 @@ fn earlier_work(
         Start::Resume => checkpoints.last_good()?,
         _ => None,
     };
-    match (start, saved, checkpoints.steps().last()) {
-        (Start::Resume, Some(state), _) => {
+    match (start, saved) {
+        (Start::Resume, Some(state)) => {
             let changed = checkpoint::differences(&state.origin, origin);
             if !changed.is_empty() {
                 return Err(Error::user(format!(
@@ -210,32 +213,37 @@ fn earlier_work(
             }
             Ok(Some(state))
         }
-        (Start::Resume, None, _) if result.is_none() && out.join("plan.json").exists() => {
+        (Start::Resume, None) if result.is_none() && out.join("plan.json").exists() => {
             report::warn(format!("{}: the run ended before its first checkpoint; it starts anew", out.display()));
             clear(out, checkpoints)?;
             Ok(None)
         }
-        (Start::Resume, None, _) => {
-            Err(Error::user(format!("{}: there is no checkpoint to resume from", out.display()))
-                .hint("start without --resume"))
-        }
-        (Start::Fresh, _, Some(step)) => {
-            Err(Error::user(format!("{}: holds a run that stands at step {step}", out.display()))
-                .hint("go on with --resume, throw it away with --overwrite, or set another run.out"))
-        }
-        (Start::Fresh, _, None) if metrics.exists() => {
-            Err(Error::user(format!("{}: holds the metrics of an earlier run", out.display()))
-                .hint("throw it away with --overwrite, or set another run.out"))
-        }
-        (Start::Fresh, _, None) => match result {
-            Some(name) => Err(Error::user(format!("{}: holds {name} already", out.display()))
-                .hint("replace it with --overwrite, or set another run.out")),
-            None => Ok(None),
-        },
+        (Start::Resume, None) => Err(Error::user(format!("{}: there is no checkpoint to resume from", out.display()))
+            .hint("start without --resume")),
+        (Start::Fresh, ..) => refuse_earlier_work(out, checkpoints).map(|()| None),
         (Start::Overwrite, ..) => {
             clear(out, checkpoints)?;
             Ok(None)
         }
+    }
+}
+
+/// An error where `run.out` holds a run, or the result of one.
+fn refuse_earlier_work(out: &Path, checkpoints: &Checkpoints) -> Result<()> {
+    let refuse = |what: String, hint: &str| Err(Error::user(format!("{}: holds {what}", out.display())).hint(hint));
+    if let Some(step) = checkpoints.steps().last() {
+        let hint = "go on with --resume, throw it away with --overwrite, or set another run.out";
+        return refuse(format!("a run that stands at step {step}"), hint);
+    }
+    if out.join("metrics.jsonl").exists() {
+        return refuse(
+            "the metrics of an earlier run".into(),
+            "throw it away with --overwrite, or set another run.out",
+        );
+    }
+    match RESULTS.iter().find(|name| out.join(name).exists()) {
+        Some(name) => refuse(format!("{name} already"), "replace it with --overwrite, or set another run.out"),
+        None => Ok(()),
     }
 }
 
@@ -419,51 +427,11 @@ fn finish(
     // The state goes before a second model is read back.
     optim.finish();
     native::trim_cpu_memory();
-    export_result(plan, model)
+    result::export(plan, model)
 }
 
 /// What the method finds on its validation rows.
 fn validation(method: &mut dyn Method, model: &Model) -> Result<Option<Means>> {
     let _validating = report::working("validation");
     method.validate(model)
-}
-
-/// Writes the trained adapter or model into `run.out`, verified by reading it back.
-fn export_result(plan: &Plan, model: &Model) -> Result<()> {
-    let recipe = &plan.recipe;
-    let out = &recipe.run.out;
-    let began = Instant::now();
-    let saving = report::spinner("saving and verifying the result");
-    // Checked beside its place, then moved in file by file: checkpoints and metrics stay where they are.
-    let fresh = out.join("result.new");
-    let (what, report) = match &recipe.adapter {
-        Some(AdapterSpec::Lora(spec)) => {
-            ("adapter", export::save_adapter(model, ADAPTER, spec, &recipe.model.path, &fresh)?)
-        }
-        None => ("model", export::save_model(model, &fresh, prepare::result_kind(plan, model)?)?),
-    };
-    remove_result(out)?;
-    move_into(&fresh, out)?;
-    saving.finish_and_clear();
-    report::info(format!("{what} saved and verified in {}: {}", report::duration(began.elapsed()), out.display()));
-    for c in &report.compatibility {
-        report::info(format!("  read by {c}"));
-    }
-    Ok(())
-}
-
-/// Removes the weight files of an earlier result; shards of another size would stay otherwise.
-fn remove_result(out: &Path) -> Result<()> {
-    let report = out.join(export::REPORT);
-    if !report.exists() {
-        return Ok(());
-    }
-    let earlier: serde_json::Value = read_json(&report)?;
-    for name in earlier["files"].as_object().into_iter().flat_map(|files| files.keys()) {
-        let path = out.join(name);
-        if path.exists() {
-            std::fs::remove_file(&path).map_err(|e| io_error("removing", &path, e))?;
-        }
-    }
-    Ok(())
 }

@@ -27,6 +27,8 @@ pub struct Prepared {
     /// Optimiser steps of the run.
     pub total: u64,
     pub device: Device,
+    /// How frozen weights are held.
+    pub storage: Storage,
     /// Why the number format of the arithmetic was taken.
     why: &'static str,
 }
@@ -44,11 +46,12 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
     let tokenizer = tokenizer(plan)?;
     let cache = Cache::new(&recipe.data.cache)?;
     let rows = recipe.method.rows(&ground(plan, tokenizer.clone(), &cache))?;
+    let storage = storage(recipe, device)?;
     let total = recipe.run.steps.unwrap_or_else(|| rows.steps_for(recipe.run.epochs));
     if total == 0 {
         return Err(Error::user("run.epochs: no step to do").hint("set run.epochs above 0 or run.steps"));
     }
-    Ok(Prepared { plan: plan.clone(), tokenizer, rows, total, device, why })
+    Ok(Prepared { plan: plan.clone(), tokenizer, rows, total, device, storage, why })
 }
 
 /// The plan with number formats that suit the device and the models in it, and why the run's own was taken.
@@ -168,8 +171,17 @@ pub fn ground<'a>(plan: &'a Plan, tokenizer: Rc<ChatTokenizer>, cache: &'a Cache
 }
 
 impl Prepared {
-    /// Loads the base with a fresh adapter. Without one, `train_base` makes float32 masters of all weights.
-    pub fn load_model(&self, train_base: bool) -> Result<Model> {
+    /// The run's model with its weights left in their files, on the CPU: what is counted before the run takes memory.
+    pub fn sketch(&self) -> Result<Model> {
+        self.load(Device::Cpu, Storage::File, false)
+    }
+
+    /// Loads the base with a fresh adapter; without one, as float32 masters of all weights.
+    pub fn load_model(&self) -> Result<Model> {
+        self.load(self.device, self.storage, true)
+    }
+
+    fn load(&self, device: Device, storage: Storage, train_base: bool) -> Result<Model> {
         let recipe = &self.plan.recipe;
         let _loading = report::spinner(&format!("loading {}", recipe.model.path.display()));
         // Adapters draw their first weights from libtorch's generator.
@@ -186,9 +198,9 @@ impl Prepared {
         let mut adapters: Vec<(String, &dyn Attach)> = plan.iter().map(|p| (ADAPTER.to_string(), &**p)).collect();
         adapters.extend(beside.iter().zip(&others).map(|(b, p)| (b.name.to_string(), p as &dyn Attach)));
         let load = Load {
-            device: self.device,
+            device,
             kind: recipe.model.dtype.kind(),
-            storage: storage(recipe, self.device)?,
+            storage,
             train_base: train_base && plan.is_none(),
             adapters,
             heads,

@@ -59,7 +59,7 @@ pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
         .hint("put them back: a replay of something else proves nothing"));
     }
     let recorded = recorded(&out.join("metrics.jsonl"))?;
-    let model = prepared.load_model(true)?;
+    let model = prepared.load_model()?;
     let total = prepared.total;
     let (mut method, _) = prepared.into_method(&model)?;
     let mut optim = Optimiser::beside(model.params(), &method.parameters(), &plan.recipe.optim, plan.recipe.run.seed)?;
