@@ -41,6 +41,8 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("saphyr_parser", &["src/recipe/"]),
     ("polars", &["src/data/source/"]),
     ("polars_arrow", &["src/data/source/"]),
+    ("polars_buffer", &["src/data/source/"]),
+    ("polars_parquet", &["src/data/source/"]),
     ("glob", &["src/data/source/"]),
     ("minijinja", &["src/data/template.rs"]),
     ("minijinja_contrib", &["src/data/template.rs"]),

@@ -209,3 +209,34 @@ fn import_scrubs_before_anything_is_kept() {
         ft::label::Project::read(&ft::label::Store::open(space.path("p.label").to_str().unwrap()).unwrap()).unwrap();
     assert!(project.candidates.iter().any(|c| c.text.starts_with("Dear [EMAIL:")), "{:?}", project.candidates);
 }
+
+/// Whatever a text repeats, a search of it takes time in proportion to its length.
+#[test]
+fn no_repetition_takes_long() {
+    let units = [
+        ":", ".", "-", "@", "/", " ", "(", ")", "+", "_", "'", "%", "#", "=", "\n", "\t", "0", "1", "9", "a", "f", "z", "A", "ä", "字",
+        "🙂", "..", "::", ".@", "a.", "a@", "@a", "a:", "1:", "1.", "1-", "1 ", "1/", "0 ", "a..", "..a@b.cc ", "1.1.1.1", "ab12 ",
+        "MRN ", "MRN: ", "May ", "1 May ", "01/", "+1 ", "00", "4 ", "X-", "a@b..", "é@", "(1", "a-b.",
+    ];
+    for unit in units {
+        let text = unit.repeat(40_000 / unit.chars().count());
+        for text in [text.clone(), format!("{text}@b.cc"), format!("a@b.cc{text}"), format!("::1{text}1")] {
+            let began = std::time::Instant::now();
+            scrub(&text);
+            let took = began.elapsed();
+            assert!(took < std::time::Duration::from_secs(2), "{unit:?} 40,000 times: {took:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_before_an_address_is_not_part_of_it() {
+    assert_eq!(scrub("see ...ann@clinic.example"), scrub("see ...").to_string() + &scrub("ann@clinic.example"));
+    for (text, kept) in [("a..ann@b.cc", "a.."), ("-..x.ann@b.cc!", "-..")] {
+        let scrubbed = scrub(text);
+        assert!(scrubbed.starts_with(&format!("{kept}[EMAIL:")), "{scrubbed}");
+    }
+    for text in ["ann.@b.cc", "...@b.cc", "a@b..cc"] {
+        assert_eq!(scrub(text), text);
+    }
+}

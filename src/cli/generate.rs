@@ -6,7 +6,8 @@ use super::sampling::{BeamArgs, Chosen, SamplingArgs};
 use super::timings::Timings;
 use clap::Args;
 use ft::data::record::{self, Columns, Place};
-use ft::data::{ChatTokenizer, Conversation, DecodeStream, Message, Record, RowFormat, source};
+use ft::data::source::{self, Wanted};
+use ft::data::{ChatTokenizer, Conversation, DecodeStream, Message, Record, RowFormat};
 use ft::error::{Context, Error, Result};
 use ft::generate::{Completion, Engine, Limits, Request, Settings, Stop, beam, stop};
 use ft::models::Model;
@@ -410,7 +411,7 @@ impl Generate {
 
     fn read(&self, path: &Path, tokenizer: &ChatTokenizer) -> Result<Vec<Question>> {
         let mut questions = Vec::new();
-        source::for_each_chunk(path, None, |chunk| {
+        source::for_each_chunk_of(Wanted::Readable, path, None, |chunk| {
             for raw in chunk {
                 let place = Place { path, line: raw.line };
                 let columns = raw.columns(path)?;
@@ -429,7 +430,7 @@ impl Generate {
                 prompt: text.as_str().into(),
             });
         }
-        let key = ["prompt", "messages"].into_iter().find(|k| columns.contains_key(*k)).ok_or_else(|| {
+        let key = ["prompt", "messages"].into_iter().find(|k| columns.get(*k).is_some_and(|v| !v.is_null())).ok_or_else(|| {
             let found: Vec<String> = columns.keys().map(|k| format!("`{k}`")).collect();
             error(format!("no `prompt` and no `messages`; found {}", found.join(", ")))
         })?;
