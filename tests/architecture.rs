@@ -41,6 +41,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("saphyr_parser", &["src/recipe/"]),
     ("polars", &["src/data/source/"]),
     ("polars_arrow", &["src/data/source/"]),
+    ("polars_arrow_format", &["src/data/source/"]),
     ("polars_buffer", &["src/data/source/"]),
     ("polars_parquet", &["src/data/source/"]),
     ("glob", &["src/data/source/"]),

@@ -36,7 +36,7 @@ fn same(a: &Value, b: &Value) -> bool {
 
 #[test]
 fn a_column_that_nobody_reads_does_not_matter() {
-    for name in ["beside.parquet", "beside.arrow"] {
+    for name in ["beside.parquet", "beside.arrow", "beside.ipc"] {
         let path = fixture(name);
         let found = rows(&path);
         assert_eq!(found.iter().map(said).collect::<Vec<_>>(), [["q0", "a0"], ["q1", "a1"]], "{name}");

@@ -117,7 +117,7 @@ pub fn run(args: Generate) -> Result<()> {
     match (&args.input, &args.out) {
         (Some(input), Some(out)) => work.write_file(out, &args.fingerprint(input, &chosen)?),
         _ if args.json => work.each(0, &mut Progress::new(questions.len(), 0), None, &mut |i, answers| {
-            work.rows(i, answers)?.iter().for_each(|row| println!("{row}"));
+            work.rows(i, answers)?.iter().for_each(|row| println!("{}", ft::data::json::text(row)));
             Ok(())
         }),
         _ => work.as_text(),

@@ -317,9 +317,15 @@ def fixtures(folder):
     beside = pa.table({**odd, **parquet, "messages": plain_messages(2)})
     pq.write_table(beside, folder / "beside.parquet", write_statistics=False, compression="zstd")
     union = pa.UnionArray.from_sparse(pa.array([0, 1], pa.int8()), [pa.array([1, 2]), pa.array(["a", "b"])])
-    feather.write_feather(
-        pa.table({**odd, **all_, "union": union, "messages": plain_messages(2)}), str(folder / "beside.arrow"), compression="zstd"
-    )
+    # Types that few readers know.
+    runs = pa.RunEndEncodedArray.from_arrays(pa.array([2], pa.int32()), pa.array(["a"]))
+    views = pa.ListViewArray.from_arrays(pa.array([0, 1], pa.int32()), pa.array([1, 1], pa.int32()), runs)
+    nested = pa.StructArray.from_arrays([views, pa.array([1, 2])], ["views", "n"])
+    rare = {"union": union, "runs": runs, "views": views, "nested": nested, "listed": one_each(nested)}
+    beside = pa.table({**odd, **all_, **rare, "messages": plain_messages(2), "last": pa.array(["x", "y"])})
+    with pa.OSFile(str(folder / "beside.arrow"), "wb") as out, pa.ipc.new_file(out, beside.schema) as writer:
+        writer.write_table(beside)
+    stream(beside, str(folder / "beside.ipc"))
     # What pyarrow itself cannot write inside a list.
     nested = {n: a for n, a in parquet.items() if n not in ("string_view", "binary_view")}
     inside = pa.table({"messages": calling_messages(nested, 2)})

@@ -83,7 +83,8 @@ pub fn run(args: InspectArgs) -> Result<()> {
         out["tokens"] = tokens;
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&out).map_err(|e| Error::bug(e.to_string()))?);
+        let text = serde_json::to_string_pretty(&out).map_err(|e| Error::bug(e.to_string()))?;
+        println!("{}", data::json::unmarked(text));
     }
     if bad == 0 {
         return Ok(());
@@ -167,7 +168,7 @@ fn overview(survey: &Survey, named: bool) -> String {
     if !survey.unused_columns.is_empty() {
         lines.push(format!("unused   {}", survey.unused_columns.join(", ")));
     }
-    lines.join("\n")
+    data::json::unmarked(lines.join("\n"))
 }
 
 /// A row as the rest of ft sees it.

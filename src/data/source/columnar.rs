@@ -5,13 +5,14 @@
 //! they forget which text is JSON. A column that nobody wants is never decoded, whatever its type.
 
 use super::cells::{self, cell};
+use super::schema::{self, Known};
 use super::{Body, CHUNK_ROWS, Columns, Passage, Place, RawRow, Segment, Take, Wanted, open};
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
 use polars::io::mmap::ReaderBytes;
 use polars::prelude::PolarsError;
 use polars_arrow::array::Array;
-use polars_arrow::datatypes::{ArrowDataType, ExtensionType, Field};
+use polars_arrow::datatypes::{ArrowDataType, ArrowSchema, ExtensionType, Field};
 use polars_arrow::io::ipc::read as ipc_read;
 use polars_buffer::Buffer;
 use polars_parquet::parquet::schema::types::PrimitiveType;
@@ -20,7 +21,6 @@ use polars_parquet::read::{
     BasicDecompressor, Filter, PageReader, PhysicalType, PrimitiveConvertedType, PrimitiveLogicalType,
     RowGroupMetadata, column_iter_to_arrays, read_metadata,
 };
-use rayon::prelude::*;
 use serde_json::{Map, Value};
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -54,7 +54,7 @@ thread_local! {
 }
 
 /// What a decoder says; one that panics over what it finds in a file is an error like those that it returns.
-fn guarded<T, E: ToString>(decode: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+pub(super) fn guarded<T, E: ToString>(decode: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let print = std::panic::take_hook();
@@ -133,13 +133,12 @@ pub(super) fn parquet(path: &Path, part: &Segment, wanted: Wanted, limit: usize,
         let left = begins + group.num_rows() - at;
         let height = (rows - passage.rows).min(left).min((SLICE_BYTES / row_bytes).max(64));
         let here = at - begins..at - begins + height;
-        let columns: Vec<Column> = fields
-            .par_iter()
-            .map(|field| Column {
-                name: field.name.to_string(),
-                cells: guarded(|| decode(&bytes, group, field, here.clone())),
-            })
-            .collect();
+        // One by one: where many threads wait for these rows, none would be left to decode them.
+        let column = |field: &Field| Column {
+            name: field.name.to_string(),
+            cells: guarded(|| decode(&bytes, group, field, here.clone())),
+        };
+        let columns: Vec<Column> = fields.iter().map(column).collect();
         rows_of(path, &columns, at, height, wanted, take)?;
         passage.rows += height;
     }
@@ -230,41 +229,75 @@ pub(super) fn ipc(path: &Path, wanted: Wanted, limit: usize, take: Take) -> Resu
     let wrong = |e: String| unreadable(path, &e);
     let mut file = BufReader::with_capacity(1 << 20, file);
     let mut passage = Passage::default();
-    let mut batch = |names: &[String], arrays: Vec<Box<dyn Array>>| -> Result<bool> {
+    let mut batch = |schema: &IpcColumns, arrays: Vec<Box<dyn Array>>| -> Result<bool> {
         let height = arrays.first().map_or(0, |a| a.len()).min(limit - passage.rows);
         let column = |(name, cells): (&String, Box<dyn Array>)| Column { name: name.clone(), cells: Ok(vec![cells]) };
-        let columns: Vec<Column> = names.iter().zip(arrays).map(column).collect();
-        rows_of(path, &columns, passage.rows, height, wanted, take)?;
+        let foreign = |name: &String| Column { name: name.clone(), cells: Err(FOREIGN.into()) };
+        let columns = schema.names.iter().zip(arrays).map(column).chain(schema.foreign.iter().map(foreign));
+        rows_of(path, &columns.collect::<Vec<_>>(), passage.rows, height, wanted, take)?;
         passage.rows += height;
         Ok(passage.rows < limit)
     };
-    let chosen = |schema: &polars_arrow::datatypes::ArrowSchema| -> Result<(Vec<usize>, Vec<String>)> {
-        let all: Vec<&str> = schema.iter_values().map(|f| f.name.as_str()).collect();
-        let chosen = choose(path, &all, wanted)?;
-        let places = (0..all.len()).filter(|i| chosen.contains(&all[*i]));
-        Ok(places.map(|i| (i, all[i].to_string())).unzip())
-    };
     if n == 6 && &magic == b"ARROW1" {
-        let metadata = guarded(|| ipc_read::read_file_metadata(&mut file)).map_err(wrong)?;
-        let (places, names) = chosen(&metadata.schema)?;
-        let mut reader = guarded(|| Ok::<_, String>(ipc_read::FileReader::new(file, metadata, Some(places), None))).map_err(wrong)?;
+        let metadata = schema::of_file(&mut file).map_err(wrong)?;
+        let columns = IpcColumns::of(path, &metadata.schema, wanted)?;
+        let places = Some(columns.places.clone());
+        let reader = guarded(|| Ok::<_, String>(ipc_read::FileReader::new(file, metadata, places, None)));
+        let mut reader = reader.map_err(wrong)?;
         while let Some(chunk) = guarded(|| reader.next().transpose()).map_err(wrong)? {
-            if !batch(&names, chunk.into_arrays())? {
+            if !batch(&columns, chunk.into_arrays())? {
                 break;
             }
         }
     } else {
-        let metadata = guarded(|| ipc_read::read_stream_metadata(&mut file)).map_err(wrong)?;
-        let (places, names) = chosen(&metadata.schema)?;
-        let mut reader = guarded(|| Ok::<_, String>(ipc_read::StreamReader::new(file, metadata, Some(places)))).map_err(wrong)?;
+        let metadata = schema::of_stream(&mut file).map_err(wrong)?;
+        let columns = IpcColumns::of(path, &metadata.schema, wanted)?;
+        let places = Some(columns.places.clone());
+        let reader = guarded(|| Ok::<_, String>(ipc_read::StreamReader::new(file, metadata, places)));
+        let mut reader = reader.map_err(wrong)?;
         while let Some(state) = guarded(|| reader.next().transpose()).map_err(wrong)? {
             let ipc_read::StreamState::Some(chunk) = state else { break };
-            if !batch(&names, chunk.into_arrays())? {
+            if !batch(&columns, chunk.into_arrays())? {
                 break;
             }
         }
     }
     Ok(passage)
+}
+
+/// Why a column of a type that polars has no form of is not read.
+const FOREIGN: &str = "it is run-end encoded or a list view";
+
+/// The columns of an Arrow file that are wanted.
+struct IpcColumns {
+    names: Vec<String>,
+    /// Where they stand in the schema.
+    places: Vec<usize>,
+    /// Those that are wanted and cannot be decoded.
+    foreign: Vec<String>,
+}
+
+impl IpcColumns {
+    fn of(path: &Path, schema: &ArrowSchema, wanted: Wanted) -> Result<Self> {
+        let all: Vec<Known> = schema.iter_values().map(|f| schema::known(&f.name)).collect();
+        let names = |foreign: bool| {
+            all.iter().enumerate().filter_map(move |(i, column)| match column {
+                Known::Column(name) if !foreign => Some((i, *name)),
+                Known::Foreign(name) if foreign => Some((i, *name)),
+                _ => None,
+            })
+        };
+        let every: Vec<&str> = names(false).chain(names(true)).map(|(_, name)| name).collect();
+        let chosen = choose(path, &every, wanted)?;
+        let is_chosen = |(_, name): &(usize, &str)| chosen.contains(name);
+        let (places, names_) = names(false).filter(is_chosen).map(|(i, name)| (i, name.to_string())).unzip();
+        let foreign = names(true).filter(is_chosen).map(|(_, name)| name.to_string()).collect();
+        let columns = Self { places, names: names_, foreign };
+        match columns.places.is_empty() {
+            true => Err(unreadable(path, &format!("no column of it can be decoded: {FOREIGN}"))),
+            false => Ok(columns),
+        }
+    }
 }
 
 /// Hands on `height` rows of some columns, the first of which is row `before + 1` of the file.

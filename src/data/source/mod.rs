@@ -10,6 +10,7 @@ mod columnar;
 mod csv;
 mod lines;
 mod places;
+mod schema;
 mod segment;
 mod values;
 mod write;
