@@ -138,7 +138,8 @@ impl Rewards {
             }
         }
         let silent = rows.iter().position(|row| !row.is_empty() && row.iter().all(|r| r.is_nan()));
-        if let (Some(i), false) = (silent, std::mem::replace(&mut self.told, silent.is_some() || self.told)) {
+        if let (Some(i), false) = (silent, self.told) {
+            self.told = true;
             report::warn(format!(
                 "every reward abstained for an answer to {}; such answers count as 0",
                 answers[i].prompt.place()
