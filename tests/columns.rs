@@ -219,10 +219,18 @@ fn what_is_wrong_is_said_where_it_stands() {
     refused("field.json", &format!("{{\n\"version\": 1,\n\"data\": [{row}]\n}}"), &["`data`", ".[\"data\"][]"]);
     refused("nan.jsonl", r#"{"prompt": "q", "completion": "a", "score": NaN}"#, &["NaN and Infinity are no JSON"]);
     let surrogate = r#"{"prompt": "the \ud800 middle", "completion": "a"}"#;
-    refused("lone.jsonl", &format!("{{\"prompt\": \"q\", \"completion\": \"a\"}}\n{surrogate}"), &["lone.jsonl:2:", "\\ud800"]);
+    refused(
+        "lone.jsonl",
+        &format!("{{\"prompt\": \"q\", \"completion\": \"a\"}}\n{surrogate}"),
+        &["lone.jsonl:2:", "\\ud800"],
+    );
     let missing = r#"{"prompt": "two", "completion": null}"#;
     refused("null.jsonl", missing, &["null.jsonl:1", "`completion` is null"]);
-    refused("null.jsonl", &format!("{{\"prompt\": \"q\", \"completion\": \"a\"}}\n{missing}"), &["null.jsonl:2", "`completion` is null"]);
+    refused(
+        "null.jsonl",
+        &format!("{{\"prompt\": \"q\", \"completion\": \"a\"}}\n{missing}"),
+        &["null.jsonl:2", "`completion` is null"],
+    );
     refused("number.jsonl", r#"{"prompt": 5, "completion": "x"}"#, &["number.jsonl:1", "`prompt` is a number"]);
 }
 
@@ -230,11 +238,15 @@ fn what_is_wrong_is_said_where_it_stands() {
 fn a_pair_must_end_in_answers() {
     let user = |text: &str| json!({ "role": "user", "content": text });
     let says = |text: &str| json!({ "role": "assistant", "content": text });
-    let pair = |chosen: Value, rejected: Value| json!({ "prompt": [user("q")], "chosen": chosen, "rejected": rejected });
+    let pair =
+        |chosen: Value, rejected: Value| json!({ "prompt": [user("q")], "chosen": chosen, "rejected": rejected });
     for (row, words) in [
         (pair(json!([says("a"), user("more?")]), json!([says("b")])), "`chosen` ends with a user turn"),
         (pair(json!([says("a")]), json!([says("b"), user("more?")])), "`rejected` ends with a user turn"),
-        (json!({ "prompt": [user("q")], "completion": [says("a"), user("r")], "label": true }), "`completion` ends with a user turn"),
+        (
+            json!({ "prompt": [user("q")], "completion": [says("a"), user("r")], "label": true }),
+            "`completion` ends with a user turn",
+        ),
     ] {
         let (_folder, path) = file("rows.jsonl", &row.to_string());
         let e = rows_wanted(&path).unwrap_err();
@@ -328,13 +340,18 @@ fn the_first_form_of_tools_is_read() {
     assert_eq!(talk.tools, Some(json!([{ "type": "function", "function": { "name": "weather", "parameters": {} } }])));
     // Everything that may stand as JSON text does, as CSV and columns of one type make it.
     let text = |value: &Value| Value::from(value.to_string());
-    let turns: Vec<Value> = row["messages"].as_array().unwrap().iter().map(|m| {
-        let mut m = m.clone();
-        if let Some(call) = m.get_mut("function_call").filter(|c| c.is_object()) {
-            *call = text(call);
-        }
-        text(&m)
-    }).collect();
+    let turns: Vec<Value> = row["messages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| {
+            let mut m = m.clone();
+            if let Some(call) = m.get_mut("function_call").filter(|c| c.is_object()) {
+                *call = text(call);
+            }
+            text(&m)
+        })
+        .collect();
     let spelt = json!({ "messages": turns, "functions": [text(&row["functions"][0])] });
     let (_folder, path) = file("rows.jsonl", &spelt.to_string());
     assert_eq!(rows(&path), [Record::Messages(talk)]);

@@ -430,10 +430,13 @@ impl Generate {
                 prompt: text.as_str().into(),
             });
         }
-        let key = ["prompt", "messages"].into_iter().find(|k| columns.get(*k).is_some_and(|v| !v.is_null())).ok_or_else(|| {
-            let found: Vec<String> = columns.keys().map(|k| format!("`{k}`")).collect();
-            error(format!("no `prompt` and no `messages`; found {}", found.join(", ")))
-        })?;
+        let key = ["prompt", "messages"]
+            .into_iter()
+            .find(|k| columns.get(*k).is_some_and(|v| !v.is_null()))
+            .ok_or_else(|| {
+                let found: Vec<String> = columns.keys().map(|k| format!("`{k}`")).collect();
+                error(format!("no `prompt` and no `messages`; found {}", found.join(", ")))
+            })?;
         if self.system.is_some() {
             return Err(error("--system is for text prompts, and this row brings its own messages".into())
                 .hint("put the system message into the row"));

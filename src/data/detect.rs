@@ -191,9 +191,7 @@ pub(super) fn used(format: RowFormat) -> &'static [&'static str] {
     match format {
         RowFormat::Auto => &[],
         RowFormat::Messages => &["messages", "conversations", "tools", "functions", "chat_template_kwargs"],
-        RowFormat::Sharegpt => {
-            &["messages", "conversations", "system", "tools", "functions", "chat_template_kwargs"]
-        }
+        RowFormat::Sharegpt => &["messages", "conversations", "system", "tools", "functions", "chat_template_kwargs"],
         RowFormat::Alpaca => &["instruction", "input", "output", "system", "history"],
         RowFormat::PromptCompletion => &["prompt", "completion", "tools", "functions", "chat_template_kwargs"],
         RowFormat::Text => &["text"],

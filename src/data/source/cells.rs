@@ -111,7 +111,10 @@ fn stored(array: &dyn Array, i: usize) -> Result<Value, String> {
         }
         Struct(fields) => {
             let values = of::<StructArray>(array)?.values();
-            let pairs = fields.iter().zip(values).map(|(field, column)| Ok((field.name.to_string(), cell(column.as_ref(), i)?)));
+            let pairs = fields
+                .iter()
+                .zip(values)
+                .map(|(field, column)| Ok((field.name.to_string(), cell(column.as_ref(), i)?)));
             let pairs = pairs.collect::<Result<Vec<_>, String>>()?;
             Value::Object(pairs.into_iter().filter(|(_, v)| !v.is_null()).collect())
         }

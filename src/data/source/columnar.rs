@@ -181,7 +181,8 @@ fn decode(
     let mut field = field.clone();
     field.dtype = refined(field.dtype, &mut types.iter().copied());
     let height = rows.len();
-    let (arrays, _) = column_iter_to_arrays(pages, types, field, Some(Filter::Range(rows))).map_err(|e| e.to_string())?;
+    let (arrays, _) =
+        column_iter_to_arrays(pages, types, field, Some(Filter::Range(rows))).map_err(|e| e.to_string())?;
     match arrays.iter().map(|a| a.len()).sum::<usize>() {
         found if found == height => Ok(arrays),
         found => Err(format!("it has {found} cells for {height} rows")),
@@ -206,12 +207,16 @@ fn refined<'a>(dtype: ArrowDataType, leaves: &mut dyn Iterator<Item = &'a Primit
             let Some(leaf) = leaves.next() else { return plain };
             let logical = (leaf.logical_type, leaf.converted_type);
             match (plain, leaf.physical_type, logical) {
-                (_, PhysicalType::ByteArray, (Some(PrimitiveLogicalType::Json), _) | (_, Some(PrimitiveConvertedType::Json))) => {
-                    Extension(Box::new(ExtensionType { name: cells::JSON.into(), inner: Utf8View, metadata: None }))
-                }
-                (_, PhysicalType::ByteArray, (Some(PrimitiveLogicalType::Enum), _) | (_, Some(PrimitiveConvertedType::Enum))) => {
-                    Utf8View
-                }
+                (
+                    _,
+                    PhysicalType::ByteArray,
+                    (Some(PrimitiveLogicalType::Json), _) | (_, Some(PrimitiveConvertedType::Json)),
+                ) => Extension(Box::new(ExtensionType { name: cells::JSON.into(), inner: Utf8View, metadata: None })),
+                (
+                    _,
+                    PhysicalType::ByteArray,
+                    (Some(PrimitiveLogicalType::Enum), _) | (_, Some(PrimitiveConvertedType::Enum)),
+                ) => Utf8View,
                 (_, PhysicalType::FixedLenByteArray(2), (Some(PrimitiveLogicalType::Float16), _)) => Float16,
                 (Decimal(precision, scale), PhysicalType::FixedLenByteArray(17..), _) => Decimal256(precision, scale),
                 (plain, ..) => plain,

@@ -100,8 +100,9 @@ impl RawRow {
         let what = what.split(" at line ").next().unwrap_or(&what);
         if let Some(byte) = json::lone_surrogate(&text) {
             let escape = text.get(byte..byte + 6).unwrap_or_default();
-            return Err(Error::user(format!("{at}: bad JSON: a lone surrogate, {escape}, is no character"))
-                .hint("write the character itself, or its pair of escapes; text that was cut inside an emoji has such halves"));
+            return Err(Error::user(format!("{at}: bad JSON: a lone surrogate, {escape}, is no character")).hint(
+                "write the character itself, or its pair of escapes; text that was cut inside an emoji has such halves",
+            ));
         }
         let error_ = Error::user(format!("{at}: bad JSON: {what}"));
         Err(if error.is_eof() {
@@ -197,14 +198,7 @@ pub fn no_row(path: &Path) -> Error {
 }
 
 /// As [`for_each_chunk`], for a part of the file; it may hold no row.
-pub fn read(
-    path: &Path,
-    kind: FileKind,
-    part: &Segment,
-    wanted: Wanted,
-    limit: usize,
-    take: Take,
-) -> Result<Passage> {
+pub fn read(path: &Path, kind: FileKind, part: &Segment, wanted: Wanted, limit: usize, take: Take) -> Result<Passage> {
     match kind {
         FileKind::JsonLines => lines::read(path, part, limit, take),
         FileKind::JsonValues => values::read(path, limit, take),

@@ -60,8 +60,10 @@ fn saved(path: &Path) -> Result<Option<Vec<PathBuf>>> {
     if let Some(Splits { splits }) = read("dataset_dict.json").and_then(|text| serde_json::from_slice(&text).ok()) {
         return match splits.as_slice() {
             [one] => folder(&path.join(one)).map(Some),
-            several => Err(Error::user(format!("{}: a data set of several splits: {}", path.display(), several.join(", ")))
-                .hint(format!("name one, such as {}", path.join(several.first().map_or("train", |s| s)).display()))),
+            several => {
+                Err(Error::user(format!("{}: a data set of several splits: {}", path.display(), several.join(", ")))
+                    .hint(format!("name one, such as {}", path.join(several.first().map_or("train", |s| s)).display())))
+            }
         };
     }
     let state = read("state.json").and_then(|text| serde_json::from_slice::<State>(&text).ok());

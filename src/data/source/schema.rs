@@ -6,7 +6,9 @@
 use super::columnar::guarded;
 use polars_arrow::io::ipc::read::{self as ipc_read, FileMetadata, StreamMetadata};
 use polars_arrow_format::ipc::planus::{Builder, ReadAsRoot};
-use polars_arrow_format::ipc::{Field, Footer, FooterRef, Int, Message, MessageHeader, MessageRef, Schema, Type, UnionMode};
+use polars_arrow_format::ipc::{
+    Field, Footer, FooterRef, Int, Message, MessageHeader, MessageRef, Schema, Type, UnionMode,
+};
 use std::io::{Cursor, Read, Seek, SeekFrom};
 
 /// What the name of a column begins with that can only be stepped over.

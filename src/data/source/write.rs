@@ -24,7 +24,8 @@ pub fn write_each(path: &Path, fill: impl FnOnce(&mut dyn FnMut(&Value) -> Resul
         "jsonl" | "ndjson" => {
             let mut failed = None;
             let lines = write_atomic(path, |out| {
-                let mut put = |row: &Value| writeln!(out, "{}", json::text(row)).map_err(|e| io_error("writing", path, e));
+                let mut put =
+                    |row: &Value| writeln!(out, "{}", json::text(row)).map_err(|e| io_error("writing", path, e));
                 fill(&mut put).map_err(|e| {
                     failed = Some(e);
                     std::io::Error::other("the rows end in an error")
@@ -38,8 +39,11 @@ pub fn write_each(path: &Path, fill: impl FnOnce(&mut dyn FnMut(&Value) -> Resul
                 rows += 1;
                 let line = row.to_string();
                 if json::unmarked(line.clone()) != line {
-                    return Err(Error::user(format!("{}: row {rows} has a number that no column of a Parquet file holds", path.display()))
-                        .hint("write .jsonl, or the number as text"));
+                    return Err(Error::user(format!(
+                        "{}: row {rows} has a number that no column of a Parquet file holds",
+                        path.display()
+                    ))
+                    .hint("write .jsonl, or the number as text"));
                 }
                 writeln!(text, "{line}").map_err(|e| io_error("keeping rows of", path, e))
             })?;

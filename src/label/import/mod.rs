@@ -311,7 +311,8 @@ fn verdicts(pick: Pick, answers: usize, annotator: &str) -> Vec<Verdict> {
 
 /// Columns that name a prompt by a number or text of their own.
 fn own_id(columns: &Columns) -> Option<String> {
-    let id = ["prompt_id", "external_id", "id", "key"].into_iter().find_map(|k| columns.get(k).filter(|v| !v.is_null()))?;
+    let id =
+        ["prompt_id", "external_id", "id", "key"].into_iter().find_map(|k| columns.get(k).filter(|v| !v.is_null()))?;
     match id {
         Value::String(text) if !text.is_empty() => Some(text.clone()),
         Value::Number(n) => Some(n.to_string()),
