@@ -213,11 +213,11 @@ fn what_is_wrong_is_said_where_it_stands() {
     refused("word.json", bad, &["word.json:3:17: bad JSON"]);
     refused("second.json", &format!("[{row},\n{bad}]"), &["second.json:4:17: bad JSON"]);
     refused("comma.json", &format!("[{row},\n{row},\n]"), &["comma.json", "line 3", "a comma", "before the end"]);
-    refused("commas.jsonl", &format!("{row},\n{row}\n"), &["commas.jsonl:1:", "ends with a comma"]);
+    refused("commas.jsonl", &format!("{row},\n{row}\n"), &["commas.jsonl:1:", "a comma after the object"]);
     refused("between.json", "{\n\"text\": \"a\"\n},\n{\n\"text\": \"b\"\n}", &["line 3", "no list"]);
     refused("cut.json", &format!("[{row}, {}", &row[..40]), &["ends inside row 2", "line 1"]);
     refused("field.json", &format!("{{\n\"version\": 1,\n\"data\": [{row}]\n}}"), &["`data`", ".[\"data\"][]"]);
-    refused("nan.jsonl", r#"{"prompt": "q", "completion": "a", "score": NaN}"#, &["NaN and Infinity are no JSON"]);
+    refused("nan.jsonl", r#"{"prompt": "q", "completion": "a", "score": NaN}"#, &["nan.jsonl:1:46", "NaN is no JSON"]);
     let surrogate = r#"{"prompt": "the \ud800 middle", "completion": "a"}"#;
     refused(
         "lone.jsonl",

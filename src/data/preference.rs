@@ -256,7 +256,7 @@ impl Reader<'_> {
             Value::String(text) if !spells_messages(text) => return Ok(Side::Text(text.clone())),
             Value::Object(_) => vec![value.clone()],
             Value::Null => return Err(self.wrong(key, "text or messages", value)),
-            value => list_of(value).ok_or_else(|| self.wrong(key, "text or messages", value))?.into_owned(),
+            value => list_of(value).ok_or_else(|| self.no_list(key, "text or messages", value))?.into_owned(),
         };
         if list.is_empty() {
             return Err(self.error(format!("key `{key}` holds no message")));

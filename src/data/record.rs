@@ -232,6 +232,21 @@ impl Reader<'_> {
         self.error(format!("key `{key}` is {}, expected {expected}", kind(found)))
     }
 
+    /// The error of a value that is no list; text may be meant as one.
+    pub(super) fn no_list(&self, key: &str, expected: &str, found: &Value) -> Error {
+        let text = found.as_str().filter(|text| text.trim_start().starts_with('['));
+        let Some(e) = text.and_then(|text| json::parse(text).err()) else { return self.wrong(key, expected, found) };
+        let python = text.is_some_and(|text| text.contains("{'") || text.contains("['"));
+        let what = if python { "a list as Python prints it" } else { "a list as text" };
+        let what = e
+            .to_string()
+            .split(" at line ")
+            .next()
+            .map_or(what.to_string(), |e| format!("{what}, which is no JSON: {e}"));
+        self.error(format!("key `{key}` is {what}"))
+            .hint("write such columns with json.dumps, or the rows as JSON Lines or Parquet (`to_json`, `to_parquet`)")
+    }
+
     /// Text that must be there; it may be empty.
     pub(super) fn text(&self, columns: &Columns, key: &str) -> Result<String> {
         match columns.get(key) {
@@ -268,7 +283,7 @@ impl Reader<'_> {
         let key = names.into_iter().find(filled).or(names.into_iter().find(|k| columns.contains_key(*k)));
         let key = key.ok_or_else(|| self.missing(names[0], &columns))?;
         let list = columns.remove(key).unwrap_or_default();
-        let turns = list_of(&list).ok_or_else(|| self.wrong(key, "a list of messages", &list))?;
+        let turns = list_of(&list).ok_or_else(|| self.no_list(key, "a list of messages", &list))?;
         let mut talk = Conversation::default();
         if format == RowFormat::Sharegpt {
             talk.messages.extend(self.optional_text(&columns, "system")?.map(|s| Message::new("system", s)));
@@ -324,7 +339,7 @@ impl Reader<'_> {
     /// Tool definitions, each of which may stand as its JSON text; none for an empty list.
     fn definitions(&self, value: &Value, key: &str) -> Result<Option<Value>> {
         let list =
-            list_of(value).ok_or_else(|| self.wrong(key, "a list of tool definitions (or its JSON text)", value))?;
+            list_of(value).ok_or_else(|| self.no_list(key, "a list of tool definitions (or its JSON text)", value))?;
         let list: Vec<Value> = list.iter().map(|tool| opened(tool).into_owned()).collect();
         Ok((!list.is_empty()).then_some(Value::Array(list)))
     }
@@ -436,7 +451,7 @@ impl Reader<'_> {
     fn alpaca(&self, columns: &Columns) -> Result<Instruction> {
         let mut history = Vec::new();
         if let Some(value) = columns.get("history").filter(|v| !v.is_null()) {
-            let pairs = list_of(value).ok_or_else(|| self.wrong("history", "a list of [question, answer]", value))?;
+            let pairs = list_of(value).ok_or_else(|| self.no_list("history", "a list of [question, answer]", value))?;
             for (i, pair) in pairs.iter().enumerate() {
                 match pair.as_array().map(Vec::as_slice) {
                     Some([Value::String(asked), Value::String(answered)]) => {
@@ -474,7 +489,7 @@ impl Reader<'_> {
                 let mut talk = Conversation::default();
                 for (key, value) in [("prompt", prompt), ("completion", completion)] {
                     let expected = "text like the other side, or a list of messages like it";
-                    let turns = list_of(value).ok_or_else(|| self.wrong(key, expected, value))?;
+                    let turns = list_of(value).ok_or_else(|| self.no_list(key, expected, value))?;
                     if turns.is_empty() {
                         return Err(self.error(format!("key `{key}` holds no message")));
                     }

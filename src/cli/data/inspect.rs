@@ -168,7 +168,7 @@ fn overview(survey: &Survey, named: bool) -> String {
     if !survey.unused_columns.is_empty() {
         lines.push(format!("unused   {}", survey.unused_columns.join(", ")));
     }
-    data::json::unmarked(lines.join("\n"))
+    lines.join("\n")
 }
 
 /// A row as the rest of ft sees it.
@@ -210,5 +210,5 @@ fn as_text(row: &Row) -> String {
             other => lines.push(format!("{name:>10}: {other}")),
         }
     }
-    lines.join("\n")
+    data::json::unmarked(lines.join("\n"))
 }

@@ -104,17 +104,26 @@ impl RawRow {
                 "write the character itself, or its pair of escapes; text that was cut inside an emoji has such halves",
             ));
         }
-        let error_ = Error::user(format!("{at}: bad JSON: {what}"));
-        Err(if error.is_eof() {
-            error_.hint("a .jsonl file has one whole JSON object on each line; was the file cut off?")
-        } else if text.trim_end().ends_with("},") && what.contains("trailing characters") {
-            error_.hint("the line ends with a comma; lines of JSON have none between them: remove it")
-        } else if ["NaN", "Infinity"].iter().any(|word| text.contains(word)) && what.contains("expected") {
-            error_.hint("NaN and Infinity are no JSON; write null, a number or text")
-        } else {
-            error_
+        // What an object at the end of a line goes on with is a comma for the next.
+        let comma = text.trim_end().ends_with("},") && what.contains("trailing characters");
+        let what = if comma { "a comma after the object; lines of JSON have none between them" } else { what };
+        let number = ["NaN", "Infinity"]
+            .into_iter()
+            .find(|word| text[start_of(&text, &error)..].trim_start_matches('-').starts_with(word));
+        let what = number.map_or(what.to_string(), |word| format!("{word} is no JSON: write null, a number or text"));
+        let wrong = Error::user(format!("{at}: bad JSON: {what}"));
+        Err(match error.is_eof() {
+            true => wrong.hint("a .jsonl file has one whole JSON object on each line; was the file cut off?"),
+            false => wrong,
         })
     }
+}
+
+/// The byte of the text at which an error stands, or its end.
+fn start_of(text: &str, error: &serde_json::Error) -> usize {
+    let line = text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum::<usize>();
+    let at = line + error.column().saturating_sub(1);
+    if text.is_char_boundary(at) { at } else { text.len() }
 }
 
 fn shorten(text: &str) -> String {
