@@ -217,7 +217,7 @@ fn what_is_wrong_is_said_where_it_stands() {
     refused("between.json", "{\n\"text\": \"a\"\n},\n{\n\"text\": \"b\"\n}", &["line 3", "no list"]);
     refused("cut.json", &format!("[{row}, {}", &row[..40]), &["ends inside row 2", "line 1"]);
     refused("field.json", &format!("{{\n\"version\": 1,\n\"data\": [{row}]\n}}"), &["`data`", ".[\"data\"][]"]);
-    refused("nan.jsonl", r#"{"prompt": "q", "completion": "a", "score": NaN}"#, &["nan.jsonl:1:46", "NaN is no JSON"]);
+    refused("nan.jsonl", r#"{"prompt": "q", "completion": "a", "score": NaN}"#, &["nan.jsonl:1:45", "NaN is no JSON"]);
     let surrogate = r#"{"prompt": "the \ud800 middle", "completion": "a"}"#;
     refused(
         "lone.jsonl",
