@@ -22,11 +22,22 @@ use std::ops::Range;
 /// The extension type of text that is JSON.
 pub(super) const JSON: &str = "arrow.json";
 
+/// The extension type, ours, of bytes that are a decimal of 256 bits; its metadata is the scale.
+pub(super) const DECIMAL256: &str = "ft.decimal256";
+
 /// The cell `i`; an error is the name of a kind that has no JSON form. A null inside a list or struct stands for a key
 /// that is not there, because every struct of a column has every key.
 pub(super) fn cell(array: &dyn Array, i: usize) -> Result<Value, String> {
     if array.is_null(i) {
         return Ok(Value::Null);
+    }
+    if let ArrowDataType::Extension(kind) = array.dtype()
+        && kind.name == DECIMAL256
+    {
+        let bytes = of::<FixedSizeBinaryArray>(array)?.value(i);
+        let bytes: [u8; 32] = bytes.try_into().map_err(|_| "a decimal".to_string())?;
+        let scale = kind.metadata.as_ref().and_then(|m| m.parse().ok()).unwrap_or(0);
+        return Ok(decimal(i256::from_le_bytes(bytes).to_string(), scale));
     }
     let value = stored(array, i)?;
     match (array.dtype(), &value) {

@@ -1,13 +1,16 @@
 //! The schemas of Arrow IPC files, in types that polars decodes.
 //!
-//! polars panics over a schema with run-end encoded columns or list views, also where nobody reads them. Such a column is
-//! given to it as columns of other types that lie in as many nodes and buffers, so that it can be stepped over.
+//! polars panics over a schema with run-end encoded columns or list views, also where nobody reads them, and over decimals of
+//! 256 bits. The former are given to it as columns of other types that lie in as many nodes and buffers, so that they can be
+//! stepped over, the latter as their bytes.
 
+use super::cells;
 use super::columnar::guarded;
 use polars_arrow::io::ipc::read::{self as ipc_read, FileMetadata, StreamMetadata};
 use polars_arrow_format::ipc::planus::{Builder, ReadAsRoot};
 use polars_arrow_format::ipc::{
-    Field, Footer, FooterRef, Int, Message, MessageHeader, MessageRef, Schema, Type, UnionMode,
+    Field, FixedSizeBinary, Footer, FooterRef, Int, IntervalUnit, KeyValue, Message, MessageHeader, MessageRef, Schema,
+    Type, UnionMode,
 };
 use std::io::{Cursor, Read, Seek, SeekFrom};
 
@@ -80,9 +83,13 @@ pub(super) fn of_stream(stream: &mut impl Read) -> Result<StreamMetadata, String
     })
 }
 
-/// Replaces the columns that polars does not know; whether there were any.
+/// Replaces what polars does not know; whether there was any of it.
 fn plain(schema: &mut Schema) -> bool {
-    let Some(fields) = schema.fields.as_mut().filter(|fields| !fields.iter().all(knows)) else { return false };
+    let Some(fields) = &mut schema.fields else { return false };
+    let wide = fields.iter_mut().fold(false, |found, field| wide_decimals(field) | found);
+    if fields.iter().all(knows) {
+        return wide;
+    }
     let mut all = Vec::new();
     for field in std::mem::take(fields) {
         if knows(&field) {
@@ -99,10 +106,32 @@ fn plain(schema: &mut Schema) -> bool {
     true
 }
 
+/// Gives decimals of 256 bits as bytes of a type of our own, which has their scale; whether there were any.
+fn wide_decimals(field: &mut Field) -> bool {
+    let inside = field.children.iter_mut().flatten().fold(false, |found, child| wide_decimals(child) | found);
+    let Some(Type::Decimal(decimal)) = &field.type_ else { return inside };
+    if decimal.bit_width != 256 {
+        return inside;
+    }
+    let word = |key: &str, value: String| KeyValue { key: Some(key.into()), value: Some(value) };
+    if field.dictionary.is_none() {
+        field.custom_metadata = Some(vec![
+            word("ARROW:extension:name", cells::DECIMAL256.into()),
+            word("ARROW:extension:metadata", decimal.scale.to_string()),
+        ]);
+    }
+    field.type_ = Some(Type::FixedSizeBinary(Box::new(FixedSizeBinary { byte_width: 32 })));
+    true
+}
+
 /// Whether polars has a type for the field and for all in it.
 fn knows(field: &Field) -> bool {
-    !matches!(field.type_, Some(Type::RunEndEncoded(_) | Type::ListView(_) | Type::LargeListView(_)))
-        && field.children.iter().flatten().all(knows)
+    let foreign = match &field.type_ {
+        Some(Type::RunEndEncoded(_) | Type::ListView(_) | Type::LargeListView(_)) => true,
+        Some(Type::Interval(interval)) => interval.unit == IntervalUnit::DayTime,
+        _ => false,
+    };
+    !foreign && field.children.iter().flatten().all(knows)
 }
 
 /// The field as fields beside each other: for each node of it one of a type with as many buffers.
@@ -114,7 +143,7 @@ fn flatten(field: Field, into: &mut Vec<Field>) {
         _ if dictionary => Some(index()),
         Some(Type::RunEndEncoded(_)) => Some(Type::Null(Box::default())),
         Some(Type::ListView(_) | Type::LargeListView(_)) => Some(Type::Binary(Box::default())),
-        Some(Type::List(_) | Type::LargeList(_) | Type::Map(_)) => Some(index()),
+        Some(Type::List(_) | Type::LargeList(_) | Type::Map(_) | Type::Interval(_)) => Some(index()),
         Some(Type::Union(union)) if union.mode == UnionMode::Dense => Some(index()),
         Some(Type::FixedSizeList(_) | Type::Struct(_) | Type::Union(_)) => Some(Type::Struct(Box::default())),
         plain => plain,
