@@ -3,6 +3,7 @@
 mod adapters;
 mod architecture;
 mod bandit;
+mod columns;
 mod commands;
 mod convert;
 mod data;

@@ -114,6 +114,21 @@ fn several_rewards_are_weighed() {
 }
 
 #[test]
+fn a_source_may_abstain() {
+    let script = |text: &str| json!({ "command": { "run": ["sh", "-c", text], "timeout": 5 } });
+    let list = json!([script("cat >/dev/null; echo 1; echo null; echo None"), { "length": { "max": 1 }, "weight": 2 }]);
+    let found = rewards(list.clone(), json!({}), &["a", "b", "c"]).unwrap();
+    assert_eq!((found[0][0], found[1][0].is_nan(), found[2][0].is_nan()), (1.0, true, true));
+    let judges = Rewards::open(&specs(list), "k").unwrap();
+    let totals: Vec<f64> = found.iter().map(|row| judges.total(row)).collect();
+    assert_eq!(totals, [3.0, 2.0, 2.0], "what abstains adds nothing");
+    let (url, asked) = server(vec![reply("200 OK", "{\"rewards\": [null, 0.5]}")]);
+    let found = one(json!({ "http": { "url": url, "timeout": 10 } }), json!({}), &["a", "b"]).unwrap();
+    assert_eq!((found[0].is_nan(), found[1]), (true, 0.5));
+    asked.join().unwrap();
+}
+
+#[test]
 fn mistakes_in_the_list_are_named() {
     let open = |list: Value| Rewards::open(&specs(list), "method.grpo.rewards").map(drop);
     fails(open(json!([])), &["method.grpo.rewards: no reward"]);
@@ -234,7 +249,7 @@ fn a_server_that_fails_is_named() {
     ask(vec![reply("200 OK", "hello")], &["no JSON"]);
     ask(vec![reply("200 OK", "{\"scores\": [1]}")], &["no list `rewards`"]);
     ask(vec![reply("200 OK", "{\"rewards\": [1]}")], &["1 rewards for 2 answers"]);
-    ask(vec![reply("200 OK", "{\"rewards\": [1, null]}")], &["null", "p.jsonl:7"]);
+    ask(vec![reply("200 OK", "{\"rewards\": [1, \"good\"]}")], &["good", "p.jsonl:7"]);
     ask(vec![reply("302 Found\r\nlocation: http://127.0.0.1:1/", "")], &["302"]);
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let spec = json!({ "http": { "url": format!("http://{closed}/"), "retries": 0 } });

@@ -209,3 +209,79 @@ fn import_scrubs_before_anything_is_kept() {
         ft::label::Project::read(&ft::label::Store::open(space.path("p.label").to_str().unwrap()).unwrap()).unwrap();
     assert!(project.candidates.iter().any(|c| c.text.starts_with("Dear [EMAIL:")), "{:?}", project.candidates);
 }
+
+/// Seconds of computing of this thread, whatever else the machine does.
+fn busy() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    text.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9
+}
+
+/// Whatever a text repeats, a search of it takes time in proportion to its length. Quadratic rules took from 8 seconds (an
+/// optimised build) to minutes.
+#[test]
+fn no_repetition_takes_long() {
+    let units = [
+        ":",
+        ".",
+        "-",
+        "@",
+        "/",
+        " ",
+        "(",
+        ")",
+        "+",
+        "_",
+        "#",
+        "\n",
+        "0",
+        "9",
+        "a",
+        "f",
+        "z",
+        "ä",
+        "字",
+        "🙂",
+        "..",
+        ".@",
+        "a.",
+        "a@",
+        "@a",
+        "a:",
+        "1:",
+        "1.",
+        "1-",
+        "1 ",
+        "1/",
+        "a..",
+        "..a@b.cc ",
+        "1.1.1.1 ",
+        "ab12 ",
+        "MRN: ",
+        "May ",
+        "1 May ",
+        "(1",
+        "a@b..",
+    ];
+    for unit in units {
+        let repeated = |n: usize| unit.repeat(n / unit.chars().count());
+        let around = repeated(10_000);
+        for text in [repeated(40_000), format!("a@b.cc{around}@b.cc ::1{around}1")] {
+            let began = busy();
+            scrub(&text);
+            let took = busy() - began;
+            assert!(took < 6.0, "{unit:?}: {took} s for {} characters", text.chars().count());
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_before_an_address_is_not_part_of_it() {
+    assert_eq!(scrub("see ...ann@clinic.example"), scrub("see ...").to_string() + &scrub("ann@clinic.example"));
+    for (text, kept) in [("a..ann@b.cc", "a.."), ("-..x.ann@b.cc!", "-..")] {
+        let scrubbed = scrub(text);
+        assert!(scrubbed.starts_with(&format!("{kept}[EMAIL:")), "{scrubbed}");
+    }
+    for text in ["ann.@b.cc", "...@b.cc", "a@b..cc"] {
+        assert_eq!(scrub(text), text);
+    }
+}

@@ -66,7 +66,7 @@ impl Answers {
 
     /// Adds all answers to the next prompt; `null` stands for one that is no part of the file in the end.
     pub fn push(&mut self, rows: &[Value]) -> Result<()> {
-        let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        let text: String = rows.iter().map(|row| ft::data::json::text(row) + "\n").collect();
         self.file.write_all(text.as_bytes()).map_err(|e| io_error("writing", &self.partial, e))?;
         self.done += 1;
         if self.synced.elapsed() > SYNC { self.sync() } else { Ok(()) }

@@ -6,7 +6,8 @@ use super::sampling::{BeamArgs, Chosen, SamplingArgs};
 use super::timings::Timings;
 use clap::Args;
 use ft::data::record::{self, Columns, Place};
-use ft::data::{ChatTokenizer, Conversation, DecodeStream, Message, Record, RowFormat, source};
+use ft::data::source::{self, Wanted};
+use ft::data::{ChatTokenizer, Conversation, DecodeStream, Message, Record, RowFormat};
 use ft::error::{Context, Error, Result};
 use ft::generate::{Completion, Engine, Limits, Request, Settings, Stop, beam, stop};
 use ft::models::Model;
@@ -116,7 +117,7 @@ pub fn run(args: Generate) -> Result<()> {
     match (&args.input, &args.out) {
         (Some(input), Some(out)) => work.write_file(out, &args.fingerprint(input, &chosen)?),
         _ if args.json => work.each(0, &mut Progress::new(questions.len(), 0), None, &mut |i, answers| {
-            work.rows(i, answers)?.iter().for_each(|row| println!("{row}"));
+            work.rows(i, answers)?.iter().for_each(|row| println!("{}", ft::data::json::text(row)));
             Ok(())
         }),
         _ => work.as_text(),
@@ -410,7 +411,7 @@ impl Generate {
 
     fn read(&self, path: &Path, tokenizer: &ChatTokenizer) -> Result<Vec<Question>> {
         let mut questions = Vec::new();
-        source::for_each_chunk(path, None, |chunk| {
+        source::for_each_chunk_of(Wanted::Readable, path, None, |chunk| {
             for raw in chunk {
                 let place = Place { path, line: raw.line };
                 let columns = raw.columns(path)?;
@@ -429,10 +430,13 @@ impl Generate {
                 prompt: text.as_str().into(),
             });
         }
-        let key = ["prompt", "messages"].into_iter().find(|k| columns.contains_key(*k)).ok_or_else(|| {
-            let found: Vec<String> = columns.keys().map(|k| format!("`{k}`")).collect();
-            error(format!("no `prompt` and no `messages`; found {}", found.join(", ")))
-        })?;
+        let key = ["prompt", "messages"]
+            .into_iter()
+            .find(|k| columns.get(*k).is_some_and(|v| !v.is_null()))
+            .ok_or_else(|| {
+                let found: Vec<String> = columns.keys().map(|k| format!("`{k}`")).collect();
+                error(format!("no `prompt` and no `messages`; found {}", found.join(", ")))
+            })?;
         if self.system.is_some() {
             return Err(error("--system is for text prompts, and this row brings its own messages".into())
                 .hint("put the system message into the row"));

@@ -276,7 +276,7 @@ fn lines(path: &Path, send: &mut dyn FnMut(String)) -> Result<()> {
 /// Every text of every row, as training on the rows would see them.
 fn rows(path: &Path, send: &mut dyn FnMut(String)) -> Result<()> {
     let reading = Reading::of(path, &SourceSpec::file(path, RowFormat::Auto), Want::Anything)?;
-    source::for_each_chunk(path, None, |chunk| {
+    source::for_each_chunk_of(reading.wanted(), path, None, |chunk| {
         // One by one: the threads that parse in parallel are those that wait for these texts.
         for raw in chunk {
             reading.row(raw, path)?.record.into_texts().into_iter().for_each(&mut *send);

@@ -29,8 +29,8 @@ impl Target {
     }
 }
 
-/// A row in the target format: none where it holds nothing of that kind (a bad answer where answers to learn are
-/// wanted), two where a pair becomes two judged answers.
+/// A row in the target format: none where it holds nothing of that kind (a bad answer, or one with `weight: 0`, where
+/// answers to learn are wanted), two where a pair becomes two judged answers.
 pub fn convert(record: &Record, to: Target) -> Result<Vec<Value>> {
     let one = |row: Value| Ok(vec![row]);
     match to {
@@ -60,6 +60,13 @@ pub fn convert(record: &Record, to: Target) -> Result<Vec<Value>> {
                     let talk = task.conversation();
                     return one(talk_row(&talk.messages, &talk));
                 }
+                // What is not learnt before is not learnt after.
+                Record::Messages(talk) if talk.messages.iter().any(|m| m.role == "assistant") => {
+                    match learnt_answer(talk) {
+                        Some(found) => found,
+                        None => return Ok(Vec::new()),
+                    }
+                }
                 record => question(record)?,
             };
             let answer = answer.ok_or_else(|| Error::user("a prompt without an answer"))?;
@@ -75,7 +82,16 @@ pub fn convert(record: &Record, to: Target) -> Result<Vec<Value>> {
     }
 }
 
-/// What a row asks, and the answer to learn where it has one.
+/// The last answer of a conversation that is learnt, and what comes before it.
+fn learnt_answer(talk: &Conversation) -> Option<(Asked, Option<Answer>)> {
+    let learnt = |i: &usize| talk.messages[*i].role == "assistant" && !talk.excluded.contains(i);
+    let end = (talk.given..talk.messages.len()).rev().find(learnt)?;
+    let mut before = talk.clone();
+    before.messages.truncate(end);
+    Some((Asked::Talk(before), Some(Answer::Talk(vec![talk.messages[end].clone()]))))
+}
+
+/// What a row asks, and its last answer where it has one.
 fn question(record: &Record) -> Result<(Asked, Option<Answer>)> {
     let of_talk = |talk: &Conversation| {
         let mut talk = talk.clone();
@@ -214,6 +230,17 @@ mod tests {
             json!([{ "messages": [user("q"), says("a")] }])
         );
         assert!(rows(text, RowFormat::PromptCompletion, Target::Preference).is_err());
+        // An answer that is not learnt becomes none that is.
+        let mut left_out = says("b");
+        left_out["weight"] = json!(0);
+        let talk = json!({ "messages": [user("q"), says("a"), user("r"), left_out] });
+        assert_eq!(
+            rows(talk, RowFormat::Messages, Target::PromptCompletion).unwrap(),
+            json!([{ "prompt": [user("q")], "completion": [says("a")] }])
+        );
+        let none = json!({ "messages": [user("r"), left_out] });
+        assert_eq!(rows(none.clone(), RowFormat::Messages, Target::PromptCompletion).unwrap(), json!([]));
+        assert_eq!(rows(none.clone(), RowFormat::Messages, Target::Messages).unwrap(), json!([none]));
         let given = json!({ "prompt": [user("q"), says("old"), user("r")], "completion": [says("new")] });
         let mut old = says("old");
         old["weight"] = json!(0);

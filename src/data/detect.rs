@@ -1,6 +1,7 @@
 //! Which format the columns of a row have, and which columns a format reads.
 
 use super::RowFormat;
+use super::json;
 use super::preference::is_dialogue;
 use super::record::Columns;
 use crate::error::{Error, Result};
@@ -23,33 +24,16 @@ pub enum Want {
     Prompts,
 }
 
-/// The format that these columns have.
+/// The format that these columns have. A column of the row that is null says less than one that is filled, so that rows
+/// of several kinds may share the columns of a file; a column with verdicts is never passed over.
 pub fn detect(columns: &Columns, want: Want, path: &Path) -> Result<RowFormat> {
-    let has = |key: &str| columns.contains_key(key);
-    let talk = ["messages", "conversations"].into_iter().find(|k| has(k)).map(|list| {
-        let first = list_of(&columns[list]).and_then(|turns| turns.first().cloned()).unwrap_or_default();
-        if first.get("from").is_some() { RowFormat::Sharegpt } else { RowFormat::Messages }
-    });
-    let pair = (has("chosen") && has("rejected")).then(|| {
-        let dialogue = |key: &str| columns[key].as_str().is_some_and(is_dialogue);
-        if !has("prompt") && dialogue("chosen") && dialogue("rejected") { RowFormat::Hh } else { RowFormat::Preference }
-    });
-    let verdict = (label_of(columns).is_some() && (has("prompt") && has("completion") || talk.is_some()))
-        .then_some(RowFormat::Unpaired);
-    let both = (has("prompt") && has("completion")).then_some(RowFormat::PromptCompletion);
-    let task = (has("instruction") && has("output")).then_some(RowFormat::Alpaca);
-    let text = (has("text")).then_some(RowFormat::Text);
-    let prompt = has("prompt").then_some(RowFormat::Prompt);
-    let found = match want {
-        Want::Anything => pair.or(verdict).or(talk).or(both).or(task).or(text).or(prompt),
-        Want::Answers => talk.filter(|_| verdict.is_none()).or(both.filter(|_| verdict.is_none())).or(task),
-        Want::Pairs => pair,
-        Want::Verdicts => verdict.or(pair),
-        Want::Prompts => prompt.or(talk).or(task).or(pair),
-    };
-    if let Some(found) = found {
+    let all = Shapes::of(columns, |_| true);
+    let filled = Shapes::of(columns, |value| !value.is_null()).best(want);
+    // A prompt alone is what is left of every row whose answers are null.
+    if let Some(found) = filled.filter(|f| *f != RowFormat::Prompt).or(all.best(want)).or(filled) {
         return Ok(found);
     }
+    let Shapes { pair, verdict, text, prompt, .. } = all;
     let names = columns.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
     let error = |what: &str| Error::user(format!("{}: found columns {names}: {what}", path.display()));
     if want == Want::Answers {
@@ -57,7 +41,14 @@ pub fn detect(columns: &Columns, want: Want, path: &Path) -> Result<RowFormat> {
             return Err(error("these are preference pairs")
                 .hint("supervised fine-tuning needs one answer a row: rename `chosen` to `completion`, or use a method that learns from pairs"));
         }
-        if verdict.is_some() {
+        if let Some((name, value)) = verdict.and(label_of(columns)).map(|name| (name, &columns[name])) {
+            if truth(value).is_none() && !value.is_null() {
+                let value = json::text(value);
+                return Err(error(&format!("`{name}` is {value}, which is no verdict on an answer")).hint(format!(
+                    "verdicts are {}; to learn every answer whatever stands there, give `format`",
+                    verdict_words()
+                )));
+            }
             return Err(error("these are answers with a verdict").hint(
                 "supervised fine-tuning would learn the bad ones too: keep the good ones, or give `format` to learn them all",
             ));
@@ -76,46 +67,135 @@ pub fn detect(columns: &Columns, want: Want, path: &Path) -> Result<RowFormat> {
         Want::Answers => ("no known row format has these", ANSWERS),
         Want::Anything => ("no known row format has these", EVERYTHING),
     };
-    Err(error(problem).hint(format!("known: {known}; rename the columns to one of these, or map them with `columns`")))
+    let error = error(problem);
+    // The rows of a file may lie in a list under a name of their own.
+    let lists = |value: &Value| value.as_array().is_some_and(|l| l.first().is_some_and(Value::is_object));
+    if let Some((name, _)) = columns.iter().find(|(_, value)| lists(value)) {
+        return Err(error.hint(format!(
+            "if the rows lie in the list `{name}`, write that list alone: jq -c '.[\"{name}\"][]' FILE > rows.jsonl"
+        )));
+    }
+    Err(error.hint(format!("known: {known}; rename the columns to one of these, or map them with `columns`")))
+}
+
+/// The formats that the columns of a row would allow.
+struct Shapes {
+    talk: Option<RowFormat>,
+    pair: Option<RowFormat>,
+    verdict: Option<RowFormat>,
+    both: Option<RowFormat>,
+    task: Option<RowFormat>,
+    text: Option<RowFormat>,
+    prompt: Option<RowFormat>,
+}
+
+impl Shapes {
+    /// Of the columns whose values count; one with verdicts always does.
+    fn of(columns: &Columns, counts: impl Fn(&Value) -> bool) -> Self {
+        let has = |key: &str| columns.get(key).is_some_and(&counts);
+        let talk = ["messages", "conversations"].into_iter().find(|k| has(k)).map(|list| {
+            let first = list_of(&columns[list]).and_then(|turns| turns.first().cloned()).unwrap_or_default();
+            if opened(&first).get("from").is_some() { RowFormat::Sharegpt } else { RowFormat::Messages }
+        });
+        let pair = (has("chosen") && has("rejected")).then(|| {
+            let dialogue = |key: &str| columns[key].as_str().is_some_and(is_dialogue);
+            let hh = !has("prompt") && dialogue("chosen") && dialogue("rejected");
+            if hh { RowFormat::Hh } else { RowFormat::Preference }
+        });
+        let judged = label_of(columns).is_some();
+        let both = has("prompt") && has("completion");
+        let task = has("instruction") && has("output");
+        Self {
+            talk,
+            pair,
+            verdict: (judged && (both || talk.is_some())).then_some(RowFormat::Unpaired),
+            both: both.then_some(RowFormat::PromptCompletion),
+            task: task.then_some(RowFormat::Alpaca),
+            text: has("text").then_some(RowFormat::Text),
+            prompt: has("prompt").then_some(RowFormat::Prompt),
+        }
+    }
+
+    fn best(&self, want: Want) -> Option<RowFormat> {
+        let Self { talk, pair, verdict, both, task, text, prompt } = *self;
+        match want {
+            Want::Anything => pair.or(verdict).or(talk).or(both).or(task).or(text).or(prompt),
+            Want::Answers => talk.or(both).filter(|_| verdict.is_none()).or(task),
+            Want::Pairs => pair,
+            Want::Verdicts => verdict.or(pair),
+            Want::Prompts => prompt.or(talk).or(task).or(pair),
+        }
+    }
 }
 
 const ANSWERS: &str = "`messages` | `conversations` | `instruction`, `output` | `prompt`, `completion` | `text`";
 const EVERYTHING: &str = "`messages` | `conversations` | `instruction`, `output` | `prompt`, `completion` | `text` | \
                           `prompt` | `chosen`, `rejected` | `prompt`, `completion`, `label`";
 
-/// The name of the column with the verdict on an answer.
+/// The name of the column with the verdict on an answer: of two, that which says one.
 pub(super) fn label_of(columns: &Columns) -> Option<&'static str> {
-    ["label", "kto_tag"].into_iter().find(|key| columns.get(*key).is_some_and(|v| truth(v).is_some()))
+    let names = ["label", "kto_tag"];
+    let says = |key: &&str| columns.get(*key).is_some_and(|v| truth(v).is_some());
+    names.into_iter().find(says).or_else(|| names.into_iter().find(|key| columns.contains_key(*key)))
 }
 
-/// True or false, also as a number or as text (in CSV).
+/// Words for a good and for a bad answer, in pairs.
+const VERDICTS: [(&str, &str); 14] = [
+    ("true", "false"),
+    ("good", "bad"),
+    ("desirable", "undesirable"),
+    ("yes", "no"),
+    ("chosen", "rejected"),
+    ("accepted", "rejected"),
+    ("accept", "reject"),
+    ("positive", "negative"),
+    ("correct", "incorrect"),
+    ("like", "dislike"),
+    ("thumbs up", "thumbs down"),
+    ("up", "down"),
+    ("👍", "👎"),
+    ("upvote", "downvote"),
+];
+
+/// What a verdict may be, for errors.
+pub(super) fn verdict_words() -> String {
+    let words = VERDICTS.iter().map(|(good, bad)| format!("{good}/{bad}")).collect::<Vec<_>>().join(", ");
+    format!("1/0 and {words}")
+}
+
+/// Good or bad: true and false, 1 and 0, or one of the words for it.
 pub(super) fn truth(value: &Value) -> Option<bool> {
+    let number = |x: f64| match x {
+        0.0 => Some(false),
+        1.0 => Some(true),
+        _ => None,
+    };
     match value {
         Value::Bool(b) => Some(*b),
-        Value::Number(n) => match n.as_f64() {
-            Some(0.0) => Some(false),
-            Some(1.0) => Some(true),
-            _ => None,
-        },
-        Value::String(text) => match text.as_str() {
-            "true" | "True" | "TRUE" | "1" => Some(true),
-            "false" | "False" | "FALSE" | "0" => Some(false),
-            _ => None,
-        },
+        Value::Number(n) => n.as_f64().and_then(number),
+        Value::String(text) => {
+            let said = text.trim().to_lowercase().replace(['_', '-'], " ");
+            let word = |(good, bad): &(&str, &str)| match said.as_str() {
+                said if said == *good => Some(true),
+                said if said == *bad => Some(false),
+                _ => None,
+            };
+            VERDICTS.iter().find_map(word).or_else(|| text.trim().parse().ok().and_then(number))
+        }
         _ => None,
     }
 }
 
 /// Columns that `format` reads.
-fn used(format: RowFormat) -> &'static [&'static str] {
+pub(super) fn used(format: RowFormat) -> &'static [&'static str] {
     match format {
         RowFormat::Auto => &[],
-        RowFormat::Messages => &["messages", "conversations", "tools", "chat_template_kwargs"],
-        RowFormat::Sharegpt => &["messages", "conversations", "system", "tools", "chat_template_kwargs"],
+        RowFormat::Messages => &["messages", "conversations", "tools", "functions", "chat_template_kwargs"],
+        RowFormat::Sharegpt => &["messages", "conversations", "system", "tools", "functions", "chat_template_kwargs"],
         RowFormat::Alpaca => &["instruction", "input", "output", "system", "history"],
-        RowFormat::PromptCompletion => &["prompt", "completion", "tools", "chat_template_kwargs"],
+        RowFormat::PromptCompletion => &["prompt", "completion", "tools", "functions", "chat_template_kwargs"],
         RowFormat::Text => &["text"],
-        RowFormat::Prompt => &["prompt", "tools", "chat_template_kwargs"],
+        RowFormat::Prompt => &["prompt", "tools", "functions", "chat_template_kwargs"],
         RowFormat::Preference => &[
             "prompt",
             "question",
@@ -127,6 +207,7 @@ fn used(format: RowFormat) -> &'static [&'static str] {
             "rejected",
             "margin",
             "tools",
+            "functions",
             "chat_template_kwargs",
         ],
         RowFormat::Hh => &["chosen", "rejected", "margin"],
@@ -139,6 +220,7 @@ fn used(format: RowFormat) -> &'static [&'static str] {
             "label",
             "kto_tag",
             "tools",
+            "functions",
             "chat_template_kwargs",
         ],
     }
@@ -157,16 +239,31 @@ pub fn unused_columns(columns: &Columns, format: RowFormat) -> Vec<String> {
 /// A list, or a string that holds one as JSON (as CSV files do).
 pub(super) fn list_of(value: &Value) -> Option<std::borrow::Cow<'_, [Value]>> {
     match value {
-        Value::Array(items) => Some(items.into()),
-        Value::String(text) if text.trim_start().starts_with('[') => {
-            serde_json::from_str::<Vec<Value>>(text).ok().map(Into::into)
-        }
+        Value::Array(items) => Some(items.as_slice().into()),
+        Value::String(text) if text.trim_start().starts_with('[') => match json::parse(text).ok()? {
+            Value::Array(items) => Some(items.into()),
+            _ => None,
+        },
         _ => None,
+    }
+}
+
+/// An object or list, also where it stands as its JSON text: files with columns of one type keep what differs from row
+/// to row so. Other values, and text that is none, as they are.
+pub(super) fn opened(value: &Value) -> std::borrow::Cow<'_, Value> {
+    match value {
+        Value::String(text) if text.trim_start().starts_with(['{', '[']) => match json::parse(text) {
+            Ok(inner @ (Value::Object(_) | Value::Array(_))) => std::borrow::Cow::Owned(inner),
+            _ => std::borrow::Cow::Borrowed(value),
+        },
+        _ => std::borrow::Cow::Borrowed(value),
     }
 }
 
 /// Whether this text is a list of messages as JSON.
 pub(super) fn spells_messages(text: &str) -> bool {
     text.starts_with("[{")
-        && serde_json::from_str::<Vec<Columns>>(text).is_ok_and(|l| l.iter().all(|m| m.contains_key("role")))
+        && json::parse(text).is_ok_and(|v| {
+            v.as_array().is_some_and(|l| l.iter().all(|m| m.as_object().is_some_and(|m| m.contains_key("role"))))
+        })
 }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Changes whenever the same row and settings would give other ids or another mask.
-const ENCODING: u32 = 1;
+const ENCODING: u32 = 2;
 /// From this size on, tokens that are not kept go to a temporary file and not into memory.
 const LARGE: u64 = 256 << 20;
 
@@ -199,7 +199,7 @@ impl<T: Item> Job<'_, T> {
             }
             Ok(())
         };
-        let passage = source::read(self.path, self.kind, self.segment, self.left, &mut take)?;
+        let passage = source::read(self.path, self.kind, self.segment, self.reading.wanted(), self.left, &mut take)?;
         facts.passage = passage;
         let tokens = writer.finish(facts, key)?;
         if let (true, Some(place)) = (scratch, place) {

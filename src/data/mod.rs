@@ -7,6 +7,7 @@
 //! quality looks at the result: histogram, duplicates, overlap, preview.
 //! Nothing here knows a model or a tensor.
 
+mod arguments;
 pub mod bpe;
 pub mod cache;
 pub mod convert;
@@ -14,6 +15,7 @@ pub mod dataset;
 pub mod detect;
 pub mod example;
 pub mod items;
+pub mod json;
 pub mod loader;
 mod maker;
 pub mod mix;

@@ -4,7 +4,8 @@
 //! sides are the same teach nothing and are refused with their line.
 
 use super::RowFormat;
-use super::detect::{label_of, list_of, spells_messages, truth};
+use super::detect::{label_of, list_of, opened, spells_messages, truth, verdict_words};
+use super::json;
 use super::record::{Columns, Conversation, Message, Reader};
 use crate::error::Result;
 use serde_json::Value;
@@ -62,15 +63,17 @@ impl Reader<'_> {
 
     /// A row of `prompt`, `completion` and `label`, or of a conversation and `label`.
     pub(super) fn unpaired(&self, columns: Columns) -> Result<Verdict> {
-        let Some(good) = label_of(&columns).and_then(|key| truth(&columns[key])) else {
-            return Err(match columns.get("label") {
-                Some(other) => self.wrong("label", "true or false", other),
-                None => self.missing("label", &columns),
-            });
-        };
-        if !columns.contains_key("prompt") && ["messages", "conversations"].iter().any(|k| columns.contains_key(*k)) {
-            let list = columns.get("messages").or_else(|| columns.get("conversations")).and_then(list_of);
-            let from = list.is_some_and(|turns| turns.first().is_some_and(|t| t.get("from").is_some()));
+        let key = label_of(&columns).ok_or_else(|| self.missing("label", &columns))?;
+        let good = truth(&columns[key]).ok_or_else(|| {
+            let found = json::text(&columns[key]);
+            let error = self.error(format!("key `{key}` is {found}, which is no verdict"));
+            error.hint(format!("verdicts are {}; without one the row teaches nothing", verdict_words()))
+        })?;
+        let has = |key: &str| columns.get(key).is_some_and(|v| !v.is_null());
+        if !has("prompt") && (has("messages") || has("conversations")) {
+            let list = if has("messages") { columns.get("messages") } else { columns.get("conversations") };
+            let list = list.and_then(list_of);
+            let from = list.is_some_and(|turns| turns.first().is_some_and(|t| opened(t).get("from").is_some()));
             let format = if from { RowFormat::Sharegpt } else { RowFormat::Messages };
             let mut talk = self.conversation(columns, format)?;
             let last = talk.messages.pop().filter(|m| m.role == "assistant");
@@ -83,6 +86,7 @@ impl Reader<'_> {
         let prompt = self.side(value("prompt")?, "prompt")?;
         let answer = self.side(value("completion")?, "completion")?;
         let (prompt, [answer]) = self.joined(prompt, [answer], ["completion"], &columns)?;
+        self.ends_in_answer(&answer, "completion")?;
         Ok(Verdict { prompt, answer, good })
     }
 
@@ -94,7 +98,7 @@ impl Reader<'_> {
             Some(Value::String(text)) if text.trim().parse::<f64>().is_ok_and(f64::is_finite) => {
                 text.trim().parse().ok()
             }
-            Some(number) => Some(number.as_f64().ok_or_else(|| self.wrong("margin", "a number", number))?),
+            Some(number) => Some(json::as_f64(number).ok_or_else(|| self.wrong("margin", "a number", number))?),
         };
         let (chosen, rejected) = (value("chosen")?, value("rejected")?);
         if chosen == rejected {
@@ -109,6 +113,8 @@ impl Reader<'_> {
             };
             let sides = [side("chosen", chosen)?, side("rejected", rejected)?];
             let (prompt, [chosen_, rejected_]) = self.common_messages(sides, &columns)?;
+            self.ends_in_answer(&chosen_, "chosen")?;
+            self.ends_in_answer(&rejected_, "rejected")?;
             let text = [chosen, rejected].map(|v| v.as_str().unwrap_or_default().to_string());
             let text = Some(common_text(text));
             return Ok(Preference { prompt, chosen: chosen_, rejected: rejected_, margin, text });
@@ -124,12 +130,27 @@ impl Reader<'_> {
             (None, [Side::Talk(a), Side::Talk(b)]) => self.common_messages([a, b], &columns)?,
             (None, _) => return Err(self.error("`chosen` and `rejected` must both be text or both be messages")),
         };
+        self.ends_in_answer(&chosen, "chosen")?;
+        self.ends_in_answer(&rejected, "rejected")?;
         if chosen == rejected {
             return Err(self
                 .error("`chosen` and `rejected` are the same after their prompt: there is nothing to prefer")
                 .hint("remove the row; `ft data convert --drop-bad` leaves such rows out"));
         }
         Ok(Preference { prompt, chosen, rejected, margin, text: None })
+    }
+
+    /// An answer is what the assistant says last; what comes after it nobody would generate.
+    fn ends_in_answer(&self, answer: &Answer, key: &str) -> Result<()> {
+        match answer {
+            Answer::Talk(messages) => match messages.last() {
+                Some(last) if last.role != "assistant" => Err(self
+                    .error(format!("`{key}` ends with a {} turn: there is no answer to judge", last.role))
+                    .hint("end it with the assistant turn that is the answer")),
+                _ => Ok(()),
+            },
+            Answer::Text(_) => Ok(()),
+        }
     }
 
     /// The prompt that a row of a pair states: text, messages, or the columns of other tools.
@@ -234,14 +255,15 @@ impl Reader<'_> {
         let list = match value {
             Value::String(text) if !spells_messages(text) => return Ok(Side::Text(text.clone())),
             Value::Object(_) => vec![value.clone()],
-            value => list_of(value).ok_or_else(|| self.wrong(key, "text or messages", value))?.into_owned(),
+            Value::Null => return Err(self.wrong(key, "text or messages", value)),
+            value => list_of(value).ok_or_else(|| self.no_list(key, "text or messages", value))?.into_owned(),
         };
         if list.is_empty() {
             return Err(self.error(format!("key `{key}` holds no message")));
         }
         let read = |(i, turn): (usize, &Value)| {
             let at = if value.is_object() { key.to_string() } else { format!("{key}[{i}]") };
-            if turn.get("from").is_some() { self.sharegpt_turn(turn, &at) } else { self.turn(turn, &at) }
+            if opened(turn).get("from").is_some() { self.sharegpt_turn(turn, &at) } else { self.turn(turn, &at) }
         };
         list.iter().enumerate().map(read).collect::<Result<_>>().map(Side::Talk)
     }

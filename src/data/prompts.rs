@@ -10,7 +10,7 @@ use super::mix::Mix;
 use super::quality::Comparable;
 use super::record::{Columns, Record, Row};
 use super::rows::Reading;
-use super::source;
+use super::source::{self, Wanted};
 use super::spec::{Overflow, RowFormat, SourceSpec, Sources};
 use super::summary::{FileSummary, Quantiles, Share, Summary};
 use super::tokenizer::ChatTokenizer;
@@ -144,7 +144,8 @@ fn read(
         Ok(PromptRow { ids, text, columns, format: reading.format, path: path.clone(), line })
     };
     let before = rows.len();
-    let passage = source::for_each_chunk(&path, Some(limit), |chunk| {
+    // Rewards may read any column; what cannot be read of the others is of no account.
+    let passage = source::for_each_chunk_of(Wanted::Readable, &path, Some(limit), |chunk| {
         let read: Vec<Result<PromptRow>> = chunk.into_par_iter().map(one).collect();
         for row in read {
             rows.push(row?);
@@ -172,7 +173,7 @@ fn with_answer(mut columns: Columns, record: &Record) -> Columns {
         Record::PromptCompletion { completion, .. } => Some(completion.clone()),
         _ => None,
     };
-    if let Some(answer) = answer.filter(|_| !columns.contains_key(ANSWER)) {
+    if let Some(answer) = answer.filter(|_| columns.get(ANSWER).is_none_or(Value::is_null)) {
         columns.insert(ANSWER.into(), Value::String(answer));
     }
     columns

@@ -1,5 +1,6 @@
 //! Values as Python writes them: `json.dumps` for the `tojson` filter, floats and texts for what a template prints.
 
+use super::json;
 use serde_json::Value;
 use std::fmt::Write;
 
@@ -29,6 +30,7 @@ impl Dumps {
             Value::Array(items) => {
                 self.items(('[', ']'), items.len(), depth, out, |i, out| self.value(&items[i], depth + 1, out))
             }
+            number if json::digits(number).is_some() => out.push_str(json::digits(number).unwrap_or_default()),
             Value::Object(map) => {
                 let mut pairs: Vec<_> = map.iter().collect();
                 if self.sort_keys {

@@ -5,7 +5,8 @@
 //! guessed from half a row. Knows no file format.
 
 use super::RowFormat;
-use super::detect::list_of;
+use super::detect::{list_of, opened};
+use super::json;
 use super::preference::{Answer, Asked, Preference, Verdict};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
@@ -181,12 +182,34 @@ pub fn read(columns: Columns, format: RowFormat, place: Place) -> Result<Record>
 
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
+        number if json::digits(number).is_some() => "a number",
         Value::Null => "null",
         Value::Bool(_) => "true or false",
         Value::Number(_) => "a number",
         Value::String(_) => "text",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
+    }
+}
+
+/// Tool calls as lists and objects where they stand as their JSON text, and OpenAI's first form of a call,
+/// `function_call`, as a list of one. Arguments stay as they are: text is a form of theirs.
+fn tool_calls(message: &mut Columns) {
+    if let Some(call) = message.get("function_call").filter(|v| !v.is_null()) {
+        let call = serde_json::json!([{ "type": "function", "function": *opened(call) }]);
+        message.shift_remove("function_call");
+        let calls = message.entry("tool_calls").or_insert(Value::Null);
+        if calls.is_null() {
+            *calls = call;
+        }
+    }
+    let Some(calls) = message.get_mut("tool_calls") else { return };
+    *calls = opened(calls).into_owned();
+    for call in calls.as_array_mut().into_iter().flatten() {
+        *call = opened(call).into_owned();
+        if let Some(function) = call.get_mut("function") {
+            *function = opened(function).into_owned();
+        }
     }
 }
 
@@ -207,6 +230,21 @@ impl Reader<'_> {
 
     pub(super) fn wrong(&self, key: &str, expected: &str, found: &Value) -> Error {
         self.error(format!("key `{key}` is {}, expected {expected}", kind(found)))
+    }
+
+    /// The error of a value that is no list; text may be meant as one.
+    pub(super) fn no_list(&self, key: &str, expected: &str, found: &Value) -> Error {
+        let text = found.as_str().filter(|text| text.trim_start().starts_with('['));
+        let Some(e) = text.and_then(|text| json::parse(text).err()) else { return self.wrong(key, expected, found) };
+        let python = text.is_some_and(|text| text.contains("{'") || text.contains("['"));
+        let what = if python { "a list as Python prints it" } else { "a list as text" };
+        let what = e
+            .to_string()
+            .split(" at line ")
+            .next()
+            .map_or(what.to_string(), |e| format!("{what}, which is no JSON: {e}"));
+        self.error(format!("key `{key}` is {what}"))
+            .hint("write such columns with json.dumps, or the rows as JSON Lines or Parquet (`to_json`, `to_parquet`)")
     }
 
     /// Text that must be there; it may be empty.
@@ -241,10 +279,11 @@ impl Reader<'_> {
     pub(super) fn conversation(&self, mut columns: Columns, format: RowFormat) -> Result<Conversation> {
         let names =
             if format == RowFormat::Sharegpt { ["conversations", "messages"] } else { ["messages", "conversations"] };
-        let key =
-            names.into_iter().find(|k| columns.contains_key(*k)).ok_or_else(|| self.missing(names[0], &columns))?;
+        let filled = |k: &&str| columns.get(*k).is_some_and(|v| !v.is_null());
+        let key = names.into_iter().find(filled).or(names.into_iter().find(|k| columns.contains_key(*k)));
+        let key = key.ok_or_else(|| self.missing(names[0], &columns))?;
         let list = columns.remove(key).unwrap_or_default();
-        let turns = list_of(&list).ok_or_else(|| self.wrong(key, "a list of messages", &list))?;
+        let turns = list_of(&list).ok_or_else(|| self.no_list(key, "a list of messages", &list))?;
         let mut talk = Conversation::default();
         if format == RowFormat::Sharegpt {
             talk.messages.extend(self.optional_text(&columns, "system")?.map(|s| Message::new("system", s)));
@@ -281,13 +320,15 @@ impl Reader<'_> {
         talk.tools = match columns.get("tools") {
             None | Some(Value::Null) => None,
             Some(Value::String(text)) if text.is_empty() => None,
-            Some(value) => {
-                let list = list_of(value)
-                    .ok_or_else(|| self.wrong("tools", "a list of tool definitions (or its JSON text)", value))?;
-                Some(Value::Array(list.into_owned())).filter(|l| l != &Value::Array(Vec::new()))
-            }
+            Some(value) => self.definitions(value, "tools")?,
         };
-        talk.kwargs = match columns.get("chat_template_kwargs") {
+        // What OpenAI's first form of tools calls functions.
+        if let (None, Some(value)) = (&talk.tools, columns.get("functions").filter(|v| !v.is_null())) {
+            let wrap = |function: &Value| serde_json::json!({ "type": "function", "function": function });
+            let list = self.definitions(value, "functions")?;
+            talk.tools = list.map(|l| l.as_array().map_or(&[][..], Vec::as_slice).iter().map(wrap).collect());
+        }
+        talk.kwargs = match columns.get("chat_template_kwargs").map(opened).as_deref() {
             None | Some(Value::Null) => Map::new(),
             Some(Value::Object(map)) => map.clone(),
             Some(other) => return Err(self.wrong("chat_template_kwargs", "an object", other)),
@@ -295,15 +336,27 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// Tool definitions, each of which may stand as its JSON text; none for an empty list.
+    fn definitions(&self, value: &Value, key: &str) -> Result<Option<Value>> {
+        let list =
+            list_of(value).ok_or_else(|| self.no_list(key, "a list of tool definitions (or its JSON text)", value))?;
+        let list: Vec<Value> = list.iter().map(|tool| opened(tool).into_owned()).collect();
+        Ok((!list.is_empty()).then_some(Value::Array(list)))
+    }
+
     pub(super) fn turn(&self, turn: &Value, at: &str) -> Result<Message> {
+        let turn = &*opened(turn);
         let Value::Object(map) = turn else { return Err(self.wrong(at, "an object with `role` and `content`", turn)) };
         let mut extra = map.clone();
         let role = match extra.shift_remove("role") {
+            // The answer to a call in OpenAI's first form of tools.
+            Some(Value::String(role)) if role == "function" => "tool".to_string(),
             Some(Value::String(role)) if !role.is_empty() => role,
             Some(other) => return Err(self.wrong(&format!("{at}.role"), "a role such as user or assistant", &other)),
             None => return Err(self.missing(&format!("{at}.role"), map)),
         };
-        let acts = extra.get("tool_calls").is_some_and(|calls| !calls.is_null());
+        tool_calls(&mut extra);
+        let acts = extra.get("tool_calls").is_some_and(|calls| !calls.is_null() && *calls != Value::Array(Vec::new()));
         let content = match extra.shift_remove("content") {
             Some(Value::String(text)) => text,
             Some(parts @ Value::Array(_)) => {
@@ -340,6 +393,7 @@ impl Reader<'_> {
     }
 
     pub(super) fn sharegpt_turn(&self, turn: &Value, at: &str) -> Result<Message> {
+        let turn = &*opened(turn);
         let Value::Object(map) = turn else { return Err(self.wrong(at, "an object with `from` and `value`", turn)) };
         let from = self.text_at(map, "from", at)?;
         let value = self.text_at(map, "value", at)?;
@@ -383,7 +437,7 @@ impl Reader<'_> {
             self.error(format!("key `{at}.value` is no function call"))
                 .hint("expected the JSON of {\"name\": …, \"arguments\": {…}}, or a list of such calls")
         };
-        let parsed: Value = serde_json::from_str(value).map_err(|_| bad())?;
+        let parsed = json::parse(value).map_err(|_| bad())?;
         let calls = if let Value::Array(calls) = parsed { calls } else { vec![parsed] };
         if calls.is_empty() || calls.iter().any(|c| !c.get("name").is_some_and(Value::is_string)) {
             return Err(bad());
@@ -397,7 +451,7 @@ impl Reader<'_> {
     fn alpaca(&self, columns: &Columns) -> Result<Instruction> {
         let mut history = Vec::new();
         if let Some(value) = columns.get("history").filter(|v| !v.is_null()) {
-            let pairs = list_of(value).ok_or_else(|| self.wrong("history", "a list of [question, answer]", value))?;
+            let pairs = list_of(value).ok_or_else(|| self.no_list("history", "a list of [question, answer]", value))?;
             for (i, pair) in pairs.iter().enumerate() {
                 match pair.as_array().map(Vec::as_slice) {
                     Some([Value::String(asked), Value::String(answered)]) => {
@@ -417,7 +471,11 @@ impl Reader<'_> {
     }
 
     fn prompt_completion(&self, columns: Columns) -> Result<Record> {
-        let side = |key: &str| columns.get(key).ok_or_else(|| self.missing(key, &columns));
+        let side = |key: &str| match columns.get(key) {
+            None => Err(self.missing(key, &columns)),
+            Some(value @ (Value::String(_) | Value::Array(_))) => Ok(value),
+            Some(other) => Err(self.wrong(key, "text or a list of messages", other)),
+        };
         match (side("prompt")?, side("completion")?) {
             (Value::String(prompt), Value::String(answer))
                 if !(super::detect::spells_messages(prompt) && super::detect::spells_messages(answer)) =>
@@ -431,7 +489,7 @@ impl Reader<'_> {
                 let mut talk = Conversation::default();
                 for (key, value) in [("prompt", prompt), ("completion", completion)] {
                     let expected = "text like the other side, or a list of messages like it";
-                    let turns = list_of(value).ok_or_else(|| self.wrong(key, expected, value))?;
+                    let turns = list_of(value).ok_or_else(|| self.no_list(key, expected, value))?;
                     if turns.is_empty() {
                         return Err(self.error(format!("key `{key}` holds no message")));
                     }

@@ -2,7 +2,7 @@
 
 use super::detect::{self, Want};
 use super::record::{self, Columns, Place, Row};
-use super::source::{self, RawRow};
+use super::source::{self, RawRow, Wanted};
 use super::spec::{RowFormat, SourceSpec};
 use crate::error::{Error, Result};
 use indexmap::IndexMap;
@@ -17,6 +17,8 @@ pub struct Reading {
     pub used: Vec<String>,
     pub unused: Vec<String>,
     columns: IndexMap<String, String>,
+    /// The columns that rows of the format are made of, by the file's names.
+    wanted: Vec<String>,
 }
 
 impl Reading {
@@ -28,12 +30,17 @@ impl Reading {
     /// As [`Reading::of`], passing over rows that cannot be read, up to `patience` rows.
     pub(super) fn of_first(patience: usize, path: &Path, source: &SourceSpec, want: Want) -> Result<Self> {
         let mut rows = Vec::new();
-        source::for_each_chunk(path, Some(patience), |chunk| {
+        source::for_each_chunk_of(Wanted::Readable, path, Some(patience), |chunk| {
             rows.extend(chunk);
             Ok(())
         })?;
-        let mut reading =
-            Self { format: source.format, used: Vec::new(), unused: Vec::new(), columns: source.columns.clone() };
+        let mut reading = Self {
+            format: source.format,
+            used: Vec::new(),
+            unused: Vec::new(),
+            columns: source.columns.clone(),
+            wanted: Vec::new(),
+        };
         // The first row that can be read; where none can, the error of the first.
         let mut first = None;
         for raw in rows {
@@ -53,7 +60,14 @@ impl Reading {
             reading.used = detect::used_columns(&columns, reading.format);
             reading.unused = detect::unused_columns(&columns, reading.format);
         }
+        let names = detect::used(reading.format).iter().map(|name| name.to_string());
+        reading.wanted = names.chain(source.columns.values().cloned()).collect();
         Ok(reading)
+    }
+
+    /// The columns that a columnar file is asked for.
+    pub fn wanted(&self) -> Wanted<'_> {
+        Wanted::Only(&self.wanted)
     }
 
     /// The columns of a row under the names that formats know.
@@ -93,7 +107,7 @@ impl Reading {
 pub fn read_rows(path: &Path, format: RowFormat, rows: Option<usize>) -> Result<(RowFormat, Vec<Row>)> {
     let reading = Reading::of(path, &SourceSpec::file(path, format), Want::Answers)?;
     let mut all = Vec::new();
-    source::for_each_chunk(path, rows, |chunk| {
+    source::for_each_chunk_of(reading.wanted(), path, rows, |chunk| {
         all.extend(reading.rows(chunk, path)?);
         Ok(())
     })?;

@@ -77,7 +77,7 @@ impl JsonSchema for Sources {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SourceSpec {
-    /// A .jsonl, .json, .csv, .parquet or .arrow/.ipc/.feather file, a folder of such files, or a pattern (`data/*.jsonl`, `**` for folders below).
+    /// A .jsonl, .json, .csv, .parquet or .arrow/.ipc/.feather file, a folder of such files or one that `save_to_disk` wrote, or a pattern (`data/*.jsonl`, `**` for folders below).
     #[schemars(extend("format" = "path"))]
     pub path: PathBuf,
     /// How a row is read; `auto` finds it out from the columns of each file and says what it found.

@@ -5,7 +5,7 @@
 use super::detect::{self, Want};
 use super::record::{self, Columns, Place, Row};
 use super::rows::Reading;
-use super::source::{self, RawRow};
+use super::source::{self, RawRow, Wanted};
 use super::spec::{RowFormat, SourceSpec};
 use crate::error::Result;
 use crate::report;
@@ -66,7 +66,7 @@ pub fn survey(path: &Path, source: &SourceSpec, show: usize) -> Result<Survey> {
     };
     let bar = report::spinner(&format!("{}: rows", path.file_name().unwrap_or_default().to_string_lossy()));
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
-    let passage = source::for_each_chunk(path, source.rows, |chunk| {
+    let passage = source::for_each_chunk_of(Wanted::Readable, path, source.rows, |chunk| {
         bar.inc(chunk.len() as u64);
         let looked: Vec<_> = chunk.into_par_iter().map(look).collect();
         for (names, row) in looked {

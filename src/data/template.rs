@@ -4,6 +4,8 @@
 //! Python's way of printing values are reproduced; a template that never ends is stopped by its fuel.
 //! Knows no tokens.
 
+use super::arguments;
+use super::json;
 use super::pyjson::{self, Dumps};
 use super::record::{Columns, Conversation, Message};
 use crate::budget::Budget;
@@ -86,6 +88,27 @@ impl ChatTemplate {
 
     /// Messages as text, with tool definitions and further variables.
     pub fn render_with(
+        &self,
+        messages: &[Message],
+        tools: Option<&Value>,
+        kwargs: &Columns,
+        prompt: bool,
+    ) -> Result<String> {
+        let rendered = self.render_as_given(messages, tools, kwargs, prompt);
+        // A template that refuses text as arguments, or quotes it, wants the object that it spells.
+        if rendered.as_ref().is_ok_and(|text| !arguments::quoted_in(messages, text)) {
+            return rendered;
+        }
+        match arguments::decoded(messages) {
+            Some(decoded) => {
+                let again = self.render_as_given(&decoded, tools, kwargs, prompt);
+                again.inspect(|_| arguments::say_decoded()).or(rendered)
+            }
+            None => rendered,
+        }
+    }
+
+    fn render_as_given(
         &self,
         messages: &[Message],
         tools: Option<&Value>,
@@ -192,12 +215,21 @@ fn print(out: &mut Output, _: &mut State, value: &Jinja) -> Result<(), minijinja
 fn python_str(value: &Jinja) -> Result<String, minijinja::Error> {
     Ok(match value.kind() {
         ValueKind::Undefined => String::new(),
+        ValueKind::Map if exact_digits(value).is_some() => exact_digits(value).unwrap_or_default(),
         ValueKind::Map | ValueKind::Seq => python_repr(value)?,
         ValueKind::Number if !value.is_integer() => {
             f64::try_from(value.clone()).map(pyjson::float).unwrap_or_else(|_| value.to_string())
         }
         _ => value.to_string(),
     })
+}
+
+/// The digits of a number that is too long for a number of minijinja.
+fn exact_digits(value: &Jinja) -> Option<String> {
+    if value.len() != Some(1) {
+        return None;
+    }
+    json::digits(&as_json(value).ok()?).map(String::from)
 }
 
 /// What Python prints for a list, tuple or dict, and for what lies in one.
@@ -209,6 +241,7 @@ fn python_repr(value: &Jinja) -> Result<String, minijinja::Error> {
             several => format!("({})", several.join(", ")),
         },
         ValueKind::Seq => format!("[{}]", items()?.join(", ")),
+        ValueKind::Map if exact_digits(value).is_some() => exact_digits(value).unwrap_or_default(),
         ValueKind::Map if value.as_object().is_some_and(|o| o.repr() == ObjectRepr::Map) => {
             let pair = |key: Jinja| Ok(format!("{}: {}", python_repr(&key)?, python_repr(&value.get_item(&key)?)?));
             let pairs = value.try_iter()?.map(pair).collect::<Result<Vec<_>, minijinja::Error>>()?;

@@ -55,7 +55,7 @@ impl ScoreRow {
     pub fn read(path: &Path, limit: Option<usize>, tokenizer: &ChatTokenizer) -> Result<Vec<Self>> {
         let reading = Reading::of(path, &SourceSpec::file(path, RowFormat::Auto), Want::Anything)?;
         let mut rows = Vec::new();
-        source::for_each_chunk(path, limit, |chunk| {
+        source::for_each_chunk_of(reading.wanted(), path, limit, |chunk| {
             rows.extend(reading.rows(chunk, path)?);
             Ok(())
         })?;

@@ -2,7 +2,8 @@
 
 use super::program::Program;
 use super::spec::CommandSpec;
-use super::{Reward, Scored};
+use super::{ABSTAINED, Reward, Scored};
+use crate::data::json;
 use crate::error::{Error, Result};
 use crate::fsutil::shortened;
 use crate::models::Model;
@@ -24,11 +25,14 @@ impl Judge {
 impl Reward for Judge {
     fn score(&mut self, _: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
         let line = |a: &Scored| json!({ "prompt": a.prompt.text, "completion": a.answer, "columns": a.prompt.columns });
-        let lines = self.0.ask(&answers.iter().map(|a| line(a).to_string()).collect::<Vec<_>>())?;
+        let lines = self.0.ask(&answers.iter().map(|a| json::text(&line(a))).collect::<Vec<_>>())?;
         let number = |(i, line): (usize, &String)| {
+            if ["null", "None"].contains(&line.as_str()) {
+                return Ok(ABSTAINED);
+            }
             line.parse::<f64>().map_err(|_| {
                 Error::user(format!(
-                    "{}: line {} of its output is {:?}, expected a number for an answer to {}",
+                    "{}: line {} of its output is {:?}, expected a number (or null, to abstain) for an answer to {}",
                     self.0.name(),
                     i + 1,
                     shortened(line),

@@ -4,7 +4,8 @@
 //! reward servers have them, so that these serve.
 
 use super::spec::HttpSpec;
-use super::{Reward, Scored};
+use super::{ABSTAINED, Reward, Scored};
+use crate::data::json as exact;
 use crate::error::{Error, Result};
 use crate::fsutil::shortened;
 use crate::models::Model;
@@ -61,13 +62,12 @@ impl Server {
 impl Reward for Server {
     fn score(&mut self, _: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
         let each = |f: &dyn Fn(&Scored) -> Value| answers.iter().map(f).collect::<Vec<Value>>();
-        let body = json!({
+        let body = exact::text(&json!({
             "query": each(&|a| format!("{}{}", a.prompt.text, a.answer).into()),
             "prompts": each(&|a| a.prompt.text.clone().into()),
             "completions": each(&|a| a.answer.into()),
             "columns": each(&|a| a.prompt.columns.clone().into()),
-        })
-        .to_string();
+        }));
         let (mut tries, url) = (0, &self.spec.url);
         let reply = loop {
             match self.ask(&body) {
@@ -85,7 +85,7 @@ impl Reward for Server {
         };
         let wrong = |what: String| {
             Error::user(format!("{url}: {what}"))
-                .hint("the reply must be {\"rewards\": [number, …]}, one for each of `completions`")
+                .hint("the reply must be {\"rewards\": [number, …]}, one for each of `completions`; null abstains")
         };
         let list = reply.get("rewards").and_then(Value::as_array);
         let list = list.ok_or_else(|| wrong(format!("no list `rewards` in {}", shortened(&reply.to_string()))))?;
@@ -93,6 +93,9 @@ impl Reward for Server {
             return Err(wrong(format!("{} rewards for {} answers", list.len(), answers.len())));
         }
         let number = |(value, a): (&Value, &Scored)| {
+            if value.is_null() {
+                return Ok(ABSTAINED);
+            }
             value.as_f64().ok_or_else(|| wrong(format!("{value} for an answer to {}", a.prompt.place())))
         };
         list.iter().zip(answers).map(number).collect()

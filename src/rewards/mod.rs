@@ -1,7 +1,7 @@
 //! Rewards: numbers for answers, from rules that can be verified, commands, servers and reward models.
 //!
-//! Invariant: every answer gets a finite number from every source, or there is an error that names its row; a source
-//! never sees the reward of another. Knows no method: what is made of the numbers is theirs.
+//! Invariant: every answer gets from every source a finite number, or [`ABSTAINED`] from one that has nothing to say of
+//! it, or there is an error that names its row; a source never sees the reward of another. Knows no method: what is made of the numbers is theirs.
 
 mod command;
 mod http;
@@ -16,6 +16,7 @@ pub use spec::RewardSpec;
 use crate::data::{ChatTokenizer, PromptRow, Prompts};
 use crate::error::{Context, Error, Result};
 use crate::models::Model;
+use crate::report;
 use serde_json::Value;
 
 /// An answer to judge.
@@ -30,6 +31,10 @@ pub struct Scored<'a> {
     pub tokens: usize,
 }
 
+/// The reward of a source that has nothing to say of an answer: it counts neither in the sum nor in the source's means,
+/// as in TRL. It is a NaN of its own, because one that was computed is an error.
+pub const ABSTAINED: f64 = f64::from_bits(0x7ff8_0000_0ab5_7a19);
+
 /// A source of rewards.
 pub trait Reward {
     /// Whether every row has what the source reads; looked at before the first step.
@@ -40,7 +45,7 @@ pub trait Reward {
     fn check_tokenizer(&self, _tokenizer: &ChatTokenizer) -> Result<()> {
         Ok(())
     }
-    /// A number for each answer. `model` is the one being trained: a reward model may be an adapter on it.
+    /// A number for each answer, or [`ABSTAINED`]. `model` is the one being trained: a reward model may be an adapter on it.
     fn score(&mut self, model: &Model, answers: &[Scored]) -> Result<Vec<f64>>;
 }
 
@@ -53,6 +58,8 @@ struct Source {
 /// All sources of a recipe, with their weights.
 pub struct Rewards {
     sources: Vec<Source>,
+    /// Whether it was said that no source had anything to say of an answer.
+    told: bool,
 }
 
 impl Rewards {
@@ -78,13 +85,13 @@ impl Rewards {
         if sources.iter().all(|s| s.weight == 0.0) {
             return Err(Error::user(format!("{key}: every weight is 0, so that every answer is worth the same")));
         }
-        Ok(Self { sources })
+        Ok(Self { sources, told: false })
     }
 
     /// Sources of one's own: names, weights, judges.
     pub fn of(sources: Vec<(String, f64, Box<dyn Reward>)>) -> Self {
         let source = |(name, weight, reward)| Source { name, weight, reward };
-        Self { sources: sources.into_iter().map(source).collect() }
+        Self { sources: sources.into_iter().map(source).collect(), told: false }
     }
 
     /// The sources' names, in their order.
@@ -120,7 +127,7 @@ impl Rewards {
                 )));
             }
             for ((row, number), answer) in rows.iter_mut().zip(numbers).zip(answers) {
-                if !number.is_finite() {
+                if !number.is_finite() && number.to_bits() != ABSTAINED.to_bits() {
                     return Err(Error::user(format!(
                         "reward `{name}`: {number} for an answer to {}; a reward must be a finite number",
                         answer.prompt.place()
@@ -130,12 +137,20 @@ impl Rewards {
                 row.push(number);
             }
         }
+        let silent = rows.iter().position(|row| !row.is_empty() && row.iter().all(|r| r.is_nan()));
+        if let (Some(i), false) = (silent, self.told) {
+            self.told = true;
+            report::warn(format!(
+                "every reward abstained for an answer to {}; such answers count as 0",
+                answers[i].prompt.place()
+            ));
+        }
         Ok(rows)
     }
 
-    /// The weighted sum of an answer's rewards.
+    /// The weighted sum of an answer's rewards, of those that are numbers.
     pub fn total(&self, rewards: &[f64]) -> f64 {
-        self.sources.iter().zip(rewards).map(|(s, r)| s.weight * r).sum()
+        self.sources.iter().zip(rewards).filter(|(_, r)| !r.is_nan()).map(|(s, r)| s.weight * r).sum()
     }
 }
 
@@ -174,7 +189,7 @@ fn expected(prompt: &PromptRow, column: &str) -> Result<Vec<String>> {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),
         Value::Bool(truth) => Some(truth.to_string()),
-        _ => None,
+        other => crate::data::json::digits(other).map(String::from),
     };
     let wrong = |what: &str| {
         let error = Error::user(format!("{}: column `{column}` is {what}", prompt.place()));

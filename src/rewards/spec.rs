@@ -128,7 +128,7 @@ pub struct LengthSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CommandSpec {
-    /// The program and its arguments; no shell reads them. It is given `{"prompt", "completion", "columns"}` a line.
+    /// The program and its arguments; no shell reads them. It is given `{"prompt", "completion", "columns"}` a line, and prints a number for it, or `null` to abstain.
     #[schemars(length(min = 1))]
     pub run: Vec<String>,
     /// Seconds that a batch may take.
@@ -141,7 +141,7 @@ pub struct CommandSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HttpSpec {
-    /// Where to POST `{"query", "prompts", "completions", "columns"}`, each a list; the reply is `{"rewards": [number, …]}`.
+    /// Where to POST `{"query", "prompts", "completions", "columns"}`, each a list; the reply is `{"rewards": [number, …]}`, where null abstains.
     #[schemars(regex(pattern = r"^http://"))]
     pub url: String,
     /// Seconds that a request may take.

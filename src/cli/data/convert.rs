@@ -4,7 +4,7 @@ use super::ReadArgs;
 use clap::{Args, ValueEnum};
 use ft::data::convert::{Target, convert};
 use ft::data::rows::Reading;
-use ft::data::{SourceSpec, Want, source};
+use ft::data::{SourceSpec, Want, json, source};
 use ft::error::{Context, Error, Result};
 use ft::fsutil::write_atomic;
 use ft::report;
@@ -114,7 +114,7 @@ pub fn run(args: ConvertArgs) -> Result<()> {
     let n = report::count;
     report::info(format!("{}: {} rows of {} read", args.out.display(), n(counts.written), n(counts.read)));
     if counts.left_out > 0 {
-        report::info(format!("{} answers with a bad verdict left out", n(counts.left_out)));
+        report::info(format!("{} rows left out: a bad verdict, or no answer that is learnt", n(counts.left_out)));
     }
     if counts.bad > 0 {
         report::warn(format!("{} bad rows left out", n(counts.bad)));
@@ -135,12 +135,12 @@ fn one_file(
     let want = if target.want() == Want::Answers { Want::Anything } else { target.want() };
     let reading = Reading::of(file, spec, want)?;
     report::info(format!("{}: {}", file.display(), reading.format.name()));
-    let passage = source::for_each_chunk(file, Some(limit), |chunk| {
+    let passage = source::for_each_chunk_of(reading.wanted(), file, Some(limit), |chunk| {
         let made = |raw: source::RawRow| {
             let line = raw.line;
             let place = || format!("{}:{line}", file.display());
             let rows = reading.row(raw, file).and_then(|row| convert(&row.record, target).context(place))?;
-            Ok(rows.into_iter().map(|row| format!("{row}\n")).collect::<Vec<_>>())
+            Ok(rows.iter().map(|row| json::text(row) + "\n").collect::<Vec<_>>())
         };
         let rows: Vec<Result<Vec<String>>> = chunk.into_par_iter().map(made).collect();
         for row in rows {

@@ -83,7 +83,8 @@ pub fn run(args: InspectArgs) -> Result<()> {
         out["tokens"] = tokens;
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&out).map_err(|e| Error::bug(e.to_string()))?);
+        let text = serde_json::to_string_pretty(&out).map_err(|e| Error::bug(e.to_string()))?;
+        println!("{}", data::json::unmarked(text));
     }
     if bad == 0 {
         return Ok(());
@@ -209,5 +210,5 @@ fn as_text(row: &Row) -> String {
             other => lines.push(format!("{name:>10}: {other}")),
         }
     }
-    lines.join("\n")
+    data::json::unmarked(lines.join("\n"))
 }

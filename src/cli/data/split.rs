@@ -1,7 +1,7 @@
 //! `ft data split`: training and validation rows of one file.
 
 use clap::Args;
-use ft::data::source;
+use ft::data::{json, source};
 use ft::error::{Error, Result};
 use ft::fsutil::write_atomic;
 use ft::{report, rng};
@@ -42,7 +42,7 @@ pub fn run(args: SplitArgs) -> Result<()> {
         write_atomic(outs[side], |out| {
             let read = source::for_each_chunk(&args.file, None, |chunk| {
                 for raw in chunk {
-                    let row = serde_json::Value::Object(raw.columns(&args.file)?).to_string();
+                    let row = json::text(&serde_json::Value::Object(raw.columns(&args.file)?));
                     let valid = rng::stream(args.seed, &format!("split {row}"), 0).random::<f64>() < args.valid;
                     if usize::from(valid) == side {
                         writeln!(out, "{row}").map_err(|e| ft::fsutil::io_error("writing", outs[side], e))?;

@@ -1,11 +1,13 @@
 //! Where personal data stands in a text: patterns, each with what proves or at least suggests it.
 //!
-//! Patterns hold no look-around, so that a search takes time in proportion to the text; what stands beside a match is
+//! Patterns hold no look-around, so that a search takes time in proportion to the text, and match no more than a few
+//! dozen characters or are never tried twice in the same place, so that all searches do; what stands beside a match is
 //! looked at in code. A number without a strong check is taken only in a form or beside a word that says what it is.
 
 use super::check;
 use super::{Kind, Names};
 use fancy_regex::Regex;
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -138,9 +140,7 @@ static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
     };
     let national = |name, pattern: &str, holds: fn(&str, &str) -> bool| rule(Kind::National, name, pattern, 0, holds);
     vec![
-        rule(Kind::Email, "email", r"[\p{L}\p{N}._%+'-]+@[\p{L}\p{N}][\p{L}\p{N}.-]*\.\p{L}{2,24}", 0, |text, _| {
-            !text.contains("..") && !text.starts_with('.') && !text.contains(".@")
-        }),
+        rule(Kind::Email, "email", r"[\p{L}\p{N}._%+'-]+@[\p{L}\p{N}][\p{L}\p{N}.-]*\.\p{L}{2,24}", 0, |_, _| true),
         rule(Kind::Iban, "iban", r"(?i)[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?", 0, |text, _| {
             check::iban(&bare(text))
         }),
@@ -182,7 +182,7 @@ static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
             check::nl(&bare(text)) && (parted(text) || told(before, &["bsn", "burgerservicenummer", "sofinummer"]))
         }),
         rule(Kind::Ip, "ip", r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}", 0, ipv4),
-        rule(Kind::Ip, "ip", r"(?i)[0-9A-F:]*:[0-9A-F:]*:[0-9A-F:]*(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3})?", 0, ipv6),
+        rule(Kind::Ip, "ip", r"(?i)[0-9A-F]{0,4}(?::[0-9A-F]{0,4}){2,8}(?:\.[0-9]{1,3}){0,3}", 0, ipv6),
         rule(Kind::Date, "date", r"[0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}", 0, date),
         rule(Kind::Date, "date", r"[0-9]{1,2}[-/.][0-9]{1,2}[-/.](?:[0-9]{4}|[0-9]{2})", 0, date),
         rule(
@@ -205,10 +205,12 @@ static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
 
 /// What stands in a text of these kinds, without overlaps, in its order. An error: a text that a pattern gives up on.
 pub(super) fn find(text: &str, kinds: &[Kind], names: &Names) -> Result<Vec<Finding>, String> {
-    let mut found: Vec<Finding> = Vec::new();
+    // By their first byte: they do not overlap, so that the last one before another's end is the one that could.
+    let mut found: BTreeMap<usize, Finding> = BTreeMap::new();
     let mut add = |finding: Finding| {
-        if found.iter().all(|f| f.at.end <= finding.at.start || finding.at.end <= f.at.start) {
-            found.push(finding);
+        let before = found.range(..finding.at.end).next_back();
+        if before.is_none_or(|(_, f)| f.at.end <= finding.at.start) {
+            found.insert(finding.at.start, finding);
         }
     };
     // Every kind is looked for: a number that is left as it is must not pass for one of another kind.
@@ -218,7 +220,14 @@ pub(super) fn find(text: &str, kinds: &[Kind], names: &Names) -> Result<Vec<Find
             let Some(groups) = rule.pattern.captures_from_pos(text, from).map_err(|e| e.to_string())? else { break };
             let Some(core) = groups.get(rule.core).or_else(|| groups.get(0)) else { break };
             let at = core.start()..core.end();
-            if let Some(at) = rule.within(text, at.clone()) {
+            if rule.kind == Kind::Email {
+                // All of it is looked at once: what is wrong in front of an address may go on for long.
+                from = at.end;
+                if let Some(at) = address(text, at) {
+                    let value = normal(rule.kind, &text[at.clone()]);
+                    add(Finding { at, kind: rule.kind, rule: rule.name, value });
+                }
+            } else if let Some(at) = rule.within(text, at.clone()) {
                 from = at.end;
                 let value = normal(rule.kind, &text[at.clone()]);
                 add(Finding { at, kind: rule.kind, rule: rule.name, value });
@@ -234,9 +243,23 @@ pub(super) fn find(text: &str, kinds: &[Kind], names: &Names) -> Result<Vec<Find
         }
     }
     names.find(text).into_iter().for_each(|(at, value)| add(Finding { at, kind: Kind::Name, rule: "name", value }));
-    found.retain(|f| kinds.contains(&f.kind));
-    found.sort_by_key(|f| f.at.start);
-    Ok(found)
+    Ok(found.into_values().filter(|f| kinds.contains(&f.kind)).collect())
+}
+
+/// The part of what looks like an address of e-mail that is one: dots stand alone, and not at the beginning.
+fn address(text: &str, mut at: Range<usize>) -> Option<Range<usize>> {
+    let local = text[at.clone()].find('@')?;
+    let name = &text[at.start..at.start + local];
+    let doubled = name.rfind("..").map_or(0, |i| i + 2);
+    at.start += name.len() - name[doubled..].trim_start_matches('.').len();
+    let host = text[at.clone()].find('@')? + 1;
+    if let Some(doubled) = text[at.start + host..at.end].find("..") {
+        at.end = at.start + host + doubled;
+    }
+    let (name, host) = text[at.clone()].split_once('@')?;
+    let ending = host.rsplit_once('.')?.1;
+    let known = (2..=24).contains(&ending.chars().count()) && ending.chars().all(char::is_alphabetic);
+    (known && !name.is_empty() && !name.ends_with('.') && stands_apart(text, &at)).then_some(at)
 }
 
 impl Rule {
@@ -246,7 +269,7 @@ impl Rule {
         loop {
             let value = &text[at.clone()];
             // Case-insensitive patterns know letters beyond ASCII; numbers are made of none.
-            let plain = value.is_ascii() || self.kind == Kind::Email;
+            let plain = value.is_ascii();
             if plain && stands_apart(text, &at) && (self.holds)(value, &text[..at.start]) {
                 return Some(at);
             }

@@ -8,6 +8,7 @@
 mod check;
 mod find;
 
+use super::json;
 use crate::error::{Error, Result};
 use crate::fsutil;
 use serde::Serialize;
@@ -245,6 +246,7 @@ impl Scrubber {
                     changed |= self.value(item, &format!("{path}[]"))?;
                 }
             }
+            number if json::digits(number).is_some() => {}
             Value::Object(fields) => {
                 for (key, field) in fields.iter_mut().filter(|(key, _)| !matches!(key.as_str(), "role" | "from")) {
                     changed |= self.value(field, &format!("{path}.{key}"))?;

@@ -1,90 +1,268 @@
-//! Parquet and Arrow IPC, a group of rows at a time.
+//! Parquet and Arrow IPC, a group of rows at a time, and of their columns only those that are wanted.
+//!
+//! Columns are decoded to Arrow arrays, and these become JSON in `cells`. polars' own columns are left out on the way:
+//! without features that multiply its building time they panic over categories, decimals, days and small numbers, and
+//! they forget which text is JSON. A column that nobody wants is never decoded, whatever its type.
 
-use super::{Body, CHUNK_ROWS, Columns, Passage, Place, RawRow, Segment, Take, open};
+use super::cells::{self, cell};
+use super::schema::{self, Known};
+use super::{Body, CHUNK_ROWS, Columns, Passage, Place, RawRow, Segment, Take, Wanted, open};
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
-use polars::prelude::*;
-use polars_arrow::io::ipc::read as arrow;
+use polars::io::mmap::ReaderBytes;
+use polars::prelude::PolarsError;
+use polars_arrow::array::Array;
+use polars_arrow::datatypes::{ArrowDataType, ArrowSchema, ExtensionType, Field};
+use polars_arrow::io::ipc::read as ipc_read;
+use polars_buffer::Buffer;
+use polars_parquet::parquet::schema::types::PrimitiveType;
+use polars_parquet::read::schema::parquet_to_arrow_schema;
+use polars_parquet::read::{
+    BasicDecompressor, Filter, PageReader, PhysicalType, PrimitiveConvertedType, PrimitiveLogicalType,
+    RowGroupMetadata, column_iter_to_arrays, read_metadata,
+};
 use serde_json::{Map, Value};
-use std::io::{BufReader, Read, Seek};
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::io::{BufReader, Cursor, Read, Seek};
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Once;
 
 /// Bytes of a Parquet file's columns, unpacked, that are read at a time.
 const SLICE_BYTES: usize = 32 << 20;
 
+/// A column: its cells in one array or several, or why it cannot be decoded.
+pub(super) struct Column {
+    pub name: String,
+    pub cells: Result<Vec<Box<dyn Array>>, String>,
+}
+
 pub(super) fn polars_error(path: &Path, e: PolarsError) -> Error {
-    let text = e.to_string();
-    Error::user(format!("{}: {}", path.display(), text.lines().next().unwrap_or_default()))
+    unreadable(path, &e.to_string())
+}
+
+fn unreadable(path: &Path, why: &str) -> Error {
+    Error::user(format!("{}: {}", path.display(), why.lines().next().unwrap_or_default()))
         .hint("is the file whole, and what its extension says?")
+}
+
+thread_local! {
+    /// Whether a panic on this thread is going to be an error, and so is not to be printed.
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What a decoder says; one that panics over what it finds in a file is an error like those that it returns.
+pub(super) fn guarded<T, E: ToString>(decode: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let print = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !GUARDED.get() {
+                print(panic);
+            }
+        }));
+    });
+    let outer = GUARDED.replace(true);
+    let done = catch_unwind(AssertUnwindSafe(decode));
+    GUARDED.set(outer);
+    done.map(|result| result.map_err(|e| e.to_string())).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().cloned();
+        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default();
+        Err(format!("not a file that can be decoded ({said})"))
+    })
 }
 
 /// How many rows a Parquet file says it has.
 pub(super) fn parquet_rows(path: &Path) -> Result<usize> {
-    ParquetReader::new(open(path)?).num_rows().map_err(|e| polars_error(path, e))
+    let mut file = open(path)?;
+    guarded(|| read_metadata(&mut file)).map(|m| m.num_rows).map_err(|e| unreadable(path, &e))
+}
+
+/// The names of those columns of a file that are wanted.
+///
+/// Errors: two columns of one name; none that is wanted.
+fn choose<'a>(path: &Path, names: &[&'a str], wanted: Wanted) -> Result<Vec<&'a str>> {
+    let mut seen = BTreeSet::new();
+    let chosen: Vec<&str> = names.iter().copied().filter(|name| wanted.has(name)).collect();
+    if let Some(twice) = chosen.iter().find(|name| !seen.insert(**name)) {
+        return Err(Error::user(format!("{}: two columns are called `{twice}`", path.display()))
+            .hint("give each column a name of its own"));
+    }
+    if chosen.is_empty() {
+        let found = names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+        let found = if found.is_empty() { "none".into() } else { found };
+        return Err(Error::user(format!("{}: no column that is read; found {found}", path.display()))
+            .hint("name the columns after what they hold, or map them with `columns`"));
+    }
+    Ok(chosen)
 }
 
 /// The rows of a part of a Parquet file; `start` and `end` of the part count rows.
-pub(super) fn parquet(path: &Path, part: &Segment, limit: usize, take: Take) -> Result<Passage> {
-    let mut reader = ParquetReader::new(open(path)?);
-    let total = reader.num_rows().map_err(|e| polars_error(path, e))?;
-    let metadata = reader.get_metadata().map_err(|e| polars_error(path, e))?.clone();
+pub(super) fn parquet(path: &Path, part: &Segment, wanted: Wanted, limit: usize, take: Take) -> Result<Passage> {
+    let mut file = open(path)?;
+    let wrong = |e: String| unreadable(path, &e);
+    let metadata = guarded(|| read_metadata(&mut file)).map_err(wrong)?;
+    let total = metadata.num_rows;
     let end = usize::try_from(part.end).unwrap_or(usize::MAX).min(total);
     let (first, mut passage) = (part.start as usize, Passage::default());
     let rows = end.saturating_sub(first).min(limit);
+    if rows == 0 {
+        return Ok(passage);
+    }
+    let types = metadata.schema().fields();
+    let names: Vec<&str> = types.iter().map(|t| t.name()).collect();
+    let chosen = choose(path, &names, wanted)?;
+    let types: Vec<_> = types.iter().filter(|t| chosen.contains(&t.name())).cloned().collect();
+    let schema = guarded(|| Ok::<_, String>(parquet_to_arrow_schema(&types))).map_err(wrong)?;
+    let fields: Vec<Field> = schema.iter_values().cloned().collect();
+    let bytes = guarded(|| match ReaderBytes::from(&mut file) {
+        ReaderBytes::Owned(bytes) => Ok(bytes),
+        ReaderBytes::Borrowed(bytes) => Err(format!("{} bytes in memory, expected a file", bytes.len())),
+    })
+    .map_err(wrong)?;
     while passage.rows < rows {
         let at = first + passage.rows;
-        // Slices end where a row group ends, so that none is unpacked twice more than its size asks for.
-        let (mut begins, mut slice) = (0, rows - passage.rows);
-        for group in &metadata.row_groups {
-            let next = begins + group.num_rows();
-            if (begins..next).contains(&at) {
-                let row_bytes = (group.total_byte_size() / group.num_rows().max(1)).max(1);
-                slice = slice.min(next - at).min((SLICE_BYTES / row_bytes).max(64));
-            }
-            begins = next;
-        }
-        let mut reader = ParquetReader::new(open(path)?);
-        reader.set_metadata(metadata.clone());
-        let frame = reader.with_slice(Some((at, slice))).finish().map_err(|e| polars_error(path, e))?;
-        let columns: Vec<Series> = frame.columns().iter().map(|c| c.as_materialized_series().clone()).collect();
-        let read = rows_of(path, &columns, at, usize::MAX, true, take)?;
-        if read == 0 {
+        let Some((group, begins)) = group_of(&metadata.row_groups, at) else {
             return Err(Error::user(format!("{}: ends after {at} of {total} rows", path.display())));
-        }
-        passage.rows += read;
+        };
+        // Slices end where a row group ends, so that none is unpacked twice more than its size asks for.
+        let unpacked: usize = chosen.iter().flat_map(|n| group.columns_under_root_iter(n)).flatten().map(size).sum();
+        let row_bytes = (unpacked / group.num_rows().max(1)).max(1);
+        let left = begins + group.num_rows() - at;
+        let height = (rows - passage.rows).min(left).min((SLICE_BYTES / row_bytes).max(64));
+        let here = at - begins..at - begins + height;
+        // One by one: where many threads wait for these rows, none would be left to decode them.
+        let column = |field: &Field| Column {
+            name: field.name.to_string(),
+            cells: guarded(|| decode(&bytes, group, field, here.clone())),
+        };
+        let columns: Vec<Column> = fields.iter().map(column).collect();
+        rows_of(path, &columns, at, height, wanted, take)?;
+        passage.rows += height;
     }
     Ok(passage)
 }
 
+fn size(column: &polars_parquet::read::ColumnChunkMetadata) -> usize {
+    usize::try_from(column.uncompressed_size()).unwrap_or(0)
+}
+
+/// The row group of row `at`, and the rows before it.
+fn group_of(groups: &[RowGroupMetadata], at: usize) -> Option<(&RowGroupMetadata, usize)> {
+    let mut begins = 0;
+    groups.iter().find_map(|group| {
+        let before = begins;
+        begins += group.num_rows();
+        (before..begins).contains(&at).then_some((group, before))
+    })
+}
+
+/// Some rows of a column of a row group.
+fn decode(
+    file: &Buffer<u8>,
+    group: &RowGroupMetadata,
+    field: &Field,
+    rows: Range<usize>,
+) -> Result<Vec<Box<dyn Array>>, String> {
+    let chunks = group.columns_under_root_iter(&field.name).ok_or("a row group does not have it")?;
+    let (mut pages, mut types) = (Vec::new(), Vec::new());
+    for chunk in chunks {
+        let at = chunk.byte_range();
+        let at = at.start as usize..at.end as usize;
+        if at.start > at.end || at.end > file.len() {
+            return Err("its pages lie outside the file".into());
+        }
+        let reader = PageReader::new(Cursor::new(file.clone().sliced(at)), chunk, Vec::new(), usize::MAX);
+        pages.push(BasicDecompressor::new(reader, Vec::new()));
+        types.push(&chunk.descriptor().descriptor.primitive_type);
+    }
+    let mut field = field.clone();
+    field.dtype = refined(field.dtype, &mut types.iter().copied());
+    let height = rows.len();
+    let (arrays, _) =
+        column_iter_to_arrays(pages, types, field, Some(Filter::Range(rows))).map_err(|e| e.to_string())?;
+    match arrays.iter().map(|a| a.len()).sum::<usize>() {
+        found if found == height => Ok(arrays),
+        found => Err(format!("it has {found} cells for {height} rows")),
+    }
+}
+
+/// The type with what Parquet's own types say and polars' reading of them leaves out; `leaves` are the column's, in order.
+fn refined<'a>(dtype: ArrowDataType, leaves: &mut dyn Iterator<Item = &'a PrimitiveType>) -> ArrowDataType {
+    use ArrowDataType::*;
+    let mut inside = |field: Box<Field>| {
+        let mut field = *field;
+        field.dtype = refined(field.dtype, &mut *leaves);
+        Box::new(field)
+    };
+    match dtype {
+        LargeList(item) => LargeList(inside(item)),
+        List(item) => List(inside(item)),
+        FixedSizeList(item, n) => FixedSizeList(inside(item), n),
+        Map(item, sorted) => Map(inside(item), sorted),
+        Struct(fields) => Struct(fields.into_iter().map(|f| *inside(Box::new(f))).collect()),
+        plain => {
+            let Some(leaf) = leaves.next() else { return plain };
+            let logical = (leaf.logical_type, leaf.converted_type);
+            match (plain, leaf.physical_type, logical) {
+                (
+                    _,
+                    PhysicalType::ByteArray,
+                    (Some(PrimitiveLogicalType::Json), _) | (_, Some(PrimitiveConvertedType::Json)),
+                ) => Extension(Box::new(ExtensionType { name: cells::JSON.into(), inner: Utf8View, metadata: None })),
+                (
+                    _,
+                    PhysicalType::ByteArray,
+                    (Some(PrimitiveLogicalType::Enum), _) | (_, Some(PrimitiveConvertedType::Enum)),
+                ) => Utf8View,
+                (_, PhysicalType::FixedLenByteArray(2), (Some(PrimitiveLogicalType::Float16), _)) => Float16,
+                (Decimal(precision, scale), PhysicalType::FixedLenByteArray(17..), _) => Decimal256(precision, scale),
+                (plain, ..) => plain,
+            }
+        }
+    }
+}
+
 /// The rows of an Arrow IPC file or stream (which `datasets` writes), a record batch at a time.
-pub(super) fn ipc(path: &Path, limit: usize, take: Take) -> Result<Passage> {
+pub(super) fn ipc(path: &Path, wanted: Wanted, limit: usize, take: Take) -> Result<Passage> {
     let mut file = open(path)?;
     let mut magic = [0u8; 6];
     let n = file.read(&mut magic).map_err(|e| io_error("reading", path, e))?;
     file.rewind().map_err(|e| io_error("reading", path, e))?;
-    let wrong = |e| polars_error(path, e);
+    let wrong = |e: String| unreadable(path, &e);
+    let mut file = BufReader::with_capacity(1 << 20, file);
     let mut passage = Passage::default();
-    let mut batch = |names: &ArrowSchema, arrays: Vec<ArrayRef>| -> Result<bool> {
-        let series = names.iter_values().zip(arrays).map(|(field, array)| Series::try_from((field, array)));
-        let columns = series.collect::<PolarsResult<Vec<_>>>().map_err(wrong)?;
-        passage.rows += rows_of(path, &columns, passage.rows, limit - passage.rows, true, take)?;
+    let mut batch = |schema: &IpcColumns, arrays: Vec<Box<dyn Array>>| -> Result<bool> {
+        let height = arrays.first().map_or(0, |a| a.len()).min(limit - passage.rows);
+        let column = |(name, cells): (&String, Box<dyn Array>)| Column { name: name.clone(), cells: Ok(vec![cells]) };
+        let foreign = |name: &String| Column { name: name.clone(), cells: Err(FOREIGN.into()) };
+        let columns = schema.names.iter().zip(arrays).map(column).chain(schema.foreign.iter().map(foreign));
+        rows_of(path, &columns.collect::<Vec<_>>(), passage.rows, height, wanted, take)?;
+        passage.rows += height;
         Ok(passage.rows < limit)
     };
-    let mut file = BufReader::with_capacity(1 << 20, file);
     if n == 6 && &magic == b"ARROW1" {
-        let metadata = arrow::read_file_metadata(&mut file).map_err(wrong)?;
-        let schema = metadata.schema.clone();
-        for chunk in arrow::FileReader::new(file, metadata, None, None) {
-            if !batch(&schema, chunk.map_err(wrong)?.into_arrays())? {
+        let metadata = schema::of_file(&mut file).map_err(wrong)?;
+        let columns = IpcColumns::of(path, &metadata.schema, wanted)?;
+        let places = Some(columns.places.clone());
+        let reader = guarded(|| Ok::<_, String>(ipc_read::FileReader::new(file, metadata, places, None)));
+        let mut reader = reader.map_err(wrong)?;
+        while let Some(chunk) = guarded(|| reader.next().transpose()).map_err(wrong)? {
+            if !batch(&columns, chunk.into_arrays())? {
                 break;
             }
         }
     } else {
-        let metadata = arrow::read_stream_metadata(&mut file).map_err(wrong)?;
-        let schema = metadata.schema.clone();
-        for state in arrow::StreamReader::new(file, metadata, None) {
-            let arrow::StreamState::Some(chunk) = state.map_err(wrong)? else { break };
-            if !batch(&schema, chunk.into_arrays())? {
+        let metadata = schema::of_stream(&mut file).map_err(wrong)?;
+        let columns = IpcColumns::of(path, &metadata.schema, wanted)?;
+        let places = Some(columns.places.clone());
+        let reader = guarded(|| Ok::<_, String>(ipc_read::StreamReader::new(file, metadata, places)));
+        let mut reader = reader.map_err(wrong)?;
+        while let Some(state) = guarded(|| reader.next().transpose()).map_err(wrong)? {
+            let ipc_read::StreamState::Some(chunk) = state else { break };
+            if !batch(&columns, chunk.into_arrays())? {
                 break;
             }
         }
@@ -92,34 +270,78 @@ pub(super) fn ipc(path: &Path, limit: usize, take: Take) -> Result<Passage> {
     Ok(passage)
 }
 
-/// The rows of some columns, the first of which is row `before + 1` of the file. Columnar files give every message every
-/// key of the column, so a null inside a list or struct means that the key was not there (`typed`).
+/// Why a column of a type that polars has no form of is not read.
+const FOREIGN: &str = "it is run-end encoded, a list view or an interval of days and milliseconds";
+
+/// The columns of an Arrow file that are wanted.
+struct IpcColumns {
+    names: Vec<String>,
+    /// Where they stand in the schema.
+    places: Vec<usize>,
+    /// Those that are wanted and cannot be decoded.
+    foreign: Vec<String>,
+}
+
+impl IpcColumns {
+    fn of(path: &Path, schema: &ArrowSchema, wanted: Wanted) -> Result<Self> {
+        let all: Vec<Known> = schema.iter_values().map(|f| schema::known(&f.name)).collect();
+        let names = |foreign: bool| {
+            all.iter().enumerate().filter_map(move |(i, column)| match column {
+                Known::Column(name) if !foreign => Some((i, *name)),
+                Known::Foreign(name) if foreign => Some((i, *name)),
+                _ => None,
+            })
+        };
+        let every: Vec<&str> = names(false).chain(names(true)).map(|(_, name)| name).collect();
+        let chosen = choose(path, &every, wanted)?;
+        let is_chosen = |(_, name): &(usize, &str)| chosen.contains(name);
+        let (places, names_) = names(false).filter(is_chosen).map(|(i, name)| (i, name.to_string())).unzip();
+        let foreign = names(true).filter(is_chosen).map(|(_, name)| name.to_string()).collect();
+        let columns = Self { places, names: names_, foreign };
+        match columns.places.is_empty() {
+            true => Err(unreadable(path, &format!("no column of it can be decoded: {FOREIGN}"))),
+            false => Ok(columns),
+        }
+    }
+}
+
+/// Hands on `height` rows of some columns, the first of which is row `before + 1` of the file.
 pub(super) fn rows_of(
     path: &Path,
-    columns: &[Series],
+    columns: &[Column],
     before: usize,
-    limit: usize,
-    typed: bool,
+    height: usize,
+    wanted: Wanted,
     take: Take,
-) -> Result<usize> {
-    let height = columns.first().map_or(0, |c| c.len()).min(limit);
+) -> Result<()> {
     let mut start = 0;
     while start < height {
         let size = CHUNK_ROWS.min(height - start);
         let mut rows: Vec<Columns> = vec![Map::new(); size];
         for column in columns {
-            for (i, value) in column.slice(start as i64, size).rechunk().iter().enumerate() {
-                let value = json_of(value).map_err(|kind| {
-                    Error::user(format!(
-                        "{}: column `{}` has values of kind {kind}, which no row format uses",
-                        Place { path, line: before + start + i + 1 },
-                        column.name()
-                    ))
+            let name = &column.name;
+            let refused = |i: usize, why: &str| {
+                let place = Place { path, line: before + start + i + 1 };
+                Error::user(format!("{place}: column `{name}` cannot be read: {why}"))
                     .hint("write the column as text, numbers, lists or structs, or leave it out")
-                })?;
-                if !(typed && value.is_null()) {
-                    rows[i].insert(column.name().to_string(), value);
-                }
+            };
+            let arrays = match &column.cells {
+                Ok(arrays) => arrays.as_slice(),
+                Err(_) if wanted.forgives() => &[],
+                Err(why) => return Err(refused(0, why)),
+            };
+            let places = arrays.iter().flat_map(|array| (0..array.len()).map(move |i| (array.as_ref(), i)));
+            let mut places = places.skip(start);
+            for (i, row) in rows.iter_mut().enumerate() {
+                let value = match places.next() {
+                    Some((array, at)) => guarded(|| cell(array, at)),
+                    None => Ok(Value::Null),
+                };
+                let value = match value {
+                    Err(_) if wanted.forgives() => Value::Null,
+                    value => value.map_err(|kind| refused(i, &format!("its values are of kind {kind}")))?,
+                };
+                row.insert(name.clone(), value);
             }
         }
         let line = |i: usize| before + start + i + 1;
@@ -127,39 +349,5 @@ pub(super) fn rows_of(
         take(chunk.map(|(i, columns)| RawRow { line: line(i), body: Body::Columns(columns) }).collect())?;
         start += size;
     }
-    Ok(height)
-}
-
-/// A polars value as JSON; `Err` is the name of a kind that has no JSON form.
-fn json_of(value: AnyValue) -> Result<Value, String> {
-    Ok(match value {
-        AnyValue::Null => Value::Null,
-        AnyValue::Boolean(b) => b.into(),
-        AnyValue::String(s) => s.into(),
-        AnyValue::StringOwned(s) => s.as_str().into(),
-        AnyValue::Int8(n) => n.into(),
-        AnyValue::Int16(n) => n.into(),
-        AnyValue::Int32(n) => n.into(),
-        AnyValue::Int64(n) => n.into(),
-        AnyValue::UInt8(n) => n.into(),
-        AnyValue::UInt16(n) => n.into(),
-        AnyValue::UInt32(n) => n.into(),
-        AnyValue::UInt64(n) => n.into(),
-        AnyValue::Float32(x) => f64::from(x).into(),
-        AnyValue::Float64(x) => x.into(),
-        AnyValue::List(series) => Value::Array(series.iter().map(json_of).collect::<Result<_, _>>()?),
-        AnyValue::Struct(..) | AnyValue::StructOwned(_) => {
-            let names: Vec<String> = match &value {
-                AnyValue::Struct(_, _, fields) => fields.iter().map(|f| f.name.to_string()).collect(),
-                AnyValue::StructOwned(payload) => payload.1.iter().map(|f| f.name.to_string()).collect(),
-                _ => Vec::new(),
-            };
-            let mut values = Vec::new();
-            value._materialize_struct_av(&mut values);
-            let pairs = names.into_iter().zip(values).map(|(name, v)| Ok((name, json_of(v)?)));
-            let pairs = pairs.collect::<Result<Vec<_>, String>>()?;
-            Value::Object(pairs.into_iter().filter(|(_, v)| !v.is_null()).collect())
-        }
-        other => return Err(other.dtype().to_string()),
-    })
+    Ok(())
 }

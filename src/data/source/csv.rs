@@ -2,8 +2,8 @@
 //!
 //! Every column is text: a guess of types would turn an answer `007` into 7.
 
-use super::columnar::{polars_error, rows_of};
-use super::{BOM, CHUNK_BYTES, Passage, Segment, Take, open};
+use super::columnar::{Column, polars_error, rows_of};
+use super::{BOM, CHUNK_BYTES, Passage, Segment, Take, Wanted, open};
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
 use polars::prelude::*;
@@ -151,8 +151,12 @@ pub(super) fn read(path: &Path, part: &Segment, limit: usize, take: Take) -> Res
             ))
             .hint("is a quote inside a field written twice, and every field with a comma or a line break quoted?"));
         }
-        let columns: Vec<Series> = frame.columns().iter().map(|c| c.as_materialized_series().clone()).collect();
-        rows_of(path, &columns, at, usize::MAX, false, take)?;
+        let column = |c: &polars::prelude::Column| Column {
+            name: c.name().to_string(),
+            cells: Ok(c.as_materialized_series().chunks().clone()),
+        };
+        let columns: Vec<Column> = frame.columns().iter().map(column).collect();
+        rows_of(path, &columns, at, rows, Wanted::Every, take)?;
         passage.rows += rows;
     }
     Ok(passage)

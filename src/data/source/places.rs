@@ -3,6 +3,7 @@
 use super::{EXTENSIONS, extension};
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
+use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
 /// The files of a path, sorted by name: the file itself, those in a folder (not in folders below it, nor hidden ones),
@@ -37,13 +38,54 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// What stands beside rows as JSON and holds none.
+const ABOUT: [&str; 2] = ["dataset_info.json", "dataset_infos.json"];
+
+/// The files of a folder that `Dataset.save_to_disk` wrote, in its order; none of another folder.
+fn saved(path: &Path) -> Result<Option<Vec<PathBuf>>> {
+    #[derive(Deserialize)]
+    struct File {
+        filename: String,
+    }
+    #[derive(Deserialize)]
+    struct State {
+        #[serde(rename = "_data_files")]
+        files: Vec<File>,
+    }
+    #[derive(Deserialize)]
+    struct Splits {
+        splits: Vec<String>,
+    }
+    let read = |name: &str| std::fs::read(path.join(name)).ok();
+    if let Some(Splits { splits }) = read("dataset_dict.json").and_then(|text| serde_json::from_slice(&text).ok()) {
+        return match splits.as_slice() {
+            [one] => folder(&path.join(one)).map(Some),
+            several => {
+                Err(Error::user(format!("{}: a data set of several splits: {}", path.display(), several.join(", ")))
+                    .hint(format!("name one, such as {}", path.join(several.first().map_or("train", |s| s)).display())))
+            }
+        };
+    }
+    let state = read("state.json").and_then(|text| serde_json::from_slice::<State>(&text).ok());
+    let Some(State { files }) = state else { return Ok(None) };
+    let files: Vec<PathBuf> = files.iter().map(|file| path.join(&file.filename)).collect();
+    match files.iter().find(|file| !file.is_file()) {
+        Some(missing) => Err(Error::user(format!("{}: state.json names it, and it is not there", missing.display()))
+            .hint("copy the folder whole, as save_to_disk wrote it")),
+        None => Ok(Some(files)),
+    }
+}
+
 fn folder(path: &Path) -> Result<Vec<PathBuf>> {
+    if let Some(files) = saved(path)? {
+        return Ok(files);
+    }
     let entries = std::fs::read_dir(path).map_err(|e| io_error("reading", path, e))?;
     let (mut found, mut others) = (Vec::new(), Vec::new());
     for entry in entries {
         let entry = entry.map_err(|e| io_error("reading", path, e))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with('.') || !entry.path().is_file() {
+        if name.starts_with('.') || ABOUT.contains(&name.as_str()) || !entry.path().is_file() {
             continue;
         }
         match EXTENSIONS.contains(&extension(&entry.path()).as_str()) {
@@ -64,6 +106,32 @@ fn folder(path: &Path) -> Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn folders_of_the_datasets_library_are_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let saved = |name: &str, files: &[&str]| {
+            std::fs::create_dir_all(folder.path().join(name)).unwrap();
+            let list = files.iter().map(|f| serde_json::json!({ "filename": f })).collect::<Vec<_>>();
+            let state = serde_json::json!({ "_data_files": list, "_split": name });
+            std::fs::write(folder.path().join(name).join("state.json"), state.to_string()).unwrap();
+            std::fs::write(folder.path().join(name).join("dataset_info.json"), "{}").unwrap();
+            files.iter().for_each(|f| std::fs::write(folder.path().join(name).join(f), "").unwrap());
+        };
+        let shards = ["data-00001-of-00002.arrow", "data-00000-of-00002.arrow"];
+        saved("train", &shards);
+        saved("test", &["data-00000-of-00001.arrow"]);
+        let train = files(&folder.path().join("train")).unwrap();
+        assert_eq!(train, shards.map(|f| folder.path().join("train").join(f)), "in the order that is written there");
+        let dict = |splits: &str| std::fs::write(folder.path().join("dataset_dict.json"), splits).unwrap();
+        dict(r#"{"splits": ["train", "test"]}"#);
+        let e = files(folder.path()).unwrap_err();
+        assert!(e.message().contains("several splits: train, test") && e.to_string().contains("/train"), "{e}");
+        dict(r#"{"splits": ["train"]}"#);
+        assert_eq!(files(folder.path()).unwrap(), train);
+        std::fs::remove_file(&train[0]).unwrap();
+        assert!(files(folder.path()).unwrap_err().message().contains("is not there"));
+    }
 
     #[test]
     fn folders_and_patterns_are_sorted_files() {

@@ -180,7 +180,7 @@ impl Cutter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::source::{Take, read};
+    use crate::data::source::{Take, Wanted, read};
 
     fn lines_of(path: &Path, layout: &Layout) -> Vec<(usize, String)> {
         let mut found = Vec::new();
@@ -192,7 +192,7 @@ mod tests {
                 }
                 Ok(())
             };
-            let passage = read(path, layout.kind, segment, usize::MAX, take).unwrap();
+            let passage = read(path, layout.kind, segment, Wanted::Every, usize::MAX, take).unwrap();
             let lines = segment.lines.unwrap();
             assert!(passage.rows <= lines && lines <= passage.rows + passage.blank);
         }

@@ -1,6 +1,7 @@
 //! Rows written as files: JSON Lines as they come, or Parquet through polars.
 
 use super::columnar::polars_error;
+use crate::data::json;
 use crate::error::{Error, Result};
 use crate::fsutil::{io_error, write_atomic};
 use polars::prelude::*;
@@ -23,7 +24,8 @@ pub fn write_each(path: &Path, fill: impl FnOnce(&mut dyn FnMut(&Value) -> Resul
         "jsonl" | "ndjson" => {
             let mut failed = None;
             let lines = write_atomic(path, |out| {
-                let mut put = |row: &Value| writeln!(out, "{row}").map_err(|e| io_error("writing", path, e));
+                let mut put =
+                    |row: &Value| writeln!(out, "{}", json::text(row)).map_err(|e| io_error("writing", path, e));
                 fill(&mut put).map_err(|e| {
                     failed = Some(e);
                     std::io::Error::other("the rows end in an error")
@@ -35,7 +37,15 @@ pub fn write_each(path: &Path, fill: impl FnOnce(&mut dyn FnMut(&Value) -> Resul
             let (mut text, mut rows) = (Vec::new(), 0);
             fill(&mut |row| {
                 rows += 1;
-                writeln!(text, "{row}").map_err(|e| io_error("keeping rows of", path, e))
+                let line = row.to_string();
+                if json::unmarked(line.clone()) != line {
+                    return Err(Error::user(format!(
+                        "{}: row {rows} has a number that no column of a Parquet file holds",
+                        path.display()
+                    ))
+                    .hint("write .jsonl, or the number as text"));
+                }
+                writeln!(text, "{line}").map_err(|e| io_error("keeping rows of", path, e))
             })?;
             parquet(path, text, rows)
         }

@@ -9,9 +9,10 @@ mod rows;
 
 use super::record::{Choice, Columns, Kind, NewCandidate, NewPair, NewPrompt, NewVote};
 use super::store::Store;
+use crate::data::json;
 use crate::data::record::Place;
 use crate::data::scrub::Scrubber;
-use crate::data::source;
+use crate::data::source::{self, Wanted};
 use crate::error::{Context, Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
@@ -119,7 +120,7 @@ pub fn read(path: &Path, options: &Options) -> Result<Vec<Item>> {
     let mut items: Vec<Item> = Vec::new();
     let mut format = options.format;
     let mut lines: HashMap<String, (usize, Value)> = HashMap::new();
-    source::for_each_chunk(path, None, |chunk| {
+    source::for_each_chunk_of(Wanted::Readable, path, None, |chunk| {
         for raw in chunk {
             let line = raw.line;
             let place = Place { path, line };
@@ -310,11 +311,12 @@ fn verdicts(pick: Pick, answers: usize, annotator: &str) -> Vec<Verdict> {
 
 /// Columns that name a prompt by a number or text of their own.
 fn own_id(columns: &Columns) -> Option<String> {
-    let id = ["prompt_id", "external_id", "id", "key"].into_iter().find_map(|k| columns.get(k))?;
+    let id =
+        ["prompt_id", "external_id", "id", "key"].into_iter().find_map(|k| columns.get(k).filter(|v| !v.is_null()))?;
     match id {
         Value::String(text) if !text.is_empty() => Some(text.clone()),
         Value::Number(n) => Some(n.to_string()),
-        _ => None,
+        other => json::digits(other).map(String::from),
     }
 }
 

@@ -41,12 +41,16 @@ pub fn completions(samples: &[Sample]) -> Numbers {
     found
 }
 
-/// `reward`, `reward_std`, and `rewards/NAME/mean` and `/std` of each source.
+/// `reward`, `reward_std`, and `rewards/NAME/mean` and `/std` of each source, over the answers that it said something
+/// of; none of a source that abstained throughout.
 pub fn rewards<'n>(samples: &[Sample], names: impl Iterator<Item = &'n str>) -> Numbers {
     let all: Vec<f64> = samples.iter().map(|s| s.reward).collect();
     let mut found = vec![("reward".to_string(), mean(&all)), ("reward_std".to_string(), deviation(&all))];
     for (i, name) in names.enumerate() {
-        let one: Vec<f64> = samples.iter().map(|s| s.rewards[i]).collect();
+        let one: Vec<f64> = samples.iter().map(|s| s.rewards[i]).filter(|r| !r.is_nan()).collect();
+        if one.is_empty() {
+            continue;
+        }
         found.push((format!("rewards/{name}/mean"), mean(&one)));
         found.push((format!("rewards/{name}/std"), deviation(&one)));
     }

@@ -1,0 +1,206 @@
+//! JSON whose rows do not stand on lines of their own: a list of objects, objects that take several lines each, or
+//! several such values one after another. The file is cut into its values here; what is in them is parsed elsewhere.
+
+use super::{BOM, Body, CHUNK_BYTES, CHUNK_ROWS, Passage, RawRow, Take, open};
+use crate::error::{Error, Result};
+use crate::fsutil::io_error;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+/// Whether the file begins with a list, or with an object that goes on in the next line.
+pub(super) fn begins_one(path: &Path) -> Result<bool> {
+    let mut bytes = Bytes::open(path)?;
+    match bytes.filled()? {
+        Some(b'[') => Ok(true),
+        // A line that ends inside a text is a broken line: no text goes over its end.
+        Some(b'{') => {
+            let mut value = Value::default();
+            while let Some(byte) = bytes.peek()?.filter(|b| *b != b'\n') {
+                bytes.pass(byte);
+                if value.step(byte) {
+                    return Ok(false);
+                }
+            }
+            Ok(!value.quoted && bytes.filled()?.is_some())
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Finds where a value ends.
+#[derive(Default)]
+struct Value {
+    depth: usize,
+    quoted: bool,
+    escaped: bool,
+}
+
+impl Value {
+    /// Whether the object, list or text that was begun ends with this byte.
+    fn step(&mut self, byte: u8) -> bool {
+        if self.quoted {
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' => self.escaped = true,
+                b'"' => self.quoted = false,
+                _ => {}
+            }
+            return !self.quoted && self.depth == 0;
+        }
+        match byte {
+            b'"' => self.quoted = true,
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' => {
+                self.depth = self.depth.saturating_sub(1);
+                return self.depth == 0;
+            }
+            _ => {}
+        }
+        false
+    }
+}
+
+/// Where in the file the next value stands.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum State {
+    /// Beside every list.
+    Top,
+    /// In a list, after its bracket or a comma.
+    Open { first: bool },
+    /// In a list, after a value.
+    Closed,
+}
+
+/// The bytes of a file with their places.
+struct Bytes<'a> {
+    path: &'a Path,
+    reader: BufReader<File>,
+    line: usize,
+    column: usize,
+}
+
+impl<'a> Bytes<'a> {
+    fn open(path: &'a Path) -> Result<Self> {
+        let mut reader = BufReader::with_capacity(1 << 20, open(path)?);
+        if reader.fill_buf().map_err(|e| io_error("reading", path, e))?.starts_with(BOM) {
+            reader.consume(BOM.len());
+        }
+        Ok(Self { path, reader, line: 1, column: 1 })
+    }
+
+    /// The next byte that is no space.
+    fn filled(&mut self) -> Result<Option<u8>> {
+        while let Some(byte) = self.peek()?.filter(u8::is_ascii_whitespace) {
+            self.pass(byte);
+        }
+        self.peek()
+    }
+
+    fn peek(&mut self) -> Result<Option<u8>> {
+        Ok(self.reader.fill_buf().map_err(|e| io_error("reading", self.path, e))?.first().copied())
+    }
+
+    /// Takes the byte that was looked at.
+    fn pass(&mut self, byte: u8) {
+        self.reader.consume(1);
+        match byte {
+            b'\n' => (self.line, self.column) = (self.line + 1, 1),
+            _ => self.column += 1,
+        }
+    }
+
+    fn wrong(&self, what: &str) -> Error {
+        Error::user(format!("{}: bad JSON: {what} (line {}, column {})", self.path.display(), self.line, self.column))
+    }
+
+    /// A value from its first byte on.
+    fn value(&mut self, row: usize) -> Result<Vec<u8>> {
+        let (mut bytes, mut value, began) = (Vec::new(), Value::default(), self.line);
+        while let Some(byte) = self.peek()? {
+            // A number or a word ends before what follows it.
+            let plain = value.depth == 0 && !value.quoted && !matches!(byte, b'{' | b'[' | b'"');
+            if plain && (byte.is_ascii_whitespace() || matches!(byte, b',' | b']' | b'}' | b':')) {
+                if bytes.is_empty() {
+                    self.pass(byte);
+                    return Err(self.wrong(&format!("`{}` where row {row} begins", char::from(byte))));
+                }
+                return Ok(bytes);
+            }
+            self.pass(byte);
+            bytes.push(byte);
+            if value.step(byte) {
+                return Ok(bytes);
+            }
+        }
+        match value.depth == 0 && !value.quoted {
+            true => Ok(bytes),
+            false => Err(self
+                .wrong(&format!("the file ends inside row {row}, which begins in line {began}"))
+                .hint("was the file written completely?")),
+        }
+    }
+}
+
+/// The rows of a file. In a list they are counted; others have the line in which they begin.
+pub(super) fn read(path: &Path, limit: usize, take: Take) -> Result<Passage> {
+    let mut bytes = Bytes::open(path)?;
+    let mut passage = Passage::default();
+    let (mut chunk, mut size, mut state) = (Vec::new(), 0, State::Top);
+    while passage.rows < limit {
+        let row = passage.rows + 1;
+        let Some(byte) = bytes.filled()? else {
+            if state == State::Top {
+                break;
+            }
+            return Err(bytes
+                .wrong(&format!("the file ends inside its list, before row {row}"))
+                .hint("was the file written completely?"));
+        };
+        state = match (state, byte) {
+            (State::Top, b'[') => {
+                bytes.pass(byte);
+                State::Open { first: true }
+            }
+            (State::Open { first: true } | State::Closed, b']') => {
+                bytes.pass(byte);
+                State::Top
+            }
+            (State::Closed, b',') => {
+                bytes.pass(byte);
+                State::Open { first: false }
+            }
+            (State::Open { first: false }, b']') => {
+                return Err(bytes.wrong("a comma stands before the end of the list").hint("remove the last comma"));
+            }
+            (State::Top, b',') => {
+                return Err(bytes
+                    .wrong("a comma between rows that stand in no list")
+                    .hint("remove the commas between them, or put all rows into one list: [ …, … ]"));
+            }
+            (State::Closed, _) => return Err(bytes.wrong("expected `,` or `]` after a row of the list")),
+            (place, _) => {
+                let begins = [bytes.line, bytes.column];
+                let value = bytes.value(row)?;
+                let text = String::from_utf8(value).map_err(|e| {
+                    let valid = e.utf8_error().valid_up_to();
+                    Error::user(format!("{}:{}: not UTF-8 (byte {} of the row)", path.display(), begins[0], valid + 1))
+                        .hint("convert the file with: iconv -f LATIN1 -t UTF-8")
+                })?;
+                passage.rows += 1;
+                size += text.len();
+                let line = if place == State::Top { begins[0] } else { passage.rows };
+                chunk.push(RawRow { line, body: Body::Value(text, begins) });
+                if chunk.len() == CHUNK_ROWS || size > CHUNK_BYTES {
+                    take(std::mem::take(&mut chunk))?;
+                    size = 0;
+                }
+                if place == State::Top { State::Top } else { State::Closed }
+            }
+        };
+    }
+    if !chunk.is_empty() {
+        take(chunk)?;
+    }
+    Ok(passage)
+}
