@@ -10,7 +10,7 @@ use super::items::{Item, Sequence};
 use super::maker::{Maker, Part};
 use super::mix::Mix;
 use super::spec::{Overflow, RowFormat, SourceSpec, Sources, Supervise};
-use super::summary::{FileSummary, Quantiles, Share, Summary};
+use super::summary::{FileSummary, Noted, Quantiles, Share, Summary};
 use super::tokenizer::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::fsutil::hex;
@@ -62,6 +62,20 @@ pub fn load(
     Dataset::open(&Sources(vec![source]), tokenizer, options, &Cache::off())
 }
 
+/// What the rows of all parts have noted, each kind with its first place.
+fn noted(parts: &[Part]) -> Vec<Noted> {
+    let mut found: Vec<Noted> = Vec::new();
+    for part in parts {
+        for (note, rows, line) in part.tokens.facts.notes.iter() {
+            match found.iter_mut().find(|n| n.note == note) {
+                Some(noted) => noted.rows += rows,
+                None => found.push(Noted { note, rows, path: part.path.to_path_buf(), line: part.before + line }),
+            }
+        }
+    }
+    found
+}
+
 impl<T: Item> Dataset<T> {
     /// The items of all sources; token ids are taken from the cache where it has them.
     pub fn open(sources: &Sources, tokenizer: &ChatTokenizer, options: &EncodeOptions, cache: &Cache) -> Result<Self> {
@@ -70,6 +84,7 @@ impl<T: Item> Dataset<T> {
         let counts = sources.0.iter().map(|source| maker.source(source)).collect::<Result<Vec<_>>>()?;
         let (parts, files) = maker.finish();
         let split_boundaries = parts.iter().map(|p| p.tokens.facts.split_boundaries).sum();
+        let notes = noted(&parts);
         let mut dataset = Self {
             parts: Arc::new(parts),
             views: None,
@@ -77,7 +92,7 @@ impl<T: Item> Dataset<T> {
             max_len: options.max_len,
             mix: Mix::plain(0),
             read: Arc::default(),
-            summary: Summary { split_boundaries, ..summary(files, began.elapsed().as_secs_f64()) },
+            summary: Summary { split_boundaries, notes, ..summary(files, began.elapsed().as_secs_f64()) },
             kind: PhantomData,
         };
         dataset.fit(options)?;
@@ -372,6 +387,7 @@ pub(super) fn summary(files: Vec<FileSummary>, seconds: f64) -> Summary {
         truncated: 0,
         split: 0,
         split_boundaries: 0,
+        notes: Vec::new(),
         tokens: 0,
         supervised_tokens: 0,
         lengths: Quantiles::default(),

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Changes whenever the same row and settings would give other ids or another mask.
-const ENCODING: u32 = 1;
+const ENCODING: u32 = 2;
 /// From this size on, tokens that are not kept go to a temporary file and not into memory.
 const LARGE: u64 = 256 << 20;
 
@@ -190,6 +190,7 @@ impl<T: Item> Job<'_, T> {
             for row in encoded {
                 let (line, made) = row?;
                 facts.split_boundaries += made.split_boundaries;
+                facts.notes.add(&made.notes, line - self.segment.before);
                 for item in made.examples {
                     let (sequences, _, value) = item.store();
                     for sequence in &sequences {

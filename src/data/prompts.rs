@@ -139,7 +139,7 @@ fn read(
         let (line, columns) = reading.columns(raw, &path)?;
         let place = record::Place { path: &path, line };
         let row = Row { line, record: record::read(columns.clone(), reading.format, place)? };
-        let (text, ids) = items::question(&row, &path, tokenizer)?;
+        let items::Question { text, ids, .. } = items::question(&row, &path, tokenizer)?;
         let columns = with_answer(columns, &row.record);
         Ok(PromptRow { ids, text, columns, format: reading.format, path: path.clone(), line })
     };

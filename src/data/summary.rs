@@ -1,6 +1,7 @@
 //! What was read, and what became of it, in numbers and in words.
 
 use super::RowFormat;
+use super::notes::Note;
 use crate::report;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -32,6 +33,15 @@ pub struct Share {
     pub per_epoch: usize,
 }
 
+/// Something that happened to some rows, and the first of them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Noted {
+    pub note: Note,
+    pub rows: usize,
+    pub path: PathBuf,
+    pub line: usize,
+}
+
 /// All that was read, and what became of it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
@@ -54,6 +64,8 @@ pub struct Summary {
     pub split: usize,
     /// Answers whose first token would have merged with the prompt; encoded in two pieces.
     pub split_boundaries: usize,
+    /// What happened to rows that their author should know of.
+    pub notes: Vec<Noted>,
     pub tokens: usize,
     pub supervised_tokens: usize,
     /// Lengths of the examples before the policy (of a pair, of its longer side).
@@ -163,6 +175,8 @@ impl Summary {
                 self.split_boundaries
             ));
         }
+        let noted = |n: &Noted| format!("{} (the first: {}:{})", n.note.words(n.rows), n.path.display(), n.line);
+        found.extend(self.notes.iter().map(noted));
         found
     }
 }
