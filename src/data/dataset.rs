@@ -10,7 +10,7 @@ use super::items::{Item, Sequence};
 use super::maker::{Maker, Part};
 use super::mix::Mix;
 use super::spec::{Overflow, RowFormat, SourceSpec, Sources, Supervise};
-use super::summary::{FileSummary, Noted, Quantiles, Share, Summary};
+use super::summary::{FileSummary, Quantiles, Share, Summary, gather};
 use super::tokenizer::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::fsutil::hex;
@@ -62,20 +62,6 @@ pub fn load(
     Dataset::open(&Sources(vec![source]), tokenizer, options, &Cache::off())
 }
 
-/// What the rows of all parts have noted, each kind with its first place.
-fn noted(parts: &[Part]) -> Vec<Noted> {
-    let mut found: Vec<Noted> = Vec::new();
-    for part in parts {
-        for (note, rows, line) in part.tokens.facts.notes.iter() {
-            match found.iter_mut().find(|n| n.note == note) {
-                Some(noted) => noted.rows += rows,
-                None => found.push(Noted { note, rows, path: part.path.to_path_buf(), line: part.before + line }),
-            }
-        }
-    }
-    found
-}
-
 impl<T: Item> Dataset<T> {
     /// The items of all sources; token ids are taken from the cache where it has them.
     pub fn open(sources: &Sources, tokenizer: &ChatTokenizer, options: &EncodeOptions, cache: &Cache) -> Result<Self> {
@@ -84,7 +70,8 @@ impl<T: Item> Dataset<T> {
         let counts = sources.0.iter().map(|source| maker.source(source)).collect::<Result<Vec<_>>>()?;
         let (parts, files) = maker.finish();
         let split_boundaries = parts.iter().map(|p| p.tokens.facts.split_boundaries).sum();
-        let notes = noted(&parts);
+        let mut notes = Vec::new();
+        parts.iter().for_each(|p| gather(&p.tokens.facts.notes, &p.path, p.before, &mut notes));
         let mut dataset = Self {
             parts: Arc::new(parts),
             views: None,
@@ -98,6 +85,8 @@ impl<T: Item> Dataset<T> {
         dataset.fit(options)?;
         dataset.measure()?;
         dataset.blend(sources, &counts)?;
+        let hashes: Vec<u8> = dataset.hashes().into_iter().flat_map(u64::to_le_bytes).collect();
+        dataset.summary.tokens_sha256 = hex(&Sha256::digest(hashes));
         dataset.parts.iter().for_each(|p| p.tokens.release());
         Ok(dataset)
     }
@@ -377,6 +366,7 @@ pub(super) fn summary(files: Vec<FileSummary>, seconds: f64) -> Summary {
     Summary {
         path: files.first().map(|f| f.path.clone()).unwrap_or_default(),
         sha256,
+        tokens_sha256: String::new(),
         format: files.first().map(|f| f.format).unwrap_or_default(),
         rows: sum(|f| f.rows),
         blank_lines: sum(|f| f.blank_lines),

@@ -357,7 +357,7 @@ pub(super) fn check_roles(messages: &[Message], template: &ChatTemplate) -> Resu
 
 /// Templates pass over what they do not expect (a system message, the result of a tool, content in parts) without a word:
 /// each message must stand in one of the texts that the row becomes. The result of a tool may stand there as JSON writes it.
-pub(super) fn check_nothing_dropped(messages: &[Message], texts: &[&str]) -> Result<()> {
+pub fn check_nothing_dropped(messages: &[Message], texts: &[&str]) -> Result<()> {
     let within = |part: &str| texts.iter().any(|text| text.contains(part));
     for (i, message) in messages.iter().enumerate() {
         let shown = |content: &str| {

@@ -218,7 +218,7 @@ impl Item for Prompt {
 pub(super) struct Question {
     pub text: String,
     pub ids: Vec<u32>,
-    notes: Vec<Note>,
+    pub notes: Vec<Note>,
 }
 
 /// What a row asks, as text and as token ids. A conversation that ends in an answer is asked up to it.

@@ -51,4 +51,4 @@ pub use rows::read_rows;
 pub use spec::{CacheChoice, Overflow, RowFormat, SourceSpec, Sources, Supervise};
 pub use summary::{FileSummary, Quantiles, Summary};
 pub use survey::{Survey, survey};
-pub use tokenizer::{ChatTokenizer, DecodeStream, Rendering};
+pub use tokenizer::{ChatTokenizer, DecodeStream, Rendering, is_template_name};

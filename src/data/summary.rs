@@ -1,10 +1,10 @@
 //! What was read, and what became of it, in numbers and in words.
 
 use super::RowFormat;
-use super::notes::Note;
+use super::notes::{Note, Notes};
 use crate::report;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What was read of one file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -42,6 +42,16 @@ pub struct Noted {
     pub line: usize,
 }
 
+/// Adds the notes of rows of a file, `before` lines into it, to those of all.
+pub(super) fn gather(notes: &Notes, path: &Path, before: usize, all: &mut Vec<Noted>) {
+    for (note, rows, line) in notes.iter() {
+        match all.iter_mut().find(|n| n.note == note) {
+            Some(noted) => noted.rows += rows,
+            None => all.push(Noted { note, rows, path: path.to_path_buf(), line: before + line }),
+        }
+    }
+}
+
 /// All that was read, and what became of it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
@@ -49,6 +59,8 @@ pub struct Summary {
     pub path: PathBuf,
     /// SHA-256 of the file; of several, of the list of theirs.
     pub sha256: String,
+    /// SHA-256 of the token ids of all items and of what of them is learnt.
+    pub tokens_sha256: String,
     /// The format of the first file.
     pub format: RowFormat,
     pub rows: usize,

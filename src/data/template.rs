@@ -80,6 +80,17 @@ impl ChatTemplate {
         self.all().any(|source| source.text.contains("strftime_now"))
     }
 
+    /// With today as its date, where it asks for one and none is given.
+    pub fn at_fixed_date(self) -> Self {
+        let today = self.asks_date().then(|| jiff::Zoned::now().date());
+        Self { date: self.date.or(today), ..self }
+    }
+
+    /// The date that the template is told, where it asks for one and it is fixed.
+    pub fn date(&self) -> Option<Date> {
+        self.date.filter(|_| self.asks_date())
+    }
+
     /// All that a rendering depends on beside the conversation; the date where a template asks for it.
     pub(super) fn identity(&self) -> String {
         let texts: Vec<&str> = self.all().map(|source| source.text.as_str()).collect();

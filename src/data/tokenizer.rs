@@ -238,6 +238,16 @@ impl ChatTokenizer {
         self.template.as_ref()
     }
 
+    /// Lets today be the date that the chat template is told from now on, where it asks for one and none is given.
+    pub fn fix_date(&mut self) {
+        self.template = self.template.take().map(ChatTemplate::at_fixed_date);
+    }
+
+    /// The date that the chat template is told, where it asks for one and it is fixed.
+    pub fn date(&self) -> Option<Date> {
+        self.template.as_ref().and_then(ChatTemplate::date)
+    }
+
     /// The messages as text, exactly as transformers renders them.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         self.need_template()?.render_with(messages, None, &Map::new(), add_generation_prompt)
