@@ -171,7 +171,7 @@ pub fn passed_over(talk: &Conversation, learnt: &[(usize, &Answered)], template:
         let without = Conversation { tools: None, ..talk.clone() };
         let asked = if *last > 0 { template.render(&without, *last, true).ok() } else { Some(answer.asked.clone()) };
         let whole = |t: &Conversation| template.render(t, t.messages.len(), false);
-        if asked.as_deref() == Some(&answer.asked) && whole(&without).ok() == whole(talk).ok() {
+        if asked.as_deref() == Some(answer.asked.as_str()) && whole(&without).ok() == whole(talk).ok() {
             notes.push(Note::ToolsLeftOut);
         }
     }

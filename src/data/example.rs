@@ -173,7 +173,7 @@ fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, sup
             .hint("a conversation needs an assistant turn (with `weight` other than 0)"));
     }
     let stops = tokenizer.stop_texts();
-    let turn = |index: &usize| {
+    let turn = |index: &usize| -> Result<Turn> {
         let answer = answered::answered(talk, *index, template, &stops)?;
         Ok(Turn { index: *index, answer })
     };

@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing is cut or padded, whatever tokenizer.json asks for, and specials are added only by `encode_plain`.
 
+use super::answered::answered;
 use super::bpe;
 use super::record::{Columns, Conversation, Message};
 use super::template::ChatTemplate;
@@ -283,9 +284,8 @@ impl ChatTokenizer {
         let template = self.template.as_ref()?;
         let messages = vec![Message::new("user", "a"), Message::new("assistant", "b")];
         let talk = Conversation { messages, ..Default::default() };
-        let prompt = template.render(&talk, 1, true).ok()?;
-        let whole = template.render(&talk, 2, false).ok()?;
-        let answer = whole.strip_prefix(&prompt)?;
+        let answered = answered(&talk, 1, template, &[]).ok()?;
+        let answer = answered.text.strip_prefix(&answered.asked)?;
         let after = answer.rfind('b').map_or(answer, |at| &answer[at + 1..]);
         let ids = self.encode(after).ok()?;
         let end = ids.iter().position(|id| self.is_special(*id))?;

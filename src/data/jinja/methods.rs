@@ -31,7 +31,7 @@ pub fn bound(of: &Value, name: &str) -> Result<Option<Value>> {
         _ => &[],
     };
     if let Some(method) = known.iter().find(|m| **m == name) {
-        return Ok(Some(Value::Method(Rc::new((of.clone(), method)))));
+        return Ok(Some(Value::Method(Rc::new((of.clone(), *method)))));
     }
     let refused = || Value::undefined(format!("access to attribute '{name}' of '{}' object is unsafe.", of.type_name()));
     Ok(match of {
@@ -435,10 +435,7 @@ fn spaces(text: &str, most: usize, from_end: bool) -> Result<Value> {
         }
         let cut = if from_end { rest.char_indices().rfind(|(_, c)| is_space(*c)) } else { rest.char_indices().find(|(_, c)| is_space(*c)) };
         let Some((at, c)) = cut.filter(|_| parts.len() < most) else {
-            // What is left keeps its inner whitespace and loses that of its far end.
-            let last = if from_end { rest.trim_start_matches(is_space) } else { rest.trim_end_matches(is_space) };
-            let last = if parts.len() < most { last } else { rest };
-            parts.push(last);
+            parts.push(rest);
             break;
         };
         if from_end {

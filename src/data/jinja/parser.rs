@@ -629,13 +629,14 @@ impl Parser {
                 arguments.dict = Some(Box::new(self.expression()?));
             } else if self.skip("*") {
                 arguments.list = Some(Box::new(self.expression()?));
-            } else if let (Token::Name(name), Token::Operator("=")) = (self.peek().clone(), self.peek_second()) {
-                self.at += 2;
+            } else if matches!((self.peek(), self.peek_second()), (Token::Name(_), Token::Operator("="))) {
+                let name = self.name()?;
+                self.expect("=")?;
                 let value = self.expression()?;
-                if arguments.named.iter().any(|(n, _)| **n == *name) {
+                if arguments.named.iter().any(|(n, _)| *n == name) {
                     return self.fail(format!("keyword argument repeated: {name}"));
                 }
-                arguments.named.push((name.into(), value));
+                arguments.named.push((name, value));
             } else {
                 if !arguments.named.is_empty() || arguments.list.is_some() || arguments.dict.is_some() {
                     return self.fail("invalid syntax for function call expression");

@@ -20,7 +20,7 @@ pub fn render(body: &[Stmt], variables: &Map<String, Json>, clock: Clock, stack:
     let mut run = Run { context, clock, line: 0, cyclic: Vec::new(), namespaces: Vec::new() };
     let root = Scope::new(None);
     let mut out = String::new();
-    let done = run.statements(body, &root, None, &mut out);
+    let done = run.statements(body, &root, &mut out);
     // Macros know their scope and scopes know their macros, and namespaces may know each other: what may be a circle, or
     // too long a chain to be dropped by recursion, is taken apart while all of it is still held here.
     run.cyclic.iter().for_each(|scope| drop(scope.variables.take()));
@@ -175,12 +175,11 @@ impl Run {
         &mut self,
         body: &[Stmt],
         scope: &Rc<Scope>,
-        looping: Option<&Rc<Loop>>,
         out: &mut String,
     ) -> Result<Flow> {
         for statement in body {
             self.line = statement.line;
-            let flow = self.statement(statement, scope, looping, out).map_err(|fault| fault.at(self.line))?;
+            let flow = self.statement(statement, scope, out).map_err(|fault| fault.at(self.line))?;
             if flow != Flow::Next {
                 return Ok(flow);
             }
@@ -192,7 +191,6 @@ impl Run {
         &mut self,
         statement: &Stmt,
         scope: &Rc<Scope>,
-        looping: Option<&Rc<Loop>>,
         out: &mut String,
     ) -> Result<Flow> {
         limits::spend(1)?;
@@ -209,10 +207,10 @@ impl Run {
             StmtKind::If { branches, otherwise } => {
                 for (test, body) in branches {
                     if self.value(test, scope)?.truth() {
-                        return self.statements(body, scope, looping, out);
+                        return self.statements(body, scope, out);
                     }
                 }
-                return self.statements(otherwise, scope, looping, out);
+                return self.statements(otherwise, scope, out);
             }
             StmtKind::For(each) => {
                 let over = self.value(&each.over, scope)?;
@@ -236,7 +234,7 @@ impl Run {
                     let value = self.value(expr, scope)?;
                     self.assign(target, value, &inner)?;
                 }
-                return self.statements(body, &inner, looping, out);
+                return self.statements(body, &inner, out);
             }
             StmtKind::Macro(definition) => {
                 limits::spend(10)?;
@@ -262,7 +260,7 @@ impl Run {
             }
             StmtKind::Generation(body) => {
                 let inner = Scope::new(Some(scope));
-                self.statements(body, &inner, None, out)?;
+                self.statements(body, &inner, out)?;
             }
             StmtKind::Break => return Ok(Flow::Break),
             StmtKind::Continue => return Ok(Flow::Continue),
@@ -274,8 +272,10 @@ impl Run {
     fn captured(&mut self, body: &[Stmt], scope: &Rc<Scope>) -> Result<Value> {
         let inner = Scope::new(Some(scope));
         let mut text = String::new();
-        self.statements(body, &inner, None, &mut text)?;
-        Value::text(text)
+        match self.statements(body, &inner, &mut text)? {
+            Flow::Next => Value::text(text),
+            _ => Err(Fault::unsupported("a break or continue out of a block whose text is kept")),
+        }
     }
 
     fn each(&mut self, each: &Arc<For>, over: Value, scope: &Rc<Scope>, depth: usize, out: &mut String) -> Result<()> {
@@ -301,13 +301,13 @@ impl Run {
             let inner = Scope::new(Some(scope));
             self.assign(&each.target, looping.items[at].clone(), &inner)?;
             inner.set(&LOOP, Value::Loop(looping.clone()));
-            if self.statements(&each.body, &inner, Some(&looping), out)? == Flow::Break {
+            if self.statements(&each.body, &inner, out)? == Flow::Break {
                 break;
             }
         }
         if looping.items.is_empty() {
             let inner = Scope::new(Some(scope));
-            self.statements(&each.otherwise, &inner, None, out)?;
+            self.statements(&each.otherwise, &inner, out)?;
         }
         Ok(())
     }
@@ -341,7 +341,7 @@ impl Run {
             return value;
         }
         match FUNCTIONS.iter().find(|f| **f == name) {
-            Some(function) => Value::Function(function),
+            Some(function) => Value::Function(*function),
             None => Value::undefined(format!("'{name}' is undefined")),
         }
     }
@@ -552,7 +552,7 @@ impl Run {
         }
         let mut text = String::new();
         let line = self.line;
-        self.statements(&definition.body, &scope, None, &mut text)?;
+        self.statements(&definition.body, &scope, &mut text)?;
         self.line = line;
         Value::text(text)
     }

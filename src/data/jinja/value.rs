@@ -522,7 +522,9 @@ pub fn contains(container: &Value, item: &Value) -> Result<bool> {
 }
 
 pub fn compare(operator: Compare, a: &Value, b: &Value) -> Result<bool> {
-    let ordered = |name: &str, wanted: fn(Ordering) -> bool| Ok(order(a, b, name)?.is_some_and(wanted));
+    let ordered = |name: &str, wanted: fn(Ordering) -> bool| -> Result<bool> {
+        Ok(order(a, b, name)?.is_some_and(wanted))
+    };
     match operator {
         Compare::Eq => equal(a, b),
         Compare::Ne => Ok(!equal(a, b)?),
@@ -592,7 +594,7 @@ fn repeat(what: &Value, times: &Value) -> Result<Value> {
         other => {
             let items = other.as_slice().unwrap_or_default();
             limits::room_for(times, items.len() * ENTRY)?;
-            let items = items.repeat(times);
+            let items = (0..times).flat_map(|_| items.iter().cloned()).collect();
             if matches!(other, Value::Tuple(_)) { Value::tuple(items) } else { Value::list(items) }
         }
     }
