@@ -69,7 +69,7 @@ fn talk(turns: &[(&str, &str)]) -> Value {
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 /// Parts of Python's Jinja that are not reproduced: each ends in an error that says so.
-const NOT_SUPPORTED: [&str; 14] = [
+const NOT_SUPPORTED: [&str; 15] = [
     "2 ** 200",
     "'a'.encode()",
     "istitle",
@@ -82,7 +82,8 @@ const NOT_SUPPORTED: [&str; 14] = [
     "filesizeformat",
     "autoescape",
     "{'items': 3}).items }}",
-    "{{ loop }}",
+    "{{ range }}",
+    "'equalto', 'user') }}",
     "[1,2,3]|reverse }}",
 ];
 

@@ -334,6 +334,7 @@ fn push_title(c: char, out: &mut String) {
         'Ǉ' | 'ǈ' | 'ǉ' => out.push('ǈ'),
         'Ǌ' | 'ǋ' | 'ǌ' => out.push('ǋ'),
         'Ǳ' | 'ǲ' | 'ǳ' => out.push('ǲ'),
+        'ŉ' => out.push_str("ʼN"),
         // One letter that becomes two has one capital: ß, Ss.
         c => {
             let mut upper = c.to_uppercase();

@@ -64,6 +64,12 @@ pub struct MacroValue {
     scope: Rc<Scope>,
 }
 
+impl MacroValue {
+    pub fn name(&self) -> &str {
+        &self.definition.name
+    }
+}
+
 /// `loop` in the body of a loop.
 pub struct Loop {
     items: Vec<Value>,
@@ -214,7 +220,7 @@ impl Run {
             }
             StmtKind::For(each) => {
                 let over = self.value(&each.over, scope)?;
-                self.each(each, over, scope, 0, out)?;
+                return self.each(each, over, scope, 0, out);
             }
             StmtKind::Set(target, expr) => {
                 let value = self.value(expr, scope)?;
@@ -278,7 +284,15 @@ impl Run {
         }
     }
 
-    fn each(&mut self, each: &Arc<For>, over: Value, scope: &Rc<Scope>, depth: usize, out: &mut String) -> Result<()> {
+    /// Runs a loop. What its `else` leads to is meant for a loop around it.
+    fn each(
+        &mut self,
+        each: &Arc<For>,
+        over: Value,
+        scope: &Rc<Scope>,
+        depth: usize,
+        out: &mut String,
+    ) -> Result<Flow> {
         limits::check_depth()?;
         let mut items = over.items()?;
         if let Some(test) = &each.test {
@@ -307,9 +321,9 @@ impl Run {
         }
         if looping.items.is_empty() {
             let inner = Scope::new(Some(scope));
-            self.statements(&each.otherwise, &inner, out)?;
+            return self.statements(&each.otherwise, &inner, out);
         }
-        Ok(())
+        Ok(Flow::Next)
     }
 
     fn assign(&mut self, target: &Target, value: Value, scope: &Rc<Scope>) -> Result<()> {

@@ -381,6 +381,7 @@ impl Value {
             Value::Range(start, stop, 1) => format!("range({start}, {stop})"),
             Value::Range(start, stop, step) => format!("range({start}, {stop}, {step})"),
             Value::Namespace(dict) => format!("<Namespace {}>", mapping(&dict.borrow())?),
+            Value::Macro(called) => format!("<Macro {}>", strings::repr(called.name())?),
             other => return Err(Fault::unsupported(format!("printing an object of type '{}'", other.type_name()))),
         })
     }
@@ -454,10 +455,23 @@ pub fn equal(a: &Value, b: &Value) -> Result<bool> {
     })
 }
 
+/// Exactly, as Python does: an integer is not rounded to a float first.
 fn compare_numbers(a: &Value, b: &Value) -> Option<Ordering> {
+    let with_float = |n: i128, x: f64| -> Option<Ordering> {
+        if x.is_nan() {
+            return None;
+        }
+        if x.abs() >= 1e38 {
+            return Some(if x > 0.0 { Ordering::Less } else { Ordering::Greater });
+        }
+        let order = n.cmp(&(x.floor() as i128));
+        Some(if order.is_eq() && x.fract() != 0.0 { Ordering::Less } else { order })
+    };
     match (a.as_int(), b.as_int()) {
         (Some(a), Some(b)) => Some(a.cmp(&b)),
-        _ => a.as_float()?.partial_cmp(&b.as_float()?),
+        (Some(n), None) => with_float(n, b.as_float()?),
+        (None, Some(n)) => with_float(n, a.as_float()?).map(Ordering::reverse),
+        (None, None) => a.as_float()?.partial_cmp(&b.as_float()?),
     }
 }
 
