@@ -1,11 +1,11 @@
 //! Files of rows to examples: every format, every template, the mask, and what hostile files end in.
 
+use crate::templates::message;
 use ft::data::record::Columns;
 use ft::data::template::ChatTemplate;
 use ft::data::{
     self, ChatTokenizer, Dataset, EncodeOptions, Example, Message, Overflow, Record, RowFormat, Supervise, quality,
 };
-use crate::templates::message;
 use ft::error::{Error, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};

@@ -198,7 +198,11 @@ fn templates_and_their_variables_are_given_on_the_command_line() {
     let e = space.refused(&["--prompt", "Hi", "--chat", "--template", "rag"]);
     assert!(e.contains("no chat template named `rag`"), "{e}");
     // Rows whose question the template does not write are refused, by their place.
-    std::fs::write(space.path("deaf.jinja"), "{% for m in messages %}{{ m.content if m.content is string }}{% endfor %}!").unwrap();
+    std::fs::write(
+        space.path("deaf.jinja"),
+        "{% for m in messages %}{{ m.content if m.content is string }}{% endfor %}!",
+    )
+    .unwrap();
     let row = json!({ "messages": [{ "role": "user", "content": [{ "type": "text", "text": "what?" }] }] });
     std::fs::write(space.path("rows.jsonl"), row.to_string()).unwrap();
     let e = space.refused(&["--input", "rows.jsonl", "--json", "--max-new-tokens", "1", "--template", "deaf.jinja"]);

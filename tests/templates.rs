@@ -4,7 +4,7 @@
 use ft::data::record::Columns;
 use ft::data::template::ChatTemplate;
 use ft::data::{
-    self, ChatTokenizer, Dataset, EncodeOptions, Message, Note, Overflow, RowFormat, Rendering, Supervise, quality,
+    self, ChatTokenizer, Dataset, EncodeOptions, Message, Note, Overflow, Rendering, RowFormat, Supervise, quality,
 };
 use ft::error::Result;
 use serde_json::{Value, json};
@@ -46,8 +46,7 @@ fn load(rows: &[Value], tokenizer: &ChatTokenizer, supervise: Supervise) -> Resu
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.jsonl");
     std::fs::write(&path, rows.iter().map(|r| format!("{r}\n")).collect::<String>()).unwrap();
-    let options =
-        EncodeOptions { supervise, max_len: 8192, on_overflow: Overflow::Error, overflow_tolerance: 0.0 };
+    let options = EncodeOptions { supervise, max_len: 8192, on_overflow: Overflow::Error, overflow_tolerance: 0.0 };
     data::load(&path, RowFormat::Auto, None, tokenizer, &options)
 }
 
@@ -105,7 +104,10 @@ fn every_snippet_is_rendered_as_transformers_does() {
             (Ok(text), Some(expected)) if text == expected => equal += 1,
             (Err(_), None) => equal += 1,
             (Err(e), Some(_)) if e.message().contains("not supported") => unsupported.push(source),
-            _ => wrong.push(format!("{source}\n  python {}\n  ours   {found:?}", snippet["text"].as_str().map_or_else(|| snippet["error"].to_string(), |t| format!("{t:?}")))),
+            _ => wrong.push(format!(
+                "{source}\n  python {}\n  ours   {found:?}",
+                snippet["text"].as_str().map_or_else(|| snippet["error"].to_string(), |t| format!("{t:?}"))
+            )),
         }
     }
     assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), snippets.len(), wrong.join("\n"));
@@ -206,7 +208,12 @@ fn content_in_parts_is_shown_or_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pairs.jsonl");
     std::fs::write(&path, pair.to_string()).unwrap();
-    let options = EncodeOptions { supervise: Supervise::Assistant, max_len: 512, on_overflow: Overflow::Error, overflow_tolerance: 0.0 };
+    let options = EncodeOptions {
+        supervise: Supervise::Assistant,
+        max_len: 512,
+        on_overflow: Overflow::Error,
+        overflow_tolerance: 0.0,
+    };
     let sources = data::Sources(vec![data::SourceSpec::file(&path, RowFormat::Auto)]);
     let e = Dataset::<data::Pair>::open(&sources, &with_source(strings), &options, &data::Cache::off()).unwrap_err();
     assert!(e.message().contains("message 1 (user): the chat template leaves it out"), "{e}");
@@ -220,7 +227,9 @@ fn a_conversation_may_begin_with_the_assistant() {
     assert_eq!(masks(std::slice::from_ref(&row), &with_source(&looks_at_the_first)).unwrap(), [expected]);
     assert_eq!(masks(std::slice::from_ref(&row), &with_source(CHATML)).unwrap(), [expected]);
     // No conversation that ends before a question is taken: the answer is found in the whole.
-    let asks = format!("{{% if not messages|selectattr('role', 'equalto', 'user')|list %}}{{{{ raise_exception('no question') }}}}{{% endif %}}{CHATML}");
+    let asks = format!(
+        "{{% if not messages|selectattr('role', 'equalto', 'user')|list %}}{{{{ raise_exception('no question') }}}}{{% endif %}}{CHATML}"
+    );
     assert_eq!(masks(std::slice::from_ref(&row), &with_source(&asks)).unwrap(), [expected]);
     // A template that takes no such conversation at all says so itself.
     let e = masks(&[row], &with_template("gemma.jinja")).unwrap_err();
@@ -229,7 +238,8 @@ fn a_conversation_may_begin_with_the_assistant() {
 
 #[test]
 fn a_system_message_in_the_last_turn_is_learnt_as_generation_sees_it() {
-    let row = talk(&[("system", "Be brief."), ("user", "One"), ("assistant", "1"), ("user", "Two"), ("assistant", "2")]);
+    let row =
+        talk(&[("system", "Be brief."), ("user", "One"), ("assistant", "1"), ("user", "Two"), ("assistant", "2")]);
     let tokenizer = with_template("mistral-last.jinja");
     assert_eq!(
         masks(std::slice::from_ref(&row), &tokenizer).unwrap(),
@@ -241,18 +251,29 @@ fn a_system_message_in_the_last_turn_is_learnt_as_generation_sees_it() {
     assert_eq!(notes(std::slice::from_ref(&row), &tokenizer), [(Note::AsGenerated, 1, 1)]);
     // The older one, which gives it to the first turn, stays one example.
     let found = masks(std::slice::from_ref(&row), &with_template("llama2.jinja")).unwrap();
-    assert_eq!(found, ["[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nOne [/INST]« 1 <|im_end|>»[INST] Two [/INST]« 2 <|im_end|>»"]);
+    assert_eq!(
+        found,
+        ["[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nOne [/INST]« 1 <|im_end|>»[INST] Two [/INST]« 2 <|im_end|>»"]
+    );
     // Pairs are put together likewise.
     let pair = json!({ "prompt": [{ "role": "system", "content": "Be brief." }, { "role": "user", "content": "One" }],
         "chosen": [{ "role": "assistant", "content": "1" }], "rejected": [{ "role": "assistant", "content": "one" }] });
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pairs.jsonl");
     std::fs::write(&path, pair.to_string()).unwrap();
-    let options = EncodeOptions { supervise: Supervise::Assistant, max_len: 512, on_overflow: Overflow::Error, overflow_tolerance: 0.0 };
+    let options = EncodeOptions {
+        supervise: Supervise::Assistant,
+        max_len: 512,
+        on_overflow: Overflow::Error,
+        overflow_tolerance: 0.0,
+    };
     let sources = data::Sources(vec![data::SourceSpec::file(&path, RowFormat::Auto)]);
     let pairs = Dataset::<data::Pair>::open(&sources, &tokenizer, &options, &data::Cache::off()).unwrap();
     let sides = pairs.get(0).unwrap().sequences();
-    assert_eq!(quality::preview(&sides[1], &tokenizer, false).unwrap(), "[INST] Be brief.\n\nOne[/INST]« one<|im_end|>»");
+    assert_eq!(
+        quality::preview(&sides[1], &tokenizer, false).unwrap(),
+        "[INST] Be brief.\n\nOne[/INST]« one<|im_end|>»"
+    );
 }
 
 #[test]
@@ -272,11 +293,17 @@ fn an_opened_thought_is_learnt_from_the_row() {
         ]
     );
     let beside = json!({ "messages": [{ "role": "user", "content": "2+2?" }, { "role": "assistant", "content": "4", "reasoning_content": "easy" }] });
-    assert_eq!(masks(std::slice::from_ref(&beside), &tokenizer).unwrap(), ["<|User|>2+2?<|Assistant|><think>\n«easy\n</think>\n\n4<|im_end|>»"]);
+    assert_eq!(
+        masks(std::slice::from_ref(&beside), &tokenizer).unwrap(),
+        ["<|User|>2+2?<|Assistant|><think>\n«easy\n</think>\n\n4<|im_end|>»"]
+    );
     assert_eq!(notes(&[beside], &tokenizer), [(Note::AsGenerated, 1, 1)]);
     // Without a thought an empty one is learnt, and said so.
     let plain = talk(&[("user", "2+2?"), ("assistant", "4")]);
-    assert_eq!(masks(std::slice::from_ref(&plain), &tokenizer).unwrap(), ["<|User|>2+2?<|Assistant|><think>\n«\n</think>\n\n4<|im_end|>»"]);
+    assert_eq!(
+        masks(std::slice::from_ref(&plain), &tokenizer).unwrap(),
+        ["<|User|>2+2?<|Assistant|><think>\n«\n</think>\n\n4<|im_end|>»"]
+    );
     assert_eq!(notes(&[plain], &tokenizer), [(Note::AsGenerated, 1, 1), (Note::EmptyThought, 1, 1)]);
 }
 
@@ -290,7 +317,12 @@ fn what_is_learnt_follows_the_prompt_of_generation() {
     for row in expected["rows"].as_array().unwrap() {
         families.insert(row["template"].as_str().unwrap());
     }
-    for family in families.into_iter().filter(|f| !matches!(*f, "python.jinja" | "bracket.jinja" | "alternating.jinja" | "dated.jinja" | "smollm.jinja" | "closing.jinja")) {
+    for family in families.into_iter().filter(|f| {
+        !matches!(
+            *f,
+            "python.jinja" | "bracket.jinja" | "alternating.jinja" | "dated.jinja" | "smollm.jinja" | "closing.jinja"
+        )
+    }) {
         let source = std::fs::read_to_string(fixture("templates").join(family)).unwrap();
         let tokenizer = with_source(&source);
         let template = tokenizer.template().unwrap();
@@ -330,7 +362,11 @@ fn no_second_space_is_learnt() {
         let dataset = load(&[row], &tokenizer, Supervise::Assistant).unwrap();
         let example = dataset.get(0).unwrap();
         let given = example.supervised.iter().position(|s| *s).unwrap();
-        assert_eq!(example.ids[..given], tokenizer.encode_plain(prompt).unwrap(), "the prompt is what generation is given");
+        assert_eq!(
+            example.ids[..given],
+            tokenizer.encode_plain(prompt).unwrap(),
+            "the prompt is what generation is given"
+        );
         assert_eq!(tokenizer.decode(&example.ids, true).unwrap(), format!("{prompt}{completion}"));
         quality::preview(&example, &tokenizer, false).unwrap()
     };
@@ -343,7 +379,8 @@ fn no_second_space_is_learnt() {
     let found = masks(&[row], &tokenizer).unwrap();
     assert!(found[0].ends_with("[/INST] «yes</s>»"), "{found:?}");
     // Colour shows which side of the boundary a space is on.
-    let dataset = load(&[json!({ "prompt": "the", "completion": " river" })], &tokenizer, Supervise::Assistant).unwrap();
+    let dataset =
+        load(&[json!({ "prompt": "the", "completion": " river" })], &tokenizer, Supervise::Assistant).unwrap();
     assert!(quality::preview(&dataset.get(0).unwrap(), &tokenizer, true).unwrap().contains("·river"));
 }
 
@@ -361,6 +398,7 @@ fn variables_of_the_recipe_are_those_of_every_row() {
     own["chat_template_kwargs"] = json!({ "enable_thinking": true });
     let found = masks(&[plain, own], &tokenizer).unwrap();
     assert!(found[0].starts_with("quiet\n") && !found[1].starts_with("quiet"), "{found:?}");
-    let other = ChatTokenizer::load_with(&fixture("tiny-tokenizer"), &Rendering { kwargs: Columns::new(), ..rendering });
+    let other =
+        ChatTokenizer::load_with(&fixture("tiny-tokenizer"), &Rendering { kwargs: Columns::new(), ..rendering });
     assert_ne!(tokenizer.fingerprint().unwrap(), other.unwrap().fingerprint().unwrap());
 }

@@ -158,7 +158,10 @@ fn thought(message: &Message, open: &str, close: &str) -> Option<Thought> {
 
 /// The reasoning that stands under a key of its own.
 pub fn reasoning(message: &Message) -> Option<&str> {
-    REASONING.iter().find_map(|key| message.extra.get(*key).and_then(Value::as_str)).filter(|text| !text.trim().is_empty())
+    REASONING
+        .iter()
+        .find_map(|key| message.extra.get(*key).and_then(Value::as_str))
+        .filter(|text| !text.trim().is_empty())
 }
 
 /// What the template passes over of the row, in rows that are learnt without it: tools, calls beside text, reasoning.

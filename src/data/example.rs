@@ -179,7 +179,8 @@ fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, sup
     };
     let turns = open.iter().map(turn).collect::<Result<Vec<_>>>()?;
     let learnt: Vec<(usize, &Answered)> = turns.iter().map(|turn| (turn.index, &turn.answer)).collect();
-    let seen: Vec<&str> = std::iter::once(&whole).chain(learnt.iter().map(|(_, a)| &a.text)).map(|t| t.as_str()).collect();
+    let seen: Vec<&str> =
+        std::iter::once(&whole).chain(learnt.iter().map(|(_, a)| &a.text)).map(|t| t.as_str()).collect();
     check_nothing_dropped(&talk.messages, &seen)?;
     result.notes = answered::passed_over(talk, &learnt, template)?;
     result.notes.extend(turns.iter().flat_map(|turn| &turn.answer.notes));
@@ -364,7 +365,9 @@ pub fn check_nothing_dropped(messages: &[Message], texts: &[&str]) -> Result<()>
             let content = content.trim();
             let as_json = || serde_json::to_string(content).is_ok_and(|json| within(&json[1..json.len() - 1]));
             let as_python = || within(&content.replace('\\', "\\\\").replace('\n', "\\n"));
-            within(content) || message.role == "tool" && as_json() || message.extra.contains_key("content") && as_python()
+            within(content)
+                || message.role == "tool" && as_json()
+                || message.extra.contains_key("content") && as_python()
         };
         let checked = matches!(message.role.as_str(), "system" | "user" | "tool");
         if checked && !answered::said(message).into_iter().all(shown) {

@@ -324,8 +324,9 @@ fn sides<const N: usize>(
                 let whole = wholes.get(i).ok_or_else(|| Error::bug("a prompt of text with an answer of messages"))?;
                 let answer = whole.strip_prefix(question.as_str()).filter(|answer| !answer.is_empty());
                 let answer = answer.ok_or_else(|| {
-                    Error::user("the text with the answer does not begin with the text that asks for it")
-                        .hint("what is learnt would differ from what is generated; give another template with data.template")
+                    Error::user("the text with the answer does not begin with the text that asks for it").hint(
+                        "what is learnt would differ from what is generated; give another template with data.template",
+                    )
                 })?;
                 if !example::ends_in_stop(answer, tokenizer)? {
                     return Err(Error::user(

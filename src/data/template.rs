@@ -51,11 +51,7 @@ impl ChatTemplate {
     }
 
     /// Compiles the templates that rows without and with tools are written by, each with its place and text.
-    pub fn of_named(
-        default: Option<(&str, &str)>,
-        tool_use: Option<(&str, &str)>,
-        specials: &Columns,
-    ) -> Result<Self> {
+    pub fn of_named(default: Option<(&str, &str)>, tool_use: Option<(&str, &str)>, specials: &Columns) -> Result<Self> {
         let compile = |given: Option<(&str, &str)>| given.map(|(name, text)| Source::compile(name, text)).transpose();
         let (default, tool_use) = (compile(default)?, compile(tool_use)?);
         Ok(Self { default, tool_use, specials: specials.clone(), kwargs: Columns::new(), date: None })
@@ -196,7 +192,9 @@ mod tests {
                      {% set n.top = namespace(inner=n.top) %}{% endfor %}done";
         let e = |source: &str| render(source).unwrap_err().to_string();
         assert!(e(endless).contains("does not come to an end"), "{}", e(endless));
-        for source in [doubling, list, "{{ 'a' * 9999999999 }}", "{{ '%999999999d' % 1 }}", "{{ 'a'.zfill(9999999999) }}"] {
+        for source in
+            [doubling, list, "{{ 'a' * 9999999999 }}", "{{ '%999999999d' % 1 }}", "{{ 'a'.zfill(9999999999) }}"]
+        {
             assert!(e(source).contains("more memory"), "{source}: {}", e(source));
         }
         assert!(e(nesting).contains("nests"), "{}", e(nesting));
@@ -215,7 +213,8 @@ mod tests {
 
     #[test]
     fn text_that_is_nested_too_deeply_does_not_compile() {
-        for (open, close) in [("(", ")"), ("[", "]"), ("-", ""), ("not ", ""), ("1 + ", ""), ("a.", "a"), ("x|e|", "e")] {
+        for (open, close) in [("(", ")"), ("[", "]"), ("-", ""), ("not ", ""), ("1 + ", ""), ("a.", "a"), ("x|e|", "e")]
+        {
             let source = format!("{{{{ {}1{} }}}}", open.repeat(20_000), close.repeat(20_000));
             assert!(ChatTemplate::compile("test", &source, &Columns::new()).is_err(), "{open}");
         }

@@ -162,8 +162,11 @@ impl ChatTokenizer {
                 return Ok((ids[from..].to_vec(), shifted.collect()));
             }
         }
-        Err(Error::user(format!("the tokenizer cannot begin a piece of text with {:?} but by a space", text.chars().next()))
-            .hint("move the boundary between prompt and answer by a character"))
+        Err(Error::user(format!(
+            "the tokenizer cannot begin a piece of text with {:?} but by a space",
+            text.chars().next()
+        ))
+        .hint("move the boundary between prompt and answer by a character"))
     }
 
     /// Text of `ids`.

@@ -215,9 +215,8 @@ impl DataSection {
     /// How conversations are written.
     pub fn rendering(&self) -> Result<Rendering> {
         let read = |date: &String| {
-            date.parse().map_err(|e| {
-                Error::user(format!("data.date: `{date}` is no date: {e}")).hint("write it as 2026-11-28")
-            })
+            date.parse()
+                .map_err(|e| Error::user(format!("data.date: `{date}` is no date: {e}")).hint("write it as 2026-11-28"))
         };
         let date = self.date.as_ref().map(read).transpose()?;
         Ok(Rendering { template: self.template.clone(), kwargs: self.chat_template_kwargs.clone(), date })

@@ -138,7 +138,8 @@ impl Lock {
         let mut hasher = Hasher::open(trust);
         let (mut base, mut tokenizer) = (BTreeMap::new(), BTreeMap::new());
         let listed = |folder: &Path| -> Result<Vec<String>> {
-            let entries = std::fs::read_dir(folder).map_err(|e| crate::fsutil::io_error("reading folder", folder, e))?;
+            let entries =
+                std::fs::read_dir(folder).map_err(|e| crate::fsutil::io_error("reading folder", folder, e))?;
             Ok(entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect())
         };
         let mut names = listed(folder)?;
@@ -236,11 +237,19 @@ impl Lock {
         let valid = |lock: &Lock| lock.valid.as_ref().map_or("none".into(), |v| short(&v.sha256));
         let effect = "which checkpoint is the best, and when a run with patience stops";
         compare("validation rows".into(), valid(self), valid(now), effect);
-        let sides = [("training tokens", Some(&self.train), Some(&now.train)), ("validation tokens", self.valid.as_ref(), now.valid.as_ref())];
+        let sides = [
+            ("training tokens", Some(&self.train), Some(&now.train)),
+            ("validation tokens", self.valid.as_ref(), now.valid.as_ref()),
+        ];
         for (item, then, here) in sides {
             let tokens = |rows: Option<&LockedRows>| rows.and_then(|r| r.tokens_sha256.clone());
             if let (Some(then), Some(here)) = (tokens(then), tokens(here)) {
-                compare(item.into(), short(&then), short(&here), "how rows were written and cut into tokens: what is learnt");
+                compare(
+                    item.into(),
+                    short(&then),
+                    short(&here),
+                    "how rows were written and cut into tokens: what is learnt",
+                );
             }
         }
         let effect = "a setting of the run: `ft runs diff` shows which";

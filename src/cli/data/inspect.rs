@@ -58,7 +58,9 @@ impl From<SuperviseArg> for Supervise {
 /// Runs `ft data inspect`.
 pub fn run(args: InspectArgs) -> Result<()> {
     if args.model.is_none() && (args.template.template.is_some() || args.template.chat_template_kwargs.is_some()) {
-        return Err(Error::user("--template and --chat-template-kwargs need --model DIR: it is the tokenizer that shows rows"));
+        return Err(Error::user(
+            "--template and --chat-template-kwargs need --model DIR: it is the tokenizer that shows rows",
+        ));
     }
     let spec = args.read.source(&args.file);
     let files = source::files(&args.file)?;

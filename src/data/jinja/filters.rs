@@ -10,10 +10,51 @@ use std::cmp::Ordering;
 use std::sync::LazyLock;
 
 const NAMES: [&str; 45] = [
-    "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "first", "float",
-    "forceescape", "format", "groupby", "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max",
-    "min", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "slice", "sort", "string",
-    "sum", "title", "tojson", "trim", "truncate", "unique", "upper",
+    "abs",
+    "attr",
+    "batch",
+    "capitalize",
+    "center",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "first",
+    "float",
+    "forceescape",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "string",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "truncate",
+    "unique",
+    "upper",
 ];
 const MORE_NAMES: [&str; 2] = ["urlencode", "wordcount"];
 const UNSUPPORTED: [&str; 7] = ["filesizeformat", "pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr"];
@@ -42,7 +83,17 @@ pub fn apply(run: &mut Run, name: &str, subject: Value, args: Args) -> Result<Va
         "upper" | "lower" | "capitalize" => {
             args.none(name)?;
             let text = soft(&subject)?;
-            methods::call(&text, if name == "upper" { "upper" } else if name == "lower" { "lower" } else { "capitalize" }, Args::default())
+            methods::call(
+                &text,
+                if name == "upper" {
+                    "upper"
+                } else if name == "lower" {
+                    "lower"
+                } else {
+                    "capitalize"
+                },
+                Args::default(),
+            )
         }
         "title" => {
             args.none(name)?;
@@ -285,7 +336,12 @@ fn count(value: Option<Value>, name: &str) -> Result<usize> {
 
 fn escaped(text: &str) -> Result<String> {
     limits::room_for(text.len(), 5)?;
-    Ok(text.replace('&', "&amp;").replace('>', "&gt;").replace('<', "&lt;").replace('\'', "&#39;").replace('"', "&#34;"))
+    Ok(text
+        .replace('&', "&amp;")
+        .replace('>', "&gt;")
+        .replace('<', "&lt;")
+        .replace('\'', "&#39;")
+        .replace('"', "&#34;"))
 }
 
 fn urlencode(value: &Value) -> Result<Value> {
@@ -423,7 +479,8 @@ fn round(subject: Value, args: Args) -> Result<Value> {
         return Err(Fault::python("method must be common, ceil or floor"));
     }
     let number = subject.defined()?.as_float();
-    let x = number.ok_or_else(|| Fault::python(format!("type {} doesn't define __round__ method", subject.type_name())))?;
+    let x =
+        number.ok_or_else(|| Fault::python(format!("type {} doesn't define __round__ method", subject.type_name())))?;
     if !(0..=300).contains(&precision) {
         return Err(Fault::unsupported(format!("round to {precision} digits")));
     }

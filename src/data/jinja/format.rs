@@ -1,12 +1,12 @@
 //! Formatting by a pattern: `%`, `str.format`, and dates.
 
+use super::Clock;
 use super::fault::Fault;
 use super::limits;
 use super::methods::justify;
 use super::run::{self, Args};
 use super::strings;
 use super::value::{Named, Result, Value};
-use super::Clock;
 
 /// `text % value`.
 pub fn percent(text: &str, value: &Value) -> Result<Value> {
@@ -71,8 +71,20 @@ pub fn percent(text: &str, value: &Value) -> Result<Value> {
         };
         let spec = Spec {
             fill: if flags.contains('0') && !left { '0' } else { ' ' },
-            align: if left { '<' } else if flags.contains('0') { '=' } else { '>' },
-            sign: if flags.contains('+') { '+' } else if flags.contains(' ') { ' ' } else { '-' },
+            align: if left {
+                '<'
+            } else if flags.contains('0') {
+                '='
+            } else {
+                '>'
+            },
+            sign: if flags.contains('+') {
+                '+'
+            } else if flags.contains(' ') {
+                ' '
+            } else {
+                '-'
+            },
             alternate: flags.contains('#'),
             width,
             precision,
@@ -90,7 +102,9 @@ pub fn percent(text: &str, value: &Value) -> Result<Value> {
                 justify(&cut, width, ' ', if left { "ljust" } else { "rjust" })?
             }
             'c' => match (&value, value.as_str()) {
-                (_, Some(text)) if text.chars().count() == 1 => justify(text, width, ' ', if left { "ljust" } else { "rjust" })?,
+                (_, Some(text)) if text.chars().count() == 1 => {
+                    justify(text, width, ' ', if left { "ljust" } else { "rjust" })?
+                }
                 (Value::Int(n), _) => {
                     let c = u32::try_from(*n).ok().and_then(char::from_u32);
                     let c = c.ok_or_else(|| Fault::python("%c arg not in range(0x110000)"))?;
@@ -106,11 +120,16 @@ pub fn percent(text: &str, value: &Value) -> Result<Value> {
                 };
                 Spec { kind: 'd', precision: None, ..spec }.integer(&whole, precision)?
             }
-            'x' | 'X' | 'o' if value.as_int().is_some() => Spec { precision: None, ..spec }.integer(&value, precision)?,
+            'x' | 'X' | 'o' if value.as_int().is_some() => {
+                Spec { precision: None, ..spec }.integer(&value, precision)?
+            }
             'f' | 'F' | 'e' | 'E' | 'g' | 'G' if is_number => spec.float(&value)?,
             'd' | 'i' | 'u' | 'x' | 'X' | 'o' | 'f' | 'F' | 'e' | 'E' | 'g' | 'G' => {
                 value.defined()?;
-                return Err(Fault::python(format!("%{conversion} format: a number is required, not {}", value.type_name())));
+                return Err(Fault::python(format!(
+                    "%{conversion} format: a number is required, not {}",
+                    value.type_name()
+                )));
             }
             other => return Err(Fault::python(format!("unsupported format character '{other}'"))),
         });
@@ -119,7 +138,8 @@ pub fn percent(text: &str, value: &Value) -> Result<Value> {
     out.push_str(rest);
     let left_over = arguments.next().is_some();
     // A single dict or list may stay unused.
-    let may_stay = single && (dict.is_some() || matches!(value, Value::List(_) | Value::Namespace(_) | Value::Range(..)));
+    let may_stay =
+        single && (dict.is_some() || matches!(value, Value::List(_) | Value::Namespace(_) | Value::Range(..)));
     if left_over && !may_stay && !used_by_name {
         value.defined()?;
         return Err(Fault::python("not all arguments converted during string formatting"));
@@ -192,10 +212,14 @@ fn field_value(name: &str, args: &Args, automatic: &mut Option<usize>) -> Result
             *next += 1;
             Some(*next - 1)
         }
-        ("", None) => return Err(Fault::python("cannot switch from manual field specification to automatic field numbering")),
+        ("", None) => {
+            return Err(Fault::python("cannot switch from manual field specification to automatic field numbering"));
+        }
         (digits, _) if digits.bytes().all(|b| b.is_ascii_digit()) => {
             if automatic.is_some_and(|n| n > 0) {
-                return Err(Fault::python("cannot switch from automatic field numbering to manual field specification"));
+                return Err(Fault::python(
+                    "cannot switch from automatic field numbering to manual field specification",
+                ));
             }
             *automatic = None;
             Some(digits.parse().map_err(|_| Fault::python("Too many decimal digits in format string"))?)
@@ -351,7 +375,8 @@ impl Spec {
         }
         if chars.first() == Some(&'.') {
             chars = &chars[1..];
-            read.precision = Some(number(&mut chars)?.ok_or_else(|| Fault::python("Format specifier missing precision"))?);
+            read.precision =
+                Some(number(&mut chars)?.ok_or_else(|| Fault::python("Format specifier missing precision"))?);
         }
         match chars {
             [] => {}
@@ -494,7 +519,11 @@ pub fn time(format: &str, clock: Clock) -> Result<String> {
             ('x' | 'D', false) => "%m/%d/%y".to_string(),
             ('X' | 'T', false) => "%H:%M:%S".to_string(),
             ('a' | 'A' | 'b' | 'B' | 'h' | 'p' | 'F' | 'R' | 'n' | 't', false) => format!("%{letter}"),
-            ('d' | 'e' | 'H' | 'I' | 'j' | 'm' | 'M' | 'S' | 'y' | 'Y' | 'w' | 'u' | 'U' | 'W' | 'V' | 'G' | 'g' | 'C', _) => {
+            (
+                'd' | 'e' | 'H' | 'I' | 'j' | 'm' | 'M' | 'S' | 'y' | 'Y' | 'w' | 'u' | 'U' | 'W' | 'V' | 'G' | 'g'
+                | 'C',
+                _,
+            ) => {
                 format!("%{}{letter}", if flagged { "-" } else { "" })
             }
             _ => return Err(Fault::unsupported(format!("%{letter} in strftime_now"))),

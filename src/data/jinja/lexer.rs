@@ -20,8 +20,8 @@ pub enum Token {
 }
 
 const OPERATORS: [&str; 26] = [
-    "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<", "=", ".", ":",
-    "|", ",", ";",
+    "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<", "=", ".",
+    ":", "|", ",", ";",
 ];
 
 /// Tokens with the line that each begins at.
@@ -85,7 +85,8 @@ impl<'s> Lexer<'s> {
             match (delimiter, raw) {
                 (_, Some(after)) => self.raw(after, begun)?,
                 ("{#", _) => {
-                    let end = self.rest().find("#}").ok_or_else(|| Fault::syntax(begun, "Missing end of comment tag"))?;
+                    let end =
+                        self.rest().find("#}").ok_or_else(|| Fault::syntax(begun, "Missing end of comment tag"))?;
                     // The sign before the end, unless it is the one after the beginning.
                     let sign = self.rest()[..end].chars().last().filter(|c| matches!(c, '-' | '+'));
                     self.advance(end + 2);
@@ -173,7 +174,8 @@ impl<'s> Lexer<'s> {
             self.advance_spaces();
             let rest = self.rest();
             if open.is_empty() {
-                let signed = rest.strip_prefix(['-', '+']).filter(|r| r.starts_with(end) && (block || !rest.starts_with('+')));
+                let signed =
+                    rest.strip_prefix(['-', '+']).filter(|r| r.starts_with(end) && (block || !rest.starts_with('+')));
                 let sign = signed.and_then(|_| rest.chars().next());
                 if sign.is_some() || rest.starts_with(end) {
                     self.push(if block { Token::BlockEnd } else { Token::VariableEnd });
@@ -183,7 +185,10 @@ impl<'s> Lexer<'s> {
                 }
             }
             let Some(first) = rest.chars().next() else {
-                return Err(Fault::syntax(self.line, format!("unexpected end of template: a tag of line {begun} is not closed")));
+                return Err(Fault::syntax(
+                    self.line,
+                    format!("unexpected end of template: a tag of line {begun} is not closed"),
+                ));
             };
             if first.is_ascii_digit() {
                 self.number()?;
@@ -204,10 +209,13 @@ impl<'s> Lexer<'s> {
                     ")" | "]" | "}" => {
                         let expected = open.pop();
                         if expected != Some(operator) {
-                            return Err(Fault::syntax(self.line, match expected {
-                                None => format!("unexpected '{operator}'"),
-                                Some(e) => format!("unexpected '{operator}', expected '{e}'"),
-                            }));
+                            return Err(Fault::syntax(
+                                self.line,
+                                match expected {
+                                    None => format!("unexpected '{operator}'"),
+                                    Some(e) => format!("unexpected '{operator}', expected '{e}'"),
+                                },
+                            ));
                         }
                     }
                     _ => {}
@@ -335,7 +343,8 @@ fn unescape(text: &str) -> Result<String, Fault> {
             'U' => out.push(number(8, 8, 16)?),
             'N' => return Err(Fault::unsupported("\\N escape of a character by name")),
             '0'..='7' => {
-                let digits: String = std::iter::once(c).chain(rest.chars().take(2).take_while(|c| c.is_digit(8))).collect();
+                let digits: String =
+                    std::iter::once(c).chain(rest.chars().take(2).take_while(|c| c.is_digit(8))).collect();
                 rest = &rest[digits.len() - 1..];
                 let code = u32::from_str_radix(&digits, 8).unwrap_or_default();
                 out.push(char::from_u32(code).unwrap_or_default());

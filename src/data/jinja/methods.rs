@@ -10,11 +10,53 @@ use std::rc::Rc;
 use std::sync::LazyLock;
 
 const TEXT: [&str; 47] = [
-    "capitalize", "casefold", "center", "count", "encode", "endswith", "expandtabs", "find", "format", "format_map",
-    "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric",
-    "isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "maketrans", "partition",
-    "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split",
-    "splitlines", "startswith", "strip", "swapcase", "title", "translate", "upper", "zfill",
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "encode",
+    "endswith",
+    "expandtabs",
+    "find",
+    "format",
+    "format_map",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isprintable",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "maketrans",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
+    "title",
+    "translate",
+    "upper",
+    "zfill",
 ];
 const SEQUENCE: [&str; 2] = ["count", "index"];
 const DICT: [&str; 5] = ["copy", "get", "items", "keys", "values"];
@@ -33,7 +75,8 @@ pub fn bound(of: &Value, name: &str) -> Result<Option<Value>> {
     if let Some(method) = known.iter().find(|m| **m == name) {
         return Ok(Some(Value::Method(Rc::new((of.clone(), *method)))));
     }
-    let refused = || Value::undefined(format!("access to attribute '{name}' of '{}' object is unsafe.", of.type_name()));
+    let refused =
+        || Value::undefined(format!("access to attribute '{name}' of '{}' object is unsafe.", of.type_name()));
     Ok(match of {
         Value::List(_) if CHANGING_LIST.contains(&name) => Some(refused()),
         Value::List(_) if name == "copy" => Some(Value::Method(Rc::new((of.clone(), "copy")))),
@@ -171,7 +214,9 @@ fn of_text(text: &str, name: &str, args: Args) -> Result<Value> {
             let part = bounded(text, &from, &to)?;
             let matches = |v: &Value| -> Result<bool> {
                 let wanted = text_argument(name, &Some(v.clone()))?.to_string();
-                Ok(part.is_some_and(|p| if name == "startswith" { p.1.starts_with(&wanted) } else { p.1.ends_with(&wanted) }))
+                Ok(part.is_some_and(|p| {
+                    if name == "startswith" { p.1.starts_with(&wanted) } else { p.1.ends_with(&wanted) }
+                }))
             };
             match wanted.as_ref() {
                 Some(Value::Tuple(several)) => {
@@ -191,7 +236,11 @@ fn of_text(text: &str, name: &str, args: Args) -> Result<Value> {
             let wanted = text_argument(name, &wanted)?;
             let part = bounded(text, &from, &to)?;
             if name == "count" {
-                let n = part.map_or(0, |(_, p)| if wanted.is_empty() { p.chars().count() + 1 } else { p.matches(wanted).count() });
+                let n =
+                    part.map_or(
+                        0,
+                        |(_, p)| if wanted.is_empty() { p.chars().count() + 1 } else { p.matches(wanted).count() },
+                    );
                 return Ok(Value::Int(n as i128));
             }
             let found = part.and_then(|(before, p)| {
@@ -234,7 +283,8 @@ fn of_text(text: &str, name: &str, args: Args) -> Result<Value> {
         }
         "zfill" => {
             let [width] = args.bind(name, [""])?;
-            let width = width.ok_or_else(|| Fault::python("zfill() takes exactly one argument (0 given)"))?.int(name)?;
+            let width =
+                width.ok_or_else(|| Fault::python("zfill() takes exactly one argument (0 given)"))?.int(name)?;
             let (sign, digits) = match text.strip_prefix(['-', '+']) {
                 Some(digits) => (&text[..1], digits),
                 None => ("", text),
@@ -318,7 +368,11 @@ fn is_cased_char(c: char) -> bool {
 }
 
 fn is_titlecase(c: char) -> bool {
-    matches!(c, 'ǅ' | 'ǈ' | 'ǋ' | 'ǲ') || ('\u{1f88}'..='\u{1fff}').contains(&c) && !c.is_lowercase() && c.to_lowercase().next() != Some(c) && c.to_uppercase().count() > 1
+    matches!(c, 'ǅ' | 'ǈ' | 'ǋ' | 'ǲ')
+        || ('\u{1f88}'..='\u{1fff}').contains(&c)
+            && !c.is_lowercase()
+            && c.to_lowercase().next() != Some(c)
+            && c.to_uppercase().count() > 1
 }
 
 /// Whether all letters with a case have this one, and there is one.
@@ -358,7 +412,11 @@ fn title(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut inside = false;
     for c in text.chars() {
-        if inside { out.extend(c.to_lowercase()) } else { push_title(c, &mut out) }
+        if inside {
+            out.extend(c.to_lowercase())
+        } else {
+            push_title(c, &mut out)
+        }
         inside = is_cased_char(c);
     }
     out
@@ -434,7 +492,11 @@ fn spaces(text: &str, most: usize, from_end: bool) -> Result<Value> {
         if rest.is_empty() {
             break;
         }
-        let cut = if from_end { rest.char_indices().rfind(|(_, c)| is_space(*c)) } else { rest.char_indices().find(|(_, c)| is_space(*c)) };
+        let cut = if from_end {
+            rest.char_indices().rfind(|(_, c)| is_space(*c))
+        } else {
+            rest.char_indices().find(|(_, c)| is_space(*c))
+        };
         let Some((at, c)) = cut.filter(|_| parts.len() < most) else {
             parts.push(rest);
             break;
@@ -455,7 +517,9 @@ fn spaces(text: &str, most: usize, from_end: bool) -> Result<Value> {
 
 /// `splitlines`.
 pub fn lines(text: &str, keep: bool) -> Vec<&str> {
-    let ends = |c: char| matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let ends = |c: char| {
+        matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+    };
     let (mut out, mut rest) = (Vec::new(), text);
     while !rest.is_empty() {
         let Some((at, c)) = rest.char_indices().find(|(_, c)| ends(*c)) else {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 /// Statements and brackets inside each other.
 const NESTING: usize = 120;
-/// Operators, filters and subscripts in one chain.
-const CHAIN: usize = 400;
+/// Operators, filters and subscripts in one tag: so deep the tree may become without brackets.
+const LINKS: usize = 1000;
 
 /// Statements that jinja2 knows and a chat template cannot use (there is no loader), or nobody does.
 const UNSUPPORTED: [&str; 7] = ["block", "extends", "include", "import", "from", "autoescape", "print"];
@@ -17,7 +17,7 @@ type Parsed<T> = Result<T, Fault>;
 
 /// The statements of a template.
 pub fn parse(tokens: Vec<(usize, Token)>) -> Parsed<Vec<Stmt>> {
-    let mut parser = Parser { tokens, at: 0, depth: 0, macros: Vec::new(), loops: 0 };
+    let mut parser = Parser { tokens, at: 0, depth: 0, links: 0, macros: Vec::new(), loops: 0 };
     parser.statements(&[]).map(|(body, _)| body)
 }
 
@@ -25,6 +25,8 @@ struct Parser {
     tokens: Vec<(usize, Token)>,
     at: usize,
     depth: usize,
+    /// Links of the expressions in this tag.
+    links: usize,
     /// For each macro that is being read: whether it asks for `caller`, `varargs`, `kwargs`.
     macros: Vec<[bool; 3]>,
     /// Loops around this place, inside the same macro.
@@ -127,12 +129,15 @@ impl Parser {
         let mut body = Vec::new();
         loop {
             let line = self.line();
+            self.links = 0;
             match self.next() {
                 Token::End if ends.is_empty() => return Ok((body, String::new())),
                 Token::End => {
                     self.at -= 1;
                     let expected = ends.last().copied().unwrap_or_default();
-                    return self.fail(format!("unexpected end of template: the block of line {begun} misses its '{expected}'"));
+                    return self.fail(format!(
+                        "unexpected end of template: the block of line {begun} misses its '{expected}'"
+                    ));
                 }
                 Token::Data(text) => body.push(Stmt { line, kind: StmtKind::Text(text) }),
                 Token::VariableBegin => {
@@ -210,9 +215,7 @@ impl Parser {
             "break" | "continue" if self.loops == 0 => self.fail(format!("'{word}' outside loop")),
             "break" => Ok(StmtKind::Break),
             "continue" => Ok(StmtKind::Continue),
-            word if UNSUPPORTED.contains(&word) => {
-                Err(Fault::unsupported(format!("the tag '{word}'")).at(self.line()))
-            }
+            word if UNSUPPORTED.contains(&word) => Err(Fault::unsupported(format!("the tag '{word}'")).at(self.line())),
             word => self.fail(format!("unknown tag '{word}'")),
         }
     }
@@ -293,7 +296,8 @@ impl Parser {
         let mut targets = Vec::new();
         let mut tuple = false;
         loop {
-            let ends = self.is("=") || self.is(")") || *self.peek() == Token::BlockEnd || until_in && self.is_name("in");
+            let ends =
+                self.is("=") || self.is(")") || *self.peek() == Token::BlockEnd || until_in && self.is_name("in");
             if ends && !targets.is_empty() {
                 break;
             }
@@ -329,9 +333,8 @@ impl Parser {
 
     fn conditional(&mut self) -> Parsed<Expr> {
         let mut value = self.or()?;
-        let mut length = 0;
         while self.skip_name("if") {
-            self.link(&mut length)?;
+            self.link()?;
             let test = Box::new(self.or()?);
             let otherwise = if self.skip_name("else") { Some(Box::new(self.expression()?)) } else { None };
             value = Expr::If { test, then: Box::new(value), otherwise };
@@ -340,27 +343,27 @@ impl Parser {
     }
 
     /// Counts what makes the tree deeper without brackets.
-    fn link(&self, length: &mut usize) -> Parsed<()> {
-        *length += 1;
-        if *length > CHAIN {
-            return self.fail(format!("an expression of more than {CHAIN} parts"));
+    fn link(&mut self) -> Parsed<()> {
+        self.links += 1;
+        if self.links > LINKS {
+            return self.fail(format!("an expression of more than {LINKS} parts"));
         }
         Ok(())
     }
 
     fn or(&mut self) -> Parsed<Expr> {
-        let (mut left, mut length) = (self.and()?, 0);
+        let mut left = self.and()?;
         while self.skip_name("or") {
-            self.link(&mut length)?;
+            self.link()?;
             left = Expr::Or(Box::new(left), Box::new(self.and()?));
         }
         Ok(left)
     }
 
     fn and(&mut self) -> Parsed<Expr> {
-        let (mut left, mut length) = (self.not()?, 0);
+        let mut left = self.not()?;
         while self.skip_name("and") {
-            self.link(&mut length)?;
+            self.link()?;
             left = Expr::And(Box::new(left), Box::new(self.not()?));
         }
         Ok(left)
@@ -369,7 +372,8 @@ impl Parser {
     fn not(&mut self) -> Parsed<Expr> {
         let mut count = 0;
         while self.skip_name("not") {
-            self.link(&mut count)?;
+            self.link()?;
+            count += 1;
         }
         let mut value = self.compare()?;
         for _ in 0..count {
@@ -403,7 +407,7 @@ impl Parser {
     }
 
     fn sum(&mut self) -> Parsed<Expr> {
-        let (mut left, mut length) = (self.concat()?, 0);
+        let mut left = self.concat()?;
         loop {
             let operator = match self.peek() {
                 Token::Operator("+") => Binary::Add,
@@ -411,7 +415,7 @@ impl Parser {
                 _ => return Ok(left),
             };
             self.at += 1;
-            self.link(&mut length)?;
+            self.link()?;
             left = Expr::Binary(operator, Box::new(left), Box::new(self.concat()?));
         }
     }
@@ -429,7 +433,7 @@ impl Parser {
     }
 
     fn product(&mut self) -> Parsed<Expr> {
-        let (mut left, mut length) = (self.power()?, 0);
+        let mut left = self.power()?;
         loop {
             let operator = match self.peek() {
                 Token::Operator("*") => Binary::Mul,
@@ -439,15 +443,15 @@ impl Parser {
                 _ => return Ok(left),
             };
             self.at += 1;
-            self.link(&mut length)?;
+            self.link()?;
             left = Expr::Binary(operator, Box::new(left), Box::new(self.power()?));
         }
     }
 
     fn power(&mut self) -> Parsed<Expr> {
-        let (mut left, mut length) = (self.unary(true)?, 0);
+        let mut left = self.unary(true)?;
         while self.skip("**") {
-            self.link(&mut length)?;
+            self.link()?;
             left = Expr::Binary(Binary::Pow, Box::new(left), Box::new(self.unary(true)?));
         }
         Ok(left)
@@ -461,9 +465,8 @@ impl Parser {
         } else {
             self.primary()?
         };
-        let mut length = 0;
-        let value = self.postfix(value, &mut length)?;
-        if filters { self.filters_and_tests(value, &mut length) } else { Ok(value) }
+        let value = self.postfix(value)?;
+        if filters { self.filters_and_tests(value) } else { Ok(value) }
     }
 
     fn primary(&mut self) -> Parsed<Expr> {
@@ -506,7 +509,8 @@ impl Parser {
             }
             Token::Operator("(") => {
                 self.at += 1;
-                let inner = self.nested(|p| if p.is(")") { Ok(Expr::Tuple(Vec::new())) } else { p.tuple(true, &[]) })?;
+                let inner =
+                    self.nested(|p| if p.is(")") { Ok(Expr::Tuple(Vec::new())) } else { p.tuple(true, &[]) })?;
                 self.expect(")")?;
                 inner
             }
@@ -568,7 +572,7 @@ impl Parser {
         }
     }
 
-    fn postfix(&mut self, mut value: Expr, length: &mut usize) -> Parsed<Expr> {
+    fn postfix(&mut self, mut value: Expr) -> Parsed<Expr> {
         loop {
             if self.skip(".") {
                 value = match self.next() {
@@ -586,7 +590,7 @@ impl Parser {
             } else {
                 return Ok(value);
             }
-            self.link(length)?;
+            self.link()?;
         }
     }
 
@@ -647,7 +651,7 @@ impl Parser {
         Ok(arguments)
     }
 
-    fn filters_and_tests(&mut self, mut value: Expr, length: &mut usize) -> Parsed<Expr> {
+    fn filters_and_tests(&mut self, mut value: Expr) -> Parsed<Expr> {
         loop {
             if self.is("|") {
                 self.at += 1;
@@ -660,7 +664,7 @@ impl Parser {
             } else {
                 return Ok(value);
             }
-            self.link(length)?;
+            self.link()?;
         }
     }
 
@@ -682,10 +686,9 @@ impl Parser {
 
     /// Filters that stand here, each after a `|`.
     fn filters(&mut self, mut subject: Option<Expr>) -> Parsed<Option<Expr>> {
-        let mut length = 0;
         while self.skip("|") {
             subject = Some(self.filter(subject)?);
-            self.link(&mut length)?;
+            self.link()?;
         }
         Ok(subject)
     }
@@ -715,7 +718,7 @@ impl Parser {
             };
             if takes {
                 let argument = self.nested(Self::primary)?;
-                arguments.positional.push(self.postfix(argument, &mut 0)?);
+                arguments.positional.push(self.postfix(argument)?);
             }
         }
         let test = Expr::Test(Box::new(value), name, arguments);

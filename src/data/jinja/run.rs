@@ -131,9 +131,10 @@ impl Args {
             *slot = Some(value);
         }
         for (name, value) in self.named {
-            let at = names.iter().position(|n| **n == *name && !n.is_empty()).ok_or_else(|| {
-                Fault::python(format!("{function}() got an unexpected keyword argument '{name}'"))
-            })?;
+            let at = names
+                .iter()
+                .position(|n| **n == *name && !n.is_empty())
+                .ok_or_else(|| Fault::python(format!("{function}() got an unexpected keyword argument '{name}'")))?;
             if bound[at].replace(value).is_some() {
                 return Err(Fault::python(format!("{function}() got multiple values for argument '{name}'")));
             }
@@ -177,12 +178,7 @@ impl Run {
         Ok(())
     }
 
-    fn statements(
-        &mut self,
-        body: &[Stmt],
-        scope: &Rc<Scope>,
-        out: &mut String,
-    ) -> Result<Flow> {
+    fn statements(&mut self, body: &[Stmt], scope: &Rc<Scope>, out: &mut String) -> Result<Flow> {
         for statement in body {
             self.line = statement.line;
             let flow = self.statement(statement, scope, out).map_err(|fault| fault.at(self.line))?;
@@ -193,12 +189,7 @@ impl Run {
         Ok(Flow::Next)
     }
 
-    fn statement(
-        &mut self,
-        statement: &Stmt,
-        scope: &Rc<Scope>,
-        out: &mut String,
-    ) -> Result<Flow> {
+    fn statement(&mut self, statement: &Stmt, scope: &Rc<Scope>, out: &mut String) -> Result<Flow> {
         limits::spend(1)?;
         limits::check_depth()?;
         match &statement.kind {
@@ -486,7 +477,10 @@ impl Run {
                     }
                 }
                 other => {
-                    return Err(Fault::python(format!("argument after ** must be a mapping, not {}", other.type_name())));
+                    return Err(Fault::python(format!(
+                        "argument after ** must be a mapping, not {}",
+                        other.type_name()
+                    )));
                 }
             }
         }
@@ -589,7 +583,9 @@ impl Run {
                 }
                 let range = Value::Range(start, stop, step);
                 if range.length()? as i128 > LONGEST_RANGE {
-                    return Err(Fault::python(format!("Range too big. The sandbox blocks ranges larger than {LONGEST_RANGE}.")));
+                    return Err(Fault::python(format!(
+                        "Range too big. The sandbox blocks ranges larger than {LONGEST_RANGE}."
+                    )));
                 }
                 Ok(range)
             }
@@ -635,7 +631,10 @@ impl Run {
     fn mapping(&mut self, function: &str, args: Args) -> Result<Dict> {
         let mut dict = Dict::new();
         if args.positional.len() > 1 {
-            return Err(Fault::python(format!("{function} expected at most 1 argument, got {}", args.positional.len())));
+            return Err(Fault::python(format!(
+                "{function} expected at most 1 argument, got {}",
+                args.positional.len()
+            )));
         }
         match args.positional.first() {
             None => {}
@@ -658,8 +657,18 @@ impl Run {
 
 /// Attributes that Python's objects have beside those known here: their use is an error, and no missing value.
 const OTHER_ATTRIBUTES: [&str; 12] = [
-    "real", "imag", "numerator", "denominator", "bit_length", "bit_count", "conjugate", "is_integer", "as_integer_ratio",
-    "to_bytes", "from_bytes", "hex",
+    "real",
+    "imag",
+    "numerator",
+    "denominator",
+    "bit_length",
+    "bit_count",
+    "conjugate",
+    "is_integer",
+    "as_integer_ratio",
+    "to_bytes",
+    "from_bytes",
+    "hex",
 ];
 
 /// `object.name`: its attribute, else its item.
@@ -708,7 +717,10 @@ fn missing(of: &Value, name: &str) -> Value {
 /// What `getattr` finds: methods, and the parts of Jinja's own objects.
 pub fn own_attribute(of: &Value, name: &str) -> Result<Option<Value>> {
     if name.starts_with("__") {
-        return Ok(Some(Value::undefined(format!("access to attribute '{name}' of '{}' object is unsafe.", of.type_name()))));
+        return Ok(Some(Value::undefined(format!(
+            "access to attribute '{name}' of '{}' object is unsafe.",
+            of.type_name()
+        ))));
     }
     let index = |n: usize| Ok(Some(Value::Int(n as i128)));
     Ok(match of {

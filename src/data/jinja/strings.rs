@@ -153,7 +153,9 @@ mod tests {
         for (text, number) in [(" 12 ", Some(12)), ("-1_000", Some(-1000)), ("1__0", None), ("1.5", None), ("", None)] {
             assert_eq!(parse_int(text, 10), number, "{text:?}");
         }
-        for (text, number) in [("1.5", Some(1.5)), ("1_0e2", Some(1000.0)), ("x", None), ("--1", None), (".5", Some(0.5))] {
+        for (text, number) in
+            [("1.5", Some(1.5)), ("1_0e2", Some(1000.0)), ("x", None), ("--1", None), (".5", Some(0.5))]
+        {
             assert_eq!(parse_float(text), number, "{text:?}");
         }
     }

@@ -34,7 +34,11 @@ pub enum Expr {
     Compare(Box<Expr>, Vec<(Compare, Expr)>),
     And(Box<Expr>, Box<Expr>),
     Or(Box<Expr>, Box<Expr>),
-    If { test: Box<Expr>, then: Box<Expr>, otherwise: Option<Box<Expr>> },
+    If {
+        test: Box<Expr>,
+        then: Box<Expr>,
+        otherwise: Option<Box<Expr>>,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -89,7 +93,10 @@ pub struct Stmt {
 pub enum StmtKind {
     Text(String),
     Print(Expr),
-    If { branches: Vec<(Expr, Vec<Stmt>)>, otherwise: Vec<Stmt> },
+    If {
+        branches: Vec<(Expr, Vec<Stmt>)>,
+        otherwise: Vec<Stmt>,
+    },
     For(Arc<For>),
     Set(Target, Expr),
     SetBlock(Target, Option<Expr>, Vec<Stmt>),

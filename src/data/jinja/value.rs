@@ -59,7 +59,16 @@ pub struct Key(pub Value);
 impl Key {
     pub fn of(value: Value) -> Result<Self> {
         let hashable = |v: &Value| -> bool {
-            matches!(v, Value::None | Value::Bool(_) | Value::Int(_) | Value::Long(_) | Value::Float(_) | Value::Text(_) | Value::Markup(_))
+            matches!(
+                v,
+                Value::None
+                    | Value::Bool(_)
+                    | Value::Int(_)
+                    | Value::Long(_)
+                    | Value::Float(_)
+                    | Value::Text(_)
+                    | Value::Markup(_)
+            )
         };
         match &value {
             Value::Tuple(items) | Value::Group(items) if items.iter().all(hashable) => Ok(Self(value)),
@@ -536,9 +545,8 @@ pub fn contains(container: &Value, item: &Value) -> Result<bool> {
 }
 
 pub fn compare(operator: Compare, a: &Value, b: &Value) -> Result<bool> {
-    let ordered = |name: &str, wanted: fn(Ordering) -> bool| -> Result<bool> {
-        Ok(order(a, b, name)?.is_some_and(wanted))
-    };
+    let ordered =
+        |name: &str, wanted: fn(Ordering) -> bool| -> Result<bool> { Ok(order(a, b, name)?.is_some_and(wanted)) };
     match operator {
         Compare::Eq => equal(a, b),
         Compare::Ne => Ok(!equal(a, b)?),
@@ -578,8 +586,12 @@ pub fn binary(operator: Binary, a: &Value, b: &Value) -> Result<Value> {
             limits::room_for(x.len() + y.len(), ENTRY)?;
             return Value::tuple([x.as_slice(), y.as_slice()].concat());
         }
-        (Binary::Mul, Value::Text(_) | Value::List(_) | Value::Tuple(_), n) if n.as_int().is_some() => return repeat(a, n),
-        (Binary::Mul, n, Value::Text(_) | Value::List(_) | Value::Tuple(_)) if n.as_int().is_some() => return repeat(b, n),
+        (Binary::Mul, Value::Text(_) | Value::List(_) | Value::Tuple(_), n) if n.as_int().is_some() => {
+            return repeat(a, n);
+        }
+        (Binary::Mul, n, Value::Text(_) | Value::List(_) | Value::Tuple(_)) if n.as_int().is_some() => {
+            return repeat(b, n);
+        }
         _ => {}
     }
     let wrong = || match (operator, a) {
@@ -652,7 +664,13 @@ fn floats(operator: Binary, x: f64, y: f64) -> Result<f64> {
     // As CPython: the remainder has the divisor's sign, and the quotient is made from it.
     let modulo = || {
         let rest = x % y;
-        if rest == 0.0 { 0.0f64.copysign(y) } else if (rest < 0.0) != (y < 0.0) { rest + y } else { rest }
+        if rest == 0.0 {
+            0.0f64.copysign(y)
+        } else if (rest < 0.0) != (y < 0.0) {
+            rest + y
+        } else {
+            rest
+        }
     };
     Ok(match operator {
         Binary::Add => x + y,
@@ -667,7 +685,13 @@ fn floats(operator: Binary, x: f64, y: f64) -> Result<f64> {
                 quotient -= 1.0;
             }
             let floor = quotient.floor();
-            if quotient == 0.0 { 0.0f64.copysign(x / y) } else if quotient - floor > 0.5 { floor + 1.0 } else { floor }
+            if quotient == 0.0 {
+                0.0f64.copysign(x / y)
+            } else if quotient - floor > 0.5 {
+                floor + 1.0
+            } else {
+                floor
+            }
         }
         Binary::Pow if x == 0.0 && y < 0.0 => return Err(Fault::python("0.0 cannot be raised to a negative power")),
         Binary::Pow if x < 0.0 && y.fract() != 0.0 => return Err(Fault::unsupported("complex numbers")),
@@ -770,7 +794,8 @@ pub fn slice(container: &Value, parts: [Option<Value>; 3]) -> Result<Value> {
     match container {
         Value::Text(text) | Value::Markup(text) => {
             limits::room(text.len())?;
-            let like = |s: String| if matches!(container, Value::Markup(_)) { Value::markup(s) } else { Value::text(s) };
+            let like =
+                |s: String| if matches!(container, Value::Markup(_)) { Value::markup(s) } else { Value::text(s) };
             let chars: Vec<char> = text.chars().collect();
             like(select(chars.len()).into_iter().map(|i| chars[i]).collect())
         }
