@@ -68,23 +68,8 @@ fn talk(turns: &[(&str, &str)]) -> Value {
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 /// Parts of Python's Jinja that are not reproduced: each ends in an error that says so.
-const NOT_SUPPORTED: [&str; 15] = [
-    "2 ** 200",
-    "'a'.encode()",
-    "istitle",
-    "'é\\é'",
-    "BULLET",
-    "{% block",
-    "lipsum",
-    "|random",
-    "pprint",
-    "filesizeformat",
-    "autoescape",
-    "{'items': 3}).items }}",
-    "{{ range }}",
-    "'equalto', 'user') }}",
-    "[1,2,3]|reverse }}",
-];
+const NOT_SUPPORTED: [&str; 7] =
+    ["2 ** 200", "'a'.encode()", "'é\\é'", "BULLET", "{% block", "pprint", "autoescape"];
 
 #[test]
 fn every_snippet_is_rendered_as_transformers_does() {

@@ -317,6 +317,7 @@ fn of_text(text: &str, name: &str, args: Args) -> Result<Value> {
         "isspace" => args.none(name).map(|()| Value::Bool(!text.is_empty() && text.chars().all(is_space))),
         "isprintable" => args.none(name).map(|()| Value::Bool(text.chars().all(is_printable))),
         "isupper" | "islower" => args.none(name).map(|()| Value::Bool(is_cased(text, name == "isupper"))),
+        "istitle" => args.none(name).map(|()| Value::Bool(is_title(text))),
         "isalpha" => all(text, name, args, is_letter),
         "isdecimal" => all(text, name, args, |c| Ok(is_decimal(c))),
         "isdigit" | "isnumeric" => all(text, name, args, is_numeric),
@@ -379,6 +380,20 @@ fn is_titlecase(c: char) -> bool {
 pub fn is_cased(text: &str, upper: bool) -> bool {
     let wrong = |c: char| is_titlecase(c) || if upper { c.is_lowercase() } else { c.is_uppercase() };
     text.chars().any(is_cased_char) && !text.chars().any(wrong)
+}
+
+/// Whether capitals stand where words begin and nowhere else, and there is one.
+fn is_title(text: &str) -> bool {
+    let (mut inside, mut cased) = (false, false);
+    for c in text.chars() {
+        let capital = c.is_uppercase() || is_titlecase(c);
+        if capital && inside || c.is_lowercase() && !inside {
+            return false;
+        }
+        inside = is_cased_char(c);
+        cased |= inside;
+    }
+    cased
 }
 
 /// The first letter's form in a title.
