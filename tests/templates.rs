@@ -68,8 +68,7 @@ fn talk(turns: &[(&str, &str)]) -> Value {
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 /// Parts of Python's Jinja that are not reproduced: each ends in an error that says so.
-const NOT_SUPPORTED: [&str; 7] =
-    ["2 ** 200", "'a'.encode()", "'é\\é'", "BULLET", "{% block", "pprint", "autoescape"];
+const NOT_SUPPORTED: [&str; 7] = ["2 ** 200", "'a'.encode()", "'é\\é'", "BULLET", "{% block", "pprint", "autoescape"];
 
 #[test]
 fn every_snippet_is_rendered_as_transformers_does() {

@@ -371,9 +371,12 @@ pub fn check_nothing_dropped(messages: &[Message], texts: &[&str]) -> Result<()>
         };
         let checked = matches!(message.role.as_str(), "system" | "user" | "tool");
         if checked && !answered::said(message).into_iter().all(shown) {
-            return Err(Error::user(format!("message {} ({}): the chat template leaves it out", i + 1, message.role))
-                .hint("remove the message from the row, or give a template with data.template that knows it")
-                .hint("content in parts is read by few templates: write it as text"));
+            let error = Error::user(format!("message {} ({}): the chat template leaves it out", i + 1, message.role))
+                .hint("remove the message from the row, or give a template with data.template that knows it");
+            return Err(match message.extra.contains_key("content") {
+                true => error.hint("content in parts is read by few templates: write it as text"),
+                false => error,
+            });
         }
     }
     Ok(())

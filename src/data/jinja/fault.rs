@@ -57,10 +57,6 @@ impl Fault {
         self.0.kind
     }
 
-    pub fn message(&self) -> &str {
-        &self.0.message
-    }
-
     /// 1-based line of the template.
     pub fn line(&self) -> Option<usize> {
         self.0.line
