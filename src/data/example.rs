@@ -174,8 +174,7 @@ fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, sup
     }
     let stops = tokenizer.stop_texts();
     let turn = |index: &usize| -> Result<Turn> {
-        let answer = answered::answered(talk, *index, template, &stops)?;
-        Ok(Turn { index: *index, answer })
+        Turn::of(*index, answered::answered(talk, *index, template, &stops)?, tokenizer)
     };
     let turns = open.iter().map(turn).collect::<Result<Vec<_>>>()?;
     let learnt: Vec<(usize, &Answered)> = turns.iter().map(|turn| (turn.index, &turn.answer)).collect();
@@ -187,8 +186,7 @@ fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, sup
     let mut open: Vec<&Turn> = turns.iter().collect();
     let mut text = whole;
     loop {
-        let (here, elsewhere): (Vec<&Turn>, Vec<&Turn>) =
-            open.iter().partition(|turn| turn.stands_in(&text, tokenizer));
+        let (here, elsewhere): (Vec<&Turn>, Vec<&Turn>) = open.iter().partition(|turn| turn.stands_in(&text));
         if !here.is_empty() {
             let example = one_rendering(&text, &here, line, tokenizer, &mut result.split_boundaries)?;
             result.examples.push(example);
@@ -214,24 +212,25 @@ fn answers(talk: &Conversation) -> Vec<usize> {
 struct Turn {
     index: usize,
     answer: Answered,
+    /// The byte after the stop token that ends it.
+    end: usize,
 }
 
 impl Turn {
-    /// Whether `text` shows this answer as generation saw it. A template may close the last turn in a further way (Phi
-    /// adds an end of text): what both show must hold the turn's stop token, and where they differ this rendering may
-    /// have specials and spaces only.
-    fn stands_in(&self, text: &str, tokenizer: &ChatTokenizer) -> bool {
-        let agreed = common_prefix(&self.answer.text, text);
-        if agreed <= self.answer.asked.len() || agreed == self.answer.text.len() {
-            return agreed > self.answer.asked.len();
-        }
-        tokenizer.encode_offsets(&self.answer.text).is_ok_and(|e| {
-            let (ids, offsets) = (e.get_ids(), e.get_offsets());
-            let shown = tokens_in(&(self.answer.asked.len()..agreed), offsets);
-            let mut differing = shown.end..ids.len();
-            end_of_turn(ids, offsets, &self.answer.text, shown, tokenizer).is_some()
-                && differing.all(|t| closes(t, ids, offsets, &self.answer.text, tokenizer))
-        })
+    fn of(index: usize, answer: Answered, tokenizer: &ChatTokenizer) -> Result<Self> {
+        let text = &answer.text;
+        let encoding = tokenizer.encode_offsets(text)?;
+        let (ids, offsets) = (encoding.get_ids(), encoding.get_offsets());
+        let tokens = tokens_in(&(answer.asked.len()..text.len()), offsets);
+        let end = end_of_turn(ids, offsets, text, tokens, tokenizer)
+            .ok_or_else(|| no_stop(index, &text[answer.asked.len()..], tokenizer))?;
+        Ok(Self { index, end: offsets[end].1, answer })
+    }
+
+    /// Whether `text` shows this answer as generation saw it, up to its stop token: a template may close the last turn in
+    /// a further way (Phi adds an end of text).
+    fn stands_in(&self, text: &str) -> bool {
+        text.starts_with(&self.answer.text[..self.end])
     }
 }
 
@@ -254,10 +253,10 @@ fn one_rendering(
     let (ids, offsets) = encode_at(text, &starts, tokenizer, splits)?;
     let mut supervised = vec![false; ids.len()];
     for turn in turns {
-        let span = turn.answer.asked.len()..common_prefix(&turn.answer.text, text);
+        let span = turn.answer.asked.len()..turn.end;
         let tokens = tokens_in(&span, &offsets);
         let end = end_of_turn(&ids, &offsets, text, tokens.clone(), tokenizer)
-            .ok_or_else(|| no_stop(turn, &text[span], tokenizer))?;
+            .ok_or_else(|| no_stop(turn.index, &text[span], tokenizer))?;
         if (tokens.start..end).all(|t| closes(t, &ids, &offsets, text, tokenizer)) {
             return Err(Error::user(format!(
                 "message {} (assistant): the chat template leaves out what it says",
@@ -330,11 +329,11 @@ fn closes(t: usize, ids: &[u32], offsets: &[(usize, usize)], text: &str, tokeniz
         || text[offsets[t].0..offsets[t].1].trim().is_empty()
 }
 
-fn no_stop(turn: &Turn, answer: &str, tokenizer: &ChatTokenizer) -> Error {
+fn no_stop(index: usize, answer: &str, tokenizer: &ChatTokenizer) -> Error {
     let stops: Vec<String> = tokenizer.stop_ids().iter().filter_map(|id| tokenizer.token(*id)).collect();
     Error::user(format!(
         "message {} (assistant) ends in {:?} and not in a stop token ({}): the model would never learn to stop",
-        turn.index + 1,
+        index + 1,
         tail(answer),
         if stops.is_empty() { "the model names none".into() } else { stops.join(", ") }
     ))
