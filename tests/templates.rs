@@ -187,6 +187,9 @@ fn content_in_parts_is_shown_or_refused() {
     let as_parts = json!({ "messages": [{ "role": "user", "content": parts("what?") }, { "role": "assistant", "content": parts("four") }] });
     let gemma = with_template("gemma.jinja");
     assert_eq!(masks(&[as_parts], &gemma).unwrap(), masks(&[read], &gemma).unwrap());
+    // A message that the template changes on its way (a flag taken out) is not left out.
+    let flagged = talk(&[("system", "/no_think Be brief."), ("user", "a"), ("assistant", "b")]);
+    assert!(masks(&[flagged], &with_template("smollm3.jinja")).unwrap()[0].contains("Be brief."));
     // The question of a preference row, and a question alone.
     let pair = json!({ "prompt": [{ "role": "user", "content": parts("what?") }], "chosen": [{ "role": "assistant", "content": "a" }], "rejected": [{ "role": "assistant", "content": "b" }] });
     let folder = tempfile::tempdir().unwrap();

@@ -464,6 +464,6 @@ fn ask(talk: &Conversation, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
             .hint("use an instruct model, or rows with `prompt` as text")
     })?;
     let text = template.render(talk, talk.messages.len(), true)?;
-    example::check_nothing_dropped(&talk.messages, &[&text])?;
+    example::check_nothing_dropped(talk, &[&text], template)?;
     tokenizer.encode(&text)
 }

@@ -67,13 +67,8 @@ struct Place {
 /// Characters for private use: no template looks for them.
 const MARKS: [char; 2] = ['\u{f8f3}', '\u{f8f4}'];
 
-/// Finds what the message at `index` says in `rendered`, by rendering the conversation with a mark in its place.
-fn place(
-    talk: &Conversation,
-    index: usize,
-    rendered: &str,
-    render: impl Fn(&Conversation) -> Result<String>,
-) -> Result<Place> {
+/// The conversation with a mark in place of what the message at `index` says.
+fn marked(talk: &Conversation, index: usize) -> Conversation {
     let mut marked = talk.clone();
     let message = &mut marked.messages[index];
     let text: String = [MARKS[0], 'x', MARKS[1]].iter().collect();
@@ -82,7 +77,25 @@ fn place(
         Some(content) => *content = text.into(),
         None => message.content = text,
     }
-    let marked = render(&marked)?;
+    marked
+}
+
+/// Whether the template writes what the message at `index` says, perhaps changed: flags taken out, quotes escaped.
+pub fn is_read(talk: &Conversation, index: usize, template: &ChatTemplate) -> bool {
+    let (marked, n) = (marked(talk, index), talk.messages.len());
+    // With its answer, and as it is asked for: a template may write the two otherwise.
+    let ways = [(n, false), (n, true), (n.saturating_sub(1).max(index + 1), true)];
+    ways.iter().any(|(upto, prompt)| template.render(&marked, *upto, *prompt).is_ok_and(|t| t.contains(MARKS[0])))
+}
+
+/// Finds what the message at `index` says in `rendered`, by rendering the conversation with a mark in its place.
+fn place(
+    talk: &Conversation,
+    index: usize,
+    rendered: &str,
+    render: impl Fn(&Conversation) -> Result<String>,
+) -> Result<Place> {
+    let marked = render(&marked(talk, index))?;
     let (first, last) = (marked.find(MARKS[0]), marked.rfind(MARKS[1]));
     let (Some(first), Some(last)) = (first, last) else {
         return Err(Error::user("the chat template leaves out what it says")

@@ -157,7 +157,7 @@ fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, sup
     let whole = template.render(talk, n, false)?;
     let mut result = Encoded { examples: Vec::new(), split_boundaries: 0, notes: Vec::new() };
     if supervise == Supervise::All {
-        check_nothing_dropped(&talk.messages, &[&whole])?;
+        check_nothing_dropped(talk, &[&whole], template)?;
         let ids = tokenizer.encode(&whole)?;
         let supervised = vec![true; ids.len()];
         result.examples.push(Example { ids, supervised, line });
@@ -168,7 +168,7 @@ fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, sup
         open.drain(..open.len().saturating_sub(1));
     }
     if open.is_empty() {
-        check_nothing_dropped(&talk.messages, &[&whole])?;
+        check_nothing_dropped(talk, &[&whole], template)?;
         return Err(Error::user("no assistant turn is learnt")
             .hint("a conversation needs an assistant turn (with `weight` other than 0)"));
     }
@@ -180,7 +180,7 @@ fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, sup
     let learnt: Vec<(usize, &Answered)> = turns.iter().map(|turn| (turn.index, &turn.answer)).collect();
     let seen: Vec<&str> =
         std::iter::once(&whole).chain(learnt.iter().map(|(_, a)| &a.text)).map(|t| t.as_str()).collect();
-    check_nothing_dropped(&talk.messages, &seen)?;
+    check_nothing_dropped(talk, &seen, template)?;
     result.notes = answered::passed_over(talk, &learnt, template)?;
     result.notes.extend(turns.iter().flat_map(|turn| &turn.answer.notes));
     let mut open: Vec<&Turn> = turns.iter().collect();
@@ -356,20 +356,12 @@ pub(super) fn check_roles(messages: &[Message], template: &ChatTemplate) -> Resu
 }
 
 /// Templates pass over what they do not expect (a system message, the result of a tool, content in parts) without a word:
-/// each message must stand in one of the texts that the row becomes. The result of a tool may stand there as JSON writes it.
-pub fn check_nothing_dropped(messages: &[Message], texts: &[&str]) -> Result<()> {
-    let within = |part: &str| texts.iter().any(|text| text.contains(part));
-    for (i, message) in messages.iter().enumerate() {
-        let shown = |content: &str| {
-            let content = content.trim();
-            let as_json = || serde_json::to_string(content).is_ok_and(|json| within(&json[1..json.len() - 1]));
-            let as_python = || within(&content.replace('\\', "\\\\").replace('\n', "\\n"));
-            within(content)
-                || message.role == "tool" && as_json()
-                || message.extra.contains_key("content") && as_python()
-        };
+/// each message must stand in one of the texts that the row becomes, or be read by the template, which may change it.
+pub fn check_nothing_dropped(talk: &Conversation, texts: &[&str], template: &ChatTemplate) -> Result<()> {
+    for (i, message) in talk.messages.iter().enumerate() {
+        let shown = |content: &str| texts.iter().any(|text| text.contains(content.trim()));
         let checked = matches!(message.role.as_str(), "system" | "user" | "tool");
-        if checked && !answered::said(message).into_iter().all(shown) {
+        if checked && !answered::said(message).into_iter().all(shown) && !answered::is_read(talk, i, template) {
             let error = Error::user(format!("message {} ({}): the chat template leaves it out", i + 1, message.role))
                 .hint("remove the message from the row, or give a template with data.template that knows it");
             return Err(match message.extra.contains_key("content") {

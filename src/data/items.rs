@@ -268,7 +268,7 @@ fn asked_text(asked: &Asked, tokenizer: &ChatTokenizer, seen: &mut Seen) -> Resu
             let template = tokenizer.need_template()?;
             example::check_roles(&talk.messages, template)?;
             let text = template.render(talk, talk.messages.len(), true)?;
-            example::check_nothing_dropped(&talk.messages, &[&text])?;
+            example::check_nothing_dropped(talk, &[&text], template)?;
             let without = || template.render_with(&talk.messages, None, &talk.kwargs, true);
             if talk.tools.is_some() && without().is_ok_and(|without| without == text) {
                 seen.notes.push(Note::ToolsLeftOut);
@@ -364,7 +364,7 @@ fn rendered(
         }
         _ => whole,
     };
-    example::check_nothing_dropped(&talk.messages, &[&whole])?;
+    example::check_nothing_dropped(&talk, &[&whole], template)?;
     Ok(whole)
 }
 
