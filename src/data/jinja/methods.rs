@@ -75,8 +75,12 @@ pub fn bound(of: &Value, name: &str) -> Result<Option<Value>> {
     if let Some(method) = known.iter().find(|m| **m == name) {
         return Ok(Some(Value::Method(Rc::new((of.clone(), *method)))));
     }
-    let refused =
-        || Value::undefined(format!("access to attribute '{name}' of '{}' object is unsafe.", of.type_name()));
+    let refused = || {
+        Value::undefined(format!(
+            "access to attribute '{name}' of '{}' object is refused by the sandbox.",
+            of.type_name()
+        ))
+    };
     Ok(match of {
         Value::List(_) if CHANGING_LIST.contains(&name) => Some(refused()),
         Value::List(_) if name == "copy" => Some(Value::Method(Rc::new((of.clone(), "copy")))),

@@ -718,7 +718,7 @@ fn missing(of: &Value, name: &str) -> Value {
 pub fn own_attribute(of: &Value, name: &str) -> Result<Option<Value>> {
     if name.starts_with("__") {
         return Ok(Some(Value::undefined(format!(
-            "access to attribute '{name}' of '{}' object is unsafe.",
+            "access to attribute '{name}' of '{}' object is refused by the sandbox.",
             of.type_name()
         ))));
     }
