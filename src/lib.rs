@@ -5,7 +5,6 @@
 //! cli -> selftest -> train, eval, convert, label -> recipe -> methods -> rewards -> data, generate -> models -> adapters -> nn -> native.
 
 pub mod adapters;
-pub mod budget;
 pub mod choice;
 pub mod convert;
 pub mod data;

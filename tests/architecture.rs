@@ -22,8 +22,8 @@ const FLOORS: &[&[&str]] = &[
     &["native"],
 ];
 
-/// Know no module above and may be used from any floor: errors, files, chance, what the machine has, and an end to memory.
-const EVERYWHERE: &[&str] = &["budget", "choice", "error", "report", "fsutil", "rng", "machine"];
+/// Know no module above and may be used from any floor: errors, files, chance, and what the machine has.
+const EVERYWHERE: &[&str] = &["choice", "error", "report", "fsutil", "rng", "machine"];
 
 /// Beside the floors: the process's libtorch. Only the command starts it or asks about it.
 const PROCESS: &[&str] = &["runtime", "libtorch"];
@@ -45,8 +45,6 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("polars_buffer", &["src/data/source/"]),
     ("polars_parquet", &["src/data/source/"]),
     ("glob", &["src/data/source/"]),
-    ("minijinja", &["src/data/template.rs"]),
-    ("minijinja_contrib", &["src/data/template.rs"]),
     ("tokenizers", &["src/data/tokenizer.rs", "src/data/bpe.rs"]),
     ("safetensors", &["src/nn/weights.rs", "src/nn/safetensors.rs", "src/convert/"]),
     ("memmap2", &["src/nn/weights.rs", "src/convert/gguf.rs", "src/data/tokens.rs"]),
@@ -91,7 +89,6 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/native/kernels.rs", ""),  // our own loops over tensor memory
     ("src/native/products.rs", ""), // products and a decoding step over tensor memory
     ("src/runtime.rs", ""),         // signals, the loader's list of libraries
-    ("src/budget.rs", ""),          // the process's allocator
     ("src/machine.rs", ""),         // system calls, the NVIDIA driver
     ("src/bin/ft-launch.rs", ""),   // anonymous memory for the packed binary
     ("src/nn/weights.rs", "Mmap::map"),

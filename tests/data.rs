@@ -1,5 +1,6 @@
 //! Files of rows to examples: every format, every template, the mask, and what hostile files end in.
 
+use crate::templates::message;
 use ft::data::record::Columns;
 use ft::data::template::ChatTemplate;
 use ft::data::{
@@ -78,14 +79,19 @@ fn templates_render_as_transformers() {
         let name = row["template"].as_str().unwrap();
         let case = &expected["cases"][row["case"].as_str().unwrap()];
         let source = std::fs::read_to_string(fixture("templates").join(name)).unwrap();
-        let template = ChatTemplate::compile(name, &source, special).unwrap();
+        let day = jiff::civil::date(2024, 2, 29);
+        let template = ChatTemplate::compile(name, &source, special).unwrap().with(&Columns::new(), Some(day));
         let messages: Vec<Message> = case["messages"].as_array().unwrap().iter().map(message).collect();
         let kwargs: Columns = case["kwargs"].as_object().cloned().unwrap_or_default();
         let tools = case.get("tools");
         let found = template.render_with(&messages, tools, &kwargs, row["add_generation_prompt"] == true);
         let same = match (&found, row["text"].as_str()) {
             (Ok(text), Some(expected)) => text == expected,
-            (Err(e), None) => row["error"].as_str().unwrap().ends_with(e.message().rsplit(": ").next().unwrap()),
+            // The template's own words are the same; Python's own errors have other words.
+            (Err(e), None) => match row["error"].as_str().unwrap().strip_prefix("TemplateError: ") {
+                Some(words) => e.message().ends_with(words),
+                None => true,
+            },
             _ => false,
         };
         if !same {
@@ -97,13 +103,6 @@ fn templates_render_as_transformers() {
         }
     }
     assert!(wrong.is_empty(), "{} renderings differ, the first:\n{}", wrong.len(), wrong[0]);
-}
-
-fn message(value: &Value) -> Message {
-    let mut extra = value.as_object().unwrap().clone();
-    let role = extra.shift_remove("role").unwrap();
-    let content = extra.shift_remove("content").unwrap();
-    Message { role: role.as_str().unwrap().into(), content: content.as_str().unwrap().into(), extra }
 }
 
 #[test]
@@ -229,15 +228,6 @@ fn templates_that_cannot_be_learnt_are_refused() {
     let load =
         |source: &str| ChatTokenizer::load(&fixture("tiny-tokenizer"), Some(&scratch.file("t.jinja", source))).unwrap();
     let row = [talk(&[("user", "a"), ("assistant", "b")])];
-    // The generation prompt opens a thought that the answer does not hold.
-    let opened = load(
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
-    );
-    let e = masks(&row, &opened, Supervise::Assistant).unwrap_err();
-    assert!(
-        e.message().contains("is not the beginning of the text with the answer") && e.message().contains("<think>"),
-        "{e}"
-    );
     // No end of turn at all.
     let endless = load(
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
@@ -516,7 +506,7 @@ fn doubled_bos_is_an_error() {
         std::fs::copy(fixture("tiny-tokenizer").join(name), dir.join(name)).unwrap();
     }
     let config = json!({ "bos_token": { "content": "<|endoftext|>" }, "eos_token": "<|im_end|>", "chat_template": [
-        { "name": "tools", "template": "" },
+        { "name": "tools", "template": "{% nonsense" },
         { "name": "default", "template": "{{ bos_token }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}" } ] });
     std::fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
     let tokenizer = ChatTokenizer::load(&dir, None).unwrap();

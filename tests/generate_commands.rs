@@ -182,3 +182,29 @@ fn timings_tell_every_pass_and_which_of_them_read_prompts() {
     let error = space.refused(&["--prompt", "Hello", "--num-beams", "2", "--timings", "t.jsonl"]);
     assert!(error.contains("--timings does not tell of beams"), "{error}");
 }
+
+#[test]
+fn templates_and_their_variables_are_given_on_the_command_line() {
+    let space = Space::new(json!({ "eos_token_id": 2 }));
+    let template = "{% if enable_thinking is false %}{{ raise_exception('told not to think') }}{% endif %}\
+                    {% for m in messages %}{{ m.content }}{% endfor %}";
+    std::fs::write(space.path("t.jinja"), template).unwrap();
+    let ask = ["--prompt", "Hi", "--chat", "--max-new-tokens", "1", "--template", "t.jinja"];
+    space.run(&ask);
+    let quiet = [&ask[..], &["--chat-template-kwargs", r#"{"enable_thinking": false}"#]].concat();
+    assert!(space.refused(&quiet).contains("told not to think"));
+    let e = space.refused(&[&ask[..], &["--chat-template-kwargs", "enable_thinking=false"]].concat());
+    assert!(e.contains("--chat-template-kwargs") && e.contains("one JSON object"), "{e}");
+    let e = space.refused(&["--prompt", "Hi", "--chat", "--template", "rag"]);
+    assert!(e.contains("no chat template named `rag`"), "{e}");
+    // Rows whose question the template does not write are refused, by their place.
+    std::fs::write(
+        space.path("deaf.jinja"),
+        "{% for m in messages %}{{ m.content if m.content is string }}{% endfor %}!",
+    )
+    .unwrap();
+    let row = json!({ "messages": [{ "role": "user", "content": [{ "type": "text", "text": "what?" }] }] });
+    std::fs::write(space.path("rows.jsonl"), row.to_string()).unwrap();
+    let e = space.refused(&["--input", "rows.jsonl", "--json", "--max-new-tokens", "1", "--template", "deaf.jinja"]);
+    assert!(e.contains("rows.jsonl:1") && e.contains("message 1 (user): the chat template leaves it out"), "{e}");
+}

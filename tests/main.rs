@@ -45,6 +45,7 @@ mod selftest;
 mod setup;
 mod sources;
 mod support;
+mod templates;
 mod tokenizer;
 mod trajectories;
 mod webdriver;

@@ -99,6 +99,41 @@ resumed_equals_straight! {
 }
 
 #[test]
+fn a_run_keeps_the_date_that_its_template_is_told() {
+    let space = Workspace::new();
+    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ strftime_now('%d %B %Y') }} {{ m.content }}<|im_end|>\n\
+                    {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{{ strftime_now('%d %B %Y') }} {% endif %}";
+    std::fs::write(space.path("dated.jinja"), template).unwrap();
+    // The two zones are 26 hours apart: their dates are never the same.
+    let run = |zone: &str, arguments: &[&str]| {
+        let output = space.command(arguments).env("TZ", zone).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output
+    };
+    let train = |zone: &str, out: &str, how: &str| {
+        let out = format!("run.out={out}");
+        let mut arguments = vec!["train", LORA, how, "--set", &out, "--set", "data.template=dated.jinja"];
+        arguments.extend(STEPS.iter().flat_map(|s| ["--set", s]));
+        run(zone, &arguments);
+    };
+    let read = |file: &str| -> Value { serde_json::from_slice(&std::fs::read(space.path(file)).unwrap()).unwrap() };
+    train("AAA12", "straight", "--overwrite");
+    broken_off(&space, "straight", "broken", 5);
+    train("BBB-14", "broken", "--resume");
+    assert_same_end(&space, "straight", "broken", "on another day");
+    let plans = ["straight", "broken"].map(|out| read(&format!("{out}/plan.json"))["recipe"]["data"]["date"].clone());
+    assert!(plans[0].as_str().is_some_and(|d| d.len() == 10) && plans[0] == plans[1], "{plans:?}");
+    let replay = run("BBB-14", &["replay", "straight", "--json"]);
+    let replay: Value = serde_json::from_slice(&replay.stdout).unwrap();
+    assert_eq!((&replay["equal"], &replay["drift"]), (&Value::Bool(true), &serde_json::json!([])), "{replay}");
+    // A run that begins on the other day learns other tokens, and the lock knows them.
+    train("BBB-14", "later", "--overwrite");
+    let tokens = |out: &str| read(&format!("{out}/ft.lock"))["train"]["tokens_sha256"].as_str().unwrap().to_string();
+    assert_eq!(tokens("straight"), tokens("broken"));
+    assert_ne!(tokens("straight"), tokens("later"));
+}
+
+#[test]
 fn the_result_of_an_averaged_run_is_the_average() {
     let space = Workspace::new();
     let kinds: [(&str, &[&str]); 3] = [

@@ -1,7 +1,7 @@
 //! `ft chat`: a conversation on the terminal. Answers go to stdout as they come, everything else to stderr.
 
 use super::generate::{Shown, settings};
-use super::model::{ModelArgs, need_template};
+use super::model::{ModelArgs, TemplateArgs, need_template};
 use super::sampling::SamplingArgs;
 use clap::Args;
 use ft::data::{ChatTokenizer, Message};
@@ -21,6 +21,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Chat {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    template: TemplateArgs,
     /// System message
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -29,7 +31,7 @@ pub struct Chat {
 }
 
 pub fn run(args: Chat) -> Result<()> {
-    let (model, tokenizer) = args.model.open()?;
+    let (model, tokenizer) = args.model.open(&args.template)?;
     need_template(&tokenizer, &args.model)?;
     let settings = settings(&args.sampling, &args.model, &tokenizer)?;
     let stop = Arc::new(AtomicBool::new(false));

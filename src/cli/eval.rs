@@ -1,6 +1,6 @@
 //! `ft eval`: exact match and perplexity on a file of rows.
 
-use super::model::ModelArgs;
+use super::model::{ModelArgs, TemplateArgs};
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::eval::{EvalRow, Evaluation, evaluate};
@@ -17,6 +17,8 @@ use std::path::PathBuf;
 pub struct Eval {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    template: TemplateArgs,
     /// Rows in any format that training reads
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
@@ -35,7 +37,7 @@ pub struct Eval {
 }
 
 pub fn run(args: Eval) -> Result<()> {
-    let (model, tokenizer) = args.model.open()?;
+    let (model, tokenizer) = args.model.open(&args.template)?;
     let rows = EvalRow::read(&args.data, args.rows.map(|n| n as usize), &tokenizer)?;
     let asked = rows.iter().filter(|r| r.asked.is_some()).count();
     if args.out.is_some() && asked == 0 {

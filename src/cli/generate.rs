@@ -1,13 +1,13 @@
 //! `ft generate`: answers to prompts, given one by one or as a file of them.
 
 use super::answers::Answers;
-use super::model::{ModelArgs, need_template};
+use super::model::{ModelArgs, TemplateArgs, need_template};
 use super::sampling::{BeamArgs, Chosen, SamplingArgs};
 use super::timings::Timings;
 use clap::Args;
 use ft::data::record::{self, Columns, Place};
 use ft::data::source::{self, Wanted};
-use ft::data::{ChatTokenizer, Conversation, DecodeStream, Message, Record, RowFormat};
+use ft::data::{ChatTokenizer, Conversation, DecodeStream, Message, Record, RowFormat, example, is_template_name};
 use ft::error::{Context, Error, Result};
 use ft::generate::{Completion, Engine, Limits, Request, Settings, Stop, beam, stop};
 use ft::models::Model;
@@ -30,6 +30,8 @@ use std::time::Instant;
 pub struct Generate {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    template: TemplateArgs,
     /// The text to continue; may be given several times
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
@@ -79,7 +81,7 @@ pub fn run(args: Generate) -> Result<()> {
     if args.logprobs && !args.json && args.out.is_none() {
         return Err(Error::user("--logprobs adds to the JSON output").hint("add --json, or --input FILE --out FILE"));
     }
-    let (model, tokenizer) = args.model.open()?;
+    let (model, tokenizer) = args.model.open(&args.template)?;
     let mut chosen = args.sampling.choose(&args.model.model, &tokenizer, Some(&args.beams))?;
     chosen.settings.log_probs = args.logprobs;
     say(&chosen);
@@ -97,7 +99,7 @@ pub fn run(args: Generate) -> Result<()> {
             args.prompt.iter().map(ask).collect::<Result<_>>()?
         }
     };
-    let prefix = args.prefix.as_ref().map_or(Ok(Vec::new()), |text| tokenizer.encode(text))?;
+    let prefix = args.prefix.as_ref().map_or(Ok(Vec::new()), |text| tokenizer.encode_after(text))?;
     let mut limits = Limits::of(&model)?;
     if let Some(n) = args.batch_size {
         limits.rows = n as usize;
@@ -388,6 +390,9 @@ impl Generate {
             "chat": self.chat,
             "system": self.system,
             "prefix": self.prefix,
+            "template": self.template.template.as_deref().filter(|t| !is_template_name(t)).map(fsutil::sha256).transpose()?
+                .or_else(|| self.template.template.as_ref().map(|name| name.display().to_string())),
+            "chat_template_kwargs": self.template.chat_template_kwargs,
             "settings": format!("{:?}", chosen.settings),
             "beams": format!("{:?}", chosen.beams),
             "answers": chosen.answers,
@@ -460,5 +465,7 @@ fn ask(talk: &Conversation, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
         Error::user("the model has no chat template, and the row holds messages")
             .hint("use an instruct model, or rows with `prompt` as text")
     })?;
-    tokenizer.encode(&template.render(talk, talk.messages.len(), true)?)
+    let text = template.render(talk, talk.messages.len(), true)?;
+    example::check_nothing_dropped(talk, &[&text], template)?;
+    tokenizer.encode(&text)
 }

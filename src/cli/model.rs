@@ -1,7 +1,7 @@
 //! The arguments that name a model, shared by the verbs that answer with one.
 
 use clap::{Args, ValueEnum};
-use ft::data::ChatTokenizer;
+use ft::data::{ChatTokenizer, Rendering};
 use ft::error::{Error, Result};
 use ft::models::dtype::{self, Chosen};
 use ft::models::{self, Model};
@@ -26,6 +26,31 @@ pub struct ModelArgs {
     pub dtype: Dtype,
 }
 
+/// How conversations are written for the model.
+#[derive(Args, Default)]
+pub struct TemplateArgs {
+    /// A Jinja chat template to use instead of the model's own: a file, or the name of one that the model brings
+    #[arg(long, value_name = "FILE|NAME")]
+    pub template: Option<PathBuf>,
+    /// Variables of the chat template, such as '{"enable_thinking": false}'
+    #[arg(long, value_name = "JSON")]
+    pub chat_template_kwargs: Option<String>,
+}
+
+impl TemplateArgs {
+    /// What the tokenizer is loaded with.
+    pub fn rendering(&self) -> Result<Rendering> {
+        let kwargs = match &self.chat_template_kwargs {
+            None => Default::default(),
+            Some(text) => serde_json::from_str(text).map_err(|e| {
+                Error::user(format!("--chat-template-kwargs: {e}"))
+                    .hint(r#"write one JSON object in single quotes: '{"enable_thinking": false}'"#)
+            })?,
+        };
+        Ok(Rendering { template: self.template.clone(), kwargs, date: None })
+    }
+}
+
 /// Number formats a model can answer in.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Dtype {
@@ -36,9 +61,9 @@ pub enum Dtype {
 
 impl ModelArgs {
     /// Loads tokenizer and model.
-    pub fn open(&self) -> Result<(Model, ChatTokenizer)> {
+    pub fn open(&self, template: &TemplateArgs) -> Result<(Model, ChatTokenizer)> {
         let _loading = report::spinner(&format!("loading {}", self.model.display()));
-        let tokenizer = ChatTokenizer::load(&self.model, None)?;
+        let tokenizer = ChatTokenizer::load_with(&self.model, &template.rendering()?)?;
         let device = models::device(&self.device)?;
         let kind = self.dtype.begin(device, &self.model)?;
         let model = models::open(&self.model, self.adapter.as_slice(), device, kind)?;
@@ -80,5 +105,5 @@ pub fn need_template(tokenizer: &ChatTokenizer, args: &ModelArgs) -> Result<()> 
         "{}: the model has no chat template, so it cannot be asked in turns",
         args.model.display()
     ))
-    .hint("use an instruct model, or give plain text with: ft generate --prompt TEXT"))
+    .hint("use an instruct model, give a template with --template, or give plain text with: ft generate --prompt TEXT"))
 }

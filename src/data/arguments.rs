@@ -5,7 +5,6 @@
 //! is shows in what it writes, whatever its source looks like.
 
 use super::json;
-use super::pyjson::Dumps;
 use super::record::Message;
 use crate::report;
 use serde_json::Value;
@@ -35,12 +34,14 @@ pub(super) fn decoded(messages: &[Message]) -> Option<Vec<Message>> {
 /// Whether `rendered` shows arguments of these messages as a quoted text.
 pub(super) fn quoted_in(messages: &[Message], rendered: &str) -> bool {
     texts(messages).any(|text| {
-        [false, true].into_iter().any(|ensure_ascii| {
-            let (indent, sort_keys) = (None, false);
-            let (item_separator, key_separator) = (String::new(), String::new());
-            let dumps = Dumps { indent, item_separator, key_separator, sort_keys, ensure_ascii };
-            rendered.contains(&dumps.write(&text.into()))
-        })
+        let quoted = Value::from(text).to_string();
+        let escaped = |c: char| {
+            let mut units = [0; 2];
+            c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")).collect::<String>()
+        };
+        let ascii =
+            || quoted.chars().map(|c| if c.is_ascii() { c.to_string() } else { escaped(c) }).collect::<String>();
+        rendered.contains(&quoted) || !quoted.is_ascii() && rendered.contains(&ascii())
     })
 }
 

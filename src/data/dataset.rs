@@ -10,7 +10,7 @@ use super::items::{Item, Sequence};
 use super::maker::{Maker, Part};
 use super::mix::Mix;
 use super::spec::{Overflow, RowFormat, SourceSpec, Sources, Supervise};
-use super::summary::{FileSummary, Quantiles, Share, Summary};
+use super::summary::{FileSummary, Quantiles, Share, Summary, gather};
 use super::tokenizer::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::fsutil::hex;
@@ -70,6 +70,8 @@ impl<T: Item> Dataset<T> {
         let counts = sources.0.iter().map(|source| maker.source(source)).collect::<Result<Vec<_>>>()?;
         let (parts, files) = maker.finish();
         let split_boundaries = parts.iter().map(|p| p.tokens.facts.split_boundaries).sum();
+        let mut notes = Vec::new();
+        parts.iter().for_each(|p| gather(&p.tokens.facts.notes, &p.path, p.before, &mut notes));
         let mut dataset = Self {
             parts: Arc::new(parts),
             views: None,
@@ -77,12 +79,14 @@ impl<T: Item> Dataset<T> {
             max_len: options.max_len,
             mix: Mix::plain(0),
             read: Arc::default(),
-            summary: Summary { split_boundaries, ..summary(files, began.elapsed().as_secs_f64()) },
+            summary: Summary { split_boundaries, notes, ..summary(files, began.elapsed().as_secs_f64()) },
             kind: PhantomData,
         };
         dataset.fit(options)?;
         dataset.measure()?;
         dataset.blend(sources, &counts)?;
+        let hashes: Vec<u8> = dataset.hashes().into_iter().flat_map(u64::to_le_bytes).collect();
+        dataset.summary.tokens_sha256 = hex(&Sha256::digest(hashes));
         dataset.parts.iter().for_each(|p| p.tokens.release());
         Ok(dataset)
     }
@@ -362,6 +366,7 @@ pub(super) fn summary(files: Vec<FileSummary>, seconds: f64) -> Summary {
     Summary {
         path: files.first().map(|f| f.path.clone()).unwrap_or_default(),
         sha256,
+        tokens_sha256: String::new(),
         format: files.first().map(|f| f.format).unwrap_or_default(),
         rows: sum(|f| f.rows),
         blank_lines: sum(|f| f.blank_lines),
@@ -372,6 +377,7 @@ pub(super) fn summary(files: Vec<FileSummary>, seconds: f64) -> Summary {
         truncated: 0,
         split: 0,
         split_boundaries: 0,
+        notes: Vec::new(),
         tokens: 0,
         supervised_tokens: 0,
         lengths: Quantiles::default(),

@@ -5,13 +5,16 @@
 //! the characters between are the answer, and the tokens of that one encoding that lie inside are learnt, up to the stop
 //! token that ends it. What follows (the newline after `<|im_end|>`) is never generated and never learnt.
 //!
-//! A template may rewrite earlier turns when later ones come (Qwen3 drops old thinking). Such turns do not stand in the
-//! whole rendering as generation would see them, so they are learnt in an example of their own that ends with them:
-//! a conversation becomes as few examples as its template allows.
+//! A template may rewrite earlier turns when later ones come (Qwen3 drops old thinking), or write the last one otherwise
+//! than its prompt (`answered`). Such turns do not stand in the whole rendering as generation would see them, so they are
+//! learnt in an example of their own that ends with them: a conversation becomes as few examples as its template allows.
 //!
-//! Where a token would reach from the prompt into the answer, the text is encoded in two pieces, as generation does.
+//! Where a token would reach from the prompt into the answer, the text is encoded in two pieces, as generation does: the
+//! second goes on where the first ends, without the space that some tokenizers put before every text.
 
 use super::Supervise;
+use super::answered::{self, Answered};
+use super::notes::Note;
 use super::record::{Conversation, Message, Place, Record, Row};
 use super::template::ChatTemplate;
 use super::tokenizer::ChatTokenizer;
@@ -36,10 +39,11 @@ impl Example {
     }
 }
 
-/// The examples of a row, and how many boundaries were encoded in two pieces.
+/// The examples of a row, how many boundaries were encoded in two pieces, and what else its author should know.
 pub struct Encoded<T = Example> {
     pub examples: Vec<T>,
     pub split_boundaries: usize,
+    pub notes: Vec<Note>,
 }
 
 /// The examples that a row makes: one, or more where the template rewrites earlier turns.
@@ -101,7 +105,7 @@ fn plain(text: &str, line: usize, tokenizer: &ChatTokenizer) -> Result<Encoded> 
     let mut ids = tokenizer.encode_plain(text)?;
     append_eos(&mut ids, tokenizer)?;
     let supervised = vec![true; ids.len()];
-    Ok(Encoded { examples: vec![Example { ids, supervised, line }], split_boundaries: 0 })
+    Ok(Encoded { examples: vec![Example { ids, supervised, line }], split_boundaries: 0, notes: Vec::new() })
 }
 
 pub(super) fn append_eos(ids: &mut Vec<u32>, tokenizer: &ChatTokenizer) -> Result<()> {
@@ -138,11 +142,12 @@ fn completion(
     let split = !ids.starts_with(&prompt_ids);
     if split {
         ids = prompt_ids.clone();
-        ids.extend(tokenizer.encode(answer)?);
+        ids.extend(tokenizer.encode_after(answer)?);
     }
     append_eos(&mut ids, tokenizer)?;
     let supervised = (0..ids.len()).map(|t| supervise == Supervise::All || t >= prompt_ids.len()).collect();
-    Ok(Encoded { examples: vec![Example { ids, supervised, line }], split_boundaries: split.into() })
+    let examples = vec![Example { ids, supervised, line }];
+    Ok(Encoded { examples, split_boundaries: split.into(), notes: Vec::new() })
 }
 
 fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Encoded> {
@@ -150,9 +155,9 @@ fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, sup
     check_roles(&talk.messages, template)?;
     let n = talk.messages.len();
     let whole = template.render(talk, n, false)?;
-    check_nothing_dropped(&talk.messages, &whole)?;
-    let mut result = Encoded { examples: Vec::new(), split_boundaries: 0 };
+    let mut result = Encoded { examples: Vec::new(), split_boundaries: 0, notes: Vec::new() };
     if supervise == Supervise::All {
+        check_nothing_dropped(talk, &[&whole], template)?;
         let ids = tokenizer.encode(&whole)?;
         let supervised = vec![true; ids.len()];
         result.examples.push(Example { ids, supervised, line });
@@ -163,25 +168,35 @@ fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, sup
         open.drain(..open.len().saturating_sub(1));
     }
     if open.is_empty() {
+        check_nothing_dropped(talk, &[&whole], template)?;
         return Err(Error::user("no assistant turn is learnt")
             .hint("a conversation needs an assistant turn (with `weight` other than 0)"));
     }
-    let turns = open.iter().map(|i| Turn::render(talk, *i, template)).collect::<Result<Vec<_>>>()?;
+    let stops = tokenizer.stop_texts();
+    let turn = |index: &usize| -> Result<Turn> {
+        Turn::of(*index, answered::answered(talk, *index, template, &stops)?, tokenizer)
+    };
+    let turns = open.iter().map(turn).collect::<Result<Vec<_>>>()?;
+    let learnt: Vec<(usize, &Answered)> = turns.iter().map(|turn| (turn.index, &turn.answer)).collect();
+    let seen: Vec<&str> =
+        std::iter::once(&whole).chain(learnt.iter().map(|(_, a)| &a.text)).map(|t| t.as_str()).collect();
+    check_nothing_dropped(talk, &seen, template)?;
+    result.notes = answered::passed_over(talk, &learnt, template)?;
+    result.notes.extend(turns.iter().flat_map(|turn| &turn.answer.notes));
     let mut open: Vec<&Turn> = turns.iter().collect();
     let mut text = whole;
     loop {
-        let (here, elsewhere): (Vec<&Turn>, Vec<&Turn>) =
-            open.iter().partition(|turn| turn.stands_in(&text, tokenizer));
+        let (here, elsewhere): (Vec<&Turn>, Vec<&Turn>) = open.iter().partition(|turn| turn.stands_in(&text));
         if !here.is_empty() {
             let example = one_rendering(&text, &here, line, tokenizer, &mut result.split_boundaries)?;
             result.examples.push(example);
         }
         open = elsewhere;
         let Some(last) = open.last() else { break };
-        if text == last.upto {
+        if text == last.answer.text {
             return Err(Error::bug(format!("turn {} does not stand in its own rendering", last.index + 1)));
         }
-        text = last.upto.clone();
+        text = last.answer.text.clone();
     }
     result.examples.reverse();
     Ok(result)
@@ -193,53 +208,30 @@ fn answers(talk: &Conversation) -> Vec<usize> {
     (talk.given..talk.messages.len()).filter(learnt).collect()
 }
 
-/// An answer as generation sees it: the text that asks for it, and the text that ends with it.
+/// A learnt answer.
 struct Turn {
     index: usize,
-    asked: String,
-    upto: String,
+    answer: Answered,
+    /// The byte after the stop token that ends it.
+    end: usize,
 }
 
 impl Turn {
-    fn render(talk: &Conversation, index: usize, template: &ChatTemplate) -> Result<Self> {
-        let turn = || format!("message {} (assistant)", index + 1);
-        let asked = template.render(talk, index, true).context(turn)?;
-        let upto = template.render(talk, index + 1, false).context(turn)?;
-        goes_on(&asked, &upto).context(turn)?;
-        Ok(Self { index, asked, upto })
+    fn of(index: usize, answer: Answered, tokenizer: &ChatTokenizer) -> Result<Self> {
+        let text = &answer.text;
+        let encoding = tokenizer.encode_offsets(text)?;
+        let (ids, offsets) = (encoding.get_ids(), encoding.get_offsets());
+        let tokens = tokens_in(&(answer.asked.len()..text.len()), offsets);
+        let end = end_of_turn(ids, offsets, text, tokens, tokenizer)
+            .ok_or_else(|| no_stop(index, &text[answer.asked.len()..], tokenizer))?;
+        Ok(Self { index, end: offsets[end].1, answer })
     }
 
-    /// Whether `text` shows this answer as generation saw it. A template may close the last turn in a further way (Phi
-    /// adds an end of text): what both show must hold the turn's stop token, and where they differ this rendering may
-    /// have specials and spaces only.
-    fn stands_in(&self, text: &str, tokenizer: &ChatTokenizer) -> bool {
-        let agreed = common_prefix(&self.upto, text);
-        if agreed <= self.asked.len() || agreed == self.upto.len() {
-            return agreed > self.asked.len();
-        }
-        tokenizer.encode_offsets(&self.upto).is_ok_and(|e| {
-            let (ids, offsets) = (e.get_ids(), e.get_offsets());
-            let shown = tokens_in(&(self.asked.len()..agreed), offsets);
-            let mut differing = shown.end..ids.len();
-            end_of_turn(ids, offsets, &self.upto, shown, tokenizer).is_some()
-                && differing.all(|t| closes(t, ids, offsets, &self.upto, tokenizer))
-        })
+    /// Whether `text` shows this answer as generation saw it, up to its stop token: a template may close the last turn in
+    /// a further way (Phi adds an end of text).
+    fn stands_in(&self, text: &str) -> bool {
+        text.starts_with(&self.answer.text[..self.end])
     }
-}
-
-/// The text with an answer must begin with the text that asks for it, and say more.
-pub(super) fn goes_on(asked: &str, answered: &str) -> Result<()> {
-    if answered.starts_with(asked) && answered.len() > asked.len() {
-        return Ok(());
-    }
-    let agreed = common_prefix(asked, answered);
-    Err(Error::user(format!(
-        "the text that asks for the answer is not the beginning of the text with the answer: after {:?} the template writes {:?} when asking, {:?} with the answer",
-        tail(&asked[..agreed]),
-        head(&asked[agreed..]),
-        head(&answered[agreed..]),
-    ))
-    .hint("what is learnt would differ from what is generated; give a template with data.template whose generation prompt begins the assistant's turn"))
 }
 
 /// Whether the text ends its last turn in a stop token.
@@ -257,14 +249,14 @@ fn one_rendering(
     tokenizer: &ChatTokenizer,
     splits: &mut usize,
 ) -> Result<Example> {
-    let starts: Vec<usize> = turns.iter().map(|turn| turn.asked.len()).collect();
+    let starts: Vec<usize> = turns.iter().map(|turn| turn.answer.asked.len()).collect();
     let (ids, offsets) = encode_at(text, &starts, tokenizer, splits)?;
     let mut supervised = vec![false; ids.len()];
     for turn in turns {
-        let span = turn.asked.len()..common_prefix(&turn.upto, text);
+        let span = turn.answer.asked.len()..turn.end;
         let tokens = tokens_in(&span, &offsets);
         let end = end_of_turn(&ids, &offsets, text, tokens.clone(), tokenizer)
-            .ok_or_else(|| no_stop(turn, &text[span], tokenizer))?;
+            .ok_or_else(|| no_stop(turn.index, &text[span], tokenizer))?;
         if (tokens.start..end).all(|t| closes(t, &ids, &offsets, text, tokenizer)) {
             return Err(Error::user(format!(
                 "message {} (assistant): the chat template leaves out what it says",
@@ -297,9 +289,15 @@ fn encode_at(
     cuts.push(text.len());
     let (mut ids, mut offsets, mut from) = (Vec::new(), Vec::new(), 0);
     for to in cuts {
-        let piece = tokenizer.encode_offsets(&text[from..to])?;
-        ids.extend(piece.get_ids());
-        offsets.extend(piece.get_offsets().iter().map(|(a, b)| (a + from, b + from)));
+        let piece = &text[from..to];
+        let (more, places) = if from == 0 {
+            let piece = tokenizer.encode_offsets(piece)?;
+            (piece.get_ids().to_vec(), piece.get_offsets().to_vec())
+        } else {
+            tokenizer.encode_offsets_after(piece)?
+        };
+        ids.extend(more);
+        offsets.extend(places.iter().map(|(a, b)| (a + from, b + from)));
         from = to;
     }
     Ok((ids, offsets))
@@ -331,11 +329,11 @@ fn closes(t: usize, ids: &[u32], offsets: &[(usize, usize)], text: &str, tokeniz
         || text[offsets[t].0..offsets[t].1].trim().is_empty()
 }
 
-fn no_stop(turn: &Turn, answer: &str, tokenizer: &ChatTokenizer) -> Error {
+fn no_stop(index: usize, answer: &str, tokenizer: &ChatTokenizer) -> Error {
     let stops: Vec<String> = tokenizer.stop_ids().iter().filter_map(|id| tokenizer.token(*id)).collect();
     Error::user(format!(
         "message {} (assistant) ends in {:?} and not in a stop token ({}): the model would never learn to stop",
-        turn.index + 1,
+        index + 1,
         tail(answer),
         if stops.is_empty() { "the model names none".into() } else { stops.join(", ") }
     ))
@@ -357,20 +355,19 @@ pub(super) fn check_roles(messages: &[Message], template: &ChatTemplate) -> Resu
     Ok(())
 }
 
-/// Templates pass over what they do not expect (a system message, the result of a tool) without a word. The result of a
-/// tool may stand in the text as JSON writes it.
-pub(super) fn check_nothing_dropped(messages: &[Message], whole: &str) -> Result<()> {
-    for (i, message) in messages.iter().enumerate() {
-        let content = message.content.trim();
-        let as_json = || serde_json::to_string(content).is_ok_and(|json| whole.contains(&json[1..json.len() - 1]));
-        let shown = match message.role.as_str() {
-            "system" | "user" => whole.contains(content),
-            "tool" => whole.contains(content) || as_json(),
-            _ => true,
-        };
-        if !shown {
-            return Err(Error::user(format!("message {} ({}): the chat template leaves it out", i + 1, message.role))
-                .hint("remove the message from the row, or give a template with data.template that knows it"));
+/// Templates pass over what they do not expect (a system message, the result of a tool, content in parts) without a word:
+/// each message must stand in one of the texts that the row becomes, or be read by the template, which may change it.
+pub fn check_nothing_dropped(talk: &Conversation, texts: &[&str], template: &ChatTemplate) -> Result<()> {
+    for (i, message) in talk.messages.iter().enumerate() {
+        let shown = |content: &str| texts.iter().any(|text| text.contains(content.trim()));
+        let checked = matches!(message.role.as_str(), "system" | "user" | "tool");
+        if checked && !answered::said(message).into_iter().all(shown) && !answered::is_read(talk, i, template) {
+            let error = Error::user(format!("message {} ({}): the chat template leaves it out", i + 1, message.role))
+                .hint("remove the message from the row, or give a template with data.template that knows it");
+            return Err(match message.extra.contains_key("content") {
+                true => error.hint("content in parts is read by few templates: write it as text"),
+                false => error,
+            });
         }
     }
     Ok(())
@@ -380,10 +377,6 @@ pub(super) fn check_nothing_dropped(messages: &[Message], whole: &str) -> Result
 pub(super) fn common_prefix(a: &str, b: &str) -> usize {
     let same = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
     (0..=same).rev().find(|n| a.is_char_boundary(*n) && b.is_char_boundary(*n)).unwrap_or(0)
-}
-
-fn head(text: &str) -> &str {
-    text.char_indices().nth(40).map_or(text, |(at, _)| &text[..at])
 }
 
 fn tail(text: &str) -> &str {

@@ -2,8 +2,10 @@
 //! template and the same rules for boundaries, and is kept as sequences of token ids.
 
 use super::Supervise;
+use super::answered;
 use super::detect::Want;
 use super::example::{self, Encoded, Example};
+use super::notes::Note;
 use super::preference::{Answer, Asked};
 use super::record::{Message, Place, Record, Row};
 use super::tokenizer::ChatTokenizer;
@@ -125,13 +127,13 @@ impl Item for Pair {
         let Record::Preference(pair) = &row.record else {
             return Err(Error::user(format!("{place}: no pair of a chosen and a rejected answer")));
         };
-        let mut splits = 0;
+        let mut seen = Seen::default();
         let (prompt, [chosen, rejected]) = match &pair.text {
             Some((prompt, [a, b])) if !tokenizer.has_template() => {
                 let (a, b) = (Answer::Text(a.clone()), Answer::Text(b.clone()));
-                sides(&Asked::Text(prompt.clone()), [&a, &b], tokenizer, &mut splits)
+                sides(&Asked::Text(prompt.clone()), [&a, &b], tokenizer, &mut seen)
             }
-            _ => sides(&pair.prompt, [&pair.chosen, &pair.rejected], tokenizer, &mut splits),
+            _ => sides(&pair.prompt, [&pair.chosen, &pair.rejected], tokenizer, &mut seen),
         }
         .context(|| place)?;
         if chosen == rejected {
@@ -139,7 +141,7 @@ impl Item for Pair {
                 .hint("the chat template shows no difference between them: remove the row, or give another template"));
         }
         let pair = Pair { prompt, chosen, rejected, margin: pair.margin, line: row.line };
-        Ok(Encoded { examples: vec![pair], split_boundaries: splits })
+        Ok(Encoded { examples: vec![pair], split_boundaries: seen.splits, notes: seen.notes })
     }
     fn shown(&self) -> Vec<Example> {
         self.sequences().into()
@@ -164,21 +166,21 @@ impl Item for Unpaired {
     fn encode(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Encoded<Self>> {
         let place = Place { path, line: row.line };
         if matches!(row.record, Record::Preference(_)) {
-            let Encoded { examples, split_boundaries } = Pair::encode(row, path, tokenizer, supervise)?;
+            let Encoded { examples, split_boundaries, notes } = Pair::encode(row, path, tokenizer, supervise)?;
             let two = examples.into_iter().flat_map(|p| {
                 let of = |completion, good| Unpaired { prompt: p.prompt.clone(), completion, good, line: p.line };
                 [of(p.chosen, true), of(p.rejected, false)]
             });
-            return Ok(Encoded { examples: two.collect(), split_boundaries });
+            return Ok(Encoded { examples: two.collect(), split_boundaries, notes });
         }
         let Record::Unpaired(verdict) = &row.record else {
             return Err(Error::user(format!("{place}: no answer with a verdict")));
         };
-        let mut splits = 0;
+        let mut seen = Seen::default();
         let (prompt, [completion]) =
-            sides(&verdict.prompt, [&verdict.answer], tokenizer, &mut splits).context(|| place)?;
+            sides(&verdict.prompt, [&verdict.answer], tokenizer, &mut seen).context(|| place)?;
         let one = Unpaired { prompt, completion, good: verdict.good, line: row.line };
-        Ok(Encoded { examples: vec![one], split_boundaries: splits })
+        Ok(Encoded { examples: vec![one], split_boundaries: seen.splits, notes: seen.notes })
     }
     fn shown(&self) -> Vec<Example> {
         vec![self.sequence()]
@@ -198,8 +200,8 @@ impl Item for Prompt {
 
     /// A conversation is asked up to its last answer.
     fn encode(row: &Row, path: &Path, tokenizer: &ChatTokenizer, _: Supervise) -> Result<Encoded<Self>> {
-        let (_, ids) = question(row, path, tokenizer)?;
-        Ok(Encoded { examples: vec![Prompt { ids, line: row.line }], split_boundaries: 0 })
+        let Question { ids, notes, .. } = question(row, path, tokenizer)?;
+        Ok(Encoded { examples: vec![Prompt { ids, line: row.line }], split_boundaries: 0, notes })
     }
     fn shown(&self) -> Vec<Example> {
         vec![Example { ids: self.ids.clone(), supervised: vec![false; self.ids.len()], line: self.line }]
@@ -212,8 +214,15 @@ impl Item for Prompt {
     }
 }
 
+/// What a row asks.
+pub(super) struct Question {
+    pub text: String,
+    pub ids: Vec<u32>,
+    pub notes: Vec<Note>,
+}
+
 /// What a row asks, as text and as token ids. A conversation that ends in an answer is asked up to it.
-pub(super) fn question(row: &Row, path: &Path, tokenizer: &ChatTokenizer) -> Result<(String, Vec<u32>)> {
+pub(super) fn question(row: &Row, path: &Path, tokenizer: &ChatTokenizer) -> Result<Question> {
     let place = Place { path, line: row.line };
     let talk = |mut talk: super::Conversation| {
         if talk.messages.last().is_some_and(|m| m.role == "assistant") {
@@ -231,16 +240,25 @@ pub(super) fn question(row: &Row, path: &Path, tokenizer: &ChatTokenizer) -> Res
         Record::Unpaired(verdict) => verdict.prompt.clone(),
         Record::Text(_) => return Err(Error::user(format!("{place}: plain text asks nothing"))),
     };
-    let text = asked_text(&asked, tokenizer).context(|| place)?;
+    let mut seen = Seen::default();
+    let text = asked_text(&asked, tokenizer, &mut seen).context(|| place)?;
     let ids = prompt_ids(&asked, &text, tokenizer).context(|| place)?;
     if ids.is_empty() {
         return Err(Error::user(format!("{place}: the prompt is empty")).hint("remove the row, or fill it"));
     }
-    Ok((text, ids))
+    Ok(Question { text, ids, notes: seen.notes })
+}
+
+/// What is found out on the way from a row to its token ids.
+#[derive(Default)]
+struct Seen {
+    /// Boundaries that were encoded in two pieces.
+    splits: usize,
+    notes: Vec<Note>,
 }
 
 /// The text that asks.
-fn asked_text(asked: &Asked, tokenizer: &ChatTokenizer) -> Result<String> {
+fn asked_text(asked: &Asked, tokenizer: &ChatTokenizer, seen: &mut Seen) -> Result<String> {
     match asked {
         Asked::Text(text) => Ok(text.clone()),
         Asked::Talk(talk) => {
@@ -249,7 +267,13 @@ fn asked_text(asked: &Asked, tokenizer: &ChatTokenizer) -> Result<String> {
             }
             let template = tokenizer.need_template()?;
             example::check_roles(&talk.messages, template)?;
-            template.render(talk, talk.messages.len(), true)
+            let text = template.render(talk, talk.messages.len(), true)?;
+            example::check_nothing_dropped(talk, &[&text], template)?;
+            let without = || template.render_with(&talk.messages, None, &talk.kwargs, true);
+            if talk.tools.is_some() && without().is_ok_and(|without| without == text) {
+                seen.notes.push(Note::ToolsLeftOut);
+            }
+            Ok(text)
         }
     }
 }
@@ -269,21 +293,21 @@ fn sides<const N: usize>(
     asked: &Asked,
     answers: [&Answer; N],
     tokenizer: &ChatTokenizer,
-    splits: &mut usize,
+    seen: &mut Seen,
 ) -> Result<(Vec<u32>, [Vec<u32>; N])> {
-    let mut question = asked_text(asked, tokenizer)?;
+    let mut question = asked_text(asked, tokenizer, seen)?;
     let mut wholes = Vec::new();
     if let Asked::Talk(talk) = asked {
         for answer in answers {
             let Answer::Talk(messages) = answer else {
                 return Err(Error::bug("a prompt of messages with an answer of text"));
             };
-            wholes.push(rendered(talk, messages, tokenizer)?);
+            let whole = rendered(talk, messages, &question, tokenizer, seen)?;
             // Sides that part at a turn of the user do not answer the question: they begin where the texts differ from it.
             if messages.first().is_some_and(|m| m.role != "assistant") {
-                let whole = &wholes[wholes.len() - 1];
-                question.truncate(example::common_prefix(&question, whole));
+                question.truncate(example::common_prefix(&question, &whole));
             }
+            wholes.push(whole);
         }
     }
     let prompt = prompt_ids(asked, &question, tokenizer)?;
@@ -292,35 +316,55 @@ fn sides<const N: usize>(
         *ids = match answer {
             Answer::Text(answer) => {
                 let joint = example::open_ended(&format!("{question}{answer}"), tokenizer)?;
-                let mut ids = after(&prompt, joint, answer, tokenizer, splits)?;
+                let mut ids = after(&prompt, joint, answer, tokenizer, seen)?;
                 example::append_eos(&mut ids, tokenizer)?;
                 ids
             }
             Answer::Talk(_) => {
                 let whole = wholes.get(i).ok_or_else(|| Error::bug("a prompt of text with an answer of messages"))?;
-                example::goes_on(&question, whole)?;
-                let answer = &whole[question.len()..];
+                let answer = whole.strip_prefix(question.as_str()).filter(|answer| !answer.is_empty());
+                let answer = answer.ok_or_else(|| {
+                    Error::user("the text with the answer does not begin with the text that asks for it").hint(
+                        "what is learnt would differ from what is generated; give another template with data.template",
+                    )
+                })?;
                 if !example::ends_in_stop(answer, tokenizer)? {
                     return Err(Error::user(
                         "the answer does not end in a stop token: the model would never learn to stop",
                     )
                     .hint("give a template with data.template that ends the assistant's turn in a stop token"));
                 }
-                after(&prompt, tokenizer.encode(whole)?, answer, tokenizer, splits)?
+                after(&prompt, tokenizer.encode(whole)?, answer, tokenizer, seen)?
             }
         };
     }
     Ok((prompt, ids))
 }
 
-/// The conversation with an answer; it leaves out no message.
-fn rendered(talk: &super::Conversation, answer: &[Message], tokenizer: &ChatTokenizer) -> Result<String> {
+/// The conversation with an answer; it leaves out no message. Where the template writes it otherwise than the prompt, and
+/// the answer is one message, it is put after the prompt as generation would.
+fn rendered(
+    talk: &super::Conversation,
+    answer: &[Message],
+    question: &str,
+    tokenizer: &ChatTokenizer,
+    seen: &mut Seen,
+) -> Result<String> {
     let template = tokenizer.need_template()?;
     let mut talk = talk.clone();
+    let asked = talk.messages.len();
     talk.messages.extend_from_slice(answer);
     example::check_roles(&talk.messages, template)?;
     let whole = template.render(&talk, talk.messages.len(), false)?;
-    example::check_nothing_dropped(&talk.messages, &whole)?;
+    let whole = match answer {
+        [one] if one.role == "assistant" && !whole.starts_with(question) => {
+            let answered = answered::answered(&talk, asked, template, &tokenizer.stop_texts())?;
+            seen.notes.extend(answered.notes);
+            answered.text
+        }
+        _ => whole,
+    };
+    example::check_nothing_dropped(&talk, &[&whole], template)?;
     Ok(whole)
 }
 
@@ -329,11 +373,11 @@ fn after(
     mut joint: Vec<u32>,
     answer: &str,
     tokenizer: &ChatTokenizer,
-    splits: &mut usize,
+    seen: &mut Seen,
 ) -> Result<Vec<u32>> {
     if joint.starts_with(prompt) {
         return Ok(joint.split_off(prompt.len()));
     }
-    *splits += 1;
-    tokenizer.encode(answer)
+    seen.splits += 1;
+    tokenizer.encode_after(answer)
 }

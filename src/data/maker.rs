@@ -190,6 +190,7 @@ impl<T: Item> Job<'_, T> {
             for row in encoded {
                 let (line, made) = row?;
                 facts.split_boundaries += made.split_boundaries;
+                facts.notes.add(&made.notes, line - self.segment.before);
                 for item in made.examples {
                     let (sequences, _, value) = item.store();
                     for sequence in &sequences {

@@ -7,6 +7,7 @@
 //! quality looks at the result: histogram, duplicates, overlap, preview.
 //! Nothing here knows a model or a tensor.
 
+mod answered;
 mod arguments;
 pub mod bpe;
 pub mod cache;
@@ -15,14 +16,15 @@ pub mod dataset;
 pub mod detect;
 pub mod example;
 pub mod items;
+mod jinja;
 pub mod json;
 pub mod loader;
 mod maker;
 pub mod mix;
+pub mod notes;
 pub mod pack;
 pub mod preference;
 pub mod prompts;
-mod pyjson;
 pub mod quality;
 pub mod record;
 pub mod rows;
@@ -42,6 +44,7 @@ pub use example::Example;
 pub use items::{Item, Pair, Prompt, Unpaired};
 pub use loader::{BatchPlan, Cursor, Loader, Step};
 pub use mix::Mix;
+pub use notes::Note;
 pub use pack::pack;
 pub use preference::{Answer, Asked, Preference, Verdict};
 pub use prompts::{PromptRow, Prompts};
@@ -50,4 +53,4 @@ pub use rows::read_rows;
 pub use spec::{CacheChoice, Overflow, RowFormat, SourceSpec, Sources, Supervise};
 pub use summary::{FileSummary, Quantiles, Summary};
 pub use survey::{Survey, survey};
-pub use tokenizer::{ChatTokenizer, DecodeStream};
+pub use tokenizer::{ChatTokenizer, DecodeStream, Rendering, is_template_name};

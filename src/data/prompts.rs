@@ -7,17 +7,20 @@ use super::convert::{Target, convert};
 use super::dataset;
 use super::items;
 use super::mix::Mix;
+use super::notes::{Note, Notes};
 use super::quality::Comparable;
 use super::record::{Columns, Record, Row};
 use super::rows::Reading;
 use super::source::{self, Wanted};
 use super::spec::{Overflow, RowFormat, SourceSpec, Sources};
-use super::summary::{FileSummary, Quantiles, Share, Summary};
+use super::summary::{FileSummary, Noted, Quantiles, Share, Summary, gather};
 use super::tokenizer::ChatTokenizer;
 use super::{Want, record};
 use crate::error::{Error, Result};
+use crate::fsutil::hex;
 use rayon::prelude::*;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -82,19 +85,26 @@ impl Prompts {
     /// would cut prompts.
     pub fn open(sources: &Sources, tokenizer: &ChatTokenizer, room: Room) -> Result<Self> {
         let began = Instant::now();
-        let (mut rows, mut files, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut rows, mut files, mut counts, mut noted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for source in &sources.0 {
             let before = rows.len();
             let mut left = source.rows.unwrap_or(usize::MAX);
             for path in source::files(&source.path)? {
                 if left > 0 {
-                    left -= read(path, source, left, tokenizer, &mut rows, &mut files)?;
+                    left -= read(path, source, left, tokenizer, &mut rows, &mut files, &mut noted)?;
                 }
             }
             counts.push(rows.len() - before);
         }
         let mut summary = dataset::summary(files, began.elapsed().as_secs_f64());
         let kept = fit(rows, &mut counts, room, &mut summary)?;
+        let mut tokens = Sha256::new();
+        for row in &kept {
+            tokens.update((row.ids.len() as u64).to_le_bytes());
+            row.ids.iter().for_each(|id| tokens.update(id.to_le_bytes()));
+        }
+        summary.tokens_sha256 = hex(&tokens.finalize());
+        summary.notes = noted;
         summary.examples = kept.len();
         summary.tokens = kept.iter().map(|r| r.ids.len()).sum();
         let mix = blend(sources, counts, kept.len(), &mut summary)?;
@@ -132,26 +142,31 @@ fn read(
     tokenizer: &ChatTokenizer,
     rows: &mut Vec<PromptRow>,
     files: &mut Vec<FileSummary>,
+    noted: &mut Vec<Noted>,
 ) -> Result<usize> {
     let reading = Reading::of(&path, source, Want::Prompts)?;
     let path = Arc::new(path);
-    let one = |raw: source::RawRow| -> Result<PromptRow> {
+    let one = |raw: source::RawRow| -> Result<(PromptRow, Vec<Note>)> {
         let (line, columns) = reading.columns(raw, &path)?;
         let place = record::Place { path: &path, line };
         let row = Row { line, record: record::read(columns.clone(), reading.format, place)? };
-        let (text, ids) = items::question(&row, &path, tokenizer)?;
+        let items::Question { text, ids, notes } = items::question(&row, &path, tokenizer)?;
         let columns = with_answer(columns, &row.record);
-        Ok(PromptRow { ids, text, columns, format: reading.format, path: path.clone(), line })
+        Ok((PromptRow { ids, text, columns, format: reading.format, path: path.clone(), line }, notes))
     };
+    let mut seen = Notes::default();
     let before = rows.len();
     // Rewards may read any column; what cannot be read of the others is of no account.
     let passage = source::for_each_chunk_of(Wanted::Readable, &path, Some(limit), |chunk| {
-        let read: Vec<Result<PromptRow>> = chunk.into_par_iter().map(one).collect();
+        let read: Vec<Result<_>> = chunk.into_par_iter().map(one).collect();
         for row in read {
-            rows.push(row?);
+            let (row, notes) = row?;
+            seen.add(&notes, row.line);
+            rows.push(row);
         }
         Ok(())
     })?;
+    gather(&seen, &path, 0, noted);
     files.push(FileSummary {
         path: path.to_path_buf(),
         sha256: source::layout(&path, |_| ())?.sha256,

@@ -105,24 +105,41 @@ pub fn overlap(train: &impl Comparable, valid: &impl Comparable) -> Overlap {
     found
 }
 
-/// The example as text, what is learnt in green; without colour it stands in «…».
+/// The example as text, what is learnt in green; without colour it stands in «…». In colour, spaces beside a boundary are
+/// shown as `·`: which side they are on is what is learnt.
 pub fn preview(example: &Example, tokenizer: &ChatTokenizer, colour: bool) -> Result<String> {
     let (learnt, given) = (Style::new().green().force_styling(true), Style::new().dim().force_styling(true));
     let mut out = String::new();
-    let mut from = 0;
+    let (mut from, mut before) = (0, String::new());
     while from < example.ids.len() {
         let on = example.supervised[from];
         let to = (from..example.ids.len()).find(|t| example.supervised[*t] != on).unwrap_or(example.ids.len());
-        let text = tokenizer.decode(&example.ids[from..to], false)?;
+        // A decoder may drop the space that a text begins with, so a piece is what it adds to the text before it.
+        let until = tokenizer.decode(&example.ids[..to], false)?;
+        let text = match until.strip_prefix(&before) {
+            Some(text) => text.to_string(),
+            // A character that is cut in two by the boundary.
+            None => tokenizer.decode(&example.ids[from..to], false)?,
+        };
         match (colour, on) {
-            (true, true) => out.push_str(&learnt.apply_to(text).to_string()),
-            (true, false) => out.push_str(&given.apply_to(text).to_string()),
+            (true, true) => out.push_str(&learnt.apply_to(edges(&text, from > 0, to < example.ids.len())).to_string()),
+            (true, false) => out.push_str(&given.apply_to(edges(&text, from > 0, to < example.ids.len())).to_string()),
             (false, true) => out.push_str(&format!("«{text}»")),
             (false, false) => out.push_str(&text),
         }
-        from = to;
+        (from, before) = (to, until);
     }
     Ok(out)
+}
+
+/// The text with the spaces at its ends as `·`, where the ends are boundaries.
+fn edges(text: &str, begin: bool, end: bool) -> String {
+    let (first, last) = (text.len() - text.trim_start_matches(' ').len(), text.trim_end_matches(' ').len());
+    let (first, last) = (if begin { first } else { 0 }, if end { last } else { text.len() });
+    if first >= last {
+        return "·".repeat(text.len());
+    }
+    format!("{}{}{}", "·".repeat(first), &text[first..last], "·".repeat(text.len() - last))
 }
 
 #[cfg(test)]

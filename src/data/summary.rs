@@ -1,9 +1,10 @@
 //! What was read, and what became of it, in numbers and in words.
 
 use super::RowFormat;
+use super::notes::{Note, Notes};
 use crate::report;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What was read of one file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -32,6 +33,25 @@ pub struct Share {
     pub per_epoch: usize,
 }
 
+/// Something that happened to some rows, and the first of them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Noted {
+    pub note: Note,
+    pub rows: usize,
+    pub path: PathBuf,
+    pub line: usize,
+}
+
+/// Adds the notes of rows of a file, `before` lines into it, to those of all.
+pub(super) fn gather(notes: &Notes, path: &Path, before: usize, all: &mut Vec<Noted>) {
+    for (note, rows, line) in notes.iter() {
+        match all.iter_mut().find(|n| n.note == note) {
+            Some(noted) => noted.rows += rows,
+            None => all.push(Noted { note, rows, path: path.to_path_buf(), line: before + line }),
+        }
+    }
+}
+
 /// All that was read, and what became of it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
@@ -39,6 +59,8 @@ pub struct Summary {
     pub path: PathBuf,
     /// SHA-256 of the file; of several, of the list of theirs.
     pub sha256: String,
+    /// SHA-256 of the token ids of all items and of what of them is learnt.
+    pub tokens_sha256: String,
     /// The format of the first file.
     pub format: RowFormat,
     pub rows: usize,
@@ -54,6 +76,8 @@ pub struct Summary {
     pub split: usize,
     /// Answers whose first token would have merged with the prompt; encoded in two pieces.
     pub split_boundaries: usize,
+    /// What happened to rows that their author should know of.
+    pub notes: Vec<Noted>,
     pub tokens: usize,
     pub supervised_tokens: usize,
     /// Lengths of the examples before the policy (of a pair, of its longer side).
@@ -163,6 +187,8 @@ impl Summary {
                 self.split_boundaries
             ));
         }
+        let noted = |n: &Noted| format!("{} (the first: {}:{})", n.note.words(n.rows), n.path.display(), n.line);
+        found.extend(self.notes.iter().map(noted));
         found
     }
 }

@@ -2,15 +2,28 @@
 //!
 //! Invariant: nothing is cut or padded, whatever tokenizer.json asks for, and specials are added only by `encode_plain`.
 
+use super::answered::answered;
 use super::bpe;
 use super::record::{Columns, Conversation, Message};
 use super::template::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::fsutil;
+use jiff::civil::Date;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper, Tokenizer};
+
+/// How conversations are written, where that is not left to the model's folder.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rendering {
+    /// A file, or the name of one of the model's own templates.
+    pub template: Option<PathBuf>,
+    /// Variables of the template for every conversation (`enable_thinking`); a row's own come first.
+    pub kwargs: Columns,
+    /// The date that a template is told; `None`: today's.
+    pub date: Option<Date>,
+}
 
 /// tokenizer.json, chat template and special tokens of a model directory.
 #[derive(Debug)]
@@ -29,11 +42,19 @@ pub struct ChatTokenizer {
     stop_ids: Vec<u32>,
     /// Stop tokens that generation_config.json (or config.json) names: all that other programs know.
     written_stops: Vec<u32>,
+    /// Whether the tokenizer puts a space before every text.
+    prefixes: bool,
 }
 
 impl ChatTokenizer {
     /// Reads tokenizer.json and what lies beside it; `template_override` replaces the model's own chat template.
     pub fn load(model_dir: &Path, template_override: Option<&Path>) -> Result<Self> {
+        let template = template_override.map(Path::to_path_buf);
+        Self::load_with(model_dir, &Rendering { template, ..Default::default() })
+    }
+
+    /// As `load`, with variables and a date for the template.
+    pub fn load_with(model_dir: &Path, rendering: &Rendering) -> Result<Self> {
         let config = optional_json(&model_dir.join("tokenizer_config.json"))?;
         let mut specials = special_tokens(&config, &optional_json(&model_dir.join("special_tokens_map.json"))?);
         let path = model_dir.join("tokenizer.json");
@@ -65,9 +86,10 @@ impl ChatTokenizer {
         let (bos, pad) = (id_of("bos_token"), id_of("pad_token"));
         let eos = id_of("eos_token").or_else(|| stops_written.first().copied());
 
-        let template = find_template(model_dir, &config, template_override)?
-            .map(|(name, source)| ChatTemplate::compile(&name, &source, &specials))
-            .transpose()?;
+        let template = find_template(model_dir, &config, rendering.template.as_deref())?
+            .map(|found| found.compile(&specials))
+            .transpose()?
+            .map(|template| template.with(&rendering.kwargs, rendering.date));
         let mut made = Self {
             inner,
             post,
@@ -80,7 +102,10 @@ impl ChatTokenizer {
             after_turn: Vec::new(),
             stop_ids: Vec::new(),
             written_stops: stops_written.clone(),
+            prefixes: false,
         };
+        let first = made.encode("a")?.first().and_then(|id| made.token(*id)).unwrap_or_default();
+        made.prefixes = first.starts_with(['▁', 'Ġ', ' ']);
         if let Some((end, after)) = made.find_turn_end() {
             (made.turn_end, made.after_turn) = (Some(end), after);
         }
@@ -116,6 +141,32 @@ impl ChatTokenizer {
     /// Token ids with the bytes of `text` that each comes from; nothing is added.
     pub(super) fn encode_offsets(&self, text: &str) -> Result<Encoding> {
         self.inner.encode(text, false).map_err(|e| tokenizer_error(&e))
+    }
+
+    /// Token ids of text that goes on where other text ends: without the space that SentencePiece-like tokenizers put
+    /// before every text.
+    pub fn encode_after(&self, text: &str) -> Result<Vec<u32>> {
+        if self.prefixes { self.encode_offsets_after(text).map(|(ids, _)| ids) } else { self.encode(text) }
+    }
+
+    /// As `encode_after`, with the bytes of `text` that each token comes from.
+    pub(super) fn encode_offsets_after(&self, text: &str) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+        // A character stands before the text and takes the space; its own tokens are left out.
+        let stands_before: &[&str] = if self.prefixes { &["\n", ".", "a", "。", "\u{1}"] } else { &[""] };
+        for guard in stands_before {
+            let encoding = self.encode_offsets(&format!("{guard}{text}"))?;
+            let (ids, offsets) = (encoding.get_ids(), encoding.get_offsets());
+            let from = offsets.partition_point(|(a, _)| *a < guard.len());
+            if offsets[..from].iter().all(|(_, b)| *b <= guard.len()) {
+                let shifted = offsets[from..].iter().map(|(a, b)| (a - guard.len(), b - guard.len()));
+                return Ok((ids[from..].to_vec(), shifted.collect()));
+            }
+        }
+        Err(Error::user(format!(
+            "the tokenizer cannot begin a piece of text with {:?} but by a space",
+            text.chars().next()
+        ))
+        .hint("move the boundary between prompt and answer by a character"))
     }
 
     /// Text of `ids`.
@@ -173,6 +224,11 @@ impl ChatTokenizer {
         &self.stop_ids
     }
 
+    /// The tokens that end an answer, as they stand in text.
+    pub(super) fn stop_texts(&self) -> Vec<String> {
+        self.stop_ids.iter().filter_map(|id| self.token(*id)).collect()
+    }
+
     /// The token that ends a turn, where other programs would not stop at it.
     pub fn unwritten_stop(&self) -> Option<u32> {
         self.turn_end.filter(|id| !self.written_stops.contains(id))
@@ -184,6 +240,16 @@ impl ChatTokenizer {
 
     pub fn template(&self) -> Option<&ChatTemplate> {
         self.template.as_ref()
+    }
+
+    /// Lets today be the date that the chat template is told from now on, where it asks for one and none is given.
+    pub fn fix_date(&mut self) {
+        self.template = self.template.take().map(ChatTemplate::at_fixed_date);
+    }
+
+    /// The date that the chat template is told, where it asks for one and it is fixed.
+    pub fn date(&self) -> Option<Date> {
+        self.template.as_ref().and_then(ChatTemplate::date)
     }
 
     /// The messages as text, exactly as transformers renders them.
@@ -221,9 +287,8 @@ impl ChatTokenizer {
         let template = self.template.as_ref()?;
         let messages = vec![Message::new("user", "a"), Message::new("assistant", "b")];
         let talk = Conversation { messages, ..Default::default() };
-        let prompt = template.render(&talk, 1, true).ok()?;
-        let whole = template.render(&talk, 2, false).ok()?;
-        let answer = whole.strip_prefix(&prompt)?;
+        let answered = answered(&talk, 1, template, &[]).ok()?;
+        let answer = answered.text.strip_prefix(&answered.asked)?;
         let after = answer.rfind('b').map_or(answer, |at| &answer[at + 1..]);
         let ids = self.encode(after).ok()?;
         let end = ids.iter().position(|id| self.is_special(*id))?;
@@ -280,29 +345,106 @@ fn special_tokens(config: &Columns, map: &Columns) -> Columns {
     names.iter().filter_map(|name| found(name).map(|token| (name.to_string(), Value::String(token)))).collect()
 }
 
-/// The template and where it stands: the override, chat_template.jinja, then the text inside the tokenizer's config.
-fn find_template(dir: &Path, config: &Columns, chosen: Option<&Path>) -> Result<Option<(String, String)>> {
-    if let Some(path) = chosen {
-        return Ok(Some((path.display().to_string(), fsutil::read_to_string(path)?)));
+/// Chat templates as they were found: a place for errors, and a text.
+struct Found {
+    default: Option<(String, String)>,
+    tool_use: Option<(String, String)>,
+}
+
+impl Found {
+    fn one(name: String, text: String) -> Option<Self> {
+        Some(Self { default: Some((name, text)), tool_use: None })
     }
+
+    fn compile(&self, specials: &Columns) -> Result<ChatTemplate> {
+        fn parts(found: &Option<(String, String)>) -> Option<(&str, &str)> {
+            found.as_ref().map(|(place, text)| (place.as_str(), text.as_str()))
+        }
+        ChatTemplate::of_named(parts(&self.default), parts(&self.tool_use), specials)
+    }
+}
+
+/// The templates that may write a row. `chosen` is a file, or the name of one of the model's own; without it they are
+/// transformers' choice: chat_template.jinja and the files in additional_chat_templates/, else what the tokenizer's config
+/// holds, one text or a list of named ones.
+fn find_template(dir: &Path, config: &Columns, chosen: Option<&Path>) -> Result<Option<Found>> {
+    if let Some(path) = chosen.filter(|path| !is_template_name(path)) {
+        return Ok(Found::one(path.display().to_string(), fsutil::read_to_string(path)?));
+    }
+    let mut named = named_templates(dir, config)?;
+    let names: Vec<String> = named.iter().map(|(name, ..)| format!("`{name}`")).collect();
+    if let Some(name) = chosen.and_then(Path::to_str) {
+        let found = named.into_iter().find(|(own, ..)| own == name);
+        let (_, place, text) = found.ok_or_else(|| {
+            Error::user(format!("{}: no chat template named `{name}`", dir.display())).hint(match names.is_empty() {
+                true => "the model has no chat template; a file is given with a `/` or a `.` in its name".to_string(),
+                false => format!("there is {}; a file is given with a `/` or a `.` in its name", names.join(", ")),
+            })
+        })?;
+        return Ok(Found::one(place, text));
+    }
+    let mut take = |name: &str| {
+        let at = named.iter().position(|(own, ..)| own == name)?;
+        let (_, place, text) = named.remove(at);
+        Some((place, text))
+    };
+    let found = Found { default: take("default"), tool_use: take("tool_use") };
+    if found.default.is_none() && found.tool_use.is_none() && !named.is_empty() {
+        return Err(Error::user(format!("{}: chat templates, and none of them named `default`", dir.display()))
+            .hint(format!("choose one with data.template or --template: {}", names.join(", "))));
+    }
+    Ok(Some(found).filter(|f| f.default.is_some() || f.tool_use.is_some()))
+}
+
+/// Whether this is the name of a template and no file: it has no folder and no ending.
+pub fn is_template_name(chosen: &Path) -> bool {
+    chosen.to_str().is_some_and(|text| !text.is_empty() && !text.contains(['/', '\\', '.']))
+}
+
+/// The model's own templates: name, place and text of each.
+fn named_templates(dir: &Path, config: &Columns) -> Result<Vec<(String, String, String)>> {
+    let mut named = Vec::new();
+    let mut add = |name: &str, file: &Path| -> Result<()> {
+        named.push((name.to_string(), file.display().to_string(), fsutil::read_to_string(file)?));
+        Ok(())
+    };
     let file = dir.join("chat_template.jinja");
     if file.is_file() {
-        return Ok(Some((file.display().to_string(), fsutil::read_to_string(&file)?)));
+        add("default", &file)?;
     }
-    let name = dir.join("tokenizer_config.json").display().to_string();
+    let folder = dir.join("additional_chat_templates");
+    let entries = if folder.is_dir() { std::fs::read_dir(&folder).ok() } else { None };
+    let mut files: Vec<PathBuf> = entries.into_iter().flatten().flatten().map(|e| e.path()).collect();
+    files.retain(|f| f.extension().is_some_and(|e| e == "jinja"));
+    files.sort();
+    for file in files {
+        add(&file.file_stem().unwrap_or_default().to_string_lossy(), &file)?;
+    }
+    if !named.is_empty() {
+        return Ok(named);
+    }
+    let place = dir.join("tokenizer_config.json").display().to_string();
     match config.get("chat_template") {
-        Some(Value::String(source)) => return Ok(Some((format!("{name} (chat_template)"), source.clone()))),
+        Some(Value::String(source)) => {
+            named.push(("default".into(), format!("{place} (chat_template)"), source.clone()));
+            return Ok(named);
+        }
         Some(Value::Array(list)) => {
-            let default = list.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
-            if let Some(source) = default.and_then(|t| t.get("template")).and_then(Value::as_str) {
-                return Ok(Some((format!("{name} (chat_template `default`)"), source.to_string())));
+            for entry in list {
+                let part = |key: &str| entry.get(key).and_then(Value::as_str);
+                let (Some(name), Some(text)) = (part("name"), part("template")) else {
+                    return Err(Error::user(format!("{place}: chat_template: an entry has no `name` and `template`"))
+                        .hint("fetch the file again with the model, or give a template with data.template"));
+                };
+                named.push((name.into(), format!("{place} (chat_template `{name}`)"), text.into()));
             }
-            return Err(Error::user(format!("{name}: chat_template is a list without an entry named `default`"))
-                .hint("choose one: save it as a file and give it as data.template"));
+            return Ok(named);
         }
         _ => {}
     }
     let legacy = dir.join("chat_template.json");
-    let source = optional_json(&legacy)?.get("chat_template").and_then(Value::as_str).map(str::to_string);
-    Ok(source.map(|source| (legacy.display().to_string(), source)))
+    if let Some(source) = optional_json(&legacy)?.get("chat_template").and_then(Value::as_str) {
+        named.push(("default".into(), legacy.display().to_string(), source.to_string()));
+    }
+    Ok(named)
 }

@@ -6,6 +6,7 @@
 //! something else or was damaged is noticed before a token of it is used. Files are written whole and never changed.
 
 use super::items::Sequence;
+use super::notes::Notes;
 use super::source::Passage;
 use crate::error::{Error, Result};
 use crate::fsutil::{self, hex, io_error};
@@ -30,6 +31,8 @@ type Entry = [u64; 5];
 pub struct Facts {
     pub passage: Passage,
     pub split_boundaries: usize,
+    /// Lines are those of the segment.
+    pub notes: Notes,
 }
 
 /// A sequence without its tokens.
@@ -286,7 +289,7 @@ mod tests {
             writer.push(&sequence(&(0..i * 71 % 50).collect::<Vec<_>>()), i as usize, f64::from(i)).unwrap();
         }
         let passage = Passage { rows: 100, blank: 3 };
-        writer.finish(Facts { passage, split_boundaries: 4 }, key).unwrap()
+        writer.finish(Facts { passage, split_boundaries: 4, notes: Notes::default() }, key).unwrap()
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::repair::{article, found, leaf, repair};
 use super::schema::{self, Choice, Shape, shape, strip_null};
 use super::suggest;
 use super::tree::{Kind, Name, Node, Scalar, scalar};
+use crate::data::is_template_name;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -277,6 +278,8 @@ impl Walk<'_> {
                 }
                 Some(text.into())
             }
+            // The name of something that a model brings is no path.
+            Some("path") if limits["named"] == true && is_template_name(Path::new(text)) => Some(text.into()),
             Some("path") => match absolute(text).to_str() {
                 Some(path) => Some(path.into()),
                 None => self.wrong(node, format!("`{path}`: the current folder's name is not UTF-8"), None),

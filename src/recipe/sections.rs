@@ -5,7 +5,9 @@
 
 use super::optim::OptimSection;
 use crate::adapters::AdapterSpec;
+use crate::data::Rendering;
 pub use crate::data::{CacheChoice, Overflow, RowFormat, SourceSpec as SourceSection, Sources};
+use crate::error::{Error, Result};
 use crate::methods::MethodSpec;
 pub use crate::models::{Dtype, Storage};
 use schemars::JsonSchema;
@@ -170,10 +172,20 @@ pub struct DataSection {
     /// Draw the rows in a new order every epoch.
     #[serde(default = "yes")]
     pub shuffle: bool,
-    /// A Jinja chat template to use instead of the model's own.
+    /// A Jinja chat template to use instead of the model's own: a file (with a `/` or a `.` in its name), or the name of one of several that the model brings. Left out, `tool_use` writes rows with tools, where there is one, and `default` all others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("format" = "path"))]
+    #[schemars(extend("format" = "path", "named" = true))]
     pub template: Option<PathBuf>,
+    /// Variables of the chat template for every row, such as `{ enable_thinking: false }`; a row's own `chat_template_kwargs` come first.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    #[schemars(extend("additionalProperties" = {"anyOf": [
+        {"type": "integer"}, {"type": "number"}, {"type": "boolean"}, {"type": "string"}
+    ]}))]
+    pub chat_template_kwargs: serde_json::Map<String, serde_json::Value>,
+    /// The date that a chat template is told where it asks for one (`strftime_now`), as `2026-11-28`; left out, that of the day on which the run begins, also where it goes on later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"))]
+    pub date: Option<String>,
     /// Where token ids are kept between runs: `true`, the user's cache folder (for files from 16 MiB on); `false`, nowhere; or a folder (for files of any size).
     #[serde(default, skip_serializing_if = "CacheChoice::is_auto")]
     pub cache: CacheChoice,
@@ -197,6 +209,18 @@ pub struct BatchSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub examples: Option<usize>,
+}
+
+impl DataSection {
+    /// How conversations are written.
+    pub fn rendering(&self) -> Result<Rendering> {
+        let read = |date: &String| {
+            date.parse()
+                .map_err(|e| Error::user(format!("data.date: `{date}` is no date: {e}")).hint("write it as 2026-11-28"))
+        };
+        let date = self.date.as_ref().map(read).transpose()?;
+        Ok(Rendering { template: self.template.clone(), kwargs: self.chat_template_kwargs.clone(), date })
+    }
 }
 
 impl Default for BatchSection {

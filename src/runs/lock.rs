@@ -5,6 +5,7 @@
 
 use super::facts::{Environment, Software};
 use super::hash::{Hasher, Trust};
+use crate::data::is_template_name;
 use crate::error::{Error, Result};
 use crate::fsutil::{hex, read_json, write_json};
 use crate::recipe::{self, Dtype, Plan, Recipe};
@@ -31,6 +32,10 @@ pub struct Locked {
 pub struct LockedRows {
     pub path: PathBuf,
     pub sha256: String,
+    /// SHA-256 of the token ids that were made of them, with what of them is learnt. `None` in locks of a time when this
+    /// was not recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_sha256: Option<String>,
 }
 
 /// The programs that computed.
@@ -108,6 +113,9 @@ const TOKENIZER: [&str; 8] = [
     "chat_template.json",
 ];
 
+/// The folder of a model's further chat templates.
+const TEMPLATES: &str = "additional_chat_templates";
+
 /// True for files of a model folder that a run reads beside its tokenizer.
 fn is_base(name: &str) -> bool {
     name == "config.json"
@@ -129,19 +137,29 @@ impl Lock {
         let folder = &plan.recipe.model.path;
         let mut hasher = Hasher::open(trust);
         let (mut base, mut tokenizer) = (BTreeMap::new(), BTreeMap::new());
-        let entries = std::fs::read_dir(folder).map_err(|e| crate::fsutil::io_error("reading folder", folder, e))?;
-        let mut names: Vec<String> = entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+        let listed = |folder: &Path| -> Result<Vec<String>> {
+            let entries =
+                std::fs::read_dir(folder).map_err(|e| crate::fsutil::io_error("reading folder", folder, e))?;
+            Ok(entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect())
+        };
+        let mut names = listed(folder)?;
+        if folder.join(TEMPLATES).is_dir() {
+            names.extend(listed(&folder.join(TEMPLATES))?.into_iter().map(|name| format!("{TEMPLATES}/{name}")));
+        }
         names.sort();
         for name in names {
             let into = match () {
                 () if TOKENIZER.contains(&name.as_str()) => &mut tokenizer,
+                () if name.starts_with(TEMPLATES) && name.ends_with(".jinja") => &mut tokenizer,
                 () if is_base(&name) => &mut base,
                 () => continue,
             };
             let locked = hasher.file(&folder.join(&name))?;
             into.insert(name, locked);
         }
-        let template = plan.recipe.data.template.as_ref().map(|path| hasher.file(path)).transpose()?;
+        // The name of one of the model's own stands in the recipe, and its file among the tokenizer's.
+        let file = plan.recipe.data.template.as_ref().filter(|path| !is_template_name(path));
+        let template = file.map(|path| hasher.file(path)).transpose()?;
         let method = Some(method_files(&plan.recipe, &mut hasher)?);
         let programs = LockedPrograms {
             ft: software.ft.clone(),
@@ -219,6 +237,21 @@ impl Lock {
         let valid = |lock: &Lock| lock.valid.as_ref().map_or("none".into(), |v| short(&v.sha256));
         let effect = "which checkpoint is the best, and when a run with patience stops";
         compare("validation rows".into(), valid(self), valid(now), effect);
+        let sides = [
+            ("training tokens", Some(&self.train), Some(&now.train)),
+            ("validation tokens", self.valid.as_ref(), now.valid.as_ref()),
+        ];
+        for (item, then, here) in sides {
+            let tokens = |rows: Option<&LockedRows>| rows.and_then(|r| r.tokens_sha256.clone());
+            if let (Some(then), Some(here)) = (tokens(then), tokens(here)) {
+                compare(
+                    item.into(),
+                    short(&then),
+                    short(&here),
+                    "how rows were written and cut into tokens: what is learnt",
+                );
+            }
+        }
         let effect = "a setting of the run: `ft runs diff` shows which";
         compare("recipe".into(), short(&self.recipe_sha256), short(&now.recipe_sha256), effect);
         let (a, b) = (&self.programs, &now.programs);
@@ -243,7 +276,17 @@ impl Lock {
 impl Drift {
     /// True where what is read changed; false where only that which reads and computes did.
     pub fn is_input(&self) -> bool {
-        let inputs = ["base", "tokenizer", "template", "method", "training rows", "validation rows", "recipe"];
+        let inputs = [
+            "base",
+            "tokenizer",
+            "template",
+            "method",
+            "training rows",
+            "validation rows",
+            "training tokens",
+            "validation tokens",
+            "recipe",
+        ];
         inputs.iter().any(|i| self.item.split(':').next() == Some(i))
     }
 }
@@ -375,7 +418,7 @@ mod tests {
             tokenizer: BTreeMap::new(),
             template: None,
             method: None,
-            train: LockedRows { path: "t".into(), sha256: "1".repeat(64) },
+            train: LockedRows { path: "t".into(), sha256: "1".repeat(64), tokens_sha256: Some("2".repeat(64)) },
             valid: None,
             recipe_sha256: "2".repeat(64),
             arithmetic: None,

@@ -14,7 +14,11 @@ use std::path::Path;
 
 /// What a prepared run is made of.
 pub fn of(prepared: &Prepared, environment: &Environment, software: &Software, trust: Trust) -> Result<Lock> {
-    let rows = |d: Side| LockedRows { path: d.summary.path.clone(), sha256: d.summary.sha256.clone() };
+    let rows = |d: Side| LockedRows {
+        path: d.summary.path.clone(),
+        sha256: d.summary.sha256.clone(),
+        tokens_sha256: Some(d.summary.tokens_sha256.clone()),
+    };
     let (train, valid) = (rows(prepared.rows.train()), prepared.rows.valid().map(rows));
     Lock::new(&prepared.plan, train, valid, software, environment, trust)
 }

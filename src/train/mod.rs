@@ -92,14 +92,19 @@ pub fn run(plan: &Plan, start: Start, software: &Software, stop: Arc<AtomicBool>
     run_prepared(prepare::prepare(&plan)?, start, software, stop)
 }
 
-/// The plan with the number format that the run began in, where the recipe leaves it to the machine: the run may have begun
-/// on another one.
+/// The plan with the number format and the date that the run began with, where the recipe leaves them to the machine and
+/// to the day: the run may have begun on others.
 fn as_begun(plan: &Plan) -> Result<Plan> {
     let mut plan = plan.clone();
-    let recorded = plan.recipe.run.out.join(PLAN);
-    if plan.recipe.model.dtype == Dtype::Auto && recorded.exists() {
-        plan.recipe.model.dtype = Plan::read(&recorded)?.recipe.model.dtype;
+    let path = plan.recipe.run.out.join(PLAN);
+    if !path.exists() {
+        return Ok(plan);
     }
+    let recorded = Plan::read(&path)?.recipe;
+    if plan.recipe.model.dtype == Dtype::Auto {
+        plan.recipe.model.dtype = recorded.model.dtype;
+    }
+    plan.recipe.data.date = plan.recipe.data.date.or(recorded.data.date);
     Ok(plan)
 }
 

@@ -40,10 +40,12 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
     }
     let device = models::device(&plan.recipe.model.device)?;
     cut(plan)?;
-    let (plan, why) = choose_formats(plan, device)?;
+    let (mut plan, why) = choose_formats(plan, device)?;
     dtype::warn_of_slow_products(plan.recipe.model.dtype, device)?;
+    let tokenizer = tokenizer(&plan)?;
+    // A run that goes on after midnight, or is done again next year, learns the same tokens.
+    plan.recipe.data.date = tokenizer.date().map(|date| date.to_string()).or(plan.recipe.data.date);
     let (plan, recipe) = (&plan, &plan.recipe);
-    let tokenizer = tokenizer(plan)?;
     let cache = Cache::new(&recipe.data.cache)?;
     let rows = recipe.method.rows(&ground(plan, tokenizer.clone(), &cache))?;
     let storage = storage(recipe, device)?;
@@ -105,7 +107,7 @@ pub fn cut(plan: &Plan) -> Result<()> {
     };
     let cut = Cut { layers, mlp: section.mlp, heads: section.heads };
     let texts = || -> Result<Vec<Vec<u32>>> {
-        let tokenizer = ChatTokenizer::load(&section.from, recipe.data.template.as_deref())?;
+        let tokenizer = ChatTokenizer::load_with(&section.from, &recipe.data.rendering()?)?;
         let options = EncodeOptions {
             supervise: Supervise::All,
             max_len: recipe.batch.max_len,
@@ -135,7 +137,9 @@ pub fn cut(plan: &Plan) -> Result<()> {
 /// The tokenizer of the base, with the recipe's template.
 pub fn tokenizer(plan: &Plan) -> Result<Rc<ChatTokenizer>> {
     let recipe = &plan.recipe;
-    let tokenizer = Rc::new(ChatTokenizer::load(&recipe.model.path, recipe.data.template.as_deref())?);
+    let mut tokenizer = ChatTokenizer::load_with(&recipe.model.path, &recipe.data.rendering()?)?;
+    tokenizer.fix_date();
+    let tokenizer = Rc::new(tokenizer);
     if let Some(id) = tokenizer.unwritten_stop() {
         report::warn(format!(
             "{}: the chat template ends turns with `{}`, but generation_config.json does not stop there; ft does, other \

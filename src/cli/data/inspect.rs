@@ -1,6 +1,7 @@
 //! `ft data inspect`: the format of a file, its rows as they will be read, its tokens and what is learnt of them.
 
 use super::ReadArgs;
+use crate::cli::model::TemplateArgs;
 use clap::{Args, ValueEnum};
 use ft::data::convert::{Target, convert};
 use ft::data::{
@@ -19,9 +20,8 @@ pub struct InspectArgs {
     /// A model directory: also show the tokens, what of them is learnt, and how long the rows are.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// A Jinja chat template to use instead of the model's own.
-    #[arg(long, value_name = "FILE", requires = "model")]
-    template: Option<PathBuf>,
+    #[command(flatten)]
+    template: TemplateArgs,
     #[command(flatten)]
     read: ReadArgs,
     /// Which tokens are learnt.
@@ -57,6 +57,11 @@ impl From<SuperviseArg> for Supervise {
 
 /// Runs `ft data inspect`.
 pub fn run(args: InspectArgs) -> Result<()> {
+    if args.model.is_none() && (args.template.template.is_some() || args.template.chat_template_kwargs.is_some()) {
+        return Err(Error::user(
+            "--template and --chat-template-kwargs need --model DIR: it is the tokenizer that shows rows",
+        ));
+    }
     let spec = args.read.source(&args.file);
     let files = source::files(&args.file)?;
     let surveys = files.iter().map(|f| data::survey(f, &spec, args.show)).collect::<Result<Vec<_>>>()?;
@@ -98,7 +103,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
 /// Tokenises the rows and shows what became of them.
 fn tokens<T: Item>(args: &InspectArgs) -> Result<Value> {
     let Some(model) = &args.model else { return Ok(Value::Null) };
-    let tokenizer = ChatTokenizer::load(model, args.template.as_deref())?;
+    let tokenizer = ChatTokenizer::load_with(model, &args.template.rendering()?)?;
     let options = EncodeOptions {
         supervise: args.supervise.into(),
         max_len: u32::MAX as usize,

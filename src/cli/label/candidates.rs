@@ -1,7 +1,7 @@
 //! `ft label candidates`: answers to the project's prompts by a model.
 
 use crate::cli::generate;
-use crate::cli::model::{ModelArgs, need_template};
+use crate::cli::model::{ModelArgs, TemplateArgs, need_template};
 use crate::cli::sampling::SamplingArgs;
 use clap::Args;
 use ft::error::{Error, Result};
@@ -24,6 +24,8 @@ pub struct CandidatesArgs {
     project: String,
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    template: TemplateArgs,
     /// Answers to each prompt, of each temperature.
     #[arg(long, short = 'n', value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     answers: u32,
@@ -52,7 +54,7 @@ pub fn run(args: &CandidatesArgs) -> Result<()> {
         return Err(Error::user(format!("--alike {}: expected a share above 0, at most 1", args.alike)));
     }
     let store = Store::open(&args.project)?;
-    let (model, tokenizer) = args.model.open()?;
+    let (model, tokenizer) = args.model.open(&args.template)?;
     need_template(&tokenizer, &args.model)?;
     let settings = generate::settings(&args.sampling, &args.model, &tokenizer)?;
     let mut limits = Limits::of(&model)?;

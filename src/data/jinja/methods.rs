@@ -1,0 +1,578 @@
+//! Methods of texts, lists and dicts, as Python's types have them.
+
+use super::fault::Fault;
+use super::limits;
+use super::run::{Args, own_method};
+use super::strings::{is_printable, is_space};
+use super::value::{self, Key, Result, Value};
+use fancy_regex::Regex;
+use std::rc::Rc;
+use std::sync::LazyLock;
+
+const TEXT: [&str; 47] = [
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "encode",
+    "endswith",
+    "expandtabs",
+    "find",
+    "format",
+    "format_map",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isprintable",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "maketrans",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
+    "title",
+    "translate",
+    "upper",
+    "zfill",
+];
+const SEQUENCE: [&str; 2] = ["count", "index"];
+const DICT: [&str; 5] = ["copy", "get", "items", "keys", "values"];
+/// Methods that change a list or dict: the sandbox gives none of them.
+const CHANGING_LIST: [&str; 8] = ["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
+const CHANGING_DICT: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
+
+/// The method of this name, bound to its object.
+pub fn bound(of: &Value, name: &str) -> Result<Option<Value>> {
+    let known: &[&'static str] = match of {
+        Value::Text(_) | Value::Markup(_) => &TEXT,
+        Value::List(_) | Value::Tuple(_) | Value::Group(_) | Value::Range(..) => &SEQUENCE,
+        Value::Dict(_) => &DICT,
+        _ => &[],
+    };
+    if let Some(method) = known.iter().find(|m| **m == name) {
+        return Ok(Some(Value::Method(Rc::new((of.clone(), *method)))));
+    }
+    let refused = || {
+        Value::undefined(format!(
+            "access to attribute '{name}' of '{}' object is refused by the sandbox.",
+            of.type_name()
+        ))
+    };
+    Ok(match of {
+        Value::List(_) if CHANGING_LIST.contains(&name) => Some(refused()),
+        Value::List(_) if name == "copy" => Some(Value::Method(Rc::new((of.clone(), "copy")))),
+        Value::Dict(_) if CHANGING_DICT.contains(&name) => Some(refused()),
+        Value::Dict(_) if name == "fromkeys" => return Err(Fault::unsupported("dict.fromkeys")),
+        _ => None,
+    })
+}
+
+/// Calls a bound method.
+pub fn call(of: &Value, name: &str, args: Args) -> Result<Value> {
+    limits::spend(1)?;
+    match of {
+        Value::Text(text) => {
+            limits::spend_bytes(text.len())?;
+            of_text(text, name, args)
+        }
+        // Python escapes what comes to such a text; what only takes from it is the same.
+        Value::Markup(text) => match (name, of_text(text, name, args)?) {
+            ("strip" | "lstrip" | "rstrip" | "lower" | "upper" | "title" | "capitalize", Value::Text(done)) => {
+                Ok(Value::Markup(done))
+            }
+            (_, done @ (Value::Int(_) | Value::Bool(_))) => Ok(done),
+            (name, _) => Err(Fault::unsupported(format!("the method '{name}' of text from `escape` or `safe`"))),
+        },
+        Value::Dict(dict) => match name {
+            "get" => {
+                let [key, default] = args.bind("get", ["", ""])?;
+                let key = key.ok_or_else(|| Fault::python("get expected at least 1 argument, got 0"))?;
+                let found = match &key {
+                    Value::Undefined(_) => None,
+                    key => dict.get(&Key::of(key.clone())?).cloned(),
+                };
+                Ok(found.or(default).unwrap_or(Value::None))
+            }
+            "copy" => {
+                args.none(name)?;
+                Ok(of.clone())
+            }
+            "items" => args.none(name).map(|()| Value::View("items", dict.clone())),
+            "keys" => args.none(name).map(|()| Value::View("keys", dict.clone())),
+            _ => args.none(name).map(|()| Value::View("values", dict.clone())),
+        },
+        Value::List(_) | Value::Tuple(_) | Value::Group(_) | Value::Range(..) => {
+            if name == "copy" {
+                args.none(name)?;
+                return Ok(of.clone());
+            }
+            let [wanted, from, to] = args.bind(name, ["", "", ""])?;
+            let wanted = wanted.ok_or_else(|| Fault::python(format!("{name}() takes at least one argument")))?;
+            if from.is_some() || to.is_some() {
+                return Err(Fault::unsupported(format!("{name}() of a list with bounds")));
+            }
+            let mut found = Vec::new();
+            for (i, item) in of.items()?.iter().enumerate() {
+                if value::equal(item, &wanted)? {
+                    found.push(i);
+                }
+            }
+            match (name, found.first()) {
+                ("count", _) => Ok(Value::Int(found.len() as i128)),
+                (_, Some(first)) => Ok(Value::Int(*first as i128)),
+                _ => Err(Fault::python(format!("{} is not in list", wanted.repr()?))),
+            }
+        }
+        other => own_method(other, name, args),
+    }
+}
+
+fn text_argument<'v>(function: &str, value: &'v Option<Value>) -> Result<&'v str> {
+    let value = value.as_ref().ok_or_else(|| Fault::python(format!("{function}() misses an argument")))?;
+    value
+        .defined()?
+        .as_str()
+        .ok_or_else(|| Fault::python(format!("{function}() argument must be str, not {}", value.type_name())))
+}
+
+fn texts(parts: impl IntoIterator<Item = impl Into<String>>) -> Result<Vec<Value>> {
+    parts.into_iter().map(Value::text).collect()
+}
+
+fn of_text(text: &str, name: &str, args: Args) -> Result<Value> {
+    match name {
+        "upper" => args.none(name).and_then(|()| Value::text(text.to_uppercase())),
+        "lower" => args.none(name).and_then(|()| Value::text(text.to_lowercase())),
+        "capitalize" => args.none(name).and_then(|()| Value::text(capitalize(text))),
+        "title" => args.none(name).and_then(|()| Value::text(title(text))),
+        "swapcase" => args.none(name).and_then(|()| Value::text(swapcase(text))),
+        "casefold" => match text.is_ascii() {
+            true => args.none(name).and_then(|()| Value::text(text.to_ascii_lowercase())),
+            false => Err(Fault::unsupported("casefold of text beyond ASCII")),
+        },
+        "strip" | "lstrip" | "rstrip" => {
+            let [chars] = args.bind(name, [""])?;
+            strip(text, name, chars.as_ref()).and_then(Value::text)
+        }
+        "split" | "rsplit" => {
+            let [separator, most] = args.bind(name, ["sep", "maxsplit"])?;
+            split(text, separator, most, name == "rsplit")
+        }
+        "splitlines" => {
+            let [keep] = args.bind(name, ["keepends"])?;
+            Value::list(texts(lines(text, keep.is_some_and(|k| k.truth())))?)
+        }
+        "partition" | "rpartition" => {
+            let [separator] = args.bind(name, [""])?;
+            let separator = text_argument(name, &separator)?;
+            if separator.is_empty() {
+                return Err(Fault::python("empty separator"));
+            }
+            let parts = match (name, text.split_once(separator), text.rsplit_once(separator)) {
+                ("partition", Some((a, b)), _) | ("rpartition", _, Some((a, b))) => [a, separator, b],
+                ("partition", ..) => [text, "", ""],
+                _ => ["", "", text],
+            };
+            Value::tuple(texts(parts)?)
+        }
+        "replace" => {
+            let [old, new, count] = args.bind(name, ["", "", "count"])?;
+            let count = count.map_or(Ok(-1), |c| c.int("replace()"))?;
+            replace(text, text_argument(name, &old)?, text_argument(name, &new)?, count)
+        }
+        "removeprefix" => {
+            let [prefix] = args.bind(name, [""])?;
+            let prefix = text_argument(name, &prefix)?;
+            Value::text(text.strip_prefix(prefix).unwrap_or(text))
+        }
+        "removesuffix" => {
+            let [suffix] = args.bind(name, [""])?;
+            let suffix = text_argument(name, &suffix)?;
+            Value::text(text.strip_suffix(suffix).unwrap_or(text))
+        }
+        "startswith" | "endswith" => {
+            let [wanted, from, to] = args.bind(name, ["", "", ""])?;
+            let part = bounded(text, &from, &to)?;
+            let matches = |v: &Value| -> Result<bool> {
+                let wanted = text_argument(name, &Some(v.clone()))?.to_string();
+                Ok(part.is_some_and(|p| {
+                    if name == "startswith" { p.1.starts_with(&wanted) } else { p.1.ends_with(&wanted) }
+                }))
+            };
+            match wanted.as_ref() {
+                Some(Value::Tuple(several)) => {
+                    for one in several.iter() {
+                        if matches(one)? {
+                            return Ok(Value::Bool(true));
+                        }
+                    }
+                    Ok(Value::Bool(false))
+                }
+                Some(one) => matches(one).map(Value::Bool),
+                None => Err(Fault::python(format!("{name}() takes at least 1 argument (0 given)"))),
+            }
+        }
+        "find" | "rfind" | "index" | "rindex" | "count" => {
+            let [wanted, from, to] = args.bind(name, ["", "", ""])?;
+            let wanted = text_argument(name, &wanted)?;
+            let part = bounded(text, &from, &to)?;
+            if name == "count" {
+                let n =
+                    part.map_or(
+                        0,
+                        |(_, p)| if wanted.is_empty() { p.chars().count() + 1 } else { p.matches(wanted).count() },
+                    );
+                return Ok(Value::Int(n as i128));
+            }
+            let found = part.and_then(|(before, p)| {
+                let at = if name.starts_with('r') { p.rfind(wanted) } else { p.find(wanted) };
+                at.map(|at| before + p[..at].chars().count())
+            });
+            match found {
+                Some(at) => Ok(Value::Int(at as i128)),
+                None if name.ends_with("find") => Ok(Value::Int(-1)),
+                None => Err(Fault::python("substring not found")),
+            }
+        }
+        "join" => {
+            let [items] = args.bind(name, [""])?;
+            let items = items.ok_or_else(|| Fault::python("join() takes exactly one argument (0 given)"))?;
+            let items = items.defined()?.items()?;
+            let mut parts = Vec::with_capacity(items.len());
+            for (i, item) in items.iter().enumerate() {
+                parts.push(item.as_str().ok_or_else(|| {
+                    Fault::python(format!("sequence item {i}: expected str instance, {} found", item.type_name()))
+                })?);
+            }
+            limits::room(parts.iter().map(|p| p.len() + text.len()).sum())?;
+            Value::text(parts.join(text))
+        }
+        "ljust" | "rjust" | "center" => {
+            let [width, fill] = args.bind(name, ["", ""])?;
+            let width = width.ok_or_else(|| Fault::python(format!("{name}() misses its width")))?.int(name)?;
+            let fill = match &fill {
+                None => ' ',
+                some => {
+                    let mut chars = text_argument(name, some)?.chars();
+                    match (chars.next(), chars.next()) {
+                        (Some(c), None) => c,
+                        _ => return Err(Fault::python("The fill character must be exactly one character long")),
+                    }
+                }
+            };
+            Value::text(justify(text, width, fill, name)?)
+        }
+        "zfill" => {
+            let [width] = args.bind(name, [""])?;
+            let width =
+                width.ok_or_else(|| Fault::python("zfill() takes exactly one argument (0 given)"))?.int(name)?;
+            let (sign, digits) = match text.strip_prefix(['-', '+']) {
+                Some(digits) => (&text[..1], digits),
+                None => ("", text),
+            };
+            Value::text(format!("{sign}{}", justify(digits, width - sign.len() as i128, '0', "rjust")?))
+        }
+        "expandtabs" => {
+            let [size] = args.bind(name, ["tabsize"])?;
+            let size = size.map_or(Ok(8), |s| s.int(name))?.clamp(0, 1 << 20) as usize;
+            let (mut out, mut column) = (String::new(), 0);
+            for c in text.chars() {
+                match c {
+                    '\t' if size > 0 => {
+                        let n = size - column % size;
+                        limits::room(n)?;
+                        out.extend(std::iter::repeat_n(' ', n));
+                        column += n;
+                    }
+                    '\t' => {}
+                    c => {
+                        out.push(c);
+                        column = if matches!(c, '\n' | '\r') { 0 } else { column + 1 };
+                    }
+                }
+            }
+            Value::text(out)
+        }
+        "format" => super::format::braces(text, args),
+        "isascii" => args.none(name).map(|()| Value::Bool(text.is_ascii())),
+        "isspace" => args.none(name).map(|()| Value::Bool(!text.is_empty() && text.chars().all(is_space))),
+        "isprintable" => args.none(name).map(|()| Value::Bool(text.chars().all(is_printable))),
+        "isupper" | "islower" => args.none(name).map(|()| Value::Bool(is_cased(text, name == "isupper"))),
+        "istitle" => args.none(name).map(|()| Value::Bool(is_title(text))),
+        "isalpha" => all(text, name, args, is_letter),
+        "isdecimal" => all(text, name, args, |c| Ok(is_decimal(c))),
+        "isdigit" | "isnumeric" => all(text, name, args, is_numeric),
+        "isalnum" => all(text, name, args, |c| Ok(is_letter(c)? || is_numeric(c)?)),
+        name => Err(Fault::unsupported(format!("the method '{name}' of text"))),
+    }
+}
+
+fn all(text: &str, name: &str, args: Args, holds: impl Fn(char) -> Result<bool>) -> Result<Value> {
+    args.none(name)?;
+    for c in text.chars() {
+        if !holds(c)? {
+            return Ok(Value::Bool(false));
+        }
+    }
+    Ok(Value::Bool(!text.is_empty()))
+}
+
+fn class(pattern: &str) -> Regex {
+    Regex::new(pattern).unwrap_or_else(|e| unreachable!("{pattern}: {e}"))
+}
+
+static LETTER: LazyLock<Regex> = LazyLock::new(|| class(r"^\p{L}$"));
+static DECIMAL: LazyLock<Regex> = LazyLock::new(|| class(r"^\p{Nd}$"));
+static OTHER_NUMBER: LazyLock<Regex> = LazyLock::new(|| class(r"^[\p{Nl}\p{No}〇一二三四五六七八九十百千万億兆]$"));
+
+fn is(regex: &Regex, c: char) -> bool {
+    regex.is_match(c.encode_utf8(&mut [0; 4])).unwrap_or(false)
+}
+
+fn is_letter(c: char) -> Result<bool> {
+    Ok(if c.is_ascii() { c.is_ascii_alphabetic() } else { is(&LETTER, c) })
+}
+
+fn is_decimal(c: char) -> bool {
+    if c.is_ascii() { c.is_ascii_digit() } else { is(&DECIMAL, c) }
+}
+
+/// Whether a digit; numbers of other kinds (½, Ⅷ, ²) are told apart by tables that are not here.
+fn is_numeric(c: char) -> Result<bool> {
+    if !c.is_ascii() && is(&OTHER_NUMBER, c) {
+        return Err(Fault::unsupported(format!("whether {c:?} is a number")));
+    }
+    Ok(is_decimal(c))
+}
+
+fn is_cased_char(c: char) -> bool {
+    c.is_uppercase() || c.is_lowercase() || is_titlecase(c)
+}
+
+fn is_titlecase(c: char) -> bool {
+    matches!(c, 'ǅ' | 'ǈ' | 'ǋ' | 'ǲ')
+        || ('\u{1f88}'..='\u{1fff}').contains(&c)
+            && !c.is_lowercase()
+            && c.to_lowercase().next() != Some(c)
+            && c.to_uppercase().count() > 1
+}
+
+/// Whether all letters with a case have this one, and there is one.
+pub fn is_cased(text: &str, upper: bool) -> bool {
+    let wrong = |c: char| is_titlecase(c) || if upper { c.is_lowercase() } else { c.is_uppercase() };
+    text.chars().any(is_cased_char) && !text.chars().any(wrong)
+}
+
+/// Whether capitals stand where words begin and nowhere else, and there is one.
+fn is_title(text: &str) -> bool {
+    let (mut inside, mut cased) = (false, false);
+    for c in text.chars() {
+        let capital = c.is_uppercase() || is_titlecase(c);
+        if capital && inside || c.is_lowercase() && !inside {
+            return false;
+        }
+        inside = is_cased_char(c);
+        cased |= inside;
+    }
+    cased
+}
+
+/// The first letter's form in a title.
+fn push_title(c: char, out: &mut String) {
+    match c {
+        'Ǆ' | 'ǅ' | 'ǆ' => out.push('ǅ'),
+        'Ǉ' | 'ǈ' | 'ǉ' => out.push('ǈ'),
+        'Ǌ' | 'ǋ' | 'ǌ' => out.push('ǋ'),
+        'Ǳ' | 'ǲ' | 'ǳ' => out.push('ǲ'),
+        'ŉ' => out.push_str("ʼN"),
+        // One letter that becomes two has one capital: ß, Ss.
+        c => {
+            let mut upper = c.to_uppercase();
+            out.extend(upper.next());
+            upper.for_each(|rest| out.extend(rest.to_lowercase()));
+        }
+    }
+}
+
+pub fn capitalize(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    if let Some(first) = chars.next() {
+        push_title(first, &mut out);
+        out.push_str(&chars.as_str().to_lowercase());
+    }
+    out
+}
+
+fn title(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut inside = false;
+    for c in text.chars() {
+        if inside {
+            out.extend(c.to_lowercase())
+        } else {
+            push_title(c, &mut out)
+        }
+        inside = is_cased_char(c);
+    }
+    out
+}
+
+fn swapcase(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_uppercase() { out.extend(c.to_lowercase()) } else { out.extend(c.to_uppercase()) }
+    }
+    out
+}
+
+/// `strip`, `lstrip` or `rstrip`: of whitespace, or of the given characters.
+pub fn strip(text: &str, name: &str, chars: Option<&Value>) -> Result<String> {
+    let chars = match chars {
+        None | Some(Value::None) => None,
+        some => Some(text_argument(name, &some.cloned())?.to_string()),
+    };
+    let goes = |c: char| chars.as_ref().map_or_else(|| is_space(c), |set| set.contains(c));
+    let text = if name == "rstrip" { text } else { text.trim_start_matches(goes) };
+    Ok(if name == "lstrip" { text } else { text.trim_end_matches(goes) }.to_string())
+}
+
+/// The text between two indices, with how many characters stand before it; `None` where they lie beyond it.
+fn bounded<'t>(text: &'t str, from: &Option<Value>, to: &Option<Value>) -> Result<Option<(usize, &'t str)>> {
+    if from.is_none() && to.is_none() {
+        return Ok(Some((0, text)));
+    }
+    let length = text.chars().count() as i128;
+    let place = |v: &Option<Value>, default: i128| -> Result<i128> {
+        Ok(match v {
+            None | Some(Value::None) => default,
+            Some(v) => {
+                let n = v.int("slice indices")?;
+                if n < 0 { (n + length).max(0) } else { n }
+            }
+        })
+    };
+    let (from, to) = (place(from, 0)?, place(to, length)?.min(length));
+    if from > length || from > to {
+        return Ok(None);
+    }
+    let byte = |n: i128| text.char_indices().nth(n as usize).map_or(text.len(), |(at, _)| at);
+    Ok(Some((from as usize, &text[byte(from)..byte(to)])))
+}
+
+fn split(text: &str, separator: Option<Value>, most: Option<Value>, from_end: bool) -> Result<Value> {
+    let most = most.map_or(Ok(-1), |m| m.int("maxsplit"))?;
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    limits::room_for(text.len() / 8, size_of::<Value>())?;
+    if matches!(separator, None | Some(Value::None)) {
+        return spaces(text, most, from_end);
+    }
+    let separator = text_argument("split", &separator)?;
+    if separator.is_empty() {
+        return Err(Fault::python("empty separator"));
+    }
+    let pieces = most.saturating_add(1);
+    let mut parts: Vec<&str> =
+        if from_end { text.rsplitn(pieces, separator).collect() } else { text.splitn(pieces, separator).collect() };
+    if from_end {
+        parts.reverse();
+    }
+    Value::list(texts(parts)?)
+}
+
+/// Words between runs of whitespace.
+fn spaces(text: &str, most: usize, from_end: bool) -> Result<Value> {
+    let (mut parts, mut rest) = (Vec::new(), text);
+    loop {
+        rest = if from_end { rest.trim_end_matches(is_space) } else { rest.trim_start_matches(is_space) };
+        if rest.is_empty() {
+            break;
+        }
+        let cut = if from_end {
+            rest.char_indices().rfind(|(_, c)| is_space(*c))
+        } else {
+            rest.char_indices().find(|(_, c)| is_space(*c))
+        };
+        let Some((at, c)) = cut.filter(|_| parts.len() < most) else {
+            parts.push(rest);
+            break;
+        };
+        if from_end {
+            parts.push(&rest[at + c.len_utf8()..]);
+            rest = &rest[..at];
+        } else {
+            parts.push(&rest[..at]);
+            rest = &rest[at..];
+        }
+    }
+    if from_end {
+        parts.reverse();
+    }
+    Value::list(texts(parts)?)
+}
+
+/// `splitlines`.
+pub fn lines(text: &str, keep: bool) -> Vec<&str> {
+    let ends = |c: char| {
+        matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+    };
+    let (mut out, mut rest) = (Vec::new(), text);
+    while !rest.is_empty() {
+        let Some((at, c)) = rest.char_indices().find(|(_, c)| ends(*c)) else {
+            out.push(rest);
+            break;
+        };
+        let length = if rest[at..].starts_with("\r\n") { 2 } else { c.len_utf8() };
+        out.push(&rest[..if keep { at + length } else { at }]);
+        rest = &rest[at + length..];
+    }
+    out
+}
+
+/// `replace`; a negative count replaces all.
+pub fn replace(text: &str, old: &str, new: &str, count: i128) -> Result<Value> {
+    let most = usize::try_from(count).unwrap_or(usize::MAX);
+    let found = if old.is_empty() { text.chars().count() + 1 } else { text.matches(old).count() };
+    limits::room_for(found.min(most), new.len())?;
+    limits::room(text.len())?;
+    Value::text(text.replacen(old, new, most))
+}
+
+/// `ljust`, `rjust` or `center`.
+pub fn justify(text: &str, width: i128, fill: char, name: &str) -> Result<String> {
+    let length = text.chars().count();
+    let width = usize::try_from(width.max(0)).unwrap_or(usize::MAX);
+    let missing = width.saturating_sub(length);
+    limits::room_for(missing, fill.len_utf8())?;
+    let left = match name {
+        "ljust" => 0,
+        "rjust" => missing,
+        // As CPython: the odd one goes left where the width is odd.
+        _ => missing / 2 + (missing & width & 1),
+    };
+    let pad = |n: usize| std::iter::repeat_n(fill, n).collect::<String>();
+    Ok(format!("{}{text}{}", pad(left), pad(missing - left)))
+}

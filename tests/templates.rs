@@ -1,0 +1,391 @@
+//! Chat templates against transformers, and what rows become by them: named templates, what a template passes over,
+//! answers that are learnt as generation sees them, the date.
+
+use ft::data::record::Columns;
+use ft::data::template::ChatTemplate;
+use ft::data::{
+    self, ChatTokenizer, Dataset, EncodeOptions, Message, Note, Overflow, Rendering, RowFormat, Supervise, quality,
+};
+use ft::error::Result;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn read(name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(fixture(name)).unwrap()).unwrap()
+}
+
+/// A message as records hold it.
+pub fn message(value: &Value) -> Message {
+    let mut extra = value.as_object().unwrap().clone();
+    let role = extra.shift_remove("role").unwrap().as_str().unwrap().to_string();
+    let content = match extra.get("content") {
+        Some(Value::String(text)) => text.clone(),
+        _ => String::new(),
+    };
+    extra.retain(|key, value| key != "content" || !value.is_string());
+    Message { role, content, extra }
+}
+
+fn with_source(source: &str) -> ChatTokenizer {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.jinja");
+    std::fs::write(&path, source).unwrap();
+    ChatTokenizer::load(&fixture("tiny-tokenizer"), Some(&path)).unwrap()
+}
+
+fn with_template(name: &str) -> ChatTokenizer {
+    ChatTokenizer::load(&fixture("tiny-tokenizer"), Some(&fixture("templates").join(name))).unwrap()
+}
+
+fn load(rows: &[Value], tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Dataset> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    std::fs::write(&path, rows.iter().map(|r| format!("{r}\n")).collect::<String>()).unwrap();
+    let options = EncodeOptions { supervise, max_len: 8192, on_overflow: Overflow::Error, overflow_tolerance: 0.0 };
+    data::load(&path, RowFormat::Auto, None, tokenizer, &options)
+}
+
+/// What is learnt of each example, between « and ».
+fn masks(rows: &[Value], tokenizer: &ChatTokenizer) -> Result<Vec<String>> {
+    let dataset = load(rows, tokenizer, Supervise::Assistant)?;
+    dataset.to_vec()?.iter().map(|e| quality::preview(e, tokenizer, false)).collect()
+}
+
+fn notes(rows: &[Value], tokenizer: &ChatTokenizer) -> Vec<(Note, usize, usize)> {
+    let dataset = load(rows, tokenizer, Supervise::Assistant).unwrap();
+    dataset.summary.notes.iter().map(|n| (n.note, n.rows, n.line)).collect()
+}
+
+fn talk(turns: &[(&str, &str)]) -> Value {
+    json!({ "messages": turns.iter().map(|(role, content)| json!({ "role": role, "content": content })).collect::<Vec<_>>() })
+}
+
+const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// Parts of Python's Jinja that are not reproduced: each ends in an error that says so.
+const NOT_SUPPORTED: [&str; 7] = ["2 ** 200", "'a'.encode()", "'é\\é'", "BULLET", "{% block", "pprint", "autoescape"];
+
+#[test]
+fn every_snippet_is_rendered_as_transformers_does() {
+    let table = read("jinja/snippets.json");
+    let variables = table["row"]["variables"].as_object().unwrap();
+    let messages: Vec<Message> = table["row"]["messages"].as_array().unwrap().iter().map(message).collect();
+    let day = table["date"].as_str().unwrap().parse().unwrap();
+    let (mut wrong, mut unsupported, mut equal) = (Vec::new(), Vec::new(), 0);
+    let snippets = table["snippets"].as_array().unwrap();
+    for snippet in snippets {
+        let source = snippet["template"].as_str().unwrap();
+        let found = ChatTemplate::compile("t", source, variables).and_then(|template| {
+            let template = template.with(&Columns::new(), Some(day));
+            template.render_with(&messages, Some(&table["row"]["tools"]), &Columns::new(), false)
+        });
+        match (&found, snippet["text"].as_str()) {
+            (Ok(text), Some(expected)) if text == expected => equal += 1,
+            (Err(_), None) => equal += 1,
+            (Err(e), Some(_)) if e.message().contains("not supported") => unsupported.push(source),
+            _ => wrong.push(format!(
+                "{source}\n  python {}\n  ours   {found:?}",
+                snippet["text"].as_str().map_or_else(|| snippet["error"].to_string(), |t| format!("{t:?}"))
+            )),
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), snippets.len(), wrong.join("\n"));
+    let listed = |source: &&&str| !NOT_SUPPORTED.iter().any(|part| source.contains(part));
+    let unlisted: Vec<_> = unsupported.iter().filter(listed).collect();
+    assert!(unlisted.is_empty(), "not supported, and not known to be: {unlisted:#?}");
+    assert!(equal >= 200, "{equal} are equal");
+}
+
+#[test]
+fn rows_with_tools_are_written_by_the_template_for_tools() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["tokenizer.json", "generation_config.json"] {
+        std::fs::copy(fixture("tiny-tokenizer").join(name), folder.path().join(name)).unwrap();
+    }
+    let tools = format!("{{{{ 'TOOLS ' ~ tools|length ~ '\\n' }}}}{CHATML}");
+    let config = |templates: Value| {
+        let config = json!({ "eos_token": "<|im_end|>", "chat_template": templates });
+        std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    };
+    let named = |name: &str, template: &str| json!({ "name": name, "template": template });
+    let without = talk(&[("user", "a"), ("assistant", "b")]);
+    let mut with = without.clone();
+    with["tools"] = json!([{ "type": "function", "function": { "name": "f", "parameters": {} } }]);
+    let rows = [with, without];
+    let begins = |tokenizer: &ChatTokenizer| -> Vec<bool> {
+        masks(&rows, tokenizer).unwrap().iter().map(|text| text.starts_with("TOOLS 1")).collect()
+    };
+    let open = |template: Option<&str>| ChatTokenizer::load(folder.path(), template.map(Path::new));
+    config(json!([named("default", CHATML), named("tool_use", &tools), named("rag", "{% nonsense %}")]));
+    assert_eq!(begins(&open(None).unwrap()), [true, false]);
+    // By its name, for every row.
+    assert!(notes(&rows, &open(Some("default")).unwrap()).contains(&(Note::ToolsLeftOut, 1, 1)));
+    let e = open(Some("chat")).unwrap_err();
+    assert!(e.message().contains("no chat template named `chat`") && e.hints()[0].contains("`tool_use`"), "{e}");
+    assert!(open(Some("rag")).unwrap_err().message().contains("nonsense"));
+    // None that writes rows without tools.
+    config(json!([named("tool_use", &tools)]));
+    let e = masks(&rows, &open(None).unwrap()).unwrap_err();
+    assert!(e.message().contains("rows.jsonl:2") && e.message().contains("none of them named `default`"), "{e}");
+    config(json!([named("rag", CHATML)]));
+    let e = open(None).unwrap_err();
+    assert!(e.message().contains("none of them named `default`") && e.hints()[0].contains("`rag`"), "{e}");
+    // As files; they come before the config.
+    config(json!("never"));
+    std::fs::write(folder.path().join("chat_template.jinja"), CHATML).unwrap();
+    let more = folder.path().join("additional_chat_templates");
+    std::fs::create_dir(&more).unwrap();
+    std::fs::write(more.join("tool_use.jinja"), &tools).unwrap();
+    assert_eq!(begins(&open(None).unwrap()), [true, false]);
+    assert_ne!(open(None).unwrap().fingerprint().unwrap(), open(Some("default")).unwrap().fingerprint().unwrap());
+}
+
+#[test]
+fn what_a_template_passes_over_is_named() {
+    let tokenizer = with_source(CHATML);
+    let mut tools = talk(&[("user", "a"), ("assistant", "b")]);
+    tools["tools"] = json!([{ "type": "function", "function": { "name": "f" } }]);
+    let calls = json!({ "messages": [{ "role": "user", "content": "a" }, { "role": "assistant", "content": "b",
+        "tool_calls": [{ "type": "function", "function": { "name": "f", "arguments": {} } }] }] });
+    let thought = json!({ "messages": [{ "role": "user", "content": "a" },
+        { "role": "assistant", "content": "b", "reasoning_content": "deep" }] });
+    let plain = talk(&[("user", "a"), ("assistant", "c")]);
+    let rows = [plain.clone(), tools.clone(), calls.clone(), thought.clone(), tools.clone()];
+    let found = notes(&rows, &tokenizer);
+    assert_eq!(found, [(Note::ToolsLeftOut, 2, 2), (Note::CallsLeftOut, 1, 3), (Note::ReasoningLeftOut, 1, 4)]);
+    let summary = load(&rows, &tokenizer, Supervise::Assistant).unwrap().summary;
+    assert!(summary.warnings().iter().any(|w| w.contains("2 rows with `tools`") && w.contains("rows.jsonl:2)")));
+    // A template that knows them: nothing to say.
+    assert_eq!(notes(&[plain, tools, calls, thought], &with_template("thinking.jinja")), []);
+}
+
+#[test]
+fn content_in_parts_is_shown_or_refused() {
+    let strings = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if m.content is string else '' }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    let parts = |text: &str| json!([{ "type": "text", "text": text }]);
+    let row = |system: Value, user: Value, assistant: Value| {
+        json!({ "messages": [{ "role": "system", "content": system }, { "role": "user", "content": user },
+            { "role": "assistant", "content": assistant }] })
+    };
+    let e = |row: Value| masks(&[row], &with_source(strings)).unwrap_err();
+    let user = e(row(json!("s"), parts("what?"), json!("four")));
+    assert!(user.message().contains("message 2 (user): the chat template leaves it out"), "{user}");
+    let system = e(row(parts("be brief"), json!("what?"), json!("four")));
+    assert!(system.message().contains("message 1 (system): the chat template leaves it out"), "{system}");
+    let assistant = e(row(json!("s"), json!("what?"), parts("four")));
+    assert!(assistant.message().contains("message 3 (assistant): the chat template leaves out"), "{assistant}");
+    // Printed as Python writes a list: learnt as transformers would, and named.
+    let printed = row(json!("s"), parts("what?"), json!("four"));
+    assert_eq!(notes(std::slice::from_ref(&printed), &with_source(CHATML)), [(Note::PartsPrinted, 1, 1)]);
+    // A template that reads parts.
+    let read = talk(&[("user", "what?"), ("assistant", "four")]);
+    let as_parts = json!({ "messages": [{ "role": "user", "content": parts("what?") }, { "role": "assistant", "content": parts("four") }] });
+    let gemma = with_template("gemma.jinja");
+    assert_eq!(masks(&[as_parts], &gemma).unwrap(), masks(&[read], &gemma).unwrap());
+    // A message that the template changes on its way (a flag taken out) is not left out.
+    let flagged = talk(&[("system", "/no_think Be brief."), ("user", "a"), ("assistant", "b")]);
+    assert!(masks(&[flagged], &with_template("smollm3.jinja")).unwrap()[0].contains("Be brief."));
+    // The question of a preference row, and a question alone.
+    let pair = json!({ "prompt": [{ "role": "user", "content": parts("what?") }], "chosen": [{ "role": "assistant", "content": "a" }], "rejected": [{ "role": "assistant", "content": "b" }] });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pairs.jsonl");
+    std::fs::write(&path, pair.to_string()).unwrap();
+    let options = EncodeOptions {
+        supervise: Supervise::Assistant,
+        max_len: 512,
+        on_overflow: Overflow::Error,
+        overflow_tolerance: 0.0,
+    };
+    let sources = data::Sources(vec![data::SourceSpec::file(&path, RowFormat::Auto)]);
+    let e = Dataset::<data::Pair>::open(&sources, &with_source(strings), &options, &data::Cache::off()).unwrap_err();
+    assert!(e.message().contains("message 1 (user): the chat template leaves it out"), "{e}");
+}
+
+#[test]
+fn a_conversation_may_begin_with_the_assistant() {
+    let looks_at_the_first = format!("{{% if messages[0].role == 'system' %}}sys{{% endif %}}{CHATML}");
+    let row = talk(&[("assistant", "hello"), ("user", "one"), ("assistant", "yes")]);
+    let expected = "<|im_start|>assistant\n«hello<|im_end|>»\n<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n«yes<|im_end|>»\n";
+    assert_eq!(masks(std::slice::from_ref(&row), &with_source(&looks_at_the_first)).unwrap(), [expected]);
+    assert_eq!(masks(std::slice::from_ref(&row), &with_source(CHATML)).unwrap(), [expected]);
+    // No conversation that ends before a question is taken: the answer is found in the whole.
+    let asks = format!(
+        "{{% if not messages|selectattr('role', 'equalto', 'user')|list %}}{{{{ raise_exception('no question') }}}}{{% endif %}}{CHATML}"
+    );
+    assert_eq!(masks(std::slice::from_ref(&row), &with_source(&asks)).unwrap(), [expected]);
+    // A template that takes no such conversation at all says so itself.
+    let e = masks(&[row], &with_template("gemma.jinja")).unwrap_err();
+    assert!(e.message().contains("refuses this conversation: Roles alternate"), "{e}");
+}
+
+#[test]
+fn a_system_message_in_the_last_turn_is_learnt_as_generation_sees_it() {
+    let row =
+        talk(&[("system", "Be brief."), ("user", "One"), ("assistant", "1"), ("user", "Two"), ("assistant", "2")]);
+    let tokenizer = with_template("mistral-last.jinja");
+    assert_eq!(
+        masks(std::slice::from_ref(&row), &tokenizer).unwrap(),
+        [
+            "[INST] Be brief.\n\nOne[/INST]« 1<|im_end|>»",
+            "[INST] One[/INST] 1<|im_end|>[INST] Be brief.\n\nTwo[/INST]« 2<|im_end|>»"
+        ]
+    );
+    assert_eq!(notes(std::slice::from_ref(&row), &tokenizer), [(Note::AsGenerated, 1, 1)]);
+    // The older one, which gives it to the first turn, stays one example.
+    let found = masks(std::slice::from_ref(&row), &with_template("llama2.jinja")).unwrap();
+    assert_eq!(
+        found,
+        ["[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nOne [/INST]« 1 <|im_end|>»[INST] Two [/INST]« 2 <|im_end|>»"]
+    );
+    // Pairs are put together likewise.
+    let pair = json!({ "prompt": [{ "role": "system", "content": "Be brief." }, { "role": "user", "content": "One" }],
+        "chosen": [{ "role": "assistant", "content": "1" }], "rejected": [{ "role": "assistant", "content": "one" }] });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pairs.jsonl");
+    std::fs::write(&path, pair.to_string()).unwrap();
+    let options = EncodeOptions {
+        supervise: Supervise::Assistant,
+        max_len: 512,
+        on_overflow: Overflow::Error,
+        overflow_tolerance: 0.0,
+    };
+    let sources = data::Sources(vec![data::SourceSpec::file(&path, RowFormat::Auto)]);
+    let pairs = Dataset::<data::Pair>::open(&sources, &tokenizer, &options, &data::Cache::off()).unwrap();
+    let sides = pairs.get(0).unwrap().sequences();
+    assert_eq!(
+        quality::preview(&sides[1], &tokenizer, false).unwrap(),
+        "[INST] Be brief.\n\nOne[/INST]« one<|im_end|>»"
+    );
+}
+
+#[test]
+fn an_opened_thought_is_learnt_from_the_row() {
+    let tokenizer = with_template("r1.jinja");
+    let row = talk(&[
+        ("user", "2+2?"),
+        ("assistant", "<think>\nsimple\n</think>\n\n4"),
+        ("user", "3+3?"),
+        ("assistant", "<think>\nalso\n</think>\n\n6"),
+    ]);
+    assert_eq!(
+        masks(std::slice::from_ref(&row), &tokenizer).unwrap(),
+        [
+            "<|User|>2+2?<|Assistant|><think>\n«simple\n</think>\n\n4<|im_end|>»",
+            "<|User|>2+2?<|Assistant|>\n\n4<|im_end|><|User|>3+3?<|Assistant|><think>\n«also\n</think>\n\n6<|im_end|>»"
+        ]
+    );
+    let beside = json!({ "messages": [{ "role": "user", "content": "2+2?" }, { "role": "assistant", "content": "4", "reasoning_content": "easy" }] });
+    assert_eq!(
+        masks(std::slice::from_ref(&beside), &tokenizer).unwrap(),
+        ["<|User|>2+2?<|Assistant|><think>\n«easy\n</think>\n\n4<|im_end|>»"]
+    );
+    assert_eq!(notes(&[beside], &tokenizer), [(Note::AsGenerated, 1, 1)]);
+    // Without a thought an empty one is learnt, and said so.
+    let plain = talk(&[("user", "2+2?"), ("assistant", "4")]);
+    assert_eq!(
+        masks(std::slice::from_ref(&plain), &tokenizer).unwrap(),
+        ["<|User|>2+2?<|Assistant|><think>\n«\n</think>\n\n4<|im_end|>»"]
+    );
+    assert_eq!(notes(&[plain], &tokenizer), [(Note::AsGenerated, 1, 1), (Note::EmptyThought, 1, 1)]);
+}
+
+/// In every family: what stands before each learnt answer is the prompt that generation is given for it.
+#[test]
+fn what_is_learnt_follows_the_prompt_of_generation() {
+    let expected = read("templates/expected.json");
+    let cases = expected["cases"].as_object().unwrap();
+    let mut families = BTreeSet::new();
+    let mut checked = 0;
+    for row in expected["rows"].as_array().unwrap() {
+        families.insert(row["template"].as_str().unwrap());
+    }
+    for family in families.into_iter().filter(|f| {
+        !matches!(
+            *f,
+            "python.jinja" | "bracket.jinja" | "alternating.jinja" | "dated.jinja" | "smollm.jinja" | "closing.jinja"
+        )
+    }) {
+        let source = std::fs::read_to_string(fixture("templates").join(family)).unwrap();
+        let tokenizer = with_source(&source);
+        let template = tokenizer.template().unwrap();
+        for name in ["one", "multi", "led", "quiet", "thought", "steps", "called"] {
+            let case = &cases[name];
+            let talk = json!({ "messages": case["messages"], "tools": case.get("tools") });
+            let Ok(dataset) = load(std::slice::from_ref(&talk), &tokenizer, Supervise::Assistant) else { continue };
+            let messages: Vec<Message> = case["messages"].as_array().unwrap().iter().map(message).collect();
+            let answers: Vec<usize> = (1..messages.len()).filter(|i| messages[*i].role == "assistant").collect();
+            let prompts: Vec<String> = answers
+                .iter()
+                .map(|i| template.render_with(&messages[..*i], case.get("tools"), &Columns::new(), true).unwrap())
+                .collect();
+            let mut learnt = 0;
+            for example in dataset.to_vec().unwrap() {
+                for t in 1..example.ids.len() {
+                    if example.supervised[t] && !example.supervised[t - 1] {
+                        let before = tokenizer.decode(&example.ids[..t], false).unwrap();
+                        assert!(prompts.contains(&before), "{family} {name}: {before:?} is none of {prompts:#?}");
+                        learnt += 1;
+                    }
+                }
+            }
+            assert_eq!(learnt, answers.len(), "{family} {name}");
+            checked += 1;
+        }
+    }
+    assert!(checked >= 40, "{checked} conversations");
+}
+
+#[test]
+fn no_second_space_is_learnt() {
+    let folder = fixture("spm-tokenizer");
+    let tokenizer = ChatTokenizer::load(&folder, None).unwrap();
+    let pair = |prompt: &str, completion: &str| {
+        let row = json!({ "prompt": prompt, "completion": completion });
+        let dataset = load(&[row], &tokenizer, Supervise::Assistant).unwrap();
+        let example = dataset.get(0).unwrap();
+        let given = example.supervised.iter().position(|s| *s).unwrap();
+        assert_eq!(
+            example.ids[..given],
+            tokenizer.encode_plain(prompt).unwrap(),
+            "the prompt is what generation is given"
+        );
+        assert_eq!(tokenizer.decode(&example.ids, true).unwrap(), format!("{prompt}{completion}"));
+        quality::preview(&example, &tokenizer, false).unwrap()
+    };
+    assert!(pair("the ", "river").ends_with("the «river</s>»"));
+    assert!(pair("the", " river").ends_with("the« river</s>»"));
+    assert!(pair("the\n", "river").ends_with("the\n«river</s>»"));
+    assert!(pair("the ", "\nriver").ends_with("the «\nriver</s>»"));
+    // A generation prompt that ends in a space.
+    let row = talk(&[("user", "one"), ("assistant", "yes")]);
+    let found = masks(&[row], &tokenizer).unwrap();
+    assert!(found[0].ends_with("[/INST] «yes</s>»"), "{found:?}");
+    // Colour shows which side of the boundary a space is on.
+    let dataset =
+        load(&[json!({ "prompt": "the", "completion": " river" })], &tokenizer, Supervise::Assistant).unwrap();
+    assert!(quality::preview(&dataset.get(0).unwrap(), &tokenizer, true).unwrap().contains("·river"));
+}
+
+#[test]
+fn variables_of_the_recipe_are_those_of_every_row() {
+    let source = format!("{{% if enable_thinking is false %}}quiet\n{{% endif %}}{CHATML}");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.jinja");
+    std::fs::write(&path, source).unwrap();
+    let kwargs = json!({ "enable_thinking": false }).as_object().unwrap().clone();
+    let rendering = Rendering { template: Some(path), kwargs, date: None };
+    let tokenizer = ChatTokenizer::load_with(&fixture("tiny-tokenizer"), &rendering).unwrap();
+    let plain = talk(&[("user", "a"), ("assistant", "b")]);
+    let mut own = plain.clone();
+    own["chat_template_kwargs"] = json!({ "enable_thinking": true });
+    let found = masks(&[plain, own], &tokenizer).unwrap();
+    assert!(found[0].starts_with("quiet\n") && !found[1].starts_with("quiet"), "{found:?}");
+    let other =
+        ChatTokenizer::load_with(&fixture("tiny-tokenizer"), &Rendering { kwargs: Columns::new(), ..rendering });
+    assert_ne!(tokenizer.fingerprint().unwrap(), other.unwrap().fingerprint().unwrap());
+}
