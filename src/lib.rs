@@ -6,6 +6,7 @@
 
 pub mod adapters;
 pub mod budget;
+pub mod characters;
 pub mod choice;
 pub mod convert;
 pub mod data;

@@ -32,6 +32,7 @@ pub mod survey;
 pub mod template;
 pub mod tokenizer;
 mod tokens;
+mod turns;
 
 pub use cache::Cache;
 pub use dataset::{Dataset, EncodeOptions, load};
@@ -49,3 +50,4 @@ pub use spec::{CacheChoice, Overflow, RowFormat, SourceSpec, Sources, Supervise}
 pub use summary::{FileSummary, Quantiles, Summary};
 pub use survey::{Survey, survey};
 pub use tokenizer::{ChatTokenizer, DecodeStream};
+pub use turns::Turn;

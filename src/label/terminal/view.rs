@@ -1,6 +1,7 @@
 //! The screen of a terminal: prompt above, two answers side by side, keys below.
 
 use super::state::{Mode, SIDES, Screen};
+use crate::characters::{has_right_to_left, is_right_to_left, printable};
 use crate::label::record::Criterion;
 use ratatui::Frame;
 use ratatui::layout::{Alignment, Constraint, Layout, Rect};
@@ -47,7 +48,8 @@ pub fn draw(frame: &mut Frame, screen: &Screen) {
         Mode::Help => window(frame, "Keys (any key goes back)", HELP),
         Mode::Guidelines => {
             let text = &screen.settings.guidelines;
-            window(frame, "Guidelines (any key goes back)", if text.is_empty() { "none" } else { text });
+            let text = if text.is_empty() { "none".into() } else { printable(text) };
+            window(frame, "Guidelines (any key goes back)", &text);
         }
         Mode::Judge => {}
     }
@@ -60,20 +62,22 @@ const HELP: &str = "1 2      that answer is better\nt        tie\nb        both 
 fn task(frame: &mut Frame, screen: &Screen, area: Rect) {
     let Some(task) = &screen.task else { return };
     let asked = conversation(&task.prompt.messages);
-    let lines = asked.lines().map(|l| l.chars().count() / usize::from(area.width.max(8) - 4) + 1).sum::<usize>();
-    let height = (lines as u16 + 2).min(area.height / 3).max(3);
+    let rows = asked.lines().map(|l| l.chars().count() / usize::from(area.width.max(8) - 4) + 1).sum::<usize>();
+    let height = (rows as u16 + 2).min(area.height / 3).max(3);
     let [prompt, answers] = Layout::vertical([Constraint::Length(height), Constraint::Min(3)]).areas(area);
-    let text = Paragraph::new(asked).wrap(Wrap { trim: false });
+    let text = Paragraph::new(lines(&asked)).wrap(Wrap { trim: false });
     frame.render_widget(text.block(Block::bordered().border_type(BorderType::Rounded).title(" Prompt ")), prompt);
     let halves = [Constraint::Fill(1), Constraint::Fill(1)];
-    let [left, right] = if area.width < NARROW {
+    // A terminal that orders letters does so from one edge to the other: side by side, two answers from right to left
+    // would change places.
+    let [left, right] = if area.width < NARROW || has_right_to_left(&task.left) || has_right_to_left(&task.right) {
         Layout::vertical(halves).areas(answers)
     } else {
         Layout::horizontal(halves).areas(answers)
     };
     for (text, title, place) in [(&task.left, " 1 ", left), (&task.right, " 2 ", right)] {
         let block = Block::bordered().border_type(BorderType::Rounded).title(title);
-        let text = Paragraph::new(printable(text)).wrap(Wrap { trim: false }).scroll((screen.scroll, 0));
+        let text = Paragraph::new(lines(text)).wrap(Wrap { trim: false }).scroll((screen.scroll, 0));
         frame.render_widget(text.block(block), place);
     }
 }
@@ -126,26 +130,24 @@ fn window(frame: &mut Frame, title: &str, text: &str) {
 fn conversation(messages: &Value) -> String {
     let turns: Vec<&Value> = messages.as_array().into_iter().flatten().collect();
     let text = |m: &Value| m["content"].as_str().map_or_else(|| m["content"].to_string(), String::from);
-    let said = match turns.as_slice() {
+    match turns.as_slice() {
         [one] => text(one),
         many => many
             .iter()
             .map(|m| format!("{}: {}", m["role"].as_str().unwrap_or("?"), text(m)))
             .collect::<Vec<_>>()
             .join("\n\n"),
-    };
-    printable(&said)
+    }
 }
 
-/// What a model wrote may hold codes that would steer the terminal; they are shown as marks.
-fn printable(text: &str) -> String {
-    let shown = |c: char| match c {
-        '\n' => '\n',
-        '\t' => ' ',
-        c if c.is_control() => '\u{fffd}',
-        c => c,
+/// A text as it stands in its box: hidden characters by their code points, and each line on the side on which its script
+/// begins. Terminals that know such scripts order the letters of a line themselves.
+fn lines(text: &str) -> Text<'static> {
+    let line = |line: &str| {
+        let side = if is_right_to_left(line) { Alignment::Right } else { Alignment::Left };
+        Line::from(line.to_string()).alignment(side)
     };
-    text.chars().map(shown).collect()
+    printable(text).lines().map(line).collect()
 }
 
 #[cfg(test)]
@@ -160,14 +162,18 @@ mod tests {
     use serde_json::json;
 
     fn drawn(width: u16, height: u16) -> String {
+        drawn_with("Air \u{1b}[2Jscatters.", "It is a mirror.", width, height)
+    }
+
+    fn drawn_with(left: &str, right: &str, width: u16, height: u16) -> String {
         let mut screen = Screen::new(Settings::default());
         let messages = json!([{ "role": "user", "content": "Why is the sky blue?" }]);
         let prompt = Prompt { id: 1, key: "k".into(), messages, columns: Columns::new() };
         let task = Task {
             id: 5,
             prompt,
-            left: "Air \u{1b}[2Jscatters.".into(),
-            right: "It is a mirror.".into(),
+            left: left.into(),
+            right: right.into(),
             before: None,
         };
         screen.answer(Ok(Turn { task: Some(task), wait: false, progress: Progress { mine: 3, given: 4, wanted: 9 } }));
@@ -187,5 +193,14 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn answers_from_right_to_left_stand_on_their_side_and_never_change_places() {
+        let screen = drawn_with("پہلا جواب", "دوسرا \u{202e}جواب", 120, 30);
+        let row = |text: &str| screen.lines().position(|l| l.contains(text)).unwrap_or_else(|| panic!("{text} in\n{screen}"));
+        assert!(row("پہلا") < row("دوسرا"), "side by side:\n{screen}");
+        assert!(screen.contains("دوسرا ⟨U+202E⟩جواب│"), "not on the right:\n{screen}");
+        assert!(drawn_with("one", "two", 120, 30).lines().any(|l| l.contains("one") && l.contains("two")));
     }
 }
