@@ -157,6 +157,29 @@ fn a_killed_file_of_answers_goes_on_and_equals_the_undisturbed_one() {
     assert!(!partial.exists());
 }
 
+/// Rows of training data end in an answer: it is named as such, and left out where that is asked for.
+#[test]
+fn rows_that_end_in_an_answer_are_answered_anew_where_asked() {
+    let space = Space::new(json!({ "eos_token_id": 2 }));
+    let turn = |role: &str, text: &str| json!({ "role": role, "content": text });
+    let (asked, answered) = (turn("user", "Hello"), turn("assistant", "Good day."));
+    let rows = |rows: &[Value]| rows.iter().map(|r| format!("{r}\n")).collect::<String>();
+    std::fs::write(
+        space.path("in.jsonl"),
+        rows(&[json!({ "messages": [asked, answered] }), json!({ "messages": [asked] })]),
+    )
+    .unwrap();
+    std::fs::write(space.path("none.jsonl"), rows(&[json!({ "messages": [answered] })])).unwrap();
+    let common = ["--input", "in.jsonl", "--max-new-tokens", "5", "--greedy"];
+    let error = space.refused(&[&common[..], &["--json"]].concat());
+    assert!(error.contains("in.jsonl:1") && error.contains("--drop-answer"), "{error}");
+    let made = space.rows(&[&common[..], &["--drop-answer"]].concat());
+    assert_eq!((made.len(), &made[0]["prompt"]), (2, &json!([asked])));
+    assert_eq!(made[0]["text"], made[1]["text"], "the same question");
+    let error = space.refused(&["--input", "none.jsonl", "--json", "--drop-answer"]);
+    assert!(error.contains("none.jsonl:1") && error.contains("no message is left"), "{error}");
+}
+
 #[test]
 fn timings_tell_every_pass_and_which_of_them_read_prompts() {
     let space = Space::new(json!({}));

@@ -230,7 +230,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::new(&CacheChoice::Folder(folder.path().into())).unwrap();
         let old = SystemTime::now() - Duration::from_secs(100 * 24 * 3600);
-        for (name, aged) in [("a.tokens", true), ("b.tokens", false), (".c.tokens.tmp-7-00ff", true), ("mine.txt", true)] {
+        for (name, aged) in
+            [("a.tokens", true), ("b.tokens", false), (".c.tokens.tmp-7-00ff", true), ("mine.txt", true)]
+        {
             let file = File::create(folder.path().join(name)).unwrap();
             if aged {
                 file.set_times(FileTimes::new().set_modified(old)).unwrap();

@@ -123,11 +123,8 @@ mod tests {
     #[test]
     fn turns_come_back_from_what_a_template_made_of_them() {
         let chatml = template("", |r, c| format!("<|im_start|>{r}\n{c}<|im_end|>\n"), "<|im_start|>assistant\n");
-        let llama = template(
-            "<|begin|>",
-            |r, c| format!("<|start|>{r}<|end|>\n\n{c}<|eot|>"),
-            "<|start|>assistant<|end|>\n\n",
-        );
+        let llama =
+            template("<|begin|>", |r, c| format!("<|start|>{r}<|end|>\n\n{c}<|eot|>"), "<|start|>assistant<|end|>\n\n");
         let inst = template(
             "<s>",
             |r, c| match r {

@@ -34,7 +34,9 @@ enum Delimiter {
 impl Delimiter {
     /// The delimiter that a text begins with.
     fn at(text: &str) -> Option<Self> {
-        [Self::Dollars, Self::Dollar, Self::Parenthesis, Self::Bracket].into_iter().find(|d| text.starts_with(d.opens()))
+        [Self::Dollars, Self::Dollar, Self::Parenthesis, Self::Bracket]
+            .into_iter()
+            .find(|d| text.starts_with(d.opens()))
     }
 
     fn opens(self) -> &'static str {
@@ -157,7 +159,9 @@ fn stands_alone(content: &str, delimiter: Delimiter, before: Option<char>, after
                 // `$n$th`, but not `$HOME/$USER`.
                 && (!word(after) || last.is_some_and(joins))
         }
-        Delimiter::Bracket => !word(before) && content.contains(|c: char| !c.is_numeric() && !matches!(c, ',' | ' ' | '-')),
+        Delimiter::Bracket => {
+            !word(before) && content.contains(|c: char| !c.is_numeric() && !matches!(c, ',' | ' ' | '-'))
+        }
         Delimiter::Dollars | Delimiter::Parenthesis => inner(content.trim().chars().next()),
     }
 }
@@ -197,7 +201,9 @@ fn mathml(tex: &str, display: bool) -> Option<String> {
         };
         Some(*depth)
     });
-    if tex.trim().is_empty() || depth.max().unwrap_or(0) > DEEPEST || tex.chars().any(|c| hidden(c).is_some_and(|_| c != '\r'))
+    if tex.trim().is_empty()
+        || depth.max().unwrap_or(0) > DEEPEST
+        || tex.chars().any(|c| hidden(c).is_some_and(|_| c != '\r'))
     {
         return None;
     }
@@ -256,7 +262,9 @@ mod tests {
 
     #[test]
     fn a_formula_that_latex_cannot_read_stays_as_typed() {
-        for text in ["$\\frac{1}$", "$x^$", "$\\nosuchcommand{x}$", "$}{$", "$a & b$", "$\\begin{matrix}$", "\\[ {x \\]"] {
+        for text in
+            ["$\\frac{1}$", "$x^$", "$\\nosuchcommand{x}$", "$}{$", "$a & b$", "$\\begin{matrix}$", "\\[ {x \\]"]
+        {
             assert_eq!(typed(text), Vec::<&str>::new(), "{text}");
         }
         let deep = format!("${}x{}$", "{".repeat(1000), "}".repeat(1000));

@@ -124,8 +124,7 @@ static CLEANER: LazyLock<Builder<'static>> = LazyLock::new(|| {
     builder
 });
 
-const OPTIONS: Options =
-    Options::ENABLE_TABLES.union(Options::ENABLE_STRIKETHROUGH).union(Options::ENABLE_TASKLISTS);
+const OPTIONS: Options = Options::ENABLE_TABLES.union(Options::ENABLE_STRIKETHROUGH).union(Options::ENABLE_TASKLISTS);
 
 /// The HTML of some Markdown. HTML inside the Markdown is shown as the text it is; an image as its description.
 pub fn html(markdown: &str) -> String {
@@ -223,7 +222,11 @@ impl<'t> Writer<'t> {
             }
             Event::Start(tag) if is_block(&tag.to_end()) => {
                 // Every table: it may be wider than the page, and then scrolls.
-                if matches!(tag, Tag::Table(_)) { self.enclose() } else { self.open() }
+                if matches!(tag, Tag::Table(_)) {
+                    self.enclose()
+                } else {
+                    self.open()
+                }
                 self.events.push(Event::Start(tag));
             }
             Event::End(tag) if is_block(&tag) => {
@@ -300,10 +303,7 @@ fn parts(text: &str) -> impl Iterator<Item = Part<'_>> {
 }
 
 fn is_block(tag: &TagEnd) -> bool {
-    matches!(
-        tag,
-        TagEnd::Paragraph | TagEnd::Heading(_) | TagEnd::BlockQuote(_) | TagEnd::List(_) | TagEnd::Table
-    )
+    matches!(tag, TagEnd::Paragraph | TagEnd::Heading(_) | TagEnd::BlockQuote(_) | TagEnd::List(_) | TagEnd::Table)
 }
 
 /// Text as HTML; in place of each character that nobody sees, a mark that says which.
@@ -410,13 +410,17 @@ mod tests {
             assert!(!shown.contains(['\u{202e}', '\u{2066}', '\u{1b}']), "{shown}");
         }
         // The marks of Arabic typing still stand beside the punctuation that they are for.
-        assert!(html("C++\u{200f}").contains("C++\u{200f}<bdi class=\"hidden-character\" title=\"U+200F RIGHT-TO-LEFT MARK\">"));
+        assert!(
+            html("C++\u{200f}")
+                .contains("C++\u{200f}<bdi class=\"hidden-character\" title=\"U+200F RIGHT-TO-LEFT MARK\">")
+        );
         assert_eq!(html("می\u{200c}خواهم").trim(), "<div dir=\"auto\"><p>می\u{200c}خواهم</p>\n</div>");
     }
 
     #[test]
     fn formulas_are_mathml_and_what_is_none_stays_as_typed() {
-        let shown = html("The area is $\\pi r_1^2$ for\n\n$$\\frac{a_1 * b}{c * d}$$\n\nand `$x$`, $5 and $6, $\\frac{$.");
+        let shown =
+            html("The area is $\\pi r_1^2$ for\n\n$$\\frac{a_1 * b}{c * d}$$\n\nand `$x$`, $5 and $6, $\\frac{$.");
         assert_eq!(shown.matches("<math display=\"inline\">").count(), 1, "{shown}");
         assert_eq!(shown.matches("<math display=\"block\">").count(), 1, "{shown}");
         assert!(shown.contains("<mfrac>") && !shown.contains("<em>"), "{shown}");
@@ -463,9 +467,45 @@ mod tests {
         use rand::{RngExt, SeedableRng};
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(11);
         let signs = [
-            "$", "$$", "\\(", "\\)", "\\[", "\\]", "{", "}", "^", "_", "&", "\\\\", "\\frac", "\\left", "\\right", "\\begin{align}",
-            "\\end{align}", "\\begin{array}{c|c}", "\\end{array}", "\\hline", "\\sqrt", "\\not", "\\text{", "\\def\\a#1{#1}", "\\a", "x", "1",
-            " ", "\n", "> ", "- ", "|", "`", "سلام", "\u{202e}", "é", "\\boxed{", "\\tag{", "*",
+            "$",
+            "$$",
+            "\\(",
+            "\\)",
+            "\\[",
+            "\\]",
+            "{",
+            "}",
+            "^",
+            "_",
+            "&",
+            "\\\\",
+            "\\frac",
+            "\\left",
+            "\\right",
+            "\\begin{align}",
+            "\\end{align}",
+            "\\begin{array}{c|c}",
+            "\\end{array}",
+            "\\hline",
+            "\\sqrt",
+            "\\not",
+            "\\text{",
+            "\\def\\a#1{#1}",
+            "\\a",
+            "x",
+            "1",
+            " ",
+            "\n",
+            "> ",
+            "- ",
+            "|",
+            "`",
+            "سلام",
+            "\u{202e}",
+            "é",
+            "\\boxed{",
+            "\\tag{",
+            "*",
         ];
         for _ in 0..3000 {
             let n = rng.random_range(1..40);

@@ -83,6 +83,12 @@ impl Postgres {
 
 fn connect(config: &Config) -> Result<Client> {
     let mut client = config.connect(NoTls).map_err(|e| explain(config, &e))?;
+    client.batch_execute(&settings(config)).map_err(|e| explain(config, &e))?;
+    Ok(client)
+}
+
+/// What is set on each connection. Limits that the URL gives stay.
+fn settings(config: &Config) -> String {
     let mut set =
         format!("SET search_path TO {SCHEMA}; SET client_min_messages TO warning; SET synchronous_commit TO on");
     for limit in ["statement_timeout", "lock_timeout"] {
@@ -90,8 +96,7 @@ fn connect(config: &Config) -> Result<Client> {
             set += &format!("; SET {limit} TO {}", STATEMENT.as_millis());
         }
     }
-    client.batch_execute(&set).map_err(|e| explain(config, &e))?;
-    Ok(client)
+    set
 }
 
 /// Whether every host is this machine: a socket, or an address that never leaves it.
@@ -255,7 +260,9 @@ mod tests {
         ] {
             let error = Postgres::open(url).err().unwrap();
             assert!(error.message().contains("unencrypted"), "{url}: {}", error.message());
-            assert!(error.hints().iter().any(|h| h.contains("sslmode=disable")) && !format!("{error:?}").contains("secret"));
+            assert!(
+                error.hints().iter().any(|h| h.contains("sslmode=disable")) && !format!("{error:?}").contains("secret")
+            );
         }
         for url in [
             "postgres://u@localhost/d",
@@ -266,5 +273,14 @@ mod tests {
         ] {
             assert!(is_local(&url.parse().unwrap()), "{url}");
         }
+    }
+
+    #[test]
+    fn no_statement_waits_for_ever() {
+        let set = |url: &str| settings(&url.parse().unwrap());
+        let usual = set("postgres://u@localhost/d");
+        assert!(usual.contains("SET statement_timeout TO 30000") && usual.contains("SET lock_timeout TO 30000"));
+        let given = set("postgres://u@localhost/d?options=-c%20statement_timeout%3D120000");
+        assert!(!given.contains("statement_timeout") && given.contains("lock_timeout"), "{given}");
     }
 }

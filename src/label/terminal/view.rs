@@ -169,13 +169,7 @@ mod tests {
         let mut screen = Screen::new(Settings::default());
         let messages = json!([{ "role": "user", "content": "Why is the sky blue?" }]);
         let prompt = Prompt { id: 1, key: "k".into(), messages, columns: Columns::new() };
-        let task = Task {
-            id: 5,
-            prompt,
-            left: left.into(),
-            right: right.into(),
-            before: None,
-        };
+        let task = Task { id: 5, prompt, left: left.into(), right: right.into(), before: None };
         screen.answer(Ok(Turn { task: Some(task), wait: false, progress: Progress { mine: 3, given: 4, wanted: 9 } }));
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         terminal.draw(|frame| draw(frame, &screen)).unwrap();
@@ -198,7 +192,8 @@ mod tests {
     #[test]
     fn answers_from_right_to_left_stand_on_their_side_and_never_change_places() {
         let screen = drawn_with("پہلا جواب", "دوسرا \u{202e}جواب", 120, 30);
-        let row = |text: &str| screen.lines().position(|l| l.contains(text)).unwrap_or_else(|| panic!("{text} in\n{screen}"));
+        let row =
+            |text: &str| screen.lines().position(|l| l.contains(text)).unwrap_or_else(|| panic!("{text} in\n{screen}"));
         assert!(row("پہلا") < row("دوسرا"), "side by side:\n{screen}");
         assert!(screen.contains("دوسرا ⟨U+202E⟩جواب│"), "not on the right:\n{screen}");
         assert!(drawn_with("one", "two", 120, 30).lines().any(|l| l.contains("one") && l.contains("two")));
