@@ -35,13 +35,12 @@ pub fn code_point(c: char) -> String {
     format!("U+{:04X}", u32::from(c))
 }
 
-/// Text for a terminal: hidden characters by their code points, tabs as a space, lines kept.
+/// Text for a terminal: hidden characters by their code points; tabs and line breaks stay.
 pub fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match hidden(c) {
             Some(_) => out.push_str(&format!("⟨{}⟩", code_point(c))),
-            None if c == '\t' => out.push(' '),
             None => out.push(c),
         }
     }
@@ -75,7 +74,7 @@ mod tests {
         for c in bidi.into_iter().chain('\u{202a}'..='\u{202e}').chain('\u{2066}'..='\u{2069}') {
             assert!(hidden(c).is_some_and(|name| name != "CONTROL CHARACTER"), "{c:?}");
         }
-        assert_eq!(printable("a\u{1b}[2J\u{202e}b\r\n\tc"), "a⟨U+001B⟩[2J⟨U+202E⟩b⟨U+000D⟩\n c");
+        assert_eq!(printable("a\u{1b}[2J\u{202e}b\r\n\tc"), "a⟨U+001B⟩[2J⟨U+202E⟩b⟨U+000D⟩\n\tc");
         // Letters of Urdu, the joiners that Persian and emoji need, and marks above letters are text.
         let text = "یہ کِتاب می\u{200c}خواهم 👩\u{200d}🔬";
         assert_eq!(printable(text), text);

@@ -10,9 +10,8 @@ use ft::data::{ChatTokenizer, Conversation, DecodeStream, Message, Record, RowFo
 use ft::error::{Context, Error, Result};
 use ft::generate::{Completion, Engine, Limits, Request, Settings, Stop, beam, stop};
 use ft::models::Model;
-use ft::{characters, fsutil, report};
+use ft::{fsutil, report};
 use serde_json::{Value, json};
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
@@ -302,7 +301,7 @@ impl Work<'_> {
                 if !single {
                     println!("=== prompt {}, answer {} ===", i + 1, k + 1);
                 }
-                println!("{}", for_stdout(&self.text(answer)?));
+                println!("{}", report::for_stdout(&self.text(answer)?));
             }
             Ok(())
         })
@@ -376,18 +375,9 @@ impl<'t> Shown<'t> {
 /// Text on stdout at once.
 fn show(text: &str) {
     let mut out = std::io::stdout();
-    let text = for_stdout(text);
+    let text = report::for_stdout(text);
     // A reader that went away ends the program at the next plain print.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-}
-
-/// What a model wrote as stdout gets it: whole where a program reads it; on a terminal, characters that would steer it or
-/// turn letters around by their code points.
-fn for_stdout(text: &str) -> Cow<'_, str> {
-    match std::io::stdout().is_terminal() {
-        true => characters::printable(text).into(),
-        false => text.into(),
-    }
 }
 
 impl Generate {

@@ -4,6 +4,7 @@ use super::dataset::Dataset;
 use super::example::Example;
 use super::items::Item;
 use super::tokenizer::ChatTokenizer;
+use crate::characters::printable;
 use crate::error::Result;
 use crate::report;
 use console::Style;
@@ -114,6 +115,7 @@ pub fn preview(example: &Example, tokenizer: &ChatTokenizer, colour: bool) -> Re
         let on = example.supervised[from];
         let to = (from..example.ids.len()).find(|t| example.supervised[*t] != on).unwrap_or(example.ids.len());
         let text = tokenizer.decode(&example.ids[from..to], false)?;
+        let text = if colour { printable(&text) } else { text };
         match (colour, on) {
             (true, true) => out.push_str(&learnt.apply_to(text).to_string()),
             (true, false) => out.push_str(&given.apply_to(text).to_string()),

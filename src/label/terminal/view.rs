@@ -21,7 +21,7 @@ pub fn draw(frame: &mut Frame, screen: &Screen) {
     let standing =
         format!("{} of {} judged · {} by you · {}:{:02} ", p.given, p.wanted, p.mine, seconds / 60, seconds % 60);
     let bold = Style::new().add_modifier(Modifier::BOLD);
-    frame.render_widget(Paragraph::new(format!(" {}", printable(&screen.settings.title))).style(bold), top);
+    frame.render_widget(Paragraph::new(format!(" {}", plain(&screen.settings.title))).style(bold), top);
     frame.render_widget(Paragraph::new(standing).alignment(Alignment::Right), top);
     match &screen.task {
         Some(_) => task(frame, screen, middle),
@@ -36,11 +36,11 @@ pub fn draw(frame: &mut Frame, screen: &Screen) {
     }
     frame.render_widget(Paragraph::new(keys(screen)), bottom);
     match screen.mode {
-        Mode::Note => window(frame, "Note (Esc goes back)", &format!("{}▏", printable(&screen.draft.note))),
+        Mode::Note => window(frame, "Note (Esc goes back)", &format!("{}▏", plain(&screen.draft.note))),
         Mode::Edit => window(
             frame,
             "A better answer (Esc goes back, Ctrl-U empties)",
-            &format!("{}▏", printable(&screen.draft.edited)),
+            &format!("{}▏", plain(&screen.draft.edited)),
         ),
         Mode::Rate => {
             window(frame, "Ratings (digits; ← → Tab move, Backspace empties, Esc goes back)", &ratings(screen))
@@ -48,7 +48,7 @@ pub fn draw(frame: &mut Frame, screen: &Screen) {
         Mode::Help => window(frame, "Keys (any key goes back)", HELP),
         Mode::Guidelines => {
             let text = &screen.settings.guidelines;
-            let text = if text.is_empty() { "none".into() } else { printable(text) };
+            let text = if text.is_empty() { "none".into() } else { plain(text) };
             window(frame, "Guidelines (any key goes back)", &text);
         }
         Mode::Judge => {}
@@ -94,8 +94,7 @@ fn keys(screen: &Screen) -> Text<'static> {
         ("ratings", screen.draft.is_rated()),
     ];
     let beside: String = beside.iter().filter(|(_, there)| *there).map(|(name, _)| format!(" [{name}]")).collect();
-    let news =
-        screen.news.as_ref().map_or_else(|| format!("{flag}{strength}{beside}"), |n| format!(" {}", printable(n)));
+    let news = screen.news.as_ref().map_or_else(|| format!("{flag}{strength}{beside}"), |n| format!(" {}", plain(n)));
     Text::from(vec![
         Line::styled(news, Style::new().add_modifier(Modifier::REVERSED)),
         Line::from(" 1/2 better  t tie  b both bad  s skip  u undo  f flag  n note  e edit  ? keys  q leave"),
@@ -112,7 +111,7 @@ fn ratings(screen: &Screen) -> String {
             format!("  {}: {open}{rating:>2}{close}", k + 1)
         };
         let sides: String = SIDES.iter().enumerate().map(side).collect();
-        format!("{:<width$}{sides}   of {}", printable(&c.name), c.best)
+        format!("{:<width$}{sides}   of {}", plain(&c.name), c.best)
     };
     screen.settings.criteria.iter().enumerate().map(line).collect::<Vec<_>>().join("\n")
 }
@@ -147,7 +146,12 @@ fn lines(text: &str) -> Text<'static> {
         let side = if is_right_to_left(line) { Alignment::Right } else { Alignment::Left };
         Line::from(line.to_string()).alignment(side)
     };
-    printable(text).lines().map(line).collect()
+    plain(text).lines().map(line).collect()
+}
+
+/// Text whose every character takes its place and does nothing else.
+fn plain(text: &str) -> String {
+    printable(text).replace('\t', " ")
 }
 
 #[cfg(test)]
