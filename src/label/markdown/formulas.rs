@@ -124,7 +124,7 @@ fn content(rest: &str, delimiter: Delimiter) -> Option<&str> {
         at += rest[at..].find(['$', '\\', '\n'])?;
         let here = &rest[at..];
         if here.starts_with(delimiter.closes()) {
-            return Some(&rest[..at]);
+            return (at <= LONGEST).then_some(&rest[..at]);
         }
         if here.starts_with('\n') {
             let line = here[1..].split('\n').next().unwrap_or_default();

@@ -347,7 +347,7 @@ mod tests {
         }
         assert!(html("one\ntwo").contains("<br>"));
         let image = html("![a cat](https://example.org/cat.png)");
-        assert_eq!(image.trim(), "<div dir=\"auto\"><p>[image: a cat]</p>\n</div>");
+        assert_eq!(image.trim(), "<div dir=\"auto\">\n<p>[image: a cat]</p>\n</div>");
         let link = html("[x](https://example.org)");
         assert!(link.contains("href=\"https://example.org\"") && link.contains("noopener"), "{link}");
     }
@@ -414,7 +414,7 @@ mod tests {
             html("C++\u{200f}")
                 .contains("C++\u{200f}<bdi class=\"hidden-character\" title=\"U+200F RIGHT-TO-LEFT MARK\">")
         );
-        assert_eq!(html("می\u{200c}خواهم").trim(), "<div dir=\"auto\"><p>می\u{200c}خواهم</p>\n</div>");
+        assert_eq!(html("می\u{200c}خواهم").trim(), "<div dir=\"auto\">\n<p>می\u{200c}خواهم</p>\n</div>");
     }
 
     #[test]

@@ -484,7 +484,7 @@ function dispute(d) {
     vote.append(": " + SAID[v.choice]);
     said.append(vote);
   }
-  const words = element("span", null, "row");
+  const verdicts = element("span", null, "row");
   for (const choice of ["a", "b", "tie", "both_bad"]) {
     const button = element("button", SAID[choice]);
     button.type = "button";
@@ -495,9 +495,9 @@ function dispute(d) {
       tell(`Pair ${d.pair} is decided.`);
       await look();
     }));
-    words.append(button);
+    verdicts.append(button);
   }
-  foot.append(said, words);
+  foot.append(said, verdicts);
   all.append(pairing, foot);
   return all;
 }
