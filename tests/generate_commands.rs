@@ -190,7 +190,7 @@ fn a_terminal_gets_no_hidden_characters() {
     let space = Space::new(json!({ "eos_token_id": 2 }));
     let terminal = |arguments: &str, keys: &str| {
         let line =
-            format!("exec {} {arguments} --model model --device cpu --max-new-tokens 2", env!("CARGO_BIN_EXE_ft"));
+            format!("exec {} {arguments} --model model --device cpu --max-new-tokens 24", env!("CARGO_BIN_EXE_ft"));
         let mut child = Command::new("script")
             .args(["-qefc", &line, "/dev/null"])
             .current_dir(space.0.path())
@@ -208,7 +208,7 @@ fn a_terminal_gets_no_hidden_characters() {
     assert!(shown.contains("ab⟨U+202E⟩cd⟨U+001B⟩[2Jef"), "{shown:?}");
     let chat = terminal("chat", "Hello\n/quit\n");
     assert!(chat.contains("\u{1b}[?2501h") && chat.trim_end().ends_with("\u{1b}[?2501l"), "{chat:?}");
-    let piped = space.run(&["--prompt", "Hello", "--prefix", begins, "--max-new-tokens", "2"]).stdout;
+    let piped = space.run(&["--prompt", "Hello", "--prefix", begins, "--max-new-tokens", "24"]).stdout;
     assert!(String::from_utf8_lossy(&piped).contains(begins));
 }
 
