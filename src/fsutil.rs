@@ -1,11 +1,12 @@
 //! Files as `ft` reads and writes them: every error names its path, nothing is left half-written.
 
+use crate::characters::hidden;
 use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{BufWriter, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// An I/O error with its path and, where the cause is plain, the next step.
 pub fn io_error(doing: &str, path: &Path, e: std::io::Error) -> Error {
@@ -59,13 +60,49 @@ pub fn parse_json<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Re
 /// Text from a file as an error shows it: a line of readable length.
 pub fn shortened(text: &str) -> String {
     const MOST: usize = 120;
-    let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let plain = |c: char| if c.is_control() || hidden(c).is_some() { '\u{fffd}' } else { c };
     let head: String = text.chars().take(MOST).map(plain).collect();
     if text.chars().nth(MOST).is_some() { format!("{head}…") } else { head }
 }
 
 pub fn create_dir_all(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|e| io_error("creating folder", path, e))
+}
+
+/// Who may read what is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Whoever the process's umask lets.
+    Usual,
+    /// Its owner alone: people's texts, judgements, and what is made of them.
+    Owner,
+}
+
+impl Access {
+    /// The permissions of a file, before the umask.
+    fn mode(self) -> u32 {
+        match self {
+            Self::Usual => 0o666,
+            Self::Owner => 0o600,
+        }
+    }
+}
+
+/// Makes a folder, and those above it that are missing, for their owner alone; folders that are there stay as they are.
+pub fn create_owners_dir(path: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| io_error("creating folder", path, e))
+}
+
+/// Makes a file that is not there yet, to be written and read. What lies at that name already, a link too, is an error.
+pub fn create_new(path: &Path, access: Access) -> std::io::Result<File> {
+    File::options().read(true).write(true).create_new(true).mode(access.mode()).open(path)
+}
+
+/// Options that open no link: a file of a known name beside the user's own may be one that somebody else put there.
+pub fn without_links() -> fs::OpenOptions {
+    let mut options = File::options();
+    options.custom_flags(libc::O_NOFOLLOW);
+    options
 }
 
 /// Holds a folder for one writer until the file is dropped, also by a crash; `None` where there is no such folder.
@@ -87,13 +124,27 @@ pub fn hold(folder: &Path) -> Result<Option<File>> {
     }
 }
 
-/// Writes a file under a temporary name in the same folder, fsyncs it and renames it over `path`.
+/// Writes a file under a temporary name in the same folder, fsyncs it and renames it over `path`. A file that was there
+/// keeps its permissions.
 pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
+    write_atomic_for(Access::Usual, path, fill)
+}
+
+/// As [`write_atomic`], with the permissions of a new file; [`Access::Owner`] also takes them from others who had them.
+pub fn write_atomic_for(
+    access: Access,
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
+) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     create_dir_all(folder)?;
     let temp = folder.join(temporary(&path.file_name().unwrap_or_default().to_string_lossy()));
     let run = || -> std::io::Result<()> {
-        let mut out = BufWriter::new(File::create(&temp)?);
+        let mut out = BufWriter::new(create_new(&temp, access)?);
+        let before = fs::symlink_metadata(path).ok().filter(|m| m.is_file() && access == Access::Usual);
+        if let Some(before) = before {
+            out.get_ref().set_permissions(Permissions::from_mode(before.permissions().mode() & 0o777))?;
+        }
         fill(&mut out)?;
         out.flush()?;
         out.get_ref().sync_all()?;
@@ -106,10 +157,15 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std:
     })
 }
 
-/// A name for a file that is not whole yet; no other thread or process uses it.
+/// A name for a file or folder that is not whole yet: hidden, told by `.tmp-`, and such that nobody can put something in
+/// its place beforehand.
 pub fn temporary(name: &str) -> String {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    format!(".{name}.tmp-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+    format!(".{name}.tmp-{}-{:016x}", std::process::id(), rand::random::<u64>())
+}
+
+/// Whether a file's name is one of [`temporary`].
+pub fn is_temporary(name: &str) -> bool {
+    name.starts_with('.') && name.contains(".tmp-")
 }
 
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
@@ -126,9 +182,8 @@ pub fn replace_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resul
     create_dir_all(parent)?;
     recover_dir(path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let temp = parent.join(format!(".{name}.tmp-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&temp);
-    create_dir_all(&temp)?;
+    let temp = parent.join(temporary(&name));
+    fs::create_dir(&temp).map_err(|e| io_error("creating folder", &temp, e))?;
     fill(&temp).inspect_err(|_| {
         let _ = fs::remove_dir_all(&temp);
     })?;
@@ -144,7 +199,7 @@ fn aside(path: &Path) -> PathBuf {
 }
 
 /// Puts a folder that stands aside back into its place, if nothing took it, and removes it otherwise.
-fn recover_dir(path: &Path) -> Result<()> {
+pub fn recover_dir(path: &Path) -> Result<()> {
     let old = aside(path);
     if !old.exists() {
         return Ok(());
@@ -273,5 +328,46 @@ mod tests {
             }
             assert_eq!(missing > 0, gap, "only without an exchange there is a moment with neither");
         }
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn what_is_not_whole_yet_has_a_name_that_nobody_can_guess_and_follows_no_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let names: std::collections::BTreeSet<String> = (0..100).map(|_| temporary("a.json")).collect();
+        assert!(names.len() == 100 && names.iter().all(|n| is_temporary(n)), "{names:?}");
+        let (victim, link) = (folder.path().join("victim"), folder.path().join("link"));
+        fs::write(&victim, "mine").unwrap();
+        std::os::unix::fs::symlink(&victim, &link).unwrap();
+        for path in [&link, &victim, &folder.path().join("dangling")] {
+            if path.ends_with("dangling") {
+                std::os::unix::fs::symlink(folder.path().join("nowhere"), path).unwrap();
+            }
+            assert!(create_new(path, Access::Usual).is_err(), "{}", path.display());
+        }
+        assert!(without_links().write(true).create(true).truncate(true).open(&link).is_err());
+        assert!(!folder.path().join("nowhere").exists());
+        // The finished file takes the place of a link, and leaves alone what it led to.
+        write_atomic(&link, |w| w.write_all(b"new")).unwrap();
+        assert_eq!((fs::read(&victim).unwrap(), fs::read(&link).unwrap()), (b"mine".to_vec(), b"new".to_vec()));
+        assert!(!fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn files_of_one_owner_stay_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        create_owners_dir(&at("cache/tokens")).unwrap();
+        assert_eq!((mode(&at("cache")), mode(&at("cache/tokens"))), (0o700, 0o700));
+        fs::write(at("rows.jsonl"), "old").unwrap();
+        fs::set_permissions(at("rows.jsonl"), Permissions::from_mode(0o644)).unwrap();
+        write_atomic_for(Access::Owner, &at("rows.jsonl"), |w| w.write_all(b"new")).unwrap();
+        assert_eq!(mode(&at("rows.jsonl")), 0o600);
+        // Writing anew gives nobody a right that they had not.
+        write_atomic(&at("rows.jsonl"), |w| w.write_all(b"newer")).unwrap();
+        assert_eq!(mode(&at("rows.jsonl")), 0o600);
     }
 }

@@ -5,6 +5,7 @@
 //! cli -> selftest -> train, eval, convert, label -> recipe -> methods -> rewards -> data, generate -> models -> adapters -> nn -> native.
 
 pub mod adapters;
+pub mod characters;
 pub mod choice;
 pub mod convert;
 pub mod data;

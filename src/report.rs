@@ -4,7 +4,9 @@ mod progress;
 
 pub use progress::{Progress, bar, spinner, steps, working};
 
+use crate::characters::printable;
 use console::{Style, style};
+use std::borrow::Cow;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -35,6 +37,15 @@ pub fn error(e: &crate::error::Error) {
             "{} this is a bug in ft; please report it with the command and the lines above",
             style("note:").dim().for_stderr()
         );
+    }
+}
+
+/// Text of people and models as stdout gets it: whole where a program reads it; on a terminal, characters that would steer
+/// it or turn letters around by their code points.
+pub fn for_stdout(text: &str) -> Cow<'_, str> {
+    match std::io::stdout().is_terminal() {
+        true => printable(text).into(),
+        false => text.into(),
     }
 }
 

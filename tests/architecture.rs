@@ -22,8 +22,9 @@ const FLOORS: &[&[&str]] = &[
     &["native"],
 ];
 
-/// Know no module above and may be used from any floor: errors, files, chance, and what the machine has.
-const EVERYWHERE: &[&str] = &["choice", "error", "report", "fsutil", "rng", "machine"];
+/// Know no module above and may be used from any floor: errors, files, chance, what the machine has, and which characters
+/// nobody sees.
+const EVERYWHERE: &[&str] = &["characters", "choice", "error", "report", "fsutil", "rng", "machine"];
 
 /// Beside the floors: the process's libtorch. Only the command starts it or asks about it.
 const PROCESS: &[&str] = &["runtime", "libtorch"];
@@ -56,8 +57,9 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("axum", &["src/label/server/"]),
     ("hyper", &["src/label/server/"]),
     ("tokio", &["src/label/server/"]),
-    ("pulldown_cmark", &["src/label/markdown.rs"]),
-    ("ammonia", &["src/label/markdown.rs"]),
+    ("pulldown_cmark", &["src/label/markdown/"]),
+    ("pulldown_latex", &["src/label/markdown/"]),
+    ("ammonia", &["src/label/markdown/"]),
     ("ratatui", &["src/label/terminal/"]),
     // Rows and recipes are numbers and text; tensors begin below and beside them.
     (

@@ -1,6 +1,8 @@
 //! `ft generate` and `ft chat` through their command line.
 
+use crate::needs::{SCRIPT, needs};
 use serde_json::{Value, json};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -155,6 +157,59 @@ fn a_killed_file_of_answers_goes_on_and_equals_the_undisturbed_one() {
     assert_eq!(text("whole.jsonl").lines().count(), 40);
     assert_eq!(text("whole.jsonl"), text("cut.jsonl"));
     assert!(!partial.exists());
+}
+
+/// Rows of training data end in an answer: it is named as such, and left out where that is asked for.
+#[test]
+fn rows_that_end_in_an_answer_are_answered_anew_where_asked() {
+    let space = Space::new(json!({ "eos_token_id": 2 }));
+    let turn = |role: &str, text: &str| json!({ "role": role, "content": text });
+    let (asked, answered) = (turn("user", "Hello"), turn("assistant", "Good day."));
+    let rows = |rows: &[Value]| rows.iter().map(|r| format!("{r}\n")).collect::<String>();
+    std::fs::write(
+        space.path("in.jsonl"),
+        rows(&[json!({ "messages": [asked, answered] }), json!({ "messages": [asked] })]),
+    )
+    .unwrap();
+    std::fs::write(space.path("none.jsonl"), rows(&[json!({ "messages": [answered] })])).unwrap();
+    let common = ["--input", "in.jsonl", "--max-new-tokens", "5", "--greedy"];
+    let error = space.refused(&[&common[..], &["--json"]].concat());
+    assert!(error.contains("in.jsonl:1") && error.contains("--drop-answer"), "{error}");
+    let made = space.rows(&[&common[..], &["--drop-answer"]].concat());
+    assert_eq!((made.len(), &made[0]["prompt"]), (2, &json!([asked])));
+    assert_eq!(made[0]["text"], made[1]["text"], "the same question");
+    let error = space.refused(&["--input", "none.jsonl", "--json", "--drop-answer"]);
+    assert!(error.contains("none.jsonl:1") && error.contains("no message is left"), "{error}");
+}
+
+/// On a terminal nothing that a model writes steers it or turns letters around, and lines follow their script; a program
+/// that reads stdout gets the text as it is.
+#[test]
+fn a_terminal_gets_no_hidden_characters() {
+    needs!(SCRIPT);
+    let space = Space::new(json!({ "eos_token_id": 2 }));
+    let terminal = |arguments: &str, keys: &str| {
+        let line =
+            format!("exec {} {arguments} --model model --device cpu --max-new-tokens 24", env!("CARGO_BIN_EXE_ft"));
+        let mut child = Command::new("script")
+            .args(["-qefc", &line, "/dev/null"])
+            .current_dir(space.0.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(keys.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let begins = "ab\u{202e}cd\u{1b}[2Jef";
+    let shown = terminal(&format!("generate --prompt Hello --prefix '{begins}'"), "");
+    assert!(shown.contains("ab⟨U+202E⟩cd⟨U+001B⟩[2Jef"), "{shown:?}");
+    let chat = terminal("chat", "Hello\n/quit\n");
+    assert!(chat.contains("\u{1b}[?2501h") && chat.trim_end().ends_with("\u{1b}[?2501l"), "{chat:?}");
+    let piped = space.run(&["--prompt", "Hello", "--prefix", begins, "--max-new-tokens", "24"]).stdout;
+    assert!(String::from_utf8_lossy(&piped).contains(begins));
 }
 
 #[test]

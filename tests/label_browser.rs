@@ -44,17 +44,50 @@ fn add(store: &Store, n: usize, overlap: i64) {
         if i % 4 == 1 {
             messages.insert(0, json!({ "role": "system", "content": "You are a careful programmer." }));
         }
-        let key = format!("q{i}");
-        store.add_prompts(&[NewPrompt { key, messages: messages.into(), columns: Default::default() }]).unwrap();
-        let prompt = store.prompts().unwrap().last().unwrap().id;
-        let answer =
-            |source: &str, text: &str| NewCandidate { prompt, source: source.into(), text: text.into(), tokens: None };
-        store.add_candidates(&[answer("one", good), answer("two", bad)]).unwrap();
-        let made = store.candidates().unwrap();
-        let (a, b) = (made[made.len() - 2].id, made[made.len() - 1].id);
-        store.add_pairs(&[NewPair { prompt, a, b, overlap, repeat_of: None, reason: "random".into() }]).unwrap();
+        add_pair(store, &format!("q{i}"), messages.into(), [good, bad], overlap);
     }
 }
+
+fn add_pair(store: &Store, key: &str, messages: Value, answers: [&str; 2], overlap: i64) {
+    store.add_prompts(&[NewPrompt { key: key.into(), messages, columns: Default::default() }]).unwrap();
+    let prompt = store.prompts().unwrap().last().unwrap().id;
+    let answer =
+        |source: &str, text: &str| NewCandidate { prompt, source: source.into(), text: text.into(), tokens: None };
+    store.add_candidates(&[answer("one", answers[0]), answer("two", answers[1])]).unwrap();
+    let made = store.candidates().unwrap();
+    let (a, b) = (made[made.len() - 2].id, made[made.len() - 1].id);
+    store.add_pairs(&[NewPair { prompt, a, b, overlap, repeat_of: None, reason: "random".into() }]).unwrap();
+}
+
+/// Texts that pages get wrong: scripts from right to left, formulas beside prices, narrow tables, and characters that turn
+/// around what follows them.
+const SCRIPTS: [[&str; 3]; 5] = [
+    [
+        "پاکستان کا دارالحکومت کون سا ہے؟",
+        "پاکستان کا دارالحکومت **اسلام آباد** ہے۔\n\n- یہ 1960 کی دہائی میں بنا۔\n- اس سے پہلے `Karachi` دارالحکومت تھا۔\n\n> یہ شہر مارگلہ کی پہاڑیوں کے دامن میں ہے۔",
+        "The capital is Islamabad.\n\n- built in the 1960s.\n- before: Karachi (کراچی).",
+    ],
+    [
+        "ما الفرق بين النوعين؟",
+        "الفرق في الجدول:\n\n| الدواء | الجرعة |\n|---|---|\n| باراسيتامول | 500 mg |\n| إيبوبروفين | 200 mg |\n\n1. لا تتجاوز الجرعة.\n2. اسأل الطبيب!",
+        "1. النوع الأول\n2. The second type.\n\n```python\n# تعليق\nprint(\"مرحبا\")\n```",
+    ],
+    [
+        "Solve $x^2 - 5x + 6 = 0$. It costs $5 and $6 to ask.",
+        "The roots of \\(x^2 - 5x + 6\\) are\n\n$$x = \\frac{5 \\pm \\sqrt{25 - 24}}{2}$$\n\nso $x_1 = 3$ and $x_2 = 2$.\n\n\\[ \\boxed{x \\in \\{2, 3\\}} \\]\n\n| drug | clearance |\n|---|---|\n| A | $\\frac{(140 - a) \\cdot m}{72 \\cdot S_{Cr}}$ |",
+        "It is $\\frac{5}{$ of the rest, as `$x$` says: $5-$6.\n\n$$\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix} \\begin{cases} a & x > 0 \\\\ b & \\text{otherwise} \\end{cases}$$",
+    ],
+    [
+        "Which dose?",
+        "| Age | Weight | Paracetamol every six hours | Ibuprofen every eight hours | Remarks for parents | Source |\n|---|---|---|---|---|---|\n| 3 months | 6 kilograms | 90 milligrams | not recommended | Ask a doctor beforehand | National formulary |\n| 12 months | 10 kilograms | 150 milligrams | 75 milligrams | With food | National formulary |",
+        "Ninety milligrams at three months.",
+    ],
+    [
+        "Is the file safe?",
+        "The file is called invoice\u{202e}fdp.exe and is safe.\n\nThe next paragraph reads on.",
+        "It ends in `\u{2066}exe\u{2069}`, so it is a program.",
+    ],
+];
 
 fn rich() -> Settings {
     Settings {
@@ -318,4 +351,173 @@ fn a_vote_waits_for_the_server_and_hostile_answers_run_nothing() {
     let _again = Server::of(ft(&["label", "serve", &project.place, "--address", &address]));
     browser.until("!$('rest').hidden && $('trouble').hidden");
     assert_eq!(project.store().votes().unwrap().len(), 5);
+}
+
+/// Where the last sign and the letter before it stand, of the first block of a text.
+const LAST_SIGN: &str = "(box) => {
+  const walk = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
+  let last = null;
+  for (let node = walk.nextNode(); node; node = walk.nextNode()) if (node.data.trim()) last = node;
+  const end = last.data.trimEnd().length;
+  const at = (i) => { const r = document.createRange(); r.setStart(last, i); r.setEnd(last, i + 1); return r.getBoundingClientRect().left; };
+  return [at(end - 2), at(end - 1)];
+}";
+
+/// Each text stands in the direction of its own script, whatever its neighbours are; what nobody sees is shown and turns
+/// nothing around; formulas are formulas and prices are prices; tables keep their words whole.
+#[test]
+fn scripts_formulas_tables_and_hidden_characters_are_read_as_they_were_written() {
+    needs!(BROWSER, AXE);
+    let settings =
+        Settings {
+            title: "اردو جوابات \u{202e}title".into(), guidelines: "درست جواب چنیں۔".into(), ..rich()
+        };
+    let project = Project::with(0, 1, settings);
+    let store = project.store();
+    for (i, [question, one, two]) in SCRIPTS.iter().enumerate() {
+        let mut messages = vec![json!({ "role": "user", "content": question })];
+        if i == 0 {
+            messages.insert(0, json!({ "role": "system", "content": "آپ ایک مددگار معاون ہیں۔" }));
+        }
+        add_pair(&store, &format!("s{i}"), messages.into(), [one, two], 1);
+    }
+    let token = project.token("\u{202e}نام", true);
+    let server = Server::start(&project.place);
+    let driver = Driver::start();
+    let browser = driver.open(1360, 1000);
+    browser.go(&format!("{}/#token={token}", server.url));
+    ready(&browser);
+    let text = |browser: &Browser, has: &str| -> String {
+        // Which side an answer stands on is chance.
+        let found = browser
+            .value(&format!("['left', 'right'].find((s) => $(s + '-text').textContent.includes({}))", json!(has)));
+        format!("$('{}-text')", found.as_str().unwrap_or_else(|| panic!("no answer with {has}")))
+    };
+    let directions = |browser: &Browser, of: &str| {
+        browser.value(&format!("[...{of}.children].map((b) => getComputedStyle(b).direction)"))
+    };
+    assert_eq!(browser.value("getComputedStyle($('title').firstChild).direction"), json!("rtl"));
+    assert_eq!(browser.value("$('title').querySelector('.hidden-character').textContent"), json!("U+202E"));
+    for (i, name) in ["urdu", "arabic", "formulas", "table", "hidden"].into_iter().enumerate() {
+        browser.picture(name);
+        accessible(&browser, name);
+        assert_eq!(browser.value("document.documentElement.scrollWidth <= innerWidth"), true, "{name}");
+        match i {
+            0 => {
+                let (urdu, english) = (text(&browser, "مارگلہ"), text(&browser, "capital is"));
+                assert_eq!(directions(&browser, &urdu), json!(["rtl", "rtl", "rtl"]));
+                assert_eq!(directions(&browser, &english), json!(["ltr", "ltr"]));
+                // The full stop ends the line on its left, the bullets stand on the right, the quotation's bar too.
+                let signs = browser.value(&format!("({LAST_SIGN})({urdu}.children[0])"));
+                assert!(signs[1].as_f64() < signs[0].as_f64(), "{signs}");
+                let signs = browser.value(&format!("({LAST_SIGN})({english}.children[0])"));
+                assert!(signs[1].as_f64() > signs[0].as_f64(), "{signs}");
+                let list = browser.value(&format!(
+                    "((l) => [getComputedStyle(l).paddingRight, getComputedStyle(l).paddingLeft])({urdu}.querySelector('ul'))"
+                ));
+                assert!(list[0].as_str().unwrap() > "20" && list[1] == "0px", "{list}");
+                let quote =
+                    browser.value(&format!("getComputedStyle({urdu}.querySelector('blockquote')).borderRightWidth"));
+                assert_eq!(quote, json!("3px"));
+                let turns = browser.value(
+                    "[...document.querySelectorAll('#prompt .text > div')].map((b) => getComputedStyle(b).direction)",
+                );
+                assert_eq!(turns, json!(["rtl", "rtl"]));
+                assert_eq!(
+                    browser.value(
+                        "($('note').dir = 'auto', $('note').value = 'نوٹ', getComputedStyle($('note')).direction)"
+                    ),
+                    json!("rtl")
+                );
+                browser.value("$('note').value = ''");
+            }
+            1 => {
+                let (table, code) = (text(&browser, "باراسيتامول"), text(&browser, "print"));
+                assert_eq!(directions(&browser, &table), json!(["rtl", "rtl", "rtl"]));
+                // The first column stands on the right; code is read from the left, though its first words are not.
+                let columns = browser
+                    .value(&format!("[...{table}.querySelectorAll('th')].map((c) => c.getBoundingClientRect().left)"));
+                assert!(columns[0].as_f64() > columns[1].as_f64(), "{columns}");
+                assert_eq!(
+                    browser.value(&format!("getComputedStyle({code}.querySelector('pre code')).direction")),
+                    json!("ltr")
+                );
+                // An English item of an Arabic list ends with its full stop on its right.
+                let signs = browser.value(&format!("({LAST_SIGN})({code}.querySelectorAll('li')[1])"));
+                assert!(signs[1].as_f64() > signs[0].as_f64(), "{signs}");
+            }
+            2 => {
+                let (roots, matrix) = (text(&browser, "The roots"), text(&browser, "otherwise"));
+                let of = |side: &str, what: &str| {
+                    browser.value(&format!("{side}.querySelectorAll('{what}').length")).as_i64()
+                };
+                assert_eq!((of(&roots, "math"), of(&roots, "math[display=block]")), (Some(6), Some(2)));
+                assert_eq!((of(&matrix, "math"), of(&matrix, "mtable")), (Some(1), Some(2)));
+                assert_eq!(browser.value("document.querySelectorAll('#prompt math').length"), 1);
+                // Set as formulas: a fraction's parts stand one above the other.
+                let parts = browser.value(&format!(
+                    "[...{roots}.querySelector('mfrac').children].map((c) => c.getBoundingClientRect().top)"
+                ));
+                assert!(parts[0].as_f64().unwrap() + 5.0 < parts[1].as_f64().unwrap(), "{parts}");
+                let said =
+                    browser.value("$('prompt').innerText + $('left-text').innerText + $('right-text').innerText");
+                for typed in ["It costs $5 and $6 to ask.", "It is $\\frac{5}{$ of the rest, as $x$ says: $5-$6."] {
+                    assert!(said.as_str().unwrap().contains(typed), "{typed:?} in {said}");
+                }
+                assert!(!said.as_str().unwrap().contains("pmatrix"), "{said}");
+            }
+            3 => {
+                let side = text(&browser, "kilograms");
+                // No word is broken: each cell is as wide as its longest word at least, and the table scrolls instead.
+                let broken = browser.value(&format!(
+                    "[...{side}.querySelectorAll('th, td')].flatMap((c) => {{ const t = c.firstChild; return [...t.data.matchAll(/\\S+/g)].filter((w) => {{ \
+                     const r = document.createRange(); r.setStart(t, w.index); r.setEnd(t, w.index + w[0].length); \
+                     return r.getClientRects().length > 1; }}).map((w) => w[0]); }})"
+                ));
+                assert_eq!(broken, json!([]));
+                let scrolls = browser.value(&format!(
+                    "((b) => [b.scrollWidth > b.clientWidth, b.tabIndex, b.getAttribute('aria-label')])({side}.querySelector('table').parentElement)"
+                ));
+                assert_eq!(scrolls, json!([true, 0, "Table"]));
+            }
+            _ => {
+                let (file, program) = (text(&browser, "invoice"), text(&browser, "program"));
+                let marks = |side: &str| {
+                    browser.value(&format!("[...{side}.querySelectorAll('.hidden-character')].map((m) => m.title)"))
+                };
+                assert_eq!(marks(&file), json!(["U+202E RIGHT-TO-LEFT OVERRIDE"]));
+                assert_eq!(marks(&program), json!(["U+2066 LEFT-TO-RIGHT ISOLATE", "U+2069 POP DIRECTIONAL ISOLATE"]));
+                let signs = browser.value(&format!("({LAST_SIGN})({file}.children[0])"));
+                assert!(signs[1].as_f64() > signs[0].as_f64(), "what follows is turned around: {signs}");
+            }
+        }
+        if i < SCRIPTS.len() - 1 {
+            judge(&browser, "1");
+        }
+    }
+    browser.dark(true);
+    browser.picture("hidden-dark");
+    accessible(&browser, "hidden characters in the dark");
+    browser.press("g");
+    browser.until("$('guidelines').open");
+    assert_eq!(directions(&browser, "$('guidelines-text')"), json!(["rtl"]));
+    browser.press(&ESCAPE.to_string());
+    // The whole on a phone, and a name that would turn the overview around.
+    let phone = driver.open(600, 900);
+    phone.phone();
+    phone.go(&format!("{}/#token={token}", server.url));
+    ready(&phone);
+    phone.picture("hidden-phone");
+    judge(&browser, "u");
+    phone.go(&server.url);
+    ready(&phone);
+    assert_eq!(phone.value("document.documentElement.scrollWidth <= innerWidth"), true);
+    phone.picture("table-phone");
+    browser.dark(false);
+    browser.click("#open-overview");
+    browser.until("!$('overview').hidden && $('people').textContent.includes('نام')");
+    assert_eq!(browser.value("$('people').querySelector('.hidden-character').textContent"), json!("U+202E"));
+    browser.picture("overview-scripts");
+    accessible(&browser, "the overview with names of other scripts");
+    assert_eq!(browser.log(), "", "nothing was blocked, nothing failed");
 }

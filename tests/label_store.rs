@@ -44,6 +44,20 @@ fn every_case_on_postgresql() {
     }
     a_team_judges(&server.database());
     bad_urls_are_named_without_their_password(&server);
+    a_statement_that_waits_is_given_up(&server.database());
+}
+
+/// Somebody else's lock makes nobody wait for ever, and the project goes on afterwards.
+fn a_statement_that_waits_is_given_up(place: &str) {
+    drop(project(place, 1, 1));
+    let store = Store::open(&format!("{place}?options=-c%20lock_timeout%3D300")).unwrap();
+    let mut other = postgres::Client::connect(place, postgres::NoTls).unwrap();
+    other.batch_execute("BEGIN; LOCK TABLE ft_label.annotators IN ACCESS EXCLUSIVE MODE").unwrap();
+    let e = error(store.annotators());
+    assert!(e.hints().iter().any(|h| h.contains("pg_stat_activity")), "{e}");
+    other.batch_execute("ROLLBACK").unwrap();
+    store.recover().unwrap();
+    assert_eq!(store.annotators().unwrap().len(), 0);
 }
 
 /// The whole way over a database server: people, votes, the overview, and an orderly end.
@@ -286,6 +300,44 @@ fn bad_urls_are_named_without_their_password(server: &Postgres) {
 }
 
 // ---- files
+
+/// Answers and judgements of people: nobody else on the machine reads them.
+#[test]
+fn files_of_a_project_are_for_their_owner_alone() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let made = Project::new(2, 1);
+    let store = made.store();
+    store.own().unwrap();
+    let ann = store.annotator("ann", Kind::Person, &json!({})).unwrap();
+    for pair in store.pairs().unwrap() {
+        store.add_vote(&NewVote::new(pair.id, ann.id, Choice::A)).unwrap();
+    }
+    let at = |name: &str| made.folder().join(name);
+    for out in ["rows.jsonl", "rows.parquet"] {
+        // One that others could read before, too.
+        std::fs::write(at(out), "").unwrap();
+        let out = at(out);
+        let done = ft(&["label", "export", &made.place, "--out", out.to_str().unwrap()]).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+    let mut seen = Vec::new();
+    for entry in std::fs::read_dir(made.folder()).unwrap() {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{:?} has {mode:o}", entry.file_name());
+        seen.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    for name in ["project.db", "project.db-wal", "project.db.lock", "rows.jsonl", "rows.parquet"] {
+        assert!(seen.iter().any(|s| s == name), "{name} in {seen:?}");
+    }
+    // A link beside a project is not followed: the file it leads to would be emptied.
+    std::fs::write(at("mine.txt"), "mine").unwrap();
+    let other = at("other.db").to_str().unwrap().to_string();
+    drop(Store::create(&other, &Settings::default()).unwrap());
+    symlink(at("mine.txt"), at("other.db.lock")).unwrap();
+    assert!(Store::open(&other).unwrap().own().is_err());
+    assert_eq!(std::fs::read_to_string(at("mine.txt")).unwrap(), "mine");
+}
 
 #[test]
 fn a_file_that_is_no_project_or_is_damaged_is_named() {

@@ -2,7 +2,9 @@
 //!
 //! Each illness that the doctor knows is brought about for real, on the tiny model, and a healthy run has none.
 
+use crate::needs::{BROWSER, needs};
 use crate::support::{fixture, frozen, whole};
+use crate::webdriver::Driver;
 use ft::models::{Model, origin::Stage};
 use ft::runs::{RunFolder, State};
 use serde_json::{Value, json};
@@ -261,6 +263,48 @@ fn the_page_is_one_file_and_what_a_model_says_stays_text() {
     let elsewhere = space.path("page.html");
     space.ft(&["runs", "report", "run", "--out", elsewhere.to_str().unwrap()]);
     assert!(elsewhere.exists());
+}
+
+/// A page of a run as people look at it: prompts turn by turn, each text in the direction of its script, nothing turned around.
+#[test]
+fn the_page_shows_turns_and_every_script_in_a_browser() {
+    needs!(BROWSER);
+    let space = Space::new();
+    assert!(space.train("run", &["run.steps=3", "run.samples=2"]).status.success());
+    // What the run itself wrote: a question of datasets/chat.jsonl as turns.
+    let run = RunFolder::open(&space.path("run")).unwrap();
+    for sample in &run.samples {
+        let turns = sample.turns.as_ref().expect("the tiny template tells turns apart");
+        assert!(turns.iter().all(|t| !t.text.contains("<|")), "{turns:?}");
+        assert_eq!(turns.last().unwrap().role, "user");
+        assert!(sample.prompt.contains(turns.last().unwrap().text.lines().last().unwrap()), "{sample:?}");
+    }
+    let (urdu, english) = ("پاکستان کا دارالحکومت کون سا ہے؟", "What is it called?");
+    let turn = |role: &str, text: &str| json!({ "role": role, "text": text });
+    let turns =
+        [turn("system", "آپ مددگار ہیں۔"), turn("user", urdu), turn("assistant", "Islamabad."), turn("user", english)];
+    let line = |step: u64, text: &str| json!({ "step": step, "prompt": "system آپ user", "turns": turns, "text": text, "expected": "invoice\u{202e}fdp.exe is safe." });
+    let lines = [line(0, "…"), line(3, "اسلام آباد۔\nIn English: Islamabad.")];
+    std::fs::write(space.path("run/samples.jsonl"), lines.map(|l| format!("{l}\n")).concat()).unwrap();
+    space.ft(&["runs", "report", "run"]);
+    let shown = String::from_utf8(space.ft(&["runs", "show", "run"]).stdout).unwrap();
+    assert!(shown.contains(english) && !shown.contains('\u{202e}'), "{shown}");
+    let driver = Driver::start();
+    let browser = driver.open(1200, 1400);
+    browser.go(&format!("file://{}", space.path("run/report.html").display()));
+    browser.value("document.querySelector('.sample').scrollIntoView()");
+    browser.picture("report");
+    let of = |what: &str| browser.value(&format!("[...document.querySelectorAll('{what}')].map((e) => e.innerText)"));
+    assert_eq!(of(".sample .turn h4"), json!(["Instruction", "Question", "Earlier answer", "Question"]));
+    assert_eq!(of(".sample .turn .text")[3], english);
+    let direction = browser
+        .value("[...document.querySelectorAll('.sample .turn .text')].map((e) => getComputedStyle(e).direction)");
+    assert_eq!(direction, json!(["rtl", "rtl", "ltr", "ltr"]));
+    assert_eq!(of(".answer.expected .text"), json!(["invoiceU+202Efdp.exe is safe."]));
+    assert_eq!(browser.value("document.documentElement.scrollWidth <= innerWidth"), true);
+    browser.dark(true);
+    browser.picture("report-dark");
+    assert_eq!(browser.log(), "", "nothing was blocked, nothing failed");
 }
 
 #[test]

@@ -189,6 +189,31 @@ fn the_command_scrubs_every_format_and_reports_no_value() {
     }
 }
 
+/// Names and addresses have no form that gives them away: the report says that nobody looked for them.
+#[test]
+fn the_report_says_what_stays() {
+    let space = Workspace::new();
+    let row = json!({ "text": "Patient John Smith, 12 High Street, London SW1A 1AA; محمد علی" });
+    std::fs::write(space.path("rows.jsonl"), format!("{row}\n")).unwrap();
+    std::fs::write(space.path("names.txt"), "John Smith\n").unwrap();
+    let scrub = |more: &[&str]| {
+        let output = space.ft(&[&["data", "scrub", "rows.jsonl", "--out", "out.jsonl"], more].concat());
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (_, said) = scrub(&[]);
+    for part in ["not looked for", "names of people", "street and postal addresses", "--names FILE"] {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    assert!(
+        !said.contains("email;") && std::fs::read_to_string(space.path("out.jsonl")).unwrap().contains("High Street")
+    );
+    let (_, said) = scrub(&["--names", "names.txt", "--keep", "date"]);
+    assert!(said.contains("names of people that are not in the list") && said.contains("; date"), "{said}");
+    let (told, _) = scrub(&["--json"]);
+    let report: Value = serde_json::from_str(&told).unwrap();
+    assert!(report["not_looked_for"].as_array().unwrap().len() == 3, "{report}");
+}
+
 #[test]
 fn import_scrubs_before_anything_is_kept() {
     let space = Workspace::new();

@@ -7,7 +7,7 @@
 use ft::error::{Error, Result};
 use ft::fsutil::{self, io_error};
 use serde_json::{Value, json};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ impl Answers {
             fsutil::create_dir_all(folder)?;
         }
         let fail = |e| io_error("writing", &partial, e);
-        let mut options = OpenOptions::new();
+        let mut options = fsutil::without_links();
         let mut file = options.create(true).truncate(false).read(true).write(true).open(&partial).map_err(fail)?;
         let first = json!({ KEY: fingerprint });
         let (done, keep) = match whole_lines(&file).map_err(fail)? {
@@ -156,6 +156,7 @@ fn compare(partial: &Path, begun: &[u8], fingerprint: &Value) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::OpenOptions;
 
     #[test]
     fn a_half_written_file_goes_on_or_is_refused() {

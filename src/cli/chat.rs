@@ -38,6 +38,7 @@ pub fn run(args: Chat) -> Result<()> {
     signal_hook::flag::register(signal_hook::consts::SIGINT, stop.clone())
         .map_err(|e| Error::user(format!("listening for Ctrl-C: {e}")))?;
     let terminal = std::io::stdin().is_terminal();
+    let _directions = std::io::stdout().is_terminal().then(Directions::follow_the_text);
     if terminal {
         report::info("/reset, /system TEXT, /quit; Ctrl-C stops an answer");
     }
@@ -77,6 +78,28 @@ pub fn run(args: Chat) -> Result<()> {
         eprintln!();
     }
     Ok(())
+}
+
+/// While it lives, a terminal that knows scripts from right to left gives each line the direction of its first letter
+/// (DECSET 2501). Others pass over the request.
+struct Directions;
+
+impl Directions {
+    fn follow_the_text() -> Self {
+        Self::say("\u{1b}[?2501h");
+        Self
+    }
+
+    fn say(code: &str) {
+        let mut out = std::io::stdout();
+        let _ = out.write_all(code.as_bytes()).and_then(|()| out.flush());
+    }
+}
+
+impl Drop for Directions {
+    fn drop(&mut self) {
+        Self::say("\u{1b}[?2501l");
+    }
 }
 
 /// A conversation and what is needed to go on with it.

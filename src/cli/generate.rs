@@ -41,6 +41,9 @@ pub struct Generate {
     /// Where the answers to --input go, one JSON object a line
     #[arg(long, visible_alias = "output", value_name = "FILE", requires = "input", conflicts_with = "json")]
     out: Option<PathBuf>,
+    /// Answer rows that end with the assistant's turn anew, without that turn
+    #[arg(long, requires = "input")]
+    drop_answer: bool,
     /// Ask text prompts as a user's turn, through the model's chat template
     #[arg(long)]
     chat: bool,
@@ -301,7 +304,7 @@ impl Work<'_> {
                 if !single {
                     println!("=== prompt {}, answer {} ===", i + 1, k + 1);
                 }
-                println!("{}", self.text(answer)?);
+                println!("{}", report::for_stdout(&self.text(answer)?));
             }
             Ok(())
         })
@@ -375,6 +378,7 @@ impl<'t> Shown<'t> {
 /// Text on stdout at once.
 fn show(text: &str) {
     let mut out = std::io::stdout();
+    let text = report::for_stdout(text);
     // A reader that went away ends the program at the next plain print.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
@@ -382,7 +386,7 @@ fn show(text: &str) {
 impl Generate {
     /// What answers depend on; half a file goes on only where all of it is equal.
     fn fingerprint(&self, input: &Path, chosen: &Chosen) -> Result<Value> {
-        Ok(json!({
+        let mut all = json!({
             "model": fsutil::absolute(&self.model.model),
             "adapter": self.model.adapter.as_deref().map(fsutil::absolute),
             "dtype": format!("{:?}", self.model.dtype()?),
@@ -396,7 +400,11 @@ impl Generate {
             "settings": format!("{:?}", chosen.settings),
             "beams": format!("{:?}", chosen.beams),
             "answers": chosen.answers,
-        }))
+        });
+        if self.drop_answer {
+            all["drop_answer"] = true.into();
+        }
+        Ok(all)
     }
 
     fn text_ids(&self, text: &str, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
@@ -446,14 +454,24 @@ impl Generate {
             return Err(error("--system is for text prompts, and this row brings its own messages".into())
                 .hint("put the system message into the row"));
         }
-        let prompt = columns.remove(key).unwrap_or_default();
+        let mut prompt = columns.remove(key).unwrap_or_default();
         columns.insert("messages".into(), prompt.clone());
-        let Record::Messages(talk) = record::read(columns, RowFormat::Messages, place)? else {
+        let Record::Messages(mut talk) = record::read(columns, RowFormat::Messages, place)? else {
             return Err(Error::bug("messages were read as something else"));
         };
+        if self.drop_answer {
+            let answered = talk.messages.iter().rev().take_while(|m| m.role == "assistant").count();
+            talk.messages.truncate(talk.messages.len() - answered);
+            if let Some(turns) = prompt.as_array_mut() {
+                turns.truncate(turns.len().saturating_sub(answered));
+            }
+            if talk.messages.is_empty() {
+                return Err(error("without the assistant's turns no message is left".into()).hint("remove that row"));
+            }
+        }
         if talk.messages.last().is_some_and(|m| m.role == "assistant") {
             return Err(error("the messages end with the assistant's turn, so there is nothing to answer".into())
-                .hint("remove that turn; to compare answers with it, use: ft eval"));
+                .hint("to answer such rows without that turn: --drop-answer; to compare answers with it: ft eval"));
         }
         Ok(Question { ids: ask(&talk, tokenizer).context(|| place)?, prompt })
     }

@@ -2,7 +2,8 @@
 //!
 //! A file's name is the hash of everything its content depends on: the bytes of the rows, how they are read, tokenizer
 //! and template, what is learnt, and the version of this code. So a changed setting finds no file, and nothing is ever
-//! out of date. Files are written under a name of their process and renamed: two runs may share a folder.
+//! out of date. Files are written under a name of their process and renamed: two runs may share a folder. They hold people's
+//! texts, so the folder is made for its owner alone.
 
 use super::source::{self, Layout};
 use super::spec::CacheChoice;
@@ -43,7 +44,7 @@ pub struct Contents {
 impl Cache {
     /// The folder that a recipe asks for.
     pub fn new(choice: &CacheChoice) -> Result<Self> {
-        let made = |folder: PathBuf| fsutil::create_dir_all(&folder).map(|()| folder);
+        let made = |folder: PathBuf| fsutil::create_owners_dir(&folder).map(|()| folder);
         Ok(match choice {
             CacheChoice::Off => Self { folder: None, smallest: 0 },
             CacheChoice::Folder(folder) => {
@@ -62,7 +63,7 @@ impl Cache {
     /// Where token ids of a file of this size go; `None`: nowhere.
     pub fn folder_for(&self, bytes: u64) -> Option<PathBuf> {
         let folder = self.folder.as_ref().filter(|_| bytes >= self.smallest)?;
-        if let Err(e) = fsutil::create_dir_all(folder) {
+        if let Err(e) = fsutil::create_owners_dir(folder) {
             report::warn(format!("token ids are not kept: {}", e.message()));
             return None;
         }
@@ -100,7 +101,7 @@ impl Cache {
         for entry in entries {
             let name = entry.file_name().to_string_lossy().into_owned();
             let Ok(meta) = entry.metadata() else { continue };
-            let temporary = name.starts_with('.') && name.contains(".tmp-");
+            let temporary = fsutil::is_temporary(&name);
             if !meta.is_file() || !(temporary || [".tokens", ".layout", ".logprobs"].iter().any(|e| name.ends_with(e)))
             {
                 continue;
@@ -209,6 +210,8 @@ mod tests {
             (cache.layout(&path, |n| bytes += n).unwrap(), bytes)
         };
         let (first, bytes) = read();
+        let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(folder.path().join("cache")).unwrap());
+        assert_eq!(mode & 0o777, 0o700, "the cache holds people's texts");
         assert_eq!((bytes, first.lines()), (6, Some(2)));
         assert_eq!(read(), (first.clone(), 6), "a file that was just written is hashed again");
         // As if it had been looked at later.
@@ -227,7 +230,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::new(&CacheChoice::Folder(folder.path().into())).unwrap();
         let old = SystemTime::now() - Duration::from_secs(100 * 24 * 3600);
-        for (name, aged) in [("a.tokens", true), ("b.tokens", false), (".c.tokens.tmp-1", true), ("mine.txt", true)] {
+        for (name, aged) in
+            [("a.tokens", true), ("b.tokens", false), (".c.tokens.tmp-7-00ff", true), ("mine.txt", true)]
+        {
             let file = File::create(folder.path().join(name)).unwrap();
             if aged {
                 file.set_times(FileTimes::new().set_modified(old)).unwrap();

@@ -12,13 +12,13 @@ use super::summary::FileSummary;
 use super::tokenizer::ChatTokenizer;
 use super::tokens::{Facts, Tokens, Writer, file_name};
 use crate::error::{Error, Result};
+use crate::fsutil;
 use crate::report::{self, Progress};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Changes whenever the same row and settings would give other ids or another mask.
 const ENCODING: u32 = 2;
@@ -213,7 +213,5 @@ impl<T: Item> Job<'_, T> {
 
 /// A file for tokens that are not kept, in the system's folder for such files.
 fn scratch_file() -> PathBuf {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let n = COUNT.fetch_add(1, Ordering::Relaxed);
-    std::env::temp_dir().join(format!("ft-{}-{n}.tokens", std::process::id()))
+    std::env::temp_dir().join(fsutil::temporary("ft.tokens"))
 }

@@ -36,6 +36,7 @@ pub mod survey;
 pub mod template;
 pub mod tokenizer;
 mod tokens;
+mod turns;
 
 pub use cache::Cache;
 pub use dataset::{Dataset, EncodeOptions, load};
@@ -54,3 +55,4 @@ pub use spec::{CacheChoice, Overflow, RowFormat, SourceSpec, Sources, Supervise}
 pub use summary::{FileSummary, Quantiles, Summary};
 pub use survey::{Survey, survey};
 pub use tokenizer::{ChatTokenizer, DecodeStream, Rendering, is_template_name};
+pub use turns::Turn;

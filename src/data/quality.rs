@@ -4,6 +4,7 @@ use super::dataset::Dataset;
 use super::example::Example;
 use super::items::Item;
 use super::tokenizer::ChatTokenizer;
+use crate::characters::printable;
 use crate::error::Result;
 use crate::report;
 use console::Style;
@@ -121,6 +122,7 @@ pub fn preview(example: &Example, tokenizer: &ChatTokenizer, colour: bool) -> Re
             // A character that is cut in two by the boundary.
             None => tokenizer.decode(&example.ids[from..to], false)?,
         };
+        let text = if colour { printable(&text) } else { text };
         match (colour, on) {
             (true, true) => out.push_str(&learnt.apply_to(edges(&text, from > 0, to < example.ids.len())).to_string()),
             (true, false) => out.push_str(&given.apply_to(edges(&text, from > 0, to < example.ids.len())).to_string()),

@@ -233,7 +233,7 @@ impl Growing {
     fn new(path: &Path) -> Result<Self> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let temp = path.with_file_name(fsutil::temporary(&name));
-        let file = File::create(&temp).map_err(|e| full(&temp, e))?;
+        let file = fsutil::create_new(&temp, fsutil::Access::Owner).map_err(|e| full(&temp, e))?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
         out.write_all(&[0; HEADER]).map_err(|e| full(&temp, e))?;
         Ok(Self { out, temp, path: path.to_path_buf() })

@@ -3,6 +3,7 @@
 use super::facts::{Facts, Outcome};
 use super::history::History;
 use super::lock::Lock;
+use crate::data::Turn;
 use crate::error::{Error, Result};
 use crate::fsutil::{absolute, read_json, read_to_string};
 use crate::methods::reward::Card;
@@ -54,7 +55,11 @@ impl State {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     pub step: u64,
+    /// The whole prompt as text, without the template's marks.
     pub prompt: String,
+    /// The prompt as turns, where its template lets it be told apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turns: Option<Vec<Turn>>,
     pub text: String,
     /// What the row answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,6 +3,7 @@
 use super::diagnose::{Finding, Patient, diagnose};
 use super::folder::{RunFolder, State};
 use super::history::{mean, smooth};
+use crate::characters::printable;
 use crate::report;
 use console::{Style, style};
 use std::fmt::Write;
@@ -148,7 +149,9 @@ pub fn page(run: &RunFolder, width: usize) -> String {
     let last = run.samples.iter().map(|s| s.step).max().unwrap_or(0);
     for s in run.samples.iter().filter(|s| s.step == last).take(3) {
         let before = run.samples.iter().find(|b| b.step == 0 && b.prompt == s.prompt && last > 0);
-        let asked = s.prompt.trim().lines().rfind(|l| !l.trim().is_empty() && *l != "assistant").unwrap_or_default();
+        let last_turn = s.turns.as_ref().and_then(|turns| turns.last());
+        let prompt = last_turn.map_or(s.prompt.as_str(), |turn| &turn.text);
+        let asked = prompt.trim().lines().rfind(|l| !l.trim().is_empty() && *l != "assistant").unwrap_or_default();
         let _ = writeln!(out, "{}", style(line(asked, width)).dim());
         if let Some(before) = before {
             let _ = writeln!(out, "  before: {}", line(&before.text, width - 10));
@@ -162,12 +165,10 @@ fn row(name: &str, value: String) -> Vec<String> {
     vec![name.to_string(), value]
 }
 
-/// Text of a model on one line: nothing that steers a terminal, cut to `width`.
+/// Text of a model on one line: nothing that steers a terminal or turns letters around, cut to `width`.
 pub fn line(text: &str, width: usize) -> String {
-    let steers =
-        |c: char| c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c) || ('\u{2066}'..='\u{2069}').contains(&c);
-    let plain: String = text.trim().chars().map(|c| if steers(c) { ' ' } else { c }).collect();
-    console::truncate_str(&plain, width.max(20), "…").into_owned()
+    let plain: String = text.trim().chars().map(|c| if c == '\n' || c == '\t' { ' ' } else { c }).collect();
+    console::truncate_str(&printable(&plain), width.max(20), "…").into_owned()
 }
 
 #[cfg(test)]
@@ -183,6 +184,6 @@ mod tests {
 
     #[test]
     fn a_model_cannot_steer_the_terminal() {
-        assert_eq!(line("a\u{1b}[31mb\nc\u{9b}2J", 80), "a [31mb c 2J");
+        assert_eq!(line("a\u{1b}[31mb\nc\u{9b}2J\u{202e}d", 80), "a⟨U+001B⟩[31mb c⟨U+009B⟩2J⟨U+202E⟩d");
     }
 }

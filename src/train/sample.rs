@@ -51,10 +51,12 @@ impl Samples {
             let expected = &prompt.answer[..prompt.answer.len().min(LONGEST)];
             let expected = self.tokenizer.decode(expected, true)?;
             let asked = self.tokenizer.asked(&prompt.ids)?;
+            let turns = self.tokenizer.turns(&prompt.ids)?;
             let prompt = self.tokenizer.decode(&prompt.ids, true)?;
             log.say(&format!("  sample: {} -> {}", terminal::line(&asked, 120), terminal::line(&text, 240)));
             let expected = (!expected.trim().is_empty()).then_some(expected);
-            let line = serde_json::to_string(&Sample { step, prompt, text, expected }).expect("a sample is JSON");
+            let line =
+                serde_json::to_string(&Sample { step, prompt, turns, text, expected }).expect("a sample is JSON");
             writeln!(file, "{line}").map_err(|e| io_error("writing", &self.path, e))?;
         }
         Ok(())

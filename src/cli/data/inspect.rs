@@ -74,7 +74,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
         for survey in &surveys {
             println!("{}", overview(survey, surveys.len() > 1));
             for row in &survey.first {
-                println!("\n-- row at line {}\n{}", row.line, as_text(row));
+                println!("\n-- row at line {}\n{}", row.line, report::for_stdout(&as_text(row)));
             }
         }
     }

@@ -62,6 +62,10 @@ pub fn said(found: &Report) -> Vec<String> {
         let rules = if *kind == Kind::National { format!(" ({})", rules.join(", ")) } else { String::new() };
         format!("  {:<15} {} times, {} different{rules}", kind.name(), n(found.times), n(found.distinct))
     }));
+    lines.push(format!("not looked for, and still there where rows hold them: {}", found.not_looked_for.join("; ")));
+    if found.not_looked_for.iter().any(|kind| kind.starts_with("names of people (")) {
+        lines.push("a list of names is given with --names FILE; somebody should read a sample of the rows".into());
+    }
     lines
 }
 

@@ -143,9 +143,9 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         ))
         .hint("keep ties with --ties, lower --min-confidence, or judge more pairs"));
     }
-    source::write(&args.out, &found.train)?;
+    source::write_for_owner(&args.out, &found.train)?;
     if let Some(path) = &args.valid_out {
-        source::write(path, &found.valid)?;
+        source::write_for_owner(path, &found.valid)?;
     }
     let baseline = length_baseline(&project, &verdicts);
     if args.json {

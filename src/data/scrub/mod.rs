@@ -176,6 +176,19 @@ pub struct Report {
     pub found: BTreeMap<Kind, Found>,
     /// By column, with the path inside it: `messages[].content`.
     pub columns: BTreeMap<String, u64>,
+    /// Personal data that may be there and that nobody looked for.
+    pub not_looked_for: Vec<String>,
+}
+
+/// What stays in the texts whatever they hold: kinds that are left out, and what no form gives away.
+fn not_looked_for(kinds: &[Kind], names: &Names) -> Vec<String> {
+    let names = match names.by_first.is_empty() || !kinds.contains(&Kind::Name) {
+        true => "names of people (they are found by a list)",
+        false => "names of people that are not in the list",
+    };
+    let always = [names, "street and postal addresses", "places, employers and other words that tell who somebody is"];
+    let left_out = Kind::ALL.into_iter().filter(|k| *k != Kind::Name && !kinds.contains(k));
+    always.into_iter().map(String::from).chain(left_out.map(|k| k.name().replace('_', " "))).collect()
 }
 
 /// Replaces what it finds, and counts.
@@ -195,7 +208,8 @@ impl Scrubber {
             Some(key) => Sha256::digest(key).into(),
             None => rand::random(),
         };
-        Self { kinds: kinds.to_vec(), names, key, seen: BTreeSet::new(), report: Report::default() }
+        let report = Report { not_looked_for: not_looked_for(kinds, &names), ..Report::default() };
+        Self { kinds: kinds.to_vec(), names, key, seen: BTreeSet::new(), report }
     }
 
     /// The text with pseudonyms for what was found.

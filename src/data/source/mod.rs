@@ -17,7 +17,7 @@ mod write;
 
 pub use places::files;
 pub use segment::{Layout, Segment, layout};
-pub use write::{write, write_each};
+pub use write::{write_each, write_for_owner};
 
 use super::json;
 use super::record::{Columns, Place};

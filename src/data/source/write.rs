@@ -3,27 +3,36 @@
 use super::columnar::polars_error;
 use crate::data::json;
 use crate::error::{Error, Result};
-use crate::fsutil::{io_error, write_atomic};
+use crate::fsutil::{Access, io_error, write_atomic_for};
 use polars::prelude::*;
 use serde_json::Value;
 use std::io::{Cursor, Write};
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-/// Writes rows as the name of the file says: `.jsonl`, `.ndjson` or `.parquet`. The file appears whole.
+/// Writes rows as the name of the file says: `.jsonl`, `.ndjson` or `.parquet`. The file appears whole, for its owner alone.
 ///
 /// The columns of a Parquet file are those of all rows together, in the order in which they come; their types are found
 /// out from every row, so that a value of another type than in the row before is an error and not a null.
-pub fn write(path: &Path, rows: &[Value]) -> Result<()> {
-    write_each(path, |put| rows.iter().try_for_each(put))
+pub fn write_for_owner(path: &Path, rows: &[Value]) -> Result<()> {
+    write_rows(Access::Owner, path, |put| rows.iter().try_for_each(put))
 }
 
-/// As [`write`], for rows that `fill` hands over one by one: JSON Lines are not kept in memory, Parquet is.
+/// As [`write_for_owner`], with the usual permissions, for rows that `fill` hands over one by one: JSON Lines are not kept
+/// in memory, Parquet is.
 pub fn write_each(path: &Path, fill: impl FnOnce(&mut dyn FnMut(&Value) -> Result<()>) -> Result<()>) -> Result<()> {
+    write_rows(Access::Usual, path, fill)
+}
+
+fn write_rows(
+    access: Access,
+    path: &Path,
+    fill: impl FnOnce(&mut dyn FnMut(&Value) -> Result<()>) -> Result<()>,
+) -> Result<()> {
     match super::extension(path).as_str() {
         "jsonl" | "ndjson" => {
             let mut failed = None;
-            let lines = write_atomic(path, |out| {
+            let lines = write_atomic_for(access, path, |out| {
                 let mut put =
                     |row: &Value| writeln!(out, "{}", json::text(row)).map_err(|e| io_error("writing", path, e));
                 fill(&mut put).map_err(|e| {
@@ -47,14 +56,14 @@ pub fn write_each(path: &Path, fill: impl FnOnce(&mut dyn FnMut(&Value) -> Resul
                 }
                 writeln!(text, "{line}").map_err(|e| io_error("keeping rows of", path, e))
             })?;
-            parquet(path, text, rows)
+            parquet(access, path, text, rows)
         }
         _ => Err(Error::user(format!("{}: rows are written as JSON Lines or Parquet", path.display()))
             .hint("give a name that ends in .jsonl or .parquet")),
     }
 }
 
-fn parquet(path: &Path, lines: Vec<u8>, rows: usize) -> Result<()> {
+fn parquet(access: Access, path: &Path, lines: Vec<u8>, rows: usize) -> Result<()> {
     let Some(every) = NonZeroUsize::new(rows) else {
         return Err(Error::user(format!("{}: no row to write, and a Parquet file needs its columns", path.display()))
             .hint("write .jsonl"));
@@ -65,7 +74,7 @@ fn parquet(path: &Path, lines: Vec<u8>, rows: usize) -> Result<()> {
         return Err(Error::bug(format!("{}: {rows} rows became {}", path.display(), frame.height())));
     }
     let mut failed = None;
-    write_atomic(path, |out| {
+    write_atomic_for(access, path, |out| {
         ParquetWriter::new(out).finish(&mut frame).map(drop).map_err(|e| {
             failed = Some(polars_error(path, e));
             std::io::Error::other("the columns cannot be written")

@@ -1,5 +1,5 @@
 // Shows one task after the other and sends what is said about it. What the server calls `html` is clean; every other
-// text goes in as text. A vote carries a name of its own, so that sending it again after a broken line changes nothing.
+// text goes in as text, set apart so that its direction is its own. A vote carries a name of its own, so that sending it again after a broken line changes nothing.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
@@ -53,11 +53,42 @@ const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?
 
 function trouble(text, mayTryAgain = false) {
   $("trouble").hidden = !text;
-  $("trouble-text").textContent = text || "";
+  $("trouble-text").replaceChildren(words(text || ""));
   $("trouble-again").hidden = !mayTryAgain;
 }
 
 const tell = (text) => { $("news").textContent = text; };
+
+// ---- text
+
+// Characters that nobody sees: controls of direction, and those of terminals. The server marks them in Markdown.
+const HIDDEN = /([\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069])/u;
+
+// Somebody's words: they take their direction from their own letters, and what nobody sees is shown by its code point.
+function words(text) {
+  const all = document.createElement("bdi");
+  String(text).split(HIDDEN).forEach((part, i) => {
+    if (i % 2 === 0) return all.append(part);
+    const code = "U+" + part.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+    const mark = element("bdi", code, "hidden-character");
+    mark.title = code + ": a character that nobody sees";
+    all.append(mark);
+  });
+  return all;
+}
+
+// What is wider than its place scrolls, also by keyboard.
+function reachable() {
+  for (const box of document.querySelectorAll(".text pre, .text div:has(> table), .text bdi:has(> math)")) {
+    const wide = box.scrollWidth > box.clientWidth && getComputedStyle(box).display !== "inline";
+    if (wide === box.hasAttribute("tabindex")) continue;
+    const name = box.matches("pre") ? "Code" : box.matches("div") ? "Table" : "Formula";
+    for (const [key, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", name]]) {
+      if (wide) box.setAttribute(key, value); else box.removeAttribute(key);
+    }
+  }
+}
+addEventListener("resize", reachable);
 
 // ---- screens
 
@@ -69,6 +100,7 @@ function show(name) {
   $("open-overview").setAttribute("aria-pressed", String(name === "overview"));
   $("open-overview").textContent = name === "overview" ? "Back to the task" : "Overview";
   clearInterval(watching);
+  reachable();
 }
 
 function signIn(why) {
@@ -90,7 +122,7 @@ async function start() {
   await guarded(async () => {
     me = await insist("hello");
     document.title = me.title;
-    $("title").textContent = me.title;
+    $("title").replaceChildren(words(me.title));
     $("open-overview").hidden = !me.admin;
     $("open-guidelines").hidden = !me.guidelines;
     $("guidelines-text").innerHTML = me.guidelines;
@@ -173,7 +205,7 @@ const ROLES = { user: "Question", assistant: "Earlier answer", system: "Instruct
 function spoken(prompt) {
   return prompt.map((said) => {
     const turn = element("div", null, said.role === "user" ? "turn" : "turn other");
-    if (prompt.length > 1) turn.append(element("div", ROLES[said.role] || said.role, "who"));
+    if (prompt.length > 1) turn.append(element("div", ROLES[said.role] || words(said.role), "who"));
     const text = element("div", null, "text");
     text.innerHTML = said.html;
     turn.append(text);
@@ -187,7 +219,7 @@ function spoken(prompt) {
 function rating(criterion, side) {
   const set = document.createElement("fieldset");
   const legend = document.createElement("legend");
-  legend.textContent = criterion.name;
+  legend.append(words(criterion.name));
   set.append(legend);
   for (let n = 1; n <= criterion.best; n++) {
     const label = document.createElement("label");
@@ -337,7 +369,7 @@ document.addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]")) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (key === "?") $("help").showModal();
-  else if (key === "g" && me.guidelines) $("guidelines").showModal();
+  else if (key === "g" && me.guidelines) guidelines();
   else if (key === "u" && (!$("task").hidden || !$("rest").hidden)) undo();
   else if (ACTS[key] && !$("task").hidden && task) ACTS[key]();
   else return;
@@ -360,7 +392,8 @@ for (const input of document.querySelectorAll("input[name=strength]")) {
   input.addEventListener("change", () => { strength(Number(input.value) || null); keep(); });
 }
 $("open-help").addEventListener("click", () => $("help").showModal());
-$("open-guidelines").addEventListener("click", () => $("guidelines").showModal());
+const guidelines = () => { $("guidelines").showModal(); reachable(); };
+$("open-guidelines").addEventListener("click", guidelines);
 $("trouble-again").addEventListener("click", () => { if (again) again(); });
 $("leave").addEventListener("click", () => {
   ask("leave", {}, true).catch(() => {});
@@ -393,7 +426,8 @@ const percent = (share) => share.of ? Math.round(100 * share.part / share.of) + 
 
 function element(tag, text, className) {
   const made = document.createElement(tag);
-  if (text !== undefined && text !== null) made.textContent = text;
+  if (text instanceof Node) made.append(text);
+  else if (text !== undefined && text !== null) made.textContent = text;
   if (className) made.className = className;
   return made;
 }
@@ -409,7 +443,7 @@ function tile(name, value, beside) {
 
 function member(m) {
   const row = element("tr");
-  const name = element("th", m.name);
+  const name = element("th", words(m.name));
   name.scope = "row";
   row.append(name, element("td", m.kind));
   for (const n of [m.votes, m.skips, m.ties, m.flagged]) row.append(element("td", n, "number"));
@@ -445,8 +479,12 @@ function dispute(d) {
   }
   const foot = element("div", null, "row");
   const said = element("div", null, "said");
-  for (const v of d.votes) said.append(element("span", `${v.name}: ${SAID[v.choice]}`));
-  const words = element("span", null, "row");
+  for (const v of d.votes) {
+    const vote = element("span", words(v.name));
+    vote.append(": " + SAID[v.choice]);
+    said.append(vote);
+  }
+  const verdicts = element("span", null, "row");
   for (const choice of ["a", "b", "tie", "both_bad"]) {
     const button = element("button", SAID[choice]);
     button.type = "button";
@@ -457,9 +495,9 @@ function dispute(d) {
       tell(`Pair ${d.pair} is decided.`);
       await look();
     }));
-    words.append(button);
+    verdicts.append(button);
   }
-  foot.append(said, words);
+  foot.append(said, verdicts);
   all.append(pairing, foot);
   return all;
 }
@@ -487,9 +525,13 @@ async function look() {
     ? `People judge ${o.disagreements.length} ${o.disagreements.length === 1 ? "pair" : "pairs"} differently. Your word counts instead of their votes; which answer is whose is not shown.`
     : "Nobody disagrees with anybody.";
   $("open-list").replaceChildren(...o.open.map(dispute));
-  $("flags").replaceChildren(...(o.flags.length
-    ? o.flags.map((f) => element("li", `Pair ${f.pair}, ${f.name}: ${f.flagged ? "flagged. " : ""}${f.note || ""}`))
-    : [element("li", "None.")]));
+  const remark = (f) => {
+    const all = element("li", `Pair ${f.pair}, `);
+    all.append(words(f.name), `: ${f.flagged ? "flagged. " : ""}`, words(f.note || ""));
+    return all;
+  };
+  $("flags").replaceChildren(...(o.flags.length ? o.flags.map(remark) : [element("li", "None.")]));
+  reachable();
 }
 
 $("open-overview").addEventListener("click", () => guarded(async () => {

@@ -7,7 +7,7 @@ use crate::label::record::Kind;
 use crate::methods::rate::Rate;
 use crate::report::count;
 use crate::runs::page::plot::{figure, forest};
-use crate::runs::page::{document, escape};
+use crate::runs::page::{document, escape, name};
 use std::fmt::Write;
 
 /// The page.
@@ -15,9 +15,9 @@ pub fn render(report: &Report) -> String {
     let c = &report.counts;
     let mut body = format!(
         r#"<header><h1>{}</h1><p class="sub">Labels of {} prompts, judged by {}; verdicts by {}.</p></header>"#,
-        escape(&report.title),
+        name(&report.title),
         count(c.prompts as u64),
-        escape(&report.judged_by.join(", ")),
+        report.judged_by.iter().map(|who| name(who)).collect::<Vec<_>>().join(", "),
         match report.aggregation {
             crate::label::aggregate::Aggregation::Majority => "majority",
             crate::label::aggregate::Aggregation::DawidSkene => "Dawid and Skene's model",
@@ -136,7 +136,7 @@ fn ranking(r: &Ranking) -> String {
             let ties = s.comparisons - s.wins - s.losses;
             format!(
                 r#"<tr><td class="path">{}</td><td class="number">{:.0}</td><td class="number">{:.0}</td><td class="number">{}</td><td class="number">{}</td><td class="number">{ties}</td></tr>"#,
-                escape(&s.source),
+                name(&s.source),
                 s.bradley_terry.value,
                 s.elo.value,
                 s.wins,
@@ -150,8 +150,8 @@ fn ranking(r: &Ranking) -> String {
         .map(|d| {
             format!(
                 r#"<tr><td class="path">{}</td><td class="path">{}</td><td class="number">{}</td><td class="number">{}</td><td class="number">{}</td></tr>"#,
-                escape(&d.a),
-                escape(&d.b),
+                name(&d.a),
+                name(&d.b),
                 d.a_wins,
                 d.ties,
                 d.b_wins
@@ -206,7 +206,7 @@ fn judges(judges: &[Judge]) -> String {
         ];
         let cells: String = cells.iter().map(|c| format!(r#"<td class="number">{c}</td>"#)).collect();
         let kind = if h.kind == Kind::Person { "" } else { h.kind.name() };
-        format!(r#"<tr><td class="path">{} <code>{kind}</code></td>{cells}</tr>"#, escape(&h.name))
+        format!(r#"<tr><td class="path">{} <code>{kind}</code></td>{cells}</tr>"#, name(&h.name))
     };
     let rows: String = judges.iter().map(row).collect();
     let heads = ["votes", "seconds", "left", "longer", "length r", "itself", "reliability", "kappa with verdicts"];

@@ -31,6 +31,10 @@ impl Hosts {
         if local.ip().is_loopback() {
             hosts.extend(["localhost", "127.0.0.1", "[::1]"].map(|name| format!("{name}:{port}")));
         }
+        if port == 80 {
+            let bare: Vec<String> = hosts.iter().filter_map(|h| h.strip_suffix(":80").map(String::from)).collect();
+            hosts.extend(bare);
+        }
         let mut origins: Vec<String> = hosts.iter().map(|h| format!("http://{h}")).collect();
         let mut url = format!("http://{local}");
         if let Some(public) = public {
@@ -48,10 +52,17 @@ impl Hosts {
             {
                 return Err(wrong());
             }
-            let host = authority.as_str().to_lowercase();
-            url = format!("{scheme}://{host}");
-            origins.push(url.clone());
-            hosts.push(host);
+            let given = authority.as_str().to_lowercase();
+            // Browsers leave the scheme's own port out, others may name it.
+            let usual = if scheme == "https" { ":443" } else { ":80" };
+            let bare = given.strip_suffix(usual).unwrap_or(&given).trim_end_matches(':').to_string();
+            let mut names = vec![bare.clone()];
+            if !bare.rsplit(']').next().is_some_and(|end| end.contains(':')) {
+                names.push(bare.clone() + usual);
+            }
+            url = format!("{scheme}://{bare}");
+            origins.extend(names.iter().map(|name| format!("{scheme}://{name}")));
+            hosts.extend(names);
         } else if local.ip().is_unspecified() {
             return Err(Error::user(format!("{local}: an address for every network needs the name people will use"))
                 .hint(format!("--public http://NAME:{port}, or the URL of the proxy with TLS before it")));
@@ -158,6 +169,32 @@ mod tests {
         ] {
             assert!(hosts.check(&headers(bad)).is_err(), "{bad:?}");
         }
+    }
+
+    /// Browsers write neither `Host` nor `Origin` with the scheme's own port, whether somebody typed it or not.
+    #[test]
+    fn the_port_of_the_scheme_may_be_named_or_left_out() {
+        let at = |local: &str, public| Hosts::new(local.parse().unwrap(), public).unwrap();
+        for (public, host) in [
+            ("https://box:443", "box"),
+            ("https://box", "box:443"),
+            ("https://box", "box"),
+            ("http://box:80", "box"),
+            ("http://box/", "box:80"),
+            ("http://[2001:db8::1]:80", "[2001:db8::1]"),
+            ("http://[2001:db8::1]", "[2001:db8::1]:80"),
+        ] {
+            let hosts = at("127.0.0.1:8321", Some(public));
+            let scheme = public.split(':').next().unwrap();
+            let origin = format!("{scheme}://{host}");
+            assert_eq!(hosts.check(&headers(&[("host", host), ("origin", &origin)])), Ok(()), "{public} {host}");
+            assert!(!hosts.url().ends_with("80") && !hosts.url().ends_with("443"), "{}", hosts.url());
+        }
+        for (public, host) in [("https://box", "box:80"), ("http://box:80", "box:443"), ("http://box:8080", "box")] {
+            assert!(at("127.0.0.1:8321", Some(public)).check(&headers(&[("host", host)])).is_err(), "{public} {host}");
+        }
+        let own = at("127.0.0.1:80", None);
+        assert_eq!(own.check(&headers(&[("host", "localhost"), ("origin", "http://localhost")])), Ok(()));
     }
 
     #[test]

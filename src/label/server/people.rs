@@ -12,12 +12,14 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::TryRng;
 use sha2::{Digest, Sha256};
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq;
 
-/// How long a token that was taken away may still be good, and how often an unknown one makes the server look.
+/// How often the project is asked who there is; so long a token that was taken away may still be good.
 const FRESH: Duration = Duration::from_secs(2);
+/// How long a token may be good while the project does not answer.
+const OLD: Duration = Duration::from_secs(10);
 
 /// A secret that signs somebody in. Not shown by `{:?}`.
 pub struct Token(String);
@@ -66,31 +68,122 @@ pub struct People {
     store: Store,
     /// Who serves the project; their token is in no database.
     owner: (String, Person),
-    known: Mutex<(Vec<Annotator>, Instant)>,
+    /// Held for a moment only.
+    known: Mutex<Known>,
+    /// Held by whoever asks the project: one at a time, and nobody else waits whose token is known.
+    asking: Mutex<()>,
+}
+
+/// Who there was when the project was last asked.
+#[derive(Clone)]
+struct Known {
+    all: Arc<Vec<Annotator>>,
+    since: Instant,
+}
+
+impl Known {
+    fn now(store: &Store) -> Result<Self> {
+        let since = Instant::now();
+        Ok(Self { all: Arc::new(store.annotators()?), since })
+    }
 }
 
 impl People {
     pub fn new(store: Store, owner: Annotator, token: &Token) -> Result<Self> {
-        let known = Mutex::new((store.annotators()?, Instant::now()));
+        let known = Mutex::new(Known::now(&store)?);
         let owner = (token.hash(), Person { id: owner.id, name: owner.name, admin: true });
-        Ok(Self { store, owner, known })
+        Ok(Self { store, owner, known, asking: Mutex::new(()) })
     }
 
     /// Who shows this token.
+    ///
+    /// Errors: the project does not answer, and what is known of it is too old.
     pub fn find(&self, secret: &str) -> Result<Option<Person>> {
         let shown = hash(secret);
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.1.elapsed() > FRESH {
-            *known = (self.store.annotators()?, Instant::now());
+        let known = self.known();
+        let found = self.among(&known, &shown);
+        if known.since.elapsed() <= FRESH {
+            return Ok(found);
         }
+        // Somebody who is known goes on while another request asks the project.
+        let may_go_on = found.is_some() && known.since.elapsed() <= OLD;
+        let turn = match self.asking.try_lock() {
+            Ok(turn) => turn,
+            Err(TryLockError::WouldBlock) if may_go_on => return Ok(found),
+            Err(TryLockError::WouldBlock) => locked(&self.asking),
+            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+        };
+        let mut known = self.known();
+        if known.since.elapsed() > FRESH {
+            known = Known::now(&self.store)?;
+            *locked(&self.known) = known.clone();
+        }
+        drop(turn);
+        Ok(self.among(&known, &shown))
+    }
+
+    fn known(&self) -> Known {
+        locked(&self.known).clone()
+    }
+
+    /// Compares with every hash to its end.
+    fn among(&self, known: &Known, shown: &str) -> Option<Person> {
         let same = |kept: &str| bool::from(kept.as_bytes().ct_eq(shown.as_bytes()));
         let mut found = same(&self.owner.0).then(|| self.owner.1.clone());
-        for annotator in &known.0 {
+        for annotator in known.all.iter() {
             if annotator.token_hash.as_deref().is_some_and(same) {
                 let (id, name) = (annotator.id, annotator.name.clone());
                 found = Some(Person { id, name, admin: annotator.is_admin() });
             }
         }
-        Ok(found)
+        found
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::label::record::{Kind, Settings};
+    use serde_json::json;
+
+    /// A project that does not answer keeps nobody out whose token is known, and lets nobody in for long.
+    #[test]
+    fn a_question_to_the_project_makes_nobody_wait_who_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("project.db").display().to_string();
+        let store = Store::create(&place, &Settings::default()).unwrap();
+        let ann = store.annotator("Ann", Kind::Person, &json!({})).unwrap();
+        let (owner, token) = (Token::new().unwrap(), Token::new().unwrap());
+        store.set_annotator(ann.id, Some(&token.hash()), &json!({})).unwrap();
+        let me = store.annotator("me", Kind::Person, &json!({})).unwrap();
+        let people = People::new(store, me, &owner).unwrap();
+        let aged = |age: Duration| {
+            let mut known = locked(&people.known);
+            known.since = Instant::now().checked_sub(age).unwrap();
+        };
+        let name = |token: &Token| people.find(token.secret()).unwrap().map(|p| p.name);
+        // Another request asks the project, and waits for it.
+        let asking = locked(&people.asking);
+        aged(FRESH * 2);
+        assert_eq!(name(&token).as_deref(), Some("Ann"));
+        assert_eq!(name(&owner).as_deref(), Some("me"));
+        std::thread::scope(|scope| {
+            aged(OLD * 2);
+            let late = scope.spawn(|| name(&token));
+            std::thread::sleep(Duration::from_millis(100));
+            assert!(!late.is_finished(), "what is known is too old");
+            drop(asking);
+            assert_eq!(late.join().unwrap().as_deref(), Some("Ann"));
+        });
+        // A link that was taken away ends, one that was made begins, with the next question.
+        let new = Token::new().unwrap();
+        people.store.set_annotator(ann.id, Some(&new.hash()), &json!({})).unwrap();
+        assert_eq!((name(&token).as_deref(), name(&new)), (Some("Ann"), None));
+        aged(FRESH * 2);
+        assert_eq!((name(&token), name(&new).as_deref()), (None, Some("Ann")));
     }
 }

@@ -8,6 +8,7 @@ use ::postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 use ::postgres::{Client, Config, NoTls, Statement};
 use bytes::BytesMut;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// The schema with the tables of a project: a database holds one.
@@ -15,6 +16,10 @@ const SCHEMA: &str = "ft_label";
 /// The number of the lock that whoever serves the project holds.
 const OWNER: i64 = 0x6674_6c62;
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the server may take for one statement, and for a lock; the URL may say otherwise in `options`.
+const STATEMENT: Duration = Duration::from_secs(30);
+/// How long a connection may hear nothing of the other end.
+const SILENCE: Duration = Duration::from_secs(30);
 
 pub struct Postgres {
     config: Config,
@@ -38,7 +43,16 @@ impl Postgres {
             return Err(Error::user("the PostgreSQL URL asks for TLS (sslmode=require), which ft does not speak")
                 .hint("reach the server through its local socket, a tunnel (ssh -L) or a proxy, without sslmode"));
         }
+        if config.get_ssl_mode() != SslMode::Disable && !is_local(&config) {
+            return Err(Error::user(format!(
+                "{}: answers, votes and the password would cross the network unencrypted: ft speaks no TLS with PostgreSQL",
+                place(&config)
+            ))
+            .hint("reach the server through a tunnel: ssh -L 5433:localhost:5432 HOST, then postgres://…@localhost:5433/…")
+            .hint("in a network where nobody else listens, say so: add ?sslmode=disable to the URL"));
+        }
         config.connect_timeout(PATIENCE).application_name("ft label");
+        config.keepalives_idle(SILENCE).tcp_user_timeout(SILENCE);
         let client = connect(&config)?;
         Ok(Self { config, client, statements: HashMap::new(), owns: false })
     }
@@ -69,9 +83,33 @@ impl Postgres {
 
 fn connect(config: &Config) -> Result<Client> {
     let mut client = config.connect(NoTls).map_err(|e| explain(config, &e))?;
-    let set = format!("SET search_path TO {SCHEMA}; SET client_min_messages TO warning; SET synchronous_commit TO on");
-    client.batch_execute(&set).map_err(|e| explain(config, &e))?;
+    client.batch_execute(&settings(config)).map_err(|e| explain(config, &e))?;
     Ok(client)
+}
+
+/// What is set on each connection. Limits that the URL gives stay.
+fn settings(config: &Config) -> String {
+    let mut set =
+        format!("SET search_path TO {SCHEMA}; SET client_min_messages TO warning; SET synchronous_commit TO on");
+    for limit in ["statement_timeout", "lock_timeout"] {
+        if !config.get_options().is_some_and(|given| given.contains(limit)) {
+            set += &format!("; SET {limit} TO {}", STATEMENT.as_millis());
+        }
+    }
+    set
+}
+
+/// Whether every host is this machine: a socket, or an address that never leaves it.
+fn is_local(config: &Config) -> bool {
+    let named = |host: &Host| match host {
+        Host::Tcp(name) => name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()),
+        Host::Unix(_) => true,
+    };
+    match config.get_hostaddrs() {
+        // The address is what is connected to, whatever the name beside it.
+        [] => config.get_hosts().iter().all(named),
+        addresses => addresses.iter().all(IpAddr::is_loopback),
+    }
 }
 
 /// Server and database, without user and password.
@@ -104,6 +142,9 @@ fn explain(config: &Config, e: &::postgres::Error) -> Error {
         }
         &SqlState::INVALID_CATALOG_NAME => error.hint("make the database first: createdb NAME"),
         &SqlState::INSUFFICIENT_PRIVILEGE => error.hint("give the user the right to create in this database"),
+        &SqlState::QUERY_CANCELED | &SqlState::LOCK_NOT_AVAILABLE => error
+            .hint("another connection may hold a lock: SELECT * FROM pg_stat_activity on the server shows who")
+            .hint("another limit, in milliseconds: ?options=-c%20statement_timeout%3D120000 in the URL"),
         &SqlState::READ_ONLY_SQL_TRANSACTION => error.hint("the URL names a read-only server: name the primary"),
         _ => error.hint("is it a project that `ft label new` made?"),
     }
@@ -200,5 +241,46 @@ impl Database for Postgres {
         self.statements.clear();
         self.client = connect(&self.config)?;
         if self.owns { self.own() } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What crosses a network in clear is said before it does.
+    #[test]
+    fn another_host_is_not_spoken_to_in_clear_unless_asked_for() {
+        for url in [
+            "postgres://u:secret@db.example.org/d",
+            "postgres://u:secret@db.example.org/d?sslmode=prefer",
+            "postgres://u:secret@192.168.1.5:5432/d",
+            "postgres://u:secret@localhost,db.example.org/d",
+            "postgresql://u:secret@localhost/d?hostaddr=192.168.1.5",
+        ] {
+            let error = Postgres::open(url).err().unwrap();
+            assert!(error.message().contains("unencrypted"), "{url}: {}", error.message());
+            assert!(
+                error.hints().iter().any(|h| h.contains("sslmode=disable")) && !format!("{error:?}").contains("secret")
+            );
+        }
+        for url in [
+            "postgres://u@localhost/d",
+            "postgres://u@127.0.0.1:5432/d",
+            "postgres://u@[::1]/d",
+            "postgres:///d?host=/var/run/postgresql",
+            "postgres://u@example.org/d?hostaddr=127.0.0.1",
+        ] {
+            assert!(is_local(&url.parse().unwrap()), "{url}");
+        }
+    }
+
+    #[test]
+    fn no_statement_waits_for_ever() {
+        let set = |url: &str| settings(&url.parse().unwrap());
+        let usual = set("postgres://u@localhost/d");
+        assert!(usual.contains("SET statement_timeout TO 30000") && usual.contains("SET lock_timeout TO 30000"));
+        let given = set("postgres://u@localhost/d?options=-c%20statement_timeout%3D120000");
+        assert!(!given.contains("statement_timeout") && given.contains("lock_timeout"), "{given}");
     }
 }

@@ -2,12 +2,13 @@
 
 use super::database::{Bound, Cell, Database, Row, check_text};
 use crate::error::{Error, Result};
-use crate::fsutil::io_error;
+use crate::fsutil::{Access, create_new, io_error, without_links};
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, ToSql, params_from_iter};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,9 +34,10 @@ impl Sqlite {
         Self::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
     }
 
-    /// Makes an empty file.
+    /// Makes an empty file, for its owner alone; SQLite gives the files beside it the same permissions.
     pub fn create(path: &Path) -> Result<Self> {
-        let new = Self::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+        create_new(path, Access::Owner).map_err(|e| io_error("making", path, e))?;
+        let new = Self::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let mark = format!("PRAGMA application_id = {APPLICATION}");
         new.connection.execute_batch(&mark).map_err(|e| new.error(e))?;
         Ok(new)
@@ -187,7 +189,8 @@ impl Database for Sqlite {
                 .hint("restore it from a copy; what can be read of it: sqlite3 FILE .recover"));
         }
         let path = self.lock_file();
-        let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut options = without_links();
+        let open = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let mut file = open.map_err(|e| io_error("opening", &path, e))?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut holder = String::new();

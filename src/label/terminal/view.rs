@@ -1,6 +1,7 @@
 //! The screen of a terminal: prompt above, two answers side by side, keys below.
 
 use super::state::{Mode, SIDES, Screen};
+use crate::characters::{has_right_to_left, is_right_to_left, printable};
 use crate::label::record::Criterion;
 use ratatui::Frame;
 use ratatui::layout::{Alignment, Constraint, Layout, Rect};
@@ -20,7 +21,7 @@ pub fn draw(frame: &mut Frame, screen: &Screen) {
     let standing =
         format!("{} of {} judged · {} by you · {}:{:02} ", p.given, p.wanted, p.mine, seconds / 60, seconds % 60);
     let bold = Style::new().add_modifier(Modifier::BOLD);
-    frame.render_widget(Paragraph::new(format!(" {}", printable(&screen.settings.title))).style(bold), top);
+    frame.render_widget(Paragraph::new(format!(" {}", plain(&screen.settings.title))).style(bold), top);
     frame.render_widget(Paragraph::new(standing).alignment(Alignment::Right), top);
     match &screen.task {
         Some(_) => task(frame, screen, middle),
@@ -35,11 +36,11 @@ pub fn draw(frame: &mut Frame, screen: &Screen) {
     }
     frame.render_widget(Paragraph::new(keys(screen)), bottom);
     match screen.mode {
-        Mode::Note => window(frame, "Note (Esc goes back)", &format!("{}▏", printable(&screen.draft.note))),
+        Mode::Note => window(frame, "Note (Esc goes back)", &format!("{}▏", plain(&screen.draft.note))),
         Mode::Edit => window(
             frame,
             "A better answer (Esc goes back, Ctrl-U empties)",
-            &format!("{}▏", printable(&screen.draft.edited)),
+            &format!("{}▏", plain(&screen.draft.edited)),
         ),
         Mode::Rate => {
             window(frame, "Ratings (digits; ← → Tab move, Backspace empties, Esc goes back)", &ratings(screen))
@@ -47,7 +48,8 @@ pub fn draw(frame: &mut Frame, screen: &Screen) {
         Mode::Help => window(frame, "Keys (any key goes back)", HELP),
         Mode::Guidelines => {
             let text = &screen.settings.guidelines;
-            window(frame, "Guidelines (any key goes back)", if text.is_empty() { "none" } else { text });
+            let text = if text.is_empty() { "none".into() } else { plain(text) };
+            window(frame, "Guidelines (any key goes back)", &text);
         }
         Mode::Judge => {}
     }
@@ -60,20 +62,22 @@ const HELP: &str = "1 2      that answer is better\nt        tie\nb        both 
 fn task(frame: &mut Frame, screen: &Screen, area: Rect) {
     let Some(task) = &screen.task else { return };
     let asked = conversation(&task.prompt.messages);
-    let lines = asked.lines().map(|l| l.chars().count() / usize::from(area.width.max(8) - 4) + 1).sum::<usize>();
-    let height = (lines as u16 + 2).min(area.height / 3).max(3);
+    let rows = asked.lines().map(|l| l.chars().count() / usize::from(area.width.max(8) - 4) + 1).sum::<usize>();
+    let height = (rows as u16 + 2).min(area.height / 3).max(3);
     let [prompt, answers] = Layout::vertical([Constraint::Length(height), Constraint::Min(3)]).areas(area);
-    let text = Paragraph::new(asked).wrap(Wrap { trim: false });
+    let text = Paragraph::new(lines(&asked)).wrap(Wrap { trim: false });
     frame.render_widget(text.block(Block::bordered().border_type(BorderType::Rounded).title(" Prompt ")), prompt);
     let halves = [Constraint::Fill(1), Constraint::Fill(1)];
-    let [left, right] = if area.width < NARROW {
+    // A terminal that orders letters does so from one edge to the other: side by side, two answers from right to left
+    // would change places.
+    let [left, right] = if area.width < NARROW || has_right_to_left(&task.left) || has_right_to_left(&task.right) {
         Layout::vertical(halves).areas(answers)
     } else {
         Layout::horizontal(halves).areas(answers)
     };
     for (text, title, place) in [(&task.left, " 1 ", left), (&task.right, " 2 ", right)] {
         let block = Block::bordered().border_type(BorderType::Rounded).title(title);
-        let text = Paragraph::new(printable(text)).wrap(Wrap { trim: false }).scroll((screen.scroll, 0));
+        let text = Paragraph::new(lines(text)).wrap(Wrap { trim: false }).scroll((screen.scroll, 0));
         frame.render_widget(text.block(block), place);
     }
 }
@@ -90,8 +94,7 @@ fn keys(screen: &Screen) -> Text<'static> {
         ("ratings", screen.draft.is_rated()),
     ];
     let beside: String = beside.iter().filter(|(_, there)| *there).map(|(name, _)| format!(" [{name}]")).collect();
-    let news =
-        screen.news.as_ref().map_or_else(|| format!("{flag}{strength}{beside}"), |n| format!(" {}", printable(n)));
+    let news = screen.news.as_ref().map_or_else(|| format!("{flag}{strength}{beside}"), |n| format!(" {}", plain(n)));
     Text::from(vec![
         Line::styled(news, Style::new().add_modifier(Modifier::REVERSED)),
         Line::from(" 1/2 better  t tie  b both bad  s skip  u undo  f flag  n note  e edit  ? keys  q leave"),
@@ -108,7 +111,7 @@ fn ratings(screen: &Screen) -> String {
             format!("  {}: {open}{rating:>2}{close}", k + 1)
         };
         let sides: String = SIDES.iter().enumerate().map(side).collect();
-        format!("{:<width$}{sides}   of {}", printable(&c.name), c.best)
+        format!("{:<width$}{sides}   of {}", plain(&c.name), c.best)
     };
     screen.settings.criteria.iter().enumerate().map(line).collect::<Vec<_>>().join("\n")
 }
@@ -126,26 +129,29 @@ fn window(frame: &mut Frame, title: &str, text: &str) {
 fn conversation(messages: &Value) -> String {
     let turns: Vec<&Value> = messages.as_array().into_iter().flatten().collect();
     let text = |m: &Value| m["content"].as_str().map_or_else(|| m["content"].to_string(), String::from);
-    let said = match turns.as_slice() {
+    match turns.as_slice() {
         [one] => text(one),
         many => many
             .iter()
             .map(|m| format!("{}: {}", m["role"].as_str().unwrap_or("?"), text(m)))
             .collect::<Vec<_>>()
             .join("\n\n"),
-    };
-    printable(&said)
+    }
 }
 
-/// What a model wrote may hold codes that would steer the terminal; they are shown as marks.
-fn printable(text: &str) -> String {
-    let shown = |c: char| match c {
-        '\n' => '\n',
-        '\t' => ' ',
-        c if c.is_control() => '\u{fffd}',
-        c => c,
+/// A text as it stands in its box: hidden characters by their code points, and each line on the side on which its script
+/// begins. Terminals that know such scripts order the letters of a line themselves.
+fn lines(text: &str) -> Text<'static> {
+    let line = |line: &str| {
+        let side = if is_right_to_left(line) { Alignment::Right } else { Alignment::Left };
+        Line::from(line.to_string()).alignment(side)
     };
-    text.chars().map(shown).collect()
+    plain(text).lines().map(line).collect()
+}
+
+/// Text whose every character takes its place and does nothing else.
+fn plain(text: &str) -> String {
+    printable(text).replace('\t', " ")
 }
 
 #[cfg(test)]
@@ -160,16 +166,14 @@ mod tests {
     use serde_json::json;
 
     fn drawn(width: u16, height: u16) -> String {
+        drawn_with("Air \u{1b}[2Jscatters.", "It is a mirror.", width, height)
+    }
+
+    fn drawn_with(left: &str, right: &str, width: u16, height: u16) -> String {
         let mut screen = Screen::new(Settings::default());
         let messages = json!([{ "role": "user", "content": "Why is the sky blue?" }]);
         let prompt = Prompt { id: 1, key: "k".into(), messages, columns: Columns::new() };
-        let task = Task {
-            id: 5,
-            prompt,
-            left: "Air \u{1b}[2Jscatters.".into(),
-            right: "It is a mirror.".into(),
-            before: None,
-        };
+        let task = Task { id: 5, prompt, left: left.into(), right: right.into(), before: None };
         screen.answer(Ok(Turn { task: Some(task), wait: false, progress: Progress { mine: 3, given: 4, wanted: 9 } }));
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         terminal.draw(|frame| draw(frame, &screen)).unwrap();
@@ -187,5 +191,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn answers_from_right_to_left_stand_on_their_side_and_never_change_places() {
+        let screen = drawn_with("پہلا جواب", "دوسرا \u{202e}جواب", 120, 30);
+        let row =
+            |text: &str| screen.lines().position(|l| l.contains(text)).unwrap_or_else(|| panic!("{text} in\n{screen}"));
+        assert!(row("پہلا") < row("دوسرا"), "side by side:\n{screen}");
+        assert!(screen.contains("دوسرا ⟨U+202E⟩جواب│"), "not on the right:\n{screen}");
+        assert!(drawn_with("one", "two", 120, 30).lines().any(|l| l.contains("one") && l.contains("two")));
     }
 }

@@ -128,7 +128,7 @@ pub struct Writer {
 impl Writer {
     /// Begins, or goes on with one of the same origin and items.
     pub fn open(folder: &Path, origin: &Origin, splits: &[(Split, &[u64])]) -> Result<Self> {
-        fsutil::create_dir_all(folder)?;
+        fsutil::create_owners_dir(folder)?;
         let splits = splits.iter().map(|(s, hashes)| (name(*s).to_string(), (items_hash(hashes), hashes.len())));
         let contents = Contents { origin: origin.clone(), splits: splits.collect() };
         let file = folder.join(FILE);

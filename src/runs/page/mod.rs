@@ -9,10 +9,12 @@ pub mod plot;
 mod sections;
 
 use super::folder::RunFolder;
+use crate::characters::{code_point, hidden, is_direction_mark, printable};
 use crate::error::Result;
 use crate::fsutil::write_atomic;
 use base64::Engine;
 use sha2::{Digest, Sha256};
+use std::fmt::Write as _;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -53,7 +55,30 @@ pub fn document(title: &str, body: &str) -> String {
     )
 }
 
-/// Text as HTML shows it, in an element or in a quoted attribute; control characters become visible.
+/// Text of people and models as HTML shows it in an element: as [`escape`], with a mark for each character that nobody sees.
+pub fn text(said: &str) -> String {
+    let mut out = String::with_capacity(said.len() + 16);
+    let mut from = 0;
+    for (at, c) in said.char_indices() {
+        let Some(name) = hidden(c).filter(|_| c != '\r') else { continue };
+        out += &escape(&said[from..at]);
+        if is_direction_mark(c) {
+            out.push(c);
+        }
+        let code = code_point(c);
+        let _ = write!(out, r#"<bdi class="hidden-character" title="{code} {name}">{code}</bdi>"#);
+        from = at + c.len_utf8();
+    }
+    out + &escape(&said[from..])
+}
+
+/// A name or title among other words: it takes its direction from its own letters, and gives none to its neighbours.
+pub fn name(said: &str) -> String {
+    format!("<bdi>{}</bdi>", text(said))
+}
+
+/// Text as HTML shows it, in an element or in a quoted attribute; control characters become visible, and those that would
+/// turn letters around stand as their code points.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
@@ -66,6 +91,7 @@ pub fn escape(text: &str) -> String {
             '\n' | '\t' => out.push(c),
             '\r' => out.push('␍'),
             c if c.is_control() => out.push('\u{fffd}'),
+            c if hidden(c).is_some() && !is_direction_mark(c) => out += &printable(c.encode_utf8(&mut [0; 4])),
             c => out.push(c),
         }
     }
@@ -79,6 +105,9 @@ mod tests {
     #[test]
     fn nothing_gets_out_of_its_place() {
         assert_eq!(escape("<script>'\"&\u{0}\n"), "&lt;script&gt;&#39;&quot;&amp;\u{fffd}\n");
+        assert_eq!(escape("a\u{202e}b\u{200f}"), "a⟨U+202E⟩b\u{200f}");
+        let marked = r#"<bdi class="hidden-character" title="U+202E RIGHT-TO-LEFT OVERRIDE">U+202E</bdi>"#;
+        assert_eq!(text("<\u{202e}>\r"), format!("&lt;{marked}&gt;␍"));
         assert!(!SCRIPT.contains("</"), "the script would end early");
         assert!(!STYLE.contains("</"), "the style would end early");
         for word in ["innerHTML", "eval(", "fetch(", "http"] {

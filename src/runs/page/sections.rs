@@ -2,7 +2,8 @@
 //! does the model say now, what was it fed, and what was it made of.
 
 use super::chart::{Chart, Look, Series, histogram};
-use super::escape;
+use super::{escape, name as named, text as shown};
+use crate::data::Turn;
 use crate::recipe::{Plan, keys};
 use crate::report;
 use crate::runs::diagnose::{Finding, Id, Patient, diagnose};
@@ -44,13 +45,13 @@ fn header(run: &RunFolder) -> String {
     };
     let began = run.began().map_or(String::new(), |t| format!(" · began {}", escape(&t.replace('T', " "))));
     let title = plan.text.lines().next().and_then(|l| l.strip_prefix('#')).unwrap_or("").trim();
-    let title = if title.is_empty() { String::new() } else { format!(r#"<p class="sub">{}</p>"#, escape(title)) };
+    let title = if title.is_empty() { String::new() } else { format!(r#"<p class="sub">{}</p>"#, named(title)) };
     format!(
         r#"<header><h1>{}</h1><span class="state {state}">{state}</span><p class="sub">{} · {} on {}{began}</p>{title}{words}</header>"#,
-        escape(&run.name()),
+        named(&run.name()),
         escape(plan.method()),
         escape(&run.adapter()),
-        escape(&base),
+        named(&base),
     )
 }
 
@@ -267,7 +268,7 @@ fn samples(run: &RunFolder) -> String {
         let same = |b: &&&Sample| b.prompt == s.prompt;
         let right = |t: &Sample| t.expected.as_ref().is_some_and(|e| e.trim() == t.text.trim());
         let answer = |class: &str, head: String, text: &str| {
-            let text = if text.trim().is_empty() { "<em>(nothing)</em>".into() } else { escape(text.trim()) };
+            let text = if text.trim().is_empty() { "<em>(nothing)</em>".into() } else { shown(text.trim()) };
             format!(r#"<div class="answer {class}"><h4>{head}</h4><div class="text" dir="auto">{text}</div></div>"#)
         };
         let name = |step: u64| if step == 0 { "Before".to_string() } else { format!("After step {step}") };
@@ -291,12 +292,27 @@ fn samples(run: &RunFolder) -> String {
         }
         let _ = write!(
             out,
-            r#"<div class="card sample"><div class="prompt text" dir="auto">{}</div><div class="answers">{answers}</div>{between}</div>"#,
-            escape(s.prompt.trim()),
+            r#"<div class="card sample"><div class="prompt">{}</div><div class="answers">{answers}</div>{between}</div>"#,
+            prompt(s),
         );
     }
     let from = if run.plan.recipe.data.valid.is_some() { "validation" } else { "training" };
     format!("<section><h2>Answers to {from} prompts</h2>{out}</section>")
+}
+
+/// What was asked: turn by turn where the turns are known.
+fn prompt(sample: &Sample) -> String {
+    let said = |text: &str| format!(r#"<div class="text" dir="auto">{}</div>"#, shown(text.trim()));
+    let Some(turns) = &sample.turns else { return said(&sample.prompt) };
+    let turn = |turn: &Turn| {
+        let role = match turn.role.as_str() {
+            "system" => "Instruction",
+            "user" => "Question",
+            _ => "Earlier answer",
+        };
+        format!(r#"<div class="turn {}"><h4>{role}</h4>{}</div>"#, escape(&turn.role), said(&turn.text))
+    };
+    turns.iter().map(turn).collect()
 }
 
 fn report_card(run: &RunFolder) -> String {

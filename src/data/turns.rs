@@ -1,0 +1,167 @@
+//! A prompt as the turns that its template made into one text.
+//!
+//! Token ids keep no roles. What the template writes between turns is learnt from a conversation of known words, and
+//! looked for in the prompt's text.
+
+use super::record::Message;
+use super::tokenizer::ChatTokenizer;
+use crate::error::Result;
+use serde::{Deserialize, Serialize};
+
+/// What one side says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    /// system, user or assistant.
+    pub role: String,
+    pub text: String,
+}
+
+/// Words that no template writes by itself: of system, user, assistant, and user.
+const WORDS: [&str; 4] = ["ftuvorne", "ftufrage", "ftuantwort", "ftuweiter"];
+const ROLES: [&str; 4] = ["system", "user", "assistant", "user"];
+/// What may stand before the first mark: a token that the tokenizer adds.
+const SLACK: usize = 16;
+
+/// What a template writes around turns, without the white space at the ends.
+struct Marks {
+    before_system: Option<String>,
+    system_to_user: Option<String>,
+    before_user: String,
+    user_to_assistant: String,
+    assistant_to_user: String,
+    /// Where the answer begins.
+    end: String,
+}
+
+impl ChatTokenizer {
+    /// The turns of a prompt; none where the model has no template, or where its text cannot be told apart again.
+    pub fn turns(&self, ids: &[u32]) -> Result<Option<Vec<Turn>>> {
+        if self.template().is_none() {
+            return Ok(None);
+        }
+        let Some(marks) = Marks::of(&|messages| self.render(messages, true).ok()) else { return Ok(None) };
+        Ok(marks.cut(&self.decode(ids, false)?))
+    }
+}
+
+impl Marks {
+    /// Reads them off what a template makes of known words; none where it changes words or their order.
+    fn of(render: &dyn Fn(&[Message]) -> Option<String>) -> Option<Self> {
+        let between = |from: usize| -> Option<Vec<String>> {
+            let messages: Vec<Message> = (from..4).map(|i| Message::new(ROLES[i], WORDS[i])).collect();
+            let text = render(&messages)?;
+            let (mut rest, mut marks) = (text.as_str(), Vec::new());
+            for word in &WORDS[from..] {
+                let (mark, after) = rest.split_once(word)?;
+                marks.push(mark.trim().to_string());
+                rest = after;
+            }
+            marks.push(rest.trim().to_string());
+            Some(marks)
+        };
+        let [before_user, user_to_assistant, assistant_to_user, end] = between(1)?.try_into().ok()?;
+        let (before_system, system_to_user) = match between(0).as_deref() {
+            Some([before, to_user, ..]) if !before.is_empty() && !to_user.is_empty() => {
+                (Some(before.clone()), Some(to_user.clone()))
+            }
+            _ => (None, None),
+        };
+        let all = [&before_user, &user_to_assistant, &assistant_to_user];
+        all.iter().all(|mark| !mark.is_empty()).then_some(Self {
+            before_system,
+            system_to_user,
+            before_user,
+            user_to_assistant,
+            assistant_to_user,
+            end,
+        })
+    }
+
+    fn cut(&self, text: &str) -> Option<Vec<Turn>> {
+        let text = text.trim();
+        let text = text.strip_suffix(self.end.as_str()).unwrap_or(text);
+        let begins = |mark: &str| text.find(mark).filter(|at| *at <= SLACK).map(|at| &text[at + mark.len()..]);
+        let system = self.before_system.as_deref().and_then(begins).map(|rest| ("system", rest));
+        let (mut role, mut rest) = system.or_else(|| begins(&self.before_user).map(|rest| ("user", rest)))?;
+        let mut turns = Vec::new();
+        loop {
+            let (mark, next) = match role {
+                "system" => (self.system_to_user.as_deref()?, "user"),
+                "user" => (self.user_to_assistant.as_str(), "assistant"),
+                _ => (self.assistant_to_user.as_str(), "user"),
+            };
+            let (said, after) = rest.split_once(mark).map_or((rest, None), |(said, after)| (said, Some(after)));
+            turns.push(Turn { role: role.into(), text: said.trim().into() });
+            match after {
+                Some(after) => (role, rest) = (next, after),
+                None => return Some(turns),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A template written out: what stands before and after each turn, and before the answer.
+    fn template(
+        head: &'static str,
+        turn: impl Fn(&str, &str) -> String + 'static,
+        tail: &'static str,
+    ) -> impl Fn(&[Message]) -> Option<String> {
+        move |messages| {
+            let turns: String = messages.iter().map(|m| turn(&m.role, &m.content)).collect();
+            Some(format!("{head}{turns}{tail}"))
+        }
+    }
+
+    fn roles(turns: &[Turn]) -> Vec<(&str, &str)> {
+        turns.iter().map(|t| (t.role.as_str(), t.text.as_str())).collect()
+    }
+
+    #[test]
+    fn turns_come_back_from_what_a_template_made_of_them() {
+        let chatml = template("", |r, c| format!("<|im_start|>{r}\n{c}<|im_end|>\n"), "<|im_start|>assistant\n");
+        let llama =
+            template("<|begin|>", |r, c| format!("<|start|>{r}<|end|>\n\n{c}<|eot|>"), "<|start|>assistant<|end|>\n\n");
+        let inst = template(
+            "<s>",
+            |r, c| match r {
+                "user" => format!("[INST] {c} [/INST]"),
+                "system" => format!("[SYS] {c} [/SYS] "),
+                _ => format!(" {c}</s>"),
+            },
+            "",
+        );
+        let talk = ["Be kind.", "What is 2 + 2?\nAnd 3?", "4 and 3", "Why?"];
+        for render in [&chatml as &dyn Fn(&[Message]) -> Option<String>, &llama, &inst] {
+            let marks = Marks::of(render).unwrap();
+            for from in 0..2 {
+                let messages: Vec<Message> = (from..4).map(|i| Message::new(ROLES[i], talk[i])).collect();
+                let turns = marks.cut(&render(&messages).unwrap()).unwrap();
+                let expected: Vec<(&str, &str)> = (from..4).map(|i| (ROLES[i], talk[i])).collect();
+                assert_eq!(roles(&turns), expected);
+            }
+            assert_eq!(marks.cut("something else"), None);
+        }
+    }
+
+    #[test]
+    fn a_template_that_hides_its_turns_has_none() {
+        let bare = template("", |_, c| format!("{c}\n"), "");
+        assert!(Marks::of(&bare).is_none());
+        let loud = |messages: &[Message]| chatty(messages).map(|t| t.to_uppercase());
+        fn chatty(messages: &[Message]) -> Option<String> {
+            Some(messages.iter().map(|m| format!("<{}>{}", m.role, m.content)).collect())
+        }
+        assert!(Marks::of(&loud).is_none());
+        // One that refuses system messages still has its other turns.
+        let strict = |messages: &[Message]| match messages[0].role.as_str() {
+            "system" => None,
+            _ => chatty(messages),
+        };
+        let marks = Marks::of(&strict).unwrap();
+        assert_eq!(roles(&marks.cut("<user>a<assistant>b<user>c").unwrap()).len(), 3);
+    }
+}
