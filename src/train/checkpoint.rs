@@ -7,7 +7,7 @@
 use super::optim::Optimiser;
 use crate::data::Cursor;
 use crate::error::{Context, Error, Result};
-use crate::fsutil::{io_error, read_json, replace_dir, sha256, write_json};
+use crate::fsutil::{io_error, read_json, recover_dir, replace_dir, sha256, write_json};
 use crate::models::Model;
 use crate::native;
 use crate::nn::{Param, Weights, weights};
@@ -130,6 +130,10 @@ impl Checkpoints {
     pub fn sweep(&self) -> Result<()> {
         for name in self.entries().iter().filter(|name| name.starts_with(".step-")) {
             let path = self.folder.join(name);
+            if let Some(step) = name.strip_prefix('.').and_then(|name| name.strip_suffix(".old")) {
+                recover_dir(&self.folder.join(step))?;
+                continue;
+            }
             std::fs::remove_dir_all(&path).map_err(|e| io_error("removing", &path, e))?;
         }
         Ok(())
