@@ -29,7 +29,7 @@ fn ten_steps(optim: &OptimSection, decay: f64, rate: impl Fn(u64) -> f64) -> BTr
     let mut rule = rule(optim, Device::Cpu);
     let mut members: Vec<(&str, Form, Tensor, Vec<Tensor>)> = Vec::new();
     for (i, (name, shape)) in SHAPES.into_iter().enumerate() {
-        let form = Form { shape: shape.to_vec(), layer: Layer::Linear, adapter: false };
+        let form = Form { shape: shape.to_vec(), layer: Layer::Linear, adapter: false, transposed: false };
         let param = numbers(i as u64, shape);
         let state = rule.fresh(&form, &param);
         let measured: u64 = state.iter().map(|t| (t.numel() * t.kind().elt_size_in_bytes()) as u64).sum();
@@ -111,7 +111,7 @@ fn eight_bit_adamw_makes_the_steps_of_bitsandbytes() {
     compare("adamw8", &optim, 0.1, 2e-5, |_| LR);
     // Two bytes a number and two scales a block; a small tensor keeps float32.
     let rule = rule(&optim, Device::Cpu);
-    let form = |shape: &[i64]| Form { shape: shape.to_vec(), layer: Layer::Linear, adapter: false };
+    let form = |shape: &[i64]| Form { shape: shape.to_vec(), layer: Layer::Linear, adapter: false, transposed: false };
     assert_eq!(rule.bytes(&form(&[1024, 1024])), 2 * (1 << 20) + 8 * (1 << 12));
     assert_eq!(rule.bytes(&form(&[10, 10])), 800);
     // Rounding the moments costs little: the path stays beside that of exact AdamW.
@@ -125,7 +125,7 @@ fn eight_bit_adamw_makes_the_steps_of_bitsandbytes() {
 #[test]
 fn eight_bit_moments_of_any_length_follow_the_exact_ones() {
     let n = (1 << 20) + 777;
-    let form = Form { shape: vec![n], layer: Layer::Linear, adapter: false };
+    let form = Form { shape: vec![n], layer: Layer::Linear, adapter: false, transposed: false };
     let run = |optim: &OptimSection| {
         let rule = rule(optim, Device::Cpu);
         let param = numbers(1, &[n]);

@@ -114,9 +114,10 @@ fn is_float(kind: Kind) -> bool {
 
 /// The base with every part, which checks that each fits, and with their sum, which is switched on.
 fn with_sum(base: &Path, parts: &[Part], sum: &AdapterFile, kind: Kind) -> Result<Model> {
-    let mut plans = vec![(SUM.to_string(), LoraPlan::new(&sum.spec)?)];
+    let mut plans = vec![(SUM.to_string(), LoraPlan::new(&sum.spec)?.on_bases(&sum.tensors))];
     for (i, part) in parts.iter().enumerate() {
-        plans.push((i.to_string(), LoraPlan::of_file(&part.file.spec, &part.folder.join(file::CONFIG))?));
+        let plan = LoraPlan::of_file(&part.file.spec, &part.folder.join(file::CONFIG))?;
+        plans.push((i.to_string(), plan.on_bases(&part.file.tensors)));
     }
     let adapters = plans.iter().map(|(name, p)| (name.clone(), p as &dyn Attach)).collect();
     let model = Model::load(

@@ -131,9 +131,8 @@ impl MethodSpec {
             Self::Reward(_) => Ok(Parts { heads: Heads::Score, ..Parts::default() }),
             Self::Dpo(spec) => reference::parts(adapter, spec.reference),
             Self::Kto(spec) => reference::parts(adapter, spec.reference),
-            Self::Grpo(grpo::GrpoSpec { rewards, .. }) | Self::Rloo(rloo::RlooSpec { rewards, .. }) => {
-                rollout::parts(rewards, adapter)
-            }
+            Self::Grpo(spec) => rollout::parts(&spec.rewards, adapter, spec.compares()),
+            Self::Rloo(spec) => rollout::parts(&spec.rewards, adapter, spec.compares()),
             Self::Ppo(spec) => ppo::parts(spec, adapter),
         }
     }

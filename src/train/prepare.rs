@@ -178,9 +178,11 @@ impl Prepared {
         let Parts { heads, beside, .. } = recipe.method.parts(recipe.adapter.as_ref())?;
         let files = beside.iter().map(|b| b.folder.as_deref().map(file::read).transpose());
         let files = files.collect::<Result<Vec<_>>>()?;
-        let others = beside.iter().map(|b| match &b.folder {
-            Some(folder) => LoraPlan::of_file(&b.spec, &folder.join(file::CONFIG)),
-            None => LoraPlan::new(&b.spec),
+        let others = beside.iter().zip(&files).map(|(b, read)| match (&b.folder, read) {
+            (Some(folder), Some(read)) => {
+                LoraPlan::of_file(&b.spec, &folder.join(file::CONFIG)).map(|plan| plan.on_bases(&read.tensors))
+            }
+            _ => LoraPlan::new(&b.spec),
         });
         let others = others.collect::<Result<Vec<_>>>()?;
         let mut adapters: Vec<(String, &dyn Attach)> = plan.iter().map(|p| (ADAPTER.to_string(), &**p)).collect();
