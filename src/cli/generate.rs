@@ -414,7 +414,9 @@ impl Generate {
             for raw in chunk {
                 let place = Place { path, line: raw.line };
                 let columns = raw.columns(path)?;
-                questions.push(self.question(columns, place, tokenizer)?);
+                let question = self.question(columns, place, tokenizer)?;
+                tokenizer.check_embedded(&question.ids).context(|| place)?;
+                questions.push(question);
             }
             Ok(())
         })?;

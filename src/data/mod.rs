@@ -7,6 +7,7 @@
 //! quality looks at the result: histogram, duplicates, overlap, preview.
 //! Nothing here knows a model or a tensor.
 
+pub mod added;
 pub mod bpe;
 pub mod cache;
 pub mod convert;
@@ -20,11 +21,13 @@ pub mod mix;
 pub mod pack;
 pub mod preference;
 pub mod prompts;
+mod protobuf;
 mod pyjson;
 pub mod quality;
 pub mod record;
 pub mod rows;
 pub mod scrub;
+pub mod sentencepiece;
 pub mod source;
 pub mod spec;
 pub mod summary;

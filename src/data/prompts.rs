@@ -15,7 +15,7 @@ use super::spec::{Overflow, RowFormat, SourceSpec, Sources};
 use super::summary::{FileSummary, Quantiles, Share, Summary};
 use super::tokenizer::ChatTokenizer;
 use super::{Want, record};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use rayon::prelude::*;
 use serde_json::Value;
 use std::hash::{Hash, Hasher};
@@ -140,6 +140,7 @@ fn read(
         let place = record::Place { path: &path, line };
         let row = Row { line, record: record::read(columns.clone(), reading.format, place)? };
         let (text, ids) = items::question(&row, &path, tokenizer)?;
+        tokenizer.check_embedded(&ids).context(|| place)?;
         let columns = with_answer(columns, &row.record);
         Ok(PromptRow { ids, text, columns, format: reading.format, path: path.clone(), line })
     };

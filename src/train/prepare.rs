@@ -132,7 +132,24 @@ pub fn cut(plan: &Plan) -> Result<()> {
 /// The tokenizer of the base, with the recipe's template.
 pub fn tokenizer(plan: &Plan) -> Result<Rc<ChatTokenizer>> {
     let recipe = &plan.recipe;
-    let tokenizer = Rc::new(ChatTokenizer::load(&recipe.model.path, recipe.data.template.as_deref())?);
+    let tokenizer = ChatTokenizer::load(&recipe.model.path, recipe.data.template.as_deref())?;
+    let tokenizer = Rc::new(match recipe.model.init {
+        ModelInit::Pretrained => tokenizer,
+        ModelInit::Random => tokenizer.of_any_model(),
+    });
+    let unknown = tokenizer.without_embedding();
+    if let [(id, token), ..] = &unknown[..] {
+        report::warn_once(format!(
+            "{}: the tokenizer has {} more than the model has embeddings for: `{token}` (id {id}){}; a row that uses one is \
+             refused",
+            recipe.model.path.display(),
+            match unknown.len() {
+                1 => "a token".to_string(),
+                n => format!("{n} tokens"),
+            },
+            if unknown.len() > 1 { ", …" } else { "" }
+        ));
+    }
     if let Some(id) = tokenizer.unwritten_stop() {
         report::warn(format!(
             "{}: the chat template ends turns with `{}`, but generation_config.json does not stop there; ft does, other \
@@ -216,15 +233,6 @@ impl Prepared {
             model.narrow_masters();
         }
         let config = model.config();
-        if (self.tokenizer.vocab_size() as i64) > config.vocab_size {
-            return Err(Error::user(format!(
-                "{}: the tokenizer has {} ids, the model {} embeddings",
-                recipe.model.path.display(),
-                self.tokenizer.vocab_size(),
-                config.vocab_size
-            ))
-            .hint("tokenizer files and weights are of two different models"));
-        }
         let longest = recipe.batch.max_len as i64;
         if let Some(limit) = config.max_position_embeddings.filter(|limit| longest > *limit) {
             report::warn(format!("batch.max_len is {longest}, the model was made for {limit} positions"));
