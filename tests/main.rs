@@ -14,6 +14,7 @@ mod fresh;
 mod fuzz;
 mod generate;
 mod generate_commands;
+mod heads;
 mod hostile;
 mod hostile_files;
 mod label_browser;

@@ -91,6 +91,11 @@ impl MethodSpec {
         matches!(self, Self::Dpo(_) | Self::Kto(_) | Self::Orpo(_) | Self::Simpo(_))
     }
 
+    /// Whether its result writes text; a reward model only scores it.
+    pub fn writes(&self) -> bool {
+        !matches!(self, Self::Reward(_))
+    }
+
     /// The models that a student learns from.
     pub fn teachers(&self) -> &[distill::TeacherSpec] {
         match self {

@@ -442,6 +442,7 @@ fn export_result(plan: &Plan, model: &Model) -> Result<()> {
         }
         None => ("model", export::save_model(model, &fresh, prepare::result_kind(plan, model)?)?),
     };
+    prepare::tell_stops(plan, &fresh)?;
     remove_result(out)?;
     move_into(&fresh, out)?;
     saving.finish_and_clear();

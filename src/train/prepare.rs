@@ -1,6 +1,7 @@
 //! Everything before the first step: data read and tokenised, the steps counted, the model loaded.
 
 use crate::adapters::{AdapterSpec, LoraPlan, LoraSpec, file};
+use crate::convert::stops;
 use crate::convert::student::{Cut, Layers, need_student};
 use crate::data::{
     BatchPlan, Cache, ChatTokenizer, Dataset, EncodeOptions, Example, Overflow, SourceSpec, Sources, Supervise,
@@ -150,15 +151,24 @@ pub fn tokenizer(plan: &Plan) -> Result<Rc<ChatTokenizer>> {
             if unknown.len() > 1 { ", …" } else { "" }
         ));
     }
-    if let Some(id) = tokenizer.unwritten_stop() {
+    if let Some(id) = tokenizer.unwritten_stop().filter(|_| recipe.method.writes()) {
         report::warn(format!(
-            "{}: the chat template ends turns with `{}`, but generation_config.json does not stop there; ft does, other \
-             programs will talk on until {id} is added to eos_token_id",
+            "{}: the chat template ends turns with `{}`, but generation_config.json does not stop there: other programs talk \
+             on. The result's own has {id} in eos_token_id, and stops wherever it is loaded",
             recipe.model.path.display(),
             tokenizer.token(id).unwrap_or_default(),
         ));
     }
     Ok(tokenizer)
+}
+
+/// Writes into a result's folder the stop token that was taught, where the base's files do not name it.
+pub fn tell_stops(plan: &Plan, folder: &Path) -> Result<()> {
+    let recipe = &plan.recipe;
+    let tokenizer = ChatTokenizer::load(&recipe.model.path, recipe.data.template.as_deref())?;
+    let taught: Vec<u32> = tokenizer.unwritten_stop().filter(|_| recipe.method.writes()).into_iter().collect();
+    let template = tokenizer.template().map(|t| t.source());
+    stops::write(folder, &recipe.model.path, &taught, template.as_slice())
 }
 
 /// What a recipe's rows are read with.
