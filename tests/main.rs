@@ -44,6 +44,7 @@ mod scrub;
 mod selftest;
 mod setup;
 mod sources;
+mod stops;
 mod support;
 mod tokenizer;
 mod trajectories;
