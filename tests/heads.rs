@@ -81,12 +81,8 @@ fn a_head_that_differs_from_its_tied_embedding_is_used_and_kept() {
         let model = whole(parted.path(), Kind::Float);
         let row = Row::pack(&[Sequence::random(20, 60, 1)]);
         model.learn(&row.tokens, row.items, Replay::All, |out| row.loss(out)).unwrap();
-        let gradients: Vec<Tensor> = model
-            .params()
-            .iter()
-            .filter(|p| p.name == HEAD || p.name == embedding)
-            .map(|p| p.tensor.grad())
-            .collect();
+        let gradients: Vec<Tensor> =
+            model.params().iter().filter(|p| p.name == HEAD || p.name == embedding).map(|p| p.tensor.grad()).collect();
         assert!(gradients.len() == 2 && !gradients[0].equal(&gradients[1]), "{name}");
         let out = tempfile::tempdir().unwrap();
         let saved = out.path().join("full");
@@ -136,7 +132,8 @@ fn a_copy_of_the_embedding_stays_tied_and_a_head_alone_is_the_embedding() {
             assert_same(name, &answers(&frozen(folder.path(), Kind::Float)), &expected);
         }
         let out = tempfile::tempdir().unwrap();
-        let report = export::save_model(&whole(copied.path(), Kind::Float), &out.path().join("m"), Kind::Float).unwrap();
+        let report =
+            export::save_model(&whole(copied.path(), Kind::Float), &out.path().join("m"), Kind::Float).unwrap();
         assert!(report.tied && report.verdict == Verdict::Passed, "{name}: {:?}", report.problems);
         assert!(!names(&out.path().join("m")).iter().any(|n| n == HEAD));
     }
@@ -178,8 +175,7 @@ fn low_rank_updates_of_heads_and_embeddings_are_saved_as_peft_saves_them() {
         let model = adapted(&base, Kind::Float, &*plan);
         file::begin_with(model.params().adapter(0), &spec, &adapter(name)).unwrap();
         assert_within(name, &answers(&model), &expected, 1e-6);
-        let frozen: Vec<&str> =
-            model.params().adapter(0).filter(|p| !p.trainable()).map(|p| p.name.as_str()).collect();
+        let frozen: Vec<&str> = model.params().adapter(0).filter(|p| !p.trainable()).map(|p| p.name.as_str()).collect();
         assert!(frozen.len() == 1 && frozen[0].ends_with(".base_layer.weight"), "{frozen:?}");
         let again = out.path().join(format!("{name}-again"));
         let report = export::save_adapter(&model, "a", &spec, &base, &again).unwrap();
@@ -273,7 +269,13 @@ fn dropout_in_bfloat16_keeps_the_mean_of_an_update() {
     let options = (Kind::Float, device());
     let spec = LoraSpec { rank: 8, alpha: 8.0, dropout: 0.1, ..LoraSpec::default() };
     let weight = Tensor::zeros([outputs, inputs], options).to_kind(Kind::BFloat16);
-    let site = Site { name: "model.layers.0.self_attn.q_proj", layer: Layer::Linear, weight: &weight, bias: None, tied: false };
+    let site = Site {
+        name: "model.layers.0.self_attn.q_proj",
+        layer: Layer::Linear,
+        weight: &weight,
+        bias: None,
+        tied: false,
+    };
     let add = &mut |_: &str, t: Tensor, _: Role| Tensor::randn(t.size(), options).set_requires_grad(true);
     let adapter = LoraPlan::new(&spec).unwrap().attach(&site, add).unwrap().unwrap();
     let x = Tensor::randn([512, inputs], options).to_kind(Kind::BFloat16);

@@ -333,7 +333,9 @@ fn a_parameter_that_no_loss_reached_stays_as_it_is() {
             };
             let model = Model::load(&fixture("tiny-llama"), load).unwrap();
             let mut optimiser = Optimiser::new(model.params(), &optim, 0).unwrap();
-            let mine = |model: &Model| -> Vec<Tensor> { model.params().adapter(0).map(|p| p.tensor.detach().copy()).collect() };
+            let mine = |model: &Model| -> Vec<Tensor> {
+                model.params().adapter(0).map(|p| p.tensor.detach().copy()).collect()
+            };
             model.with(Some("a"), |m| learn(m, &mut optimiser, 1e-2));
             let before = mine(&model);
             if idle_steps {

@@ -65,7 +65,8 @@ fn what_a_base_says_otherwise_is_kept() {
     let space = space(None);
     let template = space.path(BASE).join("chat_template.jinja");
     let text = std::fs::read_to_string(&template).unwrap();
-    std::fs::write(&template, format!("{{% if messages[0].role == 'none' %}}{{{{ eos_token }}}}{{% endif %}}{text}")).unwrap();
+    std::fs::write(&template, format!("{{% if messages[0].role == 'none' %}}{{{{ eos_token }}}}{{% endif %}}{text}"))
+        .unwrap();
     space.ft(&["train", "sft.yaml"]);
     let (config, written) = (space.json(&format!("{BASE}/config.json")), space.json("out/generation_config.json"));
     assert_eq!(written["eos_token_id"], json!([0, 2]));

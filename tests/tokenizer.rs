@@ -342,10 +342,9 @@ fn a_token_without_an_embedding_is_refused_where_a_row_uses_it() {
     };
     for (rows_file, good) in [("good.jsonl", true), ("bad.jsonl", false)] {
         std::fs::write(space.path("sft.yaml"), recipe(rows_file)).unwrap();
-        for command in [
-            vec!["train", "sft.yaml", "--overwrite"],
-            vec!["eval", "--model", "models/medical", "--data", rows_file],
-        ] {
+        for command in
+            [vec!["train", "sft.yaml", "--overwrite"], vec!["eval", "--model", "models/medical", "--data", rows_file]]
+        {
             let done = space.command(&command).output().unwrap();
             let said = String::from_utf8_lossy(&done.stderr).into_owned();
             assert_eq!(done.status.success(), good, "{command:?}: {said}");
@@ -353,7 +352,10 @@ fn a_token_without_an_embedding_is_refused_where_a_row_uses_it() {
                 assert!(good.then(|| said.contains("`<|unused|>`")).unwrap_or(true), "{said}");
             }
             if !good {
-                assert!(said.contains("bad.jsonl:2") && said.contains("<|unused|>") && said.contains(&rows.to_string()), "{said}");
+                assert!(
+                    said.contains("bad.jsonl:2") && said.contains("<|unused|>") && said.contains(&rows.to_string()),
+                    "{said}"
+                );
             }
         }
     }

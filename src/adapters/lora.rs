@@ -170,7 +170,8 @@ impl LoraPlan {
 
     /// With the weights of layers beneath updates that an adapter's tensors hold.
     pub fn on_bases(mut self, tensors: &BTreeMap<String, Tensor>) -> Self {
-        let base = |(name, t): (&String, &Tensor)| Some((name.strip_suffix(BASE_LAYER)?.to_string(), t.shallow_clone()));
+        let base =
+            |(name, t): (&String, &Tensor)| Some((name.strip_suffix(BASE_LAYER)?.to_string(), t.shallow_clone()));
         self.bases = tensors.iter().filter_map(base).collect();
         self
     }

@@ -289,11 +289,16 @@ fn beneath(base: &Weights, name: &str, updates: &[(usize, Update)], parts: &[Par
     }
     let first = sources.first().and_then(|i| held(*i));
     match first {
-        Some(first) if sources.iter().all(|i| held(*i).is_some_and(|t| same(t, first))) => Ok(Some(first.shallow_clone())),
+        Some(first) if sources.iter().all(|i| held(*i).is_some_and(|t| same(t, first))) => {
+            Ok(Some(first.shallow_clone()))
+        }
         _ => {
             let folders: Vec<String> = sources.iter().map(|i| parts[*i].folder.display().to_string()).collect();
-            Err(Error::user(format!("`{name}`: the adapters were trained on different weights: {}", folders.join(", ")))
-                .hint("no adapter can hold that sum; merge into a model instead: leave out --as adapter"))
+            Err(Error::user(format!(
+                "`{name}`: the adapters were trained on different weights: {}",
+                folders.join(", ")
+            ))
+            .hint("no adapter can hold that sum; merge into a model instead: leave out --as adapter"))
         }
     }
 }

@@ -49,7 +49,8 @@ pub fn inherit<'a>(folder: &Path, base: &Path, parts: impl Iterator<Item = &'a P
     let mut taught: Vec<u32> = Vec::new();
     for part in parts.map(|p| p.join(GENERATION)).filter(|f| f.is_file()) {
         let stops = ids(read_json::<Map<String, Value>>(&part)?.get("eos_token_id"));
-        taught.extend(stops.iter().filter(|id| !known.contains(id) && !taught.contains(id)).copied().collect::<Vec<_>>());
+        taught
+            .extend(stops.iter().filter(|id| !known.contains(id) && !taught.contains(id)).copied().collect::<Vec<_>>());
     }
     write(folder, base, &taught, &[])
 }

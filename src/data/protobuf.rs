@@ -84,11 +84,11 @@ mod tests {
     #[test]
     fn every_kind_of_field_is_read_and_a_cut_message_is_none() {
         let message = [
-            &[0x08, 0x96, 0x01][..],                                                       // 1: 150
-            &[0x12, 0x03, b'a', b'b', b'c'],                                               // 2: "abc"
-            &[0x1D, 0x00, 0x00, 0x80, 0xBF],                                               // 3: -1.0
-            &[0x21, 1, 0, 0, 0, 0, 0, 0, 0],                                               // 4: 1, of 64 bits
-            &[0xD8, 0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x01],     // 43: -1
+            &[0x08, 0x96, 0x01][..],                                                   // 1: 150
+            &[0x12, 0x03, b'a', b'b', b'c'],                                           // 2: "abc"
+            &[0x1D, 0x00, 0x00, 0x80, 0xBF],                                           // 3: -1.0
+            &[0x21, 1, 0, 0, 0, 0, 0, 0, 0],                                           // 4: 1, of 64 bits
+            &[0xD8, 0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x01], // 43: -1
         ]
         .concat();
         let found: Vec<(u64, Wire)> = fields(&message).map(Option::unwrap).collect();

@@ -187,8 +187,9 @@ pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &mut Col
                     return Err(refuse(format!("piece {:?} appears twice, as {first} and as {id}", piece.text)));
                 }
             }
-            let merges = merges(&ids, |id| proto.pieces[id as usize].score)
-                .map_err(|piece| refuse(format!("piece {piece:?} holds a space, which should be written as {SPACE}")))?;
+            let merges = merges(&ids, |id| proto.pieces[id as usize].score).map_err(|piece| {
+                refuse(format!("piece {piece:?} holds a space, which should be written as {SPACE}"))
+            })?;
             let vocab = proto.pieces.iter().enumerate().map(|(id, p)| (p.text.clone(), json!(id))).collect();
             bpe_model(vocab, json!(merges), unk, llama || proto.byte_fallback)
         }

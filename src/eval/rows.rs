@@ -3,8 +3,8 @@
 //! The prompt is what stands before the last answer in the row as it would be trained, so that a model is asked in
 //! exactly the tokens it learnt from.
 
-use crate::data::{ChatTokenizer, Example, Message, Record, Row, RowFormat, Supervise, example, read_rows};
 use crate::data::record::Place;
+use crate::data::{ChatTokenizer, Example, Message, Record, Row, RowFormat, Supervise, example, read_rows};
 use crate::error::{Context, Result};
 use serde_json::Value;
 use std::path::Path;

@@ -93,9 +93,7 @@ impl Trial {
             None => LoraSpec { rank: 8, alpha: 16.0, dropout, ..LoraSpec::default() },
         };
         let plan = match (&file, &subject.adapter) {
-            (Some(file), Some(folder)) => {
-                LoraPlan::of_file(&spec, &folder.join(file::CONFIG))?.on_bases(&file.tensors)
-            }
+            (Some(file), Some(folder)) => LoraPlan::of_file(&spec, &folder.join(file::CONFIG))?.on_bases(&file.tensors),
             _ => LoraPlan::new(&spec)?,
         };
         let adapters = vec![(ADAPTER.to_string(), &plan as &dyn Attach)];

@@ -25,8 +25,8 @@ mod update;
 pub use rows::{parts, rows};
 pub use spec::PpoSpec;
 
-use super::rollout::keep::State;
 use super::reference::Reference;
+use super::rollout::keep::State;
 use super::rollout::{self, HeldOut, Prompted, Rollout, Sample, packed, reference_log_probs, stats};
 use super::{Aim, Alarm, Means, Method, Prompt, Step};
 use crate::data::{Cursor, Loader};

@@ -2,8 +2,8 @@
 
 use crate::adapters::{AdapterSpec, file};
 use crate::error::{Error, Result};
-use crate::methods::reward::card::{self, Card, Limits};
 use crate::methods::reference::{self, ReferenceChoice};
+use crate::methods::reward::card::{self, Card, Limits};
 use crate::methods::{Beside, Parts};
 use crate::models::Heads;
 use crate::report;

@@ -20,12 +20,7 @@ pub struct Form {
 
 impl Form {
     pub fn of(p: &Param) -> Self {
-        Self {
-            shape: p.tensor.size(),
-            layer: p.layer,
-            adapter: p.adapter.is_some(),
-            transposed: p.transposed,
-        }
+        Self { shape: p.tensor.size(), layer: p.layer, adapter: p.adapter.is_some(), transposed: p.transposed }
     }
 
     pub fn numel(&self) -> i64 {
