@@ -293,7 +293,9 @@ fn a_sentencepiece_vocabulary_gives_the_ids_of_its_library() {
             let ids = tokenizer.encode_plain(line).unwrap();
             if let Some(wanted) = model.ids.get(i) {
                 assert_eq!(&ids, wanted, "{name}: line {i}, {line:?}");
-                assert_eq!(tokenizer.decode(&ids, true).unwrap(), model.text[i], "{name}: line {i}, {line:?}");
+                if let Some(text) = model.text.get(i) {
+                    assert_eq!(&tokenizer.decode(&ids, true).unwrap(), text, "{name}: line {i}, {line:?}");
+                }
             }
             let written = ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
             assert_eq!(crc32(written.as_bytes()), model.crc32[i], "{name}: line {i}, {line:?}: {ids:?}");

@@ -194,7 +194,7 @@ pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &mut Col
             bpe_model(vocab, json!(merges), unk, llama || proto.byte_fallback)
         }
     };
-    let normalizer = if llama { Value::Null } else { normalizer(&proto) };
+    let normalizer = if llama { Value::Null } else { normalizer(&proto, prefix) };
     let tokenizer = whole(model, normalizer, prefix);
     let text = serde_json::to_string(&tokenizer).map_err(|e| Error::bug(format!("tokenizer.json: {e}")))?;
     let mut tokenizer = text.parse::<Tokenizer>().map_err(|e| {
@@ -207,16 +207,19 @@ pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &mut Col
 }
 
 /// A vocabulary's own rules for text, but for the space before it and the writing of spaces.
-fn normalizer(proto: &Proto) -> Value {
+fn normalizer(proto: &Proto, prefix: bool) -> Value {
     let mut rules = Vec::new();
     if !proto.charsmap.is_empty() {
         let table = base64::engine::general_purpose::STANDARD.encode(&proto.charsmap);
         rules.push(json!({"type": "Precompiled", "precompiled_charsmap": table}));
     }
     if proto.remove_extra_whitespaces {
-        // One space at the beginning is left: it becomes the one that stands there anyway.
+        // One space at the beginning is left where it becomes the one that stands there anyway.
         let replace = |regex: &str, by: &str| json!({"type": "Replace", "pattern": {"Regex": regex}, "content": by});
         rules.extend([replace(" {2,}", " "), replace(r" +\z", "")]);
+        if !prefix {
+            rules.push(replace(r"\A +", ""));
+        }
     }
     if rules.is_empty() { Value::Null } else { json!({"type": "Sequence", "normalizers": rules}) }
 }
