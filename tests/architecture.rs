@@ -44,7 +44,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("glob", &["src/data/source/"]),
     ("minijinja", &["src/data/template.rs"]),
     ("minijinja_contrib", &["src/data/template.rs"]),
-    ("tokenizers", &["src/data/tokenizer.rs", "src/data/bpe.rs"]),
+    ("tokenizers", &["src/data/tokenizer.rs", "src/data/bpe.rs", "src/data/added.rs", "src/data/sentencepiece.rs"]),
     ("safetensors", &["src/nn/weights.rs", "src/nn/safetensors.rs", "src/convert/"]),
     ("memmap2", &["src/nn/weights.rs", "src/convert/gguf.rs", "src/data/tokens.rs"]),
     ("torch_sys", &["src/native.rs", "src/native/products.rs"]),

@@ -255,6 +255,15 @@ fn low_rank_updates_of_tables_learn_and_fold() {
         let folder = out.path().join("a");
         let report = export::save_adapter(&model, "a", &spec, &base, &folder).unwrap();
         assert_eq!(report.verdict, Verdict::Passed, "{:?}", report.problems);
+        let beneath: Vec<String> =
+            layout(&folder).0.into_iter().map(|(n, _)| n).filter(|n| n.contains("base_layer")).collect();
+        let expected: &[&str] = match targets[0] {
+            "embed_tokens" => &["lm_head", "model.embed_tokens"],
+            _ => &[],
+        };
+        let expected: Vec<String> =
+            expected.iter().map(|m| format!("base_model.model.{m}.base_layer.weight")).collect();
+        assert_eq!(beneath, expected, "as PEFT saves it");
         let merged = out.path().join("m");
         let report = merged::model(&base, &[Part::read(&folder, 1.0).unwrap()], &merged, None, u64::MAX).unwrap();
         assert_eq!(report.verdict, Verdict::Passed, "{:?}", report.problems);

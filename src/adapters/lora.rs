@@ -52,6 +52,8 @@ impl Lora {
 pub(super) const EMBEDDING_A: &str = "lora_embedding_A";
 pub(super) const EMBEDDING_B: &str = "lora_embedding_B";
 pub(super) const BASE_LAYER: &str = ".base_layer.weight";
+/// Modules whose own weight PEFT saves beneath an update.
+const BASES_SAVED: [&str; 2] = ["embed_tokens", "lm_head"];
 
 /// The module whose update a tensor of an adapter is the first factor of.
 pub fn adapted_module(tensor: &str) -> Option<&str> {
@@ -177,9 +179,14 @@ impl LoraPlan {
     }
 
     /// The weight that is used in place of the site's; registered, so that it is saved again. One that equals the site's
-    /// costs no memory.
+    /// costs no memory. Of a new adapter the site's own is saved where PEFT does so.
     fn own(&self, site: &Site, add: &mut Register) -> Result<Option<Tensor>> {
-        let Some(base) = self.bases.get(site.name) else { return Ok(None) };
+        let Some(base) = self.bases.get(site.name) else {
+            if self.origin.is_none() && BASES_SAVED.contains(&site.name.rsplit('.').next().unwrap_or_default()) {
+                add(&BASE_LAYER[1..], site.weight.shallow_clone(), Role::Frozen);
+            }
+            return Ok(None);
+        };
         if base.size() != site.weight.size() {
             return Err(self.name_origin(
                 Error::user(format!(
