@@ -208,6 +208,8 @@ fn defaults_are_the_papers() {
     assert_eq!(found(GrpoLoss::Dapo), ((0.2, 0.28), ScaleRewards::Group));
     assert_eq!(found(GrpoLoss::DrGrpo), ((0.2, 0.2), ScaleRewards::None));
     assert_eq!(found(GrpoLoss::Gspo), ((3e-4, 4e-4), ScaleRewards::Group));
+    // `use_bias_correction_kl` of TRL 1.16.
+    assert!(spec(GrpoLoss::Grpo).kl_correction);
 }
 
 const RECIPE: &str = "\
