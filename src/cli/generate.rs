@@ -91,8 +91,11 @@ pub fn run(args: Generate) -> Result<()> {
     let questions = match &args.input {
         Some(path) => args.read(path, &tokenizer)?,
         None => {
-            let ask =
-                |text: &String| Ok(Question { prompt: text.as_str().into(), ids: args.text_ids(text, &tokenizer)? });
+            let ask = |text: &String| {
+                let ids = args.text_ids(text, &tokenizer)?;
+                tokenizer.check_embedded(&ids)?;
+                Ok(Question { prompt: text.as_str().into(), ids })
+            };
             args.prompt.iter().map(ask).collect::<Result<_>>()?
         }
     };
