@@ -219,10 +219,13 @@ fn with_added(case: &AddedCase) -> tempfile::TempDir {
         return gpt2(&more);
     }
     let folder = tempfile::tempdir().unwrap();
-    let mut tokenizer: Value = json("tiny-tokenizer/tokenizer.json");
+    let (file, first, last) = match case.base.as_str() {
+        "spm" => ("added-tokens/spm.json", ("<s>", 1), ("</s>", 2)),
+        _ => ("tiny-tokenizer/tokenizer.json", ("<|endoftext|>", 0), ("<|im_end|>", 2)),
+    };
+    let mut tokenizer: Value = json(file);
     if case.post {
-        let around = ft::data::added::around(Some(("<|endoftext|>", 0)), Some(("<|im_end|>", 2)));
-        tokenizer["post_processor"] = around;
+        tokenizer["post_processor"] = ft::data::added::around(Some(first), Some(last));
     }
     more.push(("tokenizer.json", tokenizer));
     for (name, value) in more {
