@@ -183,7 +183,7 @@ impl LoraPlan {
     fn own(&self, site: &Site, add: &mut Register) -> Result<Option<Tensor>> {
         let Some(base) = self.bases.get(site.name) else {
             if self.origin.is_none() && BASES_SAVED.contains(&site.name.rsplit('.').next().unwrap_or_default()) {
-                add(&BASE_LAYER[1..], site.weight.shallow_clone(), Role::Frozen);
+                let _ = add(&BASE_LAYER[1..], site.weight.shallow_clone(), Role::Frozen);
             }
             return Ok(None);
         };
