@@ -3,6 +3,7 @@
 //! source (polars) -> record (one of the known row shapes) -> template + tokenizer -> items (ids + mask)
 //! -> tokens (in memory, or in mapped files that the cache keeps) -> dataset (any item, in any order)
 //! -> pack (rows of several examples) -> loader (which examples make the next step).
+//! tokenizer reads tokenizer.json; bpe and sentencepiece (protobuf) build the same from older files, added what stands beside.
 //! scrub takes personal data out of the texts of rows.
 //! quality looks at the result: histogram, duplicates, overlap, preview.
 //! Nothing here knows a model or a tensor.
