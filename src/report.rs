@@ -7,7 +7,9 @@ pub use progress::{Progress, bar, spinner, steps, working};
 use crate::characters::printable;
 use console::{Style, style};
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// True where stderr is a terminal: bars and colour make sense.
@@ -23,6 +25,14 @@ pub fn info(message: impl AsRef<str>) {
 /// Something the user should look at, though the work goes on.
 pub fn warn(message: impl AsRef<str>) {
     progress::apart(|| eprintln!("{} {}", style("warning:").yellow().bold().for_stderr(), message.as_ref()));
+}
+
+/// As `warn`, once in the life of the process: for what is met again wherever a file is read.
+pub fn warn_once(message: impl AsRef<str>) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(message.as_ref().to_string()) {
+        warn(message);
+    }
 }
 
 /// An error with its hints, as the last thing said.

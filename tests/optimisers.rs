@@ -3,8 +3,8 @@
 
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec};
-use ft::models::{EmbeddingNoise, Model, Replay};
-use ft::nn::Layer;
+use ft::models::{EmbeddingNoise, Heads, Load, Model, Replay, Storage};
+use ft::nn::{Attach, Layer};
 use ft::recipe::{AdafactorSpec, GroupSpec, LionSpec, MuonScale, MuonSpec, OptimKind, OptimSection, SgdSpec};
 use ft::train::optim::{Form, Optimiser, Pace, Slot, adamw8, muon, rule};
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ fn ten_steps(optim: &OptimSection, decay: f64, rate: impl Fn(u64) -> f64) -> BTr
     let mut rule = rule(optim, Device::Cpu);
     let mut members: Vec<(&str, Form, Tensor, Vec<Tensor>)> = Vec::new();
     for (i, (name, shape)) in SHAPES.into_iter().enumerate() {
-        let form = Form { shape: shape.to_vec(), layer: Layer::Linear, adapter: false };
+        let form = Form { shape: shape.to_vec(), layer: Layer::Linear, adapter: false, transposed: false };
         let param = numbers(i as u64, shape);
         let state = rule.fresh(&form, &param);
         let measured: u64 = state.iter().map(|t| (t.numel() * t.kind().elt_size_in_bytes()) as u64).sum();
@@ -111,7 +111,7 @@ fn eight_bit_adamw_makes_the_steps_of_bitsandbytes() {
     compare("adamw8", &optim, 0.1, 2e-5, |_| LR);
     // Two bytes a number and two scales a block; a small tensor keeps float32.
     let rule = rule(&optim, Device::Cpu);
-    let form = |shape: &[i64]| Form { shape: shape.to_vec(), layer: Layer::Linear, adapter: false };
+    let form = |shape: &[i64]| Form { shape: shape.to_vec(), layer: Layer::Linear, adapter: false, transposed: false };
     assert_eq!(rule.bytes(&form(&[1024, 1024])), 2 * (1 << 20) + 8 * (1 << 12));
     assert_eq!(rule.bytes(&form(&[10, 10])), 800);
     // Rounding the moments costs little: the path stays beside that of exact AdamW.
@@ -125,7 +125,7 @@ fn eight_bit_adamw_makes_the_steps_of_bitsandbytes() {
 #[test]
 fn eight_bit_moments_of_any_length_follow_the_exact_ones() {
     let n = (1 << 20) + 777;
-    let form = Form { shape: vec![n], layer: Layer::Linear, adapter: false };
+    let form = Form { shape: vec![n], layer: Layer::Linear, adapter: false, transposed: false };
     let run = |optim: &OptimSection| {
         let rule = rule(optim, Device::Cpu);
         let param = numbers(1, &[n]);
@@ -307,4 +307,70 @@ fn neftune_noise_has_the_size_of_each_segment_and_only_while_learning() {
     let silent = |m: &Model| m.infer(&rows.tokens, |out| rows.loss(out).sum.double_value(&[])).unwrap();
     assert_eq!(silent(&whole), silent(&model));
     whole.set_noise(None);
+}
+
+/// torch leaves a parameter without a gradient alone: no decay, no momentum, no count of the step.
+#[test]
+fn a_parameter_that_no_loss_reached_stays_as_it_is() {
+    for kind in [
+        OptimKind::Adamw,
+        OptimKind::Lion(LionSpec::default()),
+        OptimKind::Sgd(SgdSpec { momentum: 0.9, nesterov: false }),
+        OptimKind::ScheduleFree,
+    ] {
+        let optim = OptimSection { kind, lr: Some(1e-2), weight_decay: 0.1, ..OptimSection::default() };
+        // Two adapters: one learns in the first and the last of three steps, the other in all.
+        let plans = [LoraPlan::new(&LoraSpec::default()).unwrap(), LoraPlan::new(&LoraSpec::default()).unwrap()];
+        let run = |idle_steps: bool| {
+            tch::manual_seed(7);
+            let load = Load {
+                device: device(),
+                kind: Kind::Float,
+                storage: Storage::Auto,
+                train_base: false,
+                adapters: vec![("a".into(), &plans[0] as &dyn Attach), ("b".into(), &plans[1] as &dyn Attach)],
+                heads: Heads::Tokens,
+            };
+            let model = Model::load(&fixture("tiny-llama"), load).unwrap();
+            let mut optimiser = Optimiser::new(model.params(), &optim, 0).unwrap();
+            let mine = |model: &Model| -> Vec<Tensor> {
+                model.params().adapter(0).map(|p| p.tensor.detach().copy()).collect()
+            };
+            model.with(Some("a"), |m| learn(m, &mut optimiser, 1e-2));
+            let before = mine(&model);
+            if idle_steps {
+                model.with(Some("b"), |m| learn(m, &mut optimiser, 1e-2));
+                before.iter().zip(mine(&model)).for_each(|(a, b)| assert_same("an idle adapter", &b, a));
+                // A checkpoint knows how many steps it took part in.
+                let state = optimiser.state();
+                optimiser = Optimiser::new(model.params(), &optim, 0).unwrap();
+                optimiser.restore(&state).unwrap();
+            }
+            model.with(Some("a"), |m| learn(m, &mut optimiser, 1e-2));
+            mine(&model)
+        };
+        for (a, b) in run(false).iter().zip(run(true)) {
+            // A schedule's own numbers go on; everything else is as if the step had not been.
+            if optim.kind != OptimKind::ScheduleFree {
+                assert_same("after an idle step", &b, a);
+            }
+        }
+    }
+}
+
+/// The step of a layer does not depend on whether its family writes the weight as (out, in) or (in, out).
+#[test]
+fn muon_takes_the_same_step_however_a_matrix_lies() {
+    let spec = kind(OptimKind::Muon(MuonSpec { momentum: 0.95, nesterov: true, scale: MuonScale::Original }));
+    let rule = rule(&spec, Device::Cpu);
+    let step = |transposed: bool| {
+        let turn = |t: Tensor| if transposed { t.tr().contiguous() } else { t };
+        let (param, grad) = (turn(numbers(1, &[40, 12])), turn(numbers(2, &[40, 12])));
+        let form = Form { shape: param.size(), layer: Layer::Linear, adapter: false, transposed };
+        let state = rule.fresh(&form, &param);
+        let slot = Slot { form: &form, param: param.shallow_clone(), grad, state: &state };
+        rule.update(&[slot], Pace { lr: LR, decay: 0.1, step: 1 }).unwrap();
+        turn(param)
+    };
+    assert_within("(in, out)", &step(true), &step(false), 1e-6);
 }

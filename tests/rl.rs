@@ -208,6 +208,8 @@ fn defaults_are_the_papers() {
     assert_eq!(found(GrpoLoss::Dapo), ((0.2, 0.28), ScaleRewards::Group));
     assert_eq!(found(GrpoLoss::DrGrpo), ((0.2, 0.2), ScaleRewards::None));
     assert_eq!(found(GrpoLoss::Gspo), ((3e-4, 4e-4), ScaleRewards::Group));
+    // `use_bias_correction_kl` of TRL 1.16.
+    assert!(spec(GrpoLoss::Grpo).kl_correction);
 }
 
 const RECIPE: &str = "\
@@ -323,4 +325,47 @@ fn a_reward_that_fails_ends_the_run_with_its_reason() {
     fails("regex: { pattern: '(' }", &["is no regular expression"]);
     fails("command: { run: [sh, -c, 'echo no idea >&2; exit 9'] }", &["exit status: 9", "no idea"]);
     fails("json_schema: { path: none.json }", &["none.json"]);
+}
+
+/// A run that goes on from a trained adapter compares with that adapter, whatever the method: at its first step nothing lies
+/// between them.
+#[test]
+fn a_run_that_goes_on_from_an_adapter_compares_with_it() {
+    let space = Workspace::new();
+    std::fs::write(space.path("rl.yaml"), RECIPE).unwrap();
+    let sft = "\
+model:   { path: models/smollm2-135m-instruct, dtype: f32 }
+method:  { sft: {} }
+adapter: { lora: { rank: 4 } }
+data:    { train: { path: datasets/icd10/train.jsonl } }
+batch:   { tokens: 512, max_len: 256 }
+optim:   { lr: 3e-2 }
+run:     { steps: 4, samples: 0, out: begun }
+";
+    std::fs::write(space.path("sft.yaml"), sft).unwrap();
+    space.ft(&["train", "sft.yaml"]);
+    let ppo = RECIPE
+        .replace("  grpo:", "  ppo:")
+        .replace("    loss: gspo\n    beta: 0.05\n    passes: 2\n", "    epochs: 2\n");
+    assert_ne!(ppo, RECIPE);
+    let value = "    value: { adapter: { rank: 2 } }\nadapter:";
+    let recipes = [
+        ("grpo", RECIPE.to_string()),
+        ("rloo", RECIPE.replace("  grpo:", "  rloo:").replace("    loss: gspo\n", "")),
+        ("ppo", ppo.clone()),
+        ("ppo-adapter", ppo.replace("adapter:", value)),
+    ];
+    for (name, recipe) in recipes {
+        let recipe = recipe
+            .replace("rank: 4 }", "rank: 4, from: begun }")
+            .replace("steps: 8", "steps: 2")
+            .replace("out: straight", &format!("out: {name}"));
+        std::fs::write(space.path("rl.yaml"), recipe).unwrap();
+        space.ft(&["train", "rl.yaml"]);
+        let steps = space.steps(name);
+        let first = steps.iter().find(|s| s.get("reward").is_some() || s.get("objective/scores").is_some()).unwrap();
+        let kl = first.get("objective/kl").or(first.get("kl")).and_then(Value::as_f64);
+        assert_eq!(kl, Some(0.0), "{name}: {first}");
+        assert_ne!(space.weights(name), space.weights("begun"), "{name} learns");
+    }
 }

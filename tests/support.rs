@@ -174,7 +174,7 @@ pub fn take_gradients(model: &Model) -> BTreeMap<String, Tensor> {
 /// Fills an adapter's tensors with numbers that show in the output, without libtorch's generator.
 pub fn fill_adapter(model: &Model, size: f64) {
     let _no_grad = tch::no_grad_guard();
-    for p in model.params().iter().filter(|p| p.adapter.is_some()) {
+    for p in model.params().iter().filter(|p| p.adapter.is_some() && p.trainable()) {
         let whole = !p.name.contains("lora_");
         let noise = noise(&p.tensor.size(), &p.name).to_device(p.tensor.device()) * size;
         p.tensor.shallow_clone().copy_(&if whole { &p.tensor + noise } else { noise });

@@ -72,7 +72,6 @@ fn a_split_that_the_files_do_not_tell_is_refused() {
     for (name, value, word) in [
         ("tokenizer_config.json", serde_json::json!({"tokenizer_class": "Qwen2Tokenizer"}), "Qwen2Tokenizer"),
         ("config.json", serde_json::json!({"model_type": "qwen2"}), "qwen2"),
-        ("tokenizer_config.json", serde_json::json!({"add_bos_token": true}), "add_bos_token"),
     ] {
         let e = ChatTokenizer::load(gpt2(&[(name, value)]).path(), None).unwrap_err();
         assert!(e.message().contains(word) && !e.hints().is_empty(), "{e}");
@@ -191,4 +190,178 @@ fn the_command_trains_shows_and_guards_what_is_there() {
         "gone.txt",
     );
     assert!(!new.exists());
+}
+
+#[derive(serde::Deserialize)]
+struct AddedCase {
+    base: String,
+    post: bool,
+    config: Value,
+    files: serde_json::Map<String, Value>,
+    ids: Vec<Vec<u32>>,
+    bare: Vec<Vec<u32>>,
+    size: usize,
+    special: Vec<u32>,
+    eos: Option<u32>,
+}
+
+#[derive(serde::Deserialize)]
+struct AddedTokens {
+    lines: Vec<String>,
+    cases: std::collections::BTreeMap<String, AddedCase>,
+}
+
+/// A directory of the case, as the fixture's make.py makes it.
+fn with_added(case: &AddedCase) -> tempfile::TempDir {
+    let mut more: Vec<(&str, Value)> = vec![("tokenizer_config.json", case.config.clone())];
+    more.extend(case.files.iter().map(|(name, value)| (name.as_str(), value.clone())));
+    if case.base == "gpt2" {
+        return gpt2(&more);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (file, first, last) = match case.base.as_str() {
+        "spm" => ("added-tokens/spm.json", ("<s>", 1), ("</s>", 2)),
+        _ => ("tiny-tokenizer/tokenizer.json", ("<|endoftext|>", 0), ("<|im_end|>", 2)),
+    };
+    let mut tokenizer: Value = json(file);
+    if case.post {
+        tokenizer["post_processor"] = ft::data::added::around(Some(first), Some(last));
+    }
+    more.push(("tokenizer.json", tokenizer));
+    for (name, value) in more {
+        ft::fsutil::write_json(&folder.path().join(name), &value).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn tokens_that_other_files_add_have_the_ids_of_transformers() {
+    let AddedTokens { lines, cases } = json("added-tokens/expected.json");
+    assert!(cases.len() > 20);
+    for (name, case) in cases {
+        let folder = with_added(&case);
+        let tokenizer = ChatTokenizer::load(folder.path(), None).unwrap_or_else(|e| panic!("{name}: {e}"));
+        for ((line, ids), bare) in lines.iter().zip(&case.ids).zip(&case.bare) {
+            assert_eq!(&tokenizer.encode_plain(line).unwrap(), ids, "{name}: {line:?}");
+            assert_eq!(&tokenizer.encode(line).unwrap(), bare, "{name}: {line:?}");
+        }
+        let special: Vec<u32> = (0..tokenizer.vocab_size() as u32).filter(|id| tokenizer.is_special(*id)).collect();
+        assert_eq!((tokenizer.vocab_size(), special), (case.size, case.special), "{name}");
+        assert_eq!(tokenizer.eos(), case.eos, "{name}");
+    }
+    let bad = with_added(&AddedCase {
+        config: serde_json::json!({"added_tokens_decoder": {"x": {"content": "y"}}}),
+        ..json::<AddedTokens>("added-tokens/expected.json").cases.remove("nothing").unwrap()
+    });
+    let e = ChatTokenizer::load(bad.path(), None).unwrap_err();
+    assert!(e.message().contains("tokenizer_config.json: added_tokens_decoder: `x`") && !e.hints().is_empty(), "{e}");
+}
+
+#[derive(serde::Deserialize)]
+struct Pieces {
+    lines: Vec<String>,
+    models: std::collections::BTreeMap<String, PieceModel>,
+}
+
+#[derive(serde::Deserialize)]
+struct PieceModel {
+    size: usize,
+    bos: u32,
+    eos: u32,
+    ids: Vec<Vec<u32>>,
+    crc32: Vec<u32>,
+    text: Vec<String>,
+}
+
+/// zlib's checksum.
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |crc: u32| if crc & 1 == 1 { (crc >> 1) ^ 0xEDB8_8320 } else { crc >> 1 };
+    !bytes.iter().fold(!0u32, |crc, b| (0..8).fold(crc ^ u32::from(*b), |crc, _| step(crc)))
+}
+
+#[test]
+fn a_sentencepiece_vocabulary_gives_the_ids_of_its_library() {
+    let Pieces { lines, models } = json("sentencepiece/expected.json");
+    assert_eq!((lines.len(), models.len()), (500, 4));
+    for (name, model) in models {
+        let folder = fixture("sentencepiece").join(&name);
+        assert!(ChatTokenizer::in_directory(&folder));
+        let tokenizer = ChatTokenizer::load(&folder, None).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(
+            (tokenizer.vocab_size(), tokenizer.bos(), tokenizer.eos()),
+            (model.size, Some(model.bos), Some(model.eos)),
+            "{name}"
+        );
+        for (i, line) in lines.iter().enumerate() {
+            let ids = tokenizer.encode_plain(line).unwrap();
+            if let Some(wanted) = model.ids.get(i) {
+                assert_eq!(&ids, wanted, "{name}: line {i}, {line:?}");
+                if let Some(text) = model.text.get(i) {
+                    assert_eq!(&tokenizer.decode(&ids, true).unwrap(), text, "{name}: line {i}, {line:?}");
+                }
+            }
+            let written = ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+            assert_eq!(crc32(written.as_bytes()), model.crc32[i], "{name}: line {i}, {line:?}: {ids:?}");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_sentencepiece_vocabulary_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokenizer.model");
+    let whole = std::fs::read(fixture("sentencepiece/llama/tokenizer.model")).unwrap();
+    for bytes in [&whole[..whole.len() / 2], b"IQ== 0\nIg== 1\n", b""] {
+        std::fs::write(&file, bytes).unwrap();
+        let e = ChatTokenizer::load(folder.path(), None).unwrap_err();
+        assert!(e.message().contains("tokenizer.model") && e.exit_code() == 1 && !e.hints().is_empty(), "{e}");
+    }
+}
+
+/// A tokenizer that knows more tokens than the model has rows for is taken as it is, until a row uses one.
+#[test]
+fn a_token_without_an_embedding_is_refused_where_a_row_uses_it() {
+    let space = crate::commands::Workspace::new();
+    let folder = space.path("models/medical");
+    let mut config: Value = ft::fsutil::read_json(&folder.join("tokenizer_config.json")).unwrap();
+    config["added_tokens_decoder"] = serde_json::json!({});
+    let rows = ft::models::Config::read(&folder).unwrap().vocab_size as u64;
+    let size = ChatTokenizer::load(&folder, None).unwrap().vocab_size() as u64;
+    // Up to the last row of the embedding, and one more.
+    for id in size..=rows {
+        let content = if id == rows { "<|unused|>".to_string() } else { format!("<|{id}|>") };
+        config["added_tokens_decoder"][id.to_string()] = serde_json::json!({"content": content, "special": true});
+    }
+    ft::fsutil::write_json(&folder.join("tokenizer_config.json"), &config).unwrap();
+    let write = |name: &str, answer: &str| {
+        let row = |n: usize, a: &str| serde_json::json!({"prompt": format!("case {n}: "), "completion": a}).to_string();
+        std::fs::write(space.path(name), [row(1, "yes"), row(2, answer), row(3, "no")].join("\n")).unwrap();
+    };
+    write("good.jsonl", "perhaps");
+    write("bad.jsonl", "so <|unused|> it is");
+    let recipe = |rows: &str| {
+        format!(
+            "model: {{ path: models/medical }}\nmethod: {{ sft: {{}} }}\nadapter: {{ lora: {{}} }}\ndata: {{ train: {{ path: {rows} }} }}\n\
+             run: {{ steps: 1, samples: 0, out: out }}\n"
+        )
+    };
+    for (rows_file, good) in [("good.jsonl", true), ("bad.jsonl", false)] {
+        std::fs::write(space.path("sft.yaml"), recipe(rows_file)).unwrap();
+        for command in
+            [vec!["train", "sft.yaml", "--overwrite"], vec!["eval", "--model", "models/medical", "--data", rows_file]]
+        {
+            let done = space.command(&command).output().unwrap();
+            let said = String::from_utf8_lossy(&done.stderr).into_owned();
+            assert_eq!(done.status.success(), good, "{command:?}: {said}");
+            if command[0] == "train" {
+                assert!(good.then(|| said.contains("`<|unused|>`")).unwrap_or(true), "{said}");
+            }
+            if !good {
+                assert!(
+                    said.contains("bad.jsonl:2") && said.contains("<|unused|>") && said.contains(&rows.to_string()),
+                    "{said}"
+                );
+            }
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Adapter directories in PEFT's layout: adapter_config.json with the classic keys, adapter_model.safetensors with
 //! `base_model.model.` before the module's name.
 
+use super::lora::BASE_LAYER;
 use super::spec::{LoraInit, LoraSpec, MOST_RANK, Targets};
 use crate::error::{Error, Result};
 use crate::fsutil::{parse_json, read_to_string, refuse_moving, write_json};
@@ -81,6 +82,7 @@ pub fn read(folder: &Path) -> Result<AdapterFile> {
         };
         // Old files carry the adapter's name inside keys.
         let short = short.replace(".default.weight", ".weight").replace(".modules_to_save.", ".");
+        let short = short.strip_suffix(".default").map_or(short.clone(), String::from);
         tensors.insert(short, file.get(name).expect("listed"));
     }
     Ok(AdapterFile { spec, base, tensors })
@@ -110,7 +112,8 @@ pub fn write<'a>(
     weights::save(&folder.join(TENSORS), named.iter().map(|(name, t)| (name.as_str(), *t)))
 }
 
-/// Copies an adapter's tensors into the parameters built for it; missing, unexpected and misshapen ones are named.
+/// Copies an adapter's tensors into the parameters built for it; missing, unexpected and misshapen ones are named. Weights of
+/// the layers beneath updates are there already (`LoraPlan::on_bases`).
 pub fn load_into<'a>(
     params: impl Iterator<Item = &'a Param>,
     tensors: &BTreeMap<String, Tensor>,
@@ -121,6 +124,9 @@ pub fn load_into<'a>(
     let mut wanted = std::collections::BTreeSet::new();
     for p in params {
         wanted.insert(p.name.as_str());
+        if p.name.ends_with(BASE_LAYER) {
+            continue;
+        }
         match tensors.get(&p.name) {
             Some(t) if t.size() == p.tensor.size() => p.tensor.shallow_clone().copy_(t),
             Some(t) => {

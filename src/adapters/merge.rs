@@ -4,6 +4,7 @@
 //! `w · scale · B A`, a module saved whole adds `w · (W - base)`.
 
 use super::file::{self, AdapterFile};
+use super::lora::{BASE_LAYER, EMBEDDING_A, EMBEDDING_B, adapted_module};
 use super::spec::{LoraSpec, Targets};
 use super::targets::{Selection, endings};
 use crate::error::{Error, Result};
@@ -25,8 +26,9 @@ impl Part {
         Ok(Self { folder: folder.into(), file: file::read(folder)?, weight })
     }
 
-    /// What it does to the base, by the name of the tensor.
-    fn updates(&self) -> Result<BTreeMap<String, Update>> {
+    /// What it does to the base, by the name of the tensor. A weight beneath an update that is not the base's is put in the
+    /// base's place first, as PEFT does.
+    fn updates(&self, base: &Weights) -> Result<BTreeMap<String, Vec<Update>>> {
         let origin = self.folder.join(file::TENSORS);
         let selection =
             Selection::new(&self.file.spec).map_err(|e| e.context(self.folder.join(file::CONFIG).display()))?;
@@ -37,12 +39,16 @@ impl Part {
                     .hint("A and B come in pairs: the file is incomplete")
             })
         };
-        let mut updates = BTreeMap::new();
+        let mut updates: BTreeMap<String, Vec<Update>> = BTreeMap::new();
         for (name, tensor) in tensors {
-            if let Some(module) = name.strip_suffix(".lora_B.weight") {
-                get(format!("{module}.lora_A.weight"))?;
-            } else if let Some(module) = name.strip_suffix(".lora_A.weight") {
-                let (a, b) = (tensor, get(format!("{module}.lora_B.weight"))?);
+            let second = name.strip_suffix(".lora_B.weight").map(|module| (module, "lora_A.weight"));
+            let table = || Some((name.strip_suffix(EMBEDDING_B)?.strip_suffix('.')?, EMBEDDING_A));
+            if let Some((module, first)) = second.or_else(table) {
+                get(format!("{module}.{first}"))?;
+            } else if let Some(module) = adapted_module(name) {
+                let table = name.ends_with(EMBEDDING_A);
+                let b = get(format!("{module}.{}", if table { EMBEDDING_B } else { "lora_B.weight" }))?;
+                let a = tensor;
                 let (rank, alpha) = selection.numbers(module);
                 if a.dim() != 2 || b.dim() != 2 || a.size()[0] != rank || b.size()[1] != rank {
                     return Err(Error::user(format!(
@@ -54,10 +60,19 @@ impl Part {
                     .hint("config and tensors belong to two adapters, or rank_pattern was lost"));
                 }
                 let scale = super::lora::scale(alpha, rank, self.file.spec.rslora) * self.weight;
-                let low = Update::Low { a: a.shallow_clone(), b: b.shallow_clone(), scale };
-                updates.insert(format!("{module}.weight"), low);
+                // A table's update is (B A)^T.
+                let (a, b) = if table { (b.tr(), a.tr()) } else { (a.shallow_clone(), b.shallow_clone()) };
+                updates.entry(format!("{module}.weight")).or_default().push(Update::Low { a, b, scale, table });
+            } else if let Some(module) = name.strip_suffix(BASE_LAYER) {
+                let weight = format!("{module}.weight");
+                let update = Update::Beneath { tensor: tensor.shallow_clone(), weight: self.weight };
+                // A weight of another shape is refused with the updates.
+                if !base.get(&weight).is_some_and(|w| same(&w, tensor)) {
+                    updates.entry(weight).or_default().insert(0, update);
+                }
             } else if selection.saves(name) && !name.contains(".lora_") && !name.contains(".base_layer.") {
-                updates.insert(name.clone(), Update::Whole { tensor: tensor.shallow_clone(), weight: self.weight });
+                let whole = Update::Whole { tensor: tensor.shallow_clone(), weight: self.weight };
+                updates.entry(name.clone()).or_default().push(whole);
             } else {
                 return Err(Error::user(format!(
                     "{}: `{name}` is neither lora_A, lora_B nor a module to save",
@@ -70,6 +85,15 @@ impl Part {
     }
 }
 
+fn flat(updates: BTreeMap<String, Vec<Update>>) -> impl Iterator<Item = (String, Update)> {
+    updates.into_iter().flat_map(|(name, list)| list.into_iter().map(move |u| (name.clone(), u)))
+}
+
+/// Equal numbers, whatever they are held in.
+fn same(a: &Tensor, b: &Tensor) -> bool {
+    a.size() == b.size() && a.to_kind(Kind::Float).equal(&b.to_kind(Kind::Float))
+}
+
 /// What one adapter does to one tensor.
 enum Update {
     /// scale · B A, the adapter's weight included in the scale.
@@ -77,8 +101,15 @@ enum Update {
         a: Tensor,
         b: Tensor,
         scale: f64,
+        /// Of an embedding, whose factors have other names and lie the other way round in a file.
+        table: bool,
     },
     Whole {
+        tensor: Tensor,
+        weight: f64,
+    },
+    /// The weight that a low-rank update was learnt on, which is not the base's.
+    Beneath {
         tensor: Tensor,
         weight: f64,
     },
@@ -88,13 +119,13 @@ impl Update {
     /// Adds itself to `sum`, which began as `base` in float32; `transposed`: they lie as (in, out).
     fn add(&self, sum: &mut Tensor, base: &Tensor, transposed: bool) {
         match self {
-            Update::Low { a, b, scale } if transposed => {
+            Update::Low { a, b, scale, .. } if transposed => {
                 let _ = sum.addmm_(&(a.to_kind(Kind::Float).tr() * *scale), &b.to_kind(Kind::Float).tr());
             }
-            Update::Low { a, b, scale } => {
+            Update::Low { a, b, scale, .. } => {
                 let _ = sum.addmm_(&(b.to_kind(Kind::Float) * *scale), &a.to_kind(Kind::Float));
             }
-            Update::Whole { tensor, weight } => {
+            Update::Whole { tensor, weight } | Update::Beneath { tensor, weight } => {
                 *sum += (tensor.to_kind(Kind::Float) - base.to_kind(Kind::Float)) * *weight;
             }
         }
@@ -104,14 +135,14 @@ impl Update {
         match self {
             Update::Low { a, b, .. } if transposed => shape == [a.size()[1], b.size()[0]],
             Update::Low { a, b, .. } => shape == [b.size()[0], a.size()[1]],
-            Update::Whole { tensor, .. } => shape == tensor.size(),
+            Update::Whole { tensor, .. } | Update::Beneath { tensor, .. } => shape == tensor.size(),
         }
     }
 
     fn shape(&self) -> String {
         match self {
             Update::Low { a, b, .. } => format!("{:?} · {:?}", b.size(), a.size()),
-            Update::Whole { tensor, .. } => format!("{:?}", tensor.size()),
+            Update::Whole { tensor, .. } | Update::Beneath { tensor, .. } => format!("{:?}", tensor.size()),
         }
     }
 }
@@ -128,7 +159,7 @@ impl<'a> Merge<'a> {
         let mut updates: BTreeMap<String, Vec<Update>> = BTreeMap::new();
         for part in parts {
             let origin = part.folder.join(file::TENSORS);
-            for (name, update) in part.updates()? {
+            for (name, update) in flat(part.updates(base)?) {
                 if shared.contains(&name.as_str()) {
                     return Err(Error::user(format!(
                         "{}: the adapter changes `{name}`, which embedding and output head share in this model",
@@ -191,7 +222,7 @@ pub fn combine(base: &Weights, parts: &[Part]) -> Result<AdapterFile> {
     let _no_grad = tch::no_grad_guard();
     let mut modules: BTreeMap<String, Vec<(usize, Update)>> = BTreeMap::new();
     for (i, part) in parts.iter().enumerate() {
-        for (name, update) in part.updates()? {
+        for (name, update) in flat(part.updates(base)?) {
             modules.entry(name).or_default().push((i, update));
         }
     }
@@ -201,8 +232,10 @@ pub fn combine(base: &Weights, parts: &[Part]) -> Result<AdapterFile> {
         let low: Vec<_> = updates
             .iter()
             .filter_map(|(_, u)| match u {
-                Update::Low { a, b, scale } => Some((a.to_kind(Kind::Float) * *scale, b.to_kind(Kind::Float))),
-                Update::Whole { .. } => None,
+                Update::Low { a, b, scale, table } => {
+                    Some((a.to_kind(Kind::Float) * *scale, b.to_kind(Kind::Float), *table))
+                }
+                Update::Whole { .. } | Update::Beneath { .. } => None,
             })
             .collect();
         if low.is_empty() {
@@ -218,7 +251,7 @@ pub fn combine(base: &Weights, parts: &[Part]) -> Result<AdapterFile> {
             tensors.insert(name.clone(), sum);
             continue;
         }
-        if low.len() != updates.len() {
+        if updates.iter().any(|(_, u)| matches!(u, Update::Whole { .. })) {
             let folders: Vec<String> = updates.iter().map(|(i, _)| parts[*i].folder.display().to_string()).collect();
             return Err(Error::user(format!(
                 "`{name}` is saved whole in one adapter and low-rank in another: {}",
@@ -227,15 +260,47 @@ pub fn combine(base: &Weights, parts: &[Part]) -> Result<AdapterFile> {
             .hint("no adapter can hold that sum; merge into a model instead: leave out --as adapter"));
         }
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        let (a, b): (Vec<Tensor>, Vec<Tensor>) = low.into_iter().unzip();
+        if let Some(beneath) = beneath(base, name, updates, parts)? {
+            tensors.insert(format!("{module}{BASE_LAYER}"), beneath);
+        }
+        let table = low.iter().any(|(.., table)| *table);
+        let (a, b): (Vec<Tensor>, Vec<Tensor>) = low.into_iter().map(|(a, b, _)| (a, b)).unzip();
         let (a, b) = (Tensor::cat(&a, 0), Tensor::cat(&b, 1)); // (R, in), (out, R)
         ranks.insert(module.to_string(), a.size()[0]);
-        tensors.insert(format!("{module}.lora_A.weight"), a);
-        tensors.insert(format!("{module}.lora_B.weight"), b);
+        let factors = match table {
+            true => [(EMBEDDING_A, b.tr().contiguous()), (EMBEDDING_B, a.tr().contiguous())],
+            false => [("lora_A.weight", a), ("lora_B.weight", b)],
+        };
+        tensors.extend(factors.map(|(end, factor)| (format!("{module}.{end}"), factor)));
     }
     let named: BTreeSet<&str> = parts.iter().filter_map(|p| p.file.base.as_deref()).collect();
     let base_name = (named.len() == 1).then(|| named.into_iter().next().unwrap_or_default().to_string());
     Ok(AdapterFile { spec: combined_spec(base, parts, &ranks), base: base_name, tensors })
+}
+
+/// The weight that the sum of updates of `name` is to lie on: in the sum's file where each part's file holds one.
+fn beneath(base: &Weights, name: &str, updates: &[(usize, Update)], parts: &[Part]) -> Result<Option<Tensor>> {
+    let held = |i: usize| parts[i].file.tensors.get(&format!("{}{BASE_LAYER}", name.strip_suffix(".weight")?));
+    let others = updates.iter().filter(|(_, u)| matches!(u, Update::Beneath { .. })).count();
+    let sources: BTreeSet<usize> = updates.iter().map(|(i, _)| *i).collect();
+    if others == 0 {
+        let all = sources.iter().all(|i| held(*i).is_some());
+        return Ok(base.get(name).filter(|_| all));
+    }
+    let first = sources.first().and_then(|i| held(*i));
+    match first {
+        Some(first) if sources.iter().all(|i| held(*i).is_some_and(|t| same(t, first))) => {
+            Ok(Some(first.shallow_clone()))
+        }
+        _ => {
+            let folders: Vec<String> = sources.iter().map(|i| parts[*i].folder.display().to_string()).collect();
+            Err(Error::user(format!(
+                "`{name}`: the adapters were trained on different weights: {}",
+                folders.join(", ")
+            ))
+            .hint("no adapter can hold that sum; merge into a model instead: leave out --as adapter"))
+        }
+    }
 }
 
 fn combined_spec(base: &Weights, parts: &[Part], ranks: &BTreeMap<String, i64>) -> LoraSpec {

@@ -20,7 +20,13 @@ impl AdapterSpec {
     /// What attaches this adapter while a model is built.
     pub fn plan(&self) -> Result<Box<dyn Attach>> {
         match self {
-            AdapterSpec::Lora(spec) => Ok(Box::new(LoraPlan::new(spec)?)),
+            AdapterSpec::Lora(spec) => {
+                let plan = LoraPlan::new(spec)?;
+                Ok(Box::new(match &spec.from {
+                    Some(folder) => plan.on_bases(&file::read(folder)?.tensors),
+                    None => plan,
+                }))
+            }
         }
     }
 }

@@ -136,6 +136,7 @@ impl Talk<'_> {
 
     fn answer(&mut self) -> Result<String> {
         let prompt = self.tokenizer.encode(&self.tokenizer.render(&self.messages, true)?)?;
+        self.tokenizer.check_embedded(&prompt)?;
         let (settings, stop) = (&self.settings, &self.stop);
         let mut shown = Shown::new(self.tokenizer, &settings.stop_texts);
         let mut failed = None;

@@ -97,8 +97,11 @@ pub fn run(args: Generate) -> Result<()> {
     let questions = match &args.input {
         Some(path) => args.read(path, &tokenizer)?,
         None => {
-            let ask =
-                |text: &String| Ok(Question { prompt: text.as_str().into(), ids: args.text_ids(text, &tokenizer)? });
+            let ask = |text: &String| {
+                let ids = args.text_ids(text, &tokenizer)?;
+                tokenizer.check_embedded(&ids)?;
+                Ok(Question { prompt: text.as_str().into(), ids })
+            };
             args.prompt.iter().map(ask).collect::<Result<_>>()?
         }
     };
@@ -428,7 +431,9 @@ impl Generate {
             for raw in chunk {
                 let place = Place { path, line: raw.line };
                 let columns = raw.columns(path)?;
-                questions.push(self.question(columns, place, tokenizer)?);
+                let question = self.question(columns, place, tokenizer)?;
+                tokenizer.check_embedded(&question.ids).context(|| place)?;
+                questions.push(question);
             }
             Ok(())
         })?;

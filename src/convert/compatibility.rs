@@ -2,7 +2,8 @@
 //!
 //! PEFT and transformers are run against in tests/reference; the rest is read from the consumers' own code and issues.
 
-use crate::adapters::{AdapterFile, lora::scale, targets::Selection};
+use crate::adapters::lora::{adapted_module, scale};
+use crate::adapters::{AdapterFile, targets::Selection};
 use serde::Serialize;
 use std::path::Path;
 
@@ -46,7 +47,7 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
             answer("llama.cpp", vec![NO_HEAD.into()], None),
         ];
     }
-    let modules: Vec<&str> = adapter.tensors.keys().filter_map(|n| n.strip_suffix(".lora_A.weight")).collect();
+    let modules: Vec<&str> = adapter.tensors.keys().filter_map(|n| adapted_module(n)).collect();
     let numbers: Vec<(i64, f64)> = match Selection::new(spec) {
         Ok(selection) => modules.iter().map(|m| selection.numbers(m)).collect(),
         Err(_) => Vec::new(),

@@ -6,7 +6,7 @@
 use super::compatibility::{self, Compatibility};
 use super::measure::{self, Distance};
 use super::scorer;
-use crate::adapters::{LoraSpec, Targets, file, targets};
+use crate::adapters::{LoraSpec, Targets, file, lora, targets};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::models::{self, Config, Heads, Load, Model};
@@ -403,7 +403,7 @@ pub fn resolved<'n>(spec: &LoraSpec, adapted: &BTreeSet<&str>, base: impl Iterat
 
 /// The modules that have a low-rank update.
 pub fn adapted_modules<'n>(names: impl Iterator<Item = &'n str>) -> BTreeSet<&'n str> {
-    names.filter_map(|n| n.strip_suffix(".lora_A.weight")).collect()
+    names.filter_map(lora::adapted_module).collect()
 }
 
 pub(super) fn entry(name: &str, shape: &[i64], kind: Kind) -> Result<Entry> {

@@ -1,6 +1,7 @@
 //! `ft merge`: adapters folded into a base, or several laid together as one, written and checked.
 
 use super::export::{self, Change, Check, Export, Report};
+use super::stops;
 use crate::adapters::merge::{self, Merge, Part};
 use crate::adapters::{AdapterFile, LoraPlan, file};
 use crate::error::{Error, Result};
@@ -60,6 +61,7 @@ pub fn model(base: &Path, parts: &[Part], out: &Path, dtype: Option<Kind>, shard
         })?;
         export::write_config(&config, temp, dtype)?;
         export::copy_beside(base, temp, export::MODEL_FILES)?;
+        stops::inherit(temp, base, parts.iter().map(|p| p.folder.as_path()))?;
         let names = names.iter().map(|n| n.to_string()).collect();
         let check = Check { reference: &reference, folder: temp, export: Export::Model, change, names };
         check.run(|name| merge.tensor(name).map(Some))
@@ -86,6 +88,7 @@ pub fn adapter(base: &Path, parts: &[Part], out: &Path) -> Result<Report> {
             base,
             sum.tensors.iter().map(|(n, t)| (n.as_str(), t)),
         )?;
+        stops::inherit(temp, base, parts.iter().map(|p| p.folder.as_path()))?;
         let names: BTreeSet<String> = sum.tensors.keys().cloned().collect();
         let export = Export::Adapter { base };
         let check = Check { reference: &reference, folder: temp, export, change: Change::None, names };
@@ -114,9 +117,10 @@ fn is_float(kind: Kind) -> bool {
 
 /// The base with every part, which checks that each fits, and with their sum, which is switched on.
 fn with_sum(base: &Path, parts: &[Part], sum: &AdapterFile, kind: Kind) -> Result<Model> {
-    let mut plans = vec![(SUM.to_string(), LoraPlan::new(&sum.spec)?)];
+    let mut plans = vec![(SUM.to_string(), LoraPlan::new(&sum.spec)?.on_bases(&sum.tensors))];
     for (i, part) in parts.iter().enumerate() {
-        plans.push((i.to_string(), LoraPlan::of_file(&part.file.spec, &part.folder.join(file::CONFIG))?));
+        let plan = LoraPlan::of_file(&part.file.spec, &part.folder.join(file::CONFIG))?;
+        plans.push((i.to_string(), plan.on_bases(&part.file.tensors)));
     }
     let adapters = plans.iter().map(|(name, p)| (name.clone(), p as &dyn Attach)).collect();
     let model = Model::load(

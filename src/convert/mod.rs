@@ -13,5 +13,6 @@ pub mod pretokenizer;
 pub mod quant;
 mod rope_scaling;
 mod scorer;
+pub mod stops;
 pub mod student;
 pub mod vocabulary;

@@ -5,6 +5,7 @@
 
 use crate::convert::gguf::Gguf;
 use crate::convert::pretokenizer::PreTokenizer;
+use crate::data::{added, sentencepiece};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeSet, HashMap};
@@ -36,8 +37,7 @@ const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 const UNUSED: i64 = 5;
 
-/// Longer tokens are in no vocabulary, and recovering merges from one takes time quadratic in its length.
-const LONGEST_TOKEN: usize = 1024;
+const LONGEST_TOKEN: usize = sentencepiece::LONGEST_PIECE;
 
 /// Tokens that close a turn in chat templates; one counts where the vocabulary marks it special and the template names it.
 const TURN_ENDS: [&str; 12] = [
@@ -216,39 +216,8 @@ fn sentence_piece(tokens: &Tokens) -> Result<Value> {
         Some(listed) => json!(listed),
         None => json!(tokens.merges_from_scores()?),
     };
-    let unk = tokens.types.iter().position(|&t| t == UNKNOWN);
-    let mut decoders = vec![
-        json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
-        json!({"type": "ByteFallback"}),
-        json!({"type": "Fuse"}),
-    ];
-    if prefix {
-        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
-    }
-    Ok(json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": [],
-        "normalizer": null,
-        "pre_tokenizer": {
-            "type": "Metaspace", "replacement": "▁", "prepend_scheme": if prefix { "first" } else { "never" }, "split": false,
-        },
-        "post_processor": null,
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {
-            "type": "BPE",
-            "dropout": null,
-            "unk_token": unk.map(|i| tokens.texts[i]),
-            "continuing_subword_prefix": null,
-            "end_of_word_suffix": null,
-            "fuse_unk": true,
-            "byte_fallback": true,
-            "ignore_merges": false,
-            "vocab": tokens.vocab(),
-            "merges": merges,
-        },
-    }))
+    let unk = tokens.types.iter().position(|&t| t == UNKNOWN).map(|i| tokens.texts[i]);
+    Ok(sentencepiece::whole(sentencepiece::bpe_model(tokens.vocab(), merges, unk, true), Value::Null, prefix))
 }
 
 impl<'a> Tokens<'a> {
@@ -324,21 +293,8 @@ impl<'a> Tokens<'a> {
 
     /// Adds beginning and end of text around each sequence.
     fn post_processor(&self, bos: Option<u64>, eos: Option<u64>) -> Value {
-        if bos.is_none() && eos.is_none() {
-            return Value::Null;
-        }
-        let special = |id: u64, kind: u8| json!({"SpecialToken": {"id": self.texts[id as usize], "type_id": kind}});
-        let around = |sequence: &str, kind: u8| -> Vec<Value> {
-            let text = json!({"Sequence": {"id": sequence, "type_id": kind}});
-            bos.map(|i| special(i, kind)).into_iter().chain([text]).chain(eos.map(|i| special(i, kind))).collect()
-        };
-        let mut known = Map::new();
-        for id in bos.into_iter().chain(eos) {
-            let text = self.texts[id as usize];
-            known.insert(text.to_string(), json!({"id": text, "ids": [id], "tokens": [text]}));
-        }
-        let pair = [around("A", 0), around("B", 1)].concat();
-        json!({"type": "TemplateProcessing", "single": around("A", 0), "pair": pair, "special_tokens": known})
+        let token = |id: u64| (self.texts[id as usize], id);
+        added::around(bos.map(token), eos.map(token))
     }
 
     /// The merges that the file lists, each checked to join two tokens into a third.
@@ -359,23 +315,9 @@ impl<'a> Tokens<'a> {
         if scores.len() != self.texts.len() {
             return Err(self.wrong(&format!("{} tokens, but {} scores", self.texts.len(), scores.len())));
         }
-        let mut merges: Vec<(f32, usize, usize, &str, &str)> = Vec::new();
-        for (id, &text) in self.texts.iter().enumerate().filter(|(i, _)| !self.is_placeholder(*i)) {
-            let cuts = text.char_indices().skip(1).map(|(at, _)| text.split_at(at));
-            let mut pairs: Vec<_> =
-                cuts.filter_map(|(l, r)| Some((*self.ids.get(l)?, *self.ids.get(r)?, l, r))).collect();
-            pairs.sort();
-            merges.extend(
-                pairs.iter().map(|&(_, _, l, r)| (scores[id] + 0.0, l.chars().count(), r.chars().count(), l, r)),
-            );
-        }
-        merges.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| (b.1, b.2).cmp(&(a.1, a.2))));
-        if let Some(bad) = merges.iter().find(|m| m.3.contains(' ') || m.4.contains(' ')) {
-            return Err(
-                self.wrong(&format!("token {:?} holds a space, which a SentencePiece vocabulary writes as ▁", bad.3))
-            );
-        }
-        Ok(merges.iter().map(|m| format!("{} {}", m.3, m.4)).collect())
+        sentencepiece::merges(&self.ids, |id| scores[id as usize]).map_err(|bad| {
+            self.wrong(&format!("token {bad:?} holds a space, which a SentencePiece vocabulary writes as ▁"))
+        })
     }
 
     fn turn_ends(&self, template: Option<&str>) -> Vec<u64> {

@@ -3,6 +3,7 @@
 //! Invariant: every byte is a token, so no text is lost. What a directory does not say plainly is refused, for a wrong
 //! split gives wrong ids without a word.
 
+use super::added::Settings;
 use super::detect::Want;
 use super::record::Columns;
 use super::rows::Reading;
@@ -11,7 +12,7 @@ use super::spec::{RowFormat, SourceSpec};
 use crate::error::{Error, Result};
 use crate::fsutil::{self, io_error};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -33,9 +34,10 @@ pub(super) fn in_directory(folder: &Path) -> bool {
     folder.join(VOCAB).is_file() && folder.join(MERGES).is_file()
 }
 
-/// GPT-2's tokenizer from `vocab.json` and `merges.txt`, as transformers builds it. `config`: tokenizer_config.json.
+/// GPT-2's tokenizer from `vocab.json` and `merges.txt`, as transformers builds it; `named` are its special tokens.
 /// Only its way of splitting text is built: the two files say nothing of it, the tokenizer's class does.
-pub(super) fn from_directory(folder: &Path, config: &Columns) -> Result<Tokenizer> {
+pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &Columns) -> Result<Tokenizer> {
+    let config = &settings.config;
     let class = config.get("tokenizer_class").and_then(Value::as_str);
     let model = folder.join("config.json");
     let model: Columns = if model.is_file() { fsutil::read_json(&model)? } else { Columns::new() };
@@ -54,11 +56,6 @@ pub(super) fn from_directory(folder: &Path, config: &Columns) -> Result<Tokenize
             "no tokenizer.json, and {VOCAB} with {MERGES} is read for gpt2 only, not for `{named}`"
         ));
     }
-    if config.get("add_bos_token") == Some(&Value::Bool(true)) {
-        return refuse(
-            "tokenizer_config.json asks for `add_bos_token`, which is not read without tokenizer.json".into(),
-        );
-    }
     let (vocab, merges) = (folder.join(VOCAB), folder.join(MERGES));
     let bpe = match (vocab.to_str(), merges.to_str()) {
         (Some(v), Some(m)) => BPE::from_file(v, m).build(),
@@ -71,7 +68,13 @@ pub(super) fn from_directory(folder: &Path, config: &Columns) -> Result<Tokenize
     let space = config.get("add_prefix_space").and_then(Value::as_bool).unwrap_or(false);
     tokenizer.with_pre_tokenizer(Some(ByteLevel::new(space, true, true)));
     tokenizer.with_decoder(Some(ByteLevel::default()));
-    add_tokens(&mut tokenizer, folder, config)?;
+    if let Some((content, id)) = settings.complete(&mut tokenizer, named)?.first() {
+        return Err(Error::user(format!(
+            "{}: the added token `{content}` should be {id}, and the vocabulary leaves no such place",
+            folder.display()
+        ))
+        .hint("vocab.json and the list of added tokens must be of one tokenizer"));
+    }
     Ok(tokenizer)
 }
 
@@ -80,46 +83,6 @@ pub(super) fn default_specials(specials: &mut Columns) {
     for name in ["bos_token", "eos_token", "unk_token"] {
         specials.entry(name).or_insert(json!(END));
     }
-}
-
-/// The tokens beside the vocabulary: `added_tokens_decoder` of tokenizer_config.json, added_tokens.json, and `END`.
-fn add_tokens(tokenizer: &mut Tokenizer, folder: &Path, config: &Columns) -> Result<()> {
-    let mut added: BTreeMap<u32, AddedToken> = BTreeMap::new();
-    let bad = |what: String| Error::user(format!("{}: {what}", folder.display()));
-    if let Some(list) = config.get("added_tokens_decoder").and_then(Value::as_object) {
-        for (id, token) in list {
-            let is = |key: &str| token.get(key).and_then(Value::as_bool).unwrap_or(false);
-            let (Ok(id), Some(content)) = (id.parse(), token.get("content").and_then(Value::as_str)) else {
-                return Err(bad(format!("tokenizer_config.json: added_tokens_decoder: `{id}` is no token")));
-            };
-            let token = AddedToken::from(content, is("special"))
-                .lstrip(is("lstrip"))
-                .rstrip(is("rstrip"))
-                .normalized(is("normalized"))
-                .single_word(is("single_word"));
-            added.insert(id, token);
-        }
-    }
-    let file = folder.join("added_tokens.json");
-    if file.is_file() {
-        for (content, id) in fsutil::read_json::<BTreeMap<String, u32>>(&file)? {
-            added.entry(id).or_insert_with(|| AddedToken::from(content, true));
-        }
-    }
-    if let Some(id) = tokenizer.token_to_id(END) {
-        added.entry(id).or_insert_with(|| AddedToken::from(END, true));
-    }
-    for (id, token) in added {
-        let content = token.content.clone();
-        tokenizer.add_tokens(&[token]);
-        if tokenizer.token_to_id(&content) != Some(id) {
-            return Err(bad(format!(
-                "the added token `{content}` should be {id}, and the vocabulary leaves no such place"
-            ))
-            .hint("vocab.json and the list of added tokens must be of one tokenizer"));
-        }
-    }
-    Ok(())
 }
 
 /// How a tokenizer is trained.

@@ -5,13 +5,14 @@
 
 use super::cache::{self, Cache};
 use super::items::Item;
+use super::record::Place;
 use super::rows::Reading;
 use super::source::{self, Segment};
 use super::spec::{SourceSpec, Supervise};
 use super::summary::FileSummary;
 use super::tokenizer::ChatTokenizer;
 use super::tokens::{Facts, Tokens, Writer, file_name};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::fsutil;
 use crate::report::{self, Progress};
 use rayon::prelude::*;
@@ -194,6 +195,8 @@ impl<T: Item> Job<'_, T> {
                 for item in made.examples {
                     let (sequences, _, value) = item.store();
                     for sequence in &sequences {
+                        let place = || Place { path: self.path, line };
+                        self.maker.tokenizer.check_embedded(&sequence.ids).context(place)?;
                         writer.push(sequence, line - self.segment.before, value)?;
                     }
                 }

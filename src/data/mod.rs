@@ -3,10 +3,12 @@
 //! source (polars) -> record (one of the known row shapes) -> template + tokenizer -> items (ids + mask)
 //! -> tokens (in memory, or in mapped files that the cache keeps) -> dataset (any item, in any order)
 //! -> pack (rows of several examples) -> loader (which examples make the next step).
+//! tokenizer reads tokenizer.json; bpe and sentencepiece (protobuf) build the same from older files, added what stands beside.
 //! scrub takes personal data out of the texts of rows.
 //! quality looks at the result: histogram, duplicates, overlap, preview.
 //! Nothing here knows a model or a tensor.
 
+pub mod added;
 mod answered;
 mod arguments;
 pub mod bpe;
@@ -25,10 +27,12 @@ pub mod notes;
 pub mod pack;
 pub mod preference;
 pub mod prompts;
+mod protobuf;
 pub mod quality;
 pub mod record;
 pub mod rows;
 pub mod scrub;
+pub mod sentencepiece;
 pub mod source;
 pub mod spec;
 pub mod summary;

@@ -16,7 +16,7 @@ use super::spec::{Overflow, RowFormat, SourceSpec, Sources};
 use super::summary::{FileSummary, Noted, Quantiles, Share, Summary, gather};
 use super::tokenizer::ChatTokenizer;
 use super::{Want, record};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::fsutil::hex;
 use rayon::prelude::*;
 use serde_json::Value;
@@ -151,6 +151,7 @@ fn read(
         let place = record::Place { path: &path, line };
         let row = Row { line, record: record::read(columns.clone(), reading.format, place)? };
         let items::Question { text, ids, notes } = items::question(&row, &path, tokenizer)?;
+        tokenizer.check_embedded(&ids).context(|| place)?;
         let columns = with_answer(columns, &row.record);
         Ok((PromptRow { ids, text, columns, format: reading.format, path: path.clone(), line }, notes))
     };

@@ -2,12 +2,13 @@
 //!
 //! Invariant: nothing is cut or padded, whatever tokenizer.json asks for, and specials are added only by `encode_plain`.
 
+use super::added::{Settings, optional_json};
 use super::answered::answered;
-use super::bpe;
 use super::record::{Columns, Conversation, Message};
 use super::template::ChatTemplate;
+use super::{bpe, sentencepiece};
 use crate::error::{Error, Result};
-use crate::fsutil;
+use crate::{fsutil, report};
 use jiff::civil::Date;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -33,6 +34,8 @@ pub struct ChatTokenizer {
     post: Option<PostProcessorWrapper>,
     template: Option<ChatTemplate>,
     vocab_size: usize,
+    /// Rows of the embedding, as config.json beside it says.
+    rows: Option<usize>,
     bos: Option<u32>,
     eos: Option<u32>,
     pad: Option<u32>,
@@ -55,24 +58,40 @@ impl ChatTokenizer {
 
     /// As `load`, with variables and a date for the template.
     pub fn load_with(model_dir: &Path, rendering: &Rendering) -> Result<Self> {
-        let config = optional_json(&model_dir.join("tokenizer_config.json"))?;
-        let mut specials = special_tokens(&config, &optional_json(&model_dir.join("special_tokens_map.json"))?);
+        let settings = Settings::read(model_dir)?;
+        let mut specials = settings.specials();
         let path = model_dir.join("tokenizer.json");
         let mut inner = if path.is_file() {
-            Tokenizer::from_bytes(fsutil::read(&path)?).map_err(|e| {
+            let mut inner = Tokenizer::from_bytes(fsutil::read(&path)?).map_err(|e| {
                 Error::user(format!("{}: {e}", path.display()))
                     .hint("the file is damaged or of another kind: fetch it again with the model")
-            })?
+            })?;
+            for (token, id) in settings.complete(&mut inner, &specials)? {
+                let got = inner.token_to_id(&token).unwrap_or_default();
+                report::warn_once(format!(
+                    "{}: tokenizer_config.json gives `{token}` the id {id}; it gets {got}, as in transformers",
+                    model_dir.display()
+                ));
+            }
+            inner
         } else if bpe::in_directory(model_dir) {
             bpe::default_specials(&mut specials);
-            bpe::from_directory(model_dir, &config)?
+            bpe::from_directory(model_dir, &settings, &specials)?
+        } else if sentencepiece::in_directory(model_dir) {
+            let mut inner = sentencepiece::from_directory(model_dir, &settings, &mut specials)?;
+            settings.complete(&mut inner, &specials)?;
+            inner
         } else {
             let error = Error::user(format!("{}: not found; a model directory needs its tokenizer", path.display()));
-            return Err(match ["tokenizer.model", "vocab.json", "merges.txt"].iter().find(|f| model_dir.join(f).is_file()) {
+            return Err(match ["vocab.json", "merges.txt"].iter().find(|f| model_dir.join(f).is_file()) {
                 Some(file) => error.hint(format!("there is {file}, an older form of tokenizer; save it as tokenizer.json with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")),
                 None => error.hint("check model.path"),
             });
         };
+        if !path.is_file() {
+            let around = settings.around(&inner, &specials)?;
+            inner.with_post_processor(around);
+        }
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::bug(format!("{}: {e}", path.display())))?;
         let post = inner.get_post_processor().cloned();
@@ -82,11 +101,12 @@ impl ChatTokenizer {
         let id_of = |name: &str| specials.get(name).and_then(Value::as_str).and_then(|token| inner.token_to_id(token));
         let generation = optional_json(&model_dir.join("generation_config.json"))?;
         let model = optional_json(&model_dir.join("config.json"))?;
+        let rows = model.get("vocab_size").and_then(Value::as_u64).map(|n| n as usize);
         let stops_written = ids_in(generation.get("eos_token_id").or_else(|| model.get("eos_token_id")));
         let (bos, pad) = (id_of("bos_token"), id_of("pad_token"));
         let eos = id_of("eos_token").or_else(|| stops_written.first().copied());
 
-        let template = find_template(model_dir, &config, rendering.template.as_deref())?
+        let template = find_template(model_dir, &settings.config, rendering.template.as_deref())?
             .map(|found| found.compile(&specials))
             .transpose()?
             .map(|template| template.with(&rendering.kwargs, rendering.date));
@@ -95,6 +115,7 @@ impl ChatTokenizer {
             post,
             template,
             vocab_size,
+            rows,
             bos,
             eos,
             pad,
@@ -119,7 +140,12 @@ impl ChatTokenizer {
 
     /// The directory has a tokenizer that can be loaded.
     pub fn in_directory(folder: &Path) -> bool {
-        folder.join("tokenizer.json").is_file() || bpe::in_directory(folder)
+        folder.join("tokenizer.json").is_file() || bpe::in_directory(folder) || sentencepiece::in_directory(folder)
+    }
+
+    /// The same tokenizer for a model that is made to fit it: config.json beside it is of another one.
+    pub fn of_any_model(self) -> Self {
+        Self { rows: None, ..self }
     }
 
     /// Token ids of `text`; special tokens written in it are recognised, none is added.
@@ -193,13 +219,38 @@ impl ChatTokenizer {
         hash.update(self.inner.to_string(false).map_err(|e| json(&e))?);
         hash.update(serde_json::to_string(&self.post).map_err(|e| json(&e))?);
         hash.update(format!("{:?}{:?}{:?}{:?}", self.bos, self.eos, self.turn_end, self.stop_ids));
+        if self.embedded_size() < self.vocab_size {
+            hash.update(format!("{:?}", self.rows));
+        }
         hash.update(self.template.as_ref().map(ChatTemplate::identity).unwrap_or_default());
         Ok(fsutil::hex(&hash.finalize()))
     }
 
-    /// One more than the highest id: what an embedding must have rows for.
+    /// One more than the highest id: what an embedding must have rows for, if all tokens are to be used.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
+    }
+
+    /// The same, of the tokens that the model has embeddings for.
+    pub fn embedded_size(&self) -> usize {
+        self.vocab_size.min(self.rows.unwrap_or(usize::MAX))
+    }
+
+    /// Tokens that the model has no embedding for, with their ids.
+    pub fn without_embedding(&self) -> Vec<(u32, String)> {
+        let beyond = self.embedded_size() as u32..self.vocab_size as u32;
+        beyond.filter_map(|id| Some((id, self.token(id)?))).collect()
+    }
+
+    /// Refuses a row that uses a token without an embedding.
+    pub fn check_embedded(&self, ids: &[u32]) -> Result<()> {
+        let rows = self.rows.unwrap_or(usize::MAX);
+        let Some(id) = ids.iter().find(|id| **id as usize >= rows) else { return Ok(()) };
+        let token = self.token(*id).unwrap_or_default();
+        Err(Error::user(format!(
+            "the token `{token}` has the id {id}, and the model (vocab_size {rows} in config.json) has no embedding for it"
+        ))
+        .hint("take it out of the rows or the chat template, or use the tokenizer that belongs to the model"))
     }
 
     pub fn bos(&self) -> Option<u32> {
@@ -319,10 +370,6 @@ fn tokenizer_error(e: &tokenizers::Error) -> Error {
     Error::user(format!("tokenizer: {e}")).hint("is tokenizer.json whole, and made for this model?")
 }
 
-fn optional_json(path: &Path) -> Result<Columns> {
-    if path.is_file() { fsutil::read_json(path) } else { Ok(Map::new()) }
-}
-
 /// An id or a list of ids.
 fn ids_in(value: Option<&Value>) -> Vec<u32> {
     let one = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
@@ -331,18 +378,6 @@ fn ids_in(value: Option<&Value>) -> Vec<u32> {
         Some(id) => one(id).into_iter().collect(),
         None => Vec::new(),
     }
-}
-
-/// The special tokens by name, as text; the template sees them as variables. A token is text or `{content, …}`.
-fn special_tokens(config: &Columns, map: &Columns) -> Columns {
-    let names = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-    let text = |value: &Value| match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Object(token) => token.get("content").and_then(Value::as_str).map(str::to_string),
-        _ => None,
-    };
-    let found = |name: &str| config.get(name).and_then(text).or_else(|| map.get(name).and_then(text));
-    names.iter().filter_map(|name| found(name).map(|token| (name.to_string(), Value::String(token)))).collect()
 }
 
 /// Chat templates as they were found: a place for errors, and a text.

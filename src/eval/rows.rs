@@ -3,8 +3,9 @@
 //! The prompt is what stands before the last answer in the row as it would be trained, so that a model is asked in
 //! exactly the tokens it learnt from.
 
+use crate::data::record::Place;
 use crate::data::{ChatTokenizer, Example, Message, Record, Row, RowFormat, Supervise, example, read_rows};
-use crate::error::Result;
+use crate::error::{Context, Result};
 use serde_json::Value;
 use std::path::Path;
 
@@ -36,6 +37,8 @@ impl EvalRow {
 
     fn of(row: &Row, path: &Path, tokenizer: &ChatTokenizer) -> Result<Self> {
         let examples = example::encode_row(row, path, tokenizer, Supervise::Assistant)?.examples;
+        let place = || Place { path, line: row.line };
+        examples.iter().try_for_each(|e| tokenizer.check_embedded(&e.ids)).context(place)?;
         let shown = match &row.record {
             Record::Text(_) => return Ok(Self { line: row.line, asked: None, examples }),
             Record::Messages(talk) => before_last_answer(&talk.messages),

@@ -6,7 +6,7 @@ use crate::data::rows::Reading;
 use crate::data::{
     ChatTokenizer, Item, Pair, Record, Row, RowFormat, SourceSpec, Supervise, Unpaired, Want, example, source,
 };
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::methods::reward::{Card, Evidence, Judged};
 use crate::models::{Model, Scoring};
 use serde::Serialize;
@@ -89,6 +89,7 @@ impl ScoreRow {
             }
             Record::Prompt(_) | Record::Text(_) => return Err(nothing(&place())),
         };
+        sequences.iter().try_for_each(|ids| tokenizer.check_embedded(ids)).context(&place)?;
         let shown = one(convert(&row.record, target)?, &place)?;
         Ok(Self { line: row.line, shown, sequences, lengths, good })
     }

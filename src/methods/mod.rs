@@ -91,6 +91,11 @@ impl MethodSpec {
         matches!(self, Self::Dpo(_) | Self::Kto(_) | Self::Orpo(_) | Self::Simpo(_))
     }
 
+    /// Whether its result writes text; a reward model only scores it.
+    pub fn writes(&self) -> bool {
+        !matches!(self, Self::Reward(_))
+    }
+
     /// The models that a student learns from.
     pub fn teachers(&self) -> &[distill::TeacherSpec] {
         match self {
@@ -131,9 +136,8 @@ impl MethodSpec {
             Self::Reward(_) => Ok(Parts { heads: Heads::Score, ..Parts::default() }),
             Self::Dpo(spec) => reference::parts(adapter, spec.reference),
             Self::Kto(spec) => reference::parts(adapter, spec.reference),
-            Self::Grpo(grpo::GrpoSpec { rewards, .. }) | Self::Rloo(rloo::RlooSpec { rewards, .. }) => {
-                rollout::parts(rewards, adapter)
-            }
+            Self::Grpo(spec) => rollout::parts(&spec.rewards, adapter, spec.compares()),
+            Self::Rloo(spec) => rollout::parts(&spec.rewards, adapter, spec.compares()),
             Self::Ppo(spec) => ppo::parts(spec, adapter),
         }
     }

@@ -68,20 +68,25 @@ impl Reference {
         if model.active().is_some() {
             return Ok(Self::Base);
         }
+        report::info("every weight is trained, so the reference is a second copy of the base in memory");
         let heads = Heads::Tokens;
         let (device, kind) = (model.device(), model.kind());
         let load = Load { device, kind, storage: model.storage(), train_base: false, adapters: Vec::new(), heads };
         Ok(Self::Copy(Box::new(Model::load(model.folder(), load)?)))
     }
 
+    /// Runs `f` with the reference of `model`.
+    pub fn with<R>(&self, model: &Model, f: impl FnOnce(&Model) -> R) -> R {
+        match self {
+            Self::Base => model.with(None, f),
+            Self::Begun => model.with(Some(BEGUN), f),
+            Self::Copy(copy) => f(copy),
+        }
+    }
+
     /// Log-probabilities of a row's answers, as [`super::pairs::Spans::scores`] gives them, without gradient.
     pub fn log_probs(&self, model: &Model, answers: &Answers) -> Result<Tensor> {
-        let score = |m: &Model| m.infer(&answers.tokens, |out| answers.spans.scores(out).log_probs);
-        match self {
-            Self::Base => model.with(None, score),
-            Self::Begun => model.with(Some(BEGUN), score),
-            Self::Copy(copy) => score(copy),
-        }
+        self.with(model, |m| m.infer(&answers.tokens, |out| answers.spans.scores(out).log_probs))
     }
 }
 

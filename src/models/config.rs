@@ -2,10 +2,11 @@
 //!
 //! Sizes have one name here, whatever the family calls them; `Family::keys` and `Family::defaults` say what differs.
 
-use super::{FAMILIES, Family, limits, rope};
+use super::{FAMILIES, Family, limits, rope, tie};
 use crate::error::{Error, Result};
 use crate::fsutil::{self, parse_json};
 use crate::nn::Scaling;
+use crate::report;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -41,9 +42,36 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads `config.json` of a model directory.
+    /// Reads `config.json` of a model directory. Where it ties the output head to the embedding and the weights beside it
+    /// hold two different ones, both count: the config says so from here on.
     pub fn read(folder: &Path) -> Result<Self> {
-        Self::read_file(&folder.join("config.json"))
+        let mut config = Self::read_file(&folder.join("config.json"))?;
+        if config.tie_word_embeddings && tie::parted(folder, &config)? {
+            report::warn_once(format!(
+                "{}: tie_word_embeddings is true, but the weights hold an lm_head.weight that differs from the embedding; \
+                 both are used, and what is saved says tie_word_embeddings false",
+                config.file.display()
+            ));
+            config.untie()?;
+        }
+        Ok(config)
+    }
+
+    /// Gives embedding and output head a weight each, in `raw` and `text` too.
+    fn untie(&mut self) -> Result<()> {
+        const KEY: &str = "tie_word_embeddings";
+        self.tie_word_embeddings = false;
+        self.raw[KEY] = Value::Bool(false);
+        // The file keeps its spelling where the words are found; otherwise it is written anew.
+        let text = self.text.replacen(&format!("\"{KEY}\": true"), &format!("\"{KEY}\": false"), 1);
+        self.text = match serde_json::from_str::<Value>(&text).is_ok_and(|found| found == self.raw) {
+            true => text,
+            false => {
+                let text = serde_json::to_string_pretty(&self.raw);
+                text.map_err(|e| Error::bug(format!("config.json: {e}")))? + "\n"
+            }
+        };
+        Ok(())
     }
 
     pub fn read_file(file: &Path) -> Result<Self> {

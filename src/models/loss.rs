@@ -43,8 +43,12 @@ impl Metrics {
         }
     }
 
-    /// Keeps the least or the most of all the numbers in `values` and of those given under this name before.
+    /// Keeps the least or the most of all the numbers in `values` and of those given under this name before. No number
+    /// has no extreme.
     pub fn keep(&mut self, name: &'static str, values: &Tensor, which: Extreme) {
+        if values.numel() == 0 {
+            return;
+        }
         let values = values.detach().to_kind(Kind::Double).view([-1]);
         let values = match self.extremes.get(name) {
             Some((earlier, _)) => Tensor::cat(&[&values, &earlier.view([1])], 0),
@@ -64,11 +68,12 @@ impl Metrics {
         }
     }
 
-    /// The means and the extremes; waits for the device.
+    /// The means and the extremes; waits for the device. A mean over nothing is none, and its name is left out.
     pub fn means(&self) -> BTreeMap<&'static str, f64> {
         self.sums
             .iter()
-            .map(|(name, (sum, weight))| (*name, sum.double_value(&[]) / if *weight == 0.0 { 1.0 } else { *weight }))
+            .filter(|(_, (_, weight))| *weight != 0.0)
+            .map(|(name, (sum, weight))| (*name, sum.double_value(&[]) / weight))
             .chain(self.extremes.iter().map(|(name, (value, _))| (*name, value.double_value(&[]))))
             .collect()
     }
@@ -138,5 +143,24 @@ impl Output {
 
     fn score(&self) -> &Linear {
         self.score.as_ref().expect("the model was loaded with a scalar head")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn what_no_item_was_added_to_has_no_mean() {
+        let none = Tensor::zeros([0], (Kind::Float, Device::Cpu));
+        let (mut metrics, mut empty) = (Metrics::default(), Metrics::default());
+        empty.add("accuracy", &none.sum(Kind::Float), 0.0);
+        empty.keep("least", &none, Extreme::Least);
+        assert!(empty.means().is_empty(), "{:?}", empty.means());
+        metrics.add("accuracy", &Tensor::from(3.0), 4.0);
+        metrics.keep("least", &Tensor::from_slice(&[2.0, 5.0]), Extreme::Least);
+        metrics.merge(empty);
+        assert_eq!(metrics.means(), BTreeMap::from([("accuracy", 0.75), ("least", 2.0)]));
     }
 }

@@ -18,6 +18,7 @@ mod qwen2;
 mod qwen3;
 pub mod reward;
 mod rope;
+mod tie;
 
 pub use config::Config;
 pub use dtype::{Dtype, Storage};
@@ -83,9 +84,18 @@ pub static FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY, 
 /// The parameters in a model directory, by the names that its family gives them.
 pub fn weights(folder: &Path, config: &Config) -> Result<Weights> {
     let mut weights = Weights::open(folder)?;
-    // Some checkpoints with a tied head hold a copy of it.
-    let copy = |name: &str| config.tie_word_embeddings && name == "lm_head.weight";
-    weights.arrange(|name| (config.family().place)(name).filter(|p| !copy(&p.name)))?;
+    let Family { place, embedding, .. } = *config.family();
+    let holds = |wanted: &str| weights.names().any(|n| place(n).is_some_and(|p| p.name == wanted));
+    let (tied, embedded) = (config.tie_word_embeddings, holds(embedding));
+    weights.arrange(|name| {
+        let place = place(name)?;
+        match tied && place.name == tie::HEAD {
+            // Some checkpoints with a tied head hold a copy of it; some hold the shared weight under the head's name.
+            true if embedded => None,
+            true => Some(Place { name: embedding.into(), ..place }),
+            false => Some(place),
+        }
+    })?;
     Ok(weights)
 }
 

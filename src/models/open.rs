@@ -15,7 +15,9 @@ pub fn open(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind) -> Re
     if let Some((_, folder)) = files.iter().zip(adapters).find(|(f, _)| f.spec.scores()) {
         return Err(no_words(base, Some(folder)));
     }
-    let plans = files.iter().zip(adapters).map(|(f, folder)| LoraPlan::of_file(&f.spec, &folder.join(file::CONFIG)));
+    let plans = files.iter().zip(adapters).map(|(f, folder)| {
+        LoraPlan::of_file(&f.spec, &folder.join(file::CONFIG)).map(|plan| plan.on_bases(&f.tensors))
+    });
     let plans = plans.collect::<Result<Vec<_>>>()?;
     let named = plans.iter().enumerate().map(|(i, p)| (i.to_string(), p as &dyn Attach)).collect();
     let model = Model::load(
@@ -64,7 +66,7 @@ pub fn open_scorer(base: &Path, adapter: Option<&Path>, device: Device, kind: Ki
         true => "its head was not saved with it, and a random one would make every score chance: save it again".into(),
         false => "this is a language model's adapter: one with a head is trained by method: reward".into(),
     })?;
-    let plan = LoraPlan::of_file(&file.spec, &folder.join(file::CONFIG))?;
+    let plan = LoraPlan::of_file(&file.spec, &folder.join(file::CONFIG))?.on_bases(&file.tensors);
     let model = Model::load(base, load(vec![("0".into(), &plan as &dyn Attach)]))?;
     file::load_into(model.params().adapter(0), &file.tensors, folder)?;
     let scoring = Scoring::of(folder, &config)?;

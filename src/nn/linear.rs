@@ -10,6 +10,10 @@ use tch::{Kind, Tensor};
 pub trait Adapter {
     /// The adapted layer's output: (…, in) -> (…, out). `train` turns dropout on.
     fn forward(&self, x: &Tensor, base: &Dense, train: bool) -> Tensor;
+    /// Rows `ids` (T) of the adapted table `weight` (V, D): (T) -> (T, D).
+    fn embed(&self, ids: &Tensor, weight: &Tensor) -> Tensor {
+        look_up(&self.merged(weight), ids)
+    }
     /// The weight that gives the same output without the adapter; differentiable.
     fn merged(&self, weight: &Tensor) -> Tensor;
     /// The bias that goes with it.
@@ -175,12 +179,17 @@ impl Embedding {
 
     /// (T) -> (T, D), in the run's dtype.
     pub fn forward(&self, ids: &Tensor) -> Tensor {
-        let weight = match self.adapters.active() {
-            Some(adapter) => adapter.merged(&self.weight),
-            None => self.weight.shallow_clone(),
+        let rows = match self.adapters.active() {
+            Some(adapter) => adapter.embed(ids, &self.weight),
+            None => look_up(&self.weight, ids),
         };
-        cast(&Tensor::embedding(&weight, ids, -1, false, false), self.kind)
+        cast(&rows, self.kind)
     }
+}
+
+/// Rows `ids` (T) of a table (V, D): (T, D).
+pub fn look_up(table: &Tensor, ids: &Tensor) -> Tensor {
+    Tensor::embedding(table, ids, -1, false, false)
 }
 
 #[cfg(test)]

@@ -31,6 +31,6 @@ pub use layer_norm::LayerNorm;
 pub use linear::{Adapter, Decoding, Dense, Embedding, Linear, Switches};
 pub use norm::RmsNorm;
 pub use rope::{Rope, Scaling};
-pub use store::{Attach, Builder, Built, Layer, Param, ParamStore, Scope, Site, Source};
+pub use store::{Attach, Builder, Built, Layer, Param, ParamStore, Register, Role, Scope, Site, Source};
 pub use tokens::{Segments, Tokens};
 pub use weights::{Place, Weights};

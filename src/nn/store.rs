@@ -100,11 +100,22 @@ pub struct Site<'a> {
     pub tied: bool,
 }
 
+/// What becomes of a parameter that an adapter registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It is trained: a float32 leaf.
+    Trained,
+    /// It is kept as it is and saved with the adapter.
+    Frozen,
+}
+
+/// Registers an adapter's parameter by its name below the module's and returns it as it is to be used.
+pub type Register<'a> = dyn FnMut(&str, Tensor, Role) -> Tensor + 'a;
+
 /// Something that attaches adapters while the model is being built.
 pub trait Attach {
-    /// The adapter for this layer, if it gets one. `add` registers a parameter by its name below the module's and
-    /// returns it as a float32 leaf.
-    fn attach(&self, site: &Site, add: &mut dyn FnMut(&str, Tensor) -> Tensor) -> Result<Option<Box<dyn Adapter>>>;
+    /// The adapter for this layer, if it gets one; `add` takes its parameters.
+    fn attach(&self, site: &Site, add: &mut Register) -> Result<Option<Box<dyn Adapter>>>;
 
     /// All layers were offered: an error where the rules named one that does not exist.
     fn check(&self) -> Result<()>;
@@ -396,11 +407,14 @@ impl Scope<'_> {
         let site = Site { name: &self.path, layer, weight, bias, tied };
         let mut list = Vec::new();
         for (id, adapter) in b.adapters.iter().enumerate() {
-            let mut add = |name: &str, t: Tensor| {
+            let mut add = |name: &str, t: Tensor, role: Role| {
                 let name = format!("{}.{name}", self.path);
                 let transposed = b.transposed(&name); // a copy of the base's own weight is kept as that one is
                 let t = if transposed { t.tr().contiguous() } else { t };
-                let t = t.to_device(b.device).to_kind(Kind::Float).set_requires_grad(true);
+                let t = match role {
+                    Role::Trained => t.to_device(b.device).to_kind(Kind::Float).set_requires_grad(true),
+                    Role::Frozen => t.to_device(b.device),
+                };
                 let tensor = t.shallow_clone();
                 b.store.borrow_mut().add(Param { name, tensor, layer, adapter: Some(id), transposed });
                 if transposed { turned(&t) } else { t }

@@ -44,7 +44,7 @@ pub struct Recipe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
-    /// A Hugging Face model directory: config.json, safetensors, tokenizer.json (or GPT-2's vocab.json and merges.txt).
+    /// A Hugging Face model directory: config.json, safetensors, tokenizer.json (or tokenizer.model, or GPT-2's vocab.json and merges.txt).
     /// Not needed with `init: random`.
     #[serde(default)]
     #[schemars(extend("format" = "path", "default" = null))]

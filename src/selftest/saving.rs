@@ -43,7 +43,7 @@ pub fn adapter(trial: &Trial) -> Result<Line> {
 /// So that nothing which is not read back could pass for it.
 fn spoil(trial: &Trial) {
     let _no_grad = tch::no_grad_guard();
-    trial.model.params().adapter(0).for_each(|p| {
+    trial.model.params().adapter(0).filter(|p| p.trainable()).for_each(|p| {
         let _ = p.tensor.shallow_clone().fill_(0.5);
     });
 }

@@ -92,9 +92,9 @@ impl Trial {
             Some(f) => LoraSpec { dropout, ..f.spec.clone() },
             None => LoraSpec { rank: 8, alpha: 16.0, dropout, ..LoraSpec::default() },
         };
-        let plan = match &subject.adapter {
-            Some(folder) => LoraPlan::of_file(&spec, &folder.join(file::CONFIG))?,
-            None => LoraPlan::new(&spec)?,
+        let plan = match (&file, &subject.adapter) {
+            (Some(file), Some(folder)) => LoraPlan::of_file(&spec, &folder.join(file::CONFIG))?.on_bases(&file.tensors),
+            _ => LoraPlan::new(&spec)?,
         };
         let adapters = vec![(ADAPTER.to_string(), &plan as &dyn Attach)];
         let model = Model::load(

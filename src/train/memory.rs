@@ -2,7 +2,7 @@
 
 use super::optim;
 use super::prepare::{Prepared, result_kind};
-use crate::adapters::AdapterSpec;
+use crate::adapters::{AdapterSpec, lora};
 use crate::models::{Dtype, Heads, Model};
 use crate::nn::{Param, attention, chunked};
 use crate::recipe::{Master, Plan, ReplayChoice};
@@ -108,8 +108,8 @@ pub fn count(plan: &Plan, model: &Model) -> (u64, u64) {
 /// Adapted modules by the last part of their name, e.g. `q_proj` -> 30.
 pub fn adapted(model: &Model) -> Vec<(String, usize)> {
     let mut counts: Vec<(String, usize)> = Vec::new();
-    for p in model.params().trainable().filter(|p| p.adapter.is_some() && !p.name.ends_with(".lora_B.weight")) {
-        let low_rank = p.name.strip_suffix(".lora_A.weight");
+    for p in model.params().trainable().filter(|p| p.adapter.is_some() && !lora::second_factor(&p.name)) {
+        let low_rank = lora::adapted_module(&p.name);
         let module = low_rank.unwrap_or(p.name.trim_end_matches(".weight"));
         let last = module.rsplit('.').next().unwrap_or(module);
         let shown = if low_rank.is_some() { last.to_string() } else { format!("{last} (whole)") };

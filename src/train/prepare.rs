@@ -1,6 +1,7 @@
 //! Everything before the first step: data read and tokenised, the steps counted, the model loaded.
 
 use crate::adapters::{AdapterSpec, LoraPlan, LoraSpec, file};
+use crate::convert::stops;
 use crate::convert::student::{Cut, Layers, need_student};
 use crate::data::{
     BatchPlan, Cache, ChatTokenizer, Dataset, EncodeOptions, Example, Overflow, SourceSpec, Sources, Supervise,
@@ -139,16 +140,41 @@ pub fn tokenizer(plan: &Plan) -> Result<Rc<ChatTokenizer>> {
     let recipe = &plan.recipe;
     let mut tokenizer = ChatTokenizer::load_with(&recipe.model.path, &recipe.data.rendering()?)?;
     tokenizer.fix_date();
-    let tokenizer = Rc::new(tokenizer);
-    if let Some(id) = tokenizer.unwritten_stop() {
+    let tokenizer = Rc::new(match recipe.model.init {
+        ModelInit::Pretrained => tokenizer,
+        ModelInit::Random => tokenizer.of_any_model(),
+    });
+    let unknown = tokenizer.without_embedding();
+    if let [(id, token), ..] = &unknown[..] {
+        report::warn_once(format!(
+            "{}: the tokenizer has {} more than the model has embeddings for: `{token}` (id {id}){}; a row that uses one is \
+             refused",
+            recipe.model.path.display(),
+            match unknown.len() {
+                1 => "a token".to_string(),
+                n => format!("{n} tokens"),
+            },
+            if unknown.len() > 1 { ", …" } else { "" }
+        ));
+    }
+    if let Some(id) = tokenizer.unwritten_stop().filter(|_| recipe.method.writes()) {
         report::warn(format!(
-            "{}: the chat template ends turns with `{}`, but generation_config.json does not stop there; ft does, other \
-             programs will talk on until {id} is added to eos_token_id",
+            "{}: the chat template ends turns with `{}`, but generation_config.json does not stop there: other programs talk \
+             on. The result's own has {id} in eos_token_id, and stops wherever it is loaded",
             recipe.model.path.display(),
             tokenizer.token(id).unwrap_or_default(),
         ));
     }
     Ok(tokenizer)
+}
+
+/// Writes into a result's folder the stop token that was taught, where the base's files do not name it.
+pub fn tell_stops(plan: &Plan, folder: &Path) -> Result<()> {
+    let recipe = &plan.recipe;
+    let tokenizer = ChatTokenizer::load(&recipe.model.path, recipe.data.template.as_deref())?;
+    let taught: Vec<u32> = tokenizer.unwritten_stop().filter(|_| recipe.method.writes()).into_iter().collect();
+    let template = tokenizer.template().map(|t| t.source());
+    stops::write(folder, &recipe.model.path, &taught, template.as_slice())
 }
 
 /// What a recipe's rows are read with.
@@ -194,9 +220,11 @@ impl Prepared {
         let Parts { heads, beside, .. } = recipe.method.parts(recipe.adapter.as_ref())?;
         let files = beside.iter().map(|b| b.folder.as_deref().map(file::read).transpose());
         let files = files.collect::<Result<Vec<_>>>()?;
-        let others = beside.iter().map(|b| match &b.folder {
-            Some(folder) => LoraPlan::of_file(&b.spec, &folder.join(file::CONFIG)),
-            None => LoraPlan::new(&b.spec),
+        let others = beside.iter().zip(&files).map(|(b, read)| match (&b.folder, read) {
+            (Some(folder), Some(read)) => {
+                LoraPlan::of_file(&b.spec, &folder.join(file::CONFIG)).map(|plan| plan.on_bases(&read.tensors))
+            }
+            _ => LoraPlan::new(&b.spec),
         });
         let others = others.collect::<Result<Vec<_>>>()?;
         let mut adapters: Vec<(String, &dyn Attach)> = plan.iter().map(|p| (ADAPTER.to_string(), &**p)).collect();
@@ -230,15 +258,6 @@ impl Prepared {
             model.narrow_masters();
         }
         let config = model.config();
-        if (self.tokenizer.vocab_size() as i64) > config.vocab_size {
-            return Err(Error::user(format!(
-                "{}: the tokenizer has {} ids, the model {} embeddings",
-                recipe.model.path.display(),
-                self.tokenizer.vocab_size(),
-                config.vocab_size
-            ))
-            .hint("tokenizer files and weights are of two different models"));
-        }
         let longest = recipe.batch.max_len as i64;
         if let Some(limit) = config.max_position_embeddings.filter(|limit| longest > *limit) {
             report::warn(format!("batch.max_len is {longest}, the model was made for {limit} positions"));

@@ -5,7 +5,7 @@
 use super::Turn;
 use crate::error::Result;
 use crate::models::{Heads, Load, Model, Storage};
-use crate::nn::{Adapter, Attach, Dense, Layer, Site, Tokens};
+use crate::nn::{Adapter, Attach, Dense, Layer, Register, Site, Tokens};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -71,7 +71,7 @@ struct Ear {
 }
 
 impl Attach for Recorder {
-    fn attach(&self, site: &Site, _: &mut dyn FnMut(&str, Tensor) -> Tensor) -> Result<Option<Box<dyn Adapter>>> {
+    fn attach(&self, site: &Site, _: &mut Register) -> Result<Option<Box<dyn Adapter>>> {
         let reads = site.name.ends_with(".down_proj") || site.name.ends_with(".o_proj");
         let ear = || Box::new(Ear { name: site.name.into(), sums: self.sums.clone() }) as Box<dyn Adapter>;
         Ok((site.layer == Layer::Linear && reads).then(ear))

@@ -194,7 +194,7 @@ pub fn rows(spec: &DistillSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
             _ => None,
         };
         let on_policy = spec.on_policy.as_ref().map(|o| OnPolicy::new(o, tokenizer.clone(), seed));
-        Ok(Distill { teacher, matching, on_policy, vocabulary: tokenizer.vocab_size() as i64, spec })
+        Ok(Distill { teacher, matching, on_policy, vocabulary: tokenizer.embedded_size() as i64, spec })
     })?))
 }
 

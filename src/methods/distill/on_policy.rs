@@ -62,7 +62,7 @@ impl OnPolicy {
             temperature: self.spec.temperature,
             seed: rng::number(self.seed, "on-policy answers", self.steps),
             // Rows that pad the vocabulary are no tokens.
-            bad_words: (self.tokenizer.vocab_size() as u32..model.config().vocab_size as u32)
+            bad_words: (self.tokenizer.embedded_size() as u32..model.config().vocab_size as u32)
                 .map(|id| vec![id])
                 .collect(),
             ..Settings::greedy(self.spec.max_new_tokens, self.tokenizer.stop_ids())

@@ -41,7 +41,7 @@ pub fn teach(
         )
         .hint("let the teacher run beside the student, or write answers: ft teach RECIPE --generate"));
     }
-    let vocabulary = ground.tokenizer.vocab_size() as i64;
+    let vocabulary = ground.tokenizer.embedded_size() as i64;
     if k > vocabulary {
         return Err(Error::user(format!("--top {k}: the tokenizer has {vocabulary} tokens"))
             .hint(format!("at most {vocabulary}, which keeps every distribution whole")));

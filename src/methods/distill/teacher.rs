@@ -47,12 +47,12 @@ impl Teachers {
             let adapters: Vec<_> = teacher.adapter.iter().cloned().collect();
             let model = models::open(&teacher.path, &adapters, device, teacher.dtype.map_or(kind, |d| d.kind()))?;
             models::open::need_finite_adapters(&model, &adapters)?;
-            if (model.config().vocab_size as usize) < tokenizer.vocab_size() {
+            if (model.config().vocab_size as usize) < tokenizer.embedded_size() {
                 return Err(Error::user(format!(
                     "{}: {} rows in its vocabulary, the tokenizer has {} tokens",
                     teacher.path.display(),
                     model.config().vocab_size,
-                    tokenizer.vocab_size()
+                    tokenizer.embedded_size()
                 ))
                 .hint("tokenizer files and weights are of two different models"));
             }
@@ -65,7 +65,7 @@ impl Teachers {
         }
         models.retain(|(_, w)| *w > 0.0);
         models.iter_mut().for_each(|(_, w)| *w /= total);
-        Ok(Self { models, vocabulary: tokenizer.vocab_size() as i64 })
+        Ok(Self { models, vocabulary: tokenizer.embedded_size() as i64 })
     }
 
     /// The first of them.
@@ -113,7 +113,7 @@ pub fn parameters(teacher: &TeacherSpec) -> Result<u64> {
 /// Ids must mean the same to teacher and student.
 pub fn check_vocabulary(teacher: &Path, student: &ChatTokenizer) -> Result<()> {
     let own = ChatTokenizer::load(teacher, None)?;
-    let n = own.vocab_size().max(student.vocab_size()) as u32;
+    let n = own.embedded_size().max(student.embedded_size()) as u32;
     match (0..n).find(|id| own.token(*id) != student.token(*id)) {
         None => Ok(()),
         Some(id) => {

@@ -29,7 +29,7 @@ impl Grpo {
             mini_batches: spec.mini_batches,
             mask_truncated: spec.mask_truncated,
             resample: spec.resample,
-            reference: spec.beta != 0.0 || spec.limits.kl.is_some(),
+            reference: spec.compares(),
             entropy: spec.entropy != 0.0,
             sparse: spec.beta == 0.0 && spec.entropy == 0.0,
             limits: spec.limits.clone(),

@@ -40,7 +40,7 @@ pub struct GrpoSpec {
     #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub beta: f64,
-    /// Multiply the KL estimate by the probability ratio, so that it stays unbiased after the first step on a draw.
+    /// Multiply the KL estimate by the probability ratio, whose gradient makes that of the estimate unbiased (DeepSeek-V3.2, arXiv 2512.02556); on, as in TRL since 1.16.
     #[serde(default = "yes")]
     pub kl_correction: bool,
     /// What the tokens' mean entropy counts as a bonus.
@@ -104,6 +104,11 @@ fn yes() -> bool {
 }
 
 impl GrpoSpec {
+    /// Whether the reference is asked.
+    pub fn compares(&self) -> bool {
+        self.beta != 0.0 || self.limits.kl.is_some()
+    }
+
     /// What advantages are divided by, the default filled in.
     pub fn scale(&self) -> ScaleRewards {
         self.scale_rewards.unwrap_or(match self.loss {

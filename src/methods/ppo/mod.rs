@@ -2,7 +2,8 @@
 //! 2203.02155): answers are drawn, rewarded, and made more or less likely, while the policy stays near a reference.
 //!
 //! One base holds all: the policy is the trained adapter, the value function a head on its states or an adapter of its
-//! own, the reference the base without adapters. Where the base itself is trained, the reference is a frozen copy.
+//! own, the reference the base without adapters, or with the adapter that the run went on from. Where the base itself is
+//! trained, the reference is a frozen copy.
 //!
 //! An iteration: answers to some prompts; their rewards, and what policy, reference and value function say of each of
 //! their tokens, in packed rows without gradient; then `epochs` passes in `mini_batches` steps each. Every sum runs
@@ -24,8 +25,9 @@ mod update;
 pub use rows::{parts, rows};
 pub use spec::PpoSpec;
 
+use super::reference::Reference;
 use super::rollout::keep::State;
-use super::rollout::{self, HeldOut, Prompted, Reference, Rollout, Sample, packed, stats};
+use super::rollout::{self, HeldOut, Prompted, Rollout, Sample, packed, reference_log_probs, stats};
 use super::{Aim, Alarm, Means, Method, Prompt, Step};
 use crate::data::{Cursor, Loader};
 use crate::error::{Error, Result};
@@ -88,7 +90,7 @@ impl Ppo {
         };
         let place = match &spec.value {
             ValueSpec::Head(head) => {
-                let adapter = matches!(reference, Reference::Base).then_some(VALUE);
+                let adapter = (!matches!(reference, Reference::Copy(_))).then_some(VALUE);
                 Place::Head { adapter, detach: head.detach }
             }
             ValueSpec::Adapter(_) => Place::Adapter(VALUE),
@@ -132,9 +134,8 @@ impl Ppo {
             })?;
             numbers.iter_mut().zip(values).for_each(|(n, [v])| n.values = v);
         }
-        for (n, reference) in numbers.iter_mut().zip(self.reference.log_probs(model, samples, temperature, budget)?) {
-            n.reference = reference;
-        }
+        let reference = reference_log_probs(&self.reference, model, samples, temperature, budget)?;
+        numbers.iter_mut().zip(reference).for_each(|(n, r)| n.reference = r);
         Ok(numbers)
     }
 

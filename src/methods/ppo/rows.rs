@@ -6,7 +6,8 @@ use crate::adapters::spec::Targets;
 use crate::adapters::{AdapterSpec, LoraSpec};
 use crate::data::Prompts;
 use crate::error::{Error, Result};
-use crate::methods::rollout::{self, HeldOut, PromptRows, Reference, Rollout};
+use crate::methods::reference::Reference;
+use crate::methods::rollout::{self, HeldOut, PromptRows, Rollout};
 use crate::methods::{Beside, Ground, Parts, Rows};
 use crate::models::Heads;
 use crate::report;
@@ -16,7 +17,7 @@ use std::rc::Rc;
 
 /// What the model is made of: a scalar head for the value function, and the adapters beside the policy's.
 pub fn parts(spec: &PpoSpec, adapter: Option<&AdapterSpec>) -> Result<Parts> {
-    let mut parts = rollout::parts(&spec.rewards, adapter)?;
+    let mut parts = rollout::parts(&spec.rewards, adapter, true)?;
     parts.heads = Heads::Both;
     let mut value = match (&spec.value, adapter) {
         (ValueSpec::Head(_), None) => return Ok(parts),

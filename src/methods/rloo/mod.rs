@@ -39,7 +39,7 @@ impl Rloo {
             mini_batches: spec.mini_batches,
             mask_truncated: spec.mask_truncated,
             resample: 0,
-            reference: spec.beta != 0.0 || spec.limits.kl.is_some(),
+            reference: spec.compares(),
             entropy: false,
             sparse: true,
             limits: spec.limits.clone(),

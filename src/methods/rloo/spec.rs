@@ -64,3 +64,10 @@ fn beta() -> f64 {
 fn epsilon() -> f64 {
     0.2
 }
+
+impl RlooSpec {
+    /// Whether the reference is asked.
+    pub fn compares(&self) -> bool {
+        self.beta != 0.0 || self.limits.kl.is_some()
+    }
+}

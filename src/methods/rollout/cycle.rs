@@ -11,9 +11,10 @@ use super::keep::{self, State};
 use super::lesson::{Advantages, Drawn, Idle, Items, Lesson, Rule};
 use super::packed::{self, Packed};
 use super::rows::{self, Prompted};
-use super::{HeldOut, LimitSpec, Reference, Rollout, Sample, Watch, log_probs, stats};
+use super::{HeldOut, LimitSpec, Rollout, Sample, Watch, log_probs, reference_log_probs, stats};
 use crate::data::{Cursor, Loader};
 use crate::error::{Error, Result};
+use crate::methods::reference::Reference;
 use crate::methods::{Aim, Alarm, Batch, Means, Method, Prompt, Step};
 use crate::models::Model;
 use crate::rng;
@@ -116,7 +117,8 @@ impl<R: Rule + 'static> Cycle<R> {
         let temperature = self.rollout.spec().temperature;
         let learnt = log_probs(model, &samples, temperature, self.budget, true)?;
         let reference = self.reference.as_ref();
-        let reference = reference.map(|r| r.log_probs(model, &samples, temperature, self.budget)).transpose()?;
+        let reference =
+            reference.map(|r| reference_log_probs(r, model, &samples, temperature, self.budget)).transpose()?;
         let sums = reference.as_ref().map(|r| gaps(&learnt.log_probs, r));
         let rewards: Vec<f64> = samples.iter().map(|s| s.reward).collect();
         let lengths: Vec<f64> = samples.iter().map(|s| s.length() as f64).collect();

@@ -2,6 +2,7 @@
 
 use crate::adapters::{AdapterSpec, file};
 use crate::error::{Error, Result};
+use crate::methods::reference::{self, ReferenceChoice};
 use crate::methods::reward::card::{self, Card, Limits};
 use crate::methods::{Beside, Parts};
 use crate::models::Heads;
@@ -38,10 +39,14 @@ fn admit(spec: &RewardModelSpec, key: &str) -> Result<()> {
         .hint(format!("to use it all the same, set `force: true` in {key}")))
 }
 
-/// What a model is made of whose answers these rewards judge: reward models that are adapters over its base stand
-/// beside the trained one. A base that is trained whole bears no adapter; they get a base of their own then.
-pub fn parts(rewards: &[RewardSpec], adapter: Option<&AdapterSpec>) -> Result<Parts> {
-    let mut parts = Parts::default();
+/// What a model is made of whose answers these rewards judge, beside its reference where that is asked: reward models that
+/// are adapters over its base stand beside the trained one. A base that is trained whole bears no adapter; they get a base
+/// of their own then.
+pub fn parts(rewards: &[RewardSpec], adapter: Option<&AdapterSpec>, referred: bool) -> Result<Parts> {
+    let mut parts = match referred {
+        true => reference::parts(adapter, ReferenceChoice::Live)?,
+        false => Parts::default(),
+    };
     for (place, spec) in rewards.iter().filter_map(|r| r.model.as_ref()).enumerate() {
         if adapter.is_some() && spec.beside() {
             let file = file::read(&spec.path)?;

@@ -1,8 +1,8 @@
 //! Rollouts: answers drawn from the model as it is, with the log-probabilities of the very distribution that drew them,
 //! and judged. What PPO, GRPO and RLOO learn from.
 //!
-//! draw: prompts in, samples out. gate: which reward models may judge, and where they stand. packed: samples as packed rows to learn from. reference: what they were worth to the
-//! model before training. stats: numbers of a rollout under TRL's names. watch: what they say is wrong. held_out: the
+//! draw: prompts in, samples out. gate: which reward models may judge, and where they stand. packed: samples as packed rows to learn from, and what the
+//! reference says of them. stats: numbers of a rollout under TRL's names. watch: what they say is wrong. held_out: the
 //! same prompts before and after. keep: samples as tensors, for checkpoints. rows: prompts as the rows of a run. cycle:
 //! draw, learn in several steps, draw again: all that GRPO and RLOO share; lesson: what they learn.
 //!
@@ -16,7 +16,6 @@ pub mod held_out;
 pub mod keep;
 pub mod lesson;
 pub mod packed;
-pub mod reference;
 pub mod rows;
 pub mod spec;
 pub mod stats;
@@ -27,8 +26,7 @@ pub use draw::Rollout;
 pub use gate::{gate, parts};
 pub use held_out::HeldOut;
 pub use lesson::{Rule, Terms};
-pub use packed::{Learnt, Packed, log_probs};
-pub use reference::Reference;
+pub use packed::{Learnt, Packed, log_probs, reference_log_probs};
 pub use rows::{PromptRows, Prompted};
 pub use spec::{LimitSpec, SamplingSpec};
 pub use watch::Watch;

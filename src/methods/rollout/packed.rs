@@ -3,6 +3,7 @@
 use super::Sample;
 use crate::data;
 use crate::error::Result;
+use crate::methods::reference::Reference;
 use crate::models::Model;
 use crate::nn::Tokens;
 use tch::{Device, Kind, Tensor};
@@ -64,6 +65,17 @@ pub fn rows(samples: &[Sample], order: &[usize], budget: usize) -> Vec<Vec<usize
 pub struct Learnt {
     pub log_probs: Vec<Vec<f32>>,
     pub entropy: Option<Vec<Vec<f32>>>,
+}
+
+/// Log-probabilities of the answers' tokens under the reference of `model`, as `log_probs` computes them.
+pub fn reference_log_probs(
+    reference: &Reference,
+    model: &Model,
+    samples: &[Sample],
+    temperature: f64,
+    budget: usize,
+) -> Result<Vec<Vec<f32>>> {
+    Ok(reference.with(model, |m| log_probs(m, samples, temperature, budget, false))?.log_probs)
 }
 
 /// Log-probabilities of every answer's tokens at a temperature, as learning computes them: packed, in chunks, without

@@ -1,5 +1,6 @@
 //! Learning rates and weight decay by parameter name.
 
+use super::rule::Pace;
 use crate::error::{Error, Result};
 use crate::nn::Param;
 use crate::recipe::OptimSection;
@@ -10,6 +11,13 @@ use fancy_regex::Regex;
 pub struct Share {
     pub lr: f64,
     pub decay: f64,
+}
+
+impl Share {
+    /// The numbers of a step, the parameter's `step`th, where the recipe's learning rate is `lr`.
+    pub fn pace(self, lr: f64, step: u64) -> Pace {
+        Pace { lr: lr * self.lr, decay: self.decay, step }
+    }
 }
 
 /// The settings of every trained parameter, in order. A pattern that matches none is an error.

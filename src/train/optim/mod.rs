@@ -80,13 +80,15 @@ struct Member {
     state: Vec<Tensor>,
     /// The moving average, float32.
     average: Option<Tensor>,
+    /// Steps at which no loss reached it.
+    missed: u64,
 }
 
 impl Member {
-    /// A parameter that the loss did not reach has a zero gradient.
-    fn grad(&self) -> Tensor {
+    /// A parameter that no loss reached has none, and the step leaves it alone as torch does: no decay, no momentum.
+    fn grad(&self) -> Option<Tensor> {
         let g = self.param.grad();
-        if g.defined() { g } else { self.param.detach().zeros_like() }
+        g.defined().then_some(g)
     }
 
     fn exact(&self) -> bool {
@@ -120,6 +122,7 @@ impl Optimiser {
                 average: optim.ema.map(|_| param.to_kind(Kind::Float).copy()),
                 form,
                 param,
+                missed: 0,
             };
             match groups.iter_mut().find(|g| g.share == share) {
                 Some(group) => group.members.push(member),
@@ -137,13 +140,17 @@ impl Optimiser {
     pub fn clip(&mut self, max_norm: f64) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let (exact, narrow): (Vec<&Member>, Vec<&Member>) = self.members().partition(|m| m.exact());
-        let exact: Vec<Tensor> = exact.into_iter().map(Member::grad).collect();
-        let mut norms: Vec<Tensor> =
-            narrow.into_iter().map(|m| m.grad().norm_scalaropt_dtype(2, Kind::Float)).collect();
+        let exact: Vec<Tensor> = exact.into_iter().filter_map(Member::grad).collect();
+        let narrow = narrow.into_iter().filter_map(Member::grad);
+        let mut norms: Vec<Tensor> = narrow.map(|g| g.norm_scalaropt_dtype(2, Kind::Float)).collect();
         if !exact.is_empty() {
             norms.push(native::global_norm(&exact)?);
         }
-        let norm = if norms.len() == 1 { norms.remove(0) } else { Tensor::stack(&norms, 0).norm() };
+        let norm = match norms.len() {
+            0 => return Ok(Tensor::from(0f32)),
+            1 => norms.remove(0),
+            _ => Tensor::stack(&norms, 0).norm(),
+        };
         if max_norm > 0.0 {
             let scale = (max_norm / (&norm + 1e-6)).clamp_max(1.0);
             if !exact.is_empty() {
@@ -159,17 +166,19 @@ impl Optimiser {
         let _no_grad = tch::no_grad_guard();
         self.steps += 1;
         self.rule.begin(lr);
+        for g in &mut self.groups {
+            g.members.iter_mut().filter(|m| m.grad().is_none()).for_each(|m| m.missed += 1);
+        }
         for g in &self.groups {
-            let pace = Pace { lr: lr * g.share.lr, decay: g.share.decay, step: self.steps };
-            let slot = |m: &'_ Member| (m.param.shallow_clone(), m.grad());
-            let exact: Vec<(&Member, (Tensor, Tensor))> =
-                g.members.iter().filter(|m| m.exact()).map(|m| (m, slot(m))).collect();
-            let slots: Vec<Slot> = exact
-                .into_iter()
-                .map(|(m, (param, grad))| Slot { form: &m.form, param, grad, state: &m.state })
-                .collect();
-            if !slots.is_empty() {
-                self.rule.update(&slots, pace)?;
+            // A rule counts the steps that a parameter took part in: almost always the same for all.
+            let mut slots: BTreeMap<u64, Vec<Slot>> = BTreeMap::new();
+            for m in g.members.iter().filter(|m| m.exact()) {
+                let Some(grad) = m.grad() else { continue };
+                let slot = Slot { form: &m.form, param: m.param.shallow_clone(), grad, state: &m.state };
+                slots.entry(self.steps - m.missed).or_default().push(slot);
+            }
+            for (step, slots) in slots {
+                self.rule.update(&slots, g.share.pace(lr, step))?;
             }
         }
         self.step_narrow(lr)?;
@@ -191,15 +200,15 @@ impl Optimiser {
         let seed = rng::number(self.seed, "stochastic rounding", self.steps);
         chance::seeded(first.param.device(), seed, || {
             for g in &self.groups {
-                let pace = Pace { lr: lr * g.share.lr, decay: g.share.decay, step: self.steps };
                 for m in g.members.iter().filter(|m| !m.exact()) {
-                    let mut grad = m.grad().to_kind(Kind::Float);
+                    let Some(grad) = m.grad() else { continue };
+                    let mut grad = grad.to_kind(Kind::Float);
                     if let Some(scale) = &self.scale {
                         grad *= scale;
                     }
                     let param = m.param.to_kind(Kind::Float);
                     let slot = Slot { form: &m.form, param: param.shallow_clone(), grad, state: &m.state };
-                    self.rule.update(&[slot], pace)?;
+                    self.rule.update(&[slot], g.share.pace(lr, self.steps - m.missed))?;
                     m.param.shallow_clone().copy_(&rounding::stochastic(&param));
                 }
             }
@@ -255,6 +264,9 @@ impl Optimiser {
             for (what, t) in named.chain(m.average.as_ref().map(|a| (AVERAGE, a))) {
                 state.insert(format!("{}.{what}", m.name), t.shallow_clone());
             }
+            if m.missed > 0 {
+                state.insert(format!("{}.{MISSED}", m.name), Tensor::from_slice(&[m.missed as i64]));
+            }
         }
         state
     }
@@ -262,6 +274,9 @@ impl Optimiser {
     /// Puts a saved state back.
     pub fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
+        for m in self.groups.iter_mut().flat_map(|g| &mut g.members) {
+            m.missed = state.get(&format!("{}.{MISSED}", m.name)).map_or(0, |t| t.int64_value(&[0]) as u64);
+        }
         let own = self.state();
         let differs = |key: &&String| {
             let (then, now) = (state.get(*key), own.get(*key));
@@ -296,6 +311,8 @@ fn state_name(p: &Param) -> String {
 const STEPS: &str = "optimiser.steps";
 const OWN: &str = "optimiser.";
 const AVERAGE: &str = "average";
+/// Only where it is not 0.
+const MISSED: &str = "missed";
 
 /// The model holds averaged weights as long as this lives; then the learning ones come back, bit for bit.
 pub struct Averaged {

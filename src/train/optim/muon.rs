@@ -4,7 +4,8 @@
 //! `b <- mu b + (1 - mu) g`, `u = mu b + (1 - mu) g` (Nesterov) or b, `O = NewtonSchulz(u)`,
 //! `p <- p - lr wd p - lr scale O`. Newton-Schulz: `X = u / |u|`, then five times `A = X X^T`,
 //! `X <- a X + (b A + c A A) X`, in bfloat16. `scale` is `0.2 sqrt(max(N, M))`, which gives O the size of AdamW's steps
-//! (Liu et al. 2025, arXiv 2502.16982, equation 4), or `sqrt(max(1, N / M))` as first published.
+//! (Liu et al. 2025, arXiv 2502.16982, equation 4), or `sqrt(max(1, N / M))` as first published, where N counts outputs: a
+//! weight of GPT-2, which lies as (in, out), gets the step of the same layer in another family.
 
 use super::adamw::AdamW;
 use super::rule::{Field, Form, Pace, Rule, Slot};
@@ -64,7 +65,9 @@ impl Rule for Muon {
             let (mut p, mut momentum) = (s.param.shallow_clone(), s.state[0].shallow_clone());
             let _ = momentum.lerp_(&s.grad, 1.0 - self.momentum);
             let u = if self.nesterov { s.grad.lerp(&momentum, self.momentum) } else { momentum };
+            // Outputs and inputs, however the matrix lies.
             let (n, m) = (s.form.shape[0] as f64, s.form.shape[1] as f64);
+            let (n, m) = if s.form.transposed { (m, n) } else { (n, m) };
             let scale = match self.scale {
                 MuonScale::MatchRms => 0.2 * n.max(m).sqrt(),
                 MuonScale::Original => (n / m).max(1.0).sqrt(),

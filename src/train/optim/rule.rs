@@ -14,11 +14,13 @@ pub struct Form {
     pub layer: Layer,
     /// Part of an adapter.
     pub adapter: bool,
+    /// A linear layer's weight that lies as (in, out).
+    pub transposed: bool,
 }
 
 impl Form {
     pub fn of(p: &Param) -> Self {
-        Self { shape: p.tensor.size(), layer: p.layer, adapter: p.adapter.is_some() }
+        Self { shape: p.tensor.size(), layer: p.layer, adapter: p.adapter.is_some(), transposed: p.transposed }
     }
 
     pub fn numel(&self) -> i64 {

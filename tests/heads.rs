@@ -1,0 +1,302 @@
+//! Output heads and embeddings: parted where config.json ties them, and adapted by low-rank updates as PEFT saves them.
+
+use crate::support::*;
+use ft::adapters::merge::Part;
+use ft::adapters::{LoraPlan, LoraSpec, Targets, file};
+use ft::convert::export::{self, Verdict};
+use ft::convert::merged;
+use ft::models::{Config, Model, Replay};
+use ft::nn::{Attach, Dense, Layer, Role, Site, Tokens, Weights, weights};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+const TIED: [(&str, &str); 3] = [
+    ("tiny-llama", "model.embed_tokens.weight"),
+    ("tiny-qwen2", "model.embed_tokens.weight"),
+    ("tiny-gpt2", "transformer.wte.weight"),
+];
+const HEAD: &str = "lm_head.weight";
+
+fn noise(like: &Tensor) -> Tensor {
+    tch::manual_seed(11);
+    Tensor::randn_like(like) * 0.3
+}
+
+/// A copy of a fixture whose weights `change` may change.
+fn changed(name: &str, change: impl FnOnce(&mut BTreeMap<String, Tensor>)) -> tempfile::TempDir {
+    let folder = with_weights(name, name);
+    let mut tensors = tensors(Path::new(name).join("model.safetensors"));
+    change(&mut tensors);
+    save(&folder.path().join("model.safetensors"), &tensors);
+    folder
+}
+
+fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) {
+    weights::save(path, tensors.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
+}
+
+fn config(folder: &Path) -> Value {
+    ft::fsutil::read_json(&folder.join("config.json")).unwrap()
+}
+
+/// The same folder with `tie_word_embeddings` as given.
+fn tying(folder: &Path, tie: bool) {
+    let mut config = config(folder);
+    config["tie_word_embeddings"] = json!(tie);
+    ft::fsutil::write_json(&folder.join("config.json"), &config).unwrap();
+}
+
+fn answers(model: &Model) -> Tensor {
+    let ids: Vec<u32> = (1..24).collect();
+    let rows = Tensor::arange(ids.len() as i64, (Kind::Int64, device()));
+    model.infer(&Tokens::pack(&[&ids], device()), |out| out.logits(&rows)).unwrap()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    Weights::open(folder).unwrap().names().map(String::from).collect()
+}
+
+/// As transformers 5: both are used, and what is saved keeps them apart.
+#[test]
+fn a_head_that_differs_from_its_tied_embedding_is_used_and_kept() {
+    for (name, embedding) in TIED {
+        let parted = changed(name, |t| {
+            let head = &t[embedding] + noise(&t[embedding]);
+            t.insert(HEAD.into(), head);
+        });
+        let untied = changed(name, |t| {
+            let head = &t[embedding] + noise(&t[embedding]);
+            t.insert(HEAD.into(), head);
+        });
+        tying(untied.path(), false);
+        let (model, expected) = (frozen(parted.path(), Kind::Float), frozen(untied.path(), Kind::Float));
+        assert_same(name, &answers(&model), &answers(&expected));
+        let tied = frozen(&fixture(name), Kind::Float);
+        assert!((answers(&model) - answers(&tied)).abs().max().double_value(&[]) > 0.1, "{name}: the head counts");
+        assert!(!Config::read(parted.path()).unwrap().tie_word_embeddings);
+
+        // Every weight trained: both learn, each its own, and both are written.
+        let model = whole(parted.path(), Kind::Float);
+        let row = Row::pack(&[Sequence::random(20, 60, 1)]);
+        model.learn(&row.tokens, row.items, Replay::All, |out| row.loss(out)).unwrap();
+        let gradients: Vec<Tensor> =
+            model.params().iter().filter(|p| p.name == HEAD || p.name == embedding).map(|p| p.tensor.grad()).collect();
+        assert!(gradients.len() == 2 && !gradients[0].equal(&gradients[1]), "{name}");
+        let out = tempfile::tempdir().unwrap();
+        let saved = out.path().join("full");
+        let report = export::save_model(&model, &saved, Kind::Float).unwrap();
+        assert_eq!((report.verdict, report.tied), (Verdict::Passed, false), "{name}: {:?}", report.problems);
+
+        // Merged with an adapter.
+        let adapter = out.path().join("adapter");
+        let spec = LoraSpec { rank: 2, ..LoraSpec::default() };
+        let model = adapted(parted.path(), Kind::Float, &LoraPlan::new(&spec).unwrap());
+        fill_adapter(&model, 0.05);
+        export::save_adapter(&model, "a", &spec, parted.path(), &adapter).unwrap();
+        let merged = out.path().join("merged");
+        let parts = [Part::read(&adapter, 1.0).unwrap()];
+        let report = merged::model(parted.path(), &parts, &merged, None, u64::MAX).unwrap();
+        assert_eq!((report.verdict, report.tied), (Verdict::Passed, false), "{name}: {:?}", report.problems);
+
+        for folder in [&saved, &merged] {
+            assert_eq!(config(folder)["tie_word_embeddings"], json!(false), "{name}");
+            assert!(names(folder).iter().any(|n| n == HEAD), "{name}");
+            let mut rest = config(folder);
+            let mut before = config(parted.path());
+            for config in [&mut rest, &mut before] {
+                for key in ["tie_word_embeddings", "dtype", "torch_dtype"] {
+                    config.as_object_mut().unwrap().remove(key);
+                }
+            }
+            assert_eq!(rest, before, "{name}: nothing else changed");
+        }
+    }
+}
+
+#[test]
+fn a_copy_of_the_embedding_stays_tied_and_a_head_alone_is_the_embedding() {
+    for (name, embedding) in TIED {
+        let expected = answers(&frozen(&fixture(name), Kind::Float));
+        let copied = changed(name, |t| drop(t.insert(HEAD.into(), t[embedding].shallow_clone())));
+        // The shared weight under the head's name alone, in another format.
+        let alone = changed(name, |t| {
+            let key = t.keys().find(|k| embedding.ends_with(k.as_str())).unwrap().clone();
+            let shared = t.remove(&key).unwrap();
+            t.insert(HEAD.into(), shared);
+        });
+        let wide = changed(name, |t| drop(t.insert(HEAD.into(), t[embedding].to_kind(Kind::Double))));
+        for folder in [&copied, &alone, &wide] {
+            assert!(Config::read(folder.path()).unwrap().tie_word_embeddings, "{name}");
+            assert_same(name, &answers(&frozen(folder.path(), Kind::Float)), &expected);
+        }
+        let out = tempfile::tempdir().unwrap();
+        let report =
+            export::save_model(&whole(copied.path(), Kind::Float), &out.path().join("m"), Kind::Float).unwrap();
+        assert!(report.tied && report.verdict == Verdict::Passed, "{name}: {:?}", report.problems);
+        assert!(!names(&out.path().join("m")).iter().any(|n| n == HEAD));
+    }
+}
+
+fn adapter(name: &str) -> PathBuf {
+    fixture("adapters").join(name)
+}
+
+fn open(base: &Path, adapter: &Path) -> Model {
+    ft::models::open(base, &[adapter.to_path_buf()], Device::Cpu, Kind::Float).unwrap()
+}
+
+/// The names and kinds in an adapter's file, and its targets.
+fn layout(folder: &Path) -> (Vec<(String, Option<Kind>)>, Vec<String>) {
+    let file = Weights::open_file(&folder.join(file::TENSORS)).unwrap();
+    let names = file.names().map(|n| (n.to_string(), file.kind(n))).collect();
+    let Targets::Names(mut targets) = file::read(folder).unwrap().spec.targets else { panic!("a list of names") };
+    targets.sort();
+    (names, targets)
+}
+
+/// What PEFT wrote of an adapted head or embedding is written again in the same layout: merged into one adapter, and by a
+/// run that goes on from it.
+#[test]
+fn low_rank_updates_of_heads_and_embeddings_are_saved_as_peft_saves_them() {
+    let base = fixture("biased-llama");
+    let out = tempfile::tempdir().unwrap();
+    for name in ["head", "embedding"] {
+        let expected = answers(&open(&base, &adapter(name)));
+        let one = out.path().join(format!("{name}-one"));
+        let report = merged::adapter(&base, &[Part::read(&adapter(name), 1.0).unwrap()], &one).unwrap();
+        assert_eq!(report.verdict, Verdict::Passed, "{name}: {:?}", report.problems);
+        assert_eq!(layout(&one), layout(&adapter(name)), "{name}");
+        assert_close(name, &answers(&open(&base, &one)), &expected, 1e-5);
+
+        let spec = LoraSpec { from: Some(adapter(name)), ..file::read(&adapter(name)).unwrap().spec };
+        let plan = ft::adapters::AdapterSpec::Lora(spec.clone()).plan().unwrap();
+        let model = adapted(&base, Kind::Float, &*plan);
+        file::begin_with(model.params().adapter(0), &spec, &adapter(name)).unwrap();
+        assert_within(name, &answers(&model), &expected, 1e-6);
+        let frozen: Vec<&str> = model.params().adapter(0).filter(|p| !p.trainable()).map(|p| p.name.as_str()).collect();
+        assert!(frozen.len() == 1 && frozen[0].ends_with(".base_layer.weight"), "{frozen:?}");
+        let again = out.path().join(format!("{name}-again"));
+        let report = export::save_adapter(&model, "a", &spec, &base, &again).unwrap();
+        assert_eq!(report.verdict, Verdict::Passed, "{name}: {:?}", report.problems);
+        assert_eq!(layout(&again), layout(&adapter(name)), "{name}");
+
+        let whole = out.path().join(format!("{name}-merged"));
+        let report = merged::model(&base, &[Part::read(&adapter(name), 1.0).unwrap()], &whole, None, u64::MAX).unwrap();
+        assert_eq!(report.verdict, Verdict::Passed, "{name}: {:?}", report.problems);
+        assert_close(name, &answers(&frozen_of(&whole)), &expected, 1e-5);
+    }
+}
+
+fn frozen_of(folder: &Path) -> Model {
+    frozen(folder, Kind::Float)
+}
+
+/// PEFT puts the file's layer into the base as it loads the adapter, so that one counts where the two differ.
+#[test]
+fn an_adapters_own_base_layer_replaces_that_of_the_base() {
+    let base = fixture("biased-llama");
+    for (name, weight) in [("head", HEAD), ("embedding", "model.embed_tokens.weight")] {
+        let folder = tempfile::tempdir().unwrap();
+        let read = file::read(&adapter(name)).unwrap();
+        let module = weight.strip_suffix(".weight").unwrap();
+        let mut tensors = read.tensors;
+        let key = format!("{module}.base_layer.weight");
+        let own = &tensors[&key] + noise(&tensors[&key]);
+        tensors.insert(key.clone(), own.shallow_clone());
+        file::write(folder.path(), &read.spec, "base", tensors.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
+        // The same, with that layer in the base.
+        let other = changed("biased-llama", |t| drop(t.insert(weight.into(), own.shallow_clone())));
+        let plain = tempfile::tempdir().unwrap();
+        tensors.remove(&key);
+        file::write(plain.path(), &read.spec, "base", tensors.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
+        let expected = answers(&open(other.path(), plain.path()));
+        let model = open(&base, folder.path());
+        assert_within(name, &answers(&model), &expected, 1e-6);
+        assert_same(name, &model.with(None, answers), &answers(&frozen_of(&base)));
+
+        let out = tempfile::tempdir().unwrap();
+        let part = || [Part::read(folder.path(), 1.0).unwrap()];
+        merged::model(&base, &part(), &out.path().join("m"), None, u64::MAX).unwrap();
+        assert_close(name, &answers(&frozen_of(&out.path().join("m"))), &expected, 1e-5);
+        merged::adapter(&base, &part(), &out.path().join("a")).unwrap();
+        assert_close(name, &answers(&open(&base, &out.path().join("a"))), &expected, 1e-5);
+        let two = [Part::read(folder.path(), 1.0).unwrap(), Part::read(&adapter(name), 1.0).unwrap()];
+        let e = merged::adapter(&base, &two, &out.path().join("b")).unwrap_err();
+        assert!(e.message().contains(module) && !e.hints().is_empty(), "{e}");
+    }
+}
+
+/// LoRA on embeddings learns from a recipe, too: of tokens, and of GPT-2's positions.
+#[test]
+fn low_rank_updates_of_tables_learn_and_fold() {
+    for (base, targets) in [("biased-llama", vec!["embed_tokens", "lm_head"]), ("tiny-gpt2", vec!["wpe", "c_attn"])] {
+        let base = fixture(base);
+        let names = targets.iter().map(|t| t.to_string()).collect();
+        let spec = LoraSpec { rank: 3, targets: Targets::Names(names), ..LoraSpec::default() };
+        tch::manual_seed(5);
+        let model = adapted(&base, Kind::Float, &LoraPlan::new(&spec).unwrap());
+        // It begins as the base.
+        assert_same("begin", &answers(&model), &answers(&frozen_of(&base)));
+        fill_adapter(&model, 0.1);
+        let row = Row::pack(&[Sequence::random(20, 60, 1)]);
+        let mut gradients = Vec::new();
+        for replay in [Replay::None, Replay::All] {
+            model.learn(&row.tokens, row.items, replay, |out| row.loss(out)).unwrap();
+            let of = |p: &ft::nn::Param| (p.name.clone(), p.tensor.grad().copy());
+            gradients.push(model.params().trainable().map(of).collect::<BTreeMap<_, _>>());
+            model.params().trainable().for_each(|p| drop(p.tensor.grad().zero_()));
+        }
+        assert_all_close(&gradients[1], &gradients[0], 1e-5);
+        let table = gradients[0].iter().find(|(n, _)| n.ends_with("lora_embedding_B")).unwrap();
+        assert!(table.1.abs().max().double_value(&[]) > 1e-6, "{}", table.0);
+        let out = tempfile::tempdir().unwrap();
+        let folder = out.path().join("a");
+        let report = export::save_adapter(&model, "a", &spec, &base, &folder).unwrap();
+        assert_eq!(report.verdict, Verdict::Passed, "{:?}", report.problems);
+        let beneath: Vec<String> =
+            layout(&folder).0.into_iter().map(|(n, _)| n).filter(|n| n.contains("base_layer")).collect();
+        let expected: &[&str] = match targets[0] {
+            "embed_tokens" => &["lm_head", "model.embed_tokens"],
+            _ => &[],
+        };
+        let expected: Vec<String> =
+            expected.iter().map(|m| format!("base_model.model.{m}.base_layer.weight")).collect();
+        assert_eq!(beneath, expected, "as PEFT saves it");
+        let merged = out.path().join("m");
+        let report = merged::model(&base, &[Part::read(&folder, 1.0).unwrap()], &merged, None, u64::MAX).unwrap();
+        assert_eq!(report.verdict, Verdict::Passed, "{:?}", report.problems);
+    }
+}
+
+/// A mask of zeros and 1 / 0.9, rounded to bfloat16, would make every update 0.16 % too small.
+#[test]
+fn dropout_in_bfloat16_keeps_the_mean_of_an_update() {
+    tch::manual_seed(3);
+    let (inputs, outputs) = (256, 64);
+    let options = (Kind::Float, device());
+    let spec = LoraSpec { rank: 8, alpha: 8.0, dropout: 0.1, ..LoraSpec::default() };
+    let weight = Tensor::zeros([outputs, inputs], options).to_kind(Kind::BFloat16);
+    let site = Site {
+        name: "model.layers.0.self_attn.q_proj",
+        layer: Layer::Linear,
+        weight: &weight,
+        bias: None,
+        tied: false,
+    };
+    let add = &mut |_: &str, t: Tensor, _: Role| Tensor::randn(t.size(), options).set_requires_grad(true);
+    let adapter = LoraPlan::new(&spec).unwrap().attach(&site, add).unwrap().unwrap();
+    let x = Tensor::randn([512, inputs], options).to_kind(Kind::BFloat16);
+    let base = Dense { weight: weight.shallow_clone(), bias: None };
+    let _no_grad = tch::no_grad_guard();
+    let expected = adapter.forward(&x, &base, false).to_kind(Kind::Double);
+    let mut share = 0.0;
+    let draws = 200;
+    for _ in 0..draws {
+        let y = adapter.forward(&x, &base, true).to_kind(Kind::Double);
+        share += ((&y * &expected).sum(Kind::Double) / (&expected * &expected).sum(Kind::Double)).double_value(&[]);
+    }
+    let share = share / f64::from(draws);
+    assert!((share - 1.0).abs() < 6e-4, "updates are {share} of what they should be");
+}

@@ -1,0 +1,86 @@
+//! A base that does not stop where its chat template ends a turn: the result does, wherever it is loaded.
+
+use crate::commands::Workspace;
+use ft::data::ChatTokenizer;
+use serde_json::{Value, json};
+
+const BASE: &str = "models/medical";
+const RECIPE: &str = "\
+model:   { path: models/medical, dtype: f32 }
+method:  { sft: {} }
+adapter: { lora: { rank: 4 } }
+data:    { train: { path: datasets/icd10/train.jsonl } }
+batch:   { tokens: 512, max_len: 256 }
+run:     { steps: 1, samples: 0, out: out }
+";
+
+/// The model of the workspace with an end of text, 0, where the template ends turns in `<|im_end|>`, 2.
+fn space(generation: Option<Value>) -> Workspace {
+    let space = Workspace::new();
+    let file = |name: &str| space.path(BASE).join(name);
+    match generation {
+        Some(generation) => ft::fsutil::write_json(&file("generation_config.json"), &generation).unwrap(),
+        None => std::fs::remove_file(file("generation_config.json")).unwrap(),
+    }
+    for (name, key, value) in
+        [("tokenizer_config.json", "eos_token", json!("<|endoftext|>")), ("config.json", "eos_token_id", json!(0))]
+    {
+        let mut config: Value = ft::fsutil::read_json(&file(name)).unwrap();
+        config[key] = value;
+        ft::fsutil::write_json(&file(name), &config).unwrap();
+    }
+    std::fs::write(space.path("sft.yaml"), RECIPE).unwrap();
+    space
+}
+
+#[test]
+fn a_result_stops_where_it_was_taught_to() {
+    let generation = json!({"temperature": 0.6, "eos_token_id": 0, "pad_token_id": 3});
+    let space = space(Some(generation.clone()));
+    let done = space.ft(&["train", "sft.yaml"]);
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(said.contains("`<|im_end|>`") && said.contains("The result's own has 2 in eos_token_id"), "{said}");
+    space.ft(&["train", "sft.yaml", "--set", "adapter=null", "--set", "run.out=full"]);
+    space.ft(&["merge", BASE, "out", "--out", "merged"]);
+    space.ft(&["merge", BASE, "out", "--as", "adapter", "--out", "again"]);
+    for folder in ["out", "full", "merged", "again"] {
+        let mut expected = generation.clone();
+        expected["eos_token_id"] = json!([0, 2]);
+        assert_eq!(space.json(&format!("{folder}/generation_config.json")), expected, "{folder}");
+        assert_eq!(space.json(&format!("{folder}/tokenizer_config.json"))["eos_token"], "<|im_end|>", "{folder}");
+        let tokenizer = ChatTokenizer::load(&space.path(folder), None).unwrap();
+        assert_eq!((tokenizer.stop_ids(), tokenizer.unwritten_stop()), (&[0, 2][..], None), "{folder}");
+    }
+    // The base is as it was, and a result that is trained on is not warned of.
+    assert_eq!(space.json(&format!("{BASE}/generation_config.json")), generation);
+    let again = space.ft(&["train", "sft.yaml", "--set", "model.path=merged", "--set", "run.out=more"]);
+    assert!(!String::from_utf8_lossy(&again.stderr).contains("talk on"));
+    assert_eq!(space.json("more/tokenizer_config.json"), space.json("merged/tokenizer_config.json"));
+}
+
+/// Without generation_config.json other programs read config.json, which the new file must not hide; and a template that
+/// writes `eos_token` keeps the token that it means.
+#[test]
+fn what_a_base_says_otherwise_is_kept() {
+    let space = space(None);
+    let template = space.path(BASE).join("chat_template.jinja");
+    let text = std::fs::read_to_string(&template).unwrap();
+    std::fs::write(&template, format!("{{% if messages[0].role == 'none' %}}{{{{ eos_token }}}}{{% endif %}}{text}"))
+        .unwrap();
+    space.ft(&["train", "sft.yaml"]);
+    let (config, written) = (space.json(&format!("{BASE}/config.json")), space.json("out/generation_config.json"));
+    assert_eq!(written["eos_token_id"], json!([0, 2]));
+    for key in ["bos_token_id", "pad_token_id"] {
+        assert_eq!(written[key], config[key], "{key}");
+    }
+    assert_eq!(space.json("out/tokenizer_config.json")["eos_token"], "<|endoftext|>");
+    // A base that names the token already is copied as it is.
+    let plain = Workspace::new();
+    std::fs::write(plain.path("sft.yaml"), RECIPE).unwrap();
+    plain.ft(&["train", "sft.yaml"]);
+    assert!(!plain.path("out/generation_config.json").exists());
+    assert_eq!(
+        std::fs::read(plain.path("out/tokenizer_config.json")).unwrap(),
+        std::fs::read(plain.path(BASE).join("tokenizer_config.json")).unwrap()
+    );
+}
