@@ -232,7 +232,16 @@ fn map(entries: &dyn Array, at: Range<usize>) -> Result<Value, String> {
     let [keys, values] = entries.values() else { return Err("a map".into()) };
     let pair = |i: usize| Ok((cell(keys.as_ref(), i)?, cell(values.as_ref(), i)?));
     let pairs = at.map(pair).collect::<Result<Vec<_>, String>>()?;
-    if !pairs.iter().all(|(key, _)| key.is_string()) {
+    let texts = match pairs.as_slice() {
+        [] => {
+            matches!(
+                keys.dtype().to_storage(),
+                ArrowDataType::Utf8 | ArrowDataType::LargeUtf8 | ArrowDataType::Utf8View
+            )
+        }
+        pairs => pairs.iter().all(|(key, _)| key.is_string()),
+    };
+    if !texts {
         return Ok(pairs.into_iter().map(|(key, value)| json!([key, value])).collect());
     }
     let text = |key: Value| key.as_str().unwrap_or_default().to_string();

@@ -271,7 +271,7 @@ pub(super) fn ipc(path: &Path, wanted: Wanted, limit: usize, take: Take) -> Resu
 }
 
 /// Why a column of a type that polars has no form of is not read.
-const FOREIGN: &str = "it is run-end encoded, a list view or an interval of days and milliseconds";
+const FOREIGN: &str = "it is run-end encoded, a list view, a sparse union or an interval of days and milliseconds";
 
 /// The columns of an Arrow file that are wanted.
 struct IpcColumns {

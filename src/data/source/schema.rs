@@ -129,6 +129,8 @@ fn knows(field: &Field) -> bool {
     let foreign = match &field.type_ {
         Some(Type::RunEndEncoded(_) | Type::ListView(_) | Type::LargeListView(_)) => true,
         Some(Type::Interval(interval)) => interval.unit == IntervalUnit::DayTime,
+        // It reads them and cannot step over them.
+        Some(Type::Union(union)) => union.mode == UnionMode::Sparse,
         _ => false,
     };
     !foreign && field.children.iter().flatten().all(knows)
