@@ -277,7 +277,7 @@ mod tests {
     use super::*;
 
     /// What `check` and this file act upon.
-    const KEYWORDS: [&str; 21] = [
+    const KEYWORDS: [&str; 22] = [
         "$schema",
         "$defs",
         "$ref",
@@ -299,6 +299,7 @@ mod tests {
         "minimum",
         "maximum",
         "pattern",
+        "named",
     ];
     const FORMATS: [&str; 12] =
         ["path", "regex", "double", "float", "int64", "int32", "uint", "uint8", "uint16", "uint32", "uint64", "int"];
