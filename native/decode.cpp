@@ -16,7 +16,7 @@ extern "C" int ft_isa();
 #define ARGUMENTS(T, X) const T*, const X*, int64_t, int64_t, int64_t, int64_t, const float*, bool
 #define KERNELS(isa)                                                                                                  \
   extern "C" {                                                                                                        \
-  void ft_product_bf16_##isa(ARGUMENTS(uint16_t, uint16_t), uint16_t*, int64_t);                                      \
+  void ft_product_bf16_##isa(ARGUMENTS(uint16_t, uint16_t), float*, uint16_t*, int64_t);                              \
   void ft_product_f32_##isa(ARGUMENTS(float, float), float*, int64_t);                                                \
   void ft_product_mixed_##isa(ARGUMENTS(uint16_t, float), float*, float*, int64_t);                                   \
   void ft_product_mixed_to_bf16_##isa(ARGUMENTS(uint16_t, float), float*, uint16_t*, int64_t);                        \
@@ -121,6 +121,9 @@ float* scratch(int64_t n) {
   return kept.data();
 }
 
+// Numbers of 4 bytes that hold bfloat16 x (rows, k) as tiles of 16 rows and 32 columns.
+int64_t tiles_of(int64_t rows, int64_t k) { return (rows + 15) / 16 * 16 * ((k + 31) / 32 * 16); }
+
 // x (rows, k) times w (n, k) transposed by our own kernels, to out (rows, n).
 void by_kernel(int level, Format format, const Tensor& x, const Tensor& w, const float* bias, bool onto, Tensor& out) {
   int64_t n = w.size(0), k = w.size(1), rows = x.numel() / k;
@@ -142,7 +145,7 @@ void by_kernel(int level, Format format, const Tensor& x, const Tensor& w, const
       run.product_mixed_to_bf16(half(w), wide.const_data_ptr<float>(), rows, k, from, to, bias, onto, scratch(4 * k),
                                 half_out(out), n);
     else
-      run.product_bf16(half(w), half(x), rows, k, from, to, bias, onto, half_out(out), n);
+      run.product_bf16(half(w), half(x), rows, k, from, to, bias, onto, scratch(tiles_of(rows, k)), half_out(out), n);
   });
 }
 

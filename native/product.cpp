@@ -10,9 +10,6 @@
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
-#ifdef __AMX_BF16__
-#include <vector>
-#endif
 
 #define JOIN2(a, b) a##_##b
 #define JOIN(a, b) JOIN2(a, b)
@@ -316,17 +313,15 @@ inline void finish(const float* s, int64_t columns, int64_t count, int64_t rows,
                                 (end.onto ? wide(out[i * ld + j]) : 0.0f));
 }
 
-// As `product`. Each sum runs over k in one order, whatever stands beside it.
+// As `product`. Each sum runs over k in one order, whatever stands beside it. `tiles` takes x as `columns_of` lays it out.
 template <class O>
-void tiled(const uint16_t* w, const uint16_t* x, int64_t rows, int64_t k, int64_t from, int64_t to, Finish end, O* out,
-           int64_t ld) {
-  static thread_local std::vector<uint32_t> kept;
+void tiled(const uint16_t* w, const uint16_t* x, int64_t rows, int64_t k, int64_t from, int64_t to, Finish end,
+           uint32_t* tiles, O* out, int64_t ld) {
   int64_t columns = rows < kTile ? rows : kTile, chunks = (k + kDepth - 1) / kDepth, whole = k / kDepth;
   int64_t blocks = (rows + kTile - 1) / kTile, tile = kTile * columns;
-  if (int64_t(kept.size()) < blocks * chunks * tile) kept.resize(blocks * chunks * tile);
   for (int64_t b = 0; b < blocks; b++) {
     int64_t some = rows - b * kTile < kTile ? rows - b * kTile : kTile;
-    columns_of(x + b * kTile * k, some, k, columns, kept.data() + b * chunks * tile);
+    columns_of(x + b * kTile * k, some, k, columns, tiles + b * chunks * tile);
   }
   shape_tiles(columns);
   alignas(64) uint16_t edge[2][kTile * kDepth];
@@ -344,7 +339,7 @@ void tiled(const uint16_t* w, const uint16_t* x, int64_t rows, int64_t k, int64_
       _tile_zero(1);
       _tile_zero(2);
       _tile_zero(3);
-      const uint32_t* here = kept.data() + b * chunks * tile;
+      const uint32_t* here = tiles + b * chunks * tile;
       const uint32_t* there = here + chunks * tile;
       auto load_w = [&](int64_t c, int half) -> const uint16_t* {
         const uint16_t* at = rows_of_w + half * kTile * k + c * kDepth;
@@ -467,12 +462,14 @@ void attend(const T* q, const T* k, const T* v, int64_t heads, int64_t n, int64_
 
 extern "C" {
 // x and w of one dtype; w bfloat16 and x float32, for which `room` takes 4 rows of float32. `_to_bf16` rounds the result.
+// Where AMX multiplies, the `room` of bfloat16 takes x with its rows filled up to 16 and its columns to 32.
 #define ARGUMENTS(T, X) const T *w, const X *x, int64_t rows, int64_t k, int64_t from, int64_t to, const float *bias, bool onto
-void NAME(ft_product_bf16)(ARGUMENTS(uint16_t, uint16_t), uint16_t* out, int64_t ld) {
+void NAME(ft_product_bf16)(ARGUMENTS(uint16_t, uint16_t), float* room, uint16_t* out, int64_t ld) {
 #ifdef __AMX_BF16__
-  return tiled(w, x, rows, k, from, to, {bias, 1.0f, onto}, out, ld);
+  tiled(w, x, rows, k, from, to, {bias, 1.0f, onto}, (uint32_t*)room, out, ld);
+#else
+  product<uint16_t, uint16_t, uint16_t>(w, x, rows, k, from, to, {bias, 1.0f, onto}, room, out, ld);
 #endif
-  product<uint16_t, uint16_t, uint16_t>(w, x, rows, k, from, to, {bias, 1.0f, onto}, nullptr, out, ld);
 }
 void NAME(ft_product_f32)(ARGUMENTS(float, float), float* out, int64_t ld) {
   product<float, float, float>(w, x, rows, k, from, to, {bias, 1.0f, onto}, nullptr, out, ld);

@@ -126,13 +126,15 @@ fn switch_to(folder: &Path, loaded: &Libtorch) -> Result<()> {
 
 /// libtorch starts a thread for every logical processor; more than there are cores or than the control group grants
 /// only wait for each other. OMP_NUM_THREADS, the usual way to choose, is left alone.
+///
+/// The number is set even where it stays: that one was set at all changes which of its kernels MKL takes, and so the last bits
+/// of float32 products with AVX2. A replay sets the number that is on record, and must compute what the run computed.
 fn limit_threads() {
-    if std::env::var_os("OMP_NUM_THREADS").is_none() {
-        let useful = Cpu::read().threads() as i32;
-        if tch::get_num_threads() > useful {
-            tch::set_num_threads(useful);
-        }
-    }
+    let threads = tch::get_num_threads();
+    tch::set_num_threads(match std::env::var_os("OMP_NUM_THREADS") {
+        Some(_) => threads,
+        None => threads.min(Cpu::read().threads() as i32),
+    });
 }
 
 /// oneDNN keeps every matrix product that it compiled, one for each shape, and libtorch's layer over it keeps 1,024 of

@@ -229,6 +229,20 @@ fn imports_run_downward_and_libraries_stay_in_their_place() {
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
+/// A function of a header that is inlined nowhere stands in several objects, and the linker keeps one of them: it must not be
+/// the one that was compiled for more than every processor has.
+#[test]
+fn what_is_compiled_for_an_instruction_set_includes_no_code_of_others() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("native");
+    let included = Regex::new(r#"(?m)^\s*#include [<"](.+)[>"]"#).unwrap();
+    for file in ["product.cpp", "kernels.cpp"] {
+        let text = std::fs::read_to_string(root.join(file)).unwrap();
+        let found: Vec<String> = included.captures_iter(text.as_str()).map(|c| c.unwrap()[1].to_string()).collect();
+        let plain = ["cstdint", "cstring", "immintrin.h", "kernels.h"];
+        assert!(!found.is_empty() && found.iter().all(|f| plain.contains(&f.as_str())), "{file}: {found:?}");
+    }
+}
+
 #[test]
 fn every_module_has_a_floor_and_every_row_is_needed() {
     let files = sources();

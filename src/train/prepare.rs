@@ -36,9 +36,9 @@ pub struct Prepared {
 
 /// Reads and tokenises the data and counts the steps.
 pub fn prepare(plan: &Plan) -> Result<Prepared> {
-    // Set in every case: that a number was set at all changes which of its kernels MKL takes, and so the last bits. A replay
-    // sets the number that is on record.
-    tch::set_num_threads(plan.recipe.run.threads.map_or_else(tch::get_num_threads, |n| n as i32));
+    if let Some(threads) = plan.recipe.run.threads {
+        tch::set_num_threads(threads as i32);
+    }
     let device = models::device(&plan.recipe.model.device)?;
     cut(plan)?;
     let (mut plan, why) = choose_formats(plan, device)?;
@@ -260,7 +260,7 @@ impl Prepared {
         let config = model.config();
         let longest = recipe.batch.max_len as i64;
         if let Some(limit) = config.max_position_embeddings.filter(|limit| longest > *limit) {
-            report::warn(format!("batch.max_len is {longest}, the model was made for {limit} positions"));
+            report::warn_once(format!("batch.max_len is {longest}, the model was made for {limit} positions"));
         }
         Ok(model)
     }
