@@ -1,11 +1,6 @@
 //! Files of rows to examples: every format, every template, the mask, and what hostile files end in.
 
-use crate::templates::message;
-use ft::data::record::Columns;
-use ft::data::template::ChatTemplate;
-use ft::data::{
-    self, ChatTokenizer, Dataset, EncodeOptions, Example, Message, Overflow, Record, RowFormat, Supervise, quality,
-};
+use ft::data::{self, ChatTokenizer, Dataset, EncodeOptions, Example, Overflow, Record, RowFormat, Supervise, quality};
 use ft::error::{Error, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -67,42 +62,6 @@ fn masks(rows: &[Value], tokenizer: &ChatTokenizer, supervise: Supervise) -> Res
 
 fn talk(turns: &[(&str, &str)]) -> Value {
     json!({ "messages": turns.iter().map(|(role, content)| json!({ "role": role, "content": content })).collect::<Vec<_>>() })
-}
-
-#[test]
-fn templates_render_as_transformers() {
-    let expected: Value =
-        serde_json::from_str(&std::fs::read_to_string(fixture("templates/expected.json")).unwrap()).unwrap();
-    let special = expected["special"].as_object().unwrap();
-    let mut wrong = Vec::new();
-    for row in expected["rows"].as_array().unwrap() {
-        let name = row["template"].as_str().unwrap();
-        let case = &expected["cases"][row["case"].as_str().unwrap()];
-        let source = std::fs::read_to_string(fixture("templates").join(name)).unwrap();
-        let day = jiff::civil::date(2024, 2, 29);
-        let template = ChatTemplate::compile(name, &source, special).unwrap().with(&Columns::new(), Some(day));
-        let messages: Vec<Message> = case["messages"].as_array().unwrap().iter().map(message).collect();
-        let kwargs: Columns = case["kwargs"].as_object().cloned().unwrap_or_default();
-        let tools = case.get("tools");
-        let found = template.render_with(&messages, tools, &kwargs, row["add_generation_prompt"] == true);
-        let same = match (&found, row["text"].as_str()) {
-            (Ok(text), Some(expected)) => text == expected,
-            // The template's own words are the same; Python's own errors have other words.
-            (Err(e), None) => match row["error"].as_str().unwrap().strip_prefix("TemplateError: ") {
-                Some(words) => e.message().ends_with(words),
-                None => true,
-            },
-            _ => false,
-        };
-        if !same {
-            wrong.push(format!(
-                "{name} {}:\nexpected {:?}\nfound    {found:?}",
-                row["case"],
-                row["text"].as_str().or(row["error"].as_str())
-            ));
-        }
-    }
-    assert!(wrong.is_empty(), "{} renderings differ, the first:\n{}", wrong.len(), wrong[0]);
 }
 
 #[test]

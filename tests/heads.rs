@@ -270,6 +270,64 @@ fn low_rank_updates_of_tables_learn_and_fold() {
     }
 }
 
+/// Where embedding and head share a weight, a low-rank update of the one leaves the other as it is, as in PEFT; folded in,
+/// each has a weight of its own.
+#[test]
+fn low_rank_updates_of_a_shared_weight_change_one_side() {
+    for (name, embedding) in TIED {
+        let base = fixture(name);
+        let modules = [embedding.strip_suffix(".weight").unwrap(), "lm_head"];
+        let ends = modules.map(|m| m.rsplit('.').next().unwrap().to_string());
+        let both = ends.to_vec();
+        for targets in [vec![ends[0].clone()], vec![ends[1].clone()], both] {
+            let spec = LoraSpec { rank: 3, targets: Targets::Names(targets.clone()), ..LoraSpec::default() };
+            let model = adapted(&base, Kind::Float, &LoraPlan::new(&spec).unwrap());
+            fill_adapter(&model, 0.1);
+            // The same with a weight for each: a base that is not tied, and the update added by hand.
+            let untied = changed(name, |t| {
+                let shared = t[embedding].to_kind(Kind::Float);
+                t.insert(HEAD.into(), shared.copy());
+                let update = |module: &str| {
+                    let of = |end: &str| {
+                        let name = format!("{module}.{end}");
+                        model.params().adapter(0).find(|p| p.name == name).map(|p| p.tensor.detach())
+                    };
+                    let scale = spec.alpha / spec.rank as f64;
+                    let head = of("lora_A.weight").zip(of("lora_B.weight")).map(|(a, b)| b.matmul(&a) * scale);
+                    let table = of("lora_embedding_A").zip(of("lora_embedding_B"));
+                    head.or(table.map(|(a, b)| b.matmul(&a).tr() * scale))
+                };
+                for (module, weight) in modules.iter().zip([embedding, HEAD]) {
+                    if let Some(update) = update(module) {
+                        let _ = t.insert(weight.into(), (&shared + update).contiguous());
+                    }
+                }
+            });
+            tying(untied.path(), false);
+            let expected = answers(&frozen_of(untied.path()));
+            let what = format!("{name} {targets:?}");
+            assert_close(&what, &answers(&model), &expected, 1e-5);
+            assert!((&expected - answers(&frozen_of(&base))).abs().max().double_value(&[]) > 1e-3, "{what}");
+
+            let out = tempfile::tempdir().unwrap();
+            let saved = out.path().join("a");
+            let report = export::save_adapter(&model, "a", &spec, &base, &saved).unwrap();
+            assert_eq!(report.verdict, Verdict::Passed, "{what}: {:?}", report.problems);
+            assert_close(&what, &answers(&open(&base, &saved)), &expected, 1e-5);
+            let merged = out.path().join("m");
+            let part = || [Part::read(&saved, 1.0).unwrap()];
+            let report = merged::model(&base, &part(), &merged, None, u64::MAX).unwrap();
+            assert_eq!(report.verdict, Verdict::Passed, "{what}: {:?}", report.problems);
+            assert_eq!(config(&merged)["tie_word_embeddings"], json!(false), "{what}");
+            assert!(names(&merged).contains(&HEAD.to_string()), "{what}");
+            assert_close(&what, &answers(&frozen_of(&merged)), &expected, 1e-5);
+            let one = out.path().join("one");
+            merged::adapter(&base, &part(), &one).unwrap();
+            assert_close(&what, &answers(&open(&base, &one)), &expected, 1e-5);
+        }
+    }
+}
+
 /// A mask of zeros and 1 / 0.9, rounded to bfloat16, would make every update 0.16 % too small.
 #[test]
 fn dropout_in_bfloat16_keeps_the_mean_of_an_update() {

@@ -26,6 +26,7 @@ mod label_server;
 mod label_session;
 mod label_store;
 mod label_support;
+mod memory;
 mod needs;
 mod optimisers;
 mod parity;

@@ -41,6 +41,12 @@ pub const VENV: Tool = Tool {
 pub const SCRIPT: Tool =
     Tool { lacks: "`script` of util-linux is missing", get: "apt-get install bsdutils", there: || on_path("script") };
 
+pub const LIMITS: Tool = Tool {
+    lacks: "`prlimit` of util-linux is missing",
+    get: "apt-get install util-linux",
+    there: || on_path("prlimit"),
+};
+
 /// Ends the test that names it where one of these tools is missing.
 macro_rules! needs {
     ($($tool:expr),+) => {

@@ -84,3 +84,44 @@ fn what_a_base_says_otherwise_is_kept() {
         std::fs::read(plain.path(BASE).join("tokenizer_config.json")).unwrap()
     );
 }
+
+/// A run with a template of its own: the result is asked in it wherever it is loaded, also once it is folded in.
+#[test]
+fn a_result_brings_the_template_that_it_was_taught_with() {
+    let space = space(Some(json!({"eos_token_id": 0})));
+    let own = "{% for m in messages %}<|im_start|>{{ m.role }}:\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant:\n{% endif %}";
+    std::fs::write(space.path("own.jinja"), own).unwrap();
+    std::fs::create_dir(space.path(BASE).join("additional_chat_templates")).unwrap();
+    std::fs::write(space.path(BASE).join("additional_chat_templates/tool_use.jinja"), "other").unwrap();
+    space.ft(&["train", "sft.yaml", "--set", "data.template=own.jinja"]);
+    space.ft(&["train", "sft.yaml", "--set", "run.out=base"]);
+    space.ft(&["merge", BASE, "out", "--out", "merged"]);
+    space.ft(&["merge", BASE, "out", "--as", "adapter", "--out", "again"]);
+    for folder in ["out", "merged", "again"] {
+        assert_eq!(std::fs::read_to_string(space.path(folder).join("chat_template.jinja")).unwrap(), own, "{folder}");
+        assert!(!space.path(folder).join("additional_chat_templates").exists(), "{folder}");
+    }
+    assert!(space.path("base/additional_chat_templates/tool_use.jinja").exists());
+    // ft itself asks an adapter in its own template, unless another is given.
+    let ask = |more: &[&str]| {
+        let words = [
+            "generate",
+            "--model",
+            BASE,
+            "--adapter",
+            "out",
+            "--chat",
+            "--prompt",
+            "hi",
+            "--max-new-tokens",
+            "1",
+            "--json",
+        ];
+        let done = space.ft(&[&words[..], more].concat());
+        let row: Value = serde_json::from_slice(&done.stdout).unwrap();
+        (row["prompt_tokens"].as_u64().unwrap(), String::from_utf8_lossy(&done.stderr).contains("own chat template"))
+    };
+    let (with, said) = ask(&[]);
+    let (without, silent) = ask(&["--template", &format!("{BASE}/chat_template.jinja")]);
+    assert!(said && !silent && with == without + 2, "{with} {without}");
+}

@@ -101,6 +101,61 @@ fn every_snippet_is_rendered_as_transformers_does() {
     assert!(equal >= 200, "{equal} are equal");
 }
 
+/// Renderings of a folder's templates that differ from transformers', as the folder's expected.json has them; how many were
+/// compared.
+fn differing(folder: &Path) -> (Vec<String>, usize) {
+    let expected = std::fs::read_to_string(folder.join("expected.json")).unwrap();
+    let expected: Value = serde_json::from_str(&expected).unwrap();
+    let special = expected["special"].as_object().unwrap();
+    let day = jiff::civil::date(2024, 2, 29);
+    let mut wrong = Vec::new();
+    let rows = expected["rows"].as_array().unwrap();
+    for row in rows {
+        let name = row["template"].as_str().unwrap();
+        let case = &expected["cases"][row["case"].as_str().unwrap()];
+        let source = std::fs::read_to_string(folder.join(name)).unwrap();
+        let messages: Vec<Message> = case["messages"].as_array().unwrap().iter().map(message).collect();
+        let kwargs: Columns = case["kwargs"].as_object().cloned().unwrap_or_default();
+        let found = ChatTemplate::compile(name, &source, special).and_then(|template| {
+            let template = template.with(&Columns::new(), Some(day));
+            template.render_with(&messages, case.get("tools"), &kwargs, row["add_generation_prompt"] == true)
+        });
+        let same = match (&found, row["text"].as_str()) {
+            (Ok(text), Some(expected)) => text == expected,
+            // The template's own words are the same; Python's own errors have other words.
+            (Err(e), None) => match row["error"].as_str().unwrap().strip_prefix("TemplateError: ") {
+                Some(words) => e.message().ends_with(words),
+                None => true,
+            },
+            _ => false,
+        };
+        if !same {
+            wrong.push(format!(
+                "{name} {}:\nexpected {:?}\nfound    {found:?}",
+                row["case"],
+                row["text"].as_str().or(row["error"].as_str())
+            ));
+        }
+    }
+    (wrong, rows.len())
+}
+
+#[test]
+fn templates_render_as_transformers() {
+    let (wrong, _) = differing(&fixture("templates"));
+    assert!(wrong.is_empty(), "{} renderings differ, the first:\n{}", wrong.len(), wrong[0]);
+}
+
+/// The real ones, fetched by tests/fixtures/templates/make.py --fetch DIR.
+#[test]
+#[ignore = "needs FT_TEST_TEMPLATES=DIR, a folder of fetched templates"]
+fn published_templates_render_as_transformers() {
+    let folder = std::env::var("FT_TEST_TEMPLATES").expect("FT_TEST_TEMPLATES=DIR");
+    let (wrong, rows) = differing(Path::new(&folder));
+    assert!(wrong.is_empty(), "{} of {rows} renderings differ:\n{}", wrong.len(), wrong.join("\n\n"));
+    println!("{rows} renderings are equal");
+}
+
 #[test]
 fn rows_with_tools_are_written_by_the_template_for_tools() {
     let folder = tempfile::tempdir().unwrap();
@@ -192,9 +247,15 @@ fn content_in_parts_is_shown_or_refused() {
     assert!(masks(&[flagged], &with_template("smollm3.jinja")).unwrap()[0].contains("Be brief."));
     // The question of a preference row, and a question alone.
     let pair = json!({ "prompt": [{ "role": "user", "content": parts("what?") }], "chosen": [{ "role": "assistant", "content": "a" }], "rejected": [{ "role": "assistant", "content": "b" }] });
+    let e = open_pair(&pair, &with_source(strings)).unwrap_err();
+    assert!(e.message().contains("message 1 (user): the chat template leaves it out"), "{e}");
+}
+
+/// A preference row, as training reads it.
+fn open_pair(row: &Value, tokenizer: &ChatTokenizer) -> ft::error::Result<Dataset<data::Pair>> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pairs.jsonl");
-    std::fs::write(&path, pair.to_string()).unwrap();
+    std::fs::write(&path, row.to_string()).unwrap();
     let options = EncodeOptions {
         supervise: Supervise::Assistant,
         max_len: 512,
@@ -202,8 +263,7 @@ fn content_in_parts_is_shown_or_refused() {
         overflow_tolerance: 0.0,
     };
     let sources = data::Sources(vec![data::SourceSpec::file(&path, RowFormat::Auto)]);
-    let e = Dataset::<data::Pair>::open(&sources, &with_source(strings), &options, &data::Cache::off()).unwrap_err();
-    assert!(e.message().contains("message 1 (user): the chat template leaves it out"), "{e}");
+    Dataset::open(&sources, tokenizer, &options, &data::Cache::off())
 }
 
 #[test]
@@ -245,17 +305,7 @@ fn a_system_message_in_the_last_turn_is_learnt_as_generation_sees_it() {
     // Pairs are put together likewise.
     let pair = json!({ "prompt": [{ "role": "system", "content": "Be brief." }, { "role": "user", "content": "One" }],
         "chosen": [{ "role": "assistant", "content": "1" }], "rejected": [{ "role": "assistant", "content": "one" }] });
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("pairs.jsonl");
-    std::fs::write(&path, pair.to_string()).unwrap();
-    let options = EncodeOptions {
-        supervise: Supervise::Assistant,
-        max_len: 512,
-        on_overflow: Overflow::Error,
-        overflow_tolerance: 0.0,
-    };
-    let sources = data::Sources(vec![data::SourceSpec::file(&path, RowFormat::Auto)]);
-    let pairs = Dataset::<data::Pair>::open(&sources, &tokenizer, &options, &data::Cache::off()).unwrap();
+    let pairs = open_pair(&pair, &tokenizer).unwrap();
     let sides = pairs.get(0).unwrap().sequences();
     assert_eq!(
         quality::preview(&sides[1], &tokenizer, false).unwrap(),
@@ -341,30 +391,45 @@ fn what_is_learnt_follows_the_prompt_of_generation() {
 }
 
 #[test]
-fn no_second_space_is_learnt() {
+fn the_ids_are_those_of_the_joined_text_where_a_prompt_ends_in_a_space() {
     let folder = fixture("spm-tokenizer");
     let tokenizer = ChatTokenizer::load(&folder, None).unwrap();
     let pair = |prompt: &str, completion: &str| {
         let row = json!({ "prompt": prompt, "completion": completion });
-        let dataset = load(&[row], &tokenizer, Supervise::Assistant).unwrap();
-        let example = dataset.get(0).unwrap();
+        let example = load(&[row], &tokenizer, Supervise::Assistant).unwrap().get(0).unwrap();
         let given = example.supervised.iter().position(|s| *s).unwrap();
-        assert_eq!(
-            example.ids[..given],
-            tokenizer.encode_plain(prompt).unwrap(),
-            "the prompt is what generation is given"
-        );
-        assert_eq!(tokenizer.decode(&example.ids, true).unwrap(), format!("{prompt}{completion}"));
+        let asked = tokenizer.encode_plain_prompt(prompt).unwrap();
+        assert_eq!(example.ids[..given], asked, "the prompt is what generation is given");
+        let text = format!("{prompt}{completion}");
+        let joined = [tokenizer.encode_plain(&text).unwrap(), vec![tokenizer.eos().unwrap()]].concat();
+        assert_eq!(example.ids, joined, "{text:?}");
+        // What is learnt is shown without the space that the prompt ends in, and put after the prompt it is the text.
+        let answer = tokenizer.decode(&example.ids[given..], true).unwrap();
+        let shown = [completion, completion.strip_prefix(' ').unwrap_or(completion)];
+        assert!(shown.contains(&answer.as_str()), "{text:?}: {answer:?}");
         quality::preview(&example, &tokenizer, false).unwrap()
     };
-    assert!(pair("the ", "river").ends_with("the «river</s>»"));
+    assert!(pair("the ", "river").ends_with("the« river</s>»"));
     assert!(pair("the", " river").ends_with("the« river</s>»"));
+    assert!(pair("the  ", "river").ends_with("the « river</s>»"));
     assert!(pair("the\n", "river").ends_with("the\n«river</s>»"));
-    assert!(pair("the ", "\nriver").ends_with("the «\nriver</s>»"));
-    // A generation prompt that ends in a space.
+    assert!(pair("the ", "\nriver").ends_with("the« \nriver</s>»"));
+    // A generation prompt that ends in a space; both sides of a pair, and an answer that begins with words given to it.
     let row = talk(&[("user", "one"), ("assistant", "yes")]);
     let found = masks(&[row], &tokenizer).unwrap();
-    assert!(found[0].ends_with("[/INST] «yes</s>»"), "{found:?}");
+    assert!(found[0].ends_with("[/INST]« yes</s>»"), "{found:?}");
+    let row = json!({ "prompt": "the ", "chosen": "river", "rejected": "one" });
+    let pairs = open_pair(&row, &tokenizer).unwrap().get(0).unwrap();
+    let joined = |answer: &str| {
+        [tokenizer.encode_plain(&format!("the {answer}")).unwrap(), vec![tokenizer.eos().unwrap()]].concat()
+    };
+    assert_eq!([pairs.prompt.clone(), pairs.chosen].concat(), joined("river"));
+    assert_eq!([pairs.prompt, pairs.rejected].concat(), joined("one"));
+    assert_eq!(
+        [tokenizer.encode_plain_prompt("the ").unwrap(), tokenizer.encode_answer_after("the ", "river").unwrap()]
+            .concat(),
+        tokenizer.encode_plain("the river").unwrap()
+    );
     // Colour shows which side of the boundary a space is on.
     let dataset =
         load(&[json!({ "prompt": "the", "completion": " river" })], &tokenizer, Supervise::Assistant).unwrap();

@@ -200,6 +200,15 @@ impl LoraPlan {
         }
         let base = cast(&base.to_device(site.weight.device()), site.weight.kind());
         let equal = base.equal(site.weight);
+        if site.tied && !equal {
+            return Err(self.name_origin(
+                Error::user(format!(
+                    "adapter on `{}`: its file holds a base layer that is not the model's, which embedding and output head share",
+                    site.name
+                ))
+                .hint("was it trained on another base? Give that one"),
+            ));
+        }
         let base = if equal { site.weight.shallow_clone() } else { base };
         let base = add(&BASE_LAYER[1..], base, Role::Frozen);
         Ok((!equal).then_some(base))
@@ -224,10 +233,10 @@ impl Attach for LoraPlan {
         };
         Ok(match self.selection.choose(site.name, site.layer) {
             None => None,
-            Some(_) if site.tied => {
+            Some(Choice::Save) if site.tied => {
                 return refuse(
-                    "embedding and output head share one weight in this model; adapting one would part them",
-                    "leave the embedding and lm_head out of targets and modules_to_save",
+                    "embedding and output head share one weight in this model; training one of them whole would part them",
+                    "name it in targets, for a low-rank update of it alone, and leave it out of modules_to_save",
                 );
             }
             Some(Choice::Save) => {

@@ -154,15 +154,16 @@ pub struct Merge<'a> {
 }
 
 impl<'a> Merge<'a> {
-    /// Pairs every tensor of the adapters with the base's; `shared`: the weights that head and embedding share there.
+    /// Pairs every tensor of the adapters with the base's; `shared`: the weights that head and embedding share there, which
+    /// no adapter may replace.
     pub fn new(base: &'a Weights, shared: &[&str], parts: &[Part]) -> Result<Self> {
         let mut updates: BTreeMap<String, Vec<Update>> = BTreeMap::new();
         for part in parts {
             let origin = part.folder.join(file::TENSORS);
             for (name, update) in flat(part.updates(base)?) {
-                if shared.contains(&name.as_str()) {
+                if shared.contains(&name.as_str()) && !matches!(update, Update::Low { .. }) {
                     return Err(Error::user(format!(
-                        "{}: the adapter changes `{name}`, which embedding and output head share in this model",
+                        "{}: the adapter replaces `{name}`, which embedding and output head share in this model",
                         origin.display()
                     ))
                     .hint("folding it in would part the two: untie the base first, or train without that module"));

@@ -135,7 +135,7 @@ impl Talk<'_> {
     }
 
     fn answer(&mut self) -> Result<String> {
-        let prompt = self.tokenizer.encode(&self.tokenizer.render(&self.messages, true)?)?;
+        let prompt = self.tokenizer.encode_prompt(&self.tokenizer.render(&self.messages, true)?)?;
         self.tokenizer.check_embedded(&prompt)?;
         let (settings, stop) = (&self.settings, &self.stop);
         let mut shown = Shown::new(self.tokenizer, &settings.stop_texts);

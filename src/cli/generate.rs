@@ -75,6 +75,8 @@ pub struct Generate {
 struct Question {
     prompt: Value,
     ids: Vec<u32>,
+    /// What the answer begins with.
+    prefix: Vec<u32>,
 }
 
 pub fn run(args: Generate) -> Result<()> {
@@ -98,14 +100,13 @@ pub fn run(args: Generate) -> Result<()> {
         Some(path) => args.read(path, &tokenizer)?,
         None => {
             let ask = |text: &String| {
-                let ids = args.text_ids(text, &tokenizer)?;
-                tokenizer.check_embedded(&ids)?;
-                Ok(Question { prompt: text.as_str().into(), ids })
+                let question = args.asked(text, &tokenizer)?;
+                tokenizer.check_embedded(&question.ids)?;
+                Ok(question)
             };
             args.prompt.iter().map(ask).collect::<Result<_>>()?
         }
     };
-    let prefix = args.prefix.as_ref().map_or(Ok(Vec::new()), |text| tokenizer.encode_after(text))?;
     let mut limits = Limits::of(&model)?;
     if let Some(n) = args.batch_size {
         limits.rows = n as usize;
@@ -117,7 +118,6 @@ pub fn run(args: Generate) -> Result<()> {
         tokenizer: &tokenizer,
         questions: &questions,
         chosen: &chosen,
-        prefix,
         limits,
         answers,
         timings: &timings,
@@ -156,7 +156,6 @@ struct Work<'a> {
     tokenizer: &'a ChatTokenizer,
     questions: &'a [Question],
     chosen: &'a Chosen,
-    prefix: Vec<u32>,
     limits: Limits,
     /// Answers to each question.
     answers: usize,
@@ -213,7 +212,7 @@ impl Work<'_> {
         };
         if let Some(beams) = self.chosen.beams {
             for (i, q) in self.questions.iter().enumerate().skip(from) {
-                let answers = beam::search(self.model, &q.ids, &self.prefix, settings, beams, Some(&decode))
+                let answers = beam::search(self.model, &q.ids, &q.prefix, settings, beams, Some(&decode))
                     .context(|| format!("prompt {}", i + 1))?;
                 progress.made(answers.iter().map(|a| a.tokens.len()).sum());
                 finished(i, &answers, progress)?;
@@ -222,8 +221,7 @@ impl Work<'_> {
         }
         let mut engine = Engine::new(self.model, settings.clone(), self.limits)?.with_text(&decode);
         for (i, q) in self.questions.iter().enumerate().skip(from) {
-            let request =
-                Request { prefix: self.prefix.clone(), answers: self.answers, ..Request::new(&q.ids, i as u64) };
+            let request = Request { prefix: q.prefix.clone(), answers: self.answers, ..Request::new(&q.ids, i as u64) };
             engine.add(request).context(|| format!("row {} of the prompts", i + 1))?;
         }
         let mut open: BTreeMap<usize, Vec<Option<Completion>>> = BTreeMap::new();
@@ -289,7 +287,7 @@ impl Work<'_> {
             let settings = &self.chosen.settings;
             let mut shown = Shown::new(self.tokenizer, &settings.stop_texts);
             let mut stopped = None;
-            self.prefix.iter().try_for_each(|id| shown.push(*id))?;
+            self.questions[0].prefix.iter().try_for_each(|id| shown.push(*id))?;
             let mut heard = |id| if settings.stop_ids.contains(&id) { Ok(()) } else { shown.push(id) };
             self.each(0, &mut progress, Some(&mut heard), &mut |_, answers| {
                 stopped = Some(answers[0].stopped);
@@ -410,19 +408,23 @@ impl Generate {
         Ok(all)
     }
 
-    fn text_ids(&self, text: &str, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
+    /// The question that a text asks.
+    fn asked(&self, text: &str, tokenizer: &ChatTokenizer) -> Result<Question> {
+        let prompt = text.into();
         if self.chat {
             let mut messages = Vec::new();
             messages.extend(self.system.iter().map(|s| Message::new("system", s)));
             messages.push(Message::new("user", text));
-            return tokenizer.encode(&tokenizer.render(&messages, true)?);
+            let rendered = tokenizer.render(&messages, true)?;
+            let prefix = self.begun(&rendered, tokenizer)?;
+            return Ok(Question { prompt, ids: tokenizer.encode_prompt(&rendered)?, prefix });
         }
-        let mut ids = tokenizer.encode_plain(text)?;
-        // A tokenizer that closes every text with EOS would end it before its continuation.
-        if tokenizer.eos().is_some_and(|eos| ids.last() == Some(&eos)) && tokenizer.encode(text)?.last() != ids.last() {
-            ids.pop();
-        }
-        Ok(ids)
+        Ok(Question { prompt, ids: tokenizer.encode_plain_prompt(text)?, prefix: self.begun(text, tokenizer)? })
+    }
+
+    /// Token ids of what the answer begins with after `prompt`.
+    fn begun(&self, prompt: &str, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
+        self.prefix.as_ref().map_or(Ok(Vec::new()), |prefix| tokenizer.encode_answer_after(prompt, prefix))
     }
 
     fn read(&self, path: &Path, tokenizer: &ChatTokenizer) -> Result<Vec<Question>> {
@@ -443,10 +445,7 @@ impl Generate {
     fn question(&self, mut columns: Columns, place: Place, tokenizer: &ChatTokenizer) -> Result<Question> {
         let error = |message: String| Error::user(format!("{place}: {message}"));
         if let Some(Value::String(text)) = columns.get("prompt") {
-            return Ok(Question {
-                ids: self.text_ids(text, tokenizer).context(|| place)?,
-                prompt: text.as_str().into(),
-            });
+            return self.asked(text, tokenizer).context(|| place);
         }
         let key = ["prompt", "messages"]
             .into_iter()
@@ -478,17 +477,19 @@ impl Generate {
             return Err(error("the messages end with the assistant's turn, so there is nothing to answer".into())
                 .hint("to answer such rows without that turn: --drop-answer; to compare answers with it: ft eval"));
         }
-        Ok(Question { ids: ask(&talk, tokenizer).context(|| place)?, prompt })
+        let rendered = rendered(&talk, tokenizer).context(|| place)?;
+        let prefix = self.begun(&rendered, tokenizer).context(|| place)?;
+        Ok(Question { ids: tokenizer.encode_prompt(&rendered).context(|| place)?, prompt, prefix })
     }
 }
 
 /// The conversation as the model sees it before its answer.
-fn ask(talk: &Conversation, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
+fn rendered(talk: &Conversation, tokenizer: &ChatTokenizer) -> Result<String> {
     let template = tokenizer.template().ok_or_else(|| {
         Error::user("the model has no chat template, and the row holds messages")
             .hint("use an instruct model, or rows with `prompt` as text")
     })?;
     let text = template.render(talk, talk.messages.len(), true)?;
     example::check_nothing_dropped(talk, &[&text], template)?;
-    tokenizer.encode(&text)
+    Ok(text)
 }

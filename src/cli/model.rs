@@ -1,6 +1,7 @@
 //! The arguments that name a model, shared by the verbs that answer with one.
 
 use clap::{Args, ValueEnum};
+use ft::convert::template;
 use ft::data::{ChatTokenizer, Rendering};
 use ft::error::{Error, Result};
 use ft::models::dtype::{self, Chosen};
@@ -61,9 +62,16 @@ pub enum Dtype {
 
 impl ModelArgs {
     /// Loads tokenizer and model.
-    pub fn open(&self, template: &TemplateArgs) -> Result<(Model, ChatTokenizer)> {
+    pub fn open(&self, writing: &TemplateArgs) -> Result<(Model, ChatTokenizer)> {
         let _loading = report::spinner(&format!("loading {}", self.model.display()));
-        let tokenizer = ChatTokenizer::load_with(&self.model, &template.rendering()?)?;
+        let mut rendering = writing.rendering()?;
+        if let (None, Some(adapter)) = (&rendering.template, &self.adapter) {
+            rendering.template = template::own(adapter, &self.model)?;
+            if let Some(own) = &rendering.template {
+                report::info(format!("the adapter's own chat template is used: {}", own.display()));
+            }
+        }
+        let tokenizer = ChatTokenizer::load_with(&self.model, &rendering)?;
         let device = models::device(&self.device)?;
         let kind = self.dtype.begin(device, &self.model)?;
         let model = models::open(&self.model, self.adapter.as_slice(), device, kind)?;

@@ -149,6 +149,7 @@ pub fn verify(reference: &Model, folder: &Path, export: Export) -> Result<Report
                 export,
                 change: Change::None,
                 names: tensors.keys().map(|n| n.to_string()).collect(),
+                tied: reference.config().tie_word_embeddings,
             }
             .run(expected)
         }
@@ -158,8 +159,9 @@ pub fn verify(reference: &Model, folder: &Path, export: Export) -> Result<Report
             // Masters in float32 that were rounded to the dtype the run computes in give the same products.
             let rounded = reference.kind() == Kind::Float && saved_kind(folder)? != Some(Kind::Float);
             let change = if rounded { Change::Rounded } else { Change::None };
-            Check { reference, folder, export, change, names: tensors.keys().map(|n| n.to_string()).collect() }
-                .run(expected)
+            let names = tensors.keys().map(|n| n.to_string()).collect();
+            let tied = reference.config().tie_word_embeddings;
+            Check { reference, folder, export, change, names, tied }.run(expected)
         }
     }
 }
@@ -172,6 +174,8 @@ pub(super) struct Check<'a> {
     pub change: Change,
     /// The tensors that the folder must hold, no more and no fewer.
     pub names: BTreeSet<String>,
+    /// Whether a whole model's embedding and output head are to share a weight.
+    pub tied: bool,
 }
 
 impl Check<'_> {
@@ -236,7 +240,7 @@ impl Check<'_> {
         if tied && written.contains_key("lm_head.weight") {
             problems.push("config.json ties head and embedding, but lm_head.weight is written".into());
         }
-        if tied != (whole && self.reference.config().tie_word_embeddings) {
+        if tied != (whole && self.tied) {
             problems.push("the tie between embedding and head changed".into());
         }
         let compatibility = match self.export {

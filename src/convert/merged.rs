@@ -1,13 +1,14 @@
 //! `ft merge`: adapters folded into a base, or several laid together as one, written and checked.
 
 use super::export::{self, Change, Check, Export, Report};
-use super::stops;
+use super::{stops, template};
+use crate::adapters::lora::adapted_module;
 use crate::adapters::merge::{self, Merge, Part};
 use crate::adapters::{AdapterFile, LoraPlan, file};
 use crate::error::{Error, Result};
 use crate::models::{self, Config, Heads, Load, Model, Storage};
 use crate::nn::linear::cast;
-use crate::nn::{Attach, safetensors, weights};
+use crate::nn::{Attach, Weights, safetensors, weights};
 use std::collections::BTreeSet;
 use std::path::Path;
 use tch::{Device, Kind};
@@ -28,12 +29,27 @@ fn refuse_scorers(base: &Path, parts: &[Part]) -> Result<()> {
     }
 }
 
+/// The base as updates of `parts` find it, and the weights that embedding and output head share there. A low-rank update of
+/// the one changes nothing of the other, as in PEFT: with such a one each has a weight of its own.
+fn open_base(base: &Path, parts: &[Part]) -> Result<(Config, Weights, Vec<&'static str>)> {
+    let mut config = Config::read(base)?;
+    let mut weights = models::weights(base, &config)?;
+    let shared = config.shared();
+    let adapts = |name: &str| {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        parts.iter().flat_map(|p| p.file.tensors.keys()).any(|t| adapted_module(t) == Some(module))
+    };
+    if shared.iter().any(|name| adapts(name)) {
+        models::part_head(&mut config, &mut weights)?;
+    }
+    Ok((config, weights, shared))
+}
+
 /// Folds `parts` into the base. `dtype`: the dtype of all weights; `None` keeps each tensor's own.
 pub fn model(base: &Path, parts: &[Part], out: &Path, dtype: Option<Kind>, shard_bytes: u64) -> Result<Report> {
     refuse_scorers(base, parts)?;
-    let config = Config::read(base)?;
-    let weights = models::weights(base, &config)?;
-    let merge = Merge::new(&weights, &config.shared(), parts)?;
+    let (config, weights, shared) = open_base(base, parts)?;
+    let merge = Merge::new(&weights, &shared, parts)?;
     let names: Vec<&str> = weights.names().collect();
     let kind_of = |name: &str| {
         let own = weights.kind(name).unwrap_or(Kind::Float);
@@ -61,20 +77,27 @@ pub fn model(base: &Path, parts: &[Part], out: &Path, dtype: Option<Kind>, shard
         })?;
         export::write_config(&config, temp, dtype)?;
         export::copy_beside(base, temp, export::MODEL_FILES)?;
-        stops::inherit(temp, base, parts.iter().map(|p| p.folder.as_path()))?;
+        inherit(temp, base, parts)?;
         let names = names.iter().map(|n| n.to_string()).collect();
-        let check = Check { reference: &reference, folder: temp, export: Export::Model, change, names };
+        let tied = config.tie_word_embeddings;
+        let check = Check { reference: &reference, folder: temp, export: Export::Model, change, names, tied };
         check.run(|name| merge.tensor(name).map(Some))
     })
+}
+
+/// Gives the result in `folder` what the parts were taught beyond the base: their template, and where answers stop.
+fn inherit(folder: &Path, base: &Path, parts: &[Part]) -> Result<()> {
+    let folders = || parts.iter().map(|p| p.folder.as_path());
+    template::inherit(folder, base, folders())?;
+    stops::inherit(folder, base, folders())
 }
 
 /// Lays `parts` together as one adapter.
 pub fn adapter(base: &Path, parts: &[Part], out: &Path) -> Result<Report> {
     refuse_scorers(base, parts)?;
-    let config = Config::read(base)?;
-    let weights = models::weights(base, &config)?;
+    let (config, weights, shared) = open_base(base, parts)?;
     let sum = merge::combine(&weights, parts)?;
-    let merge = Merge::new(&weights, &config.shared(), parts)?;
+    let merge = Merge::new(&weights, &shared, parts)?;
     let own = weights.names().filter_map(|n| weights.kind(n)).find(|k| is_float(*k)).unwrap_or(Kind::Float);
     let computed = if own == Kind::BFloat16 { own } else { Kind::Float };
     let reference = with_sum(base, parts, &sum, computed)?;
@@ -88,10 +111,11 @@ pub fn adapter(base: &Path, parts: &[Part], out: &Path) -> Result<Report> {
             base,
             sum.tensors.iter().map(|(n, t)| (n.as_str(), t)),
         )?;
-        stops::inherit(temp, base, parts.iter().map(|p| p.folder.as_path()))?;
+        inherit(temp, base, parts)?;
         let names: BTreeSet<String> = sum.tensors.keys().cloned().collect();
         let export = Export::Adapter { base };
-        let check = Check { reference: &reference, folder: temp, export, change: Change::None, names };
+        let tied = config.tie_word_embeddings;
+        let check = Check { reference: &reference, folder: temp, export, change: Change::None, names, tied };
         let mut report = check.run(|name| Ok(sum.tensors.get(name).map(|t| t.shallow_clone())))?;
         // The one adapter, read back, must do to every weight what the parts do together.
         let read = [Part::read(temp, 1.0)?];

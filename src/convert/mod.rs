@@ -15,4 +15,5 @@ mod rope_scaling;
 mod scorer;
 pub mod stops;
 pub mod student;
+pub mod template;
 pub mod vocabulary;

@@ -59,7 +59,7 @@ pub fn answered(talk: &Conversation, index: usize, template: &ChatTemplate, stop
 }
 
 /// The bytes of a rendering that hold what a message says.
-struct Place {
+struct AnswerPlace {
     start: usize,
     end: usize,
 }
@@ -94,7 +94,7 @@ fn place(
     index: usize,
     rendered: &str,
     render: impl Fn(&Conversation) -> Result<String>,
-) -> Result<Place> {
+) -> Result<AnswerPlace> {
     let marked = render(&marked(talk, index))?;
     let (first, last) = (marked.find(MARKS[0]), marked.rfind(MARKS[1]));
     let (Some(first), Some(last)) = (first, last) else {
@@ -105,11 +105,11 @@ fn place(
     let after = &marked[last + MARKS[1].len_utf8()..];
     let same = after.bytes().rev().zip(rendered[start..].bytes().rev()).take_while(|(a, b)| a == b).count();
     let end = (0..=same).rev().map(|n| rendered.len() - n).find(|at| rendered.is_char_boundary(*at));
-    Ok(Place { start, end: end.unwrap_or(rendered.len()) })
+    Ok(AnswerPlace { start, end: end.unwrap_or(rendered.len()) })
 }
 
 /// Prompt and answer as generation puts them together. `told` is the conversation as the template writes it with the answer.
-fn as_generated(message: &Message, asked: String, told: &str, place: Place) -> Answered {
+fn as_generated(message: &Message, asked: String, told: &str, place: AnswerPlace) -> Answered {
     let before = told[..place.start].trim_end();
     let mut notes = vec![Note::AsGenerated];
     let opened = asked.starts_with(before).then(|| asked[before.len()..].trim()).and_then(closing_of);

@@ -10,7 +10,9 @@
 //! learnt in an example of their own that ends with them: a conversation becomes as few examples as its template allows.
 //!
 //! Where a token would reach from the prompt into the answer, the text is encoded in two pieces, as generation does: the
-//! second goes on where the first ends, without the space that some tokenizers put before every text.
+//! second goes on where the first ends, without the space that some tokenizers put before every text. A space at the end
+//! of a prompt is the exception: where tokens hold the space before their word, it belongs to the answer
+//! (`ChatTokenizer::border`), and the ids are those of the joined text.
 
 use super::Supervise;
 use super::answered::{self, Answered};
@@ -119,15 +121,6 @@ pub(super) fn append_eos(ids: &mut Vec<u32>, tokenizer: &ChatTokenizer) -> Resul
     Ok(())
 }
 
-/// Ids of text that goes on: a tokenizer that closes every text with EOS would close a prompt before its answer.
-pub(super) fn open_ended(text: &str, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
-    let mut ids = tokenizer.encode_plain(text)?;
-    if tokenizer.eos().is_some_and(|eos| ids.last() == Some(&eos)) && tokenizer.encode(text)?.last() != ids.last() {
-        ids.pop();
-    }
-    Ok(ids)
-}
-
 /// Prompt and completion as text: the ids of the joined text where the prompt's ids are its beginning, and otherwise the
 /// ids of the two pieces; EOS at the end is learnt.
 fn completion(
@@ -137,12 +130,12 @@ fn completion(
     tokenizer: &ChatTokenizer,
     supervise: Supervise,
 ) -> Result<Encoded> {
-    let prompt_ids = open_ended(prompt, tokenizer)?;
-    let mut ids = open_ended(&format!("{prompt}{answer}"), tokenizer)?;
+    let prompt_ids = tokenizer.encode_plain_prompt(prompt)?;
+    let mut ids = tokenizer.encode_open(&format!("{prompt}{answer}"))?;
     let split = !ids.starts_with(&prompt_ids);
     if split {
         ids = prompt_ids.clone();
-        ids.extend(tokenizer.encode_after(answer)?);
+        ids.extend(tokenizer.encode_answer_after(prompt, answer)?);
     }
     append_eos(&mut ids, tokenizer)?;
     let supervised = (0..ids.len()).map(|t| supervise == Supervise::All || t >= prompt_ids.len()).collect();
@@ -212,6 +205,8 @@ fn answers(talk: &Conversation) -> Vec<usize> {
 struct Turn {
     index: usize,
     answer: Answered,
+    /// The byte where the ids of its prompt end.
+    start: usize,
     /// The byte after the stop token that ends it.
     end: usize,
 }
@@ -221,10 +216,11 @@ impl Turn {
         let text = &answer.text;
         let encoding = tokenizer.encode_offsets(text)?;
         let (ids, offsets) = (encoding.get_ids(), encoding.get_offsets());
-        let tokens = tokens_in(&(answer.asked.len()..text.len()), offsets);
+        let start = tokenizer.border(&answer.asked);
+        let tokens = tokens_in(&(start..text.len()), offsets);
         let end = end_of_turn(ids, offsets, text, tokens, tokenizer)
-            .ok_or_else(|| no_stop(index, &text[answer.asked.len()..], tokenizer))?;
-        Ok(Self { index, end: offsets[end].1, answer })
+            .ok_or_else(|| no_stop(index, &text[start..], tokenizer))?;
+        Ok(Self { index, start, end: offsets[end].1, answer })
     }
 
     /// Whether `text` shows this answer as generation saw it, up to its stop token: a template may close the last turn in
@@ -249,11 +245,11 @@ fn one_rendering(
     tokenizer: &ChatTokenizer,
     splits: &mut usize,
 ) -> Result<Example> {
-    let starts: Vec<usize> = turns.iter().map(|turn| turn.answer.asked.len()).collect();
+    let starts: Vec<usize> = turns.iter().map(|turn| turn.start).collect();
     let (ids, offsets) = encode_at(text, &starts, tokenizer, splits)?;
     let mut supervised = vec![false; ids.len()];
     for turn in turns {
-        let span = turn.answer.asked.len()..turn.end;
+        let span = turn.start..turn.end;
         let tokens = tokens_in(&span, &offsets);
         let end = end_of_turn(&ids, &offsets, text, tokens.clone(), tokenizer)
             .ok_or_else(|| no_stop(turn.index, &text[span], tokenizer))?;

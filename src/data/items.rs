@@ -280,8 +280,8 @@ fn asked_text(asked: &Asked, tokenizer: &ChatTokenizer, seen: &mut Seen) -> Resu
 
 fn prompt_ids(asked: &Asked, text: &str, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
     let ids = match asked {
-        Asked::Text(_) => example::open_ended(text, tokenizer)?,
-        Asked::Talk(_) => tokenizer.encode(text)?,
+        Asked::Text(_) => tokenizer.encode_plain_prompt(text)?,
+        Asked::Talk(_) => tokenizer.encode_prompt(text)?,
     };
     example::check_bos(&ids, tokenizer)?;
     Ok(ids)
@@ -315,8 +315,8 @@ fn sides<const N: usize>(
     for (i, (ids, answer)) in ids.iter_mut().zip(answers).enumerate() {
         *ids = match answer {
             Answer::Text(answer) => {
-                let joint = example::open_ended(&format!("{question}{answer}"), tokenizer)?;
-                let mut ids = after(&prompt, joint, answer, tokenizer, seen)?;
+                let joint = tokenizer.encode_open(&format!("{question}{answer}"))?;
+                let mut ids = after(&prompt, joint, [&question, answer], tokenizer, seen)?;
                 example::append_eos(&mut ids, tokenizer)?;
                 ids
             }
@@ -334,7 +334,7 @@ fn sides<const N: usize>(
                     )
                     .hint("give a template with data.template that ends the assistant's turn in a stop token"));
                 }
-                after(&prompt, tokenizer.encode(whole)?, answer, tokenizer, seen)?
+                after(&prompt, tokenizer.encode(whole)?, [&question, answer], tokenizer, seen)?
             }
         };
     }
@@ -368,10 +368,11 @@ fn rendered(
     Ok(whole)
 }
 
+/// Ids of the answer: those of the joined text after the prompt's, or its own.
 fn after(
     prompt: &[u32],
     mut joint: Vec<u32>,
-    answer: &str,
+    [question, answer]: [&str; 2],
     tokenizer: &ChatTokenizer,
     seen: &mut Seen,
 ) -> Result<Vec<u32>> {
@@ -379,5 +380,5 @@ fn after(
         return Ok(joint.split_off(prompt.len()));
     }
     seen.splits += 1;
-    tokenizer.encode_after(answer)
+    tokenizer.encode_answer_after(question, answer)
 }

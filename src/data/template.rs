@@ -4,7 +4,7 @@
 //! Knows no tokens.
 
 use super::arguments;
-use super::jinja::{Clock, Fault, Kind, Template};
+use super::jinja::{Clock, Fault, FaultKind, Template};
 use super::record::{Columns, Conversation, Message};
 use crate::error::{Error, Result};
 use jiff::civil::Date;
@@ -16,8 +16,8 @@ const LARGEST: usize = 256 << 10;
 /// Chat templates, compiled.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    default: Option<Source>,
-    tool_use: Option<Source>,
+    default: Option<NamedTemplate>,
+    tool_use: Option<NamedTemplate>,
     specials: Columns,
     /// Variables for every row; a row's own come before them.
     kwargs: Columns,
@@ -27,13 +27,13 @@ pub struct ChatTemplate {
 
 /// One template with its text and where it was found.
 #[derive(Debug)]
-struct Source {
+struct NamedTemplate {
     name: String,
     text: String,
     template: Template,
 }
 
-impl Source {
+impl NamedTemplate {
     fn compile(name: &str, text: &str) -> Result<Self> {
         if text.len() > LARGEST {
             return Err(Error::user(format!("{name}: {} bytes, at most {LARGEST} expected", text.len()))
@@ -53,7 +53,8 @@ impl ChatTemplate {
 
     /// Compiles the templates that rows without and with tools are written by, each with its place and text.
     pub fn of_named(default: Option<(&str, &str)>, tool_use: Option<(&str, &str)>, specials: &Columns) -> Result<Self> {
-        let compile = |given: Option<(&str, &str)>| given.map(|(name, text)| Source::compile(name, text)).transpose();
+        let compile =
+            |given: Option<(&str, &str)>| given.map(|(name, text)| NamedTemplate::compile(name, text)).transpose();
         let (default, tool_use) = (compile(default)?, compile(tool_use)?);
         Ok(Self { default, tool_use, specials: specials.clone(), kwargs: Columns::new(), date: None })
     }
@@ -63,7 +64,7 @@ impl ChatTemplate {
         Self { kwargs: kwargs.clone(), date, ..self }
     }
 
-    fn all(&self) -> impl Iterator<Item = &Source> {
+    fn all(&self) -> impl Iterator<Item = &NamedTemplate> {
         self.default.iter().chain(&self.tool_use)
     }
 
@@ -177,16 +178,16 @@ fn template_error(name: &str, fault: &Fault) -> Error {
     let line = fault.line().map(|l| format!(":{l}")).unwrap_or_default();
     let error = Error::user(format!("{name}{line}: {fault}"));
     match fault.kind() {
-        Kind::Raised => Error::user(format!("the chat template refuses this conversation: {fault}"))
+        FaultKind::Raised => Error::user(format!("the chat template refuses this conversation: {fault}"))
             .hint("change the conversation, or give a template of your own with data.template or --template"),
-        Kind::Runaway | Kind::Deep => error.hint(
+        FaultKind::Runaway | FaultKind::Deep => error.hint(
             "the template is broken or hostile, or the row is far too long; give a template of your own with \
              data.template or --template",
         ),
-        Kind::Unsupported => error.hint(
+        FaultKind::Unsupported => error.hint(
             "this part of Python's Jinja is not reproduced here; a template without it can be given with data.template",
         ),
-        Kind::Syntax | Kind::Python => error.hint("a template of your own can be given with data.template"),
+        FaultKind::Syntax | FaultKind::Python => error.hint("a template of your own can be given with data.template"),
     }
 }
 

@@ -47,6 +47,8 @@ pub struct ChatTokenizer {
     written_stops: Vec<u32>,
     /// Whether the tokenizer puts a space before every text.
     prefixes: bool,
+    /// Whether a word's token holds the space before it, which is not shown where a text begins with it (SentencePiece).
+    holds_spaces: bool,
 }
 
 impl ChatTokenizer {
@@ -124,9 +126,14 @@ impl ChatTokenizer {
             stop_ids: Vec::new(),
             written_stops: stops_written.clone(),
             prefixes: false,
+            holds_spaces: false,
         };
         let first = made.encode("a")?.first().and_then(|id| made.token(*id)).unwrap_or_default();
         made.prefixes = first.starts_with(['▁', 'Ġ', ' ']);
+        if let Some(last) = made.encode("a a")?.last() {
+            let spaced = made.token(*last).is_some_and(|token| token.starts_with('▁') && token.len() > '▁'.len_utf8());
+            made.holds_spaces = spaced && made.decode(&[*last], false)? == "a";
+        }
         if let Some((end, after)) = made.find_turn_end() {
             (made.turn_end, made.after_turn) = (Some(end), after);
         }
@@ -162,6 +169,39 @@ impl ChatTokenizer {
             }
             None => Ok(encoding.get_ids().to_vec()),
         }
+    }
+
+    /// Where in a prompt its token ids end: before a last space, where that space is held by the token of the word that
+    /// follows. The answer then begins with it, in what is learnt as in what is generated.
+    pub fn border(&self, prompt: &str) -> usize {
+        match prompt.strip_suffix(' ') {
+            Some(before) if self.holds_spaces && !before.is_empty() => before.len(),
+            _ => prompt.len(),
+        }
+    }
+
+    /// Token ids of a rendered prompt, as generation is given them.
+    pub fn encode_prompt(&self, rendered: &str) -> Result<Vec<u32>> {
+        self.encode(&rendered[..self.border(rendered)])
+    }
+
+    /// As `encode_prompt`, for text without a template: with a BOS where the model has one.
+    pub fn encode_plain_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_open(&text[..self.border(text)])
+    }
+
+    /// Token ids of text that goes on: a tokenizer that closes every text with EOS would close a prompt before its answer.
+    pub(super) fn encode_open(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.encode_plain(text)?;
+        if self.eos.is_some_and(|eos| ids.last() == Some(&eos)) && self.encode(text)?.last() != ids.last() {
+            ids.pop();
+        }
+        Ok(ids)
+    }
+
+    /// Token ids of words that are put into the answer's mouth after `prompt`.
+    pub fn encode_answer_after(&self, prompt: &str, answer: &str) -> Result<Vec<u32>> {
+        self.encode_after(&format!("{}{answer}", &prompt[self.border(prompt)..]))
     }
 
     /// Token ids with the bytes of `text` that each comes from; nothing is added.
@@ -381,12 +421,12 @@ fn ids_in(value: Option<&Value>) -> Vec<u32> {
 }
 
 /// Chat templates as they were found: a place for errors, and a text.
-struct Found {
+struct FoundTemplates {
     default: Option<(String, String)>,
     tool_use: Option<(String, String)>,
 }
 
-impl Found {
+impl FoundTemplates {
     fn one(name: String, text: String) -> Option<Self> {
         Some(Self { default: Some((name, text)), tool_use: None })
     }
@@ -402,9 +442,9 @@ impl Found {
 /// The templates that may write a row. `chosen` is a file, or the name of one of the model's own; without it they are
 /// transformers' choice: chat_template.jinja and the files in additional_chat_templates/, else what the tokenizer's config
 /// holds, one text or a list of named ones.
-fn find_template(dir: &Path, config: &Columns, chosen: Option<&Path>) -> Result<Option<Found>> {
+fn find_template(dir: &Path, config: &Columns, chosen: Option<&Path>) -> Result<Option<FoundTemplates>> {
     if let Some(path) = chosen.filter(|path| !is_template_name(path)) {
-        return Ok(Found::one(path.display().to_string(), fsutil::read_to_string(path)?));
+        return Ok(FoundTemplates::one(path.display().to_string(), fsutil::read_to_string(path)?));
     }
     let mut named = named_templates(dir, config)?;
     let names: Vec<String> = named.iter().map(|(name, ..)| format!("`{name}`")).collect();
@@ -416,14 +456,14 @@ fn find_template(dir: &Path, config: &Columns, chosen: Option<&Path>) -> Result<
                 false => format!("there is {}; a file is given with a `/` or a `.` in its name", names.join(", ")),
             })
         })?;
-        return Ok(Found::one(place, text));
+        return Ok(FoundTemplates::one(place, text));
     }
     let mut take = |name: &str| {
         let at = named.iter().position(|(own, ..)| own == name)?;
         let (_, place, text) = named.remove(at);
         Some((place, text))
     };
-    let found = Found { default: take("default"), tool_use: take("tool_use") };
+    let found = FoundTemplates { default: take("default"), tool_use: take("tool_use") };
     if found.default.is_none() && found.tool_use.is_none() && !named.is_empty() {
         return Err(Error::user(format!("{}: chat templates, and none of them named `default`", dir.display()))
             .hint(format!("choose one with data.template or --template: {}", names.join(", "))));

@@ -273,7 +273,7 @@ impl<'m> LanguageJudge<'m> {
              \"{VERDICT} bad\" if both are bad.",
             self.rubric, task.first.text, task.second.text
         );
-        self.tokenizer.encode(&self.tokenizer.render(&[Message::new("user", text)], true)?)
+        self.tokenizer.encode_prompt(&self.tokenizer.render(&[Message::new("user", text)], true)?)
     }
 
     /// Adds what the model writes before its verdict; the texts.

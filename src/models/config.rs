@@ -58,7 +58,7 @@ impl Config {
     }
 
     /// Gives embedding and output head a weight each, in `raw` and `text` too.
-    fn untie(&mut self) -> Result<()> {
+    pub(super) fn untie(&mut self) -> Result<()> {
         const KEY: &str = "tie_word_embeddings";
         self.tie_word_embeddings = false;
         self.raw[KEY] = Value::Bool(false);

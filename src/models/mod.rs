@@ -99,6 +99,13 @@ pub fn weights(folder: &Path, config: &Config) -> Result<Weights> {
     Ok(weights)
 }
 
+/// Gives embedding and output head a weight each, equal as yet, where `config` ties them.
+pub fn part_head(config: &mut Config, weights: &mut Weights) -> Result<()> {
+    config.untie()?;
+    weights.repeat(tie::HEAD, config.family().embedding);
+    Ok(())
+}
+
 /// The weight of the scalar head, in every family.
 pub const SCORE: &str = "score.weight";
 

@@ -5,7 +5,7 @@
 //! backward only scales. `recomputed`: numbers a row, whose chunks run again in the backward; for heads with adapters,
 //! and for those who weigh rows later. `formed`: the form that `sum` takes over anything that is seen in parts.
 
-use super::linear::{Linear, cast};
+use super::linear::{Linear, cast, operand};
 use crate::native;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -46,7 +46,7 @@ pub fn sum<const K: usize>(
     let (mut parts, mut directions, mut g_weight) = (Vec::new(), Vec::new(), None::<Tensor>);
     {
         let _no_grad = tch::no_grad_guard();
-        let narrow = cast(weight, h.kind());
+        let narrow = operand(weight, h.kind());
         for rows in chunks(h.size()[0], CHUNK) {
             let h = h.narrow(0, rows.0, rows.1);
             let logits = h.linear(&narrow, None::<&Tensor>).to_kind(Kind::Float);

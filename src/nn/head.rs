@@ -109,7 +109,7 @@ pub fn scores(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, temperature: f64,
 /// looked at costs no product.
 fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor, reading: Reading) -> Scores {
     let wanted = native::grad_enabled() && h.requires_grad();
-    let weight = super::linear::cast(weight, h.kind());
+    let weight = super::linear::operand(weight, h.kind());
     let (mut columns, mut directions) = (Vec::new(), Vec::new());
     {
         let _no_grad = tch::no_grad_guard();
@@ -174,7 +174,7 @@ fn plain(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
     let log_probs = differentiable(
         &[&anchor(h)],
         || {
-            let narrow = super::linear::cast(weight, h.kind());
+            let narrow = super::linear::operand(weight, h.kind());
             let (mut values, mut kept) = (Vec::new(), None);
             for rows in chunks(h.size()[0], CHUNK) {
                 let (value, hit, direction) = chunk(h, &narrow, targets, rows, keep);

@@ -6,7 +6,7 @@
 //! that can be made again in the backward for less than it weighs: the narrow copy of a float32 weight, and an input
 //! that is a norm's or an activation's result.
 
-use super::linear::{Dense, cast};
+use super::linear::{Dense, cast, operand};
 use super::ops;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -88,7 +88,7 @@ pub fn products(input: &Input, mask: Option<&Tensor>, parts: &[Part]) -> Vec<Ten
         let (mut outputs, mut saved, mut column) = (Vec::new(), Vec::new(), 0);
         for Part { base, update } in parts {
             let bias = base.bias.as_ref().map(|b| cast(b, x.kind()));
-            let mut y = x.linear(&cast(&base.weight, x.kind()), bias.as_ref()); // (T, out)
+            let mut y = operand(x, x.kind()).linear(&operand(&base.weight, x.kind()), bias.as_ref()); // (T, out)
             let update = update.as_ref().zip(low.as_ref()).map(|(u, low)| {
                 let rank = u.b.size()[1];
                 y = y.addmm_(&low.narrow(1, column, rank), &u.b.tr());
@@ -121,7 +121,7 @@ pub fn products(input: &Input, mask: Option<&Tensor>, parts: &[Part]) -> Vec<Ten
         let grads: Vec<Tensor> = grads.iter().zip(saved).map(filled).collect();
         let mut g_x: Option<Tensor> = None;
         for (g, s) in grads.iter().zip(saved).filter(|_| needs_x) {
-            let weight = cast(&s.weight, options.0);
+            let weight = operand(&s.weight, options.0);
             g_x = Some(match g_x {
                 Some(mut sum) => sum.addmm_(g, &weight),
                 None => g.matmul(&weight),

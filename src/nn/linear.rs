@@ -4,7 +4,7 @@ use super::joint::{self, Input, LowRank, Part};
 use crate::native;
 use std::cell::Cell;
 use std::rc::Rc;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A small trainable addition to one frozen layer.
 pub trait Adapter {
@@ -70,7 +70,7 @@ pub fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     // What the kernels of decoding do not read is brought into x's format for them, too: the same bits either way.
     let weight = if weight.kind() == Kind::BFloat16 { weight.shallow_clone() } else { cast(weight, x.kind()) };
     let decoded = if decoding() { native::product(x, &weight, bias, None) } else { None };
-    decoded.unwrap_or_else(|| x.linear(&cast(&weight, x.kind()), bias))
+    decoded.unwrap_or_else(|| operand(x, x.kind()).linear(&operand(&weight, x.kind()), bias))
 }
 
 /// `y + x (T, in) @ weight (out, in)^T`, rounded once; may write to y.
@@ -82,6 +82,14 @@ pub fn product_onto(mut y: Tensor, x: &Tensor, weight: &Tensor) -> Tensor {
 /// The tensor in `kind`; the same tensor where it already is.
 pub fn cast(t: &Tensor, kind: Kind) -> Tensor {
     if t.kind() == kind { t.shallow_clone() } else { t.to_kind(kind) }
+}
+
+/// As `cast`, for libtorch's products. On the CPU it lies at a multiple of 16 bytes: on some processors (AMD's) MKL sums in
+/// another order where it does not, and a weight in a mapped file may lie anywhere.
+pub fn operand(t: &Tensor, kind: Kind) -> Tensor {
+    let t = cast(t, kind);
+    let misplaced = t.device() == Device::Cpu && t.data_ptr() as usize % 16 != 0;
+    if misplaced { t.copy() } else { t }
 }
 
 /// Which adapter answers and whether dropout is on; one per model, shared by its layers.

@@ -21,6 +21,7 @@ pub struct Weights {
 }
 
 /// Where a tensor lies.
+#[derive(Clone)]
 pub struct Entry {
     /// Number of the file.
     map: usize,
@@ -118,6 +119,13 @@ impl Weights {
             }
         }
         Ok(())
+    }
+
+    /// Gives the tensor `of` a further name.
+    pub fn repeat(&mut self, name: &str, of: &str) {
+        if let Some(entry) = self.entries.get(of).cloned() {
+            self.entries.insert(name.into(), entry);
+        }
     }
 
     /// A linear layer's weight that lies on disk as (in, out).

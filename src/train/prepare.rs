@@ -1,8 +1,8 @@
 //! Everything before the first step: data read and tokenised, the steps counted, the model loaded.
 
 use crate::adapters::{AdapterSpec, LoraPlan, LoraSpec, file};
-use crate::convert::stops;
 use crate::convert::student::{Cut, Layers, need_student};
+use crate::convert::{stops, template};
 use crate::data::{
     BatchPlan, Cache, ChatTokenizer, Dataset, EncodeOptions, Example, Overflow, SourceSpec, Sources, Supervise,
 };
@@ -168,12 +168,16 @@ pub fn tokenizer(plan: &Plan) -> Result<Rc<ChatTokenizer>> {
     Ok(tokenizer)
 }
 
-/// Writes into a result's folder the stop token that was taught, where the base's files do not name it.
-pub fn tell_stops(plan: &Plan, folder: &Path) -> Result<()> {
+/// Writes into a result's folder the template that it was taught with and the stop token that it was taught, where the
+/// base's files have others.
+pub fn tell_format(plan: &Plan, folder: &Path) -> Result<()> {
     let recipe = &plan.recipe;
     let tokenizer = ChatTokenizer::load(&recipe.model.path, recipe.data.template.as_deref())?;
     let taught: Vec<u32> = tokenizer.unwritten_stop().filter(|_| recipe.method.writes()).into_iter().collect();
     let template = tokenizer.template().map(|t| t.source());
+    if let Some(text) = template.filter(|_| recipe.data.template.is_some()) {
+        template::write(folder, text)?;
+    }
     stops::write(folder, &recipe.model.path, &taught, template.as_slice())
 }
 

@@ -31,7 +31,7 @@ pub fn export(plan: &Plan, model: &Model) -> Result<()> {
         }
         None => ("model", export::save_model(model, &fresh, prepare::result_kind(plan, model)?)?),
     };
-    prepare::tell_stops(plan, &fresh)?;
+    prepare::tell_format(plan, &fresh)?;
     put(&fresh, out)?;
     saving.finish_and_clear();
     report::info(format!("{what} saved and verified in {}: {}", report::duration(began.elapsed()), out.display()));

@@ -184,6 +184,11 @@ continued' }}
 {{ messages[0].items()|tojson }}
 {{ 'a' is string }}{{ {} is mapping }}{{ 'a' is iterable }}{{ [] is sequence }}{{ none is none }}{{ 1 is number }}{{ true is boolean }}{{ 1 is integer }}{{ 1.0 is float }}{{ true is true }}{{ false is false }}{{ 3 is odd }}{{ 4 is even }}{{ 4 is divisibleby(2) }}{{ 4 is divisibleby 3 }}{{ 'a' is in ['a'] }}{{ 1 is eq(1) }}{{ 1 is ne 2 }}{{ 1 is sameas(1) }}{{ nope is undefined }}{{ 'A' is upper }}{{ 'a' is lower }}{{ 1 is lt(2) }}{{ 2 is ge 2 }}{{ 2 is greaterthan 1 }}
 {{ none is iterable }}{{ none is string }}{{ 1 is iterable }}{{ {} is iterable }}{{ {} is sequence }}{{ 'x' is sequence }}{{ nope is iterable }}{{ nope is mapping }}{{ nope is none }}{{ nope is string }}{{ true is number }}{{ true is integer }}{{ 1.0 is integer }}{{ range(2) is sequence }}{{ range is callable }}{{ 'a' is callable }}{{ (1,) is sequence }}{{ nope is sequence }}{{ '1' is number }}
+{{ '<b>'|safe + '<i>' + '&' }}{{ '<' + '<b>'|safe }}{{ ('<'|e) + ('<'|safe) }}{{ ('<'|e) * 2 }}{{ 2 * ('<'|safe) }}{{ ('<'|safe) ~ '<' }}{{ "it's "|safe + {'a': '<'}|tojson }}
+{{ ('<'|safe) - 1 }}
+{{ ('<'|safe) + 1 }}
+{{ none|selectattr('a')|list }}{{ none|map('upper')|list }}{{ x|reject('odd')|list }}{{ 0|select('nothing')|list }}{{ ''|map(attribute='a')|list }}{{ none|rejectattr('a', 'equalto', 1)|list|length }}
+{{ none|unique|list }}
 {{ 1 is not string }}{{ not 1 is string }}{{ messages[0].content is not none and messages[0].content is not mapping }}{{ x is not defined }}{{ messages[0].x is defined }}{{ messages[0]['role'] is defined }}{{ 'a' is not in 'b' }}{{ none is not none }}{{ true is sameas true }}{{ 1 is sameas true }}{{ none is sameas none }}{{ enable_thinking is defined and enable_thinking is false }}{{ none_value is none }}{{ 'upper' is filter }}{{ 'zzz' is filter }}{{ '<' is escaped }}{{ ('<'|e) is escaped }}
 {{ 1 is nosuchtest }}
 {{ 1.5 is odd }}{{ 'a' is odd }}

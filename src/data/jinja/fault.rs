@@ -4,7 +4,7 @@ use std::fmt;
 
 /// What kind of failure it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FaultKind {
     /// The text is no Jinja.
     Syntax,
     /// Python would raise here too.
@@ -25,26 +25,26 @@ pub struct Fault(Box<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    kind: Kind,
+    kind: FaultKind,
     message: String,
     line: Option<usize>,
 }
 
 impl Fault {
-    pub(super) fn new(kind: Kind, message: impl Into<String>) -> Self {
+    pub(super) fn new(kind: FaultKind, message: impl Into<String>) -> Self {
         Self(Box::new(Inner { kind, message: message.into(), line: None }))
     }
 
     pub(super) fn python(message: impl Into<String>) -> Self {
-        Self::new(Kind::Python, message)
+        Self::new(FaultKind::Python, message)
     }
 
     pub(super) fn unsupported(what: impl fmt::Display) -> Self {
-        Self::new(Kind::Unsupported, format!("not supported: {what}"))
+        Self::new(FaultKind::Unsupported, format!("not supported: {what}"))
     }
 
     pub(super) fn syntax(line: usize, message: impl Into<String>) -> Self {
-        Self::new(Kind::Syntax, message).at(line)
+        Self::new(FaultKind::Syntax, message).at(line)
     }
 
     /// Notes the line, unless an inner one is known.
@@ -53,7 +53,7 @@ impl Fault {
         self
     }
 
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> FaultKind {
         self.0.kind
     }
 

@@ -159,7 +159,7 @@ pub fn apply(run: &mut Run, name: &str, subject: Value, args: Args) -> Result<Va
             args.none(name)?;
             match &subject {
                 Value::Markup(_) if name != "forceescape" => Ok(subject),
-                other => Value::markup(escaped(&other.print()?)?),
+                other => Value::markup(strings::escaped(&other.print()?)?),
             }
         }
         "safe" => args.none(name).and_then(|()| Value::markup(subject.print()?)),
@@ -332,16 +332,6 @@ fn soft(value: &Value) -> Result<Value> {
 fn count(value: Option<Value>, name: &str) -> Result<usize> {
     let n = value.ok_or_else(|| Fault::python(format!("{name}() misses a number")))?.int(name)?;
     usize::try_from(n).ok().filter(|n| *n > 0).ok_or_else(|| Fault::unsupported(format!("{name}({n})")))
-}
-
-fn escaped(text: &str) -> Result<String> {
-    limits::room_for(text.len(), 5)?;
-    Ok(text
-        .replace('&', "&amp;")
-        .replace('>', "&gt;")
-        .replace('<', "&lt;")
-        .replace('\'', "&#39;")
-        .replace('"', "&#34;"))
 }
 
 fn urlencode(value: &Value) -> Result<Value> {
@@ -563,6 +553,10 @@ fn folded(value: Value, case_sensitive: bool) -> Result<Value> {
 }
 
 fn map(run: &mut Run, subject: Value, mut args: Args) -> Result<Value> {
+    // Python's looks at nothing else where there is nothing, none included; so do `select` and its kin.
+    if !subject.truth() {
+        return Value::stream(Vec::new());
+    }
     if args.positional.is_empty() && args.named.iter().any(|(n, _)| n == "attribute") {
         let [attribute, default] = args.bind("map", ["attribute", "default"])?;
         let path = Path::of(attribute)?;
@@ -583,6 +577,9 @@ fn map(run: &mut Run, subject: Value, mut args: Args) -> Result<Value> {
 }
 
 fn select(name: &str, subject: Value, mut args: Args) -> Result<Value> {
+    if !subject.truth() {
+        return Value::stream(Vec::new());
+    }
     let path = match name.ends_with("attr") {
         true if args.positional.is_empty() => return Err(Fault::python("Missing parameter for attribute name")),
         true => Path::of(Some(args.positional.remove(0)))?,

@@ -3,7 +3,7 @@
 //! They are counted per thread: values account for themselves when they are made and dropped ([`Held`]), so that a loop
 //! that doubles a text ends with an error before the memory is asked for.
 
-use super::fault::{Fault, Kind};
+use super::fault::{Fault, FaultKind};
 use std::cell::Cell;
 use std::ops::Deref;
 
@@ -41,7 +41,7 @@ fn here() -> usize {
 pub fn check_depth() -> Result<(), Fault> {
     let (began, most) = STACK.get();
     if began.abs_diff(here()) > most {
-        return Err(Fault::new(Kind::Deep, "it recurses too deeply"));
+        return Err(Fault::new(FaultKind::Deep, "it recurses too deeply"));
     }
     Ok(())
 }
@@ -53,7 +53,7 @@ pub fn spend(steps: u64) -> Result<(), Fault> {
             STEPS_LEFT.set(left);
             Ok(())
         }
-        None => Err(Fault::new(Kind::Runaway, "it does not come to an end")),
+        None => Err(Fault::new(FaultKind::Runaway, "it does not come to an end")),
     }
 }
 
@@ -71,14 +71,14 @@ pub fn room(bytes: usize) -> Result<(), Fault> {
 /// Whether a text that is being written may become so long.
 pub fn check_length(bytes: usize) -> Result<(), Fault> {
     if HELD.get().saturating_add(bytes) > BYTES {
-        return Err(Fault::new(Kind::Runaway, "it asks for more memory than any conversation needs (256 MB)"));
+        return Err(Fault::new(FaultKind::Runaway, "it asks for more memory than any conversation needs (256 MB)"));
     }
     Ok(())
 }
 
 /// Whether values may lie so deep in each other.
 pub fn check_nesting(depth: usize) -> Result<usize, Fault> {
-    if depth > DEPTH { Err(Fault::new(Kind::Runaway, "it nests values without an end")) } else { Ok(depth) }
+    if depth > DEPTH { Err(Fault::new(FaultKind::Runaway, "it nests values without an end")) } else { Ok(depth) }
 }
 
 /// Whether `count` pieces of `each` bytes may be held.

@@ -22,7 +22,7 @@ mod tests_of_values;
 mod tree;
 mod value;
 
-pub use fault::{Fault, Kind};
+pub use fault::{Fault, FaultKind};
 use serde_json::{Map, Value as Json};
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ impl Template {
     pub fn render(&self, variables: &Map<String, Json>, clock: Clock) -> Result<String, Fault> {
         match run::render(&self.body, variables, clock, SHALLOW) {
             // Deep recursion is rare: it gets a stack of its own, and a second try.
-            Err(fault) if fault.kind() == Kind::Deep => std::thread::scope(|scope| {
+            Err(fault) if fault.kind() == FaultKind::Deep => std::thread::scope(|scope| {
                 let again = || run::render(&self.body, variables, clock, DEEP);
                 let builder = std::thread::Builder::new().name("template".into()).stack_size(DEEP + (1 << 20));
                 match builder.spawn_scoped(scope, again) {

@@ -1,6 +1,6 @@
 //! Runs a template: scopes, statements, expressions, calls.
 
-use super::fault::{Fault, Kind};
+use super::fault::{Fault, FaultKind};
 use super::tree::*;
 use super::value::{self, Dict, Key, Named, Result, Value};
 use super::{Clock, filters, limits, methods, tests_of_values};
@@ -614,7 +614,7 @@ impl Run {
             "raise_exception" => {
                 let [message] = args.bind("raise_exception", ["message"])?;
                 let message = message.ok_or_else(|| Fault::python("raise_exception() misses its message"))?;
-                Err(Fault::new(Kind::Raised, message.print()?))
+                Err(Fault::new(FaultKind::Raised, message.print()?))
             }
             "strftime_now" => {
                 let [format] = args.bind("strftime_now", ["format"])?;

@@ -1,5 +1,6 @@
 //! Texts and numbers as Python reads and writes them.
 
+use super::limits;
 use super::value::Result;
 use fancy_regex::Regex;
 use std::fmt::Write;
@@ -113,6 +114,17 @@ fn without_underscores(digits: &str) -> Option<String> {
     let digit = |at: Option<usize>| at.and_then(|i| bytes.get(i)).is_some_and(u8::is_ascii_alphanumeric);
     let fine = bytes.iter().enumerate().all(|(i, b)| *b != b'_' || digit(i.checked_sub(1)) && digit(Some(i + 1)));
     fine.then(|| digits.replace('_', ""))
+}
+
+/// Text for HTML, as markupsafe escapes it.
+pub fn escaped(text: &str) -> Result<String> {
+    limits::room_for(text.len(), 5)?;
+    Ok(text
+        .replace('&', "&amp;")
+        .replace('>', "&gt;")
+        .replace('<', "&lt;")
+        .replace('\'', "&#39;")
+        .replace('"', "&#34;"))
 }
 
 #[cfg(test)]

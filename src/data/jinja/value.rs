@@ -581,10 +581,23 @@ pub fn binary(operator: Binary, a: &Value, b: &Value) -> Result<Value> {
     }
     a.defined()?;
     b.defined()?;
-    if matches!(a, Value::Markup(_)) || matches!(b, Value::Markup(_)) {
-        return Err(Fault::unsupported("operators on text from `escape` or `safe`"));
-    }
     match (operator, a, b) {
+        // What is added to escaped text is escaped.
+        (Binary::Add, Value::Markup(_), Value::Text(_) | Value::Markup(_))
+        | (Binary::Add, Value::Text(_), Value::Markup(_)) => {
+            let escaped = |side: &Value| match side {
+                Value::Text(text) => strings::escaped(text.as_str()),
+                other => other.print(),
+            };
+            let [x, y] = [escaped(a)?, escaped(b)?];
+            limits::room(x.len() + y.len())?;
+            return Value::markup([x, y].concat());
+        }
+        (Binary::Mul, Value::Markup(_), n) if n.as_int().is_some() => return repeat(a, n),
+        (Binary::Mul, n, Value::Markup(_)) if n.as_int().is_some() => return repeat(b, n),
+        (Binary::Mod, Value::Markup(_), _) => {
+            return Err(Fault::unsupported("formatting text from `escape` or `safe` with `%`"));
+        }
         (Binary::Add, Value::Text(x), Value::Text(y)) => {
             limits::room(x.len() + y.len())?;
             return Value::text([x.as_str(), y.as_str()].concat());
@@ -627,6 +640,10 @@ fn repeat(what: &Value, times: &Value) -> Result<Value> {
         Value::Text(text) => {
             limits::room_for(times, text.len())?;
             Value::text(text.repeat(times))
+        }
+        Value::Markup(text) => {
+            limits::room_for(times, text.len())?;
+            Value::markup(text.repeat(times))
         }
         other => {
             let items = other.as_slice().unwrap_or_default();
