@@ -93,7 +93,7 @@ fn running_out_of_memory_ends_in_an_error_and_the_run_goes_on_from_its_checkpoin
     needs!(LIMITS);
     let space = Workspace::new();
     // The first step takes little memory, the second more than its address ranges hold.
-    let rows = [4, 300].iter().flat_map(|words| {
+    let rows = [4, 100].iter().flat_map(|words| {
         (0..500).map(move |i| json!({ "prompt": format!("{i}"), "completion": "river ".repeat(*words) }))
     });
     let rows: Vec<String> = rows.map(|row| row.to_string()).collect();
