@@ -16,7 +16,7 @@ run() {
 }
 
 # Modules that compare numbers: they must pass on every instruction set that a user's processor may end at.
-NUMERIC=(adapters:: distill:: families:: formats:: generate:: nn:: optimisers:: parity:: ppo:: preference_losses:: properties::
+NUMERIC=(adapters:: distill:: families:: formats:: generate:: heads:: nn:: optimisers:: parity:: ppo:: preference_losses:: properties::
     resume:: reward:: rl:: selftest:: trajectories::)
 
 status=0
