@@ -285,28 +285,30 @@ fn stochastic_rounding_keeps_the_updates_that_bfloat16_loses() {
 
 #[test]
 fn neftune_noise_has_the_size_of_each_segment_and_only_while_learning() {
-    let model = frozen(&fixture("tiny-llama"), Kind::Float);
-    let whole = whole(&fixture("tiny-llama"), Kind::Float);
-    let rows = Row::pack(&[Sequence::random(20, 64, 1), Sequence::random(5, 64, 2)]);
-    let loss = |noise| {
-        whole.set_noise(noise);
-        let found = whole.learn(&rows.tokens, rows.items, Replay::None, |out| rows.loss(out)).unwrap();
-        (found.means()["loss"], take_gradients(&whole))
-    };
-    let noise = |seed| Some(EmbeddingNoise { alpha: 5.0, seed });
-    let (quiet, (one, gradients), (two, _)) = (loss(None).0, loss(noise(1)), loss(noise(2)));
-    assert!(quiet != one && one != two, "{quiet}, {one}, {two}");
-    let again = loss(noise(1));
-    assert_eq!(one, again.0, "a function of the seed");
-    // Replay draws the same.
-    whole.set_noise(noise(1));
-    let replayed = whole.learn(&rows.tokens, rows.items, Replay::All, |out| rows.loss(out)).unwrap();
-    assert_eq!(replayed.means()["loss"], one);
-    assert_all_close(&take_gradients(&whole), &gradients, 1e-5);
-    // No noise without learning.
-    let silent = |m: &Model| m.infer(&rows.tokens, |out| rows.loss(out).sum.double_value(&[])).unwrap();
-    assert_eq!(silent(&whole), silent(&model));
-    whole.set_noise(None);
+    alone("optimisers::neftune_noise_has_the_size_of_each_segment_and_only_while_learning", || {
+        let model = frozen(&fixture("tiny-llama"), Kind::Float);
+        let whole = whole(&fixture("tiny-llama"), Kind::Float);
+        let rows = Row::pack(&[Sequence::random(20, 64, 1), Sequence::random(5, 64, 2)]);
+        let loss = |noise| {
+            whole.set_noise(noise);
+            let found = whole.learn(&rows.tokens, rows.items, Replay::None, |out| rows.loss(out)).unwrap();
+            (found.means()["loss"], take_gradients(&whole))
+        };
+        let noise = |seed| Some(EmbeddingNoise { alpha: 5.0, seed });
+        let (quiet, (one, gradients), (two, _)) = (loss(None).0, loss(noise(1)), loss(noise(2)));
+        assert!(quiet != one && one != two, "{quiet}, {one}, {two}");
+        let again = loss(noise(1));
+        assert_eq!(one, again.0, "a function of the seed");
+        // Replay draws the same.
+        whole.set_noise(noise(1));
+        let replayed = whole.learn(&rows.tokens, rows.items, Replay::All, |out| rows.loss(out)).unwrap();
+        assert_eq!(replayed.means()["loss"], one);
+        assert_all_close(&take_gradients(&whole), &gradients, 1e-5);
+        // No noise without learning.
+        let silent = |m: &Model| m.infer(&rows.tokens, |out| rows.loss(out).sum.double_value(&[])).unwrap();
+        assert_eq!(silent(&whole), silent(&model));
+        whole.set_noise(None);
+    });
 }
 
 /// torch leaves a parameter without a gradient alone: no decay, no momentum, no count of the step.
