@@ -8,6 +8,7 @@
 
 use super::linear::{Dense, cast, operand};
 use super::ops;
+use crate::native;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
@@ -23,9 +24,11 @@ impl Input {
         Self { x: x.shallow_clone(), again: None }
     }
 
-    /// An input that `again` makes once more, bit for bit; it must not hold a graph.
-    pub fn recomputable(x: Tensor, again: impl Fn() -> Tensor + 'static) -> Self {
-        Self { x, again: Some(Rc::new(again)) }
+    /// An input that can be made once more, bit for bit. `again` gives what makes it, which must not hold a graph; it is
+    /// asked only where something is recorded.
+    pub fn recomputable<F: Fn() -> Tensor + 'static>(x: Tensor, again: impl FnOnce() -> F) -> Self {
+        let again = native::grad_enabled().then(|| Rc::new(again()) as Rc<dyn Fn() -> Tensor>);
+        Self { x, again }
     }
 }
 
@@ -259,9 +262,11 @@ mod tests {
         let kept = layers.learn(products(&Input::kept(&layers.x), None, &layers.parts()), &[0, 1, 2]);
         let (made, x) = (Rc::new(std::cell::Cell::new(0)), layers.x.detach());
         let count = made.clone();
-        let again = Input::recomputable(layers.x.shallow_clone(), move || {
-            count.set(count.get() + 1);
-            x.copy()
+        let again = Input::recomputable(layers.x.shallow_clone(), || {
+            move || {
+                count.set(count.get() + 1);
+                x.copy()
+            }
         });
         let found = layers.learn(products(&again, None, &layers.parts()), &[0, 1, 2]);
         assert!(kept.iter().zip(&found).all(|(a, b)| a.equal(b)));

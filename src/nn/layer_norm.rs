@@ -23,8 +23,11 @@ impl LayerNorm {
     /// The same for layers that may make it again in their backward: x is kept for the norm's own anyway.
     pub fn input(&self, x: &Tensor) -> Input {
         let (weight, bias) = self.scale_and_shift(x);
-        let (kept, scale, shift, eps) = (x.detach(), weight.detach(), bias.detach(), self.eps);
-        Input::recomputable(normal(x, &weight, &bias, eps), move || normal(&kept, &scale, &shift, eps))
+        let eps = self.eps;
+        Input::recomputable(normal(x, &weight, &bias, eps), || {
+            let (kept, scale, shift) = (x.detach(), weight.detach(), bias.detach());
+            move || normal(&kept, &scale, &shift, eps)
+        })
     }
 
     fn scale_and_shift(&self, x: &Tensor) -> (Tensor, Tensor) {

@@ -21,8 +21,11 @@ impl RmsNorm {
     /// The same for layers that may make it again in their backward: x is kept for the norm's own anyway.
     pub fn input(&self, x: &Tensor) -> Input {
         let weight = self.weight(x);
-        let (kept, again, eps) = (x.detach(), weight.detach(), self.eps);
-        Input::recomputable(ops::rms_norm(x, &weight, eps), move || ops::rms_norm(&kept, &again, eps))
+        let eps = self.eps;
+        Input::recomputable(ops::rms_norm(x, &weight, eps), || {
+            let (kept, again) = (x.detach(), weight.detach());
+            move || ops::rms_norm(&kept, &again, eps)
+        })
     }
 
     fn weight(&self, x: &Tensor) -> Tensor {

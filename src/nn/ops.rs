@@ -33,7 +33,7 @@ pub fn differentiable_many<S: 'static>(
     forward: impl FnOnce() -> (Vec<Tensor>, S),
     backward: impl Fn(&S, &[Option<Tensor>]) -> Vec<Option<Tensor>> + 'static,
 ) -> Vec<Tensor> {
-    let recorded = native::grad_enabled() && inputs.iter().any(|t| t.requires_grad());
+    let recorded = recorded(inputs);
     let (out, saved) = {
         let _no_grad = tch::no_grad_guard();
         forward()
@@ -44,12 +44,21 @@ pub fn differentiable_many<S: 'static>(
     out
 }
 
+/// Whether a gradient will be asked for.
+fn recorded(inputs: &[&Tensor]) -> bool {
+    native::grad_enabled() && inputs.iter().any(|t| t.requires_grad())
+}
+
 /// `silu(gate) * up`, elementwise; keeps only its two inputs.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
     let forward = || match kernels::serves(&[gate, up]) {
         true => kernels::best().swiglu(gate, up),
         false => gate.silu() * up,
     };
+    // Decoding makes many short calls, in which what is kept for a backward would cost as much as the rest.
+    if !recorded(&[gate, up]) {
+        return forward();
+    }
     differentiable(
         &[gate, up],
         || (forward(), (gate.detach(), up.detach())),
@@ -68,14 +77,18 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
 /// GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv 1606.08415), for layers that may make it again in their
 /// backward; keeps its input.
 pub fn gelu_input(x: &Tensor) -> Input {
-    let kept = x.detach();
-    Input::recomputable(x.gelu("tanh"), move || kept.gelu("tanh"))
+    Input::recomputable(x.gelu("tanh"), || {
+        let kept = x.detach();
+        move || kept.gelu("tanh")
+    })
 }
 
 /// As `swiglu`, for layers that may make it again in their backward.
 pub fn swiglu_input(gate: &Tensor, up: &Tensor) -> Input {
-    let kept = (gate.detach(), up.detach());
-    Input::recomputable(swiglu(gate, up), move || swiglu(&kept.0, &kept.1))
+    Input::recomputable(swiglu(gate, up), || {
+        let kept = (gate.detach(), up.detach());
+        move || swiglu(&kept.0, &kept.1)
+    })
 }
 
 /// Root-mean-square normalisation over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467), computed in
@@ -91,6 +104,9 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
         let inverse = (wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + eps).rsqrt(); // (…, 1)
         ((wide * &inverse).to_kind(x.kind()) * weight, inverse)
     };
+    if !recorded(&[x, weight]) {
+        return forward().0;
+    }
     differentiable(
         &[x, weight],
         || {
@@ -130,6 +146,9 @@ pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
         let first = &halves[0] * cos - &halves[1] * &sin;
         let second = &halves[1] * cos + &halves[0] * &sin;
         Tensor::cat(&[first, second], -1)
+    }
+    if !recorded(&[x]) {
+        return turn(x, cos, sin, false);
     }
     differentiable(
         &[x],
