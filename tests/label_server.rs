@@ -117,6 +117,10 @@ fn sizes_rates_and_shapes_are_limited() {
     assert_eq!(vote(json!({ "task": 999 })).0, 409);
     assert!(project.store().votes().unwrap().is_empty(), "nothing of it was kept");
     assert_eq!(vote(json!({})).0, 200);
+    // An answer before the body was read ends the connection, and says so.
+    let early = ureq::post(format!("{}/api/next", server.url)).config().http_status_as_error(false).build();
+    let early = early.header("content-type", "application/json").send("{}").unwrap();
+    assert_eq!((early.status().as_u16(), early.headers()["connection"].to_str().unwrap()), (401, "close"));
     let stranger = server.client("wrong");
     let statuses: Vec<u16> = (0..30).map(|_| stranger.ask("next", json!({})).0).collect();
     assert!(statuses.starts_with(&[401; 5]) && statuses.contains(&429), "{statuses:?}");

@@ -78,7 +78,7 @@ async fn file(kind: &'static str, text: &'static str) -> Response {
 /// Before and after every request: whom it is for and from, how long it may take, what a browser may do with the answer.
 async fn guard(Shared(desk): Api, request: Request, next: Next) -> Response {
     let mut response = match desk.state.hosts.check(request.headers()) {
-        Err(why) => Problem::new(StatusCode::MISDIRECTED_REQUEST, why).into_response(),
+        Err(why) => ending(Problem::new(StatusCode::MISDIRECTED_REQUEST, why)),
         Ok(()) => match tokio::time::timeout(WHOLE, next.run(request)).await {
             Ok(response) => response,
             Err(_) => Problem::new(StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response(),
@@ -102,8 +102,16 @@ async fn guard(Shared(desk): Api, request: Request, next: Next) -> Response {
 async fn sign_in(Shared(desk): Api, request: Request, next: Next) -> Response {
     match signed_in(&desk, request).await {
         Ok(request) => next.run(request).await,
-        Err(problem) => problem.into_response(),
+        Err(problem) => ending(problem),
     }
+}
+
+/// An answer before the request's body was read. The connection ends with it, and the answer says so: a client that asked
+/// again on one that is about to close would get nothing.
+fn ending(problem: Problem) -> Response {
+    let mut response = problem.into_response();
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 async fn signed_in(desk: &Arc<Desk>, request: Request) -> Result<Request, Problem> {
