@@ -301,6 +301,12 @@ fn rloo_runs_with_every_weight_trained_and_a_copy_as_its_reference() {
         .replace("lr: 1e-3", "lr: 1e-4")
         .replace("steps: 8", "steps: 5");
     std::fs::write(space.path("rl.yaml"), recipe).unwrap();
+    // The prediction counts the copy: 125,376 numbers of float32. Without a divergence there is none.
+    let weights = |beta: &str| {
+        let check = space.ft(&["check", "rl.yaml", "--json", "--set", &format!("method.rloo.beta={beta}")]);
+        serde_json::from_slice::<Value>(&check.stdout).unwrap()["needs"]["weights"].as_u64().unwrap()
+    };
+    assert_eq!(weights("0.05") - weights("0"), 125_376 * 4);
     space.ft(&["train", "rl.yaml"]);
     let steps = space.steps("straight");
     let draws: Vec<&Value> = steps.iter().filter(|s| s.get("reward").is_some()).collect();

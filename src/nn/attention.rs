@@ -383,6 +383,15 @@ mod tests {
         a.iter().zip(&b).map(|(a, b)| gap(a, b)).fold(gap(&ours, &theirs), f64::max)
     }
 
+    /// Off the CPU, float32 has no kernel that keeps its scores to itself.
+    #[test]
+    fn scores_are_counted_where_they_are_made() {
+        let cuda = Device::Cuda(0);
+        assert_eq!([64, 8192].map(|longest| score_bytes(longest, Kind::Float, cuda)), [16, 16]);
+        assert_eq!([64, 8192].map(|longest| score_bytes(longest, Kind::BFloat16, cuda)), [0, 0]);
+        assert_eq!([64, 8192].map(|longest| score_bytes(longest, Kind::Float, Device::Cpu)), [8, 0]);
+    }
+
     #[test]
     fn packed_attention_equals_one_segment_at_a_time() {
         for (lengths, heads, kv) in [
