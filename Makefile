@@ -1,4 +1,4 @@
-# From a clean clone to a trained adapter. Every target is safe to run again: it goes on where the last run stopped.
+# From a clean clone to a trained adapter. Every target can be run again: it continues where the last run stopped.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help tools test-tools libtorch setup test fuzz demo demo-rlhf datasets medical taught icd10-start demo-labeling bench bench-peers bench-medical bench-processors bench-distill dist wheel clean
 
-# An own libtorch or PyTorch 2.11 is used where LIBTORCH points at one; otherwise `make setup` fetches it.
+# If LIBTORCH is set, that libtorch or PyTorch 2.11 is used; otherwise `make setup` fetches one.
 ifneq ($(LIBTORCH),)
 export LIBTORCH := $(abspath $(LIBTORCH))
 endif
@@ -31,19 +31,19 @@ setup: libtorch ## Fetch libtorch and build ft (CUDA=1 adds the CUDA libraries)
 test-tools:
 	@bash setup/tools.sh --tests
 
-# In this order: what building needs may be among what is installed.
+# test-tools must come first: it may install tools that the build needs.
 test: test-tools setup ## Set up, then run all tests (as root on Debian it installs what they need)
 	@bash setup/test.sh
 
 fuzz: setup ## Fuzz the parsers of GGUF, safetensors, recipes and configs (SECONDS_EACH=60 a target)
 	@bash fuzz/run.sh
 
-clean: ## Remove what was built and fetched, but no model, data or adapter
+clean: ## Remove build results and libtorch; keeps models, data and adapters
 	rm -rf target .libtorch
 
 # ---- one file for another machine: a launcher that finds libtorch there, with ft packed behind it
 
-dist: setup ## Pack target/dist/ft, one file that runs beside a libtorch 2.11 on another machine
+dist: setup ## Pack target/dist/ft, a single file that runs with a libtorch 2.11 on another machine
 	@bash setup/pack.sh target/release/ft-launch $(FT) target/dist/ft
 	@ls -lh target/dist/ft | awk '{ print "packed: " $$9 " (" $$5 ")" }'
 
@@ -73,7 +73,7 @@ $(ICD10)/tabular.xml: setup/demo.txt
 $(ICD10)/train.jsonl $(ICD10)/valid.jsonl $(ICD10)/test.jsonl $(ICD10)/held_out.jsonl $(ICD10)/more.jsonl $(ICD10)/prompts.jsonl &: $(ICD10)/tabular.xml datasets/prepare_icd10.py
 	python3 datasets/prepare_icd10.py $< --out $(ICD10) --held-out 50 --more 200 --prompts 250
 
-# summary.json is written last. A run that was stopped goes on; a finished one is redone only when its inputs changed.
+# summary.json is written last. A run that was stopped is resumed; a finished one is repeated only if its inputs changed.
 GO_ON = $(if $(wildcard $@),--overwrite,$(if $(wildcard $(@D)/checkpoints/step-*),--resume,--overwrite))
 
 $(ADAPTER)/summary.json: $(RECIPE) $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup
@@ -87,7 +87,7 @@ runs/demo/after.json: $(ADAPTER)/summary.json $(ICD10)/test.jsonl | setup
 	@mkdir -p $(@D)
 	$(FT) eval --model $(MODEL) --adapter $(ADAPTER) --data $(ICD10)/test.jsonl --json > $@
 
-# ---- what the alignment and distillation recipes start from
+# ---- data and models that the alignment and distillation recipes start from
 
 HELPFUL := datasets/helpful
 PAIRS := $(ICD10)/pairs
@@ -101,8 +101,8 @@ $(HELPFUL)/train.jsonl $(HELPFUL)/valid.jsonl &: datasets/prepare_helpful.py $(I
 $(PAIRS)/train.jsonl $(PAIRS)/valid.jsonl $(PAIRS)/test.jsonl &: datasets/prepare_pairs.py $(ICD10)/train.jsonl $(ICD10)/valid.jsonl $(ICD10)/test.jsonl
 	python3 $< $(ICD10) --out $(PAIRS)
 
-# A teacher: the demo's recipe on more than four times its rows, folded into the base.
-medical: $(MEDICAL)/model.safetensors ## Train the medical adapter on 5,460 rows and fold it into its base, as models/medical (half an hour on one core)
+# A teacher: trained with the demo's recipe on more than four times its rows, then merged into the base.
+medical: $(MEDICAL)/model.safetensors ## Train the medical adapter on 5,460 rows and merge it into its base, as models/medical (half an hour on one core)
 
 TEACHER := adapters/medical
 
@@ -112,24 +112,24 @@ $(TEACHER)/summary.json: $(RECIPE) $(MODEL)/config.json $(ICD10)/train.jsonl $(I
 $(MEDICAL)/model.safetensors: $(TEACHER)/summary.json
 	$(FT) merge $(MODEL) $(TEACHER) --out $(MEDICAL) --force
 
-# Answers of that teacher to diagnoses nobody has labelled.
-taught: $(ICD10)/taught.jsonl ## Let the teacher answer further diagnoses, for students to learn from
+# Answers of that teacher to unlabelled diagnoses.
+taught: $(ICD10)/taught.jsonl ## Let the teacher answer unlabelled diagnoses, as training data for students
 
 $(ICD10)/taught.jsonl: recipes/distill-medical.yaml $(ICD10)/prompts.jsonl $(MEDICAL)/model.safetensors
 	$(FT) teach recipes/distill-medical.yaml --generate --set 'data.train={path: $(ICD10)/prompts.jsonl}' --out $@
 
-# ---- demo of alignment: every stage is skipped when its inputs' content is unchanged
+# ---- demo of alignment: a stage is skipped if the content of its inputs is unchanged
 
-demo-rlhf: $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup ## Fine-tune, learn a reward from pairs, PPO against it, compare
+demo-rlhf: $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup ## Fine-tune, train a reward model on pairs, run PPO against it, compare
 	@FT=$(FT) MODEL=$(MODEL) DATA=$(ICD10) bash setup/rlhf.sh
 
-# Half of the medical epoch: a policy that is right about every second diagnosis and can still learn from rewards.
-icd10-start: $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup ## Its first stage alone: models/icd10-start, which the recipes of RL begin with
+# Half an epoch of the medical task gives a policy that answers every second diagnosis correctly and can still improve by rewards.
+icd10-start: $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup ## Only the first stage of demo-rlhf: models/icd10-start, which the RL recipes start from
 	@FT=$(FT) MODEL=$(MODEL) DATA=$(ICD10) bash setup/rlhf.sh start
 
-# ---- demo of labelling: answers by two adapters, machines that judge them, a reward model trained on what they said
+# ---- demo of labelling: two adapters answer, programs judge the answers, a reward model is trained on the votes
 
-demo-labeling: $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup ## Answers, judges, report, export, a reward model of the labels
+demo-labeling: $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/valid.jsonl | setup ## Generate answers, let programs judge them, report, export, train a reward model
 	@FT=$(FT) MODEL=$(MODEL) DATA=$(ICD10) bash setup/labeling.sh
 
 # ---- benchmarks against TRL + PEFT + transformers, in an environment of their own
@@ -143,23 +143,23 @@ bench-peers: .bench/installed ## Install the Python peers that `make bench` comp
 	$(BENCH) -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-bench-medical: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## The medical recipe in ft and in TRL: time, memory, exact match (half an hour)
+bench-medical: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Compare the medical recipe in ft and in TRL: time, memory, exact match (half an hour)
 	$(BENCH) benches/medical.py
 
-bench: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Speed and memory of ft and of the peers, taking turns (half an hour)
+bench: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Compare speed and memory of ft and of the peers, in alternation (half an hour)
 	$(BENCH) benches/speed.py --json benches/last.json
 
-# llama.cpp comes built in packages of npm; without npm it is left out.
+# npm has packages with a compiled llama.cpp; without npm the comparison leaves it out.
 LLAMA := .bench/node/node_modules/node-llama-cpp/package.json
 NODE_LLAMA := 3.22.1
 
 $(LLAMA): | bench-peers
 	@if command -v npm >/dev/null; then npm install --prefix .bench/node --ignore-scripts --omit=optional --no-audit --no-fund --loglevel=error \
 	    node-llama-cpp@$(NODE_LLAMA) @node-llama-cpp/linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)@$(NODE_LLAMA); \
-	else echo "npm is not there: llama.cpp is left out" >&2; fi
+	else echo "npm is missing: llama.cpp is left out of the comparison" >&2; fi
 
-bench-processors: setup bench-peers $(LLAMA) $(MODEL)/config.json $(ICD10)/train.jsonl ## Training, prompts and answers beside the peers, as on a desktop processor and as the machine is (an hour)
+bench-processors: setup bench-peers $(LLAMA) $(MODEL)/config.json $(ICD10)/train.jsonl ## Compare training and generation with the peers, limited to a desktop processor's instructions and unlimited (an hour)
 	$(BENCH) benches/processors.py --json benches/last-processors.json
 
-bench-distill: setup $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/held_out.jsonl $(ICD10)/taught.jsonl ## Distilled students beside one of cross-entropy alone (half an hour or more)
+bench-distill: setup $(MODEL)/config.json $(ICD10)/train.jsonl $(ICD10)/held_out.jsonl $(ICD10)/taught.jsonl ## Compare distilled students with one of cross-entropy alone (half an hour or more)
 	@python3 benches/distill.py

@@ -18,7 +18,8 @@ fn main() {
     link(&libtorch);
 }
 
-/// `LIBTORCH` from the environment, else from .cargo/config.toml: what `make setup` unpacked.
+/// Returns the libtorch in `LIBTORCH`: from the environment, else from .cargo/config.toml, which names the one that
+/// `make setup` unpacked. Ends the build if there is none or its version does not fit.
 fn locate() -> Libtorch {
     let folder = std::env::var_os("LIBTORCH").map(PathBuf::from).unwrap_or_else(|| PathBuf::from(".libtorch/torch"));
     let Some(libtorch) = Libtorch::at(&folder) else {
@@ -51,8 +52,8 @@ fn compile_shim(libtorch: &Libtorch) {
         .compile("ftshim");
 }
 
-/// The products of decoding: one object per instruction set, chosen at run time; and their use on tensors, on
-/// libtorch's own OpenMP threads.
+/// Compiles the matrix products of decoding, one object per instruction set to choose from at run time, and the code
+/// that calls them on tensors, on libtorch's own OpenMP threads.
 fn compile_decoding(libtorch: &Libtorch) {
     let plain = || {
         let mut build = cc::Build::new();
@@ -84,7 +85,7 @@ fn compile_decoding(libtorch: &Libtorch) {
     }
 }
 
-/// The elementwise loops, once for each instruction set; which one runs is decided at run time.
+/// Compiles the elementwise loops, once per instruction set; the one to run is chosen at run time.
 fn compile_kernels() {
     let x86 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|a| a == "x86_64");
     let builds: &[(&str, &[&str])] = if x86 {
@@ -114,11 +115,12 @@ fn compile_kernels() {
         .flag("-fopenmp")
         .files(["native/dispatch.cpp", "native/isa.cpp"])
         .compile("ftdispatch");
-    // libtorch's own OpenMP: one pool of threads for both.
+    // The OpenMP that libtorch uses, so that both share one pool of threads.
     println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1");
 }
 
-/// The runpath is searched after LD_LIBRARY_PATH, so another libtorch can be put in front of the one built against.
+/// Links libtorch, with a runpath. The loader searches a runpath after LD_LIBRARY_PATH, so the user can replace the
+/// libtorch that ft was built against.
 fn link(libtorch: &Libtorch) {
     println!("cargo:rustc-link-search=native={}", libtorch.lib.display());
     println!("cargo:rustc-link-lib=dylib=torch_cpu");

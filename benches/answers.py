@@ -1,8 +1,8 @@
-"""Answers by transformers' `generate`, as benches/processors.py asks for them.
+"""Measures generation by transformers' `generate`; called by benches/processors.py.
 
-Reads its settings as JSON from the first argument; prints one JSON line a repetition. Times are of a loaded and warmed
-model: to the first token, and from there to the last. The settings are the fastest that the library has without a
-compiler: padding on the left, a cache, no gradients, scaled dot product attention.
+Reads its settings as JSON from the first argument; prints one JSON line per repetition. Times are those of a loaded and
+warmed-up model: from the start to the first token, and from the first to the last. The settings are the fastest of the
+library without a compiler: padding on the left, a cache, no gradients, scaled dot product attention.
 """
 
 import json
@@ -18,12 +18,12 @@ dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[settings["dtype"]]
 model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=dtype).eval()
 tokenizer = AutoTokenizer.from_pretrained(settings["model"], padding_side="left")
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-# Nothing ends an answer early, so that every side makes the same number of tokens.
+# Without stop tokens, every program generates the same number of tokens.
 model.generation_config.eos_token_id = None
 
 
 class Clock(StoppingCriteria):
-    """The time at which each token was there; stops nothing."""
+    """Records the time of each token; never stops generation."""
 
     def __init__(self):
         self.at = []

@@ -1,12 +1,13 @@
-"""Rows per second from a file of conversations to token ids: ft beside `datasets.map` with the same tokenizer.
+"""Measures rows per second from a file of conversations to token ids: ft against `datasets.map` with the same
+tokenizer.
 
-    python benches/data.py --model models/smollm2-135m-instruct            # 20,000 rows made for it
+    python benches/data.py --model models/smollm2-135m-instruct            # 20,000 generated rows
     python benches/data.py --model DIR --file rows.jsonl --rounds 3
 
 Run it with a Python that has the peers (`make bench-peers`). Both sides read the same JSON Lines file, render each
-conversation with the model's own template and tokenise it, with nothing cached; they alternate within one run, because
-only their ratio under the same load counts. `datasets.map` works in two processes (num_proc=2), row by row as TRL's
-preparation does, and batched, which is its faster form. The token counts must agree.
+conversation with the model's own template and tokenise it, without any cache. They alternate within one run, because
+only their ratio under the same load is meaningful. `datasets.map` works in two processes (num_proc=2), row by row as
+TRL's preparation does, and batched, which is its faster form. The token counts must agree.
 """
 
 import argparse
@@ -40,7 +41,7 @@ print(json.dumps({"rows": len(done), "seconds": seconds, "tokens": sum(len(r) fo
 
 
 def make(path, rows):
-    """Conversations of two turns and about 80 words each, from the words of the project's own data."""
+    """Writes conversations of two turns and about 80 words each, made of words from datasets/text.jsonl."""
     rng = random.Random(7)
     words = Path("datasets/text.jsonl").read_text(encoding="utf-8").split()
     words = [w for w in words if w.isalpha()]
@@ -69,7 +70,7 @@ def peer(model, path, how):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--file", help="JSON Lines with `messages`; left out, rows are made")
+    parser.add_argument("--file", help="JSON Lines with `messages` [default: generated rows]")
     parser.add_argument("--rows", type=int, default=20000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ft", default="target/release/ft")

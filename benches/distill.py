@@ -1,13 +1,14 @@
-"""A student distilled from the medical teacher beside the same student after as many steps of cross-entropy alone.
+"""Compares a student distilled from the medical teacher with the same student after as many steps of cross-entropy
+alone.
 
-The recipe's student learns from labelled rows and from the teacher's answers to diagnoses without labels. Cross-entropy
-has the labelled rows; a third student has the same answers as labels, so that what the teacher's probabilities add is told
-apart from what its answers do. All are what the last step left.
+The recipe's student is trained on labelled rows and on the teacher's answers to unlabelled diagnoses. The second
+student is trained with cross-entropy on the labelled rows, the third with cross-entropy on both. So the effect of the
+teacher's probabilities can be distinguished from that of its answers. All results are those of the last step.
 
 Prints a Markdown table: parameters, held-out loss and exact match with the paired 95 % bootstrap interval of the
-difference, tokens a second when generating, and seconds an epoch with the teacher beside the student and from a cache.
-Needs models/medical (`make medical`), its answers (`make taught`) and no Python package. What a broken-off call has
-finished is not done again; --overwrite does it again.
+difference, tokens per second of generation, and seconds per epoch with the teacher loaded next to the student and with
+cached probabilities. Needs models/medical (`make medical`), its answers (`make taught`) and no Python package. Steps
+that an interrupted call has finished are not repeated, unless --overwrite is given.
 """
 
 import argparse
@@ -26,11 +27,11 @@ p.add_argument("--ft", default=ROOT / "target/release/ft")
 p.add_argument("--recipe", default=ROOT / "recipes/distill-medical.yaml", type=Path)
 p.add_argument("--teacher", default=ROOT / "models/medical", type=Path)
 p.add_argument("--data", default=ROOT / "datasets/icd10", type=Path)
-p.add_argument("--held-out", default="held_out.jsonl", help="the rows, in --data, that teacher and students are asked")
+p.add_argument("--held-out", default="held_out.jsonl", help="file in --data with the rows that teacher and students are evaluated on")
 p.add_argument("--out", default=ROOT / "runs/bench-distill", type=Path)
-p.add_argument("--steps", type=int, help="optimiser steps of every student, instead of the recipe's")
-p.add_argument("--timed-steps", type=int, default=12, help="steps of the runs that are only timed; the first 2 are left out")
-p.add_argument("--turns", type=int, default=3, help="timings of each kind, by turns: machines are noisy")
+p.add_argument("--steps", type=int, help="optimiser steps of every student [default: the recipe's]")
+p.add_argument("--timed-steps", type=int, default=12, help="steps of the runs that are only timed; the first 2 are ignored")
+p.add_argument("--turns", type=int, default=3, help="timings of each kind, in alternation, because machines are noisy")
 p.add_argument("--top", type=int, default=64, help="tokens kept of each cached distribution")
 p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to every training")
 p.add_argument("--overwrite", action="store_true")
@@ -75,7 +76,7 @@ def evaluate(name, model):
 
 
 def speed(model):
-    """Tokens a second of greedy answers of 64 tokens, one prompt after the other."""
+    """Returns tokens per second of greedy answers of 64 tokens, one prompt at a time."""
     rows = [json.loads(line) for line in (args.data / args.held_out).read_text().splitlines()[:8]]
     prompts = args.out / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": r["messages"][:-1]}) + "\n" for r in rows))
@@ -88,7 +89,7 @@ def speed(model):
 
 
 def parameters(model):
-    """Numbers in the weights, from the headers."""
+    """Returns the number of parameters, from the headers of the weight files."""
     total = 0
     for file in model.glob("*.safetensors"):
         with file.open("rb") as f:
@@ -103,7 +104,8 @@ def parameters(model):
 
 
 def epoch_seconds(runs):
-    """Median seconds a step, without the first two of each run, times the steps of an epoch."""
+    """Returns the seconds of an epoch: median seconds per step, without the first two of each run, times the steps of
+    an epoch."""
     taken = []
     for out in runs:
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -113,7 +115,7 @@ def epoch_seconds(runs):
 
 
 def interval(differences, draws=10_000):
-    """The mean and its 95 % bootstrap interval (percentile) over rows."""
+    """Returns the mean and its 95 % bootstrap interval (percentile) over rows."""
     chance, n = random.Random(7), len(differences)
     means = sorted(sum(chance.choices(differences, k=n)) / n for _ in range(draws))
     return sum(differences) / n, means[int(0.025 * draws)], means[int(0.975 * draws)]
@@ -159,4 +161,4 @@ for name in list(found)[2:]:
     for what, of in (("loss", lambda r: r["loss"]), ("exact match", lambda r: float(r["match"]))):
         mean, low, high = interval([of(a) - of(b) for a, b in zip(ours, theirs)])
         print(f"- {what}: {mean:+.4f} ({low:+.4f} to {high:+.4f})")
-print(f"\nAn epoch: {online:.0f} s with the teacher beside the student, {cached:.0f} s from the cache: {online / cached:.2f} times as fast.")
+print(f"\nAn epoch: {online:.0f} s with the teacher next to the student, {cached:.0f} s from the cache: {online / cached:.2f} times as fast.")

@@ -1,7 +1,7 @@
-"""What this machine can do at most, as benches/processors.py asks: rates of products, and of reading memory.
+"""Measures the limits of this machine, rates of matrix products and of reading memory; called by benches/processors.py.
 
-Reads its settings as JSON from the first argument (threads, seconds for each number, sizes to read in bytes); prints one
-JSON object. Each number is the best of several tries: another program can only make a machine look slower.
+Reads its settings as JSON from the first argument (threads, seconds for each number, sizes to read in bytes); prints
+one JSON object. Each number is the best of several tries: another program can only make a machine look slower.
 """
 
 import json
@@ -17,7 +17,7 @@ torch.set_grad_enabled(False)
 
 
 def best(act):
-    """Seconds of the fastest call of `act` within the time for a number, after two that warm it up."""
+    """Returns the seconds of the fastest call of `act` within the time for one number, after two calls to warm up."""
     seconds = [0.0, 0.0]
     began = time.perf_counter()
     while len(seconds) < 5 or time.perf_counter() - began < settings["seconds"]:
@@ -28,13 +28,14 @@ def best(act):
 
 
 def product(rows, inner, columns, dtype):
-    """GFLOP/s of a layer's product."""
+    """Returns GFLOP/s of a layer's matrix product."""
     x, weight = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
     return 2 * rows * inner * columns / best(lambda: torch.nn.functional.linear(x, weight)) / 1e9
 
 
 def read(size):
-    """GB/s of reading `size` bytes in large pages: by a sum or by a product with a vector, whichever is faster."""
+    """Returns GB/s of reading `size` bytes in large pages, by a sum or by a product with a vector, whichever is
+    faster."""
     rows = size // 4 // 4096
     memory = mmap.mmap(-1, rows * 4096 * 4 + (4 << 20))
     if hasattr(mmap, "MADV_HUGEPAGE"):

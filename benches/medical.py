@@ -1,6 +1,6 @@
-"""The medical task, one epoch by ft and by TRL + PEFT on the same rows: time taken, and accuracy on held-out rows.
+"""Compares one epoch of the medical task by ft and by TRL + PEFT on the same rows: time, and accuracy on held-out rows.
 
-Both adapters are measured by `ft eval` on the same rows. Run by `make bench-medical`; `--help` tells the rest.
+Both adapters are evaluated by `ft eval` on the same rows. Run by `make bench-medical`; `--help` lists the options.
 """
 
 import argparse

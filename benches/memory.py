@@ -1,6 +1,6 @@
-"""What `ft check` predicts and what a run then needs, with and without replay.
+"""Compares the memory that `ft check` predicts with what a run needs, with and without recomputing layers (replay).
 
-The measured peak is that of all tensors, a frozen base's weights among them. Needs no Python package.
+The measured peak is that of all tensors, the weights of a frozen base included. Needs no Python package.
 """
 
 import argparse
@@ -17,7 +17,7 @@ p.add_argument("--model", default=ROOT / "models/smollm2-135m-instruct", type=Pa
 p.add_argument("--rows", default=ROOT / "datasets/icd10/train.jsonl", type=Path)
 args = p.parse_args()
 
-print("| | predicted | measured | of it |")
+print("| | predicted | measured | predicted / measured |")
 print("|---|---|---|---|")
 with tempfile.TemporaryDirectory() as folder:
     for name, adapter in (("LoRA", "adapter: { lora: { rank: 16, alpha: 32, targets: all-linear } }\n"), ("full", "")):

@@ -1,7 +1,7 @@
-"""One training run of TRL + PEFT + transformers, as benches/speed.py asks for it.
+"""Runs one training with TRL + PEFT + transformers; called by benches/speed.py.
 
-Reads its settings as JSON from the first argument; prints one JSON line a step and one at the end. The settings are
-the library's own way of doing the job: SFTTrainer, LoraConfig, weights in `dtype`, no gradient checkpointing.
+Reads its settings as JSON from the first argument; prints one JSON line per step and one at the end. The training is
+set up as the libraries' users do: SFTTrainer, LoraConfig, weights in `dtype`, no gradient checkpointing.
 """
 
 import json
@@ -54,7 +54,7 @@ config = SFTConfig(
 
 
 class Clock(TrainerCallback):
-    """Seconds of each step, and what the trainer logs about it."""
+    """Prints the seconds of each step with the values that the trainer logs."""
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.at = time.time()
@@ -72,7 +72,7 @@ class Clock(TrainerCallback):
 
 
 class InOrder(SFTTrainer):
-    """The rows in the order of the file, as the other side takes them, unless both shuffle."""
+    """Trains on the rows in the order of the file, as ft does, unless both shuffle."""
 
     def _get_train_sampler(self, *args, **kwargs):
         if settings.get("shuffle"):
@@ -88,7 +88,7 @@ trainer = InOrder(
     peft_config=lora,
     callbacks=[Clock()],
 )
-# Supervised tokens of each step, where rows come in their order.
+# Trained tokens of each step; valid only if rows are not shuffled.
 masks = [sum(label != -100 for label in labels) for labels in trainer.train_dataset["labels"]]
 start = time.time()
 trainer.train()

@@ -1,9 +1,9 @@
-"""Training, prompts and answers on kinds of processors, by ft and by its peers, side by side in one run.
+"""Compares training, prompts and generation by ft and by its peers on several kinds of processors, in one run.
 
-A kind is what the machine has (native) or a lesser processor that it stands for (avx2: a desktop processor without
-AVX-512 and without products of bfloat16); all programs are kept to it. The machine's own limits are measured before each
-turn, so that a speed can be read as a share of what was possible in that minute. All programs take turns. Times are of
-loaded models. Run by `make bench-processors`; `--help` tells the rest.
+A kind is the machine's own instruction set (native) or a smaller one that all programs are limited to (avx2: like a
+desktop processor without AVX-512 and without bfloat16 products). The machine's limits are measured before each turn, so
+that a speed can be stated as a share of what was possible at that time. All programs alternate. Times do not include
+loading the model. Run by `make bench-processors`; `--help` lists the options.
 """
 
 import argparse
@@ -22,15 +22,16 @@ from pathlib import Path
 
 import speed
 
-# The kinds in order, as FT_CPU names them, with what says the same to ATen, oneDNN and MKL (native/isa.cpp), and what
-# /proc/cpuinfo calls the instructions that each adds.
+# The kinds in ascending order, as FT_CPU names them: for each, the values with the same meaning for ATen, oneDNN and
+# MKL
+# (native/isa.cpp), and the names in /proc/cpuinfo of the instructions that it adds.
 KINDS = {
     "avx2": ("avx2", "AVX2", "AVX2", ["avx2", "fma", "bmi2"]),
     "avx512": ("avx512", "AVX512_CORE", "AVX512", ["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"]),
     "avx512_bf16": ("avx512", "AVX512_CORE_BF16", "AVX512", ["avx512_bf16"]),
 }
 VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
-# llama.cpp takes the best of its builds that the processor can run; to keep it to a kind, these are taken away.
+# llama.cpp uses the best of its builds that the processor can run; these are removed to limit it to a kind.
 LLAMA_BEYOND = {"avx512_bf16": ["sapphirerapids"]}
 LLAMA_BEYOND["avx512"] = [*LLAMA_BEYOND["avx512_bf16"], "zen4", "cooperlake", "icelake", "cascadelake", "cannonlake"]
 LLAMA_BEYOND["avx2"] = [*LLAMA_BEYOND["avx512"], "skylakex", "alderlake"]
@@ -41,30 +42,31 @@ WRITERS = {
     "transformers f32": "f32", "transformers bf16": "bf16", "llama.cpp": "Q4_1",
 }
 LONG = 1000  # tokens of the long prompt
-PATIENCE = 30  # seconds after which a case is not repeated: bfloat16 without its products can take minutes
+PATIENCE = 30  # seconds after which a case is not repeated: bfloat16 can take minutes on a processor without bfloat16 products
 
 
 def processor():
-    """The processor's name, and the words for what it can do."""
+    """Returns the processor's name and its flags in /proc/cpuinfo."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     value = lambda key: next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
     return value("model name"), set(value("flags").split())
 
 
 def is_more(flags, kind):
-    """True if a processor with `flags` has something beyond `kind` that a restriction to it takes away."""
+    """Returns true if a processor with `flags` supports `kind` and more, so that limiting it to `kind` has an
+    effect."""
     later = list(KINDS)[list(KINDS).index(kind) + 1 :]
     beyond = [set(KINDS[k][3]) for k in later] + [{"amx_bf16"}]
     return set(KINDS[kind][3]) <= flags and any(needed <= flags for needed in beyond)
 
 
 def has_bf16(flags, kind):
-    """True if products of bfloat16 are left on `kind`."""
+    """Returns true if `kind` has bfloat16 products."""
     return kind == "avx512_bf16" or kind == "native" and bool(flags & {"avx512_bf16", "amx_bf16"})
 
 
 def environment(kind):
-    """The environment in which every program keeps to `kind`."""
+    """Returns environment variables that limit every program to `kind`."""
     env = {k: v for k, v in os.environ.items() if k not in (*VARIABLES, "FT_CPU", "DNNL_MAX_CPU_ISA")}
     if kind != "native":
         env |= dict(zip(VARIABLES, KINDS[kind])) | {"FT_CPU": kind}
@@ -73,7 +75,7 @@ def environment(kind):
 
 @dataclass
 class Shape:
-    """Numbers of a model, which operations and bytes are counted from."""
+    """Numbers of weights of a model, from which operations and bytes are computed."""
 
     layers: int  # weights of the layers
     head: int  # weights of the head
@@ -97,23 +99,26 @@ class Shape:
         return cls(layers, head, adapter)
 
     def prompt(self, tokens, rows):
-        """Operations of running prompts: two for each weight and token, the head on last tokens; without attention's own."""
+        """Returns the operations of running prompts: two per weight and token, the head on last tokens only; attention
+        is not counted."""
         return 2 * self.layers * tokens + 2 * self.head * rows
 
     def training(self, tokens, supervised):
-        """Operations of a LoRA step: forward and the input's gradient, the head where it is learnt, all three of adapters."""
+        """Returns the operations of a LoRA step: forward and the input's gradient, the head on trained tokens only, all
+        three of adapters."""
         return (4 * self.layers + 6 * self.adapter) * tokens + 4 * self.head * supervised
 
     def held(self, side, arithmetic, gguf):
-        """Bytes of the weights that each next token reads, as `side` holds them."""
+        """Returns the bytes of weights that `side` reads for each generated token."""
         if side == "llama.cpp":
             return gguf.stat().st_size
-        # ft widens weights of a file in bfloat16 as it reads them.
+        # ft keeps weights of a bfloat16 file in bfloat16, also if it computes in float32.
         return (self.layers + self.head) * (2 if side.startswith("ft") or arithmetic == "bf16" else 4)
 
 
 def prompts(model, rows):
-    """16 prompts of 52 to 68 tokens and one of LONG, as plain text that becomes the same tokens everywhere."""
+    """Returns 16 prompts of 52 to 68 tokens and one of LONG, as plain text that has the same tokens in every
+    program."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
@@ -148,7 +153,7 @@ def limits(args, threads, env, sizes):
 
 
 def write_ft(args, side, cases, env, folder, at):
-    """Times of answers by `ft generate`: a process for each case, whose first batch warms it up."""
+    """Measures generation by `ft generate`: one process per case, whose first batch warms it up."""
     times, memory, said = [], 0, []
     env = env | {"OMP_NUM_THREADS": str(at["threads"])}
     for case in cases:
@@ -173,12 +178,12 @@ def write_ft(args, side, cases, env, folder, at):
             if batch["new_tokens"] == len(rows) * case["new"]:
                 times.append(batch)
                 batch = None
-        assert batch is None, "ft made another number of tokens than it was asked for"
+        assert batch is None, "ft generated another number of tokens than requested"
     return times, memory, speed.arithmetic(said)
 
 
 def write_peer(args, side, cases, env, folder, at):
-    """The same by transformers or llama.cpp: one process for all cases."""
+    """Measures generation by transformers or llama.cpp: one process for all cases."""
     settings = {"threads": at["threads"], "patience": PATIENCE, "cases": cases, "dtype": WRITERS[side]}
     if side == "llama.cpp":
         settings["cases"] = [c for c in cases if len(c["prompts"]) == 1]
@@ -196,16 +201,17 @@ def write_peer(args, side, cases, env, folder, at):
 
 
 def limit_llama(modules, kind, folder):
-    """Copies llama.cpp's module without its builds for more than `kind`."""
+    """Copies llama.cpp's module without the builds that need more than `kind`."""
     shutil.copytree(modules, folder, symlinks=True)
     for name in LLAMA_BEYOND[kind]:
         for file in (folder / "@node-llama-cpp").glob(f"*/bins/*/libggml-cpu-{name}.so"):
             file.unlink()
-    assert any((folder / "@node-llama-cpp").glob("*/bins/*/libggml-cpu-haswell.so")), "llama.cpp brings no build for AVX2"
+    assert any((folder / "@node-llama-cpp").glob("*/bins/*/libggml-cpu-haswell.so")), "llama.cpp has no build for AVX2"
 
 
 def median_times(times, cases):
-    """The medians of each case's repetitions; the first of them warmed up, unless it took so long that it is alone."""
+    """Returns the medians of each case's repetitions. The first one only warms up, unless it took so long that there is
+    no other."""
     found = {}
     for case in cases:
         repeated = [t for t in times if t["case"] == case["name"]]
@@ -216,7 +222,7 @@ def median_times(times, cases):
 
 
 class Bench:
-    """What was measured: records of turn, kind, threads, part, case and side; and notes on what was not."""
+    """All measurements, as records of turn, kind, threads, part, case and side, and notes on what was not measured."""
 
     def __init__(self, args, shape):
         self.args, self.shape, self.records, self.limits, self.notes = args, shape, [], [], []
@@ -239,7 +245,8 @@ class Bench:
         return [r for r in self.records if all(r[k] == v for k, v in wanted.items())]
 
     def cells(self, wanted, first):
-        """tokens/s, those of `first` as a multiple, share of the possible, peak memory: medians over the turns."""
+        """Returns tokens/s, the speed of `first` as a multiple of it, share of the possible, peak memory: medians over
+        the turns."""
         own, other = self.find(**wanted), self.find(**wanted | {"side": first})
         if not own:
             return ["", "", "", ""]
@@ -247,7 +254,7 @@ class Bench:
         shares = [r["share"] for r in own if r["share"]]
         ratios = [a["tokens_per_s"] / b["tokens_per_s"] for a in other for b in own if a["turn"] == b["turn"]]
         word = own[0]["arithmetic"]
-        name = f" ({word})" if wanted["side"] == "ft" else ""  # ft chose it; the others were told
+        name = f" ({word})" if wanted["side"] == "ft" else ""  # ft chose it; the others were given it
         return [
             f"{middle(r['tokens_per_s'] for r in own):.{1 if own[0]['tokens_per_s'] < 20 else 0}f}{name}",
             f"**{middle(ratios):.2f}x**" if ratios and wanted["side"] != first else "",
@@ -264,7 +271,8 @@ def table(head, rows):
 
 
 def spread(values, digits):
-    """The median, and the range where there are several: a wide one says that the machine was not quiet."""
+    """Formats the median, with the range if there are several values: a wide range shows that the machine was not
+    idle."""
     text = f"{statistics.median(values):.{digits}f}"
     return text + (f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else "")
 
@@ -307,7 +315,7 @@ def print_part(bench, title, possible, part, kinds, counts, sides):
 
 
 def going_on(bench, at, sides):
-    """The sides one after another, and a way to run each: one that fails is noted, and the others are still measured."""
+    """Yields each side with a function to run it: if a side fails, this is noted and the others are still measured."""
     for side in sides:
         def attempt(act, *args):
             try:
@@ -377,7 +385,7 @@ def main():
     p.add_argument("--threads", help="numbers of threads [default: 1 and all]")
     p.add_argument("--parts", default="train,answers", help="of train, answers; the limits are always measured")
     p.add_argument("--writers", default="ft,transformers f32,transformers bf16,llama.cpp", help=f"of {', '.join(WRITERS)}")
-    p.add_argument("--all", action="store_true", help="train in bf16 also where a processor does not multiply it")
+    p.add_argument("--all", action="store_true", help="also train in bf16 if the processor has no bf16 products")
     p.add_argument("--turns", type=int, default=3, help="turns of each side")
     p.add_argument("--steps", type=int, default=8, help=f"steps of training a turn; the first {speed.WARM} do not count")
     p.add_argument("--new", type=int, default=64, help="new tokens of an answer")
@@ -396,7 +404,7 @@ def main():
         if kind == "native" or is_more(flags, kind):
             kinds.append(kind)
         else:
-            print(f"{kind} is left out: this processor is not more than that", file=sys.stderr)
+            print(f"{kind} is left out: this processor has no instructions beyond it", file=sys.stderr)
     counts = [int(n) for n in args.threads.split(",")] if args.threads else sorted({1, os.cpu_count()})
     parts, writers = args.parts.split(","), args.writers.split(",")
     for word, known in [(w, WRITERS) for w in writers] + [(w, ("train", "answers")) for w in parts]:
@@ -406,7 +414,7 @@ def main():
     bench = Bench(args, shape)
     if "llama.cpp" in writers and not ((args.llama / "node-llama-cpp").is_dir() and args.gguf.is_file() and shutil.which("node")):
         writers.remove("llama.cpp")
-        bench.notes.append("llama.cpp was left out: node-llama-cpp, node or the GGUF file is not there.")
+        bench.notes.append("llama.cpp was left out: node-llama-cpp, node or the GGUF file is missing.")
 
     short, long, tokens = prompts(args.model, args.texts)
     cases = [

@@ -1,8 +1,8 @@
-"""Speed and memory of ft and of TRL + PEFT on the same rows, side by side.
+"""Compares speed and memory of ft and of TRL + PEFT on the same rows.
 
-Both train the same model on the same rows in the same order, with the same rank, targets, dtype, batch and schedule,
-taking turns, so that a machine whose speed drifts slows both alike. Before each turn the machine's rate of bf16
-matrix products is measured. Run by `make bench`; `--help` tells the rest.
+Both train the same model on the same rows in the same order, with the same rank, targets, dtype, batch and schedule.
+They alternate, so that a change of the machine's speed affects both. Before each turn the machine's rate of bf16 matrix
+products is measured. Run by `make bench`; `--help` lists the options.
 """
 
 import argparse
@@ -21,18 +21,18 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
-# name: method, rows a step (None: packed), packed tokens a step, length of a packed row, steps
+# name: method, rows per step, length of a packed row (None: not packed), steps
 CASES = {
     "lora": dict(method="lora", batch=8, packed=None, steps=15, title="LoRA, 8 chat rows a step"),
     "full": dict(method="full", batch=8, packed=None, steps=10, title="full fine-tuning, 8 chat rows a step"),
     "lora-512": dict(method="lora", batch=4, packed=512, steps=6, title="LoRA, 4 rows packed to 512"),
     "lora-2048": dict(method="lora", batch=1, packed=2048, steps=6, title="LoRA, 1 row packed to 2,048"),
 }
-WARM = 2  # steps at the start that do not count: both warm up caches in them
+WARM = 2  # steps at the start that are not counted: both warm up caches in them
 
 
 def product_rate(python, threads):
-    """GFLOP/s of bf16 products of 1024 x 1024 in this minute."""
+    """Returns the current GFLOP/s of bf16 products of 1024 x 1024 matrices."""
     code = (
         "import torch, time, sys; torch.set_num_threads(int(sys.argv[1])); a = torch.randn(1024, 1024).bfloat16();"
         "[a @ a for _ in range(5)]; t = time.time(); n = 0\n"
@@ -43,7 +43,8 @@ def product_rate(python, threads):
 
 
 def measured(command, env, on_line, on_talk=lambda line: None):
-    """Runs a command; returns its wall seconds and its peak resident bytes. `on_talk` hears the lines of stderr."""
+    """Runs a command; returns its wall seconds and peak resident bytes. Calls `on_line` and `on_talk` with lines of
+    stdout and stderr."""
     began = time.time()
     child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     tail = collections.deque(maxlen=40)
@@ -65,14 +66,15 @@ def measured(command, env, on_line, on_talk=lambda line: None):
 
 
 def rates(steps):
-    """Tokens a second over the steps that count, from lines with tokens (of the step), supervised and seconds."""
+    """Returns all and trained tokens per second over the counted steps, whose lines have tokens (of the step),
+    supervised and seconds."""
     counted = steps[WARM:]
     seconds = sum(s["seconds"] for s in counted)
     return sum(s["tokens"] for s in counted) / seconds, sum(s["supervised"] for s in counted) / seconds
 
 
 def peer_environment(threads, env):
-    """`env` as every Python peer gets it."""
+    """Returns `env` with the variables that every Python peer gets."""
     return env | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -146,13 +148,13 @@ def run_ft(args, case, rows, out, env=os.environ):
 
 
 def arithmetic(said):
-    """The number format that ft says it computes in, of the lines on its stderr."""
+    """Returns the number format that ft reports on stderr."""
     found = (re.search(r"arithmetic in (bfloat16|float32)", line) for line in said)
     return {"bfloat16": "bf16", "float32": "f32"}[next(m[1] for m in found if m)]
 
 
 def rows_for(case, source, folder):
-    """The rows as prompt and completion, which both sides learn alike: loss on the completion only."""
+    """Writes the rows as prompt and completion; both programs then train on the completion only."""
     path = folder / f"rows-{case['name']}.jsonl"
     with open(source) as f:
         rows = [json.loads(line) for line in f]

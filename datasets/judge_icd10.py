@@ -1,24 +1,25 @@
 #!/usr/bin/env python3
-"""A judge for `ft label judge --command`: which of two answers names the right ICD-10-CM chapter.
+"""Judges which of two answers names the right ICD-10-CM chapter, for `ft label judge --command`.
 
     ft label judge PROJECT --name right-chapter --command python3 datasets/judge_icd10.py datasets/icd10/train.jsonl
 
-It reads {"prompt": [...], "a": text, "b": text} a line and prints a, b, tie or both_bad a line. The right answers are those
-of the rows that the prompts came from. The exact title is best, the title within more words is second; of other answers
-the one with more of the title's words and fewer of others is better, and two without any of them are both bad.
-Python's standard library only.
+Reads lines of {"prompt": [...], "a": text, "b": text} and prints a, b, tie, both_bad or skip for each. The right
+answers are those of the given rows; a prompt that is not among them is skipped. The exact title is best, the title
+among other words second. Of other answers the one with more of the title's words and fewer others is better; two
+without any of them are both bad. Python's standard library only.
 """
 
 import json
 import sys
 
 
-# Words that many titles share: naming them names no chapter.
+# Words that many titles share, so they do not identify a chapter.
 COMMON = set("diseases of the and certain other conditions disorders in not elsewhere classified with".split())
 
 
 def grade(answer, right):
-    """3: nothing but the title; 2: the title among other words; below 1: Jaccard's index of what words say."""
+    """Returns 3 for the title alone, 2 for the title among other words, else the Jaccard index of the words (at most
+    1)."""
     plain = " ".join(answer.lower().split()).strip(" .\"'")
     right = " ".join(right.lower().split())
     if right in plain:

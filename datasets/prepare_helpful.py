@@ -4,9 +4,10 @@
     prepare_helpful.py datasets/icd10 --out datasets/helpful [--pairs 1] [--valid-pairs 2]
 
 A helpful answer is right and says nothing else: the chosen answer is the chapter's title. The rejected one is another
-chapter's title, the right or another chapter wrapped in talk, the right title broken off, or an evasion. Which of them,
-and which words, follow from SHA-256 sums of the descriptions alone: the same rows give the same pairs on every machine.
-The kinds are mixed so that length tells little: the script prints how often the longer and the shorter answer is chosen.
+chapter's title, the right or another chapter within a polite sentence, the right title cut short, or an evasion. The
+kind and the words are chosen by SHA-256 sums of the descriptions: the same rows give the same pairs on every machine.
+The kinds are mixed so that length predicts little: the script prints how often the longer and the shorter answer is
+chosen.
 
 The card is datasets/helpful.md. Python's standard library only.
 """
@@ -38,12 +39,12 @@ KINDS = ["another chapter"] * 5 + ["talk"] * 2 + ["talk, another chapter", "brok
 
 
 def number(*parts):
-    """As good as chance, and the same everywhere."""
+    """Returns a pseudo-random number that depends on `parts` only."""
     return int(hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:15], 16)
 
 
 def rejected(description, title, titles, i):
-    """A worse answer to a description, and what is wrong with it."""
+    """Returns a worse answer to a description, and the kind of its fault."""
     kind = KINDS[number("kind", description, i) % len(KINDS)]
     others = [t for t in titles if t != title]
     other = others[number("other", description, i) % len(others)]
@@ -88,7 +89,7 @@ def pairs(rows, titles, each):
 
 
 def write(path, text):
-    """Under a temporary name first, so that a reader never sees half a file."""
+    """Writes a file under a temporary name and renames it, so that a reader never sees a half-written file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
@@ -98,8 +99,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("icd10", type=Path, help="folder with train.jsonl and valid.jsonl of the ICD-10 task")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pairs", type=int, default=1, help="pairs a training row (default 1)")
-    parser.add_argument("--valid-pairs", type=int, default=2, help="pairs a validation row (default 2)")
+    parser.add_argument("--pairs", type=int, default=1, help="pairs per training row (default 1)")
+    parser.add_argument("--valid-pairs", type=int, default=2, help="pairs per validation row (default 2)")
     args = parser.parse_args()
     rows = {
         name: [json.loads(line) for line in (args.icd10 / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -5,12 +5,13 @@
                      [--prompts 0] [--by-family]
 
 A row is a conversation: the question with one diagnosis, and the title of its chapter without the code range. The
-diagnoses are the leaves of the list; chapters with fewer than --least of them are left out; every other chapter gives the
-same number of rows to each split. Which rows, and their order, follow from SHA-256 sums of the descriptions alone: the
-same list gives the same files on every machine. No description is in two splits, compared without case. With --by-family
-descriptions that differ only after their last comma or in the side of the body ("…, right eye", "…, left eye") go to one
-split together. With --held-out, --more and --prompts further splits, held_out.jsonl, more.jsonl and prompts.jsonl, are dealt
-from what the others leave: they stay the same. Rows of prompts.jsonl have no answer; a small chapter may give fewer of them.
+diagnoses are the leaves of the list; chapters with fewer than --least of them are left out; every other chapter gives
+the same number of rows to each split. The rows and their order are chosen by SHA-256 sums of the descriptions: the same
+list gives the same files on every machine. No description is in two splits, ignoring case. With --by-family
+descriptions that differ only after their last comma or in the side of the body ("…, right eye", "…, left eye") go to
+one split together. With --held-out, --more and --prompts further splits, held_out.jsonl, more.jsonl and prompts.jsonl,
+get rows from the remaining ones, so the first three splits do not change. Rows of prompts.jsonl have no answer; a small
+chapter may have fewer of them than requested.
 
 The card is datasets/icd10.md. Python's standard library only.
 """
@@ -24,24 +25,25 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-# Splits dealt after the three, in this order.
+# Optional splits, filled after the first three, in this order.
 FURTHER = ["held_out", "more", "prompts"]
 QUESTION = "Which ICD-10-CM chapter does this diagnosis belong to?\n\n"
 
 
 def order(text):
-    """The place of a description in every ordering here: as good as shuffled, and the same everywhere."""
+    """Returns the sort key of a description: a pseudo-random order that is the same on every machine."""
     return hashlib.sha256(text.casefold().encode()).hexdigest()
 
 
 def family(description):
-    """What siblings share: the description up to its last comma, whichever side of the body it names."""
+    """Returns what siblings share: the description up to its last comma, without the side of the body."""
     stem = description.casefold().rpartition(",")[0] or description.casefold()
     return " ".join(re.sub(r"\b(right|left|bilateral|unspecified)\b", " ", stem).split())
 
 
 def leaves(path):
-    """The diagnoses without subdivisions, by chapter: {title: [description, …]}, each description once in all."""
+    """Returns the diagnoses without subdivisions, by chapter: {title: [description, …]}, without duplicates in the
+    whole list."""
     chapters, seen = {}, set()
     for chapter in ET.parse(path).getroot().iter("chapter"):
         title = re.sub(r"\s*\([A-Z0-9]+-[A-Z0-9]+\)$", "", " ".join(chapter.findtext("desc", "").split()))
@@ -55,7 +57,7 @@ def leaves(path):
 
 
 def split(descriptions, sizes, by_family):
-    """Deals descriptions to the splits, the scarce ones first; with by_family a family stays together."""
+    """Distributes descriptions to the splits, the smallest first; with by_family, a family stays in one split."""
     groups = {}
     for description in descriptions:
         groups.setdefault(family(description) if by_family else description, []).append(description)
@@ -64,7 +66,7 @@ def split(descriptions, sizes, by_family):
     for name in sorted(sizes, key=lambda name: (FURTHER.index(name) + 1 if name in FURTHER else 0, sizes[name])):
         dealt[name] = []
         while len(dealt[name]) < sizes[name] and queue:
-            # What a family has beyond the split's size belongs to no split.
+            # Members of a family that exceed the split's size are left out of all splits.
             dealt[name] += queue.pop(0)[: sizes[name] - len(dealt[name])]
     return dealt
 
@@ -77,7 +79,7 @@ def row(description, title, name):
 
 
 def write(path, text):
-    """Under a temporary name first, so that a reader never sees half a file."""
+    """Writes a file under a temporary name and renames it, so that a reader never sees a half-written file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
@@ -87,12 +89,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tabular", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--train", type=int, default=60, help="rows a chapter (default 60)")
-    parser.add_argument("--valid", type=int, default=5, help="rows a chapter (default 5)")
-    parser.add_argument("--test", type=int, default=5, help="rows a chapter (default 5)")
-    parser.add_argument("--held-out", type=int, default=0, help="rows a chapter of a fourth split, for narrow intervals (default 0)")
-    parser.add_argument("--more", type=int, default=0, help="rows a chapter of a fifth split, to learn from beside train (default 0)")
-    parser.add_argument("--prompts", type=int, default=0, help="rows a chapter, at most, of a split without answers (default 0)")
+    parser.add_argument("--train", type=int, default=60, help="rows per chapter (default 60)")
+    parser.add_argument("--valid", type=int, default=5, help="rows per chapter (default 5)")
+    parser.add_argument("--test", type=int, default=5, help="rows per chapter (default 5)")
+    parser.add_argument("--held-out", type=int, default=0, help="rows per chapter of a fourth split, for narrow confidence intervals (default 0)")
+    parser.add_argument("--more", type=int, default=0, help="rows per chapter of a fifth split, additional training rows (default 0)")
+    parser.add_argument("--prompts", type=int, default=0, help="rows per chapter, at most, of a split without answers (default 0)")
     parser.add_argument("--least", type=int, default=200, help="leave out chapters with fewer diagnoses (default 200)")
     parser.add_argument("--by-family", action="store_true", help="keep siblings in one split")
     args = parser.parse_args()
@@ -120,7 +122,7 @@ def main():
         print(f"{args.out}/{name}.jsonl: {len(rows)} rows")
     trained = {family(description) for description, _ in splits["train"]}
     siblings = sum(family(description) in trained for description, _ in splits["test"])
-    print(f"{siblings} of {len(splits['test'])} test rows have a sibling in train (the same but for side or last comma part)")
+    print(f"{siblings} of {len(splits['test'])} test rows have a sibling in train (equal except for the side or the part after the last comma)")
 
 
 if __name__ == "__main__":

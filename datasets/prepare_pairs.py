@@ -4,9 +4,9 @@
     prepare_pairs.py datasets/icd10 --out datasets/icd10/pairs
 
 Each row of the splits in the first folder is a conversation that ends in the right answer. Its pair has that answer as
-`chosen`, and as `rejected` a right answer to other questions, another one for each pair. Which one follows from the
-SHA-256 sum of the question, so the same rows give the same files on every machine; every answer is rejected about as
-often as it is chosen, so knowing the answers without the question says nothing. Python's standard library only.
+`chosen`, and as `rejected` an answer that is right for other questions. The SHA-256 sum of the question decides which
+one, so the same rows give the same files on every machine. Every answer is rejected about as often as it is chosen, so
+the answers without the question do not reveal which one is chosen. Python's standard library only.
 """
 
 import argparse
@@ -20,7 +20,7 @@ SPLITS = ("train", "valid", "test")
 
 
 def read(path):
-    """The (question, answer) of each row; the question is every message before the last one."""
+    """Returns the (question, answer) of each row; the question is every message before the last one."""
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         messages = json.loads(line)["messages"]
@@ -31,14 +31,14 @@ def read(path):
 
 
 def other(question, answer, answers):
-    """One of the answers that is not the right one."""
+    """Returns an answer other than the right one, chosen by the question."""
     wrong = [a for a in answers if a != answer]
     place = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).digest()
     return wrong[int.from_bytes(place, "big") % len(wrong)]
 
 
 def write(path, text):
-    """Under a temporary name first, so that a reader never sees half a file."""
+    """Writes a file under a temporary name and renames it, so that a reader never sees a half-written file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
@@ -46,7 +46,7 @@ def write(path, text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="with train.jsonl, valid.jsonl and test.jsonl")
+    parser.add_argument("folder", type=Path, help="folder with train.jsonl, valid.jsonl and test.jsonl")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 

@@ -1,8 +1,8 @@
-// CPU memory of tensors: counted exactly, and kept for reuse.
+// Allocator for CPU tensors: counts memory exactly, and keeps freed memory for reuse.
 //
-// Rows of a run differ in length, so that freed blocks seldom have the size asked for next, and malloc's heap grows
-// to several times what is live. Here large blocks are carved from reserved address ranges, best fit first, and
-// neighbours join again when they are freed; pages stay mapped, so that a temporary costs its page faults once.
+// Packed rows differ in length, so freed blocks seldom have the size requested next, and malloc's heap grows to several
+// times the live memory. Here large blocks are cut from reserved address ranges, the smallest fitting block first, and
+// neighbouring free blocks are joined. Pages stay mapped, so that reusing memory causes no new page faults.
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
 #include <malloc.h>
@@ -31,9 +31,9 @@ struct Smaller {
 struct Range { char *begin, *end; };
 
 class CountingAllocator : public c10::Allocator {
-  static constexpr size_t kLarge = 16 << 10;        // below, malloc serves
-  static constexpr size_t kStep = 512;              // sizes are multiples of it; so is every address: AVX-512 aligned
-  static constexpr size_t kRange = size_t(1) << 30; // address space taken at a time; pages come when touched
+  static constexpr size_t kLarge = 16 << 10;        // smaller blocks come from malloc
+  static constexpr size_t kStep = 512;              // sizes and addresses are multiples of it, so aligned for AVX-512
+  static constexpr size_t kRange = size_t(1) << 30; // address space reserved at a time; pages are allocated on first use
   static constexpr size_t kPage = size_t(2) << 20;
 
   std::mutex lock;
@@ -53,7 +53,7 @@ class CountingAllocator : public c10::Allocator {
   c10::DeleterFnPtr raw_deleter() const override { return &drop; }
   void copy_data(void* to, const void* from, std::size_t n) const override { default_copy_data(to, from, n); }
 
-  // Gives the pages of free blocks back to the system; their addresses stay ours.
+  // Returns the pages of free blocks to the operating system; their addresses stay reserved.
   void trim() {
     std::lock_guard<std::mutex> l(lock);
     for (Block* b : free_blocks) {
@@ -136,7 +136,7 @@ class CountingAllocator : public c10::Allocator {
     c10::free_cpu(p);
   }
 
-  // One block of `b` and the free one after it; neither is in the set of free blocks afterwards.
+  // Joins `b` and the free block after it, and returns the result. Neither is in the set of free blocks afterwards.
   Block* join(Block* b) {
     Block* next = b->after;
     free_blocks.erase(b);

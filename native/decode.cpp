@@ -1,6 +1,7 @@
-// The tensor side of product.cpp: which instruction set runs, on which tensors, on how many threads.
+// Runs the kernels of product.cpp on tensors: checks the tensors, chooses the instruction set, and splits the work
+// between threads.
 //
-// A function returns 1 where it did the work, 0 where these tensors are not for it; tensors cross as at::Tensor*.
+// A function returns a new tensor, or null if there is no kernel for these tensors. Tensors are passed as at::Tensor*.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
@@ -50,7 +51,7 @@ struct Kernels {
   Kernels{ft_product_bf16_##isa, ft_product_f32_##isa,   ft_product_mixed_##isa, ft_product_mixed_to_bf16_##isa,      \
           ft_widen_##isa,        ft_attend_bf16_##isa, ft_attend_f32_##isa}
 
-// The build for a level of isa.cpp.
+// Returns the build for a level of isa.cpp.
 const Kernels& kernels(int level) {
   static const Kernels builds[] = {
       TABLE(base),
@@ -64,7 +65,7 @@ const Kernels& kernels(int level) {
   return builds[std::min<int>(level, sizeof builds / sizeof *builds - 1)];
 }
 
-// Levels of isa.cpp from which an instruction multiplies bfloat16.
+// The lowest level of isa.cpp that has an instruction to multiply bfloat16.
 constexpr int kBf16Products = 3;
 
 bool plain(const Tensor& t, at::ScalarType kind) {
@@ -74,10 +75,10 @@ bool plain(const Tensor& t, at::ScalarType kind) {
 const uint16_t* half(const Tensor& t) { return static_cast<const uint16_t*>(t.const_data_ptr()); }
 uint16_t* half_out(const Tensor& t) { return static_cast<uint16_t*>(t.mutable_data_ptr()); }
 
-// How x and w are stored.
+// The dtypes of x and w: both float32, float32 x with bfloat16 w, or both bfloat16.
 enum Format { kFloats, kMixed, kHalves, kFormats };
 
-// The format of these tensors; kFormats where there is no product for them.
+// Returns the format of these tensors; kFormats if there is no kernel for them.
 Format format(const Tensor& x, const Tensor& w) {
   auto a = x.scalar_type(), b = w.scalar_type();
   if (a == at::kFloat && b == at::kFloat) return kFloats;
@@ -85,10 +86,11 @@ Format format(const Tensor& x, const Tensor& w) {
   return a == at::kBFloat16 && b == at::kBFloat16 ? kHalves : kFormats;
 }
 
-// Rows of x up to which our own kernels multiply; libtorch's take more. A table and no timing, so that a machine always
-// computes the same; a row has the same bits in any batch of up to so many rows. Measured on the layers of SmolLM2-135M,
-// one thread of a Xeon (Sapphire Rapids) kept to each level, GFLOP/s of ours and of libtorch's (for bfloat16 weights with
-// float32 x, "mixed", of a widened weight):
+// Number of rows of x up to which our own kernels multiply; libtorch multiplies more. This is a table and not a
+// measurement at run time, so that a machine always computes the same. In batches of up to this many rows a row has
+// the same bits. Measured on the layers of SmolLM2-135M, on one thread of a Xeon (Sapphire Rapids) restricted to each
+// level; GFLOP/s of our kernels and of libtorch's (for "mixed", bfloat16 weights with float32 x, libtorch's with a
+// converted weight):
 //                     rows     16          32          64          128         512
 // AVX2         float32      59  38      81  54      80  81      82  97      83 105
 //              mixed        64  43      76  61      75  77      74  91      77 101
@@ -96,39 +98,39 @@ Format format(const Tensor& x, const Tensor& w) {
 //              mixed        88  52     110  83     126 119     114 130     110 154
 // with bf16    bfloat16     84  53      90  71      93  87      94 101      95 108
 // AMX          bfloat16    164  81     260 157     356 263       -  452      -  673
-// Without an instruction for bfloat16, libtorch multiplies it at 18 (AVX2) and 35 (AVX-512) GFLOP/s: there its rows are
-// widened and go the way of the mixed format.
+// Without an instruction for bfloat16, libtorch multiplies it at 18 (AVX2) and 35 (AVX-512) GFLOP/s. There x is
+// converted to float32 and multiplied in the mixed format.
 constexpr int64_t kMostRows[][kFormats] = {
     // float32, mixed, bfloat16
-    {64, 64, 64},  // portable: libtorch's products have AVX2 where the processor has; not measured
+    {64, 64, 64},  // portable: not measured, because libtorch's products use AVX2 if the processor has it
     {64, 64, 64},  // AVX2
     {64, 64, 64},  // AVX-512
     {64, 64, 64},  // AVX-512 with bf16
     {64, 64, 64},  // AMX
 };
 
-// Work worth a thread, in multiply-adds: some microseconds, which is what starting it costs. A weight that must come from
-// memory takes as long as its products with this many rows.
+// kGrain: multiply-adds that are worth a thread: they take some microseconds, as long as starting one. kFetch:
+// reading a weight from memory takes as long as multiplying it with this many rows.
 constexpr int64_t kGrain = 1 << 19;
 constexpr int64_t kFetch = 6;
-// Rows of w that one thread takes as a whole: AMX multiplies 16 at a time, the others 4.
+// Threads get multiples of this many rows of w: AMX multiplies 16 at a time, the others 4.
 constexpr int64_t kUnit = 16;
 
-// Memory of this thread for `n` numbers, whose content is lost at the next call.
+// Returns this thread's memory for `n` numbers; its content is lost at the next call.
 float* scratch(int64_t n) {
   static thread_local std::vector<float> kept;
   if (int64_t(kept.size()) < n) kept.resize(n);
   return kept.data();
 }
 
-// Numbers of 4 bytes that hold bfloat16 x (rows, k) as tiles of 16 rows and 32 columns.
+// Returns how many 4-byte numbers of memory bfloat16 x (rows, k) takes as tiles of 16 rows and 32 columns.
 int64_t tiles_of(int64_t rows, int64_t k) { return (rows + 15) / 16 * 16 * ((k + 31) / 32 * 16); }
 
-// x (rows, k) times w (n, k) transposed by our own kernels, to out (rows, n).
+// Writes x (rows, k) times w (n, k) transposed to out (rows, n), by our own kernels.
 void by_kernel(int level, Format format, const Tensor& x, const Tensor& w, const float* bias, bool onto, Tensor& out) {
   int64_t n = w.size(0), k = w.size(1), rows = x.numel() / k;
   const auto& run = kernels(level);
-  // Without an instruction for bfloat16 each number of x would be widened for each row of w.
+  // Without an instruction for bfloat16, each number of x would be converted again for each row of w.
   bool widened = format == kHalves && level < kBf16Products && rows > 1;
   Tensor wide = widened ? x.to(at::kFloat) : x;
   auto grain = std::max<int64_t>(1, kGrain / (kUnit * k * (rows + kFetch)));
@@ -149,8 +151,8 @@ void by_kernel(int level, Format format, const Tensor& x, const Tensor& w, const
   });
 }
 
-// bfloat16 x (rows, k) times w (n, k) transposed where no instruction multiplies bfloat16: widened as a whole, multiplied by
-// libtorch, rounded once.
+// Multiplies bfloat16 x (rows, k) with w (n, k) transposed on processors without an instruction for it: both are
+// converted to float32 and multiplied by libtorch, and the result is rounded once.
 Tensor widened(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor* onto) {
   Tensor y = at::linear(x.to(at::kFloat), w.to(at::kFloat), bias.defined() ? c10::optional<Tensor>(bias) : c10::nullopt);
   if (!onto) return y.to(at::kBFloat16);
@@ -163,15 +165,16 @@ Tensor widened(const Tensor& x, const Tensor& w, const Tensor& bias, const Tenso
 
 extern "C" {
 
-// Rows up to which a product is our own, where x and w are bfloat16 or else float32; 0 where there is none.
+// Returns the number of rows up to which our kernels multiply, for x and w in bfloat16 or float32; 0 if there is no
+// kernel.
 int64_t ft_product_rows(bool x_half, bool w_half) {
   if (x_half && !w_half) return 0;
   return kMostRows[ft_isa()][x_half ? kHalves : w_half ? kMixed : kFloats];
 }
 
-// x (…, k) times w (n, k) transposed, plus bias (n): a new tensor (…, n) of x's dtype, or `onto` with the product added to
-// it; null where these are not for it. A `level` of isa.cpp: by our kernels of that level, whatever the number of rows; -1:
-// whichever is fast.
+// Multiplies x (…, k) with w (n, k) transposed and adds bias (n). Returns a new tensor (…, n) of x's dtype, or `onto`
+// with the product added to it; null if there is no kernel for these tensors or libtorch's is faster. With a `level`
+// of isa.cpp our kernels of that level multiply, whatever the number of rows; with -1, whatever is fastest.
 Tensor* ft_product(int level, const Tensor* x, const Tensor* w, const Tensor* bias, const Tensor* onto) {
   try {
     auto kind = x->scalar_type();
@@ -181,7 +184,8 @@ Tensor* ft_product(int level, const Tensor* x, const Tensor* w, const Tensor* bi
     int64_t n = w->size(0), k = w->size(1);
     if (k == 0 || x->size(-1) != k) return nullptr;
     bool own = level >= 0 || x->numel() / k <= kMostRows[ft_isa()][f];
-    // What libtorch multiplies fast is left to it, a widened weight included.
+    // For many rows libtorch is faster, even with converting a bfloat16 weight; except for bfloat16 x without an
+    // instruction.
     if (!own && (f != kHalves || ft_isa() >= kBf16Products)) return nullptr;
     Tensor wide;
     if (bias) {
@@ -197,12 +201,13 @@ Tensor* ft_product(int level, const Tensor* x, const Tensor* w, const Tensor* bi
     by_kernel(level < 0 ? ft_isa() : level, f, *x, *w, b, onto, out);
     return new Tensor(std::move(out));
   } catch (...) {
-    return nullptr;  // libtorch's own product will say what is wrong
+    return nullptr;  // libtorch's own product will report the problem
   }
 }
 
-// One new token for each of the first S slots of a cache. q (S, H, e), k and v (S, K, e); keys and values
-// (slots, K, capacity, e); slot s holds held[s] tokens before the new one. Writes k and v, attends: out (S, H, e). `level` as in ft_product.
+// Attends from one new token of each of the first S slots of a cache: q (S, H, e), k and v (S, K, e); keys and values
+// (slots, K, capacity, e). Slot s has held[s] tokens before the new one. Writes k and v to the cache and returns the
+// result (S, H, e); null, with nothing written, if there is no kernel for these tensors. `level` as in ft_product.
 Tensor* ft_decode_attention(int level, const Tensor* q, const Tensor* k, const Tensor* v, const Tensor* keys, const Tensor* values,
                             const int64_t* held, int64_t slots, double scale) {
   try {

@@ -1,4 +1,4 @@
-// Which build of the kernels this processor runs, and loops shared between libtorch's own threads.
+// Lists the builds of the kernels that this processor can run, and runs loops in parallel on libtorch's threads.
 #include "kernels.h"
 
 #include <omp.h>
@@ -13,7 +13,7 @@ extern const FtKernels ft_kernels_portable;
 extern const FtKernels ft_kernels_avx2, ft_kernels_avx512;
 #endif
 
-// The builds this processor can run, best first; returns how many.
+// Writes the builds that this processor can run to `out`, best first (at most three); returns how many.
 int ft_kernels(const FtKernels** out) {
   int n = 0;
 #ifdef __x86_64__
@@ -32,8 +32,9 @@ void ft_parallel(int64_t rows, int64_t grain, void (*f)(void* ctx, int64_t begin
   for (int64_t i = 0; i < parts; i++) f(ctx, rows * i / parts, rows * (i + 1) / parts);
 }
 
-// Rows of heads between a packed row (T, heads, bytes) and a padded block (n, heads, L, bytes): slot i of the block is
-// row places[i], a negative one is padding (zeros), null is row i. Slots [begin, end).
+// Copies rows of heads from a packed row (T, heads, bytes) to a padded block (n, heads, L, bytes). Position i of the
+// block is row places[i]; if that is negative, it is padding (zeros); without places, row i. Handles positions
+// [begin, end).
 void ft_gather_heads(const char* row, char* block, const int64_t* places, int64_t heads, int64_t length, int64_t bytes,
                      int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i++) {
@@ -46,6 +47,7 @@ void ft_gather_heads(const char* row, char* block, const int64_t* places, int64_
   }
 }
 
+// Copies a padded block back to the packed row, without padding.
 void ft_scatter_heads(const char* block, char* row, const int64_t* places, int64_t heads, int64_t length, int64_t bytes,
                       int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i++) {

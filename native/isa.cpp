@@ -1,8 +1,9 @@
-// How much of the processor's instruction set is used: what it has, and no more than the environment allows.
+// Decides which instruction set is used: the processor's, unless the environment restricts it.
 //
-// FT_CPU=portable|avx2|avx512|avx512_bf16|amx stands for a lesser processor: our own code keeps to it, and the variables
-// of ATen, oneDNN and MKL that say the same are set before any of them is read, unless they allow even less. Our own code
-// heeds the least of them all.
+// FT_CPU=portable|avx2|avx512|avx512_bf16|amx makes the program behave as on a smaller processor. Our own code obeys
+// it, and the corresponding variables of ATen, oneDNN and MKL are set before those libraries read them, unless they
+// are already set to something smaller. Our own code also obeys these variables: it uses the smallest instruction set
+// of all.
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -14,7 +15,8 @@ struct Level {
   const char *name, *aten, *onednn, *mkl;
 };
 
-// In order; the place of a level is its number. A null variable is not set: nothing is kept back.
+// In increasing order; a level's number is its index. Null: the library's variable is not set, so that it is not
+// restricted.
 const Level kLevels[] = {
     {"portable", "default", "SSE41", "SSE4_2"},
     {"avx2", "avx2", "AVX2", "AVX2"},
@@ -24,7 +26,7 @@ const Level kLevels[] = {
 };
 constexpr int kMost = sizeof kLevels / sizeof *kLevels - 1;
 
-// The number of the level that FT_CPU names; kMost where it is not set, -1 where it names none.
+// Returns the number of the level in FT_CPU; kMost if it is not set, -1 if it is not a level.
 int asked() {
   const char* name = getenv("FT_CPU");
   if (!name || !*name) return kMost;
@@ -33,16 +35,16 @@ int asked() {
   return -1;
 }
 
-// The highest level that a variable of another library leaves; kMost where it is not set or not known here.
+// Returns the highest level that another library's variable allows; kMost if it is not set or has an unknown value.
 int left_by(const char* variable, const char* Level::*value) {
   const char* text = getenv(variable);
   int level = kMost;
   for (int i = kMost; text && i >= 0; i--)
     if (kLevels[i].*value && !strcasecmp(text, kLevels[i].*value)) {
-      level = i >= 2 && value != &Level::onednn ? kMost : i;  // AVX-512 is the most that ATen and MKL are told apart by
+      level = i >= 2 && value != &Level::onednn ? kMost : i;  // ATen and MKL distinguish no levels above AVX-512
       break;
     }
-  // Levels of oneDNN between ours.
+  // Levels of oneDNN that are between ours.
   if (text && !strcmp(variable, "ONEDNN_MAX_CPU_ISA")) {
     if (!strcasecmp(text, "AVX")) level = 0;
     if (!strncasecmp(text, "AVX2_VNNI", 9)) level = 1;
@@ -62,7 +64,7 @@ int has() {
   if (!wide) return 1;
   if (!__builtin_cpu_supports("avx512bf16")) return 2;
   if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16")) return 3;
-  // The registers of AMX are a process's own wish: ARCH_REQ_XCOMP_PERM of XTILEDATA.
+  // A process must request the registers of AMX: ARCH_REQ_XCOMP_PERM of XTILEDATA.
   return syscall(SYS_arch_prctl, 0x1023, 18) == 0 ? 4 : 3;
 #else
   return 0;
@@ -71,11 +73,12 @@ int has() {
 
 int least(int a, int b) { return a < b ? a : b; }
 
-// Runs before main, so that programs and tests alike are limited before a library looks.
+// Runs before main, so that the variables are set before any library reads them, in programs and in tests.
 __attribute__((constructor)) void limit_libraries() {
   int level = asked();
   if (level < 0 || level == kMost) return;
-  // A variable that allows less stays; one that allows more may come from a process that was limited less.
+  // A variable that is more restrictive stays. A less restrictive one is replaced: it may be inherited from a process
+  // with another FT_CPU.
   auto limit = [level](const char* variable, const char* Level::*value) {
     if (left_by(variable, value) > level) setenv(variable, kLevels[level].*value, 1);
   };
@@ -87,8 +90,8 @@ __attribute__((constructor)) void limit_libraries() {
 }  // namespace
 
 extern "C" {
-// The highest level that may be used, whatever the processor has: 0 portable, 1 AVX2, 2 AVX-512, 3 AVX-512 with bf16, 4 AMX;
-// -1 where FT_CPU names none of them.
+// Returns the highest level that the environment allows, whatever the processor has: 0 portable, 1 AVX2, 2 AVX-512,
+// 3 AVX-512 with bf16, 4 AMX; -1 if FT_CPU is none of them.
 int ft_isa_allowed() {
   static const int level = [] {
     int own = asked();
@@ -101,7 +104,7 @@ int ft_isa_allowed() {
   return level;
 }
 
-// The level in use: what the processor has and the environment allows.
+// Returns the level in use: the highest one that the processor has and the environment allows.
 int ft_isa() {
   static const int level = least(has(), ft_isa_allowed() < 0 ? kMost : ft_isa_allowed());
   return level;

@@ -1,5 +1,6 @@
-// The loops of kernels.h, written so that the compiler vectorises them. This file is compiled once for each
-// instruction set (FT_ISA names it): nothing here may have external linkage but the table at its end.
+// The loops of kernels.h, written so that the compiler vectorises them. This file is compiled once per instruction set
+// (FT_ISA is its name). Only the table at its end may have external linkage: of several copies of another function the
+// linker would keep one, perhaps with instructions that the processor lacks.
 #include "kernels.h"
 
 #include <cstring>
@@ -16,7 +17,7 @@ INLINE uint32_t float_to_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u
 INLINE float load(const float* p) { return *p; }
 INLINE float load(const Half* p) { return bits_to_float(uint32_t(p->bits) << 16); }
 INLINE void store(float* p, float v) { *p = v; }
-// Round to nearest, ties to even; NaN stays NaN.
+// Rounds to nearest, ties to even; NaN stays NaN.
 INLINE void store(Half* p, float v) {
   uint32_t u = float_to_bits(v);
   uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
@@ -25,10 +26,10 @@ INLINE void store(Half* p, float v) {
 INLINE float round_to(const float*, float v) { return v; }
 INLINE float round_to(const Half*, float v) { Half h; store(&h, v); return load(&h); }
 
-// exp by range reduction and the Cephes polynomial: within 2 ulp; 0 below -87.3, inf above 88.7.
+// Computes exp by range reduction and the Cephes polynomial: within 2 ulp; 0 below -87.3, inf above 88.7.
 INLINE float exp_(float x) {
   float c = x > 88.72f ? 88.72f : x < -87.33f ? -87.33f : x;
-  float n = c * 1.44269504088896341f + 12582912.0f - 12582912.0f;  // to the nearest whole number
+  float n = c * 1.44269504088896341f + 12582912.0f - 12582912.0f;  // rounds to the nearest integer
   float r = c - n * 0.693359375f + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
@@ -37,7 +38,7 @@ INLINE float exp_(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  // 2^n in two factors: n reaches 128.
+  // 2^n as two factors, because n may be 128, which one float32 exponent cannot hold.
   int whole = int(n), low = whole >> 1, high = whole - low;
   float y = p * bits_to_float(uint32_t(low + 127) << 23) * bits_to_float(uint32_t(high + 127) << 23);
   y = x < -87.33f ? 0.0f : y;
@@ -68,7 +69,7 @@ void rms_norm_backward(const T* x, const T* w, const float* inverse, const T* g,
     float inv = inverse[row], along = 0;
 #pragma omp simd reduction(+ : along)
     for (int64_t i = 0; i < width; i++) along += load(d + i) * load(w + i) * load(a + i);
-    float back = along * inv * inv / float(width);  // times x, for (g w . n) n / width with n = x inv
+    float back = along * inv * inv / float(width);  // factor on x in (g w . n) n / width, where n = x inv
 #pragma omp simd
     for (int64_t i = 0; i < width; i++) store(out + i, (load(d + i) * load(w + i) - load(a + i) * back) * inv);
   }
@@ -136,7 +137,7 @@ void head(T* logits, const int64_t* target, float* log_prob, float* hit, float* 
       float v = load(z + i);
       largest = v > largest ? v : largest;
     }
-    // A NaN or an infinity among the logits makes the total NaN, and with it all that follows.
+    // If a logit is NaN or infinite, the total becomes NaN, and so do all results of the row.
 #pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < vocabulary; i++) total += exp_((load(z + i) - largest) * inverse);
     float at = load(z + target[row]), logarithm = __builtin_logf(total);
@@ -145,7 +146,8 @@ void head(T* logits, const int64_t* target, float* log_prob, float* hit, float* 
     log_prob[row] = (at - largest) * inverse - logarithm;
     hit[row] = first ? 1.0f : 0.0f;
     if (entropy) {
-      // log(total) - sum p_i (z_i - largest), in a loop of its own: the total's order of sums stays what it is.
+      // log(total) - sum p_i (z_i - largest). In a separate loop, so that the total is summed in the same order as
+      // without entropy.
       float along = 0;
 #pragma omp simd reduction(+ : along)
       for (int64_t i = 0; i < vocabulary; i++) {

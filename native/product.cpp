@@ -1,10 +1,13 @@
-// Products and attention of a decoding step over raw memory: few rows against large weights, read once and where they
-// lie. Compiled once per instruction set (FT_ISA names the symbols, FT_BYTES is the vector width); decode.cpp chooses.
+// Matrix products and attention of decoding steps, on raw memory: few rows times large weights, which are read once
+// and in place. Compiled once per instruction set (FT_ISA is part of the symbols' names, FT_BYTES is the vector width
+// in bytes); decode.cpp chooses the build.
 //
-// Invariant: a row's result depends on that row alone. Each output is one running sum over k in one order, whatever the
-// number of rows, so an answer does not change with its batch; and bfloat16 weights give the bits of a float32 copy.
+// Invariant: a row's result depends on that row alone. Each output is a sum over k in the same order, whatever the
+// number of rows, so an answer does not change with its batch; and bfloat16 weights give the same bits as a float32
+// copy.
 //
-// No headers of libtorch here: their inline functions must not be compiled for a larger instruction set than all have.
+// No headers of libtorch here: their inline functions would be compiled for instructions that some processors lack,
+// and the linker might use these copies everywhere.
 #include <cstdint>
 #include <cstring>
 #ifdef __AVX2__
@@ -22,14 +25,15 @@ typedef int32_t vi __attribute__((vector_size(FT_BYTES)));
 typedef uint32_t vu __attribute__((vector_size(FT_BYTES)));
 typedef uint16_t vh __attribute__((vector_size(FT_BYTES / 2)));
 constexpr int W = FT_BYTES / 4;
-// Rows of x that share a weight's visit to the registers: with four rows of w 24 running sums of AVX-512's 32 registers,
-// 12 of others' 16.
+// Rows of x that are multiplied while a weight is in a register. Together with four rows of w this takes 24 of
+// AVX-512's 32 registers for running sums, and 12 of 16 elsewhere.
 constexpr int C = FT_BYTES == 64 ? 6 : 3;
-// How far ahead, in bytes, weights are asked for: for one row of x, and for more, which take longer over a weight.
+// How far ahead, in bytes, weights are prefetched: for one row of x, and for several, which spend more time on each
+// weight.
 constexpr int64_t kAheadOfOne = 1 << 10, kAhead = 4 << 10;
 
 inline vf load(const float* p) { vf v; memcpy(&v, p, sizeof v); return v; }
-// Widened by one instruction where there is one: of the general form GCC 12 makes five for AVX2.
+// Zero-extends 16-bit numbers, by one instruction if there is one: GCC 12 makes five of the general form for AVX2.
 inline vu widened_bits(vh h) {
 #if FT_BYTES == 32 && defined(__AVX2__)
   return (vu)_mm256_cvtepu16_epi32((__m128i)h);
@@ -43,13 +47,13 @@ inline vf load(const uint16_t* p) { vh h; memcpy(&h, p, sizeof h); return (vf)(w
 inline float wide(float x) { return x; }
 inline float wide(uint16_t x) { uint32_t u = uint32_t(x) << 16; float f; memcpy(&f, &u, 4); return f; }
 inline void put(float* p, float x) { *p = x; }
-// To the nearest, ties to even; a NaN stays one.
+// Rounds to nearest, ties to even; NaN stays NaN.
 inline void put(uint16_t* p, float x) {
   uint32_t u;
   memcpy(&u, &x, 4);
   *p = x != x ? 0x7fc0 : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
-// The sum of a vector's numbers, halves added to halves.
+// Returns the sum of a vector's numbers; one half of the lanes is added to the other, repeatedly.
 inline float total(vf v) {
   vi lane;
   for (int i = 0; i < W; i++) lane[i] = i;
@@ -57,15 +61,16 @@ inline float total(vf v) {
   return v[0];
 }
 
-// Of two vectors, each number added to the one `width` lanes away; of a where the lane has no bit `width`, else of b.
+// Adds to each number the one `width` lanes away. Result lanes without the bit `width` are taken from a, the others
+// from b.
 template <int width>
 inline vf fold(vf a, vf b) {
   vi own, other;
   for (int i = 0; i < W; i++) own[i] = i & width ? i + W : i, other[i] = own[i] ^ width;
   return __builtin_shuffle(a, b, own) + __builtin_shuffle(a, b, other);
 }
-// The totals of n vectors, a power of two up to W: that of vector i in lane i * W / n. The same additions as `total`, many
-// at a time.
+// Returns the totals of n vectors, n a power of two up to W: that of vector i in lane i * W / n. Does the same
+// additions as `total`, for several vectors at a time.
 template <int n, int width = W / 2>
 inline vf totals(const vf* v) {
   if constexpr (n > 1) {
@@ -80,7 +85,7 @@ inline vf totals(const vf* v) {
     return sum;
   }
 }
-// Those of any number of vectors, to s[i].
+// Writes the totals of any number of vectors to s[i].
 template <int n>
 inline void all_totals(const vf* v, float* s) {
   if constexpr (n > 0) {
@@ -92,8 +97,8 @@ inline void all_totals(const vf* v, float* s) {
   }
 }
 
-// How a chunk of k is multiplied and added to W running sums; the last chunk may be short. T is how the weights lie in
-// memory, X how the rows of x do: bfloat16 is widened as it is loaded, which is exact.
+// How a chunk of k is loaded, multiplied and added to W running sums; the last chunk may be short. T is the type of
+// weights in memory, X that of x: bfloat16 is converted to float32 when it is loaded, which is exact.
 template <class T, class X> struct Plain {
   typedef vf In;
   static constexpr int step = W;
@@ -121,27 +126,29 @@ template <> struct Best<uint16_t, uint16_t> : Pairs {};
 template <class T, class X> struct Best : Plain<T, X> {};
 #endif
 
-// What becomes of a sum: times `scale`, plus a number for each row of w, plus what is there where `onto`.
+// How a sum becomes a result: times `scale`, plus `bias` for each row of w, plus the present value of the output if
+// `onto`.
 struct Finish {
   const float* bias;
   float scale;
   bool onto;
 };
 
-// Rows of w that are multiplied side by side lie far from each other, so that each thread reads so many long streams, which
-// is what the hardware that fetches ahead is made for. Four rows that lie together are streams of a row's length each: on
-// Zen 4 they come at 65 to 85 % of memory's rate, far ones at 90 to 100 %.
+// Rows of w that are multiplied at the same time are far apart in memory, so that each thread reads a few long
+// streams, for which hardware prefetchers are made. Four neighbouring rows would be four streams of one row's length
+// each: on Zen 4 these reach 65 to 85 % of the memory's rate, distant rows 90 to 100 %.
 struct Streams {
   int64_t w;    // numbers from one of these rows to the next
-  int64_t out;  // the same of their results
-  // Bytes that each stream is asked for ahead of its use, and how far that moves on with each line of 64 bytes that is used:
-  // all visits to a row share the asking for the next. To the second cache: a line on its way to the first occupies one of
-  // the few places for misses until it has come from memory.
+  int64_t out;  // numbers from one of their results to the next
+  // Bytes by which each stream is prefetched ahead of its use, and by how much the prefetch advances with each line
+  // of 64 bytes that is used: if a row is read several times, each pass prefetches a part. Prefetches go to the
+  // second-level cache, because a line on its way to the first level occupies one of its few miss buffers until it
+  // arrives from memory.
   int64_t ahead, pace;
 };
 
-// r rows of w against c rows of x, k numbers each: out[i * ld + j * far.out] for row i of x, row j of w. With `keep`, the
-// rows of w are left widened in `room`, one after the other.
+// Multiplies r rows of w with c rows of x, k numbers each: out[i * ld + j * far.out] for row i of x and row j of w.
+// With `keep`, the rows of w, converted to float32, are left in `room`, one after the other.
 template <class T, class X, class O, int r, int c, bool keep = false>
 inline void tile(const T* w, const X* x, int64_t k, Streams far, Finish end, O* out, int64_t ld, float* room = nullptr) {
   typedef Best<T, X> B;
@@ -161,7 +168,7 @@ inline void tile(const T* w, const X* x, int64_t k, Streams far, Finish end, O* 
       for (int i = 0; i < c; i++) B::add(sum[i * r + j], a, b[i]);
     }
   }
-  if (at < k) {  // a rank is shorter than a chunk
+  if (at < k) {  // the rest; k may even be shorter than one chunk, as a LoRA rank is
     typename B::In b[c];
     for (int i = 0; i < c; i++) b[i] = B::get(x + i * k + at, k - at);
     for (int j = 0; j < r; j++) {
@@ -179,8 +186,9 @@ inline void tile(const T* w, const X* x, int64_t k, Streams far, Finish end, O* 
     }
 }
 
-// r rows of w against all rows of x, C at a time; a rest that is less than C is joined with the tile before it and both
-// are made of one size, because a tile of a single row has too few running sums to keep the multipliers busy.
+// Multiplies r rows of w with all rows of x, C at a time. If fewer than C rows would be left, they are joined with
+// the tile before and split evenly, because a tile of a single row has too few running sums to keep the multipliers
+// busy.
 template <class T, class X, class O, int r>
 inline void strip(const T* w, const X* x, int64_t rows, int64_t k, Streams far, Finish end, O* out, int64_t ld) {
   int64_t visits = (rows + C - 1) / C;
@@ -213,8 +221,8 @@ inline void widen(const uint16_t* from, int64_t n, float* to) {
   for (; i < n; i++) to[i] = wide(from[i]);
 }
 
-// The strip where w is bfloat16, x float32 and its rows are more than a tile's: the first tile leaves the rows of w widened
-// in `room` (r rows) for the others.
+// Does the same for bfloat16 w and float32 x with more rows than one tile has: the first tile leaves the rows of w,
+// converted to float32, in `room` (r rows) for the other tiles.
 template <class O, int r>
 inline void widened(const uint16_t* w, const float* x, int64_t rows, int64_t k, Streams far, Finish end, float* room, O* out,
                     int64_t ld) {
@@ -231,12 +239,12 @@ inline void widened(const uint16_t* w, const float* x, int64_t rows, int64_t k, 
   strip<float, float, O, r>(room, x + c * k, rows - c, k, {k, far.out, 0, 0}, end, out + c * ld, ld);
 }
 
-// Rows [from, to) of w (n, k) against x (rows, k), r at a time: out (rows, ld). `room` holds r rows of float32 where w is
-// bfloat16, x float32 and rows are many; otherwise it may be null.
+// Multiplies rows [from, to) of w (n, k), r at a time, with x (rows, k): out (rows, ld). `room` is memory for r rows
+// of float32 if w is bfloat16, x float32 and rows > C; otherwise it may be null.
 template <class T, class X, class O, int r>
 inline void strips(const T* w, const X* x, int64_t rows, int64_t k, int64_t from, int64_t to, Finish end, float* room,
                    O* out, int64_t ld) {
-  constexpr int64_t block = 64;  // rows of x that stay near while the weights pass
+  constexpr int64_t block = 64;  // rows of x that stay in the cache while all weights are read
   int64_t apart = (to - from) / r;
   Streams far{apart * k, apart, rows == 1 ? kAheadOfOne : kAhead, 64};
   for (int64_t m = 0; m < rows; m += block) {
@@ -263,9 +271,9 @@ void product(const T* w, const X* x, int64_t rows, int64_t k, int64_t from, int6
 }
 
 #ifdef __AMX_BF16__
-// AMX multiplies a tile of 16 rows of w, as they lie, by a tile of x of up to 16 rows whose pairs of numbers stand in
-// columns: 16 x 16 sums of 32 products in the time of one. One row of x takes as long as 16, and weights come from
-// memory more slowly than both, so that every number of rows goes this way.
+// AMX multiplies a tile of 16 rows of w, as they are in memory, with a tile of up to 16 rows of x whose pairs of
+// numbers are in columns: 16 x 16 sums of 32 products each in one instruction. One row of x takes as long as 16, and
+// reading the weights from memory takes longer than either, so AMX is used for every number of rows.
 constexpr int64_t kTile = 16, kDepth = 32;  // rows of a tile, and numbers of each
 
 struct alignas(64) TileShapes {
@@ -273,7 +281,8 @@ struct alignas(64) TileShapes {
   uint16_t bytes[16] = {};
   uint8_t rows[16] = {};
 };
-// Tiles 0 to 3 are sums, of two blocks of w's rows by two of x's; 4 and 5 are of w, 6 and 7 of x, `columns` of its rows wide.
+// Tiles 0 to 3 are sums, for two blocks of rows of w times two of x; 4 and 5 are blocks of w; 6 and 7 are blocks of
+// x, which have `columns` rows of x as their columns.
 inline void shape_tiles(int64_t columns) {
   TileShapes shapes;
   for (int t = 0; t < 8; t++) {
@@ -283,8 +292,8 @@ inline void shape_tiles(int64_t columns) {
   _tile_loadconfig(&shapes);
 }
 
-// Rows [0, rows) of x (rows, k), up to 16 of them, as tiles: for each 32 numbers, 16 rows of a pair of each of `columns` rows;
-// zeros beyond k.
+// Writes rows [0, rows) of x (rows, k), at most 16, as tiles. The tile for each 32 numbers has 16 rows; each has one
+// pair of numbers for each of `columns` rows of x, zeros beyond k and beyond `rows`.
 inline void columns_of(const uint16_t* x, int64_t rows, int64_t k, int64_t columns, uint32_t* tiles) {
   int64_t pairs = (k + kDepth - 1) / kDepth * kTile;
   for (int64_t i = 0; i < columns; i++) {
@@ -298,7 +307,7 @@ inline void columns_of(const uint16_t* x, int64_t rows, int64_t k, int64_t colum
   }
 }
 
-// Sums s[j * columns + i] of row j of w and row i of x, to out[i * ld + j].
+// Writes the results of sums s[j * columns + i], of row j of w and row i of x, to out[i * ld + j].
 template <class O>
 inline void finish(const float* s, int64_t columns, int64_t count, int64_t rows, Finish end, O* out, int64_t ld) {
   for (int64_t i = 0; i < rows; i++)
@@ -307,7 +316,8 @@ inline void finish(const float* s, int64_t columns, int64_t count, int64_t rows,
                                 (end.onto ? wide(out[i * ld + j]) : 0.0f));
 }
 
-// As `product`. Each sum runs over k in one order, whatever stands beside it. `tiles` takes x as `columns_of` lays it out.
+// Does the same as `product`, by AMX. Each sum runs over k in the same order, whatever the other rows are. `tiles` is
+// memory for x as `columns_of` arranges it.
 template <class O>
 void tiled(const uint16_t* w, const uint16_t* x, int64_t rows, int64_t k, int64_t from, int64_t to, Finish end,
            uint32_t* tiles, O* out, int64_t ld) {
@@ -326,7 +336,7 @@ void tiled(const uint16_t* w, const uint16_t* x, int64_t rows, int64_t k, int64_
     bool second = count[1] > 0;
     for (int64_t b = 0; b < blocks; b += 2) {
       bool more = b + 1 < blocks;
-      // Rows of w that come later are asked for in the order of memory, with the first visit to these.
+      // Later rows of w are prefetched in the order of memory, while these rows are read for the first time.
       auto* later = (const char*)(rows_of_w + 2 * kTile * k);
       int64_t bytes = b == 0 && j + 4 * kTile <= to ? 2 * kTile * kDepth * 2 : 0;
       _tile_zero(0);
@@ -385,11 +395,12 @@ void tiled(const uint16_t* w, const uint16_t* x, int64_t rows, int64_t k, int64_
 }
 #endif
 
-// e^x for x <= 0, to about 2e-7 of it: 2^n by the exponent's bits, 2^f by its Taylor series on [-1/2, 1/2].
+// Computes e^x for x <= 0 with a relative error of about 2e-7: 2^n by the exponent's bits, 2^f by its Taylor series on
+// [-1/2, 1/2].
 inline vf exponential(vf x) {
   x = x < -87.0f ? vf{} - 87.0f : x;
   vf t = x * 1.44269504f;
-  vi n = __builtin_convertvector(t - 0.5f, vi);  // toward zero, and t <= 0: to the nearest
+  vi n = __builtin_convertvector(t - 0.5f, vi);  // rounds toward zero; because t <= 0, this gives the nearest integer
   vf f = (t - __builtin_convertvector(n, vf)) * 0.69314718f;
   vf p = f * (1.0f / 720) + 1.0f / 120;
   p = p * f + 1.0f / 24;
@@ -400,7 +411,8 @@ inline vf exponential(vf x) {
   return p * (vf)((n + 127) << 23);
 }
 
-// The sum of s[i] times `count` vectors of v's rows i, (n, e), times `inverse`: even and odd keys are two chains.
+// Sums s[i] times `count` vectors of row i of v (n, e), and multiplies by `inverse`. Even and odd keys have separate
+// running sums, so that two chains of additions run in parallel.
 template <class T, int count>
 inline void weigh(const float* s, const T* v, int64_t n, int64_t e, float inverse, T* out) {
   vf even[count] = {}, odd[count] = {};
@@ -417,7 +429,8 @@ inline void weigh(const float* s, const T* v, int64_t n, int64_t e, float invers
   }
 }
 
-// softmax(scores) v for `heads` queries over `n` keys: q (heads, e), k and v (n, e), scores (heads, n padded to W).
+// Computes softmax(q k^T scale) v for `heads` queries over `n` keys: q (heads, e), k and v (n, e); scores
+// (heads, n rounded up to W) is memory for the scores.
 template <class T>
 void attend(const T* q, const T* k, const T* v, int64_t heads, int64_t n, int64_t e, float scale, float* scores, T* out) {
   int64_t ld = (n + W - 1) / W * W;
@@ -435,7 +448,7 @@ void attend(const T* q, const T* k, const T* v, int64_t heads, int64_t n, int64_
     vf sums = {};
     for (int64_t i = 0; i < ld; i += W) {
       vf p = exponential(load(s + i) - most);
-      // What lies beyond the keys is e^-87 of the largest: put to nothing.
+      // Beyond the last key `exponential` gives e^-87, not 0.
       if (i + W > n)
         for (int64_t j = n - i; j < W; j++) p[j] = 0;
       sums += p;
@@ -456,8 +469,9 @@ void attend(const T* q, const T* k, const T* v, int64_t heads, int64_t n, int64_
 }  // namespace
 
 extern "C" {
-// x and w of one dtype; w bfloat16 and x float32, for which `room` takes 4 rows of float32. `_to_bf16` rounds the result.
-// Where AMX multiplies, the `room` of bfloat16 takes x with its rows filled up to 16 and its columns to 32.
+// Products for x and w of the same dtype, and (`mixed`) for bfloat16 w with float32 x, for which `room` must have
+// space for 4 rows of float32; `_to_bf16` rounds the result. With AMX, the `room` of the bfloat16 product must have
+// space for x with its rows rounded up to 16 and its columns to 32.
 #define ARGUMENTS(T, X) const T *w, const X *x, int64_t rows, int64_t k, int64_t from, int64_t to, const float *bias, bool onto
 void NAME(ft_product_bf16)(ARGUMENTS(uint16_t, uint16_t), float* room, uint16_t* out, int64_t ld) {
 #ifdef __AMX_BF16__
@@ -475,7 +489,7 @@ void NAME(ft_product_mixed)(ARGUMENTS(uint16_t, float), float* room, float* out,
 void NAME(ft_product_mixed_to_bf16)(ARGUMENTS(uint16_t, float), float* room, uint16_t* out, int64_t ld) {
   product<uint16_t, float, uint16_t>(w, x, rows, k, from, to, {bias, 1.0f, onto}, room, out, ld);
 }
-// n numbers of bfloat16 as float32.
+// Converts n numbers from bfloat16 to float32.
 void NAME(ft_widen)(const uint16_t* from, int64_t n, float* to) { widen(from, n, to); }
 void NAME(ft_attend_bf16)(const uint16_t* q, const uint16_t* k, const uint16_t* v, int64_t heads, int64_t n, int64_t e,
                           float scale, float* scores, uint16_t* out) {

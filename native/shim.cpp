@@ -1,9 +1,9 @@
-// What tch does not bind, as small as it can be: custom autograd nodes, vector-Jacobian products, the fused
-// optimiser, generator state, memory of the GPU and packed flash attention. No CUDA headers: on a GPU the same
+// C interface to parts of libtorch that tch does not bind: custom autograd nodes, backward from given gradients, the
+// fused optimiser, generator state, GPU memory and packed flash attention. Uses no CUDA headers: on a GPU the same
 // calls reach libtorch_cuda through the dispatcher.
 //
-// Convention: a function returns 0 / a pointer on success; on failure -1 / nullptr and ft_error() says why.
-// Tensors cross as at::Tensor*; a returned tensor is owned by the caller.
+// Convention: a function returns 0 or a pointer on success, and -1 or nullptr on failure; ft_error() then returns the
+// message. Tensors are passed as at::Tensor*; the caller owns a returned tensor.
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
@@ -66,7 +66,8 @@ struct RustNode : public Node {
 
 extern "C" {
 
-// Makes `outs` (fresh, computed without gradient) depend on `ins` through `run`. Takes ownership of ctx.
+// Adds `outs` (new tensors, computed without gradient) to the graph as results of `ins`, with `run` as their
+// backward. Takes ownership of ctx.
 int ft_attach(Tensor** ins, int n_ins, Tensor** outs, int n_outs, backward_fn run, drop_fn drop, void* ctx) {
   GUARD(-1,
     auto inputs = list(ins, n_ins);
@@ -77,7 +78,7 @@ int ft_attach(Tensor** ins, int n_ins, Tensor** outs, int n_outs, backward_fn ru
     return 0;)
 }
 
-// Backward from `outs` with the given gradients; accumulates into the leaves' .grad.
+// Runs the backward from `outs` with the given gradients; accumulates into the leaves' .grad.
 int ft_backward(Tensor** outs, Tensor** grads, int n) {
   GUARD(-1,
     edge_list roots;
@@ -93,7 +94,8 @@ int ft_fused_adamw(Tensor** p, Tensor** g, Tensor** m, Tensor** v, Tensor** step
   GUARD(-1,
     at::NoGradGuard no_grad;
     at::_fused_adamw_(list(p, n), list(g, n), list(m, n), list(v, n), {}, list(step, n), lr, b1, b2, decay, eps, false, false);
-    // The fused operation writes without telling; casts that are kept for decoding go by the version.
+    // The fused operation does not increase the parameters' version counters, by which casts cached for decoding
+    // notice changes.
     for (int i = 0; i < n; i++) p[i]->unsafeGetTensorImpl()->bump_version();
     return 0;)
 }
@@ -108,7 +110,7 @@ int ft_scale(Tensor** g, int n, Tensor* by) {
   GUARD(-1, at::NoGradGuard no_grad; at::_foreach_mul_(list(g, n), *by); return 0;)
 }
 
-// The next backward puts its gradients in place of these, instead of adding to zeros.
+// Removes the gradients, so that the next backward stores new ones instead of adding to zeros.
 int ft_drop_gradients(Tensor** p, int n) {
   GUARD(-1, for (int i = 0; i < n; i++) p[i]->mutable_grad() = Tensor(); return 0;)
 }
@@ -130,7 +132,7 @@ int ft_rng_set(int device_type, int index, Tensor* state) {
 }
 
 // ---------------------------------------------------------------- CUDA, through the device-neutral interfaces
-// out: bytes allocated now, peak, free on the device, total on the device
+// out: bytes allocated now, peak of allocated bytes, free bytes of the device, total bytes of the device
 int ft_cuda_memory(int index, int64_t* out) {
   GUARD(-1,
     TORCH_CHECK(at::hasCUDA(), "no CUDA");
@@ -146,7 +148,8 @@ int ft_cuda_reset_peak(int index) {
   GUARD(-1, TORCH_CHECK(at::hasCUDA(), "no CUDA"); c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(index); return 0;)
 }
 
-// Causal attention over packed rows: q (T, H, E), k and v (T, K, E), cu int32 (S + 1). CUDA, half precision; differentiable.
+// Causal attention over packed rows: q (T, H, E), k and v (T, K, E), cu int32 (S + 1). CUDA, half precision;
+// differentiable.
 Tensor* ft_flash_varlen(Tensor* q, Tensor* k, Tensor* v, Tensor* cu, int64_t longest, double scale) {
   GUARD(nullptr,
     auto r = at::_flash_attention_forward(*q, *k, *v, *cu, *cu, longest, longest, 0.0, true, false, scale);

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Closes `make demo-labeling`: what the judges said, and the reward model that learnt it."""
+"""Prints the results of `make demo-labeling`: votes and agreement of the judges, and accuracy of the reward model."""
 
 import json
 import sys
@@ -15,10 +15,10 @@ for source in report["ranking"]["sources"]:
 for judge in report["judges"]:
     if judge["with_verdicts"]:
         same, order = judge["with_verdicts"]["same"]["share"], judge["order"]
-        print(f"  {judge['name']} says the same in {same:.3f} of {judge['with_verdicts']['pairs']} pairs,"
-              f" and changes with the order in {order['flipped']['share']:.3f}")
+        print(f"  {judge['name']} agrees with the verdict in {same:.3f} of {judge['with_verdicts']['pairs']} pairs,"
+              f" and changes its vote with the order in {order['flipped']['share']:.3f}")
 low, high = card["accuracy"]["interval"]
 length = max(card["length"]["longer_wins"], card["length"]["shorter_wins"])
-print(f"  reward model: right about {card['accuracy']['share']:.3f} of {card['pairs']} held-out pairs"
+print(f"  reward model: correct on {card['accuracy']['share']:.3f} of {card['pairs']} held-out pairs"
       f" (95 % {low:.3f} to {high:.3f}), {length:.3f} by length alone")
-print(f"\n  the page: {sys.argv[3]}\n")
+print(f"\n  report: {sys.argv[3]}\n")

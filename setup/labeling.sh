@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# make demo-labeling: prompts, answers by two adapters, votes by machines, report, export, a reward model trained on it.
+# make demo-labeling: two adapters answer prompts, programs vote on the answers, report, export, train a reward model.
 #
-# A stage is skipped when it was done with the same command on the same content of its inputs; what it was done with stands
-# in $RUNS/NAME.done. A stage that was broken off goes on where it stood.
+# A stage is skipped if it was completed before with the same command and the same content of its inputs; $RUNS/NAME.done has a
+# hash of both. A stage that was interrupted continues where it stopped.
 set -euo pipefail
 
 FT=${FT:-target/release/ft}
@@ -13,10 +13,10 @@ LATE=${LATE:-adapters/labeling-late}
 REWARD=${REWARD:-adapters/labeling-reward}
 RUNS=${RUNS:-runs/demo-labeling}
 PROMPTS=${PROMPTS:-240}
-# The program that judges, and how many pairs a language model judges beside it.
+# The program that judges all pairs, and the number of pairs that a language model judges as well.
 read -ra JUDGE <<<"${JUDGE:-python3 datasets/judge_icd10.py $DATA/train.jsonl}"
 JUDGED=${JUDGED:-40}
-# Further arguments of the trainings.
+# Further arguments of the trainings and of generation.
 read -ra MORE_EARLY <<<"${MORE_EARLY:---set run.steps=24 --set run.eval_every=0}"
 read -ra MORE_LATE <<<"${MORE_LATE:---set run.steps=100 --set run.eval_every=0}"
 read -ra MORE_REWARD <<<"${MORE_REWARD:-}"
@@ -31,7 +31,7 @@ adapter() { # NAME FOLDER ARGUMENTS of ft train
         --set data.valid.path="$DATA/valid.jsonl" "${@:3}"
 }
 
-# A project is begun anew when its prompts or the models change; answers and votes go on in the one that is there.
+# If prompts or models changed, the project is created anew; otherwise answers and votes are added to the existing one.
 project() {
     rm -f "$PROJECT" "$PROJECT"-* "$RUNS"/{answers-early,answers-late,pairs,judges}.done
     "$FT" label new "$PROJECT" --prompts "$RUNS/prompts.jsonl" --title "Which answer names the right chapter?"
@@ -51,7 +51,7 @@ mkdir -p "$RUNS"
 adapter early "$EARLY" "${MORE_EARLY[@]}"
 adapter late "$LATE" "${MORE_LATE[@]}"
 head -n "$PROMPTS" "$DATA/train.jsonl" >"$RUNS/prompts.jsonl"
-# Votes of another program are no votes of this one: it belongs to what the project is made of.
+# The judging program is an input of the project, too: votes of another program must not be mixed with its votes.
 stage project "$PROJECT" "$RUNS/prompts.jsonl" {"$EARLY","$LATE"}/adapter_model.safetensors "${JUDGE[1]}" -- project
 stage answers-early "$PROJECT" "$RUNS/project.done" -- answers "$EARLY" early
 stage answers-late "$PROJECT" "$RUNS/project.done" -- answers "$LATE" late

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# pack.sh LAUNCHER BINARY OUT: one file that finds a libtorch and runs BINARY beside it (src/bin/ft-launch.rs reads it).
+# pack.sh LAUNCHER BINARY OUT: writes a single file that finds a libtorch and runs BINARY with it (see src/bin/ft-launch.rs).
 set -euo pipefail
 folder=$(dirname "$3")
 mkdir -p "$folder"

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Closes `make demo-rlhf`: the reward model's report card, and what PPO changed on held-out prompts."""
+"""Prints the results of `make demo-rlhf`: the reward model's report card, and rewards before and after PPO on held-out
+prompts."""
 
 import json
 import sys
@@ -8,7 +9,7 @@ card, found = (json.load(open(path)) for path in sys.argv[1:3])
 base, policy = sys.argv[3:5]
 low, high = card["accuracy"]["interval"]
 length = max(card["length"]["longer_wins"], card["length"]["shorter_wins"])
-print(f"\n  reward model: right about {card['accuracy']['share']:.3f} of {card['pairs']} held-out pairs"
+print(f"\n  reward model: correct on {card['accuracy']['share']:.3f} of {card['pairs']} held-out pairs"
       f" (95 % {low:.3f} to {high:.3f}), {length:.3f} by length alone")
 low, high = found["interval"]
 print(f"  PPO, {found['prompts']} held-out prompts: mean reward {found['reward_before']:.3f} -> {found['reward_after']:.3f},"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# make demo-rlhf: supervised fine-tuning, preference pairs, reward model with its report card, PPO, before and after.
-# With the argument `start`, only the first: a policy that is right about half the time, from which there is much to learn.
+# make demo-rlhf: supervised fine-tuning, preference pairs, reward model with its report card, PPO, comparison before and after.
+# With the argument `start`, only the first stage: a policy that is right about half the time and has much to improve.
 #
-# A stage is skipped when it was done with the same command on the same content of its inputs; what it was done with stands
-# in $RUNS/NAME.done. A training that was broken off goes on where it stood.
+# A stage is skipped if it was completed before with the same command and the same content of its inputs; $RUNS/NAME.done has a
+# hash of both. A training that was interrupted is resumed.
 set -euo pipefail
 
 FT=${FT:-target/release/ft}

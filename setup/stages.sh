@@ -1,7 +1,7 @@
-# Stages of a demo, for scripts that are read by bash: each is skipped when it was done with the same command on the same
-# content of its inputs. Needs FT and RUNS.
+# Functions to run the stages of a demo; to be sourced by a bash script that sets FT and RUNS. A stage is skipped if it was
+# completed before with the same command and the same content of its inputs.
 
-# What a command and the files that it reads come to; where ft lies is no part of it.
+# key INPUT... -- COMMAND...: prints a hash of the command and the content of its input files. The path of ft does not count.
 key() {
     local inputs=() file
     while [ "$1" != -- ]; do
@@ -15,7 +15,7 @@ key() {
     { printf '%s\n' "${@/#"$FT"/ft}"; sha256sum "${inputs[@]}"; } | sha256sum | cut -d' ' -f1
 }
 
-# stage NAME RESULT INPUT... -- COMMAND...
+# stage NAME RESULT INPUT... -- COMMAND...: runs the command unless it is unchanged and RESULT exists.
 stage() {
     local name=$1 result=$2 now
     shift 2
@@ -32,11 +32,11 @@ stage() {
     echo "$now" >"$RUNS/$name.done"
 }
 
-# training NAME FOLDER INPUT... -- ARGUMENTS of ft train
+# training NAME FOLDER INPUT... -- ARGUMENTS of ft train: the same for a training, which is resumed if it was interrupted.
 training() {
     local name=$1 folder=$2 now how=--overwrite
     now=$(key "${@:3}")
-    # Broken off with the same inputs: go on.
+    # Interrupted with the same inputs: resume.
     if [ "$(cat "$RUNS/$name.begun" 2>/dev/null)" = "$now" ] && compgen -G "$folder/checkpoints/step-*" >/dev/null; then
         how=--resume
     fi
@@ -49,6 +49,6 @@ training() {
         echo "$now" >"$RUNS/$name.begun"
         "$FT" train "${arguments[@]}" --set run.out="$folder" "$how"
     }
-    # `--resume` is no other work: the key is that of the arguments.
+    # The stage's key must not depend on --resume or --overwrite, so it is computed from the arguments only.
     stage "$name" "$folder/summary.json" "${inputs[@]}" -- train "${arguments[@]}"
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Closes `make demo`: what the base model and the trained adapter score on the same held-out rows."""
+"""Prints the results of `make demo`: exact match and perplexity of base model and trained adapter on the same held-out
+rows."""
 
 import json
 import sys

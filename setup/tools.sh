@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Says which build tools are missing and how to get them. With --tests it also looks for what single tests need (a browser
-# with its driver, PostgreSQL, axe-core, venv) and, as root on a Debian-like system, installs all that is missing. A test
-# whose tool cannot be had is skipped by name (tests/needs.rs); only a missing build tool is an error.
+# Reports which build tools are missing and how to install them. With --tests it also checks for tools that single tests need (a
+# browser with its driver, PostgreSQL, axe-core, venv) and, as root on a Debian-like system, installs whatever is missing. A
+# test whose tool cannot be installed is skipped by name (tests/needs.rs); only a missing build tool is an error.
 set -u
 [ "${1:-}" = --tests ] && tests=yes || tests=
 axe="$(dirname "$0" 2>/dev/null)/../target/axe"
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# The packages that are missing: `missing` for building, `wanted` for single tests.
+# Sets the lists of missing packages: `missing` for building, `wanted` for single tests.
 look() {
     missing=() wanted=()
     have g++ || missing+=(g++)
@@ -19,7 +19,7 @@ look() {
     have chromedriver || wanted+=(chromium-driver)
     have initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || wanted+=(postgresql)
     [ -f "$axe/package/axe.min.js" ] || have npm || wanted+=(npm)
-    # Debian keeps ensurepip out of python3.
+    # Debian's python3 does not contain ensurepip.
     python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || wanted+=(python3-venv)
 }
 
@@ -31,7 +31,7 @@ if [ -n "$tests" ] && [ ${#packages[@]} -gt 0 ] && have apt-get && [ "$(id -u)" 
     echo "installing ${packages[*]}" >&2
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq >&2
-    # One package that cannot be had must not keep the others away.
+    # If one package is unavailable, install the others one by one.
     install "${packages[@]}" || for package in "${packages[@]}"; do install "$package"; done
     look
 fi

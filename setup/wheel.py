@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Packs the one-file ft of `make dist` into a Python wheel. Standard library only.
+"""Packs the single-file ft of `make dist` into a Python wheel. Standard library only.
 
     wheel.py PACKED FOLDER      FOLDER/ft_toolkit-VERSION-py3-none-PLATFORM.whl, the same bytes for the same PACKED
 
-pip installs the file as a script: `ft` in the environment's bin/, where it finds the libtorch of the torch that the wheel
-requires (src/libtorch.rs). The distribution is called ft-toolkit, the command ft.
+pip installs the file as a script: `ft` in the environment's bin/, where it finds the libtorch of the torch that the
+wheel requires (src/libtorch.rs). The distribution is called ft-toolkit, the command ft.
 
-The platform tag says which glibc and libstdc++ the binary needs, taken from its own version needs. libtorch itself is not
-among them: as other extensions of torch, ft takes it, with its libgomp, from the installed torch.
+The platform tag states the glibc and libstdc++ that the binary needs, as its ELF version requirements say. libtorch is
+not part of the tag: like other extensions of torch, ft takes it, and its libgomp, from the installed torch.
 """
 
 import base64
@@ -29,7 +29,7 @@ LIBSTDCXX = [(24, 28), (28, 31), (29, 34), (30, 35), (33, 39)]
 
 
 def parts(packed):
-    """The launcher and the binary packed behind it (setup/pack.sh)."""
+    """Returns the launcher and the binary appended to it (setup/pack.sh)."""
     digits, mark = packed[-FOOTER : -len(MARK)], packed[-len(MARK) :]
     if mark != MARK:
         sys.exit("error: nothing is packed into this file; `make dist` does that")
@@ -38,7 +38,8 @@ def parts(packed):
 
 
 def glibc(elf):
-    """N where the program runs from glibc 2.N and the libstdc++ of its time on."""
+    """Returns the smallest N so that the program runs on a manylinux_2_N platform: its glibc is 2.N, with a libstdc++
+    of that age."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(elf)
         file.flush()
@@ -56,7 +57,7 @@ def glibc(elf):
         return libc
     allowing = [minor for allowed, minor in LIBSTDCXX if libstdcxx <= allowed]
     if not allowing:
-        sys.exit(f"error: GLIBCXX_3.4.{libstdcxx} is newer than what setup/wheel.py knows of manylinux")
+        sys.exit(f"error: GLIBCXX_3.4.{libstdcxx} is newer than the manylinux platforms that setup/wheel.py knows")
     return max(libc, allowing[0])
 
 

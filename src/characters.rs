@@ -1,9 +1,9 @@
-//! Characters that nobody sees and that change what is seen: terminal codes, and the controls of text direction.
+//! Detects invisible characters that change how text is displayed: terminal codes and controls of text direction.
 //!
-//! A text of a model may turn the letters after it around (U+202E) or move a terminal's cursor (U+001B). Where such a
-//! text is shown, each of these characters is shown by its code point instead, and none of them acts.
+//! A model's text may reverse the direction of the letters after it (U+202E) or move a terminal's cursor (U+001B).
+//! Where such text is shown, each of these characters is replaced by its code point, so that it has no effect.
 
-/// What such a character is called; `None` for text, line breaks and tabs.
+/// Returns the name of such a character; `None` for text, line breaks and tabs.
 pub fn hidden(c: char) -> Option<&'static str> {
     Some(match c {
         '\n' | '\t' => return None,
@@ -24,18 +24,19 @@ pub fn hidden(c: char) -> Option<&'static str> {
     })
 }
 
-/// Returns true for the marks that act as one letter of a direction would. Arabic and Hebrew texts use them beside
-/// punctuation; they turn nothing around, so they stay beside the code point that shows them.
+/// Returns true for the marks that act as one letter of a direction would. Arabic and Hebrew texts use them next to
+/// punctuation. They reverse nothing, so they are kept, and their code point is shown next to them.
 pub fn is_direction_mark(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}')
 }
 
-/// The code point as Unicode writes it: `U+202E`.
+/// Returns the code point as Unicode writes it: `U+202E`.
 pub fn code_point(c: char) -> String {
     format!("U+{:04X}", u32::from(c))
 }
 
-/// Text for a terminal: hidden characters by their code points; tabs and line breaks stay.
+/// Returns text that is safe for a terminal: hidden characters are replaced by their code points; tabs and line breaks
+/// stay.
 pub fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,6 +1,6 @@
-//! The one error type: a message for the person at the terminal, the next step to try, and an exit code.
+//! Defines the only error type: a message for the user, hints what to try next, and an exit code.
 //!
-//! Every message names the file and line or the tensor, what was expected and what was found.
+//! A message names the file and line or the tensor, what was expected and what was found.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -9,18 +9,18 @@ use std::{fmt, panic};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Whose turn it is to act; decides the exit code.
+/// Who has to act on an error; decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
     /// The user's input, files or machine: exit code 1.
     User,
-    /// A bug of ours: exit code 2.
+    /// A bug of ft: exit code 2.
     Bug,
     /// Stopped by a signal after saving: exit code 130.
     Interrupted,
 }
 
-/// An error as the user will read it.
+/// An error as the user reads it: message and hints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     blame: Blame,
@@ -29,22 +29,22 @@ pub struct Error {
 }
 
 impl Error {
-    /// The user can mend it: `message` says where, what was expected and what was found.
+    /// Makes an error that the user can fix. `message` says where it is, what was expected and what was found.
     pub fn user(message: impl Into<String>) -> Self {
         Self { blame: Blame::User, message: message.into(), hints: Vec::new() }
     }
 
-    /// Something `ft` promised itself does not hold.
+    /// Makes an error for a broken invariant of ft itself.
     pub fn bug(message: impl Into<String>) -> Self {
         Self { blame: Blame::Bug, message: message.into(), hints: Vec::new() }
     }
 
-    /// A signal arrived and the work so far is saved.
+    /// Makes an error for a command that a signal stopped after it saved its work.
     pub fn interrupted(message: impl Into<String>) -> Self {
         Self { blame: Blame::Interrupted, message: message.into(), hints: Vec::new() }
     }
 
-    /// Adds the next thing to try; shown as `hint: …`.
+    /// Adds a hint what to try next; shown as `hint: …`.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(hint.into());
         self
@@ -68,7 +68,7 @@ impl Error {
         &self.hints
     }
 
-    /// 0 is success; 1 the user's input, 2 a bug of ours, 130 interrupted after saving.
+    /// Returns the exit code: 1 for the user's input, 2 for a bug of ft, 130 if interrupted after saving.
     pub fn exit_code(&self) -> u8 {
         match self.blame {
             Blame::User => 1,
@@ -96,28 +96,28 @@ impl From<tch::TchError> for Error {
     }
 }
 
-/// An error for a message of libtorch, which carries a C++ stack after its first lines; only what helps is kept.
+/// Makes an error from a message of libtorch. The message ends in a C++ stack trace, which is cut off.
 fn libtorch(text: &str) -> Error {
     let head: Vec<&str> = text.lines().take_while(|l| !l.starts_with("Exception raised from")).take(3).collect();
     let head = head.join(" ");
     if ["out of memory", "not enough memory", "can't allocate memory"].iter().any(|cause| head.contains(cause)) {
         return Error::user(format!("libtorch ran out of memory: {head}"))
             .hint("training: lower batch.tokens or batch.max_len, set run.replay: all, or let --fit choose")
-            .hint("answering: lower --batch-size or --max-new-tokens");
+            .hint("generating: lower --batch-size or --max-new-tokens");
     }
     Error::bug(format!("libtorch: {head}"))
 }
 
 thread_local! {
-    /// How many `catch_libtorch` this thread is inside of.
+    /// Number of nested `catch_libtorch` calls on this thread.
     static CATCHING: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Runs `f` and turns a failure of libtorch inside it into an error. tch's operators panic where libtorch throws, running out
-/// of memory included; any other panic goes on.
+/// Runs `f` and turns a failure of libtorch inside it into an error. tch's operators panic where libtorch throws, for
+/// example when memory runs out; any other panic is passed on.
 pub fn catch_libtorch<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     static QUIET: Once = Once::new();
-    // What becomes an error is not shown as a panic, too.
+    // A panic that becomes an error must not be printed as a panic, too.
     QUIET.call_once(|| {
         let show = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
@@ -135,7 +135,7 @@ pub fn catch_libtorch<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-/// libtorch's message, where a panic is tch's `unwrap` of one.
+/// Returns libtorch's message if the panic came from tch unwrapping an error of libtorch.
 fn panicked_with(payload: &(dyn Any + Send)) -> Option<String> {
     let text = payload.downcast_ref::<String>()?;
     let (_, quoted) = text.split_once("`Err` value: Torch(\"")?;
@@ -143,7 +143,7 @@ fn panicked_with(payload: &(dyn Any + Send)) -> Option<String> {
     Some(quoted.replace("\\n", "\n").replace("\\\"", "\"").replace("\\'", "'"))
 }
 
-/// `result.context(|| …)` for our own results.
+/// Adds `result.context(|| …)`: puts what was being done in front of an error's message.
 pub trait Context<T> {
     fn context<D: fmt::Display>(self, what: impl FnOnce() -> D) -> Result<T>;
 }

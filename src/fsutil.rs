@@ -1,4 +1,4 @@
-//! Files as `ft` reads and writes them: every error names its path, nothing is left half-written.
+//! Reads and writes files for all of ft: every error names its path, and no file is left half-written.
 
 mod replace;
 
@@ -14,7 +14,7 @@ use std::io::{BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// An I/O error with its path and, where the cause is plain, the next step.
+/// Makes an error from an I/O error: what was being done, the path and, for common causes, a hint.
 pub fn io_error(doing: &str, path: &Path, e: std::io::Error) -> Error {
     use std::io::ErrorKind::*;
     let err = Error::user(format!("{doing} {}: {e}", path.display()));
@@ -25,7 +25,7 @@ pub fn io_error(doing: &str, path: &Path, e: std::io::Error) -> Error {
         FileTooLarge | QuotaExceeded => {
             err.hint("a limit on the size of files (ulimit -f) or a quota stops it: raise it")
         }
-        _ => err.hint("check what lies at that path, and the disk it is on"),
+        _ => err.hint("check what is at that path, and its disk"),
     }
 }
 
@@ -56,14 +56,14 @@ pub fn parse_json<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Re
         let what = e.to_string();
         let what = what.split(" at line ").next().unwrap_or_default().to_string();
         Error::user(format!("{}:{}:{}: {what}", path.display(), e.line(), e.column())).hint(if e.is_eof() {
-            "the file ends too soon: fetch or copy it again"
+            "the file is incomplete: fetch or copy it again"
         } else {
-            "mend it there, or fetch the file again if nobody edited it"
+            "correct it there, or fetch the file again if nobody edited it"
         })
     })
 }
 
-/// Text from a file as an error shows it: a line of readable length.
+/// Shortens text from a file for an error message: at most 120 characters, with control characters replaced.
 pub fn shortened(text: &str) -> String {
     const MOST: usize = 120;
     let plain = |c: char| if c.is_control() || hidden(c).is_some() { '\u{fffd}' } else { c };
@@ -75,17 +75,17 @@ pub fn create_dir_all(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|e| io_error("creating folder", path, e))
 }
 
-/// Who may read what is made.
+/// Who may read a new file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Whoever the process's umask lets.
+    /// Everybody whom the process's umask allows.
     Usual,
-    /// Its owner alone: people's texts, judgements, and what is made of them.
+    /// Its owner only. For files with people's texts or judgements, or derived from them.
     Owner,
 }
 
 impl Access {
-    /// The permissions of a file, before the umask.
+    /// Returns the permissions of a file, before the umask is applied.
     fn mode(self) -> u32 {
         match self {
             Self::Usual => 0o666,
@@ -94,26 +94,26 @@ impl Access {
     }
 }
 
-/// Makes a folder, and those above it that are missing, for their owner alone; folders that are there stay as they are.
+/// Creates a folder and its missing parents so that only their owner can read them. Existing folders stay unchanged.
 pub fn create_owners_dir(path: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| io_error("creating folder", path, e))
 }
 
-/// Makes a file that is not there yet, to be written and read. What lies at that name already, a link too, is an error.
+/// Creates a new file for reading and writing. Fails if anything exists at that path, even a link.
 pub fn create_new(path: &Path, access: Access) -> std::io::Result<File> {
     File::options().read(true).write(true).create_new(true).mode(access.mode()).open(path)
 }
 
-/// Options that open no link: a file of a known name beside the user's own may be one that somebody else put there.
+/// Returns open options that refuse symbolic links: at a path whose name can be guessed, somebody else may have put a
+/// link to another file.
 pub fn without_links() -> fs::OpenOptions {
     let mut options = File::options();
     options.custom_flags(libc::O_NOFOLLOW);
     options
 }
 
-/// Holds a folder for one writer until the file is dropped, also by a crash; `None` where there is no such folder.
-///
-/// Errors: another process holds it.
+/// Locks a folder for one writer until the returned file is dropped; the lock ends with the process, too. Returns
+/// `None` if there is no such folder. Fails if another process holds the lock.
 pub fn hold(folder: &Path) -> Result<Option<File>> {
     let file = match File::open(folder) {
         Ok(file) => file,
@@ -122,21 +122,22 @@ pub fn hold(folder: &Path) -> Result<Option<File>> {
     };
     match file.try_lock() {
         Err(std::fs::TryLockError::WouldBlock) => {
-            Err(Error::user(format!("{}: another ft is at work in this folder", folder.display()))
-                .hint("wait for it, or write elsewhere"))
+            Err(Error::user(format!("{}: another ft process is working in this folder", folder.display()))
+                .hint("wait until it ends, or choose another folder"))
         }
-        // Some network drives know no locks.
+        // Some network file systems do not support locks.
         Ok(()) | Err(std::fs::TryLockError::Error(_)) => Ok(Some(file)),
     }
 }
 
-/// Writes a file under a temporary name in the same folder, fsyncs it and renames it over `path`. A file that was there
-/// keeps its permissions.
+/// Writes a file under a temporary name in the same folder, fsyncs it and renames it over `path`. If a file existed
+/// there, the new one gets its permissions.
 pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
     write_atomic_for(Access::Usual, path, fill)
 }
 
-/// As [`write_atomic`], with the permissions of a new file; [`Access::Owner`] also takes them from others who had them.
+/// As [`write_atomic`], with a choice who may read the file. A file for its owner only replaces one that others could
+/// read by one that they cannot.
 pub fn write_atomic_for(
     access: Access,
     path: &Path,
@@ -163,13 +164,13 @@ pub fn write_atomic_for(
     })
 }
 
-/// A name for a file or folder that is not whole yet: hidden, told by `.tmp-`, and such that nobody can put something in
-/// its place beforehand.
+/// Returns a name for an unfinished file or folder: hidden, marked by `.tmp-`, and random, so that nobody can place a
+/// file there beforehand.
 pub fn temporary(name: &str) -> String {
     format!(".{name}.tmp-{}-{:016x}", std::process::id(), rand::random::<u64>())
 }
 
-/// Whether a file's name is one of [`temporary`].
+/// Returns true for the name of an unfinished file or folder, as the function above makes it.
 pub fn is_temporary(name: &str) -> bool {
     name.starts_with('.') && name.contains(".tmp-")
 }
@@ -180,7 +181,7 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     write_atomic(path, |w| w.write_all(text.as_bytes()))
 }
 
-/// SHA-256 of a file, lower-case hexadecimal.
+/// Returns the SHA-256 of a file in lower-case hexadecimal.
 pub fn sha256(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(|e| io_error("reading", path, e))?;
     let mut hash = Sha256::new();
@@ -199,7 +200,7 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// The path as the user may paste it anywhere: absolute, without requiring that it exists.
+/// Returns the absolute path, which the user can paste anywhere. The path need not exist.
 pub fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }

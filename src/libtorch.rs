@@ -1,33 +1,35 @@
-//! What a libtorch folder is, which version it holds, and where one usually lies.
+//! Recognises a libtorch folder, reads its version, and lists the places where one is usually installed.
 //!
-//! Standard library only: build.rs and the launcher (src/bin/ft-launch.rs) include this file as it is, because both
-//! must know a libtorch before one is linked or loaded. It loads nothing and never touches the process.
+//! Uses the standard library only: build.rs and the launcher (src/bin/ft-launch.rs) include this file, because both
+//! have to find a libtorch before one is linked or loaded. Loads nothing and does not change the process.
 
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The series whose C++ interface this binary is built against.
+/// The version series that this binary is built against; others have another C++ interface.
 pub const SERIES: &str = "2.11";
 
-/// The file that the binary is linked against, and by which a libtorch is recognised.
+/// The library that the binary is linked against; a folder that has it is a libtorch.
 pub const LIBRARY: &str = "libtorch_cpu.so";
 
-/// A folder with `lib/libtorch_cpu.so`, as the PyTorch wheel (`site-packages/torch`) and the libtorch archive lay it out.
+/// A folder with `lib/libtorch_cpu.so`, as the PyTorch wheel (`site-packages/torch`) and the libtorch archive lay it
+/// out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Libtorch {
     /// The folder above `lib`.
     pub root: PathBuf,
     /// The folder that holds the shared libraries.
     pub lib: PathBuf,
-    /// As the folder says itself, e.g. `2.11.0+cu130`; `None` where it says nothing.
+    /// Version according to the folder, e.g. `2.11.0+cu130`; `None` if it has no version file.
     pub version: Option<String>,
-    /// The CUDA version it was built for, e.g. `13.0`; `None` for a CPU build or where the folder does not say.
+    /// The CUDA version it was built for, e.g. `13.0`; `None` for a CPU build or if the folder does not say.
     pub cuda: Option<String>,
 }
 
 impl Libtorch {
-    /// Reads the libtorch at `folder`, which may be its root, its `lib`, or the site-packages folder above it.
+    /// Finds the libtorch at `folder`, which may be its root, its `lib`, or the site-packages folder above it; `None`
+    /// if there is none.
     pub fn at(folder: &Path) -> Option<Libtorch> {
         let lib = [folder.join("lib"), folder.to_path_buf(), folder.join("torch/lib"), folder.join("libtorch/lib")]
             .into_iter()
@@ -38,19 +40,20 @@ impl Libtorch {
         Some(Libtorch { root, lib, version, cuda })
     }
 
-    /// Whether the binary can run on it: `None` where the folder does not say which version it is.
+    /// Returns whether the binary can run on it; `None` if its version is unknown.
     pub fn fits(&self) -> Option<bool> {
         let version = self.version.as_deref()?;
         Some(version.strip_prefix(SERIES).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '+'])))
     }
 
-    /// `2.11.0+cu130`, or that it does not say.
+    /// Returns the version for messages: `2.11.0+cu130`, or "of unknown version".
     pub fn version_text(&self) -> &str {
         self.version.as_deref().unwrap_or("of unknown version")
     }
 }
 
-/// `version.py` is what the wheel carries, `build-version` what the libtorch archive carries.
+/// Reads version and CUDA version from `version.py`, which a wheel has, or `build-version`, which a libtorch archive
+/// has.
 fn read_version(root: &Path) -> (Option<String>, Option<String>) {
     if let Ok(text) = fs::read_to_string(root.join("version.py")) {
         let value = |key: &str| {
@@ -69,14 +72,14 @@ fn read_version(root: &Path) -> (Option<String>, Option<String>) {
     (version, cuda)
 }
 
-/// The torch of the Python environment that the program is installed in: PREFIX/bin/ft beside PREFIX/lib/python3*. What
-/// pip put there together belongs together.
+/// Returns the torch folders of the Python environment that the program is installed in: for PREFIX/bin/ft, those under
+/// PREFIX/lib/python3*. pip installed ft and that torch for each other.
 pub fn own_environment(exe: Option<&Path>) -> Vec<PathBuf> {
     let prefix = exe.and_then(Path::parent).filter(|folder| folder.ends_with("bin")).and_then(Path::parent);
     prefix.map(site_packages).unwrap_or_default().into_iter().map(|site| site.join("torch")).collect()
 }
 
-/// The folders to look in when nobody said where libtorch is, nearest first. `exe` is the file of the running program.
+/// Returns the folders to search if no libtorch was named, nearest first. `exe` is the file of the running program.
 pub fn usual_places(exe: Option<&Path>) -> Vec<PathBuf> {
     let mut places = own_environment(exe);
     if let Some(beside) = exe.and_then(Path::parent) {
@@ -84,8 +87,9 @@ pub fn usual_places(exe: Option<&Path>) -> Vec<PathBuf> {
         places.extend(beside.ancestors().take(4).map(|folder| folder.join(".libtorch/torch")));
     }
     let mut prefixes: Vec<PathBuf> = ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(|v| folder_in(v)).collect();
-    // The Pythons beside the program and on PATH, where `pip install torch` puts its files: PREFIX/bin/python3, links
-    // followed (an environment may use the packages of the Python that it was made with) or not.
+    // `pip install torch` puts its files under the prefix of a Python: PREFIX/bin/python3. So look at the Pythons next
+    // to the program and on PATH, also with links resolved, because an environment may use the packages of the Python
+    // it was made from.
     let beside = exe.and_then(Path::parent).map(Path::to_path_buf);
     for bin in beside.into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())) {
         let python = bin.join("python3");
@@ -109,7 +113,7 @@ fn folder_in(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-/// `PREFIX/lib/python3*/site-packages` and Debian's `dist-packages`, the newest Python first.
+/// Returns `PREFIX/lib/python3*/site-packages` and Debian's `dist-packages`, the newest Python first.
 fn site_packages(prefix: &Path) -> Vec<PathBuf> {
     let mut found: Vec<(u32, PathBuf)> = Vec::new();
     for lib in ["lib", "lib64"] {
@@ -124,7 +128,8 @@ fn site_packages(prefix: &Path) -> Vec<PathBuf> {
     found.into_iter().map(|(_, path)| path).collect()
 }
 
-/// `LD_LIBRARY_PATH` with `lib` in front, so that the loader takes this libtorch before the one built against.
+/// Returns `LD_LIBRARY_PATH` with `lib` in front, so that the loader prefers this libtorch to the one ft was built
+/// against.
 pub fn library_path(lib: &Path) -> OsString {
     let mut value = lib.as_os_str().to_os_string();
     if let Some(rest) = std::env::var_os("LD_LIBRARY_PATH").filter(|rest| !rest.is_empty()) {

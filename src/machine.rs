@@ -1,7 +1,7 @@
-//! What this machine has: CPU and its instructions, CUDA devices, free memory, free disk.
+//! Reads what this machine has: CPU and its instruction sets, CUDA devices, free memory, free disk.
 //!
-//! Read from the kernel and the NVIDIA driver alone, never through libtorch, so it tells the truth even where
-//! libtorch cannot use a device. Containers count: limits of control groups narrow memory and cores.
+//! Asks the kernel and the NVIDIA driver, never libtorch, so that the result is right even if libtorch cannot use a
+//! device. Limits of control groups (containers) on memory and cores are respected.
 
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -9,7 +9,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The processor as far as training speed is concerned.
+/// The properties of the processor that determine the speed of training.
 #[derive(Debug, Clone, Serialize)]
 pub struct Cpu {
     pub model: String,
@@ -17,34 +17,34 @@ pub struct Cpu {
     pub cores: usize,
     /// Logical processors that this process may use.
     pub logical: usize,
-    /// Whole processors' worth of time that a control group grants; `None` where unlimited.
+    /// Processor time that a control group grants, in processors (1.5 = one and a half); `None` if unlimited.
     pub quota: Option<f64>,
     pub avx2: bool,
     pub avx512: bool,
     pub avx512_bf16: bool,
     pub amx_bf16: bool,
-    /// Products of bfloat16 on Arm.
+    /// Whether an Arm processor has bfloat16 products.
     pub arm_bf16: bool,
-    /// The instruction set that the environment keeps programs to (`FT_CPU` or the variables of ATen, oneDNN and MKL), where
-    /// it is less than the processor has; the fields above tell what is left.
+    /// The instruction set that environment variables limit the program to (`FT_CPU` or those of ATen, oneDNN and MKL),
+    /// if it is less than the processor has. The fields above respect the limit.
     pub limited_to: Option<&'static str>,
 }
 
 unsafe extern "C" {
-    /// native/isa.cpp: the highest level that may be used, -1 where FT_CPU names none.
+    /// Defined in native/isa.cpp. Returns the highest level that may be used; -1 if FT_CPU names none.
     fn ft_isa_allowed() -> c_int;
 }
 
-/// Values of `FT_CPU`, in order.
+/// Values of `FT_CPU`, in ascending order; the index is the level.
 const LEVELS: [&str; 5] = ["portable", "avx2", "avx512", "avx512_bf16", "amx"];
 
-/// An error where `FT_CPU` names no instruction set.
+/// Fails if `FT_CPU` is set to an unknown instruction set.
 pub fn check_limit() -> Result<(), String> {
     // SAFETY: a plain call.
     match unsafe { ft_isa_allowed() } {
         0.. => Ok(()),
         _ => Err(format!(
-            "FT_CPU={}: not known; one of {}",
+            "FT_CPU={}: unknown; expected one of {}",
             std::env::var("FT_CPU").unwrap_or_default(),
             LEVELS.join(", ")
         )),
@@ -68,7 +68,7 @@ impl Cpu {
             }
             if allowed.as_ref().is_none_or(|set| set.contains(&number)) {
                 processors += 1;
-                // Without topology (some virtual machines) every processor counts as a core of its own.
+                // Some virtual machines do not report the topology; then every logical processor is counted as a core.
                 let core = field("physical id").zip(field("core id"));
                 cores.insert(core.map_or(format!("processor {number}"), |(package, core)| format!("{package}/{core}")));
             }
@@ -94,13 +94,13 @@ impl Cpu {
         }
     }
 
-    /// How many threads are worth starting for arithmetic.
+    /// Returns the number of threads to use for arithmetic: one per core, not more than the quota.
     pub fn threads(&self) -> usize {
         let quota = self.quota.map_or(usize::MAX, |q| q.ceil() as usize);
         self.cores.min(quota).max(1)
     }
 
-    /// The bf16 instruction set, where there is one.
+    /// Returns the name of the instruction set with bf16 products; `None` if there is none.
     pub fn bf16(&self) -> Option<&'static str> {
         if self.amx_bf16 {
             Some("AMX")
@@ -114,7 +114,7 @@ impl Cpu {
     }
 }
 
-/// The processors this process may run on, from its affinity mask.
+/// Returns the processors that this process may run on, from its affinity mask; `None` if the mask cannot be read.
 fn allowed_processors() -> Option<BTreeSet<usize>> {
     // SAFETY: cpu_set_t is plain data that the kernel fills; its size is passed along.
     unsafe {
@@ -126,12 +126,12 @@ fn allowed_processors() -> Option<BTreeSet<usize>> {
     }
 }
 
-/// Memory that can still be had, and what limits it.
+/// Total and free memory for this process, in bytes.
 #[derive(Debug, Clone, Serialize)]
 pub struct Memory {
     pub total: u64,
     pub free: u64,
-    /// Whether a control group, not the machine, sets the limit.
+    /// Whether a control group, not the machine, limits the total.
     pub limited: bool,
 }
 
@@ -154,7 +154,7 @@ impl Memory {
     }
 }
 
-/// The folders of this process' control groups for `controller`, innermost first, of version 2 and version 1.
+/// Returns the folders of this process's control groups for `controller`, of versions 2 and 1, innermost first.
 fn control_groups(controller: &str) -> Vec<PathBuf> {
     let mut folders = Vec::new();
     for line in fs::read_to_string("/proc/self/cgroup").unwrap_or_default().lines() {
@@ -175,7 +175,8 @@ fn number_in(path: PathBuf) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// (limit, used) of every control group above this process; page cache that can be dropped does not count as used.
+/// Returns (limit, used) in bytes for every control group of this process. Page cache that can be dropped is not
+/// counted as used.
 fn memory_limits() -> Vec<(u64, u64)> {
     let read = |folder: PathBuf| {
         let limit = number_in(folder.join("memory.max")).or_else(|| number_in(folder.join("memory.limit_in_bytes")))?;
@@ -201,7 +202,7 @@ fn cpu_quota() -> Option<f64> {
     control_groups("cpu").into_iter().filter_map(read).reduce(f64::min)
 }
 
-/// Bytes free for this user where `folder`, or its nearest existing parent, lies.
+/// Returns the bytes that this user can still write on the disk of `folder` or its nearest existing parent.
 pub fn free_disk(folder: &Path) -> Option<u64> {
     let folder = crate::fsutil::absolute(folder);
     let there = folder.ancestors().find(|f| f.exists())?;
@@ -213,15 +214,15 @@ pub fn free_disk(folder: &Path) -> Option<u64> {
     }
 }
 
-/// The NVIDIA driver's library.
+/// File name of the NVIDIA driver's library.
 const DRIVER: &[u8] = b"libcuda.so.1";
 
-/// Whether the NVIDIA driver's library can be loaded.
+/// Returns true if the NVIDIA driver's library can be loaded.
 pub fn driver_present() -> bool {
     open_library(DRIVER, libc::RTLD_LAZY | libc::RTLD_LOCAL).is_ok()
 }
 
-/// `dlopen`, or the loader's own words why not; what is opened stays open for the life of the process.
+/// Opens a shared library (`dlopen`), which then stays open until the process ends. The error is the loader's message.
 pub(crate) fn open_library(name: &[u8], flags: c_int) -> Result<*mut c_void, String> {
     let name = CString::new(name).map_err(|e| e.to_string())?;
     // SAFETY: a NUL-terminated name; the libraries opened here are the driver's and libtorch's own.
@@ -238,7 +239,7 @@ pub(crate) fn open_library(name: &[u8], flags: c_int) -> Result<*mut c_void, Str
     })
 }
 
-/// The NVIDIA driver and the devices it lets this process see (`CUDA_VISIBLE_DEVICES` counts).
+/// The NVIDIA driver and the devices that it shows to this process; `CUDA_VISIBLE_DEVICES` is respected.
 #[derive(Debug, Clone, Serialize)]
 pub struct Driver {
     /// The driver's release, e.g. `580.82.07`.
@@ -257,13 +258,15 @@ pub struct CudaDevice {
 }
 
 impl CudaDevice {
-    /// From Ampere on; older devices compute bf16 in float32 and gain nothing.
+    /// Returns true if the device has fast bf16 (Ampere and newer). Older ones compute bf16 in float32 and gain
+    /// nothing.
     pub fn bf16(&self) -> bool {
         self.capability >= (8, 0)
     }
 }
 
-/// Asks the driver; `Ok(None)` where there is none, the driver's own error where it does not work.
+/// Asks the NVIDIA driver for its version and devices. Returns `Ok(None)` if there is no driver; the error is the
+/// driver's own.
 pub fn driver() -> Result<Option<Driver>, String> {
     let Ok(library) = open_library(DRIVER, libc::RTLD_LAZY | libc::RTLD_LOCAL) else { return Ok(None) };
     let symbol = |name: &CStr| -> Result<*mut c_void, String> {
@@ -309,7 +312,7 @@ pub fn driver() -> Result<Option<Driver>, String> {
     }
 }
 
-/// From the kernel module: `NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.82.07  …`.
+/// Reads the driver's release from the kernel module: `NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.82.07  …`.
 fn driver_release() -> Option<String> {
     let text = fs::read_to_string("/sys/module/nvidia/version")
         .or_else(|_| fs::read_to_string("/proc/driver/nvidia/version"))

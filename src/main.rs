@@ -9,7 +9,8 @@ fn main() -> ExitCode {
     ft::runtime::end_on_closed_pipe();
     let command = match cli::Cli::try_parse() {
         Ok(command) => command,
-        // --help and --version are answers; anything else is the user's input, so not clap's usual 2.
+        // clap treats --help and --version as errors, but they succeed. Other errors are the user's input: exit code 1,
+        // not clap's usual 2, which here means a bug.
         Err(e) => {
             let _ = e.print();
             return if e.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };

@@ -1,4 +1,6 @@
-//! The Rust face of native/shim.cpp: everything unsafe about libtorch that tch does not cover lives here.
+//! Rust interface to native/shim.cpp: the parts of libtorch that tch does not bind, such as autograd nodes with a
+//! Rust backward, fused optimiser steps, generator states and memory statistics. All unsafe calls into libtorch are
+//! in this module.
 
 pub mod kernels;
 pub mod products;
@@ -84,11 +86,12 @@ fn pointers_of(tensors: &[Tensor]) -> Vec<*mut C_tensor> {
 
 type Backward = Box<dyn FnMut(&[Option<Tensor>]) -> Vec<Option<Tensor>>>;
 
-/// Joins `outputs` (computed under `no_grad`, fresh tensors, no views of inputs) to the graph: `backward` receives
-/// the outputs' gradients and returns one gradient per input, `None` where it does not need one.
+/// Adds `outputs` to the graph as results of `inputs`. They must be new tensors computed under `no_grad`, not views
+/// of inputs. `backward` receives the outputs' gradients (`None` if the loss does not depend on one) and returns one
+/// gradient per input (`None` if it needs none).
 ///
-/// The closure runs without gradient tracking, on the engine's thread for the device. It must not capture one of
-/// the outputs, or the graph keeps itself alive.
+/// The closure runs without gradient tracking, on the autograd engine's thread for the device. It must not capture an
+/// output: the graph would then own itself and never be freed.
 pub fn attach(
     inputs: &[&Tensor],
     outputs: &[&Tensor],
@@ -131,14 +134,14 @@ pub fn attach(
     check(code).expect("outputs of a custom operation are fresh tensors");
 }
 
-/// Backward from `outputs` with `grads` as their gradients; accumulates into the leaves.
+/// Runs the backward from `outputs`, given their gradients `grads`. Adds the gradients of the leaves to their `.grad`.
 pub fn backward(outputs: &[&Tensor], grads: &[&Tensor]) -> Result<()> {
     let (mut o, mut g) = (pointers(outputs), pointers(grads));
     // SAFETY: live tensors for the duration of the call.
     check(unsafe { ft_backward(o.as_mut_ptr(), g.as_mut_ptr(), o.len() as c_int) })
 }
 
-/// Numbers of one AdamW step.
+/// Hyperparameters of one AdamW step.
 #[derive(Debug, Clone, Copy)]
 pub struct AdamW {
     pub lr: f64,
@@ -147,7 +150,8 @@ pub struct AdamW {
     pub eps: f64,
 }
 
-/// One fused AdamW step over lists of equal length; `steps` are the already incremented step counts (float32 scalars).
+/// Runs one fused AdamW step over lists of equal length: parameters, gradients, first and second moments, and the
+/// already incremented step counts (float32 scalars).
 pub fn fused_adamw(
     p: &[Tensor],
     g: &[Tensor],
@@ -178,7 +182,7 @@ pub fn fused_adamw(
     })
 }
 
-/// The 2-norm over all tensors together, as a scalar tensor on their device (no host sync).
+/// Returns the 2-norm over all tensors together, as a scalar tensor on their device (does not wait for the GPU).
 pub fn global_norm(tensors: &[Tensor]) -> Result<Tensor> {
     let mut p = pointers_of(tensors);
     // SAFETY: live tensors for the duration of the call.
@@ -192,7 +196,7 @@ pub fn scale_all(tensors: &[Tensor], by: &Tensor) -> Result<()> {
     check(unsafe { ft_scale(p.as_mut_ptr(), p.len() as c_int, by.as_ptr() as *mut C_tensor) })
 }
 
-/// Leaves the parameters without gradients: the next backward sets them anew instead of adding to zeros.
+/// Removes the parameters' gradients, so that the next backward stores new ones instead of adding to zeros.
 pub fn drop_gradients<'t>(parameters: impl Iterator<Item = &'t Tensor>) {
     let mut p: Vec<*mut C_tensor> = parameters.map(|t| t.as_ptr() as *mut C_tensor).collect();
     // SAFETY: live tensors for the duration of the call.
@@ -206,43 +210,45 @@ fn device_code(device: Device) -> (c_int, c_int) {
     }
 }
 
-/// State of libtorch's generator for a device, as a byte tensor.
+/// Returns the state of libtorch's random generator for a device, as a byte tensor.
 pub fn rng_state(device: Device) -> Result<Tensor> {
     let (kind, index) = device_code(device);
     // SAFETY: plain call.
     owned(unsafe { ft_rng_get(kind, index) })
 }
 
-/// Puts libtorch's generator for a device back to a state.
+/// Restores a state of libtorch's random generator for a device.
 pub fn set_rng_state(device: Device, state: &Tensor) -> Result<()> {
     let (kind, index) = device_code(device);
     // SAFETY: `state` lives during the call.
     check(unsafe { ft_rng_set(kind, index, state.as_ptr() as *mut C_tensor) })
 }
 
-/// Packed causal attention on CUDA in half precision: q (T, H, E), k and v (T, K, E), `cu` int32 (S + 1).
+/// Computes packed causal attention on CUDA in half precision: q (T, H, E), k and v (T, K, E), segment boundaries
+/// `cu` int32 (S + 1) -> (T, H, E). `longest` is the length of the longest segment.
 pub fn flash_varlen(q: &Tensor, k: &Tensor, v: &Tensor, cu: &Tensor, longest: i64, scale: f64) -> Result<Tensor> {
     let p = |t: &Tensor| t.as_ptr() as *mut C_tensor;
     // SAFETY: live tensors for the duration of the call.
     owned(unsafe { ft_flash_varlen(p(q), p(k), p(v), p(cu), longest, scale) })
 }
 
-/// Counts CPU tensor memory and reuses large blocks; call before the first tensor of the process.
+/// Installs our allocator for CPU tensors, which counts their memory and reuses large blocks. To be called before the
+/// process creates its first tensor; further calls do nothing.
 pub fn install_cpu_allocator() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     // SAFETY: plain call; blocks allocated before keep their own deleters.
     ONCE.call_once(|| unsafe { ft_cpu_allocator_install() });
 }
 
-/// Gives freed CPU tensor memory back to the system; for the border between two phases of a run.
+/// Returns freed CPU tensor memory to the operating system. Meant for the transition between two phases of a run.
 pub fn trim_cpu_memory() {
     // SAFETY: plain call; free blocks hold nothing.
     unsafe { ft_cpu_allocator_trim() };
 }
 
-/// Lets `write` write the memory of a new contiguous tensor on the CPU.
+/// Runs `write` on the bytes of a new contiguous CPU tensor, and returns its result.
 pub fn fill<E>(tensor: &Tensor, write: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
-    assert!(tensor.device() == Device::Cpu && tensor.is_contiguous(), "memory that does not lie in one piece");
+    assert!(tensor.device() == Device::Cpu && tensor.is_contiguous(), "the tensor must be contiguous and on the CPU");
     let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
     if bytes == 0 {
         return write(&mut []);
@@ -251,14 +257,17 @@ pub fn fill<E>(tensor: &Tensor, write: impl FnOnce(&mut [u8]) -> Result<(), E>) 
     write(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr() as *mut u8, bytes) })
 }
 
-/// Tensor bytes of a device.
+/// Tensor memory of a device in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory {
+    /// Allocated now.
     pub live: u64,
+    /// The most since the last reset.
     pub peak: u64,
 }
 
-/// Live and peak tensor bytes since the last reset (CPU: since `install_cpu_allocator`).
+/// Returns live and peak tensor bytes of a device. On the CPU only memory allocated since `install_cpu_allocator`
+/// counts.
 pub fn memory(device: Device) -> Result<Memory> {
     let mut out = [0i64; 4];
     match device {
@@ -269,7 +278,7 @@ pub fn memory(device: Device) -> Result<Memory> {
     Ok(Memory { live: out[0].max(0) as u64, peak: out[1].max(0) as u64 })
 }
 
-/// Starts peak counting anew.
+/// Resets a device's peak to the memory that is allocated now.
 pub fn reset_peak(device: Device) -> Result<()> {
     let mut out = [0i64; 4];
     match device {
@@ -282,7 +291,7 @@ pub fn reset_peak(device: Device) -> Result<()> {
     }
 }
 
-/// Free and total bytes of a CUDA device.
+/// Returns free and total bytes of a CUDA device.
 pub fn cuda_capacity(index: usize) -> Result<(u64, u64)> {
     let mut out = [0i64; 4];
     // SAFETY: `out` has room for what the shim writes.
@@ -290,7 +299,7 @@ pub fn cuda_capacity(index: usize) -> Result<(u64, u64)> {
     Ok((out[2].max(0) as u64, out[3].max(0) as u64))
 }
 
-/// Whether operations are being recorded for a backward pass on this thread.
+/// Returns true if operations on this thread are being recorded for a backward pass.
 pub fn grad_enabled() -> bool {
     // SAFETY: sets and restores a thread-local flag; the call returns the previous value.
     unsafe {

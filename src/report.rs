@@ -1,4 +1,7 @@
-//! Talk to the person at the terminal. stderr carries talk, stdout carries data; colour and bars only on a terminal.
+//! Shows messages, tables and progress to the user.
+//!
+//! Messages go to stderr, so that stdout has only data that a program can read. Colours and bars appear only on a
+//! terminal.
 
 mod progress;
 
@@ -12,22 +15,22 @@ use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// True where stderr is a terminal: bars and colour make sense.
+/// Returns true if stderr is a terminal, so that bars and colours can be shown.
 pub fn on_terminal() -> bool {
     std::io::stderr().is_terminal()
 }
 
-/// A line of news on stderr.
+/// Prints a line on stderr.
 pub fn info(message: impl AsRef<str>) {
     progress::apart(|| eprintln!("{}", message.as_ref()));
 }
 
-/// Something the user should look at, though the work goes on.
+/// Prints a warning on stderr; the command continues.
 pub fn warn(message: impl AsRef<str>) {
     progress::apart(|| eprintln!("{} {}", style("warning:").yellow().bold().for_stderr(), message.as_ref()));
 }
 
-/// As `warn`, once in the life of the process: for what is met again wherever a file is read.
+/// Prints a warning unless this process printed the same one before, for causes that are met each time a file is read.
 pub fn warn_once(message: impl AsRef<str>) {
     static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(message.as_ref().to_string()) {
@@ -35,7 +38,7 @@ pub fn warn_once(message: impl AsRef<str>) {
     }
 }
 
-/// An error with its hints, as the last thing said.
+/// Ends all progress output and prints an error with its hints.
 pub fn error(e: &crate::error::Error) {
     progress::hush();
     eprintln!("{} {}", style("error:").red().bold().for_stderr(), e.message());
@@ -50,8 +53,8 @@ pub fn error(e: &crate::error::Error) {
     }
 }
 
-/// Text of people and models as stdout gets it: whole where a program reads it; on a terminal, characters that would steer
-/// it or turn letters around by their code points.
+/// Prepares text of users and models for stdout. If a program reads stdout, the text stays unchanged. On a terminal,
+/// characters that would control it or reverse the direction of text are replaced by their code points.
 pub fn for_stdout(text: &str) -> Cow<'_, str> {
     match std::io::stdout().is_terminal() {
         true => printable(text).into(),
@@ -59,7 +62,8 @@ pub fn for_stdout(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// A table with aligned columns: the first row is the header; numbers are right-aligned by the caller's format.
+/// Returns a table with left-aligned columns; the first row is the header. The caller pads numbers to align them to the
+/// right.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width: Vec<usize> = (0..columns)
@@ -76,7 +80,7 @@ pub fn table(rows: &[Vec<String>]) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// `12.3 MB`, in powers of 1000.
+/// Formats a size in bytes as `12.3 MB`, in powers of 1000.
 pub fn bytes(n: u64) -> String {
     let units = ["B", "kB", "MB", "GB", "TB"];
     let mut value = n as f64;
@@ -88,12 +92,12 @@ pub fn bytes(n: u64) -> String {
     if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
-/// `1,234,567`.
+/// Formats a number as `1,234,567`.
 pub fn count(n: u64) -> String {
     indicatif::HumanCount(n).to_string()
 }
 
-/// `3m 12s`.
+/// Formats a duration as `12.3s`, `3m 12s` or `1h 05m`.
 pub fn duration(d: Duration) -> String {
     let s = d.as_secs();
     match s {
@@ -103,7 +107,7 @@ pub fn duration(d: Duration) -> String {
     }
 }
 
-/// The style of things that went well, for stdout tables.
+/// Returns the style of good results in tables on stdout.
 pub fn good() -> Style {
     Style::new().green()
 }

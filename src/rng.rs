@@ -1,10 +1,13 @@
-//! Named random streams: every use of chance draws from its own stream, so that adding one never shifts another.
+//! Provides named random streams.
+//!
+//! Every use of randomness has a stream of its own, determined by seed, purpose and index. So a new use never changes
+//! the random numbers of another, and any place of a run can be repeated without what preceded it.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
-/// A reproducible generator for one purpose, e.g. `stream(seed, "shuffle", epoch)`.
+/// Returns a reproducible generator for one purpose, e.g. `stream(seed, "shuffle", epoch)`.
 pub fn stream(seed: u64, purpose: &str, index: u64) -> ChaCha8Rng {
     let mut hash = Sha256::new();
     hash.update(seed.to_le_bytes());
@@ -14,7 +17,7 @@ pub fn stream(seed: u64, purpose: &str, index: u64) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(digest)
 }
 
-/// A seed for generators that are not ours, from the same streams.
+/// Returns a seed, derived in the same way, for random generators of other libraries.
 pub fn number(seed: u64, purpose: &str, index: u64) -> u64 {
     use rand::Rng;
     stream(seed, purpose, index).next_u64()

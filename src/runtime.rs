@@ -1,8 +1,9 @@
-//! The libtorch this process runs on: which one is loaded, whether it is the one asked for, and its CUDA part.
+//! Prepares the libtorch that this process runs on: checks its version, switches to the one in `FT_LIBTORCH`, loads its
+//! CUDA part and limits its threads and caches.
 //!
-//! The binary is linked against `libtorch_cpu` and `libc10` alone, so that it starts on any machine. Where a driver
-//! and `libtorch_cuda.so` exist, [`start`] opens the latter before anybody asks libtorch about CUDA: libtorch looks
-//! for its CUDA part once and remembers the answer for the life of the process.
+//! The binary is linked only against `libtorch_cpu` and `libc10`, so that it starts on machines without CUDA. If a
+//! driver and `libtorch_cuda.so` exist, [`start`] opens the latter before any code asks libtorch about CUDA: libtorch
+//! looks for its CUDA part once and keeps the answer until the process ends.
 
 use crate::error::{Error, Result};
 use crate::libtorch::{LIBRARY, Libtorch, SERIES, library_path};
@@ -14,30 +15,30 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// What [`start`] found; `ft doctor` shows it.
+/// The libtorch in use, as [`start`] found it; `ft doctor` shows it.
 #[derive(Debug)]
 pub struct Runtime {
     pub libtorch: Libtorch,
     pub cuda: CudaPart,
 }
 
-/// The CUDA part of libtorch, and why it is missing where it is.
+/// Whether the CUDA part of libtorch is loaded, and if not, why.
 #[derive(Debug)]
 pub enum CudaPart {
     /// `libtorch_cuda.so` is loaded; its kernels are registered.
     Opened { took: Duration },
     /// No `libcuda.so.1`: a machine without a GPU, or without its driver.
     NoDriver,
-    /// A driver, but a libtorch for the CPU alone.
+    /// There is a driver, but this libtorch is a CPU build.
     NotShipped,
-    /// Both are there, and the loader said why it cannot open the library.
+    /// Both exist, but the library cannot be opened; the text is the loader's message.
     Failed(String),
 }
 
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 
-/// Called first in `main`, before anything else touches libtorch. Starts the program again beside the libtorch in
-/// `FT_LIBTORCH` where another one was loaded.
+/// Prepares libtorch; must be called in `main` before anything else uses it. If `FT_LIBTORCH` names another libtorch
+/// than the loaded one, the program is restarted with it. Fails if the loaded version does not fit.
 pub fn start() -> Result<&'static Runtime> {
     check_limit().map_err(Error::user)?;
     let loaded = loaded()?;
@@ -58,25 +59,25 @@ pub fn start() -> Result<&'static Runtime> {
     Ok(RUNTIME.get_or_init(|| Runtime { libtorch: loaded, cuda }))
 }
 
-/// Called in `main`: a closed pipe (`ft … | head`) ends the program quietly instead of with a panic.
+/// Makes a closed pipe (`ft … | head`) end the program quietly instead of with a panic. Called in `main`.
 pub fn end_on_closed_pipe() {
     // SAFETY: the default action of a signal, set before any other thread runs.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
-/// From here on a broken pipe is an error where it is written to, and no end of the process: a command that judges
-/// answers may die while it is talked to.
+/// Makes writing to a closed pipe an error instead of the end of the process. Needed while talking to a command of the
+/// user (one that scores answers), which may end at any time.
 pub fn survive_broken_pipes() {
     // SAFETY: changes how a signal is taken, and nothing else.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
-/// What [`start`] found.
+/// Returns what [`start`] found; panics if it was not called.
 pub fn get() -> &'static Runtime {
     RUNTIME.get().expect("main calls runtime::start first")
 }
 
-/// The `libtorch_cpu.so` that the loader mapped into this process.
+/// Returns the libtorch whose `libtorch_cpu.so` the loader mapped into this process.
 fn loaded() -> Result<Libtorch> {
     unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _size: usize, found: *mut c_void) -> c_int {
         // SAFETY: the loader passes a valid record with a NUL-terminated name, and `found` is the Option below.
@@ -96,7 +97,8 @@ fn loaded() -> Result<Libtorch> {
         .ok_or_else(|| Error::bug(format!("{LIBRARY} is not among the libraries that this process loaded")))
 }
 
-/// Runs the program again with `folder` in front of the loader's path; returns only where it is loaded already.
+/// Restarts the program with the libtorch of `folder` first in the loader's path. Returns if that libtorch is loaded
+/// already; fails if there is none, or if the restart did not help.
 fn switch_to(folder: &Path, loaded: &Libtorch) -> Result<()> {
     let asked = Libtorch::at(folder).ok_or_else(|| {
         Error::user(format!("FT_LIBTORCH={}: no {LIBRARY} there", folder.display()))
@@ -114,21 +116,23 @@ fn switch_to(folder: &Path, loaded: &Libtorch) -> Result<()> {
             asked.lib.display(),
             loaded.lib.display()
         ))
-        .hint("is LD_PRELOAD or an RPATH in the way? `LD_DEBUG=libs ft --version` shows what the loader does"));
+        .hint("LD_PRELOAD or an RPATH may override it: `LD_DEBUG=libs ft --version` shows what the loader does"));
     }
     let mut arguments = std::env::args_os();
     let mut again = std::process::Command::new("/proc/self/exe");
     again.arg0(arguments.next().unwrap_or_else(|| "ft".into()));
     let failed = again.args(arguments).env("LD_LIBRARY_PATH", library_path(&asked.lib)).exec();
-    Err(Error::user(format!("starting again beside {}: {failed}", asked.lib.display()))
+    Err(Error::user(format!("restarting with {}: {failed}", asked.lib.display()))
         .hint(format!("start ft with LD_LIBRARY_PATH={} instead", asked.lib.display())))
 }
 
-/// libtorch starts a thread for every logical processor; more than there are cores or than the control group grants
-/// only wait for each other. OMP_NUM_THREADS, the usual way to choose, is left alone.
+/// Limits libtorch's threads to the number of cores and the quota of the control group. By default libtorch starts one
+/// thread per logical processor, and the surplus ones only wait for each other. A number in OMP_NUM_THREADS is
+/// respected.
 ///
-/// The number is set even where it stays: that one was set at all changes which of its kernels MKL takes, and so the last bits
-/// of float32 products with AVX2. A replay sets the number that is on record, and must compute what the run computed.
+/// The number is set even if it does not change: once a number was set, MKL chooses other kernels, which changes the
+/// last bits of float32 products with AVX2. `ft replay` sets the recorded number, and must get the bits that the run
+/// got.
 fn limit_threads() {
     let threads = tch::get_num_threads();
     tch::set_num_threads(match std::env::var_os("OMP_NUM_THREADS") {
@@ -137,9 +141,10 @@ fn limit_threads() {
     });
 }
 
-/// oneDNN keeps every matrix product that it compiled, one for each shape, and libtorch's layer over it keeps 1,024 of
-/// its own: packed rows differ in length, so that a long run would gather hundreds of megabytes of them. A step meets
-/// fewer shapes than oneDNN keeps here; the second cache saves no time. What the user set stays.
+/// Limits the caches of compiled matrix products. oneDNN caches a compiled product for each shape, and libtorch caches
+/// 1,024 more on top of it. Packed rows differ in length, so in a long run these caches would grow to hundreds of
+/// megabytes. A step has fewer shapes than the 160 that oneDNN keeps here, and the second cache saves no time. Values
+/// that the user set are respected.
 fn limit_compiled_products() {
     for (name, capacity) in [("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "160"), ("LRU_CACHE_CAPACITY", "1")] {
         if std::env::var_os(name).is_none() {
@@ -149,7 +154,7 @@ fn limit_compiled_products() {
     }
 }
 
-/// Opens `libtorch_cuda.so` beside the loaded libtorch; takes 0.1 to 0.2 s, so only where a driver is present.
+/// Opens `libtorch_cuda.so` of the loaded libtorch. This takes 0.1 to 0.2 s, so it is done only if a driver is present.
 fn open_cuda(lib: &Path) -> CudaPart {
     if !driver_present() {
         return CudaPart::NoDriver;

@@ -1,5 +1,5 @@
-//! Adapters against PEFT: what it wrote is read and written back, its choice of modules, its merges; and saves that
-//! are checked.
+//! Compares adapters with PEFT: reading and rewriting PEFT's files, selection of target modules, merged weights. Also
+//! tests that every export is verified before it is published.
 
 use ft::adapters::merge::{self, Merge, Part};
 use ft::adapters::targets::Selection;
@@ -39,7 +39,7 @@ fn logits(model: &Model, ids: &[u32]) -> Tensor {
     model.infer(&Tokens::pack(&[ids], Device::Cpu), |out| out.logits(&rows)).unwrap()
 }
 
-/// Largest difference over the largest expected value.
+/// Returns the largest absolute difference divided by the largest expected absolute value.
 fn distance(found: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(found.size(), expected.size());
     (found - expected).abs().max().double_value(&[]) / expected.abs().max().double_value(&[])
@@ -64,7 +64,7 @@ fn with_adapter(name: &str) -> Model {
     models::open(&base(), &[adapter(name)], Device::Cpu, Kind::Float).unwrap()
 }
 
-/// `{module: [rank, alpha, scale]}` of the low-rank modules among the parameters of adapter 0.
+/// Returns `{module: [rank, alpha, scale]}` for every low-rank module of adapter 0.
 fn modules(model: &Model, spec: &LoraSpec) -> BTreeMap<String, [f64; 3]> {
     let selection = Selection::new(spec).unwrap();
     let low = model.params().adapter(0).filter_map(|p| Some((lora::adapted_module(&p.name)?, &p.tensor)));
@@ -82,7 +82,7 @@ fn expected_modules(value: &Value) -> BTreeMap<String, [f64; 3]> {
 }
 
 #[test]
-fn adapters_of_peft_answer_alike_or_are_refused() {
+fn peft_adapters_give_the_same_logits_or_are_refused() {
     let expected = fixture_json("adapters/expected.json");
     let numbers = Weights::open_file(&fixtures().join("adapters/expected.safetensors")).unwrap();
     let input = ids(&expected["input"]);
@@ -113,7 +113,7 @@ fn adapters_of_peft_answer_alike_or_are_refused() {
 }
 
 #[test]
-fn adapters_of_peft_are_written_back_as_they_were() {
+fn peft_adapters_are_rewritten_unchanged() {
     let out = tempfile::tempdir().unwrap();
     let mut seen = 0;
     for item in std::fs::read_dir(fixtures().join("adapters")).unwrap() {
@@ -143,14 +143,15 @@ fn adapters_of_peft_are_written_back_as_they_were() {
         for (key, value) in after.as_object().unwrap() {
             assert_eq!(unordered(&before[key]), unordered(value), "{}: {key}", folder.display());
         }
-        // Only what says something beyond the classic keys is added.
+        // Newer PEFT keys are written only if they are set; the 24 older keys are always written.
         assert_eq!(after.as_object().unwrap().len(), if before["exclude_modules"].is_null() { 24 } else { 25 });
         seen += 1;
     }
     assert_eq!(seen, 13);
 }
 
-/// PEFT writes sets as lists in any order, and whole numbers with or without a point.
+/// Sorts lists and converts numbers to floats: PEFT writes sets as lists in any order, and whole numbers as `1` or
+/// `1.0`.
 fn unordered(value: &Value) -> Value {
     match value {
         Value::Array(list) => {
@@ -167,7 +168,7 @@ fn unordered(value: &Value) -> Value {
 }
 
 #[test]
-fn targets_select_the_modules_that_peft_selects() {
+fn targets_select_the_same_modules_as_peft() {
     let table = fixture_json("targets.json");
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join(file::CONFIG);
@@ -194,7 +195,8 @@ fn targets_select_the_modules_that_peft_selects() {
             Model::load(&fixtures().join(row["model"].as_str().unwrap()), load)
         });
         match loaded {
-            // Recipes may restrict all-linear to layers; what is saved then names its modules in full.
+            // ft allows all-linear together with a list of layers, PEFT does not. The saved adapter then lists full
+            // module names, which PEFT can read.
             Ok(_) if raw["target_modules"] == "all-linear" && raw.contains_key("layers_to_transform") => looser += 1,
             Ok(model) => {
                 assert!(row.get("error").is_none(), "{shown}: PEFT refuses: {}", row["error"]);
@@ -217,7 +219,7 @@ fn targets_select_the_modules_that_peft_selects() {
                 if row.get("error").is_some() {
                     refused += 1;
                 } else {
-                    // A module saved whole would part a tied head from its embedding.
+                    // ft is stricter here: training one of two tied modules as a whole would untie head and embedding.
                     let settings = row["settings"].to_string();
                     assert!(tied && ["embed_tokens", "lm_head"].iter().any(|m| settings.contains(m)), "{shown}: {e}");
                     stricter += 1;
@@ -229,7 +231,7 @@ fn targets_select_the_modules_that_peft_selects() {
 }
 
 #[test]
-fn a_recipe_must_mean_what_it_names() {
+fn unknown_target_modules_and_layers_are_refused() {
     let plan = |targets: &[&str], layers: Option<Vec<i64>>| {
         let names = targets.iter().map(|t| t.to_string()).collect();
         let spec = LoraSpec { targets: Targets::Names(names), layers, ..LoraSpec::default() };
@@ -261,7 +263,7 @@ fn options_that_change_numbers_are_refused_by_name() {
         ("ensure_weight_tying", json!(true)),
         ("velora_config", json!({"a": 1})),
         ("some_option_of_next_year", json!(true)),
-        ("task_type", json!("SEQ_CLS")), // without its head
+        ("task_type", json!("SEQ_CLS")), // the file lacks the classification head
         ("task_type", json!("TOKEN_CLS")),
         ("peft_type", json!("IA3")),
     ];
@@ -275,7 +277,7 @@ fn options_that_change_numbers_are_refused_by_name() {
     for (key, value) in [
         ("some_option_of_next_year", json!(false)),
         ("init_lora_weights", json!("eva")),
-        ("fan_in_fan_out", json!(true)), // PEFT sets it to what the layer needs, and so does ft
+        ("fan_in_fan_out", json!(true)), // PEFT overrides it by what the layer type needs, and so does ft
         ("peft_version", json!("9.0")),
     ] {
         let mut raw = json!({"peft_type": "LORA", "target_modules": ["q_proj"]});
@@ -351,7 +353,7 @@ fn a_weighted_sum_of_adapters_is_one_adapter() {
 }
 
 #[test]
-fn a_merged_directory_answers_as_the_adapted_model() {
+fn a_merged_model_gives_the_logits_of_the_adapted_model() {
     let out = tempfile::tempdir().unwrap();
     let input = [1, 17, 40, 3, 22, 59, 5, 9];
     for name in ["patterns", "rslora", "saved-head", "saved-embedding"] {
@@ -368,7 +370,7 @@ fn a_merged_directory_answers_as_the_adapted_model() {
             assert_eq!(std::fs::read(base().join(copied)).unwrap(), std::fs::read(folder.join(copied)).unwrap());
         }
     }
-    // Weights count linearly, in whole modules too.
+    // The result is linear in the adapter's weight, also for modules that are trained as a whole.
     let parts = [Part::read(&adapter("saved-head"), 0.5).unwrap(), Part::read(&adapter("plain"), -1.5).unwrap()];
     let folder = out.path().join("two");
     merged::model(&base(), &parts, &folder, None, u64::MAX).unwrap();
@@ -380,7 +382,7 @@ fn a_merged_directory_answers_as_the_adapted_model() {
 }
 
 #[test]
-fn shards_and_bf16_are_written_in_the_bases_dialect() {
+fn merged_shards_and_bf16_keep_the_config_keys_of_the_base() {
     let out = tempfile::tempdir().unwrap();
     let parts = [Part::read(&adapter("all-linear"), 1.0).unwrap()];
     let folder = out.path().join("merged");
@@ -395,7 +397,7 @@ fn shards_and_bf16_are_written_in_the_bases_dialect() {
     for name in weights.names() {
         assert!(weights.get(name).unwrap().equal(&merge.tensor(name).unwrap().to_kind(Kind::BFloat16)), "{name}");
     }
-    // A second merge leaves no shard of the first.
+    // A second merge into the same folder removes the shards of the first.
     merged::model(&base(), &parts, &folder, None, u64::MAX).unwrap();
     let files: BTreeSet<String> =
         std::fs::read_dir(&folder).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
@@ -405,7 +407,7 @@ fn shards_and_bf16_are_written_in_the_bases_dialect() {
     );
 }
 
-/// An adapter for `model` with random weights, as a fresh one would be after some training.
+/// Loads the model in `folder` with a new adapter whose weights are random, as after some training.
 fn trained(folder: &Path, spec: &LoraSpec, scale: f64) -> Model {
     let plan = LoraPlan::new(spec).unwrap();
     let load = Load {
@@ -426,7 +428,7 @@ fn trained(folder: &Path, spec: &LoraSpec, scale: f64) -> Model {
 }
 
 #[test]
-fn an_adapter_in_memory_is_saved_for_every_reader() {
+fn a_trained_adapter_is_saved_in_peft_format() {
     let tiny = fixtures().join("tiny-llama");
     let out = tempfile::tempdir().unwrap();
     let spec = LoraSpec { rank: 24, exclude: Some(Targets::Names(vec!["down_proj".into()])), ..LoraSpec::default() };
@@ -446,7 +448,7 @@ fn an_adapter_in_memory_is_saved_for_every_reader() {
     let card = std::fs::read_to_string(folder.join("README.md")).unwrap();
     assert!(card.contains("library_name: peft") && card.contains("tiny-llama"), "{card}");
 
-    // Where endings would select more, names are written in full.
+    // If a short name such as `k_proj` would select more modules than were adapted, full names are written.
     let spec = LoraSpec { targets: Targets::Pattern(r".*\.1\.mlp\.up_proj|.*\.k_proj".into()), ..LoraSpec::default() };
     let report = export::save_adapter(&trained(&tiny, &spec, 0.05), "policy", &spec, &tiny, &folder).unwrap();
     assert_eq!(report.tensors, 8);
@@ -460,7 +462,7 @@ fn an_adapter_in_memory_is_saved_for_every_reader() {
     assert_eq!(config["target_modules"], json!(names));
 }
 
-/// Moves every weight of the base off the values that bf16 holds.
+/// Multiplies every base weight by 1.01, so that most values are not exactly representable in bfloat16.
 fn grow(model: &Model) {
     let _no_grad = tch::no_grad_guard();
     model.params().base().for_each(|p| {
@@ -482,7 +484,8 @@ fn a_trained_base_is_saved_tied_and_rounded_once() {
     };
     let model = Model::load(&tiny, load).unwrap();
     grow(&model);
-    // The same masters in a run that computes in float32: there the rounding shows, and is allowed for.
+    // The same master weights in a run that computes in float32: saving as bfloat16 then changes the logits, and the
+    // threshold allows for this rounding.
     let load = Load {
         device: Device::Cpu,
         kind: Kind::Float,
@@ -510,7 +513,7 @@ fn a_trained_base_is_saved_tied_and_rounded_once() {
 }
 
 #[test]
-fn a_save_that_went_wrong_is_found_and_not_published() {
+fn a_damaged_save_is_detected_and_not_published() {
     let out = tempfile::tempdir().unwrap();
     let model = with_adapter("plain");
     let spec = file::read(&adapter("plain")).unwrap().spec;
@@ -519,7 +522,7 @@ fn a_save_that_went_wrong_is_found_and_not_published() {
     let check = |folder: &Path| export::verify(&model, folder, Export::Adapter { base: &base() }).unwrap();
     assert_eq!(check(&folder).verdict, Verdict::Passed);
 
-    // Another scale in the config: every tensor is right, the answers are not.
+    // A wrong alpha in the config: every tensor is equal, but the logits differ.
     let config = folder.join(file::CONFIG);
     let mut raw: Value = ft::fsutil::read_json(&config).unwrap();
     raw["lora_alpha"] = json!(9);
@@ -530,7 +533,7 @@ fn a_save_that_went_wrong_is_found_and_not_published() {
     raw["lora_alpha"] = json!(8);
     ft::fsutil::write_json(&config, &raw).unwrap();
 
-    // One value off by one bit: no answer shows it, the comparison of tensors does.
+    // One value differs by one bit: the logits do not show it, the comparison of tensors does.
     let tensors = folder.join(file::TENSORS);
     let mut bytes = std::fs::read(&tensors).unwrap();
     let last = bytes.len() - 4;
@@ -539,7 +542,7 @@ fn a_save_that_went_wrong_is_found_and_not_published() {
     let report = check(&folder);
     assert_eq!((report.verdict, report.problems.len()), (Verdict::Failed, 1), "{:?}", report.problems);
 
-    // NaN in memory passes no threshold: nothing is published, the files stay aside with a report that says so.
+    // A NaN in memory exceeds every threshold: nothing is published. The files stay in `fresh.failed` with a report.
     {
         let _no_grad = tch::no_grad_guard();
         let first = model.params().adapter(0).next().unwrap().tensor.shallow_clone();
@@ -561,7 +564,7 @@ fn adapters_that_do_not_fit_are_refused_before_anything_is_written() {
     let err = merged::model(&other_base, &[Part::read(&adapter("plain"), 1.0).unwrap()], &folder, None, u64::MAX)
         .unwrap_err();
     assert!(err.message().contains("adapters/plain") && err.message().contains("q_proj"), "{err}");
-    // A head trained whole on a model whose embedding is its head.
+    // An output head trained as a whole, on a model that shares this weight with its embedding.
     let tied = out.path().join("head");
     let spec = LoraSpec { rank: 2, modules_to_save: vec!["lm_head".into()], ..LoraSpec::default() };
     let weight = Tensor::ones([512, 64], (Kind::Float, Device::Cpu));
@@ -572,7 +575,7 @@ fn adapters_that_do_not_fit_are_refused_before_anything_is_written() {
 }
 
 #[test]
-fn the_command_merges_and_guards_what_is_there() {
+fn the_merge_command_does_not_overwrite_without_force() {
     let out = tempfile::tempdir().unwrap();
     let folder = out.path().join("merged");
     let run = |more: &[&str]| {
@@ -592,7 +595,7 @@ fn the_command_merges_and_guards_what_is_there() {
     assert!(stderr.contains("--force"), "{stderr}");
     std::fs::rename(folder.join("config.json"), folder.join("notes.txt")).unwrap();
     let (code, _, stderr) = run(&["--force"]);
-    assert!(code == Some(1) && stderr.contains("no model or adapter"), "{stderr}");
+    assert!(code == Some(1) && stderr.contains("not a model or adapter"), "{stderr}");
     std::fs::rename(folder.join("notes.txt"), folder.join("config.json")).unwrap();
     let (code, _, stderr) = run(&["--force", "--as", "adapter"]);
     assert_eq!(code, Some(0), "{stderr}");
@@ -600,7 +603,7 @@ fn the_command_merges_and_guards_what_is_there() {
 }
 
 #[test]
-fn the_example_in_adapters_is_the_plain_fixture_in_our_layout() {
+fn the_example_adapter_equals_the_plain_fixture() {
     let base = fixtures().join("biased-llama");
     let ids: Vec<u32> = (1..20).collect();
     let answer = |adapter: &Path| {

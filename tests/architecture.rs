@@ -1,12 +1,13 @@
-//! The floors of the house: modules import downward only, and a library is known in one place.
+//! Checks the architecture: modules form layers (here "floors") and import only from lower layers, and each third-party
+//! library is used in few named files.
 //!
-//! A new module gets a place in `FLOORS`; a new library that should stay in one place, a row in `LIBRARIES`.
+//! Add a new module to `FLOORS`, and a new library that should be used in one place only to `LIBRARIES`.
 
 use fancy_regex::Regex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Upper first. A module imports what lies on a lower floor, itself, and `EVERYWHERE`.
+/// Layers from top to bottom. A module may import itself, modules of lower layers and those of `EVERYWHERE`.
 const FLOORS: &[&[&str]] = &[
     &["cli"],
     &["selftest"],
@@ -22,20 +23,20 @@ const FLOORS: &[&[&str]] = &[
     &["native"],
 ];
 
-/// Know no module above and may be used from any floor: errors, files, chance, what the machine has, and which characters
-/// nobody sees.
+/// Modules that any layer may import and that import no layer: errors, files, random numbers, properties of the
+/// machine, invisible characters.
 const EVERYWHERE: &[&str] = &["characters", "choice", "error", "report", "fsutil", "rng", "machine"];
 
-/// Beside the floors: the process's libtorch. Only the command starts it or asks about it.
+/// Modules outside the layers: they load libtorch into the process. Only those of `MAY_USE_PROCESS` may import them.
 const PROCESS: &[&str] = &["runtime", "libtorch"];
 const MAY_USE_PROCESS: &[&str] = &["cli", "main", "runtime"];
 
-/// Imports along one floor, each with its reason.
+/// Allowed imports between two modules of one layer, each with its reason.
 const ALONG: &[(&str, &str)] = &[
     ("train", "convert"), // a run ends in a verified export
 ];
 
-/// Libraries and the files (or folders, ending in `/`) that may know them.
+/// Libraries and the files (or folders, ending in `/`) that may use them.
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("clap", &["src/cli/", "src/main.rs"]),
     ("serde_yaml", &["src/recipe/", "src/choice.rs"]),
@@ -61,7 +62,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("pulldown_latex", &["src/label/markdown/"]),
     ("ammonia", &["src/label/markdown/"]),
     ("ratatui", &["src/label/terminal/"]),
-    // Rows and recipes are numbers and text; tensors begin below and beside them.
+    // Not in `data` or `recipe`: rows and recipes are plain numbers and text, not tensors.
     (
         "tch",
         &[
@@ -85,7 +86,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Files that may say `unsafe`, and what else must stand on each such line or on the line after it.
+/// Files that may contain `unsafe`, and the text that each such line or the line after it must contain.
 const UNSAFE: &[(&str, &str)] = &[
     ("src/native.rs", ""),          // libtorch beyond tch
     ("src/native/kernels.rs", ""),  // our own loops over tensor memory
@@ -99,10 +100,10 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/data/tokens.rs", "unchecked_advise"),
 ];
 
-/// Files of `models` that may know adapters; a family may not.
+/// Files of `models` that may import `adapters`; a model family may not.
 const MODELS_KNOWING_ADAPTERS: &[&str] = &["src/models/open.rs"];
 
-/// The code of a file: comments and their examples left out.
+/// Returns the text without comments, and so without the examples in them.
 fn code(text: &str) -> String {
     let uncommented = |line: &str| match line.trim_start().starts_with("//") {
         true => String::new(),
@@ -111,13 +112,13 @@ fn code(text: &str) -> String {
     text.lines().map(uncommented).collect::<Vec<_>>().join("\n")
 }
 
-/// The module a file belongs to: `src/nn/head.rs` and `src/nn.rs` to `nn`.
+/// Returns the top-level module of a file: `nn` for `src/nn/head.rs` and for `src/nn.rs`.
 fn module(file: &str) -> &str {
     let inner = file.strip_prefix("src/").unwrap_or(file);
     inner.split('/').next().unwrap_or(inner).trim_end_matches(".rs")
 }
 
-/// Modules of the crate that a file names: `crate::a::…`, `ft::a::…` and `use crate::{a::…, b};`.
+/// Returns the modules of the crate that a file imports: `crate::a::…`, `ft::a::…` and `use crate::{a::…, b};`.
 fn imports(code: &str) -> BTreeSet<String> {
     let plain = Regex::new(r"(?<![\w:])(?:crate|ft)::(\w+)").unwrap();
     let grouped = Regex::new(r"(?<![\w:])(?:crate|ft)::\{((?:[^{}]|\{[^{}]*\})*)\}").unwrap();
@@ -139,7 +140,7 @@ fn floor(module: &str) -> Option<usize> {
     FLOORS.iter().position(|f| f.contains(&module))
 }
 
-/// Why `from` may not import `to`; `None` where it may.
+/// Returns the reason why `from` may not import `to`, or `None` if it may.
 fn objection(from: &str, to: &str) -> Option<String> {
     if from == to || EVERYWHERE.contains(&to) || (PROCESS.contains(&to) && MAY_USE_PROCESS.contains(&from)) {
         return None;
@@ -154,13 +155,13 @@ fn objection(from: &str, to: &str) -> Option<String> {
     }
 }
 
-/// Everything in the files (path, text) that the tables forbid.
+/// Returns every violation of the tables in the files, given as (path, text).
 fn violations(files: &[(String, String)]) -> Vec<String> {
     let mut found = Vec::new();
     for (file, text) in files {
         let (from, code) = (module(file), code(text));
         for to in imports(&code) {
-            // Macros and the root's own items are no modules.
+            // Macros and items of the crate root are not modules.
             if to.chars().next().is_some_and(char::is_uppercase) {
                 continue;
             }
@@ -224,15 +225,19 @@ fn imports_run_downward_and_libraries_stay_in_their_place() {
             to.iter().filter(|t| !EVERYWHERE.contains(&t.as_str())).cloned().collect::<Vec<_>>().join(", ")
         );
     }
-    assert!(files.len() > 50 && edges.values().map(BTreeSet::len).sum::<usize>() > 30, "the sources were read");
+    assert!(
+        files.len() > 50 && edges.values().map(BTreeSet::len).sum::<usize>() > 30,
+        "too few source files or imports were found"
+    );
     let found = violations(&files);
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
-/// A function of a header that is inlined nowhere stands in several objects, and the linker keeps one of them: it must not be
-/// the one that was compiled for more than every processor has.
+/// Files compiled for one instruction set (such as AVX-512) must not include headers with functions. If such a function
+/// is not inlined, several object files contain it, and the linker may keep the copy that an older processor cannot
+/// run.
 #[test]
-fn what_is_compiled_for_an_instruction_set_includes_no_code_of_others() {
+fn instruction_set_specific_files_include_no_other_code() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("native");
     let included = Regex::new(r#"(?m)^\s*#include [<"](.+)[>"]"#).unwrap();
     for file in ["product.cpp", "kernels.cpp"] {
@@ -244,7 +249,7 @@ fn what_is_compiled_for_an_instruction_set_includes_no_code_of_others() {
 }
 
 #[test]
-fn every_module_has_a_floor_and_every_row_is_needed() {
+fn every_module_is_listed_and_every_row_is_needed() {
     let files = sources();
     let (_, root) = files.iter().find(|(f, _)| f == "src/lib.rs").unwrap();
     let declared = Regex::new(r"(?m)^pub mod (\w+);").unwrap();
@@ -254,19 +259,19 @@ fn every_module_has_a_floor_and_every_row_is_needed() {
         assert!(placed.contains(&module.as_str()), "src/lib.rs: `{module}` has no floor");
     }
     for name in placed {
-        assert!(modules.contains(name) || name == "cli", "`{name}` is no module any more");
+        assert!(modules.contains(name) || name == "cli", "`{name}` is no longer a module");
     }
     for (from, to) in ALONG {
         let used = files.iter().any(|(f, text)| module(f) == *from && imports(&code(text)).contains(*to));
-        assert!(used, "nothing in {from} imports {to} any more");
+        assert!(used, "nothing in {from} imports {to} any longer; remove the row from ALONG");
     }
     for place in UNSAFE.iter().map(|(p, _)| p).chain(MODELS_KNOWING_ADAPTERS) {
-        assert!(files.iter().any(|(f, _)| f == place), "{place} is gone");
+        assert!(files.iter().any(|(f, _)| f == place), "{place} does not exist any longer; remove its row");
     }
 }
 
 #[test]
-fn the_reader_sees_every_way_to_break_the_rules() {
+fn every_kind_of_violation_is_detected() {
     let broken = |file: &str, text: &str| violations(&[(file.to_string(), text.to_string())]);
     for (file, text, expected) in [
         ("src/nn/head.rs", "use crate::models::Model;", "`models` lies above"),

@@ -1,6 +1,8 @@
-//! A bandit of which the best reward is known: what GRPO and RLOO make of a random model, and what a draw is made of.
+//! Trains a random model by GRPO and RLOO on a bandit problem whose best expected reward is known, and tests the
+//! sampling of rollouts.
 //!
-//! Three prompts, one token an answer, 512 arms of eight classes: those of one class, another for each prompt, pay 1.
+//! The problem: three prompts, answers of one token, 512 arms (tokens) in eight classes. For each prompt another class
+//! has reward 1; the other arms have reward 0.
 
 use crate::support::{self, fixture};
 use ft::data::prompts::Room;
@@ -26,7 +28,7 @@ use tch::{Kind, Tensor};
 pub const ARMS: u32 = 512;
 const CLASSES: u32 = 8;
 
-/// What an arm of the prompt on line `line` pays.
+/// Returns the reward, 0 or 1, of an arm for the prompt on line `line`.
 fn pay(line: usize, arm: u32) -> f64 {
     let best = 3 * line as u32 % CLASSES;
     f64::from(u8::from(arm % CLASSES == best))
@@ -61,7 +63,7 @@ pub fn arms() -> Rewards {
     Rewards::of(vec![("arms".into(), 1.0, Box::new(Arms))])
 }
 
-/// The mean pay under the policy: exactly, over all arms.
+/// Returns the expected reward of the policy, from 0 to 1: an exact sum over all arms, not a sample.
 pub fn expected(model: &Model) -> f64 {
     let rows = &prompts().rows;
     let one = |row: &ft::data::PromptRow| {
@@ -82,7 +84,7 @@ fn cycle<R: Rule + 'static>(rule: R, plan: Plan, sampling: SamplingSpec, seed: u
     Cycle::new(rule, plan, rollout(arms(), sampling, seed), None, prompted, model).unwrap()
 }
 
-/// Some steps of a method; what the policy earns then.
+/// Trains for `steps` steps and returns the expected reward afterwards.
 fn learn(method: &mut dyn Method, model: &Model, steps: usize, lr: f64) -> f64 {
     let mut optim = Optimiser::new(model.params(), &OptimSection::default(), 7).unwrap();
     for _ in 0..steps {
@@ -102,7 +104,7 @@ pub fn sampling() -> SamplingSpec {
     SamplingSpec { prompts: 3, max_new_tokens: 1, ..Default::default() }
 }
 
-/// What the policy earns before, after GRPO and after RLOO.
+/// Returns the expected reward of the untrained policy, after GRPO, and after RLOO.
 fn earned(seed: u64) -> [f64; 3] {
     let model = || support::whole(&fixture("tiny-llama"), Kind::Float);
     let grpo: GrpoSpec = GrpoSpec {
@@ -133,7 +135,7 @@ fn earns_the_most(seeds: std::ops::Range<u64>) {
     let found: Vec<[f64; 3]> = seeds.into_par_iter().map(earned).collect();
     for (seed, [before, grpo, rloo]) in found.iter().enumerate() {
         println!("seed {seed}: {before:.3} -> grpo {grpo:.4}, rloo {rloo:.4} of 1");
-        assert!(*before < 0.6, "the bandit is not learnt yet: {before}");
+        assert!(*before < 0.6, "the untrained policy is already too good: {before}");
         assert!(*grpo >= 0.95 && *rloo >= 0.95, "seed {seed}: grpo {grpo}, rloo {rloo} of 1");
     }
 }
@@ -154,7 +156,7 @@ fn longer() -> SamplingSpec {
 }
 
 #[test]
-fn a_draw_is_a_function_of_seed_and_stream() {
+fn sampled_answers_depend_only_on_seed_and_stream() {
     let model = support::frozen(&fixture("tiny-llama"), Kind::Float);
     let draw =
         |seed, stream, prompts: &[usize]| rollout(arms(), longer(), seed).draw(&model, prompts, 3, stream).unwrap();
@@ -162,11 +164,11 @@ fn a_draw_is_a_function_of_seed_and_stream() {
     assert_eq!(first.len(), 9);
     assert!(first.iter().map(|s| s.prompt).eq([0, 0, 0, 1, 1, 1, 2, 2, 2]));
     assert_eq!(first, draw(1, 4, &[0, 1, 2]));
-    // Whatever was drawn before.
+    // Earlier draws do not change the result.
     let mut used = rollout(arms(), longer(), 1);
     used.draw(&model, &[2, 1], 2, 3).unwrap();
     assert_eq!(first, used.draw(&model, &[0, 1, 2], 3, 4).unwrap());
-    // Another stream, another seed, the other answers of a prompt: all differ.
+    // Another stream or another seed gives other answers, and so do the repeated answers of one prompt.
     let ids = |samples: &[Sample]| samples.iter().map(|s| s.answer().to_vec()).collect::<Vec<_>>();
     assert_ne!(ids(&first), ids(&draw(1, 5, &[0, 1, 2])));
     assert_ne!(ids(&first), ids(&draw(2, 4, &[0, 1, 2])));
@@ -174,7 +176,7 @@ fn a_draw_is_a_function_of_seed_and_stream() {
 }
 
 #[test]
-fn drawing_and_learning_agree_on_the_log_probabilities() {
+fn sampling_and_training_agree_on_log_probabilities() {
     let model = support::whole(&fixture("tiny-llama"), Kind::Float);
     for temperature in [1.0, 0.7] {
         let spec = SamplingSpec { temperature, ..longer() };
@@ -188,9 +190,10 @@ fn drawing_and_learning_agree_on_the_log_probabilities() {
     }
 }
 
-/// Decoding keeps what it has cast of an adapter: it must not keep it beyond an update.
+/// Decoding caches adapter weights that were cast to another number format. An optimiser step must invalidate this
+/// cache.
 #[test]
-fn a_trained_adapter_draws_from_what_it_has_learnt() {
+fn sampling_uses_the_adapter_as_updated_by_the_last_step() {
     let spec = ft::adapters::LoraSpec { rank: 4, ..Default::default() };
     let plan = ft::adapters::LoraPlan::new(&spec).unwrap();
     for kind in [Kind::Float, Kind::BFloat16] {
@@ -211,15 +214,16 @@ fn a_trained_adapter_draws_from_what_it_has_learnt() {
             optim.zero_gradients();
             apart.extend(means.into_iter().filter(|(k, _)| k.ends_with("logp_difference/mean")).map(|(_, v)| v));
         }
-        // In bfloat16 rounding alone keeps them apart; learning must not add to it.
+        // In bfloat16, rounding alone makes the log-probabilities of sampling and training differ. Training must not
+        // increase this difference.
         let most = if kind == Kind::Float { 1e-5 } else { 1.5 * apart[0] };
         assert!(apart.len() == 4 && apart.iter().all(|gap| *gap < most), "{kind:?}: {apart:?}");
     }
 }
 
-/// All numbers of the steps' losses, with a checkpoint taken in between.
+/// Compares losses, item counts and metrics of every step after a resume with those of an uninterrupted run.
 #[test]
-fn a_cycle_goes_on_in_the_middle_of_a_draw() {
+fn a_run_resumes_in_the_middle_of_a_rollout() {
     let model = support::frozen(&fixture("tiny-llama"), Kind::Float);
     let spec: GrpoSpec = GrpoSpec {
         sampling: SamplingSpec { prompts: 2, ..longer() },
@@ -248,7 +252,7 @@ fn a_cycle_goes_on_in_the_middle_of_a_draw() {
     };
     let mut straight = fresh();
     for _ in 0..6 {
-        straight.next_step(&model).unwrap(); // half of the second draw
+        straight.next_step(&model).unwrap(); // ends after half of the steps of the second draw
     }
     let (cursor, state) = (straight.cursor(), straight.state());
     assert!(state.contains_key("drawn.ids"));
@@ -262,11 +266,11 @@ fn a_cycle_goes_on_in_the_middle_of_a_draw() {
             "step {k}"
         );
     }
-    // At the end of a draw nothing of it is kept.
+    // A checkpoint between two draws contains no samples.
     let mut whole = fresh();
     (0..4).for_each(|_| drop(whole.next_step(&model).unwrap()));
     assert!(!whole.state().contains_key("drawn.ids"));
-    // A damaged state is an error, not a guess.
+    // A state that lacks a key is refused.
     let mut state = straight.state();
     state.remove("standing");
     assert!(fresh().restore(state).unwrap_err().message().contains("standing"));

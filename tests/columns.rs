@@ -1,5 +1,5 @@
-//! Columns of every type, as pyarrow, datasets and pandas write them; tests/reference/columns.py makes the files and says
-//! which values are right.
+//! Reads columns of every type as pyarrow, datasets and pandas write them. tests/reference/columns.py writes the files
+//! and the expected values.
 
 use ft::data::{self, Record, RowFormat, SourceSpec, json, source, survey};
 use serde_json::{Map, Value, json};
@@ -21,7 +21,7 @@ fn said(record: &Record) -> Vec<&str> {
     talk.messages.iter().map(|m| m.content.as_str()).collect()
 }
 
-/// The same value, numbers by what they say.
+/// Compares two JSON values; numbers are equal if their values are, however they are written.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
@@ -35,7 +35,7 @@ fn same(a: &Value, b: &Value) -> bool {
 }
 
 #[test]
-fn a_column_that_nobody_reads_does_not_matter() {
+fn unused_columns_may_have_any_type() {
     for name in ["beside.parquet", "beside.arrow", "beside.ipc"] {
         let path = fixture(name);
         let found = rows(&path);
@@ -43,14 +43,14 @@ fn a_column_that_nobody_reads_does_not_matter() {
         let seen = survey(&path, &SourceSpec::file(&path, RowFormat::Auto), 1).unwrap();
         assert_eq!((seen.rows, seen.bad, seen.used_columns), (2, 0, vec!["messages".to_string()]), "{name}");
         assert!(seen.unused_columns.len() > 55 && seen.unused_columns.contains(&"decimal256".into()), "{name}");
-        // Who asks for all columns is told which cannot be had.
+        // Reading all columns fails with the name of the column that cannot be read.
         let e = source::for_each_chunk(&path, None, |_| Ok(())).unwrap_err();
         assert!(e.message().contains("column `bytes` cannot be read") && e.message().contains("binary"), "{e}");
     }
 }
 
 #[test]
-fn what_lies_in_a_column_is_what_other_readers_find_there() {
+fn column_values_equal_those_of_datasets_and_pyarrow() {
     let text = std::fs::read_to_string(fixture("expected.json")).unwrap();
     let expected = json::parse(&text).unwrap();
     for (name, least) in [("inside.parquet", 54), ("inside.ipc", 57)] {
@@ -72,7 +72,7 @@ fn what_lies_in_a_column_is_what_other_readers_find_there() {
 }
 
 #[test]
-fn files_and_folders_of_the_datasets_library_hold_the_rows_that_were_put_in() {
+fn files_and_folders_of_the_datasets_library_are_read() {
     let right = rows(&fixture("calls.jsonl"));
     let Record::Messages(talk) = &right[0] else { panic!() };
     assert_eq!(talk.messages[1].extra["tool_calls"][0]["function"]["arguments"], json!({ "city": "Paris" }));
@@ -85,7 +85,7 @@ fn files_and_folders_of_the_datasets_library_hold_the_rows_that_were_put_in() {
 }
 
 #[test]
-fn a_frame_of_pandas_is_read_with_its_categories() {
+fn a_pandas_frame_with_categories_is_read() {
     let path = fixture("pandas.parquet");
     let seen = survey(&path, &SourceSpec::file(&path, RowFormat::Auto), 3).unwrap();
     assert_eq!(seen.format, RowFormat::Unpaired);
@@ -94,7 +94,7 @@ fn a_frame_of_pandas_is_read_with_its_categories() {
     assert_eq!(seen.unused_columns, ["when"]);
 }
 
-/// A file of rows in a folder of its own.
+/// Writes a file into a temporary folder. The folder is deleted when its handle is dropped.
 fn file(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
@@ -112,7 +112,7 @@ fn refused(name: &str, text: &str, words: &[&str]) {
 }
 
 #[test]
-fn verdicts_are_read_or_refused_and_never_passed_over() {
+fn labels_are_read_or_refused_and_never_ignored() {
     let verdicts = |labels: &[&str]| {
         let row = |label: &&str| format!("{{\"prompt\": \"q\", \"completion\": \"a\", \"label\": {label}}}\n");
         let (_folder, path) = file("rows.jsonl", &labels.iter().map(row).collect::<String>());
@@ -140,13 +140,13 @@ fn verdicts_are_read_or_refused_and_never_passed_over() {
         let e = verdicts(&[label, "true"]).unwrap_err();
         assert!(e.message().contains(words) && e.to_string().contains("good/bad"), "{label}: {e}");
     }
-    // Answers to learn are not guessed from a file that judges them.
+    // A file of judged answers is not silently used as SFT data.
     for label in ["\"good\"", "null", "1.0", "\"maybe\"", "[1]"] {
         for row in [
             format!("{{\"prompt\": \"q\", \"completion\": \"a\", \"label\": {label}}}"),
             format!("{{\"messages\": [{{\"role\": \"assistant\", \"content\": \"a\"}}], \"kto_tag\": {label}}}"),
         ] {
-            refused("rows.jsonl", &row, &["verdict"]);
+            refused("rows.jsonl", &row, &["(good or bad)"]);
         }
     }
     let (_folder, path) = file("rows.csv", "prompt,completion,label\nq,a,good\nq,b,bad\n");
@@ -206,7 +206,7 @@ fn json_over_several_lines_is_read() {
 }
 
 #[test]
-fn what_is_wrong_is_said_where_it_stands() {
+fn errors_name_the_file_and_the_line() {
     let row = r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#;
     let bad = "{\n  \"prompt\": \"q\",\n  \"completion\": oops\n}";
     refused("pretty.json", &format!("{row}\n").replace("}]}", "}\n]}").replace("q", "\\ud800 q"), &["lone surrogate"]);
@@ -214,10 +214,14 @@ fn what_is_wrong_is_said_where_it_stands() {
     refused("second.json", &format!("[{row},\n{bad}]"), &["second.json:4:17: bad JSON"]);
     refused("comma.json", &format!("[{row},\n{row},\n]"), &["comma.json", "line 3", "a comma", "before the end"]);
     refused("commas.jsonl", &format!("{row},\n{row}\n"), &["commas.jsonl:1:", "a comma after the object"]);
-    refused("between.json", "{\n\"text\": \"a\"\n},\n{\n\"text\": \"b\"\n}", &["line 3", "no list"]);
+    refused("between.json", "{\n\"text\": \"a\"\n},\n{\n\"text\": \"b\"\n}", &["line 3", "not in a list"]);
     refused("cut.json", &format!("[{row}, {}", &row[..40]), &["ends inside row 2", "line 1"]);
     refused("field.json", &format!("{{\n\"version\": 1,\n\"data\": [{row}]\n}}"), &["`data`", ".[\"data\"][]"]);
-    refused("nan.jsonl", r#"{"prompt": "q", "completion": "a", "score": NaN}"#, &["nan.jsonl:1:45", "NaN is no JSON"]);
+    refused(
+        "nan.jsonl",
+        r#"{"prompt": "q", "completion": "a", "score": NaN}"#,
+        &["nan.jsonl:1:45", "NaN is not valid JSON"],
+    );
     let surrogate = r#"{"prompt": "the \ud800 middle", "completion": "a"}"#;
     refused(
         "lone.jsonl",
@@ -260,7 +264,7 @@ fn ft(folder: &Path, arguments: &[&str]) -> (bool, String) {
 }
 
 #[test]
-fn numbers_go_out_as_they_came_in() {
+fn large_and_precise_numbers_are_written_unchanged() {
     let arguments = r#"{"id":12345678901234567890123,"n":-9223372036854775809,"u":18446744073709551615,"x":0.1234567890123456789,"y":1E400,"z":1.0}"#;
     let row = format!(
         r#"{{"messages":[{{"role":"user","content":"q"}},{{"role":"assistant","content":null,"tool_calls":[{{"type":"function","function":{{"name":"f","arguments":{arguments}}}}}]}}],"id":123456789012345678901234}}"#
@@ -282,7 +286,7 @@ fn numbers_go_out_as_they_came_in() {
     assert_eq!(read("s.jsonl"), format!("{row}\n"));
     assert!(run(&["data", "inspect", "rows.jsonl", "--json"]).contains("12345678901234567890123"));
     assert!(!ft(folder.path(), &["data", "scrub", "rows.jsonl", "--out", "s.parquet"]).0);
-    // What a template writes.
+    // The text that a chat template renders.
     let template = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}|{{ c.function.arguments.id }}{% endfor %}{% endfor %}";
     let template = data::template::ChatTemplate::compile("t", template, &Map::new()).unwrap();
     let Record::Messages(talk) = &rows(&path)[0] else { panic!() };
@@ -291,7 +295,7 @@ fn numbers_go_out_as_they_came_in() {
 }
 
 #[test]
-fn arguments_that_are_json_text_are_given_as_the_template_wants_them() {
+fn tool_arguments_as_json_text_suit_both_kinds_of_template() {
     let call = |arguments: Value| {
         let call = json!([{ "id": "c", "type": "function", "function": { "name": "f", "arguments": arguments } }]);
         let row = json!({ "messages": [{ "role": "user", "content": "q" }, { "role": "assistant", "content": null, "tool_calls": call }] });
@@ -313,7 +317,7 @@ fn arguments_that_are_json_text_are_given_as_the_template_wants_them() {
         let keys = "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}";
         assert_eq!(render(arguments, keys).unwrap(), "city=Köln");
     }
-    // A template that writes text as it is gets it as it is.
+    // A template that prints the arguments without `tojson` gets the original text.
     assert_eq!(render(text.clone(), "{{ '' ~ c.function.arguments }}").unwrap(), "{\"city\":  \"Köln\"}");
     let either = "{% if c.function.arguments is string %}{{ c.function.arguments }}{% else %}{{ c.function.arguments | tojson }}{% endif %}";
     assert_eq!(render(text, either).unwrap(), "{\"city\":  \"Köln\"}");
@@ -321,7 +325,7 @@ fn arguments_that_are_json_text_are_given_as_the_template_wants_them() {
 }
 
 #[test]
-fn the_first_form_of_tools_is_read() {
+fn the_old_function_call_format_is_read() {
     let row = json!({
         "messages": [
             { "role": "user", "content": "weather?" },
@@ -338,7 +342,7 @@ fn the_first_form_of_tools_is_read() {
     assert!(!talk.messages[1].extra.contains_key("function_call"));
     assert_eq!((talk.messages[2].role.as_str(), &talk.messages[2].extra["name"]), ("tool", &json!("weather")));
     assert_eq!(talk.tools, Some(json!([{ "type": "function", "function": { "name": "weather", "parameters": {} } }])));
-    // Everything that may stand as JSON text does, as CSV and columns of one type make it.
+    // All nested values as JSON text, as in CSV files and in columns of a single type.
     let text = |value: &Value| Value::from(value.to_string());
     let turns: Vec<Value> = row["messages"]
         .as_array()

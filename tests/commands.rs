@@ -1,6 +1,7 @@
-//! The real binary through its command line: every command in README, every shipped recipe, resume and signals.
+//! Runs the real binary: every command of README.md, every shipped recipe, resume and signals.
 //!
-//! The model is the tiny random one of the fixtures, so a run takes a second; what is tested is that the path holds.
+//! The model is a tiny random one, so a run takes a second. These tests check that commands work together, not that a
+//! model becomes good.
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ impl Workspace {
             copy(Path::new(folder), &space.path(folder), kept);
         }
         let model = space.path("models/smollm2-135m-instruct");
-        // The others are what recipes' own first stages make.
+        // Some recipes start from the result of an earlier recipe; the same tiny model stands in for it.
         for model in [model, space.path("models/icd10-start"), space.path("models/medical")] {
             copy(Path::new("tests/fixtures/tiny-llama"), &model, |_| true);
             copy(Path::new("tests/fixtures/tiny-tokenizer"), &model, |name| !name.ends_with(".py"));
@@ -55,7 +56,8 @@ impl Workspace {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ft"));
         command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
-        // Bits are promised on the CPU; FT_TEST_DEVICE=cuda runs the same commands on the GPU that `auto` finds.
+        // Runs are reproducible bit for bit on the CPU only, so the GPU is hidden. FT_TEST_DEVICE=cuda runs the same
+        // commands on the GPU that `auto` finds.
         if !std::env::var("FT_TEST_DEVICE").is_ok_and(|d| d.starts_with("cuda")) {
             command.env("CUDA_VISIBLE_DEVICES", "");
         }
@@ -73,7 +75,7 @@ impl Workspace {
         serde_json::from_str(&std::fs::read_to_string(self.path(name)).unwrap()).unwrap()
     }
 
-    /// The steps in a run's metrics.jsonl, without what depends on the clock and on memory.
+    /// Returns the lines of a run's metrics.jsonl without times, speed and memory, which differ from run to run.
     pub fn steps(&self, out: &str) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path(&format!("{out}/metrics.jsonl"))).unwrap();
         let timeless = |line: &str| {
@@ -103,7 +105,7 @@ fn copy(from: &Path, to: &Path, wanted: impl Fn(&str) -> bool) {
     }
 }
 
-/// Commands of README's `sh` blocks, without comments.
+/// Returns the commands in the `sh` blocks of README.md, without comments.
 fn readme_commands() -> Vec<String> {
     let text = std::fs::read_to_string("README.md").unwrap();
     let blocks = text.split("```sh\n").skip(1).map(|b| b.split("```").next().unwrap());
@@ -127,7 +129,7 @@ fn every_command_in_readme_runs() {
                 space.ft(&words[1..].iter().map(String::as_str).collect::<Vec<_>>());
                 run += 1;
             }
-            other => panic!("README runs `{other}`: teach this test about it"),
+            other => panic!("README runs `{other}`, which this test does not know yet"),
         }
     }
     assert!(made >= 2 && run >= 10, "README has {made} make and {run} ft commands; is it still being read?");
@@ -151,7 +153,7 @@ fn every_shipped_recipe_trains() {
         std::fs::read_dir("recipes").unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     let recipes: Vec<&String> = recipes.iter().filter(|name| name.ends_with(".yaml")).collect();
     assert!(recipes.len() >= 3, "found {recipes:?}");
-    // Others learn from what this one makes; two steps make no model that would be let in.
+    // Other recipes use this reward model. After two steps it fails the quality check, so they load it with `force`.
     space.ft(&["train", "recipes/reward-helpful.yaml", "--set", "run.steps=2"]);
     for name in recipes {
         let (recipe, out) = (format!("recipes/{name}"), format!("run.out=runs/{name}"));
@@ -175,7 +177,7 @@ fn every_shipped_recipe_trains() {
 }
 
 #[test]
-fn a_signal_saves_and_the_run_goes_on() {
+fn a_signal_saves_a_checkpoint_and_the_run_resumes() {
     let space = Workspace::new();
     let recipe = [
         "train",
@@ -200,7 +202,7 @@ fn a_signal_saves_and_the_run_goes_on() {
     assert_eq!(status.code(), Some(130));
     let saved = std::fs::read_dir(space.path("adapters/lora-medical/checkpoints")).unwrap().count();
     assert!(saved >= 1);
-    // Without a word about the earlier run it is not touched.
+    // Without --overwrite or resume, the earlier run is not changed.
     let refused = space.command(&recipe).output().unwrap();
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("--resume"));
@@ -218,7 +220,7 @@ fn a_changed_recipe_is_not_resumed() {
 }
 
 #[test]
-fn check_tells_what_it_found_and_fails_where_validation_rows_are_trained_on() {
+fn check_fails_if_validation_rows_are_also_training_rows() {
     let space = Workspace::new();
     let ok = space.ft(&["check", "recipes/lora-medical.yaml", "--json"]);
     let found: Value = serde_json::from_slice(&ok.stdout).unwrap();
@@ -232,7 +234,7 @@ fn check_tells_what_it_found_and_fails_where_validation_rows_are_trained_on() {
 }
 
 #[test]
-fn eval_generate_and_chat_answer_where_a_script_reads() {
+fn eval_generate_and_chat_write_results_to_stdout() {
     let space = Workspace::new();
     let model = "models/smollm2-135m-instruct";
     let eval = space.ft(&[
@@ -263,9 +265,9 @@ fn eval_generate_and_chat_answer_where_a_script_reads() {
 }
 
 #[test]
-fn no_better_validation_loss_stops_early_and_the_best_weights_are_the_result() {
+fn early_stopping_keeps_the_best_weights() {
     let space = Workspace::new();
-    // Nothing moves at a rate of zero, so the first validation stays the best.
+    // With a learning rate of zero nothing changes, so the first validation stays the best.
     let sets =
         ["run.epochs=9", "run.eval_every=1", "run.patience=2", "optim.lr=0", "run.save_every=0", "run.samples=0"];
     let sets: Vec<&str> = sets.iter().flat_map(|s| ["--set", s]).collect();
@@ -280,7 +282,7 @@ fn no_better_validation_loss_stops_early_and_the_best_weights_are_the_result() {
 }
 
 #[test]
-fn exploding_loss_stops_with_a_next_step_and_leaves_no_result() {
+fn an_exploding_loss_stops_with_a_hint_and_without_a_result() {
     let space = Workspace::new();
     let run = [
         "train",

@@ -1,4 +1,4 @@
-//! `ft import` against the reference libraries' reading of the same files, and against damaged files.
+//! Compares `ft import` with how the reference libraries read the same files, and tests it on damaged files.
 
 use ft::convert::gguf::Gguf;
 use ft::convert::import::{Options, Summary, import};
@@ -78,7 +78,7 @@ fn every_architecture_gives_the_original_names_shapes_and_values() {
 }
 
 #[test]
-fn config_names_what_the_file_says() {
+fn config_json_has_the_values_of_the_gguf_metadata() {
     let temp = TempDir::new().unwrap();
     let read = |model: &str| {
         let out = temp.path().join(model);
@@ -143,7 +143,7 @@ fn the_rebuilt_tokenizer_gives_the_reference_ids() {
 }
 
 #[test]
-fn placeholders_stay_out_and_template_and_roles_get_in() {
+fn placeholder_tokens_are_left_out_and_template_and_special_tokens_kept() {
     let temp = TempDir::new().unwrap();
     let out = temp.path().join("spm");
     run(&fixture("llama-spm.gguf"), &out, Dtype::BF16).unwrap();
@@ -185,7 +185,8 @@ fn bf16_and_f16_are_rounded_from_the_same_values() {
 
 // ------------------------------------------------------------------------------------------------- damaged files
 
-/// Imports damaged bytes: it must fail as the user's error with a hint and leave the folder empty but for the input.
+/// Imports damaged bytes and returns the error. It must be a user error with a hint, and only the input file may
+/// remain.
 fn refuse(bytes: &[u8], what: &str) -> Error {
     let temp = TempDir::new().unwrap();
     let file = temp.path().join("in.gguf");
@@ -207,21 +208,21 @@ fn llama() -> Vec<u8> {
     std::fs::read(fixture("llama.gguf")).unwrap()
 }
 
-/// Where `needle` starts for the first time.
+/// Returns the offset of the first `needle`.
 fn find(data: &[u8], needle: &str) -> usize {
     data.windows(needle.len())
         .position(|w| w == needle.as_bytes())
         .unwrap_or_else(|| panic!("{needle} not in the fixture"))
 }
 
-/// The file with `bytes` put at `at`.
+/// Returns the file with its content at offset `at` replaced by `bytes`.
 fn patched(at: usize, bytes: &[u8]) -> Vec<u8> {
     let mut data = llama();
     data[at..at + bytes.len()].copy_from_slice(bytes);
     data
 }
 
-/// Where the dimension count of a tensor's entry stands; after it: dimensions, type, offset.
+/// Returns the offset of the dimension count in a tensor's entry. Dimensions, type and data offset follow it.
 fn entry(name: &str) -> usize {
     find(&llama(), name) + name.len()
 }
@@ -249,7 +250,7 @@ fn one_wrong_byte_never_panics() {
             let mut data = whole.clone();
             data[at] ^= flip;
             std::fs::write(&file, &data).unwrap();
-            // Some bytes are text or numbers that may be anything: then the import comes as far as the first tensor.
+            // Some bytes are names or numbers that may have any value: then the import reaches the first tensor.
             let e = import(&options, |_, _| Err(Error::interrupted("read"))).unwrap_err();
             match e.blame() {
                 Blame::Interrupted => passed += 1,
@@ -263,7 +264,7 @@ fn one_wrong_byte_never_panics() {
 }
 
 #[test]
-fn lies_in_the_header_are_named() {
+fn wrong_header_values_are_named() {
     refused_with(b"", "empty");
     refused_with(b"PK\x03\x04 a zip file", "letters GGUF");
     refused_with(&patched(4, &1u32.to_le_bytes()), "version 2 or 3 expected, found 1");
@@ -275,7 +276,7 @@ fn lies_in_the_header_are_named() {
     refused_with(&patched(key, &[0xFF]), "not UTF-8");
     refused_with(&patched(key + 12, &77u32.to_le_bytes()), "value type 0 to 12");
     refused_with(&patched(key + 12, &9u32.to_le_bytes()), "general.name");
-    // The token list: element type, then count.
+    // The header of the token list: element type, then number of tokens.
     let tokens = find(&llama(), "tokenizer.ggml.tokens") + 21 + 4;
     refused_with(&patched(tokens, &9u32.to_le_bytes()), "array of arrays");
     refused_with(&patched(tokens + 4, &(1u64 << 40).to_le_bytes()), "tokenizer.ggml.tokens");
@@ -283,7 +284,7 @@ fn lies_in_the_header_are_named() {
 }
 
 #[test]
-fn lies_about_tensors_are_named() {
+fn wrong_tensor_entries_are_named() {
     let at = entry("blk.0.attn_q.weight");
     refused_with(&patched(at, &9u32.to_le_bytes()), "at most 4 dimensions");
     refused_with(&patched(at + 4, &0u64.to_le_bytes()), "blk.0.attn_q.weight");
@@ -297,7 +298,7 @@ fn lies_about_tensors_are_named() {
     refused_with(&patched(at + 24, &0u64.to_le_bytes()), "overlaps");
     refused_with(&patched(at - 3, b"xht"), "tensor blk.0.attn_q.weight is missing");
     refused_with(&patched(find(&llama(), "blk.1.attn_q.weight") + 4, b"0"), "the name appears twice");
-    // The last bytes of the data belong to the last tensor: a NaN there is found.
+    // The last bytes belong to the last tensor: a NaN there is detected.
     let mut broken = llama();
     let norm = Gguf::open(&fixture("llama.gguf")).unwrap();
     let tensor = norm.tensors().iter().find(|t| t.name == "output_norm.weight").unwrap();
@@ -307,7 +308,7 @@ fn lies_about_tensors_are_named() {
     refused_with(&broken, "1 of 8 values are not finite");
 }
 
-/// Bytes from the first tensor's data to the end of the fixture.
+/// Returns the number of bytes from the first tensor's data to the end of the fixture.
 fn tail_from_first(gguf: &Gguf) -> usize {
     let starts = gguf.tensors().iter().map(|t| gguf.data(t).as_ptr() as usize);
     let end = gguf.tensors().iter().map(|t| gguf.data(t).as_ptr() as usize + gguf.data(t).len()).max().unwrap();
@@ -331,7 +332,7 @@ fn missing_or_unknown_metadata_is_named() {
     refused_with(&patched(value("llama.block_count"), &3u32.to_le_bytes()), "tensor blk.2.attn_norm.weight is missing");
     refused_with(
         &patched(value("llama.block_count"), &1u32.to_le_bytes()),
-        "9 tensors that a llama model has no place for",
+        "9 tensors are unknown to a llama model, the first is",
     );
     refused_with(
         &patched(value("llama.attention.head_count"), &0u32.to_le_bytes()),
@@ -389,7 +390,8 @@ fn another_pre_tokenizer_can_be_asked_for_and_is_reported() {
         let tokenizer = Tokenizer::from_file(out.join("tokenizer.json")).unwrap();
         (tokenizer.encode("x  5", false).unwrap().get_tokens().to_vec(), summary.warnings.len())
     };
-    // With digits isolated first, both spaces stay together; in GPT-2's split the second goes with the number.
+    // If digits are split off first, the two spaces become one token; GPT-2's split puts the second space with the
+    // number.
     assert_eq!(ids("own", None), (vec!["x".into(), "ĠĠ".into(), "5".into()], 0));
     assert_eq!(ids("gpt2", Some("gpt-2")).1, 1);
     assert_ne!(ids("own2", None).0, ids("gpt2b", Some("gpt-2")).0);
@@ -414,7 +416,8 @@ fn the_binary_prints_json_and_exits_with_one_on_a_bad_file() {
     assert!(String::from_utf8_lossy(&bad.stderr).contains("not a GGUF file"));
 }
 
-/// For whole models, which are not committed: `tests/reference/check_import.py --write LINES.json` writes the lines.
+/// Tests a whole model, which is not in the repository. `tests/reference/check_import.py --write LINES.json` writes the
+/// expected ids.
 #[test]
 #[ignore = "needs FT_IMPORTED, a directory written by ft import, and FT_LINES, lines with their ids"]
 fn a_whole_model_gives_the_reference_ids() {

@@ -1,4 +1,5 @@
-//! Files of rows to examples: every format, every template, the mask, and what hostile files end in.
+//! Tests how files of rows become tokenised examples: formats, chat templates, the mask of trained tokens, hostile
+//! files.
 
 use ft::data::{self, ChatTokenizer, Dataset, EncodeOptions, Example, Overflow, Record, RowFormat, Supervise, quality};
 use ft::error::{Error, Result};
@@ -30,7 +31,7 @@ fn options() -> EncodeOptions {
     }
 }
 
-/// A file that lives as long as its folder.
+/// A temporary folder for files, deleted when dropped.
 struct Scratch(tempfile::TempDir);
 
 impl Scratch {
@@ -54,7 +55,7 @@ fn load_rows(rows: &[Value], tokenizer: &ChatTokenizer, options: &EncodeOptions)
     data::load(&scratch.file("rows.jsonl", text), RowFormat::Auto, None, tokenizer, options)
 }
 
-/// What is learnt of each example, between « and ».
+/// Returns the text of each example with the tokens that are trained on between « and ».
 fn masks(rows: &[Value], tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Vec<String>> {
     let dataset = load_rows(rows, tokenizer, &EncodeOptions { supervise, ..options() })?;
     all(&dataset).iter().map(|e| quality::preview(e, tokenizer, false)).collect()
@@ -65,7 +66,7 @@ fn talk(turns: &[(&str, &str)]) -> Value {
 }
 
 #[test]
-fn ids_are_those_of_transformers() {
+fn token_ids_equal_transformers() {
     let tokenizer = tiny();
     let expected: Value = serde_json::from_str(&std::fs::read_to_string(fixture("rows/ids.json")).unwrap()).unwrap();
     let last = EncodeOptions { supervise: Supervise::Last, ..options() };
@@ -84,7 +85,8 @@ fn ids_are_those_of_transformers() {
         let prompt: Vec<u32> = serde_json::from_value(pair["prompt_ids"].clone()).unwrap();
         let joint: Vec<u32> = serde_json::from_value(pair["joint_ids"].clone()).unwrap();
         let text = format!("{}{}", pair["prompt"].as_str().unwrap(), pair["completion"].as_str().unwrap());
-        // What generation is given is always the beginning; where the joined text agrees, its ids are taken.
+        // An example always starts with the ids of the prompt alone, which generation will see. If the ids of the
+        // joined text start with them too, the joined ids are used.
         assert!(example.ids.starts_with(&prompt), "{text:?}");
         assert_eq!(dataset.summary.split_boundaries, usize::from(!joint.starts_with(&prompt)), "{text:?}");
         if joint.starts_with(&prompt) {
@@ -98,7 +100,7 @@ fn ids_are_those_of_transformers() {
 }
 
 #[test]
-fn answers_are_learnt_with_their_end() {
+fn answers_are_trained_on_including_their_end_token() {
     let rows = [talk(&[("system", "S"), ("user", "one"), ("assistant", "1"), ("user", "two"), ("assistant", "2 ")])];
     let frame = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n";
     let middle = "\n<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n";
@@ -128,7 +130,7 @@ fn a_weight_of_zero_excludes_a_turn() {
 }
 
 #[test]
-fn dropped_thinking_makes_an_example_a_turn() {
+fn templates_that_drop_earlier_thinking_give_one_example_per_turn() {
     let tokenizer = with_template("thinking.jinja").unwrap();
     let rows = [talk(&[
         ("user", "a"),
@@ -149,7 +151,7 @@ fn dropped_thinking_makes_an_example_a_turn() {
 }
 
 #[test]
-fn tool_calls_are_learnt_and_results_are_not() {
+fn tool_calls_are_trained_on_and_tool_results_are_not() {
     let tokenizer = with_template("thinking.jinja").unwrap();
     let (format, rows) = data::read_rows(&fixture("rows/messages.jsonl"), RowFormat::Auto, None).unwrap();
     assert_eq!(format, RowFormat::Messages);
@@ -162,9 +164,10 @@ fn tool_calls_are_learnt_and_results_are_not() {
 }
 
 #[test]
-fn a_template_that_closes_the_text_learns_up_to_the_stop() {
+fn text_after_the_stop_token_is_not_trained_on() {
     let row = [talk(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")])];
-    // Every turn ends in the stop token; the last is followed by an end of text, which generation never comes to.
+    // Every turn ends with the stop token. The template appends an end of text after the last one, which generation
+    // never reaches, so it is not trained on.
     let scratch = Scratch::new();
     let source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}<|endoftext|>{% endif %}";
     let path = scratch.file("t.jinja", source);
@@ -175,32 +178,33 @@ fn a_template_that_closes_the_text_learns_up_to_the_stop() {
         found[0].contains("\n«b<|im_end|>»\n") && found[0].ends_with("\n«d<|im_end|>»\n<|endoftext|>"),
         "{found:?}"
     );
-    // Here <|end|> is no token, and only the end of text stops: it stands in each turn's own rendering.
+    // In this template <|end|> is not a token, and the template ends the text with the stop token. Each assistant turn
+    // therefore becomes an example of its own.
     let found = masks(&row, &with_template("closing.jinja").unwrap(), Supervise::Assistant).unwrap();
     assert_eq!(found.len(), 2);
     assert!(found[0].ends_with("«b<|end|>\n<|im_end|>»") && found[1].ends_with("«d<|end|>\n<|im_end|>»"), "{found:?}");
 }
 
 #[test]
-fn templates_that_cannot_be_learnt_are_refused() {
+fn templates_that_drop_messages_or_never_stop_are_refused() {
     let scratch = Scratch::new();
     let load =
         |source: &str| ChatTokenizer::load(&fixture("tiny-tokenizer"), Some(&scratch.file("t.jinja", source))).unwrap();
     let row = [talk(&[("user", "a"), ("assistant", "b")])];
-    // No end of turn at all.
+    // A template without any end of turn.
     let endless = load(
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
     );
     let e = masks(&row, &endless, Supervise::Assistant).unwrap_err();
     assert!(e.message().contains("never learn to stop"), "{e}");
-    // A template that passes over the system message.
+    // A template that ignores the system message.
     let deaf = load(
         "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     );
     let e = masks(&[talk(&[("system", "Important"), ("user", "a"), ("assistant", "b")])], &deaf, Supervise::Assistant)
         .unwrap_err();
     assert!(e.message().contains("message 1 (system): the chat template leaves it out"), "{e}");
-    // A template that knows neither tool calls nor their results.
+    // Templates that ignore tool calls or their results.
     let called =
         json!({ "role": "assistant", "content": "", "tool_calls": [{ "function": { "name": "f", "arguments": {} } }] });
     let e =
@@ -210,13 +214,13 @@ fn templates_that_cannot_be_learnt_are_refused() {
     let row = [talk(&[("user", "a"), ("tool", "lost"), ("assistant", "b")])];
     let e = masks(&row, &with_template("closing.jinja").unwrap(), Supervise::Assistant).unwrap_err();
     assert!(e.message().contains("message 2 (tool): the chat template leaves it out"), "{e}");
-    // Roles of another tool's format.
+    // Role names of the ShareGPT format.
     let e = masks(&[talk(&[("human", "a"), ("gpt", "b")])], &tiny(), Supervise::Assistant).unwrap_err();
     assert!(e.message().contains("knows no role \"human\"") && e.hints()[0].contains("sharegpt"), "{e}");
 }
 
 #[test]
-fn a_token_that_would_reach_over_the_boundary_is_cut_there() {
+fn a_token_across_prompt_and_answer_is_split() {
     let scratch = Scratch::new();
     let spaced = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
     let tokenizer = ChatTokenizer::load(&fixture("tiny-tokenizer"), Some(&scratch.file("t.jinja", spaced))).unwrap();
@@ -225,7 +229,7 @@ fn a_token_that_would_reach_over_the_boundary_is_cut_there() {
     assert_eq!(dataset.summary.split_boundaries, 1);
     let example = &all(&dataset)[0];
     let prompt = tokenizer.encode("user: a<|im_end|>\nassistant: ").unwrap();
-    assert!(example.ids.starts_with(&prompt), "the prompt is what generation is given");
+    assert!(example.ids.starts_with(&prompt), "the example does not start with the ids of the prompt alone");
     assert_eq!(
         quality::preview(example, &tokenizer, false).unwrap(),
         "user: a<|im_end|>\nassistant: «the answer<|im_end|>»\n"
@@ -234,7 +238,7 @@ fn a_token_that_would_reach_over_the_boundary_is_cut_there() {
 }
 
 #[test]
-fn every_kind_of_file_holds_the_same_rows() {
+fn every_file_format_gives_the_same_rows() {
     let tokenizer = with_template("thinking.jinja").unwrap();
     let load =
         |name: &str| data::load(&fixture("rows").join(name), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
@@ -258,7 +262,7 @@ fn every_kind_of_file_holds_the_same_rows() {
 }
 
 #[test]
-fn every_format_becomes_the_same_talk() {
+fn every_row_format_gives_the_same_conversation() {
     let tokenizer = tiny();
     let expected =
         masks(&[talk(&[("system", "S"), ("user", "q"), ("assistant", "a")])], &tokenizer, Supervise::Assistant)
@@ -288,7 +292,7 @@ fn every_format_becomes_the_same_talk() {
 }
 
 #[test]
-fn a_prompt_of_messages_is_never_learnt() {
+fn a_prompt_of_messages_is_never_trained_on() {
     let row = json!({ "prompt": [{ "role": "user", "content": "q" }, { "role": "assistant", "content": "old" }, { "role": "user", "content": "r" }],
                       "completion": [{ "role": "assistant", "content": "new" }] });
     let text = masks(&[row], &tiny(), Supervise::Assistant).unwrap().remove(0);
@@ -297,7 +301,7 @@ fn a_prompt_of_messages_is_never_learnt() {
 }
 
 #[test]
-fn own_data_sets_load() {
+fn shipped_data_sets_load() {
     let tokenizer = tiny();
     for (name, format, rows) in [
         ("chat.jsonl", RowFormat::Messages, 60),
@@ -368,7 +372,7 @@ fn hostile_files_end_in_one_clear_error() {
             second(r#"{"messages": "hello"}"#),
             &["string.jsonl:2: key `messages` is text, expected a list"],
         ),
-        ("none.jsonl", second(r#"{"messages": []}"#), &["none.jsonl:2: key `messages` holds no message"]),
+        ("none.jsonl", second(r#"{"messages": []}"#), &["none.jsonl:2: key `messages` has no message"]),
         (
             "asked.jsonl",
             second(r#"{"messages": [{"role": "user", "content": "a"}]}"#),
@@ -389,8 +393,8 @@ fn hostile_files_end_in_one_clear_error() {
             [good.as_bytes(), b"\n{\"text\": \"caf\xe9\"}\n"].concat(),
             &["latin.jsonl:2: not UTF-8 (byte 14"],
         ),
-        ("empty.jsonl", vec![], &["empty.jsonl: the file holds no row"]),
-        ("blank.jsonl", b"\n \n\n".to_vec(), &["blank.jsonl: the file holds no row"]),
+        ("empty.jsonl", vec![], &["empty.jsonl: the file has no rows"]),
+        ("blank.jsonl", b"\n \n\n".to_vec(), &["blank.jsonl: the file has no rows"]),
         (
             "array.json",
             format!("[{good}, 3]").into_bytes(),
@@ -403,7 +407,7 @@ fn hostile_files_end_in_one_clear_error() {
         ("ragged.csv", b"prompt,completion\na,b,c\n".to_vec(), &["ragged.csv"]),
         ("empty.csv", vec![], &["empty.csv"]),
         ("rows.txt", b"hello".to_vec(), &["rows.txt: unknown kind of file"]),
-        ("rows.jsonl.gz", b"hello".to_vec(), &["packed files are not read"]),
+        ("rows.jsonl.gz", b"hello".to_vec(), &["compressed files are not supported"]),
         ("unknown.jsonl", b"{\"a\": 1, \"b\": 2}\n".to_vec(), &["found columns `a`, `b`", "no known row format"]),
     ];
     let tokenizer = tiny();
@@ -424,7 +428,7 @@ fn hostile_files_end_in_one_clear_error() {
 }
 
 #[test]
-fn odd_but_sound_files_are_read() {
+fn unusual_but_valid_files_are_read() {
     let scratch = Scratch::new();
     let tokenizer = tiny();
     let row = r#"{"messages": [{"role": "user", "content": "ä\ud83d\ude42"}, {"role": "assistant", "content": "b"}]}"#;
@@ -444,7 +448,7 @@ fn odd_but_sound_files_are_read() {
             .rows,
         2
     );
-    // Keys that appear late, past any guess of a schema.
+    // Keys that first appear after 300 rows, later than a reader that infers a schema would look.
     let mut text = format!("{row}\n").repeat(300);
     text += r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}], "late": true}"#;
     let (_, rows) = data::read_rows(&scratch.file("late.jsonl", text), RowFormat::Auto, None).unwrap();
@@ -457,7 +461,7 @@ fn odd_but_sound_files_are_read() {
 }
 
 #[test]
-fn doubled_bos_is_an_error() {
+fn a_duplicate_bos_token_is_an_error() {
     let scratch = Scratch::new();
     let dir = scratch.0.path().join("model");
     std::fs::create_dir(&dir).unwrap();
@@ -477,7 +481,7 @@ fn doubled_bos_is_an_error() {
 }
 
 #[test]
-fn streamed_text_is_the_text() {
+fn streamed_decoding_gives_the_whole_text() {
     let tokenizer = tiny();
     let text = "Grüße 🙂, 体温 36.6 °C.\n  ok";
     let mut stream = tokenizer.stream();

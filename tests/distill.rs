@@ -1,4 +1,5 @@
-//! Distillation: divergences, layers and whole lessons against their formulas; students cut out of a model.
+//! Compares distillation with its formulas: divergences, losses between layers, whole objectives. Also tests students
+//! that are cut out of a larger model.
 
 use crate::commands::Workspace;
 use crate::distill_runs::refused;
@@ -28,14 +29,14 @@ fn kinds() -> Vec<(&'static str, Divergence)> {
     ]
 }
 
-/// The largest difference, of the largest number.
+/// Returns the largest absolute difference divided by the largest absolute value.
 fn apart(found: &Tensor, wanted: &Tensor) -> f64 {
     let wanted = wanted.to_kind(Kind::Double);
     ((found.to_kind(Kind::Double) - &wanted).abs().max() / wanted.abs().max()).double_value(&[])
 }
 
 #[test]
-fn divergences_and_their_gradients_are_those_of_the_formulas() {
+fn divergences_and_their_gradients_equal_the_formulas() {
     let t = tensors("distill/divergences.safetensors");
     for (name, kind) in kinds() {
         for temperature in ["1.0", "2.0"] {
@@ -62,7 +63,7 @@ fn sorted_probabilities_of_vocabularies_of_two_sizes_are_compared() {
 }
 
 #[test]
-fn layers_are_apart_as_the_formulas_say_and_so_are_the_gradients() {
+fn layer_losses_and_their_gradients_equal_the_formulas() {
     let t = tensors("distill/layers.safetensors");
     let leaf = |name: &str| t[name].copy().set_requires_grad(true);
     let (ids, at) = (vec![1u32; 14], &t["at"]);
@@ -95,7 +96,7 @@ fn layers_are_apart_as_the_formulas_say_and_so_are_the_gradients() {
     }
 }
 
-/// Gradients of a loss over everything that layers give and ask.
+/// Returns the gradients of a loss over the hidden states, queries and keys inside the layers.
 fn inside(model: &Model, replay: Replay) -> Vec<(String, Tensor)> {
     let ids: Vec<u32> = (0..40).map(|i| (i * 13 + 5) % 61).collect();
     let tokens = Tokens::pack(&[&ids[..17], &ids[17..]], model.device());
@@ -117,7 +118,7 @@ fn inside(model: &Model, replay: Replay) -> Vec<(String, Tensor)> {
 }
 
 #[test]
-fn replayed_layers_learn_what_a_loss_says_of_their_inside() {
+fn activation_replay_keeps_gradients_of_losses_inside_layers() {
     let model = whole(&fixture("tiny-llama"), Kind::Float);
     model.expose(Look { states: vec![0, 1, 2], attention: vec![0, 2] });
     let plain = inside(&model, Replay::None);
@@ -129,9 +130,10 @@ fn replayed_layers_learn_what_a_loss_says_of_their_inside() {
     }
 }
 
-/// The loss of a whole lesson (temperature, mixture of two teachers, cross-entropy, padded vocabulary) by its formula.
+/// Compares a whole distillation objective (temperature, mixture of two teachers, cross-entropy, padded vocabulary)
+/// with its formula.
 #[test]
-fn a_lesson_is_the_formula_over_full_logits() {
+fn the_whole_objective_equals_the_formula_over_full_logits() {
     let student = whole(&fixture("tiny-llama"), Kind::Float);
     let _no_grad = tch::no_grad_guard();
     for p in student.params().trainable() {
@@ -185,7 +187,7 @@ fn a_lesson_is_the_formula_over_full_logits() {
 }
 
 #[test]
-fn the_most_likely_tokens_and_the_rest_make_the_formula_too() {
+fn the_top_tokens_and_the_remaining_probability_follow_the_formula() {
     let t = tensors("distill/divergences.safetensors");
     let stored = cache::top(&t["teacher"].log_softmax(-1, Kind::Float), 4);
     let student = t["student"].copy().set_requires_grad(true);
@@ -198,7 +200,7 @@ fn the_most_likely_tokens_and_the_rest_make_the_formula_too() {
     assert!(apart(&student.grad(), &t["top4.grad"]) < 1e-5);
 }
 
-/// Entropy of every row of a packed row's logits, and its gradient in the weights and by the hidden states.
+/// Returns the entropy at every position of a packed row, and its gradients with respect to weights and hidden states.
 fn entropies(model: &Model, chunked: bool) -> (Tensor, Vec<(String, Tensor)>) {
     let ids: Vec<u32> = (0..300).map(|i| (i * 13 + 5) % 61).collect();
     let tokens = Tokens::pack(&[&ids[..170], &ids[170..]], model.device());
@@ -233,7 +235,7 @@ fn entropies(model: &Model, chunked: bool) -> (Tensor, Vec<(String, Tensor)>) {
 }
 
 #[test]
-fn numbers_made_in_chunks_are_those_of_whole_logits() {
+fn chunked_losses_equal_those_of_whole_logits() {
     for folder in ["tiny-llama", "wide-head-llama"] {
         let trained = whole(&fixture(folder), Kind::Float);
         let ((a, ga), (b, gb)) = (entropies(&trained, true), entropies(&trained, false));
@@ -257,7 +259,7 @@ fn numbers_made_in_chunks_are_those_of_whole_logits() {
 }
 
 #[test]
-fn students_are_cut_as_asked() {
+fn students_have_the_requested_layers_and_width() {
     let space = Workspace::new();
     let from = "models/smollm2-135m-instruct";
     let made = space.ft(&[
@@ -283,7 +285,7 @@ fn students_are_cut_as_asked() {
     let student = frozen(&space.path("student"), Kind::Float);
     let (old, new) = (frozen(&space.path(from), Kind::Float), student.config());
     assert_eq!((new.intermediate_size, new.num_attention_heads, new.head_dim), (40, 2, old.config().head_dim));
-    // Neurons stay in pairs of rows and columns: what the three products give is a part of what they gave.
+    // A kept MLP neuron is one row of gate and up and one column of down. All three must come from the same old neuron.
     let get = |m: &Model, name: &str| m.params().base().find(|p| p.name == name).unwrap().tensor.shallow_clone();
     let kept = made["kept_layers"][0].as_u64().unwrap();
     let (gate, down) = ("mlp.gate_proj.weight", "mlp.down_proj.weight");
@@ -301,7 +303,7 @@ fn students_are_cut_as_asked() {
         (vec!["--layers", "7,9"], "the model has layers 0 to"),
         (vec!["--mlp", "40"], "needs texts"),
         (vec!["--heads", "3", "--data", "datasets/icd10/train.jsonl"], "multiple of"),
-        (vec![], "nothing is to be cut"),
+        (vec![], "nothing to remove"),
     ] {
         let arguments = [vec!["student", "--from", from, "--out", "other"], arguments].concat();
         assert!(refused(&space, &arguments).contains(said), "{arguments:?}");
@@ -310,7 +312,7 @@ fn students_are_cut_as_asked() {
 }
 
 #[test]
-fn gpt2_loses_layers() {
+fn a_gpt2_student_has_fewer_layers() {
     let space = Workspace::new();
     let model = fixture("tiny-gpt2");
     let from = model.to_str().unwrap();

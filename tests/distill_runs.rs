@@ -1,4 +1,5 @@
-//! Distillation through the real binary: caches, answers by teachers and students, resumed runs, what is refused.
+//! Tests distillation with the real binary: teacher caches, answers by teachers and students, resumed runs, refused
+//! settings.
 
 use crate::commands::Workspace;
 use crate::resume::resumed_equals_straight;
@@ -7,7 +8,7 @@ use std::process::Stdio;
 
 const RECIPE: &str = "recipes/distill.yaml";
 
-/// A workspace with a teacher, a student cut out of it, and a recipe.
+/// Creates a workspace with a teacher, a student cut out of it, and a recipe; `more` is added to the `distill` section.
 fn school(more: &str) -> Workspace {
     let space = Workspace::new();
     let cut = ["student", "--from", "models/smollm2-135m-instruct", "--layers", "1", "--out", "models/student"];
@@ -31,7 +32,7 @@ fn losses(space: &Workspace, out: &str) -> Vec<f64> {
 }
 
 #[test]
-fn a_whole_cache_teaches_what_the_teacher_does() {
+fn a_full_cache_gives_the_losses_of_the_online_teacher() {
     let space = school("");
     space.ft(&["train", RECIPE, "--set", "run.out=online"]);
     let online = losses(&space, "online");
@@ -43,7 +44,7 @@ fn a_whole_cache_teaches_what_the_teacher_does() {
     for (a, b) in online.iter().zip(losses(&space, "cached")) {
         assert!((a - b).abs() <= 1e-5 * a.abs(), "{a} online, {b} cached");
     }
-    // The most likely tokens alone teach nearly the same.
+    // A cache of only the most likely tokens gives nearly the same losses.
     space.ft(&["teach", RECIPE, "--top", "32", "--out", "few"]);
     space.ft(&["train", RECIPE, "--set", "run.out=few-out", "--set", "method.distill.cache=few"]);
     let few = losses(&space, "few-out");
@@ -58,7 +59,7 @@ pub fn refused(space: &Workspace, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn a_cache_of_other_settings_or_models_is_refused() {
     let space = school("");
     let teach = ["teach", RECIPE, "--out", "teaching", "--top", "8"];
     assert!(
@@ -68,17 +69,17 @@ fn what_does_not_fit_is_refused() {
     assert!(refused(&space, &["teach", RECIPE, "--out", "t", "--top", "100000"]).contains("the tokenizer has"));
     assert!(!space.path("t").exists());
     space.ft(&teach);
-    // Twice changes nothing; another temperature, other rows, another mask are something else.
+    // The same call again reuses the cache; another temperature, other rows or another mask are refused.
     let again = space.ft(&teach);
-    assert!(String::from_utf8_lossy(&again.stderr).contains("2 parts were there already"));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("2 parts were already stored"));
     let with = |set: &str| refused(&space, &["train", RECIPE, "--set", "method.distill.cache=teaching", "--set", set]);
     assert!(with("method.distill.temperature=2").contains("temperature: was 1, is 2"));
-    assert!(with("method.distill.supervise=all").contains("made of other train rows"));
-    assert!(with("data.train.path=datasets/icd10/test.jsonl").contains("made of other train rows"));
+    assert!(with("method.distill.supervise=all").contains("made from other train rows"));
+    assert!(with("data.train.path=datasets/icd10/test.jsonl").contains("made from other train rows"));
     let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}";
     std::fs::write(space.path("other.jinja"), template).unwrap();
     assert!(with("data.template=other.jinja").contains("tokenizer and template: was "));
-    // A teacher that has learnt something since.
+    // A teacher whose weights have changed since.
     let teacher = space.path("models/smollm2-135m-instruct/model.safetensors");
     let bytes = std::fs::read(&teacher).unwrap();
     let mut other = bytes.clone();
@@ -90,7 +91,7 @@ fn what_does_not_fit_is_refused() {
     assert!(with("run.seed=8").contains("is not finished"));
     space.ft(&teach);
     space.ft(&["train", RECIPE, "--set", "method.distill.cache=teaching"]);
-    // Another tokenizer.
+    // A teacher with another tokenizer than the student.
     let file = space.path("models/smollm2-135m-instruct/tokenizer.json");
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replacen("\"<|im_start|>\"", "\"<|begin|>\"", 1)).unwrap();
@@ -99,7 +100,7 @@ fn what_does_not_fit_is_refused() {
 }
 
 #[test]
-fn settings_that_do_not_go_together_are_told() {
+fn contradictory_settings_are_refused() {
     let space = school("");
     let with = |set: &str| {
         let set = format!("method.distill.{set}");
@@ -116,12 +117,12 @@ fn settings_that_do_not_go_together_are_told() {
     assert!(with("match={}").contains("matches nothing"));
     assert!(with("cross_entropy={from: 0.5, epochs: 1}").contains("`to` is not given"));
     assert!(with("generate={answers: 4}").contains("needs `rewards`"));
-    assert!(with("generate={rewards: [{}]}").contains("says no kind of reward"));
+    assert!(with("generate={rewards: [{}]}").contains("has no kind of reward"));
     assert!(with("on_policy={share: 1.5}").contains("from 0 to 1"));
     let several = ["check", RECIPE, "--set", "method.distill.match={hidden: {}}", "--set"];
     let two = format!("method.distill.teachers={two}");
     assert!(refused(&space, &[&several[..], &[&two]].concat()).contains("takes one teacher, found 2"));
-    // Layers that are not there are known when the models are.
+    // Layer numbers out of range are detected once the models are read.
     let said = refused(&space, &["train", RECIPE, "--set", "method.distill.match={hidden: {layers: [[0, 3]]}}"]);
     assert!(said.contains("[0, 3]: the teacher has layers 0 to 2"), "{said}");
     let said = refused(&space, &["train", RECIPE, "--set", "method.distill.match={attention: {layers: [[1, 0]]}}"]);
@@ -132,12 +133,12 @@ fn settings_that_do_not_go_together_are_told() {
 }
 
 #[test]
-fn a_student_larger_than_its_teacher_is_warned_of_and_memory_counts_the_teacher() {
+fn a_student_larger_than_its_teacher_gives_a_warning_and_memory_includes_the_teacher() {
     let space = school("");
     let swapped = ["--set", "model.path=models/medical", "--set", "method.distill.teachers=[{path: models/student}]"];
     let steps = ["train", RECIPE, "--set", "run.steps=1", "--set", "run.out=large"];
     let said = space.ft(&[&steps[..], &swapped].concat()).stderr;
-    assert!(String::from_utf8_lossy(&said).contains("its largest teacher"));
+    assert!(String::from_utf8_lossy(&said).contains("the largest teacher"));
     let needs = |more: &[&str]| {
         let found = space.ft(&[&["check", RECIPE, "--json"], more].concat()).stdout;
         serde_json::from_slice::<Value>(&found).unwrap()["needs"]["weights"].as_u64().unwrap()
@@ -156,12 +157,12 @@ fn a_student_larger_than_its_teacher_is_warned_of_and_memory_counts_the_teacher(
 
 const PATH: &str = "recipes/distill-medical.yaml";
 const CUT: &str = "model.cut.layers=2";
-/// Three steps an epoch, as the others that are broken off.
+/// Rows for three steps an epoch, as in the other tests that interrupt a run.
 const ROWS: &str = "data.train=[{path: datasets/icd10/train.jsonl}]";
 const ALL: &str = "run.steps=";
 
 #[test]
-fn a_run_with_answers_by_the_student_and_matched_layers_is_resumed_bit_for_bit() {
+fn on_policy_runs_with_matched_layers_resume_bit_for_bit() {
     let sets = [
         CUT,
         ROWS,
@@ -178,7 +179,7 @@ fn a_run_with_answers_by_the_student_and_matched_layers_is_resumed_bit_for_bit()
     for name in ["match_hidden", "match_attention", "on_policy", "divergence", "teacher_agreement"] {
         assert!(first[name].as_f64().is_some_and(|x| x > 0.0), "{name}: {first}");
     }
-    // Projections are trained beside the student and are no part of the result.
+    // Projections between the layers' widths are trained together with the student but are not part of the saved model.
     let tensors = |file: &str| ft::nn::Weights::open_file(&space.path(file)).unwrap();
     let (begun, done) = (
         tensors("straight/checkpoints/step-1/method.safetensors"),
@@ -189,7 +190,7 @@ fn a_run_with_answers_by_the_student_and_matched_layers_is_resumed_bit_for_bit()
 }
 
 #[test]
-fn online_and_cached_runs_are_resumed_bit_for_bit() {
+fn online_and_cached_runs_resume_bit_for_bit() {
     let space = Workspace::new();
     resumed_equals_straight(&space, PATH, &[CUT, ROWS, ALL]);
     space.ft(&["teach", PATH, "--set", CUT, "--set", ROWS, "--top", "16", "--out", "teaching"]);
@@ -197,12 +198,12 @@ fn online_and_cached_runs_are_resumed_bit_for_bit() {
 }
 
 #[test]
-fn a_teacher_with_another_tokenizer_teaches_sorted_probabilities() {
+fn a_teacher_with_another_tokenizer_is_compared_by_sorted_probabilities() {
     let space = school(", loss: { universal: {} }");
     let folder = space.path("models/smollm2-135m-instruct");
     let text = std::fs::read_to_string(folder.join("tokenizer.json")).unwrap();
     let mut tokenizer: Value = serde_json::from_str(&text).unwrap();
-    // Without its merges it writes the same text in more tokens.
+    // Without its merges the tokenizer splits the same text into more tokens.
     tokenizer["model"]["merges"] = serde_json::json!([]);
     std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     space.ft(&["train", RECIPE, "--set", "batch.tokens=2048", "--set", "batch.max_len=2048"]);
@@ -211,12 +212,12 @@ fn a_teacher_with_another_tokenizer_teaches_sorted_probabilities() {
     assert!(space.steps("out")[1].get("teacher_agreement").is_none());
 }
 
-/// A random model ends its answers by vowels sooner than by an end token.
+/// Vowels are stop texts because a random model rarely generates an end token.
 const GENERATE: &str = "method.distill.generate={answers: 3, max_new_tokens: 24, temperature: 1.5, \
                         stop: [a, e, i, o, u], rewards: [{length: {max: 5, falloff: 5}}], least: 0.5}";
 
 #[test]
-fn answers_of_a_teacher_are_a_data_set_and_a_broken_off_one_goes_on() {
+fn teacher_answers_become_a_data_set_and_an_interrupted_call_continues() {
     let space = school("");
     let write = |out: &str| {
         let made = space.ft(&["teach", RECIPE, "--generate", "--out", out, "--set", GENERATE, "--json"]).stdout;
@@ -233,7 +234,7 @@ fn answers_of_a_teacher_are_a_data_set_and_a_broken_off_one_goes_on() {
     assert!(rows[0]["source"].as_str().unwrap().contains("train.jsonl"), "{}", rows[0]);
     let origin = space.json("answers.origin.json");
     assert!(origin["teacher_sha256"].is_string() && origin["kept"] == made["kept"], "{origin}");
-    // What a killed call leaves: the first prompts, and half a line.
+    // An interrupted call leaves the answers of the first prompts and an incomplete last line.
     let mut partial = serde_json::json!({ "ft answers": origin.clone() });
     for key in ["kept", "ft"] {
         partial["ft answers"].as_object_mut().unwrap().remove(key);
@@ -242,20 +243,22 @@ fn answers_of_a_teacher_are_a_data_set_and_a_broken_off_one_goes_on() {
     let begun = format!("{partial}\n{}{}\n{{\"half", "null\n".repeat(first - 1), rows[0]);
     std::fs::write(space.path("again.jsonl.partial"), begun).unwrap();
     let said = space.ft(&["teach", RECIPE, "--generate", "--out", "again.jsonl", "--set", GENERATE]).stderr;
-    assert!(String::from_utf8_lossy(&said).contains(&format!("{first} of 24 prompts are answered; going on")));
+    assert!(
+        String::from_utf8_lossy(&said).contains(&format!("{first} of 24 prompts are answered already; continuing"))
+    );
     assert_eq!(lines("again.jsonl"), rows);
-    // And is learnt from as any other.
+    // The file can be trained on like any other.
     let learn = ["--set", "data.train.path=answers.jsonl", "--set", "method={sft: {}}", "--set", "run.steps=1"];
     space.ft(&[&["train", RECIPE][..], &learn].concat());
-    // Nothing is good enough.
+    // No answer reaches the required reward.
     let never = GENERATE.replace("least: 0.5", "least: 2");
     let said = refused(&space, &["teach", RECIPE, "--generate", "--out", "none.jsonl", "--set", &never]);
-    assert!(said.contains("no answer of 24 was good enough"), "{said}");
+    assert!(said.contains("none of the answers to 24 prompts can be used"), "{said}");
 }
 
-/// A process that is killed leaves whole parts only, and the same command goes on.
+/// A killed process leaves complete parts only, and the same command continues after them.
 #[test]
-fn a_killed_teacher_goes_on() {
+fn a_killed_teach_command_continues() {
     let space = school("");
     let rows = std::fs::read_to_string("datasets/chat.jsonl").unwrap();
     let mut many = String::new();
@@ -278,7 +281,7 @@ fn a_killed_teacher_goes_on() {
     child.wait().unwrap();
     let said = space.ft(&arguments).stderr;
     let said = String::from_utf8_lossy(&said).into_owned();
-    assert!(said.contains("parts were there already") && !said.contains("; 0 parts"), "{said}");
+    assert!(said.contains("parts were already stored") && !said.contains("; 0 parts"), "{said}");
     let whole = teach("whole");
     space.ft(&whole.iter().map(String::as_str).collect::<Vec<_>>());
     for entry in std::fs::read_dir(space.path("whole")).unwrap() {

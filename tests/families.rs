@@ -1,5 +1,6 @@
-//! Every family beside llama: PEFT's adapters on it, the ways to compute one thing, the dialects of its files. Logits and
-//! gradients against transformers are in parity.rs, training steps in trajectories.rs.
+//! Tests every model family other than llama: PEFT's adapters on it, equivalent ways to compute the same result
+//! (packing, replay, KV cache), variants of its files. Comparisons of logits and gradients with transformers are in
+//! parity.rs, training steps in trajectories.rs.
 
 use crate::support::*;
 use ft::adapters::merge::{Merge, Part};
@@ -45,14 +46,14 @@ struct About {
     changed: Vec<String>,
 }
 
-/// The names of the adapted modules, as a model has them.
+/// Returns the names of the adapted modules as the model names them.
 fn adapted_modules(model: &Model) -> BTreeSet<String> {
     let module = |p: &ft::nn::Param| p.name.strip_suffix(".lora_A.weight").map(String::from);
     model.params().adapter(0).filter_map(module).collect()
 }
 
 #[test]
-fn adapters_of_peft_answer_alike_on_every_family() {
+fn peft_adapters_give_the_same_logits_on_every_family() {
     let about: Adapters = json("families/expected.json");
     let expected = tensors("families/expected.safetensors");
     for (name, About { model: base, modules, .. }) in &about.adapters {
@@ -65,7 +66,7 @@ fn adapters_of_peft_answer_alike_on_every_family() {
 }
 
 #[test]
-fn adapters_of_peft_are_written_back_on_every_family() {
+fn peft_adapters_are_rewritten_unchanged_on_every_family() {
     let about: Adapters = json("families/expected.json");
     for (name, About { model: base, .. }) in &about.adapters {
         let folder = fixture(format!("families/{name}"));
@@ -74,7 +75,7 @@ fn adapters_of_peft_are_written_back_on_every_family() {
         let temp = tempfile::tempdir().unwrap();
         let model = models::open(&fixture(base), std::slice::from_ref(&folder), device(), Kind::Float).unwrap();
         let written = temp.path().join("adapter");
-        // As a run would write it: told nothing of how the base keeps its weights.
+        // Written as a training run does, without saying how the base stores its weights (`fan_in_fan_out`).
         let spec = LoraSpec { fan_in_fan_out: false, ..read.spec };
         let report = export::save_adapter(&model, "0", &spec, &fixture(base), &written).unwrap();
         assert!(report.problems.is_empty(), "{name}: {report:?}");
@@ -131,7 +132,7 @@ fn merged_weights_equal_pefts_on_every_family() {
             ft::fsutil::read(&base.join("config.json")).unwrap(),
             ft::fsutil::read(&out.join("config.json")).unwrap()
         );
-        // Two halves of it are one adapter again.
+        // The sum of two copies with weight one half is the adapter again.
         let half = || Part::read(&folder, 0.5).unwrap();
         let sum = temp.path().join("sum");
         merged::adapter(&base, &[half(), half()], &sum).unwrap();
@@ -141,7 +142,7 @@ fn merged_weights_equal_pefts_on_every_family() {
 }
 
 #[test]
-fn a_config_without_targets_means_the_familys_default() {
+fn a_config_without_targets_selects_the_familys_default_modules() {
     for name in ["gpt2-default", "qwen2-default"] {
         let temp = tempfile::tempdir().unwrap();
         let folder = fixture(format!("families/{name}"));
@@ -156,7 +157,7 @@ fn a_config_without_targets_means_the_familys_default() {
     }
 }
 
-/// Mean loss and gradients of one step over micro-batches.
+/// Returns the mean loss and the gradients of one step over micro-batches.
 fn step(model: &Model, batches: &[Vec<Sequence>], replay: Replay) -> (f64, BTreeMap<String, Tensor>) {
     let items = batches.iter().flatten().map(Sequence::items).sum();
     let mut metrics = Metrics::default();
@@ -172,7 +173,7 @@ fn sequences() -> Vec<Sequence> {
 }
 
 #[test]
-fn packed_equals_one_by_one_and_replay_gives_the_same_bits() {
+fn packing_equals_single_sequences_and_replay_is_bit_identical() {
     for base in FAMILIES {
         for (what, model) in [("full", whole(&fixture(base), Kind::Float)), ("lora", with_lora(base, Kind::Float))] {
             let what = format!("{base} {what}");
@@ -185,7 +186,8 @@ fn packed_equals_one_by_one_and_replay_gives_the_same_bits() {
             let (replayed_loss, replayed) = step(&model, std::slice::from_ref(&all), Replay::All);
             assert_eq!(loss, replayed_loss, "{what}");
             for (name, g) in &grads {
-                // A bias on every key moves all scores of a query alike, which softmax does not see.
+                // A bias added to every key shifts all scores of a query by the same amount, and softmax is invariant
+                // to that: its gradient is zero.
                 assert!(
                     g.norm().double_value(&[]) > 0.0 || name.ends_with("k_proj.bias"),
                     "{what}: {name}: no gradient"
@@ -219,7 +221,7 @@ fn decoding_over_a_cache_equals_the_whole_pass_on_every_family() {
         let rows = [Sequence::random(21, 64, 3), Sequence::random(9, 64, 4)];
         let mut cache = model.cache(2);
         let mut got: [Vec<Tensor>; 2] = Default::default();
-        // Prompts of unequal length, then pieces of several tokens, then one by one.
+        // First prompts of unequal length, then several tokens at once, then single tokens.
         let mut at = [6, 3];
         let mut take = |model: &Model, from: [usize; 2], to: [usize; 2]| {
             let parts: Vec<&[u32]> = (0..2).map(|i| &rows[i].ids[from[i]..to[i]]).collect();
@@ -246,7 +248,8 @@ fn decoding_over_a_cache_equals_the_whole_pass_on_every_family() {
     }
 }
 
-/// GPT-2's first checkpoints: names without `transformer.`, causal masks among the tensors, a config with little in it.
+/// Writes a model directory like GPT-2's original checkpoints: names without `transformer.`, causal masks among the
+/// tensors, a config with few keys.
 fn original_gpt2() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mut tensors: Vec<(String, Tensor)> = Weights::open(&fixture("tiny-gpt2"))
@@ -272,7 +275,7 @@ fn original_gpt2() -> tempfile::TempDir {
 }
 
 #[test]
-fn the_first_dialect_of_gpt2_loads_trains_and_merges() {
+fn an_original_gpt2_checkpoint_loads_trains_and_merges() {
     let original = original_gpt2();
     let ids = Sequence::random(40, 64, 1).ids;
     let modern = frozen(&fixture("tiny-gpt2"), Kind::Float);
@@ -285,7 +288,7 @@ fn the_first_dialect_of_gpt2_loads_trains_and_merges() {
         merged::model(base, &[Part::read(&adapter, 1.0).unwrap()], &out, None, u64::MAX).unwrap();
         Weights::open(&out).unwrap().all()
     };
-    // What is written has the names of today, and no masks.
+    // Exported models use today's names and contain no masks.
     let (a, b) = (merge(original.path(), "original"), merge(&fixture("tiny-gpt2"), "modern"));
     assert!(a.keys().eq(b.keys()) && a.keys().all(|k| k.starts_with("transformer.")));
     a.iter().for_each(|(name, t)| assert_same(name, t, &b[name]));
@@ -321,7 +324,7 @@ fn settings_of_gpt2_that_would_change_its_numbers_are_refused() {
     assert!(refused(&|c| c["n_head"] = 5.into()).contains("n_head"));
     assert!(refused(&|c| c["n_embd"] = Value::Null).contains("`n_embd`"));
     assert!(refused(&|c| c["model_type"] = "gpt9".into()).contains("qwen3"));
-    // Beyond the last learnt position there is nothing to add.
+    // A text longer than the table of learned positions is refused.
     let model = frozen(&fixture("tiny-gpt2"), Kind::Float);
     assert_eq!(model.context_limit(), Some(64));
     let e = model.infer(&Tokens::pack(&[vec![3u32; 65]], device()), |_| ()).unwrap_err();
@@ -329,7 +332,7 @@ fn settings_of_gpt2_that_would_change_its_numbers_are_refused() {
 }
 
 #[test]
-fn windows_of_qwen_count_where_a_layer_has_one() {
+fn qwens_sliding_window_applies_only_to_its_layers() {
     let window = |change: Value| {
         let file = fixture("tiny-qwen2").join("config.json");
         let mut config: Value = ft::fsutil::read_json(&file).unwrap();
@@ -346,7 +349,7 @@ fn windows_of_qwen_count_where_a_layer_has_one() {
 }
 
 #[test]
-fn what_is_imported_from_gguf_loads_and_answers() {
+fn an_imported_gguf_model_loads_and_generates() {
     for name in ["llama", "llama3", "llama-spm", "qwen2", "qwen3", "gpt2"] {
         let temp = tempfile::tempdir().unwrap();
         let out = temp.path().join("model");
@@ -370,7 +373,7 @@ fn what_is_imported_from_gguf_loads_and_answers() {
 }
 
 #[test]
-fn a_recipe_may_name_gpt2s_layers() {
+fn a_recipe_may_target_gpt2s_modules() {
     let spec = LoraSpec {
         targets: Targets::Names(vec!["c_attn".into(), "mlp.c_proj".into()]),
         modules_to_save: vec!["ln_f".into()],

@@ -1,6 +1,8 @@
-//! Number formats: what `auto` takes, frozen weights held as they lie in their file, and runs that change machines.
+//! Tests number formats: which one `auto` chooses, frozen weights kept in the format of their file, and runs that
+//! continue on another machine.
 //!
-//! `FT_CPU=avx2` makes a lesser processor of any, so that both kinds of machine are played wherever the tests run.
+//! `FT_CPU=avx2` makes ft treat the processor as one without bfloat16 products, so that both kinds of machine are
+//! tested everywhere.
 
 use crate::commands::Workspace;
 use crate::support::*;
@@ -14,7 +16,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use tch::{Kind, Tensor};
 
-/// A copy of a fixture whose weights are stored in `kind`.
+/// Copies a fixture and stores its weights in `kind`.
 fn stored_in(name: &str, kind: Kind) -> tempfile::TempDir {
     let folder = with_weights(name, name);
     let file = folder.path().join("model.safetensors");
@@ -29,7 +31,7 @@ fn rewrite(file: &Path, kind: Kind) {
 }
 
 #[test]
-fn auto_is_float32_for_what_is_stored_so_and_else_what_the_device_multiplies() {
+fn auto_is_float32_for_float32_files_and_else_the_devices_native_format() {
     let choose = |kind| {
         let folder = stored_in("tiny-llama", kind);
         assert_eq!(dtype::stored(folder.path()).unwrap(), kind);
@@ -43,9 +45,10 @@ fn auto_is_float32_for_what_is_stored_so_and_else_what_the_device_multiplies() {
     }
 }
 
-/// Narrow weights are widened as they are multiplied: no number differs from that of wide copies.
+/// Frozen 16-bit weights are converted to float32 while they are multiplied. All results must be bit-identical to those
+/// of float32 copies.
 #[test]
-fn weights_held_as_in_the_file_give_the_bits_of_copies() {
+fn weights_kept_in_the_files_format_give_identical_results() {
     let spec = LoraSpec { rank: 4, alpha: 8.0, ..LoraSpec::default() };
     let prompts: Vec<Vec<u32>> = (1..6).map(|i| (0..7 * i).map(|t| (t * 5 + i) % 60).collect()).collect();
     for name in ["tiny-llama", "biased-llama", "tiny-gpt2", "tiny-qwen2", "tiny-qwen3"] {
@@ -99,7 +102,7 @@ batch:   { tokens: 512, max_len: 512, examples: 4 }
 run:     { steps: 4, save_every: 2, keep: 9, samples: 0, out: run }
 ";
 
-/// A workspace whose model is stored in bfloat16, and the recipe above.
+/// Creates a workspace with a model stored in bfloat16 and the recipe above.
 fn workspace() -> Workspace {
     let space = Workspace::new();
     rewrite(&space.path("models/smollm2-135m-instruct/model.safetensors"), Kind::BFloat16);
@@ -107,7 +110,7 @@ fn workspace() -> Workspace {
     space
 }
 
-/// `ft` on a processor without products of bfloat16.
+/// Runs `ft` as on a processor without bfloat16 products.
 fn lesser(space: &Workspace, arguments: &[&str]) -> Output {
     succeed(space.command(arguments).env("FT_CPU", "avx2"))
 }
@@ -127,7 +130,7 @@ fn on_cpu() -> bool {
 }
 
 #[test]
-fn a_run_says_and_records_the_format_that_suits_the_machine() {
+fn a_run_reports_and_records_the_chosen_format() {
     if !on_cpu() {
         return;
     }
@@ -141,7 +144,7 @@ fn a_run_says_and_records_the_format_that_suits_the_machine() {
     assert!(said(&output).contains("frozen weights stay in bfloat16"), "{}", said(&output));
     let adapter = |run: &str| std::fs::read(space.path(&format!("{run}/adapter_model.safetensors"))).unwrap();
     assert!(adapter("run") == adapter("held"), "how weights are held changes a number");
-    // The prediction counts what is held.
+    // The predicted memory is that of the format in which the weights are kept.
     let weights = |sets: &[&str]| {
         let all = [&["check", "r.yaml", "--json"], sets].concat();
         let check: Value = serde_json::from_slice(&lesser(&space, &all).stdout).unwrap();
@@ -153,7 +156,7 @@ fn a_run_says_and_records_the_format_that_suits_the_machine() {
 }
 
 #[test]
-fn bf16_where_it_is_slow_is_warned_of_with_the_measured_factor() {
+fn slow_bf16_gives_a_warning_with_the_measured_factor() {
     if !on_cpu() {
         return;
     }
@@ -168,7 +171,7 @@ fn bf16_where_it_is_slow_is_warned_of_with_the_measured_factor() {
 }
 
 #[test]
-fn a_run_keeps_its_format_on_another_kind_of_machine() {
+fn a_resumed_run_keeps_its_format_on_another_kind_of_machine() {
     if !on_cpu() {
         return;
     }
@@ -182,34 +185,34 @@ fn a_run_keeps_its_format_on_another_kind_of_machine() {
         }
     };
     let dtype = |run: &str| space.json(&format!("{run}/plan.json"))["recipe"]["model"]["dtype"].clone();
-    // Begun in bfloat16, as on a machine that multiplies it, and taken up on one that does not.
+    // Started in bfloat16, as on a machine with bfloat16 products, and resumed on one without.
     space.ft(&["train", "r.yaml", "--set", "model.dtype=bf16"]);
     cut("run", "moved");
     let resumed = said(&lesser(&space, &["resume", "moved"]));
     assert!(resumed.contains("resuming after step 2") && resumed.contains("arithmetic in bfloat16"), "{resumed}");
     assert!(resumed.contains("times slower than in f32"), "{resumed}");
     assert_eq!(dtype("moved"), "bf16");
-    // The same by the recipe, which leaves the format to the machine.
+    // The same with `train --resume` and the original recipe, in which `auto` chooses the format.
     cut("run", "again");
     let recipe = ["train", "r.yaml", "--resume", "--set", "run.out=again"];
     let resumed = said(&lesser(&space, &recipe));
     assert!(resumed.contains("resuming after step 2") && resumed.contains("arithmetic in bfloat16"), "{resumed}");
-    // And the other way round.
+    // The other way round: started in float32.
     lesser(&space, &["train", "r.yaml", "--set", "run.out=wide"]);
     cut("wide", "back");
     let resumed = said(&space.ft(&["resume", "back"]));
     assert!(resumed.contains("resuming after step 2") && resumed.contains("arithmetic in float32"), "{resumed}");
     assert_eq!([dtype("wide"), dtype("back")], ["f32", "f32"]);
-    // Another format on purpose is another run.
+    // A format set explicitly to another value is refused: it would be another run.
     let refused = space.command(&["train", "r.yaml", "--resume", "--set", "model.dtype=f32"]).output().unwrap();
     assert_eq!(refused.status.code(), Some(1));
     assert!(said(&refused).contains("model.dtype: was \"bf16\", is \"f32\""), "{}", said(&refused));
 }
 
 #[test]
-fn a_processor_that_there_is_not_is_refused_by_name() {
+fn an_unknown_ft_cpu_value_is_refused_by_name() {
     let space = Workspace::new();
     let output = space.command(&["doctor"]).env("FT_CPU", "avx1024").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("FT_CPU=avx1024: not known; one of portable, avx2"), "{}", said(&output));
+    assert!(said(&output).contains("FT_CPU=avx1024: unknown; expected one of portable, avx2"), "{}", said(&output));
 }

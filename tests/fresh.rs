@@ -1,4 +1,4 @@
-//! Models that were never trained: their first values, their config, and recipes that begin with one.
+//! Tests models that are initialised randomly: their initial values, their config, and recipes that start from one.
 
 use crate::support::*;
 use ft::convert::export;
@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 
 const VOCABULARY: Vocabulary = Vocabulary { size: 400, bos: Some(0), eos: Some(2), pad: None };
 
-/// A few sizes for each family.
+/// Returns a small incomplete config for a family.
 fn given(model_type: &str) -> Map<String, Value> {
     let sizes = match model_type {
         "gpt2" => value!({"n_embd": 96, "n_layer": 3, "n_head": 4, "n_positions": 64}),
@@ -47,7 +47,7 @@ fn initialise(model_type: &str, seed: u64, folder: &Path) -> Model {
 }
 
 #[test]
-fn first_values_are_those_of_transformers_in_kind() {
+fn initial_values_are_distributed_as_in_transformers() {
     for model_type in ["llama", "mistral", "qwen2", "qwen3", "gpt2"] {
         let model = initialise(model_type, 5, Path::new("."));
         let usual = if ["qwen3", "gpt2"].contains(&model_type) { 0.02 } else { 0.05 };
@@ -59,7 +59,8 @@ fn first_values_are_those_of_transformers_in_kind() {
             } else if p.layer == Layer::Norm {
                 assert_eq!((mean, spread), (1.0, 0.0), "{}", p.name);
             } else {
-                // Residual additions of gpt2, two a layer, start smaller.
+                // GPT-2 initialises the projections that add to the residual stream (two per layer) with a smaller
+                // deviation.
                 let wanted = if p.name.ends_with("c_proj.weight") { usual / 6f64.sqrt() } else { usual };
                 assert!(
                     (spread / wanted - 1.0).abs() < 0.03 && mean.abs() < 0.1 * wanted,
@@ -102,13 +103,13 @@ fn a_fresh_model_is_saved_as_a_directory_like_any_other() {
             m.infer(&Tokens::pack(&[&ids], device()), |out| out.logits(&rows)).unwrap()
         };
         assert_same(model_type, &all(&frozen(&out, Kind::Float)), &all(&model));
-        // Reading the written config gives the same model again, whatever was left out of the first.
+        // The written config is complete: reading it gives the same model, although the given one left out keys.
         let again = Config::read(&out).unwrap();
         let first = whole_config(model_type);
         let shape = |c: &Config| (c.head_dim, c.num_key_value_heads, c.max_position_embeddings, c.tie_word_embeddings);
         assert_eq!((shape(&again), &again.rope_scaling), (shape(&first), &first.rope_scaling));
     }
-    // The names are the checkpoint's own.
+    // Tensors have the names of the family's checkpoints.
     let names: BTreeSet<String> =
         initialise("gpt2", 1, Path::new(".")).params().base().map(|p| p.name.replace(".2.", ".0.")).collect();
     let theirs = Weights::open(&fixture("tiny-gpt2")).unwrap();
@@ -132,7 +133,7 @@ fn a_config_that_does_not_fit_the_tokenizer_is_refused() {
     assert!(refuse(&sizeless).contains("`n_layer`"));
 }
 
-/// A recipe with this `model` section.
+/// Reads a recipe with this `model` section.
 fn read(model: &str, more: &str) -> Result<recipe::Plan, String> {
     let text = format!(
         "model: {model}\nmethod: {{ sft: {{}} }}\ndata: {{ train: {{ path: a.jsonl }} }}\nrun: {{ out: o }}\n{more}"
@@ -141,7 +142,7 @@ fn read(model: &str, more: &str) -> Result<recipe::Plan, String> {
 }
 
 #[test]
-fn a_recipe_says_plainly_what_to_begin_with() {
+fn a_recipe_names_the_config_or_model_to_start_from() {
     let absolute = |p: &str| ft::fsutil::absolute(Path::new(p));
     let plan = read("{ init: random, tokenizer: t, config: { model_type: llama, hidden_size: 8, rope_parameters: { rope_theta: 5.5 } } }", "").unwrap();
     let model = &plan.recipe.model;
@@ -150,10 +151,10 @@ fn a_recipe_says_plainly_what_to_begin_with() {
     assert_eq!((&keys["hidden_size"], &keys["rope_parameters"]["rope_theta"]), (&8.into(), &5.5.into()));
     assert_eq!(plan.recipe.optim.lr, Some(6e-4));
     let plan = read("{ init: random, config: shapes/config.json }", "").unwrap();
-    assert_eq!(plan.recipe.model.path, absolute("shapes"), "the tokenizer lies beside the config");
+    assert_eq!(plan.recipe.model.path, absolute("shapes"), "the tokenizer is in the folder of the config");
     let plan = read("{ init: random, path: base }", "").unwrap();
     assert_eq!(plan.recipe.model.config, Some(recipe::ModelConfig::File(absolute("base/config.json"))));
-    // What `ft recipe show` prints is a recipe.
+    // `ft recipe show` prints a recipe that can be read again.
     let again = recipe::parse("shown.yaml", &plan.to_yaml().unwrap(), &[]).unwrap();
     assert_eq!(again.recipe, plan.recipe);
 
@@ -166,7 +167,7 @@ fn a_recipe_says_plainly_what_to_begin_with() {
         ("{ init: random, path: b, config: c.json, tokenizer: t }", "", "`model.path` has no effect"),
         ("{ init: randm, path: b }", "", "unknown choice `randm`"),
         ("{ init: random, config: [1], tokenizer: t }", "", "`model.config`"),
-        ("{ init: random, config: c.json }", "adapter: { lora: {} }\n", "there is nothing to change"),
+        ("{ init: random, config: c.json }", "adapter: { lora: {} }\n", "`adapter` needs a trained model"),
     ] {
         let said = read(model, more).expect_err(model);
         assert!(said.contains(expected), "{model}: {said}");

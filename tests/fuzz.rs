@@ -1,4 +1,4 @@
-//! The corpus that fuzzing has found (fuzz/corpus, `make fuzz`) goes through the parsers again.
+//! Runs the parsers on the inputs that earlier fuzzing has found (fuzz/corpus, `make fuzz`) and on tests/hostile.
 
 #[path = "../fuzz/targets.rs"]
 mod targets;
@@ -6,7 +6,7 @@ mod targets;
 use std::path::Path;
 
 #[test]
-fn the_corpus_breaks_nothing() {
+fn the_corpus_makes_no_parser_panic() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     type Target = fn(&[u8]);
     let replay: [(&str, Target); 4] = [
@@ -16,7 +16,7 @@ fn the_corpus_breaks_nothing() {
         ("config", targets::config),
     ];
     for (name, target) in replay {
-        // What is hostile on purpose is a seed, too.
+        // The hostile files are also used as seeds for fuzzing.
         for folder in [format!("fuzz/corpus/{name}"), format!("tests/hostile/{name}")] {
             let files: Vec<_> = std::fs::read_dir(root.join(&folder)).unwrap().map(|e| e.unwrap().path()).collect();
             assert!(files.len() > 10, "{folder}");

@@ -1,4 +1,5 @@
-//! Decoding against transformers' greedy continuations and against the full forward; sampling against its probabilities.
+//! Compares greedy decoding with transformers and with full forward passes, and sampling with transformers'
+//! probabilities.
 
 use crate::support::device;
 use ft::generate::sampler::Candidates;
@@ -51,11 +52,11 @@ fn greedy_equals_transformers_in_a_batch_and_alone() {
 }
 
 #[test]
-fn rows_that_stop_leave_the_others_as_they_were() {
+fn finished_rows_do_not_change_the_others() {
     let (model, expected) = (tiny(), json("generation.json"));
     let stop: Vec<u32> = serde_json::from_value(expected["stop_tokens"].clone()).unwrap();
     let settings = Settings::greedy(expected["max_new_tokens"].as_u64().unwrap() as usize, &stop);
-    // Forward and backward: rows leave from the middle and from the end of the cache.
+    // The prompts in order and in reverse: finished rows are removed from the middle and from the end of the cache.
     let (mut prompts, mut continuations) = (lists(&expected["prompts"]), lists(&expected["continuations_with_stop"]));
     for _ in 0..2 {
         let answers = complete(&model, &prompts, &settings, &mut ignore).unwrap();
@@ -70,7 +71,7 @@ fn rows_that_stop_leave_the_others_as_they_were() {
     }
 }
 
-/// Logits of the last token of each sequence, the whole sequence run at once.
+/// Returns the logits of the last token of each sequence from one full forward pass without a cache.
 fn full(model: &Model, sequences: &[Vec<u32>]) -> Tensor {
     let tokens = Tokens::pack(sequences, device());
     model.infer(&tokens, |out| out.logits(&tokens.segments.last_rows())).unwrap()
@@ -86,7 +87,7 @@ fn close(a: &Tensor, b: &Tensor, what: &str) {
 fn cached_steps_equal_the_full_forward() {
     for name in ["tiny-llama", "biased-llama", "wide-head-llama"] {
         let model = open(&fixture(name), &[], device(), Kind::Float).unwrap();
-        // Unequal prompts; the second crosses the first growth of the cache while it decodes.
+        // Prompts of unequal length. While the second one decodes, the cache has to grow for the first time.
         let mut sequences: Vec<Vec<u32>> =
             [9, 126, 40].iter().map(|n| (0..*n).map(|t| (t * 7 + n) as u32 % 60 + 3).collect()).collect();
         let mut cache = model.cache(sequences.len());
@@ -95,14 +96,14 @@ fn cached_steps_equal_the_full_forward() {
             let cached = model.extend(&run, &mut cache, |out| out.logits(&run.segments.last_rows())).unwrap();
             close(&cached, &full(&model, &sequences), &format!("{name} step {step}"));
             if step == 3 {
-                cache.keep(&[2, 1]); // the first ended
+                cache.keep(&[2, 1]); // as if the first sequence had ended
                 sequences.swap_remove(0);
             }
             sequences.iter_mut().for_each(|s| s.push(3 + step * 5));
             let last: Vec<&[u32]> = sequences.iter().map(|s| &s[s.len() - 1..]).collect();
             run = Tokens::pack_after(&last, &cache.lengths, device());
         }
-        // Several tokens at once behind what is cached, unequally many.
+        // Several tokens at once after the cached ones, another number for each sequence.
         sequences.iter_mut().zip([5usize, 2]).for_each(|(s, n)| s.extend(std::iter::repeat_n(11, n)));
         let new: Vec<&[u32]> = sequences.iter().zip(&cache.lengths).map(|(s, held)| &s[*held as usize..]).collect();
         let run = Tokens::pack_after(&new, &cache.lengths, device());
@@ -112,7 +113,7 @@ fn cached_steps_equal_the_full_forward() {
 }
 
 #[test]
-fn a_session_answers_as_from_the_start_whatever_it_holds() {
+fn a_session_answers_the_same_whatever_it_has_cached() {
     let model = tiny();
     let settings = Settings::greedy(8, &[]);
     let mut session = Session::new(&model);
@@ -143,11 +144,11 @@ fn sampled_rows_do_not_depend_on_their_batch() {
     let run =
         |prompts: &[Vec<u32>], settings: &Settings| tokens(&complete(&model, prompts, settings, &mut ignore).unwrap());
     let together = run(&prompts, &settings);
-    assert_eq!(together, run(&prompts, &settings), "same seed, same answers");
-    assert_eq!(together[..2], run(&prompts[..2], &settings)[..], "batch mates change nothing");
+    assert_eq!(together, run(&prompts, &settings), "the same seed gave other answers");
+    assert_eq!(together[..2], run(&prompts[..2], &settings)[..], "other prompts in the batch changed the answers");
     assert_ne!(together, run(&prompts, &Settings { seed: 4, ..settings.clone() }));
     let twice = run(&[prompts[0].clone(), prompts[0].clone()], &settings);
-    assert_ne!(twice[0], twice[1], "each row has its own stream");
+    assert_ne!(twice[0], twice[1], "two rows used the same random numbers");
     let cold = Settings { temperature: 1e-4, ..settings };
     assert_eq!(
         run(&prompts, &cold),
@@ -178,7 +179,7 @@ fn probabilities_equal_transformers() {
 }
 
 #[test]
-fn the_context_ends_an_answer_and_refuses_a_prompt() {
+fn the_context_length_limits_answers_and_prompts() {
     let model = tiny(); // 256 positions
     let long: Vec<u32> = (0..250).map(|t| t % 50 + 3).collect();
     let answers = complete(&model, &[long.clone(), vec![5; 3]], &Settings::greedy(20, &[]), &mut ignore).unwrap();
@@ -188,7 +189,11 @@ fn the_context_ends_an_answer_and_refuses_a_prompt() {
         let e = complete(&model, &[vec![5], prompt], &settings, &mut ignore).unwrap_err();
         assert!(e.to_string().contains(part), "{e}");
     };
-    refuse([long, vec![5; 6]].concat(), Settings::greedy(1, &[]), "prompt 2 has 256 tokens, the model's context 256");
+    refuse(
+        [long, vec![5; 6]].concat(),
+        Settings::greedy(1, &[]),
+        "prompt 2 has 256 tokens, the model's context is 256",
+    );
     refuse(vec![], Settings::greedy(1, &[]), "prompt 2 is empty");
     refuse(vec![3, 512], Settings::greedy(1, &[]), "token 512");
     refuse(vec![3], Settings::greedy(0, &[]), "max-new-tokens");
@@ -197,7 +202,7 @@ fn the_context_ends_an_answer_and_refuses_a_prompt() {
     assert_eq!(complete(&model, &[], &Settings::greedy(1, &[]), &mut ignore).unwrap(), []);
 }
 
-/// Settings under transformers' names.
+/// Reads settings that are given under transformers' names.
 fn settings_of(given: &Value) -> Settings {
     let number = |key: &str| given[key].as_f64();
     let count = |key: &str| given[key].as_u64().map(|n| n as usize);
@@ -265,13 +270,13 @@ fn beams_equal_transformers() {
         for answer in &answers {
             let weight = (answer.tokens.len() as f64).powf(beams.length_penalty) as f32;
             let score = answer.log_probs.iter().sum::<f32>() / weight;
-            // A penalised log-probability of a beam is what the rule made of it.
+            // The log-probabilities of a beam are those after the penalties.
             assert!((score - answer.score.unwrap()).abs() < 1e-3 * score.abs().max(1.0), "{what}");
         }
     }
 }
 
-/// Runs an engine until it is idle, checking that what it tells of tokens is what it gives in the end.
+/// Runs an engine until it is idle. Checks that the tokens it streams equal those of the finished answers.
 fn drain(mut engine: Engine, requests: &[Request]) -> Vec<Finished> {
     for request in requests {
         engine.add(request.clone()).unwrap();
@@ -294,7 +299,7 @@ fn drain(mut engine: Engine, requests: &[Request]) -> Vec<Finished> {
 }
 
 #[test]
-fn continuous_batching_answers_as_one_by_one() {
+fn continuous_batching_gives_the_answers_of_single_requests() {
     let settings = Settings {
         temperature: 1.3,
         top_p: 0.9,
@@ -325,7 +330,7 @@ fn continuous_batching_answers_as_one_by_one() {
             assert_eq!(a.completion.stopped, b.completion.stopped);
         }
     };
-    // Float32: whatever is run together.
+    // In float32 answers are equal however requests are batched.
     let model = open(&fixture("tiny-llama"), &[], device(), Kind::Float).unwrap();
     fn engine<'m>(model: &'m Model, settings: &Settings, rows: usize, tokens: usize) -> Engine<'m> {
         Engine::new(model, settings.clone(), Limits { rows, tokens }).unwrap()
@@ -333,7 +338,7 @@ fn continuous_batching_answers_as_one_by_one() {
     let alone = drain(engine(&model, &settings, 1, 1), &requests);
     assert_eq!(alone.len(), requests.iter().map(|r| r.answers).sum::<usize>());
     let lengths: BTreeSet<usize> = alone.iter().map(|f| f.completion.tokens.len()).collect();
-    assert!(lengths.len() > 8, "rows leave at many moments: {lengths:?}");
+    assert!(lengths.len() > 8, "too few different lengths to test rows that finish at different times: {lengths:?}");
     for (rows, tokens) in [(5, 1 << 20), (64, 600), (64, 1 << 20)] {
         let together = drain(engine(&model, &settings, rows, tokens), &requests);
         same_tokens(&alone, &together, &format!("{rows} rows, {tokens} tokens"));
@@ -345,9 +350,10 @@ fn continuous_batching_answers_as_one_by_one() {
     if device() != tch::Device::Cpu {
         return;
     }
-    // The steps after a prompt give each row the same bits in any batch of so many rows, so that answers are equal in
-    // bfloat16 too, to the last bit of their log-probabilities, where each prompt is run by itself. Prompts that are run
-    // together are many rows, for libtorch's products; there, in bfloat16, a near tie may fall otherwise.
+    // In batches of up to `product_rows` rows, a decoding step computes each row bit-identically to a batch of one. So
+    // even in bfloat16 tokens and log-probabilities are equal to the last bit, provided that each prompt is run by
+    // itself. Several prompts together have more rows and use libtorch's products: there bfloat16 may decide a near tie
+    // differently.
     for kind in [Kind::Float, Kind::BFloat16] {
         let model = open(&fixture("tiny-llama"), &[], device(), kind).unwrap();
         let alone = drain(engine(&model, &settings, 1, 1), &requests);
@@ -360,7 +366,7 @@ fn continuous_batching_answers_as_one_by_one() {
     }
 }
 
-/// As `drain`, but a prompt comes in when no other one waits, so that it is run by itself.
+/// Like `drain`, but adds a request only if no other one is waiting, so that each prompt is run by itself.
 fn drain_prompt_by_prompt(mut engine: Engine, requests: &[Request]) -> Vec<Finished> {
     let (mut done, mut left) = (Vec::new(), requests.iter());
     loop {
@@ -379,7 +385,7 @@ fn drain_prompt_by_prompt(mut engine: Engine, requests: &[Request]) -> Vec<Finis
 }
 
 #[test]
-fn log_probabilities_are_those_of_the_distribution_that_was_drawn_from() {
+fn log_probabilities_are_those_of_the_sampling_distribution() {
     let model = tiny();
     let settings = Settings { temperature: 1.5, top_k: 60, top_p: 0.9, log_probs: true, ..Settings::greedy(12, &[]) };
     let prompt: Vec<u32> = (5..20).collect();
@@ -399,8 +405,8 @@ fn log_probabilities_are_those_of_the_distribution_that_was_drawn_from() {
 }
 
 #[test]
-fn draws_have_the_support_and_the_frequencies_of_the_settings() {
-    // 0.4, 0.3, 0.15, 0.1, 0.05 in a mixed order
+fn samples_have_the_expected_support_and_frequencies() {
+    // the probabilities 0.4, 0.3, 0.15, 0.1 and 0.05 in another order
     let p = [0.1f32, 0.4, 0.05, 0.3, 0.15];
     let logits = Tensor::from_slice(&p).log().view([1, -1]);
     for (top_k, top_p, min_p, support) in [
@@ -408,8 +414,8 @@ fn draws_have_the_support_and_the_frequencies_of_the_settings() {
         (3, 1.0, 0.0, vec![1, 3, 4]),
         (0, 0.6, 0.0, vec![1, 3]),
         (0, 0.71, 0.0, vec![1, 3, 4]),
-        (0, 1.0, 0.2, vec![0, 1, 3, 4]), // at least 0.08
-        (0, 1.0, 0.26, vec![1, 3, 4]),   // at least 0.104
+        (0, 1.0, 0.2, vec![0, 1, 3, 4]), // min_p keeps probabilities of at least 0.2 * 0.4 = 0.08
+        (0, 1.0, 0.26, vec![1, 3, 4]),   // min_p keeps probabilities of at least 0.26 * 0.4 = 0.104
         (0, 1.0, 1.0, vec![1]),
         (4, 0.9, 0.5, vec![1, 3]),
     ] {
@@ -433,9 +439,9 @@ fn draws_have_the_support_and_the_frequencies_of_the_settings() {
 }
 
 #[test]
-fn stop_texts_end_an_answer_wherever_tokens_end() {
+fn stop_texts_need_not_align_with_tokens() {
     let model = tiny();
-    // Token n is the letters of n in base 4 after a bar: |bca
+    // Token n is decoded as a bar and the five digits of n in base 4, written as letters a to d: |aabca
     let decode = |ids: &[u32]| {
         let letters =
             |id: &u32| (0..5).rev().map(|i| b"abcd"[(id >> (2 * i)) as usize & 3] as char).collect::<String>();
@@ -445,7 +451,7 @@ fn stop_texts_end_an_answer_wherever_tokens_end() {
     let free =
         complete(&model, std::slice::from_ref(&prompt), &Settings::greedy(20, &[]), &mut ignore).unwrap().remove(0);
     let text: String = decode(&free.tokens).unwrap();
-    // From the middle of the 4th token into the 6th, and a decoy.
+    // A stop text from inside the 4th token into the 6th, and another one that never occurs.
     let stop_texts = vec!["nowhere".to_string(), text[20..32].to_string()];
     let first = text.find(&stop_texts[1]).unwrap();
     let settings = Settings { stop_texts: stop_texts.clone(), ..Settings::greedy(20, &[]) };
@@ -456,10 +462,10 @@ fn stop_texts_end_an_answer_wherever_tokens_end() {
     let answer = engine(&settings);
     assert_eq!((answer.stopped, answer.text.as_deref()), (Stop::Text, Some(&text[..first])));
     assert_eq!(answer.tokens[..], free.tokens[..(first + 12).div_ceil(6)]);
-    // Not before the shortest length; the text is still cut at the stop.
+    // A stop text does not end an answer before `min_new_tokens`.
     let late = engine(&Settings { min_new_tokens: 12, ..settings.clone() });
     assert!(late.tokens.len() >= 12 || late.stopped == Stop::Length);
-    // The same in a conversation and among beams.
+    // The same in a session and in beam search.
     let mut session = Session::new(&model).with_text(&decode);
     assert_eq!(session.answer(&prompt, &settings, &mut |_| ControlFlow::Continue(())).unwrap(), answer);
     let beams = Beams { count: 2, answers: 2, length_penalty: 1.0, early_stopping: EarlyStopping::No };

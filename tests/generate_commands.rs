@@ -1,4 +1,4 @@
-//! `ft generate` and `ft chat` through their command line.
+//! Tests the commands `ft generate` and `ft chat`.
 
 use crate::needs::{SCRIPT, needs};
 use serde_json::{Value, json};
@@ -47,7 +47,7 @@ impl Space {
         String::from_utf8(out).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
     }
 
-    /// The error of a command that is refused.
+    /// Returns stderr of a command that must be refused.
     fn refused(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "ft generate {}", arguments.join(" "));
@@ -57,7 +57,7 @@ impl Space {
 }
 
 #[test]
-fn flags_have_the_names_and_the_effects_that_users_of_transformers_know() {
+fn flags_have_the_names_and_effects_of_transformers() {
     let space = Space::new(json!({ "eos_token_id": 2 }));
     let plain = space.run(&["--prompt", "Deep learning is", "--max-length", "30", "--num-return-sequences", "1"]);
     assert!(!plain.stdout.is_empty());
@@ -81,7 +81,7 @@ fn flags_have_the_names_and_the_effects_that_users_of_transformers_know() {
     let score = |i: usize| found[i]["score"].as_f64().unwrap();
     assert!(found.len() == 2 && score(0) >= score(1) && found[0]["text"] != found[1]["text"]);
 
-    // A stop text is cut from the answer, a bad word does not come, a prefix begins it.
+    // A stop text is cut off, a bad word is never generated, a prefix starts the answer.
     let free = space.rows(&[&prompts[..2], &["--max-new-tokens", "12"]].concat()).remove(0);
     let text = free["text"].as_str().unwrap();
     let letters: Vec<char> = text.chars().collect();
@@ -108,7 +108,7 @@ fn flags_have_the_names_and_the_effects_that_users_of_transformers_know() {
 }
 
 #[test]
-fn what_the_model_says_of_generation_is_taken_and_told() {
+fn generation_config_json_is_used_and_reported() {
     let space = Space::new(json!({
         "do_sample": true, "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 5, "repetition_penalty": 1.1,
         "num_return_sequences": 2, "guidance_scale": 1.5, "typical_p": 1.0
@@ -118,7 +118,7 @@ fn what_the_model_says_of_generation_is_taken_and_told() {
     for part in ["do_sample true", "temperature 0.6", "top_p 0.9", "max_new_tokens 5", "repetition_penalty 1.1"] {
         assert!(said.contains(part), "{said}");
     }
-    assert!(said.contains("no effect here: guidance_scale\n"), "{said}");
+    assert!(said.contains("ignored, not supported: guidance_scale\n"), "{said}");
     let rows: Vec<Value> =
         String::from_utf8(output.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert!(rows.len() == 2 && rows.iter().all(|r| r["completion_tokens"].as_u64().unwrap() <= 5));
@@ -129,7 +129,7 @@ fn what_the_model_says_of_generation_is_taken_and_told() {
 }
 
 #[test]
-fn a_killed_file_of_answers_goes_on_and_equals_the_undisturbed_one() {
+fn a_killed_command_continues_and_gives_the_same_file() {
     let space = Space::new(json!({ "eos_token_id": 2 }));
     let prompts: String = (0..40).map(|i| format!("{{\"prompt\": \"Question {i}\"}}\n")).collect();
     std::fs::write(space.path("in.jsonl"), prompts).unwrap();
@@ -137,31 +137,33 @@ fn a_killed_file_of_answers_goes_on_and_equals_the_undisturbed_one() {
         let fixed = ["--input", "in.jsonl", "--max-new-tokens", "40", "--temperature", "1.2", "--output", out];
         [&fixed[..], more].concat()
     };
-    // Seven prompts of at most seven tokens at a time: so many rows are multiplied one like the other in any company.
+    // At most seven rows at a time: products of so few rows are bit-identical whatever else is in the batch, so the
+    // resumed file can equal the whole one.
     space.run(&with("whole.jsonl", &["--batch-size", "7"]));
-    // One row at a time, so that there is a middle to be killed in.
+    // One row at a time, so that the command takes long enough to be killed halfway.
     let mut slow = space.command(&with("cut.jsonl", &["--batch-size", "1"])).stderr(Stdio::null()).spawn().unwrap();
     let (partial, began) = (space.path("cut.jsonl.partial"), Instant::now());
     while std::fs::read_to_string(&partial).map_or(0, |t| t.lines().count()) < 3 {
-        assert!(began.elapsed() < Duration::from_secs(60), "answers come one by one");
+        assert!(began.elapsed() < Duration::from_secs(60), "no answer was written within a minute");
         std::thread::sleep(Duration::from_millis(2));
     }
     slow.kill().unwrap();
     slow.wait().unwrap();
-    assert!(partial.exists() && !space.path("cut.jsonl").exists(), "killed in the middle");
+    assert!(partial.exists() && !space.path("cut.jsonl").exists(), "the command was not killed halfway");
     let error = space.refused(&with("cut.jsonl", &["--seed", "9"]));
-    assert!(error.contains("was begun otherwise: settings was"), "{error}");
+    assert!(error.contains("was started with other settings: settings was"), "{error}");
     let resumed = space.run(&with("cut.jsonl", &["--batch-size", "7"]));
-    assert!(String::from_utf8(resumed.stderr).unwrap().contains("of 40 prompts are answered; going on"));
+    assert!(String::from_utf8(resumed.stderr).unwrap().contains("of 40 prompts are answered already; continuing"));
     let text = |name: &str| std::fs::read_to_string(space.path(name)).unwrap();
     assert_eq!(text("whole.jsonl").lines().count(), 40);
     assert_eq!(text("whole.jsonl"), text("cut.jsonl"));
     assert!(!partial.exists());
 }
 
-/// Rows of training data end in an answer: it is named as such, and left out where that is asked for.
+/// Rows of training data already end with an answer. Without --drop-answer this is an error; with it, the answer is
+/// dropped.
 #[test]
-fn rows_that_end_in_an_answer_are_answered_anew_where_asked() {
+fn rows_that_end_with_an_answer_need_drop_answer() {
     let space = Space::new(json!({ "eos_token_id": 2 }));
     let turn = |role: &str, text: &str| json!({ "role": role, "content": text });
     let (asked, answered) = (turn("user", "Hello"), turn("assistant", "Good day."));
@@ -177,13 +179,13 @@ fn rows_that_end_in_an_answer_are_answered_anew_where_asked() {
     assert!(error.contains("in.jsonl:1") && error.contains("--drop-answer"), "{error}");
     let made = space.rows(&[&common[..], &["--drop-answer"]].concat());
     assert_eq!((made.len(), &made[0]["prompt"]), (2, &json!([asked])));
-    assert_eq!(made[0]["text"], made[1]["text"], "the same question");
+    assert_eq!(made[0]["text"], made[1]["text"], "the same question got another answer");
     let error = space.refused(&["--input", "none.jsonl", "--json", "--drop-answer"]);
     assert!(error.contains("none.jsonl:1") && error.contains("no message is left"), "{error}");
 }
 
-/// On a terminal nothing that a model writes steers it or turns letters around, and lines follow their script; a program
-/// that reads stdout gets the text as it is.
+/// On a terminal, control characters and direction overrides that a model writes are shown as text, and the terminal is
+/// told to handle right-to-left scripts. A program that reads stdout gets the unchanged text.
 #[test]
 fn a_terminal_gets_no_hidden_characters() {
     needs!(SCRIPT);
@@ -213,7 +215,7 @@ fn a_terminal_gets_no_hidden_characters() {
 }
 
 #[test]
-fn timings_tell_every_pass_and_which_of_them_read_prompts() {
+fn timings_list_every_pass_and_its_kind() {
     let space = Space::new(json!({}));
     let prompts = ["--prompt", "Deep learning is", "--prompt", "Hello", "--prompt", "One"];
     let length = ["--max-new-tokens", "4", "--batch-size", "2", "--timings", "timings.jsonl"];
@@ -227,7 +229,8 @@ fn timings_tell_every_pass_and_which_of_them_read_prompts() {
         passes.iter().filter(|p| of(p)).map(|p| p[key].as_u64().unwrap()).sum()
     };
     let asked: u64 = rows.iter().map(|r| r["prompt_tokens"].as_u64().unwrap()).sum();
-    // Two rows, then the third: a pass over prompts, which gives the first token, and three for the tokens after it.
+    // Two rows, then the third. Each time one pass reads prompts and gives the first token, and three more give the
+    // others.
     assert_eq!(passes.len(), 2 * 4);
     assert_eq!(sum("tokens", &|p| p["kind"] == "prompt"), asked);
     assert_eq!(sum("rows", &|p| p["kind"] == "prompt"), 3);
@@ -235,7 +238,7 @@ fn timings_tell_every_pass_and_which_of_them_read_prompts() {
     assert!(passes.iter().all(|p| p["seconds"].as_f64().unwrap() > 0.0));
 
     let error = space.refused(&["--prompt", "Hello", "--num-beams", "2", "--timings", "t.jsonl"]);
-    assert!(error.contains("--timings does not tell of beams"), "{error}");
+    assert!(error.contains("--timings cannot be combined with beam search"), "{error}");
 }
 
 #[test]
@@ -252,7 +255,7 @@ fn templates_and_their_variables_are_given_on_the_command_line() {
     assert!(e.contains("--chat-template-kwargs") && e.contains("one JSON object"), "{e}");
     let e = space.refused(&["--prompt", "Hi", "--chat", "--template", "rag"]);
     assert!(e.contains("no chat template named `rag`"), "{e}");
-    // Rows whose question the template does not write are refused, by their place.
+    // Rows with a message that the template leaves out are refused by file and line.
     std::fs::write(
         space.path("deaf.jinja"),
         "{% for m in messages %}{{ m.content if m.content is string }}{% endfor %}!",

@@ -1,4 +1,5 @@
-//! Weights that are not what they say: each ends in one clear error that names the file or the tensor.
+//! Tests weights and configs that are damaged or contradict each other: each gives one clear error that names the file,
+//! the tensor or the key.
 
 use crate::support::*;
 use ft::error::Error;
@@ -31,7 +32,7 @@ fn try_load(folder: &Path) -> Result<Model, Error> {
     model
 }
 
-/// The error of loading the folder; it must say all of `parts`.
+/// Loads the folder, expects an error that contains all of `parts`, and returns its text.
 #[track_caller]
 fn refused(folder: &Path, parts: &[&str]) -> String {
     let text = try_load(folder).err().expect("refused").to_string();
@@ -42,7 +43,7 @@ fn refused(folder: &Path, parts: &[&str]) -> String {
     text
 }
 
-/// A model directory whose tensors were changed.
+/// Copies a model directory and applies `change` to its tensors.
 fn changed(change: impl FnOnce(&mut Tensors)) -> tempfile::TempDir {
     let folder = with_weights("biased-llama", "biased-llama");
     let mut all = tensors("biased-llama/model.safetensors");
@@ -55,7 +56,7 @@ fn save(path: &Path, tensors: &Tensors) {
     weights::save(path, tensors.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
 }
 
-/// A model directory whose config was changed.
+/// Copies a model directory and applies `change` to its config.
 fn configured(change: impl FnOnce(&mut Map<String, Value>)) -> tempfile::TempDir {
     let folder = with_weights("biased-llama", "biased-llama");
     let file = folder.path().join("config.json");
@@ -66,7 +67,7 @@ fn configured(change: impl FnOnce(&mut Map<String, Value>)) -> tempfile::TempDir
 }
 
 #[test]
-fn missing_extra_and_misshapen_tensors_are_named_all_at_once() {
+fn one_error_names_all_missing_extra_and_misshapen_tensors() {
     assert!(try_load(changed(|_| ()).path()).is_ok());
     let folder = changed(|t| {
         t.remove(Q);
@@ -82,13 +83,13 @@ fn missing_extra_and_misshapen_tensors_are_named_all_at_once() {
     });
     refused(folder.path(), &["1 tensors", "`model.layers.3.self_attn.q_proj.weight`", "hint:"]);
 
-    // As many as a wrong config makes: listed up to a readable number.
+    // A wrong config gives many missing tensors: only the first few are listed.
     let folder = changed(|t| t.retain(|n, _| !n.contains("layers")));
     refused(folder.path(), &["more"]);
 }
 
 #[test]
-fn old_buffers_and_the_copy_of_a_tied_head_are_passed_over() {
+fn old_buffers_and_the_copy_of_a_tied_head_are_ignored() {
     let folder = changed(|t| {
         t.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), Tensor::zeros([4], (Kind::Float, Device::Cpu)));
     });
@@ -101,7 +102,7 @@ fn old_buffers_and_the_copy_of_a_tied_head_are_passed_over() {
 }
 
 #[test]
-fn files_that_are_no_whole_safetensors_are_refused() {
+fn incomplete_or_invalid_safetensors_files_are_refused() {
     let folder = with_weights("biased-llama", "biased-llama");
     let file = folder.path().join("model.safetensors");
     let good = std::fs::read(&file).unwrap();
@@ -140,7 +141,7 @@ fn files_that_are_no_whole_safetensors_are_refused() {
 }
 
 #[test]
-fn a_dtype_that_is_not_read_is_named() {
+fn an_unsupported_dtype_is_named() {
     let folder = with_weights("biased-llama", "biased-llama");
     let file = folder.path().join("model.safetensors");
     let header = r#"{"model.norm.weight":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}"#;
@@ -148,7 +149,7 @@ fn a_dtype_that_is_not_read_is_named() {
     refused(folder.path(), &["model.safetensors", "`model.norm.weight`", "F8_E4M3"]);
 }
 
-/// Two shards with an index, over biased-llama.
+/// Writes biased-llama as two shards with an index.
 fn sharded() -> tempfile::TempDir {
     let folder = with_weights("biased-llama", "biased-llama");
     std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
@@ -173,7 +174,7 @@ fn index_of(folder: &Path) -> Map<String, Value> {
 }
 
 #[test]
-fn shards_are_read_whole_or_refused_by_name() {
+fn incomplete_shards_are_refused_by_name() {
     let folder = sharded();
     assert!(try_load(folder.path()).is_ok());
 
@@ -198,7 +199,7 @@ fn shards_are_read_whole_or_refused_by_name() {
     index(folder.path(), json!({}));
     refused(folder.path(), &["is missing", "more"]);
 
-    // The same tensor twice: which one counts cannot be known.
+    // A duplicate tensor is refused: nothing says which of the two is right.
     index(folder.path(), good.into());
     let mut two = tensors_at(&folder.path().join("two.safetensors"));
     two.insert("model.layers.0.mlp.up_proj.weight".into(), Tensor::zeros([36, 24], (Kind::Float, Device::Cpu)));
@@ -211,7 +212,7 @@ fn tensors_at(path: &Path) -> Tensors {
 }
 
 #[test]
-fn a_pickle_alone_is_never_opened() {
+fn a_pickle_is_never_opened() {
     let folder = with_weights("biased-llama", "biased-llama");
     std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
     refused(folder.path(), &[folder.path().to_str().unwrap(), "no model.safetensors", "hint:"]);
@@ -220,7 +221,7 @@ fn a_pickle_alone_is_never_opened() {
 }
 
 #[test]
-fn configs_that_cannot_be_honoured_are_refused_by_key() {
+fn unsupported_configs_are_refused_by_key() {
     let set = |key: &str, value: Value| {
         let key = key.to_string();
         configured(move |c| {
@@ -247,7 +248,7 @@ fn configs_that_cannot_be_honoured_are_refused_by_key() {
     );
     refused(set("rope_scaling", json!({"rope_type": "linear"})).path(), &["`factor` must be a number"]);
     refused(set("partial_rotary_factor", json!(0.5)).path(), &["`partial_rotary_factor` is 0.5"]);
-    // Sizes that do not fit the weights, up to absurd ones that no memory could hold.
+    // Sizes that contradict the weights, up to some that would not fit into any memory.
     refused(set("intermediate_size", json!(40)).path(), &["up_proj.weight` has shape [36, 24], expected [40, 24]"]);
     refused(set("hidden_size", json!(16_000_002)).path(), &["the weights do not fit config.json"]);
     refused(set("hidden_size", json!(3_000_000_000_000i64)).path(), &["`hidden_size`", "at most 16777216"]);
@@ -263,7 +264,7 @@ fn configs_that_cannot_be_honoured_are_refused_by_key() {
 }
 
 #[test]
-fn weights_that_are_not_numbers_load_and_show_in_the_loss() {
+fn nan_weights_load_and_give_a_nan_loss() {
     let folder = changed(|t| {
         let w = t[Q].copy();
         let _ = w.get(3).fill_(f64::NAN);
@@ -273,9 +274,9 @@ fn weights_that_are_not_numbers_load_and_show_in_the_loss() {
     let row = Row::pack(&[Sequence::random(20, 64, 1)]);
     for replay in [Replay::None, Replay::All] {
         let loss = model.learn(&row.tokens, row.items, replay, |out| row.loss(out)).unwrap().means()["loss"];
-        assert!(loss.is_nan(), "not hidden on the way: {loss}");
+        assert!(loss.is_nan(), "the loss hides the NaN: {loss}");
         let mut optimiser = ft::train::optim::Optimiser::new(model.params(), &Default::default(), 0).unwrap();
         let norm = optimiser.clip(1.0).unwrap().double_value(&[]);
-        assert!(norm.is_nan(), "nor in the gradients: {norm}");
+        assert!(norm.is_nan(), "the gradient norm hides the NaN: {norm}");
     }
 }

@@ -1,5 +1,5 @@
-//! The hostile inputs of tests/hostile: each ends in one clear error that names its file and a next step, blames the
-//! input, comes soon, and leaves nothing behind. What could end the process runs in one of its own.
+//! Tests the hostile inputs of tests/hostile. Each must quickly give one clear error with exit code 1 that names the
+//! file and a next step, and must leave no files behind. Inputs that could crash the process run in a separate one.
 
 use crate::support::*;
 use ft::convert::import::{Options, import};
@@ -12,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind};
 
-/// The files of a kind, at least `least`.
+/// Returns the files of a kind, sorted. Fails if there are fewer than `least`.
 fn cases(kind: &str, least: usize) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hostile").join(kind);
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
@@ -21,7 +21,7 @@ fn cases(kind: &str, least: usize) -> Vec<PathBuf> {
     files
 }
 
-/// A sound model directory with tokenizer, the given weights' own config included.
+/// Creates a valid model directory from the given weights, their config and a tokenizer.
 fn model(weights: &str) -> tempfile::TempDir {
     let folder = with_weights(weights, weights);
     for file in ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"] {
@@ -44,7 +44,7 @@ fn load(folder: &Path) -> Result<Model> {
     )
 }
 
-/// Everything below a folder, with sizes.
+/// Returns path and size of everything below a folder.
 fn listing(folder: &Path) -> BTreeSet<(PathBuf, u64)> {
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -58,7 +58,7 @@ fn listing(folder: &Path) -> BTreeSet<(PathBuf, u64)> {
     found
 }
 
-/// One clear error: the input's fault, naming what is at fault, with a next step, short, and soon.
+/// Checks that an error has exit code 1, contains one of `named` and a hint, is short, and came within 20 seconds.
 #[track_caller]
 fn fair(case: &Path, error: &Error, named: &[&str], began: Instant) {
     let text = error.to_string();
@@ -66,13 +66,13 @@ fn fair(case: &Path, error: &Error, named: &[&str], began: Instant) {
     println!("{case}: {text}");
     assert_eq!(error.exit_code(), 1, "{case}: {text}");
     assert!(named.iter().any(|n| text.contains(n)), "{case}: none of {named:?} is named in: {text}");
-    let marked = text.contains("  | "); // a recipe's mistake shows its place, which may say enough
+    let marked = text.contains("  | "); // an error in a recipe quotes the line, which may need no hint
     assert!(marked || text.contains("hint: "), "{case}: no next step: {text}");
     assert!(text.len() < 5000 && !text.contains('\0') && !text.contains('\x1b'), "{case}: not readable: {text}");
     assert!(began.elapsed() < Duration::from_secs(20), "{case}: {:?}", began.elapsed());
 }
 
-/// Puts each file of a kind where `place` says in a sound model directory, and expects `try_it` to refuse it.
+/// Copies each file of a kind to `place` in a valid model directory and expects `try_it` to fail.
 fn refused<T>(
     kind: &str,
     least: usize,
@@ -82,7 +82,7 @@ fn refused<T>(
     try_it: impl Fn(&Path) -> Result<T>,
 ) {
     let folder = model(weights);
-    assert!(try_it(folder.path()).is_ok(), "{kind}: sound as it is");
+    assert!(try_it(folder.path()).is_ok(), "{kind}: the unchanged directory is refused");
     if kind == "index" {
         std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
     }
@@ -97,7 +97,7 @@ fn refused<T>(
 
 #[test]
 fn weights_files() {
-    // One that is whole but empty of what the model needs names the tensors instead.
+    // Some files are valid but lack the model's tensors: then the error names the tensors instead of the file.
     let named = ["model.safetensors", "`model.embed_tokens.weight`"];
     refused("safetensors", 25, "tiny-llama", "model.safetensors", &named, load);
 }
@@ -148,7 +148,7 @@ fn recipes() {
     let folder = tempfile::tempdir().unwrap();
     for case in cases("recipe", 55) {
         let began = Instant::now();
-        // Paths of a recipe are looked for when it runs, not when it is read.
+        // Whether the paths in a recipe exist is checked when it runs, not when it is read.
         let later = ["model-missing", "data-missing", "path-nul"].iter().any(|n| case.ends_with(format!("{n}.yaml")));
         match ft::recipe::load(&case, &[]) {
             Ok(_) if later => {}
@@ -177,9 +177,9 @@ fn gguf_files() {
     }
 }
 
-// ---- through the binary: what might end the process, and what the machine refuses
+// ---- with the real binary: inputs that could crash the process, and operations that the operating system refuses
 
-/// A folder with a model, rows and a recipe; commands run in it.
+/// A folder with a model, rows and a recipe, in which commands are run.
 struct Place(tempfile::TempDir);
 
 impl Place {
@@ -213,13 +213,13 @@ impl Place {
         self.command(line).output().unwrap()
     }
 
-    /// Exit code 1, one error that says one of `named`, a next step, and nothing left behind.
+    /// Expects exit code 1, one error that contains one of `named` and a hint, and no changed files.
     #[track_caller]
     fn refuses(&self, line: &str, named: &[&str]) {
         let before = listing(self.0.path());
         self.refused(line, self.run(line), named);
         let after = listing(self.0.path());
-        assert_eq!(after, before, "ft {line} left or took something");
+        assert_eq!(after, before, "ft {line} created, changed or removed files");
     }
 
     #[track_caller]
@@ -271,19 +271,19 @@ fn chat_templates() {
 }
 
 #[test]
-fn a_line_of_100_mb_costs_little() {
+fn a_line_of_100_mb_is_refused_quickly() {
     let place = Place::new();
     let mut line = String::with_capacity(101 << 20);
     line.push_str(r#"{"messages": [{"role": "user", "content": ""#);
     line.extend(std::iter::repeat_n('a', 100 << 20));
-    std::fs::write(place.path("long.jsonl"), &line).unwrap(); // never closed
+    std::fs::write(place.path("long.jsonl"), &line).unwrap(); // the JSON string is never closed
     let began = Instant::now();
     place.refuses("data inspect long.jsonl", &["long.jsonl:1"]);
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
 }
 
 #[test]
-fn paths_that_are_something_else() {
+fn paths_of_the_wrong_kind() {
     let place = Place::new();
     std::fs::create_dir(place.path("empty")).unwrap();
     std::os::unix::fs::symlink("loop", place.path("loop")).unwrap();
@@ -305,7 +305,7 @@ fn paths_that_are_something_else() {
         place.refuses(&format!("data inspect {what}"), &[what]);
         place.refuses(&format!("train {what}"), &[what]);
     }
-    // Where results should go: a file, below a file, and a folder that takes nothing, even from root.
+    // Output paths: an existing file, a path below a file, and a folder in which not even root can create files.
     for out in ["file", "file/below", "/proc/ft/out", "loop"] {
         place.refuses(&format!("merge model adapter --out {out}"), &[out, "creating folder"]);
         place.refuses(&format!("import tiny.gguf --out {out}"), &[out, "creating folder"]);
@@ -318,7 +318,7 @@ fn paths_that_are_something_else() {
     }
 }
 
-/// Runs ft where no file may grow beyond `kilobytes`: the unprivileged stand-in for a full disk.
+/// Runs ft with a limit on the size of files. Stands in for a full disk, which a test cannot make without privileges.
 fn without_room(place: &Place, line: &str, kilobytes: u32) -> Output {
     let ft = env!("CARGO_BIN_EXE_ft");
     let script = format!("ulimit -f {kilobytes}; trap '' XFSZ; exec {ft} {line}");
@@ -339,9 +339,9 @@ fn a_full_disk() {
         ("import tiny.gguf --out imported", 4),
     ] {
         place.refused(line, without_room(&place, line, kilobytes), &["File too large"]);
-        assert_eq!(listing(place.0.path()), before, "ft {line} left something");
+        assert_eq!(listing(place.0.path()), before, "ft {line} left files behind");
     }
-    // A run keeps what it has written so far; the checkpoint and the result that did not fit are not there.
+    // A run keeps the files that were complete; no part of the checkpoint or result that did not fit remains.
     for kilobytes in [10, 40] {
         let line = "train recipe.yaml --set run.out=tried --overwrite";
         place.refused(line, without_room(&place, line, kilobytes), &["File too large"]);
@@ -355,7 +355,7 @@ fn a_full_disk() {
 }
 
 #[test]
-fn an_adapter_that_is_no_number_is_named() {
+fn an_adapter_with_nan_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let sound = fixture("adapters/plain");
     std::fs::copy(sound.join("adapter_config.json"), folder.path().join("adapter_config.json")).unwrap();

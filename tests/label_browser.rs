@@ -1,6 +1,7 @@
-//! The page in a real browser: judging by keyboard, two people, a phone, hostile answers, accessibility.
+//! Tests the labelling page in a real browser: judging by keyboard, two annotators, a phone, hostile answers,
+//! accessibility.
 //!
-//! `FT_SCREENSHOTS=DIR` keeps pictures of the page.
+//! `FT_SCREENSHOTS=DIR` stores screenshots of the page in DIR.
 
 use crate::label_support::*;
 use crate::needs::{AXE, BROWSER, axe, needs};
@@ -9,7 +10,7 @@ use ft::label::Store;
 use ft::label::record::*;
 use serde_json::{Value, json};
 
-/// Answers as models write them.
+/// Prompts with two answers, formatted as models write them.
 const ANSWERS: [[&str; 3]; 4] = [
     [
         "Why does the sky look blue, and why is it red at sunset?",
@@ -59,8 +60,8 @@ fn add_pair(store: &Store, key: &str, messages: Value, answers: [&str; 2], overl
     store.add_pairs(&[NewPair { prompt, a, b, overlap, repeat_of: None, reason: "random".into() }]).unwrap();
 }
 
-/// Texts that pages get wrong: scripts from right to left, formulas beside prices, narrow tables, and characters that turn
-/// around what follows them.
+/// Texts that are easily displayed wrongly: right-to-left scripts, formulas next to prices, wide tables, and invisible
+/// characters that reverse the text after them.
 const SCRIPTS: [[&str; 3]; 5] = [
     [
         "پاکستان کا دارالحکومت کون سا ہے؟",
@@ -99,7 +100,7 @@ fn rich() -> Settings {
     }
 }
 
-/// Presses a key that asks the server, once the page is ready for it, and waits for the answer.
+/// Waits until the page is ready, presses a key that sends a request, and waits for the response.
 fn judge(browser: &Browser, key: &str) {
     browser.until("!busy && performance.now() - shownAt > THINK");
     let before = browser.value("String(task && task.id) + ' ' + shownAt");
@@ -111,7 +112,7 @@ fn ready(browser: &Browser) {
     browser.until("typeof busy !== 'undefined' && !busy && (!$('task').hidden || !$('rest').hidden)");
 }
 
-/// Serious findings of axe-core. A colour that is still on its way to another would be judged as it happens to be.
+/// Fails if axe-core reports serious problems. Waits for animations first: axe would judge a colour in transition.
 fn accessible(browser: &Browser, what: &str) {
     browser.until("document.getAnimations().every((a) => a.playState !== 'running')");
     let script = std::fs::read_to_string(axe()).unwrap();
@@ -137,13 +138,16 @@ fn ten_pairs_by_keyboard() {
     let browser = driver.open(1360, 900);
     browser.go(&format!("{}/#token={token}", server.url));
     ready(&browser);
-    assert!(!browser.value("location.href").as_str().unwrap().contains("token"), "the token leaves the address bar");
+    assert!(
+        !browser.value("location.href").as_str().unwrap().contains("token"),
+        "the token is still in the address bar"
+    );
     browser.picture("light");
     accessible(&browser, "the task");
     let choices = ["1", "2", "t", "b", "s", "1", "2", "1", "t", "2"];
     for (i, key) in choices.iter().enumerate() {
         if i == 2 {
-            // Undo the second, change it, go on; in between the page is loaded again in the middle of a task.
+            // Undo the second vote, change it and continue; the page is reloaded in the middle of a task.
             judge(&browser, "u");
             browser.until("document.querySelector('.choice.before').dataset.choice === 'right'");
             browser.press("fmm");
@@ -184,7 +188,7 @@ fn ten_pairs_by_keyboard() {
     assert_eq!(json!(changed.ratings), json!({ "Correct": { right: 4 } }));
     assert!(votes.iter().all(|v| v.seconds.is_some_and(|s| (0.0..120.0).contains(&s))));
     assert_eq!(project.store().votes_and_undone().unwrap().len(), 11);
-    // A better answer, begun with one that is there.
+    // The annotator writes a better answer, starting from one of the two.
     browser.until("!busy && performance.now() - shownAt > THINK");
     browser.press("e");
     browser.click("#edit-left");
@@ -197,7 +201,7 @@ fn ten_pairs_by_keyboard() {
     browser.until("!$('rest').hidden");
     browser.picture("done");
     accessible(&browser, "the end");
-    // Keys in windows and fields are no judgements.
+    // Keys pressed in dialogs and text fields do not vote.
     judge(&browser, "u");
     browser.press("?12");
     browser.until("$('help').open");
@@ -210,7 +214,7 @@ fn ten_pairs_by_keyboard() {
     browser.dark(true);
     browser.picture("dark");
     accessible(&browser, "in the dark");
-    // The focus goes round the page: links, answers, buttons, all with names.
+    // The Tab key reaches links, answers and buttons, and each has an accessible name.
     for _ in 0..12 {
         browser.press(&TAB.to_string());
         let name = browser.value(
@@ -218,11 +222,11 @@ fn ten_pairs_by_keyboard() {
         );
         assert!(name.as_str().is_some_and(|n| !n.trim().is_empty()), "{name}");
     }
-    assert_eq!(browser.log(), "", "nothing was blocked, nothing failed");
+    assert_eq!(browser.log(), "", "the console reports blocked or failed requests");
 }
 
 #[test]
-fn two_people_a_phone_and_the_admin() {
+fn two_annotators_a_phone_and_the_overview() {
     needs!(BROWSER, AXE);
     let project = project(rich(), 2, 8);
     let [ann, bob] = ["Ann", "Bob"].map(|name| project.token(name, false));
@@ -234,12 +238,15 @@ fn two_people_a_phone_and_the_admin() {
     two.go(&format!("{}/#token={bob}", server.url));
     ready(&one);
     ready(&two);
-    // On a phone the answers stand one above the other, and nothing is wider than the screen.
+    // On a phone the answers are shown one above the other, and nothing is wider than the screen.
     let top = |side: &str| two.value(&format!("$('{side}').getBoundingClientRect().top")).as_f64().unwrap();
     assert!(top("right") > top("left") + 50.0);
     assert_eq!(two.value("document.documentElement.scrollWidth <= innerWidth"), true);
     let sizes = two.value("[...document.querySelectorAll('.choice')].map((b) => b.getBoundingClientRect().height)");
-    assert!(sizes.as_array().unwrap().iter().all(|h| h.as_f64().unwrap() >= 40.0), "fingers need room: {sizes}");
+    assert!(
+        sizes.as_array().unwrap().iter().all(|h| h.as_f64().unwrap() >= 40.0),
+        "buttons are too small for fingers: {sizes}"
+    );
     two.picture("phone");
     accessible(&two, "on a phone");
     two.dark(true);
@@ -254,7 +261,7 @@ fn two_people_a_phone_and_the_admin() {
     let votes = project.store().votes().unwrap();
     assert_eq!(votes.len(), 10);
     for pair in 1..=5 {
-        assert_eq!(votes.iter().filter(|v| v.pair == pair).count(), 2, "both judged the same five");
+        assert_eq!(votes.iter().filter(|v| v.pair == pair).count(), 2, "pair {pair} does not have the votes of both");
     }
     let admin = driver.open(1360, 1000);
     admin.go(&format!("{}/#token={}", server.url, server.token));
@@ -264,15 +271,15 @@ fn two_people_a_phone_and_the_admin() {
     admin.picture("admin");
     accessible(&admin, "the overview");
     let open = admin.value("document.querySelectorAll('.dispute').length").as_i64().unwrap();
-    assert!(open >= 1, "they cannot agree on all");
+    assert!(open >= 1, "the two annotators should disagree on a pair");
     admin.click(".dispute button");
     admin.until(&format!("!busy && document.querySelectorAll('.dispute').length === {}", open - 1));
     assert_eq!(project.store().votes().unwrap().iter().filter(|v| v.adjudicates()).count(), 1);
     admin.dark(true);
     admin.picture("admin-dark");
     accessible(&admin, "the overview in the dark");
-    assert_eq!(one.value("$('open-overview').hidden"), true, "people see no overview");
-    // A wrong token, and signing out.
+    assert_eq!(one.value("$('open-overview').hidden"), true, "annotators must not see the overview");
+    // Signing in with a wrong token, and signing out.
     one.click("#leave");
     one.until("!$('sign-in').hidden");
     one.picture("sign-in");
@@ -285,7 +292,7 @@ fn two_people_a_phone_and_the_admin() {
 }
 
 #[test]
-fn a_vote_waits_for_the_server_and_hostile_answers_run_nothing() {
+fn votes_survive_a_restart_and_hostile_answers_do_not_run() {
     needs!(BROWSER);
     let project = Project::with(0, 1, Settings::default());
     let store = project.store();
@@ -339,9 +346,9 @@ fn a_vote_waits_for_the_server_and_hostile_answers_run_nothing() {
     assert_eq!(browser.value("window.hacked === undefined"), true);
     browser.click("#open-overview");
     ready(&browser);
-    // Nothing was even tried: the console would say what the policy stopped.
+    // The page did not even try to load or run anything: the console would list what the content policy blocked.
     assert_eq!(browser.log(), "");
-    // The server dies in the middle of a vote: it is kept by the page and sent again.
+    // The server dies during a vote: the page keeps the vote and sends it again.
     let address = server.host().to_string();
     server.kill();
     browser.until("performance.now() - shownAt > THINK");
@@ -353,7 +360,8 @@ fn a_vote_waits_for_the_server_and_hostile_answers_run_nothing() {
     assert_eq!(project.store().votes().unwrap().len(), 5);
 }
 
-/// Where the last sign and the letter before it stand, of the first block of a text.
+/// JavaScript that returns the left edges of the last two characters of an element's text: the letter before the last
+/// sign, and the sign. Shows in which direction the text runs.
 const LAST_SIGN: &str = "(box) => {
   const walk = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
   let last = null;
@@ -363,10 +371,10 @@ const LAST_SIGN: &str = "(box) => {
   return [at(end - 2), at(end - 1)];
 }";
 
-/// Each text stands in the direction of its own script, whatever its neighbours are; what nobody sees is shown and turns
-/// nothing around; formulas are formulas and prices are prices; tables keep their words whole.
+/// Each text has the direction of its own script, whatever surrounds it. Invisible characters are shown and reverse
+/// nothing. Formulas are typeset, prices with a dollar sign are not. Tables do not break words.
 #[test]
-fn scripts_formulas_tables_and_hidden_characters_are_read_as_they_were_written() {
+fn scripts_formulas_tables_and_invisible_characters_are_displayed_correctly() {
     needs!(BROWSER, AXE);
     let settings =
         Settings {
@@ -388,7 +396,7 @@ fn scripts_formulas_tables_and_hidden_characters_are_read_as_they_were_written()
     browser.go(&format!("{}/#token={token}", server.url));
     ready(&browser);
     let text = |browser: &Browser, has: &str| -> String {
-        // Which side an answer stands on is chance.
+        // An answer is shown on a random side.
         let found = browser
             .value(&format!("['left', 'right'].find((s) => $(s + '-text').textContent.includes({}))", json!(has)));
         format!("$('{}-text')", found.as_str().unwrap_or_else(|| panic!("no answer with {has}")))
@@ -407,7 +415,8 @@ fn scripts_formulas_tables_and_hidden_characters_are_read_as_they_were_written()
                 let (urdu, english) = (text(&browser, "مارگلہ"), text(&browser, "capital is"));
                 assert_eq!(directions(&browser, &urdu), json!(["rtl", "rtl", "rtl"]));
                 assert_eq!(directions(&browser, &english), json!(["ltr", "ltr"]));
-                // The full stop ends the line on its left, the bullets stand on the right, the quotation's bar too.
+                // In Urdu the full stop is at the left end of the line; bullets and the bar of a quotation are on the
+                // right.
                 let signs = browser.value(&format!("({LAST_SIGN})({urdu}.children[0])"));
                 assert!(signs[1].as_f64() < signs[0].as_f64(), "{signs}");
                 let signs = browser.value(&format!("({LAST_SIGN})({english}.children[0])"));
@@ -434,7 +443,7 @@ fn scripts_formulas_tables_and_hidden_characters_are_read_as_they_were_written()
             1 => {
                 let (table, code) = (text(&browser, "باراسيتامول"), text(&browser, "print"));
                 assert_eq!(directions(&browser, &table), json!(["rtl", "rtl", "rtl"]));
-                // The first column stands on the right; code is read from the left, though its first words are not.
+                // The first column is on the right. Code runs left to right even if it starts with right-to-left words.
                 let columns = browser
                     .value(&format!("[...{table}.querySelectorAll('th')].map((c) => c.getBoundingClientRect().left)"));
                 assert!(columns[0].as_f64() > columns[1].as_f64(), "{columns}");
@@ -442,7 +451,7 @@ fn scripts_formulas_tables_and_hidden_characters_are_read_as_they_were_written()
                     browser.value(&format!("getComputedStyle({code}.querySelector('pre code')).direction")),
                     json!("ltr")
                 );
-                // An English item of an Arabic list ends with its full stop on its right.
+                // An English item of an Arabic list has its full stop on the right.
                 let signs = browser.value(&format!("({LAST_SIGN})({code}.querySelectorAll('li')[1])"));
                 assert!(signs[1].as_f64() > signs[0].as_f64(), "{signs}");
             }
@@ -454,7 +463,7 @@ fn scripts_formulas_tables_and_hidden_characters_are_read_as_they_were_written()
                 assert_eq!((of(&roots, "math"), of(&roots, "math[display=block]")), (Some(6), Some(2)));
                 assert_eq!((of(&matrix, "math"), of(&matrix, "mtable")), (Some(1), Some(2)));
                 assert_eq!(browser.value("document.querySelectorAll('#prompt math').length"), 1);
-                // Set as formulas: a fraction's parts stand one above the other.
+                // Formulas are typeset: the numerator of a fraction is above its denominator.
                 let parts = browser.value(&format!(
                     "[...{roots}.querySelector('mfrac').children].map((c) => c.getBoundingClientRect().top)"
                 ));
@@ -468,7 +477,7 @@ fn scripts_formulas_tables_and_hidden_characters_are_read_as_they_were_written()
             }
             3 => {
                 let side = text(&browser, "kilograms");
-                // No word is broken: each cell is as wide as its longest word at least, and the table scrolls instead.
+                // No word is broken: each cell is at least as wide as its longest word, and the table scrolls instead.
                 let broken = browser.value(&format!(
                     "[...{side}.querySelectorAll('th, td')].flatMap((c) => {{ const t = c.firstChild; return [...t.data.matchAll(/\\S+/g)].filter((w) => {{ \
                      const r = document.createRange(); r.setStart(t, w.index); r.setEnd(t, w.index + w[0].length); \
@@ -488,7 +497,7 @@ fn scripts_formulas_tables_and_hidden_characters_are_read_as_they_were_written()
                 assert_eq!(marks(&file), json!(["U+202E RIGHT-TO-LEFT OVERRIDE"]));
                 assert_eq!(marks(&program), json!(["U+2066 LEFT-TO-RIGHT ISOLATE", "U+2069 POP DIRECTIONAL ISOLATE"]));
                 let signs = browser.value(&format!("({LAST_SIGN})({file}.children[0])"));
-                assert!(signs[1].as_f64() > signs[0].as_f64(), "what follows is turned around: {signs}");
+                assert!(signs[1].as_f64() > signs[0].as_f64(), "the text after the character is reversed: {signs}");
             }
         }
         if i < SCRIPTS.len() - 1 {
@@ -502,7 +511,7 @@ fn scripts_formulas_tables_and_hidden_characters_are_read_as_they_were_written()
     browser.until("$('guidelines').open");
     assert_eq!(directions(&browser, "$('guidelines-text')"), json!(["rtl"]));
     browser.press(&ESCAPE.to_string());
-    // The whole on a phone, and a name that would turn the overview around.
+    // The same on a phone, and a name whose direction override would reverse the overview.
     let phone = driver.open(600, 900);
     phone.phone();
     phone.go(&format!("{}/#token={token}", server.url));
@@ -519,5 +528,5 @@ fn scripts_formulas_tables_and_hidden_characters_are_read_as_they_were_written()
     assert_eq!(browser.value("$('people').querySelector('.hidden-character').textContent"), json!("U+202E"));
     browser.picture("overview-scripts");
     accessible(&browser, "the overview with names of other scripts");
-    assert_eq!(browser.log(), "", "nothing was blocked, nothing failed");
+    assert_eq!(browser.log(), "", "the console reports blocked or failed requests");
 }

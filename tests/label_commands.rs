@@ -1,4 +1,4 @@
-//! `ft label new`, `import`, `annotator` and `tui` as a user types them.
+//! Tests the commands `ft label new`, `import`, `annotator`, `tui` and `judge`.
 
 use crate::label_support::*;
 use crate::needs::{SCRIPT, needs};
@@ -18,14 +18,14 @@ fn write(folder: &Path, name: &str, rows: &[Value]) -> PathBuf {
     path
 }
 
-/// stdout as JSON of a command that succeeds.
+/// Runs a command that must succeed and returns its stdout, parsed as JSON.
 fn said(arguments: &[&str]) -> Value {
     let output = ft(arguments).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
 }
 
-/// stderr of a command that refuses its input.
+/// Runs a command that must fail with exit code 1 and all of `said` in stderr.
 fn refused(arguments: &[&str], said: &[&str]) {
     let output = ft(arguments).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -105,7 +105,7 @@ fn bad_prompts_make_no_project() {
 }
 
 #[test]
-fn exports_of_other_tools_bring_their_judgements() {
+fn exports_of_other_tools_are_imported_with_their_votes() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
     let reply = |user: &str, value: &str| json!({ "user_id": user, "value": value, "status": "submitted" });
@@ -144,7 +144,7 @@ fn exports_of_other_tools_bring_their_judgements() {
 }
 
 #[test]
-fn the_terminal_judges_too() {
+fn votes_can_be_given_in_the_terminal() {
     needs!(SCRIPT);
     let project = Project::new(4, 1);
     // `script` gives the program a terminal of its own.
@@ -176,16 +176,17 @@ fn the_terminal_judges_too() {
     press("b", "both bad", &|| count() == 2);
     let last = store.votes().unwrap().pop().unwrap();
     assert_eq!((last.choice, last.flagged, last.note.as_deref()), (Choice::BothBad, true, Some("because")));
-    // While it is open nobody else hands out tasks.
+    // While the terminal program runs, no server can be started for the project.
     refused(&["label", "serve", &project.place, "--address", "127.0.0.1:0"], &["being served already"]);
     press("q", "leave", &|| true);
     assert!(child.wait().unwrap().success());
     refused(&["label", "tui", &project.place], &["needs a terminal"]);
 }
 
-/// A judge that is silent for longer than a log may be, and then fails: a line by the clock, and none after the error.
+/// A judge program works for 17 seconds without output and then fails. Progress is logged at fixed time intervals
+/// meanwhile, and no progress line follows the error.
 #[test]
-fn a_log_hears_of_long_work_and_nothing_after_an_error() {
+fn long_work_logs_progress_and_nothing_after_an_error() {
     let project = Project::new(1, 1);
     let slow = ["--name", "slow", "--command", "sh", "-c", "sleep 17; exit 3"];
     let output = ft(&["label", "judge", &project.place]).args(slow).output().unwrap();

@@ -1,4 +1,5 @@
-//! Many people at once, and a server that is killed while they judge: fast, and nothing lost or doubled.
+//! Load tests of the labelling server: many annotators at once, and a server that is killed while they vote. Responses
+//! must be fast, and no vote may be lost or stored twice.
 
 use crate::label_support::*;
 use serde_json::json;
@@ -7,10 +8,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Votes that the server acknowledged: person, pair.
+/// Votes that the server acknowledged, as (annotator, pair).
 type Kept = Mutex<Vec<(usize, i64)>>;
 
-/// Judges until there is nothing left or `stop`, with a `pause` before each vote; gives the times of the votes.
+/// Votes until no task is left or `stop` is set, with a `pause` before each vote. Returns the response time of each
+/// vote.
 fn work(client: &Client, who: usize, kept: &Kept, stop: &AtomicBool, pause: Duration) -> Vec<Duration> {
     let (mut times, mut turn, mut n) = (Vec::new(), None, 0);
     while !stop.load(Ordering::Relaxed) {
@@ -31,7 +33,7 @@ fn work(client: &Client, who: usize, kept: &Kept, stop: &AtomicBool, pause: Dura
         let vote =
             json!({ "task": task, "choice": choice, "request": format!("{who} {n} {task}"), "note": "a few words" });
         std::thread::sleep(pause);
-        // A vote without an answer is sent again, as the page does.
+        // A vote without a response is sent again, as the page does.
         loop {
             let began = Instant::now();
             match client.try_ask("vote", &vote) {
@@ -41,7 +43,7 @@ fn work(client: &Client, who: usize, kept: &Kept, stop: &AtomicBool, pause: Dura
                     turn = said["task"]["id"].as_i64();
                     break;
                 }
-                // Lost its lease over a restart, or too fast.
+                // The lease was lost in a restart, or the vote came too fast.
                 Ok((409, _)) => break,
                 _ if stop.load(Ordering::Relaxed) => break,
                 _ => std::thread::sleep(Duration::from_millis(20)),
@@ -51,7 +53,8 @@ fn work(client: &Client, who: usize, kept: &Kept, stop: &AtomicBool, pause: Dura
     times
 }
 
-/// The votes of the project are those that were acknowledged, each once, and none beyond the overlap.
+/// Checks that every acknowledged vote is stored once and that no pair has more than `overlap` votes. With `exactly`,
+/// nothing else may be stored. Returns the number of stored votes.
 fn nothing_lost_or_doubled(project: &Project, kept: &Kept, overlap: usize, exactly: bool) -> usize {
     let votes = project.store().votes_and_undone().unwrap();
     let mut by_pair: BTreeMap<i64, usize> = BTreeMap::new();
@@ -60,14 +63,14 @@ fn nothing_lost_or_doubled(project: &Project, kept: &Kept, overlap: usize, exact
         project.store().annotators().unwrap().into_iter().map(|a| (a.id, a.name)).collect();
     for vote in &votes {
         *by_pair.entry(vote.pair).or_default() += 1;
-        assert!(given.insert((names[&vote.annotator].clone(), vote.pair)), "{vote:?} is there twice");
+        assert!(given.insert((names[&vote.annotator].clone(), vote.pair)), "{vote:?} is stored twice");
     }
     assert!(by_pair.values().all(|n| *n <= overlap), "more votes than the overlap");
     let kept = kept.lock().unwrap();
     for (who, pair) in kept.iter() {
         assert!(
             given.contains(&(format!("p{who}"), *pair)),
-            "the vote of p{who} on {pair} was acknowledged and is lost"
+            "the vote of p{who} on {pair} was acknowledged but is not stored"
         );
     }
     if exactly {
@@ -76,7 +79,7 @@ fn nothing_lost_or_doubled(project: &Project, kept: &Kept, overlap: usize, exact
     votes.len()
 }
 
-/// `people` judge `pairs` with this overlap; the 99th percentile of a vote.
+/// Lets `people` judge `pairs` with this overlap and returns the 99th percentile of the response times of votes.
 fn load(people: usize, pairs: usize, overlap: usize, pause: Duration) -> Duration {
     let project = Project::new(pairs, overlap as i64);
     let tokens: Vec<String> = (0..people).map(|i| project.token(&format!("p{i}"), false)).collect();
@@ -91,7 +94,7 @@ fn load(people: usize, pairs: usize, overlap: usize, pause: Duration) -> Duratio
     });
     let took = began.elapsed();
     let n = nothing_lost_or_doubled(&project, &kept, overlap, true);
-    assert_eq!(n, pairs * overlap, "everything is judged as often as asked");
+    assert_eq!(n, pairs * overlap, "some pairs have fewer votes than the overlap");
     times.sort();
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
     println!(
@@ -110,8 +113,8 @@ fn twelve_people_judge_everything_once() {
     load(12, 300, 2, Duration::ZERO);
 }
 
-/// Each person votes about ten times a second, far faster than hands, and all 500 votes a second share two cores with
-/// the people. `cargo test --release --test all label_load -- --ignored --nocapture`
+/// Each annotator votes about ten times a second, far faster than a person. The clients of these 500 votes a second run
+/// on the same cores as the server. `cargo test --release --test all label_load -- --ignored --nocapture`
 #[test]
 #[ignore = "a minute of load on the whole machine"]
 fn fifty_people_and_twenty_thousand_votes() {
@@ -119,7 +122,7 @@ fn fifty_people_and_twenty_thousand_votes() {
     assert!(p99 < Duration::from_millis(50), "p99 {p99:?}");
 }
 
-/// Kills the server `times` times at random moments while people judge.
+/// Kills the server `times` times at random moments while `people` vote, and checks the stored votes.
 fn killed(times: usize, people: usize) {
     let project = Project::new(4000, 2);
     let tokens: Vec<String> = (0..people).map(|i| project.token(&format!("p{i}"), false)).collect();
@@ -138,8 +141,8 @@ fn killed(times: usize, people: usize) {
             server.kill();
             let before = kept.lock().unwrap().len();
             let there = project.store().votes().unwrap().len();
-            // Votes whose answer was under way are there and not acknowledged yet.
-            assert!(there >= before, "round {round}: {before} acknowledged, {there} there");
+            // A vote can be stored although its response was cut off, but not the other way round.
+            assert!(there >= before, "round {round}: {before} acknowledged, only {there} stored");
             lost_on_the_way.fetch_add(there - before, Ordering::Relaxed);
             server = Server::of(ft(&["label", "serve", &project.place, "--address", &address]));
         }
@@ -149,8 +152,8 @@ fn killed(times: usize, people: usize) {
     server.kill();
     let n = nothing_lost_or_doubled(&project, &kept, 2, false);
     let acknowledged = kept.lock().unwrap().len();
-    println!("{times} kills: {acknowledged} votes acknowledged, {n} there, {lost_on_the_way:?} answers cut off");
-    assert!(acknowledged > times, "people judged all the while");
+    println!("{times} kills: {acknowledged} votes acknowledged, {n} stored, {lost_on_the_way:?} answers cut off");
+    assert!(acknowledged > times, "too few votes were given between the kills");
 }
 
 #[test]

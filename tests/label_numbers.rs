@@ -1,5 +1,5 @@
-//! The numbers of a labelling project against their reference packages, and the way from prompts to a reward model
-//! through the real binary: candidates, pairs, judges, report, export, training.
+//! Compares agreement and ranking numbers with reference packages, and runs the whole way from prompts to a reward
+//! model with the real binary: candidates, pairs, judges, report, export, training.
 
 use crate::commands::Workspace;
 use crate::support::json;
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// tests/fixtures/agreement.json, which tests/reference/make_agreement.py writes.
+/// The content of tests/fixtures/agreement.json, which tests/reference/make_agreement.py writes.
 #[derive(Deserialize)]
 struct Reference {
     tables: Vec<Ratings>,
@@ -25,7 +25,7 @@ struct Reference {
 #[derive(Deserialize)]
 struct Ratings {
     name: String,
-    /// A row a rater, a column a unit.
+    /// One row per rater, one column per unit.
     rows: Vec<Vec<Option<f64>>>,
     alpha: BTreeMap<String, f64>,
     cohen: Vec<Couple>,
@@ -66,7 +66,7 @@ struct Games {
     strengths: Vec<f64>,
 }
 
-/// One replicate: these tests are about values.
+/// Uses one bootstrap replicate: these tests compare values, not confidence intervals.
 const ONCE: Bootstrap = Bootstrap { replicates: 1, seed: 0 };
 
 #[track_caller]
@@ -112,7 +112,7 @@ fn agreement_equals_reference_packages_and_published_examples() {
 }
 
 #[test]
-fn who_errs_how_equals_crowd_kit() {
+fn error_rates_of_annotators_equal_crowd_kit() {
     for crowd in json::<Reference>("agreement.json").dawid_skene {
         let raters = crowd.votes.iter().map(|v| v.1).max().unwrap() + 1;
         let mut units: Vec<Unit> = vec![Vec::new(); crowd.posterior.len()];
@@ -126,7 +126,7 @@ fn who_errs_how_equals_crowd_kit() {
 }
 
 #[test]
-fn strengths_equal_choix() {
+fn bradley_terry_strengths_equal_choix() {
     for games in json::<Reference>("agreement.json").bradley_terry {
         let outcomes: Vec<Outcome> = games
             .outcomes
@@ -138,7 +138,8 @@ fn strengths_equal_choix() {
     }
 }
 
-/// A workspace with a project of `prompts` prompts; the tiny model has room for a judge's question.
+/// Creates a workspace with a project of `prompts` prompts. The tiny model's context is long enough for a judge's
+/// question.
 fn workspace(prompts: usize) -> Workspace {
     let space = Workspace::new();
     let model = space.path("models/smollm2-135m-instruct/config.json");
@@ -164,7 +165,7 @@ fn candidates(space: &Workspace, more: &[&str]) -> Value {
     serde_json::from_slice(&run.stdout).unwrap()
 }
 
-/// The project's stderr and exit code.
+/// Runs a command that must fail with exit code 1 and returns its stderr.
 fn fails(space: &Workspace, arguments: &[&str]) -> String {
     let out = space.command(arguments).output().unwrap();
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
@@ -173,7 +174,7 @@ fn fails(space: &Workspace, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn candidates_are_new_to_their_prompt_and_go_on_where_they_were() {
+fn candidates_are_distinct_and_sampling_continues() {
     let space = workspace(4);
     let made = candidates(&space, &["--temperatures", "0.7,1.3", "-n", "2", "--source", "tiny"]);
     let sources: Vec<&str> =
@@ -182,14 +183,14 @@ fn candidates_are_new_to_their_prompt_and_go_on_where_they_were() {
     let first = project(&space).candidates;
     assert!((8..=16).contains(&first.len()), "{}", first.len());
     let texts: BTreeSet<(i64, &str)> = first.iter().map(|c| (c.prompt, c.text.as_str())).collect();
-    assert_eq!(texts.len(), first.len(), "no answer twice");
+    assert_eq!(texts.len(), first.len(), "a prompt has duplicate answers");
     assert!(first.iter().all(|c| c.tokens.is_some_and(|n| (1..=12).contains(&n))));
-    // The same again adds nothing; whole prompts are not asked again.
+    // The same call again adds nothing, and prompts with enough answers are not sampled again.
     let again = candidates(&space, &["--temperatures", "0.7,1.3", "-n", "2", "--source", "tiny"]);
     assert_eq!(project(&space).candidates, first);
     let asked: u64 = again["sources"].as_array().unwrap().iter().map(|s| s["made"]["prompts"].as_u64().unwrap()).sum();
     assert!(asked < 8, "{asked} of 8");
-    // Another source with the same settings has its own chance; a greedy one gives one answer.
+    // Another source adds answers of its own. Several greedy answers are refused, because they would be equal.
     candidates(&space, &["-n", "1", "--greedy", "--source", "calm"]);
     let all = project(&space).candidates;
     assert!(all.len() > first.len() && all.iter().any(|c| c.source == "calm"));
@@ -198,7 +199,7 @@ fn candidates_are_new_to_their_prompt_and_go_on_where_they_were() {
 }
 
 #[test]
-fn machines_vote_in_both_orders_and_what_does_not_hold_is_a_tie() {
+fn judges_see_both_orders_and_inconsistent_choices_are_ties() {
     let space = workspace(5);
     candidates(&space, &["--temperature", "1", "-n", "2"]);
     space.ft(&["label", "pairs", "p.label", "--strategy", "all", "--repeats", "0.4"]);
@@ -206,10 +207,10 @@ fn machines_vote_in_both_orders_and_what_does_not_hold_is_a_tie() {
     let (repeats, pairs): (Vec<_>, Vec<_>) = before.pairs.iter().partition(|p| p.repeat_of.is_some());
     assert!(pairs.len() >= 3 && repeats.len() == (0.4 * pairs.len() as f64).round() as usize, "{:?}", before.pairs);
 
-    // A program that takes the first answer always: every verdict flips, so all are ties.
+    // A program that always prefers the first answer: its choice changes with the order, so every vote is a tie.
     let first = ["sh", "-c", "while read line; do echo a; done"];
     space.ft(&[&["label", "judge", "p.label", "--name", "first", "--command"][..], &first].concat());
-    // One that goes by length, and says how sure it is.
+    // A program that prefers the longer answer and reports how strongly.
     let longest = r#"import json, sys
 for line in sys.stdin:
     row = json.loads(line)
@@ -269,7 +270,7 @@ for line in sys.stdin:
     }
     let (_, votes) = by("thinker");
     assert_eq!(votes.len(), 2);
-    // Nothing is left to judge, and one name is one judge.
+    // A judge that has judged all pairs has nothing to do, and a name cannot be reused for another kind of judge.
     let said: Value = serde_json::from_slice(&space.ft(&judge).stdout).unwrap();
     assert_eq!(said["judged"], 0);
     let said = fails(&space, &["label", "judge", "p.label", "--name", "llm", "--command", "cat"]);
@@ -306,7 +307,8 @@ for line in sys.stdin:
     assert!(page.contains("Judges") && page.contains("longest") && !page.contains("NaN"));
 }
 
-/// Votes by two people on every pair: the answer of source x is better in two of three pairs, they differ in some.
+/// Creates a project in which two annotators voted on every pair. The answer of source x wins two of three pairs; the
+/// annotators disagree on some.
 fn judged(space: &Workspace) -> Project {
     candidates(space, &["--temperature", "0.8", "-n", "1", "--source", "x"]);
     candidates(space, &["--temperature", "1.2", "-n", "1", "--source", "y"]);
@@ -337,7 +339,7 @@ fn judged(space: &Workspace) -> Project {
 }
 
 #[test]
-fn what_is_exported_trains_a_reward_model_and_dpo_without_conversion() {
+fn exported_pairs_train_a_reward_model_and_dpo_directly() {
     let space = workspace(24);
     let project = judged(&space);
     let out = [
@@ -361,7 +363,7 @@ fn what_is_exported_trains_a_reward_model_and_dpo_without_conversion() {
         ["label", "export", "p.label", "--out", "pairs.parquet", "--valid-out", "valid.parquet", "--valid", "0.3"];
     space.ft(&same);
 
-    // Both files hold the same rows, and are read as pairs.
+    // Both files have the same rows and are read as preference pairs.
     for name in ["pairs.jsonl", "pairs.parquet"] {
         let seen: Value = serde_json::from_slice(&space.ft(&["data", "inspect", name, "--json"]).stdout).unwrap();
         assert_eq!(
@@ -402,7 +404,7 @@ fn what_is_exported_trains_a_reward_model_and_dpo_without_conversion() {
             && space.path("adapters/dpo/adapter_model.safetensors").exists()
     );
 
-    // The reward model is a judge, and its doubt chooses pairs.
+    // The reward model can judge, and its uncertainty can select pairs.
     space.ft(&[&["label", "judge", "p.label", "--reward", "adapters/rm"][..], &MODEL].concat());
     candidates(&space, &["--temperature", "1.5", "-n", "2", "--source", "z"]);
     let doubtful = [
@@ -440,7 +442,7 @@ fn what_is_exported_trains_a_reward_model_and_dpo_without_conversion() {
 }
 
 #[test]
-fn a_report_finds_what_people_did_and_exports_come_in_every_form() {
+fn reports_and_all_export_formats_match_the_votes() {
     let space = workspace(24);
     let project = judged(&space);
     let pairs = project.pairs.len();
@@ -451,7 +453,7 @@ fn a_report_finds_what_people_did_and_exports_come_in_every_form() {
         (report["judged_by"].clone(), report["counts"]["shared"].as_u64()),
         (json!(["ann", "bob"]), Some(pairs as u64))
     );
-    // They differ in every sixth pair, the third.
+    // The annotators disagree in every sixth pair, starting with the third.
     let differ = (0..pairs).filter(|i| i % 6 == 2).count();
     let equal = report["agreement"]["raw"]["value"].as_f64().unwrap();
     near("equal votes", equal, 1.0 - differ as f64 / pairs as f64, 1e-12);
@@ -474,7 +476,7 @@ fn a_report_finds_what_people_did_and_exports_come_in_every_form() {
         }
     }
     space.ft(&["label", "export", "p.label", "--format", "argilla", "--out", "argilla.jsonl"]);
-    // What is exported for Argilla is read back as the same judgements.
+    // A file exported for Argilla can be imported again with the same votes.
     space.ft(&["label", "new", "back.label", "--prompts", "prompts.jsonl"]);
     space.ft(&["label", "import", "back.label", "argilla.jsonl"]);
     let back = Project::read(&Store::open(space.path("back.label").to_str().unwrap()).unwrap()).unwrap();
@@ -487,18 +489,18 @@ fn a_report_finds_what_people_did_and_exports_come_in_every_form() {
     let said = fails(&space, &["label", "export", "p.label", "--out", "x.jsonl", "--both-bad"]);
     assert!(said.contains("--format unpaired"), "{said}");
     let said = fails(&space, &["label", "pairs", "p.label", "--strategy", "all"]);
-    assert!(said.contains("no pair is left"), "{said}");
+    assert!(said.contains("there is no new pair to choose"), "{said}");
     let said = fails(&space, &["label", "report", "p.label", "--out", "r.pdf"]);
     assert!(said.contains(".html or .json"), "{said}");
 }
 
-/// The whole way on a tiny model; a second run finds every stage done.
+/// Runs the whole labelling demo on a tiny model. A second run must skip every stage.
 #[test]
-fn the_demo_of_labelling_redoes_nothing_that_is_unchanged() {
+fn the_labelling_demo_skips_unchanged_stages() {
     let space = workspace(4);
     std::fs::create_dir_all(space.path("setup")).unwrap();
     std::fs::copy("setup/labeling.py", space.path("setup/labeling.py")).unwrap();
-    // No answer of an untrained model is right: here the one with more letters e wins.
+    // An untrained model gives no right answers, so here the answer with more letters e wins.
     let judge = "import json, sys\nfor line in sys.stdin:\n    row = json.loads(line)\n    a, b = row['a'].count('e'), row['b'].count('e')\n    print('a' if a > b else 'b' if b > a else 'tie')\n";
     std::fs::write(space.path("judge.py"), judge).unwrap();
     let run = || {
@@ -522,7 +524,7 @@ fn the_demo_of_labelling_redoes_nothing_that_is_unchanged() {
         text
     };
     let first = run();
-    assert!(first.contains("reward model: right about") && first.contains("smollm2 says the same"), "{first}");
+    assert!(first.contains("reward model: correct on") && first.contains("smollm2 agrees with the verdict"), "{first}");
     let second = run();
     assert_eq!(second.matches(": unchanged").count(), 10, "{second}");
 }

@@ -1,4 +1,5 @@
-//! The page's server over HTTP: who may ask, what is refused, and that one person's votes are theirs.
+//! Tests the labelling server over HTTP: who may send requests, what is refused, and that votes of others are
+//! protected.
 
 use crate::label_support::*;
 use ft::label::record::{Choice, Criterion, Settings};
@@ -7,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// Status line, head and body of a request as it is written here.
+/// Sends `request` as it is, and returns the status code and the whole response.
 fn raw(server: &Server, request: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(server.host()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -25,7 +26,7 @@ fn post(server: &Server, path: &str, heads: &[&str], body: &str) -> (u16, String
 }
 
 #[test]
-fn only_our_own_pages_with_a_token_are_answered() {
+fn only_requests_of_the_own_page_with_a_token_are_accepted() {
     let project = Project::new(3, 1);
     let ann = project.token("ann", false);
     let server = Server::start(&project.place);
@@ -45,7 +46,7 @@ fn only_our_own_pages_with_a_token_are_answered() {
         (vec![&host, json, &bearer, "Origin: http://evil.example"], 421),
         (vec![&host, json, &bearer, "Origin: null"], 421),
         (vec![&host, json, &bearer, "Sec-Fetch-Site: cross-site"], 421),
-        // What a form of another site can send.
+        // The content types that a form on another site can send.
         (vec![&host, "Content-Type: text/plain", &bearer], 415),
         (vec![&host, "Content-Type: application/x-www-form-urlencoded", &bearer], 415),
     ] {
@@ -62,7 +63,7 @@ fn only_our_own_pages_with_a_token_are_answered() {
         }
         assert!(!head.contains("unsafe") && !head.contains("set-cookie") && !head.contains("access-control"), "{head}");
     }
-    assert_eq!(page("/api/next").0, 401, "nothing of the API without a token");
+    assert_eq!(page("/api/next").0, 401, "the API must need a token");
     assert_eq!(page("/../Cargo.toml").0, 404);
     assert_eq!(
         raw(
@@ -75,7 +76,7 @@ fn only_our_own_pages_with_a_token_are_answered() {
         421
     );
     assert_eq!(raw(&server, "these are no words of HTTP\r\n\r\n").0, 400);
-    // A token is in no output and in no file of the project.
+    // Tokens must be neither in the output nor in a file of the project.
     let owner = server.token.clone();
     let said = server.end();
     assert!(!said.contains(&ann) && !said.contains(&owner), "{said}");
@@ -115,9 +116,9 @@ fn sizes_rates_and_shapes_are_limited() {
     assert_eq!(vote(json!({ "note": "x".repeat(300 * 1024) })).0, 413);
     assert_eq!(client.ask("vote", json!([])).0, 400);
     assert_eq!(vote(json!({ "task": 999 })).0, 409);
-    assert!(project.store().votes().unwrap().is_empty(), "nothing of it was kept");
+    assert!(project.store().votes().unwrap().is_empty(), "a refused vote was stored");
     assert_eq!(vote(json!({})).0, 200);
-    // An answer before the body was read ends the connection, and says so.
+    // If the server responds before it has read the body, it closes the connection and sends `connection: close`.
     let early = ureq::post(format!("{}/api/next", server.url)).config().http_status_as_error(false).build();
     let early = early.header("content-type", "application/json").send("{}").unwrap();
     assert_eq!((early.status().as_u16(), early.headers()["connection"].to_str().unwrap()), (401, "close"));
@@ -129,8 +130,8 @@ fn sizes_rates_and_shapes_are_limited() {
         let floods: Vec<_> = (0..8).map(|_| s.spawn(flood)).collect();
         floods.into_iter().any(|f| f.join().unwrap())
     });
-    assert!(refused, "a flood is refused");
-    assert_eq!(server.client(&server.token).ask("hello", json!({})).0, 200, "others are served");
+    assert!(refused, "too many requests were not refused");
+    assert_eq!(server.client(&server.token).ask("hello", json!({})).0, 200, "other annotators must still be served");
 }
 
 #[test]
@@ -147,7 +148,7 @@ fn nobody_reads_or_changes_the_votes_of_others() {
         "ratings": { "kind": { "left": 2, "right": 5 } }, "seconds": 0.01, "request": "a1",
     });
     ann.done("vote", full);
-    // What Bob sees of the same pair says nothing of Ann.
+    // Bob's view of the same pair must not contain anything about Ann's vote.
     let shown = bob.done("next", json!({}));
     assert_eq!(shown["task"]["id"], task);
     for hidden in ["ann", "look", "own words", "one", "source"] {
@@ -155,7 +156,7 @@ fn nobody_reads_or_changes_the_votes_of_others() {
         assert!(!text.contains(hidden), "{hidden} in {text}");
     }
     assert_eq!(shown["progress"], json!({ "mine": 0, "given": 1, "wanted": 8 }));
-    assert_eq!(bob.ask("undo", json!({})).0, 409, "Bob has nothing to take back");
+    assert_eq!(bob.ask("undo", json!({})).0, 409, "Bob has no vote to undo");
     assert_eq!(project.store().votes().unwrap().len(), 1);
     for admin in ["overview", "adjudicate"] {
         assert_eq!(bob.ask(admin, json!({ "pair": task, "choice": "a" })).0, 403, "{admin}");
@@ -163,9 +164,9 @@ fn nobody_reads_or_changes_the_votes_of_others() {
     assert_eq!(
         bob.ask("vote", json!({ "task": task, "choice": "tie", "request": "a1" })).0,
         200,
-        "requests are one's own"
+        "request ids must be separate for each annotator"
     );
-    // Left and right become the pair's own names, and come back as sides with an undo.
+    // Left and right are stored as the pair's answers a and b, and undo returns them as left and right.
     let votes = project.store().votes().unwrap();
     let (a, b) = if votes[0].swapped { (5, 2) } else { (2, 5) };
     assert_eq!(json!(votes[0].ratings), json!({ "kind": { "a": a, "b": b } }));
@@ -174,7 +175,7 @@ fn nobody_reads_or_changes_the_votes_of_others() {
     assert_eq!(before["ratings"], json!({ "kind": { "left": 2, "right": 5 } }));
     assert_eq!((&before["choice"], &before["note"], &before["strength"]), (&json!("right"), &json!("look"), &json!(3)));
     ann.done("vote", json!({ "task": task, "choice": "left", "request": "a2" }));
-    // The admin sees that they differ, decides, and the word stands beside their votes.
+    // The admin sees the disagreement and decides. The last decision is stored in addition to the votes.
     let view = owner.done("overview", json!({}));
     assert_eq!(view["open"][0]["pair"], task);
     assert_eq!(view["agreement"], json!({ "part": 0, "of": 1 }));
@@ -188,7 +189,7 @@ fn nobody_reads_or_changes_the_votes_of_others() {
 }
 
 #[test]
-fn doubled_requests_and_restarts_keep_one_vote() {
+fn repeated_requests_and_restarts_store_one_vote() {
     let project = Project::new(3, 1);
     let token = project.token("ann", false);
     let mut server = Server::start(&project.place);
@@ -197,8 +198,8 @@ fn doubled_requests_and_restarts_keep_one_vote() {
     let (_, first) = client.vote(task, "left", "r1");
     let (status, again) = client.vote(task, "left", "r1");
     assert_eq!((status, &again["task"]["id"]), (200, &first["task"]["id"]));
-    assert_eq!(client.vote(task, "right", "r2").0, 409, "another request for the same task");
-    // Many at once: one counts.
+    assert_eq!(client.vote(task, "right", "r2").0, 409, "a second request for the same task must be refused");
+    // Of many simultaneous requests, one vote is stored.
     let task = client.task().unwrap();
     let statuses: Vec<u16> = std::thread::scope(|s| {
         let ask = |_| s.spawn(|| client.vote(task, "tie", "r3").0);
@@ -209,7 +210,7 @@ fn doubled_requests_and_restarts_keep_one_vote() {
     assert_eq!(project.store().votes().unwrap().len(), 2);
     let server = Server::start(&project.place);
     let client = server.client(&token);
-    assert_eq!(client.vote(task, "tie", "r3").0, 200, "sent again after a crash");
+    assert_eq!(client.vote(task, "tie", "r3").0, 200, "the same request must be accepted after a crash");
     assert_eq!(project.store().votes().unwrap().len(), 2);
     let last = client.task().unwrap();
     let (_, done) = client.vote(last, "both_bad", "r4");
@@ -217,7 +218,7 @@ fn doubled_requests_and_restarts_keep_one_vote() {
 }
 
 #[test]
-fn tokens_end_and_pairs_arrive_while_the_server_runs() {
+fn tokens_are_revoked_and_pairs_added_while_the_server_runs() {
     let project = Project::new(1, 1);
     let token = project.token("ann", false);
     let server = Server::start(&project.place);
@@ -257,7 +258,7 @@ fn addresses_that_cannot_be_served_are_named() {
     refused(&["--address", "127.0.0.1:0", "--public", "label.example.org"], "--public");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     refused(&["--address", &taken.local_addr().unwrap().to_string()], "listening at");
-    // Behind a proxy its name is answered, and the link is the proxy's.
+    // Behind a proxy the server accepts the proxy's host name and prints links with it.
     let mut command =
         ft(&["label", "serve", &project.place, "--address", "127.0.0.1:0", "--public", "https://label.example.org"]);
     command.env("USER", "owner");

@@ -1,4 +1,5 @@
-//! Who is shown what: the promises of `label::session`, checked after every event of random histories.
+//! Tests which tasks annotators get: the invariants of `label::session` are checked after every event of random
+//! histories.
 
 use ft::label::record::*;
 use ft::label::session::{Next, Refusal, Session};
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 const LEASE: i64 = 60_000;
 
-/// Ordinary pairs 1..=n, then repeats of the first `repeats` of them.
+/// Returns ordinary pairs 1..=n, then repeats of the first `repeats` of them.
 fn pairs(n: i64, overlap: i64, repeats: i64) -> Vec<Pair> {
     let pair = |id: i64, repeat_of: Option<i64>| {
         let overlap = if repeat_of.is_some() { 2 } else { overlap };
@@ -38,12 +39,12 @@ fn vote(id: i64, pair: i64, annotator: i64, choice: Choice, swapped: bool) -> Vo
     }
 }
 
-/// A history beside the session: what the promises are checked against.
+/// A session together with an independent record of its history, against which the invariants are checked.
 struct World {
     session: Session,
     pairs: BTreeMap<i64, Pair>,
     votes: Vec<Vote>,
-    /// Who holds what, as they were told; until when at most.
+    /// The task that each annotator was last given: annotator -> (pair, swapped).
     hands: BTreeMap<i64, (i64, bool)>,
     now: i64,
     next_id: i64,
@@ -85,11 +86,11 @@ impl World {
         next
     }
 
-    /// Judges what is in hand, if that still counts.
+    /// Votes on the annotator's current task. Fails if the session no longer accepts it.
     fn vote(&mut self, who: i64, choice: Choice) -> Result<(), Refusal> {
         let Some(&(pair, swapped)) = self.hands.get(&who) else { return Err(Refusal::NotYours) };
         let lease = self.session.may_vote(who, pair, self.now)?;
-        assert_eq!(lease.swapped, swapped, "the sides are those that were shown");
+        assert_eq!(lease.swapped, swapped, "the sides differ from those that were shown");
         let vote = vote(self.next_id, pair, who, choice, swapped);
         self.next_id += 1;
         self.session.voted(&vote);
@@ -102,9 +103,9 @@ impl World {
     fn undo(&mut self, who: i64) -> Result<(), Refusal> {
         let (id, lease) = self.session.undo(who, self.now)?;
         let last = self.votes.iter().rposition(|v| v.annotator == who).unwrap();
-        assert_eq!(self.votes[last].id, id, "the last vote is taken back");
+        assert_eq!(self.votes[last].id, id, "undo returned another vote than the last one");
         let gone = self.votes.remove(last);
-        assert_eq!((lease.pair, lease.swapped), (gone.pair, gone.swapped), "the task is back as it was shown");
+        assert_eq!((lease.pair, lease.swapped), (gone.pair, gone.swapped), "undo returned another task or other sides");
         self.hands.insert(who, (gone.pair, gone.swapped));
         self.check();
         Ok(())
@@ -132,7 +133,7 @@ fn any_choice(rng: &mut ChaCha8Rng) -> Choice {
 }
 
 #[test]
-fn random_histories_keep_every_promise() {
+fn random_histories_keep_every_invariant() {
     for seed in 0..60u64 {
         let mut rng = rng::stream(seed, "tests: sessions", 0);
         let (n, overlap) = (rng.random_range(1..25), rng.random_range(1..4));
@@ -150,7 +151,7 @@ fn random_histories_keep_every_promise() {
             }
             world.now += rng.random_range(0..500);
         }
-        // The same votes read again: nobody gets anything twice, and the overlap still holds.
+        // After a restart from the stored votes, nobody gets a pair twice and the overlap is still respected.
         let all: Vec<Pair> = world.pairs.values().cloned().collect();
         world.session = Session::new(7, LEASE, all, &world.votes, &[], world.now);
         world.hands.clear();
@@ -163,7 +164,7 @@ fn random_histories_keep_every_promise() {
 }
 
 #[test]
-fn everything_is_judged_as_often_as_asked() {
+fn every_pair_gets_as_many_votes_as_its_overlap() {
     let mut world = World::new(pairs(30, 2, 5));
     let mut done = BTreeSet::new();
     while done.len() < 3 {
@@ -179,19 +180,19 @@ fn everything_is_judged_as_often_as_asked() {
     assert_eq!(ordinary, 60);
     let progress = world.session.progress(1);
     assert_eq!((progress.given, progress.wanted), (60, 60));
-    assert!(world.votes.iter().any(|v| v.pair > 30), "repeats were shown");
+    assert!(world.votes.iter().any(|v| v.pair > 30), "no repeat was shown");
 }
 
 #[test]
-fn a_task_in_hand_is_nobody_elses_until_its_time_is_over() {
+fn a_leased_task_is_not_given_to_others_until_the_lease_ends() {
     let mut world = World::new(pairs(1, 1, 0));
     assert!(matches!(world.next(1), Next::Task { fresh: true, .. }));
-    assert!(matches!(world.next(1), Next::Task { fresh: false, .. }), "a reload shows the same");
+    assert!(matches!(world.next(1), Next::Task { fresh: false, .. }), "a reload must show the same task");
     assert_eq!(world.next(2), Next::Wait);
     world.now += LEASE - 1;
     world.session.keep(1, world.now);
     world.now += LEASE - 1;
-    assert_eq!(world.next(2), Next::Wait, "a sign of life keeps it");
+    assert_eq!(world.next(2), Next::Wait, "`keep` must extend the lease");
     world.now += 2;
     assert!(matches!(world.next(2), Next::Task { fresh: true, .. }));
     assert_eq!(world.vote(1, Choice::A), Err(Refusal::Taken));
@@ -200,7 +201,7 @@ fn a_task_in_hand_is_nobody_elses_until_its_time_is_over() {
 }
 
 #[test]
-fn a_late_vote_counts_while_there_is_room() {
+fn a_late_vote_is_accepted_below_the_overlap() {
     let mut world = World::new(pairs(1, 1, 0));
     world.next(1);
     world.now += LEASE * 10;
@@ -209,13 +210,13 @@ fn a_late_vote_counts_while_there_is_room() {
 }
 
 #[test]
-fn a_closed_page_gives_its_task_back_sooner_and_a_reload_does_not() {
+fn closing_the_page_shortens_the_lease_and_a_reload_restores_it() {
     let mut world = World::new(pairs(1, 1, 0));
     world.next(1);
     world.session.leave(1, world.now);
     world.now += 20_000;
     assert_eq!(world.next(2), Next::Wait);
-    assert!(matches!(world.next(1), Next::Task { fresh: false, .. }), "a reload is back in time");
+    assert!(matches!(world.next(1), Next::Task { fresh: false, .. }), "a reload must get the task back");
     world.now += 20_000;
     assert_eq!(world.next(2), Next::Wait);
     world.session.leave(1, world.now);
@@ -224,20 +225,20 @@ fn a_closed_page_gives_its_task_back_sooner_and_a_reload_does_not() {
 }
 
 #[test]
-fn skips_go_to_somebody_else() {
+fn skipped_tasks_go_to_other_annotators() {
     let mut world = World::new(pairs(1, 1, 0));
     world.next(1);
     world.vote(1, Choice::Skip).unwrap();
-    assert_eq!(world.next(1), Next::Done, "it is for others now");
+    assert_eq!(world.next(1), Next::Done, "a skipped task must not come back to the same annotator");
     assert!(matches!(world.next(2), Next::Task { .. }));
-    assert_eq!(world.undo(1), Err(Refusal::Taken), "it is in another hand now");
+    assert_eq!(world.undo(1), Err(Refusal::Taken), "another annotator has the task now");
     world.vote(2, Choice::A).unwrap();
     assert_eq!(world.next(1), Next::Done);
     assert_eq!(world.undo(3), Err(Refusal::NothingGiven));
 }
 
 #[test]
-fn repeats_come_later_and_only_to_who_judged_the_first() {
+fn repeats_come_later_and_to_the_same_annotator() {
     let mut world = World::new(pairs(60, 1, 10));
     let mut order = Vec::new();
     while let Next::Task { lease, .. } = world.next(1) {
@@ -250,8 +251,8 @@ fn repeats_come_later_and_only_to_who_judged_the_first() {
         assert!(place(repeat) - place(repeat - 60) >= 8, "{order:?}");
         assert!(place(repeat) < 69 || repeat == 70);
     }
-    assert_eq!(world.next(2), Next::Done, "a repeat is for who judged the first");
-    // With one pair alone its repeat would come right after it: it does not come.
+    assert_eq!(world.next(2), Next::Done, "a repeat must go to the annotator who judged the pair");
+    // With a single pair, the repeat would come directly after it, so it is not shown.
     let mut world = World::new(pairs(1, 1, 1));
     world.next(1);
     world.vote(1, Choice::A).unwrap();
@@ -259,7 +260,7 @@ fn repeats_come_later_and_only_to_who_judged_the_first() {
 }
 
 #[test]
-fn leases_outlive_a_restart() {
+fn leases_survive_a_restart() {
     let mut world = World::new(pairs(3, 1, 0));
     let Next::Task { lease, .. } = world.next(1) else { panic!() };
     let all: Vec<Pair> = world.pairs.values().cloned().collect();
@@ -269,7 +270,7 @@ fn leases_outlive_a_restart() {
 }
 
 #[test]
-fn pairs_that_come_later_are_shown() {
+fn pairs_added_later_are_shown() {
     let mut world = World::new(pairs(1, 1, 0));
     world.next(1);
     world.vote(1, Choice::A).unwrap();

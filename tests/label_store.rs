@@ -1,4 +1,5 @@
-//! The store: the same cases on SQLite and on a real PostgreSQL server; damage, versions, two owners, a full disk.
+//! Tests the store of labelling projects. The same cases run on SQLite and on a real PostgreSQL server. Also damaged
+//! files, newer versions, two servers on one project, a full disk.
 
 use crate::label_support::*;
 use crate::needs::{POSTGRES, needs};
@@ -11,7 +12,7 @@ use ft::label::store::{Given, Lease};
 use serde_json::json;
 use std::path::Path;
 
-/// A case: given the place of a project that does not exist yet.
+/// A test case. Its argument is the path or URL of a project that does not exist yet.
 type Case = fn(&str);
 
 const CASES: &[Case] = &[
@@ -47,7 +48,7 @@ fn every_case_on_postgresql() {
     a_statement_that_waits_is_given_up(&server.database());
 }
 
-/// Somebody else's lock makes nobody wait for ever, and the project goes on afterwards.
+/// A lock held by another client ends in an error after a timeout, and the store works again afterwards.
 fn a_statement_that_waits_is_given_up(place: &str) {
     drop(project(place, 1, 1));
     let store = Store::open(&format!("{place}?options=-c%20lock_timeout%3D300")).unwrap();
@@ -60,7 +61,7 @@ fn a_statement_that_waits_is_given_up(place: &str) {
     assert_eq!(store.annotators().unwrap().len(), 0);
 }
 
-/// The whole way over a database server: people, votes, the overview, and an orderly end.
+/// Runs a labelling server on a database server: annotators, votes, the overview, and an orderly shutdown.
 fn a_team_judges(place: &str) {
     drop(project(place, 2, 1));
     let made = ft(&["label", "annotator", place, "ann", "--json"]).output().unwrap();
@@ -73,8 +74,8 @@ fn a_team_judges(place: &str) {
     }
     assert_eq!(owner.done("overview", json!({}))["given"], 2);
     let said = server.interrupt();
-    assert!(said.contains("every vote that was acknowledged is kept") && !said.contains("panicked"), "{said}");
-    assert!(!said.contains("secret"), "the password is not shown: {said}");
+    assert!(said.contains("every acknowledged vote is stored") && !said.contains("panicked"), "{said}");
+    assert!(!said.contains("secret"), "the password is shown: {said}");
     assert_eq!(Store::open(place).unwrap().votes().unwrap().len(), 2);
 }
 
@@ -143,7 +144,7 @@ fn what_is_known_is_added_once(place: &str) {
     assert_eq!((store.prompts().unwrap().len(), store.candidates().unwrap().len()), (4, 8));
     let pairs = store.pairs().unwrap();
     assert_eq!((pairs.len(), store.pair_count().unwrap()), (4, 4));
-    // The other way round it is the same pair; as a repeat it is another, once.
+    // The same answers in the other order are the same pair. A repeat is another pair, added once.
     let first = &pairs[0];
     let turned =
         NewPair { prompt: first.prompt, a: first.b, b: first.a, overlap: 1, repeat_of: None, reason: String::new() };
@@ -183,7 +184,7 @@ fn a_vote_is_given_once_and_taken_back(place: &str) {
     let undone = store.write(|w| w.undo(who, first.id)).unwrap().unwrap();
     assert!(undone.undone && store.votes().unwrap().is_empty());
     assert_eq!(store.write(|w| w.undo(who, first.id)).unwrap(), None);
-    // An old request that comes again does not bring the vote back.
+    // An old request that is sent again does not restore the undone vote.
     assert!(matches!(store.write(|w| w.vote(&vote(Choice::A, "r1"))).unwrap(), Given::Known(v) if v.undone));
     store.add_vote(&vote(Choice::B, "r4")).unwrap();
     assert_eq!(store.votes_and_undone().unwrap().len(), 2);
@@ -221,28 +222,28 @@ fn the_desk_keeps_what_it_acknowledges(place: &str) {
     let first = task(desk.wait(ann, Ask::Next));
     let other = task(desk.wait(bob, Ask::Next));
     assert_ne!(first, other);
-    // Somebody else's task cannot be judged.
+    // A task of another annotator is refused.
     let refused = desk.wait(bob, Ask::Vote(ballot(first, SideChoice::Left, "x")));
     assert_eq!(refused, Err(No::Refused(Refusal::NotYours)));
     let second = task(desk.wait(ann, Ask::Vote(ballot(first, SideChoice::Left, "v1"))));
-    // The same request again: one vote, the same task.
+    // The same request again stores no second vote and returns the same next task.
     assert_eq!(task(desk.wait(ann, Ask::Vote(ballot(first, SideChoice::Left, "v1")))), second);
     let read = Store::open(place).unwrap();
     let kept = read.votes().unwrap();
     assert_eq!((kept.len(), kept[0].annotator), (1, ann));
-    assert_eq!((kept[0].choice == Choice::A), !kept[0].swapped, "left is `a` unless the sides were swapped");
+    assert_eq!((kept[0].choice == Choice::A), !kept[0].swapped, "left must be `a` unless the sides were swapped");
     let back = desk.wait(ann, Ask::Undo).unwrap().task.unwrap();
     assert_eq!((back.id, back.before.unwrap().choice), (first, SideChoice::Left));
     assert!(read.votes().unwrap().is_empty());
     desk.wait(ann, Ask::Vote(ballot(first, SideChoice::Tie, "v2"))).unwrap();
-    // A new desk goes on where this one was: the same tasks in the same hands.
+    // A new desk continues after a restart: every annotator still has the same task.
     drop(desk);
     clerk.join().unwrap();
     let (desk, _) = Desk::open(Store::open(place).unwrap()).unwrap();
     assert_eq!(task(desk.wait(bob, Ask::Next)), other);
     assert_eq!(task(desk.wait(ann, Ask::Next)), second);
     let done = desk.wait(ann, Ask::Vote(ballot(second, SideChoice::Right, "v3"))).unwrap();
-    assert!(done.task.is_none() && done.wait, "bob holds the last one");
+    assert!(done.task.is_none() && done.wait, "bob should have the last task");
 }
 
 fn a_second_server_is_refused(place: &str) {
@@ -252,12 +253,12 @@ fn a_second_server_is_refused(place: &str) {
     let e = error(second.own());
     assert!(e.message().contains("being served already") && !e.hints().is_empty(), "{e}");
     assert!(!e.to_string().contains("secret"), "{e}");
-    // Others may still read and add.
+    // Other processes may still read the project and add to it.
     assert_eq!(second.pairs().unwrap().len(), 1);
     drop(store);
     let began = std::time::Instant::now();
     while second.own().is_err() {
-        assert!(began.elapsed().as_secs() < 10, "the project is free again");
+        assert!(began.elapsed().as_secs() < 10, "the project was not released within 10 seconds");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
@@ -301,7 +302,7 @@ fn bad_urls_are_named_without_their_password(server: &Postgres) {
 
 // ---- files
 
-/// Answers and judgements of people: nobody else on the machine reads them.
+/// Answers and votes are private: other users of the machine must not be able to read them.
 #[test]
 fn files_of_a_project_are_for_their_owner_alone() {
     use std::os::unix::fs::{PermissionsExt, symlink};
@@ -314,7 +315,7 @@ fn files_of_a_project_are_for_their_owner_alone() {
     }
     let at = |name: &str| made.folder().join(name);
     for out in ["rows.jsonl", "rows.parquet"] {
-        // One that others could read before, too.
+        // A file that already exists and is readable by others must become private, too.
         std::fs::write(at(out), "").unwrap();
         let out = at(out);
         let done = ft(&["label", "export", &made.place, "--out", out.to_str().unwrap()]).output().unwrap();
@@ -330,7 +331,7 @@ fn files_of_a_project_are_for_their_owner_alone() {
     for name in ["project.db", "project.db-wal", "project.db.lock", "rows.jsonl", "rows.parquet"] {
         assert!(seen.iter().any(|s| s == name), "{name} in {seen:?}");
     }
-    // A link beside a project is not followed: the file it leads to would be emptied.
+    // A symbolic link in place of the lock file is not followed: its target would be truncated.
     std::fs::write(at("mine.txt"), "mine").unwrap();
     let other = at("other.db").to_str().unwrap().to_string();
     drop(Store::create(&other, &Settings::default()).unwrap());
@@ -348,12 +349,12 @@ fn a_file_that_is_no_project_or_is_damaged_is_named() {
         assert!(e.message().contains(said) && e.message().contains(place) && !e.hints().is_empty(), "{said}: {e}");
     };
     std::fs::write(at("text.db"), "these are no pages of a database, but words, long enough for a header").unwrap();
-    refused(&at("text.db"), "no labelling project");
+    refused(&at("text.db"), "is not a labelling project");
     rusqlite::Connection::open(at("other.db")).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
     refused(&at("other.db"), "holds no labelling project");
     refused(&at("none.db"), "no such project");
-    refused(project.folder().to_str().unwrap(), "is no file");
-    // Damage in the middle of the file, and a file that was cut off.
+    refused(project.folder().to_str().unwrap(), "is not a file");
+    // A file damaged in the middle, and a truncated one.
     let whole = std::fs::read(&project.place).unwrap();
     let mut damaged = whole.clone();
     let middle = whole.len() / 2 / 4096 * 4096;
@@ -368,7 +369,7 @@ fn a_file_that_is_no_project_or_is_damaged_is_named() {
 fn a_full_disk_refuses_votes_and_loses_none() {
     let project = Project::new(200, 1);
     let token = project.token("ann", false);
-    // A limit on the size of files stands for a disk that is full: the log can grow a little, then no more.
+    // A limit on the size of files stands in for a full disk: the write-ahead log can grow by at most 40 KiB.
     let size = |end: &str| std::fs::metadata(format!("{}{end}", project.place)).map_or(0, |m| m.len());
     let kilobytes = size("").max(size("-wal")) / 1024 + 40;
     let line =
@@ -394,14 +395,14 @@ fn a_full_disk_refuses_votes_and_loses_none() {
         }
         kept.push(task);
     }
-    let (status, said) = refusal.expect("the disk is full before all is judged");
+    let (status, said) = refusal.expect("the file size limit was never reached");
     assert_eq!((status, &said["again"]), (503, &json!(true)), "{said}");
     let what = said["error"].as_str().unwrap();
     assert!(what.starts_with("not saved") && what.contains("disk") && !what.contains(&project.place), "{what}");
     server.kill();
     let votes: Vec<i64> = project.store().votes().unwrap().iter().map(|v| v.pair).collect();
     assert!(!kept.is_empty());
-    assert_eq!(votes, kept, "what was acknowledged, and nothing else");
+    assert_eq!(votes, kept, "the stored votes are not the acknowledged ones");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What the tests of labelling share: small projects, a PostgreSQL of their own, a running server, and its client.
+//! Helpers for the tests of labelling: small projects, a temporary PostgreSQL server, a running labelling server, its
+//! client.
 
 use crate::needs::postgres;
 use ft::label::Store;
@@ -47,7 +48,7 @@ pub fn fill(store: &Store, pairs: usize, overlap: i64) {
     store.add_pairs(&new).unwrap();
 }
 
-/// A project in a file of its own.
+/// A project in a temporary folder.
 pub struct Project {
     folder: TempDir,
     pub place: String,
@@ -73,7 +74,7 @@ impl Project {
         self.folder.path()
     }
 
-    /// A link's token for somebody.
+    /// Creates a token for an annotator.
     pub fn token(&self, name: &str, admin: bool) -> String {
         let mut command = ft(&["label", "annotator", &self.place, name, "--json"]);
         if admin {
@@ -86,14 +87,14 @@ impl Project {
     }
 }
 
-/// The program with these arguments.
+/// Returns a command that runs ft with these arguments.
 pub fn ft(arguments: &[&str]) -> Command {
     let mut command = Command::new(FT);
     command.args(arguments).env("USER", "owner");
     command
 }
 
-/// A server that runs; killed when dropped.
+/// A running labelling server. Killed when dropped.
 pub struct Server {
     child: Child,
     pub url: String,
@@ -106,7 +107,7 @@ impl Server {
         Self::of(ft(&["label", "serve", place, "--address", "127.0.0.1:0"]))
     }
 
-    /// Runs a command that prints the owner's link.
+    /// Runs a command that starts a server, and reads the owner's link from its output.
     pub fn of(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
@@ -123,19 +124,19 @@ impl Server {
         self.url.strip_prefix("http://").unwrap()
     }
 
-    /// SIGKILL.
+    /// Kills the server with SIGKILL.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Kills it and gives what it wrote to stderr.
+    /// Kills the server and returns its stderr.
     pub fn end(mut self) -> String {
         self.kill();
         self.said()
     }
 
-    /// Ends it as Ctrl-C does and gives what it wrote to stderr.
+    /// Ends the server as Ctrl-C does and returns its stderr.
     pub fn interrupt(mut self) -> String {
         let signalled = Command::new("sh").args(["-c", &format!("kill -INT {}", self.child.id())]).status().unwrap();
         assert!(signalled.success() && self.child.wait().unwrap().success());
@@ -148,7 +149,7 @@ impl Server {
         said
     }
 
-    /// A client with this token.
+    /// Returns a client that uses this token.
     pub fn client(&self, token: &str) -> Client {
         let agent = ureq::Agent::config_builder()
             .proxy(None)
@@ -165,7 +166,7 @@ impl Drop for Server {
     }
 }
 
-/// Somebody with a token.
+/// An HTTP client with an annotator's token.
 #[derive(Clone)]
 pub struct Client {
     agent: ureq::Agent,
@@ -173,11 +174,11 @@ pub struct Client {
     token: String,
 }
 
-/// Why there was no answer.
+/// The reason why there was no response.
 pub type Lost = ureq::Error;
 
 impl Client {
-    /// Status and body of a question.
+    /// Sends a request and returns status and body of the response, or an error if there was none.
     pub fn try_ask(&self, path: &str, body: &Value) -> Result<(u16, Value), Lost> {
         let request = self.agent.post(format!("{}/api/{path}", self.url));
         let request = request
@@ -193,19 +194,19 @@ impl Client {
         self.try_ask(path, &body).unwrap()
     }
 
-    /// A question that must be answered.
+    /// Sends a request that must succeed and returns the body of the response.
     pub fn done(&self, path: &str, body: Value) -> Value {
         let (status, said) = self.ask(path, body);
         assert_eq!(status, 200, "{path}: {said}");
         said
     }
 
-    /// The id of the task in hand.
+    /// Returns the id of the annotator's current task.
     pub fn task(&self) -> Option<i64> {
         self.done("next", json!({}))["task"]["id"].as_i64()
     }
 
-    /// Judges a task; status and answer.
+    /// Votes on a task and returns status and body of the response.
     pub fn vote(&self, task: i64, choice: &str, request: &str) -> (u16, Value) {
         self.ask("vote", json!({ "task": task, "choice": choice, "request": request }))
     }
@@ -219,10 +220,10 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Starts a server; a test of it begins with `needs!(POSTGRES)`.
+    /// Starts a server. A test that uses it must begin with `needs!(POSTGRES)`.
     pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        // The server refuses to run as root.
+        // PostgreSQL refuses to run as root, so another user runs it.
         let root = std::fs::metadata("/proc/self").map(|m| std::os::unix::fs::MetadataExt::uid(&m)).unwrap() == 0;
         let nobody = 65534;
         if root {
@@ -257,13 +258,13 @@ impl Postgres {
         server
     }
 
-    /// The URL of a database.
+    /// Returns the URL of a database.
     pub fn url(&self, database: &str) -> String {
         let socket = self.folder.path().to_str().unwrap().replace('/', "%2F");
         format!("postgres://ft:secret@{socket}/{database}")
     }
 
-    /// The URL of a new, empty database.
+    /// Creates an empty database and returns its URL.
     pub fn database(&self) -> String {
         let name = format!("project{}", self.databases.replace(self.databases.get() + 1));
         let mut client = ::postgres::Client::connect(&self.url("postgres"), ::postgres::NoTls).unwrap();

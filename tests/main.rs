@@ -1,4 +1,4 @@
-//! The one integration binary: each topic is a module (every extra binary would link libtorch again).
+//! All integration tests in one binary: each topic is a module, because every further binary would link libtorch again.
 
 mod adapters;
 mod architecture;

@@ -1,5 +1,5 @@
-//! Memory through the real binary: what does not fit is refused before any of it is taken, and running out of it in the
-//! middle of a run ends in an error that loses nothing.
+//! Tests memory limits through the real binary. A run that does not fit is refused before it allocates its memory, and
+//! a run that exhausts memory halfway ends in an error and can be resumed from its last checkpoint.
 
 use crate::commands::Workspace;
 use crate::needs::{LIMITS, needs};
@@ -8,14 +8,16 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A line of a file of /proc that gives a size, in bytes.
+/// Returns the size in bytes on the first line of a /proc file that starts with `name`; `None` if the file or the line
+/// is missing.
 fn proc_bytes(file: &str, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     let line = text.lines().find(|line| line.starts_with(name))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10)
 }
 
-/// Writes a llama of one layer, `width` wide, with `rows` of vocabulary, as a file of zeros that takes no space.
+/// Writes a one-layer llama with hidden size `width` and vocabulary size `rows`. Its weights are zeros in a sparse
+/// file, which takes no disk space.
 fn write_sparse_model(folder: &Path, rows: u64, width: u64) {
     let mut config: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
@@ -55,7 +57,8 @@ fn write_sparse_model(folder: &Path, rows: u64, width: u64) {
 fn a_run_that_does_not_fit_is_refused_before_its_model_is_read() {
     let space = Workspace::new();
     let free = proc_bytes("/proc/meminfo", "MemAvailable").unwrap();
-    // Its file is a quarter of what is free; float32 masters, gradients and moments are eight times the file.
+    // The weights file has a quarter of the free memory; float32 masters, gradients and moments need eight times the
+    // file.
     let width = 4096;
     write_sparse_model(&space.path("models/smollm2-135m-instruct"), free / 4 / 2 / width, width);
     let sets = ["batch.max_len=256", "batch.tokens=256"].iter().flat_map(|s| ["--set", s]);
@@ -74,11 +77,11 @@ fn a_run_that_does_not_fit_is_refused_before_its_model_is_read() {
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("of memory are needed") && text.contains("--fit"), "{text}");
     let most = most.join().unwrap();
-    assert!(most < free / 8, "{most} bytes were taken of a model with {} in its file", free / 4);
-    assert!(!space.path("runs/full-medical").exists(), "nothing is left behind");
+    assert!(most < free / 8, "the refused run used {most} bytes; its weights file has {} bytes", free / 4);
+    assert!(!space.path("runs/full-medical").exists(), "the refused run left its folder behind");
 }
 
-/// Lets a process take no more than `more` bytes of address space beyond what it has.
+/// Limits a running process to `more` bytes of address space in addition to what it has now.
 fn limit(child: &Child, more: u64) {
     let now = proc_bytes(&format!("/proc/{}/status", child.id()), "VmSize").unwrap();
     let set = Command::new("prlimit")
@@ -89,10 +92,11 @@ fn limit(child: &Child, more: u64) {
 }
 
 #[test]
-fn running_out_of_memory_ends_in_an_error_and_the_run_goes_on_from_its_checkpoint() {
+fn running_out_of_memory_ends_in_an_error_and_the_run_can_be_resumed() {
     needs!(LIMITS);
     let space = Workspace::new();
-    // Eight steps take little memory, time enough to set the limit; the ninth takes more than its address ranges hold.
+    // The first eight steps need little memory, which leaves time to set the limit; the ninth needs more address space
+    // than the limit allows.
     let rows = [4, 4, 4, 4, 4, 4, 4, 4, 150].iter().flat_map(|words| {
         (0..500).map(move |i| json!({ "prompt": format!("{i}"), "completion": "river ".repeat(*words) }))
     });
@@ -114,7 +118,7 @@ fn running_out_of_memory_ends_in_an_error_and_the_run_goes_on_from_its_checkpoin
     let mut child = space.command(&arguments).stderr(Stdio::piped()).spawn().unwrap();
     let (began, first) = (Instant::now(), space.path("run/checkpoints/step-1"));
     while !first.exists() {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before its first checkpoint");
+        assert!(child.try_wait().unwrap().is_none(), "ft ended before its first checkpoint");
         assert!(began.elapsed() < Duration::from_secs(120), "no checkpoint after two minutes");
         std::thread::sleep(Duration::from_millis(2));
     }

@@ -1,13 +1,15 @@
-//! Programs that single tests need beside the build tools: such a test begins with `needs!(BROWSER)`.
+//! Optional programs that some tests need in addition to the build tools: such a test begins with `needs!(BROWSER)`,
+//! for example.
 //!
-//! Under `make test` a test whose program is missing writes itself into the file FT_TEST_SKIPPED and returns; setup/test.sh
-//! counts it as skipped and names it. Without that variable it fails: no run passes by leaving tests out unseen.
+//! Under `make test`, a test whose program is missing appends its name to the file that FT_TEST_SKIPPED names and
+//! returns; setup/test.sh counts it as skipped and prints its name. Without that variable the test fails, so that no
+//! run passes while tests are left out unnoticed.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A program or file, and how to get it.
+/// A program or file that tests may need, and how to install it.
 pub struct Tool {
     pub lacks: &'static str,
     pub get: &'static str,
@@ -47,7 +49,7 @@ pub const LIMITS: Tool = Tool {
     there: || on_path("prlimit"),
 };
 
-/// Ends the test that names it where one of these tools is missing.
+/// Returns from the calling test if one of these tools is missing.
 macro_rules! needs {
     ($($tool:expr),+) => {
         if crate::needs::lacking(&[$(&$tool),+], std::any::type_name_of_val(&|| ())) {
@@ -57,7 +59,9 @@ macro_rules! needs {
 }
 pub(crate) use needs;
 
-/// Records that the test around the closure of this type name is skipped; false where all tools are there.
+/// Returns false if all tools are present. Otherwise records the calling test as skipped and returns true; panics if
+/// FT_TEST_SKIPPED is not set. `closure` is the type name of a closure inside the test, which contains the name of the
+/// test.
 pub fn lacking(tools: &[&Tool], closure: &str) -> bool {
     let missing: Vec<&&Tool> = tools.iter().filter(|tool| !(tool.there)()).collect();
     if missing.is_empty() {
@@ -67,18 +71,18 @@ pub fn lacking(tools: &[&Tool], closure: &str) -> bool {
     let why = format!("{}; to run it: {}", join(|t| t.lacks, ", "), join(|t| t.get, " && "));
     let Some(file) = std::env::var_os("FT_TEST_SKIPPED") else { panic!("{why}") };
     let test = closure.trim_end_matches("::{{closure}}").split_once("::").map_or(closure, |(_, test)| test);
-    // One write, so that tests side by side do not mix their lines.
+    // A single write call: tests run in parallel, and their lines must not mix.
     let line = format!("{test}: {why}\n");
     std::fs::OpenOptions::new().append(true).create(true).open(file).unwrap().write_all(line.as_bytes()).unwrap();
     true
 }
 
-/// Where setup/tools.sh puts axe-core.
+/// Returns the path at which setup/tools.sh stores axe-core.
 pub fn axe() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/axe/package/axe.min.js")
 }
 
-/// A program of PostgreSQL: where Debian puts it, or on the PATH.
+/// Finds a program of PostgreSQL in Debian's folders or on the PATH.
 pub fn postgres(name: &str) -> Option<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     versions.map(|v| v.path().join("bin")).chain(path()).map(|folder| folder.join(name)).find(|p| p.is_file())

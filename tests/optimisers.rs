@@ -1,5 +1,5 @@
-//! Every update rule against its reference (tests/fixtures/optimisers), its memory, and what lies around the rules:
-//! groups, averages, rounding, noise.
+//! Tests every optimiser against its reference (tests/fixtures/optimisers) and the size of its state, and what
+//! surrounds the update rules: parameter groups, weight averages, stochastic rounding, embedding noise.
 
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec};
@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 const SHAPES: [(&str, &[i64]); 3] = [("matrix", &[48, 96]), ("tall", &[40, 12]), ("vector", &[37])];
 const LR: f64 = 0.01;
 
-/// The formula of the generator.
+/// Returns pseudo-random numbers in [-0.5, 0.5), computed with the same formula as in the fixture's generator.
 fn numbers(stream: u64, shape: &[i64]) -> Tensor {
     let count: i64 = shape.iter().product();
     let number = |i: u64| {
@@ -24,7 +24,8 @@ fn numbers(stream: u64, shape: &[i64]) -> Tensor {
     Tensor::from_slice(&(0..count as u64).map(number).collect::<Vec<f32>>()).view(shape)
 }
 
-/// Ten steps of a rule; the parameters, and what it would measure and keep.
+/// Takes ten steps with an update rule. Returns each parameter by name, together with its average (the parameter itself
+/// if the rule keeps no average).
 fn ten_steps(optim: &OptimSection, decay: f64, rate: impl Fn(u64) -> f64) -> BTreeMap<String, (Tensor, Tensor)> {
     let mut rule = rule(optim, Device::Cpu);
     let mut members: Vec<(&str, Form, Tensor, Vec<Tensor>)> = Vec::new();
@@ -33,7 +34,7 @@ fn ten_steps(optim: &OptimSection, decay: f64, rate: impl Fn(u64) -> f64) -> BTr
         let param = numbers(i as u64, shape);
         let state = rule.fresh(&form, &param);
         let measured: u64 = state.iter().map(|t| (t.numel() * t.kind().elt_size_in_bytes()) as u64).sum();
-        assert_eq!(rule.bytes(&form), measured, "{name}: state is what the layout says");
+        assert_eq!(rule.bytes(&form), measured, "{name}: predicted and actual size of the state differ");
         members.push((name, form, param, state));
     }
     for step in 0..10u64 {
@@ -69,7 +70,7 @@ fn kind(kind: OptimKind) -> OptimSection {
 }
 
 #[test]
-fn exact_rules_make_the_steps_of_their_references() {
+fn steps_of_exact_rules_equal_their_references() {
     let adamw = OptimSection { betas: [0.9, 0.95], eps: 1e-6, ..OptimSection::default() };
     let sgd = |momentum, nesterov| kind(OptimKind::Sgd(SgdSpec { momentum, nesterov }));
     let whole = AdafactorSpec { momentum: Some(0.9), scale_parameter: true, ..AdafactorSpec::default() };
@@ -88,9 +89,10 @@ fn exact_rules_make_the_steps_of_their_references() {
     compare("schedule-free", &kind(OptimKind::ScheduleFree), 0.1, 5e-7, |t| LR * ((t + 1) as f64 / 3.0).min(1.0));
 }
 
-/// Newton-Schulz runs in bfloat16 on both sides: its roundings, times lr and scale, are what may differ.
+/// Newton-Schulz runs in bfloat16 in both implementations, so results may differ by its rounding errors times lr and
+/// scale.
 #[test]
-fn muon_makes_the_steps_of_torch() {
+fn steps_of_muon_equal_torch() {
     let spec = |nesterov, scale| kind(OptimKind::Muon(MuonSpec { momentum: 0.95, nesterov, scale }));
     compare("muon", &spec(true, MuonScale::MatchRms), 0.1, 2e-4, |_| LR);
     compare("muon-original", &spec(false, MuonScale::Original), 0.1, 2e-4, |_| LR);
@@ -99,29 +101,31 @@ fn muon_makes_the_steps_of_torch() {
     assert!(least > 0.6 && most < 1.3, "singular values from {least} to {most}");
 }
 
-/// Where a moment lies on a border of two codes the two sides may choose differently.
+/// If a moment is on the border between two codes, the two implementations may choose different ones: hence the
+/// tolerance.
 #[test]
-fn eight_bit_adamw_makes_the_steps_of_bitsandbytes() {
+fn steps_of_eight_bit_adamw_equal_bitsandbytes() {
     let expected = tensors("optimisers/expected.safetensors");
-    // One unit of float32 below one: bitsandbytes rounds on the way.
+    // Tolerance: one unit in the last place of a float32 just below 1, because bitsandbytes rounds intermediate
+    // results.
     for (signed, name) in [(true, "map-signed"), (false, "map-unsigned")] {
         assert_within(name, &adamw8::Map::dynamic(signed, Device::Cpu).values, &expected[name], 2f64.powi(-24));
     }
     let optim = kind(OptimKind::Adamw8(Default::default()));
     compare("adamw8", &optim, 0.1, 2e-5, |_| LR);
-    // Two bytes a number and two scales a block; a small tensor keeps float32.
+    // The state has two bytes per number and two float32 scales per block; a small tensor keeps float32 moments.
     let rule = rule(&optim, Device::Cpu);
     let form = |shape: &[i64]| Form { shape: shape.to_vec(), layer: Layer::Linear, adapter: false, transposed: false };
     assert_eq!(rule.bytes(&form(&[1024, 1024])), 2 * (1 << 20) + 8 * (1 << 12));
     assert_eq!(rule.bytes(&form(&[10, 10])), 800);
-    // Rounding the moments costs little: the path stays beside that of exact AdamW.
+    // Rounding the moments costs little: the parameters stay close to those of exact AdamW.
     let exact = ten_steps(&OptimSection::default(), 0.0, |_| LR);
     for (name, (rough, _)) in ten_steps(&optim, 0.0, |_| LR) {
         assert_within(&name, &rough, &exact[&name].0, 0.2 * 10.0 * LR);
     }
 }
 
-/// A last block that is not full, and more numbers than are wide at a time.
+/// Covers a last block that is not full, and more numbers than are expanded to float32 at a time.
 #[test]
 fn eight_bit_moments_of_any_length_follow_the_exact_ones() {
     let n = (1 << 20) + 777;
@@ -162,7 +166,8 @@ fn group(pattern: &str, lr: Option<f64>) -> GroupSpec {
     GroupSpec { r#match: pattern.into(), lr, weight_decay: None }
 }
 
-/// Sgd without momentum moves by lr times gradient, so a group's rate shows in the ratio of two runs.
+/// SGD without momentum moves a parameter by lr times gradient, so the ratio of two runs' updates is the group's
+/// factor.
 #[test]
 fn groups_scale_the_rate_of_what_they_match() {
     let run = |groups: Vec<GroupSpec>| {
@@ -189,7 +194,7 @@ fn groups_scale_the_rate_of_what_they_match() {
 }
 
 #[test]
-fn a_group_that_matches_nothing_names_what_is_near() {
+fn a_group_that_matches_nothing_names_similar_parameters() {
     let model = lora_model();
     let error = |groups: Vec<GroupSpec>| {
         let optim = OptimSection { lr: Some(1e-3), groups, ..OptimSection::default() };
@@ -202,7 +207,7 @@ fn a_group_that_matches_nothing_names_what_is_near() {
 }
 
 #[test]
-fn averages_are_put_in_and_the_learning_weights_come_back() {
+fn averages_replace_the_trained_weights_only_while_their_guard_lives() {
     let average = OptimSection { ema: Some(0.5), ..OptimSection::default() };
     for optim in [average, kind(OptimKind::ScheduleFree)] {
         let model = lora_model();
@@ -220,7 +225,7 @@ fn averages_are_put_in_and_the_learning_weights_come_back() {
         let averaged = optimiser.averaged().map(|_guard| values(&model)).unwrap();
         let back = values(&model);
         let name = learning.keys().find(|n| n.contains("lora_B")).unwrap();
-        assert!(Gap::between(&averaged[name], &learning[name]).norm > 1e-3, "the average is something else");
+        assert!(Gap::between(&averaged[name], &learning[name]).norm > 1e-3, "the average does not differ from the trained weights");
         for (name, t) in &learning {
             assert_same(name, &back[name], t);
             if let Some(ours) = &ours {
@@ -230,7 +235,8 @@ fn averages_are_put_in_and_the_learning_weights_come_back() {
     }
 }
 
-/// At a rate of 2e-5, plain bfloat16 weights stay where they are; with rounding by chance they follow float32 masters.
+/// At a learning rate of 2e-5, most updates of plain bfloat16 weights are rounded away; with stochastic rounding the
+/// weights follow float32 masters.
 #[test]
 fn stochastic_rounding_keeps_the_updates_that_bfloat16_loses() {
     let folder = fixture("tiny-llama");
@@ -242,7 +248,8 @@ fn stochastic_rounding_keeps_the_updates_that_bfloat16_loses() {
     assert!(ours.params().trainable().all(|p| p.tensor.kind() == Kind::BFloat16));
     let name = "model.layers.1.mlp.down_proj.weight";
     let weight = |m: &Model| m.params().iter().find(|p| p.name == name).unwrap().tensor.detach();
-    // Away from zero, as trained weights are; the tiny model's are small.
+    // Larger weights than those of the tiny model, which are near zero: in trained models, the weights are large
+    // compared with an update.
     let start = (noise(&weight(&exact).size(), "start") * 0.5).to_kind(Kind::BFloat16);
     let _no_grad = tch::no_grad_guard();
     for m in [&exact, &ours, &plain] {
@@ -253,7 +260,7 @@ fn stochastic_rounding_keeps_the_updates_that_bfloat16_loses() {
         [weight(&plain).to_kind(Kind::Float).zeros_like(), weight(&plain).to_kind(Kind::Float).zeros_like()];
     const STEPS: i32 = 50;
     for step in 1..=STEPS {
-        // One direction, so that what is lost adds up.
+        // The same gradient in every step, so that lost updates add up.
         let gradient = noise(&start.size(), "gradient");
         for (m, o) in [&exact, &ours].into_iter().zip(&mut optimisers) {
             let mut grad = m.params().iter().find(|p| p.name == name).unwrap().tensor.shallow_clone();
@@ -277,15 +284,15 @@ fn stochastic_rounding_keeps_the_updates_that_bfloat16_loses() {
         (moved * -noise(&start.size(), "gradient").sign()).mean(Kind::Double).double_value(&[])
     };
     let (exact, ours, plain) = (travel(&exact), travel(&ours), travel(&plain));
-    println!("mean travel in {STEPS} steps: float32 {exact:.3e}, rounded by chance {ours:.3e}, plain bf16 {plain:.3e}");
+    println!("mean travel in {STEPS} steps: float32 {exact:.3e}, stochastic rounding {ours:.3e}, plain bf16 {plain:.3e}");
     assert!((exact / (2e-5 * f64::from(STEPS)) - 1.0).abs() < 0.02, "{exact}");
     assert!(plain < 0.2 * exact, "plain bfloat16 kept {plain} of {exact}");
     assert!((ours / exact - 1.0).abs() < 0.1, "{ours} of {exact}");
 }
 
 #[test]
-fn neftune_noise_has_the_size_of_each_segment_and_only_while_learning() {
-    alone("optimisers::neftune_noise_has_the_size_of_each_segment_and_only_while_learning", || {
+fn neftune_noise_depends_on_the_seed_and_is_added_only_in_training() {
+    alone("optimisers::neftune_noise_depends_on_the_seed_and_is_added_only_in_training", || {
         let model = frozen(&fixture("tiny-llama"), Kind::Float);
         let whole = whole(&fixture("tiny-llama"), Kind::Float);
         let rows = Row::pack(&[Sequence::random(20, 64, 1), Sequence::random(5, 64, 2)]);
@@ -298,22 +305,22 @@ fn neftune_noise_has_the_size_of_each_segment_and_only_while_learning() {
         let (quiet, (one, gradients), (two, _)) = (loss(None).0, loss(noise(1)), loss(noise(2)));
         assert!(quiet != one && one != two, "{quiet}, {one}, {two}");
         let again = loss(noise(1));
-        assert_eq!(one, again.0, "a function of the seed");
-        // Replay draws the same.
+        assert_eq!(one, again.0, "the same seed must give the same noise");
+        // Replay samples the same noise when it recomputes the forward pass.
         whole.set_noise(noise(1));
         let replayed = whole.learn(&rows.tokens, rows.items, Replay::All, |out| rows.loss(out)).unwrap();
         assert_eq!(replayed.means()["loss"], one);
         assert_all_close(&take_gradients(&whole), &gradients, 1e-5);
-        // No noise without learning.
+        // Inference adds no noise.
         let silent = |m: &Model| m.infer(&rows.tokens, |out| rows.loss(out).sum.double_value(&[])).unwrap();
         assert_eq!(silent(&whole), silent(&model));
         whole.set_noise(None);
     });
 }
 
-/// torch leaves a parameter without a gradient alone: no decay, no momentum, no count of the step.
+/// torch skips a parameter without a gradient: no decay, no momentum, no step counted.
 #[test]
-fn a_parameter_that_no_loss_reached_stays_as_it_is() {
+fn a_parameter_without_a_gradient_is_not_changed() {
     for kind in [
         OptimKind::Adamw,
         OptimKind::Lion(LionSpec::default()),
@@ -321,7 +328,8 @@ fn a_parameter_that_no_loss_reached_stays_as_it_is() {
         OptimKind::ScheduleFree,
     ] {
         let optim = OptimSection { kind, lr: Some(1e-2), weight_decay: 0.1, ..OptimSection::default() };
-        // Two adapters: one learns in the first and the last of three steps, the other in all.
+        // Two adapters: `a` is trained in the first and the last step; with `idle_steps`, `b` is trained in a step
+        // between them.
         let plans = [LoraPlan::new(&LoraSpec::default()).unwrap(), LoraPlan::new(&LoraSpec::default()).unwrap()];
         let run = |idle_steps: bool| {
             let load = Load {
@@ -343,7 +351,7 @@ fn a_parameter_that_no_loss_reached_stays_as_it_is() {
             if idle_steps {
                 model.with(Some("b"), |m| learn(m, &mut optimiser, 1e-2));
                 before.iter().zip(mine(&model)).for_each(|(a, b)| assert_same("an idle adapter", &b, a));
-                // A checkpoint knows how many steps it took part in.
+                // A checkpoint stores how many steps each parameter took part in.
                 let state = optimiser.state();
                 optimiser = Optimiser::new(model.params(), &optim, 0).unwrap();
                 optimiser.restore(&state).unwrap();
@@ -352,7 +360,7 @@ fn a_parameter_that_no_loss_reached_stays_as_it_is() {
             mine(&model)
         };
         for (a, b) in run(false).iter().zip(run(true)) {
-            // A schedule's own numbers go on; everything else is as if the step had not been.
+            // The idle step counts in the schedule of schedule-free; with every other rule it changes nothing.
             if optim.kind != OptimKind::ScheduleFree {
                 assert_same("after an idle step", &b, a);
             }
@@ -360,9 +368,9 @@ fn a_parameter_that_no_loss_reached_stays_as_it_is() {
     }
 }
 
-/// The step of a layer does not depend on whether its family writes the weight as (out, in) or (in, out).
+/// The step of a layer does not depend on whether its model family stores the weight as (out, in) or (in, out).
 #[test]
-fn muon_takes_the_same_step_however_a_matrix_lies() {
+fn muon_takes_the_same_step_for_a_transposed_weight() {
     let spec = kind(OptimKind::Muon(MuonSpec { momentum: 0.95, nesterov: true, scale: MuonScale::Original }));
     let rule = rule(&spec, Device::Cpu);
     let step = |transposed: bool| {

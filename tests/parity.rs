@@ -1,11 +1,11 @@
-//! Logits and gradients against transformers (tests/fixtures/README.md).
+//! Compares logits and gradients with transformers (tests/fixtures/README.md).
 
 use crate::support::*;
 use ft::models::{Model, Replay};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
-/// Everything below is float32 on both sides; the fixtures lie some 1e-6 from float64 themselves.
+/// Relative tolerance. Both sides compute in float32; the fixtures themselves differ from float64 by about 1e-6.
 const RELATIVE: f64 = 1e-4;
 
 #[derive(serde::Deserialize)]
@@ -71,7 +71,7 @@ fn logits_equal_transformers_packed_and_one_by_one() {
     }
 }
 
-/// One optimiser step's gradients, from micro-batches of the given sequences.
+/// Returns the mean loss and the gradients of one optimiser step; each element of `batches` is a micro-batch.
 fn learn(model: &Model, batches: &[&[Sequence]], items: f64, replay: Replay) -> (f64, BTreeMap<String, Tensor>) {
     let mut metrics = ft::models::Metrics::default();
     for sequences in batches {
@@ -125,12 +125,12 @@ fn a_sliding_window_is_exact_within_and_refused_beyond() {
     let row = Row::pack(&case.sequences);
     let learnt = model.learn(&row.tokens, row.items, Replay::None, |out| row.loss(out)).err();
     let inferred = model.infer(&row.tokens, |_| ()).err();
-    // Six tokens in the cache, then three: the window is counted over both.
+    // Six tokens in the cache, then three more: the window limits their sum.
     let mut cache = model.cache(1);
     let part = |ids: &[u32], past| ft::nn::Tokens::pack_after(&[ids], &[past], crate::support::device());
     model.extend(&part(&long.ids[..6], 0), &mut cache, |_| ()).unwrap();
     let extended = model.extend(&part(&long.ids[6..9], 6), &mut cache, |_| ()).err();
-    assert_eq!(cache.lengths, [6], "a refused pass leaves the cache as it was");
+    assert_eq!(cache.lengths, [6], "a refused pass must not change the cache");
     for e in [learnt, inferred, extended] {
         let e = e.expect("refused").to_string();
         assert!(e.contains("sliding window of 8") && e.contains("hint:"), "{e}");
@@ -139,7 +139,7 @@ fn a_sliding_window_is_exact_within_and_refused_beyond() {
 }
 
 #[test]
-fn a_mistral_without_the_key_has_transformers_default_window() {
+fn a_mistral_without_sliding_window_has_the_default_of_transformers() {
     let folder = with_weights("mistral", "wide-head-llama");
     assert_eq!(whole(folder.path(), Kind::Float).context_limit(), None, "`sliding_window: null` is no window");
     let file = folder.path().join("config.json");

@@ -1,5 +1,5 @@
-//! Proximal policy optimisation: its numbers against TRL's own statements and against the formulas by hand
-//! (tests/reference/make_ppo.py), and whole runs on tiny models.
+//! Tests PPO (proximal policy optimisation): its numbers against TRL's own code and against the formulas written out by
+//! hand (tests/reference/make_ppo.py), and whole runs on tiny models.
 
 use crate::bandit;
 use crate::commands::Workspace;
@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 
-/// Answers of an iteration, a list of tokens each.
+/// The answers of an iteration: a list of numbers for each, one per token.
 type Answers = Vec<Vec<f64>>;
 
 #[derive(Deserialize)]
@@ -71,7 +71,7 @@ fn flat(answers: &Answers) -> Vec<f64> {
     answers.concat()
 }
 
-/// The numbers of a list, however deep they lie.
+/// Returns the numbers of a nested list, in order.
 fn all(value: &Value) -> Vec<f64> {
     match value {
         Value::Array(list) => list.iter().flat_map(all).collect(),
@@ -86,7 +86,7 @@ fn assert_all(name: &str, ours: &[f64], theirs: &[f64], allowed: f64) {
     assert!(far <= allowed, "{name}: {far:e} apart, allowed {allowed:e}");
 }
 
-/// Rewards, advantages, returns, losses, metrics and gradients of every case.
+/// Compares rewards, advantages, returns, losses, metrics and gradients of every case of a fixture.
 fn check(file: &str) {
     let f: Fixture = support::json(format!("ppo/{file}"));
     for (name, case) in &f.cases {
@@ -144,7 +144,7 @@ fn check(file: &str) {
         let n = flat(&f.log_probs).len() as f64;
         let sum = (sum + value.sum) / n;
         sum.backward();
-        // A scalar loss is float32; everything else here is float64.
+        // The scalar loss is float32; everything else here is float64.
         assert_number(&name("loss"), sum.double_value(&[]), case.loss, 1e-6);
         let means = metrics.means();
         assert_number(&name("logged loss"), means["loss"], case.loss, 1e-6);
@@ -158,13 +158,14 @@ fn check(file: &str) {
         let gradient = |t: &Tensor| Vec::<f64>::try_from(t.grad().to_kind(Kind::Double)).unwrap();
         assert_all(&name("gradient of log-probs"), &gradient(&new), &all(&case.gradient_log_probs), 1e-8);
         assert_all(&name("gradient of values"), &gradient(&predicted), &all(&case.gradient_values), 1e-8);
-        // What a run logs of an iteration.
+        // The KL that a run logs for an iteration.
         let mean = |answers: &Answers| answers.iter().flatten().sum::<f64>() / answers.len() as f64;
         assert_number(&name("kl"), mean(&divergence), case.metrics["objective/kl"].as_f64().unwrap(), 1e-12);
     }
 }
 
-/// Decoding keeps casts of an adapter's tensors; a step must make them stale, or rollouts come from an earlier policy.
+/// Decoding caches casts of an adapter's tensors. An optimiser step must invalidate that cache; otherwise rollouts are
+/// sampled from an earlier policy.
 #[test]
 fn decoding_sees_every_update_of_an_adapter() {
     let plan = LoraPlan::new(&LoraSpec::default()).unwrap();
@@ -194,30 +195,30 @@ fn decoding_sees_every_update_of_an_adapter() {
             optimiser.zero_gradients();
             assert_close("decoded", &decoded(), &whole(), 1e-4);
         }
-        assert!(Gap::between(&decoded(), &before).norm > 1e-3, "the steps move nothing");
+        assert!(Gap::between(&decoded(), &before).norm > 1e-3, "the steps did not change the logits");
     }
 }
 
 #[test]
-fn numbers_equal_those_of_trl_where_nothing_is_padded() {
+fn numbers_equal_trl_if_no_answer_is_padded() {
     check("full.json");
 }
 
 #[test]
-fn numbers_of_unlike_answers_equal_the_masked_formulas() {
+fn numbers_of_answers_of_different_lengths_equal_the_masked_formulas() {
     check("ragged.json");
 }
 
 // ------------------------------------------------------------------------------------------------------- whole runs
 
-/// Where the value function is, and what is trained.
+/// Where the value function is stored, and which weights are trained.
 #[derive(Debug, Clone, Copy)]
 enum Shape {
-    /// LoRA with a head on the policy's states.
+    /// LoRA; the value function is a head on the policy's hidden states.
     Head,
-    /// LoRA with an adapter of its own.
+    /// LoRA; the value function has an adapter of its own.
     Adapter,
-    /// Every weight, the reference a frozen copy.
+    /// Every weight is trained; the reference is a frozen copy.
     Whole,
 }
 
@@ -260,7 +261,7 @@ fn method(shape: Shape, settings: Value, rewards: Rewards, sampling: SamplingSpe
     Ppo::new(spec, bandit::rollout(rewards, sampling, seed), None, Reference::of(model).unwrap(), prompted)
 }
 
-/// Some steps; the rollout's means of each iteration.
+/// Takes `steps` optimiser steps; returns the means of the rollout of each iteration.
 fn learn(method: &mut Ppo, model: &Model, optim: &mut Optimiser, steps: usize, lr: f64) -> Vec<BTreeMap<String, f64>> {
     let mut told = Vec::new();
     for _ in 0..steps {
@@ -288,7 +289,7 @@ fn optimiser(model: &Model) -> Optimiser {
     Optimiser::new(model.params(), &OptimSection::default(), 7).unwrap()
 }
 
-/// 512 arms in eight classes; a prompt pays 1 for its own class and nothing else.
+/// A reward on a bandit whose 512 arms form eight classes: an arm of the prompt's class earns 1, any other arm 0.
 struct Classes;
 
 const CLASSES: u32 = 8;
@@ -304,7 +305,7 @@ impl Reward for Classes {
     }
 }
 
-/// The mean pay under the policy: exactly, over all arms.
+/// Returns the expected reward of the policy, computed exactly over all arms.
 fn expected(model: &Model) -> f64 {
     let rows = &bandit::prompts().rows;
     let one = |row: &ft::data::PromptRow| {
@@ -316,7 +317,7 @@ fn expected(model: &Model) -> f64 {
     rows.iter().map(one).sum::<f64>() / rows.len() as f64
 }
 
-/// What the policy earns before and after on the bandit of which the best reward is 1.
+/// Trains a policy on the bandit. Returns its expected reward before and after training; the best possible is 1.
 fn earned(shape: Shape, seed: u64) -> [f64; 2] {
     let model = load(shape);
     let settings = json!({ "answers": 16, "kl": { "coef": 0.0 }, "epochs": 2, "entropy_coef": 0.03 });
@@ -335,7 +336,7 @@ fn earns_the_most(cases: Vec<(Shape, u64)>) {
     let mut least = f64::INFINITY;
     for (shape, seed, [before, after]) in &found {
         println!("{shape:?}, seed {seed}: {before:.3} -> {after:.4} of 1");
-        assert!(*before < 0.6, "the bandit is not learnt yet: {before}");
+        assert!(*before < 0.6, "the untrained policy already earns {before}");
         least = least.min(*after);
     }
     assert!(least >= 0.95, "at least 0.95 of the best reward, found {least}");
@@ -353,7 +354,7 @@ fn ppo_finds_the_best_arms_from_twenty_seeds() {
     earns_the_most(shapes.into_iter().flat_map(|shape| (0..20).map(move |seed| (shape, seed))).collect());
 }
 
-/// Pays by the prompt, whatever the answer.
+/// A reward that depends only on the prompt, not on the answer.
 struct Worth;
 
 impl Reward for Worth {
@@ -363,7 +364,7 @@ impl Reward for Worth {
 }
 
 #[test]
-fn the_value_function_foretells_what_a_prompt_is_worth() {
+fn the_value_function_learns_to_predict_the_reward_of_a_prompt() {
     for shape in [Shape::Head, Shape::Adapter, Shape::Whole] {
         let model = load(shape);
         let rewards = Rewards::of(vec![("worth".into(), 1.0, Box::new(Worth))]);
@@ -374,14 +375,15 @@ fn the_value_function_foretells_what_a_prompt_is_worth() {
         let explained: Vec<f64> = told.iter().map(|m| m["value/explained_variance"]).collect();
         println!("{shape:?}: {explained:.3?}");
         let last = &explained[explained.len() - 5..];
-        assert_eq!(explained[0], 0.0, "a head of zeros knows nothing");
+        assert_eq!(explained[0], 0.0, "a value head of zeros must explain nothing");
         assert!(last.iter().sum::<f64>() / 5.0 > 0.5, "{shape:?}: {explained:?}");
     }
 }
 
-/// All that a first step must find: rollouts and learning agree, the policy is the reference, every ratio is 1.
+/// At the first step, sampling and training compute the same log-probabilities, the policy equals the reference, and
+/// every ratio is 1.
 #[test]
-fn the_first_step_starts_from_the_policy_that_was_sampled() {
+fn at_the_first_step_policy_sampler_and_reference_agree() {
     for (shape, temperature) in [(Shape::Head, 0.7), (Shape::Adapter, 1.0), (Shape::Whole, 1.3)] {
         let model = load(shape);
         let sampling = SamplingSpec { prompts: 3, max_new_tokens: 9, temperature, ..Default::default() };
@@ -389,7 +391,7 @@ fn the_first_step_starts_from_the_policy_that_was_sampled() {
         let Step { micro, means, .. } = ppo.next_step(&model).unwrap();
         let means: BTreeMap<String, f64> = means.into_iter().collect();
         assert!(means["sampling/sampling_logp_difference/max"] < 1e-4, "{means:?}");
-        // The reference is the policy itself so far: nothing comes off the rewards.
+        // The reference still equals the policy, so no KL penalty is subtracted from the rewards.
         assert!(means["objective/kl"].abs() < 1e-4, "{means:?}");
         assert!((means["objective/rlhf_reward"] - means["reward"]).abs() < 1e-5, "{means:?}");
         assert_eq!(micro.iter().map(|b| b.items()).sum::<f64>(), means["completions/mean_length"] * 15.0);
@@ -408,9 +410,10 @@ fn the_first_step_starts_from_the_policy_that_was_sampled() {
     }
 }
 
-/// The numbers of an iteration's steps, with a checkpoint taken in the middle of it.
+/// Two methods restored from the same checkpoint give the same numbers, wherever in an iteration it was taken; and a
+/// new method repeats the numbers of the first one.
 #[test]
-fn an_iteration_goes_on_from_a_checkpoint() {
+fn restoring_inside_an_iteration_is_reproducible() {
     let settings = json!({
         "answers": 3, "epochs": 2, "mini_batches": 2,
         "kl": { "coef": 0.1, "target": 1.0, "horizon": 20.0, "place": "loss", "estimator": "k2" },
@@ -484,9 +487,10 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Broken off after step 6, in the middle of the second iteration, and resumed.
+/// A run that is interrupted after step 6, in the middle of the second iteration, and resumed ends with the same bits
+/// as an uninterrupted run.
 #[test]
-fn a_run_broken_off_inside_an_iteration_ends_as_the_straight_one() {
+fn a_run_interrupted_inside_an_iteration_resumes_bit_for_bit() {
     let cases: [&[&str]; 2] = [
         &["method.ppo.value={adapter: {rank: 2}}", "method.ppo.entropy_coef=0.01"],
         &["adapter=null", "optim.lr=1e-4", "method.ppo.kl={place: loss, estimator: k2}", "model.dtype=bf16"],
@@ -516,7 +520,7 @@ fn a_run_broken_off_inside_an_iteration_ends_as_the_straight_one() {
         let verdict = space.ft(&["resume", &straight, "--verify", "3", "--json"]);
         let verdict: Value = serde_json::from_slice(&verdict.stdout).unwrap();
         assert_eq!(verdict["same"], true, "{verdict}");
-        // What is written is the policy: no value function.
+        // The written result is the policy without its value function.
         let names = |out: &str| {
             let file = ["adapter_model.safetensors", "model.safetensors"].map(|n| space.path(out).join(n));
             ft::nn::Weights::open_file(file.iter().find(|f| f.exists()).unwrap())
@@ -530,7 +534,7 @@ fn a_run_broken_off_inside_an_iteration_ends_as_the_straight_one() {
 }
 
 #[test]
-fn a_run_that_leaves_its_limit_stops_and_keeps_the_best() {
+fn a_run_that_exceeds_its_kl_limit_stops_and_keeps_the_best_step() {
     let space = space();
     let out = space.ft(&[
         "train",
@@ -557,9 +561,10 @@ fn a_run_that_leaves_its_limit_stops_and_keeps_the_best() {
     assert!((0.0..=1.0).contains(&rate) && said.contains("win rate"), "{said}");
 }
 
-/// A reward model on the same base: refused below its limits, used beside the policy where it is forced.
+/// A reward model is refused if its report card is below the limits. With `force` it is used; if it has the policy's
+/// base, both share one copy of that base.
 #[test]
-fn a_reward_model_judges_once_its_card_allows_it() {
+fn a_reward_model_is_refused_by_its_report_card_unless_forced() {
     let space = space();
     let rows = std::fs::read_to_string("datasets/preference.jsonl").unwrap();
     std::fs::write(space.path("pairs.jsonl"), rows).unwrap();
@@ -582,7 +587,7 @@ run:     { steps: 2, samples: 0, out: adapters/judge }
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(1), "{said}");
     assert!(
-        said.contains("not a reward to learn from") && said.contains("of the pairs") && said.contains("force"),
+        said.contains("not fit to train a policy with") && said.contains("of the pairs") && said.contains("force"),
         "{said}"
     );
     assert!(!space.path("runs/ppo").exists(), "refused before anything is written");
@@ -590,7 +595,7 @@ run:     { steps: 2, samples: 0, out: adapters/judge }
     let forced = "method.ppo.rewards=[{model: {path: adapters/judge, force: true}}]";
     let beside = space.ft(&["train", "ppo.yaml", "--set", "run.steps=4", "--set", forced]);
     assert!(!String::from_utf8_lossy(&beside.stderr).contains("base of its own"));
-    // The same model with a base of its own says the same.
+    // The same reward model, loaded with a base of its own, gives the same scores.
     let own = "method.ppo.rewards=[{model: {path: adapters/judge, base: models/smollm2-135m-instruct, force: true}}]";
     let alone = space.ft(&["train", "ppo.yaml", "--set", "run.steps=4", "--set", own, "--set", "run.out=runs/own"]);
     assert!(String::from_utf8_lossy(&alone.stderr).contains("base of its own"));
@@ -599,9 +604,9 @@ run:     { steps: 2, samples: 0, out: adapters/judge }
     };
     assert_eq!(scores("runs/ppo").len(), 1);
     for (a, b) in scores("runs/ppo").iter().zip(scores("runs/own")) {
-        assert!((a - b).abs() < 1e-5, "{a} beside the policy, {b} by itself");
+        assert!((a - b).abs() < 1e-5, "{a} on the base of the policy, {b} on a base of its own");
     }
-    // A head that is not the one that was trained is found before the first answer is judged.
+    // A head other than the trained one is detected before the first answer is scored.
     let file = space.path("adapters/judge/adapter_model.safetensors");
     let mut tensors = ft::nn::Weights::open_file(&file).unwrap().all();
     for (name, t) in &mut tensors {
@@ -619,7 +624,7 @@ run:     { steps: 2, samples: 0, out: adapters/judge }
 }
 
 #[test]
-fn settings_that_make_no_sense_together_are_told() {
+fn settings_that_contradict_each_other_are_refused() {
     let space = space();
     for (set, says) in [
         ("method.ppo.mini_batches=7", "would leave some empty"),
@@ -639,14 +644,15 @@ fn settings_that_make_no_sense_together_are_told() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("an adapter needs a base that is frozen"));
 }
 
-/// The whole chain on a tiny model; a second run finds every stage done, whatever the clock says of the files.
+/// Runs the whole RLHF chain on a tiny model. A second run skips every stage: the content of its files decides, not
+/// their modification times.
 #[test]
-fn the_demo_of_alignment_redoes_nothing_that_is_unchanged() {
+fn the_rlhf_demo_skips_stages_whose_input_is_unchanged() {
     let space = Workspace::new();
     let pairs = std::fs::read_to_string("datasets/preference.jsonl").unwrap();
     std::fs::create_dir_all(space.path("setup")).unwrap();
     std::fs::copy("setup/rlhf.py", space.path("setup/rlhf.py")).unwrap();
-    // The pairs of the real one are made of diagnoses, which are not committed.
+    // The real script makes its pairs from diagnoses, which are not in the repository: a stand-in writes other pairs.
     let make = format!(
         "import pathlib, sys\nout = pathlib.Path(sys.argv[3])\nout.mkdir(parents=True, exist_ok=True)\nfor name in ('train', 'valid'):\n    (out / f'{{name}}.jsonl').write_text({pairs:?})\n"
     );
@@ -672,17 +678,17 @@ fn the_demo_of_alignment_redoes_nothing_that_is_unchanged() {
         String::from_utf8_lossy(&out.stdout).into_owned()
     };
     let first = run();
-    assert!(first.contains("reward model: right about") && first.contains("win rate"), "{first}");
+    assert!(first.contains("reward model: correct on") && first.contains("win rate"), "{first}");
     let finished = || std::fs::metadata(space.path("adapters/ppo-helpful/summary.json")).unwrap().modified().unwrap();
     let then = finished();
-    // Written anew, with the same bytes.
+    // Write a file again with the same bytes: only its modification time changes.
     let rows = space.path("datasets/icd10/train.jsonl");
     let text = std::fs::read(&rows).unwrap();
     std::fs::write(&rows, text).unwrap();
     let second = run();
     assert_eq!(second.matches(": unchanged").count(), 5, "{second}");
     assert_eq!(finished(), then);
-    // Other validation rows: what reads them is done again, and the rest follows.
+    // Other validation rows: the stages that read them run again, and so do the stages that depend on those.
     std::fs::copy(space.path("datasets/icd10/test.jsonl"), space.path("datasets/icd10/valid.jsonl")).unwrap();
     let third = run();
     assert!(third.contains("sft: train") && third.contains("ppo: train"), "{third}");

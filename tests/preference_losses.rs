@@ -1,5 +1,5 @@
-//! The preference losses: values and gradients against TRL's own functions (tests/fixtures/preference-losses), whole runs
-//! against its trainers, and what holds whatever the numbers are.
+//! Tests the preference losses: values and gradients against TRL's own functions (tests/fixtures/preference-losses),
+//! whole runs against TRL's trainers, and properties that need no reference.
 
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec, file};
@@ -17,7 +17,7 @@ use tch::{Kind, Tensor};
 
 const FOLDER: &str = "preference-losses";
 
-/// The fixed log-probabilities, in float64 with gradient, and what TRL made of them.
+/// Fixed log-probabilities, and the losses and gradients that TRL computes from them. All are read as float64.
 struct Fixed(BTreeMap<String, Tensor>);
 
 impl Fixed {
@@ -37,14 +37,15 @@ impl Fixed {
         self.sides("chosen_tokens", "rejected_tokens")
     }
 
-    /// Leaves: the sums over tokens, or the means.
+    /// Returns each answer's log-probability as a leaf tensor with gradient: summed over its tokens, or their mean if
+    /// `means`.
     fn leaves(&self, means: bool) -> Sides {
         let sums = self.sides("chosen", "rejected");
         let leaf = |t: &Tensor| t.detach().set_requires_grad(true);
         if means { sums.with(&self.lengths(), |s, n| s / n).map(leaf) } else { sums.map(leaf) }
     }
 
-    /// Compares values and gradients; gives the widest gap.
+    /// Compares losses and gradients with TRL's; returns the largest difference.
     fn compare(&self, name: &str, leaves: &Sides, losses: &Tensor, tolerance: f64) -> Gap {
         losses.sum(Kind::Double).backward();
         let mut worst = Gap::default();
@@ -80,7 +81,7 @@ fn case(name: &str) -> Case {
 }
 
 #[test]
-fn dpo_losses_and_gradients_are_those_of_trl() {
+fn dpo_losses_and_gradients_equal_trl() {
     use dpo::spec::{DpoLoss, DpoSpec};
     let fixed = Fixed::open();
     let reference = fixed.sides("reference_chosen", "reference_rejected");
@@ -103,7 +104,7 @@ fn dpo_losses_and_gradients_are_those_of_trl() {
 }
 
 #[test]
-fn simpo_and_orpo_losses_and_gradients_are_those_of_trl() {
+fn simpo_and_orpo_losses_and_gradients_equal_trl() {
     let fixed = Fixed::open();
     for name in ["simpo", "simpo-smoothed"] {
         let case = case(name);
@@ -118,7 +119,7 @@ fn simpo_and_orpo_losses_and_gradients_are_those_of_trl() {
 }
 
 #[test]
-fn kto_losses_and_gradients_are_those_of_trl() {
+fn kto_losses_and_gradients_equal_trl() {
     use kto::spec::{KtoLoss, KtoSpec};
     let fixed = Fixed::open();
     for (name, loss) in [("kto", KtoLoss::Kto), ("kto-weighted", KtoLoss::Kto), ("kto-apo", KtoLoss::ApoZero)] {
@@ -137,14 +138,14 @@ fn kto_losses_and_gradients_are_those_of_trl() {
 
 // ------------------------------------------------------------------------------------------------------ whole runs
 
-/// The rows of a run of TRL's trainers, its settings, and what was logged at each step.
+/// A run of one of TRL's trainers: its data rows, its settings, and what it logged at each step.
 #[derive(serde::Deserialize)]
 struct Expected {
     model: String,
     rows: Vec<Value>,
     settings: Settings,
     steps: Vec<BTreeMap<String, f64>>,
-    /// How far TRL's own tensors in float32 lie from those in float64.
+    /// The largest difference between TRL's final tensors in float32 and in float64.
     float64_difference: f64,
 }
 
@@ -157,7 +158,7 @@ struct Settings {
     weight_decay: f64,
 }
 
-/// A file of rows, and all that reading it depends on.
+/// A file of data rows, with the tokenizer and the cache for reading it.
 struct Files {
     folder: tempfile::TempDir,
     sources: Sources,
@@ -179,7 +180,7 @@ impl Files {
         }
     }
 
-    /// `examples` a step, in rows of `tokens`.
+    /// Returns a data context with `examples` examples per step, in packed rows of `tokens` tokens.
     fn ground(&self, examples: usize, tokens: usize) -> Ground<'_> {
         Ground {
             tokenizer: self.tokenizer.clone(),
@@ -202,14 +203,15 @@ impl Files {
     }
 }
 
-/// Both within `tolerance`, relative above 1 and absolute below: many of these numbers are differences near zero.
+/// Asserts that two numbers agree within `tolerance`: relative if `theirs` exceeds 1, absolute otherwise, because many
+/// of these numbers are differences near zero.
 #[track_caller]
 fn near(name: &str, ours: f64, theirs: f64, tolerance: f64) {
     let gap = (ours - theirs).abs() / theirs.abs().max(1.0);
     assert!(gap <= tolerance, "{name}: {ours} and {theirs}, {gap:e} apart, allowed {tolerance:e}");
 }
 
-/// A step's means, with gradients added to the model.
+/// Adds the gradients of one step to the model; returns its mean metrics and its number of micro-batches.
 fn learn(model: &Model, method: &mut dyn Method, replay: Replay) -> (BTreeMap<&'static str, f64>, usize) {
     let step = method.next_step(model).unwrap();
     let items = step.micro.iter().map(|b| b.items()).sum();
@@ -220,7 +222,7 @@ fn learn(model: &Model, method: &mut dyn Method, replay: Replay) -> (BTreeMap<&'
     (metrics.means(), step.micro.len())
 }
 
-/// Takes the steps and compares what TRL logged at each.
+/// Takes the steps of a run and compares each with what TRL logged.
 fn train(name: &str, expected: &Expected, model: &Model, spec: &MethodSpec, replay: Replay) {
     let Settings { batch, learning_rate, max_grad_norm, weight_decay, .. } = expected.settings;
     let settings = OptimSection { lr: Some(learning_rate), weight_decay, ..OptimSection::default() };
@@ -244,7 +246,8 @@ fn train(name: &str, expected: &Expected, model: &Model, spec: &MethodSpec, repl
     println!("{name} {replay:?}: numbers of all steps within {gap:e}, {parts} rows a step");
 }
 
-/// Small gradients of either sign move Adam by whole steps: no tighter than the reference's own rounding.
+/// Returns the tolerance for final tensors. Adam takes a full step even for a tiny gradient whose sign is uncertain, so
+/// the tolerance cannot be tighter than the reference's own rounding error.
 fn allowed(expected: &Expected) -> f64 {
     (10.0 * expected.float64_difference).max(1e-5)
 }
@@ -293,7 +296,7 @@ fn ten_steps_of_dpo_on_every_weight_equal_trl() {
     println!("dpo-full: final tensors {worst:?}");
 }
 
-// ------------------------------------------------------------------------------------------- what holds in any case
+// ------------------------------------------------------------------------------- properties that need no reference
 
 fn preference_rows(n: usize) -> Vec<Value> {
     let text = std::fs::read_to_string("datasets/preference.jsonl").unwrap();
@@ -311,7 +314,7 @@ fn methods() -> Vec<(&'static str, MethodSpec)> {
     ]
 }
 
-/// An adapter that differs from its base.
+/// Returns the tiny model with an adapter that changes its output.
 fn model() -> Model {
     let plan = LoraPlan::new(&LoraSpec { rank: 4, ..LoraSpec::default() }).unwrap();
     let model = adapted(&fixture("tiny-llama"), Kind::Float, &plan);
@@ -338,7 +341,7 @@ fn packed_equals_one_by_one() {
         }
         for (key, value) in &valid {
             near(&format!("{name}: validation {key}"), valid_apart[key], *value, 1e-5);
-            // Nothing has moved, and validation sees the same rows.
+            // No weight has changed, and validation reads the same rows.
             near(&format!("{name}: validation and training {key}"), means[key.as_str()], *value, 1e-5);
         }
         for (key, gradient) in &gradients {
@@ -355,7 +358,8 @@ fn no_gradient_comes_from_predicting_a_prompt() {
         let mut method = files.method(&spec, &model, 3, 2048);
         let step = method.next_step(&model).unwrap();
         let rows = spec.rows(&files.ground(3, 2048)).unwrap().shown(3).unwrap();
-        // Rows of the trunk that come before a supervised token; pairs lie in the row as they are shown.
+        // 1 for every position whose next token is trained on, else 0. The packed row has the examples in the order of
+        // `shown`.
         let answers: Vec<f32> = rows
             .iter()
             .flat_map(|e| (0..e.ids.len()).map(|t| f32::from(u8::from(e.supervised.get(t + 1) == Some(&true)))))
@@ -376,13 +380,13 @@ fn no_gradient_comes_from_predicting_a_prompt() {
         let prompts: Tensor = 1.0 - &answers;
         let of_prompts = (&found * &prompts).max().double_value(&[]);
         let least_of_answers = (&found + &prompts * 1e9).min().double_value(&[]);
-        assert!(least_of_answers > 0.0, "{name}: an answer's token teaches nothing");
+        assert!(least_of_answers > 0.0, "{name}: a token of an answer has no gradient");
         assert_eq!(of_prompts == 0.0, name != "orpo with prompts", "{name}: {of_prompts:e}");
     }
 }
 
 #[test]
-fn cached_log_probabilities_are_those_of_the_reference_and_never_stale() {
+fn cached_log_probabilities_equal_the_reference_and_are_never_stale() {
     let kept = tempfile::tempdir().unwrap();
     let mut files = Files::new(&preference_rows(6));
     files.cache = Cache::new(&CacheChoice::Folder(kept.path().into())).unwrap();
@@ -413,7 +417,7 @@ fn cached_log_probabilities_are_those_of_the_reference_and_never_stale() {
             near(&format!("{round}: validation {key}"), valid[key], *value, 1e-5);
         }
     }
-    // A file that lies is read: so the second round did read it. A file that is not whole is not.
+    // A valid file with wrong numbers changes the result: so the cache is really read. A truncated file is not used.
     let path = kept.path().join(&names()[0]);
     let whole = std::fs::read(&path).unwrap();
     let zeros = Tensor::zeros([12], (Kind::Double, tch::Device::Cpu));
@@ -421,8 +425,8 @@ fn cached_log_probabilities_are_those_of_the_reference_and_never_stale() {
     assert!(outcome(&files, &cached).0["rewards/chosen"].abs() > 5.0);
     std::fs::write(&path, &whole[..whole.len() - 8]).unwrap();
     near("after damage", outcome(&files, &cached).0["loss"], online.0["loss"], 1e-5);
-    assert_eq!(std::fs::read(&path).unwrap(), whole, "and it is mended");
-    // Other rows, or shorter ones, have a file of their own.
+    assert_eq!(std::fs::read(&path).unwrap(), whole, "the damaged file was not rewritten");
+    // Other rows have a cache file of their own.
     let mut others = Files::new(&preference_rows(5));
     others.cache = files.cache.clone();
     outcome(&others, &cached);
@@ -430,7 +434,7 @@ fn cached_log_probabilities_are_those_of_the_reference_and_never_stale() {
 }
 
 #[test]
-fn a_copy_is_the_reference_of_a_whole_model() {
+fn a_fully_trained_model_is_compared_with_a_copy_of_itself() {
     let files = Files::new(&preference_rows(4));
     let model = whole(&fixture("tiny-llama"), Kind::Float);
     let spec = MethodSpec::Dpo(dpo::DpoSpec::default());
@@ -445,7 +449,7 @@ fn a_copy_is_the_reference_of_a_whole_model() {
 }
 
 #[test]
-fn rows_that_teach_nothing_are_refused() {
+fn rows_without_a_learning_signal_are_refused() {
     let error = |rows: &[Value], spec: &MethodSpec, cut: usize| {
         let files = Files::new(rows);
         let ground = Ground { on_overflow: Overflow::Truncate, max_len: cut, ..files.ground(2, 512) };
@@ -465,7 +469,7 @@ fn rows_that_teach_nothing_are_refused() {
 }
 
 #[test]
-fn weights_that_do_not_make_up_for_numbers_are_named() {
+fn kto_weights_that_do_not_balance_the_labels_are_reported() {
     let spec = kto::KtoSpec::default();
     assert_eq!(spec.unbalanced(50, 50), None);
     assert!(spec.unbalanced(90, 10).unwrap().contains("undesirable_weight: 9.00"));
@@ -477,7 +481,7 @@ fn weights_that_do_not_make_up_for_numbers_are_named() {
 // --------------------------------------------------------------------------------------------- through the real binary
 
 #[test]
-fn a_run_that_goes_on_from_an_adapter_begins_at_it_and_compares_with_it() {
+fn a_run_started_from_an_adapter_uses_it_as_start_and_reference() {
     let space = crate::commands::Workspace::new();
     let sft = ["train", "recipes/lora-medical.yaml", "--set", "run.steps=3", "--set", "run.samples=0"];
     space.ft(&sft);
@@ -497,7 +501,8 @@ fn a_run_that_goes_on_from_an_adapter_begins_at_it_and_compares_with_it() {
         arguments.extend(sets.iter().chain(more).flat_map(|s| ["--set", s]));
         space.command(&arguments).output().unwrap()
     };
-    // With a rate of zero the result is what it began with, and the loss stands where model and reference are one.
+    // With a learning rate of zero the result equals the initial adapter, and the loss stays at ln 2, its value while
+    // model and reference are equal.
     let still = dpo("still", &["optim.lr=0"]);
     assert!(still.status.success(), "{}", String::from_utf8_lossy(&still.stderr));
     assert_eq!(space.weights("still"), space.weights("adapters/lora-medical"));
@@ -520,10 +525,10 @@ fn a_run_that_goes_on_from_an_adapter_begins_at_it_and_compares_with_it() {
 }
 
 #[test]
-fn kto_knows_what_the_reference_says_of_mismatched_answers_too() {
+fn kto_caches_the_reference_of_mismatched_answers_too() {
     let kept = tempfile::tempdir().unwrap();
     let model = model();
-    // Turned round, so that it likes mismatched answers more than its base does.
+    // Negated, so that the model gives mismatched answers a higher probability than its base does.
     tch::no_grad(|| {
         for p in model.params().iter().filter(|p| p.name.contains("lora_B")) {
             let _ = p.tensor.shallow_clone().neg_();
@@ -535,7 +540,7 @@ fn kto_knows_what_the_reference_says_of_mismatched_answers_too() {
         let means = learn(&model, &mut *method, Replay::None).0;
         (means, take_gradients(&model), method.validate(&model).unwrap().unwrap())
     };
-    // A point below zero counts as zero; rows where it is above show whether it is right.
+    // A reference point (`kl`) below zero counts as zero, so only rows where it is above zero show whether it is right.
     let rows = (3..12).map(|n| {
         let mut files = Files::new(&preference_rows(n));
         files.cache = Cache::new(&CacheChoice::Folder(kept.path().into())).unwrap();
@@ -548,7 +553,7 @@ fn kto_knows_what_the_reference_says_of_mismatched_answers_too() {
         let cached = outcome(&files, ReferenceChoice::Cached);
         let files = std::fs::read_dir(kept.path()).unwrap().flatten();
         let files = files.filter(|e| e.path().extension().is_some_and(|e| e == "logprobs")).count();
-        assert_eq!(files, 2, "{round}: rows, and prompts with other rows' answers");
+        assert_eq!(files, 2, "{round}: one file for the rows, one for prompts with other rows' answers");
         live.0.iter().for_each(|(key, value)| near(&format!("{round}: {key}"), cached.0[key], *value, 1e-5));
         live.2.iter().for_each(|(key, value)| near(&format!("{round}: validation {key}"), cached.2[key], *value, 1e-5));
         for (key, gradient) in &live.1 {

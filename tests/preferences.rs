@@ -1,5 +1,5 @@
-//! Pairs, judged answers, prompts and answers to learn, against what TRL's trainers prepare from the same rows; and the
-//! rows of other tools.
+//! Compares pairs, judged answers, prompts and SFT examples with what TRL's trainers prepare from the same rows, and
+//! tests the row formats of other tools.
 
 use ft::data::record::{self, Place};
 use ft::data::{
@@ -39,7 +39,7 @@ fn expected(part: &str) -> Vec<Value> {
     serde_json::from_str::<Value>(&text).unwrap()[part].as_array().unwrap().clone()
 }
 
-/// Text dialogues are text to TRL.
+/// Returns the format as which TRL reads a row: a dialogue written as one text (Anthropic HH) is plain text to TRL.
 fn as_trl(row: &Value) -> RowFormat {
     if row["chosen"].as_str().is_some_and(|t| t.contains("\n\nHuman:")) {
         RowFormat::Preference
@@ -49,7 +49,7 @@ fn as_trl(row: &Value) -> RowFormat {
 }
 
 #[test]
-fn pairs_are_those_of_trl() {
+fn pairs_equal_trl() {
     let rows = expected("pairs");
     assert!(rows.len() > 10);
     for case in rows {
@@ -69,7 +69,7 @@ fn pairs_are_those_of_trl() {
 }
 
 #[test]
-fn judged_answers_are_those_of_trl() {
+fn judged_answers_equal_trl() {
     for case in expected("unpaired") {
         let row = &case["row"];
         let found = items::<Unpaired>(row, RowFormat::Auto).unwrap();
@@ -83,12 +83,12 @@ fn judged_answers_are_those_of_trl() {
 }
 
 #[test]
-fn prompts_are_those_of_generation() {
+fn prompts_equal_those_of_generation() {
     for case in expected("prompts") {
         let found = items::<Prompt>(&case["row"], RowFormat::Auto).unwrap();
         assert_eq!(json!(found[0].ids), case["ids"]);
     }
-    // A conversation is asked up to its last answer.
+    // The prompt of a conversation is everything before its last answer.
     let turns = |n: usize| {
         let all = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")];
         all[..n].iter().map(|(role, content)| json!({ "role": role, "content": content })).collect::<Vec<_>>()
@@ -98,7 +98,7 @@ fn prompts_are_those_of_generation() {
 }
 
 #[test]
-fn answers_to_learn_are_those_of_trl_up_to_what_follows_the_stop_token() {
+fn trained_tokens_equal_trl_except_after_the_last_stop_token() {
     for case in expected("examples") {
         let row = &case["row"];
         let example = items::<Example>(row, RowFormat::Auto).unwrap().remove(0);
@@ -106,8 +106,8 @@ fn answers_to_learn_are_those_of_trl_up_to_what_follows_the_stop_token() {
         let labels: Vec<i64> = serde_json::from_value(case["labels"].clone()).unwrap();
         let stop = tokenizer(row).stop_ids()[0];
         for (t, label) in labels.iter().enumerate() {
-            // TRL also counts the first token, which nothing comes before, and the line feed after the last stop token
-            // of a conversation, which is never generated.
+            // TRL also trains on the first token, which no token precedes, and on the line feed after the last stop
+            // token of a conversation, which is never generated.
             let after_stop = !example.ids[t..].contains(&stop);
             let learnt = *label >= 0 && t > 0 && !after_stop;
             assert_eq!(example.supervised[t], learnt, "{row}: token {t}");
@@ -125,7 +125,7 @@ fn rows_of_other_tools_are_pairs() {
     )
     .unwrap();
     let same = [
-        // UltraFeedback, with its scores and the chosen conversation beside it
+        // UltraFeedback, with its scores and the chosen conversation in further columns
         json!({ "prompt": "q", "prompt_id": "x", "chosen": [user("q"), says("good")], "rejected": [user("q"), says("bad")],
                 "messages": [user("q"), says("good")], "score_chosen": 9.0, "score_rejected": 1.0 }),
         // HH
@@ -158,7 +158,7 @@ fn rows_of_other_tools_are_pairs() {
 }
 
 #[test]
-fn sides_that_part_at_a_users_turn_begin_there() {
+fn answers_that_first_differ_in_a_user_turn_begin_with_that_turn() {
     let talk = |last: [&str; 2]| {
         let turns = [("user", "a"), ("assistant", "b"), ("user", last[0]), ("assistant", last[1])];
         turns.iter().map(|(role, content)| json!({ "role": role, "content": content })).collect::<Vec<_>>()
@@ -171,7 +171,7 @@ fn sides_that_part_at_a_users_turn_begin_there() {
 }
 
 #[test]
-fn dialogues_stay_text_without_a_template() {
+fn dialogues_remain_text_without_a_template() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["tokenizer.json", "generation_config.json"] {
         std::fs::copy(fixture("tiny-tokenizer").join(name), folder.path().join(name)).unwrap();
@@ -185,7 +185,7 @@ fn dialogues_stay_text_without_a_template() {
 }
 
 #[test]
-fn pairs_that_teach_nothing_are_refused_with_their_line() {
+fn invalid_pairs_are_refused_with_their_line() {
     let user = |text: &str| json!({ "role": "user", "content": text });
     let says = |text: &str| json!({ "role": "assistant", "content": text });
     let good = json!({ "chosen": [user("q"), says("a")], "rejected": [user("q"), says("b")] });
@@ -210,11 +210,11 @@ fn pairs_that_teach_nothing_are_refused_with_their_line() {
     assert!(e.message().contains("no preference pairs"), "{e}");
     let e =
         items::<Example>(&json!({ "prompt": "a", "completion": "b", "label": false }), RowFormat::Auto).unwrap_err();
-    assert!(e.message().contains("answers with a verdict"), "{e}");
+    assert!(e.message().contains("answers with a label (good or bad)"), "{e}");
 }
 
 #[test]
-fn long_pairs_lose_their_end_or_go() {
+fn long_pairs_are_truncated_or_dropped() {
     let says = |n: usize| json!([{ "role": "assistant", "content": "word ".repeat(n) }]);
     let row = |prompt: usize, chosen: usize| json!({ "prompt": [{ "role": "user", "content": "word ".repeat(prompt) }], "chosen": says(chosen), "rejected": says(1) });
     let rows = [row(1, 2), row(1, 60), row(200, 2)];
@@ -229,7 +229,7 @@ fn long_pairs_lose_their_end_or_go() {
 }
 
 #[test]
-fn what_rows_are_wanted_for_decides_between_formats() {
+fn the_purpose_of_rows_decides_between_formats() {
     let columns = |row: Value| row.as_object().unwrap().clone();
     let both = columns(json!({ "prompt": "q", "chosen": [], "rejected": [], "messages": [{ "role": "user" }] }));
     let found = |want| detect::detect(&both, want, "rows.jsonl".as_ref()).map(RowFormat::name).unwrap_or("none");

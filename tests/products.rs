@@ -1,5 +1,5 @@
-//! The products and the attention of native/product.cpp against libtorch's operations, in every build that the machine
-//! runs.
+//! Compares the matrix products and the attention of native/product.cpp with libtorch's operations, in every build
+//! (instruction set) that the machine can run.
 
 use crate::support::device;
 use ft::native::products::{self, Build};
@@ -12,19 +12,20 @@ fn random(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind)
 }
 
-/// The largest difference, as a share of the largest number.
+/// Returns the largest absolute difference divided by the largest expected number.
 fn gap(found: &Tensor, expected: &Tensor) -> f64 {
     let expected = expected.to_kind(Kind::Double);
     let largest = expected.abs().max().double_value(&[]).max(1e-3);
     (found.to_kind(Kind::Double) - expected).abs().max().double_value(&[]) / largest
 }
 
-/// float32 sums of up to 1,600 numbers in another order; bfloat16 results are rounded once.
+/// Returns the allowed gap: float32 kernels add up to 1,600 numbers in another order; bfloat16 results are rounded
+/// once.
 fn tolerance(kind: Kind) -> f64 {
     if kind == Kind::Float { 3e-6 } else { 4e-3 }
 }
 
-/// x W^T + bias + onto in float64.
+/// Computes x W^T + bias + onto in float64.
 fn composed(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Tensor {
     let wide = |t: &Tensor| t.to_kind(Kind::Double);
     let mut y = wide(x).matmul(&wide(w).tr());
@@ -34,7 +35,7 @@ fn composed(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>
     y
 }
 
-/// Rows of x, rows of w, length: odd ones, ranks of adapters, several blocks of rows.
+/// (rows of x, rows of w, inner length): odd sizes, ranks of adapters, several blocks of rows.
 const SIZES: [(i64, i64, i64); 10] = [
     (1, 1, 1),
     (1, 13, 576),
@@ -49,7 +50,7 @@ const SIZES: [(i64, i64, i64); 10] = [
 ];
 
 #[test]
-fn every_build_of_the_products_equals_libtorchs() {
+fn every_build_of_the_matrix_product_equals_libtorch() {
     device();
     let _no_grad = tch::no_grad_guard();
     tch::manual_seed(7);
@@ -75,7 +76,7 @@ fn every_build_of_the_products_equals_libtorchs() {
 }
 
 #[test]
-fn a_rows_bits_do_not_depend_on_the_rows_beside_it() {
+fn the_bits_of_a_row_do_not_depend_on_the_other_rows() {
     device();
     let _no_grad = tch::no_grad_guard();
     tch::manual_seed(8);
@@ -108,9 +109,10 @@ fn bfloat16_weights_give_the_bits_of_a_float32_copy() {
     }
 }
 
-/// Beyond the kernels' rows too, and in every format, `product` gives what libtorch gives or leaves it to libtorch.
+/// Around and beyond the number of rows that the kernels accept, `product` equals libtorch or returns `None`, which
+/// leaves the work to libtorch.
 #[test]
-fn many_rows_are_multiplied_as_few_are() {
+fn products_of_many_rows_are_correct_or_left_to_libtorch() {
     device();
     let _no_grad = tch::no_grad_guard();
     tch::manual_seed(10);
@@ -135,7 +137,7 @@ fn many_rows_are_multiplied_as_few_are() {
 }
 
 #[test]
-fn every_build_of_a_decoding_steps_attention_equals_the_composition() {
+fn every_build_of_decoding_attention_equals_composed_operations() {
     device();
     let _no_grad = tch::no_grad_guard();
     tch::manual_seed(12);

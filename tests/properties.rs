@@ -1,4 +1,4 @@
-//! What must hold of any model, without a reference: the ways to compute one thing agree.
+//! Tests properties that every model must have, without a reference: different ways to compute the same thing agree.
 
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec, Targets};
@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 const TINY: &str = "tiny-llama"; // vocabulary 512, tied head
 const BIASED: &str = "biased-llama"; // vocabulary 64, untied, biases
 
-/// Rows of unequal length.
+/// Returns random sequences of different lengths.
 fn sequences(vocabulary: u32) -> Vec<Sequence> {
     [23, 5, 40, 2, 11, 37].iter().enumerate().map(|(i, &n)| Sequence::random(n, vocabulary, i as u64)).collect()
 }
@@ -70,7 +70,8 @@ fn unequal_micro_batches_in_any_order_equal_the_whole_batch() {
             assert_number(&format!("{what}: loss"), part_loss, loss, 1e-6);
             println!("{what}: {:?}", assert_all_close(&part_grads, &grads, 1e-5));
         }
-        // What the division is for: a mean of the micro-batches' own means is another number.
+        // The loss is divided by the items of the whole step because the mean of the micro-batches' own means is
+        // another number.
         let own: Vec<f64> = all.iter().map(|s| step(&model, &[vec![s.clone()]], Replay::None).0).collect();
         assert!((own.iter().sum::<f64>() / own.len() as f64 / loss - 1.0).abs() > 1e-3);
     }
@@ -110,7 +111,7 @@ fn replay_gives_the_same_bits() {
             }
             if what.contains("dropout") {
                 tch::manual_seed(12);
-                assert_ne!(step(model, &batches, Replay::None).0, loss, "{what}: dropout is on while learning");
+                assert_ne!(step(model, &batches, Replay::None).0, loss, "{what}: dropout must be active in training");
             }
         }
     });
@@ -143,7 +144,7 @@ fn attention_sees_neither_the_future_nor_other_segments() {
     let after = read(&changed);
     let moved: Vec<i64> =
         (0..118).filter(|&t| (before.get(t) - after.get(t)).abs().max().double_value(&[]) > 0.0).collect();
-    assert_eq!(moved, (48..68).collect::<Vec<_>>(), "rows that a change of token 20 in segment 2 moves");
+    assert_eq!(moved, (48..68).collect::<Vec<_>>(), "positions whose logits change with token 20 of segment 2");
 }
 
 #[test]
@@ -154,7 +155,7 @@ fn without_its_adapter_the_model_is_the_base_bit_for_bit() {
         let base = frozen(&fixture(TINY), kind);
         assert_eq!(model.active(), Some("a"));
         assert_same("off", &model.with(None, |m| logits(m, &sequence)), &logits(&base, &sequence));
-        assert!(Gap::between(&logits(&model, &sequence), &logits(&base, &sequence)).norm > 0.01, "on, it shows");
+        assert!(Gap::between(&logits(&model, &sequence), &logits(&base, &sequence)).norm > 0.01, "the active adapter must change the logits");
     }
 }
 
@@ -203,7 +204,7 @@ fn merged_weights_give_the_adapted_output() {
     }
 }
 
-/// More rows than two chunks of the head.
+/// Returns sequences with more trained tokens than two chunks of the output head.
 fn long() -> Vec<Sequence> {
     (0..6).map(|i| Sequence::random(120, 64, 20 + i)).collect()
 }
@@ -230,7 +231,7 @@ fn log_probabilities_in_chunks_equal_log_softmax_of_all_logits() {
             assert_number(&format!("{what}: loss"), chunked, plain, relative * 0.1);
             println!("{what}: {:?}", assert_all_close(&grads, &take_gradients(model), *relative));
         }
-        // The inferred numbers, row by row, and the hits.
+        // The same without gradients, position by position, and the hits (the target is the most likely token).
         let infer = |f: &dyn Fn(&ft::models::Output) -> Tensor| model.infer(&row.tokens, |out| f(out)).unwrap();
         let all = infer(&|out| out.logits(&row.at));
         let scores = infer(&|out| out.log_probs(&row.at, &row.targets).log_probs);
@@ -238,11 +239,11 @@ fn log_probabilities_in_chunks_equal_log_softmax_of_all_logits() {
         assert_close(what, &scores, &picked, *relative);
         let hits = all.argmax(-1, false).eq_tensor(&row.targets).to_kind(Kind::Float);
         assert_same(what, &infer(&|out| out.log_probs(&row.at, &row.targets).hits), &hits);
-        assert!(hits.sum(Kind::Float).double_value(&[]) > 0.0, "{what}: some target is the likeliest");
+        assert!(hits.sum(Kind::Float).double_value(&[]) > 0.0, "{what}: no target is the most likely token");
     }
 }
 
-/// A copy of a fixture whose weights bfloat16 holds without rounding.
+/// Copies a fixture with its weights rounded to bfloat16.
 fn in_bf16(name: &str) -> tempfile::TempDir {
     let folder = with_weights(name, name);
     let tensors = Weights::open(&fixture(name)).unwrap().all();
@@ -253,16 +254,16 @@ fn in_bf16(name: &str) -> tempfile::TempDir {
     folder
 }
 
-/// Trained numbers become those that bfloat16 holds without rounding.
+/// Rounds the trained parameters to numbers that bfloat16 represents exactly.
 fn round_trained(model: &Model) {
     let _no_grad = tch::no_grad_guard();
     let narrow = |t: &Tensor| t.to_kind(Kind::BFloat16).to_kind(t.kind());
     model.params().trainable().for_each(|p| p.tensor.shallow_clone().copy_(&narrow(&p.tensor)));
 }
 
-/// What is compared is the arithmetic alone: both formats begin with the same numbers. A gradient's error is one of the
-/// terms that it is a sum of, which can be much larger than the sum: so it is held against the norms of all gradients of
-/// parameters of its kind, and those of all parameters together against their own.
+/// Compares the arithmetic alone: both formats begin with the same numbers. A gradient is a sum whose terms can be much
+/// larger than the sum itself, and so can their rounding errors. An error is therefore compared with the largest
+/// gradient among parameters of the same kind, and the error of all parameters with the norm of all gradients.
 #[test]
 fn a_bf16_run_stays_near_float32() {
     let plan = all_linear(0.0);
@@ -300,13 +301,14 @@ fn a_bf16_run_stays_near_float32() {
         let worst =
             kinds.iter().map(|(kind, (off, own))| ((off / own).sqrt(), kind)).max_by(|a, b| a.0.total_cmp(&b.0));
         println!("{what}: loss {loss} and {half_loss}, all gradients {all:.4}, the worst kind {worst:?}");
-        // Seen: 0.03 (full) and 0.07, and of one kind 0.11, the same to two digits on every instruction set.
+        // Measured: 0.03 (full) and 0.07 (lora) for all gradients, 0.11 for the worst kind; equal to two digits on
+        // every instruction set.
         assert!(all < 0.1 && worst.is_some_and(|w| w.0 < 0.15), "{what}: {all}, {worst:?}");
     }
 }
 
 #[test]
-fn switches_go_back_on_panic() {
+fn switches_are_restored_after_a_panic() {
     let model = with_lora(TINY, Kind::Float, &all_linear(0.5));
     let (sequence, row) = (Sequence::random(20, 512, 3), Row::pack(&sequences(512)));
     let before = logits(&model, &sequence);
@@ -323,18 +325,18 @@ fn switches_go_back_on_panic() {
             let _ = model.learn(&row.tokens, row.items, replay, |_| panic!("on purpose"));
         }));
         assert!(learning.is_err());
-        // Were dropout still on, or gradients off, this would show.
+        // Fails if dropout is still on or gradients are still off.
         assert_same("after a panic", &logits(&model, &sequence), &before);
         assert!(ft::native::grad_enabled());
     }
-    // Nested switches unwind to what was on outside.
+    // After a nested switch, the outer one is active again.
     model.with(None, |m| {
         m.with(Some("a"), |m| assert_eq!(m.active(), Some("a")));
         assert_eq!(m.active(), None);
     });
 }
 
-/// Loss of the step at `tensor + by * direction`, with the generator at one state.
+/// Returns the loss of the step at `tensor + by * direction`, always with the same random seed.
 fn shifted(model: &Model, tensor: &Tensor, direction: &Tensor, by: f64, batches: &[Vec<Sequence>]) -> f64 {
     let move_by = |by: f64| {
         let _no_grad = tch::no_grad_guard();
@@ -347,8 +349,8 @@ fn shifted(model: &Model, tensor: &Tensor, direction: &Tensor, by: f64, batches:
     loss
 }
 
-/// For each parameter chosen, a central difference along a direction that is half the gradient and half chance (so
-/// that a component which the gradient lacks would show) must give the gradient's part along it.
+/// Checks the gradient of each chosen parameter against a central difference along a direction. The direction is half
+/// the gradient and half random, so that a component missing from the gradient is detected.
 fn check_differences(what: &str, model: &Model, batches: &[Vec<Sequence>], replay: Replay, chosen: &[&str]) {
     tch::manual_seed(5);
     let (_, grads) = step(model, batches, replay);
@@ -360,7 +362,7 @@ fn check_differences(what: &str, model: &Model, batches: &[Vec<Sequence>], repla
         let direction = g / length + &chance / chance.norm();
         let direction = &direction / direction.norm();
         let expected = (g * &direction).sum(Kind::Double).double_value(&[]);
-        let by = 1e-3; // larger, and curvature shows; smaller, and float32's rounding does
+        let by = 1e-3; // a larger step adds curvature, a smaller one float32's rounding
         let slope = (shifted(model, &p.tensor, &direction, by, batches)
             - shifted(model, &p.tensor, &direction, -by, batches))
             / (2.0 * by);
@@ -369,7 +371,7 @@ fn check_differences(what: &str, model: &Model, batches: &[Vec<Sequence>], repla
         worst = worst.max(gap);
         checked += 1;
     }
-    assert!(checked >= chosen.len(), "{what}: {chosen:?} are parameters");
+    assert!(checked >= chosen.len(), "{what}: not every one of {chosen:?} is a parameter");
     println!("{what}: {checked} slopes within {worst:e}");
 }
 
@@ -409,13 +411,13 @@ fn gradients_equal_finite_differences() {
 }
 
 #[test]
-fn gradients_with_dropout_are_those_of_the_masks_drawn() {
-    alone("properties::gradients_with_dropout_are_those_of_the_masks_drawn", || {
+fn gradients_with_dropout_are_those_of_the_sampled_masks() {
+    alone("properties::gradients_with_dropout_are_those_of_the_sampled_masks", || {
         let batches = vec![vec![Sequence::random(23, 64, 1)], vec![Sequence::random(300, 64, 9)]];
         let layers = with_lora(BIASED, Kind::Float, &all_linear(0.3));
         let chosen = ["layers.0.self_attn.q_proj.lora_A.weight", "layers.2.mlp.down_proj.lora_B.weight"];
         check_differences("layers", &layers, &batches, Replay::All, &chosen);
-        // The head sees its rows in chunks and recomputes them in the backward: the masks must come again.
+        // The head computes its rows in chunks and again in the backward pass, where it must sample the same masks.
         let head = lora(Targets::Names(vec!["lm_head".into(), "v_proj".into()]), 0.3);
         let chosen = ["lm_head.lora_A.weight", "lm_head.lora_B.weight", "layers.0.self_attn.v_proj.lora_A.weight"];
         check_differences("head", &with_lora(BIASED, Kind::Float, &head), &batches, Replay::All, &chosen);
@@ -429,7 +431,7 @@ fn only_what_is_trained_receives_a_gradient() {
     for p in model.params().iter() {
         assert_eq!(p.trainable(), p.adapter.is_some(), "{}", p.name);
         assert!(p.trainable() || !p.tensor.grad().defined(), "{}", p.name);
-        assert!(p.layer == Layer::Linear || p.adapter.is_none(), "{}: all-linear leaves it out", p.name);
+        assert!(p.layer == Layer::Linear || p.adapter.is_none(), "{}: `all-linear` must not include it", p.name);
     }
 }
 
@@ -440,8 +442,8 @@ fn rows_that_cannot_be_computed_are_refused() {
     let beyond = refused(&[3, 64, 5]);
     assert!(beyond.message().contains("token id 64") && beyond.message().contains("vocabulary of 64"), "{beyond}");
     assert_eq!(beyond.exit_code(), 1);
-    assert_eq!(refused(&[]).exit_code(), 2, "an empty row is a bug of ours");
-    // A segment without tokens among others is passed over.
+    assert_eq!(refused(&[]).exit_code(), 2, "an empty row is an internal error");
+    // A segment without tokens among others is skipped.
     let row = Tokens::pack(&[&[3u32, 4][..], &[], &[5]], device());
     let with_gap = model.infer(&row, |out| out.logits(&every_row(&row))).unwrap();
     let without = Tokens::pack(&[&[3u32, 4][..], &[5]], device());

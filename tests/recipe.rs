@@ -91,7 +91,7 @@ hint: adapter.lora.dropout: Dropout on the input of A, while training.
 error: x.yaml:8:33: `data.train.rows`: expected an integer (at least 1), found the text `ten`
   8 |   train: { path: a.jsonl, rows: ten }
     |                                 ^^^
-hint: data.train.rows: Use only the first so many rows.
+hint: data.train.rows: Use only this many rows, from the beginning.
 error: x.yaml:9:12: `batch.accumulate` and `batch.examples` both say how long a step is
   9 | batch:   { accumulate: 2, examples: 8, accumulate: 4 }
     |            ^^^^^^^^^^
@@ -142,7 +142,7 @@ fn each_mistake_says_what_to_write() {
         ("adapter: none", "unknown choice `none`", "leave `adapter` out"),
         ("adapter: { rank: 8 }", "unknown choice `rank`", "`rank` belongs under `adapter.lora`"),
         ("adapter: { lora: { targets: [1] } }", "expected text, found `1`", ""),
-        ("adapter: { lora: { targets: 'q_(proj' } }", "is no regular expression", ""),
+        ("adapter: { lora: { targets: 'q_(proj' } }", "is not a regular expression", ""),
         ("adapter: { lora: { rank_pattern: { q_proj: 0 } } }", "must be at least 1, found 0", ""),
         ("adapter: { lora: { rank: 8.0 } }", "expected an integer (from 1 to 65536), found `8.0`", "write `8`"),
         ("adapter: { lora: { rslora: yes } }", "expected true or false, found the text `yes`", "write `true`"),
@@ -172,7 +172,7 @@ fn each_mistake_says_what_to_write() {
         ("optim: { kind: schedule_free, ema: 0.9 }", "both average the weights", ""),
         ("optim: { ema: 0 }", "`optim.ema` 0 averages nothing", ""),
         ("optim: { groups: [{ match: lora_B }] }", "`optim.groups.0` has no effect", ""),
-        ("optim: { groups: [{ match: 'lora_(', lr: 1e-3 }] }", "is no regular expression", ""),
+        ("optim: { groups: [{ match: 'lora_(', lr: 1e-3 }] }", "is not a regular expression", ""),
         ("optim: { groups: [{ lr: 1e-3 }] }", "`optim.groups.0.match` is missing", ""),
         ("optim: { groups: [{ match: a, learning_rate: 1e-3 }] }", "unknown key `learning_rate`", ""),
         ("optim: { groups: { match: a } }", "expected a list", ""),
@@ -198,10 +198,10 @@ fn each_mistake_says_what_to_write() {
         ("run: { [a]: b, out: x }", "a list or map as a key", ""),
         ("optim.lr: 1e-4", "unknown key `optim.lr`", "write `lr` under `optim`"),
         ("method: { grpo: { rewards: [] } }", "`method.grpo.rewards` is empty", "write one"),
-        ("method: { grpo: { rewards: [{ weight: 2 }] } }", "says no kind of reward", "give one of exact"),
+        ("method: { grpo: { rewards: [{ weight: 2 }] } }", "has no kind of reward", "give one of exact"),
         ("method: { grpo: { rewards: [{ exact: {}, length: { max: 1 } }] } }", "of several kinds: exact, length", ""),
         ("method: { grpo: { rewards: [{ exakt: {} }] } }", "unknown key `exakt`", "did you mean `exact`?"),
-        ("method: { rloo: { rewards: [{ exact: {} }] } }\nbatch: { examples: 4 }", "draws its own examples", ""),
+        ("method: { rloo: { rewards: [{ exact: {} }] } }\nbatch: { examples: 4 }", "samples its own answers", ""),
         ("method: { rloo: { rewards: [{ exact: {} }] } }\noptim: { neftune: 5 }", "noise on the embeddings", ""),
         ("method: { grpo: { rewards: [{ exact: {} }], sampling: { top_p: 0.9 } } }", "unknown key `top_p`", ""),
         (
@@ -339,7 +339,7 @@ fn sets_go_through_the_same_check() {
     assert_eq!(
         report(GOOD, &["optim.lr=fast", "run.epoch=2", "optim.betas.1=0.9", "lr", "model.dtype=fp32"]),
         "error: --set optim.lr=fast: `optim.lr`: expected a number (from 0 to 1), found the text `fast`\n\
-         hint: optim.lr: Peak learning rate; left out, 2e-4 for adapters, 2e-5 for full fine-tuning, 6e-4 from random weights; a twentieth of it for methods that learn from preferences (1e-5 and 1e-6), a fifth for `lion`; `sgd` has no default.\n\
+         hint: optim.lr: Peak learning rate. Left out: 2e-4 for adapters, 2e-5 for full fine-tuning, 6e-4 from random weights; a twentieth of that for preference methods (1e-5 and 1e-6); a fifth of that for `lion`. `sgd` has no default.\n\
          error: --set run.epoch=2: unknown key `epoch`\n\
          hint: did you mean `epochs`?\n\
          error: --set optim.betas.1=0.9: `optim.betas` is a list\n\

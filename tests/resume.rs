@@ -239,7 +239,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
     for step in [1, 2] {
         std::fs::write(checkpoint(&space, "none", step).join("state.json"), "{").unwrap();
     }
-    assert!(refused(&space, &["resume", "none"]).contains("no checkpoint is whole, of 2 there are"));
+    assert!(refused(&space, &["resume", "none"]).contains("all 2 checkpoints are damaged"));
     assert!(checkpoint(&space, "none", 2).exists(), "nothing was moved");
 }
 
@@ -296,7 +296,7 @@ fn a_folder_takes_one_run_at_a_time() {
     other.lock().unwrap();
     for more in ["--overwrite", "--resume"] {
         let said = refused(&space, &["train", LORA, more, "--set", "run.out=run"]);
-        assert!(said.contains("another ft is at work in this folder"), "{said}");
+        assert!(said.contains("another ft process is working in this folder"), "{said}");
     }
     assert_eq!(space.weights("run"), before);
     drop(other);
@@ -308,7 +308,7 @@ fn a_folder_that_holds_a_run_is_refused_before_data_is_read() {
     let space = Workspace::new();
     train(&space, LORA, "run", &[]);
     let said = refused(&space, &["train", LORA, "--set", "run.out=run", "--set", "data.train.path=nowhere.jsonl"]);
-    assert!(said.contains("holds a run that stands at step 9"), "{said}");
+    assert!(said.contains("holds a run that is at step 9"), "{said}");
 }
 
 #[test]
@@ -323,7 +323,7 @@ fn a_result_that_was_being_put_in_place_is_refused_until_the_run_goes_on() {
         std::fs::rename(run.join(name), moving.join(name)).unwrap();
     }
     let said = refused(&space, &["merge", "models/smollm2-135m-instruct", "run", "--out", "merged"]);
-    assert!(said.contains("a result was being put here") && said.contains("ft resume"), "{said}");
+    assert!(said.contains("ft was stopped while it moved a result here") && said.contains("ft resume"), "{said}");
     space.ft(&["resume", "run"]);
     assert!(!moving.exists());
     assert_eq!(space.weights("run"), whole);

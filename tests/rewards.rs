@@ -95,11 +95,11 @@ fn answers_are_held_against_a_schema() {
     assert_eq!(one(spec.clone(), json!({}), &answers).unwrap(), [1.0, 0.25, 0.25, 0.0, 0.0]);
 
     std::fs::write(&path, "{\"type\": 12}").unwrap();
-    fails(one(spec.clone(), json!({}), &["{}"]), &["schema.json: no JSON Schema"]);
+    fails(one(spec.clone(), json!({}), &["{}"]), &["schema.json: not a valid JSON Schema"]);
     std::fs::write(&path, "{\"type\": ").unwrap();
     fails(one(spec.clone(), json!({}), &["{}"]), &["schema.json:1:"]);
     std::fs::write(&path, "{\"$ref\": \"http://example.org/s.json\"}").unwrap();
-    fails(one(spec, json!({}), &["{}"]), &["no JSON Schema"]);
+    fails(one(spec, json!({}), &["{}"]), &["not a valid JSON Schema"]);
     fails(one(json!({ "json_schema": { "path": "none.json" } }), json!({}), &["{}"]), &["none.json"]);
 }
 
@@ -181,7 +181,7 @@ fn a_command_that_fails_says_why() {
     fail("cat >/dev/null; echo inf; echo 1", &["inf", "finite"]);
     fail("yes", &["more than"]);
     let slow = json!({ "command": { "run": ["sleep", "30"], "timeout": 0.2 } });
-    fails(one(slow, json!({}), &["a"]), &["no end after 0.2 s", "timeout"]);
+    fails(one(slow, json!({}), &["a"]), &["did not end within 0.2 s", "timeout"]);
     let none = json!({ "command": { "run": ["/no/such/judge"] } });
     fails(one(none, json!({}), &["a"]), &["starting `/no/such/judge`"]);
 }
@@ -246,7 +246,7 @@ fn a_server_that_fails_is_named() {
     };
     ask(vec![reply("404 No", "nothing here")], &["/score", "404", "nothing here"]);
     ask(vec![reply("500 Bad", "x"), reply("500 Bad", "y")], &["(2 requests)", "500", "y"]);
-    ask(vec![reply("200 OK", "hello")], &["no JSON"]);
+    ask(vec![reply("200 OK", "hello")], &["not JSON"]);
     ask(vec![reply("200 OK", "{\"scores\": [1]}")], &["no list `rewards`"]);
     ask(vec![reply("200 OK", "{\"rewards\": [1]}")], &["1 rewards for 2 answers"]);
     ask(vec![reply("200 OK", "{\"rewards\": [1, \"good\"]}")], &["good", "p.jsonl:7"]);

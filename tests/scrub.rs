@@ -176,7 +176,7 @@ fn the_command_scrubs_every_format_and_reports_no_value() {
     assert!(back.contains(ssn) && !back.contains(mail), "{back}");
 
     for (arguments, word) in [
-        (&["data", "scrub", "rows0.jsonl", "--out", "rows0.jsonl"][..], "is the file that is read"),
+        (&["data", "scrub", "rows0.jsonl", "--out", "rows0.jsonl"][..], "is also the input file"),
         (&["data", "scrub", "rows0.jsonl", "--out", "x.csv"], "JSON Lines or Parquet"),
         (&["data", "scrub", "rows0.jsonl", "--out", "x.jsonl", "--kinds", "name"], "--names FILE"),
         (&["data", "scrub", "rows0.jsonl", "--out", "x.jsonl", "--key-file", "names.txt"], "shorter than 16"),

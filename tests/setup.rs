@@ -548,7 +548,7 @@ fn the_one_file_ft_finds_a_libtorch_or_says_what_to_do() {
     let bytes = fs::read(&packed).expect("packed");
     fs::write(&packed, &bytes[..bytes.len() - 1000]).expect("cut off");
     let told = fail(&mut bare(), 1);
-    assert!(told.contains("is the file whole"), "{told}");
+    assert!(told.contains("is the file complete"), "{told}");
 }
 
 #[test]

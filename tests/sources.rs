@@ -282,7 +282,7 @@ fn files_are_converted_and_parted_by_the_command() {
     assert_eq!((rows.len(), rows[0]["label"] == true, rows[1]["label"] == false), (2 * count, true, true));
     // What was written reads back, as it is and as answers to learn.
     let (done, _, said) = ft(folder, &["data", "convert", "unpaired.jsonl", "--to", "messages", "--out", "chat.jsonl"]);
-    assert!(done && said.contains(&format!("{count} rows left out: a bad verdict")), "{said}");
+    assert!(done && said.contains(&format!("{count} rows left out: labelled as bad")), "{said}");
     assert_eq!(place.open(&place.path("chat.jsonl")).len(), count);
     // A bad row stops the work and leaves nothing, unless it is to be left out.
     let same = json!({ "prompt": "q", "chosen": "a", "rejected": "a" });
@@ -295,7 +295,7 @@ fn files_are_converted_and_parted_by_the_command() {
     assert!(done && said.contains("1 bad rows left out"), "{said}");
     assert_eq!(lines(&place.path("good.jsonl")).len(), count);
     let (done, _, said) = ft(folder, &["data", "convert", "bad.jsonl", "--to", "prompt", "--out", "bad.jsonl"]);
-    assert!(!done && said.contains("is the file that is read"), "{said}");
+    assert!(!done && said.contains("is also the input file"), "{said}");
 
     // Equal rows come to the same side.
     let twice = std::fs::read_to_string(place.rows("many.jsonl", 0..200)).unwrap().repeat(2);

@@ -2,8 +2,8 @@
 
 Run from the root of the repository: python datasets/stories/make.py (standard library only; the same files every time).
 
-Each story says things twice or follows one from another (who forgot what and came back for it, a count that goes on, a
-colour named again), so that a small model's loss goes on falling after it knows the words.
+A story repeats facts or derives one from another (who forgot what and came back for it, a count that continues, a
+colour named again), so that a small model's loss keeps falling after it knows the words.
 """
 
 import json

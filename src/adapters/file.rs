@@ -1,5 +1,7 @@
-//! Adapter directories in PEFT's layout: adapter_config.json with the classic keys, adapter_model.safetensors with
-//! `base_model.model.` before the module's name.
+//! Reads and writes adapter directories in PEFT's layout: adapter_config.json with the keys of every PEFT version, and
+//! adapter_model.safetensors, in which tensor names have the prefix `base_model.model.`.
+//!
+//! Keys that could change results and that ft does not support are refused, never ignored.
 
 use super::lora::BASE_LAYER;
 use super::spec::{LoraInit, LoraSpec, MOST_RANK, Targets};
@@ -12,7 +14,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::Tensor;
 
-/// Keys of adapter_config.json that a `LoraSpec` holds.
+/// Keys of adapter_config.json that are read into a [`LoraSpec`].
 const HONOURED: &[&str] = &[
     "alpha_pattern",
     "exclude_modules",
@@ -30,8 +32,8 @@ const HONOURED: &[&str] = &[
     "task_type",
     "use_rslora",
 ];
-/// Keys that change no number of a finished adapter: names, and how training began. Any other key that is on is
-/// refused, for it may.
+/// Keys that do not change the results of a trained adapter: names, and how training started. Any other key that is
+/// set is refused, because it may.
 const HARMLESS: &[&str] = &[
     "auto_mapping",
     "base_model_name_or_path",
@@ -50,16 +52,16 @@ const PREFIX: &str = "base_model.model.";
 pub const CONFIG: &str = "adapter_config.json";
 pub const TENSORS: &str = "adapter_model.safetensors";
 
-/// An adapter as it lies on disk.
+/// An adapter read from disk.
 pub struct AdapterFile {
     pub spec: LoraSpec,
     /// The base it was trained on, as its config names it.
     pub base: Option<String>,
-    /// By module name without prefix, e.g. `model.layers.0.self_attn.q_proj.lora_A.weight`.
+    /// Tensors by name without prefix, e.g. `model.layers.0.self_attn.q_proj.lora_A.weight`.
     pub tensors: BTreeMap<String, Tensor>,
 }
 
-/// Reads an adapter directory, refusing what `ft` cannot honour.
+/// Reads an adapter directory. Fails for kinds of adapters and options that ft does not support.
 pub fn read(folder: &Path) -> Result<AdapterFile> {
     refuse_moving(folder)?;
     let (spec, base) = read_config(&folder.join(CONFIG))?;
@@ -80,7 +82,7 @@ pub fn read(folder: &Path) -> Result<AdapterFile> {
             ))
             .hint("the file is not in PEFT's layout"));
         };
-        // Old files carry the adapter's name inside keys.
+        // Old files contain the adapter's name in tensor names.
         let short = short.replace(".default.weight", ".weight").replace(".modules_to_save.", ".");
         let short = short.strip_suffix(".default").map_or(short.clone(), String::from);
         tensors.insert(short, file.get(name).expect("listed"));
@@ -93,7 +95,7 @@ pub fn read_config(path: &Path) -> Result<(LoraSpec, Option<String>)> {
     parse_config(path, &read_to_string(path)?)
 }
 
-/// The same from text; `path` stands in errors.
+/// Parses the text of an adapter_config.json; `path` is used in error messages.
 pub fn parse_config(path: &Path, text: &str) -> Result<(LoraSpec, Option<String>)> {
     let raw: Map<String, Value> = parse_json(path, text)?;
     let base = raw.get("base_model_name_or_path").and_then(Value::as_str).map(String::from);
@@ -112,8 +114,8 @@ pub fn write<'a>(
     weights::save(&folder.join(TENSORS), named.iter().map(|(name, t)| (name.as_str(), *t)))
 }
 
-/// Copies an adapter's tensors into the parameters built for it; missing, unexpected and misshapen ones are named. Weights of
-/// the layers beneath updates are there already (`LoraPlan::on_bases`).
+/// Copies an adapter's tensors into the parameters built for it. Fails with a list of missing, unexpected and wrongly
+/// shaped tensors. Base weights are left out: [`LoraPlan::on_bases`](super::LoraPlan::on_bases) has already set them.
 pub fn load_into<'a>(
     params: impl Iterator<Item = &'a Param>,
     tensors: &BTreeMap<String, Tensor>,
@@ -154,7 +156,7 @@ pub fn load_into<'a>(
         .hint("was it trained on another base? adapter_config.json names it under base_model_name_or_path"))
 }
 
-/// Begins an adapter of `spec` with the numbers of one on disk, which must scale its updates alike.
+/// Initialises an adapter of `spec` from one on disk. Fails unless both have the same rank, alpha and scaling.
 pub fn begin_with<'a>(params: impl Iterator<Item = &'a Param>, spec: &LoraSpec, folder: &Path) -> Result<()> {
     let file = read(folder)?;
     let (ours, theirs) = (spec, &file.spec);
@@ -176,7 +178,7 @@ pub fn begin_with<'a>(params: impl Iterator<Item = &'a Param>, spec: &LoraSpec, 
     load_into(params, &file.tensors, folder)
 }
 
-/// adapter_config.json with the keys that every PEFT since 0.4 reads.
+/// Returns the content of adapter_config.json with the keys that every PEFT since 0.4 reads.
 fn config(spec: &LoraSpec, base: &str) -> Value {
     let targets = |t: &Targets| match t {
         Targets::Pattern(p) => json!(p),
@@ -208,7 +210,7 @@ fn config(spec: &LoraSpec, base: &str) -> Value {
         "use_dora": false,
         "use_rslora": spec.rslora,
     });
-    // Not a classic key: written only where it says something.
+    // Older PEFT versions do not know this key: it is written only if it is set.
     if let Some(exclude) = &spec.exclude {
         config["exclude_modules"] = targets(exclude);
     }
@@ -219,7 +221,7 @@ fn config(spec: &LoraSpec, base: &str) -> Value {
     config
 }
 
-/// Whole numbers without a point, as PEFT writes them.
+/// Returns whole numbers as JSON integers, as PEFT writes them.
 fn number(x: f64) -> Value {
     if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
 }
@@ -232,7 +234,7 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
     if get("peft_type").and_then(Value::as_str) != Some("LORA") {
         return bad("peft_type", raw.get("peft_type").unwrap_or(&Value::Null), "only LORA adapters are read");
     }
-    // Options that change the numbers: honoured above or refused here, never passed over.
+    // Options that change results are either read below or refused here, never ignored.
     let off = |v: &Value| match v {
         Value::Null | Value::Bool(false) => true,
         Value::Array(a) => a.is_empty(),
@@ -250,9 +252,9 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
     let init = match get("init_lora_weights") {
         None | Some(Value::Bool(_)) => LoraInit::Kaiming,
         Some(Value::String(s)) if s == "gaussian" => LoraInit::Gaussian,
-        // Another start for A and B, over the same base.
+        // These initialise A and B differently, but leave the base as it is.
         Some(Value::String(s)) if s == "eva" || s == "orthogonal" => LoraInit::Kaiming,
-        // pissa, olora, corda, loftq and others change the base's own weights as they start.
+        // pissa, olora, corda, loftq and others change the base's weights when training starts.
         Some(v) => {
             return bad(
                 "init_lora_weights",
@@ -263,7 +265,7 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
     };
     let typed = |key: &str, e: serde_json::Error| {
         Error::user(format!("{}: `{key}`: {e}", file.display()))
-            .hint("mend it there, or save the adapter again with PEFT")
+            .hint("correct the value, or save the adapter again with PEFT")
     };
     macro_rules! field {
         ($key:literal, $default:expr) => {
@@ -281,7 +283,7 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
         one_or_many("layers_pattern").map(|v| serde_json::from_value(v).map_err(|e| typed("layers_pattern", e)));
     let targets: Targets = match get("target_modules") {
         Some(v) => serde_json::from_value(v.clone()).map_err(|e| typed("target_modules", e))?,
-        // PEFT's defaults: the first two for llama, mistral and qwen, the last for gpt2, and no model has them all.
+        // PEFT's defaults: the first two for llama, mistral and qwen, the last for gpt2. No model has all of them.
         None => Targets::Names(["q_proj", "v_proj", "c_attn"].map(String::from).into()),
     };
     let spec = LoraSpec {
@@ -305,17 +307,17 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
     };
     let ranks = spec.rank_pattern.values().chain([&spec.rank]);
     if let Some(rank) = ranks.copied().find(|r| !(1..=MOST_RANK).contains(r)) {
-        return bad("r", &json!(rank), &format!("a rank lies between 1 and {MOST_RANK}"));
+        return bad("r", &json!(rank), &format!("a rank is between 1 and {MOST_RANK}"));
     }
     if !(0.0..1.0).contains(&spec.dropout) {
-        return bad("lora_dropout", &json!(spec.dropout), "a share of what is left out: from 0 to below 1");
+        return bad("lora_dropout", &json!(spec.dropout), "dropout is a probability: at least 0 and below 1");
     }
     if get("task_type").is_some_and(|v| v == "SEQ_CLS") && !spec.scores() {
         return Err(Error::user(format!(
             "{}: `task_type` is SEQ_CLS, but modules_to_save lacks `score`: the scalar head was never saved",
             file.display()
         ))
-        .hint("without the trained head every score would be chance: train it again, with modules_to_save: [score]"));
+        .hint("without the trained head every score would be random: train it again, with modules_to_save: [score]"));
     }
     Ok(spec)
 }

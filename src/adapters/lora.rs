@@ -14,20 +14,22 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
-/// One module's update.
+/// The low-rank update of one linear layer.
 pub struct Lora {
     a: Tensor,
     b: Tensor,
     scale: f64,
     dropout: f64,
-    /// The weight that the update was learnt on, where the adapter's file holds one that is not the base's.
+    /// The base weight that the update was trained on, if the adapter's file contains one that differs from the
+    /// model's.
     own: Option<Tensor>,
-    /// A and s B as they were last cast for decoding, and the masters' versions.
+    /// For decoding: the versions of A and B when they were last cast, and the casts of A and s B.
     cast: RefCell<Option<([i64; 2], Tensor, Tensor)>>,
 }
 
 impl Lora {
-    /// A and s B in `kind`, cast again only when an update has changed the masters: a decoding step is short.
+    /// Returns A and s B in dtype `kind`, for decoding. A decoding step is short, so they are cast again only when an
+    /// optimiser step has changed them.
     fn cast(&self, kind: Kind) -> (Tensor, Tensor) {
         let _no_grad = tch::no_grad_guard();
         let now = [self.a.internal_version(), self.b.internal_version()];
@@ -39,8 +41,9 @@ impl Lora {
         (a.shallow_clone(), b.shallow_clone())
     }
 
-    /// The same for learning, made anew: small tensors that stay between large ones that go would cost memory. `scale` is
-    /// in float32 until then: 1 / (1 - dropout) rounded to bf16 in a mask would make every update up to 0.4 % too large.
+    /// Returns the factors for training, cast at each call: small tensors kept between large ones that are freed
+    /// would fragment memory. `scale` includes dropout's 1 / (1 - p) and is applied in float32: in a bfloat16 mask
+    /// its rounding would make every update up to 0.4 % too large.
     fn factors(&self, kind: Kind, scale: f64) -> LowRank<'_> {
         let _no_grad = tch::no_grad_guard();
         let (a, b) = (cast(&self.a, kind), cast(&(&self.b * scale), kind));
@@ -48,24 +51,24 @@ impl Lora {
     }
 }
 
-/// The ends of names in PEFT's files: a table's factors, and the weight beneath an update.
+/// Endings of tensor names in PEFT's files: the factors of an embedding's update, and the base weight below an update.
 pub(super) const EMBEDDING_A: &str = "lora_embedding_A";
 pub(super) const EMBEDDING_B: &str = "lora_embedding_B";
 pub(super) const BASE_LAYER: &str = ".base_layer.weight";
-/// Modules whose own weight PEFT saves beneath an update.
+/// Modules whose base weight PEFT saves together with their update.
 const BASES_SAVED: [&str; 2] = ["embed_tokens", "lm_head"];
 
-/// The module whose update a tensor of an adapter is the first factor of.
+/// Returns the module whose update has this tensor as its factor A; `None` for other tensors of an adapter.
 pub fn adapted_module(tensor: &str) -> Option<&str> {
     tensor.strip_suffix(".lora_A.weight").or_else(|| tensor.strip_suffix(EMBEDDING_A)?.strip_suffix('.'))
 }
 
-/// Whether a tensor of an adapter is the second factor of an update.
+/// Returns true if a tensor of an adapter is the factor B of an update.
 pub fn second_factor(tensor: &str) -> bool {
     tensor.ends_with(".lora_B.weight") || tensor.ends_with(EMBEDDING_B)
 }
 
-/// alpha / R, or alpha / sqrt(R).
+/// Returns the scale of an update: alpha / R, or alpha / sqrt(R) for rsLoRA.
 pub fn scale(alpha: f64, rank: i64, rslora: bool) -> f64 {
     if rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 }
 }
@@ -96,14 +99,14 @@ impl Adapter for Lora {
     }
 }
 
-/// A table's update: row t of `W + s (B A)^T`. Dropout has no place on ids.
+/// The low-rank update of an embedding: row t of `W + s (B A)^T`. It has no dropout, because its input are ids.
 pub struct LoraEmbedding {
     /// (R, V)
     a: Tensor,
     /// (D, R)
     b: Tensor,
     scale: f64,
-    /// As in `Lora`.
+    /// The base weight that the update was trained on, if it differs from the model's, as in [`Lora`].
     own: Option<Tensor>,
 }
 
@@ -124,7 +127,7 @@ impl Adapter for LoraEmbedding {
     }
 }
 
-/// A module trained whole, bias included, beside its frozen original (`modules_to_save`).
+/// A module trained in full, bias included, as a copy of its frozen original (`modules_to_save`).
 pub struct Whole {
     weight: Tensor,
     bias: Option<Tensor>,
@@ -146,31 +149,31 @@ impl Adapter for Whole {
     }
 }
 
-/// Attaches LoRA by a recipe's or an adapter_config.json's rules.
+/// Attaches LoRA to layers by the rules of a recipe or of an adapter_config.json.
 pub struct LoraPlan {
     spec: LoraSpec,
     selection: Selection,
-    /// The adapter's config on disk, if it comes from there.
+    /// The adapter_config.json that the rules were read from; `None`: a recipe.
     origin: Option<PathBuf>,
-    /// Weights that the adapter's file holds of the layers beneath its updates, by module. PEFT writes them of embeddings
-    /// and output heads, and puts them into the base as it loads the adapter.
+    /// Base weights in the adapter's file, by module. PEFT saves those of adapted embeddings and output heads, and
+    /// replaces the model's weights by them when it loads the adapter.
     bases: BTreeMap<String, Tensor>,
 }
 
 impl LoraPlan {
-    /// By a recipe: every module it names must exist.
+    /// Plans an adapter by a recipe's rules: every module that they name must exist.
     pub fn new(spec: &LoraSpec) -> Result<Self> {
         Ok(Self { spec: spec.clone(), selection: Selection::new(spec)?, origin: None, bases: BTreeMap::new() })
     }
 
-    /// By the config of an adapter on disk, called `origin` in messages. It may name modules that the model has
-    /// not; its tensors tell what it holds.
+    /// Plans an adapter by the adapter_config.json at `origin`. It may name modules that the model lacks, because its
+    /// tensors say which modules are adapted.
     pub fn of_file(spec: &LoraSpec, origin: &Path) -> Result<Self> {
         let selection = Selection::new(spec).map_err(|e| e.context(origin.display()))?;
         Ok(Self { spec: spec.clone(), selection, origin: Some(origin.into()), bases: BTreeMap::new() })
     }
 
-    /// With the weights of layers beneath updates that an adapter's tensors hold.
+    /// Adds the base weights that an adapter's tensors contain.
     pub fn on_bases(mut self, tensors: &BTreeMap<String, Tensor>) -> Self {
         let base =
             |(name, t): (&String, &Tensor)| Some((name.strip_suffix(BASE_LAYER)?.to_string(), t.shallow_clone()));
@@ -178,8 +181,9 @@ impl LoraPlan {
         self
     }
 
-    /// The weight that is used in place of the site's; registered, so that it is saved again. One that equals the site's
-    /// costs no memory. Of a new adapter the site's own is saved where PEFT does so.
+    /// Returns the adapter file's base weight if it differs from the layer's and is used in its place. It is
+    /// registered, so that it is saved again; if it is equal, it takes no extra memory. For a new adapter the layer's
+    /// own weight is registered for the modules for which PEFT saves it.
     fn own(&self, site: &Site, add: &mut Register) -> Result<Option<Tensor>> {
         let Some(base) = self.bases.get(site.name) else {
             if self.origin.is_none() && BASES_SAVED.contains(&site.name.rsplit('.').next().unwrap_or_default()) {
@@ -190,12 +194,12 @@ impl LoraPlan {
         if base.size() != site.weight.size() {
             return Err(self.name_origin(
                 Error::user(format!(
-                    "adapter on `{}`: its file holds a base layer of shape {:?}, the model has {:?}",
+                    "adapter on `{}`: its file contains a base layer of shape {:?}, but the model's has {:?}",
                     site.name,
                     base.size(),
                     site.weight.size()
                 ))
-                .hint("it was trained on a base with another vocabulary: give that one"),
+                .hint("it was trained on a base with another vocabulary: use that one"),
             ));
         }
         let base = cast(&base.to_device(site.weight.device()), site.weight.kind());
@@ -203,10 +207,10 @@ impl LoraPlan {
         if site.tied && !equal {
             return Err(self.name_origin(
                 Error::user(format!(
-                    "adapter on `{}`: its file holds a base layer that is not the model's, which embedding and output head share",
+                    "adapter on `{}`: its file contains a base layer that differs from the model's, which embedding and output head share",
                     site.name
                 ))
-                .hint("was it trained on another base? Give that one"),
+                .hint("was it trained on another base? Use that one"),
             ));
         }
         let base = if equal { site.weight.shallow_clone() } else { base };
@@ -235,7 +239,7 @@ impl Attach for LoraPlan {
             None => None,
             Some(Choice::Save) if site.tied => {
                 return refuse(
-                    "embedding and output head share one weight in this model; training one of them whole would part them",
+                    "embedding and output head share one weight in this model; training one of them in full would separate them",
                     "name it in targets, for a low-rank update of it alone, and leave it out of modules_to_save",
                 );
             }
@@ -248,14 +252,14 @@ impl Attach for LoraPlan {
             Some(Choice::Lora { .. }) if matches!(site.layer, Layer::Norm | Layer::Score) => {
                 return refuse(
                     "LoRA attaches to linear layers and embeddings only",
-                    "name such layers in targets, or train this module whole with modules_to_save",
+                    "name such layers in targets, or train this module in full with modules_to_save",
                 );
             }
             Some(Choice::Lora { rank, alpha }) if matches!(site.layer, Layer::Embedding | Layer::Positions) => {
                 let (count, width) = site.weight.size2()?;
                 let options = (Kind::Float, Device::Cpu);
                 let own = self.own(site, add)?;
-                // As PEFT begins: here A is the zero.
+                // As in PEFT, A starts at zero here and B is random.
                 let a = add(EMBEDDING_A, Tensor::zeros([rank, count], options), Role::Trained);
                 let b = add(EMBEDDING_B, Tensor::randn([width, rank], options), Role::Trained);
                 Some(Box::new(LoraEmbedding { a, b, scale: scale(alpha, rank, self.spec.rslora), own }))

@@ -1,7 +1,7 @@
-//! Folding adapters into weights, and several adapters into one: names and tensors, no model.
+//! Merges adapters into a base's weights, and several adapters into one. Needs only names and tensors, no model.
 //!
-//! Every sum runs in float32, one weight at a time; the caller casts once. A low-rank update of weight w adds
-//! `w · scale · B A`, a module saved whole adds `w · (W - base)`.
+//! All sums are in float32, one tensor at a time; the caller casts the result once. With an adapter of weight w, a
+//! low-rank update adds `w · scale · B A`, and a module saved in full adds `w · (W - base)`.
 
 use super::file::{self, AdapterFile};
 use super::lora::{BASE_LAYER, EMBEDDING_A, EMBEDDING_B, adapted_module};
@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 
-/// An adapter from disk and how much of it counts.
+/// An adapter from disk and its weight in the merge.
 pub struct Part {
     pub folder: PathBuf,
     pub file: AdapterFile,
@@ -22,12 +22,14 @@ pub struct Part {
 }
 
 impl Part {
+    /// Reads the adapter in `folder`.
     pub fn read(folder: &Path, weight: f64) -> Result<Self> {
         Ok(Self { folder: folder.into(), file: file::read(folder)?, weight })
     }
 
-    /// What it does to the base, by the name of the tensor. A weight beneath an update that is not the base's is put in the
-    /// base's place first, as PEFT does.
+    /// Returns the changes to the base, by tensor name. If the adapter's file contains a base weight that differs
+    /// from the base's, replacing it is the first change, as in PEFT. Fails for incomplete pairs of A and B, wrong
+    /// ranks and unknown tensors.
     fn updates(&self, base: &Weights) -> Result<BTreeMap<String, Vec<Update>>> {
         let origin = self.folder.join(file::TENSORS);
         let selection =
@@ -52,21 +54,21 @@ impl Part {
                 let (rank, alpha) = selection.numbers(module);
                 if a.dim() != 2 || b.dim() != 2 || a.size()[0] != rank || b.size()[1] != rank {
                     return Err(Error::user(format!(
-                        "{}: `{module}` has A {:?} and B {:?}; adapter_config.json says rank {rank}",
+                        "{}: `{module}` has A of shape {:?} and B of shape {:?}, but rank {rank} in adapter_config.json",
                         origin.display(),
                         a.size(),
                         b.size()
                     ))
-                    .hint("config and tensors belong to two adapters, or rank_pattern was lost"));
+                    .hint("config and tensors belong to different adapters, or rank_pattern was lost"));
                 }
                 let scale = super::lora::scale(alpha, rank, self.file.spec.rslora) * self.weight;
-                // A table's update is (B A)^T.
+                // The update of an embedding is (B A)^T.
                 let (a, b) = if table { (b.tr(), a.tr()) } else { (a.shallow_clone(), b.shallow_clone()) };
                 updates.entry(format!("{module}.weight")).or_default().push(Update::Low { a, b, scale, table });
             } else if let Some(module) = name.strip_suffix(BASE_LAYER) {
                 let weight = format!("{module}.weight");
                 let update = Update::Beneath { tensor: tensor.shallow_clone(), weight: self.weight };
-                // A weight of another shape is refused with the updates.
+                // A weight of another shape counts as different, and is refused later together with the updates.
                 if !base.get(&weight).is_some_and(|w| same(&w, tensor)) {
                     updates.entry(weight).or_default().insert(0, update);
                 }
@@ -75,10 +77,10 @@ impl Part {
                 updates.entry(name.clone()).or_default().push(whole);
             } else {
                 return Err(Error::user(format!(
-                    "{}: `{name}` is neither lora_A, lora_B nor a module to save",
+                    "{}: `{name}` is not lora_A, lora_B or part of a module to save",
                     origin.display()
                 ))
-                .hint("fold it in with PEFT's merge_and_unload"));
+                .hint("merge the adapter with PEFT's merge_and_unload"));
             }
         }
         Ok(updates)
@@ -89,34 +91,29 @@ fn flat(updates: BTreeMap<String, Vec<Update>>) -> impl Iterator<Item = (String,
     updates.into_iter().flat_map(|(name, list)| list.into_iter().map(move |u| (name.clone(), u)))
 }
 
-/// Equal numbers, whatever they are held in.
+/// Returns true if two tensors have equal values, whatever their dtypes.
 fn same(a: &Tensor, b: &Tensor) -> bool {
     a.size() == b.size() && a.to_kind(Kind::Float).equal(&b.to_kind(Kind::Float))
 }
 
-/// What one adapter does to one tensor.
+/// The change that one adapter makes to one tensor.
 enum Update {
-    /// scale · B A, the adapter's weight included in the scale.
+    /// Adds scale · B A; the scale includes the adapter's weight.
     Low {
         a: Tensor,
         b: Tensor,
         scale: f64,
-        /// Of an embedding, whose factors have other names and lie the other way round in a file.
+        /// True for an embedding, whose factors are transposed and have other names in a file.
         table: bool,
     },
-    Whole {
-        tensor: Tensor,
-        weight: f64,
-    },
-    /// The weight that a low-rank update was learnt on, which is not the base's.
-    Beneath {
-        tensor: Tensor,
-        weight: f64,
-    },
+    /// Replaces a module that was trained in full.
+    Whole { tensor: Tensor, weight: f64 },
+    /// Replaces the base weight by the different one that a low-rank update was trained on.
+    Beneath { tensor: Tensor, weight: f64 },
 }
 
 impl Update {
-    /// Adds itself to `sum`, which began as `base` in float32; `transposed`: they lie as (in, out).
+    /// Adds the change to `sum`, which starts as `base` in float32. `transposed`: both are stored as (in, out).
     fn add(&self, sum: &mut Tensor, base: &Tensor, transposed: bool) {
         match self {
             Update::Low { a, b, scale, .. } if transposed => {
@@ -147,15 +144,15 @@ impl Update {
     }
 }
 
-/// A base with adapters to be folded in, asked tensor by tensor.
+/// A base's weights with adapters merged into them; tensors are computed one by one on request.
 pub struct Merge<'a> {
     base: &'a Weights,
     updates: BTreeMap<String, Vec<Update>>,
 }
 
 impl<'a> Merge<'a> {
-    /// Pairs every tensor of the adapters with the base's; `shared`: the weights that head and embedding share there, which
-    /// no adapter may replace.
+    /// Assigns each change of the adapters to a tensor of the base. Fails if the base has no such tensor or another
+    /// shape, or if an adapter replaces one of `shared`: weights that embedding and output head share.
     pub fn new(base: &'a Weights, shared: &[&str], parts: &[Part]) -> Result<Self> {
         let mut updates: BTreeMap<String, Vec<Update>> = BTreeMap::new();
         for part in parts {
@@ -166,7 +163,7 @@ impl<'a> Merge<'a> {
                         "{}: the adapter replaces `{name}`, which embedding and output head share in this model",
                         origin.display()
                     ))
-                    .hint("folding it in would part the two: untie the base first, or train without that module"));
+                    .hint("merging it would separate the two: untie the base first, or train without that module"));
                 }
                 match base.shape(&name) {
                     Some(shape) if update.fits(shape, base.transposed(&name)) => {}
@@ -174,7 +171,7 @@ impl<'a> Merge<'a> {
                         let found =
                             found.map_or("the base has no such tensor".into(), |s| format!("the base has {s:?}"));
                         return Err(Error::user(format!(
-                            "{}: update {} of `{name}`: {found}",
+                            "{}: the update of `{name}` has shape {}, but {found}",
                             origin.display(),
                             update.shape()
                         ))
@@ -187,21 +184,19 @@ impl<'a> Merge<'a> {
         Ok(Self { base, updates })
     }
 
-    /// Names of the tensors that change.
+    /// Returns the names of the tensors that change.
     pub fn changed(&self) -> impl Iterator<Item = &str> {
         self.updates.keys().map(String::as_str)
     }
 
-    /// The merged tensor: float32 where it changes, else the base's as it is on disk.
+    /// Returns a merged tensor: in float32 if it changes, otherwise the base's as it is on disk. Fails for NaN or
+    /// infinite results.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        let base = self
-            .base
-            .get(name)
-            .ok_or_else(|| Error::bug(format!("merge asked for `{name}`, which the base has not")))?;
+        let base = self.base.get(name).ok_or_else(|| Error::bug(format!("merge: the base has no tensor `{name}`")))?;
         let merged = match self.updates.get(name).map(Vec::as_slice) {
             None => return Ok(base),
-            // A replacement needs no arithmetic that could round.
+            // A complete replacement needs no arithmetic, which could round.
             Some([Update::Whole { tensor, weight }]) if *weight == 1.0 => tensor.to_kind(Kind::Float),
             Some(updates) => {
                 let mut sum = base.to_kind(Kind::Float).copy();
@@ -217,8 +212,9 @@ impl<'a> Merge<'a> {
     }
 }
 
-/// Several adapters as one whose update is exactly their weighted sum: the rows of A are scaled and the ranks laid
-/// side by side, so that alpha / rank is 1 in every module.
+/// Combines several adapters into one whose update is exactly their weighted sum. The matrices A (scaled) and B are
+/// concatenated along the rank, so that alpha / rank is 1 in every module. Fails if a module is low-rank in one
+/// adapter and saved in full in another, or if the adapters were trained on different base weights.
 pub fn combine(base: &Weights, parts: &[Part]) -> Result<AdapterFile> {
     let _no_grad = tch::no_grad_guard();
     let mut modules: BTreeMap<String, Vec<(usize, Update)>> = BTreeMap::new();
@@ -255,7 +251,7 @@ pub fn combine(base: &Weights, parts: &[Part]) -> Result<AdapterFile> {
         if updates.iter().any(|(_, u)| matches!(u, Update::Whole { .. })) {
             let folders: Vec<String> = updates.iter().map(|(i, _)| parts[*i].folder.display().to_string()).collect();
             return Err(Error::user(format!(
-                "`{name}` is saved whole in one adapter and low-rank in another: {}",
+                "`{name}` is saved in full by one adapter and has a low-rank update in another: {}",
                 folders.join(", ")
             ))
             .hint("no adapter can hold that sum; merge into a model instead: leave out --as adapter"));
@@ -279,7 +275,8 @@ pub fn combine(base: &Weights, parts: &[Part]) -> Result<AdapterFile> {
     Ok(AdapterFile { spec: combined_spec(base, parts, &ranks), base: base_name, tensors })
 }
 
-/// The weight that the sum of updates of `name` is to lie on: in the sum's file where each part's file holds one.
+/// Returns the base weight to save below the combined update of `name`; `None` if not every adapter's file contains
+/// one. Fails if they differ.
 fn beneath(base: &Weights, name: &str, updates: &[(usize, Update)], parts: &[Part]) -> Result<Option<Tensor>> {
     let held = |i: usize| parts[i].file.tensors.get(&format!("{}{BASE_LAYER}", name.strip_suffix(".weight")?));
     let others = updates.iter().filter(|(_, u)| matches!(u, Update::Beneath { .. })).count();
@@ -311,7 +308,7 @@ fn combined_spec(base: &Weights, parts: &[Part], ranks: &BTreeMap<String, i64>) 
         .names()
         .filter_map(|n| n.strip_suffix(".weight"))
         .filter(|n| !saved.iter().any(|s| n.ends_with(s.as_str())));
-    // The highest rank is the rule and the others are exceptions: readers that know no patterns then reserve enough.
+    // The highest rank is the default and others are exceptions: readers that ignore patterns then allocate enough.
     let rank = ranks.values().copied().max().unwrap_or(1);
     let unlike = || ranks.iter().filter(|(_, r)| **r != rank);
     LoraSpec {

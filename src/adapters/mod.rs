@@ -1,7 +1,7 @@
 //! Adapters: small trainable additions to frozen layers.
 //!
-//! An adapter attaches while the model is being built, as the builder hands out a layer; model families know
-//! nothing of it. Folding one into weights needs names and tensors, no model.
+//! Adapters attach to layers while the model is being built, so that model families contain no code about them.
+//! Merging an adapter into weights needs only names and tensors, no model.
 
 pub mod file;
 pub mod lora;
@@ -17,7 +17,8 @@ use crate::error::Result;
 use crate::nn::Attach;
 
 impl AdapterSpec {
-    /// What attaches this adapter while a model is built.
+    /// Returns the plan that attaches this adapter while a model is built. Fails for invalid patterns, and if the
+    /// adapter to continue from cannot be read.
     pub fn plan(&self) -> Result<Box<dyn Attach>> {
         match self {
             AdapterSpec::Lora(spec) => {

@@ -1,4 +1,4 @@
-//! What a recipe says about an adapter.
+//! The settings of an adapter, as a recipe gives them.
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -13,7 +13,8 @@ pub enum AdapterSpec {
     Lora(LoraSpec),
 }
 
-/// No layer is wider; a larger rank is a slip of the pen, and would ask for memory before anything could refuse it.
+/// Largest rank that is accepted. No layer is wider than this, so a larger rank is a typing error; it would allocate
+/// huge tensors before anything else could refuse it.
 pub const MOST_RANK: i64 = 1 << 16;
 
 /// Low-rank adaptation: `y = W x + scale · B A dropout(x)`, `scale = alpha / rank`.
@@ -34,43 +35,45 @@ pub struct LoraSpec {
     /// Modules left out, written as `targets`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exclude: Option<Targets>,
-    /// Only these layers, by number.
+    /// Only these layers, by number from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers: Option<Vec<i64>>,
-    /// Names of the module lists that `layers` counts in; left out, any.
+    /// Names of the module lists that `layers` counts in; by default any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub layers_pattern: Vec<String>,
     /// Scale by `alpha / sqrt(rank)` (Kalajdzievski 2023, arXiv 2312.03732).
     pub rslora: bool,
-    /// Another rank for modules whose name ends with the pattern (a regular expression); the first match counts.
+    /// Another rank for modules whose name ends with the pattern (a regular expression); the first match is used.
     #[serde(skip_serializing_if = "IndexMap::is_empty")]
     #[schemars(extend("propertyNames" = {"type": "string", "format": "regex"}))]
     #[schemars(extend("additionalProperties" = {"type": "integer", "minimum": 1}))]
     pub rank_pattern: IndexMap<String, i64>,
-    /// Another alpha for modules whose name ends with the pattern; the first match counts.
+    /// Another alpha for modules whose name ends with the pattern (a regular expression); the first match is used.
     #[serde(skip_serializing_if = "IndexMap::is_empty")]
     #[schemars(extend("propertyNames" = {"type": "string", "format": "regex"}))]
     #[schemars(extend("additionalProperties" = {"type": "number", "minimum": 0.0}))]
     pub alpha_pattern: IndexMap<String, f64>,
-    /// Modules trained whole and saved with the adapter, by name or name ending.
+    /// Modules trained in full and saved with the adapter, by name or name ending.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub modules_to_save: Vec<String>,
-    /// How A starts; B starts at zero.
+    /// How A is initialised; B starts at zero.
     pub init: LoraInit,
-    /// An adapter's folder to go on from, of the same base, rank, alpha and targets; methods with a reference compare with it.
+    /// Folder of an adapter to continue training from, with the same base, rank, alpha and targets. It is then also the
+    /// reference model of methods that need one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "path"))]
     pub from: Option<PathBuf>,
-    /// Adapted weights lie as (in, out). Told by the model, never by a recipe; PEFT's files say it.
+    /// True if adapted weights are stored as (in, out). Taken from the model, never from a recipe; PEFT's files
+    /// contain it.
     #[serde(skip)]
     pub fan_in_fan_out: bool,
 }
 
-/// The module that a reward model's scalar head is, in every family.
+/// Name of the module that is a reward model's scalar head, in every family.
 pub const SCORE: &str = "score";
 
 impl LoraSpec {
-    /// Holds a scalar head: the adapter of a reward or value model.
+    /// Returns true if the adapter contains a scalar head, as that of a reward or value model does.
     pub fn scores(&self) -> bool {
         self.modules_to_save.iter().any(|m| m == SCORE)
     }
@@ -114,7 +117,7 @@ impl Default for Targets {
     }
 }
 
-/// How LoRA's A starts.
+/// How LoRA's A is initialised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LoraInit {

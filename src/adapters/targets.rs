@@ -1,4 +1,4 @@
-//! Which modules an adapter attaches to: PEFT's rules for target names, exclusions and patterns.
+//! Selects the modules that an adapter attaches to, by PEFT's rules for target names, exclusions and patterns.
 
 use super::spec::{LoraSpec, Targets};
 use crate::error::{Error, Result};
@@ -7,7 +7,7 @@ use fancy_regex::Regex;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-/// A `Targets` made ready to ask.
+/// A [`Targets`] with its regular expression compiled.
 enum Matcher {
     AllLinear,
     /// The whole name matches.
@@ -33,13 +33,13 @@ impl Matcher {
         }
     }
 
-    /// Named in full, not by an ending: layer numbers do not restrict such a target.
+    /// Returns true if the module is named in full and not by an ending. Layer numbers do not restrict such a target.
     fn names(&self, name: &str) -> bool {
         matches!(self, Matcher::Endings(names) if names.iter().any(|n| n == name))
     }
 }
 
-/// The name is `ending`, or its last parts are.
+/// Returns true if the name is `ending` or ends with `.` and `ending`.
 fn ends_with(name: &str, ending: &str) -> bool {
     name.strip_suffix(ending).is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
@@ -51,7 +51,7 @@ fn regex(full: &str, shown: &str, key: &str) -> Result<Regex> {
     })
 }
 
-/// Values by name pattern, e.g. ranks: patterns are tested as `(.*\.)?(pattern)$`, the first match counts.
+/// Values by name pattern, e.g. ranks. Patterns are matched as `(.*\.)?(pattern)$`; the first match is used.
 struct Patterns<T> {
     list: Vec<(Regex, T)>,
     default: T,
@@ -74,14 +74,15 @@ impl<T: Copy> Patterns<T> {
     }
 }
 
-/// The rules of one LoRA spec.
+/// The rules of one [`LoraSpec`] about which modules are adapted, and how.
 pub struct Selection {
     targets: Matcher,
     exclude: Option<Matcher>,
     layers: Option<Layers>,
-    /// Modules whose name ends so (PEFT asks for no dot before it), and whatever lies inside one.
+    /// Modules to save: those whose name ends with the text (PEFT requires no dot before it), and all modules inside
+    /// of them, which the pattern matches.
     save: Vec<(String, Regex)>,
-    /// Rules that a module answered to.
+    /// Rules that matched a module, so that unused ones can be reported.
     hits: RefCell<BTreeSet<String>>,
     ranks: Patterns<i64>,
     alphas: Patterns<f64>,
@@ -92,20 +93,23 @@ struct Layers {
     pattern: Regex,
 }
 
-/// What a selected module gets.
+/// How a selected module is trained.
 pub enum Choice {
+    /// With a low-rank update.
     Lora { rank: i64, alpha: f64 },
+    /// In full, as a module to save.
     Save,
 }
 
 impl Selection {
+    /// Compiles the rules of a spec. Fails for invalid regular expressions and contradicting settings.
     pub fn new(spec: &LoraSpec) -> Result<Self> {
         let numbers = spec.layers.as_ref().filter(|n| !n.is_empty());
         let whole = matches!(&spec.targets, Targets::Pattern(p) if p != "all-linear");
         let layers = match numbers {
             Some(_) if whole => {
                 return Err(Error::user(
-                    "adapter.lora.layers: does not go with targets given as one regular expression",
+                    "adapter.lora.layers: cannot be combined with targets given as one regular expression",
                 )
                 .hint("give targets as a list of names, or put the layer numbers into the expression"));
             }
@@ -132,7 +136,7 @@ impl Selection {
         })
     }
 
-    /// What the module gets, if anything. Modules to save are never LoRA targets.
+    /// Returns how the module is trained; `None` if it is not. Modules to save are never LoRA targets.
     pub fn choose(&self, name: &str, layer: Layer) -> Option<Choice> {
         let inside = |r: &Regex| r.is_match(name).unwrap_or(false);
         if let Some((rule, _)) = self.save.iter().find(|(ending, r)| name.ends_with(ending.as_str()) || inside(r)) {
@@ -157,19 +161,20 @@ impl Selection {
         Some(Choice::Lora { rank, alpha })
     }
 
-    /// Rank and alpha of a module.
+    /// Returns rank and alpha of a module.
     pub fn numbers(&self, name: &str) -> (i64, f64) {
         (self.ranks.get(name), self.alphas.get(name))
     }
 
-    /// The tensor belongs to a module that is saved whole.
+    /// Returns true if the tensor belongs to a module that is trained in full and saved.
     pub fn saves(&self, tensor: &str) -> bool {
         let module = tensor.rsplit_once('.').map_or(tensor, |(module, _)| module);
         self.save.iter().any(|(ending, r)| module.ends_with(ending.as_str()) || r.is_match(module).unwrap_or(false))
     }
 
-    /// After all modules were offered. A recipe means what it names, so every name must have met a module
-    /// (`every`); PEFT's own files may name some that the model has not, but not all.
+    /// Checks, after all modules have been offered, that the rules matched some. With `every`, as for a recipe, each
+    /// name must have matched a module. PEFT's own files may name modules that the model lacks, so that one match is
+    /// enough.
     pub fn check(&self, every: bool) -> Result<()> {
         let hits = self.hits.borrow();
         let names: Vec<&String> = match &self.targets {
@@ -190,16 +195,16 @@ impl Selection {
             return Ok(());
         }
         let shown = missing.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
-        let err = Error::user(format!("adapter: no module of the model answers to {shown}"));
+        let err = Error::user(format!("adapter: no module of the model matches {shown}"));
         Err(match self.layers.is_some() || self.exclude.is_some() {
-            true => err.hint("layers and exclude may leave nothing of it: layers count from 0"),
-            false => err.hint("llama-like models have q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; gpt2 has c_attn, c_proj, c_fc; or say all-linear"),
+            true => err.hint("layers and exclude may leave nothing of the targets: layers count from 0"),
+            false => err.hint("llama-like models have q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; gpt2 has c_attn, c_proj, c_fc; or use all-linear"),
         })
     }
 }
 
-/// The shortest list of target names that selects exactly `adapted` among `all` modules of a model: last parts of
-/// names where those meet nothing else, otherwise full names.
+/// Returns a short list of target names that selects exactly `adapted` among `all` modules of a model: the last parts
+/// of the names if they match no other module, otherwise the full names.
 pub fn endings<'a>(adapted: &BTreeSet<&str>, all: impl Iterator<Item = &'a str>) -> Vec<String> {
     let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_string();
     let short: BTreeSet<String> = adapted.iter().map(|n| last(n)).collect();

@@ -1,8 +1,10 @@
-//! The front of the one-file `ft` that `make dist` and `make wheel` pack: finds a libtorch, then runs the real binary beside it.
+//! Finds a libtorch, then runs the real binary with it. This launcher is the first part of the single-file `ft` that
+//! `make dist` and `make wheel` build.
 //!
-//! The real binary names libtorch among its libraries, so on a machine where the loader does not find one it would end
-//! before its first line. This program names none. The real binary is appended to it, followed by its length as 20
-//! digits and `MARK`; it is copied into anonymous memory and executed there, with LD_LIBRARY_PATH set to the libtorch.
+//! The real binary is linked against libtorch, so it cannot even start on a machine whose loader does not find one.
+//! This launcher is not linked against it. The real binary is appended to the launcher, followed by its length as 20
+//! digits and `MARK`. It is copied into anonymous memory and executed there, with LD_LIBRARY_PATH set to the libtorch
+//! that was found.
 
 #[path = "../libtorch.rs"]
 #[allow(dead_code)]
@@ -31,11 +33,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// Replaces this process by the real binary; comes back only with what went wrong, the hints after it.
+/// Replaces this process by the real binary. Returns only on failure, with the error message and then the hints.
 fn launch() -> Result<std::convert::Infallible, Vec<String>> {
     let exe = std::env::current_exe().ok();
     let memory = payload()
-        .map_err(|e| vec![format!("unpacking ft into memory: {e}"), "is the file whole? copy it again".into()])?;
+        .map_err(|e| vec![format!("unpacking ft into memory: {e}"), "is the file complete? copy it again".into()])?;
     let libtorch = find(exe.as_deref())?;
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_else(|| "ft".into());
@@ -48,7 +50,7 @@ fn launch() -> Result<std::convert::Infallible, Vec<String>> {
     ])
 }
 
-/// The appended binary as an anonymous file in memory.
+/// Copies the appended binary into an anonymous file in memory.
 fn payload() -> io::Result<File> {
     let mut own = File::open("/proc/self/exe")?;
     let size = own.metadata()?.len();
@@ -77,8 +79,8 @@ fn anonymous_file() -> io::Result<File> {
     Err(io::Error::last_os_error())
 }
 
-/// `FT_LIBTORCH` decides where it is set; then the Python environment around this program, LD_LIBRARY_PATH, LIBTORCH and
-/// the usual places, the first that fits.
+/// Finds a libtorch: the one in `FT_LIBTORCH` if it is set; else the first of the right version in the Python
+/// environment of this program, LD_LIBRARY_PATH, LIBTORCH and the usual places. The error is a message and hints.
 fn find(exe: Option<&Path>) -> Result<Libtorch, Vec<String>> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(folder) = set("FT_LIBTORCH") {

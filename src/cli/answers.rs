@@ -1,8 +1,9 @@
-//! A file of answers that grows line by line and appears whole.
+//! Writes a file of answers line by line, so that an interrupted command can be continued.
 //!
-//! Answers go to FILE.partial, whose first line says what they depend on, prompt by prompt in the order of the prompts;
-//! they are on disk within seconds. The end makes FILE of it. An interrupted file goes on where it ended, or is refused
-//! where something it depends on has changed.
+//! Answering many prompts takes long, and a crash must not cost the answers so far. They are appended to FILE.partial
+//! in the order of the prompts and synced every two seconds; at the end, FILE is written from it in one rename. The
+//! first line of FILE.partial is a fingerprint: everything that the answers depend on, such as model and settings. The
+//! next call continues after the last prompt whose answers are all there, or fails if its fingerprint differs.
 
 use ft::error::{Error, Result};
 use ft::fsutil::{self, io_error};
@@ -12,26 +13,32 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// What a crash of the machine may cost.
+/// Interval of syncs to disk: the most work that a crash of the machine can lose.
 const SYNC: Duration = Duration::from_secs(2);
 
+/// Key of the first line, whose value is the fingerprint.
 const KEY: &str = "ft answers";
 
+/// A file of answers that can be continued after an interruption.
 pub struct Answers {
     path: PathBuf,
     partial: PathBuf,
     file: File,
-    /// Prompts answered.
+    /// Number of prompts whose answers are in the file.
     done: usize,
     synced: Instant,
 }
 
 impl Answers {
-    /// Begins a file, or goes on with one that has the same `fingerprint`; `lines` a prompt.
+    /// Creates the file, or continues one that has the same `fingerprint`. `lines` is the number of answers to a
+    /// prompt. Fails if `path` is a folder or FILE.partial was started with another fingerprint.
     pub fn open(path: &Path, fingerprint: &Value, lines: usize) -> Result<Self> {
         if path.is_dir() {
-            return Err(Error::user(format!("{}: is a folder, and the answers are one file", path.display()))
-                .hint("give a file, such as answers.jsonl"));
+            return Err(Error::user(format!(
+                "{}: is a folder, but the answers are written to one file",
+                path.display()
+            ))
+            .hint("give a file, such as answers.jsonl"));
         }
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
@@ -59,12 +66,12 @@ impl Answers {
         Ok(Self { path: path.into(), partial, file, done, synced: Instant::now() })
     }
 
-    /// Prompts whose answers the file has.
+    /// Returns the number of prompts whose answers are in the file.
     pub fn done(&self) -> usize {
         self.done
     }
 
-    /// Adds all answers to the next prompt; `null` stands for one that is no part of the file in the end.
+    /// Appends all answers to the next prompt. A `null` keeps the place of an answer that the finished file leaves out.
     pub fn push(&mut self, rows: &[Value]) -> Result<()> {
         let text: String = rows.iter().map(|row| ft::data::json::text(row) + "\n").collect();
         self.file.write_all(text.as_bytes()).map_err(|e| io_error("writing", &self.partial, e))?;
@@ -77,25 +84,25 @@ impl Answers {
         self.file.sync_data().map_err(|e| io_error("writing", &self.partial, e))
     }
 
-    /// What to say when the work is stopped.
+    /// Syncs the file and returns the error with which an interrupted command ends: how many of `prompts` are answered.
     pub fn interrupt(&mut self, prompts: usize) -> Error {
         match self.sync() {
             Ok(()) => {
                 let kept = format!("{} of {prompts} prompts are answered, in {}", self.done, self.partial.display());
-                Error::interrupted(kept).hint("the same command goes on from there")
+                Error::interrupted(kept).hint("run the same command again to continue from there")
             }
             Err(e) => e,
         }
     }
 
-    /// Removes a file without answers: the work failed before the first.
+    /// Removes FILE.partial if it has no answers, because the work failed before the first.
     pub fn discard_empty(&self) {
         if self.done == 0 {
             let _ = std::fs::remove_file(&self.partial);
         }
     }
 
-    /// Makes the file of it; how many lines it has.
+    /// Writes the finished file, removes FILE.partial, and returns the number of lines written.
     pub fn finish(mut self) -> Result<usize> {
         self.sync()?;
         let fail = |e| io_error("reading", &self.partial, e);
@@ -117,7 +124,7 @@ impl Answers {
     }
 }
 
-/// The first line, if it is whole, and the offset behind each whole line.
+/// Returns the first line and the offset after each line that ends in a newline; `None` if there is no such line.
 fn whole_lines(file: &File) -> std::io::Result<Option<(Vec<u8>, Vec<u64>)>> {
     let mut reader = BufReader::new(file.take(u64::MAX));
     let (mut first, mut ends, mut at, mut line) = (None, Vec::new(), 0, Vec::new());
@@ -132,12 +139,12 @@ fn whole_lines(file: &File) -> std::io::Result<Option<(Vec<u8>, Vec<u64>)>> {
     }
 }
 
-/// An error that names what changed since the file was begun.
+/// Fails if the file was started with another fingerprint, and names the values that differ.
 fn compare(partial: &Path, begun: &[u8], fingerprint: &Value) -> Result<()> {
     let old = serde_json::from_slice::<Value>(begun).ok().and_then(|v| v.get(KEY).cloned());
-    let anew = format!("delete {} to begin anew", partial.display());
+    let anew = format!("delete {} to start again", partial.display());
     let Some(old) = old else {
-        return Err(Error::user(format!("{}: not the beginning of answers by ft", partial.display())).hint(anew));
+        return Err(Error::user(format!("{}: not a file of answers written by ft", partial.display())).hint(anew));
     };
     let changed: Vec<String> = fingerprint
         .as_object()
@@ -149,8 +156,8 @@ fn compare(partial: &Path, begun: &[u8], fingerprint: &Value) -> Result<()> {
     if changed.is_empty() {
         return Ok(());
     }
-    Err(Error::user(format!("{} was begun otherwise: {}", partial.display(), changed.join("; ")))
-        .hint(format!("give the command it was begun with, or {anew}")))
+    Err(Error::user(format!("{} was started with other settings: {}", partial.display(), changed.join("; ")))
+        .hint(format!("repeat the command that started it, or {anew}")))
 }
 
 #[cfg(test)]
@@ -187,6 +194,6 @@ mod tests {
         assert!(!partial.exists());
 
         std::fs::write(&partial, "something else\n").unwrap();
-        assert!(Answers::open(&path, &how, 2).err().unwrap().message().contains("not the beginning"));
+        assert!(Answers::open(&path, &how, 2).err().unwrap().message().contains("not a file of answers"));
     }
 }

@@ -1,4 +1,5 @@
-//! `ft chat`: a conversation on the terminal. Answers go to stdout as they come, everything else to stderr.
+//! `ft chat`: holds a conversation with a model on the terminal. Answers go to stdout token by token, everything else
+//! to stderr.
 
 use super::generate::{Shown, settings};
 use super::model::{ModelArgs, TemplateArgs, need_template};
@@ -13,10 +14,10 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Talk with a model on the terminal
+/// Chat with a model on the terminal
 ///
-/// One line is one turn. /reset forgets the conversation, /system TEXT sets the system message (and forgets), /quit or
-/// Ctrl-D ends, Ctrl-C stops an answer.
+/// Each line that you type is one turn. /reset starts a new conversation, /system TEXT starts one with that system
+/// message, /quit or Ctrl-D ends the program, Ctrl-C stops the current answer.
 #[derive(Args)]
 pub struct Chat {
     #[command(flatten)]
@@ -30,6 +31,7 @@ pub struct Chat {
     sampling: SamplingArgs,
 }
 
+/// Runs `ft chat` until the input ends. A failed turn ends the command unless a person is typing.
 pub fn run(args: Chat) -> Result<()> {
     let (model, tokenizer) = args.model.open(&args.template)?;
     need_template(&tokenizer, &args.model)?;
@@ -64,11 +66,11 @@ pub fn run(args: Chat) -> Result<()> {
             }
             "/system" => talk.reset(Some(rest.trim())),
             other if other.starts_with('/') => {
-                report::warn(format!("no command {other}; there are /reset, /system TEXT and /quit"));
+                report::warn(format!("unknown command {other}; the commands are /reset, /system TEXT and /quit"));
             }
             _ => match talk.turn(line.trim()) {
                 Ok(()) => {}
-                // A person can go on; a script must not take a missing answer for an answer.
+                // A person can type another line; a script must not mistake a missing answer for an empty one.
                 Err(e) if terminal => report::error(&e),
                 Err(e) => return Err(e),
             },
@@ -80,8 +82,9 @@ pub fn run(args: Chat) -> Result<()> {
     Ok(())
 }
 
-/// While it lives, a terminal that knows scripts from right to left gives each line the direction of its first letter
-/// (DECSET 2501). Others pass over the request.
+/// Guard that switches on the terminal mode in which each line takes the direction (left-to-right or right-to-left) of
+/// its first letter (DECSET 2501). Without it, Arabic or Hebrew answers are shown in the wrong order. Terminals that do
+/// not have the mode ignore the request; dropping the guard switches it off.
 struct Directions;
 
 impl Directions {
@@ -102,7 +105,7 @@ impl Drop for Directions {
     }
 }
 
-/// A conversation and what is needed to go on with it.
+/// The conversation so far, with the model session and the settings that answer its next turn.
 struct Talk<'m> {
     session: Session<'m>,
     tokenizer: &'m ChatTokenizer,
@@ -120,7 +123,7 @@ impl Talk<'_> {
         self.messages = system.map(|s| Message::new("system", s)).into_iter().collect();
     }
 
-    /// Asks `text` and shows the answer; without one the conversation stays as it was.
+    /// Adds `text` as the user's turn and shows the answer. If there is none, the turn is removed again.
     fn turn(&mut self, text: &str) -> Result<()> {
         self.messages.push(Message::new("user", text));
         let answer = self.answer().inspect_err(|_| {
@@ -165,7 +168,7 @@ impl Talk<'_> {
             Stop::EndToken | Stop::Text => {}
             Stop::Interrupted => report::info("(stopped)"),
             Stop::Length => report::warn(format!("cut after {} tokens (--max-new-tokens)", answer.tokens.len())),
-            Stop::Context => report::warn("the model's context is full; /reset begins a new conversation"),
+            Stop::Context => report::warn("the model's context is full; /reset starts a new conversation"),
         }
         match answer.text {
             Some(text) => Ok(text),

@@ -1,4 +1,4 @@
-//! `ft check`: a recipe gone through without training.
+//! `ft check`: reads a recipe and its data as training would, and reports lengths, loss masks, memory and disk.
 
 use clap::Args;
 use ft::error::{Error, Result};
@@ -14,14 +14,15 @@ pub struct CheckArgs {
     /// Set a key by its dotted path, such as optim.lr=1e-4
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Choose batch.tokens and run.replay for the memory that is free, or for SIZE (such as 8GB)
+    /// Choose batch.tokens and run.replay so that the run fits into the free memory, or into SIZE (such as 8GB)
     #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true)]
     fit: Option<Option<String>>,
-    /// Print JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
 
+/// Runs `ft check`. Fails if the recipe would not run as it is, with all problems that were found.
 pub fn run(args: CheckArgs) -> Result<()> {
     let plan = super::train::fitted(recipe::load(&args.recipe, &args.sets)?, &args.fit)?;
     let check = check::check(&plan, std::io::stdout().is_terminal() && !args.json)?;
@@ -37,7 +38,7 @@ pub fn run(args: CheckArgs) -> Result<()> {
 
 fn print(c: &Check) {
     for (i, preview) in c.previews.iter().enumerate() {
-        println!("row {} as the model sees it (what is learnt is green, or stands in «…»):\n{preview}\n", i + 1);
+        println!("row {} as the model sees it (trained tokens are green, or between « and »):\n{preview}\n", i + 1);
     }
     println!("lengths in tokens:\n{}", c.histogram);
     let s = &c.train;
@@ -46,7 +47,7 @@ fn print(c: &Check) {
     println!("duplicates {} in training rows, {overlap} validation rows also in training", c.duplicates.superfluous);
     let n = report::count;
     println!(
-        "parameters {}, trained {} ({:.2} %)",
+        "parameters {}, of which trained {} ({:.2} %)",
         n(c.parameters),
         n(c.trained),
         100.0 * c.trained as f64 / c.parameters as f64
@@ -66,6 +67,6 @@ fn print(c: &Check) {
     );
     println!("disk about {}; free {}", report::bytes(c.needs.disk), free(c.disk_free));
     if c.problems.is_empty() {
-        println!("ok: start with ft train");
+        println!("ok: start the run with ft train");
     }
 }

@@ -1,4 +1,4 @@
-//! `ft data`: what is in files of rows, before anything is trained on them.
+//! `ft data`: inspects, converts, splits and scrubs data files before training, and manages the token cache.
 
 mod cache;
 mod convert;
@@ -19,28 +19,28 @@ pub struct DataArgs {
 
 #[derive(Subcommand)]
 enum DataVerb {
-    /// Show which format a file has, its first rows as they will be read, and every bad row with line and key.
+    /// Show a file's format, its first rows as ft reads them, and every bad row with line and key.
     Inspect(inspect::InspectArgs),
     /// Write the rows of a file in another format.
     Convert(convert::ConvertArgs),
-    /// Part the rows of a file into training and validation rows; equal rows come to the same side.
+    /// Split the rows of a file into training and validation rows; duplicates stay together.
     Split(split::SplitArgs),
-    /// Replace personal data in the texts of rows by pseudonyms.
+    /// Replace personal data in the texts of rows with pseudonyms.
     Scrub(scrub::ScrubArgs),
-    /// Show what is kept of token ids, and remove what is not used.
+    /// Show the cache of token ids, and remove unused entries.
     Cache(cache::CacheArgs),
 }
 
-/// How the rows of a file are read.
+/// Options that say how the rows of a file are read.
 #[derive(Args)]
 struct ReadArgs {
-    /// How rows are read; left out, it is found out.
+    /// Format of the rows; auto detects it from the columns of the first row.
     #[arg(long, value_parser = formats(), default_value = "auto", hide_possible_values = false)]
     format: RowFormat,
     /// Read the column THEIRS as OURS, e.g. `prompt=question`; may be given several times.
     #[arg(long, value_name = "OURS=THEIRS", value_parser = renaming)]
     column: Vec<(String, String)>,
-    /// Read only the first so many rows.
+    /// Read only the first N rows.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     rows: Option<u64>,
 }
@@ -60,6 +60,7 @@ fn formats() -> impl TypedValueParser<Value = RowFormat> {
     PossibleValuesParser::new(names).map(|name| RowFormat::named(&name).unwrap_or_default())
 }
 
+/// Parses OURS=THEIRS.
 fn renaming(text: &str) -> Result<(String, String), String> {
     let (ours, theirs) = text.split_once('=').ok_or("expected OURS=THEIRS, such as prompt=question")?;
     Ok((ours.to_string(), theirs.to_string()))

@@ -1,4 +1,4 @@
-//! `ft doctor`: can this machine train, on what, and what to do where it cannot.
+//! `ft doctor`: checks whether this machine can train, on which devices, and what to do if it cannot.
 
 use clap::Args;
 use console::{Alignment, Style, pad_str};
@@ -13,9 +13,9 @@ use serde_json::json;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// Show what this machine can train on, each line ok or with a remedy
+/// Check whether this machine can train, and on which devices
 ///
-/// Exit code 1 where training cannot run.
+/// Each problem is shown with its remedy. Exit code 1 if training cannot run.
 #[derive(Args)]
 pub struct DoctorArgs {
     /// Write one JSON object to stdout
@@ -33,6 +33,7 @@ enum Status {
     Failed,
 }
 
+/// One line of the report: what was found, and what to do about it.
 #[derive(Serialize)]
 struct Check {
     name: String,
@@ -47,17 +48,19 @@ impl Check {
         Check { name: name.into(), status: Status::Ok, found: found.into(), remedy: None }
     }
 
+    /// Builds a check that is not ok, with its remedy.
     fn but(name: impl Into<String>, status: Status, found: impl Into<String>, remedy: impl Into<String>) -> Check {
         Check { name: name.into(), status, found: found.into(), remedy: Some(remedy.into()) }
     }
 }
 
 const GB: u64 = 1_000_000_000;
-/// Loading the smallest useful base model and its training state.
+/// Memory for the smallest useful base model and its training state.
 const MEMORY_NEEDED: u64 = 2 * GB;
-/// A base model of some hundred million parameters, its adapter and two checkpoints.
+/// Disk space for a base model of some hundred million parameters, its adapter and two checkpoints.
 const DISK_NEEDED: u64 = 2 * GB;
 
+/// Runs `ft doctor`. Fails if training cannot run on this machine.
 pub fn run(args: &DoctorArgs) -> Result<()> {
     let runtime = runtime::get();
     let cuda_usable = tch::Cuda::is_available();
@@ -128,7 +131,12 @@ fn check_cpu(cpu: &Cpu) -> Check {
     let sets = if sets.is_empty() { "no AVX2".into() } else { sets.join(", ") };
     let found = format!("{} · {sets}{}", cpu.model, limit.unwrap_or_default());
     if !cpu.avx2 {
-        return Check::but("cpu", Status::Warning, found, "training runs, but slowly: libtorch is fast from AVX2 on");
+        return Check::but(
+            "cpu",
+            Status::Warning,
+            found,
+            "training runs, but slowly: libtorch's fast kernels need AVX2",
+        );
     }
     Check::ok("cpu", found)
 }
@@ -138,14 +146,14 @@ fn check_threads(cpu: &Cpu) -> Check {
     let quota = cpu.quota.map(|q| format!(", limited to {q:.1} by a control group")).unwrap_or_default();
     let found = format!("{used} in use · {} cores, {} logical{quota}", cpu.cores, cpu.logical);
     if used > cpu.threads() {
-        let remedy = format!("OMP_NUM_THREADS={} avoids threads that wait for each other", cpu.threads());
+        let remedy = format!("more threads than cores wait for each other: set OMP_NUM_THREADS={}", cpu.threads());
         return Check::but("threads", Status::Warning, found, remedy);
     }
     Check::ok("threads", found)
 }
 
-/// One step of real work on the device in both number formats; the rates are 10⁹ operations a second of a product of
-/// two square matrices.
+/// Checks a small training computation on the device in float32 and bfloat16. Returns both rates, (f32, bf16), in 10⁹
+/// operations per second of a product of two square matrices, and the line of the report.
 fn check_arithmetic(device: Device, name: &str, native_bf16: bool) -> ((f64, f64), Check) {
     let name = format!("training on {name}");
     let rate = |kind| arithmetic(device, kind);
@@ -159,7 +167,7 @@ fn check_arithmetic(device: Device, name: &str, native_bf16: bool) -> ((f64, f64
                     name,
                     Status::Warning,
                     found,
-                    "products of bf16 are not to be had here: dtype auto, the default, computes in f32",
+                    "bf16 is not faster than f32 on this device: dtype auto, the default, computes in f32",
                 )
             };
             ((f32, bf16), check)
@@ -172,14 +180,15 @@ fn check_arithmetic(device: Device, name: &str, native_bf16: bool) -> ((f64, f64
                     name,
                     status,
                     e.message(),
-                    "libtorch is there but cannot compute: is it a whole 2.11 install?",
+                    "libtorch was found but cannot compute: is the 2.11 installation complete?",
                 ),
             )
         }
     }
 }
 
-/// A product with its gradients, compared with the exact values, then timed.
+/// Computes a product and its gradient, fails if they differ from the exact values, and returns the rate of a large
+/// product in 10⁹ operations per second.
 fn arithmetic(device: Device, kind: Kind) -> Result<f64> {
     let x = Tensor::f_ones([4, 8], (kind, device))?;
     let w = Tensor::f_full([8, 2], 0.5, (kind, device))?.f_set_requires_grad(true)?;
@@ -198,14 +207,14 @@ fn check_cuda(driver: &Result<Option<Driver>, String>, runtime: &Runtime, usable
     let built = runtime.libtorch.cuda.as_deref();
     let driver = match driver {
         Err(why) => {
-            let remedy = "training runs on the CPU; `nvidia-smi` and the driver's installation tell more";
+            let remedy = "training runs on the CPU; check the driver with `nvidia-smi`, and reinstall it if that fails";
             return Check::but("cuda", Status::Warning, format!("the NVIDIA driver does not work: {why}"), remedy);
         }
         Ok(None) => return Check::ok("cuda", "no NVIDIA driver: training runs on the CPU"),
         Ok(Some(driver)) => driver,
     };
     let release = driver.release.as_deref().unwrap_or("of unknown release");
-    let found = format!("driver {release}, good for CUDA {}.{}", driver.cuda.0, driver.cuda.1);
+    let found = format!("driver {release}, supports CUDA {}.{}", driver.cuda.0, driver.cuda.1);
     let warn = |found: String, remedy: String| Check::but("cuda", Status::Warning, found, remedy);
     match &runtime.cuda {
         CudaPart::Opened { .. } if usable => {
@@ -220,12 +229,12 @@ fn check_cuda(driver: &Result<Option<Driver>, String>, runtime: &Runtime, usable
                 .into(),
         ),
         CudaPart::NotShipped => warn(
-            format!("{found}; this libtorch is for the CPU alone"),
+            format!("{found}; this libtorch is built for the CPU only"),
             "set FT_LIBTORCH to a PyTorch 2.11 with CUDA, e.g. site-packages/torch".into(),
         ),
         CudaPart::Failed(why) => warn(
             format!("{found}; libtorch_cuda.so does not load: {why}"),
-            "`make setup CUDA=1` fetches the CUDA libraries it needs".into(),
+            "fetch the CUDA libraries that it needs with `make setup CUDA=1`".into(),
         ),
         CudaPart::NoDriver => warn(found, "the driver appeared after ft started; run `ft doctor` again".into()),
     }
@@ -255,7 +264,7 @@ fn check_memory(memory: &Memory) -> Check {
     let limited = if memory.limited { " (limited by a control group)" } else { "" };
     let found = format!("{} free of {}{limited}", bytes(memory.free), bytes(memory.total));
     if memory.free < MEMORY_NEEDED {
-        let remedy = format!("free memory: less than {} is too little for most models", bytes(MEMORY_NEEDED));
+        let remedy = format!("free some memory: most models need at least {}", bytes(MEMORY_NEEDED));
         return Check::but("memory", Status::Warning, found, remedy);
     }
     Check::ok("memory", found)
@@ -269,18 +278,18 @@ fn check_disk(free: Option<u64>) -> Check {
             "disk",
             Status::Warning,
             format!("{} free in {here}", bytes(free)),
-            format!("free disk space: models and checkpoints want {} or more", bytes(DISK_NEEDED)),
+            format!("free some disk space: models and checkpoints need {} or more", bytes(DISK_NEEDED)),
         ),
         None => Check::but(
             "disk",
             Status::Warning,
-            format!("{here}: the system does not say"),
-            "is the folder still there?",
+            format!("{here}: the free space is unknown"),
+            "does the folder still exist?",
         ),
     }
 }
 
-/// Aligned columns, a remedy on a line of its own below what it mends.
+/// Formats the checks as aligned columns; a remedy is on its own line below its check.
 fn table(checks: &[Check]) -> String {
     let width = checks.iter().map(|c| c.name.len()).max().unwrap_or(0);
     let mut lines = Vec::new();

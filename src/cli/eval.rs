@@ -1,4 +1,4 @@
-//! `ft eval`: exact match and perplexity on a file of rows.
+//! `ft eval`: measures exact match and perplexity of a model on a file of rows.
 
 use super::model::{ModelArgs, TemplateArgs};
 use clap::Args;
@@ -9,10 +9,10 @@ use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
 
-/// Measure exact match and perplexity on rows with answers
+/// Measure exact match and perplexity of a model on rows with answers
 ///
-/// The model answers each row greedily in place of its last answer; the two are compared after trimming. Loss and
-/// perplexity are those of the tokens that training would supervise. Rows of plain text have a perplexity only.
+/// The model generates an answer greedily where each row has its last one; the two are compared after trimming. Loss
+/// and perplexity are over the tokens that `ft train` would train on. Rows of plain text have a perplexity only.
 #[derive(Args)]
 pub struct Eval {
     #[command(flatten)]
@@ -25,33 +25,34 @@ pub struct Eval {
     /// Only the first N rows
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rows: Option<u32>,
-    /// Longest answer in tokens [default: the longest expected answer and 16 more]
+    /// Longest answer in tokens [default: that of the longest expected answer, plus 16]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
     /// Print the numbers as one JSON object
     #[arg(long)]
     json: bool,
-    /// Where each row's prompt, expected and given answer go, one JSON object a line
+    /// Write each row's prompt, expected answer and generated answer, one JSON object per line
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
+/// Runs `ft eval`.
 pub fn run(args: Eval) -> Result<()> {
     let (model, tokenizer) = args.model.open(&args.template)?;
     let rows = EvalRow::read(&args.data, args.rows.map(|n| n as usize), &tokenizer)?;
     let asked = rows.iter().filter(|r| r.asked.is_some()).count();
     if args.out.is_some() && asked == 0 {
         return Err(Error::user(format!(
-            "{}: plain text asks nothing, so --out would stay empty",
+            "{}: rows of plain text have no answers to compare, so --out would be empty",
             args.data.display()
         ))
-        .hint("leave --out away; loss and perplexity are printed"));
+        .hint("leave out --out; loss and perplexity are printed"));
     }
     if let Some(n) = args.max_new_tokens {
         let long = rows.iter().filter_map(|r| r.asked.as_ref()).filter(|a| a.tokens > n).count();
         if long > 0 {
             report::warn(format!(
-                "{long} of {asked} expected answers are longer than --max-new-tokens {n} and cannot be met"
+                "{long} of {asked} expected answers are longer than --max-new-tokens {n} and cannot be matched"
             ));
         }
     }
@@ -86,6 +87,6 @@ fn table(e: &Evaluation) -> Vec<Vec<String>> {
         line("ended by itself", share(e.stopped)),
         line("loss", format!("{:.4}", e.loss)),
         line("perplexity", format!("{:.3}", e.perplexity)),
-        line("rows", format!("{} ({:.2} a second)", report::count(e.rows as u64), e.rows_per_s)),
+        line("rows", format!("{} ({:.2} per second)", report::count(e.rows as u64), e.rows_per_s)),
     ]
 }

@@ -1,4 +1,4 @@
-//! `ft generate`: answers to prompts, given one by one or as a file of them.
+//! `ft generate`: answers prompts from the command line or from a file.
 
 use super::answers::Answers;
 use super::model::{ModelArgs, TemplateArgs, need_template};
@@ -23,8 +23,8 @@ use std::time::Instant;
 
 /// Continue prompts, or answer a file of prompts
 ///
-/// What is not given comes from the model's generation_config.json. Answers to a file go to FILE.partial as they
-/// finish and become FILE at the end; the same command goes on where an interrupted one ended.
+/// Settings that are not given come from the model's generation_config.json. With --out FILE, answers are appended to
+/// FILE.partial as they finish, and FILE is written at the end; to continue an interrupted command, run it again.
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("question").required(true).args(["prompt", "input"])))]
 pub struct Generate {
@@ -35,50 +35,51 @@ pub struct Generate {
     /// The text to continue; may be given several times
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
-    /// Rows with `prompt` (text or messages) or `messages`
+    /// File of rows with `prompt` (text or messages) or `messages`
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
-    /// Where the answers to --input go, one JSON object a line
+    /// Write the answers to --input to this file, one JSON object per line
     #[arg(long, visible_alias = "output", value_name = "FILE", requires = "input", conflicts_with = "json")]
     out: Option<PathBuf>,
-    /// Answer rows that end with the assistant's turn anew, without that turn
+    /// In rows that end with the assistant's turn, drop that turn and generate another
     #[arg(long, requires = "input")]
     drop_answer: bool,
-    /// Ask text prompts as a user's turn, through the model's chat template
+    /// Send each text prompt as a user's turn, through the model's chat template
     #[arg(long)]
     chat: bool,
     /// System message before each text prompt
     #[arg(long, value_name = "TEXT", requires = "chat")]
     system: Option<String>,
-    /// What every answer begins with
+    /// Text that every answer begins with
     #[arg(long, value_name = "TEXT")]
     prefix: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     beams: BeamArgs,
-    /// Rows decoded together at most; answers do not depend on it [default: as memory allows, at most 64 on the CPU]
+    /// Largest number of rows decoded together [default: as memory allows, at most 64 on the CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: Option<u32>,
-    /// Print one JSON object an answer
+    /// Print one JSON object per answer
     #[arg(long)]
     json: bool,
     /// Add each token and its log-probability to the JSON
     #[arg(long)]
     logprobs: bool,
-    /// Write how long each pass over prompts and each next token took, one JSON object a line; sums go to stderr
+    /// Write the duration of each forward pass (prompts, next tokens), one JSON object per line; totals go to stderr
     #[arg(long, value_name = "FILE")]
     timings: Option<PathBuf>,
 }
 
-/// A prompt as the user wrote it, and as the model sees it.
+/// A prompt as the user wrote it, and as the token ids that the model reads.
 struct Question {
     prompt: Value,
     ids: Vec<u32>,
-    /// What the answer begins with.
+    /// Token ids that the answer begins with.
     prefix: Vec<u32>,
 }
 
+/// Runs `ft generate`.
 pub fn run(args: Generate) -> Result<()> {
     if args.input.is_some() && args.out.is_none() && !args.json {
         return Err(Error::user("--input needs --out FILE, or --json to print the answers"));
@@ -91,7 +92,8 @@ pub fn run(args: Generate) -> Result<()> {
     chosen.settings.log_probs = args.logprobs;
     say(&chosen);
     if args.timings.is_some() && chosen.beams.is_some() {
-        return Err(Error::user("--timings does not tell of beams").hint("leave out --timings, or set --num-beams 1"));
+        return Err(Error::user("--timings cannot be combined with beam search")
+            .hint("leave out --timings, or set --num-beams 1"));
     }
     if args.chat {
         need_template(&tokenizer, &args.model)?;
@@ -133,36 +135,36 @@ pub fn run(args: Generate) -> Result<()> {
     args.timings.as_ref().map_or(Ok(()), |path| timings.borrow().finish(path))
 }
 
-/// Tells people what the model's file decided, and what of it has no effect.
+/// Reports which settings came from generation_config.json, and which of its keys are ignored.
 fn say(chosen: &Chosen) {
     if let Some(note) = &chosen.note {
         report::info(note);
     }
     if !chosen.not_done.is_empty() {
-        report::warn(format!("generation_config.json: no effect here: {}", chosen.not_done.join(", ")));
+        report::warn(format!("generation_config.json: ignored, not supported: {}", chosen.not_done.join(", ")));
     }
 }
 
-/// The settings of a command that has no beams.
+/// Returns the settings of a command without beam search, and reports where they come from.
 pub fn settings(args: &SamplingArgs, model: &ModelArgs, tokenizer: &ChatTokenizer) -> Result<Settings> {
     let chosen = args.choose(&model.model, tokenizer, None)?;
     say(&chosen);
     Ok(chosen.settings)
 }
 
-/// Everything that answers need.
+/// Everything needed to answer the prompts.
 struct Work<'a> {
     model: &'a Model,
     tokenizer: &'a ChatTokenizer,
     questions: &'a [Question],
     chosen: &'a Chosen,
     limits: Limits,
-    /// Answers to each question.
+    /// Number of answers to each prompt.
     answers: usize,
     timings: &'a RefCell<Timings>,
 }
 
-/// Answers and tokens so far.
+/// Progress bar, and the numbers of answers and tokens so far.
 struct Progress {
     bar: report::Progress,
     began: Instant,
@@ -191,11 +193,12 @@ impl Progress {
     }
 }
 
-/// What hears of the tokens of a single answer.
+/// Callback that gets each generated token. Only useful where a single answer is generated.
 type OnToken<'a> = &'a mut dyn FnMut(u32) -> Result<()>;
 
 impl Work<'_> {
-    /// Answers the questions from `from` on; `done` gets all answers to one question, in the order of the questions.
+    /// Answers the prompts from index `from` on. `done` is called with a prompt's index and all its answers, in the
+    /// order of the prompts; `on_token` with every token that the engine samples.
     fn each(
         &self,
         from: usize,
@@ -248,6 +251,7 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// Writes the answers to `out`, prompt by prompt, and continues a partial file. Ctrl-C keeps what is answered.
     fn write_file(&self, out: &Path, fingerprint: &Value) -> Result<()> {
         let interrupted = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal_hook::consts::SIGINT, interrupted.clone())
@@ -255,7 +259,7 @@ impl Work<'_> {
         let mut file = Answers::open(out, fingerprint, self.answers)?;
         let from = file.done();
         if from > 0 {
-            report::info(format!("{from} of {} prompts are answered; going on", self.questions.len()));
+            report::info(format!("{from} of {} prompts are answered already; continuing", self.questions.len()));
         }
         let mut progress = Progress::new(self.questions.len(), from);
         let going_on = || match interrupted.load(Ordering::Relaxed) {
@@ -279,7 +283,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Plain text on stdout; a single answer as it comes where a person looks on.
+    /// Prints answers as plain text. A single answer is printed token by token if stdout is a terminal.
     fn as_text(&self) -> Result<()> {
         let single = self.questions.len() * self.answers == 1;
         let mut progress = Progress::new(self.questions.len(), 0);
@@ -311,6 +315,7 @@ impl Work<'_> {
         })
     }
 
+    /// Returns the text of an answer, without special tokens.
     fn text(&self, answer: &Completion) -> Result<String> {
         match &answer.text {
             Some(text) => Ok(text.clone()),
@@ -318,7 +323,7 @@ impl Work<'_> {
         }
     }
 
-    /// The JSON objects of a question's answers.
+    /// Returns the JSON objects of the answers to prompt `i`.
     fn rows(&self, i: usize, answers: &[Completion]) -> Result<Vec<Value>> {
         let question = &self.questions[i];
         let row = |(k, answer): (usize, &Completion)| {
@@ -350,7 +355,7 @@ impl Work<'_> {
     }
 }
 
-/// An answer on stdout as it comes; what may become a stop text is held back.
+/// Prints an answer token by token. Text that may be the beginning of a stop text is held back until that is decided.
 pub struct Shown<'t> {
     stream: DecodeStream<'t>,
     texts: &'t [String],
@@ -370,22 +375,22 @@ impl<'t> Shown<'t> {
         Ok(())
     }
 
-    /// No stop text came: what was held back is text.
+    /// Prints the text held back; called when the answer ended without a stop text.
     pub fn finish(&mut self) {
         show(&std::mem::take(&mut self.held));
     }
 }
 
-/// Text on stdout at once.
+/// Writes text to stdout and flushes it.
 fn show(text: &str) {
     let mut out = std::io::stdout();
     let text = report::for_stdout(text);
-    // A reader that went away ends the program at the next plain print.
+    // Errors are ignored: if the reader has closed the pipe, the next `println!` ends the program.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 impl Generate {
-    /// What answers depend on; half a file goes on only where all of it is equal.
+    /// Returns everything that the answers depend on. A partial file is continued only if all of it is equal.
     fn fingerprint(&self, input: &Path, chosen: &Chosen) -> Result<Value> {
         let mut all = json!({
             "model": fsutil::absolute(&self.model.model),
@@ -408,7 +413,7 @@ impl Generate {
         Ok(all)
     }
 
-    /// The question that a text asks.
+    /// Builds the prompt of a text, through the chat template with --chat.
     fn asked(&self, text: &str, tokenizer: &ChatTokenizer) -> Result<Question> {
         let prompt = text.into();
         if self.chat {
@@ -422,11 +427,12 @@ impl Generate {
         Ok(Question { prompt, ids: tokenizer.encode_plain_prompt(text)?, prefix: self.begun(text, tokenizer)? })
     }
 
-    /// Token ids of what the answer begins with after `prompt`.
+    /// Returns the token ids of --prefix, as the text that follows `prompt`.
     fn begun(&self, prompt: &str, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
         self.prefix.as_ref().map_or(Ok(Vec::new()), |prefix| tokenizer.encode_answer_after(prompt, prefix))
     }
 
+    /// Reads and tokenises the prompts of a file. Fails at the first row without a usable prompt, with file and line.
     fn read(&self, path: &Path, tokenizer: &ChatTokenizer) -> Result<Vec<Question>> {
         let mut questions = Vec::new();
         source::for_each_chunk_of(Wanted::Readable, path, None, |chunk| {
@@ -442,6 +448,7 @@ impl Generate {
         Ok(questions)
     }
 
+    /// Builds the prompt of one row.
     fn question(&self, mut columns: Columns, place: Place, tokenizer: &ChatTokenizer) -> Result<Question> {
         let error = |message: String| Error::user(format!("{place}: {message}"));
         if let Some(Value::String(text)) = columns.get("prompt") {
@@ -452,10 +459,10 @@ impl Generate {
             .find(|k| columns.get(*k).is_some_and(|v| !v.is_null()))
             .ok_or_else(|| {
                 let found: Vec<String> = columns.keys().map(|k| format!("`{k}`")).collect();
-                error(format!("no `prompt` and no `messages`; found {}", found.join(", ")))
+                error(format!("no column `prompt` or `messages`; the row has {}", found.join(", ")))
             })?;
         if self.system.is_some() {
-            return Err(error("--system is for text prompts, and this row brings its own messages".into())
+            return Err(error("--system applies to text prompts only, but this row has messages".into())
                 .hint("put the system message into the row"));
         }
         let mut prompt = columns.remove(key).unwrap_or_default();
@@ -470,12 +477,12 @@ impl Generate {
                 turns.truncate(turns.len().saturating_sub(answered));
             }
             if talk.messages.is_empty() {
-                return Err(error("without the assistant's turns no message is left".into()).hint("remove that row"));
+                return Err(error("no message is left without the assistant's turns".into()).hint("remove that row"));
             }
         }
         if talk.messages.last().is_some_and(|m| m.role == "assistant") {
             return Err(error("the messages end with the assistant's turn, so there is nothing to answer".into())
-                .hint("to answer such rows without that turn: --drop-answer; to compare answers with it: ft eval"));
+                .hint("drop that turn with --drop-answer, or compare it with the model's answer: ft eval"));
         }
         let rendered = rendered(&talk, tokenizer).context(|| place)?;
         let prefix = self.begun(&rendered, tokenizer).context(|| place)?;
@@ -483,10 +490,10 @@ impl Generate {
     }
 }
 
-/// The conversation as the model sees it before its answer.
+/// Renders the conversation up to the point where the model's answer begins.
 fn rendered(talk: &Conversation, tokenizer: &ChatTokenizer) -> Result<String> {
     let template = tokenizer.template().ok_or_else(|| {
-        Error::user("the model has no chat template, and the row holds messages")
+        Error::user("the model has no chat template, but the row has messages")
             .hint("use an instruct model, or rows with `prompt` as text")
     })?;
     let text = template.render(talk, talk.messages.len(), true)?;

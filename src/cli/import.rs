@@ -1,4 +1,4 @@
-//! `ft import`: its arguments, the bar and the summary.
+//! `ft import`: converts a GGUF file; arguments, progress bar and summary.
 
 use clap::{Args, ValueEnum};
 use ft::convert::import::{Options, Summary, import};
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Turn a GGUF file into a Hugging Face model directory.
+/// Convert a GGUF file to a Hugging Face model directory.
 ///
 /// Reads architectures llama, qwen2, qwen3 and gpt2 in F32, F16, BF16, Q4_0 to Q8_0 and the K-quants, and rebuilds
 /// the tokenizer from the vocabulary inside the file.
@@ -21,13 +21,14 @@ pub struct ImportArgs {
     /// The model directory to write.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// The type of the weights written.
+    /// Number format of the written weights.
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: Weights,
     /// Replace DIR if it is a model directory already.
     #[arg(long)]
     force: bool,
-    /// Use this pre-tokenizer, not the one that the file names (as llama.cpp names them: gpt-2, smollm, llama-bpe, qwen2, …).
+    /// Use this pre-tokenizer instead of the one that the file names. Names are llama.cpp's: gpt-2, smollm, llama-bpe,
+    /// ….
     #[arg(long, value_name = "NAME")]
     pre_tokenizer: Option<String>,
     /// Print the summary as JSON.
@@ -42,6 +43,7 @@ enum Weights {
     F16,
 }
 
+/// Runs `ft import`. Ctrl-C stops it and leaves nothing behind.
 pub fn run(args: &ImportArgs) -> Result<()> {
     let stopped = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {

@@ -1,4 +1,5 @@
-//! `ft logits`: what a model answers, number by number, for checks against other programs (tests/reference).
+//! `ft logits`: prints a model's logits, so that tests/reference can compare them with those of other programs. Hidden
+//! from `ft --help`.
 
 use clap::{Args, ValueEnum};
 use ft::error::{Error, Result};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use tch::{Kind, Tensor};
 
-/// Logits after every token of given sequences, as JSON on stdout
+/// Print the logits after every token of given sequences as JSON
 #[derive(Args)]
 pub struct LogitsArgs {
     /// Hugging Face directory
@@ -50,6 +51,7 @@ struct Row {
     logits: Vec<Vec<f32>>,
 }
 
+/// Runs `ft logits`.
 pub fn run(args: &LogitsArgs) -> Result<()> {
     let Asked { rows } = fsutil::read_json(&args.ids)?;
     let kind = match args.dtype {

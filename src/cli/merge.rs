@@ -1,4 +1,4 @@
-//! `ft merge`: adapters into a base, or several adapters into one.
+//! `ft merge`: folds adapters into a base model, or combines several adapters into one.
 
 use clap::{Args, ValueEnum};
 use ft::convert::export::Report;
@@ -8,30 +8,30 @@ use ft::report;
 use std::path::PathBuf;
 use tch::Kind;
 
-/// Fold adapters into a base model, or several adapters into one
+/// Merge adapters into a base model, or several adapters into one
 ///
-/// Sums run in float32 and are rounded once. What is written is read back and compared with the adapted model in
-/// memory before it is moved into place; export_report.json inside holds the numbers.
+/// Sums are computed in float32 and rounded once. The written files are read back and compared with the adapted model
+/// in memory before they are moved into place; export_report.json in the folder has the numbers.
 #[derive(Args)]
 pub struct MergeArgs {
     /// Hugging Face directory of the base
     base: PathBuf,
-    /// Adapter directories; `=WEIGHT` counts one more, less or negatively
+    /// Adapter directories; `=WEIGHT` multiplies an adapter's update (default 1, may be negative)
     #[arg(required = true, value_name = "ADAPTER[=WEIGHT]")]
     adapters: Vec<String>,
     /// Folder to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Dtype of the merged weights; `base`: what each has in the base
+    /// Number format of the merged weights; `base`: the format that each weight has in the base
     #[arg(long, value_enum, default_value_t = Dtype::Base)]
     dtype: Dtype,
-    /// A whole model, or one adapter that does what all do together
+    /// Write a whole model, or one adapter with the effect of all together
     #[arg(long = "as", value_enum, default_value_t = Form::Model)]
     form: Form,
-    /// Split weights into files of at most so many gigabytes (of 10^9 bytes)
+    /// Split weights into files of at most GB gigabytes (10^9 bytes)
     #[arg(long, value_name = "GB", default_value_t = 5.0)]
     shard_size: f64,
-    /// Replace DIR where it exists
+    /// Replace DIR if it exists
     #[arg(long)]
     force: bool,
     /// Write the report as JSON to stdout
@@ -52,6 +52,7 @@ enum Form {
     Adapter,
 }
 
+/// Runs `ft merge`.
 pub fn run(args: &MergeArgs) -> Result<()> {
     guard(args)?;
     if args.shard_size.is_nan() || args.shard_size <= 0.0 {
@@ -60,8 +61,8 @@ pub fn run(args: &MergeArgs) -> Result<()> {
         );
     }
     if args.form == Form::Adapter && args.dtype != Dtype::Base {
-        return Err(Error::user("--dtype does not go with --as adapter")
-            .hint("adapters are written in float32, as PEFT writes them"));
+        return Err(Error::user("--dtype cannot be combined with --as adapter")
+            .hint("leave out --dtype: adapters are written in float32, as PEFT writes them"));
     }
     let parts = args.adapters.iter().map(|text| merged::parse_part(text)).collect::<Result<Vec<_>>>()?;
     for part in &parts {
@@ -89,29 +90,31 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     Ok(())
 }
 
-/// Nothing is replaced unasked, and never the inputs or a folder that is no model.
+/// Fails if --out must not be replaced: it exists and --force is missing, it contains an input, or it is neither empty
+/// nor a model or adapter directory.
 fn guard(args: &MergeArgs) -> Result<()> {
     let refuse = |what: &str, hint: &str| Err(Error::user(format!("--out {}: {what}", args.out.display())).hint(hint));
     let Ok(out) = args.out.canonicalize() else { return Ok(()) };
     let folders = args.adapters.iter().map(|a| PathBuf::from(merged::split_weight(a).0)).chain([args.base.clone()]);
     if folders.filter_map(|f| f.canonicalize().ok()).any(|f| f.starts_with(&out)) {
-        return refuse("holds what is to be merged", "choose another folder");
+        return refuse("contains the base or an adapter that is merged", "choose another folder");
     }
     if !args.force {
-        return refuse("is there already", "choose another folder, or replace this one with --force");
+        return refuse("already exists", "choose another folder, or replace this one with --force");
     }
     let made = ["config.json", "adapter_config.json"].iter().any(|f| out.join(f).exists());
     let empty = out.read_dir().is_ok_and(|mut items| items.next().is_none());
     if !made && !empty {
         return refuse(
-            "is no model or adapter directory, and --force replaces nothing else",
+            "is not a model or adapter directory, and --force replaces nothing else",
             "remove it yourself, or choose another folder",
         );
     }
     Ok(())
 }
 
-/// The adapter says which base it was trained on: another folder name is worth a look, not an error.
+/// Warns if the adapter names a base whose folder has another name. This is no error: the same base may have been
+/// moved.
 fn note_other_base(args: &MergeArgs, part: &ft::adapters::merge::Part) {
     let last = |p: &std::path::Path| p.file_name().map(|n| n.to_string_lossy().to_lowercase());
     let Some(named) = part.file.base.as_deref().filter(|b| !b.is_empty()) else { return };

@@ -1,4 +1,7 @@
-//! One file a verb: its arguments and its call. clap is known nowhere else.
+//! Defines the command line: one file for each command, with its arguments and the call that runs it.
+//!
+//! Only this module uses clap. The work of a command is done by the library; a file here reads arguments, calls it, and
+//! prints the result: data to stdout, messages to stderr.
 
 mod answers;
 mod chat;
@@ -37,32 +40,32 @@ pub struct Cli {
     verb: Verb,
 }
 
-// In the order in which a newcomer meets them; `ft --help` keeps it.
+// `ft --help` lists the commands in this order, which is the order in which a newcomer needs them.
 #[derive(Subcommand)]
 enum Verb {
     Doctor(doctor::DoctorArgs),
     Import(import::ImportArgs),
-    /// Train a tokenizer, or look at what one does
+    /// Train a tokenizer, or show the tokens of a text
     #[command(subcommand)]
     Tokenizer(tokenizer::Verb),
-    /// Look into files of rows
+    /// Inspect, convert, split or scrub data files
     Data(data::DataArgs),
-    /// What recipes may hold and what one comes to
+    /// List, show and explain recipes and their keys
     #[command(subcommand)]
     Recipe(recipe::Recipe),
-    /// Go through a recipe without training: data, masks, lengths, memory
+    /// Check a recipe without training: data, loss masks, lengths, memory
     Check(check::CheckArgs),
-    /// Train as a recipe says
+    /// Train a model from a recipe
     Train(train::TrainArgs),
     Teach(teach::TeachArgs),
     Resume(resume::ResumeArgs),
-    /// Look at runs: list, show, compare, make a page
+    /// List, show and compare training runs, or write a run's report page
     #[command(subcommand)]
     Runs(runs::Runs),
     Replay(replay::ReplayArgs),
     Eval(eval::Eval),
     Score(score::Score),
-    /// Make preference data: people and machines judge pairs of answers
+    /// Make preference data: people and models judge pairs of answers
     #[command(subcommand)]
     Label(label::Label),
     Generate(generate::Generate),
@@ -74,9 +77,10 @@ enum Verb {
     Logits(logits::LogitsArgs),
 }
 
-/// Runs the verb that the command line names.
+/// Runs the command that the command line names.
 pub fn run(cli: Cli) -> Result<()> {
-    // Whatever a verb does for long, a log hears of it. Those that wait for people have nothing to tell.
+    // Where stderr is a log, a command that runs long reports its progress at fixed time intervals. Commands that wait
+    // for a person have no progress to report.
     let waits = match &cli.verb {
         Verb::Chat(_) => true,
         Verb::Label(verb) => verb.waits(),

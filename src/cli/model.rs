@@ -1,4 +1,4 @@
-//! The arguments that name a model, shared by the verbs that answer with one.
+//! Arguments that name a model, its device, number format and chat template; shared by the commands that run a model.
 
 use clap::{Args, ValueEnum};
 use ft::convert::template;
@@ -10,27 +10,27 @@ use ft::report;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
-/// A base model and perhaps an adapter on it.
+/// Names a base model and, optionally, an adapter on it.
 #[derive(Args)]
 pub struct ModelArgs {
     /// Hugging Face model directory
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// Adapter directory in PEFT layout, on top of the model
+    /// Adapter directory (PEFT layout) to load on top of the model
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Where to run: auto (CUDA where there is one, else CPU), cpu, cuda or cuda:N
+    /// Device: auto (CUDA if there is a usable GPU, else CPU), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Number format of the arithmetic: auto takes bf16 where the device multiplies it, else f32
+    /// Number format to compute in: auto takes bf16 if the device has fast bf16 products, else f32
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
 }
 
-/// How conversations are written for the model.
+/// Names the chat template and its variables.
 #[derive(Args, Default)]
 pub struct TemplateArgs {
-    /// A Jinja chat template to use instead of the model's own: a file, or the name of one that the model brings
+    /// Chat template (Jinja) to use instead of the model's default: a file, or the name of one of the model's templates
     #[arg(long, value_name = "FILE|NAME")]
     pub template: Option<PathBuf>,
     /// Variables of the chat template, such as '{"enable_thinking": false}'
@@ -39,7 +39,7 @@ pub struct TemplateArgs {
 }
 
 impl TemplateArgs {
-    /// What the tokenizer is loaded with.
+    /// Returns the template and variables to load the tokenizer with. Fails if the variables are not a JSON object.
     pub fn rendering(&self) -> Result<Rendering> {
         let kwargs = match &self.chat_template_kwargs {
             None => Default::default(),
@@ -52,7 +52,7 @@ impl TemplateArgs {
     }
 }
 
-/// Number formats a model can answer in.
+/// Values of --dtype for commands that run a model.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Dtype {
     Auto,
@@ -61,14 +61,15 @@ pub enum Dtype {
 }
 
 impl ModelArgs {
-    /// Loads tokenizer and model.
+    /// Loads model and tokenizer, and reports the number format. Without --template, an adapter's own chat template is
+    /// used.
     pub fn open(&self, writing: &TemplateArgs) -> Result<(Model, ChatTokenizer)> {
         let _loading = report::spinner(&format!("loading {}", self.model.display()));
         let mut rendering = writing.rendering()?;
         if let (None, Some(adapter)) = (&rendering.template, &self.adapter) {
             rendering.template = template::own(adapter, &self.model)?;
             if let Some(own) = &rendering.template {
-                report::info(format!("the adapter's own chat template is used: {}", own.display()));
+                report::info(format!("using the adapter's own chat template: {}", own.display()));
             }
         }
         let tokenizer = ChatTokenizer::load_with(&self.model, &rendering)?;
@@ -79,7 +80,7 @@ impl ModelArgs {
         Ok((model, tokenizer))
     }
 
-    /// The number format that `open` computes in.
+    /// Returns the number format that `open` computes in.
     pub fn dtype(&self) -> Result<models::Dtype> {
         Ok(self.dtype.choose(models::device(&self.device)?, &self.model)?.dtype)
     }
@@ -95,7 +96,7 @@ impl Dtype {
         asked.choose(device, Some(folder))
     }
 
-    /// The format to compute in with the model in `folder`; says what was chosen, and warns where it is a slow one.
+    /// Chooses the format to compute in with the model in `folder`, reports the choice, and warns if it is slow here.
     pub fn begin(self, device: Device, folder: &Path) -> Result<Kind> {
         let Chosen { dtype, why } = self.choose(device, folder)?;
         dtype::warn_of_slow_products(dtype, device)?;
@@ -104,14 +105,13 @@ impl Dtype {
     }
 }
 
-/// Conversations need the model's chat template.
+/// Fails if the tokenizer has no chat template, which conversations need.
 pub fn need_template(tokenizer: &ChatTokenizer, args: &ModelArgs) -> Result<()> {
     if tokenizer.has_template() {
         return Ok(());
     }
-    Err(Error::user(format!(
-        "{}: the model has no chat template, so it cannot be asked in turns",
-        args.model.display()
-    ))
-    .hint("use an instruct model, give a template with --template, or give plain text with: ft generate --prompt TEXT"))
+    Err(Error::user(format!("{}: the model has no chat template, which conversations need", args.model.display()))
+        .hint(
+            "use an instruct model, give a template with --template, or continue plain text: ft generate --prompt TEXT",
+        ))
 }

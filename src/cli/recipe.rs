@@ -1,4 +1,4 @@
-//! `ft recipe`: what recipes may hold and what one comes to.
+//! `ft recipe`: lists recipes, shows one with its defaults filled in, and explains the keys that recipes may have.
 
 use clap::Subcommand;
 use ft::error::{Context, Error, Result};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
 pub enum Recipe {
-    /// List the recipes of a folder with their header lines
+    /// List the recipes in a folder with the first line of each
     List {
         /// The folder
         #[arg(default_value = "recipes")]
@@ -17,18 +17,18 @@ pub enum Recipe {
         #[arg(long)]
         json: bool,
     },
-    /// Print a recipe with every default filled in and every path absolute, as YAML
+    /// Print a recipe as YAML, with every default filled in and every path absolute
     Show {
         /// The recipe file
         recipe: PathBuf,
-        /// Set a key by its dotted path, such as optim.lr=1e-4; an empty value takes it away
+        /// Set a key by its dotted path, such as optim.lr=1e-4; an empty value removes the key
         #[arg(long = "set", value_name = "KEY=VALUE")]
         sets: Vec<String>,
-        /// Print JSON
+        /// Print the result as JSON
         #[arg(long)]
         json: bool,
     },
-    /// Explain a key or a section; without one, list every key
+    /// Explain a key or a section of recipes; without KEY, list every key
     Explain {
         /// A dotted path or the last part of one, such as optim.lr or lr
         key: Option<String>,
@@ -39,6 +39,7 @@ pub enum Recipe {
     Reference,
 }
 
+/// Runs `ft recipe …`.
 pub fn run(verb: Recipe) -> Result<()> {
     match verb {
         Recipe::List { folder, json } => list(&folder, json),
@@ -81,7 +82,7 @@ fn pretty(value: &impl serde::Serialize) -> Result<String> {
     Ok(text + "\n")
 }
 
-/// To stdout; a reader that closes early (`| head`) is no error.
+/// Writes to stdout. A closed pipe (`ft recipe schema | head`) is no error.
 fn print(text: &str) -> Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::user(format!("writing to stdout: {e}"))),

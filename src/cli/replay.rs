@@ -1,4 +1,4 @@
-//! `ft replay`: a run done again from its own records.
+//! `ft replay`: repeats a run from its own records and compares the results.
 
 use super::train::{signals, software};
 use clap::Args;
@@ -7,18 +7,18 @@ use ft::report;
 use ft::train::replay::{line, replay};
 use std::path::PathBuf;
 
-/// Check what a run was made of (ft.lock), train it again, and compare the results bit for bit
+/// Repeat a run and compare the results bit for bit
 ///
-/// Where base, tokenizer, data, recipe, programs or machine are not as they were, the differences are told with what
-/// each can change, and nothing is trained.
+/// First the base model, tokenizer, data, recipe, programs and machine are compared with the run's ft.lock. If any
+/// differs, the differences are reported, each with what it can change, and nothing is trained.
 #[derive(Args)]
 pub struct ReplayArgs {
     /// The run folder
     run: PathBuf,
-    /// Where the new run goes [default: the run folder's name with -replay]
+    /// Folder of the new run [default: the run folder's name with -replay appended]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Train all the same where something is not as it was
+    /// Train even if something differs from ft.lock
     #[arg(long)]
     accept_drift: bool,
     /// Print the comparison as JSON
@@ -26,6 +26,7 @@ pub struct ReplayArgs {
     json: bool,
 }
 
+/// Runs `ft replay`. Fails if the results differ and no difference was accepted that may explain it.
 pub fn run(args: &ReplayArgs) -> Result<()> {
     let beside = || {
         let run = ft::fsutil::absolute(&args.run);
@@ -37,7 +38,7 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
         println!("{}", serde_json::to_string(&done).expect("a comparison is JSON"));
     }
     for d in &done.drift {
-        report::info(format!("accepted:\n{}", line(d)));
+        report::info(format!("difference accepted:\n{}", line(d)));
     }
     let files: Vec<String> = done
         .files
@@ -49,22 +50,22 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
         .collect();
     match done.equal {
         Some(true) => {
-            report::info(format!("the same result, bit for bit:\n{}", files.join("\n")));
+            report::info(format!("results are equal, bit for bit:\n{}", files.join("\n")));
             Ok(())
         }
         None => {
-            report::info("the recorded run has no result to compare with");
+            report::info("the original run has no result to compare with");
             Ok(())
         }
         Some(false) if !done.drift.is_empty() => {
-            report::info(format!("another result, as the differences above explain:\n{}", files.join("\n")));
+            report::info(format!("results differ, perhaps because of the differences above:\n{}", files.join("\n")));
             Ok(())
         }
         Some(false) => Err(Error::user(format!(
-            "{}: everything is as it was, and the result is another:\n{}",
+            "{}: results differ although nothing in ft.lock has changed:\n{}",
             args.run.display(),
             files.join("\n")
         ))
-        .hint("on a GPU some sums have no fixed order; on a CPU this should not be: compare with ft runs diff")),
+        .hint("on a GPU some sums have no fixed order; on a CPU this is a fault: compare the runs with ft runs diff")),
     }
 }

@@ -1,4 +1,4 @@
-//! `ft resume`: a run taken up where it stands, from its own folder; or a part of it done once more and compared.
+//! `ft resume`: continues a run from its folder, or repeats a part of it and compares (`--verify`).
 
 use super::train::{finish, signals, software};
 use clap::Args;
@@ -8,13 +8,13 @@ use ft::train::verify::{self, Verdict};
 use ft::{fsutil, report, train};
 use std::path::PathBuf;
 
-/// Go on with a run from its last checkpoint
+/// Continue a run from its last checkpoint
 #[derive(Args)]
 pub struct ResumeArgs {
     /// The run's folder
     run: PathBuf,
-    /// Replay K steps from an earlier checkpoint and compare them with the record, bit for bit; without K, those
-    /// between the last two checkpoints. Changes nothing
+    /// Instead of continuing, repeat K steps from an earlier checkpoint and compare them with the run's records, bit
+    /// for bit; without K, the steps between the last two checkpoints. Changes nothing on disk
     #[arg(long, value_name = "K", num_args = 0..=1)]
     verify: Option<Option<u64>>,
     /// Print the summary or the verdict as JSON
@@ -22,16 +22,17 @@ pub struct ResumeArgs {
     json: bool,
 }
 
+/// Runs `ft resume`. With --verify, fails if the repeated steps differ from the records.
 pub fn run(args: &ResumeArgs) -> Result<()> {
     let file = args.run.join("plan.json");
     if !file.exists() {
-        return Err(Error::user(format!("{}: there is no run: plan.json is missing", args.run.display()))
-            .hint("ft resume takes the folder that a recipe calls run.out; ft train RECIPE starts a run"));
+        return Err(Error::user(format!("{}: not a run folder: plan.json is missing", args.run.display()))
+            .hint("give the folder that the recipe names in run.out; to start a run: ft train RECIPE"));
     }
     let mut plan = Plan::read(&file)?;
     let here = fsutil::absolute(&args.run);
     if plan.recipe.run.out != here {
-        report::info(format!("the run was made in {} and goes on here", plan.recipe.run.out.display()));
+        report::info(format!("the run was started in {} and continues in this folder", plan.recipe.run.out.display()));
         plan.recipe.run.out = here;
     }
     match args.verify {
@@ -45,7 +46,7 @@ fn tell(v: &Verdict, args: &ResumeArgs) -> Result<()> {
         println!("{}", serde_json::to_string(v).expect("a verdict is JSON"));
     }
     let tensors = match v.checkpoints_compared.as_slice() {
-        [] => "no checkpoint was passed, so tensors were not compared".to_string(),
+        [] => "tensors not compared, as the replay reached no checkpoint".to_string(),
         steps => format!(
             "weights, optimiser and generator at step {}",
             steps.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
@@ -57,11 +58,14 @@ fn tell(v: &Verdict, args: &ResumeArgs) -> Result<()> {
             "{}: the replay from {from} differs at step {step}: {difference}",
             args.run.display()
         ))
-        .hint("bits are promised on the CPU, for the same binary, libtorch, machine type and number of threads (run.threads)"));
+        .hint(
+            "equal bits are guaranteed only on a CPU, with the same binary, libtorch, machine type and number of \
+             threads (run.threads)",
+        ));
     }
     if !args.json {
         println!(
-            "same: steps {} to {} from {from}; compared: numbers of {} steps, {tensors}",
+            "same: steps {} to {} from {from}; compared: metrics of {} steps, {tensors}",
             v.from + 1,
             v.to,
             v.steps_compared

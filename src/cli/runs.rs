@@ -1,4 +1,4 @@
-//! `ft runs`: run folders listed, shown, compared, and made into pages.
+//! `ft runs`: lists, shows and compares run folders, and writes their report pages.
 
 use clap::Subcommand;
 use console::style;
@@ -13,16 +13,16 @@ use std::time::Duration;
 
 #[derive(Subcommand)]
 pub enum Runs {
-    /// List the runs below a folder, the newest first
+    /// List the runs in a folder and below, newest first
     List {
-        /// The folder; three levels are looked at
+        /// The folder; searched three levels deep
         #[arg(default_value = ".")]
         folder: PathBuf,
         /// Print a JSON list
         #[arg(long)]
         json: bool,
     },
-    /// Show a run: numbers, curves, findings, answers
+    /// Show a run: metrics, curves, detected problems, sample answers
     Show {
         /// The run folder
         run: PathBuf,
@@ -30,7 +30,7 @@ pub enum Runs {
         #[arg(long)]
         json: bool,
     },
-    /// Compare two runs: settings, contents, programs, results
+    /// Compare two runs: settings, data, programs, results
     Diff {
         /// The first run folder
         a: PathBuf,
@@ -40,16 +40,17 @@ pub enum Runs {
         #[arg(long)]
         json: bool,
     },
-    /// Make the page of a run (report.html) anew
+    /// Write a run's report page (report.html) again
     Report {
         /// The run folder
         run: PathBuf,
-        /// Where the page goes [default: report.html in the run folder]
+        /// File to write [default: report.html in the run folder]
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
 }
 
+/// Runs `ft runs …`.
 pub fn run(verb: Runs) -> Result<()> {
     match verb {
         Runs::List { folder, json } => list(&folder, json),
@@ -67,7 +68,7 @@ pub fn run(verb: Runs) -> Result<()> {
 fn list(folder: &Path, json: bool) -> Result<()> {
     let mut runs = Vec::new();
     for path in folder::find(folder)? {
-        // One folder that cannot be read does not hide the others.
+        // A folder that cannot be read must not hide the others.
         match RunFolder::open(&path) {
             Ok(run) => runs.push((path, run)),
             Err(e) => report::warn(format!("{}: {}", path.display(), e.message())),
@@ -78,7 +79,7 @@ fn list(folder: &Path, json: bool) -> Result<()> {
         return print(&json!(all));
     }
     if runs.is_empty() {
-        return Err(Error::user(format!("{}: no run in it or below", folder.display()))
+        return Err(Error::user(format!("{}: no run in this folder or below it", folder.display()))
             .hint("name another folder: ft runs list FOLDER"));
     }
     let head = ["run", "method", "adapter", "state", "steps", "best eval", "time", "began"]
@@ -101,7 +102,7 @@ fn list(folder: &Path, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// What a script wants to know of a run.
+/// Returns the JSON object that describes a run in `--json` output.
 fn summary(path: &Path, run: &RunFolder) -> Value {
     let h = &run.history;
     json!({

@@ -1,4 +1,5 @@
-//! The arguments that say how an answer is made; what is not given comes from the model's generation_config.json.
+//! Arguments of decoding: lengths, sampling, penalties, beams. Values that are not given come from the model's
+//! generation_config.json, else they are transformers' defaults.
 
 use clap::{Args, ValueEnum};
 use ft::data::ChatTokenizer;
@@ -8,10 +9,10 @@ use ft::generate::{Beams, EarlyStopping, Settings};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// Length of an answer where neither the command nor the model says one.
+/// Longest answer in tokens if neither the command line nor the model gives a length.
 const NEW_TOKENS: usize = 256;
 
-/// How an answer is made. Names and meanings are those of transformers.
+/// Decoding options. Names and meanings are those of transformers.
 #[derive(Args)]
 pub struct SamplingArgs {
     /// Longest answer in tokens [default: the model's generation_config.json, else 256]
@@ -20,22 +21,22 @@ pub struct SamplingArgs {
     /// Longest sequence in tokens, prompt and answer together
     #[arg(long, value_name = "N", conflicts_with = "max_new_tokens")]
     max_length: Option<usize>,
-    /// No stop token or text ends an answer before it has N tokens
+    /// Let no stop token or stop text end an answer before it has N tokens
     #[arg(long, value_name = "N")]
     min_new_tokens: Option<usize>,
-    /// Always the most likely token [default, unless generation_config.json has do_sample]
+    /// Take the most likely token each time [default, unless generation_config.json sets do_sample]
     #[arg(long, conflicts_with_all = ["do_sample", "temperature", "top_k", "top_p", "min_p", "seed"])]
     greedy: bool,
-    /// Sample, at temperature 1 unless told [also turned on by the options below]
+    /// Sample, at temperature 1 unless --temperature is given [also turned on by the options below]
     #[arg(long)]
     do_sample: bool,
-    /// Sample, with logits divided by this
+    /// Sample, with logits divided by T
     #[arg(long, value_name = "T")]
     temperature: Option<f64>,
     /// Sample among the N most likely tokens (0: all)
     #[arg(long, value_name = "N")]
     top_k: Option<usize>,
-    /// Sample among the fewest most likely tokens whose probabilities reach P (1: all)
+    /// Sample among the smallest set of most likely tokens whose probabilities add up to P (1: all)
     #[arg(long, value_name = "P")]
     top_p: Option<f64>,
     /// Sample among tokens at least P times as likely as the most likely one (0: all)
@@ -44,45 +45,46 @@ pub struct SamplingArgs {
     /// Seed of the random streams when sampling [default: 0]
     #[arg(long)]
     seed: Option<u64>,
-    /// Divides the logits of tokens that occurred, prompt included (1: off)
+    /// Divide (negative: multiply) the logits of tokens seen in prompt or answer by X (1: off)
     #[arg(long, value_name = "X")]
     repetition_penalty: Option<f64>,
-    /// Taken once from the logits of tokens that the answer has
+    /// Subtract X from the logits of tokens that occur in the answer
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     presence_penalty: Option<f64>,
-    /// Taken from the logits of tokens that the answer has, once for each time
+    /// Subtract X from the logits of tokens in the answer, once for each occurrence
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     frequency_penalty: Option<f64>,
-    /// No run of N tokens comes twice, prompt included (0: off)
+    /// Let no sequence of N tokens occur twice, prompt included (0: off)
     #[arg(long, value_name = "N")]
     no_repeat_ngram_size: Option<usize>,
-    /// A text that ends the answer and is cut from it; may be given several times
+    /// Text that ends the answer and is removed from it; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// A word that must not come, alone or after a space; may be given several times
+    /// Word that must not be generated, with or without a space before it; may be given several times
     #[arg(long, value_name = "TEXT")]
     bad_words: Vec<String>,
-    /// Token that follows a prompt of a single token
+    /// Token forced as the first of an answer, if the prompt is a single token
     #[arg(long, value_name = "ID")]
     forced_bos_token_id: Option<u32>,
-    /// Last token of an answer that reaches its longest length
+    /// Token forced as the last of an answer that reaches its maximum length
     #[arg(long, value_name = "ID")]
     forced_eos_token_id: Option<u32>,
 }
 
-/// How several answers to a prompt are searched for.
+/// Options of beam search and of several answers to a prompt.
 #[derive(Args)]
 pub struct BeamArgs {
-    /// Answers to each prompt, sampled or the best of the beams
+    /// Number of answers to each prompt: sampled, or the best beams
     #[arg(long, value_name = "N")]
     pub num_return_sequences: Option<usize>,
     /// Beam search with N beams
     #[arg(long, value_name = "N")]
     num_beams: Option<usize>,
-    /// Beam search: above 0 prefers long answers, below 0 short ones [default: 1]
+    /// Beam search: values above 0 favour long answers, below 0 short ones [default: 1]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     length_penalty: Option<f64>,
-    /// Beam search ends with as many answers as beams (true), when better ones are unlikely (false), or impossible (never)
+    /// End beam search when there are as many answers as beams (true), when better ones are unlikely (false), or
+    /// impossible (never)
     #[arg(long, value_enum)]
     early_stopping: Option<Early>,
 }
@@ -94,7 +96,7 @@ enum Early {
     Never,
 }
 
-/// What a generation_config.json may say that ft does not do, and the values that say nothing.
+/// Keys of generation_config.json that ft does not support, each with the values that switch it off.
 const NOT_DONE: &[(&str, &[f64])] = &[
     ("assistant_confidence_threshold", &[]),
     ("diversity_penalty", &[0.0]),
@@ -119,7 +121,7 @@ const NOT_DONE: &[(&str, &[f64])] = &[
     ("watermarking_config", &[]),
 ];
 
-/// The model's generation_config.json, and which of its keys were taken.
+/// The model's generation_config.json, and the keys that were used so far.
 struct Config {
     file: PathBuf,
     values: Map<String, Value>,
@@ -133,7 +135,8 @@ impl Config {
         Ok(Self { file, values, taken: Vec::new() })
     }
 
-    /// The value of `key`, if it is there and `read` understands it as `what`.
+    /// Returns the value of `key`, or `None` if it is missing or null. Fails if `read` does not accept it; `what` names
+    /// the expected kind of value in the error.
     fn get<T>(&mut self, key: &str, what: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
         match self.values.get(key) {
             None | Some(Value::Null) => Ok(None),
@@ -163,7 +166,7 @@ impl Config {
         Ok(self.get(key, what, |v| serde_json::from_value(v.clone()).ok())?.unwrap_or_default())
     }
 
-    /// Keys that would change answers and that ft does not do.
+    /// Returns the unsupported keys that the file sets to values that would change answers.
     fn not_done(&self) -> Vec<&'static str> {
         let says = |(key, nothing): &&(&'static str, &[f64])| match self.values.get(*key) {
             None | Some(Value::Null | Value::Bool(false)) => false,
@@ -173,21 +176,22 @@ impl Config {
     }
 }
 
-/// What was decided, and what the model's file decided of it.
+/// The settings of a generation, and which of them came from the model's file.
 pub struct Chosen {
     pub settings: Settings,
     /// `None`: no beam search.
     pub beams: Option<Beams>,
-    /// Answers to each prompt.
+    /// Number of answers to each prompt.
     pub answers: usize,
-    /// A line for people, where the file had a say.
+    /// A line that reports the values used from the file; `None` if there are none.
     pub note: Option<String>,
-    /// Keys of the file that have no effect here.
+    /// Keys of the file that ft does not support and ignores.
     pub not_done: Vec<&'static str>,
 }
 
 impl SamplingArgs {
-    /// The settings for this model.
+    /// Combines the command line with the model's generation_config.json. Fails on values that are out of range or that
+    /// contradict each other.
     pub fn choose(&self, model: &Path, tokenizer: &ChatTokenizer, beams: Option<&BeamArgs>) -> Result<Chosen> {
         let mut config = Config::read(model)?;
         let mut settings = self.lengths(&mut config, tokenizer)?;
@@ -203,6 +207,7 @@ impl SamplingArgs {
         Ok(Chosen { settings, beams, answers, note, not_done: config.not_done() })
     }
 
+    /// Starts the settings with the length limits and stop tokens.
     fn lengths(&self, config: &mut Config, tokenizer: &ChatTokenizer) -> Result<Settings> {
         let (mut new, mut whole) = (self.max_new_tokens, self.max_length);
         if new.is_none() && whole.is_none() {
@@ -221,13 +226,14 @@ impl SamplingArgs {
         Ok(settings)
     }
 
+    /// Sets temperature, top-k, top-p, min-p and seed, if the command line or the file asks for sampling.
     fn sampling(&self, config: &mut Config, settings: &mut Settings) -> Result<()> {
         let written = !self.greedy && config.get("do_sample", "true or false", Value::as_bool)?.unwrap_or(false);
         let others = self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some() || self.seed.is_some();
         if !(written || self.do_sample || self.temperature.is_some() || others) {
             return Ok(());
         }
-        // Where the file asks for sampling, what it leaves out has transformers' defaults.
+        // If the file asks for sampling, the values that it leaves out have transformers' defaults.
         let mut choose = |given: Option<f64>, key: &str, default: f64, off: f64| match given {
             Some(x) => Ok(x),
             None if written => Ok(config.number(key)?.unwrap_or(default)),
@@ -247,6 +253,7 @@ impl SamplingArgs {
         Ok(())
     }
 
+    /// Sets penalties, stop texts, forbidden words and forced tokens.
     fn rules(&self, config: &mut Config, settings: &mut Settings, tokenizer: &ChatTokenizer) -> Result<()> {
         let s = settings;
         s.repetition_penalty = match self.repetition_penalty {
@@ -293,6 +300,7 @@ impl SamplingArgs {
 }
 
 impl BeamArgs {
+    /// Returns the beams, or `None` without beam search, and the number of answers to each prompt.
     fn choose(&self, config: &mut Config, settings: &Settings) -> Result<(Option<Beams>, usize)> {
         let count = match self.num_beams {
             None => config.count("num_beams")?.unwrap_or(1),
@@ -303,12 +311,13 @@ impl BeamArgs {
             Some(n) => n,
         };
         if count == 0 || answers == 0 {
-            return Err(Error::user("--num-beams and --num-return-sequences are 1 or more"));
+            return Err(Error::user("--num-beams and --num-return-sequences must be 1 or more"));
         }
         if count == 1 {
             if self.length_penalty.is_some() || self.early_stopping.is_some() {
-                return Err(Error::user("--length-penalty and --early-stopping belong to beam search")
-                    .hint("add --num-beams N"));
+                return Err(
+                    Error::user("--length-penalty and --early-stopping need beam search").hint("add --num-beams N")
+                );
             }
             if answers > 1 && settings.is_greedy() {
                 return Err(Error::user(format!("{answers} answers to a prompt would all be the same one"))

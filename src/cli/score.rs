@@ -1,4 +1,4 @@
-//! `ft score`: answers or pairs scored by a reward model.
+//! `ft score`: scores answers or pairs of answers with a reward model.
 
 use super::model::ModelArgs;
 use clap::Args;
@@ -12,31 +12,36 @@ use std::path::PathBuf;
 
 /// Score answers, or pairs of answers, with a reward model
 ///
-/// The reward model is a directory with a scalar head, or a base with the adapter of one. Its stored probes are scored
-/// first: a head, adapter or base that is not the one that was trained is an error. Each row is written with its score,
-/// or with both scores of a pair; where rows are pairs, the accuracy is printed beside what length alone would get right.
+/// The reward model is a directory with a scalar head, or a base model and an adapter with such a head. Before anything
+/// else, texts stored with known scores (probes) are scored: the command fails if head, adapter or base is not the
+/// trained one. Each row is written with its score, or with both scores of a pair. For pairs, the accuracy is printed
+/// together with the accuracy of choosing by length alone.
 #[derive(Args)]
 pub struct Score {
     #[command(flatten)]
     model: ModelArgs,
-    /// Rows with answers, judged answers or pairs, in any format that training reads
+    /// Rows with answers, labelled answers or pairs, in any format that `ft train` reads
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// Where each row goes with its score, one JSON object a line
+    /// Write each row with its score to this file, one JSON object per line
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Only the first N rows
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rows: Option<u32>,
-    /// Print the numbers over all rows as one JSON object
+    /// Print the statistics over all rows as one JSON object
     #[arg(long)]
     json: bool,
 }
 
+/// Runs `ft score`.
 pub fn run(args: Score) -> Result<()> {
     if args.out.is_dir() {
-        return Err(Error::user(format!("{}: is a folder, and the scores are one file", args.out.display()))
-            .hint("give a file, such as scores.jsonl"));
+        return Err(Error::user(format!(
+            "{}: is a folder, but the scores are written to one file",
+            args.out.display()
+        ))
+        .hint("give a file, such as scores.jsonl"));
     }
     let ModelArgs { model: base, adapter, device, dtype } = &args.model;
     let tokenizer = ChatTokenizer::load(base, None)?;
@@ -48,14 +53,14 @@ pub fn run(args: Score) -> Result<()> {
     models::open::need_finite_adapters(&model, adapter.as_slice())?;
     if scoring.probes.is_empty() {
         report::info(format!(
-            "{}: no {}: nothing tells whether the head is the one that was trained",
+            "{}: has no {}, so it is not checked whether the head is the trained one",
             folder.display(),
             models::reward::FILE
         ));
     }
     if let Some(pad) = scoring.pad_token_id.filter(|id| tokenizer.stop_ids().contains(id)) {
         report::warn(format!(
-            "{}: padding is `{}`, which ends answers: as transformers does, scores are read at the token before it",
+            "{}: padding is `{}`, which also ends answers: scores are read at the token before it, as in transformers",
             folder.display(),
             tokenizer.token(pad).unwrap_or_default()
         ));

@@ -1,4 +1,4 @@
-//! `ft selftest`: the proofs that this model, on this device, is computed right.
+//! `ft selftest`: checks that a given model is computed correctly on a given device.
 
 use super::model::ModelArgs;
 use clap::Args;
@@ -9,20 +9,22 @@ use ft::{models, native, report};
 use serde_json::json;
 use std::time::Instant;
 
-/// Prove on your own model and device that training and answering compute what they should
+/// Check that training and generation compute correct numbers with your model and device
 ///
-/// Every check computes one thing in two ways: gradients and finite differences, micro-batches and one batch, packed
-/// and single rows, recomputed and kept layers, merged and adapted weights, cached and full passes, a resumed and a
-/// straight run. Without --adapter, a LoRA of noise over all linear layers is tested. Nothing is changed on disk.
+/// Each check computes one result in two ways and compares: gradients and finite differences, micro-batches and one
+/// batch, packed and single rows, recomputed and stored layers, merged and adapted weights, cached and full passes, a
+/// resumed and an uninterrupted run. Without --adapter, a LoRA of random noise on all linear layers is tested. Nothing
+/// on disk changes.
 #[derive(Args)]
 pub struct Selftest {
     #[command(flatten)]
     model: ModelArgs,
-    /// Print one JSON object
+    /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
 }
 
+/// Runs `ft selftest`. Fails if a check fails.
 pub fn run(args: Selftest) -> Result<()> {
     let began = Instant::now();
     let tokenizer = ChatTokenizer::load(&args.model.model, None)?;
@@ -73,10 +75,10 @@ pub fn run(args: Selftest) -> Result<()> {
         names.join(", ")
     ))
     .hint("do not trust a training run on this model and device yet")
-    .hint("does it pass with --dtype f32, or with --device cpu? Weights that hold NaN fail everywhere"))
+    .hint("try --dtype f32 and --device cpu to find the cause; weights with NaN fail everywhere"))
 }
 
-/// A check on two lines: what was compared, and the numbers with their reason.
+/// Formats a check as two lines: what was compared, then the difference, its limit and the reason of the limit.
 fn written(line: &Line) -> String {
     let verdict = match line.verdict {
         Verdict::Passed => "ok   ",

@@ -1,4 +1,4 @@
-//! `ft student`: a smaller model cut out of a larger one.
+//! `ft student`: makes a smaller model from a larger one by removing layers, neurons and heads.
 
 use clap::{Args, ValueEnum};
 use ft::convert::student::{self, Cut, Layers, Student};
@@ -9,8 +9,9 @@ use std::path::PathBuf;
 
 /// Cut a smaller model out of a larger one, for distillation
 ///
-/// What is kept is kept bit for bit, in an ordinary Hugging Face directory. Layers can be named, spread evenly, or chosen:
-/// the block that turns its input least goes. Neurons and heads stay by the size of their activations on --data.
+/// The result is an ordinary Hugging Face directory; the kept weights are equal bit for bit. The layers to keep can be
+/// listed, spread evenly, or chosen by removing the block of layers that changes the direction of its input least
+/// (arXiv 2403.17887). Neurons and heads with the largest activations on --data are kept (arXiv 2407.14679).
 #[derive(Args)]
 pub struct StudentArgs {
     /// Hugging Face directory of the larger model
@@ -19,7 +20,7 @@ pub struct StudentArgs {
     /// How many layers to keep, or which: 0,1,2,5
     #[arg(long, value_name = "N|LIST")]
     layers: Option<String>,
-    /// How so many layers are chosen
+    /// How the layers are chosen when --layers is a number
     #[arg(long, value_enum, default_value_t = Choose::Even)]
     choose: Choose,
     /// Neurons of each MLP to keep
@@ -28,42 +29,43 @@ pub struct StudentArgs {
     /// Query heads of each layer to keep, with the key/value heads that serve them
     #[arg(long, value_name = "N")]
     heads: Option<i64>,
-    /// Rows like those the student will see, in any format that training reads; activations are measured on them
+    /// Rows to measure activations on, like those of the later training, in any format that `ft train` reads
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Only the first so many of them
+    /// Use only the first N rows of --data
     #[arg(long, value_name = "N", default_value_t = 64)]
     rows: usize,
-    /// Where to measure: auto, cpu, cuda or cuda:N
+    /// Device to measure on: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
     /// Folder to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Replace DIR where it exists
+    /// Replace DIR if it exists
     #[arg(long)]
     force: bool,
-    /// Print what was made as JSON
+    /// Print the summary as JSON
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Choose {
-    /// Evenly spread, the first and the last among them
+    /// Evenly spread, including the first and the last
     Even,
-    /// The block with the smallest angle between what goes in and what comes out goes
+    /// Remove the block of layers with the smallest angle between its input and its output
     Angular,
 }
 
+/// Runs `ft student`.
 pub fn run(args: &StudentArgs) -> Result<()> {
     if args.out.exists() && !args.force {
-        return Err(Error::user(format!("{}: exists already", args.out.display()))
+        return Err(Error::user(format!("{}: already exists", args.out.display()))
             .hint("replace it with --force, or give another folder"));
     }
     let cut = Cut { layers: layers(args)?, mlp: args.mlp, heads: args.heads };
     if cut == Cut::default() {
-        return Err(Error::user("nothing is to be cut").hint("say what to keep with --layers, --mlp or --heads"));
+        return Err(Error::user("nothing to remove").hint("say what to keep with --layers, --mlp or --heads"));
     }
     let device = models::device(&args.device)?;
     let made = student::student(&args.from, &cut, &calibration(args)?, &args.out, device)?;
@@ -75,9 +77,10 @@ pub fn run(args: &StudentArgs) -> Result<()> {
     Ok(())
 }
 
+/// Reads --layers and --choose.
 fn layers(args: &StudentArgs) -> Result<Layers> {
     let Some(text) = &args.layers else { return Ok(Layers::All) };
-    let bad = |_| Error::user(format!("--layers {text}: a number, or a list such as 0,1,2,5"));
+    let bad = |_| Error::user(format!("--layers {text}: expected a number, or a list such as 0,1,2,5"));
     if text.contains(',') {
         let list = text.split(',').map(|n| n.trim().parse::<usize>()).collect::<std::result::Result<_, _>>();
         return list.map(Layers::List).map_err(bad);
@@ -86,7 +89,7 @@ fn layers(args: &StudentArgs) -> Result<Layers> {
     Ok(if args.choose == Choose::Even { Layers::Even(n) } else { Layers::Angular(n) })
 }
 
-/// The rows as token ids, none longer than 512.
+/// Returns the token ids of the rows of --data, each cut to 512 tokens; empty without --data.
 fn calibration(args: &StudentArgs) -> Result<Vec<Vec<u32>>> {
     let Some(file) = &args.data else { return Ok(Vec::new()) };
     let tokenizer = ChatTokenizer::load(&args.from, None)?;
@@ -103,9 +106,9 @@ fn calibration(args: &StudentArgs) -> Result<Vec<Vec<u32>>> {
 fn print(s: &Student) {
     if !s.turns.is_empty() {
         let least = s.turns.iter().map(|t| t.distance).fold(f64::INFINITY, f64::min);
-        let mut rows = vec![vec!["block".to_string(), "angle (of a half turn)".into(), String::new()]];
+        let mut rows = vec![vec!["block".to_string(), "angle (1 = 180 degrees)".into(), String::new()]];
         rows.extend(s.turns.iter().map(|t| {
-            let gone = if t.distance == least { "goes" } else { "" };
+            let gone = if t.distance == least { "removed" } else { "" };
             vec![
                 format!("{} to {}", t.from, t.from + t.layers.saturating_sub(1)),
                 format!("{:.4}", t.distance),
@@ -132,5 +135,5 @@ fn print(s: &Student) {
         ),
     ];
     println!("{}", report::table(&rows));
-    report::info("\nnext: distil into it with a recipe of method distill and model.path there");
+    report::info("\nnext: train it with a recipe of method distill; set model.path to its folder");
 }

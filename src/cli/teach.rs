@@ -1,4 +1,4 @@
-//! `ft teach`: what teachers say, written down for students.
+//! `ft teach`: stores the teachers' predictions or answers, so that distillation can run without the teachers.
 
 use super::answers::Answers;
 use super::train::signals;
@@ -11,38 +11,40 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-/// Store what a recipe's teachers say, so that students learn without running them
+/// Store the predictions of a recipe's teachers, so that students train without running them
 ///
-/// For each supervised token of the recipe's rows the most likely tokens and the mass of the others are kept. Training
-/// then reads them from method.distill.cache. With --generate the teacher answers the rows' prompts instead, as
-/// method.distill.generate says, and its answers are a data set. A broken-off call goes on where it stopped.
+/// For each token that is trained on, the most likely tokens with their log-probabilities and the probability of all
+/// others are stored; training reads them from method.distill.cache. With --generate, the teacher answers the rows'
+/// prompts instead, as set in method.distill.generate, and the answers are a data set. To continue an interrupted
+/// command, run it again.
 #[derive(Args)]
 pub struct TeachArgs {
-    /// A recipe with the method distill
+    /// The recipe file; its method must be distill
     recipe: PathBuf,
-    /// Set a key by its dotted path
+    /// Set a key by its dotted path, such as optim.lr=1e-4
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Tokens kept of each distribution [default: 64]
+    /// Number of most likely tokens stored for each position [default: 64]
     #[arg(long, value_name = "K", conflicts_with = "generate", value_parser = clap::value_parser!(i64).range(1..))]
     top: Option<i64>,
-    /// Let the teacher write answers to the rows' prompts
+    /// Let the teacher answer the rows' prompts
     #[arg(long, requires = "out")]
     generate: bool,
-    /// Folder to write [default: method.distill.cache]; with --generate, a file of rows
+    /// Folder to write [default: method.distill.cache]; with --generate, the file to write
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
-    /// Print what was made as JSON
+    /// Print the summary as JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Tokens kept of each distribution where nobody says.
+/// Number of most likely tokens stored for each position without --top.
 const TOP: i64 = 64;
 
-/// Prompts that are answered together; a signal is heard between them.
+/// Number of prompts answered together. Ctrl-C is handled between two such blocks.
 const BLOCK: usize = 16;
 
+/// Runs `ft teach`.
 pub fn run(args: &TeachArgs) -> Result<()> {
     let plan = recipe::load(&args.recipe, &args.sets)?;
     if let Some(out) = args.out.as_ref().filter(|_| args.generate) {
@@ -54,7 +56,7 @@ pub fn run(args: &TeachArgs) -> Result<()> {
         return Ok(());
     }
     report::info(format!(
-        "{}: {} rows, {} supervised tokens, {} of each kept; {} parts were there already",
+        "{}: {} rows, {} trained tokens, the {} most likely tokens stored for each; {} parts were already stored",
         folder.display(),
         made.items,
         made.tokens,
@@ -64,12 +66,12 @@ pub fn run(args: &TeachArgs) -> Result<()> {
     Ok(())
 }
 
-/// Where a file of answers comes from, beside it.
+/// Path of the file that records how the answers in `out` were made.
 fn origin_file(out: &Path) -> PathBuf {
     out.with_extension("origin.json")
 }
 
-/// Writes the teacher's answers, and where they come from beside them.
+/// Writes the teacher's answers to `out`, and how they were made to the file next to it.
 fn generate(plan: &Plan, out: &Path, as_json: bool) -> Result<()> {
     let stop = signals();
     let mut writer = teach::writer(plan)?;
@@ -77,7 +79,7 @@ fn generate(plan: &Plan, out: &Path, as_json: bool) -> Result<()> {
     let mut file = Answers::open(out, &origin, 1)?;
     let prompts = writer.prompts();
     if file.done() > 0 {
-        report::info(format!("{} of {prompts} prompts are answered; going on", file.done()));
+        report::info(format!("{} of {prompts} prompts are answered already; continuing", file.done()));
     }
     let bar = report::bar(prompts as u64, "prompts").after(file.done() as u64);
     while file.done() < prompts {
@@ -92,8 +94,8 @@ fn generate(plan: &Plan, out: &Path, as_json: bool) -> Result<()> {
     bar.finish_and_clear();
     let kept = file.finish()?;
     if kept == 0 {
-        return Err(Error::user(format!("{}: no answer of {prompts} was good enough", out.display()))
-            .hint("raise max_new_tokens, lower least, or ask for more answers in method.distill.generate"));
+        return Err(Error::user(format!("{}: none of the answers to {prompts} prompts can be used", out.display()))
+            .hint("in method.distill.generate, raise max_new_tokens, lower least, or raise answers"));
     }
     origin["ft"] = json!(env!("CARGO_PKG_VERSION"));
     origin["kept"] = json!(kept);
@@ -102,6 +104,10 @@ fn generate(plan: &Plan, out: &Path, as_json: bool) -> Result<()> {
         println!("{}", json!({ "file": out, "prompts": prompts, "kept": kept }));
         return Ok(());
     }
-    report::info(format!("{}: {kept} answers to {prompts} prompts; {} thrown away", out.display(), prompts - kept));
+    report::info(format!(
+        "{}: {kept} answers to {prompts} prompts; {} prompts have no usable answer",
+        out.display(),
+        prompts - kept
+    ));
     Ok(())
 }

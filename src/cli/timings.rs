@@ -1,7 +1,7 @@
-//! How long the passes of a generation took, for `ft generate --timings`.
+//! Records how long each forward pass of a generation takes, for `ft generate --timings`.
 //!
-//! Prompts and next tokens are told apart, because a prompt is limited by the device's products and a next token by the
-//! reading of the weights. A pass includes the choice of its tokens; starting and loading are in none.
+//! Passes over prompts and passes for next tokens are counted separately: the first are limited by matrix products, the
+//! second by reading the weights. A pass includes the choice of its tokens; start-up and loading are not measured.
 
 use ft::error::Result;
 use ft::generate::Step;
@@ -15,9 +15,9 @@ use std::time::Duration;
 #[derive(Debug, Serialize)]
 struct Pass {
     kind: PassKind,
-    /// Answers that got a token from it.
+    /// Number of answers that got a token from this pass.
     rows: usize,
-    /// Tokens that the model read in it.
+    /// Number of tokens that the model read in this pass.
     tokens: usize,
     seconds: f64,
 }
@@ -29,7 +29,7 @@ enum PassKind {
     Decode,
 }
 
-/// The passes so far, in their order.
+/// The passes so far, in order.
 #[derive(Debug, Default)]
 pub struct Timings(Vec<Pass>);
 
@@ -46,7 +46,7 @@ impl Timings {
         self.0.push(Pass { kind, rows, tokens, seconds: time.as_secs_f64() });
     }
 
-    /// Writes the passes to `path` and their sums to stderr.
+    /// Writes the passes to `path`, one JSON object per line, and the totals to stderr.
     pub fn finish(&self, path: &Path) -> Result<()> {
         fsutil::write_atomic(path, |file| {
             for pass in &self.0 {

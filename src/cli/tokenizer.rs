@@ -1,4 +1,4 @@
-//! `ft tokenizer`: a tokenizer of one's own, and what a tokenizer makes of a text.
+//! `ft tokenizer`: trains a tokenizer, and shows the tokens of a text.
 
 use clap::{Args, Subcommand};
 use ft::data::{ChatTokenizer, bpe};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
 pub enum Verb {
-    /// Train a byte-level BPE on text
+    /// Train a byte-level BPE tokenizer on text
     Train(TrainArgs),
     /// Show the tokens of a text
     Show(ShowArgs),
@@ -17,28 +17,28 @@ pub enum Verb {
 
 #[derive(Args)]
 pub struct TrainArgs {
-    /// Files with text: .txt or .md, or rows as `ft train` reads them (their text, prompts, answers, turns)
+    /// Text files (.txt, .md), or rows in any format that `ft train` reads (all their texts are used)
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     data: Vec<PathBuf>,
-    /// Entries of the vocabulary, the 256 bytes and special tokens included
+    /// Size of the vocabulary, including the 256 bytes and the special tokens
     #[arg(long, value_name = "N")]
     vocab_size: usize,
-    /// Folder to write: tokenizer.json, tokenizer_config.json, perhaps chat_template.jinja
+    /// Folder to write: tokenizer.json, tokenizer_config.json and, with --chat-template, chat_template.jinja
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// A special token beside <|endoftext|> and <|pad|>; may be given several times
+    /// Special token in addition to <|endoftext|> and <|pad|>; may be given several times
     #[arg(long, value_name = "TOKEN")]
     special: Vec<String>,
-    /// Write a chat template with its special tokens
+    /// Add a chat template and its special tokens
     #[arg(long, value_enum, value_name = "NAME")]
     chat_template: Option<Template>,
-    /// Join two tokens into one only where they stand side by side so often
+    /// Merge two tokens into one only if they are adjacent at least N times
     #[arg(long, value_name = "N", default_value_t = 2)]
     min_frequency: u64,
-    /// Replace DIR where it holds a tokenizer
+    /// Replace DIR if it contains a tokenizer and no model
     #[arg(long)]
     force: bool,
-    /// One JSON object on stdout
+    /// Print the summary as JSON
     #[arg(long)]
     json: bool,
 }
@@ -51,16 +51,17 @@ enum Template {
 
 #[derive(Args)]
 pub struct ShowArgs {
-    /// The text; left out, it is read from stdin
+    /// The text [default: read from stdin]
     text: Option<String>,
-    /// A model or tokenizer directory
+    /// Model or tokenizer directory
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// One JSON object on stdout: ids and pieces
+    /// Print ids and token texts as JSON
     #[arg(long)]
     json: bool,
 }
 
+/// Runs `ft tokenizer …`.
 pub fn run(verb: Verb) -> Result<()> {
     match verb {
         Verb::Train(args) => train(&args),
@@ -95,26 +96,26 @@ fn train(args: &TrainArgs) -> Result<()> {
     ));
     if done.vocab_size < args.vocab_size {
         report::warn(format!(
-            "{} entries were asked for: no further pair of tokens is seen {} times; more text or a lower --min-frequency \
-             gives more",
+            "fewer than the {} entries of --vocab-size: no further pair of tokens occurs {} times; give more text or a \
+             lower --min-frequency",
             args.vocab_size, args.min_frequency
         ));
     }
     if args.json { print(&json(&done)?) } else { Ok(()) }
 }
 
-/// Nothing is replaced unasked, and only what is a tokenizer and no model.
+/// Fails if --out must not be replaced: it is not empty and --force is missing, or it is not just a tokenizer.
 fn guard(out: &Path, force: bool) -> Result<()> {
     let refuse = |what: &str, hint: &str| Err(Error::user(format!("--out {}: {what}", out.display())).hint(hint));
     if !out.exists() || out.read_dir().is_ok_and(|mut items| items.next().is_none()) {
         return Ok(());
     }
     if !force {
-        return refuse("is there already", "choose another folder, or replace this one with --force");
+        return refuse("already exists", "choose another folder, or replace this one with --force");
     }
     if !out.join("tokenizer.json").is_file() || out.join("config.json").exists() {
         return refuse(
-            "is no folder of a tokenizer alone, and --force replaces nothing else",
+            "is not a folder with only a tokenizer, and --force replaces nothing else",
             "remove it yourself, or choose another folder",
         );
     }
@@ -125,7 +126,7 @@ fn guard(out: &Path, force: bool) -> Result<()> {
 struct Shown {
     text: String,
     ids: Vec<u32>,
-    /// The text of each token; bytes that are no whole character show as U+FFFD.
+    /// The text of each token; bytes that are not a complete character are shown as U+FFFD.
     pieces: Vec<String>,
     special: Vec<bool>,
 }
@@ -163,7 +164,7 @@ fn json(value: &impl serde::Serialize) -> Result<String> {
     Ok(text + "\n")
 }
 
-/// To stdout; a reader that closes early (`| head`) is no error.
+/// Writes to stdout. A closed pipe (`ft tokenizer show … | head`) is no error.
 fn print(text: &str) -> Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::user(format!("writing to stdout: {e}"))),

@@ -1,4 +1,4 @@
-//! `ft train`: a recipe, carried out.
+//! `ft train`: trains a model from a recipe. Also holds what `ft resume` and `ft replay` share with it.
 
 use clap::Args;
 use ft::error::Result;
@@ -17,13 +17,13 @@ pub struct TrainArgs {
     /// Set a key by its dotted path, such as optim.lr=1e-4
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Go on from the last checkpoint in run.out
+    /// Continue from the last checkpoint in run.out
     #[arg(long, conflicts_with = "overwrite")]
     resume: bool,
-    /// Throw away what an earlier run left in run.out
+    /// Delete the files of an earlier run in run.out
     #[arg(long)]
     overwrite: bool,
-    /// Choose batch.tokens and run.replay for the memory that is free, or for SIZE (such as 8GB)
+    /// Choose batch.tokens and run.replay so that the run fits into the free memory, or into SIZE (such as 8GB)
     #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, conflicts_with = "resume")]
     fit: Option<Option<String>>,
     /// Print the summary as JSON
@@ -31,7 +31,7 @@ pub struct TrainArgs {
     json: bool,
 }
 
-/// The plan that fits, where one is asked for.
+/// Returns the plan, changed to fit into memory if --fit is given, and reports the change.
 pub(super) fn fitted(plan: Plan, fit: &Option<Option<String>>) -> Result<Plan> {
     let Some(size) = fit else { return Ok(plan) };
     let (plan, said) = train::fit::fit(&plan, size.as_deref().map(train::fit::size).transpose()?)?;
@@ -39,6 +39,7 @@ pub(super) fn fitted(plan: Plan, fit: &Option<Option<String>>) -> Result<Plan> {
     Ok(plan)
 }
 
+/// Runs `ft train`.
 pub fn run(args: TrainArgs) -> Result<()> {
     let plan = fitted(recipe::load(&args.recipe, &args.sets)?, &args.fit)?;
     let start = match (args.resume, args.overwrite) {
@@ -49,7 +50,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     finish(&train::run(&plan, start, &software(), signals())?, args.json)
 }
 
-/// Says how a run ended.
+/// Reports how a run ended: as JSON on stdout or in one line on stderr.
 pub(super) fn finish(summary: &train::Summary, json: bool) -> Result<()> {
     if json {
         println!("{}", serde_json::to_string(summary).expect("a summary is JSON"));
@@ -58,7 +59,7 @@ pub(super) fn finish(summary: &train::Summary, json: bool) -> Result<()> {
     let best =
         summary.best_value.map_or(String::new(), |v| format!(", best validation {} {v:.4}", summary.best_metric));
     report::info(format!(
-        "{} steps, {} tokens in {}{best}, peak {} of tensors",
+        "{} steps, {} tokens in {}{best}, peak tensor memory {}",
         summary.steps,
         report::count(summary.tokens),
         report::duration(Duration::from_secs_f64(summary.seconds)),
@@ -67,13 +68,14 @@ pub(super) fn finish(summary: &train::Summary, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// The programs that are about to compute.
+/// Returns the versions of ft and libtorch, which the run records.
 pub(super) fn software() -> Software {
     let libtorch = runtime::get().libtorch.version.clone();
     Software { ft: env!("CARGO_PKG_VERSION").into(), libtorch: libtorch.unwrap_or("unknown".into()) }
 }
 
-/// Raised by the first Ctrl-C or SIGTERM; a second one ends the process at once.
+/// Returns a flag that the first Ctrl-C or SIGTERM sets, so that the run saves and stops. The second ends the process
+/// at once.
 pub(super) fn signals() -> Arc<AtomicBool> {
     runtime::survive_broken_pipes();
     let stop = Arc::new(AtomicBool::new(false));

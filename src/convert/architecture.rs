@@ -1,7 +1,7 @@
-//! The architectures that can be imported: what config.json says and where each tensor goes.
+//! Maps a GGUF model to Hugging Face's layout: builds config.json and gives each tensor its name and shape.
 //!
-//! A mapping lists every tensor with the shape that the metadata implies. What is missing, misshapen or left over in
-//! the file is an error by name: a model that was only partly understood is not written.
+//! The metadata implies the shape of every tensor. A tensor that is missing, has another shape or is unknown to the
+//! architecture is an error that names it: a model that was only partly understood is never written.
 
 use crate::convert::gguf::{Gguf, TensorInfo};
 use crate::convert::rope_scaling;
@@ -10,19 +10,20 @@ use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 
-/// What is done to a tensor's values on the way.
+/// Describes how a tensor's values are rearranged on import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
     None,
-    /// llama.cpp stores the rows of each head as pairs (0, h/2), (1, h/2 + 1), …; Hugging Face as halves.
+    /// Undoes llama.cpp's order of rows. It stores the rows of each head as pairs (0, h/2), (1, h/2 + 1), …; Hugging
+    /// Face stores the first half, then the second.
     Unpermute {
         heads: usize,
     },
-    /// GPT-2's `Conv1D` weights are (in, out).
+    /// Transposes to GPT-2's `Conv1D` layout, (in, out).
     Transpose,
 }
 
-/// One tensor of the model: its place in the file and its name and shape in the Hugging Face directory.
+/// One tensor: where it is in the GGUF file, and its name and shape in the Hugging Face directory.
 #[derive(Debug, Clone)]
 pub struct Mapped {
     pub source: TensorInfo,
@@ -31,7 +32,7 @@ pub struct Mapped {
     pub change: Change,
 }
 
-/// config.json without the keys that depend on the output, and the tensors in the model's order.
+/// A mapped model: config.json without the keys that depend on the output, and the tensors in the model's order.
 pub struct Model {
     pub config: Map<String, Value>,
     pub tensors: Vec<Mapped>,
@@ -39,7 +40,8 @@ pub struct Model {
 
 pub const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gpt2"];
 
-/// Reads what the file says of the model.
+/// Maps a file of the architecture `arch`. Fails for an unknown architecture and for metadata or tensors that do not
+/// fit it.
 pub fn map(gguf: &Gguf, arch: &str, vocabulary: &Vocabulary) -> Result<Model> {
     match arch {
         "llama" | "qwen2" | "qwen3" => rotary_decoder(&mut Source::new(gguf, arch)?, vocabulary),
@@ -49,12 +51,12 @@ pub fn map(gguf: &Gguf, arch: &str, vocabulary: &Vocabulary) -> Result<Model> {
     }
 }
 
-/// The file's context length, which the tokenizer's settings name too.
+/// Returns the file's context length, in tokens. The tokenizer's settings need it too.
 pub fn context_length(gguf: &Gguf, arch: &str) -> Result<u64> {
     Source::new(gguf, arch)?.number("context_length")
 }
 
-/// Takes tensors out of the file one by one, so that the rest can be named.
+/// Maps the file's tensors one by one and keeps account of those not mapped yet, so that an error can name them.
 struct Source<'a> {
     gguf: &'a Gguf,
     arch: &'a str,
@@ -66,7 +68,7 @@ impl<'a> Source<'a> {
     fn new(gguf: &'a Gguf, arch: &'a str) -> Result<Self> {
         let left = gguf.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
         let source = Self { gguf, arch, left, taken: Vec::new() };
-        // Keys that change what a model computes and that config.json has no word for.
+        // These keys change what a model computes, and config.json cannot express them.
         for key in ["expert_count", "attention.sliding_window", "attention.max_alibi_bias", "attention.clamp_kqv"] {
             if let Some(x) = gguf.float(&source.key(key))?.filter(|&x| x != 0.0) {
                 return Err(source.refuse(format!("{} is {x}: such models cannot be imported", source.key(key))));
@@ -89,7 +91,7 @@ impl<'a> Source<'a> {
             .hint("use the model's original Hugging Face directory, or another GGUF of it")
     }
 
-    /// A size that must be there and positive.
+    /// Reads a size that must be present and positive.
     fn number(&self, name: &str) -> Result<u64> {
         match self.gguf.unsigned(&self.key(name))? {
             Some(n @ 1..=0x7FFF_FFFF) => Ok(n),
@@ -129,7 +131,7 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
-    /// Rows of the embedding; the vocabulary must fit into it.
+    /// Returns the number of rows of the embedding. Fails if the vocabulary has more tokens.
     fn embedding_rows(&self, vocabulary: &Vocabulary) -> Result<u64> {
         let Some(tensor) = self.left.get("token_embd.weight") else {
             return Err(self.refuse("tensor token_embd.weight is missing"));
@@ -143,7 +145,8 @@ impl<'a> Source<'a> {
         Ok(rows as u64)
     }
 
-    /// Maps the output head. True where the embedding serves as head: no tensor of its own, or the same bytes.
+    /// Maps the output head. Returns true if the embedding is the head: the file has no head tensor, or one of equal
+    /// bytes.
     fn head(&mut self, vocab: u64, hidden: u64) -> Result<bool> {
         let (Some(head), Some(embedding)) =
             (self.left.get("output.weight"), self.gguf.tensors().iter().find(|t| t.name == "token_embd.weight"))
@@ -161,14 +164,14 @@ impl<'a> Source<'a> {
         Ok(false)
     }
 
-    /// All tensors, once nothing is left over in the file.
+    /// Returns all mapped tensors. Fails if the file has tensors that were not mapped.
     fn finish(&mut self) -> Result<Vec<Mapped>> {
         let mut left: Vec<&str> = self.left.keys().copied().collect();
         left.sort();
         match left[..] {
             [] => Ok(std::mem::take(&mut self.taken)),
             [first, ..] => Err(self.refuse(format!(
-                "{} tensors that a {} model has no place for, the first is {first}",
+                "{} tensors are unknown to a {} model, the first is {first}",
                 left.len(),
                 self.arch
             ))),
@@ -176,7 +179,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Keys that every config.json carries.
+/// Returns the keys that every config.json has.
 fn common(class: &str, model_type: &str, vocabulary: &Vocabulary, vocab: u64, tied: bool) -> Map<String, Value> {
     let eos = match vocabulary.stops[..] {
         [] => Value::Null,
@@ -205,7 +208,7 @@ fn extend(config: &mut Map<String, Value>, more: Value) {
     }
 }
 
-/// Llama, Qwen2 and Qwen3: RMSNorm, rotary positions, gated MLP.
+/// Maps Llama, Qwen2 and Qwen3: RMSNorm, rotary positions, gated MLP.
 fn rotary_decoder(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
     let layers = s.number("block_count")?;
     let hidden = s.number("embedding_length")?;
@@ -228,7 +231,7 @@ fn rotary_decoder(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
             );
         }
     }
-    // llama.cpp's default where an old file does not say.
+    // Old files may lack the key; llama.cpp assumes this default.
     let theta = s.gguf.float(&s.key("rope.freq_base"))?.unwrap_or(10000.0);
     let scaling = rope_scaling::read(s.gguf, s.arch, head_dim, theta)?;
     s.left.remove(rope_scaling::FACTORS);
@@ -316,7 +319,7 @@ fn rotary_decoder(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
             json!({"attention_bias": bias, "head_dim": head_dim, "mlp_bias": mlp_bias, "pretraining_tp": 1}),
         ),
         "qwen3" => extend(&mut config, json!({"attention_bias": bias, "head_dim": head_dim})),
-        // Qwen2's class derives the head size and has no key for another one that every version reads.
+        // Qwen2's class in transformers derives the head size; no key that every version reads can set another one.
         _ if head_dim != hidden / heads => {
             return Err(
                 s.refuse(format!("qwen2 with head size {head_dim}: {} expected ({hidden} / {heads})", hidden / heads))
@@ -330,7 +333,7 @@ fn rotary_decoder(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
     Ok(Model { config, tensors: s.finish()? })
 }
 
-/// GPT-2: LayerNorm, learned positions, fused q/k/v, `Conv1D` weights.
+/// Maps GPT-2: LayerNorm, learned positions, fused q/k/v, `Conv1D` weights.
 fn gpt2(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
     let layers = s.number("block_count")?;
     let hidden = s.number("embedding_length")?;

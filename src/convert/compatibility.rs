@@ -1,18 +1,19 @@
-//! Who else reads an export: yes, or the exact reason why not.
+//! Lists which other programs can read an exported directory, and the reason where one cannot.
 //!
-//! PEFT and transformers are run against in tests/reference; the rest is read from the consumers' own code and issues.
+//! tests/reference runs PEFT and transformers on our files. The answers for the other programs are derived from their
+//! code and issue trackers, not tested.
 
 use crate::adapters::lora::{adapted_module, scale};
 use crate::adapters::{AdapterFile, targets::Selection};
 use serde::Serialize;
 use std::path::Path;
 
-/// One consumer's answer.
+/// Whether one program (the consumer) reads an exported directory.
 #[derive(Debug, Clone, Serialize)]
 pub struct Compatibility {
     pub consumer: &'static str,
     pub reads: bool,
-    /// Why not, or what it needs.
+    /// The reason why not, or what the consumer needs in order to read it; may be empty.
     pub note: String,
 }
 
@@ -32,10 +33,10 @@ fn answer(consumer: &'static str, reasons: Vec<String>, needs: Option<String>) -
     }
 }
 
-/// vLLM takes these values for its max_lora_rank, and 16 where none is given.
+/// The values that vLLM accepts for max_lora_rank; its default is 16.
 const VLLM_RANKS: [i64; 8] = [8, 16, 32, 64, 128, 256, 320, 512];
 
-/// For an adapter directory.
+/// Returns the answers for an adapter directory.
 pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
     let spec = &adapter.spec;
     if spec.scores() {
@@ -57,25 +58,30 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
     let head = modules.iter().any(|m| ["lm_head", "embed_tokens", "wte"].iter().any(|e| m.ends_with(e)));
     let head = head.then(|| "the output head or the embedding is adapted: ft merge makes a model it reads".to_string());
 
-    // vLLM scales every module by the config's lora_alpha and r.
+    // vLLM scales every module by the config's lora_alpha and r, and ignores rank and alpha patterns.
     let common = scale(spec.alpha, spec.rank, spec.rslora);
     let unlike = numbers.iter().any(|(r, a)| (scale(*a, *r, spec.rslora) - common).abs() > 1e-9 * common.abs());
-    let unlike = unlike.then(|| "patterns give modules another alpha / rank, and it knows one for all".to_string());
+    let unlike =
+        unlike.then(|| "patterns give some modules another alpha / rank, and it uses one value for all".to_string());
     let rank = numbers.iter().map(|(r, _)| *r).max().unwrap_or(spec.rank);
     let (too_large, flag) = match VLLM_RANKS.iter().find(|r| **r >= rank) {
         Some(r) if *r > 16 => (None, Some(format!("with --max-lora-rank {r}"))),
         Some(_) => (None, None),
         None => (Some(format!("rank {rank} is above its largest, 512")), None),
     };
-    // gpt2's weights lie as (in, out): vLLM adapts no such model, and llama.cpp's converter turns A and B as well.
-    let turned = spec.fan_in_fan_out.then(|| "it adapts no gpt2: ft merge makes a model it reads".to_string());
+    // gpt2's weights are stored as (in, out). vLLM supports no adapters of such a model, and llama.cpp's converter
+    // would transpose A and B as well.
+    let turned =
+        spec.fan_in_fan_out.then(|| "it supports no adapters of gpt2: ft merge makes a model it reads".to_string());
     let vllm = [whole.clone(), head.clone(), unlike, too_large, turned.clone()].into_iter().flatten().collect();
 
-    // The converter writes lora_alpha, and the runtime divides it by each tensor's own rank.
+    // llama.cpp's converter writes lora_alpha, and its runtime divides it by each tensor's own rank.
     let rslora = (spec.rslora && numbers.iter().any(|(r, _)| *r != 1))
         .then(|| "rsLoRA: its converter scales by alpha / rank".to_string());
-    let alphas =
-        numbers.iter().any(|(_, a)| *a != spec.alpha).then(|| "alpha_pattern: it knows one alpha for all".to_string());
+    let alphas = numbers
+        .iter()
+        .any(|(_, a)| *a != spec.alpha)
+        .then(|| "alpha_pattern: it uses one alpha for all modules".to_string());
     let llama = [whole, head, rslora, alphas, turned].into_iter().flatten().collect();
     vec![
         answer("PEFT", Vec::new(), None),
@@ -84,7 +90,7 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
     ]
 }
 
-/// For a whole reward model.
+/// Returns the answers for a whole reward model.
 pub fn of_scorer(folder: &Path) -> Vec<Compatibility> {
     let tokenizer = !["tokenizer.json", "tokenizer.model", "vocab.json"].iter().any(|f| folder.join(f).exists());
     let reasons: Vec<String> =
@@ -102,7 +108,7 @@ pub fn of_scorer(folder: &Path) -> Vec<Compatibility> {
 
 const NO_HEAD: &str = "GGUF files of these families hold no scalar head";
 
-/// For a model directory.
+/// Returns the answers for a model directory.
 pub fn of_model(folder: &Path) -> Vec<Compatibility> {
     let tokenizer = !["tokenizer.json", "tokenizer.model", "vocab.json"].iter().any(|f| folder.join(f).exists());
     let tokenizer = tokenizer.then(|| "the base folder has no tokenizer files to copy".to_string());

@@ -1,7 +1,8 @@
-//! Adapter and model directories written from memory, and the check that every save must pass.
+//! Saves adapters and models from memory, and verifies every save.
 //!
-//! A folder is filled beside its place, read back into a fresh model and compared with the model in memory; only
-//! then it is moved in, with `export_report.json` inside. One that fails is left as `NAME.failed`.
+//! A directory is written under a temporary name, read back into a fresh model and compared with the model in memory.
+//! Only then it is moved into place, with `export_report.json` inside. A directory that fails the comparison is kept as
+//! `NAME.failed`.
 
 use super::compatibility::{self, Compatibility};
 use super::measure::{self, Distance};
@@ -22,7 +23,7 @@ use tch::{Kind, Tensor};
 
 pub const REPORT: &str = "export_report.json";
 
-/// What a directory holds.
+/// The kind of directory to write or verify.
 #[derive(Debug, Clone, Copy)]
 pub enum Export<'a> {
     /// An adapter for the base in this folder.
@@ -31,33 +32,34 @@ pub enum Export<'a> {
     Model,
 }
 
-/// The result of a check, as export_report.json holds it.
+/// The result of verifying a directory; the contents of export_report.json.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     pub verdict: Verdict,
     /// `adapter` or `model`.
     pub export: &'static str,
-    /// What is wrong; empty where the verdict is `passed`.
+    /// What is wrong; empty if the verdict is `passed`.
     pub problems: Vec<String>,
-    /// What the user should know though it is not wrong.
+    /// Hints for the user that are no errors.
     pub notes: Vec<String>,
-    /// The dtype of the arithmetic on both sides.
+    /// The dtype that both models computed in.
     pub computed_in: String,
-    /// Prompts and positions compared.
+    /// Number of prompts compared; `positions` counts their tokens.
     pub prompts: usize,
     pub positions: usize,
-    /// The folder read back, against the model in memory.
+    /// Distance of the model read back from the model in memory.
     pub difference: Distance,
     pub thresholds: Thresholds,
-    /// The base without adapter, against the model in memory: what the adapter does. Adapters and merges only.
+    /// Distance of the base without adapter from the model in memory, that is, the effect of the adapter. Adapters and
+    /// merges only.
     pub adapter_effect: Option<Distance>,
-    /// Tensors compared bit for bit with what was to be written.
+    /// Number of tensors compared bit for bit with what was to be written.
     pub tensors: usize,
-    /// config.json says that embedding and head share one weight; always false for an adapter alone.
+    /// Whether embedding and head share one weight according to config.json; always false for an adapter.
     pub tied: bool,
     pub missing: Vec<String>,
     pub unexpected: Vec<String>,
-    /// Weight files with bytes and SHA-256.
+    /// Size and SHA-256 of each weight file, by name.
     pub files: BTreeMap<String, WeightFile>,
     pub compatibility: Vec<Compatibility>,
     pub ft_version: &'static str,
@@ -76,8 +78,8 @@ pub struct WeightFile {
     pub sha256: String,
 }
 
-/// How far logits may lie apart. The weights themselves are compared bit for bit, so these only have to tell the
-/// noise of the arithmetic from a model that is wired, scaled or configured wrongly.
+/// The largest allowed distance of logits. The weights themselves are compared bit for bit, so the thresholds only have
+/// to distinguish rounding errors from a model that is wired, scaled or configured wrongly.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Thresholds {
     pub relative: f64,
@@ -85,29 +87,30 @@ pub struct Thresholds {
     pub top1_agreement: f64,
 }
 
-/// What lies between the model in memory and the folder.
+/// Describes how the written weights may differ from those in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
-    /// The same weights in the same arithmetic.
+    /// Not at all: the same weights, computed in the same format.
     None,
-    /// The adapter's product became part of the weights.
+    /// The adapter was added to the base's weights.
     Folded,
-    /// The weights on disk have fewer bits than the arithmetic.
+    /// The weights on disk have fewer bits than the format of the computation.
     Rounded,
 }
 
 impl Thresholds {
     pub(super) fn new(computed: Kind, change: Change) -> Self {
         match (computed, change) {
-            // Equal weights: only the order of sums may differ (another alignment of memory, another GPU kernel).
+            // The weights are equal. Only the order of sums may differ (another memory alignment, another GPU kernel).
             (Kind::Float, Change::None) => Self { relative: 1e-5, mean_kl: 1e-8, top1_agreement: 0.99 },
-            // W x + s B A x against (W + s B A) x: one rounding of 2^-24 a product, grown by the layers.
+            // W x + s B A x is compared with (W + s B A) x: one rounding of 2^-24 per product, amplified by the layers.
             (Kind::Float, Change::Folded) => Self { relative: 1e-4, mean_kl: 1e-6, top1_agreement: 0.99 },
-            // bf16 keeps 8 bits: every product rounds by up to 2^-9, in another order.
+            // bf16 has 8 bits of precision: every product is rounded by up to 2^-9, and sums run in another order.
             (_, Change::None) => Self { relative: 2e-2, mean_kl: 1e-3, top1_agreement: 0.9 },
-            // Here every weight was rounded as well, by up to 2^-9 of itself: logits move by some percent of the
-            // largest, and near ties change places (a 135M model: 2.5 %, mean KL 3e-3, top-1 94 %). A lost or doubled
-            // update shows in the weights, which must equal the float32 sum rounded once.
+            // Every weight was rounded as well, by up to 2^-9 of its value: logits change by some percent of the
+            // largest logit, and nearly equal ones swap ranks (a 135M model: 2.5 %, mean KL 3e-3, top-1 94 %). These
+            // limits are too wide to detect a lost or doubled update; the comparison of weights detects it, since they
+            // must equal the float32 sum rounded once.
             (_, Change::Folded | Change::Rounded) => Self { relative: 0.1, mean_kl: 2e-2, top1_agreement: 0.8 },
         }
     }
@@ -132,8 +135,8 @@ impl Thresholds {
     }
 }
 
-/// Compares a directory, read back into a fresh model, with the model in memory as it answers now (its active adapter
-/// included). Differences are in the report, not errors; what cannot be read at all is an error.
+/// Reads a directory into a fresh model and compares it with the model in memory, its active adapter included.
+/// Differences are reported, not returned as errors; a directory that cannot be read is an error.
 pub fn verify(reference: &Model, folder: &Path, export: Export) -> Result<Report> {
     match export {
         Export::Adapter { .. } => {
@@ -156,7 +159,8 @@ pub fn verify(reference: &Model, folder: &Path, export: Export) -> Result<Report
         Export::Model => {
             let tensors = of_base(reference);
             let expected = |name: &str| Ok(tensors.get(name).map(|t| (*t).shallow_clone()));
-            // Masters in float32 that were rounded to the dtype the run computes in give the same products.
+            // If the run computes in bf16, rounding its float32 master weights to bf16 changes no product: layers round
+            // them too.
             let rounded = reference.kind() == Kind::Float && saved_kind(folder)? != Some(Kind::Float);
             let change = if rounded { Change::Rounded } else { Change::None };
             let names = tensors.keys().map(|n| n.to_string()).collect();
@@ -166,20 +170,21 @@ pub fn verify(reference: &Model, folder: &Path, export: Export) -> Result<Report
     }
 }
 
-/// One comparison of a folder with a model in memory.
+/// Compares a directory with a model in memory.
 pub(super) struct Check<'a> {
     pub reference: &'a Model,
     pub folder: &'a Path,
     pub export: Export<'a>,
     pub change: Change,
-    /// The tensors that the folder must hold, no more and no fewer.
+    /// The names of exactly those tensors that the folder must contain.
     pub names: BTreeSet<String>,
-    /// Whether a whole model's embedding and output head are to share a weight.
+    /// Whether embedding and output head of a whole model are expected to share one weight.
     pub tied: bool,
 }
 
 impl Check<'_> {
-    /// `expected` gives each tensor as it was to be written; the folder's must equal it, rounded once to its dtype.
+    /// Runs the comparison. `expected` returns the value of a tensor by name; the tensor in the folder must equal it,
+    /// rounded once to the folder's dtype.
     pub fn run(&self, mut expected: impl FnMut(&str) -> Result<Option<Tensor>>) -> Result<Report> {
         let _no_grad = tch::no_grad_guard();
         let (written, files) = match self.export {
@@ -195,7 +200,7 @@ impl Check<'_> {
             let Some(wanted) = expected(name)? else { continue };
             let wanted = cast(&wanted.to_device(tch::Device::Cpu), tensor.kind());
             if wanted.size() != tensor.size() || !wanted.equal(tensor) {
-                problems.push(format!("tensor `{name}` in the folder is not the value to be written, rounded once"));
+                problems.push(format!("tensor `{name}` in the folder differs from the value in memory, rounded once"));
             }
         }
 
@@ -211,7 +216,7 @@ impl Check<'_> {
         let (device, kind) = (self.reference.device(), self.reference.kind());
         let scores = self.reference.heads() == Heads::Score;
         let fresh = match self.export {
-            // Its probes are checked on the way.
+            // Opening a scorer also compares it with the probes in its reward.json.
             Export::Adapter { base } if scores => {
                 models::open_scorer(base, Some(self.folder), device, kind).map(|s| s.0)
             }
@@ -234,7 +239,7 @@ impl Check<'_> {
         let thresholds = Thresholds::new(kind, self.change);
         problems.extend(thresholds.problems(&difference));
 
-        // A reward model has no output head to tie.
+        // A reward model has no output head that could be tied.
         let whole = matches!(self.export, Export::Model) && !scores;
         let tied = whole && fresh.config().tie_word_embeddings;
         if tied && written.contains_key("lm_head.weight") {
@@ -276,7 +281,8 @@ impl Check<'_> {
         }
     }
 
-    /// A merge in few bits can drown a weak adapter: every weight is rounded right and the sum says nothing new.
+    /// Returns hints for the user. A merge into a narrow dtype can lose a weak adapter: although every weight is
+    /// rounded correctly, the rounding is as large as the update.
     fn notes(&self, difference: &Distance, effect: Option<&Distance>) -> Vec<String> {
         match effect {
             Some(effect)
@@ -285,7 +291,7 @@ impl Check<'_> {
                     && effect.mean_kl > 0.0 =>
             {
                 vec![format!(
-                    "rounding moves the answers by {:.0} % of what the adapter does (mean KL {:.1e} against {:.1e}): --dtype f32 keeps it whole",
+                    "rounding changes the answers by {:.0} % of the adapter's effect (mean KL {:.1e} against {:.1e}): --dtype f32 avoids it",
                     100.0 * difference.mean_kl / effect.mean_kl,
                     difference.mean_kl,
                     effect.mean_kl
@@ -297,7 +303,8 @@ impl Check<'_> {
     }
 }
 
-/// Writes an adapter of `model` as a PEFT directory and checks it. `base` is the folder it was trained on.
+/// Writes an adapter of `model` as a PEFT directory and verifies it. `base` is the folder of the model it was trained
+/// on.
 pub fn save_adapter(model: &Model, adapter: &str, spec: &LoraSpec, base: &Path, folder: &Path) -> Result<Report> {
     let id = model.adapter_id(adapter).ok_or_else(|| Error::bug(format!("no adapter `{adapter}` to save")))?;
     let params = || model.params().adapter(id).map(|p| (p.name.as_str(), &p.tensor));
@@ -315,7 +322,7 @@ pub fn save_adapter(model: &Model, adapter: &str, spec: &LoraSpec, base: &Path, 
     })
 }
 
-/// An adapter directory with what users want beside it: tokenizer, chat template and a card.
+/// Writes an adapter directory, with tokenizer, chat template and a README.md (model card).
 pub(super) fn write_adapter_folder<'t>(
     folder: &Path,
     spec: &LoraSpec,
@@ -328,7 +335,7 @@ pub(super) fn write_adapter_folder<'t>(
     let card = format!(
         "---\nlibrary_name: peft\nbase_model: {}\npipeline_tag: text-generation\ntags:\n- lora\n---\n\nA LoRA adapter trained with ft {}. \
          Read it with PEFT, or with `ft generate --model BASE --adapter DIR`; fold it into the base with `ft merge`.\n\
-         `{REPORT}` tells how the saved files were checked.\n",
+         `{REPORT}` reports how the saved files were checked.\n",
         serde_json::to_string(base_name).unwrap_or_default(),
         env!("CARGO_PKG_VERSION"),
     );
@@ -339,7 +346,7 @@ fn write_text(path: &Path, text: &str) -> Result<()> {
     fsutil::write_atomic(path, |w| std::io::Write::write_all(w, text.as_bytes()))
 }
 
-/// Writes the base's own weights of `model` as a Hugging Face directory in `dtype` and checks it.
+/// Writes the base weights of `model`, without adapters, as a Hugging Face directory in `dtype` and verifies it.
 pub fn save_model(model: &Model, folder: &Path, dtype: Kind) -> Result<Report> {
     let tensors = of_base(model);
     let entries = tensors.iter().map(|(n, t)| entry(n, &t.size(), dtype)).collect::<Result<Vec<_>>>()?;
@@ -361,16 +368,16 @@ pub fn save_model(model: &Model, folder: &Path, dtype: Kind) -> Result<Report> {
     })
 }
 
-/// The tensors of a model's directory. A scalar head beside the output head is a value function's, which is of use to
-/// training only.
+/// Returns the tensors that a model directory gets. If the model has both an output head and a scalar head, the scalar
+/// head is the value function of PPO; it is needed for training only and left out.
 fn of_base(model: &Model) -> BTreeMap<&str, &Tensor> {
     let both = model.heads() == Heads::Both;
     let written = model.params().base().filter(|p| !(both && p.name == models::SCORE));
     written.map(|p| (p.name.as_str(), &p.tensor)).collect()
 }
 
-/// Fills a folder, writes the report into it and moves it into its place; where the check failed it is left beside
-/// its place as `NAME.failed`.
+/// Lets `fill` write and verify a folder under a temporary name, adds the report and moves the folder to its place. If
+/// the verdict is `failed`, the folder is kept as `NAME.failed` and an error is returned.
 pub(super) fn publish(folder: &Path, fill: impl FnOnce(&Path) -> Result<Report>) -> Result<Report> {
     let folder: PathBuf = folder.components().collect(); // without a slash at the end
     let mut done = None;
@@ -383,10 +390,10 @@ pub(super) fn publish(folder: &Path, fill: impl FnOnce(&Path) -> Result<Report>)
             std::fs::rename(temp, &failed).map_err(|e| fsutil::io_error("moving", &failed, e))?;
             let shown = report.problems.iter().take(12).cloned().collect::<Vec<_>>().join("\n  ");
             return Err(Error::user(format!(
-                "{}: what was written is not the model in memory:\n  {shown}",
+                "{}: the written files differ from the model in memory:\n  {shown}",
                 folder.display()
             ))
-            .hint(format!("the whole report and the files: {}", failed.display())));
+            .hint(format!("the full report and the files are in {}", failed.display())));
         }
         done = Some(report);
         Ok(())
@@ -394,7 +401,8 @@ pub(super) fn publish(folder: &Path, fill: impl FnOnce(&Path) -> Result<Report>)
     done.ok_or_else(|| Error::bug("a folder was published without a report"))
 }
 
-/// Targets as endings or full names, so that every reader of adapters finds the modules; written lists of names stay.
+/// Returns `spec` with its targets written as endings or full names of modules, which every reader of adapters
+/// understands. Targets that are already a list of names stay unchanged.
 pub fn resolved<'n>(spec: &LoraSpec, adapted: &BTreeSet<&str>, base: impl Iterator<Item = &'n str>) -> LoraSpec {
     if matches!(spec.targets, Targets::Names(_)) && spec.exclude.is_none() {
         return spec.clone();
@@ -405,7 +413,7 @@ pub fn resolved<'n>(spec: &LoraSpec, adapted: &BTreeSet<&str>, base: impl Iterat
     LoraSpec { targets: Targets::Names(names), exclude: None, layers: None, layers_pattern: Vec::new(), ..spec.clone() }
 }
 
-/// The modules that have a low-rank update.
+/// Returns the modules that have a low-rank update, from the names of an adapter's tensors.
 pub fn adapted_modules<'n>(names: impl Iterator<Item = &'n str>) -> BTreeSet<&'n str> {
     names.filter_map(lora::adapted_module).collect()
 }
@@ -428,7 +436,7 @@ const TOKENIZER_FILES: &[&str] = &[
 ];
 pub(super) const MODEL_FILES: &[&str] = &["generation_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE"];
 
-/// Copies the tokenizer's files and `more`, byte for byte, where they exist.
+/// Copies the tokenizer's files and `more` byte for byte. Files that do not exist are skipped.
 pub(super) fn copy_beside(from: &Path, to: &Path, more: &[&str]) -> Result<()> {
     let more = more.iter().filter(|f| !TOKENIZER_FILES.contains(f));
     for name in TOKENIZER_FILES.iter().chain(more) {
@@ -450,7 +458,7 @@ pub(super) fn copy_beside(from: &Path, to: &Path, more: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// config.json letter for letter, or with its dtype patched in the file's own dialect.
+/// Writes config.json unchanged (`dtype: None`), or with another dtype under the key that the file uses for it.
 pub(super) fn write_config(config: &Config, to: &Path, dtype: Option<Kind>) -> Result<()> {
     let text = match dtype {
         Some(kind) => patched(&config.text, &config.raw, dtype_name(kind)?)?,
@@ -459,7 +467,7 @@ pub(super) fn write_config(config: &Config, to: &Path, dtype: Option<Kind>) -> R
     fsutil::write_atomic(&to.join("config.json"), |w| std::io::Write::write_all(w, text.as_bytes()))
 }
 
-/// The text with another dtype: transformers 5 calls the key `dtype`, 4 called it `torch_dtype`.
+/// Returns the text of config.json with another dtype. transformers 5 calls the key `dtype`, version 4 `torch_dtype`.
 fn patched(text: &str, raw: &Value, dtype: &str) -> Result<String> {
     let mut wanted = raw.clone();
     let keys = dtype_keys(raw);
@@ -470,7 +478,8 @@ fn patched(text: &str, raw: &Value, dtype: &str) -> Result<String> {
             text = text.replacen(&format!("\"{key}\": \"{old}\""), &format!("\"{key}\": \"{dtype}\""), 1);
         }
     }
-    // Numbers keep their spelling where the words were found; otherwise the file is written anew.
+    // Replacing the text keeps the spelling of numbers. If the text was not found as expected, the JSON is written
+    // anew.
     if serde_json::from_str::<Value>(&text).is_ok_and(|found| found == wanted) {
         return Ok(text);
     }
@@ -478,7 +487,8 @@ fn patched(text: &str, raw: &Value, dtype: &str) -> Result<String> {
     Ok(text + "\n")
 }
 
-/// What the file calls the dtype; what its dialect would call it, where it says none.
+/// Returns the keys that config.json uses for the dtype. If it has none, the key of the transformers version that wrote
+/// it.
 fn dtype_keys(raw: &Value) -> Vec<&'static str> {
     let written: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|k| raw.get(*k).is_some()).collect();
     let newer = raw.get("rope_parameters").is_some();
@@ -494,7 +504,7 @@ fn dtype_name(kind: Kind) -> Result<&'static str> {
     })
 }
 
-/// An error where the disk cannot take so many bytes more.
+/// Fails if the disk of `folder` does not have room for `bytes` more.
 pub(super) fn check_disk(folder: &Path, bytes: u64) -> Result<()> {
     match crate::machine::free_disk(folder) {
         Some(free) if free < bytes + (64 << 20) => {
@@ -506,7 +516,7 @@ pub(super) fn check_disk(folder: &Path, bytes: u64) -> Result<()> {
     }
 }
 
-/// The dtype of the folder's first floating tensor.
+/// Returns the dtype of the first floating-point tensor in the folder.
 fn saved_kind(folder: &Path) -> Result<Option<Kind>> {
     let weights = Weights::open(folder)?;
     Ok(weights.names().filter_map(|n| weights.kind(n)).find(|k| matches!(k, Kind::Float | Kind::BFloat16 | Kind::Half)))

@@ -1,7 +1,7 @@
-//! A GGUF file (version 2 or 3) over a memory map: its metadata and where its tensors lie.
+//! Reads a memory-mapped GGUF file (version 2 or 3): its metadata and the byte ranges of its tensors.
 //!
-//! Arrays stay in the map until asked for, so a file cannot make this reader allocate more than it holds. Knows nothing
-//! of architectures or tokenizers.
+//! Arrays are not copied until they are requested, so a damaged file cannot make this reader allocate more memory than
+//! the file is long. Knows nothing of architectures or tokenizers.
 
 mod header;
 
@@ -27,7 +27,7 @@ pub enum Value {
     Array(Array),
 }
 
-/// An array still in the map: element type, count and the bytes of the elements.
+/// An array that was not decoded yet: element type, number of elements and their byte range in the file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Array {
     element: ValueType,
@@ -35,7 +35,7 @@ pub struct Array {
     bytes: Range<usize>,
 }
 
-/// A tensor as the file lists it, already checked to lie inside the file.
+/// A tensor as the file lists it; its byte range was checked to be inside the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
     pub name: String,
@@ -51,7 +51,7 @@ impl TensorInfo {
     }
 }
 
-/// Where the file's bytes are.
+/// The file's bytes, memory-mapped or owned.
 enum Bytes {
     Mapped(Mmap),
     Owned(Vec<u8>),
@@ -76,7 +76,7 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Maps the file and reads its header; the tensors' data is not touched.
+    /// Maps the file and reads its header, but not the tensors' data. Fails if the header is damaged.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| io_error("opening", path, e))?;
         let kind = file.metadata().map_err(|e| io_error("opening", path, e))?;
@@ -87,12 +87,13 @@ impl Gguf {
         if kind.len() == 0 {
             return Err(not_gguf(path, "the file is empty"));
         }
-        // SAFETY: the map is read-only; as with every memory-mapped model, changing the file meanwhile is the user's risk.
+        // SAFETY: the map is read-only; as with every memory-mapped model, changing the file meanwhile is the user's
+        // risk.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| io_error("mapping", path, e))?;
         Self::read(path, Bytes::Mapped(map))
     }
 
-    /// Reads a file that is in memory; `path` stands in errors.
+    /// Reads a file from memory; `path` is only used in error messages.
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
         Self::read(path, Bytes::Owned(bytes))
     }
@@ -110,7 +111,7 @@ impl Gguf {
         &self.tensors
     }
 
-    /// The stored bytes of a tensor, still quantised.
+    /// Returns the stored bytes of a tensor, still quantised.
     pub fn data(&self, tensor: &TensorInfo) -> &[u8] {
         &self.map[tensor.bytes.clone()]
     }
@@ -119,7 +120,7 @@ impl Gguf {
         self.metadata.get(key)
     }
 
-    /// All metadata keys, in no particular order.
+    /// Returns all metadata keys, in no particular order.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.metadata.keys().map(String::as_str)
     }
@@ -149,7 +150,7 @@ impl Gguf {
         }
     }
 
-    /// A float; a 32-bit one becomes the shortest decimal that names it, so that 1e-5 stays 1e-5.
+    /// Returns a finite number. A 32-bit float is converted through its shortest decimal form, so that 1e-5 stays 1e-5.
     pub fn float(&self, key: &str) -> Result<Option<f64>> {
         let number = match self.metadata.get(key) {
             None => return Ok(None),
@@ -167,14 +168,14 @@ impl Gguf {
         Ok(Some(number))
     }
 
-    /// An array of strings, borrowed from the map.
+    /// Returns an array of strings, borrowed from the file's bytes.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
         let Some(array) = self.array(key, "an array of strings", |t| t == ValueType::Text)? else { return Ok(None) };
         let mut cursor = Cursor { path: &self.path, data: &self.map[..array.bytes.end], at: array.bytes.start };
         (0..array.count).map(|i| cursor.text(&format!("{key}[{i}]"))).collect::<Result<_>>().map(Some)
     }
 
-    /// An array of integers of any width.
+    /// Returns an array of integers; the file may store them in any width.
     pub fn integers(&self, key: &str) -> Result<Option<Vec<i64>>> {
         use ValueType::*;
         let Some(array) =
@@ -193,7 +194,7 @@ impl Gguf {
         Ok(Some(self.map[array.bytes.clone()].chunks_exact(width).map(one).collect()))
     }
 
-    /// An array of 32-bit floats.
+    /// Returns an array of 32-bit floats.
     pub fn floats(&self, key: &str) -> Result<Option<Vec<f32>>> {
         let Some(array) = self.array(key, "an array of floats", |t| t == ValueType::F32)? else { return Ok(None) };
         let one = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
@@ -215,6 +216,6 @@ impl Gguf {
             other => format!("{other:?}"),
         };
         Error::user(format!("{}: metadata {key}: {expected} expected, found {found}", self.path.display()))
-            .hint("the file is damaged or was made by a program of its own ways: try another GGUF of the model")
+            .hint("the file is damaged or was written by a nonstandard program: try another GGUF of the model")
     }
 }

@@ -1,7 +1,7 @@
-//! `ft import`: a GGUF file becomes a Hugging Face model directory.
+//! Converts a GGUF file to a Hugging Face model directory (`ft import`).
 //!
-//! Tensors are dequantised, brought into Hugging Face's layout, cast and written one at a time; the directory appears
-//! whole or not at all.
+//! Tensors are dequantised, rearranged to Hugging Face's layout, cast and written one at a time, so memory holds only
+//! one of them. The directory appears completely written or not at all.
 
 use crate::convert::architecture::{self, ARCHITECTURES, Change, Mapped};
 use crate::convert::gguf::Gguf;
@@ -18,18 +18,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// What to import and how.
+/// Options of an import.
 pub struct Options<'a> {
     pub file: &'a Path,
     pub out: &'a Path,
     pub dtype: Dtype,
     /// Replace an existing model directory.
     pub force: bool,
-    /// Use this pre-tokenizer, not the one that the file names.
+    /// Overrides the pre-tokenizer that the file names.
     pub pre_tokenizer: Option<&'a str>,
 }
 
-/// What was imported.
+/// Describes an imported model; printed as JSON by `ft import --json`.
 #[derive(Debug, Serialize)]
 pub struct Summary {
     pub file: PathBuf,
@@ -38,7 +38,7 @@ pub struct Summary {
     pub name: Option<String>,
     pub license: Option<String>,
     pub parameters: u64,
-    /// Tensors by the type they had in the file.
+    /// Number of tensors by their type in the file.
     pub tensors: BTreeMap<String, u64>,
     pub dtype: String,
     pub bytes: u64,
@@ -48,8 +48,8 @@ pub struct Summary {
     pub warnings: Vec<String>,
 }
 
-/// Imports a file. `progress(done, total)` is called in tensors before each one; its error stops the import, and
-/// nothing is left behind.
+/// Imports a file. Calls `progress(done, total)`, counted in tensors, before each tensor; if it returns an error, the
+/// import stops and leaves no files.
 pub fn import(options: &Options, mut progress: impl FnMut(u64, u64) -> Result<()>) -> Result<Summary> {
     check_out(options)?;
     let gguf = Gguf::open(options.file)?;
@@ -59,14 +59,14 @@ pub fn import(options: &Options, mut progress: impl FnMut(u64, u64) -> Result<()
     };
     if let Some(kind) = gguf.text("general.type")?.filter(|&k| k != "model") {
         return Err(Error::user(format!("{}: general.type is `{kind}`, `model` expected", options.file.display()))
-            .hint("import the model itself; adapters and projectors belong to one"));
+            .hint("choose the GGUF of the model itself: an adapter or projector file is only a part of one"));
     }
     if gguf.unsigned("split.count")?.is_some_and(|n| n > 1) {
         return Err(Error::user(format!("{}: this is one part of a split GGUF", options.file.display()))
             .hint("join the parts first with llama.cpp: llama-gguf-split --merge FIRST_PART OUT.gguf"));
     }
     if !ARCHITECTURES.contains(&arch) {
-        // Before the tokenizer, whose errors would only distract.
+        // Checked before the tokenizer is read: its errors would hide this cause.
         return Err(Error::user(format!("{}: architecture `{arch}` is not supported", options.file.display()))
             .hint(format!("ft import reads the architectures {}", ARCHITECTURES.join(", "))));
     }
@@ -112,7 +112,7 @@ pub fn import(options: &Options, mut progress: impl FnMut(u64, u64) -> Result<()
     })
 }
 
-/// Refuses an output folder that exists, unless it is a model directory and may be replaced.
+/// Fails if the output folder exists and is not empty, unless it is a model directory and `force` is set.
 fn check_out(options: &Options) -> Result<()> {
     let out = options.out;
     let named = |what: &str| Error::user(format!("--out {}: {what}", out.display()));
@@ -137,7 +137,7 @@ fn check_out(options: &Options) -> Result<()> {
     }
     let real = |p: &Path| p.canonicalize().unwrap_or_else(|_| fsutil::absolute(p));
     if real(options.file).starts_with(real(out)) {
-        return Err(named("the GGUF file lies in the folder that --force would replace").hint("choose another folder"));
+        return Err(named("the GGUF file is in the folder that --force would replace").hint("choose another folder"));
     }
     Ok(())
 }
@@ -161,7 +161,7 @@ fn write_vocabulary(folder: &Path, v: &Vocabulary) -> Result<()> {
     fsutil::write_json(&folder.join("generation_config.json"), &generation)
 }
 
-/// The bytes of one tensor in Hugging Face's layout and the chosen type.
+/// Returns the bytes of one tensor in Hugging Face's layout and the chosen dtype. Fails if a value is not finite.
 fn encode(gguf: &Gguf, tensor: &Mapped, dtype: Dtype) -> Result<Vec<u8>> {
     let mut values = dequantise(tensor.source.kind, gguf.data(&tensor.source));
     values = match tensor.change {
@@ -173,7 +173,7 @@ fn encode(gguf: &Gguf, tensor: &Mapped, dtype: Dtype) -> Result<Vec<u8>> {
     let bad = values.par_iter().filter(|x| !x.is_finite()).count();
     if bad > 0 {
         return Err(wrong(format!("{bad} of {} values are not finite", values.len()))
-            .hint("the file is damaged or the model was broken before; try another GGUF of it"));
+            .hint("the file is damaged, or the model was before it was converted; try another GGUF of it"));
     }
     let mut bytes = vec![0u8; values.len() * dtype.bitsize() / 8];
     match dtype {
@@ -198,7 +198,7 @@ fn encode(gguf: &Gguf, tensor: &Mapped, dtype: Dtype) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Within each head, row 2i becomes row i and row 2i + 1 becomes row i + h/2.
+/// Reorders rows: within each head of h rows, row 2i becomes row i and row 2i + 1 becomes row i + h/2.
 fn unpermute(values: &[f32], heads: usize, rows: usize) -> Vec<f32> {
     let (width, head) = (values.len() / rows, rows / heads);
     let mut out = Vec::with_capacity(values.len());
@@ -222,7 +222,7 @@ fn transpose(values: &[f32], rows: usize) -> Vec<f32> {
     out
 }
 
-/// Keys in alphabetical order, as transformers writes config.json.
+/// Sorts the keys of an object alphabetically, as transformers writes config.json.
 fn sorted(value: Value) -> Value {
     match value {
         Value::Object(map) => Value::Object(map.into_iter().collect::<BTreeMap<_, _>>().into_iter().collect()),

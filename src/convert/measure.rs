@@ -1,4 +1,6 @@
-//! How far two models are apart on fixed prompts.
+//! Measures the distance between the outputs of two models on fixed prompts.
+//!
+//! The prompts never change, so two measurements of the same model are comparable.
 
 use crate::data::ChatTokenizer;
 use crate::error::{Error, Result};
@@ -8,27 +10,29 @@ use serde::Serialize;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// Short texts of several kinds, for folders that have a tokenizer.
+/// Short texts of several kinds, used if the folder has a tokenizer.
 const TEXTS: [&str; 4] = [
     "The capital of France is Paris, and the capital of Italy is",
     "Type 2 diabetes mellitus with diabetic chronic kidney disease",
     "def mean(values):\n    return sum(values) / len(values)\n",
     "1, 2, 3, 5, 8, 13, 21, 34, 55",
 ];
-/// Lengths of the token sequences that every model gets.
+/// Lengths of the pseudo-random token sequences, which need no tokenizer.
 const LENGTHS: [usize; 3] = [5, 17, 48];
 
-/// The fixed prompts: sequences spread over the whole vocabulary and, where `folder` has a tokenizer, short texts.
+/// Returns the fixed prompts as token ids: sequences spread over the whole vocabulary and, if `folder` has a tokenizer,
+/// short texts. Prompts are truncated to the model's context.
 pub fn prompts(model: &Model, folder: &Path) -> Result<Vec<Vec<u32>>> {
     Ok(texts(model, folder)?.into_iter().map(|(_, ids)| ids).collect())
 }
 
-/// The same, with the text that each comes from; a text that was cut off is none.
+/// Returns the prompts of [`prompts`] with the text of each: `None` for a sequence without text or a truncated text.
 pub fn texts(model: &Model, folder: &Path) -> Result<Vec<(Option<String>, Vec<u32>)>> {
     let config = model.config();
     let limit = [config.sliding_window, config.max_position_embeddings].into_iter().flatten().min().unwrap_or(i64::MAX);
     let vocabulary = config.vocab_size as u64;
-    // A linear congruential generator (Knuth's MMIX constants): the same prompts for ever.
+    // A linear congruential generator (Knuth's MMIX constants), so that the prompts depend on no library's random
+    // numbers.
     let mut state = 1u64;
     let mut next = || {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -42,10 +46,10 @@ pub fn texts(model: &Model, folder: &Path) -> Result<Vec<(Option<String>, Vec<u3
             let ids = tokenizer.encode_plain(text)?;
             if let Some(id) = ids.iter().find(|id| **id as u64 >= vocabulary) {
                 return Err(Error::user(format!(
-                    "{}: the tokenizer gives token {id}; the model has {vocabulary}",
+                    "{}: the tokenizer gives token {id}; the model has {vocabulary} tokens",
                     folder.display()
                 ))
-                .hint("tokenizer and weights belong to two models"));
+                .hint("tokenizer and weights seem to be of two different models"));
             }
             prompts.push((Some(text.to_string()), ids));
         }
@@ -58,8 +62,8 @@ pub fn texts(model: &Model, folder: &Path) -> Result<Vec<(Option<String>, Vec<u3
     Ok(prompts)
 }
 
-/// What the model says after every token of every prompt, float32 on the CPU: logits (N, V), or scores (N, 1) of a
-/// reward model.
+/// Returns the model's output after every token of every prompt, float32 on the CPU: logits (N, V), or scores (N, 1) of
+/// a reward model.
 pub fn logits(model: &Model, prompts: &[Vec<u32>]) -> Result<Tensor> {
     if model.heads() == Heads::Score {
         return Ok(reward::everywhere(model, prompts)?.unsqueeze(-1));
@@ -69,7 +73,7 @@ pub fn logits(model: &Model, prompts: &[Vec<u32>]) -> Result<Tensor> {
     model.infer(&tokens, |out| out.logits(&rows).to_device(Device::Cpu))
 }
 
-/// How far logits lie from those of a reference.
+/// The distance of a model's logits from those of a reference.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Distance {
     /// Largest absolute difference of a logit.
@@ -79,12 +83,13 @@ pub struct Distance {
     pub relative: f64,
     /// Mean over positions of KL(reference || other), in nats.
     pub mean_kl: f64,
-    /// Share of positions where both find the same token likeliest.
+    /// Share of positions where both models have the same most likely token.
     pub top1_agreement: f64,
 }
 
 impl Distance {
-    /// NaN anywhere gives NaN here, which passes no threshold. Row by row of few: both in float64 would be large.
+    /// Compares two tables of logits (N, V). A NaN in either gives NaN here, which passes no threshold. Runs over a few
+    /// rows at a time, because both tables in float64 would need much memory.
     pub fn between(reference: &Tensor, other: &Tensor) -> Self {
         const ROWS: i64 = 16;
         let (n, vocabulary) = (reference.size()[0], reference.size()[1]);
@@ -107,7 +112,7 @@ impl Distance {
         Self {
             max_abs,
             mean_abs: sum / (n * vocabulary) as f64,
-            // A model that says nothing yet (a scalar head at zero) is equal to itself.
+            // If all outputs are zero (a scalar head that was not trained yet), this avoids 0 / 0.
             relative: if max_abs == 0.0 { 0.0 } else { max_abs / largest },
             mean_kl: kl / n as f64,
             top1_agreement: agree / n as f64,

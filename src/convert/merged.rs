@@ -1,4 +1,4 @@
-//! `ft merge`: adapters folded into a base, or several laid together as one, written and checked.
+//! Merges adapters into their base model, or several adapters into one (`ft merge`), and verifies the result.
 
 use super::export::{self, Change, Check, Export, Report};
 use super::{stops, template};
@@ -13,24 +13,24 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use tch::{Device, Kind};
 
-/// The adapters' weighted sum as it is to be checked against.
+/// Name of the adapter that holds the weighted sum of all adapters, which the result is compared with.
 const SUM: &str = "sum";
 
-/// Reward models are used as they are.
+/// Fails if one of the adapters is a reward model's: its head cannot be merged into a base.
 fn refuse_scorers(base: &Path, parts: &[Part]) -> Result<()> {
     match parts.iter().find(|part| part.file.spec.scores()) {
         None => Ok(()),
-        Some(part) => Err(Error::user(format!("{}: a reward model's adapter, which is not merged", part.folder.display()))
+        Some(part) => Err(Error::user(format!("{}: a reward model's adapter cannot be merged", part.folder.display()))
             .hint(format!(
-                "it is used as it is: ft score --model {} --adapter {} --input FILE --out FILE; a whole reward model comes of a recipe without `adapter`",
+                "use it without merging: ft score --model {} --adapter {} --input FILE --out FILE; to get a whole reward model, train with a recipe without `adapter`",
                 base.display(),
                 part.folder.display()
             ))),
     }
 }
 
-/// The base as updates of `parts` find it, and the weights that embedding and output head share there. A low-rank update of
-/// the one changes nothing of the other, as in PEFT: with such a one each has a weight of its own.
+/// Opens the base; also returns the names of the weights that embedding and output head share in it. A low-rank update
+/// of one of them must not change the other, as in PEFT: if `parts` has such an update, each gets a weight of its own.
 fn open_base(base: &Path, parts: &[Part]) -> Result<(Config, Weights, Vec<&'static str>)> {
     let mut config = Config::read(base)?;
     let mut weights = models::weights(base, &config)?;
@@ -45,7 +45,9 @@ fn open_base(base: &Path, parts: &[Part]) -> Result<(Config, Weights, Vec<&'stat
     Ok((config, weights, shared))
 }
 
-/// Folds `parts` into the base. `dtype`: the dtype of all weights; `None` keeps each tensor's own.
+/// Merges the adapters `parts` into the base and writes a model directory. `dtype`: the dtype of all floating-point
+/// weights; `None` keeps each tensor's own. Fails if an adapter does not fit the base or the result does not pass
+/// verification.
 pub fn model(base: &Path, parts: &[Part], out: &Path, dtype: Option<Kind>, shard_bytes: u64) -> Result<Report> {
     refuse_scorers(base, parts)?;
     let (config, weights, shared) = open_base(base, parts)?;
@@ -68,7 +70,7 @@ pub fn model(base: &Path, parts: &[Part], out: &Path, dtype: Option<Kind>, shard
     };
     let whole = entries.iter().all(|e| !matches!(e.dtype, safetensors::Dtype::BF16 | safetensors::Dtype::F16));
     let change = if whole { Change::Folded } else { Change::Rounded };
-    // Loaded before anything is written: an adapter that does not fit is refused here.
+    // Loaded before anything is written, because this fails for an adapter that does not fit.
     let sum = merge::combine(&weights, parts)?;
     let reference = with_sum(base, parts, &sum, computed)?;
     export::publish(out, |temp| {
@@ -85,14 +87,14 @@ pub fn model(base: &Path, parts: &[Part], out: &Path, dtype: Option<Kind>, shard
     })
 }
 
-/// Gives the result in `folder` what the parts were taught beyond the base: their template, and where answers stop.
+/// Copies to the result in `folder` what the adapters were trained with besides weights: chat template and stop tokens.
 fn inherit(folder: &Path, base: &Path, parts: &[Part]) -> Result<()> {
     let folders = || parts.iter().map(|p| p.folder.as_path());
     template::inherit(folder, base, folders())?;
     stops::inherit(folder, base, folders())
 }
 
-/// Lays `parts` together as one adapter.
+/// Merges the adapters `parts` into one adapter, their weighted sum, and writes its directory.
 pub fn adapter(base: &Path, parts: &[Part], out: &Path) -> Result<Report> {
     refuse_scorers(base, parts)?;
     let (config, weights, shared) = open_base(base, parts)?;
@@ -117,7 +119,7 @@ pub fn adapter(base: &Path, parts: &[Part], out: &Path) -> Result<Report> {
         let tied = config.tie_word_embeddings;
         let check = Check { reference: &reference, folder: temp, export, change: Change::None, names, tied };
         let mut report = check.run(|name| Ok(sum.tensors.get(name).map(|t| t.shallow_clone())))?;
-        // The one adapter, read back, must do to every weight what the parts do together.
+        // The new adapter, read back, must change every weight as all parts together do.
         let read = [Part::read(temp, 1.0)?];
         let one = Merge::new(&weights, &[], &read)?;
         for name in merge.changed() {
@@ -139,7 +141,7 @@ fn is_float(kind: Kind) -> bool {
     matches!(kind, Kind::Double | Kind::Float | Kind::Half | Kind::BFloat16)
 }
 
-/// The base with every part, which checks that each fits, and with their sum, which is switched on.
+/// Loads the base with every part, to check that each fits, and with their sum, which is the active adapter.
 fn with_sum(base: &Path, parts: &[Part], sum: &AdapterFile, kind: Kind) -> Result<Model> {
     let mut plans = vec![(SUM.to_string(), LoraPlan::new(&sum.spec)?.on_bases(&sum.tensors))];
     for (i, part) in parts.iter().enumerate() {
@@ -158,7 +160,7 @@ fn with_sum(base: &Path, parts: &[Part], sum: &AdapterFile, kind: Kind) -> Resul
     Ok(model)
 }
 
-/// `ADAPTER` or `ADAPTER=WEIGHT`.
+/// Parses `ADAPTER` or `ADAPTER=WEIGHT` and reads the adapter.
 pub fn parse_part(text: &str) -> Result<Part> {
     let (folder, weight) = split_weight(text);
     let weight = match weight.map(str::parse::<f64>) {
@@ -173,7 +175,7 @@ pub fn parse_part(text: &str) -> Result<Part> {
     Part::read(Path::new(folder), weight)
 }
 
-/// The folder and the weight as written; a folder whose own name holds `=` counts as a name where it exists.
+/// Splits `ADAPTER=WEIGHT` into folder and weight. If a folder of the whole name exists, `=` is part of its name.
 pub fn split_weight(text: &str) -> (&str, Option<&str>) {
     match text.rsplit_once('=').filter(|_| !Path::new(text).is_dir()) {
         Some((folder, weight)) => (folder, Some(weight)),

@@ -1,6 +1,6 @@
-//! Model files in and out: GGUF read into a Hugging Face directory, adapters folded in, verified exports.
+//! Reads and writes model directories: imports GGUF files, merges adapters, cuts students, and saves verified results.
 //!
-//! Every directory is written whole or not at all.
+//! A directory appears completely written or not at all.
 
 pub mod architecture;
 pub mod compatibility;

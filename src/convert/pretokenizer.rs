@@ -1,7 +1,8 @@
-//! How text is cut before byte-level BPE merges it, by the name that a GGUF file gives in `tokenizer.ggml.pre`.
+//! Lists the known pre-tokenizers: how text is split before byte-level BPE merges it.
 //!
-//! A row here means: the split of the model's original `tokenizer.json` is known. A name that is not here is an error,
-//! never a guess, because a wrong split gives wrong ids without any other sign.
+//! A GGUF file gives only the pre-tokenizer's name (`tokenizer.ggml.pre`), not its rule. The rules here were copied
+//! from the models' original `tokenizer.json`. An unknown name is an error, never a guess: a wrong split gives wrong
+//! ids and no other sign of it.
 
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
@@ -10,18 +11,19 @@ use serde_json::{Value, json};
 pub struct PreTokenizer {
     names: &'static [&'static str],
     split: Split,
-    /// Text is brought into Unicode form NFC first.
+    /// Whether text is normalised to Unicode form NFC first.
     nfc: bool,
-    /// A piece that is a token as a whole is taken without merging.
+    /// Whether a piece that is a token as a whole becomes that token without merging.
     pub ignore_merges: bool,
-    /// Whether a beginning-of-text token is added where the file does not say.
+    /// Whether a beginning-of-text token is added if the file does not say so.
     pub adds_bos: bool,
 }
 
+/// The rule that splits text.
 enum Split {
-    /// GPT-2's own expression, built into the byte-level pre-tokenizer.
+    /// GPT-2's regular expression, which is built into the byte-level pre-tokenizer.
     Gpt2,
-    /// Each digit stands alone, then GPT-2's expression.
+    /// Isolates each digit, then splits by GPT-2's expression.
     DigitsThenGpt2,
     Expression(&'static str),
 }
@@ -29,8 +31,8 @@ enum Split {
 const PRE_TOKENIZERS: [PreTokenizer; 7] = [
     PreTokenizer { names: &["gpt-2"], split: Split::Gpt2, nfc: false, ignore_merges: false, adds_bos: false },
     PreTokenizer { names: &["default"], split: Split::Gpt2, nfc: false, ignore_merges: false, adds_bos: false },
-    // transformers' own reader of GGUF takes `smollm` for GPT-2's split and so gives other ids where white space or a
-    // non-ASCII number stands before a number; the models' tokenizer.json and llama.cpp isolate digits first.
+    // transformers' own GGUF reader uses GPT-2's split for `smollm`, and gives other ids if white space or a non-ASCII
+    // number precedes a number. The models' tokenizer.json and llama.cpp isolate digits first.
     PreTokenizer {
         names: &["smollm", "starcoder", "refact"],
         split: Split::DigitsThenGpt2,
@@ -76,7 +78,7 @@ const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 impl PreTokenizer {
-    /// The row for `name`; the error lists what is known.
+    /// Returns the pre-tokenizer called `name`; the error lists all known names.
     pub fn find(name: &str) -> Result<&'static Self> {
         PRE_TOKENIZERS.iter().find(|p| p.names.contains(&name)).ok_or_else(|| {
             let known: Vec<&str> = PRE_TOKENIZERS.iter().flat_map(|p| p.names).copied().collect();
@@ -86,12 +88,12 @@ impl PreTokenizer {
         })
     }
 
-    /// The `normalizer` of tokenizer.json.
+    /// Returns the `normalizer` of tokenizer.json.
     pub fn normalizer(&self) -> Value {
         if self.nfc { json!({"type": "NFC"}) } else { Value::Null }
     }
 
-    /// The `pre_tokenizer` of tokenizer.json.
+    /// Returns the `pre_tokenizer` of tokenizer.json.
     pub fn pre_tokenizer(&self, add_prefix_space: bool) -> Value {
         let bytes = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": true, "use_regex": use_regex});
         let sequence = |first: Value, second: Value| json!({"type": "Sequence", "pretokenizers": [first, second]});

@@ -1,12 +1,12 @@
-//! ggml's number formats turned into float32, bit for bit as the `gguf` Python package does it.
+//! Converts ggml's number formats to float32, with the same bits as the `gguf` Python package.
 //!
-//! A tensor is a run of blocks; a block holds a fixed number of elements in a fixed number of bytes. Notation in the
-//! comments: `d` the block's scale, `m` its offset, `q` the stored small integer.
+//! A tensor is a sequence of blocks; a block has a fixed number of elements in a fixed number of bytes. Notation in the
+//! comments: `d` is the block's scale, `m` its offset, `q` the stored small integer.
 
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-/// How a tensor's elements are stored.
+/// The storage format of a tensor's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(non_camel_case_types)] // the names that users of GGUF know
 pub enum Kind {
@@ -27,7 +27,7 @@ pub enum Kind {
 
 use Kind::*;
 
-/// ggml's type number, elements and bytes of a block.
+/// Each format with ggml's type number, the elements of a block and its bytes.
 const KINDS: [(Kind, u32, usize, usize); 13] = [
     (F32, 0, 1, 4),
     (F16, 1, 1, 2),
@@ -44,7 +44,7 @@ const KINDS: [(Kind, u32, usize, usize); 13] = [
     (Q6_K, 14, 256, 210),
 ];
 
-/// Types that exist in ggml but are not read here, so that an error can name them.
+/// Types of ggml that are not supported here; listed so that an error can name them.
 const OTHERS: [(u32, &str); 22] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
@@ -71,7 +71,7 @@ const OTHERS: [(u32, &str); 22] = [
 ];
 
 impl Kind {
-    /// The kind with ggml's number `id`, or the name of what is not supported.
+    /// Returns the format with ggml's type number `id`; the error is the name of an unsupported type.
     pub fn from_id(id: u32) -> Result<Self, String> {
         if let Some(row) = KINDS.iter().find(|k| k.1 == id) {
             return Ok(row.0);
@@ -94,18 +94,18 @@ impl Kind {
         self.row().3
     }
 
-    /// The name as llama.cpp prints it.
+    /// Returns the name as llama.cpp prints it.
     pub fn name(self) -> String {
         format!("{self:?}")
     }
 
-    /// All supported names, for messages.
+    /// Returns all supported names, separated by commas, for messages.
     pub fn names() -> String {
         KINDS.map(|k| k.0.name()).join(", ")
     }
 }
 
-/// The float32 values of `data`, which must be a whole number of blocks.
+/// Returns the float32 values of `data`. Panics if `data` is not a whole number of blocks.
 pub fn dequantise(kind: Kind, data: &[u8]) -> Vec<f32> {
     let (elements, bytes) = (kind.block_elements(), kind.block_bytes());
     assert!(data.len().is_multiple_of(bytes), "{} bytes are no whole number of {} blocks", data.len(), kind.name());
@@ -125,7 +125,7 @@ pub fn dequantise(kind: Kind, data: &[u8]) -> Vec<f32> {
         Q6_K => q6_k,
     };
     let mut values = vec![0f32; data.len() / bytes * elements];
-    // Some thousand elements a task, so that handing out tasks costs nothing beside the work.
+    // Some thousand elements per task keep rayon's overhead small.
     let run = (1 << 14) / elements;
     values.par_chunks_mut(run * elements).zip(data.par_chunks(run * bytes)).for_each(|(y, x)| {
         for (y, x) in y.chunks_exact_mut(elements).zip(x.chunks_exact(bytes)) {
@@ -139,12 +139,12 @@ fn half_at(b: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
 }
 
-/// 32 nibbles: the low ones of 16 bytes, then the high ones.
+/// Returns nibble `i` of 32: the low nibbles of 16 bytes come first, then the high ones.
 fn nibble(b: &[u8], i: usize) -> u8 {
     (b[i % 16] >> (4 * (i / 16))) & 0x0F
 }
 
-/// Bit `i` of 32, to stand as the fifth bit of a number.
+/// Returns bit `i` of 32, shifted to be the fifth bit of a number.
 fn fifth_bit(b: &[u8], i: usize) -> u8 {
     (b[i / 8] >> (i % 8) & 1) << 4
 }
@@ -189,7 +189,7 @@ fn q8_0(b: &[u8], y: &mut [f32]) {
     }
 }
 
-/// Two bits of element `i` of 256: four planes in each 32 bytes.
+/// Returns the two bits of element `i` of 256; each 32 bytes hold four planes of 32 elements.
 fn two_bits(b: &[u8], i: usize) -> u8 {
     (b[i / 128 * 32 + i % 32] >> (2 * (i % 128 / 32))) & 3
 }
@@ -218,7 +218,7 @@ fn q3_k(b: &[u8], y: &mut [f32]) {
     }
 }
 
-/// The six-bit scale and minimum of group `g` of 8, packed into 12 bytes.
+/// Returns the six-bit scale and minimum of group `g` of 8; all are packed into 12 bytes.
 fn scale_and_min(b: &[u8], g: usize) -> (u8, u8) {
     if g < 4 {
         (b[g] & 0x3F, b[4 + g] & 0x3F)
@@ -242,7 +242,7 @@ fn q4_k(b: &[u8], y: &mut [f32]) {
     }
 }
 
-/// As Q4_K with a fifth bit: plane g of 32 bytes.
+/// As Q4_K, with a fifth bit of q from bit g of 32 further bytes.
 fn q5_k(b: &[u8], y: &mut [f32]) {
     let (d, dmin) = (half_at(b, 0), half_at(b, 2));
     let (qh, qs) = (&b[16..48], &b[48..176]);

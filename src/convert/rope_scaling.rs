@@ -1,16 +1,16 @@
-//! Rotary position scaling: what GGUF says of it, in the words of Hugging Face's `rope_scaling`.
+//! Translates the rotary position scaling of a GGUF file to Hugging Face's `rope_scaling`.
 //!
-//! Invariant: what cannot be said exactly is refused.
+//! Invariant: a scaling that config.json cannot express exactly is an error.
 
 use crate::convert::gguf::Gguf;
 use crate::convert::quant::dequantise;
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
 
-/// Per-frequency divisors that Llama 3 files carry.
+/// The tensor of per-frequency divisors that GGUF files of Llama 3 have.
 pub const FACTORS: &str = "rope_freqs.weight";
 
-/// `rope_scaling` for config.json, null where there is none.
+/// Returns `rope_scaling` for config.json; null if the model has none.
 pub fn read(gguf: &Gguf, arch: &str, head_dim: u64, theta: f64) -> Result<Value> {
     let key = |name: &str| format!("{arch}.rope.scaling.{name}");
     let refuse = |what: String| {
@@ -24,14 +24,14 @@ pub fn read(gguf: &Gguf, arch: &str, head_dim: u64, theta: f64) -> Result<Value>
         }
     }
     let factors = llama3(gguf, arch, head_dim, theta)?;
-    // Old files give a linear factor alone, under another key.
+    // Old files have only a linear factor, under another key.
     let old = gguf.float(&format!("{arch}.rope.scale_linear"))?.filter(|&x| x != 1.0);
     let kind = gguf.text(&key("type"))?.unwrap_or(if old.is_some() { "linear" } else { "none" });
     if kind == "none" {
         return Ok(factors.unwrap_or(Value::Null));
     }
     if factors.is_some() {
-        return Err(refuse(format!("both {kind} rotary scaling and {FACTORS}: config.json can say only one")));
+        return Err(refuse(format!("both {kind} rotary scaling and {FACTORS}: config.json can express only one")));
     }
     let Some(factor) = gguf.float(&key("factor"))?.or(old) else {
         return Err(refuse(format!("{} is {kind}, but {} is missing", key("type"), key("factor"))));
@@ -42,12 +42,15 @@ pub fn read(gguf: &Gguf, arch: &str, head_dim: u64, theta: f64) -> Result<Value>
         ("yarn", Some(original)) => Ok(
             json!({"factor": factor, "original_max_position_embeddings": original, "rope_type": "yarn", "type": "yarn"}),
         ),
-        ("yarn", None) => Err(refuse(format!("{} is missing beside yarn scaling", key("original_context_length")))),
+        ("yarn", None) => {
+            Err(refuse(format!("{} is missing, which yarn scaling needs", key("original_context_length"))))
+        }
         _ => Err(refuse(format!("rotary scaling type `{kind}`: none, linear or yarn expected"))),
     }
 }
 
-/// Finds the four numbers behind Llama 3's list of divisors and checks that they give the list back.
+/// Recovers the four numbers that Llama 3's list of divisors was computed from, and checks that they reproduce the
+/// list.
 ///
 /// A frequency with wavelength w is divided by 1 where w < L/high, by `factor` where w > L/low, and in between by
 /// 1 / ((1 − s)/factor + s), s = (L/w − low) / (high − low); L is the original context length.

@@ -1,8 +1,9 @@
-//! What a saved reward model has beside its weights: a padding token that ends no answer, the class and the label that
-//! transformers builds a scalar head for, and the probes that every load is checked with.
+//! Writes what the folder of a reward model needs besides weights: a padding token, the class and label from which
+//! transformers builds a scalar head, and probes (reward.json) that every load is checked with.
 //!
-//! transformers reads a score at the last token that is not padding. Where padding is the token that ends answers, it
-//! would read one token early, and elsewhere in a batch than alone.
+//! transformers reads a score at the last token that is not padding. If the padding token were also the token that ends
+//! answers, the score would be read one token early, and at another place in a batch than alone. So the padding token
+//! must be one that ends no answer.
 
 use super::measure;
 use crate::adapters::spec::SCORE;
@@ -16,8 +17,9 @@ use std::path::Path;
 /// Files that name the padding token.
 const NAMING: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 
-/// Completes a folder that holds the model's weights and the tokenizer's files: reward.json, and a padding token in the
-/// tokenizer's files that ends no answer. The token's id, if there is one.
+/// Completes a folder that contains a reward model's weights and the tokenizer's files: writes reward.json, and sets a
+/// padding token that ends no answer in the tokenizer's files. Returns the id of that token; `None` if no token
+/// qualifies.
 pub(super) fn complete(model: &Model, folder: &Path) -> Result<Option<u32>> {
     let tokenizer = ChatTokenizer::in_directory(folder).then(|| ChatTokenizer::load(folder, None)).transpose()?;
     let pad = match &tokenizer {
@@ -33,8 +35,8 @@ pub(super) fn complete(model: &Model, folder: &Path) -> Result<Option<u32>> {
     Ok(pad)
 }
 
-/// A token that neither ends an answer nor is written by the chat template: the tokenizer's own if it can be, else one
-/// that is called so, else any control token.
+/// Finds a padding token that neither ends an answer nor is written by the chat template. Prefers the tokenizer's own,
+/// then a special token whose name contains "pad", then any special token.
 fn padding(tokenizer: &ChatTokenizer, config: &Config) -> Option<u32> {
     let template = tokenizer.template().map_or("", |t| t.source());
     let free = |id: &u32| {
@@ -51,12 +53,12 @@ fn padding(tokenizer: &ChatTokenizer, config: &Config) -> Option<u32> {
     tokenizer.pad().into_iter().chain(by_name).chain(specials.iter().copied()).find(free)
 }
 
-/// An id that config.json names.
+/// Returns the token id under `key` of config.json.
 fn written(config: &Config, key: &str) -> Option<u32> {
     config.raw.get(key).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok())
 }
 
-/// The end tokens that config.json names.
+/// Returns the end tokens that config.json names.
 fn ends(config: &Config) -> Vec<u32> {
     let ids = match config.raw.get("eos_token_id") {
         Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_u64).collect(),
@@ -66,6 +68,7 @@ fn ends(config: &Config) -> Vec<u32> {
     ids.into_iter().filter_map(|id| u32::try_from(id).ok()).collect()
 }
 
+/// Sets `pad_token` in a JSON file of the tokenizer, unless it is set already.
 fn name_padding(file: &Path, token: &str) -> Result<()> {
     let mut config: Map<String, Value> = read_json(file)?;
     if config.get("pad_token").is_some_and(|old| old == token || old["content"] == token) {
@@ -75,7 +78,7 @@ fn name_padding(file: &Path, token: &str) -> Result<()> {
     write_json(file, &config)
 }
 
-/// config.json of a whole reward model.
+/// Returns config.json of a whole reward model. `dtype` is the key of the dtype and its value.
 pub(super) fn config(config: &Config, dtype: (&str, &str), pad: Option<u32>) -> Result<Value> {
     let mut raw = config.raw.clone();
     let map = raw.as_object_mut().ok_or_else(|| Error::bug("config.json was read and is no object"))?;
@@ -84,12 +87,12 @@ pub(super) fn config(config: &Config, dtype: (&str, &str), pad: Option<u32>) -> 
     map.insert("label2id".into(), json!({ "LABEL_0": 0 }));
     map.insert("pad_token_id".into(), json!(pad));
     map.insert(dtype.0.into(), json!(dtype.1));
-    // Derived from id2label; a number of another model's labels would contradict it.
+    // transformers derives num_labels from id2label; a number left from another model would contradict it.
     map.remove("num_labels");
     Ok(raw)
 }
 
-/// The class of transformers with a scalar head on this model.
+/// Returns the name of transformers' class that puts a scalar head on this model.
 fn class(config: &Config) -> Result<String> {
     let own = config.raw["architectures"][0].as_str().filter(|c| !c.is_empty());
     let family = config.family().classes.first().copied();
@@ -100,7 +103,7 @@ fn class(config: &Config) -> Result<String> {
     Ok(format!("{}ForSequenceClassification", stem.unwrap_or(class)))
 }
 
-/// The card of an adapter's folder.
+/// Returns the README.md (model card) of a reward adapter's folder.
 pub(super) fn card(base: &str, pad: Option<u32>) -> String {
     let pad = pad.map_or(String::new(), |id| format!(", pad_token_id={id}"));
     let quoted = serde_json::to_string(base).unwrap_or_default();
@@ -110,7 +113,7 @@ pub(super) fn card(base: &str, pad: Option<u32>) -> String {
          ```python\nmodel = AutoModelForSequenceClassification.from_pretrained({quoted}, num_labels=1{pad})\n\
          model = PeftModel.from_pretrained(model, DIR)\n```\n\n\
          The tokenizer here pads with that token; the base's own may pad with the one that ends answers, and a score would be read \
-         one token early.\n`{}` tells how the saved files were checked, `{}` what every load is compared with.\n",
+         one token early.\n`{}` reports how the saved files were checked; `{}` has the scores that every load is compared with.\n",
         env!("CARGO_PKG_VERSION"),
         super::export::REPORT,
         crate::models::reward::FILE,

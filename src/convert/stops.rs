@@ -1,8 +1,8 @@
-//! Tells other programs where a result stops: the token that training taught it to end a turn with.
+//! Writes the stop tokens of a trained model into its files, so that other programs stop where ft does.
 //!
-//! A base model's files often name the end of a text alone, while its chat template ends turns in another token. ft finds
-//! that token by rendering; others read generation_config.json, and some (llama.cpp's converter) only `eos_token` of
-//! tokenizer_config.json.
+//! A base model's files often name only the token that ends a text, while its chat template ends a turn with another
+//! one. ft finds the latter by rendering the template. Other programs read generation_config.json, and some
+//! (llama.cpp's converter) only `eos_token` of tokenizer_config.json.
 
 use crate::data::ChatTokenizer;
 use crate::error::{Error, Result};
@@ -12,9 +12,9 @@ use std::path::Path;
 
 const GENERATION: &str = "generation_config.json";
 
-/// Adds the tokens `taught` to what ends an answer of the result in `folder`; `base` is the folder it was trained from.
-/// `eos_token` becomes the first of them, unless a chat template (`templates`, and the folder's own) writes that name into
-/// its text, which would change.
+/// Adds the tokens `taught` to those that end an answer of the model in `folder`; `base` is the folder it was trained
+/// from. The first of them becomes `eos_token`, unless a chat template (one of `templates` or the folder's own) uses
+/// the variable `eos_token`: then its text would change.
 pub fn write(folder: &Path, base: &Path, taught: &[u32], templates: &[&str]) -> Result<()> {
     let Some(first) = taught.first() else { return Ok(()) };
     let mut generation = settings(folder, base)?;
@@ -28,7 +28,7 @@ pub fn write(folder: &Path, base: &Path, taught: &[u32], templates: &[&str]) -> 
     let tokenizer = ChatTokenizer::load(folder, None)?;
     let own = tokenizer.template().map(|t| t.source());
     let named = templates.iter().copied().chain(own).any(|t| t.contains("eos_token"));
-    let token = tokenizer.token(*first).ok_or_else(|| Error::bug(format!("a stop token {first} without text")))?;
+    let token = tokenizer.token(*first).ok_or_else(|| Error::bug(format!("stop token {first} has no text")))?;
     if named || tokenizer.eos() == Some(*first) {
         return Ok(());
     }
@@ -43,7 +43,7 @@ pub fn write(folder: &Path, base: &Path, taught: &[u32], templates: &[&str]) -> 
     Ok(())
 }
 
-/// Hands on what the `parts` folded into the model in `folder` were taught beyond `base`.
+/// Adds the stop tokens that the adapters `parts`, merged into the model in `folder`, have and `base` lacks.
 pub fn inherit<'a>(folder: &Path, base: &Path, parts: impl Iterator<Item = &'a Path>) -> Result<()> {
     let known = ids(settings(base, base)?.get("eos_token_id"));
     let mut taught: Vec<u32> = Vec::new();
@@ -55,7 +55,7 @@ pub fn inherit<'a>(folder: &Path, base: &Path, parts: impl Iterator<Item = &'a P
     write(folder, base, &taught, &[])
 }
 
-/// generation_config.json of the folder or of its base; where neither has one, what config.json says of special tokens.
+/// Returns generation_config.json of the folder or of its base; if neither has one, the special tokens of config.json.
 fn settings(folder: &Path, base: &Path) -> Result<Map<String, Value>> {
     for file in [folder.join(GENERATION), base.join(GENERATION)] {
         if file.is_file() {
@@ -69,7 +69,7 @@ fn settings(folder: &Path, base: &Path) -> Result<Map<String, Value>> {
     Ok(named.iter().filter_map(value).collect())
 }
 
-/// An id or a list of ids.
+/// Reads a token id or a list of ids.
 fn ids(value: Option<&Value>) -> Vec<u32> {
     let one = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
     match value {

@@ -1,4 +1,4 @@
-//! The chat template that a result was taught with goes with it, where it is not its base's.
+//! Saves the chat template that a model was trained with, if it is not its base's.
 
 use crate::data::ChatTokenizer;
 use crate::error::Result;
@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 const FILE: &str = "chat_template.jinja";
 
-/// Makes `text` the one chat template of the model or adapter in `folder`: the file that every reader looks at first, and
-/// none beside it that rows with tools would choose.
+/// Makes `text` the only chat template of the model or adapter in `folder`: writes the file that every reader prefers,
+/// and removes named templates, one of which might be chosen for rows with tools.
 pub fn write(folder: &Path, text: &str) -> Result<()> {
     fsutil::write_atomic(&folder.join(FILE), |w| std::io::Write::write_all(w, text.as_bytes()))?;
     let others = folder.join("additional_chat_templates");
@@ -19,7 +19,8 @@ pub fn write(folder: &Path, text: &str) -> Result<()> {
     }
 }
 
-/// The template file of an adapter, where it holds another template than its base writes rows by.
+/// Returns the template file of an adapter if it differs from its base's template; `None` if it does not, or if the
+/// adapter has no template.
 pub fn own(adapter: &Path, base: &Path) -> Result<Option<PathBuf>> {
     let file = adapter.join(FILE);
     if !file.is_file() || !ChatTokenizer::in_directory(base) {
@@ -31,8 +32,8 @@ pub fn own(adapter: &Path, base: &Path) -> Result<Option<PathBuf>> {
     Ok((!same).then_some(file))
 }
 
-/// Hands on the template that the `parts` folded into the model in `folder` were taught with. Where they were taught with
-/// several, the first counts, as it does for the tokenizer's other files.
+/// Copies the template that the adapters `parts` were trained with to the merged model in `folder`. If they differ, the
+/// first one is used, as for the tokenizer's other files.
 pub fn inherit<'a>(folder: &Path, base: &Path, parts: impl Iterator<Item = &'a Path>) -> Result<()> {
     for part in parts {
         if let Some(file) = own(part, base)? {

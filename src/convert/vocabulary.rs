@@ -1,7 +1,7 @@
-//! The tokenizer files of a Hugging Face directory, rebuilt from the vocabulary inside a GGUF file.
+//! Rebuilds the tokenizer files of a Hugging Face directory from the vocabulary in a GGUF file.
 //!
-//! Every token keeps its id. Control and user-defined tokens become added tokens, so that they are matched whole in
-//! text; placeholders that only fill the embedding up are left out. Knows nothing of tensors.
+//! Every token keeps its id. Control and user-defined tokens become added tokens, so that text matches them as a whole.
+//! Placeholders that only pad the vocabulary to the size of the embedding are left out. Knows nothing of tensors.
 
 use crate::convert::gguf::Gguf;
 use crate::convert::pretokenizer::PreTokenizer;
@@ -10,28 +10,28 @@ use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeSet, HashMap};
 
-/// What the tokenizer part of a model directory consists of.
+/// The contents of a model directory's tokenizer files, and the ids that other files need.
 pub struct Vocabulary {
     /// Contents of tokenizer.json.
     pub tokenizer: Value,
     /// Contents of tokenizer_config.json.
     pub config: Value,
-    /// chat_template.jinja, where the file has one.
+    /// Contents of chat_template.jinja, if the file has a template.
     pub template: Option<String>,
     /// Further named templates, for `additional_chat_templates/<name>.jinja`.
     pub more_templates: Vec<(String, String)>,
     pub bos: Option<u64>,
     pub eos: Option<u64>,
     pub pad: Option<u64>,
-    /// Every token that ends an answer: `eos` and what the chat template closes a turn with.
+    /// Every token that ends an answer: `eos` first, then those with which the chat template ends a turn.
     pub stops: Vec<u64>,
-    /// Ids in use, placeholders included; the embedding must have at least as many rows.
+    /// Number of ids, placeholders included; the embedding must have at least as many rows.
     pub size: usize,
-    /// What the user should know about choices made here.
+    /// Warnings for the user about doubtful choices made here.
     pub warnings: Vec<String>,
 }
 
-/// Token types of GGUF.
+/// Token types of GGUF, by number.
 const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
@@ -39,7 +39,8 @@ const UNUSED: i64 = 5;
 
 const LONGEST_TOKEN: usize = sentencepiece::LONGEST_PIECE;
 
-/// Tokens that close a turn in chat templates; one counts where the vocabulary marks it special and the template names it.
+/// Tokens that end a turn in well-known chat templates. One counts as a stop token if the vocabulary marks it as
+/// special and the template contains it.
 const TURN_ENDS: [&str; 12] = [
     "<|im_end|>",
     "<|eot_id|>",
@@ -55,6 +56,7 @@ const TURN_ENDS: [&str; 12] = [
     "</s>",
 ];
 
+/// The token list of a GGUF file: text and type by id, and id by text.
 struct Tokens<'a> {
     gguf: &'a Gguf,
     texts: Vec<&'a str>,
@@ -109,7 +111,7 @@ pub fn rebuild(gguf: &Gguf, context_length: u64, pre_tokenizer: Option<&str>) ->
         "eos_token": name(eos),
         "model_max_length": context_length,
         "pad_token": name(pad),
-        // The one class name that loads tokenizer.json as it stands in both transformers 4 and 5.
+        // The only class with which both transformers 4 and 5 load tokenizer.json unchanged.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": name(unk),
     });
@@ -119,7 +121,7 @@ pub fn rebuild(gguf: &Gguf, context_length: u64, pre_tokenizer: Option<&str>) ->
         stops.extend(role(key)?);
     }
     stops.extend(tokens.turn_ends(template.as_deref()));
-    // The main end-of-text token first, as libraries that read only one expect.
+    // The main end-of-text token comes first: libraries that read only one token take the first.
     let stops = eos.into_iter().chain(stops.into_iter().filter(|&s| Some(s) != eos)).collect();
     let size = tokens.texts.len();
     Ok(Vocabulary {
@@ -162,7 +164,7 @@ fn named_pre_tokenizer(gguf: &Gguf, chosen: Option<&str>, warnings: &mut Vec<Str
     }
 }
 
-/// Templates beside the main one, stored as `tokenizer.chat_template.<name>`.
+/// Returns the named templates, stored as `tokenizer.chat_template.<name>`, as (name, text).
 fn more_templates(gguf: &Gguf) -> Result<Vec<(String, String)>> {
     let mut templates = Vec::new();
     for key in gguf.keys() {
@@ -179,7 +181,7 @@ fn more_templates(gguf: &Gguf) -> Result<Vec<(String, String)>> {
     Ok(templates)
 }
 
-/// `tokenizer.json` of a byte-level BPE; added tokens and post-processor are filled in by the caller.
+/// Builds `tokenizer.json` of a byte-level BPE; the caller fills in added tokens and post-processor.
 fn byte_level(tokens: &Tokens, pre: &PreTokenizer) -> Result<Value> {
     let prefix = tokens.gguf.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(false);
     let merges = tokens
@@ -209,7 +211,8 @@ fn byte_level(tokens: &Tokens, pre: &PreTokenizer) -> Result<Value> {
     }))
 }
 
-/// `tokenizer.json` of a SentencePiece BPE with byte fallback, its merges recovered from the scores.
+/// Builds `tokenizer.json` of a SentencePiece BPE with byte fallback. If the file lists no merges, they are recovered
+/// from the scores.
 fn sentence_piece(tokens: &Tokens) -> Result<Value> {
     let prefix = tokens.gguf.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let merges = match tokens.listed_merges()? {
@@ -226,7 +229,7 @@ impl<'a> Tokens<'a> {
         tokens.texts =
             gguf.texts("tokenizer.ggml.tokens")?.ok_or_else(|| tokens.wrong("tokenizer.ggml.tokens is missing"))?;
         tokens.types = gguf.integers("tokenizer.ggml.token_type")?.ok_or_else(|| {
-            tokens.wrong("tokenizer.ggml.token_type is missing, so special tokens cannot be told from text")
+            tokens.wrong("tokenizer.ggml.token_type is missing, so special tokens cannot be distinguished from text")
         })?;
         if tokens.types.len() != tokens.texts.len() {
             let why = format!("{} tokens, but {} token types", tokens.texts.len(), tokens.types.len());
@@ -253,7 +256,7 @@ impl<'a> Tokens<'a> {
             .hint("the file's vocabulary is not usable; try another GGUF of the same model")
     }
 
-    /// llama.cpp fills a vocabulary that is smaller than the embedding with `[PAD<id>]`.
+    /// Returns true for `[PAD<id>]`: llama.cpp pads a vocabulary that is smaller than the embedding with such tokens.
     fn is_placeholder(&self, id: usize) -> bool {
         self.types[id] == UNUSED
             && self.texts[id].strip_prefix("[PAD").is_some_and(|rest| rest.strip_suffix(']') == Some(&id.to_string()))
@@ -266,7 +269,7 @@ impl<'a> Tokens<'a> {
             .collect()
     }
 
-    /// The id that metadata gives to a role such as `bos_token_id`.
+    /// Returns the token id that the metadata gives for a role such as `bos_token_id`. Fails if there is no such token.
     fn role(&self, key: &str) -> Result<Option<u64>> {
         let Some(id) = self.gguf.unsigned(&format!("tokenizer.ggml.{key}"))? else { return Ok(None) };
         if id >= self.texts.len() as u64 || self.is_placeholder(id as usize) {
@@ -277,7 +280,8 @@ impl<'a> Tokens<'a> {
         Ok(Some(id))
     }
 
-    /// Tokens matched whole in text: control tokens and those with a role are special, user-defined ones are not.
+    /// Returns the added tokens, which text matches as a whole. Control tokens and those with a role are special,
+    /// user-defined ones are not.
     fn added(&self, roles: &[Option<u64>]) -> Value {
         let entry = |id: usize| {
             let special = matches!(self.types[id], CONTROL | UNKNOWN) || roles.contains(&Some(id as u64));
@@ -291,13 +295,14 @@ impl<'a> Tokens<'a> {
         (0..self.texts.len()).filter_map(entry).collect()
     }
 
-    /// Adds beginning and end of text around each sequence.
+    /// Returns a post-processor that adds the beginning and end of text to each sequence.
     fn post_processor(&self, bos: Option<u64>, eos: Option<u64>) -> Value {
         let token = |id: u64| (self.texts[id as usize], id);
         added::around(bos.map(token), eos.map(token))
     }
 
-    /// The merges that the file lists, each checked to join two tokens into a third.
+    /// Returns the merges that the file lists; `None` if it lists none. Fails if a merge does not join two tokens into
+    /// a third.
     fn listed_merges(&self) -> Result<Option<Vec<&'a str>>> {
         let Some(merges) = self.gguf.texts("tokenizer.ggml.merges")? else { return Ok(None) };
         for (i, merge) in merges.iter().enumerate() {
@@ -309,14 +314,15 @@ impl<'a> Tokens<'a> {
         Ok(Some(merges))
     }
 
-    /// SentencePiece's BPE merges in the order of the joined token's score, as transformers recovers them.
+    /// Recovers SentencePiece's BPE merges from the scores, in the order of the joined token's score, as transformers
+    /// does.
     fn merges_from_scores(&self) -> Result<Vec<String>> {
         let scores = self.gguf.floats("tokenizer.ggml.scores")?.unwrap_or_default();
         if scores.len() != self.texts.len() {
             return Err(self.wrong(&format!("{} tokens, but {} scores", self.texts.len(), scores.len())));
         }
         sentencepiece::merges(&self.ids, |id| scores[id as usize]).map_err(|bad| {
-            self.wrong(&format!("token {bad:?} holds a space, which a SentencePiece vocabulary writes as ▁"))
+            self.wrong(&format!("token {bad:?} contains a space, which a SentencePiece vocabulary writes as ▁"))
         })
     }
 

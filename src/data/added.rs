@@ -1,9 +1,10 @@
-//! Tokens that stand beside a tokenizer's vocabulary, and those that it puts around a text, as transformers 5 has them
-//! for the same directory.
+//! Completes a tokenizer with its added tokens and with the special tokens around a text, as transformers 5 does for
+//! the same directory.
 //!
-//! tokenizer.json lists added tokens, and tokenizer_config.json (`added_tokens_decoder`, the named special tokens, further
-//! ones in a list) may know more. What only the latter knows is added in its order, at the next free id; what a vocabulary
-//! holds already keeps its id, and is matched whole in text from then on.
+//! tokenizer.json lists added tokens, and tokenizer_config.json (`added_tokens_decoder`, the named special tokens,
+//! further ones in a list) may list more. A token that only tokenizer_config.json lists is added in the order of that
+//! file, at the next free id. A token that the vocabulary has already keeps its id and is matched as a whole in text
+//! from then on.
 
 use super::record::Columns;
 use crate::error::{Error, Result};
@@ -18,15 +19,16 @@ const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "p
 /// Lists of further special tokens, the newer name first.
 const LISTS: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
 
-/// tokenizer_config.json and the older files beside it.
+/// tokenizer_config.json and the older files next to it.
 pub(super) struct Settings {
     folder: std::path::PathBuf,
     pub config: Columns,
-    /// special_tokens_map.json.
+    /// Contents of special_tokens_map.json.
     map: Columns,
 }
 
 impl Settings {
+    /// Reads the files of a model directory; files that are missing count as empty.
     pub fn read(folder: &Path) -> Result<Self> {
         Ok(Self {
             folder: folder.into(),
@@ -39,22 +41,22 @@ impl Settings {
         self.config.get("added_tokens_decoder").and_then(Value::as_object)
     }
 
-    /// The value of a key. special_tokens_map.json is of older directories, and goes before tokenizer_config.json where
-    /// that does not list its added tokens itself.
+    /// Returns the value of a key. special_tokens_map.json is found in older directories; it has precedence over
+    /// tokenizer_config.json unless the latter lists its added tokens itself.
     fn value(&self, key: &str) -> Option<&Value> {
         let (config, map) = (self.config.get(key), self.map.get(key));
         let chosen = if self.decoder().is_none() { map.or(config) } else { config.or(map) };
         chosen.filter(|v| !v.is_null())
     }
 
-    /// The special tokens by name, as text; the template sees them as variables.
+    /// Returns the special tokens by name, as text. Chat templates get them as variables.
     pub fn specials(&self) -> Columns {
         let found = |name: &&str| Some(((*name).to_string(), Value::String(text(self.value(name)?)?)));
         NAMED.iter().filter_map(found).collect()
     }
 
-    /// Special tokens with a name, in the order in which they are added: `named` by their text, then a model's own
-    /// (`image_token`).
+    /// Returns the special tokens that have a name, in the order in which they are added: those in `named`, then the
+    /// model's own (such as `image_token`).
     fn named(&self, named: &Columns) -> Vec<AddedToken> {
         let own = |(key, value): (&String, &Value)| {
             let own = key.ends_with("_token") && !NAMED.contains(&key.as_str());
@@ -67,7 +69,7 @@ impl Settings {
         by_name.chain(self.config.iter().filter_map(own)).collect()
     }
 
-    /// Special tokens of a list.
+    /// Returns the special tokens that are listed without a name.
     fn unnamed(&self) -> Vec<AddedToken> {
         let listed = LISTS.iter().find_map(|key| self.value(key));
         let listed: Vec<&Value> = match listed {
@@ -82,8 +84,9 @@ impl Settings {
         listed.iter().filter_map(token).collect()
     }
 
-    /// Adds to `tokenizer` every token that it lacks or does not match whole in text; `named` are the special tokens by
-    /// name, defaults included. Returns the tokens that get another id than the directory gives them: (text, given).
+    /// Adds to `tokenizer` every token that it lacks or does not match as a whole in text. `named` are the special
+    /// tokens by name, including defaults. Returns the tokens whose id differs from that in the directory's files, with
+    /// the id in those files.
     pub fn complete(&self, tokenizer: &mut Tokenizer, named: &Columns) -> Result<Vec<(String, u32)>> {
         let (named, unnamed) = (self.named(named), self.unnamed());
         let listed = self.listed(&[&named[..], &unnamed[..]].concat())?;
@@ -111,7 +114,8 @@ impl Settings {
         Ok(elsewhere.map(|(id, t)| (t.content, id)).collect())
     }
 
-    /// `added_tokens_decoder`, or where there is none the older added_tokens.json, by id.
+    /// Returns the added tokens by id, from `added_tokens_decoder` or, if there is none, from the older
+    /// added_tokens.json.
     fn listed(&self, specials: &[AddedToken]) -> Result<BTreeMap<u32, AddedToken>> {
         let mut listed = BTreeMap::new();
         if let Some(decoder) = self.decoder() {
@@ -137,11 +141,12 @@ impl Settings {
 
     fn no_token(&self, id: &str) -> Error {
         let file = self.folder.join("tokenizer_config.json");
-        Error::user(format!("{}: added_tokens_decoder: `{id}` is no token", file.display()))
+        Error::user(format!("{}: added_tokens_decoder: entry `{id}` is not a token", file.display()))
             .hint("an entry is an id with {\"content\": TEXT, …}; fetch the file again with the model")
     }
 
-    /// What stands around every text where no tokenizer.json says it: BOS and EOS if tokenizer_config.json asks.
+    /// Returns a post-processor that adds BOS and EOS to every text, as `add_bos_token` and `add_eos_token` of
+    /// tokenizer_config.json ask; `None` if they add nothing. For directories without a tokenizer.json.
     pub fn around(&self, tokenizer: &Tokenizer, named: &Columns) -> Result<Option<PostProcessorWrapper>> {
         let wanted = |flag: &str, name: &str| {
             let on = self.config.get(flag) == Some(&Value::Bool(true));
@@ -157,7 +162,8 @@ impl Settings {
     }
 }
 
-/// The `post_processor` of tokenizer.json that puts a beginning and an end (text and id) around each sequence.
+/// Builds the `post_processor` of tokenizer.json that adds BOS and EOS (text and id) to each sequence; null for
+/// neither.
 pub fn around(bos: Option<(&str, u64)>, eos: Option<(&str, u64)>) -> Value {
     if bos.is_none() && eos.is_none() {
         return Value::Null;
@@ -175,7 +181,7 @@ pub fn around(bos: Option<(&str, u64)>, eos: Option<(&str, u64)>) -> Value {
     json!({"type": "TemplateProcessing", "single": sides("A", 0), "pair": pair, "special_tokens": known})
 }
 
-/// The token with the flags that stand beside its text.
+/// Returns the token with the flags that its JSON object sets.
 fn flagged(mut token: AddedToken, written: &Map<String, Value>) -> AddedToken {
     let flag = |key: &str| written.get(key).and_then(Value::as_bool);
     for (to, key) in [
@@ -189,7 +195,7 @@ fn flagged(mut token: AddedToken, written: &Map<String, Value>) -> AddedToken {
     token
 }
 
-/// A token is text or `{content, …}`.
+/// Returns the text of a token, which is written as a string or as `{content, …}`.
 fn text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),

@@ -1,10 +1,11 @@
-//! Where an answer stands in what a chat template writes.
+//! Finds where an answer begins and ends in the text that a chat template renders.
 //!
-//! What is learnt must follow the prompt that generation is given. Mostly the conversation with the answer begins with
-//! that prompt. It does not where a template writes a conversation otherwise once it is answered (Llama 2 and Mistral
-//! give the system message to the last turn of the user, R1 opens a thought in its prompt and drops thoughts from its
-//! history): then prompt and answer are put together as generation would. And a conversation that begins with the
-//! assistant has no prompt at all: its first answer is found in the rendering by putting another text in its place.
+//! An answer must be trained on after exactly the prompt that generation uses. Usually the rendered conversation starts
+//! with that prompt, and the rest is the answer. Some templates render a conversation differently once it is answered
+//! (Llama 2 and Mistral put the system message into the last user turn; R1 opens a thought in its prompt and drops
+//! thoughts from the history). Then prompt and answer are joined here as generation would join them. A conversation
+//! that begins with the assistant has no prompt at all; its first answer is found by rendering the conversation with a
+//! marker in its place.
 
 use super::notes::Note;
 use super::record::{Conversation, Message};
@@ -12,21 +13,23 @@ use super::template::{ChatTemplate, REASONING};
 use crate::error::{Context, Error, Result};
 use serde_json::{Value, json};
 
-/// An answer as generation sees it.
+/// An answer and its prompt as text, joined as in generation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answered {
-    /// The text that asks for it.
+    /// The prompt.
     pub asked: String,
-    /// `asked`, the answer, and what the template writes after it.
+    /// The prompt, the answer, and what the template writes after the answer.
     pub text: String,
     pub notes: Vec<Note>,
 }
 
-/// The answer at `index`. `stops` are texts that end a turn.
+/// Renders the answer at message `index` together with its prompt. `stops` are the texts of the stop tokens.
+///
+/// Errors: the template refuses the conversation, or leaves the answer out.
 pub fn answered(talk: &Conversation, index: usize, template: &ChatTemplate, stops: &[String]) -> Result<Answered> {
     let turn = || format!("message {} (assistant)", index + 1);
     let told = template.render(talk, index + 1, false);
-    // Nothing comes before the first message: there is no prompt to render.
+    // The first message has no prompt.
     let asked = if index == 0 { None } else { Some(template.render(talk, index, true)) };
     match (asked, told) {
         (Some(Ok(asked)), Ok(told)) if told.starts_with(&asked) && told.len() > asked.len() => {
@@ -36,12 +39,12 @@ pub fn answered(talk: &Conversation, index: usize, template: &ChatTemplate, stop
             let place = place(talk, index, &told, |t| template.render(t, index + 1, false)).context(turn)?;
             Ok(as_generated(&talk.messages[index], asked, &told, place))
         }
-        // The template takes no conversation that ends before the answer, but one that ends with it.
+        // The template refuses a conversation that ends before the answer, but accepts one that ends with it.
         (_, Ok(told)) => {
             let place = place(talk, index, &told, |t| template.render(t, index + 1, false)).context(turn)?;
             Ok(Answered { asked: told[..place.start].to_string(), text: told, notes: Vec::new() })
         }
-        // Nor such a one: what is left is the whole.
+        // It refuses that too: find the answer in the rendering of the whole conversation.
         (_, Err(refused)) => {
             let whole = template.render(talk, talk.messages.len(), false).context(turn)?;
             let place = place(talk, index, &whole, |t| template.render(t, t.messages.len(), false)).context(turn)?;
@@ -58,16 +61,16 @@ pub fn answered(talk: &Conversation, index: usize, template: &ChatTemplate, stop
     }
 }
 
-/// The bytes of a rendering that hold what a message says.
+/// The range of bytes in a rendering that show the content of a message.
 struct AnswerPlace {
     start: usize,
     end: usize,
 }
 
-/// Characters for private use: no template looks for them.
+/// Marker characters from the Unicode private use area, which no template looks for.
 const MARKS: [char; 2] = ['\u{f8f3}', '\u{f8f4}'];
 
-/// The conversation with a mark in place of what the message at `index` says.
+/// Returns the conversation with a marker text in place of the content of message `index`.
 fn marked(talk: &Conversation, index: usize) -> Conversation {
     let mut marked = talk.clone();
     let message = &mut marked.messages[index];
@@ -80,15 +83,18 @@ fn marked(talk: &Conversation, index: usize) -> Conversation {
     marked
 }
 
-/// Whether the template writes what the message at `index` says, perhaps changed: flags taken out, quotes escaped.
+/// Returns true if the template renders the content of message `index`, even if it changes it (removes flags, escapes
+/// quotes).
 pub fn is_read(talk: &Conversation, index: usize, template: &ChatTemplate) -> bool {
     let (marked, n) = (marked(talk, index), talk.messages.len());
-    // With its answer, and as it is asked for: a template may write the two otherwise.
+    // With its answer, and as a prompt: a template may render the two differently.
     let ways = [(n, false), (n, true), (n.saturating_sub(1).max(index + 1), true)];
     ways.iter().any(|(upto, prompt)| template.render(&marked, *upto, *prompt).is_ok_and(|t| t.contains(MARKS[0])))
 }
 
-/// Finds what the message at `index` says in `rendered`, by rendering the conversation with a mark in its place.
+/// Finds the content of message `index` in `rendered`, by rendering the conversation with a marker in its place.
+///
+/// Errors: the template does not render the message.
 fn place(
     talk: &Conversation,
     index: usize,
@@ -99,7 +105,7 @@ fn place(
     let (first, last) = (marked.find(MARKS[0]), marked.rfind(MARKS[1]));
     let (Some(first), Some(last)) = (first, last) else {
         return Err(Error::user("the chat template leaves out what it says")
-            .hint("does the template know tool calls? Give one that does with data.template, or remove the row"));
+            .hint("does the template support tool calls? Set data.template to one that does, or remove the row"));
     };
     let start = super::example::common_prefix(&marked[..first], rendered);
     let after = &marked[last + MARKS[1].len_utf8()..];
@@ -108,7 +114,8 @@ fn place(
     Ok(AnswerPlace { start, end: end.unwrap_or(rendered.len()) })
 }
 
-/// Prompt and answer as generation puts them together. `told` is the conversation as the template writes it with the answer.
+/// Joins prompt and answer as generation would. `told` is the rendered conversation that ends with the answer, `place`
+/// the answer's range in it.
 fn as_generated(message: &Message, asked: String, told: &str, place: AnswerPlace) -> Answered {
     let before = told[..place.start].trim_end();
     let mut notes = vec![Note::AsGenerated];
@@ -126,20 +133,21 @@ fn as_generated(message: &Message, asked: String, told: &str, place: AnswerPlace
                 }
             }
         }
-        // What the template writes between the mark of the assistant and its words belongs to the answer (a space).
+        // Text that the template writes between the assistant's header and its content (a space) belongs to the answer.
         None if aligned(&asked, before) => told[before.len()..].to_string(),
         None => told[place.start..].to_string(),
     };
     Answered { text: format!("{asked}{answer}"), asked, notes }
 }
 
-/// Whether the prompt ends in the mark that stands before the answer in its history too.
+/// Returns true if the prompt ends in the same header that precedes the answer in the history: their last three
+/// characters are equal and none of them is a space.
 fn aligned(asked: &str, before: &str) -> bool {
     let same = asked.chars().rev().zip(before.chars().rev()).take_while(|(a, b)| a == b);
     same.take(3).filter(|(c, _)| !c.is_whitespace()).count() == 3
 }
 
-/// Where `tag` opens a thought: the tag, and the one that closes it.
+/// Returns `tag` and the tag that closes it if `tag` opens a thought.
 fn closing_of(tag: &str) -> Option<(&str, &'static str)> {
     const TAGS: [(&str, &str); 7] = [
         ("<think>", "</think>"),
@@ -153,11 +161,11 @@ fn closing_of(tag: &str) -> Option<(&str, &'static str)> {
     TAGS.iter().find(|(open, _)| *open == tag).map(|(_, close)| (tag, *close))
 }
 
-/// What a message thinks before it speaks.
+/// The reasoning of a message, by where the row keeps it.
 enum Thought {
-    /// In its content, without the opening tag.
+    /// In its content, together with the answer; without the opening tag.
     Within(String),
-    /// Under a key of its own.
+    /// Under a key of its own, such as `reasoning_content`.
     Beside(String),
 }
 
@@ -169,7 +177,7 @@ fn thought(message: &Message, open: &str, close: &str) -> Option<Thought> {
     reasoning(message).map(|text| Thought::Beside(text.to_string()))
 }
 
-/// The reasoning that stands under a key of its own.
+/// Returns the reasoning that a message has under a key of its own, if it is not blank.
 pub fn reasoning(message: &Message) -> Option<&str> {
     REASONING
         .iter()
@@ -177,11 +185,13 @@ pub fn reasoning(message: &Message) -> Option<&str> {
         .filter(|text| !text.trim().is_empty())
 }
 
-/// What the template passes over of the row, in rows that are learnt without it: tools, calls beside text, reasoning.
+/// Returns notes on parts of the row that the template leaves out, so that training does not see them: tools, tool
+/// calls next to text, reasoning. `learnt` are the answers that are trained on, with their message indices.
 pub fn passed_over(talk: &Conversation, learnt: &[(usize, &Answered)], template: &ChatTemplate) -> Result<Vec<Note>> {
     let mut notes = Vec::new();
     let Some((last, answer)) = learnt.last() else { return Ok(notes) };
-    // Each is left out and what the template writes is compared with what it wrote.
+    // Remove each part and compare the new rendering with the old one: if they are equal, the template ignores the
+    // part.
     let told = |talk: &Conversation, index: usize| template.render(talk, index + 1, false);
     if talk.tools.is_some() {
         let without = Conversation { tools: None, ..talk.clone() };
@@ -214,12 +224,12 @@ pub fn passed_over(talk: &Conversation, learnt: &[(usize, &Answered)], template:
     Ok(notes)
 }
 
-/// Whether the message calls tools.
+/// Returns true if the message calls tools.
 fn calls(message: &Message) -> bool {
     message.extra.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())
 }
 
-/// What the message says as text: its content, or the texts of its parts.
+/// Returns the texts of a message: its content, or the texts of its content parts.
 pub fn said(message: &Message) -> Vec<&str> {
     match message.extra.get("content") {
         Some(Value::Array(parts)) => parts.iter().filter_map(|p| p.get("text").and_then(Value::as_str)).collect(),

@@ -1,8 +1,8 @@
-//! Arguments of tool calls that stand as JSON text, which is OpenAI's form of them.
+//! Decodes arguments of tool calls that are JSON text (OpenAI's form) where the chat template expects objects.
 //!
-//! A template that writes text as it is needs them so. One that writes JSON itself (`arguments | tojson`) would write a
-//! quoted text with escapes, as transformers does, and a model would learn to answer with that. Which of both a template
-//! is shows in what it writes, whatever its source looks like.
+//! A template that prints the arguments unchanged needs JSON text. A template that encodes them itself, with
+//! `arguments | tojson`, would print a quoted string full of escapes (as in transformers), and the model would learn to
+//! answer so. Which kind a template is can be seen in what it renders, not in its source.
 
 use super::json;
 use super::record::Message;
@@ -10,8 +10,8 @@ use crate::report;
 use serde_json::Value;
 use std::sync::Once;
 
-/// The same messages with every argument that is text and spells an object as that object; none where there is no such
-/// argument.
+/// Returns the messages with all arguments that are the JSON text of an object decoded to that object; `None` if there
+/// are no such arguments.
 pub(super) fn decoded(messages: &[Message]) -> Option<Vec<Message>> {
     texts(messages).next()?;
     let mut messages = messages.to_vec();
@@ -31,7 +31,7 @@ pub(super) fn decoded(messages: &[Message]) -> Option<Vec<Message>> {
     Some(messages)
 }
 
-/// Whether `rendered` shows arguments of these messages as a quoted text.
+/// Returns true if `rendered` shows arguments of these messages as a quoted JSON string.
 pub(super) fn quoted_in(messages: &[Message], rendered: &str) -> bool {
     texts(messages).any(|text| {
         let quoted = Value::from(text).to_string();
@@ -45,17 +45,18 @@ pub(super) fn quoted_in(messages: &[Message], rendered: &str) -> bool {
     })
 }
 
-/// Says once that arguments are given to the template decoded.
+/// Reports, once per process, that the template gets decoded arguments.
 pub(super) fn say_decoded() {
     static SAID: Once = Once::new();
     SAID.call_once(|| {
         report::info(
-            "tool arguments that are JSON text are decoded: the chat template writes JSON itself (transformers would write them as a quoted text)",
+            "tool arguments given as JSON text are decoded first, because the chat template encodes them itself \
+             (transformers would render a quoted string)",
         );
     });
 }
 
-/// Arguments that are text and spell an object.
+/// Returns the arguments that are the JSON text of an object.
 fn texts(messages: &[Message]) -> impl Iterator<Item = &str> {
     let calls = messages.iter().filter_map(|m| m.extra.get("tool_calls").and_then(Value::as_array)).flatten();
     let arguments = calls.filter_map(|call| call.get("function").unwrap_or(call).get("arguments"));

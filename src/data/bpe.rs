@@ -1,7 +1,7 @@
-//! Byte-level BPE: built from GPT-2's two files, and trained on one's own text.
+//! Byte-level BPE tokenizers: built from GPT-2's two files, or trained on the user's text.
 //!
-//! Invariant: every byte is a token, so no text is lost. What a directory does not say plainly is refused, for a wrong
-//! split gives wrong ids without a word.
+//! Invariant: every byte is a token, so every text can be encoded. A directory whose way of splitting text is not
+//! certain is refused, because a wrong split silently gives wrong ids.
 
 use super::added::Settings;
 use super::detect::Want;
@@ -22,20 +22,22 @@ use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::{PreTokenizerWrapper, byte_level::ByteLevel};
 use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer, TokenizerImpl};
 
-/// The token that begins, ends and separates texts where a tokenizer's settings name none.
+/// The token that begins, ends and separates texts if the tokenizer's settings name none.
 pub const END: &str = "<|endoftext|>";
 const PAD: &str = "<|pad|>";
-/// The files of older directories.
+/// Files of older model directories.
 const VOCAB: &str = "vocab.json";
 const MERGES: &str = "merges.txt";
 
-/// The directory has a vocabulary and merges, and may be read with [`from_directory`].
+/// Returns true if the directory has a vocabulary and merges, which [`from_directory`] reads.
 pub(super) fn in_directory(folder: &Path) -> bool {
     folder.join(VOCAB).is_file() && folder.join(MERGES).is_file()
 }
 
-/// GPT-2's tokenizer from `vocab.json` and `merges.txt`, as transformers builds it; `named` are its special tokens.
-/// Only its way of splitting text is built: the two files say nothing of it, the tokenizer's class does.
+/// Builds GPT-2's tokenizer from `vocab.json` and `merges.txt` as transformers does; `named` are its special tokens.
+///
+/// Errors: the directory is of another class of tokenizer. How text is split depends on the class and is not written in
+/// the two files; only GPT-2's way is implemented.
 pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &Columns) -> Result<Tokenizer> {
     let config = &settings.config;
     let class = config.get("tokenizer_class").and_then(Value::as_str);
@@ -53,7 +55,7 @@ pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &Columns
     if !gpt2 {
         let named = class.or_else(|| model.get("model_type")?.as_str()).unwrap_or("unknown");
         return refuse(format!(
-            "no tokenizer.json, and {VOCAB} with {MERGES} is read for gpt2 only, not for `{named}`"
+            "no tokenizer.json; {VOCAB} with {MERGES} can be read for gpt2 only, not for `{named}`"
         ));
     }
     let (vocab, merges) = (folder.join(VOCAB), folder.join(MERGES));
@@ -62,7 +64,8 @@ pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &Columns
         _ => return Err(Error::user(format!("{}: the path is not UTF-8", folder.display()))),
     };
     let bpe = bpe.map_err(|e| {
-        Error::user(format!("{}: {e}", vocab.display())).hint("vocab.json and merges.txt must be of one tokenizer")
+        Error::user(format!("{}: {e}", vocab.display()))
+            .hint("vocab.json and merges.txt must belong to the same tokenizer")
     })?;
     let mut tokenizer = Tokenizer::new(bpe);
     let space = config.get("add_prefix_space").and_then(Value::as_bool).unwrap_or(false);
@@ -70,36 +73,36 @@ pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &Columns
     tokenizer.with_decoder(Some(ByteLevel::default()));
     if let Some((content, id)) = settings.complete(&mut tokenizer, named)?.first() {
         return Err(Error::user(format!(
-            "{}: the added token `{content}` should be {id}, and the vocabulary leaves no such place",
+            "{}: the added token `{content}` should have id {id}, which the vocabulary does not leave free",
             folder.display()
         ))
-        .hint("vocab.json and the list of added tokens must be of one tokenizer"));
+        .hint("vocab.json and the list of added tokens must belong to the same tokenizer"));
     }
     Ok(tokenizer)
 }
 
-/// Special tokens by their names, those of GPT-2 where a directory names none.
+/// Adds GPT-2's special tokens to those that the directory names.
 pub(super) fn default_specials(specials: &mut Columns) {
     for name in ["bos_token", "eos_token", "unk_token"] {
         specials.entry(name).or_insert(json!(END));
     }
 }
 
-/// How a tokenizer is trained.
+/// Options for training a tokenizer.
 #[derive(Debug, Clone)]
 pub struct Training {
     pub files: Vec<PathBuf>,
-    /// Entries, special tokens included.
+    /// Number of entries, including special tokens.
     pub vocab_size: usize,
-    /// Special tokens beside those that every tokenizer gets.
+    /// Special tokens in addition to those that every tokenizer gets.
     pub special: Vec<String>,
-    /// A pair of tokens becomes one only where it is seen so many times.
+    /// How often a pair of tokens must occur to become a token.
     pub min_frequency: u64,
-    /// Write ChatML's template and its tokens too.
+    /// Whether to add ChatML's template and tokens.
     pub chatml: bool,
 }
 
-/// What was trained.
+/// Result of training a tokenizer.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Trained {
     pub vocab_size: usize,
@@ -115,7 +118,8 @@ const CHATML: &str = "{% for message in messages %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}\n";
 
 /// Trains byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2) on the text of files and writes
-/// tokenizer.json and what belongs beside it into `folder`. The same text gives the same tokenizer.
+/// tokenizer.json, tokenizer_config.json and, with `chatml`, the chat template into `folder`. Deterministic: the same
+/// text gives the same tokenizer.
 pub fn train(training: &Training, folder: &Path) -> Result<Trained> {
     let mut special = vec![END.to_string(), PAD.to_string()];
     if training.chatml {
@@ -123,14 +127,14 @@ pub fn train(training: &Training, folder: &Path) -> Result<Trained> {
     }
     for token in &training.special {
         if token.is_empty() || special.contains(token) {
-            return Err(Error::user(format!("--special `{token}`: empty, or there already")));
+            return Err(Error::user(format!("--special `{token}`: the token is empty or exists already")));
         }
         special.push(token.clone());
     }
     let least = special.len() + 256;
     if training.vocab_size < least {
         return Err(Error::user(format!("--vocab-size {}: at least {least} expected", training.vocab_size))
-            .hint("256 bytes and the special tokens are entries of their own"));
+            .hint("the 256 bytes and the special tokens are entries too"));
     }
     let alphabet: HashSet<char> = ByteLevel::alphabet().into_iter().collect();
     let mut trainer = BpeTrainer::builder()
@@ -175,7 +179,7 @@ pub fn train(training: &Training, folder: &Path) -> Result<Trained> {
     Ok(Trained { vocab_size, special, texts: read.0, bytes: read.1, chat_template: training.chatml })
 }
 
-/// What the reading thread sends.
+/// Iterator over the texts that the reading thread sends.
 struct Texts(Receiver<String>);
 
 impl Iterator for Texts {
@@ -185,16 +189,16 @@ impl Iterator for Texts {
     }
 }
 
-/// Plain text goes on in blocks of whole lines of about so many bytes.
+/// Plain text is sent in blocks of whole lines of about this many bytes.
 const BLOCK: usize = 1 << 16;
 
-/// Sends the text of every file; the number of texts and their bytes.
+/// Sends the text of every file. Returns the number of texts and of bytes.
 fn read_texts(files: &[PathBuf], to: SyncSender<String>) -> Result<(u64, u64)> {
     let (mut count, mut bytes) = (0, 0);
     let mut send = |text: String| {
         count += 1;
         bytes += text.len() as u64;
-        // Nobody listens where training failed, and that error is the one to tell.
+        // The receiver is gone only if training failed, and then that error is reported.
         let _ = to.send(text);
     };
     for path in files {
@@ -206,7 +210,7 @@ fn read_texts(files: &[PathBuf], to: SyncSender<String>) -> Result<(u64, u64)> {
         }
     }
     if bytes == 0 {
-        return Err(Error::user("the files hold no text"));
+        return Err(Error::user("the files contain no text"));
     }
     Ok((count, bytes))
 }
@@ -236,11 +240,11 @@ fn lines(path: &Path, send: &mut dyn FnMut(String)) -> Result<()> {
     }
 }
 
-/// Every text of every row, as training on the rows would see them.
+/// Sends every text of every row, as training on the rows would see it.
 fn rows(path: &Path, send: &mut dyn FnMut(String)) -> Result<()> {
     let reading = Reading::of(path, &SourceSpec::file(path, RowFormat::Auto), Want::Anything)?;
     source::for_each_chunk_of(reading.wanted(), path, None, |chunk| {
-        // One by one: the threads that parse in parallel are those that wait for these texts.
+        // Parsed one by one: the threads that could parse in parallel are waiting for these texts.
         for raw in chunk {
             reading.row(raw, path)?.record.into_texts().into_iter().for_each(&mut *send);
         }

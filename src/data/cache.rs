@@ -1,9 +1,9 @@
-//! Where token ids are kept between runs, and when they may be used again.
+//! Caches token ids between runs.
 //!
 //! A file's name is the hash of everything its content depends on: the bytes of the rows, how they are read, tokenizer
-//! and template, what is learnt, and the version of this code. So a changed setting finds no file, and nothing is ever
-//! out of date. Files are written under a name of their process and renamed: two runs may share a folder. They hold people's
-//! texts, so the folder is made for its owner alone.
+//! and template, which tokens are trained on, and the version of this code. A changed setting therefore gives another
+//! name, and a cached file is never out of date. Files are written under a temporary name and renamed, so several runs
+//! may share a folder. They contain people's texts, so only the owner may read the folder.
 
 use super::source::{self, Layout};
 use super::spec::CacheChoice;
@@ -17,21 +17,21 @@ use std::fs::{File, FileTimes};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Files below this many bytes are tokenised anew: it takes a moment.
+/// Smaller files (in bytes) are not cached: tokenising them again takes only a moment.
 const WORTH_KEEPING: u64 = 16 << 20;
-/// Token ids that no run asked for this long are removed.
+/// Cached files that no run has used for this long are removed.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
-/// A temporary file this old belongs to no run any more.
+/// A temporary file older than this was left behind by a run that ended.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
-/// A folder of token files, or none.
+/// A folder of cached token files, or no cache at all.
 #[derive(Debug, Clone)]
 pub struct Cache {
     folder: Option<PathBuf>,
     smallest: u64,
 }
 
-/// What a folder holds.
+/// Number and size of the files in a cache folder, and of those that were removed from it.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Contents {
     pub folder: Option<PathBuf>,
@@ -42,7 +42,7 @@ pub struct Contents {
 }
 
 impl Cache {
-    /// The folder that a recipe asks for.
+    /// Opens the cache that a recipe asks for; creates the folder if it names one.
     pub fn new(choice: &CacheChoice) -> Result<Self> {
         let made = |folder: PathBuf| fsutil::create_owners_dir(&folder).map(|()| folder);
         Ok(match choice {
@@ -55,23 +55,24 @@ impl Cache {
         })
     }
 
-    /// No folder at all.
+    /// Returns a cache that stores nothing.
     pub fn off() -> Self {
         Self { folder: None, smallest: 0 }
     }
 
-    /// Where token ids of a file of this size go; `None`: nowhere.
+    /// Returns the folder in which to cache the token ids of a file of this many bytes; `None` if they are not cached.
     pub fn folder_for(&self, bytes: u64) -> Option<PathBuf> {
         let folder = self.folder.as_ref().filter(|_| bytes >= self.smallest)?;
         if let Err(e) = fsutil::create_owners_dir(folder) {
-            report::warn(format!("token ids are not kept: {}", e.message()));
+            report::warn(format!("token ids are not cached: {}", e.message()));
             return None;
         }
         Some(folder.clone())
     }
 
-    /// How the file is cut, with its hash. What an earlier run found is believed where the file is the same one, has the
-    /// same size and times, and was old enough then that a later change would show in its time.
+    /// Returns the segments of a file and its hash, which takes reading all of it. The result of an earlier run is
+    /// reused if the file still has the same size and times and was old enough then that any later change must show in
+    /// its time. `progress` gets the number of bytes read since its last call.
     pub fn layout(&self, path: &Path, progress: impl FnMut(u64)) -> Result<Layout> {
         let Some(folder) = std::fs::metadata(path).ok().and_then(|m| self.folder_for(m.len())) else {
             return source::layout(path, progress);
@@ -94,7 +95,7 @@ impl Cache {
         Ok(layout)
     }
 
-    /// Files in the folder, after removing those that no run used for `unused`.
+    /// Removes the files that no run has used for at least `unused`, and counts the files in the folder.
     pub fn prune(&self, unused: Duration) -> Contents {
         let mut found = Contents { folder: self.folder.clone(), ..Default::default() };
         let entries = self.folder.iter().flat_map(std::fs::read_dir).flatten().flatten();
@@ -119,20 +120,21 @@ impl Cache {
         found
     }
 
-    /// Removes what has not been used for a month.
+    /// Removes the files that no run has used for a month.
     pub fn tidy(&self) {
         self.prune(KEPT);
     }
 }
 
-/// `$XDG_CACHE_HOME/ft/tokens`, else `~/.cache/ft/tokens`.
+/// Returns `$XDG_CACHE_HOME/ft/tokens`, else `~/.cache/ft/tokens`.
 fn user_folder() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let base = set("XDG_CACHE_HOME").filter(|p| p.is_absolute()).or_else(|| set("HOME").map(|h| h.join(".cache")))?;
     Some(base.join("ft/tokens"))
 }
 
-/// The file of a key, if it is there and whole; its time says that it was used.
+/// Opens the cached file of a key; `None` if it is missing or damaged. Sets its modification time, which records its
+/// last use.
 pub fn find(folder: &Path, key: &[u8; 32]) -> Option<Tokens> {
     let path = folder.join(file_name(key));
     let found = Tokens::open(&path, key);
@@ -144,10 +146,10 @@ pub fn find(folder: &Path, key: &[u8; 32]) -> Option<Tokens> {
     found
 }
 
-/// Changes with the form of the notes.
+/// Version of the format of [`Noted`].
 const VERSION: u32 = 1;
 
-/// A layout with the state of the file that it was made of.
+/// The cached layout of a file, and the state of the file at that time.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Noted {
@@ -156,17 +158,17 @@ struct Noted {
     layout: Layout,
 }
 
-/// What changes when a file does. Times are in nanoseconds since 1970.
+/// Properties of a file that change when its content changes. Times are in nanoseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Stamp {
     path: PathBuf,
     bytes: u64,
     modified: u64,
-    /// When the file's name, size or content last changed, as the system says; cannot be set by a program.
+    /// When the file's name, size or content last changed (ctime); a program cannot set it.
     changed: i64,
     file: u64,
-    /// When this was looked at.
+    /// When these properties were read.
     seen: u64,
 }
 
@@ -189,7 +191,8 @@ impl Stamp {
         Stamp { seen: 0, ..self.clone() } == Stamp { seen: 0, ..other.clone() }
     }
 
-    /// Whether the file had rested when it was looked at: times have a grain, and a change within it would not show.
+    /// Returns true if the file was last changed more than two seconds before its properties were read. File times have
+    /// a limited resolution: a change right after reading might not show in them.
     fn settled(&self) -> bool {
         self.seen.saturating_sub(self.modified.max(self.changed.max(0) as u64)) > 2_000_000_000
     }
@@ -213,8 +216,8 @@ mod tests {
         let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(folder.path().join("cache")).unwrap());
         assert_eq!(mode & 0o777, 0o700, "the cache holds people's texts");
         assert_eq!((bytes, first.lines()), (6, Some(2)));
-        assert_eq!(read(), (first.clone(), 6), "a file that was just written is hashed again");
-        // As if it had been looked at later.
+        assert_eq!(read(), (first.clone(), 6), "a file that was just written must be hashed again");
+        // Pretend that the properties were read later.
         let note = std::fs::read_dir(folder.path().join("cache")).unwrap().next().unwrap().unwrap().path();
         let mut noted: Noted = fsutil::read_json(&note).unwrap();
         noted.stamp.seen += 10_000_000_000;

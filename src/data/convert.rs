@@ -1,4 +1,4 @@
-//! Rows of one format as rows of another, where nothing has to be made up.
+//! Converts rows from one format to another if this needs no content that the row does not have.
 
 use super::items::Item;
 use super::preference::{Answer, Asked, Preference, Verdict};
@@ -7,7 +7,7 @@ use super::{Example, Pair, Prompt, Unpaired, Want};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 
-/// Formats that rows can be written in.
+/// Formats that rows can be converted to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     Messages,
@@ -18,7 +18,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// What rows must hold to become this.
+    /// Returns what rows must contain to be converted to this format.
     pub fn want(self) -> Want {
         match self {
             Target::Preference => Pair::WANT,
@@ -29,21 +29,23 @@ impl Target {
     }
 }
 
-/// A row in the target format: none where it holds nothing of that kind (a bad answer, or one with `weight: 0`, where
-/// answers to learn are wanted), two where a pair becomes two judged answers.
+/// Converts a row. Returns no row if it has nothing to give (a bad answer, or one with `weight: 0`, where an answer to
+/// train on is needed), and two rows if a pair becomes two judged answers.
+///
+/// Errors: the row lacks a part that the format needs.
 pub fn convert(record: &Record, to: Target) -> Result<Vec<Value>> {
     let one = |row: Value| Ok(vec![row]);
     match to {
         Target::Preference => match record {
             Record::Preference(pair) => one(preference(pair)),
-            _ => Err(Error::user("no pair of a chosen and a rejected answer")),
+            _ => Err(Error::user("the row is not a pair of a chosen and a rejected answer")),
         },
         Target::Unpaired => match record {
             Record::Preference(pair) => Ok([(&pair.chosen, true), (&pair.rejected, false)]
                 .map(|(answer, good)| verdict(&pair.prompt, answer, good))
                 .into()),
             Record::Unpaired(Verdict { prompt, answer, good }) => one(verdict(prompt, answer, *good)),
-            _ => Err(Error::user("an answer without a verdict")),
+            _ => Err(Error::user("the row has an answer without a label (good or bad)")),
         },
         Target::Prompt => {
             let (asked, _) = question(record)?;
@@ -54,13 +56,13 @@ pub fn convert(record: &Record, to: Target) -> Result<Vec<Value>> {
                 return Ok(Vec::new());
             }
             let (asked, answer) = match record {
-                // Every turn is kept; only a row of prompt and completion must say which is the answer.
+                // All turns are kept. Only a row of prompt and completion must say which turn is the answer.
                 Record::Messages(talk) if to == Target::Messages => return one(talk_row(&talk.messages, talk)),
                 Record::Alpaca(task) if to == Target::Messages => {
                     let talk = task.conversation();
                     return one(talk_row(&talk.messages, &talk));
                 }
-                // What is not learnt before is not learnt after.
+                // A turn that was not trained on must not become one that is.
                 Record::Messages(talk) if talk.messages.iter().any(|m| m.role == "assistant") => {
                     match learnt_answer(talk) {
                         Some(found) => found,
@@ -69,7 +71,7 @@ pub fn convert(record: &Record, to: Target) -> Result<Vec<Value>> {
                 }
                 record => question(record)?,
             };
-            let answer = answer.ok_or_else(|| Error::user("a prompt without an answer"))?;
+            let answer = answer.ok_or_else(|| Error::user("the row has a prompt but no answer"))?;
             if to == Target::Messages {
                 let (mut talk, answer) = as_talk(asked, answer);
                 talk.messages.extend(answer);
@@ -82,7 +84,7 @@ pub fn convert(record: &Record, to: Target) -> Result<Vec<Value>> {
     }
 }
 
-/// The last answer of a conversation that is learnt, and what comes before it.
+/// Returns the last answer of a conversation that is trained on, and the messages before it as its prompt.
 fn learnt_answer(talk: &Conversation) -> Option<(Asked, Option<Answer>)> {
     let learnt = |i: &usize| talk.messages[*i].role == "assistant" && !talk.excluded.contains(i);
     let end = (talk.given..talk.messages.len()).rev().find(learnt)?;
@@ -91,7 +93,7 @@ fn learnt_answer(talk: &Conversation) -> Option<(Asked, Option<Answer>)> {
     Some((Asked::Talk(before), Some(Answer::Talk(vec![talk.messages[end].clone()]))))
 }
 
-/// What a row asks, and its last answer where it has one.
+/// Returns the prompt of a row and its last answer, if it has one.
 fn question(record: &Record) -> Result<(Asked, Option<Answer>)> {
     let of_talk = |talk: &Conversation| {
         let mut talk = talk.clone();
@@ -116,7 +118,7 @@ fn question(record: &Record) -> Result<(Asked, Option<Answer>)> {
     })
 }
 
-/// Text becomes a question of the user and an answer of the assistant.
+/// Returns prompt and answer as messages; text becomes a message of the user or of the assistant.
 fn as_talk(asked: Asked, answer: Answer) -> (Conversation, Vec<Message>) {
     let talk = match asked {
         Asked::Talk(talk) => talk,
@@ -159,7 +161,7 @@ fn beside(row: &mut Map<String, Value>, talk: &Conversation) {
     }
 }
 
-/// The conversation, with `weight: 0` where the row leaves a turn out of learning.
+/// Returns a row of `messages`, with `weight: 0` on assistant turns that are not trained on.
 fn talk_row(list: &[Message], talk: &Conversation) -> Value {
     let mut turns = messages(list);
     for i in (0..list.len()).filter(|i| talk.excluded.contains(i) || (*i < talk.given && list[*i].role == "assistant"))
@@ -230,7 +232,7 @@ mod tests {
             json!([{ "messages": [user("q"), says("a")] }])
         );
         assert!(rows(text, RowFormat::PromptCompletion, Target::Preference).is_err());
-        // An answer that is not learnt becomes none that is.
+        // An answer that is not trained on does not become one that is.
         let mut left_out = says("b");
         left_out["weight"] = json!(0);
         let talk = json!({ "messages": [user("q"), says("a"), user("r"), left_out] });

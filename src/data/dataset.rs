@@ -1,8 +1,10 @@
-//! Sources of rows as items that can be had in any order, whatever their size: read in segments, tokenised in threads,
-//! kept in memory or in mapped files, and fitted to the longest length allowed without being copied.
+//! Tokenised data sets with random access, whatever their size.
 //!
-//! Invariant: what is left out, cut or split is counted in the summary; nothing disappears without a number. Memory
-//! holds a few bytes an item, never the tokens of all.
+//! Files are read in segments and tokenised by several threads. The tokens are stored in memory or in memory-mapped
+//! files. Items over the maximum length are dropped or cut by views on the stored tokens, without copying them.
+//!
+//! Invariant: the summary counts every item that is dropped, truncated or split. Per item only a few bytes are always
+//! in memory, not its tokens.
 
 use super::cache::Cache;
 use super::example::Example;
@@ -21,27 +23,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// Words read from mapped files before their memory is given back.
+/// After reading this many tokens from memory-mapped files, their pages are released.
 const RESIDENT: usize = 64 << 20;
 
-/// How rows become items.
+/// How rows are tokenised and fitted to the maximum length.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EncodeOptions {
     pub supervise: Supervise,
-    /// The longest item, in tokens (of a pair, its longer side).
+    /// Maximum length of an item in tokens (of a pair: of its longer sequence).
     pub max_len: usize,
     pub on_overflow: Overflow,
-    /// With `Overflow::Error`, the share of too long items that is dropped before it is an error.
+    /// With `Overflow::Error`, the share of too long items up to which they are dropped; more of them are an error.
     pub overflow_tolerance: f64,
 }
 
-/// Items of some sources, and what happened on the way.
+/// The items of some sources, and a summary of how they were read.
 #[derive(Debug, Clone)]
 pub struct Dataset<T = Example> {
     parts: Arc<Vec<Part>>,
-    /// Which item, and from which token on; `None`: each whole.
+    /// The item and its first token, for each view; `None` if every item is used whole.
     views: Option<Vec<(u32, u32)>>,
-    /// Tokens of each item as it is packed (of a pair, of both sides).
+    /// Number of tokens of each item when packed (of a pair: of both sequences together).
     lengths: Vec<u32>,
     max_len: usize,
     mix: Mix,
@@ -50,7 +52,7 @@ pub struct Dataset<T = Example> {
     kind: PhantomData<fn() -> T>,
 }
 
-/// The examples of a file, kept in memory.
+/// Loads the examples of a file into memory, without a cache.
 pub fn load(
     path: &Path,
     format: RowFormat,
@@ -63,7 +65,10 @@ pub fn load(
 }
 
 impl<T: Item> Dataset<T> {
-    /// The items of all sources; token ids are taken from the cache where it has them.
+    /// Reads all sources; token ids come from the cache if it has them.
+    ///
+    /// Errors: a row that cannot be read or tokenised (with file and line), too many items over the maximum length, a
+    /// source with a weight of which no item is left.
     pub fn open(sources: &Sources, tokenizer: &ChatTokenizer, options: &EncodeOptions, cache: &Cache) -> Result<Self> {
         let began = Instant::now();
         let mut maker = Maker::<T>::new(tokenizer, options.supervise, cache)?;
@@ -91,7 +96,7 @@ impl<T: Item> Dataset<T> {
         Ok(dataset)
     }
 
-    /// How many items there are.
+    /// Returns the number of items.
     pub fn len(&self) -> usize {
         self.lengths.len()
     }
@@ -100,17 +105,17 @@ impl<T: Item> Dataset<T> {
         self.len() == 0
     }
 
-    /// Tokens of each item as it is packed (of a pair, of both sides).
+    /// Returns the number of tokens of each item when packed (of a pair: of both sequences together).
     pub fn lengths(&self) -> &[u32] {
         &self.lengths
     }
 
-    /// How often each source comes.
+    /// Returns how often each source occurs in an epoch.
     pub fn mix(&self) -> Mix {
         self.mix.clone()
     }
 
-    /// The item `i`.
+    /// Reads item `i`. Fails if the file of its tokens is damaged.
     pub fn get(&self, i: usize) -> Result<T> {
         let (item, from) = self.view(i);
         let (part, at) = self.place_of(item);
@@ -125,23 +130,23 @@ impl<T: Item> Dataset<T> {
         Ok(T::restore(sequences, part.before + shape.line, shape.value))
     }
 
-    /// All items, one after the other.
+    /// Reads all items in order.
     pub fn iter(&self) -> impl Iterator<Item = Result<T>> + '_ {
         (0..self.len()).map(|i| self.get(i))
     }
 
-    /// All items in memory: for small sources and tests.
+    /// Reads all items into memory; for small sources and tests.
     pub fn to_vec(&self) -> Result<Vec<T>> {
         self.iter().collect()
     }
 
-    /// Where item `i` stands: its file and line.
+    /// Returns the file and the line of item `i`.
     pub fn place(&self, i: usize) -> (&Path, usize) {
         let (part, at) = self.place_of(self.view(i).0);
         (&part.path, part.before + part.tokens.shape(at).line)
     }
 
-    /// A hash of each item's tokens and marks: equal items have equal hashes.
+    /// Returns a hash of each item's tokens and marks; equal items have equal hashes.
     pub fn hashes(&self) -> Vec<u64> {
         let hash = |i: usize| {
             let (item, from) = self.view(i);
@@ -161,13 +166,14 @@ impl<T: Item> Dataset<T> {
         }
     }
 
-    /// The part of an item, and its first sequence there.
+    /// Returns the part that contains an item, and the index of the item's first sequence in it.
     fn place_of(&self, item: usize) -> (&Part, usize) {
         let part = &self.parts[self.parts.partition_point(|p| p.first <= item) - 1];
         (part, (item - part.first) * T::WIDTH)
     }
 
-    /// The sequence from a token on, no longer than allowed; what begins in the middle has no target at its start.
+    /// Returns the sequence from token `from` on, cut to the maximum length. If it begins in the middle, its first
+    /// token loses its mark, because nothing precedes it that could predict it.
     fn cut(&self, mut sequence: Sequence, from: usize) -> Sequence {
         let end = sequence.ids.len().min(from.saturating_add(self.max_len));
         if from > 0 || end < sequence.ids.len() {
@@ -179,7 +185,7 @@ impl<T: Item> Dataset<T> {
         sequence
     }
 
-    /// Tokens of each item (of a pair, of its longer side), before the policy.
+    /// Returns the number of tokens of each item (of a pair: of its longer sequence), before any is cut.
     fn longest_sides(&self) -> Vec<u32> {
         let of_part = |part: &Part| {
             let side = |at: usize| part.tokens.shape(at).length as u32;
@@ -189,7 +195,7 @@ impl<T: Item> Dataset<T> {
         self.parts.iter().flat_map(of_part).collect()
     }
 
-    /// Applies the policy for items over `max_len`.
+    /// Applies `on_overflow` to the items over `max_len`.
     fn fit(&mut self, options: &EncodeOptions) -> Result<()> {
         let max = options.max_len;
         let longest: Vec<u32> = self.longest_sides();
@@ -208,7 +214,7 @@ impl<T: Item> Dataset<T> {
             return Err(self.overflow(&too_long, &longest, max));
         }
         if options.on_overflow == Overflow::Split && T::WIDTH > 1 {
-            return Err(Error::user("data.on_overflow: split: a pair cannot be cut into several")
+            return Err(Error::user("data.on_overflow: split: a pair of answers cannot be split")
                 .hint("use drop, truncate or error"));
         }
         let mut views = Vec::with_capacity(longest.len());
@@ -239,7 +245,7 @@ impl<T: Item> Dataset<T> {
         }
         if views.is_empty() {
             return Err(Error::user(format!(
-                "{}: every example is longer than batch.max_len {max}; nothing is left",
+                "{}: every example is longer than batch.max_len {max}, so none is left",
                 self.summary.name()
             ))
             .hint(format!("set batch.max_len to {} or more", self.summary.lengths.p50)));
@@ -248,7 +254,8 @@ impl<T: Item> Dataset<T> {
         Ok(())
     }
 
-    /// Whether a piece is of use: something in each sequence is marked (a prompt has no mark and needs none).
+    /// Returns true if the piece from token `from` on can be trained on: each of its sequences has a marked token, or
+    /// had none before it was cut (a prompt).
     fn teaches(&self, item: usize, from: usize) -> Result<bool> {
         let (part, at) = self.place_of(item);
         for k in 0..T::WIDTH {
@@ -282,10 +289,10 @@ impl<T: Item> Dataset<T> {
             "set batch.max_len to {} to keep them all ({} for 99 %)",
             self.summary.lengths.max, self.summary.lengths.p99
         ))
-        .hint("or say what happens to them with data.on_overflow: drop, truncate or split")
+        .hint("or choose what happens to them with data.on_overflow: drop, truncate or split")
     }
 
-    /// Lengths and sums over what the policy has left.
+    /// Counts the tokens of the items that are left, after `on_overflow` was applied.
     fn measure(&mut self) -> Result<()> {
         let n = match &self.views {
             Some(views) => views.len(),
@@ -315,7 +322,7 @@ impl<T: Item> Dataset<T> {
         Ok(())
     }
 
-    /// How often each source comes; `counts` are items before the policy.
+    /// Sets how often each source occurs in an epoch. `counts` are items per source before `on_overflow` was applied.
     fn blend(&mut self, sources: &Sources, counts: &[usize]) -> Result<()> {
         self.mix = Mix::plain(self.len());
         if !sources.weighted() {
@@ -334,7 +341,7 @@ impl<T: Item> Dataset<T> {
         let weights: Vec<f64> = sources.0.iter().map(|s| s.weight.unwrap_or(1.0)).collect();
         if let Some((source, _)) = sources.0.iter().zip(&left).find(|(_, n)| **n == 0) {
             return Err(Error::user(format!(
-                "{}: no example is left of this source, and it has a weight",
+                "{}: no example of this source is left, but it has a weight",
                 source.path.display()
             )));
         }
@@ -351,6 +358,7 @@ impl<T: Item> Dataset<T> {
     }
 }
 
+/// Sums up files that were read; the counts of examples and tokens are filled in later.
 pub(super) fn summary(files: Vec<FileSummary>, seconds: f64) -> Summary {
     let sum = |f: fn(&FileSummary) -> usize| files.iter().map(f).sum();
     let mut unused: Vec<String> = Vec::new();

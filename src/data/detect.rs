@@ -1,4 +1,4 @@
-//! Which format the columns of a row have, and which columns a format reads.
+//! Detects the format of a row from its columns, and lists the columns that each format reads.
 
 use super::RowFormat;
 use super::json;
@@ -8,28 +8,30 @@ use crate::error::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
 
-/// What rows are wanted for: it decides between formats where columns would allow several.
+/// What rows are used for. Decides between formats if the columns allow several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Want {
-    /// To look at: the format that says most.
+    /// To be shown: the format that uses most of the row.
     #[default]
     Anything,
-    /// Answers to learn.
+    /// Answers to train on.
     Answers,
     /// Pairs of a better and a worse answer.
     Pairs,
-    /// Answers with a verdict.
+    /// Answers with a label (good or bad).
     Verdicts,
-    /// Questions.
+    /// Prompts.
     Prompts,
 }
 
-/// The format that these columns have. A column of the row that is null says less than one that is filled, so that rows
-/// of several kinds may share the columns of a file; a column with verdicts is never passed over.
+/// Detects the format of a row. Columns that are not null have precedence over null ones, so that rows of several kinds
+/// may share the columns of a file; a column with labels always counts.
+///
+/// Errors: the columns fit no format that serves the purpose.
 pub fn detect(columns: &Columns, want: Want, path: &Path) -> Result<RowFormat> {
     let all = Shapes::of(columns, |_| true);
     let filled = Shapes::of(columns, |value| !value.is_null()).best(want);
-    // A prompt alone is what is left of every row whose answers are null.
+    // A row whose answers are all null would look like a prompt alone: look at its null columns first.
     if let Some(found) = filled.filter(|f| *f != RowFormat::Prompt).or(all.best(want)).or(filled) {
         return Ok(found);
     }
@@ -39,18 +41,19 @@ pub fn detect(columns: &Columns, want: Want, path: &Path) -> Result<RowFormat> {
     if want == Want::Answers {
         if pair.is_some() {
             return Err(error("these are preference pairs")
-                .hint("supervised fine-tuning needs one answer a row: rename `chosen` to `completion`, or use a method that learns from pairs"));
+                .hint("supervised fine-tuning needs one answer per row: rename `chosen` to `completion`, or use a method that trains on pairs"));
         }
         if let Some((name, value)) = verdict.and(label_of(columns)).map(|name| (name, &columns[name])) {
             if truth(value).is_none() && !value.is_null() {
                 let value = json::text(value);
-                return Err(error(&format!("`{name}` is {value}, which is no verdict on an answer")).hint(format!(
-                    "verdicts are {}; to learn every answer whatever stands there, give `format`",
-                    verdict_words()
-                )));
+                return Err(error(&format!("`{name}` is {value}, which is not a label for an answer (good or bad)"))
+                    .hint(format!(
+                        "labels are {}; set `format` to train on every answer, whatever its label",
+                        verdict_words()
+                    )));
             }
-            return Err(error("these are answers with a verdict").hint(
-                "supervised fine-tuning would learn the bad ones too: keep the good ones, or give `format` to learn them all",
+            return Err(error("these are answers with a label (good or bad)").hint(
+                "supervised fine-tuning would train on the bad ones too: keep only the good ones, or set `format` to train on all",
             ));
         }
         if let Some(text) = text {
@@ -59,7 +62,7 @@ pub fn detect(columns: &Columns, want: Want, path: &Path) -> Result<RowFormat> {
     }
     let (problem, known) = match want {
         Want::Pairs => ("no preference pairs", "`chosen`, `rejected`, with or without `prompt`"),
-        Want::Verdicts => ("no answers with a verdict", "`prompt`, `completion`, `label` | `chosen`, `rejected`"),
+        Want::Verdicts => ("no answers with a label", "`prompt`, `completion`, `label` | `chosen`, `rejected`"),
         Want::Prompts => {
             ("no prompts", "`prompt` | `messages` | `conversations` | `instruction`, `output` | `chosen`, `rejected`")
         }
@@ -68,17 +71,17 @@ pub fn detect(columns: &Columns, want: Want, path: &Path) -> Result<RowFormat> {
         Want::Anything => ("no known row format has these", EVERYTHING),
     };
     let error = error(problem);
-    // The rows of a file may lie in a list under a name of their own.
+    // The rows of a file may be in a list inside one big object.
     let lists = |value: &Value| value.as_array().is_some_and(|l| l.first().is_some_and(Value::is_object));
     if let Some((name, _)) = columns.iter().find(|(_, value)| lists(value)) {
         return Err(error.hint(format!(
-            "if the rows lie in the list `{name}`, write that list alone: jq -c '.[\"{name}\"][]' FILE > rows.jsonl"
+            "if the rows are in the list `{name}`, write only that list: jq -c '.[\"{name}\"][]' FILE > rows.jsonl"
         )));
     }
     Err(error.hint(format!("known: {known}; rename the columns to one of these, or map them with `columns`")))
 }
 
-/// The formats that the columns of a row would allow.
+/// The formats that the columns of a row allow.
 struct Shapes {
     talk: Option<RowFormat>,
     pair: Option<RowFormat>,
@@ -90,7 +93,7 @@ struct Shapes {
 }
 
 impl Shapes {
-    /// Of the columns whose values count; one with verdicts always does.
+    /// Looks at the columns whose value `counts`; a column with labels always counts.
     fn of(columns: &Columns, counts: impl Fn(&Value) -> bool) -> Self {
         let has = |key: &str| columns.get(key).is_some_and(&counts);
         let talk = ["messages", "conversations"].into_iter().find(|k| has(k)).map(|list| {
@@ -132,14 +135,14 @@ const ANSWERS: &str = "`messages` | `conversations` | `instruction`, `output` | 
 const EVERYTHING: &str = "`messages` | `conversations` | `instruction`, `output` | `prompt`, `completion` | `text` | \
                           `prompt` | `chosen`, `rejected` | `prompt`, `completion`, `label`";
 
-/// The name of the column with the verdict on an answer: of two, that which says one.
+/// Returns the name of the column with the label of an answer. If there are two, the one with a valid label.
 pub(super) fn label_of(columns: &Columns) -> Option<&'static str> {
     let names = ["label", "kto_tag"];
     let says = |key: &&str| columns.get(*key).is_some_and(|v| truth(v).is_some());
     names.into_iter().find(says).or_else(|| names.into_iter().find(|key| columns.contains_key(*key)))
 }
 
-/// Words for a good and for a bad answer, in pairs.
+/// Labels for a good and for a bad answer, in pairs.
 const VERDICTS: [(&str, &str); 14] = [
     ("true", "false"),
     ("good", "bad"),
@@ -157,13 +160,13 @@ const VERDICTS: [(&str, &str); 14] = [
     ("upvote", "downvote"),
 ];
 
-/// What a verdict may be, for errors.
+/// Lists the valid labels, for error messages.
 pub(super) fn verdict_words() -> String {
     let words = VERDICTS.iter().map(|(good, bad)| format!("{good}/{bad}")).collect::<Vec<_>>().join(", ");
     format!("1/0 and {words}")
 }
 
-/// Good or bad: true and false, 1 and 0, or one of the words for it.
+/// Reads a label: true for good, false for bad. It may be a boolean, 1 or 0, or one of the words in [`VERDICTS`].
 pub(super) fn truth(value: &Value) -> Option<bool> {
     let number = |x: f64| match x {
         0.0 => Some(false),
@@ -186,7 +189,7 @@ pub(super) fn truth(value: &Value) -> Option<bool> {
     }
 }
 
-/// Columns that `format` reads.
+/// Returns the names of the columns that `format` reads.
 pub(super) fn used(format: RowFormat) -> &'static [&'static str] {
     match format {
         RowFormat::Auto => &[],
@@ -226,17 +229,17 @@ pub(super) fn used(format: RowFormat) -> &'static [&'static str] {
     }
 }
 
-/// The columns of a row that `format` reads, in the row's order.
+/// Returns the columns of a row that `format` reads, in the row's order.
 pub fn used_columns(columns: &Columns, format: RowFormat) -> Vec<String> {
     columns.keys().filter(|k| used(format).contains(&k.as_str())).cloned().collect()
 }
 
-/// Columns that `format` does not read, in order: shown, never silently lost.
+/// Returns the columns of a row that `format` does not read, in the row's order. They are reported to the user.
 pub fn unused_columns(columns: &Columns, format: RowFormat) -> Vec<String> {
     columns.keys().filter(|k| !used(format).contains(&k.as_str())).cloned().collect()
 }
 
-/// A list, or a string that holds one as JSON (as CSV files do).
+/// Returns a list, also if it is written as JSON text (as in CSV files); `None` for other values.
 pub(super) fn list_of(value: &Value) -> Option<std::borrow::Cow<'_, [Value]>> {
     match value {
         Value::Array(items) => Some(items.as_slice().into()),
@@ -248,8 +251,8 @@ pub(super) fn list_of(value: &Value) -> Option<std::borrow::Cow<'_, [Value]>> {
     }
 }
 
-/// An object or list, also where it stands as its JSON text: files with columns of one type keep what differs from row
-/// to row so. Other values, and text that is none, as they are.
+/// Decodes an object or list that is written as JSON text: files whose columns have one type store values of varying
+/// structure so. Other values are returned unchanged.
 pub(super) fn opened(value: &Value) -> std::borrow::Cow<'_, Value> {
     match value {
         Value::String(text) if text.trim_start().starts_with(['{', '[']) => match json::parse(text) {
@@ -260,7 +263,7 @@ pub(super) fn opened(value: &Value) -> std::borrow::Cow<'_, Value> {
     }
 }
 
-/// Whether this text is a list of messages as JSON.
+/// Returns true if the text is a JSON list of messages.
 pub(super) fn spells_messages(text: &str) -> bool {
     text.starts_with("[{")
         && json::parse(text).is_ok_and(|v| {

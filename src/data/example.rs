@@ -1,18 +1,20 @@
-//! From one row to token ids and a mask of what is learnt.
+//! Encodes one row as token ids with a mask of the tokens to train on.
 //!
-//! The mask comes from the structure of the messages, never from searching the text. For an answer, the text before it
-//! with the generation prompt and the text up to its end are rendered; where both are the beginning of one rendering,
-//! the characters between are the answer, and the tokens of that one encoding that lie inside are learnt, up to the stop
-//! token that ends it. What follows (the newline after `<|im_end|>`) is never generated and never learnt.
+//! The mask comes from the structure of the messages, never from searching the text. For each answer, two texts are
+//! rendered: the conversation before it with the generation prompt, and the conversation up to its end. If both are
+//! beginnings of one rendering, the characters between them are the answer. The rendering is encoded once, and the
+//! tokens inside the answer are trained on, up to its stop token. What follows the stop token (the newline after
+//! `<|im_end|>`) is never generated and never trained on.
 //!
-//! A template may rewrite earlier turns when later ones come (Qwen3 drops old thinking), or write the last one otherwise
-//! than its prompt (`answered`). Such turns do not stand in the whole rendering as generation would see them, so they are
-//! learnt in an example of their own that ends with them: a conversation becomes as few examples as its template allows.
+//! A template may rewrite earlier turns when later ones follow (Qwen3 drops old thinking), or render the last turn
+//! differently than its prompt (see `answered`). The rendering of the whole conversation does not show such turns as
+//! generation would see them. Each of them is therefore trained on in an example that ends with it. A conversation
+//! becomes as few examples as its template allows.
 //!
-//! Where a token would reach from the prompt into the answer, the text is encoded in two pieces, as generation does: the
-//! second goes on where the first ends, without the space that some tokenizers put before every text. A space at the end
-//! of a prompt is the exception: where tokens hold the space before their word, it belongs to the answer
-//! (`ChatTokenizer::border`), and the ids are those of the joined text.
+//! If a token would cover the end of the prompt and the beginning of the answer, the text is encoded in two pieces, as
+//! in generation. The second piece continues the first, without the space that some tokenizers add before every text.
+//! The exception is a space at the end of a prompt: if the tokenizer's tokens include the space before their word, the
+//! space belongs to the answer (`ChatTokenizer::border`), and the ids are those of the joined text.
 
 use super::Supervise;
 use super::answered::{self, Answered};
@@ -24,31 +26,35 @@ use crate::error::{Context, Error, Result};
 use std::ops::Range;
 use std::path::Path;
 
-/// Token ids with what of them is learnt.
+/// Token ids, and which of them are trained on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
     pub ids: Vec<u32>,
-    /// Whether this token is a target. Never the first one: nothing comes before it.
+    /// Whether each token is a target. The first one never is: nothing precedes it that could predict it.
     pub supervised: Vec<bool>,
-    /// 1-based place in its file.
+    /// Line in its file, from 1.
     pub line: usize,
 }
 
 impl Example {
-    /// How many tokens are targets.
+    /// Returns the number of tokens that are targets.
     pub fn targets(&self) -> usize {
         self.supervised.iter().filter(|s| **s).count()
     }
 }
 
-/// The examples of a row, how many boundaries were encoded in two pieces, and what else its author should know.
+/// The examples of a row, the number of answers whose beginning was encoded apart from the prompt, and notes for the
+/// user.
 pub struct Encoded<T = Example> {
     pub examples: Vec<T>,
     pub split_boundaries: usize,
     pub notes: Vec<Note>,
 }
 
-/// The examples that a row makes: one, or more where the template rewrites earlier turns.
+/// Encodes a row as one example, or as several if the template rewrites earlier turns.
+///
+/// Errors (with file and line): the row has no answer to train on, the template refuses it or leaves a message out, an
+/// answer has no stop token.
 pub fn encode_row(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Encoded> {
     let place = Place { path, line: row.line };
     let mut encoded = match &row.record {
@@ -64,8 +70,8 @@ pub fn encode_row(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: 
         }
         Record::Text(text) => plain(text, row.line, tokenizer),
         Record::Prompt(_) | Record::Preference(_) | Record::Unpaired(_) => {
-            Err(Error::user("a question, a pair or a judged answer is no answer to learn")
-                .hint("supervised fine-tuning needs one answer a row; `ft data convert` writes rows in another format"))
+            Err(Error::user("a prompt, a pair or a labelled answer cannot be trained on as it is")
+                .hint("supervised fine-tuning needs one answer per row; `ft data convert` converts rows"))
         }
     }
     .context(|| place)?;
@@ -75,20 +81,20 @@ pub fn encode_row(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: 
         }
         check_bos(&example.ids, tokenizer).context(|| place)?;
         if example.targets() == 0 {
-            return Err(Error::user(format!("{place}: no token is learnt"))
-                .hint("a row needs an answer: an assistant turn, a completion, or text of two tokens or more"));
+            return Err(Error::user(format!("{place}: the row has no token to train on"))
+                .hint("a row needs an answer: an assistant turn, a completion, or text of at least two tokens"));
         }
     }
     Ok(encoded)
 }
 
-/// One BOS and no more.
+/// Fails if the ids begin with two BOS tokens.
 pub(super) fn check_bos(ids: &[u32], tokenizer: &ChatTokenizer) -> Result<()> {
     match (ids, tokenizer.bos()) {
         ([a, b, ..], Some(bos)) if *a == bos && *b == bos => {
             let token = tokenizer.token(bos).unwrap_or_default();
             Err(Error::user(format!("begins with {token} twice"))
-                .hint("the text holds a BOS beside the one that the template or the tokenizer adds: take it out of the rows, or correct data.template"))
+                .hint("the text contains a BOS in addition to the one that the template or the tokenizer adds: remove it from the rows, or correct data.template"))
         }
         _ => Ok(()),
     }
@@ -97,12 +103,12 @@ pub(super) fn check_bos(ids: &[u32], tokenizer: &ChatTokenizer) -> Result<()> {
 fn alpaca_text(row: &super::record::Instruction) -> Result<String> {
     if row.system.is_some() || !row.history.is_empty() {
         return Err(Error::user("`system` and `history` need a chat template, and the model has none")
-            .hint("give one with data.template"));
+            .hint("set data.template to one"));
     }
     Ok(row.prompt())
 }
 
-/// Plain text: BOS where the tokenizer adds one, the text, EOS; all learnt.
+/// Encodes plain text as BOS (if the tokenizer adds one), the text and EOS; every token is trained on.
 fn plain(text: &str, line: usize, tokenizer: &ChatTokenizer) -> Result<Encoded> {
     let mut ids = tokenizer.encode_plain(text)?;
     append_eos(&mut ids, tokenizer)?;
@@ -121,8 +127,8 @@ pub(super) fn append_eos(ids: &mut Vec<u32>, tokenizer: &ChatTokenizer) -> Resul
     Ok(())
 }
 
-/// Prompt and completion as text: the ids of the joined text where the prompt's ids are its beginning, and otherwise the
-/// ids of the two pieces; EOS at the end is learnt.
+/// Encodes prompt and completion given as text. The ids are those of the joined text if it begins with the prompt's
+/// ids, else those of the two pieces. EOS at the end is trained on.
 fn completion(
     prompt: &str,
     answer: &str,
@@ -162,7 +168,7 @@ fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, sup
     }
     if open.is_empty() {
         check_nothing_dropped(talk, &[&whole], template)?;
-        return Err(Error::user("no assistant turn is learnt")
+        return Err(Error::user("no assistant turn to train on")
             .hint("a conversation needs an assistant turn (with `weight` other than 0)"));
     }
     let stops = tokenizer.stop_texts();
@@ -187,7 +193,7 @@ fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, sup
         open = elsewhere;
         let Some(last) = open.last() else { break };
         if text == last.answer.text {
-            return Err(Error::bug(format!("turn {} does not stand in its own rendering", last.index + 1)));
+            return Err(Error::bug(format!("turn {} is not in its own rendering", last.index + 1)));
         }
         text = last.answer.text.clone();
     }
@@ -195,13 +201,13 @@ fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, sup
     Ok(result)
 }
 
-/// Which messages are learnt: assistant turns that are neither given nor excluded.
+/// Returns the indices of the messages to train on: assistant turns that are neither part of the prompt nor excluded.
 fn answers(talk: &Conversation) -> Vec<usize> {
     let learnt = |i: &usize| talk.messages[*i].role == "assistant" && !talk.excluded.contains(i);
     (talk.given..talk.messages.len()).filter(learnt).collect()
 }
 
-/// A learnt answer.
+/// An answer that is trained on.
 struct Turn {
     index: usize,
     answer: Answered,
@@ -223,21 +229,21 @@ impl Turn {
         Ok(Self { index, start, end: offsets[end].1, answer })
     }
 
-    /// Whether `text` shows this answer as generation saw it, up to its stop token: a template may close the last turn in
-    /// a further way (Phi adds an end of text).
+    /// Returns true if `text` shows this answer after its prompt as generation sees it, up to its stop token. What
+    /// follows may differ: some templates close the last turn further (Phi adds an end of text).
     fn stands_in(&self, text: &str) -> bool {
         text.starts_with(&self.answer.text[..self.end])
     }
 }
 
-/// Whether the text ends its last turn in a stop token.
+/// Returns true if the last turn of the text ends in a stop token.
 pub(super) fn ends_in_stop(text: &str, tokenizer: &ChatTokenizer) -> Result<bool> {
     let encoding = tokenizer.encode_offsets(text)?;
     let (ids, offsets) = (encoding.get_ids(), encoding.get_offsets());
     Ok(end_of_turn(ids, offsets, text, 0..ids.len(), tokenizer).is_some())
 }
 
-/// One rendering as an example; `turns` stand in it.
+/// Encodes one rendering as an example; `turns` are the answers in it to train on. Adds the number of cuts to `splits`.
 fn one_rendering(
     text: &str,
     turns: &[&Turn],
@@ -258,7 +264,7 @@ fn one_rendering(
                 "message {} (assistant): the chat template leaves out what it says",
                 turn.index + 1
             ))
-            .hint("does the template know tool calls? Give one that does with data.template, or remove the row"));
+            .hint("does the template support tool calls? Set data.template to one that does, or remove the row"));
         }
         supervised[tokens.start..=end].fill(true);
     }
@@ -268,7 +274,8 @@ fn one_rendering(
 /// First and last byte of each token in the text.
 type Offsets = Vec<(usize, usize)>;
 
-/// Ids and offsets of `text`. Where a token would reach over one of `starts`, the text is encoded in two pieces there.
+/// Returns ids and offsets of `text`. If a token would cover one of the positions in `starts`, the text is cut there
+/// and the pieces are encoded one by one; `splits` counts the cuts.
 fn encode_at(
     text: &str,
     starts: &[usize],
@@ -299,14 +306,15 @@ fn encode_at(
     Ok((ids, offsets))
 }
 
-/// The tokens that lie inside the characters of `span`.
+/// Returns the tokens that are inside the bytes of `span`.
 fn tokens_in(span: &Range<usize>, offsets: &[(usize, usize)]) -> Range<usize> {
     let start = offsets.partition_point(|(a, _)| *a < span.start);
     let end = offsets.partition_point(|(_, b)| *b <= span.end);
     start..end.max(start)
 }
 
-/// The stop token that ends the turn: the first in the run of stop tokens, other specials and spaces that closes it.
+/// Returns the stop token that ends the turn: the first one among the stop tokens, other special tokens and spaces at
+/// its end.
 fn end_of_turn(
     ids: &[u32],
     offsets: &[(usize, usize)],
@@ -318,7 +326,7 @@ fn end_of_turn(
     tokens.rev().take_while(|t| closes(*t, ids, offsets, text, tokenizer)).filter(stops).last()
 }
 
-/// Whether a token may stand after the words of an answer: a special, or blank.
+/// Returns true if a token may follow the words of an answer: a special token, or blank.
 fn closes(t: usize, ids: &[u32], offsets: &[(usize, usize)], text: &str, tokenizer: &ChatTokenizer) -> bool {
     tokenizer.stop_ids().contains(&ids[t])
         || tokenizer.is_special(ids[t])
@@ -328,15 +336,16 @@ fn closes(t: usize, ids: &[u32], offsets: &[(usize, usize)], text: &str, tokeniz
 fn no_stop(index: usize, answer: &str, tokenizer: &ChatTokenizer) -> Error {
     let stops: Vec<String> = tokenizer.stop_ids().iter().filter_map(|id| tokenizer.token(*id)).collect();
     Error::user(format!(
-        "message {} (assistant) ends in {:?} and not in a stop token ({}): the model would never learn to stop",
+        "message {} (assistant) ends in {:?}, not in a stop token ({}): the model would never learn to stop",
         index + 1,
         tail(answer),
         if stops.is_empty() { "the model names none".into() } else { stops.join(", ") }
     ))
-    .hint("give a template with data.template that ends the assistant's turn in a stop token, or add the token that does to eos_token_id in generation_config.json")
+    .hint("set data.template to a template that ends the assistant's turn in a stop token, or add the token that ends it to eos_token_id in generation_config.json")
 }
 
-/// A role that the template does not know would be dropped, or read as text that no other tool writes.
+/// Fails if the template does not know the role of a message: it would drop the message, or render it in a way that no
+/// other tool does.
 pub(super) fn check_roles(messages: &[Message], template: &ChatTemplate) -> Result<()> {
     for (i, message) in messages.iter().enumerate() {
         let role = message.role.as_str();
@@ -351,17 +360,18 @@ pub(super) fn check_roles(messages: &[Message], template: &ChatTemplate) -> Resu
     Ok(())
 }
 
-/// Templates pass over what they do not expect (a system message, the result of a tool, content in parts) without a word:
-/// each message must stand in one of the texts that the row becomes, or be read by the template, which may change it.
+/// Fails if the template leaves out a message. Templates silently skip what they do not expect (a system message, the
+/// result of a tool, content in parts). Each message must therefore appear in one of `texts`, which the row becomes, or
+/// be rendered by the template in a changed form.
 pub fn check_nothing_dropped(talk: &Conversation, texts: &[&str], template: &ChatTemplate) -> Result<()> {
     for (i, message) in talk.messages.iter().enumerate() {
         let shown = |content: &str| texts.iter().any(|text| text.contains(content.trim()));
         let checked = matches!(message.role.as_str(), "system" | "user" | "tool");
         if checked && !answered::said(message).into_iter().all(shown) && !answered::is_read(talk, i, template) {
             let error = Error::user(format!("message {} ({}): the chat template leaves it out", i + 1, message.role))
-                .hint("remove the message from the row, or give a template with data.template that knows it");
+                .hint("remove the message from the row, or set data.template to a template that renders it");
             return Err(match message.extra.contains_key("content") {
-                true => error.hint("content in parts is read by few templates: write it as text"),
+                true => error.hint("few templates can render content in parts: write it as text"),
                 false => error,
             });
         }
@@ -369,7 +379,7 @@ pub fn check_nothing_dropped(talk: &Conversation, texts: &[&str], template: &Cha
     Ok(())
 }
 
-/// The length in bytes of what both begin with, at a character's boundary.
+/// Returns the length in bytes of the longest common prefix that ends at a character boundary.
 pub(super) fn common_prefix(a: &str, b: &str) -> usize {
     let same = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
     (0..=same).rev().find(|n| a.is_char_boundary(*n) && b.is_char_boundary(*n)).unwrap_or(0)

@@ -1,5 +1,7 @@
-//! What methods are given: examples to learn, pairs, judged answers, questions. Each is made from a row by the same
-//! template and the same rules for boundaries, and is kept as sequences of token ids.
+//! The kinds of tokenised items that methods train on: examples, pairs of answers, labelled answers and prompts.
+//!
+//! All of them are made from rows with the same template and the same rules for the boundary between prompt and answer,
+//! and are stored as sequences of token ids.
 
 use super::Supervise;
 use super::answered;
@@ -12,45 +14,45 @@ use super::tokenizer::ChatTokenizer;
 use crate::error::{Context, Error, Result};
 use std::path::Path;
 
-/// A sequence as it is stored: what the model sees, with a mark on each token that is learnt or judged.
+/// A stored sequence: token ids, and which of them are marked as trained on or judged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sequence {
     pub ids: Vec<u32>,
     pub marked: Vec<bool>,
 }
 
-/// One thing a method is given.
+/// An item of a data set, made from one row.
 pub trait Item: Sized + Send {
-    /// What rows must hold.
+    /// What rows must contain.
     const WANT: Want;
-    /// Sequences of each item.
+    /// Number of sequences per item.
     const WIDTH: usize;
 
-    /// The items that a row makes.
+    /// Makes the items of a row. Errors name file and line.
     fn encode(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Encoded<Self>>;
-    /// What the model sees, with what is learnt or judged.
+    /// Returns the sequences that the model sees, with the tokens that are trained on or judged.
     fn shown(&self) -> Vec<Example>;
-    /// As stored: `WIDTH` sequences, the line, and a number beside them.
+    /// Converts the item to its stored form: `WIDTH` sequences, the line, and a number (margin or label).
     fn store(self) -> (Vec<Sequence>, usize, f64);
-    /// The item that was stored so.
+    /// Converts the stored form back to the item.
     fn restore(sequences: Vec<Sequence>, line: usize, value: f64) -> Self;
 }
 
-/// A prompt with a better and a worse answer.
+/// A tokenised prompt with a better and a worse answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pair {
-    /// Token ids up to the answers, as generation is given them.
+    /// Token ids up to the answers, as in generation.
     pub prompt: Vec<u32>,
-    /// What follows the prompt, with its stop token.
+    /// Token ids of the answer, including its stop token.
     pub chosen: Vec<u32>,
     pub rejected: Vec<u32>,
-    /// By how much the chosen one is better, where the row says so.
+    /// By how much the chosen answer is better, if the row says so.
     pub margin: Option<f64>,
-    /// 1-based place in its file.
+    /// Line in its file, from 1.
     pub line: usize,
 }
 
-/// A prompt with an answer and the verdict on it.
+/// A tokenised prompt with an answer and its label: good or bad.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Unpaired {
     pub prompt: Vec<u32>,
@@ -59,7 +61,7 @@ pub struct Unpaired {
     pub line: usize,
 }
 
-/// A prompt to answer.
+/// A tokenised prompt without an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prompt {
     pub ids: Vec<u32>,
@@ -67,14 +69,14 @@ pub struct Prompt {
 }
 
 impl Pair {
-    /// The chosen and the rejected sequence; the answers' tokens are supervised.
+    /// Returns the chosen and the rejected sequence; the tokens of the answers are supervised.
     pub fn sequences(&self) -> [Example; 2] {
         [&self.chosen, &self.rejected].map(|answer| joined(&self.prompt, answer, self.line))
     }
 }
 
 impl Unpaired {
-    /// Prompt and completion; the completion's tokens are supervised.
+    /// Returns prompt and completion as one sequence; the tokens of the completion are supervised.
     pub fn sequence(&self) -> Example {
         joined(&self.prompt, &self.completion, self.line)
     }
@@ -91,7 +93,7 @@ fn marked(prompt: &[u32], answer: &[u32]) -> Sequence {
     Sequence { marked: (0..ids.len()).map(|t| t >= prompt.len()).collect(), ids }
 }
 
-/// The unmarked beginning and the rest.
+/// Splits a sequence before its first marked token: prompt and answer.
 fn parted(sequence: Sequence) -> (Vec<u32>, Vec<u32>) {
     let at = sequence.marked.iter().position(|m| *m).unwrap_or(sequence.ids.len());
     let mut prompt = sequence.ids;
@@ -125,7 +127,7 @@ impl Item for Pair {
     fn encode(row: &Row, path: &Path, tokenizer: &ChatTokenizer, _: Supervise) -> Result<Encoded<Self>> {
         let place = Place { path, line: row.line };
         let Record::Preference(pair) = &row.record else {
-            return Err(Error::user(format!("{place}: no pair of a chosen and a rejected answer")));
+            return Err(Error::user(format!("{place}: not a pair of a chosen and a rejected answer")));
         };
         let mut seen = Seen::default();
         let (prompt, [chosen, rejected]) = match &pair.text {
@@ -137,8 +139,9 @@ impl Item for Pair {
         }
         .context(|| place)?;
         if chosen == rejected {
-            return Err(Error::user(format!("{place}: `chosen` and `rejected` become the same tokens"))
-                .hint("the chat template shows no difference between them: remove the row, or give another template"));
+            return Err(Error::user(format!("{place}: `chosen` and `rejected` become the same tokens")).hint(
+                "the chat template renders them alike: remove the row, or set data.template to another template",
+            ));
         }
         let pair = Pair { prompt, chosen, rejected, margin: pair.margin, line: row.line };
         Ok(Encoded { examples: vec![pair], split_boundaries: seen.splits, notes: seen.notes })
@@ -162,7 +165,7 @@ impl Item for Unpaired {
     const WANT: Want = Want::Verdicts;
     const WIDTH: usize = 1;
 
-    /// A pair makes two: a good one and a bad one.
+    /// A pair becomes two items: a good answer and a bad one.
     fn encode(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Encoded<Self>> {
         let place = Place { path, line: row.line };
         if matches!(row.record, Record::Preference(_)) {
@@ -174,7 +177,7 @@ impl Item for Unpaired {
             return Ok(Encoded { examples: two.collect(), split_boundaries, notes });
         }
         let Record::Unpaired(verdict) = &row.record else {
-            return Err(Error::user(format!("{place}: no answer with a verdict")));
+            return Err(Error::user(format!("{place}: not an answer with a label (good or bad)")));
         };
         let mut seen = Seen::default();
         let (prompt, [completion]) =
@@ -198,7 +201,7 @@ impl Item for Prompt {
     const WANT: Want = Want::Prompts;
     const WIDTH: usize = 1;
 
-    /// A conversation is asked up to its last answer.
+    /// The prompt of a conversation ends before its last answer.
     fn encode(row: &Row, path: &Path, tokenizer: &ChatTokenizer, _: Supervise) -> Result<Encoded<Self>> {
         let Question { ids, notes, .. } = question(row, path, tokenizer)?;
         Ok(Encoded { examples: vec![Prompt { ids, line: row.line }], split_boundaries: 0, notes })
@@ -214,14 +217,16 @@ impl Item for Prompt {
     }
 }
 
-/// What a row asks.
+/// The prompt of a row, rendered and tokenised.
 pub(super) struct Question {
     pub text: String,
     pub ids: Vec<u32>,
     pub notes: Vec<Note>,
 }
 
-/// What a row asks, as text and as token ids. A conversation that ends in an answer is asked up to it.
+/// Renders and tokenises the prompt of a row. If a conversation ends in an answer, its prompt ends before that answer.
+///
+/// Errors (with file and line): the row has no prompt, the prompt is empty, or the template refuses it.
 pub(super) fn question(row: &Row, path: &Path, tokenizer: &ChatTokenizer) -> Result<Question> {
     let place = Place { path, line: row.line };
     let talk = |mut talk: super::Conversation| {
@@ -238,7 +243,7 @@ pub(super) fn question(row: &Row, path: &Path, tokenizer: &ChatTokenizer) -> Res
         Record::PromptCompletion { prompt, .. } => Asked::Text(prompt.clone()),
         Record::Preference(pair) => pair.prompt.clone(),
         Record::Unpaired(verdict) => verdict.prompt.clone(),
-        Record::Text(_) => return Err(Error::user(format!("{place}: plain text asks nothing"))),
+        Record::Text(_) => return Err(Error::user(format!("{place}: plain text has no prompt"))),
     };
     let mut seen = Seen::default();
     let text = asked_text(&asked, tokenizer, &mut seen).context(|| place)?;
@@ -249,15 +254,15 @@ pub(super) fn question(row: &Row, path: &Path, tokenizer: &ChatTokenizer) -> Res
     Ok(Question { text, ids, notes: seen.notes })
 }
 
-/// What is found out on the way from a row to its token ids.
+/// Counts and notes collected while a row is encoded.
 #[derive(Default)]
 struct Seen {
-    /// Boundaries that were encoded in two pieces.
+    /// Number of answers that were encoded apart from their prompt.
     splits: usize,
     notes: Vec<Note>,
 }
 
-/// The text that asks.
+/// Returns the text of a prompt; messages are rendered with the generation prompt.
 fn asked_text(asked: &Asked, tokenizer: &ChatTokenizer, seen: &mut Seen) -> Result<String> {
     match asked {
         Asked::Text(text) => Ok(text.clone()),
@@ -287,8 +292,8 @@ fn prompt_ids(asked: &Asked, text: &str, tokenizer: &ChatTokenizer) -> Result<Ve
     Ok(ids)
 }
 
-/// Ids of the prompt, and of each answer after it. An answer is taken from the encoding of the joined text where the
-/// prompt's ids are its beginning, and encoded by itself where a token would reach over the boundary.
+/// Returns the ids of the prompt and of each answer. The ids of an answer are taken from the encoding of the joined
+/// text if that begins with the prompt's ids; if a token would cover the boundary, the answer is encoded apart.
 fn sides<const N: usize>(
     asked: &Asked,
     answers: [&Answer; N],
@@ -303,7 +308,8 @@ fn sides<const N: usize>(
                 return Err(Error::bug("a prompt of messages with an answer of text"));
             };
             let whole = rendered(talk, messages, &question, tokenizer, seen)?;
-            // Sides that part at a turn of the user do not answer the question: they begin where the texts differ from it.
+            // Conversations that differ from a user turn on do not answer this prompt: the answers begin where the
+            // texts differ.
             if messages.first().is_some_and(|m| m.role != "assistant") {
                 question.truncate(example::common_prefix(&question, &whole));
             }
@@ -324,15 +330,14 @@ fn sides<const N: usize>(
                 let whole = wholes.get(i).ok_or_else(|| Error::bug("a prompt of text with an answer of messages"))?;
                 let answer = whole.strip_prefix(question.as_str()).filter(|answer| !answer.is_empty());
                 let answer = answer.ok_or_else(|| {
-                    Error::user("the text with the answer does not begin with the text that asks for it").hint(
-                        "what is learnt would differ from what is generated; give another template with data.template",
-                    )
+                    Error::user("the rendered conversation does not begin with the rendered prompt")
+                        .hint("training would see another text than generation; set data.template to another template")
                 })?;
                 if !example::ends_in_stop(answer, tokenizer)? {
                     return Err(Error::user(
                         "the answer does not end in a stop token: the model would never learn to stop",
                     )
-                    .hint("give a template with data.template that ends the assistant's turn in a stop token"));
+                    .hint("set data.template to a template that ends the assistant's turn in a stop token"));
                 }
                 after(&prompt, tokenizer.encode(whole)?, [&question, answer], tokenizer, seen)?
             }
@@ -341,8 +346,8 @@ fn sides<const N: usize>(
     Ok((prompt, ids))
 }
 
-/// The conversation with an answer; it leaves out no message. Where the template writes it otherwise than the prompt, and
-/// the answer is one message, it is put after the prompt as generation would.
+/// Renders the conversation with an answer. If it does not begin with the prompt `question` and the answer is one
+/// message, the answer is joined to the prompt as in generation. Fails if the template leaves out a message.
 fn rendered(
     talk: &super::Conversation,
     answer: &[Message],
@@ -368,7 +373,8 @@ fn rendered(
     Ok(whole)
 }
 
-/// Ids of the answer: those of the joined text after the prompt's, or its own.
+/// Returns the ids of the answer: those after the prompt in the encoding `joint` of the joined text, or those of the
+/// answer encoded apart.
 fn after(
     prompt: &[u32],
     mut joint: Vec<u32>,

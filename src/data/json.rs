@@ -1,35 +1,36 @@
-//! JSON whose numbers keep their digits.
+//! Reads and writes JSON without changing the digits of numbers.
 //!
-//! A `serde_json::Value` holds 64-bit integers and floats. A longer integer, or a decimal with more digits than a float
-//! keeps, would silently become another number, in what is learnt and in what is written. Here such a number becomes an
-//! object with one private key and its digits ([`MARK`]), which [`text`] and the `tojson` filter write as the number
-//! again. serde_json's own answer, `arbitrary_precision`, is a feature of the whole build and breaks tagged enums with
-//! numbers in them, such as those of tokenizer.json.
+//! A `serde_json::Value` stores 64-bit integers and floats. A longer integer, or a decimal with more digits than a
+//! float keeps, would silently become another number, in training and in written rows. Here such a number becomes an
+//! object with one private key ([`MARK`]) whose value is the digits; [`text`] and the `tojson` filter write it as a
+//! number again. serde_json's own solution, `arbitrary_precision`, is a feature of the whole build and breaks tagged
+//! enums that contain numbers, such as those of tokenizer.json.
 
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 
-/// The key that stands for a number in digits. It begins with a character of private use, so that no row has it.
+/// The key of an object that represents a number by its digits. It begins with a private use character, so no row has
+/// it.
 const MARK: &str = "\u{F8FF}number";
-/// The same as it stands in JSON text.
+/// The same key as written in JSON text.
 const QUOTED: &str = "\"\u{F8FF}number\"";
 
-/// The value of a JSON text, every number with its digits.
+/// Parses JSON text; every number keeps its digits.
 pub fn parse(text: &str) -> serde_json::Result<Value> {
     match marked(text) {
         Cow::Borrowed(text) => serde_json::from_str(text),
-        // The error of the text as it was given: its places are those that the reader sees.
+        // Report the error for the original text, whose line and column the user can find.
         Cow::Owned(marked) => serde_json::from_str(&marked)
             .map_err(|e| serde_json::from_str::<serde::de::IgnoredAny>(text).err().unwrap_or(e)),
     }
 }
 
-/// `value` as JSON text on one line.
+/// Writes `value` as JSON text on one line.
 pub fn text(value: &Value) -> String {
     unmarked(value.to_string())
 }
 
-/// JSON text that was written by serde_json, compact or indented, with digits in the place of marks.
+/// Replaces the marker objects in JSON text (written by serde_json, compact or indented) by their numbers.
 pub fn unmarked(text: String) -> String {
     if !text.contains(QUOTED) {
         return text;
@@ -51,7 +52,8 @@ pub fn unmarked(text: String) -> String {
     out + rest
 }
 
-/// Where the object around the mark at `at` begins, its digits, and where it ends.
+/// Returns the start of the object around the key at `at`, its digits, and its end; `None` if it is not a marker
+/// object.
 fn mark_around(text: &str, at: usize) -> Option<(usize, &str, usize)> {
     let start = text[..at].trim_end().strip_suffix('{')?.len();
     let after = text[at + QUOTED.len()..].trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?;
@@ -60,7 +62,7 @@ fn mark_around(text: &str, at: usize) -> Option<(usize, &str, usize)> {
     is_number(digits).then_some((start, digits, text.len() - end.len()))
 }
 
-/// The digits of a number that a float or a 64-bit integer would change.
+/// Returns the digits if `value` represents a number that a float or a 64-bit integer would change.
 pub fn digits(value: &Value) -> Option<&str> {
     match value {
         Value::Object(map) if map.len() == 1 => map.get(MARK)?.as_str().filter(|d| is_number(d)),
@@ -68,18 +70,18 @@ pub fn digits(value: &Value) -> Option<&str> {
     }
 }
 
-/// The nearest float of any number.
+/// Returns the nearest finite float of a number; `None` for other values.
 pub fn as_f64(value: &Value) -> Option<f64> {
     digits(value).map_or_else(|| value.as_f64(), |digits| digits.parse().ok().filter(|x: &f64| x.is_finite()))
 }
 
-/// A number from its digits, as JSON writes them.
+/// Makes a number from its digits as written in JSON.
 pub fn number(digits: &str) -> Value {
     let plain = serde_json::from_str(digits).ok().filter(|_| exact(digits));
     plain.unwrap_or_else(|| Value::Object(Map::from_iter([(MARK.to_string(), Value::from(digits))])))
 }
 
-/// The text with marks for numbers that would change.
+/// Replaces the numbers in JSON text that would change by marker objects.
 fn marked(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
     let (mut out, mut copied, mut i) = (String::new(), 0, 0);
@@ -100,7 +102,7 @@ fn marked(text: &str) -> Cow<'_, str> {
                 let token = &text[start..i];
                 if !exact(token) && is_number(token) {
                     out.push_str(&text[copied..start]);
-                    // Python's `-0` is the integer 0.
+                    // In Python, `-0` is the integer 0.
                     match token {
                         "-0" => out.push('0'),
                         _ => out.push_str(&format!("{{{QUOTED}:\"{token}\"}}")),
@@ -118,7 +120,7 @@ fn marked(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Whether this is a number by JSON's grammar.
+/// Returns true if this is a number by JSON's grammar.
 fn is_number(token: &str) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let token = token.strip_prefix('-').unwrap_or(token);
@@ -128,12 +130,12 @@ fn is_number(token: &str) -> bool {
     digits(whole) && (whole == "0" || !whole.starts_with('0')) && part.is_none_or(digits) && exponent.is_none_or(digits)
 }
 
-/// Whether a 64-bit integer or a float says the same number.
+/// Returns true if a 64-bit integer or a float represents the number exactly as written.
 fn exact(token: &str) -> bool {
     if !token.contains(['.', 'e', 'E']) {
         return token != "-0" && (token.len() < 19 || token.parse::<i64>().is_ok() || token.parse::<u64>().is_ok());
     }
-    // A float keeps fifteen digits of any number of usual size.
+    // A float keeps fifteen digits of any number of ordinary size.
     if token.len() <= 16 && !token.contains(['e', 'E']) {
         return true;
     }
@@ -141,7 +143,7 @@ fn exact(token: &str) -> bool {
     float.is_finite() && significant(token) == significant(&format!("{float:e}"))
 }
 
-/// The digits that count, and the power of ten of the first of them.
+/// Returns the significant digits, and the power of ten of the first of them.
 fn significant(token: &str) -> (String, i64) {
     let token = token.trim_start_matches('-');
     let (mantissa, exponent) = token.split_once(['e', 'E']).unwrap_or((token, "0"));
@@ -156,7 +158,7 @@ fn significant(token: &str) -> (String, i64) {
     }
 }
 
-/// The byte of an escape `\ud800`–`\udfff` that has no partner, which is no character.
+/// Returns the byte position of the first unpaired surrogate escape (`\ud800`–`\udfff`), which is not a character.
 pub fn lone_surrogate(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     let unit = |at: usize| -> Option<u32> {

@@ -1,42 +1,43 @@
-//! Which examples make each optimiser step: a function of (lengths, mix, plan, seed, epoch) and nothing else.
+//! Decides which examples make each optimiser step: a function of (lengths, mix, plan, seed, epoch) only.
 //!
-//! Invariant: every example once an epoch (or as often as the mix says), and the same steps after `rewind` as without
-//! it. The last step of an epoch may be smaller; it is kept. Knows lengths only: no tokens, no tensors.
+//! Invariant: every example occurs once per epoch (or as often as the mix says), and the steps after `rewind` are the
+//! same as in an uninterrupted run. The last step of an epoch may be smaller; it is not dropped. Uses lengths only: no
+//! tokens, no tensors.
 
 use super::mix::Mix;
 use super::pack::pack_into;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// How examples become steps. Give `accumulate` or `examples`; neither means one packed row a step.
+/// How examples are grouped into steps. Set `accumulate` or `examples`; with neither, each packed row is a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchPlan {
-    /// Tokens in one packed row.
+    /// Maximum number of tokens in one packed row.
     pub tokens: usize,
     /// Packed rows per step.
     pub accumulate: Option<usize>,
-    /// Examples per step, in as many rows as they need.
+    /// Examples per step, packed into as few rows as possible.
     pub examples: Option<usize>,
 }
 
-/// Where a loader stands: all that a checkpoint must keep of it.
+/// The position of a loader: everything a checkpoint must store to resume it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cursor {
     pub epoch: u64,
-    /// Steps of this epoch already handed out.
+    /// Number of steps of this epoch that were returned already.
     pub step_in_epoch: u64,
 }
 
-/// One optimiser step: rows of example indexes.
+/// The packed rows of one optimiser step, each a list of example indices.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
     pub rows: Vec<Vec<usize>>,
-    /// Epochs done after this step: 1.5 is halfway through the second.
+    /// Epochs completed after this step; 1.5 is halfway through the second.
     pub epoch: f64,
 }
 
-/// Hands out steps without end, epoch after epoch.
+/// Returns steps without end, epoch after epoch.
 #[derive(Debug, Clone)]
 pub struct Loader {
     lengths: Vec<u32>,
@@ -49,14 +50,17 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// A loader at the beginning of the first epoch.
+    /// Creates a loader at the beginning of the first epoch.
+    ///
+    /// Errors: there are no examples, the plan contradicts itself, or an example is longer than a packed row.
     pub fn new(lengths: Vec<u32>, mix: Mix, plan: BatchPlan, shuffle: bool, seed: u64) -> Result<Self> {
         if lengths.is_empty() {
-            return Err(Error::user("there are no examples to make steps of"));
+            return Err(Error::user("there are no examples to train on"));
         }
         if plan.accumulate.is_some() && plan.examples.is_some() {
-            return Err(Error::user("batch.accumulate and batch.examples both say how large a step is")
-                .hint("keep one of them"));
+            return Err(
+                Error::user("batch.accumulate and batch.examples both set the size of a step").hint("keep one of them")
+            );
         }
         if plan.accumulate == Some(0) || plan.examples == Some(0) {
             return Err(Error::user("batch.accumulate and batch.examples must be at least 1"));
@@ -64,7 +68,7 @@ impl Loader {
         let longest = lengths.iter().copied().max().unwrap_or_default() as usize;
         if longest > plan.tokens {
             return Err(Error::user(format!(
-                "the longest example has {longest} tokens, a packed row holds {}",
+                "the longest example has {longest} tokens; batch.tokens allows {} per packed row",
                 plan.tokens
             ))
             .hint(format!("set batch.tokens to {longest} or more, or lower batch.max_len")));
@@ -74,7 +78,7 @@ impl Loader {
         Ok(loader)
     }
 
-    /// The next step; after the last of an epoch comes the first of the next.
+    /// Returns the next step; the last step of an epoch is followed by the first of the next epoch.
     #[allow(clippy::should_implement_trait)] // an iterator would promise an end
     pub fn next(&mut self) -> Step {
         if self.cursor.step_in_epoch >= self.steps.len() as u64 {
@@ -85,12 +89,13 @@ impl Loader {
         Step { rows, epoch: self.cursor.epoch as f64 + self.cursor.step_in_epoch as f64 / self.steps.len() as f64 }
     }
 
-    /// Steps of the current epoch. With `accumulate`, a new order may pack into a row more or less.
+    /// Returns the number of steps of the current epoch. With `accumulate`, another order of examples may need a row
+    /// more or less.
     pub fn steps_per_epoch(&self) -> usize {
         self.steps.len()
     }
 
-    /// Steps of the first `epochs` epochs, exactly; a part of an epoch is rounded up.
+    /// Returns the exact number of steps of the first `epochs` epochs; a fraction of an epoch is rounded up.
     pub fn steps_for(&self, epochs: f64) -> u64 {
         let whole = epochs.floor();
         let steps_in = |epoch| match epoch == self.cursor.epoch {
@@ -103,32 +108,33 @@ impl Loader {
         total + if rest > 0.0 { (rest * steps_in(whole as u64) as f64 - 1e-9).ceil() as u64 } else { 0 }
     }
 
-    /// Whether epochs may differ in their number of steps.
+    /// Returns true if epochs may differ in their number of steps.
     fn varies(&self) -> bool {
         self.plan.examples.is_none() && (self.shuffle || self.mix.varies())
     }
 
-    /// Epochs done: 1.5 is halfway through the second.
+    /// Returns the epochs completed so far; 1.5 is halfway through the second.
     pub fn epoch(&self) -> f64 {
         self.cursor.epoch as f64 + self.cursor.step_in_epoch as f64 / self.steps.len() as f64
     }
 
-    /// Where the loader stands.
+    /// Returns the position, from which [`Loader::rewind`] continues.
     pub fn cursor(&self) -> Cursor {
         self.cursor
     }
 
-    /// Goes to where a loader with the same lengths, plan and seed stood.
+    /// Moves to the position of a loader with the same lengths, plan and seed. Fails if the epoch has fewer steps than
+    /// that.
     pub fn rewind(&mut self, at: Cursor) -> Result<()> {
         self.enter(at);
         if at.step_in_epoch > self.steps.len() as u64 {
             let found = self.steps.len();
             self.enter(Cursor::default());
             return Err(Error::user(format!(
-                "the checkpoint stands at step {} of an epoch that has {found}",
+                "the checkpoint is at step {} of an epoch that has {found} steps",
                 at.step_in_epoch
             ))
-            .hint("data or batch sizes changed since; start a new run"));
+            .hint("the data or the batch size have changed since; start a new run"));
         }
         Ok(())
     }
@@ -160,10 +166,10 @@ impl Loader {
     }
 }
 
-/// The steps of an epoch, laid flat: millions of examples take a few bytes each.
+/// The steps of an epoch in flat arrays, so that millions of examples take a few bytes each.
 #[derive(Debug, Clone, Default)]
 struct Steps {
-    /// Examples of all rows, one after the other.
+    /// Example indices of all rows, one row after the other.
     items: Vec<u32>,
     /// Where each row ends in `items`.
     rows: Vec<usize>,

@@ -1,7 +1,8 @@
-//! From files to token ids: each segment is found in the cache, or read, tokenised in threads and stored.
+//! Builds the parts of a data set from files. The tokens of each segment come from the cache, or its rows are read,
+//! tokenised by several threads and stored.
 //!
-//! Invariant: memory holds one chunk of rows at a time, and what is stored depends on nothing but the segment's bytes and
-//! what stands in its key.
+//! Invariant: one chunk of rows is in memory at a time, and the stored tokens depend only on the segment's bytes and on
+//! the settings in its cache key.
 
 use super::cache::{self, Cache};
 use super::items::Item;
@@ -21,29 +22,29 @@ use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Changes whenever the same row and settings would give other ids or another mask.
+/// Version of the encoding; increased whenever the same row and settings would give other ids or another mask.
 const ENCODING: u32 = 2;
-/// From this size on, tokens that are not kept go to a temporary file and not into memory.
+/// The tokens of files of at least this many bytes go to a temporary file instead of memory if they are not cached.
 const LARGE: u64 = 256 << 20;
 
-/// A segment of a file, as items.
+/// The items of one segment of a file.
 #[derive(Debug)]
 pub(super) struct Part {
     pub tokens: Tokens,
     pub path: Arc<PathBuf>,
-    /// Lines of the file before it.
+    /// Number of lines of the file before the segment.
     pub before: usize,
-    /// Items of all parts before it, and in it.
+    /// Number of items in all parts before this one, and in this one.
     pub first: usize,
     pub items: usize,
 }
 
-/// Makes the parts of a dataset, file by file.
+/// Builds the parts of a data set, file by file.
 pub(super) struct Maker<'a, T> {
     tokenizer: &'a ChatTokenizer,
     supervise: Supervise,
     cache: &'a Cache,
-    /// What ids and masks depend on beside the rows.
+    /// Everything that ids and masks depend on, apart from the rows; part of the cache key.
     identity: String,
     parts: Vec<Part>,
     files: Vec<FileSummary>,
@@ -59,7 +60,7 @@ impl<'a, T: Item> Maker<'a, T> {
         Ok(Self { tokenizer, supervise, cache, identity, parts, files, items: 0, kind: PhantomData })
     }
 
-    /// Adds the files of a source; how many items they make.
+    /// Adds the files of a source. Returns the number of items they make.
     pub fn source(&mut self, source: &SourceSpec) -> Result<usize> {
         let before = self.items;
         let mut left = source.rows.unwrap_or(usize::MAX);
@@ -71,6 +72,7 @@ impl<'a, T: Item> Maker<'a, T> {
         Ok(self.items - before)
     }
 
+    /// Returns the parts and a summary of each file. Removes old cache files if rows were tokenised.
     pub fn finish(self) -> (Vec<Part>, Vec<FileSummary>) {
         if self.files.iter().any(|f| f.tokenised_rows > 0) {
             self.cache.tidy();
@@ -78,7 +80,7 @@ impl<'a, T: Item> Maker<'a, T> {
         (self.parts, self.files)
     }
 
-    /// Adds at most `limit` rows of a file; how many they were.
+    /// Adds at most `limit` rows of a file. Returns the number of rows added.
     fn file(&mut self, path: PathBuf, source: &SourceSpec, limit: usize) -> Result<usize> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let reading = Reading::of(&path, source, T::WANT)?;
@@ -137,20 +139,20 @@ impl<'a, T: Item> Maker<'a, T> {
     }
 }
 
-/// A segment to tokenise.
+/// The work of tokenising one segment.
 struct Job<'a, T> {
     maker: &'a Maker<'a, T>,
     path: &'a Path,
     kind: source::FileKind,
     segment: &'a Segment,
     reading: &'a Reading,
-    /// Rows that may still be taken.
+    /// Number of rows that may still be read.
     left: usize,
     bar: &'a Progress,
 }
 
 impl<T: Item> Job<'_, T> {
-    /// The hash of all that the tokens depend on.
+    /// Returns the cache key: a hash of everything that the tokens depend on.
     fn key(&self) -> [u8; 32] {
         let rows = match self.segment.lines {
             Some(lines) if lines <= self.left => usize::MAX,
@@ -171,7 +173,7 @@ impl<T: Item> Job<'_, T> {
         hash.finalize().into()
     }
 
-    /// Reads the rows and makes their items.
+    /// Reads the rows and stores the tokens of their items in `folder`, a temporary file or memory.
     fn make(&self, folder: Option<&Path>, bytes: u64, key: &[u8; 32]) -> Result<Tokens> {
         let scratch = folder.is_none() && bytes >= LARGE;
         let place = match folder {
@@ -207,14 +209,14 @@ impl<T: Item> Job<'_, T> {
         facts.passage = passage;
         let tokens = writer.finish(facts, key)?;
         if let (true, Some(place)) = (scratch, place) {
-            // The map keeps the file until it is let go.
+            // The open memory map keeps the content available until it is dropped.
             let _ = std::fs::remove_file(place);
         }
         Ok(tokens)
     }
 }
 
-/// A file for tokens that are not kept, in the system's folder for such files.
+/// Returns a path for tokens that are not cached, in the system's temporary folder.
 fn scratch_file() -> PathBuf {
     std::env::temp_dir().join(fsutil::temporary("ft.tokens"))
 }

@@ -1,33 +1,35 @@
-//! How often each source comes in an epoch.
+//! Mixes several sources: decides which examples of each source an epoch contains, and in which order.
 //!
-//! Without weights an epoch is every example once. With them it is as many examples as the sources hold together, of
-//! which each source gives its share, `weight / sum of weights`. A source walks through a random order of its own, epoch
-//! after epoch and then anew: one that gives less than it holds gives other examples in the next epoch, one that gives
-//! more repeats none before all were there. What comes is a function of (counts, weights, seed, epoch).
+//! Without weights, an epoch contains every example once. With weights, it contains as many examples as all sources
+//! together have, and each source contributes the share `weight / sum of weights`. Each source is traversed in a random
+//! order that continues from epoch to epoch and is shuffled again after each pass. A source that contributes fewer
+//! examples than it has therefore contributes others in the next epoch, and one that contributes more repeats no
+//! example before all have occurred. The order is a function of (counts, weights, seed, epoch).
 
 use crate::rng;
 use rand::seq::SliceRandom;
 
-/// Examples of each source, in the order in which they are numbered, and their weights.
+/// The number of examples of each source, in the order in which examples are numbered, and the weights of the sources.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mix {
     counts: Vec<usize>,
-    /// None: every example once.
+    /// `None`: every example once per epoch.
     weights: Option<Vec<f64>>,
 }
 
 impl Mix {
-    /// Every one of `count` examples once an epoch.
+    /// A mix in which each of `count` examples occurs once per epoch.
     pub fn plain(count: usize) -> Self {
         Self { counts: vec![count], weights: None }
     }
 
-    /// Sources of so many examples each; weights are finite and above 0.
+    /// A mix of sources with these numbers of examples; weights must be finite and above 0.
     pub fn new(counts: Vec<usize>, weights: Option<Vec<f64>>) -> Self {
         Self { counts, weights }
     }
 
-    /// Examples of each source in one epoch; shares are rounded so that they add up to all examples.
+    /// Returns the number of examples of each source in one epoch; rounded so that they add up to the number of all
+    /// examples.
     pub fn quotas(&self) -> Vec<usize> {
         let Some(weights) = &self.weights else { return self.counts.clone() };
         let (total, sum) = (self.counts.iter().sum::<usize>(), weights.iter().sum::<f64>());
@@ -40,12 +42,12 @@ impl Mix {
         quotas
     }
 
-    /// Whether epochs hold different examples.
+    /// Returns true if epochs may contain different examples.
     pub fn varies(&self) -> bool {
         self.weights.is_some()
     }
 
-    /// The examples of an epoch in the order in which they come.
+    /// Returns the examples of an epoch, in order.
     pub fn order(&self, shuffle: bool, seed: u64, epoch: u64) -> Vec<u32> {
         let mut order: Vec<u32> = match self.weights {
             None => (0..self.counts.iter().sum::<usize>() as u32).collect(),
@@ -57,6 +59,7 @@ impl Mix {
         order
     }
 
+    /// Returns the examples of an epoch source by source, each source continuing where the last epoch ended.
     fn drawn(&self, shuffle: bool, seed: u64, epoch: u64) -> Vec<u32> {
         let mut drawn = Vec::new();
         let mut first = 0;

@@ -1,12 +1,15 @@
-//! From files of rows to token ids with a loss mask.
+//! Turns files of rows into token ids with a loss mask.
 //!
-//! source (polars) -> record (one of the known row shapes) -> template + tokenizer -> items (ids + mask)
-//! -> tokens (in memory, or in mapped files that the cache keeps) -> dataset (any item, in any order)
-//! -> pack (rows of several examples) -> loader (which examples make the next step).
-//! tokenizer reads tokenizer.json; bpe and sentencepiece (protobuf) build the same from older files, added what stands beside.
-//! scrub takes personal data out of the texts of rows.
-//! quality looks at the result: histogram, duplicates, overlap, preview.
-//! Nothing here knows a model or a tensor.
+//! The stages, each in a module of its own:
+//! source (reads files, with polars) -> record (one of the known row formats) -> template + tokenizer
+//! -> items (ids + mask) -> tokens (stored in memory, or in memory-mapped files of the cache)
+//! -> dataset (random access to items) -> pack (several examples in one row) -> loader (examples of the next step).
+//!
+//! `tokenizer` reads tokenizer.json; `bpe` and `sentencepiece` (with `protobuf`) build the same from older files, and
+//! `added` handles the tokens that tokenizer_config.json adds.
+//! `scrub` replaces personal data in the texts of rows.
+//! `quality` shows what a data set holds: histogram of lengths, duplicates, overlap of splits, preview of the mask.
+//! Nothing here uses a model or a tensor.
 
 pub mod added;
 mod answered;

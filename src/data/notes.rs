@@ -1,61 +1,62 @@
-//! What happened to rows on their way to tokens that their author should know of, counted by kind.
+//! Notes on what tokenisation did to rows that the user should know about, counted by kind.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Something that is no error and is not silent.
+/// Something that happened to a row, which is not an error but is reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Note {
-    /// The template writes nothing of the row's tool definitions.
+    /// The template leaves out the row's tool definitions.
     ToolsLeftOut,
-    /// The template writes nothing of the calls beside an assistant's text.
+    /// The template leaves out tool calls of an assistant turn that also has text.
     CallsLeftOut,
-    /// The template writes nothing of the reasoning of a learnt answer.
+    /// The template leaves out the reasoning of an answer that is trained on.
     ReasoningLeftOut,
-    /// The template prints a list of content parts as Python writes it.
+    /// The template prints a list of content parts as Python code.
     PartsPrinted,
-    /// The answer is learnt after the prompt that generation writes, because the template writes the conversation
-    /// otherwise once it is answered.
+    /// The answer is trained on after the prompt of generation, because the template renders the conversation
+    /// differently once it is answered.
     AsGenerated,
-    /// The prompt opens a thought that the row does not have: an empty one is learnt.
+    /// The prompt opens a thought, but the row has no reasoning: an empty thought is trained on.
     EmptyThought,
 }
 
 impl Note {
-    /// What happened to so many rows.
+    /// Describes, in a sentence for the user, what happened to this many rows.
     pub fn words(self, rows: usize) -> String {
         let (n, s) = (rows, if rows == 1 { "" } else { "s" });
         match self {
             Note::ToolsLeftOut => {
-                format!("{n} row{s} with `tools`: the chat template leaves them out, so they are learnt without")
+                format!("{n} row{s} with `tools`: the chat template leaves them out, so training does not see them")
             }
             Note::CallsLeftOut => {
-                format!("{n} row{s} with tool calls beside text: the chat template leaves the calls out")
+                format!("{n} row{s} with both text and tool calls: the chat template leaves the calls out")
             }
             Note::ReasoningLeftOut => {
-                format!("{n} row{s} with reasoning: the chat template leaves it out, so answers are learnt without")
+                format!("{n} row{s} with reasoning: the chat template leaves it out, so training does not see it")
             }
             Note::PartsPrinted => format!(
                 "{n} row{s} with content in parts: the chat template prints the list as Python code; write the content as text"
             ),
             Note::AsGenerated => format!(
-                "{n} row{s} with answers that are learnt each in an example of its own, after the prompt that generation \
-                 writes: the chat template writes the conversation otherwise once it is answered"
+                "{n} row{s} with answers that become examples of their own, each after the prompt of generation: the \
+                 chat template renders the conversation differently once it is answered"
             ),
             Note::EmptyThought => format!(
-                "{n} row{s} without reasoning, while the chat template's prompt opens it: an empty thought is learnt"
+                "{n} row{s} without reasoning, although the chat template's prompt opens a thought: an empty one is \
+                 trained on"
             ),
         }
     }
 }
 
-/// How many rows each note is about, and the first line that it is about.
+/// For each note, the number of rows it applies to and the line of the first one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notes(BTreeMap<Note, (usize, usize)>);
 
 impl Notes {
-    /// Counts the notes of one row.
+    /// Adds the notes of one row; a note that occurs twice in a row counts once.
     pub fn add(&mut self, notes: &[Note], line: usize) {
         for (i, note) in notes.iter().enumerate() {
             if !notes[..i].contains(note) {
@@ -64,7 +65,7 @@ impl Notes {
         }
     }
 
-    /// Each note with its rows and first line.
+    /// Returns each note with its number of rows and its first line.
     pub fn iter(&self) -> impl Iterator<Item = (Note, usize, usize)> + '_ {
         self.0.iter().map(|(note, (rows, line))| (*note, *rows, *line))
     }

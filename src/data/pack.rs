@@ -1,21 +1,22 @@
-//! Several examples laid end to end in one row, so that no token of a step is padding.
+//! Packs several examples into one row, so that no token of a step is padding.
 //!
-//! First fit in the given order over a few open rows: the order decides, nothing is sorted by length, and a row leaves
-//! as soon as it is the oldest of too many, so that the rows of an epoch stay in the order of their examples.
+//! First fit over a few open rows, in the given order: examples are not sorted by length. When too many rows are open,
+//! the oldest is closed, so that the rows of an epoch stay in about the order of their examples.
 
-/// Rows that may still take an example. More fill rows better and mix far examples; at 64 rows are about 99 % full.
+/// Maximum number of open rows. With more, rows are fuller but combine examples from further apart; with 64, rows are
+/// about 99 % full.
 const OPEN_ROWS: usize = 64;
 
-/// Rows of example indexes: every index of `order` once, the lengths in each row adding up to at most `budget`.
+/// Packs the examples of `order` into rows of example indices: every index once, with at most `budget` tokens per row.
 ///
-/// An example longer than `budget` has no place; the loader refuses it before it comes here.
+/// Panics if an example is longer than `budget`; the loader refuses such examples before.
 pub fn pack(lengths: &[u32], order: &[u32], budget: usize) -> Vec<Vec<usize>> {
     let mut rows = Vec::new();
     pack_into(lengths, order, budget, |row| rows.push(row.iter().map(|i| *i as usize).collect()));
     rows
 }
 
-/// As [`pack`], handing each row on as it is full.
+/// As [`pack`], but passes each row to `done` as soon as it is closed.
 pub(super) fn pack_into(lengths: &[u32], order: &[u32], budget: usize, mut done: impl FnMut(&[u32])) {
     let mut open: std::collections::VecDeque<(usize, Vec<u32>)> = std::collections::VecDeque::new();
     for &i in order {

@@ -1,7 +1,8 @@
-//! Questions, pairs of answers and judged answers: the rows of reward models, DPO, KTO and reinforcement learning.
+//! Reads rows of prompts, pairs of answers and labelled answers, for reward models, DPO, KTO and reinforcement
+//! learning.
 //!
-//! A pair without a prompt shares one: what both sides begin with, by message or by character (TRL's rule). Pairs whose
-//! sides are the same teach nothing and are refused with their line.
+//! If a pair has no prompt, the common beginning of its two sides is the prompt, compared by message or by character
+//! (TRL's rule). A pair of equal answers has nothing to train on and is an error that names its line.
 
 use super::RowFormat;
 use super::detect::{label_of, list_of, opened, spells_messages, truth, verdict_words};
@@ -10,7 +11,7 @@ use super::record::{Columns, Conversation, Message, Reader};
 use crate::error::Result;
 use serde_json::Value;
 
-/// What is asked.
+/// A prompt, as text or as messages.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Asked {
     Text(String),
@@ -18,7 +19,7 @@ pub enum Asked {
     Talk(Conversation),
 }
 
-/// What is answered: text after a prompt of text, messages after one of messages.
+/// An answer: text if its prompt is text, messages if its prompt is messages.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
     Text(String),
@@ -31,13 +32,13 @@ pub struct Preference {
     pub prompt: Asked,
     pub chosen: Answer,
     pub rejected: Answer,
-    /// By how much the chosen one is better, where the row says so.
+    /// By how much the chosen answer is better, if the row says so.
     pub margin: Option<f64>,
-    /// The same as text where the row is a dialogue in text (HH), for a model without a chat template.
+    /// Prompt and both answers as text, if the row is a dialogue in text (HH); used by models without a chat template.
     pub text: Option<(String, [String; 2])>,
 }
 
-/// A prompt with an answer and the verdict on it.
+/// A prompt with an answer and its label: good or bad.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verdict {
     pub prompt: Asked,
@@ -45,14 +46,14 @@ pub struct Verdict {
     pub good: bool,
 }
 
-/// One side of a row before it is known what the other is.
+/// A prompt or an answer as the row gives it, before the two are brought to the same kind.
 enum Side {
     Text(String),
     Talk(Vec<Message>),
 }
 
 impl Reader<'_> {
-    /// A row of a prompt.
+    /// Reads a row of format `prompt`.
     pub(super) fn prompt_only(&self, columns: Columns) -> Result<Asked> {
         let value = columns.get("prompt").ok_or_else(|| self.missing("prompt", &columns))?;
         match self.side(value, "prompt")? {
@@ -61,13 +62,13 @@ impl Reader<'_> {
         }
     }
 
-    /// A row of `prompt`, `completion` and `label`, or of a conversation and `label`.
+    /// Reads a row of `prompt`, `completion` and `label`, or of a conversation and `label`.
     pub(super) fn unpaired(&self, columns: Columns) -> Result<Verdict> {
         let key = label_of(&columns).ok_or_else(|| self.missing("label", &columns))?;
         let good = truth(&columns[key]).ok_or_else(|| {
             let found = json::text(&columns[key]);
-            let error = self.error(format!("key `{key}` is {found}, which is no verdict"));
-            error.hint(format!("verdicts are {}; without one the row teaches nothing", verdict_words()))
+            let error = self.error(format!("key `{key}` is {found}, which is not a label for an answer (good or bad)"));
+            error.hint(format!("labels are {}; without one there is nothing to train on", verdict_words()))
         })?;
         let has = |key: &str| columns.get(key).is_some_and(|v| !v.is_null());
         if !has("prompt") && (has("messages") || has("conversations")) {
@@ -78,7 +79,7 @@ impl Reader<'_> {
             let mut talk = self.conversation(columns, format)?;
             let last = talk.messages.pop().filter(|m| m.role == "assistant");
             let last = last.ok_or_else(|| {
-                self.error("the conversation does not end with an assistant turn: there is no answer to judge")
+                self.error("the conversation does not end with an assistant turn, so there is no answer to label")
             })?;
             return Ok(Verdict { prompt: Asked::Talk(talk), answer: Answer::Talk(vec![last]), good });
         }
@@ -90,7 +91,7 @@ impl Reader<'_> {
         Ok(Verdict { prompt, answer, good })
     }
 
-    /// A row of `chosen` and `rejected`.
+    /// Reads a row of `chosen` and `rejected`.
     pub(super) fn preference(&self, columns: Columns, format: RowFormat) -> Result<Preference> {
         let value = |key: &str| columns.get(key).ok_or_else(|| self.missing(key, &columns));
         let margin = match columns.get("margin") {
@@ -140,20 +141,21 @@ impl Reader<'_> {
         Ok(Preference { prompt, chosen, rejected, margin, text: None })
     }
 
-    /// An answer is what the assistant says last; what comes after it nobody would generate.
+    /// Fails if the answer does not end with an assistant turn: the model would never generate what follows it.
     fn ends_in_answer(&self, answer: &Answer, key: &str) -> Result<()> {
         match answer {
             Answer::Talk(messages) => match messages.last() {
                 Some(last) if last.role != "assistant" => Err(self
-                    .error(format!("`{key}` ends with a {} turn: there is no answer to judge", last.role))
-                    .hint("end it with the assistant turn that is the answer")),
+                    .error(format!("`{key}` ends with a {} turn, so it has no answer to compare", last.role))
+                    .hint("the last turn must be the assistant's answer")),
                 _ => Ok(()),
             },
             Answer::Text(_) => Ok(()),
         }
     }
 
-    /// The prompt that a row of a pair states: text, messages, or the columns of other tools.
+    /// Returns the prompt that a row of a pair states in its own column, as text or messages; `None` if it has none.
+    /// Columns of other tools (`question`, `instruction` with `input`, `system`, `conversations`) are read too.
     fn pair_prompt(&self, columns: &Columns) -> Result<Option<Side>> {
         let system = self.optional_text(columns, "system")?;
         if let Some(value) = columns.get("conversations").filter(|v| !v.is_null()) {
@@ -176,13 +178,14 @@ impl Reader<'_> {
             (Side::Text(text), Some(system)) => {
                 Side::Talk(vec![Message::new("system", system), Message::new("user", text)])
             }
-            // An instruction is what a user will type; a `prompt` of text is taken as it stands.
+            // An instruction is what a user would type, so it becomes a user turn; a `prompt` of text stays text.
             (Side::Text(text), None) if key == "instruction" => Side::Talk(vec![Message::new("user", text)]),
             (prompt, _) => prompt,
         }))
     }
 
-    /// A prompt with answers of its own kind: text beside messages becomes a message.
+    /// Brings prompt and answers to the same kind: if one of them is messages, text becomes a message. `names` are the
+    /// columns of the answers.
     fn joined<const N: usize>(
         &self,
         prompt: Side,
@@ -207,7 +210,8 @@ impl Reader<'_> {
             Side::Text(text) => vec![Message::new("assistant", text)],
             Side::Talk(messages) => messages,
         });
-        // Some files repeat the prompt in front of each answer; some (UltraFeedback) name it beside whole conversations.
+        // Some files repeat the prompt in front of each answer; others (UltraFeedback) have it in a column next to
+        // whole conversations.
         if answers.iter().all(|a| a.starts_with(&messages)) {
             answers.iter_mut().for_each(|a| drop(a.drain(..messages.len())));
         } else if of_text && N == 2 && answers.iter().all(|a| a.first().is_some_and(|m| m.role != "assistant")) {
@@ -219,13 +223,14 @@ impl Reader<'_> {
         }
         for (answer, name) in answers.iter().zip(names) {
             if answer.is_empty() {
-                return Err(self.error(format!("key `{name}` holds no message beyond the prompt")));
+                return Err(self.error(format!("key `{name}` has no message after the prompt")));
             }
         }
         Ok((Asked::Talk(self.talk(messages, columns)?), answers.map(Answer::Talk)))
     }
 
-    /// The messages that both begin with are the prompt. Where one side says no more, the last of them is its answer.
+    /// Splits two conversations into their common messages, which are the prompt, and their answers. If one side has no
+    /// further message, its last common message is its answer.
     fn common_messages(&self, sides: [Vec<Message>; 2], columns: &Columns) -> Result<(Asked, [Answer; 2])> {
         let [mut a, mut b] = sides;
         let same = a.iter().zip(&b).take_while(|(x, y)| x == y).count();
@@ -233,7 +238,7 @@ impl Reader<'_> {
         if prompt == 0 {
             return Err(self
                 .error("`chosen` and `rejected` share no message, so there is no prompt")
-                .hint("give the prompt in a column `prompt`, or begin both with the same messages"));
+                .hint("write the prompt in a column `prompt`, or begin both with the same messages"));
         }
         let answers = [a.split_off(prompt), b.split_off(prompt)];
         if answers[0] == answers[1] {
@@ -250,7 +255,7 @@ impl Reader<'_> {
         Ok(talk)
     }
 
-    /// Text, a message, or a list of messages in either spelling.
+    /// Reads text, a message, or a list of messages (with `role` and `content`, or with `from` and `value`).
     fn side(&self, value: &Value, key: &str) -> Result<Side> {
         let list = match value {
             Value::String(text) if !spells_messages(text) => return Ok(Side::Text(text.clone())),
@@ -259,7 +264,7 @@ impl Reader<'_> {
             value => list_of(value).ok_or_else(|| self.no_list(key, "text or messages", value))?.into_owned(),
         };
         if list.is_empty() {
-            return Err(self.error(format!("key `{key}` holds no message")));
+            return Err(self.error(format!("key `{key}` has no message")));
         }
         let read = |(i, turn): (usize, &Value)| {
             let at = if value.is_object() { key.to_string() } else { format!("{key}[{i}]") };
@@ -272,12 +277,12 @@ impl Reader<'_> {
 const HUMAN: &str = "\n\nHuman:";
 const ASSISTANT: &str = "\n\nAssistant:";
 
-/// Whether text is a dialogue as the HH files write it.
+/// Returns true if the text is a dialogue in the form of the HH files.
 pub(super) fn is_dialogue(text: &str) -> bool {
     text.trim_start().starts_with("Human:") && text.contains(ASSISTANT)
 }
 
-/// The turns of a dialogue in text.
+/// Splits a dialogue in text into its turns.
 fn dialogue(text: &str) -> Vec<Message> {
     let text = format!("\n\n{}", text.trim_start());
     let mut turns = Vec::new();
@@ -292,8 +297,8 @@ fn dialogue(text: &str) -> Vec<Message> {
     turns
 }
 
-/// What both texts begin with, and what follows in each; a space before the difference belongs to the answers, because
-/// tokens carry the space in front of a word.
+/// Splits two texts into their common beginning and the rest of each. A space before the difference belongs to the
+/// answers, because tokens include the space in front of their word.
 fn common_text([a, b]: [String; 2]) -> (String, [String; 2]) {
     let same = a.chars().zip(b.chars()).take_while(|(x, y)| x == y);
     let mut at: usize = same.map(|(c, _)| c.len_utf8()).sum();

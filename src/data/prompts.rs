@@ -1,7 +1,7 @@
-//! Prompts to be answered, each with the other columns of its row: what rewards compare an answer with.
+//! Prompts for generation, each with all columns of its row, which rewards compare an answer with.
 //!
-//! Prompts are few and short beside what is learnt from them, so they are kept in memory as they were read. Invariant:
-//! a prompt is never cut: one that leaves no room for an answer is an error, or is left out and counted.
+//! Prompts are few and short compared with the answers generated for them, so they are kept in memory. Invariant: a
+//! prompt is never cut. A prompt that leaves no room for an answer is an error, or is dropped and counted.
 
 use super::convert::{Target, convert};
 use super::dataset;
@@ -26,36 +26,36 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The column that holds the answer of a row which ends in one.
+/// The column in which the reference answer of a row is offered to rewards.
 pub const ANSWER: &str = "answer";
 
-/// A prompt with what its row says beside it.
+/// A prompt with all columns of its row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptRow {
-    /// Token ids up to the answer, as generation is given them.
+    /// Token ids up to the answer, as in generation.
     pub ids: Vec<u32>,
-    /// The same as text, with the template's marks.
+    /// The prompt as text, including what the template adds.
     pub text: String,
-    /// Every column of the row. A row of messages that ends in an assistant turn, of `instruction` and `output`, or of
-    /// `prompt` and `completion` gives that answer as `answer` too, unless it has such a column.
+    /// All columns of the row. If the row has an answer (messages that end in an assistant turn, `output` or
+    /// `completion`), the answer is also in the column `answer`, unless the row has its own column of that name.
     pub columns: Columns,
     pub format: RowFormat,
     pub path: Arc<PathBuf>,
-    /// 1-based place in its file.
+    /// Line in its file, from 1.
     pub line: usize,
 }
 
 impl PromptRow {
-    /// Where it stands, as errors write it.
+    /// Returns file and line, as errors name them.
     pub fn place(&self) -> record::Place<'_> {
         record::Place { path: &self.path, line: self.line }
     }
 
-    /// What it asks, as a row of `prompt` (text or messages), whatever its own format.
+    /// Returns the prompt as a row of format `prompt` (text or messages), whatever the format of its row.
     pub fn question(&self) -> Result<Value> {
         let record = record::read(self.columns.clone(), self.format, self.place())?;
         let rows = convert(&record, Target::Prompt)?;
-        rows.into_iter().next().ok_or_else(|| Error::bug(format!("{}: a prompt that asks nothing", self.place())))
+        rows.into_iter().next().ok_or_else(|| Error::bug(format!("{}: the row has no prompt", self.place())))
     }
 }
 
@@ -63,26 +63,26 @@ impl PromptRow {
 #[derive(Debug, Clone)]
 pub struct Prompts {
     pub rows: Vec<PromptRow>,
-    /// How often each source comes.
+    /// How often each source occurs in an epoch.
     pub mix: Mix,
     pub summary: Summary,
 }
 
-/// How long a prompt may be, and what becomes of longer ones.
+/// How long a prompt may be, and what happens to longer ones.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Room {
-    /// The longest prompt, in tokens: what prompt and answer may have together, less the longest answer.
+    /// Maximum length of a prompt in tokens: the maximum of prompt and answer together, minus the longest answer.
     pub longest: usize,
     pub on_overflow: Overflow,
-    /// With `Overflow::Error`, the share of too long prompts that is left out before it is an error.
+    /// With `Overflow::Error`, the share of too long prompts up to which they are dropped; more of them are an error.
     pub tolerance: f64,
 }
 
 impl Prompts {
     /// Reads all rows of all sources.
     ///
-    /// Errors: a row that asks nothing or cannot be read (file and line), too many too long prompts, a policy that
-    /// would cut prompts.
+    /// Errors: a row that has no prompt or cannot be read (with file and line), too many prompts that are too long, an
+    /// `on_overflow` that would cut prompts.
     pub fn open(sources: &Sources, tokenizer: &ChatTokenizer, room: Room) -> Result<Self> {
         let began = Instant::now();
         let (mut rows, mut files, mut counts, mut noted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -134,7 +134,7 @@ impl Comparable for Prompts {
     }
 }
 
-/// Adds at most `limit` rows of a file; how many they were.
+/// Adds at most `limit` rows of a file. Returns the number of rows read.
 fn read(
     path: PathBuf,
     source: &SourceSpec,
@@ -157,7 +157,7 @@ fn read(
     };
     let mut seen = Notes::default();
     let before = rows.len();
-    // Rewards may read any column; what cannot be read of the others is of no account.
+    // Rewards may read any column, so all are read; columns that cannot be decoded are ignored.
     let passage = source::for_each_chunk_of(Wanted::Readable, &path, Some(limit), |chunk| {
         let read: Vec<Result<_>> = chunk.into_par_iter().map(one).collect();
         for row in read {
@@ -181,7 +181,7 @@ fn read(
     Ok(passage.rows)
 }
 
-/// The columns with the answer that the row itself ends in.
+/// Adds the answer of the row to its columns, as column [`ANSWER`].
 fn with_answer(mut columns: Columns, record: &Record) -> Columns {
     let answer = match record {
         Record::Messages(talk) => talk.messages.last().filter(|m| m.role == "assistant").map(|m| m.content.clone()),
@@ -195,7 +195,8 @@ fn with_answer(mut columns: Columns, record: &Record) -> Columns {
     columns
 }
 
-/// Leaves out what is too long, where the policy says so; `counts` are the rows of each source, then those left.
+/// Drops the prompts that are too long, if `on_overflow` says so. `counts` are the rows of each source; they are
+/// reduced to those that are left.
 fn fit(rows: Vec<PromptRow>, counts: &mut [usize], room: Room, summary: &mut Summary) -> Result<Vec<PromptRow>> {
     let lengths: Vec<u32> = rows.iter().map(|r| r.ids.len() as u32).collect();
     summary.lengths = Quantiles::of(&lengths);
@@ -208,7 +209,7 @@ fn fit(rows: Vec<PromptRow>, counts: &mut [usize], room: Room, summary: &mut Sum
     let Some(first) = too_long.first() else { return Ok(rows) };
     let share = too_long.len() as f64 / rows.len() as f64;
     let what = format!(
-        "{}: {} of {} prompts ({:.1} %) have more than {} tokens and leave no room for an answer: {} ({} tokens){}",
+        "{}: {} of {} prompts ({:.1} %) have more than {} tokens, which leaves no room for an answer: {} ({} tokens){}",
         summary.name(),
         too_long.len(),
         rows.len(),
@@ -226,10 +227,10 @@ fn fit(rows: Vec<PromptRow>, counts: &mut [usize], room: Room, summary: &mut Sum
         Overflow::Truncate | Overflow::Split => {
             return Err(Error::user(format!("{what}; a prompt is never cut"))
                 .hint(raise)
-                .hint("or leave such rows out: data.on_overflow: drop"));
+                .hint("or leave such rows out with data.on_overflow: drop"));
         }
         Overflow::Error if share > room.tolerance => {
-            return Err(Error::user(what).hint(raise).hint("or leave such rows out: data.on_overflow: drop"));
+            return Err(Error::user(what).hint(raise).hint("or leave such rows out with data.on_overflow: drop"));
         }
         Overflow::Error | Overflow::Drop => {}
     }
@@ -246,7 +247,7 @@ fn fit(rows: Vec<PromptRow>, counts: &mut [usize], room: Room, summary: &mut Sum
     Ok(kept)
 }
 
-/// How often each source comes.
+/// Returns how often each source occurs in an epoch, and writes the shares into the summary.
 fn blend(sources: &Sources, counts: Vec<usize>, total: usize, summary: &mut Summary) -> Result<Mix> {
     if !sources.weighted() {
         return Ok(Mix::plain(total));
@@ -254,7 +255,7 @@ fn blend(sources: &Sources, counts: Vec<usize>, total: usize, summary: &mut Summ
     let weights: Vec<f64> = sources.0.iter().map(|s| s.weight.unwrap_or(1.0)).collect();
     if let Some((source, _)) = sources.0.iter().zip(&counts).find(|(_, n)| **n == 0) {
         let path = source.path.display();
-        return Err(Error::user(format!("{path}: no prompt is left of this source, and it has a weight")));
+        return Err(Error::user(format!("{path}: no prompt of this source is left, but it has a weight")));
     }
     let mix = Mix::new(counts.clone(), Some(weights.clone()));
     let shares = sources.0.iter().zip(weights).zip(counts).zip(mix.quotas());

@@ -1,6 +1,6 @@
 //! Reads the wire format of protocol buffers: fields by number, without a schema.
 
-/// A field's value as it lies on the wire.
+/// The value of a field as encoded in the wire format.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Wire<'a> {
     Varint(u64),
@@ -11,7 +11,7 @@ pub enum Wire<'a> {
 }
 
 impl<'a> Wire<'a> {
-    /// An int32 or int64: negative numbers take ten bytes.
+    /// Returns an int32 or int64 (negative ones take ten bytes); `None` for other wire types.
     pub fn signed(self) -> Option<i64> {
         if let Self::Varint(n) = self { Some(n as i64) } else { None }
     }
@@ -33,7 +33,8 @@ impl<'a> Wire<'a> {
     }
 }
 
-/// The fields of a message in their order: (number, value). `None` ends it: the bytes are no message.
+/// Iterates over the fields of a message: (number, value). Yields `None` once and ends if the bytes are not a valid
+/// message.
 pub fn fields(message: &[u8]) -> impl Iterator<Item = Option<(u64, Wire<'_>)>> {
     let mut rest = Some(message);
     std::iter::from_fn(move || {

@@ -1,4 +1,4 @@
-//! What a person should see of the examples before a run: lengths, duplicates, overlap, and one with its mask.
+//! Shows the quality of a data set before a run: lengths, duplicates, overlap of splits, and examples with their mask.
 
 use super::dataset::Dataset;
 use super::example::Example;
@@ -10,7 +10,7 @@ use crate::report;
 use console::Style;
 use serde::Serialize;
 
-/// A histogram of lengths in tokens, one line a bin; a mark shows the bins above `max_len`.
+/// Draws a histogram of lengths in tokens, one line per bin; bins above `max_len` are marked.
 pub fn histogram(lengths: &[u32], max_len: Option<usize>) -> String {
     let Some(longest) = lengths.iter().max().map(|n| *n as usize) else { return String::new() };
     // About ten bins of a round width.
@@ -35,25 +35,25 @@ pub fn histogram(lengths: &[u32], max_len: Option<usize>) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Items that hold exactly the same tokens.
+/// Duplicate items: those with exactly the same tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Duplicates {
-    /// How many different items are there more than once, and how many items could go.
+    /// Number of different items that occur more than once, and number of items that could be removed.
     pub groups: usize,
     pub superfluous: usize,
-    /// Where the first groups stand, `file:line`, each with its first members.
+    /// The first groups of equal items, each with the places (`file:line`) of its first members.
     pub first: Vec<Vec<String>>,
 }
 
-/// Groups and members that are named.
+/// Maximum number of groups, and of members per group, whose places are listed.
 const NAMED: usize = 100;
 const MEMBERS: usize = 5;
 
-/// Items of which equal ones can be found.
+/// Items that can be compared by their hashes.
 pub trait Comparable {
-    /// A number for each item: equal items have equal ones.
+    /// Returns a hash of each item; equal items have equal hashes.
     fn hashes(&self) -> Vec<u64>;
-    /// Where item `i` stands, `file:line`.
+    /// Returns the place of item `i` as `file:line`.
     fn place_of(&self, i: usize) -> String;
 }
 
@@ -67,7 +67,7 @@ impl<T: Item> Comparable for Dataset<T> {
     }
 }
 
-/// Finds equal items; memory is some bytes an item.
+/// Finds equal items. Needs a few bytes of memory per item.
 pub fn duplicates(items: &impl Comparable) -> Duplicates {
     let mut order: Vec<(u64, u32)> = items.hashes().into_iter().zip(0..).collect();
     order.sort_unstable();
@@ -81,15 +81,15 @@ pub fn duplicates(items: &impl Comparable) -> Duplicates {
     }
 }
 
-/// Validation items that are also training items: such rows measure memory, not learning.
+/// Validation items that are also training items. Their loss measures memorisation, not generalisation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Overlap {
     pub rows: usize,
-    /// Where the first stand: (training, validation).
+    /// The places of the first ones as `file:line`: (training, validation).
     pub first: Vec<(String, String)>,
 }
 
-/// Finds items of `valid` that are in `train` too.
+/// Finds the items of `valid` that are also in `train`.
 pub fn overlap(train: &impl Comparable, valid: &impl Comparable) -> Overlap {
     let mut known: Vec<(u64, u32)> = train.hashes().into_iter().zip(0..).collect();
     known.sort_unstable();
@@ -106,8 +106,8 @@ pub fn overlap(train: &impl Comparable, valid: &impl Comparable) -> Overlap {
     found
 }
 
-/// The example as text, what is learnt in green; without colour it stands in «…». In colour, spaces beside a boundary are
-/// shown as `·`: which side they are on is what is learnt.
+/// Returns the example as text, with the tokens that are trained on in green, or between « and » without colour. In
+/// colour, spaces next to a boundary are shown as `·`, because it matters on which side they are.
 pub fn preview(example: &Example, tokenizer: &ChatTokenizer, colour: bool) -> Result<String> {
     let (learnt, given) = (Style::new().green().force_styling(true), Style::new().dim().force_styling(true));
     let mut out = String::new();
@@ -115,11 +115,12 @@ pub fn preview(example: &Example, tokenizer: &ChatTokenizer, colour: bool) -> Re
     while from < example.ids.len() {
         let on = example.supervised[from];
         let to = (from..example.ids.len()).find(|t| example.supervised[*t] != on).unwrap_or(example.ids.len());
-        // A decoder may drop the space that a text begins with, so a piece is what it adds to the text before it.
+        // A decoder may drop the space at the beginning of a text, so a piece is what it adds to the text decoded
+        // before it.
         let until = tokenizer.decode(&example.ids[..to], false)?;
         let text = match until.strip_prefix(&before) {
             Some(text) => text.to_string(),
-            // A character that is cut in two by the boundary.
+            // The boundary is inside a character.
             None => tokenizer.decode(&example.ids[from..to], false)?,
         };
         let text = if colour { printable(&text) } else { text };
@@ -134,7 +135,7 @@ pub fn preview(example: &Example, tokenizer: &ChatTokenizer, colour: bool) -> Re
     Ok(out)
 }
 
-/// The text with the spaces at its ends as `·`, where the ends are boundaries.
+/// Returns the text with the spaces at its beginning and end as `·`, at those of the two that are boundaries.
 fn edges(text: &str, begin: bool, end: bool) -> String {
     let (first, last) = (text.len() - text.trim_start_matches(' ').len(), text.trim_end_matches(' ').len());
     let (first, last) = (if begin { first } else { 0 }, if end { last } else { text.len() });

@@ -1,8 +1,8 @@
-//! What a row means: one of the known shapes, made from the columns of a file.
+//! Interprets the columns of a row as a record of one of the known formats.
 //!
-//! Every shape ends as a conversation, a prompt with its completion, plain text, a prompt alone, a pair of answers or a
-//! judged answer. A column that is missing or has the wrong type is an error that names file, line and key; nothing is
-//! guessed from half a row. Knows no file format.
+//! A record is a conversation, an instruction, a prompt with its completion, plain text, a prompt alone, a pair of
+//! answers or a labelled answer. A column that is missing or has the wrong type is an error that names file, line and
+//! key; nothing is guessed from an incomplete row. Independent of file formats.
 
 use super::RowFormat;
 use super::detect::{list_of, opened};
@@ -19,12 +19,12 @@ pub type Columns = Map<String, Value>;
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
-    /// Who speaks: system, user, assistant, tool, or what else the template knows.
+    /// The speaker: system, user, assistant, tool, or another role that the template knows.
     pub role: String,
-    /// What is said. Empty where `extra` holds the content in another form.
+    /// The text. Empty if `extra` has the content in another form.
     pub content: String,
-    /// Every other key, as the template will see it (`tool_calls`, `name`, `reasoning_content`, …). Holds `content`
-    /// itself where that is no text: null beside tool calls, or a list of parts.
+    /// All other keys as the template gets them (`tool_calls`, `name`, `reasoning_content`, …). Also contains `content`
+    /// if that is not text: null in a message of tool calls, or a list of parts.
     pub extra: Columns,
 }
 
@@ -33,7 +33,7 @@ impl Message {
         Self { role: role.into(), content: content.into(), extra: Map::new() }
     }
 
-    /// The message as the template sees it.
+    /// Returns the message as the template gets it.
     pub fn to_json(&self) -> Value {
         let mut map = Map::new();
         map.insert("role".into(), self.role.clone().into());
@@ -43,21 +43,21 @@ impl Message {
     }
 }
 
-/// Turns in order, with what the template needs beside them.
+/// Messages in order, with tools and variables for the template.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Conversation {
     pub messages: Vec<Message>,
-    /// The first so many messages are given and never learnt (the prompt of a prompt-completion row).
+    /// Number of messages at the beginning that are given and never trained on (the prompt of a prompt-completion row).
     pub given: usize,
-    /// Which messages the row itself excludes from learning (`weight: 0`).
+    /// Indices of the messages that the row excludes from training (`weight: 0`).
     pub excluded: Vec<usize>,
-    /// Tool definitions, passed to the template as they are.
+    /// Tool definitions, passed to the template unchanged.
     pub tools: Option<Value>,
     /// `chat_template_kwargs` of the row, e.g. `enable_thinking`.
     pub kwargs: Columns,
 }
 
-/// A row of instruction, input and output.
+/// A row of the Alpaca format: instruction, input and output.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Instruction {
     pub system: Option<String>,
@@ -68,8 +68,9 @@ pub struct Instruction {
 }
 
 impl Instruction {
-    /// With a chat template: instruction and input are one user turn, as a user will type them later; the fixed
-    /// preamble of the Alpaca prompt stands in for a template and would only be noise inside one.
+    /// Returns the row as a conversation, for models with a chat template. Instruction and input are one user turn, as
+    /// a user would type them. The fixed text of the Alpaca prompt is left out: it replaces a template and would be
+    /// noise inside one.
     pub fn conversation(&self) -> Conversation {
         let mut messages = Vec::new();
         messages.extend(self.system.iter().map(|s| Message::new("system", s)));
@@ -86,7 +87,7 @@ impl Instruction {
         Conversation { messages, ..Default::default() }
     }
 
-    /// Without one: the standard Alpaca prompt, and the output as its completion.
+    /// Returns the standard Alpaca prompt, for models without a chat template; the output is its completion.
     pub fn prompt(&self) -> String {
         match &self.input {
             Some(input) => format!(
@@ -103,7 +104,7 @@ impl Instruction {
     }
 }
 
-/// What a row means.
+/// The content of a row, by its format.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Record {
     /// From `messages`, `conversations`, or a prompt and completion given as messages.
@@ -114,14 +115,14 @@ pub enum Record {
         completion: String,
     },
     Text(String),
-    /// A question without an answer.
+    /// A prompt without an answer.
     Prompt(Asked),
     Preference(Preference),
     Unpaired(Verdict),
 }
 
 impl Record {
-    /// Everything that is said in it.
+    /// Returns all texts of the record.
     pub fn into_texts(self) -> Vec<String> {
         let talk = |messages: Vec<Message>| messages.into_iter().map(|m| m.content).collect::<Vec<_>>();
         let asked = |prompt: Asked| match prompt {
@@ -144,15 +145,15 @@ impl Record {
     }
 }
 
-/// A record with its place in the file.
+/// A record with its line in the file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// 1-based: the line of a JSON Lines file, the number of the row elsewhere.
+    /// From 1: the line in a JSON Lines file, the number of the row in other files.
     pub line: usize,
     pub record: Record,
 }
 
-/// Where in which file something was found, as every error writes it: `data/train.jsonl:17`.
+/// A place in a file, which errors write as `data/train.jsonl:17`.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
     pub path: &'a Path,
@@ -165,7 +166,7 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-/// The record that these columns hold under `format`; `format` is not `auto`.
+/// Reads the columns of a row as a record of `format`, which must not be `auto`. Errors name file, line and key.
 pub fn read(columns: Columns, format: RowFormat, place: Place) -> Result<Record> {
     let reader = Reader { place };
     match format {
@@ -180,6 +181,7 @@ pub fn read(columns: Columns, format: RowFormat, place: Place) -> Result<Record>
     }
 }
 
+/// Names the JSON type of a value, for errors.
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         number if json::digits(number).is_some() => "a number",
@@ -192,8 +194,8 @@ pub(super) fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// Tool calls as lists and objects where they stand as their JSON text, and OpenAI's first form of a call,
-/// `function_call`, as a list of one. Arguments stay as they are: text is a form of theirs.
+/// Brings tool calls to one form: JSON text is decoded, and OpenAI's older form of a call, `function_call`, becomes a
+/// list of one call. Arguments are left unchanged, because JSON text is a valid form of them.
 fn tool_calls(message: &mut Columns) {
     if let Some(call) = message.get("function_call").filter(|v| !v.is_null()) {
         let call = serde_json::json!([{ "type": "function", "function": *opened(call) }]);
@@ -213,7 +215,7 @@ fn tool_calls(message: &mut Columns) {
     }
 }
 
-/// Reads columns of one row; knows where the row stands.
+/// Reads the columns of one row; its errors name the row's place.
 pub(super) struct Reader<'a> {
     place: Place<'a>,
 }
@@ -232,22 +234,23 @@ impl Reader<'_> {
         self.error(format!("key `{key}` is {}, expected {expected}", kind(found)))
     }
 
-    /// The error of a value that is no list; text may be meant as one.
+    /// Returns the error for a value that is not a list. If it is text that looks like a list, the error says what is
+    /// wrong with it.
     pub(super) fn no_list(&self, key: &str, expected: &str, found: &Value) -> Error {
         let text = found.as_str().filter(|text| text.trim_start().starts_with('['));
         let Some(e) = text.and_then(|text| json::parse(text).err()) else { return self.wrong(key, expected, found) };
         let python = text.is_some_and(|text| text.contains("{'") || text.contains("['"));
-        let what = if python { "a list as Python prints it" } else { "a list as text" };
+        let what = if python { "a list as printed by Python" } else { "a list as text" };
         let what = e
             .to_string()
             .split(" at line ")
             .next()
-            .map_or(what.to_string(), |e| format!("{what}, which is no JSON: {e}"));
+            .map_or(what.to_string(), |e| format!("{what}, which is not valid JSON: {e}"));
         self.error(format!("key `{key}` is {what}"))
             .hint("write such columns with json.dumps, or the rows as JSON Lines or Parquet (`to_json`, `to_parquet`)")
     }
 
-    /// Text that must be there; it may be empty.
+    /// Reads text that is required but may be empty.
     pub(super) fn text(&self, columns: &Columns, key: &str) -> Result<String> {
         match columns.get(key) {
             Some(Value::String(text)) => Ok(text.clone()),
@@ -256,18 +259,18 @@ impl Reader<'_> {
         }
     }
 
-    /// Text that must be there and say something.
+    /// Reads text that is required and must not be empty.
     fn filled_text(&self, columns: &Columns, key: &str) -> Result<String> {
         let text = self.text(columns, key)?;
         if text.is_empty() {
             return Err(self
-                .error(format!("key `{key}` is empty: there is nothing to learn"))
+                .error(format!("key `{key}` is empty, so there is nothing to train on"))
                 .hint("remove the row, or fill it"));
         }
         Ok(text)
     }
 
-    /// Text that may be missing, null or empty; all three are `None`.
+    /// Reads optional text; missing, null and empty text are `None`.
     pub(super) fn optional_text(&self, columns: &Columns, key: &str) -> Result<Option<String>> {
         match columns.get(key) {
             None | Some(Value::Null) => Ok(None),
@@ -295,34 +298,35 @@ impl Reader<'_> {
             self.push(&mut talk, message, &at)?;
         }
         if talk.messages.is_empty() {
-            return Err(self.error(format!("key `{key}` holds no message")));
+            return Err(self.error(format!("key `{key}` has no message")));
         }
         self.beside(&mut talk, &columns)?;
         Ok(talk)
     }
 
-    /// Adds a message; its `weight` (0 or 1) says whether it is learnt and is no business of the template.
+    /// Adds a message. Its `weight` (0 or 1) says whether it is trained on; the key is removed, so the template does
+    /// not see it.
     pub(super) fn push(&self, talk: &mut Conversation, mut message: Message, at: &str) -> Result<()> {
         match message.extra.shift_remove("weight") {
             None | Some(Value::Null) => {}
             Some(weight) => match weight.as_f64() {
                 Some(0.0) => talk.excluded.push(talk.messages.len()),
                 Some(1.0) => {}
-                _ => return Err(self.error(format!("key `{at}.weight` is {weight}, expected 0 (not learnt) or 1"))),
+                _ => return Err(self.error(format!("key `{at}.weight` is {weight}, expected 0 (not trained on) or 1"))),
             },
         }
         talk.messages.push(message);
         Ok(())
     }
 
-    /// Tool definitions and template arguments beside the messages.
+    /// Reads the columns next to the messages: tool definitions and variables for the template.
     pub(super) fn beside(&self, talk: &mut Conversation, columns: &Columns) -> Result<()> {
         talk.tools = match columns.get("tools") {
             None | Some(Value::Null) => None,
             Some(Value::String(text)) if text.is_empty() => None,
             Some(value) => self.definitions(value, "tools")?,
         };
-        // What OpenAI's first form of tools calls functions.
+        // OpenAI's older form of tools, called functions.
         if let (None, Some(value)) = (&talk.tools, columns.get("functions").filter(|v| !v.is_null())) {
             let wrap = |function: &Value| serde_json::json!({ "type": "function", "function": function });
             let list = self.definitions(value, "functions")?;
@@ -336,7 +340,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Tool definitions, each of which may stand as its JSON text; none for an empty list.
+    /// Reads a list of tool definitions, each of which may be JSON text; `None` for an empty list.
     fn definitions(&self, value: &Value, key: &str) -> Result<Option<Value>> {
         let list =
             list_of(value).ok_or_else(|| self.no_list(key, "a list of tool definitions (or its JSON text)", value))?;
@@ -349,7 +353,7 @@ impl Reader<'_> {
         let Value::Object(map) = turn else { return Err(self.wrong(at, "an object with `role` and `content`", turn)) };
         let mut extra = map.clone();
         let role = match extra.shift_remove("role") {
-            // The answer to a call in OpenAI's first form of tools.
+            // The result of a call in OpenAI's older form of tools.
             Some(Value::String(role)) if role == "function" => "tool".to_string(),
             Some(Value::String(role)) if !role.is_empty() => role,
             Some(other) => return Err(self.wrong(&format!("{at}.role"), "a role such as user or assistant", &other)),
@@ -374,18 +378,18 @@ impl Reader<'_> {
         };
         if role == "assistant" && content.is_empty() && !acts && !extra.contains_key("content") {
             return Err(self
-                .error(format!("key `{at}.content` is empty: there is nothing to learn"))
+                .error(format!("key `{at}.content` is empty, so there is nothing to train on"))
                 .hint("remove the row, or fill the answer"));
         }
         Ok(Message { role, content, extra })
     }
 
-    /// A list of parts is kept for the template, which must be able to read it; only text can be learnt.
+    /// Checks a list of content parts, which is passed to the template as a list. Fails unless all parts are text.
     fn text_parts(&self, parts: Value, at: &str) -> Result<Value> {
         for (i, part) in parts.as_array().into_iter().flatten().enumerate() {
             if part.get("text").and_then(Value::as_str).is_none() {
-                return Err(self.error(format!("key `{at}.content[{i}]` is no text part")).hint(
-                    "only text can be learnt: write `content` as text, or as parts {\"type\": \"text\", \"text\": …}",
+                return Err(self.error(format!("key `{at}.content[{i}]` is not a text part")).hint(
+                    "only text is supported: write `content` as text, or as parts {\"type\": \"text\", \"text\": …}",
                 ));
             }
         }
@@ -405,13 +409,13 @@ impl Reader<'_> {
             "function_call" => return self.function_call(&value, at),
             other => {
                 return Err(self
-                    .error(format!("key `{at}.from` is \"{other}\", which is no known speaker"))
+                    .error(format!("key `{at}.from` is \"{other}\", which is not a known speaker"))
                     .hint("known: human, user, gpt, assistant, chatgpt, model, system, function_call, observation, tool, function_response"));
             }
         };
         if role == "assistant" && value.is_empty() {
             return Err(self
-                .error(format!("key `{at}.value` is empty: there is nothing to learn"))
+                .error(format!("key `{at}.value` is empty, so there is nothing to train on"))
                 .hint("remove the row, or fill the answer"));
         }
         let mut message = Message::new(role, value);
@@ -431,10 +435,10 @@ impl Reader<'_> {
         }
     }
 
-    /// ShareGPT writes a call as the JSON text of `{name, arguments}` (or a list of them).
+    /// Reads ShareGPT's form of a tool call: the JSON text of `{name, arguments}`, or of a list of them.
     fn function_call(&self, value: &str, at: &str) -> Result<Message> {
         let bad = || {
-            self.error(format!("key `{at}.value` is no function call"))
+            self.error(format!("key `{at}.value` is not a function call"))
                 .hint("expected the JSON of {\"name\": …, \"arguments\": {…}}, or a list of such calls")
         };
         let parsed = json::parse(value).map_err(|_| bad())?;
@@ -488,10 +492,10 @@ impl Reader<'_> {
             (prompt, completion) => {
                 let mut talk = Conversation::default();
                 for (key, value) in [("prompt", prompt), ("completion", completion)] {
-                    let expected = "text like the other side, or a list of messages like it";
+                    let expected = "text or a list of messages, like the other column";
                     let turns = list_of(value).ok_or_else(|| self.no_list(key, expected, value))?;
                     if turns.is_empty() {
-                        return Err(self.error(format!("key `{key}` holds no message")));
+                        return Err(self.error(format!("key `{key}` has no message")));
                     }
                     talk.given = talk.messages.len();
                     for (i, turn) in turns.iter().enumerate() {

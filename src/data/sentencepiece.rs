@@ -1,8 +1,10 @@
-//! SentencePiece vocabularies (Kudo and Richardson 2018, arXiv 1808.06226) as tokenizers of the kind that tokenizer.json
-//! describes: BPE with byte fallback, and unigram. Built from `tokenizer.model`, and by the importer of GGUF files.
+//! Builds tokenizers from SentencePiece vocabularies (Kudo and Richardson 2018, arXiv 1808.06226) in the form of
+//! tokenizer.json: BPE with byte fallback, and unigram. Reads `tokenizer.model`; the importer of GGUF files uses parts
+//! of it.
 //!
-//! Merges of a BPE model stand nowhere: they are recovered from the pieces' scores. Spaces are written as ▁. Where the
-//! class is LlamaTokenizer, text is normalised as transformers' class does, otherwise as the file's own rules say.
+//! A SentencePiece file does not contain the merges of a BPE model; they are recovered from the pieces' scores. Spaces
+//! are written as ▁. For the class LlamaTokenizer, text is normalised as in transformers, otherwise by the file's own
+//! rules.
 
 use super::added::Settings;
 use super::protobuf::{Wire, fields};
@@ -16,28 +18,29 @@ use std::path::Path;
 use tokenizers::{AddedToken, Tokenizer};
 
 const FILE: &str = "tokenizer.model";
-/// How a space is written.
+/// The character that represents a space.
 const SPACE: &str = "▁";
 
-/// Longer pieces are in no vocabulary, and recovering merges from one takes time quadratic in its length.
+/// Maximum length of a piece in bytes. No real vocabulary has longer ones, and recovering merges takes time quadratic
+/// in it.
 pub const LONGEST_PIECE: usize = 1024;
 
-/// The directory has a vocabulary that may be read with [`from_directory`].
+/// Returns true if the directory has a vocabulary, which [`from_directory`] reads.
 pub(super) fn in_directory(folder: &Path) -> bool {
     folder.join(FILE).is_file()
 }
 
-/// What stands in `tokenizer.model` (sentencepiece_model.proto), as far as it changes ids.
+/// The content of `tokenizer.model` (sentencepiece_model.proto), as far as token ids depend on it.
 struct Proto {
     pieces: Vec<Piece>,
     unigram: bool,
     byte_fallback: bool,
-    /// Ids of the unknown piece, BOS, EOS and padding; negative: there is none.
+    /// Ids of the unknown piece, BOS, EOS and padding; negative if there is none.
     unk: i64,
     bos: i64,
     eos: i64,
     pad: i64,
-    /// A compiled table of character replacements.
+    /// Compiled table of character replacements.
     charsmap: Vec<u8>,
     add_dummy_prefix: bool,
     remove_extra_whitespaces: bool,
@@ -54,7 +57,7 @@ const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 
 impl Proto {
-    /// The rules' defaults are those of sentencepiece_model.proto.
+    /// Parses the file. Missing settings have the defaults of sentencepiece_model.proto.
     fn parse(bytes: &[u8]) -> std::result::Result<Self, String> {
         let mut proto = Self {
             pieces: Vec::new(),
@@ -69,7 +72,7 @@ impl Proto {
             remove_extra_whitespaces: true,
         };
         for field in fields(bytes) {
-            match field.ok_or("it is no whole protocol buffer")? {
+            match field.ok_or("it is not a complete protocol buffer")? {
                 (1, piece) => proto.pieces.push(Piece::parse(piece)?),
                 (2, trainer) => proto.trainer(trainer)?,
                 (3, normalizer) => proto.normalizer(normalizer)?,
@@ -77,7 +80,7 @@ impl Proto {
             }
         }
         if proto.pieces.is_empty() {
-            return Err("it holds no pieces".into());
+            return Err("it contains no pieces".into());
         }
         Ok(proto)
     }
@@ -90,9 +93,11 @@ impl Proto {
                 3 => match value.signed() {
                     Some(1) => self.unigram = true,
                     Some(2) => self.unigram = false,
-                    _ => return Err("it splits into words or characters; unigram or BPE expected".into()),
+                    _ => return Err("its model type is word or char, expected unigram or BPE".into()),
                 },
-                24 if value.flag() == Some(true) => return Err("it writes spaces behind words, not before".into()),
+                24 if value.flag() == Some(true) => {
+                    return Err("it adds spaces after words instead of before them".into());
+                }
                 35 => self.byte_fallback = value.flag().ok_or_else(wrong)?,
                 40 => self.unk = int32(value).ok_or_else(wrong)?,
                 41 => self.bos = int32(value).ok_or_else(wrong)?,
@@ -119,7 +124,7 @@ impl Proto {
         Ok(())
     }
 
-    /// The text of the piece with this id.
+    /// Returns the text of the piece with this id.
     fn piece(&self, id: i64) -> Option<&str> {
         usize::try_from(id).ok().and_then(|id| self.pieces.get(id)).map(|p| p.text.as_str())
     }
@@ -148,7 +153,7 @@ impl Piece {
     }
 }
 
-/// The tokenizer in `tokenizer.model`. Names of special tokens that the directory leaves out are written into `named`.
+/// Builds the tokenizer of `tokenizer.model`. Special tokens that the directory does not name are added to `named`.
 pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &mut Columns) -> Result<Tokenizer> {
     let path = folder.join(FILE);
     let refuse = |why: String| Error::user(format!("{}: {why}", path.display()));
@@ -188,7 +193,7 @@ pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &mut Col
                 }
             }
             let merges = merges(&ids, |id| proto.pieces[id as usize].score).map_err(|piece| {
-                refuse(format!("piece {piece:?} holds a space, which should be written as {SPACE}"))
+                refuse(format!("piece {piece:?} contains a space, which should be written as {SPACE}"))
             })?;
             let vocab = proto.pieces.iter().enumerate().map(|(id, p)| (p.text.clone(), json!(id))).collect();
             bpe_model(vocab, json!(merges), unk, llama || proto.byte_fallback)
@@ -206,7 +211,7 @@ pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &mut Col
     Ok(tokenizer)
 }
 
-/// A vocabulary's own rules for text, but for the space before it and the writing of spaces.
+/// Returns the vocabulary's own normalisation rules, without adding a space before the text and replacing spaces by ▁.
 fn normalizer(proto: &Proto, prefix: bool) -> Value {
     let mut rules = Vec::new();
     if !proto.charsmap.is_empty() {
@@ -214,7 +219,7 @@ fn normalizer(proto: &Proto, prefix: bool) -> Value {
         rules.push(json!({"type": "Precompiled", "precompiled_charsmap": table}));
     }
     if proto.remove_extra_whitespaces {
-        // One space at the beginning is left where it becomes the one that stands there anyway.
+        // With `prefix`, one space at the beginning is kept: it becomes the space that is added there anyway.
         let replace = |regex: &str, by: &str| json!({"type": "Replace", "pattern": {"Regex": regex}, "content": by});
         rules.extend([replace(" {2,}", " "), replace(r" +\z", "")]);
         if !prefix {
@@ -224,8 +229,8 @@ fn normalizer(proto: &Proto, prefix: bool) -> Value {
     if rules.is_empty() { Value::Null } else { json!({"type": "Sequence", "normalizers": rules}) }
 }
 
-/// `tokenizer.json` around a model of SentencePiece's; added tokens and post-processor are filled in by the caller.
-/// `prefix`: a space stands before the text.
+/// Builds `tokenizer.json` around a SentencePiece model, without added tokens and post-processor, which the caller
+/// fills in. `prefix`: whether a space is added before the text.
 pub fn whole(model: Value, normalizer: Value, prefix: bool) -> Value {
     let mut decoders = vec![
         json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "}),
@@ -250,7 +255,7 @@ pub fn whole(model: Value, normalizer: Value, prefix: bool) -> Value {
     })
 }
 
-/// The `model` of a BPE vocabulary.
+/// Builds the `model` section of tokenizer.json for a BPE vocabulary.
 pub fn bpe_model(vocab: Map<String, Value>, merges: Value, unk: Option<&str>, byte_fallback: bool) -> Value {
     json!({
         "type": "BPE",
@@ -266,8 +271,8 @@ pub fn bpe_model(vocab: Map<String, Value>, merges: Value, unk: Option<&str>, by
     })
 }
 
-/// The merges of a BPE vocabulary in the order of the joined piece's score, as transformers recovers them; a piece that
-/// holds a space is the error.
+/// Recovers the merges of a BPE vocabulary, ordered by the score of the joined piece, as transformers does. The error
+/// is a piece that contains a space.
 pub fn merges<'a>(
     ids: &HashMap<&'a str, u64>,
     score: impl Fn(u64) -> f32,

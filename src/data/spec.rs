@@ -1,4 +1,4 @@
-//! What a recipe says about data: where rows come from, how they are read, what becomes of long ones.
+//! The data settings of a recipe: where rows come from, how they are read, and what happens to rows that are too long.
 
 use indexmap::IndexMap;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 
-/// Which tokens of a conversation are learnt.
+/// Which tokens of a conversation are trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Supervise {
@@ -26,7 +26,7 @@ pub enum Supervise {
 pub struct Sources(pub Vec<SourceSpec>);
 
 impl Sources {
-    /// Whether a source says how much of an epoch it makes.
+    /// Returns true if any source has a weight.
     pub fn weighted(&self) -> bool {
         self.0.iter().any(|s| s.weight.is_some())
     }
@@ -80,43 +80,43 @@ pub struct SourceSpec {
     /// A .jsonl, .json, .csv, .parquet or .arrow/.ipc/.feather file, a folder of such files or one that `save_to_disk` wrote, or a pattern (`data/*.jsonl`, `**` for folders below).
     #[schemars(extend("format" = "path"))]
     pub path: PathBuf,
-    /// How a row is read; `auto` finds it out from the columns of each file and says what it found.
+    /// The format of the rows; `auto` detects it from the columns of each file and reports it.
     #[serde(default)]
     pub format: RowFormat,
-    /// Columns under other names: `{ prompt: question, completion: answer }` reads `prompt` from the column `question`.
+    /// Columns with other names: `{ prompt: question, completion: answer }` reads `prompt` from the column `question`.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     pub columns: IndexMap<String, String>,
-    /// Use only the first so many rows.
+    /// Use only this many rows, from the beginning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub rows: Option<usize>,
-    /// The share of an epoch's examples that come from this source, relative to the other sources; left out everywhere, every example comes once an epoch.
+    /// The share of an epoch's examples that come from this source, relative to the other sources. If no source has a weight, every example occurs once per epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub weight: Option<f64>,
 }
 
 impl SourceSpec {
-    /// A file, read as `format`.
+    /// Makes a source of one file or path, read as `format`.
     pub fn file(path: impl Into<PathBuf>, format: RowFormat) -> Self {
         Self { path: path.into(), format, ..Default::default() }
     }
 }
 
-/// Where token ids are kept between runs.
+/// Where token ids are cached between runs.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum CacheChoice {
-    /// In the user's cache folder, for files that take longer than a moment.
+    /// In the user's cache folder; small files are not cached.
     #[default]
     Auto,
-    /// Nowhere.
+    /// Not at all.
     Off,
-    /// In this folder, files of any size.
+    /// In this folder, for files of any size.
     Folder(PathBuf),
 }
 
 impl CacheChoice {
-    /// True where nothing was asked for.
+    /// Returns true for the default.
     pub fn is_auto(&self) -> bool {
         *self == CacheChoice::Auto
     }
@@ -163,26 +163,26 @@ impl JsonSchema for CacheChoice {
     }
 }
 
-/// The shapes a row can have.
+/// The formats of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RowFormat {
-    /// Found out from the columns.
+    /// Detected from the columns.
     #[default]
     Auto,
     /// `messages`: a list of `{role, content}`.
     Messages,
-    /// `conversations`: a list of `{from, value}`; human, gpt and the like become user, assistant, …
+    /// `conversations`: a list of `{from, value}`; human, gpt and others become user, assistant, …
     Sharegpt,
     /// `instruction`, optional `input`, `output`.
     Alpaca,
     /// `prompt` and `completion`, as text or as lists of messages.
     PromptCompletion,
-    /// `text`: every token is learnt.
+    /// `text`: every token is trained on.
     Text,
     /// `prompt` alone, as text or as a list of messages.
     Prompt,
-    /// `chosen` and `rejected`, with `prompt` or with what both begin with as their prompt; optional `margin`.
+    /// `chosen` and `rejected`, with `prompt` or with their common beginning as the prompt; optional `margin`.
     Preference,
     /// `chosen` and `rejected` as dialogues in text: `\n\nHuman: …\n\nAssistant: …`.
     Hh,
@@ -191,7 +191,7 @@ pub enum RowFormat {
 }
 
 impl RowFormat {
-    /// The name as a recipe writes it.
+    /// Returns the name used in recipes.
     pub fn name(self) -> &'static str {
         match self {
             RowFormat::Auto => "auto",
@@ -207,12 +207,12 @@ impl RowFormat {
         }
     }
 
-    /// The format of this name.
+    /// Returns the format with this name in recipes.
     pub fn named(name: &str) -> Option<Self> {
         std::iter::once(RowFormat::Auto).chain(Self::KNOWN).find(|f| f.name() == name)
     }
 
-    /// Every format but `auto`.
+    /// All formats except `auto`.
     pub const KNOWN: [RowFormat; 9] = [
         RowFormat::Messages,
         RowFormat::Sharegpt,

@@ -1,4 +1,4 @@
-//! What was read, and what became of it, in numbers and in words.
+//! Summarises how sources were read and tokenised, in numbers and in sentences for the user.
 
 use super::RowFormat;
 use super::notes::{Note, Notes};
@@ -6,34 +6,34 @@ use crate::report;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// What was read of one file.
+/// How one file was read.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FileSummary {
     pub path: PathBuf,
     /// SHA-256 of the file.
     pub sha256: String,
-    /// The format that was read (never `auto`).
+    /// The format of the rows (never `auto`).
     pub format: RowFormat,
     pub rows: usize,
-    /// Empty lines passed over.
+    /// Empty lines that were skipped.
     pub blank_lines: usize,
     /// Columns that the format does not read.
     pub unused_columns: Vec<String>,
-    /// Rows whose token ids were made now, and not found in the cache.
+    /// Rows that were tokenised now instead of being found in the cache.
     pub tokenised_rows: usize,
 }
 
-/// A source of a mix.
+/// How often one source of a mix occurs in an epoch.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Share {
     pub path: PathBuf,
     pub weight: f64,
     pub examples: usize,
-    /// Examples of it in one epoch; above `examples`, some come more than once.
+    /// Number of its examples in one epoch; if above `examples`, some occur more than once.
     pub per_epoch: usize,
 }
 
-/// Something that happened to some rows, and the first of them.
+/// A note, the number of rows it applies to, and the place of the first one.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Noted {
     pub note: Note,
@@ -42,7 +42,7 @@ pub struct Noted {
     pub line: usize,
 }
 
-/// Adds the notes of rows of a file, `before` lines into it, to those of all.
+/// Adds the notes on a part of a file, which begins after `before` lines, to those of all files.
 pub(super) fn gather(notes: &Notes, path: &Path, before: usize, all: &mut Vec<Noted>) {
     for (note, rows, line) in notes.iter() {
         match all.iter_mut().find(|n| n.note == note) {
@@ -52,54 +52,54 @@ pub(super) fn gather(notes: &Notes, path: &Path, before: usize, all: &mut Vec<No
     }
 }
 
-/// All that was read, and what became of it.
+/// How all sources of a data set were read and tokenised.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
     /// The file, or the first of several.
     pub path: PathBuf,
-    /// SHA-256 of the file; of several, of the list of theirs.
+    /// SHA-256 of the file; of several files, of the list of their hashes.
     pub sha256: String,
-    /// SHA-256 of the token ids of all items and of what of them is learnt.
+    /// SHA-256 of the token ids of all items and of their marks (which tokens are trained on).
     pub tokens_sha256: String,
     /// The format of the first file.
     pub format: RowFormat,
     pub rows: usize,
-    /// Empty lines passed over.
+    /// Empty lines that were skipped.
     pub blank_lines: usize,
-    /// Columns that the format does not read, of any file.
+    /// Columns of any file that its format does not read.
     pub unused_columns: Vec<String>,
     pub examples: usize,
-    /// Examples longer than `max_len`, before the policy.
+    /// Examples longer than `max_len`, before `on_overflow` was applied.
     pub too_long: usize,
     pub dropped: usize,
     pub truncated: usize,
     pub split: usize,
-    /// Answers whose first token would have merged with the prompt; encoded in two pieces.
+    /// Answers that were encoded apart from the prompt, because a token would have covered the boundary.
     pub split_boundaries: usize,
-    /// What happened to rows that their author should know of.
+    /// What happened to rows that the user should know about.
     pub notes: Vec<Noted>,
     pub tokens: usize,
     pub supervised_tokens: usize,
-    /// Lengths of the examples before the policy (of a pair, of its longer side).
+    /// Lengths of the examples before `on_overflow` was applied (of a pair: of its longer sequence).
     pub lengths: Quantiles,
-    /// Where the longest one stands: its line, and its file.
+    /// Line and file of the longest example.
     pub longest_line: usize,
     pub longest_file: PathBuf,
     pub files: Vec<FileSummary>,
-    /// The sources, where they have weights.
+    /// The share of each source, if sources have weights.
     pub mix: Vec<Share>,
-    /// Rows whose token ids were made now, and the time it took.
+    /// Rows that were tokenised now instead of being found in the cache, and the time in seconds.
     pub tokenised_rows: usize,
     pub seconds: f64,
 }
 
 impl Summary {
-    /// The share of tokens that is learnt.
+    /// Returns the share of tokens that are trained on.
     pub fn supervised_share(&self) -> f64 {
         self.supervised_tokens as f64 / self.tokens.max(1) as f64
     }
 
-    /// The file, or how many there are.
+    /// Returns the path of the file, or of the first one with the number of the others.
     pub fn name(&self) -> String {
         match self.files.len() {
             0 | 1 => self.path.display().to_string(),
@@ -107,14 +107,18 @@ impl Summary {
         }
     }
 
-    /// One line for the person at the terminal.
+    /// Returns one line for the terminal.
     pub fn line(&self) -> String {
         let mut formats: Vec<&str> = self.files.iter().map(|f| f.format.name()).collect();
         formats.dedup();
         let mut parts = vec![
-            format!("{}: {} {} rows", self.name(), report::count(self.rows as u64), formats.join(" and ")),
+            format!("{}: {} rows ({})", self.name(), report::count(self.rows as u64), formats.join(" and ")),
             format!("{} examples", report::count(self.examples as u64)),
-            format!("{} tokens, {:.1} % learnt", report::count(self.tokens as u64), 100.0 * self.supervised_share()),
+            format!(
+                "{} tokens ({:.1} % trained on)",
+                report::count(self.tokens as u64),
+                100.0 * self.supervised_share()
+            ),
         ];
         for (n, what) in [
             (self.dropped, "dropped"),
@@ -130,7 +134,7 @@ impl Summary {
         parts.join(", ")
     }
 
-    /// How fast rows became tokens, where it took a while, or that they were there already.
+    /// Returns the speed of tokenisation, if it took at least a second, or says that all tokens came from the cache.
     fn pace(&self) -> Option<String> {
         match self.tokenised_rows {
             0 => Some("token ids from the cache".into()),
@@ -144,7 +148,7 @@ impl Summary {
         }
     }
 
-    /// One line a source of a mix: how much of an epoch it makes.
+    /// Returns one line per source of a mix: its share of an epoch.
     pub fn mix_lines(&self) -> Vec<String> {
         let total: usize = self.mix.iter().map(|s| s.per_epoch).sum();
         let line = |s: &Share| {
@@ -161,7 +165,7 @@ impl Summary {
         self.mix.iter().map(line).collect()
     }
 
-    /// What the user should look at, if anything.
+    /// Returns warnings for the user: dropped, truncated and separately encoded examples, and notes on rows.
     pub fn warnings(&self) -> Vec<String> {
         let path = self.name();
         let mut found = Vec::new();
@@ -171,19 +175,20 @@ impl Summary {
                 _ => format!("{}:{}", self.longest_file.display(), self.longest_line),
             };
             found.push(format!(
-                "{path}: {} examples left out as too long (the longest has {} tokens, {at})",
+                "{path}: {} examples left out because they are too long (the longest has {} tokens, {at})",
                 self.dropped, self.lengths.max
             ));
         }
         if self.truncated > 0 {
             found.push(format!(
-                "{path}: {} examples cut off: they lose the end of their answer and its stop token",
+                "{path}: {} examples truncated: they lose the end of their answer and its stop token",
                 self.truncated
             ));
         }
         if self.split_boundaries > 0 {
             found.push(format!(
-                "{path}: {} answers begin with a character that would merge with the end of the prompt; they are encoded apart, as in generation",
+                "{path}: {} answers begin with characters that would be in one token with the end of the prompt; \
+                 they are encoded apart, as in generation",
                 self.split_boundaries
             ));
         }
@@ -193,7 +198,7 @@ impl Summary {
     }
 }
 
-/// Lengths in tokens.
+/// Quantiles of lengths in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Quantiles {
     pub min: usize,
@@ -204,6 +209,7 @@ pub struct Quantiles {
 }
 
 impl Quantiles {
+    /// Computes the quantiles; all are 0 for no lengths.
     pub fn of(lengths: &[u32]) -> Self {
         let mut sorted = lengths.to_vec();
         sorted.sort_unstable();

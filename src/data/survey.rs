@@ -1,6 +1,6 @@
-//! A first look at a file: its format, its columns, its first rows, and every row that cannot be read.
+//! Surveys a file: its format, its columns, its first rows, and every row that cannot be read.
 //!
-//! Unlike a dataset, it goes on after a bad row, so that one look shows them all.
+//! Unlike a data set, a survey continues after a bad row, so that it reports all of them at once.
 
 use super::detect::{self, Want};
 use super::record::{self, Columns, Place, Row};
@@ -13,33 +13,33 @@ use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What a file holds.
+/// The result of a survey.
 #[derive(Debug, Clone)]
 pub struct Survey {
     pub path: PathBuf,
     pub format: RowFormat,
-    /// Whether the format was found out, and not asked for.
+    /// Whether the format was detected (false if the user set it).
     pub found: bool,
     pub rows: usize,
     pub blank_lines: usize,
-    /// Every column that some row has, with how many have it (and not null), in order of first sight.
+    /// Every column that any row has, with the number of rows where it is not null, in order of first occurrence.
     pub columns: Vec<(String, usize)>,
-    /// Those that the format reads, and those that it does not.
+    /// The columns that the format reads, and those that it does not read.
     pub used_columns: Vec<String>,
     pub unused_columns: Vec<String>,
     /// The first readable rows.
     pub first: Vec<Row>,
-    /// How many rows cannot be read, and one message each for the first of them, with its place and key.
+    /// Number of rows that cannot be read, and the error messages of the first ones, with place and key.
     pub bad: usize,
     pub bad_rows: Vec<String>,
 }
 
-/// Rows that may be bad before the format is given up.
+/// Maximum number of bad rows at the beginning before the format cannot be detected.
 const PATIENCE: usize = 100;
-/// Messages kept.
+/// Maximum number of error messages.
 const MESSAGES: usize = 1000;
 
-/// Looks through the first rows of a file, as many as `source` says, and keeps `show` of them.
+/// Surveys the rows of a file, as many as `source` allows, and keeps the first `show` readable ones.
 pub fn survey(path: &Path, source: &SourceSpec, show: usize) -> Result<Survey> {
     let reading = Reading::of_first(PATIENCE, path, source, Want::Anything)?;
     let mut seen = Survey {

@@ -1,7 +1,7 @@
-//! A model's own chat templates, rendered as transformers renders them.
+//! Renders conversations with a model's own chat templates, as transformers does.
 //!
-//! Which one writes a row is transformers' choice: of named templates `tool_use` where the row has tools, else `default`.
-//! Knows no tokens.
+//! Of several named templates, `tool_use` renders rows with tools and `default` all others, as in transformers. Works
+//! on text only, without tokens.
 
 use super::arguments;
 use super::jinja::{Clock, Fault, FaultKind, Template};
@@ -10,22 +10,22 @@ use crate::error::{Error, Result};
 use jiff::civil::Date;
 use serde_json::Value;
 
-/// The largest known templates have some 20,000 bytes.
+/// Maximum size of a template in bytes. The largest known ones have about 20,000 bytes.
 const LARGEST: usize = 256 << 10;
 
-/// Chat templates, compiled.
+/// The compiled chat templates of a model, with their variables.
 #[derive(Debug)]
 pub struct ChatTemplate {
     default: Option<NamedTemplate>,
     tool_use: Option<NamedTemplate>,
     specials: Columns,
-    /// Variables for every row; a row's own come before them.
+    /// Variables for every row; a row's own variables have precedence.
     kwargs: Columns,
-    /// What `strftime_now` answers; `None`: the time of each rendering.
+    /// The date that `strftime_now` returns; `None` for the time of each rendering.
     date: Option<Date>,
 }
 
-/// One template with its text and where it was found.
+/// One template, its text, and where it was found (for errors).
 #[derive(Debug)]
 struct NamedTemplate {
     name: String,
@@ -37,7 +37,7 @@ impl NamedTemplate {
     fn compile(name: &str, text: &str) -> Result<Self> {
         if text.len() > LARGEST {
             return Err(Error::user(format!("{name}: {} bytes, at most {LARGEST} expected", text.len()))
-                .hint("is it a chat template at all? They have some thousand bytes"));
+                .hint("is this a chat template? They have a few thousand bytes"));
         }
         let template = Template::compile(text)
             .map_err(|fault| template_error(name, &fault).context("the chat template does not compile"))?;
@@ -46,12 +46,12 @@ impl NamedTemplate {
 }
 
 impl ChatTemplate {
-    /// Compiles `source`; `name` (a path) stands in errors, `specials` are variables such as `bos_token`.
+    /// Compiles `source`. Errors name it `name` (a path); `specials` are variables such as `bos_token`.
     pub fn compile(name: &str, source: &str, specials: &Columns) -> Result<Self> {
         Self::of_named(Some((name, source)), None, specials)
     }
 
-    /// Compiles the templates that rows without and with tools are written by, each with its place and text.
+    /// Compiles the templates for rows without and with tools, each given as (place, text).
     pub fn of_named(default: Option<(&str, &str)>, tool_use: Option<(&str, &str)>, specials: &Columns) -> Result<Self> {
         let compile =
             |given: Option<(&str, &str)>| given.map(|(name, text)| NamedTemplate::compile(name, text)).transpose();
@@ -59,7 +59,7 @@ impl ChatTemplate {
         Ok(Self { default, tool_use, specials: specials.clone(), kwargs: Columns::new(), date: None })
     }
 
-    /// With variables for every row, and a date for `strftime_now`.
+    /// Sets variables for every row, and the date that `strftime_now` returns.
     pub fn with(self, kwargs: &Columns, date: Option<Date>) -> Self {
         Self { kwargs: kwargs.clone(), date, ..self }
     }
@@ -68,28 +68,29 @@ impl ChatTemplate {
         self.default.iter().chain(&self.tool_use)
     }
 
-    /// The text of the template that writes rows without tools, or else of the one there is.
+    /// Returns the text of the template for rows without tools, or of the only template.
     pub fn source(&self) -> &str {
         self.all().next().map_or("", |source| &source.text)
     }
 
-    /// Whether a template asks what day it is.
+    /// Returns true if a template uses the current date (`strftime_now`).
     pub fn asks_date(&self) -> bool {
         self.all().any(|source| source.text.contains("strftime_now"))
     }
 
-    /// With today as its date, where it asks for one and none is given.
+    /// Fixes the date to today, if a template uses the date and none is set.
     pub fn at_fixed_date(self) -> Self {
         let today = self.asks_date().then(|| jiff::Zoned::now().date());
         Self { date: self.date.or(today), ..self }
     }
 
-    /// The date that the template is told, where it asks for one and it is fixed.
+    /// Returns the fixed date, if there is one and a template uses it.
     pub fn date(&self) -> Option<Date> {
         self.date.filter(|_| self.asks_date())
     }
 
-    /// All that a rendering depends on beside the conversation; the date where a template asks for it.
+    /// Returns everything that a rendering depends on except the conversation, as text; includes the date if a template
+    /// uses it.
     pub(super) fn identity(&self) -> String {
         let texts: Vec<&str> = self.all().map(|source| source.text.as_str()).collect();
         let date = if self.asks_date() { self.clock().date().to_string() } else { String::new() };
@@ -101,18 +102,18 @@ impl ChatTemplate {
         self.date.map_or_else(|| jiff::Zoned::now().datetime(), |date| date.at(0, 0, 0, 0))
     }
 
-    /// Whether the template treats this role by name.
+    /// Returns true if a template mentions this role in quotes.
     pub fn mentions(&self, role: &str) -> bool {
         let named = |text: &str| text.contains(&format!("'{role}'")) || text.contains(&format!("\"{role}\""));
         self.all().any(|source| named(&source.text))
     }
 
-    /// The first `upto` messages as text, ready for an answer where `prompt` asks for it.
+    /// Renders the first `upto` messages; with `prompt`, adds the generation prompt.
     pub fn render(&self, talk: &Conversation, upto: usize, prompt: bool) -> Result<String> {
         self.render_with(&talk.messages[..upto], talk.tools.as_ref(), &talk.kwargs, prompt)
     }
 
-    /// Messages as text, with tool definitions and further variables.
+    /// Renders messages with tool definitions and further variables; with `prompt`, adds the generation prompt.
     pub fn render_with(
         &self,
         messages: &[Message],
@@ -121,7 +122,7 @@ impl ChatTemplate {
         prompt: bool,
     ) -> Result<String> {
         let rendered = self.render_as_given(messages, tools, kwargs, prompt);
-        // A template that refuses text as arguments, or quotes it, wants the object that it spells.
+        // A template that refuses JSON text as arguments, or quotes it, expects the decoded object.
         if rendered.as_ref().is_ok_and(|text| !arguments::quoted_in(messages, text)) {
             return rendered;
         }
@@ -144,7 +145,7 @@ impl ChatTemplate {
         let tools = tools.filter(|tools| !tools.is_null());
         let chosen = tools.and(self.tool_use.as_ref()).or(self.default.as_ref()).ok_or_else(|| {
             Error::user("the model has several chat templates, none of them named `default`, and this row has no tools")
-                .hint("choose one by its name with data.template or --template")
+                .hint("choose one by name with data.template or --template")
         })?;
         let mut variables = self.specials.clone();
         for (name, value) in self.kwargs.iter().chain(kwargs) {
@@ -158,10 +159,10 @@ impl ChatTemplate {
     }
 }
 
-/// Keys that reasoning stands under, in the order in which transformers looks for it.
+/// The keys of a message's reasoning, in the order in which transformers looks for them.
 pub(super) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// The message as JSON; reasoning stands under each of the names that templates know, as in transformers.
+/// Returns the message as the template gets it; as in transformers, reasoning is set under all keys that templates use.
 fn seen_by_template(message: &Message) -> Value {
     let Value::Object(mut map) = message.to_json() else { return Value::Null };
     let reasoning = REASONING.iter().find_map(|k| map.get(*k).filter(|v| !v.is_null()).cloned());
@@ -179,15 +180,15 @@ fn template_error(name: &str, fault: &Fault) -> Error {
     let error = Error::user(format!("{name}{line}: {fault}"));
     match fault.kind() {
         FaultKind::Raised => Error::user(format!("the chat template refuses this conversation: {fault}"))
-            .hint("change the conversation, or give a template of your own with data.template or --template"),
+            .hint("change the conversation, or set a template of your own with data.template or --template"),
         FaultKind::Runaway | FaultKind::Deep => error.hint(
-            "the template is broken or hostile, or the row is far too long; give a template of your own with \
+            "the template is broken or hostile, or the row is far too long; set a template of your own with \
              data.template or --template",
         ),
         FaultKind::Unsupported => error.hint(
-            "this part of Python's Jinja is not reproduced here; a template without it can be given with data.template",
+            "ft does not support this part of Python's Jinja; set data.template to a template that does not use it",
         ),
-        FaultKind::Syntax | FaultKind::Python => error.hint("a template of your own can be given with data.template"),
+        FaultKind::Syntax | FaultKind::Python => error.hint("you can set a template of your own with data.template"),
     }
 }
 
@@ -229,7 +230,7 @@ mod tests {
         ] {
             assert!(e(source).contains("recurses too deeply"), "{source}: {}", e(source));
         }
-        // Depth that is no accident is fine.
+        // Reasonable depth is allowed.
         let deep = "{% macro m(n) %}{% if n %}{{ n }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}";
         assert!(render(deep).unwrap().starts_with("605958"));
     }

@@ -1,6 +1,7 @@
-//! The tokenizer of a model directory with its chat template and the tokens that mean something to a conversation.
+//! The tokenizer of a model directory, with its chat template and the special tokens that conversations need.
 //!
-//! Invariant: nothing is cut or padded, whatever tokenizer.json asks for, and specials are added only by `encode_plain`.
+//! Invariant: texts are never truncated or padded, whatever tokenizer.json asks for, and only `encode_plain` (and what
+//! is built on it) adds special tokens.
 
 use super::added::{Settings, optional_json};
 use super::answered::answered;
@@ -15,50 +16,53 @@ use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper, Tokenizer};
 
-/// How conversations are written, where that is not left to the model's folder.
+/// How conversations are rendered, as far as this differs from the model's directory.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Rendering {
-    /// A file, or the name of one of the model's own templates.
+    /// A template file, or the name of one of the model's own templates.
     pub template: Option<PathBuf>,
-    /// Variables of the template for every conversation (`enable_thinking`); a row's own come first.
+    /// Variables of the template for every conversation (`enable_thinking`); a row's own variables have precedence.
     pub kwargs: Columns,
-    /// The date that a template is told; `None`: today's.
+    /// The date that templates get; `None` for today.
     pub date: Option<Date>,
 }
 
-/// tokenizer.json, chat template and special tokens of a model directory.
+/// The tokenizer, chat template and special tokens of a model directory.
 #[derive(Debug)]
 pub struct ChatTokenizer {
-    /// Without its post-processor: that adds specials and trims spaces from offsets.
+    /// Has no post-processor, because that would add special tokens and trim spaces from offsets.
     inner: Tokenizer,
     post: Option<PostProcessorWrapper>,
     template: Option<ChatTemplate>,
     vocab_size: usize,
-    /// Rows of the embedding, as config.json beside it says.
+    /// Number of rows of the embedding, from the directory's config.json.
     rows: Option<usize>,
     bos: Option<u32>,
     eos: Option<u32>,
     pad: Option<u32>,
     turn_end: Option<u32>,
-    /// What the template writes after it.
+    /// The tokens that the template writes after `turn_end`.
     after_turn: Vec<u32>,
     stop_ids: Vec<u32>,
-    /// Stop tokens that generation_config.json (or config.json) names: all that other programs know.
+    /// Stop tokens that generation_config.json (or config.json) names: the only ones that other programs know.
     written_stops: Vec<u32>,
-    /// Whether the tokenizer puts a space before every text.
+    /// Whether the tokenizer adds a space before every text.
     prefixes: bool,
-    /// Whether a word's token holds the space before it, which is not shown where a text begins with it (SentencePiece).
+    /// Whether the token of a word includes the space before it, which is not decoded at the beginning of a text
+    /// (SentencePiece).
     holds_spaces: bool,
 }
 
 impl ChatTokenizer {
-    /// Reads tokenizer.json and what lies beside it; `template_override` replaces the model's own chat template.
+    /// Reads the tokenizer of a model directory; `template_override` replaces the model's own chat template.
     pub fn load(model_dir: &Path, template_override: Option<&Path>) -> Result<Self> {
         let template = template_override.map(Path::to_path_buf);
         Self::load_with(model_dir, &Rendering { template, ..Default::default() })
     }
 
     /// As `load`, with variables and a date for the template.
+    ///
+    /// Errors: the directory has no tokenizer that can be read, or no chat template of the given name.
     pub fn load_with(model_dir: &Path, rendering: &Rendering) -> Result<Self> {
         let settings = Settings::read(model_dir)?;
         let mut specials = settings.specials();
@@ -86,7 +90,7 @@ impl ChatTokenizer {
         } else {
             let error = Error::user(format!("{}: not found; a model directory needs its tokenizer", path.display()));
             return Err(match ["vocab.json", "merges.txt"].iter().find(|f| model_dir.join(f).is_file()) {
-                Some(file) => error.hint(format!("there is {file}, an older form of tokenizer; save it as tokenizer.json with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")),
+                Some(file) => error.hint(format!("the directory has {file}, an older form of tokenizer; save it as tokenizer.json with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")),
                 None => error.hint("check model.path"),
             });
         };
@@ -145,22 +149,22 @@ impl ChatTokenizer {
         Ok(made)
     }
 
-    /// The directory has a tokenizer that can be loaded.
+    /// Returns true if the directory has a tokenizer that can be loaded.
     pub fn in_directory(folder: &Path) -> bool {
         folder.join("tokenizer.json").is_file() || bpe::in_directory(folder) || sentencepiece::in_directory(folder)
     }
 
-    /// The same tokenizer for a model that is made to fit it: config.json beside it is of another one.
+    /// Returns the tokenizer without the limit of the directory's config.json, for a model that will be made to fit it.
     pub fn of_any_model(self) -> Self {
         Self { rows: None, ..self }
     }
 
-    /// Token ids of `text`; special tokens written in it are recognised, none is added.
+    /// Encodes `text`. Special tokens written in it are recognised, none is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         self.inner.encode_fast(text, false).map(|e| e.get_ids().to_vec()).map_err(|e| tokenizer_error(&e))
     }
 
-    /// Token ids with what the tokenizer itself adds (a BOS where the model has one).
+    /// Encodes `text` with the special tokens that the tokenizer adds (a BOS if the model has one).
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).map_err(|e| tokenizer_error(&e))?;
         match &self.post {
@@ -171,8 +175,9 @@ impl ChatTokenizer {
         }
     }
 
-    /// Where in a prompt its token ids end: before a last space, where that space is held by the token of the word that
-    /// follows. The answer then begins with it, in what is learnt as in what is generated.
+    /// Returns the byte position at which the token ids of a prompt end: before a last space if that space belongs to
+    /// the token of the next word, else at the end. The answer then begins with the space, in training and in
+    /// generation.
     pub fn border(&self, prompt: &str) -> usize {
         match prompt.strip_suffix(' ') {
             Some(before) if self.holds_spaces && !before.is_empty() => before.len(),
@@ -180,17 +185,17 @@ impl ChatTokenizer {
         }
     }
 
-    /// Token ids of a rendered prompt, as generation is given them.
+    /// Encodes a rendered prompt as in generation.
     pub fn encode_prompt(&self, rendered: &str) -> Result<Vec<u32>> {
         self.encode(&rendered[..self.border(rendered)])
     }
 
-    /// As `encode_prompt`, for text without a template: with a BOS where the model has one.
+    /// As `encode_prompt`, for text without a template: adds a BOS if the model has one.
     pub fn encode_plain_prompt(&self, text: &str) -> Result<Vec<u32>> {
         self.encode_open(&text[..self.border(text)])
     }
 
-    /// Token ids of text that goes on: a tokenizer that closes every text with EOS would close a prompt before its answer.
+    /// Encodes text that will be continued: as `encode_plain`, but without the EOS that some tokenizers add at the end.
     pub(super) fn encode_open(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.encode_plain(text)?;
         if self.eos.is_some_and(|eos| ids.last() == Some(&eos)) && self.encode(text)?.last() != ids.last() {
@@ -199,25 +204,28 @@ impl ChatTokenizer {
         Ok(ids)
     }
 
-    /// Token ids of words that are put into the answer's mouth after `prompt`.
+    /// Encodes a given answer, or the given beginning of one, that follows `prompt`.
     pub fn encode_answer_after(&self, prompt: &str, answer: &str) -> Result<Vec<u32>> {
         self.encode_after(&format!("{}{answer}", &prompt[self.border(prompt)..]))
     }
 
-    /// Token ids with the bytes of `text` that each comes from; nothing is added.
+    /// Encodes `text` with the range of bytes of each token; adds no special tokens.
     pub(super) fn encode_offsets(&self, text: &str) -> Result<Encoding> {
         self.inner.encode(text, false).map_err(|e| tokenizer_error(&e))
     }
 
-    /// Token ids of text that goes on where other text ends: without the space that SentencePiece-like tokenizers put
-    /// before every text.
+    /// Encodes text that continues another text: without the space that SentencePiece-like tokenizers add before every
+    /// text.
     pub fn encode_after(&self, text: &str) -> Result<Vec<u32>> {
         if self.prefixes { self.encode_offsets_after(text).map(|(ids, _)| ids) } else { self.encode(text) }
     }
 
-    /// As `encode_after`, with the bytes of `text` that each token comes from.
+    /// As `encode_after`, with the range of bytes of each token.
+    ///
+    /// Errors: the tokenizer joins every tried guard character with the beginning of the text.
     pub(super) fn encode_offsets_after(&self, text: &str) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
-        // A character stands before the text and takes the space; its own tokens are left out.
+        // Put a guard character before the text: the space is added before it, and its own tokens are dropped
+        // afterwards.
         let stands_before: &[&str] = if self.prefixes { &["\n", ".", "a", "。", "\u{1}"] } else { &[""] };
         for guard in stands_before {
             let encoding = self.encode_offsets(&format!("{guard}{text}"))?;
@@ -229,30 +237,31 @@ impl ChatTokenizer {
             }
         }
         Err(Error::user(format!(
-            "the tokenizer cannot begin a piece of text with {:?} but by a space",
+            "the tokenizer cannot encode text that begins with {:?} without adding a space",
             text.chars().next()
         ))
-        .hint("move the boundary between prompt and answer by a character"))
+        .hint("move the boundary between prompt and answer by one character"))
     }
 
-    /// Text of `ids`.
+    /// Decodes `ids`; with `skip_special`, leaves out special tokens.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.inner.decode(ids, skip_special).map_err(|e| tokenizer_error(&e))
     }
 
-    /// What a prompt asks, in one line: its last one, without the template's marks and the name of who is to answer.
+    /// Returns the last line of a prompt's text, without special tokens and the assistant's header; for display.
     pub fn asked(&self, ids: &[u32]) -> Result<String> {
         let prompt = self.decode(ids, true)?;
         let asked = prompt.trim().lines().rfind(|l| !l.trim().is_empty() && *l != "assistant");
         Ok(asked.unwrap_or_default().trim().to_string())
     }
 
-    /// Decodes token by token, for output as it comes; specials are left out.
+    /// Returns a decoder for one token at a time, for streaming output; special tokens are left out.
     pub fn stream(&self) -> DecodeStream<'_> {
         DecodeStream { inner: self.inner.decode_stream(true) }
     }
 
-    /// SHA-256 of everything that ids and masks depend on: vocabulary and rules, template, special and stop tokens.
+    /// Returns the SHA-256 of everything that ids and masks depend on: vocabulary, rules, template, special and stop
+    /// tokens.
     pub fn fingerprint(&self) -> Result<String> {
         let json = |e: &dyn std::fmt::Display| Error::bug(format!("writing the tokenizer as JSON: {e}"));
         let mut hash = Sha256::new();
@@ -266,31 +275,31 @@ impl ChatTokenizer {
         Ok(fsutil::hex(&hash.finalize()))
     }
 
-    /// One more than the highest id: what an embedding must have rows for, if all tokens are to be used.
+    /// Returns the highest token id plus one: the number of rows an embedding for all tokens needs.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    /// The same, of the tokens that the model has embeddings for.
+    /// Returns the number of token ids that the model has embeddings for.
     pub fn embedded_size(&self) -> usize {
         self.vocab_size.min(self.rows.unwrap_or(usize::MAX))
     }
 
-    /// Tokens that the model has no embedding for, with their ids.
+    /// Returns the tokens that the model has no embedding for, with their ids.
     pub fn without_embedding(&self) -> Vec<(u32, String)> {
         let beyond = self.embedded_size() as u32..self.vocab_size as u32;
         beyond.filter_map(|id| Some((id, self.token(id)?))).collect()
     }
 
-    /// Refuses a row that uses a token without an embedding.
+    /// Fails if the model has no embedding for one of the ids.
     pub fn check_embedded(&self, ids: &[u32]) -> Result<()> {
         let rows = self.rows.unwrap_or(usize::MAX);
         let Some(id) = ids.iter().find(|id| **id as usize >= rows) else { return Ok(()) };
         let token = self.token(*id).unwrap_or_default();
         Err(Error::user(format!(
-            "the token `{token}` has the id {id}, and the model (vocab_size {rows} in config.json) has no embedding for it"
+            "the token `{token}` has id {id}, but the model (vocab_size {rows} in config.json) has no embedding for it"
         ))
-        .hint("take it out of the rows or the chat template, or use the tokenizer that belongs to the model"))
+        .hint("remove it from the rows or the chat template, or use the tokenizer that belongs to the model"))
     }
 
     pub fn bos(&self) -> Option<u32> {
@@ -305,22 +314,24 @@ impl ChatTokenizer {
         self.pad
     }
 
-    /// The special token that the template writes after what the assistant says.
+    /// Returns the special token that the template writes after an assistant turn.
     pub fn turn_end(&self) -> Option<u32> {
         self.turn_end
     }
 
-    /// Tokens that end an answer: generation_config's, EOS, and the one that ends a turn in the template.
+    /// Returns the stop tokens, which end an answer: those of generation_config.json, EOS, and the template's end of
+    /// turn.
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop_ids
     }
 
-    /// The tokens that end an answer, as they stand in text.
+    /// Returns the texts of the stop tokens.
     pub(super) fn stop_texts(&self) -> Vec<String> {
         self.stop_ids.iter().filter_map(|id| self.token(*id)).collect()
     }
 
-    /// The token that ends a turn, where other programs would not stop at it.
+    /// Returns the token that ends a turn, if generation_config.json does not name it, so that other programs do not
+    /// stop at it.
     pub fn unwritten_stop(&self) -> Option<u32> {
         self.turn_end.filter(|id| !self.written_stops.contains(id))
     }
@@ -333,47 +344,48 @@ impl ChatTokenizer {
         self.template.as_ref()
     }
 
-    /// Lets today be the date that the chat template is told from now on, where it asks for one and none is given.
+    /// Fixes the date of the chat template to today, if the template uses the date and none is set.
     pub fn fix_date(&mut self) {
         self.template = self.template.take().map(ChatTemplate::at_fixed_date);
     }
 
-    /// The date that the chat template is told, where it asks for one and it is fixed.
+    /// Returns the fixed date of the chat template, if there is one and the template uses it.
     pub fn date(&self) -> Option<Date> {
         self.template.as_ref().and_then(ChatTemplate::date)
     }
 
-    /// The messages as text, exactly as transformers renders them.
+    /// Renders the messages with the chat template, exactly as transformers does.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         self.need_template()?.render_with(messages, None, &Map::new(), add_generation_prompt)
     }
 
     pub(super) fn need_template(&self) -> Result<&ChatTemplate> {
         self.template.as_ref().ok_or_else(|| {
-            Error::user("the model has no chat template, and the rows are conversations")
-                .hint("give one with data.template (a .jinja file), use an instruct model, or use rows of prompt and completion")
+            Error::user("the rows are conversations, but the model has no chat template")
+                .hint("set data.template (a .jinja file), use an instruct model, or use rows of prompt and completion")
         })
     }
 
-    /// The token as it stands in the vocabulary.
+    /// Returns the text of a token as written in the vocabulary.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// Whether this is a control token and no text.
+    /// Returns true for a special token, which is not text.
     pub fn is_special(&self, id: u32) -> bool {
         self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|t| t.special)
     }
 
-    /// Completes a generated answer as rows of conversations have it: what the template writes after the token that ends
-    /// a turn (a newline, often). A reward model has learnt to score there. An answer without its end stays as it is.
+    /// Completes a generated answer as in a rendered conversation: appends what the template writes after the end of a
+    /// turn (often a newline), where a reward model was trained to score. An answer without its end of turn is left
+    /// unchanged.
     pub fn close(&self, ids: &mut Vec<u32>) {
         if self.turn_end.is_some() && ids.last().copied() == self.turn_end {
             ids.extend(&self.after_turn);
         }
     }
 
-    /// The special token that ends a rendered answer, and what follows it, found by rendering one.
+    /// Finds the special token that ends an answer, and the tokens after it, by rendering a short conversation.
     fn find_turn_end(&self) -> Option<(u32, Vec<u32>)> {
         let template = self.template.as_ref()?;
         let messages = vec![Message::new("user", "a"), Message::new("assistant", "b")];
@@ -387,7 +399,7 @@ impl ChatTokenizer {
     }
 }
 
-/// Text from tokens as they come; a piece is given out when its last character is whole.
+/// Decodes tokens one at a time; text is returned as soon as its last character is complete.
 pub struct DecodeStream<'t> {
     inner: tokenizers::DecodeStream<
         't,
@@ -400,17 +412,17 @@ pub struct DecodeStream<'t> {
 }
 
 impl DecodeStream<'_> {
-    /// The text that this token completes, if any.
+    /// Adds a token. Returns the text that it completes, if any.
     pub fn push(&mut self, id: u32) -> Result<Option<String>> {
         self.inner.step(id).map_err(|e| tokenizer_error(&e))
     }
 }
 
 fn tokenizer_error(e: &tokenizers::Error) -> Error {
-    Error::user(format!("tokenizer: {e}")).hint("is tokenizer.json whole, and made for this model?")
+    Error::user(format!("tokenizer: {e}")).hint("is tokenizer.json complete, and made for this model?")
 }
 
-/// An id or a list of ids.
+/// Reads an id or a list of ids; other values are ignored.
 fn ids_in(value: Option<&Value>) -> Vec<u32> {
     let one = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
     match value {
@@ -420,7 +432,7 @@ fn ids_in(value: Option<&Value>) -> Vec<u32> {
     }
 }
 
-/// Chat templates as they were found: a place for errors, and a text.
+/// The chat templates that were found, each as (place, text); the place is for errors.
 struct FoundTemplates {
     default: Option<(String, String)>,
     tool_use: Option<(String, String)>,
@@ -439,9 +451,9 @@ impl FoundTemplates {
     }
 }
 
-/// The templates that may write a row. `chosen` is a file, or the name of one of the model's own; without it they are
-/// transformers' choice: chat_template.jinja and the files in additional_chat_templates/, else what the tokenizer's config
-/// holds, one text or a list of named ones.
+/// Finds the templates that may render a row. `chosen` is a file, or the name of one of the model's own templates.
+/// Without it they are those that transformers chooses: chat_template.jinja and the files in
+/// additional_chat_templates/, else those in tokenizer_config.json (one text or a list of named ones).
 fn find_template(dir: &Path, config: &Columns, chosen: Option<&Path>) -> Result<Option<FoundTemplates>> {
     if let Some(path) = chosen.filter(|path| !is_template_name(path)) {
         return Ok(FoundTemplates::one(path.display().to_string(), fsutil::read_to_string(path)?));
@@ -452,8 +464,8 @@ fn find_template(dir: &Path, config: &Columns, chosen: Option<&Path>) -> Result<
         let found = named.into_iter().find(|(own, ..)| own == name);
         let (_, place, text) = found.ok_or_else(|| {
             Error::user(format!("{}: no chat template named `{name}`", dir.display())).hint(match names.is_empty() {
-                true => "the model has no chat template; a file is given with a `/` or a `.` in its name".to_string(),
-                false => format!("there is {}; a file is given with a `/` or a `.` in its name", names.join(", ")),
+                true => "the model has no chat template; the path of a file has a `/` or a `.` in it".to_string(),
+                false => format!("the model has {}; the path of a file has a `/` or a `.` in it", names.join(", ")),
             })
         })?;
         return Ok(FoundTemplates::one(place, text));
@@ -465,18 +477,18 @@ fn find_template(dir: &Path, config: &Columns, chosen: Option<&Path>) -> Result<
     };
     let found = FoundTemplates { default: take("default"), tool_use: take("tool_use") };
     if found.default.is_none() && found.tool_use.is_none() && !named.is_empty() {
-        return Err(Error::user(format!("{}: chat templates, and none of them named `default`", dir.display()))
+        return Err(Error::user(format!("{}: several chat templates, none of them named `default`", dir.display()))
             .hint(format!("choose one with data.template or --template: {}", names.join(", "))));
     }
     Ok(Some(found).filter(|f| f.default.is_some() || f.tool_use.is_some()))
 }
 
-/// Whether this is the name of a template and no file: it has no folder and no ending.
+/// Returns true if this is the name of a template, not of a file: it has no `/`, `\` or `.`.
 pub fn is_template_name(chosen: &Path) -> bool {
     chosen.to_str().is_some_and(|text| !text.is_empty() && !text.contains(['/', '\\', '.']))
 }
 
-/// The model's own templates: name, place and text of each.
+/// Returns the model's own templates as (name, place, text).
 fn named_templates(dir: &Path, config: &Columns) -> Result<Vec<(String, String, String)>> {
     let mut named = Vec::new();
     let mut add = |name: &str, file: &Path| -> Result<()> {

@@ -1,9 +1,10 @@
-//! Token ids of many sequences: in memory, or in a file that is mapped and read where it is needed.
+//! Stores the token ids of many sequences in memory or in a memory-mapped file.
 //!
 //! A file is `header | words | entries | facts | SHA-256`. A word is a token id with its mark in the highest bit. The
-//! header names the key that the file was made for and the size of each part; the hash covers all but the words, and
-//! each entry holds a hash of its own words, checked whenever they are read. So a file that was cut off, belongs to
-//! something else or was damaged is noticed before a token of it is used. Files are written whole and never changed.
+//! header contains the key that the file was made for and the size of each part. The final hash covers everything
+//! except the words; each entry contains a hash of its own words, which is checked whenever they are read. A file that
+//! is truncated, damaged or belongs to another key is therefore detected before any of its tokens is used. Files are
+//! written under a temporary name and never changed afterwards.
 
 use super::items::Sequence;
 use super::notes::Notes;
@@ -18,36 +19,37 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"FTTOKEN1";
-/// Magic, key, words, entries, bytes of facts.
+/// Bytes of the header: magic, key, number of words, number of entries, bytes of facts.
 const HEADER: usize = 8 + 32 + 3 * 8;
 const MARK: u32 = 1 << 31;
 
-/// Offset in words, hash, number beside it, length with marked tokens above it, line.
+/// Offset in words; hash; value (bits of an f64); length in the low and number of marked tokens in the high 32 bits;
+/// line.
 type Entry = [u64; 5];
 
-/// What is known of the rows that the tokens were made of.
+/// Counts and notes on the rows that the tokens were made from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Facts {
     pub passage: Passage,
     pub split_boundaries: usize,
-    /// Lines are those of the segment.
+    /// Their lines are counted from the beginning of the segment.
     pub notes: Notes,
 }
 
-/// A sequence without its tokens.
+/// Properties of a sequence, without its tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shape {
     pub length: usize,
     pub marked: usize,
-    /// Line of the segment, from 1.
+    /// Line in the segment, from 1.
     pub line: usize,
     pub value: f64,
-    /// Of ids and marks.
+    /// Hash of ids and marks.
     pub hash: u64,
 }
 
-/// Sequences that can be read in any order.
+/// Stored sequences with random access.
 #[derive(Debug)]
 pub struct Tokens {
     backing: Backing,
@@ -61,7 +63,7 @@ enum Backing {
 }
 
 impl Tokens {
-    /// How many sequences there are.
+    /// Returns the number of sequences.
     pub fn len(&self) -> usize {
         match &self.backing {
             Backing::Memory { entries, .. } => entries.len(),
@@ -86,7 +88,7 @@ impl Tokens {
         }
     }
 
-    /// What is known of sequence `i`; reads none of its tokens.
+    /// Returns the properties of sequence `i` without reading its tokens.
     pub fn shape(&self, i: usize) -> Shape {
         let [_, hash, value, lengths, line] = self.entries()[i];
         Shape {
@@ -98,7 +100,7 @@ impl Tokens {
         }
     }
 
-    /// The sequence `i`.
+    /// Reads sequence `i`. Fails if its tokens do not match their hash.
     pub fn get(&self, i: usize) -> Result<Sequence> {
         let (offset, shape) = (self.entries()[i][0] as usize, self.shape(i));
         let words = self.words().get(offset..offset + shape.length).filter(|words| hash_of(words) == shape.hash);
@@ -106,7 +108,7 @@ impl Tokens {
             return Err(match &self.backing {
                 Backing::Mapped { path, .. } => {
                     Error::user(format!("{}: the file of token ids is damaged (sequence {i})", path.display()))
-                        .hint("remove it: it is made anew from the rows")
+                        .hint("remove it: it will be made again from the rows")
                 }
                 Backing::Memory { .. } => Error::bug(format!("sequence {i} is not what was stored")),
             });
@@ -117,15 +119,16 @@ impl Tokens {
         })
     }
 
-    /// Gives back the memory that reading has taken; the file stays, and so does what the system keeps of it.
+    /// Releases the memory pages that were read from a mapped file; the operating system may keep them in its file
+    /// cache.
     pub fn release(&self) {
         if let Backing::Mapped { map, .. } = &self.backing {
-            // The map is of a file that nobody changes, so the pages come back as they were.
+            // SAFETY: the file is never changed, so the pages have the same content when they are read again.
             let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
         }
     }
 
-    /// Opens a file that was made for `key`; `None` where it is not there, or is not that file whole.
+    /// Opens a file that was made for `key`; `None` if it is missing, incomplete, damaged or was made for another key.
     pub fn open(path: &Path, key: &[u8; 32]) -> Option<Self> {
         let file = File::open(path).ok()?;
         let map = unsafe { Mmap::map(&file) }.ok()?;
@@ -162,16 +165,16 @@ fn hash_of(words: &[u32]) -> u64 {
     u64::from_le_bytes(std::array::from_fn(|i| digest[i]))
 }
 
-/// Takes sequences one after the other.
+/// Stores sequences one after the other.
 pub struct Writer {
-    /// None: in memory.
+    /// `None`: the sequences stay in memory.
     file: Option<Growing>,
     words: Vec<u32>,
     entries: Vec<Entry>,
     count: usize,
 }
 
-/// A file that is not whole yet; it is removed unless it is finished.
+/// A file that is being written under a temporary name; that name is removed unless the file is finished.
 struct Growing {
     out: BufWriter<File>,
     temp: PathBuf,
@@ -185,13 +188,13 @@ impl Drop for Growing {
 }
 
 impl Writer {
-    /// Keeps the sequences in memory, or in a file at `path` once it is finished.
+    /// Stores the sequences in memory, or in a file that appears at `path` when it is finished.
     pub fn new(path: Option<&Path>) -> Result<Self> {
         let file = path.map(Growing::new).transpose()?;
         Ok(Self { file, words: Vec::new(), entries: Vec::new(), count: 0 })
     }
 
-    /// Adds a sequence of a row that stands at `line` of the segment.
+    /// Adds a sequence of the row at `line` of the segment.
     pub fn push(&mut self, sequence: &Sequence, line: usize, value: f64) -> Result<()> {
         let start = self.words.len();
         let word = |(id, marked): (&u32, &bool)| id | if *marked { MARK } else { 0 };
@@ -214,7 +217,7 @@ impl Writer {
         Ok(())
     }
 
-    /// The sequences, ready to be read; a file is on disk, whole, before this returns.
+    /// Finishes writing and returns the stored sequences; a file is completely on disk before this returns.
     pub fn finish(mut self, facts: Facts, key: &[u8; 32]) -> Result<Tokens> {
         self.flush()?;
         let Some(mut file) = self.file.take() else {
@@ -223,8 +226,8 @@ impl Writer {
         let text = serde_json::to_vec(&facts).map_err(|e| Error::bug(format!("facts of tokens: {e}")))?;
         file.finish(self.count, &self.entries, &text, key)?;
         Tokens::open(&file.path, key).ok_or_else(|| {
-            Error::user(format!("{}: was written, and is not there whole", file.path.display()))
-                .hint("does something else change that folder? Choose another with data.cache")
+            Error::user(format!("{}: the file was written, but is now missing or damaged", file.path.display()))
+                .hint("does another program change that folder? Choose another folder with data.cache")
         })
     }
 }
@@ -267,10 +270,10 @@ impl Growing {
 fn full(path: &Path, e: std::io::Error) -> Error {
     let storage = e.kind() == std::io::ErrorKind::StorageFull;
     let error = io_error("writing", path, e);
-    if storage { error.hint("token ids are kept in this folder; data.cache names another") } else { error }
+    if storage { error.hint("token ids are cached in this folder; set data.cache to another one") } else { error }
 }
 
-/// The name of a key's file.
+/// Returns the file name for a key.
 pub fn file_name(key: &[u8; 32]) -> String {
     format!("{}.tokens", hex(&key[..16]))
 }
@@ -323,7 +326,7 @@ mod tests {
         }
         std::fs::write(&path, [good.as_slice(), b"x"].concat()).unwrap();
         assert!(Tokens::open(&path, &[1; 32]).is_none(), "longer");
-        // A flipped bit: outside the words the file is not opened, inside them the sequence is not read.
+        // A flipped bit: outside the words, opening the file must fail; inside them, reading the sequence must fail.
         let words: usize = (0..100usize).map(|i| i * 71 % 50).sum();
         let padding = HEADER + words * 4..entries_at(words);
         for at in (0..good.len()).step_by(53).filter(|at| !padding.contains(at)) {

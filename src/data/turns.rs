@@ -1,40 +1,40 @@
-//! A prompt as the turns that its template made into one text.
+//! Splits a prompt back into the turns that its template rendered.
 //!
-//! Token ids keep no roles. What the template writes between turns is learnt from a conversation of known words, and
-//! looked for in the prompt's text.
+//! Token ids do not record roles. Therefore a conversation of known words is rendered to see what the template writes
+//! between turns, and these separators are searched for in the prompt's text.
 
 use super::record::Message;
 use super::tokenizer::ChatTokenizer;
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
 
-/// What one side says.
+/// One turn of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Turn {
-    /// system, user or assistant.
+    /// `system`, `user` or `assistant`.
     pub role: String,
     pub text: String,
 }
 
-/// Words that no template writes by itself: of system, user, assistant, and user.
+/// Texts of the known conversation, which no template contains: for system, user, assistant and user.
 const WORDS: [&str; 4] = ["ftuvorne", "ftufrage", "ftuantwort", "ftuweiter"];
 const ROLES: [&str; 4] = ["system", "user", "assistant", "user"];
-/// What may stand before the first mark: a token that the tokenizer adds.
+/// Maximum number of bytes before the first separator: a token that the tokenizer adds.
 const SLACK: usize = 16;
 
-/// What a template writes around turns, without the white space at the ends.
+/// The separators that a template writes around turns, without white space at their ends.
 struct Marks {
     before_system: Option<String>,
     system_to_user: Option<String>,
     before_user: String,
     user_to_assistant: String,
     assistant_to_user: String,
-    /// Where the answer begins.
+    /// What the template writes at the end of the prompt, where the answer begins.
     end: String,
 }
 
 impl ChatTokenizer {
-    /// The turns of a prompt; none where the model has no template, or where its text cannot be told apart again.
+    /// Returns the turns of a prompt; `None` if the model has no template, or if its text cannot be split again.
     pub fn turns(&self, ids: &[u32]) -> Result<Option<Vec<Turn>>> {
         if self.template().is_none() {
             return Ok(None);
@@ -45,7 +45,8 @@ impl ChatTokenizer {
 }
 
 impl Marks {
-    /// Reads them off what a template makes of known words; none where it changes words or their order.
+    /// Finds the separators by rendering known words; `None` if the template changes the words or their order, or
+    /// writes nothing between them.
     fn of(render: &dyn Fn(&[Message]) -> Option<String>) -> Option<Self> {
         let between = |from: usize| -> Option<Vec<String>> {
             let messages: Vec<Message> = (from..4).map(|i| Message::new(ROLES[i], WORDS[i])).collect();
@@ -77,6 +78,7 @@ impl Marks {
         })
     }
 
+    /// Splits a text at the separators; `None` if it does not begin with one.
     fn cut(&self, text: &str) -> Option<Vec<Turn>> {
         let text = text.trim();
         let text = text.strip_suffix(self.end.as_str()).unwrap_or(text);
@@ -104,7 +106,7 @@ impl Marks {
 mod tests {
     use super::*;
 
-    /// A template written out: what stands before and after each turn, and before the answer.
+    /// A template as a function: what it writes at the beginning, for each turn, and before the answer.
     fn template(
         head: &'static str,
         turn: impl Fn(&str, &str) -> String + 'static,

@@ -1,13 +1,13 @@
-//! Numbers from answers and counts: no model, no file.
+//! Compares answers with expected ones. Pure: no model, no file.
 
 pub use crate::methods::rate::Rate;
 
-/// Whether the answer is the expected one, spaces around it aside.
+/// Returns true if the answer is the expected one, ignoring whitespace around it.
 pub fn matches(answer: &str, expected: &str) -> bool {
     answer.trim() == expected.trim()
 }
 
-/// As `matches`, upper and lower case being the same.
+/// As `matches`, ignoring case too.
 pub fn matches_ignoring_case(answer: &str, expected: &str) -> bool {
     answer.trim().to_lowercase() == expected.trim().to_lowercase()
 }

@@ -1,7 +1,7 @@
-//! Evaluation: how well a model answers rows it has not seen.
+//! Evaluates models on rows: loss and exact match of a language model, accuracy and calibration of a reward model.
 //!
-//! metrics: pure functions over answers and counts. rows: what a file asks. run: a model on these rows.
-//! score: a reward model on rows.
+//! metrics: pure functions over answers. rows: the prompts and expected answers of a file. run: evaluates a language
+//! model on these rows. score: scores rows with a reward model.
 
 pub mod metrics;
 pub mod rows;

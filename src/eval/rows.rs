@@ -1,7 +1,8 @@
-//! What a file of rows asks: for each row a prompt with the expected answer, and the tokens whose loss is taken.
+//! Reads the rows of an evaluation: for each row a prompt with its expected answer, and the examples whose loss is
+//! measured.
 //!
-//! The prompt is what stands before the last answer in the row as it would be trained, so that a model is asked in
-//! exactly the tokens it learnt from.
+//! The row is encoded as in training, and the prompt is everything before the last answer. So the model is prompted
+//! with exactly the tokens that it was trained on.
 
 use crate::data::record::Place;
 use crate::data::{ChatTokenizer, Example, Message, Record, Row, RowFormat, Supervise, example, read_rows};
@@ -9,27 +10,29 @@ use crate::error::{Context, Result};
 use serde_json::Value;
 use std::path::Path;
 
-/// A prompt and its answer.
+/// A prompt and its expected answer.
 pub struct Asked {
-    /// The prompt as the row has it: messages, or text.
+    /// The prompt as written in the row: messages, or text.
     pub shown: Value,
+    /// Token ids of the prompt.
     pub prompt: Vec<u32>,
+    /// Text of the expected answer.
     pub expected: String,
-    /// Length of the expected answer with its stop token.
+    /// Number of tokens of the expected answer, with its stop token.
     pub tokens: usize,
 }
 
-/// One row.
+/// One row of an evaluation.
 pub struct EvalRow {
     pub line: usize,
-    /// `None` for plain text, which asks nothing.
+    /// The prompt to answer; `None` for plain text, which has none.
     pub asked: Option<Asked>,
-    /// With the supervised tokens of training: every answer of a conversation, all of a text.
+    /// The tokenised row, supervised as in training: every answer of a conversation, all tokens of a text.
     pub examples: Vec<Example>,
 }
 
 impl EvalRow {
-    /// The rows of a file, at most `limit`.
+    /// Reads the rows of a file, at most `limit`.
     pub fn read(path: &Path, limit: Option<usize>, tokenizer: &ChatTokenizer) -> Result<Vec<Self>> {
         let (_, rows) = read_rows(path, RowFormat::Auto, limit)?;
         rows.iter().map(|row| Self::of(row, path, tokenizer)).collect()
@@ -45,7 +48,7 @@ impl EvalRow {
             Record::Alpaca(row) if tokenizer.has_template() => before_last_answer(&row.conversation().messages),
             Record::Alpaca(row) => row.prompt().into(),
             Record::PromptCompletion { prompt, .. } => prompt.as_str().into(),
-            // Such rows have no example, so `encode_row` has refused them.
+            // Not reached: `encode_row` above fails for such rows, as they have no example.
             Record::Prompt(_) | Record::Preference(_) | Record::Unpaired(_) => Value::Null,
         };
         let last = example::encode_row(row, path, tokenizer, Supervise::Last)?.examples.remove(0);

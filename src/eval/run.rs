@@ -1,4 +1,5 @@
-//! A model on rows: the loss of their supervised tokens, and greedy answers against the expected ones.
+//! Evaluates a language model on rows: the loss of their supervised tokens, and greedy answers compared with the
+//! expected ones.
 
 use super::metrics::{Rate, matches, matches_ignoring_case};
 use super::rows::{Asked, EvalRow};
@@ -13,32 +14,33 @@ use serde_json::Value;
 use std::time::Instant;
 use tch::Kind;
 
-/// Tokens of a packed row whose loss is taken at once.
+/// Most tokens of a packed row, unless one example alone is longer.
 const PACK: usize = 4096;
 
-/// The numbers of an evaluation.
+/// The results of an evaluation.
 #[derive(Debug, Clone, Serialize)]
 pub struct Evaluation {
     pub rows: usize,
-    /// Rows that ask something; the shares below are of these.
+    /// Rows with a prompt to answer. The shares below are of these.
     pub asked: usize,
-    /// Share of answers equal to the expected one after trimming.
+    /// Share of answers that equal the expected one, ignoring whitespace around them.
     pub exact_match: Option<f64>,
-    /// Its 95 % Wilson interval.
+    /// 95 % Wilson interval of `exact_match`.
     pub exact_match_ci: Option<[f64; 2]>,
     pub exact_match_ignoring_case: Option<f64>,
-    /// Share of answers that the model ended itself.
+    /// Share of answers that the model ended by a stop token.
     pub stopped: Option<f64>,
-    /// Mean loss of the supervised tokens, and its exponential.
+    /// Mean loss of the supervised tokens.
     pub loss: f64,
+    /// exp(loss)
     pub perplexity: f64,
-    /// Supervised tokens.
+    /// Number of supervised tokens.
     pub tokens: usize,
     pub max_new_tokens: usize,
     pub rows_per_s: f64,
 }
 
-/// An answer beside what was expected.
+/// A generated answer with the expected one.
 #[derive(Debug, Clone, Serialize)]
 pub struct Answered {
     pub prompt: Value,
@@ -51,7 +53,8 @@ pub struct Answered {
     pub loss: f64,
 }
 
-/// Greedy answers and the loss on `rows`. `max_new_tokens` defaults to the longest expected answer and 16 tokens more.
+/// Measures the loss on `rows` and generates greedy answers to their prompts. `max_new_tokens` defaults to the length
+/// of the longest expected answer plus 16.
 pub fn evaluate(
     model: &Model,
     tokenizer: &ChatTokenizer,
@@ -72,7 +75,7 @@ pub fn evaluate(
     let settings = Settings::greedy(max_new_tokens.unwrap_or(longest + 16), tokenizer.stop_ids());
     let prompts: Vec<Vec<u32>> = asked.iter().map(|a| a.prompt.clone()).collect();
     let mut left = vec![settings.max_new_tokens; prompts.len()];
-    // Answers of like length end together and late: the tokens say earlier how fast it goes.
+    // Answers of similar length all end late, at about the same time. Counting tokens shows the speed earlier.
     let bar = report::bar(prompts.len() as u64, "answers");
     let answers = complete(model, &prompts, &settings, &mut |i, id| {
         left[i] -= 1;
@@ -115,23 +118,24 @@ pub fn evaluate(
     Ok((evaluation, answered))
 }
 
-/// Mean loss over the supervised tokens of all examples, and how many these are.
+/// Returns the mean loss over the supervised tokens of all examples, and the number of these tokens.
 pub fn mean_loss(model: &Model, examples: &[&Example]) -> Result<(f64, usize)> {
     mean(&losses(model, examples)?)
 }
 
-/// The mean over all tokens, and how many there are.
+/// Returns the mean over all tokens, and their number, from (summed loss, tokens) pairs. Fails if it is not finite.
 fn mean(each: &[(f64, usize)]) -> Result<(f64, usize)> {
     let (sum, count) = each.iter().fold((0.0, 0), |(sum, count), (s, n)| (sum + s, count + n));
     let mean = sum / count.max(1) as f64;
     if !mean.is_finite() {
         return Err(Error::user(format!("the model's loss on these rows is {mean}"))
-            .hint("its weights or its adapter hold NaN or infinite values; was the training run stable?"));
+            .hint("its weights or its adapter contain NaN or infinite values; was the training run stable?"));
     }
     Ok((mean, count))
 }
 
-/// Summed loss of each example's supervised tokens, and how many these are.
+/// Returns the summed loss and the number of supervised tokens of each example. Fails for an example that the model
+/// cannot read.
 fn losses(model: &Model, examples: &[&Example]) -> Result<Vec<(f64, usize)>> {
     let config = model.config();
     let context =
@@ -151,10 +155,10 @@ fn losses(model: &Model, examples: &[&Example]) -> Result<Vec<(f64, usize)>> {
                 e.line,
                 config.vocab_size - 1
             ))
-            .hint("is tokenizer.json the one of this model?"));
+            .hint("does tokenizer.json belong to this model?"));
         }
     }
-    // Like lengths together: attention pads within a packed row.
+    // Examples of similar length are packed together, because attention pads within a packed row.
     let mut order: Vec<usize> = (0..examples.len()).collect();
     order.sort_by_key(|i| std::cmp::Reverse(examples[*i].ids.len()));
     let (mut found, mut from) = (vec![(0.0, 0); examples.len()], 0);

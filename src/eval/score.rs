@@ -1,4 +1,4 @@
-//! Rows scored by a reward model: pairs, judged answers, or plain answers.
+//! Scores rows with a reward model: pairs, answers with a label, or plain answers.
 
 use super::metrics::Rate;
 use crate::data::convert::{Target, convert};
@@ -13,37 +13,38 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// A row and what is scored of it.
+/// A row with the token sequences to score.
 pub struct ScoreRow {
     pub line: usize,
-    /// The row in TRL's words: `prompt` with `chosen` and `rejected`, or with `completion`.
+    /// The row in TRL's format: `prompt` with `chosen` and `rejected`, or with `completion`.
     shown: Value,
-    /// One sequence, or a chosen and a rejected one.
+    /// Token ids of prompt and answer: one sequence, or the chosen and the rejected one.
     sequences: Vec<Vec<u32>>,
-    /// Tokens of the answers.
+    /// Number of answer tokens of each sequence.
     lengths: Vec<usize>,
-    /// The verdict on the answer, where the row has one.
+    /// Whether the answer is labelled as good; `None` without a label.
     good: Option<bool>,
 }
 
-/// The numbers over all rows.
+/// Statistics over all rows.
 #[derive(Debug, Clone, Serialize)]
 pub struct Summary {
     pub rows: usize,
-    /// Rows that are pairs; accuracy and lengths are of these.
+    /// Rows that are pairs. Accuracy, lengths and calibration are of these.
     pub pairs: usize,
-    /// Share of pairs whose chosen answer scores higher; a tie is no success.
+    /// Share of pairs whose chosen answer scores higher; a tie does not count.
     pub accuracy: Option<f64>,
-    /// Its 95 % Wilson interval.
+    /// 95 % Wilson interval of `accuracy`.
     pub accuracy_ci: Option<[f64; 2]>,
-    /// Share of pairs whose chosen answer is the longer one, and the shorter one.
+    /// Share of pairs whose chosen answer is the longer one.
     pub longer_wins: Option<f64>,
+    /// Share of pairs whose chosen answer is the shorter one.
     pub shorter_wins: Option<f64>,
     /// Expected calibration error of the pairs.
     pub ece: Option<f64>,
-    /// Probability that a good answer scores higher than a bad one, over answers with a verdict.
+    /// Probability that a good answer scores higher than a bad one, over answers with a label.
     pub auc: Option<f64>,
-    /// Of all scores.
+    /// Mean, standard deviation and range of all scores.
     pub mean: f64,
     pub std: f64,
     pub min: f64,
@@ -51,7 +52,7 @@ pub struct Summary {
 }
 
 impl ScoreRow {
-    /// The rows of a file, at most `limit`.
+    /// Reads the rows of a file, at most `limit`. Fails for a row without an answer to score.
     pub fn read(path: &Path, limit: Option<usize>, tokenizer: &ChatTokenizer) -> Result<Vec<Self>> {
         let reading = Reading::of(path, &SourceSpec::file(path, RowFormat::Auto), Want::Anything)?;
         let mut rows = Vec::new();
@@ -78,7 +79,7 @@ impl ScoreRow {
             }
             Record::Messages(talk) if talk.messages.last().is_none_or(|m| m.role != "assistant") => {
                 return Err(Error::user(format!("{}: the conversation does not end with an assistant turn", place()))
-                    .hint("a score is that of the last answer: end the row with it"));
+                    .hint("the last answer is scored: the row must end with it"));
             }
             Record::Messages(_) | Record::Alpaca(_) | Record::PromptCompletion { .. } => {
                 let answer = example::encode_row(row, path, tokenizer, supervise)?.examples;
@@ -104,7 +105,8 @@ fn nothing(place: &str) -> Error {
         .hint("a row needs `prompt` and `completion`, `chosen` and `rejected`, or `messages` that end with an answer")
 }
 
-/// Scores rows: each as a JSON object with its score or scores, and the numbers over all. `on_row` hears of each row.
+/// Scores rows. Returns the statistics, and each row as a JSON object with its score or scores. `on_row` is called
+/// after each row.
 pub fn score(
     model: &Model,
     scoring: &Scoring,
@@ -113,7 +115,7 @@ pub fn score(
     on_row: &mut dyn FnMut(),
 ) -> Result<(Summary, Vec<Value>)> {
     check(model, rows, path)?;
-    // Like lengths together: attention pads within a packed row.
+    // Sequences of similar length are scored together, because attention pads within a packed row.
     let mut order: Vec<usize> = (0..rows.len()).collect();
     let longest = |i: &usize| rows[*i].sequences.iter().map(Vec::len).max();
     order.sort_by_key(|i| std::cmp::Reverse(longest(i)));
@@ -129,13 +131,13 @@ pub fn score(
     let all: Vec<f64> = scores.iter().flatten().copied().collect();
     if let Some(line) = rows.iter().zip(&scores).find(|(_, s)| s.iter().any(|x| !x.is_finite())).map(|(r, _)| r.line) {
         return Err(Error::user(format!("{}:{line}: the score is not a finite number", path.display()))
-            .hint("the model's weights or its adapter hold NaN or infinite values; was the training run stable?"));
+            .hint("the model's weights or its adapter contain NaN or infinite values; was the training run stable?"));
     }
     let lines = rows.iter().zip(&scores).map(|(row, scores)| row.line(scores)).collect();
     Ok((summary(rows, &scores, &all), lines))
 }
 
-/// Sequences that the model cannot see, by their place in the file.
+/// Fails for a sequence longer than the model's context; the error names its line.
 fn check(model: &Model, rows: &[ScoreRow], path: &Path) -> Result<()> {
     let config = model.config();
     let limit = [model.context_limit(), config.max_position_embeddings].into_iter().flatten().min();
@@ -148,13 +150,14 @@ fn check(model: &Model, rows: &[ScoreRow], path: &Path) -> Result<()> {
                 ids.len(),
                 limit.unwrap_or_default()
             ))
-            .hint("shorten the row or leave it out: a cut answer has another score"));
+            .hint("shorten the row or leave it out: a truncated answer would get another score"));
         }
     }
     Ok(())
 }
 
 impl ScoreRow {
+    /// Returns the row as JSON with its score or scores.
     fn line(&self, scores: &[f64]) -> Value {
         let mut line = self.shown.clone();
         line["line"] = json!(self.line);
@@ -170,6 +173,7 @@ impl ScoreRow {
     }
 }
 
+/// Computes the statistics; `all` are the scores of all rows in one list.
 fn summary(rows: &[ScoreRow], scores: &[Vec<f64>], all: &[f64]) -> Summary {
     let pairs: Vec<Judged> = rows
         .iter()
@@ -202,7 +206,7 @@ fn summary(rows: &[ScoreRow], scores: &[Vec<f64>], all: &[f64]) -> Summary {
     }
 }
 
-/// Share of (good, bad) couples in which the good one is higher; a tie is half of one.
+/// Returns the share of (good, bad) couples in which the good score is higher; a tie counts as half.
 fn auc(good: &[f64], bad: &[f64]) -> Option<f64> {
     let mut sorted = bad.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,13 +1,14 @@
-//! Puts finished folders and results in the place of older ones, so that a kill at any moment leaves the one or the other.
+//! Replaces folders and results by finished new ones, so that a kill at any moment leaves either the old or the new
+//! one.
 
 use super::{create_dir_all, io_error, temporary};
 use crate::error::{Error, Result};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-/// Fills a folder under a temporary name beside `path` and puts it in its place: a reader sees the old folder or the new one,
-/// and a kill at any moment leaves one of them. Where the system cannot exchange two folders in one step, the old one
-/// stands aside for a moment; a kill then is made good by the next call for the same path.
+/// Lets `fill` write a folder under a temporary name next to `path`, then moves it to `path`. A reader sees the old
+/// folder or the new one, and a kill at any moment leaves one of them. If the system cannot exchange two folders in one
+/// step, the old one is renamed first; after a kill at that moment, the next call for the same path restores it.
 pub fn replace_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     create_dir_all(parent)?;
@@ -24,12 +25,13 @@ pub fn replace_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resul
     })
 }
 
-/// Where the old folder stands while a new one takes its place in two steps.
+/// Returns the name of the old folder while a new one replaces it in two steps.
 fn aside(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{}.old", path.file_name().unwrap_or_default().to_string_lossy()))
 }
 
-/// Puts a folder that stands aside back into its place, if nothing took it, and removes it otherwise.
+/// Completes a replacement in two steps that was interrupted: moves the old folder back if `path` does not exist, else
+/// removes the old folder.
 pub fn recover_dir(path: &Path) -> Result<()> {
     let old = aside(path);
     if !old.exists() {
@@ -41,13 +43,13 @@ pub fn recover_dir(path: &Path) -> Result<()> {
     }
 }
 
-/// Exchanges what two paths name, in one step.
+/// Exchanges two files or folders in one step.
 fn exchange(a: &Path, b: &Path) -> std::io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     Ok(renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)?)
 }
 
-/// Puts the folder `new` in the place of `path` and removes what was there. Where `exchange` fails, in two steps.
+/// Moves the folder `new` to `path` and removes the old folder: by `exchange`, or in two steps if `exchange` fails.
 fn swap(new: &Path, path: &Path, exchange: impl Fn(&Path, &Path) -> std::io::Result<()>) -> std::io::Result<()> {
     if !path.exists() {
         return step(|| fs::rename(new, path));
@@ -63,19 +65,20 @@ fn swap(new: &Path, path: &Path, exchange: impl Fn(&Path, &Path) -> std::io::Res
     step(|| fs::remove_dir_all(&old))
 }
 
-/// The folder of a result that is being moved into the folder it stands in, file by file.
+/// Name of the subfolder of a result that is being moved, file by file, into its parent folder. While it exists, the
+/// parent may contain files of two results.
 pub const MOVING: &str = "result.moving";
 
-/// An error where the files of a folder may be of two results.
+/// Fails if the files of a folder may be of two results, because moving a result was interrupted.
 pub fn refuse_moving(folder: &Path) -> Result<()> {
     match folder.join(MOVING).exists() {
-        true => Err(Error::user(format!("{}: a result was being put here when ft was stopped", folder.display()))
-            .hint(format!("end it with: ft resume {}", folder.display()))),
+        true => Err(Error::user(format!("{}: ft was stopped while it moved a result here", folder.display()))
+            .hint(format!("complete it with: ft resume {}", folder.display()))),
         false => Ok(()),
     }
 }
 
-/// Changes the file system once; tests kill between these.
+/// Runs one change of the file system. Tests interrupt the program between two such changes.
 pub fn step<T>(change: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
     #[cfg(test)]
     tests::count_down();
@@ -102,7 +105,7 @@ mod tests {
         }
     }
 
-    /// Runs `f` and ends it before change `at` of the file system; `None` where that came.
+    /// Runs `f` and interrupts it before change number `at` of the file system; returns `None` if it was interrupted.
     pub fn kill_at<T>(at: u32, f: impl FnOnce() -> Result<T>) -> Option<T> {
         LEFT.set(at);
         let result = catch_unwind(AssertUnwindSafe(f));

@@ -1,5 +1,5 @@
-//! Beam search, step for step as transformers does it: of every prompt the most likely continuations are kept, and
-//! those that end compete by their score, the sum of log-probabilities over length^penalty.
+//! Beam search, step for step as in transformers: the most likely continuations of a prompt (beams) are kept at each
+//! step. Beams that end are ranked by their score, sum of log-probabilities / length^length_penalty.
 
 use super::rules::Edits;
 use super::sequence::Sequence;
@@ -10,32 +10,32 @@ use crate::nn::Tokens;
 use std::cmp::Ordering;
 use tch::{Kind, Tensor};
 
-/// When a search ends before the longest length.
+/// When a search ends before the maximum length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EarlyStopping {
-    /// As soon as there are as many ended beams as beams.
+    /// As soon as `count` beams have ended.
     Yes,
-    /// When no running beam, judged at its present length, could beat the worst ended one.
+    /// When no running beam, scored at its present length, beats the worst ended one.
     #[default]
     No,
-    /// When no running beam could at any length.
+    /// When no running beam could beat the worst ended one at any length.
     Never,
 }
 
-/// How a search is made.
+/// The options of beam search.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Beams {
-    /// Beams kept.
+    /// Number of beams.
     pub count: usize,
-    /// Answers given, the best first.
+    /// Number of answers returned.
     pub answers: usize,
-    /// Above 0 prefers long answers, below 0 short ones.
+    /// Exponent of the length: above 0 prefers long answers, below 0 short ones.
     pub length_penalty: f64,
     pub early_stopping: EarlyStopping,
 }
 
 impl Beams {
-    /// Values that make no sense are an error.
+    /// Fails for values out of range and for settings that sample.
     pub fn check(&self, settings: &Settings) -> Result<()> {
         settings.check()?;
         if self.count == 0 || self.answers == 0 || self.answers > self.count {
@@ -47,26 +47,26 @@ impl Beams {
         }
         if !settings.is_greedy() {
             return Err(Error::user("beam search does not sample")
-                .hint("leave out --num-beams, or the options of sampling; --greedy puts those of the model aside"));
+                .hint("leave out --num-beams or the sampling options; --greedy ignores those of the model"));
         }
         Ok(())
     }
 }
 
-/// What is added to the score of what must not be chosen; transformers' number, so that ties fall alike.
+/// A continuation with this score or less is forbidden. It is the number that transformers adds to such scores.
 const NOTHING: f32 = -1e9;
 
-/// A continuation with its score; `sequence` has the new token.
+/// A continuation with its score. `sequence` includes the new token.
 #[derive(Clone)]
 struct Beam {
     sequence: Sequence,
     score: f32,
-    /// Row that it continues.
+    /// Index of the running beam that it continues.
     parent: usize,
     stopped: Option<Stop>,
 }
 
-/// The answers to one prompt, the best first. `prefix` begins each of them.
+/// Answers one prompt by beam search; the best answer is first. Every answer begins with `prefix`.
 pub fn search(
     model: &Model,
     prompt: &[u32],
@@ -95,13 +95,14 @@ pub fn search(
         running.iter().enumerate().for_each(|(i, b)| b.sequence.rules(settings, i, &mut edits));
         let log_probs = logits.log_softmax(-1, Kind::Float);
         edits.apply(&log_probs, settings);
-        // More than `count` may end now; enough stay to go on with.
+        // Each beam has as many ending continuations as there are stop tokens. With this many candidates, at least
+        // `count` remain that do not end.
         let wide = count * (1 + settings.stop_ids.len()).max(2);
         let mut best = expand(&running, &log_probs, wide, settings, decode)?;
         let length = running[0].sequence.ids.len() + 1 - prompt;
         let all_ended = best.iter().all(|b| b.stopped.is_some());
 
-        // Only those among the first `count` become answers.
+        // As in transformers, an ended beam becomes an answer only if it is among the first `count` candidates.
         let full = ended.len() >= count && beams.early_stopping == EarlyStopping::Yes;
         if hopeful && !full {
             ended.extend(
@@ -142,7 +143,7 @@ pub fn search(
         .collect()
 }
 
-/// The `wide` most likely continuations of all rows together, the best first. log_probs (B, V)
+/// Returns the `wide` most likely continuations of all running beams together, the best first. log_probs (B, V)
 fn expand(
     running: &[Beam],
     log_probs: &Tensor,
@@ -161,7 +162,7 @@ fn expand(
         if score.is_nan() || score == f32::INFINITY {
             return Err(sampler::not_a_number());
         }
-        // What a rule forbids is no continuation.
+        // A rule forbids this token here.
         if score <= NOTHING {
             continue;
         }

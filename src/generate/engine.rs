@@ -1,8 +1,9 @@
-//! Continuous batching: requests come in, prompts are run packed, then every row gets one token a step; rows that end
-//! leave the cache, and waiting prompts take their place.
+//! Continuous batching: the engine runs the prompts of queued requests packed, then gives every row one token per step.
+//! Rows that end leave the cache, and queued prompts take their place.
 //!
-//! Invariant: a row's draws come from its own random stream, and nothing of another row enters its logits. Their last bits
-//! may depend on how many rows a product has: docs/generation.md says when. It must not know text, files or the terminal.
+//! Invariant: a row samples from its own random stream, and its logits depend on no other row. Only their last bits may
+//! depend on the number of rows in a product: docs/generation.md says when. The engine must not know text, files or the
+//! terminal.
 
 use super::rules::Edits;
 use super::sequence::Sequence;
@@ -14,35 +15,35 @@ use crate::nn::{Cache, Tokens};
 use std::collections::VecDeque;
 use tch::{Device, Kind, Tensor};
 
-/// A prompt and what is wanted of it.
+/// A prompt to be answered.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub prompt: Vec<u32>,
-    /// What every answer begins with.
+    /// Tokens that every answer begins with.
     pub prefix: Vec<u32>,
-    /// How many answers.
+    /// Number of answers.
     pub answers: usize,
-    /// Number of its random stream; requests of equal number, prompt and settings get equal answers.
+    /// Index of its random stream. Requests with equal stream, prompt and settings get equal answers.
     pub stream: u64,
 }
 
 impl Request {
-    /// One answer.
+    /// Returns a request for one answer.
     pub fn new(prompt: &[u32], stream: u64) -> Self {
         Self { prompt: prompt.to_vec(), prefix: Vec::new(), answers: 1, stream }
     }
 }
 
-/// How much is decoded together.
+/// Limits on what is decoded together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     pub rows: usize,
-    /// Tokens that the cache may hold: rows times the longest of them.
+    /// Size of the cache in tokens: rows times the longest sequence.
     pub tokens: usize,
 }
 
 impl Limits {
-    /// What the model's device has room for.
+    /// Returns limits that fit the memory of the model's device.
     pub fn of(model: &Model) -> Result<Self> {
         let c = model.config();
         let number = if model.kind() == Kind::Float { 4 } else { 2 };
@@ -55,44 +56,44 @@ impl Limits {
     }
 }
 
-/// Tokens of prompts that are run at once.
+/// Most prompt tokens in one packed row, unless one prompt alone is longer.
 const PREFILL: usize = 4096;
 
-/// An answer and whose it is.
+/// A finished answer and its request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finished {
-    /// What `Engine::add` gave for the request.
+    /// The id that `Engine::add` returned.
     pub request: usize,
-    /// Which of its answers.
+    /// Index of the answer within its request.
     pub sample: usize,
     pub completion: Completion,
 }
 
-/// What one step made.
+/// The result of one step.
 #[derive(Debug, Default)]
 pub struct Step {
-    /// (request, sample, token)
+    /// New tokens as (request, sample, token id).
     pub tokens: Vec<(usize, usize, u32)>,
-    /// Tokens of the prompts that were run; 0 where rows got their next token.
+    /// Prompt tokens computed in this step; 0 in a step that gives existing rows their next token.
     pub prompt_tokens: usize,
     pub finished: Vec<Finished>,
 }
 
-/// A row of the batch: slot i of the cache belongs to row i.
+/// A row of the batch. Row i has slot i of the cache.
 struct Row {
     request: usize,
     sample: usize,
     sequence: Sequence,
 }
 
-/// A request of which some answers have not begun.
+/// A request of which `begun` answers have begun, and others wait.
 struct Waiting {
     id: usize,
     request: Request,
     begun: usize,
 }
 
-/// Answers requests in batches. The model's active adapter must be the same in every step.
+/// Answers requests in batches. The caller must keep the model's active adapter the same in every step.
 pub struct Engine<'m> {
     model: &'m Model,
     settings: Settings,
@@ -106,6 +107,7 @@ pub struct Engine<'m> {
 }
 
 impl<'m> Engine<'m> {
+    /// Returns an engine without requests. Fails for settings out of range.
     pub fn new(model: &'m Model, settings: Settings, limits: Limits) -> Result<Self> {
         settings.check()?;
         Ok(Self {
@@ -121,13 +123,13 @@ impl<'m> Engine<'m> {
         })
     }
 
-    /// How tokens become text, for stop texts.
+    /// Sets the function that decodes tokens, which stop texts need.
     pub fn with_text(mut self, decode: Decode<'m>) -> Self {
         self.decode = Some(decode);
         self
     }
 
-    /// Takes a request; the number that its answers will carry.
+    /// Queues a request and returns its id, which its answers carry. Fails if prompt or prefix is too long.
     pub fn add(&mut self, request: Request) -> Result<usize> {
         let id = self.requests;
         check_text(&self.settings, self.decode)?;
@@ -148,17 +150,18 @@ impl<'m> Engine<'m> {
         Ok(id)
     }
 
-    /// Requests of which some answers have not begun; a caller with many prompts adds more when it is 0.
+    /// Returns the number of requests with answers that have not begun. A caller with many prompts adds more when it is
+    /// 0.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Nothing is left to do.
+    /// Returns true if all requests are answered.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.rows.is_empty()
     }
 
-    /// Runs waiting prompts where there is room for them, else gives each row its next token.
+    /// Runs queued prompts if there is room for them, else gives each row its next token.
     pub fn step(&mut self) -> Result<Step> {
         let old = self.rows.len();
         let (model, first) = (self.model, self.admit());
@@ -177,7 +180,8 @@ impl<'m> Engine<'m> {
         Ok(Step { prompt_tokens, ..self.choose(from, logits)? })
     }
 
-    /// Makes rows of waiting answers, the first of each prompt before the others; the number of answers of each prompt.
+    /// Turns queued answers into rows: first one row per prompt, then the other answers of these prompts. Returns the
+    /// number of answers for each prompt.
     fn admit(&mut self) -> Vec<usize> {
         let mut longest = self.rows.iter().map(|r| r.sequence.longest()).max().unwrap_or(0);
         let (mut free, mut used, mut tokens) = (self.limits.rows.max(1), self.rows.len(), 0);
@@ -211,7 +215,8 @@ impl<'m> Engine<'m> {
         counts
     }
 
-    /// Runs the prompts of the rows from `old` on, each once for its `counts` answers: logits, a row each.
+    /// Runs the prompts of the new rows, from row `old` on, each once for all its `counts` answers. Returns logits
+    /// (answers, vocabulary).
     fn prefill(&mut self, old: usize, counts: &[usize]) -> Result<Tensor> {
         self.cache.open(counts.len());
         let (done, new) = (vec![&[][..]; old], self.rows[old..old + counts.len()].iter());
@@ -232,7 +237,7 @@ impl<'m> Engine<'m> {
         Ok(logits.index_select(0, &Tensor::from_slice(&source).to_device(logits.device())))
     }
 
-    /// The next token of the rows from `from` on; those that end leave.
+    /// Chooses the next token of the rows from `from` on, and removes the rows that end.
     fn choose(&mut self, from: usize, logits: Tensor) -> Result<Step> {
         let mut edits = Edits::default();
         for (i, row) in self.rows[from..].iter().enumerate() {
@@ -248,7 +253,8 @@ impl<'m> Engine<'m> {
                 ended.push((from + i, stopped));
             }
         }
-        // From the end, so that the last row, which takes the place of one that ended, is one that stays.
+        // `swap_remove` moves the last row into the gap. Rows are removed from the end on, so that the last row is
+        // always one that stays.
         let mut slots: Vec<usize> = (0..self.rows.len()).collect();
         for (i, stopped) in ended.into_iter().rev() {
             slots.swap_remove(i);
@@ -264,8 +270,8 @@ impl<'m> Engine<'m> {
     }
 }
 
-/// Answers every prompt, in their order; `on_token` hears of each token (prompt index, id) as it is made. Long prompts
-/// come first, so that prompts of like length share the cache.
+/// Answers every prompt and returns the answers in the order of the prompts. `on_token` is called with the prompt index
+/// and the id of each new token. Long prompts are decoded first, so that prompts of similar length share the cache.
 pub fn complete(
     model: &Model,
     prompts: &[Vec<u32>],

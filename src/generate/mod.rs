@@ -1,11 +1,12 @@
-//! Generation: sampling and batched decoding over a key/value cache.
+//! Generates answers: sampling and batched decoding with a key/value cache.
 //!
-//! settings: how an answer is made. engine: requests in, answers out as they finish (continuous batching). beam: beam
-//! search. session: one conversation that keeps its cache. sampler: logits -> next token. rules: penalties, forbidden and
-//! forced tokens. stop: stop texts. sequence: one sequence as it grows.
+//! settings: all options of generation. engine: continuous batching, which takes requests and returns answers as they
+//! finish. beam: beam search. session: one conversation that keeps its cache. sampler: chooses the next token from
+//! logits. The rules over logits are penalties, forbidden and forced tokens. stop: stop texts. sequence: one sequence
+//! as it grows.
 //!
-//! Prompts and answers are token ids; text is known only through the `Decode` that a caller gives for stop texts.
-//! Nothing here prints. Invariant: a row's answer does not depend on the rows decoded beside it.
+//! Prompts and answers are token ids; to find stop texts, the caller gives a function that decodes them. Nothing here
+//! prints. Invariant: a row's answer does not depend on the rows decoded together with it.
 
 pub mod beam;
 pub mod engine;
@@ -24,26 +25,26 @@ pub use settings::Settings;
 use crate::error::{Error, Result};
 use crate::models::Model;
 
-/// How tokens become text.
+/// A function that decodes token ids to text.
 pub type Decode<'a> = &'a dyn Fn(&[u32]) -> Result<String>;
 
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// The model ended it with one of the stop tokens.
+    /// The model generated a stop token.
     EndToken,
-    /// One of the stop texts came.
+    /// A stop text was generated.
     Text,
-    /// It has `max_new_tokens`, or the sequence `max_length`.
+    /// The answer reached `max_new_tokens`, or the sequence `max_length`.
     Length,
     /// The model's context is full.
     Context,
-    /// The caller wanted no more.
+    /// The caller stopped it.
     Interrupted,
 }
 
 impl Stop {
-    /// The name in files: `stop` (a token or a text), `length`, `context`, `interrupted`.
+    /// Returns the name in files: `stop` (a token or a text), `length`, `context`, `interrupted`.
     pub fn name(self) -> &'static str {
         match self {
             Stop::EndToken | Stop::Text => "stop",
@@ -54,23 +55,23 @@ impl Stop {
     }
 }
 
-/// An answer.
+/// A generated answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Completion {
-    /// With the stop token or the tokens of the stop text that ended it, if one did.
+    /// Token ids, including the stop token, or the tokens of the stop text, that ended the answer.
     pub tokens: Vec<u32>,
-    /// ln p of each token under the distribution it was drawn from: after rules, temperature and the cuts of top-k,
-    /// top-p and min-p. Empty unless asked for. Forced tokens have 0.
+    /// ln p of each token under the distribution it was sampled from: after the rules, temperature, top-k, top-p and
+    /// min-p. Forced tokens have 0. Empty unless the settings ask for it.
     pub log_probs: Vec<f32>,
     pub stopped: Stop,
-    /// The text before the stop text, where one ended it.
+    /// The text before the stop text, if one ended the answer.
     pub text: Option<String>,
-    /// Beam search: the sum of log-probabilities over length^penalty.
+    /// Beam search only: sum of log-probabilities / length^length_penalty.
     pub score: Option<f32>,
 }
 
 impl Completion {
-    /// The tokens without the stop token.
+    /// Returns the tokens without the stop token.
     pub fn answer(&self) -> &[u32] {
         match self.stopped {
             Stop::EndToken => &self.tokens[..self.tokens.len() - 1],
@@ -79,20 +80,21 @@ impl Completion {
     }
 }
 
-/// How many tokens a sequence of this model may have.
+/// Returns the most tokens that a sequence of this model may have, prompt and answer together.
 pub fn room(model: &Model) -> usize {
     let limits = [model.context_limit(), model.config().max_position_embeddings];
     limits.into_iter().flatten().min().map_or(usize::MAX, |n| n.max(0) as usize)
 }
 
-/// A prompt must have a token, leave room for one more, and hold ids that the model knows. `name` stands in the error.
+/// Fails if the prompt is empty, leaves no room for an answer, or has ids outside the vocabulary. `name` is the
+/// prompt's name in the error.
 fn check_prompt(model: &Model, prompt: &[u32], settings: &Settings, name: &str) -> Result<()> {
     let (context, vocabulary) = (room(model), model.config().vocab_size);
     if prompt.is_empty() {
         return Err(Error::user(format!("{name} is empty")).hint("a model continues at least one token"));
     }
     if prompt.len() >= context {
-        return Err(Error::user(format!("{name} has {} tokens, the model's context {context}", prompt.len()))
+        return Err(Error::user(format!("{name} has {} tokens, the model's context is {context}", prompt.len()))
             .hint("shorten the prompt; an answer needs room too"));
     }
     if settings.longest_answer(prompt.len()) == 0 {
@@ -101,16 +103,16 @@ fn check_prompt(model: &Model, prompt: &[u32], settings: &Settings, name: &str) 
             .hint("--max-length counts the prompt; --max-new-tokens counts the answer alone"));
     }
     if let Some(id) = prompt.iter().find(|id| i64::from(**id) >= vocabulary) {
-        return Err(Error::user(format!("{name} holds token {id}, the model's vocabulary ends at {}", vocabulary - 1))
-            .hint("is tokenizer.json the one of this model?"));
+        return Err(Error::user(format!("{name} has token {id}, the model's vocabulary ends at {}", vocabulary - 1))
+            .hint("does tokenizer.json belong to this model?"));
     }
     Ok(())
 }
 
-/// Stop texts need a way to decode.
+/// Fails if there are stop texts but no function to decode tokens.
 fn check_text(settings: &Settings, decode: Option<Decode>) -> Result<()> {
     if settings.stop_texts.is_empty() || decode.is_some() {
         return Ok(());
     }
-    Err(Error::bug("stop texts without a way to decode"))
+    Err(Error::bug("stop texts without a function to decode tokens"))
 }

@@ -1,41 +1,46 @@
-//! What rules change in the logits before a token is chosen: penalties first, then what is forbidden, then what is
-//! forced. They are gathered over all rows and applied in a few operations, on whatever device the logits lie.
+//! Changes logits by rules before a token is chosen: first penalties, then forbidden tokens, then forced ones. The
+//! changes are collected over all rows and applied in a few operations on the logits' device.
 
 use super::Settings;
 use tch::Tensor;
 
-/// Changes to logits (B, V).
+/// Collected changes to logits (B, V), each with its row and token id.
 #[derive(Default)]
 pub(super) struct Edits {
     /// (row, token) whose logit is divided or multiplied by the repetition penalty.
     scaled: Vec<(usize, u32)>,
-    /// What is taken from the logit of (row, token).
+    /// (row, token) from whose logit the same entry of `less` is subtracted.
     lowered: Vec<(usize, u32)>,
     less: Vec<f32>,
+    /// (row, token) that is forbidden.
     banned: Vec<(usize, u32)>,
-    /// The only token that may come in a row.
+    /// The only token that is allowed in a row.
     forced: Vec<(usize, u32)>,
 }
 
 impl Edits {
+    /// Applies the repetition penalty to a token.
     pub fn scale(&mut self, row: usize, id: u32) {
         self.scaled.push((row, id));
     }
 
+    /// Subtracts `by` from the logit of a token.
     pub fn lower(&mut self, row: usize, id: u32, by: f32) {
         self.lowered.push((row, id));
         self.less.push(by);
     }
 
+    /// Forbids a token.
     pub fn ban(&mut self, row: usize, id: u32) {
         self.banned.push((row, id));
     }
 
+    /// Forbids every other token of the row.
     pub fn force(&mut self, row: usize, id: u32) {
         self.forced.push((row, id));
     }
 
-    /// The changed logits (B, V), in place. Ids beyond the vocabulary cannot come anyway.
+    /// Applies the changes to `logits` (B, V) in place. Ids outside the vocabulary are ignored.
     pub fn apply(self, logits: &Tensor, settings: &Settings) {
         let (width, device) = (logits.size()[1], logits.device());
         let mut flat = logits.view([-1]);

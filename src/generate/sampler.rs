@@ -1,17 +1,18 @@
-//! From logits to the next token: temperature, then top-k, top-p and min-p (the order of transformers), then one draw a
-//! row.
+//! Chooses the next token from logits: temperature, then top-k, top-p and min-p (the order of transformers), then one
+//! sample per row.
 //!
-//! Everything runs on the logits' device; a step waits for it once. Ties at the k-th place are cut at k tokens
-//! (transformers keeps them all).
+//! Everything runs on the logits' device, and the host waits for it once per step. Of tokens that tie at rank k,
+//! exactly k are kept (transformers keeps all of them).
 
 use super::Settings;
 use crate::error::{Error, Result};
 use tch::{Kind, Tensor};
 
-/// With top-p alone, so many of the most likely tokens are sorted first; they nearly always hold the wanted sum.
+/// With top-p alone, only this many of the most likely tokens are sorted first: their probabilities nearly always reach
+/// `top_p`. If they do not, all tokens are sorted.
 const HEAD: i64 = 512;
 
-/// What may come next, a row of logits each.
+/// The tokens that may come next, with their weights, for each row of logits.
 pub struct Candidates {
     /// (B, N) token ids; `None`: column n is token n.
     ids: Option<Tensor>,
@@ -20,7 +21,7 @@ pub struct Candidates {
 }
 
 impl Candidates {
-    /// What the settings leave of `logits` (B, V) float32; the settings are not greedy.
+    /// Applies temperature, top-k, top-p and min-p to `logits` (B, V) float32. The settings must not be greedy.
     pub fn new(logits: &Tensor, settings: &Settings) -> Self {
         let Self { ids, weights } = Self::likely(logits, settings);
         if settings.min_p <= 0.0 {
@@ -30,7 +31,7 @@ impl Candidates {
         Self { ids, weights: &weights * weights.ge_tensor(&least).to_kind(Kind::Float) }
     }
 
-    /// Temperature, top-k and top-p.
+    /// Applies temperature, top-k and top-p.
     fn likely(logits: &Tensor, settings: &Settings) -> Self {
         let scaled = logits / settings.temperature;
         let vocabulary = logits.size()[1];
@@ -52,7 +53,7 @@ impl Candidates {
         Self { ids: Some(ids), weights: cut(&most, settings.top_p) }
     }
 
-    /// (B, vocabulary) probabilities, adding up to 1.
+    /// Returns (B, vocabulary) probabilities, which add up to 1 in each row.
     pub fn probabilities(&self, vocabulary: i64) -> Tensor {
         let p = &self.weights / self.weights.sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
         match &self.ids {
@@ -61,10 +62,11 @@ impl Candidates {
         }
     }
 
-    /// One token a row by inverting the cumulative sum at `draws`, uniform in [0, 1); each with its log-probability.
+    /// Samples one token per row, with its log-probability, by inverting the cumulative sum at `draws`, one number per
+    /// row, uniform in [0, 1).
     pub fn draw(&self, draws: &[f64]) -> Result<Vec<(u32, f32)>> {
         let sums = self.weights.cumsum(-1, Kind::Double);
-        // A product that rounds up to the whole sum would point behind the last token.
+        // Rounding could make the product equal to the whole sum, which would select an index after the last token.
         let draws: Vec<f64> = draws.iter().map(|u| u.min(1.0 - 4.0 * f64::EPSILON)).collect();
         let total = sums.narrow(-1, sums.size()[1] - 1, 1); // (B, 1)
         let at = Tensor::from_slice(&draws).to_device(sums.device()).view([-1, 1]) * &total;
@@ -75,7 +77,7 @@ impl Candidates {
     }
 }
 
-/// Sorted probabilities with those zeroed that come after the sum reached `top_p`; the first one stays.
+/// Sets the sorted probabilities to 0 that come after the sum has reached `top_p`. The first one always remains.
 fn cut(sorted: &Tensor, top_p: f64) -> Tensor {
     if top_p >= 1.0 {
         return sorted.shallow_clone();
@@ -84,13 +86,14 @@ fn cut(sorted: &Tensor, top_p: f64) -> Tensor {
     sorted * before.lt(top_p).to_kind(sorted.kind())
 }
 
-/// The most likely token of each row of `logits` (B, V), and its logit.
+/// Returns the most likely token of each row of `logits` (B, V), and its logit.
 pub fn most_likely(logits: &Tensor) -> Result<Vec<(u32, f32)>> {
     let (values, ids) = logits.max_dim(-1, false);
     fetch(&ids, &values)
 }
 
-/// Token ids and their log-probabilities on the host; those are NaN or infinite where the logits were.
+/// Copies token ids and their log-probabilities to the host. Fails if one of these is NaN or infinite: then the logits
+/// were, or every token of a row is forbidden.
 fn fetch(ids: &Tensor, log_probs: &Tensor) -> Result<Vec<(u32, f32)>> {
     let ids = Vec::<i64>::try_from(ids.view([-1]))?;
     let log_probs = Vec::<f32>::try_from(log_probs.view([-1]).to_kind(Kind::Float))?;
@@ -103,20 +106,20 @@ fn fetch(ids: &Tensor, log_probs: &Tensor) -> Result<Vec<(u32, f32)>> {
     Ok(ids.into_iter().map(|id| id as u32).zip(log_probs).collect())
 }
 
-/// Every token is forbidden.
+/// The error for a row in which every token is forbidden.
 pub(super) fn no_token() -> Error {
     Error::user("the rules of generation leave no token")
         .hint("bad words, repeated n-grams and forced tokens contradict each other")
 }
 
-/// The model computed NaN or infinity.
+/// The error for logits that are NaN or infinite.
 pub(super) fn not_a_number() -> Error {
     Error::user("the model's output is not a number")
-        .hint("its weights or its adapter hold NaN or infinite values; was the training run stable?")
+        .hint("its weights or its adapter contain NaN or infinite values; was the training run stable?")
 }
 
-/// The next token of each row and its log-probability (0 where the settings do not ask for it and are greedy);
-/// `draws` is called for every row unless the settings are greedy.
+/// Returns the next token of each row and its log-probability, which is 0 for greedy settings that do not ask for it.
+/// `draws` returns one random number per row; it is not called for greedy settings.
 pub fn next(logits: &Tensor, settings: &Settings, draws: impl FnOnce() -> Vec<f64>) -> Result<Vec<(u32, f32)>> {
     if !settings.is_greedy() {
         return Candidates::new(logits, settings).draw(&draws());

@@ -1,4 +1,5 @@
-//! One sequence as it grows: its tokens, its random stream, what the rules ask of its next token, and when it ends.
+//! One sequence while it is generated: its tokens, its random stream, the logit changes for its next token, and its
+//! end.
 
 use super::rules::Edits;
 use super::stop::Watch;
@@ -9,26 +10,26 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
 
-/// A prompt and the answer so far.
+/// A prompt with the answer generated so far.
 #[derive(Clone)]
 pub(super) struct Sequence {
-    /// Prompt and answer.
+    /// Token ids of prompt and answer.
     pub ids: Vec<u32>,
-    /// Where the answer begins.
+    /// Index in `ids` at which the answer begins.
     start: usize,
-    /// Tokens that the answer may have.
+    /// Most tokens of the answer.
     longest: usize,
-    /// Whether `longest` is the end of the model's context rather than the caller's wish.
+    /// Whether `longest` is set by the model's context rather than by the settings.
     full: bool,
     log_probs: Vec<f32>,
     chance: ChaCha8Rng,
-    /// How often each token occurred in the answer (0: in the prompt only); kept where a rule asks.
+    /// How often each token occurred in the answer (0: in the prompt only). `None` if no penalty needs it.
     counts: Option<HashMap<u32, u32>>,
     watch: Watch,
 }
 
 impl Sequence {
-    /// `prefix` begins the answer. `stream` and `sample` choose the random stream.
+    /// Starts a sequence whose answer begins with `prefix`. `stream` and `sample` select the random stream.
     pub fn new(prompt: &[u32], prefix: &[u32], settings: &Settings, context: usize, stream: u64, sample: u64) -> Self {
         let wanted = settings.longest_answer(prompt.len());
         let room = context - prompt.len();
@@ -43,21 +44,22 @@ impl Sequence {
             counts: settings.counts_tokens().then(|| prompt.iter().map(|id| (*id, 0)).collect()),
             watch: Watch::default(),
         };
-        // What is forced has probability 1.
+        // A forced token has probability 1.
         prefix.iter().for_each(|id| made.append(*id, 0.0));
         made
     }
 
-    /// Tokens that prompt and answer may have together.
+    /// Returns the most tokens of prompt and answer together.
     pub fn longest(&self) -> usize {
         self.start + self.longest
     }
 
-    /// Uniform in [0, 1).
+    /// Returns the next random number of this sequence, uniform in [0, 1).
     pub fn draw(&mut self) -> f64 {
         self.chance.random()
     }
 
+    /// Appends a token without checking whether it ends the answer.
     pub fn append(&mut self, id: u32, log_prob: f32) {
         self.ids.push(id);
         self.log_probs.push(log_prob);
@@ -66,7 +68,7 @@ impl Sequence {
         }
     }
 
-    /// Takes the next token; whether the answer ends with it, and why.
+    /// Appends the next token. Returns the reason if the answer ends with it.
     pub fn push(
         &mut self,
         id: u32,
@@ -88,7 +90,7 @@ impl Sequence {
         Ok((made >= self.longest).then_some(if self.full { Stop::Context } else { Stop::Length }))
     }
 
-    /// Adds what the rules ask of the next token to `edits`, for row `row` of the logits.
+    /// Adds the logit changes for the next token to `edits`, for row `row` of the logits.
     pub fn rules(&self, settings: &Settings, row: usize, edits: &mut Edits) {
         if let Some(counts) = &self.counts {
             for (&id, &times) in counts {
@@ -110,7 +112,7 @@ impl Sequence {
         }
         for word in &settings.bad_words {
             let (id, before) = word.split_last().expect("checked: a word has a token");
-            // A stop token alone is no word: it may end an answer, as in transformers.
+            // As in transformers, a bad word that is a stop token alone is ignored: the answer may still end.
             let stop = before.is_empty() && settings.stop_ids.contains(id);
             if !stop && ids.ends_with(before) {
                 edits.ban(row, *id);
@@ -127,7 +129,7 @@ impl Sequence {
         }
     }
 
-    /// The answer as the caller gets it.
+    /// Returns the finished answer.
     pub fn finish(self, stopped: Stop, settings: &Settings, decode: Option<Decode>) -> Result<Completion> {
         let tokens = self.ids[self.start..].to_vec();
         let text = match (stopped, decode) {

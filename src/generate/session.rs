@@ -1,4 +1,5 @@
-//! One conversation: the cache stays between turns as far as the new prompt begins like what it holds.
+//! Answers the turns of one conversation. The cache is kept between turns for the tokens that the new prompt has in
+//! common with the previous one, so that only new tokens are computed.
 
 use super::rules::Edits;
 use super::sequence::Sequence;
@@ -8,33 +9,35 @@ use crate::models::Model;
 use crate::nn::{Cache, Tokens};
 use std::ops::ControlFlow;
 
-/// A model with the tokens it has seen.
+/// A conversation with a model: its cache and the tokens in it.
 pub struct Session<'m> {
     model: &'m Model,
     cache: Cache,
-    /// The tokens whose keys and values the cache holds.
+    /// The tokens whose keys and values are in the cache.
     seen: Vec<u32>,
     turns: u64,
     decode: Option<Decode<'m>>,
 }
 
 impl<'m> Session<'m> {
+    /// Starts a conversation with an empty cache.
     pub fn new(model: &'m Model) -> Self {
         Self { model, cache: model.cache(1), seen: Vec::new(), turns: 0, decode: None }
     }
 
-    /// How tokens become text, for stop texts.
+    /// Sets the function that decodes tokens, which stop texts need.
     pub fn with_text(mut self, decode: Decode<'m>) -> Self {
         self.decode = Some(decode);
         self
     }
 
-    /// How many tokens the cache holds.
+    /// Returns the number of tokens in the cache.
     pub fn held(&self) -> usize {
         self.seen.len()
     }
 
-    /// Answers `prompt`, the whole conversation so far. `on_token` hears of each token, and may want no more.
+    /// Answers `prompt`, the token ids of the whole conversation so far. `on_token` is called with each new token and
+    /// may stop the answer.
     pub fn answer(
         &mut self,
         prompt: &[u32],
@@ -46,7 +49,7 @@ impl<'m> Session<'m> {
         check_prompt(self.model, prompt, settings, "the conversation")?;
         let mut sequence = Sequence::new(prompt, &[], settings, room(self.model), self.turns, 0);
         self.turns += 1;
-        // The last token always runs: its output is the answer's first token.
+        // The last token is always computed again: its logits give the first token of the answer.
         let known = self.seen.iter().zip(&prompt[..prompt.len() - 1]).take_while(|(a, b)| a == b).count();
         self.seen.truncate(known);
         self.cache.truncate(0, known as i64);

@@ -1,51 +1,51 @@
-//! How an answer is made. The rules and their order are those of transformers' generation.
+//! The options of generation, with the meaning and the order of transformers.
 
 use crate::error::{Error, Result};
 
-/// How an answer is made.
+/// The options of generation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// The longest answer, in tokens.
+    /// Most tokens of an answer.
     pub max_new_tokens: usize,
-    /// The longest sequence, prompt and answer together.
+    /// Most tokens of prompt and answer together.
     pub max_length: Option<usize>,
-    /// No stop token or stop text ends an answer before it has so many tokens.
+    /// Fewest tokens of an answer: no stop token or stop text ends it earlier.
     pub min_new_tokens: usize,
-    /// Logits are divided by it; 0 takes the most likely token (greedy).
+    /// Logits are divided by it before sampling; 0 takes the most likely token (greedy).
     pub temperature: f64,
-    /// Only so many of the most likely tokens; 0: all.
+    /// Sample from this many of the most likely tokens; 0: all.
     pub top_k: usize,
-    /// Only the fewest most likely tokens whose probabilities reach this sum; 1: all.
+    /// Sample from the smallest set of most likely tokens whose probabilities add up to this; 1: all.
     pub top_p: f64,
-    /// Only tokens at least this share as likely as the most likely one; 0: all.
+    /// Sample from tokens whose probability is at least this share of the highest one; 0: all.
     pub min_p: f64,
-    /// Chooses the random streams, one a row.
+    /// Random seed. Each row has its own random stream under it.
     pub seed: u64,
     /// Tokens that end an answer.
     pub stop_ids: Vec<u32>,
-    /// Texts that end an answer and are no part of it; they need a way to decode (`Engine::with_text`).
+    /// Texts that end an answer and are cut from it. They need a function to decode tokens (`with_text`).
     pub stop_texts: Vec<String>,
-    /// Logits of tokens that occurred, prompt included, are divided by it where positive and multiplied where
+    /// The logit of each token that occurred in prompt or answer is divided by it if positive and multiplied if
     /// negative (Keskar et al. 2019, arXiv 1909.05858); 1: off.
     pub repetition_penalty: f64,
-    /// Taken once from the logits of tokens that the answer has; 0: off.
+    /// Subtracted once from the logit of each token that occurred in the answer; 0: off.
     pub presence_penalty: f64,
-    /// Taken from the logits of tokens that the answer has, once for each time; 0: off.
+    /// Subtracted from the logit of each token for every time it occurred in the answer; 0: off.
     pub frequency_penalty: f64,
-    /// No run of so many tokens comes twice, prompt included; 0: off.
+    /// No sequence of this many tokens is repeated, prompt included; 0: off.
     pub no_repeat_ngram: usize,
-    /// Sequences of tokens that never come; a stop token by itself still may.
+    /// Sequences of tokens that are never generated. A stop token alone is still allowed.
     pub bad_words: Vec<Vec<u32>>,
-    /// The token after a prompt of one token.
+    /// The token that must follow a prompt of one token.
     pub forced_bos: Option<u32>,
-    /// The last token of an answer that reaches its longest length.
+    /// The token that must end an answer of the maximum length.
     pub forced_eos: Option<u32>,
-    /// Report the log-probability of each token under the distribution it was drawn from.
+    /// Return the log-probability of each token under the distribution it was sampled from.
     pub log_probs: bool,
 }
 
 impl Settings {
-    /// The most likely token each time.
+    /// Returns settings that take the most likely token, without any rule.
     pub fn greedy(max_new_tokens: usize, stop_ids: &[u32]) -> Self {
         Self {
             max_new_tokens,
@@ -69,21 +69,22 @@ impl Settings {
         }
     }
 
+    /// Returns true if the most likely token is taken instead of sampling.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
     }
 
-    /// Whether what came before changes the logits of tokens, not only whether they may come.
+    /// Returns true if a penalty depends on the tokens that occurred before.
     pub(super) fn counts_tokens(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 
-    /// The longest answer to a prompt of so many tokens; 0: there is no room for one.
+    /// Returns the most tokens of an answer to a prompt of `prompt` tokens; 0: there is no room for one.
     pub(super) fn longest_answer(&self, prompt: usize) -> usize {
         self.max_new_tokens.min(self.max_length.map_or(usize::MAX, |n| n.saturating_sub(prompt)))
     }
 
-    /// Values that make no sense are an error.
+    /// Fails for values out of range, naming the command-line option.
     pub fn check(&self) -> Result<()> {
         let fine = |name: &str, right: bool, expected: &str, found: &dyn std::fmt::Display| match right {
             true => Ok(()),

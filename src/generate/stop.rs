@@ -1,25 +1,26 @@
-//! Texts that end an answer, found over the decoded text whatever the borders of tokens, and cut from it.
+//! Finds the stop texts that end an answer. A stop text may begin or end inside a token, so it is searched in the
+//! decoded text, from which it is then cut.
 
 use super::Decode;
 use crate::error::Result;
 
-/// Watches an answer's text as its tokens come.
+/// Looks for stop texts in the text of an answer, token by token.
 #[derive(Default, Clone)]
 pub(super) struct Watch {
-    /// Tokens before `from` are known text; those from `from` to `to` stand before the newest ones while decoding, as
-    /// the first token of a text may be decoded differently.
+    /// Tokens up to `to` are decoded already. Those from `from` to `to` are decoded again together with newer ones,
+    /// because some tokenizers decode the first token of a text differently.
     from: usize,
     to: usize,
-    /// The end of the text so far.
+    /// The end of the decoded text: as many bytes as the longest stop text.
     tail: String,
 }
 
 impl Watch {
-    /// Whether one of `texts` is in the text of `answer`, whose last token is new.
+    /// Returns true if the text of `answer`, whose last token is new, now contains one of `texts`.
     pub fn push(&mut self, answer: &[u32], texts: &[String], decode: Decode) -> Result<bool> {
         let known = decode(&answer[self.from..self.to])?;
         let now = decode(&answer[self.from..])?;
-        // A character of several tokens is not whole yet.
+        // The bytes of one character may be spread over several tokens: wait for the others.
         if now.ends_with(char::REPLACEMENT_CHARACTER) || now.len() <= known.len() {
             return Ok(false);
         }
@@ -37,13 +38,14 @@ impl Watch {
     }
 }
 
-/// `text` up to the first of `texts` in it.
+/// Returns `text` up to the first occurrence of any of `texts`.
 pub(super) fn trimmed(text: &str, texts: &[String]) -> String {
     let end = texts.iter().filter_map(|t| text.find(t.as_str())).min().unwrap_or(text.len());
     text[..end].to_string()
 }
 
-/// How much of `text` can be shown while it grows: one of `texts`, or what may become one, is held back.
+/// Returns how many bytes of `text` can be shown while it grows: a stop text, or an end of `text` that may become one,
+/// is held back.
 pub fn settled(text: &str, texts: &[String]) -> usize {
     let begins = |at: &usize| texts.iter().any(|t| t.starts_with(&text[*at..]) || text[*at..].starts_with(t.as_str()));
     text.char_indices().map(|(at, _)| at).find(begins).unwrap_or(text.len())

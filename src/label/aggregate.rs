@@ -1,53 +1,57 @@
-//! One verdict a pair from the votes of several judges: majority, or Dawid and Skene's estimate of who errs how.
+//! Aggregates the votes of several annotators into one verdict per pair: by majority, or by Dawid and Skene's model,
+//! which estimates the error rates of each annotator.
 //!
-//! Ties and "both bad" are verdicts like the others. A final word (an adjudicated vote) stands instead of any estimate.
+//! Ties and "both bad" are verdicts like the others. A final decision of an admin (an adjudicated vote) replaces any
+//! estimate.
 
 use super::ballot::Ballot;
 use super::record::Choice;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What a pair can be found to be; places in arrays below.
+/// The possible verdicts. Arrays over verdicts use this order.
 pub const VERDICTS: [Choice; 4] = [Choice::A, Choice::B, Choice::Tie, Choice::BothBad];
 
 /// How votes become a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Aggregation {
-    /// The choice that more votes have than any other; where no choice has, a tie.
+    /// The choice with more votes than any other; a tie if there is none.
     Majority,
-    /// The most probable true choice, by who errs how (Dawid and Skene 1979).
+    /// The most probable true choice, given the estimated error rates of each annotator (Dawid and Skene 1979).
     DawidSkene,
 }
 
-/// What the votes on a pair come to.
+/// The verdict on a pair.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Verdict {
     pub pair: i64,
     pub choice: Choice,
-    /// Votes that it rests on; skips are none.
+    /// Number of votes that the verdict is based on, without skips.
     pub votes: usize,
     /// Probability of each of `VERDICTS`: shares of the votes, or Dawid and Skene's posterior.
     pub shares: [f64; 4],
-    /// Mean of the strengths, those for the other answer and ties counted against it; `None` where nobody said one.
+    /// Mean strength in favour of the verdict: votes for the other answer are negative, ties are 0. `None` if no vote
+    /// has a strength.
     pub strength: Option<f64>,
-    /// Decided by an admin's final word.
+    /// Whether an admin's final decision gave the verdict.
     pub adjudicated: bool,
 }
 
 impl Verdict {
-    /// How probable the verdict itself is.
+    /// Returns the probability of the verdict itself.
     pub fn confidence(&self) -> f64 {
         self.share(self.choice)
     }
 
-    /// The share of a choice.
+    /// Returns the probability of a choice.
     pub fn share(&self, choice: Choice) -> f64 {
         VERDICTS.iter().position(|c| *c == choice).map_or(0.0, |i| self.shares[i])
     }
 }
 
-/// The verdicts of all pairs with a vote, by pair. Repeats are passed over: they would count their judge twice.
+/// Returns the verdicts of all pairs with a vote, by pair id. Hidden repeats are ignored: they would count their
+/// annotator twice.
 pub fn aggregate(ballots: &[Ballot], how: Aggregation) -> BTreeMap<i64, Verdict> {
     let mut pairs: BTreeMap<i64, Vec<&Ballot>> = BTreeMap::new();
     for ballot in ballots.iter().filter(|b| !b.repeat && b.choice != Choice::Skip) {
@@ -80,9 +84,10 @@ pub fn aggregate(ballots: &[Ballot], how: Aggregation) -> BTreeMap<i64, Verdict>
     pairs.into_iter().zip(shares).map(verdict).collect()
 }
 
-/// (rater, class) of the ratings of one unit.
+/// The ratings of one unit (a pair), as (rater, class).
 pub type Unit = Vec<(usize, usize)>;
 
+/// Returns the index of a choice in [`VERDICTS`].
 fn class(choice: Choice) -> usize {
     VERDICTS.iter().position(|c| *c == choice).unwrap_or_default()
 }
@@ -91,13 +96,14 @@ fn fixed(shares: &[f64]) -> [f64; 4] {
     std::array::from_fn(|i| shares.get(i).copied().unwrap_or(0.0))
 }
 
+/// Returns the share of each class among the ratings of a unit.
 fn shares(unit: &Unit) -> [f64; 4] {
     let mut shares = [0.0; 4];
     unit.iter().for_each(|(_, c)| shares[*c] += 1.0 / unit.len() as f64);
     shares
 }
 
-/// The class above all others; none: a tie.
+/// Returns the choice with the largest share; a tie if several have it.
 fn top(shares: &[f64; 4]) -> Choice {
     let most = shares.iter().copied().fold(0.0, f64::max);
     let mut best = VERDICTS.iter().zip(shares).filter(|(_, s)| (**s - most).abs() < 1e-9).map(|(c, _)| *c);
@@ -107,27 +113,29 @@ fn top(shares: &[f64; 4]) -> Choice {
     }
 }
 
-/// What Dawid and Skene's model found.
+/// Result of Dawid and Skene's model.
 #[derive(Debug, Clone)]
 pub struct DawidSkene {
-    /// Probability of each true class of each unit.
+    /// `posterior[i][c]`: probability that c is the true class of unit i.
     pub posterior: Vec<Vec<f64>>,
+    /// Probability of each class.
     pub prior: Vec<f64>,
-    /// `confusion[r][c][k]`: how probable it is that rater r says k where c is true.
+    /// `confusion[r][c][k]`: probability that rater r says k if c is true.
     pub confusion: Vec<Vec<Vec<f64>>>,
 }
 
-/// No probability is smaller: one vote must not make a class impossible.
+/// Smallest probability: a single vote must not make a class impossible.
 const FLOOR: f64 = 1e-10;
-/// Rounds of EM at most, and the change of a posterior below which it has converged.
+/// Largest number of EM rounds, and the change of the posterior below which EM has converged.
 const ROUNDS: usize = 5000;
 const STILL: f64 = 1e-10;
 
-/// Dawid and Skene's estimate by expectation-maximisation (Dawid and Skene 1979, "Maximum likelihood estimation of
-/// observer error-rates using the EM algorithm", equations 2.3 to 2.5), from the shares of votes as its first posterior.
+/// Computes Dawid and Skene's estimate by expectation-maximisation (Dawid and Skene 1979, "Maximum likelihood
+/// estimation of observer error-rates using the EM algorithm", equations 2.3 to 2.5), starting from the shares of votes
+/// as posterior.
 ///
 /// M: `p_c = mean_i T_ic`, `π^r_ck = Σ_i T_ic n^r_ik / Σ_k Σ_i T_ic n^r_ik`. E: `T_ic ∝ p_c Π_r Π_k (π^r_ck)^(n^r_ik)`.
-/// A unit without a rating has the prior.
+/// The posterior of a unit without ratings is the prior.
 pub fn dawid_skene(units: &[Unit], raters: usize, classes: usize) -> DawidSkene {
     let first = |unit: &Unit| {
         let mut shares = vec![if unit.is_empty() { 1.0 / classes as f64 } else { 0.0 }; classes];
@@ -176,8 +184,9 @@ fn maximise(units: &[Unit], posterior: &[Vec<f64>], raters: usize, classes: usiz
     (prior, counts)
 }
 
-/// The model where `a` and `b` are names only: which of two answers is called `a` says nothing of it, so every pair is
-/// learnt from both ways round, which makes priors and errors the same for both. Deviates from the paper in this alone.
+/// Computes Dawid and Skene's estimate with `a` and `b` interchangeable, as the names carry no information about an
+/// answer. Each unit is used twice, once with `a` and `b` exchanged, so that priors and error rates are equal for both.
+/// This is the only deviation from the paper.
 pub fn symmetric(units: &[Unit], raters: usize) -> DawidSkene {
     let turned = |unit: &Unit| unit.iter().map(|(r, c)| (*r, class(VERDICTS[*c].flipped()))).collect();
     let both: Vec<Unit> = units.iter().cloned().chain(units.iter().map(turned)).collect();

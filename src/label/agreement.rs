@@ -1,17 +1,17 @@
-//! Agreement between raters: Krippendorff's alpha, Fleiss' and Cohen's kappa, raw agreement.
+//! Measures agreement between raters: Krippendorff's alpha, Fleiss' and Cohen's kappa, raw agreement.
 //!
-//! Pure functions over a table of ratings; knows nothing of pairs, votes or files. A measure has no value, rather than
-//! a wrong one, where chance alone decides nothing: fewer than two ratings that can be paired, or one value everywhere.
+//! Pure functions over a table of ratings, independent of pairs, votes and files. Alpha and kappa are undefined
+//! (`None`) if no unit has two ratings or if all ratings are equal.
 
 use super::bootstrap::{Bootstrap, Estimate};
 use std::collections::BTreeMap;
 
-/// What the distance of two values is.
+/// How the distance between two values is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scale {
-    /// Equal or not.
+    /// 0 if equal, otherwise 1.
     Nominal,
-    /// As many ranks apart as ratings lie between.
+    /// The square of the number of ratings between the two values, half of those with the values themselves included.
     Ordinal,
     /// The square of the difference.
     Interval,
@@ -22,16 +22,16 @@ pub enum Scale {
 pub struct Table {
     /// Values that occur, ascending.
     values: Vec<f64>,
-    /// Of each unit with a rating: rater and place in `values`, a rater once.
+    /// For each unit with a rating: the index in `values` by rater.
     units: Vec<BTreeMap<usize, usize>>,
-    /// Units that count values alike, as one: how often each value comes.
+    /// Units with equal counts of values are of one kind. For each kind: how often each value occurs.
     kinds: Vec<Vec<f64>>,
     /// The kind of each unit.
     kind: Vec<usize>,
 }
 
 impl Table {
-    /// From (unit, rater, value); of two ratings of a unit by one rater the later counts.
+    /// Builds a table from (unit, rater, value). If a rater rated a unit twice, the later rating counts.
     pub fn new(ratings: impl IntoIterator<Item = (usize, usize, f64)>) -> Self {
         let mut units: BTreeMap<usize, BTreeMap<usize, f64>> = BTreeMap::new();
         for (unit, rater, value) in ratings {
@@ -60,12 +60,12 @@ impl Table {
         Self { values, units, kinds, kind }
     }
 
-    /// Units that two raters or more rated.
+    /// Returns the number of units with two or more raters.
     pub fn shared_units(&self) -> usize {
         self.units.iter().filter(|u| u.len() > 1).count()
     }
 
-    /// Krippendorff's alpha with an interval over units.
+    /// Computes Krippendorff's alpha; its interval resamples units.
     ///
     /// `alpha = 1 - D_o / D_e = 1 - (n - 1) Σ_ck o_ck δ²_ck / Σ_ck n_c n_k δ²_ck`, where `o_ck` counts the pairs of
     /// values (c, k) inside units, those of a unit of m ratings weighted by 1 / (m - 1); `n_c = Σ_k o_ck`; `n = Σ n_c`
@@ -102,7 +102,7 @@ impl Table {
         (expected > 0.0).then(|| 1.0 - (total - 1.0) * found / expected)
     }
 
-    /// The share of equal ones among all pairs of ratings of one unit, with an interval over units.
+    /// Computes the share of equal ratings among all pairs of ratings of the same unit; its interval resamples units.
     pub fn raw(&self, bootstrap: &Bootstrap) -> Option<Estimate> {
         let equal = |counts: &Vec<f64>| counts.iter().map(|n| n * (n - 1.0)).sum::<f64>();
         let all = |counts: &Vec<f64>| {
@@ -116,10 +116,10 @@ impl Table {
         })
     }
 
-    /// Fleiss' kappa (Fleiss 1971, equations 4 to 7), with the number of units and of ratings each that it is of.
+    /// Computes Fleiss' kappa (Fleiss 1971, equations 4 to 7). Returns (kappa, number of units, ratings per unit).
     ///
-    /// It is defined for units of equally many ratings: those of the most frequent number are taken, of two numbers
-    /// equally frequent the larger.
+    /// It is defined only for units with equally many ratings: the units with the most frequent number of ratings are
+    /// used; if two numbers are equally frequent, those with the larger one.
     pub fn fleiss(&self, bootstrap: &Bootstrap) -> Option<(Estimate, usize, usize)> {
         let mut sizes: BTreeMap<usize, usize> = BTreeMap::new();
         self.units.iter().filter(|u| u.len() > 1).for_each(|u| *sizes.entry(u.len()).or_default() += 1);
@@ -139,7 +139,8 @@ impl Table {
         Some((found, units, ratings))
     }
 
-    /// Cohen's kappa (Cohen 1960, equation 1) of two raters over the units that both rated, and how many those are.
+    /// Computes Cohen's kappa (Cohen 1960, equation 1) of two raters over the units that both rated. Returns (kappa,
+    /// number of these units).
     pub fn cohen(&self, a: usize, b: usize, bootstrap: &Bootstrap) -> Option<(Estimate, usize)> {
         let size = self.values.len();
         let both = |u: &BTreeMap<usize, usize>| Some(u.get(&a)? * size + u.get(&b)?);
@@ -157,7 +158,7 @@ impl Table {
     }
 }
 
-/// `o_ck` of one unit, row by row.
+/// Returns the coincidences `o_ck` of one unit, row by row.
 fn coincidences(counts: &[f64]) -> Vec<f64> {
     let m: f64 = counts.iter().sum();
     let cell = |c: usize, k: usize| match m > 1.0 {
@@ -167,7 +168,7 @@ fn coincidences(counts: &[f64]) -> Vec<f64> {
     (0..counts.len()).flat_map(|c| (0..counts.len()).map(move |k| (c, k))).map(|(c, k)| cell(c, k)).collect()
 }
 
-/// Agreement beyond chance; one value everywhere leaves nothing to agree on.
+/// Returns the agreement beyond chance; `None` if all ratings are equal, as kappa is undefined then.
 fn kappa(observed: f64, expected: f64) -> Option<f64> {
     (expected < 1.0 && observed.is_finite()).then(|| (observed - expected) / (1.0 - expected))
 }

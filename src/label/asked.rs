@@ -1,4 +1,4 @@
-//! What a prompt and its answers are to a model: conversations and token ids.
+//! Converts stored prompts and answers into conversations and token ids for a model.
 
 use super::record::{Candidate, Prompt};
 use crate::data::record::{self, Place};
@@ -9,12 +9,12 @@ use crate::error::{Error, Result};
 use serde_json::Map;
 use std::path::{Path, PathBuf};
 
-/// Columns of a prompt's row that its template reads.
+/// Columns of a prompt's row that the chat template reads, in addition to the messages.
 const BESIDE: [&str; 2] = ["tools", "chat_template_kwargs"];
 
-/// The turns up to the answer.
+/// Returns the turns up to the answer.
 ///
-/// Errors: a prompt that holds no messages.
+/// Errors: the prompt's messages cannot be read as a conversation.
 pub fn conversation(prompt: &Prompt) -> Result<Conversation> {
     let mut columns = Map::from_iter([("messages".to_string(), prompt.messages.clone())]);
     columns.extend(BESIDE.iter().filter_map(|k| Some((k.to_string(), prompt.columns.get(*k)?.clone()))));
@@ -25,7 +25,7 @@ pub fn conversation(prompt: &Prompt) -> Result<Conversation> {
     }
 }
 
-/// The prompt as errors name it.
+/// Returns the pseudo path under which error messages name the prompt.
 fn place(prompt: &Prompt) -> PathBuf {
     Path::new("prompt").join(&prompt.key)
 }
@@ -34,14 +34,14 @@ fn row(prompt: &Prompt, record: Record) -> Row {
     Row { line: prompt.id.max(0) as usize, record }
 }
 
-/// Token ids up to the answer.
+/// Returns the token ids of the prompt, up to where the answer begins.
 pub fn question(prompt: &Prompt, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
     let asked = Record::Prompt(Asked::Talk(conversation(prompt)?));
     let found = crate::data::Prompt::encode(&row(prompt, asked), &place(prompt), tokenizer, Supervise::default())?;
     found.examples.into_iter().next().map(|e| e.ids).ok_or_else(|| Error::bug("a prompt without tokens"))
 }
 
-/// Token ids of a prompt with an answer, as training sees them: what a reward model scores.
+/// Returns the token ids of a prompt with an answer, encoded as in training. A reward model scores them.
 pub fn answered(prompt: &Prompt, answer: &Candidate, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
     let verdict = Verdict {
         prompt: Asked::Talk(conversation(prompt)?),

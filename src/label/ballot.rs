@@ -1,15 +1,16 @@
-//! All records of a project at one moment, and its votes as the numbers count them.
+//! Reads all records of a project at one moment and resolves its votes for the statistics.
 //!
-//! A ballot is a vote resolved: by whom, on which pair, and what it says of that pair. Invariant: of each judge and pair
-//! one ballot counts, the last that was not taken back; a hidden repeat is a ballot on the pair that it repeats, marked,
-//! so that no measure counts a person twice without asking for it. Knows no SQL.
+//! A stored vote refers to its annotator and pair by id, may be undone, and may be on a hidden repeat. A [`Ballot`] is
+//! a vote with these references resolved. Invariant: for each annotator and pair there is one ballot, the last vote
+//! that was not undone. A vote on a hidden repeat becomes a ballot on the original pair with `repeat` set, so that a
+//! statistic counts a person twice only on purpose. Knows no SQL.
 
 use super::record::{Annotator, Candidate, Choice, Kind, Pair, Prompt, Settings, Vote};
 use super::store::Store;
 use crate::error::Result;
 use std::collections::{BTreeMap, HashMap};
 
-/// Everything in a project.
+/// All records of a project.
 #[derive(Debug, Clone, Default)]
 pub struct Project {
     pub settings: Settings,
@@ -17,20 +18,20 @@ pub struct Project {
     pub candidates: Vec<Candidate>,
     pub pairs: Vec<Pair>,
     pub annotators: Vec<Annotator>,
-    /// Undone ones may be among them; they never count.
+    /// May contain undone votes; they never count.
     pub votes: Vec<Vote>,
 }
 
-/// Whose votes count.
+/// Selects annotators whose votes count.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Judges {
-    /// Everybody's.
+    /// Every annotator.
     #[default]
     All,
     Kind(Kind),
-    /// Every kind but people.
+    /// Every annotator that is not a person.
     Machines,
-    /// These, by name.
+    /// The annotators with these names.
     Named(Vec<String>),
 }
 
@@ -45,23 +46,23 @@ impl Judges {
     }
 }
 
-/// A vote that counts.
+/// A vote that counts, with its annotator and pair.
 #[derive(Debug, Clone, Copy)]
 pub struct Ballot<'p> {
-    /// As it was given: its choice and sides are those of the pair that was shown.
+    /// The stored vote: its choice and sides refer to the pair that was shown, which may be a repeat.
     pub vote: &'p Vote,
     pub annotator: &'p Annotator,
-    /// The pair it is about; of a repeat, the one repeated.
+    /// The pair that was judged; for a hidden repeat, the original pair.
     pub pair: &'p Pair,
-    /// Of the answers of `pair`.
+    /// The choice in terms of `a` and `b` of `pair`.
     pub choice: Choice,
-    /// Given to a hidden repeat.
+    /// Whether the vote was on a hidden repeat.
     pub repeat: bool,
 }
 
 impl Ballot<'_> {
-    /// How far `a` is preferred: the strength of a choice of `a` (1 where none was said), the negative of one of `b`,
-    /// 0 of a tie and of two bad answers; `None` of a skip.
+    /// Returns by how much `a` is preferred: the strength if `a` was chosen (1 if none was given), the negative
+    /// strength if `b` was, 0 for a tie and for "both bad", `None` for a skip.
     pub fn preference(&self) -> Option<f64> {
         let strength = self.vote.strength.unwrap_or(1) as f64;
         match self.choice {
@@ -74,7 +75,7 @@ impl Ballot<'_> {
 }
 
 impl Project {
-    /// What the store holds now.
+    /// Reads all records from the store.
     pub fn read(store: &Store) -> Result<Self> {
         Ok(Self {
             settings: store.settings()?,
@@ -86,7 +87,7 @@ impl Project {
         })
     }
 
-    /// The ballots of some judges, by pair and judge; skips are among them.
+    /// Returns the ballots of the selected annotators, ordered by pair and annotator. Skips are included.
     pub fn ballots(&self, judges: &Judges) -> Vec<Ballot<'_>> {
         let pairs: HashMap<i64, &Pair> = self.pairs.iter().map(|p| (p.id, p)).collect();
         let annotators: HashMap<i64, &Annotator> =
@@ -107,12 +108,12 @@ impl Project {
         last.into_values().collect()
     }
 
-    /// An answer by its id.
+    /// Returns the candidates by their ids.
     pub fn candidates_by_id(&self) -> HashMap<i64, &Candidate> {
         self.candidates.iter().map(|c| (c.id, c)).collect()
     }
 
-    /// A prompt by its id.
+    /// Returns the prompts by their ids.
     pub fn prompts_by_id(&self) -> HashMap<i64, &Prompt> {
         self.prompts.iter().map(|p| (p.id, p)).collect()
     }
@@ -123,7 +124,8 @@ pub(super) mod tests {
     use super::*;
     use serde_json::json;
 
-    /// A project of `prompts` with two answers each, `a` of source x and 10 + i characters, `b` of source y and 20.
+    /// Creates a project of `prompts` with two answers each: `a` has source x and 10 + i characters, `b` source y and
+    /// 20.
     pub fn project(prompts: i64, judges: &[(&str, Kind)]) -> Project {
         let message = |i: i64| json!([{ "role": "user", "content": format!("question {i}") }]);
         let answer = |id, prompt, source: &str, length| Candidate {

@@ -1,6 +1,7 @@
-//! What judges follow beside quality: the side an answer stands on, its length, the order a machine is asked in.
+//! Measures biases of annotators: towards a side, towards longer answers, and of machines towards the first answer.
 //!
-//! Pure functions over ballots and verdicts. Lengths are characters: tokens of different models do not compare.
+//! Pure functions over ballots and verdicts. Lengths are in characters, as token counts of different models are not
+//! comparable.
 
 use super::aggregate::Verdict;
 use super::ballot::{Ballot, Project};
@@ -11,56 +12,56 @@ use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 
-/// One judge's habits.
+/// Counts and biases of one annotator.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Habits {
     pub name: String,
     pub kind: Kind,
-    /// Votes that count, hidden repeats and skips among them.
+    /// Votes that count, including hidden repeats and skips.
     pub votes: usize,
     pub skips: usize,
     pub ties: usize,
     pub both_bad: usize,
     pub flagged: usize,
-    /// Median seconds of a vote, where they were taken.
+    /// Median seconds per vote; `None` if no vote has a time.
     pub seconds: Option<f64>,
-    /// Of choices of one answer: how often the one on the left (shown first); 0.5 without bias.
+    /// Among choices of one answer: rate of the left one (shown first); 0.5 without bias.
     pub left: Option<Rate>,
-    /// Of choices between answers of unlike length: how often the longer one.
+    /// Among choices between answers of different length: rate of the longer one.
     pub longer: Option<Rate>,
-    /// Correlation of the choice (a: 1, b: -1, else 0) with the difference of lengths.
+    /// Correlation of the choice (a: 1, b: -1, otherwise 0) with the difference of the lengths (a minus b).
     pub length_correlation: Option<f64>,
-    /// Of hidden repeats: how often the judge said the same again.
+    /// Among hidden repeats: rate of equal judgements.
     pub consistent: Option<Rate>,
-    /// Of a machine that was asked in both orders.
+    /// Order bias, for a machine that was asked in both orders.
     pub order: Option<Order>,
 }
 
-/// What turning the order of two answers round changes.
+/// Dependence of a machine's verdicts on the order of the answers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Order {
-    /// How often the verdict changed with the order.
+    /// Rate of pairs whose verdict changed with the order.
     pub flipped: Rate,
-    /// Of choices of one answer in either order: how often the one that stood first.
+    /// Among choices of one answer, in both orders: rate of the answer that was shown first.
     pub first: Option<Rate>,
 }
 
-/// How far length alone decides: what a rule that sees nothing else gets right.
+/// Accuracy of two rules that see nothing but the lengths of the answers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LengthBaseline {
-    /// Pairs with a better answer.
+    /// Number of pairs whose verdict is `a` or `b`.
     pub pairs: usize,
     /// Accuracy of "the longer answer wins" and of "the shorter answer wins"; equal lengths are wrong for both.
     pub longer: Rate,
     pub shorter: Rate,
 }
 
-/// Characters of answers by their id.
+/// Returns the lengths of the answers in characters, by candidate id.
 pub fn lengths(project: &Project) -> HashMap<i64, f64> {
     project.candidates.iter().map(|c| (c.id, c.text.chars().count() as f64)).collect()
 }
 
-/// The habits of each judge with a vote, people first.
+/// Returns the habits of each annotator with a vote, people first.
 pub fn habits(project: &Project, ballots: &[Ballot]) -> Vec<Habits> {
     let lengths = lengths(project);
     let mut judges: BTreeMap<(Kind, &str), Vec<&Ballot>> = BTreeMap::new();
@@ -94,7 +95,8 @@ fn of_judge(name: &str, kind: Kind, ballots: &[&Ballot], lengths: &HashMap<i64, 
         both_bad: count(Choice::BothBad),
         flagged: ballots.iter().filter(|b| b.vote.flagged).count(),
         seconds: (!seconds.is_empty()).then(|| seconds[seconds.len() / 2]),
-        // A reward model scores each answer alone, and who is asked in both orders has no side either.
+        // A side bias is undefined for reward models, which score each answer alone, and for machines asked in both
+        // orders.
         left: if kind == Kind::Reward || order.is_some() { None } else { Rate::of(left, decided().count()) },
         longer: Rate::of(unlike.iter().filter(|l| **l).count(), unlike.len()),
         length_correlation: correlation(&choices, &differences),
@@ -103,7 +105,7 @@ fn of_judge(name: &str, kind: Kind, ballots: &[&Ballot], lengths: &HashMap<i64, 
     }
 }
 
-/// Of pairs judged twice by one judge: how often the same was said.
+/// Returns the rate of equal judgements among pairs that one annotator judged twice.
 fn consistent(ballots: &[&Ballot]) -> Option<Rate> {
     let said = |repeat: bool| -> HashMap<i64, Choice> {
         let kept = ballots.iter().filter(|b| b.repeat == repeat && b.choice != Choice::Skip);
@@ -114,7 +116,8 @@ fn consistent(ballots: &[&Ballot]) -> Option<Rate> {
     Rate::of(twice.iter().filter(|same| **same).count(), twice.len())
 }
 
-/// From the two orders that a machine's votes carry in their detail (`ab` and `ba`, both of the pair's own answers).
+/// Computes the order bias from the `detail` of a machine's votes: `ab` and `ba` hold its choice in either order, both
+/// in terms of the pair's own `a` and `b`.
 fn order(ballots: &[&Ballot]) -> Option<Order> {
     let read = |detail: &Value, key: &str| Choice::named(detail.get(key)?.get("choice")?.as_str()?);
     let both: Vec<(Choice, Choice)> =
@@ -125,7 +128,7 @@ fn order(ballots: &[&Ballot]) -> Option<Order> {
     Some(Order { flipped, first: Rate::of(first.iter().filter(|c| **c == Choice::A).count(), first.len()) })
 }
 
-/// What length alone gets right of the verdicts; `None` where no answer is the better one.
+/// Returns how well length alone predicts the verdicts; `None` if no verdict is `a` or `b`.
 pub fn length_baseline(project: &Project, verdicts: &BTreeMap<i64, Verdict>) -> Option<LengthBaseline> {
     let lengths = lengths(project);
     let by = |pair: &super::record::Pair| {
@@ -167,7 +170,7 @@ mod tests {
         vote(&mut p, 101, 0, Choice::A);
         let found = habits(&p, &p.ballots(&Judges::All)).remove(0);
         assert_eq!((found.votes, found.seconds, found.skips), (22, Some(10.0), 0));
-        // The repeats: b and a, not swapped: right and left.
+        // The votes on the repeats, not swapped: b (right) and a (left).
         assert_eq!(found.left.unwrap().share, 21.0 / 22.0);
         assert_eq!(found.longer.unwrap().share, 9.0 / 19.0);
         assert_eq!(found.consistent.map(|r| r.share), Some(0.5));

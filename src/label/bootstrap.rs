@@ -1,14 +1,15 @@
-//! Bootstrap intervals (Efron 1979) over groups that were drawn independently: pairs for agreement, prompts for rankings.
+//! Computes bootstrap intervals (Efron 1979) over independent groups: pairs for agreement, prompts for rankings.
 //!
-//! Invariant: replicates depend on the seed, the purpose and the number of groups alone. Many groups look alike to a
-//! statistic, so a replicate is how often each kind of group was drawn: a statistic costs its kinds, not its groups.
+//! Many groups are equal as far as a statistic is concerned; equal groups are of one kind. A replicate is therefore a
+//! count per kind: how often groups of this kind were sampled. The cost of a statistic grows with the number of kinds,
+//! not of groups. Invariant: replicates depend only on the seed, the purpose and the groups.
 
 use crate::rng;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-/// How often is drawn, and from which streams.
+/// Number of bootstrap replicates, and the random seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bootstrap {
     pub replicates: u64,
@@ -25,13 +26,14 @@ impl Default for Bootstrap {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     pub value: f64,
-    /// Percentiles 2.5 and 97.5 of the replicates; `None` where fewer than half of them have a value.
+    /// Percentiles 2.5 and 97.5 of the replicates; `None` if fewer than half of them have a value.
     pub interval: Option<[f64; 2]>,
 }
 
 impl Bootstrap {
-    /// What `statistic` says of each replicate, given how often it drew each kind and chance of its own; replicates of
-    /// which it says nothing are left out. `groups[i]` is the kind of group i, below `kinds`.
+    /// Computes `statistic` for each replicate; replicates for which it returns `None` are left out. `statistic` gets
+    /// how often each kind was sampled, and a random generator of its own. `groups[i]` is the kind of group i, below
+    /// `kinds`.
     pub fn replicates<T>(
         &self,
         purpose: &str,
@@ -51,7 +53,7 @@ impl Bootstrap {
         (0..self.replicates).filter_map(replicate).collect()
     }
 
-    /// A statistic of all groups, with its interval; `None` where it has no value.
+    /// Computes a statistic of all groups and its interval; `None` if the statistic has no value.
     pub fn estimate(
         &self,
         purpose: &str,
@@ -68,7 +70,7 @@ impl Bootstrap {
     }
 }
 
-/// Percentiles 2.5 and 97.5, between two values in proportion; `None` without a value.
+/// Returns the percentiles 2.5 and 97.5, linearly interpolated; `None` if there are no values.
 pub fn percentiles(mut values: Vec<f64>) -> Option<[f64; 2]> {
     values.sort_by(f64::total_cmp);
     let last = values.len().checked_sub(1)?;

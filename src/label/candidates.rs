@@ -1,8 +1,8 @@
-//! Answers to prompts by a model, for people to compare.
+//! Generates answers to the prompts of a project, for annotators to compare.
 //!
-//! Every prompt has a random stream of its own, by its key and the source, so that an answer depends neither on the
-//! prompts beside it nor on where an earlier run was broken off. Invariant: what is handed on is new to its prompt:
-//! no answer equals another, or is alike to one beyond a stated measure, whatever its source.
+//! Each prompt has its own random stream, seeded with its key and the source. An answer therefore depends neither on
+//! the other prompts nor on where an earlier run was interrupted. Invariant: an answer is kept only if its similarity
+//! to every other answer to the prompt, from any source, is below a given limit.
 
 use super::asked;
 use super::ballot::Project;
@@ -16,42 +16,43 @@ use crate::rng;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// What is wanted of a model.
+/// Options of the generation of candidates.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The source's name: model, adapter and temperature in words.
     pub source: String,
-    /// Answers to each prompt.
+    /// Number of answers to each prompt.
     pub answers: usize,
     pub settings: Settings,
     pub limits: Limits,
-    /// Answers more alike than this (Jaccard's index of runs of four characters) are one; 1: only those that differ in
-    /// nothing but case, spaces and punctuation.
+    /// Similarity (Jaccard index of four-character runs) from which on an answer counts as a duplicate. With 1, only
+    /// answers that differ in nothing but case, spaces and punctuation are duplicates.
     pub alike: f64,
 }
 
-/// What became of the answers.
+/// Counts of generated, kept and discarded answers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Made {
-    /// Prompts that were asked; the others had enough answers of the source.
+    /// Prompts for which answers were generated; the others already had enough answers of the source.
     pub prompts: usize,
     pub answers: usize,
     pub kept: usize,
-    /// Left out: nothing but space; equal or too alike to another answer.
+    /// Discarded: answers of white space only (`empty`), and answers equal or too similar to another one (`alike`).
     pub empty: usize,
     pub alike: usize,
 }
 
-/// The prompts that have fewer answers of this source than are wanted.
+/// Returns the prompts that have fewer answers of this source than `plan.answers`.
 pub fn open<'p>(project: &'p Project, plan: &Plan) -> Vec<&'p Prompt> {
     let mut have: BTreeMap<i64, usize> = BTreeMap::new();
     project.candidates.iter().filter(|c| c.source == plan.source).for_each(|c| *have.entry(c.prompt).or_default() += 1);
     project.prompts.iter().filter(|p| have.get(&p.id).copied().unwrap_or(0) < plan.answers).collect()
 }
 
-/// Answers the open prompts; `done` gets the answers that are kept of each as soon as its last one is whole.
+/// Generates answers to the prompts that [`open`] returns. `done` gets the kept answers of a prompt as soon as all its
+/// answers are complete.
 ///
-/// Errors: a prompt that the model cannot be asked (named by its key), whatever `done` says.
+/// Errors: a prompt that cannot be encoded or does not fit the model (named by its key); an error of `done`.
 pub fn generate(
     model: &Model,
     tokenizer: &ChatTokenizer,
@@ -87,7 +88,7 @@ pub fn generate(
                         Some(text) => text.clone(),
                         None => tokenizer.decode(answer.answer(), true)?,
                     };
-                    // No page shows it and no PostgreSQL text may hold it.
+                    // PostgreSQL text cannot contain U+0000, and no page shows it.
                     let text = text.replace('\0', "\u{FFFD}");
                     let shingles = Shingles::of(&text);
                     if text.trim().is_empty() {

@@ -1,9 +1,11 @@
-//! Hands out tasks and takes votes: one thread owns the session, and nothing is answered before it is on the disk.
+//! Hands out tasks and saves votes. One thread owns the session; a request is answered only after its changes are on
+//! disk.
 //!
-//! What arrives while a commit runs is kept with the next one, so that many people share the wait for the disk. When a
-//! commit fails, nothing of it is acknowledged, and the session is read anew from what the store holds.
+//! A commit waits for the disk, which would limit the number of votes per second. So all requests that arrive during a
+//! commit share the next one. If a commit fails, none of its requests is acknowledged, and the session is rebuilt from
+//! the store.
 //!
-//! The page and the terminal are faces of it; it knows neither HTTP nor keys.
+//! The web server and the terminal both use the desk; it knows neither HTTP nor keys.
 
 use super::record::{NewVote, Settings, Vote};
 use super::screen::{Ballot, Before, SideChoice, Task, renamed, sides};
@@ -14,40 +16,42 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Requests that one commit may hold.
+/// Largest number of requests in one commit.
 const BATCH: usize = 256;
-/// How often the store is asked whether somebody added pairs.
+/// How often the store is checked for pairs that another process added.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// What somebody asks of the desk; annotators by id.
+/// A request of an annotator to the desk.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Ask {
-    /// The task in hand, or another.
+    /// Returns the task that the annotator holds, or assigns one.
     Next,
+    /// Saves a vote and assigns the next task.
     Vote(Ballot),
-    /// Takes the last vote back.
+    /// Undoes the last vote.
     Undo,
-    /// Still at work.
+    /// Renews the lease: the annotator is still at work.
     Keep,
-    /// The page was closed.
+    /// Shortens the lease: the page was closed.
     Leave,
 }
 
-/// How things stand for one person after a request.
+/// Response to a request: the annotator's next task and the progress.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Turn {
-    /// None: nothing to do, now or at all.
+    /// `None` if there is nothing to do, now or at all.
     pub task: Option<Task>,
-    /// Without a task: other people hold what is left, and it may come back.
+    /// Without a task: true if other people hold the remaining tasks, which may become free again.
     pub wait: bool,
     pub progress: Progress,
 }
 
-/// Why a request is not done.
+/// Why a request failed.
 #[derive(Debug, Clone, PartialEq)]
 pub enum No {
-    /// The request makes no sense as it stands; what was expected.
+    /// The request is invalid; the text says what was expected.
     Wrong(String),
+    /// The session does not allow it.
     Refused(Refusal),
     /// Nothing was saved; the same request may be sent again.
     NotSaved(Error),
@@ -67,30 +71,32 @@ struct Job {
     reply: Reply,
 }
 
-/// The way to the thread that owns the session. It ends when the last handle is gone.
+/// Handle to the thread that owns the session. The thread ends when the last handle is dropped.
 #[derive(Clone)]
 pub struct Desk(Sender<Job>);
 
 impl Desk {
-    /// Takes the project and opens the desk.
+    /// Locks the project for serving and starts the thread.
     ///
-    /// Errors: another process serves the project; it is damaged.
+    /// Errors: another process serves the project; the project is damaged.
     pub fn open(store: Store) -> Result<(Self, JoinHandle<()>)> {
         store.own()?;
         let mut clerk = Clerk::new(store)?;
         let (send, receive) = channel();
         let thread = std::thread::Builder::new().name("label desk".into());
-        let thread = thread.spawn(move || clerk.work(&receive)).map_err(|e| Error::user(format!("a thread: {e}")))?;
+        let thread =
+            thread.spawn(move || clerk.work(&receive)).map_err(|e| Error::user(format!("starting a thread: {e}")))?;
         Ok((Self(send), thread))
     }
 
-    /// Asks; `reply` is called once, on the desk's thread, when the answer is on the disk.
+    /// Queues a request. `reply` is called once, on the desk's thread, after the changes are on disk.
     pub fn ask(&self, annotator: i64, ask: Ask, reply: impl FnOnce(Result<Turn, No>) + Send + 'static) {
-        // With the desk's thread gone the job is dropped and with it the reply: who waits for it sees that.
+        // If the desk's thread has ended, the job and its reply are dropped; a waiting receiver notices the closed
+        // channel.
         let _ = self.0.send(Job { annotator, ask, reply: Box::new(reply) });
     }
 
-    /// Asks and waits.
+    /// Sends a request and waits for its response.
     pub fn wait(&self, annotator: i64, ask: Ask) -> Result<Turn, No> {
         let (send, receive) = channel();
         self.ask(annotator, ask, move |turn| drop(send.send(turn)));
@@ -98,22 +104,24 @@ impl Desk {
     }
 }
 
-/// The answer of a desk whose thread has ended.
+/// Returns the error for requests to a desk whose thread has ended.
 pub fn closed() -> No {
     No::NotSaved(Error::bug("the desk is closed"))
 }
 
-/// Milliseconds since 1970.
+/// Returns the milliseconds since 1970.
 fn now() -> i64 {
     jiff::Timestamp::now().as_millisecond()
 }
 
-/// The thread's state.
+/// State of the desk's thread.
 struct Clerk {
     store: Store,
     settings: Settings,
     session: Session,
+    /// Number of pairs that the session knows.
     pairs: i64,
+    /// Time of the last check for new pairs.
     looked: Instant,
 }
 
@@ -135,7 +143,7 @@ impl Clerk {
         }
     }
 
-    /// Takes up pairs that were added meanwhile.
+    /// Loads pairs that another process added since the last check.
     fn look(&mut self) -> Result<()> {
         if self.looked.elapsed() < LOOK {
             return Ok(());
@@ -149,7 +157,8 @@ impl Clerk {
         Ok(())
     }
 
-    /// Does all of a batch in one commit; where that fails, one by one, so that each learns its own fate.
+    /// Processes a batch in one commit. If that fails, processes its requests one by one, so that each gets its own
+    /// result.
     fn serve(&mut self, batch: Vec<Job>) {
         match self.commit(&batch) {
             Ok(answers) => batch.into_iter().zip(answers).for_each(|(job, answer)| (job.reply)(answer)),
@@ -161,7 +170,7 @@ impl Clerk {
         }
     }
 
-    /// The answers to a batch, once they are on the disk.
+    /// Processes a batch and returns the responses after the commit.
     fn commit(&mut self, batch: &[Job]) -> Result<Vec<Result<Turn, No>>> {
         let (session, settings, store) = (&mut self.session, &self.settings, &self.store);
         let at = now();
@@ -170,7 +179,7 @@ impl Clerk {
             batch.iter().map(|job| counter.handle(job.annotator, &job.ask)).collect()
         });
         if done.is_err() {
-            // The session has seen events that the store has not.
+            // The session already contains changes that the store does not have.
             self.store.recover()?;
             (self.session, self.pairs) = read(&self.store, &self.settings)?;
         }
@@ -178,7 +187,7 @@ impl Clerk {
     }
 }
 
-/// The session as the store has it, and how many pairs there are.
+/// Builds the session from the store; returns it with the number of pairs.
 fn read(store: &Store, settings: &Settings) -> Result<(Session, i64)> {
     let annotators = store.annotators()?;
     let mut votes = store.votes()?;
@@ -188,7 +197,7 @@ fn read(store: &Store, settings: &Settings) -> Result<(Session, i64)> {
     Ok((Session::new(settings.seed, settings.lease * 1000, pairs, &votes, &leases, now()), count))
 }
 
-/// One batch in the middle of its transaction.
+/// Handles the requests of one batch inside its transaction.
 struct Counter<'a, 'b> {
     session: &'a mut Session,
     settings: &'a Settings,
@@ -197,7 +206,8 @@ struct Counter<'a, 'b> {
 }
 
 impl Counter<'_, '_> {
-    /// The outer error is the store's and ends the transaction; the inner one is for the person alone.
+    /// Handles one request. The outer error comes from the store and ends the transaction; the inner one concerns this
+    /// annotator only.
     fn handle(&mut self, annotator: i64, ask: &Ask) -> Result<Result<Turn, No>> {
         match ask {
             Ask::Next => self.turn(annotator, None),
@@ -253,7 +263,7 @@ impl Counter<'_, '_> {
         }
         let lease = match self.session.may_vote(annotator, ballot.task, self.now) {
             Ok(lease) => lease,
-            // Perhaps the answer to this very vote got lost on its way.
+            // The response to this very vote may have been lost: the vote is saved, and the page sends it again.
             Err(refusal) => {
                 let known = self.writer.vote_of(annotator, &ballot.request)?;
                 return Ok(if known.is_some_and(|v| v.pair == ballot.task) { Ok(()) } else { Err(refusal.into()) });
@@ -264,7 +274,7 @@ impl Counter<'_, '_> {
             choice: ballot.choice.choice(lease.swapped),
             strength: ballot.strength,
             swapped: lease.swapped,
-            // A page cannot have worked longer than it had the task.
+            // The time on a task cannot exceed the time since it was assigned.
             seconds: Some(ballot.seconds.filter(|s| s.is_finite() && *s >= 0.0).unwrap_or(waited).min(waited.max(0.0))),
             note: ballot.note.clone().filter(|n| !n.trim().is_empty()),
             flagged: ballot.flagged,
@@ -275,15 +285,17 @@ impl Counter<'_, '_> {
         };
         match self.writer.vote(&new)? {
             Given::New(vote) => self.session.voted(&vote),
-            // An old request that arrives once more, of a vote that was taken back since.
+            // A request that arrives again after its vote was undone.
             Given::Known(vote) if vote.pair == ballot.task => {}
-            Given::Known(_) => return Ok(Err(No::Wrong("`request` names another vote already".into()))),
+            Given::Known(_) => {
+                return Ok(Err(No::Wrong("`request`: this id was already used for another vote".into())));
+            }
             Given::Judged => return Ok(Err(Refusal::NotYours.into())),
         }
         Ok(Ok(()))
     }
 
-    /// What is wrong with a ballot.
+    /// Checks a ballot; the error says what is wrong.
     fn check(&self, ballot: &Ballot) -> Result<(), String> {
         if ballot.request.is_empty() || ballot.request.len() > 64 {
             return Err("`request`: expected 1 to 64 characters, new for each vote".into());
@@ -291,7 +303,7 @@ impl Counter<'_, '_> {
         let one = matches!(ballot.choice, SideChoice::Left | SideChoice::Right);
         match ballot.strength {
             Some(_) if !self.settings.strength => return Err("`strength`: this project does not ask for it".into()),
-            Some(_) if !one => return Err("`strength` belongs to the choice of one answer".into()),
+            Some(_) if !one => return Err("`strength` is allowed only with the choice of one answer".into()),
             Some(n) if !(1..=3).contains(&n) => return Err(format!("`strength` {n}: expected 1, 2 or 3")),
             _ => {}
         }
@@ -301,7 +313,9 @@ impl Counter<'_, '_> {
         for (name, sides) in &ballot.ratings {
             let best = self.settings.criteria.iter().find(|c| c.name == *name).map(|c| c.best);
             let best = best.ok_or_else(|| format!("`ratings`: no criterion {name:?}"))?;
-            let rated = sides.as_object().ok_or_else(|| format!("`ratings`: {name:?} holds no sides"))?;
+            let rated = sides
+                .as_object()
+                .ok_or_else(|| format!("`ratings`: {name:?}: expected an object with left and right"))?;
             for (side, value) in rated {
                 let good = value.as_i64().is_some_and(|n| (1..=best).contains(&n));
                 if !good || !matches!(side.as_str(), "left" | "right") {
@@ -323,7 +337,7 @@ impl Counter<'_, '_> {
         };
         match self.writer.undo(annotator, vote)? {
             Some(vote) => self.turn(annotator, Some(vote)),
-            None => Err(Error::bug(format!("vote {vote} of annotator {annotator} cannot be taken back"))),
+            None => Err(Error::bug(format!("vote {vote} of annotator {annotator} cannot be undone"))),
         }
     }
 }

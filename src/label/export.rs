@@ -1,8 +1,8 @@
-//! Verdicts as rows to train on: pairs, ranked answers, judged answers, or the records of another labelling tool.
+//! Exports verdicts as training rows: pairs, ranked answers, single judged answers, or records for Argilla.
 //!
-//! Names are those of TRL; columns beside them say where a row comes from, under the names that other tools give them.
-//! Pure: a project and its verdicts in, rows out. Invariant: no prompt is on both sides of a split, also not under
-//! another id, and not in another export with the same seed.
+//! Column names are those of TRL; additional columns record where a row comes from, under the names that other tools
+//! use. Pure: takes a project and its verdicts, returns rows. Invariant: no prompt is in both the training and the
+//! validation split, not even under another id or in another export with the same seed.
 
 use super::aggregate::{VERDICTS, Verdict};
 use super::ballot::{Ballot, Project};
@@ -13,16 +13,16 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// What rows are.
+/// The layout of exported rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// `prompt`, `chosen`, `rejected`, `margin`: a row a pair.
+    /// `prompt`, `chosen`, `rejected`, `margin`: one row per pair.
     Preference,
-    /// `prompt`, `completions` from best to worst, their `scores` and `models`: a row a prompt.
+    /// `prompt`, `completions` from best to worst, their `scores` and `models`: one row per prompt.
     Ranked,
-    /// `prompt`, `completion`, `label`: a row an answer.
+    /// `prompt`, `completion`, `label`: one row per answer.
     Unpaired,
-    /// Records as Argilla writes them: a row a pair, every vote kept, the verdict as a suggestion.
+    /// Records as Argilla writes them: one row per pair with all votes, and the verdict as a suggestion.
     Argilla,
 }
 
@@ -31,31 +31,34 @@ pub enum Format {
 pub enum Margin {
     /// No column `margin`.
     None,
-    /// The mean strength of the votes, those for the other answer against it; rows without a strength have none.
+    /// The mean strength of the votes, where votes for the other answer are negative; rows without strengths have no
+    /// margin.
     Strength,
-    /// How much more probable the chosen answer is than the rejected one: shares of votes, or the posterior.
+    /// The difference between the probabilities of the chosen and the rejected answer (shares of votes, or the
+    /// posterior).
     Agreement,
 }
 
-/// What is wanted.
+/// Options of the export.
 #[derive(Debug, Clone)]
 pub struct Wanted {
     pub format: Format,
     pub margin: Margin,
-    /// Verdicts less probable than this are left out.
+    /// Verdicts with a lower probability than this are left out.
     pub confidence: f64,
-    /// Keep ties: a pair as two rows, each answer chosen once, with margin 0; as judged answers both good.
+    /// Keep ties. In the preference format a tie becomes two rows, each answer chosen once, with margin 0; in the
+    /// unpaired format both answers are good.
     pub ties: bool,
-    /// Keep "both bad": as judged answers both bad. In pairs they have no place.
+    /// Keep "both bad". In the unpaired format both answers are bad; the preference format cannot express it.
     pub both_bad: bool,
-    /// Add what people wrote as a better answer: chosen before the answer that won, or before both.
+    /// Add the answers that annotators wrote as better ones: chosen over the winner, or over both answers.
     pub edits: bool,
-    /// The share of prompts on the side of validation.
+    /// Share of prompts in the validation split.
     pub valid: f64,
     pub seed: u64,
 }
 
-/// Rows, and what is not among them.
+/// Exported rows, and counts of what was left out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Exported {
     #[serde(skip)]
@@ -64,17 +67,17 @@ pub struct Exported {
     pub valid: Vec<Value>,
     /// Pairs with a verdict.
     pub pairs: usize,
-    /// Left out: ties, both bad, less probable than asked for.
+    /// Pairs left out: ties, "both bad", and verdicts below the required probability.
     pub ties: usize,
     pub both_bad: usize,
     pub unsure: usize,
-    /// Answers left out of judged answers, because verdicts on them contradict each other.
+    /// Answers left out of the unpaired format because as many verdicts call them good as bad.
     pub contradicted: usize,
-    /// Edits of people among the rows.
+    /// Rows from answers that annotators wrote.
     pub edits: usize,
 }
 
-/// A pair with everything known of it.
+/// A pair with its prompt, answers, verdict and ballots.
 struct Judged<'p> {
     prompt: &'p Prompt,
     pair: &'p Pair,
@@ -85,7 +88,7 @@ struct Judged<'p> {
 }
 
 impl<'p> Judged<'p> {
-    /// The better and the worse answer.
+    /// Returns the better and the worse answer; `None` if neither won.
     fn sides(&self) -> Option<(&'p Candidate, &'p Candidate)> {
         match self.verdict.choice {
             Choice::A => Some((self.a, self.b)),
@@ -94,7 +97,7 @@ impl<'p> Judged<'p> {
         }
     }
 
-    /// By whom and how surely it was judged.
+    /// Returns the columns that say who judged the pair and with which confidence.
     fn provenance(&self) -> Map<String, Value> {
         let kinds: BTreeSet<Kind> = self.ballots.iter().map(|b| b.annotator.kind).collect();
         let kinds: Vec<&str> = kinds.iter().map(|k| k.name()).collect();
@@ -113,11 +116,12 @@ impl<'p> Judged<'p> {
     }
 }
 
+/// Returns an answer as a list of one assistant message.
 fn says(text: &str) -> Value {
     json!([{ "role": "assistant", "content": text }])
 }
 
-/// A row's first columns: the prompt, with what its template reads.
+/// Returns a row's first columns: the prompt, and the columns that the chat template reads.
 fn asked(prompt: &Prompt) -> Map<String, Value> {
     let mut row = Map::from_iter([("prompt".to_string(), prompt.messages.clone())]);
     let beside = ["tools", "chat_template_kwargs"].iter();
@@ -125,7 +129,7 @@ fn asked(prompt: &Prompt) -> Map<String, Value> {
     row
 }
 
-/// The rows.
+/// Exports the verdicts as rows.
 pub fn export(project: &Project, ballots: &[Ballot], verdicts: &BTreeMap<i64, Verdict>, wanted: &Wanted) -> Exported {
     let (prompts, candidates) = (project.prompts_by_id(), project.candidates_by_id());
     let mut by_pair: HashMap<i64, Vec<&Ballot>> = HashMap::new();
@@ -165,7 +169,8 @@ fn judged<'p>(
 }
 
 impl Exported {
-    /// Whether a pair is among the rows; counts it where it is not. Argilla's records keep every verdict.
+    /// Returns true if a pair is exported; otherwise counts it as left out. Argilla's records contain every verdict. A
+    /// pair without a usable verdict stays if an annotator wrote a better answer.
     fn keeps(&mut self, judged: &Judged, wanted: &Wanted) -> bool {
         let edited = wanted.edits && judged.ballots.iter().any(|b| b.vote.edited.is_some());
         let left_out = match judged.verdict.choice {
@@ -180,6 +185,7 @@ impl Exported {
     }
 }
 
+/// Returns the preference rows of a pair; counts rows from annotators' own answers in `edits`.
 fn preference<'p>(j: &Judged<'p>, wanted: &Wanted, edits: &mut usize) -> Vec<(&'p Prompt, Value)> {
     let row = |chosen: &str, rejected: &str, models: [&str; 2], margin: Option<f64>| {
         let mut row = asked(j.prompt);
@@ -223,7 +229,7 @@ fn preference<'p>(j: &Judged<'p>, wanted: &Wanted, edits: &mut usize) -> Vec<(&'
     rows
 }
 
-/// Points of answers from their pairs: 1 for a win, half for a tie, over comparisons.
+/// Returns for each candidate its points (1 for a win, 0.5 for a tie) and the number of its comparisons.
 fn points<'p>(judged: &[&Judged<'p>]) -> BTreeMap<i64, (&'p Candidate, f64, usize)> {
     let mut points: BTreeMap<i64, (&Candidate, f64, usize)> = BTreeMap::new();
     for j in judged {
@@ -240,6 +246,7 @@ fn points<'p>(judged: &[&Judged<'p>]) -> BTreeMap<i64, (&'p Candidate, f64, usiz
     points
 }
 
+/// Returns one row per prompt, with its answers from best to worst.
 fn ranked<'p>(kept: &[&Judged<'p>]) -> Vec<(&'p Prompt, Value)> {
     let mut prompts: BTreeMap<i64, Vec<&Judged<'p>>> = BTreeMap::new();
     kept.iter().for_each(|j| prompts.entry(j.prompt.id).or_default().push(j));
@@ -259,6 +266,7 @@ fn ranked<'p>(kept: &[&Judged<'p>]) -> Vec<(&'p Prompt, Value)> {
     prompts.into_values().map(row).collect()
 }
 
+/// Returns one row per answer, good or bad by the majority of its verdicts; counts undecided answers in `contradicted`.
 fn unpaired<'p>(kept: &[&Judged<'p>], contradicted: &mut usize) -> Vec<(&'p Prompt, Value)> {
     let mut said: BTreeMap<i64, (&Candidate, &Judged<'p>, [usize; 2])> = BTreeMap::new();
     for j in kept {
@@ -291,7 +299,7 @@ fn unpaired<'p>(kept: &[&Judged<'p>], contradicted: &mut usize) -> Vec<(&'p Prom
     rows
 }
 
-/// A record of Argilla's export: fields, the question's responses, a suggestion with its score.
+/// Returns a record as in Argilla's export: fields, the responses to the question, and a suggestion with its score.
 fn argilla(j: &Judged) -> Value {
     let question = |m: &Value| m.get("content").and_then(Value::as_str).map(String::from);
     let turns = j.prompt.messages.as_array().map_or(&[][..], Vec::as_slice);

@@ -1,8 +1,9 @@
-//! Machines that compare answers: a reward model, a language model with a rubric, a command.
+//! Lets machines compare answers: a reward model, a language model with a rubric, or a command.
 //!
-//! A machine sees two answers in an order and says which is better. One whose word may depend on the order is asked in
-//! both, and what does not hold in both is a tie. Votes carry what was said in either order, so that flips can be counted
-//! later. Invariant: a machine never sees what anybody else said, nor where an answer comes from.
+//! A machine sees two answers in some order and says which is better. Its choice may depend on the order, so such a
+//! machine is asked in both orders, and a choice that differs between them becomes a tie. Votes store the choices in
+//! both orders, so that the flips can be counted later. Invariant: a machine never sees other votes or the source of an
+//! answer.
 
 use super::asked;
 use super::ballot::Project;
@@ -21,7 +22,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use tch::Kind as Dtype;
 
-/// A pair to judge, its answers in the order in which they are shown.
+/// A pair to judge, with its answers in the order in which they are shown.
 #[derive(Debug, Clone, Copy)]
 pub struct Task<'p> {
     pub pair: &'p Pair,
@@ -36,37 +37,38 @@ impl Task<'_> {
     }
 }
 
-/// What a machine said of a task: `Choice::A` is the first answer.
+/// A machine's opinion on a task. `Choice::A` means the answer that was shown first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Opinion {
     pub choice: Choice,
     pub strength: Option<i64>,
     pub note: Option<String>,
-    /// Scores or probabilities, for the record.
+    /// Scores or probabilities, stored with the vote.
     pub detail: Value,
 }
 
-/// A machine that compares.
+/// A machine that compares two answers.
 pub trait Judge {
     fn kind(&self) -> Kind;
-    /// What it is, for its annotator's record.
+    /// Returns its description (model, rubric, …), which is stored with its annotator.
     fn detail(&self) -> Value;
-    /// An opinion on each task, in their order.
+    /// Returns an opinion on each task, in their order.
     fn opinions(&mut self, tasks: &[Task]) -> Result<Vec<Opinion>>;
 }
 
-/// In which order answers are shown to a machine.
+/// In which order the answers are shown to a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Orders {
-    /// As the pair has them: for a machine that looks at each answer alone.
+    /// `a` first: for a machine that scores each answer alone.
     One,
-    /// Once, drawn from this seed.
+    /// One random order, with this seed.
     Drawn(u64),
-    /// Both; opinions that differ are a tie.
+    /// Both orders; opinions that differ become a tie.
     Both,
 }
 
-/// The pairs that this annotator has not judged, hidden repeats apart: a machine has no memory to test.
+/// Returns the pairs that this annotator has not judged. Hidden repeats are left out: they test the consistency of
+/// people.
 pub fn open(project: &Project, annotator: i64) -> Vec<Task<'_>> {
     let judged: HashSet<i64> =
         project.votes.iter().filter(|v| !v.undone && v.annotator == annotator).map(|v| v.pair).collect();
@@ -82,7 +84,7 @@ pub fn open(project: &Project, annotator: i64) -> Vec<Task<'_>> {
         .collect()
 }
 
-/// The votes of a machine on some tasks.
+/// Asks a machine for its opinions on some tasks and returns them as votes.
 pub fn votes(judge: &mut dyn Judge, tasks: &[Task], orders: Orders, annotator: i64) -> Result<Vec<NewVote>> {
     let vote = |task: &Task, choice, swapped, opinion: Opinion, detail| NewVote {
         strength: opinion.strength.filter(|_| matches!(choice, Choice::A | Choice::B)),
@@ -120,7 +122,7 @@ pub fn votes(judge: &mut dyn Judge, tasks: &[Task], orders: Orders, annotator: i
         let turned = ba.choice.flipped();
         let detail = json!({ "ab": said(ab.choice, &ab), "ba": said(turned, &ba) });
         let agreed = ab.choice == turned;
-        // A skip in one order leaves no comparison.
+        // A skip in one order leaves nothing to compare.
         let choice = match (ab.choice, turned) {
             (Choice::Skip, _) | (_, Choice::Skip) => Choice::Skip,
             (a, b) if a == b => a,
@@ -132,20 +134,20 @@ pub fn votes(judge: &mut dyn Judge, tasks: &[Task], orders: Orders, annotator: i
     Ok(each.collect())
 }
 
-/// A reward model: the answer that scores higher is the better one.
+/// A reward model as a judge: it prefers the answer with the higher score.
 pub struct RewardJudge<'m> {
     pub model: &'m Model,
     pub scoring: &'m Scoring,
     pub tokenizer: &'m ChatTokenizer,
-    /// Scores closer than this are a tie.
+    /// A difference of scores up to this is a tie.
     pub margin: f64,
-    /// As the annotator's record names it.
+    /// Name of the model in the annotator's record.
     pub name: Value,
 }
 
-/// The scores of answers by a reward model, by candidate.
+/// Computes the scores of answers with a reward model; returns them by candidate id.
 ///
-/// Errors: an answer that the model's context does not hold, a score that is no number.
+/// Errors: an answer is too long for the model's context; a score is not finite.
 pub fn scores<'c>(
     model: &Model,
     scoring: &Scoring,
@@ -157,23 +159,23 @@ pub fn scores<'c>(
         let ids = asked::answered(prompt, answer, tokenizer)?;
         if ids.len() > room(model) {
             return Err(Error::user(format!(
-                "prompt {}: an answer of {} has {} tokens with its prompt, the reward model's context {}",
+                "prompt {}: an answer of {} has {} tokens with its prompt, the reward model's context has {}",
                 prompt.key,
                 answer.source,
                 ids.len(),
                 room(model)
             ))
-            .hint("a cut answer has another score: leave such answers out of the project"));
+            .hint("a truncated answer would get a different score: leave such answers out of the project"));
         }
         rows.push((answer.id, ids));
     }
-    // Like lengths together: attention pads within a packed row.
+    // Sorted by length, as attention pads the segments of a packed row to a common length.
     rows.sort_by_key(|(_, ids)| std::cmp::Reverse(ids.len()));
     let found = scoring.scores(model, &rows.iter().map(|(_, ids)| ids).collect::<Vec<_>>())?;
     match found.iter().all(|s| s.is_finite()) {
         true => Ok(rows.into_iter().map(|(id, _)| id).zip(found).collect()),
-        false => Err(Error::user("the reward model gives scores that are no finite numbers")
-            .hint("its weights or its adapter hold NaN or infinite values; was the training run stable?")),
+        false => Err(Error::user("the reward model gives scores that are not finite")
+            .hint("its weights or its adapter contain NaN or infinite values; was the training run stable?")),
     }
 }
 
@@ -203,36 +205,40 @@ impl Judge for RewardJudge<'_> {
     }
 }
 
-/// What a language model is told where the user has no rubric of their own.
+/// Default rubric for language models.
 pub const RUBRIC: &str = "You compare two answers to the same question. Judge whether each is correct, whether it does \
 what was asked, and whether it is clear. Do not prefer an answer because it is longer, because it comes first, or because \
 of its tone.";
 
-/// What it may say; the place of each is that in `SAID`. Letters, because many tokenizers split every digit from the space
-/// before it, so that `1` and `tie` would begin alike.
+/// The verdict words of a language model, in the order of [`SAID`]. They are letters and not digits because many
+/// tokenizers split a digit from the space before it: ` 1` and ` tie` would then begin with the same token.
 const WORDS: [&str; 4] = ["A", "B", "tie", "bad"];
+/// The choice that each of [`WORDS`] stands for.
 const SAID: [Choice; 4] = [Choice::A, Choice::B, Choice::Tie, Choice::BothBad];
+/// Text before the verdict word.
 const VERDICT: &str = "Verdict:";
 
-/// A language model with a rubric.
+/// A language model with a rubric as a judge.
 ///
-/// It is not asked to write and then read with luck: its answer is begun with `Verdict:`, and what counts is which of the
-/// words `A`, `B`, `tie` and `bad` it holds most probable next, so that every model gives a verdict and the same one
-/// every time. With `reasoning` it first writes so many tokens, greedily, which stand before the verdict (pairwise
-/// comparison with reasons, Zheng et al. 2023, arXiv 2306.05685, section 3.1).
+/// Free text from a model cannot be parsed reliably. Instead, the model's answer is started with `Verdict:`, and the
+/// most probable of the words `A`, `B`, `tie` and `bad` as the next one is the verdict. So every model gives a verdict,
+/// and the same one every time. With `reasoning` > 0 it first writes up to this many tokens greedily, which are placed
+/// before the verdict (pairwise comparison with reasons, Zheng et al. 2023, arXiv 2306.05685, section 3.1).
 pub struct LanguageJudge<'m> {
     model: &'m Model,
     tokenizer: &'m ChatTokenizer,
     rubric: String,
     reasoning: usize,
     name: Value,
-    /// Tokens of `Verdict:` up to where the words part, and the first token of each word after them.
+    /// The tokens that `Verdict: WORD` begins with for all words, and the first token of each word after them.
     opening: Vec<u32>,
     words: [u32; 4],
 }
 
 impl<'m> LanguageJudge<'m> {
-    /// Errors: a model without a chat template; a tokenizer under which two of the words begin alike.
+    /// Creates the judge.
+    ///
+    /// Errors: the model has no chat template; two of the words begin with the same token in this tokenizer.
     pub fn new(
         model: &'m Model,
         tokenizer: &'m ChatTokenizer,
@@ -241,8 +247,9 @@ impl<'m> LanguageJudge<'m> {
         name: Value,
     ) -> Result<Self> {
         if !tokenizer.has_template() {
-            return Err(Error::user("a judge is asked in turns, and the model has no chat template")
-                .hint("use an instruct model"));
+            return Err(
+                Error::user("the model has no chat template, which a judge needs").hint("use an instruct model")
+            );
         }
         let whole: Vec<Vec<u32>> =
             WORDS.iter().map(|w| tokenizer.encode(&format!("{VERDICT} {w}"))).collect::<Result<_>>()?;
@@ -259,6 +266,7 @@ impl<'m> LanguageJudge<'m> {
         Ok(Self { model, tokenizer, rubric, reasoning, name, opening: whole[0][..shared].to_vec(), words })
     }
 
+    /// Returns the token ids of the question to the judge, up to where its answer begins.
     fn ids(&self, task: &Task) -> Result<Vec<u32>> {
         let talk = asked::conversation(task.prompt)?;
         let turns: Vec<String> = talk.messages.iter().map(|m| format!("{}: {}", m.role, m.content)).collect();
@@ -276,7 +284,7 @@ impl<'m> LanguageJudge<'m> {
         self.tokenizer.encode_prompt(&self.tokenizer.render(&[Message::new("user", text)], true)?)
     }
 
-    /// Adds what the model writes before its verdict; the texts.
+    /// Lets the model write its reasons and appends them to the prompts. Returns the reasons as text.
     fn reason(&self, prompts: &mut [Vec<u32>]) -> Result<Vec<Option<String>>> {
         if self.reasoning == 0 {
             return Ok(vec![None; prompts.len()]);
@@ -286,7 +294,7 @@ impl<'m> LanguageJudge<'m> {
         let written = complete(self.model, prompts, &settings, &mut |_, _| {})?;
         let mut texts = Vec::new();
         for (prompt, completion) in prompts.iter_mut().zip(written) {
-            // A verdict that it wrote itself is read anew, in the same words for all.
+            // The model may have written a verdict itself. It is cut off: all verdicts are read in the same way.
             let text = self.tokenizer.decode(completion.answer(), true)?;
             let reasons = text.split(VERDICT).next().unwrap_or_default().trim_end().to_string();
             prompt.extend(self.tokenizer.encode(&format!("{reasons}\n"))?);
@@ -331,10 +339,10 @@ impl Judge for LanguageJudge<'_> {
             let best = (0..p.len()).max_by(|i, j| p[*i].total_cmp(&p[*j])).unwrap_or(0);
             if !total.is_finite() || total <= 0.0 {
                 return Err(Error::user(format!(
-                    "prompt {}: the judge gives no probabilities",
+                    "prompt {}: the judge gives no usable probabilities",
                     tasks[place].prompt.key
                 ))
-                .hint("its weights or its adapter hold NaN or infinite values"));
+                .hint("its weights or its adapter contain NaN or infinite values"));
             }
             let shares: serde_json::Map<String, Value> =
                 SAID.iter().zip(&p).map(|(c, p)| (c.name().to_string(), json!(p / total))).collect();
@@ -345,11 +353,11 @@ impl Judge for LanguageJudge<'_> {
     }
 }
 
-/// Bytes an opinion of a command may have on average.
+/// Bytes that an opinion of a command may have on average.
 const LINE: usize = 4096;
 
-/// A program: it is given `{"prompt", "a", "b"}` a line, and prints a choice a line, bare or as
-/// `{"choice", "strength", "note"}`.
+/// A program as a judge. It reads a line `{"prompt", "a", "b"}` per task and prints a line per choice: the bare choice,
+/// or `{"choice", "strength", "note"}`.
 pub struct CommandJudge(Program, Vec<String>);
 
 impl CommandJudge {

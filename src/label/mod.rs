@@ -1,10 +1,13 @@
-//! From prompts to preference data: people and machines judge pairs of answers.
+//! Labels preference data: people and machines compare pairs of answers to a prompt.
 //!
-//! `record` is the plain data all others speak of; `store` is the one place that knows SQL; `session` says who is shown
-//! what next, and `desk` keeps what people say about it (`screen`) before it is acknowledged. `server` is its face for
-//! browsers, `terminal` the one for terminals. `import` brings what exists.
-//! `candidates` makes answers, `select` chooses which are compared, `judge` lets machines compare. `ballot` resolves votes;
-//! `aggregate`, `agreement`, `ranking` and `bias` make numbers of them; `report` shows these, `export` makes training rows.
+//! - Data: `record` defines the stored records, `store` reads and writes them (the only place that knows SQL), `import`
+//!   loads existing files, `candidates` generates answers, `select` chooses the pairs to compare.
+//! - Votes of people: `session` decides which task each annotator gets next; `desk` stores every vote before it
+//!   acknowledges it; `screen` defines what an annotator sees and sends. `server` shows tasks in a browser, `terminal`
+//!   in a terminal. `overview` computes an admin's progress numbers.
+//! - Votes of machines: `judge` asks reward models, language models and commands.
+//! - Results: `ballot` resolves votes; `aggregate`, `agreement`, `ranking` and `bias` compute statistics from them;
+//!   `report` shows these, and `export` writes training rows.
 
 pub mod aggregate;
 pub mod agreement;

@@ -1,6 +1,6 @@
-//! How a project stands, for its admin: progress, who is how fast and how sided, what people judge differently.
+//! Computes the admin's overview of a project: progress, speed and side bias of each annotator, and disagreements.
 //!
-//! Pure numbers over votes; intervals are the report's.
+//! Point estimates only; [`super::report`] has the intervals.
 
 use super::agreement::{Scale, Table};
 use super::bootstrap::Bootstrap;
@@ -11,39 +11,40 @@ use serde::Serialize;
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 
-/// Disagreements that the page shows at a time.
+/// Largest number of disagreements that the page shows at a time.
 pub const SHOWN: usize = 20;
 
-/// The project at a moment.
+/// Numbers of a project at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Overview {
     pub pairs: usize,
-    /// Pairs that as many people have judged as shall.
+    /// Pairs that were judged by as many people as wanted (their overlap).
     pub complete: usize,
-    /// Judgements of people given and wanted, without skips and repeats.
+    /// Judgements of people, given and wanted, without skips and repeats.
     pub given: i64,
     pub wanted: i64,
-    /// The share of equal judgements among all twos of people who judged the same pair.
+    /// Share of equal judgements among all couples of people who judged the same pair.
     pub agreement: Share,
-    /// Krippendorff's alpha of them, nominal: agreement beyond chance.
+    /// Krippendorff's alpha (nominal) of the same judgements: agreement beyond chance.
     pub alpha: Option<f64>,
-    /// The share of repeats that were judged as the first time.
+    /// Share of hidden repeats that were judged as the original.
     pub consistency: Share,
+    /// Number of pairs with a final decision.
     pub adjudicated: usize,
     pub people: Vec<Member>,
-    /// Pairs that people judge differently and nobody has decided, the most votes first.
+    /// Pairs that people judged differently and that have no final decision; those with the most votes first.
     pub disagreements: Vec<Disagreement>,
     pub flags: Vec<Flag>,
 }
 
-/// A share with what it is of.
+/// A share as two counts: `part` out of `of`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Default)]
 pub struct Share {
     pub part: usize,
     pub of: usize,
 }
 
-/// Somebody's work.
+/// Summary of one annotator's votes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Member {
     pub name: String,
@@ -52,22 +53,23 @@ pub struct Member {
     pub skips: usize,
     pub ties: usize,
     pub flagged: usize,
-    /// Median of the time a vote took.
+    /// Median seconds per vote.
     pub seconds: Option<f64>,
-    /// How often the left one was chosen, of the choices of one answer; half without a bias.
+    /// Choices of the left answer among the choices of one answer; half without bias.
     pub left: Share,
-    /// Equal judgements with others on the same pairs.
+    /// Judgements equal to those of others on the same pairs.
     pub agreement: Share,
 }
 
+/// A pair that people judged differently.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Disagreement {
     pub pair: i64,
-    /// Who said what.
+    /// Annotator name and choice of each vote.
     pub votes: Vec<(String, Choice)>,
 }
 
-/// A vote that was marked, or has a note.
+/// A vote that is flagged or has a note.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Flag {
     pub pair: i64,
@@ -77,7 +79,7 @@ pub struct Flag {
 }
 
 impl Overview {
-    /// Of all pairs, the votes that stand, and all annotators.
+    /// Computes the overview. `votes` must not contain undone votes.
     pub fn new(pairs: &[Pair], votes: &[Vote], annotators: &[Annotator]) -> Self {
         let by_id: HashMap<i64, &Annotator> = annotators.iter().map(|a| (a.id, a)).collect();
         let name = |v: &Vote| by_id.get(&v.annotator).map_or(String::new(), |a| a.name.clone());
@@ -110,7 +112,7 @@ impl Overview {
             let first = repeat.repeat_of.and_then(|id| judged.get(&id));
             for again in judged.get(&repeat.id).into_iter().flatten().filter(|_| first.is_some()) {
                 let before = first.and_then(|f| f.iter().find(|v| v.annotator == again.annotator));
-                // A repeat may hold the same answers the other way round.
+                // A repeat may have the two answers exchanged.
                 let turned = pairs.iter().find(|p| Some(p.id) == repeat.repeat_of).is_some_and(|p| p.a != repeat.a);
                 if let Some(before) = before {
                     let now = if turned { again.choice.flipped() } else { again.choice };
@@ -180,9 +182,10 @@ impl Member {
     }
 }
 
-/// Keeps an admin's final word on a pair, instead of an earlier one of anybody.
+/// Saves an admin's final decision on a pair and undoes earlier final decisions on it.
 pub fn adjudicate(store: &Store, admin: &str, pair: i64, choice: Choice) -> Result<()> {
-    // A voice of its own: the admin may have judged the pair as one of the people too.
+    // The final decision belongs to a separate annotator, as the admin may also have judged the pair as one of the
+    // people.
     let voice = store.annotator(&format!("{admin} (final word)"), Kind::Person, &json!({ "adjudicates": true }))?;
     let earlier: Vec<Vote> = store.votes()?.into_iter().filter(|v| v.pair == pair && v.adjudicates()).collect();
     store.write(|w| {
@@ -251,7 +254,7 @@ mod tests {
         assert_eq!((first.votes, first.left, first.seconds), (3, Share { part: 2, of: 3 }, Some(3.0)));
         assert_eq!((view.people[1].left, view.people[1].ties), (Share { part: 0, of: 1 }, 1));
         assert_eq!(view.flags.len(), 1);
-        // The final word ends the disagreement and is no part of the agreement.
+        // The final decision ends the disagreement and does not count towards the agreement.
         votes.push(vote(7, 2, 9, A));
         let view = Overview::new(&pairs, &votes, &people);
         assert_eq!((view.disagreements.len(), view.adjudicated, view.agreement.of), (0, 1, 2));

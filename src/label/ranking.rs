@@ -1,7 +1,7 @@
-//! Who writes the better answers: Bradley-Terry strengths and Elo ratings of the sources, with intervals.
+//! Ranks the sources of answers by Bradley-Terry strength and Elo rating, with intervals.
 //!
-//! Pure functions over outcomes. A tie, and two bad answers, are half a win for each. Outcomes of one prompt are no
-//! independent evidence, so intervals resample prompts.
+//! Pure functions over outcomes. A tie or "both bad" is half a win for each source. Outcomes on the same prompt are not
+//! independent, so intervals resample prompts.
 
 use super::aggregate::Verdict;
 use super::ballot::Project;
@@ -12,44 +12,44 @@ use rand::seq::SliceRandom;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Standard deviation of the Gaussian prior on strengths: a source that won all stays finite, and nothing else changes
-/// that an interval would notice.
+/// Standard deviation of the Gaussian prior on strengths. It keeps the strength of a source that won everything finite;
+/// its effect on other strengths is far smaller than their intervals.
 const PRIOR: f64 = 10.0;
 /// Elo points of one unit of strength: a lead of 400 points wins ten times as often as it loses.
 const POINTS: f64 = 400.0 / std::f64::consts::LN_10;
-/// The middle of all ratings.
+/// Mean of all ratings.
 const MIDDLE: f64 = 1000.0;
-/// How far one outcome moves an Elo rating at most.
+/// Elo's factor K: the largest change of a rating by one outcome.
 const K: f64 = 16.0;
-/// Random orders over which an Elo rating is the mean.
+/// Number of random orders over which Elo ratings are averaged.
 const ORDERS: u64 = 100;
 
 /// A comparison of two sources.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Outcome {
-    /// What it was drawn with; outcomes of one group are resampled together.
+    /// Index of the prompt; outcomes of one group are resampled together.
     pub group: usize,
     pub a: usize,
     pub b: usize,
-    /// Of `a`: 1 won, 0 lost, between them a tie.
+    /// Score of `a`: 1 if it won, 0 if it lost, 0.5 for a tie.
     pub score: f64,
 }
 
-/// A source's place.
+/// Results of one source.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Ranked {
     pub source: String,
-    /// Comparisons with another source; ties are among them.
+    /// Number of comparisons with other sources, including ties.
     pub comparisons: usize,
     pub wins: usize,
     pub losses: usize,
     /// Bradley-Terry strength in Elo points around 1000.
     pub bradley_terry: Estimate,
-    /// The rating of Elo's rule, mean over random orders of the outcomes.
+    /// Elo rating, averaged over random orders of the outcomes.
     pub elo: Estimate,
 }
 
-/// One source against another.
+/// Wins and ties between two sources.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Duel {
     pub a: String,
@@ -64,13 +64,13 @@ pub struct Duel {
 pub struct Ranking {
     pub sources: Vec<Ranked>,
     pub duels: Vec<Duel>,
-    /// Groups of sources of which none was ever compared with, or no win links to, another: across them strengths say
-    /// little but the prior. One group: all is well.
+    /// Number of groups that the sources fall into, where a group is connected by wins (or ties) in both directions.
+    /// With more than one, the strengths of different groups are comparable only through the prior.
     pub groups: usize,
 }
 
 impl Ranking {
-    /// The ranking by some verdicts; pairs of answers by the same source say nothing and are passed over.
+    /// Computes the ranking from verdicts. Pairs with two answers of the same source are ignored.
     pub fn of(project: &Project, verdicts: &BTreeMap<i64, Verdict>, bootstrap: &Bootstrap) -> Self {
         let candidates = project.candidates_by_id();
         let source = |id: i64| candidates.get(&id).map(|c| c.source.as_str());
@@ -144,6 +144,7 @@ impl Ranking {
     }
 }
 
+/// Counts wins and ties of each two sources that were compared.
 fn duels(names: &[&str], outcomes: &[Outcome]) -> Vec<Duel> {
     let mut found: BTreeMap<(usize, usize), [usize; 3]> = BTreeMap::new();
     for o in outcomes {
@@ -167,8 +168,8 @@ fn duels(names: &[&str], outcomes: &[Outcome]) -> Vec<Duel> {
     found.into_iter().map(duel).collect()
 }
 
-/// Strongly connected groups of "won at least half of one against": only inside one are strengths finite without a prior
-/// (Ford 1957).
+/// Counts the strongly connected components of the graph in which i leads to j if i won or tied against j. Only within
+/// one component are strengths finite without a prior (Ford 1957).
 fn linked(models: usize, outcomes: &[Outcome]) -> usize {
     let mut reach = vec![vec![false; models]; models];
     (0..models).for_each(|i| reach[i][i] = true);
@@ -186,9 +187,10 @@ fn linked(models: usize, outcomes: &[Outcome]) -> usize {
     (0..models).filter(|i| (0..*i).all(|j| !(reach[*i][j] && reach[j][*i]))).count()
 }
 
-/// Bradley-Terry strengths `s`, natural logarithms around 0: `P(i beats j) = 1 / (1 + exp(s_j - s_i))` (Bradley and Terry
-/// 1952), the maximum of `Σ w (y log P(a beats b) + (1 - y) log P(b beats a)) - Σ s² / (2 deviation²)` over outcomes of
-/// score y, each as often as its group's weight w. Newton's method, each step halved until it climbs.
+/// Computes Bradley-Terry strengths `s`, natural logarithms around 0: `P(i beats j) = 1 / (1 + exp(s_j - s_i))`
+/// (Bradley and Terry 1952). They maximise
+/// `Σ w (y log P(a beats b) + (1 - y) log P(b beats a)) - Σ s² / (2 deviation²)` over outcomes of score y with their
+/// group's weight w. Uses Newton's method; a step is halved until the objective increases.
 pub fn bradley_terry(models: usize, outcomes: &[Outcome], weights: &[f64], deviation: f64) -> Vec<f64> {
     let mut won = vec![0.0; models * models];
     for o in outcomes {
@@ -229,7 +231,7 @@ pub fn bradley_terry(models: usize, outcomes: &[Outcome], weights: &[f64], devia
     s
 }
 
-/// `x` of `A x = b` by elimination; A is symmetric and positive definite, so that no pivot vanishes.
+/// Solves `A x = b` by Gaussian elimination. A must be symmetric and positive definite, so that no pivot is 0.
 fn solve(mut a: Vec<f64>, mut b: Vec<f64>) -> Vec<f64> {
     let n = b.len();
     for i in 0..n {
@@ -248,8 +250,8 @@ fn solve(mut a: Vec<f64>, mut b: Vec<f64>) -> Vec<f64> {
     b
 }
 
-/// Elo's ratings after outcomes in their order (Elo 1978): `R_a += K (score - 1 / (1 + 10^((R_b - R_a) / 400)))`, and
-/// `b` loses what `a` gains.
+/// Computes Elo ratings after the outcomes in their order (Elo 1978):
+/// `R_a += K (score - 1 / (1 + 10^((R_b - R_a) / 400)))`, and `b` loses what `a` gains.
 pub fn elo(models: usize, outcomes: &[&Outcome]) -> Vec<f64> {
     let mut ratings = vec![MIDDLE; models];
     for o in outcomes {
@@ -278,7 +280,7 @@ mod tests {
         let outcomes: Vec<Outcome> = (0..4).map(|i| outcome(i, 0, 1, f64::from(u8::from(i > 0)))).collect();
         let s = bradley_terry(2, &outcomes, &[1.0; 4], 1e6);
         assert!((s[0] - s[1] - 3f64.ln()).abs() < 1e-9 && (s[0] + s[1]).abs() < 1e-9, "{s:?}");
-        // Half wins: two ties and two wins are three points of four.
+        // Ties are half wins: two ties and two wins give three points of four.
         let ties = [outcome(0, 0, 1, 0.5), outcome(1, 1, 0, 0.5), outcome(2, 0, 1, 1.0), outcome(3, 1, 0, 0.0)];
         let t = bradley_terry(2, &ties, &[1.0; 4], 1e6);
         assert!((t[0] - t[1] - 3f64.ln()).abs() < 1e-9, "{t:?}");

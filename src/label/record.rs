@@ -1,35 +1,35 @@
-//! What a labelling project holds, as plain data: prompts, answers to them, pairs of answers, who judges, and votes.
+//! Defines the records of a labelling project: prompts, candidate answers, pairs of answers, annotators and votes.
 //!
-//! A vote speaks of the pair's own `a` and `b`, never of the sides of a screen; which side stood where is beside it.
-//! Knows no tensor, no database, no page.
+//! A vote names the pair's own `a` or `b`, never a side of the screen; `swapped` records which of them was on the left.
+//! Plain data: independent of tensors, databases and pages.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::fmt;
 
-/// Columns of a row, or ratings by the name of their criterion.
+/// A JSON object: the columns of a row, or ratings by the name of their criterion.
 pub type Columns = Map<String, Value>;
 
-/// What people are asked, and how: written when the project is made.
+/// Settings of a project: what annotators are asked, and how. Written when the project is created.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Shown above every task.
+    /// Title shown above every task.
     pub title: String,
-    /// What makes an answer better, as Markdown.
+    /// Guidelines that say what makes an answer better, as Markdown.
     pub guidelines: String,
-    /// Rated for each answer beside the choice.
+    /// Criteria by which each answer is rated, in addition to the choice.
     pub criteria: Vec<Criterion>,
-    /// Whether a choice of one answer may say how much better it is (1 to 3).
+    /// Whether annotators who choose an answer may say how much better it is (1 to 3).
     pub strength: bool,
-    /// Whether people may write a better answer than both.
+    /// Whether annotators may write an answer that is better than both.
     pub edit: bool,
-    /// How many people see a pair, where its selection does not say otherwise.
+    /// How many people judge a pair, unless the selection of the pair says otherwise.
     pub overlap: i64,
-    /// Seconds after which a task nobody works on any more goes to somebody else.
+    /// Seconds without a sign of activity after which a task is given to somebody else.
     pub lease: i64,
-    /// All chance of the project: sides, repeats, selection.
+    /// Random seed of the project: for sides, repeats and the selection of pairs.
     pub seed: u64,
 }
 
@@ -48,7 +48,7 @@ impl Default for Settings {
     }
 }
 
-/// Something each answer is rated for.
+/// A criterion by which each answer is rated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Criterion {
@@ -57,15 +57,15 @@ pub struct Criterion {
     pub best: i64,
 }
 
-/// A question: the turns up to the answer.
+/// A prompt in the store: the turns up to the answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prompt {
     pub id: i64,
-    /// The row's own id, or a hash of what is asked.
+    /// The row's own id, or a hash of the messages.
     pub key: String,
     /// A list of `{role, content}`.
     pub messages: Value,
-    /// The other columns of its row.
+    /// The other columns of the prompt's row.
     pub columns: Columns,
 }
 
@@ -78,7 +78,7 @@ pub struct NewPrompt {
 }
 
 impl NewPrompt {
-    /// A prompt without an id of its own: the same messages give the same key.
+    /// Creates a prompt without an id of its own. Its key is a hash of the messages: equal messages get equal keys.
     pub fn keyed_by_content(messages: Value, columns: Columns) -> Self {
         let digest = Sha256::digest(messages.to_string().as_bytes());
         Self { key: crate::fsutil::hex(&digest[..8]), messages, columns }
@@ -90,7 +90,7 @@ impl NewPrompt {
 pub struct Candidate {
     pub id: i64,
     pub prompt: i64,
-    /// Who wrote it, in words: model, adapter, temperature.
+    /// Who wrote it, as text: model, adapter, temperature.
     pub source: String,
     pub text: String,
     pub tokens: Option<i64>,
@@ -105,19 +105,19 @@ pub struct NewCandidate {
     pub tokens: Option<i64>,
 }
 
-/// Two answers to one prompt that somebody shall compare.
+/// Two answers to one prompt that annotators compare.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pair {
     pub id: i64,
     pub prompt: i64,
-    /// Candidates.
+    /// Ids of the two candidates.
     pub a: i64,
     pub b: i64,
-    /// How many people shall judge it; of a repeat, how many of those who judged the first.
+    /// How many people are to judge it; for a repeat, how many of those who judged the original.
     pub overlap: i64,
-    /// The pair that this one shows again, to the same person, without saying so.
+    /// The original pair, if this pair is a hidden repeat: shown to the same person again without a notice.
     pub repeat_of: Option<i64>,
-    /// Why it was chosen: random, disagreement, ….
+    /// Why the pair was selected: random, disagreement, ….
     pub reason: String,
 }
 
@@ -132,7 +132,7 @@ pub struct NewPair {
     pub reason: String,
 }
 
-/// What kind of judge somebody is.
+/// The kind of an annotator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -141,7 +141,7 @@ pub enum Kind {
     Reward,
     /// A language model with a rubric.
     Judge,
-    /// A program of the user's.
+    /// A program of the user.
     Command,
 }
 
@@ -168,26 +168,26 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Somebody, or something, that judges pairs.
+/// A person or a machine that judges pairs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Annotator {
     pub id: i64,
     pub name: String,
     pub kind: Kind,
-    /// SHA-256 of the person's token, hexadecimal; none: cannot sign in.
+    /// SHA-256 of the person's token, hexadecimal; `None` if the annotator cannot sign in.
     pub token_hash: Option<String>,
-    /// Model, rubric, order … of a machine; `admin: true` of a person who may see everybody's work.
+    /// For a machine its model, rubric, order, …; `admin: true` for a person who may see everybody's votes.
     pub detail: Value,
 }
 
 impl Annotator {
-    /// Whether this person sees everybody's work.
+    /// Returns true if this person may see everybody's votes.
     pub fn is_admin(&self) -> bool {
         self.detail.get("admin").and_then(Value::as_bool).unwrap_or(false)
     }
 }
 
-/// What was said about a pair.
+/// The choice of a vote on a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Choice {
@@ -195,7 +195,7 @@ pub enum Choice {
     B,
     Tie,
     BothBad,
-    /// No judgement: somebody else shall see the pair.
+    /// No judgement: the pair is given to somebody else.
     Skip,
 }
 
@@ -216,7 +216,7 @@ impl Choice {
         Self::ALL.into_iter().find(|c| c.name() == name)
     }
 
-    /// The same judgement of the pair the other way round.
+    /// Returns the same judgement for the pair with `a` and `b` exchanged.
     pub fn flipped(self) -> Self {
         match self {
             Self::A => Self::B,
@@ -232,43 +232,44 @@ impl fmt::Display for Choice {
     }
 }
 
-/// A judgement that was given.
+/// A vote in the store.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Vote {
     pub id: i64,
     pub pair: i64,
     pub annotator: i64,
-    /// Of the pair's own `a` and `b`.
+    /// In terms of the pair's own `a` and `b`.
     pub choice: Choice,
     /// How much better: 1 (slightly) to 3 (clearly).
     pub strength: Option<i64>,
-    /// Whether `b` stood on the left.
+    /// Whether `b` was shown on the left.
     pub swapped: bool,
+    /// Seconds that the annotator worked on it.
     pub seconds: Option<f64>,
     pub note: Option<String>,
-    /// Marked for somebody to look at.
+    /// Flagged by the annotator for an admin to look at.
     pub flagged: bool,
-    /// By criterion: `{"a": rating, "b": rating}`.
+    /// Ratings by criterion: `{"a": rating, "b": rating}`.
     pub ratings: Columns,
-    /// A better answer than both.
+    /// An answer that the annotator wrote and considers better than both.
     pub edited: Option<String>,
-    /// A judge's two orders and scores; `adjudicated: true` of an admin's final word.
+    /// For a machine its choice in each order and its scores; `adjudicated: true` for an admin's final decision.
     pub detail: Value,
-    /// RFC 3339, UTC.
+    /// Time of the vote (RFC 3339, UTC).
     pub created: String,
-    /// Taken back by the one who gave it; kept for the record.
+    /// Undone by its annotator. An undone vote stays in the store but never counts.
     pub undone: bool,
 }
 
 impl Vote {
-    /// Whether this is the final word on a pair that people judged differently: it counts instead of their votes, and
-    /// is no measure of their agreement.
+    /// Returns true if this is an admin's final decision on a pair that people judged differently. It replaces their
+    /// votes and is left out of agreement statistics.
     pub fn adjudicates(&self) -> bool {
         self.detail.get("adjudicated").and_then(Value::as_bool).unwrap_or(false)
     }
 }
 
-/// A judgement to be added.
+/// A vote to be added.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewVote {
     pub pair: i64,
@@ -282,12 +283,12 @@ pub struct NewVote {
     pub ratings: Columns,
     pub edited: Option<String>,
     pub detail: Value,
-    /// The sender's name for this vote: the same vote sent twice is kept once.
+    /// A request id chosen by the sender: a vote sent twice under one id is stored once.
     pub request: Option<String>,
 }
 
 impl NewVote {
-    /// A bare choice.
+    /// Creates a vote with a choice and nothing else.
     pub fn new(pair: i64, annotator: i64, choice: Choice) -> Self {
         Self {
             pair,
@@ -306,11 +307,11 @@ impl NewVote {
     }
 }
 
-/// What became of rows that were to be added.
+/// Counts of rows that an insertion added or found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Added {
     pub new: usize,
-    /// Were there before.
+    /// Already in the store.
     pub known: usize,
 }
 

@@ -1,12 +1,12 @@
-//! What stands on a screen and what a person says there: of left and right, never of the pair's own `a` and `b`.
+//! Defines what a screen shows to an annotator and what the annotator sends back, in terms of left and right.
 //!
-//! Nothing here says who wrote an answer, or that a pair was shown before.
+//! A screen does not know the pair's own `a` and `b`, who wrote an answer, or whether a pair is a hidden repeat.
 
 use super::record::{Choice, Columns, Prompt};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// A judgement as a screen gives it: of sides, not of the pair's own `a` and `b`.
+/// A vote as a screen sends it: on sides, not on the pair's own `a` and `b`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ballot {
@@ -14,7 +14,7 @@ pub struct Ballot {
     pub choice: SideChoice,
     #[serde(default)]
     pub strength: Option<i64>,
-    /// `{"criterion": {"left": 3, "right": 4}}`
+    /// Ratings by criterion: `{"criterion": {"left": 3, "right": 4}}`.
     #[serde(default)]
     pub ratings: Columns,
     #[serde(default)]
@@ -23,13 +23,14 @@ pub struct Ballot {
     pub flagged: bool,
     #[serde(default)]
     pub edited: Option<String>,
-    /// Time at work on it, as the page measured it.
+    /// Seconds of work on the task, as measured by the page.
     #[serde(default)]
     pub seconds: Option<f64>,
-    /// The sender's name for this vote; sending it again changes nothing.
+    /// A request id chosen by the sender; sending the same vote again under this id changes nothing.
     pub request: String,
 }
 
+/// The choice of a vote in terms of sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SideChoice {
@@ -41,7 +42,7 @@ pub enum SideChoice {
 }
 
 impl SideChoice {
-    /// Of the pair's own `a` and `b`.
+    /// Converts to the pair's own `a` and `b`; `swapped` means that `b` is on the left.
     pub fn choice(self, swapped: bool) -> Choice {
         match (self, swapped) {
             (Self::Left, false) | (Self::Right, true) => Choice::A,
@@ -52,6 +53,7 @@ impl SideChoice {
         }
     }
 
+    /// Converts from the pair's own `a` and `b`; `swapped` means that `b` is on the left.
     pub fn of(choice: Choice, swapped: bool) -> Self {
         match (choice, swapped) {
             (Choice::A, false) | (Choice::B, true) => Self::Left,
@@ -63,19 +65,19 @@ impl SideChoice {
     }
 }
 
-/// What stands on the screen: no source, no id of an answer, no word of a repeat.
+/// A task as a screen shows it. Contains no source, no answer id and no hint that the pair is a repeat.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Task {
-    /// The pair.
+    /// Id of the pair.
     pub id: i64,
     pub prompt: Prompt,
     pub left: String,
     pub right: String,
-    /// What was said of it before it was taken back.
+    /// The annotator's own vote on this task, if it was just undone.
     pub before: Option<Before>,
 }
 
-/// A vote that was taken back, to be given again with changes.
+/// A vote that was undone, shown again so that the annotator can change it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Before {
     pub choice: SideChoice,
@@ -86,7 +88,7 @@ pub struct Before {
     pub edited: Option<String>,
 }
 
-/// Ratings with the sides `from` under the names `to`.
+/// Returns the ratings with the keys `from` of each criterion renamed to `to`.
 pub fn renamed(ratings: &Columns, from: [&str; 2], to: [&str; 2]) -> Columns {
     let rename = |(name, sides): (&String, &Value)| {
         let both = from.iter().zip(to).filter_map(|(from, to)| Some((to.to_string(), sides.get(from)?.clone())));
@@ -95,7 +97,7 @@ pub fn renamed(ratings: &Columns, from: [&str; 2], to: [&str; 2]) -> Columns {
     ratings.iter().map(rename).collect()
 }
 
-/// The pair's own names of what stands left and right.
+/// Returns the pair's own names (`a` and `b`) of the left and the right answer.
 pub fn sides(swapped: bool) -> [&'static str; 2] {
     if swapped { ["b", "a"] } else { ["a", "b"] }
 }

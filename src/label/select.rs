@@ -1,7 +1,7 @@
-//! Which pairs of answers are worth a person's time.
+//! Selects the pairs of answers that people are to compare.
 //!
-//! Pure: prompts, answers, the pairs that there are and scores in, new pairs out; the same seed gives the same pairs.
-//! Invariant: a pair of one prompt's two different answers, none twice, none that the project has.
+//! Pure: takes the project and the scores of reward models, returns new pairs; the same seed gives the same pairs.
+//! Invariant: a selected pair has two different answers to one prompt, occurs once, and is not yet in the project.
 
 use super::ballot::Project;
 use super::record::{Candidate, NewPair, Pair};
@@ -13,38 +13,39 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 /// How pairs are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Strategy {
-    /// Any, each prompt in turn.
+    /// Random pairs, taking the prompts in turn.
     Random,
-    /// Every pair of answers to one prompt, in the order of prompts.
+    /// Every pair of answers to one prompt, in the order of the prompts.
     All,
-    /// Those whose outcome is least known, of answers of like length, on prompts unlike those chosen before.
+    /// Pairs with an uncertain outcome and answers of similar length, on prompts unlike those already chosen.
     Informative,
 }
 
-/// What is wanted.
+/// Options of the selection.
 #[derive(Debug, Clone)]
 pub struct Wanted {
     pub strategy: Strategy,
-    /// Pairs at most; `None`: as many as there are.
+    /// Largest number of pairs; `None`: all.
     pub budget: Option<usize>,
-    /// How many people see each.
+    /// How many people judge each pair.
     pub overlap: i64,
-    /// The share of the chosen pairs that is shown again to the same person.
+    /// Share of the selected pairs that get a hidden repeat.
     pub repeats: f64,
     pub seed: u64,
 }
 
-/// New pairs, and the hidden repeats among them by their place.
+/// Selected pairs, and which of them get a hidden repeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selected {
     pub pairs: Vec<NewPair>,
-    /// Places in `pairs` of those that are to be shown again once they have ids.
+    /// Indices in `pairs` of those that get a hidden repeat. A repeat refers to the id of its original, so it is
+    /// created only after the pairs are stored.
     pub repeated: Vec<usize>,
 }
 
 impl Selected {
-    /// The repeats, given the pairs as the project keeps them: answers the other way round, so that nobody sees the same
-    /// picture twice.
+    /// Returns the hidden repeats. `kept` are the pairs as the store has them, with ids. The two answers are exchanged,
+    /// so that the repeat does not look like the original.
     pub fn repeats(&self, kept: &[Pair]) -> Vec<NewPair> {
         let by_answers: HashMap<(i64, i64), &Pair> =
             kept.iter().filter(|p| p.repeat_of.is_none()).map(|p| ((p.a, p.b), p)).collect();
@@ -61,11 +62,10 @@ impl Selected {
     }
 }
 
-/// Scores of candidates by reward models: of each model, by candidate.
+/// Scores of reward models: for each model a map from candidate id to score.
 pub type Scores = Vec<HashMap<i64, f64>>;
 
-/// Chooses pairs. `scores` are what reward models say of the answers, for the informative strategy; without any, it
-/// goes by lengths and prompts alone.
+/// Selects pairs. `scores` are used by the informative strategy; without scores it uses lengths and prompts only.
 pub fn select(project: &Project, wanted: &Wanted, scores: &Scores) -> Selected {
     let known: HashSet<(i64, i64)> = project.pairs.iter().map(|p| (p.a.min(p.b), p.a.max(p.b))).collect();
     let mut by_prompt: BTreeMap<i64, Vec<&Candidate>> = BTreeMap::new();
@@ -102,7 +102,7 @@ pub fn select(project: &Project, wanted: &Wanted, scores: &Scores) -> Selected {
             reason: reason.into(),
         })
         .collect();
-    // Which of two sources is called `a` says nothing.
+    // `a` and `b` are exchanged at random: otherwise the name would reveal the source.
     for pair in &mut pairs {
         if rand::RngExt::random::<bool>(&mut chance) {
             std::mem::swap(&mut pair.a, &mut pair.b);
@@ -115,14 +115,14 @@ pub fn select(project: &Project, wanted: &Wanted, scores: &Scores) -> Selected {
     Selected { pairs, repeated: places }
 }
 
-/// The most worth first: doubt of the reward models, times likeness of lengths, times how unlike its prompt is those
-/// chosen before.
+/// Selects pairs by their value, the highest first: value = uncertainty * length ratio * freshness of the prompt.
 ///
-/// Doubt is what their Bradley-Terry probabilities `p = 1 / (1 + exp(s_b - s_a))` leave open, scores of each model scaled
-/// to unit variance: the entropy of the mean p (uncertainty and disagreement together, as in Bayesian active learning,
-/// Houlsby et al. 2011, arXiv 1112.5745). Likeness of lengths is the shorter over the longer, so that length cannot
-/// decide. A prompt counts `(1 - s / 2) / (1 + n)`: n times it was chosen, s is its likeness to the most alike one chosen
-/// (1 to itself).
+/// - Uncertainty: the entropy of the mean of the models' Bradley-Terry probabilities `p = 1 / (1 + exp(s_b - s_a))`,
+///   where the scores of each model are scaled to unit variance. It covers the doubt of each model and the disagreement
+///   between models (Bayesian active learning, Houlsby et al. 2011, arXiv 1112.5745).
+/// - Length ratio: the shorter over the longer answer, so that length cannot decide the vote.
+/// - Freshness: `(1 - s / 2) / (1 + n)`, where the prompt was already chosen n times and s is its largest similarity to
+///   a chosen prompt (1 to itself).
 fn informative<'p>(
     project: &Project,
     possible: BTreeMap<i64, Vec<[&'p Candidate; 2]>>,
@@ -140,7 +140,7 @@ fn informative<'p>(
         let doubt = if said.is_empty() { 1.0 } else { entropy(said.iter().sum::<f64>() / said.len() as f64) };
         doubt * ratio
     };
-    // The pairs of a prompt, the best last.
+    // The pairs of each prompt, the best one last.
     let mut left: BTreeMap<i64, Vec<(f64, [&Candidate; 2])>> = possible
         .into_iter()
         .filter(|(_, pairs)| !pairs.is_empty())
@@ -176,6 +176,7 @@ fn informative<'p>(
     chosen
 }
 
+/// Scales scores to mean 0 and variance 1.
 fn scaled(scores: &HashMap<i64, f64>) -> HashMap<i64, f64> {
     let n = scores.len().max(1) as f64;
     let mean = scores.values().sum::<f64>() / n;
@@ -184,7 +185,7 @@ fn scaled(scores: &HashMap<i64, f64>) -> HashMap<i64, f64> {
     scores.iter().map(|(id, s)| (*id, (s - mean) / unit)).collect()
 }
 
-/// Of a coin, in bits.
+/// Returns the entropy of a binary event with probability `p`, in bits.
 fn entropy(p: f64) -> f64 {
     let part = |p: f64| if p > 0.0 { -p * p.log2() } else { 0.0 };
     part(p) + part(1.0 - p)
@@ -264,7 +265,7 @@ mod tests {
         let found = select(&p, &wanted(Strategy::Informative, Some(1)), &scores);
         assert_eq!(found.pairs[0].prompt, 1);
         assert_eq!((found.pairs[0].a.min(found.pairs[0].b), found.pairs[0].reason.as_str()), (2, "uncertainty"));
-        // Without scores: the longest pair of like length, 12 and 20 characters, before those with two.
+        // Without scores: pairs of similar length come first, before those with an answer of two characters.
         let found = select(&p, &wanted(Strategy::Informative, Some(3)), &Vec::new());
         assert_eq!(found.pairs.iter().map(|p| p.prompt).collect::<HashSet<_>>().len(), 3, "each prompt once");
         assert!(found.pairs.iter().all(|p| p.a < 100 && p.b < 100), "{found:?}");

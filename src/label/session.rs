@@ -1,46 +1,52 @@
-//! Who is shown what next: pure, without clock, chance of its own, database or page.
+//! Decides which task each annotator gets next. Pure: time and the random seed come from the caller; storage and HTTP
+//! are elsewhere.
 //!
 //! Invariants, whatever the order of events:
-//! - no more people hold or have judged a pair than its overlap (a skip is no judgement);
-//! - nobody gets a pair twice, but as the hidden repeat that its selection asked for, never right after the first;
-//! - of what one person has judged, `b` stood left as often as right, give or take two;
-//! - a task nobody works on any more goes to somebody else.
+//! - the people who judged a pair and those who hold it are together at most as many as its overlap (a skip does not
+//!   count);
+//! - nobody gets a pair twice, except as a hidden repeat, and never directly after the original;
+//! - among the tasks that one person judged, `b` was on the left as often as on the right, up to a difference of two;
+//! - a task without a sign of activity is given to somebody else after the lease time.
 //!
-//! Times are milliseconds since 1970, given by the caller.
+//! Times are milliseconds since 1970.
 
 use super::record::{Annotator, Choice, Kind, Pair, Vote};
 use super::store::Lease;
 use crate::rng;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-/// Judgements between a pair and its repeat: at least so many, and up to twice as many, while there is other work.
+/// Smallest number of judgements between a pair and its repeat; the random gap is up to twice as large. Without other
+/// work left, repeats come earlier.
 const GAP: usize = 8;
-/// How long a task waits for a page that was closed: a reload is back sooner.
+/// Milliseconds that a closed page keeps its task: long enough for a reload.
 const GRACE: i64 = 30_000;
 
-/// Pairs and people as they stand.
+/// State of the assignment: the pairs with their votes and holders, and what each annotator was given.
 #[derive(Debug, Clone)]
 pub struct Session {
     seed: u64,
-    /// Milliseconds that a task is kept without a sign of life.
+    /// Milliseconds that a task stays with its annotator without a sign of activity.
     patience: i64,
     slots: Vec<Slot>,
-    /// By the pair's id.
+    /// Index in `slots` by the pair's id.
     index: HashMap<i64, usize>,
-    /// Pairs (no repeats) that have room for one more person, in the order in which they are shown.
+    /// Indices of the pairs (no repeats) that need one more person, in the order in which they are shown.
     open: BTreeSet<usize>,
     people: HashMap<i64, Person>,
-    /// Judgements given and wanted, of pairs that are no repeats.
+    /// Judgements given and wanted in total, without hidden repeats.
     given: i64,
     wanted: i64,
 }
 
+/// A pair with the number of its votes and holders.
 #[derive(Debug, Clone)]
 struct Slot {
     pair: Pair,
+    /// Index of the hidden repeat of this pair.
     repeat: Option<usize>,
-    /// Judgements that count.
+    /// Judgements, without skips.
     votes: i64,
+    /// Annotators who hold the pair as their task.
     held: i64,
 }
 
@@ -50,20 +56,23 @@ impl Slot {
     }
 }
 
+/// What one annotator has judged, will get again and holds.
 #[derive(Debug, Clone, Default)]
 struct Person {
-    /// Votes that stand, oldest first.
+    /// Votes that were not undone, oldest first.
     given: Vec<Gift>,
+    /// Indices of the pairs that this annotator has judged or skipped.
     seen: HashSet<usize>,
-    /// Repeats to come, by their slot.
+    /// Indices of the hidden repeats still to be shown.
     repeats: Vec<usize>,
     hand: Option<Hand>,
-    /// No pair before this one is both open and unseen.
+    /// No pair before this index is both open and unseen.
     cursor: usize,
-    /// How much oftener `b` stood left than right.
+    /// How many times `b` was shown on the left, minus how many times on the right.
     tilt: i64,
 }
 
+/// A vote that an annotator gave.
 #[derive(Debug, Clone, Copy)]
 struct Gift {
     vote: i64,
@@ -72,7 +81,7 @@ struct Gift {
     skip: bool,
 }
 
-/// A task in somebody's hand; `lapsed`: others may have it too.
+/// The task that an annotator holds. Once it has `lapsed`, others may get it too.
 #[derive(Debug, Clone, Copy)]
 struct Hand {
     slot: usize,
@@ -82,47 +91,46 @@ struct Hand {
     lapsed: bool,
 }
 
-/// What somebody does next.
+/// What an annotator is to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// `fresh`: it was not in this person's hand before.
-    Task {
-        lease: Lease,
-        fresh: bool,
-    },
-    /// All that is left is in other people's hands and may come back.
+    /// Judge this task. `fresh`: the annotator did not hold it before.
+    Task { lease: Lease, fresh: bool },
+    /// Wait: all remaining tasks are held by other people and may become free again.
     Wait,
+    /// Nothing is left to judge.
     Done,
 }
 
-/// Why something is not done.
+/// Why a vote or an undo is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// The task was never given to this person, or was judged by them.
+    /// The task is not held by this person: never assigned to them, or already judged.
     NotYours,
-    /// Too long without a sign of life: others have judged it meanwhile.
+    /// The lease ran out, and others have judged the task meanwhile.
     Taken,
-    /// There is no vote to take back.
+    /// There is no vote to undo.
     NothingGiven,
 }
 
-/// How far the project is.
+/// Progress of one person and of the whole project.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Votes of this person that stand.
+    /// Votes of this person that were not undone.
     pub mine: usize,
-    /// Judgements given and wanted, of all.
+    /// Judgements given and wanted in the whole project.
     pub given: i64,
     pub wanted: i64,
 }
 
-/// Votes that decide who is shown what: people's, but no final words.
+/// Returns true if a vote affects the assignment: a person's vote that was not undone and is no final decision.
 pub fn counts(vote: &Vote, annotators: &[Annotator]) -> bool {
     !vote.undone && !vote.adjudicates() && annotators.iter().any(|a| a.id == vote.annotator && a.kind == Kind::Person)
 }
 
 impl Session {
-    /// The state after these votes (in the order in which they were given), with these tasks in hand.
+    /// Builds the state after these votes (in the order in which they were given), with these leases. `patience` in
+    /// milliseconds.
     pub fn new(seed: u64, patience: i64, pairs: Vec<Pair>, votes: &[Vote], leases: &[Lease], now: i64) -> Self {
         let mut new = Self {
             seed,
@@ -150,7 +158,7 @@ impl Session {
         new
     }
 
-    /// Adds pairs that are not known; repeats come after what they repeat.
+    /// Adds the pairs that are not known yet. A repeat must come after its original.
     pub fn add_pairs(&mut self, pairs: Vec<Pair>) {
         for pair in pairs {
             if self.index.contains_key(&pair.id) {
@@ -174,7 +182,7 @@ impl Session {
         }
     }
 
-    /// The task of this person: the one in hand, or another.
+    /// Returns the task that this person holds, or assigns another one.
     pub fn next(&mut self, annotator: i64, now: i64) -> Next {
         self.lapse(now);
         let patience = self.patience;
@@ -196,7 +204,7 @@ impl Session {
         Next::Task { lease: self.lease(annotator, hand), fresh: true }
     }
 
-    /// Whether this person may judge this pair now, and how it was shown.
+    /// Returns how the pair was shown to this person, or why they may not judge it now.
     pub fn may_vote(&mut self, annotator: i64, pair: i64, now: i64) -> Result<Lease, Refusal> {
         self.lapse(now);
         let slot = *self.index.get(&pair).ok_or(Refusal::NotYours)?;
@@ -208,7 +216,7 @@ impl Session {
         }
     }
 
-    /// Notes the vote that [`Session::may_vote`] allowed and the store has kept.
+    /// Records a vote that [`Session::may_vote`] allowed and the store has saved.
     pub fn voted(&mut self, vote: &Vote) {
         let Some(&slot) = self.index.get(&vote.pair) else { return };
         self.drop_hand(vote.annotator);
@@ -216,12 +224,13 @@ impl Session {
         self.give(vote.annotator, Gift { vote: vote.id, slot, swapped: vote.swapped, skip });
     }
 
-    /// Takes this person's last vote back: its task is in their hand again, as it was shown. Gives the vote's id.
+    /// Undoes this person's last vote and assigns its task to them again, with the same sides. Returns the vote's id
+    /// and the task.
     pub fn undo(&mut self, annotator: i64, now: i64) -> Result<(i64, Lease), Refusal> {
         self.lapse(now);
         let person = self.people.get_mut(&annotator).ok_or(Refusal::NothingGiven)?;
         let gift = *person.given.last().ok_or(Refusal::NothingGiven)?;
-        // Others may have judged what was only skipped.
+        // A skipped task was free for others, who may have judged it since.
         if gift.skip && !self.slots[gift.slot].has_room() {
             return Err(Refusal::Taken);
         }
@@ -245,7 +254,7 @@ impl Session {
         Ok((gift.vote, self.lease(annotator, hand)))
     }
 
-    /// A sign of life: the task stays in hand.
+    /// Renews the lease of the task that this person holds.
     pub fn keep(&mut self, annotator: i64, now: i64) {
         self.lapse(now);
         let until = now + self.patience;
@@ -254,13 +263,15 @@ impl Session {
         }
     }
 
-    /// The page was closed: the task goes to somebody else unless it is opened again soon.
+    /// Called when the page was closed: shortens the lease, so that the task goes to somebody else unless the page is
+    /// opened again soon.
     pub fn leave(&mut self, annotator: i64, now: i64) {
         if let Some(hand) = self.people.get_mut(&annotator).and_then(|p| p.hand.as_mut()) {
             hand.until = hand.until.min(now + GRACE);
         }
     }
 
+    /// Returns the progress of this person and of the project.
     pub fn progress(&self, annotator: i64) -> Progress {
         let mine = self.people.get(&annotator).map_or(0, |p| p.given.len());
         Progress { mine, given: self.given, wanted: self.wanted }
@@ -274,7 +285,7 @@ impl Session {
         Lease { pair: self.slots[hand.slot].pair.id, annotator, swapped: hand.swapped, since: hand.since }
     }
 
-    /// The next slot for somebody with empty hands.
+    /// Chooses the next pair (its index) for somebody who holds no task.
     fn choose(&mut self, annotator: i64) -> Option<usize> {
         if let Some(slot) = self.repeat(annotator, |gap| gap) {
             return Some(slot);
@@ -282,11 +293,11 @@ impl Session {
         let person = self.people.get_mut(&annotator)?;
         let slot = self.open.range(person.cursor..).find(|i| !person.seen.contains(i)).copied();
         person.cursor = slot.unwrap_or(self.slots.len());
-        // With no other work left a repeat comes early, but not right after the first.
+        // Without other work left, a repeat comes early, but not directly after the original.
         slot.or_else(|| self.repeat(annotator, |_| 2))
     }
 
-    /// A repeat that is due; `gap` makes of the distance it would like the one that is asked for.
+    /// Returns a repeat that is due. `gap` maps its random gap to the number of judgements that is required.
     fn repeat(&self, annotator: i64, gap: impl Fn(usize) -> usize) -> Option<usize> {
         let person = self.people.get(&annotator)?;
         let due = |&&slot: &&usize| {
@@ -298,7 +309,7 @@ impl Session {
         person.repeats.iter().find(due).copied()
     }
 
-    /// Whether `b` goes to the left: chance, until one side is two ahead.
+    /// Decides whether `b` is shown on the left: at random, unless one side is two ahead.
     fn side(&self, annotator: i64, slot: usize) -> bool {
         match self.people.get(&annotator).map_or(0, |p| p.tilt) {
             2.. => false,
@@ -310,7 +321,7 @@ impl Session {
         }
     }
 
-    /// Puts a task into somebody's hand.
+    /// Assigns a task to an annotator, who gives up the one they held.
     fn take(&mut self, annotator: i64, slot: usize, swapped: bool, since: i64, now: i64) -> Hand {
         self.drop_hand(annotator);
         let hand = Hand { slot, swapped, since, until: now + self.patience, lapsed: false };
@@ -322,7 +333,7 @@ impl Session {
         hand
     }
 
-    /// Takes a task out of somebody's hand.
+    /// Ends the annotator's hold of their task.
     fn drop_hand(&mut self, annotator: i64) {
         if let Some(hand) = self.person(annotator).hand.take().filter(|h| !h.lapsed) {
             self.slots[hand.slot].held -= 1;
@@ -330,7 +341,7 @@ impl Session {
         }
     }
 
-    /// Frees tasks without a sign of life. They stay known to who had them: a late vote counts while there is room.
+    /// Frees the tasks whose lease has run out. Their holders may still vote while the pair needs votes.
     fn lapse(&mut self, now: i64) {
         let mut free = Vec::new();
         for person in self.people.values_mut() {
@@ -345,7 +356,7 @@ impl Session {
         }
     }
 
-    /// Offers a pair again where it has room.
+    /// Offers a pair again if it needs one more person.
     fn reopen(&mut self, slot: usize) {
         if self.slots[slot].has_room() && self.slots[slot].pair.repeat_of.is_none() && self.open.insert(slot) {
             for person in self.people.values_mut() {
@@ -354,7 +365,7 @@ impl Session {
         }
     }
 
-    /// Notes a vote that stands.
+    /// Counts a vote that was not undone.
     fn give(&mut self, annotator: i64, gift: Gift) {
         let slot = &mut self.slots[gift.slot];
         if !gift.skip {

@@ -1,17 +1,18 @@
-//! How alike two texts are: the share of runs of characters that they have in common.
+//! Measures the similarity of two texts as the share of character runs (shingles) that they have in common.
 //!
-//! Case, spaces and punctuation do not count, so that answers that differ in them alone are the same answer.
+//! Case, spaces and punctuation are ignored: answers that differ in nothing else have similarity 1.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// Characters in a run.
+/// Number of characters in a run.
 const RUN: usize = 4;
 
-/// A text as its runs, each once.
+/// The set of a text's character runs, as sorted hashes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Shingles(Vec<u64>);
 
 impl Shingles {
+    /// Computes the runs of a text.
     pub fn of(text: &str) -> Self {
         let mut letters = Vec::new();
         for word in text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()) {
@@ -33,7 +34,8 @@ impl Shingles {
         Self(runs)
     }
 
-    /// Jaccard's index: runs in both over runs in either, from 0 to 1; two texts without a letter are the same.
+    /// Returns the Jaccard index: runs in both texts over runs in either, from 0 to 1. Two texts without letters have
+    /// 1.
     pub fn similarity(&self, other: &Self) -> f64 {
         let (a, b) = (&self.0, &other.0);
         let (mut i, mut j, mut both) = (0, 0, 0);

@@ -1,4 +1,5 @@
-//! Methods that learn from fixed items: what they share, written once. One of them says only how items become a batch.
+//! Everything that methods on a fixed data set have in common: reading, packing, epochs, validation, samples. A method
+//! adds an [`Objective`], which turns items into a batch with a loss.
 
 use super::rows::{Ground, Rows, Side};
 use super::{Aim, Alarm, Batch, Means, Method, Prompt, Step};
@@ -12,29 +13,30 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::Tensor;
 
-/// Rows to learn from, or rows that are only measured.
+/// Rows that are trained on, or rows that are only measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Split {
     Train,
     Valid,
 }
 
-/// Which items a batch is made of: their places in the data set of a split.
+/// The items of a batch, as indices into the data set of a split.
 #[derive(Debug, Clone, Copy)]
 pub struct Which<'a> {
     pub split: Split,
     pub items: &'a [usize],
-    /// Epochs done before the step.
+    /// Epochs done before this step.
     pub epoch: f64,
 }
 
-/// How fixed items are learnt.
+/// Turns the items of a fixed data set into batches with a loss.
 pub trait Objective {
     type Item: Item;
 
-    /// Items as one packed row with its loss.
+    /// Packs items into one row and returns it with its loss. `which` says where the items are in the data set.
     fn batch(&mut self, model: &Model, items: &[Self::Item], which: Which) -> Result<Box<dyn Batch>>;
-    /// Before the first batch, and once more after a resume: what must be known of all items (reference log-probs).
+    /// Computes what is needed about the whole data set, such as reference log-probabilities. Called before the first
+    /// batch and again after a resume.
     fn begin(
         &mut self,
         _model: &Model,
@@ -43,8 +45,8 @@ pub trait Objective {
     ) -> Result<()> {
         Ok(())
     }
-    /// Before the batches of an optimiser step or of a validation are made, with all their packed rows: what is estimated
-    /// over all of them.
+    /// Estimates what is needed over all packed rows of an optimiser step or a validation. Called before their batches
+    /// are made; `packed` holds the item indices of each row.
     fn survey(
         &mut self,
         _model: &Model,
@@ -54,11 +56,11 @@ pub trait Objective {
     ) -> Result<()> {
         Ok(())
     }
-    /// The means of a validation, for what is not a mean of items.
+    /// Adjusts the means of a validation where a number is not a mean over items.
     fn validated(&mut self, means: Means) -> Means {
         means
     }
-    /// Whether the model can answer the rows' prompts.
+    /// Returns true if the trained model generates text, so that samples can be shown (a reward model does not).
     fn speaks(&self) -> bool {
         true
     }
@@ -68,25 +70,25 @@ pub trait Objective {
     fn alarms(&mut self, _means: &Means) -> Vec<Alarm> {
         Vec::new()
     }
-    /// What is trained beside the model: no part of the result, so `state` must hold it.
+    /// Returns what is trained in addition to the model. It is no part of the result, so `state` must contain it.
     fn parameters(&self) -> Vec<Param> {
         Vec::new()
     }
-    /// What a checkpoint must hold of the objective.
+    /// Returns what a checkpoint must store of the objective.
     fn state(&self) -> BTreeMap<String, Tensor> {
         BTreeMap::new()
     }
-    /// Takes back what `state` gave.
+    /// Restores what `state` returned.
     fn restore(&mut self, _state: BTreeMap<String, Tensor>) -> Result<()> {
         Ok(())
     }
-    /// The result is written to `out`, and the model holds it.
+    /// Reports on the result. Called when it is written to `out`; `model` has the result's weights.
     fn finish(&mut self, _model: &Model, _valid: Option<&Dataset<Self::Item>>, _out: &Path) -> Result<()> {
         Ok(())
     }
 }
 
-/// Fixed items before the model is there; `make` gives the objective once it is.
+/// The data sets of a run before the model is loaded; `make` builds the objective once it is.
 pub struct FixedRows<O: Objective> {
     train: Dataset<O::Item>,
     valid: Option<Dataset<O::Item>>,
@@ -99,6 +101,7 @@ pub struct FixedRows<O: Objective> {
 type Make<O> = Box<dyn FnOnce(&Model) -> Result<O>>;
 
 impl<O: Objective> FixedRows<O> {
+    /// Reads and tokenises the rows; `supervise` says which tokens are trained on.
     pub fn open(
         ground: &Ground,
         supervise: Supervise,
@@ -151,7 +154,7 @@ impl<O: Objective + 'static> Rows for FixedRows<O> {
     }
 }
 
-/// A method over fixed items.
+/// A method on a fixed data set.
 pub struct Fixed<O: Objective> {
     objective: O,
     train: Dataset<O::Item>,
@@ -160,7 +163,7 @@ pub struct Fixed<O: Objective> {
     budget: usize,
 }
 
-/// Some items of a data set as one packed row.
+/// Reads items of a data set and packs them into one row.
 fn batch<O: Objective>(
     objective: &mut O,
     model: &Model,

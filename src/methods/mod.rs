@@ -1,9 +1,14 @@
-//! Methods: each says which micro-batches make the next optimiser step; a micro-batch is a packed row and a pure
-//! function from the trunk's hidden states to a loss.
+//! Training methods (`sft`, `dpo`, `ppo`, ...). A method decides which micro-batches make the next optimiser step. A
+//! micro-batch is a packed row together with a pure function from the trunk's hidden states to a loss.
 //!
-//! rows: what a method reads before the model is there. fixed: all that methods which learn from fixed items share; one
-//! of them says only how items become a batch (`Objective`). A method that makes its own data (reinforcement learning)
-//! is a `Method` by itself.
+//! Modules that methods share:
+//! - `rows`: what a method reads before the model is loaded.
+//! - `fixed`: everything common to methods that train on a given data set; such a method only implements
+//!   [`Objective`], which turns items into a batch.
+//! - `pairs`, `reference`, `watch`, `rate`: packed answers, the reference model, alarms for preference training, and
+//!   proportions with their intervals.
+//! - `rollout`: everything common to methods that sample their own answers (reinforcement learning). Such a method
+//!   implements [`Method`] directly or through `rollout`.
 
 pub mod distill;
 pub mod dpo;
@@ -43,29 +48,30 @@ use tch::Tensor;
 pub enum MethodSpec {
     /// Supervised fine-tuning: cross-entropy on the supervised tokens.
     Sft(sft::SftSpec),
-    /// A reward model: scores learnt from pairs of a better and a worse answer.
+    /// A reward model: scores trained on pairs of a better and a worse answer.
     Reward(reward::RewardSpec),
-    /// Direct preference optimisation (arXiv 2305.18290) of pairs, against a reference.
+    /// Direct preference optimisation (arXiv 2305.18290) on pairs, against a reference model.
     Dpo(dpo::DpoSpec),
-    /// Kahneman-Tversky optimisation (arXiv 2402.01306) of answers judged one by one, against a reference.
+    /// Kahneman-Tversky optimisation (arXiv 2402.01306) on answers labelled one by one, against a reference model.
     Kto(kto::KtoSpec),
-    /// Odds-ratio preference optimisation (arXiv 2403.07691) of pairs: cross-entropy and preference in one.
+    /// Odds-ratio preference optimisation (arXiv 2403.07691) on pairs: cross-entropy and preference in one loss.
     Orpo(orpo::OrpoSpec),
-    /// Simple preference optimisation (arXiv 2405.14734) of pairs, by mean log-probabilities.
+    /// Simple preference optimisation (arXiv 2405.14734) on pairs, by mean log-probabilities.
     Simpo(simpo::SimpoSpec),
-    /// Group-relative policy optimisation: answers drawn in groups and judged, each learnt by how much better it is than
-    /// its group (with the variants Dr. GRPO, DAPO and GSPO).
+    /// Group-relative policy optimisation: answers are sampled in groups and rewarded; each is trained on by how much
+    /// better it is than its group (with the variants Dr. GRPO, DAPO and GSPO).
     Grpo(grpo::GrpoSpec),
-    /// REINFORCE leave-one-out: as GRPO, each answer against the mean of the others, the KL divergence in the reward.
+    /// REINFORCE leave-one-out: like GRPO, but each answer is compared with the mean of the others, and the KL
+    /// divergence is part of the reward.
     Rloo(rloo::RlooSpec),
-    /// Proximal policy optimisation: answers are drawn, rewarded, and made more or less likely.
+    /// Proximal policy optimisation: answers are sampled, rewarded, and made more or less likely.
     Ppo(Box<ppo::PpoSpec>),
-    /// Distillation: a student learns a teacher's distributions on the supervised tokens.
+    /// Distillation: a student is trained on a teacher's distributions over the supervised tokens.
     Distill(Box<distill::DistillSpec>),
 }
 
 impl MethodSpec {
-    /// The word for it.
+    /// Returns the method's key in a recipe.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Sft(_) => "sft",
@@ -81,22 +87,22 @@ impl MethodSpec {
         }
     }
 
-    /// Whether it learns from items that are there before it begins; else it draws its own.
+    /// Returns true if the method trains on a given data set, false if it samples its own answers.
     pub fn fixed(&self) -> bool {
         !matches!(self, Self::Grpo(_) | Self::Rloo(_) | Self::Ppo(_))
     }
 
-    /// It learns which of the model's answers are better, not what to answer.
+    /// Returns true if the method trains on which answers are better, not on what to answer.
     pub fn compares(&self) -> bool {
         matches!(self, Self::Dpo(_) | Self::Kto(_) | Self::Orpo(_) | Self::Simpo(_))
     }
 
-    /// Whether its result writes text; a reward model only scores it.
+    /// Returns true if the trained model generates text; a reward model only scores it.
     pub fn writes(&self) -> bool {
         !matches!(self, Self::Reward(_))
     }
 
-    /// The models that a student learns from.
+    /// Returns the models that a student is distilled from; empty for other methods.
     pub fn teachers(&self) -> &[distill::TeacherSpec] {
         match self {
             Self::Distill(spec) => &spec.teachers,
@@ -104,7 +110,7 @@ impl MethodSpec {
         }
     }
 
-    /// As `teachers`, to be changed.
+    /// Returns the same as `teachers`, mutable.
     pub fn teachers_mut(&mut self) -> &mut [distill::TeacherSpec] {
         match self {
             Self::Distill(spec) => &mut spec.teachers,
@@ -112,7 +118,7 @@ impl MethodSpec {
         }
     }
 
-    /// Reads and tokenises its rows.
+    /// Reads and tokenises the method's rows.
     pub fn rows(&self, ground: &Ground) -> Result<Box<dyn Rows>> {
         match self {
             Self::Sft(spec) => sft::rows(spec, ground),
@@ -128,7 +134,7 @@ impl MethodSpec {
         }
     }
 
-    /// What its model is made of, beside the base and what is trained.
+    /// Returns what the method's model consists of, besides the base and the trained adapter.
     pub fn parts(&self, adapter: Option<&AdapterSpec>) -> Result<Parts> {
         match self {
             Self::Sft(_) | Self::Orpo(_) | Self::Simpo(_) => Ok(Parts::default()),
@@ -146,39 +152,41 @@ impl MethodSpec {
 /// The name of the adapter that a recipe trains.
 pub const ADAPTER: &str = "default";
 
-/// What a method's model is made of, beside the base and the trained adapter.
+/// Describes what a method's model consists of, besides the base and the trained adapter.
 #[derive(Debug, Default)]
 pub struct Parts {
     pub heads: Heads,
     pub beside: Vec<Beside>,
-    /// The method holds a frozen copy of the base (a reference).
+    /// True if the method holds a frozen copy of the base (as its reference model).
     pub copy: bool,
-    /// Numbers in other frozen models that the method holds (teachers), by the dtype they have; `None`: the run's.
+    /// Sizes of other frozen models that the method holds (teachers): number of parameters and their dtype; `None`:
+    /// the run's dtype.
     pub others: Vec<(u64, Option<Dtype>)>,
-    /// The float32 tables of logits that a chunk of the loss holds at once.
+    /// How many float32 tables of logits one chunk of the loss holds at the same time.
     pub tables: u64,
 }
 
-/// An adapter beside the trained one, on the same base.
+/// An adapter next to the trained one, on the same base.
 #[derive(Debug, Clone)]
 pub struct Beside {
     pub name: &'static str,
     pub spec: LoraSpec,
-    /// Where its weights come from; `None`: it begins anew.
+    /// The folder of its weights; `None`: newly initialised.
     pub folder: Option<PathBuf>,
-    /// Trained too, or frozen.
+    /// True if it is trained too, false if it is frozen.
     pub trained: bool,
 }
 
-/// What one pass of the trunk learns: a packed row, and a pure function from its hidden states to a loss.
+/// One micro-batch: a packed row, and a pure function from its hidden states to a loss.
 pub trait Batch {
-    /// What the trunk must see.
+    /// Returns the packed row that is the trunk's input.
     fn tokens(&self) -> &Tokens;
-    /// How many items the loss sums over. The loop counts them over the whole optimiser step and divides once.
+    /// Returns how many items the loss sums over. The loop adds them up over the whole optimiser step and divides
+    /// once.
     fn items(&self) -> f64;
-    /// The SUM of the loss over the items; pure.
+    /// Computes the SUM of the loss over the items. Pure.
     fn loss(&self, out: &Output) -> Loss;
-    /// The adapter that the trunk runs under; `None`: the one that is switched on.
+    /// Returns the adapter that the trunk runs with; `None`: the active one.
     fn adapter(&self) -> Option<&str> {
         None
     }
@@ -189,7 +197,7 @@ pub struct Step {
     pub micro: Vec<Box<dyn Batch>>,
     /// Epochs done after this step.
     pub epoch: f64,
-    /// What making the step has told (of a rollout: rewards, lengths), logged with the step.
+    /// Metrics that became known while the step was made (for a rollout: rewards, lengths), logged with the step.
     pub means: Vec<(String, f64)>,
 }
 
@@ -206,7 +214,7 @@ pub struct Aim {
 impl Aim {
     pub const LOSS: Self = Self { metric: "loss", higher: false };
 
-    /// Whether `value` is better than `best`.
+    /// Returns true if `value` is better than `best`.
     pub fn better(self, value: f64, best: f64) -> bool {
         if self.higher { value > best } else { value < best }
     }
@@ -215,57 +223,59 @@ impl Aim {
 /// Something wrong with the run, found in the numbers of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alarm {
-    /// What is wrong and why; told once.
+    /// What is wrong and why; reported once.
     pub cause: String,
-    /// The next thing to try.
+    /// What to try next.
     pub next: String,
-    /// The run ends here and keeps its best checkpoint.
+    /// If true, the run ends here and keeps its best checkpoint.
     pub stop: bool,
 }
 
-/// The beginning of a row, to be answered while the run goes on.
+/// The beginning of a row, which the model completes now and then during the run so that a person can look at samples.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
     pub ids: Vec<u32>,
-    /// What the row goes on with; empty where it does not tell.
+    /// How the row continues; empty if the row does not say.
     pub answer: Vec<u32>,
 }
 
-/// What the loop asks of a method.
+/// The interface between the training loop and a method.
 pub trait Method {
-    /// The micro-batches of the next optimiser step.
+    /// Returns the micro-batches of the next optimiser step.
     fn next_step(&mut self, model: &Model) -> Result<Step>;
-    /// Means over the validation rows. `None`: there are no such rows.
+    /// Computes means over the validation rows. `None`: there are no validation rows.
     fn validate(&mut self, model: &Model) -> Result<Option<Means>>;
-    /// Which of them decides.
+    /// Returns which of the validation means selects the best checkpoint.
     fn aim(&self) -> Aim {
         Aim::LOSS
     }
-    /// What the means of a step (its loss, the method's own) say is wrong.
+    /// Looks for problems in the means of a step (its loss and the method's own metrics).
     fn alarms(&mut self, _means: &Means) -> Vec<Alarm> {
         Vec::new()
     }
-    /// Prompts of validation rows (of training rows where there are none) to show samples of.
+    /// Returns at most `most` prompts to show samples of: from validation rows, or from training rows if there are
+    /// none.
     fn prompts(&self, most: usize) -> Vec<Prompt>;
-    /// Optimiser steps in so many epochs.
+    /// Returns the number of optimiser steps in `epochs` epochs.
     fn steps_for(&self, epochs: f64) -> u64;
-    /// Where the data stands.
+    /// Returns the position in the data, for a checkpoint.
     fn cursor(&self) -> Cursor;
-    /// Goes back to where the data stood.
+    /// Moves to a position that `cursor` returned.
     fn rewind(&mut self, at: Cursor) -> Result<()>;
-    /// What the method trains beside the model: no part of the result, so `state` must hold it.
+    /// Returns what the method trains in addition to the model. It is no part of the result, so `state` must contain
+    /// it.
     fn parameters(&self) -> Vec<Param> {
         Vec::new()
     }
-    /// What a checkpoint must hold of the method beside the cursor.
+    /// Returns what a checkpoint must store of the method in addition to the cursor.
     fn state(&self) -> BTreeMap<String, Tensor> {
         BTreeMap::new()
     }
-    /// Takes back what `state` gave; called after `rewind`.
+    /// Restores what `state` returned. Called after `rewind`.
     fn restore(&mut self, _state: BTreeMap<String, Tensor>) -> Result<()> {
         Ok(())
     }
-    /// The result is written to `out`, and the model holds it: reports on it.
+    /// Reports on the result. Called when it is written to `out`; `model` has the result's weights.
     fn finish(&mut self, _model: &Model, _out: &Path) -> Result<()> {
         Ok(())
     }

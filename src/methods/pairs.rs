@@ -1,8 +1,8 @@
-//! Answers to prompts packed into one row, and the log-probability of each: what every method that learns from
-//! preferences sees of the trunk.
+//! Packs prompts with answers into one row and computes the log-probability of each answer. All preference methods use
+//! this.
 //!
-//! Invariant: only tokens of answers are looked at, so no gradient comes from predicting a prompt's token; the numbers
-//! of a sequence do not depend on what else is in the row. Knows no loss.
+//! Invariant: only tokens of answers are scored, so predicting a prompt's token adds no gradient; the numbers of a
+//! sequence do not depend on the other sequences in the row. Computes no loss.
 
 use crate::data::{Dataset, Example, Pair};
 use crate::error::{Error, Result};
@@ -10,7 +10,7 @@ use crate::models::{Metrics, Output};
 use crate::nn::Tokens;
 use tch::{Device, Kind, Tensor};
 
-/// Sequences laid end to end, and the answer in each.
+/// Sequences packed into one row, and which tokens of each are the answer.
 pub struct Answers {
     pub tokens: Tokens,
     pub spans: Spans,
@@ -24,43 +24,43 @@ impl Answers {
         Self { tokens: Tokens::pack(&ids, device), spans }
     }
 
-    /// Packs pairs: chosen, rejected, chosen, rejected, ….
+    /// Packs pairs in the order chosen, rejected, chosen, rejected, ….
     pub fn of_pairs(pairs: &[Pair], device: Device) -> Self {
         Self::pack(&sequences(pairs), device)
     }
 
-    /// Tokens of the two answers of each pair.
+    /// Returns the number of tokens of both answers of each pair, at least 1.
     pub fn lengths(&self) -> Sides {
         Sides::of(&self.spans.lengths())
     }
 }
 
-/// The sequences of pairs, each pair's chosen one before its rejected one.
+/// Returns the sequences of all pairs, in each pair the chosen one before the rejected one.
 pub fn sequences(pairs: &[Pair]) -> Vec<Example> {
     pairs.iter().flat_map(Pair::sequences).collect()
 }
 
-/// Tokens to be predicted: one span for each of S sequences.
+/// The tokens to be scored: one span for each of S sequences, N tokens in all.
 pub struct Spans {
-    /// (N) rows of the trunk's output that predict them, span after span.
+    /// (N) rows of the trunk's output that predict these tokens, span after span.
     at: Tensor,
     /// (N) the tokens.
     targets: Tensor,
-    /// How many belong to each sequence.
+    /// Number of tokens in each sequence's span.
     counts: Vec<i64>,
 }
 
-/// What a row tells about its spans.
+/// Per-sequence results of scoring a packed row.
 pub struct Scores {
     /// (S) log-probability of each span, summed over its tokens; float64, differentiable.
     pub log_probs: Tensor,
-    /// (S) how many of its tokens were the most likely ones; float64.
+    /// (S) how many tokens of each span were the model's most likely token; float64.
     pub hits: Tensor,
 }
 
 impl Spans {
-    /// The tokens t of sequences i that `wanted(i, sequence, t)` says yes to; a sequence's first token has nothing before
-    /// it to be predicted from.
+    /// Selects the tokens for which `wanted(sequence index, sequence, token index)` is true. The first token of a
+    /// sequence is never selected: nothing precedes it that could predict it.
     pub fn of(sequences: &[Example], wanted: impl Fn(usize, &Example, usize) -> bool, device: Device) -> Self {
         let (mut at, mut targets, mut counts, mut start) = (Vec::new(), Vec::new(), Vec::new(), 0i64);
         for (i, e) in sequences.iter().enumerate() {
@@ -76,18 +76,18 @@ impl Spans {
         Self { at: put(&at), targets: put(&targets), counts }
     }
 
-    /// (S) tokens of each span; float64.
+    /// Returns the number of tokens of each span: (S) float64.
     pub fn counts(&self) -> Tensor {
         let counts: Vec<f64> = self.counts.iter().map(|n| *n as f64).collect();
         Tensor::from_slice(&counts).to_device(self.at.device())
     }
 
-    /// (S) tokens of each span, at least 1: what a mean divides by; float64.
+    /// Returns the number of tokens of each span, at least 1 so that a mean can divide by it: (S) float64.
     pub fn lengths(&self) -> Tensor {
         self.counts().clamp_min(1.0)
     }
 
-    /// Log-probabilities of the spans. Summed in float64, so that the difference of two large sums is exact.
+    /// Computes the log-probability of each span. Sums are float64, so that the difference of two large sums is exact.
     pub fn scores(&self, out: &Output) -> Scores {
         if self.at.size()[0] == 0 {
             let none = self.counts(); // all zero
@@ -111,30 +111,31 @@ pub struct Sides {
 }
 
 impl Sides {
-    /// Parts numbers of sequences (2P) in the order of [`Answers::of_pairs`].
+    /// Splits one number per sequence (2P), in the order of [`Answers::of_pairs`], into chosen and rejected.
     pub fn of(numbers: &Tensor) -> Self {
         let pairs = numbers.view([-1, 2]);
         Self { chosen: pairs.select(1, 0), rejected: pairs.select(1, 1) }
     }
 
-    /// The same of both sides.
+    /// Applies `f` to both numbers.
     pub fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Self {
         Self { chosen: f(&self.chosen), rejected: f(&self.rejected) }
     }
 
-    /// Something of both sides and those of another.
+    /// Combines the chosen numbers of both arguments, and the rejected ones, by `f`.
     pub fn with(&self, other: &Self, f: impl Fn(&Tensor, &Tensor) -> Tensor) -> Self {
         Self { chosen: f(&self.chosen, &other.chosen), rejected: f(&self.rejected, &other.rejected) }
     }
 
-    /// (P) chosen less rejected.
+    /// Returns chosen minus rejected: (P).
     pub fn gap(&self) -> Tensor {
         &self.chosen - &self.rejected
     }
 }
 
-/// Refuses pairs whose two sides became the same when they were cut to `batch.max_len`: nothing can be learnt from them,
-/// and their loss would stand at 0.693. (Reading refuses those that are the same as they were written.)
+/// Returns an error if truncation to `batch.max_len` made the two answers of a pair identical: such a pair teaches
+/// nothing, and its loss would stay at ln 2 = 0.693. (Pairs that are identical as written are refused when they are
+/// read.)
 pub fn refuse_equal(rows: &Dataset<Pair>) -> Result<()> {
     if rows.summary.truncated == 0 {
         return Ok(());
@@ -144,17 +145,18 @@ pub fn refuse_equal(rows: &Dataset<Pair>) -> Result<()> {
         if pair.chosen == pair.rejected {
             let (file, line) = rows.place(i);
             return Err(Error::user(format!(
-                "{}:{line}: cut to batch.max_len, `chosen` and `rejected` are the same {} tokens",
+                "{}:{line}: truncated to batch.max_len, `chosen` and `rejected` are the same {} tokens",
                 file.display(),
                 pair.prompt.len() + pair.chosen.len()
             ))
-            .hint("raise batch.max_len, or leave such pairs out with data.on_overflow: drop"));
+            .hint("raise batch.max_len, or drop such pairs with data.on_overflow: drop"));
         }
     }
     Ok(())
 }
 
-/// Adds what TRL logs of pairs: `rewards/*` (`rewards`: what the loss compares, before any margin) and `logps/*`.
+/// Adds the metrics that TRL logs for pairs: `rewards/*` (`rewards`: what the loss compares, before any margin) and
+/// `logps/*`.
 pub fn add_metrics(metrics: &mut Metrics, rewards: &Sides, log_probs: &Sides) {
     let pairs = rewards.chosen.size()[0] as f64;
     let margins = rewards.gap();
@@ -167,7 +169,7 @@ pub fn add_metrics(metrics: &mut Metrics, rewards: &Sides, log_probs: &Sides) {
     mean("logps/rejected", &log_probs.rejected);
 }
 
-/// Adds the share of the chosen answers' tokens that were the most likely ones.
+/// Adds the share of the chosen answers' tokens that were the model's most likely token.
 pub fn add_chosen(metrics: &mut Metrics, scores: &Scores, spans: &Spans) {
     let tokens: i64 = spans.counts.iter().step_by(2).sum();
     metrics.add("mean_token_accuracy", &Sides::of(&scores.hits).chosen.sum(Kind::Double), tokens as f64);

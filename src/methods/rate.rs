@@ -1,20 +1,20 @@
-//! A share of rows, with how well it is known.
+//! A proportion of rows, with a confidence interval.
 
 use serde::{Deserialize, Serialize};
 
 /// The normal quantile of a two-sided 95 % interval.
 const Z: f64 = 1.959963984540054;
 
-/// A share of rows with its 95 % interval.
+/// A proportion of rows with its 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Rate {
     pub share: f64,
-    /// Wilson score interval (Wilson 1927): right also near 0 and 1 and for few rows.
+    /// Wilson score interval (Wilson 1927): also correct near 0 and 1 and for few rows.
     pub interval: [f64; 2],
 }
 
 impl Rate {
-    /// `hits` of `n` rows; `None` for no row.
+    /// Computes the proportion of `hits` in `n` rows; `None` if `n` is 0.
     pub fn of(hits: usize, n: usize) -> Option<Self> {
         if n == 0 {
             return None;

@@ -1,8 +1,8 @@
-//! The reference: the model as it was before it began to learn, and what it says of answers.
+//! The reference model: the model as it was before training, and the log-probabilities it gives to answers.
 //!
-//! Invariant: its numbers never change within a run, and log-probabilities from the disk are used only where everything
-//! they depend on is the same: a file's name is the hash of the base's content, the number format, the device, and
-//! each sequence as it is packed (so of data, tokenizer, template and lengths). Knows no loss.
+//! Invariant: its numbers never change within a run. Log-probabilities from the disk are used only if everything they
+//! depend on is the same: a file's name is the hash of the base's content, the number format, the device, and each
+//! sequence as it is packed (so of data, tokenizer, template and lengths). Computes no loss.
 
 use super::pairs::Answers;
 use super::{Beside, Ground, Parts, Split};
@@ -26,18 +26,20 @@ use tch::{Kind, Tensor};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReferenceChoice {
-    /// Computed beside each step: by the base with the adapter off; in full fine-tuning by a frozen copy of the base, held in `model.dtype`.
+    /// Computed in each step: by the base with the adapter off; in full fine-tuning by a frozen copy of the base, held
+    /// in `model.dtype`.
     #[default]
     Live,
-    /// Computed once before the first step and kept on the disk: each step is faster, and no copy is held.
+    /// Computed once before the first step and stored on disk: each step is faster, and no copy is held.
     Cached,
 }
 
-/// The name of the frozen adapter that a run began with.
+/// The name of the frozen copy of the adapter that a run started from.
 const BEGUN: &str = "reference";
 
-/// What stands beside the trained weights for a reference: nothing for a new adapter, which is switched off; a frozen copy
-/// of the adapter that another one goes on from; a copy of the base in full fine-tuning, where it is not cached.
+/// Returns what the reference needs in addition to the trained weights. For a new adapter: nothing, because it is
+/// switched off. For an adapter that continues another one: a frozen copy of that one. In full fine-tuning: a copy of
+/// the base, unless the log-probabilities are cached.
 pub fn parts(adapter: Option<&AdapterSpec>, choice: ReferenceChoice) -> Result<Parts> {
     let Some(AdapterSpec::Lora(spec)) = adapter else {
         return Ok(Parts { copy: choice == ReferenceChoice::Live, ..Parts::default() });
@@ -48,19 +50,19 @@ pub fn parts(adapter: Option<&AdapterSpec>, choice: ReferenceChoice) -> Result<P
     Ok(Parts { beside: vec![begun], ..Parts::default() })
 }
 
-/// The model as it was.
+/// The model as it was before training.
 pub enum Reference {
-    /// The base: what is trained is an adapter, which can be switched off.
+    /// The base. What is trained is an adapter, which can be switched off.
     Base,
-    /// The adapter that the trained one went on from, frozen beside it.
+    /// The adapter that the training started from, kept frozen on the same base.
     Begun,
     /// A copy that is never trained.
     Copy(Box<Model>),
 }
 
 impl Reference {
-    /// The reference of a model that is about to learn: of an adapter its base or what it went on from, of a whole model a copy read from the
-    /// same directory.
+    /// Returns the reference of a model that has not been trained yet. If an adapter is trained, this is the base, or
+    /// the adapter it started from; if the whole model is trained, a copy read from the same directory.
     pub fn of(model: &Model) -> Result<Self> {
         if model.adapter_id(BEGUN).is_some() {
             return Ok(Self::Begun);
@@ -68,14 +70,14 @@ impl Reference {
         if model.active().is_some() {
             return Ok(Self::Base);
         }
-        report::info("every weight is trained, so the reference is a second copy of the base in memory");
+        report::info("every weight is trained: a second copy of the base is held in memory as the reference model");
         let heads = Heads::Tokens;
         let (device, kind) = (model.device(), model.kind());
         let load = Load { device, kind, storage: model.storage(), train_base: false, adapters: Vec::new(), heads };
         Ok(Self::Copy(Box::new(Model::load(model.folder(), load)?)))
     }
 
-    /// Runs `f` with the reference of `model`.
+    /// Calls `f` with the reference of `model`.
     pub fn with<R>(&self, model: &Model, f: impl FnOnce(&Model) -> R) -> R {
         match self {
             Self::Base => model.with(None, f),
@@ -84,22 +86,24 @@ impl Reference {
         }
     }
 
-    /// Log-probabilities of a row's answers, as [`super::pairs::Spans::scores`] gives them, without gradient.
+    /// Computes the log-probability of each answer of a packed row, as [`super::pairs::Spans::scores`] does, without
+    /// gradient.
     pub fn log_probs(&self, model: &Model, answers: &Answers) -> Result<Tensor> {
         self.with(model, |m| m.infer(&answers.tokens, |out| answers.spans.scores(out).log_probs))
     }
 }
 
-/// Changes with the way the numbers are computed and stored.
+/// Part of the hash in a file's name; to be changed whenever the numbers are computed or stored in another way.
 const VERSION: &str = "reference 1";
-/// The one tensor of a file.
+/// The name of the only tensor in a file.
 const NAME: &str = "log_probs";
 
-/// Where a recipe's cached log-probabilities are kept, and what they depend on beside the rows and the base.
+/// How a recipe gets its reference log-probabilities: live or cached, and what a cache file depends on besides the
+/// rows and the base.
 #[derive(Debug, Clone)]
 pub struct Keep {
     choice: ReferenceChoice,
-    /// The folder of the adapter that the run goes on from.
+    /// The folder of the adapter that the run starts from.
     from: Option<PathBuf>,
     cache: Cache,
     /// Tokens in a packed row.
@@ -113,24 +117,24 @@ impl Keep {
     }
 }
 
-/// The sequences of some rows that the reference is asked about, `width` to a row; a row may have fewer.
+/// A request to score sequences by the reference: `width` sequences for each row, or fewer.
 pub struct Asked<'a> {
     pub split: Split,
-    /// What they are, beside other sequences of the same rows.
+    /// Which kind of sequences these are, if the same rows have several kinds.
     pub name: &'static str,
     pub width: usize,
-    /// Tokens of each row's sequences.
+    /// Number of tokens in the sequences of each row.
     pub lengths: Vec<u32>,
-    /// Everything that the sequences depend on.
+    /// Bytes that change whenever the sequences change; they are part of the file's hash.
     pub content: Vec<u8>,
     pub sequences: Box<dyn Fn(usize) -> Result<Vec<Example>> + 'a>,
 }
 
-/// The name of the sequences that a row is made of.
+/// The name of the sequences that a row itself consists of.
 const ROWS: &str = "rows";
 
 impl<'a> Asked<'a> {
-    /// All sequences of a data set.
+    /// Requests all sequences of a data set.
     pub fn rows<T: Item>(split: Split, rows: &'a Dataset<T>) -> Self {
         Self {
             split,
@@ -143,14 +147,14 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// What the reference says, asked beside each step or known from before.
+/// Gives the reference's log-probabilities, computed in each step or read from the cache.
 pub enum Source {
     Live(Reference),
     Cached { keep: Keep, known: BTreeMap<(Split, &'static str), Known> },
 }
 
 impl Source {
-    /// A cached one knows nothing until `begin`.
+    /// Creates the scorer. A cached one has no numbers until `begin` was called.
     pub fn new(keep: &Keep, model: &Model) -> Result<Self> {
         Ok(match keep.choice {
             ReferenceChoice::Live => Self::Live(Reference::of(model)?),
@@ -158,8 +162,8 @@ impl Source {
         })
     }
 
-    /// What a cached one will be asked, while the model is still the reference: read from the disk where it was computed
-    /// before, else computed now and kept there.
+    /// Loads the log-probabilities of all sequences that will be needed, or computes and stores them. Must be called
+    /// while the model still equals its reference. Does nothing if they are computed live.
     pub fn begin<'a>(&mut self, model: &Model, asked: impl IntoIterator<Item = Asked<'a>>) -> Result<()> {
         let Self::Cached { keep, known } = self else { return Ok(()) };
         let folders: Vec<&Path> = [Some(model.folder()), keep.from.as_deref()].into_iter().flatten().collect();
@@ -170,12 +174,13 @@ impl Source {
         Ok(())
     }
 
-    /// Log-probabilities (N) of a packed row's answers, float64: all sequences of `items`, in their order.
+    /// Returns the log-probability of each answer of a packed row: (N) float64, all sequences of `items` in their
+    /// order.
     pub fn log_probs(&self, model: &Model, answers: &Answers, split: Split, items: &[usize]) -> Result<Tensor> {
         self.log_probs_of(ROWS, model, answers, split, items)
     }
 
-    /// The same of sequences with another name.
+    /// Returns the same for sequences requested under another name.
     pub fn log_probs_of(
         &self,
         name: &'static str,
@@ -191,15 +196,15 @@ impl Source {
     }
 }
 
-/// Log-probabilities of all sequences of some rows.
+/// Log-probabilities of all sequences of a request.
 pub struct Known {
-    /// `width` to a row; 0 where a row has fewer.
+    /// `width` numbers for each row; 0 where a row has fewer sequences.
     values: Vec<f64>,
     width: usize,
 }
 
 impl Known {
-    /// Those of some rows, in their order (rows * width), float64.
+    /// Returns the log-probabilities of these rows, in their order: (rows * width) float64.
     fn of(&self, rows: &[usize]) -> Tensor {
         let values: Vec<f64> =
             rows.iter().flat_map(|r| &self.values[r * self.width..(r + 1) * self.width]).copied().collect();
@@ -214,7 +219,7 @@ impl Keep {
         if let Some(path) = &path
             && let Some(values) = read(path, rows * width)
         {
-            report::info(format!("reference log-probabilities of {rows} rows: {}", path.display()));
+            report::info(format!("reference log-probabilities of {rows} rows read from {}", path.display()));
             return Ok(Known { values, width });
         }
         let began = Instant::now();
@@ -223,9 +228,9 @@ impl Keep {
         let place = match &path {
             Some(path) => {
                 weights::save(path, [(NAME, &Tensor::from_slice(&values))])?;
-                format!(": {}", path.display())
+                format!(" and stored in {}", path.display())
             }
-            None => ", for this run only (data.cache is off)".into(),
+            None => ", kept for this run only because data.cache is off".into(),
         };
         report::info(format!("reference log-probabilities of {rows} rows computed in {took}{place}"));
         Ok(Known { values, width })
@@ -242,13 +247,13 @@ impl Keep {
     }
 }
 
-/// A file's numbers, where it is whole; anything else is computed again.
+/// Returns the numbers of a file, or `None` if it is missing or damaged; they are then computed again.
 fn read(path: &Path, expected: usize) -> Option<Vec<f64>> {
     let tensor = Weights::open_file(path).ok()?.get(NAME)?;
     let whole = tensor.kind() == Kind::Double && tensor.size() == [expected as i64];
     let values = whole.then(|| Vec::<f64>::try_from(&tensor).ok()).flatten();
     let values = values.filter(|v| v.iter().all(|x| x.is_finite()))?;
-    // Its time says that it was used.
+    // The cache deletes files that no run used for a month: mark this one as used.
     if let Ok(file) = File::options().append(true).open(path) {
         let _ = file.set_modified(SystemTime::now());
     }
@@ -257,7 +262,7 @@ fn read(path: &Path, expected: usize) -> Option<Vec<f64>> {
 
 fn compute(asked: &Asked, model: &Model, reference: &Reference, budget: usize) -> Result<Vec<f64>> {
     let Asked { lengths, width, .. } = asked;
-    // Rows of like length together: a packed row then wastes little of its budget, and attention less.
+    // Rows of similar length come together: a packed row then wastes little of its budget, and attention less.
     let mut order: Vec<u32> = (0..lengths.len() as u32).filter(|i| lengths[*i as usize] > 0).collect();
     order.sort_by_key(|i| std::cmp::Reverse(lengths[*i as usize]));
     let mut values = vec![0.0; lengths.len() * width];

@@ -1,4 +1,4 @@
-//! What a method reads before the model is there: its rows, tokenised, measured and shown.
+//! What a method reads before the model is loaded: its rows, tokenised, measured and shown.
 
 use super::Method;
 use crate::adapters::AdapterSpec;
@@ -12,11 +12,11 @@ use crate::report;
 use std::path::Path;
 use std::rc::Rc;
 
-/// All that reading rows depends on.
+/// Everything that reading a method's rows depends on.
 #[derive(Clone)]
 pub struct Ground<'a> {
     pub tokenizer: Rc<ChatTokenizer>,
-    /// The base's folder.
+    /// The folder of the base model.
     pub model: &'a Path,
     pub train: &'a Sources,
     pub valid: Option<&'a Sources>,
@@ -30,33 +30,33 @@ pub struct Ground<'a> {
     pub adapter: Option<&'a AdapterSpec>,
 }
 
-/// Rows as they are measured: what was read, and the tokens of each item.
+/// What was read for one split, and the number of tokens of each item.
 #[derive(Clone, Copy)]
 pub struct Side<'a> {
     pub summary: &'a Summary,
     pub lengths: &'a [u32],
 }
 
-/// The rows of a run, ready for the model.
+/// The tokenised rows of a run, ready for the model.
 pub trait Rows {
     fn train(&self) -> Side<'_>;
     fn valid(&self) -> Option<Side<'_>>;
-    /// Tokens in the longest packed row of the first epoch.
+    /// Returns the number of tokens in the longest packed row of the first epoch.
     fn longest_row(&self) -> usize;
-    /// Optimiser steps in so many epochs.
+    /// Returns the number of optimiser steps in `epochs` epochs.
     fn steps_for(&self, epochs: f64) -> u64;
-    /// Training rows that are the same.
+    /// Counts duplicate training rows.
     fn duplicates(&self) -> Duplicates;
-    /// Validation rows that are also training rows.
+    /// Counts validation rows that are also training rows; `None` without validation rows.
     fn overlap(&self) -> Option<Overlap>;
-    /// The first rows as the model sees them, with what is learnt.
+    /// Returns the first `most` rows as the model sees them, with marks on the tokens that are trained on.
     fn shown(&self, most: usize) -> Result<Vec<Example>>;
-    /// The method over these rows.
+    /// Builds the method on these rows.
     fn method(self: Box<Self>, model: &Model) -> Result<Box<dyn Method>>;
 }
 
 impl Ground<'_> {
-    /// Training and validation items, told about as they are read.
+    /// Reads the training and the validation items and reports what was read.
     pub fn open<T: Item>(&self, supervise: Supervise) -> Result<(Dataset<T>, Option<Dataset<T>>)> {
         let options = EncodeOptions {
             supervise,

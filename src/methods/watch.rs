@@ -1,24 +1,24 @@
-//! The usual failures of learning from preferences, seen in the numbers of the steps: nothing moves, the order of answers
-//! gets lost, or the chosen answers become unlikely together with the rejected ones.
+//! Alarms for preference training, found in the metrics of the steps: the policy does not move, the order of the
+//! answers gets lost, or the chosen answers become unlikely together with the rejected ones.
 //!
-//! Looks at means of a window of steps, never at one step: what one batch says is chance. The doctor of a finished run
-//! (`runs::diagnose`) asks the same questions of the same numbers.
+//! Compares means over a window of steps and never looks at a single step: the numbers of one batch are mostly noise.
+//! The doctor of a finished run (`runs::diagnose`) asks the same questions of the same numbers.
 
 use super::{Alarm, Means};
 use std::collections::VecDeque;
 
 /// Steps in a window.
 const WINDOW: usize = 20;
-/// Steps before standing still is called that: a warm-up is over by then.
+/// Steps before missing movement is reported: a warm-up is over by then.
 const PATIENCE: usize = 50;
-/// A margin below this many nats between the answers of a pair is no movement.
+/// A margin between the answers of a pair below this many nats counts as no movement.
 const STILL: f64 = 0.01;
 
-/// The numbers of a step; NaN where a method has no such.
+/// The metrics of one step; NaN where a method has none.
 #[derive(Debug, Clone, Copy)]
 struct Numbers {
     loss: f64,
-    /// Of what the model says now against what the reference says, in nats.
+    /// Log-probability under the policy minus that under the reference, in nats.
     chosen: f64,
     rejected: f64,
     margin: f64,
@@ -27,27 +27,28 @@ struct Numbers {
     log_prob: f64,
 }
 
-/// Something wrong.
+/// A failure of preference training.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Sign {
-    /// After so many steps model and reference are still so many nats apart, which is nothing.
+    /// After `steps` steps, policy and reference still differ by only `nats`.
     Still { steps: usize, nats: f64 },
-    /// They are apart, but the loss does not see it: beta is too small.
+    /// Policy and reference differ, but the loss does not change: beta is too small.
     Blind { nats: f64, loss: f64 },
-    /// The share of pairs in the right order was higher.
+    /// The share of pairs in the right order has fallen from `best` to `now`.
     Falling { best: f64, now: f64 },
-    /// Chosen answers lost so many nats, rejected ones more; of so many that a chosen answer has.
+    /// Chosen answers lost `chosen` nats and rejected ones even more; `of` is how many nats a chosen answer had at
+    /// first.
     Displaced { chosen: f64, rejected: f64, of: f64 },
 }
 
-/// Follows a run.
+/// Follows the metrics of a run.
 pub struct Watch {
     method: &'static str,
     beta: f64,
     steps: usize,
     first: Vec<Numbers>,
     recent: VecDeque<Numbers>,
-    /// The highest mean accuracy of a window, with its variance.
+    /// The highest mean accuracy of any window, with the variance of that mean.
     best: Option<(f64, f64)>,
 }
 
@@ -56,24 +57,24 @@ fn mean(numbers: impl Iterator<Item = f64>) -> f64 {
     sum / n
 }
 
-/// The mean, and the variance of the mean.
+/// Returns the mean, and the variance of the mean.
 fn spread(numbers: &[f64]) -> (f64, f64) {
     let m = mean(numbers.iter().copied());
     (m, mean(numbers.iter().map(|x| (x - m).powi(2))) / numbers.len() as f64)
 }
 
 impl Watch {
-    /// For a method by its name in a recipe.
+    /// Starts with no steps; `method` is the name in a recipe.
     pub fn new(method: &'static str, beta: f64) -> Self {
         Self { method, beta, steps: 0, first: Vec::new(), recent: VecDeque::new(), best: None }
     }
 
-    /// Whether rewards are measured against a reference.
+    /// Returns true if the method's rewards are relative to a reference model.
     fn referenced(&self) -> bool {
         matches!(self.method, "dpo" | "kto")
     }
 
-    /// Takes in the means of a step.
+    /// Adds the means of a step.
     pub fn step(&mut self, means: impl Fn(&str) -> f64) {
         let now = Numbers {
             loss: means("loss"),
@@ -107,7 +108,7 @@ impl Watch {
         mean(self.recent.iter().map(of))
     }
 
-    /// What is wrong as things stand.
+    /// Returns the failures that the steps so far show; none before two windows are full.
     pub fn signs(&self) -> Vec<Sign> {
         if self.steps < 2 * WINDOW {
             return Vec::new();
@@ -136,8 +137,8 @@ impl Watch {
     fn displacement(&self) -> Option<Sign> {
         let first = |of: fn(&Numbers) -> f64| mean(self.first.iter().map(of));
         let of = first(|n| n.log_prob).abs();
-        // Against a reference a fall counts from zero and without the chance of which rows a step has; else from the
-        // first steps.
+        // With a reference, a fall is measured from zero and does not depend on which rows a step has. Without one, it
+        // is measured from the first steps and must exceed three standard errors.
         let (chosen, rejected, chance, least): (f64, f64, f64, f64) = if self.referenced() {
             (-self.recent(|n| n.chosen), -self.recent(|n| n.rejected), 0.0, 2.0)
         } else {
@@ -151,7 +152,7 @@ impl Watch {
         displaced.then_some(Sign::Displaced { chosen, rejected, of })
     }
 
-    /// Takes in the means of a step and says what is wrong.
+    /// Adds the means of a step and returns an alarm for each failure found.
     pub fn see(&mut self, means: &Means) -> Vec<Alarm> {
         self.step(|name| means.get(name).copied().unwrap_or(f64::NAN));
         self.signs().into_iter().map(|sign| self.alarm(sign)).collect()
@@ -162,23 +163,25 @@ impl Watch {
         let (cause, next) = match sign {
             Sign::Still { .. } => (
                 format!(
-                    "after {PATIENCE} steps the model still says what its reference says (margins below {STILL} nats{}): \
-                     the learning rate is too low for so few steps, or no gradient arrives",
+                    "after {PATIENCE} steps the policy still equals its reference (margins below {STILL} nats{}): \
+                     the learning rate is too low for so few steps, or the gradient is zero",
                     if method == "dpo" { ", loss at 0.693" } else { "" }
                 ),
-                "raise optim.lr ten times: adapters bear ten times the rate of full fine-tuning and more".to_string(),
+                "multiply optim.lr by 10: adapters tolerate ten times the learning rate of full fine-tuning, or more"
+                    .to_string(),
             ),
             Sign::Blind { .. } => (
-                "the loss stands at 0.693 while the answers of a pair are nats apart: beta is too small to see it".into(),
+                "the loss stays at 0.693 although the answers of a pair differ by more than 1 nat: beta is too small"
+                    .into(),
                 format!("set method.{method}.beta: 0.1"),
             ),
             Sign::Falling { .. } => (
                 "rewards/accuracies falls: fewer pairs are in the right order than before".into(),
-                format!("lower optim.lr, raise method.{method}.beta, or look whether pairs contradict each other"),
+                format!("lower optim.lr, raise method.{method}.beta, or check whether pairs contradict each other"),
             ),
             Sign::Displaced { .. } => (
-                "the chosen answers lose probability together with the rejected ones (likelihood displacement): margins \
-                 grow while both become unlikely"
+                "the chosen answers lose probability together with the rejected ones (likelihood displacement): \
+                 margins grow while both become unlikely"
                     .into(),
                 self.remedy(),
             ),
@@ -186,7 +189,7 @@ impl Watch {
         Alarm { cause, next, stop: false }
     }
 
-    /// The setting that keeps chosen answers likely.
+    /// Names the settings that keep the chosen answers likely.
     pub fn remedy(&self) -> String {
         match self.method {
             "dpo" => "set method.dpo.nll: 0.1 (cross-entropy of the chosen answers), raise method.dpo.beta, or lower optim.lr",
@@ -202,7 +205,7 @@ impl Watch {
 mod tests {
     use super::*;
 
-    /// Feeds `n` steps whose numbers are functions of the step.
+    /// Feeds `n` steps whose metrics are functions of the step, and returns the failures found.
     fn run(method: &'static str, n: usize, means: impl Fn(usize, &str) -> f64) -> Vec<Sign> {
         let mut watch = Watch::new(method, 0.1);
         (0..n).for_each(|step| watch.step(|name| means(step, name)));
@@ -210,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_healthy_run_has_no_sign() {
+    fn a_healthy_run_has_no_symptom() {
         let healthy = |step: usize, name: &str| {
             let t = step as f64 / 100.0;
             match name {
@@ -227,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn standing_still_is_told_from_a_beta_that_sees_nothing() {
+    fn no_movement_and_a_beta_that_is_too_small_are_distinguished() {
         let still = |margin: f64| {
             move |_: usize, name: &str| match name {
                 "loss" => std::f64::consts::LN_2,
@@ -238,13 +241,13 @@ mod tests {
             }
         };
         assert!(matches!(run("dpo", 60, still(1e-5))[..], [Sign::Still { steps: 60, .. }]));
-        assert!(run("dpo", 40, still(1e-5)).is_empty(), "too soon to tell");
-        assert!(run("orpo", 60, still(1e-5)).is_empty(), "there is no reference to stand at");
+        assert!(run("dpo", 40, still(1e-5)).is_empty(), "too early to say");
+        assert!(run("orpo", 60, still(1e-5)).is_empty(), "there is no reference to be equal to");
         assert!(matches!(run("dpo", 60, still(0.2))[..], [Sign::Blind { .. }]));
     }
 
     #[test]
-    fn lost_order_and_displacement_are_seen() {
+    fn lost_order_and_displacement_are_detected() {
         let worse = |step: usize, name: &str| match name {
             "rewards/accuracies" => {
                 if step < 40 {

@@ -1,6 +1,7 @@
-//! config.json, as transformers 4 and 5 write it.
+//! Reads config.json, as transformers 4 and 5 write it.
 //!
-//! Sizes have one name here, whatever the family calls them; `Family::keys` and `Family::defaults` say what differs.
+//! Each size has one name here, whatever a family's files call it; `Family::keys` and `Family::defaults` describe the
+//! differences.
 
 use super::{FAMILIES, Family, limits, rope, tie};
 use crate::error::{Error, Result};
@@ -10,7 +11,7 @@ use crate::report;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// The shape of a model.
+/// The sizes and settings of a model, from its config.json.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub model_type: String,
@@ -29,27 +30,27 @@ pub struct Config {
     pub rope_theta: f64,
     pub rope_scaling: Scaling,
     pub max_position_embeddings: Option<i64>,
-    /// Attention reaches back only so far.
+    /// Number of tokens that attention reaches back; `None`: all.
     pub sliding_window: Option<i64>,
-    /// Standard deviation of a fresh model's weights.
+    /// Standard deviation of a new model's random weights.
     pub initializer_range: f64,
     /// The file as read, for writing it back with only the changes made.
     pub raw: Value,
-    /// The same, letter for letter.
+    /// The file's text as read.
     pub text: String,
     family: &'static Family,
     file: PathBuf,
 }
 
 impl Config {
-    /// Reads `config.json` of a model directory. Where it ties the output head to the embedding and the weights beside it
-    /// hold two different ones, both count: the config says so from here on.
+    /// Reads `config.json` of a model directory. If it ties the output head to the embedding but the weights in the
+    /// directory hold two different matrices, both are used: the returned config is untied, and a warning says so.
     pub fn read(folder: &Path) -> Result<Self> {
         let mut config = Self::read_file(&folder.join("config.json"))?;
         if config.tie_word_embeddings && tie::parted(folder, &config)? {
             report::warn_once(format!(
-                "{}: tie_word_embeddings is true, but the weights hold an lm_head.weight that differs from the embedding; \
-                 both are used, and what is saved says tie_word_embeddings false",
+                "{}: tie_word_embeddings is true, but the weights contain an lm_head.weight that differs from the embedding; \
+                 both are used, and saved results have tie_word_embeddings: false",
                 config.file.display()
             ));
             config.untie()?;
@@ -57,12 +58,13 @@ impl Config {
         Ok(config)
     }
 
-    /// Gives embedding and output head a weight each, in `raw` and `text` too.
+    /// Makes embedding and output head two separate weights, in `raw` and `text` too.
     pub(super) fn untie(&mut self) -> Result<()> {
         const KEY: &str = "tie_word_embeddings";
         self.tie_word_embeddings = false;
         self.raw[KEY] = Value::Bool(false);
-        // The file keeps its spelling where the words are found; otherwise it is written anew.
+        // If the key is spelled as usual, only its value is replaced and the file's formatting stays; otherwise all
+        // is rewritten.
         let text = self.text.replacen(&format!("\"{KEY}\": true"), &format!("\"{KEY}\": false"), 1);
         self.text = match serde_json::from_str::<Value>(&text).is_ok_and(|found| found == self.raw) {
             true => text,
@@ -74,11 +76,13 @@ impl Config {
         Ok(())
     }
 
+    /// Reads a config.json without looking at the weights next to it.
     pub fn read_file(file: &Path) -> Result<Self> {
         Self::parse(file, &fsutil::read_to_string(file)?)
     }
 
-    /// The config in `text`; `file` stands in errors.
+    /// Parses the `text` of a config.json; `file` is used in error messages. Fails for unsupported families, missing
+    /// keys and impossible values.
     pub fn parse(file: &Path, text: &str) -> Result<Self> {
         let raw: Value = parse_json(file, text)?;
         limits::check(&raw, file)?;
@@ -130,7 +134,7 @@ impl Config {
         })
     }
 
-    /// Where it was read from, for messages.
+    /// Returns the file it was read from, for messages.
     pub fn file(&self) -> &Path {
         &self.file
     }
@@ -139,14 +143,15 @@ impl Config {
         self.family
     }
 
-    /// Dropouts that config.json asks for in training, as `key value`. None of them is built: adapters have their own.
+    /// Lists the dropouts that config.json requests for training, as `key value`. None of them is applied: only
+    /// adapters have dropout here.
     pub fn dropouts(&self) -> Vec<String> {
         let asked = |key: &str| self.raw.get(key).and_then(Value::as_f64).filter(|p| *p > 0.0);
         let keys = ["attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"];
         keys.iter().filter_map(|key| asked(key).map(|p| format!("{key} {p}"))).collect()
     }
 
-    /// Names of the weights that embedding and output head share; none where each has its own.
+    /// Returns the names of the weights that embedding and output head share; empty if each has its own.
     pub fn shared(&self) -> Vec<&'static str> {
         if self.tie_word_embeddings { vec![self.family.embedding, "lm_head.weight"] } else { Vec::new() }
     }
@@ -160,21 +165,21 @@ fn family(model_type: &str, file: &Path) -> Result<&'static Family> {
     })
 }
 
-/// The window, where some layer has one.
+/// Returns the sliding window in tokens if at least one layer has one.
 fn sliding_window(r: &Reader, layers: i64) -> Option<i64> {
     let window = r.get("sliding_window").and_then(Value::as_i64)?;
     let some = match (r.get("layer_types"), r.get("max_window_layers").and_then(Value::as_i64)) {
         (Some(Value::Array(kinds)), _) => kinds.iter().any(|k| k == "sliding_attention"),
-        (_, Some(first)) => first < layers, // qwen: the layers from this one on
+        (_, Some(first)) => first < layers, // qwen: this layer and all later ones
         _ => true,
     };
     (some && r.get("use_sliding_window") != Some(&Value::Bool(false))).then_some(window)
 }
 
-/// Typed values of config.json by their usual names.
+/// Reads typed values of config.json by their usual names.
 pub(super) struct Reader<'a> {
     pub raw: &'a Map<String, Value>,
-    /// (usual name, the family's).
+    /// (usual name, the family's name) of keys that are named differently.
     pub keys: &'a [(&'a str, &'a str)],
     pub file: &'a Path,
 }
@@ -187,11 +192,12 @@ impl<'a> Reader<'a> {
         self.keys.iter().find(|(name, _)| *name == usual).map_or(usual, |(_, own)| own)
     }
 
-    /// The value, unless it is missing or null.
+    /// Returns a value, or `None` if it is missing or null.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.raw.get(self.key(key)).filter(|v| !v.is_null())
     }
 
+    /// Returns the error for a key that is missing or is not `what`.
     pub fn missing(&self, key: &str, what: &str) -> Error {
         let key = self.key(key);
         let found = self.raw.get(key).map_or("it is missing".to_string(), |v| format!("found {v}"));
@@ -199,7 +205,7 @@ impl<'a> Reader<'a> {
             .hint("is this the config.json of a decoder-only language model?")
     }
     pub fn int(&self, key: &str) -> Result<i64> {
-        self.int_up_to(key, 1 << 24) // no dimension is larger, and nothing is allocated for a damaged one
+        self.int_up_to(key, 1 << 24) // no real dimension is larger; a damaged file must not cause a huge allocation
     }
     fn int_up_to(&self, key: &str, most: i64) -> Result<i64> {
         let found = self.get(key).and_then(Value::as_i64).filter(|n| (1..=most).contains(n));

@@ -1,4 +1,4 @@
-//! What directories of models and adapters compute with, as one number.
+//! Hash of everything in directories of models and adapters that determines their results.
 
 use crate::error::Result;
 use crate::fsutil::{hex, io_error, sha256};
@@ -6,7 +6,7 @@ use crate::report;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
-/// SHA-256 of the configs and weights in some directories of models or adapters, in the order given.
+/// Returns the SHA-256, in hex, of all configs and weights in directories of models or adapters, in the order given.
 pub fn hash(folders: &[&Path]) -> Result<String> {
     let mut sum = Sha256::new();
     for folder in folders {

@@ -1,9 +1,10 @@
-//! Number formats: what a model computes in, and what its frozen weights are held in.
+//! Chooses two number formats: the one that a model computes in ([`Dtype`]), and the one that its frozen weights are
+//! stored in ([`Storage`]).
 //!
-//! The arithmetic's format is a decision of the machine (`auto`): bfloat16 halves memory and doubles speed where the device
-//! multiplies it, and is many times slower than float32 where it does not. Held weights do not decide any number: a frozen
-//! weight that lies narrower in its file than the arithmetic is wide is widened as it is multiplied, without rounding, and
-//! gives the bits of a wide copy.
+//! By default (`auto`) the machine decides what to compute in: bfloat16 halves memory and doubles speed if the device
+//! can multiply it, and is many times slower than float32 if it cannot. The format of stored weights changes no
+//! result: a bfloat16 weight in a float32 computation is converted when it is multiplied, which does not round and
+//! gives the same bits as a float32 copy.
 
 use super::Config;
 use crate::error::{Error, Result};
@@ -15,47 +16,49 @@ use std::path::Path;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-/// A number format of arithmetic.
+/// The number format that a model computes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Dtype {
-    /// bfloat16 where the device multiplies it (CUDA from compute capability 8.0, AVX-512 BF16, AMX, Arm bf16), else float32;
-    /// float32 for a model that is stored in it.
+    /// bfloat16 if the device multiplies it (CUDA from compute capability 8.0, AVX-512 BF16, AMX, Arm bf16), otherwise
+    /// float32; always float32 for a model that is stored in float32.
     #[default]
     Auto,
     /// bfloat16: half the memory; adapters and optimiser state stay in float32.
     Bf16,
-    /// float32: for reference numbers, and for processors without products of bfloat16.
+    /// float32: for reference results, and for processors that do not multiply bfloat16.
     F32,
 }
 
-/// How frozen weights are held.
+/// How frozen weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Storage {
-    /// On the CPU, what takes less than half of the free memory is read into memory, which is faster; what takes more is
-    /// mapped. Where the file is in bfloat16 and the arithmetic in float32: in bfloat16 to answer; to train, in float32 if
-    /// that takes less than half of the free memory (a few per cent faster).
+    /// On the CPU, weights that take less than half of the free memory are read into memory, which is faster; larger
+    /// ones are mapped. If the file is in bfloat16 and the model computes in float32, they stay in bfloat16 for
+    /// inference; for training they become float32 if that takes less than half of the free memory (a few per cent
+    /// faster).
     #[default]
     Auto,
-    /// As they lie in the checkpoint, mapped on the CPU, and brought into the arithmetic's format as they are multiplied.
+    /// In the checkpoint's format, mapped on the CPU; converted to the format that the model computes in when they are
+    /// multiplied.
     File,
-    /// In memory, in the arithmetic's format.
+    /// In memory, in the format that the model computes in.
     Copy,
 }
 
 impl Storage {
-    /// True where a weight of format `own` is held as it is for arithmetic in `computed`.
+    /// Returns true if a frozen weight of dtype `own` is kept in it while the model computes in `computed`.
     pub fn keeps(self, own: Kind, computed: Kind, device: Device) -> bool {
         match self {
-            // What the kernels of decoding widen as they read it.
+            // The kernels of decoding convert exactly this combination as they read it.
             Self::Auto => own == Kind::BFloat16 && computed == Kind::Float && device == Device::Cpu,
             Self::File => true,
             Self::Copy => own == computed,
         }
     }
 
-    /// True where a checkpoint of so many `bytes` is read into memory on the CPU.
+    /// Returns true if a checkpoint of `bytes` is read into memory on the CPU instead of being mapped.
     pub fn reads(self, bytes: u64) -> bool {
         match self {
             Self::Auto => 2 * bytes < machine::Memory::read().free,
@@ -65,7 +68,7 @@ impl Storage {
     }
 }
 
-/// A format that was chosen, and why.
+/// The number format to compute in, and the reason for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chosen {
     pub dtype: Dtype,
@@ -73,10 +76,10 @@ pub struct Chosen {
 }
 
 impl Dtype {
-    /// As libtorch calls it.
+    /// Returns libtorch's name of the format.
     ///
     /// # Panics
-    /// On `Auto`: [`Dtype::choose`] comes first.
+    /// On `Auto`: call [`Dtype::choose`] first.
     pub fn kind(self) -> Kind {
         match self {
             Self::Auto => panic!("a number format is used before it was chosen"),
@@ -85,7 +88,7 @@ impl Dtype {
         }
     }
 
-    /// The word for it in recipes.
+    /// Returns the format's name in recipes.
     pub fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -94,13 +97,14 @@ impl Dtype {
         }
     }
 
-    /// The format to compute in on `device` for the model in `folder`; without one, for a model that has no weights yet.
+    /// Returns the format to compute in on `device`: the one that was set or, for `Auto`, the best one for the model
+    /// in `folder` (`None`: a model that has no weights yet). Fails if the folder's weights cannot be opened.
     pub fn choose(self, device: Device, folder: Option<&Path>) -> Result<Chosen> {
         if self != Self::Auto {
             return Ok(Chosen { dtype: self, why: "asked for" });
         }
         if folder.map(stored).transpose()? == Some(Kind::Float) {
-            return Ok(Chosen { dtype: Self::F32, why: "the model is stored in it" });
+            return Ok(Chosen { dtype: Self::F32, why: "the model is stored in float32" });
         }
         Ok(match bf16_products(device) {
             Some(why) => Chosen { dtype: Self::Bf16, why },
@@ -109,7 +113,7 @@ impl Dtype {
     }
 }
 
-/// The name of a format in messages.
+/// Returns the name of a number format for messages.
 pub fn word(kind: Kind) -> &'static str {
     match kind {
         Kind::BFloat16 => "bfloat16",
@@ -120,7 +124,7 @@ pub fn word(kind: Kind) -> &'static str {
     }
 }
 
-/// What multiplies bfloat16 on a device; `None` where nothing does and libtorch imitates it.
+/// Says which part of a device multiplies bfloat16, for messages. `None` if nothing does and libtorch emulates it.
 pub fn bf16_products(device: Device) -> Option<&'static str> {
     match device {
         Device::Cuda(i) => {
@@ -135,12 +139,12 @@ pub fn bf16_products(device: Device) -> Option<&'static str> {
     }
 }
 
-/// The number format that most of a model folder's weights have on disk, without loading them.
+/// Returns the number format that most of a model folder's weights have on disk, without loading them.
 pub fn stored(folder: &Path) -> Result<Kind> {
     Ok(on_disk(folder)?.0)
 }
 
-/// The same, and how many numbers there are of all formats.
+/// Returns the same as [`stored`], and the number of parameters in all formats.
 pub fn on_disk(folder: &Path) -> Result<(Kind, u64)> {
     let weights = super::weights(folder, &Config::read(folder)?)?;
     let mut numbers: Vec<(Kind, u64)> = Vec::new();
@@ -154,14 +158,14 @@ pub fn on_disk(folder: &Path) -> Result<(Kind, u64)> {
     }
     let all = numbers.iter().map(|(_, n)| n).sum();
     let most = numbers.into_iter().max_by_key(|(_, n)| *n).ok_or_else(|| {
-        Error::user(format!("{}: no weights of the model are there", folder.display()))
+        Error::user(format!("{}: no weights of the model found", folder.display()))
             .hint("the download is incomplete: fetch the model again")
     })?;
     Ok((most.0, all))
 }
 
-/// Where a model computes in bfloat16 on a device that does not multiply it, says how much slower it is than float32, as
-/// measured now.
+/// Warns if a model computes in bfloat16 on a device that does not multiply it; measures how much slower than float32
+/// it is.
 pub fn warn_of_slow_products(dtype: Dtype, device: Device) -> Result<()> {
     if dtype != Dtype::Bf16 || bf16_products(device).is_some() {
         return Ok(());
@@ -177,7 +181,7 @@ pub fn warn_of_slow_products(dtype: Dtype, device: Device) -> Result<()> {
     Ok(())
 }
 
-/// Measures the rate of products of two square matrices, in 10⁹ operations a second.
+/// Measures how fast a device multiplies two square matrices, in GFLOP/s (10⁹ operations per second).
 pub fn product_rate(device: Device, kind: Kind) -> Result<f64> {
     let _no_grad = tch::no_grad_guard();
     let n: i64 = if device == Device::Cpu { 512 } else { 4096 };

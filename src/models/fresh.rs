@@ -1,15 +1,16 @@
-//! The config of a model that was never trained: a few sizes as a recipe gives them, made whole.
+//! Makes the config.json of a new, untrained model from the few sizes that a recipe gives.
 //!
-//! Every value that the model is built with is written out, so that no reader's defaults can differ.
+//! Other programs may have other defaults for missing keys. So every value that the model is built with is written out.
 
 use super::Config;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-/// What the tokenizer says of the model.
+/// The tokenizer's size and special ids, which go into the config.
 #[derive(Debug, Clone, Copy)]
 pub struct Vocabulary {
+    /// Size of the tokenizer's vocabulary.
     pub size: i64,
     pub bos: Option<u32>,
     pub eos: Option<u32>,
@@ -30,14 +31,14 @@ const WRITTEN: &[&str] = &[
     "vocab_size",
 ];
 
-/// A whole config of what `given` says; `file` stands in messages. The size of the vocabulary is the tokenizer's, where
-/// none is given; where one is, no token may lie beyond it.
+/// Returns the complete config for the keys in `given`; `file` is used in messages. `vocab_size` is taken from the
+/// tokenizer if it is not given. Fails if it is given and the tokenizer has more tokens.
 pub fn config(given: &Map<String, Value>, vocabulary: Vocabulary, file: &Path) -> Result<Config> {
     let mut raw = given.clone();
     match raw.get("vocab_size").filter(|v| !v.is_null()) {
         Some(size) if size.as_i64().is_some_and(|size| size < vocabulary.size) => {
             return Err(Error::user(format!(
-                "{}: `vocab_size` is {size}, the tokenizer has {} tokens",
+                "{}: `vocab_size` is {size}, but the tokenizer has {} tokens",
                 file.display(),
                 vocabulary.size
             ))
@@ -46,7 +47,7 @@ pub fn config(given: &Map<String, Value>, vocabulary: Vocabulary, file: &Path) -
         Some(_) => {}
         None => drop(raw.insert("vocab_size".into(), json!(vocabulary.size))),
     }
-    // Ids of another tokenizer would stop answers at a random word.
+    // Special ids copied from another model's config would end answers at an arbitrary token.
     for (key, id) in
         [("bos_token_id", vocabulary.bos), ("eos_token_id", vocabulary.eos), ("pad_token_id", vocabulary.pad)]
     {

@@ -1,7 +1,7 @@
 //! GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
 //!
-//! Learnt positions, LayerNorm before each half, one product for queries, keys and values, tanh GELU. Checkpoints keep
-//! the weights of linear layers as (in, out), with or without `transformer.` before the names.
+//! Trained position embeddings, LayerNorm before attention and MLP, one product for queries, keys and values, tanh
+//! GELU. Checkpoints store the weights of linear layers as (in, out); names may or may not start with `transformer.`.
 
 use super::{Config, Decoder, Family};
 use crate::error::{Error, Result};
@@ -29,7 +29,7 @@ pub const FAMILY: Family = Family {
     build,
 };
 
-/// What transformers takes where a key is left out.
+/// Fills in transformers' defaults for missing keys.
 fn defaults(config: &mut Map<String, Value>) {
     if config.get("n_inner").is_none_or(Value::is_null)
         && let Some(width) = config.get("n_embd").and_then(Value::as_i64)
@@ -42,7 +42,8 @@ fn defaults(config: &mut Map<String, Value>) {
     config.entry("tie_word_embeddings").or_insert(json!(true));
 }
 
-/// The names of transformers, of which the first checkpoints lack the beginning; these hold causal masks too.
+/// Maps a checkpoint's name to the name in transformers: the first checkpoints lack the prefix `transformer.`. Causal
+/// masks, which they also contain, are left out.
 fn place(name: &str) -> Option<Place> {
     let mask = name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
     let whole = ["transformer.", "lm_head.", "score."].iter().any(|part| name.starts_with(part));
@@ -54,15 +55,15 @@ fn place(name: &str) -> Option<Place> {
 
 fn build(c: &Config, b: &Builder) -> Result<Box<dyn Decoder>> {
     let refuse = |what: String| Err(Error::user(format!("{}: {what}", c.file().display())));
-    // All three names stand for 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+    // All three names mean 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
     if !["gelu_new", "gelu_pytorch_tanh", "gelu_fast"].contains(&c.hidden_act.as_str()) {
         return refuse(format!("activation_function `{}` is not supported, expected `gelu_new`", c.hidden_act));
     }
     if c.num_attention_heads * c.head_dim != c.hidden_size || c.num_key_value_heads != c.num_attention_heads {
-        return refuse(format!("`n_embd` {} is no multiple of `n_head` {}", c.hidden_size, c.num_attention_heads));
+        return refuse(format!("`n_embd` {} is not a multiple of `n_head` {}", c.hidden_size, c.num_attention_heads));
     }
     if c.raw.get("add_cross_attention") == Some(&Value::Bool(true)) {
-        return refuse("`add_cross_attention` is true: only decoders that stand alone are supported".into());
+        return refuse("`add_cross_attention` is true: only decoder-only models are supported".into());
     }
     let Some(positions) = c.max_position_embeddings.filter(|n| (1..1 << 24).contains(n)) else {
         return refuse("`n_positions` must be a positive integer".into());
@@ -124,7 +125,8 @@ impl Block {
         let is = |key: &str, default: bool| c.raw.get(key).and_then(Value::as_bool).unwrap_or(default);
         let scale = if is("scale_attn_weights", true) { (c.head_dim as f64).powf(-0.5) } else { 1.0 };
         let scale = if is("scale_attn_by_inverse_layer_idx", false) { scale / (i + 1) as f64 } else { scale };
-        // What is added to the residual stream starts smaller, by the number of additions.
+        // Layers whose output is added to the residual stream start smaller, by the square root of the number of
+        // additions.
         let residual = (2.0 * c.num_hidden_layers as f64).powf(-0.5);
         Self {
             ln_1: (s / "ln_1").layer_norm(d, c.norm_eps),

@@ -1,22 +1,23 @@
-//! What a loss may see of the trunk's inside: what layers give, and the queries and keys of their attention.
+//! Shows a loss the inside of the model: hidden states after chosen layers, and queries and keys of their attention.
 //!
-//! A layer that runs again in the backward gives leaves to the loss; what the loss leaves on them joins the layer's
-//! second run. So a loss over the inside learns the same whether layers are replayed or not.
+//! With activation checkpointing a layer runs twice, the first time without a graph. A loss over its activations then
+//! gets leaves instead; the gradients that the loss leaves on them are added when the layer runs again in the
+//! backward. So the gradients are the same whether layers are replayed or not.
 
 use crate::nn::{Asked, Pass};
 use std::collections::BTreeMap;
 use tch::Tensor;
 
-/// Which layers a loss looks at, from 0.
+/// The layers whose activations a loss gets, counted from 0.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Look {
-    /// Layers whose results it sees.
+    /// Layers whose hidden states it gets.
     pub states: Vec<usize>,
-    /// Layers whose queries and keys it sees.
+    /// Layers whose queries and keys it gets.
     pub attention: Vec<usize>,
 }
 
-/// What it sees of one packed row.
+/// The activations of one packed row that a loss gets.
 #[derive(Debug, Default)]
 pub struct Inside {
     states: BTreeMap<usize, Tensor>,
@@ -24,17 +25,17 @@ pub struct Inside {
 }
 
 impl Inside {
-    /// What layer `i` gave: (T, D), before the final norm.
+    /// Returns the hidden states after layer `i`: (T, D), before the final norm. Panics if they were not requested.
     pub fn state(&self, i: usize) -> &Tensor {
-        self.states.get(&i).unwrap_or_else(|| panic!("nobody looks at what layer {i} gives"))
+        self.states.get(&i).unwrap_or_else(|| panic!("the hidden states of layer {i} were not requested"))
     }
 
-    /// What the attention of layer `i` is made of.
+    /// Returns queries and keys of layer `i`. Panics if they were not requested.
     pub fn attention(&self, i: usize) -> &Asked {
-        self.attention.get(&i).unwrap_or_else(|| panic!("nobody looks at the attention of layer {i}"))
+        self.attention.get(&i).unwrap_or_else(|| panic!("the attention of layer {i} was not requested"))
     }
 
-    /// Layer `i` gave `y`: keeps what is looked at.
+    /// Records the activations of layer `i`, whose output is `y`, if `look` requests them.
     pub(super) fn see(&mut self, look: &Look, i: usize, y: &Tensor, pass: &mut Pass) {
         if look.states.contains(&i) {
             self.states.insert(i, y.shallow_clone());
@@ -44,7 +45,7 @@ impl Inside {
         }
     }
 
-    /// As `see`, of a layer that will run again: leaves.
+    /// Does the same for a layer that will run again in the backward: records leaves that collect the loss's gradients.
     pub(super) fn see_leaf(&mut self, look: &Look, i: usize, y: &Tensor, pass: &mut Pass) {
         if look.states.contains(&i) {
             self.states.insert(i, y.detach().set_requires_grad(true));
@@ -54,8 +55,8 @@ impl Inside {
         }
     }
 
-    /// Layer `i` ran again and gave `y`, whose gradient from above is `g`: all outputs of the layer that have a
-    /// gradient, and their gradients.
+    /// Returns all outputs of layer `i` to run the backward from, with their gradients: its second output `y` with
+    /// the gradient `g` from the layer above, plus what the loss left on the recorded leaves.
     pub(super) fn pull(&self, i: usize, y: Tensor, g: Tensor, pass: &mut Pass) -> Vec<(Tensor, Tensor)> {
         let left = |leaf: &Tensor| Some(leaf.grad()).filter(Tensor::defined);
         let g = match self.states.get(&i).and_then(left) {

@@ -1,14 +1,15 @@
-//! What no config.json may say, whatever the family: numbers that would compute nonsense or fail deep inside.
+//! Checks config.json for values that are wrong in every family: they would give nonsense, or fail deep inside the
+//! model.
 //!
-//! Knows keys by the names that all families share; a family checks its own.
+//! Checks only keys that all families share; each family checks its own.
 
 use crate::error::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
 
-/// Whole numbers from 1 on, where they are given.
+/// Keys that must be integers of at least 1 if they are given.
 const COUNTS: &[&str] = &["max_position_embeddings", "n_positions", "n_ctx", "sliding_window"];
-/// Finite numbers above 0, where they are given; those of rotary embedding may lie in a map of their own.
+/// Keys that must be finite numbers above 0 if they are given, at the top level or in the sections of rotary embedding.
 const POSITIVE: &[&str] = &[
     "rms_norm_eps",
     "layer_norm_epsilon",
@@ -23,7 +24,7 @@ const POSITIVE: &[&str] = &[
 ];
 const ROPE: &[&str] = &["rope_parameters", "rope_scaling"];
 
-/// Refuses what cannot be meant; `file` stands in errors.
+/// Fails if a value is impossible or the weights are quantised; `file` is used in error messages.
 pub fn check(config: &Value, file: &Path) -> Result<()> {
     let refuse = |key: &str, expected: &str, found: &Value| {
         Err(Error::user(format!("{}: `{key}` must be {expected}, found {found}", file.display()))

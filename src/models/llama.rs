@@ -1,6 +1,6 @@
-//! Llama and its kin: SmolLM, Llama 2 and 3, Mistral (Touvron et al. 2023, arXiv 2302.13971).
+//! Llama and models with the same layers: SmolLM, Llama 2 and 3, Mistral (Touvron et al. 2023, arXiv 2302.13971).
 //!
-//! Other families with the same layers build them from here with a `Wiring` of their own.
+//! Families whose layers differ only in biases and norms use [`build`] with their own [`Wiring`].
 
 use super::{Config, Decoder, Family};
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ pub const FAMILY: Family = Family {
     },
 };
 
-/// What transformers takes where a key is left out.
+/// Fills in transformers' defaults for missing keys.
 fn defaults(config: &mut Map<String, Value>) {
     if config["model_type"] == "mistral" {
         config.entry("sliding_window").or_insert(json!(4096));
@@ -33,21 +33,22 @@ fn defaults(config: &mut Map<String, Value>) {
     config.entry("max_position_embeddings").or_insert(json!(2048));
 }
 
-/// Old checkpoints carry rotary tables that no model needs.
+/// Keeps a checkpoint's names, and leaves out the rotary tables that old checkpoints contain.
 pub(super) fn place(name: &str) -> Option<Place> {
     (!name.ends_with("rotary_emb.inv_freq")).then(|| Place { name: name.into(), transposed: false })
 }
 
-/// What the kin of llama do each in their own way.
+/// What differs between llama-like families.
 #[derive(Clone, Copy)]
 pub(super) struct Wiring {
     pub qkv_bias: bool,
     pub output_bias: bool,
     pub mlp_bias: bool,
-    /// Queries and keys are normalised head by head before they are turned.
+    /// Queries and keys are normalised per head before rotary embedding.
     pub qk_norm: bool,
 }
 
+/// Builds a llama-like decoder. Fails for another activation than silu and for an odd head size.
 pub(super) fn build(c: &Config, b: &Builder, wiring: Wiring) -> Result<Box<dyn Decoder>> {
     if c.hidden_act != "silu" {
         return Err(Error::user(format!("{}: hidden_act `{}` is not supported", c.file().display(), c.hidden_act))
@@ -55,7 +56,7 @@ pub(super) fn build(c: &Config, b: &Builder, wiring: Wiring) -> Result<Box<dyn D
     }
     if c.head_dim < 2 || c.head_dim % 2 != 0 {
         return Err(Error::user(format!(
-            "{}: a head size of {}; rotary embedding turns pairs",
+            "{}: a head size of {}, but rotary embedding needs an even one",
             c.file().display(),
             c.head_dim
         ))

@@ -1,4 +1,4 @@
-//! What a method sees of the trunk, and what it gives back.
+//! What a method's loss gets from the model ([`Output`]) and what it returns ([`Loss`], with [`Metrics`]).
 
 use super::Inside;
 use crate::nn::{Linear, head, head::Scores};
@@ -6,22 +6,23 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
-/// A loss is a SUM over items (tokens, pairs, …); the loop counts the items of the whole optimiser step and divides
-/// once, so that micro-batches of unequal size weigh right.
+/// A loss as a SUM over items (tokens, pairs, …). The loop counts the items of the whole optimiser step and divides
+/// once, so that every item has the same weight even if micro-batches differ in size.
 pub struct Loss {
     /// Scalar, float32.
     pub sum: Tensor,
     pub metrics: Metrics,
 }
 
-/// Sums and weights by name, added up over micro-batches. Sums stay tensors, so that nothing waits for the device.
+/// Metrics by name, accumulated over micro-batches: means, minima and maxima. Values stay tensors on their device, so
+/// that adding to them does not wait for the GPU.
 #[derive(Default)]
 pub struct Metrics {
     sums: BTreeMap<&'static str, (Tensor, f64)>,
     extremes: BTreeMap<&'static str, (Tensor, Extreme)>,
 }
 
-/// Which of several numbers stays.
+/// Minimum or maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extreme {
     Least,
@@ -43,8 +44,7 @@ impl Metrics {
         }
     }
 
-    /// Keeps the least or the most of all the numbers in `values` and of those given under this name before. No number
-    /// has no extreme.
+    /// Updates the minimum or maximum called `name` with all numbers in `values`. Empty `values` change nothing.
     pub fn keep(&mut self, name: &'static str, values: &Tensor, which: Extreme) {
         if values.numel() == 0 {
             return;
@@ -58,7 +58,7 @@ impl Metrics {
         self.extremes.insert(name, (one, which));
     }
 
-    /// Joins another micro-batch's sums.
+    /// Adds another micro-batch's metrics.
     pub fn merge(&mut self, other: Metrics) {
         for (name, (sum, weight)) in other.sums {
             self.add(name, &sum, weight);
@@ -68,7 +68,7 @@ impl Metrics {
         }
     }
 
-    /// The means and the extremes; waits for the device. A mean over nothing is none, and its name is left out.
+    /// Returns means, minima and maxima by name; waits for the GPU. Means without any items are left out.
     pub fn means(&self) -> BTreeMap<&'static str, f64> {
         self.sums
             .iter()
@@ -79,14 +79,14 @@ impl Metrics {
     }
 }
 
-/// The trunk's result for one packed row.
+/// The model's result for one packed row, from which a loss computes log-probabilities, logits or scores.
 pub struct Output {
     /// (T, D) after the final norm.
     pub hidden: Tensor,
     head: Rc<Linear>,
     score: Option<Rc<Linear>>,
     adapters: Rc<[String]>,
-    /// What `Model::expose` shows of the layers.
+    /// Activations of the layers that `Model::expose` requested.
     pub inside: Rc<Inside>,
 }
 
@@ -101,41 +101,42 @@ impl Output {
         Self { hidden, head, score, adapters, inside }
     }
 
-    /// Log-probabilities of `targets` (N) after the rows `at` (N); the vocabulary is seen in chunks of rows, full
-    /// logits never exist.
+    /// Returns the log-probabilities of `targets` (N) as the next tokens after the rows `at` (N). Logits are computed
+    /// in chunks of rows; those of all rows never exist.
     pub fn log_probs(&self, at: &Tensor, targets: &Tensor) -> Scores {
         head::log_probs(&self.head, &self.hidden.index_select(0, at), targets)
     }
 
-    /// Log-probabilities of `targets` (N) after the rows `at` (N) at a sampling temperature above 0, in float32 as the
-    /// sampler computes them; with `entropy`, the distributions' entropies too. Chunked as `log_probs`.
+    /// Returns the same at a sampling temperature above 0, in float32 as the sampler computes them; with `entropy`,
+    /// also the entropies of the distributions.
     pub fn scores(&self, at: &Tensor, targets: &Tensor, temperature: f64, entropy: bool) -> Scores {
         head::scores(&self.head, &self.hidden.index_select(0, at), targets, temperature, entropy)
     }
 
-    /// The output head, for methods that look at whole distributions chunk by chunk (`nn::chunked`).
+    /// Returns the output head, for methods that process whole distributions in chunks (`nn::chunked`).
     pub fn head(&self) -> &Rc<Linear> {
         &self.head
     }
 
-    /// Logits of the rows `at` (N): (N, V) float32.
+    /// Returns the logits of the rows `at` (N): (N, V) float32.
     pub fn logits(&self, at: &Tensor) -> Tensor {
         self.head.forward(&self.hidden.index_select(0, at)).to_kind(Kind::Float)
     }
 
-    /// What the scalar head of the adapter that is switched on (of the base, where none is) says of the rows `at` (N):
-    /// (N) float32, and computed in it: in bf16 near answers would get the same score.
+    /// Returns the scores of the rows `at` (N) by the scalar head of the active adapter (or of the base if none is
+    /// active): (N). They are computed in float32, because in bfloat16 similar answers would get the same score.
+    /// Panics without scalar head.
     pub fn scalar(&self, at: &Tensor) -> Tensor {
         self.score().forward(&self.hidden.index_select(0, at).to_kind(Kind::Float)).squeeze_dim(-1)
     }
 
-    /// The same of a named adapter's head: a value head on the policy's hidden states.
+    /// Returns the same by the scalar head of a named adapter, e.g. a value head on the policy's hidden states.
     pub fn scalar_of(&self, adapter: &str, at: &Tensor) -> Tensor {
         let id = self.adapters.iter().position(|n| n == adapter).unwrap_or_else(|| panic!("no adapter `{adapter}`"));
         self.score().forward_under(id, &self.hidden.index_select(0, at).to_kind(Kind::Float)).squeeze_dim(-1)
     }
 
-    /// The same states, through which no gradient reaches the trunk.
+    /// Returns a copy with detached hidden states, through which no gradient reaches the layers. It has no activations.
     pub fn detached(&self) -> Self {
         let (head, score) = (self.head.clone(), self.score.clone());
         Self { hidden: self.hidden.detach(), head, score, adapters: self.adapters.clone(), inside: Rc::default() }

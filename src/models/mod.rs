@@ -1,7 +1,8 @@
-//! Models: a decoder family, its parameters and the adapters on it; learning and inference on packed rows.
+//! Models: a decoder with its parameters and adapters, run on packed rows for training, inference and decoding.
 //!
-//! The trunk is run layer by layer from here, so that replay, chunked heads and adapter switching are written once
-//! for all families and methods.
+//! A family provides embedding, layers, final norm and output head. [`Model`] runs them layer by layer, so that
+//! activation checkpointing ("replay"), chunked heads and adapter switching are written once for all families and
+//! methods. The layers without output head are called the trunk.
 
 pub mod config;
 pub mod content;
@@ -40,48 +41,49 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
-/// A family of decoder-only models: four short methods and its output head.
+/// A decoder-only model of one family: how each part of it is computed.
 pub trait Decoder {
-    /// Number of layers.
+    /// Returns the number of layers.
     fn depth(&self) -> usize;
-    /// (T) tokens -> (T, D)
+    /// Embeds a packed row: (T) tokens -> (T, D).
     fn embed(&self, tokens: &Tokens) -> Tensor;
-    /// Layer `i`: (T, D) -> (T, D)
+    /// Computes layer `i`: (T, D) -> (T, D).
     fn layer(&self, i: usize, x: &Tensor, pass: &mut Pass) -> Tensor;
-    /// What comes between the last layer and the head: (T, D) -> (T, D)
+    /// Applies the final norm, between the last layer and the head: (T, D) -> (T, D).
     fn finish(&self, x: &Tensor) -> Tensor;
-    /// The output head: (…, D) -> (…, V)
+    /// Returns the output head: (…, D) -> (…, V).
     fn head(&self) -> &Rc<Linear>;
-    /// The longest sequence that it has positions for, where there is an end.
+    /// Returns the longest sequence that the model has position embeddings for; `None` if there is no limit.
     fn longest(&self) -> Option<i64> {
         None
     }
 }
 
-/// A row of the table of families.
+/// One entry of the table of families.
 #[derive(Debug)]
 pub struct Family {
     /// `model_type` values of config.json that this family serves.
     pub names: &'static [&'static str],
-    /// The class that transformers loads each with (`architectures` in config.json).
+    /// The class of transformers for each of the names (`architectures` in config.json).
     pub classes: &'static [&'static str],
-    /// What config.json calls a size where it has another name than llama's: (llama's, its own).
+    /// Keys of config.json that have another name than in llama's: (llama's name, this family's).
     pub keys: &'static [(&'static str, &'static str)],
-    /// Writes the values that transformers takes where config.json leaves a key out.
+    /// Fills in transformers' defaults for keys that config.json lacks.
     pub defaults: fn(&mut Map<String, Value>),
-    /// Keys that a new config.json carries beside those of every family.
+    /// Keys that a new config.json of this family has in addition to those of every family.
     pub written: &'static [&'static str],
-    /// The weight that a tied head shares.
+    /// Name of the embedding's weight, which a tied output head shares.
     pub embedding: &'static str,
-    /// The place of a checkpoint's tensor in the model; `None`: it is no parameter.
+    /// Maps a tensor's name in a checkpoint to the model's parameter; `None`: it is not a parameter.
     pub place: fn(&str) -> Option<Place>,
+    /// Builds the decoder. Fails if the config asks for something that the family does not support.
     pub build: fn(&Config, &Builder) -> Result<Box<dyn Decoder>>,
 }
 
 /// Every supported family.
 pub static FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY, gpt2::FAMILY];
 
-/// The parameters in a model directory, by the names that its family gives them.
+/// Opens the weights in a model directory, under the names that its family gives them.
 pub fn weights(folder: &Path, config: &Config) -> Result<Weights> {
     let mut weights = Weights::open(folder)?;
     let Family { place, embedding, .. } = *config.family();
@@ -90,7 +92,8 @@ pub fn weights(folder: &Path, config: &Config) -> Result<Weights> {
     weights.arrange(|name| {
         let place = place(name)?;
         match tied && place.name == tie::HEAD {
-            // Some checkpoints with a tied head hold a copy of it; some hold the shared weight under the head's name.
+            // Of the checkpoints with a tied head, some contain a redundant copy, others only the head's name for the
+            // weight.
             true if embedded => None,
             true => Some(Place { name: embedding.into(), ..place }),
             false => Some(place),
@@ -99,21 +102,21 @@ pub fn weights(folder: &Path, config: &Config) -> Result<Weights> {
     Ok(weights)
 }
 
-/// Gives embedding and output head a weight each, equal as yet, where `config` ties them.
+/// Unties embedding and output head of a `config` that ties them: each gets its own weight, with equal values.
 pub fn part_head(config: &mut Config, weights: &mut Weights) -> Result<()> {
     config.untie()?;
     weights.repeat(tie::HEAD, config.family().embedding);
     Ok(())
 }
 
-/// The weight of the scalar head, in every family.
+/// Name of the scalar head's weight, in every family.
 pub const SCORE: &str = "score.weight";
 
-/// Which layers are recomputed in the backward pass.
+/// Which layers are recomputed in the backward pass (activation checkpointing).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replay {
     None,
-    /// The first so many: those whose insides would be kept the longest.
+    /// The first n layers: their activations would be kept the longest.
     First(usize),
     All,
 }
@@ -128,33 +131,33 @@ impl Replay {
     }
 }
 
-/// What stands on the trunk.
+/// The heads that a model has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Heads {
     /// The output head: a language model.
     #[default]
     Tokens,
-    /// A scalar head: a reward model. The output head is not there.
+    /// A scalar head and no output head: a reward model.
     Score,
-    /// Both: a policy with reward or value adapters on the same base.
+    /// Both: a policy that shares its base with reward or value adapters.
     Both,
 }
 
 /// How a model is loaded.
 pub struct Load<'a> {
     pub device: Device,
-    /// The number format of the arithmetic.
+    /// The number format to compute in.
     pub kind: Kind,
-    /// How frozen weights are held.
+    /// How frozen weights are stored.
     pub storage: Storage,
-    /// Train the base's own weights.
+    /// Whether the base's own weights are trained; excludes adapters.
     pub train_base: bool,
-    /// Adapters by name, attached in order.
+    /// Adapters by name; attached in order, and the first one is active.
     pub adapters: Vec<(String, &'a dyn Attach)>,
     pub heads: Heads,
 }
 
-/// A decoder with its parameters and adapters.
+/// A decoder with its parameters, heads and adapters.
 pub struct Model {
     decoder: Box<dyn Decoder>,
     score: Option<Rc<Linear>>,
@@ -170,8 +173,9 @@ pub struct Model {
     look: RefCell<Rc<Look>>,
 }
 
-/// Noise on the input embeddings of the next `learn`s (NEFTune, Jain et al. 2023, arXiv 2310.05914): uniform in (-1, 1),
-/// times `alpha / sqrt(L D)` for a segment of L tokens and width D. A function of the seed: replay needs nothing.
+/// Noise on the input embeddings in training (NEFTune, Jain et al. 2023, arXiv 2310.05914): uniform in (-1, 1), times
+/// `alpha / sqrt(L D)` for a segment of L tokens and width D. It depends on the seed alone, so that replayed layers
+/// see the same noise.
 #[derive(Debug, Clone, Copy)]
 pub struct EmbeddingNoise {
     pub alpha: f64,
@@ -179,7 +183,8 @@ pub struct EmbeddingNoise {
 }
 
 impl Model {
-    /// Loads a Hugging Face model directory. The first adapter, if any, is switched on.
+    /// Loads a Hugging Face model directory. The first adapter, if any, is active. Fails if tensors are missing, have
+    /// wrong shapes or are left over, and for a reward model that is loaded as a language model.
     pub fn load(folder: &Path, load: Load) -> Result<Self> {
         let config = Config::read(folder)?;
         let weights = weights(folder, &config)?;
@@ -189,7 +194,8 @@ impl Model {
         Self::build(config, folder, Source::Disk(&weights), load)
     }
 
-    /// A model that was never trained: the same seed gives the same one. `folder` is where its tokenizer is.
+    /// Builds an untrained model with random weights, which depend on the seed alone. `folder` is where its tokenizer
+    /// is.
     pub fn initialise(config: Config, folder: &Path, seed: u64, load: Load) -> Result<Self> {
         let initial = Initial { seed, spread: config.initializer_range, place: config.family().place };
         Self::build(config, folder, Source::Chance(&initial), load)
@@ -246,7 +252,7 @@ impl Model {
         &self.config
     }
 
-    /// The directory it was loaded from.
+    /// Returns the directory that the model was loaded from.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -255,22 +261,23 @@ impl Model {
         self.device
     }
 
-    /// The number format of the arithmetic.
+    /// Returns the number format that the model computes in.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// How frozen weights were asked to be held.
+    /// Returns the setting for how frozen weights are stored.
     pub fn storage(&self) -> Storage {
         self.storage
     }
 
-    /// The number format that most of the base's numbers are held in, and the bytes of all of them.
+    /// Returns the number format of the base's largest parameter, and the bytes of all the base's parameters.
     pub fn held(&self) -> (Kind, u64) {
         self.held_by(|p| p.tensor.kind())
     }
 
-    /// The same of this model loaded on `device` with another `storage`; it must be one whose weights lie in their files.
+    /// Returns what [`Model::held`] would return if this model were loaded on `device` with `storage`. This model
+    /// itself must have been loaded with its weights as they are in their files.
     pub fn held_as(&self, storage: Storage, device: Device) -> (Kind, u64) {
         self.held_by(|p| match p.tensor.kind() {
             own if p.tensor.dim() >= 2 && storage.keeps(own, self.kind, device) => own,
@@ -292,18 +299,19 @@ impl Model {
         self.decoder.depth()
     }
 
-    /// Number of an adapter by name.
+    /// Returns the number of the adapter called `name`, or `None`.
     pub fn adapter_id(&self, name: &str) -> Option<usize> {
         self.adapters.iter().position(|n| n == name)
     }
 
-    /// Ends the training of an adapter: its parameters take no gradient and no optimiser sees them.
+    /// Stops the training of an adapter: its parameters require no gradient and are hidden from optimisers. Panics
+    /// for an unknown name.
     pub fn freeze(&self, adapter: &str) {
         let id = self.adapter_id(adapter).unwrap_or_else(|| panic!("no adapter `{adapter}`"));
         self.store.adapter(id).for_each(|p| drop(p.tensor.shallow_clone().set_requires_grad(false)));
     }
 
-    /// What stands on the trunk: whether it can speak, and whether it can score.
+    /// Returns which heads the model has: whether it can generate text, and whether it can score.
     pub fn heads(&self) -> Heads {
         match (&self.score, self.decoder.head().plain().is_some_and(|w| w.size()[0] == 0)) {
             (None, _) => Heads::Tokens,
@@ -312,25 +320,27 @@ impl Model {
         }
     }
 
-    /// The adapter that is switched on.
+    /// Returns the name of the active adapter; `None`: the bare base.
     pub fn active(&self) -> Option<&str> {
         self.switches.active.get().map(|i| self.adapters[i].as_str())
     }
 
-    /// Runs `f` with the named adapter, or with the bare base for `None`; the switch goes back on any way out.
+    /// Runs `f` with the named adapter active, or with the bare base for `None`. The previous adapter is active again
+    /// afterwards, after a panic too. Panics for an unknown name.
     pub fn with<R>(&self, adapter: Option<&str>, f: impl FnOnce(&Self) -> R) -> R {
         let id = adapter.map(|name| self.adapter_id(name).unwrap_or_else(|| panic!("no adapter `{name}`")));
         let _back = Restore { cell: &self.switches.active, value: self.switches.active.replace(id) };
         f(self)
     }
 
-    /// The longest sequence that can be computed: all that there are learnt positions for, and no more than a sliding
-    /// window, within which attention is plain causal attention.
+    /// Returns the length of the longest sequence that can be computed, if there is a limit: the number of position
+    /// embeddings, or the sliding window, within which attention equals plain causal attention.
     pub fn context_limit(&self) -> Option<i64> {
         [self.config.sliding_window, self.decoder.longest()].into_iter().flatten().min()
     }
 
-    /// Refuses a row that would be computed wrongly or fail inside libtorch; segment s continues `past[s]` tokens.
+    /// Fails for a row that would be computed wrongly or fail inside libtorch: empty, with ids outside the
+    /// vocabulary, or with too long a sequence. Segment s continues `past[s]` tokens.
     fn check(&self, tokens: &Tokens, past: &[i64]) -> Result<()> {
         if tokens.is_empty() {
             return Err(Error::bug("a packed row without tokens"));
@@ -338,11 +348,11 @@ impl Model {
         let vocabulary = self.config.vocab_size;
         if i64::from(tokens.largest) >= vocabulary {
             return Err(Error::user(format!(
-                "token id {}: {} has a vocabulary of {vocabulary}",
+                "token id {} is out of range: {} has a vocabulary of {vocabulary}",
                 tokens.largest,
                 self.folder.display()
             ))
-            .hint("the tokenizer belongs to another model, or has tokens that were never added to this one"));
+            .hint("the tokenizer belongs to another model, or has tokens that were not added to this model"));
         }
         let longest =
             tokens.segments.lengths.iter().zip(past.iter().chain(std::iter::repeat(&0))).map(|(n, p)| n + p).max();
@@ -363,7 +373,7 @@ impl Model {
         }
     }
 
-    /// From now on `learn` and `infer` show their losses these parts of the trunk's inside.
+    /// Sets which layers' activations `learn` and `infer` pass to their closures (`Output::inside`), from now on.
     pub fn expose(&self, look: Look) {
         self.look.replace(Rc::new(look));
     }
@@ -372,7 +382,7 @@ impl Model {
         self.look.borrow().clone()
     }
 
-    /// What the last layer gives, (T, D), and what is looked at.
+    /// Runs all layers. Returns the last one's output (T, D), and the requested activations.
     fn trunk(&self, tokens: &Tokens) -> (Tensor, Inside) {
         let (look, mut inside) = (self.look(), Inside::default());
         let mut pass = Pass::new(tokens, None).listen(&look.attention);
@@ -384,14 +394,14 @@ impl Model {
         (x, inside)
     }
 
-    /// What each layer gets, and what the last one gives: (T, D) each, float32. Without gradient.
+    /// Returns the input of each layer and the output of the last: (T, D) each, float32. Without gradient.
     pub fn states(&self, tokens: &Tokens) -> Result<Vec<Tensor>> {
         let mut states = Vec::with_capacity(self.depth() + 1);
         let _ = self.layers(tokens, &(0..self.depth()).collect::<Vec<_>>(), |x| states.push(x.to_kind(Kind::Float)))?;
         Ok(states)
     }
 
-    /// Logits (T, V) of the trunk with only these layers, in this order. Without gradient.
+    /// Returns the logits (T, V) of the model with only these layers, in this order. Without gradient.
     pub fn through(&self, tokens: &Tokens, layers: &[usize]) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let x = self.layers(tokens, layers, |_| ())?;
@@ -411,7 +421,7 @@ impl Model {
         Ok(x)
     }
 
-    /// (T, D), with noise while learning where it is set.
+    /// Returns the embeddings (T, D), in training with noise if it is set.
     fn embed(&self, tokens: &Tokens) -> Tensor {
         let x = self.decoder.embed(tokens);
         match self.noise.get().filter(|_| self.switches.train.get()) {
@@ -434,12 +444,13 @@ impl Model {
         }
     }
 
-    /// Sets or ends the noise of `learn`.
+    /// Sets the noise on embeddings for the next calls of `learn`; `None`: no noise.
     pub fn set_noise(&self, noise: Option<EmbeddingNoise>) {
         self.noise.set(noise);
     }
 
-    /// Holds what is trained in bfloat16 instead of float32: less memory, for whoever rounds updates himself.
+    /// Converts trained parameters from float32 to bfloat16. This saves memory, for an optimiser that rounds its
+    /// updates stochastically.
     pub fn narrow_masters(&self) {
         let _no_grad = tch::no_grad_guard();
         for p in self.store.trainable() {
@@ -452,7 +463,7 @@ impl Model {
         Output::new(self.decoder.finish(&x), head, score, self.adapters.clone(), inside)
     }
 
-    /// Runs a packed row without gradient.
+    /// Runs a packed row without gradient and returns what `f` makes of the output.
     pub fn infer<R>(&self, tokens: &Tokens, f: impl FnOnce(&Output) -> R) -> Result<R> {
         self.check(tokens, &[])?;
         let _no_grad = tch::no_grad_guard();
@@ -460,7 +471,8 @@ impl Model {
         Ok(f(&self.output(x, inside.into())))
     }
 
-    /// Runs a packed row that continues the cache's sequences (segment s continues slot s), without gradient.
+    /// Runs a packed row that continues the cache's sequences (segment s continues slot s) and adds it to the cache.
+    /// Without gradient. Returns what `f` makes of the output.
     pub fn extend<R>(&self, tokens: &Tokens, cache: &mut Cache, f: impl FnOnce(&Output) -> R) -> Result<R> {
         self.check(tokens, &cache.lengths)?;
         let (_no_grad, _decoding) = (tch::no_grad_guard(), Decoding::begin());
@@ -473,12 +485,13 @@ impl Model {
         Ok(f(&self.output(x, Rc::default())))
     }
 
-    /// An empty cache for `slots` sequences.
+    /// Returns an empty cache for `slots` sequences.
     pub fn cache(&self, slots: usize) -> Cache {
         Cache::new(self.depth(), slots)
     }
 
-    /// Adds the gradient of `loss.sum / items` to the trainable parameters.
+    /// Runs a packed row forward and backward: adds the gradient of `loss.sum / items` to the trained parameters and
+    /// returns the loss's metrics.
     pub fn learn(
         &self,
         tokens: &Tokens,
@@ -501,8 +514,9 @@ impl Model {
         Ok(metrics)
     }
 
-    /// Keeps the input only of the first `layers`, and runs them again in the backward (Chen et al. 2016, arXiv
-    /// 1604.06174). Dropout sees the generator state of the first run.
+    /// Does the same with activation checkpointing (Chen et al. 2016, arXiv 1604.06174): of the first `layers` layers
+    /// only the inputs are kept, and they run again in the backward, from the same random generator state so that
+    /// dropout is the same.
     fn learn_replayed(
         &self,
         tokens: &Tokens,
@@ -552,12 +566,12 @@ impl Model {
     }
 }
 
-/// The gradient of `sum / items` with respect to `sum`.
+/// Returns the gradient of `sum / items` with respect to `sum`, from which the backward starts.
 fn seed(sum: &Tensor, items: f64) -> Tensor {
     sum.full_like(1.0 / items)
 }
 
-/// Puts a switch back when it goes out of scope, panics included.
+/// Restores a cell's previous value when dropped, after a panic too.
 struct Restore<'a, T: Copy> {
     cell: &'a std::cell::Cell<T>,
     value: T,

@@ -1,4 +1,4 @@
-//! A model ready to answer: base, adapters from disk, device and dtype.
+//! Opens models for inference: a base with adapters from disk, on a device.
 
 use super::{Config, Heads, Load, Model, SCORE, Scoring, Storage, weights};
 use crate::adapters::{LoraPlan, file};
@@ -8,8 +8,8 @@ use crate::nn::{Attach, Param};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
-/// Loads a base with adapters from disk, for inference. The first adapter, named by its folder's number (`0`, `1`, …),
-/// is switched on.
+/// Loads a base with adapters from disk, for inference. Adapters are named by their index in `adapters`
+/// (`0`, `1`, …); the first one is active. Fails for a reward model or a reward model's adapter.
 pub fn open(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind) -> Result<Model> {
     let files = adapters.iter().map(|folder| file::read(folder)).collect::<Result<Vec<_>>>()?;
     if let Some((_, folder)) = files.iter().zip(adapters).find(|(f, _)| f.spec.scores()) {
@@ -30,18 +30,18 @@ pub fn open(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind) -> Re
     Ok(model)
 }
 
-/// A reward model where words were asked for.
+/// Returns the error for a reward model where a language model is needed.
 pub(super) fn no_words(base: &Path, adapter: Option<&Path>) -> Error {
     let what = adapter.unwrap_or(base).display();
     let adapter = adapter.map_or(String::new(), |folder| format!(" --adapter {}", folder.display()));
-    Error::user(format!("{what}: a reward model: it scores answers and writes none")).hint(format!(
+    Error::user(format!("{what}: this is a reward model: it scores answers and generates no text")).hint(format!(
         "score the answers or pairs of a file: ft score --model {}{adapter} --input FILE --out FILE",
         base.display()
     ))
 }
 
-/// Loads a reward model for inference: a directory with a scalar head, or an adapter that holds one on a base. The head
-/// must be on disk, and its probes (reward.json) must score as when they were written.
+/// Loads a reward model for inference: a directory with a scalar head, or a base and an adapter with one. Fails if
+/// the head is not on disk, or if the probes in reward.json get other scores than when they were written.
 pub fn open_scorer(base: &Path, adapter: Option<&Path>, device: Device, kind: Kind) -> Result<(Model, Scoring)> {
     let config = Config::read(base)?;
     let load =
@@ -51,7 +51,7 @@ pub fn open_scorer(base: &Path, adapter: Option<&Path>, device: Device, kind: Ki
         need_head(weights.shape(SCORE), &config, base, || {
             match config.raw["architectures"][0].as_str() {
             Some(class) if class.ends_with("ForSequenceClassification") => {
-                "its head was not saved with it, and a random one would make every score chance: save it again".into()
+                "its head was not saved with it, and a random head gives random scores: save the model again".into()
             }
             _ => "this is a language model: train a reward model with method: reward, and give its adapter with --adapter".into(),
         }
@@ -63,8 +63,8 @@ pub fn open_scorer(base: &Path, adapter: Option<&Path>, device: Device, kind: Ki
     let file = file::read(folder)?;
     let shape = file.tensors.get(SCORE).map(|t| t.size());
     need_head(shape.as_deref(), &config, folder, || match file.spec.scores() {
-        true => "its head was not saved with it, and a random one would make every score chance: save it again".into(),
-        false => "this is a language model's adapter: one with a head is trained by method: reward".into(),
+        true => "its head was not saved with it, and a random head gives random scores: save the adapter again".into(),
+        false => "this is a language model's adapter: train a reward model's adapter with method: reward".into(),
     })?;
     let plan = LoraPlan::of_file(&file.spec, &folder.join(file::CONFIG))?.on_bases(&file.tensors);
     let model = Model::load(base, load(vec![("0".into(), &plan as &dyn Attach)]))?;
@@ -74,7 +74,7 @@ pub fn open_scorer(base: &Path, adapter: Option<&Path>, device: Device, kind: Ki
     Ok((model, scoring))
 }
 
-/// Refuses a head that is not there or gives more than one number.
+/// Fails if there is no scalar head, or if it gives more than one number. `why` is the hint for a missing head.
 fn need_head(shape: Option<&[i64]>, config: &Config, folder: &Path, why: impl FnOnce() -> String) -> Result<()> {
     match shape {
         Some([1, width]) if *width == config.hidden_size => Ok(()),
@@ -85,11 +85,13 @@ fn need_head(shape: Option<&[i64]>, config: &Config, folder: &Path, why: impl Fn
             config.hidden_size
         ))
         .hint("a reward model has one label (num_labels 1); is the base the one it was trained on?")),
-        None => Err(Error::user(format!("{}: no `{SCORE}`: there is no scalar head", folder.display())).hint(why())),
+        None => {
+            Err(Error::user(format!("{}: no `{SCORE}`, the weight of a scalar head", folder.display())).hint(why()))
+        }
     }
 }
 
-/// Refuses adapters that `open` put on the model where they hold NaN or infinite values: whatever they answer is nonsense.
+/// Fails if an adapter that [`open`] has loaded contains NaN or infinite values, with which every answer is nonsense.
 pub fn need_finite_adapters(model: &Model, adapters: &[PathBuf]) -> Result<()> {
     for (i, folder) in adapters.iter().enumerate() {
         let broken = |p: &&Param| p.tensor.isfinite().all().int64_value(&[]) == 0;
@@ -105,8 +107,9 @@ pub fn need_finite_adapters(model: &Model, adapters: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// `auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`. From here on memory of tensors on the CPU is
-/// counted, lies in large pages and is reused.
+/// Parses a device: `auto` (CUDA if there is one, otherwise CPU), `cpu`, `cuda` or `cuda:N`. Fails if it does not
+/// exist. Also installs our allocator for tensors on the CPU, which counts and reuses their memory and places it in
+/// large pages.
 pub fn device(name: &str) -> Result<Device> {
     native::install_cpu_allocator();
     let cuda = |index: usize| {
@@ -114,7 +117,7 @@ pub fn device(name: &str) -> Result<Device> {
         if tch::Cuda::is_available() && index < count {
             Ok(Device::Cuda(index))
         } else {
-            Err(Error::user(format!("device {name}: {count} CUDA devices are there"))
+            Err(Error::user(format!("device {name} not found: this machine has {count} usable CUDA devices"))
                 .hint("see what is missing with: ft doctor; or use cpu"))
         }
     };

@@ -1,6 +1,7 @@
-//! Where numbers stop being finite: a row run again layer by layer, looked at after each.
+//! Finds where NaN or infinity first appears: runs a packed row again and checks every layer's output and gradient.
 //!
-//! Slow, for a step that has failed already. Dropout is off, so a failure that hung on one mask may not come back.
+//! Slow, so only for a step that has already failed. Dropout is off, so a failure that depended on a certain dropout
+//! mask may not be found.
 
 use super::{Inside, Loss, Model, Output, seed};
 use crate::error::Result;
@@ -10,7 +11,7 @@ use std::fmt;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
-/// The part of a step in which the first such number was found.
+/// The part of a training step in which the first non-finite number was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     FrozenWeights,
@@ -24,13 +25,15 @@ pub enum Stage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     pub stage: Stage,
-    /// The tensor by its name, or the layer and what of it.
+    /// The parameter's name, or which output or gradient of which layer.
     pub place: String,
-    /// Numbers that are NaN, that are infinite, and all.
+    /// Number of NaN values.
     pub nan: i64,
+    /// Number of infinite values.
     pub infinite: i64,
+    /// Number of all values of the tensor.
     pub all: i64,
-    /// The largest magnitude of what went in, where that was finite.
+    /// The largest magnitude of the finite input that the tensor was computed from, if it has one.
     pub input: Option<String>,
 }
 
@@ -50,13 +53,13 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{}: {} NaN and {} infinite of {} numbers", self.place, self.nan, self.infinite, self.all)?;
         match &self.input {
-            Some(largest) => write!(f, "; what goes in is finite, at most {largest}"),
+            Some(largest) => write!(f, "; its input is finite, with a largest magnitude of {largest}"),
             None => Ok(()),
         }
     }
 }
 
-/// `Some` where the tensor holds a number that is not finite.
+/// Returns a finding if the tensor contains NaN or infinity, otherwise `None`.
 fn look_at(t: &Tensor, stage: Stage, place: impl Into<String>, input: Option<&Tensor>) -> Option<Origin> {
     let count = |t: Tensor| t.sum(Kind::Int64).int64_value(&[]);
     if count(t.isfinite().logical_not()) == 0 {
@@ -68,8 +71,8 @@ fn look_at(t: &Tensor, stage: Stage, place: impl Into<String>, input: Option<&Te
 }
 
 impl Model {
-    /// The first tensor that is not finite in the weights, then in the forward of `tokens`, its loss, and its backward;
-    /// `None` where all are finite. Adds to the gradients: forget them afterwards.
+    /// Returns the first tensor with NaN or infinity, in this order: weights, forward of `tokens`, loss, backward.
+    /// `None` if all are finite. Adds to the parameters' gradients, which must be dropped afterwards.
     pub fn origin(&self, tokens: &Tokens, items: f64, loss: impl FnOnce(&Output) -> Loss) -> Result<Option<Origin>> {
         self.check(tokens, &[])?;
         for p in self.store.iter() {

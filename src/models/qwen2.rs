@@ -1,4 +1,4 @@
-//! Qwen2 and Qwen2.5: llama's layers with biases on queries, keys and values (Yang et al. 2024, arXiv 2407.10671).
+//! Qwen2 and Qwen2.5: Llama's layers with biases on queries, keys and values (Yang et al. 2024, arXiv 2407.10671).
 
 use super::{Family, llama};
 use serde_json::{Map, Value, json};
@@ -16,7 +16,7 @@ pub const FAMILY: Family = Family {
     },
 };
 
-/// What transformers takes where a key is left out.
+/// Fills in transformers' defaults for missing keys.
 pub(super) fn defaults(config: &mut Map<String, Value>) {
     config.entry("use_sliding_window").or_insert(json!(false));
     config.entry("sliding_window").or_insert(json!(4096));

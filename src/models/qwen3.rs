@@ -1,4 +1,5 @@
-//! Qwen3: llama's layers with normalised queries and keys and a head size of its own (Yang et al. 2025, arXiv 2505.09388).
+//! Qwen3: Llama's layers with normalised queries and keys and an independent head size (Yang et al. 2025, arXiv
+//! 2505.09388).
 
 use super::{Family, llama, qwen2};
 use serde_json::json;

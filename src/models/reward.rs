@@ -1,7 +1,8 @@
-//! Scores of a reward model, and reward.json beside its weights: which token bears the score, and probes.
+//! Computes the scores of a reward model, and reads and writes reward.json next to its weights.
 //!
-//! A head that was lost, taken from another training or put on another base still gives numbers. So a saved reward
-//! model carries what it said to fixed probes when it was trained, and one that now says something else is not used.
+//! A scalar head that was lost, belongs to another training run or is put on another base still returns numbers, and
+//! nothing looks wrong. So a saved reward model contains its scores for fixed sequences ("probes"). If it scores them
+//! differently when it is loaded, it is refused.
 
 use super::{Config, Model};
 use crate::error::{Context, Error, Result};
@@ -11,20 +12,20 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// The file's name beside the weights.
+/// Name of the file next to the weights.
 pub const FILE: &str = "reward.json";
 
-/// Tokens that are scored in one packed row.
+/// Number of tokens that are scored in one packed row.
 const PACK: usize = 4096;
 
-/// How a reward model is read.
+/// The content of reward.json: how a reward model's scores are computed, and its scores for probes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scoring {
-    /// The last token that is not this one bears the score, as in transformers; `None`: the last token.
+    /// The score is that of the last token other than this one, as in transformers; `None`: of the last token.
     pub pad_token_id: Option<u32>,
     /// The dtype in which the model scored the probes.
     pub computed_in: String,
-    /// Root mean square of the scores at all tokens of the probes: what a difference is large or small against.
+    /// Root mean square of the scores at all tokens of the probes: the scale against which differences are judged.
     pub spread: f64,
     pub probes: Vec<Probe>,
     pub ft_version: String,
@@ -33,14 +34,15 @@ pub struct Scoring {
 /// A sequence and its score.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
-    /// The text, where the ids come from one.
+    /// The text that the ids were tokenised from, if there is one.
     pub text: Option<String>,
     pub ids: Vec<u32>,
     pub score: f64,
 }
 
 impl Scoring {
-    /// What the model says now to sequences (with the text they come from).
+    /// Computes the content of reward.json for a model, with its scores for `probes`: sequences, and the texts they
+    /// come from.
     pub fn measure(model: &Model, pad: Option<u32>, probes: Vec<(Option<String>, Vec<u32>)>) -> Result<Self> {
         let mut scoring = Self {
             pad_token_id: pad,
@@ -58,7 +60,8 @@ impl Scoring {
         Ok(scoring)
     }
 
-    /// Of a directory or adapter: its reward.json, else the padding token that config.json of the base names.
+    /// Reads the reward.json of a directory or adapter. If there is none, there are no probes, and the padding token
+    /// is that of the base's config.json.
     pub fn of(folder: &Path, base: &Config) -> Result<Self> {
         if let Some(scoring) = Self::read(folder)? {
             return Ok(scoring);
@@ -68,7 +71,7 @@ impl Scoring {
         Ok(Self { pad_token_id: pad, computed_in, spread: 0.0, probes: Vec::new(), ft_version })
     }
 
-    /// The reward.json of a folder, if it has one.
+    /// Reads the reward.json of a folder; `None` if it has none.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(FILE);
         path.exists().then(|| read_json(&path)).transpose()
@@ -78,20 +81,21 @@ impl Scoring {
         write_json(&folder.join(FILE), self)
     }
 
-    /// The scores of sequences, in their order.
+    /// Returns the scores of sequences, in their order.
     pub fn scores<S: AsRef<[u32]>>(&self, model: &Model, sequences: &[S]) -> Result<Vec<f64>> {
         scores(model, sequences, self.pad_token_id)
     }
 
-    /// An error where the model, under the adapter that is switched on, scores a probe otherwise than when it was
-    /// saved. `folder` is where the head comes from.
+    /// Fails if the model, under the active adapter, scores a probe differently than when it was saved. `folder` is
+    /// where the head was loaded from.
     pub fn check(&self, model: &Model, folder: &Path) -> Result<()> {
         if self.probes.is_empty() {
             return Ok(());
         }
         let ids: Vec<&[u32]> = self.probes.iter().map(|p| p.ids.as_slice()).collect();
         let found = scores(model, &ids, self.pad_token_id).context(|| folder.join(FILE).display().to_string())?;
-        // float32: sums in another order. Half precision rounds every product by up to 2^-9, and layers add that up.
+        // In float32 only the order of sums may differ. Half precision rounds every product by up to 2^-9, which
+        // accumulates over layers.
         let exact = name(Kind::Float);
         let share = if self.computed_in == exact && model.kind() == Kind::Float { 1e-3 } else { 0.1 };
         let worst = self.probes.iter().zip(&found).map(|(p, now)| (p, *now, (now - p.score).abs()));
@@ -101,20 +105,20 @@ impl Scoring {
         }
         let shown = probe.text.clone().map_or_else(|| format!("the ids {:?}", probe.ids), |t| format!("{t:?}"));
         Err(Error::user(format!(
-            "{}: the model scores {shown} with {now:.4}; when it was saved it was {:.4} (allowed: {:.1e} more or less). Head, adapter or base are not those that were trained",
+            "{}: the model scores {shown} with {now:.4}; when it was saved, the score was {:.4} (allowed difference: {:.1e}). Head, adapter or base are not the trained ones",
             folder.join(FILE).display(),
             probe.score,
             share * self.spread,
         ))
-        .hint("is --model the base that the adapter was trained on (adapter_config.json names it), and are all files of one training? Copy the folder anew"))
+        .hint("is --model the base that the adapter was trained on (adapter_config.json names it), and are all files from one training run? Copy the whole folder again"))
     }
 
-    /// An error where a tokenizer reads a probe's text otherwise than the one the model was trained with.
+    /// Fails if a tokenizer splits a probe's text into other tokens than the tokenizer that the model was trained with.
     pub fn check_texts(&self, folder: &Path, encode: impl Fn(&str) -> Result<Vec<u32>>) -> Result<()> {
         for (text, probe) in self.probes.iter().filter_map(|p| Some((p.text.as_ref()?, p))) {
             if encode(text)? != probe.ids {
                 return Err(Error::user(format!(
-                    "{}: the tokenizer reads {text:?} as other tokens than the one the model was trained with",
+                    "{}: the tokenizer splits {text:?} into other tokens than the tokenizer the model was trained with",
                     folder.join(FILE).display()
                 ))
                 .hint("take the tokenizer files that came with the reward model"));
@@ -128,12 +132,13 @@ fn name(kind: Kind) -> String {
     format!("{kind:?}").to_lowercase()
 }
 
-/// The token that bears the score: the last that is not padding; the first where all are.
+/// Returns the index of the token whose score counts: the last that is not padding, or 0 if all are.
 pub fn place(ids: &[u32], pad: Option<u32>) -> usize {
     ids.iter().rposition(|id| Some(*id) != pad).unwrap_or(0)
 }
 
-/// The scores of sequences under the adapter that is switched on, in their order; packed in that order.
+/// Returns the scores of sequences under the active adapter, in their order. They are packed in rows of up to `PACK`
+/// tokens.
 pub fn scores<S: AsRef<[u32]>>(model: &Model, sequences: &[S], pad: Option<u32>) -> Result<Vec<f64>> {
     let mut all = Vec::with_capacity(sequences.len());
     while all.len() < sequences.len() {
@@ -155,7 +160,7 @@ pub fn scores<S: AsRef<[u32]>>(model: &Model, sequences: &[S], pad: Option<u32>)
     Ok(all)
 }
 
-/// (T) float32 on the CPU: the score at every token of every sequence.
+/// Returns the score at every token of every sequence: (T) float32 on the CPU.
 pub fn everywhere(model: &Model, sequences: &[Vec<u32>]) -> Result<Tensor> {
     let tokens = Tokens::pack(sequences, model.device());
     let rows = Tensor::arange(tokens.len() as i64, (Kind::Int64, model.device()));

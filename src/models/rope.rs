@@ -1,12 +1,12 @@
-//! What config.json says of rotary positions: transformers 5 gathers in `rope_parameters` what 4 spread over
-//! `rope_theta` and `rope_scaling`.
+//! Reads the settings of rotary embedding from config.json. transformers 5 writes them in `rope_parameters`,
+//! transformers 4 in `rope_theta` and `rope_scaling`.
 
 use super::config::Reader;
 use crate::error::{Error, Result};
 use crate::nn::Scaling;
 use serde_json::{Map, Value};
 
-/// Base and scaling. `context`: `max_position_embeddings`.
+/// Returns base (theta) and scaling. `context` is `max_position_embeddings`. Fails for unsupported kinds of scaling.
 pub(super) fn read(r: &Reader, head_dim: i64, context: Option<i64>) -> Result<(f64, Scaling)> {
     let none = Map::new();
     let section = |key: &str| match r.get(key) {
@@ -17,7 +17,7 @@ pub(super) fn read(r: &Reader, head_dim: i64, context: Option<i64>) -> Result<(f
     for (holder, place) in [(r.raw, ""), (newer.unwrap_or(&none), "rope_parameters.")] {
         if let Some(f) = holder.get("partial_rotary_factor").and_then(Value::as_f64).filter(|f| *f != 1.0) {
             return Err(Error::user(format!(
-                "{}: `{place}partial_rotary_factor` is {f}, supported is 1",
+                "{}: `{place}partial_rotary_factor` is {f}; only 1 is supported",
                 r.file.display()
             )));
         }
@@ -36,7 +36,8 @@ fn scaling(rope: &Reader, whole: &Reader, head_dim: i64, context: Option<i64>) -
     let kind = rope.get("rope_type").or(rope.get("type")).and_then(Value::as_str).unwrap_or("default");
     let refuse = |what: String| Err(Error::user(format!("{}: rope scaling {what}", rope.file.display())));
     let context = || context.map(|n| n as f64).ok_or_else(|| whole.missing("max_position_embeddings", "a number"));
-    // A length outside the section comes first, as in transformers; then the section's own, then the whole context.
+    // As in transformers: a length outside the section has precedence over the section's own, and the whole context
+    // is the default.
     let original =
         || match (whole.get("original_max_position_embeddings"), rope.get("original_max_position_embeddings")) {
             (Some(_), _) => whole.float("original_max_position_embeddings"),
@@ -74,7 +75,7 @@ fn scaling(rope: &Reader, whole: &Reader, head_dim: i64, context: Option<i64>) -
                 None => context()? / original,
             };
             let factor = positive("factor", factor)?;
-            // A zero counts as not given, as in transformers.
+            // As in transformers, 0 means not given.
             let given = |key: &str| Ok::<_, Error>(Some(rope.float_or(key, 0.0)?).filter(|x| *x != 0.0));
             let magnitude = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
             let attention = match (rope.get("attention_factor"), given("mscale")?, given("mscale_all_dim")?) {

@@ -1,8 +1,8 @@
-//! Whether a checkpoint's output head is its embedding, as config.json may claim.
+//! Checks whether a checkpoint's output head really is its embedding when config.json has `tie_word_embeddings: true`.
 //!
-//! A file may hold a head of its own beside `tie_word_embeddings: true`: a copy of the embedding, which old writers left
-//! there, or another matrix, which training or another tool made. Transformers 5 compares the two and uses both where they
-//! differ; so does ft.
+//! The weights may contain a head nevertheless: a copy of the embedding, left there by old writers, or a different
+//! matrix, made by training or another tool. transformers 5 compares the two and uses both if they differ; so does
+//! ft.
 
 use super::Config;
 use crate::error::Result;
@@ -11,11 +11,11 @@ use std::path::Path;
 use tch::Kind;
 
 pub(super) const HEAD: &str = "lm_head.weight";
-/// Rows compared at once.
+/// Number of rows compared at once.
 const ROWS: i64 = 4096;
 
-/// Returns true if the folder's weights hold an output head that differs from the embedding. A folder without weights, or
-/// with weights that cannot be opened, has none to tell: whoever loads them says what is wrong.
+/// Returns true if the folder's weights contain an output head that differs from the embedding. Returns false for a
+/// folder without weights or with weights that cannot be opened: loading them reports the problem.
 pub(super) fn parted(folder: &Path, config: &Config) -> Result<bool> {
     let Ok(mut weights) = Weights::open(folder) else { return Ok(false) };
     weights.arrange(config.family().place)?;
@@ -23,7 +23,7 @@ pub(super) fn parted(folder: &Path, config: &Config) -> Result<bool> {
         return Ok(false);
     };
     if head.size() != embedding.size() || head.dim() != 2 {
-        return Ok(true); // which of the two is wrong is said where they are loaded
+        return Ok(true); // loading them reports which of the two is wrong
     }
     let count = head.size()[0];
     let part = |t: &tch::Tensor, at| t.narrow(0, at, ROWS.min(count - at)).to_kind(Kind::Float);

@@ -1,6 +1,6 @@
-//! The fused elementwise loops of native/kernels.h over CPU tensors, on libtorch's threads.
+//! Rust interface to the fused elementwise loops of native/kernels.h: over CPU tensors, on libtorch's threads.
 //!
-//! Callers ask `serves` first; what is not served (CUDA, other dtypes) they compose from libtorch's operations.
+//! Callers check [`serves`] first. For other tensors (CUDA, other dtypes) they compose the operation of libtorch's.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 type Void = *const c_void;
 type Out = *mut c_void;
 
-/// One build of the loops; mirrors `FtKernels`.
+/// One build of the loops, for one instruction set; has the layout of `FtKernels` in native/kernels.h.
 #[repr(C)]
 pub struct Kernels {
     name: *const c_char,
@@ -24,7 +24,7 @@ pub struct Kernels {
     score_gradient: unsafe extern "C" fn(bool, Out, Void, Void, Void, i64, i64, f32, i64, i64),
 }
 
-// SAFETY: a table of functions and a string, all constant.
+// SAFETY: a table of function pointers and a string, all constant.
 unsafe impl Sync for Kernels {}
 
 unsafe extern "C" {
@@ -34,32 +34,32 @@ unsafe extern "C" {
     fn ft_parallel(rows: i64, grain: i64, f: unsafe extern "C" fn(*mut c_void, i64, i64), ctx: *mut c_void);
 }
 
-/// The builds that this processor runs, best first.
+/// Returns the builds that this processor can run, best first.
 pub fn available() -> &'static [&'static Kernels] {
     static BUILDS: OnceLock<Vec<&'static Kernels>> = OnceLock::new();
     BUILDS.get_or_init(|| {
         let mut found = [std::ptr::null(); 4];
-        // SAFETY: it fills at most three places with constant tables.
+        // SAFETY: it writes at most three pointers to constant tables.
         unsafe { (0..ft_kernels(found.as_mut_ptr()) as usize).map(|i| &*found[i]).collect() }
     })
 }
 
-/// The build in use.
+/// Returns the best build for this processor.
 pub fn best() -> &'static Kernels {
     available()[0]
 }
 
-/// Whether the loops can take these tensors: on the CPU, contiguous, all float32 or all bfloat16.
+/// Returns true if the loops support these tensors: on the CPU, contiguous, all float32 or all bfloat16.
 pub fn serves(tensors: &[&Tensor]) -> bool {
     let kind = tensors[0].kind();
     matches!(kind, Kind::Float | Kind::BFloat16)
         && tensors.iter().all(|t| t.kind() == kind && t.device() == Device::Cpu && t.is_contiguous())
 }
 
-/// Numbers that one thread should have to make sharing worth while.
+/// Smallest number of elements per thread for which several threads are worth their start.
 const GRAIN: i64 = 16 << 10;
 
-/// `f` over parts of [0, rows), each row costing about `width` numbers.
+/// Runs `f(begin, end)` on parts of [0, rows), in parallel; each row costs about as much as `width` elements.
 fn parallel(rows: i64, width: i64, f: impl Fn(i64, i64) + Sync) {
     unsafe extern "C" fn call<F: Fn(i64, i64) + Sync>(ctx: *mut c_void, begin: i64, end: i64) {
         // SAFETY: ctx is the closure below, which outlives the loop and may be called from several threads.
@@ -72,7 +72,7 @@ fn parallel(rows: i64, width: i64, f: impl Fn(i64, i64) + Sync) {
     unsafe { ft_parallel(rows, (GRAIN / width.max(1)).max(1), trampoline(&f), &f as *const _ as *mut c_void) }
 }
 
-/// An address that the closures may carry to other threads.
+/// The address of a tensor's data, which closures may take to other threads.
 #[derive(Clone, Copy)]
 struct At(*mut c_void);
 
@@ -110,8 +110,8 @@ fn rows(t: &Tensor) -> i64 {
     t.numel() as i64 / last(t)
 }
 
-/// (T, heads, E) -> (count, heads, length, E) on the CPU: slot i of the block is row `places[i]`, zeros where that is
-/// negative; without places, row i.
+/// Copies rows into a padded block on the CPU: (T, heads, E) -> (count, heads, length, E). Position i of the block is
+/// row `places[i]`, or zeros if that is negative; without `places`, row i.
 pub fn gather_heads(rows: &Tensor, places: Option<&Tensor>, count: i64, length: i64) -> Tensor {
     let rows = rows.contiguous();
     let (size, slots) = (rows.size(), count * length);
@@ -119,7 +119,7 @@ pub fn gather_heads(rows: &Tensor, places: Option<&Tensor>, count: i64, length: 
     let block = Tensor::empty([count, size[1], length, size[2]], (rows.kind(), Device::Cpu));
     let bytes = size[2] * rows.kind().elt_size_in_bytes() as i64;
     let (from, to, at) = (At::of(&rows), At::of(&block), places.map(At::of));
-    // SAFETY: slots [b, e) of the block; every place is a row.
+    // SAFETY: each thread writes positions [b, e) of the block; every place is an existing row or negative.
     parallel(slots, size[1] * size[2], |b, e| unsafe {
         let places = at.as_ref().map_or(std::ptr::null(), |p| p.i64().cast_const());
         ft_gather_heads(from.any(), to.any(), places, size[1], length, bytes, b, e)
@@ -127,7 +127,7 @@ pub fn gather_heads(rows: &Tensor, places: Option<&Tensor>, count: i64, length: 
     block
 }
 
-/// The way back: the block's slots into their rows of `rows` (T, heads, E), padding left out.
+/// Copies a block (count, heads, length, E) back to its rows of `rows` (T, heads, E), without padding.
 pub fn scatter_heads(block: &Tensor, places: Option<&Tensor>, rows: &Tensor) {
     let block = block.contiguous();
     let (size, slots) = (block.size(), block.size()[0] * block.size()[2]);
@@ -135,7 +135,8 @@ pub fn scatter_heads(block: &Tensor, places: Option<&Tensor>, rows: &Tensor) {
     check_places(places, slots, rows.size()[0]);
     let bytes = size[3] * block.kind().elt_size_in_bytes() as i64;
     let (from, to, at) = (At::of(&block), At::of(rows), places.map(At::of));
-    // SAFETY: slots [b, e) of the block; every place is a row, and no two slots have the same.
+    // SAFETY: each thread reads positions [b, e) of the block; every place is an existing row or negative, no two are
+    // equal.
     parallel(slots, size[1] * size[3], |b, e| unsafe {
         let places = at.as_ref().map_or(std::ptr::null(), |p| p.i64().cast_const());
         ft_scatter_heads(from.any(), to.any(), places, size[1], size[2], bytes, b, e)
@@ -144,7 +145,7 @@ pub fn scatter_heads(block: &Tensor, places: Option<&Tensor>, rows: &Tensor) {
 
 fn check_places(places: Option<&Tensor>, slots: i64, rows: i64) {
     match places {
-        None => assert!(slots == rows, "a block of {slots} slots for {rows} rows"),
+        None => assert!(slots == rows, "a block of {slots} positions for {rows} rows"),
         Some(p) => assert!(
             p.kind() == Kind::Int64
                 && p.is_contiguous()
@@ -154,14 +155,14 @@ fn check_places(places: Option<&Tensor>, slots: i64, rows: i64) {
     }
 }
 
-// Each function checks what its loops rely on: sizes, dtypes and contiguity.
+// Each function checks what its loop relies on: sizes, dtypes and contiguity.
 impl Kernels {
     pub fn name(&self) -> &'static str {
         // SAFETY: a constant string.
         unsafe { CStr::from_ptr(self.name) }.to_str().unwrap_or("?")
     }
 
-    /// x (…, D), w (D) -> y (…, D) and the reciprocal root of each row (rows).
+    /// Computes RMSNorm: x (…, D), w (D) -> y (…, D), and the reciprocal root mean square of each row (rows).
     pub fn rms_norm(&self, x: &Tensor, w: &Tensor, eps: f64) -> (Tensor, Tensor) {
         let (n, d) = (rows(x), last(x));
         assert!(serves(&[x, w]) && w.numel() as i64 == d);
@@ -174,7 +175,7 @@ impl Kernels {
         (y, inverse)
     }
 
-    /// Gradient of x and, where asked, of w (D, float32).
+    /// Returns the gradient of x and, if `weight` is true, of w (D, float32), given the gradient `g` of y.
     pub fn rms_norm_backward(
         &self,
         x: &Tensor,
@@ -203,7 +204,7 @@ impl Kernels {
         (gx, gw)
     }
 
-    /// silu(gate) * up
+    /// Computes silu(gate) * up.
     pub fn swiglu(&self, gate: &Tensor, up: &Tensor) -> Tensor {
         assert!(serves(&[gate, up]) && gate.size() == up.size());
         let y = gate.empty_like();
@@ -213,7 +214,7 @@ impl Kernels {
         y
     }
 
-    /// Gradients of gate and up.
+    /// Returns the gradients of gate and up, given the gradient `g` of the result.
     pub fn swiglu_backward(&self, gate: &Tensor, up: &Tensor, g: &Tensor) -> (Tensor, Tensor) {
         assert!(serves(&[gate, up, g]) && gate.size() == up.size() && gate.size() == g.size());
         let (a, b) = (gate.empty_like(), gate.empty_like());
@@ -225,7 +226,7 @@ impl Kernels {
         (a, b)
     }
 
-    /// x (T, H, E) by the angles cos, sin (T, 1, E/2); `turn` -1 turns back.
+    /// Rotates x (T, H, E) by the angles with cos and sin (T, 1, E/2). `turn` is 1, or -1 to rotate back.
     pub fn rotate(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, turn: f32) -> Tensor {
         let size = x.size();
         let (t, heads, e) = (size[0], size[1], size[2]);
@@ -239,9 +240,10 @@ impl Kernels {
         y
     }
 
-    /// Log-probability (N) of each target in softmax(logits / T), whether it is the first largest (N) and, where asked, the
-    /// distribution's entropy (N), from logits (N, V); with `direction`, the logits become the gradient of the
-    /// log-probability, (onehot(target) - softmax) / T, in place.
+    /// Returns, from logits (N, V): the log-probability (N) of each target in softmax(logits / T); 1 (N) if the
+    /// target is the first of the largest logits, otherwise 0; and, if `entropy` is true, the distribution's entropy
+    /// (N). With `direction` the logits are overwritten by the gradient of the log-probability, (onehot(target) -
+    /// softmax) / T.
     pub fn head(
         &self,
         logits: &Tensor,
@@ -265,7 +267,8 @@ impl Kernels {
         (log_probs, hits, entropy)
     }
 
-    /// Scores (…, L) become causal probabilities in place: exp(scale * s - lse), where a row's query stands at row % L.
+    /// Overwrites scores (…, L) by causal probabilities, exp(scale * s - lse). The query of row i has position i % L;
+    /// later keys get 0.
     pub fn probabilities(&self, scores: &Tensor, lse: &Tensor, scale: f64) {
         let (n, l) = (rows(scores), last(scores));
         assert!(serves(&[scores]) && serves(&[lse]) && lse.kind() == Kind::Float && lse.numel() as i64 == n);
@@ -274,8 +277,8 @@ impl Kernels {
         parallel(n, l, |b, e| unsafe { (self.probabilities)(h, ps.any(), pl.f32(), l, scale as f32, b, e) });
     }
 
-    /// The gradient of the probabilities (…, L) becomes that of the scores in place; gy and y (…, E) are the
-    /// attention's gradient and result.
+    /// Overwrites the gradient `gp` of the probabilities `p` (…, L) by the gradient of the scores. `y` (…, E) is the
+    /// attention's result and `gy` its gradient.
     pub fn score_gradient(&self, gp: &Tensor, p: &Tensor, gy: &Tensor, y: &Tensor, scale: f64) {
         let (n, l, e) = (rows(gp), last(gp), last(y));
         assert!(serves(&[gp, p, gy, y]) && p.size() == gp.size() && rows(y) == n && gy.size() == y.size());

@@ -1,7 +1,8 @@
-//! Products and a decoding step's attention on the CPU: the Rust face of native/decode.cpp.
+//! Rust interface to native/decode.cpp: matrix products and attention of decoding steps on the CPU.
 //!
-//! Weights may be float32 or bfloat16, x likewise; bfloat16 weights with float32 x are widened as they are read, which
-//! gives the bits of a float32 copy without its memory. All of it runs without gradient.
+//! Weights and x may be float32 or bfloat16. bfloat16 weights with float32 x are converted as they are read, which
+//! gives the same bits as a float32 copy without its memory. bfloat16 x needs bfloat16 weights. Nothing here has a
+//! gradient.
 
 use std::ffi::c_int;
 use tch::{Kind, Tensor};
@@ -30,26 +31,26 @@ unsafe extern "C" {
     fn ft_isa() -> c_int;
 }
 
-/// A build of the kernels for an instruction set.
+/// The build of the kernels for one instruction set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Build(c_int);
 
 impl Build {
     const BEST: Self = Self(-1);
 
-    /// The builds that this processor runs.
+    /// Returns the builds that this processor can run, from the smallest instruction set to the largest.
     pub fn available() -> impl Iterator<Item = Self> {
         // SAFETY: plain call.
         (0..=unsafe { ft_isa() }).map(Self)
     }
 
-    /// As `product`, by this build's own kernels whatever the number of rows.
+    /// Computes [`product`] by this build's kernels, for any number of rows.
     pub fn product(self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Option<Tensor> {
         // SAFETY: live tensors for the duration of the call; the result is ours.
         unsafe { owned(ft_product(self.0, at(x), at(w), maybe(bias), maybe(onto))) }
     }
 
-    /// As `decode_attention`, by this build.
+    /// Computes [`decode_attention`] by this build's kernels.
     pub fn decode_attention(
         self,
         q: &Tensor,
@@ -77,26 +78,29 @@ fn maybe(t: Option<&Tensor>) -> *mut C_tensor {
 }
 
 /// # Safety
-/// `made` is null or a tensor that nobody else owns.
+/// `made` must be null or a tensor that nothing else owns.
 unsafe fn owned(made: *mut C_tensor) -> Option<Tensor> {
-    // SAFETY: as the caller says.
+    // SAFETY: guaranteed by the caller.
     (!made.is_null()).then(|| unsafe { Tensor::from_ptr(made) })
 }
 
-/// `x (…, k) @ w (n, k)^T + bias` in the dtype of x, with `onto` added to that tensor in place. Up to `product_rows` rows a
-/// row's bits do not depend on the rows beside it. `None`: not for these tensors, or libtorch's own product is as fast.
+/// Computes `x (…, k) @ w (n, k)^T + bias` in the dtype of x; with `onto`, adds it to that tensor in place. Up to
+/// [`product_rows`] rows, a row's bits do not depend on the other rows. `None` if there is no kernel for these
+/// tensors, or if libtorch's product is as fast.
 pub fn product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Option<Tensor> {
     Build::BEST.product(x, w, bias, onto)
 }
 
-/// Rows of x up to which `product` is our own kernels' on this CPU: within it a row's bits do not depend on its batch.
+/// Returns the number of rows of x up to which [`product`] uses our own kernels on this CPU, for which a row's bits
+/// do not depend on its batch.
 pub fn product_rows(x: Kind, w: Kind) -> i64 {
     // SAFETY: plain call.
     unsafe { ft_product_rows(x == Kind::BFloat16, w == Kind::BFloat16) }
 }
 
-/// One decoding step of attention on the CPU: writes k and v (S, K, E) behind the `held` tokens of each slot of the
-/// tables (slots, K, capacity, E) and attends q (S, H, E) to them. `None`: not for these tensors, nothing is written.
+/// Computes one decoding step of attention on the CPU: writes k and v (S, K, E), given as `new`, after the `held[s]`
+/// tokens of each slot s of the `tables` (slots, K, capacity, E), and attends from q (S, H, E) to all of the slot's
+/// tokens -> (S, H, E). `None` if there is no kernel for these tensors; nothing is written then.
 pub fn decode_attention(
     q: &Tensor,
     new: (&Tensor, &Tensor),

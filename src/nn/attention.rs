@@ -12,10 +12,12 @@ use crate::native::{self, kernels};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
-/// Longest segment whose backward recomputes all its scores at once; above, the flash backward is the faster one.
+/// Longest segment, in tokens, whose backward recomputes all scores at once. For longer ones the flash backward is
+/// faster.
 const RECOMPUTE: i64 = 1024;
 
-/// Bytes that the largest temporaries of training take for each head and each pair of tokens in segments of up to `longest`.
+/// Returns the bytes that attention's largest temporary tensors take in training, per head and per pair of tokens,
+/// where segments have up to `longest` tokens.
 pub fn score_bytes(longest: i64, kind: Kind, device: Device) -> u64 {
     match device {
         // Scores, gradients and their intermediate results in float32.
@@ -27,7 +29,7 @@ pub fn score_bytes(longest: i64, kind: Kind, device: Device) -> u64 {
     }
 }
 
-/// softmax(q k^T * scale) v, causal, within each segment: q (T, H, E); k, v (T, K, E) -> (T, H, E).
+/// Computes softmax(q k^T * scale) v, causal and within each segment: q (T, H, E); k, v (T, K, E) -> (T, H, E).
 pub fn packed(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, scale: f64) -> Tensor {
     let half = matches!(q.kind(), Kind::BFloat16 | Kind::Half);
     if q.device().is_cuda() && half {
@@ -55,7 +57,7 @@ pub fn packed(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, scale: f6
     )
 }
 
-/// One group of segments, padded: what the backward needs.
+/// One group of segments as a padded block, with everything that its backward needs.
 struct Block {
     group: Group,
     q: Tensor,   // (n, H, L, E)
@@ -79,7 +81,8 @@ impl Block {
         Self { group, q, k, v, out, lse }
     }
 
-    /// Gradients of q (n, H, L, E), k and v (n, K, L, E) for the gradient of the output.
+    /// Returns the gradients of q (n, H, L, E), k and v (n, K, L, E), given the gradient `g` of the output
+    /// (n, H, L, E).
     fn backward(&self, g: &Tensor, scale: f64) -> [Tensor; 3] {
         let Self { q, k, v, out, lse, .. } = self;
         let (size, heads) = (k.size(), q.size()[1]);
@@ -128,13 +131,13 @@ impl Block {
     }
 }
 
-/// (n, K, L, E) -> (n*K, L, E)
+/// Merges the first two dimensions: (n, K, L, E) -> (n*K, L, E).
 fn fold(t: &Tensor) -> Tensor {
     let s = t.size();
     t.reshape([s[0] * s[1], s[2], s[3]])
 }
 
-/// Keys or values once per query head, as a view.
+/// Repeats keys or values for each query head that shares them: (n, K, L, E) -> (n, H, L, E).
 fn repeat(t: &Tensor, heads: i64) -> Tensor {
     let s = t.size();
     if s[1] == heads {
@@ -144,7 +147,8 @@ fn repeat(t: &Tensor, heads: i64) -> Tensor {
     t.unsqueeze(2).expand([s[0], s[1], g, s[2], s[3]], false).reshape([s[0], heads, s[2], s[3]])
 }
 
-/// Scaled causal scores in float32, the query heads of one key head side by side: (n*K, G*L, L).
+/// Computes scaled causal scores in float32: (n*K, G*L, L). The G query heads that share a key head follow each other
+/// in the second dimension.
 fn scores(q: &Tensor, k: &Tensor, scale: f64) -> Tensor {
     let s = k.size();
     let raw = q.reshape([s[0] * s[1], -1, s[3]]).bmm(&fold(k).transpose(1, 2)).to_kind(Kind::Float) * scale;
@@ -163,7 +167,9 @@ impl Group {
         }
     }
 
-    /// (T, heads, E) -> (n, heads, L, E), contiguous. What a padded slot holds is of no account: attention is causal.
+    /// Copies the rows of a packed row (T, heads, E) into a padded block (n, heads, L, E), contiguous. Padded
+    /// positions may hold any value: causal attention never reads a later position, and their own results are not
+    /// used.
     fn gather(&self, t: &Tensor) -> Tensor {
         match &self.slots {
             _ if t.device() == Device::Cpu => kernels::gather_heads(t, self.places.as_ref(), self.count, self.longest),
@@ -172,7 +178,7 @@ impl Group {
         }
     }
 
-    /// As `gather`, with zeros in the padded slots: their results are not used, so they have no gradient.
+    /// Does the same as `gather` for a gradient: padded positions are zero, because their results are not used.
     fn gather_gradient(&self, t: &Tensor) -> Tensor {
         match &self.real {
             _ if t.device() == Device::Cpu => self.gather(t),
@@ -185,13 +191,14 @@ impl Group {
         }
     }
 
-    /// (n * L, heads, E) -> (n, heads, L, E)
+    /// Reshapes rows into a block: (n * L, heads, E) -> (n, heads, L, E).
     fn block(&self, rows: &Tensor) -> Tensor {
         rows.view([self.count, self.longest, rows.size()[1], rows.size()[2]]).transpose(1, 2).contiguous()
     }
 }
 
-/// The real rows of each block (n, heads, L, E), back in their places of (T, heads, E).
+/// Copies the rows of blocks (n, heads, L, E) back to where they belong in the packed row (T, heads, E), without
+/// padding.
 fn scatter<'a>(blocks: impl Iterator<Item = (&'a Group, &'a Tensor)>, shape: &[i64], like: &Tensor) -> Tensor {
     let mut whole: Option<Tensor> = None;
     for (group, block) in blocks {
@@ -216,15 +223,17 @@ fn scatter<'a>(blocks: impl Iterator<Item = (&'a Group, &'a Tensor)>, shape: &[i
     whole.expect("a packed row has a segment")
 }
 
-/// One new token a slot, attended to all that its slot holds: q (S, H, E) -> (S, H, E). The query heads of one key head
-/// are the queries of one block, so that keys are read where they lie. No gradient.
+/// Attends from one new token of each cache slot to all tokens of that slot: q (S, H, E) -> (S, H, E). The query
+/// heads that share a key head are passed as several queries of one head, so that keys need not be repeated. No
+/// gradient.
 fn step(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, scale: f64) -> Tensor {
     let (slots, heads, size) = (q.size()[0], k.size()[1], q.size()[2]);
     let blocks = q.view([slots, heads, -1, size]); // (S, K, G, E)
     Tensor::scaled_dot_product_attention(&blocks, k, v, mask, 0.0, false, scale, false).reshape_as(q)
 }
 
-/// 0 where a slot holds a token, -inf beyond its end: (S, 1, 1, longest). `None` where all are equally long.
+/// Returns the additive mask of a decoding step, (S, 1, 1, longest): 0 for the tokens of a slot, -inf beyond its end.
+/// `None` if all slots have the same length.
 fn step_mask(lengths: &[i64], longest: i64, kind: Kind, device: Device) -> Option<Tensor> {
     if lengths.iter().all(|n| *n == lengths[0]) {
         return None;
@@ -234,7 +243,8 @@ fn step_mask(lengths: &[i64], longest: i64, kind: Kind, device: Device) -> Optio
     Some(Tensor::zeros(beyond.size(), (kind, device)).masked_fill(&beyond, f64::NEG_INFINITY))
 }
 
-/// Several new tokens a slot, slot by slot in packed order: q (T, H, E) -> (T, H, E). No gradient.
+/// Attends from several new tokens of each cache slot, one slot after the other: q (T, H, E), in packed order ->
+/// (T, H, E). No gradient.
 fn continued(q: &Tensor, cache: &Cache, layer: usize, segments: &Segments, scale: f64) -> Tensor {
     let mut parts = Vec::with_capacity(segments.lengths.len());
     let mut row = 0;
@@ -252,33 +262,34 @@ fn continued(q: &Tensor, cache: &Cache, layer: usize, segments: &Segments, scale
     Tensor::cat(&parts, 0)
 }
 
-/// One walk through the layers: the row's segments, its positions and, for decoding, the cache.
+/// State of one forward pass through all layers: the packed row's segments, its positions and, for decoding, the cache.
 pub struct Pass<'a> {
     segments: &'a Segments,
     positions: &'a Tensor,
     cache: Option<&'a mut Cache>,
     angles: Option<(Tensor, Tensor)>,
-    /// Where the new tokens go in the cache; the same for every layer.
+    /// Rows of the cache that the new tokens are written to; the same for every layer.
     places: Option<Tensor>,
-    /// What a decoding step may see; the same for every layer.
+    /// Mask of a decoding step, once it has been computed; the same for every layer.
     mask: Option<Option<Tensor>>,
-    /// What the layers that somebody looks at have asked.
+    /// Queries and keys of the layers given to `listen`; `None` until the layer has run.
     asked: BTreeMap<usize, Option<Asked>>,
 }
 
-/// What one layer's attention is made of.
+/// Queries, keys and scale of one layer's attention, from which its attention weights can be computed.
 #[derive(Debug)]
 pub struct Asked {
     /// (T, H, E)
     pub q: Tensor,
     /// (T, K, E)
     pub k: Tensor,
-    /// What their products are multiplied by.
+    /// Factor on the products of queries and keys.
     pub scale: f64,
 }
 
 impl Asked {
-    /// The same tensors, through which no gradient reaches the layer; leaves of their own where `learns`.
+    /// Returns the same tensors cut off from the graph, so that no gradient reaches the layer. With `learns` they are
+    /// new leaves that collect a gradient.
     pub fn detach(&self, learns: bool) -> Self {
         let leaf = |t: &Tensor| t.detach().set_requires_grad(learns);
         Self { q: leaf(&self.q), k: leaf(&self.k), scale: self.scale }
@@ -286,6 +297,8 @@ impl Asked {
 }
 
 impl<'a> Pass<'a> {
+    /// Starts a pass over a packed row. With a `cache`, segment s continues the sequence in slot s; room for it is
+    /// reserved.
     pub fn new(tokens: &'a Tokens, mut cache: Option<&'a mut Cache>) -> Self {
         let segments = &tokens.segments;
         if let Some(cache) = &mut cache {
@@ -295,18 +308,19 @@ impl<'a> Pass<'a> {
         Self { segments, positions: &tokens.positions, cache, angles, places, mask, asked }
     }
 
-    /// Keeps what these layers ask, for `asked`.
+    /// Keeps the queries and keys of these layers, for [`Pass::asked`].
     pub fn listen(mut self, layers: &[usize]) -> Self {
         self.asked = layers.iter().map(|i| (*i, None)).collect();
         self
     }
 
-    /// What a layer that is listened to has asked since it was looked at last.
+    /// Takes the queries and keys that a layer given to `listen` has computed since the last call. `None` if it was
+    /// not given or has not run.
     pub fn asked(&mut self, layer: usize) -> Option<Asked> {
         self.asked.get_mut(&layer)?.take()
     }
 
-    /// cos and sin of the row's positions, computed once a pass.
+    /// Returns cos and sin of the row's positions, (T, 1, E/2) each. They are computed once per pass.
     pub fn angles(&mut self, rope: &Rope, kind: Kind) -> (Tensor, Tensor) {
         let (cos, sin) = self.angles.get_or_insert_with(|| {
             let past = self.cache.as_ref().map(|c| c.lengths.as_slice());
@@ -315,7 +329,8 @@ impl<'a> Pass<'a> {
         (cos.shallow_clone(), sin.shallow_clone())
     }
 
-    /// Causal attention of layer `layer`: q (T, H, E); k, v (T, K, E) -> (T, H, E).
+    /// Computes the causal attention of layer `layer`: q (T, H, E); k, v (T, K, E) -> (T, H, E). With a cache, writes
+    /// the new keys and values to it and attends to the earlier tokens as well.
     pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Tensor {
         if let Some(asked) = self.asked.get_mut(&layer) {
             *asked = Some(Asked { q: q.shallow_clone(), k: k.shallow_clone(), scale });
@@ -328,7 +343,7 @@ impl<'a> Pass<'a> {
         }
         let places = self.places.get_or_insert_with(|| cache.places(lengths, k.size()[1], k.device()));
         cache.write(layer, k, v, places);
-        // Slots that get no token in this pass may hold some.
+        // If every slot is either empty or gets no token, there are no earlier tokens to attend to.
         if cache.lengths.iter().zip(lengths).all(|(held, new)| *held == 0 || *new == 0) {
             packed(q, k, v, self.segments, scale)
         } else if step_only {
@@ -346,7 +361,7 @@ impl<'a> Pass<'a> {
 mod tests {
     use super::*;
 
-    /// One segment at a time, by the formula.
+    /// Computes attention by the formula, one segment at a time.
     fn plain(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[i64], scale: f64) -> Tensor {
         let groups = q.size()[1] / k.size()[1];
         let mut at = 0;
@@ -383,7 +398,7 @@ mod tests {
         a.iter().zip(&b).map(|(a, b)| gap(a, b)).fold(gap(&ours, &theirs), f64::max)
     }
 
-    /// Off the CPU, float32 has no kernel that keeps its scores to itself.
+    /// On CUDA no kernel computes float32 attention without storing its scores.
     #[test]
     fn scores_are_counted_where_they_are_made() {
         let cuda = Device::Cuda(0);

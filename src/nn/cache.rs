@@ -1,34 +1,35 @@
-//! Keys and values of the tokens already seen, one slot a sequence.
+//! Key/value cache of decoding: one slot for each sequence.
 //!
-//! A layer's table is (places for slots, K, capacity, E): each head's keys lie together, so that attention reads them as
-//! they are. Tables double along the slots and the capacity as they fill, and slots come and go in place: a decoding
-//! step copies nothing that it has. The live slots are the first of the table.
+//! Copying the cache at every decoding step would cost more than the step. So each layer has one table of keys and
+//! one of values, (room for slots, K, capacity, E), in which the keys of a head are contiguous and attention reads
+//! them in place. A table doubles its number of slots or its capacity when it is full; sequences are added and
+//! removed in place. The slots in use are always the first ones of the table.
 
 use crate::native;
 use tch::{Device, Tensor};
 
 /// Key/value cache for batched decoding.
 pub struct Cache {
-    /// (places, K, capacity, E) keys and values, made when a layer first writes.
+    /// Keys and values, (places, K, capacity, E) each; allocated when the layer first writes.
     layers: Vec<Option<(Tensor, Tensor)>>,
-    /// Tokens held per live slot.
+    /// Number of tokens in each slot in use.
     pub lengths: Vec<i64>,
-    /// Slots that the tables have room for.
+    /// Number of slots that the tables have room for.
     places: i64,
     capacity: i64,
 }
 
-/// Capacity is a multiple of so many tokens.
+/// The capacity of a slot is a multiple of this number of tokens.
 const STEP: i64 = 128;
 
 impl Cache {
-    /// An empty cache for `slots` sequences.
+    /// Returns an empty cache for a model with `depth` layers and `slots` sequences.
     pub fn new(depth: usize, slots: usize) -> Self {
         let layers = (0..depth).map(|_| None).collect();
         Self { layers, lengths: vec![0; slots], places: slots as i64, capacity: 0 }
     }
 
-    /// Makes room for each slot's `added` tokens; call before the trunk runs.
+    /// Makes room for `added[s]` more tokens in each slot s. Must be called before the layers run.
     pub fn reserve(&mut self, added: &[i64]) {
         assert_eq!(added.len(), self.lengths.len(), "one segment a slot");
         let needed = self.lengths.iter().zip(added).map(|(l, a)| l + a).max().unwrap_or(0);
@@ -38,7 +39,7 @@ impl Cache {
         }
     }
 
-    /// Lengthens dimension `dim` of every table to `size`.
+    /// Enlarges dimension `dim` of every table to `size`; new entries are zero.
     fn grow(&mut self, dim: i64, size: i64) {
         for t in self.tables() {
             let mut shape = t.size();
@@ -49,7 +50,7 @@ impl Cache {
         }
     }
 
-    /// Adds `slots` empty ones behind the live ones.
+    /// Adds `slots` empty slots after those in use.
     pub fn open(&mut self, slots: usize) {
         self.lengths.resize(self.lengths.len() + slots, 0);
         let live = self.lengths.len() as i64;
@@ -59,7 +60,7 @@ impl Cache {
         }
     }
 
-    /// Adds a slot that holds what slot `from` holds.
+    /// Adds a slot that is a copy of slot `from`.
     pub fn fork(&mut self, from: usize) {
         self.open(1);
         let to = self.lengths.len() - 1;
@@ -67,7 +68,7 @@ impl Cache {
         self.copy(from, to, self.lengths[from]);
     }
 
-    /// Copies the first `held` tokens of a slot over those of another.
+    /// Copies the first `held` tokens of slot `from` over those of slot `to`, in every layer.
     fn copy(&mut self, from: usize, to: usize, held: i64) {
         for t in self.tables() {
             t.get(to as i64).narrow(1, 0, held).copy_(&t.get(from as i64).narrow(1, 0, held));
@@ -78,14 +79,15 @@ impl Cache {
         self.layers.iter_mut().flatten().flat_map(|(k, v)| [k, v])
     }
 
-    /// One layer's tables, made for keys like `k` (T, K, E) where it has none.
+    /// Returns one layer's tables; allocates them for keys of the dtype and sizes of `k` (T, K, E) if there are none
+    /// yet.
     fn layer(&mut self, layer: usize, k: &Tensor) -> &(Tensor, Tensor) {
         let shape = [self.places, k.size()[1], self.capacity, k.size()[2]];
         let table = || Tensor::zeros(shape, (k.kind(), k.device()));
         self.layers[layer].get_or_insert_with(|| (table(), table()))
     }
 
-    /// Writes keys and values (T, K, E) of one layer to the `places` of their tokens.
+    /// Writes keys and values (T, K, E) of one layer to the table rows `places`, as [`Cache::places`] gives them.
     pub(super) fn write(&mut self, layer: usize, k: &Tensor, v: &Tensor, places: &Tensor) {
         let size = k.size()[2];
         let (keys, values) = self.layer(layer, k);
@@ -94,7 +96,8 @@ impl Cache {
         }
     }
 
-    /// One new token a slot, written and attended in one call where the device has it: q (S, H, E); k and v (S, K, E).
+    /// Writes one new token for each slot and attends from it, in one native call: q (S, H, E); k and v (S, K, E) ->
+    /// (S, H, E). `None`, with nothing written, if there is no kernel for these tensors (CUDA, other dtypes).
     pub(super) fn step(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Option<Tensor> {
         if q.device() != Device::Cpu {
             return None;
@@ -104,14 +107,16 @@ impl Cache {
         native::decode_attention(q, (k, v), (keys, values), &self.lengths, scale)
     }
 
-    /// Keys and values of one layer, (slots, K, longest, E).
+    /// Returns views of one layer's keys and values, (slots, K, longest, E), where `longest` is the number of tokens
+    /// to show.
     pub(super) fn read(&self, layer: usize, longest: i64) -> (Tensor, Tensor) {
         let (k, v) = self.layers[layer].as_ref().expect("written before read");
         let live = |t: &Tensor| t.narrow(0, 0, self.lengths.len() as i64).narrow(2, 0, longest);
         (live(k), live(v))
     }
 
-    /// Where each head of each new token goes, (T * K) rows of the flattened (places * K * capacity) table.
+    /// Returns the rows, (T * K), to which each head of each new token is written in a table flattened to
+    /// (places * K * capacity, E).
     pub(super) fn places(&self, added: &[i64], heads: i64, device: Device) -> Tensor {
         let tokens = (0..self.lengths.len()).flat_map(|s| (0..added[s]).map(move |t| (s as i64, self.lengths[s] + t)));
         let rows: Vec<i64> =
@@ -119,20 +124,20 @@ impl Cache {
         Tensor::from_slice(&rows).to_device(device)
     }
 
-    /// Counts the tokens that the pass just added.
+    /// Adds to each slot's length the tokens that the pass has just written.
     pub fn advance(&mut self, added: &[i64]) {
         for (l, a) in self.lengths.iter_mut().zip(added) {
             *l += a;
         }
     }
 
-    /// Forgets what a slot holds beyond its first `length` tokens.
+    /// Shortens a slot to its first `length` tokens; a shorter slot stays as it is.
     pub fn truncate(&mut self, slot: usize, length: i64) {
         self.lengths[slot] = self.lengths[slot].min(length);
     }
 
-    /// Keeps only the given slots, in the given order. Where no slot moves up (`slots[i] >= i`, as when the last takes
-    /// the place of one that left) only the slots that move are copied.
+    /// Keeps only the given slots, in the given order. If no slot moves to a higher number (`slots[i] >= i`, as when
+    /// the last slot replaces a removed one), only the slots that move are copied; otherwise all tables are.
     pub fn keep(&mut self, slots: &[usize]) {
         let lengths: Vec<i64> = slots.iter().map(|&s| self.lengths[s]).collect();
         if slots.iter().enumerate().all(|(to, from)| *from >= to) {
@@ -172,7 +177,7 @@ mod tests {
         cache.advance(added);
     }
 
-    /// Every slot holds what its name says.
+    /// Checks that every slot has the keys and values of the sequence called `names[s]`.
     fn check(cache: &Cache, names: &[i64]) {
         assert_eq!(cache.lengths.len(), names.len());
         let (k, v) = cache.read(0, *cache.lengths.iter().max().unwrap());
@@ -189,12 +194,12 @@ mod tests {
     fn slots_keep_their_tokens_while_the_cache_grows_and_shrinks() {
         let mut cache = filled(&[3, 130, 1, 7]);
         check(&cache, &[0, 1, 2, 3]);
-        cache.keep(&[3, 1, 2]); // in place: the last takes the place of the first
+        cache.keep(&[3, 1, 2]); // in place: the last slot replaces the first
         check(&cache, &[3, 1, 2]);
         add(&mut cache, &[3, 1, 2], &[300, 1, 2]); // grows
         check(&cache, &[3, 1, 2]);
         assert_eq!(cache.lengths, [307, 131, 3]);
-        cache.keep(&[2, 0, 1]); // a turn: not in place
+        cache.keep(&[2, 0, 1]); // a rotation: not in place
         check(&cache, &[2, 3, 1]);
         cache.fork(1); // slots double
         check(&cache, &[2, 3, 1, 3]);

@@ -1,11 +1,14 @@
-//! Chance that is a function of a seed: draws inside a borrowed generator leave no trace in the run's own stream.
+//! Random tensors that depend on a seed alone.
 //!
-//! Whoever draws so needs nothing in a checkpoint: the seed says it all.
+//! libtorch has one random generator per device. Sampling from it in the middle of a run would change the run's own
+//! stream of random numbers, and a checkpoint would have to save that. Here the generators are seeded for one call
+//! and restored afterwards, so the same seed gives the same numbers and a checkpoint needs no extra state.
 
 use crate::native;
 use tch::{Device, Tensor};
 
-/// Runs `draw` with libtorch's generators seeded by `seed`, and puts them back on any way out.
+/// Runs `draw` with libtorch's generators seeded by `seed` and returns its result. The generators' states are restored
+/// afterwards, after a panic too.
 pub fn seeded<R>(device: Device, seed: u64, draw: impl FnOnce() -> R) -> R {
     struct Back(Vec<(Device, Tensor)>);
     impl Drop for Back {

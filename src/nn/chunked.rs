@@ -1,36 +1,40 @@
-//! Numbers made of the output head's logits, with the vocabulary seen in chunks of rows: full logits never exist, and
-//! neither does a graph over them.
+//! Computes numbers from the output head's logits, a chunk of rows at a time.
 //!
-//! `sum`: a scalar whose gradient is formed chunk by chunk in the forward, so that the head's products run once, the
-//! backward only scales. `recomputed`: numbers a row, whose chunks run again in the backward; for heads with adapters,
-//! and for those who weigh rows later. `formed`: the form that `sum` takes over anything that is seen in parts.
+//! Logits of a whole packed row (T, V) would take gigabytes, and a graph over them several times that. Neither exists
+//! here:
+//! - `sum` returns a scalar. Its gradient is computed chunk by chunk in the forward, so that the head's products run
+//!   once and the backward only scales it.
+//! - `recomputed` returns numbers for each row and runs each chunk again in the backward. It serves heads with
+//!   adapters, and losses that weight rows after the fact.
+//! - `formed` is like `sum`, for any inputs that can be processed in parts.
 
 use super::linear::{Linear, cast, operand};
 use crate::native;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
-/// Rows per chunk of `sum`: some ten float32 tables of (rows, V) live at once while a divergence is computed.
+/// Rows per chunk of `sum`. While a divergence is computed about ten float32 tensors of (rows, V) exist at once.
 pub const CHUNK: i64 = 128;
 
-/// Rows of a chunk: the first, and how many.
+/// The rows of a chunk: the first one, and how many.
 pub type Rows = (i64, i64);
 
-/// The chunks of at most `size` that n rows are seen in.
+/// Splits n rows into chunks of at most `size` rows.
 pub fn chunks(n: i64, size: i64) -> impl Iterator<Item = Rows> {
     (0..n).step_by(size as usize).map(move |start| (start, size.min(n - start)))
 }
 
-/// The sum of some rows' numbers, and what else is told of each row.
+/// A sum over rows, and the numbers of each row.
 pub struct Sum<const K: usize> {
-    /// Scalar, float32; differentiable in the hidden states and in what the head trains.
+    /// Scalar, float32; differentiable with respect to the hidden states and the head's trained parameters.
     pub total: Tensor,
-    /// (N) each, without gradient; the first is what was summed.
+    /// (N) each, without gradient. The first is the one that was summed.
     pub rows: [Tensor; K],
 }
 
-/// `f(logits (n, V) float32, rows)` gives numbers (n) of some rows, of which the first are summed over all of `h` (N, D).
-/// A row's numbers may depend on its own logits only.
+/// Sums numbers that `f` computes from the logits of hidden states `h` (N, D). `f(logits (n, V) float32, rows)`
+/// returns K numbers for each of the given rows, (n) each; the first of the K is summed over all N rows. A row's
+/// numbers may depend only on its own logits.
 pub fn sum<const K: usize>(
     head: &Rc<Linear>,
     h: &Tensor,
@@ -75,8 +79,8 @@ pub fn sum<const K: usize>(
         let (direction, leaf) = (Tensor::cat(&directions, 0), weight.shallow_clone());
         native::attach(&[&anchor(h)], &[&total], move |grads| {
             let Some(g) = &grads[0] else { return vec![None] };
-            // To the leaf directly: with a tied embedding, head and embedding then add up in the same order whether
-            // layers are replayed or not.
+            // The weight's gradient is added to the leaf directly, not through the graph. With a tied embedding, the
+            // gradients of head and embedding are then summed in the same order whether layers are replayed or not.
             if let Some(sum) = &g_weight {
                 native::backward(&[&leaf], &[&(sum * g.to_kind(sum.kind()))]).expect("a leaf takes its gradient");
             }
@@ -86,8 +90,9 @@ pub fn sum<const K: usize>(
     Sum { total, rows }
 }
 
-/// Numbers (N) each that `f` makes of logits (n, V) in the head's own dtype, in chunks of `size` rows; differentiable in
-/// `h` (N, D) and in whatever the head trains, which receives its gradient from the chunks, run again, directly.
+/// Returns the K numbers, (N) each, that `f` computes from logits (n, V) in the head's own dtype, `size` rows at a
+/// time. They are differentiable with respect to `h` (N, D) and the head's trained parameters: the backward runs each
+/// chunk again, which adds the parameters' gradients directly to the leaves.
 pub fn recomputed<const K: usize>(
     head: &Rc<Linear>,
     h: &Tensor,
@@ -137,8 +142,8 @@ pub fn recomputed<const K: usize>(
     columns
 }
 
-/// The sum of `f` over parts of its inputs, a scalar, where no graph over all of them exists: the inputs' gradients are
-/// formed part by part in the forward, and scaled in the backward.
+/// Returns the sum of the scalars that `f` computes from `inputs` for each part, without ever holding a graph over
+/// all parts: the inputs' gradients are computed part by part in the forward and only scaled in the backward.
 pub fn formed<P>(inputs: &[&Tensor], parts: impl IntoIterator<Item = P>, f: impl Fn(&[Tensor], P) -> Tensor) -> Tensor {
     let learns = native::grad_enabled() && inputs.iter().any(|t| t.requires_grad());
     let leaf = |t: &&Tensor| t.detach().set_requires_grad(learns && t.requires_grad());
@@ -163,12 +168,14 @@ pub fn formed<P>(inputs: &[&Tensor], parts: impl IntoIterator<Item = P>, f: impl
     total
 }
 
-/// Columns of chunks, joined.
+/// Concatenates the chunks of each of the K columns.
 pub(super) fn join<const K: usize>(parts: Vec<[Tensor; K]>) -> [Tensor; K] {
     std::array::from_fn(|k| Tensor::cat(&parts.iter().map(|p| &p[k]).collect::<Vec<_>>(), 0))
 }
 
-/// The hidden states may be a leaf without gradient (a probe on frozen features): the head's node must exist anyway.
+/// Returns the hidden states if they require a gradient, otherwise a copy that does. A node of the graph needs an
+/// input that requires a gradient, but under a frozen trunk the hidden states do not, although the head may be
+/// trained.
 pub(super) fn anchor(h: &Tensor) -> Tensor {
     if h.requires_grad() { h.shallow_clone() } else { h.detach().set_requires_grad(true) }
 }

@@ -1,10 +1,12 @@
-//! The output head, seen only at the rows that need it and in chunks: full logits never exist.
+//! Log-probabilities and entropies from the output head, only for the rows that need them, a chunk of rows at a time.
 //!
-//! Where the head is frozen the gradient with respect to the hidden states is formed in the forward: row i of it is
-//! `W^T (onehot - softmax)`, and the backward only scales that row. So the head's products run once, and peak memory
-//! is one chunk. A trained head recomputes its chunk in the backward.
+//! Logits of all rows (T, V) would be the largest tensor of a training step, so they never exist. With a frozen head,
+//! the gradient with respect to the hidden states is computed in the forward: its row i is `W^T (onehot - softmax)`,
+//! and the backward only scales that row. The head's products then run once, and peak memory is one chunk. A trained
+//! head recomputes its chunks in the backward.
 //!
-//! Log-probabilities may be those of a sampling temperature: `l = log softmax(z / T)` in float32, `H = - sum_i p_i l_i`.
+//! Log-probabilities may be taken at a sampling temperature T: `l = log softmax(z / T)` in float32. The entropy is
+//! `H = - sum_i p_i l_i`.
 
 use super::chunked::{self, Rows, anchor, chunks};
 use super::linear::Linear;
@@ -16,24 +18,24 @@ use tch::{Kind, Tensor};
 /// Rows per chunk: at 150,000 tokens of vocabulary in float32 a chunk is about 150 MB.
 pub(super) const CHUNK: i64 = 256;
 
-/// What a row of the head tells about its target.
+/// Log-probability, accuracy and entropy for each target token.
 pub struct Scores {
     /// (N) log-probability of the target, float32, differentiable.
     pub log_probs: Tensor,
     /// (N) 1 where the target was the most likely token, float32.
     pub hits: Tensor,
-    /// (N) entropy of the distribution in nats, float32, differentiable; where it was asked for.
+    /// (N) entropy of the distribution in nats, float32, differentiable; only if it was requested.
     pub entropy: Option<Tensor>,
 }
 
-/// What is read of the rows of some logits.
+/// The scores of one chunk of logits.
 struct Read {
     log_probs: Tensor,
     hits: Tensor,
     entropy: Option<Tensor>,
 }
 
-/// Which distribution is read, and what of it.
+/// The sampling temperature, and whether the entropy is wanted.
 #[derive(Clone, Copy)]
 struct Reading {
     temperature: f64,
@@ -41,8 +43,8 @@ struct Reading {
 }
 
 impl Reading {
-    /// Reads logits (n, V). The one definition of a log-probability on each device, whether a gradient is wanted, the head
-    /// trained or an entropy asked for: a policy and a reference with equal weights get equal bits.
+    /// Computes the scores of logits (n, V). This is the only definition of a log-probability on each device, with or
+    /// without gradient, trained head or entropy: a policy and a reference model with equal weights get equal bits.
     fn read(self, logits: &Tensor, targets: &Tensor) -> Read {
         if kernels::serves(&[logits]) {
             let (log_probs, hits, entropy) =
@@ -53,7 +55,8 @@ impl Reading {
         Read { log_probs, hits, entropy: self.entropy.then_some(entropy) }
     }
 
-    /// As `read`, beside the gradient of each row's log-probability with respect to its logits, in their dtype.
+    /// Returns the same as `read`, and the gradient of each row's log-probability with respect to its logits (n, V),
+    /// in their dtype.
     fn read_with_direction(self, logits: Tensor, targets: &Tensor) -> (Read, Tensor) {
         if kernels::serves(&[&logits]) {
             let (log_probs, hits, entropy) =
@@ -67,8 +70,8 @@ impl Reading {
         (read, direction.divide_scalar_(self.temperature).to_kind(logits.kind()))
     }
 
-    /// log-probability of each target, whether it is the largest, and the entropy, by libtorch's operations:
-    /// differentiable.
+    /// Computes the log-probability of each target, whether it is the most likely token, and the entropy (zeros if it
+    /// is not wanted) by libtorch's operations, which are differentiable.
     fn composed(self, logits: &Tensor, targets: &Tensor) -> [Tensor; 3] {
         let l = spread(logits, self.temperature);
         let log_prob = l.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1);
@@ -81,20 +84,20 @@ impl Reading {
     }
 }
 
-/// `log softmax(z / T)` of logits (n, V), in float32.
+/// Returns `log softmax(z / T)` of logits (n, V), in float32.
 pub fn spread(logits: &Tensor, temperature: f64) -> Tensor {
     let logits = logits.to_kind(Kind::Float);
     let logits = if temperature == 1.0 { logits } else { logits / temperature };
     logits.log_softmax(-1, Kind::Float)
 }
 
-/// Log-probabilities of `targets` (N) after hidden states `h` (N, D).
+/// Returns the log-probabilities of `targets` (N) given hidden states `h` (N, D).
 pub fn log_probs(head: &Rc<Linear>, h: &Tensor, targets: &Tensor) -> Scores {
     scores(head, h, targets, 1.0, false)
 }
 
-/// Log-probabilities of `targets` (N) after hidden states `h` (N, D) in `softmax(z / T)`, T above 0; with `entropy`, the
-/// entropies `- sum_i p_i log p_i` (N) too.
+/// Returns the log-probabilities of `targets` (N) in `softmax(z / T)`, T above 0, given hidden states `h` (N, D). With
+/// `entropy`, also the entropies `- sum_i p_i log p_i` (N).
 pub fn scores(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, temperature: f64, entropy: bool) -> Scores {
     let reading = Reading { temperature, entropy };
     match head.plain() {
@@ -104,9 +107,9 @@ pub fn scores(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, temperature: f64,
     }
 }
 
-/// A frozen weight (V, D): the gradient of the log-probability, `W^T (onehot - p) / T`, is formed in the forward; that of
-/// the entropy, `- W^T p (l + H) / T`, in the backward, and only where somebody learns from it: an entropy that is only
-/// looked at costs no product.
+/// Computes scores under a frozen weight (V, D). The gradient of the log-probability, `W^T (onehot - p) / T`, is
+/// computed in the forward. That of the entropy, `- W^T p (l + H) / T`, is computed in the backward and only if the
+/// loss depends on it: an entropy that is only a metric costs no product.
 fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor, reading: Reading) -> Scores {
     let wanted = native::grad_enabled() && h.requires_grad();
     let weight = super::linear::operand(weight, h.kind());
@@ -156,11 +159,12 @@ fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor, reading: Reading) -> Sc
     Scores { log_probs, hits, entropy }
 }
 
-/// A trained weight (V, D) without bias or adapter, on the CPU. One chunk keeps its directions for the backward;
-/// several are computed again there.
+/// Computes scores under a trained weight (V, D) without bias or adapter, on the CPU. If all rows fit into one chunk,
+/// the gradient with respect to its logits is kept for the backward; otherwise the backward computes each chunk
+/// again.
 ///
-/// The weight's gradient goes to the leaf directly: with a tied embedding, head and embedding then add up in the same
-/// order whether layers are replayed or not.
+/// The weight's gradient is added to the leaf directly, not through the graph. With a tied embedding, the gradients
+/// of head and embedding are then summed in the same order whether layers are replayed or not.
 fn plain(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
     let wanted = native::grad_enabled();
     let keep = wanted && h.size()[0] <= CHUNK;
@@ -212,8 +216,8 @@ fn plain(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
     Scores { log_probs, hits: Tensor::cat(&hits, 0), entropy: None }
 }
 
-/// A head with a bias or an adapter, or a trained one at a temperature: its chunks run again in the backward, whose
-/// gradients come of libtorch's operations.
+/// Computes scores under a head with a bias or an adapter, or a trained one at a temperature. Its chunks run again in
+/// the backward, where libtorch's autograd computes the gradients.
 fn trained(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, reading: Reading) -> Scores {
     let targets = targets.shallow_clone();
     let of_rows = move |logits: &Tensor, (start, n): Rows| {
@@ -235,7 +239,7 @@ mod tests {
     use crate::nn::{Attach, Builder, Place, Source, initial::Initial};
     use tch::Device;
 
-    /// A head (V, D) with random weights.
+    /// Returns a head (V, D) with random weights.
     fn head(train: bool) -> Rc<Linear> {
         let initial =
             Initial { seed: 3, spread: 0.5, place: |name| Some(Place { name: name.into(), transposed: false }) };
@@ -244,7 +248,8 @@ mod tests {
         Rc::new((builder.root() / "lm_head").head(16, 300))
     }
 
-    /// log-probabilities, entropies and gradients of states and weight for `sum(a · log_prob) + sum(b · entropy)`.
+    /// Returns log-probabilities, entropies, and the gradients of hidden states and weight for the loss
+    /// `sum(a · log_prob) + sum(b · entropy)`.
     fn results(
         head: &Rc<Linear>,
         h: &Tensor,
@@ -302,7 +307,8 @@ mod tests {
         }
     }
 
-    /// The ratio of a policy to itself is 1, and its divergence from itself 0, only where all of these are one number.
+    /// A policy's ratio to itself is exactly 1, and its divergence from itself exactly 0, only if all these ways to
+    /// compute a log-probability give the same bits.
     #[test]
     fn a_log_probability_has_the_same_bits_however_it_is_asked_for() {
         tch::manual_seed(7);

@@ -1,8 +1,8 @@
-//! The first values of a model that was never trained, as transformers draws them: weights from a normal
-//! distribution, biases 0, norms 1.
+//! Initial weights of an untrained model, as transformers samples them: weights from a normal distribution, biases 0,
+//! norms 1.
 //!
-//! Each parameter has a random stream of its own, named after it: a value depends on the seed, the parameter's name and
-//! its place in it, and on nothing else.
+//! Each parameter has its own random stream, named after it. A value depends only on the seed, the parameter's name
+//! and the value's index in it, not on the order in which parameters are created or on the number of threads.
 
 use super::store::Layer;
 use super::weights::Place;
@@ -11,16 +11,16 @@ use rand::RngExt;
 use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
-/// How first values are drawn.
+/// Seed and spread of an untrained model's weights.
 pub struct Initial {
     pub seed: u64,
     /// Standard deviation of weights (`initializer_range` in config.json).
     pub spread: f64,
-    /// What the family knows of a name.
+    /// Maps a tensor's name in a checkpoint to the model's parameter (`Family::place`).
     pub place: fn(&str) -> Option<Place>,
 }
 
-/// Numbers that share one stream.
+/// Values per random stream: a parameter's values are sampled in blocks of this size, in parallel.
 const BLOCK: usize = 1 << 16;
 
 impl Initial {
@@ -28,7 +28,7 @@ impl Initial {
         (self.place)(name).is_some_and(|p| p.transposed)
     }
 
-    /// Float32 values of a parameter; `spread` is a factor on the usual standard deviation.
+    /// Returns the float32 values of a parameter; `spread` is a factor on the usual standard deviation.
     pub(super) fn draw(&self, name: &str, layer: Layer, shape: &[i64], spread: f64) -> Tensor {
         let options = (Kind::Float, tch::Device::Cpu);
         if name.ends_with(".bias") {
@@ -73,7 +73,7 @@ mod tests {
         assert!((beyond - 0.0455).abs() < 0.003, "{beyond} beyond two standard deviations");
         assert!(t.equal(&draw("a.weight", 1)));
         assert!(!t.equal(&draw("b.weight", 1)) && !t.equal(&draw("a.weight", 2)));
-        // No two blocks of numbers are alike.
+        // Two blocks of values differ.
         let flat = t.flatten(0, -1);
         assert!(!flat.narrow(0, 0, 1000).equal(&flat.narrow(0, BLOCK as i64, 1000)));
     }

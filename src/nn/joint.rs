@@ -1,10 +1,11 @@
-//! Products of one input with several weights, each trained, or frozen and perhaps with a low-rank update beside it:
-//! `y_i = x W_i^T + bias_i + s_i (m x) A_i^T B_i^T`.
+//! Computes several linear layers of one input together, as one operation of the graph:
+//! `y_i = x W_i^T + bias_i + s_i (m x) A_i^T B_i^T`. Each layer is trained or frozen; a frozen one may have a
+//! low-rank update.
 //!
-//! Narrow products are slow (one of width 16 runs at half the rate of the wide ones), so the A of all layers that read
-//! one input are a single product, forward and backward, and the input's gradient is added up in place. Nothing is kept
-//! that can be made again in the backward for less than it weighs: the narrow copy of a float32 weight, and an input
-//! that is a norm's or an activation's result.
+//! Narrow products are slow (one of width 16 runs at half the rate of wide ones). So the A of all layers are
+//! multiplied as one matrix, in the forward and in the backward, and the input's gradient is accumulated in place. To
+//! save memory, the backward recomputes what is cheap to recompute: the bfloat16 copy of a float32 weight, and an
+//! input that is the result of a norm or an activation.
 
 use super::linear::{Dense, cast, operand};
 use super::ops;
@@ -12,67 +13,70 @@ use crate::native;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
-/// What a layer reads, and how to make it again in the backward where that is cheaper than keeping it.
+/// The input of linear layers. Instead of keeping it for the backward, it may be recomputed there from tensors that
+/// are kept anyway.
 pub struct Input {
     pub x: Tensor,
     again: Option<Rc<dyn Fn() -> Tensor>>,
 }
 
 impl Input {
-    /// An input that is kept.
+    /// Returns an input that is kept for the backward.
     pub fn kept(x: &Tensor) -> Self {
         Self { x: x.shallow_clone(), again: None }
     }
 
-    /// An input that can be made once more, bit for bit. `again` gives what makes it, which must not hold a graph; it is
-    /// asked only where something is recorded.
+    /// Returns an input that the backward recomputes instead of keeping. `again` returns a closure that computes the
+    /// same tensor, bit for bit, and that must not hold a graph; it is called only if gradients are being recorded.
     pub fn recomputable<F: Fn() -> Tensor + 'static>(x: Tensor, again: impl FnOnce() -> F) -> Self {
         let again = native::grad_enabled().then(|| Rc::new(again()) as Rc<dyn Fn() -> Tensor>);
         Self { x, again }
     }
 }
 
-/// An update's factors in the dtype of the products, and the masters that learn.
+/// A low-rank update: its factors cast for the products, and the float32 parameters that are trained.
 pub struct LowRank<'a> {
-    /// (R, in) and (out, R), float32.
+    /// The trained parameters A (R, in) and B (out, R), float32.
     pub masters: [&'a Tensor; 2],
+    /// A (R, in).
     pub a: Tensor,
-    /// Times the update's scale.
+    /// B (out, R), multiplied by the update's scale.
     pub b: Tensor,
     pub scale: f64,
 }
 
-/// A layer, and its update if it has one.
+/// One of the layers that are computed together, and its low-rank update if it has one.
 pub struct Part<'a> {
     pub base: &'a Dense,
     pub update: Option<LowRank<'a>>,
 }
 
 impl Part<'_> {
-    /// What may learn, in the order in which the backward gives gradients.
+    /// Returns the tensors that may be trained, in the order in which the backward returns gradients.
     fn leaves(&self) -> impl Iterator<Item = &Tensor> {
         let base = std::iter::once(&self.base.weight).chain(&self.base.bias);
         base.chain(self.update.iter().flat_map(|u| u.masters))
     }
 }
 
-/// What a part's backward needs.
+/// What one layer's backward needs.
 struct Saved {
     weight: Tensor,
     bias: Option<Tensor>,
     update: Option<SavedUpdate>,
 }
 
-/// What its update's backward needs.
+/// What a low-rank update's backward needs.
 struct SavedUpdate {
-    /// Times the scale.
+    /// B (out, R), multiplied by the scale.
     b: Tensor,
     scale: f64,
-    /// Where its numbers begin among the low-rank ones of all parts.
+    /// First column of this update in the low-rank results of all layers (T, R of all).
     column: i64,
 }
 
-/// The layers' outputs (T, out) for `input` (T, in). `mask` (T, in) is the dropout before the updates.
+/// Computes the layers' outputs (T, out) for `input` (T, in). `mask` (T, in) is the dropout mask on the input of the
+/// updates.
 pub fn products(input: &Input, mask: Option<&Tensor>, parts: &[Part]) -> Vec<Tensor> {
     let x = &input.x;
     let inputs: Vec<&Tensor> = std::iter::once(x).chain(parts.iter().flat_map(Part::leaves)).collect();
@@ -130,7 +134,8 @@ pub fn products(input: &Input, mask: Option<&Tensor>, parts: &[Part]) -> Vec<Ten
                 None => g.matmul(&weight),
             });
         }
-        let x = read.as_ref().map(|read| read()); // masked, where there is a mask: updates stand on a frozen base
+        // With a mask this is x after dropout; the base is then frozen and does not need x itself.
+        let x = read.as_ref().map(|read| read());
         let mut g_a = None;
         if let (Some((_, a)), Some(x)) = (low, &x) {
             let each = grads.iter().zip(saved).filter_map(|(g, s)| Some(g.matmul(&s.update.as_ref()?.b)));
@@ -201,7 +206,7 @@ mod tests {
             self.dense.iter().zip(updates).map(|(base, update)| Part { base, update }).collect()
         }
 
-        /// The same by libtorch's operations.
+        /// Computes the same outputs by libtorch's operations.
         fn composed(&self, mask: Option<&Tensor>) -> Vec<Tensor> {
             let masked = mask.map_or_else(|| self.x.shallow_clone(), |m| &self.x * m);
             let factors = [Some(&self.factors[0]), None, Some(&self.factors[1])];
@@ -212,7 +217,7 @@ mod tests {
             self.dense.iter().zip(factors).map(one).collect()
         }
 
-        /// Outputs, and the gradients of x and all factors for the sum of the weighed outputs that are `used`.
+        /// Returns the outputs, and the gradients of x and all factors for a loss over the outputs that are `used`.
         fn learn(&self, outputs: Vec<Tensor>, used: &[usize]) -> Vec<Tensor> {
             let loss = used.iter().map(|i| (&outputs[*i] * (&outputs[*i] + 1.0)).sum(Kind::Float));
             loss.reduce(|a, b| a + b).expect("one is used").backward();
@@ -221,7 +226,7 @@ mod tests {
         }
     }
 
-    /// The gradient, zeros where there is none; the leaf is left without.
+    /// Takes a leaf's gradient away from it; returns zeros if it has none.
     fn take_gradient(t: &Tensor) -> Tensor {
         let g = t.grad();
         let taken = if g.defined() { g.copy() } else { t.zeros_like() };
@@ -255,7 +260,7 @@ mod tests {
         near(&found, &expected);
     }
 
-    /// The result and every gradient have the same bits, and the input is made once more for the backward.
+    /// The result and every gradient have the same bits, and the input is recomputed once in the backward.
     #[test]
     fn an_input_made_again_teaches_the_same() {
         let layers = Layers::new();
@@ -273,7 +278,8 @@ mod tests {
         assert_eq!(made.get(), 1);
     }
 
-    /// Weights and biases that learn, one layer whose result nobody uses, and one that is frozen.
+    /// Two layers with trained weights, one of which has an unused output, and one with a frozen weight and a trained
+    /// bias.
     #[test]
     fn trained_layers_learn_as_by_libtorch() {
         tch::manual_seed(6);

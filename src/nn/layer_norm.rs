@@ -4,8 +4,8 @@ use super::joint::Input;
 use super::linear::{Attached, cast};
 use tch::Tensor;
 
-/// Normalisation to mean 0 and variance 1 with a learnt scale and shift per feature (Ba et al. 2016, arXiv 1607.06450).
-/// libtorch's fused operation computes it in float32 and keeps x and two numbers a row.
+/// Normalises each row to mean 0 and variance 1, with a trainable scale and shift per feature (Ba et al. 2016, arXiv
+/// 1607.06450). libtorch's fused operation computes it in float32 and keeps x and two numbers per row for the backward.
 pub struct LayerNorm {
     pub(super) weight: Tensor, // (D)
     pub(super) bias: Tensor,   // (D)
@@ -14,13 +14,14 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// (…, D) -> (…, D)
+    /// Normalises x: (…, D) -> (…, D).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let (weight, bias) = self.scale_and_shift(x);
         normal(x, &weight, &bias, self.eps)
     }
 
-    /// The same for layers that may make it again in their backward: x is kept for the norm's own anyway.
+    /// Normalises x as the input of linear layers whose backward recomputes it: x is kept for the norm's own backward
+    /// anyway.
     pub fn input(&self, x: &Tensor) -> Input {
         let (weight, bias) = self.scale_and_shift(x);
         let eps = self.eps;

@@ -1,4 +1,4 @@
-//! Linear layers and embeddings, with room for adapters.
+//! Linear layers and embeddings, with the adapters attached to them.
 
 use super::joint::{self, Input, LowRank, Part};
 use crate::native;
@@ -8,20 +8,20 @@ use tch::{Device, Kind, Tensor};
 
 /// A small trainable addition to one frozen layer.
 pub trait Adapter {
-    /// The adapted layer's output: (…, in) -> (…, out). `train` turns dropout on.
+    /// Computes the adapted layer's output: (…, in) -> (…, out). `train` turns dropout on.
     fn forward(&self, x: &Tensor, base: &Dense, train: bool) -> Tensor;
-    /// Rows `ids` (T) of the adapted table `weight` (V, D): (T) -> (T, D).
+    /// Returns the rows `ids` of the adapted embedding table `weight` (V, D): (T) -> (T, D).
     fn embed(&self, ids: &Tensor, weight: &Tensor) -> Tensor {
         look_up(&self.merged(weight), ids)
     }
-    /// The weight that gives the same output without the adapter; differentiable.
+    /// Returns the weight that gives the same output without the adapter; differentiable.
     fn merged(&self, weight: &Tensor) -> Tensor;
-    /// The bias that goes with it.
+    /// Returns the bias that belongs to the merged weight.
     fn merged_bias(&self, bias: &Tensor) -> Tensor {
         bias.shallow_clone()
     }
-    /// The update's factors for products in `kind`, where the adapter is a low-rank update and, with dropout if `train`
-    /// is on, nothing else.
+    /// Returns the update's factors for products in dtype `kind`, if the adapter is nothing but a low-rank update of
+    /// the layer's own weight. `None` if it also needs dropout, which it does only with `train`.
     fn low_rank(&self, _kind: Kind, _train: bool) -> Option<LowRank<'_>> {
         None
     }
@@ -34,7 +34,7 @@ pub struct Dense {
 }
 
 impl Dense {
-    /// (…, in) -> (…, out)
+    /// Computes `x W^T + bias`: (…, in) -> (…, out).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let bias = self.bias.as_ref().map(|b| cast(b, x.kind()));
         product(x, &self.weight, bias.as_ref())
@@ -45,10 +45,12 @@ thread_local! {
     static DECODING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// While it lives, this thread's products are those of decoding: a row's result does not depend on the rows beside it.
+/// While a value of this type exists, products on this thread use the kernels of decoding, for which a row's result
+/// does not depend on the other rows of the batch.
 pub struct Decoding(bool);
 
 impl Decoding {
+    /// Switches the thread to the kernels of decoding until the value is dropped.
     pub fn begin() -> Self {
         Self(DECODING.replace(true))
     }
@@ -60,52 +62,57 @@ impl Drop for Decoding {
     }
 }
 
-/// Whether a `Decoding` lives on this thread.
+/// Returns true while a [`Decoding`] exists on this thread.
 pub fn decoding() -> bool {
     DECODING.get()
 }
 
-/// `x (…, in) @ weight (out, in)^T + bias`; a weight of another dtype than x is read as one of x's.
+/// Computes `x (…, in) @ weight (out, in)^T + bias` in the dtype of x; a weight of another dtype is converted.
 pub fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    // What the kernels of decoding do not read is brought into x's format for them, too: the same bits either way.
+    // The kernels of decoding read bfloat16 weights with any x; other formats are converted for them first. Widening
+    // is exact, so the result has the same bits either way.
     let weight = if weight.kind() == Kind::BFloat16 { weight.shallow_clone() } else { cast(weight, x.kind()) };
     let decoded = if decoding() { native::product(x, &weight, bias, None) } else { None };
     decoded.unwrap_or_else(|| operand(x, x.kind()).linear(&operand(&weight, x.kind()), bias))
 }
 
-/// `y + x (T, in) @ weight (out, in)^T`, rounded once; may write to y.
+/// Computes `y + x (T, in) @ weight (out, in)^T`, rounded once; may overwrite y.
 pub fn product_onto(mut y: Tensor, x: &Tensor, weight: &Tensor) -> Tensor {
     let decoded = if decoding() { native::product(x, weight, None, Some(&y)) } else { None };
     decoded.unwrap_or_else(|| y.addmm_(x, &weight.tr()))
 }
 
-/// The tensor in `kind`; the same tensor where it already is.
+/// Converts a tensor to dtype `kind`; returns the same tensor if it already has it.
 pub fn cast(t: &Tensor, kind: Kind) -> Tensor {
     if t.kind() == kind { t.shallow_clone() } else { t.to_kind(kind) }
 }
 
-/// As `cast`, for libtorch's products. On the CPU it lies at a multiple of 16 bytes: on some processors (AMD's) MKL sums in
-/// another order where it does not, and a weight in a mapped file may lie anywhere.
+/// Converts a tensor to dtype `kind` for use in libtorch's products, on the CPU at an address that is a multiple of
+/// 16 bytes. On AMD's processors MKL sums in another order if the address is not, and a weight in a mapped file may
+/// be at any address: equal weights would then give different bits.
 pub fn operand(t: &Tensor, kind: Kind) -> Tensor {
     let t = cast(t, kind);
     let misplaced = t.device() == Device::Cpu && t.data_ptr() as usize % 16 != 0;
     if misplaced { t.copy() } else { t }
 }
 
-/// Which adapter answers and whether dropout is on; one per model, shared by its layers.
+/// The active adapter of a model, and whether dropout is on; shared by all its layers.
 #[derive(Default)]
 pub struct Switches {
+    /// Number of the active adapter; `None`: the bare base.
     pub active: Cell<Option<usize>>,
+    /// True while the model is trained: dropout is on.
     pub train: Cell<bool>,
 }
 
-/// The adapters of one layer, by their number in the model.
+/// The adapters attached to one layer, with their numbers in the model.
 pub struct Attached {
     pub(super) switches: Rc<Switches>,
     pub(super) list: Vec<(usize, Box<dyn Adapter>)>,
 }
 
 impl Attached {
+    /// Returns this layer's part of the active adapter; `None` if none is active or it does not adapt this layer.
     pub fn active(&self) -> Option<&dyn Adapter> {
         self.numbered(self.switches.active.get()?)
     }
@@ -119,14 +126,14 @@ impl Attached {
     }
 }
 
-/// A linear layer.
+/// A linear layer with its adapters.
 pub struct Linear {
     pub(super) dense: Dense,
     pub(super) adapters: Attached,
 }
 
 impl Linear {
-    /// (…, in) -> (…, out)
+    /// Computes the layer's output under the active adapter: (…, in) -> (…, out).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         match self.adapters.active() {
             Some(adapter) => adapter.forward(x, &self.dense, self.adapters.train()),
@@ -134,7 +141,7 @@ impl Linear {
         }
     }
 
-    /// As `forward`, under the adapter of this number, whichever is switched on.
+    /// Computes the same under the adapter with this number, whichever is active.
     pub fn forward_under(&self, adapter: usize, x: &Tensor) -> Tensor {
         match self.adapters.numbered(adapter) {
             Some(adapter) => adapter.forward(x, &self.dense, self.adapters.train()),
@@ -142,7 +149,8 @@ impl Linear {
         }
     }
 
-    /// Several layers of one input (T, in) -> (T, out) each, side by side.
+    /// Computes several layers of one input together: (T, in) -> (T, out) each. If a layer's adapter is more than a
+    /// low-rank update, and in decoding, they are computed one by one.
     pub fn together<const N: usize>(layers: [&Self; N], input: &Input) -> [Tensor; N] {
         let parts = || layers.iter().map(|l| l.part(input.x.kind())).collect::<Option<Vec<Part>>>();
         match if decoding() { None } else { parts() } {
@@ -151,13 +159,13 @@ impl Linear {
         }
     }
 
-    /// As `together`, of one layer.
+    /// Does the same as [`Linear::together`] for one layer.
     pub fn read(&self, input: &Input) -> Tensor {
         let [y] = Self::together([self], input);
         y
     }
 
-    /// The layer as a product with at most a low-rank update, where it is that.
+    /// Returns the layer as a product with at most a low-rank update; `None` if its active adapter is anything else.
     fn part(&self, kind: Kind) -> Option<Part<'_>> {
         let update = match self.adapters.active() {
             Some(adapter) => Some(adapter.low_rank(kind, self.adapters.train())?),
@@ -166,13 +174,13 @@ impl Linear {
         Some(Part { base: &self.dense, update })
     }
 
-    /// The weight (out, in), where the layer is a plain product: no bias, no adapter.
+    /// Returns the weight (out, in) if the layer is a plain product: no bias and no active adapter.
     pub fn plain(&self) -> Option<&Tensor> {
         (self.dense.bias.is_none() && self.adapters.active().is_none()).then_some(&self.dense.weight)
     }
 }
 
-/// A table of vectors, one a token.
+/// An embedding table: one vector per token or position.
 pub struct Embedding {
     pub(super) weight: Tensor, // (V, D)
     pub(super) adapters: Attached,
@@ -180,12 +188,12 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Number of vectors.
+    /// Returns the number of vectors.
     pub fn count(&self) -> i64 {
         self.weight.size()[0]
     }
 
-    /// (T) -> (T, D), in the run's dtype.
+    /// Returns the vectors of `ids` under the active adapter, in the run's dtype: (T) -> (T, D).
     pub fn forward(&self, ids: &Tensor) -> Tensor {
         let rows = match self.adapters.active() {
             Some(adapter) => adapter.embed(ids, &self.weight),
@@ -195,7 +203,7 @@ impl Embedding {
     }
 }
 
-/// Rows `ids` (T) of a table (V, D): (T, D).
+/// Returns the rows `ids` (T) of a table (V, D): (T, D).
 pub fn look_up(table: &Tensor, ids: &Tensor) -> Tensor {
     Tensor::embedding(table, ids, -1, false, false)
 }
@@ -205,7 +213,7 @@ mod tests {
     use super::*;
     use tch::Device;
 
-    /// The same numbers, so many bytes after an address that is a multiple of 64.
+    /// Returns a copy of the tensor whose data begins `by` bytes after a multiple of 64.
     fn displaced(t: &Tensor, by: i64) -> Tensor {
         let bytes = t.contiguous().view([-1]).view_dtype(Kind::Uint8);
         let room = Tensor::zeros([bytes.size()[0] + 128], (Kind::Uint8, Device::Cpu));
@@ -215,7 +223,7 @@ mod tests {
         part.view_dtype(t.kind()).view(t.size().as_slice())
     }
 
-    /// A reference that is mapped from a file and a policy in memory of its own must compute the same.
+    /// A reference model mapped from a file and a policy in allocated memory must compute the same numbers.
     #[test]
     fn a_product_does_not_depend_on_where_its_operands_lie() {
         if !crate::machine::Cpu::read().avx2 {

@@ -1,10 +1,11 @@
 //! Layers and the operations they are made of.
 //!
-//! Shapes, everywhere: T tokens of a packed row, S segments, D model width, H heads, K key/value heads, E head size,
-//! G = H / K, V vocabulary, R adapter rank, F feed-forward width. A trailing `// (T, H, E)` names the shape a line makes.
+//! Letters in shapes, everywhere: T tokens of a packed row, S segments or cache slots, D model width, H query heads,
+//! K key/value heads, E head size, G = H / K, V vocabulary, R adapter rank, F feed-forward width. A trailing
+//! `// (T, H, E)` is the shape of the line's result.
 //!
 //! Invariants: a trainable parameter is a float32 leaf, a frozen one has the run's dtype, and layers cast as they
-//! compute; so bf16 runs keep exact float32 masters. Parameters carry the checkpoint's own names.
+//! compute; so bf16 runs keep exact float32 parameters. Parameters have the checkpoint's own names.
 
 pub mod attention;
 pub mod cache;

@@ -1,11 +1,11 @@
-//! Normalisation layers.
+//! Root-mean-square normalisation.
 
 use super::joint::Input;
 use super::linear::{Attached, cast};
 use super::ops;
 use tch::Tensor;
 
-/// Root-mean-square normalisation with a learnt scale per feature.
+/// Root-mean-square normalisation with a trainable scale per feature.
 pub struct RmsNorm {
     pub(super) weight: Tensor, // (D)
     pub(super) adapters: Attached,
@@ -13,12 +13,13 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// (…, D) -> (…, D)
+    /// Normalises x: (…, D) -> (…, D).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         ops::rms_norm(x, &self.weight(x), self.eps)
     }
 
-    /// The same for layers that may make it again in their backward: x is kept for the norm's own anyway.
+    /// Normalises x as the input of linear layers whose backward recomputes it: x is kept for the norm's own backward
+    /// anyway.
     pub fn input(&self, x: &Tensor) -> Input {
         let weight = self.weight(x);
         let eps = self.eps;

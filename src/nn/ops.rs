@@ -1,15 +1,15 @@
-//! Operations with a hand-written backward: they keep for it only what it needs.
+//! Operations with a hand-written backward, which keep less memory for it than libtorch's autograd would.
 //!
-//! On the CPU each is one pass of our own loops; elsewhere it is composed from libtorch's operations.
+//! On the CPU each is one pass of our own loops (`native::kernels`); elsewhere it is composed of libtorch's operations.
 
 use super::joint::Input;
 use crate::native::{self, kernels};
 use tch::{Kind, Tensor};
 
-/// Runs `forward` without recording and, where a gradient will be asked for, joins its result to the graph.
+/// Runs `forward` without recording and, if a gradient may be needed, adds its result to the graph with `backward`.
 ///
-/// `forward` returns a fresh tensor (no view of an input) and whatever the backward needs; `backward` gets that and
-/// the gradient of the result, and returns one gradient per input (`None` for an input that needs none).
+/// `forward` returns a new tensor (not a view of an input) and whatever the backward needs. `backward` receives that
+/// and the gradient of the result, and returns one gradient per input (`None` for an input that needs none).
 pub fn differentiable<S: 'static>(
     inputs: &[&Tensor],
     forward: impl FnOnce() -> (Tensor, S),
@@ -27,7 +27,8 @@ pub fn differentiable<S: 'static>(
     out.remove(0)
 }
 
-/// As `differentiable`, with several results; one that nothing was made of has no gradient.
+/// Does the same as [`differentiable`] for several results. The gradient of a result that the loss does not depend on
+/// is `None`.
 pub fn differentiable_many<S: 'static>(
     inputs: &[&Tensor],
     forward: impl FnOnce() -> (Vec<Tensor>, S),
@@ -44,18 +45,18 @@ pub fn differentiable_many<S: 'static>(
     out
 }
 
-/// Whether a gradient will be asked for.
+/// Returns true if the operation must be recorded: gradients are enabled and an input requires one.
 fn recorded(inputs: &[&Tensor]) -> bool {
     native::grad_enabled() && inputs.iter().any(|t| t.requires_grad())
 }
 
-/// `silu(gate) * up`, elementwise; keeps only its two inputs.
+/// Computes `silu(gate) * up`, elementwise. Keeps only its two inputs for the backward.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
     let forward = || match kernels::serves(&[gate, up]) {
         true => kernels::best().swiglu(gate, up),
         false => gate.silu() * up,
     };
-    // Decoding makes many short calls, in which what is kept for a backward would cost as much as the rest.
+    // Decoding makes many short calls, in which preparing a backward would take as long as the computation.
     if !recorded(&[gate, up]) {
         return forward();
     }
@@ -74,8 +75,8 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
     )
 }
 
-/// GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv 1606.08415), for layers that may make it again in their
-/// backward; keeps its input.
+/// Computes GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv 1606.08415) as the input of linear layers whose
+/// backward recomputes it. Keeps its input.
 pub fn gelu_input(x: &Tensor) -> Input {
     Input::recomputable(x.gelu("tanh"), || {
         let kept = x.detach();
@@ -83,7 +84,7 @@ pub fn gelu_input(x: &Tensor) -> Input {
     })
 }
 
-/// As `swiglu`, for layers that may make it again in their backward.
+/// Computes [`swiglu`] as the input of linear layers whose backward recomputes it.
 pub fn swiglu_input(gate: &Tensor, up: &Tensor) -> Input {
     Input::recomputable(swiglu(gate, up), || {
         let kept = (gate.detach(), up.detach());
@@ -91,8 +92,8 @@ pub fn swiglu_input(gate: &Tensor, up: &Tensor) -> Input {
     })
 }
 
-/// Root-mean-square normalisation over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467), computed in
-/// float32: `y = x / sqrt(mean(x^2) + eps) * weight`. Keeps x and one number a row.
+/// Computes root-mean-square normalisation over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467) in
+/// float32: `y = x / sqrt(mean(x^2) + eps) * weight`. Keeps x and one number per row for the backward.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     let (train_weight, width) = (weight.requires_grad(), x.size()[x.dim() - 1]);
     let x = &x.contiguous();
@@ -134,7 +135,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
 }
 
 /// Rotates pairs (i, i + E/2) of each head by the angle of its position (Su et al. 2021, arXiv 2104.09864).
-/// `x` (T, H, E); `cos` and `sin` (T, 1, E/2). Keeps only the angles.
+/// `x` (T, H, E); `cos` and `sin` (T, 1, E/2). Keeps only cos and sin for the backward.
 pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
     fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, back: bool) -> Tensor {
         let x = x.contiguous();
@@ -167,11 +168,11 @@ mod tests {
         Tensor::randn(shape, (Kind::Double, Device::Cpu)).to_kind(Kind::Float).set_requires_grad(true)
     }
 
-    /// Largest difference between the gradients of two ways to compute the same thing.
+    /// Returns the largest difference between two ways to compute the same thing, over results and gradients.
     fn gradient_gap(inputs: &[Tensor], a: impl Fn(&[Tensor]) -> Tensor, b: impl Fn(&[Tensor]) -> Tensor) -> f64 {
         let run = |f: &dyn Fn(&[Tensor]) -> Tensor| -> (Tensor, Vec<Tensor>) {
             let y = f(inputs);
-            // No chance: the generator is one for all tests of the process.
+            // Fixed weights instead of random ones: all tests of the process share one random generator.
             let weights = Tensor::arange(y.numel() as i64, (Kind::Float, Device::Cpu)).sin().view_as(&y);
             (&y * weights).sum(Kind::Float).backward();
             let grads = inputs
@@ -224,7 +225,8 @@ mod tests {
         assert!(length < 1e-5);
     }
 
-    /// Every build of the loops against libtorch's operations, float32 and bfloat16, more rows than one thread gets.
+    /// Compares every build of the loops with libtorch's operations, in float32 and bfloat16, on more rows than one
+    /// thread gets.
     #[test]
     fn every_build_of_the_loops_equals_the_composition() {
         let random = |shape: &[i64], kind| Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind);
@@ -262,7 +264,7 @@ mod tests {
                 let (cos, sin) = (angle.cos().to_kind(kind), angle.sin().to_kind(kind));
                 let back = k.rotate(&k.rotate(&heads, &cos, &sin, 1.0), &cos, &sin, -1.0);
                 let length = cos.to_kind(Kind::Double).square() + sin.to_kind(Kind::Double).square();
-                let length = Tensor::cat(&[&length, &length], -1); // of the rounded angles: not quite 1
+                let length = Tensor::cat(&[&length, &length], -1); // not exactly 1, because cos and sin are rounded
                 near("rotation there and back", &back, &(heads.to_kind(Kind::Double) * length));
 
                 let logits = random(&[40, 501], kind) * 4.0;
@@ -304,7 +306,7 @@ mod tests {
         }
     }
 
-    /// A logit that is not a number must show in the loss, never vanish in a maximum.
+    /// A logit that is NaN or infinite must make the loss non-finite; a maximum over logits must not hide it.
     #[test]
     fn logits_that_are_not_finite_give_no_finite_loss() {
         for bad in [f64::NAN, f64::INFINITY] {

@@ -1,9 +1,9 @@
-//! Rotary position embedding (Su et al. 2021, arXiv 2104.09864) and its ways of reaching further.
+//! Rotary position embedding (Su et al. 2021, arXiv 2104.09864) and its extensions to longer contexts.
 
 use std::f64::consts::{PI, TAU};
 use tch::{Device, Kind, Tensor};
 
-/// How frequencies are changed for contexts longer than the pre-training's.
+/// How frequencies are changed for contexts longer than that of pre-training.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Scaling {
     None,
@@ -11,37 +11,39 @@ pub enum Scaling {
     Linear {
         factor: f64,
     },
-    /// A base that grows with a sequence longer than `original` (dynamic NTK: bloc97 and emozilla 2023).
+    /// A base that grows with the length of a sequence longer than `original` (dynamic NTK: bloc97 and emozilla 2023).
     ///
-    /// The length that counts is that of the sequence itself, whatever is packed or decoded beside it, so a whole pass
-    /// over a sequence gives one result in any company. A decoding step takes the length reached so far; keys in the
-    /// cache stay turned as they were when they came in, as in transformers. Beyond `original`, and only there, decoding
-    /// over a cache therefore differs from a whole pass.
+    /// The length is that of the sequence itself, not of the packed row or batch, so a full pass over a sequence
+    /// gives the same result whatever else is in the row. A decoding step uses the length reached so far, while keys
+    /// in the cache keep the rotation of the step that wrote them, as in transformers. For sequences longer than
+    /// `original`, decoding with a cache therefore differs from a full pass.
     Dynamic {
         factor: f64,
         original: f64,
     },
-    /// Long wavelengths divided by `factor`, short ones kept, a ramp between (Llama 3.1).
+    /// Frequencies of long wavelengths are divided by `factor`, those of short ones kept, with a linear ramp in
+    /// between (Llama 3.1).
     Llama3 {
         factor: f64,
         low: f64,
         high: f64,
         original: f64,
     },
-    /// Dimensions that turn fewer than `slow` times within `original` divided by `factor`, those that turn more than
-    /// `fast` times kept, a ramp between; cos and sin times `attention` (Peng et al. 2023, arXiv 2309.00071).
+    /// Frequencies of dimensions that rotate fewer than `slow` times within `original` tokens are divided by
+    /// `factor`; those of dimensions that rotate more than `fast` times are kept, with a linear ramp in between. cos
+    /// and sin are multiplied by `attention` (Peng et al. 2023, arXiv 2309.00071).
     Yarn {
         factor: f64,
         original: f64,
         attention: f64,
         fast: f64,
         slow: f64,
-        /// The ramp begins and ends at whole dimensions.
+        /// Round the ramp's ends to whole dimensions.
         truncate: bool,
     },
 }
 
-/// Angles by position.
+/// Computes the rotation angles of positions.
 pub struct Rope {
     head_size: i64,
     theta: f64,
@@ -50,12 +52,13 @@ pub struct Rope {
 }
 
 impl Rope {
+    /// Computes the frequencies of a head of `head_size` (E) with base `theta`.
     pub fn new(head_size: i64, theta: f64, scaling: &Scaling, device: Device) -> Self {
         let plain = |i: i64| theta.powf(-((2 * i) as f64) / head_size as f64);
         let frequencies: Vec<f64> = match *scaling {
             Scaling::Yarn { factor, original, fast, slow, truncate, .. } => {
                 let size = head_size as f64;
-                // The dimension that turns so many times within the original context.
+                // Returns the dimension that rotates `times` times within the original context.
                 let turning = |times: f64| size * (original / (times * TAU)).ln() / (2.0 * theta.ln());
                 let (low, high) = (turning(fast), turning(slow));
                 let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
@@ -91,8 +94,8 @@ impl Rope {
         Self { head_size, theta, inverse_frequencies, scaling: scaling.clone() }
     }
 
-    /// cos and sin for positions (T): (T, 1, E/2) each, computed in float32. The positions are those of segments of the
-    /// given `lengths`, which continue `past` tokens each where a cache has some.
+    /// Returns cos and sin for positions (T): (T, 1, E/2) each, computed in float32 and cast to `kind`. The positions
+    /// are those of segments with the given `lengths`; with a cache, segment s continues `past[s]` tokens.
     pub fn angles(&self, positions: &Tensor, lengths: &[i64], past: Option<&[i64]>, kind: Kind) -> (Tensor, Tensor) {
         let turns = self.by_length(lengths, past);
         let turns = turns.as_ref().unwrap_or(&self.inverse_frequencies);
@@ -105,7 +108,8 @@ impl Rope {
         (cos.to_kind(kind), sin.to_kind(kind))
     }
 
-    /// (T, E/2), each segment's own frequencies, where one is longer than the original context.
+    /// Returns each token's frequencies (T, E/2) under dynamic NTK. `None` under another scaling, or if no segment is
+    /// longer than the original context.
     fn by_length(&self, lengths: &[i64], past: Option<&[i64]>) -> Option<Tensor> {
         let Scaling::Dynamic { factor, original } = self.scaling else { return None };
         let reached: Vec<i64> = match past {

@@ -1,7 +1,7 @@
-//! safetensors written tensor by tensor: a model larger than memory can pass through.
+//! Writes safetensors files one tensor at a time, so that a model larger than memory can be written.
 //!
-//! Owns the order of tensors in a file, the header and the split into shards with their index.
-//! It asks for each tensor's bytes once, in file order, and holds one tensor at a time.
+//! Decides the order of tensors in a file, the header, and the split into shards with their index.
+//! The caller's closure is called once per tensor, in file order; only one tensor is in memory at a time.
 
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -11,10 +11,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Shards stay at or below this size unless one tensor alone is larger.
+/// Largest size of a shard in bytes, unless one tensor alone is larger.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// What a file's header says of one tensor.
+/// Name, dtype and shape of one tensor in a file's header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     pub name: String,
@@ -27,10 +27,12 @@ impl Entry {
         Self { name: name.into(), dtype, shape: shape.into() }
     }
 
+    /// Returns the number of elements.
     pub fn elements(&self) -> u64 {
         self.shape.iter().map(|&n| n as u64).product()
     }
 
+    /// Returns the size of the data in bytes.
     pub fn bytes(&self) -> u64 {
         self.elements() * self.dtype.bitsize() as u64 / 8
     }
@@ -39,7 +41,7 @@ impl Entry {
 /// Writes one safetensors file, atomically, with `{"format": "pt"}` as metadata.
 ///
 /// `bytes(entry)` is called once per tensor, in the file's order (widest dtype first, then by name, as the
-/// reference writer orders them), and must give exactly `entry.bytes()` little-endian bytes, row-major.
+/// reference writer orders them), and must return exactly `entry.bytes()` little-endian bytes, row-major.
 pub fn write_file<B: AsRef<[u8]>>(
     path: &Path,
     entries: &[Entry],
@@ -81,7 +83,7 @@ pub fn write_file<B: AsRef<[u8]>>(
 }
 
 /// Writes `model.safetensors` into `folder`, or numbered shards of at most `shard_bytes` with
-/// `model.safetensors.index.json`. Gives the files written, in order.
+/// `model.safetensors.index.json`. Returns the files written, in order.
 ///
 /// Shards are filled in the order of `entries`; the folder must not hold older weights.
 pub fn write_model<B: AsRef<[u8]>>(
@@ -116,7 +118,7 @@ pub fn write_model<B: AsRef<[u8]>>(
     Ok(files)
 }
 
-/// The JSON header, padded with spaces so that the data starts on a multiple of eight bytes.
+/// Returns the JSON header, padded with spaces so that the data starts at a multiple of eight bytes.
 fn header(path: &Path, order: &[&Entry]) -> Result<Vec<u8>> {
     let mut end = 0;
     let mut infos = Vec::with_capacity(order.len());
@@ -139,7 +141,7 @@ fn header(path: &Path, order: &[&Entry]) -> Result<Vec<u8>> {
     Ok(json)
 }
 
-/// Cuts `entries`, in order, into runs of at most `limit` bytes; a larger tensor stands alone.
+/// Splits `entries`, in order, into shards of at most `limit` bytes; a larger tensor gets a shard of its own.
 fn shards(entries: &[Entry], limit: u64) -> Vec<&[Entry]> {
     let mut shards = Vec::new();
     let (mut start, mut size) = (0, 0);

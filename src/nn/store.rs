@@ -1,4 +1,8 @@
-//! Parameters by the checkpoint's own names, and the builder that hands out layers as a family asks for them.
+//! Holds parameters under the checkpoint's own names, and builds a model's layers.
+//!
+//! A family asks a [`Scope`] for layers by name and shape. The builder loads or samples their weights, offers each
+//! layer to the planned adapters, and records every parameter, so that family files contain nothing about adapters or
+//! files.
 
 use super::initial::Initial;
 use super::layer_norm::LayerNorm;
@@ -13,14 +17,14 @@ use std::ops::Div;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
-/// What kind of layer a parameter belongs to.
+/// The kind of layer that a parameter belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layer {
     Linear,
     /// The output head; `all-linear` leaves it out.
     Head,
     Embedding,
-    /// A learnt table of positions.
+    /// A trained embedding of positions.
     Positions,
     Norm,
     /// The scalar head of a reward or value model; `all-linear` leaves it out.
@@ -33,24 +37,25 @@ pub struct Param {
     pub name: String,
     pub tensor: Tensor,
     pub layer: Layer,
-    /// Number of the adapter it belongs to; `None`: the base.
+    /// Number of the adapter that it belongs to; `None`: the base.
     pub adapter: Option<usize>,
-    /// A linear layer's weight that is kept as it lies on disk, (in, out), and used as (out, in).
+    /// True for a linear layer's weight that is stored as in its file, (in, out), and used as (out, in).
     pub transposed: bool,
 }
 
 impl Param {
+    /// Returns true if the parameter is trained.
     pub fn trainable(&self) -> bool {
         self.tensor.requires_grad()
     }
 
-    /// Weight decay is for matrices; norms and biases have one dimension.
+    /// Returns true for matrices, which weight decay applies to; norms and biases have one dimension.
     pub fn is_matrix(&self) -> bool {
         self.tensor.dim() >= 2 && self.layer != Layer::Norm
     }
 }
 
-/// All parameters, in the order in which they were handed out.
+/// All parameters of a model, in the order in which they were built.
 #[derive(Default)]
 pub struct ParamStore {
     params: Vec<Param>,
@@ -65,17 +70,18 @@ impl ParamStore {
         self.params.iter().filter(|p| p.trainable())
     }
 
-    /// The base's parameters.
+    /// Returns the base's parameters.
     pub fn base(&self) -> impl Iterator<Item = &Param> {
         self.params.iter().filter(|p| p.adapter.is_none())
     }
 
-    /// One adapter's parameters.
+    /// Returns one adapter's parameters, by the adapter's number.
     pub fn adapter(&self, id: usize) -> impl Iterator<Item = &Param> {
         self.params.iter().filter(move |p| p.adapter == Some(id))
     }
 
-    /// The first tensor that holds NaN or an infinite value. Reads every number: ask when something went wrong.
+    /// Returns the name of the first parameter with NaN or infinite values. Slow, because it reads every number:
+    /// meant for when a step has already failed.
     pub fn non_finite(&self) -> Option<&str> {
         let _no_grad = tch::no_grad_guard();
         let broken = |p: &&Param| p.tensor.isfinite().all().int64_value(&[]) == 0;
@@ -88,7 +94,7 @@ impl ParamStore {
     }
 }
 
-/// A layer as it is handed out, for those who may attach to it.
+/// A layer that has just been built and that adapters may attach to.
 pub struct Site<'a> {
     /// The module's name in the checkpoint.
     pub name: &'a str,
@@ -96,46 +102,49 @@ pub struct Site<'a> {
     /// The frozen weight: (out, in) for linear layers, (V, D) for embeddings.
     pub weight: &'a Tensor,
     pub bias: Option<&'a Tensor>,
-    /// The head that shares the embedding's weight, or that embedding.
+    /// True for an output head that shares the embedding's weight, and for that embedding.
     pub tied: bool,
 }
 
-/// What becomes of a parameter that an adapter registers.
+/// Whether a parameter that an adapter registers is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// It is trained: a float32 leaf.
+    /// Trained: it becomes a float32 leaf.
     Trained,
-    /// It is kept as it is and saved with the adapter.
+    /// Kept unchanged and saved with the adapter.
     Frozen,
 }
 
-/// Registers an adapter's parameter by its name below the module's and returns it as it is to be used.
+/// Callback that registers an adapter's parameter under its name within the module, and returns the tensor to compute
+/// with.
 pub type Register<'a> = dyn FnMut(&str, Tensor, Role) -> Tensor + 'a;
 
-/// Something that attaches adapters while the model is being built.
+/// Attaches adapters to layers while a model is being built.
 pub trait Attach {
-    /// The adapter for this layer, if it gets one; `add` takes its parameters.
+    /// Returns the adapter for this layer, or `None` if it gets none. Parameters of the adapter are registered with
+    /// `add`.
     fn attach(&self, site: &Site, add: &mut Register) -> Result<Option<Box<dyn Adapter>>>;
 
-    /// All layers were offered: an error where the rules named one that does not exist.
+    /// Called after all layers have been offered; an error if the rules name a module that does not exist.
     fn check(&self) -> Result<()>;
 }
 
 /// Where the values of the base's parameters come from.
 pub enum Source<'w> {
+    /// A checkpoint on disk.
     Disk(&'w Weights),
-    /// Drawn by chance: a model that was never trained.
+    /// Sampled at random: an untrained model.
     Chance(&'w Initial),
 }
 
-/// Builds layers from weights. Problems are gathered, so that one error names every one.
+/// Builds a model's layers from weights. Problems with tensors are collected, so that one error can list them all.
 pub struct Builder<'w> {
     source: Source<'w>,
     device: Device,
     kind: Kind,
-    /// Whether a frozen matrix of this format is held as it is, beside one of the arithmetic's own.
+    /// Decides for which dtypes a frozen matrix is kept in its own dtype instead of being converted to `kind`.
     hold: Box<dyn Fn(Kind) -> bool>,
-    /// Whether frozen weights are read into memory of their own; otherwise they are mapped where no format is changed.
+    /// Whether frozen weights are read into allocated memory. Otherwise those that need no conversion stay mapped.
     read: bool,
     train: bool,
     adapters: Vec<&'w dyn Attach>,
@@ -148,16 +157,17 @@ pub struct Builder<'w> {
     headless: Cell<bool>,
 }
 
-/// What a finished builder leaves behind.
+/// What [`Builder::finish`] returns next to the layers.
 pub struct Built {
     pub store: ParamStore,
     pub switches: Rc<Switches>,
-    /// Names in the checkpoint that no layer asked for.
+    /// Names of tensors in the checkpoint that no layer uses.
     pub unused: Vec<String>,
 }
 
 impl<'w> Builder<'w> {
-    /// `train`: the base's own weights are trained; `adapters` are attached in order and numbered from 0.
+    /// Starts a model on `device` that computes in dtype `kind`. With `train` the base's own weights are trained.
+    /// `adapters` are attached in order and numbered from 0.
     pub fn new(source: Source<'w>, device: Device, kind: Kind, train: bool, adapters: Vec<&'w dyn Attach>) -> Self {
         Self {
             source,
@@ -177,16 +187,17 @@ impl<'w> Builder<'w> {
         }
     }
 
-    /// Frozen matrices of formats for which `hold` is true stay in them; layers widen them as they multiply.
+    /// Keeps frozen matrices in their own dtype if `hold` returns true for it; layers convert them when they multiply.
     pub fn hold(self, hold: impl Fn(Kind) -> bool + 'static) -> Self {
         Self { hold: Box::new(hold), ..self }
     }
 
-    /// Whether frozen weights on the CPU are read into memory of their own instead of being mapped.
+    /// Sets whether frozen weights on the CPU are read into allocated memory instead of being mapped.
     pub fn read(self, read: bool) -> Self {
         Self { read: read && self.device == Device::Cpu && !self.train, ..self }
     }
 
+    /// Returns the root of the module tree.
     pub fn root(&self) -> Scope<'_> {
         Scope { builder: self, path: String::new(), spread: 1.0 }
     }
@@ -198,7 +209,7 @@ impl<'w> Builder<'w> {
     fn origin(&self) -> String {
         match self.source {
             Source::Disk(weights) => weights.origin().display().to_string(),
-            Source::Chance(_) => "a model drawn by chance".into(),
+            Source::Chance(_) => "a new model with random weights".into(),
         }
     }
 
@@ -209,17 +220,18 @@ impl<'w> Builder<'w> {
         }
     }
 
-    /// Says that the head shares the embedding's weight.
+    /// Declares that the output head shares the embedding's weight.
     pub fn tie_head(&self) {
         self.tied.set(true);
     }
 
-    /// Says that no output head is wanted: what a family asks for is an empty one, and one on disk is not read.
+    /// Declares that the model has no output head: families then get an empty one, and a head on disk is not read.
     pub fn omit_head(&self) {
         self.headless.set(true);
     }
 
-    /// All layers are handed out: missing and misshapen tensors are an error that names every one.
+    /// Ends the building. Fails if tensors were missing or had the wrong shape (the error lists up to 20), if an
+    /// adapter could not be attached, or if its rules named modules that do not exist.
     pub fn finish(self) -> Result<Built> {
         let problems = self.problems.take();
         if !problems.is_empty() {
@@ -247,12 +259,12 @@ impl<'w> Builder<'w> {
     }
 }
 
-/// A matrix seen the other way round; a gradient that it receives reaches the matrix.
+/// Returns a transposed view of a matrix; the view's gradient reaches the matrix.
 fn turned(t: &Tensor) -> Tensor {
     tch::with_grad(|| t.tr())
 }
 
-/// A place in the tree of modules: `&scope / "self_attn" / "q_proj"`.
+/// A position in the tree of modules, from which layers are built: `&scope / "self_attn" / "q_proj"`.
 #[derive(Clone)]
 pub struct Scope<'b> {
     builder: &'b Builder<'b>,
@@ -276,17 +288,17 @@ impl<'b, T: Display> Div<T> for Scope<'b> {
 }
 
 impl Scope<'_> {
-    /// Where weights are drawn by chance, those below here get so many times the usual standard deviation.
+    /// Multiplies the standard deviation of random weights below this position by `factor`.
     pub fn spread(self, factor: f64) -> Self {
         Scope { spread: factor, ..self }
     }
 
-    /// A linear layer `weight` (out, in), with `bias` (out) where asked.
+    /// Builds a linear layer with `weight` (out, in) and, if `bias` is true, `bias` (out).
     pub fn linear(&self, inputs: i64, outputs: i64, bias: bool) -> Linear {
         self.linear_layer(Layer::Linear, inputs, outputs, bias)
     }
 
-    /// The output head with a weight of its own.
+    /// Builds an output head with its own weight.
     pub fn head(&self, inputs: i64, outputs: i64) -> Linear {
         match self.builder.headless.get() {
             true => self.empty_head(inputs),
@@ -301,8 +313,8 @@ impl Scope<'_> {
         Linear { dense: Dense { weight, bias: None }, adapters }
     }
 
-    /// The scalar head (1, D) of a reward or value model. A checkpoint without one begins at zero: every score is 0
-    /// until it is trained.
+    /// Builds the scalar head (1, D) of a reward or value model. If the checkpoint has none, its weight starts at
+    /// zero, so that every score is 0 until it is trained.
     pub fn score(&self, inputs: i64) -> Linear {
         let zeros = Tensor::zeros([1, inputs], (Kind::Float, Device::Cpu));
         let weight = self.param_or("weight", Layer::Score, &[1, inputs], Some(zeros));
@@ -310,7 +322,7 @@ impl Scope<'_> {
         Linear { dense: Dense { weight, bias: None }, adapters }
     }
 
-    /// The output head that shares the embedding's weight.
+    /// Builds an output head that shares the embedding's weight.
     pub fn tied_head(&self, embedding: &Embedding) -> Linear {
         if self.builder.headless.get() {
             return self.empty_head(embedding.weight.size()[1]);
@@ -327,12 +339,12 @@ impl Scope<'_> {
         Linear { dense: Dense { weight, bias }, adapters }
     }
 
-    /// A table of `count` vectors.
+    /// Builds an embedding of `count` tokens.
     pub fn embedding(&self, count: i64, width: i64) -> Embedding {
         self.table(Layer::Embedding, count, width)
     }
 
-    /// A table of `count` positions.
+    /// Builds an embedding of `count` positions.
     pub fn positions(&self, count: i64, width: i64) -> Embedding {
         self.table(Layer::Positions, count, width)
     }
@@ -356,12 +368,12 @@ impl Scope<'_> {
         LayerNorm { weight, bias, adapters, eps }
     }
 
-    /// The parameter in the `shape` it is used in.
+    /// Returns a parameter in the `shape` in which it is used.
     fn param(&self, name: &str, layer: Layer, shape: &[i64]) -> Tensor {
         self.param_or(name, layer, shape, None)
     }
 
-    /// As `param`, with the value of one that the checkpoint has not.
+    /// Does the same as `param`, with the value `first` if the checkpoint lacks the tensor.
     fn param_or(&self, name: &str, layer: Layer, shape: &[i64], first: Option<Tensor>) -> Tensor {
         let b = self.builder;
         let full = (self / name).path;
@@ -385,7 +397,8 @@ impl Scope<'_> {
                     }
                     Ok(Some(t)) => format!("`{full}` has dtype {:?}, expected floating-point numbers", t.kind()),
                 });
-                // A stand-in: `finish` will fail, and the expected shape may be beyond any memory.
+                // A small placeholder, because `finish` will fail anyway and the expected shape may not fit into
+                // memory.
                 Tensor::zeros([1, 1], (b.kind, Device::Cpu))
             }
         };
@@ -409,7 +422,7 @@ impl Scope<'_> {
         for (id, adapter) in b.adapters.iter().enumerate() {
             let mut add = |name: &str, t: Tensor, role: Role| {
                 let name = format!("{}.{name}", self.path);
-                let transposed = b.transposed(&name); // a copy of the base's own weight is kept as that one is
+                let transposed = b.transposed(&name); // a copy of the base's weight is stored in the base's layout
                 let t = if transposed { t.tr().contiguous() } else { t };
                 let t = match role {
                     Role::Trained => t.to_device(b.device).to_kind(Kind::Float).set_requires_grad(true),

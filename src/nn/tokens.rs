@@ -1,26 +1,30 @@
-//! What the trunk sees: one packed row of tokens with segment boundaries. Positions restart at each segment.
+//! The model's input: one packed row of tokens.
+//!
+//! Sequences are concatenated instead of padded; each is one segment of the row. Positions restart at each segment, and
+//! attention never crosses a segment's boundary.
 
 use tch::{Device, Kind, Tensor};
 
-/// A packed row.
+/// A packed row: token ids, positions and segments.
 pub struct Tokens {
     /// (T) token ids.
     pub ids: Tensor,
     /// (T) positions inside each segment.
     pub positions: Tensor,
     pub segments: Segments,
-    /// The largest id, known without asking the device.
+    /// Largest token id, stored here so that a check needs no copy from the GPU.
     pub largest: u32,
 }
 
 impl Tokens {
-    /// Lays the sequences end to end.
+    /// Packs sequences into one row, one segment each.
     pub fn pack<S: AsRef<[u32]>>(sequences: &[S], device: Device) -> Self {
         let starts = vec![0; sequences.len()];
         Self::pack_after(sequences, &starts, device)
     }
 
-    /// Lays the sequences end to end, each continuing one that already has `past` tokens.
+    /// Packs sequences into one row; sequence s continues one that already has `past[s]` tokens, from which its
+    /// positions count.
     pub fn pack_after<S: AsRef<[u32]>>(sequences: &[S], past: &[i64], device: Device) -> Self {
         let lengths: Vec<i64> = sequences.iter().map(|s| s.as_ref().len() as i64).collect();
         let ids: Vec<i64> = sequences.iter().flat_map(|s| s.as_ref().iter().map(|&id| id as i64)).collect();
@@ -42,25 +46,26 @@ impl Tokens {
     }
 }
 
-/// Where the segments of a packed row begin and end, and how attention visits them.
+/// The segments of a packed row, and the groups in which attention computes them.
 pub struct Segments {
     pub lengths: Vec<i64>,
-    /// (S + 1) int32, the boundaries as packed attention kernels read them.
+    /// (S + 1) int32 boundaries, in the format of packed attention kernels.
     pub bounds: Tensor,
     pub longest: i64,
     pub groups: Vec<Group>,
 }
 
-/// Segments of about one length, attended as one padded block. Causal attention never looks right, so padding at
-/// the end of a segment changes nothing and its results are left out.
+/// Segments of similar length that attention computes as one padded block. Causal attention never reads later
+/// positions, so padding at the end of a segment changes no result; results at padded positions are dropped.
 pub struct Group {
     pub count: i64,
     pub longest: i64,
-    /// (count * longest) row of each slot; padding repeats the segment's last token. `None`: the row as it is.
+    /// (count * longest) row of each position of the block, on the device; padding repeats the segment's last token.
+    /// `None` if the block is the packed row itself, without padding.
     pub slots: Option<Tensor>,
-    /// (count * longest) on the CPU: as `slots`, with -1 for padding. `None`: the row as it is.
+    /// (count * longest) row of each position of the block, on the CPU, with -1 for padding. `None` as in `slots`.
     pub places: Option<Tensor>,
-    /// Slots that are not padding, and the row each belongs to. `None`: all, in order.
+    /// Positions of the block that are not padding, and the row of each. `None` if all are, in order.
     pub real: Option<(Tensor, Tensor)>,
 }
 
@@ -84,13 +89,13 @@ impl Segments {
         self.lengths.len()
     }
 
-    /// (S) the row of each segment's last token.
+    /// Returns the row of each segment's last token: (S).
     pub fn last_rows(&self) -> Tensor {
         self.bounds.slice(0, 1, None, 1).to_kind(Kind::Int64) - 1
     }
 }
 
-/// A block's scores may hold so many numbers per head; keeps the backward's temporaries small.
+/// Largest number of attention scores per head in one block; limits the memory of the backward.
 const BLOCK: i64 = 1 << 20;
 
 fn group(lengths: &[i64], starts: &[i64], device: Device) -> Vec<Group> {
@@ -100,14 +105,14 @@ fn group(lengths: &[i64], starts: &[i64], device: Device) -> Vec<Group> {
     {
         return vec![Group { count: lengths.len() as i64, longest: lengths[0], slots: None, places: None, real: None }];
     }
-    // A slot may be given no token in a pass; it has nothing to attend.
+    // In decoding, a cache slot may get no token in a pass: its segment is empty and is left out.
     let mut order: Vec<usize> = (0..lengths.len()).filter(|&i| lengths[i] > 0).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
     let mut groups = Vec::new();
     let mut at = 0;
     while at < order.len() {
         let longest = lengths[order[at]];
-        // A quarter of padding costs less than another round of small kernels.
+        // Up to a quarter of padding costs less than launching the kernels for another small group.
         let alike = |i: &&usize| lengths[**i] >= longest * 3 / 4 || longest - lengths[**i] <= 16;
         let most = (BLOCK / longest.pow(2)).max(1) as usize;
         let members: Vec<usize> = order[at..].iter().take(most).take_while(alike).copied().collect();

@@ -1,4 +1,4 @@
-//! Weights on disk: safetensors, one file or shards, memory-mapped; and writing them.
+//! Reads weights from safetensors files, one file or shards, by mapping them into memory; and writes them.
 
 use crate::error::{Error, Result};
 use crate::fsutil::{io_error, parse_json, read_to_string, refuse_moving, shortened};
@@ -12,18 +12,18 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
-/// The tensors of a checkpoint, by name: as views of the mapped files, or read into memory of their own.
+/// The tensors of a checkpoint, by name. They can be viewed in the mapped files or read into allocated memory.
 pub struct Weights {
     origin: PathBuf,
     files: Vec<File>,
-    maps: Vec<Tensor>, // of each file: (bytes) uint8, a copy-on-write map
+    maps: Vec<Tensor>, // one per file: (bytes) uint8, a copy-on-write mapping
     entries: BTreeMap<String, Entry>,
 }
 
-/// Where a tensor lies.
+/// File, offset, dtype and shape of a tensor on disk.
 #[derive(Clone)]
 pub struct Entry {
-    /// Number of the file.
+    /// Index of the file in `Weights::maps`.
     map: usize,
     pub kind: Kind,
     pub shape: Vec<i64>,
@@ -33,12 +33,12 @@ pub struct Entry {
     transposed: bool,
 }
 
-/// Where a tensor of a checkpoint belongs in the model.
+/// The parameter of the model that a tensor of a checkpoint belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// The parameter's name: the module's, and `weight` or `bias`.
+    /// The parameter's name: the module's name, then `weight` or `bias`.
     pub name: String,
-    /// A linear layer's weight that lies on disk as (in, out).
+    /// True for a linear layer's weight that is stored as (in, out).
     pub transposed: bool,
 }
 
@@ -56,12 +56,8 @@ impl Weights {
             let files: std::collections::BTreeSet<&String> = weight_map.values().collect();
             for file in files {
                 if !folder.join(file).exists() {
-                    return Err(Error::user(format!(
-                        "{}: {}, which it names, is not there",
-                        index.display(),
-                        shortened(file)
-                    ))
-                    .hint("the download is incomplete: fetch the model again"));
+                    return Err(Error::user(format!("{}: the shard {} is missing", index.display(), shortened(file)))
+                        .hint("the download is incomplete: fetch the model again"));
                 }
                 weights.map(&folder.join(file))?;
             }
@@ -91,7 +87,8 @@ impl Weights {
     fn map(&mut self, path: &Path) -> Result<()> {
         let file = File::open(path).map_err(|e| io_error("reading", path, e))?;
         let size = file.metadata().map_err(|e| io_error("reading", path, e))?.len();
-        // SAFETY: the map is only read; a file that shrinks while it is mapped ends the process, as in every loader.
+        // SAFETY: the mapping is only read. If the file is truncated while mapped, the process dies, as with every
+        // loader.
         let header = unsafe { Mmap::map(&file) }.map_err(|e| io_error("mapping", path, e))?;
         let found = read_header(path, &header)?;
         let name = path.to_str().ok_or_else(|| Error::user(format!("{}: the path is not UTF-8", path.display())))?;
@@ -108,7 +105,8 @@ impl Weights {
         Ok(())
     }
 
-    /// Gives each tensor the place that its family knows for its name; a tensor without one is left out.
+    /// Renames all tensors from the checkpoint's names to the model's parameters by `place`. Tensors for which it
+    /// returns `None` are left out. Fails if two tensors get the same name.
     pub fn arrange(&mut self, place: impl Fn(&str) -> Option<Place>) -> Result<()> {
         for (old, mut entry) in std::mem::take(&mut self.entries) {
             let Some(Place { name, transposed }) = place(&old) else { continue };
@@ -121,19 +119,19 @@ impl Weights {
         Ok(())
     }
 
-    /// Gives the tensor `of` a further name.
+    /// Gives the tensor `of` a second name, if it exists.
     pub fn repeat(&mut self, name: &str, of: &str) {
         if let Some(entry) = self.entries.get(of).cloned() {
             self.entries.insert(name.into(), entry);
         }
     }
 
-    /// A linear layer's weight that lies on disk as (in, out).
+    /// Returns true for a linear layer's weight that is stored as (in, out).
     pub fn transposed(&self, name: &str) -> bool {
         self.entries.get(name).is_some_and(|e| e.transposed)
     }
 
-    /// Where the weights come from, for messages.
+    /// Returns the file or folder that the weights come from, for messages.
     pub fn origin(&self) -> &Path {
         &self.origin
     }
@@ -146,27 +144,27 @@ impl Weights {
         self.entries.get(name).map(|e| e.shape.as_slice())
     }
 
-    /// The dtype a tensor has on disk.
+    /// Returns the dtype that a tensor has on disk.
     pub fn kind(&self, name: &str) -> Option<Kind> {
         self.entries.get(name).map(|e| e.kind)
     }
 
-    /// Bytes of all tensors on disk.
+    /// Returns the size of all tensors on disk in bytes.
     pub fn bytes(&self) -> u64 {
         self.entries.values().map(|e| e.bytes as u64).sum()
     }
 
-    /// The tensor as a view of the map, in its own dtype.
+    /// Returns a tensor as a view of the mapped file, in its own dtype; `None` if there is none of this name.
     pub fn get(&self, name: &str) -> Option<Tensor> {
         let e = self.entries.get(name)?;
         let bytes = self.maps[e.map].narrow(0, e.offset as i64, e.bytes as i64);
-        // A view needs an aligned start; writers pad for it, and a copy serves those that did not.
+        // A view needs an aligned start. Most writers pad for that; files of others are copied.
         let bytes = if e.offset % e.kind.elt_size_in_bytes() == 0 { bytes } else { bytes.copy() };
         Some(bytes.view_dtype(e.kind).view(e.shape.as_slice()))
     }
 
-    /// The tensor in memory of its own, in its own dtype, on the CPU. Unlike the page cache, which a map shows, such memory
-    /// lies in large pages, and can be read up to three times as fast.
+    /// Reads a tensor into allocated memory on the CPU, in its own dtype; `None` if there is none of this name.
+    /// Allocated memory has large pages and can be read up to three times as fast as the page cache behind a mapping.
     pub fn read(&self, name: &str) -> Option<Result<Tensor>> {
         let e = self.entries.get(name)?;
         let tensor = Tensor::empty(&e.shape, (e.kind, Device::Cpu));
@@ -174,7 +172,7 @@ impl Weights {
         Some(read.map(|()| tensor).map_err(|error| io_error("reading", &self.origin, error)))
     }
 
-    /// All tensors.
+    /// Returns all tensors as views of the mapped files.
     pub fn all(&self) -> BTreeMap<String, Tensor> {
         self.names().map(|n| (n.to_string(), self.get(n).expect("listed"))).collect()
     }
@@ -185,7 +183,8 @@ fn broken(path: &Path, why: &str) -> Error {
         .hint("the download or copy is incomplete or damaged: fetch it again")
 }
 
-/// The tensors that a safetensors file of these bytes lists, each checked to lie inside it; `path` stands in errors.
+/// Parses the header of a safetensors file with content `bytes` and checks that each tensor is inside the file.
+/// `path` is used in error messages.
 pub fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
     let parsed = SafeTensors::deserialize(bytes).map_err(|e| broken(path, &e.to_string()))?;
     let entry = |(tensor, view): (&str, TensorView)| {
@@ -201,7 +200,8 @@ pub fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
     parsed.iter().map(entry).collect()
 }
 
-/// The shard of each tensor, as model.safetensors.index.json gives it; every shard lies in the index's own folder.
+/// Parses model.safetensors.index.json into the shard of each tensor. Fails if a shard's name points outside the
+/// index's folder.
 pub fn read_index(path: &Path, text: &str) -> Result<BTreeMap<String, String>> {
     #[derive(serde::Deserialize)]
     struct Index {
@@ -213,7 +213,9 @@ pub fn read_index(path: &Path, text: &str) -> Result<BTreeMap<String, String>> {
         let plain = matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None));
         if !plain || file.contains('\0') {
             return Err(Error::user(format!("{}: shard name `{}` leaves the folder", path.display(), shortened(file)))
-                .hint("a shard is a file beside its index; is this the index that came with the model?"));
+                .hint(
+                    "a shard is a file in the same folder as its index; is this the index that came with the model?",
+                ));
         }
     }
     Ok(weight_map)
@@ -235,7 +237,7 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
     })
 }
 
-/// The safetensors name of a dtype.
+/// Returns the safetensors name of a dtype.
 pub fn dtype_of(kind: Kind) -> Result<Dtype> {
     Ok(match kind {
         Kind::Double => Dtype::F64,
@@ -252,7 +254,7 @@ pub fn dtype_of(kind: Kind) -> Result<Dtype> {
     })
 }
 
-/// A tensor's bytes as they go to disk, copied off the device.
+/// Returns a tensor's bytes in the layout of a file, copied from its device.
 pub fn bytes(tensor: &Tensor) -> Vec<u8> {
     let t = tensor.detach().to_device(Device::Cpu).contiguous();
     let length = t.numel() * t.kind().elt_size_in_bytes();

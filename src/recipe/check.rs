@@ -1,7 +1,7 @@
-//! Walks a tree against the schema: finds every mistake and gives the values as JSON.
+//! Checks a recipe's tree against the schema: finds every mistake and returns the values as JSON.
 //!
-//! General over the schema: a new key, method or adapter needs nothing here. What the schema cannot say (two keys
-//! that contradict each other) is in `cross`.
+//! The check is driven by the schema alone: a new key, method or adapter needs no change here. Rules that the schema
+//! cannot express, such as two keys that contradict each other, are in the modules for conflicts.
 
 use super::mistakes::{At, Mistake};
 use super::repair::{article, found, leaf, repair};
@@ -12,12 +12,12 @@ use crate::data::is_template_name;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// The values that are right; whole only where `mistakes` stays empty.
+/// Returns the valid values. They are complete only if no mistake was added to `mistakes`.
 pub(super) fn check(root: &Node, mistakes: &mut Vec<Mistake>) -> Value {
     let mut walk = Walk { mistakes, holder: first_key(root), meant: Vec::new(), missing: Vec::new() };
     let value = walk.value(root, schema::schema(), "").unwrap_or_default();
     let Walk { meant, missing, .. } = walk;
-    // A misspelt key is one mistake, not also a missing key.
+    // A misspelt required key is reported once, not also as missing.
     let spelt = |path: &str| meant.iter().any(|m| m == path || m.starts_with(&format!("{path}.")));
     mistakes.extend(missing.into_iter().filter(|(path, _)| !spelt(path)).map(|(_, m)| m));
     value
@@ -25,9 +25,9 @@ pub(super) fn check(root: &Node, mistakes: &mut Vec<Mistake>) -> Value {
 
 struct Walk<'a> {
     mistakes: &'a mut Vec<Mistake>,
-    /// The key of the value being read: where something missing from it is reported.
+    /// Position of the key whose value is being checked: a key missing from the value is reported there.
     holder: At,
-    /// What unknown keys probably stood for.
+    /// Paths of the keys that unknown keys probably stood for.
     meant: Vec<String>,
     missing: Vec<(String, Mistake)>,
 }
@@ -107,7 +107,8 @@ impl Walk<'_> {
         let found = suggest::for_key(path, &name.text);
         self.mistakes.push(m.hint(found.hint));
         let Some(meant) = found.path else { return };
-        // Misspelt here: what it holds is read as if it were right, so that its mistakes show as well.
+        // The value of a misspelt key is checked as that of the intended key, so that its mistakes are reported as
+        // well.
         let sibling =
             meant.rsplit_once('.').map_or(meant.as_str(), |(parent, leaf)| if parent == path { leaf } else { "" });
         if let Some(schema) = properties.get(sibling).filter(|_| !name.text.contains(':')) {
@@ -161,7 +162,7 @@ impl Walk<'_> {
             Kind::Map(entries) => {
                 let known: Vec<_> = entries.iter().filter(|(n, _)| names.contains(&n.text.as_str())).collect();
                 for (extra, _) in known.iter().skip(1) {
-                    let m = format!("`{}` is a second choice for `{path}`, beside `{}`", extra.text, known[0].0.text);
+                    let m = format!("`{}` is a second choice for `{path}`, after `{}`", extra.text, known[0].0.text);
                     self.mistakes.push(Mistake::new(extra.at, m).hint("keep one of them"));
                 }
                 if entries.is_empty() {
@@ -206,7 +207,7 @@ impl Walk<'_> {
             let of = if names.len() > 1 { format!(" (choices: {})", names.join(", ")) } else { String::new() };
             return format!("did you mean `{near}`?{of}");
         }
-        // A setting of a choice, or a choice of another key, written one level too high.
+        // The word may be a setting of one of the choices, or a choice of another key, written at the wrong level.
         let tagged = choices.iter().any(|c| c.payload.is_some());
         let found =
             Some(suggest::for_key(path, word)).filter(|s| tagged && s.path.as_deref().is_some_and(|p| p != path));
@@ -264,7 +265,7 @@ impl Walk<'_> {
             return self.wrong(node, format!("`{path}` is empty"), doc_hint(path));
         }
         if let Some(pattern) = limits["pattern"].as_str() {
-            // Our own pattern, so a bad one is a bug that the schema test finds.
+            // The pattern comes from our schema, so an invalid one would be a bug.
             if !fancy_regex::Regex::new(pattern).is_ok_and(|r| r.is_match(text).unwrap_or(false)) {
                 let known = schema::key(path).map_or(String::new(), |k| k.doc.clone());
                 return self.wrong(node, format!("`{path}` cannot be `{text}`"), Some(known));
@@ -274,11 +275,11 @@ impl Walk<'_> {
             Some("regex") => {
                 if let Err(e) = fancy_regex::Regex::new(text) {
                     let hint = Some("write a literal `.` as `\\.`, and put the pattern in single quotes".into());
-                    return self.wrong(node, format!("`{path}`: `{text}` is no regular expression: {e}"), hint);
+                    return self.wrong(node, format!("`{path}`: `{text}` is not a regular expression: {e}"), hint);
                 }
                 Some(text.into())
             }
-            // The name of something that a model brings is no path.
+            // The name of one of the model's own templates is not a path.
             Some("path") if limits["named"] == true && is_template_name(Path::new(text)) => Some(text.into()),
             Some("path") => match absolute(text).to_str() {
                 Some(path) => Some(path.into()),
@@ -330,12 +331,12 @@ fn listing(choices: &[Choice], path: &str) -> String {
 }
 
 fn doc_hint(path: &str) -> Option<String> {
-    // An item of a list or map is explained by its key.
+    // An item of a list or map has no documentation of its own: that of the list or map is shown.
     let own = schema::key(path).or_else(|| schema::key(path.rsplit_once('.')?.0))?;
     Some(format!("{}: {}", own.path, own.doc))
 }
 
-/// Whether a node is of the kind that a shape wants, whatever it holds.
+/// Returns true if a node has the kind that a shape requires; its contents are not checked.
 fn fits(shape: &Shape, node: &Node) -> bool {
     match (shape, &node.kind) {
         (Shape::Scalar { kind, .. }, Kind::Scalar { text, plain }) => matches!(
@@ -359,7 +360,7 @@ fn written(node: &Node) -> String {
     }
 }
 
-/// Absolute, with `~/` as shells read it.
+/// Makes a path absolute and expands a leading `~/`.
 fn absolute(text: &str) -> PathBuf {
     let home = text.strip_prefix("~/").zip(std::env::var_os("HOME"));
     crate::fsutil::absolute(&home.map_or_else(|| PathBuf::from(text), |(rest, home)| Path::new(&home).join(rest)))
@@ -371,7 +372,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// A choice as the derive writes one, with more ways than recipes have yet.
+    /// Checks `text` against a choice schema of the form that the derive writes.
     fn walk(text: &str) -> (Option<Value>, Vec<String>) {
         let section =
             json!({"type": "object", "additionalProperties": false, "properties": {"beta": {"type": "number"}}});
@@ -391,10 +392,10 @@ mod tests {
         assert_eq!(walk("plain"), (Some(json!("plain")), vec![]));
         assert_eq!(walk("dpo: { beta: 1 }"), (Some(json!({"dpo": {"beta": 1}})), vec![]));
         let wrong = |text: &str| walk(text).1;
-        let both = "11: `dpo` is a second choice for `method`, beside `sft`; keep one of them";
+        let both = "11: `dpo` is a second choice for `method`, after `sft`; keep one of them";
         assert_eq!(wrong("{sft: {}, dpo: {}}"), [both]);
         assert_eq!(wrong("plain: {}"), ["8: `method.plain` takes no settings; write `method: plain`"]);
-        assert_eq!(wrong("dop: { beta: x }").len(), 2, "the settings of a misspelt choice are looked at too");
+        assert_eq!(wrong("dop: { beta: x }").len(), 2, "the settings of a misspelt choice are checked too");
         assert_eq!(wrong("[sft]").len(), 1);
     }
 }

@@ -1,7 +1,8 @@
-//! Settings that are right by themselves and wrong together: contradictions, and settings that would have no effect.
+//! Finds settings that are valid by themselves but wrong together: contradictions, and settings that would have no
+//! effect.
 //!
-//! A setting equal to its default asks for nothing, so it never counts as ignored: a recipe with every default
-//! written out (`ft recipe show`) is a right recipe.
+//! A setting that equals its default is never reported as having no effect: a recipe with all defaults written out
+//! (`ft recipe show`) is valid.
 
 use super::mistakes::{At, Mistake};
 use super::schema::key;
@@ -9,13 +10,13 @@ use super::tree::{Kind, Node};
 use super::{distilled, drawn};
 use serde_json::Value;
 
-/// A recipe whose values were checked one by one; `values` lacks the wrong ones.
+/// A recipe as written, and those of its values that passed the check against the schema.
 pub(super) struct Written<'a> {
     pub tree: &'a Node,
     pub values: &'a Value,
 }
 
-/// Looks at everything that takes two settings to be wrong.
+/// Applies all rules about two or more settings.
 pub(super) fn check(written: &Written, mistakes: &mut Vec<Mistake>) {
     let rules = [
         model,
@@ -40,7 +41,7 @@ pub(super) fn check(written: &Written, mistakes: &mut Vec<Mistake>) {
 }
 
 impl Written<'_> {
-    /// Written in the file or by `--set`, right or wrong.
+    /// Returns true if the key is set in the file or by `--set`, to a valid value or not.
     pub(super) fn given(&self, path: &str) -> bool {
         self.node(path).is_some_and(|node| !node.is_null())
     }
@@ -52,7 +53,7 @@ impl Written<'_> {
         })
     }
 
-    /// The value, else the default; None where it is wrong or has no default.
+    /// Returns the value, else the default; `None` if the value is invalid or there is no default.
     pub(super) fn value(&self, path: &str) -> Option<Value> {
         if self.given(path) {
             return self.values.pointer(&format!("/{}", path.replace('.', "/"))).cloned().filter(|v| !v.is_null());
@@ -68,14 +69,14 @@ impl Written<'_> {
         self.value(path).is_some_and(|v| v == word)
     }
 
-    /// Given, and asking for something else than the default.
+    /// Returns true if the key is set to a value other than its default.
     pub(super) fn asked(&self, path: &str) -> bool {
         let numeric = |v: &Value| v.as_f64().map_or_else(|| v.clone(), Value::from);
         let default = key(path).and_then(|k| k.default.as_ref()).map(numeric);
         self.given(path) && self.value(path).is_some_and(|v| Some(numeric(&v)) != default)
     }
 
-    /// Where a setting stands: its key, else its value (an item of a list).
+    /// Returns the position of a setting: of its key, else of its value (an item of a list).
     pub(super) fn at(&self, path: &str) -> At {
         let (parent, name) = path.rsplit_once('.').unwrap_or(("", path));
         let parent = if parent.is_empty() { Some(self.tree) } else { self.node(parent) };
@@ -94,8 +95,7 @@ fn model(w: &Written, mistakes: &mut Vec<Mistake>) {
     }
     if w.is("model.init", "random") {
         if w.given("adapter") {
-            let message =
-                "an `adapter` changes a trained model a little; with `model.init: random` there is nothing to change";
+            let message = "an `adapter` needs a trained model; with `model.init: random` there is none";
             mistakes.push(w.wrong("adapter", message, "remove `adapter`, or give `model.path`"));
         }
         let tokenizer = w.value("model.tokenizer");
@@ -107,7 +107,7 @@ fn model(w: &Written, mistakes: &mut Vec<Mistake>) {
         }
         let file = w.value("model.config").is_some_and(|v| v.is_string());
         if tokenizer.is_none() && !file && !w.given("model.path") && !w.given("model.tokenizer") {
-            let message = "`model.tokenizer` is missing: nothing says what the model's tokens are";
+            let message = "`model.tokenizer` is missing: a model with random weights needs a tokenizer";
             mistakes.push(w.wrong(
                 "model.init",
                 message,
@@ -115,7 +115,7 @@ fn model(w: &Written, mistakes: &mut Vec<Mistake>) {
             ));
         }
         if !w.given("model.config") && !w.given("model.path") {
-            let message = "`model.config` is missing: nothing says how large the model is";
+            let message = "`model.config` is missing: it gives the type and size of a model with random weights";
             let hint = "write `config: { model_type: llama, hidden_size: …, … }`, or the path of a config.json";
             mistakes.push(w.wrong("model.init", message, hint));
         }
@@ -127,7 +127,7 @@ fn model(w: &Written, mistakes: &mut Vec<Mistake>) {
             mistakes.push(w.wrong(path, message, "remove it, or set `init: random`"));
         }
     }
-    // A misspelt key is one mistake, not also a missing one.
+    // A misspelt required key is reported once, not also as missing.
     let Some(Kind::Map(entries)) = w.node("model").map(|n| &n.kind) else { return };
     let misspelt = entries.iter().any(|(name, _)| key(&format!("model.{}", name.text)).is_none());
     if !w.given("model.path") && !misspelt {
@@ -140,7 +140,7 @@ fn preference(w: &Written, mistakes: &mut Vec<Mistake>) {
     for method in ["dpo", "kto"] {
         if w.given(&format!("method.{method}")) && w.is("model.init", "random") {
             let message = format!(
-                "`method: {method}` compares with the model as it was, and `model.init: random` has learnt nothing"
+                "`method: {method}` compares with the initial model, which must be trained; `model.init: random` is not"
             );
             mistakes.push(w.wrong("model.init", message, "give `model.path`; pre-train with `method: sft` first"));
         }
@@ -154,7 +154,7 @@ fn preference(w: &Written, mistakes: &mut Vec<Mistake>) {
     }
     if loss == "exo" && w.number(path) == Some(0.0) && given {
         let message = format!("`{path}` must be above 0 with `loss: exo`: its logarithm is taken");
-        mistakes.push(w.wrong(path, message, "the paper takes 0.001"));
+        mistakes.push(w.wrong(path, message, "the paper uses 0.001"));
     }
 }
 
@@ -177,7 +177,7 @@ fn batch(w: &Written, mistakes: &mut Vec<Mistake>) {
     }
 }
 
-/// The name of the update rule.
+/// Returns the name of the update rule.
 fn rule<'a>(w: &'a Written) -> &'a str {
     let kind = w.values.pointer("/optim/kind");
     let name = kind.and_then(|k| k.as_str().or_else(|| k.as_object()?.keys().next().map(String::as_str)));
@@ -201,7 +201,7 @@ fn optimiser(w: &Written, mistakes: &mut Vec<Mistake>) {
     }
     if kind == "schedule_free" {
         if w.given("optim.schedule") && !w.is("optim.schedule", "constant") {
-            let message = "`kind: schedule_free` keeps its rate after the warm-up; a schedule contradicts it";
+            let message = "`kind: schedule_free` keeps its learning rate after the warm-up; a schedule contradicts it";
             mistakes.push(w.wrong("optim.schedule", message, "remove `schedule`, or choose `kind: adamw`"));
         }
         for path in ["optim.floor", "optim.decay"].into_iter().filter(|p| w.asked(p)) {
@@ -209,7 +209,7 @@ fn optimiser(w: &Written, mistakes: &mut Vec<Mistake>) {
             mistakes.push(w.wrong(path, message, "remove it"));
         }
         if w.values.pointer("/optim/betas/0").and_then(Value::as_f64) == Some(0.0) {
-            let message = "`kind: schedule_free` needs a first of `optim.betas` above 0: it weighs the average";
+            let message = "`kind: schedule_free` needs a first value of `optim.betas` above 0: it weights the average";
             mistakes.push(w.wrong("optim.betas", message, "0.9 is usual"));
         }
         if w.given("optim.ema") {
@@ -256,7 +256,7 @@ fn masters(w: &Written, mistakes: &mut Vec<Mistake>) {
     } else {
         return;
     };
-    let message = format!("`optim.master: stochastic_rounding` does not go: {reason}");
+    let message = format!("`optim.master: stochastic_rounding` cannot be used: {reason}");
     mistakes.push(w.wrong("optim.master", message, "remove it"));
 }
 
@@ -361,8 +361,8 @@ fn weights(w: &Written, mistakes: &mut Vec<Mistake>) {
             let message = "`weight` has no effect: there is one source";
             mistakes.push(w.wrong(first, message, "remove it, or give a list of sources"));
         } else if let Some(bare) = sources.iter().find(|s| !w.given(&format!("{s}.weight"))) {
-            let hint = "give each source a `weight`, or none: without one every row comes once an epoch";
-            mistakes.push(w.wrong(bare, format!("`{bare}` has no `weight`, and others have"), hint));
+            let hint = "give a `weight` to every source or to none: without weights every row is used once per epoch";
+            mistakes.push(w.wrong(bare, format!("`{bare}` has no `weight`, but other sources have one"), hint));
         }
         for path in weighted.iter().filter(|p| w.number(p) == Some(0.0)) {
             mistakes.push(w.wrong(path, "`weight` 0 leaves the source out", "remove the source"));

@@ -1,4 +1,4 @@
-//! Settings of distillation that do not go together.
+//! Finds settings of distillation that cannot be combined.
 
 use super::cross::Written;
 use super::drawn;
@@ -15,22 +15,22 @@ pub(super) fn check(w: &Written, mistakes: &mut Vec<Mistake>) {
     let universal = w.given(&key("loss.universal"));
     let teachers = w.value(&key("teachers")).and_then(|t| t.as_array().map(Vec::len)).unwrap_or(1);
     let live = [
-        ("on_policy", "what the student writes is not in a cache"),
-        ("match", "a cache holds distributions, not layers"),
+        ("on_policy", "a cache has no distributions for what the student writes"),
+        ("match", "a cache contains distributions, not layers"),
     ];
     for (name, reason) in live {
         if w.given(&key(name)) && w.given(&key("cache")) {
-            let message = format!("`{}` does not go with `{}`: {reason}", key(name), key("cache"));
-            mistakes.push(w.wrong(&key(name), message, "remove `cache`: the teacher then runs beside the student"));
+            let message = format!("`{}` cannot be combined with `{}`: {reason}", key(name), key("cache"));
+            mistakes.push(w.wrong(&key(name), message, "remove `cache`: the teacher then runs during training"));
         }
     }
     for (name, reason) in [
-        ("cache", "a cache holds distributions over the student's own tokens"),
-        ("on_policy", "only the rows' own answers are known in both tokenizers"),
-        ("match", "tokens of the two do not stand at the same places"),
+        ("cache", "a cache contains distributions over the student's own tokens"),
+        ("on_policy", "only the rows' own answers are available in both tokenizations"),
+        ("match", "the tokens of teacher and student are at different positions"),
     ] {
         if universal && w.given(&key(name)) {
-            let message = format!("`{}` does not go with `loss: {{ universal: {{}} }}`: {reason}", key(name));
+            let message = format!("`{}` cannot be combined with `loss: {{ universal: {{}} }}`: {reason}", key(name));
             mistakes.push(w.wrong(&key(name), message, "remove it, or choose a teacher with the student's tokenizer"));
         }
     }
@@ -51,13 +51,13 @@ pub(super) fn check(w: &Written, mistakes: &mut Vec<Mistake>) {
     }
     if w.number(&key("cross_entropy.from")) == Some(1.0) && w.number(&key("cross_entropy.to")).unwrap_or(1.0) == 1.0 {
         let path = key("cross_entropy.from");
-        let message = format!("`{path}` 1: nothing is learnt from the teacher");
+        let message = format!("`{path}` 1: the teacher has no effect");
         mistakes.push(w.wrong(&path, message, "lower it; cross-entropy alone is `method: { sft: {} }`"));
     }
     generate(w, &key("generate"), mistakes);
 }
 
-/// How the teacher writes answers of its own.
+/// Checks the settings with which the teacher writes its own answers.
 fn generate(w: &Written, key: &str, mistakes: &mut Vec<Mistake>) {
     let path = |name: &str| format!("{key}.{name}");
     drawn::rewards(w, &path("rewards"), mistakes);
@@ -67,7 +67,7 @@ fn generate(w: &Written, key: &str, mistakes: &mut Vec<Mistake>) {
     let several = w.value(&path("answers")).and_then(|v: Value| v.as_u64()).is_some_and(|n| n > 1);
     for (name, asked) in [("answers", several), ("least", w.given(&path("least")))] {
         if asked {
-            let message = format!("`{}` needs `rewards`: nothing says what an answer is worth", path(name));
+            let message = format!("`{}` needs `rewards`: answers are compared by their reward", path(name));
             mistakes.push(w.wrong(&path(name), message, "give them, such as `rewards: [{ exact: {} }]`, or remove it"));
         }
     }

@@ -1,6 +1,7 @@
-//! Settings that do not go with methods that draw their own examples: PPO, GRPO, RLOO.
+//! Finds settings that cannot be combined with methods that sample their own answers: PPO, GRPO, RLOO.
 //!
-//! They learn ratios of probabilities, so whatever makes learning compute others than those that drew is a mistake.
+//! Their losses contain the ratio of a token's probability in training to that in sampling. A setting that makes
+//! training compute other probabilities than sampling, such as dropout, would falsify the ratio.
 
 use super::cross::Written;
 use super::mistakes::Mistake;
@@ -8,33 +9,33 @@ use super::schema::key;
 use super::tree::Kind;
 use serde_json::Value;
 
-/// Methods that draw.
+/// Methods that sample their own answers.
 const METHODS: [&str; 3] = ["grpo", "ppo", "rloo"];
 
-/// Beside the kind, the keys of a reward.
+/// Keys that a reward of every kind may have.
 const BESIDE: [&str; 2] = ["weight", "name"];
 
 pub(super) fn check(w: &Written, mistakes: &mut Vec<Mistake>) {
     let Some(method) = METHODS.into_iter().find(|m| w.given(&format!("method.{m}"))) else { return };
     for path in ["batch.examples", "batch.accumulate"].into_iter().filter(|p| w.given(p)) {
-        let message = format!("`{path}` has no effect: `method.{method}` draws its own examples");
+        let message = format!("`{path}` has no effect: `method.{method}` samples its own answers");
         let hint = "`sampling.prompts`, `answers` and `mini_batches` say how many make a step; remove it";
         mistakes.push(w.wrong(path, message, hint));
     }
     let noises = [("adapter.lora.dropout", "dropout"), ("optim.neftune", "noise on the embeddings")];
     for (path, what) in noises.into_iter().filter(|(p, _)| w.asked(p)) {
-        let message = format!("`{path}`: probabilities under {what} are not those that answers are drawn from");
+        let message = format!("`{path}`: with {what}, training sees other probabilities than sampling did");
         mistakes.push(w.wrong(path, message, "remove it"));
     }
     for policy in ["truncate", "split"].into_iter().filter(|p| w.is("data.on_overflow", p)) {
-        let message = format!("`data.on_overflow: {policy}`: a prompt is never cut");
+        let message = format!("`data.on_overflow: {policy}`: prompts are never truncated or split");
         mistakes.push(w.wrong("data.on_overflow", message, "use drop or error"));
     }
     lengths(w, method, mistakes);
     rewards(w, &format!("method.{method}.rewards"), mistakes);
 }
 
-/// Prompt and answer share `batch.max_len`.
+/// Reports an answer length that leaves no room for a prompt: prompt and answer share `batch.max_len`.
 fn lengths(w: &Written, method: &str, mistakes: &mut Vec<Mistake>) {
     let path = format!("method.{method}.sampling.max_new_tokens");
     if let (Some(answer), Some(both)) = (w.number(&path), w.number("batch.max_len"))
@@ -46,14 +47,14 @@ fn lengths(w: &Written, method: &str, mistakes: &mut Vec<Mistake>) {
     }
 }
 
-/// Every entry is a reward of one kind.
+/// Reports an empty list of rewards, and entries that do not have exactly one kind.
 pub(super) fn rewards(w: &Written, path: &str, mistakes: &mut Vec<Mistake>) {
     let Some(list) = w.values.pointer(&format!("/{}", path.replace('.', "/"))).and_then(Value::as_array) else {
         return;
     };
     if list.is_empty() {
         let hint = "write one, such as `- exact: { column: answer }`";
-        mistakes.push(w.wrong(path, format!("`{path}` is empty: nothing says what an answer is worth"), hint));
+        mistakes.push(w.wrong(path, format!("`{path}` is empty: answers need at least one reward"), hint));
     }
     for (i, entry) in list.iter().enumerate() {
         let kinds: Vec<&str> = entry
@@ -74,11 +75,11 @@ pub(super) fn rewards(w: &Written, path: &str, mistakes: &mut Vec<Mistake>) {
             [] if misspelt => {}
             [] => {
                 let hint = "give one of exact, overlap, regex, json_schema, length, command, http, model";
-                mistakes.push(w.wrong(&at, format!("`{at}` says no kind of reward"), hint));
+                mistakes.push(w.wrong(&at, format!("`{at}` has no kind of reward"), hint));
             }
             [_, second, ..] => {
                 let message = format!("`{at}` is a reward of several kinds: {}", kinds.join(", "));
-                mistakes.push(w.wrong(&format!("{at}.{second}"), message, "give each its own entry of the list"));
+                mistakes.push(w.wrong(&format!("{at}.{second}"), message, "write one list entry for each kind"));
             }
         }
     }

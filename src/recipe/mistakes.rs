@@ -1,11 +1,11 @@
-//! Mistakes in a recipe and the one report that shows them all.
+//! Mistakes in a recipe, and the report that shows all of them.
 //!
-//! A mistake points into a source: the recipe file, or one `--set`. Lines count from 1, columns are kept from 0 and
-//! shown from 1, both in characters. Knows nothing of YAML or the schema.
+//! A mistake has a position in a source: the recipe file, or one `--set`. Lines count from 1; columns count characters,
+//! from 0 in memory and from 1 in messages. Knows neither YAML nor the schema.
 
 use crate::error::Error;
 
-/// A place in a source; `source` 0 is the recipe file, `n` the n-th `--set`.
+/// A range of characters on one line of a source. `source` 0 is the recipe file, `n` the n-th `--set`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct At {
     pub source: usize,
@@ -15,13 +15,13 @@ pub(super) struct At {
 }
 
 impl At {
-    /// The first character of a source.
+    /// Returns the position of the first character of a source.
     pub fn start(source: usize) -> Self {
         Self { source, line: 1, col: 0, len: 1 }
     }
 }
 
-/// One thing to mend, with where it stands and what to try.
+/// A mistake with its position and a hint for correcting it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mistake {
     pub at: At,
@@ -40,7 +40,7 @@ impl Mistake {
     }
 }
 
-/// What the mistakes point into.
+/// The texts that mistakes have positions in.
 pub(super) struct Sources<'a> {
     pub name: &'a str,
     pub text: &'a str,
@@ -48,7 +48,7 @@ pub(super) struct Sources<'a> {
 }
 
 impl Sources<'_> {
-    /// Every mistake, in the order of the file and then of the `--set`s, as one error.
+    /// Combines all mistakes into one error, ordered by position in the file, then by `--set`.
     pub fn report(&self, mut mistakes: Vec<Mistake>) -> Error {
         mistakes.sort_by_key(|m| m.at);
         mistakes.dedup();
@@ -76,7 +76,7 @@ impl Sources<'_> {
     }
 }
 
-/// The source line with carets below; a long line is cut around them.
+/// Returns a source line with carets below the mistake. Of a long line, only the part around the carets is shown.
 fn excerpt(line: &str, at: At) -> String {
     const WIDTH: usize = 120;
     let clean: Vec<char> = line.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();

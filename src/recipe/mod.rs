@@ -1,8 +1,9 @@
-//! Recipes: as written -> checked -> [`Plan`]. The only floor that knows YAML.
+//! Reads a recipe, checks it and resolves it into a [`Plan`]. The only floor that knows YAML.
 //!
-//! tree (YAML with places) -> set (`--set`) -> check (against the schema) -> cross (settings against each other)
-//! -> plan. The structs in `sections` and `optim` are the single source: the schema, the check, did-you-mean and the reference
-//! are made from them. Every mistake is collected, then reported at once.
+//! The steps: parse YAML into a tree with positions, apply `--set` overrides, check the tree against the schema, check
+//! settings against each other, fill in defaults. All mistakes are collected and reported together. The structs in
+//! `sections` and `optim` are the single source: the schema, the check, suggestions and the reference are made from
+//! them.
 
 mod check;
 mod cross;

@@ -1,4 +1,4 @@
-//! The recipe's `optim` section: the update rule, learning rates, and what is done to weights and gradients.
+//! The recipe's `optim` section: update rule, learning rates, clipping, averaging and number format of the weights.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,48 +11,48 @@ pub struct OptimSection {
     #[serde(with = "serde_yaml::with::singleton_map")]
     #[schemars(with = "OptimKind")]
     pub kind: OptimKind,
-    /// Peak learning rate; left out, 2e-4 for adapters, 2e-5 for full fine-tuning, 6e-4 from random weights; a twentieth of it for methods that learn from preferences (1e-5 and 1e-6), a fifth for `lion`; `sgd` has no default.
+    /// Peak learning rate. Left out: 2e-4 for adapters, 2e-5 for full fine-tuning, 6e-4 from random weights; a twentieth of that for preference methods (1e-5 and 1e-6); a fifth of that for `lion`. `sgd` has no default.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub lr: Option<f64>,
     /// Weight decay: `p -= lr * weight_decay * p`; for `sgd`, the L2 term of the loss.
     #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
-    /// Also decay norms and biases; left out they are not decayed, as in transformers' Trainer.
+    /// Also apply weight decay to norms and biases; the default `false` is that of transformers' Trainer.
     pub decay_norms: bool,
-    /// First and second moment decay of the rules of the AdamW family.
+    /// Decay of the first and second moment in the rules of the AdamW family.
     pub betas: [f64; 2],
-    /// Term added to the denominator by the rules of the AdamW family.
+    /// Term added to the denominator in the rules of the AdamW family.
     #[schemars(range(min = 0.0))]
     pub eps: f64,
-    /// Another learning rate or weight decay by parameter name: `- { match: lora_B, lr: 4e-4, weight_decay: 0 }`. `match` is a regular expression that is found anywhere in the name; the first that matches counts; the schedule scales every rate alike.
+    /// Other learning rates or weight decays for parameters by name, such as `- { match: lora_B, lr: 4e-4, weight_decay: 0 }`. `match` is a regular expression that may match anywhere in the name; the first group that matches applies; the schedule scales all rates alike.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<GroupSpec>,
-    /// Below 1 a share of all steps, from 1 on a number of steps.
+    /// Length of the warm-up: below 1 a share of all steps, from 1 on a number of steps.
     #[schemars(range(min = 0.0))]
     pub warmup: f64,
-    /// How the learning rate goes down after the warm-up; `schedule_free` stays at the peak.
+    /// How the learning rate falls after the warm-up; `kind: schedule_free` stays at the peak.
     pub schedule: Schedule,
-    /// Where the schedule ends, as a share of the peak.
+    /// Learning rate at the end of the schedule, as a share of the peak.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub floor: f64,
-    /// For `wsd`, the share of all steps in which the learning rate goes down.
+    /// For `schedule: wsd`, the share of all steps during which the learning rate falls.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub decay: f64,
-    /// Gradients are scaled down to this norm; 0 turns clipping off, the norm is logged either way.
+    /// Gradient clipping: gradients are scaled down to this common norm; 0 turns clipping off. The norm is logged in any case.
     #[schemars(range(min = 0.0))]
     pub max_norm: f64,
-    /// What happens when the loss or a gradient is not finite.
+    /// What to do if the loss or a gradient is not finite.
     pub non_finite: NonFinite,
-    /// Average the trained weights over time with this decay (such as 0.999; step t uses at most `(1 + t) / (10 + t)`); the average is what is validated and what becomes the result.
+    /// Exponential moving average of the trained weights with this decay (such as 0.999; step t uses at most `(1 + t) / (10 + t)`). The averaged weights are validated and become the result.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 0.9999999))]
     pub ema: Option<f64>,
-    /// NEFTune (arXiv 2310.05914): uniform noise of size `neftune / sqrt(length * width)` on the input embeddings while training.
+    /// NEFTune (arXiv 2310.05914): uniform noise of size `neftune / sqrt(length * width)` on the input embeddings during training.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub neftune: Option<f64>,
-    /// The number format in which full fine-tuning holds what it trains; adapters are always float32.
+    /// The number format of the weights that full fine-tuning trains; adapters are always float32.
     pub master: Master,
 }
 
@@ -83,25 +83,25 @@ impl Default for OptimSection {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimKind {
-    /// AdamW (arXiv 1711.05101): 8 bytes of state a parameter.
+    /// AdamW (arXiv 1711.05101): 8 bytes of state per parameter.
     #[default]
     Adamw,
-    /// AdamW with moments in 8 bits (arXiv 2110.02861): 2 bytes of state a parameter.
+    /// AdamW with moments in 8 bits (arXiv 2110.02861): 2 bytes of state per parameter.
     Adamw8(Adamw8Spec),
-    /// Adafactor (arXiv 1804.04235): a matrix keeps one number a row and a column.
+    /// Adafactor (arXiv 1804.04235): a matrix has one number of state per row and per column.
     Adafactor(AdafactorSpec),
-    /// Lion (arXiv 2302.06675): steps of one size, 4 bytes of state a parameter; wants a lower rate and more decay.
+    /// Lion (arXiv 2302.06675): every update has the size of the learning rate; 4 bytes of state per parameter. Needs a lower learning rate and more weight decay.
     Lion(LionSpec),
     /// Muon: orthogonalised momentum for the matrices of linear layers and adapters, AdamW for the rest.
     Muon(MuonSpec),
-    /// Schedule-free AdamW (arXiv 2405.15682): no schedule after the warm-up; the averaged weights are the result.
+    /// Schedule-free AdamW (arXiv 2405.15682): no schedule after the warm-up; averaged weights are the result.
     ScheduleFree,
     /// Stochastic gradient descent with momentum.
     Sgd(SgdSpec),
 }
 
 impl OptimKind {
-    /// Reads `optim.betas` and `optim.eps`.
+    /// Returns true if the rule uses `optim.betas` and `optim.eps`.
     pub fn is_adam(&self) -> bool {
         matches!(self, Self::Adamw | Self::Adamw8(_) | Self::Muon(_) | Self::ScheduleFree)
     }
@@ -111,7 +111,7 @@ impl OptimKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Adamw8Spec {
-    /// Numbers that share a scale, a power of two: 256 as in bitsandbytes today, 2048 as in the paper.
+    /// Number of values that share a scale, a power of two: 256 as in bitsandbytes today, 2048 as in the paper.
     #[schemars(range(min = 16, max = 65536))]
     pub block: u32,
 }
@@ -122,17 +122,17 @@ impl Default for Adamw8Spec {
     }
 }
 
-/// Adafactor with a given learning rate.
+/// Adafactor with an explicit learning rate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdafactorSpec {
     /// The second moment's decay at step t is `1 - t^(-decay_rate)`.
     #[schemars(range(min = 0.0))]
     pub decay_rate: f64,
-    /// A parameter's update is scaled down to this root mean square.
+    /// The update of a parameter is scaled down to this root mean square.
     #[schemars(range(min = 0.000001))]
     pub clip: f64,
-    /// First-moment decay; left out there is none, which saves 4 bytes a parameter.
+    /// Decay of the first moment; left out, there is no first moment, which saves 4 bytes per parameter.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 0.9999999))]
     pub momentum: Option<f64>,
@@ -150,7 +150,7 @@ impl Default for AdafactorSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LionSpec {
-    /// Decay of the interpolation whose sign is taken, and of the momentum.
+    /// Decay in the interpolation whose sign is the update, and decay of the momentum.
     pub betas: [f64; 2],
 }
 
@@ -169,7 +169,7 @@ pub struct MuonSpec {
     pub momentum: f64,
     /// Nesterov momentum.
     pub nesterov: bool,
-    /// The size of a matrix's step.
+    /// The size of the updates of a matrix.
     pub scale: MuonScale,
 }
 
@@ -179,13 +179,13 @@ impl Default for MuonSpec {
     }
 }
 
-/// Sizes of Muon's steps for a matrix (N, M).
+/// Sizes of Muon's updates of a matrix (N, M).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MuonScale {
-    /// `0.2 sqrt(max(N, M))` (arXiv 2502.16982): as large as AdamW's, so that AdamW's learning rates serve.
+    /// `0.2 sqrt(max(N, M))` (arXiv 2502.16982): as large as AdamW's, so that AdamW's learning rates can be used.
     MatchRms,
-    /// `sqrt(max(1, N / M))`, as first published; wants rates of about 0.02.
+    /// `sqrt(max(1, N / M))`, as first published; needs learning rates of about 0.02.
     Original,
 }
 
@@ -193,7 +193,7 @@ pub enum MuonScale {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SgdSpec {
-    /// Momentum; 0 keeps no state.
+    /// Momentum; with 0 there is no state.
     #[schemars(range(min = 0.0, max = 0.9999999))]
     pub momentum: f64,
     /// Nesterov momentum.
@@ -206,18 +206,18 @@ impl Default for SgdSpec {
     }
 }
 
-/// Settings of parameters by name.
+/// Settings for parameters by name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GroupSpec {
-    /// A regular expression that is found anywhere in the parameter's name.
+    /// A regular expression that may match anywhere in the parameter's name.
     #[schemars(extend("format" = "regex"))]
     pub r#match: String,
-    /// Peak learning rate of these.
+    /// Peak learning rate of these parameters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub lr: Option<f64>,
-    /// Weight decay of these, norms and biases among them too.
+    /// Weight decay of these parameters, including norms and biases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub weight_decay: Option<f64>,
@@ -237,22 +237,22 @@ pub enum Schedule {
     Wsd,
 }
 
-/// What happens when the loss or a gradient is not finite.
+/// What to do if the loss or a gradient is not finite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NonFinite {
-    /// Stop, keeping the last checkpoint.
+    /// Stop the run; the last checkpoint is kept.
     Error,
-    /// Leave that step out and count it; ten in a row stop the run.
+    /// Skip the update of that step; ten such steps in a row stop the run.
     Skip,
 }
 
-/// How full fine-tuning holds the weights that it trains.
+/// The number format of the weights that full fine-tuning trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Master {
-    /// float32: exact updates, 4 bytes a parameter beside the gradient's 4.
+    /// float32: exact updates; 4 bytes per parameter for the weight and 4 for the gradient.
     F32,
-    /// bfloat16 weights and gradients, 2 bytes each; updates are rounded up or down by chance, so that small ones are not lost.
+    /// bfloat16 weights and gradients, 2 bytes each; updates are rounded up or down at random, so that small ones still have an effect on average.
     StochasticRounding,
 }

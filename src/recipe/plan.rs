@@ -1,7 +1,8 @@
-//! The plan: a recipe with nothing left open, and the record of what a run was asked to do.
+//! The plan: a recipe with all defaults filled in, stored in plan.json as the record of a run's settings.
 //!
-//! Invariant: paths are absolute, `optim.lr` is set, `batch.accumulate` or `batch.examples` is set where the method does
-//! not draw its examples; with `model.init: random`, `model.config` is set and `model.path` is the tokenizer's folder.
+//! Invariant: paths are absolute; `optim.lr` is set; `batch.accumulate` or `batch.examples` is set unless the method
+//! samples its own answers; with `model.init: random`, `model.config` is set and `model.path` is the tokenizer's
+//! folder.
 
 use super::{ModelConfig, ModelInit, OptimKind, Recipe, Schedule, check, cross, mistakes::Sources, set, tree};
 use crate::adapters::{AdapterSpec, spec::SCORE};
@@ -11,27 +12,27 @@ use crate::methods::MethodSpec;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// More than any recipe; a weights file given by mistake is not read.
+/// Maximum size of a recipe file in bytes, so that a weights file given by mistake is not read.
 const LARGEST: u64 = 1 << 20;
 
-/// What a run will do.
+/// The complete settings of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// Every value as the run uses it.
+    /// The values that the run uses.
     pub recipe: Recipe,
-    /// The recipe file.
+    /// Path of the recipe file.
     pub file: PathBuf,
-    /// The `--set`s, in order.
+    /// The `--set` arguments (`KEY=VALUE`), in order.
     pub sets: Vec<String>,
-    /// The recipe file, verbatim.
+    /// Text of the recipe file.
     pub text: String,
 }
 
-/// Reads a recipe file and applies `sets` (`KEY=VALUE`); the error reports every mistake.
+/// Reads a recipe file and applies `sets` (`KEY=VALUE`). If there are mistakes, the error lists all of them.
 pub fn load(path: &Path, sets: &[String]) -> Result<Plan> {
     if std::fs::metadata(path).is_ok_and(|m| m.len() > LARGEST) {
-        return Err(Error::user(format!("{}: larger than 1 MiB, so no recipe", path.display()))
+        return Err(Error::user(format!("{}: larger than 1 MiB, so it cannot be a recipe", path.display()))
             .hint("recipes are short YAML files: `ft recipe list` shows those in ./recipes"));
     }
     let text = fsutil::read_to_string(path)?;
@@ -40,9 +41,9 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Plan> {
     Ok(plan)
 }
 
-/// As [`load`], of text that `name` stands for in messages.
+/// Like [`load`], for a recipe given as `text`. Messages use `name` in place of a file name.
 pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Plan> {
-    // A byte-order mark is no part of the first key.
+    // A byte-order mark must not become part of the first key.
     let content = text.strip_prefix('\u{feff}').unwrap_or(text);
     let sources = Sources { name, text: content, sets };
     let mut mistakes = Vec::new();
@@ -66,20 +67,21 @@ pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Plan> {
 
 /// Fills in the defaults that depend on other keys.
 fn settle(mut recipe: Recipe) -> Recipe {
-    // Adapters start at zero and bear ten times the rate of weights that are already trained.
     let fresh = recipe.model.init == ModelInit::Random;
     let optim = &mut recipe.optim;
     // Lion's steps are larger for the same rate (arXiv 2302.06675, section 5).
     let share = if matches!(optim.kind, OptimKind::Lion(_)) { 0.2 } else { 1.0 };
+    // Adapters start at zero and tolerate ten times the rate of weights that are already trained.
     let usual = match recipe.adapter {
-        // TRL's rate for the whole model, and ten times of it.
+        // TRL's rate for the whole model, and ten times that rate for adapters.
         Some(_) if matches!(recipe.method, MethodSpec::Ppo(_)) => 3e-5,
         None if matches!(recipe.method, MethodSpec::Ppo(_)) => 3e-6,
         Some(_) => 2e-4,
         None if fresh => 6e-4,
         None => 2e-5,
     };
-    // A model that can answer already is to change a little: TRL's rate for preferences, a twentieth of that of answers.
+    // Preference methods should change a model that already answers only a little: as in TRL, a twentieth of the usual
+    // rate.
     let tuned = if recipe.method.compares() { 0.05 } else { 1.0 };
     optim.lr.get_or_insert(share * tuned * usual);
     if optim.kind == OptimKind::ScheduleFree {
@@ -87,7 +89,8 @@ fn settle(mut recipe: Recipe) -> Recipe {
     }
     if fresh {
         let model = &mut recipe.model;
-        // The folder that stands for the model holds what there is of it: the tokenizer.
+        // No model folder exists yet, so `path` becomes the tokenizer's folder: `model.tokenizer`, else a given `path`,
+        // else the folder of the config file.
         let beside = match &model.config {
             Some(ModelConfig::File(file)) => file.parent().map(Path::to_path_buf),
             _ => None,
@@ -97,13 +100,13 @@ fn settle(mut recipe: Recipe) -> Recipe {
         model.config.get_or_insert_with(|| ModelConfig::File(tokenizer.join("config.json")));
         model.path = tokenizer;
     }
-    // A reward model's head is part of its adapter, or it would be lost with the run.
+    // The head of a reward model is trained and saved as part of its adapter.
     if let (MethodSpec::Reward(_), Some(AdapterSpec::Lora(lora))) = (&recipe.method, &mut recipe.adapter)
         && !lora.scores()
     {
         lora.modules_to_save.push(SCORE.into());
     }
-    // A method that draws its own examples says itself how many make a step.
+    // A method that samples its own answers has its own settings for the size of a step.
     if recipe.batch.examples.is_none() && recipe.method.fixed() {
         recipe.batch.accumulate.get_or_insert(1);
     }
@@ -111,17 +114,17 @@ fn settle(mut recipe: Recipe) -> Recipe {
 }
 
 impl Plan {
-    /// The peak learning rate.
+    /// Returns the peak learning rate.
     pub fn lr(&self) -> f64 {
         self.recipe.optim.lr.expect("parse() settles it and read() checks it")
     }
 
-    /// The word for its method.
+    /// Returns the name of the method, such as `sft`.
     pub fn method(&self) -> &'static str {
         self.recipe.method.name()
     }
 
-    /// Its adapter in short, `lora r16`; `None` where every weight is trained.
+    /// Returns a short description of the adapter, such as `lora r16`; `None` if every weight is trained.
     pub fn adapter(&self) -> Option<String> {
         self.recipe.adapter.as_ref().map(|AdapterSpec::Lora(lora)| format!("lora r{}", lora.rank))
     }
@@ -138,7 +141,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The resolved values as a recipe.
+    /// Returns the resolved values as the YAML text of a recipe.
     pub fn to_yaml(&self) -> Result<String> {
         serde_yaml::to_string(&self.recipe).map_err(|e| Error::bug(format!("writing the plan as YAML: {e}")))
     }

@@ -1,17 +1,17 @@
-//! The reference of recipe keys, from the schema: docs/recipe.md and `ft recipe explain`.
+//! Generates the reference of recipe keys from the schema: docs/recipe.md and `ft recipe explain`.
 
 use super::schema::{Key, key, keys};
 use super::suggest;
 use crate::error::{Error, Result};
 use std::fmt::Write;
 
-/// docs/recipe.md.
+/// Returns the text of docs/recipe.md.
 pub fn markdown() -> String {
     let mut out = String::from(
         "# Recipe reference\n\n\
          Made from the doc comments of the recipe's structs by `ft recipe reference > docs/recipe.md`; do not edit.\n\n\
          A key may be set on the command line by its dotted path, as in `--set optim.lr=1e-4`; an empty value\n\
-         (`--set adapter=`) takes it away. Relative paths start at the folder that `ft` runs in.\n\
+         (`--set adapter=`) removes it. Relative paths are relative to the folder in which `ft` runs.\n\
          `ft recipe explain KEY` shows a row of this page, `ft recipe schema` the JSON Schema for editors.\n",
     );
     let tops = keys().iter().filter(|k| k.section);
@@ -58,12 +58,13 @@ fn default(k: &Key) -> String {
     }
 }
 
-/// What `ft recipe explain` says of a key, a section, or (empty) of everything.
+/// Returns the text of `ft recipe explain` for a key, a section, or (empty path) all keys. The last part of a path is
+/// enough if only one key has it. Fails if there is no such key.
 pub fn explain(path: &str) -> Result<String> {
     if path.is_empty() {
         return Ok(list(&keys().iter().collect::<Vec<_>>()));
     }
-    // The last part of a path is enough where only one key has it.
+    // Keys of list items are considered only if no other key has the name.
     let mut named: Vec<&Key> = keys().iter().filter(|k| k.name() == path).collect();
     let in_list = |k: &Key| key(k.parent()).is_some_and(|parent| parent.kind.starts_with("list"));
     if named.iter().any(|k| !in_list(k)) {

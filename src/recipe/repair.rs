@@ -1,9 +1,9 @@
-//! Words for a value of the wrong kind: what was found, and how to mend it.
+//! Describes a value of the wrong kind, and how to correct it.
 
 use super::schema::{Shape, key, section_of};
 use super::tree::{Kind, Node, Scalar, scalar};
 
-/// What stands there, in words.
+/// Describes the value of a node for a message.
 pub(super) fn found(node: &Node) -> String {
     match &node.kind {
         Kind::List(_) => "a list".into(),
@@ -16,7 +16,7 @@ pub(super) fn found(node: &Node) -> String {
     }
 }
 
-/// The kind with its article.
+/// Returns the name of a kind with its article, such as `an integer`.
 pub(super) fn article(kind: &str) -> String {
     match kind {
         k if k.starts_with("integer") => format!("an {k}"),
@@ -25,7 +25,7 @@ pub(super) fn article(kind: &str) -> String {
     }
 }
 
-/// How to mend a value of the wrong kind, where it can be guessed.
+/// Returns a hint for correcting a value of the wrong kind; `None` if there is no obvious correction.
 pub(super) fn repair(node: &Node, wanted: &Shape<'static>, path: &str) -> Option<String> {
     match (wanted, &node.kind) {
         (Shape::Scalar { kind: kind @ ("integer" | "number"), .. }, Kind::Scalar { text, plain }) => {
@@ -68,7 +68,7 @@ pub(super) fn repair(node: &Node, wanted: &Shape<'static>, path: &str) -> Option
     }
 }
 
-/// The last part of a path.
+/// Returns the last part of a dotted path.
 pub(super) fn leaf(path: &str) -> &str {
     path.rsplit('.').next().unwrap_or(path)
 }

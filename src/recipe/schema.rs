@@ -1,20 +1,20 @@
-//! The JSON Schema of a recipe, made from the structs, and how to read it.
+//! Makes the JSON Schema of a recipe from the structs, and reads it.
 //!
-//! Everything that knows which keys exist asks here: the check, did-you-mean, `ft recipe explain`, docs/recipe.md.
-//! Invariant: only the keywords in `KEYWORDS` occur (a test holds it), so nothing in the schema goes unchecked.
+//! The check, suggestions, `ft recipe explain` and docs/recipe.md all learn from here which keys exist. Invariant,
+//! checked by a test: the schema contains only the keywords in `KEYWORDS`, all of which the check knows.
 
 use super::Recipe;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 use std::sync::OnceLock;
 
-/// The JSON Schema (2020-12) of a recipe, for editors.
+/// Returns the JSON Schema (2020-12) of a recipe, which editors can use, too.
 pub fn schema() -> &'static Value {
     static SCHEMA: OnceLock<Value> = OnceLock::new();
     SCHEMA.get_or_init(|| {
         let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Recipe>();
         schema.insert("title".into(), "ft recipe".into());
-        // What it is comes first, for people who open it.
+        // Title and description come first, for people who open the file.
         let first = ["$schema", "title", "description"];
         let (mut head, mut rest): (Vec<_>, Vec<_>) =
             schema.ensure_object().clone().into_iter().partition(|(word, _)| first.contains(&word.as_str()));
@@ -24,30 +24,31 @@ pub fn schema() -> &'static Value {
     })
 }
 
-/// What a place in a recipe may hold.
+/// The kind of value that a schema allows.
 pub(super) enum Shape<'a> {
-    /// Named keys.
+    /// A map with these keys.
     Section { properties: &'a Map<String, Value>, required: Vec<&'a str> },
-    /// One of several: a word, or a map with one key.
+    /// One of several alternatives, written as a word or as a map with one key.
     Choice(Vec<Choice<'a>>),
-    /// Free keys, values of one kind.
+    /// A map with arbitrary keys and values of one kind.
     Map { keys: Option<&'a Value>, values: &'a Value },
-    /// Values of one kind.
+    /// A list of values of one kind.
     List { items: &'a Value, min: Option<u64>, max: Option<u64> },
-    /// The first of these that fits by its kind.
+    /// A value of one of these kinds; the first that fits is used.
     Either(Vec<&'a Value>),
-    /// text, number, integer or truth value, as JSON Schema names them.
+    /// A `string`, `number`, `integer` or `boolean` (JSON Schema's names), with its limits.
     Scalar { kind: &'a str, limits: &'a Value },
 }
 
-/// One way to fill a choice; with `payload` it is written as a map with this one key.
+/// One alternative of a choice. With `payload` it is written as a map whose only key is `name`, without as the word
+/// `name`.
 pub(super) struct Choice<'a> {
     pub name: &'a str,
     pub doc: String,
     pub payload: Option<&'a Value>,
 }
 
-/// Follows `$ref`.
+/// Follows `$ref` to the referenced schema.
 fn resolve(mut schema: &'static Value) -> &'static Value {
     while let Some(name) = schema["$ref"].as_str().and_then(|r| r.strip_prefix("#/$defs/")) {
         schema = &self::schema()["$defs"][name];
@@ -55,7 +56,7 @@ fn resolve(mut schema: &'static Value) -> &'static Value {
     schema
 }
 
-/// Takes the `null` away from an optional value; true where there was one.
+/// Returns the schema of an optional value without `null`, and true if `null` was allowed.
 pub(super) fn strip_null(schema: &'static Value) -> (&'static Value, bool) {
     if let Some(any) = schema["anyOf"].as_array() {
         let some: Vec<&Value> = any.iter().filter(|s| s["type"] != "null").collect();
@@ -67,7 +68,7 @@ pub(super) fn strip_null(schema: &'static Value) -> (&'static Value, bool) {
     (resolve(schema), nullable)
 }
 
-/// Reads what a schema asks for.
+/// Returns the kind of value that a schema allows; `null` is ignored.
 pub(super) fn shape(schema: &'static Value) -> Shape<'static> {
     let schema = strip_null(schema).0;
     if let Some(any) = schema["anyOf"].as_array() {
@@ -95,8 +96,8 @@ pub(super) fn shape(schema: &'static Value) -> Shape<'static> {
     }
 }
 
-/// The section that a list is made of, or that may stand instead of a list: of a source, where sources are one or
-/// several.
+/// Returns the schema of a list's items if they are sections, or of the section that may be given instead of a list (a
+/// key such as `data.train` accepts one source or a list of sources).
 pub(super) fn section_of(shape: &Shape<'static>) -> Option<&'static Value> {
     match shape {
         Shape::List { items, .. } => Some(*items).filter(|s| matches!(self::shape(s), Shape::Section { .. })),
@@ -105,7 +106,7 @@ pub(super) fn section_of(shape: &Shape<'static>) -> Option<&'static Value> {
     }
 }
 
-/// A path without the numbers of list items: what is said of one is said of all.
+/// Returns a path without the indices of list items: all items of a list have the same keys and documentation.
 pub(super) fn plain(path: &str) -> String {
     let names = path.split('.').filter(|name| name.is_empty() || name.bytes().any(|b| !b.is_ascii_digit()));
     names.collect::<Vec<_>>().join(".")
@@ -143,31 +144,31 @@ pub struct Key {
     pub path: String,
     /// The doc comment of the field.
     pub doc: String,
-    /// `number (at least 0)` and the like.
+    /// Description of the allowed values, such as `number (at least 0)`.
     pub kind: String,
-    /// The default, where it does not depend on other keys.
+    /// The default, unless it depends on other keys.
     pub default: Option<Value>,
-    /// An error where it is left out.
+    /// True if the key must be given.
     pub required: bool,
-    /// The words that it may hold, each with its meaning.
+    /// The allowed words, each with its meaning; empty if the key is not a choice.
     pub choices: Vec<(String, String)>,
-    /// Holds keys rather than a value.
+    /// True if the key contains other keys rather than a value.
     pub section: bool,
 }
 
 impl Key {
-    /// The last part of the path.
+    /// Returns the last part of the path.
     pub fn name(&self) -> &str {
         self.path.rsplit('.').next().unwrap_or(&self.path)
     }
 
-    /// The path without its last part; empty for the sections themselves.
+    /// Returns the path without its last part; empty for top-level sections.
     pub fn parent(&self) -> &str {
         self.path.rsplit_once('.').map_or("", |(parent, _)| parent)
     }
 }
 
-/// Every key and section in the order of the structs, each section before its keys.
+/// Returns every key and section in the order of the structs, each section before its keys.
 pub fn keys() -> &'static [Key] {
     static KEYS: OnceLock<Vec<Key>> = OnceLock::new();
     KEYS.get_or_init(|| {
@@ -177,7 +178,7 @@ pub fn keys() -> &'static [Key] {
     })
 }
 
-/// The key with this dotted path; the numbers of list items are passed over.
+/// Returns the key with this dotted path. Indices of list items in the path are ignored.
 pub fn key(path: &str) -> Option<&'static Key> {
     let path = plain(path);
     keys().iter().find(|k| k.path == path)
@@ -228,7 +229,7 @@ fn push(path: String, doc: String, schema: &'static Value, required: bool, keys:
     }
 }
 
-/// What a value must be, in words.
+/// Describes the values that a schema allows, such as `number (at least 0)`.
 pub(super) fn kind(schema: &'static Value) -> String {
     match shape(schema) {
         Shape::Section { .. } => "section".into(),
@@ -257,7 +258,7 @@ fn word(kind: &'static str, limits: &Value) -> &'static str {
     }
 }
 
-/// `at least 0`, `from 0 to 1`.
+/// Describes the limits of a number, such as `at least 0` or `from 0 to 1`; `None` if there are none.
 pub(super) fn range(limits: &Value) -> Option<String> {
     match (limits.get("minimum"), limits.get("maximum")) {
         (Some(min), Some(max)) => Some(format!("from {} to {}", number(min), number(max))),
@@ -267,7 +268,7 @@ pub(super) fn range(limits: &Value) -> Option<String> {
     }
 }
 
-/// `1.0` as `1`.
+/// Formats a number without needless decimals: `1.0` becomes `1`.
 fn number(value: &Value) -> String {
     value.as_f64().filter(|_| !value.is_u64() && !value.is_i64()).map_or_else(|| value.to_string(), |f| f.to_string())
 }
@@ -276,7 +277,7 @@ fn number(value: &Value) -> String {
 mod tests {
     use super::*;
 
-    /// What `check` and this file act upon.
+    /// The schema keywords that `check` and this file know.
     const KEYWORDS: [&str; 22] = [
         "$schema",
         "$defs",

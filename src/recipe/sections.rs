@@ -1,7 +1,7 @@
-//! The recipe as it is written: one struct a section, one doc comment a key.
+//! The sections of a recipe: one struct per section, one field with its doc comment per key.
 //!
-//! The doc comments are the reference: `ft recipe explain`, the JSON Schema and docs/recipe.md are made from them.
-//! Choices are externally tagged (`method: { sft: {} }`), every section denies unknown keys.
+//! The doc comments are the reference for users: `ft recipe explain`, the JSON Schema and docs/recipe.md are made from them.
+//! Choices are externally tagged (`method: { sft: {} }`); every section denies unknown keys.
 
 use super::optim::OptimSection;
 use crate::adapters::AdapterSpec;
@@ -20,7 +20,7 @@ use std::path::PathBuf;
 pub struct Recipe {
     /// The base model.
     pub model: ModelSection,
-    /// What is learnt, and from which kind of data.
+    /// The training method. It determines the loss and the kind of data.
     #[serde(with = "serde_yaml::with::singleton_map")]
     #[schemars(with = "MethodSpec")]
     pub method: MethodSpec,
@@ -36,7 +36,7 @@ pub struct Recipe {
     /// Optimiser, learning rate and its schedule.
     #[serde(default)]
     pub optim: OptimSection,
-    /// Length, rhythm, seed and place of the run.
+    /// Length, validation, checkpoints, seed and output folder of the run.
     pub run: RunSection,
 }
 
@@ -49,24 +49,24 @@ pub struct ModelSection {
     #[serde(default)]
     #[schemars(extend("format" = "path", "default" = null))]
     pub path: PathBuf,
-    /// A larger model to cut this one out of, where `path` does not exist yet (as `ft student` does).
+    /// A larger model to cut this one out of if `path` does not exist yet (as `ft student` does).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut: Option<CutSection>,
-    /// Where the first weights come from.
+    /// Where the initial weights come from.
     #[serde(default)]
     pub init: ModelInit,
-    /// With `init: random`, the model's shape: a config.json, or its keys written here (`model_type` and the sizes);
-    /// vocab_size is the tokenizer's where it is left out.
+    /// With `init: random`, the model's shape: a config.json, or its keys written here (`model_type` and the sizes).
+    /// If vocab_size is left out, it is the tokenizer's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<ModelConfig>,
-    /// With `init: random`, the directory of the tokenizer (`ft tokenizer train` makes one); left out, that of `config`.
+    /// With `init: random`, the directory of the tokenizer (`ft tokenizer train` makes one); left out, the directory of `config`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "path"))]
     pub tokenizer: Option<PathBuf>,
-    /// The number format of the arithmetic; a run keeps the one that it began with, on whatever machine it goes on.
+    /// The number format of the arithmetic. A resumed run keeps the format that it started with, also on another machine.
     #[serde(default)]
     pub dtype: Dtype,
-    /// How frozen weights are held. It changes memory and speed, and no number.
+    /// How frozen weights are held in memory. This affects memory and speed, but not the results.
     #[serde(default)]
     pub storage: Storage,
     /// Where to run: `auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`.
@@ -75,28 +75,28 @@ pub struct ModelSection {
     pub device: String,
 }
 
-/// A student cut out of a larger model; what is left out stays whole.
+/// A student cut out of a larger model. Of `layers`, `mlp` and `heads`, those left out keep their size.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CutSection {
     /// The Hugging Face directory of the larger model.
     #[schemars(extend("format" = "path"))]
     pub from: PathBuf,
-    /// How many layers to keep, or a list of which, from 0.
+    /// How many layers to keep, or a list of their numbers, counted from 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<CutLayers>,
-    /// How so many layers are chosen.
+    /// How the layers are chosen if `layers` is a number.
     #[serde(default)]
     pub choose: CutChoice,
     /// Neurons of each MLP to keep: those with the largest activations on the training rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub mlp: Option<i64>,
-    /// Query heads of each layer to keep, with the key/value heads that serve them, chosen likewise.
+    /// Query heads of each layer to keep, with the key/value heads that they use, chosen in the same way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub heads: Option<i64>,
-    /// Training rows that activations are measured on.
+    /// Number of training rows on which activations are measured.
     #[serde(default = "calibration")]
     #[schemars(range(min = 1))]
     pub rows: usize,
@@ -106,9 +106,9 @@ pub struct CutSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)] // leaves only: a number or a list of numbers
 pub enum CutLayers {
-    /// So many.
+    /// This number of layers.
     Count(#[schemars(range(min = 1))] usize),
-    /// These.
+    /// These layers.
     List(#[schemars(length(min = 1))] Vec<usize>),
 }
 
@@ -116,26 +116,26 @@ pub enum CutLayers {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CutChoice {
-    /// Evenly spread, the first and the last among them.
+    /// Evenly spread, including the first and the last.
     #[default]
     Even,
-    /// The block with the smallest angle between what goes in and what comes out goes (Gromov et al. 2024, arXiv
-    /// 2403.17887).
+    /// Removes the block of consecutive layers with the smallest angle between its input and its output (Gromov et al. 2024,
+    /// arXiv 2403.17887).
     Angular,
 }
 
-/// Where the first weights come from.
+/// Where the initial weights come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelInit {
     /// From the model directory.
     #[default]
     Pretrained,
-    /// Drawn by chance as transformers does (normal, `initializer_range`): pre-training from the beginning.
+    /// Random numbers, as in transformers (normal, `initializer_range`): pre-training from scratch.
     Random,
 }
 
-/// The shape of a model that was never trained.
+/// The shape of a model with random weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)] // leaves only: a path, or keys whose names are config.json's
 pub enum ModelConfig {
@@ -157,36 +157,36 @@ pub enum ModelConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
-    /// Rows to learn from: one source, or a list of them.
+    /// Rows to train on: one source, or a list of them.
     pub train: Sources,
-    /// Rows that are only measured, in one source or a list; needed for the best checkpoint and for early stopping.
+    /// Rows for validation: one source, or a list of them. Needed to choose the best checkpoint and for early stopping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid: Option<Sources>,
-    /// What happens to a row longer than `batch.max_len`.
+    /// What to do with a row longer than `batch.max_len`.
     #[serde(default)]
     pub on_overflow: Overflow,
-    /// With `on_overflow: error`, the share of rows over `batch.max_len` that is dropped (and reported) before it is an error.
+    /// With `on_overflow: error`, the share of rows longer than `batch.max_len` that may be dropped (and reported) before it is an error.
     #[serde(default = "overflow_tolerance")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub overflow_tolerance: f64,
-    /// Draw the rows in a new order every epoch.
+    /// Use the rows in a new random order every epoch.
     #[serde(default = "yes")]
     pub shuffle: bool,
-    /// A Jinja chat template to use instead of the model's own: a file (with a `/` or a `.` in its name), or the name of one of several that the model brings. Left out, `tool_use` writes rows with tools, where there is one, and `default` all others.
+    /// A Jinja chat template to use instead of the model's own: a file (with a `/` or a `.` in its name), or the name of one of the model's templates if it has several. Left out, rows with tools use the template `tool_use` if there is one, all other rows `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "path", "named" = true))]
     pub template: Option<PathBuf>,
-    /// Variables of the chat template for every row, such as `{ enable_thinking: false }`; a row's own `chat_template_kwargs` come first.
+    /// Variables of the chat template for every row, such as `{ enable_thinking: false }`; a row's own `chat_template_kwargs` take precedence.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     #[schemars(extend("additionalProperties" = {"anyOf": [
         {"type": "integer"}, {"type": "number"}, {"type": "boolean"}, {"type": "string"}
     ]}))]
     pub chat_template_kwargs: serde_json::Map<String, serde_json::Value>,
-    /// The date that a chat template is told where it asks for one (`strftime_now`), as `2026-11-28`; left out, that of the day on which the run begins, also where it goes on later.
+    /// The date for chat templates that ask for one (`strftime_now`), such as `2026-11-28`. Left out, the day on which the run starts; a resumed run keeps it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"))]
     pub date: Option<String>,
-    /// Where token ids are kept between runs: `true`, the user's cache folder (for files from 16 MiB on); `false`, nowhere; or a folder (for files of any size).
+    /// Where token ids are cached between runs: `true`, in the user's cache folder (for files of 16 MiB or more); `false`, nowhere; or a folder (for files of any size).
     #[serde(default, skip_serializing_if = "CacheChoice::is_auto")]
     pub cache: CacheChoice,
 }
@@ -195,28 +195,29 @@ pub struct DataSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BatchSection {
-    /// Tokens in one packed row: examples are laid end to end, attention never crosses from one to the next.
+    /// Maximum number of tokens in one packed row. A row contains several examples; attention never crosses from one to the next.
     #[schemars(range(min = 1))]
     pub tokens: usize,
-    /// The longest example, in tokens.
+    /// Maximum number of tokens of an example.
     #[schemars(range(min = 2))]
     pub max_len: usize,
     /// Packed rows per optimiser step (gradient accumulation). Give this or `examples`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub accumulate: Option<usize>,
-    /// Examples per optimiser step, in as many packed rows as `tokens` asks for. Give this or `accumulate`.
+    /// Examples per optimiser step, in as many packed rows as `tokens` requires. Give this or `accumulate`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub examples: Option<usize>,
 }
 
 impl DataSection {
-    /// How conversations are written.
+    /// Returns how conversations are rendered: template, its variables and the date.
     pub fn rendering(&self) -> Result<Rendering> {
         let read = |date: &String| {
-            date.parse()
-                .map_err(|e| Error::user(format!("data.date: `{date}` is no date: {e}")).hint("write it as 2026-11-28"))
+            date.parse().map_err(|e| {
+                Error::user(format!("data.date: `{date}` is not a date: {e}")).hint("write it as 2026-11-28")
+            })
         };
         let date = self.date.as_ref().map(read).transpose()?;
         Ok(Rendering { template: self.template.clone(), kwargs: self.chat_template_kwargs.clone(), date })
@@ -229,7 +230,7 @@ impl Default for BatchSection {
     }
 }
 
-/// Length, rhythm, seed and place of the run.
+/// Length, validation, checkpoints, seed and output folder of the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunSection {
@@ -240,39 +241,39 @@ pub struct RunSection {
     #[serde(default = "one")]
     #[schemars(range(min = 0.0))]
     pub epochs: f64,
-    /// Optimiser steps; where given, `epochs` is not looked at.
+    /// Optimiser steps; if given, `epochs` is ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub steps: Option<u64>,
-    /// Measure the validation rows every so many steps (and at the end); 0: only at the end.
+    /// Validate every N steps and at the end; 0: only at the end.
     #[serde(default)]
     pub eval_every: u64,
-    /// Save a checkpoint every so many steps (and at the end); 0: only at the end.
+    /// Save a checkpoint every N steps and at the end; 0: only at the end.
     #[serde(default)]
     pub save_every: u64,
-    /// How many checkpoints to keep beside the best.
+    /// How many of the latest checkpoints to keep. The best is kept in addition.
     #[serde(default = "two")]
     #[schemars(range(min = 1))]
     pub keep: usize,
-    /// Stop after so many validations without a better loss.
+    /// Stop early after this number of validations without improvement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub patience: Option<u32>,
     /// Which weights become the result.
     #[serde(default)]
     pub result: ResultChoice,
-    /// Seed of every random choice.
+    /// Random seed for everything in the run.
     #[serde(default = "seed")]
     pub seed: u64,
-    /// Recompute layers in the backward pass instead of keeping their insides: less memory, about a third more time.
+    /// Recompute layers in the backward pass instead of keeping their activations: less memory, about a third more time.
     #[serde(default)]
     #[serde(with = "serde_yaml::with::singleton_map")]
     #[schemars(with = "ReplayChoice")]
     pub replay: ReplayChoice,
-    /// Measure the validation rows before the first step, too: what the base knows already.
+    /// Also measure the validation rows before the first step.
     #[serde(default = "yes")]
     pub eval_at_start: bool,
-    /// Answer so many validation prompts (training prompts where there are no validation rows) before the first step,
+    /// Number of validation prompts (without validation rows, training prompts) that the model answers before the first step,
     /// at every validation and at the end; 0: none.
     #[serde(default = "two")]
     pub samples: usize,
@@ -286,10 +287,10 @@ pub struct RunSection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ResultChoice {
-    /// Those with the lowest validation loss; the last where there are no validation rows.
+    /// The weights with the best validation; without validation rows, those of the last step.
     #[default]
     Best,
-    /// Those of the last step.
+    /// The weights of the last step.
     Last,
 }
 
@@ -297,10 +298,10 @@ pub enum ResultChoice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReplayChoice {
-    /// None: fastest.
+    /// No layer: fastest.
     #[default]
     None,
-    /// The first so many layers, as `{ layers: 12 }`; `ft train --fit` finds how many.
+    /// This number of layers from the first on, such as `{ layers: 12 }`; `ft train --fit` finds the number that is needed.
     Layers(#[schemars(range(min = 1))] usize),
     /// Every layer: least memory.
     All,

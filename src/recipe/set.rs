@@ -1,6 +1,7 @@
-//! `--set KEY=VALUE`: puts a value into the tree before it is checked, so that it goes through the same check.
+//! Applies `--set KEY=VALUE`: puts the value into the tree before the tree is checked, so that the same rules apply to
+//! it.
 //!
-//! The value is YAML; an empty one (or `null`) takes the key away, so that its default holds. A mistake in it is
+//! The value is YAML. An empty one (or `null`) removes the key, so that its default applies. A mistake in the value is
 //! reported at the `--set`.
 
 use super::mistakes::{At, Mistake};
@@ -8,7 +9,7 @@ use super::schema::{Shape, schema, section_of, shape};
 use super::tree::{self, Kind, Name, Node};
 use serde_json::Value;
 
-/// Applies the settings in order; a later one wins.
+/// Applies the `--set` arguments in order; a later one overrides an earlier one.
 pub(super) fn apply(root: &mut Node, sets: &[String], mistakes: &mut Vec<Mistake>) {
     for (i, set) in sets.iter().enumerate() {
         let at = At::start(i + 1);
@@ -18,7 +19,7 @@ pub(super) fn apply(root: &mut Node, sets: &[String], mistakes: &mut Vec<Mistake
         };
         let names: Vec<&str> = path.trim().split('.').collect();
         if names.iter().any(|n| n.is_empty()) {
-            mistakes.push(Mistake::new(at, format!("`{path}` is no key")).hint("such as --set optim.lr=1e-4"));
+            mistakes.push(Mistake::new(at, format!("`{path}` is not a key")).hint("such as --set optim.lr=1e-4"));
             continue;
         }
         let before = mistakes.len();
@@ -30,14 +31,14 @@ pub(super) fn apply(root: &mut Node, sets: &[String], mistakes: &mut Vec<Mistake
     }
 }
 
-/// One `--set` on its way down the tree.
+/// A `--set` argument: the parts of its key, and its position for messages.
 struct Put<'a> {
     names: Vec<&'a str>,
     at: At,
 }
 
 impl Put<'_> {
-    /// Puts `value` at the rest of the path, which starts at `depth` below `node`, or takes away what is there.
+    /// Sets `value` at the rest of the path, from the part `depth` on, below `node`; `None` removes what is there.
     fn go(
         &self,
         depth: usize,
@@ -50,7 +51,7 @@ impl Put<'_> {
         let mut below = None;
         let mut known = true;
         let shaped = schema.map(|schema| match (shape(schema), &node.kind) {
-            // A list of sources is set whole; one source has keys.
+            // A single source has keys that can be set; a list of sources can only be set as a whole.
             (either @ Shape::Either(_), kind) => match (section_of(&either), kind) {
                 (Some(schema), Kind::List(_)) => Shape::List { items: schema, min: None, max: None },
                 (Some(schema), _) => shape(schema),
@@ -62,7 +63,7 @@ impl Put<'_> {
             Some(Shape::Choice(choices)) if choices.iter().any(|c| c.payload.is_some()) => {
                 let choice = choices.iter().find(|c| c.name == name);
                 (below, known) = (choice.and_then(|c| c.payload), choice.is_some());
-                // A choice holds one key: setting another replaces it.
+                // A choice has one key: setting another one replaces it.
                 if let Kind::Map(entries) = &mut node.kind
                     && known
                     && value.is_some()
@@ -80,7 +81,7 @@ impl Put<'_> {
                 return Err(Mistake::new(at, format!("`{path}` is a list")).hint(hint));
             }
             Some(_) => {
-                return Err(Mistake::new(at, format!("`{path}` holds no keys")).hint(format!("--set {path}=VALUE")));
+                return Err(Mistake::new(at, format!("`{path}` has no keys")).hint(format!("--set {path}=VALUE")));
             }
             None => {}
         }
@@ -93,13 +94,13 @@ impl Put<'_> {
             (Some(i), None) if last => drop(entries.remove(i)),
             (Some(i), Some(value)) if last => entries[i] = (key(), value),
             (None, Some(value)) if last => entries.push((key(), value)),
-            // Nothing to take away, but a key that does not exist is still a mistake, which the check words.
+            // There is nothing to remove. An unknown key is still inserted, so that the check reports it.
             (None, None) if last => entries.extend((!known).then(|| (key(), Node::map(at)))),
             (Some(i), value) => self.go(depth + 1, &mut entries[i].1, below, value)?,
             (None, value) => {
                 let (mut section, taken) = (Node::map(at), value.is_none());
                 self.go(depth + 1, &mut section, below, value)?;
-                // Taking a key away makes no section, unless to report the key.
+                // Removing a key must not create its section, except for an unknown key, so that the check reports it.
                 if !taken || !known || !matches!(&section.kind, Kind::Map(entries) if entries.is_empty()) {
                     entries.push((key(), section));
                 }
@@ -127,6 +128,6 @@ mod tests {
         };
         assert_eq!(names(&["dpo", "beta"], Some("2")), ["dpo"]);
         assert_eq!(names(&["sft", "beta"], Some("2")), ["sft"]);
-        assert_eq!(names(&["dpo", "beta"], None), ["sft"], "taking away what is not there changes nothing");
+        assert_eq!(names(&["dpo", "beta"], None), ["sft"], "removing a key that is not set changes nothing");
     }
 }

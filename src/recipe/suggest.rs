@@ -1,9 +1,10 @@
-//! Did you mean: names of other tools first, then keys that stand elsewhere, then names that look alike.
+//! Suggests what was meant by an unknown key or choice: first the names of other tools, then keys of other sections,
+//! then similar names.
 
 use super::schema::{self, Key, key, keys};
 use super::synonyms::{SYNONYMS, Synonym, VALUES};
 
-/// What to say to a key that does not exist.
+/// Hint for an unknown key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Suggestion {
     /// The hint as the user reads it.
@@ -12,7 +13,8 @@ pub struct Suggestion {
     pub path: Option<String>,
 }
 
-/// What was probably meant by `name` under `section` (a dotted path; empty at the top).
+/// Returns what was probably meant by the unknown key `name` in `section` (a dotted path; empty at the top level). If
+/// nothing is similar, the hint lists the section's keys.
 pub fn for_key(section: &str, name: &str) -> Suggestion {
     let plain = name.trim().to_lowercase().replace('-', "_");
     let section = &schema::plain(section);
@@ -24,14 +26,14 @@ pub fn for_key(section: &str, name: &str) -> Suggestion {
         .unwrap_or_else(|| listing(section))
 }
 
-/// What was probably meant by a word that is none of `choices`.
+/// Returns what was probably meant by a word that is none of `choices`; `None` if nothing is similar.
 pub fn for_choice(choices: &[&str], word: &str) -> Option<String> {
     let plain = word.trim().to_lowercase();
     let known = VALUES.iter().find(|(theirs, ours)| *theirs == plain && choices.contains(ours)).map(|(_, ours)| *ours);
     known.or_else(|| nearest(&plain, choices.iter().copied())).map(str::to_string)
 }
 
-/// `lr:2e-4` is one word in YAML.
+/// Recognises a missing space: `lr:2e-4` is one word in YAML.
 fn glued(section: &str, name: &str) -> Option<Suggestion> {
     let (front, back) = name.split_once(':')?;
     let path = if section.is_empty() { front.to_string() } else { format!("{section}.{front}") };
@@ -39,7 +41,7 @@ fn glued(section: &str, name: &str) -> Option<Suggestion> {
     Some(Suggestion { hint: format!("put a space after the colon: `{front}: {back}`"), path: Some(path) })
 }
 
-/// `optim.lr` as a key of the file.
+/// Recognises a dotted name, such as `optim.lr`, as a key in the file.
 fn dotted(name: &str) -> Option<Suggestion> {
     let found = key(name).filter(|k| !k.parent().is_empty())?;
     let hint = format!("write `{}` under `{}`; dotted names are for `--set`", found.name(), found.parent());
@@ -62,7 +64,7 @@ fn tell(name: &str, found: &Synonym) -> Suggestion {
 
 fn elsewhere(section: &str, name: &str, plain: &str) -> Option<Suggestion> {
     let mut found: Vec<&Key> = keys().iter().filter(|k| k.name() == plain).collect();
-    // Nearest first: the key below this section, then the order of the reference.
+    // Keys below this section come first, then the others in the order of the reference.
     found.sort_by_key(|k| section.is_empty() || !k.path.starts_with(section));
     let first = found.first()?;
     if first.parent() == section {
@@ -83,7 +85,7 @@ fn alike(section: &str, plain: &str) -> Option<Suggestion> {
         let path = if section.is_empty() { name.to_string() } else { format!("{section}.{name}") };
         return Some(Suggestion { hint: format!("did you mean `{name}`?"), path: Some(path) });
     }
-    // Short names are near to everything; elsewhere only longer ones are guessed.
+    // A short name is similar to many others, so outside this section only longer names are suggested.
     let long = |name: &&str| name.len() > 3;
     if let Some(name) = nearest(plain, SYNONYMS.iter().flat_map(|s| s.theirs).copied().filter(long)) {
         return synonym(name, name);
@@ -99,7 +101,7 @@ fn listing(section: &str) -> Suggestion {
     Suggestion { hint: format!("{of} {}", names.join(", ")), path: None }
 }
 
-/// The name at the least edit distance, where that is at most a third of the word.
+/// Returns the name with the smallest edit distance, if that is at most a third of the longer word.
 fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let far = |name: &str| (word.chars().count().max(name.chars().count()) / 3).max(1);
     names
@@ -109,7 +111,7 @@ fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a s
         .map(|(_, name)| name)
 }
 
-/// `a, b or c`.
+/// Joins words as `a, b or c`.
 pub(super) fn or(words: &[String]) -> String {
     match words {
         [] => String::new(),

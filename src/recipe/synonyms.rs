@@ -1,15 +1,16 @@
-//! What other tools (TRL and transformers, Axolotl, LLaMA-Factory, Unsloth, torchtune) call the keys of a recipe.
+//! Names that other tools (TRL and transformers, Axolotl, LLaMA-Factory, Unsloth, torchtune) use for the keys of a
+//! recipe.
 //!
-//! A table only; every path in it exists in the schema (tests/recipe.rs holds it). Names that are keys here too need
-//! no row: did-you-mean finds them by itself.
+//! A table only. Every path in it exists in the schema; tests/recipe.rs checks that. Names that are also keys here need
+//! no row: `suggest` finds them without the table.
 
-/// Other names for one key, and what a person who knows them should be told.
+/// Other tools' names for one key, with a note for people who know them.
 pub struct Synonym {
-    /// As the other tools write it; compared without case, `-` as `_`.
+    /// The names in other tools, in lower case with `_` for `-`.
     pub theirs: &'static [&'static str],
-    /// The dotted path here; None where `ft` has no such setting.
+    /// The dotted path here; `None` if ft has no such setting.
     pub ours: Option<&'static str>,
-    /// What is different here; empty where nothing is.
+    /// What is different here; empty if nothing is.
     pub note: &'static str,
 }
 
@@ -21,12 +22,12 @@ const fn none(theirs: &'static [&'static str], note: &'static str) -> Synonym {
     Synonym { theirs, ours: None, note }
 }
 
-/// Keys.
-#[rustfmt::skip] // a table: one row a meaning
+/// Other tools' names for keys.
+#[rustfmt::skip] // a table: one row per meaning
 pub const SYNONYMS: &[Synonym] = &[
     is("model.path", &["model_name_or_path", "base_model", "model_name", "model_id", "checkpoint_dir", "pretrained_model_name_or_path", "tokenizer_name_or_path", "base_model_config"], "a folder on this machine"),
-    is("model.dtype", &["torch_dtype", "bf16", "fp16", "fp32", "tf32", "pure_bf16", "bfloat16", "float16", "precision", "mixed_precision", "compute_type"], "`bf16` or `f32`; left out, what the machine multiplies fast"),
-    is("model.dtype", &["load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_method", "quantization"], "the base is held in this number format, not quantised"),
+    is("model.dtype", &["torch_dtype", "bf16", "fp16", "fp32", "tf32", "pure_bf16", "bfloat16", "float16", "precision", "mixed_precision", "compute_type"], "`bf16` or `f32`; left out, the format in which the machine multiplies fast"),
+    is("model.dtype", &["load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_method", "quantization"], "the base model is held in this number format, not quantised"),
     is("model.device", &["device_map", "use_cpu", "no_cuda"], ""),
     is("method", &["stage", "task", "training_method", "rl", "trainer", "trl"], ""),
     is("method.sft.supervise", &["train_on_inputs", "train_on_input", "train_on_prompt", "assistant_only_loss", "completion_only_loss", "mask_history", "roles_to_train", "train_on_responses_only", "train_on_eos"], "`assistant`, `last` or `all`"),
@@ -52,7 +53,7 @@ pub const SYNONYMS: &[Synonym] = &[
     is("data.train", &["dataset", "datasets", "dataset_name", "train_dataset", "dataset_path", "train_file", "train_data", "data_path", "data_files"], "`{ path: FILE }`"),
     is("data.valid", &["eval_dataset", "valid_dataset", "validation_file", "test_datasets", "dataset_valid", "eval_file"], "`{ path: FILE }`"),
     is("data.valid", &["val_set_size", "val_size", "validation_split", "eval_split", "test_size"], "a file of its own: split the rows once, beforehand"),
-    is("data.train.format", &["dataset_format", "dataset_type", "formatting"], "found out from the columns where it is left out"),
+    is("data.train.format", &["dataset_format", "dataset_type", "formatting"], "left out, it is detected from the columns"),
     is("data.train.rows", &["max_samples", "max_train_samples", "num_samples"], ""),
     is("data.shuffle", &["shuffle_dataset", "disable_shuffling", "dataset_shuffle"], ""),
     is("data.template", &["chat_template", "chat_template_path", "chat_template_jinja"], "a file; left out, the model's own"),
@@ -60,8 +61,8 @@ pub const SYNONYMS: &[Synonym] = &[
     is("batch.max_len", &["max_seq_length", "max_seq_len", "max_length", "cutoff_len", "sequence_len", "max_tokens", "model_max_length", "block_size"], ""),
     is("batch.tokens", &["max_tokens_per_batch", "tokens_per_batch", "packing_length", "tokens_per_pack"], ""),
     is("batch.examples", &["per_device_train_batch_size", "batch_size", "micro_batch_size", "train_batch_size", "global_batch_size"], "it counts the examples of a whole optimiser step; `batch.tokens` bounds the memory"),
-    is("batch.tokens", &["per_device_eval_batch_size", "eval_batch_size"], "it bounds the memory, of validation too"),
-    is("batch.accumulate", &["gradient_accumulation_steps", "grad_accumulation_steps", "gradient_accumulation", "grad_accum"], "packed rows a step; or give `batch.examples`"),
+    is("batch.tokens", &["per_device_eval_batch_size", "eval_batch_size"], "it bounds the memory, also in validation"),
+    is("batch.accumulate", &["gradient_accumulation_steps", "grad_accumulation_steps", "gradient_accumulation", "grad_accum"], "packed rows per step; or give `batch.examples`"),
     is("optim.lr", &["learning_rate"], ""),
     is("optim.kind", &["optimizer", "optimiser", "optim_type", "optimizer_type"], "`adamw`, `adamw8`, `adafactor`, `lion`, `muon`, `schedule_free` or `sgd`"),
     is("optim.groups", &["loraplus_lr_ratio", "loraplus_lr_embedding", "lr_groups", "param_groups", "embedding_lr", "embedding_lr_scale"], "a list: `- { match: lora_B, lr: 3e-3 }`"),
@@ -80,7 +81,7 @@ pub const SYNONYMS: &[Synonym] = &[
     is("run.steps", &["max_steps", "max_steps_per_epoch", "iters", "train_steps", "num_steps"], ""),
     is("run.eval_every", &["eval_steps", "evals_per_epoch", "eval_strategy", "evaluation_strategy", "do_eval", "steps_per_eval", "run_val_every_n_steps"], "a number of steps; 0 measures at the end only"),
     is("run.save_every", &["save_steps", "saves_per_epoch", "save_strategy", "save_interval", "save_every_n_steps"], "a number of steps; 0 saves at the end only"),
-    is("run.keep", &["save_total_limit", "keep_last_n_checkpoints"], "the best checkpoint is kept besides"),
+    is("run.keep", &["save_total_limit", "keep_last_n_checkpoints"], "the best checkpoint is kept in addition"),
     is("run.patience", &["early_stopping_patience", "early_stopping", "early_stopping_steps"], "counted in validations"),
     is("run.seed", &["random_state", "random_seed", "data_seed", "manual_seed"], "one seed for everything"),
     is("run.replay", &["gradient_checkpointing", "use_gradient_checkpointing", "activation_checkpointing", "enable_activation_checkpointing", "gradient_checkpointing_kwargs", "disable_gradient_checkpointing"], "`all` or `none`"),
@@ -95,23 +96,23 @@ pub const SYNONYMS: &[Synonym] = &[
     is("method.distill.temperature", &["kd_temperature", "distillation_temperature"], ""),
     is("method.distill.cross_entropy", &["kd_ratio", "kd_ce_alpha", "ce_weight", "distill_alpha"], "the share of cross-entropy, `{ from: 0.2 }`"),
     is("method.distill.loss", &["kd_loss", "distillation_loss", "seq_kd"], "a divergence; teachers write answers with `ft teach --generate`"),
-    none(&["top_k", "top_p", "min_p", "repetition_penalty"], "answers are drawn from the whole distribution: what is learnt is the ratio of its probabilities"),
-    none(&["packing", "sample_packing", "eval_sample_packing", "eval_packing", "pad_to_sequence_len", "padding", "group_by_length", "neat_packing", "padding_free", "pad_to_max_length"], "rows are always packed and never padded, and attention never crosses from one to the next"),
+    none(&["top_k", "top_p", "min_p", "repetition_penalty"], "answers are sampled from the whole distribution: the loss uses ratios of its probabilities"),
+    none(&["packing", "sample_packing", "eval_sample_packing", "eval_packing", "pad_to_sequence_len", "padding", "group_by_length", "neat_packing", "padding_free", "pad_to_max_length"], "rows are always packed and never padded, and attention never crosses from one example to the next"),
     none(&["logging_steps", "log_every_n_steps", "logging_strategy", "logging_dir", "logging_first_step", "steps_per_report", "plot_loss"], "every step is written to metrics.jsonl"),
     none(&["report_to", "wandb_project", "wandb_entity", "wandb_name", "wandb_run_id", "run_name", "use_wandb", "mlflow_experiment_name", "use_tensorboard"], "nothing is sent anywhere; metrics.jsonl has every step"),
-    none(&["load_best_model_at_end", "metric_for_best_model", "greater_is_better"], "the checkpoint with the best validation loss is kept wherever `data.valid` is given"),
-    none(&["resume_from_checkpoint", "auto_resume_from_checkpoints", "resume", "resume_adapter_file"], "resuming is asked for on the command line: `ft train RECIPE --resume`"),
+    none(&["load_best_model_at_end", "metric_for_best_model", "greater_is_better"], "the checkpoint with the best validation loss is kept if `data.valid` is given"),
+    none(&["resume_from_checkpoint", "auto_resume_from_checkpoints", "resume", "resume_adapter_file"], "resume on the command line: `ft train RECIPE --resume`"),
     none(&["overwrite_output_dir", "overwrite_cache", "dataset_prepared_path"], "there is no such setting"),
     none(&["push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "use_auth_token"], "nothing is uploaded"),
     none(&["trust_remote_code", "custom_generate"], "no code from a model folder is ever run"),
-    none(&["flash_attention", "flash_attn", "xformers_attention", "sdp_attention", "attn_implementation", "use_liger_kernel", "torch_compile", "use_unsloth"], "the fastest attention that fits is chosen by itself"),
+    none(&["flash_attention", "flash_attn", "xformers_attention", "sdp_attention", "attn_implementation", "use_liger_kernel", "torch_compile", "use_unsloth"], "the fastest attention that fits is chosen automatically"),
     none(&["deepspeed", "fsdp", "fsdp_config", "ddp_timeout", "ddp_find_unused_parameters", "local_rank", "world_size", "tensor_parallel_size"], "a run uses one device"),
     none(&["dataloader_num_workers", "preprocessing_num_workers", "dataset_processes", "dataset_num_proc", "dataloader_pin_memory", "dataloader_drop_last"], "there is no such setting"),
     none(&["special_tokens", "pad_token", "eos_token", "add_eos_token", "resize_vocab"], "special tokens come from the model's folder and its chat template"),
     none(&["task_type", "bias", "lora_bias", "fan_in_fan_out", "remove_unused_columns", "do_train"], "there is no such setting"),
 ];
 
-/// Values: what others write, and the choice here. A row counts wherever its right side is a choice of the key.
+/// Other tools' words for choices: (theirs, ours). A row applies to every key that has `ours` among its choices.
 #[rustfmt::skip]
 pub const VALUES: &[(&str, &str)] = &[
     ("bfloat16", "bf16"), ("torch.bfloat16", "bf16"), ("fp16", "bf16"), ("float16", "bf16"), ("half", "bf16"),

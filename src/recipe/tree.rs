@@ -1,7 +1,7 @@
-//! YAML text -> a tree in which every key and value knows its place.
+//! Parses YAML into a tree in which every key and value has its position.
 //!
-//! Duplicate keys, tags, runaway nesting and syntax errors are found here. Invariant: at most `NODES` nodes and
-//! `DEPTH` levels, aliases expanded, whatever the input. Knows nothing of the schema: scalars stay text.
+//! Finds duplicate keys, tags, excessive nesting and syntax errors. Invariant: for every input the tree has at most
+//! `NODES` nodes and `DEPTH` levels, with aliases expanded. Knows nothing of the schema: scalars stay text.
 
 use super::mistakes::{At, Mistake};
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span};
@@ -10,7 +10,7 @@ use std::collections::HashMap;
 const DEPTH: usize = 32;
 const NODES: usize = 10_000;
 
-/// A value with its place.
+/// A value with its position.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
     pub at: At,
@@ -19,7 +19,7 @@ pub(super) struct Node {
 
 #[derive(Debug, Clone)]
 pub(super) enum Kind {
-    /// `plain` is false for quoted and block text, which is never a number, a truth value or null.
+    /// `plain` is false for quoted and block text, which is never a number, a boolean or null.
     Scalar {
         text: String,
         plain: bool,
@@ -28,14 +28,14 @@ pub(super) enum Kind {
     Map(Vec<(Name, Node)>),
 }
 
-/// A key with its place.
+/// A key with its position.
 #[derive(Debug, Clone)]
 pub(super) struct Name {
     pub at: At,
     pub text: String,
 }
 
-/// What a scalar means by itself (YAML 1.2 core schema).
+/// Meaning of a scalar in the YAML 1.2 core schema.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Scalar<'a> {
     Null,
@@ -46,17 +46,17 @@ pub(super) enum Scalar<'a> {
 }
 
 impl Node {
-    /// An empty map at `at`.
+    /// Returns an empty map at `at`.
     pub fn map(at: At) -> Self {
         Node { at, kind: Kind::Map(Vec::new()) }
     }
 
-    /// An empty file.
+    /// Returns the node of an empty file.
     pub fn nothing() -> Self {
         Node { at: At::start(0), kind: Kind::Scalar { text: String::new(), plain: true } }
     }
 
-    /// The place of the value at a dotted path, or of the last one on the way to it.
+    /// Returns the position of the value at a dotted path, or of the last existing value on the way to it.
     pub fn nearest(&self, path: &str) -> At {
         let (name, rest) = path.split_once('.').unwrap_or((path, ""));
         self.get(name).map_or(self.at, |node| node.nearest(rest))
@@ -78,7 +78,7 @@ impl Node {
     }
 }
 
-/// Reads a scalar: null, truth value, integer, number, or text.
+/// Parses a scalar: null, boolean, integer, number, or text.
 pub(super) fn scalar(text: &str, plain: bool) -> Scalar<'_> {
     if !plain {
         return Scalar::Text(text);
@@ -97,7 +97,7 @@ pub(super) fn scalar(text: &str, plain: bool) -> Scalar<'_> {
         let signed = digits.starts_with(['+', '-']);
         return i128::from_str_radix(digits, radix).ok().filter(|_| !signed).map_or(Scalar::Text(text), Scalar::Int);
     }
-    // Rust also reads `inf` and `nan`; YAML's numbers have a digit and nothing but these characters.
+    // Rust's parser also accepts `inf` and `nan`. A number in YAML has a digit and only these characters.
     let numeric = text.bytes().any(|b| b.is_ascii_digit())
         && text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.' | b'e' | b'E'));
     if !numeric {
@@ -109,7 +109,7 @@ pub(super) fn scalar(text: &str, plain: bool) -> Scalar<'_> {
     text.parse().map_or(Scalar::Text(text), Scalar::Float)
 }
 
-/// Parses one document; None where there is none or its syntax is broken (then a mistake says so).
+/// Parses one YAML document. `None` if there is no document, or if its syntax is broken; then a mistake is added.
 pub(super) fn parse(source: usize, text: &str, mistakes: &mut Vec<Mistake>) -> Option<Node> {
     let mut builder =
         Builder { source, text, parser: Parser::new_from_str(text), anchors: HashMap::new(), nodes: 0, mistakes };
@@ -243,7 +243,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// The part of a span on its first line; a map or list (which has no text of its own) gets one character.
+    /// Returns the part of a span that is on its first line. A map or list, which has no text of its own, gets one
+    /// character.
     fn at(&self, span: Span) -> At {
         let (start, end) = (span.start, span.end);
         let line = start.line().max(1);
@@ -263,7 +264,7 @@ impl<'a> Builder<'a> {
             let blank = &line[..line.len() - line.trim_start().len()];
             blank.chars().position(|c| c == '\t')
         };
-        // The scanner names the token at which it failed: the tab is on that line or next to it.
+        // The scanner reports the token at which it failed: the tab is on that line or on one next to it.
         for line in [at.line, at.line.saturating_sub(1), at.line + 1] {
             if let Some(col) = indented_by_tab(line) {
                 let m = Mistake::new(At { line, col, ..at }, "a tab in the indentation");

@@ -1,8 +1,8 @@
-//! Shows how far long work is: a bar on a terminal, lines by the clock in a log.
+//! Shows the progress of long work: a bar on a terminal, lines at fixed time intervals in a log.
 //!
-//! In a log the clock decides when a line is due and not the work: an item that takes minutes, or a phase that counts
-//! nothing, must not look like a process that hangs. Works nest; the log hears of the innermost one. Every other line on
-//! stderr counts as a sign of life and puts the next one off.
+//! In a log, lines are printed after a time, not after a number of items: an item that takes minutes, or a phase that
+//! counts nothing, must not look like a process that hangs. Pieces of work can be nested; a line reports the innermost
+//! one. Any other line on stderr also shows that the process is alive, so it postpones the next progress line.
 
 use super::{count, duration, on_terminal};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
@@ -10,38 +10,39 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// From the beginning of the work to the first line in a log, and from line to line.
+/// Time from the beginning of the work to the first line in a log, and time between lines.
 const FIRST: Duration = Duration::from_secs(15);
 const EVERY: Duration = Duration::from_secs(30);
 
-/// How often a log's clock is looked at.
+/// How often the log's thread checks whether a line is due.
 const TICK: Duration = Duration::from_millis(500);
 
-/// One piece in so many must be done before a log says when the rest will be.
+/// A line predicts the remaining time only after 1/20 of the pieces were done.
 const TELLING: u64 = 20;
 
-/// A pause between two works that is no pause: what was due during the first stays due during the second.
+/// If the next work begins within this time, it continues the timer of the previous one. Otherwise many short phases in
+/// a row would each restart the timer, and no line would ever be printed.
 const SEAM: Duration = Duration::from_secs(2);
 
-/// A piece of work that goes on until this is dropped or told to finish.
+/// A piece of work in progress; it ends when this is dropped or `finish_and_clear` is called.
 pub struct Progress {
     bar: ProgressBar,
     counted: Arc<Counted>,
-    /// Its place on the board; none on a terminal.
+    /// Its id in the log; `None` on a terminal.
     number: Option<u64>,
 }
 
-/// What indicatif does not count.
+/// Counts that indicatif does not keep.
 #[derive(Default)]
 struct Counted {
-    /// Pieces that were done before this work began: they tell nothing about its speed.
+    /// Pieces that were done before this work began; they must not count for its speed.
     before: AtomicU64,
     more: AtomicU64,
     unit: Mutex<&'static str>,
 }
 
 impl Counted {
-    /// `40 tokens/s`, where something was counted.
+    /// Returns `40 tokens/s`, if something was counted.
     fn rate(&self, took: Duration) -> Option<String> {
         let more = Some(self.more.load(Ordering::Relaxed)).filter(|more| *more > 0)?;
         let unit = *self.unit.lock().expect("nobody panics while holding it");
@@ -49,12 +50,12 @@ impl Counted {
     }
 }
 
-/// A bar over `total` pieces of work; in a log, a line by the clock.
+/// Shows a bar over `total` pieces of work; in a log, lines at fixed time intervals.
 pub fn bar(total: u64, what: &str) -> Progress {
     shaped(total, what, "{msg} [{bar:30}] {human_pos}/{human_len} {rate} eta {eta}")
 }
 
-/// The bar of a training run: its message tells of the last step.
+/// Shows the bar of a training run; its message is that of the last step.
 pub fn steps(total: u64) -> Progress {
     shaped(total, "steps", "step {pos}/{len} [{bar:24}] {msg}  eta {eta}")
 }
@@ -74,7 +75,7 @@ fn shaped(total: u64, what: &str, template: &str) -> Progress {
     Progress::new(bar, counted, what, on_terminal())
 }
 
-/// A spinner for work of unknown length; in a log, a line by the clock.
+/// Shows a spinner for work of unknown length; in a log, lines at fixed time intervals.
 pub fn spinner(what: &str) -> Progress {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
     bar.set_style(ProgressStyle::default_spinner());
@@ -85,7 +86,8 @@ pub fn spinner(what: &str) -> Progress {
     spinner
 }
 
-/// Work around other work: a log is told that it goes on, a terminal sees nothing of it.
+/// Begins work that contains other work. A log gets lines about it while no inner work is active; a terminal shows
+/// nothing.
 pub fn working(what: &str) -> Progress {
     Progress::new(ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()), Arc::default(), what, false)
 }
@@ -99,7 +101,7 @@ impl Progress {
         Self { bar, counted, number }
     }
 
-    /// Counts `done` pieces as done before this work began.
+    /// Sets the number of pieces that were done before this work began, for example by the run that is resumed.
     pub fn after(self, done: u64) -> Self {
         self.counted.before.store(done, Ordering::Relaxed);
         self.bar.set_position(done);
@@ -123,13 +125,14 @@ impl Progress {
         self.bar.set_message(what.into());
     }
 
-    /// Counts what says more than finished pieces, such as the tokens of answers that finish together.
+    /// Adds to a second count that shows the speed better than finished pieces do, such as the tokens of answers that
+    /// end together.
     pub fn count(&self, more: u64, unit: &'static str) {
         *self.counted.unit.lock().expect("nobody panics while holding it") = unit;
         self.counted.more.fetch_add(more, Ordering::Relaxed);
     }
 
-    /// Ends it; nothing is said about it any more.
+    /// Ends the work; no more lines about it are printed.
     pub fn finish_and_clear(&self) {
         if let Some(number) = self.number {
             LOG.end(number);
@@ -144,14 +147,14 @@ impl Drop for Progress {
     }
 }
 
-/// What a log's line says.
+/// Writes a log line about a piece of work.
 struct Line {
     bar: ProgressBar,
     counted: Arc<Counted>,
 }
 
 impl Line {
-    /// `answers: 12/105, 40 tokens/s, 30.0s, eta 4m 02s`.
+    /// Returns the line: `answers: 12/105, 40 tokens/s, 30.0s, eta 4m 02s`.
     fn text(&self, took: Duration) -> String {
         let (done, before) = (self.bar.position(), self.counted.before.load(Ordering::Relaxed));
         let mut parts = Vec::new();
@@ -162,7 +165,7 @@ impl Line {
         }
         parts.extend(self.counted.rate(took));
         parts.push(duration(took));
-        // The first of many pieces says little: answers, for one, end late and together.
+        // The first few of many pieces predict little: answers, for example, end late and together.
         if let Some(total) = self.bar.length().filter(|total| *total > done && done > before) {
             let (made, left) = (done - before, total - done);
             if TELLING * made >= total - before {
@@ -173,7 +176,8 @@ impl Line {
     }
 }
 
-/// Runs `print`, which writes a line to stderr, so that it disturbs no bar and puts the clock's next line off.
+/// Runs `print`, which writes a line to stderr: hides the bars meanwhile, and postpones the next progress line of a
+/// log.
 pub(super) fn apart(print: impl FnOnce()) {
     match on_terminal() {
         true => BARS.suspend(print),
@@ -184,7 +188,7 @@ pub(super) fn apart(print: impl FnOnce()) {
     }
 }
 
-/// Ends all works: after an error nothing is said about them.
+/// Ends all works without a line about them; called before an error is printed.
 pub(super) fn hush() {
     LOG.lock().works.clear();
     let _ = on_terminal().then(|| BARS.clear());
@@ -194,7 +198,7 @@ static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 static LOG: LazyLock<Arc<Log>> =
     LazyLock::new(|| Arc::new(Log::new(FIRST, EVERY, TICK, Box::new(|line| eprintln!("{line}")))));
 
-/// A log and its clock. The clock's thread lives while there is work.
+/// Prints the progress lines of a log from a thread that lives while there is work.
 struct Log {
     board: Mutex<Board>,
     tick: Duration,
@@ -221,7 +225,7 @@ impl Log {
         number
     }
 
-    /// Waits for a line that is being said: after this none comes.
+    /// Ends a work. Waits for a line that is being printed; no line about the work is printed after this returns.
     fn end(&self, number: u64) {
         self.lock().end(Instant::now(), number);
     }
@@ -241,17 +245,17 @@ impl Log {
     }
 }
 
-/// The text of a line, given how long the work has taken.
+/// Makes the text of a line from the time that the work has taken.
 type Text = Box<dyn Fn(Duration) -> String + Send>;
 
-/// What is being worked on, the innermost last, and when the log hears of it. Pure: the time is the caller's.
+/// The works in progress, innermost last, and the time of the next line. Pure: the caller passes the time.
 struct Board {
     first: Duration,
     every: Duration,
     works: Vec<(u64, Instant, Text)>,
     begun: u64,
     due: Option<Instant>,
-    /// Since when there is no work.
+    /// When the last work ended; `None` while there is work.
     idle: Option<Instant>,
     watched: bool,
 }
@@ -275,12 +279,12 @@ impl Board {
         }
     }
 
-    /// A line was written by somebody else.
+    /// Records that a line was printed on stderr; the next progress line is due one interval later.
     fn said(&mut self, now: Instant) {
         self.due = Some(now + self.every);
     }
 
-    /// The line that is due.
+    /// Returns the progress line if one is due.
     fn line(&mut self, now: Instant) -> Option<String> {
         let (_, since, text) = self.works.last()?;
         if self.due.is_some_and(|due| now < due) {
@@ -304,7 +308,7 @@ mod tests {
         Box::new(move |took| format!("{name} {}", took.as_secs()))
     }
 
-    /// The lines of a board whose clock goes from second to second.
+    /// Returns the lines that are due at each of these seconds.
     fn hear(board: &mut Board, begun: Instant, seconds: std::ops::Range<u64>) -> Vec<String> {
         seconds.filter_map(|s| board.line(begun + Duration::from_secs(s))).collect()
     }
@@ -330,7 +334,7 @@ mod tests {
         assert_eq!(hear(&mut board, begun, 40..80), ["ft eval 70"]);
     }
 
-    /// Many short phases are as long as one: none of them may put its first line off for ever.
+    /// Many short phases must print as many lines as one long phase: none of them may restart the timer.
     #[test]
     fn a_phase_after_a_phase_inherits_what_is_due_and_a_pause_does_not_count() {
         let (mut board, begun) = (board(), Instant::now());
@@ -368,7 +372,8 @@ mod tests {
         assert!(!bar.text(took).contains("eta"));
     }
 
-    /// The thread itself, with a clock of milliseconds: it speaks though nothing moves, and never after the end.
+    /// Tests the thread with intervals of milliseconds: it prints lines although no item is finished, and none after
+    /// the end.
     #[test]
     fn the_clock_speaks_by_itself_and_stops_with_the_work() {
         let said = Arc::new(Mutex::new(Vec::new()));

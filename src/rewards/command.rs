@@ -1,4 +1,4 @@
-//! A command that judges answers: JSON lines in, a number a line out.
+//! Rewards from a user's command: it reads one JSON object per line and prints one number per line.
 
 use super::program::Program;
 use super::spec::CommandSpec;
@@ -9,10 +9,10 @@ use crate::fsutil::shortened;
 use crate::models::Model;
 use serde_json::json;
 
-/// Bytes a number may have on average.
+/// Bytes that a printed line may have on average.
 const LINE: usize = 256;
 
-/// The command.
+/// Reward by a command.
 pub(super) struct Judge(Program);
 
 impl Judge {

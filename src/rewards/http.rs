@@ -1,7 +1,7 @@
-//! A server that judges answers: one POST a batch. Nothing but the given address is ever asked: no proxy, no redirect.
+//! Rewards from a server: one POST request per batch. Only the given address is contacted: no proxy, no redirect.
 //!
-//! The body has `query` (prompt and completion joined) and `prompts` and the reply `rewards`, as OpenRLHF's remote
-//! reward servers have them, so that these serve.
+//! The request has `query` (prompt and completion joined) and `prompts`, the response has `rewards`, as in OpenRLHF, so
+//! that its remote reward servers can be used.
 
 use super::spec::HttpSpec;
 use super::{ABSTAINED, Reward, Scored};
@@ -14,26 +14,29 @@ use std::thread;
 use std::time::Duration;
 use ureq::Agent;
 
-/// The wait before a request is made again; it doubles each time.
+/// Delay before a failed request is repeated; it doubles each time.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// The server.
+/// Reward by a server.
 pub(super) struct Server {
     spec: HttpSpec,
     agent: Agent,
 }
 
-/// What went wrong with a request, and whether another might do better.
+/// Why a request failed.
 struct Failure {
     what: String,
+    /// Whether repeating it may help: no connection, a timeout, status 429 or 5xx.
     again: bool,
 }
 
 impl Server {
+    /// Prepares the connection; sends nothing. Fails for an address that is not plain HTTP.
     pub fn new(spec: HttpSpec) -> Result<Self> {
         if !spec.url.starts_with("http://") {
-            return Err(Error::user(format!("url {:?}: expected http://…", spec.url))
-                .hint("ft speaks plain HTTP, to a server on this machine or in your network; for https, put a local proxy before it"));
+            return Err(Error::user(format!("url {:?}: expected http://…", spec.url)).hint(
+                "ft uses plain HTTP, to a server on this machine or in your network; for https, use a local proxy",
+            ));
         }
         let config = Agent::config_builder()
             .proxy(None)
@@ -44,6 +47,7 @@ impl Server {
         Ok(Self { agent: config.build().into(), spec })
     }
 
+    /// Sends one request and returns the JSON of the response.
     fn ask(&self, body: &str) -> Result<Value, Failure> {
         let failure = |e: ureq::Error| Failure { what: e.to_string(), again: true };
         let request = self.agent.post(&self.spec.url).header("content-type", "application/json");
@@ -54,7 +58,8 @@ impl Server {
             let what = format!("status {status}: {}", shortened(text.trim()));
             return Err(Failure { what, again: status.is_server_error() || status.as_u16() == 429 });
         }
-        let no_json = |e| Failure { what: format!("the reply is no JSON ({e}): {}", shortened(&text)), again: false };
+        let no_json =
+            |e| Failure { what: format!("the response is not JSON ({e}): {}", shortened(&text)), again: false };
         serde_json::from_str(&text).map_err(no_json)
     }
 }
@@ -79,13 +84,13 @@ impl Reward for Server {
                 Err(Failure { what, .. }) => {
                     let times = if tries > 0 { format!(" ({} requests)", tries + 1) } else { String::new() };
                     return Err(Error::user(format!("{url}{times}: {what}"))
-                        .hint("is the server running there? `timeout` and `retries` say how patient ft is"));
+                        .hint("is the server running at this address? `timeout` and `retries` set how long ft tries"));
                 }
             }
         };
         let wrong = |what: String| {
             Error::user(format!("{url}: {what}"))
-                .hint("the reply must be {\"rewards\": [number, …]}, one for each of `completions`; null abstains")
+                .hint("the response must be {\"rewards\": [number, …]}, one for each of `completions`; null abstains")
         };
         let list = reply.get("rewards").and_then(Value::as_array);
         let list = list.ok_or_else(|| wrong(format!("no list `rewards` in {}", shortened(&reply.to_string()))))?;

@@ -1,4 +1,4 @@
-//! Answers that must be JSON of a given shape.
+//! Rewards for answers that are JSON and fit a JSON Schema.
 
 use super::spec::JsonSchemaSpec;
 use super::{Reward, Scored};
@@ -8,21 +8,21 @@ use crate::models::Model;
 use jsonschema::Validator;
 use serde_json::Value;
 
-/// 1 where the answer fits the schema, `parsed` where it is other JSON, else 0.
+/// Reward by a schema: 1 if the answer fits it, `parsed` if it is other JSON, else 0.
 pub(super) struct Schema {
     validator: Validator,
     parsed: f64,
 }
 
 impl Schema {
-    /// Reads the schema; references to other files or addresses are refused, nothing is fetched.
+    /// Reads and compiles the schema. Fails for references to other files or addresses: nothing is fetched.
     pub fn open(spec: JsonSchemaSpec) -> Result<Self> {
         let schema: Value = read_json(&spec.path)?;
         let validator = jsonschema::validator_for(&schema).map_err(|e| {
             let at = e.instance_path().to_string();
             let at = if at.is_empty() { String::new() } else { format!(" at {at}") };
-            Error::user(format!("{}: no JSON Schema{at}: {e}", spec.path.display()))
-                .hint("the file holds one schema, whole: references into other files are not followed")
+            Error::user(format!("{}: not a valid JSON Schema{at}: {e}", spec.path.display()))
+                .hint("the file must contain the whole schema: references to other files are not followed")
         })?;
         Ok(Self { validator, parsed: spec.parsed })
     }

@@ -1,7 +1,8 @@
-//! Rewards: numbers for answers, from rules that can be verified, commands, servers and reward models.
+//! Scores answers: rewards from verifiable rules, user commands, servers and reward models, combined by weights.
 //!
-//! Invariant: every answer gets from every source a finite number, or [`ABSTAINED`] from one that has nothing to say of
-//! it, or there is an error that names its row; a source never sees the reward of another. Knows no method: what is made of the numbers is theirs.
+//! Invariant: for every answer, every source returns a finite number, or [`ABSTAINED`] if it cannot judge that answer;
+//! anything else is an error that names the answer's row. A source never sees the reward of another one. The training
+//! methods that use the rewards are elsewhere.
 
 mod command;
 mod http;
@@ -19,53 +20,56 @@ use crate::models::Model;
 use crate::report;
 use serde_json::Value;
 
-/// An answer to judge.
+/// An answer to be scored, with its prompt.
 #[derive(Debug, Clone, Copy)]
 pub struct Scored<'a> {
     pub prompt: &'a PromptRow,
-    /// The answer's text, without what ended it.
+    /// Text of the answer, without the stop token or stop text.
     pub answer: &'a str,
-    /// Prompt and answer, with the stop token where one ended it.
+    /// Token ids of prompt and answer, with the stop token if one ended the answer.
     pub ids: &'a [u32],
-    /// Tokens of the answer, without the stop token.
+    /// Number of tokens in the answer, without the stop token.
     pub tokens: usize,
 }
 
-/// The reward of a source that has nothing to say of an answer: it counts neither in the sum nor in the source's means,
-/// as in TRL. It is a NaN of its own, because one that was computed is an error.
+/// The reward of a source that cannot judge an answer. As in TRL, it is left out of the weighted sum and of the
+/// source's means. It is a NaN with bits of its own: a source that computes any other NaN is an error.
 pub const ABSTAINED: f64 = f64::from_bits(0x7ff8_0000_0ab5_7a19);
 
 /// A source of rewards.
 pub trait Reward {
-    /// Whether every row has what the source reads; looked at before the first step.
+    /// Fails if a row lacks a column that the source reads. Called before the first step.
     fn check(&self, _prompts: &Prompts) -> Result<()> {
         Ok(())
     }
-    /// Whether the tokens of answers mean to it what they mean to the policy.
+    /// Fails if the source reads token ids with another tokenizer than the policy's.
     fn check_tokenizer(&self, _tokenizer: &ChatTokenizer) -> Result<()> {
         Ok(())
     }
-    /// A number for each answer, or [`ABSTAINED`]. `model` is the one being trained: a reward model may be an adapter on it.
+    /// Returns a number, or [`ABSTAINED`], for each answer. `model` is the one being trained: a reward model may be an
+    /// adapter on it.
     fn score(&mut self, model: &Model, answers: &[Scored]) -> Result<Vec<f64>>;
 }
 
+/// A source with its name in the metrics and its weight in the sum.
 struct Source {
     name: String,
     weight: f64,
     reward: Box<dyn Reward>,
 }
 
-/// All sources of a recipe, with their weights.
+/// All sources of rewards of a recipe, with their weights.
 pub struct Rewards {
     sources: Vec<Source>,
-    /// Whether it was said that no source had anything to say of an answer.
+    /// Whether the warning was printed that every source abstained for an answer.
     told: bool,
 }
 
 impl Rewards {
-    /// Opens every source; `key` is where the list stands in the recipe, for errors.
+    /// Opens every source. `key` is the path of the list in the recipe, for errors.
     ///
-    /// Errors: an empty list, an entry of no kind or of several, two of one name, whatever a source cannot open.
+    /// Errors: an empty list, an entry without a kind or with several, duplicate names, only zero weights, a source
+    /// that cannot be opened.
     pub fn open(specs: &[RewardSpec], key: &str) -> Result<Self> {
         if specs.is_empty() {
             return Err(Error::user(format!("{key}: no reward is given"))
@@ -77,41 +81,44 @@ impl Rewards {
             let models = specs[..i].iter().filter(|s| s.model.is_some()).count();
             let source = open(spec, models).context(|| &at)?;
             if sources.iter().any(|s| s.name == source.name) {
-                return Err(Error::user(format!("{at}: another reward is called `{}` already", source.name))
+                return Err(Error::user(format!("{at}: another reward is named `{}` already", source.name))
                     .hint("give one of them a `name`"));
             }
             sources.push(source);
         }
         if sources.iter().all(|s| s.weight == 0.0) {
-            return Err(Error::user(format!("{key}: every weight is 0, so that every answer is worth the same")));
+            return Err(Error::user(format!("{key}: every weight is 0, so every answer would get the same reward")));
         }
         Ok(Self { sources, told: false })
     }
 
-    /// Sources of one's own: names, weights, judges.
+    /// Combines sources made by the caller: (name, weight, source).
     pub fn of(sources: Vec<(String, f64, Box<dyn Reward>)>) -> Self {
         let source = |(name, weight, reward)| Source { name, weight, reward };
         Self { sources: sources.into_iter().map(source).collect(), told: false }
     }
 
-    /// The sources' names, in their order.
+    /// Returns the names of the sources, in the order of the recipe.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.sources.iter().map(|s| s.name.as_str())
     }
 
-    /// Whether every row has what the sources read.
+    /// Fails if a row lacks a column that a source reads.
     pub fn check(&self, prompts: &Prompts) -> Result<()> {
         self.sources.iter().try_for_each(|s| s.reward.check(prompts).context(|| format!("reward `{}`", s.name)))
     }
 
-    /// Whether every source reads tokens as `tokenizer` does.
+    /// Fails if a source reads token ids with another tokenizer than `tokenizer`.
     pub fn check_tokenizer(&self, tokenizer: &ChatTokenizer) -> Result<()> {
         self.sources
             .iter()
             .try_for_each(|s| s.reward.check_tokenizer(tokenizer).context(|| format!("reward `{}`", s.name)))
     }
 
-    /// The rewards of each answer, raw, one a source.
+    /// Returns the unweighted rewards: for each answer one per source, some of them [`ABSTAINED`].
+    ///
+    /// Errors: a source fails, or returns a number that is not finite. Warns once if all sources abstained for an
+    /// answer.
     pub fn score(&mut self, model: &Model, answers: &[Scored]) -> Result<Vec<Vec<f64>>> {
         let mut rows = vec![Vec::with_capacity(self.sources.len()); answers.len()];
         if answers.is_empty() {
@@ -148,13 +155,13 @@ impl Rewards {
         Ok(rows)
     }
 
-    /// The weighted sum of an answer's rewards, of those that are numbers.
+    /// Returns the weighted sum of one answer's rewards, without those of sources that abstained.
     pub fn total(&self, rewards: &[f64]) -> f64 {
         self.sources.iter().zip(rewards).filter(|(_, r)| !r.is_nan()).map(|(s, r)| s.weight * r).sum()
     }
 }
 
-/// `models` reward models stand before it in the list.
+/// Opens one source. `models` is the number of reward models before it in the list.
 fn open(spec: &RewardSpec, models: usize) -> Result<Source> {
     let kinds = spec.kinds();
     let [kind] = kinds.as_slice() else {
@@ -167,7 +174,7 @@ fn open(spec: &RewardSpec, models: usize) -> Result<Source> {
     }
     let name = spec.name.clone().unwrap_or_else(|| kind.to_string());
     if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c == '/') {
-        return Err(Error::user(format!("name {name:?}: expected a word without spaces and slashes")));
+        return Err(Error::user(format!("name {name:?}: expected a name without spaces and slashes")));
     }
     let reward: Box<dyn Reward> = match spec.clone() {
         RewardSpec { exact: Some(spec), .. } => Box::new(rules::Exact::new(spec)),
@@ -183,7 +190,7 @@ fn open(spec: &RewardSpec, models: usize) -> Result<Source> {
     Ok(Source { name, weight: spec.weight, reward })
 }
 
-/// What a column says, as texts to compare with: one, or any of a list.
+/// Returns the texts of a column to compare an answer with: one, or several if it is a list.
 fn expected(prompt: &PromptRow, column: &str) -> Result<Vec<String>> {
     let text = |value: &Value| match value {
         Value::String(text) => Some(text.clone()),
@@ -208,7 +215,7 @@ fn expected(prompt: &PromptRow, column: &str) -> Result<Vec<String>> {
     texts.ok_or_else(|| wrong("neither text nor a number"))
 }
 
-/// Whether every row has such a column.
+/// Fails if a row lacks the column, or has no text, number or list of them in it.
 fn check_column(prompts: &Prompts, column: &str) -> Result<()> {
     prompts.rows.iter().try_for_each(|row| expected(row, column).map(drop))
 }

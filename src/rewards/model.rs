@@ -1,7 +1,9 @@
-//! A reward model as a source of rewards: the score at the end of each answer.
+//! Rewards from a reward model: the score at the last token of each answer.
 //!
-//! An adapter over the base that is trained stands beside the trained one and costs no second base; anything else is
-//! loaded once, when the first answers come. Either way the stored probes are scored before the first answer is.
+//! If the reward model is an adapter over the base that is trained, it is attached to that base next to the trained
+//! adapter and needs no second base in memory. Any other reward model is loaded once, with the first answers. Either
+//! way, the probes stored with the reward model (texts with their scores) are scored first, to detect a wrong base or
+//! format.
 
 use super::spec::RewardModelSpec;
 use super::{Reward, Scored};
@@ -11,47 +13,45 @@ use crate::error::{Error, Result};
 use crate::models::{Model, Scoring, open_scorer};
 use crate::report;
 
-/// Names of reward adapters beside the trained one, in the order of the recipe's list.
+/// Names of the reward adapters attached to the trained base, in the order of the recipe's list.
 const NAMES: [&str; 4] = ["reward", "reward-2", "reward-3", "reward-4"];
 
-/// The name of the adapter of the reward model that stands at `place` among those of a recipe.
+/// Returns the adapter name of the reward model at index `place` among those of a recipe. Fails if there are too many.
 pub fn adapter_name(place: usize) -> Result<&'static str> {
     NAMES.get(place).copied().ok_or_else(|| {
         Error::user(format!("more than {} reward models", NAMES.len()))
-            .hint("join their pairs into one data set and train one model of them")
+            .hint("train one reward model on their pairs together")
     })
 }
 
 impl RewardModelSpec {
-    /// Whether it is an adapter, which needs a base.
+    /// Returns true if it is an adapter, which needs a base.
     pub fn is_adapter(&self) -> bool {
         self.path.join(file::CONFIG).exists()
     }
 
-    /// Whether it can stand beside the adapter that is trained, on the same base.
+    /// Returns true if it can be attached to the base that is trained: an adapter without a base of its own.
     pub fn beside(&self) -> bool {
         self.is_adapter() && self.base.is_none()
     }
 }
 
-/// The source.
+/// Reward by a reward model.
 pub struct Judge {
     spec: RewardModelSpec,
     name: &'static str,
-    /// Known once the probes were scored.
+    /// Set after the probes were checked.
     scoring: Option<Scoring>,
-    /// A model of its own, where it is not an adapter beside the trained one.
+    /// The loaded reward model, unless it is an adapter on the trained base.
     own: Option<Model>,
 }
 
 impl Judge {
-    /// `place` among the reward models of the recipe.
+    /// Checks the settings; loads nothing yet. `place` is the index among the reward models of the recipe.
     pub fn new(spec: RewardModelSpec, place: usize) -> Result<Self> {
         let path = spec.path.display();
         if spec.base.is_some() && !spec.is_adapter() {
-            return Err(
-                Error::user(format!("base: {path} is no adapter, so it has its base in itself")).hint("remove `base`")
-            );
+            return Err(Error::user(format!("base: {path} is a whole model and needs no base")).hint("remove `base`"));
         }
         if !spec.is_adapter() && !spec.path.join("config.json").exists() {
             return Err(Error::user(format!("{path}: neither a reward model's directory nor an adapter"))
@@ -60,7 +60,7 @@ impl Judge {
         Ok(Self { name: adapter_name(place)?, spec, scoring: None, own: None })
     }
 
-    /// The model whose head scores, its probes checked.
+    /// Loads the reward model where needed and checks its probes. Does nothing after the first call.
     fn ready(&mut self, model: &Model) -> Result<()> {
         if self.scoring.is_some() {
             return Ok(());
@@ -78,7 +78,7 @@ impl Judge {
                     false => (folder.as_path(), None),
                 };
                 let (own, scoring) = open_scorer(base, adapter, model.device(), model.kind())?;
-                report::info(format!("reward model {} with a base of its own in memory", folder.display()));
+                report::info(format!("reward model {}: loaded with a base of its own in memory", folder.display()));
                 self.own = Some(own);
                 scoring
             }
@@ -88,7 +88,7 @@ impl Judge {
 }
 
 impl Reward for Judge {
-    /// Its tokens must be those of the policy: answers are scored as they were drawn.
+    /// The reward model must have the policy's tokenizer, as answers are scored by the token ids that were sampled.
     fn check_tokenizer(&self, tokenizer: &ChatTokenizer) -> Result<()> {
         let folder = &self.spec.path;
         if let Some(scoring) = Scoring::read(folder)? {
@@ -102,17 +102,17 @@ impl Reward for Judge {
         match ChatTokenizer::load(base, None)?.encode_plain(text)? == tokenizer.encode_plain(text)? {
             true => Ok(()),
             false => Err(Error::user(format!(
-                "{}: its tokenizer is not that of the model that is trained: answers would be other tokens to it",
+                "{}: its tokenizer differs from that of the trained model, so token ids mean other text to it",
                 base.display()
             ))
-            .hint("train a reward model on the same base, or ask this one through a `command` or `http` reward")),
+            .hint("train a reward model on the same base, or use this one through a `command` or `http` reward")),
         }
     }
 
     fn score(&mut self, model: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
         self.ready(model)?;
         let scoring = self.scoring.as_ref().ok_or_else(|| Error::bug("a reward model that is not ready"))?;
-        // Like lengths together: attention pads within a packed row.
+        // Sequences of similar length are scored together, because attention pads within a packed row.
         let mut order: Vec<usize> = (0..answers.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(answers[i].ids.len()));
         let ids: Vec<&[u32]> = order.iter().map(|&i| answers[i].ids).collect();

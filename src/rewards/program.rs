@@ -1,7 +1,9 @@
-//! A program of the user's that is given lines and prints as many: how reward commands and judges of pairs are asked.
+//! Runs a user's program that prints one line for each line of its input: reward commands, and commands that judge
+//! pairs.
 //!
-//! It is started for every batch and ends with its input: then what it prints is whole, whether it buffers or not, and
-//! a batch never meets what an earlier one left behind. A judge that takes long to start is better a server (`http`).
+//! The program is started anew for every batch and must end when its input ends. So its output is complete even if it
+//! buffers, and no state of an earlier batch is left in it. A program that takes long to start is better run as a
+//! server (`http`).
 
 use super::spec::CommandSpec;
 use crate::error::{Error, Result};
@@ -12,22 +14,22 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Bytes of the end of stderr that an error shows.
+/// An error shows at most this many bytes of the end of stderr.
 const TAIL: usize = 2000;
 
-/// The program, and what errors say that it should do.
+/// A program with its expected input and output.
 pub struct Program {
     spec: CommandSpec,
-    /// What one line of its output is: `a number`.
+    /// Describes one line of output in errors, such as `one number`.
     prints: &'static str,
-    /// What one line of its input is.
+    /// Describes one line of input in errors.
     reads: &'static str,
-    /// Bytes a line of output may have on average before it is taken to print something else.
+    /// Bytes that a line of output may have on average. More is an error: the program prints something else.
     most: usize,
 }
 
 impl Program {
-    /// Errors: no program is named.
+    /// Errors: `run` is empty.
     pub fn new(spec: CommandSpec, reads: &'static str, prints: &'static str, most: usize) -> Result<Self> {
         match spec.run.first() {
             Some(program) if !program.is_empty() => Ok(Self { spec, prints, reads, most }),
@@ -35,14 +37,14 @@ impl Program {
         }
     }
 
-    /// As errors call it.
+    /// Returns the command line in backquotes, for errors.
     pub fn name(&self) -> String {
         format!("`{}`", self.spec.run.join(" "))
     }
 
-    /// What it prints to each of these lines, in their order.
+    /// Runs the program on `lines` and returns its output, one line for each of them, in their order.
     ///
-    /// Errors: it cannot be started, fails, takes too long, or prints another number of lines.
+    /// Errors: it cannot be started, fails, takes too long, or prints more or fewer lines.
     pub fn ask(&self, lines: &[String]) -> Result<Vec<String>> {
         let input: String = lines.iter().map(|line| format!("{line}\n")).collect();
         let printed = self.talk(input, self.most * (lines.len() + 4))?;
@@ -64,7 +66,7 @@ impl Program {
         Ok(found.into_iter().map(String::from).collect())
     }
 
-    /// What the command prints when it is given `input`; no more than `most` bytes.
+    /// Runs the program on `input` and returns its output. Output of more than `most` bytes is an error.
     fn talk(&self, input: String, most: usize) -> Result<Vec<u8>> {
         let deadline = Instant::now() + Duration::from_secs_f64(self.spec.timeout);
         let mut child = Command::new(&self.spec.run[0])
@@ -77,7 +79,8 @@ impl Program {
                 Error::user(format!("starting {}: {e}", self.name()))
                     .hint("`run` is a program and its arguments; is it on the PATH, and may it be executed?")
             })?;
-        // A command that reads no more ends the writing; what is wrong then shows in its exit or its output.
+        // A program may end before it has read all input. The error of writing is ignored: its exit status or its
+        // output shows what went wrong.
         if let Some(mut stdin) = child.stdin.take() {
             thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
         }
@@ -100,19 +103,19 @@ impl Program {
             (Ok(printed), Some(status)) if status.success() => Ok(printed),
             (_, Some(status)) if !status.success() => {
                 Err(Error::user(format!("{}: ended with {}{}", self.name(), status, said()))
-                    .hint(format!("try it by hand: give it lines of {}", self.reads)))
+                    .hint(format!("run it by hand with lines of {}", self.reads)))
             }
             _ => {
                 let _ = child.kill();
                 let _ = child.wait();
-                Err(Error::user(format!("{}: no end after {} s{}", self.name(), self.spec.timeout, said()))
-                    .hint("raise `timeout`; does the command end when its input ends?"))
+                Err(Error::user(format!("{}: did not end within {} s{}", self.name(), self.spec.timeout, said()))
+                    .hint("raise `timeout`; the command must end when its input ends"))
             }
         }
     }
 }
 
-/// Reads all, in a thread of its own; one byte more than `most` says that there was more.
+/// Reads a pipe to its end in a thread of its own: at most `most` bytes and one more, which shows that there was more.
 fn collect(pipe: Option<impl Read + Send + 'static>, most: usize) -> Receiver<Vec<u8>> {
     let (send, receive) = channel();
     thread::spawn(move || {
@@ -125,7 +128,7 @@ fn collect(pipe: Option<impl Read + Send + 'static>, most: usize) -> Receiver<Ve
     receive
 }
 
-/// How the command ended; `None`: it has not until `deadline`.
+/// Waits for the program; `None` if it still runs at `deadline`.
 fn wait(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
     loop {
         match child.try_wait() {

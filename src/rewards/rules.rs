@@ -1,4 +1,4 @@
-//! Rules over the answer's text alone: exact match, words in common, regular expression, length.
+//! Rewards by rules over the answer's text: exact match, words in common, regular expression, length.
 
 use super::spec::{ExactSpec, LengthSpec, LengthUnit, OverlapSpec, RegexSpec};
 use super::{Reward, Scored, check_column, expected};
@@ -13,7 +13,7 @@ fn truth(yes: bool) -> f64 {
     if yes { 1.0 } else { 0.0 }
 }
 
-/// 1 where the answer is the text of a column.
+/// Reward by exact match: 1 if the answer is the text of a column, else 0.
 pub(super) struct Exact(ExactSpec);
 
 impl Exact {
@@ -45,7 +45,7 @@ impl Reward for Exact {
     }
 }
 
-/// F1 of the words of answer and column.
+/// Reward by words in common: F1 of the words of answer and column.
 pub(super) struct Overlap(OverlapSpec);
 
 impl Overlap {
@@ -58,7 +58,7 @@ fn words(text: &str) -> Vec<String> {
     text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).map(str::to_lowercase).collect()
 }
 
-/// `2 · common / (words of a + words of b)`; words that come more than once count as often as both have them.
+/// `2 · common / (words of a + words of b)`; a word that is repeated counts as often as both have it.
 fn f1(a: &[String], b: &[String]) -> f64 {
     let mut left: HashMap<&str, usize> = HashMap::new();
     b.iter().for_each(|w| *left.entry(w).or_default() += 1);
@@ -88,17 +88,18 @@ impl Reward for Overlap {
     }
 }
 
-/// 1 where a regular expression matches, or captures what a column says.
+/// Reward by a regular expression: 1 if it matches and, with a column, captures the text of that column; else 0.
 pub(super) struct Pattern {
     regex: Regex,
     column: Option<String>,
 }
 
 impl Pattern {
+    /// Compiles the pattern. Fails if it is not valid.
     pub fn new(spec: RegexSpec) -> Result<Self> {
         let regex = Regex::new(&spec.pattern).map_err(|e| {
             Error::user(format!("pattern {:?} is no regular expression: {e}", spec.pattern))
-                .hint("in YAML, single quotes keep backslashes as they are: pattern: '\\d+'")
+                .hint("in YAML, single quotes keep backslashes unchanged: pattern: '\\d+'")
         })?;
         Ok(Self { regex, column: spec.column })
     }
@@ -124,11 +125,12 @@ impl Reward for Pattern {
     }
 }
 
-/// 1 from `min` to `max`, falling to 0 over `falloff` outside.
+/// Reward by length: 1 from `min` to `max`, falling linearly to 0 over `falloff` outside.
 #[derive(Debug)]
 pub(super) struct Length(LengthSpec);
 
 impl Length {
+    /// Fails if neither `min` nor `max` is given, or if `min` is above `max`.
     pub fn new(spec: LengthSpec) -> Result<Self> {
         match (spec.min, spec.max) {
             (None, None) => Err(Error::user("length: neither min nor max is given: every length would get 1")

@@ -1,52 +1,52 @@
-//! What a recipe says about rewards: a list of sources, each with its weight.
+//! The `rewards` section of a recipe: a list of sources, each with its settings and its weight.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// A source of rewards; exactly one of the kinds is given.
+/// A source of rewards. Exactly one kind must be given.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RewardSpec {
-    /// 1 where the answer is what a column says, else 0.
+    /// 1 if the answer equals the text of a column, else 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exact: Option<ExactSpec>,
-    /// How many words answer and column share: their F1, from 0 to 1 (Rajpurkar et al. 2016, arXiv 1606.05250).
+    /// F1 of the words that answer and column share, from 0 to 1 (Rajpurkar et al. 2016, arXiv 1606.05250).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlap: Option<OverlapSpec>,
-    /// 1 where a regular expression matches the answer, or where what it captures is what a column says; else 0.
+    /// 1 if a regular expression matches the answer and, with `column`, captures the text of that column; else 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub regex: Option<RegexSpec>,
-    /// 1 where the answer is JSON that fits a schema, else 0.
+    /// 1 if the answer is JSON that fits a schema, else 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub json_schema: Option<JsonSchemaSpec>,
-    /// 1 where the answer is as long as asked, less outside.
+    /// 1 if the length of the answer is from `min` to `max`, less outside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length: Option<LengthSpec>,
-    /// What a command says: it is started for each batch of answers, reads a JSON object a line and writes a number a line.
+    /// The number that a command prints: it is started for each batch of answers, reads one JSON object per line and writes one number per line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<CommandSpec>,
-    /// What a server says to a POST.
+    /// The number that a server returns to a POST request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpSpec>,
-    /// What a reward model says: the score at the answer's last token.
+    /// The score that a reward model gives at the answer's last token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<RewardModelSpec>,
-    /// What its number is multiplied by in the sum.
+    /// Factor of this reward in the weighted sum.
     #[serde(default = "one")]
     pub weight: f64,
-    /// Its name in the metrics, `rewards/NAME/mean`; left out, its kind.
+    /// Name in the metrics, `rewards/NAME/mean`. By default, the kind, such as `exact`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
 
-/// Exact match, after spaces at both ends are taken off.
+/// Exact match, after whitespace at both ends is removed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExactSpec {
-    /// The column with the right answer (a list: any of them). Rows that end in an answer have it as `answer`.
+    /// The column with the right answer; of a list, any item may match. Rows that end in an answer have it as `answer`.
     pub column: String,
-    /// Take upper and lower case as the same.
+    /// Ignore upper and lower case.
     pub ignore_case: bool,
     /// Compare only what follows the last occurrence of this text; an answer without it gets 0.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,11 +59,11 @@ impl Default for ExactSpec {
     }
 }
 
-/// Words in common, case and punctuation aside.
+/// Words in common, ignoring case and punctuation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OverlapSpec {
-    /// The column with the right answer (a list: the one that fits best). Rows that end in an answer have it as `answer`.
+    /// The column with the right answer; of a list, the item that fits best counts. Rows that end in an answer have it as `answer`.
     pub column: String,
 }
 
@@ -77,10 +77,10 @@ impl Default for OverlapSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegexSpec {
-    /// What is looked for anywhere in the answer; `^` and `$` tie it to the ends.
+    /// The pattern, searched anywhere in the answer; `^` and `$` anchor it to the ends.
     #[schemars(extend("format" = "regex"))]
     pub pattern: String,
-    /// Compare what the first group captures (the whole match where there is no group) with this column; left out, a match is enough.
+    /// The column that the text of the first group (of the whole match if there is no group) must equal. Without it, a match is enough.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub column: Option<String>,
 }
@@ -92,27 +92,27 @@ pub struct JsonSchemaSpec {
     /// The file with the schema (JSON Schema, drafts 4 to 2020-12).
     #[schemars(extend("format" = "path"))]
     pub path: PathBuf,
-    /// What an answer gets that is JSON but does not fit.
+    /// Reward of an answer that is JSON but does not fit the schema.
     #[serde(default)]
     pub parsed: f64,
 }
 
-/// What is counted.
+/// The unit of a length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LengthUnit {
-    /// Tokens, without the one that ends the answer.
+    /// Tokens, without the stop token.
     #[default]
     Tokens,
     /// Characters.
     Characters,
 }
 
-/// A length to keep to.
+/// A range of lengths.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LengthSpec {
-    /// What is counted.
+    /// The unit of `min`, `max` and `falloff`.
     pub unit: LengthUnit,
     /// The shortest length that gets 1.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -120,7 +120,7 @@ pub struct LengthSpec {
     /// The longest length that gets 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max: Option<usize>,
-    /// How far outside the reward has fallen to 0, in a straight line; 0: at once.
+    /// Distance outside the range at which the reward, falling linearly, reaches 0; 0: it is 0 everywhere outside.
     pub falloff: usize,
 }
 
@@ -128,10 +128,10 @@ pub struct LengthSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CommandSpec {
-    /// The program and its arguments; no shell reads them. It is given `{"prompt", "completion", "columns"}` a line, and prints a number for it, or `null` to abstain.
+    /// The program and its arguments, started without a shell. It reads `{"prompt", "completion", "columns"}` from each line and prints a number, or `null` to abstain.
     #[schemars(length(min = 1))]
     pub run: Vec<String>,
-    /// Seconds that a batch may take.
+    /// Seconds allowed for a batch.
     #[serde(default = "minute")]
     #[schemars(range(min = 0.001))]
     pub timeout: f64,
@@ -141,14 +141,14 @@ pub struct CommandSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HttpSpec {
-    /// Where to POST `{"query", "prompts", "completions", "columns"}`, each a list; the reply is `{"rewards": [number, …]}`, where null abstains.
+    /// Address that gets a POST of `{"query", "prompts", "completions", "columns"}`, each a list. It must return `{"rewards": [number, …]}`, where null abstains.
     #[schemars(regex(pattern = r"^http://"))]
     pub url: String,
-    /// Seconds that a request may take.
+    /// Seconds allowed for a request.
     #[serde(default = "minute")]
     #[schemars(range(min = 0.001))]
     pub timeout: f64,
-    /// How often a request that fails is made again.
+    /// How often a failed request is repeated.
     #[serde(default = "two")]
     pub retries: u32,
 }
@@ -157,14 +157,14 @@ pub struct HttpSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RewardModelSpec {
-    /// Its directory: an adapter over the same base (then there is one base in memory), or a whole model.
+    /// Directory of the reward model: an adapter over the policy's base (one base in memory serves both), or a whole model.
     #[schemars(extend("format" = "path"))]
     pub path: PathBuf,
-    /// The base of an adapter that was trained on another one than the policy's; it is a second base in memory.
+    /// Base of an adapter that was trained on another base than the policy's; it is loaded as a second base in memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "path"))]
     pub base: Option<PathBuf>,
-    /// Use it even where its report card is missing or below the limits.
+    /// Use it even if its report card is missing or below the limits.
     #[serde(default)]
     pub force: bool,
 }
@@ -183,7 +183,7 @@ fn answer() -> String {
 }
 
 impl RewardSpec {
-    /// A source of which no kind is given yet.
+    /// Returns an entry without a kind, of weight 1.
     pub fn empty() -> Self {
         Self {
             exact: None,
@@ -199,7 +199,7 @@ impl RewardSpec {
         }
     }
 
-    /// The kinds that are given.
+    /// Returns the names of the kinds that are given.
     pub fn kinds(&self) -> Vec<&'static str> {
         let given = [
             ("exact", self.exact.is_some()),

@@ -1,8 +1,8 @@
-//! The training doctor: what is wrong with a run, from its curves and facts; each finding with evidence, cause and the
-//! command to try next.
+//! The training doctor: finds problems of a run in its curves and facts, and gives for each the evidence, the cause and
+//! commands to try next.
 //!
-//! A pure function of what lies in the run folder, so that a run in progress, its report and `ft runs show` say the
-//! same. It speaks up only where the numbers leave no doubt: a healthy run yields nothing.
+//! A pure function of the files in the run folder, so that a run in progress, its report and `ft runs show` give the
+//! same answer. It reports a problem only if the numbers leave no doubt; for a healthy run it returns nothing.
 
 use super::facts::{Facts, Origin};
 use super::history::{History, Point, mean};
@@ -10,7 +10,7 @@ use super::preference;
 use crate::recipe::{Dtype, Plan};
 use serde::Serialize;
 
-/// The illnesses; their names are stable, scripts may match on them.
+/// Known problems. Their names are stable: scripts may match on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Id {
@@ -29,6 +29,7 @@ pub enum Id {
 }
 
 impl Id {
+    /// Returns the name as messages and `--json` show it.
     pub fn name(self) -> &'static str {
         match self {
             Id::NonFinite => "non-finite",
@@ -47,39 +48,40 @@ impl Id {
     }
 }
 
-/// A diagnosis.
+/// A problem that was found.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Finding {
     pub id: Id,
-    /// In a few words.
+    /// The problem in a few words.
     pub title: String,
-    /// Numbers that show it: (name, value).
+    /// Numbers that show the problem: (name, value).
     pub evidence: Vec<(String, String)>,
-    /// Why, in words.
+    /// Explanation in a sentence or two.
     pub cause: String,
-    /// Commands to try, the first one first.
+    /// Commands to try, the most promising first.
     pub next: Vec<String>,
 }
 
-/// Fewer steps than this say nothing about a trend.
+/// With fewer steps, no trend is judged.
 const TREND: usize = 24;
-/// A loss below it is as good as zero.
+/// A loss below this is regarded as zero.
 const ZERO: f64 = 1e-3;
 
-/// What the doctor looks at.
+/// Input of the diagnosis: plan, facts and curves of one run.
 #[derive(Clone, Copy)]
 pub struct Patient<'a> {
     pub plan: &'a Plan,
-    /// `None` for a run of a version that did not write them.
+    /// `None` for a run of an ft version that wrote no facts.
     pub facts: Option<&'a Facts>,
     pub history: &'a History,
 }
 
-/// Everything that is wrong, the gravest first.
+/// Returns all problems that were found, the most serious first.
 pub fn diagnose(patient: Patient) -> Vec<Finding> {
     let mut found = Vec::new();
     found.extend(non_finite(patient));
-    // A policy's loss is around zero and says nothing of how well it does: the method's own alarms watch it.
+    // The loss of a policy is around zero and does not show how good the policy is: the method's own alarms watch it
+    // instead.
     if !patient.plan.recipe.method.fixed() {
         found.extend(no_update(patient));
         return found;
@@ -89,7 +91,7 @@ pub fn diagnose(patient: Patient) -> Vec<Finding> {
     let rate = learning_rate(patient);
     let compared = preference::diagnose(patient, still.is_some());
     let unmoved = compared.iter().any(|f| f.id == Id::NoMovement);
-    // A loss at zero is flat, one without gradient too, and one that jumps is not.
+    // A loss that is zero or has no gradient is also flat, so only the more precise finding is reported.
     if zero.is_none() && still.is_none() && rate.is_none() && !unmoved {
         found.extend(flat(patient));
     }
@@ -107,12 +109,12 @@ impl Patient<'_> {
         self.plan.recipe.optim.lr.unwrap_or(0.0)
     }
 
-    /// Steps that count.
+    /// Returns the steps whose update was applied.
     pub(super) fn applied(&self) -> Vec<&Point> {
         self.history.steps.iter().filter(|p| p.applied()).collect()
     }
 
-    /// The run's command with other settings, into a folder of its own beside the old one.
+    /// Returns an `ft train` command that repeats the run with these settings changed, into the folder `OUT-name`.
     pub(super) fn again(&self, name: &str, changes: &[(&str, String)]) -> String {
         let out = format!("{}-{name}", self.plan.recipe.run.out.display());
         let key = |set: &str| set.split('=').next().unwrap_or(set).trim().to_string();
@@ -123,20 +125,20 @@ impl Patient<'_> {
         format!("ft train {}{}", quote(&self.plan.file.display().to_string()), sets.collect::<String>())
     }
 
-    /// `ft check` with the run's own settings.
+    /// Returns the `ft check` command for the run's recipe and settings.
     pub(super) fn check(&self) -> String {
         let sets: String = self.plan.sets.iter().map(|s| format!(" --set {}", quote(s))).collect();
         format!("ft check {}{sets}", quote(&self.plan.file.display().to_string()))
     }
 
-    /// A look at the (first) training rows.
+    /// Returns the `ft data inspect` command for the (first) training rows.
     pub(super) fn inspect(&self) -> String {
         let path = self.plan.recipe.data.train.0.first().map(|s| quote(&s.path.display().to_string()));
         format!("ft data inspect {}", path.unwrap_or_default())
     }
 }
 
-/// As a shell takes it for one word.
+/// Quotes a text so that a shell reads it as one word.
 fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -151,12 +153,12 @@ pub(super) fn finding(id: Id, title: &str, evidence: &[(&str, String)], cause: S
     Finding { id, title: title.into(), evidence, cause, next }
 }
 
-/// Four digits that tell something.
+/// Formats a number with four decimals, or in scientific notation if it is very small or large.
 pub(super) fn number(x: f64) -> String {
     if x == 0.0 || (1e-3..1e5).contains(&x.abs()) { format!("{x:.4}") } else { format!("{x:.2e}") }
 }
 
-/// A rate as a person would write it.
+/// Formats a learning rate with one digit, such as `2e-4`.
 pub(super) fn rate(x: f64) -> String {
     format!("{x:.0e}")
 }
@@ -167,7 +169,7 @@ fn losses(points: &[&Point]) -> f64 {
 
 fn non_finite(p: Patient) -> Option<Finding> {
     let bad: Vec<&Point> = p.history.steps.iter().filter(|s| !s.applied()).collect();
-    // A step that ended the run has an origin, but no line in the curves.
+    // A step that ended the run is recorded among the origins, but has no line in the curves.
     let origins = p.facts.map_or(&[][..], |f| &f.origins);
     let left_out = bad.first().map(|s| (s.step, s.loss.to_string(), s.grad_norm.to_string()));
     let ended = origins.first().map(|o| (o.step, o.loss.clone(), o.grad_norm.clone()));
@@ -175,7 +177,7 @@ fn non_finite(p: Patient) -> Option<Finding> {
     let origin = origins.iter().find(|o| o.step >= first);
     let mut evidence = vec![("first at step", first.to_string()), ("loss there", loss), ("gradient norm there", norm)];
     if !bad.is_empty() {
-        evidence.push(("steps left out", bad.len().to_string()));
+        evidence.push(("steps skipped", bad.len().to_string()));
     }
     if let Some(origin) = origin {
         evidence.push(("begins at", origin.place.clone()));
@@ -189,7 +191,7 @@ fn non_finite(p: Patient) -> Option<Finding> {
     let slower = || [p.again("slower", &slower)].into_iter().chain(wider.clone()).collect::<Vec<_>>();
     let (cause, next) = match origin.map(|o: &Origin| o.stage.as_str()) {
         Some("frozen weights") => (
-            "A weight of the base is not finite; no setting can help.".to_string(),
+            "A weight of the base model is not finite; no setting can help.".to_string(),
             vec![format!("ft import … --out {} --force", p.plan.recipe.model.path.display()), p.check()],
         ),
         Some("trained weights") => (
@@ -197,7 +199,7 @@ fn non_finite(p: Patient) -> Option<Finding> {
             slower(),
         ),
         Some("forward" | "loss") => (
-            "Activations grew beyond what the number format holds: the steps were too large, or the format is too narrow."
+            "Activations exceeded the range of the number format: the steps were too large or the format is too narrow."
                 .to_string(),
             slower(),
         ),
@@ -205,7 +207,7 @@ fn non_finite(p: Patient) -> Option<Finding> {
             "The loss was finite, its gradient was not: the backward pass overflowed.".to_string(),
             slower(),
         ),
-        _ => ("The numbers left the range of the format.".to_string(), slower()),
+        _ => ("Some numbers exceeded the range of the format.".to_string(), slower()),
     };
     Some(finding(Id::NonFinite, "A loss or gradient is not finite", &evidence, cause, next))
 }
@@ -219,14 +221,14 @@ fn loss_zero(p: Patient) -> Option<Finding> {
     let accuracy = mean(first.iter().filter_map(|s| s.more.iter().find(|(k, _)| k == "accuracy").map(|(_, v)| *v)));
     let mut evidence = vec![("mean loss of the first steps", number(losses(first)))];
     if accuracy.is_finite() {
-        evidence.push(("tokens predicted right from the start", format!("{:.1} %", 100.0 * accuracy)));
+        evidence.push(("tokens predicted correctly at the start", format!("{:.1} %", 100.0 * accuracy)));
     }
     if let Some(f) = p.facts {
-        evidence.push(("share of tokens learnt", format!("{:.2} %", 100.0 * f.train.supervised_share())));
+        evidence.push(("share of tokens trained on", format!("{:.2} %", 100.0 * f.train.supervised_share())));
     }
-    let cause = "There is nothing to learn: what is supervised is the same in every row, stands in the prompt already, or \
-                 the base has seen these rows.";
-    let shows = format!("{}   # shows which tokens are learnt", p.check());
+    let cause = "There is nothing to learn: the trained tokens are the same in every row or already in the prompt, or \
+                 the base model was trained on these rows.";
+    let shows = format!("{}   # shows which tokens are trained on", p.check());
     Some(finding(Id::LossZero, "The loss is zero from the start", &evidence, cause.into(), vec![shows, p.inspect()]))
 }
 
@@ -241,29 +243,29 @@ fn no_gradient(p: Patient) -> Option<Finding> {
         vec![("largest gradient norm of the last steps", number(largest)), ("loss", number(losses(last)))];
     if let Some(alive) = steps.iter().rev().find(|s| s.grad_norm > 1e-12) {
         evidence.push(("last step with a gradient", format!("{} (norm {})", alive.step, number(alive.grad_norm))));
-        let cause = "It was there and went: numbers have grown until nothing changes their outcome any more. The steps \
-                     before were too large.";
+        let cause = "Earlier steps had a gradient: weights have grown so large that small changes no longer affect the \
+                     loss. The steps were too large.";
         let next = vec![p.again("slower", &[("optim.lr", rate(p.lr() / 10.0)), ("optim.warmup", "0.1".into())])];
-        return Some(finding(Id::NoGradient, "The gradient is gone", &evidence, cause.into(), next));
+        return Some(finding(Id::NoGradient, "The gradient has become zero", &evidence, cause.into(), next));
     }
     let cause = if p.plan.recipe.adapter.is_some() {
         "No gradient reaches the adapter: its scale (alpha / rank) is zero, or both of its factors are."
     } else {
-        "No gradient reaches a trained weight."
+        "No gradient reaches the trained weights."
     };
     let mut next = Vec::new();
     if p.plan.recipe.adapter.is_some() {
         next.push(p.again("scaled", &[("adapter.lora.alpha", "32".into())]));
     }
     next.push(p.check());
-    Some(finding(Id::NoGradient, "No gradient", &evidence, cause.into(), next))
+    Some(finding(Id::NoGradient, "The gradient is zero", &evidence, cause.into(), next))
 }
 
 fn no_update(p: Patient) -> Option<Finding> {
     let steps = p.applied();
     let largest = steps.iter().map(|s| s.lr).fold(0.0, f64::max);
     let moved = p.facts.and_then(|f| f.movement);
-    // The first step of a warm-up has no rate yet.
+    // The first step of a warm-up has the rate zero, so a few steps are needed to judge.
     let still = steps.len() >= 3 && largest == 0.0;
     let stuck = steps.len() >= 3 && moved.is_some_and(|m| m.relative == 0.0 && m.to_step >= m.from_step + 3);
     if !still && !stuck {
@@ -275,12 +277,12 @@ fn no_update(p: Patient) -> Option<Finding> {
     }
     let usual: f64 = if p.plan.recipe.adapter.is_some() { 2e-4 } else { 2e-5 };
     let cause = if still {
-        "The learning rate is zero: gradients are computed and thrown away."
+        "The learning rate is zero: gradients are computed, but weights are not updated."
     } else {
-        "Updates are smaller than the last digit of the numbers that they are added to."
+        "Updates are too small for the precision of the weights: adding them changes nothing."
     };
     let next = vec![p.again("faster", &[("optim.lr", rate(usual.max(10.0 * p.lr())))])];
-    Some(finding(Id::NoUpdate, "Nothing moves", &evidence, cause.into(), next))
+    Some(finding(Id::NoUpdate, "The weights do not change", &evidence, cause.into(), next))
 }
 
 fn flat(p: Patient) -> Option<Finding> {
@@ -295,11 +297,11 @@ fn flat(p: Patient) -> Option<Finding> {
     let (a, b) = (losses(first), losses(last));
     let spread = |s: &[&Point], m: f64| mean(s.iter().map(|p| (p.loss - m).powi(2))) / s.len() as f64;
     let noise = (spread(first, a) + spread(last, b)).sqrt();
-    // It fell by less than 1 %, and chance does not hide a fall of 5 %.
+    // Flat: the loss fell by less than 1 %, and the noise is small enough to exclude a true fall of 5 %.
     if a < 0.02 || a - b > 0.01 * a || a - b + 2.0 * noise > 0.05 * a || b > 1.1 * a {
         return None;
     }
-    // Validation that got better says that the noise of training hides a fall.
+    // If validation improved, the training loss did fall, and noise hides it.
     let better = p.history.validations.first().zip(p.history.best()).map(|(v, best)| v.loss() - best.loss());
     if better.is_some_and(|d| d > 0.005 * a) {
         return None;
@@ -316,15 +318,15 @@ fn flat(p: Patient) -> Option<Finding> {
         evidence.push(("relative size of all updates", number(moved)));
     }
     let faster = p.again("faster", &[("optim.lr", rate(p.lr() * 10.0))]);
-    // A LoRA that learns moves by tenths of itself, a whole model by thousandths.
+    // In a normal run a LoRA changes by tenths of its own size, a whole model by thousandths.
     let small = if p.plan.recipe.adapter.is_some() { 3e-3 } else { 1e-4 };
     let (cause, next) = match moved {
         Some(m) if m >= small => (
-            "The weights move, the loss does not: answers do not follow from prompts (shuffled or random labels), or the \
-             base knows the rows as well as they can be known.",
+            "The weights change, but the loss does not fall: answers do not follow from prompts (shuffled or random \
+             labels), or the base model already predicts the rows as well as possible.",
             vec![p.inspect(), p.check(), faster],
         ),
-        _ => ("The weights have hardly moved: the learning rate is too low for so few steps.", vec![faster]),
+        _ => ("The weights have hardly changed: the learning rate is too low for so few steps.", vec![faster]),
     };
     Some(finding(Id::FlatLoss, "The loss does not fall", &evidence, cause.into(), next))
 }
@@ -334,13 +336,14 @@ fn learning_rate(p: Patient) -> Option<Finding> {
     if steps.len() < 8 {
         return None;
     }
-    // The first step's loss is measured before anything moved; the next ones may have jumped already.
+    // The loss of the first step precedes any update; that of the next steps may already be too high. The minimum
+    // guards against a start value that is inflated by such a rise.
     let start = losses(&steps[..3]).min(1.25 * steps[0].loss);
     let w = (steps.len() / 10).clamp(3, 50);
     let end = losses(&steps[steps.len() - w..]);
     let risen = end > 1.15 * start + 0.1;
     let spikes = spikes(&steps);
-    // A few rows that are hard make a spike each; many mean that steps overshoot.
+    // A few spikes may come from difficult rows; many mean that steps overshoot.
     let many = spikes.len() >= 3.max(steps.len() / 100);
     if !risen && !many {
         return None;
@@ -357,7 +360,7 @@ fn learning_rate(p: Patient) -> Option<Finding> {
         evidence.push(("spikes", format!("{} (first at steps {})", spikes.len(), shown.join(", "))));
     }
     let title = if risen { "The loss rises above its start" } else { "The loss jumps" };
-    let cause = "Steps overshoot: the learning rate is too high, or it is reached too early.";
+    let cause = "Steps overshoot: the learning rate is too high, or the warm-up is too short.";
     let next = vec![p.again(
         "slower",
         &[("optim.lr", rate(p.lr() / if risen { 10.0 } else { 3.0 })), ("optim.warmup", "0.1".into())],
@@ -365,8 +368,8 @@ fn learning_rate(p: Patient) -> Option<Finding> {
     Some(finding(Id::LearningRateTooHigh, title, &evidence, cause.into(), next))
 }
 
-/// Steps whose loss stands out from the twenty before: by half of their median and far beyond their spread, with a
-/// gradient that stands out too.
+/// Returns the steps with a spike: the loss exceeds the median of the twenty steps before by at least half of it and by
+/// 8 times their spread, and the gradient norm is above three times its median.
 fn spikes(steps: &[&Point]) -> Vec<u64> {
     let median = |mut v: Vec<f64>| {
         v.sort_by(f64::total_cmp);
@@ -406,8 +409,8 @@ fn memorisation(p: Patient) -> Option<Finding> {
         ("training loss now", number(now)),
         ("epochs", format!("{:.2}", epochs(last.step))),
     ];
-    let cause = "The rows are being learnt by heart: training loss falls, validation loss rises. More rows, fewer epochs or \
-                 a smaller adapter generalise better.";
+    let cause = "The model memorises the training rows: training loss falls, validation loss rises. More rows, fewer \
+                 epochs or a smaller adapter generalise better.";
     let every = p.plan.recipe.run.eval_every;
     let mut changes = vec![("run.patience", "2".to_string())];
     if every == 0 {
@@ -418,7 +421,7 @@ fn memorisation(p: Patient) -> Option<Finding> {
     if shorter.is_finite() && shorter > 0.0 && p.plan.recipe.run.steps.is_none() {
         next.push(p.again("shorter", &[("run.epochs", format!("{shorter:.2}"))]));
     }
-    Some(finding(Id::Memorisation, "Rows are learnt by heart", &evidence, cause.into(), next))
+    Some(finding(Id::Memorisation, "The training rows are memorised", &evidence, cause.into(), next))
 }
 
 fn worse(p: Patient, others: &[Finding]) -> Option<Finding> {
@@ -438,15 +441,15 @@ fn worse(p: Patient, others: &[Finding]) -> Option<Finding> {
     }
     let never = best.is_none_or(|b| b.loss() >= first.loss());
     let cause = match (never, others.iter().any(|f| f.id == Id::LearningRateTooHigh)) {
-        (_, true) => "The steps are too large for the base, see learning-rate-too-high.",
+        (_, true) => "The steps are too large for the base model, see learning-rate-too-high.",
         (true, _) => {
-            "No checkpoint is better than the base: training rows teach something else than validation rows ask, or the \
+            "No checkpoint is better than the base model: training rows differ in kind from validation rows, or the \
              steps are too large."
         }
-        (false, _) => "The run got better than the base and then lost it again; the best checkpoint is kept.",
+        (false, _) => "The run became better than the base model and then worse; the best checkpoint is kept.",
     };
     let next = vec![p.check(), p.again("slower", &[("optim.lr", rate(p.lr() / 5.0)), ("optim.warmup", "0.1".into())])];
-    Some(finding(Id::WorseThanStart, "Worse than the base on validation rows", &evidence, cause.into(), next))
+    Some(finding(Id::WorseThanStart, "Worse than the base model on validation rows", &evidence, cause.into(), next))
 }
 
 fn few_supervised(p: Patient) -> Option<Finding> {
@@ -457,12 +460,12 @@ fn few_supervised(p: Patient) -> Option<Finding> {
     }
     let per = train.supervised_tokens as f64 / train.examples.max(1) as f64;
     let evidence = [
-        ("share of tokens learnt", format!("{:.3} %", 100.0 * share)),
-        ("learnt tokens an example", format!("{per:.1}")),
-        ("tokens an example", format!("{:.0}", train.tokens as f64 / train.examples.max(1) as f64)),
+        ("share of tokens trained on", format!("{:.3} %", 100.0 * share)),
+        ("trained tokens per example", format!("{per:.1}")),
+        ("tokens per example", format!("{:.0}", train.tokens as f64 / train.examples.max(1) as f64)),
     ];
-    let cause = "Nearly all of the work goes into prompts: answers are very short beside them, or cut off, or the mask \
-                 leaves them out.";
-    let shows = format!("{}   # shows which tokens are learnt", p.check());
-    Some(finding(Id::FewSupervisedTokens, "Hardly a token is learnt", &evidence, cause.into(), vec![shows]))
+    let cause = "Nearly all of the computation goes into prompts: answers are very short compared with them, or \
+                 truncated, or the mask excludes them.";
+    let shows = format!("{}   # shows which tokens are trained on", p.check());
+    Some(finding(Id::FewSupervisedTokens, "Hardly any token is trained on", &evidence, cause.into(), vec![shows]))
 }

@@ -1,4 +1,4 @@
-//! What two runs have in common and what not: settings, contents, programs, machine, results.
+//! Compares two runs: their settings, file contents, programs, machine and results.
 
 use super::folder::RunFolder;
 use super::lock::Lock;
@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A value that differs; `-` where a run does not have it.
+/// A value that differs between runs `a` and `b`; `-` if a run does not have it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// `settings`, `contents`, `computed by` or `results`.
@@ -19,7 +19,7 @@ pub struct Difference {
     pub b: String,
 }
 
-/// Everything that differs, in groups.
+/// Returns everything that differs, ordered by group.
 pub fn diff(a: &RunFolder, b: &RunFolder) -> Vec<Difference> {
     let (was, is) = (groups(a), groups(b));
     let mut found = Vec::new();
@@ -51,7 +51,7 @@ fn groups(run: &RunFolder) -> [(&'static str, Values); 4] {
     ]
 }
 
-/// The resolved recipe, one value a key; where the run goes is no setting.
+/// Returns the resolved recipe, one value per key. `run.out` is not a setting that can differ.
 fn settings(run: &RunFolder) -> Values {
     fn flatten(path: String, v: &Value, into: &mut Values) {
         match v {

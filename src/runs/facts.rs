@@ -1,4 +1,4 @@
-//! `run.json`: what is known of a run beside its curves, and who is or was working on it.
+//! `run.json`: everything known about a run except its curves, including the processes that worked on it.
 //!
 //! Written by the trainer when it starts, validates and ends; read by everything that shows runs.
 
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// The file's name in a run folder.
 pub const FACTS: &str = "run.json";
 
-/// What the trainer noted down.
+/// Contents of `run.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Facts {
     pub method: String,
@@ -25,18 +25,18 @@ pub struct Facts {
     pub train: DataFacts,
     pub valid: Option<DataFacts>,
     pub environment: Environment,
-    /// What decides which checkpoint is best.
+    /// The metric that decides which checkpoint is best.
     #[serde(default)]
     pub aim: super::Aim,
-    /// Every time the run was worked on.
+    /// The processes that worked on the run, in order.
     pub sessions: Vec<Session>,
-    /// How far the trained numbers have moved.
+    /// How far the trained weights have moved.
     pub movement: Option<Movement>,
-    /// Where numbers stopped being finite, as far as it was found.
+    /// Steps whose numbers were not finite, and where that began.
     pub origins: Vec<Origin>,
 }
 
-/// Rows as the run saw them.
+/// The training or validation rows as the run read them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DataFacts {
     pub path: PathBuf,
@@ -49,14 +49,14 @@ pub struct DataFacts {
     pub dropped: usize,
     pub truncated: usize,
     pub split: usize,
-    /// The longest example before the policy for long ones, in tokens.
+    /// Tokens of the longest example, before long ones were dropped, truncated or split.
     pub longest: usize,
     pub max_len: usize,
     pub lengths: Bins,
 }
 
 impl DataFacts {
-    /// The share of tokens that is learnt.
+    /// Returns the share of tokens that are trained on, from 0 to 1.
     pub fn supervised_share(&self) -> f64 {
         self.supervised_tokens as f64 / self.tokens.max(1) as f64
     }
@@ -70,7 +70,7 @@ pub struct Bins {
 }
 
 impl Bins {
-    /// About two dozen bins.
+    /// Counts lengths in at most 25 bins whose width is 1, 2 or 5 times a power of ten.
     pub fn of(lengths: impl Iterator<Item = usize> + Clone) -> Self {
         let longest = lengths.clone().max().unwrap_or(0);
         let widths = (0..).flat_map(|power| [1, 2, 5].map(|d| d * 10_usize.pow(power)));
@@ -81,14 +81,15 @@ impl Bins {
     }
 }
 
-/// The programs that computed a run; only the command knows its own libtorch.
+/// Versions of the programs that computed a run. Passed down by the command, which alone knows the version of its
+/// libtorch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Software {
     pub ft: String,
     pub libtorch: String,
 }
 
-/// What a run is computed on and by.
+/// Programs and machine that compute a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
     pub ft: String,
@@ -97,7 +98,7 @@ pub struct Environment {
     pub device: String,
     /// The processor's or the GPU's name.
     pub device_name: String,
-    /// `AMX`, `AVX-512`; the arithmetic's order of sums depends on it.
+    /// Instruction set, such as `AVX-512, bf16 by AMX`. The order of sums, and so the last bits, depend on it.
     pub instructions: String,
     pub cores: usize,
     /// Threads that libtorch computes with.
@@ -108,7 +109,7 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Reads the machine; `cuda` is the number of the device where one is used.
+    /// Reads the machine's properties. `cuda`: number of the CUDA device; `None` for the CPU.
     pub fn read(software: &Software, cuda: Option<usize>, threads: usize) -> Self {
         let cpu = machine::Cpu::read();
         let gpu = |i: usize| machine::driver().ok().flatten().and_then(|d| d.devices.get(i).map(|d| d.name.clone()));
@@ -139,22 +140,23 @@ fn first_line(path: &str) -> Option<String> {
     Some(std::fs::read_to_string(path).ok()?.lines().next()?.to_string())
 }
 
-/// The machine's name.
+/// Returns the machine's host name.
 pub fn host() -> String {
     first_line("/proc/sys/kernel/hostname").filter(|h| !h.is_empty()).unwrap_or("localhost".into())
 }
 
-/// One process that worked on the run.
+/// A process that worked on the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Session {
     /// Local time with its offset, RFC 3339.
     pub began: String,
-    /// The step it went on from; 0 for the first.
+    /// The step after which it continued; 0 for a new run.
     pub from_step: u64,
     pub host: String,
     pub pid: u32,
-    /// When the process started, in clock ticks since the machine did: tells a process from a later one of its number.
+    /// Start of the process in clock ticks since boot. Distinguishes it from a later process with the same pid.
     pub process: Option<u64>,
+    /// `None` while the process runs, or if it was killed.
     pub ended: Option<Ended>,
 }
 
@@ -169,6 +171,7 @@ pub struct Ended {
     pub message: Option<String>,
 }
 
+/// Outcome of a session that ended by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
@@ -177,67 +180,70 @@ pub enum Outcome {
     Failed,
 }
 
-/// Now, as run.json writes it.
+/// Returns the current local time in the format of run.json (RFC 3339 with offset).
 pub fn now() -> String {
     jiff::Zoned::now().strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
 }
 
 impl Session {
-    /// This process, from now on.
+    /// Starts a session of this process, now.
     pub fn begin(from_step: u64) -> Self {
         let pid = std::process::id();
         Self { began: now(), from_step, host: host(), pid, process: process_start(pid), ended: None }
     }
 
-    /// Whether its process still runs: `None` where that cannot be seen from this machine.
+    /// Returns true if the session's process still runs; `None` if it ran on another machine.
     pub fn alive(&self) -> Option<bool> {
         (self.host == host()).then(|| self.process.is_some() && process_start(self.pid) == self.process)
     }
 }
 
-/// Field 22 of /proc/PID/stat; the second field is a name in brackets that may hold anything.
+/// Returns the start time of a process in clock ticks since boot: field 22 of /proc/PID/stat. The second field, a name
+/// in brackets, may contain spaces and brackets, so fields are counted from the last closing bracket.
 fn process_start(pid: u32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?;
     if state == "Z" {
-        return None; // ended; nobody has asked how yet
+        return None; // a zombie: the process has ended
     }
     fields.nth(18)?.parse().ok()
 }
 
-/// How far the trained numbers moved, measured on a sample of them.
+/// How far the trained weights moved between two steps, measured on a sample of them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Movement {
-    /// Between these steps.
+    /// The two steps.
     pub from_step: u64,
     pub to_step: u64,
     /// Trained tensors, and how many of them did not move at all.
     pub tensors: usize,
     pub unmoved: usize,
-    /// Norm of the change over the norm of the numbers.
+    /// Norm of the change divided by the norm of the weights (the larger of before and after).
     pub relative: f64,
 }
 
-/// Where a step's numbers stopped being finite.
+/// A step whose numbers were not finite, and where that began.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
     pub step: u64,
-    /// Its loss and gradient norm, as text: JSON has no word for what is not finite.
+    /// Loss and gradient norm of the step, as text: JSON has no NaN or infinity.
     pub loss: String,
     pub grad_norm: String,
-    /// In words: the first tensor or layer, and what it holds.
+    /// Description of the first tensor or layer that is not finite, and of its values.
     pub place: String,
     /// `frozen weights`, `trained weights`, `forward`, `loss`, `backward` or `unknown`.
     pub stage: String,
 }
 
 impl Facts {
+    /// Reads the facts of a run folder; `None` if it has none.
     pub fn read(run: &Path) -> Result<Option<Self>> {
         let path = run.join(FACTS);
         path.exists().then(|| read_json(&path)).transpose()
     }
 
+    /// Writes the facts into a run folder.
     pub fn write(&self, run: &Path) -> Result<()> {
         write_json(&run.join(FACTS), self)
     }

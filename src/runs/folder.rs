@@ -1,4 +1,4 @@
-//! A run folder, read: the one place that knows which files lie in it.
+//! Reads a run folder. The one place that knows which files it contains.
 
 use super::facts::{Facts, Outcome};
 use super::history::History;
@@ -13,32 +13,33 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// The file of curves.
+/// File name of the curves.
 pub const METRICS: &str = "metrics.jsonl";
-/// The file of answers on the way.
+/// File name of the answers sampled during training.
 pub const SAMPLES: &str = "samples.jsonl";
-/// The file of settings; it makes a folder a run.
+/// File name of the plan. Every run folder has one.
 pub const PLAN: &str = "plan.json";
 
-/// Where a run stands.
+/// Whether a run is in progress, and how it ended otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Its process lives.
+    /// Its process is running.
     Running,
     /// It reached its last step or stopped early, and the result was verified.
     Finished,
-    /// Stopped by a signal after saving.
+    /// A signal stopped it after a checkpoint was saved.
     Interrupted,
-    /// Ended by an error that it told.
+    /// It ended with an error.
     Failed,
-    /// Its process is gone without a word.
+    /// Its process no longer exists and recorded no end.
     Crashed,
-    /// Begun on another machine, no end noted down.
+    /// It ran on another machine and recorded no end, so it may still be running there.
     Unknown,
 }
 
 impl State {
+    /// Returns the name as pages and `--json` show it.
     pub fn name(self) -> &'static str {
         match self {
             State::Running => "running",
@@ -51,27 +52,28 @@ impl State {
     }
 }
 
-/// An answer to a prompt after some step; step 0 is before the first.
+/// An answer to a prompt after a step; step 0 is before the first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     pub step: u64,
-    /// The whole prompt as text, without the template's marks.
+    /// The whole prompt as text, without the template's special tokens.
     pub prompt: String,
-    /// The prompt as turns, where its template lets it be told apart.
+    /// The prompt as turns, if they can be recovered from the template's text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turns: Option<Vec<Turn>>,
+    /// The model's answer.
     pub text: String,
-    /// What the row answers.
+    /// The answer in the data row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<String>,
 }
 
-/// A folder that `ft train` filled.
+/// The contents of a folder that `ft train` wrote.
 #[derive(Debug)]
 pub struct RunFolder {
     pub path: PathBuf,
     pub plan: Plan,
-    /// `None` for a run of a version that did not write it.
+    /// `None` for a run of an ft version that wrote no run.json.
     pub facts: Option<Facts>,
     pub history: History,
     pub samples: Vec<Sample>,
@@ -87,16 +89,20 @@ pub struct RunFolder {
     pub state: State,
 }
 
-/// Whether a folder holds a run.
+/// Returns true if a folder contains a run.
 pub fn is_run(path: &Path) -> bool {
     path.join(PLAN).is_file() && (path.join(METRICS).is_file() || path.join(super::facts::FACTS).is_file())
 }
 
 impl RunFolder {
+    /// Reads a run folder. Fails if it contains no run or a damaged file.
     pub fn open(path: &Path) -> Result<Self> {
         if !is_run(path) {
-            return Err(Error::user(format!("{}: no run is here ({PLAN} and {METRICS} are missing)", path.display()))
-                .hint("a run folder is the `run.out` of a recipe; `ft runs list` shows those below a folder"));
+            return Err(Error::user(format!(
+                "{}: not a run folder ({PLAN} and {METRICS} are missing)",
+                path.display()
+            ))
+            .hint("a run folder is the `run.out` of a recipe; `ft runs list` shows those below a folder"));
         }
         let facts = Facts::read(path)?;
         let optional = |name: &str| -> Result<Option<Value>> {
@@ -123,23 +129,23 @@ impl RunFolder {
         })
     }
 
-    /// The last part of its path.
+    /// Returns the last part of the folder's path.
     pub fn name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// The adapter in short; `full` where every weight was trained.
+    /// Returns a short description of the adapter, such as `lora r16`; `full` if every weight was trained.
     pub fn adapter(&self) -> String {
         self.plan.adapter().unwrap_or("full".into())
     }
 
-    /// Steps of the whole run.
+    /// Returns the number of steps of the whole run.
     pub fn total(&self) -> u64 {
         let told = self.summary.as_ref().and_then(|s| s["steps"].as_u64());
         self.facts.as_ref().map(|f| f.steps).or(told).unwrap_or(self.history.last_step())
     }
 
-    /// Seconds of work: of all sessions that ended, and of one that lives until now.
+    /// Returns the seconds that all sessions worked, including the current one until now.
     pub fn seconds(&self) -> f64 {
         let Some(facts) = &self.facts else {
             return self.summary.as_ref().and_then(|s| s["seconds"].as_f64()).unwrap_or(0.0);
@@ -148,7 +154,8 @@ impl RunFolder {
         let one = |(i, s): (usize, &super::facts::Session)| match &s.ended {
             Some(ended) => ended.seconds,
             None => {
-                // A session without an end: until now where it lives, else as long as its steps took.
+                // The session recorded no end. If it still runs, it counts until now, else for as long as its steps
+                // took.
                 let from = s.from_step;
                 let until = if i == last { u64::MAX } else { facts.sessions[i + 1].from_step };
                 let steps = self.history.steps.iter().filter(|p| p.step > from && p.step <= until);
@@ -159,24 +166,24 @@ impl RunFolder {
         facts.sessions.iter().enumerate().map(one).sum()
     }
 
-    /// When the run began.
+    /// Returns the time at which the run started.
     pub fn began(&self) -> Option<&str> {
         Some(self.facts.as_ref()?.sessions.first()?.began.as_str())
     }
 
-    /// Steps after which a new session went on.
+    /// Returns the steps after which the run was resumed.
     pub fn resumed_at(&self) -> Vec<u64> {
         let sessions = self.facts.iter().flat_map(|f| f.sessions.iter().skip(1));
         sessions.map(|s| s.from_step).collect()
     }
 
-    /// How the last session ended, where it told.
+    /// Returns the message with which the last session ended, if it recorded one.
     pub fn last_words(&self) -> Option<&str> {
         self.facts.as_ref()?.sessions.last()?.ended.as_ref()?.message.as_deref()
     }
 }
 
-/// Seconds since a time that `facts::now` wrote.
+/// Returns the seconds since a time in the format of `facts::now`.
 fn since(began: &str) -> Option<f64> {
     let then = began.parse::<jiff::Timestamp>().ok()?;
     Some((jiff::Timestamp::now() - then).total(jiff::Unit::Second).ok()?.max(0.0))
@@ -196,7 +203,7 @@ fn state(facts: Option<&Facts>, summary: bool) -> State {
     }
 }
 
-/// As with metrics: a last line without its end is left out.
+/// Reads samples.jsonl; empty if there is none. As with metrics.jsonl, an incomplete last line is ignored.
 fn samples(path: &Path) -> Result<Vec<Sample>> {
     if !path.exists() {
         return Ok(Vec::new());
@@ -213,7 +220,7 @@ fn samples(path: &Path) -> Result<Vec<Sample>> {
     Ok(all)
 }
 
-/// JSON objects with numbers that somebody put beside the run: `eval*.json` and `eval/*.json`.
+/// Reads JSON files that were added to the run folder: `eval*.json` and `eval/*.json`. Returns (file name, contents).
 fn evaluations(run: &Path) -> Result<Vec<(String, Value)>> {
     let list = |folder: &Path| -> Vec<PathBuf> {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -225,7 +232,8 @@ fn evaluations(run: &Path) -> Result<Vec<(String, Value)>> {
     files.iter().map(|f| Ok((f.strip_prefix(run).unwrap_or(f).display().to_string(), read_json(f)?))).collect()
 }
 
-/// Run folders at and below `folder`, the newest first; checkpoints and hidden folders are not looked into.
+/// Finds run folders in `folder` and up to three levels below, the most recently changed first. Does not search hidden
+/// folders, `target`, and the inside of run folders.
 pub fn find(folder: &Path) -> Result<Vec<PathBuf>> {
     fn walk(folder: &Path, depth: usize, into: &mut Vec<(SystemTime, PathBuf)>) -> std::io::Result<()> {
         if is_run(folder) {
@@ -241,7 +249,7 @@ pub fn find(folder: &Path) -> Result<Vec<PathBuf>> {
             let entry = entry?;
             let name = entry.file_name();
             if entry.file_type()?.is_dir() && !name.to_string_lossy().starts_with('.') && name != "target" {
-                // A folder that may not be read is not ours.
+                // A folder that cannot be read is ignored.
                 let _ = walk(&entry.path(), depth - 1, into);
             }
         }

@@ -1,8 +1,8 @@
-//! SHA-256 of large files that seldom change, remembered between runs.
+//! Computes SHA-256 of files and remembers those of large files, which seldom change, between runs.
 //!
-//! The memory (`hashes.json` in the user's cache folder) is a short-cut alone: a file counts as the same where device,
-//! inode, size, and the times of change and of modification are; whoever verifies reads the bytes again. Losing it, or
-//! not being able to write it, costs time and nothing else.
+//! The remembered hashes (`hashes.json` in the user's cache folder) only save time. A file is regarded as unchanged if
+//! its device, inode, size and times of modification and of status change are unchanged. Verification
+//! ([`Trust::Bytes`]) always reads the bytes. If hashes.json is lost or cannot be written, files are hashed again.
 
 use super::lock::Locked;
 use crate::error::Result;
@@ -12,20 +12,21 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Whether remembered hashes count.
+/// Whether a remembered hash is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trust {
-    /// Files that look the same are the same.
+    /// Accept the remembered hash of a file that looks unchanged.
     Remembered,
-    /// Every byte is read.
+    /// Read every byte.
     Bytes,
 }
 
-/// Smaller files are read faster than looked up with a good conscience.
+/// Size in bytes from which hashes are remembered. Smaller files are hashed quickly enough.
 const REMEMBERED_FROM: u64 = 8 << 20;
-/// More are forgotten, in the order of their keys.
+/// Maximum number of remembered hashes; beyond it, the first in the order of keys are forgotten.
 const MOST: usize = 2000;
 
+/// Hashes files, using remembered hashes where that is allowed.
 pub struct Hasher {
     path: Option<PathBuf>,
     known: BTreeMap<String, String>,
@@ -33,13 +34,14 @@ pub struct Hasher {
     changed: bool,
 }
 
-/// `$XDG_CACHE_HOME/ft`, else `~/.cache/ft`.
+/// Returns `$XDG_CACHE_HOME/ft`, else `~/.cache/ft`; `None` if neither variable is an absolute path.
 fn cache_folder() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     Some(folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))?.join("ft"))
 }
 
 impl Hasher {
+    /// Reads the remembered hashes, if there are any.
     pub fn open(trust: Trust) -> Self {
         Self::at(cache_folder().map(|f| f.join("hashes.json")), trust)
     }
@@ -50,6 +52,7 @@ impl Hasher {
         Self { path, known, trust, changed: false }
     }
 
+    /// Returns size and SHA-256 of a file. Shows a spinner while it hashes a large one.
     pub fn file(&mut self, path: &Path) -> Result<Locked> {
         let meta = std::fs::metadata(path).map_err(|e| io_error("reading", path, e))?;
         let bytes = meta.len();
@@ -78,13 +81,13 @@ impl Hasher {
         Ok(Locked { sha256, bytes })
     }
 
-    /// Remembers what was hashed.
+    /// Writes the new hashes to hashes.json. A failure is ignored.
     pub fn close(mut self) {
         if let (true, Some(path)) = (self.changed, &self.path) {
             while self.known.len() > MOST {
                 self.known.pop_first();
             }
-            let _ = write_json(path, &self.known); // a short-cut only
+            let _ = write_json(path, &self.known); // without it, files are only hashed again
         }
     }
 }
@@ -106,17 +109,17 @@ mod tests {
         };
         let real = hash(Trust::Remembered);
         assert_eq!(real, sha256(&file).unwrap());
-        // A memory that lies shows who asks it.
+        // A wrong remembered hash shows who reads the bytes and who does not.
         let text = std::fs::read_to_string(memory.as_ref().unwrap()).unwrap().replace(&real, "remembered");
         std::fs::write(memory.as_ref().unwrap(), text).unwrap();
         assert_eq!(hash(Trust::Remembered), "remembered");
         assert_eq!(hash(Trust::Bytes), real);
-        assert_eq!(hash(Trust::Remembered), real, "and who verified puts it right");
-        // The same size, other bytes.
+        assert_eq!(hash(Trust::Remembered), real, "verification corrects the remembered hash");
+        // Same size, different bytes.
         std::thread::sleep(std::time::Duration::from_millis(20));
         std::fs::write(&file, vec![8u8; REMEMBERED_FROM as usize]).unwrap();
         assert_ne!(hash(Trust::Remembered), real);
-        // Without a place to remember there is still a hash.
+        // Without a cache folder, files are still hashed.
         assert_eq!(Hasher::at(None, Trust::Remembered).file(&file).unwrap().sha256, sha256(&file).unwrap());
     }
 }

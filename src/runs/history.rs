@@ -1,7 +1,7 @@
-//! The curves of a run, as `metrics.jsonl` has them.
+//! Reads the curves of a run from `metrics.jsonl`.
 //!
-//! That file is the source of truth; everything that people look at is made from it. A number that was not finite is
-//! kept as such, so that curves show a gap there and no invented value.
+//! That file is the source of truth for every page and chart. A number that was not finite stays NaN or infinite, so
+//! that curves show a gap instead of an invented value.
 
 use crate::error::{Error, Result};
 use crate::fsutil::read_to_string;
@@ -30,7 +30,7 @@ pub struct Point {
 }
 
 impl Point {
-    /// False where the step was left out because a number was not finite.
+    /// Returns true if the update was applied; false if the step was skipped because a number was not finite.
     pub fn applied(&self) -> bool {
         self.loss.is_finite() && self.grad_norm.is_finite()
     }
@@ -45,11 +45,12 @@ pub struct Validation {
 }
 
 impl Validation {
+    /// Returns the mean loss; NaN if the method has none.
     pub fn loss(&self) -> f64 {
         self.mean("loss")
     }
 
-    /// One of the means; NaN where there is none of that name.
+    /// Returns one of the means; NaN if there is none with this name.
     pub fn mean(&self, name: &str) -> f64 {
         self.means.iter().find(|(k, _)| k == name).map_or(f64::NAN, |(_, v)| *v)
     }
@@ -59,6 +60,7 @@ impl Validation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Aim {
     pub metric: String,
+    /// True if higher values are better.
     pub higher: bool,
 }
 
@@ -73,12 +75,14 @@ impl Default for Aim {
 pub struct History {
     pub steps: Vec<Point>,
     pub validations: Vec<Validation>,
-    /// What the run aimed at; its facts tell.
+    /// The metric that decides which checkpoint is best. metrics.jsonl does not contain it; callers set it from
+    /// run.json.
     pub aim: Aim,
 }
 
 impl History {
-    /// Reads `metrics.jsonl`. A last line without its end belongs to a run that is writing or was killed: left out.
+    /// Reads `metrics.jsonl`. An incomplete last line, of a run that is writing or was killed, is ignored. Fails if
+    /// another line is not JSON.
     pub fn read(path: &Path) -> Result<Self> {
         let text = read_to_string(path)?;
         let mut history = Self::default();
@@ -128,37 +132,37 @@ impl History {
         });
     }
 
-    /// The best validation after the first step.
+    /// Returns the best validation. The one before the first step does not count.
     pub fn best(&self) -> Option<&Validation> {
         let trained = self.validations.iter().filter(|v| v.step > 0 && self.value(v).is_finite());
         let sign = if self.aim.higher { -1.0 } else { 1.0 };
         trained.min_by(|a, b| (sign * self.value(a)).total_cmp(&(sign * self.value(b))))
     }
 
-    /// What a validation says of the run's aim.
+    /// Returns a validation's value of the metric that decides which checkpoint is best.
     pub fn value(&self, v: &Validation) -> f64 {
         v.mean(&self.aim.metric)
     }
 
-    /// Steps done.
+    /// Returns the number of steps done.
     pub fn last_step(&self) -> u64 {
         self.steps.last().map_or(0, |p| p.step)
     }
 
-    /// Tokens a second over all steps: tokens over the time in steps, validation and saving left out.
+    /// Returns tokens per second over all steps, not counting the time of validation and saving.
     pub fn tokens_per_s(&self) -> Option<f64> {
         let seconds: f64 = self.steps.iter().map(|p| p.seconds).filter(|s| s.is_finite()).sum();
         let tokens = self.steps.last()?.tokens;
         (seconds > 0.0).then(|| tokens as f64 / seconds)
     }
 
-    /// Peak tensor bytes.
+    /// Returns the peak of tensor bytes.
     pub fn memory(&self) -> u64 {
         self.steps.iter().map(|p| p.memory).max().unwrap_or(0)
     }
 }
 
-/// Numbers that JSON has no word for are written as text: `"NaN"`, `"inf"`.
+/// Reads a number. NaN and infinity, which JSON lacks, are stored as text: `"NaN"`, `"inf"`.
 fn read_number(v: &Value) -> f64 {
     match v {
         Value::String(s) => s.parse().unwrap_or(f64::NAN),
@@ -166,7 +170,7 @@ fn read_number(v: &Value) -> f64 {
     }
 }
 
-/// The mean of the finite ones; NaN of none.
+/// Returns the mean of the finite values; NaN if there are none.
 pub fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     let (mut sum, mut n) = (0.0, 0.0);
     for v in values.into_iter().filter(|v| v.is_finite()) {
@@ -176,8 +180,8 @@ pub fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     sum / n
 }
 
-/// The mean of `window` values around each (fewer at the ends), so that it does not lag; a value that is not finite
-/// leaves a gap and counts nowhere.
+/// Replaces each value by the mean of the `window` values around it (fewer at the ends), so that the curve does not
+/// lag. A value that is not finite becomes NaN and is left out of the means.
 pub fn smooth(values: &[f64], window: usize) -> Vec<f64> {
     let half = window / 2;
     let (mut sum, mut n, mut from, mut to) = (0.0, 0.0, 0, 0);

@@ -1,7 +1,7 @@
-//! `ft.lock`: what a run was made of, by content, and what came out; and what differs when it is looked at again.
+//! `ft.lock`: records the inputs and the result of a run by hash, and finds later differences.
 //!
-//! Base weights, tokenizer, template, data, recipe, programs and machine. With nothing of it changed, a run on the CPU
-//! gives the same bits again.
+//! It covers base weights, tokenizer, template, data, recipe, programs and machine. If none of them has changed, a run
+//! on the CPU gives the same bits again.
 
 use super::facts::{Environment, Software};
 use super::hash::{Hasher, Trust};
@@ -17,37 +17,37 @@ use std::path::{Path, PathBuf};
 
 /// The file's name in a run folder.
 pub const FILE: &str = "ft.lock";
-/// The layout of the file.
+/// Version of the file's layout.
 const FORMAT: u32 = 1;
 
-/// A file by its content.
+/// Hash and size of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Locked {
     pub sha256: String,
     pub bytes: u64,
 }
 
-/// Rows by their content, hashed while they were read.
+/// The training or validation rows by hash, computed while they were read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockedRows {
     pub path: PathBuf,
     pub sha256: String,
-    /// SHA-256 of the token ids that were made of them, with what of them is learnt. `None` in locks of a time when this
-    /// was not recorded.
+    /// SHA-256 of the resulting token ids and of the mask of trained tokens. `None` in locks of earlier versions, which
+    /// did not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_sha256: Option<String>,
 }
 
-/// The programs that computed.
+/// The programs that computed the run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockedPrograms {
     pub ft: String,
-    /// SHA-256 of the program's file.
+    /// SHA-256 of ft's program file.
     pub ft_sha256: String,
     pub libtorch: String,
 }
 
-/// The parts of a machine that the bits of a result depend on.
+/// The properties of a machine on which the last bits of a result depend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockedMachine {
     pub device: String,
@@ -56,52 +56,52 @@ pub struct LockedMachine {
     pub threads: usize,
 }
 
-/// All that a run was made of.
+/// Contents of `ft.lock`: all inputs of a run, and its result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Lock {
     pub format: u32,
-    /// The folder of base and tokenizer.
+    /// The folder of the base model and its tokenizer.
     pub base_folder: PathBuf,
-    /// By file name: config and weights.
+    /// Config and weights of the base model, by file name.
     pub base: BTreeMap<String, Locked>,
-    /// By file name: tokenizer and the model's own template.
+    /// Files of the tokenizer and the model's own templates, by file name.
     pub tokenizer: BTreeMap<String, Locked>,
-    /// `data.template`, where the recipe gives one.
+    /// The file of `data.template`, if the recipe gives one.
     pub template: Option<Locked>,
-    /// What the method reads: teachers, reward models, references, other files, as `recipe key: file name`. `None` in
-    /// locks of a time when these were not recorded.
+    /// Files that the method reads (teachers, reward models, references, ...), by `recipe key: file name`. `None` in
+    /// locks of earlier versions, which did not record them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<BTreeMap<String, Locked>>,
     pub train: LockedRows,
     pub valid: Option<LockedRows>,
-    /// SHA-256 of the resolved recipe; places and bookkeeping do not count.
+    /// SHA-256 of the resolved recipe without settings that cannot change a result, such as paths and `run.keep`.
     pub recipe_sha256: String,
-    /// The number format of the arithmetic. `None` in locks of a time when this was not recorded.
+    /// The number format of the arithmetic. `None` in locks of earlier versions, which did not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arithmetic: Option<Dtype>,
     pub programs: LockedPrograms,
     pub machine: LockedMachine,
     /// The files of the verified result; `None` until the run has ended.
     pub result: Option<BTreeMap<String, Locked>>,
-    /// Steps after which a session went on that found something changed, and what.
+    /// Resumes at which programs or machine had changed: (step after which the run was resumed, differences).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resumed_with: Vec<(u64, Vec<Drift>)>,
 }
 
-/// Something that is not as it was.
+/// A difference between a recorded lock and the current state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drift {
     pub item: String,
     pub was: String,
     pub is: String,
-    /// What it can change in the result.
+    /// What the difference can change in the result, in words.
     pub effect: String,
 }
 
-/// The program's own file, also where it was replaced or removed since it started.
+/// The file of the running program. This path also works after the file was replaced or removed.
 const PROGRAM: &str = "/proc/self/exe";
 
-/// Files of a model folder that make tokens; everything else that is read is the base.
+/// Files of a model folder that belong to the tokenizer.
 const TOKENIZER: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -113,10 +113,10 @@ const TOKENIZER: [&str; 8] = [
     "chat_template.json",
 ];
 
-/// The folder of a model's further chat templates.
+/// Subfolder with further chat templates of a model.
 const TEMPLATES: &str = "additional_chat_templates";
 
-/// True for files of a model folder that a run reads beside its tokenizer.
+/// Returns true for config and weights of a model, i.e. for the files that a run reads in addition to the tokenizer.
 fn is_base(name: &str) -> bool {
     name == "config.json"
         || name == "generation_config.json"
@@ -125,7 +125,7 @@ fn is_base(name: &str) -> bool {
 }
 
 impl Lock {
-    /// Hashes what a plan is made of. `rows`: training rows, then validation rows if any.
+    /// Hashes the inputs of a plan. The hashes of the rows were computed when they were read and are passed in.
     pub fn new(
         plan: &Plan,
         train: LockedRows,
@@ -157,7 +157,7 @@ impl Lock {
             let locked = hasher.file(&folder.join(&name))?;
             into.insert(name, locked);
         }
-        // The name of one of the model's own stands in the recipe, and its file among the tokenizer's.
+        // `data.template` may name one of the model's own templates: its file is then hashed with the tokenizer.
         let file = plan.recipe.data.template.as_ref().filter(|path| !is_template_name(path));
         let template = file.map(|path| hasher.file(path)).transpose()?;
         let method = Some(method_files(&plan.recipe, &mut hasher)?);
@@ -190,7 +190,8 @@ impl Lock {
         })
     }
 
-    /// The lock of a run folder; `None` where there is none.
+    /// Reads the lock of a run folder; `None` if there is none. Fails if another version of ft wrote it in another
+    /// layout.
     pub fn read(run: &Path) -> Result<Option<Self>> {
         let path = run.join(FILE);
         if !path.exists() {
@@ -204,11 +205,12 @@ impl Lock {
         Ok(Some(lock))
     }
 
+    /// Writes the lock into a run folder.
     pub fn write(&self, run: &Path) -> Result<()> {
         write_json(&run.join(FILE), self)
     }
 
-    /// What differs between the recorded state of things and `now`, item by item.
+    /// Returns the differences between this recorded lock and `now`.
     pub fn drift(&self, now: &Lock) -> Vec<Drift> {
         let mut found = Vec::new();
         let mut compare = |item: String, was: String, is: String, effect: &str| {
@@ -222,20 +224,20 @@ impl Lock {
             _ => (&none, &none),
         };
         for (what, then, here, effect) in [
-            ("base", &self.base, &now.base, "other weights to start from: every number of the result"),
-            ("tokenizer", &self.tokenizer, &now.tokenizer, "other token ids or another template: what is learnt"),
-            ("method", method, method_now, "what the run learns from or is judged by"),
+            ("base", &self.base, &now.base, "the initial weights, and so every number of the result"),
+            ("tokenizer", &self.tokenizer, &now.tokenizer, "token ids or the template, and so what is trained on"),
+            ("method", method, method_now, "the models or rewards that the run is trained with"),
         ] {
             let names: std::collections::BTreeSet<&String> = then.keys().chain(here.keys()).collect();
             for name in names {
                 compare(format!("{what}: {name}"), shown(then.get(name)), shown(here.get(name)), effect);
             }
         }
-        let template = "what stands around each message: what is learnt";
+        let template = "the text around each message, and so what is trained on";
         compare("template".into(), shown(self.template.as_ref()), shown(now.template.as_ref()), template);
-        compare("training rows".into(), short(&self.train.sha256), short(&now.train.sha256), "what is learnt");
+        compare("training rows".into(), short(&self.train.sha256), short(&now.train.sha256), "what is trained on");
         let valid = |lock: &Lock| lock.valid.as_ref().map_or("none".into(), |v| short(&v.sha256));
-        let effect = "which checkpoint is the best, and when a run with patience stops";
+        let effect = "which checkpoint is the best, and when a run with run.patience stops";
         compare("validation rows".into(), valid(self), valid(now), effect);
         let sides = [
             ("training tokens", Some(&self.train), Some(&now.train)),
@@ -248,33 +250,33 @@ impl Lock {
                     item.into(),
                     short(&then),
                     short(&here),
-                    "how rows were written and cut into tokens: what is learnt",
+                    "how rows are rendered and tokenised, and so what is trained on",
                 );
             }
         }
-        let effect = "a setting of the run: `ft runs diff` shows which";
+        let effect = "a setting of the run; `ft runs diff` shows which";
         compare("recipe".into(), short(&self.recipe_sha256), short(&now.recipe_sha256), effect);
         let (a, b) = (&self.programs, &now.programs);
-        compare("ft".into(), a.ft.clone(), b.ft.clone(), "how rows are read and numbers computed");
+        compare("ft".into(), a.ft.clone(), b.ft.clone(), "how rows are read and numbers are computed");
         if a.ft == b.ft {
-            let effect = "another build of the same version: its code may differ";
+            let effect = "another build of the same version, whose code may differ";
             compare("ft's program file".into(), short(&a.ft_sha256), short(&b.ft_sha256), effect);
         }
-        let effect = "kernels and their order of sums: last bits, which training amplifies";
+        let effect = "kernels and their order of sums: the last bits, which training amplifies";
         compare("libtorch".into(), a.libtorch.clone(), b.libtorch.clone(), effect);
         let (a, b) = (&self.machine, &now.machine);
         compare("device".into(), a.device.clone(), b.device.clone(), "kernels and the random numbers of dropout");
-        let effect = "kernels are chosen by the hardware: last bits, which training amplifies";
+        let effect = "kernels depend on the hardware: the last bits, which training amplifies";
         compare("device name".into(), a.device_name.clone(), b.device_name.clone(), effect);
         compare("instructions".into(), a.instructions.clone(), b.instructions.clone(), effect);
-        let effect = "sums are split over threads: last bits, which training amplifies";
+        let effect = "sums are split over threads: the last bits, which training amplifies";
         compare("threads".into(), a.threads.to_string(), b.threads.to_string(), effect);
         found
     }
 }
 
 impl Drift {
-    /// True where what is read changed; false where only that which reads and computes did.
+    /// Returns true if an input (a file or a setting) changed; false if only programs or machine did.
     pub fn is_input(&self) -> bool {
         let inputs = [
             "base",
@@ -291,8 +293,8 @@ impl Drift {
     }
 }
 
-/// The files behind the paths in `method`: a file itself, of a model or adapter its config, weights and tokenizer. What
-/// else a folder is (a cache) is checked by who reads it.
+/// Hashes the files behind the paths in the recipe's `method` section: files themselves; of a model or adapter folder
+/// its config, weights and tokenizer. Other folders (a teacher's cache) are left out: their readers check them.
 fn method_files(recipe: &Recipe, hasher: &mut Hasher) -> Result<BTreeMap<String, Locked>> {
     let mut paths = Vec::new();
     let value = serde_json::to_value(&recipe.method).map_err(|e| Error::bug(format!("recipe: {e}")))?;
@@ -317,7 +319,7 @@ fn method_files(recipe: &Recipe, hasher: &mut Hasher) -> Result<BTreeMap<String,
 
 const ADAPTER: &str = "adapter_config.json";
 
-/// The texts below a recipe key that the schema calls paths.
+/// Collects the values below a recipe key that the schema declares as paths.
 fn leaves(key: &str, value: &Value, into: &mut Vec<(String, PathBuf)>) {
     match value {
         Value::Object(map) => map.iter().for_each(|(name, v)| leaves(&format!("{key}.{name}"), v, into)),
@@ -334,11 +336,11 @@ fn short(sha256: &str) -> String {
 }
 
 fn shown(file: Option<&Locked>) -> String {
-    file.map_or("not there".into(), |f| format!("{} ({} bytes)", short(&f.sha256), f.bytes))
+    file.map_or("missing".into(), |f| format!("{} ({} bytes)", short(&f.sha256), f.bytes))
 }
 
-/// The recipe's hash without what cannot change a result: where it goes, what is kept, what is shown, where files lie
-/// (their contents are locked by themselves).
+/// Hashes the recipe without settings that cannot change a result: output folder, what is kept and shown, and paths of
+/// files (whose contents are hashed separately).
 fn recipe_sha256(recipe: &Recipe) -> String {
     let mut value = serde_json::to_value(recipe).unwrap_or_default();
     for path in [

@@ -1,9 +1,9 @@
-//! Run folders: what a run leaves behind, read and shown.
+//! Reads, diagnoses and shows run folders.
 //!
-//! facts (`run.json`) and history (`metrics.jsonl`) are what the trainer notes down; folder reads a run whole; diagnose
-//! finds what is wrong with it; page makes `report.html`, terminal the same for a terminal, diff compares two runs;
-//! tensorboard and trainer_state write the same numbers for other programs; lock says what a run was made of.
-//! Nothing here knows a model or a tensor.
+//! facts (`run.json`) and history (`metrics.jsonl`) are recorded by the trainer; folder reads a whole run folder.
+//! diagnose finds problems; page writes `report.html`, terminal shows the same on a terminal, diff compares two runs.
+//! tensorboard and trainer_state write the curves for other programs. lock (`ft.lock`) records the hashes of all inputs
+//! and of the result, hash computes and remembers them. Nothing here knows a model or a tensor.
 
 pub mod diagnose;
 pub mod diff;

@@ -1,11 +1,13 @@
-//! What the doctor asks a run that learns from preferences: the questions of `methods::watch`, which the run asked while it
-//! went on, answered with what is known of the run as a whole.
+//! Diagnoses runs of preference methods (DPO, KTO, ORPO, SimPO).
+//!
+//! Uses the same signs as the alarms of a run in progress (`methods::watch`), here on the curves of the whole run.
 
 use super::diagnose::{Finding, Id, Patient, finding, number, rate};
 use crate::methods::MethodSpec;
 use crate::methods::watch::{Sign, Watch};
 
-/// Findings; `still` says that a graver one tells already that nothing moves.
+/// Returns the findings of a preference run; none for other methods. `still`: another finding already reports that the
+/// weights do not change, so it is not repeated.
 pub(super) fn diagnose(p: Patient, still: bool) -> Vec<Finding> {
     let method = &p.plan.recipe.method;
     let beta = match method {
@@ -36,9 +38,10 @@ fn told(p: Patient, watch: &Watch, method: &str, beta: f64, sign: Sign) -> Findi
                 ("nats between the answers of a pair, against the reference", number(nats)),
                 ("learning rate", number(p.lr())),
             ];
-            let cause = "The model still says what its reference says: the learning rate is too low for so few steps.";
+            let cause =
+                "The model has hardly changed from its reference: the learning rate is too low for so few steps.";
             let next = vec![p.again("faster", &[("optim.lr", rate(p.lr() * 10.0))])];
-            finding(Id::NoMovement, "The model has not left its reference", &evidence, cause.into(), next)
+            finding(Id::NoMovement, "The model does not differ from its reference", &evidence, cause.into(), next)
         }
         Sign::Blind { nats, loss } => {
             let evidence = [
@@ -47,26 +50,26 @@ fn told(p: Patient, watch: &Watch, method: &str, beta: f64, sign: Sign) -> Findi
                 ("beta", number(beta)),
             ];
             let cause =
-                "The model moves and the loss does not see it: beta is so small that a difference of nats is nothing.";
+                "The model changes, but the loss does not: beta is so small that differences in nats hardly count.";
             let next = vec![p.again("beta", &[(&key("beta"), "0.1".into())])];
-            finding(Id::NoMovement, "The loss stands at 0.693", &evidence, cause.into(), next)
+            finding(Id::NoMovement, "The loss stays at 0.693", &evidence, cause.into(), next)
         }
         Sign::Falling { best, now } => {
             let evidence = [("highest share of pairs in the right order", number(best)), ("share now", number(now))];
             let cause =
                 "Fewer pairs are in the right order than before: steps are too large, or pairs contradict each other.";
             let next = vec![slower("slower"), firmer("firmer"), p.inspect()];
-            finding(Id::AccuracyFalling, "The order of answers gets lost", &evidence, cause.into(), next)
+            finding(Id::AccuracyFalling, "Fewer pairs are in the right order", &evidence, cause.into(), next)
         }
         Sign::Displaced { chosen, rejected, of } => {
             let evidence = [
                 ("nats that a chosen answer lost", number(chosen)),
                 ("nats that a rejected answer lost", number(rejected)),
-                ("nats that a chosen answer began with", number(of)),
+                ("nats of a chosen answer at the start", number(of)),
             ];
             let cause = format!(
-                "Both answers of a pair become unlikely and margins grow all the same (likelihood displacement): what gains \
-                 is neither of them. To keep chosen answers likely, {}.",
+                "Both answers of a pair become less likely while margins still grow (likelihood displacement): the \
+                 probability goes to other answers. To keep chosen answers likely, {}.",
                 watch.remedy()
             );
             let mut next = vec![firmer("firmer"), slower("slower")];

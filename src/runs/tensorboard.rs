@@ -1,9 +1,9 @@
-//! TensorBoard event files, with the layout and the tags that transformers' trainer writes.
+//! Writes TensorBoard event files, with the layout and tags of transformers' Trainer.
 //!
-//! A file is a row of TFRecords (length, its masked CRC-32C, data, its masked CRC-32C), each one `tensorflow.Event`.
-//! The few protobuf fields that are needed are written by hand; numbers of fields are those of event.proto,
-//! summary.proto and tensor.proto. A resumed run goes on in the same folder with a file of its own, whose first events
-//! tell TensorBoard to forget the steps that are done again.
+//! A file is a sequence of TFRecords (length, its masked CRC-32C, data, its masked CRC-32C), each of which contains one
+//! `tensorflow.Event`. The few protobuf fields that are needed are written by hand; field numbers are those of
+//! event.proto, summary.proto and tensor.proto. A resumed run adds a file to the same folder; its first events make
+//! TensorBoard discard the steps that are repeated.
 
 use crate::error::Result;
 use crate::fsutil::{create_dir_all, io_error};
@@ -12,17 +12,18 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The environment variable that transformers reads, too: another folder for event files.
+/// Environment variable for another folder of event files; transformers reads it, too.
 pub const FOLDER: &str = "TENSORBOARD_LOGGING_DIR";
 
-/// Writes events as they happen.
+/// An event file that is being written.
 pub struct EventFile {
     file: File,
     path: PathBuf,
 }
 
 impl EventFile {
-    /// Begins a file for `run`; `resumed`: the step that it goes on from, whose followers are forgotten.
+    /// Creates an event file for the run folder `run`. `resumed`: the step after which the run continues; events of
+    /// later steps in earlier files are discarded by TensorBoard.
     pub fn create(run: &Path, resumed: Option<u64>) -> Result<Self> {
         let folder = match std::env::var_os(FOLDER).filter(|f| !f.is_empty()) {
             Some(folder) => PathBuf::from(folder),
@@ -50,7 +51,7 @@ impl EventFile {
         Ok(events)
     }
 
-    /// Numbers of a step, under their tags.
+    /// Writes the numbers of a step under their tags.
     pub fn scalars<'a>(&mut self, step: u64, values: impl IntoIterator<Item = (&'a str, f64)>) -> Result<()> {
         let mut records = Vec::new();
         for (tag, value) in values {
@@ -67,7 +68,7 @@ impl EventFile {
         self.put(&records)
     }
 
-    /// A text, shown by TensorBoard's text page under `NAME/text_summary`.
+    /// Writes a text, which TensorBoard shows on its text page under `NAME/text_summary`.
     pub fn text(&mut self, name: &str, text: &str) -> Result<()> {
         self.write(&event(0, |m| {
             m.message(5, |summary| {
@@ -90,13 +91,13 @@ impl EventFile {
         self.put(&records)
     }
 
-    /// One call to the system a step, so that a reader sees whole records.
+    /// Writes records with one system call, so that a reader never sees an incomplete record.
     fn put(&mut self, records: &[u8]) -> Result<()> {
         self.file.write_all(records).map_err(|e| io_error("writing", &self.path, e))
     }
 }
 
-/// The tag of a training metric: names of transformers and TRL where they have one.
+/// Returns the tag of a training metric: that of transformers or TRL if they have one, else the metric's name.
 pub fn train_tag(method: &str, name: &str) -> String {
     let name = match (method, name) {
         (_, "lr") => "learning_rate",
@@ -108,7 +109,7 @@ pub fn train_tag(method: &str, name: &str) -> String {
     format!("train/{name}")
 }
 
-/// The tag of a validation metric.
+/// Returns the tag of a validation metric.
 pub fn eval_tag(method: &str, name: &str) -> String {
     train_tag(method, name).replacen("train/", "eval/", 1)
 }
@@ -117,20 +118,20 @@ fn unix_time() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
-/// The folder below `run/runs` that was written to last.
+/// Returns the folder below `run/runs` with the newest event file.
 fn newest_folder(run: &Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(run.join("runs")).ok()?.flatten().map(|e| e.path()).filter(|p| p.is_dir());
     entries.filter_map(|p| Some((newest_time(&p)?, p))).max().map(|(_, p)| p)
 }
 
-/// The latest time in the name of an event file of a folder.
+/// Returns the latest time in the names of a folder's event files, in Unix seconds.
 fn newest_time(folder: &Path) -> Option<u64> {
     let time = |name: &str| name.strip_prefix("events.out.tfevents.")?.split('.').next()?.parse().ok();
     let entries = std::fs::read_dir(folder).ok()?.flatten();
     entries.filter_map(|e| time(e.file_name().to_str()?)).max()
 }
 
-/// Removes the event files below `run/runs`, of a run that is thrown away.
+/// Removes the folders of event files below `run/runs`.
 pub fn clear(run: &Path) -> Result<()> {
     let Some(folder) = newest_folder(run) else { return Ok(()) };
     let runs = folder.parent().expect("a folder below runs");
@@ -142,7 +143,7 @@ pub fn clear(run: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `tensorflow.Event` with its time, its step and one `what`.
+/// Encodes a `tensorflow.Event` with the current time, the step and the fields that `what` adds.
 fn event(step: u64, what: impl FnOnce(&mut Message)) -> Vec<u8> {
     let mut m = Message::default();
     m.fixed64(1, unix_time().to_bits());
@@ -192,7 +193,7 @@ impl Message {
     }
 }
 
-/// Frames data as a TFRecord.
+/// Appends data to `into` as a TFRecord.
 fn record(data: &[u8], into: &mut Vec<u8>) {
     let masked = |bytes: &[u8]| crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8);
     let length = (data.len() as u64).to_le_bytes();

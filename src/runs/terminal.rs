@@ -1,4 +1,4 @@
-//! A run for a terminal: numbers, curves as sparklines, findings.
+//! Shows a run on a terminal: numbers, curves as sparklines, findings, samples.
 
 use super::diagnose::{Finding, Patient, diagnose};
 use super::folder::{RunFolder, State};
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// A finding as lines of text: title and id, evidence, cause, commands.
+/// Formats a finding as lines of text: title and id, evidence, cause, commands.
 pub fn finding(f: &Finding) -> String {
     let evidence: Vec<String> = f.evidence.iter().map(|(k, v)| format!("{k} {v}")).collect();
     let mut text = format!("{} [{}]\n  {}\n  {}", f.title, f.id.name(), evidence.join("; "), f.cause);
@@ -21,7 +21,8 @@ pub fn finding(f: &Finding) -> String {
     text
 }
 
-/// Values as a row of blocks, each the mean of its stretch; `·` where nothing is finite.
+/// Draws values as at most `width` blocks, each the mean of an equal part of the values; `·` for a part without finite
+/// values.
 pub fn sparkline(values: &[f64], width: usize) -> String {
     if values.is_empty() {
         return String::new();
@@ -39,7 +40,7 @@ pub fn sparkline(values: &[f64], width: usize) -> String {
     means.iter().map(block).collect()
 }
 
-/// The colour of a state.
+/// Returns the colour of a state.
 pub fn state_style(state: State) -> Style {
     match state {
         State::Finished => Style::new().green(),
@@ -49,7 +50,7 @@ pub fn state_style(state: State) -> Style {
     }
 }
 
-/// `0.0123`, `1.2e-7`, `-` for what is not there.
+/// Formats a number as `0.0123` or `1.20e-7`, and NaN (no value) as `-`.
 pub fn number(x: f64) -> String {
     match x {
         x if x.is_nan() => "-".into(),
@@ -58,7 +59,7 @@ pub fn number(x: f64) -> String {
     }
 }
 
-/// Everything about a run on a page of text, `width` columns wide.
+/// Returns a summary of a run as text, `width` columns wide.
 pub fn page(run: &RunFolder, width: usize) -> String {
     let (h, plan) = (&run.history, &run.plan);
     let mut out = format!(
@@ -100,7 +101,7 @@ pub fn page(run: &RunFolder, width: usize) -> String {
         facts.push(row(
             "data",
             format!(
-                "{} examples, {} tokens, {:.1} % learnt",
+                "{} examples, {} tokens, of which {:.1} % are trained on",
                 report::count(f.train.examples as u64),
                 report::count(f.train.tokens as u64),
                 100.0 * f.train.supervised_share()
@@ -165,7 +166,8 @@ fn row(name: &str, value: String) -> Vec<String> {
     vec![name.to_string(), value]
 }
 
-/// Text of a model on one line: nothing that steers a terminal or turns letters around, cut to `width`.
+/// Returns a model's text on one line, truncated to `width` columns. Characters that control the terminal or change the
+/// direction of text are escaped.
 pub fn line(text: &str, width: usize) -> String {
     let plain: String = text.trim().chars().map(|c| if c == '\n' || c == '\t' { ' ' } else { c }).collect();
     console::truncate_str(&printable(&plain), width.max(20), "…").into_owned()

@@ -1,4 +1,4 @@
-//! `trainer_state.json` as transformers' trainer writes it, for programs that read curves from there.
+//! Writes `trainer_state.json` in the format of transformers' Trainer, for programs that read curves from it.
 
 use super::facts::Facts;
 use super::history::History;
@@ -12,7 +12,7 @@ use std::path::Path;
 /// The file's name in a run folder.
 pub const FILE: &str = "trainer_state.json";
 
-/// Writes the file anew.
+/// Writes the file, replacing an earlier one.
 pub fn write(run: &Path, plan: &Plan, facts: &Facts, history: &History) -> Result<()> {
     write_json(&run.join(FILE), &state(plan, facts, history))
 }
@@ -40,7 +40,7 @@ fn state(plan: &Plan, facts: &Facts, history: &History) -> Value {
         o.insert("step".into(), json!(v.step));
         log.push((v.step, Value::Object(o)));
     }
-    // Stable: a step comes before its validation.
+    // The sort is stable, so a step stays before its validation.
     log.sort_by_key(|(step, _)| *step);
     let best = history.best();
     let kept = best.map(|b| run.out.join(format!("checkpoints/step-{}", b.step))).filter(|p| p.exists());

@@ -1,11 +1,15 @@
-//! How far two results lie apart, how far they may, and the line that says so.
+//! Compares two results of the same computation: their difference, the tolerance for it, and the line that reports
+//! both.
+//!
+//! A tolerance is derived from the number format, the model's depth and what the two sides do differently, not chosen
+//! by trial; each carries its reason, which is shown to the user.
 
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-/// How a check ended.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
@@ -14,20 +18,20 @@ pub enum Verdict {
     Skipped,
 }
 
-/// One check, as it is reported.
+/// One check, as it is reported to the user and in JSON.
 #[derive(Debug, Clone, Serialize)]
 pub struct Line {
     pub name: &'static str,
-    /// The arithmetic it ran in; empty where it was skipped.
+    /// The number format that it computed in; empty if it was skipped.
     pub dtype: &'static str,
-    /// Which two sides.
+    /// Describes the two sides that were compared.
     pub compared: &'static str,
-    /// The largest difference, relative to the magnitude of what is expected; none where it was skipped.
+    /// The largest difference, relative to the expected values; `None` if it was skipped.
     pub difference: Option<f64>,
-    /// Where it is.
+    /// The tensor, position or number with the largest difference.
     pub at: String,
     pub tolerance: f64,
-    /// Why so much and no more.
+    /// Why the tolerance has this value; for a skipped check, why it was skipped.
     pub reason: String,
     pub verdict: Verdict,
     pub seconds: f64,
@@ -50,7 +54,7 @@ impl Line {
     }
 }
 
-/// A largest difference and where it is. NaN passes no tolerance.
+/// The largest relative difference found, and where. NaN passes no tolerance.
 #[derive(Debug, Clone, Default)]
 pub struct Gap {
     pub relative: f64,
@@ -58,7 +62,7 @@ pub struct Gap {
 }
 
 impl Gap {
-    /// The wider of both.
+    /// Returns the larger of both; NaN counts as the largest.
     pub fn or(self, other: Gap) -> Gap {
         if other.relative.is_nan() || other.relative > self.relative { other } else { self }
     }
@@ -68,13 +72,13 @@ impl Gap {
     }
 }
 
-/// Two numbers, relative to the second.
+/// Compares two numbers; the difference is relative to `b`.
 pub fn numbers(what: &str, a: f64, b: f64) -> Gap {
     Gap::of(if a == b { 0.0 } else { (a - b).abs() / b.abs() }, what)
 }
 
-/// Tensors by name: the norm of each one's difference over its own norm. A tensor far smaller than the others counts as
-/// a thousandth of the mean one, for its own noise is of that size.
+/// Compares tensors by name: for each, norm of the difference / norm of the tensor in `b`. The divisor is at least a
+/// thousandth of the mean norm, because a much smaller tensor consists of rounding errors of that size.
 pub fn tensors(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> Gap {
     let norm = |t: &Tensor| t.to_kind(Kind::Double).norm().double_value(&[]);
     let norms: BTreeMap<&String, f64> = b.iter().map(|(n, t)| (n, norm(t))).collect();
@@ -94,7 +98,7 @@ pub fn tensors(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> Ga
     worst.or(Gap::of(if same { 0.0 } else { f64::INFINITY }, "other tensors on one side"))
 }
 
-/// The same tensors as one vector.
+/// Compares all tensors as one long vector.
 pub fn joined(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> Gap {
     let square = |t: &Tensor| t.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]);
     if !a.keys().eq(b.keys()) || b.is_empty() {
@@ -104,7 +108,7 @@ pub fn joined(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> Gap
     Gap::of((apart / b.values().map(square).sum::<f64>()).sqrt(), "the whole gradient")
 }
 
-/// Two tables (N, V): the norm of the difference over the norm of the row, in the worst row.
+/// Compares two tables (N, V): norm of a row's difference / norm of the row in `b`, for the row where it is largest.
 pub fn rows(a: &Tensor, b: &Tensor) -> Gap {
     if a.size() != b.size() {
         return Gap::of(f64::INFINITY, format!("shapes {:?} and {:?}", a.size(), b.size()));
@@ -115,7 +119,7 @@ pub fn rows(a: &Tensor, b: &Tensor) -> Gap {
     Gap::of(gaps.take(&worst).double_value(&[]), format!("position {}", worst.int64_value(&[])))
 }
 
-/// How two sides that ought to be equal may differ.
+/// The largest difference that a check allows, with its reason.
 #[derive(Debug, Clone)]
 pub struct Tolerance {
     pub limit: f64,
@@ -123,10 +127,10 @@ pub struct Tolerance {
     pub dtype: &'static str,
 }
 
-/// Products and sums of a layer whose results are rounded, about.
+/// Approximate number of operations in a layer whose results are rounded.
 const OPERATIONS: f64 = 10.0;
 
-/// The arithmetic of a model: what it rounds away.
+/// What determines the rounding errors of a model: number format, depth and device.
 #[derive(Debug, Clone, Copy)]
 pub struct Rounding {
     pub kind: Kind,
@@ -143,17 +147,18 @@ impl Rounding {
         if self.kind == Kind::BFloat16 { 2f64.powi(-8) } else { 2f64.powi(-24) }
     }
 
-    /// So much, in this arithmetic.
+    /// Returns a given limit.
     pub fn fixed(&self, limit: f64, reason: &str) -> Tolerance {
         Tolerance { limit, reason: reason.into(), dtype: self.name() }
     }
 
-    /// The same operations on the same numbers.
+    /// Returns zero: both sides run the same operations on the same numbers.
     pub fn none(&self, why: &str) -> Tolerance {
         Tolerance { limit: 0.0, reason: format!("{why}, so the same bits"), dtype: self.name() }
     }
 
-    /// The same operations on the same numbers, but for kernels on a GPU whose sums have no fixed order.
+    /// Returns zero on the CPU. A GPU has kernels that sum in no fixed order, so there the same operations on the same
+    /// numbers may differ as gradients do.
     pub fn none_on_cpu(&self, why: &str) -> Tolerance {
         match self.device {
             Device::Cpu => self.none(why),
@@ -161,29 +166,32 @@ impl Rounding {
         }
     }
 
-    /// Gradients by other operations. In a model of 135 million parameters the worst tensor lay 44 walks apart in float32
-    /// and 1.1 in bf16; an error of one in a hundred is 10,000 walks in float32. Real models hold a few activations hundreds of times larger than the rest, which
-    /// late layers cancel again: there the rounding of float32 grows as much. bf16's cannot, it is noise already.
+    /// Returns the tolerance for gradients that other operations computed. Measured on a model of 135 million
+    /// parameters, the worst tensor differed by 44 random walks (see below) in float32 and 1.1 in bf16; a wrong factor
+    /// of 1.01 is 10,000 walks in float32. The margin of float32 is large because real models have a few activations
+    /// hundreds of times larger than the rest, which late layers cancel again; this amplifies float32's rounding
+    /// errors. In bf16 they are noise already and do not grow further.
     pub fn gradients(&self, why: &str) -> Tolerance {
         self.walk(why, OPERATIONS, if self.kind == Kind::BFloat16 { 3.0 } else { 300.0 })
     }
 
-    /// Logits by other operations.
+    /// Returns the tolerance for logits that other operations computed.
     pub fn logits(&self, why: &str) -> Tolerance {
         self.walk(why, OPERATIONS, if self.kind == Kind::BFloat16 { 4.0 } else { 30.0 })
     }
 
-    /// Logits by other weights: those of a layer's seven products are rounded on either side, beside the arithmetic.
+    /// Returns the tolerance for logits of rounded weights: besides the operations, the weights of a layer's seven
+    /// products are rounded on both sides.
     pub fn weights(&self, why: &str) -> Tolerance {
         self.walk(why, OPERATIONS + 2.0 * 7.0, if self.kind == Kind::BFloat16 { 4.0 } else { 30.0 })
     }
 
-    /// Everything in this format against everything in float32.
+    /// Returns the tolerance for a whole computation in this format compared with float32.
     pub fn precision(&self) -> Tolerance {
         self.walk("the whole arithmetic is rounded", OPERATIONS, 4.0)
     }
 
-    /// So many roundings a layer add up as a random walk does; `margin` times that.
+    /// Returns `margin` times a random walk: rounding errors are independent, so n of them add up to sqrt(n) times one.
     fn walk(&self, why: &str, roundings: f64, margin: f64) -> Tolerance {
         let walk = self.unit() * (roundings * self.depth as f64).sqrt();
         Tolerance {
@@ -199,7 +207,7 @@ impl Rounding {
     }
 }
 
-/// The line of a check that compared what `gap` measured.
+/// Returns the line of a check: passed if `gap` is within the tolerance.
 pub fn judge(about: (&'static str, &'static str), gap: Gap, tolerance: Tolerance, began: Instant) -> Line {
     let (name, compared) = about;
     let verdict = if gap.relative <= tolerance.limit { Verdict::Passed } else { Verdict::Failed };

@@ -1,4 +1,4 @@
-//! Checks of what the model answers.
+//! Checks of the model's outputs: adapter switched off, independence of packed rows, cache, merged weights.
 
 use super::compare::{Gap, Line, judge, rows};
 use super::learning::About;
@@ -16,11 +16,12 @@ const ISOLATION: About =
 const CACHE: About = ("cache", "prefill and decoding token by token over a cache against one pass: logits");
 pub const MERGED: About = ("merged", "the adapter folded into the weights against the adapted model: logits");
 
+/// Checks that a model whose adapter is switched off gives the logits of one that never had it, `bare`.
 pub fn base(trial: &Trial, bare: Tensor) -> Result<Line> {
     let began = Instant::now();
     let off = trial.model.with(None, |_| trial.logits())?;
     let gap = rows(&off, &bare);
-    // Were the adapter idle, neither this nor the other checks would say anything.
+    // If the adapter had no effect, this check and the others could not fail.
     let effect = rows(&trial.logits()?, &bare);
     let gap = if effect.relative == 0.0 {
         Gap { relative: f64::NAN, at: "the adapter changes nothing, switched on or off".into() }
@@ -30,7 +31,7 @@ pub fn base(trial: &Trial, bare: Tensor) -> Result<Line> {
     Ok(judge(BASE, gap, trial.rounding().none("the same operations"), began))
 }
 
-/// Changes one token in the middle of a row and looks at which rows of logits move.
+/// Changes one token in the middle of a row and checks that only logits at and after it, in the same row, change.
 pub fn isolation(trial: &Trial) -> Result<Line> {
     let began = Instant::now();
     let before = trial.logits()?;
@@ -47,7 +48,7 @@ pub fn isolation(trial: &Trial) -> Result<Line> {
     Ok(judge(ISOLATION, moved(&before, &after, from, to), trial.rounding().none("no operation joins two rows"), began))
 }
 
-/// How far logits outside `from..to` moved; those inside must have.
+/// Returns the largest change of logits outside `from..to`; NaN if those inside did not change.
 fn moved(before: &Tensor, after: &Tensor, from: usize, to: usize) -> Gap {
     let total = before.size()[0];
     let part = |t: &Tensor, start: usize, end: i64| t.narrow(0, start as i64, end - start as i64);
@@ -64,7 +65,8 @@ fn moved(before: &Tensor, after: &Tensor, from: usize, to: usize) -> Gap {
     worst
 }
 
-/// Each row's first half is read at once, the rest token by token; rows that end leave the batch.
+/// Checks decoding over a cache: reads the first half of each row at once, the rest token by token. Rows that end leave
+/// the batch.
 pub fn cache(trial: &Trial) -> Result<Line> {
     let began = Instant::now();
     let full = trial.logits()?;
@@ -72,8 +74,8 @@ pub fn cache(trial: &Trial) -> Result<Line> {
     Ok(judge(CACHE, gap, trial.rounding().logits("attention and products run over other shapes"), began))
 }
 
-/// The worst row of logits while decoding. `off` shifts the positions that the model is told: 0 unless the check
-/// itself is tested.
+/// Returns the largest difference of logits while decoding. `off` shifts the positions that the model gets; it is 0
+/// except in tests of this check.
 fn decoded(trial: &Trial, full: &Tensor, off: i64) -> Result<Gap> {
     let (model, device) = (&trial.model, trial.model.device());
     let starts: Vec<i64> = trial
@@ -112,8 +114,8 @@ fn decoded(trial: &Trial, full: &Tensor, off: i64) -> Result<Gap> {
     }
 }
 
-/// Saves the adapter, folds the file into the model's weights as `ft merge` would, and answers without the adapter.
-/// Takes the model, whose weights are others afterwards.
+/// Checks merging: saves the adapter, merges the file into the model's weights as `ft merge` does, and compares the
+/// logits without the adapter. Consumes the model, because its weights are changed.
 pub fn merged(trial: Trial) -> Result<Line> {
     let began = Instant::now();
     let adapted = trial.logits()?;
@@ -122,7 +124,7 @@ pub fn merged(trial: Trial) -> Result<Line> {
     Ok(judge(MERGED, rows(&folded, &adapted), tolerance, began))
 }
 
-/// Logits of the merged weights; `weight` counts the adapter.
+/// Returns logits of the merged weights; `weight` scales the adapter (1 except in tests of this check).
 fn folded(trial: &Trial, weight: f64) -> Result<Tensor> {
     let folder = scratch()?;
     save(trial, folder.path())?;
@@ -136,7 +138,8 @@ fn folded(trial: &Trial, weight: f64) -> Result<Tensor> {
             .find(|p| p.name == name)
             .ok_or_else(|| Error::bug(format!("the merge changes `{name}`, which the model does not have")))?;
         let new = merge.tensor(name)?.to_device(p.tensor.device()).to_kind(p.tensor.kind());
-        // Into the storage that the layer reads, perhaps as a turned view; a mapped file is mapped privately.
+        // Copies into the storage that the layer reads, which may be a transposed view. A memory-mapped file stays
+        // unchanged, because it is mapped privately.
         let _no_grad = tch::no_grad_guard();
         p.tensor.shallow_clone().copy_(&new);
     }
@@ -157,7 +160,7 @@ mod tests {
         let (right, wrong) =
             (rows(&folded(&trial, 1.0).unwrap(), &adapted), rows(&folded(&trial, 1.01).unwrap(), &adapted));
         assert!(right.relative <= limit(&trial) && wrong.relative > 10.0 * limit(&trial), "{right:?} {wrong:?}");
-        // In bf16 that drowns in the rounding, but an update left out does not.
+        // In bf16 rounding hides such an error, but not an update that is missing altogether.
         let trial = tiny(Kind::BFloat16, 0.0);
         let adapted = trial.logits().unwrap();
         let (right, wrong) =
@@ -172,7 +175,8 @@ mod tests {
             let full = trial.logits().unwrap();
             let (right, wrong) = (decoded(&trial, &full, 0).unwrap(), decoded(&trial, &full, 1).unwrap());
             let limit = trial.rounding().logits("").limit;
-            // A model of three layers turns little by one position, but more than float32 rounds.
+            // One position changes the logits of a model of three layers little, but by more than the rounding of
+            // float32.
             assert!(right.relative <= limit, "{right:?}");
             assert!(kind == Kind::BFloat16 || wrong.relative > limit, "{wrong:?}");
         }

@@ -1,4 +1,4 @@
-//! Checks of losses and gradients.
+//! Checks of losses and gradients: finite differences, accumulation, packing, recomputation, chunked head, bf16.
 
 use super::compare::{Gap, Line, Tolerance, joined, judge, numbers, tensors};
 use super::trial::{Row, Step, Trial, noise};
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 use tch::{Kind, Tensor};
 
-/// Name and what is compared.
+/// Name of a check, and the two sides that it compares.
 pub type About = (&'static str, &'static str);
 
 pub const DIFFERENCES: About =
@@ -20,11 +20,13 @@ const REPLAY: About =
     ("replay", "layers recomputed in the backward against kept, with dropout: loss and each gradient");
 const HEAD: About = ("chunked loss", "the vocabulary in chunks of rows against full logits: loss and each gradient");
 
+/// Compares loss and gradients of two steps.
 pub fn compare(about: About, found: &Step, expected: &Step, tolerance: Tolerance, began: Instant) -> Line {
     let gap = numbers("the loss", found.loss, expected.loss).or(tensors(&found.gradients, &expected.gradients));
     judge(about, gap, tolerance, began)
 }
 
+/// Checks that three unequal micro-batches give the gradients of one batch.
 pub fn accumulation(trial: &Trial) -> Result<Line> {
     let began = Instant::now();
     let all = trial.every();
@@ -34,6 +36,7 @@ pub fn accumulation(trial: &Trial) -> Result<Line> {
     Ok(compare(ACCUMULATION, &found, &expected, tolerance, began))
 }
 
+/// Checks that rows packed into one give the gradients of rows run one by one.
 pub fn packing(trial: &Trial) -> Result<Line> {
     let began = Instant::now();
     let alone: Vec<Vec<usize>> = trial.every().into_iter().map(|i| vec![i]).collect();
@@ -42,6 +45,7 @@ pub fn packing(trial: &Trial) -> Result<Line> {
     Ok(compare(PACKING, &found, &expected, tolerance, began))
 }
 
+/// Checks that recomputing layers in the backward pass gives the same gradients, with dropout.
 pub fn replay(trial: &Trial) -> Result<Line> {
     let began = Instant::now();
     let step = |replay| -> Result<Step> {
@@ -53,6 +57,7 @@ pub fn replay(trial: &Trial) -> Result<Line> {
     Ok(compare(REPLAY, &found, &expected, tolerance, began))
 }
 
+/// Checks that the loss computed over chunks of rows gives the gradients of one over full logits.
 pub fn head(trial: &Trial) -> Result<Line> {
     let began = Instant::now();
     let row = long_row(trial);
@@ -63,7 +68,8 @@ pub fn head(trial: &Trial) -> Result<Line> {
     Ok(compare(HEAD, &found, &expected, tolerance, began))
 }
 
-/// More learnt tokens than a chunk of the head has rows.
+/// Returns a packed row with more trained tokens than a chunk of the head has rows, so that the head needs several
+/// chunks.
 fn long_row(trial: &Trial) -> Row {
     const ENOUGH: f64 = 300.0;
     let mut which = trial.every();
@@ -73,7 +79,7 @@ fn long_row(trial: &Trial) -> Row {
     trial.pack(&which)
 }
 
-/// In bf16 every number has 8 bits; its gradient is that of float32 but for noise.
+/// Checks loss and gradient in bf16 against float32: they must be equal up to the noise of rounding to 8 bits.
 pub fn precision(trial: &Trial, reference: &Step) -> Result<Line> {
     let began = Instant::now();
     let found = trial.whole_step()?;
@@ -81,8 +87,9 @@ pub fn precision(trial: &Trial, reference: &Step) -> Result<Line> {
     Ok(judge(PRECISION, gap, trial.rounding().precision(), began))
 }
 
-/// Central differences along directions that are half the gradient and half chance, so that a component which the
-/// gradient lacks would show: one direction over all tensors, then one in each of a few tensors.
+/// Checks the gradient against central differences of the loss, along one direction over all tensors and then along one
+/// in each of a few tensors. A direction is half the gradient and half random, so that a component missing in the
+/// gradient shows.
 pub fn differences(trial: &Trial) -> Result<Line> {
     let began = Instant::now();
     let few = &trial.every()[1..3.min(trial.rows.len())];
@@ -92,7 +99,7 @@ pub fn differences(trial: &Trial) -> Result<Line> {
     Ok(judge(DIFFERENCES, slopes(trial, &trial.pack(few), &gradients)?, tolerance, began))
 }
 
-/// The worst of a direction over all tensors and one in each of a few tensors.
+/// Returns the largest relative difference over a direction in all tensors and one in each of a few tensors.
 fn slopes(trial: &Trial, row: &Row, gradients: &BTreeMap<String, Tensor>) -> Result<Gap> {
     let names: Vec<&String> = gradients.keys().collect();
     let few = (0..TENSORS).map(|i| vec![names[i * (names.len() - 1) / (TENSORS - 1)]]);
@@ -107,14 +114,14 @@ fn slopes(trial: &Trial, row: &Row, gradients: &BTreeMap<String, Tensor>) -> Res
     Ok(worst)
 }
 
-/// Tensors that get a direction of their own.
+/// Number of tensors that get a direction of their own.
 const TENSORS: usize = 3;
 
-/// One tensor's part of a direction.
+/// The part of a direction that belongs to one tensor.
 struct Part {
     tensor: Tensor,
     direction: Tensor,
-    /// The gradient's part along it.
+    /// Scalar product of gradient and direction.
     slope: f64,
 }
 
@@ -128,7 +135,7 @@ impl Part {
             .map(|p| p.tensor.shallow_clone())
             .expect("a gradient has a parameter");
         let chance = noise(&gradient.size(), name).to_device(gradient.device());
-        // Of equal length, as long as the tensor's own share of a step.
+        // Gradient and noise get equal length; the sum is scaled to the size of the tensor.
         let length = tensor.detach().norm();
         let unit = |t: &Tensor| t / (t.norm() + 1e-30);
         let direction = (unit(gradient) + unit(&chance)) * length;
@@ -142,8 +149,8 @@ impl Part {
     }
 }
 
-/// The loss's slope along the parts: central differences at two widths, extrapolated (Richardson), which leaves an error
-/// of the fourth order. The parameters are put back to the bit.
+/// Returns the slope of the loss along the parts: central differences at two widths, extrapolated (Richardson), which
+/// leaves an error of the fourth order. Restores the parameters bit for bit.
 fn slope(trial: &Trial, row: &Row, parts: &[Part], expected: f64) -> Result<f64> {
     let kept: Vec<Tensor> = parts.iter().map(|p| p.tensor.detach().copy()).collect();
     let at = |by: f64| -> Result<f64> {
@@ -154,7 +161,7 @@ fn slope(trial: &Trial, row: &Row, parts: &[Part], expected: f64) -> Result<f64>
         loss
     };
     let centre = trial.loss(row)?;
-    // Wide enough to move the loss by a hundredth, but within a tenth of the parameters' own size.
+    // Wide enough to change the loss by about 1 %, but at most 10 % of the parameters' size.
     let by = (1e-2 * centre / expected.abs()).min(0.1);
     let central = |by: f64| -> Result<f64> { Ok((at(by)? - at(-by)?) / (2.0 * by)) };
     let (wide, narrow) = (central(by)?, central(by / 2.0)?);

@@ -1,8 +1,8 @@
-//! The self-test: two ways to compute one thing must agree, on the user's own model and device.
+//! Tests ft on the user's own model and device (`ft selftest`): two ways to compute the same thing must agree.
 //!
-//! Owns which ways are compared, how far apart they may lie and why. It computes with the library that trains and
-//! answers, never with a copy of it. A check is two sides and a comparison; the tests break one side on purpose and
-//! expect the comparison to see it. Knows nothing of text: rows are token ids.
+//! Decides which ways are compared, and which difference is allowed and why. The checks call the code that trains and
+//! generates, never a copy of it. A check has two sides and a comparison; its unit tests break one side on purpose and
+//! expect the check to fail. Knows nothing of text: rows are token ids.
 
 mod compare;
 mod inference;
@@ -21,20 +21,20 @@ use std::time::Instant;
 use tch::{Device, Kind};
 use trial::Trial;
 
-/// What is tested.
+/// The model, device and rows to test.
 pub struct Subject {
     /// Hugging Face model directory.
     pub model: PathBuf,
-    /// Adapter directory; `None`: a LoRA over all linear layers, filled with noise.
+    /// Adapter directory; `None` uses a LoRA with random values on all linear layers.
     pub adapter: Option<PathBuf>,
     pub device: Device,
     /// Number format of weights and arithmetic: bf16 or float32.
     pub kind: Kind,
-    /// Token ids to compute on: a few rows of unequal length.
+    /// Token ids of a few rows of unequal length.
     pub rows: Vec<Vec<u32>>,
 }
 
-/// Built-in rows as text: short, of unequal length, with more than letters in them.
+/// Texts of the built-in rows: short, of unequal length, with digits, signs and code among the letters.
 pub const TEXTS: [&str; 6] = [
     "The Danube rises in the Black Forest and flows 2,850 km to the sea.",
     "Water boils at 100 °C.",
@@ -44,8 +44,8 @@ pub const TEXTS: [&str; 6] = [
     "Frage: Wie viele Tage hat ein Schaltjahr? Antwort: 366.",
 ];
 
-/// Runs every check and tells of each as it ends. Errors are for what keeps the checks from running at all; a check
-/// that fails is a line.
+/// Runs every check and calls `tell` with each result as soon as it is known; returns all results. A failed check is a
+/// result, not an error; an error means that the checks could not run.
 pub fn run(subject: &Subject, tell: &mut dyn FnMut(&Line)) -> Result<Vec<Line>> {
     let mut lines = Vec::new();
     let mut add = |line: Line| {
@@ -94,14 +94,14 @@ pub fn run(subject: &Subject, tell: &mut dyn FnMut(&Line)) -> Result<Vec<Line>> 
     Ok(lines)
 }
 
-/// Why a check is left out.
+/// The reason shown for checks that are skipped.
 const NO_ROOM: &str =
     "needs float32, for which too little memory is free: run it on a machine with more, or with --device cpu";
 
-/// Of the adapter while learning, where chance must be repeated.
+/// Dropout of the adapter in checks where both sides must draw the same random numbers.
 const DROPOUT: f64 = 0.1;
 
-/// Whether the model in float32 fits beside nothing else.
+/// Returns true if the model in float32, which needs about 5 bytes per parameter, fits into the free memory.
 fn float32_fits(subject: &Subject) -> Result<bool> {
     let weights = Weights::open(&subject.model)?;
     let numbers: u64 = weights.names().filter_map(|n| weights.shape(n)).map(|s| s.iter().product::<i64>() as u64).sum();
@@ -112,7 +112,8 @@ fn float32_fits(subject: &Subject) -> Result<bool> {
     Ok(5 * numbers < free)
 }
 
-/// The rows that fit the model: cut at its context, with at least two tokens.
+/// Returns the usable rows: truncated to `limit` tokens, those shorter than two tokens left out. Fails if a token is
+/// not in the vocabulary or fewer than three rows remain.
 fn fitting(subject: &Subject, limit: i64, vocabulary: i64) -> Result<Vec<Vec<u32>>> {
     let cut = |row: &Vec<u32>| row.iter().copied().take(limit.max(0) as usize).collect::<Vec<_>>();
     let rows: Vec<Vec<u32>> = subject.rows.iter().map(cut).filter(|r| r.len() > 1).collect();
@@ -135,7 +136,7 @@ fn fitting(subject: &Subject, limit: i64, vocabulary: i64) -> Result<Vec<Vec<u32
     Ok(rows)
 }
 
-/// Seconds since `began`.
+/// Returns the seconds since `began`.
 fn seconds(began: Instant) -> f64 {
     began.elapsed().as_secs_f64()
 }
@@ -154,7 +155,8 @@ mod tests {
         Subject { model, adapter: None, device: Device::Cpu, kind, rows }
     }
 
-    /// What passes every check is in tests/selftest.rs, where chance is not shared with other tests.
+    /// A tiny model for tests of single checks. Whole runs are tested in tests/selftest.rs, in a process of their own:
+    /// libtorch's random generator is shared by all tests of a process.
     pub(super) fn tiny(kind: Kind, dropout: f64) -> Trial {
         tch::set_num_threads(1);
         Trial::load(&subject(kind), kind, dropout).unwrap()

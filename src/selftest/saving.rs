@@ -1,4 +1,4 @@
-//! Checks of what is written to disk and read back.
+//! Checks of files: a saved adapter, and a run resumed from a checkpoint.
 
 use super::compare::{Line, judge, numbers, rows, tensors};
 use super::learning::About;
@@ -28,6 +28,7 @@ pub fn save(trial: &Trial, folder: &Path) -> Result<()> {
     file::write(folder, &trial.spec, &base, tensors.iter().map(|(n, t)| (n.as_str(), t)))
 }
 
+/// Checks that an adapter read back from its file equals the one that was saved.
 pub fn adapter(trial: &Trial) -> Result<Line> {
     let began = Instant::now();
     let (before, kept) = (trial.logits()?, trial.adapter());
@@ -40,7 +41,7 @@ pub fn adapter(trial: &Trial) -> Result<Line> {
     Ok(judge(SAVED, gap, trial.rounding().none("float32 is written as it is"), began))
 }
 
-/// So that nothing which is not read back could pass for it.
+/// Overwrites the adapter in memory, so that values which are not read back cannot pass for the saved ones.
 fn spoil(trial: &Trial) {
     let _no_grad = tch::no_grad_guard();
     trial.model.params().adapter(0).filter(|p| p.trainable()).for_each(|p| {
@@ -48,7 +49,7 @@ fn spoil(trial: &Trial) {
     });
 }
 
-/// A few optimiser steps, saved and taken up again.
+/// Checks that two steps, a checkpoint and two more steps give the result of four steps without interruption.
 pub fn resume(trial: &Trial) -> Result<Line> {
     let began = Instant::now();
     let folder = scratch()?;
@@ -64,7 +65,8 @@ pub fn resume(trial: &Trial) -> Result<Line> {
     Ok(judge(RESUME, gap, trial.rounding().none_on_cpu("the same operations with the same dropout"), began))
 }
 
-/// The last two steps from the checkpoint, after everything in memory was spoilt. `harm` is for tests of the check.
+/// Overwrites the state in memory, restores the checkpoint and runs the last two steps; returns the last loss and the
+/// adapter. `harm` changes the restored optimiser in tests of this check.
 fn taken_up(
     trial: &Trial,
     checkpoints: &Checkpoints,
@@ -83,7 +85,7 @@ fn optimiser(trial: &Trial) -> Result<Optimiser> {
     Optimiser::new(trial.model.params(), &settings, 0)
 }
 
-/// Steps over rows that change from step to step; the last one's loss.
+/// Runs optimiser steps, each over two other rows; returns the loss of the last one.
 fn steps(trial: &Trial, optim: &mut Optimiser, which: std::ops::Range<usize>) -> Result<f64> {
     let mut last = f64::NAN;
     for step in which {

@@ -1,4 +1,4 @@
-//! The model under test with its adapter, and what the checks compute with it.
+//! Loads the model under test with its adapter, and computes losses, gradients and logits for the checks.
 
 use super::compare::Rounding;
 use super::{Subject, fitting};
@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 const ADAPTER: &str = "adapter";
 
-/// A packed row and where its learnt tokens are.
+/// A packed row with the positions and ids of its trained tokens.
 pub struct Row {
     pub tokens: Tokens,
     pub at: Tensor,
@@ -23,7 +23,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// Lays sequences end to end; the first third of each is a prompt, which is not learnt.
+    /// Packs sequences into one row. The first third of each is its prompt, which is not trained on.
     pub fn pack(sequences: &[&[u32]], device: Device) -> Self {
         let (mut at, mut targets, mut start) = (Vec::new(), Vec::new(), 0);
         for s in sequences {
@@ -41,13 +41,13 @@ impl Row {
         }
     }
 
-    /// Cross-entropy as training computes it: the vocabulary in chunks.
+    /// Returns the cross-entropy as training computes it, over chunks of rows.
     pub fn loss(&self, out: &Output) -> Loss {
         self.sum(out.log_probs(&self.at, &self.targets).log_probs)
     }
 
-    /// The same by its formula, over full logits and in float64: libtorch's softmax over a large vocabulary in float32
-    /// is off by more than the chunked one.
+    /// Returns the cross-entropy by its formula, over full logits and in float64: in float32, libtorch's softmax over a
+    /// large vocabulary is less exact than the chunked one and would not do as a reference.
     pub fn plain_loss(&self, out: &Output) -> Loss {
         let all = out.logits(&self.at).log_softmax(-1, Kind::Double);
         self.sum(all.gather(-1, &self.targets.unsqueeze(-1), false).squeeze_dim(-1))
@@ -67,7 +67,7 @@ pub struct Step {
     pub gradients: BTreeMap<String, Tensor>,
 }
 
-/// The model under test.
+/// The model under test with its adapter, and the rows to compute on.
 pub struct Trial {
     pub model: Model,
     pub base: PathBuf,
@@ -76,12 +76,13 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Loads the subject for arithmetic in `kind` with its adapter, or with one of noise; `dropout` counts while learning.
+    /// Loads the model to compute in `kind`, with its adapter or a random one. `dropout` applies while training.
     pub fn load(subject: &Subject, kind: Kind, dropout: f64) -> Result<Self> {
         Self::load_held(subject, kind, dropout, Storage::Auto)
     }
 
-    /// The same with every weight in `kind`, so that an update can be folded into it as exactly as `kind` allows.
+    /// Loads the model with all weights copied to `kind`, so that an update can be merged into them as exactly as
+    /// `kind` allows.
     pub fn copied(subject: &Subject, kind: Kind) -> Result<Self> {
         Self::load_held(subject, kind, 0.0, Storage::Copy)
     }
@@ -118,7 +119,7 @@ impl Trial {
         Ok(Self { model, base: subject.model.clone(), spec, rows })
     }
 
-    /// Logits of the rows by the base alone, in a model that never had an adapter.
+    /// Returns the logits of the rows from a model without adapter.
     pub fn bare(subject: &Subject) -> Result<Tensor> {
         let load = Load {
             device: subject.device,
@@ -137,7 +138,7 @@ impl Trial {
         Rounding { kind: self.model.kind(), depth: self.model.depth(), device: self.model.device() }
     }
 
-    /// The given rows as one packed row.
+    /// Packs the rows with these indices into one.
     pub fn pack(&self, which: &[usize]) -> Row {
         let sequences: Vec<&[u32]> = which.iter().map(|&i| self.rows[i].as_slice()).collect();
         Row::pack(&sequences, self.model.device())
@@ -147,13 +148,13 @@ impl Trial {
         (0..self.rows.len()).collect()
     }
 
-    /// One optimiser step's gradients over micro-batches of rows.
+    /// Returns loss and gradients of one optimiser step over micro-batches, each a list of row indices.
     pub fn step(&self, batches: &[Vec<usize>], replay: Replay) -> Result<Step> {
         let rows: Vec<Row> = batches.iter().map(|b| self.pack(b)).collect();
         self.step_of(&rows, rows.iter().map(|r| r.items).sum(), replay, Row::loss)
     }
 
-    /// The same with the count to divide by and the loss given.
+    /// Returns loss and gradients with a given number of items to divide by and a given loss.
     pub fn step_of(&self, rows: &[Row], items: f64, replay: Replay, loss: fn(&Row, &Output) -> Loss) -> Result<Step> {
         let mut metrics = Metrics::default();
         for row in rows {
@@ -162,23 +163,23 @@ impl Trial {
         Ok(Step { loss: metrics.means()["loss"], gradients: self.take_gradients() })
     }
 
-    /// All rows in one batch.
+    /// Returns loss and gradients of one step over all rows in one batch.
     pub fn whole_step(&self) -> Result<Step> {
         self.step(&[self.every()], Replay::None)
     }
 
-    /// Mean loss of the packed row as it is answered, without gradient.
+    /// Returns the mean loss of the packed row, computed without gradient.
     pub fn loss(&self, row: &Row) -> Result<f64> {
         let sum = |out: &Output| out.log_probs(&row.at, &row.targets).log_probs.sum(Kind::Double).double_value(&[]);
         Ok(-self.model.infer(&row.tokens, sum)? / row.items)
     }
 
-    /// Logits of every position of the rows, packed into one.
+    /// Returns the logits (T, V) of all rows, packed into one.
     pub fn logits(&self) -> Result<Tensor> {
         logits(&self.model, &Tokens::pack(&self.rows, self.model.device()))
     }
 
-    /// The adapter's tensors by name, copied.
+    /// Returns copies of the adapter's tensors, by name.
     pub fn adapter(&self) -> BTreeMap<String, Tensor> {
         self.model.params().adapter(0).map(|p| (p.name.clone(), p.tensor.detach().copy())).collect()
     }
@@ -196,18 +197,19 @@ impl Trial {
     }
 }
 
-/// (T, V) float32.
+/// Returns the logits of every position: (T, V) float32.
 pub fn logits(model: &Model, tokens: &Tokens) -> Result<Tensor> {
     let all = Tensor::arange(tokens.len() as i64, (Kind::Int64, model.device()));
     model.infer(tokens, |out| out.logits(&all))
 }
 
-/// How long a row may be.
+/// Returns the longest row, in tokens, that the model allows.
 fn longest(model: &Model) -> i64 {
     [model.context_limit(), model.config().max_position_embeddings].into_iter().flatten().min().unwrap_or(i64::MAX)
 }
 
-/// Gives an adapter's tensors numbers that show in the output, the same in every model of this name.
+/// Fills an adapter's tensors with noise, large enough to have an effect on the output. A tensor's values depend on its
+/// name only.
 fn fill(model: &Model) {
     let _no_grad = tch::no_grad_guard();
     for p in model.params().adapter(0) {
@@ -221,14 +223,14 @@ fn fill(model: &Model) {
     }
 }
 
-/// Uniform numbers in (-1, 1) that depend on the name alone.
+/// Returns uniform random numbers in (-1, 1) that depend on the name only.
 pub fn noise(shape: &[i64], name: &str) -> Tensor {
     let mut chance = rng::stream(0, name, 0);
     let numbers: Vec<f32> = (0..shape.iter().product::<i64>()).map(|_| chance.random_range(-1.0..1.0)).collect();
     Tensor::from_slice(&numbers).view(shape)
 }
 
-/// A folder for what is saved on the way; it goes when the check ends.
+/// Creates a temporary folder; it is removed when the value is dropped.
 pub fn scratch() -> Result<tempfile::TempDir> {
     tempfile::Builder::new()
         .prefix("ft-selftest-")

@@ -1,4 +1,7 @@
-//! `ft check`: everything before the first step, told before it costs anything.
+//! `ft check`: examines a recipe and its data without training.
+//!
+//! Reads and tokenises the rows, looks for duplicates and overlap, and predicts memory and disk. The model's weights
+//! are not loaded.
 
 use super::memory::{self, Needs};
 use super::prepare::{self, Prepared};
@@ -10,12 +13,12 @@ use crate::recipe::Plan;
 use crate::report;
 use serde::Serialize;
 
-/// What was found.
+/// Result of `ft check`.
 #[derive(Debug, Serialize)]
 pub struct Check {
     pub train: Summary,
     pub valid: Option<Summary>,
-    /// Training rows that are the same.
+    /// Training rows that are identical.
     pub duplicates: Duplicates,
     /// Validation rows that are also training rows.
     pub overlap: Option<Overlap>,
@@ -27,10 +30,10 @@ pub struct Check {
     /// Tokens in the longest packed row.
     pub longest_row: usize,
     pub needs: Needs,
-    /// Memory and disk that there is, in bytes; `null` where the system does not tell.
+    /// Free memory and disk in bytes; `null` if the system does not report it.
     pub memory_free: Option<u64>,
     pub disk_free: Option<u64>,
-    /// What would stop the run or spoil its result.
+    /// Problems that would stop the run or make its result misleading.
     pub problems: Vec<String>,
     #[serde(skip)]
     pub histogram: String,
@@ -38,10 +41,11 @@ pub struct Check {
     pub previews: Vec<String>,
 }
 
-/// Rows shown with their supervised tokens.
+/// Number of rows in the preview of supervised tokens.
 const SHOWN: usize = 2;
 
-/// Goes through a plan without training.
+/// Prepares a plan as a run would and reports what it found, without training. `colour`: mark supervised tokens by
+/// colour.
 pub fn check(plan: &Plan, colour: bool) -> Result<Check> {
     let prepared = prepare::prepare(plan)?;
     let Prepared { plan, tokenizer, rows, .. } = &prepared;
@@ -77,7 +81,7 @@ fn free(plan: &Plan, device: tch::Device) -> (Option<u64>, Option<u64>) {
     (free_memory(device), machine::free_disk(&plan.recipe.run.out))
 }
 
-/// Free bytes of the device's memory; `None` where the system does not tell.
+/// Returns the free bytes of the device's memory; `None` if the system does not report them.
 pub(super) fn free_memory(device: tch::Device) -> Option<u64> {
     match device {
         tch::Device::Cuda(i) => crate::native::cuda_capacity(i).ok().map(|(free, _)| free),
@@ -105,7 +109,7 @@ fn problems(c: &Check) -> Vec<String> {
         && let Some((train, valid)) = overlap.first.first()
     {
         found.push(format!(
-            "{} validation rows are also training rows (first: {valid} is {train}); validation would flatter the model",
+            "{} validation rows are also training rows (first: {valid} is {train}); validation would look too good",
             overlap.rows
         ));
     }

@@ -1,8 +1,9 @@
-//! Checkpoints: all that a run needs to go on as if it had never stopped.
+//! Saves and restores checkpoints: everything that a run needs to resume as if it had never stopped.
 //!
-//! `out/checkpoints/step-N/` holds the trained tensors, the optimiser's state, the generator's, the method's, `state.json` and
-//! `manifest.json` with the SHA-256 of every other file. Invariant: a checkpoint appears whole or not at all, and none
-//! is used whose bytes are not those that were written. The last few and the best are kept.
+//! `out/checkpoints/step-N/` contains the trained tensors, the state of the optimiser, of libtorch's random generator
+//! and of the method, `state.json`, and `manifest.json` with the SHA-256 of every other file. Invariant: a checkpoint
+//! appears complete or not at all (written under another name, then renamed), and one whose hashes do not match is
+//! never used. The last `run.keep` checkpoints and the best one are kept.
 
 use super::optim::Optimiser;
 use crate::data::Cursor;
@@ -17,34 +18,38 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
-/// Where a run stands.
+/// Progress of a run, as `state.json` stores it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
     /// Optimiser steps done.
     pub step: u64,
+    /// Position in the training rows.
     pub cursor: Cursor,
     /// Tokens seen.
     pub tokens: u64,
     /// The best validation so far and its step.
     pub best: Option<Best>,
-    /// Validations since then.
+    /// Number of validations since the best one.
     pub stale: u32,
-    /// Steps left out because a number was not finite, and how many of them in a row just now.
+    /// Steps without an update because loss or gradient were not finite: all of them, and those at the current end in a
+    /// row.
     pub skipped: u64,
     pub skipped_in_a_row: u32,
-    /// What the run is made of: the resolved recipe and the SHA-256 of its data files.
+    /// The resolved recipe and the SHA-256 of its data files. A checkpoint is resumed only if these are unchanged.
     pub origin: serde_json::Value,
 }
 
+/// The best validation of a run so far.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     pub step: u64,
-    /// Of the metric that the method aims at.
+    /// Value of the metric that the method aims at.
     pub value: f64,
 }
 
 impl State {
+    /// Returns the state before the first step.
     pub fn new(origin: serde_json::Value) -> Self {
         Self {
             step: 0,
@@ -67,10 +72,10 @@ const STATE: &str = "state.json";
 const MANIFEST: &str = "manifest.json";
 const FILES: [&str; 5] = [TRAINED, OPTIMISER, GENERATOR, METHOD, STATE];
 
-/// What a checkpoint holds of the method, by name.
+/// The tensors that a method stores in a checkpoint, by name.
 pub type Extra = BTreeMap<String, Tensor>;
 
-/// SHA-256 of a checkpoint's files by name.
+/// SHA-256 of a checkpoint's files, by file name.
 type Manifest = BTreeMap<String, String>;
 
 /// The checkpoints of one run.
@@ -80,6 +85,7 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
+    /// Addresses the checkpoints in the run folder `out`, of which the last `keep` are kept.
     pub fn new(out: &Path, keep: usize) -> Self {
         Self { folder: out.join("checkpoints"), keep }
     }
@@ -88,13 +94,13 @@ impl Checkpoints {
         self.folder.join(format!("step-{step}"))
     }
 
-    /// Names of what lies in the folder.
+    /// Returns the names of all entries of the checkpoints folder.
     fn entries(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
         entries.filter_map(|e| e.file_name().into_string().ok()).collect()
     }
 
-    /// Steps of the checkpoints there are, in order, good or not.
+    /// Returns the steps of all checkpoints in ascending order, damaged ones included.
     pub fn steps(&self) -> Vec<u64> {
         let mut steps: Vec<u64> =
             self.entries().iter().filter_map(|name| name.strip_prefix("step-")?.parse().ok()).collect();
@@ -102,7 +108,7 @@ impl Checkpoints {
         steps
     }
 
-    /// Saves where the run stands and prunes what is neither among the last few nor the best.
+    /// Saves a checkpoint, then removes those that are neither among the last `keep` nor the best.
     pub fn save(&self, model: &Model, optim: &Optimiser, method: &Extra, state: &State) -> Result<()> {
         replace_dir(&self.at(state.step), |to| {
             for (file, tensors) in snapshot(model, optim, method)? {
@@ -119,14 +125,15 @@ impl Checkpoints {
         steps[..last].iter().filter(|s| !kept.contains(&Some(**s))).try_for_each(|s| self.remove(*s))
     }
 
-    /// Removes a checkpoint: out of sight first, so that none is ever half there.
+    /// Removes a checkpoint. It is renamed first, so that a kill in between leaves no incomplete checkpoint under its
+    /// name.
     fn remove(&self, step: u64) -> Result<()> {
         let (path, gone) = (self.at(step), self.folder.join(format!(".step-{step}.removed")));
         std::fs::rename(&path, &gone).map_err(|e| io_error("removing", &path, e))?;
         std::fs::remove_dir_all(&gone).map_err(|e| io_error("removing", &gone, e))
     }
 
-    /// Removes the half-done checkpoints that a process which died left behind.
+    /// Removes incomplete checkpoints of a process that was killed while it saved or removed one.
     pub fn sweep(&self) -> Result<()> {
         for name in self.entries().iter().filter(|name| name.starts_with(".step-")) {
             let path = self.folder.join(name);
@@ -139,7 +146,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Reads a checkpoint's state; an error says what is wrong with the checkpoint.
+    /// Checks the hashes of a checkpoint and returns its state. Fails if a file is missing or differs from its hash.
     fn examine(&self, step: u64) -> Result<State> {
         let folder = self.at(step);
         let manifest: Manifest = match folder.join(MANIFEST).exists() {
@@ -156,11 +163,12 @@ impl Checkpoints {
         let state: State = read_json(&folder.join(STATE))?;
         match state.step == step {
             true => Ok(state),
-            false => Err(Error::user(format!("{}: it is of step {}", folder.join(STATE).display(), state.step))),
+            false => Err(Error::user(format!("{}: it records step {}", folder.join(STATE).display(), state.step))),
         }
     }
 
-    /// The state of the last good checkpoint. Damaged ones after it are named and moved aside.
+    /// Returns the state of the last undamaged checkpoint; `None` if there are no checkpoints at all. Damaged ones
+    /// after it are reported and moved aside. Fails if all are damaged.
     pub fn last_good(&self) -> Result<Option<State>> {
         let mut damaged = Vec::new();
         for step in self.steps().into_iter().rev() {
@@ -177,16 +185,14 @@ impl Checkpoints {
         }
         match damaged.is_empty() {
             true => Ok(None),
-            false => Err(Error::user(format!(
-                "{}: no checkpoint is whole, of {} there are",
-                self.folder.display(),
-                damaged.len()
-            ))
-            .hint("start anew with --overwrite or another run.out")),
+            false => {
+                Err(Error::user(format!("{}: all {} checkpoints are damaged", self.folder.display(), damaged.len()))
+                    .hint("start anew with --overwrite or another run.out"))
+            }
         }
     }
 
-    /// The states of all good checkpoints, in order; touches nothing.
+    /// Returns the states of all undamaged checkpoints in ascending order. Changes no file.
     pub fn good(&self) -> Vec<State> {
         self.steps().into_iter().filter_map(|s| self.examine(s).ok()).collect()
     }
@@ -195,11 +201,12 @@ impl Checkpoints {
         let (from, to) = (self.at(step), self.folder.join(format!("damaged-step-{step}")));
         let _ = std::fs::remove_dir_all(&to);
         std::fs::rename(&from, &to).map_err(|e| io_error("moving aside", &from, e))?;
-        report::warn(format!("it lies in {} now; going on from the one before", to.display()));
+        report::warn(format!("it was moved to {}; resuming from the one before", to.display()));
         Ok(())
     }
 
-    /// Puts a checkpoint's tensors, optimiser and generator back; what it holds of the method.
+    /// Restores trained tensors, optimiser and random generator from a checkpoint. Returns the method's tensors, which
+    /// the caller passes to the method.
     pub fn restore(&self, step: u64, model: &Model, optim: &mut Optimiser) -> Result<Extra> {
         self.examine(step)?;
         let folder = self.at(step);
@@ -215,7 +222,8 @@ impl Checkpoints {
         Ok(Weights::open_file(&folder.join(METHOD))?.all().into_iter().map(|(name, t)| (name, t.copy())).collect())
     }
 
-    /// Puts back what a result is made of: the trained tensors, and the optimiser where it holds averages of them.
+    /// Restores what a result is made from: the trained tensors, and also the optimiser if it contains averaged
+    /// weights.
     pub fn restore_result(&self, step: u64, model: &Model, optim: &mut Optimiser) -> Result<()> {
         match optim.averages() {
             true => self.restore(step, model, optim).map(drop),
@@ -238,7 +246,8 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The first tensor of a checkpoint that is not, bit for bit, what the run holds now.
+    /// Compares a checkpoint with the current tensors bit for bit. Returns file and name of the first tensor that
+    /// differs.
     pub fn first_difference(
         &self,
         step: u64,
@@ -270,7 +279,7 @@ impl Checkpoints {
     }
 }
 
-/// The tensors of a checkpoint by file: weights, optimiser, generator, method.
+/// The tensors of a checkpoint by file: trained weights, optimiser, random generator, method.
 type Snapshot = [(&'static str, BTreeMap<String, Tensor>); 4];
 
 fn snapshot(model: &Model, optim: &Optimiser, method: &Extra) -> Result<Snapshot> {
@@ -284,7 +293,8 @@ fn snapshot(model: &Model, optim: &Optimiser, method: &Extra) -> Result<Snapshot
     ])
 }
 
-/// Adapters of one base may use the same names.
+/// Returns a parameter's name in the checkpoint. Adapters of one base may use equal names, so the adapter's id precedes
+/// it.
 fn key(p: &Param) -> String {
     match p.adapter {
         Some(id) => format!("{id}/{}", p.name),
@@ -292,7 +302,8 @@ fn key(p: &Param) -> String {
     }
 }
 
-/// What differs between the recipe and data of a checkpoint and those of now, one line a key or file.
+/// Describes the differences between the recipe and data of a checkpoint (`then`) and the current ones: one line for
+/// each key or file, empty if there are none.
 pub fn differences(then: &serde_json::Value, now: &serde_json::Value) -> Vec<String> {
     fn flatten(prefix: &str, v: &serde_json::Value, into: &mut BTreeMap<String, String>) {
         match v {

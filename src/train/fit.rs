@@ -1,7 +1,7 @@
-//! Memory first: a run that will not fit is refused before it starts, and `--fit` makes one that does.
+//! Compares predicted with free memory before a run: refuses a run that does not fit, and chooses settings for `--fit`.
 //!
-//! What `fit` changes never changes the mathematics of a step: the tokens of one packed row where a step is so many
-//! examples, and how many layers are replayed.
+//! `--fit` changes only what leaves the mathematics of a step as it is: `run.replay`, and `batch.tokens` if the length
+//! of a step is given in examples.
 
 use super::check::free_memory;
 use super::memory::{self, Needs};
@@ -11,22 +11,23 @@ use crate::models::Model;
 use crate::recipe::{Plan, ReplayChoice};
 use crate::report;
 
-/// The share of free memory that a chosen plan may need: predictions are within 15 %.
+/// Share of the free memory that `--fit` plans with. Predictions are accurate to 15 %.
 const SHARE: f64 = 0.87;
 
-/// What the run needs under `plan`, which may have another row length or replay; `model` is its sketch.
+/// Predicts the bytes that the prepared run needs under `plan`, which may differ in row length and replay. `model` is
+/// the sketch of the run's model.
 fn needs(prepared: &Prepared, model: &Model, plan: &Plan) -> Needs {
     let row = prepared.rows.longest_row().min(plan.recipe.batch.tokens);
     let supervised = (row as f64 * prepared.rows.train().summary.supervised_share()).ceil() as u64;
     memory::predict(prepared, plan, model, row as u64, supervised)
 }
 
-/// Refuses a run that needs more memory than there is, before any of it is taken.
+/// Fails if the run is predicted to need more memory than is free. Called before any of it is allocated.
 pub(super) fn refuse(prepared: &Prepared) -> Result<()> {
     let needs = needs(prepared, &prepared.sketch()?, &prepared.plan);
     match free_memory(prepared.device) {
         Some(free) if free < needs.memory => Err(Error::user(format!(
-            "about {} of memory are needed ({} weights, {} training, {} activations), {} are free",
+            "about {} of memory are needed ({} weights, {} training, {} activations), but only {} are free",
             report::bytes(needs.memory),
             report::bytes(needs.weights),
             report::bytes(needs.training),
@@ -38,13 +39,13 @@ pub(super) fn refuse(prepared: &Prepared) -> Result<()> {
     }
 }
 
-/// The plan with the longest packed rows and the fewest replayed layers that fit into `memory` bytes, or into what is
-/// free; and what was chosen, in words.
+/// Returns the plan with the longest packed rows and the fewest replayed layers that fits into `memory` bytes (`None`:
+/// into the free memory), and a sentence that says what was chosen. Fails if nothing fits.
 pub fn fit(plan: &Plan, memory: Option<u64>) -> Result<(Plan, String)> {
     let prepared = prepare::prepare(plan)?;
     let model = prepared.sketch()?;
     let free = memory.or_else(|| free_memory(prepared.device)).ok_or_else(|| {
-        Error::user("--fit: the system does not tell how much memory is free").hint("give it: --fit=8GB")
+        Error::user("--fit: the system does not report how much memory is free").hint("give it: --fit=8GB")
     })?;
     let room = (free as f64 * SHARE) as u64;
     let with = |tokens: usize, replay: ReplayChoice| {
@@ -55,7 +56,8 @@ pub fn fit(plan: &Plan, memory: Option<u64>) -> Result<(Plan, String)> {
         };
         (change(plan), needs(&prepared, &model, &change(&prepared.plan)))
     };
-    // Shorter rows cost less than replay, down to where products become small.
+    // Shorter rows cost less time than replay, until matrix products become too small: rows are halved first, then
+    // layers are replayed.
     let (asked, longest) = (plan.recipe.batch.tokens, plan.recipe.batch.max_len);
     let mut tokens = vec![asked];
     if plan.recipe.batch.examples.is_some() {
@@ -84,15 +86,15 @@ pub fn fit(plan: &Plan, memory: Option<u64>) -> Result<(Plan, String)> {
         }
     }
     Err(Error::user(format!(
-        "--fit: at least {} are needed, of {} free {} may be planned with",
+        "--fit: at least {} of memory are needed; {} may be used ({} are free, a margin is kept)",
         report::bytes(least),
-        report::bytes(free),
-        report::bytes(room)
+        report::bytes(room),
+        report::bytes(free)
     ))
     .hint("train an adapter instead of all weights, choose optim.kind: adamw8 or adafactor, or lower batch.max_len"))
 }
 
-/// A size as a person writes it: `8GB`, `512MB`, or bytes.
+/// Parses a size such as `8GB`, `512MB` or `123` (bytes). Units are powers of 1000.
 pub fn size(text: &str) -> Result<u64> {
     let text = text.trim();
     let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
@@ -107,7 +109,7 @@ pub fn size(text: &str) -> Result<u64> {
     if (1.0..1e18).contains(&bytes) {
         return Ok(bytes as u64);
     }
-    Err(Error::user(format!("`{text}` is no size")).hint("such as 8GB or 512MB"))
+    Err(Error::user(format!("`{text}` is not a size")).hint("write it as 8GB or 512MB"))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The lock of a run that is about to begin, and of the result it ended with.
+//! Computes the contents of `ft.lock` for a prepared run and for its result.
 
 use super::Prepared;
 use crate::convert::export;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// What a prepared run is made of.
+/// Returns the lock of a prepared run: the hashes of its model, data and recipe, and its programs and machine.
 pub fn of(prepared: &Prepared, environment: &Environment, software: &Software, trust: Trust) -> Result<Lock> {
     let rows = |d: Side| LockedRows {
         path: d.summary.path.clone(),
@@ -23,7 +23,7 @@ pub fn of(prepared: &Prepared, environment: &Environment, software: &Software, t
     Lock::new(&prepared.plan, train, valid, software, environment, trust)
 }
 
-/// The weight files of a verified result, as its report has hashed them.
+/// Returns the weight files of the result in `out` with the hashes from its export report.
 pub fn result(out: &Path) -> Result<BTreeMap<String, Locked>> {
     let report: Value = read_json(&out.join(export::REPORT))?;
     let files = report["files"].as_object().into_iter().flatten();

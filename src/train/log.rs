@@ -1,4 +1,4 @@
-//! What a run says: `metrics.jsonl` for scripts, a bar or plain lines for people.
+//! Reports the progress of a run: `metrics.jsonl` for scripts, a progress bar or plain lines for people.
 
 use crate::error::Result;
 use crate::fsutil::{io_error, read_to_string, write_atomic};
@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// One optimiser step, as `metrics.jsonl` has it.
+/// One optimiser step, as a line of `metrics.jsonl` records it.
 #[derive(Debug, Clone)]
 pub struct StepLine {
     pub step: u64,
@@ -21,7 +21,7 @@ pub struct StepLine {
     /// Tokens seen so far.
     pub tokens: u64,
     pub tokens_per_s: f64,
-    /// Items of the step that its loss is a mean of: supervised tokens, pairs, ….
+    /// Number of items that the loss is the mean of: supervised tokens, pairs, ….
     pub items: f64,
     /// Seconds this step took.
     pub seconds: f64,
@@ -52,7 +52,7 @@ impl StepLine {
     }
 }
 
-/// JSON has no NaN: a number that is not finite is written as text, so that no reader takes it for one.
+/// Converts a number to JSON. JSON has no NaN or infinity: a number that is not finite becomes text, such as `"NaN"`.
 fn number(x: f64) -> Value {
     serde_json::Number::from_f64(x).map_or_else(|| Value::String(x.to_string()), Value::Number)
 }
@@ -61,10 +61,10 @@ fn round(x: f64) -> Value {
     number((x * 1e4).round() / 1e4)
 }
 
-/// Means that are shown beside the loss while a run goes on: what a method is about, and its short name.
+/// Metrics shown next to the loss in the progress line: (name in metrics.jsonl, short name).
 const HEADLINES: [(&str, &str); 2] = [("rewards/accuracies", "accuracy"), ("rewards/margins", "margin")];
 
-/// The run's log.
+/// Writes `metrics.jsonl` and shows the progress of the run.
 pub struct Log {
     file: File,
     path: PathBuf,
@@ -75,7 +75,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens `metrics.jsonl`; lines after `step` belong to work that is done again and are cut off.
+    /// Opens `metrics.jsonl` for a run that continues after `step`. Lines of later steps are removed: these steps are
+    /// repeated.
     pub fn open(out: &Path, step: u64, total: u64) -> Result<Self> {
         let path = out.join("metrics.jsonl");
         cut_after(&path, step)?;
@@ -89,7 +90,7 @@ impl Log {
         writeln!(self.file, "{value}").map_err(|e| io_error("writing", &self.path, e))
     }
 
-    /// A step is done.
+    /// Records a step. Without a terminal, prints a line for the first and the last step and every 10 seconds.
     pub fn step(&mut self, line: &StepLine) -> Result<()> {
         self.write(&line.json())?;
         let more = |(name, shown): &(&str, &str)| {
@@ -123,7 +124,7 @@ impl Log {
         Ok(())
     }
 
-    /// Validation results of a step: the names get `eval_` in front.
+    /// Records and prints the validation results after a step; in `metrics.jsonl` the names get the prefix `eval_`.
     pub fn validation(&mut self, step: u64, means: &Means, note: &str) -> Result<()> {
         let mut o = Map::from_iter([("step".to_string(), Value::from(step))]);
         o.extend(means.iter().map(|(k, v)| (format!("eval_{k}"), number(*v))));
@@ -133,22 +134,23 @@ impl Log {
         Ok(())
     }
 
-    /// A line of news that does not disturb the bar.
+    /// Prints a message without disturbing the progress bar.
     pub fn say(&self, text: &str) {
         report::info(text);
     }
 
-    /// Something to look at, though the run goes on.
+    /// Prints a warning; the run continues.
     pub fn warn(&self, text: &str) {
         report::warn(text);
     }
 
+    /// Removes the progress bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }
 
-/// Cuts off the lines of a file of steps that come after `step`.
+/// Removes from a JSON Lines file all lines whose `step` is above `step`, and lines that cannot be read.
 pub(super) fn cut_after(path: &Path, step: u64) -> Result<()> {
     if !path.exists() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! What a run will need, counted before it begins.
+//! Predicts the memory and disk space that a run needs, from the shapes of its tensors, before it starts.
 
 use super::optim;
 use super::prepare::{Prepared, result_kind};
@@ -8,23 +8,24 @@ use crate::nn::{Param, attention, chunked};
 use crate::recipe::{Master, Plan, ReplayChoice};
 use serde::Serialize;
 
-/// Predicted bytes.
+/// Predicted needs of a run, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Needs {
-    /// Frozen weights, as they are held; on the CPU they are mapped from the file where they are held in its format.
+    /// Frozen weights in the format in which they are held. On the CPU, weights held in the format of their file are
+    /// mapped.
     pub weights: u64,
-    /// Masters, gradients and optimiser state of what is trained.
+    /// Master weights, gradients and optimiser state of the trained parameters.
     pub training: u64,
-    /// What a packed row leaves for its backward, and the largest temporaries.
+    /// Activations that a packed row keeps for its backward pass, and the largest temporary tensors.
     pub activations: u64,
-    /// All of it.
+    /// Sum of the three above.
     pub memory: u64,
-    /// Checkpoints, the result and room to swap one in.
+    /// Checkpoints and the result, with space for the new copy while one replaces another.
     pub disk: u64,
 }
 
-/// Counts for a run under `plan` from the sketch of its model, and packed rows of at most `row` tokens of which `supervised`
-/// are learnt.
+/// Predicts the needs of a run under `plan`. `model` is the sketch of its model; a packed row has at most `row` tokens,
+/// of which `supervised` are trained on.
 pub fn predict(prepared: &Prepared, plan: &Plan, model: &Model, row: u64, supervised: u64) -> Needs {
     let (trained, _) = count(plan, model);
     let (c, recipe) = (model.config(), &plan.recipe);
@@ -33,7 +34,7 @@ pub fn predict(prepared: &Prepared, plan: &Plan, model: &Model, row: u64, superv
     let full = recipe.adapter.is_none();
     let base: u64 = model.params().base().map(|p| p.tensor.numel() as u64).sum();
     let (stored, held) = model.held_as(prepared.storage, prepared.device);
-    // A master, its gradient and the optimiser's state.
+    // For each trained parameter: the master weight, its gradient and the optimiser's state.
     let exact = recipe.optim.master == Master::F32;
     let master = if exact { 4 } else { 2 };
     let state = match full {
@@ -55,11 +56,12 @@ pub fn predict(prepared: &Prepared, plan: &Plan, model: &Model, row: u64, superv
     let kv = (c.num_key_value_heads * c.head_dim) as u64;
     let (rank, dropout) =
         recipe.adapter.as_ref().map_or((0, false), |AdapterSpec::Lora(l)| (l.rank as u64, l.dropout > 0.0));
-    // Layers that read a norm's result, and what the activation reads: gate and up, where it is gated.
+    // `readers`: linear layers whose input is the result of a norm. `gates`: inputs of the MLP's activation (gate and
+    // up if it is gated).
     let (readers, gates) = if c.hidden_act == "silu" { (5, 2) } else { (2, 1) };
-    // Kept for the backward of a layer, in numbers a token: two norms' inputs, attention's padded q, k, v and result,
-    // the gathered result, what the activation reads, and the adapters' low-rank activations;
-    // with dropout a mask for every adapter, and what it lets through.
+    // Numbers that a layer keeps for its backward pass, per token: the inputs of two norms; q, k, v and result of
+    // attention, padded; the gathered result; the inputs of the activation; the low-rank activations of the adapters;
+    // with dropout, for each adapter the mask and the masked input.
     let layer = 2 * d + 3 * q + 2 * kv + gates * f + 7 * rank + if dropout { 2 * (readers * d + q + f) } else { 0 };
     let depth = c.num_hidden_layers as u64;
     let replayed = match recipe.run.replay {
@@ -67,14 +69,14 @@ pub fn predict(prepared: &Prepared, plan: &Plan, model: &Model, row: u64, superv
         ReplayChoice::Layers(n) => depth.min(n as u64),
         ReplayChoice::All => depth,
     };
-    // Replayed layers come one by one when the others are gone.
+    // Replayed layers are recomputed one at a time, after the other layers have released their activations.
     let again = if replayed > 0 { layer } else { 0 };
     let kept = row * width * (d * replayed + (layer * (depth - replayed)).max(again));
     let chunk = match parts.tables {
         0 => supervised.min(256) * v * width,
         tables => supervised.min(chunked::CHUNK as u64) * v * 4 * tables,
     };
-    // A weight that is held narrower than the arithmetic is widened for as long as it multiplies; the head is the largest.
+    // A weight held in a narrower format is widened while it is multiplied. The head is the largest such temporary.
     let widened = if stored != model.kind() && !full { d * v * width } else { 0 };
     let head = chunk + supervised * d * width * 2 + widened;
     let longest = prepared.rows.train().lengths.iter().max().map_or(0, |n| u64::from(*n));
@@ -82,8 +84,9 @@ pub fn predict(prepared: &Prepared, plan: &Plan, model: &Model, row: u64, superv
         row * longest * c.num_attention_heads as u64 * attention::score_bytes(longest as i64, kind, prepared.device);
     let backward = (row * (3 * f + 2 * d) * width).max(scores);
     let activations = if full {
-        // Gradients come as activations go: first the head's, beside a narrow copy of its weight and a chunk's part of the
-        // gradient; last the embedding's, in two formats.
+        // In full fine-tuning the memory of activations is released while gradients are allocated, so only the excess
+        // over the gradients counts. The first gradient is the head's, together with a narrow copy of its weight and
+        // one chunk's part of the gradient; the last is the embedding's, in two formats.
         let (first, last) = (d * v * (4 + 2 * width), d * v * (4 + width));
         (kept + head + first).saturating_sub(trained * master).max(last)
     } else {
@@ -97,7 +100,8 @@ pub fn predict(prepared: &Prepared, plan: &Plan, model: &Model, row: u64, superv
     Needs { weights, training, activations, memory: weights + training + activations, disk }
 }
 
-/// Trained and all parameters of a plan's model, without making masters of a whole base.
+/// Returns (trained, all) numbers of parameters. Under full fine-tuning a sketch has no trainable tensors: all are
+/// counted.
 pub fn count(plan: &Plan, model: &Model) -> (u64, u64) {
     let numbers = |p: &Param| p.tensor.numel() as u64;
     let all: u64 = model.params().base().map(numbers).sum();
@@ -105,7 +109,8 @@ pub fn count(plan: &Plan, model: &Model) -> (u64, u64) {
     (trained, all)
 }
 
-/// Adapted modules by the last part of their name, e.g. `q_proj` -> 30.
+/// Counts adapted modules by the last part of their name, e.g. `q_proj` -> 30; `(whole)` marks modules trained as a
+/// whole.
 pub fn adapted(model: &Model) -> Vec<(String, usize)> {
     let mut counts: Vec<(String, usize)> = Vec::new();
     for p in model.params().trainable().filter(|p| p.adapter.is_some() && !lora::second_factor(&p.name)) {

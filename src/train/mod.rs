@@ -1,4 +1,8 @@
-//! Training: the one loop that serves every method.
+//! Trains a model: the one loop that serves every method.
+//!
+//! [`run`] prepares a plan, takes or resumes the run folder, executes the loop and writes the verified result. A method
+//! only decides which micro-batches make a step and how their loss is computed; gradient accumulation, clipping, the
+//! optimiser, validation, checkpoints, records and early stopping are written once, here and in the modules below.
 
 pub mod check;
 pub mod checkpoint;
@@ -43,27 +47,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use step::Stepper;
 
-/// What to do about earlier work in `run.out`.
+/// What to do with earlier work in `run.out`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// There must be none.
+    /// Fail if there is any.
     Fresh,
-    /// Go on from the last checkpoint.
+    /// Resume from the last checkpoint.
     Resume,
-    /// Throw it away.
+    /// Delete it and start from step 0.
     Overwrite,
 }
 
-/// How a run ended.
+/// Results of a completed run, written to summary.json.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Summary {
     pub out: PathBuf,
     pub steps: u64,
     pub tokens: u64,
     pub seconds: f64,
-    /// Mean training loss of the last step.
+    /// Mean training loss of the last step; `None` if this session trained no step.
     pub loss: Option<f64>,
-    /// The best validation after the first step, and the metric that says so.
+    /// Step and value of the best validation (the one before the first step does not count), and the metric compared.
     pub best_step: Option<u64>,
     pub best_metric: String,
     pub best_value: Option<f64>,
@@ -72,16 +76,18 @@ pub struct Summary {
     pub memory: u64,
 }
 
-/// Files that show that a folder holds an adapter or a model.
+/// Files whose presence means that a folder contains an adapter or a model.
 const RESULTS: [&str; 3] = [file::TENSORS, "model.safetensors", "model.safetensors.index.json"];
 
-/// Steps in a row that may be left out before the run stops.
+/// Number of consecutive non-finite steps at which a run with `non_finite: skip` stops.
 const MOST_SKIPPED: u32 = 10;
 
-/// Trains as the plan says and leaves the verified result in `run.out`. A signal in `stop` saves and ends the run.
+/// Trains according to `plan` and writes the verified result into `run.out`. If `stop` becomes true, the run saves a
+/// checkpoint after the current step and ends with an "interrupted" error.
 pub fn run(plan: &Plan, start: Start, software: &Software, stop: Arc<AtomicBool>) -> Result<Summary> {
     if start == Start::Fresh {
-        // Before the work of reading data.
+        // Checked before the data is read, so that the refusal comes at once. `earlier_work` checks again under the
+        // lock.
         let out = &plan.recipe.run.out;
         refuse_earlier_work(out, &Checkpoints::new(out, plan.recipe.run.keep))?;
     }
@@ -92,8 +98,10 @@ pub fn run(plan: &Plan, start: Start, software: &Software, stop: Arc<AtomicBool>
     run_prepared(prepare::prepare(&plan)?, start, software, stop)
 }
 
-/// The plan with the number format and the date that the run began with, where the recipe leaves them to the machine and
-/// to the day: the run may have begun on others.
+/// Returns the plan with the number format and the date of the recorded plan, where the recipe leaves them open.
+///
+/// `dtype: auto` and a missing `data.date` are resolved from the machine and the current day. A resumed run may be on
+/// another machine or another day, and must keep the values that it started with.
 fn as_begun(plan: &Plan) -> Result<Plan> {
     let mut plan = plan.clone();
     let path = plan.recipe.run.out.join(PLAN);
@@ -108,7 +116,7 @@ fn as_begun(plan: &Plan) -> Result<Plan> {
     Ok(plan)
 }
 
-/// As [`run`], with the data read already.
+/// Does the work of [`run`] after the data was read and tokenised.
 fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc<AtomicBool>) -> Result<Summary> {
     let plan = &prepared.plan.clone();
     let origin = prepared.origin()?;
@@ -189,7 +197,10 @@ fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc
     result
 }
 
-/// The checkpoint to go on from, or an error where `run.out` holds work that nobody said what to do with.
+/// Returns the state to resume from; `None` starts from step 0. With [`Start::Overwrite`] earlier work is deleted.
+///
+/// Fails if `run.out` has earlier work and `start` is [`Start::Fresh`], if there is no checkpoint to resume from, or if
+/// recipe or data differ from those of the checkpoint.
 fn earlier_work(
     out: &Path,
     checkpoints: &Checkpoints,
@@ -233,18 +244,15 @@ fn earlier_work(
     }
 }
 
-/// An error where `run.out` holds a run, or the result of one.
+/// Fails if `run.out` contains a run or the result of one.
 fn refuse_earlier_work(out: &Path, checkpoints: &Checkpoints) -> Result<()> {
     let refuse = |what: String, hint: &str| Err(Error::user(format!("{}: holds {what}", out.display())).hint(hint));
     if let Some(step) = checkpoints.steps().last() {
-        let hint = "go on with --resume, throw it away with --overwrite, or set another run.out";
-        return refuse(format!("a run that stands at step {step}"), hint);
+        let hint = "continue it with --resume, delete it with --overwrite, or set another run.out";
+        return refuse(format!("a run that is at step {step}"), hint);
     }
     if out.join("metrics.jsonl").exists() {
-        return refuse(
-            "the metrics of an earlier run".into(),
-            "throw it away with --overwrite, or set another run.out",
-        );
+        return refuse("the metrics of an earlier run".into(), "delete them with --overwrite, or set another run.out");
     }
     match RESULTS.iter().find(|name| out.join(name).exists()) {
         Some(name) => refuse(format!("{name} already"), "replace it with --overwrite, or set another run.out"),
@@ -252,7 +260,7 @@ fn refuse_earlier_work(out: &Path, checkpoints: &Checkpoints) -> Result<()> {
     }
 }
 
-/// Throws away what an earlier run left beside its result.
+/// Deletes the checkpoints and records of an earlier run; its result stays until a new one replaces it.
 fn clear(out: &Path, checkpoints: &Checkpoints) -> Result<()> {
     checkpoints.clear()?;
     records::clear(out)
@@ -266,15 +274,16 @@ struct Run<'a> {
     stop: Arc<AtomicBool>,
     began: Instant,
     loss: Option<f64>,
-    /// Causes of alarms that were told already.
+    /// Causes of the alarms that were reported already: each is reported once.
     alarmed: BTreeSet<String>,
 }
 
 impl Run<'_> {
-    /// The loop. True where it stopped before its last step because validation no longer got better.
+    /// Trains until the last step. Returns true if the run stopped early: validation no longer improved, or an alarm of
+    /// the method demanded it.
     fn fit(&mut self, method: &mut dyn Method) -> Result<bool> {
         if self.out_of_patience() {
-            return Ok(true); // resumed after it had stopped early
+            return Ok(true); // a resumed run that had already stopped early
         }
         if self.at.state.step == 0 {
             self.measure_base(method)?;
@@ -310,7 +319,7 @@ impl Run<'_> {
         Ok(false)
     }
 
-    /// Tells what the method finds wrong; whether the run must end.
+    /// Reports each alarm of the method once. Returns true if one of them demands that the run ends.
     fn heed(&mut self, alarms: Vec<Alarm>) -> bool {
         for alarm in &alarms {
             if self.alarmed.insert(alarm.cause.clone()) {
@@ -328,7 +337,8 @@ impl Run<'_> {
         self.at.plan.recipe.run.patience.is_some_and(|p| self.at.state.stale >= p)
     }
 
-    /// Validates, saves and stops where it is due. True: stop early.
+    /// Validates and saves a checkpoint where that is due. Returns true if the run must stop early; fails with an
+    /// "interrupted" error, after saving, if a signal arrived. `halted`: an alarm ends the run after this step.
     fn after_step(&mut self, method: &mut dyn Method, halted: bool) -> Result<bool> {
         let run = &self.at.plan.recipe.run;
         let step = self.at.state.step;
@@ -342,15 +352,16 @@ impl Run<'_> {
         }
         if interrupted && step < self.total {
             return Err(Error::interrupted(format!("stopped by a signal; step {step} of {} is saved", self.total))
-                .hint(format!("go on with: ft resume {}", run.out.display())));
+                .hint(format!("continue with: ft resume {}", run.out.display())));
         }
         if self.out_of_patience() {
-            self.records.say(&format!("stopping early: no better validation in {} of them", self.at.state.stale));
+            self.records.say(&format!("stopping early: {} validations without improvement", self.at.state.stale));
         }
         Ok(done)
     }
 
-    /// Measures the validation rows; true where their loss is the lowest so far.
+    /// Measures the validation rows with the averaged weights, if there are such, and generates the samples. Returns
+    /// true if the metric that the method aims at is the best so far.
     fn validate(&mut self, method: &mut dyn Method) -> Result<bool> {
         let _averaged = self.at.optim.averaged();
         let Some(means) = validation(method, self.at.model)? else {
@@ -373,7 +384,7 @@ impl Run<'_> {
         Ok(better)
     }
 
-    /// What the base knows before the first step.
+    /// Measures and samples the model before the first step.
     fn measure_base(&mut self, method: &mut dyn Method) -> Result<()> {
         let run = &self.at.plan.recipe.run;
         if let Some(means) = if run.eval_at_start { validation(method, self.at.model)? } else { None } {
@@ -383,7 +394,8 @@ impl Run<'_> {
         self.records.measured()
     }
 
-    /// The step's numbers are not finite: stop, or leave the step out.
+    /// Handles a step whose loss or gradient norm is not finite; its update was not applied. Returns an error that ends
+    /// the run, or `Ok` if `optim.non_finite: skip` lets the run continue.
     fn skip(&mut self, loss: f64, norm: f64) -> Result<()> {
         let what = format!("step {}: loss {loss}, gradient norm {norm}", self.at.state.step);
         let last = self
@@ -393,13 +405,11 @@ impl Run<'_> {
             .map_or("no checkpoint was saved yet".into(), |s| format!("the checkpoint of step {s} is kept"));
         if let Some(name) = self.at.model.params().non_finite() {
             return Err(Error::user(format!("{what}: the weight `{name}` itself has NaN or infinite values; {last}"))
-                .hint(
-                    "was the model whole before? ft selftest --model DIR looks; else go back to an earlier checkpoint",
-                ));
+                .hint("ft selftest --model DIR shows whether the base is damaged; if not, use an earlier checkpoint"));
         }
         match self.at.plan.recipe.optim.non_finite {
             NonFinite::Skip if self.at.state.skipped_in_a_row < MOST_SKIPPED => {
-                self.records.say(&format!("{what}; the step is left out ({} so far)", self.at.state.skipped));
+                self.records.say(&format!("{what}; the step is skipped ({} so far)", self.at.state.skipped));
                 Ok(())
             }
             NonFinite::Skip => {
@@ -407,12 +417,13 @@ impl Run<'_> {
                     .hint("lower optim.lr, lengthen optim.warmup, or try model.dtype: f32"))
             }
             NonFinite::Error => Err(Error::user(format!("{what}; {last}"))
-                .hint("lower optim.lr or lengthen optim.warmup; optim.non_finite: skip leaves such steps out")),
+                .hint("lower optim.lr or lengthen optim.warmup; optim.non_finite: skip continues without such steps")),
         }
     }
 }
 
-/// Takes the weights that are the result, writes and verifies them.
+/// Loads the best checkpoint if the recipe asks for it, replaces weights by their averages if there are such, and
+/// writes and verifies the result.
 fn finish(
     plan: &Plan,
     model: &Model,
@@ -429,13 +440,13 @@ fn finish(
             best.step, aim.metric, best.value
         ));
     }
-    // The state goes before a second model is read back.
+    // Verification reads the result back as a second model: the optimiser's memory is freed first.
     optim.finish();
     native::trim_cpu_memory();
     result::export(plan, model)
 }
 
-/// What the method finds on its validation rows.
+/// Runs the method's validation; `None` if it has no validation rows.
 fn validation(method: &mut dyn Method, model: &Model) -> Result<Option<Means>> {
     let _validating = report::working("validation");
     method.validate(model)

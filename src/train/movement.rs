@@ -1,22 +1,22 @@
-//! How far training has moved what it trains, measured on a few numbers of each tensor.
+//! Measures how far training has moved the trained weights, on a sample of 64 numbers per tensor.
 //!
-//! The doctor tells a rate that is too low from rows that teach nothing by it. A sample is enough for that, costs
-//! next to nothing, and nothing at all in the step.
+//! If the loss does not fall, the diagnosis depends on it: weights that hardly moved mean a learning rate that is too
+//! low, weights that did move mean rows that teach nothing. A sample is sufficient for that and adds no work to a step.
 
 use crate::models::Model;
 use crate::runs::facts::Movement;
 use tch::{Device, Kind, Tensor};
 
-/// Numbers looked at in each tensor.
+/// Numbers sampled from each tensor.
 const SAMPLE: i64 = 64;
 
-/// The trained numbers as they were.
+/// A sample of the trained weights at an earlier step.
 pub struct Probe {
     step: u64,
     numbers: Vec<Tensor>,
 }
 
-/// Evenly spaced numbers of every trained tensor.
+/// Returns evenly spaced numbers of every trained tensor, float64 on the CPU.
 fn sample(model: &Model) -> Vec<Tensor> {
     let few = |t: &Tensor| {
         let flat = t.detach().reshape([-1]);
@@ -27,12 +27,12 @@ fn sample(model: &Model) -> Vec<Tensor> {
 }
 
 impl Probe {
-    /// Remembers the numbers of `step`.
+    /// Samples the weights as they are at `step`.
     pub fn new(model: &Model, step: u64) -> Self {
         Self { step, numbers: sample(model) }
     }
 
-    /// How far they have moved until `step`.
+    /// Returns how far the sampled weights have moved between the probe's step and `step`.
     pub fn movement(&self, model: &Model, step: u64) -> Movement {
         let square = |t: &Tensor| (t * t).sum(Kind::Double).double_value(&[]);
         let (mut moved, mut size, mut unmoved) = (0.0, 0.0, 0);

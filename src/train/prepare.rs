@@ -1,4 +1,4 @@
-//! Everything before the first step: data read and tokenised, the steps counted, the model loaded.
+//! Prepares a run up to its first step: reads and tokenises the data, counts the steps, loads the model.
 
 use crate::adapters::{AdapterSpec, LoraPlan, LoraSpec, file};
 use crate::convert::student::{Cut, Layers, need_student};
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use tch::{Device, Kind};
 
-/// A run that is ready to begin.
+/// A run that is ready to start; the model is not loaded yet.
 pub struct Prepared {
     pub plan: Plan,
     pub tokenizer: Rc<ChatTokenizer>,
@@ -28,13 +28,14 @@ pub struct Prepared {
     /// Optimiser steps of the run.
     pub total: u64,
     pub device: Device,
-    /// How frozen weights are held.
+    /// How frozen weights are held in memory.
     pub storage: Storage,
-    /// Why the number format of the arithmetic was taken.
+    /// Reason for the number format of the arithmetic, for people.
     why: &'static str,
 }
 
-/// Reads and tokenises the data and counts the steps.
+/// Reads and tokenises the data and counts the steps. The returned plan has its number formats and its date filled in.
+/// Makes the model first if the recipe cuts it out of a larger one. Fails if there is nothing to train.
 pub fn prepare(plan: &Plan) -> Result<Prepared> {
     if let Some(threads) = plan.recipe.run.threads {
         tch::set_num_threads(threads as i32);
@@ -44,7 +45,8 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
     let (mut plan, why) = choose_formats(plan, device)?;
     dtype::warn_of_slow_products(plan.recipe.model.dtype, device)?;
     let tokenizer = tokenizer(&plan)?;
-    // A run that goes on after midnight, or is done again next year, learns the same tokens.
+    // Templates may print the date: it is recorded, so that a run that is resumed or repeated later trains on the same
+    // tokens.
     plan.recipe.data.date = tokenizer.date().map(|date| date.to_string()).or(plan.recipe.data.date);
     let (plan, recipe) = (&plan, &plan.recipe);
     let cache = Cache::new(&recipe.data.cache)?;
@@ -52,17 +54,18 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
     let storage = storage(recipe, device)?;
     let total = recipe.run.steps.unwrap_or_else(|| rows.steps_for(recipe.run.epochs));
     if total == 0 {
-        return Err(Error::user("run.epochs: no step to do").hint("set run.epochs above 0 or run.steps"));
+        return Err(Error::user("run.epochs: the run would have no steps").hint("set run.epochs above 0 or run.steps"));
     }
     Ok(Prepared { plan: plan.clone(), tokenizer, rows, total, device, storage, why })
 }
 
-/// The plan with number formats that suit the device and the models in it, and why the run's own was taken.
+/// Resolves `dtype: auto` of the model and its teachers for the device. Returns the plan and the reason for the model's
+/// format.
 pub fn choose_formats(plan: &Plan, device: Device) -> Result<(Plan, &'static str)> {
     let mut plan = plan.clone();
     let model = &plan.recipe.model;
     let there = |folder: &&Path| model.init == ModelInit::Pretrained && folder.join("config.json").exists();
-    // A student that is still to be made computes as its teacher does.
+    // A student that does not exist yet gets the format of its teacher.
     let teacher = plan.recipe.method.teachers().first().map(|t| t.path.as_path());
     let folder = Some(model.path.as_path()).filter(there).or(teacher.filter(there));
     let chosen = model.dtype.choose(device, folder)?;
@@ -75,8 +78,11 @@ pub fn choose_formats(plan: &Plan, device: Device) -> Result<(Plan, &'static str
     Ok((plan, chosen.why))
 }
 
-/// How frozen weights are held while training, where the recipe leaves it open: wide copies save the widening, which is a few
-/// per cent of a step's time, and are made where memory is plenty. No number depends on it.
+/// Decides how frozen weights are held if the recipe leaves it open.
+///
+/// On the CPU, copies in the arithmetic's format save a few per cent of a step's time, because weights need not be
+/// widened. They are made if they take less than half of the free memory. The choice has no effect on the numbers of
+/// the run.
 fn storage(recipe: &Recipe, device: Device) -> Result<Storage> {
     let model = &recipe.model;
     if model.storage != Storage::Auto || device != Device::Cpu || model.init != ModelInit::Pretrained {
@@ -87,8 +93,8 @@ fn storage(recipe: &Recipe, device: Device) -> Result<Storage> {
     Ok(if 2 * copies < machine::Memory::read().free { Storage::Copy } else { Storage::Auto })
 }
 
-/// The number format that a result of full fine-tuning is written in: its base's own; of a model that began with random
-/// weights, the arithmetic's.
+/// Returns the number format of the result of full fine-tuning: that of the base's files, or for a model with random
+/// initial weights that of the arithmetic.
 pub fn result_kind(plan: &Plan, model: &Model) -> Result<Kind> {
     match plan.recipe.model.init {
         ModelInit::Pretrained => dtype::stored(&plan.recipe.model.path),
@@ -96,7 +102,7 @@ pub fn result_kind(plan: &Plan, model: &Model) -> Result<Kind> {
     }
 }
 
-/// Makes the model that the recipe cuts out of a larger one, where it is not there yet.
+/// Makes the model that the recipe cuts out of a larger one (`model.cut`), unless it exists.
 pub fn cut(plan: &Plan) -> Result<()> {
     let recipe = &plan.recipe;
     let Some(section) = &recipe.model.cut else { return Ok(()) };
@@ -135,7 +141,8 @@ pub fn cut(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// The tokenizer of the base, with the recipe's template.
+/// Loads the base's tokenizer with the recipe's chat template, and warns about tokens without an embedding and about a
+/// stop token that generation_config.json lacks.
 pub fn tokenizer(plan: &Plan) -> Result<Rc<ChatTokenizer>> {
     let recipe = &plan.recipe;
     let mut tokenizer = ChatTokenizer::load_with(&recipe.model.path, &recipe.data.rendering()?)?;
@@ -159,8 +166,8 @@ pub fn tokenizer(plan: &Plan) -> Result<Rc<ChatTokenizer>> {
     }
     if let Some(id) = tokenizer.unwritten_stop().filter(|_| recipe.method.writes()) {
         report::warn(format!(
-            "{}: the chat template ends turns with `{}`, but generation_config.json does not stop there: other programs talk \
-             on. The result's own has {id} in eos_token_id, and stops wherever it is loaded",
+            "{}: the chat template ends turns with `{}`, but generation_config.json does not list it as a stop \
+             token, so other programs would continue past it. The result's own file will list it (eos_token_id {id})",
             recipe.model.path.display(),
             tokenizer.token(id).unwrap_or_default(),
         ));
@@ -168,8 +175,8 @@ pub fn tokenizer(plan: &Plan) -> Result<Rc<ChatTokenizer>> {
     Ok(tokenizer)
 }
 
-/// Writes into a result's folder the template that it was taught with and the stop token that it was taught, where the
-/// base's files have others.
+/// Writes the chat template and the stop token that the model was trained with into the result's folder, if those in
+/// the base's files differ.
 pub fn tell_format(plan: &Plan, folder: &Path) -> Result<()> {
     let recipe = &plan.recipe;
     let tokenizer = ChatTokenizer::load(&recipe.model.path, recipe.data.template.as_deref())?;
@@ -181,7 +188,7 @@ pub fn tell_format(plan: &Plan, folder: &Path) -> Result<()> {
     stops::write(folder, &recipe.model.path, &taught, template.as_slice())
 }
 
-/// What a recipe's rows are read with.
+/// Collects the settings that a method needs to open the recipe's rows.
 pub fn ground<'a>(plan: &'a Plan, tokenizer: Rc<ChatTokenizer>, cache: &'a Cache) -> Ground<'a> {
     let recipe = &plan.recipe;
     Ground {
@@ -205,12 +212,13 @@ pub fn ground<'a>(plan: &'a Plan, tokenizer: Rc<ChatTokenizer>, cache: &'a Cache
 }
 
 impl Prepared {
-    /// The run's model with its weights left in their files, on the CPU: what is counted before the run takes memory.
+    /// Builds the run's model on the CPU with its weights left in their files. It has all shapes, so that needs can be
+    /// predicted before the run allocates memory.
     pub fn sketch(&self) -> Result<Model> {
         self.load(Device::Cpu, Storage::File, false)
     }
 
-    /// Loads the base with a fresh adapter; without one, as float32 masters of all weights.
+    /// Loads the base with a new adapter; without an adapter, all weights become trainable float32 masters.
     pub fn load_model(&self) -> Result<Model> {
         self.load(self.device, self.storage, true)
     }
@@ -218,7 +226,7 @@ impl Prepared {
     fn load(&self, device: Device, storage: Storage, train_base: bool) -> Result<Model> {
         let recipe = &self.plan.recipe;
         let _loading = report::spinner(&format!("loading {}", recipe.model.path.display()));
-        // Adapters draw their first weights from libtorch's generator.
+        // Initial adapter weights come from libtorch's generator.
         tch::manual_seed(recipe.run.seed as i64);
         let plan = recipe.adapter.as_ref().map(AdapterSpec::plan).transpose()?;
         let Parts { heads, beside, .. } = recipe.method.parts(recipe.adapter.as_ref())?;
@@ -264,12 +272,12 @@ impl Prepared {
         let config = model.config();
         let longest = recipe.batch.max_len as i64;
         if let Some(limit) = config.max_position_embeddings.filter(|limit| longest > *limit) {
-            report::warn_once(format!("batch.max_len is {longest}, the model was made for {limit} positions"));
+            report::warn_once(format!("batch.max_len is {longest}, but the model was made for {limit} positions"));
         }
         Ok(model)
     }
 
-    /// The shape of a model that begins with random weights.
+    /// Reads the shape of a model with random initial weights from the recipe or from a config.json.
     fn fresh_config(&self) -> Result<Config> {
         let none = ModelConfig::Keys(Default::default());
         let (given, file) = match self.plan.recipe.model.config.as_ref().unwrap_or(&none) {
@@ -281,18 +289,19 @@ impl Prepared {
         fresh::config(&given, vocabulary, &file)
     }
 
-    /// What the run is made of; a checkpoint made of something else is not resumed. Where the result goes and how
-    /// much is kept does not change it, and data is known by its content, not by its path.
+    /// Returns the recipe and the hashes of its data, as a checkpoint stores them. A run resumes only from a checkpoint
+    /// with equal values. Settings that have no effect on the weights (such as `run.out`) are left out, and data and
+    /// adapters are identified by their content, not by their path.
     pub fn origin(&self) -> Result<Value> {
         let mut recipe = serde_json::to_value(&self.plan.recipe).map_err(|e| Error::bug(e.to_string()))?;
         if let Some(run) = recipe["run"].as_object_mut() {
             ["out", "keep", "save_every"].iter().for_each(|k| drop(run.remove(*k)));
         }
-        // How frozen weights are held changes no number.
+        // How frozen weights are held has no effect on the numbers.
         recipe["model"].as_object_mut().map(|model| model.remove("storage"));
-        // Where token ids are kept changes nothing of them.
+        // Where token ids are cached has no effect on them.
         recipe["data"].as_object_mut().map(|data| data.remove("cache"));
-        // An adapter to go on from is known by its content, too.
+        // An adapter to continue from is identified by its content, too.
         if let Some(AdapterSpec::Lora(LoraSpec { from: Some(folder), .. })) = &self.plan.recipe.adapter {
             recipe["adapter"]["lora"]["from"] = json!(fsutil::sha256(&folder.join(file::TENSORS))?);
         }
@@ -307,7 +316,7 @@ impl Prepared {
         Ok(json!({ "recipe": recipe, "data": data }))
     }
 
-    /// Tells what is about to happen.
+    /// Reports model, trained parameters, number format and number of steps.
     pub fn announce(&self, model: &Model) {
         let count = |p: &Param| p.tensor.numel() as u64;
         let trained: u64 = model.params().trainable().map(count).sum();
@@ -333,19 +342,19 @@ impl Prepared {
         report::info(format!("arithmetic in {} ({}){held}", dtype::word(model.kind()), self.why));
         let dropouts = model.config().dropouts();
         if !dropouts.is_empty() {
-            report::info(format!("config.json asks for dropout ({}); ft trains without", dropouts.join(", ")));
+            report::info(format!("config.json asks for dropout ({}); ft trains without it", dropouts.join(", ")));
         }
         let run = &self.plan.recipe.run;
         report::info(format!("{} steps, seed {}, out {}", self.total, run.seed, run.out.display()));
     }
 
-    /// The method over the prepared rows, and the tokenizer for samples.
+    /// Creates the method over the prepared rows. Also returns the tokenizer, which samples need.
     pub fn into_method(self, model: &Model) -> Result<(Box<dyn Method>, Rc<ChatTokenizer>)> {
         Ok((self.rows.method(model)?, self.tokenizer))
     }
 }
 
-/// Takes the paths out of a source or a list of them.
+/// Removes and returns the path of a source, or the paths of a list of sources.
 fn take_paths(sources: &mut Value) -> Value {
     match sources {
         Value::Array(list) => list.iter_mut().map(take_paths).collect(),

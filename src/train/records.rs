@@ -1,8 +1,9 @@
-//! What a run notes down while it goes on: the loop tells what happened, everything else follows from here.
+//! Writes the records of a run in progress. The loop reports what happened, and this module updates all records from
+//! it.
 //!
-//! metrics.jsonl and the bar (log), answers (sample), run.json, TensorBoard's events, trainer_state.json, the page, and
-//! the doctor's findings. Nothing here changes what is trained. A page that cannot be written is a warning: the run is
-//! worth more than its picture.
+//! Records are metrics.jsonl and the progress bar (log), generated answers (sample), run.json, ft.lock, TensorBoard's
+//! events, trainer_state.json, the page (report.html) and the doctor's findings. Nothing here has an effect on
+//! training. A page that cannot be written is only a warning, because it can be made again from the other files.
 
 use super::lock;
 use super::log::{Log, StepLine};
@@ -26,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// Files of an earlier run that is thrown away.
+/// Record files that are deleted with an earlier run.
 const EARLIER: [&str; 9] = [
     folder::METRICS,
     folder::SAMPLES,
@@ -39,7 +40,7 @@ const EARLIER: [&str; 9] = [
     runs::lock::FILE,
 ];
 
-/// Removes what an earlier run noted down.
+/// Deletes the records of an earlier run.
 pub fn clear(out: &Path) -> Result<()> {
     for path in EARLIER.map(|name| out.join(name)).iter().filter(|p| p.exists()) {
         std::fs::remove_file(path).map_err(|e| io_error("removing", path, e))?;
@@ -47,7 +48,7 @@ pub fn clear(out: &Path) -> Result<()> {
     tensorboard::clear(out)
 }
 
-/// What is known of a run before its first step.
+/// Collects the facts that are known before the first step.
 pub fn facts(prepared: &Prepared, model: &Model, software: &Software) -> Facts {
     let recipe = &prepared.plan.recipe;
     let (trained, parameters) = memory::count(&prepared.plan, model);
@@ -87,7 +88,7 @@ pub fn facts(prepared: &Prepared, model: &Model, software: &Software) -> Facts {
     }
 }
 
-/// The records of a run in progress.
+/// Writes all records of a run in progress.
 pub struct Records<'a> {
     plan: &'a Plan,
     model: &'a Model,
@@ -99,22 +100,22 @@ pub struct Records<'a> {
     lock: Lock,
     history: History,
     probe: Probe,
-    /// Findings that were told already.
+    /// Findings that were reported already: each is reported once.
     told: BTreeSet<diagnose::Id>,
     began: Instant,
     pace: Pace,
-    /// The weights may no longer be those of the last step.
+    /// Training has ended, so the model may no longer hold the weights of the last step.
     over: bool,
 }
 
-/// Keeps work that grows with the run to a twentieth of its time.
+/// Limits work whose cost grows with the length of the run to about a twentieth of the run's time.
 struct Pace {
     done: Instant,
     took: Duration,
 }
 
 impl Pace {
-    /// True where that much time has gone by since the last time.
+    /// Returns true if at least 20 times the duration of the last update has passed since it.
     fn due(&self) -> bool {
         self.done.elapsed() >= 20 * self.took
     }
@@ -125,7 +126,8 @@ impl Pace {
 }
 
 impl<'a> Records<'a> {
-    /// Opens the records of a run that goes on after `step`; what came later in an earlier session is cut off.
+    /// Opens the records of a run that continues after `step` (0: a new run). Records of later steps, from an earlier
+    /// session, are removed. Fails if a resumed run no longer has the files that it was started with.
     pub fn open(
         plan: &'a Plan,
         model: &'a Model,
@@ -173,7 +175,7 @@ impl<'a> Records<'a> {
         })
     }
 
-    /// A step is done.
+    /// Records a step.
     pub fn step(&mut self, line: &StepLine) -> Result<()> {
         self.log.step(line)?;
         let point = Point::from(line);
@@ -198,7 +200,7 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    /// Validation results after a step, and answers to prompts.
+    /// Records the validation results after a step.
     pub fn validation(&mut self, step: u64, means: &Means, note: &str) -> Result<()> {
         self.log.validation(step, means, note)?;
         let tags: Vec<(String, f64)> =
@@ -209,12 +211,13 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    /// Answers prompts, for people to look at.
+    /// Generates, prints and records answers to `prompts`.
     pub fn samples(&mut self, prompts: &[Prompt], step: u64) -> Result<()> {
         self.samples.show(self.model, prompts, step, &self.log)
     }
 
-    /// The run was measured: what shows it whole is brought up to date, as far as that does not hold it up.
+    /// Called after validation. Updates the records that are made from the whole history, unless the last update was so
+    /// recent that this would delay the run.
     pub fn measured(&mut self) -> Result<()> {
         if self.pace.due() {
             let began = Instant::now();
@@ -224,7 +227,7 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    /// The doctor, run.json, trainer_state.json and the page, all made from the whole history.
+    /// Runs the doctor and writes run.json, trainer_state.json and the page, all made from the whole history.
     fn update(&mut self) -> Result<()> {
         self.look();
         self.facts.write(&self.out)?;
@@ -235,18 +238,19 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    /// Where the numbers of `step` stopped being finite.
+    /// Records where the numbers of `step` stopped being finite; `found` is `None` if a second run of the step was
+    /// finite.
     pub fn origin(&mut self, step: u64, loss: f64, grad_norm: f64, found: Option<origin::Origin>) {
         let (stage, place) = match &found {
             Some(o) => (o.stage.name().to_string(), o.to_string()),
-            None => ("unknown".into(), "nowhere when run again without dropout".into()),
+            None => ("unknown".into(), "not found: the same step without dropout is finite".into()),
         };
-        self.log.say(&format!("  the first numbers that are not finite: {place}"));
+        self.log.say(&format!("  first values that are not finite: {place}"));
         let (loss, grad_norm) = (loss.to_string(), grad_norm.to_string());
         self.facts.origins.push(Origin { step, loss, grad_norm, stage, place });
     }
 
-    /// Asks the doctor and tells what was not told before.
+    /// Runs the doctor and reports findings that are new.
     fn look(&mut self) {
         if !self.over {
             let movement = self.probe.movement(self.model, self.history.last_step());
@@ -260,24 +264,24 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// Something is wrong with the run, though it goes on.
+    /// Prints a warning; the run continues.
     pub fn warn(&self, text: &str) {
         self.log.warn(text);
     }
 
-    /// A line of news.
+    /// Prints a message.
     pub fn say(&self, text: &str) {
         self.log.say(text);
     }
 
-    /// The last step is done: the weights are others' from here on, and so is the terminal.
+    /// Called after the last step, before the result replaces the weights and other code uses the terminal.
     pub fn finish(&mut self) {
         self.look();
         self.over = true;
         self.log.finish();
     }
 
-    /// Notes down how the session ended. What goes wrong here must not hide how the run went.
+    /// Records how the session ended. Errors in here become warnings, so that they do not hide the outcome of the run.
     pub fn close(mut self, result: &Result<Summary>) {
         let (outcome, message) = match result {
             Ok(_) => (Outcome::Finished, None),
@@ -293,24 +297,31 @@ impl<'a> Records<'a> {
         match self.lock.write(&self.out).and_then(|()| self.update()) {
             Err(e) => report::warn(format!("the run's records are incomplete: {}", e.message())),
             Ok(()) if outcome == Outcome::Finished => {
-                report::info(format!("the run as a page: {}", self.out.join(runs::page::FILE).display()));
+                report::info(format!("report of the run: {}", self.out.join(runs::page::FILE).display()));
             }
             Ok(()) => {}
         }
     }
 }
 
-/// The lock of a run that goes on: base and tokenizer must be the same; what else changed is told and noted down.
+/// Returns the lock of a resumed run: the earlier one, with this session's differences added to it.
+///
+/// Fails if inputs changed (see [`Drift::is_input`]), such as base, tokenizer or rows. Other changes, such as another
+/// number of threads, are reported and recorded.
 fn resumed(earlier: Lock, now: Lock, step: u64) -> Result<Lock> {
     let (fatal, harmless): (Vec<Drift>, Vec<Drift>) = earlier.drift(&now).into_iter().partition(Drift::is_input);
     let line = |d: &Drift| format!("{}: was {}, is {}", d.item, d.was, d.is);
     if !fatal.is_empty() {
         let lines: Vec<String> = fatal.iter().map(line).collect();
-        return Err(Error::user(format!("the run was begun with other files:\n  {}", lines.join("\n  ")))
-            .hint("put them back, or start anew with --overwrite or another run.out"));
+        return Err(Error::user(format!("files changed since the run started:\n  {}", lines.join("\n  ")))
+            .hint("restore them, or start a new run with --overwrite or another run.out"));
     }
     for d in &harmless {
-        report::warn(format!("{}: {}; the run goes on, its last bits may be others", line(d), d.effect));
+        report::warn(format!(
+            "{} (can change: {}); the run continues, but its numbers may differ slightly",
+            line(d),
+            d.effect
+        ));
     }
     let mut lock = earlier;
     lock.result = None;

@@ -1,4 +1,4 @@
-//! A run done again from its own records, and whether it ended with the same bits.
+//! `ft replay`: trains a run again from its records and checks that the result has the same bits.
 
 use super::{Start, Summary, lock, prepare, run_prepared};
 use crate::error::{Error, Result};
@@ -15,27 +15,29 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tch::Device;
 
-/// How a replay compares.
+/// Result of `ft replay`.
 #[derive(Debug, Serialize)]
 pub struct Replay {
-    /// What was not as the lock says; empty where everything was.
+    /// Differences from the recorded lock; empty if there are none.
     pub drift: Vec<Drift>,
-    /// Whether every file of the result has the recorded hash; `None` where the recorded run has none.
+    /// True if every file of the result has the recorded hash; `None` if the recorded run has no hashes of its result.
     pub equal: Option<bool>,
-    /// Files of the result: (name, recorded, now).
+    /// Files of the result: (name, recorded SHA-256, new SHA-256).
     pub files: Vec<(String, Option<String>, Option<String>)>,
     pub summary: Summary,
 }
 
-/// Trains again as the run in `run` did, into `out`. `accept`: also where something is not as it was.
+/// Repeats the run in folder `run`, writing into `out`, and compares the results.
+///
+/// Fails if files, programs or machine differ from the recorded lock, unless `accept` is true.
 pub fn replay(run: &Path, out: &Path, accept: bool, software: &Software, stop: Arc<AtomicBool>) -> Result<Replay> {
     let recorded = Lock::read(run)?.ok_or_else(|| {
-        Error::user(format!("{}: no {FILE} here, so what the run was made of is not known", run.display()))
-            .hint("runs of this version write it; train once more with: ft train RECIPE")
+        Error::user(format!("{}: there is no {FILE}, so the run's files and programs are not known", run.display()))
+            .hint("runs of this version write it; train again with: ft train RECIPE")
     })?;
     let mut plan = Plan::read(&run.join(PLAN))?;
     plan.recipe.run.out = crate::fsutil::absolute(out);
-    // Sums are split over threads: as many as then, whatever this machine would take.
+    // Sums are split over threads, so their number changes the last bits: the recorded number is used.
     plan.recipe.run.threads = Some(recorded.machine.threads);
     let prepared = prepare::prepare(&plan)?;
     let cuda = match models::device(&plan.recipe.model.device)? {
@@ -52,11 +54,11 @@ pub fn replay(run: &Path, out: &Path, accept: bool, software: &Software, stop: A
     }
     if !drift.is_empty() && !accept {
         return Err(Error::user(format!(
-            "{}: not everything is as it was:\n{}",
+            "{}: these things changed since the run:\n{}",
             run.display(),
             drift.iter().map(line).collect::<Vec<_>>().join("\n")
         ))
-        .hint("put it back, or train all the same with --accept-drift"));
+        .hint("restore them, or train despite the changes with --accept-drift"));
     }
     let summary = run_prepared(prepared, Start::Fresh, software, stop)?;
     let result = lock::result(&summary.out)?;
@@ -68,7 +70,7 @@ pub fn replay(run: &Path, out: &Path, accept: bool, software: &Software, stop: A
     Ok(Replay { drift, equal, files, summary })
 }
 
-/// A difference and what it can change.
+/// Describes a difference and what it can change, in two lines.
 pub fn line(d: &Drift) -> String {
     format!("  {}: was {}, is {}\n    can change: {}", d.item, d.was, d.is, d.effect)
 }

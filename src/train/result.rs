@@ -1,9 +1,10 @@
-//! Writes the result of a run into `run.out`, where checkpoints and metrics lie beside it.
+//! Writes the result of a run into `run.out`, next to checkpoints and metrics.
 //!
-//! The result is written and verified in a folder of its own and then moved in file by file, because a folder that holds a
-//! run cannot be swapped as a whole. A kill between two moves leaves a mixture of two results: from the first change to the
-//! last the folder [`MOVING`] stands in `run.out`; readers refuse a result while it does, and the next start of the run
-//! ends the work. The report moves last, so that a report in `run.out` is the earlier result's until all is done.
+//! The result is written and verified in a folder of its own. Its files are then moved into `run.out` one by one,
+//! because a folder that also contains the run cannot be exchanged as a whole. A kill between two moves leaves a
+//! mixture of two results. Therefore the files are moved out of a folder named [`MOVING`]: while it exists, readers
+//! refuse the result, and the next start of the run completes the move. The report moves last, so that a report in
+//! `run.out` belongs to the earlier result until everything else has been moved.
 
 use super::prepare;
 use crate::adapters::AdapterSpec;
@@ -41,14 +42,14 @@ pub fn export(plan: &Plan, model: &Model) -> Result<()> {
     Ok(())
 }
 
-/// Puts the files of the folder `fresh`, which lies in `out`, in the place of an earlier result.
+/// Replaces an earlier result in `out` by the files of its subfolder `fresh`.
 fn put(fresh: &Path, out: &Path) -> Result<()> {
     let moving = out.join(MOVING);
     step(|| fs::rename(fresh, &moving)).map_err(|e| io_error("moving", &moving, e))?;
     recover(out)
 }
 
-/// Ends the putting of a result into `out` that was broken off.
+/// Completes a move into `out` that was interrupted. Does nothing if there is none.
 pub fn recover(out: &Path) -> Result<()> {
     let moving = out.join(MOVING);
     if !moving.exists() {
@@ -68,7 +69,8 @@ pub fn recover(out: &Path) -> Result<()> {
     step(|| fs::remove_dir(&moving)).map_err(|e| io_error("removing", &moving, e))
 }
 
-/// Removes the weight files of the earlier result, since shards of another size would stay otherwise, and then its report.
+/// Removes the weight files of the earlier result, then its report. Without this, shards would remain where the new
+/// result has a different number of them.
 fn remove_result(out: &Path) -> Result<()> {
     let report = out.join(REPORT);
     if !report.exists() {
@@ -88,7 +90,7 @@ mod tests {
     use crate::fsutil::{refuse_moving, write_json};
     use serde_json::json;
 
-    /// A result of these weight files, all with the `content`.
+    /// Writes a result with these weight files; every file contains `content`.
     fn write(folder: &Path, names: &[&str], content: &str) {
         fs::create_dir_all(folder).unwrap();
         names.iter().for_each(|name| fs::write(folder.join(name), content).unwrap());
@@ -128,7 +130,7 @@ mod tests {
                 if at > 0 {
                     assert!(refuse_moving(out).unwrap_err().hints()[0].contains("ft resume"), "killed at {at}");
                 }
-                // A second kill is no worse.
+                // A second kill, during the recovery, does no further harm.
                 let again = crate::fsutil::kill_at(1, || recover(out));
                 recover(out).unwrap();
                 if at == 0 {

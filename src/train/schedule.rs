@@ -1,9 +1,9 @@
-//! The learning rate of each step.
+//! Computes the learning rate of each step.
 
 use crate::recipe::{OptimSection, Schedule};
 
-/// A learning rate per step: a straight warm-up from 0, then the schedule. Steps count from 0, and, as in
-/// transformers, step `s` of a warm-up of `w` steps runs at `s / w` of the peak.
+/// Learning rate as a function of the step: a linear warm-up from 0, then the schedule. Steps are counted from 0; as in
+/// transformers, step `s` of a warm-up of `w` steps runs at `s / w` of the peak, so the first step has the rate 0.
 #[derive(Debug, Clone)]
 pub struct LearningRate {
     peak: f64,
@@ -15,14 +15,14 @@ pub struct LearningRate {
 }
 
 impl LearningRate {
-    /// `total` is the number of optimiser steps of the whole run.
+    /// Reads warm-up and schedule from `optim`. `total` is the number of optimiser steps of the whole run.
     pub fn new(optim: &OptimSection, peak: f64, total: u64) -> Self {
         let warmup = if optim.warmup < 1.0 { (optim.warmup * total as f64).ceil() as u64 } else { optim.warmup as u64 };
         let decay = (optim.decay * total as f64).round() as u64;
         Self { peak, warmup: warmup.min(total), total, decay, floor: optim.floor, kind: optim.schedule }
     }
 
-    /// The learning rate of step `step`, counted from 0.
+    /// Returns the learning rate of step `step`, counted from 0.
     pub fn at(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.peak * step as f64 / self.warmup as f64;

@@ -1,4 +1,4 @@
-//! One optimiser step: the same for a run, and for a replay that checks one.
+//! Executes one optimiser step: the same code for a run and for a replay that verifies one.
 
 use super::checkpoint::State;
 use super::optim::Optimiser;
@@ -10,7 +10,7 @@ use crate::models::{EmbeddingNoise, Metrics, Model, Replay};
 use crate::recipe::{Plan, ReplayChoice};
 use crate::rng;
 
-/// What a step moves.
+/// Everything that a step reads and changes.
 pub struct Stepper<'a> {
     pub plan: &'a Plan,
     pub model: &'a Model,
@@ -19,7 +19,7 @@ pub struct Stepper<'a> {
     pub state: State,
 }
 
-/// Runs `f` with the adapter that the batch asks for.
+/// Calls `f` with the adapter that the batch asks for switched on; without a request, with the model as it is.
 fn under<R>(model: &Model, batch: &dyn Batch, f: impl FnOnce(&Model) -> R) -> R {
     match batch.adapter() {
         Some(name) => model.with(Some(name), f),
@@ -27,34 +27,36 @@ fn under<R>(model: &Model, batch: &dyn Batch, f: impl FnOnce(&Model) -> R) -> R 
     }
 }
 
-/// What a step found.
+/// Numbers of one optimiser step.
 pub struct Outcome {
     pub epoch: f64,
     /// Mean over the items of the step.
     pub loss: f64,
     pub lr: f64,
-    /// Before clipping.
+    /// Norm of all gradients before clipping.
     pub norm: f64,
     pub tokens: u64,
-    /// How many items the loss is a mean of: supervised tokens, pairs, ….
+    /// Number of items that the loss is the mean of: supervised tokens, pairs, ….
     pub items: f64,
     /// The method's other means.
     pub means: Vec<(String, f64)>,
-    /// Loss and norm are finite; where not, the parameters were left as they were.
+    /// True if loss and gradient norm are finite. If not, the parameters were not updated.
     pub finite: bool,
-    /// Where they are not: the first tensor that is not finite, if the step run again meets one.
+    /// For a step that is not finite: the first tensor with NaN or infinity, if repeating the step finds one.
     pub origin: Option<Origin>,
 }
 
 impl Outcome {
-    /// What a method's alarms look at.
+    /// Returns the means that a method's alarms read: its metrics and the loss.
     pub fn told(&self) -> Means {
         self.means.iter().cloned().chain([("loss".to_string(), self.loss)]).collect()
     }
 }
 
 impl Stepper<'_> {
-    /// The next step of the method.
+    /// Executes the next step of the method: forward and backward over its micro-batches, clipping, update. If loss or
+    /// norm are not finite, the update is left out and the step is repeated to find the first tensor that is not
+    /// finite.
     pub fn advance(&mut self, method: &mut dyn Method) -> Result<Outcome> {
         let recipe = &self.plan.recipe;
         let replay = match recipe.run.replay {

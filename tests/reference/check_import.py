@@ -1,4 +1,4 @@
-"""Compare a directory written by `ft import` with transformers loading the same GGUF file.
+"""Compares a directory written by `ft import` with transformers loading the same GGUF file.
 
     ft import FILE.gguf --out DIR --dtype f32
     ft import FILE.gguf --out DIR2 --dtype f32 --pre-tokenizer gpt-2      (optional, see below)
@@ -9,7 +9,7 @@ Checks that the logits are equal within 1e-3 and that token ids are equal on som
 
 transformers reads the pre-tokenizer name `smollm` of SmolLM2 files as GPT-2's split, while the models' own tokenizer
 and llama.cpp isolate every digit first. Ids differ where two or more white-space characters, or a space and a
-non-ASCII number such as ½, stand before a number. So DIR is compared with transformers' tokenizer after its
+non-ASCII number such as ½, precede a number. So DIR is compared with transformers' tokenizer after its
 pre-tokenizer was set to the model's own, and DIR2, if given, with transformers' tokenizer as it is.
 
 Written for torch 2.11, transformers 5.23, tokenizers 0.23, gguf 0.19.
@@ -45,7 +45,7 @@ PIECES = {
 
 
 def lines(count, seed=0):
-    """Hand-picked lines, then random mixtures; the same for the same arguments."""
+    """Returns hand-picked lines, then random mixtures. Deterministic for the same arguments."""
     chosen = ["", " ", "  ", "\n", "a", " a", "  a", "a ", "a  ", "Hello world! 123", "x  5", "\n  12 34", "  <|im_start|>  x",
               "a" * 3000, "ab" * 2000, "9" * 1000, " " * 500, "\n" * 200, "é" * 500, "漢" * 500, "😀" * 200,
               "<|im_start|>user\nHow much is 2 + 2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n",
@@ -57,7 +57,7 @@ def lines(count, seed=0):
         words = [draw.choice(PIECES[draw.choice(of)]) for _ in range(draw.randint(1, 14))]
         glue = draw.choice([" ", " ", "", "  ", "\n", "\t"])
         chosen.append(glue.join(words))
-    for _ in range(count // 10):  # any code point but surrogates
+    for _ in range(count // 10):  # any code point except surrogates
         chosen.append("".join(chr(c) for c in (draw.randrange(0x110000) for _ in range(12)) if not 0xD800 <= c < 0xE000))
     return chosen
 
@@ -71,7 +71,7 @@ def compare(what, texts, expected, found):
 
 
 def fixtures(binary, folder="tests/fixtures/gguf"):
-    """Every tiny model, imported and loaded by transformers, must give the logits of the model it was made from."""
+    """Imports every tiny model; transformers must compute the logits of the model that the GGUF file was made from."""
     good = True
     for name in sorted(f[: -len(".gguf")] for f in os.listdir(folder) if f.endswith(".gguf")):
         expected = json.load(open(os.path.join(folder, name + ".json")))

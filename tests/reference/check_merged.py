@@ -1,10 +1,10 @@
-"""Does transformers read a model directory that `ft` wrote, without a warning and with the same logits?
+"""Checks that transformers reads a model directory written by `ft` without a warning and with the same logits.
 
     python tests/reference/check_merged.py MODEL_DIR LOGITS.json [--base BASE_DIR --adapter ADAPTER_DIR]
 
 With --base and --adapter every weight is also compared with PEFT's own merge in float32, cast once to the type of the
-directory. LOGITS.json as in check_peft.py. Exit code 0 and one JSON line where everything agrees, 1 and the findings
-where not.
+directory. LOGITS.json is described in check_peft.py. Prints one JSON line; exit code 0 if everything agrees, 1 with the
+findings if not.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 
 def compare_weights(folder, base, adapter, findings):
-    """Largest difference from PEFT's merge, in units of the last place of the directory's type."""
+    """Returns the largest difference from PEFT's merge, in units of the last place of the directory's type."""
     merged = PeftModel.from_pretrained(read_base(base, "float32", findings), adapter).merge_and_unload().state_dict()
     worst = 0.0
     ours = {}

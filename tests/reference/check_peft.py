@@ -1,10 +1,10 @@
-"""Does PEFT read an adapter directory that `ft` wrote, and compute the same logits?
+"""Checks that PEFT reads an adapter directory written by `ft` and computes the same logits.
 
     python tests/reference/check_peft.py BASE_DIR ADAPTER_DIR LOGITS.json [--tolerance 1e-4] [--dtype float32]
 
 LOGITS.json: {"rows": [{"ids": [...], "logits": [[one list of V a position]]}]}; a flat list of V stands for the last
 position alone; `ft logits --model BASE_DIR --adapter ADAPTER_DIR --ids IDS.json` prints it, with IDS.json holding
-{"rows": [{"ids": [...]}]}. Exit code 0 and one JSON line where everything agrees, 1 and the findings where not. Not run by the test
+{"rows": [{"ids": [...]}]}. Prints one JSON line; exit code 0 if everything agrees, 1 with the findings if not. Not run by the test
 suite: it needs transformers and peft.
 """
 
@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 
 class Findings(logging.Handler):
-    """Collects what the libraries say at level warning or above, by Python warning or by logger."""
+    """Collects Python warnings and log messages of the libraries from level warning up."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
@@ -45,7 +45,8 @@ class Findings(logging.Handler):
 
     def __exit__(self, *exc):
         self.caught.__exit__(*exc)
-        ours = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)  # the libraries about each other
+        # Deprecation warnings are the libraries' notes about each other, not about our files.
+        ours = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
         self.said += [str(w.message).strip() for w in self.raised if not issubclass(w.category, ours)]
         for name in ("transformers", "peft"):
             logging.getLogger(name).removeHandler(self)
@@ -62,7 +63,7 @@ def read_base(folder, dtype, findings):
 
 
 def compare(model, path, tolerance, findings):
-    """Largest relative difference, |a - b| over the largest |b| of the row."""
+    """Returns the largest relative difference: |a - b| divided by the largest |b| of the row."""
     rows = json.loads(Path(path).read_text())["rows"]
     if not rows:
         findings.said.append(f"{path}: no rows")
@@ -83,7 +84,7 @@ def compare(model, path, tolerance, findings):
 
 
 def same_after_saving(model, folder, findings):
-    """What PEFT saves again has the same keys and the same bytes."""
+    """Checks that PEFT saves the loaded adapter with the same keys and bytes. Returns the number of tensors."""
     with tempfile.TemporaryDirectory() as again, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(again)

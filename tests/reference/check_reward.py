@@ -1,11 +1,11 @@
-"""Do transformers and PEFT read a reward model that `ft` trained, and give the same scores?
+"""Checks that transformers and PEFT read a reward model trained by `ft` and compute the same scores.
 
     ft score --model BASE [--adapter DIR] --dtype f32 --input ROWS.jsonl --out SCORES.jsonl
     python tests/reference/check_reward.py BASE SCORES.jsonl [--adapter DIR] [--tolerance 1e-4]
 
-BASE is a whole reward model where no adapter is given. Every row of SCORES.jsonl (pairs, or prompts with completions, of
-messages) is rendered with the tokenizer beside the reward model and scored alone, in a batch padded on the right and in
-one padded on the left. Exit code 0 and one JSON line where all agree, 1 and the findings where not. Not run by the test
+Without --adapter, BASE is a complete reward model. Every row of SCORES.jsonl (pairs, or prompts with completions, of
+messages) is rendered with the reward model's tokenizer and scored alone, in a batch padded on the right and in
+one padded on the left. Prints one JSON line; exit code 0 if all agree, 1 with the findings if not. Not run by the test
 suite: it needs transformers and peft.
 """
 
@@ -33,7 +33,7 @@ def read(options, findings):
     model = AutoModelForSequenceClassification.from_pretrained(
         options.base, num_labels=1, pad_token_id=tokenizer.pad_token_id, **known
     )
-    del findings.said[said:]  # the base has no head: the adapter brings it
+    del findings.said[said:]  # the warning about a missing head is expected: the adapter contains it
     model = PeftModel.from_pretrained(model, options.adapter).eval()
     head = model.base_model.model.score.modules_to_save["default"].weight
     stored = json.loads((Path(options.adapter) / "reward.json").read_text())

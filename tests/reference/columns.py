@@ -1,11 +1,11 @@
-"""Check ft's reading of columns of every type against `datasets` and pyarrow, or write the fixtures of tests/columns.rs.
+"""Compares how ft, `datasets` and pyarrow read columns of every type, or writes the fixtures of tests/columns.rs.
 
-    python tests/reference/columns.py FT             # check: every type, beside and inside what is read, in every kind of file
+    python tests/reference/columns.py FT             # check every type, in unused and used columns, in every kind of file
     python tests/reference/columns.py --fixtures DIR # write the fixtures
 
-FT is the binary. Each type stands once as a column that nothing reads, and once inside the arguments of a tool call; a
-Parquet file, an Arrow file, an Arrow stream and a folder of `save_to_disk` are made where their writers take the type.
-`ft data inspect` must read every file, and `ft data convert` must give the values that `datasets` gives (pyarrow where
+FT is the binary. Each type is used once for a column that ft ignores and once inside the arguments of a tool call; a
+Parquet file, an Arrow file, an Arrow stream and a folder of `save_to_disk` are written if their writers support the type.
+`ft data inspect` must read every file, and `ft data convert` must give the values that `datasets` gives (pyarrow if
 `datasets` refuses the type): days and times as ISO 8601, instants in UTC, decimals digit by digit, durations as the count
 of their units, maps with texts as keys as objects, nulls inside structs as absent keys.
 
@@ -32,7 +32,7 @@ UTC = dt.timezone.utc
 
 
 def types():
-    """Name, type and two values of each kind of column."""
+    """Returns name, type and two values for each kind of column."""
     day, when = dt.date(2024, 2, 29), dt.datetime(2024, 2, 29, 13, 5, 7, 250000)
     category = pa.dictionary(pa.int8(), pa.string())
     entry = pa.struct([("city", pa.string()), ("n", pa.int8())])
@@ -99,7 +99,7 @@ def types():
 
 
 def array(type_, values):
-    """Values that pa.array does not take for a type go through its storage."""
+    """Converts values to an array, by the storage type if pa.array does not accept them for the type."""
     if isinstance(type_, pa.BaseExtensionType):
         return pa.ExtensionArray.from_storage(type_, pa.array(values, type_.storage_type))
     if pa.types.is_list(type_) and isinstance(type_.value_type, pa.BaseExtensionType):
@@ -118,7 +118,7 @@ def struct(**children):
 
 
 def one_each(values):
-    """A list of one value a row."""
+    """Returns a list column with one value in each row."""
     return pa.ListArray.from_arrays(pa.array(range(len(values) + 1), pa.int32()), values)
 
 
@@ -129,7 +129,7 @@ def plain_messages(n):
 
 
 def calling_messages(columns, n):
-    """Rows of one assistant turn whose tool call has the columns as its arguments."""
+    """Returns rows of one assistant turn whose tool call has the columns as its arguments."""
     function = struct(name=pa.array(["f"] * n), arguments=struct(**columns))
     calls = one_each(struct(type=pa.array(["function"] * n), function=function))
     turn = struct(role=pa.array(["assistant"] * n), content=pa.array([None] * n, pa.string()), tool_calls=calls)
@@ -137,7 +137,7 @@ def calling_messages(columns, n):
 
 
 def spoken(value, type_):
-    """A value of datasets or pyarrow as ft's JSON says it: numbers by their digits."""
+    """Converts a value of datasets or pyarrow to the JSON that ft writes; numbers keep their digits."""
     if value is None:
         return None
     if isinstance(type_, pa.BaseExtensionType):
@@ -174,7 +174,7 @@ def spoken(value, type_):
 
 
 class Number(str):
-    """A number in digits."""
+    """A number, stored as its digits."""
 
 
 def canonical(text):
@@ -187,7 +187,7 @@ def read(text):
 
 
 def written(value):
-    """JSON with numbers as they are."""
+    """Writes JSON with the digits of numbers unchanged."""
     if isinstance(value, Number):
         return str(value)
     if isinstance(value, dict):
@@ -198,7 +198,7 @@ def written(value):
 
 
 def digits(value):
-    """JSON read with numbers as text, in one spelling."""
+    """Reads JSON with numbers as text in one canonical spelling."""
     if isinstance(value, dict):
         return {k: digits(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -209,7 +209,7 @@ def digits(value):
 
 
 def same(ours, theirs):
-    """Equal, numbers by value."""
+    """Returns True if both are equal; numbers are compared by value."""
     if isinstance(ours, Number) and isinstance(theirs, Number):
         return D(ours) == D(theirs)
     if isinstance(ours, list) and isinstance(theirs, list):
@@ -220,7 +220,7 @@ def same(ours, theirs):
 
 
 def write(folder, name, table):
-    """Every kind of file that takes the table; what each refuses is left out."""
+    """Writes the table as every kind of file, except those whose writer refuses it."""
     made = {}
     for kind, path, save in [
         ("parquet", folder / f"{name}.parquet", lambda p: pq.write_table(table, p)),
@@ -241,7 +241,7 @@ def stream(table, path):
 
 
 def theirs(path, kind):
-    """The rows as datasets reads them; None where it refuses."""
+    """Returns the rows as datasets reads them, or None if it refuses the file."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -310,7 +310,7 @@ def fixtures(folder):
     folder.mkdir(parents=True, exist_ok=True)
     all_ = {name: array(type_, values) for name, type_, values in types()}
     parquet = {n: a for n, a in all_.items() if n not in ("interval",)}
-    # Values that are no text, and a picture as datasets keeps them: nothing reads them.
+    # Values that are not text, and an image as datasets stores it. ft reads none of them.
     odd = {
         "bytes": pa.array([b"\xff\xfe", b"\x00\x80"]),
         "image": pa.array([{"bytes": b"\x89PNG\xff", "path": None}] * 2, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
@@ -318,7 +318,7 @@ def fixtures(folder):
     beside = pa.table({**odd, **parquet, "messages": plain_messages(2)})
     pq.write_table(beside, folder / "beside.parquet", write_statistics=False, compression="zstd")
     union = pa.UnionArray.from_sparse(pa.array([0, 1], pa.int8()), [pa.array([1, 2]), pa.array(["a", "b"])])
-    # Types that few readers know.
+    # Types that few libraries can read.
     runs = pa.RunEndEncodedArray.from_arrays(pa.array([2], pa.int32()), pa.array(["a"]))
     views = pa.ListViewArray.from_arrays(pa.array([0, 1], pa.int32()), pa.array([1, 1], pa.int32()), runs)
     nested = pa.StructArray.from_arrays([views, pa.array([1, 2])], ["views", "n"])
@@ -327,7 +327,7 @@ def fixtures(folder):
     with pa.OSFile(str(folder / "beside.arrow"), "wb") as out, pa.ipc.new_file(out, beside.schema) as writer:
         writer.write_table(beside)
     stream(beside, str(folder / "beside.ipc"))
-    # What pyarrow itself cannot write inside a list.
+    # Types that pyarrow itself cannot write inside a list.
     nested = {n: a for n, a in parquet.items() if n not in ("string_view", "binary_view")}
     inside = pa.table({"messages": calling_messages(nested, 2)})
     pq.write_table(inside, folder / "inside.parquet", write_statistics=False, compression="zstd")

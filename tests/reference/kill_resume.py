@@ -1,10 +1,10 @@
-"""Kills a run of the tiny model with SIGKILL at random moments of its whole life, resumes each, and compares the end.
+"""Kills runs of the tiny model with SIGKILL at random moments, resumes each, and compares the results with a full run.
 
     python tests/reference/kill_resume.py [--ft target/release/ft] [--kills 20] [--seed 7]
 
-Needs nothing but Python's standard library and a built ft. The run is LoRA with dropout, NEFTune and an average of the
-weights; it saves after every step, so that many of the moments fall into saves. The final adapter must be the same
-bytes as that of an undisturbed run, and metrics.jsonl the same numbers. One line a kill; exit code 1 where one differs.
+Needs only Python's standard library and a built ft. The run uses LoRA with dropout, NEFTune and averaged weights. It saves
+after every step, so that many kills hit a save. The final adapter must have the same bytes as that of an uninterrupted
+run, and metrics.jsonl the same numbers. Prints one line per kill; exit code 1 if one differs.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def trial(ft, space, options):
     began = time.monotonic()
     adapter, metrics, _ = finish(recipe("straight"), "straight")
     life = time.monotonic() - began
-    print(f"undisturbed: {len(metrics)} lines of metrics, adapter sha256 {adapter[:16]}, {life:.2f} s")
+    print(f"uninterrupted: {len(metrics)} lines of metrics, adapter sha256 {adapter[:16]}, {life:.2f} s")
     random.seed(options.seed)
     wrong = 0
     for kill in range(1, options.kills + 1):
@@ -88,12 +88,12 @@ def trial(ft, space, options):
             wrong += 1
             verdict = f"DIFFERS: adapter {again[:16]}, metrics equal {numbers_again == metrics}, left {left}"
         print(f"kill {kill:2d} at {moment:5.2f} s ({where}): {'resumed' if started else 'started anew'}, {verdict}", flush=True)
-    print(f"{options.kills - wrong} of {options.kills} end as the undisturbed run")
+    print(f"{options.kills - wrong} of {options.kills} give the result of the uninterrupted run")
     return int(wrong > 0)
 
 
 def numbers(path):
-    """What does not depend on the clock or on memory."""
+    """Returns the lines of metrics.jsonl without times, speed and memory, which differ from run to run."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     timeless = lambda line: {k: v for k, v in line.items() if k not in ("seconds", "tokens_per_s", "memory")}
     return [timeless(line) for line in lines]

@@ -6,7 +6,7 @@
 
 Published examples: Krippendorff's four observers and twelve units ("Computing Krippendorff's Alpha-Reliability", 2011),
 the psychiatric diagnoses of Fleiss (1971, table 1; kappa 0.430) and the worked example of fourteen raters and ten
-subjects that is often shown (kappa 0.210). The others are drawn from a seeded generator.
+subjects that is often shown (kappa 0.210). The others are sampled with a fixed seed.
 """
 
 import json
@@ -48,7 +48,7 @@ def counts(text):
 
 
 def alphas(rows):
-    """Rows of raters, columns of units; None is missing."""
+    """Computes alpha for each scale. One row per rater, one column per unit; None is a missing rating."""
     data = np.array([[np.nan if v is None else v for v in row] for row in rows], dtype=float)
     scales = {"nominal": "nominal", "ordinal": "ordinal", "interval": "interval"}
     return {name: float(krippendorff.alpha(reliability_data=data, level_of_measurement=scale)) for name, scale in scales.items()}
@@ -72,14 +72,14 @@ def table(name, rows):
     for a in range(len(rows)):
         for b in range(a + 1, len(rows)):
             both = [(x, y) for x, y in zip(rows[a], rows[b]) if x is not None and y is not None]
-            # scikit-learn takes classes, not numbers.
+            # scikit-learn accepts class labels, not real numbers.
             left, right = ([str(v) for v in side] for side in zip(*both))
             cohen.append({"a": a, "b": b, "units": len(both), "kappa": float(cohen_kappa_score(left, right))})
     return {"name": name, "rows": rows, "alpha": alphas(rows), "cohen": cohen}
 
 
 def dawid_skene(name, votes):
-    """Votes are (unit, rater, label); classes in their order."""
+    """Votes are (unit, rater, label); the classes are sorted."""
     frame = pd.DataFrame(votes, columns=["task", "worker", "label"])
     model = DawidSkene(n_iter=5000, tol=-1.0)
     found = model.fit_predict_proba(frame)
@@ -94,7 +94,7 @@ def dawid_skene(name, votes):
 
 
 def crowd(seed, skill, classes):
-    """Raters who are right with the probability in `skill`; 120 units, a fifth of the ratings missing."""
+    """Simulates raters who are right with the probability in `skill`; 120 units, a fifth of the ratings missing."""
     chance = random.Random(seed)
     votes = []
     for unit in range(120):

@@ -1,12 +1,12 @@
-"""Writes tests/fixtures/ppo/: the numbers of proximal policy optimisation on fixed tensors.
+"""Writes tests/fixtures/ppo/: the reference numbers of proximal policy optimisation on fixed tensors.
 
     python tests/reference/make_ppo.py             # from the root of the repository, a few seconds
 
 `full.json` is computed by TRL's own code: the statements of `PPOTrainer.train` between two of its comments are run on
-tensors of ours. Every answer fills the batch's width there, so that padding and the place of the score do not matter.
-`ragged.json` holds answers of unlike length: what TRL defines without counting padding comes from the same statements,
-the rest (rewards, advantages, returns, value loss, mean over real tokens) from the formulas written out below, a loop a
-formula. Everything in float64 on one CPU thread. Needs trl 0.2x, which still has the trainer, beside torch,
+our own tensors. All answers there have full length, so that padding and the position of the score do not matter.
+`ragged.json` has answers of different lengths: numbers that TRL defines independently of padding come from the same
+statements, the others (rewards, advantages, returns, value loss, mean over real tokens) from the formulas written out
+below, one loop per formula. Everything is float64 on one CPU thread. Needs trl 0.2x, which still has the trainer, and torch,
 transformers, accelerate and datasets: `pip install trl==0.24.0`.
 """
 
@@ -31,7 +31,7 @@ SOURCE = inspect.getsource(ppo_trainer.PPOTrainer.train).split("\n")
 
 
 def statements(first, last):
-    """TRL's lines from the one that begins with `first` to the next one that begins with `last`."""
+    """Returns TRL's lines from the one that begins with `first` to the next one that begins with `last`."""
     begin = next(i for i, line in enumerate(SOURCE) if line.strip().startswith(first))
     end = next(i for i, line in enumerate(SOURCE) if i >= begin and line.strip().startswith(last))
     return compile(textwrap.dedent("\n".join(SOURCE[begin : end + 1])), "ppo_trainer.py", "exec")
@@ -44,7 +44,7 @@ INVALID = ppo_trainer.INVALID_LOGPROB
 
 
 def numbers(seed, lengths, width, vocabulary=11):
-    """An iteration before its update and what the model says during it."""
+    """Returns the tensors of one iteration before its update, and the model's outputs during the update."""
     g = torch.Generator().manual_seed(seed)
     shape = (len(lengths), width)
     normal = lambda *size, spread=1.0: torch.randn(*size, generator=g) * spread  # noqa: E731
@@ -62,7 +62,7 @@ def numbers(seed, lengths, width, vocabulary=11):
 
 
 def real(lengths, t):
-    """Lists of each answer's own numbers."""
+    """Returns one list per answer, without padding."""
     return [row[:n].tolist() for n, row in zip(lengths, t, strict=True)]
 
 
@@ -170,7 +170,7 @@ def full():
     write("full.json", x, cases)
 
 
-# ------------------------------------------------------------------------------------- the formulas, one loop a formula
+# ------------------------------------------------------------------------------------- the formulas, one loop per formula
 
 
 def mean(x):
@@ -268,7 +268,7 @@ def ragged():
         settings = {**USUAL, "entropy_coef": 0.0, "kl_in": "reward", **changed}
         found = by_hand(x, settings)
         if settings["kl_in"] == "reward" and settings["estimator"] != "k2":
-            # TRL's masked means over real tokens, given the same advantages, must say the same of the policy.
+            # Given the same advantages, TRL's masked means over real tokens must give the same policy loss.
             width = x["log_probs"].shape[1]
             mask = torch.arange(width).repeat(len(x["lengths"]), 1) < torch.tensor(x["lengths"]).unsqueeze(1)
             padded = torch.zeros(mask.shape)
@@ -278,7 +278,7 @@ def ragged():
             policy = masked_mean(torch.max(-padded * ratio, -padded * clipped), mask)
             assert abs(policy.item() - found["loss/policy_avg"]) < 1e-14
             s = by_trl(x, settings)
-            assert abs(s["mean_kl"].item() - found["objective/kl"]) < 1e-14  # padding counts as no divergence there
+            assert abs(s["mean_kl"].item() - found["objective/kl"]) < 1e-14  # padding has zero divergence there
         cases[name] = {**settings, **found}
     write("ragged.json", x, cases)
 

@@ -1,12 +1,11 @@
-"""Losses, gradients, advantages and metrics of GRPO (and its variants) and RLOO: tests/fixtures/rl/losses.json.
+"""Writes losses, gradients, advantages and metrics of GRPO (and variants) and RLOO to tests/fixtures/rl/losses.json.
 
     python tests/reference/make_rl.py
 
 trl 1.16.0, torch 2.11.0, transformers 5.23.0. Every number comes from the trainers' own code: `_compute_loss` and
 `_generate_and_score_completions` of `GRPOTrainer` and `RLOOTrainer` run on an object without a model, whose generation,
-rewards and log-probabilities are fixed tensors. Nothing of the formulas is repeated here. The one thing said here is how
-the numbers of a generation become those of a step: one step a generation, so TRL's token-level normaliser is the number
-of tokens of the step.
+rewards and log-probabilities are fixed tensors. No formula is repeated here. The only assumption: each generation is
+used for exactly one step, so TRL's token-level normaliser is the number of tokens of the step.
 """
 
 import json
@@ -24,7 +23,7 @@ PROMPTS, ANSWERS, WIDTH, LONGEST, STOP, PAD = 3, 4, 6, 8, 2, 0
 
 
 class Alone:
-    """An accelerator of one process."""
+    """Stands in for an accelerator with one process."""
 
     device, num_processes, process_index, sync_gradients = torch.device("cpu"), 1, 0, True
 
@@ -41,7 +40,7 @@ class Alone:
 
 
 def data():
-    """Answers of unequal length; some are cut off, one group has equal rewards, ratios reach beyond every clip."""
+    """Returns answers of unequal length: some truncated, one group with equal rewards, some ratios beyond every clip range."""
     g = torch.Generator().manual_seed(5)
     count = PROMPTS * ANSWERS
     lengths = [1, 6, 3, 4, 2, 6, 5, 6, 3, 1, 6, 4]
@@ -89,7 +88,7 @@ def trainer(cls, d, **options):
         object.__setattr__(t, k, v)
     prompts = [[3]] * (PROMPTS * ANSWERS)
     texts = [""] * len(prompts)
-    drawn = (prompts, d["answers"], None, texts, None, {}, None, None)  # GRPO's has tools and images, too
+    drawn = (prompts, d["answers"], None, texts, None, {}, None, None)  # GRPO's tuple also has tools and images
     drawn = drawn if cls is GRPOTrainer else (prompts, d["answers"], texts)
     object.__setattr__(t, "_generate", lambda p: drawn)
     object.__setattr__(t, "_calculate_rewards", lambda *a: d["rewards"].clone())
@@ -102,7 +101,7 @@ def run(cls, d, **options):
 
     given = dict(options)
     t = trainer(cls, d, **options)
-    # The reference is asked for under `use_adapter`, which would want a PEFT model.
+    # The trainer computes reference log-probabilities inside `use_adapter`, which would need a PEFT model.
     asked = {"reference": False}
 
     class Adapter:

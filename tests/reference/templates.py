@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Writes tests/fixtures/jinja/snippets.json: pieces of templates, and what transformers renders of each.
+"""Writes tests/fixtures/jinja/snippets.json: pieces of chat templates and the text that transformers renders from each.
 
     pip install transformers==5.23.0 jinja2==3.1.6
     python tests/reference/templates.py
 
-Every snippet is rendered over the same row by transformers' own environment (ImmutableSandboxedEnvironment, trim_blocks,
-lstrip_blocks, loop controls, `tojson`, `raise_exception`, `strftime_now`, the `generation` tag), on a fixed day. Where
-Python raises, the file says so; what ft does not support must end in an error that names it, never in other text.
+Every snippet is rendered with the same row by transformers' own environment (ImmutableSandboxedEnvironment, trim_blocks,
+lstrip_blocks, loop controls, `tojson`, `raise_exception`, `strftime_now`, the `generation` tag), on a fixed day. If
+Python raises an exception, the file records it. ft must report what it does not support as an error, never render other text.
 """
 
 import datetime
@@ -300,7 +300,7 @@ continued' }}
 {{ '%.3f' % 2.0005 }}{{ '%5.1f|%-8.2e|%+.1f|%g|%g|%g' % (3.14159, 12345.678, 2.0, 100000, 1000000, 0.0001) }}{{ '%s%%' % 5 }}{{ '%i' % true }}
 """
 
-# Snippets over several lines, and those whose whitespace matters.
+# Snippets of several lines, and those whose whitespace matters.
 BLOCKS = {
     "trim and lstrip": "{% if true %}\nx\n{% endif %}\ny\n   {% if true %}\n  z\n   {% endif %}\n{#- c -#}\n w",
     "plus signs": "a\n  {%+ if true %}b{% endif %}\n\t{# note #}\n {%- if true -%} c {%- endif +%}\n  {{- ' d' -}}  \n e\n",
@@ -346,7 +346,7 @@ def render(source):
         texts, _ = utils.render_jinja_template(
             conversations=[MESSAGES], tools=TOOLS, chat_template=source, add_generation_prompt=False, **ROW["variables"]
         )
-        # An address, or chance: it says something else each time.
+        # The output contains an address or a random value and differs each time.
         if " at 0x" in texts[0] or "lipsum" in source or "random" in source:
             return {"error": "another text each time"}
         return {"text": texts[0]}
@@ -358,7 +358,7 @@ def main():
     lines = SNIPPETS.strip("\n").split("\n")
     snippets, open_ = [], ""
     for line in lines:
-        # A backslash at the end of a line goes on in the next: a line end inside a text.
+        # A backslash at the end of a line joins it with the next one, to put a line break into a string.
         open_ += line
         if line.endswith("\\"):
             open_ += "\n"

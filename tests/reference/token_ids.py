@@ -1,10 +1,10 @@
-"""Compare ft's token ids with those of transformers, over texts that tokenizers differ on.
+"""Compares ft's token ids with those of transformers on texts that tokenizers often treat differently.
 
     python tests/reference/token_ids.py FT [DIR ...]
 
 FT is the binary, DIR a folder with a tokenizer; without one, those of tests/fixtures. Each text is encoded as transformers
-does by default, with what the tokenizer adds to it. tests/fixtures/added-tokens/make.py and sentencepiece/make.py write the
-ids of more kinds of folders (added tokens, tokenizer.model alone) for tests/tokenizer.rs.
+does by default, including special tokens that the tokenizer adds. tests/fixtures/added-tokens/make.py and
+sentencepiece/make.py write the ids of more kinds of folders (added tokens, tokenizer.model alone) for tests/tokenizer.rs.
 
 Written for transformers 5.23; sentencepiece and protobuf are needed for a tokenizer.model.
 """
@@ -31,7 +31,7 @@ TEXTS = [
 
 
 def ours(ft, folder, text):
-    """The ids that ft gives; standard input takes what no argument can hold."""
+    """Returns the ids of ft. The text goes to standard input: an argument cannot contain every character."""
     done = subprocess.run(
         [ft, "tokenizer", "show", "--json", "--model", str(folder)], input=text.encode(), capture_output=True, check=False
     )

@@ -1,4 +1,4 @@
-//! `ft data cache`: token ids that are kept between runs.
+//! `ft data cache`: shows and prunes the cache in which token ids are kept between runs.
 
 use clap::Args;
 use ft::data::{Cache, CacheChoice};
@@ -9,13 +9,13 @@ use std::time::Duration;
 
 #[derive(Args)]
 pub struct CacheArgs {
-    /// The folder, where a recipe names one with data.cache.
+    /// Cache folder, if a recipe names one in data.cache [default: the user's cache].
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// Remove what no run has used for so many days; 0 removes everything.
+    /// Remove files that no run has used for DAYS days; 0 removes everything.
     #[arg(long, value_name = "DAYS")]
     prune: Option<u64>,
-    /// One JSON object on stdout.
+    /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -33,7 +33,7 @@ pub fn run(args: CacheArgs) -> Result<()> {
         return Ok(());
     }
     let Some(folder) = found.folder else {
-        println!("there is no cache folder: neither XDG_CACHE_HOME nor HOME is set");
+        println!("no cache folder: neither XDG_CACHE_HOME nor HOME is set");
         return Ok(());
     };
     println!("{}: {} files, {}", folder.display(), found.files, report::bytes(found.bytes));

@@ -1,4 +1,4 @@
-//! `ft data convert`: the rows of files in another format.
+//! `ft data convert`: writes the rows of files in another format.
 
 use super::ReadArgs;
 use clap::{Args, ValueEnum};
@@ -14,15 +14,15 @@ use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct ConvertArgs {
-    /// A file of rows, a folder of such files, or a pattern in quotes.
+    /// A data file, a folder of data files, or a quoted pattern such as 'data/*.jsonl'.
     file: PathBuf,
     /// The format to write.
     #[arg(long, value_enum)]
     to: To,
-    /// Where the rows go (JSON Lines).
+    /// File to write (JSON Lines).
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Leave out rows that cannot be read or converted, and say how many.
+    /// Leave out rows that cannot be read or converted, and report their number.
     #[arg(long)]
     drop_bad: bool,
     #[command(flatten)]
@@ -31,15 +31,15 @@ pub struct ConvertArgs {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum To {
-    /// `messages`; of a pair the chosen answer, of judged answers the good ones.
+    /// Column `messages`; of pairs the chosen answer, of labelled answers only the good ones.
     Messages,
-    /// `prompt`, `completion`: the last answer of a conversation.
+    /// Columns `prompt`, `completion` (the last answer of a conversation).
     PromptCompletion,
-    /// `prompt`, `chosen`, `rejected`, `margin`.
+    /// Columns `prompt`, `chosen`, `rejected`, `margin`.
     Preference,
-    /// `prompt`, `completion`, `label`; a pair becomes two rows.
+    /// Columns `prompt`, `completion`, `label`; a pair becomes two rows.
     Unpaired,
-    /// `prompt` alone.
+    /// Column `prompt` only.
     Prompt,
 }
 
@@ -55,7 +55,7 @@ impl From<To> for Target {
     }
 }
 
-/// Refuses to write over what is read, or under a name that says something else.
+/// Fails if an output file is the input file or has an ending other than .jsonl or .ndjson.
 pub fn check_out(file: &Path, outs: &[&PathBuf]) -> Result<()> {
     for out in outs {
         if out.extension().is_none_or(|e| e != "jsonl" && e != "ndjson") {
@@ -67,15 +67,15 @@ pub fn check_out(file: &Path, outs: &[&PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Refuses to write over what is read.
+/// Fails if the output file is the input file.
 pub fn not_the_input(file: &Path, out: &Path) -> Result<()> {
     match out.canonicalize().is_ok_and(|o| file.canonicalize().is_ok_and(|f| f == o)) {
-        true => Err(Error::user(format!("{}: is the file that is read", out.display()))),
+        true => Err(Error::user(format!("{}: is also the input file", out.display()))),
         false => Ok(()),
     }
 }
 
-/// Counts of what became of rows.
+/// Numbers of rows read, written and left out.
 #[derive(Default)]
 struct Counts {
     read: u64,
@@ -108,13 +108,16 @@ pub fn run(args: ConvertArgs) -> Result<()> {
         Ok(())
     });
     if let Some(e) = failed {
-        return Err(e.hint("--drop-bad leaves rows out that cannot be read or converted"));
+        return Err(e.hint("leave out rows that cannot be read or converted with --drop-bad"));
     }
     written?;
     let n = report::count;
-    report::info(format!("{}: {} rows of {} read", args.out.display(), n(counts.written), n(counts.read)));
+    report::info(format!("{}: {} rows written, {} read", args.out.display(), n(counts.written), n(counts.read)));
     if counts.left_out > 0 {
-        report::info(format!("{} rows left out: a bad verdict, or no answer that is learnt", n(counts.left_out)));
+        report::info(format!(
+            "{} rows left out: labelled as bad, or without an answer to train on",
+            n(counts.left_out)
+        ));
     }
     if counts.bad > 0 {
         report::warn(format!("{} bad rows left out", n(counts.bad)));
@@ -122,6 +125,7 @@ pub fn run(args: ConvertArgs) -> Result<()> {
     Ok(())
 }
 
+/// Converts at most `limit` rows of one file and returns how many it read.
 fn one_file(
     file: &Path,
     spec: &SourceSpec,
@@ -131,7 +135,7 @@ fn one_file(
     counts: &mut Counts,
 ) -> Result<usize> {
     let target = Target::from(args.to);
-    // Pairs and judged answers hold answers too; whatever the row says most clearly is read.
+    // The target needs answers, and pairs and labelled answers have answers too: read whatever format is detected.
     let want = if target.want() == Want::Answers { Want::Anything } else { target.want() };
     let reading = Reading::of(file, spec, want)?;
     report::info(format!("{}: {}", file.display(), reading.format.name()));

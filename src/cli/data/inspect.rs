@@ -1,4 +1,4 @@
-//! `ft data inspect`: the format of a file, its rows as they will be read, its tokens and what is learnt of them.
+//! `ft data inspect`: shows a file's format, its rows as ft reads them, their tokens, and which tokens are trained on.
 
 use super::ReadArgs;
 use crate::cli::model::TemplateArgs;
@@ -15,25 +15,25 @@ use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct InspectArgs {
-    /// A .jsonl, .json, .csv, .parquet or .arrow/.ipc/.feather file, a folder of such files, or a pattern in quotes.
+    /// A .jsonl, .json, .csv, .parquet or .arrow/.ipc/.feather file, a folder of such files, or a quoted pattern.
     file: PathBuf,
-    /// A model directory: also show the tokens, what of them is learnt, and how long the rows are.
+    /// Model directory: also show the tokens, which of them are trained on, and the lengths of the rows.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     #[command(flatten)]
     template: TemplateArgs,
     #[command(flatten)]
     read: ReadArgs,
-    /// Which tokens are learnt.
+    /// Which tokens are trained on: those of all the assistant's turns, of the last one, or all.
     #[arg(long, value_enum, default_value_t = SuperviseArg::Assistant, requires = "model")]
     supervise: SuperviseArg,
-    /// How many rows to show.
+    /// Number of rows to show.
     #[arg(long, value_name = "N", default_value_t = 2)]
     show: usize,
-    /// Make token ids anew, and keep none.
+    /// Neither read nor write the cache of token ids.
     #[arg(long, requires = "model")]
     no_cache: bool,
-    /// One JSON object on stdout.
+    /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -59,7 +59,7 @@ impl From<SuperviseArg> for Supervise {
 pub fn run(args: InspectArgs) -> Result<()> {
     if args.model.is_none() && (args.template.template.is_some() || args.template.chat_template_kwargs.is_some()) {
         return Err(Error::user(
-            "--template and --chat-template-kwargs need --model DIR: it is the tokenizer that shows rows",
+            "--template and --chat-template-kwargs need --model DIR, whose tokenizer renders the rows",
         ));
     }
     let spec = args.read.source(&args.file);
@@ -97,10 +97,10 @@ pub fn run(args: InspectArgs) -> Result<()> {
     surveys.iter().flat_map(|s| &s.bad_rows).take(20).for_each(report::warn);
     let rows: usize = surveys.iter().map(|s| s.rows).sum();
     Err(Error::user(format!("{}: {bad} of {rows} rows cannot be read", args.file.display()))
-        .hint("mend or remove them; --json lists them, `ft data convert --drop-bad` leaves them out"))
+        .hint("correct or remove them; --json lists all, `ft data convert --drop-bad` leaves them out"))
 }
 
-/// Tokenises the rows and shows what became of them.
+/// Tokenises the rows, prints the first ones and the summary, and returns the same as JSON.
 fn tokens<T: Item>(args: &InspectArgs) -> Result<Value> {
     let Some(model) = &args.model else { return Ok(Value::Null) };
     let tokenizer = ChatTokenizer::load_with(model, &args.template.rendering()?)?;
@@ -123,7 +123,7 @@ fn tokens<T: Item>(args: &InspectArgs) -> Result<Value> {
         let mark = if colour { "green" } else { "between « and »" };
         for (example, text) in examples.iter().zip(&shown) {
             let (n, learnt) = (example.ids.len(), example.targets());
-            println!("\n-- example at line {}: {n} tokens, {learnt} learnt ({mark})\n{text}", example.line);
+            println!("\n-- example at line {}: {n} tokens, {learnt} trained on ({mark})\n{text}", example.line);
         }
         println!(
             "\n{}\n\nlength in tokens (longest: line {})\n{}",
@@ -133,7 +133,10 @@ fn tokens<T: Item>(args: &InspectArgs) -> Result<Value> {
         );
         if let Some(group) = same.first.first() {
             let lines = group.join(", ");
-            println!("\n{} groups of equal rows ({} could go), the first: {lines}", same.groups, same.superfluous);
+            println!(
+                "\n{} groups of duplicates ({} rows could be removed), first group: lines {lines}",
+                same.groups, same.superfluous
+            );
         }
     }
     summary.warnings().iter().for_each(report::warn);
@@ -152,7 +155,7 @@ fn as_json(survey: &Survey) -> Value {
 }
 
 fn overview(survey: &Survey, named: bool) -> String {
-    let how = if survey.found { "found out from the columns" } else { "as asked for" };
+    let how = if survey.found { "detected from the columns" } else { "given by --format" };
     let good = survey.rows - survey.bad;
     let column = |(name, filled): &(String, usize)| match good.saturating_sub(*filled) {
         0 => name.clone(),
@@ -176,7 +179,7 @@ fn overview(survey: &Survey, named: bool) -> String {
     lines.join("\n")
 }
 
-/// A row as the rest of ft sees it.
+/// Returns a row under the column names of the format that it was read as.
 fn mapped(row: &Row) -> Value {
     let target = match &row.record {
         Record::Messages(_) | Record::Alpaca(_) => Target::Messages,

@@ -1,4 +1,4 @@
-//! `ft data scrub`: personal data replaced by pseudonyms.
+//! `ft data scrub`: replaces personal data in rows with pseudonyms.
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -9,51 +9,53 @@ use ft::{fsutil, report};
 use serde_json::Value;
 use std::path::PathBuf;
 
-/// What is looked for, and how it is replaced; shared with `ft label import --scrub`.
+/// Options that say what is searched for and how it is replaced; shared with `ft label import --scrub`.
 #[derive(Args)]
 #[command(next_help_heading = "Personal data")]
 pub struct ScrubOptions {
-    /// Look for these kinds only.
+    /// Search for these kinds only.
     #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = kinds())]
     kinds: Vec<Kind>,
-    /// Leave these kinds as they are, such as `date`.
+    /// Do not replace these kinds, such as `date`.
     #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = kinds(), conflicts_with = "kinds")]
     keep: Vec<Kind>,
-    /// A list of names to look for, one a line.
+    /// File with names to search for, one per line.
     #[arg(long, value_name = "FILE")]
     names: Option<PathBuf>,
-    /// A file with a secret: the same value then has the same pseudonym in every file that is scrubbed with it.
+    /// File with a secret key (at least 16 bytes): with the same key, a value has the same pseudonym in every file.
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
 }
 
 impl ScrubOptions {
-    /// Whether any of them is given.
+    /// Returns true if any of these options is given.
     pub fn given(&self) -> bool {
         !self.kinds.is_empty() || !self.keep.is_empty() || self.names.is_some() || self.key_file.is_some()
     }
 
-    /// A scrubber as asked for.
+    /// Builds the scrubber that the options describe. Fails if --kinds name has no --names, or the key is too short.
     pub fn scrubber(&self) -> Result<Scrubber> {
         let wanted = if self.kinds.is_empty() { Kind::ALL.to_vec() } else { self.kinds.clone() };
         let kinds: Vec<Kind> = wanted.into_iter().filter(|k| !self.keep.contains(k)).collect();
         let names = match &self.names {
             Some(path) => Names::read(path)?,
             None if self.kinds.contains(&Kind::Name) => {
-                return Err(Error::user("--kinds name: names are found by a list").hint("give one with --names FILE"));
+                return Err(
+                    Error::user("--kinds name: names can be found only by a list").hint("give one with --names FILE")
+                );
             }
             None => Names::default(),
         };
         let key = self.key_file.as_deref().map(fsutil::read).transpose()?;
         if key.as_ref().is_some_and(|k| k.len() < 16) {
-            return Err(Error::user("--key-file: the secret is shorter than 16 bytes, and could be guessed")
+            return Err(Error::user("--key-file: the key is shorter than 16 bytes and could be guessed")
                 .hint("make one with: head -c 32 /dev/urandom > key"));
         }
         Ok(Scrubber::new(&kinds, names, key.as_deref()))
     }
 }
 
-/// What was found, in a few lines.
+/// Returns the lines that report what was found and what was not searched for.
 pub fn said(found: &Report) -> Vec<String> {
     let n = report::count;
     let mut lines = vec![format!("{} of {} rows changed", n(found.rows_changed), n(found.rows))];
@@ -62,9 +64,12 @@ pub fn said(found: &Report) -> Vec<String> {
         let rules = if *kind == Kind::National { format!(" ({})", rules.join(", ")) } else { String::new() };
         format!("  {:<15} {} times, {} different{rules}", kind.name(), n(found.times), n(found.distinct))
     }));
-    lines.push(format!("not looked for, and still there where rows hold them: {}", found.not_looked_for.join("; ")));
+    lines.push(format!(
+        "not looked for, and still in the rows if they contain any: {}",
+        found.not_looked_for.join("; ")
+    ));
     if found.not_looked_for.iter().any(|kind| kind.starts_with("names of people (")) {
-        lines.push("a list of names is given with --names FILE; somebody should read a sample of the rows".into());
+        lines.push("give a list of names with --names FILE, and have somebody read a sample of the rows".into());
     }
     lines
 }
@@ -75,14 +80,14 @@ fn kinds() -> impl TypedValueParser<Value = Kind> {
 
 #[derive(Args)]
 pub struct ScrubArgs {
-    /// A file of rows of any format, a folder of such files, or a pattern in quotes.
+    /// A data file of any format, a folder of data files, or a quoted pattern.
     file: PathBuf,
-    /// Where the rows go: .jsonl or .parquet.
+    /// File to write: .jsonl or .parquet.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
     options: ScrubOptions,
-    /// Print what was found as JSON: counts, no values.
+    /// Print what was found as JSON: counts only, no values.
     #[arg(long)]
     json: bool,
 }

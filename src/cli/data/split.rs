@@ -1,4 +1,4 @@
-//! `ft data split`: training and validation rows of one file.
+//! `ft data split`: splits the rows of a file into training and validation rows.
 
 use clap::Args;
 use ft::data::{json, source};
@@ -14,22 +14,22 @@ use std::path::PathBuf;
 pub struct SplitArgs {
     /// A .jsonl, .json, .csv, .parquet or .arrow/.ipc/.feather file.
     file: PathBuf,
-    /// The share of the rows that are for validation.
+    /// Share of the rows for validation.
     #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
     valid: f64,
-    /// Another seed parts the rows otherwise.
+    /// Seed of the split.
     #[arg(long, default_value_t = 7)]
     seed: u64,
-    /// Where the training rows go (JSON Lines).
+    /// File of training rows to write (JSON Lines).
     #[arg(long, value_name = "FILE")]
     train_out: PathBuf,
-    /// Where the validation rows go (JSON Lines).
+    /// File of validation rows to write (JSON Lines).
     #[arg(long, value_name = "FILE")]
     valid_out: PathBuf,
 }
 
-/// Runs `ft data split`. A row's side depends on its content and the seed only: equal rows are never on both sides, and
-/// rows added later leave the others where they were.
+/// Runs `ft data split`. Whether a row is for training or validation depends on its content and the seed only:
+/// duplicates are never in both files, and adding rows to the input does not move the others.
 pub fn run(args: SplitArgs) -> Result<()> {
     if !(args.valid > 0.0 && args.valid < 1.0) {
         return Err(Error::user(format!("--valid {}: expected a share between 0 and 1", args.valid)));

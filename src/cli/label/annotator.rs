@@ -1,4 +1,4 @@
-//! `ft label annotator`: who may judge, and their links.
+//! `ft label annotator`: lists the people who may judge, gives links and revokes them.
 
 use clap::Args;
 use ft::error::{Error, Result};
@@ -8,25 +8,26 @@ use ft::label::server::Token;
 use ft::report;
 use serde_json::{Value, json};
 
-/// Give somebody a link to judge with, take one away, or list who there is.
+/// Give somebody a link to judge with, revoke it, or list all annotators.
 ///
-/// The link holds a token, which is shown once and never again: the project keeps its hash. A new link ends the old one.
+/// The link contains a token that is shown only once, because the project stores only its hash. A new link replaces the
+/// old one.
 #[derive(Args)]
 pub struct AnnotatorArgs {
     /// The project.
     project: String,
-    /// Who; left out, all are listed.
+    /// Name of the annotator [default: list all].
     name: Option<String>,
-    /// They see the overview of everybody's work, and decide what people judge differently.
+    /// Let them see the overview of everybody's work, and decide pairs on which people disagree.
     #[arg(long)]
     admin: bool,
-    /// Take the link away; their votes stay.
+    /// Revoke the link; their votes are kept.
     #[arg(long, conflicts_with = "admin")]
     revoke: bool,
-    /// Where people reach the server.
+    /// URL at which people reach the server.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8321")]
     url: String,
-    /// Print as JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -38,11 +39,11 @@ pub fn run(args: &AnnotatorArgs) -> Result<()> {
     if args.revoke {
         let found = store.annotators()?.into_iter().find(|a| a.name == *name);
         let found = found.ok_or_else(|| {
-            Error::user(format!("{}: nobody is called `{name}`", store.place()))
-                .hint(format!("who there is: ft label annotator {}", store.place()))
+            Error::user(format!("{}: no annotator is called `{name}`", store.place()))
+                .hint(format!("list all annotators: ft label annotator {}", store.place()))
         })?;
         store.set_annotator(found.id, None, &found.detail)?;
-        report::info(format!("{name} cannot sign in any more; a server that runs sees it in a moment"));
+        report::info(format!("{name} can no longer sign in; a running server notices within seconds"));
         return Ok(());
     }
     let token = Token::new()?;
@@ -57,7 +58,7 @@ pub fn run(args: &AnnotatorArgs) -> Result<()> {
     match args.json {
         true => println!("{}", json!({ "name": name, "admin": args.admin, "token": token.secret(), "link": link })),
         false => {
-            report::info(format!("a link for {name}, shown this once; send it where nobody else reads it:"));
+            report::info(format!("link for {name}, shown only once; send it so that nobody else can read it:"));
             println!("{link}");
         }
     }

@@ -1,4 +1,4 @@
-//! `ft label candidates`: answers to the project's prompts by a model.
+//! `ft label candidates`: generates answers to the project's prompts with a model.
 
 use crate::cli::generate;
 use crate::cli::model::{ModelArgs, TemplateArgs, need_template};
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Let a model answer the project's prompts
 ///
-/// Answers are kept prompt by prompt: the same command goes on where one was broken off, and again for prompts that were
+/// Answers are stored prompt by prompt. Run the command again to continue after an interruption, or after prompts were
 /// added. Run it once for each model or adapter that is to be compared.
 #[derive(Args)]
 pub struct CandidatesArgs {
@@ -26,24 +26,24 @@ pub struct CandidatesArgs {
     model: ModelArgs,
     #[command(flatten)]
     template: TemplateArgs,
-    /// Answers to each prompt, of each temperature.
+    /// Number of answers to each prompt at each temperature.
     #[arg(long, short = 'n', value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     answers: u32,
-    /// Answer at each of these temperatures; each is a source of its own.
+    /// Answer at each of these temperatures; each counts as a source.
     #[arg(long, value_name = "T,…", value_delimiter = ',', conflicts_with_all = ["temperature", "greedy"])]
     temperatures: Vec<f64>,
-    /// What the source is called; left out, model, adapter and temperature.
+    /// Name of the source [default: model, adapter and temperature].
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
-    /// Answers at least so alike are one (0 to 1: runs of four characters in both, of those in either).
+    /// Leave out answers at least this similar to another one (Jaccard index of runs of four characters, 0 to 1).
     #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
     alike: f64,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Rows decoded together at most [default: as memory allows]
+    /// Largest number of rows decoded together [default: as memory allows]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: Option<u32>,
-    /// Print what was made as JSON.
+    /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -86,14 +86,16 @@ pub fn run(args: &CandidatesArgs) -> Result<()> {
             done += 1;
             bar.inc(1);
             match stopped.load(Ordering::Relaxed) {
-                true => Err(Error::interrupted(format!("{source}: {done} of {open} prompts are answered and kept"))
-                    .hint("the same command goes on from there")),
+                true => Err(Error::interrupted(format!("{source}: {done} of {open} prompts are answered and stored"))
+                    .hint("run the same command again to continue from there")),
                 false => Ok(()),
             }
         })?;
         bar.finish_and_clear();
         let Made { answers, kept, empty, alike, .. } = made;
-        report::info(format!("{source}: {kept} of {answers} answers kept, {alike} too alike, {empty} empty"));
+        report::info(format!(
+            "{source}: {kept} of {answers} answers kept, {alike} too similar to another, {empty} empty"
+        ));
         all.push(json!({ "source": source, "made": made }));
     }
     if args.json {
@@ -103,7 +105,7 @@ pub fn run(args: &CandidatesArgs) -> Result<()> {
 }
 
 impl CandidatesArgs {
-    /// The model's and the adapter's folder, and the temperature.
+    /// Returns the name of the source: --source, or the folders of model and adapter; then the temperature.
     fn source_at(&self, temperature: f64) -> String {
         let name = |path: &Path| path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         let base = self.source.clone().unwrap_or_else(|| match &self.model.adapter {

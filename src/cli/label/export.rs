@@ -1,4 +1,4 @@
-//! `ft label export`: verdicts as rows to train on.
+//! `ft label export`: writes verdicts as rows to train on.
 
 use super::{By, judges};
 use clap::{Args, ValueEnum};
@@ -13,21 +13,21 @@ use ft::report;
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Write what was judged as rows for `method: reward`, `dpo`, `kto` and other tools
+/// Write the labels as rows for `method: reward`, `dpo`, `kto` and other tools
 #[derive(Args)]
 pub struct ExportArgs {
     /// The project.
     project: String,
-    /// What rows are.
+    /// Format of the rows.
     #[arg(long, value_enum, default_value = "preference")]
     format: As,
-    /// Where the rows go: .jsonl or .parquet.
+    /// File to write: .jsonl or .parquet.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Where the rows of some prompts go for validation; no prompt is on both sides.
+    /// File for the rows of some prompts, for validation; no prompt is in both files.
     #[arg(long, value_name = "FILE")]
     valid_out: Option<PathBuf>,
-    /// The share of prompts that is for validation.
+    /// Share of the prompts for validation.
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, requires = "valid_out")]
     valid: f64,
     /// Whose votes count: people, machines, all, or names of judges.
@@ -36,22 +36,22 @@ pub struct ExportArgs {
     /// How votes become verdicts.
     #[arg(long, value_enum, default_value_t = By::Majority)]
     aggregate: By,
-    /// What the column `margin` says.
+    /// Meaning of the column `margin`.
     #[arg(long, value_enum, default_value = "agreement")]
     margin: MarginOf,
-    /// Leave out verdicts less probable than this.
+    /// Leave out verdicts with a lower probability than this.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     min_confidence: f64,
-    /// Keep ties: a pair of them as two rows of margin 0, one each way round.
+    /// Keep ties; in preference rows, as two rows of margin 0, one in each order.
     #[arg(long)]
     ties: bool,
-    /// Keep pairs of which both answers are bad (unpaired, ranked).
+    /// Keep pairs whose answers are both bad (formats unpaired and ranked).
     #[arg(long)]
     both_bad: bool,
     /// Add the better answers that people wrote.
     #[arg(long)]
     edits: bool,
-    /// Another seed parts prompts otherwise [default: the project's]
+    /// Seed of the split into training and validation [default: the project's]
     #[arg(long)]
     seed: Option<u64>,
     /// Print the counts as JSON.
@@ -61,11 +61,11 @@ pub struct ExportArgs {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum As {
-    /// `prompt`, `chosen`, `rejected`, `margin`.
+    /// Columns `prompt`, `chosen`, `rejected`, `margin`.
     Preference,
-    /// `prompt`, `completions` from best to worst, `scores`, `models`.
+    /// Columns `prompt`, `completions` from best to worst, `scores`, `models`.
     Ranked,
-    /// `prompt`, `completion`, `label`.
+    /// Columns `prompt`, `completion`, `label`.
     Unpaired,
     /// Records of Argilla.
     Argilla,
@@ -73,7 +73,7 @@ enum As {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum MarginOf {
-    /// There is no such column.
+    /// Leave out the column.
     None,
     /// The mean strength of the votes.
     Strength,
@@ -89,8 +89,8 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         }
     }
     if args.both_bad && matches!(args.format, As::Preference | As::Argilla) {
-        return Err(Error::user("--both-bad: a pair of two bad answers has none to prefer")
-            .hint("as judged answers both are bad: --format unpaired --both-bad"));
+        return Err(Error::user("--both-bad: of two bad answers, none is preferred")
+            .hint("keep them as two bad answers: --format unpaired --both-bad"));
     }
     if args.edits && !matches!(args.format, As::Preference) {
         return Err(Error::user("--edits: edited answers become pairs").hint("use --format preference"));
@@ -107,8 +107,8 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         names.sort_unstable();
         names.dedup();
         return Err(Error::user(format!("{}: no votes by {who}", store.place())).hint(match names.is_empty() {
-            true => "nobody has judged a pair: ft label serve PROJECT, or ft label judge PROJECT".into(),
-            false => format!("votes are there by {}: give --votes all, machines, or names", names.join(", ")),
+            true => "no pair has been judged yet: ft label serve PROJECT, or ft label judge PROJECT".into(),
+            false => format!("there are votes by {}: give --votes all, machines, or names", names.join(", ")),
         }));
     }
     let wanted = Wanted {
@@ -133,7 +133,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let found = export(&project, &ballots, &verdicts, &wanted);
     if found.train.is_empty() {
         return Err(Error::user(format!(
-            "{}: no row is left: of {} pairs {} are ties, {} both bad, {} too unsure{}",
+            "{}: no row to write: of {} pairs, {} are ties, {} both bad, {} below --min-confidence{}",
             store.place(),
             found.pairs,
             found.ties,
@@ -155,7 +155,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     }
     let n = |n: usize| report::count(n as u64);
     report::info(format!(
-        "{}: {} rows{} of {} judged pairs; left out: {} ties, {} both bad, {} too unsure, {} contradicted",
+        "{}: {} rows{} of {} judged pairs; left out: {} ties, {} both bad, {} below --min-confidence, {} contradicted",
         args.out.display(),
         n(found.train.len()),
         args.valid_out.as_ref().map_or(String::new(), |p| format!(", {}: {}", p.display(), n(found.valid.len()))),

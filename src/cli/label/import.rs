@@ -1,4 +1,4 @@
-//! `ft label import`: answers, and judgements, that exist.
+//! `ft label import`: adds existing answers, and votes on them, to a project.
 
 use crate::cli::data::scrub::{ScrubOptions, said};
 use clap::{Args, ValueEnum};
@@ -9,35 +9,35 @@ use ft::report;
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Add answers that exist: files of rows, exports of Argilla and Label Studio with their judgements.
+/// Add existing answers: from data files, or from exports of Argilla and Label Studio with their votes.
 #[derive(Args)]
 pub struct ImportArgs {
     /// The project.
     project: String,
-    /// Files: .jsonl, .json, .csv, .parquet, .arrow/.ipc/.feather.
+    /// Files to read: .jsonl, .json, .csv, .parquet, .arrow/.ipc/.feather.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Whose layout the files have; left out, it is found out.
+    /// Layout of the files; auto detects it.
     #[arg(long, value_enum, default_value = "auto")]
     format: Layout,
-    /// Who wrote answers that do not say it themselves.
+    /// Source of the answers that do not name theirs.
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
-    /// The column or field with the prompt, where its name does not say it.
+    /// Column or field with the prompt, if it is not found by its name.
     #[arg(long, value_name = "FIELD")]
     prompt: Option<String>,
-    /// The columns or fields with the answers, where their names do not say it; once for each.
+    /// Column or field with an answer, if it is not found by its name; may be given several times.
     #[arg(long, value_name = "FIELD")]
     answer: Vec<String>,
-    /// Argilla: the question whose replies say which answer is better.
+    /// Argilla: name of the question that asks which answer is better.
     #[arg(long, value_name = "NAME")]
     question: Option<String>,
-    /// Replace personal data by pseudonyms before anything is kept.
+    /// Replace personal data with pseudonyms before anything is stored.
     #[arg(long)]
     scrub: bool,
     #[command(flatten)]
     scrubbing: ScrubOptions,
-    /// Print what was added as JSON.
+    /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -53,7 +53,7 @@ enum Layout {
 /// Runs `ft label import`.
 pub fn run(args: &ImportArgs) -> Result<()> {
     if args.scrubbing.given() && !args.scrub {
-        return Err(Error::user("what is looked for has no effect without --scrub").hint("add --scrub"));
+        return Err(Error::user("--kinds, --keep, --names and --key-file need --scrub").hint("add --scrub"));
     }
     let store = Store::open(&args.project)?;
     let options = Options {
@@ -69,7 +69,7 @@ pub fn run(args: &ImportArgs) -> Result<()> {
         question: args.question.clone(),
     };
     let overlap = store.settings()?.overlap;
-    // All files are read before anything is added.
+    // Read all files before adding anything, so that a bad file adds no part.
     let mut items = Vec::new();
     for path in &args.files {
         items.extend(read(path, &options)?);

@@ -1,4 +1,4 @@
-//! `ft label judge`: votes by machines.
+//! `ft label judge`: lets a model or a program vote on pairs.
 
 use crate::cli::model::Dtype;
 use clap::{Args, ValueEnum};
@@ -17,69 +17,70 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Let a machine judge the project's pairs
+/// Let a model or a program judge the project's pairs
 ///
-/// A reward model (--reward), a language model with a rubric (--model), or a program (--command). It votes under a name
-/// of its own and never sees what others said. A language model and a program are asked in both orders of the answers,
-/// and where these differ the vote is a tie. Votes are kept as they come: the same command goes on.
+/// The judge is a reward model (--reward), a language model with a rubric (--model), or a program (--command). It votes
+/// under its own name and never sees other votes. A language model or a program is asked in both orders of the answers;
+/// if it contradicts itself, the vote is a tie. Votes are stored as they come; to continue an interrupted command, run
+/// it again.
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("machine").required(true).multiple(true).args(["reward", "model", "command"])))]
 pub struct JudgeArgs {
     /// The project.
     project: String,
-    /// A reward model: an adapter over --model, or a whole model.
+    /// Reward model: an adapter on --model, or a whole model.
     #[arg(long, value_name = "DIR", conflicts_with = "command")]
     reward: Option<PathBuf>,
-    /// A language model that judges; beside --reward, the base of its adapter.
+    /// Language model that judges; with --reward, the base model of its adapter.
     #[arg(long, value_name = "DIR", conflicts_with = "command")]
     model: Option<PathBuf>,
-    /// An adapter on the language model.
+    /// Adapter on the language model.
     #[arg(long, value_name = "DIR", requires = "model", conflicts_with = "reward")]
     adapter: Option<PathBuf>,
-    /// A program and its arguments, after all other options; no shell reads them. It reads {"prompt", "a", "b"} a line
-    /// and prints a, b, tie, both_bad or skip a line.
+    /// Program and its arguments, after all other options; no shell interprets them. It reads one {"prompt", "a", "b"}
+    /// per line and prints a, b, tie, both_bad or skip per line.
     #[arg(long, value_name = "PROGRAM", num_args = 1.., allow_hyphen_values = true)]
     command: Vec<String>,
-    /// What the language model is told to look at: a file of text [default: a short rubric of ft's]
+    /// Text file with the criteria for the language model [default: a short built-in rubric]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["reward", "command"])]
     rubric: Option<PathBuf>,
-    /// Let the language model write up to so many tokens of reasons before its verdict.
+    /// Let the language model write up to N tokens of reasons before its verdict.
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["reward", "command"])]
     reasoning: usize,
-    /// Scores of a reward model closer than this are a tie.
+    /// Count scores of a reward model that differ by less than X as a tie.
     #[arg(long, value_name = "X", default_value_t = 0.0, requires = "reward")]
     tie_margin: f64,
-    /// In which order answers are shown [default: both; a reward model looks at each alone]
+    /// Order in which the answers are shown [default: both; a reward model scores each alone]
     #[arg(long, value_enum, conflicts_with = "reward")]
     orders: Option<Order>,
-    /// Under which name it votes [default: that of its folder or program]
+    /// Name of the judge [default: that of its folder or program]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// So many pairs at most.
+    /// Judge at most N pairs.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Seconds that the program may take for a batch.
+    /// Time limit of the program for a batch, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0, requires = "command")]
     timeout: f64,
-    /// Pairs judged together.
+    /// Number of pairs judged together.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
-    /// Where a model runs: auto, cpu, cuda or cuda:N
+    /// Device of the model: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Number format of a model
+    /// Number format of the model
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
-    /// Print what came of it as JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Order {
-    /// Each pair twice; opinions that differ are a tie.
+    /// Show each pair in both orders; a contradiction is a tie.
     Both,
-    /// Each pair once, in a drawn order.
+    /// Show each pair once, in a random order.
     Drawn,
 }
 
@@ -112,11 +113,13 @@ pub fn run(args: &JudgeArgs) -> Result<()> {
     args.vote(&store, &mut CommandJudge::new(spec)?, name, args.orders(&store)?)
 }
 
+/// Returns the last part of a path.
 fn folder(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
 }
 
 impl JudgeArgs {
+    /// Returns the orders in which a language model or program is asked.
     fn orders(&self, store: &Store) -> Result<Orders> {
         Ok(match self.orders {
             Some(Order::Drawn) => Orders::Drawn(store.settings()?.seed),
@@ -124,11 +127,12 @@ impl JudgeArgs {
         })
     }
 
+    /// Lets the judge vote on every open pair, a batch at a time, and reports its ties, errors of order and length bias.
     fn vote(&self, store: &Store, judge: &mut dyn Judge, name: String, orders: Orders) -> Result<()> {
         let name = self.name.clone().unwrap_or(name);
         let annotator = store.annotator(&name, judge.kind(), &judge.detail())?;
         if annotator.kind != judge.kind() || annotator.detail != judge.detail() {
-            return Err(Error::user(format!("{}: `{name}` judges here already, and is something else", store.place()))
+            return Err(Error::user(format!("{}: another judge is already called `{name}`", store.place()))
                 .hint(format!("it is a {}, {}", annotator.kind, fsutil::shortened(&annotator.detail.to_string())))
                 .hint("give another name: --name NAME"));
         }
@@ -147,10 +151,10 @@ impl JudgeArgs {
             if stopped.load(Ordering::Relaxed) {
                 bar.finish_and_clear();
                 return Err(Error::interrupted(format!(
-                    "`{name}`: {done} of {} pairs are judged and kept",
+                    "`{name}`: {done} of {} pairs are judged and stored",
                     tasks.len()
                 ))
-                .hint("the same command goes on from there"));
+                .hint("run the same command again to continue from there"));
             }
             store.add_votes(&judge::votes(judge, part, orders, annotator.id)?)?;
             done += part.len();
@@ -172,7 +176,7 @@ impl JudgeArgs {
             format!("{} both bad", habits.both_bad),
             format!("{} skipped", habits.skips),
         ];
-        said.extend(habits.order.map(|o| format!("{} changed with the order", percent(o.flipped.share))));
+        said.extend(habits.order.map(|o| format!("{} contradicted in the other order", percent(o.flipped.share))));
         said.extend(habits.longer.map(|r| format!("the longer answer in {}", percent(r.share))));
         report::info(format!("`{name}`: {} votes in all: {}", habits.votes, said.join(", ")));
         Ok(())

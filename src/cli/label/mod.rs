@@ -1,4 +1,4 @@
-//! `ft label`: one file a verb.
+//! `ft label`: makes preference data; one file for each command.
 
 mod annotator;
 mod candidates;
@@ -17,7 +17,7 @@ use ft::label::aggregate::Aggregation;
 use ft::label::ballot::Judges;
 use ft::label::record::Kind;
 
-// In the order in which a project meets them.
+// In the order in which a project needs them.
 #[derive(Subcommand)]
 pub enum Label {
     New(new::NewArgs),
@@ -33,7 +33,7 @@ pub enum Label {
 }
 
 impl Label {
-    /// Whether it goes on until people end it.
+    /// Returns true if the command runs until a person ends it.
     pub fn waits(&self) -> bool {
         matches!(self, Label::Serve(_) | Label::Tui(_))
     }
@@ -55,7 +55,7 @@ pub fn run(verb: Label) -> Result<()> {
     }
 }
 
-/// The name of who is at the terminal.
+/// Returns the name of the account at the terminal ($USER), else `me`.
 fn user() -> String {
     std::env::var("USER").ok().filter(|name| !name.trim().is_empty()).unwrap_or_else(|| "me".into())
 }
@@ -63,9 +63,9 @@ fn user() -> String {
 /// How votes become verdicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum By {
-    /// The choice that more votes have than any other; a draw is a tie.
+    /// The choice with the most votes; if two have equally many, a tie.
     Majority,
-    /// The most probable one, by who errs how (Dawid and Skene).
+    /// The most probable choice, given each judge's estimated errors (Dawid and Skene).
     DawidSkene,
 }
 
@@ -78,7 +78,7 @@ impl From<By> for Aggregation {
     }
 }
 
-/// Whose votes `--votes` means.
+/// Reads the value of `--votes`: people, machines, all, or names.
 fn judges(who: &[String]) -> Judges {
     match who {
         [one] if one == "people" => Judges::Kind(Kind::Person),

@@ -1,4 +1,4 @@
-//! `ft label new`: a project from prompts.
+//! `ft label new`: creates a labelling project from prompts.
 
 use clap::Args;
 use ft::error::{Error, Result};
@@ -10,44 +10,46 @@ use ft::report;
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Make a labelling project from files of prompts.
+/// Create a labelling project from files of prompts.
 #[derive(Args)]
 pub struct NewArgs {
-    /// The file to make, or the URL of a PostgreSQL database: postgres://USER:PASSWORD@HOST/DATABASE.
+    /// File to create, or the URL of a PostgreSQL database: postgres://USER:PASSWORD@HOST/DATABASE.
     project: String,
-    /// Rows with a prompt in any format that ft reads (.jsonl, .json, .csv, .parquet, .arrow). An `id` is kept; without
-    /// one a prompt is known by its content.
+    /// Rows with a prompt in any format that ft reads (.jsonl, .json, .csv, .parquet, .arrow). A row's `id`
+    /// identifies its prompt; without one, the content does.
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     prompts: Vec<PathBuf>,
-    /// What people see above every task.
+    /// Title shown above every task.
     #[arg(long)]
     title: Option<String>,
-    /// What makes an answer better, as Markdown.
+    /// Markdown file that says what makes an answer better.
     #[arg(long, value_name = "FILE.md")]
     guidelines: Option<PathBuf>,
-    /// Something each answer is rated for, from 1 to BEST (5 where it is left out), e.g. `helpful:7`.
+    /// Criterion on which each answer is rated from 1 to BEST (default 5), such as `helpful:7`; may be given several
+    /// times.
     #[arg(long, value_name = "NAME[:BEST]", value_parser = criterion)]
     criterion: Vec<Criterion>,
-    /// Ask how much better the chosen answer is.
+    /// Also ask how much better the chosen answer is.
     #[arg(long)]
     strength: bool,
-    /// Do not offer to write a better answer.
+    /// Do not let people write a better answer.
     #[arg(long)]
     no_edit: bool,
-    /// How many people see each pair.
+    /// Number of people who judge each pair.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..=1000))]
     overlap: i64,
-    /// Seconds after which a task nobody works on goes to somebody else.
+    /// Seconds without activity after which a task is given to somebody else.
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(i64).range(10..=86400))]
     lease: i64,
-    /// All chance of the project: sides, repeats, selection.
+    /// Random seed of the project: which answer is on the left, which pairs are repeated, which pairs are chosen.
     #[arg(long, default_value_t = 7)]
     seed: u64,
-    /// Print what was made as JSON.
+    /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
 }
 
+/// Parses NAME or NAME:BEST.
 fn criterion(text: &str) -> Result<Criterion, String> {
     let (name, best) = text.rsplit_once(':').unwrap_or((text, "5"));
     match best.parse() {
@@ -63,7 +65,7 @@ pub fn run(args: &NewArgs) -> Result<()> {
     {
         return Err(Error::user(format!("--criterion {}: given twice", twice.1.name)));
     }
-    // All is read before anything is made.
+    // Read all files before creating the project, so that a bad file leaves nothing behind.
     let mut rows = Vec::new();
     for path in &args.prompts {
         rows.extend(prompts(path)?);
@@ -86,7 +88,7 @@ pub fn run(args: &NewArgs) -> Result<()> {
         return Ok(());
     }
     let twice =
-        if known > 0 { format!(" ({} more were there twice)", report::count(known as u64)) } else { String::new() };
+        if known > 0 { format!(" ({} duplicates left out)", report::count(known as u64)) } else { String::new() };
     report::info(format!("{}: {} prompts{twice}", store.place(), report::count(new as u64)));
     report::info(format!("next: ft label import {} ANSWERS, or ft label candidates", store.place()));
     Ok(())

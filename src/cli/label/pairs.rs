@@ -1,4 +1,4 @@
-//! `ft label pairs`: which answers are compared.
+//! `ft label pairs`: chooses the pairs of answers to compare.
 
 use crate::cli::model::Dtype;
 use clap::{Args, ValueEnum};
@@ -12,52 +12,53 @@ use ft::report;
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Choose which answers people compare
+/// Choose the pairs of answers to compare
 ///
-/// Pairs are added to those that the project has; none comes twice.
+/// New pairs are added to the project's; no pair is added a second time.
 #[derive(Args)]
 pub struct PairsArgs {
     /// The project.
     project: String,
-    /// How pairs are chosen.
+    /// Method of choosing pairs.
     #[arg(long, value_enum, default_value = "random")]
     strategy: By,
-    /// So many pairs at most [default: random and informative: one a prompt; all: every one]
+    /// Largest number of new pairs [default: random and informative: one per prompt; all: no limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     budget: Option<u32>,
-    /// How many people see each pair [default: as the project says]
+    /// Number of people who judge each pair [default: the project's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
     overlap: Option<i64>,
-    /// The share of these pairs that is shown again to the same person, unmarked, to see whether they say the same.
+    /// Share of the new pairs that is shown to the same person a second time, unmarked, to measure consistency.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     repeats: f64,
-    /// Informative: a reward model whose doubt counts, an adapter over --model or a whole model; several disagree.
+    /// Informative: reward model that finds uncertain pairs, an adapter on --model or a whole model. Several times:
+    /// pairs on which the models disagree count as uncertain.
     #[arg(long, value_name = "DIR")]
     reward: Vec<PathBuf>,
-    /// The base of reward models that are adapters.
+    /// Base model of reward models that are adapters.
     #[arg(long, value_name = "DIR", requires = "reward")]
     model: Option<PathBuf>,
-    /// Where reward models run: auto, cpu, cuda or cuda:N
+    /// Device of the reward models: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Number format of reward models
+    /// Number format of the reward models
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
-    /// Another seed chooses otherwise [default: the project's]
+    /// Seed of the choice [default: the project's]
     #[arg(long)]
     seed: Option<u64>,
-    /// Print what was chosen as JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum By {
-    /// Any, each prompt in turn.
+    /// Random pairs, one prompt after the other.
     Random,
-    /// Every pair of answers to a prompt.
+    /// All pairs of answers to a prompt.
     All,
-    /// Where reward models doubt or disagree, answers of like length, prompts unlike each other.
+    /// Pairs on which reward models are uncertain, with answers of similar length, spread over different prompts.
     Informative,
 }
 
@@ -67,7 +68,7 @@ pub fn run(args: &PairsArgs) -> Result<()> {
         return Err(Error::user(format!("--repeats {}: expected a share from 0 to 1", args.repeats)));
     }
     if !args.reward.is_empty() && args.strategy != By::Informative {
-        return Err(Error::user("--reward has a say in --strategy informative only").hint("add --strategy informative"));
+        return Err(Error::user("--reward works only with --strategy informative").hint("add --strategy informative"));
     }
     let store = Store::open(&args.project)?;
     let project = Project::read(&store)?;
@@ -99,7 +100,7 @@ pub fn run(args: &PairsArgs) -> Result<()> {
     };
     let chosen = select(&project, &wanted, &said);
     if chosen.pairs.is_empty() {
-        return Err(Error::user(format!("{}: no pair is left to choose", store.place()))
+        return Err(Error::user(format!("{}: there is no new pair to choose", store.place()))
             .hint("a pair needs two different answers to one prompt: ft label candidates PROJECT --model DIR -n 2"));
     }
     let added = store.add_pairs(&chosen.pairs)?;
@@ -111,7 +112,7 @@ pub fn run(args: &PairsArgs) -> Result<()> {
             json!({ "project": store.place(), "pairs": added.new, "repeats": repeats.new, "overlap": wanted.overlap, "all": all })
         ),
         false => report::info(format!(
-            "{}: {} pairs for {} each, {} of them again as hidden repeats; {all} pairs in all",
+            "{}: {} new pairs for {} each, {} hidden repeats; {all} pairs in total",
             store.place(),
             report::count(added.new as u64),
             if wanted.overlap == 1 { "one person".into() } else { format!("{} people", wanted.overlap) },

@@ -1,4 +1,4 @@
-//! `ft label report`: agreement, habits, ranking, and what stands against the labels.
+//! `ft label report`: shows agreement, the judges' biases, a ranking of the sources, and problems with the labels.
 
 use super::{By, judges};
 use clap::Args;
@@ -11,24 +11,24 @@ use ft::report;
 use std::io::Write;
 use std::path::PathBuf;
 
-/// Show how far the project's labels can be trusted
+/// Show how reliable the project's labels are
 #[derive(Args)]
 pub struct ReportArgs {
     /// The project.
     project: String,
-    /// Write the report: a page (.html) or numbers (.json); may be given twice.
+    /// Write the report as a page (.html) or as numbers (.json); may be given twice.
     #[arg(long, value_name = "FILE")]
     out: Vec<PathBuf>,
-    /// Whose votes the verdicts rest on: people, machines, all, or names of judges [default: people, else all]
+    /// Votes to use: people, machines, all, or names of judges [default: people, or all if no person has voted]
     #[arg(long, value_name = "WHO,…", value_delimiter = ',')]
     votes: Vec<String>,
     /// How votes become verdicts.
     #[arg(long, value_enum, default_value_t = By::Majority)]
     aggregate: By,
-    /// Replicates of the bootstrap behind the intervals.
+    /// Number of bootstrap replicates for the confidence intervals.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(100..))]
     replicates: u64,
-    /// Print the numbers as JSON.
+    /// Print the report as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -37,7 +37,7 @@ pub struct ReportArgs {
 pub fn run(args: &ReportArgs) -> Result<()> {
     let ending = |path: &PathBuf| path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     if let Some(path) = args.out.iter().find(|p| !matches!(ending(p).as_str(), "html" | "json")) {
-        return Err(Error::user(format!("{}: a report is a page or numbers", path.display()))
+        return Err(Error::user(format!("{}: unknown format of a report", path.display()))
             .hint("give a name that ends in .html or .json"));
     }
     let project = Project::read(&Store::open(&args.project)?)?;

@@ -1,4 +1,4 @@
-//! `ft label serve`: the page for people.
+//! `ft label serve`: serves the page on which people judge pairs.
 
 use clap::Args;
 use ft::error::{Error, Result};
@@ -10,19 +10,20 @@ use std::net::SocketAddr;
 
 /// Serve the page on which people judge pairs.
 ///
-/// Everybody comes with a link of their own (`ft label annotator PROJECT NAME`). The link that is printed here is
-/// yours, shows the overview of everybody's work, and ends with the server.
+/// Each person needs their own link (`ft label annotator PROJECT NAME`). The link that is printed here is yours; it
+/// also shows the overview of everybody's work, and is valid until the server ends.
 #[derive(Args)]
 pub struct ServeArgs {
     /// The project.
     project: String,
-    /// Where to listen. The default is reached from this machine only; port 0 takes a free one.
+    /// Address to listen on. The default can be reached from this machine only; port 0 takes a free port.
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8321")]
     address: SocketAddr,
-    /// Where people reach the server, if that is another name or a proxy with TLS: https://label.example.org.
+    /// URL at which people reach the server, if it differs: another name, or a proxy with TLS
+    /// (https://label.example.org).
     #[arg(long, value_name = "URL")]
     public: Option<String>,
-    /// Your name among the annotators; left out, that of your account.
+    /// Your name as an annotator [default: that of your account].
     #[arg(long)]
     name: Option<String>,
 }
@@ -38,16 +39,16 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let plain = server.url().starts_with("http://");
     if !args.address.ip().is_loopback() && plain {
         report::warn(
-            "tokens and votes cross the network unencrypted: put a proxy with TLS before it, and name it with --public",
+            "tokens and votes cross the network unencrypted: put a TLS proxy in front, and name it with --public",
         );
     }
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Error::bug(format!("signal handler: {e}")))?;
     report::info(format!("{} is served at {}; Ctrl-C ends it", server.place(), server.url()));
-    report::info("your link, which also shows everybody's work:");
+    report::info("your link, which also shows the overview:");
     println!("{}", server.link());
     server.run(move || {
         let _ = signals.forever().next();
     })?;
-    report::info("ended; every vote that was acknowledged is kept");
+    report::info("server stopped; every acknowledged vote is stored");
     Ok(())
 }

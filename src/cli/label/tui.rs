@@ -1,4 +1,4 @@
-//! `ft label tui`: judging on a terminal.
+//! `ft label tui`: lets a person judge pairs on the terminal.
 
 use clap::Args;
 use ft::error::{Error, Result};
@@ -12,7 +12,7 @@ use std::io::IsTerminal;
 pub struct TuiArgs {
     /// The project.
     project: String,
-    /// Your name among the annotators; left out, that of your account.
+    /// Your name as an annotator [default: that of your account].
     #[arg(long)]
     name: Option<String>,
 }

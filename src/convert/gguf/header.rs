@@ -1,7 +1,7 @@
-//! The header of a GGUF file: metadata keys, tensor entries, and where each tensor's data must lie.
+//! Parses the header of a GGUF file: metadata keys, tensor entries and the byte range of each tensor's data.
 //!
-//! Nothing the file says is believed before it is checked against the file's length: counts, string lengths, shapes,
-//! offsets. Damage is one error that says where.
+//! The file may be damaged or hostile. Counts, string lengths, shapes and offsets are checked against the file's length
+//! before they are used; the error names the place of the damage.
 
 use super::{Array, TensorInfo, Value};
 use crate::convert::quant::Kind;
@@ -11,7 +11,7 @@ use std::path::Path;
 
 const MAGIC: &[u8; 4] = b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
-/// ggml knows at most four dimensions.
+/// The most dimensions that a ggml tensor can have.
 const MAX_DIMENSIONS: u32 = 4;
 
 /// GGUF's value types, in the order of their numbers.
@@ -38,7 +38,8 @@ impl ValueType {
         [U8, I8, U16, I16, U32, I32, F32, Bool, Text, Array, U64, I64, F64].get(id as usize).copied()
     }
 
-    /// Bytes of one value; for text the least it can take (its length field).
+    /// Returns the size of one value in bytes; of a text or an array the smallest possible size (its fixed-size
+    /// fields).
     pub(super) fn least_bytes(self) -> usize {
         use ValueType::*;
         match self {
@@ -93,7 +94,8 @@ impl<'a> Cursor<'a> {
         Ok(u64::from_le_bytes(self.array(what)?))
     }
 
-    /// A count of things that take at least `least` bytes each: more than the file can hold is refused.
+    /// Reads a count of items that take at least `least` bytes each. Fails if the rest of the file is too short for
+    /// them.
     fn count(&mut self, least: usize, what: &str) -> Result<usize> {
         let n = self.u64(what)?;
         let left = self.data.len() - self.at;
@@ -141,7 +143,7 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// Walks over an array so that its extent is known; only text needs a walk.
+    /// Reads an array's type and count and skips its elements. Only texts must be visited one by one to find the end.
     fn array_value(&mut self, what: &str) -> Result<Array> {
         let element = self.value_type(what)?;
         if element == ValueType::Array {
@@ -163,7 +165,7 @@ impl<'a> Cursor<'a> {
 
 pub(super) type Header = (HashMap<String, Value>, Vec<TensorInfo>);
 
-/// Reads everything before the tensors' data.
+/// Reads everything that precedes the tensors' data.
 pub(super) fn read_header(path: &Path, data: &[u8]) -> Result<Header> {
     let mut c = Cursor { path, data, at: 0 };
     if data.get(..4) != Some(MAGIC) {
@@ -177,7 +179,8 @@ pub(super) fn read_header(path: &Path, data: &[u8]) -> Result<Header> {
         }
         v => return Err(not_gguf(path, &format!("version 2 or 3 expected, found {v}"))),
     }
-    // A tensor entry takes at least a name length, a dimension count, a type and an offset; a key a length, type and value.
+    // A tensor entry has at least a name length, a dimension count, a type and an offset; a key has a length, type and
+    // value.
     let tensor_count = c.count(24, "number of tensors")?;
     let key_count = c.count(13, "number of metadata keys")?;
 
@@ -206,7 +209,7 @@ pub(super) fn read_header(path: &Path, data: &[u8]) -> Result<Header> {
     Ok((metadata, tensors))
 }
 
-/// A tensor entry with its offset from the start of the data.
+/// Reads a tensor entry; returns it with its offset from the start of the data. The caller turns it into a byte range.
 fn tensor_entry(c: &mut Cursor, i: usize) -> Result<(TensorInfo, u64)> {
     let name = c.text(&format!("name of tensor {i}"))?.to_string();
     let what = format!("tensor {name}");
@@ -236,7 +239,8 @@ fn tensor_entry(c: &mut Cursor, i: usize) -> Result<(TensorInfo, u64)> {
     Ok((TensorInfo { name, kind, shape, bytes: 0..bytes }, offset))
 }
 
-/// Turns offsets into places in the file: aligned, inside the file, no two overlapping, no name twice.
+/// Turns offsets into byte ranges of the file. Fails if one is not aligned or not inside the file, if two overlap, or
+/// if a name is a duplicate.
 fn place(
     path: &Path,
     listed: Vec<(TensorInfo, u64)>,

@@ -1,6 +1,7 @@
-//! What layers, neurons and heads do on a calibration set.
+//! Measures the activations of layers, neurons and heads on calibration texts.
 //!
-//! Activations are seen by an adapter that changes nothing: it stands where the product that reads them is computed.
+//! Activations inside a layer are recorded by an adapter that changes nothing: it sees the input of each linear layer
+//! that it is attached to.
 
 use super::Turn;
 use crate::error::Result;
@@ -12,17 +13,17 @@ use std::path::Path;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
-/// Mean size of each input of a linear layer, by the layer's name: (in) float64.
+/// Mean absolute value of each input of a linear layer, by the layer's name: (in) float64.
 pub type Importance = BTreeMap<String, Tensor>;
 
-/// What was seen.
+/// The measured activations.
 pub struct Measured {
     pub importance: Importance,
-    /// What each layer gets and what the last one gives, of every text: (T, D) float32.
+    /// For every text, the input of each layer and the output of the last one: (T, D) float32.
     states: Vec<Vec<Tensor>>,
 }
 
-/// Runs the texts through the model.
+/// Runs the texts (token ids) through the model in `folder` and measures its activations.
 pub fn measure(folder: &Path, texts: &[Vec<u32>], device: Device) -> Result<Measured> {
     let recorder = Recorder::default();
     let adapters: Vec<(String, &dyn Attach)> = vec![("recorder".into(), &recorder)];
@@ -43,7 +44,7 @@ pub fn measure(folder: &Path, texts: &[Vec<u32>], device: Device) -> Result<Meas
 }
 
 impl Measured {
-    /// The mean angle that each block of so many layers turns its input by.
+    /// Returns, for each block of `layers` consecutive layers, the mean angle between its input and output.
     pub fn turns(&self, layers: usize) -> Vec<Turn> {
         let depth = self.states[0].len() - 1;
         let turn = |from: usize| {
@@ -59,12 +60,14 @@ impl Measured {
     }
 }
 
-/// Attaches to the layers that read neurons and heads.
+/// Attaches a recording adapter to the layers whose inputs are the outputs of neurons (`down_proj`) and of heads
+/// (`o_proj`).
 #[derive(Default)]
 struct Recorder {
     sums: Rc<RefCell<Importance>>,
 }
 
+/// An adapter that adds up the absolute values of its input and leaves the layer's result unchanged.
 struct Ear {
     name: String,
     sums: Rc<RefCell<Importance>>,

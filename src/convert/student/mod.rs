@@ -1,8 +1,9 @@
-//! `ft student`: a smaller model cut out of a larger one, as an ordinary model directory.
+//! Cuts a smaller model (the student) out of a larger one and writes an ordinary model directory (`ft student`).
 //!
-//! Layers are kept by list, evenly, or so that the block that changes its input least goes (Gromov et al. 2024, arXiv
-//! 2403.17887); neurons of the MLP and groups of heads stay by the size of their activations (Minitron, Muralidharan et
-//! al. 2024, arXiv 2407.14679). What is kept is kept bit for bit; the cut is checked before the folder is moved in.
+//! The layers to keep are listed, evenly spread, or chosen by removing the block of layers that changes its input least
+//! (Gromov et al. 2024, arXiv 2403.17887). Neurons of the MLP and groups of heads with the largest activations are kept
+//! (Minitron, Muralidharan et al. 2024, arXiv 2407.14679). Kept weights are copied bit for bit. The student is verified
+//! before its folder is moved into place.
 
 mod measure;
 mod slice;
@@ -20,28 +21,28 @@ use slice::Slices;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
-/// What a folder that was cut says about itself.
+/// The file in a student's folder that records which model it was cut from, and how.
 pub const FILE: &str = "student.json";
 
-/// Where a student comes from.
+/// Where a student comes from: the contents of student.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
     /// SHA-256 of the larger model.
     pub from_sha256: String,
     pub cut: Cut,
-    /// The layers that were kept.
+    /// The kept layers, by their number in the larger model.
     pub kept_layers: Vec<usize>,
 }
 
-/// What is kept.
+/// The sizes that the student keeps.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cut {
     pub layers: Layers,
-    /// Neurons of each MLP.
+    /// Neurons of each MLP; `None` keeps all.
     pub mlp: Option<i64>,
-    /// Query heads of each layer.
+    /// Query heads of each layer; `None` keeps all.
     pub heads: Option<i64>,
 }
 
@@ -51,26 +52,26 @@ pub struct Cut {
 pub enum Layers {
     #[default]
     All,
-    /// These, from 0.
+    /// The listed layers, counted from 0.
     List(Vec<usize>),
-    /// So many, evenly spread, the first and the last among them.
+    /// This number of layers, evenly spread, the first and the last included.
     Even(usize),
-    /// So many: the block that turns its input least goes.
+    /// This number of layers: the block with the smallest angle between input and output is removed.
     Angular(usize),
 }
 
-/// How far a block of layers turns its input.
+/// The angle between input and output of a block of layers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Turn {
     /// The first layer of the block.
     pub from: usize,
-    /// Layers in it.
+    /// Number of layers in the block.
     pub layers: usize,
-    /// Mean angle between what goes in and what comes out, as a share of a half turn.
+    /// Mean angle between input and output over all tokens, divided by 180 degrees.
     pub distance: f64,
 }
 
-/// What was made.
+/// Describes the student that was written.
 #[derive(Debug, Clone, Serialize)]
 pub struct Student {
     pub out: PathBuf,
@@ -81,12 +82,13 @@ pub struct Student {
     pub key_value_heads: i64,
     pub parameters: u64,
     pub parameters_before: u64,
-    /// Every block of the length that had to go, where layers were chosen by it.
+    /// Every block that could have been removed, with its angle; empty if layers were not chosen by angle.
     pub turns: Vec<Turn>,
 }
 
-/// Cuts a student out of the model in `from`. `calibration`: token ids of texts like those it will see; needed where
-/// activations choose.
+/// Cuts a student out of the model in `from` and writes it to `out`. `calibration`: token ids of texts like those the
+/// student will be used for; required if activations decide what is kept. Fails if the model cannot be cut so, or if
+/// the student does not pass verification.
 pub fn student(from: &Path, cut: &Cut, calibration: &[Vec<u32>], out: &Path, device: Device) -> Result<Student> {
     let config = Config::read(from)?;
     let depth = config.num_hidden_layers as usize;
@@ -94,7 +96,8 @@ pub fn student(from: &Path, cut: &Cut, calibration: &[Vec<u32>], out: &Path, dev
     check(cut, &config)?;
     let chosen = matches!(cut.layers, Layers::Angular(_)) || cut.mlp.is_some() || cut.heads.is_some();
     if chosen && calibration.iter().all(|c| c.is_empty()) {
-        return Err(Error::user("choosing by activations needs texts to look at").hint("give rows with --data FILE"));
+        return Err(Error::user("choosing layers, neurons or heads by their activations needs calibration texts")
+            .hint("give rows with --data FILE"));
     }
     let measured = match chosen {
         true => Some(measure::measure(from, calibration, device)?),
@@ -110,7 +113,9 @@ pub fn student(from: &Path, cut: &Cut, calibration: &[Vec<u32>], out: &Path, dev
             let gone = least.from..least.from + least.layers;
             ((0..depth).filter(|i| !gone.contains(i)).collect(), turns)
         }
-        (Layers::Angular(_), None) => return Err(Error::bug("layers were to be chosen and nothing was measured")),
+        (Layers::Angular(_), None) => {
+            return Err(Error::bug("layers should be chosen by angle, but nothing was measured"));
+        }
     };
     let (mlp, query) = (cut.mlp.unwrap_or(config.intermediate_size), cut.heads.unwrap_or(heads));
     let important = measured.map(|m| m.importance).unwrap_or_default();
@@ -152,7 +157,8 @@ pub fn student(from: &Path, cut: &Cut, calibration: &[Vec<u32>], out: &Path, dev
     })
 }
 
-/// Makes the student in `out` where it is not there yet; one that was cut otherwise is refused.
+/// Cuts the student unless `out` contains it already; then returns `None`. Fails if `out` contains a model that was not
+/// cut from this model in this way.
 pub fn need_student(
     from: &Path,
     cut: &Cut,
@@ -173,14 +179,16 @@ pub fn need_student(
     };
     match same {
         true => Ok(None),
-        false => {
-            Err(Error::user(format!("{}: holds a model that was not cut so out of {}", out.display(), from.display()))
-                .hint("remove it, or give another model.path"))
-        }
+        false => Err(Error::user(format!(
+            "{}: contains a model that was not cut from {} with these settings",
+            out.display(),
+            from.display()
+        ))
+        .hint("remove it, or give another model.path")),
     }
 }
 
-/// Refuses what cannot be cut.
+/// Fails if the model cannot be cut to these sizes.
 fn check(cut: &Cut, config: &Config) -> Result<()> {
     let depth = config.num_hidden_layers as usize;
     let (heads, groups) = (config.num_attention_heads, config.num_key_value_heads);
@@ -194,7 +202,7 @@ fn check(cut: &Cut, config: &Config) -> Result<()> {
                 return Err(Error::user(format!("layer {i}: the model has layers 0 to {}", depth - 1)));
             }
             if list.is_empty() || !list.windows(2).all(|w| w[0] < w[1]) {
-                return Err(Error::user(format!("layers {list:?}: each once, in order, at least one")));
+                return Err(Error::user(format!("layers {list:?}: expected each once, in order, at least one")));
             }
         }
         Layers::Even(n) | Layers::Angular(n) => most("--layers", *n as i64, depth as i64)?,
@@ -210,7 +218,7 @@ fn check(cut: &Cut, config: &Config) -> Result<()> {
     }
 }
 
-/// So many of `depth` layers, evenly spread, the first and the last among them.
+/// Returns `n` of `depth` layers, evenly spread, the first and the last included.
 fn even(depth: usize, n: usize) -> Vec<usize> {
     match n {
         1 => vec![0],
@@ -218,7 +226,7 @@ fn even(depth: usize, n: usize) -> Vec<usize> {
     }
 }
 
-/// config.json with the new sizes under the family's own names.
+/// Returns config.json with the new sizes, under the family's own keys.
 fn patched(config: &Config, kept: &[usize], mlp: i64, heads: i64) -> Value {
     let mut raw = config.raw.clone();
     let own =
@@ -232,7 +240,7 @@ fn patched(config: &Config, kept: &[usize], mlp: i64, heads: i64) -> Value {
         let groups = heads / (config.num_attention_heads / config.num_key_value_heads);
         map.insert(own("num_attention_heads").into(), json!(heads));
         map.insert("num_key_value_heads".into(), json!(groups));
-        // It can no longer be told from the width and the heads.
+        // With fewer heads it can no longer be derived as hidden size / heads.
         map.insert("head_dim".into(), json!(config.head_dim));
     }
     if let Some(Value::Array(kinds)) = map.get("layer_types") {
@@ -245,7 +253,8 @@ fn patched(config: &Config, kept: &[usize], mlp: i64, heads: i64) -> Value {
     raw
 }
 
-/// The folder loads and answers; where only layers went, with the bits of the old model without them.
+/// Loads the student and checks that its outputs are finite. If only layers were removed, they must equal, bit for bit,
+/// the outputs of the larger model with these layers skipped.
 fn verify(from: &Path, folder: &Path, kept: &[usize], only_layers: bool) -> Result<()> {
     let load = |folder: &Path| {
         let load = Load {
@@ -265,11 +274,13 @@ fn verify(from: &Path, folder: &Path, kept: &[usize], only_layers: bool) -> Resu
     let all: Vec<usize> = (0..kept.len()).collect();
     let found = student.through(&tokens, &all)?;
     if found.isfinite().all().int64_value(&[]) == 0 {
-        return Err(Error::user("the student's answers are not finite numbers")
-            .hint("is the model itself whole? ft selftest --model DIR"));
+        return Err(Error::user("the student's outputs are NaN or infinite")
+            .hint("check the larger model with: ft selftest --model DIR"));
     }
     if only_layers && !found.equal(&load(from)?.through(&tokens, kept)?) {
-        return Err(Error::bug("the student does not compute what the old model does without the layers"));
+        return Err(Error::bug(
+            "the student's outputs differ from those of the larger model without the removed layers",
+        ));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Which parts of which tensors are kept, and under which names.
+//! Decides which rows and columns of each tensor a student keeps, and under which name.
 
 use super::Importance;
 use crate::error::{Error, Result};
@@ -7,17 +7,18 @@ use crate::nn::Weights;
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
-/// The cut of every tensor.
+/// The rows and columns to keep of every tensor.
 pub struct Slices {
-    /// New number of each old layer that stays.
+    /// Kept layers: old layer number -> new layer number.
     layers: BTreeMap<usize, usize>,
-    /// By old layer: the neurons that stay.
+    /// By old layer number: indices of the kept neurons; empty if all are kept.
     neurons: BTreeMap<usize, Tensor>,
-    /// By old layer: rows of q and columns of o that stay, rows of k and v.
+    /// By old layer number: the kept rows of q (also the columns of o), and the kept rows of k and v; empty if all are
+    /// kept.
     heads: BTreeMap<usize, (Tensor, Tensor)>,
 }
 
-/// The number of a tensor's layer, with where it stands in the name.
+/// Returns the layer number in a tensor's name and its byte range in the name; `None` for a tensor outside the layers.
 fn layer(name: &str) -> Option<(usize, std::ops::Range<usize>)> {
     let mark = [".layers.", ".h."].iter().find_map(|m| name.find(m).map(|at| at + m.len()))?;
     let end = mark + name[mark..].find('.')?;
@@ -41,7 +42,7 @@ impl Slices {
             }
             if heads != c.num_attention_heads {
                 let (e, per) = (c.head_dim, c.num_attention_heads / c.num_key_value_heads);
-                // Query heads go with the key/value head that serves them.
+                // Query heads that share a key/value head are kept or removed together.
                 let size = found(old, "self_attn.o_proj")?.view([c.num_key_value_heads, per * e]);
                 let groups = largest(&size.sum_dim_intlist([1i64].as_slice(), false, Kind::Double), heads / per);
                 rows.insert(old, (spread(&groups, per * e), spread(&groups, e)));
@@ -50,7 +51,7 @@ impl Slices {
         Ok(Self { layers, neurons, heads: rows })
     }
 
-    /// The tensors of the student: new name -> old name.
+    /// Returns the tensors of the student: new name -> old name.
     pub fn names(&self, weights: &Weights) -> BTreeMap<String, String> {
         let renamed = |name: &str| match layer(name) {
             None => Some(name.to_string()),
@@ -62,7 +63,7 @@ impl Slices {
         weights.names().filter_map(|old| Some((renamed(old)?, old.to_string()))).collect()
     }
 
-    /// What stays of the tensor with this old name.
+    /// Returns the kept part of the tensor with this old name.
     pub fn apply(&self, name: &str, t: &Tensor) -> Tensor {
         let Some((old, _)) = layer(name) else { return t.shallow_clone() };
         let module = |m: &str| name.contains(&format!(".{m}."));
@@ -89,12 +90,12 @@ impl Slices {
     }
 }
 
-/// The places of the `n` largest, in order.
+/// Returns the indices of the `n` largest values, in ascending order.
 fn largest(sizes: &Tensor, n: i64) -> Tensor {
     sizes.topk(n, -1, true, true).1.sort(-1, false).0
 }
 
-/// Each of `groups` as the `width` rows that it stands for.
+/// Returns the row indices of all `groups`, each of which is `width` consecutive rows.
 fn spread(groups: &Tensor, width: i64) -> Tensor {
     let within = Tensor::arange(width, (Kind::Int64, groups.device()));
     (groups.unsqueeze(-1) * width + within).flatten(0, -1)

@@ -1,25 +1,25 @@
-//! Why a template does not compile, or does not render.
+//! Errors of compiling and rendering a template, with their kind and the line of the template.
 
 use std::fmt;
 
-/// What kind of failure it is.
+/// The kind of a failure. Callers choose the hint and the retry by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultKind {
-    /// The text is no Jinja.
+    /// The source is not valid Jinja.
     Syntax,
-    /// Python would raise here too.
+    /// An error that Python would raise as well.
     Python,
-    /// The template's own `raise_exception`.
+    /// The template called `raise_exception`.
     Raised,
-    /// Python's Jinja has it and this one has not.
+    /// Python supports it, ft does not.
     Unsupported,
-    /// A bound on steps or bytes was reached.
+    /// The limit on steps, bytes or nested values was reached.
     Runaway,
-    /// The stack is used up.
+    /// The limit on the stack was reached.
     Deep,
 }
 
-/// A failure with its line, where it is known.
+/// A failure of a template, with its line where that is known. Displays as its message.
 #[derive(Debug)]
 pub struct Fault(Box<Inner>);
 
@@ -35,19 +35,22 @@ impl Fault {
         Self(Box::new(Inner { kind, message: message.into(), line: None }))
     }
 
+    /// An error that Python would raise, with Python's message where that helps.
     pub(super) fn python(message: impl Into<String>) -> Self {
         Self::new(FaultKind::Python, message)
     }
 
+    /// `what` exists in Python's Jinja and is not reproduced.
     pub(super) fn unsupported(what: impl fmt::Display) -> Self {
         Self::new(FaultKind::Unsupported, format!("not supported: {what}"))
     }
 
+    /// A syntax error at a 1-based line.
     pub(super) fn syntax(line: usize, message: impl Into<String>) -> Self {
         Self::new(FaultKind::Syntax, message).at(line)
     }
 
-    /// Notes the line, unless an inner one is known.
+    /// Sets the line, unless one is set already: the innermost statement sets it first.
     pub(super) fn at(mut self, line: usize) -> Self {
         self.0.line.get_or_insert(line);
         self
@@ -57,7 +60,7 @@ impl Fault {
         self.0.kind
     }
 
-    /// 1-based line of the template.
+    /// Returns the 1-based line of the template, if known.
     pub fn line(&self) -> Option<usize> {
         self.0.line
     }

@@ -1,4 +1,4 @@
-//! Jinja's filters.
+//! Jinja's filters: `value | name(arguments)`.
 
 use super::fault::Fault;
 use super::run::{self, Args, Run};
@@ -9,6 +9,7 @@ use fancy_regex::Regex;
 use std::cmp::Ordering;
 use std::sync::LazyLock;
 
+/// The supported filters. The next constant continues the list.
 const NAMES: [&str; 45] = [
     "abs",
     "attr",
@@ -57,14 +58,15 @@ const NAMES: [&str; 45] = [
     "upper",
 ];
 const MORE_NAMES: [&str; 2] = ["urlencode", "wordcount"];
+/// Filters of jinja2 that end in an error.
 const UNSUPPORTED: [&str; 7] = ["filesizeformat", "pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr"];
 
-/// Whether Jinja has a filter of this name.
+/// Returns true if jinja2 has a filter of this name, supported here or not.
 pub fn exists(name: &str) -> bool {
     NAMES.contains(&name) || MORE_NAMES.contains(&name) || UNSUPPORTED.contains(&name)
 }
 
-/// `subject | name(args)`.
+/// Returns `subject | name(args)`. Fails for an unknown or unsupported filter.
 pub fn apply(run: &mut Run, name: &str, subject: Value, args: Args) -> Result<Value> {
     limits::spend(1)?;
     if let Some(text) = subject.as_str() {
@@ -121,7 +123,7 @@ pub fn apply(run: &mut Run, name: &str, subject: Value, args: Args) -> Result<Va
         }
         "replace" => {
             let [old, new, count] = args.bind(name, ["old", "new", "count"])?;
-            let part = |v: Option<Value>| v.ok_or_else(|| Fault::python("replace() misses an argument"))?.print();
+            let part = |v: Option<Value>| v.ok_or_else(|| Fault::python("replace() needs two arguments"))?.print();
             let count = match count {
                 None | Some(Value::None) => -1,
                 Some(count) => count.int("count")?,
@@ -207,7 +209,7 @@ pub fn apply(run: &mut Run, name: &str, subject: Value, args: Args) -> Result<Va
         }
         "attr" => {
             let [attribute] = args.bind(name, ["name"])?;
-            let attribute = attribute.ok_or_else(|| Fault::python("attr() misses a name"))?.print()?;
+            let attribute = attribute.ok_or_else(|| Fault::python("attr() needs a name"))?.print()?;
             subject.defined()?;
             Ok(run::own_attribute(&subject, &attribute)?.unwrap_or_else(|| {
                 Value::undefined(format!("'{}' object has no attribute '{attribute}'", subject.type_name()))
@@ -321,7 +323,7 @@ pub fn apply(run: &mut Run, name: &str, subject: Value, args: Args) -> Result<Va
 
 static WORD: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\w+").unwrap_or_else(|e| unreachable!("{e}")));
 
-/// The value as text; text stays what it is.
+/// Converts to text; text and escaped text stay as they are (markupsafe's `soft_str`).
 fn soft(value: &Value) -> Result<Value> {
     match value {
         Value::Text(_) | Value::Markup(_) => Ok(value.clone()),
@@ -329,8 +331,9 @@ fn soft(value: &Value) -> Result<Value> {
     }
 }
 
+/// Returns the count that `batch` and `slice` take: an integer above 0.
 fn count(value: Option<Value>, name: &str) -> Result<usize> {
-    let n = value.ok_or_else(|| Fault::python(format!("{name}() misses a number")))?.int(name)?;
+    let n = value.ok_or_else(|| Fault::python(format!("{name}() needs a number")))?.int(name)?;
     usize::try_from(n).ok().filter(|n| *n > 0).ok_or_else(|| Fault::unsupported(format!("{name}({n})")))
 }
 
@@ -360,7 +363,7 @@ fn urlencode(value: &Value) -> Result<Value> {
     for pair in pairs {
         match pair.items()?.as_slice() {
             [key, value] => {
-                // Of a query: spaces become plus signs.
+                // In a query string, a space becomes a plus sign.
                 let quote = |v: &Value| Ok(quoted(&v.print()?, " ").replace(' ', "+"));
                 parts.push(format!("{}={}", quote(key)?, quote(value)?));
             }
@@ -385,7 +388,7 @@ fn indent(subject: Value, args: Args) -> Result<Value> {
             }
         },
     };
-    // As jinja2: a line end is added, and what stands between line ends is a line.
+    // As jinja2: with a line end added, so that a text that ends in one has an empty last line.
     let text = format!("{}\n", subject.print()?);
     limits::room_for(text.matches('\n').count() + 1, margin.len())?;
     let lines = methods::lines(&text, false);
@@ -489,6 +492,7 @@ fn round(subject: Value, args: Args) -> Result<Value> {
     }
 }
 
+/// The filters `first` and `last`.
 fn edge(subject: &Value, first: bool) -> Result<Value> {
     let none = || Value::undefined(format!("No {} item, sequence was empty.", if first { "first" } else { "last" }));
     if let Some(text) = subject.as_str() {
@@ -505,7 +509,7 @@ fn edge(subject: &Value, first: bool) -> Result<Value> {
     Ok(if first { items.first() } else { items.last() }.cloned().unwrap_or_else(none))
 }
 
-/// An attribute as filters name it: `a.b.0`, or an index.
+/// The attribute argument of a filter: a path such as `a.b.0`, or an index. Empty: the item itself.
 struct Path(Vec<Value>);
 
 impl Path {
@@ -532,6 +536,7 @@ impl Path {
         self.get_or(item, None)
     }
 
+    /// Looks the path up in `item`; `default` replaces an undefined value at each step.
     fn get_or(&self, item: &Value, default: Option<&Value>) -> Result<Value> {
         let mut value = item.clone();
         for part in &self.0 {
@@ -544,7 +549,7 @@ impl Path {
     }
 }
 
-/// Texts in small letters, unless their case counts.
+/// Returns the key that a value is compared by: a text in lower case, unless the comparison is case-sensitive.
 fn folded(value: Value, case_sensitive: bool) -> Result<Value> {
     match value.as_str() {
         Some(text) if !case_sensitive => Value::text(text.to_lowercase()),
@@ -553,7 +558,8 @@ fn folded(value: Value, case_sensitive: bool) -> Result<Value> {
 }
 
 fn map(run: &mut Run, subject: Value, mut args: Args) -> Result<Value> {
-    // Python's looks at nothing else where there is nothing, none included; so do `select` and its kin.
+    // As jinja2: an empty or undefined subject gives no items and no error, whatever the arguments are. So do the
+    // filters `select` and `reject` below.
     if !subject.truth() {
         return Value::stream(Vec::new());
     }
@@ -576,6 +582,7 @@ fn map(run: &mut Run, subject: Value, mut args: Args) -> Result<Value> {
     Value::stream(mapped)
 }
 
+/// The filters `select`, `reject`, `selectattr` and `rejectattr`.
 fn select(name: &str, subject: Value, mut args: Args) -> Result<Value> {
     if !subject.truth() {
         return Value::stream(Vec::new());
@@ -603,7 +610,7 @@ fn select(name: &str, subject: Value, mut args: Args) -> Result<Value> {
     Value::stream(kept)
 }
 
-/// Sorts by keys; what cannot be compared is an error. The order of equal ones stays, also in reverse.
+/// Sorts the items by their keys, stable also in reverse. Fails if two keys cannot be compared.
 fn sorted(mut keyed: Vec<(Vec<Value>, Value)>, reverse: bool) -> Result<Vec<Value>> {
     let mut fault = None;
     limits::spend(keyed.len() as u64 * 4)?;

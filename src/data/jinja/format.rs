@@ -1,4 +1,4 @@
-//! Formatting by a pattern: `%`, `str.format`, and dates.
+//! Formats by a pattern as Python does: `%`, `str.format`, and `strftime`.
 
 use super::Clock;
 use super::fault::Fault;
@@ -8,7 +8,7 @@ use super::run::{self, Args};
 use super::strings;
 use super::value::{Named, Result, Value};
 
-/// `text % value`.
+/// Returns `text % value`.
 pub fn percent(text: &str, value: &Value) -> Result<Value> {
     let (tuple, dict) = match value {
         Value::Tuple(items) | Value::Group(items) => (Some(items.to_vec()), None),
@@ -137,7 +137,7 @@ pub fn percent(text: &str, value: &Value) -> Result<Value> {
     }
     out.push_str(rest);
     let left_over = arguments.next().is_some();
-    // A single dict or list may stay unused.
+    // Python accepts a single dict or list that the pattern does not use.
     let may_stay =
         single && (dict.is_some() || matches!(value, Value::List(_) | Value::Namespace(_) | Value::Range(..)));
     if left_over && !may_stay && !used_by_name {
@@ -147,13 +147,15 @@ pub fn percent(text: &str, value: &Value) -> Result<Value> {
     Value::text(out)
 }
 
-/// `text.format(…)`.
+/// Returns `text.format(…)`.
 pub fn braces(text: &str, args: Args) -> Result<Value> {
     let mut automatic = Some(0);
     let out = expand(text, &args, &mut automatic, 2)?;
     Value::text(out)
 }
 
+/// Replaces the fields of a pattern. `automatic` is the number of the next `{}`, `None` after a numbered field;
+/// `nested` the levels of fields in specifications that are still allowed.
 fn expand(text: &str, args: &Args, automatic: &mut Option<usize>, nested: usize) -> Result<String> {
     let (mut out, mut rest) = (String::new(), text);
     while let Some(at) = rest.find(['{', '}']) {
@@ -203,7 +205,7 @@ fn expand(text: &str, args: &Args, automatic: &mut Option<usize>, nested: usize)
     Ok(out)
 }
 
-/// What `0`, `name`, `a.b[c]` or nothing means.
+/// Returns the argument that a field names: `0`, `name`, `a.b[c]`, or nothing for the next one.
 fn field_value(name: &str, args: &Args, automatic: &mut Option<usize>) -> Result<Value> {
     let first_end = name.find(['.', '[']).unwrap_or(name.len());
     let (first, mut path) = name.split_at(first_end);
@@ -254,7 +256,7 @@ fn field_value(name: &str, args: &Args, automatic: &mut Option<usize>) -> Result
     Ok(value)
 }
 
-/// `format(value, spec)`.
+/// Returns `format(value, spec)`.
 fn formatted(value: &Value, spec: &str) -> Result<String> {
     if spec.is_empty() {
         return value.print();
@@ -300,7 +302,7 @@ fn formatted(value: &Value, spec: &str) -> Result<String> {
     }
 }
 
-/// `^` puts the odd one right, unlike `str.center`.
+/// Centres for `^`: an odd space goes to the right, unlike in `str.center`.
 fn centre(text: &str, width: i128, fill: char) -> Result<String> {
     let length = text.chars().count() as i128;
     let left = (width - length).max(0) / 2;
@@ -308,23 +310,24 @@ fn centre(text: &str, width: i128, fill: char) -> Result<String> {
     justify(&text, width, fill, "ljust")
 }
 
-/// How a value is to be written.
+/// A format specification: the part after `%` or `:`.
 #[derive(Clone, Copy)]
 struct Spec {
     fill: char,
     /// `<`, `>`, `^` or `=` (between sign and digits).
     align: char,
     sign: char,
+    /// `#`
     alternate: bool,
     width: i128,
     precision: Option<i128>,
     grouping: Option<char>,
-    /// A space: none.
+    /// The type, such as `d`; a space if none is given.
     kind: char,
 }
 
 impl Spec {
-    /// The specification, and whether it says an alignment.
+    /// Parses a specification; also returns whether it gives an alignment.
     fn read(spec: &str) -> Result<(Self, bool)> {
         let bad = || Fault::python("Invalid format specifier");
         let mut chars: &[char] = &spec.chars().collect::<Vec<_>>();
@@ -386,6 +389,7 @@ impl Spec {
         Ok((read, aligned))
     }
 
+    /// Writes an integer with at least `least_digits` digits.
     fn integer(&self, value: &Value, least_digits: Option<i128>) -> Result<String> {
         let n = match value {
             Value::Long(_) => return Err(Fault::unsupported("formatting an integer beyond 128 bits")),
@@ -438,7 +442,7 @@ impl Spec {
         self.placed(x.is_sign_negative() && !x.is_nan(), "", &digits)
     }
 
-    /// Digits with their sign, in their width.
+    /// Adds sign and prefix to digits and pads them to the width.
     fn placed(&self, negative: bool, prefix: &str, digits: &str) -> Result<String> {
         let sign = match (negative, self.sign) {
             (true, _) => "-",
@@ -447,7 +451,7 @@ impl Spec {
             _ => "",
         };
         let head = format!("{sign}{prefix}");
-        // Zeros stand between the sign and the digits.
+        // `=` pads between the sign and the digits.
         if self.align == '=' {
             if self.grouping.is_some() {
                 return Err(Fault::unsupported("zeros before grouped digits"));
@@ -474,6 +478,7 @@ fn grouped(digits: &str, separator: char, size: usize) -> String {
     out
 }
 
+/// Writes `x` as `%e` does.
 fn exponent(x: f64, precision: usize) -> String {
     let text = format!("{x:.precision$e}");
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
@@ -481,7 +486,7 @@ fn exponent(x: f64, precision: usize) -> String {
     format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
 }
 
-/// `%g`.
+/// Writes `x` as `%g` does: scientific or fixed, by its exponent.
 fn general(x: f64, precision: usize, alternate: bool) -> String {
     let scientific = exponent(x, precision - 1);
     let power: i32 = scientific.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or_default();
@@ -499,7 +504,8 @@ fn general(x: f64, precision: usize, alternate: bool) -> String {
     trim(format!("{x:.decimals$}"))
 }
 
-/// `datetime.strftime` of a time without a zone, in the C locale.
+/// Returns `datetime.strftime(format)` of a time without a zone, in the C locale. Fails for directives that are not
+/// reproduced.
 pub fn time(format: &str, clock: Clock) -> Result<String> {
     let (mut out, mut rest) = (String::new(), format);
     while let Some(at) = rest.find('%') {

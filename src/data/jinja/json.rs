@@ -1,4 +1,4 @@
-//! `json.dumps`, as transformers' `tojson` calls it.
+//! The filter `tojson`: `json.dumps` as transformers calls it.
 
 use super::fault::Fault;
 use super::limits;
@@ -7,6 +7,7 @@ use super::strings;
 use super::value::{Dict, Result, Value};
 use std::fmt::Write;
 
+/// The settings of `json.dumps`.
 struct Dumps {
     indent: Option<String>,
     item_separator: String,
@@ -15,7 +16,7 @@ struct Dumps {
     ensure_ascii: bool,
 }
 
-/// The filter `tojson`: non-ASCII is kept and nothing is escaped for HTML.
+/// Applies the filter `tojson`. Non-ASCII text is kept, and nothing is escaped for HTML, unlike jinja2's own filter.
 pub fn filter(value: &Value, args: Args) -> Result<Value> {
     let [ensure_ascii, indent, separators, sort_keys] =
         args.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"])?;

@@ -1,8 +1,10 @@
-//! From a template's text to tokens, with jinja2's rules for whitespace (`trim_blocks`, `lstrip_blocks`).
+//! Splits a template's source into tokens, with jinja2's rules for whitespace around tags (`trim_blocks`,
+//! `lstrip_blocks`, `-`, `+`), comments and `raw` blocks.
 
 use super::fault::Fault;
 use super::strings::is_space;
 
+/// A token. `Data` is text outside of tags, `Long` the digits of an integer beyond 128 bits.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Token {
     Data(String),
@@ -24,10 +26,10 @@ const OPERATORS: [&str; 26] = [
     ":", "|", ",", ";",
 ];
 
-/// Tokens with the line that each begins at.
+/// Returns the tokens, each with the 1-based line on which it begins; the last one is `End`.
 pub fn tokens(source: &str) -> Result<Vec<(usize, Token)>, Fault> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
-    // One line end at the end of the file is no part of the template.
+    // As jinja2 (`keep_trailing_newline` off): one line end at the end of the file is not part of the template.
     let text = source.strip_suffix('\n').unwrap_or(&source);
     let mut lexer = Lexer { text, at: 0, line: 1, line_starting: true, out: Vec::new() };
     lexer.all()?;
@@ -40,7 +42,7 @@ struct Lexer<'s> {
     text: &'s str,
     at: usize,
     line: usize,
-    /// Whether what was read last ended a line.
+    /// Whether the last character read was a line end.
     line_starting: bool,
     out: Vec<(usize, Token)>,
 }
@@ -87,7 +89,7 @@ impl<'s> Lexer<'s> {
                 ("{#", _) => {
                     let end =
                         self.rest().find("#}").ok_or_else(|| Fault::syntax(begun, "Missing end of comment tag"))?;
-                    // The sign before the end, unless it is the one after the beginning.
+                    // The sign in `-#}`. In `{#-#}` the one sign belongs to the beginning, which was skipped above.
                     let sign = self.rest()[..end].chars().last().filter(|c| matches!(c, '-' | '+'));
                     self.advance(end + 2);
                     self.after_tag(sign, true);
@@ -98,7 +100,7 @@ impl<'s> Lexer<'s> {
         }
     }
 
-    /// Adds text and passes over `length` bytes.
+    /// Adds `text` as a token unless it is empty, and advances by `length` bytes of source.
     fn data(&mut self, length: usize, text: &str) {
         if !text.is_empty() {
             self.push(Token::Data(text.to_string()));
@@ -106,7 +108,8 @@ impl<'s> Lexer<'s> {
         self.advance(length);
     }
 
-    /// The text before a tag without the whitespace that the tag takes.
+    /// Returns the text before a tag without the whitespace that the tag removes: all of it for `-`, that of the tag's
+    /// own line for `lstrip` without a sign.
     fn before_tag<'t>(&self, text: &'t str, sign: Option<char>, lstrip: bool) -> &'t str {
         if sign == Some('-') {
             return text.trim_end_matches(is_space);
@@ -120,7 +123,8 @@ impl<'s> Lexer<'s> {
         text
     }
 
-    /// Takes the whitespace after a tag that ended with `sign`; one line end where `trim` says so.
+    /// Skips the whitespace after a tag that ended with `sign`: all of it for `-`, one line end for `trim` without a
+    /// sign.
     fn after_tag(&mut self, sign: Option<char>, trim: bool) {
         match sign {
             Some('-') => self.advance_spaces(),
@@ -129,7 +133,7 @@ impl<'s> Lexer<'s> {
         }
     }
 
-    /// Where `{% raw %}` stands here: the bytes from after its beginning to its end.
+    /// Returns the position after `{% raw %}` if that tag is next.
     fn raw_begin(&self) -> Option<usize> {
         let inside = self.rest()[2..].trim_start_matches(['-', '+']).trim_start_matches(is_space);
         let inside = inside.strip_prefix("raw")?.trim_start_matches(is_space);
@@ -140,6 +144,7 @@ impl<'s> Lexer<'s> {
         Some(self.text.len() - after.len())
     }
 
+    /// Reads the text of a `raw` block from `from` to its `endraw`. `begun` is the block's line, for the error.
     fn raw(&mut self, from: usize, begun: usize) -> Result<(), Fault> {
         self.advance(from - self.at);
         let rest = self.rest();
@@ -165,7 +170,7 @@ impl<'s> Lexer<'s> {
         }
     }
 
-    /// The tokens of one tag.
+    /// Reads the tokens of one tag, from its beginning to `end`. `begun` is the tag's line, for the error.
     fn tag(&mut self, begin: Token, end: &str, begun: usize) -> Result<(), Fault> {
         let block = begin == Token::BlockBegin;
         self.push(begin);
@@ -226,10 +231,11 @@ impl<'s> Lexer<'s> {
         }
     }
 
+    /// Reads an integer or float, as Python writes them.
     fn number(&mut self) -> Result<(), Fault> {
         let rest = self.rest();
         let bytes = rest.as_bytes();
-        // Digits with single underscores between them.
+        // Returns the end of a run of digits from `from` on, with single underscores between them.
         let digits = |from: usize, ok: fn(&u8) -> bool| -> usize {
             let mut at = from;
             loop {
@@ -283,7 +289,7 @@ impl<'s> Lexer<'s> {
                 return Ok(());
             }
         }
-        // `01` is two numbers to jinja2, and so an error further on.
+        // jinja2 reads `01` as two numbers, which the parser then refuses.
         let end = if bytes[0] == b'0' { digits(0, |b| *b == b'0') } else { whole };
         let text = rest[..end].replace('_', "");
         self.push(text.parse().map_or(Token::Long(text), Token::Int));
@@ -291,6 +297,7 @@ impl<'s> Lexer<'s> {
         Ok(())
     }
 
+    /// Reads a text in quotes.
     fn string(&mut self, quote: char) -> Result<(), Fault> {
         let rest = &self.rest()[1..];
         let mut escaped = false;
@@ -307,7 +314,7 @@ impl<'s> Lexer<'s> {
     }
 }
 
-/// A literal's text, as Python's `unicode-escape` reads it.
+/// Replaces the escapes in a text literal, as Python's `unicode-escape` does.
 fn unescape(text: &str) -> Result<String, Fault> {
     if !text.contains('\\') {
         return Ok(text.to_string());
@@ -353,7 +360,7 @@ fn unescape(text: &str) -> Result<String, Fault> {
                 out.push('\\');
                 out.push(c);
             }
-            // Python escapes such a character first and then reads its own backslash as escaped.
+            // jinja2 first replaces such a character by an escape, whose backslash the one before it would then escape.
             c => return Err(Fault::unsupported(format!("a backslash before {c:?}"))),
         }
     }

@@ -1,43 +1,45 @@
-//! Bounds on what one rendering may use: steps, bytes it holds, depth of the stack.
+//! Limits what one rendering may use: steps, bytes held at once, nesting of values, and stack.
 //!
-//! They are counted per thread: values account for themselves when they are made and dropped ([`Held`]), so that a loop
-//! that doubles a text ends with an error before the memory is asked for.
+//! A template can double a text in a loop, so a limit on steps alone would not bound the memory. Each value therefore
+//! adds its bytes to a counter when it is made and subtracts them when it is dropped, and the limit is checked before
+//! memory is allocated. The counters belong to the thread: one thread runs one rendering at a time.
 
 use super::fault::{Fault, FaultKind};
 use std::cell::Cell;
 use std::ops::Deref;
 
-/// Steps of one rendering: some 10,000 turns of a large template, and some seconds of an endless loop.
+/// Steps of one rendering: enough for a conversation of 10,000 turns with a large template; an endless loop ends after
+/// some seconds.
 const STEPS: u64 = 10_000_000;
 /// Bytes of text and lists that a rendering may hold at once.
 const BYTES: usize = 256 << 20;
-/// Bytes that cost as much as one step.
+/// Bytes read or written that count as one step.
 const BYTES_PER_STEP: usize = 128;
-/// Lists inside each other: dropping a deeper value would use up the stack.
+/// Levels of values nested in each other: dropping a deeper value would overflow the stack, as it recurses.
 const DEPTH: usize = 400;
 
 thread_local! {
     static STEPS_LEFT: Cell<u64> = const { Cell::new(STEPS) };
     static HELD: Cell<usize> = const { Cell::new(0) };
-    /// Where the stack was when the rendering began, and how far it may grow.
+    /// The stack address at which the rendering began, and the bytes that it may grow by.
     static STACK: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
 
-/// Begins a rendering that may use `stack` bytes of this thread's stack.
+/// Resets the counters of this thread for a rendering that may use `stack` bytes of stack.
 pub fn start(stack: usize) {
     STEPS_LEFT.set(STEPS);
     HELD.set(0);
     STACK.set((here(), stack));
 }
 
-/// The address of a local variable: how far the stack has grown.
+/// Returns the address of a local variable, which shows how far the stack has grown.
 #[inline(never)]
 fn here() -> usize {
     let local = 0u8;
     std::ptr::from_ref(std::hint::black_box(&local)).addr()
 }
 
-/// Ends the rendering where the stack has grown too far.
+/// Fails if the stack has grown beyond its limit.
 pub fn check_depth() -> Result<(), Fault> {
     let (began, most) = STACK.get();
     if began.abs_diff(here()) > most {
@@ -46,7 +48,7 @@ pub fn check_depth() -> Result<(), Fault> {
     Ok(())
 }
 
-/// Takes some steps.
+/// Takes steps from the budget; fails if none are left.
 pub fn spend(steps: u64) -> Result<(), Fault> {
     match STEPS_LEFT.get().checked_sub(steps) {
         Some(left) => {
@@ -57,18 +59,18 @@ pub fn spend(steps: u64) -> Result<(), Fault> {
     }
 }
 
-/// Takes the steps that it costs to read or write so many bytes.
+/// Takes the steps that reading or writing `bytes` bytes costs.
 pub fn spend_bytes(bytes: usize) -> Result<(), Fault> {
     spend((bytes / BYTES_PER_STEP) as u64)
 }
 
-/// Whether so many bytes more may be held.
+/// Fails if `bytes` more bytes would pass the memory limit; takes the steps for writing them. Allocates nothing.
 pub fn room(bytes: usize) -> Result<(), Fault> {
     check_length(bytes)?;
     spend_bytes(bytes)
 }
 
-/// Whether a text that is being written may become so long.
+/// Fails if a text that is still being written, and not counted yet, would pass the memory limit at `bytes` bytes.
 pub fn check_length(bytes: usize) -> Result<(), Fault> {
     if HELD.get().saturating_add(bytes) > BYTES {
         return Err(Fault::new(FaultKind::Runaway, "it asks for more memory than any conversation needs (256 MB)"));
@@ -76,17 +78,20 @@ pub fn check_length(bytes: usize) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Whether values may lie so deep in each other.
+/// Returns `depth`, or fails if values may not be nested that deep.
 pub fn check_nesting(depth: usize) -> Result<usize, Fault> {
-    if depth > DEPTH { Err(Fault::new(FaultKind::Runaway, "it nests values without an end")) } else { Ok(depth) }
+    if depth > DEPTH {
+        return Err(Fault::new(FaultKind::Runaway, format!("it nests values more than {DEPTH} deep")));
+    }
+    Ok(depth)
 }
 
-/// Whether `count` pieces of `each` bytes may be held.
+/// Fails if `count` more pieces of `each` bytes would pass the memory limit; takes the steps for writing them.
 pub fn room_for(count: usize, each: usize) -> Result<(), Fault> {
     room(count.saturating_mul(each.max(1)))
 }
 
-/// Something whose bytes are counted while it lives, and how deep values lie in each other inside it.
+/// A value whose bytes count against the memory limit while it lives, and its depth: levels of values nested in it.
 #[derive(Debug)]
 pub struct Held<T> {
     inner: T,
@@ -95,17 +100,19 @@ pub struct Held<T> {
 }
 
 impl<T> Held<T> {
+    /// Counts `bytes` for `inner`. Fails at the limits on memory and nesting.
     pub fn new(inner: T, bytes: usize, depth: usize) -> Result<Self, Fault> {
         room(bytes)?;
         Ok(Self::given(inner, bytes, check_nesting(depth)?))
     }
 
-    /// As `new`, for what the caller of the rendering gave: it is counted and never refused.
+    /// As `new`, for data from the caller of the rendering: it is counted, but never refused.
     pub fn given(inner: T, bytes: usize, depth: usize) -> Self {
         HELD.set(HELD.get().saturating_add(bytes));
         Self { inner, bytes, depth }
     }
 
+    /// Returns the levels of values nested in it.
     pub fn depth(&self) -> usize {
         self.depth
     }

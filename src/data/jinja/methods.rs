@@ -1,4 +1,4 @@
-//! Methods of texts, lists and dicts, as Python's types have them.
+//! Methods of texts, lists and dicts, as in Python.
 
 use super::fault::Fault;
 use super::limits;
@@ -60,11 +60,11 @@ const TEXT: [&str; 47] = [
 ];
 const SEQUENCE: [&str; 2] = ["count", "index"];
 const DICT: [&str; 5] = ["copy", "get", "items", "keys", "values"];
-/// Methods that change a list or dict: the sandbox gives none of them.
+/// Methods that change a list or dict: the immutable sandbox refuses them.
 const CHANGING_LIST: [&str; 8] = ["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
 const CHANGING_DICT: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
 
-/// The method of this name, bound to its object.
+/// Returns the method of this name, bound to its object; `None` if Python's type has no such method.
 pub fn bound(of: &Value, name: &str) -> Result<Option<Value>> {
     let known: &[&'static str] = match of {
         Value::Text(_) | Value::Markup(_) => &TEXT,
@@ -98,7 +98,7 @@ pub fn call(of: &Value, name: &str, args: Args) -> Result<Value> {
             limits::spend_bytes(text.len())?;
             of_text(text, name, args)
         }
-        // Python escapes what comes to such a text; what only takes from it is the same.
+        // markupsafe escapes text that a method adds. Methods that only remove or change letters need no escaping.
         Value::Markup(text) => match (name, of_text(text, name, args)?) {
             ("strip" | "lstrip" | "rstrip" | "lower" | "upper" | "title" | "capitalize", Value::Text(done)) => {
                 Ok(Value::Markup(done))
@@ -150,8 +150,9 @@ pub fn call(of: &Value, name: &str, args: Args) -> Result<Value> {
     }
 }
 
+/// Returns an argument that must be text.
 fn text_argument<'v>(function: &str, value: &'v Option<Value>) -> Result<&'v str> {
-    let value = value.as_ref().ok_or_else(|| Fault::python(format!("{function}() misses an argument")))?;
+    let value = value.as_ref().ok_or_else(|| Fault::python(format!("{function}() needs an argument")))?;
     value
         .defined()?
         .as_str()
@@ -272,7 +273,7 @@ fn of_text(text: &str, name: &str, args: Args) -> Result<Value> {
         }
         "ljust" | "rjust" | "center" => {
             let [width, fill] = args.bind(name, ["", ""])?;
-            let width = width.ok_or_else(|| Fault::python(format!("{name}() misses its width")))?.int(name)?;
+            let width = width.ok_or_else(|| Fault::python(format!("{name}() needs a width")))?.int(name)?;
             let fill = match &fill {
                 None => ' ',
                 some => {
@@ -330,6 +331,7 @@ fn of_text(text: &str, name: &str, args: Args) -> Result<Value> {
     }
 }
 
+/// Returns whether `holds` is true for every character and there is one.
 fn all(text: &str, name: &str, args: Args, holds: impl Fn(char) -> Result<bool>) -> Result<Value> {
     args.none(name)?;
     for c in text.chars() {
@@ -360,7 +362,8 @@ fn is_decimal(c: char) -> bool {
     if c.is_ascii() { c.is_ascii_digit() } else { is(&DECIMAL, c) }
 }
 
-/// Whether a digit; numbers of other kinds (½, Ⅷ, ²) are told apart by tables that are not here.
+/// Returns true for a decimal digit. Fails for other numbers (½, Ⅷ, ²): Python classifies them by tables that are not
+/// here.
 fn is_numeric(c: char) -> Result<bool> {
     if !c.is_ascii() && is(&OTHER_NUMBER, c) {
         return Err(Fault::unsupported(format!("whether {c:?} is a number")));
@@ -380,13 +383,13 @@ fn is_titlecase(c: char) -> bool {
             && c.to_uppercase().count() > 1
 }
 
-/// Whether all letters with a case have this one, and there is one.
+/// `isupper`, `islower`: all cased letters have this case, and there is one.
 pub fn is_cased(text: &str, upper: bool) -> bool {
     let wrong = |c: char| is_titlecase(c) || if upper { c.is_lowercase() } else { c.is_uppercase() };
     text.chars().any(is_cased_char) && !text.chars().any(wrong)
 }
 
-/// Whether capitals stand where words begin and nowhere else, and there is one.
+/// `istitle`: words begin with a capital and have no other one, and there is a cased letter.
 fn is_title(text: &str) -> bool {
     let (mut inside, mut cased) = (false, false);
     for c in text.chars() {
@@ -400,7 +403,7 @@ fn is_title(text: &str) -> bool {
     cased
 }
 
-/// The first letter's form in a title.
+/// Appends the title-case form of a letter.
 fn push_title(c: char, out: &mut String) {
     match c {
         'Ǆ' | 'ǅ' | 'ǆ' => out.push('ǅ'),
@@ -408,7 +411,7 @@ fn push_title(c: char, out: &mut String) {
         'Ǌ' | 'ǋ' | 'ǌ' => out.push('ǋ'),
         'Ǳ' | 'ǲ' | 'ǳ' => out.push('ǲ'),
         'ŉ' => out.push_str("ʼN"),
-        // One letter that becomes two has one capital: ß, Ss.
+        // A letter whose upper case is two letters has one capital: ß becomes Ss.
         c => {
             let mut upper = c.to_uppercase();
             out.extend(upper.next());
@@ -449,7 +452,7 @@ fn swapcase(text: &str) -> String {
     out
 }
 
-/// `strip`, `lstrip` or `rstrip`: of whitespace, or of the given characters.
+/// `strip`, `lstrip` or `rstrip` by `name`: removes whitespace, or the given characters.
 pub fn strip(text: &str, name: &str, chars: Option<&Value>) -> Result<String> {
     let chars = match chars {
         None | Some(Value::None) => None,
@@ -460,7 +463,7 @@ pub fn strip(text: &str, name: &str, chars: Option<&Value>) -> Result<String> {
     Ok(if name == "lstrip" { text } else { text.trim_end_matches(goes) }.to_string())
 }
 
-/// The text between two indices, with how many characters stand before it; `None` where they lie beyond it.
+/// Returns the text between two indices and the number of characters before it; `None` if the indices are out of range.
 fn bounded<'t>(text: &'t str, from: &Option<Value>, to: &Option<Value>) -> Result<Option<(usize, &'t str)>> {
     if from.is_none() && to.is_none() {
         return Ok(Some((0, text)));
@@ -503,7 +506,7 @@ fn split(text: &str, separator: Option<Value>, most: Option<Value>, from_end: bo
     Value::list(texts(parts)?)
 }
 
-/// Words between runs of whitespace.
+/// `split` and `rsplit` without a separator: words between runs of whitespace.
 fn spaces(text: &str, most: usize, from_end: bool) -> Result<Value> {
     let (mut parts, mut rest) = (Vec::new(), text);
     loop {
@@ -561,7 +564,7 @@ pub fn replace(text: &str, old: &str, new: &str, count: i128) -> Result<Value> {
     Value::text(text.replacen(old, new, most))
 }
 
-/// `ljust`, `rjust` or `center`.
+/// `ljust`, `rjust` or `center` by `name`.
 pub fn justify(text: &str, width: i128, fill: char, name: &str) -> Result<String> {
     let length = text.chars().count();
     let width = usize::try_from(width.max(0)).unwrap_or(usize::MAX);
@@ -570,7 +573,7 @@ pub fn justify(text: &str, width: i128, fill: char, name: &str) -> Result<String
     let left = match name {
         "ljust" => 0,
         "rjust" => missing,
-        // As CPython: the odd one goes left where the width is odd.
+        // As CPython: an odd space goes to the left if the width is odd.
         _ => missing / 2 + (missing & width & 1),
     };
     let pad = |n: usize| std::iter::repeat_n(fill, n).collect::<String>();

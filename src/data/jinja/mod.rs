@@ -1,12 +1,15 @@
-//! Jinja as Python runs it: jinja2's immutable sandbox with the settings, filters and functions that transformers adds.
+//! Renders chat templates as Python does: jinja2's immutable sandbox with the settings, filters and functions that
+//! transformers adds.
 //!
-//! A chat template is a program from a model's repository, written against Python. It must give the same text here, or an
-//! error that says what is not supported; other text in silence would be learnt. So values, operators, methods, filters
-//! and number formatting are Python's, and what is not reproduced ends in [`Fault::unsupported`].
+//! A chat template is a program from a model's repository, written against Python. It must give the same text here, or
+//! an error that names what is not supported: a model would silently be trained on any other text. So values,
+//! operators, methods, filters and number formatting are Python's, and everything that is not reproduced is an error of
+//! kind `Unsupported`.
 //!
-//! syntax (lexer, parser) -> tree -> run (scopes, statements, expressions) -> value, methods, filters, format.
-//! A template may be hostile: steps, bytes and depth are bounded (`limits`), and beyond a bound the rendering ends with
-//! an error. Knows no conversations and no tokens.
+//! The source becomes tokens (lexer) and a tree (parser), which the interpreter runs: scopes, statements, expressions.
+//! It calls Python's operators, methods, filters, tests and formatting, one file each. A template may be hostile: the
+//! steps, the bytes and the stack depth of one rendering are limited (`limits`), and a rendering that reaches a limit
+//! ends with an error. Conversations and tokenizers are elsewhere.
 
 mod fault;
 mod filters;
@@ -26,26 +29,29 @@ pub use fault::{Fault, FaultKind};
 use serde_json::{Map, Value as Json};
 use std::sync::Arc;
 
-/// A template, compiled.
+/// A compiled template.
 #[derive(Debug)]
 pub struct Template {
     body: Arc<[tree::Stmt]>,
 }
 
-/// What `strftime_now` answers.
+/// The date and time that `strftime_now` formats.
 pub type Clock = jiff::civil::DateTime;
 
 impl Template {
-    /// Reads the source; `trim_blocks`, `lstrip_blocks`, loop controls and the `generation` tag are on.
+    /// Compiles the source with `trim_blocks`, `lstrip_blocks`, loop controls and the `generation` tag, as transformers
+    /// does.
+    ///
+    /// Errors: a syntax error, or a tag or literal that is not supported.
     pub fn compile(source: &str) -> Result<Self, Fault> {
         let tokens = lexer::tokens(source)?;
         Ok(Self { body: parser::parse(tokens)?.into() })
     }
 
-    /// The text that the template writes with these variables at this time.
+    /// Renders the template with these variables at this time. Fails where Python would raise, and at a limit.
     pub fn render(&self, variables: &Map<String, Json>, clock: Clock) -> Result<String, Fault> {
         match run::render(&self.body, variables, clock, SHALLOW) {
-            // Deep recursion is rare: it gets a stack of its own, and a second try.
+            // Deep recursion is rare, so a large stack is allocated only after the small one was used up.
             Err(fault) if fault.kind() == FaultKind::Deep => std::thread::scope(|scope| {
                 let again = || run::render(&self.body, variables, clock, DEEP);
                 let builder = std::thread::Builder::new().name("template".into()).stack_size(DEEP + (1 << 20));
@@ -59,7 +65,7 @@ impl Template {
     }
 }
 
-/// Bytes of stack that a rendering may use on the thread that asks for it.
+/// Bytes of stack that a rendering may use on the caller's thread.
 const SHALLOW: usize = 512 << 10;
-/// Bytes of stack of a rendering that needs more.
+/// Bytes of stack of the second try, on a thread of its own.
 const DEEP: usize = 64 << 20;

@@ -1,21 +1,22 @@
-//! From tokens to the tree, by jinja2's grammar.
+//! Parses tokens into the tree, by jinja2's grammar. Recursive descent with limits on depth, because a template may be
+//! hostile.
 
 use super::fault::Fault;
 use super::lexer::Token;
 use super::tree::*;
 use std::sync::Arc;
 
-/// Statements and brackets inside each other.
+/// Levels of nested statements and brackets.
 const NESTING: usize = 120;
-/// Operators, filters and subscripts in one tag: so deep the tree may become without brackets.
+/// Operators, filters and subscripts in one tag: each makes the tree one level deeper without a bracket.
 const LINKS: usize = 1000;
 
-/// Statements that jinja2 knows and a chat template cannot use (there is no loader), or nobody does.
+/// Tags of jinja2 that a chat template cannot use, as there is no loader of templates, or that no known template uses.
 const UNSUPPORTED: [&str; 7] = ["block", "extends", "include", "import", "from", "autoescape", "print"];
 
 type Parsed<T> = Result<T, Fault>;
 
-/// The statements of a template.
+/// Returns the statements of a template.
 pub fn parse(tokens: Vec<(usize, Token)>) -> Parsed<Vec<Stmt>> {
     let mut parser = Parser { tokens, at: 0, depth: 0, links: 0, macros: Vec::new(), loops: 0 };
     parser.statements(&[]).map(|(body, _)| body)
@@ -25,11 +26,11 @@ struct Parser {
     tokens: Vec<(usize, Token)>,
     at: usize,
     depth: usize,
-    /// Links of the expressions in this tag.
+    /// Levels counted so far in the current tag.
     links: usize,
-    /// For each macro that is being read: whether it asks for `caller`, `varargs`, `kwargs`.
+    /// For each macro around the current position: whether its body reads `caller`, `varargs`, `kwargs`.
     macros: Vec<[bool; 3]>,
-    /// Loops around this place, inside the same macro.
+    /// Loops around the current position, inside the same macro.
     loops: usize,
 }
 
@@ -123,7 +124,8 @@ impl Parser {
         result
     }
 
-    /// Statements up to one of the tags in `ends`, which is passed over and told by its name.
+    /// Reads statements up to one of the tags in `ends`, skips the name of that tag and returns it. No `ends`: reads to
+    /// the end of the template.
     fn statements(&mut self, ends: &[&str]) -> Parsed<(Vec<Stmt>, String)> {
         let begun = self.line();
         let mut body = Vec::new();
@@ -135,9 +137,8 @@ impl Parser {
                 Token::End => {
                     self.at -= 1;
                     let expected = ends.last().copied().unwrap_or_default();
-                    return self.fail(format!(
-                        "unexpected end of template: the block of line {begun} misses its '{expected}'"
-                    ));
+                    return self
+                        .fail(format!("unexpected end of template: the block of line {begun} has no '{expected}'"));
                 }
                 Token::Data(text) => body.push(Stmt { line, kind: StmtKind::Text(text) }),
                 Token::VariableBegin => {
@@ -169,7 +170,7 @@ impl Parser {
         }
     }
 
-    /// A statement after its first word; its last tag stands before its end.
+    /// Reads a statement after its first word, up to but not including the end of its last tag.
     fn statement(&mut self, word: &str) -> Parsed<StmtKind> {
         match word {
             "if" => self.if_statement(),
@@ -220,7 +221,7 @@ impl Parser {
         }
     }
 
-    /// The end of a tag, and the statements up to one of `ends`.
+    /// Reads the end of a tag, then statements up to one of `ends`.
     fn block(&mut self, ends: &[&str]) -> Parsed<(Vec<Stmt>, String)> {
         self.expect_block_end()?;
         self.statements(ends)
@@ -275,7 +276,7 @@ impl Parser {
         Ok(Arc::new(Macro { name, parameters, body, caller, varargs, kwargs }))
     }
 
-    /// Parameters up to the closing bracket.
+    /// Reads the parameters of a macro up to the closing bracket, each with its default.
     fn signature(&mut self) -> Parsed<Vec<(Name, Option<Expr>)>> {
         let mut parameters: Vec<(Name, Option<Expr>)> = Vec::new();
         while !self.skip(")") {
@@ -292,6 +293,7 @@ impl Parser {
         Ok(parameters)
     }
 
+    /// Reads the target of an assignment. `namespace` allows `name.attribute`; `until_in` ends the target at `in`.
     fn target(&mut self, namespace: bool, until_in: bool) -> Parsed<Target> {
         let mut targets = Vec::new();
         let mut tuple = false;
@@ -342,7 +344,7 @@ impl Parser {
         Ok(value)
     }
 
-    /// Counts what makes the tree deeper without brackets.
+    /// Counts one level that the tree becomes deeper without a bracket; fails beyond the limit.
     fn link(&mut self) -> Parsed<()> {
         self.links += 1;
         if self.links > LINKS {
@@ -457,6 +459,7 @@ impl Parser {
         Ok(left)
     }
 
+    /// Reads an operand with its signs, subscripts and calls, and with its filters and tests if `filters` is set.
     fn unary(&mut self, filters: bool) -> Parsed<Expr> {
         let value = if self.skip("-") {
             Expr::Negative(Box::new(self.nested(|p| p.unary(false))?))
@@ -548,7 +551,8 @@ impl Parser {
         })
     }
 
-    /// One expression, or several between commas as a tuple. Without `conditional`, an `if` ends it.
+    /// Reads one expression, or several between commas as a tuple, up to a name in `ends`. Without `conditional`, an
+    /// `if` ends the expression.
     fn tuple(&mut self, conditional: bool, ends: &[&str]) -> Parsed<Expr> {
         let (mut items, mut tuple) = (Vec::new(), false);
         loop {
@@ -617,7 +621,7 @@ impl Parser {
         Ok(Expr::Slice(Box::new(value), Box::new(parts)))
     }
 
-    /// Arguments up to the closing bracket.
+    /// Reads arguments up to the closing bracket.
     fn arguments(&mut self) -> Parsed<Arguments> {
         let mut arguments = Arguments::default();
         let mut first = true;
@@ -677,14 +681,14 @@ impl Parser {
         Ok(name.into())
     }
 
-    /// A filter after its `|`.
+    /// Reads a filter after its `|`.
     fn filter(&mut self, subject: Option<Expr>) -> Parsed<Expr> {
         let name = self.dotted()?;
         let arguments = if self.skip("(") { self.arguments()? } else { Arguments::default() };
         Ok(Expr::Filter(subject.map(Box::new), name, arguments))
     }
 
-    /// Filters that stand here, each after a `|`.
+    /// Reads filters, each after a `|`, if there are any.
     fn filters(&mut self, mut subject: Option<Expr>) -> Parsed<Option<Expr>> {
         while self.skip("|") {
             subject = Some(self.filter(subject)?);
@@ -693,7 +697,7 @@ impl Parser {
         Ok(subject)
     }
 
-    /// The filters of a filter block: the first without its `|`.
+    /// Reads the filters of a filter block, of which the first has no `|`.
     fn filter_chain(&mut self) -> Parsed<Expr> {
         let first = self.filter(None)?;
         match self.filters(Some(first))? {

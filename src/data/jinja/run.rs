@@ -1,4 +1,4 @@
-//! Runs a template: scopes, statements, expressions, calls.
+//! Runs the tree of a template: scopes, statements, expressions, calls, and the global functions.
 
 use super::fault::{Fault, FaultKind};
 use super::tree::*;
@@ -10,10 +10,10 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 
-/// Numbers of a `range`, as the sandbox allows.
+/// The most numbers that a `range` may have, as in jinja2's sandbox.
 const LONGEST_RANGE: i128 = 100_000;
 
-/// The text that `body` writes, using at most `stack` bytes of this thread's stack.
+/// Returns the text that `body` writes, using at most `stack` bytes of this thread's stack.
 pub fn render(body: &[Stmt], variables: &Map<String, Json>, clock: Clock, stack: usize) -> Result<String> {
     limits::start(stack);
     let context = variables.iter().map(|(name, value)| (name.clone(), Value::from_json(value))).collect();
@@ -21,14 +21,15 @@ pub fn render(body: &[Stmt], variables: &Map<String, Json>, clock: Clock, stack:
     let root = Scope::new(None);
     let mut out = String::new();
     let done = run.statements(body, &root, &mut out);
-    // Macros know their scope and scopes know their macros, and namespaces may know each other: what may be a circle, or
-    // too long a chain to be dropped by recursion, is taken apart while all of it is still held here.
+    // A macro refers to its scope and the scope to its macros, and namespaces may refer to each other. Such cycles
+    // would never be freed, and a long chain would overflow the stack when dropped. So they are emptied one by one
+    // here, while this list still refers to all of them.
     run.cyclic.iter().for_each(|scope| drop(scope.variables.take()));
     run.namespaces.iter().for_each(|namespace| drop(namespace.take()));
     done.map(|_| out)
 }
 
-/// Variables by name; the outer ones are seen and never changed.
+/// The variables of a block by name. Those of the outer scopes can be read but not assigned, as in Jinja.
 pub struct Scope {
     variables: RefCell<Vec<(Name, Value)>>,
     outer: Option<Rc<Scope>>,
@@ -58,7 +59,7 @@ impl Scope {
     }
 }
 
-/// A macro, or the block of a call, with the scope that it was written in.
+/// A macro, or the block of a `call`, with the scope in which it was defined.
 pub struct MacroValue {
     definition: Arc<Macro>,
     scope: Rc<Scope>,
@@ -70,18 +71,19 @@ impl MacroValue {
     }
 }
 
-/// `loop` in the body of a loop.
+/// The variable `loop` in the body of a loop.
 pub struct Loop {
     items: Vec<Value>,
     at: Cell<usize>,
     depth: usize,
     changed: RefCell<Option<Vec<Value>>>,
-    /// Of a recursive loop.
+    /// For `loop(…)` in a recursive loop: the statement and the scope around it.
     again: Option<(Arc<For>, Rc<Scope>)>,
     nesting: usize,
 }
 
 impl Loop {
+    /// Returns the levels of values nested in its items.
     pub fn depth_of_values(&self) -> usize {
         self.nesting
     }
@@ -91,7 +93,7 @@ impl Loop {
     }
 }
 
-/// `cycler(…)`.
+/// The result of `cycler(…)`, which goes round its values.
 pub struct Cycler {
     items: Vec<Value>,
     at: Cell<usize>,
@@ -99,18 +101,19 @@ pub struct Cycler {
 }
 
 impl Cycler {
+    /// Returns the levels of values nested in its items.
     pub fn depth_of_values(&self) -> usize {
         self.nesting
     }
 }
 
-/// `joiner(…)`.
+/// The result of `joiner(…)`: empty text at its first call, then the separator.
 pub struct Joiner {
     separator: Value,
     used: Cell<bool>,
 }
 
-/// Arguments of a call.
+/// The evaluated arguments of a call.
 #[derive(Default)]
 pub struct Args {
     pub positional: Vec<Value>,
@@ -118,7 +121,8 @@ pub struct Args {
 }
 
 impl Args {
-    /// The arguments in the order of `names`; too many, unknown and repeated ones are refused.
+    /// Returns the arguments in the order of `names`; a parameter with an empty name is positional only. Fails for
+    /// arguments that are too many, unknown or repeated.
     pub fn bind<const N: usize>(self, function: &str, names: [&str; N]) -> Result<[Option<Value>; N]> {
         if self.positional.len() > N {
             return Err(Fault::python(format!(
@@ -142,13 +146,13 @@ impl Args {
         Ok(bound)
     }
 
-    /// No argument at all.
+    /// Fails if there is any argument.
     pub fn none(self, function: &str) -> Result<()> {
         self.bind(function, []).map(|_| ())
     }
 }
 
-/// What a statement leads to.
+/// How the run continues after a statement.
 #[derive(PartialEq)]
 enum Flow {
     Next,
@@ -156,18 +160,20 @@ enum Flow {
     Continue,
 }
 
+/// The state of one rendering.
 pub struct Run {
     context: HashMap<String, Value>,
     clock: Clock,
     line: usize,
-    /// Scopes that a macro knows.
+    /// Scopes that a macro refers to: emptied at the end, as they may be cycles.
     cyclic: Vec<Rc<Scope>>,
+    /// All namespaces: emptied at the end, as they may be cycles.
     namespaces: Vec<Rc<RefCell<Dict>>>,
 }
 
 static LOOP: LazyLock<Name> = LazyLock::new(|| "loop".into());
 
-/// Functions that every template knows.
+/// The global functions.
 const FUNCTIONS: [&str; 7] = ["range", "dict", "namespace", "cycler", "joiner", "raise_exception", "strftime_now"];
 
 impl Run {
@@ -265,7 +271,7 @@ impl Run {
         Ok(Flow::Next)
     }
 
-    /// What a block writes, as a value.
+    /// Returns the text that a block writes, as a value.
     fn captured(&mut self, body: &[Stmt], scope: &Rc<Scope>) -> Result<Value> {
         let inner = Scope::new(Some(scope));
         let mut text = String::new();
@@ -275,7 +281,8 @@ impl Run {
         }
     }
 
-    /// Runs a loop. What its `else` leads to is meant for a loop around it.
+    /// Runs a loop over the items of `over`. Returns how its `else` block ended: a `break` there belongs to the loop
+    /// around this one. `depth` is the level of a recursive loop.
     fn each(
         &mut self,
         each: &Arc<For>,
@@ -341,6 +348,7 @@ impl Run {
         Ok(())
     }
 
+    /// Returns the variable, or the global function, of this name; undefined if there is none.
     fn named(&self, name: &str, scope: &Scope) -> Value {
         if let Some(value) = scope.get(name).or_else(|| self.context.get(name).cloned()) {
             return value;
@@ -351,6 +359,7 @@ impl Run {
         }
     }
 
+    /// Evaluates an expression.
     fn value(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
         limits::spend(1)?;
         limits::check_depth()?;
@@ -487,7 +496,7 @@ impl Run {
         Ok(args)
     }
 
-    /// A filter, or a chain of them, over `text`.
+    /// Applies a filter, or a chain of them, to the text of a block.
     fn filtered(&mut self, filter: &Expr, text: Value, scope: &Rc<Scope>) -> Result<Value> {
         let Expr::Filter(subject, name, arguments) = filter else { return Err(Fault::python("expected a filter")) };
         let subject = match subject {
@@ -498,6 +507,7 @@ impl Run {
         filters::apply(self, name, subject, args)
     }
 
+    /// Calls a macro, method, function, loop or joiner.
     pub fn call(&mut self, callee: &Value, args: Args) -> Result<Value> {
         limits::check_depth()?;
         match callee.defined()? {
@@ -506,7 +516,7 @@ impl Run {
             Value::Function(name) => self.function(name, args),
             Value::Loop(looping) => {
                 let [over] = args.bind("loop", ["iterable"])?;
-                let over = over.ok_or_else(|| Fault::python("loop() misses what to loop over"))?;
+                let over = over.ok_or_else(|| Fault::python("loop() needs something to loop over"))?;
                 let Some((each, scope)) = &looping.again else {
                     return Err(Fault::python("The loop must have the 'recursive' marker to be called recursively."));
                 };
@@ -522,6 +532,7 @@ impl Run {
         }
     }
 
+    /// Calls a macro: binds its parameters and returns the text of its body.
     fn invoke(&mut self, called: &MacroValue, args: Args) -> Result<Value> {
         let definition = &called.definition;
         let (scope, mut named) = (Scope::new(Some(&called.scope)), args.named);
@@ -565,6 +576,7 @@ impl Run {
         Value::text(text)
     }
 
+    /// Calls a global function.
     fn function(&mut self, name: &str, args: Args) -> Result<Value> {
         match name {
             "range" => {
@@ -613,7 +625,7 @@ impl Run {
             }
             "raise_exception" => {
                 let [message] = args.bind("raise_exception", ["message"])?;
-                let message = message.ok_or_else(|| Fault::python("raise_exception() misses its message"))?;
+                let message = message.ok_or_else(|| Fault::python("raise_exception() needs a message"))?;
                 Err(Fault::new(FaultKind::Raised, message.print()?))
             }
             "strftime_now" => {
@@ -627,7 +639,7 @@ impl Run {
         }
     }
 
-    /// The arguments of `dict(…)`: a mapping or a list of pairs, and names.
+    /// Builds the dict of `dict(…)` and `namespace(…)`: from a mapping or pairs, and named arguments.
     fn mapping(&mut self, function: &str, args: Args) -> Result<Dict> {
         let mut dict = Dict::new();
         if args.positional.len() > 1 {
@@ -655,7 +667,7 @@ impl Run {
     }
 }
 
-/// Attributes that Python's objects have beside those known here: their use is an error, and no missing value.
+/// Attributes of Python's numbers that are not reproduced: their use is an error, as they are not undefined in Python.
 const OTHER_ATTRIBUTES: [&str; 12] = [
     "real",
     "imag",
@@ -671,7 +683,7 @@ const OTHER_ATTRIBUTES: [&str; 12] = [
     "hex",
 ];
 
-/// `object.name`: its attribute, else its item.
+/// Returns `object.name`: its attribute, else its item, else undefined.
 pub fn attribute(of: &Value, name: &str) -> Result<Value> {
     of.defined()?;
     if let Some(found) = own_attribute(of, name)? {
@@ -691,7 +703,7 @@ pub fn attribute(of: &Value, name: &str) -> Result<Value> {
     Ok(missing(of, name))
 }
 
-/// `object[index]`: its item, else its attribute.
+/// Returns `object[index]`: its item, else its attribute, else undefined.
 pub fn subscript(of: &Value, index: &Value) -> Result<Value> {
     of.defined()?;
     if let Some(found) = value::item(of, index)? {
@@ -714,7 +726,8 @@ fn missing(of: &Value, name: &str) -> Value {
     Value::undefined(format!("{} has no attribute '{name}'", kind_name(of)))
 }
 
-/// What `getattr` finds: methods, and the parts of Jinja's own objects.
+/// Returns what Python's `getattr` would: methods, and the attributes of Jinja's own objects (`loop`, `cycler`,
+/// namespaces). Names with two leading underscores are undefined, as in the sandbox.
 pub fn own_attribute(of: &Value, name: &str) -> Result<Option<Value>> {
     if name.starts_with("__") {
         return Ok(Some(Value::undefined(format!(
@@ -771,7 +784,7 @@ pub fn own_attribute(of: &Value, name: &str) -> Result<Option<Value>> {
     })
 }
 
-/// Methods of Jinja's own objects.
+/// Calls a method of Jinja's own objects, `loop` and `cycler`.
 pub fn own_method(of: &Value, name: &str, args: Args) -> Result<Value> {
     match (of, name) {
         (Value::Loop(state), "cycle") => match args.positional.len() {

@@ -1,4 +1,4 @@
-//! Texts and numbers as Python reads and writes them.
+//! Reads and writes texts and numbers as Python does: `repr`, `int(…)`, `float(…)`, whitespace, HTML escapes.
 
 use super::limits;
 use super::value::Result;
@@ -6,12 +6,13 @@ use fancy_regex::Regex;
 use std::fmt::Write;
 use std::sync::LazyLock;
 
-/// What `str.strip()` and `\s` take for whitespace.
+/// Returns true for whitespace as `str.strip()` and `\s` define it.
 pub fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-/// Characters that `repr` escapes beside the ASCII ones: separators, controls, formats, and what Unicode does not assign.
+/// Non-ASCII characters that `repr` escapes: separators, controls, formats, and code points that Unicode does not
+/// assign.
 static UNPRINTABLE: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"^[\p{C}\p{Z}]$").unwrap_or_else(|e| unreachable!("{e}")));
 
@@ -24,7 +25,7 @@ pub fn is_printable(c: char) -> bool {
     }
 }
 
-/// The shortest digits that read back, with an exponent below 1e-4 and from 1e16 on.
+/// `repr(x)` of a float: the shortest digits that read back as `x`, with an exponent below 1e-4 and from 1e16 on.
 pub fn float(x: f64) -> String {
     if x.is_nan() {
         return "nan".into();
@@ -74,7 +75,7 @@ pub fn repr(text: &str) -> Result<String> {
     Ok(out)
 }
 
-/// `int(text, base)`; `None` where Python raises.
+/// Returns Python's `int(text, base)`; `None` if Python raises an error, or beyond 128 bits.
 pub fn parse_int(text: &str, base: u32) -> Option<i128> {
     let text = text.trim_matches(is_space);
     let (negative, digits) = match text.strip_prefix('-') {
@@ -96,7 +97,7 @@ pub fn parse_int(text: &str, base: u32) -> Option<i128> {
     Some(if negative { -value } else { value })
 }
 
-/// `float(text)`; `None` where Python raises.
+/// Returns Python's `float(text)`; `None` if Python raises an error.
 pub fn parse_float(text: &str) -> Option<f64> {
     let plain = without_underscores(text.trim_matches(is_space))?;
     let body = plain.trim_start_matches(['+', '-']).to_ascii_lowercase();
@@ -108,7 +109,7 @@ pub fn parse_float(text: &str) -> Option<f64> {
     plain.parse().ok()
 }
 
-/// Digits without the single underscores that may stand between them.
+/// Removes single underscores between digits; `None` where Python does not allow one.
 fn without_underscores(digits: &str) -> Option<String> {
     let bytes = digits.as_bytes();
     let digit = |at: Option<usize>| at.and_then(|i| bytes.get(i)).is_some_and(u8::is_ascii_alphanumeric);
@@ -116,7 +117,7 @@ fn without_underscores(digits: &str) -> Option<String> {
     fine.then(|| digits.replace('_', ""))
 }
 
-/// Text for HTML, as markupsafe escapes it.
+/// Escapes text for HTML, as markupsafe does.
 pub fn escaped(text: &str) -> Result<String> {
     limits::room_for(text.len(), 5)?;
     Ok(text

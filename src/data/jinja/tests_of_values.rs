@@ -1,4 +1,4 @@
-//! Jinja's tests: what stands after `is`.
+//! Jinja's tests, the names after `is`: `x is defined`, `x is divisibleby 2`.
 
 use super::fault::Fault;
 use super::run::Args;
@@ -7,7 +7,7 @@ use super::value::{self, Result, Value};
 use super::{filters, methods};
 use std::rc::Rc;
 
-/// Whether `subject is name(args)`.
+/// Returns the result of `subject is name(args)`. Fails for an unknown test.
 pub fn holds(name: &str, subject: &Value, args: Args) -> Result<bool> {
     let operator = match name {
         "==" | "eq" | "equalto" => Some(Compare::Eq),
@@ -77,12 +77,13 @@ pub fn holds(name: &str, subject: &Value, args: Args) -> Result<bool> {
     })
 }
 
+/// Returns the one argument of a test.
 fn one(name: &str, args: Args) -> Result<Value> {
     let [other] = args.bind(name, [""])?;
-    other.ok_or_else(|| Fault::python(format!("the test '{name}' misses what to compare with")))
+    other.ok_or_else(|| Fault::python(format!("the test '{name}' needs a value to compare with")))
 }
 
-/// `a is b` in Python, where that does not hang on what the interpreter happens to share.
+/// Returns Python's `a is b`. Fails where it depends on which equal objects CPython happens to share.
 fn same(a: &Value, b: &Value) -> Result<bool> {
     let small = |n: &i128| (-5..=256).contains(n);
     Ok(match (a, b) {

@@ -1,15 +1,16 @@
-//! The tree of a template.
+//! The syntax tree of a template: statements and expressions, as jinja2's grammar has them. Data only.
 
 use std::sync::Arc;
 
-/// A name, shared between the tree and the scopes that hold it.
+/// An identifier or text, shared between the tree and the scopes in which it is bound.
 pub type Name = Arc<str>;
 
+/// An expression.
 #[derive(Debug)]
 pub enum Expr {
     Text(Name),
     Int(i128),
-    /// Digits of an integer beyond 128 bits.
+    /// The digits of an integer beyond 128 bits.
     Long(Name),
     Float(f64),
     Bool(bool),
@@ -20,10 +21,10 @@ pub enum Expr {
     Dict(Vec<(Expr, Expr)>),
     Attr(Box<Expr>, Name),
     Item(Box<Expr>, Box<Expr>),
-    /// Start, stop and step.
+    /// `value[start:stop:step]`
     Slice(Box<Expr>, Box<[Option<Expr>; 3]>),
     Call(Box<Expr>, Arguments),
-    /// Without a subject: of a filter block.
+    /// Value, filter and arguments. A filter block has no value: its text is the value.
     Filter(Option<Box<Expr>>, Name, Arguments),
     Test(Box<Expr>, Name, Arguments),
     Negative(Box<Expr>),
@@ -41,15 +42,18 @@ pub enum Expr {
     },
 }
 
+/// The arguments of a call, filter or test, not yet evaluated.
 #[derive(Debug, Default)]
 pub struct Arguments {
     pub positional: Vec<Expr>,
     pub named: Vec<(Name, Expr)>,
-    /// `*list` and `**dict`.
+    /// `*list`
     pub list: Option<Box<Expr>>,
+    /// `**dict`
     pub dict: Option<Box<Expr>>,
 }
 
+/// An arithmetic operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Binary {
     Add,
@@ -61,6 +65,7 @@ pub enum Binary {
     Pow,
 }
 
+/// A comparison operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compare {
     Eq,
@@ -73,7 +78,7 @@ pub enum Compare {
     NotIn,
 }
 
-/// What is assigned to.
+/// The left side of an assignment, or the variables of a loop.
 #[derive(Debug)]
 pub enum Target {
     Name(Name),
@@ -82,13 +87,14 @@ pub enum Target {
     Attribute(Name, Name),
 }
 
-/// A statement with its line.
+/// A statement with its 1-based line.
 #[derive(Debug)]
 pub struct Stmt {
     pub line: usize,
     pub kind: StmtKind,
 }
 
+/// The kinds of statements. Text between tags is one too.
 #[derive(Debug)]
 pub enum StmtKind {
     Text(String),
@@ -102,7 +108,7 @@ pub enum StmtKind {
     SetBlock(Target, Option<Expr>, Vec<Stmt>),
     With(Vec<(Target, Expr)>, Vec<Stmt>),
     Macro(Arc<Macro>),
-    /// The call, and the block as the macro `caller`.
+    /// `{% call %}`: the call, and its block as the macro `caller`.
     CallBlock(Expr, Arc<Macro>),
     FilterBlock(Expr, Vec<Stmt>),
     Generation(Vec<Stmt>),
@@ -110,6 +116,7 @@ pub enum StmtKind {
     Continue,
 }
 
+/// A `for` loop: `otherwise` runs where there is no item.
 #[derive(Debug)]
 pub struct For {
     pub target: Target,
@@ -120,12 +127,13 @@ pub struct For {
     pub otherwise: Vec<Stmt>,
 }
 
+/// The definition of a macro, or the block of a `call`.
 #[derive(Debug)]
 pub struct Macro {
     pub name: Name,
     pub parameters: Vec<(Name, Option<Expr>)>,
     pub body: Vec<Stmt>,
-    /// Whether the body asks for `caller`, `varargs`, `kwargs`.
+    /// Whether the body reads `caller`, `varargs` and `kwargs` without having parameters of these names.
     pub caller: bool,
     pub varargs: bool,
     pub kwargs: bool,

@@ -1,4 +1,7 @@
-//! Values as Python has them: types, truth, order, arithmetic, `str()` and `repr()`.
+//! Python's values: types, truth, comparison, arithmetic, subscripts, `str()` and `repr()`.
+//!
+//! Integers have up to 128 bits; arithmetic beyond that is an error. Texts and containers count against the memory
+//! limit.
 
 use super::fault::Fault;
 use super::limits::{self, Held};
@@ -14,42 +17,48 @@ use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 
+/// A result that fails with the error of a template.
 pub type Result<T> = std::result::Result<T, Fault>;
+/// The entries of a dict, in the order of insertion.
 pub type Dict = IndexMap<Key, Value>;
+/// The items of a list or tuple: shared, counted against the memory limit.
 pub type List = Rc<Held<Vec<Value>>>;
+/// A text: shared, counted against the memory limit.
 pub type Text = Rc<Held<String>>;
 
+/// A value of a template.
 #[derive(Clone)]
 pub enum Value {
-    /// What is missing, in the words of the error that its use raises.
+    /// An undefined value: a missing variable, attribute or item. The text is the error that its use raises.
     Undefined(Rc<str>),
     None,
     Bool(bool),
     Int(i128),
-    /// A number in digits: an integer beyond 128 bits, or a decimal with more digits than a float keeps.
+    /// The digits of a number: an integer beyond 128 bits, or a decimal with more digits than a float keeps.
     Long(Rc<str>),
     Float(f64),
     Text(Text),
-    /// Text that `escape` or `safe` made: Python would escape what is added to it.
+    /// Text that `escape` or `safe` returned (markupsafe's `Markup`): text that is added to it is escaped.
     Markup(Text),
     List(List),
     Tuple(List),
-    /// A group of `groupby`: a tuple whose parts have the names `grouper` and `list`.
+    /// A group of `groupby`: a tuple (grouper, list) whose parts are attributes of these names too.
     Group(List),
     Dict(Rc<Held<Dict>>),
-    /// `keys()`, `values()`, `items()` of a dict.
+    /// `keys()`, `values()` or `items()` of a dict, by that name.
     View(&'static str, Rc<Held<Dict>>),
     /// Start, stop, step.
     Range(i128, i128, i128),
-    /// A generator: it can be read once.
+    /// A generator, as filters return it: it is empty after it was read once.
     Stream(Rc<Held<RefCell<VecDeque<Value>>>>),
     Namespace(Rc<RefCell<Dict>>),
     Macro(Rc<MacroValue>),
     Loop(Rc<Loop>),
     Cycler(Rc<Cycler>),
     Joiner(Rc<Joiner>),
-    /// A bound method.
+    /// A bound method: its object and its name.
     Method(Rc<(Value, &'static str)>),
+    /// A global function, by name.
     Function(&'static str),
 }
 
@@ -58,11 +67,12 @@ pub fn is_decimal(digits: &str) -> bool {
     digits.contains(['.', 'e', 'E'])
 }
 
-/// A value that can be a key of a dict.
+/// A value that is a key of a dict: hashable in Python.
 #[derive(Clone)]
 pub struct Key(pub Value);
 
 impl Key {
+    /// Fails for a value that Python cannot hash, or that is not supported as a key.
     pub fn of(value: Value) -> Result<Self> {
         let hashable = |v: &Value| -> bool {
             matches!(
@@ -108,7 +118,7 @@ impl PartialEq for Key {
 
 impl Eq for Key {}
 
-/// A key of text, to look up with.
+/// A text to look up in a dict, without making a value of it.
 #[derive(Hash)]
 pub struct Named<'a>(pub &'a str);
 
@@ -118,7 +128,7 @@ impl Equivalent<Key> for Named<'_> {
     }
 }
 
-/// Bytes that an entry of a list or dict is counted as.
+/// Bytes counted for an entry of a list; a key and its value in a dict count twice that.
 const ENTRY: usize = size_of::<Value>();
 
 impl Value {
@@ -147,13 +157,15 @@ impl Value {
         Ok(Value::Dict(Rc::new(Held::new(dict, bytes, depth)?)))
     }
 
+    /// Returns a generator over the items.
     pub fn stream(items: impl IntoIterator<Item = Value>) -> Result<Self> {
         let items: VecDeque<Value> = items.into_iter().collect();
         let (bytes, depth) = (items.len() * ENTRY, deeper(items.iter()));
         Ok(Value::Stream(Rc::new(Held::new(RefCell::new(items), bytes, depth)?)))
     }
 
-    /// How deep values lie in each other. What is in a namespace does not count: the run takes namespaces apart.
+    /// Returns the levels of values nested in it. A namespace counts as none: the interpreter empties all namespaces at
+    /// the end, so that dropping them does not recurse.
     pub fn depth(&self) -> usize {
         match self {
             Value::List(items) | Value::Tuple(items) | Value::Group(items) => items.depth(),
@@ -166,11 +178,12 @@ impl Value {
         }
     }
 
+    /// Returns an undefined value whose use raises `message`.
     pub fn undefined(message: impl Into<Rc<str>>) -> Self {
         Value::Undefined(message.into())
     }
 
-    /// What the caller of the rendering gives.
+    /// Converts data from the caller of the rendering. Its bytes are counted and never refused.
     pub fn from_json(json: &Json) -> Self {
         match json {
             Json::Null => Value::None,
@@ -206,11 +219,12 @@ impl Value {
         }
     }
 
+    /// Returns a text from the caller: counted, never refused.
     fn given(text: &str) -> Self {
         Value::Text(Rc::new(Held::given(text.to_string(), text.len(), 0)))
     }
 
-    /// Python's name of the type.
+    /// Returns Python's name of the type.
     pub fn type_name(&self) -> &'static str {
         match self {
             Value::Undefined(_) => "Undefined",
@@ -247,7 +261,7 @@ impl Value {
         }
     }
 
-    /// The items of a list or tuple.
+    /// Returns the items of a list or tuple.
     pub fn as_slice(&self) -> Option<&[Value]> {
         match self {
             Value::List(items) | Value::Tuple(items) | Value::Group(items) => Some(items),
@@ -259,7 +273,7 @@ impl Value {
         matches!(self, Value::Undefined(_))
     }
 
-    /// An integer, as an index or a count.
+    /// Returns an integer or bool as an integer, as Python takes it for an index or a count.
     pub fn as_int(&self) -> Option<i128> {
         match self {
             Value::Int(n) => Some(*n),
@@ -268,6 +282,7 @@ impl Value {
         }
     }
 
+    /// Returns any number as a float.
     pub fn as_float(&self) -> Option<f64> {
         match self {
             Value::Float(x) => Some(*x),
@@ -276,13 +291,13 @@ impl Value {
         }
     }
 
-    /// An integer that is asked for as `what`.
+    /// Returns the integer; the error says that `what` must be one.
     pub fn int(&self, what: &str) -> Result<i128> {
         self.defined()?;
         self.as_int().ok_or_else(|| Fault::python(format!("{what} must be an integer, not {}", self.type_name())))
     }
 
-    /// Refuses what is missing, in the words of its error.
+    /// Fails for an undefined value, with the message that it carries.
     pub fn defined(&self) -> Result<&Self> {
         match self {
             Value::Undefined(message) => Err(Fault::python(&**message)),
@@ -290,6 +305,7 @@ impl Value {
         }
     }
 
+    /// `bool()`.
     pub fn truth(&self) -> bool {
         match self {
             Value::Undefined(_) | Value::None => false,
@@ -323,7 +339,7 @@ impl Value {
         })
     }
 
-    /// `iter()`, all of it. A generator is empty afterwards.
+    /// `list(value)`: the items of anything iterable. A generator is empty afterwards.
     pub fn items(&self) -> Result<Vec<Value>> {
         let items: Vec<Value> = match self {
             Value::Undefined(_) => Vec::new(),
@@ -346,6 +362,7 @@ impl Value {
         Ok(items)
     }
 
+    /// Returns true if a `for` loop accepts the value.
     pub fn is_iterable(&self) -> bool {
         match self {
             Value::Undefined(_) | Value::Text(_) | Value::Markup(_) | Value::List(_) | Value::Tuple(_) => true,
@@ -407,17 +424,18 @@ impl Value {
     }
 }
 
+/// Returns a shared list that counts against the memory limit.
 fn held(items: Vec<Value>) -> Result<List> {
     let (bytes, depth) = (items.len() * ENTRY, deeper(items.iter()));
     Ok(Rc::new(Held::new(items, bytes, depth)?))
 }
 
-/// One more than the deepest of these.
+/// Returns the depth of a container with these values: one more than the deepest of them.
 pub fn deeper<'v>(values: impl Iterator<Item = &'v Value>) -> usize {
     1 + values.map(Value::depth).max().unwrap_or(0)
 }
 
-/// The entries of a dict as tuples.
+/// Returns the entries of a dict as (key, value) tuples.
 pub fn pairs(dict: &Dict) -> Result<Vec<Value>> {
     dict.iter().map(|(k, v)| Value::tuple(vec![k.0.clone(), v.clone()])).collect()
 }
@@ -475,7 +493,7 @@ pub fn equal(a: &Value, b: &Value) -> Result<bool> {
     })
 }
 
-/// Exactly, as Python does: an integer is not rounded to a float first.
+/// Compares two numbers exactly, as Python does: an integer is not rounded to a float first. `None` with a NaN.
 fn compare_numbers(a: &Value, b: &Value) -> Option<Ordering> {
     let with_float = |n: i128, x: f64| -> Option<Ordering> {
         if x.is_nan() {
@@ -495,7 +513,8 @@ fn compare_numbers(a: &Value, b: &Value) -> Option<Ordering> {
     }
 }
 
-/// The order of two values; `operator` stands in the error.
+/// Returns the order of two values, `None` with a NaN. Fails for types that Python does not order; the error names
+/// `operator`.
 pub fn order(a: &Value, b: &Value, operator: &str) -> Result<Option<Ordering>> {
     limits::check_depth()?;
     limits::spend(1)?;
@@ -555,6 +574,7 @@ pub fn contains(container: &Value, item: &Value) -> Result<bool> {
     })
 }
 
+/// Applies a comparison operator.
 pub fn compare(operator: Compare, a: &Value, b: &Value) -> Result<bool> {
     let ordered =
         |name: &str, wanted: fn(Ordering) -> bool| -> Result<bool> { Ok(order(a, b, name)?.is_some_and(wanted)) };
@@ -574,15 +594,16 @@ fn long() -> Fault {
     Fault::unsupported("arithmetic beyond 128 bits")
 }
 
+/// Applies an arithmetic operator, which also concatenates and repeats texts and lists and formats with `%`.
 pub fn binary(operator: Binary, a: &Value, b: &Value) -> Result<Value> {
-    // Text on the left of `%` formats what is missing as it prints.
+    // `%` with a text on the left prints an undefined value as empty text, so it comes before the check.
     if let (Binary::Mod, Value::Text(text)) = (operator, a) {
         return super::format::percent(text, b);
     }
     a.defined()?;
     b.defined()?;
     match (operator, a, b) {
-        // What is added to escaped text is escaped.
+        // Text that is added to escaped text is escaped.
         (Binary::Add, Value::Markup(_), Value::Text(_) | Value::Markup(_))
         | (Binary::Add, Value::Text(_), Value::Markup(_)) => {
             let escaped = |side: &Value| match side {
@@ -634,6 +655,7 @@ pub fn binary(operator: Binary, a: &Value, b: &Value) -> Result<Value> {
     floats(operator, x, y).map(Value::Float)
 }
 
+/// `value * times`.
 fn repeat(what: &Value, times: &Value) -> Result<Value> {
     let times = usize::try_from(times.as_int().unwrap_or(0).max(0)).unwrap_or(usize::MAX);
     match what {
@@ -689,7 +711,7 @@ fn floats(operator: Binary, x: f64, y: f64) -> Result<f64> {
     if divides && y == 0.0 {
         return Err(Fault::python("float division by zero"));
     }
-    // As CPython: the remainder has the divisor's sign, and the quotient is made from it.
+    // As CPython: the remainder has the divisor's sign, and the quotient is computed from the remainder.
     let modulo = || {
         let rest = x % y;
         if rest == 0.0 {
@@ -733,6 +755,7 @@ fn floats(operator: Binary, x: f64, y: f64) -> Result<f64> {
     })
 }
 
+/// `-value`.
 pub fn negative(value: &Value) -> Result<Value> {
     match value.defined()? {
         Value::Float(x) => Ok(Value::Float(-x)),
@@ -747,6 +770,7 @@ pub fn negative(value: &Value) -> Result<Value> {
     }
 }
 
+/// `+value`.
 pub fn positive(value: &Value) -> Result<Value> {
     match value.defined()? {
         Value::Float(_) | Value::Long(_) => Ok(value.clone()),
@@ -757,13 +781,13 @@ pub fn positive(value: &Value) -> Result<Value> {
     }
 }
 
-/// The place that an index means in something of this length.
+/// Converts Python's index, which counts from the end if negative, to a position; `None` if it is out of range.
 fn place(index: i128, length: usize) -> Option<usize> {
     let index = if index < 0 { index + length as i128 } else { index };
     usize::try_from(index).ok().filter(|i| *i < length)
 }
 
-/// `container[index]`, and what is missing where it is not there: `None`.
+/// Returns `container[index]`; `None` where there is no such item.
 pub fn item(container: &Value, index: &Value) -> Result<Option<Value>> {
     let at = || index.as_int();
     Ok(match container {

@@ -1,9 +1,9 @@
-//! Numbers that carry their own proof: check digits and dates of national numbers, cards and bank accounts.
+//! Validates national numbers, payment cards and bank accounts by their check digits and dates.
 //!
-//! Every function takes the digits and letters alone, upper case, without separators, and says whether they can be such
-//! a number. Sources: the issuers' published rules, named at each.
+//! Every function takes digits and upper-case letters without separators, and returns true if they can be such a
+//! number. Their length must already match. Sources: the issuers' published rules, named at each function.
 
-/// The digits; `None` where something else is among them.
+/// Returns the digits; `None` if the text has other characters.
 fn digits(text: &str) -> Option<Vec<u32>> {
     text.chars().map(|c| c.to_digit(10)).collect()
 }
@@ -12,7 +12,7 @@ fn weighted(digits: &[u32], weights: &[u32]) -> u32 {
     digits.iter().zip(weights).map(|(d, w)| d * w).sum()
 }
 
-/// All of one digit: a number nobody has, though many rules let it pass.
+/// Returns true if all characters are equal: nobody has such a number, but many check digits accept it.
 fn uniform(text: &str) -> bool {
     text.bytes().all(|b| b == text.as_bytes()[0])
 }
@@ -24,7 +24,7 @@ pub fn luhn(text: &str) -> bool {
     digits.iter().rev().enumerate().map(doubled).sum::<u32>().is_multiple_of(10)
 }
 
-/// A payment card: an issuer's first digits and length, and Luhn.
+/// A payment card: first digits and length of a known issuer, and Luhn.
 pub fn card(text: &str) -> bool {
     let first = |n: usize| text.get(..n).and_then(|t| t.parse::<u32>().ok()).unwrap_or(0);
     let known = match text.len() {
@@ -43,7 +43,7 @@ pub fn card(text: &str) -> bool {
     known && !uniform(text) && luhn(text)
 }
 
-/// An IBAN: the lengths of ISO 13616's registry lie between 15 and 34; mod 97-10 (ISO/IEC 7064) over the turned text is 1.
+/// An IBAN: 15 to 34 characters (ISO 13616); with the first four moved to the end, mod 97-10 (ISO/IEC 7064) is 1.
 pub fn iban(text: &str) -> bool {
     if !(15..=34).contains(&text.len()) || !text.is_ascii() {
         return false;
@@ -56,7 +56,7 @@ pub fn iban(text: &str) -> bool {
     turned.fold(0, step) == 1
 }
 
-/// A day of some year in which it exists; two-digit years and years alone are taken as leap years may be.
+/// Returns true if the day exists. 29 February is accepted for every year below 100 (two digits, or unknown).
 pub fn day(year: u32, month: u32, day: u32) -> bool {
     let leap = (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400) || year < 100;
     let last = match month {
@@ -92,7 +92,7 @@ pub fn nl(text: &str) -> bool {
     weighted(&d, &[9, 8, 7, 6, 5, 4, 3, 2, 10]).is_multiple_of(11)
 }
 
-/// Spain, DNI and NIE: the letter is that at the number mod 23; X, Y, Z stand for 0, 1, 2 (Real Decreto 1553/2005).
+/// Spain, DNI and NIE: the letter is number `n mod 23` of a table; X, Y, Z mean 0, 1, 2 (Real Decreto 1553/2005).
 pub fn es(text: &str) -> bool {
     let (body, letter) = text.split_at(8);
     let body = match body.as_bytes()[0] {
@@ -115,7 +115,7 @@ pub fn br(text: &str) -> bool {
     check(9) && check(10)
 }
 
-/// France, NIR: the key is 97 less the number mod 97; 2A and 2B of Corsica count as 19 and 18 (INSEE).
+/// France, NIR: the key is `97 - n mod 97`; 2A and 2B of Corsica count as 19 and 18 (INSEE).
 pub fn fr(text: &str) -> bool {
     let body = text[..13].replacen("2A", "19", 1).replacen("2B", "18", 1);
     let month = number(&text[3..5]);
@@ -123,13 +123,15 @@ pub fn fr(text: &str) -> bool {
     known && body.parse::<u64>().is_ok_and(|n| 97 - n % 97 == u64::from(number(&text[13..])))
 }
 
-/// United Kingdom, NHS number: 11 less `Σ (10 - i) d` mod 11 is the last digit; 10 is no digit (NHS Data Dictionary).
+/// United Kingdom, NHS number: the last digit is `11 - Σ (10 - i) d mod 11`, where 11 counts as 0 and 10 is invalid
+/// (NHS Data Dictionary).
 pub fn uk(text: &str) -> bool {
     let Some(d) = digits(text).filter(|_| !uniform(text)) else { return false };
     (11 - weighted(&d[..9], &[10, 9, 8, 7, 6, 5, 4, 3, 2]) % 11) % 11 == d[9]
 }
 
-/// Germany, tax number of a person: ISO/IEC 7064 mod 11,10; of the first ten digits one comes twice or three times.
+/// Germany, tax identification number: ISO/IEC 7064 mod 11,10; exactly one of the first ten digits occurs two or three
+/// times.
 pub fn de(text: &str) -> bool {
     let Some(d) = digits(text).filter(|d| d[0] != 0) else { return false };
     let times = |x: u32| d[..10].iter().filter(|y| **y == x).count();
@@ -151,14 +153,14 @@ pub fn it(text: &str) -> bool {
     body.iter().enumerate().map(of).sum::<u32>() % 26 == value(last[0])
 }
 
-/// Poland, PESEL: weights 1, 3, 7, 9; the century is in the month.
+/// Poland, PESEL: weights 1, 3, 7, 9; the month encodes the century.
 pub fn pl(text: &str) -> bool {
     let Some(d) = digits(text) else { return false };
     day(number(&text[..2]), number(&text[2..4]) % 20, number(&text[4..6]))
         && weighted(&d, &[1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1]).is_multiple_of(10)
 }
 
-/// Finland, henkilötunnus: the last sign is that at the other nine digits mod 31.
+/// Finland, henkilötunnus: the last character is number `n mod 31` of a table, n being the other nine digits.
 pub fn fi(text: &str) -> bool {
     let place = digits(&text[..9]).map(|d| d.iter().fold(0u64, |n, x| n * 10 + u64::from(*x)) as usize % 31);
     day(number(&text[4..6]), number(&text[2..4]), number(&text[..2]))
@@ -184,7 +186,7 @@ pub fn cn(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Numbers that the issuers or standards print as examples, or made here by the rule; and one sign away from them.
+    /// Examples from issuers or standards, or numbers made by the rule; and numbers that differ in one character.
     #[test]
     fn check_digits_tell_true_numbers_from_near_ones() {
         type Rule = fn(&str) -> bool;

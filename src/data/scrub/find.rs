@@ -1,8 +1,9 @@
-//! Where personal data stands in a text: patterns, each with what proves or at least suggests it.
+//! Finds personal data in a text by patterns, each with a check that confirms a match.
 //!
-//! Patterns hold no look-around, so that a search takes time in proportion to the text, and match no more than a few
-//! dozen characters or are never tried twice in the same place, so that all searches do; what stands beside a match is
-//! looked at in code. A number without a strong check is taken only in a form or beside a word that says what it is.
+//! Searching must take time proportional to the length of the text. Patterns therefore have no look-around, and each
+//! matches at most a few dozen characters or is never tried twice at the same place. The text around a match is
+//! examined in code. A number without a strong check digit is accepted only if it has a distinctive form or follows a
+//! word that says what it is.
 
 use super::check;
 use super::{Kind, Names};
@@ -12,24 +13,24 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 use std::sync::LazyLock;
 
-/// Something found.
+/// A piece of personal data in a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Finding {
     pub at: Range<usize>,
     pub kind: Kind,
     /// The rule that found it: the country of a national number, else the kind's own name.
     pub rule: &'static str,
-    /// The value without what may be written one way or another, so that every spelling has one pseudonym.
+    /// The normalised value, so that all spellings get one pseudonym.
     pub value: String,
 }
 
-/// A pattern and what must hold of its match. `core` is the group that is replaced; 0: all of it.
+/// A pattern, and the check of its matches. `core` is the group that is replaced; 0 for the whole match.
 struct Rule {
     kind: Kind,
     name: &'static str,
     pattern: Regex,
     core: usize,
-    /// Given the match and what stands before it.
+    /// Checks a match, given the matched text and the text before it.
     holds: fn(&str, &str) -> bool,
 }
 
@@ -37,12 +38,12 @@ fn word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// Letters and digits alone, upper case.
+/// Returns letters and digits only, in upper case.
 fn bare(text: &str) -> String {
     text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_uppercase).collect()
 }
 
-/// Whether one of these words stands shortly before.
+/// Returns true if one of these words occurs in the last characters of `before`.
 fn told(before: &str, words: &[&str]) -> bool {
     const NEAR: usize = 40;
     let tail: String = before.chars().rev().take(NEAR).collect::<Vec<_>>().into_iter().rev().collect();
@@ -51,7 +52,7 @@ fn told(before: &str, words: &[&str]) -> bool {
     words.iter().any(|w| if w.contains(' ') { tail.contains(w) } else { spoken.contains(w) })
 }
 
-/// Written with separators as its issuer writes it, not as one run of digits.
+/// Returns true if the number is written with separators, as its issuer does, not as one run of digits.
 fn parted(text: &str) -> bool {
     text.contains(['-', ' ', '.'])
 }
@@ -88,7 +89,8 @@ const PHONE_WORDS: &[&str] = &[
     "gsm",
 ];
 
-/// A country code, a North American number in its form, a trunk 0 with separators, or a word that says so.
+/// Accepts a number with a country code, in the form of North America, with a leading 0 and separators, or after a word
+/// such as "phone".
 fn phone(text: &str, before: &str) -> bool {
     let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(10)).collect();
     let whole = text.matches('(').count() == text.matches(')').count();
@@ -104,7 +106,8 @@ fn phone(text: &str, before: &str) -> bool {
     abroad || american || trunk || told(before, PHONE_WORDS)
 }
 
-/// A day that exists, in figures with one separator or with the name of its month, which has a capital.
+/// Accepts a day that exists, in numbers with equal separators, or with the name of its month, which must have a
+/// capital.
 fn date(text: &str, _: &str) -> bool {
     const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
     let parts: Vec<&str> = text.split(|c: char| !c.is_alphanumeric()).filter(|p| !p.is_empty()).collect();
@@ -129,7 +132,7 @@ fn date(text: &str, _: &str) -> bool {
     }
 }
 
-/// All rules; where matches overlap, that of the earlier rule stands.
+/// All rules. If matches overlap, that of the earlier rule wins.
 static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
     let rule = |kind, name, pattern: &str, core, holds| Rule {
         kind,
@@ -203,9 +206,12 @@ static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
     ]
 });
 
-/// What stands in a text of these kinds, without overlaps, in its order. An error: a text that a pattern gives up on.
+/// Finds personal data of these kinds, without overlaps, in the order of the text.
+///
+/// Errors: a pattern gives up on the text.
 pub(super) fn find(text: &str, kinds: &[Kind], names: &Names) -> Result<Vec<Finding>, String> {
-    // By their first byte: they do not overlap, so that the last one before another's end is the one that could.
+    // By first byte. Findings do not overlap, so only the last one that begins before the end of a new one could
+    // overlap it.
     let mut found: BTreeMap<usize, Finding> = BTreeMap::new();
     let mut add = |finding: Finding| {
         let before = found.range(..finding.at.end).next_back();
@@ -213,7 +219,8 @@ pub(super) fn find(text: &str, kinds: &[Kind], names: &Names) -> Result<Vec<Find
             found.insert(finding.at.start, finding);
         }
     };
-    // Every kind is looked for: a number that is left as it is must not pass for one of another kind.
+    // Look for all kinds, also those that are not wanted: a number of an unwanted kind must not be taken for a wanted
+    // one.
     for rule in RULES.iter() {
         let mut from = 0;
         while from < text.len() {
@@ -221,7 +228,7 @@ pub(super) fn find(text: &str, kinds: &[Kind], names: &Names) -> Result<Vec<Find
             let Some(core) = groups.get(rule.core).or_else(|| groups.get(0)) else { break };
             let at = core.start()..core.end();
             if rule.kind == Kind::Email {
-                // All of it is looked at once: what is wrong in front of an address may go on for long.
+                // Examine the whole match only once: invalid text in front of an address may be long.
                 from = at.end;
                 if let Some(at) = address(text, at) {
                     let value = normal(rule.kind, &text[at.clone()]);
@@ -232,7 +239,7 @@ pub(super) fn find(text: &str, kinds: &[Kind], names: &Names) -> Result<Vec<Find
                 let value = normal(rule.kind, &text[at.clone()]);
                 add(Finding { at, kind: rule.kind, rule: rule.name, value });
             } else {
-                // Something later may hold, but nothing that begins inside the same word.
+                // A later match may be accepted, but none that begins inside the same word.
                 let rest = &text[at.start..];
                 let first = rest.chars().next().map_or(1, char::len_utf8);
                 from = match rest.starts_with(word) {
@@ -246,7 +253,7 @@ pub(super) fn find(text: &str, kinds: &[Kind], names: &Names) -> Result<Vec<Find
     Ok(found.into_values().filter(|f| kinds.contains(&f.kind)).collect())
 }
 
-/// The part of what looks like an address of e-mail that is one: dots stand alone, and not at the beginning.
+/// Returns the part of a match that is a valid e-mail address: no two dots in a row, no dot at the beginning.
 fn address(text: &str, mut at: Range<usize>) -> Option<Range<usize>> {
     let local = text[at.clone()].find('@')?;
     let name = &text[at.start..at.start + local];
@@ -263,12 +270,12 @@ fn address(text: &str, mut at: Range<usize>) -> Option<Range<usize>> {
 }
 
 impl Rule {
-    /// The part of a match that is what the rule looks for: all of it, or, of numbers in groups, all but the last few
-    /// groups, which belong to something else.
+    /// Returns the part of a match that the rule accepts: all of it, or, for numbers in groups, all but the last few
+    /// groups, which may belong to something else.
     fn within(&self, text: &str, mut at: Range<usize>) -> Option<Range<usize>> {
         loop {
             let value = &text[at.clone()];
-            // Case-insensitive patterns know letters beyond ASCII; numbers are made of none.
+            // Case-insensitive patterns also match some letters outside ASCII, which no number contains.
             let plain = value.is_ascii();
             if plain && stands_apart(text, &at) && (self.holds)(value, &text[..at.start]) {
                 return Some(at);
@@ -283,7 +290,8 @@ impl Rule {
     }
 }
 
-/// No word goes on before or after a number, also across one dot or dash.
+/// Returns true if a number is not part of a longer word or number, also across one dot or dash. Always true for
+/// matches without digits.
 fn stands_apart(text: &str, at: &Range<usize>) -> bool {
     let joined = |side: &mut dyn Iterator<Item = char>| match side.next() {
         Some('.' | '-') => side.next().is_some_and(|c| c.is_ascii_digit()),
@@ -293,7 +301,7 @@ fn stands_apart(text: &str, at: &Range<usize>) -> bool {
     !numeric || (!joined(&mut text[..at.start].chars().rev()) && !joined(&mut text[at.end..].chars()))
 }
 
-/// One spelling for all that mean the same.
+/// Returns the normalised spelling of a value.
 fn normal(kind: Kind, value: &str) -> String {
     match kind {
         Kind::Email | Kind::Ip | Kind::Name | Kind::Date => value.to_lowercase(),

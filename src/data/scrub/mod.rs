@@ -1,9 +1,10 @@
-//! Personal data found in the texts of rows and replaced by pseudonyms.
+//! Finds personal data in the texts of rows and replaces it by pseudonyms.
 //!
-//! What is found has a form that says what it is (an address, a check digit that holds, a word beside it) or stands in a
-//! list of names. The same value gets the same pseudonym wherever it stands, keyed: without the key nobody can try values
-//! against it. Invariant: what comes out holds no value that was found, the report no value at all, and scrubbing twice
-//! changes nothing more. It is a sieve, not a promise: a name outside the list stays.
+//! Personal data is found by its form (an e-mail address, a valid check digit, a word next to a number) or in a list of
+//! names. The same value gets the same pseudonym everywhere. Pseudonyms depend on a key, so that without the key nobody
+//! can test which value belongs to a pseudonym. Invariant: the result contains no value that was found, the report
+//! contains no values at all, and scrubbing a result again changes nothing. Limit: not all personal data is found;
+//! names outside the list stay.
 
 mod check;
 mod find;
@@ -24,12 +25,12 @@ use std::path::Path;
 pub enum Kind {
     Email,
     Phone,
-    /// National numbers that carry check digits or a form of their own, of the countries in `find`.
+    /// National identification numbers with check digits or a distinctive form, of the countries in `find`.
     National,
     Card,
     Iban,
     Ip,
-    /// From a list.
+    /// Names of people, from a list.
     Name,
     Date,
     MedicalRecord,
@@ -48,7 +49,7 @@ impl Kind {
         Kind::MedicalRecord,
     ];
 
-    /// As commands and reports write it.
+    /// Returns the name used in commands and reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Email => "email",
@@ -63,11 +64,12 @@ impl Kind {
         }
     }
 
+    /// Returns the kind with this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|k| k.name() == name)
     }
 
-    /// The word in a pseudonym.
+    /// Returns the word used in pseudonyms.
     fn label(self) -> &'static str {
         match self {
             Self::Email => "EMAIL",
@@ -83,24 +85,27 @@ impl Kind {
     }
 }
 
-/// Names to look for: words in a row, with upper-case beginnings where the list has them.
+/// Names to look for, each one or more words. A word with a capital in the list must have one in the text too.
 #[derive(Debug, Clone, Default)]
 pub struct Names {
-    /// By their first word in lower case, the longest name first: its words.
+    /// The words of each name, by its first word in lower case; longer names come first.
     by_first: HashMap<String, Vec<Vec<String>>>,
 }
 
 impl Names {
-    /// One name a line; empty lines and lines that begin with `#` are passed over.
+    /// Reads a file with one name per line; empty lines and lines that begin with `#` are skipped.
     pub fn read(path: &Path) -> Result<Self> {
         let names = Self::of(fsutil::read_to_string(path)?.lines());
         match names.by_first.is_empty() {
-            true => Err(Error::user(format!("{}: holds no name", path.display())).hint("one name a line")),
+            true => {
+                Err(Error::user(format!("{}: the file contains no names", path.display()))
+                    .hint("write one name per line"))
+            }
             false => Ok(names),
         }
     }
 
-    /// From names.
+    /// Makes a list from names.
     pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         let mut by_first: HashMap<String, Vec<Vec<String>>> = HashMap::new();
         for name in names.into_iter().map(str::trim).filter(|n| !n.is_empty() && !n.starts_with('#')) {
@@ -113,7 +118,7 @@ impl Names {
         Self { by_first }
     }
 
-    /// Where names stand, with the name as the list spells it, in lower case.
+    /// Finds names in a text. Returns their byte ranges, and the names as spelled in the list, in lower case.
     fn find(&self, text: &str) -> Vec<(Range<usize>, String)> {
         if self.by_first.is_empty() {
             return Vec::new();
@@ -124,7 +129,7 @@ impl Names {
             let rest = &places[i..];
             let fits = |name: &&Vec<String>| {
                 rest.len() >= name.len() && name.iter().zip(rest).all(|(n, at)| same_word(n, &text[at.clone()]))
-                    // The words stand in a row, parted by spaces, dots of initials, or a hyphen.
+                    // Between the words there may be only spaces, dots of initials, hyphens and apostrophes.
                     && rest[..name.len()].windows(2).all(|w| text[w[0].end..w[1].start].chars().all(|c| " .-'’\u{a0}".contains(c)))
             };
             let names = self.by_first.get(&text[places[i].clone()].to_lowercase());
@@ -141,13 +146,13 @@ impl Names {
     }
 }
 
-/// Equal but for case; a name with a capital does not stand in a text without one (`Will`, `May`).
+/// Compares words ignoring case, but a name with a capital does not match a word without one (`Will`, `May`).
 fn same_word(name: &str, word: &str) -> bool {
     let capital = |s: &str| s.chars().next().is_some_and(char::is_uppercase);
     name.to_lowercase() == word.to_lowercase() && (!capital(name) || capital(word))
 }
 
-/// Places of the words of a text; an apostrophe ends one (`Anna's`).
+/// Returns the byte ranges of the words of a text; an apostrophe ends a word (`Anna's`).
 fn words(text: &str) -> impl Iterator<Item = Range<usize>> + '_ {
     let mut from = 0;
     std::iter::from_fn(move || {
@@ -158,40 +163,40 @@ fn words(text: &str) -> impl Iterator<Item = Range<usize>> + '_ {
     })
 }
 
-/// How often something was found; no value.
+/// How often one kind of personal data was found; contains no values.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Found {
     pub times: u64,
-    /// Different values.
+    /// Number of different values.
     pub distinct: u64,
-    /// By rule: of national numbers the country.
+    /// Findings by rule; for national numbers the rule is the country.
     pub rules: BTreeMap<&'static str, u64>,
 }
 
-/// What was done, in counts.
+/// What was found and replaced, in counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     pub rows: u64,
     pub rows_changed: u64,
     pub found: BTreeMap<Kind, Found>,
-    /// By column, with the path inside it: `messages[].content`.
+    /// Number of changed texts by column, with the path inside it: `messages[].content`.
     pub columns: BTreeMap<String, u64>,
-    /// Personal data that may be there and that nobody looked for.
+    /// Kinds of personal data that were not looked for and may still be in the texts.
     pub not_looked_for: Vec<String>,
 }
 
-/// What stays in the texts whatever they hold: kinds that are left out, and what no form gives away.
+/// Lists the personal data that is not looked for: kinds that the user left out, and data without a recognisable form.
 fn not_looked_for(kinds: &[Kind], names: &Names) -> Vec<String> {
     let names = match names.by_first.is_empty() || !kinds.contains(&Kind::Name) {
         true => "names of people (they are found by a list)",
         false => "names of people that are not in the list",
     };
-    let always = [names, "street and postal addresses", "places, employers and other words that tell who somebody is"];
+    let always = [names, "street and postal addresses", "places, employers and other words that identify a person"];
     let left_out = Kind::ALL.into_iter().filter(|k| *k != Kind::Name && !kinds.contains(k));
     always.into_iter().map(String::from).chain(left_out.map(|k| k.name().replace('_', " "))).collect()
 }
 
-/// Replaces what it finds, and counts.
+/// Replaces personal data by pseudonyms and counts it.
 pub struct Scrubber {
     kinds: Vec<Kind>,
     names: Names,
@@ -201,8 +206,9 @@ pub struct Scrubber {
 }
 
 impl Scrubber {
-    /// Looks for these kinds. With the same `key` (any bytes) the same value has the same pseudonym in every file; with
-    /// none a random key is drawn that nobody keeps, and pseudonyms agree inside this scrubber alone.
+    /// Creates a scrubber for these kinds. With the same `key` (any bytes), the same value has the same pseudonym in
+    /// every file. Without a key, a random one is used and not stored, so that pseudonyms are consistent within this
+    /// scrubber only.
     pub fn new(kinds: &[Kind], names: Names, key: Option<&[u8]>) -> Self {
         let key = match key {
             Some(key) => Sha256::digest(key).into(),
@@ -212,12 +218,13 @@ impl Scrubber {
         Self { kinds: kinds.to_vec(), names, key, seen: BTreeSet::new(), report }
     }
 
-    /// The text with pseudonyms for what was found.
+    /// Returns the text with all findings replaced by pseudonyms.
     ///
-    /// Errors: a text that a pattern gives up on; it is not let through.
+    /// Errors: a text that a pattern cannot search completely; it must not be let through.
     pub fn text(&mut self, text: &str) -> Result<String> {
-        let found = find::find(text, &self.kinds, &self.names)
-            .map_err(|e| Error::user(format!("a text cannot be searched: {e}")).hint("leave the row out"))?;
+        let found = find::find(text, &self.kinds, &self.names).map_err(|e| {
+            Error::user(format!("a text cannot be searched for personal data: {e}")).hint("leave the row out")
+        })?;
         let (mut out, mut from) = (String::with_capacity(text.len()), 0);
         for finding in found {
             let pseudonym = self.pseudonym(finding.kind, &finding.value);
@@ -233,7 +240,7 @@ impl Scrubber {
         Ok(out)
     }
 
-    /// Every text of a row, wherever it stands; names of columns and roles of turns stay as they are.
+    /// Replaces personal data in all texts of a row at any depth, except names of columns and roles of messages.
     pub fn row(&mut self, row: &mut serde_json::Map<String, Value>) -> Result<()> {
         let mut changed = false;
         for (column, value) in row.iter_mut() {
@@ -271,13 +278,13 @@ impl Scrubber {
         Ok(changed)
     }
 
-    /// What was done so far.
+    /// Returns the counts so far.
     pub fn report(&self) -> &Report {
         &self.report
     }
 
-    /// `[EMAIL:kqzvwxma]`: letters alone, so that nothing is found in it again. Eight of 26 are 38 bits of SHA-256 over
-    /// key, kind and value.
+    /// Returns a pseudonym such as `[EMAIL:kqzvwxma]`. It has letters only, so that nothing is found in it again: eight
+    /// letters, or 38 bits, of the SHA-256 of key, kind and value.
     fn pseudonym(&self, kind: Kind, value: &str) -> String {
         let mut hash = Sha256::new();
         hash.update(self.key);

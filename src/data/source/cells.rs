@@ -1,8 +1,9 @@
-//! Cells of Arrow arrays as JSON.
+//! Converts cells of Arrow arrays to JSON.
 //!
-//! Every type of Arrow has a form here but binary data that is no text: a category is its value, an exact decimal keeps
-//! its digits, days and times are ISO 8601 (an instant in UTC), a duration is the number of its units, a map with
-//! texts as keys is an object, text that the file calls JSON is what it spells, and a float that is no number is null.
+//! All types of Arrow can be converted except binary data that is not text. A category becomes its value, and an exact
+//! decimal keeps its digits. Dates and times are ISO 8601 (instants in UTC), and a duration is its number of units. A
+//! map with text as keys becomes an object. Text that the file declares as JSON is parsed. NaN and infinite floats
+//! become null.
 
 use super::super::json;
 use half::f16;
@@ -19,14 +20,14 @@ use polars_arrow::types::{NativeType, days_ms, i256, months_days_ns};
 use serde_json::{Map, Value, json};
 use std::ops::Range;
 
-/// The extension type of text that is JSON.
+/// Arrow's extension type for text that is JSON.
 pub(super) const JSON: &str = "arrow.json";
 
-/// The extension type, ours, of bytes that are a decimal of 256 bits; its metadata is the scale.
+/// ft's own extension type for bytes that are a decimal of 256 bits; its metadata is the scale.
 pub(super) const DECIMAL256: &str = "ft.decimal256";
 
-/// The cell `i`; an error is the name of a kind that has no JSON form. A null inside a list or struct stands for a key
-/// that is not there, because every struct of a column has every key.
+/// Converts cell `i`. Null fields of structs are left out, because in a column every struct has every key. The error
+/// names the type that cannot be converted.
 pub(super) fn cell(array: &dyn Array, i: usize) -> Result<Value, String> {
     if array.is_null(i) {
         return Ok(Value::Null);
@@ -48,15 +49,17 @@ pub(super) fn cell(array: &dyn Array, i: usize) -> Result<Value, String> {
     }
 }
 
-/// The array as what its type says that it is.
+/// Casts the array to a concrete type. The error names the array's type.
 fn of<A: 'static>(array: &dyn Array) -> Result<&A, String> {
     array.as_any().downcast_ref().ok_or_else(|| format!("{:?}", array.dtype()))
 }
 
+/// Returns cell `i` of a primitive array.
 fn primitive<T: NativeType>(array: &dyn Array, i: usize) -> Result<T, String> {
     Ok(of::<PrimitiveArray<T>>(array)?.value(i))
 }
 
+/// Converts cell `i` by the storage type of its array.
 fn stored(array: &dyn Array, i: usize) -> Result<Value, String> {
     use ArrowDataType::*;
     let unknown = || format!("{:?}", array.dtype());
@@ -149,7 +152,7 @@ fn stored(array: &dyn Array, i: usize) -> Result<Value, String> {
     })
 }
 
-/// An integer with its last `scale` digits behind the point.
+/// Makes a decimal from an integer, with its last `scale` digits after the point.
 fn decimal(digits: String, scale: usize) -> Value {
     let (sign, digits) = digits.strip_prefix('-').map_or(("", digits.as_str()), |d| ("-", d));
     let digits = format!("{digits:0>width$}", width = scale + 1);
@@ -187,7 +190,7 @@ fn time(value: i64, unit: TimeUnit) -> Option<String> {
     })
 }
 
-/// As Python's `isoformat` writes it.
+/// Writes an instant as Python's `isoformat` does.
 fn timestamp(value: i64, unit: TimeUnit, zoned: bool) -> Option<Value> {
     const DAY: i128 = 86_400 * 1_000_000_000;
     let all = nanoseconds(value, unit);
@@ -196,7 +199,7 @@ fn timestamp(value: i64, unit: TimeUnit, zoned: bool) -> Option<Value> {
     Some(format!("{date}T{time}{}", if zoned { "+00:00" } else { "" }).into())
 }
 
-/// Text that its file calls bytes, as old writers of Parquet do.
+/// Reads bytes as text: old writers of Parquet declare text as binary.
 fn bytes(bytes: &[u8]) -> Result<Value, String> {
     std::str::from_utf8(bytes).map(Value::from).map_err(|_| "binary".to_string())
 }
@@ -220,13 +223,13 @@ fn items(values: &dyn Array, at: Range<usize>) -> Result<Value, String> {
     at.map(|i| cell(values, i)).collect::<Result<_, _>>().map(Value::Array)
 }
 
-/// Parquet writes a map as a list of entries; the name of the entry tells it from other lists.
+/// Returns true for a map as Parquet writes it: a list of entries, which differs from other lists by the entry's name.
 fn is_parquet_map(name: &str, item: &ArrowDataType) -> bool {
     matches!(name, "key_value" | "entries" | "map")
         && matches!(item, ArrowDataType::Struct(fields) if fields.len() == 2 && fields[0].name == "key")
 }
 
-/// The entries of a map: an object where every key is text, else a list of pairs.
+/// Converts the entries of a map: to an object if every key is text, else to a list of pairs.
 fn map(entries: &dyn Array, at: Range<usize>) -> Result<Value, String> {
     let entries = of::<StructArray>(entries)?;
     let [keys, values] = entries.values() else { return Err("a map".into()) };

@@ -1,8 +1,8 @@
-//! Parquet and Arrow IPC, a group of rows at a time, and of their columns only those that are wanted.
+//! Reads Parquet and Arrow IPC files, a group of rows at a time and only the selected columns.
 //!
-//! Columns are decoded to Arrow arrays, and these become JSON in `cells`. polars' own columns are left out on the way:
-//! without features that multiply its building time they panic over categories, decimals, days and small numbers, and
-//! they forget which text is JSON. A column that nobody wants is never decoded, whatever its type.
+//! Columns are decoded to Arrow arrays, which `cells` converts to JSON. polars' own column type is not used: without
+//! features that multiply its build time it panics on categories, decimals, dates and small integers, and it does not
+//! keep which text is JSON. Columns that are not selected are never decoded, whatever their type.
 
 use super::cells::{self, cell};
 use super::schema::{self, Known};
@@ -30,10 +30,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Once;
 
-/// Bytes of a Parquet file's columns, unpacked, that are read at a time.
+/// Number of bytes of decompressed Parquet columns to read at a time.
 const SLICE_BYTES: usize = 32 << 20;
 
-/// A column: its cells in one array or several, or why it cannot be decoded.
+/// A decoded column: its cells in one or more arrays, or the reason why it cannot be decoded.
 pub(super) struct Column {
     pub name: String,
     pub cells: Result<Vec<Box<dyn Array>>, String>,
@@ -45,15 +45,15 @@ pub(super) fn polars_error(path: &Path, e: PolarsError) -> Error {
 
 fn unreadable(path: &Path, why: &str) -> Error {
     Error::user(format!("{}: {}", path.display(), why.lines().next().unwrap_or_default()))
-        .hint("is the file whole, and what its extension says?")
+        .hint("is the file complete, and of the kind that its extension says?")
 }
 
 thread_local! {
-    /// Whether a panic on this thread is going to be an error, and so is not to be printed.
+    /// Whether panics of this thread are being converted to errors and must not be printed.
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What a decoder says; one that panics over what it finds in a file is an error like those that it returns.
+/// Runs a decoder and converts panics to errors: decoders may panic on the content of a damaged file.
 pub(super) fn guarded<T, E: ToString>(decode: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -74,32 +74,32 @@ pub(super) fn guarded<T, E: ToString>(decode: impl FnOnce() -> Result<T, E>) -> 
     })
 }
 
-/// How many rows a Parquet file says it has.
+/// Returns the number of rows in a Parquet file, from its metadata.
 pub(super) fn parquet_rows(path: &Path) -> Result<usize> {
     let mut file = open(path)?;
     guarded(|| read_metadata(&mut file)).map(|m| m.num_rows).map_err(|e| unreadable(path, &e))
 }
 
-/// The names of those columns of a file that are wanted.
+/// Returns the names of the selected columns.
 ///
-/// Errors: two columns of one name; none that is wanted.
+/// Errors: two selected columns have the same name; no column is selected.
 fn choose<'a>(path: &Path, names: &[&'a str], wanted: Wanted) -> Result<Vec<&'a str>> {
     let mut seen = BTreeSet::new();
     let chosen: Vec<&str> = names.iter().copied().filter(|name| wanted.has(name)).collect();
     if let Some(twice) = chosen.iter().find(|name| !seen.insert(**name)) {
-        return Err(Error::user(format!("{}: two columns are called `{twice}`", path.display()))
+        return Err(Error::user(format!("{}: two columns have the name `{twice}`", path.display()))
             .hint("give each column a name of its own"));
     }
     if chosen.is_empty() {
         let found = names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
         let found = if found.is_empty() { "none".into() } else { found };
-        return Err(Error::user(format!("{}: no column that is read; found {found}", path.display()))
-            .hint("name the columns after what they hold, or map them with `columns`"));
+        return Err(Error::user(format!("{}: none of the expected columns; found {found}", path.display()))
+            .hint("rename the columns to those of a known format, or map them with `columns`"));
     }
     Ok(chosen)
 }
 
-/// The rows of a part of a Parquet file; `start` and `end` of the part count rows.
+/// Reads the rows of a part of a Parquet file; `start` and `end` of the part count rows.
 pub(super) fn parquet(path: &Path, part: &Segment, wanted: Wanted, limit: usize, take: Take) -> Result<Passage> {
     let mut file = open(path)?;
     let wrong = |e: String| unreadable(path, &e);
@@ -125,15 +125,15 @@ pub(super) fn parquet(path: &Path, part: &Segment, wanted: Wanted, limit: usize,
     while passage.rows < rows {
         let at = first + passage.rows;
         let Some((group, begins)) = group_of(&metadata.row_groups, at) else {
-            return Err(Error::user(format!("{}: ends after {at} of {total} rows", path.display())));
+            return Err(Error::user(format!("{}: the file ends after {at} of {total} rows", path.display())));
         };
-        // Slices end where a row group ends, so that none is unpacked twice more than its size asks for.
+        // Slices end where a row group ends, so that no group is decompressed more often than its size requires.
         let unpacked: usize = chosen.iter().flat_map(|n| group.columns_under_root_iter(n)).flatten().map(size).sum();
         let row_bytes = (unpacked / group.num_rows().max(1)).max(1);
         let left = begins + group.num_rows() - at;
         let height = (rows - passage.rows).min(left).min((SLICE_BYTES / row_bytes).max(64));
         let here = at - begins..at - begins + height;
-        // One by one: where many threads wait for these rows, none would be left to decode them.
+        // Decoded one by one: the threads of the pool may all be waiting for these rows.
         let column = |field: &Field| Column {
             name: field.name.to_string(),
             cells: guarded(|| decode(&bytes, group, field, here.clone())),
@@ -149,7 +149,7 @@ fn size(column: &polars_parquet::read::ColumnChunkMetadata) -> usize {
     usize::try_from(column.uncompressed_size()).unwrap_or(0)
 }
 
-/// The row group of row `at`, and the rows before it.
+/// Returns the row group of row `at`, and the number of rows before the group.
 fn group_of(groups: &[RowGroupMetadata], at: usize) -> Option<(&RowGroupMetadata, usize)> {
     let mut begins = 0;
     groups.iter().find_map(|group| {
@@ -159,7 +159,7 @@ fn group_of(groups: &[RowGroupMetadata], at: usize) -> Option<(&RowGroupMetadata
     })
 }
 
-/// Some rows of a column of a row group.
+/// Decodes some rows of a column of a row group.
 fn decode(
     file: &Buffer<u8>,
     group: &RowGroupMetadata,
@@ -189,7 +189,8 @@ fn decode(
     }
 }
 
-/// The type with what Parquet's own types say and polars' reading of them leaves out; `leaves` are the column's, in order.
+/// Completes the Arrow type with information from Parquet's types that polars ignores (JSON, enums, small floats, wide
+/// decimals); `leaves` are the leaf types of the column, in order.
 fn refined<'a>(dtype: ArrowDataType, leaves: &mut dyn Iterator<Item = &'a PrimitiveType>) -> ArrowDataType {
     use ArrowDataType::*;
     let mut inside = |field: Box<Field>| {
@@ -225,7 +226,7 @@ fn refined<'a>(dtype: ArrowDataType, leaves: &mut dyn Iterator<Item = &'a Primit
     }
 }
 
-/// The rows of an Arrow IPC file or stream (which `datasets` writes), a record batch at a time.
+/// Reads the rows of an Arrow IPC file or stream (`datasets` writes streams), a record batch at a time.
 pub(super) fn ipc(path: &Path, wanted: Wanted, limit: usize, take: Take) -> Result<Passage> {
     let mut file = open(path)?;
     let mut magic = [0u8; 6];
@@ -270,15 +271,15 @@ pub(super) fn ipc(path: &Path, wanted: Wanted, limit: usize, take: Take) -> Resu
     Ok(passage)
 }
 
-/// Why a column of a type that polars has no form of is not read.
+/// The reason for columns of types that polars does not support.
 const FOREIGN: &str = "it is run-end encoded, a list view, a sparse union or an interval of days and milliseconds";
 
-/// The columns of an Arrow file that are wanted.
+/// The selected columns of an Arrow file.
 struct IpcColumns {
     names: Vec<String>,
-    /// Where they stand in the schema.
+    /// Their indices in the schema.
     places: Vec<usize>,
-    /// Those that are wanted and cannot be decoded.
+    /// Selected columns that cannot be decoded.
     foreign: Vec<String>,
 }
 
@@ -299,13 +300,16 @@ impl IpcColumns {
         let foreign = names(true).filter(is_chosen).map(|(_, name)| name.to_string()).collect();
         let columns = Self { places, names: names_, foreign };
         match columns.places.is_empty() {
-            true => Err(unreadable(path, &format!("no column of it can be decoded: {FOREIGN}"))),
+            true => Err(unreadable(path, &format!("none of its columns can be decoded: {FOREIGN}"))),
             false => Ok(columns),
         }
     }
 }
 
-/// Hands on `height` rows of some columns, the first of which is row `before + 1` of the file.
+/// Passes `height` rows, converted from columns, to `take` in chunks. The first of them is row `before + 1` of the
+/// file.
+///
+/// Errors: a cell or column cannot be decoded, unless `wanted` allows that.
 pub(super) fn rows_of(
     path: &Path,
     columns: &[Column],
@@ -323,7 +327,7 @@ pub(super) fn rows_of(
             let refused = |i: usize, why: &str| {
                 let place = Place { path, line: before + start + i + 1 };
                 Error::user(format!("{place}: column `{name}` cannot be read: {why}"))
-                    .hint("write the column as text, numbers, lists or structs, or leave it out")
+                    .hint("write the column as text, numbers, lists or structs, or remove it")
             };
             let arrays = match &column.cells {
                 Ok(arrays) => arrays.as_slice(),
@@ -339,7 +343,7 @@ pub(super) fn rows_of(
                 };
                 let value = match value {
                     Err(_) if wanted.forgives() => Value::Null,
-                    value => value.map_err(|kind| refused(i, &format!("its values are of kind {kind}")))?,
+                    value => value.map_err(|kind| refused(i, &format!("unsupported type of values: {kind}")))?,
                 };
                 row.insert(name.clone(), value);
             }

@@ -1,6 +1,6 @@
-//! CSV, cut into records here and into fields by polars, a few megabytes at a time.
+//! Reads CSV files a few megabytes at a time. Records are split here, fields by polars.
 //!
-//! Every column is text: a guess of types would turn an answer `007` into 7.
+//! Every column is text, because inferring types would turn an answer `007` into 7.
 
 use super::columnar::{Column, polars_error, rows_of};
 use super::{BOM, CHUNK_BYTES, Passage, Segment, Take, Wanted, open};
@@ -10,7 +10,7 @@ use polars::prelude::*;
 use std::io::{BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// Finds where records end: a line feed inside quotes ends none (RFC 4180).
+/// State for finding the ends of records: a line feed inside quotes does not end a record (RFC 4180).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Reading {
     #[default]
@@ -22,7 +22,7 @@ pub(super) enum Reading {
 }
 
 impl Reading {
-    /// Whether this byte ends a record.
+    /// Advances by one byte. Returns true if it ends a record.
     pub fn step(&mut self, byte: u8) -> bool {
         *self = match (*self, byte) {
             (Reading::Quoted, b'"') => Reading::Closing,
@@ -39,14 +39,14 @@ impl Reading {
     }
 }
 
-/// Records one after the other.
+/// Reads the records of a file one after the other.
 struct Records<'a> {
     path: &'a Path,
     reader: Box<dyn BufRead>,
 }
 
 impl Records<'_> {
-    /// Adds the next record with its line feed; false at the end.
+    /// Appends the next record with its line feed to `into`. Returns false at the end of the file.
     fn next(&mut self, into: &mut Vec<u8>) -> Result<bool> {
         let (mut state, before) = (Reading::default(), into.len());
         loop {
@@ -54,8 +54,10 @@ impl Records<'_> {
             let n = self.reader.read_until(b'\n', into).map_err(|e| io_error("reading", self.path, e))?;
             if n == 0 {
                 return match state {
-                    Reading::Quoted => Err(Error::user(format!("{}: a quoted field has no end", self.path.display()))
-                        .hint("a quote inside a quoted field is written twice: \"\"")),
+                    Reading::Quoted => {
+                        Err(Error::user(format!("{}: a quoted field is not closed", self.path.display()))
+                            .hint("a quote inside a quoted field is written twice: \"\""))
+                    }
                     _ => Ok(into.len() > before),
                 };
             }
@@ -70,7 +72,9 @@ impl Records<'_> {
     }
 }
 
-/// The header, without a byte-order mark, and where the first record after it begins.
+/// Returns the header without byte-order mark, and the byte position of the first record after it.
+///
+/// Errors: the file is empty, or two columns have the same name.
 pub(super) fn header(path: &Path) -> Result<(Vec<u8>, u64)> {
     let mut header = Vec::new();
     let mut records = Records { path, reader: Box::new(BufReader::new(open(path)?)) };
@@ -88,7 +92,7 @@ pub(super) fn header(path: &Path) -> Result<(Vec<u8>, u64)> {
     Ok((header, end))
 }
 
-/// Two columns of one name: which of them a row means cannot be known.
+/// Fails if two columns have the same name, because it would be unclear which of them is meant.
 fn refuse_twins(path: &Path, header: &[u8]) -> Result<()> {
     let options = CsvReadOptions::default().with_has_header(false).with_infer_schema_length(Some(0));
     let names =
@@ -97,14 +101,14 @@ fn refuse_twins(path: &Path, header: &[u8]) -> Result<()> {
     for column in names.columns() {
         let name = column.get(0).map_err(|e| polars_error(path, e))?.to_string();
         if !seen.insert(name.clone()) {
-            return Err(Error::user(format!("{}:1: two columns are called {name}", path.display()))
+            return Err(Error::user(format!("{}:1: two columns have the name {name}", path.display()))
                 .hint("give each column a name of its own"));
         }
     }
     Ok(())
 }
 
-/// The rows of a part of the file.
+/// Reads the rows of a part of the file.
 pub(super) fn read(path: &Path, part: &Segment, limit: usize, take: Take) -> Result<Passage> {
     let (header, first) = header(path)?;
     let start = part.start.max(first);

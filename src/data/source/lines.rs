@@ -1,4 +1,4 @@
-//! Lines of JSON.
+//! Reads JSON Lines files. Rows are passed on as text; blank lines are skipped and counted.
 
 use super::{BOM, Body, CHUNK_BYTES, CHUNK_ROWS, Passage, RawRow, Segment, Take, open};
 use crate::data::record::Place;
@@ -7,7 +7,7 @@ use crate::fsutil::io_error;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// The rows of a part of a JSON Lines file.
+/// Reads the rows of a part of a JSON Lines file.
 pub(super) fn read(path: &Path, part: &Segment, limit: usize, take: Take) -> Result<Passage> {
     let mut file = open(path)?;
     file.seek(SeekFrom::Start(part.start)).map_err(|e| io_error("reading", path, e))?;

@@ -1,9 +1,10 @@
-//! Rows of a file, in chunks, with the place of each: the only folder that knows polars.
+//! Reads files of rows in chunks, with the place of each row. The only folder that uses polars.
 //!
-//! Parquet, Arrow IPC and the fields of CSV go through polars. JSON does not: polars gives every row the union of the keys
-//! that it inferred from the first rows, so a key that appears late (`tool_calls` in one message of many) is lost or
-//! becomes null, and an error names no line. Rows of JSON are handed on as text and parsed by the threads that tokenise
-//! them. Invariant: memory holds one chunk of rows beside what the caller keeps, whatever the size of the file.
+//! Parquet, Arrow IPC and the fields of CSV are read by polars. JSON is not: polars infers the keys from the first rows
+//! and gives them to every row, so a key that appears late (`tool_calls` in one message of many) is lost or becomes
+//! null, and its errors name no line. Rows of JSON are passed on as text and parsed by the threads that tokenise them.
+//! Invariant: one chunk of rows is in memory at a time, apart from what the caller keeps, whatever the size of the
+//! file.
 
 mod cells;
 mod columnar;
@@ -28,34 +29,33 @@ use serde_json::Value;
 use std::fs::File;
 use std::path::Path;
 
-/// Rows handed on at a time, and the bytes of text after which a chunk is full.
+/// Maximum number of rows of a chunk, and the number of bytes of text after which a chunk is full.
 const CHUNK_ROWS: usize = 4096;
 const CHUNK_BYTES: usize = 8 << 20;
 
-/// A row before its meaning is known.
+/// A row before it is parsed.
 pub struct RawRow {
-    /// 1-based: the line of a JSON Lines file, the number of the row elsewhere.
+    /// From 1: the line in a JSON Lines file, the number of the row in other files.
     pub line: usize,
     body: Body,
 }
 
 enum Body {
-    /// A line.
+    /// A line of JSON.
     Line(String),
-    /// A value of a file whose values do not stand on lines of their own; with the line and column where it begins.
+    /// A JSON value of a file without one value per line, with the line and column where it begins.
     Value(String, [usize; 2]),
     Columns(Columns),
 }
 
-/// Which columns of a columnar file are decoded. Other kinds of file have the columns of a row in one place, and give
-/// all of them.
+/// Which columns of a columnar file are decoded. Files of other kinds always give all columns of a row.
 #[derive(Debug, Clone, Copy)]
 pub enum Wanted<'a> {
-    /// All; one that cannot be decoded is an error.
+    /// All columns; one that cannot be decoded is an error.
     Every,
-    /// All; one that cannot be decoded is null in every row.
+    /// All columns; one that cannot be decoded is null in every row.
     Readable,
-    /// Those of these names that the file has; whatever the others hold is not looked at.
+    /// The columns of these names, as far as the file has them. Other columns are never decoded.
     Only(&'a [String]),
 }
 
@@ -73,7 +73,7 @@ impl Wanted<'_> {
 }
 
 impl RawRow {
-    /// The columns of the row; a bad line of JSON is found here.
+    /// Parses the row into its columns. Fails with line and column on bad JSON.
     pub fn columns(self, path: &Path) -> Result<Columns> {
         let (text, begins, row) = match self.body {
             Body::Columns(columns) => return Ok(columns),
@@ -89,7 +89,7 @@ impl RawRow {
             }
             Err(e) => e,
         };
-        // Where it is wrong, in the file.
+        // Translate the position in the text to the position in the file.
         let (line, column) = (begins[0] + error.line().max(1) - 1, error.column());
         let column = if error.line() <= 1 { column + begins[1] - 1 } else { column };
         let at = match row {
@@ -100,17 +100,18 @@ impl RawRow {
         let what = what.split(" at line ").next().unwrap_or(&what);
         if let Some(byte) = json::lone_surrogate(&text) {
             let escape = text.get(byte..byte + 6).unwrap_or_default();
-            return Err(Error::user(format!("{at}: bad JSON: a lone surrogate, {escape}, is no character")).hint(
-                "write the character itself, or its pair of escapes; text that was cut inside an emoji has such halves",
+            return Err(Error::user(format!("{at}: bad JSON: a lone surrogate, {escape}, is not a character")).hint(
+                "write the character itself, or both of its escapes; text that was cut inside an emoji has such halves",
             ));
         }
-        // What an object at the end of a line goes on with is a comma for the next.
+        // serde_json reports "trailing characters" for a comma after the object.
         let comma = text.trim_end().ends_with("},") && what.contains("trailing characters");
-        let what = if comma { "a comma after the object; lines of JSON have none between them" } else { what };
+        let what = if comma { "a comma after the object; JSON Lines have no commas between rows" } else { what };
         let number = ["NaN", "Infinity"]
             .into_iter()
             .find(|word| text[start_of(&text, &error)..].trim_start_matches('-').starts_with(word));
-        let what = number.map_or(what.to_string(), |word| format!("{word} is no JSON: write null, a number or text"));
+        let what =
+            number.map_or(what.to_string(), |word| format!("{word} is not valid JSON: write null, a number or text"));
         let wrong = Error::user(format!("{at}: bad JSON: {what}"));
         Err(match error.is_eof() {
             true => wrong.hint("a .jsonl file has one whole JSON object on each line; was the file cut off?"),
@@ -119,7 +120,7 @@ impl RawRow {
     }
 }
 
-/// The byte of the text at which an error stands, or its end.
+/// Returns the byte position of an error in the text; the end of the text if it is not a character boundary.
 fn start_of(text: &str, error: &serde_json::Error) -> usize {
     let line = text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum::<usize>();
     let at = line + error.column().saturating_sub(1);
@@ -133,34 +134,34 @@ fn shorten(text: &str) -> String {
     }
 }
 
-/// What was passed over on the way, and how far the file was read.
+/// Number of rows and blank lines that were read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Passage {
     pub rows: usize,
-    /// Lines with nothing on them.
+    /// Blank lines, which were skipped.
     pub blank: usize,
 }
 
-/// The kinds of file, by what they are and not only by their name.
+/// The kinds of files; for JSON, by content and not only by the extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileKind {
-    /// A JSON object a line.
+    /// One JSON object per line.
     JsonLines,
-    /// One list of objects, or objects that take several lines each.
+    /// One list of objects, or objects of several lines each.
     JsonValues,
     Csv,
     Parquet,
     Ipc,
 }
 
-/// The endings of file names that hold rows.
+/// The extensions of files of rows.
 pub const EXTENSIONS: [&str; 8] = ["jsonl", "ndjson", "json", "csv", "parquet", "arrow", "ipc", "feather"];
 
 fn extension(path: &Path) -> String {
     path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default()
 }
 
-/// The kind of this file: its extension, and for JSON how its first value stands.
+/// Returns the kind of a file, by its extension and, for JSON, by its first value. Fails for unknown extensions.
 pub fn file_kind(path: &Path) -> Result<FileKind> {
     match extension(path).as_str() {
         "csv" => Ok(FileKind::Csv),
@@ -170,14 +171,18 @@ pub fn file_kind(path: &Path) -> Result<FileKind> {
             Ok(if values::begins_one(path)? { FileKind::JsonValues } else { FileKind::JsonLines })
         }
         "gz" | "zst" | "bz2" | "xz" | "zip" => {
-            Err(Error::user(format!("{}: packed files are not read", path.display())).hint("unpack it first"))
+            Err(Error::user(format!("{}: compressed files are not supported", path.display()))
+                .hint("decompress it first"))
         }
-        _ => Err(Error::user(format!("{}: unknown kind of file", path.display()))
-            .hint("known: .jsonl, .json, .csv, .parquet, .arrow, .ipc, .feather; rename the file after what it holds")),
+        _ => Err(Error::user(format!("{}: unknown kind of file", path.display())).hint(
+            "known: .jsonl, .json, .csv, .parquet, .arrow, .ipc, .feather; the extension must match the content",
+        )),
     }
 }
 
-/// Hands the rows of `path` to `take`, a chunk at a time and in order, at most `limit` of them, with all their columns.
+/// Passes at most `limit` rows of `path` to `take`, in order, one chunk at a time, with all their columns.
+///
+/// Errors: the file cannot be read or has no rows.
 pub fn for_each_chunk(
     path: &Path,
     limit: Option<usize>,
@@ -186,7 +191,7 @@ pub fn for_each_chunk(
     for_each_chunk_of(Wanted::Every, path, limit, take)
 }
 
-/// As [`for_each_chunk`], with the columns that are wanted.
+/// As [`for_each_chunk`], with the selected columns.
 pub fn for_each_chunk_of(
     wanted: Wanted,
     path: &Path,
@@ -201,12 +206,12 @@ pub fn for_each_chunk_of(
     Ok(passage)
 }
 
-/// The error of a file without rows.
+/// Returns the error for a file without rows.
 pub fn no_row(path: &Path) -> Error {
-    Error::user(format!("{}: the file holds no row", path.display())).hint("was it written completely?")
+    Error::user(format!("{}: the file has no rows", path.display())).hint("was it written completely?")
 }
 
-/// As [`for_each_chunk`], for a part of the file; it may hold no row.
+/// As [`for_each_chunk_of`], for a part of the file, which may have no rows.
 pub fn read(path: &Path, kind: FileKind, part: &Segment, wanted: Wanted, limit: usize, take: Take) -> Result<Passage> {
     match kind {
         FileKind::JsonLines => lines::read(path, part, limit, take),
@@ -227,5 +232,5 @@ fn open(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Takes a chunk of rows.
+/// A function that receives chunks of rows.
 pub type Take<'a> = &'a mut dyn FnMut(Vec<RawRow>) -> Result<()>;

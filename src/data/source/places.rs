@@ -1,4 +1,4 @@
-//! Which files a source means: a file, a folder of them, or a pattern.
+//! Lists the files of a source, which may be a file, a folder or a pattern.
 
 use super::{EXTENSIONS, extension};
 use crate::error::{Error, Result};
@@ -6,8 +6,11 @@ use crate::fsutil::io_error;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
-/// The files of a path, sorted by name: the file itself, those in a folder (not in folders below it, nor hidden ones),
-/// or those that a pattern with `*`, `?`, `[…]` or `**` matches.
+/// Returns the files of a path, sorted by name: the file itself, the files in a folder (without subfolders and hidden
+/// files), or the files that match a pattern with `*`, `?`, `[…]` or `**`. A folder of `Dataset.save_to_disk` gives its
+/// data files.
+///
+/// Errors: no file matches, or a folder has no files of rows.
 pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_dir() {
         return folder(path);
@@ -16,11 +19,11 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
     if path.exists() || !text.contains(['*', '?', '[']) {
         return Ok(vec![path.to_path_buf()]);
     }
-    // As shells do: a name that begins with a dot is matched by a dot only.
+    // As in shells, a leading dot of a name is matched only by a dot in the pattern.
     let as_shells =
         glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
-    let matches =
-        glob::glob_with(&text, as_shells).map_err(|e| Error::user(format!("{text}: no pattern of file names: {e}")))?;
+    let matches = glob::glob_with(&text, as_shells)
+        .map_err(|e| Error::user(format!("{text}: not a valid pattern of file names: {e}")))?;
     let mut found = Vec::new();
     for entry in matches {
         let entry = entry.map_err(|e| {
@@ -32,16 +35,18 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     if found.is_empty() {
-        return Err(Error::user(format!("{text}: no file matches")).hint("* stands for any name, ** for folders below"));
+        return Err(Error::user(format!("{text}: no file matches")).hint("* matches any name, ** any subfolders"));
     }
     found.sort();
     Ok(found)
 }
 
-/// What stands beside rows as JSON and holds none.
+/// JSON files next to rows that contain no rows.
 const ABOUT: [&str; 2] = ["dataset_info.json", "dataset_infos.json"];
 
-/// The files of a folder that `Dataset.save_to_disk` wrote, in its order; none of another folder.
+/// Returns the files of a folder that `Dataset.save_to_disk` wrote, in its order; `None` for other folders.
+///
+/// Errors: the folder has several splits, or a file is missing.
 fn saved(path: &Path) -> Result<Option<Vec<PathBuf>>> {
     #[derive(Deserialize)]
     struct File {
@@ -61,8 +66,11 @@ fn saved(path: &Path) -> Result<Option<Vec<PathBuf>>> {
         return match splits.as_slice() {
             [one] => folder(&path.join(one)).map(Some),
             several => {
-                Err(Error::user(format!("{}: a data set of several splits: {}", path.display(), several.join(", ")))
-                    .hint(format!("name one, such as {}", path.join(several.first().map_or("train", |s| s)).display())))
+                Err(Error::user(format!("{}: the data set has several splits: {}", path.display(), several.join(", ")))
+                    .hint(format!(
+                        "choose one, such as {}",
+                        path.join(several.first().map_or("train", |s| s)).display()
+                    )))
             }
         };
     }
@@ -70,8 +78,10 @@ fn saved(path: &Path) -> Result<Option<Vec<PathBuf>>> {
     let Some(State { files }) = state else { return Ok(None) };
     let files: Vec<PathBuf> = files.iter().map(|file| path.join(&file.filename)).collect();
     match files.iter().find(|file| !file.is_file()) {
-        Some(missing) => Err(Error::user(format!("{}: state.json names it, and it is not there", missing.display()))
-            .hint("copy the folder whole, as save_to_disk wrote it")),
+        Some(missing) => {
+            Err(Error::user(format!("{}: the file is missing, but state.json lists it", missing.display()))
+                .hint("copy the complete folder that save_to_disk wrote"))
+        }
         None => Ok(Some(files)),
     }
 }
@@ -96,7 +106,7 @@ fn folder(path: &Path) -> Result<Vec<PathBuf>> {
     if found.is_empty() {
         others.sort();
         let what = if others.is_empty() { "no file".into() } else { others[..others.len().min(5)].join(", ") };
-        return Err(Error::user(format!("{}: a folder without a file of rows; found {what}", path.display()))
+        return Err(Error::user(format!("{}: the folder has no files of rows; found {what}", path.display()))
             .hint(format!("files of rows end in .{}", EXTENSIONS.join(", ."))));
     }
     found.sort();
@@ -130,7 +140,7 @@ mod tests {
         dict(r#"{"splits": ["train"]}"#);
         assert_eq!(files(folder.path()).unwrap(), train);
         std::fs::remove_file(&train[0]).unwrap();
-        assert!(files(folder.path()).unwrap_err().message().contains("is not there"));
+        assert!(files(folder.path()).unwrap_err().message().contains("the file is missing"));
     }
 
     #[test]
@@ -150,6 +160,6 @@ mod tests {
         assert_eq!(names("**/[ad].jsonl").unwrap(), ["a.jsonl", "deep/d.jsonl"]);
         assert_eq!(names("absent.jsonl").unwrap(), ["absent.jsonl"]);
         assert!(names("*.txt").unwrap_err().message().contains("no file matches"));
-        assert!(names("deep/er.jsonl").unwrap_err().message().contains("without a file of rows; found no file"));
+        assert!(names("deep/er.jsonl").unwrap_err().message().contains("has no files of rows; found no file"));
     }
 }

@@ -1,8 +1,8 @@
-//! The schemas of Arrow IPC files, in types that polars decodes.
+//! Rewrites the schemas of Arrow IPC files to types that polars can decode.
 //!
-//! polars panics over a schema with run-end encoded columns or list views, also where nobody reads them, and over decimals of
-//! 256 bits. The former are given to it as columns of other types that lie in as many nodes and buffers, so that they can be
-//! stepped over, the latter as their bytes.
+//! polars panics on schemas with run-end encoded columns, list views or decimals of 256 bits, even if such columns are
+//! not read. Columns of the first two types are therefore declared as other types with the same number of nodes and
+//! buffers, so that polars can skip them. Wide decimals are declared as bytes, which `cells` converts.
 
 use super::cells;
 use super::columnar::guarded;
@@ -14,19 +14,19 @@ use polars_arrow_format::ipc::{
 };
 use std::io::{Cursor, Read, Seek, SeekFrom};
 
-/// What the name of a column begins with that can only be stepped over.
+/// Prefix of the names of columns that can only be skipped.
 const MARK: char = '\u{F8FF}';
 
-/// What a column of a schema is.
+/// A column of a rewritten schema, as its name says.
 pub(super) enum Known<'a> {
     Column(&'a str),
-    /// One that cannot be decoded.
+    /// A column that cannot be decoded.
     Foreign(&'a str),
-    /// A further part of the one before it.
+    /// A further part of the column before it.
     Part,
 }
 
-/// What the column of this name is.
+/// Classifies a column by its name in the rewritten schema.
 pub(super) fn known(name: &str) -> Known<'_> {
     match name.strip_prefix(MARK) {
         Some(rest) if rest.starts_with(MARK) => Known::Part,
@@ -35,7 +35,7 @@ pub(super) fn known(name: &str) -> Known<'_> {
     }
 }
 
-/// The metadata of an Arrow file.
+/// Reads the metadata of an Arrow file, with a rewritten schema. Leaves the file at its beginning.
 pub(super) fn of_file(file: &mut (impl Read + Seek)) -> Result<FileMetadata, String> {
     let said = |e: std::io::Error| e.to_string();
     let end = file.seek(SeekFrom::End(-10)).map_err(said)? + 10;
@@ -43,7 +43,7 @@ pub(super) fn of_file(file: &mut (impl Read + Seek)) -> Result<FileMetadata, Str
     file.read_exact(&mut tail).map_err(said)?;
     let length = i32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]);
     let length = u64::try_from(length).ok().filter(|n| n + 10 <= end && &tail[4..] == b"ARROW1");
-    let length = length.ok_or("its end is not that of an Arrow file")?;
+    let length = length.ok_or("it does not end like an Arrow file")?;
     file.seek(SeekFrom::Start(end - 10 - length)).map_err(said)?;
     let mut footer = vec![0; length as usize];
     file.read_exact(&mut footer).map_err(said)?;
@@ -59,7 +59,7 @@ pub(super) fn of_file(file: &mut (impl Read + Seek)) -> Result<FileMetadata, Str
     })
 }
 
-/// The metadata of an Arrow stream, which is then at its first batch.
+/// Reads the metadata of an Arrow stream, with a rewritten schema. Leaves the stream at its first batch.
 pub(super) fn of_stream(stream: &mut impl Read) -> Result<StreamMetadata, String> {
     let said = |e: std::io::Error| e.to_string();
     let mut word = [0u8; 4];
@@ -83,7 +83,7 @@ pub(super) fn of_stream(stream: &mut impl Read) -> Result<StreamMetadata, String
     })
 }
 
-/// Replaces what polars does not know; whether there was any of it.
+/// Replaces the types that polars does not support. Returns true if there were any.
 fn plain(schema: &mut Schema) -> bool {
     let Some(fields) = &mut schema.fields else { return false };
     let wide = fields.iter_mut().fold(false, |found, field| wide_decimals(field) | found);
@@ -106,7 +106,8 @@ fn plain(schema: &mut Schema) -> bool {
     true
 }
 
-/// Gives decimals of 256 bits as bytes of a type of our own, which has their scale; whether there were any.
+/// Declares decimals of 256 bits as bytes of ft's own extension type, which stores their scale. Returns true if there
+/// were any.
 fn wide_decimals(field: &mut Field) -> bool {
     let inside = field.children.iter_mut().flatten().fold(false, |found, child| wide_decimals(child) | found);
     let Some(Type::Decimal(decimal)) = &field.type_ else { return inside };
@@ -124,22 +125,22 @@ fn wide_decimals(field: &mut Field) -> bool {
     true
 }
 
-/// Whether polars has a type for the field and for all in it.
+/// Returns true if polars supports the field and all its children.
 fn knows(field: &Field) -> bool {
     let foreign = match &field.type_ {
         Some(Type::RunEndEncoded(_) | Type::ListView(_) | Type::LargeListView(_)) => true,
         Some(Type::Interval(interval)) => interval.unit == IntervalUnit::DayTime,
-        // It reads them and cannot step over them.
+        // polars can read sparse unions but cannot skip them.
         Some(Type::Union(union)) => union.mode == UnionMode::Sparse,
         _ => false,
     };
     !foreign && field.children.iter().flatten().all(knows)
 }
 
-/// The field as fields beside each other: for each node of it one of a type with as many buffers.
+/// Flattens a field to a list of fields: for each of its nodes, one of a type with the same number of buffers.
 fn flatten(field: Field, into: &mut Vec<Field>) {
     let index = || Type::Int(Box::new(Int { bit_width: 32, is_signed: true }));
-    // A dictionary's values lie elsewhere; here are its indices.
+    // The values of a dictionary are stored elsewhere; the column has only their indices.
     let dictionary = field.dictionary.is_some();
     let type_ = match field.type_ {
         _ if dictionary => Some(index()),

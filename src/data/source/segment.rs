@@ -1,5 +1,7 @@
-//! A file cut into segments: each is hashed by its content and tokenised by itself, so that work on a huge file goes on
-//! where it was interrupted, and rows added at the end leave the segments before them as they were.
+//! Divides files into segments, each of which is hashed and tokenised separately.
+//!
+//! Tokenising a huge file can therefore resume at the segment where it was interrupted, and rows added at the end do
+//! not change the earlier segments.
 
 use super::csv::{self, Reading};
 use super::{FileKind, columnar, file_kind, open};
@@ -10,34 +12,34 @@ use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::path::Path;
 
-/// Bytes of a segment of lines; it ends with the line or record in which it passes this size.
+/// Minimum size in bytes of a segment of lines; it ends with the line or record in which it reaches this size.
 const BYTES: u64 = 64 << 20;
-/// Rows of a segment of a Parquet file.
+/// Number of rows in a segment of a Parquet file.
 const ROWS: u64 = 1 << 17;
 
 /// A part of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Segment {
-    /// Bytes of a file of lines, rows of a Parquet file; other kinds have one segment.
+    /// Position in bytes (JSON Lines, CSV) or rows (Parquet); files of other kinds have one segment.
     pub start: u64,
     pub end: u64,
-    /// Lines (or rows) of the file before it.
+    /// Number of lines (or rows) of the file before the segment.
     pub before: usize,
-    /// Lines or rows in it, where they are known without parsing.
+    /// Number of lines or rows in the segment, if known without parsing.
     pub lines: Option<usize>,
-    /// SHA-256 of what it is read from.
+    /// SHA-256 of the content that the segment is read from.
     pub sha256: String,
 }
 
 impl Segment {
-    /// All of a file.
+    /// A segment of the whole file, with unknown size and hash.
     pub fn whole() -> Self {
         Self { start: 0, end: u64::MAX, before: 0, lines: None, sha256: String::new() }
     }
 }
 
-/// How a file is cut, and the hash of the whole.
+/// The segments of a file, and the hash of the whole file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
@@ -49,13 +51,13 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Lines or rows in all, where they are known.
+    /// Returns the total number of lines or rows, if known.
     pub fn lines(&self) -> Option<usize> {
         self.segments.iter().map(|s| s.lines).sum()
     }
 }
 
-/// Reads the file once, hashes it and finds its segments.
+/// Reads the file once, hashes it and finds its segments. `progress` gets the number of bytes read since its last call.
 pub fn layout(path: &Path, mut progress: impl FnMut(u64)) -> Result<Layout> {
     layout_by(path, BYTES, &mut progress)
 }
@@ -102,18 +104,18 @@ fn layout_by(path: &Path, target: u64, progress: &mut dyn FnMut(u64)) -> Result<
     Ok(Layout { kind, bytes, sha256, segments })
 }
 
-/// Cuts a file of lines while its bytes go by.
+/// Finds the segments of a file of lines while it is read.
 struct Cutter {
     /// Set for CSV, where a record may hold line feeds.
     csv: Option<Reading>,
-    /// What every segment's hash begins with, because its meaning depends on it: the header.
+    /// The header of a CSV file, which is included in every segment's hash because the segment's meaning depends on it.
     header: Vec<u8>,
     target: u64,
     hash: Sha256,
     start: u64,
     before: usize,
     lines: usize,
-    /// Whether a byte was seen since the last line ended.
+    /// Whether the current line has any content so far.
     open: bool,
     done: Vec<Segment>,
 }
@@ -124,11 +126,11 @@ impl Cutter {
         Self { csv, header, target, hash, start, before: 0, lines: 0, open: false, done: Vec::new() }
     }
 
-    /// Takes the bytes that stand at `at`.
+    /// Processes the next bytes of the file, which begin at position `at`.
     fn feed(&mut self, at: u64, mut bytes: &[u8]) {
         let mut at = at;
         if at < self.start && self.done.is_empty() {
-            // The header of a CSV file.
+            // Skip the header of a CSV file.
             let skip = ((self.start - at) as usize).min(bytes.len());
             (bytes, at) = (&bytes[skip..], at + skip as u64);
         }
@@ -142,7 +144,7 @@ impl Cutter {
                 self.open |= !(self.csv.is_some() && byte.is_ascii_whitespace());
                 continue;
             }
-            // An empty line of JSON counts as a line; an empty record of CSV is passed over when it is read.
+            // An empty line of JSON counts as a line; an empty record of CSV does not, because reading skips it.
             self.lines += usize::from(self.open || self.csv.is_none());
             self.open = false;
             let end = at + i as u64 + 1;

@@ -1,5 +1,5 @@
-//! JSON whose rows do not stand on lines of their own: a list of objects, objects that take several lines each, or
-//! several such values one after another. The file is cut into its values here; what is in them is parsed elsewhere.
+//! Reads JSON files without one row per line: a list of objects, objects of several lines each, or several such values
+//! one after another. The file is split into its values here; their content is parsed elsewhere.
 
 use super::{BOM, Body, CHUNK_BYTES, CHUNK_ROWS, Passage, RawRow, Take, open};
 use crate::error::{Error, Result};
@@ -8,12 +8,12 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-/// Whether the file begins with a list, or with an object that goes on in the next line.
+/// Returns true if the file begins with a list, or with an object that continues on the next line.
 pub(super) fn begins_one(path: &Path) -> Result<bool> {
     let mut bytes = Bytes::open(path)?;
     match bytes.filled()? {
         Some(b'[') => Ok(true),
-        // A line that ends inside a text is a broken line: no text goes over its end.
+        // A line that ends inside a string is a broken line of JSON Lines, because strings cannot contain line feeds.
         Some(b'{') => {
             let mut value = Value::default();
             while let Some(byte) = bytes.peek()?.filter(|b| *b != b'\n') {
@@ -28,7 +28,7 @@ pub(super) fn begins_one(path: &Path) -> Result<bool> {
     }
 }
 
-/// Finds where a value ends.
+/// State for finding the end of a JSON value.
 #[derive(Default)]
 struct Value {
     depth: usize,
@@ -37,7 +37,7 @@ struct Value {
 }
 
 impl Value {
-    /// Whether the object, list or text that was begun ends with this byte.
+    /// Advances by one byte. Returns true if it ends the object, list or string.
     fn step(&mut self, byte: u8) -> bool {
         if self.quoted {
             match byte {
@@ -61,10 +61,10 @@ impl Value {
     }
 }
 
-/// Where in the file the next value stands.
+/// The position in the file, relative to a list of rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum State {
-    /// Beside every list.
+    /// Outside any list.
     Top,
     /// In a list, after its bracket or a comma.
     Open { first: bool },
@@ -72,7 +72,7 @@ enum State {
     Closed,
 }
 
-/// The bytes of a file with their places.
+/// Reads the bytes of a file and tracks line and column.
 struct Bytes<'a> {
     path: &'a Path,
     reader: BufReader<File>,
@@ -89,7 +89,7 @@ impl<'a> Bytes<'a> {
         Ok(Self { path, reader, line: 1, column: 1 })
     }
 
-    /// The next byte that is no space.
+    /// Skips white space. Returns the next byte without consuming it; `None` at the end of the file.
     fn filled(&mut self) -> Result<Option<u8>> {
         while let Some(byte) = self.peek()?.filter(u8::is_ascii_whitespace) {
             self.pass(byte);
@@ -101,7 +101,7 @@ impl<'a> Bytes<'a> {
         Ok(self.reader.fill_buf().map_err(|e| io_error("reading", self.path, e))?.first().copied())
     }
 
-    /// Takes the byte that was looked at.
+    /// Consumes the byte that `peek` returned.
     fn pass(&mut self, byte: u8) {
         self.reader.consume(1);
         match byte {
@@ -114,11 +114,11 @@ impl<'a> Bytes<'a> {
         Error::user(format!("{}: bad JSON: {what} (line {}, column {})", self.path.display(), self.line, self.column))
     }
 
-    /// A value from its first byte on.
+    /// Reads one JSON value as text; `row` is its number, for errors.
     fn value(&mut self, row: usize) -> Result<Vec<u8>> {
         let (mut bytes, mut value, began) = (Vec::new(), Value::default(), self.line);
         while let Some(byte) = self.peek()? {
-            // A number or a word ends before what follows it.
+            // A number or a keyword such as `null` ends before the byte that follows it.
             let plain = value.depth == 0 && !value.quoted && !matches!(byte, b'{' | b'[' | b'"');
             if plain && (byte.is_ascii_whitespace() || matches!(byte, b',' | b']' | b'}' | b':')) {
                 if bytes.is_empty() {
@@ -142,7 +142,8 @@ impl<'a> Bytes<'a> {
     }
 }
 
-/// The rows of a file. In a list they are counted; others have the line in which they begin.
+/// Reads the rows of a file. The place of a row in a list is its number, that of other rows is the line in which it
+/// begins.
 pub(super) fn read(path: &Path, limit: usize, take: Take) -> Result<Passage> {
     let mut bytes = Bytes::open(path)?;
     let mut passage = Passage::default();
@@ -171,11 +172,11 @@ pub(super) fn read(path: &Path, limit: usize, take: Take) -> Result<Passage> {
                 State::Open { first: false }
             }
             (State::Open { first: false }, b']') => {
-                return Err(bytes.wrong("a comma stands before the end of the list").hint("remove the last comma"));
+                return Err(bytes.wrong("a comma before the end of the list").hint("remove the last comma"));
             }
             (State::Top, b',') => {
                 return Err(bytes
-                    .wrong("a comma between rows that stand in no list")
+                    .wrong("a comma between rows that are not in a list")
                     .hint("remove the commas between them, or put all rows into one list: [ …, … ]"));
             }
             (State::Closed, _) => return Err(bytes.wrong("expected `,` or `]` after a row of the list")),

@@ -1,4 +1,4 @@
-//! Rows written as files: JSON Lines as they come, or Parquet through polars.
+//! Writes rows to files: JSON Lines row by row, or Parquet with polars.
 
 use super::columnar::polars_error;
 use crate::data::json;
@@ -10,16 +10,17 @@ use std::io::{Cursor, Write};
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-/// Writes rows as the name of the file says: `.jsonl`, `.ndjson` or `.parquet`. The file appears whole, for its owner alone.
+/// Writes rows to a file that only its owner can read. The extension decides the format: `.jsonl`, `.ndjson` or
+/// `.parquet`. The file is written under a temporary name and renamed.
 ///
-/// The columns of a Parquet file are those of all rows together, in the order in which they come; their types are found
-/// out from every row, so that a value of another type than in the row before is an error and not a null.
+/// The columns of a Parquet file are those of all rows, in order of first occurrence. Their types are inferred from all
+/// rows, so that values of different types in a column are an error, not nulls.
 pub fn write_for_owner(path: &Path, rows: &[Value]) -> Result<()> {
     write_rows(Access::Owner, path, |put| rows.iter().try_for_each(put))
 }
 
-/// As [`write_for_owner`], with the usual permissions, for rows that `fill` hands over one by one: JSON Lines are not kept
-/// in memory, Parquet is.
+/// As [`write_for_owner`], but with the usual permissions, and for rows that `fill` passes one by one. JSON Lines are
+/// written immediately; the rows of a Parquet file are kept in memory.
 pub fn write_each(path: &Path, fill: impl FnOnce(&mut dyn FnMut(&Value) -> Result<()>) -> Result<()>) -> Result<()> {
     write_rows(Access::Usual, path, fill)
 }
@@ -37,7 +38,7 @@ fn write_rows(
                     |row: &Value| writeln!(out, "{}", json::text(row)).map_err(|e| io_error("writing", path, e));
                 fill(&mut put).map_err(|e| {
                     failed = Some(e);
-                    std::io::Error::other("the rows end in an error")
+                    std::io::Error::other("the rows ended in an error")
                 })
             });
             lines.map_err(|e| failed.take().unwrap_or(e))
@@ -49,7 +50,7 @@ fn write_rows(
                 let line = row.to_string();
                 if json::unmarked(line.clone()) != line {
                     return Err(Error::user(format!(
-                        "{}: row {rows} has a number that no column of a Parquet file holds",
+                        "{}: row {rows} has a number that a column of a Parquet file cannot store",
                         path.display()
                     ))
                     .hint("write .jsonl, or the number as text"));
@@ -65,8 +66,11 @@ fn write_rows(
 
 fn parquet(access: Access, path: &Path, lines: Vec<u8>, rows: usize) -> Result<()> {
     let Some(every) = NonZeroUsize::new(rows) else {
-        return Err(Error::user(format!("{}: no row to write, and a Parquet file needs its columns", path.display()))
-            .hint("write .jsonl"));
+        return Err(Error::user(format!(
+            "{}: there is no row to write, and a Parquet file cannot be written without columns",
+            path.display()
+        ))
+        .hint("write .jsonl"));
     };
     let reader = JsonReader::new(Cursor::new(lines)).with_json_format(JsonFormat::JsonLines);
     let mut frame = reader.infer_schema_len(Some(every)).finish().map_err(|e| polars_error(path, e))?;

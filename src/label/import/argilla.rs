@@ -1,6 +1,6 @@
-//! Argilla's exports: fields with a prompt and answers, and replies to a question about them.
+//! Reads exports of Argilla: fields with a prompt and answers, and responses to a question about them.
 //!
-//! Three layouts: columns `QUESTION.responses` beside `QUESTION.responses.users` (to_datasets of version 2), columns of
+//! Three layouts: columns `QUESTION.responses` with `QUESTION.responses.users` (to_datasets of version 2), columns of
 //! lists of `{user_id, value, status}` (the older push to the Hub), and `fields` with `responses` (JSON of both).
 
 use super::{Answer, Item, Options, Pick, as_messages, fields, new_prompt, own_id, pick, verdicts};
@@ -10,10 +10,10 @@ use crate::label::record::Choice;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// A reply: who gave it, and what.
+/// A response to a question: the user and the value.
 type Reply = (String, Value);
 
-/// Whether columns are a record of Argilla.
+/// Returns true if the columns are a record of Argilla.
 pub fn is_one(columns: &Columns) -> bool {
     columns.keys().any(|k| k.ends_with(".responses"))
         || (columns.contains_key("fields") && columns.contains_key("responses"))
@@ -24,12 +24,12 @@ fn is_reply(entry: &Value) -> bool {
     entry.get("user_id").is_some() && entry.get("value").is_some()
 }
 
-/// The objects of a list that holds nothing else.
+/// Returns the objects of a non-empty list that contains nothing else.
 fn entries(value: &Value) -> Option<impl Iterator<Item = &Value>> {
     value.as_array().filter(|list| !list.is_empty() && list.iter().all(Value::is_object)).map(|list| list.iter())
 }
 
-/// What a record brings.
+/// Reads a record: prompt, answers and judgements.
 pub fn item(columns: &Columns, options: &Options) -> Result<Item> {
     let data = columns.get("fields").and_then(Value::as_object).unwrap_or(columns);
     let (prompt, names) = fields(data, options)?;
@@ -62,7 +62,7 @@ pub fn item(columns: &Columns, options: &Options) -> Result<Item> {
     Ok(Item { prompt: new_prompt(messages, own_id(columns), metadata), answers, verdicts: said })
 }
 
-/// Submitted replies by their question.
+/// Returns the submitted responses by question.
 fn replies(columns: &Columns) -> BTreeMap<String, Vec<Reply>> {
     let mut all: BTreeMap<String, Vec<Reply>> = BTreeMap::new();
     let submitted = |status: Option<&Value>| status.and_then(Value::as_str).is_none_or(|s| s == "submitted");
@@ -107,7 +107,8 @@ fn replies(columns: &Columns) -> BTreeMap<String, Vec<Reply>> {
     all
 }
 
-/// The question that says which answer is better: the named one, or the only one whose replies all speak of the answers.
+/// Returns the question that says which answer is better: the named one, or the only one whose responses all refer to
+/// the answers.
 fn question(all: &BTreeMap<String, Vec<Reply>>, names: &[String], options: &Options) -> Result<Option<String>> {
     if let Some(name) = &options.question {
         return Ok(all.contains_key(name).then(|| name.clone()));
@@ -135,7 +136,7 @@ fn label(value: &Value) -> String {
     }
 }
 
-/// The rank of each answer, of a ranking question; 1 is the best.
+/// Returns the rank of each answer (1 is the best) from a response to a ranking question.
 fn ranks(value: &Value, names: &[String]) -> Option<Vec<i64>> {
     let list = value.as_array().filter(|l| !l.is_empty() && l.iter().all(|e| e.get("rank").is_some()))?;
     let mut ranks = vec![None; names.len()];

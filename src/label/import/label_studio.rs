@@ -1,20 +1,20 @@
-//! Label Studio's JSON export: tasks with `data` and `annotations`, whose results are pairwise choices.
+//! Reads Label Studio's JSON export: tasks with `data` and `annotations`, whose results are pairwise choices.
 //!
-//! `value.selected` is `left` or `right`, of the first and second answer. The Pairwise tag has no tie: a Choices tag
-//! beside it that says tie, equal, both or neither is one.
+//! `value.selected` is `left` (the first answer) or `right` (the second). The Pairwise tag cannot express a tie: an
+//! additional Choices tag with tie, equal, both or neither does.
 
 use super::{Answer, Item, Options, Pick, as_messages, fields, new_prompt, own_id, pick, verdicts};
 use crate::data::record::Columns;
 use crate::error::{Error, Result};
 use serde_json::Value;
 
-/// Whether columns are a task of Label Studio.
+/// Returns true if the columns are a task of Label Studio.
 pub fn is_one(columns: &Columns) -> bool {
     columns.get("data").is_some_and(Value::is_object)
         && ["annotations", "completions"].iter().any(|k| columns.get(*k).is_some_and(Value::is_array))
 }
 
-/// What a task brings.
+/// Reads a task: prompt, answers and judgements.
 pub fn item(columns: &Columns, options: &Options) -> Result<Item> {
     let data = columns.get("data").and_then(Value::as_object);
     let data = data.ok_or_else(|| Error::user("no object `data`, which a task of Label Studio has"))?;
@@ -36,13 +36,13 @@ pub fn item(columns: &Columns, options: &Options) -> Result<Item> {
             said.extend(verdicts(pick, names.len(), &format!("label-studio:{}", who(annotation))));
         }
     }
-    // The task's own number is that of a row, not of a prompt.
+    // The task's own id identifies a row, not a prompt, so it is not used as the prompt's id.
     let mut rest = data.clone();
     rest.retain(|k, _| *k != prompt && !names.contains(k));
     Ok(Item { prompt: new_prompt(messages, own_id(data), rest), answers, verdicts: said })
 }
 
-/// What an annotation says; none: nothing of which answer is better.
+/// Returns the choice of an annotation; `None` if it does not say which answer is better.
 fn picked(annotation: &Value, names: &[String]) -> Result<Option<Pick>> {
     let (mut chosen, mut tie) = (None, None);
     for result in annotation["result"].as_array().into_iter().flatten() {
@@ -75,7 +75,7 @@ fn picked(annotation: &Value, names: &[String]) -> Result<Option<Pick>> {
     Ok(tie.or(chosen))
 }
 
-/// Who gave an annotation.
+/// Returns who gave an annotation: email, id or name.
 fn who(annotation: &Value) -> String {
     let by = &annotation["completed_by"];
     match by.get("email").or_else(|| by.get("id")).unwrap_or(by) {

@@ -1,7 +1,7 @@
-//! What exists already: prompts, answers and judgements from files of rows and from exports of other tools.
+//! Imports existing prompts, answers and judgements from data files and from exports of other tools.
 //!
-//! A row becomes an [`Item`]; items go into a store in one pass. A row that cannot be read is an error with its line, and
-//! then nothing of the file is taken.
+//! Each row becomes an [`Item`]; all items of a file are then added to a store. A row that cannot be read is an error
+//! that names its line, and nothing of the file is imported.
 
 mod argilla;
 mod label_studio;
@@ -18,35 +18,35 @@ use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// Whose layout a file has.
+/// The layout of an import file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Format {
-    /// By the columns of the first row.
+    /// Detected from the columns of the first row.
     #[default]
     Auto,
-    /// Prompts and answers in columns, as data files of ft have them.
+    /// Prompts and answers in columns, as in ft's own data files.
     Rows,
-    /// What Argilla exports: to_datasets, to_json or the older push to the Hub.
+    /// An export of Argilla: to_datasets, to_json or the older push to the Hub.
     Argilla,
     /// Label Studio's JSON export of a pairwise task.
     LabelStudio,
 }
 
-/// How a file is read.
+/// Options of an import.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     pub format: Format,
-    /// Who wrote answers that do not say it themselves.
+    /// Source of answers whose row names none.
     pub source: Option<String>,
     /// The column or field with the prompt.
     pub prompt: Option<String>,
     /// The columns or fields with the answers, in their order.
     pub answers: Vec<String>,
-    /// Argilla: the question whose replies say which answer is better.
+    /// Argilla: the question whose responses say which answer is better.
     pub question: Option<String>,
 }
 
-/// What one row brings.
+/// The content of one row: a prompt, its answers, and judgements of them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
     pub prompt: NewPrompt,
@@ -60,17 +60,17 @@ pub struct Answer {
     pub text: String,
 }
 
-/// What somebody said about two of the answers.
+/// A judgement of two of the answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     pub annotator: String,
-    /// Places in the list of answers.
+    /// Indices in the list of answers.
     pub a: usize,
     pub b: usize,
     pub choice: Choice,
 }
 
-/// What came into the store, and what was there before.
+/// Counts of an import: rows read, and records that were added.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Imported {
     pub rows: usize,
@@ -81,8 +81,8 @@ pub struct Imported {
 }
 
 impl Item {
-    /// Puts pseudonyms for personal data in everything that is said; a key made from the content is made anew, so that
-    /// nothing of the original is left in it.
+    /// Replaces personal data by pseudonyms in all texts. A key that is a hash of the content is computed again, so
+    /// that it does not depend on the original text.
     pub fn scrub(&mut self, scrubber: &mut Scrubber) -> Result<()> {
         let by_content = NewPrompt::keyed_by_content(self.prompt.messages.clone(), Columns::new()).key;
         let mut row = Map::from_iter([
@@ -107,15 +107,15 @@ impl Item {
     }
 }
 
-/// The prompts of a file; a row that ends in an answer gives what it answers.
+/// Reads the prompts of a file. If a row ends in an answer, the prompt is the part before it.
 ///
-/// Errors: a row that asks nothing (file and line); one id for two prompts; an empty file.
+/// Errors: a row without a prompt (names file and line); two prompts with the same id; an empty file.
 pub fn prompts(path: &Path) -> Result<Vec<NewPrompt>> {
     let options = Options { format: Format::Rows, ..Options::default() };
     Ok(read(path, &options)?.into_iter().map(|item| item.prompt).collect())
 }
 
-/// The items of a file, in its order.
+/// Reads the items of a file in order.
 pub fn read(path: &Path, options: &Options) -> Result<Vec<Item>> {
     let mut items: Vec<Item> = Vec::new();
     let mut format = options.format;
@@ -137,8 +137,10 @@ pub fn read(path: &Path, options: &Options) -> Result<Vec<Item>> {
             let NewPrompt { key, messages, .. } = &item.prompt;
             let (first, known) = lines.entry(key.clone()).or_insert_with(|| (line, messages.clone()));
             if known != messages {
-                return Err(Error::user(format!("{place}: the id `{key}` is that of another prompt, in line {first}"))
-                    .hint("give each prompt an id of its own, or none: then its content is its id"));
+                return Err(Error::user(format!(
+                    "{place}: the id `{key}` is already used by another prompt, in line {first}"
+                ))
+                .hint("give each prompt its own id, or no id: then ft derives one from the content"));
             }
             items.push(item);
         }
@@ -147,7 +149,7 @@ pub fn read(path: &Path, options: &Options) -> Result<Vec<Item>> {
     Ok(items)
 }
 
-/// The layout of these columns.
+/// Detects the layout from the columns of a row.
 fn detect(columns: &Columns) -> Format {
     if argilla::is_one(columns) {
         Format::Argilla
@@ -158,9 +160,9 @@ fn detect(columns: &Columns) -> Format {
     }
 }
 
-/// Puts items into a project. What is known stays as it is, so that a file may be imported again.
+/// Adds items to a project. Known records are left unchanged, so that a file may be imported again.
 ///
-/// Errors: an id that the project has for another prompt.
+/// Errors: an id that the project uses for another prompt.
 pub fn import(store: &Store, items: &[Item], overlap: i64) -> Result<Imported> {
     let mut done = Imported { rows: items.len(), ..Imported::default() };
     let key = |p: &NewPrompt, known: &HashMap<String, String>| {
@@ -174,11 +176,11 @@ pub fn import(store: &Store, items: &[Item], overlap: i64) -> Result<Imported> {
     let taken: HashMap<&str, &Value> = before.iter().map(|p| (p.key.as_str(), &p.messages)).collect();
     if let Some(p) = fresh.iter().find(|p| taken.contains_key(p.key.as_str())) {
         return Err(Error::user(format!(
-            "{}: the id `{}` is that of another prompt of the project",
+            "{}: the id `{}` is already used by another prompt of the project",
             store.place(),
             p.key
         ))
-        .hint("give the prompt another id, or none: then its content is its id"));
+        .hint("give the prompt another id, or no id: then ft derives one from the content"));
     }
     done.prompts = store.add_prompts(&fresh)?.new;
     let by_key: HashMap<String, i64> = store.prompts()?.into_iter().map(|p| (p.key, p.id)).collect();
@@ -203,7 +205,7 @@ pub fn import(store: &Store, items: &[Item], overlap: i64) -> Result<Imported> {
     Ok(done)
 }
 
-/// Adds the pairs that were judged, and what was said of them.
+/// Adds the judged pairs and their votes; returns how many of each were new.
 fn judgements(
     store: &Store,
     items: &[Item],
@@ -224,7 +226,7 @@ fn judgements(
         };
         for verdict in &item.verdicts {
             let (a, b) = (id(verdict.a)?, id(verdict.b)?);
-            // The same text of the same source is one answer: nothing to compare.
+            // The same text from the same source is one answer, so there is nothing to compare.
             if a != b {
                 pairs.push(NewPair { prompt, a, b, overlap, repeat_of: None, reason: "imported".into() });
                 said.push((a, b, verdict));
@@ -253,17 +255,17 @@ fn judgements(
     Ok((added, store.add_votes(&votes).context(|| "imported judgements")?.new))
 }
 
-/// Which of some answers a label of another tool means.
+/// The answer that a label of another tool means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pick {
     One(usize),
     Tie,
     BothBad,
-    /// Nothing was said.
+    /// The label is empty.
     Nothing,
 }
 
-/// What a label says about answers with these names; none: it is not about them.
+/// Parses a label about answers with these names; `None` if it does not refer to them.
 fn pick(label: &str, names: &[String]) -> Option<Pick> {
     let label = label.trim().to_lowercase();
     if let Some(i) = names.iter().position(|n| n.to_lowercase() == label) {
@@ -279,20 +281,20 @@ fn pick(label: &str, names: &[String]) -> Option<Pick> {
         _ => {}
     }
     let digits: String = label.chars().filter(char::is_ascii_digit).collect();
-    // Numbers count from one where a name does, or where no name has a number.
+    // A number is that of a name, or counts from one if no name has a number.
     let named = names.iter().position(|n| !digits.is_empty() && suffix(n) == digits);
     let counted = digits.parse::<usize>().ok().and_then(|n| n.checked_sub(1)).filter(|n| *n < names.len());
     let bare = names.iter().all(|n| suffix(n).is_empty());
     named.or(counted.filter(|_| bare)).map(Pick::One)
 }
 
-/// The digits at the end of a name.
+/// Returns the digits at the end of a name.
 fn suffix(name: &str) -> String {
     let start = name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
     name[start..].to_string()
 }
 
-/// What a pick among some answers says about each two of them.
+/// Converts the choice among several answers into verdicts on pairs of them.
 fn verdicts(pick: Pick, answers: usize, annotator: &str) -> Vec<Verdict> {
     let twos = (0..answers).flat_map(|a| (a + 1..answers).map(move |b| (a, b)));
     let said = |(a, b)| {
@@ -301,7 +303,7 @@ fn verdicts(pick: Pick, answers: usize, annotator: &str) -> Vec<Verdict> {
             Pick::One(i) if i == b => Choice::B,
             Pick::Tie => Choice::Tie,
             Pick::BothBad => Choice::BothBad,
-            // Two that were not chosen: nothing is known of them.
+            // Neither of the two was chosen: nothing is known about their order.
             Pick::One(_) | Pick::Nothing => return None,
         };
         Some(Verdict { annotator: annotator.to_string(), a, b, choice })
@@ -309,7 +311,7 @@ fn verdicts(pick: Pick, answers: usize, annotator: &str) -> Vec<Verdict> {
     twos.filter_map(said).collect()
 }
 
-/// Columns that name a prompt by a number or text of their own.
+/// Returns the id of a prompt from the columns that may contain one.
 fn own_id(columns: &Columns) -> Option<String> {
     let id =
         ["prompt_id", "external_id", "id", "key"].into_iter().find_map(|k| columns.get(k).filter(|v| !v.is_null()))?;
@@ -320,7 +322,7 @@ fn own_id(columns: &Columns) -> Option<String> {
     }
 }
 
-/// A prompt of these messages, under its own id where it has one.
+/// Creates a prompt with its own id, or with a hash of the messages if it has none.
 fn new_prompt(messages: Value, id: Option<String>, columns: Columns) -> NewPrompt {
     match id {
         Some(key) => NewPrompt { key, messages, columns },
@@ -328,7 +330,7 @@ fn new_prompt(messages: Value, id: Option<String>, columns: Columns) -> NewPromp
     }
 }
 
-/// One user turn, or messages as they are.
+/// Returns the messages of a prompt: text becomes one user turn, a list of messages is unchanged.
 fn as_messages(value: &Value) -> Option<Value> {
     match value {
         Value::String(text) if !text.trim().is_empty() => Some(json!([{ "role": "user", "content": text }])),
@@ -339,7 +341,7 @@ fn as_messages(value: &Value) -> Option<Value> {
     }
 }
 
-/// The fields of an export that hold its prompt and its answers, asked for or known by their names.
+/// Returns the names of the fields with the prompt and the answers: those given in the options, or known names.
 fn fields(data: &Columns, options: &Options) -> Result<(String, Vec<String>)> {
     let found = || data.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
     let known = ["prompt", "instruction", "question", "query", "input", "chat", "messages", "conversation"];

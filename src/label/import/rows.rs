@@ -1,4 +1,5 @@
-//! Rows as ft's own data files have them: a prompt in any known format, with one answer, a list of answers, or a pair.
+//! Reads rows of ft's own data files: a prompt in any known format with no answer, one answer, a list of answers, or a
+//! pair.
 
 use super::{Answer, Item, Options, new_prompt, own_id};
 use crate::data::detect::{Want, detect};
@@ -7,14 +8,14 @@ use crate::data::{Answer as Said, Asked};
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
 
-/// Columns that hold several answers.
+/// Columns with several answers.
 const LISTS: [&str; 6] = ["responses", "answers", "completions", "generations", "candidates", "outputs"];
-/// Columns that hold one.
+/// Columns with one answer.
 const SINGLES: [&str; 4] = ["completion", "response", "answer", "output"];
-/// Columns that say who wrote the answer of the row, or its answers.
+/// Columns that name the source of the row's answer or answers.
 const SOURCES: [&str; 6] = ["source", "model", "model_name", "generation_model", "generation_models", "models"];
 
-/// What a row brings.
+/// Reads a row: prompt and answers.
 pub fn item(mut columns: Columns, options: &Options, place: Place) -> Result<Item> {
     let id = own_id(&columns);
     let asked = options.prompt.as_deref().into_iter().chain(["instruction", "question", "query"]);
@@ -44,7 +45,7 @@ pub fn item(mut columns: Columns, options: &Options, place: Place) -> Result<Ite
         }
         texts => answers.extend(texts.iter().map(|text| Answer { source: source.clone(), text: text.clone() })),
     }
-    // A prompt alone may stand beside one answer in a column of its own.
+    // A row with a bare prompt may have its answer in a separate column.
     if ended.is_empty() && answers.is_empty() {
         let text = SINGLES.iter().find_map(|k| columns.shift_remove(*k)).and_then(|v| v.as_str().map(String::from));
         answers.extend(text.map(|text| Answer { source, text }));
@@ -60,7 +61,7 @@ pub fn item(mut columns: Columns, options: &Options, place: Place) -> Result<Ite
     Ok(Item { prompt: new_prompt(messages, id, columns), answers, verdicts: Vec::new() })
 }
 
-/// The answers of columns that hold several of them, or that were named.
+/// Returns the answers in columns with several answers, and in the columns named in the options.
 fn listed(columns: &mut Columns, options: &Options, place: Place) -> Result<Vec<Answer>> {
     let mut answers = Vec::new();
     for name in &options.answers {
@@ -93,7 +94,7 @@ fn listed(columns: &mut Columns, options: &Options, place: Place) -> Result<Vec<
     Ok(answers)
 }
 
-/// The messages of a record up to its answer, and the answers that it ends in.
+/// Splits a record into the messages up to its answer and the answers that it ends in.
 fn parts(record: Record, place: Place) -> Result<(Value, Vec<String>)> {
     let talk = |mut messages: Vec<record::Message>| {
         let answer = messages.pop_if(|m| m.role == "assistant").map(|m| m.content);
@@ -123,10 +124,10 @@ fn parts(record: Record, place: Place) -> Result<(Value, Vec<String>)> {
         Record::PromptCompletion { prompt, completion } => (asked(Asked::Text(prompt)), vec![completion]),
         Record::Preference(p) => (asked(p.prompt), vec![said(p.chosen), said(p.rejected)]),
         Record::Unpaired(v) => (asked(v.prompt), vec![said(v.answer)]),
-        Record::Text(_) => return Err(Error::user(format!("{place}: plain text asks nothing"))),
+        Record::Text(_) => return Err(Error::user(format!("{place}: plain text contains no prompt"))),
     };
     if messages.iter().all(|m| m.content.trim().is_empty() && m.extra.is_empty()) {
-        return Err(Error::user(format!("{place}: the prompt is empty")).hint("remove the row, or fill it"));
+        return Err(Error::user(format!("{place}: the prompt is empty")).hint("remove the row, or add a prompt"));
     }
     Ok((json!(messages.iter().map(record::Message::to_json).collect::<Vec<_>>()), answers))
 }

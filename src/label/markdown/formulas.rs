@@ -1,7 +1,7 @@
-//! Formulas in LaTeX as MathML: `$…$`, `$$…$$`, `\(…\)`, `\[…\]`.
+//! Finds LaTeX formulas in a text and converts them to MathML: `$…$`, `$$…$$`, `\(…\)`, `\[…\]`.
 //!
-//! Dollars also stand before prices, and `\[` also escapes a bracket of Markdown. So a formula must look like one, and
-//! LaTeX must be able to read it; anything else stays as it was typed.
+//! A dollar may also be a currency sign, and `\[` may be an escaped bracket of Markdown. So a formula must look like
+//! one, and the LaTeX parser must accept it; everything else stays as typed.
 
 use crate::characters::hidden;
 use pulldown_latex::config::DisplayMode;
@@ -9,20 +9,20 @@ use pulldown_latex::{Event, Parser, ParserError, RenderConfig, Storage, push_mat
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Longer ones stay as they were typed: nobody reads them, and reading them takes time.
+/// Largest length of a formula in bytes. Longer ones stay as typed, to bound the time of parsing.
 const LONGEST: usize = 4000;
-/// Braces in braces.
+/// Largest depth of nested braces.
 const DEEPEST: usize = 60;
 
 /// A formula in a text.
 #[derive(Debug, PartialEq)]
 pub struct Formula {
-    /// Bytes of the text, delimiters included.
+    /// Byte range in the text, including the delimiters.
     pub range: Range<usize>,
     pub mathml: String,
 }
 
-/// What encloses a formula.
+/// Delimiters of a formula.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Delimiter {
     Dollar,
@@ -32,7 +32,7 @@ enum Delimiter {
 }
 
 impl Delimiter {
-    /// The delimiter that a text begins with.
+    /// Returns the delimiter that a text begins with.
     fn at(text: &str) -> Option<Self> {
         [Self::Dollars, Self::Dollar, Self::Parenthesis, Self::Bracket]
             .into_iter()
@@ -62,7 +62,8 @@ impl Delimiter {
     }
 }
 
-/// Finds the formulas of a Markdown text that LaTeX can read. `code` are the bytes of its code, in order; none is there.
+/// Finds the formulas of a Markdown text that the LaTeX parser accepts. `code` are the byte ranges of its code, in
+/// order; they contain no formulas.
 pub fn find(text: &str, code: &[Range<usize>]) -> Vec<Formula> {
     let mut found = Vec::new();
     let (mut at, mut codes) = (0, code.iter().peekable());
@@ -91,11 +92,11 @@ pub fn find(text: &str, code: &[Range<usize>]) -> Vec<Formula> {
     found
 }
 
-/// The formula that begins at byte `at`, or how many bytes hold the beginning of none.
+/// Parses the formula that begins at byte `at`. The error is the number of bytes to skip, as no formula begins there.
 fn formula(text: &str, at: usize, end: usize) -> Result<Formula, usize> {
     let rest = &text[at..end];
     let Some(delimiter) = Delimiter::at(rest) else {
-        // A backslash and what it escapes.
+        // Skip a backslash and the character it escapes.
         return Err(1 + rest[1..].chars().next().map_or(0, char::len_utf8));
     };
     let opens = delimiter.opens().len();
@@ -117,7 +118,8 @@ fn formula(text: &str, at: usize, end: usize) -> Result<Formula, usize> {
     }
 }
 
-/// What stands up to the closing delimiter; none where it is missing, a paragraph ends first, or another begins.
+/// Returns the text up to the closing delimiter; `None` if it is missing, or if the paragraph ends or another formula
+/// begins before it.
 fn content(rest: &str, delimiter: Delimiter) -> Option<&str> {
     let mut at = 0;
     while at < rest.len().min(LONGEST) {
@@ -133,7 +135,7 @@ fn content(rest: &str, delimiter: Delimiter) -> Option<&str> {
             }
             at += 1;
         } else if here.starts_with('$') {
-            // A dollar in `$$…$$` or in `\(…\)` ends no formula and is none of LaTeX.
+            // A single dollar inside `$$…$$` or `\(…\)` is neither the end of the formula nor valid LaTeX.
             return None;
         } else if here.starts_with(delimiter.opens()) {
             return None;
@@ -144,7 +146,8 @@ fn content(rest: &str, delimiter: Delimiter) -> Option<&str> {
     None
 }
 
-/// Whether the delimiters belong to the formula and not to the words beside it: `$5-$6`, `A$5`, `$HOME/$USER`, `list\[i\]`.
+/// Returns true if the delimiters enclose a formula and are not part of the surrounding words, unlike in `$5-$6`,
+/// `A$5`, `$HOME/$USER`, `list\[i\]`.
 fn stands_alone(content: &str, delimiter: Delimiter, before: Option<char>, after: Option<char>) -> bool {
     let word = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
     let inner = |c: Option<char>| c.is_some_and(|c| !c.is_whitespace());
@@ -166,7 +169,7 @@ fn stands_alone(content: &str, delimiter: Delimiter, before: Option<char>, after
     }
 }
 
-/// Whether words stand there and nothing of LaTeX: prices with words between them, an escaped bracket around a remark.
+/// Returns true if the content is words and not LaTeX: prices with words between them, a remark in escaped brackets.
 fn is_prose(content: &str, delimiter: Delimiter) -> bool {
     if content.contains(['\\', '^', '_', '=', '{']) {
         return false;
@@ -177,21 +180,21 @@ fn is_prose(content: &str, delimiter: Delimiter) -> bool {
     delimiter != Delimiter::Dollars && (several >= 2 || longest >= 4 || price)
 }
 
-/// The lines of a quotation without the marks before them.
+/// Removes the quotation marks (`>`) at the beginning of lines.
 fn without_quote_marks(content: &str) -> String {
     let mut lines = content.split('\n');
     let first = lines.next().unwrap_or_default().to_string();
     lines.fold(first, |all, line| all + "\n" + line.trim_start().trim_start_matches(['>', ' ']))
 }
 
-/// Commands that answers use and the library has not.
+/// Commands that answers use and the library does not know.
 const MACROS: [(&str, &str); 3] = [
     ("\\boxed", r"\newcommand{\boxed}[1]{\begin{array}{|c|}\hline #1 \\ \hline\end{array}}"),
     ("\\tag", r"\newcommand{\tag}[1]{\qquad (\text{#1})}"),
     ("\\label", r"\newcommand{\label}[1]{}"),
 ];
 
-/// A formula as MathML; none where LaTeX cannot read it.
+/// Converts a formula to MathML; `None` if the LaTeX parser rejects it.
 fn mathml(tex: &str, display: bool) -> Option<String> {
     let depth = tex.bytes().scan(0usize, |depth, b| {
         *depth = match b {
@@ -209,7 +212,7 @@ fn mathml(tex: &str, display: bool) -> Option<String> {
     }
     let macros: String = MACROS.iter().filter(|(name, _)| tex.contains(name)).map(|(_, tex)| *tex).collect();
     let tex = macros + tex.trim();
-    // Its authors promise that it does not panic; what a model writes must not depend on it.
+    // The library's authors promise that it does not panic, but a model's output must not be able to stop the server.
     catch_unwind(AssertUnwindSafe(|| written(&tex, display))).ok().flatten()
 }
 
@@ -270,7 +273,7 @@ mod tests {
         let deep = format!("${}x{}$", "{".repeat(1000), "}".repeat(1000));
         let long = format!("${}x$", "x+".repeat(LONGEST));
         assert!(typed(&deep).is_empty() && typed(&long).is_empty());
-        // What nobody sees does not hide in a formula.
+        // Invisible characters cannot hide in a formula.
         assert!(typed("$\\text{a\u{202e}b}$").is_empty());
     }
 

@@ -1,8 +1,8 @@
-//! Markdown of prompts and answers as HTML that runs nothing and loads nothing.
+//! Converts the Markdown of prompts and answers into HTML that runs no code and loads nothing.
 //!
-//! Two libraries in a row: one reads Markdown, one keeps of the HTML what is on its list. What a model writes never
-//! reaches a page by another way. Each block of a text stands in an element that takes its direction from its first
-//! letter, formulas become MathML, and characters that nobody sees are shown by their code points.
+//! A model's output is untrusted. pulldown-cmark parses the Markdown; ammonia then keeps only the HTML elements and
+//! attributes that are on a list. Model output reaches a page in no other way. Each block gets its text direction from
+//! its first letter, formulas become MathML, and invisible characters are shown as their code points.
 
 mod formulas;
 
@@ -14,6 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::LazyLock;
 
+/// Elements that Markdown may produce.
 const TAGS: [&str; 29] = [
     "a",
     "bdi",
@@ -46,7 +47,7 @@ const TAGS: [&str; 29] = [
     "ul",
 ];
 
-/// What pulldown-latex writes, without styles: elements, and their attributes beside those of [`MATH_STYLE`].
+/// The elements that pulldown-latex writes, each with its attributes. All may also have those of [`MATH_STYLE`].
 const MATH: [(&str, &[&str]); 19] = [
     ("math", &["display"]),
     ("mfrac", &["linethickness"]),
@@ -69,7 +70,7 @@ const MATH: [(&str, &[&str]); 19] = [
     ("munderover", &[]),
 ];
 const MATH_STYLE: [&str; 2] = ["displaystyle", "scriptlevel"];
-/// Classes that say how a formula's table is laid out; the page's style sheet knows them.
+/// Classes that describe the layout of a formula's table; the page's style sheet defines them.
 const MATH_CLASSES: [(&str, &[&str]); 5] = [
     (
         "mtable",
@@ -101,7 +102,7 @@ const MATH_CLASSES: [(&str, &[&str]); 5] = [
     ("mo", &["small"]),
 ];
 
-/// The class of what stands for a character that nobody sees.
+/// Class of the mark that replaces an invisible character.
 const HIDDEN: &str = "hidden-character";
 
 static CLEANER: LazyLock<Builder<'static>> = LazyLock::new(|| {
@@ -126,7 +127,7 @@ static CLEANER: LazyLock<Builder<'static>> = LazyLock::new(|| {
 
 const OPTIONS: Options = Options::ENABLE_TABLES.union(Options::ENABLE_STRIKETHROUGH).union(Options::ENABLE_TASKLISTS);
 
-/// The HTML of some Markdown. HTML inside the Markdown is shown as the text it is; an image as its description.
+/// Converts Markdown into HTML. HTML inside the Markdown is shown as text, an image as its description.
 pub fn html(markdown: &str) -> String {
     let text = markdown.replace([OPEN, CLOSE], "\u{fffd}");
     let (text, formulas) = with_places(&text);
@@ -139,15 +140,15 @@ pub fn html(markdown: &str) -> String {
     CLEANER.clean(&out).to_string()
 }
 
-/// Enclose the number of a formula while Markdown is read: its signs are not Markdown's. Unicode reserves both for uses
-/// inside a program.
+/// Delimiters of a formula's number. Formulas contain characters that Markdown would interpret, so they are replaced by
+/// numbers while Markdown is parsed. Unicode reserves both characters for internal use by programs.
 const OPEN: char = '\u{fdd0}';
 const CLOSE: char = '\u{fdd1}';
 
-/// A formula, and how it was typed.
+/// A formula, and its source as typed.
 type Typed = (Formula, String);
 
-/// The text with numbers in place of its formulas, and the formulas.
+/// Replaces the formulas of a text by numbers; returns the text and the formulas.
 fn with_places(text: &str) -> (String, Vec<Typed>) {
     if !text.contains(['$', '\\']) {
         return (text.to_string(), Vec::new());
@@ -166,12 +167,12 @@ fn with_places(text: &str) -> (String, Vec<Typed>) {
     (out + &text[at..], formulas)
 }
 
-/// Turns what Markdown says into what is shown.
+/// Converts the events of the Markdown parser into those of the HTML writer.
 struct Writer<'t> {
     formulas: &'t [Typed],
-    /// Inside a block of code.
+    /// Whether the writer is inside a code block.
     code: bool,
-    /// Blocks that are open, and whether each has an element of its own around it.
+    /// For each open block: whether it is enclosed in a `div` of its own.
     blocks: Vec<bool>,
     events: Vec<Event<'t>>,
 }
@@ -179,7 +180,7 @@ struct Writer<'t> {
 impl<'t> Writer<'t> {
     fn take(&mut self, event: Event<'t>) {
         match event {
-            // A judge must see what was written, a tag too.
+            // An annotator must see the text as written, including HTML tags.
             Event::InlineHtml(text) | Event::Text(text) => self.text(&text),
             Event::Html(line) => {
                 self.text(line.trim_end_matches('\n'));
@@ -189,9 +190,9 @@ impl<'t> Writer<'t> {
                 let code = format!("<code dir=\"auto\">{}</code>", visible(&self.as_typed(&text)));
                 self.events.push(Event::InlineHtml(code.into()));
             }
-            // A line break in an answer is one on the screen.
+            // Markdown ignores a single line break; here it is shown as one.
             Event::SoftBreak => self.events.push(Event::HardBreak),
-            // An image would be loaded from elsewhere: its description stands for it.
+            // Showing an image would load it from another site: its description is shown instead.
             Event::Start(Tag::Image { .. }) => self.text("[image: "),
             Event::End(TagEnd::Image) => self.text("]"),
             Event::Start(Tag::Link { link_type, dest_url, title, id }) => {
@@ -210,7 +211,8 @@ impl<'t> Writer<'t> {
             Event::Start(Tag::CodeBlock(kind)) => {
                 self.open();
                 self.code = true;
-                // A named language is written from left to right, whatever its first comment is.
+                // Code in a named language runs from left to right, even if it begins with a comment in another
+                // direction.
                 let named = matches!(kind, CodeBlockKind::Fenced(language) if !language.trim().is_empty());
                 let direction = if named { "ltr" } else { "auto" };
                 self.events.push(Event::Html(format!("<pre><code dir=\"{direction}\">").into()));
@@ -221,7 +223,7 @@ impl<'t> Writer<'t> {
                 self.close();
             }
             Event::Start(tag) if is_block(&tag.to_end()) => {
-                // Every table: it may be wider than the page, and then scrolls.
+                // Every table gets its own `div`: it scrolls if it is wider than the page.
                 if matches!(tag, Tag::Table(_)) {
                     self.enclose()
                 } else {
@@ -237,8 +239,8 @@ impl<'t> Writer<'t> {
         }
     }
 
-    /// Begins a block. The outermost one takes its direction from its first letter, and what is in it goes along: the
-    /// items of a list have their bullets on one side, a table its columns in one order.
+    /// Begins a block. Only the outermost block gets its direction from its first letter; inner blocks inherit it, so
+    /// that all items of a list have their bullets on the same side.
     fn open(&mut self) {
         match self.blocks.is_empty() {
             true => self.enclose(),
@@ -257,7 +259,7 @@ impl<'t> Writer<'t> {
         }
     }
 
-    /// Text with its formulas.
+    /// Writes text with its formulas.
     fn text(&mut self, text: &str) {
         if self.code {
             let typed = self.as_typed(text);
@@ -268,14 +270,14 @@ impl<'t> Writer<'t> {
         for part in parts(text) {
             match part {
                 Part::Text(text) => html += &visible(text),
-                // Set apart: what a formula begins with says nothing about the direction of the words around it.
+                // `bdi` isolates the formula: its first letter must not change the direction of the words around it.
                 Part::Formula(i) => html += &format!("<bdi>{}</bdi>", self.formulas[i].0.mathml),
             }
         }
         self.events.push(Event::InlineHtml(html.into()));
     }
 
-    /// Text in which formulas stand as they were typed.
+    /// Returns the text with formulas as they were typed.
     fn as_typed(&self, text: &str) -> String {
         parts(text)
             .map(|part| match part {
@@ -286,12 +288,13 @@ impl<'t> Writer<'t> {
     }
 }
 
+/// A part of a text: plain text, or the number of a formula.
 enum Part<'t> {
     Text(&'t str),
     Formula(usize),
 }
 
-/// Cuts a text at the places of formulas.
+/// Splits a text at its formula numbers.
 fn parts(text: &str) -> impl Iterator<Item = Part<'_>> {
     text.split(OPEN).enumerate().flat_map(|(i, piece)| {
         let (formula, rest) = match piece.split_once(CLOSE).filter(|_| i > 0) {
@@ -306,7 +309,7 @@ fn is_block(tag: &TagEnd) -> bool {
     matches!(tag, TagEnd::Paragraph | TagEnd::Heading(_) | TagEnd::BlockQuote(_) | TagEnd::List(_) | TagEnd::Table)
 }
 
-/// Text as HTML; in place of each character that nobody sees, a mark that says which.
+/// Escapes text for HTML. Each invisible character is replaced by a mark with its code point.
 fn visible(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
@@ -314,7 +317,7 @@ fn visible(text: &str) -> String {
             '&' => out += "&amp;",
             '<' => out += "&lt;",
             '>' => out += "&gt;",
-            // Windows ends its lines with one.
+            // Windows line endings.
             '\r' => {}
             c => match hidden(c) {
                 None => out.push(c),
@@ -352,7 +355,7 @@ mod tests {
         assert!(link.contains("href=\"https://example.org\"") && link.contains("noopener"), "{link}");
     }
 
-    /// No text makes an element that runs or loads something, nor an attribute with code.
+    /// No text produces an element that runs or loads something, or an attribute with code.
     #[test]
     fn hostile_text_runs_and_loads_nothing() {
         for text in [
@@ -383,7 +386,7 @@ mod tests {
             for bad in ["script", "img", "svg", "iframe", "style", "math", "form", "div", "noscript", "button"] {
                 assert!(!lower.contains(&format!("<{bad}")), "{text:?} gives {shown}");
             }
-            // Attributes are on the list or not there: what looks like one stands in text, behind an escaped bracket.
+            // What looks like an attribute in text is behind an escaped bracket, so only real tags are checked.
             for tag in lower.split('<').skip(1).filter_map(|t| t.split('>').next()) {
                 for bad in [" on", "style=", "javascript:", "data:", "src="] {
                     assert!(!tag.contains(bad), "{text:?} gives {shown}");
@@ -397,7 +400,7 @@ mod tests {
         let shown = html("سلام دنیا۔\n\n- ایک\n- two\n\n> quoted\n\n```rust\n// تبصرہ\n```\n\n```\nشعر\n```");
         assert_eq!(shown.matches("<div dir=\"auto\">").count(), 5, "{shown}");
         assert!(shown.contains("<code dir=\"ltr\">// تبصرہ") && shown.contains("<code dir=\"auto\">شعر"), "{shown}");
-        // Code in a line says nothing about the direction of the line.
+        // Inline code does not affect the direction of its line.
         assert!(html("`x` یہ").contains("<p><code dir=\"auto\">x</code> یہ</p>"));
     }
 
@@ -409,7 +412,7 @@ mod tests {
             assert!(shown.contains(&mark) && shown.contains(&format!(">{code}</bdi>b")), "{shown}");
             assert!(!shown.contains(['\u{202e}', '\u{2066}', '\u{1b}']), "{shown}");
         }
-        // The marks of Arabic typing still stand beside the punctuation that they are for.
+        // Marks of Arabic typing are kept next to the punctuation that they are for.
         assert!(
             html("C++\u{200f}")
                 .contains("C++\u{200f}<bdi class=\"hidden-character\" title=\"U+200F RIGHT-TO-LEFT MARK\">")
@@ -427,11 +430,11 @@ mod tests {
         assert!(shown.contains("<code dir=\"auto\">$x$</code>, $5 and $6, $\\frac{$."), "{shown}");
         assert!(html("| a |\n|---|\n| $|x|$ |").contains("<td><bdi><math"));
         assert!(html("[$x$](https://example.org/$x$)").contains("href=\"https://example.org/$x$\""));
-        // A number between reserved characters is no formula of somebody else's.
+        // A number between the reserved characters in the input is not taken for a formula.
         assert!(!html("\u{fdd0}0\u{fdd1} $x$").contains("\u{fdd0}"));
     }
 
-    /// The list of what may stand in a formula is what the library writes, no more and no less.
+    /// The list of allowed elements and attributes covers what the library writes, and nothing dangerous passes it.
     #[test]
     fn formulas_pass_the_list_whole_and_bring_nothing_else() {
         let formulas = [
@@ -461,7 +464,8 @@ mod tests {
         }
     }
 
-    /// Whatever signs stand beside each other, a text is shown, and in time that grows with it.
+    /// Any combination of special characters is rendered without a panic, in time that grows with the length of the
+    /// text.
     #[test]
     fn no_text_ends_the_page() {
         use rand::{RngExt, SeedableRng};

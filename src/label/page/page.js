@@ -1,5 +1,6 @@
-// Shows one task after the other and sends what is said about it. What the server calls `html` is clean; every other
-// text goes in as text, set apart so that its direction is its own. A vote carries a name of its own, so that sending it again after a broken line changes nothing.
+// Shows one task after the other and sends the votes. Only fields named `html` are inserted as HTML: the server has
+// sanitised them. Any other text is inserted as text, isolated so that it does not change the direction of its surroundings.
+// A vote carries a request id, so that sending it again after a lost connection changes nothing.
 "use strict";
 
 const $ = (id) => document.getElementById(id);

@@ -1,26 +1,29 @@
-//! What stands against trusting the labels, each in a sentence with its number and what to do.
+//! Finds problems of the labels. Each finding is a sentence with its number and a next step.
 
 use super::Report;
 use crate::label::record::Kind;
 use serde::Serialize;
 
-/// Something to look at.
+/// A problem of the labels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Data of this kind should not be trained on as it is.
+    /// Whether the labels should not be used for training before this is solved.
     pub grave: bool,
+    /// The problem, in a sentence.
     pub what: String,
+    /// The next step.
     pub next: String,
 }
 
-/// Below the first, Krippendorff (2004, "Content analysis", section 11.4) draws no conclusion; from the second on he does.
+/// Krippendorff (2004, "Content analysis", section 11.4) draws no conclusions from an alpha below the first value, and
+/// relies on data from the second value on.
 const TENTATIVE: f64 = 0.667;
 const RELIABLE: f64 = 0.8;
-/// A rule that sees lengths only is right more often than this.
+/// Accuracy above which a rule that sees only lengths is reported.
 const LENGTH: f64 = 0.6;
-/// A machine whose verdict changes with the order more often than this.
+/// Rate of order-dependent verdicts above which a machine is reported.
 const FLIPS: f64 = 0.25;
-/// Pairs judged by two below which agreement is not known.
+/// Number of pairs with two judgements below which agreement is too uncertain.
 const FEW: usize = 30;
 
 pub(super) fn find(report: &Report) -> Vec<Finding> {
@@ -30,13 +33,14 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
     match report.agreement.alpha_nominal {
         None if report.counts.votes > 0 => add(
             false,
-            "No pair with two different judgements: nobody knows how far people agree.".into(),
+            "Agreement cannot be measured: no pair was judged by two annotators, or all judgements are the same."
+                .into(),
             "Show some pairs to two people or more: --overlap 2.",
         ),
         Some(alpha) if alpha.value < TENTATIVE => add(
             alpha.value < 0.2,
             format!(
-                "Krippendorff's alpha is {:.2}; below {TENTATIVE} no conclusion should rest on the labels.",
+                "Krippendorff's alpha is {:.2}; below {TENTATIVE} no conclusion should be drawn from the labels.",
                 alpha.value
             ),
             "Look at pairs that people judged differently, and make the guidelines say what decides them.",
@@ -52,7 +56,7 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
         add(
             false,
             format!("Only {} pairs were judged by two or more: intervals of agreement are wide.", report.counts.shared),
-            "Let more pairs overlap.",
+            "Show more pairs to two people or more: --overlap 2.",
         );
     }
     if let Some(length) = report.length {
@@ -65,11 +69,11 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
             add(
                 true,
                 format!(
-                    "\"The {rule} answer wins\" is right for {} of {} pairs: a reward model can learn that and nothing else.",
+                    "\"The {rule} answer wins\" is right for {} of {} pairs: a reward model could learn this rule instead of quality.",
                     percent(rate.share),
                     length.pairs
                 ),
-                "Choose pairs of like length: ft label pairs --strategy informative.",
+                "Choose pairs of similar length: ft label pairs --strategy informative.",
             );
         }
     }
@@ -84,14 +88,18 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
                     habits.name,
                     percent(left.share.max(1.0 - left.share))
                 ),
-                "Sides are drawn, so that this blurs verdicts and does not turn them; look at the fastest votes.",
+                "Sides are assigned at random, so this adds noise to the verdicts but does not reverse them. Check the fastest votes.",
             );
         }
         if let Some(same) = habits.consistent.filter(|r| r.interval[1] < 0.8) {
             add(
                 false,
-                format!("{} says the same again in only {} of hidden repeats.", habits.name, percent(same.share)),
-                "No two people can agree more than each with themselves: talk the guidelines through.",
+                format!(
+                    "{} gives the same judgement again in only {} of hidden repeats.",
+                    habits.name,
+                    percent(same.share)
+                ),
+                "Two people cannot agree more often than each agrees with themselves: discuss the guidelines.",
             );
         }
         if let Some(order) = habits.order.filter(|o| o.flipped.share > FLIPS) {
@@ -102,7 +110,7 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
                     habits.name,
                     percent(order.flipped.share)
                 ),
-                "Those are ties now. Another judge, another rubric, or a reward model may hold.",
+                "These pairs count as ties. Try another judge, another rubric, or a reward model.",
             );
         }
         if let Some(with) = judge.with_verdicts.filter(|w| w.kappa.is_some_and(|k| k.value < 0.4)) {
@@ -124,8 +132,8 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
             let rule = if r > 0.0 { "longer" } else { "shorter" };
             add(
                 false,
-                format!("{}'s choices go with length (r = {r:+.2}): it prefers the {rule} answer.", habits.name),
-                "Compare it with people on pairs of like length before its votes are trained on.",
+                format!("{}'s choices correlate with length (r = {r:+.2}): it prefers the {rule} answer.", habits.name),
+                "Compare it with people on pairs of similar length before you train on its votes.",
             );
         }
     }
@@ -133,7 +141,7 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
         add(
             false,
             format!(
-                "The sources fall into {} groups without wins both ways between them: their distance rests on the prior.",
+                "The sources fall into {} groups that are not connected by wins in both directions: their distance comes from the prior alone.",
                 report.ranking.groups
             ),
             "Compare answers across the groups.",

@@ -1,5 +1,6 @@
-//! What is known of a project's labels: do people agree, what do they follow, whose answers are better, can the machines
-//! be trusted. One structure of numbers, as JSON; `page` shows it.
+//! Computes the report on a project's labels: agreement between annotators, their biases, the ranking of the sources,
+//! and how well machines match the verdicts of people. [`Report`] has all numbers and is written as JSON; `page`
+//! renders it.
 
 mod findings;
 mod page;
@@ -18,16 +19,16 @@ use crate::methods::rate::Rate;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// All numbers of a project.
+/// All numbers of the report.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
     pub title: String,
     pub counts: Counts,
-    /// How votes became verdicts, and the names of those whose votes they rest on.
+    /// How votes were aggregated into verdicts, and the names of the annotators whose votes were used.
     pub aggregation: Aggregation,
     pub judged_by: Vec<String>,
     pub verdicts: BTreeMap<&'static str, usize>,
-    /// Between those whose votes the verdicts rest on.
+    /// Agreement between the annotators whose votes the verdicts are based on.
     pub agreement: Agreement,
     pub judges: Vec<Judge>,
     pub ranking: Ranking,
@@ -43,40 +44,42 @@ pub struct Counts {
     pub pairs: usize,
     /// Hidden repeats among the pairs.
     pub repeats: usize,
-    /// Votes that count, and of them skips.
+    /// Votes that count, including skips; and the skips among them.
     pub votes: usize,
     pub skips: usize,
     pub people: usize,
     pub machines: usize,
-    /// Pairs that two judges or more judged.
+    /// Pairs that two or more annotators judged.
     pub shared: usize,
 }
 
-/// How far judges agree beyond chance. Choices are nominal; on a scale they are preferences from `b` to `a`, by strength
-/// where every choice has one, with ties and "both bad" in the middle.
+/// Agreement between annotators. Choices are compared as nominal values, and as preferences on a scale from `b` to `a`
+/// with ties and "both bad" in the middle; the scale uses strengths if every choice has one.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Agreement {
-    /// Krippendorff's alpha.
+    /// Krippendorff's alpha of the choices (nominal) and of the preferences (ordinal, interval).
     pub alpha_nominal: Option<Estimate>,
     pub alpha_ordinal: Option<Estimate>,
     pub alpha_interval: Option<Estimate>,
     pub fleiss: Option<Fleiss>,
-    /// The share of equal ones among all couples of votes on a pair.
+    /// Share of equal votes among all couples of votes on the same pair.
     pub raw: Option<Estimate>,
-    /// Cohen's kappa of every two judges who share pairs.
+    /// Cohen's kappa of every two annotators who judged the same pairs.
     pub cohen: Vec<Cohen>,
-    /// Of hidden repeats, over all people: how often the same was said again.
+    /// Rate of equal judgements on hidden repeats, over all annotators.
     pub self_consistency: Option<Rate>,
 }
 
+/// Fleiss' kappa.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Fleiss {
     pub kappa: Estimate,
-    /// The pairs of `votes` votes each that it is of.
+    /// Number of pairs that were used, each with `votes` votes.
     pub pairs: usize,
     pub votes: usize,
 }
 
+/// Cohen's kappa of two annotators.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Cohen {
     pub a: String,
@@ -85,17 +88,18 @@ pub struct Cohen {
     pub pairs: usize,
 }
 
-/// One judge: habits, and how it stands to the others.
+/// One annotator: habits, reliability, and agreement with the verdicts.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Judge {
     #[serde(flatten)]
     pub habits: Habits,
-    /// Probability of saying what is true, as Dawid and Skene's model has it; `None` where one judge alone voted.
+    /// Probability of a true vote according to Dawid and Skene's model; `None` if only one annotator voted.
     pub reliability: Option<f64>,
-    /// Of a judge on whose votes the verdicts do not rest: how often it says the same, and Cohen's kappa.
+    /// Agreement with the verdicts, for an annotator whose votes are not used for them.
     pub with_verdicts: Option<WithVerdicts>,
 }
 
+/// Agreement of an annotator with the verdicts: rate of equal choices, and Cohen's kappa.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct WithVerdicts {
     pub pairs: usize,
@@ -104,8 +108,8 @@ pub struct WithVerdicts {
 }
 
 impl Report {
-    /// The numbers of a project; intervals from `bootstrap`. Verdicts rest on the votes of `judges`; left open, on those
-    /// of people where there are any, else on all.
+    /// Computes the report; intervals come from `bootstrap`. Verdicts are based on the votes of `judges`; if `None`, on
+    /// the votes of people if there are any, otherwise on all votes.
     pub fn of(project: &Project, judges: Option<&Judges>, aggregation: Aggregation, bootstrap: &Bootstrap) -> Self {
         let all = project.ballots(&Judges::All);
         let people = project.ballots(&Judges::Kind(Kind::Person));
@@ -153,7 +157,7 @@ fn counts(project: &Project, ballots: &[Ballot]) -> Counts {
     }
 }
 
-/// Ratings of pairs: no repeats, no skips, no final words.
+/// Returns the ratings of pairs as a table, without repeats, skips and final decisions.
 fn table(ballots: &[Ballot], value: impl Fn(&Ballot) -> f64) -> Table {
     let counted = ballots.iter().filter(|b| !b.repeat && b.choice != Choice::Skip && !b.vote.adjudicates());
     Table::new(counted.map(|b| (b.pair.id as usize, b.annotator.id as usize, value(b))))
@@ -182,7 +186,7 @@ fn agreement(ballots: &[Ballot], bootstrap: &Bootstrap) -> Agreement {
     let mut first: BTreeMap<(i64, i64), Choice> = BTreeMap::new();
     for ballot in ballots.iter().filter(|b| b.choice != Choice::Skip) {
         let key = (ballot.pair.id, ballot.annotator.id);
-        // Ballots come with the first showing of a pair before its repeat.
+        // Ballots are sorted so that the original of a pair comes before its repeat.
         match first.get(&key).filter(|_| ballot.repeat) {
             Some(before) => same = (same.0 + usize::from(*before == ballot.choice), same.1 + 1),
             None if !ballot.repeat => drop(first.insert(key, ballot.choice)),
@@ -218,7 +222,7 @@ fn describe(
     habits(project, ballots).into_iter().map(judge).collect()
 }
 
-/// `Σ_c p_c π_cc` of each judge, where two or more voted.
+/// Computes the reliability `Σ_c p_c π_cc` of each annotator; empty if fewer than two voted.
 fn reliability(ballots: &[Ballot]) -> BTreeMap<i64, f64> {
     let ids: Vec<i64> = ballots.iter().map(|b| b.annotator.id).collect::<BTreeSet<_>>().into_iter().collect();
     if ids.len() < 2 {

@@ -1,4 +1,4 @@
-//! The report as one page in the style of run pages: no network, no script that reads anything.
+//! Renders the report as one HTML page in the style of run pages. The page loads nothing from the network.
 
 use super::{Agreement, Judge, Report};
 use crate::label::bootstrap::Estimate;
@@ -10,7 +10,7 @@ use crate::runs::page::plot::{figure, forest};
 use crate::runs::page::{document, escape, name};
 use std::fmt::Write;
 
-/// The page.
+/// Renders the page.
 pub fn render(report: &Report) -> String {
     let c = &report.counts;
     let mut body = format!(
@@ -82,7 +82,7 @@ fn findings(report: &Report) -> String {
             format!(r#"<div class="{class}"><h3>{}</h3><p>{}</p></div>"#, escape(&f.what), escape(&f.next))
         })
         .collect();
-    let well = r#"<p class="well">Nothing stands against these labels.</p>"#;
+    let well = r#"<p class="well">No problem detected in these labels.</p>"#;
     format!("<section><h2>Findings</h2>{}</section>", if each.is_empty() { well } else { &each })
 }
 
@@ -103,15 +103,15 @@ fn agreement(a: &Agreement) -> String {
     }
     let mut out = figure(
         "Agreement",
-        "1: full, 0: as by chance; the line at 0.667: below it no conclusion is drawn. Equal votes and hidden repeats are plain shares",
+        "1: full agreement, 0: no more than by chance; below the line at 0.667 no conclusion should be drawn. Equal votes and hidden repeats are plain shares",
         &forest("agreement measures", &rows, |v| format!("{v:.2}"), Some(0.667), Some([0.0, 1.0])),
     );
     let couples: Vec<(String, f64, Option<[f64; 2]>)> =
         a.cohen.iter().map(|c| (format!("{} – {} ({})", c.a, c.b, c.pairs), c.kappa.value, c.kappa.interval)).collect();
     if !couples.is_empty() {
         out += &figure(
-            "Every two",
-            "Cohen's kappa of two judges over the pairs that both judged (their number)",
+            "Each two annotators",
+            "Cohen's kappa of two annotators over the pairs that both judged (in parentheses: how many)",
             &forest("Cohen's kappa", &couples, |v| format!("{v:.2}"), Some(0.0), Some([0.0, 1.0])),
         );
     }

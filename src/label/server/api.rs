@@ -1,7 +1,7 @@
-//! The page's files and its questions.
+//! Serves the files of the page and its API.
 //!
-//! Every question is a POST with a token and JSON. A person sees their own task and how far all are; only an admin sees
-//! votes of others.
+//! Every API request is a POST with a token and JSON. A person sees their own task and the progress of the project;
+//! only an admin sees the votes of others.
 
 use super::State;
 use super::guard::{Limit, Peer};
@@ -26,19 +26,19 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The longest request: an answer that somebody wrote, with room.
+/// Largest request in bytes: enough for a long answer that an annotator wrote.
 const BODY: usize = 256 * 1024;
-/// How long a request may take to arrive and be answered.
+/// How long a request may take in total: to arrive and to be answered.
 const WHOLE: Duration = Duration::from_secs(30);
-/// Questions a second of one person, with bursts; far above what hands can do.
+/// Requests per second of one person, and the burst; far more than a person can cause by hand.
 const RATE: (f64, f64) = (40.0, 80.0);
-/// Wrong tokens a second from one address, with bursts.
+/// Wrong tokens per second from one address, and the burst.
 const WRONG: (f64, f64) = (2.0, 20.0);
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Limits beside what all requests share.
+/// The shared state with the rate limits.
 struct Desk {
     state: Arc<State>,
     people: Limit<i64>,
@@ -47,7 +47,7 @@ struct Desk {
 
 type Api = Shared<Arc<Desk>>;
 
-/// Everything the server answers.
+/// Builds the router with all routes and checks.
 pub fn router(state: Arc<State>) -> Router {
     let desk = Arc::new(Desk { state, people: Limit::new(RATE.0, RATE.1), strangers: Limit::new(WRONG.0, WRONG.1) });
     let api = Router::new()
@@ -75,7 +75,7 @@ async fn file(kind: &'static str, text: &'static str) -> Response {
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
-/// Before and after every request: whom it is for and from, how long it may take, what a browser may do with the answer.
+/// Wraps every request: checks host and origin, limits the time, and adds the security headers to the response.
 async fn guard(Shared(desk): Api, request: Request, next: Next) -> Response {
     let mut response = match desk.state.hosts.check(request.headers()) {
         Err(why) => ending(Problem::new(StatusCode::MISDIRECTED_REQUEST, why)),
@@ -98,7 +98,7 @@ async fn guard(Shared(desk): Api, request: Request, next: Next) -> Response {
     response
 }
 
-/// Puts who asks, and the whole body, into a request of the API.
+/// Authenticates an API request, reads its whole body and attaches the person.
 async fn sign_in(Shared(desk): Api, request: Request, next: Next) -> Response {
     match signed_in(&desk, request).await {
         Ok(request) => next.run(request).await,
@@ -106,8 +106,8 @@ async fn sign_in(Shared(desk): Api, request: Request, next: Next) -> Response {
     }
 }
 
-/// An answer before the request's body was read. The connection ends with it, and the answer says so: a client that asked
-/// again on one that is about to close would get nothing.
+/// Builds a response that is sent before the request's body was read. The server closes the connection after it, so the
+/// response says `Connection: close`: otherwise the client's next request on this connection would be lost.
 fn ending(problem: Problem) -> Response {
     let mut response = problem.into_response();
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -140,12 +140,13 @@ async fn signed_in(desk: &Arc<Desk>, request: Request) -> Result<Request, Proble
     Ok(Request::from_parts(parts, Body::from(body)))
 }
 
-/// Who asks, put there by [`sign_in`].
+/// The signed-in person, attached by [`sign_in`].
 type Who = axum::Extension<Person>;
 
-/// What a request says.
+/// Parses the JSON body of a request.
 fn read<T: for<'a> Deserialize<'a>>(body: &Bytes) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("the request: {e}")))
+    serde_json::from_slice(body)
+        .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("the request cannot be read: {e}")))
 }
 
 async fn hello(Shared(desk): Api, axum::Extension(person): Who) -> axum::Json<Value> {
@@ -158,7 +159,7 @@ async fn hello(Shared(desk): Api, axum::Extension(person): Who) -> axum::Json<Va
         "criteria": s.criteria,
         "strength": s.strength,
         "edit": s.edit,
-        // A sign of life is sent several times in the time that a task is kept.
+        // Seconds between two `keep` requests: several within the lease time.
         "keep": (s.lease / 4).clamp(1, 60),
     }))
 }
@@ -175,7 +176,7 @@ async fn vote(Shared(desk): Api, person: Who, body: Bytes) -> Result<axum::Json<
     turn(&desk, person, Ask::Vote(ballot)).await
 }
 
-/// A turn as the page reads it.
+/// Converts a response of the desk into JSON for the page.
 fn shown(turn: Turn) -> Value {
     let Turn { task, wait, progress } = turn;
     let answer = |text: String| json!({ "html": markdown::html(&text), "text": text });
@@ -186,7 +187,7 @@ fn shown(turn: Turn) -> Value {
     json!({ "task": task, "wait": wait, "progress": progress })
 }
 
-/// Turns of a prompt as HTML.
+/// Converts the messages of a prompt into a list of roles and HTML.
 fn talk(messages: &Value) -> Value {
     let turn = |m: &Value| {
         let text = match &m["content"] {
@@ -201,21 +202,21 @@ fn talk(messages: &Value) -> Value {
 fn refusal(desk: &Desk, no: No) -> Problem {
     match no {
         No::Wrong(why) => Problem::new(StatusCode::BAD_REQUEST, why),
-        No::Refused(Refusal::NotYours) => Problem::new(StatusCode::CONFLICT, "this task is not in your hands"),
+        No::Refused(Refusal::NotYours) => Problem::new(StatusCode::CONFLICT, "this task is not assigned to you"),
         No::Refused(Refusal::Taken) => Problem::new(StatusCode::CONFLICT, "others have judged this task meanwhile"),
         No::Refused(Refusal::NothingGiven) => Problem::new(StatusCode::CONFLICT, "there is nothing to take back"),
         No::NotSaved(e) => not_saved(&desk.state, &e),
     }
 }
 
-/// The store's error without where the project lies, which is not for everybody.
+/// Returns the store's error without the location of the project, which annotators need not know.
 fn not_saved(state: &State, e: &Error) -> Problem {
     let place = format!("{}: ", state.store.place());
     let what = e.message().strip_prefix(&place).unwrap_or("the project cannot be written");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("not saved: {what}")).again()
 }
 
-/// Work that waits for the disk, on a thread that may.
+/// Runs work that waits for the disk on a thread where blocking is allowed.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> crate::error::Result<T> + Send + 'static,
 ) -> Result<T, Problem> {
@@ -232,7 +233,7 @@ async fn blocking<T: Send + 'static>(
 fn only_admin(person: &Person) -> Result<(), Problem> {
     match person.admin {
         true => Ok(()),
-        false => Err(Problem::new(StatusCode::FORBIDDEN, "only an admin sees this")),
+        false => Err(Problem::new(StatusCode::FORBIDDEN, "only an admin may see this")),
     }
 }
 
@@ -261,7 +262,7 @@ async fn overview(Shared(desk): Api, axum::Extension(person): Who) -> Result<axu
     page.await.map(axum::Json)
 }
 
-/// The final word on a pair.
+/// Request of an admin with the final decision on a pair.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FinalWord {
@@ -277,7 +278,7 @@ async fn adjudicate(
     only_admin(&person)?;
     let word: FinalWord = read(&body)?;
     if word.choice == Choice::Skip {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "a final word is no skip"));
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "a final decision cannot be a skip"));
     }
     let state = desk.clone();
     let done = blocking(move || Ok(overview::adjudicate(&state.state.store, &person.name, word.pair, word.choice)));
@@ -290,11 +291,11 @@ async fn adjudicate(
     }
 }
 
-/// What went wrong, as the page shows it.
+/// An error response, with the text that the page shows.
 struct Problem {
     status: StatusCode,
     what: String,
-    /// Whether the same request may do later.
+    /// Whether the same request may succeed later.
     again: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What a request must be before anybody reads it: for a host of ours, from a page of ours, not too often.
+//! Checks requests before they are read: the host name must be ours, the page that sent it ours, and the rate limited.
 
 use crate::error::{Error, Result};
 use axum::http::{HeaderMap, Uri, header};
@@ -12,19 +12,20 @@ use std::time::Instant;
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub IpAddr);
 
-/// Under which names the server may be spoken to. Another name means that a page elsewhere made its own name point here.
+/// The host names and origins that the server accepts. A request under another name may come from a foreign page whose
+/// domain was made to resolve to this machine (DNS rebinding).
 pub struct Hosts {
-    /// `Host` headers, lower case.
+    /// Accepted `Host` headers, in lower case.
     hosts: Vec<String>,
-    /// `Origin` headers.
+    /// Accepted `Origin` headers.
     origins: Vec<String>,
     url: String,
 }
 
 impl Hosts {
-    /// Of a bound address, and the public URL where something stands before the server.
+    /// Derives the accepted names from the bound address and the public URL of a proxy, if there is one.
     ///
-    /// Errors: a public URL that is none; an address for all interfaces without one.
+    /// Errors: the public URL is invalid; it is missing although the address is for all interfaces.
     pub fn new(local: SocketAddr, public: Option<&str>) -> Result<Self> {
         let port = local.port();
         let mut hosts = vec![local.to_string()];
@@ -42,7 +43,7 @@ impl Hosts {
                 Error::user(format!(
                     "--public {public:?}: expected http://HOST or https://HOST, with a port where needed"
                 ))
-                .hint("it is what people type into their browser, without a path")
+                .hint("it is the URL that people type into their browser, without a path")
             };
             let uri: Uri = public.trim_end_matches('/').parse().map_err(|_| wrong())?;
             let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return Err(wrong()) };
@@ -53,7 +54,7 @@ impl Hosts {
                 return Err(wrong());
             }
             let given = authority.as_str().to_lowercase();
-            // Browsers leave the scheme's own port out, others may name it.
+            // Browsers omit the default port of the scheme; other clients may send it.
             let usual = if scheme == "https" { ":443" } else { ":80" };
             let bare = given.strip_suffix(usual).unwrap_or(&given).trim_end_matches(':').to_string();
             let mut names = vec![bare.clone()];
@@ -64,24 +65,24 @@ impl Hosts {
             origins.extend(names.iter().map(|name| format!("{scheme}://{name}")));
             hosts.extend(names);
         } else if local.ip().is_unspecified() {
-            return Err(Error::user(format!("{local}: an address for every network needs the name people will use"))
-                .hint(format!("--public http://NAME:{port}, or the URL of the proxy with TLS before it")));
+            return Err(Error::user(format!("{local}: an address for all networks needs the name people will use"))
+                .hint(format!("--public http://NAME:{port}, or the URL of the TLS proxy in front of it")));
         }
         Ok(Self { hosts, origins, url })
     }
 
-    /// Where people reach the server.
+    /// Returns the URL under which people reach the server.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Whether a request may be answered; why not.
+    /// Checks the headers of a request; the error says why it is refused.
     pub fn check(&self, headers: &HeaderMap) -> Result<(), &'static str> {
         let text = |name| headers.get(name).map(|v| v.to_str().unwrap_or("\u{0}").to_lowercase());
         if headers.get_all(header::HOST).iter().count() != 1
             || !text(header::HOST.as_str()).is_some_and(|h| self.hosts.contains(&h))
         {
-            return Err("this server goes by another name");
+            return Err("this server does not accept requests under this host name");
         }
         if text(header::ORIGIN.as_str()).is_some_and(|o| !self.origins.contains(&o)) {
             return Err("a page of another site asks");
@@ -93,14 +94,14 @@ impl Hosts {
     }
 }
 
-/// At most so many events a second from each, with bursts.
+/// Limits the events per second of each key, with bursts (token buckets).
 pub struct Limit<K> {
     rate: f64,
     burst: f64,
     buckets: Mutex<HashMap<K, (f64, Instant)>>,
 }
 
-/// Buckets that are kept; full ones go first.
+/// Number of buckets from which on full ones are removed.
 const BUCKETS: usize = 10_000;
 
 impl<K: Hash + Eq> Limit<K> {
@@ -108,7 +109,7 @@ impl<K: Hash + Eq> Limit<K> {
         Self { rate, burst, buckets: Mutex::new(HashMap::new()) }
     }
 
-    /// Counts an event; `false` where it is one too many.
+    /// Counts an event; returns false if it exceeds the limit.
     pub fn take(&self, key: K) -> bool {
         let now = Instant::now();
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,7 +172,7 @@ mod tests {
         }
     }
 
-    /// Browsers write neither `Host` nor `Origin` with the scheme's own port, whether somebody typed it or not.
+    /// Browsers omit the scheme's default port from `Host` and `Origin`, whether the user typed it or not.
     #[test]
     fn the_port_of_the_scheme_may_be_named_or_left_out() {
         let at = |local: &str, public| Hosts::new(local.parse().unwrap(), public).unwrap();

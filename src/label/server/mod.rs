@@ -1,8 +1,8 @@
-//! The page for people: the one folder of `label` that knows HTTP.
+//! Serves a project to browsers. The only folder of `label` that knows HTTP.
 //!
-//! Whoever sends a request shows a token in a header; no cookie exists, so no other site can make a browser act here.
-//! Tokens are kept as hashes, compared in constant time and written to no log. The server speaks to the hosts it was
-//! told of and serves one page, embedded in the program; the page loads nothing from elsewhere.
+//! Every request carries a token in a header. There are no cookies, so no other site can make a browser act here.
+//! Tokens are stored as hashes, compared in constant time and never logged. The server answers only under the host
+//! names that it was given. It serves one page, embedded in the program, which loads nothing from elsewhere.
 
 mod api;
 mod guard;
@@ -26,43 +26,44 @@ use tower::ServiceExt;
 
 pub use people::{Token, hash as token_hash};
 
-/// Connections at a time: a browser opens six.
+/// Largest number of open connections; a browser opens up to six.
 const CONNECTIONS: usize = 1024;
-/// How long a client may take to send the head of a request, and stay connected without one.
+/// How long a client may take to send the header of a request, and how long an idle connection stays open.
 const HEAD: Duration = Duration::from_secs(30);
 
-/// How a project is served.
+/// Options of the server.
 #[derive(Debug, Clone)]
 pub struct Options {
     pub address: SocketAddr,
-    /// Where people reach the server when something stands before it, e.g. `https://label.example.org`.
+    /// URL under which people reach the server through a proxy, e.g. `https://label.example.org`.
     pub public: Option<String>,
-    /// Who serves it and sees everybody's work; their token lives as long as the server.
+    /// Name of the person who runs the server. They may see everybody's votes; their token is valid while the server
+    /// runs.
     pub name: String,
 }
 
-/// A server that listens.
+/// A server with an open port.
 pub struct Server {
     listener: std::net::TcpListener,
     state: Arc<State>,
-    /// What the one who serves it opens in a browser; holds their token.
+    /// Link for the person who runs the server; contains their token.
     link: String,
 }
 
-/// What every request sees.
+/// State shared by all requests.
 struct State {
     desk: Desk,
     people: People,
     hosts: Hosts,
-    /// A second connection: the admin view never makes a vote wait.
+    /// A second connection to the project, so that the admin's overview never delays a vote.
     store: Store,
     settings: super::record::Settings,
 }
 
 impl Server {
-    /// Takes the project and the address.
+    /// Opens the port and locks the project.
     ///
-    /// Errors: another server has one of them; the project is damaged.
+    /// Errors: another server uses the address or the project; the project is damaged.
     pub fn open(place: &str, options: &Options) -> Result<Self> {
         let listener = std::net::TcpListener::bind(options.address).map_err(|e| {
             Error::user(format!("listening at {}: {e}", options.address))
@@ -80,23 +81,23 @@ impl Server {
         Ok(Self { listener, state: Arc::new(State { desk, people, hosts, store, settings }), link })
     }
 
-    /// What the one who serves it opens in a browser; holds their token.
+    /// Returns the link for the person who runs the server; it contains their token.
     pub fn link(&self) -> &str {
         &self.link
     }
 
-    /// Where the project lies, without a password.
+    /// Returns the file or the URL of the project, without the password.
     pub fn place(&self) -> String {
         self.state.store.place()
     }
 
-    /// Where people reach it.
+    /// Returns the URL under which people reach the server.
     pub fn url(&self) -> String {
         self.state.hosts.url().to_string()
     }
 
-    /// Serves until `wait` returns, which has a thread of its own. What was acknowledged is on the disk at any moment,
-    /// so the end may be sudden.
+    /// Serves until `wait`, which runs in a thread of its own, returns. Acknowledged votes are already on disk, so open
+    /// requests may be cut off at the end.
     pub fn run(self, wait: impl FnOnce() + Send + 'static) -> Result<()> {
         let broken = |e: std::io::Error| Error::user(format!("the server cannot run: {e}"));
         self.listener.set_nonblocking(true).map_err(broken)?;
@@ -115,7 +116,7 @@ impl Server {
                 _ = stop => Ok(()),
             }
         });
-        // A connection to PostgreSQL must not be closed on a thread of the runtime: `self.state` goes after it.
+        // The PostgreSQL client must not be dropped on a thread of the runtime, so `self.state` outlives it.
         runtime.shutdown_timeout(Duration::from_secs(1));
         done
     }
@@ -127,7 +128,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
     loop {
         let Ok(seat) = room.clone().acquire_owned().await else { return };
         let Ok((stream, peer)) = listener.accept().await else {
-            // Out of file handles, or a client that went away: others are served again soon.
+            // Out of file handles, or the client closed the connection: wait a moment and accept the next one.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
@@ -141,7 +142,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
             });
             let mut http = hyper::server::conn::http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEAD);
-            // An error here is a client that went away or spoke no HTTP.
+            // An error means that the client closed the connection or did not speak HTTP.
             let _ = http.serve_connection(TokioIo::new(stream), service).await;
             drop(seat);
         });

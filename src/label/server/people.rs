@@ -1,7 +1,7 @@
-//! Who is asking: tokens and the people behind them.
+//! Identifies the person who sends a request by their token.
 //!
-//! A token is 32 random bytes, shown once; the project keeps its SHA-256. A look-up compares with every hash to its end,
-//! so that its time says nothing.
+//! A token is 32 random bytes, shown once; the project stores its SHA-256. A look-up compares the hash with every
+//! stored hash in constant time, so that its duration reveals nothing about them.
 
 use crate::error::{Error, Result};
 use crate::fsutil::hex;
@@ -16,29 +16,29 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq;
 
-/// How often the project is asked who there is; so long a token that was taken away may still be good.
+/// Age at which the list of annotators is read again. A revoked token may stay valid for this long.
 const FRESH: Duration = Duration::from_secs(2);
-/// How long a token may be good while the project does not answer.
+/// Age up to which the list of annotators is used while the database does not respond.
 const OLD: Duration = Duration::from_secs(10);
 
 /// A secret that signs somebody in. Not shown by `{:?}`.
 pub struct Token(String);
 
 impl Token {
-    /// A new one, from the system's random numbers.
+    /// Creates a token from the system's random numbers.
     pub fn new() -> Result<Self> {
         let mut bytes = [0u8; 32];
         let filled = rand::rngs::SysRng.try_fill_bytes(&mut bytes);
-        filled.map_err(|e| Error::user(format!("the system gives no random numbers: {e}")))?;
+        filled.map_err(|e| Error::user(format!("the system provides no random numbers: {e}")))?;
         Ok(Self(URL_SAFE_NO_PAD.encode(bytes)))
     }
 
-    /// The token itself, to be given to its owner.
+    /// Returns the token itself, to be given to its owner.
     pub fn secret(&self) -> &str {
         &self.0
     }
 
-    /// What the project keeps of it.
+    /// Returns the hash that the project stores.
     pub fn hash(&self) -> String {
         hash(&self.0)
     }
@@ -50,12 +50,12 @@ impl fmt::Debug for Token {
     }
 }
 
-/// What the project keeps of a token.
+/// Returns the hash that the project stores for a token: SHA-256, hexadecimal.
 pub fn hash(secret: &str) -> String {
     hex(&Sha256::digest(secret.as_bytes()))
 }
 
-/// Somebody who showed a good token.
+/// A person with a valid token.
 #[derive(Debug, Clone)]
 pub struct Person {
     pub id: i64,
@@ -66,15 +66,16 @@ pub struct Person {
 /// The people of a project, looked up by token.
 pub struct People {
     store: Store,
-    /// Who serves the project; their token is in no database.
+    /// Token hash and identity of the person who runs the server; their token is not in the database.
     owner: (String, Person),
-    /// Held for a moment only.
+    /// The cached annotators. The lock is held for a moment only.
     known: Mutex<Known>,
-    /// Held by whoever asks the project: one at a time, and nobody else waits whose token is known.
+    /// Held by the request that reads the annotators again: one at a time. Requests with a known token do not wait for
+    /// it.
     asking: Mutex<()>,
 }
 
-/// Who there was when the project was last asked.
+/// The annotators as last read from the project.
 #[derive(Clone)]
 struct Known {
     all: Arc<Vec<Annotator>>,
@@ -95,9 +96,9 @@ impl People {
         Ok(Self { store, owner, known, asking: Mutex::new(()) })
     }
 
-    /// Who shows this token.
+    /// Returns the person with this token; `None` if the token is unknown.
     ///
-    /// Errors: the project does not answer, and what is known of it is too old.
+    /// Errors: the list of annotators is too old and cannot be read again.
     pub fn find(&self, secret: &str) -> Result<Option<Person>> {
         let shown = hash(secret);
         let known = self.known();
@@ -105,7 +106,7 @@ impl People {
         if known.since.elapsed() <= FRESH {
             return Ok(found);
         }
-        // Somebody who is known goes on while another request asks the project.
+        // A person with a known token need not wait while another request reads the project.
         let may_go_on = found.is_some() && known.since.elapsed() <= OLD;
         let turn = match self.asking.try_lock() {
             Ok(turn) => turn,
@@ -126,7 +127,7 @@ impl People {
         locked(&self.known).clone()
     }
 
-    /// Compares with every hash to its end.
+    /// Returns the person with this token hash. Compares with every stored hash in constant time.
     fn among(&self, known: &Known, shown: &str) -> Option<Person> {
         let same = |kept: &str| bool::from(kept.as_bytes().ct_eq(shown.as_bytes()));
         let mut found = same(&self.owner.0).then(|| self.owner.1.clone());
@@ -150,7 +151,7 @@ mod tests {
     use crate::label::record::{Kind, Settings};
     use serde_json::json;
 
-    /// A project that does not answer keeps nobody out whose token is known, and lets nobody in for long.
+    /// While the database does not respond, known tokens stay valid, but only for a limited time.
     #[test]
     fn a_question_to_the_project_makes_nobody_wait_who_is_known() {
         let folder = tempfile::tempdir().unwrap();
@@ -166,7 +167,7 @@ mod tests {
             known.since = Instant::now().checked_sub(age).unwrap();
         };
         let name = |token: &Token| people.find(token.secret()).unwrap().map(|p| p.name);
-        // Another request asks the project, and waits for it.
+        // Another request is reading the annotators and waits for the database.
         let asking = locked(&people.asking);
         aged(FRESH * 2);
         assert_eq!(name(&token).as_deref(), Some("Ann"));
@@ -179,7 +180,7 @@ mod tests {
             drop(asking);
             assert_eq!(late.join().unwrap().as_deref(), Some("Ann"));
         });
-        // A link that was taken away ends, one that was made begins, with the next question.
+        // Revoked and new tokens take effect when the annotators are next read.
         let new = Token::new().unwrap();
         people.store.set_annotator(ann.id, Some(&new.hash()), &json!({})).unwrap();
         assert_eq!((name(&token).as_deref(), name(&new)), (Some("Ann"), None));

@@ -1,10 +1,11 @@
-//! What the store asks of a database: statements with bound values, rows of plain cells, one lock for the project.
+//! Defines what the store needs from a database: statements with bound values, rows of plain cells, and a lock.
 //!
-//! SQL is written once, with `$1`, `$2`, … for values; nothing that came from outside ever stands in its text.
+//! SQL is written once for all databases, with `$1`, `$2`, … for values. Input is always bound as a value and never
+//! becomes part of the SQL text.
 
 use crate::error::{Error, Result};
 
-/// A bound value.
+/// A value bound to a statement.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Bound<'a> {
     Null,
@@ -27,7 +28,7 @@ impl<'a> Bound<'a> {
     }
 }
 
-/// A value that was read.
+/// A value read from a row.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Cell {
     Null,
@@ -36,7 +37,7 @@ pub enum Cell {
     Text(String),
 }
 
-/// The cells of a row, taken from the left; a cell of another type than asked for is damage to the project.
+/// The cells of a row, read from left to right. A cell of an unexpected type is an error: the project is damaged.
 pub struct Row(std::vec::IntoIter<Cell>);
 
 impl Row {
@@ -87,12 +88,12 @@ impl Row {
         }
     }
 
-    /// Text that is JSON.
+    /// Reads a text cell and parses it as JSON.
     pub fn json<T: serde::de::DeserializeOwned>(&mut self) -> Result<T> {
         let text = self.text()?;
         serde_json::from_str(&text).map_err(|e| {
             let found = crate::fsutil::shortened(&text);
-            Error::user(format!("a cell holds no readable JSON ({e}): {found}")).hint(DAMAGED)
+            Error::user(format!("a cell of the project is not valid JSON ({e}): {found}")).hint(DAMAGED)
         })
     }
 }
@@ -100,35 +101,37 @@ impl Row {
 const DAMAGED: &str = "the project was changed by another program: restore it from a copy";
 
 fn damaged(expected: &str, found: Option<Cell>) -> Error {
-    Error::user(format!("a row holds {found:?}, expected {expected}")).hint(DAMAGED)
+    Error::user(format!("a row of the project contains {found:?}, expected {expected}")).hint(DAMAGED)
 }
 
-/// A connection to where a project lies.
+/// A connection to the database of a project.
 pub trait Database: Send {
-    /// Where, as may be shown to anybody: no password.
+    /// Returns the file or the URL of the database, without the password.
     fn place(&self) -> String;
-    /// Changes rows; how many.
+    /// Runs a statement and returns the number of changed rows.
     fn execute(&mut self, sql: &str, values: &[Bound]) -> Result<u64>;
+    /// Runs a statement and returns its rows.
     fn query(&mut self, sql: &str, values: &[Bound]) -> Result<Vec<Row>>;
-    /// Several statements without values.
+    /// Runs several statements without values.
     fn script(&mut self, sql: &str) -> Result<()>;
     /// Begins a transaction that may write.
     fn begin(&mut self) -> Result<()>;
-    /// Makes the transaction last: once this returns, neither a kill nor a loss of power undoes it.
+    /// Commits the transaction. Once this returns, the changes survive a kill and a loss of power.
     fn commit(&mut self) -> Result<()>;
-    /// Forgets the transaction, where one is open.
+    /// Rolls back the transaction, if one is open.
     fn roll_back(&mut self);
-    /// How a numbered primary key is declared.
+    /// Returns the SQL type of a numbered primary key.
     fn numbered(&self) -> &'static str;
-    /// Whether the tables of a project are there.
+    /// Returns true if the database contains a project.
     fn has_project(&mut self) -> Result<bool>;
-    /// Looks for damage and takes the project for this process alone to serve, until the connection ends.
+    /// Checks for damage and locks the project until the connection ends, so that only this process serves it.
     fn own(&mut self) -> Result<()>;
-    /// Connects again where the connection was lost, as owner where it was one.
+    /// Rolls back an open transaction. Reconnects if the connection was lost, and takes the lock again if it was held.
     fn recover(&mut self) -> Result<()>;
 }
 
-/// A character that PostgreSQL cannot hold in text; refused everywhere, so that a project can move.
+/// Rejects text with U+0000. PostgreSQL cannot store this character; SQLite rejects it too, so that a project can be
+/// moved between the two.
 pub fn check_text(values: &[Bound]) -> Result<()> {
     for value in values {
         if let Bound::Text(text) = value

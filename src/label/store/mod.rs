@@ -1,7 +1,7 @@
-//! A labelling project on disk or on a server: the one place that knows SQL.
+//! Stores a labelling project in an SQLite file or in PostgreSQL. The only place that knows SQL.
 //!
-//! What a method returned is on the disk: neither SIGKILL nor a loss of power takes it back. A blocking face; every
-//! write is one transaction, or a part of the one that [`Store::write`] opens.
+//! When a writing method returns, its changes are on disk and survive SIGKILL and a loss of power. All calls block.
+//! Every write is a transaction of its own, or part of the one that [`Store::write`] opens.
 
 mod database;
 mod postgres;
@@ -26,39 +26,40 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use writer::Writer;
 
-/// A project that is open. `place` is a file or a `postgres://` URL.
+/// An open project.
 pub struct Store {
     database: Mutex<Box<dyn Database>>,
 }
 
-/// A task in somebody's hands, as it is kept over a restart.
+/// A task that an annotator holds, as stored so that it survives a restart of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {
     pub pair: i64,
     pub annotator: i64,
-    /// Whether `b` stands on the left.
+    /// Whether `b` is shown on the left.
     pub swapped: bool,
-    /// Milliseconds since 1970.
+    /// When the task was assigned, in milliseconds since 1970.
     pub since: i64,
 }
 
-/// What became of a vote.
+/// Result of inserting a vote.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Given {
+    /// The vote was inserted.
     New(Vote),
-    /// The same request was kept before.
+    /// The same request was saved before, as this vote.
     Known(Vote),
-    /// This annotator has judged the pair already, in another request.
+    /// This annotator has already judged the pair in another request.
     Judged,
 }
 
 impl Store {
-    /// Makes a project. A file appears whole or not at all.
+    /// Creates a project. `place` is a file or a `postgres://` URL. A file appears complete or not at all.
     ///
-    /// Errors: it exists; it cannot be written.
+    /// Errors: the project exists; it cannot be written.
     pub fn create(place: &str, settings: &Settings) -> Result<Self> {
         let exists = |place: &str| {
-            Error::user(format!("{place}: there is a project already"))
+            Error::user(format!("{place}: the project already exists"))
                 .hint("choose another name; `ft label import` adds prompts and answers to a project")
         };
         if postgres::is_url(place) {
@@ -90,9 +91,9 @@ impl Store {
         Self::open(place)
     }
 
-    /// Opens a project, bringing one of an older version up to date.
+    /// Opens a project and migrates it if it has an older version. `place` is a file or a `postgres://` URL.
     ///
-    /// Errors: there is none; it is damaged; it is of a newer version.
+    /// Errors: there is no project; it is damaged; it has a newer version.
     pub fn open(place: &str) -> Result<Self> {
         let mut database: Box<dyn Database> = if postgres::is_url(place) {
             Box::new(Postgres::open(place)?)
@@ -112,45 +113,47 @@ impl Store {
             ))
             .hint("open it with the ft that made it, or a newer one"));
         }
-        migrate(database.as_mut(), version).context(|| format!("{shown}: bringing the project up to date"))?;
+        migrate(database.as_mut(), version).context(|| format!("{shown}: updating the project to this version"))?;
         Ok(Self { database: Mutex::new(database) })
     }
 
-    /// Where the project lies, as may be shown to anybody: no password.
+    /// Returns the file or the URL of the project, without the password, so that it may be shown.
     pub fn place(&self) -> String {
         self.lock().place()
     }
 
-    /// Takes the project for this process alone to hand out tasks, until the store is dropped; looks for damage.
+    /// Checks the project for damage and locks it, so that only this process hands out tasks until the store is
+    /// dropped.
     ///
-    /// Errors: another server has it; it is damaged.
+    /// Errors: another server holds the lock; the project is damaged.
     pub fn own(&self) -> Result<()> {
         self.lock().own()
     }
 
-    /// After a failed write: forgets what was begun, connects again where the connection was lost.
+    /// Recovers after a failed write: rolls back an open transaction and reconnects if the connection was lost.
     pub fn recover(&self) -> Result<()> {
         self.lock().recover()
     }
 
+    /// Returns the settings of the project.
     pub fn settings(&self) -> Result<Settings> {
         let rows = self.query("SELECT value FROM meta WHERE key = 'settings'", &[])?;
         let mut row = rows.into_iter().next().ok_or_else(|| Error::user(format!("{}: no settings", self.place())))?;
         row.json()
     }
 
-    /// Replaces what people are asked, and how.
+    /// Replaces the settings of the project.
     pub fn set_settings(&self, settings: &Settings) -> Result<()> {
         let text = json(settings)?;
         self.write(|w| w.execute("UPDATE meta SET value = $1 WHERE key = 'settings'", &[Bound::Text(&text)]).map(drop))
     }
 
-    /// All prompts, in the order in which they were added.
+    /// Returns all prompts in the order in which they were added.
     pub fn prompts(&self) -> Result<Vec<Prompt>> {
         self.read("SELECT id, key, messages, columns FROM prompts ORDER BY id", prompt)
     }
 
-    /// Adds prompts; one whose key is known stays as it is.
+    /// Adds prompts. A prompt whose key exists is left unchanged.
     pub fn add_prompts(&self, prompts: &[NewPrompt]) -> Result<Added> {
         let sql = "INSERT INTO prompts (key, messages, columns) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
         self.add(prompts, |w, p| {
@@ -159,12 +162,12 @@ impl Store {
         })
     }
 
-    /// All answers, in the order in which they were added.
+    /// Returns all candidate answers in the order in which they were added.
     pub fn candidates(&self) -> Result<Vec<Candidate>> {
         self.read("SELECT id, prompt, source, text, tokens FROM candidates ORDER BY id", candidate)
     }
 
-    /// Adds answers; the same text of the same source to the same prompt is kept once.
+    /// Adds candidate answers. The same text from the same source to the same prompt is stored once.
     pub fn add_candidates(&self, candidates: &[NewCandidate]) -> Result<Added> {
         let sql = "INSERT INTO candidates (prompt, source, text, digest, tokens) VALUES ($1, $2, $3, $4, $5) \
                    ON CONFLICT DO NOTHING";
@@ -175,7 +178,7 @@ impl Store {
         })
     }
 
-    /// All pairs, in the order in which they were added, which is the order in which they are shown.
+    /// Returns all pairs in the order in which they were added and are shown.
     pub fn pairs(&self) -> Result<Vec<Pair>> {
         self.read("SELECT id, prompt, a, b, overlap, repeat_of, reason FROM pairs ORDER BY id", |row| {
             Ok(Pair {
@@ -190,7 +193,7 @@ impl Store {
         })
     }
 
-    /// Adds pairs; two answers are a pair once, whichever comes first, and a pair is repeated once.
+    /// Adds pairs. Two answers form a pair only once, in whatever order, and a pair has at most one hidden repeat.
     pub fn add_pairs(&self, pairs: &[NewPair]) -> Result<Added> {
         let sql = "INSERT INTO pairs (prompt, a, b, low, high, overlap, repeat_of, reason) \
                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING";
@@ -201,23 +204,24 @@ impl Store {
         })
     }
 
-    /// What a pair shows: its prompt, `a` and `b`.
+    /// Returns the prompt and the answers `a` and `b` of a pair.
     pub fn shown(&self, pair: i64) -> Result<Shown> {
         shown(self.lock().as_mut(), pair)
     }
 
-    /// How many pairs there are: cheap, to see that somebody added some.
+    /// Returns the number of pairs: a cheap way to notice that another process added some.
     pub fn pair_count(&self) -> Result<i64> {
         self.query("SELECT count(*) FROM pairs", &[])?.remove(0).int()
     }
 
+    /// Returns all annotators.
     pub fn annotators(&self) -> Result<Vec<Annotator>> {
         self.read("SELECT id, name, kind, token_hash, detail FROM annotators ORDER BY id", annotator)
     }
 
-    /// The annotator of this name, made where there is none.
+    /// Returns the annotator with this name; creates it if there is none.
     ///
-    /// Errors: there is one of another kind.
+    /// Errors: an annotator with this name has another kind.
     pub fn annotator(&self, name: &str, kind: Kind, detail: &Value) -> Result<Annotator> {
         let found = self.write(|w| {
             let insert = "INSERT INTO annotators (name, kind, detail) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
@@ -232,52 +236,52 @@ impl Store {
         Ok(found)
     }
 
-    /// Sets what is known of an annotator beside its name; `token_hash`: none takes the token away.
+    /// Sets an annotator's detail and token hash. `None` removes the token.
     pub fn set_annotator(&self, id: i64, token_hash: Option<&str>, detail: &Value) -> Result<()> {
         let sql = "UPDATE annotators SET token_hash = $1, detail = $2 WHERE id = $3";
         let detail = detail.to_string();
         self.write(|w| w.execute(sql, &[Bound::text(token_hash), Bound::Text(&detail), Bound::Int(id)]).map(drop))
     }
 
-    /// Votes that stand, in the order in which they were given.
+    /// Returns the votes that were not undone, in the order in which they were given.
     pub fn votes(&self) -> Result<Vec<Vote>> {
         self.read(&format!("SELECT {VOTE} FROM votes WHERE undone = 0 ORDER BY id"), vote)
     }
 
-    /// Every vote, those that were taken back too.
+    /// Returns all votes, including undone ones.
     pub fn votes_and_undone(&self) -> Result<Vec<Vote>> {
         self.read(&format!("SELECT {VOTE} FROM votes ORDER BY id"), vote)
     }
 
-    /// Adds a vote; the same request sent again gives the vote that is kept.
+    /// Adds a vote. If the same request was saved before, returns the stored vote.
     ///
-    /// Errors: the annotator has judged the pair in another request; the disk is full.
+    /// Errors: the annotator has judged the pair in another request; the vote cannot be written.
     pub fn add_vote(&self, new: &NewVote) -> Result<Vote> {
         match self.write(|w| w.vote(new))? {
             Given::New(vote) | Given::Known(vote) => Ok(vote),
             Given::Judged => Err(Error::user(format!(
-                "{}: annotator {} has judged pair {} already",
+                "{}: annotator {} has already judged pair {}",
                 self.place(),
                 new.annotator,
                 new.pair
             ))
-            .hint("a vote is changed by taking it back first")),
+            .hint("to change a vote, undo it first")),
         }
     }
 
-    /// Adds many votes at once; pairs that their annotator has judged are left as they are.
+    /// Adds votes in one transaction. Pairs that the annotator has already judged are left unchanged.
     pub fn add_votes(&self, new: &[NewVote]) -> Result<Added> {
         self.add(new, |w, v| Ok(u64::from(matches!(w.vote(v)?, Given::New(_)))))
     }
 
-    /// Tasks that were in somebody's hands when the project was last served.
+    /// Returns the tasks that annotators held when the project was last served.
     pub fn leases(&self) -> Result<Vec<Lease>> {
         self.read("SELECT pair, annotator, swapped, since FROM leases ORDER BY since", |row| {
             Ok(Lease { pair: row.int()?, annotator: row.int()?, swapped: row.flag()?, since: row.int()? })
         })
     }
 
-    /// Several changes as one: all of them are on the disk when this returns, or none.
+    /// Runs `change` in one transaction: on success all its changes are on disk, on failure none.
     pub fn write<R>(&self, change: impl FnOnce(&mut Writer) -> Result<R>) -> Result<R> {
         let mut database = self.lock();
         database.begin()?;
@@ -288,7 +292,7 @@ impl Store {
         done
     }
 
-    /// Adds rows in one transaction; `insert` says how many rows it made.
+    /// Adds rows in one transaction. `insert` returns the number of rows that it inserted.
     fn add<T>(&self, rows: &[T], mut insert: impl FnMut(&mut Writer, &T) -> Result<u64>) -> Result<Added> {
         self.write(|w| {
             let mut added = Added::default();
@@ -312,12 +316,13 @@ impl Store {
     }
 
     fn lock(&self) -> MutexGuard<'_, Box<dyn Database>> {
-        // A panic in a transaction leaves it open, and the next one begins with a clear error; nothing is half-written.
+        // A panic inside a transaction leaves it open; the next transaction then fails to begin, and nothing is
+        // half-written.
         self.database.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The error of a second server.
+/// Returns the error for a second server of the same project.
 fn served_already(place: &str, holder: &str) -> Error {
     let by = if holder.is_empty() { String::new() } else { format!(" ({holder})") };
     Error::user(format!("{place}: the project is being served already{by}"))
@@ -325,7 +330,7 @@ fn served_already(place: &str, holder: &str) -> Error {
         .hint("or stop that server first")
 }
 
-/// The version of the tables.
+/// Reads the version of the tables.
 fn version(database: &mut dyn Database) -> Result<i64> {
     let rows = database.query("SELECT value FROM meta WHERE key = 'version'", &[])?;
     let text = rows.into_iter().next().map(|mut row| row.text()).transpose()?;
@@ -336,7 +341,7 @@ fn version(database: &mut dyn Database) -> Result<i64> {
     })
 }
 
-/// Makes the tables and writes the settings.
+/// Creates the tables and writes the settings.
 fn fill(database: &mut dyn Database, settings: &Settings) -> Result<()> {
     migrate(database, 0)?;
     database
@@ -344,7 +349,7 @@ fn fill(database: &mut dyn Database, settings: &Settings) -> Result<()> {
         .map(drop)
 }
 
-/// Takes the steps from `version` to the newest, as one transaction.
+/// Runs the schema steps from `version` to the newest in one transaction.
 fn migrate(database: &mut dyn Database, version: i64) -> Result<()> {
     let steps = &schema::STEPS[version as usize..];
     if steps.is_empty() {

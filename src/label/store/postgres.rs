@@ -1,4 +1,4 @@
-//! A project of a team: PostgreSQL by URL, in a schema of its own.
+//! Stores a project in PostgreSQL, in a schema of its own.
 
 use super::database::{Bound, Cell, Database, Row, check_text};
 use crate::error::{Error, Result};
@@ -11,45 +11,48 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// The schema with the tables of a project: a database holds one.
+/// The schema with the tables of a project: a database contains at most one project.
 const SCHEMA: &str = "ft_label";
-/// The number of the lock that whoever serves the project holds.
+/// Key of the advisory lock that the server of the project holds.
 const OWNER: i64 = 0x6674_6c62;
+/// How long to wait for a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long the server may take for one statement, and for a lock; the URL may say otherwise in `options`.
+/// How long the database may take for one statement and for a lock. `options` in the URL may set other limits.
 const STATEMENT: Duration = Duration::from_secs(30);
-/// How long a connection may hear nothing of the other end.
+/// How long a connection may stay without a sign of the other end.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// A connection to a project's database.
 pub struct Postgres {
     config: Config,
     client: Client,
     statements: HashMap<String, Statement>,
+    /// Whether this connection holds the serving lock.
     owns: bool,
 }
 
-/// Whether a place is a URL of PostgreSQL.
+/// Returns true if a place is a URL of PostgreSQL.
 pub fn is_url(place: &str) -> bool {
     place.starts_with("postgres://") || place.starts_with("postgresql://")
 }
 
 impl Postgres {
     pub fn open(url: &str) -> Result<Self> {
-        // What the parser says about a bad URL may quote it, and with it the password.
+        // The parser's message may quote the URL and with it the password, so it is not shown.
         let mut config: Config = url.parse().map_err(|_| {
             Error::user("the PostgreSQL URL cannot be read").hint("postgres://USER:PASSWORD@HOST:5432/DATABASE")
         })?;
         if config.get_ssl_mode() == SslMode::Require {
-            return Err(Error::user("the PostgreSQL URL asks for TLS (sslmode=require), which ft does not speak")
+            return Err(Error::user("the PostgreSQL URL asks for TLS (sslmode=require), which ft does not support")
                 .hint("reach the server through its local socket, a tunnel (ssh -L) or a proxy, without sslmode"));
         }
         if config.get_ssl_mode() != SslMode::Disable && !is_local(&config) {
             return Err(Error::user(format!(
-                "{}: answers, votes and the password would cross the network unencrypted: ft speaks no TLS with PostgreSQL",
+                "{}: answers, votes and the password would cross the network unencrypted: ft does not support TLS with PostgreSQL",
                 place(&config)
             ))
             .hint("reach the server through a tunnel: ssh -L 5433:localhost:5432 HOST, then postgres://…@localhost:5433/…")
-            .hint("in a network where nobody else listens, say so: add ?sslmode=disable to the URL"));
+            .hint("in a network where nobody else can listen, allow it: add ?sslmode=disable to the URL"));
         }
         config.connect_timeout(PATIENCE).application_name("ft label");
         config.keepalives_idle(SILENCE).tcp_user_timeout(SILENCE);
@@ -57,7 +60,7 @@ impl Postgres {
         Ok(Self { config, client, statements: HashMap::new(), owns: false })
     }
 
-    /// Makes the schema; `false` where it was there.
+    /// Creates the schema; returns false if it existed.
     pub fn create_schema(&mut self) -> Result<bool> {
         let there = self.has_schema()?;
         if !there {
@@ -87,7 +90,7 @@ fn connect(config: &Config) -> Result<Client> {
     Ok(client)
 }
 
-/// What is set on each connection. Limits that the URL gives stay.
+/// Returns the SQL that configures a connection. Limits from the URL are kept.
 fn settings(config: &Config) -> String {
     let mut set =
         format!("SET search_path TO {SCHEMA}; SET client_min_messages TO warning; SET synchronous_commit TO on");
@@ -99,20 +102,20 @@ fn settings(config: &Config) -> String {
     set
 }
 
-/// Whether every host is this machine: a socket, or an address that never leaves it.
+/// Returns true if every host is this machine: a socket or a loopback address.
 fn is_local(config: &Config) -> bool {
     let named = |host: &Host| match host {
         Host::Tcp(name) => name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()),
         Host::Unix(_) => true,
     };
     match config.get_hostaddrs() {
-        // The address is what is connected to, whatever the name beside it.
+        // `hostaddr` is what the client connects to; the host name is then ignored.
         [] => config.get_hosts().iter().all(named),
         addresses => addresses.iter().all(IpAddr::is_loopback),
     }
 }
 
-/// Server and database, without user and password.
+/// Returns server and database as a URL, without user and password.
 fn place(config: &Config) -> String {
     let host = match config.get_hosts().first() {
         Some(Host::Tcp(name)) => name.clone(),
@@ -123,28 +126,28 @@ fn place(config: &Config) -> String {
     format!("postgres://{host}{port}/{}", config.get_dbname().unwrap_or_default())
 }
 
-/// The error of the server in words that help.
+/// Converts an error of the server into one with a hint.
 fn explain(config: &Config, e: &::postgres::Error) -> Error {
     let place = place(config);
     let Some(db) = e.as_db_error() else {
         let cause = std::error::Error::source(e).map(|s| format!(": {s}")).unwrap_or_default();
         return Error::user(format!("{place}: {e}{cause}"))
-            .hint("is the server running there, and does it take connections from this machine?");
+            .hint("is the server running, and does it accept connections from this machine?");
     };
     let error = Error::user(format!("{place}: {}", db.message()));
     match db.code() {
         &SqlState::DISK_FULL => {
             Error::user(format!("{place}: the server's disk is full; nothing was saved: {}", db.message()))
-                .hint("free disk space there, then do it again")
+                .hint("free disk space there and try again")
         }
         &SqlState::INVALID_PASSWORD | &SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
             error.hint("check user and password of the URL")
         }
-        &SqlState::INVALID_CATALOG_NAME => error.hint("make the database first: createdb NAME"),
+        &SqlState::INVALID_CATALOG_NAME => error.hint("create the database first: createdb NAME"),
         &SqlState::INSUFFICIENT_PRIVILEGE => error.hint("give the user the right to create in this database"),
         &SqlState::QUERY_CANCELED | &SqlState::LOCK_NOT_AVAILABLE => error
             .hint("another connection may hold a lock: SELECT * FROM pg_stat_activity on the server shows who")
-            .hint("another limit, in milliseconds: ?options=-c%20statement_timeout%3D120000 in the URL"),
+            .hint("to set another limit, in milliseconds: ?options=-c%20statement_timeout%3D120000 in the URL"),
         &SqlState::READ_ONLY_SQL_TRANSACTION => error.hint("the URL names a read-only server: name the primary"),
         _ => error.hint("is it a project that `ft label new` made?"),
     }
@@ -207,7 +210,7 @@ impl Database for Postgres {
     }
 
     fn commit(&mut self) -> Result<()> {
-        // A transaction in which a statement failed ends in a rollback that is no error to the server.
+        // If a statement of the transaction failed, the server answers COMMIT with a rollback and reports no error.
         self.script("COMMIT")
     }
 
@@ -248,7 +251,7 @@ impl Database for Postgres {
 mod tests {
     use super::*;
 
-    /// What crosses a network in clear is said before it does.
+    /// Unencrypted connections over a network are refused unless the URL allows them.
     #[test]
     fn another_host_is_not_spoken_to_in_clear_unless_asked_for() {
         for url in [

@@ -1,4 +1,4 @@
-//! Rows of the tables as records, and records as the text of a cell.
+//! Converts table rows into records, and records into the JSON text of a column.
 
 use super::database::{Bound, Database, Row};
 use crate::error::{Error, Result};
@@ -13,9 +13,12 @@ pub fn candidate(row: &mut Row) -> Result<Candidate> {
     Ok(Candidate { id, prompt, source, text, tokens: row.int_or_null()? })
 }
 
-/// A prompt and two answers to it.
+/// The prompt and the answers `a` and `b` of a pair.
 pub type Shown = (Prompt, Candidate, Candidate);
 
+/// Reads the prompt and the answers of a pair.
+///
+/// Errors: there is no such pair.
 pub fn shown(database: &mut dyn Database, pair: i64) -> Result<Shown> {
     let sql = "SELECT q.id, q.key, q.messages, q.columns, a.id, a.prompt, a.source, a.text, a.tokens, \
                b.id, b.prompt, b.source, b.text, b.tokens FROM pairs p JOIN prompts q ON q.id = p.prompt \
@@ -58,8 +61,11 @@ pub fn annotator(row: &mut Row) -> Result<Annotator> {
     })
 }
 
+/// Converts a stored name into a value with `named`; fails if this version does not know the name.
 pub fn known<T>(name: String, named: impl Fn(&str) -> Option<T>) -> Result<T> {
-    named(&name).ok_or_else(|| Error::user(format!("a row holds `{name}`, which this ft does not know")))
+    named(&name).ok_or_else(|| {
+        Error::user(format!("the project contains the value `{name}`, which this version of ft does not know"))
+    })
 }
 
 pub fn json(value: &impl serde::Serialize) -> Result<String> {

@@ -1,12 +1,12 @@
-//! The tables, as steps from one version to the next; the same words for SQLite and PostgreSQL.
+//! Defines the tables, as steps from one schema version to the next. The same SQL serves SQLite and PostgreSQL.
 //!
-//! `{id}` stands for a numbered primary key, the one thing that the two spell differently. A step that was released is
-//! never changed: a new one follows it.
+//! `{id}` is replaced by a numbered primary key, the only part that the two databases spell differently. A released
+//! step must never change; changes are added as a new step.
 
-/// Step `i` leads from version `i` to `i + 1`.
+/// Step `i` migrates from version `i` to `i + 1`.
 pub const STEPS: &[&str] = &[FIRST];
 
-/// The version this program reads and writes.
+/// Returns the schema version that this program reads and writes.
 pub fn version() -> i64 {
     STEPS.len() as i64
 }

@@ -1,4 +1,4 @@
-//! A project in one file: SQLite with a write-ahead log.
+//! Stores a project in one SQLite file with a write-ahead log.
 
 use super::database::{Bound, Cell, Database, Row, check_text};
 use crate::error::{Error, Result};
@@ -14,27 +14,30 @@ use std::time::Duration;
 
 /// Marks the file as a labelling project: "ftlb".
 const APPLICATION: i64 = 0x6674_6c62;
-/// How long to wait for another process that writes.
+/// How long to wait while another process writes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A project file.
 pub struct Sqlite {
     path: PathBuf,
     connection: Connection,
+    /// The lock file, while this process serves the project.
     owner: Option<File>,
 }
 
 impl Sqlite {
-    /// Opens a project file that exists.
+    /// Opens an existing project file.
     pub fn open(path: &Path) -> Result<Self> {
         if !path.is_file() {
-            let what = if path.exists() { "is no file" } else { "no such project" };
+            let what = if path.exists() { "is not a file" } else { "no such project" };
             return Err(Error::user(format!("{}: {what}", path.display()))
                 .hint("make one with: ft label new PROJECT --prompts FILE"));
         }
         Self::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
     }
 
-    /// Makes an empty file, for its owner alone; SQLite gives the files beside it the same permissions.
+    /// Creates an empty project file that only its owner can read. SQLite gives its auxiliary files the same
+    /// permissions.
     pub fn create(path: &Path) -> Result<Self> {
         create_new(path, Access::Owner).map_err(|e| io_error("making", path, e))?;
         let new = Self::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
@@ -49,7 +52,7 @@ impl Sqlite {
         let new = Self { path: path.to_path_buf(), connection, owner: None };
         let set = || {
             new.connection.busy_timeout(PATIENCE)?;
-            // FULL: the log is on the disk before a commit returns, so that not even a loss of power takes a vote back.
+            // FULL: the log is on disk before a commit returns, so that a vote survives a loss of power.
             new.connection.execute_batch(
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
                  PRAGMA trusted_schema = OFF;",
@@ -68,8 +71,8 @@ impl Sqlite {
         self.connection.query_row(pragma, [], |row| row.get(0)).map_err(|e| self.error(e))
     }
 
-    /// Beside the project and not the project itself: closing another handle of a database file would free the locks
-    /// that SQLite holds on it.
+    /// Returns the path of the lock file. The project file itself cannot be the lock: closing another handle of it
+    /// would release the locks that SQLite holds on it.
     fn lock_file(&self) -> PathBuf {
         let mut name = self.path.clone().into_os_string();
         name.push(".lock");
@@ -77,26 +80,27 @@ impl Sqlite {
     }
 }
 
-/// The error of SQLite in words that help.
+/// Converts an error of SQLite into one with a hint.
 fn explain(path: &Path, e: &rusqlite::Error) -> Error {
     let place = path.display();
     match e.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => Error::user(format!("{place}: is no labelling project"))
+        Some(ErrorCode::NotADatabase) => Error::user(format!("{place}: is not a labelling project"))
             .hint("a project is the file that `ft label new` made; was another file meant?"),
         Some(ErrorCode::DatabaseCorrupt) => Error::user(format!("{place}: the project is damaged: {e}"))
-            .hint("restore it from a copy; what can be read of it: sqlite3 FILE .recover"),
-        Some(ErrorCode::DiskFull) => Error::user(format!("{place}: the disk is full; nothing was saved"))
-            .hint("free disk space, then do it again"),
+            .hint("restore it from a copy, or recover what is readable: sqlite3 FILE .recover"),
+        Some(ErrorCode::DiskFull) => {
+            Error::user(format!("{place}: the disk is full; nothing was saved")).hint("free disk space and try again")
+        }
         Some(ErrorCode::SystemIoFailure) => {
             Error::user(format!("{place}: the disk cannot be written or read; nothing was saved: {e}"))
-                .hint("look at the disk, a quota, or a limit on the size of files (ulimit -f), then do it again")
+                .hint("check the disk, a quota, or a limit on the size of files (ulimit -f), and try again")
         }
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
             Error::user(format!("{place}: {e}")).hint("check the permissions of the file and of its folder")
         }
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            Error::user(format!("{place}: another program holds the project: {e}"))
-                .hint("close it there; ft waits 20 seconds for its turn")
+            Error::user(format!("{place}: another program has locked the project: {e}"))
+                .hint("close it there; ft waits 20 seconds for the lock")
         }
         _ => Error::user(format!("{place}: {e}")).hint("is it a project that `ft label new` made?"),
     }
@@ -113,7 +117,7 @@ impl ToSql for Bound<'_> {
     }
 }
 
-/// SQLite numbers its values `?1`.
+/// Replaces `$1` by `?1`, SQLite's form of a numbered value.
 fn spelled(sql: &str) -> String {
     sql.replace('$', "?")
 }
@@ -159,7 +163,8 @@ impl Database for Sqlite {
     }
 
     fn begin(&mut self) -> Result<()> {
-        // The right to write is taken at once: a transaction that reads first could find itself overtaken.
+        // Takes the write lock at once. A transaction that read first would fail at its first write if another process
+        // had written in between.
         self.script("BEGIN IMMEDIATE")
     }
 
@@ -186,7 +191,7 @@ impl Database for Sqlite {
             self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(|e| self.error(e))?;
         if damage != "ok" {
             return Err(Error::user(format!("{}: the project is damaged: {damage}", self.place()))
-                .hint("restore it from a copy; what can be read of it: sqlite3 FILE .recover"));
+                .hint("restore it from a copy, or recover what is readable: sqlite3 FILE .recover"));
         }
         let path = self.lock_file();
         let mut options = without_links();

@@ -1,4 +1,4 @@
-//! What is changed inside one transaction of the store.
+//! Changes a project inside one transaction.
 
 use super::database::{Bound, Database, Row};
 use super::rows::{self, Shown, VOTE, json};
@@ -6,11 +6,11 @@ use super::{Given, Lease};
 use crate::error::Result;
 use crate::label::record::{NewVote, Vote};
 
-/// Changes inside one transaction.
+/// An open transaction of the store.
 pub struct Writer<'a>(pub(super) &'a mut dyn Database);
 
 impl Writer<'_> {
-    /// Keeps a vote; the same request twice is one vote.
+    /// Inserts a vote, unless the same request was saved before or the annotator has already judged the pair.
     pub fn vote(&mut self, new: &NewVote) -> Result<Given> {
         let insert = format!(
             "INSERT INTO votes (pair, annotator, choice, strength, swapped, seconds, note, flagged, ratings, edited, \
@@ -45,14 +45,15 @@ impl Writer<'_> {
         }
     }
 
-    /// The vote that a request of this annotator left, undone or not.
+    /// Returns the vote that this annotator's request saved, even if it was undone.
     pub fn vote_of(&mut self, annotator: i64, request: &str) -> Result<Option<Vote>> {
         let sql = format!("SELECT {VOTE} FROM votes WHERE annotator = $1 AND request = $2");
         let found = self.query(&sql, &[Bound::Int(annotator), Bound::Text(request)])?;
         found.into_iter().next().map(|mut row| rows::vote(&mut row)).transpose()
     }
 
-    /// Takes a vote of this annotator back; it stays on record. None: there was no such vote that stood.
+    /// Undoes a vote of this annotator; it stays in the table. Returns `None` if there is no such vote or it is already
+    /// undone.
     pub fn undo(&mut self, annotator: i64, id: i64) -> Result<Option<Vote>> {
         let sql =
             format!("UPDATE votes SET undone = 1 WHERE id = $1 AND annotator = $2 AND undone = 0 RETURNING {VOTE}");
@@ -60,12 +61,12 @@ impl Writer<'_> {
         found.into_iter().next().map(|mut row| rows::vote(&mut row)).transpose()
     }
 
-    /// What a pair shows: its prompt, `a` and `b`.
+    /// Returns the prompt and the answers `a` and `b` of a pair.
     pub fn shown(&mut self, pair: i64) -> Result<Shown> {
         rows::shown(self.0, pair)
     }
 
-    /// Notes the task that somebody has in hand; one a person.
+    /// Saves the task that an annotator holds, replacing an earlier one.
     pub fn lease(&mut self, lease: &Lease) -> Result<()> {
         let sql = "INSERT INTO leases (annotator, pair, swapped, since) VALUES ($1, $2, $3, $4) \
                    ON CONFLICT (annotator) DO UPDATE \
@@ -74,7 +75,7 @@ impl Writer<'_> {
         self.execute(sql, &values).map(drop)
     }
 
-    /// Notes that somebody has no task in hand.
+    /// Deletes the record of the task that an annotator holds.
     pub fn release(&mut self, annotator: i64) -> Result<()> {
         self.execute("DELETE FROM leases WHERE annotator = $1", &[Bound::Int(annotator)]).map(drop)
     }

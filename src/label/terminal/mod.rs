@@ -1,4 +1,5 @@
-//! Judging on a terminal: keys in, a screen out, the desk between. `view` draws, `state` knows what keys mean.
+//! Lets one person judge in a terminal. `state` decides what a key does, `view` draws the screen, and the desk assigns
+//! tasks and saves votes.
 
 mod state;
 mod view;
@@ -10,11 +11,12 @@ use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use state::{Screen, Step};
 use std::time::{Duration, Instant};
 
-/// How often the clock is drawn, and a sign of life given.
+/// How often the clock is redrawn.
 const TICK: Duration = Duration::from_millis(500);
+/// How often the lease of the task is renewed.
 const ALIVE: Duration = Duration::from_secs(30);
 
-/// Takes the project and judges as `annotator` until the person leaves.
+/// Locks the project and lets `annotator` judge until they leave.
 ///
 /// Errors: the project is being served; the terminal cannot be used.
 pub fn run(store: Store, annotator: i64) -> Result<()> {

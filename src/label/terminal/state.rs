@@ -1,4 +1,5 @@
-//! What stands on the terminal and what a key does to it; pure, so that it is tested without a terminal.
+//! Holds the state of the terminal screen and decides what a key does. Pure, so that it can be tested without a
+//! terminal.
 
 use crate::label::desk::{Ask, No, Turn};
 use crate::label::record::{Columns, Settings};
@@ -8,7 +9,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use serde_json::Value;
 use std::time::Instant;
 
-/// What is to be done after a key.
+/// What the event loop does after a key.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
     Stay,
@@ -16,12 +17,13 @@ pub enum Step {
     Leave,
 }
 
-/// Where keys go.
+/// What keys currently do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     Judge,
-    /// Text for a note, or for a better answer.
+    /// Keys write a note.
     Note,
+    /// Keys write a better answer.
     Edit,
     /// Digits rate the answers, criterion by criterion.
     Rate,
@@ -29,7 +31,7 @@ pub enum Mode {
     Guidelines,
 }
 
-/// What was said about the task so far.
+/// A vote in preparation: everything except the choice.
 #[derive(Debug, Clone, Default)]
 pub struct Draft {
     pub note: String,
@@ -37,7 +39,7 @@ pub struct Draft {
     pub flagged: bool,
     pub strength: Option<i64>,
     ratings: Columns,
-    /// Where the next digit goes: of criterion `at / 2`, left or right.
+    /// Position of the next rating: criterion `at / 2`, side `at % 2` (left, right).
     pub at: usize,
 }
 
@@ -61,10 +63,10 @@ impl Draft {
     }
 }
 
-/// The two answers, as ratings name them.
+/// The keys of the two answers in ratings.
 pub const SIDES: [&str; 2] = ["left", "right"];
 
-/// All that stands on the screen.
+/// State of the screen.
 pub struct Screen {
     pub settings: Settings,
     pub task: Option<Task>,
@@ -73,10 +75,10 @@ pub struct Screen {
     pub draft: Draft,
     pub mode: Mode,
     pub scroll: u16,
-    /// News for the person: what went wrong, or what was done.
+    /// Message for the person: what went wrong.
     pub news: Option<String>,
     since: Instant,
-    /// A vote that was not saved and is sent again under its own name.
+    /// The last vote that was sent, until it is acknowledged. Sent again, it keeps its request id.
     pending: Option<Ballot>,
 }
 
@@ -96,17 +98,17 @@ impl Screen {
         }
     }
 
-    /// Whether others hold what is left.
+    /// Returns true if other people hold all remaining tasks.
     pub fn waits(&self) -> bool {
         self.task.is_none() && self.wait
     }
 
-    /// Seconds on this task.
+    /// Returns the seconds since the task appeared.
     pub fn seconds(&self) -> f64 {
         self.since.elapsed().as_secs_f64()
     }
 
-    /// Takes up what the desk says.
+    /// Takes over the response of the desk.
     pub fn answer(&mut self, turn: Result<Turn, No>) {
         match turn {
             Ok(Turn { task, wait, progress }) => {
@@ -136,7 +138,7 @@ impl Screen {
         }
     }
 
-    /// What a key does.
+    /// Handles a key; returns what to do next.
     pub fn key(&mut self, key: KeyEvent) -> Step {
         if key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c') {
             return Step::Leave;
@@ -244,7 +246,7 @@ impl Screen {
     }
 }
 
-/// A new name for a vote.
+/// Creates a random request id for a vote.
 fn request() -> String {
     use rand::Rng;
     format!("{:016x}{:016x}", rand::rng().next_u64(), rand::rng().next_u64())
@@ -302,7 +304,7 @@ mod tests {
         let criteria = vec![criterion("right", 5), criterion("kind", 10)];
         let mut s = Screen::new(Settings { criteria, ..Settings::default() });
         s.answer(Ok(turn(None)));
-        // 9 is no rating of the first criterion; the 0 key is a ten of the second, and is then taken back.
+        // 9 exceeds the first criterion's best rating and is ignored; the 0 key rates 10 for the second.
         let Step::Ask(Ask::Vote(vote)) = press(&mut s, "c94250\u{1b}1") else { panic!() };
         let said = json!({ "right": { "left": 4, "right": 2 }, "kind": { "left": 5, "right": 10 } });
         assert_eq!((Value::Object(vote.ratings), vote.choice), (said, SideChoice::Left));

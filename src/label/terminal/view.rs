@@ -1,4 +1,4 @@
-//! The screen of a terminal: prompt above, two answers side by side, keys below.
+//! Draws the terminal screen: the prompt above, the two answers side by side, the keys below.
 
 use super::state::{Mode, SIDES, Screen};
 use crate::characters::{has_right_to_left, is_right_to_left, printable};
@@ -10,9 +10,10 @@ use ratatui::text::{Line, Text};
 use ratatui::widgets::{Block, BorderType, Clear, Paragraph, Wrap};
 use serde_json::Value;
 
-/// Narrower than this, the answers stand one above the other.
+/// Width in columns below which the answers are shown one above the other.
 const NARROW: u16 = 90;
 
+/// Draws the whole screen.
 pub fn draw(frame: &mut Frame, screen: &Screen) {
     let [top, middle, bottom] =
         Layout::vertical([Constraint::Length(1), Constraint::Min(3), Constraint::Length(2)]).areas(frame.area());
@@ -68,8 +69,8 @@ fn task(frame: &mut Frame, screen: &Screen, area: Rect) {
     let text = Paragraph::new(lines(&asked)).wrap(Wrap { trim: false });
     frame.render_widget(text.block(Block::bordered().border_type(BorderType::Rounded).title(" Prompt ")), prompt);
     let halves = [Constraint::Fill(1), Constraint::Fill(1)];
-    // A terminal that orders letters does so from one edge to the other: side by side, two answers from right to left
-    // would change places.
+    // A terminal that reorders right-to-left text does so across the whole line. Side by side, two right-to-left
+    // answers would swap places.
     let [left, right] = if area.width < NARROW || has_right_to_left(&task.left) || has_right_to_left(&task.right) {
         Layout::vertical(halves).areas(answers)
     } else {
@@ -101,7 +102,7 @@ fn keys(screen: &Screen) -> Text<'static> {
     ])
 }
 
-/// A line a criterion, the place of the next digit marked.
+/// Returns one line per criterion, with brackets around the rating that the next digit sets.
 fn ratings(screen: &Screen) -> String {
     let width = screen.settings.criteria.iter().map(|c| c.name.chars().count()).max().unwrap_or(0);
     let line = |(i, c): (usize, &Criterion)| {
@@ -125,7 +126,7 @@ fn window(frame: &mut Frame, title: &str, text: &str) {
     frame.render_widget(Paragraph::new(text.to_string()).wrap(Wrap { trim: false }).block(block), place);
 }
 
-/// The turns of a prompt; a single one without its role.
+/// Returns the turns of a prompt as text; a single turn without its role.
 fn conversation(messages: &Value) -> String {
     let turns: Vec<&Value> = messages.as_array().into_iter().flatten().collect();
     let text = |m: &Value| m["content"].as_str().map_or_else(|| m["content"].to_string(), String::from);
@@ -139,8 +140,8 @@ fn conversation(messages: &Value) -> String {
     }
 }
 
-/// A text as it stands in its box: hidden characters by their code points, and each line on the side on which its script
-/// begins. Terminals that know such scripts order the letters of a line themselves.
+/// Returns a text for its box: hidden characters are replaced by their code points, and each line is aligned to the
+/// side on which its script begins. Terminals that support such scripts reorder the letters of a line themselves.
 fn lines(text: &str) -> Text<'static> {
     let line = |line: &str| {
         let side = if is_right_to_left(line) { Alignment::Right } else { Alignment::Left };
@@ -149,7 +150,7 @@ fn lines(text: &str) -> Text<'static> {
     plain(text).lines().map(line).collect()
 }
 
-/// Text whose every character takes its place and does nothing else.
+/// Returns a text without control characters and tabs, safe to print.
 fn plain(text: &str) -> String {
     printable(text).replace('\t', " ")
 }

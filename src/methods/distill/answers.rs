@@ -1,8 +1,8 @@
 //! Sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947): a teacher answers the recipe's prompts, and its
-//! answers are a data set, for students of any tokenizer.
+//! answers form a data set for students with any tokenizer.
 //!
-//! Of several answers the one with the highest reward is kept (best of n); one that did not end, is empty, or is worth
-//! less than asked is thrown away.
+//! Of several answers the one with the highest reward is kept (best of n). An answer that did not end, is empty, or
+//! has too low a reward is discarded.
 //!
 //! Invariant: an answer depends on the teacher, its prompt and (seed, row), not on the others.
 
@@ -25,7 +25,7 @@ use tch::{Device, Kind};
 /// The key of the rewards in a recipe.
 const REWARDS: &str = "method.distill.generate.rewards";
 
-/// A teacher that answers.
+/// A teacher that writes answers.
 pub struct Writer {
     spec: GenerateSpec,
     teacher: TeacherSpec,
@@ -35,12 +35,12 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Reads the training prompts of `ground`, whose tokenizer is the teacher's, and loads it on `device`, in `kind` where
-    /// it names no dtype of its own.
+    /// Reads the training prompts of `ground`, whose tokenizer is the teacher's, and loads the teacher on `device`, in
+    /// `kind` unless it sets a dtype of its own.
     pub fn open(spec: &DistillSpec, ground: &Ground, device: Device, kind: Kind) -> Result<Self> {
         let [teacher] = spec.teachers.as_slice() else {
             return Err(Error::user(format!(
-                "--generate: one teacher writes, the recipe names {}",
+                "--generate needs exactly one teacher, the recipe names {}",
                 spec.teachers.len()
             ))
             .hint("name one: --set method.distill.teachers=[{path: DIR}]"));
@@ -71,12 +71,12 @@ impl Writer {
         Ok(Self { spec: own, teacher, model, rollout, seed: ground.seed })
     }
 
-    /// How many prompts there are.
+    /// Returns the number of prompts.
     pub fn prompts(&self) -> usize {
         self.rollout.prompts().len()
     }
 
-    /// All that the answers depend on.
+    /// Returns everything that the answers depend on, as JSON.
     pub fn origin(&self) -> Result<Value> {
         Ok(json!({
             "teacher": self.teacher.path,
@@ -91,16 +91,17 @@ impl Writer {
         }))
     }
 
-    /// The best answer to each of these prompts, as rows of `prompt` and `completion`; `None` where none is good enough.
+    /// Writes the best answer to each of these prompts, as rows of `prompt` and `completion`; `None` if no answer is
+    /// good enough.
     pub fn write(&mut self, prompts: Range<usize>) -> Result<Vec<Option<Value>>> {
         let n = self.spec.answers;
         let mut rows = Vec::with_capacity(prompts.len());
-        // Each prompt is a draw of its own, so that a broken-off work goes on with the same answers.
+        // Each prompt has random streams of its own, so an interrupted run continues with the same answers.
         let drawn = self.rollout.draw_each(&self.model, &prompts.collect::<Vec<_>>(), n)?;
         for answers in drawn.chunks(n) {
             let worth = |s: &Sample| self.spec.least.is_none_or(|least| s.reward >= least);
             let good = |s: &&Sample| s.ended && !s.text.trim().is_empty() && worth(s);
-            // The first of equals.
+            // If several have the same reward, the first one.
             let best = answers.iter().filter(good).rev().max_by(|a, b| a.reward.total_cmp(&b.reward));
             rows.push(best.map(|s| self.row(s)).transpose()?);
         }

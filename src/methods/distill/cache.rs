@@ -1,10 +1,10 @@
 //! Teacher distributions on disk: for each supervised token the k most likely tokens with their log-probabilities, and
-//! the mass of all others.
+//! the probability of all others together.
 //!
-//! A folder holds `teaching.json` (what it was made of, k, the hash of every item) and, per split, parts of so many
-//! items: `train-00000.safetensors` with `ids` (N, k) int32, `log_probs` (N, k) float32, `tail` (N) float32 and
-//! `counts` (supervised tokens of each item). Parts are written whole, so making one goes on where it stopped. Invariant:
-//! nothing is read whose items are not, token by token and mark by mark, those of the run.
+//! A folder contains `teaching.json` (what the cache was made from, k, the hash of every item) and, per split, parts
+//! of 256 items: `train-00000.safetensors` with `ids` (N, k) int32, `log_probs` (N, k) float32, `tail` (N) float32 and
+//! `counts` (supervised tokens of each item). Each part is written atomically, so filling a cache can be continued
+//! after a stop. Invariant: a cache is read only if its items equal those of the run, in every token and every mark.
 
 use super::spec::{DistillSpec, TeacherSpec};
 use crate::error::{Context, Error, Result};
@@ -18,45 +18,45 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 
-/// Items in a part.
+/// Number of items in a part.
 pub const PART: usize = 256;
 const FILE: &str = "teaching.json";
 
-/// What a cache was made of.
+/// Everything that a cache was made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
-    /// SHA-256 of each teacher's files, with its share.
+    /// SHA-256 of each teacher's files, with its weight in the mean.
     pub teachers: Vec<(String, f64)>,
-    /// Of tokenizer and chat template.
+    /// Fingerprint of tokenizer and chat template.
     pub tokenizer: String,
     pub temperature: f64,
-    /// Tokens kept of each distribution.
+    /// Number of tokens stored of each distribution.
     pub k: i64,
-    /// Tokens there are.
+    /// Number of tokens in the vocabulary.
     pub vocabulary: i64,
 }
 
-/// What a cache holds.
+/// The contents of `teaching.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Contents {
     origin: Origin,
-    /// The hash of each split's items, and how many there are.
+    /// The hash of each split's items, and their number.
     splits: BTreeMap<String, (String, usize)>,
 }
 
-/// The distributions of some tokens.
+/// The distributions of N supervised tokens.
 pub struct Stored {
     /// (N, k) the most likely tokens.
     pub ids: Tensor,
     /// (N, k) their log-probabilities, float32.
     pub log_probs: Tensor,
-    /// (N) the log-probability of all others together; `None` where there are no others.
+    /// (N) the log-probability of all other tokens together; `None` if there are no others.
     pub tail: Option<Tensor>,
 }
 
-/// A folder of distributions.
+/// An open cache.
 pub struct Cache {
     folder: PathBuf,
     contents: Contents,
@@ -70,13 +70,13 @@ fn name(split: Split) -> &'static str {
     }
 }
 
-/// The SHA-256 of what a teacher computes with.
+/// Computes the SHA-256 of a teacher's files, including its adapter.
 pub fn teacher_hash(spec: &TeacherSpec) -> Result<String> {
     let folders: Vec<&Path> = [Some(&spec.path), spec.adapter.as_ref()].into_iter().flatten().map(|p| &**p).collect();
     content::hash(&folders)
 }
 
-/// One hash of all items.
+/// Computes one hash over the hashes of all items.
 pub fn items_hash(hashes: &[u64]) -> String {
     let mut hash = Sha256::new();
     hashes.iter().for_each(|h| hash.update(h.to_le_bytes()));
@@ -96,7 +96,7 @@ impl Origin {
         })
     }
 
-    /// What differs, in words.
+    /// Describes each difference for an error message.
     fn differences(&self, other: &Self) -> Vec<String> {
         let mut found = Vec::new();
         let mut differ = |what: &str, a: String, b: String| {
@@ -115,37 +115,42 @@ impl Origin {
     }
 }
 
-/// Bytes of a cache for so many supervised tokens.
+/// Returns the size in bytes of a cache for `tokens` supervised tokens.
 pub fn bytes(tokens: u64, k: i64) -> u64 {
     tokens * (8 * k as u64 + 4)
 }
 
-/// Makes a cache, part by part.
+/// Fills a cache part by part.
 pub struct Writer {
     folder: PathBuf,
 }
 
 impl Writer {
-    /// Begins, or goes on with one of the same origin and items.
+    /// Starts a cache, or continues one with the same origin and items. An error if the folder has a cache of
+    /// something else.
     pub fn open(folder: &Path, origin: &Origin, splits: &[(Split, &[u64])]) -> Result<Self> {
         fsutil::create_owners_dir(folder)?;
         let splits = splits.iter().map(|(s, hashes)| (name(*s).to_string(), (items_hash(hashes), hashes.len())));
         let contents = Contents { origin: origin.clone(), splits: splits.collect() };
         let file = folder.join(FILE);
         if file.exists() && read_json::<Contents>(&file)? != contents {
-            return Err(Error::user(format!("{}: holds the distributions of something else", folder.display()))
-                .hint("give another folder, or remove this one"));
+            return Err(Error::user(format!(
+                "{}: the folder has distributions that were made from something else",
+                folder.display()
+            ))
+            .hint("choose another folder, or remove this one"));
         }
         write_json(&file, &contents)?;
         Ok(Self { folder: folder.into() })
     }
 
-    /// Whether a part is there already.
+    /// Returns true if the part exists already.
     pub fn has(&self, split: Split, part: usize) -> bool {
         path(&self.folder, split, part).exists()
     }
 
-    /// Writes a part: the distributions of its items' supervised tokens, and how many each item has.
+    /// Writes a part: the distributions of its items' supervised tokens, and the number of supervised tokens of each
+    /// item.
     pub fn write(&self, split: Split, part: usize, stored: &Stored, counts: &[i64]) -> Result<()> {
         let cpu = |t: &Tensor, kind: Kind| t.to_device(tch::Device::Cpu).to_kind(kind).contiguous();
         let (ids, log_probs) = (cpu(&stored.ids, Kind::Int), cpu(&stored.log_probs, Kind::Float));
@@ -162,19 +167,22 @@ fn path(folder: &Path, split: Split, part: usize) -> PathBuf {
 }
 
 impl Cache {
-    /// Opens the cache for a run of this origin and these items; one of anything else is refused.
+    /// Opens the cache for a run with this origin and these items. An error if the cache was made from anything else
+    /// or is not finished.
     pub fn open(folder: &Path, origin: &Origin, splits: &[(Split, &[u64])]) -> Result<Self> {
         let file = folder.join(FILE);
         let remake = "make it with: ft teach RECIPE";
         if !file.exists() {
-            return Err(Error::user(format!("{}: no teacher distributions are here", folder.display())).hint(remake));
+            return Err(
+                Error::user(format!("{}: no teacher distributions in this folder", folder.display())).hint(remake)
+            );
         }
         let contents: Contents = read_json(&file)?;
-        // How many tokens are kept is the cache's to say.
+        // The run accepts whatever number of tokens the cache stores.
         let differences = contents.origin.differences(&Origin { k: contents.origin.k, ..origin.clone() });
         if !differences.is_empty() {
             return Err(Error::user(format!(
-                "{}: these distributions were made of something else:\n  {}",
+                "{}: these distributions were made from something else:\n  {}",
                 folder.display(),
                 differences.join("\n  ")
             ))
@@ -186,7 +194,7 @@ impl Cache {
                 Some((hash, _)) if *hash == items_hash(hashes) => {}
                 Some((_, count)) => {
                     return Err(Error::user(format!(
-                        "{}: made of other {} rows ({count} items, the run has {}, or their tokens differ)",
+                        "{}: made from other {} rows ({count} items, the run has {}, or their tokens differ)",
                         folder.display(),
                         name(*split),
                         hashes.len()
@@ -194,16 +202,15 @@ impl Cache {
                     .hint(remake));
                 }
                 None => {
-                    return Err(
-                        Error::user(format!("{}: holds no {} rows", folder.display(), name(*split))).hint(remake)
-                    );
+                    return Err(Error::user(format!("{}: the cache has no {} rows", folder.display(), name(*split)))
+                        .hint(remake));
                 }
             }
             for part in 0..hashes.len().div_ceil(PART) {
                 let file = path(folder, *split, part);
                 if !file.exists() {
-                    return Err(Error::user(format!("{}: the cache is not finished", file.display()))
-                        .hint("go on with: ft teach RECIPE"));
+                    return Err(Error::user(format!("{}: is missing, the cache is not finished", file.display()))
+                        .hint("continue with: ft teach RECIPE"));
                 }
                 parts.insert((*split, part), Weights::open_file(&file)?);
             }
@@ -211,7 +218,7 @@ impl Cache {
         Ok(Self { folder: folder.into(), contents, parts })
     }
 
-    /// The distributions of the supervised tokens of some items, one after the other.
+    /// Returns the distributions of the supervised tokens of some items, one item after the other.
     pub fn get(&self, split: Split, items: &[usize], device: tch::Device) -> Result<Stored> {
         let (mut ids, mut log_probs, mut tails) = (Vec::new(), Vec::new(), Vec::new());
         for &item in items {
@@ -245,7 +252,7 @@ impl Cache {
     }
 }
 
-/// The k most likely of log-probabilities (n, V), and the mass of the others.
+/// Selects the k most likely tokens of log-probabilities (n, V), and the probability of the others.
 pub fn top(log_probs: &Tensor, k: i64) -> Stored {
     let (values, ids) = log_probs.topk(k, -1, true, true);
     let others = k < log_probs.size()[1];
@@ -253,7 +260,8 @@ pub fn top(log_probs: &Tensor, k: i64) -> Stored {
     Stored { ids, log_probs: values, tail }
 }
 
-/// log(1 - sum exp) of each row: the log-probability of everything else. At least 1e-7, which float32 can tell from 0.
+/// Computes log(1 - sum exp) of each row: the log-probability of everything else. The probability is at least 1e-7,
+/// which float32 can distinguish from 0.
 pub fn rest(log_probs: &Tensor) -> Tensor {
     let taken = log_probs.exp().sum_dim_intlist([-1i64].as_slice(), false, Kind::Float);
     (-taken).f_add_scalar(1.0).expect("a float tensor").clamp_min(1e-7).log()

@@ -1,4 +1,4 @@
-//! Divergences between the teacher's distribution p and the student's q, a number a row, from log-probabilities.
+//! Divergences between the teacher's distribution p and the student's q, one number per row, from log-probabilities.
 //!
 //! With M = beta p + (1 - beta) q:
 //!   forward KL   sum p (log p - log q)                      (Hinton et al. 2015, arXiv 1503.02531, T^2 factor apart)
@@ -10,13 +10,14 @@
 //!   total variation  1/2 sum |p - q|                        (arXiv 2307.15190, section 3)
 //!   universal    sum |p_(i) - q_(i)|, each sorted from the largest, the shorter with zeros behind it: the closed form
 //!                of the Wasserstein distance in arXiv 2402.12030
-//! A log-probability may be -inf where both distributions know the outcome to be impossible.
+//!
+//! A log-probability may be -inf if both distributions give the outcome probability 0.
 
 use super::spec::Divergence;
 use tch::{Kind, Tensor};
 
-/// The divergence of each row: (n, K) log-probabilities of the same K outcomes -> (n). The outcomes of the universal one
-/// may be others, and in other number.
+/// Computes the divergence of each row from log-probabilities of the same K outcomes: (n, K) -> (n). For the universal
+/// divergence, the outcomes may differ, also in number.
 pub fn divergence(kind: &Divergence, teacher: &Tensor, student: &Tensor) -> Tensor {
     match kind {
         Divergence::ForwardKl(_) => kl(teacher, student),
@@ -40,14 +41,14 @@ pub fn divergence(kind: &Divergence, teacher: &Tensor, student: &Tensor) -> Tens
     }
 }
 
-/// KL(a, b) of log-probabilities, row by row. What a holds impossible adds nothing.
+/// Computes KL(a, b) of log-probabilities, row by row. Outcomes that are impossible under a add nothing.
 fn kl(a: &Tensor, b: &Tensor) -> Tensor {
     let p = a.exp();
     let terms = (&p * (a - b)).where_self(&p.gt(0.0), &Tensor::zeros_like(&p));
     terms.sum_dim_intlist([-1i64].as_slice(), false, terms.kind())
 }
 
-/// log(share a + (1 - share) b) of log-probabilities.
+/// Computes log(share a + (1 - share) b) from log-probabilities.
 fn mixed(a: &Tensor, share: f64, b: &Tensor) -> Tensor {
     match share {
         0.0 => b.shallow_clone(),

@@ -1,4 +1,4 @@
-//! A packed row with what is said of it, and its loss.
+//! A packed row with the teacher's distributions, and its loss.
 
 use super::cache::{self, Stored};
 use super::divergence::divergence;
@@ -14,23 +14,23 @@ use crate::nn::head::spread;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
-/// Where distributions come from.
+/// The teacher's distributions for the tokens of a row.
 pub enum Source {
-    /// Made beside the student.
+    /// Computed during training, over all tokens.
     Online(Teaching),
-    /// The most likely tokens and the mass of the others.
+    /// Read from a cache: the most likely tokens, and the probability of all others.
     Stored(Stored),
 }
 
-/// What each of the N supervised tokens weighs, (N) float32 each.
+/// Weights of the N supervised tokens: (N) float32 each.
 pub struct Weights {
     pub divergence: Tensor,
     pub cross_entropy: Tensor,
 }
 
 impl Weights {
-    /// Of examples, each with the share of cross-entropy and its number of tokens; the divergence counts where `there`
-    /// (N) is 1.
+    /// Computes the weights for examples, each given as its share of cross-entropy and its number of supervised
+    /// tokens. The divergence counts only where `there` (N) is 1.
     pub fn new(examples: impl Iterator<Item = (f64, usize)>, there: Option<Tensor>, device: Device) -> Self {
         let shares: Vec<f32> = examples.flat_map(|(share, n)| std::iter::repeat_n(share as f32, n)).collect();
         let cross_entropy = Tensor::from_slice(&shares).to_device(device);
@@ -42,17 +42,17 @@ impl Weights {
     }
 }
 
-/// A packed row with what teachers say of it.
+/// A packed row with the teachers' distributions.
 pub struct Lesson {
     pub answers: Answers,
     pub source: Rc<Source>,
     pub weights: Rc<Weights>,
     pub spec: Rc<DistillSpec>,
-    /// Tokens that both know.
+    /// Number of tokens that teacher and student share.
     pub vocabulary: i64,
-    /// Layers that are drawn together, and what the teacher's have shown.
+    /// Matched layers, and the states of the teacher's layers.
     pub matching: Option<(Rc<Matching>, Shown)>,
-    /// How many of the supervised tokens the student wrote itself, where it writes any.
+    /// How many of the supervised tokens the student wrote itself; `None` if it writes none.
     pub written: Option<f64>,
 }
 
@@ -88,7 +88,7 @@ impl Batch for Lesson {
         });
         let mut metrics = Metrics::default();
         let names = ["divergence", "cross_entropy", "accuracy", "teacher_agreement"];
-        // Best tokens of different vocabularies are never the same.
+        // Most likely tokens of different vocabularies cannot be compared.
         let told = if self.spec.universal() { 3 } else { 4 };
         for (name, numbers) in names.into_iter().zip(&rows[1..]).take(told) {
             metrics.add(name, &numbers.sum(Kind::Float), self.items());
@@ -109,8 +109,9 @@ impl Batch for Lesson {
 }
 
 impl Source {
-    /// Log-probabilities of teacher and student over outcomes, and the teacher's most likely token. The outcomes are all
-    /// tokens, or those that were stored and one that stands for all others; `student` (n, V) is of all tokens.
+    /// Returns log-probabilities of teacher and student over the same outcomes, and the teacher's most likely token.
+    /// The outcomes are all tokens, or the stored tokens and one outcome for all others together. `student` (n, V)
+    /// covers all tokens.
     fn outcomes(&self, student: Tensor, rows: Rows, temperature: f64) -> (Tensor, Tensor, Tensor) {
         match self {
             Self::Online(teaching) => {

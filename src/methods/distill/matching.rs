@@ -1,4 +1,5 @@
-//! Layers of the student drawn to layers of the teacher: hidden states and attention maps, through learnt projections.
+//! Trains layers of the student to match layers of the teacher: hidden states and attention maps, through trained
+//! projections.
 //!
 //!   hidden     w / P sum over pairs (s, t) of d(W_st h_s, h_t), d the mean of squared differences over the teacher's
 //!              width, or 1 - cos                                      (TinyBERT, arXiv 1909.10351, equation 8)
@@ -6,9 +7,9 @@
 //!              (sum_b P_st[a, b] A_s[b, j] - A_t[a, j])^2             (the same, equation 7, of probabilities; the map
 //!              over heads lets their numbers differ)
 //!
-//! Both are per supervised token: h and the rows of A are those at which a supervised token is predicted, and the loss
-//! is a sum over them, as every other. Projections begin as the identity where sizes agree. Gradients are formed pair by
-//! pair, maps segment by segment, so that one part lives at a time (`nn::chunked::formed`).
+//! Both losses are sums over supervised tokens, like every other loss: h and the rows of A are those at which a
+//! supervised token is predicted. Projections start as the identity if sizes agree. Gradients are computed pair by
+//! pair, and for maps segment by segment, so that only one part is in memory at a time (`nn::chunked::formed`).
 
 use super::spec::{Distance, MatchSpec};
 use crate::error::{Error, Result};
@@ -21,10 +22,10 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
-/// Rows of a map, or of states, that are seen at once.
+/// Number of rows of a map, or of states, that are processed at once.
 const CHUNK: i64 = 256;
 
-/// What the teacher has shown of a row.
+/// States and attention of the teacher's layers for a row.
 pub type Shown = Rc<Inside>;
 
 /// A pair of layers with the projection (teacher's size, student's size) between them.
@@ -35,7 +36,7 @@ struct Pair {
     projection: Tensor,
 }
 
-/// Everything that is matched.
+/// All matched layers with their projections.
 pub struct Matching {
     hidden: Vec<Pair>,
     attention: Vec<Pair>,
@@ -43,9 +44,10 @@ pub struct Matching {
 }
 
 impl Matching {
-    /// Chooses the pairs and begins the projections; from here on both models show what is looked at.
+    /// Chooses the pairs and initialises the projections. From now on both models return the states and attention of
+    /// these layers.
     ///
-    /// Errors: a layer that a model does not have.
+    /// An error if a model lacks a layer that is named.
     pub fn new(spec: &MatchSpec, student: &Model, teacher: &Model, seed: u64) -> Result<Self> {
         let depths = (student.depth(), teacher.depth());
         let pairs = |what: &str, layers: &[[usize; 2]], sizes: (i64, i64)| -> Result<Vec<Pair>> {
@@ -80,7 +82,7 @@ impl Matching {
         self.hidden.iter().chain(&self.attention)
     }
 
-    /// The projections, for the optimiser.
+    /// Returns the projections, for the optimiser.
     pub fn parameters(&self) -> Vec<Param> {
         let param = |p: &Pair| Param {
             name: p.name.clone(),
@@ -92,12 +94,12 @@ impl Matching {
         self.pairs().map(param).collect()
     }
 
-    /// The projections by name, for a checkpoint.
+    /// Returns the projections by name, for a checkpoint.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         self.pairs().map(|p| (p.name.clone(), p.projection.detach())).collect()
     }
 
-    /// Takes back what `state` gave.
+    /// Restores what `state` returned.
     pub fn restore(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         for pair in self.pairs() {
@@ -111,7 +113,7 @@ impl Matching {
         Ok(())
     }
 
-    /// The weighted sums over the row's supervised tokens, by the name of their metric.
+    /// Computes the weighted losses, summed over the row's supervised tokens, with the names of their metrics.
     pub fn losses(&self, out: &Output, shown: &Inside, answers: &Answers) -> Vec<(&'static str, Tensor)> {
         let mut found = Vec::new();
         let mean = |parts: Vec<Tensor>, weight: f64| {
@@ -134,7 +136,8 @@ impl Matching {
     }
 }
 
-/// The pairs that are given, or every layer of the student with one of the teacher's, evenly, the last with the last.
+/// Returns the given pairs; if none are given, each layer of the student with one of the teacher's, evenly spaced, the
+/// last with the last.
 fn chosen(given: &[[usize; 2]], (student, teacher): (usize, usize), key: &str) -> Result<Vec<[usize; 2]>> {
     for (what, at, depth) in [("student", 0, student), ("teacher", 1, teacher)] {
         if let Some(pair) = given.iter().find(|pair| pair[at] >= depth) {
@@ -148,7 +151,7 @@ fn chosen(given: &[[usize; 2]], (student, teacher): (usize, usize), key: &str) -
     })
 }
 
-/// The identity where sizes agree, else a matrix by chance that keeps lengths in the mean; float32 leaf.
+/// Returns the identity if sizes agree, else a random matrix that preserves lengths on average; a float32 leaf.
 fn beginning((rows, columns): (i64, i64), seed: u64, device: Device) -> Tensor {
     let options = (Kind::Float, device);
     let first = match rows == columns {
@@ -161,7 +164,7 @@ fn beginning((rows, columns): (i64, i64), seed: u64, device: Device) -> Tensor {
     first.set_requires_grad(true)
 }
 
-/// The sum over rows of the distance of `projection student` (N, D_s) from `teacher` (N, D_t).
+/// Computes the distance of `projection student` from `teacher`, summed over rows: (N, D_s) and (N, D_t).
 pub fn hidden(student: &Tensor, teacher: &Tensor, projection: &Tensor, distance: Distance) -> Tensor {
     formed(&[student, projection], chunks(student.size()[0], CHUNK), |leaves, (start, n)| {
         let ours = leaves[0].narrow(0, start, n).to_kind(Kind::Float).matmul(&leaves[1].tr()); // (n, D_t)
@@ -174,8 +177,8 @@ pub fn hidden(student: &Tensor, teacher: &Tensor, projection: &Tensor, distance:
     })
 }
 
-/// The sum over supervised tokens of the squared differences of what they attend to, in the mean over the teacher's
-/// heads.
+/// Computes the squared differences of attention probabilities, summed over supervised tokens and averaged over the
+/// teacher's heads.
 pub fn attention(student: &Asked, teacher: &Asked, projection: &Tensor, answers: &Answers) -> Tensor {
     formed(&[&student.q, &student.k, projection], parts(answers), |leaves, part| {
         let ours = map(&leaves[0], &leaves[1], student.scale, &part); // (H_s, n, L)
@@ -186,7 +189,7 @@ pub fn attention(student: &Asked, teacher: &Asked, projection: &Tensor, answers:
     })
 }
 
-/// Some supervised tokens of one segment.
+/// Some supervised tokens of one segment: the queries of one chunk.
 struct Part {
     /// The segment's first row, and its length.
     keys: (i64, i64),
@@ -194,7 +197,7 @@ struct Part {
     queries: Tensor,
 }
 
-/// The supervised tokens, segment by segment, so many at a time.
+/// Splits the supervised tokens by segment, and each segment into chunks.
 fn parts(answers: &Answers) -> Vec<Part> {
     let at = Vec::<i64>::try_from(answers.at.to_device(Device::Cpu)).expect("a list of rows");
     let (mut found, mut start, mut from) = (Vec::new(), 0, 0);
@@ -209,7 +212,7 @@ fn parts(answers: &Answers) -> Vec<Part> {
     found
 }
 
-/// Attention probabilities of some rows over their segment: (H, n, L), float32.
+/// Computes the attention probabilities of some rows over their segment: (H, n, L), float32.
 fn map(q: &Tensor, k: &Tensor, scale: f64, part: &Part) -> Tensor {
     let (start, length) = part.keys;
     let q = q.index_select(0, &part.queries).to_kind(Kind::Float).transpose(0, 1); // (H, n, E)

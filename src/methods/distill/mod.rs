@@ -1,11 +1,13 @@
-//! Distillation: on each supervised token the student's distribution is drawn to the teacher's.
+//! Distillation: on each supervised token, the student's distribution is trained to match the teacher's.
 //!
-//! `loss = sum over supervised t of (1 - c) T^2 D(p_t, q_t) + c (- log q_t(x_t))`, with p and q at temperature T, c the
-//! share of cross-entropy (at temperature 1), and D one of `divergence`; beside it what `matching` adds. Distributions
-//! are made in chunks of rows from hidden states: full logits of neither model exist.
+//! `loss = sum over supervised t of (1 - c) T^2 D(p_t, q_t) + c (- log q_t(x_t))`, with p (teacher) and q (student) at
+//! temperature T, c the share of cross-entropy (at temperature 1), and D one of `divergence`; `matching` may add terms
+//! for layers. Distributions are computed from hidden states in chunks of rows, so full logits never exist, of neither
+//! model.
 //!
-//! teacher, cache: what is learnt, made beside the student or read. teach: filling a cache; answers: teachers that write.
-//! lesson: a packed row and its loss. on_policy: rows that the student writes. universal: other tokenizers.
+//! `teacher`, `cache`: the teacher's distributions, computed during training or read from disk. `teach`: fills a
+//! cache. `answers`: teachers that write answers. `lesson`: a packed row and its loss. `on_policy`: answers that the
+//! student writes. `universal`: teachers with another tokenizer.
 
 pub mod answers;
 pub mod cache;
@@ -38,29 +40,29 @@ use tch::{Kind, Tensor};
 use teacher::Teachers;
 use universal::Translated;
 
-/// Where teaching comes from.
+/// Where the teacher's distributions come from.
 enum Teacher {
     Online(Teachers),
     /// Teachers with another tokenizer.
     Foreign(Teachers, Box<Translated>),
-    /// Opened when the items are known.
+    /// Distributions on disk; opened once the items are known.
     Cached {
         tokenizer: String,
         cache: Option<Cache>,
     },
 }
 
-/// Learns distributions.
+/// The objective of distillation.
 pub struct Distill {
     spec: Rc<DistillSpec>,
     teacher: Teacher,
     matching: Option<Rc<Matching>>,
     on_policy: Option<OnPolicy>,
-    /// Tokens that both know.
+    /// Number of tokens that teacher and student share.
     vocabulary: i64,
 }
 
-/// The name in a checkpoint of how many steps the student has written for.
+/// The name in a checkpoint of the number of steps that the student has written answers for.
 const WRITTEN: &str = "on_policy.steps";
 
 impl Objective for Distill {
@@ -114,14 +116,15 @@ impl Objective for Distill {
                 let stored = cache.get(which.split, which.items, device)?;
                 if stored.ids.size()[0] as f64 != answers.supervised() {
                     return Err(Error::user(
-                        "the cache holds another number of distributions than the rows have tokens",
+                        "the number of distributions in the cache differs from the number of supervised tokens in the \
+                         rows",
                     )
                     .hint("the cache is damaged: remove it and make it again with: ft teach RECIPE"));
                 }
                 (Source::Stored(stored), None, None)
             }
         };
-        // What the student wrote is no example to follow: only the teacher's word on it counts.
+        // What the student wrote is not to be imitated: for these rows only the divergence from the teacher counts.
         let share = self.spec.cross_entropy.at(which.epoch);
         let shares =
             examples.iter().zip(&written).map(|(e, anew)| (if anew.is_some() { 0.0 } else { share }, e.targets()));
@@ -160,7 +163,7 @@ impl Objective for Distill {
     }
 }
 
-/// What stands beside the student: teachers, where there is no cache.
+/// Returns what the model consists of besides the student: the teachers, unless their distributions are cached.
 pub fn parts(spec: &DistillSpec) -> Result<Parts> {
     let others = match spec.cache {
         Some(_) => Vec::new(),
@@ -169,7 +172,7 @@ pub fn parts(spec: &DistillSpec) -> Result<Parts> {
     Ok(Parts { others, tables: 10, ..Parts::default() })
 }
 
-/// The rows of a run.
+/// Reads and tokenises the rows of a run. An error if a teacher has another tokenizer and the loss is not universal.
 pub fn rows(spec: &DistillSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
     let (spec, tokenizer, seed) = (Rc::new(spec.clone()), ground.tokenizer.clone(), ground.seed);
     let translated = match spec.universal() {
@@ -198,13 +201,13 @@ pub fn rows(spec: &DistillSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
     })?))
 }
 
-/// A student is meant to be the smaller one.
+/// Warns if the student is larger than its largest teacher.
 fn warn_of_size(spec: &DistillSpec, student: &Model) -> Result<()> {
     let own: u64 = student.params().base().map(|p| p.tensor.numel() as u64).sum();
     let sizes = spec.teachers.iter().map(teacher::parameters).collect::<Result<Vec<_>>>()?;
     if let Some(largest) = sizes.into_iter().max().filter(|largest| own > *largest) {
         report::warn(format!(
-            "the student has {} parameters, its largest teacher {}",
+            "the student is larger than its teachers: it has {} parameters, the largest teacher {}",
             report::count(own),
             report::count(largest)
         ));

@@ -1,8 +1,9 @@
-//! Answers that the student writes itself (GKD, Agarwal et al. 2023, arXiv 2306.13649, algorithm 1), for the teacher to
-//! judge token by token.
+//! Answers that the student writes itself (GKD, Agarwal et al. 2023, arXiv 2306.13649, algorithm 1); the teacher
+//! judges them token by token.
 //!
-//! Deviation: the paper draws once a batch whether all of it is written anew; here every row is drawn for itself, so that
-//! a step's mixture varies less. Invariant: what is written is a function of the weights, the rows and (seed, step).
+//! Deviation: the paper decides once per batch whether all of it is written anew; here it is decided for each row, so
+//! that the mixture varies less from step to step. Invariant: the answers are a function of the weights, the rows and
+//! (seed, step).
 
 use super::spec::OnPolicySpec;
 use crate::data::{ChatTokenizer, Dataset, Example};
@@ -14,14 +15,14 @@ use rand::RngExt;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-/// The student as a writer.
+/// The student as a writer of answers.
 pub struct OnPolicy {
     spec: OnPolicySpec,
     tokenizer: Rc<ChatTokenizer>,
     seed: u64,
-    /// Optimiser steps that were written for.
+    /// Number of optimiser steps that answers were written for.
     pub steps: u64,
-    /// For each packed row of the step in hand that has not been taken yet, the items that are written anew.
+    /// For each packed row of the current step that was not taken yet: the items written anew, `None` for the others.
     ready: VecDeque<Vec<Option<Example>>>,
 }
 
@@ -30,7 +31,7 @@ impl OnPolicy {
         Self { spec: spec.clone(), tokenizer, seed, steps: 0, ready: VecDeque::new() }
     }
 
-    /// Refuses rows of which none has a prompt.
+    /// Returns an error if no row has a prompt.
     pub fn check(&self, rows: &Dataset) -> Result<()> {
         for row in rows.iter() {
             if prompt(&row?) > 0 {
@@ -38,10 +39,10 @@ impl OnPolicy {
             }
         }
         Err(Error::user("method.distill.on_policy: no row has a prompt before its last answer")
-            .hint("give conversations or prompts with answers; plain text is learnt as it is written"))
+            .hint("give conversations or prompts with answers; plain text has no prompt"))
     }
 
-    /// Chooses rows of the next optimiser step and has the student answer them anew.
+    /// Chooses rows of the next optimiser step at random and lets the student answer them anew.
     pub fn write(&mut self, model: &Model, rows: &Dataset, packed: &[Vec<usize>]) -> Result<()> {
         let mut chance = rng::stream(self.seed, "on-policy rows", self.steps);
         let (mut prompts, mut places) = (Vec::new(), Vec::new());
@@ -61,7 +62,7 @@ impl OnPolicy {
         let settings = Settings {
             temperature: self.spec.temperature,
             seed: rng::number(self.seed, "on-policy answers", self.steps),
-            // Rows that pad the vocabulary are no tokens.
+            // Padding rows of the vocabulary are not tokens and must not be sampled.
             bad_words: (self.tokenizer.embedded_size() as u32..model.config().vocab_size as u32)
                 .map(|id| vec![id])
                 .collect(),
@@ -79,14 +80,14 @@ impl OnPolicy {
         Ok(())
     }
 
-    /// The items of the next packed row that were written anew, in their places.
+    /// Removes the next packed row and returns its items that were written anew, in their places.
     pub fn take(&mut self) -> Result<Vec<Option<Example>>> {
         self.ready.pop_front().ok_or_else(|| Error::bug("a packed row that nobody wrote for"))
     }
 }
 
-/// Where the last answer of an example begins; 0 where nothing stands before it. The first token of plain text is never
-/// learnt, and no prompt by itself.
+/// Returns the index where the last answer of an example begins; 0 if nothing precedes it. The first token of plain
+/// text is never trained on, and it does not count as a prompt.
 fn prompt(example: &Example) -> usize {
     let end = example.supervised.iter().rposition(|s| *s).unwrap_or(0);
     example.supervised[..end].iter().rposition(|s| !s).filter(|i| *i > 0).map_or(0, |i| i + 1)

@@ -1,4 +1,4 @@
-//! Filling a cache with what teachers say, before any student learns from it.
+//! Fills a cache with teachers' distributions before any student is trained on them.
 
 use super::cache::{self, Origin, PART, Stored, Writer};
 use super::spec::DistillSpec;
@@ -13,20 +13,21 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tch::{Device, Kind, Tensor};
 
-/// What was made.
+/// A summary of the cache that was filled.
 #[derive(Debug, serde::Serialize)]
 pub struct Taught {
     pub items: usize,
     pub tokens: u64,
-    /// Tokens kept of each distribution.
+    /// Number of tokens stored of each distribution.
     pub k: i64,
     pub bytes: u64,
-    /// Parts that were there already.
+    /// Number of parts that existed already.
     pub kept: usize,
 }
 
-/// Writes what the recipe's teachers say of its rows into `folder`. They run on `device`, in `kind` where they name no
-/// dtype of their own. Goes on where an earlier call stopped; `stop` ends it after the part in hand.
+/// Writes the distributions of the recipe's teachers over its rows into `folder`. Teachers run on `device`, in `kind`
+/// unless they set a dtype of their own. Continues where an earlier call stopped; `stop` ends the call after the
+/// current part, with an error.
 pub fn teach(
     spec: &DistillSpec,
     ground: &Ground,
@@ -37,14 +38,14 @@ pub fn teach(
 ) -> Result<Taught> {
     if spec.universal() {
         return Err(Error::user(
-            "loss: { universal: {} } compares sorted probabilities of another vocabulary, which no cache holds",
+            "loss: { universal: {} } compares sorted probabilities of another vocabulary, which a cache cannot store",
         )
-        .hint("let the teacher run beside the student, or write answers: ft teach RECIPE --generate"));
+        .hint("train without a cache (the teacher then runs during training), or write answers: ft teach RECIPE --generate"));
     }
     let vocabulary = ground.tokenizer.embedded_size() as i64;
     if k > vocabulary {
         return Err(Error::user(format!("--top {k}: the tokenizer has {vocabulary} tokens"))
-            .hint(format!("at most {vocabulary}, which keeps every distribution whole")));
+            .hint(format!("use at most {vocabulary}, which stores every distribution completely")));
     }
     spec.teachers.iter().try_for_each(|t| teacher::check_vocabulary(&t.path, &ground.tokenizer))?;
     let teachers = Teachers::load(spec, &ground.tokenizer, device, kind)?;
@@ -52,13 +53,13 @@ pub fn teach(
     let tokens = train.summary.supervised_tokens + valid.as_ref().map_or(0, |v| v.summary.supervised_tokens);
     let bytes = cache::bytes(tokens as u64, k);
     report::info(format!(
-        "{}: about {} for {tokens} tokens, {k} of {vocabulary} kept of each",
+        "{}: about {} for {tokens} tokens, with the {k} most likely of {vocabulary} tokens stored for each",
         folder.display(),
         report::bytes(bytes)
     ));
     if let Some(free) = crate::machine::free_disk(folder).filter(|free| *free < bytes + (64 << 20)) {
-        return Err(Error::user(format!("{}: {} are free", folder.display(), report::bytes(free)))
-            .hint("keep fewer with --top, or give another folder with --out"));
+        return Err(Error::user(format!("{}: only {} are free on the disk", folder.display(), report::bytes(free)))
+            .hint("store fewer tokens with --top, or choose another folder with --out"));
     }
     let origin = Origin::of(spec, ground.tokenizer.fingerprint()?, k, vocabulary)?;
     let splits: Vec<(Split, &Dataset)> = [(Split::Train, Some(&train)), (Split::Valid, valid.as_ref())]
@@ -83,8 +84,8 @@ pub fn teach(
             bar.inc(here.len() as u64);
             if stop.load(Ordering::Relaxed) {
                 bar.finish_and_clear();
-                return Err(Error::interrupted("stopped by a signal; the parts that are done are kept")
-                    .hint("go on with the same command"));
+                return Err(Error::interrupted("stopped by a signal; finished parts are kept")
+                    .hint("run the same command again to continue from there"));
             }
         }
     }
@@ -92,7 +93,7 @@ pub fn teach(
     Ok(taught)
 }
 
-/// The distributions of some items in their order, and how many tokens each has.
+/// Computes the distributions of some items, in their order, and the number of supervised tokens of each.
 fn part_of(
     teachers: &Teachers,
     rows: &Dataset,

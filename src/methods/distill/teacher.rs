@@ -1,7 +1,7 @@
-//! What teachers say of the supervised tokens of a packed row, computed beside the student.
+//! The teachers' distributions over the supervised tokens of a packed row, computed during training.
 //!
-//! Distributions are those of the tokens that the tokenizer has: rows that a checkpoint pads its vocabulary with are
-//! cut off on both sides. Several teachers are averaged as distributions, not as logits.
+//! Distributions cover the tokenizer's tokens: padding rows of a checkpoint's vocabulary are cut off on both sides.
+//! Several teachers are averaged as distributions, not as logits.
 
 use super::spec::{DistillSpec, TeacherSpec};
 use crate::data::ChatTokenizer;
@@ -15,32 +15,33 @@ use std::path::Path;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
-/// Models that teach.
+/// The teacher models with their weights.
 pub struct Teachers {
     models: Vec<(Model, f64)>,
-    /// Tokens that a distribution is over.
+    /// Number of tokens that a distribution covers.
     vocabulary: i64,
 }
 
-/// What one teacher says of the N supervised tokens of a row.
+/// The output of one teacher for the N supervised tokens of a row.
 pub struct Said {
     /// (N, D)
     pub hidden: Tensor,
     head: Rc<Linear>,
-    /// The logarithm of its share.
+    /// The logarithm of its weight in the mean.
     share: f64,
-    /// What it was asked to show of its layers.
+    /// States and attention of the layers that are matched.
     pub inside: Rc<Inside>,
 }
 
-/// What they all say of the N supervised tokens of a row.
+/// The outputs of all teachers for the N supervised tokens of a row.
 pub struct Teaching {
     pub each: Vec<Said>,
     vocabulary: i64,
 }
 
 impl Teachers {
-    /// Loads the models for a student on `device` that computes in `kind`; `tokenizer` is the one that they have.
+    /// Loads the models for a student on `device` that computes in `kind`; `tokenizer` is the teachers'. An error if a
+    /// model has fewer vocabulary rows than the tokenizer has tokens, or if the weights add up to 0.
     pub fn load(spec: &DistillSpec, tokenizer: &ChatTokenizer, device: Device, kind: Kind) -> Result<Self> {
         let mut models = Vec::new();
         for teacher in &spec.teachers {
@@ -49,18 +50,18 @@ impl Teachers {
             models::open::need_finite_adapters(&model, &adapters)?;
             if (model.config().vocab_size as usize) < tokenizer.embedded_size() {
                 return Err(Error::user(format!(
-                    "{}: {} rows in its vocabulary, the tokenizer has {} tokens",
+                    "{}: the model's vocabulary has {} rows, but the tokenizer has {} tokens",
                     teacher.path.display(),
                     model.config().vocab_size,
                     tokenizer.embedded_size()
                 ))
-                .hint("tokenizer files and weights are of two different models"));
+                .hint("tokenizer files and weights belong to two different models"));
             }
             models.push((model, teacher.weight));
         }
         let total: f64 = models.iter().map(|(_, w)| w).sum();
         if total <= 0.0 {
-            return Err(Error::user("method.distill.teachers: the weights add up to nothing")
+            return Err(Error::user("method.distill.teachers: the weights add up to 0")
                 .hint("give at least one teacher a weight above 0"));
         }
         models.retain(|(_, w)| *w > 0.0);
@@ -68,12 +69,12 @@ impl Teachers {
         Ok(Self { models, vocabulary: tokenizer.embedded_size() as i64 })
     }
 
-    /// The first of them.
+    /// Returns the first teacher.
     pub fn first(&self) -> &Model {
         &self.models[0].0
     }
 
-    /// What they say of a row's supervised tokens.
+    /// Runs all teachers on a packed row.
     pub fn teach(&self, answers: &Answers) -> Result<Teaching> {
         let say = |(model, share): &(Model, f64)| {
             model.infer(&answers.tokens, |out| Said {
@@ -88,7 +89,8 @@ impl Teachers {
 }
 
 impl Teaching {
-    /// Log-probabilities (n, V) of the rows, at a temperature; of several teachers, of their mean. Without gradient.
+    /// Computes log-probabilities of some rows at a temperature: (n, V), of several teachers those of their mean.
+    /// Without gradient.
     pub fn log_probs(&self, (start, n): Rows, temperature: f64) -> Tensor {
         let _no_grad = tch::no_grad_guard();
         let one = |said: &Said| {
@@ -103,14 +105,14 @@ impl Teaching {
     }
 }
 
-/// The numbers in a teacher's weights, from the headers of its files.
+/// Counts a teacher's parameters, from the headers of its files.
 pub fn parameters(teacher: &TeacherSpec) -> Result<u64> {
     let weights = models::weights(&teacher.path, &Config::read(&teacher.path)?)?;
     let numbers = |name: &str| weights.shape(name).unwrap_or_default().iter().product::<i64>() as u64;
     Ok(weights.names().map(numbers).sum())
 }
 
-/// Ids must mean the same to teacher and student.
+/// Returns an error if a token id means different tokens to teacher and student.
 pub fn check_vocabulary(teacher: &Path, student: &ChatTokenizer) -> Result<()> {
     let own = ChatTokenizer::load(teacher, None)?;
     let n = own.embedded_size().max(student.embedded_size()) as u32;
@@ -124,7 +126,7 @@ pub fn check_vocabulary(teacher: &Path, student: &ChatTokenizer) -> Result<()> {
                 shown(&own),
                 shown(student)
             ))
-            .hint("let the teacher write answers and learn those: ft teach RECIPE --generate --out FILE.jsonl")
+            .hint("let the teacher write answers and train on those: ft teach RECIPE --generate --out FILE.jsonl")
             .hint("or compare sorted probabilities: method.distill.loss: { universal: {} }; or choose a student with its tokenizer"))
         }
     }

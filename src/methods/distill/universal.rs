@@ -1,7 +1,8 @@
-//! A teacher with a tokenizer of its own: the same rows in its tokens, and which of them stand beside the student's.
+//! A teacher with another tokenizer: reads the rows in the teacher's tokens, and matches its tokens with the
+//! student's.
 //!
-//! As in arXiv 2402.12030, the tokens of an answer are compared in order, the first with the first; where one side has
-//! more of them, the rest is compared with nothing.
+//! As in arXiv 2402.12030, the tokens of an answer are compared in order, the first with the first; if one side has
+//! more tokens, the rest is compared with nothing.
 
 use super::teacher::{Teachers, Teaching};
 use crate::data::{ChatTokenizer, Dataset, Example};
@@ -27,14 +28,15 @@ impl Translated {
         Ok(Self { tokenizer, train, valid })
     }
 
-    /// Refuses rows that did not become the same items on both sides.
+    /// Returns an error if the rows are not the same items for teacher and student.
     pub fn check(&self, train: &Dataset, valid: Option<&Dataset>) -> Result<()> {
         let both = [(&self.train, Some(train)), (self.valid.as_ref().unwrap_or(&self.train), valid)];
         for (theirs, ours) in both.into_iter().filter_map(|(t, o)| Some((t, o?))) {
             let differs = |i: &usize| theirs.place(*i) != ours.place(*i);
             if theirs.len() != ours.len() || (0..ours.len()).any(|i| differs(&i)) {
                 return Err(Error::user(format!(
-                    "{}: {} items in the student's tokens, {} in the teacher's: some are too long for one of them",
+                    "{}: {} items with the student's tokenizer, {} with the teacher's: some rows are too long for one \
+                     of them",
                     ours.summary.name(),
                     ours.len(),
                     theirs.len()
@@ -45,8 +47,8 @@ impl Translated {
         Ok(())
     }
 
-    /// What teachers say of the supervised tokens of `ours` (the items of `which`, as the student sees them), a row each,
-    /// and which of these rows stand for something: (N) float32.
+    /// Runs the teachers for the supervised tokens of `ours` (the items of `which` as the student sees them): one
+    /// output row per token. The tensor (N) float32 is 1 where the teacher has a token at this position, else 0.
     pub fn teach(
         &self,
         teachers: &Teachers,

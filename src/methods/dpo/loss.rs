@@ -1,7 +1,7 @@
 //! The losses of direct preference optimisation.
 //!
 //! With `r(y) = log p(y | x) - log p_ref(y | x)`, summed over the answer's tokens, `d = r(chosen) - r(rejected)`, and
-//! `d_mean` the difference of the two divided each by its answer's tokens:
+//! `d_mean` the same difference after each of the two was divided by its answer's number of tokens:
 //!
 //! ```text
 //! sigmoid       -(1 - e) log s(b d) - e log s(-b d)                  arXiv 2305.18290, eq. 7; e: conservative DPO
@@ -12,15 +12,16 @@
 //! exo           s(b d) (log s(b d) - log(1 - e)) + s(-b d) (log s(-b d) - log e)    arXiv 2402.00856, eq. 16
 //! ```
 //!
-//! `s` is the logistic function, `b` beta, `e` the label smoothing. Means over tokens in `ipo` are not in the paper; TRL
-//! and its authors compute so. `nll` adds `- log p(chosen | x) / tokens` of each pair (TRL's `sft` loss takes the mean
+//! `s` is the logistic function, `b` beta, `e` the label smoothing. The paper of `ipo` takes no means over tokens; TRL
+//! and the paper's authors do. `nll` adds `- log p(chosen | x) / tokens` of each pair (TRL's `sft` loss takes the mean
 //! over all tokens of a batch instead, which depends on how a step is cut into batches).
 
 use super::spec::{DpoLoss, DpoSpec};
 use crate::methods::pairs::Sides;
 use tch::Tensor;
 
-/// The loss of each pair (P), from log-probabilities and token counts of the answers.
+/// Computes the loss of each pair: (P). `policy` and `reference` hold log-probabilities of answers, `lengths` their
+/// token counts.
 pub fn losses(spec: &DpoSpec, policy: &Sides, reference: &Sides, lengths: &Sides) -> Tensor {
     let (beta, smoothing) = (spec.beta, spec.smoothing());
     let ratios = policy.with(reference, |p, r| p - r);

@@ -1,5 +1,5 @@
-//! Direct preference optimisation: the chosen answer of a pair should have gained more probability over the reference
-//! than the rejected one. Items are pairs.
+//! Direct preference optimisation: the chosen answer of a pair should have gained more probability relative to the
+//! reference than the rejected one. Items are pairs.
 
 pub mod loss;
 pub mod spec;
@@ -16,7 +16,7 @@ use crate::models::{Loss, Metrics, Model, Output};
 use crate::nn::Tokens;
 use tch::Kind;
 
-/// The objective.
+/// The objective of DPO.
 pub struct Dpo {
     spec: DpoSpec,
     source: Source,
@@ -81,7 +81,7 @@ impl Batch for Pairs {
     }
 }
 
-/// The rows of a run.
+/// Reads and tokenises the rows of a run.
 pub fn rows(spec: &DpoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
     let (keep, spec) = (Keep::new(spec.reference, ground), spec.clone());
     let make = move |model: &Model| Dpo::new(&spec, model, &keep);

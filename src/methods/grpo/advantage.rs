@@ -1,19 +1,20 @@
-//! How good an answer is beside the others to its prompt: `A = (r - mean) / (std + 1e-4)`, or `r - mean`.
+//! How much better an answer is than the others to its prompt: `A = (r - mean) / (std + 1e-4)`, or `r - mean`.
 //!
-//! Shao et al. 2024 (arXiv 2402.03300), section 4.1.2; without the deviation Liu et al. 2025 (arXiv 2503.20783), section 3.2.
-//! The deviation is the unbiased one and 1e-4 TRL's. Departure from TRL: where all rewards of a group are the same, the
-//! advantage is exactly 0, and not what is left of rounding over 1e-4.
+//! Shao et al. 2024 (arXiv 2402.03300), section 4.1.2; without the deviation Liu et al. 2025 (arXiv 2503.20783),
+//! section 3.2. The deviation is the unbiased one; 1e-4 is TRL's constant. Departure from TRL: if all rewards of a
+//! group are equal, the advantage is exactly 0, not a rounding error divided by 1e-4.
 
 use super::spec::ScaleRewards;
 use crate::methods::rollout::lesson::{Advantages, Drawn};
 use crate::methods::rollout::stats::{deviation, mean};
 
-/// Added to the deviation.
+/// Added to the deviation, so that it can divide.
 const EPSILON: f64 = 1e-4;
-/// A deviation that is none.
+/// A standard deviation below this counts as zero.
 pub const NONE: f64 = 1e-8;
 
-/// One an answer; `flat` is the share of answers whose deviation (of the group, or of the batch) is none.
+/// Computes one advantage per answer; `flat` is the share of answers whose standard deviation (of their group, or of
+/// the batch) is zero.
 pub fn advantages(drawn: &Drawn, scale: ScaleRewards) -> Advantages {
     let whole = deviation(drawn.rewards);
     let (mut values, mut flat) = (Vec::with_capacity(drawn.rewards.len()), 0);

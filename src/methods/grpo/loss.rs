@@ -1,6 +1,6 @@
 //! The loss of GRPO and its variants.
 //!
-//! Of token t of answer i, with r = exp(new - old), A the answer's advantage and d = reference - new:
+//! For token t of answer i, with r = exp(new - old), A the answer's advantage and d = reference - new:
 //!
 //! ```text
 //! l = - min( min(r, delta) A, clip(r, 1 - e_low, 1 + e_high) A )  +  beta · r (exp(d) - d - 1)
@@ -10,9 +10,9 @@
 //! gspo     as grpo, r_i = exp(1/|o_i| Σ_t (new - old))   Zheng et al. 2025, arXiv 2507.18071, eq. 5 and 7
 //! ```
 //!
-//! Departures, all of them TRL's: the KL term has the ratio in front (`kl_correction`), which the papers lack; `min(r,
-//! delta)` is two-sided clipping (INTELLECT-2, arXiv 2505.07291); with `entropy`, the mean over tokens of the entropy times
-//! the coefficient is taken off. Means over tokens are over those of the optimiser step.
+//! Departures from the papers, all of them TRL's: the KL term is multiplied by the ratio (`kl_correction`); `min(r,
+//! delta)` is two-sided clipping (INTELLECT-2, arXiv 2505.07291); with `entropy`, the mean entropy of the tokens times
+//! the coefficient is subtracted. Means over tokens are over all tokens of the optimiser step.
 
 use super::spec::{GrpoLoss, GrpoSpec};
 use crate::methods::rollout::Terms;
@@ -21,12 +21,13 @@ use crate::models::{Loss, Metrics};
 use crate::nn::head::Scores;
 use tch::{Kind, Tensor};
 
-/// The SUM over answers (over tokens for `dapo`); `longest` is the longest length allowed.
+/// Computes the SUM of the loss over answers (over tokens for `dapo`). `longest` is the maximum answer length in
+/// tokens.
 pub fn loss(spec: &GrpoSpec, longest: usize, scores: &Scores, terms: &Terms) -> Loss {
     let new = &scores.log_probs;
     let whole = spec.loss == GrpoLoss::Gspo;
     let log_ratio = new - terms.old;
-    // (N), or (S) where an answer has one ratio.
+    // (N), or (S) if an answer has a single ratio (gspo).
     let ratio = match whole {
         true => (terms.per_answer(&log_ratio) / terms.lengths).exp(),
         false => log_ratio.exp(),
@@ -65,7 +66,8 @@ pub fn loss(spec: &GrpoSpec, longest: usize, scores: &Scores, terms: &Terms) -> 
     Loss { sum, metrics }
 }
 
-/// `clip_ratio/…` from marks (N) or (S), `count` of them with those of idle answers.
+/// Adds `clip_ratio/…` to the metrics, from marks 0 or 1 per token (N) or per answer (S). `count` is their number,
+/// including skipped answers.
 pub fn clip_ratios(metrics: &mut Metrics, terms: &Terms, is_low: &Tensor, is_high: &Tensor, count: f64) {
     let (low, high) = (is_low.sum(Kind::Float), is_high.sum(Kind::Float));
     metrics.add("clip_ratio/region_mean", &(&low + &high), count);

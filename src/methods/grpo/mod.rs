@@ -1,5 +1,6 @@
-//! Group-relative policy optimisation: answers drawn in groups, judged, and learnt by how much better each is than its
-//! group. There is no value model. What is drawn when is `rollout::Cycle`'s; here is what rewards become, and the loss.
+//! Group-relative policy optimisation: answers are sampled in groups and rewarded; each is trained on by how much
+//! better it is than its group. There is no value model. `rollout` decides what is sampled and when; this module says
+//! how rewards become advantages, and what the loss is.
 
 pub mod advantage;
 pub mod loss;
@@ -16,11 +17,11 @@ use crate::models::Loss;
 use crate::nn::head::Scores;
 use spec::GrpoLoss;
 
-/// GRPO as its recipe says.
+/// GRPO with the settings of a recipe.
 pub struct Grpo(pub GrpoSpec);
 
 impl Grpo {
-    /// How a draw is learnt.
+    /// Describes how sampled answers are trained on.
     pub fn plan(&self) -> Plan {
         let spec = &self.0;
         Plan {
@@ -51,7 +52,7 @@ impl Rule for Grpo {
     }
 }
 
-/// Reads the prompts and opens the rewards.
+/// Reads the prompts and opens the sources of rewards.
 pub fn rows(spec: &GrpoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
     let rule = Grpo(spec.clone());
     let plan = rule.plan();

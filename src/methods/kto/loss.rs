@@ -1,4 +1,4 @@
-//! The losses of judged answers.
+//! The losses of answers labelled good or bad.
 //!
 //! With `r = log p(y | x) - log p_ref(y | x)`, summed over the answer's tokens, and `z` the reference point:
 //!
@@ -7,26 +7,26 @@
 //! apo_zero  good: w_d (1 - s(b r))            bad: w_u s(b r)                  arXiv 2408.06266, eq. 7, unpaired
 //! ```
 //!
-//! `s` is the logistic function, `b` beta, `w_d` and `w_u` the weights. `z` estimates the KL divergence between model and
-//! reference: the mean of r over mismatched answers (each prompt with the answer to another one), not below zero, and
-//! without gradient. It is estimated over all items of an optimiser step; TRL does so for each device batch.
+//! `s` is the logistic function, `b` beta, `w_d` and `w_u` the weights. `z` estimates the KL divergence between policy
+//! and reference: the mean of r over mismatched answers (each prompt with the answer to another one), at least zero,
+//! and without gradient. It is estimated over all items of an optimiser step; TRL estimates it for each device batch.
 
 use super::spec::{KtoLoss, KtoSpec};
 use tch::{Kind, Tensor};
 
-/// The loss of each answer (N); `good` (N) is 1 or 0.
+/// Computes the loss of each answer: (N). `good` (N) is 1 or 0.
 pub fn losses(spec: &KtoSpec, ratios: &Tensor, good: &Tensor, reference_point: f64) -> Tensor {
     let z = match spec.loss {
         KtoLoss::Kto => reference_point,
         KtoLoss::ApoZero => 0.0,
     };
-    // 1 - s(b (z - r)) = s(b (r - z)): for both kinds one sign of the same number.
+    // 1 - s(b (z - r)) = s(b (r - z)), so the losses of good and bad answers differ only in one sign.
     let sign = good * 2.0 - 1.0;
     let weights = good * spec.desirable_weight + (-good + 1.0) * spec.undesirable_weight;
     weights * (-(ratios - z) * sign * spec.beta).sigmoid()
 }
 
-/// The reference point, from the log-ratios of mismatched answers; 0 where there are none.
+/// Computes the reference point from the log-ratios of mismatched answers; 0 if there are none.
 pub fn reference_point(mismatched: &[Tensor]) -> f64 {
     if mismatched.is_empty() {
         return 0.0;

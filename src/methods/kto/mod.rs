@@ -1,8 +1,8 @@
-//! Kahneman-Tversky optimisation: answers judged one by one. A good answer should gain more probability over the
-//! reference than answers do on average, a bad one less. Items are answers.
+//! Kahneman-Tversky optimisation: answers labelled good or bad, one by one. A good answer should gain more probability
+//! relative to the reference than answers do on average, a bad one less. Items are answers.
 //!
-//! The average is measured on mismatched answers: each prompt with the answer of an item before it that has another
-//! prompt. Which one is fixed by the data, so it does not depend on how a step is packed.
+//! The average is measured on mismatched answers: each prompt with the answer of an earlier item that has another
+//! prompt. The data alone decides which one, so it does not depend on how a step is packed.
 
 pub mod loss;
 pub mod spec;
@@ -21,32 +21,32 @@ use crate::report;
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
-/// The objective.
+/// The objective of KTO.
 pub struct Kto {
     spec: KtoSpec,
     source: Source,
     budget: usize,
     max_len: usize,
-    /// Whose answer each item's prompt is given.
+    /// For each item, the index of the item whose answer is its mismatched answer.
     others: BTreeMap<Split, Vec<u32>>,
     survey: Survey,
     watch: Watch,
 }
 
-/// What holds for all batches of a step, or of a validation.
+/// Numbers that all batches of a step, or of a validation, share.
 #[derive(Debug, Clone, Copy, Default)]
 struct Survey {
-    /// The mean log-ratio of mismatched answers, not below zero.
+    /// The reference point: the mean log-ratio of mismatched answers, at least zero.
     point: f64,
     good: f64,
     bad: f64,
 }
 
-/// Some answers in one packed row.
+/// Labelled answers in one packed row.
 struct Judged {
     spec: KtoSpec,
     answers: Answers,
-    /// (N) float64.
+    /// (N) log-probabilities under the reference, float64.
     reference: Tensor,
     /// (N) float64, 1 where the answer is good.
     good: Tensor,
@@ -54,7 +54,7 @@ struct Judged {
 }
 
 impl Kto {
-    /// Rows of `budget` tokens, no sequence longer than `max_len`.
+    /// Creates the objective; packed rows have at most `budget` tokens, sequences at most `max_len`.
     pub fn new(spec: &KtoSpec, model: &Model, keep: &Keep, budget: usize, max_len: usize) -> Result<Self> {
         Ok(Self {
             spec: spec.clone(),
@@ -67,7 +67,7 @@ impl Kto {
         })
     }
 
-    /// Log-ratios of the mismatched answers of some items.
+    /// Computes the log-ratios of the mismatched answers of `items`.
     fn mismatched(
         &self,
         model: &Model,
@@ -92,10 +92,11 @@ impl Kto {
     }
 }
 
-/// The mismatched answers, as the reference is asked about them.
+/// The name of the mismatched answers in requests to the reference.
 const MIXED: &str = "mismatched";
 
-/// A row's prompt with another row's answer; none where the prompt fills it all, for there is no answer to look at.
+/// Joins a row's prompt with another row's answer, truncated to `max_len`. `None` if the prompt alone fills it: no
+/// token of the answer is left to score.
 fn mixed(rows: &Dataset<Unpaired>, others: &[u32], row: usize, max_len: usize) -> Result<Option<Example>> {
     let (item, other) = (rows.get(row)?, rows.get(others[row] as usize)?);
     let mut mixed = Unpaired { completion: other.completion, ..item }.sequence();
@@ -104,7 +105,7 @@ fn mixed(rows: &Dataset<Unpaired>, others: &[u32], row: usize, max_len: usize) -
     Ok(mixed.supervised.contains(&true).then_some(mixed))
 }
 
-/// All mismatched answers of a split.
+/// Requests all mismatched answers of a split.
 fn all_mixed<'a>(split: Split, rows: &'a Dataset<Unpaired>, others: &'a [u32], max_len: usize) -> Result<Asked<'a>> {
     let length = |i| Ok(mixed(rows, others, i, max_len)?.map_or(0, |e| e.ids.len() as u32));
     let content = [
@@ -121,8 +122,9 @@ fn all_mixed<'a>(split: Split, rows: &'a Dataset<Unpaired>, others: &'a [u32], m
     })
 }
 
-/// For each item, another one with another prompt: items that follow each other with one prompt (the two sides of a pair)
-/// are a block, and the k-th of a block takes the k-th of the block before, so that good and bad answers both are taken.
+/// Finds for each item another one that has another prompt. Consecutive items with one prompt (the two answers of a
+/// pair) form a block; the k-th item of a block gets the k-th item of an earlier block, so that both good and bad
+/// answers are used. An error if all rows have the same prompt.
 fn others(rows: &Dataset<Unpaired>) -> Result<Vec<u32>> {
     let mut blocks: Vec<(Vec<u32>, std::ops::Range<usize>)> = Vec::new();
     for (i, item) in rows.iter().enumerate() {
@@ -137,10 +139,12 @@ fn others(rows: &Dataset<Unpaired>) -> Result<Vec<u32>> {
         let before = (1..blocks.len()).map(|k| &blocks[(b + blocks.len() - k) % blocks.len()]);
         let Some((_, other)) = before.into_iter().find(|(other, _)| other != prompt) else {
             return Err(Error::user(format!(
-                "{}: every row has the same prompt, and KTO compares with answers to other prompts",
+                "{}: every row has the same prompt, but KTO compares each answer with answers to other prompts",
                 rows.summary.name()
             ))
-            .hint("give rows with several prompts, or set method.kto.loss: apo_zero, which needs no such comparison"));
+            .hint(
+                "use rows with different prompts, or set method.kto.loss: apo_zero, which needs no such comparison",
+            ));
         };
         others.extend((0..block.len()).map(|k| (other.start + k % other.len()) as u32));
     }
@@ -221,7 +225,7 @@ impl Batch for Judged {
             (name, sum(&rewards), sum(&policy), of.sum(Kind::Double).double_value(&[]))
         });
         for (name, reward, log_prob, n) in &sums {
-            // A mean over no answer is none.
+            // A mean over no answers is undefined.
             if *n > 0.0 {
                 let names = if *name == "chosen" {
                     ["rewards/chosen", "logps/chosen"]
@@ -233,7 +237,7 @@ impl Batch for Judged {
             }
         }
         if self.survey.good > 0.0 && self.survey.bad > 0.0 {
-            // Of a whole step: its mean over the good ones less its mean over the bad ones.
+            // The margin of a whole step: the mean over its good answers minus the mean over its bad ones.
             let margin = &sums[0].1 / self.survey.good - &sums[1].1 / self.survey.bad;
             metrics.add("rewards/margins", &margin, share);
         }
@@ -241,7 +245,7 @@ impl Batch for Judged {
     }
 }
 
-/// The rows of a run.
+/// Reads and tokenises the rows of a run.
 pub fn rows(spec: &KtoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
     let keep = Keep::new(spec.reference, ground);
     let (spec, budget, max_len) = (spec.clone(), ground.batch.tokens, ground.max_len);

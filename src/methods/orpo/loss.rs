@@ -6,14 +6,14 @@
 //! loss = nll(chosen) - b log s(log odds(chosen) - log odds(rejected))
 //! ```
 //!
-//! `nll(chosen)` is `-l(chosen)`, or the mean over the prompt's tokens too (`learn_prompt`, as TRL has it; the mean is of
-//! each pair by itself, where TRL takes it over all tokens of a batch). A mean within 1e-7 of zero counts as that: TRL's
-//! odds are infinite there.
+//! `nll(chosen)` is `-l(chosen)`. With `learn_prompt`, as in TRL, the mean includes the prompt's tokens; it is taken
+//! for each pair by itself, where TRL takes it over all tokens of a batch. A mean closer to zero than 1e-7 is replaced
+//! by -1e-7: TRL's odds are infinite there.
 
 use crate::methods::pairs::Sides;
 use tch::Tensor;
 
-/// Log-odds of the chosen answer less those of the rejected one (P), from mean log-probabilities.
+/// Computes the log-odds of the chosen answer minus those of the rejected one: (P), from mean log-probabilities.
 pub fn log_odds(means: &Sides) -> Tensor {
     let log_odds = |mean: &Tensor| {
         let mean = mean.clamp_max(-1e-7);

@@ -1,5 +1,5 @@
-//! Odds-ratio preference optimisation: learns the chosen answer, and pushes its odds above those of the rejected one. No
-//! reference. Items are pairs.
+//! Odds-ratio preference optimisation: trains on the chosen answer, and raises its odds above those of the rejected
+//! one. Needs no reference model. Items are pairs.
 
 pub mod loss;
 pub mod spec;
@@ -15,7 +15,7 @@ use crate::models::{Loss, Metrics, Model, Output};
 use crate::nn::Tokens;
 use tch::Kind;
 
-/// The objective.
+/// The objective of ORPO.
 pub struct Orpo {
     spec: OrpoSpec,
     watch: Watch,
@@ -25,7 +25,7 @@ pub struct Orpo {
 struct Pairs {
     spec: OrpoSpec,
     answers: Answers,
-    /// The prompts of the chosen sides, where they are learnt.
+    /// The prompts of the chosen answers, if they are trained on.
     prompts: Option<Spans>,
     count: usize,
 }
@@ -90,7 +90,7 @@ impl Batch for Pairs {
     }
 }
 
-/// The rows of a run.
+/// Reads and tokenises the rows of a run.
 pub fn rows(spec: &OrpoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
     let spec = spec.clone();
     Ok(Box::new(FixedRows::open(ground, Supervise::default(), move |_| Ok(Orpo::new(&spec)))?))

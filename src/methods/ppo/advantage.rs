@@ -1,11 +1,11 @@
-//! From rewards and values of tokens to advantages and returns. Plain numbers of one answer or of all answers; no
-//! tensor, no model. Every token given here is a real one: there is no padding to leave out.
+//! Computes advantages and returns from rewards and values of tokens. Works on plain numbers of one answer or of all
+//! answers, without tensors or models. Every token is a real one; there is no padding.
 
-/// Rewards of an answer's tokens: `-coef * KL` each, and the answer's score at its last token (Ouyang et al. 2022,
-/// arXiv 2203.02155, equation 2).
+/// Computes the rewards of an answer's tokens: `-coef * KL` each, plus the answer's score at its last token (Ouyang et
+/// al. 2022, arXiv 2203.02155, equation 2).
 ///
-/// TRL puts the score one place further, on a step after the last token, where the answer is shorter than the batch is
-/// wide; the last token is the last action here always.
+/// If an answer is shorter than the batch is wide, TRL puts the score one position later, on a step after the last
+/// token; here the last token is always the last action.
 pub fn rewards(penalties: &[f64], score: f64) -> Vec<f64> {
     let mut rewards: Vec<f64> = penalties.iter().map(|p| -p).collect();
     if let Some(last) = rewards.last_mut() {
@@ -14,9 +14,9 @@ pub fn rewards(penalties: &[f64], score: f64) -> Vec<f64> {
     rewards
 }
 
-/// Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, equations 11 and 16) over one answer:
-/// `delta_t = r_t + gamma V_{t+1} - V_t`, `A_t = delta_t + gamma lambda A_{t+1}`, and nothing after the last token.
-/// `values[t]` is V of the state in which token t is chosen.
+/// Computes generalised advantage estimates (Schulman et al. 2016, arXiv 1506.02438, equations 11 and 16) of one
+/// answer: `delta_t = r_t + gamma V_{t+1} - V_t`, `A_t = delta_t + gamma lambda A_{t+1}`, with V and A zero after the
+/// last token. `values[t]` is V of the state in which token t is chosen.
 pub fn gae(rewards: &[f64], values: &[f64], gamma: f64, lambda: f64) -> Vec<f64> {
     assert_eq!(rewards.len(), values.len(), "one value a token");
     let mut advantages = vec![0.0; rewards.len()];
@@ -29,7 +29,7 @@ pub fn gae(rewards: &[f64], values: &[f64], gamma: f64, lambda: f64) -> Vec<f64>
     advantages
 }
 
-/// Mean and variance with n - 1 below; (0, 0) of nothing, variance 0 of one number.
+/// Computes mean and variance (divided by n - 1); (0, 0) for no numbers, variance 0 for a single one.
 pub fn moments(numbers: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
     let n = numbers.clone().count() as f64;
     if n == 0.0 {
@@ -40,8 +40,8 @@ pub fn moments(numbers: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
     (mean, if n > 1.0 { squares / (n - 1.0) } else { 0.0 })
 }
 
-/// Brings all numbers of all answers to variance 1, and to mean 0 where `shift` says so; as TRL's `masked_whiten`:
-/// `(x - mean) / sqrt(var + 1e-8)`, then `+ mean` without a shift.
+/// Scales all numbers of all answers to variance 1 and, with `shift`, to mean 0. As TRL's `masked_whiten`:
+/// `(x - mean) / sqrt(var + 1e-8)`, then `+ mean` without `shift`.
 pub fn whiten(answers: &mut [Vec<f64>], shift: bool) {
     let (mean, variance) = moments(answers.iter().flatten().copied());
     let scale = 1.0 / (variance + 1e-8).sqrt();
@@ -50,8 +50,8 @@ pub fn whiten(answers: &mut [Vec<f64>], shift: bool) {
     }
 }
 
-/// `1 - Var(returns - values) / Var(returns)`: 1 where the values foretell every return, 0 where they tell no more than
-/// the mean, negative where they mislead. `None` where the returns are all equal.
+/// Computes `1 - Var(returns - values) / Var(returns)`: 1 if the values predict every return, 0 if they predict no
+/// more than the mean, negative if they are worse than the mean. `None` if all returns are equal.
 pub fn explained_variance(values: &[f64], returns: &[f64]) -> Option<f64> {
     assert_eq!(values.len(), returns.len(), "one value a return");
     let (_, all) = moments(returns.iter().copied());
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
     use rand::RngExt;
 
-    /// Equation 16 as it stands: every sum written out.
+    /// Equation 16, with every sum written out.
     fn brute_force(rewards: &[f64], values: &[f64], gamma: f64, lambda: f64) -> Vec<f64> {
         let n = rewards.len();
         let value = |t: usize| if t < n { values[t] } else { 0.0 };
@@ -72,7 +72,8 @@ mod tests {
         (0..n).map(|t| (t..n).map(|k| (gamma * lambda).powi((k - t) as i32) * delta(k)).sum()).collect()
     }
 
-    /// Equation 11 with lambda 1 and 0, and in between the weighed mean of all k-step estimates (equation 16, upper line).
+    /// Equation 11 with lambda 1 and 0; in between the weighted mean of all k-step estimates (equation 16, upper
+    /// line).
     fn from_steps(rewards: &[f64], values: &[f64], gamma: f64, lambda: f64) -> Vec<f64> {
         let n = rewards.len();
         let value = |t: usize| if t < n { values[t] } else { 0.0 };
@@ -80,7 +81,8 @@ mod tests {
             let seen: f64 = (0..k).map(|l| gamma.powi(l as i32) * if t + l < n { rewards[t + l] } else { 0.0 }).sum();
             seen + gamma.powi(k as i32) * value(t + k) - value(t)
         };
-        // Beyond the end every estimate is the same; a thousand of them are all that float64 can see.
+        // After the last token every estimate is the same; weights of more than a thousand steps are below the
+        // precision of float64.
         (0..n)
             .map(|t| (1..1000).map(|k| (1.0 - lambda) * lambda.powi(k as i32 - 1) * estimate(t, k)).sum::<f64>())
             .collect()
@@ -101,7 +103,7 @@ mod tests {
                     assert!(far < 1e-12, "{n} tokens, gamma {gamma}, lambda {lambda}: {far:e}");
                 }
             }
-            // lambda 1: what came minus what was foretold.
+            // lambda 1: the actual return minus the predicted one.
             for (t, a) in gae(&rewards, &values, 1.0, 1.0).iter().enumerate() {
                 assert!((a - (rewards[t..].iter().sum::<f64>() - values[t])).abs() < 1e-12);
             }
@@ -110,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_score_stands_at_the_last_token() {
+    fn the_score_is_added_to_the_last_token() {
         assert_eq!(rewards(&[0.1, 0.2, 0.3], 2.0), [-0.1, -0.2, 1.7]);
         assert_eq!(rewards(&[], 2.0), [0.0f64; 0]);
     }

@@ -1,32 +1,34 @@
-//! What goes wrong in reinforcement learning, found in the numbers of its iterations: pure over their history.
+//! Alarms for PPO: problems found in the metrics of its iterations. A pure function of their history.
 //!
-//! Each alarm is given once a run. Those after which further steps do harm end the run where the recipe lets them.
+//! Each alarm is given once per run. Alarms after which further steps would do harm end the run, unless the recipe
+//! forbids it.
 
 use crate::methods::{Alarm, Means};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// When the run tells that something goes wrong.
+/// Limits beyond which an alarm is given.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AlarmSpec {
-    /// End the run, keeping the best checkpoint, when the divergence is negative or over its limit, or when the reward
-    /// rises while the reward less the divergence falls. Otherwise these are only told, as the others are.
+    /// End the run and keep its best checkpoint if the divergence is negative or above its limit, or if the reward
+    /// rises while the reward minus the divergence falls. If false, these are only reported, like the other alarms.
     pub stop: bool,
-    /// Most nats an answer may lie from the reference, in the mean of an iteration.
+    /// Largest KL divergence from the reference in nats per answer, averaged over an iteration.
     #[schemars(range(min = 0.0))]
     pub kl: f64,
-    /// Most that the ratio of new to old probability may stray from 1: the mean of `(ratio - 1)^2` over a step's tokens.
+    /// Largest deviation from 1 of the ratio of new to old probability: the mean of `(ratio - 1)^2` over a step's
+    /// tokens.
     #[schemars(range(min = 0.0))]
     pub ratio: f64,
-    /// Most that the log-probabilities of rollouts and of learning may differ before the first update of an iteration, in
-    /// the mean over its tokens.
+    /// Largest difference between the log-probabilities of rollouts and of training before the first update of an
+    /// iteration, averaged over its tokens.
     #[schemars(range(min = 0.0))]
     pub drift: f64,
-    /// Least share of its first entropy that the policy must keep.
+    /// Smallest share of its initial entropy that the policy must keep.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub entropy: f64,
-    /// How many times longer or shorter than at first answers may become.
+    /// How many times longer or shorter than at the beginning answers may become.
     #[schemars(range(min = 1.0))]
     pub length: f64,
     /// How far the share of answers that end by themselves may fall.
@@ -40,19 +42,19 @@ impl Default for AlarmSpec {
     }
 }
 
-/// What an iteration told, in the order that `Watch::numbers` keeps.
+/// The metrics of an iteration, in the order of `Watch::numbers`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Seen {
     kl: f64,
     /// Standard error of `kl`.
     kl_error: f64,
     score: f64,
-    /// Score less the weighed divergence.
+    /// Score minus the weighted divergence.
     net: f64,
-    /// Nats a token.
+    /// Nats per token.
     entropy: f64,
     length: f64,
-    /// Share of answers that nothing ended.
+    /// Share of truncated answers.
     cut: f64,
 }
 
@@ -76,7 +78,7 @@ impl Seen {
         [self.kl, self.kl_error, self.score, self.net, self.entropy, self.length, self.cut]
     }
 
-    /// The first step of an iteration carries all of them, the others none.
+    /// Reads the metrics of an iteration; `None` for a step other than its first, which has none of them.
     fn of(means: &Means) -> Option<Self> {
         let mut numbers = [0.0; 7];
         for (number, name) in numbers.iter_mut().zip(NAMES) {
@@ -86,10 +88,10 @@ impl Seen {
     }
 }
 
-/// Iterations at either end whose means are compared.
+/// Number of first and of last iterations whose means are compared.
 const WINDOW: usize = 5;
 
-/// Which alarms there are; the number is the place in `Watch::told`.
+/// The kinds of alarm; the number is the index in `Watch::told`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     NegativeKl,
@@ -104,11 +106,11 @@ enum Kind {
 
 const KINDS: usize = 8;
 
-/// Watches a run.
+/// Checks the metrics of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Watch {
     spec: AlarmSpec,
-    /// `method.ppo`, the place of the keys that an alarm speaks of.
+    /// `method.ppo`, the section of the keys that alarms name.
     keys: &'static str,
     history: Vec<Seen>,
     told: [bool; KINDS],
@@ -119,7 +121,7 @@ impl Watch {
         Self { spec, keys, history: Vec::new(), told: [false; KINDS] }
     }
 
-    /// What the means of a step say is wrong, and was not told yet.
+    /// Returns the problems that the means of a step show and that were not reported before.
     pub fn look(&mut self, means: &Means) -> Vec<Alarm> {
         let mut found: Vec<(Kind, String, String)> =
             [self.ratio(means), self.drift(means)].into_iter().flatten().collect();
@@ -139,7 +141,7 @@ impl Watch {
             .collect()
     }
 
-    /// `--set` of a key of the method.
+    /// Formats `--set` for a key of the method.
     fn set(&self, key: &str, value: impl std::fmt::Display) -> String {
         format!("--set {}.{key}={value}", self.keys)
     }
@@ -148,13 +150,14 @@ impl Watch {
         let now = self.history.last()?;
         if now.kl < -(4.0 * now.kl_error + 0.05) {
             let cause = format!(
-                "the divergence from the reference is {:.3} ± {:.3} nats an answer; a true one is never negative: answers are \
-                 drawn from another distribution than the one that is learnt",
+                "the divergence from the reference is {:.3} ± {:.3} nats per answer, but a KL divergence is never \
+                 negative: answers are sampled from another distribution than the one that is trained",
                 now.kl, now.kl_error
             );
             let next = format!(
-                "look at sampling/sampling_logp_difference/mean in metrics.jsonl: above {}, rollouts and learning disagree (ft \
-                 selftest --model DIR compares both); near 0, the answers are few: {} counts what cannot be negative",
+                "look at sampling/sampling_logp_difference/mean in metrics.jsonl: above {}, rollouts and training \
+                 disagree (ft selftest --model DIR compares both); near 0, there are too few answers: {} uses an \
+                 estimate that is never negative",
                 self.spec.drift,
                 self.set("kl.estimator", "k3")
             );
@@ -162,12 +165,12 @@ impl Watch {
         }
         if now.kl - 2.0 * now.kl_error > self.spec.kl {
             let cause = format!(
-                "the policy lies {:.1} nats an answer from the reference, the limit is {} ({}.alarms.kl): what it earns there \
-                 says little about what people would like",
+                "the KL divergence from the reference is {:.1} nats per answer, the limit is {} ({}.alarms.kl): so far \
+                 away, rewards say little about what people would prefer",
                 now.kl, self.spec.kl, self.keys
             );
             let next = format!(
-                "hold it nearer: {} or lower optim.lr; or let the coefficient follow a target: {}",
+                "keep the policy nearer: {} or lower optim.lr; or adjust the coefficient to a target: {}",
                 self.set("kl.coef", "0.2"),
                 self.set("kl.target", format!("{:.0}", (self.spec.kl / 3.0).max(1.0)))
             );
@@ -182,8 +185,8 @@ impl Watch {
             return None;
         }
         let cause = format!(
-            "the ratio of new to old probability strays far from 1 (mean of (ratio - 1)^2 {spread:.3}, the limit is {}): the \
-             steps are too large for answers that were drawn before them",
+            "the ratio of new to old probability is far from 1 (mean of (ratio - 1)^2 {spread:.3}, the limit is {}): \
+             the optimiser steps are too large for answers that were sampled before them",
             self.spec.ratio
         );
         let next = format!("lower optim.lr, or make fewer passes over an iteration: {}", self.set("epochs", 1));
@@ -196,18 +199,18 @@ impl Watch {
             return None;
         }
         let cause = format!(
-            "rollouts and learning disagree: the log-probability of a sampled token differs by {drift:.3} nats in the mean before \
-             anything was learnt (limit {})",
+            "rollouts and training disagree: the log-probability of a sampled token differs by {drift:.3} nats on \
+             average before any update (limit {})",
             self.spec.drift
         );
         let next =
-            "ft selftest --model DIR compares decoding over a cache with the whole pass; model.dtype: f32 takes \
-                    rounding away"
+            "ft selftest --model DIR compares decoding with a KV cache and the packed pass; model.dtype: f32 removes \
+                    rounding errors"
                 .into();
         Some((Kind::Drift, cause, next))
     }
 
-    /// Means of a number over the first and the last iterations, where they do not overlap.
+    /// Computes the means of a number over the first and over the last iterations; `None` while these overlap.
     fn ends(&self, of: impl Fn(&Seen) -> f64) -> Option<(f64, f64)> {
         let n = self.history.len();
         if n < 2 * WINDOW {
@@ -223,11 +226,11 @@ impl Watch {
             return None;
         }
         let cause = format!(
-            "the policy hardly varies any more: its entropy fell from {first:.3} to {now:.3} nats a token, so that rollouts \
-             show nothing new. On a task with one right answer that is as it should be"
+            "the policy hardly varies any more: its entropy fell from {first:.3} to {now:.3} nats per token, so \
+             rollouts contain nothing new. For a task with a single right answer this is expected"
         );
         let next = format!(
-            "{}, a higher rollout temperature or a lower optim.lr keep it open",
+            "{}, a higher sampling.temperature or a lower optim.lr keep answers varied",
             self.set("entropy_coef", 0.01)
         );
         Some((Kind::Entropy, cause, next))
@@ -240,11 +243,12 @@ impl Watch {
             return None;
         }
         let cause = format!(
-            "answers went from {first:.0} to {now:.0} tokens in the mean: the reward may be paying for length, whatever they say"
+            "the mean length of answers went from {first:.0} to {now:.0} tokens: the reward may favour length, \
+             whatever they say"
         );
         let next =
-            "read samples.jsonl; a reward model's report card tells how far it follows length; a `length` reward \
-                    with a negative weight pays against it"
+            "read samples.jsonl; a reward model's report card shows how far it follows length; a `length` reward \
+                    with a negative weight counteracts it"
                 .into();
         Some((Kind::Length, cause, next))
     }
@@ -255,19 +259,19 @@ impl Watch {
             return None;
         }
         let cause = format!(
-            "fewer answers end by themselves: {:.0} % at first, {:.0} % now; the others are cut off",
+            "fewer answers end by themselves: {:.0} % at first, {:.0} % now; the others are truncated",
             100.0 * first,
             100.0 * now
         );
         let next = format!(
-            "{} takes that from the reward of an answer without an end",
+            "{} subtracts that from the reward of a truncated answer",
             self.set("sampling.missing_eos_penalty", 1)
         );
         Some((Kind::Ended, cause, next))
     }
 
-    /// Reward up while reward less divergence falls, since the window in which the latter was best. Both changes
-    /// must be three times their standard error.
+    /// Detects reward hacking: the reward rises while the reward minus the divergence falls, compared with the window
+    /// in which the latter was best. Both changes must exceed three standard errors.
     fn overoptimised(&self) -> Option<(Kind, String, String)> {
         let n = self.history.len();
         if n < 2 * WINDOW {
@@ -288,20 +292,23 @@ impl Watch {
             return None;
         }
         let cause = format!(
-            "the reward rose from {s0:.3} to {s1:.3} while the reward less the divergence fell from {n0:.3} to {n1:.3}: the \
-             policy pays more divergence than it earns, the mark of a reward that is being gamed"
+            "the reward rose from {s0:.3} to {s1:.3} while the reward minus the divergence fell from {n0:.3} to \
+             {n1:.3}: the policy gains less reward than it pays in divergence, the sign of reward hacking"
         );
-        let next = format!("hold it nearer ({}), or stop here and read the samples", self.set("kl.coef", 0.2));
+        let next = format!(
+            "keep the policy nearer to the reference ({}), or stop here and read the samples",
+            self.set("kl.coef", 0.2)
+        );
         Some((Kind::Overoptimised, cause, next))
     }
 
-    /// All that a checkpoint must hold: seven numbers an iteration, then one for each kind of alarm.
+    /// Returns everything a checkpoint must store: seven numbers per iteration, then one for each kind of alarm.
     pub fn numbers(&self) -> Vec<f64> {
         let told = self.told.iter().map(|t| f64::from(u8::from(*t)));
         self.history.iter().flat_map(Seen::numbers).chain(told).collect()
     }
 
-    /// Takes back what `numbers` gave.
+    /// Restores what `numbers` returned.
     pub fn restore(&mut self, numbers: &[f64]) {
         let (history, told) = numbers.split_at(numbers.len().saturating_sub(KINDS));
         self.history = history.as_chunks::<7>().0.iter().map(|n| Seen::from(*n)).collect();
@@ -320,7 +327,7 @@ mod tests {
         numbers.chain([("val/ratio_var".to_string(), 0.01)]).collect()
     }
 
-    /// The alarms of a run whose iteration i is `at(i)`.
+    /// Returns the alarms of a run whose iteration i has the metrics `at(i)`.
     fn run(iterations: usize, at: impl Fn(usize) -> Seen) -> Vec<Alarm> {
         let mut watch = Watch::new(AlarmSpec::default(), "method.ppo");
         (0..iterations).flat_map(|i| watch.look(&means(at(i)))).collect()
@@ -331,13 +338,13 @@ mod tests {
         assert!(alarms.len() == 1 && alarms[0].cause.contains(says) && alarms[0].stop == stop, "{alarms:#?}");
     }
 
-    /// A little noise that is the same every time.
+    /// Small noise that is the same every time.
     fn wobble(i: usize) -> f64 {
         [0.3, -0.2, 0.1, -0.4, 0.2, 0.0, -0.1][i % 7]
     }
 
     #[test]
-    fn a_calm_run_is_quiet() {
+    fn a_normal_run_has_no_alarm() {
         assert_eq!(run(50, |i| Seen { score: 0.5 + 0.02 * i as f64, net: 0.45 + 0.02 * i as f64, ..CALM }), []);
         let noisy = |i| Seen { kl: 0.1 * wobble(i), score: wobble(i), net: wobble(i) - 0.1, ..CALM };
         assert_eq!(run(50, noisy), []);
@@ -355,11 +362,11 @@ mod tests {
         one(run(9, |i| Seen { kl: 5.0 * i as f64, ..CALM }), "limit is 30", true);
         let mut watch = Watch::new(AlarmSpec { stop: false, ..Default::default() }, "method.ppo");
         one(watch.look(&means(Seen { kl: 31.0, ..CALM })), "limit is 30", false);
-        assert_eq!(watch.look(&means(Seen { kl: 35.0, ..CALM })), [], "told once");
+        assert_eq!(watch.look(&means(Seen { kl: 35.0, ..CALM })), [], "reported once");
     }
 
     #[test]
-    fn a_stray_ratio_is_told_at_any_step() {
+    fn a_large_ratio_is_reported_at_any_step() {
         let mut watch = Watch::new(AlarmSpec::default(), "method.ppo");
         let step = |spread: f64| Means::from([("val/ratio_var".to_string(), spread), ("loss".into(), 0.1)]);
         assert_eq!(watch.look(&step(0.5)), []);
@@ -369,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drift_is_told() {
+    fn a_drift_is_reported() {
         let mut watch = Watch::new(AlarmSpec::default(), "method.ppo");
         let step = |drift: f64| Means::from([("sampling/sampling_logp_difference/mean".to_string(), drift)]);
         assert_eq!(watch.look(&step(0.02)), []);
@@ -380,27 +387,27 @@ mod tests {
     fn entropy_length_and_ends_are_compared_with_the_first_iterations() {
         let share = |i: usize| 1.0 - i as f64 / 30.0;
         one(run(30, |i| Seen { entropy: 2.0 * share(i).powi(2), ..CALM }), "hardly varies", false);
-        one(run(30, |i| Seen { length: 40.0 / (1.0 - 0.02 * i as f64), ..CALM }), "paying for length", false);
-        one(run(30, |i| Seen { length: 40.0 * share(i), ..CALM }), "paying for length", false);
+        one(run(30, |i| Seen { length: 40.0 / (1.0 - 0.02 * i as f64), ..CALM }), "favour length", false);
+        one(run(30, |i| Seen { length: 40.0 * share(i), ..CALM }), "favour length", false);
         assert_eq!(run(30, |i| Seen { length: 3.0 + 0.1 * i as f64, ..CALM }), [], "two or three tokens more");
-        one(run(30, |i| Seen { cut: 1.0 - 0.9 * share(i), ..CALM }), "cut off", false);
+        one(run(30, |i| Seen { cut: 1.0 - 0.9 * share(i), ..CALM }), "truncated", false);
     }
 
     #[test]
     fn reward_up_and_net_reward_down_stops() {
-        // Both rise, then the divergence eats more than is earned.
+        // Both rise at first; then the divergence grows faster than the score.
         let gamed = |i: usize| {
             let (x, noise) = (i as f64, 0.05 * wobble(i));
             let kl = if i < 10 { 0.2 * x } else { 2.0 + 1.5 * (x - 10.0) };
             Seen { kl, score: 0.1 * x + noise, net: 0.1 * x - 0.1 * kl + noise, ..CALM }
         };
-        one(run(26, gamed), "gamed", true);
-        // Falling together is another matter.
+        one(run(26, gamed), "reward hacking", true);
+        // If both fall together, it is no reward hacking.
         assert_eq!(run(26, |i| Seen { score: -0.1 * i as f64, net: -0.2 * i as f64, ..CALM }), []);
     }
 
     #[test]
-    fn a_restored_watch_goes_on() {
+    fn a_restored_history_continues() {
         let mut watch = Watch::new(AlarmSpec { stop: false, ..Default::default() }, "method.ppo");
         (0..7).for_each(|i| drop(watch.look(&means(Seen { kl: 10.0 * i as f64, ..CALM }))));
         let mut other = Watch::new(watch.spec.clone(), "method.ppo");

@@ -1,5 +1,5 @@
-//! The answers of an iteration, and all that their update needs: what the policy, the reference and the value function
-//! said of each token when the iteration began. A checkpoint in the middle of an iteration holds them as tensors.
+//! The answers of an iteration and everything their update needs: log-probabilities under policy and reference, and
+//! values, of each token when the iteration began. A checkpoint in the middle of an iteration stores them as tensors.
 
 use crate::error::{Error, Result};
 use crate::methods::rollout::keep::{self, State};
@@ -7,24 +7,24 @@ use crate::methods::rollout::{Packed, Sample, packed};
 use crate::models::{Model, Output};
 use tch::{Device, Kind, Tensor};
 
-/// Numbers of an answer's tokens, one a token.
+/// Numbers of one answer's tokens, one per token.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Numbers {
-    /// ln p of the policy that sampled it, as learning computes it.
+    /// ln p under the policy that sampled the answer, as training computes it.
     pub log_probs: Vec<f32>,
-    /// ln p of the reference.
+    /// ln p under the reference.
     pub reference: Vec<f32>,
-    /// V of the state in which the token was chosen.
+    /// Value of the state in which the token was chosen.
     pub values: Vec<f32>,
     pub advantages: Vec<f32>,
     pub returns: Vec<f32>,
 }
 
-/// The names in a checkpoint.
+/// The names of these numbers in a checkpoint.
 const NAMES: [&str; 5] = ["log_probs", "reference", "values", "advantages", "returns"];
 
 impl Numbers {
-    /// ln p - ln r of each token.
+    /// Computes ln p - ln r of each token; r is the reference.
     pub fn log_ratios(&self) -> Vec<f64> {
         self.log_probs.iter().zip(&self.reference).map(|(p, r)| f64::from(*p) - f64::from(*r)).collect()
     }
@@ -38,23 +38,23 @@ impl Numbers {
     }
 }
 
-/// What an iteration learns from.
+/// What an iteration trains on.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Answers {
     pub samples: Vec<Sample>,
-    /// Those of each sample.
+    /// The numbers of each sample's tokens.
     pub numbers: Vec<Numbers>,
-    /// The weight of the divergence in this iteration.
+    /// Weight of the KL divergence in this iteration.
     pub coefficient: f64,
 }
 
-/// (N) of one of the numbers, samples in the order of a row.
+/// Joins one of the numbers of all samples, in their order in the row, to one tensor: (N).
 pub fn column(numbers: &[&Numbers], device: Device, of: impl Fn(&Numbers) -> &[f32]) -> Tensor {
     Packed::column(&numbers.iter().map(|n| of(n)).collect::<Vec<_>>(), device)
 }
 
-/// Runs all samples in packed rows of `budget` tokens without gradient and gives each what `f` says of its answer's
-/// tokens: K numbers a token.
+/// Runs all samples through the model, in packed rows of `budget` tokens and without gradient. Returns what `f`
+/// computes for the answer tokens of each sample: K numbers per token.
 pub fn measure<const K: usize>(
     model: &Model,
     samples: &[Sample],
@@ -80,7 +80,7 @@ pub fn measure<const K: usize>(
 }
 
 impl Answers {
-    /// Adds all to what a checkpoint holds; `sources` is the number of rewards that a sample has.
+    /// Saves everything in a checkpoint's tensors; `sources` is the number of rewards of each sample.
     pub fn save(&self, into: &mut State, sources: usize) {
         keep::put(into, "answers", &self.samples, sources);
         for (k, name) in NAMES.iter().enumerate() {
@@ -90,7 +90,7 @@ impl Answers {
         into.insert("tokens.coefficient".into(), Tensor::from_slice(&[self.coefficient]));
     }
 
-    /// Takes back what `save` gave; `None` where nothing was saved.
+    /// Loads what `save` saved; `None` if nothing was saved. An error if a tensor does not match the answers' tokens.
     pub fn load(saved: &State) -> Result<Option<Self>> {
         let Some(coefficient) = saved.get("tokens.coefficient") else { return Ok(None) };
         let samples = keep::take(saved, "answers")?;
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_checkpoint_holds_comes_back_bit_for_bit() {
+    fn a_saved_iteration_is_loaded_bit_for_bit() {
         let (answers, mut saved) = (answers(), State::new());
         answers.save(&mut saved, 2);
         assert_eq!(Answers::load(&saved).unwrap(), Some(answers));

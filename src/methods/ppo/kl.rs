@@ -1,10 +1,11 @@
-//! How far the policy lies from the reference: estimators of the Kullback-Leibler divergence from sampled tokens, and
-//! the coefficient that weighs it.
+//! The KL divergence of the policy from the reference: estimators from sampled tokens, and the coefficient that
+//! weights it.
 //!
-//! With `d = ln p(x) - ln r(x)` of a token drawn from the policy p, r the reference (Schulman 2020, "Approximating KL
-//! divergence", joschu.net/blog/kl-approx.html):
-//! `k1 = d` (unbiased, may be negative), `k2 = d^2 / 2` (biased, never negative), `k3 = exp(-d) - 1 + d` (unbiased, never
-//! negative). All in nats.
+//! With `d = ln p(x) - ln r(x)` for a token sampled from the policy p, and r the reference (Schulman 2020,
+//! "Approximating KL divergence", joschu.net/blog/kl-approx.html), in nats:
+//! - `k1 = d`: unbiased, may be negative.
+//! - `k2 = d^2 / 2`: biased, never negative.
+//! - `k3 = exp(-d) - 1 + d`: unbiased, never negative.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,17 +15,17 @@ use tch::Tensor;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Estimator {
-    /// The log-ratio itself: unbiased, with the widest spread; a token may count negative.
+    /// The log-ratio itself: unbiased, with the largest variance; may be negative for a token.
     #[default]
     K1,
-    /// Half its square: biased, small spread; the right gradient where it stands in the loss.
+    /// Half the square of the log-ratio: biased, small variance; has the right gradient as a term of the loss.
     K2,
     /// `exp(-d) - 1 + d`: unbiased, never negative.
     K3,
 }
 
 impl Estimator {
-    /// The estimate from `d = ln p - ln r`.
+    /// Estimates the divergence from `d = ln p - ln r`.
     pub fn of(self, d: f64) -> f64 {
         match self {
             Self::K1 => d,
@@ -33,12 +34,12 @@ impl Estimator {
         }
     }
 
-    /// As a term of a loss: (N) from `log_ratio` = ln p - ln r, which carries the gradient. `ratio` is p over the policy
-    /// that sampled, (N), with its gradient.
+    /// Computes the estimate as a term of the loss: (N), from `log_ratio` = ln p - ln r with its gradient. `ratio` (N)
+    /// is p divided by the probability under the policy that sampled, with its gradient.
     ///
-    /// The gradient of k1 alone has mean zero, so it is weighed by the ratio: then value and gradient are those of
-    /// the divergence (importance sampling). k2 has that gradient where the policy is the one that sampled; k3 has
-    /// that of the reversed divergence there, as in GRPO (arXiv 2402.03300, equation 4).
+    /// The expected gradient of k1 alone is zero, so k1 is multiplied by the ratio: then value and gradient are those
+    /// of the divergence (importance sampling). k2 has that gradient if the policy is the one that sampled; k3 then
+    /// has the gradient of the reversed divergence, as in GRPO (arXiv 2402.03300, equation 4).
     pub fn term(self, log_ratio: &Tensor, ratio: &Tensor) -> Tensor {
         match self {
             Self::K1 => ratio * log_ratio,
@@ -48,7 +49,7 @@ impl Estimator {
     }
 }
 
-/// The weight of the divergence, which may follow a target.
+/// The weight of the KL divergence, which may be adjusted to reach a target.
 ///
 /// Ziegler et al. 2019 (arXiv 1909.08593, section 2.2): `e = clip((KL - target) / target, -0.2, 0.2)`,
 /// `coef <- coef * (1 + e * n / horizon)` after n answers; their K is `n / horizon`.
@@ -59,16 +60,17 @@ pub struct Coefficient {
 }
 
 impl Coefficient {
+    /// Creates a constant coefficient.
     pub fn fixed(value: f64) -> Self {
         Self { value, adaptive: None }
     }
 
-    /// Follows `target` nats an answer.
+    /// Creates a coefficient that is adjusted so that the divergence reaches `target` nats per answer.
     pub fn adaptive(value: f64, target: f64, horizon: f64) -> Self {
         Self { value, adaptive: Some((target, horizon)) }
     }
 
-    /// After `answers` answers whose mean divergence was `kl`.
+    /// Adjusts the coefficient after `answers` answers whose mean divergence was `kl`.
     pub fn update(&mut self, kl: f64, answers: usize) {
         if let Some((target, horizon)) = self.adaptive {
             let error = ((kl - target) / target).clamp(-0.2, 0.2);
@@ -91,12 +93,12 @@ mod tests {
         assert!((mean(Estimator::K3) - exact).abs() < 1e-15);
         assert!(p.iter().zip(r).all(|(p, r)| Estimator::K3.of((p / r).ln()) >= 0.0));
         assert!((mean(Estimator::K2) - exact).abs() > 0.01);
-        // Where both nearly agree, k3 keeps its digits.
+        // If p and r are nearly equal, k3 keeps its precision.
         assert!((Estimator::K3.of(1e-9) / 5e-19 - 1.0).abs() < 1e-6);
     }
 
-    /// The gradient of the weighed k1 is that of the divergence, whatever the policy that sampled; k2's is where it was
-    /// the policy itself.
+    /// k1 multiplied by the ratio has the gradient of the divergence, whichever policy sampled; k2 has it if the
+    /// policy itself sampled.
     #[test]
     fn a_term_of_the_loss_has_the_gradient_of_the_divergence() {
         let reference = Tensor::from_slice(&[0.3f64, -0.8, 0.1, 0.9]).log_softmax(-1, tch::Kind::Double);

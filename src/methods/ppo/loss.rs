@@ -1,6 +1,6 @@
-//! The losses of PPO on the tokens of answers; pure.
+//! The losses of PPO on answer tokens. Pure.
 //!
-//! With `r = p(x) / p_old(x)` of a sampled token, advantage A, value V, return R, V_old the value at sampling time:
+//! With `r = p(x) / p_old(x)` for a sampled token, advantage A, value V, return R, V_old the value at sampling time:
 //!
 //! ```text
 //! policy   max(-A r, -A clip(r, 1 - clip, 1 + clip))
@@ -9,15 +9,15 @@
 //! KL       kl_coef * term of the estimator, where the divergence is part of the loss and not of the reward
 //! ```
 //!
-//! Policy: Schulman et al. 2017, arXiv 1707.06347, equation 7 (negated); the sum of all: equation 9; clipped values: the
-//! authors' own code and Engstrom et al. 2020, arXiv 2005.12729, equation 2. Deviation from TRL: a mini-batch is one
-//! mean over its tokens, however many micro-batches it was computed in.
+//! Policy: Schulman et al. 2017, arXiv 1707.06347, equation 7 (negated); the sum of all: equation 9; clipped values:
+//! the authors' own code and Engstrom et al. 2020, arXiv 2005.12729, equation 2. Deviation from TRL: the loss of a
+//! mini-batch is one mean over its tokens, independent of the number of micro-batches.
 
 use super::kl::Estimator;
 use crate::models::{Loss, Metrics};
 use tch::{Kind, Tensor};
 
-/// The weights of the parts. A range of 0 does not clip.
+/// Clip ranges and weights of the loss's parts. A clip range of 0 means no clipping.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Weights {
     pub clip: f64,
@@ -28,14 +28,14 @@ pub struct Weights {
     pub kl: Option<(Estimator, f64)>,
 }
 
-/// What was known of the tokens before the update: (N) each, float32, without gradient.
+/// Numbers of the tokens from before the update: (N) each, float32, without gradient.
 pub struct Before {
     /// ln p_old
     pub log_probs: Tensor,
     pub advantages: Tensor,
     pub values: Tensor,
     pub returns: Tensor,
-    /// ln of the reference, where the divergence is part of the loss.
+    /// ln p under the reference, if the divergence is part of the loss.
     pub reference: Option<Tensor>,
 }
 
@@ -46,7 +46,8 @@ impl Before {
 }
 
 impl Weights {
-    /// The policy's sum over tokens: `log_probs` (N) and `entropy` (N) of now.
+    /// Computes the policy's loss, summed over tokens. `log_probs` (N) and `entropy` (N) are those of the current
+    /// weights.
     pub fn policy(&self, log_probs: &Tensor, entropy: Option<&Tensor>, before: &Before) -> Loss {
         let n = before.count();
         let mut metrics = Metrics::default();
@@ -83,8 +84,8 @@ impl Weights {
         Loss { sum, metrics }
     }
 
-    /// The value function's sum over tokens, weighed: `values` (N) of now. Its part of the mean called `loss` adds to the
-    /// policy's, which counts the tokens.
+    /// Computes the value function's loss, summed over tokens and weighted. `values` (N) are those of the current
+    /// weights. Its part of the mean `loss` is added to the policy's, which already counts the tokens.
     pub fn value(&self, values: &Tensor, before: &Before) -> Loss {
         let n = before.count();
         let mut metrics = Metrics::default();

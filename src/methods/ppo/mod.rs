@@ -1,17 +1,17 @@
 //! Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) on language models (Ouyang et al. 2022, arXiv
-//! 2203.02155): answers are drawn, rewarded, and made more or less likely, while the policy stays near a reference.
+//! 2203.02155): answers are sampled, rewarded, and made more or less likely, while the policy stays near a reference.
 //!
-//! One base holds all: the policy is the trained adapter, the value function a head on its states or an adapter of its
-//! own, the reference the base without adapters, or with the adapter that the run went on from. Where the base itself is
-//! trained, the reference is a frozen copy.
+//! One base carries all models: the policy is the trained adapter; the value function is a head on the policy's hidden
+//! states, or an adapter of its own; the reference is the base without adapters, or with the adapter that the run
+//! started from. If the base itself is trained, the reference is a frozen copy.
 //!
-//! An iteration: answers to some prompts; their rewards, and what policy, reference and value function say of each of
-//! their tokens, in packed rows without gradient; then `epochs` passes in `mini_batches` steps each. Every sum runs
-//! over real tokens.
+//! An iteration: sample answers to some prompts and reward them; compute log-probabilities under policy and reference,
+//! and values, for each of their tokens, in packed rows without gradient; then make `epochs` passes of `mini_batches`
+//! optimiser steps each. Every sum runs over real tokens, never over padding.
 //!
-//! spec: the recipe's section. rows: what is read before the model is there. answers: what an iteration learns from.
-//! advantage, kl, loss: the formulas, pure. update: micro-batches. alarms: what goes wrong. Invariant: an iteration is a
-//! function of the weights, the prompts, the seed and its number.
+//! `spec`: the recipe's section. `rows`: what is read before the model is loaded. `answers`: what an iteration trains
+//! on. `advantage`, `kl`, `loss`: the formulas, pure. `update`: micro-batches. `alarms`: problems found in the
+//! metrics. Invariant: an iteration is a function of the weights, the prompts, the seed and its number.
 
 pub mod advantage;
 pub mod alarms;
@@ -46,36 +46,36 @@ use update::{Place, Update};
 /// The name of the adapter that holds the value function.
 pub const VALUE: &str = "value";
 
-/// Where the recipe's keys stand.
+/// The recipe's section of this method, for messages.
 const KEYS: &str = "method.ppo";
 
-/// The method.
+/// The PPO method.
 pub struct Ppo {
     spec: PpoSpec,
     train: Rollout,
     held_out: Option<HeldOut>,
     reference: Reference,
     place: Place,
-    /// Walks over the training prompts.
+    /// Iterates over the training prompts.
     loader: Loader,
-    /// Tokens in a packed row.
+    /// Maximum number of tokens in a packed row.
     budget: usize,
     seed: u64,
     coefficient: Coefficient,
     watch: Watch,
-    /// Iterations begun: the number of the next draw's stream.
+    /// Iterations begun so far; selects the random streams of the next one.
     iterations: u64,
-    /// Answers drawn.
+    /// Answers sampled so far.
     episodes: u64,
-    /// Epochs of prompts before and after the last iteration.
+    /// Epochs of prompts done before and after the last iteration.
     epoch: (f64, f64),
-    /// What the iteration learns from, and the steps of it that were handed out.
+    /// What the iteration trains on, and how many of its optimiser steps were handed out.
     answers: Option<Answers>,
     done: u64,
 }
 
 impl Ppo {
-    /// `train` draws answers to the training prompts, `held_out` knows the validation prompts.
+    /// Creates the method. `train` samples answers to the training prompts, `held_out` to the validation prompts.
     pub fn new(
         spec: PpoSpec,
         train: Rollout,
@@ -115,7 +115,8 @@ impl Ppo {
         }
     }
 
-    /// What policy, reference and value function say of samples; advantages and returns are not there yet.
+    /// Computes log-probabilities under policy and reference, and values, for each answer token. Advantages and
+    /// returns are left empty.
     fn measure(&self, model: &Model, samples: &[Sample]) -> Result<Vec<Numbers>> {
         let (temperature, budget) = (self.spec.sampling.temperature, self.budget);
         let own = measure(model, samples, budget, |out, row| {
@@ -139,7 +140,7 @@ impl Ppo {
         Ok(numbers)
     }
 
-    /// Draws and judges the answers of the iteration that begins; what there is to tell of it.
+    /// Samples and rewards the answers of the next iteration and computes their advantages; returns its metrics.
     fn begin_iteration(&mut self, model: &Model) -> Result<Vec<(String, f64)>> {
         let step = self.loader.next();
         let prompts: Vec<usize> = step.rows.into_iter().flatten().collect();
@@ -183,13 +184,13 @@ impl Ppo {
         Ok(means)
     }
 
-    /// The estimate of each token's divergence.
+    /// Estimates the KL divergence of each token.
     fn divergence(&self, numbers: &[Numbers]) -> Vec<Vec<f64>> {
         let estimator = self.spec.kl.estimator;
         numbers.iter().map(|n| n.log_ratios().into_iter().map(|d| estimator.of(d)).collect()).collect()
     }
 
-    /// TRL's `objective/…`, over real tokens, and what else is known of answers.
+    /// Computes TRL's `objective/…` metrics over real tokens, and the number of answers that ended.
     fn objective(&self, samples: &[Sample], numbers: &[Numbers], coefficient: f64) -> Vec<(String, f64)> {
         let sum = |x: &[f64]| x.iter().sum::<f64>();
         let kl: Vec<f64> = self.divergence(numbers).iter().map(|d| sum(d)).collect();
@@ -210,7 +211,7 @@ impl Ppo {
         ]
     }
 
-    /// Which answers make a step of the iteration.
+    /// Returns the indices of the answers of one optimiser step of the iteration.
     fn mini_batch(&self, answers: usize, step: u64) -> Vec<usize> {
         let (parts, step) = (self.spec.mini_batches, step as usize);
         let (pass, part) = (step / parts, step % parts);
@@ -253,8 +254,8 @@ impl Method for Ppo {
         Ok(Step { micro, epoch: self.epoch.0 + share * (self.epoch.1 - self.epoch.0), means })
     }
 
-    /// Answers to the validation prompts, drawn from the same streams each time. The divergence is weighed with its
-    /// first coefficient, so that one validation compares with another.
+    /// Answers the validation prompts, with the same random streams each time. The divergence is weighted with its
+    /// first coefficient, so that validations can be compared.
     fn validate(&mut self, model: &Model) -> Result<Option<Means>> {
         let Some(held_out) = &mut self.held_out else { return Ok(None) };
         let (samples, mut means) = held_out.validate(model, self.iterations == 0)?;
@@ -303,7 +304,7 @@ impl Method for Ppo {
         if let Some(held_out) = &self.held_out {
             held_out.put(&mut state);
         }
-        // What is learnt to the end is not needed again.
+        // If every step on these answers was made, the next step samples new ones, so they need not be saved.
         if let Some(answers) = self.answers.as_ref().filter(|_| self.done < self.spec.steps()) {
             answers.save(&mut state, self.train.sources().count());
         }
@@ -331,14 +332,15 @@ impl Method for Ppo {
     fn finish(&mut self, model: &Model, out: &Path) -> Result<()> {
         let Some(held_out) = &mut self.held_out else { return Ok(()) };
         if !held_out.begun() {
-            // Not measured at the start: the reference is what the policy was then.
+            // The prompts were not answered at the start. The reference model is what the policy was then, so let it
+            // answer.
             self.reference.with(model, |reference| held_out.validate(reference, true))?;
         }
         held_out.finish(model, out, self.seed)
     }
 }
 
-/// A checkpoint's method.safetensors cannot be read.
+/// Creates the error for a method.safetensors that cannot be read.
 fn damaged(what: &str) -> Error {
     Error::user(format!("method.safetensors: {what}"))
         .hint("the checkpoint is damaged: go back to an earlier one, or start anew with --overwrite")

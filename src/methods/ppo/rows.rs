@@ -1,4 +1,4 @@
-//! What is read before the model is there: prompts and rewards; and what the model is made of.
+//! What is read before the model is loaded: prompts and rewards; and the parts of the model.
 
 use super::spec::{KlPlace, PpoSpec, ValueSpec};
 use super::{KEYS, Ppo, VALUE, kl::Estimator};
@@ -15,7 +15,8 @@ use crate::rewards::Rewards;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// What the model is made of: a scalar head for the value function, and the adapters beside the policy's.
+/// Returns the parts of the model: a scalar head for the value function, and the adapters besides the policy's. An
+/// error if the value function is to be an adapter on a base that is trained itself.
 pub fn parts(spec: &PpoSpec, adapter: Option<&AdapterSpec>) -> Result<Parts> {
     let mut parts = rollout::parts(&spec.rewards, adapter, true)?;
     parts.heads = Heads::Both;
@@ -23,11 +24,12 @@ pub fn parts(spec: &PpoSpec, adapter: Option<&AdapterSpec>) -> Result<Parts> {
         (ValueSpec::Head(_), None) => return Ok(parts),
         (ValueSpec::Adapter(_), None) => {
             return Err(Error::user(format!(
-                "{KEYS}.value.adapter: an adapter needs a base that is frozen, and without `adapter:` the base is trained"
+                "{KEYS}.value.adapter: an adapter needs a base that is frozen, but without `adapter:` the base is \
+                 trained"
             ))
             .hint("train an adapter (adapter: { lora: {} }), or use value: { head: {} }"));
         }
-        // Nothing but the head: no layer answers to an empty list.
+        // Only the head is needed: with an empty list of targets, no layer gets an adapter.
         (ValueSpec::Head(_), Some(_)) => LoraSpec { targets: Targets::Names(Vec::new()), ..LoraSpec::default() },
         (ValueSpec::Adapter(lora), Some(_)) => (**lora).clone(),
     };
@@ -38,7 +40,7 @@ pub fn parts(spec: &PpoSpec, adapter: Option<&AdapterSpec>) -> Result<Parts> {
     Ok(parts)
 }
 
-/// The rows of a run.
+/// Reads the prompts and opens the sources of rewards.
 pub fn rows(spec: &PpoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
     check(spec)?;
     rollout::gate(&spec.rewards, &format!("{KEYS}.rewards"))?;
@@ -61,24 +63,22 @@ pub fn rows(spec: &PpoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
     Ok(Box::new(rows))
 }
 
-/// What the section says must make sense together.
+/// Returns an error if values of the section contradict each other.
 fn check(spec: &PpoSpec) -> Result<()> {
     let drawn = spec.sampling.prompts * spec.answers;
     if spec.mini_batches > drawn {
         return Err(Error::user(format!(
-            "{KEYS}.mini_batches: {} of the {drawn} answers of an iteration would leave some empty",
+            "{KEYS}.mini_batches: {} mini-batches for {drawn} answers per iteration would leave some empty",
             spec.mini_batches
         ))
         .hint("raise sampling.prompts or lower mini_batches"));
     }
     if spec.kl.target.is_some() && spec.kl.coef == 0.0 {
-        return Err(Error::user(format!("{KEYS}.kl.coef: 0 stays 0, however far the divergence is from kl.target"))
-            .hint("begin with a small one, such as 0.05"));
+        return Err(Error::user(format!("{KEYS}.kl.coef: a coefficient of 0 stays 0, so kl.target has no effect"))
+            .hint("start with a small value such as 0.05"));
     }
     if spec.kl.place == KlPlace::Reward && spec.kl.estimator == Estimator::K2 {
-        report::warn(format!(
-            "{KEYS}.kl.estimator: k2 is biased; in the reward, k1 or k3 hold the policy where it should be"
-        ));
+        report::warn(format!("{KEYS}.kl.estimator: k2 is biased; in the reward, use k1 or k3"));
     }
     Ok(())
 }

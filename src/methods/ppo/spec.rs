@@ -1,4 +1,4 @@
-//! What a recipe says about proximal policy optimisation. Defaults are TRL's.
+//! The recipe's section for proximal policy optimisation. Defaults are TRL's.
 
 use super::alarms::AlarmSpec;
 use super::kl::Estimator;
@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PpoSpec {
-    /// What answers are rewarded for; the weighted sum counts.
+    /// The sources of rewards; an answer's reward is their weighted sum.
     #[schemars(length(min = 1))]
     pub rewards: Vec<RewardSpec>,
-    /// How answers are drawn.
+    /// How answers are sampled.
     #[serde(default)]
     pub sampling: SamplingSpec,
-    /// Answers to each prompt of an iteration.
+    /// Number of answers to each prompt of an iteration.
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub answers: usize,
@@ -26,11 +26,11 @@ pub struct PpoSpec {
     #[serde(default = "epochs")]
     #[schemars(range(min = 1))]
     pub epochs: usize,
-    /// Optimiser steps in a pass.
+    /// Optimiser steps per pass.
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub mini_batches: usize,
-    /// What foretells the reward.
+    /// The value function, which predicts the reward.
     #[serde(default, with = "crate::choice")]
     #[schemars(with = "ValueSpec")]
     pub value: ValueSpec,
@@ -38,42 +38,43 @@ pub struct PpoSpec {
     #[serde(default = "value_coef")]
     #[schemars(range(min = 0.0))]
     pub value_coef: f64,
-    /// How the policy is held near the reference: the base without the adapter, or a frozen copy of what is trained whole.
+    /// How the policy is kept near the reference: the base without the adapter, or a frozen copy if the whole model is
+    /// trained.
     #[serde(default)]
     pub kl: KlSpec,
     /// Discount of later rewards.
     #[serde(default = "whole")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub gamma: f64,
-    /// Advantages: 0 trusts the value function, 1 the rewards that came.
+    /// Of advantage estimation: 0 relies on the value function, 1 on the actual rewards.
     #[serde(default = "lambda")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub lambda: f64,
-    /// Divide the rewards of tokens by their spread over the iteration.
+    /// Divide the rewards of tokens by their standard deviation over the iteration.
     #[serde(default)]
     pub whiten_rewards: bool,
-    /// Bring the advantages of an iteration to mean 0 and spread 1.
+    /// Normalise the advantages of an iteration to mean 0 and standard deviation 1.
     #[serde(default = "yes")]
     pub whiten_advantages: bool,
-    /// How far the ratio of new to old probability counts beside 1; 0: without limit.
+    /// How far from 1 the ratio of new to old probability may be before it is clipped; 0: no clipping.
     #[serde(default = "clip")]
     #[schemars(range(min = 0.0))]
     pub clip: f64,
-    /// How far from its old value a new one counts; 0: without limit.
+    /// How far from its old value a new value may be before it is clipped; 0: no clipping.
     #[serde(default = "clip")]
     #[schemars(range(min = 0.0))]
     pub clip_value: f64,
-    /// Weight of the policy's entropy, which keeps it open.
+    /// Weight of the policy's entropy, as a bonus that keeps answers varied.
     #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub entropy_coef: f64,
-    /// When to tell that something goes wrong, and to stop.
+    /// When to give an alarm, and when to stop the run.
     #[serde(default)]
     pub alarms: AlarmSpec,
 }
 
 impl PpoSpec {
-    /// Optimiser steps of an iteration.
+    /// Returns the number of optimiser steps per iteration.
     pub fn steps(&self) -> u64 {
         (self.epochs * self.mini_batches) as u64
     }
@@ -83,9 +84,10 @@ impl PpoSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ValueSpec {
-    /// A linear head on the policy's own hidden states: no pass of its own.
+    /// A linear head on the policy's own hidden states: needs no pass of its own.
     Head(HeadSpec),
-    /// A LoRA adapter of its own on the same base, with its head: a pass more, and the policy is not moved by it.
+    /// A LoRA adapter of its own on the same base, with a head: needs one more pass, and its loss does not change the
+    /// policy.
     Adapter(Box<LoraSpec>),
 }
 
@@ -99,37 +101,38 @@ impl Default for ValueSpec {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HeadSpec {
-    /// Let its loss train the head alone, not the policy's layers.
+    /// Train only the head with the value loss, not the policy's layers.
     pub detach: bool,
 }
 
-/// Where the divergence counts.
+/// Where the KL divergence is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KlPlace {
-    /// It is taken from the reward of each token.
+    /// It is subtracted from the reward of each token.
     #[default]
     Reward,
-    /// It is a part of the loss.
+    /// It is a term of the loss.
     Loss,
 }
 
-/// How the policy is held near the reference.
+/// How the policy is kept near the reference.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct KlSpec {
-    /// Weight of the divergence; with `target`, its first value.
+    /// Weight of the KL divergence; with `target`, its initial value.
     #[schemars(range(min = 0.0))]
     pub coef: f64,
     /// How the divergence is estimated from sampled tokens.
     pub estimator: Estimator,
-    /// Where it counts.
+    /// Where the divergence is used.
     pub place: KlPlace,
-    /// Nats an answer that the weight follows; left out, it stays as it is.
+    /// Target of the divergence in nats per answer: the weight is adjusted to reach it; default: the weight is
+    /// constant.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.001))]
     pub target: Option<f64>,
-    /// With `target`, answers in which the weight can change by its own size.
+    /// With `target`: number of answers in which the weight can change by its own size.
     #[schemars(range(min = 1.0))]
     pub horizon: f64,
 }

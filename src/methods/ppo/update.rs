@@ -1,4 +1,4 @@
-//! The micro-batches of an update: packed answers with what was known of them before it.
+//! The micro-batches of an update: packed answers with the numbers from before the update.
 
 use super::answers::{Answers, Numbers, column};
 use super::loss::{Before, Weights};
@@ -8,17 +8,18 @@ use crate::models::{Loss, Output};
 use crate::nn::Tokens;
 use tch::{Device, Tensor};
 
-/// Where the value function is.
+/// Where the value function is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// A head on the policy's hidden states, kept in this adapter (in the base, where the base itself is trained).
+    /// A head on the policy's hidden states. It is stored in this adapter, or in the base if the base itself is
+    /// trained.
     Head { adapter: Option<&'static str>, detach: bool },
     /// An adapter of its own.
     Adapter(&'static str),
 }
 
 impl Place {
-    /// V of the states `at` (N), from the pass that this place is computed in.
+    /// Computes the values of the states `at`: (N), from the output of the pass that carries the value function.
     pub fn values(self, out: &Output, at: &Tensor) -> Tensor {
         match self {
             Self::Head { adapter, detach: true } => Self::Head { adapter, detach: false }.values(&out.detached(), at),
@@ -32,13 +33,14 @@ impl Place {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Update {
     pub weights: Weights,
-    /// That of the rollouts: the distribution that is learnt is the one that was sampled from.
+    /// Temperature of the rollouts, so that the distribution that is trained is the one that was sampled from.
     pub temperature: f64,
     pub place: Place,
 }
 
 impl Update {
-    /// The passes that answers need: one under the policy, and one more where the value function has an adapter.
+    /// Builds the micro-batches of some answers: one pass of the policy, and one more if the value function has its
+    /// own adapter.
     pub fn batches(self, answers: &Answers, which: &[usize], device: Device) -> Vec<Box<dyn Batch>> {
         let samples: Vec<&Sample> = which.iter().map(|&i| &answers.samples[i]).collect();
         let numbers: Vec<&Numbers> = which.iter().map(|&i| &answers.numbers[i]).collect();
@@ -103,7 +105,7 @@ impl Batch for Value {
         &self.row.tokens
     }
 
-    /// The tokens are counted by the policy's pass already.
+    /// Zero, because the policy's pass already counts these tokens.
     fn items(&self) -> f64 {
         0.0
     }

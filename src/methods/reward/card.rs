@@ -1,7 +1,7 @@
-//! The report card of a reward model: what its scores on held-out pairs say about whether they can be trusted.
+//! The report card of a reward model: measures on held-out pairs that say whether its scores can be trusted.
 //!
-//! Pure functions over scores and lengths. A card is written as report_card.json beside the weights; reinforcement
-//! learning reads it and refuses a model below stated limits (`Card::problems`).
+//! Pure functions of scores and lengths. A card is written as report_card.json next to the weights; reinforcement
+//! learning reads it and refuses a model beyond stated limits (`Card::problems`).
 
 use super::measures::{accuracy, by_length, calibration, histogram, length_bias, moments, swap, without_stop};
 use crate::error::Result;
@@ -10,35 +10,35 @@ use crate::methods::rate::Rate;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// The file's name beside the weights.
+/// The file's name in the model's folder.
 pub const FILE: &str = "report_card.json";
 
-/// A held-out pair and what the model said of it.
+/// A held-out pair and the scores of its two answers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Judged {
     pub chosen: f64,
     pub rejected: f64,
-    /// Tokens of the two answers.
+    /// Number of tokens of the chosen and of the rejected answer.
     pub lengths: [usize; 2],
 }
 
-/// All that a card is made of.
+/// All scores that a report card is computed from.
 #[derive(Debug, Clone, Default)]
 pub struct Evidence {
     pub pairs: Vec<Judged>,
-    /// Scores (chosen, rejected) of the first so many pairs without what ends an answer.
+    /// Scores (chosen, rejected) of the first pairs, without the stop token and what follows it.
     pub without_stop: Vec<[f64; 2]>,
-    /// Scores (chosen, rejected) of the first so many pairs, packed the other way round.
+    /// Scores (chosen, rejected) of the first pairs, packed in reverse order.
     pub turned: Vec<[f64; 2]>,
 }
 
-/// What is known of a reward model.
+/// The measures of a reward model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Card {
     pub pairs: usize,
-    /// Share of pairs whose chosen answer scores higher; a tie is no success.
+    /// Share of pairs whose chosen answer scores higher; a tie counts as wrong.
     pub accuracy: Rate,
-    /// The same by mean length of the two answers, four groups of equally many pairs.
+    /// The same by mean length of the two answers, in four groups of equally many pairs.
     pub by_length: Vec<LengthGroup>,
     pub length: LengthBias,
     pub calibration: Calibration,
@@ -46,49 +46,51 @@ pub struct Card {
     pub margins: Margins,
     /// All scores.
     pub rewards: Spread,
-    /// What leaving out the stop token and what follows it changes.
+    /// How scores change without the stop token and what follows it.
     pub without_stop: Option<WithoutStop>,
-    /// What packing the pairs the other way round changes: nothing but rounding.
+    /// How scores change if the pairs are packed in reverse order: only by rounding, if nothing is wrong.
     pub swap: Option<Swap>,
     pub ft_version: String,
 }
 
-/// Pairs of like length.
+/// A group of pairs of similar length.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LengthGroup {
-    /// Mean tokens of the two answers, the shortest and the longest pair.
+    /// Mean number of tokens of the two answers, for the shortest and for the longest pair of the group.
     pub from: f64,
     pub to: f64,
     pub pairs: usize,
     pub accuracy: Rate,
 }
 
-/// What length alone tells, and how far the model follows it.
+/// How well length alone predicts the preference, and how strongly the model follows length.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LengthBias {
-    /// Share of pairs that "the longer answer wins" gets right, and "the shorter answer wins"; the rest are equal.
+    /// Share of pairs that the rule "the longer answer wins" gets right, and the rule "the shorter answer wins"; in
+    /// all other pairs the lengths are equal.
     pub longer_wins: f64,
     pub shorter_wins: f64,
-    /// Accuracy less the better of the two rules.
+    /// Accuracy of the model minus that of the better rule.
     pub gap: f64,
-    /// Accuracy on pairs whose chosen answer is the longer one, and the shorter one.
+    /// Accuracy on pairs whose chosen answer is the longer one, and on those whose chosen answer is the shorter one.
     pub where_longer: Option<Rate>,
     pub where_shorter: Option<Rate>,
-    /// Correlation of the difference of scores with the difference of lengths; `None` where either never changes.
+    /// Correlation between differences of scores and differences of lengths; `None` if either is constant.
     pub correlation: Option<f64>,
 }
 
-/// Whether `sigmoid(|r_chosen - r_rejected|)` is the probability of being right that it claims to be.
+/// Calibration: whether the claimed probability `sigmoid(|r_chosen - r_rejected|)` is the probability of being right.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
     /// Expected calibration error: mean over pairs of |claimed - observed| of their bin.
     pub ece: f64,
-    /// Mean claimed probability less accuracy: above zero the model is too sure.
+    /// Mean claimed probability minus accuracy: above zero the model is overconfident.
     pub overconfidence: f64,
-    /// Bins of the claimed probability that hold pairs.
+    /// The bins of the claimed probability that contain pairs.
     pub bins: Vec<Bin>,
 }
 
+/// The pairs whose claimed probability is between two bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Bin {
     pub from: f64,
@@ -96,21 +98,22 @@ pub struct Bin {
     pub pairs: usize,
     /// Mean claimed probability.
     pub claimed: f64,
-    /// Share of pairs it was right about.
+    /// Share of pairs that the model gets right.
     pub observed: Rate,
 }
 
-/// A histogram of margins.
+/// A histogram of the margins `r_chosen - r_rejected`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Margins {
     pub mean: f64,
     pub std: f64,
-    /// Where the first bin begins, and the width of each.
+    /// Lower bound of the first bin, and the width of each bin.
     pub from: f64,
     pub width: f64,
     pub counts: Vec<u64>,
 }
 
+/// Mean, standard deviation and range of the scores.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     pub mean: f64,
@@ -121,17 +124,19 @@ pub struct Spread {
     pub rejected_mean: f64,
 }
 
+/// How scores change without the stop token and what follows it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct WithoutStop {
     pub pairs: usize,
     pub accuracy: Rate,
-    /// Accuracy of the same pairs with it.
+    /// Accuracy on the same pairs with the stop token.
     pub accuracy_with: f64,
-    /// Mean of the score without less the score with, and of its size.
+    /// Mean of the change (score without minus score with the stop token), and mean of its absolute value.
     pub mean_change: f64,
     pub mean_size: f64,
 }
 
+/// How scores change if pairs are packed in reverse order.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Swap {
     pub pairs: usize,
@@ -141,18 +146,18 @@ pub struct Swap {
     pub rms: f64,
 }
 
-/// What reinforcement learning asks of a reward model.
+/// The limits that a reward model must keep before reinforcement learning accepts it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
-    /// The lower end of the accuracy's interval lies above this: 0.5, better than a coin.
+    /// The lower end of the accuracy's interval must be above this. 0.5: better than guessing.
     pub accuracy: f64,
-    /// Accuracy less that of the better length rule lies above this: 0, length alone does no better.
+    /// Accuracy minus that of the better length rule must be above this. 0: better than length alone.
     pub length_gap: f64,
-    /// The expected calibration error is at most this: 0.25. Scores far too sure of themselves drown the KL penalty.
+    /// The expected calibration error must be at most this: 0.25. Overconfident scores outweigh the KL penalty.
     pub ece: f64,
-    /// A changed order of packing changes scores by no more than this share of their standard deviation: 0.1, both as root
-    /// mean squares. Rounding alone moves single scores further in bfloat16; what matters to a policy is how much of the
-    /// differences between answers is noise.
+    /// The change of scores by the order of packing, divided by the standard deviation of scores (both root mean
+    /// squares), must be at most this: 0.1. Rounding alone may change a single score more in bfloat16; what matters to
+    /// a policy is how much of the differences between answers is noise.
     pub swap: f64,
 }
 
@@ -163,7 +168,7 @@ impl Default for Limits {
 }
 
 impl Card {
-    /// `None` without a pair.
+    /// Computes the report card; `None` if there are no pairs.
     pub fn of(evidence: &Evidence) -> Option<Self> {
         let pairs = &evidence.pairs;
         let accuracy = accuracy(pairs)?;
@@ -191,13 +196,14 @@ impl Card {
         })
     }
 
-    /// The card of a model's folder, if it has one.
+    /// Reads the report card from a model's folder; `None` if there is none.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(FILE);
         path.exists().then(|| read_json(&path)).transpose()
     }
 
-    /// Why the model should not be learnt from: what was measured, and what was asked. Empty: nothing speaks against it.
+    /// Returns why no policy should be trained with this model: each measure that is beyond its limit. Empty if there
+    /// is no such reason.
     pub fn problems(&self, limits: &Limits) -> Vec<String> {
         let mut found = Vec::new();
         let (low, high) = (self.accuracy.interval[0], self.accuracy.interval[1]);
@@ -213,13 +219,15 @@ impl Card {
             let (rule, share) =
                 if longer_wins >= shorter_wins { ("longer", longer_wins) } else { ("shorter", shorter_wins) };
             found.push(format!(
-                "\"the {rule} answer wins\" is right for {share:.3} of the pairs, the model for {:.3}: it need not know more than lengths",
+                "\"the {rule} answer wins\" is right for {share:.3} of the pairs, the model for {:.3}: it may judge by \
+                 length alone",
                 self.accuracy.share
             ));
         }
         if !above(-self.calibration.ece, -limits.ece - 1e-12) {
             found.push(format!(
-                "expected calibration error {:.3}, at most {} asked: scores claim to be right with {:.3}, and are with {:.3}",
+                "expected calibration error {:.3}, the limit is {}: the model claims to be right with probability \
+                 {:.3} and is right with {:.3}",
                 self.calibration.ece,
                 limits.ece,
                 self.accuracy.share + self.calibration.overconfidence,
@@ -227,17 +235,18 @@ impl Card {
             ));
         }
         if !above(self.rewards.std, 0.0) {
-            found.push(format!("every answer scores {:.3}: the model tells nothing apart", self.rewards.mean));
+            found.push(format!("every answer scores {:.3}: the model distinguishes nothing", self.rewards.mean));
         } else if let Some(swap) = self.swap.filter(|s| !above(-s.rms, -limits.swap * self.rewards.std)) {
             found.push(format!(
-                "scores change by {:.3} (one by {:.3}) when pairs are packed the other way round; their standard deviation is {:.3}",
+                "scores change by {:.3} (a single one by {:.3}) if pairs are packed in reverse order; their standard \
+                 deviation is {:.3}",
                 swap.rms, swap.max_difference, self.rewards.std
             ));
         }
         found
     }
 
-    /// The card in a few lines.
+    /// Summarises the card in a few lines.
     pub fn lines(&self) -> Vec<String> {
         let percent = |x: f64| format!("{:.1} %", 100.0 * x);
         let Rate { share, interval: [low, high] } = self.accuracy;
@@ -258,7 +267,7 @@ impl Card {
             format!(
                 "  calibration error {:.3} ({}); scores {:.2} ± {:.2}",
                 self.calibration.ece,
-                if self.calibration.overconfidence > 0.0 { "too sure" } else { "not sure enough" },
+                if self.calibration.overconfidence > 0.0 { "overconfident" } else { "underconfident" },
                 self.rewards.mean,
                 self.rewards.std,
             ),
@@ -275,10 +284,12 @@ impl Card {
 }
 
 impl Judged {
+    /// Returns `r_chosen - r_rejected`.
     pub fn margin(&self) -> f64 {
         self.chosen - self.rejected
     }
 
+    /// Returns true if the chosen answer scores higher.
     pub(super) fn right(&self) -> bool {
         self.chosen > self.rejected
     }
@@ -296,7 +307,7 @@ mod tests {
         Card::of(&Evidence { pairs, ..Default::default() }).unwrap()
     }
 
-    /// 3 in 4 right, sure of it with 0.75; lengths tell nothing.
+    /// Pairs of which 3 in 4 are right, with a claimed probability of 0.75; lengths say nothing.
     fn honest(n: usize) -> Vec<Judged> {
         let margin = 3f64.ln(); // sigmoid = 0.75
         let side = |i: usize| if i % 4 == 3 { -margin } else { margin };
@@ -321,18 +332,18 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_is_told_by_itself() {
+    fn each_problem_is_reported_by_itself() {
         let limits = Limits::default();
         let one = |card: &Card, word: &str| {
             let found = card.problems(&limits);
             assert!(found.len() == 1 && found[0].contains(word), "{word}: {found:?}");
         };
-        // Too few pairs to know.
+        // Too few pairs for a tight interval.
         one(&card(honest(8)), "may be no better than 0.5");
-        // The longer answer always wins, and the model says no more.
+        // The longer answer always wins, and the model is no better than that rule.
         let by_length = |p: Judged| Judged { lengths: if p.right() { [9, 5] } else { [5, 9] }, ..p };
         one(&card(honest(400).into_iter().map(by_length).collect()), "the longer answer wins");
-        // Ten times too sure.
+        // Scores ten times too large.
         let sure = |p: Judged| Judged { chosen: 10.0 * p.chosen, rejected: 10.0 * p.rejected, ..p };
         let told = card(honest(400).into_iter().map(sure).collect());
         assert!((told.calibration.overconfidence - 0.25).abs() < 1e-3);
@@ -340,10 +351,10 @@ mod tests {
             &card(honest(400).into_iter().map(sure).chain((0..40).map(|_| pair(-9.0, 9.0, [5, 5]))).collect()),
             "calibration",
         );
-        // The place in the row decides.
+        // The position in the row changes the score.
         let pairs = honest(400);
         let turned = pairs.iter().map(|p| [p.chosen + 1.0, p.rejected]).collect();
-        one(&Card::of(&Evidence { pairs, turned, ..Default::default() }).unwrap(), "packed the other way round");
+        one(&Card::of(&Evidence { pairs, turned, ..Default::default() }).unwrap(), "packed in reverse order");
     }
 
     #[test]
@@ -352,14 +363,14 @@ mod tests {
         assert_eq!(same.accuracy.share, 0.0);
         assert_eq!(same.length.correlation, None);
         let found = same.problems(&Limits::default());
-        assert!(found.iter().any(|p| p.contains("tells nothing apart")), "{found:?}");
+        assert!(found.iter().any(|p| p.contains("distinguishes nothing")), "{found:?}");
         let broken = card(vec![pair(f64::NAN, 1.0, [3, 4]); 100]);
         assert!(broken.problems(&Limits::default()).len() >= 3);
         assert_eq!(Card::of(&Evidence::default()), None);
     }
 
     #[test]
-    fn what_the_stop_token_changes_is_measured_on_the_same_pairs() {
+    fn the_effect_of_the_stop_token_is_measured_on_the_same_pairs() {
         let pairs = honest(40);
         let without_stop = pairs[..20].iter().map(|p| [p.rejected + 1.0, p.chosen + 1.0]).collect();
         let turned = pairs[..4].iter().map(|p| [p.chosen, p.rejected + 1e-3]).collect();

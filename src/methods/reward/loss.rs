@@ -6,10 +6,10 @@
 //! loss = - (1 - e) log sigmoid(d) - e log sigmoid(-d) + c (r_chosen + r_rejected)^2
 //! ```
 //!
-//! e = 0, c = 0, margin = 0: Ouyang et al. 2022 (arXiv 2203.02155), equation 1, with one pair a comparison. margin: Touvron
-//! et al. 2023 (arXiv 2307.09288), equation 2. c: Eisenstein et al. 2023 (arXiv 2312.09244), equation 2. e: pairs whose
-//! label is wrong with probability e, as Mitchell 2023 ("A note on DPO with noisy preferences") for DPO.
-//! Equal to TRL's RewardTrainer where e = 0; TRL has no smoothing.
+//! e = 0, c = 0, margin = 0: Ouyang et al. 2022 (arXiv 2203.02155), equation 1, with one pair per comparison. margin:
+//! Touvron et al. 2023 (arXiv 2307.09288), equation 2. c: Eisenstein et al. 2023 (arXiv 2312.09244), equation 2. e:
+//! the probability that a pair's labels are swapped, as Mitchell 2023 ("A note on DPO with noisy preferences") has it
+//! for DPO. Equal to TRL's RewardTrainer if e = 0; TRL has no smoothing.
 
 use super::spec::{Margins, RewardSpec};
 use crate::data::Pair;
@@ -18,7 +18,7 @@ use crate::models::{Loss, Metrics, Output};
 use crate::nn::Tokens;
 use tch::{Device, Kind, Tensor};
 
-/// The loss of each pair, (N) float32. `margins` (N), where any row has one.
+/// Computes the loss of each pair: (N) float32. `margins` (N) is `None` if no row has one.
 pub fn bradley_terry(chosen: &Tensor, rejected: &Tensor, margins: Option<&Tensor>, spec: &RewardSpec) -> Tensor {
     let mut difference = chosen - rejected;
     if let Some(margins) = margins {
@@ -34,10 +34,10 @@ pub fn bradley_terry(chosen: &Tensor, rejected: &Tensor, margins: Option<&Tensor
     loss
 }
 
-/// Pairs as one packed row: chosen, rejected, chosen, rejected, …
+/// Pairs packed into one row: chosen, rejected, chosen, rejected, …
 pub struct Pairs {
     tokens: Tokens,
-    /// (N) rows of the trunk's output that bear the scores: the last token of each sequence.
+    /// (N) rows of the trunk's output that give the scores: the last token of each sequence.
     chosen: Tensor,
     rejected: Tensor,
     /// (N)
@@ -78,8 +78,8 @@ impl Batch for Pairs {
     }
 }
 
-/// TRL's names and definitions: a tie is no success; `min_reward` and `max_reward` are means over packed rows of the
-/// row's smallest and largest score.
+/// Computes metrics with TRL's names and definitions: a tie is no success; `min_reward` and `max_reward` are means
+/// over packed rows of the row's smallest and largest score.
 fn metrics(sum: &Tensor, chosen: &Tensor, rejected: &Tensor) -> Metrics {
     let (chosen, rejected) = (chosen.detach(), rejected.detach());
     let n = chosen.size()[0] as f64;
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn margins_are_taken_or_passed_over_as_asked() {
+    fn margins_are_used_or_ignored_as_the_recipe_says() {
         let pair = |margin| Pair { prompt: vec![5], chosen: vec![6, 7], rejected: vec![8], margin, line: 1 };
         let pairs = [pair(None), pair(Some(1.5))];
         let batch = |margin| Pairs::new(&pairs, RewardSpec { margin, ..Default::default() }, Device::Cpu);

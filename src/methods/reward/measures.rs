@@ -1,11 +1,11 @@
-//! The numbers of a report card, each from scores and lengths alone.
+//! The measures of a report card, each computed from scores and lengths alone.
 
 use super::card::{Bin, Calibration, Judged, LengthBias, LengthGroup, Margins, Swap, WithoutStop};
 use crate::methods::rate::Rate;
 
-/// Bins of the claimed probability, from 0.5 to 1.
+/// Number of bins of the claimed probability, from 0.5 to 1.
 const CLAIMS: usize = 10;
-/// Bins of margins.
+/// Number of bins of margins.
 const BARS: usize = 24;
 
 pub(super) fn accuracy<'a>(pairs: impl IntoIterator<Item = &'a Judged>) -> Option<Rate> {
@@ -17,7 +17,7 @@ pub(super) fn accuracy<'a>(pairs: impl IntoIterator<Item = &'a Judged>) -> Optio
     Rate::of(hits, n)
 }
 
-/// Mean and standard deviation (of all of them, not of a sample).
+/// Computes mean and standard deviation (divided by n); (0, 0) for an empty slice.
 pub(super) fn moments(values: &[f64]) -> (f64, f64) {
     let n = values.len().max(1) as f64;
     let mean = values.iter().sum::<f64>() / n;
@@ -55,7 +55,7 @@ pub(super) fn length_bias(pairs: &[Judged], accuracy_of_all: f64) -> LengthBias 
     }
 }
 
-/// Pearson's correlation; `None` where either never changes.
+/// Computes Pearson's correlation; `None` if either is constant.
 pub fn correlation(a: &[f64], b: &[f64]) -> Option<f64> {
     let ((mean_a, std_a), (mean_b, std_b)) = (moments(a), moments(b));
     let sum: f64 = a.iter().zip(b).map(|(x, y)| (x - mean_a) * (y - mean_b)).sum();
@@ -85,7 +85,7 @@ pub(super) fn histogram(margins: &[f64]) -> Margins {
     let (mean, std) = moments(margins);
     let least = margins.iter().copied().fold(0.0, f64::min);
     let most = margins.iter().copied().fold(0.0, f64::max);
-    // A bin ends at zero: what was got wrong lies left of it.
+    // Zero is the border between two bins: pairs that the model gets wrong are left of it.
     let width = match (most - least) / (BARS - 1) as f64 {
         w if w > 0.0 && w.is_finite() => w,
         _ => 1.0,
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn margins_left_of_zero_are_those_got_wrong() {
+    fn margins_left_of_zero_belong_to_wrong_pairs() {
         let m = histogram(&[-1.0, -0.001, 0.001, 0.5, 3.0, 3.0]);
         let zero = (-m.from / m.width).round() as usize;
         assert_eq!(m.counts[..zero].iter().sum::<u64>(), 2);

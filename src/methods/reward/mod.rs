@@ -1,7 +1,8 @@
-//! Reward models: one number for an answer, learnt from pairs of a better and a worse one.
+//! Reward models: one number per answer, trained on pairs of a better and a worse answer.
 //!
-//! spec: what a recipe says. loss: Bradley-Terry on packed pairs. card: the report card, and measures, its numbers, pure. Here: the method, and the
-//! passes over held-out pairs that a card is made of. How a saved model is read is `models::reward`'s.
+//! `spec`: the recipe's section. `loss`: Bradley-Terry on packed pairs. `card`: the report card; `measures`: its
+//! numbers. This file: the method, and the scoring of held-out pairs for the report card. `models::reward` reads saved
+//! reward models.
 
 pub mod card;
 pub mod loss;
@@ -22,20 +23,21 @@ use crate::report;
 use std::path::Path;
 use std::rc::Rc;
 
-/// Pairs that a card looks at without their stop token, and packed the other way round.
+/// Number of pairs that are also scored without their stop token, and number of pairs that are also scored in reverse
+/// packing order.
 const CUT: usize = 512;
 const TURNED: usize = 64;
 
-/// A score that no sum of small differences needs.
+/// Largest absolute mean score before an alarm is given.
 const LARGE: f64 = 30.0;
 
-/// Learns which answer is preferred.
+/// The objective of a reward model.
 pub struct Reward {
     spec: RewardSpec,
     tokenizer: Rc<ChatTokenizer>,
 }
 
-/// The rows of a run.
+/// Reads and tokenises the rows of a run.
 pub fn rows(spec: &RewardSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
     let (spec, tokenizer) = (*spec, ground.tokenizer.clone());
     Ok(Box::new(FixedRows::open(ground, Supervise::default(), move |_| Ok(Reward { spec, tokenizer }))?))
@@ -53,25 +55,30 @@ impl Objective for Reward {
     }
 
     fn alarms(&mut self, means: &Means) -> Vec<Alarm> {
-        // The loss knows differences only: the level of all scores is free to drift, and float32 ends somewhere.
+        // The loss depends only on differences of scores, so the mean of all scores may drift until float32 loses the
+        // differences.
         let drifted = means.get("mean_reward").is_some_and(|mean| mean.abs() > LARGE);
         let alarm = || Alarm {
-            cause: format!("the mean score is beyond {LARGE}: the loss leaves the level of scores open, and it drifts"),
-            next: "centre them with --set method.reward.center=0.01".into(),
+            cause: format!(
+                "the mean score is beyond {LARGE}: the loss depends only on differences of scores, so their mean drifts"
+            ),
+            next: "keep scores around zero with --set method.reward.center=0.01".into(),
             stop: false,
         };
         drifted.then(alarm).into_iter().collect()
     }
 
-    /// The report card on the validation rows.
+    /// Writes the report card from scores on the validation rows.
     fn finish(&mut self, model: &Model, valid: Option<&Dataset<Pair>>, out: &Path) -> Result<()> {
         let Some(valid) = valid.filter(|v| !v.is_empty()) else {
-            report::warn("no report card: it needs held-out pairs, in data.valid. Reinforcement learning asks for one");
+            report::warn(
+                "no report card: it needs held-out pairs in data.valid. Reinforcement learning requires a report card",
+            );
             return Ok(());
         };
         let Some(card) = Card::of(&examine(model, valid, self.tokenizer.stop_ids())?) else { return Ok(()) };
         if !card.rewards.std.is_finite() {
-            report::warn("no report card: scores of held-out pairs are not finite numbers");
+            report::warn("no report card: some scores of held-out pairs are not finite numbers");
             return Ok(());
         }
         write_json(&out.join(card::FILE), &card)?;
@@ -83,7 +90,7 @@ impl Objective for Reward {
     }
 }
 
-/// The scores of held-out pairs, with and without stop tokens, and packed in another order.
+/// Scores held-out pairs: with and without stop tokens, and packed in reverse order.
 pub fn examine(model: &Model, pairs: &Dataset<Pair>, stops: &[u32]) -> Result<Evidence> {
     let pairs = pairs.to_vec()?;
     let sequences: Vec<[Vec<u32>; 2]> = pairs.iter().map(|p| p.sequences().map(|s| s.ids)).collect();
@@ -103,7 +110,7 @@ pub fn examine(model: &Model, pairs: &Dataset<Pair>, stops: &[u32]) -> Result<Ev
         .take(CUT)
         .map(|p| {
             let cut = |answer| [&p.prompt, without_stop(answer, stops)].concat();
-            // Nothing at all has no score.
+            // An empty sequence has no score, so it stays uncut.
             [&p.chosen, &p.rejected].map(|answer| Some(cut(answer)).filter(|c| !c.is_empty()).unwrap_or(answer.clone()))
         })
         .collect();
@@ -113,14 +120,14 @@ pub fn examine(model: &Model, pairs: &Dataset<Pair>, stops: &[u32]) -> Result<Ev
     Ok(Evidence { pairs: judged, without_stop: both(model, &cut)?, turned })
 }
 
-/// The scores of both sides, packed in this order.
+/// Scores both answers of each pair, packed in the given order.
 fn both(model: &Model, sequences: &[[Vec<u32>; 2]]) -> Result<Vec<[f64; 2]>> {
     let flat: Vec<&Vec<u32>> = sequences.iter().flatten().collect();
     let scores = reward::scores(model, &flat, None)?;
     Ok(scores.chunks_exact(2).map(|two| [two[0], two[1]]).collect())
 }
 
-/// An answer up to its last stop token.
+/// Returns the answer up to its last stop token, exclusive.
 fn without_stop<'a>(answer: &'a [u32], stops: &[u32]) -> &'a [u32] {
     &answer[..answer.iter().rposition(|id| stops.contains(id)).unwrap_or(answer.len())]
 }

@@ -1,5 +1,5 @@
-//! REINFORCE leave-one-out: an answer's advantage is its reward less the mean reward of the other answers to the prompt;
-//! the KL divergence from the reference is part of the reward.
+//! REINFORCE leave-one-out: an answer's advantage is its reward minus the mean reward of the other answers to the
+//! prompt; the KL divergence from the reference is part of the reward.
 //!
 //! With R_i = clip(reward_i) - beta Σ_t (old - reference), k answers to a prompt, r_i = exp(Σ_t (new - old)):
 //!
@@ -8,7 +8,8 @@
 //! loss = - 1/n Σ_i min( r_i A_i, clip(r_i, 1 - e, 1 + e_high) A_i )
 //! ```
 //!
-//! Departure, TRL's: the paper has no ratio; with one step a draw it is 1 and the gradient is REINFORCE's.
+//! Departure from the paper, as in TRL: the ratio r. With one optimiser step per round of sampling it is 1, and the
+//! gradient is that of REINFORCE.
 
 pub mod spec;
 
@@ -26,11 +27,11 @@ use crate::models::{Loss, Metrics};
 use crate::nn::head::Scores;
 use tch::Kind;
 
-/// RLOO as its recipe says.
+/// RLOO with the settings of a recipe.
 pub struct Rloo(pub RlooSpec);
 
 impl Rloo {
-    /// How a draw is learnt.
+    /// Describes how sampled answers are trained on.
     pub fn plan(&self) -> Plan {
         let spec = &self.0;
         Plan {
@@ -89,11 +90,11 @@ impl Rule for Rloo {
     }
 }
 
-/// Reads the prompts and opens the rewards.
+/// Reads the prompts and opens the sources of rewards.
 pub fn rows(spec: &RlooSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
     if let Some([least, most]) = spec.reward_clip.filter(|[least, most]| least >= most) {
         return Err(Error::user(format!("method.rloo.reward_clip: {least} is not below {most}"))
-            .hint("write the least and the most, such as [-5, 5]"));
+            .hint("write the minimum and the maximum, such as [-5, 5]"));
     }
     let rule = Rloo(spec.clone());
     let plan = rule.plan();

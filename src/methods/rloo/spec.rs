@@ -1,4 +1,4 @@
-//! What a recipe says about RLOO.
+//! The recipe's section for RLOO.
 
 use crate::methods::rollout::{LimitSpec, SamplingSpec};
 use crate::rewards::RewardSpec;
@@ -9,45 +9,46 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RlooSpec {
-    /// What answers are worth: one source of rewards or several, summed by their weights.
+    /// Where rewards come from: one source or several, added up with their weights.
     pub rewards: Vec<RewardSpec>,
-    /// How answers are drawn.
+    /// How answers are sampled.
     #[serde(default)]
     pub sampling: SamplingSpec,
     /// Answers to each prompt.
     #[serde(default = "four")]
     #[schemars(range(min = 2))]
     pub answers: usize,
-    /// What an answer's KL divergence from the reference (estimator k1, summed over its tokens) takes from its reward; 0: the reference is not asked.
+    /// Weight of an answer's KL divergence from the reference (estimator k1, summed over its tokens), which is
+    /// subtracted from its reward; 0: no reference model is used.
     #[serde(default = "beta")]
     #[schemars(range(min = 0.0))]
     pub beta: f64,
-    /// The least and the most that a reward counts, before the KL divergence is taken off.
+    /// Minimum and maximum to which a reward is clipped, before the KL divergence is subtracted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reward_clip: Option<[f64; 2]>,
-    /// Give the advantages of a draw mean 0 and deviation 1.
+    /// Normalise the advantages of one round of sampling to mean 0 and standard deviation 1.
     #[serde(default)]
     pub normalize_advantages: bool,
-    /// How far below 1 an answer's ratio may fall where the advantage is negative.
+    /// How far below 1 an answer's ratio may fall if the advantage is negative.
     #[serde(default = "epsilon")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub epsilon: f64,
-    /// How far above 1 it may rise where the advantage is positive; left out, `epsilon`.
+    /// How far above 1 an answer's ratio may rise if the advantage is positive; default: `epsilon`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub epsilon_high: Option<f64>,
-    /// Passes over a draw.
+    /// Passes over the sampled answers before new ones are sampled.
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub passes: usize,
-    /// Optimiser steps of a pass.
+    /// Optimiser steps per pass.
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub mini_batches: usize,
-    /// Leave answers that were cut off out of the loss.
+    /// Leave truncated answers out of the loss.
     #[serde(default)]
     pub mask_truncated: bool,
-    /// Where a run is in trouble.
+    /// Limits beyond which an alarm is given.
     #[serde(default)]
     pub limits: LimitSpec,
 }
@@ -66,7 +67,7 @@ fn epsilon() -> f64 {
 }
 
 impl RlooSpec {
-    /// Whether the reference is asked.
+    /// Returns true if the reference model is needed.
     pub fn compares(&self) -> bool {
         self.beta != 0.0 || self.limits.kl.is_some()
     }

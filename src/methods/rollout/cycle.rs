@@ -1,11 +1,13 @@
-//! Draw answers, learn from them in several steps, draw again: all that GRPO and RLOO share. A method says how rewards
-//! become advantages, and what is lost (`Rule`).
+//! The method that samples answers, trains on them for several steps, and samples again: everything GRPO and RLOO
+//! share. A method adds how rewards become advantages, and its loss (`Rule`).
 //!
-//! Each draw is scored once more in the form in which it is learnt, packed and without a cache: these are the old
-//! log-probabilities, so that the first step's ratios are 1 whatever the dtype; the difference from those that drew is
-//! reported. Answers whose advantage is 0 teach nothing and are left out of the pass; they count in every mean.
+//! Sampled answers are scored once more in the form in which they are trained on, packed and without a KV cache. These
+//! are the old log-probabilities, so the ratios of the first step are 1 in every dtype; the difference from the
+//! log-probabilities computed while sampling is reported. Answers with advantage 0 add no gradient and are left out of
+//! the forward pass; they still count in every mean.
 //!
-//! Invariant: where the cycle stands is (cursor, state): what is drawn next depends on nothing else but the weights.
+//! Invariant: the progress of the method is (cursor, state). What is sampled next depends on this and on the weights
+//! only.
 
 use super::keep::{self, State};
 use super::lesson::{Advantages, Drawn, Idle, Items, Lesson, Rule};
@@ -23,28 +25,29 @@ use std::path::Path;
 use std::rc::Rc;
 use tch::{Device, Tensor};
 
-/// How a draw is learnt.
+/// Describes how sampled answers are trained on.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Answers to each prompt.
+    /// Number of answers to each prompt.
     pub answers: usize,
-    /// Passes over a draw, and optimiser steps of a pass.
+    /// Passes over the sampled answers, and optimiser steps per pass.
     pub passes: usize,
     pub mini_batches: usize,
-    /// Answers that were cut off are not learnt.
+    /// Leave truncated answers out of the loss.
     pub mask_truncated: bool,
-    /// How often prompts whose answers all got the same reward are replaced by others.
+    /// How many further rounds of sampling may replace prompts whose answers all got the same reward.
     pub resample: usize,
-    /// Whether the reference is asked.
+    /// True if the reference model is needed.
     pub reference: bool,
-    /// Whether the entropy's gradient is needed.
+    /// True if the loss needs the entropy with its gradient.
     pub entropy: bool,
-    /// Whether answers without an advantage can be left out: nothing but the advantage moves them.
+    /// True if answers with advantage 0 can be left out of the forward pass: the loss has no other term that moves
+    /// them.
     pub sparse: bool,
     pub limits: LimitSpec,
 }
 
-/// An answer with what is learnt from it.
+/// A sampled answer with what its loss needs.
 struct Answer {
     sample: Sample,
     old: Vec<f32>,
@@ -52,7 +55,7 @@ struct Answer {
     advantage: f64,
 }
 
-/// The method over prompts.
+/// The method on a set of prompts.
 pub struct Cycle<R> {
     rule: Rc<R>,
     plan: Plan,
@@ -63,19 +66,19 @@ pub struct Cycle<R> {
     budget: usize,
     seed: u64,
     watch: Watch,
-    /// Number of the next draw.
+    /// Number of the next round of sampling; it selects the random streams.
     stream: u64,
-    /// Tokens of all prompts and answers so far.
+    /// Tokens of all prompts and answers sampled so far.
     seen: f64,
-    /// Epochs done with the last draw.
+    /// Epochs of prompts done after the last round of sampling.
     epoch: f64,
-    /// What was drawn last, and how many steps were learnt from it.
+    /// The answers sampled last, and how many optimiser steps were made on them.
     answers: Vec<Answer>,
     done: usize,
 }
 
 impl<R: Rule + 'static> Cycle<R> {
-    /// `rollout` draws from the training prompts, `held_out` knows the validation prompts.
+    /// Creates the method. `rollout` samples answers to the training prompts, `held_out` to the validation prompts.
     pub fn new(
         rule: R,
         plan: Plan,
@@ -104,12 +107,12 @@ impl<R: Rule + 'static> Cycle<R> {
         })
     }
 
-    /// Steps learnt from one draw.
+    /// Returns the number of optimiser steps per round of sampling.
     fn steps(&self) -> usize {
         self.plan.passes * self.plan.mini_batches
     }
 
-    /// Draws, judges and weighs; the numbers of it.
+    /// Samples answers, has them rewarded and computes their advantages; returns the metrics of this rollout.
     fn draw(&mut self, model: &Model) -> Result<Vec<(String, f64)>> {
         let mut numbers = Vec::new();
         let samples = self.samples(model, &mut numbers)?;
@@ -148,8 +151,8 @@ impl<R: Rule + 'static> Cycle<R> {
         Ok(numbers)
     }
 
-    /// The answers of a draw; groups without a difference in reward make place for others, as often as the plan says
-    /// (dynamic sampling, DAPO, Yu et al. 2025, arXiv 2503.14476, section 3.2).
+    /// Samples answers. Groups whose rewards are all equal are replaced by groups for other prompts, as often as the
+    /// plan allows (dynamic sampling, DAPO, Yu et al. 2025, arXiv 2503.14476, section 3.2).
     fn samples(&mut self, model: &Model, numbers: &mut Vec<(String, f64)>) -> Result<Vec<Sample>> {
         let (mut telling, mut flat): (Vec<Sample>, Vec<Sample>) = (Vec::new(), Vec::new());
         let (mut wanted, mut draws) = (0, 0);
@@ -177,7 +180,7 @@ impl<R: Rule + 'static> Cycle<R> {
         Ok(telling)
     }
 
-    /// The answers of the next mini-batch, in the order in which they are learnt.
+    /// Returns the indices of the answers of the next mini-batch, in training order.
     fn chosen(&self) -> Vec<usize> {
         let (pass, part) = (self.done / self.plan.mini_batches, self.done % self.plan.mini_batches);
         let mut order: Vec<usize> = (0..self.answers.len()).collect();
@@ -189,7 +192,7 @@ impl<R: Rule + 'static> Cycle<R> {
         order[from..to].to_vec()
     }
 
-    /// Packed rows of one optimiser step.
+    /// Packs the answers of the next optimiser step into rows.
     fn lessons(&self, device: Device) -> Vec<Box<dyn Batch>> {
         let chosen = self.chosen();
         let sample = |i: &usize| &self.answers[*i].sample;
@@ -201,7 +204,8 @@ impl<R: Rule + 'static> Cycle<R> {
             Items::Sequences => chosen.len() as f64,
         };
         let mut kept: Vec<usize> = chosen.iter().filter(learnt).filter(moves).copied().collect();
-        // A step has a pass, even where it moves nothing: that of the shortest answer.
+        // If no answer has an advantage, the shortest one is still run, so that the step has a forward pass and
+        // metrics. If every answer is truncated and masked, it is run as a placeholder whose loss is zero.
         let shortest = |of: &mut dyn Iterator<Item = &usize>| of.min_by_key(|i| sample(i).ids.len()).copied();
         let void = !chosen.iter().any(|i| learnt(&i));
         if kept.is_empty() {
@@ -224,7 +228,7 @@ impl<R: Rule + 'static> Cycle<R> {
                 Items::Tokens => packed.count(),
                 Items::Sequences => row.len() as f64,
             };
-            // What is left out counts with the last row, so that all rows together count every item once.
+            // The last row also counts the skipped answers, so that all rows together count every item once.
             let own = if n == last { left } else { own };
             left -= own;
             let column = |of: &dyn Fn(&Answer) -> Vec<f32>| {
@@ -248,7 +252,7 @@ impl<R: Rule + 'static> Cycle<R> {
     }
 }
 
-/// The sum of `a - b` over the tokens of each answer.
+/// Computes the sum of `a - b` over the tokens of each answer.
 fn gaps(a: &[Vec<f32>], b: &[Vec<f32>]) -> Vec<f64> {
     let one = |(a, b): (&Vec<f32>, &Vec<f32>)| a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)).sum();
     a.iter().zip(b).map(one).collect()
@@ -301,7 +305,7 @@ impl<R: Rule + 'static> Method for Cycle<R> {
         if let Some(held_out) = &self.held_out {
             held_out.put(&mut state);
         }
-        // What is learnt to the end is not needed again.
+        // If every step on these answers was made, the next step samples new ones, so they need not be saved.
         if self.done < self.steps() && !self.answers.is_empty() {
             let samples: Vec<Sample> = self.answers.iter().map(|a| a.sample.clone()).collect();
             keep::put(&mut state, "drawn", &samples, self.rollout.sources().count());
@@ -325,7 +329,9 @@ impl<R: Rule + 'static> Method for Cycle<R> {
         };
         let standing = state.get("standing").ok_or_else(|| broken("no tensor `standing`"))?;
         let standing = Vec::<f64>::try_from(standing)?;
-        let [stream, seen, epoch, done] = standing[..] else { return Err(broken("`standing` has not 4 numbers")) };
+        let [stream, seen, epoch, done] = standing[..] else {
+            return Err(broken("`standing` does not have 4 numbers"));
+        };
         (self.stream, self.seen, self.epoch, self.done) = (stream as u64, seen, epoch, done as usize);
         self.watch.take(&state)?;
         if let Some(held_out) = &mut self.held_out {
@@ -346,7 +352,7 @@ impl<R: Rule + 'static> Method for Cycle<R> {
         let tokens: usize = samples.iter().map(Sample::length).sum();
         let fits = |x: &[f32]| x.len() == tokens;
         if advantages.len() != samples.len() || !fits(&old) || !reference.as_deref().is_none_or(fits) {
-            return Err(broken("its tensors are of different lengths"));
+            return Err(broken("the lengths of its tensors do not match"));
         }
         let mut from = 0;
         for (sample, advantage) in samples.into_iter().zip(advantages) {

@@ -1,4 +1,4 @@
-//! Prompts in, judged answers out, by continuous batching over the cache.
+//! Samples answers to prompts with the KV cache (continuous batching) and has them rewarded.
 
 use super::{Sample, SamplingSpec};
 use crate::data::{ChatTokenizer, Prompts};
@@ -10,7 +10,7 @@ use crate::{report, rng};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// Draws answers to prompts and has them judged.
+/// Samples answers to prompts and has them rewarded.
 pub struct Rollout {
     prompts: Rc<Prompts>,
     tokenizer: Rc<ChatTokenizer>,
@@ -21,7 +21,8 @@ pub struct Rollout {
 }
 
 impl Rollout {
-    /// Answers to `prompts`; every row is looked at for what the rewards read. Several rollouts may share the rewards.
+    /// Creates a sampler for `prompts`. An error if a row lacks what a source of rewards needs. Several samplers may
+    /// share the rewards.
     pub fn new(
         prompts: Rc<Prompts>,
         tokenizer: Rc<ChatTokenizer>,
@@ -43,7 +44,7 @@ impl Rollout {
         &self.tokenizer
     }
 
-    /// The names of the sources of rewards, in the order of `Sample::rewards`.
+    /// Returns the names of the sources of rewards, in the order of `Sample::rewards`.
     pub fn sources(&self) -> impl Iterator<Item = &str> {
         self.sources.iter().map(String::as_str)
     }
@@ -52,21 +53,22 @@ impl Rollout {
         &self.spec
     }
 
-    /// `answers` samples for each of `prompts` (numbers of rows), those of one prompt together and in the prompts'
-    /// order, drawn under the adapter that is switched on. `stream` is the number of the draw: one and the same draws
+    /// Samples `answers` answers to each of `prompts` (indices of rows) with the active adapter. The answers to one
+    /// prompt are consecutive, in the prompts' order. `stream` numbers the round of sampling: the same number gives
     /// the same answers again.
     pub fn draw(&mut self, model: &Model, prompts: &[usize], answers: usize, stream: u64) -> Result<Vec<Sample>> {
         let settings = self.settings(self.spec.temperature, rng::number(self.seed, "rollout", stream));
         self.answer(model, prompts, answers, settings, |_, place| place)
     }
 
-    /// As `draw`, where what is drawn for a prompt depends on nothing but the prompt and its number.
+    /// Samples like `draw`, but the answers to a prompt depend only on the prompt and its row index, not on the other
+    /// prompts.
     pub fn draw_each(&mut self, model: &Model, prompts: &[usize], answers: usize) -> Result<Vec<Sample>> {
         let settings = self.settings(self.spec.temperature, rng::number(self.seed, "rollout", 0));
         self.answer(model, prompts, answers, settings, |prompt, _| prompt)
     }
 
-    /// One answer to each of `prompts`, as validation asks for it: the most likely one, or at its own temperature.
+    /// Generates one answer to each of `prompts` for validation: greedy, or at the temperature for validation.
     pub fn evaluate(&mut self, model: &Model, prompts: &[usize]) -> Result<Vec<Sample>> {
         let settings = self.settings(self.spec.eval_temperature, rng::number(self.seed, "validation", 0));
         self.answer(model, prompts, 1, settings, |_, place| place)
@@ -82,7 +84,8 @@ impl Rollout {
         }
     }
 
-    /// `stream` numbers the random stream of a prompt, by its row and by its place among `prompts`.
+    /// Generates the answers and fills in their rewards. `stream(row, place)` numbers the random stream of a prompt,
+    /// given its row index and its place among `prompts`.
     fn answer(
         &mut self,
         model: &Model,
@@ -93,7 +96,7 @@ impl Rollout {
     ) -> Result<Vec<Sample>> {
         let decode = |ids: &[u32]| self.tokenizer.decode(ids, true);
         let mut engine = Engine::new(model, settings, Limits::of(model)?)?.with_text(&decode);
-        // Long prompts first: prompts of like length share the cache.
+        // Long prompts first: prompts of similar length then share the cache.
         let mut order: Vec<usize> = (0..prompts.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(self.prompts.rows[prompts[i]].ids.len()));
         for &i in &order {
@@ -137,10 +140,11 @@ impl Rollout {
         Ok(drawn)
     }
 
-    /// Fills in the rewards.
+    /// Computes the rewards of samples and stores them there.
     fn judge(&self, model: &Model, samples: &mut [Sample]) -> Result<()> {
         let stops = self.tokenizer.stop_ids();
-        // As rows of conversations have it, with what the template writes after the stop token.
+        // Reward models were trained on conversations, which continue after the stop token with what the template
+        // writes there.
         let closed = |s: &Sample| {
             let mut ids = s.ids.clone();
             self.tokenizer.close(&mut ids);

@@ -1,4 +1,4 @@
-//! Which reward models may judge: those whose report card keeps its limits; and where they stand in the model.
+//! Decides which reward models are accepted (their report card must keep its limits), and where they are in the model.
 
 use crate::adapters::{AdapterSpec, file};
 use crate::error::{Error, Result};
@@ -10,8 +10,8 @@ use crate::report;
 use crate::rewards::spec::RewardModelSpec;
 use crate::rewards::{RewardSpec, model::adapter_name};
 
-/// Refuses a reward model without a report card or below its limits, unless it is forced; `key` is the list's place in
-/// the recipe.
+/// Returns an error for a reward model without a report card or with one beyond its limits, unless the recipe forces
+/// its use. `key` is the place of `rewards` in the recipe.
 pub fn gate(rewards: &[RewardSpec], key: &str) -> Result<()> {
     for (i, spec) in rewards.iter().enumerate() {
         if let Some(model) = &spec.model {
@@ -24,7 +24,7 @@ pub fn gate(rewards: &[RewardSpec], key: &str) -> Result<()> {
 fn admit(spec: &RewardModelSpec, key: &str) -> Result<()> {
     let path = spec.path.display();
     let wrong = match Card::read(&spec.path)? {
-        None => vec![format!("there is no {}: nothing is known of how well it judges", card::FILE)],
+        None => vec![format!("there is no {}, so it is unknown how well this model judges", card::FILE)],
         Some(card) => card.problems(&Limits::default()),
     };
     if wrong.is_empty() {
@@ -34,14 +34,16 @@ fn admit(spec: &RewardModelSpec, key: &str) -> Result<()> {
         wrong.iter().for_each(|w| report::warn(format!("{path}: {w} ({key}.force)")));
         return Ok(());
     }
-    Err(Error::user(format!("{path}: not a reward to learn from:\n  {}", wrong.join("\n  ")))
-        .hint("what is learnt from a reward model is no better than it is: look at its report.html, and train it on more pairs")
-        .hint(format!("to use it all the same, set `force: true` in {key}")))
+    Err(Error::user(format!("{path}: not fit to train a policy with:\n  {}", wrong.join("\n  ")))
+        .hint(
+            "a policy cannot become better than its reward model: look at its report.html, and train it on more pairs",
+        )
+        .hint(format!("to use it anyway, set `force: true` in {key}")))
 }
 
-/// What a model is made of whose answers these rewards judge, beside its reference where that is asked: reward models that
-/// are adapters over its base stand beside the trained one. A base that is trained whole bears no adapter; they get a base
-/// of their own then.
+/// Returns the parts of a model whose answers these rewards judge, including its reference if `referred`. Reward
+/// models that are adapters on the same base become further adapters next to the trained one. A base that is trained
+/// as a whole carries no adapter; the reward models then load a base of their own.
 pub fn parts(rewards: &[RewardSpec], adapter: Option<&AdapterSpec>, referred: bool) -> Result<Parts> {
     let mut parts = match referred {
         true => reference::parts(adapter, ReferenceChoice::Live)?,
@@ -51,8 +53,8 @@ pub fn parts(rewards: &[RewardSpec], adapter: Option<&AdapterSpec>, referred: bo
         if adapter.is_some() && spec.beside() {
             let file = file::read(&spec.path)?;
             if !file.spec.scores() {
-                return Err(Error::user(format!("{}: an adapter without a scalar head", spec.path.display()))
-                    .hint("a reward model's adapter is trained with method: reward"));
+                return Err(Error::user(format!("{}: this adapter has no scalar head", spec.path.display()))
+                    .hint("an adapter for a reward model is trained with method: reward"));
             }
             let name = adapter_name(place)?;
             parts.heads = Heads::Both;

@@ -1,4 +1,5 @@
-//! Held-out prompts answered before and after: means for validation, and a comparison at the end of the run.
+//! Answers to held-out prompts before and after training: means for validation, and a comparison at the end of the
+//! run.
 
 use super::keep::{self, State};
 use super::{Rollout, Sample, stats};
@@ -11,41 +12,41 @@ use rand::RngExt;
 use serde::Serialize;
 use std::path::Path;
 
-/// Answers of which the text is kept for people to look at.
+/// Number of answers whose text is stored for people to read.
 const SHOWN: usize = 16;
-/// Answers that are shown on the terminal.
+/// Number of answers printed on the terminal.
 const TOLD: usize = 2;
-/// Draws of the bootstrap.
+/// Number of bootstrap resamples.
 const DRAWS: usize = 10_000;
 
-/// Held-out prompts, with what was answered before the first step.
+/// Held-out prompts, with the answers before the first optimiser step.
 pub struct HeldOut {
     rollout: Rollout,
     before: Vec<Sample>,
     sources: usize,
 }
 
-/// What changed, in `held_out.json`.
+/// The comparison of answers before and after training, written to `held_out.json`.
 #[derive(Debug, Serialize)]
 pub struct Comparison {
     pub prompts: usize,
     pub reward_before: f64,
     pub reward_after: f64,
     pub difference: f64,
-    /// 95 % interval of the difference: the middle of a paired bootstrap over prompts (percentiles).
+    /// 95 % interval of the difference, from a paired bootstrap over prompts (percentiles).
     pub interval: (f64, f64),
     pub better: usize,
     pub worse: usize,
-    /// Share of prompts whose answer after is better; one that is as good counts half.
+    /// Share of prompts whose answer after training is better; an equally good one counts half.
     pub win_rate: f64,
     pub samples: Vec<BeforeAfter>,
 }
 
-/// One prompt's answers.
+/// The answers to one prompt.
 #[derive(Debug, Serialize)]
 pub struct BeforeAfter {
     pub prompt: String,
-    /// Its last line.
+    /// The last line of the prompt, without the marks of the chat template.
     pub asked: String,
     pub before: Answer,
     pub after: Answer,
@@ -66,7 +67,7 @@ impl From<&Sample> for Answer {
 }
 
 impl HeldOut {
-    /// `rollout` knows the held-out prompts.
+    /// Wraps a sampler of held-out prompts.
     pub fn new(rollout: Rollout) -> Self {
         let sources = rollout.sources().count();
         Self { rollout, before: Vec::new(), sources }
@@ -76,12 +77,13 @@ impl HeldOut {
         &self.rollout
     }
 
-    /// Whether the beginning was measured.
+    /// Returns true if the prompts were answered before the first step.
     pub fn begun(&self) -> bool {
         !self.before.is_empty()
     }
 
-    /// Answers every prompt; `first` says that nothing is learnt yet, so that this is what the end is compared with.
+    /// Answers every prompt and returns the answers with their metrics. `first`: no step was made yet, so the end is
+    /// compared with these answers.
     pub fn validate(&mut self, model: &Model, first: bool) -> Result<(Vec<Sample>, Means)> {
         let all: Vec<usize> = (0..self.rollout.prompts().len()).collect();
         let samples = self.rollout.evaluate(model, &all)?;
@@ -93,8 +95,8 @@ impl HeldOut {
         Ok((samples, means))
     }
 
-    /// Compares the result with the beginning, says so and writes `held_out.json`. Nothing where the beginning was not
-    /// measured.
+    /// Compares the result with the answers before training, reports the comparison and writes `held_out.json`. Does
+    /// nothing if there are no answers from before.
     pub fn finish(&mut self, model: &Model, out: &Path, seed: u64) -> Result<()> {
         if self.before.is_empty() {
             return Ok(());
@@ -102,7 +104,8 @@ impl HeldOut {
         let (after, _) = self.validate(model, false)?;
         let found = self.compare(&after, seed)?;
         report::info(format!(
-            "held-out prompts: reward {:.4} -> {:.4}, difference {:+.4} (95 % interval {:+.4} to {:+.4}), {} better, {} worse of {}: win rate {:.1} %",
+            "held-out prompts: reward {:.4} -> {:.4}, difference {:+.4} (95 % interval {:+.4} to {:+.4}), {} better, \
+             {} worse of {}: win rate {:.1} %",
             found.reward_before,
             found.reward_after,
             found.difference,
@@ -144,14 +147,14 @@ impl HeldOut {
         })
     }
 
-    /// Writes what a resumed run must know.
+    /// Saves what a resumed run needs.
     pub fn put(&self, state: &mut State) {
         if !self.before.is_empty() {
             keep::put(state, "before", &self.before, self.sources);
         }
     }
 
-    /// Reads it back.
+    /// Loads what `put` saved.
     pub fn take(&mut self, state: &State) -> Result<()> {
         if state.contains_key("before.ids") {
             self.before = keep::take(state, "before")?;
@@ -160,12 +163,12 @@ impl HeldOut {
     }
 }
 
-/// -1, 0 or 1.
+/// Returns -1, 0 or 1.
 fn sign(x: f64) -> f64 {
     f64::from(u8::from(x > 0.0)) - f64::from(u8::from(x < 0.0))
 }
 
-/// The middle 95 % of the means of resampled differences.
+/// Computes the 2.5 % and the 97.5 % percentile of the means of resampled differences.
 fn interval(gains: &[f64], seed: u64) -> (f64, f64) {
     if gains.is_empty() {
         return (0.0, 0.0);

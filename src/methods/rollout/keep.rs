@@ -1,14 +1,16 @@
-//! Samples as tensors and back: a checkpoint in the middle of an iteration holds what the rest of it learns from.
+//! Saves samples as tensors and loads them again. A checkpoint in the middle of an iteration needs the samples that
+//! the remaining steps train on.
 
 use super::Sample;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
-/// Tensors by name.
+/// The tensors of a checkpoint, by name.
 pub type State = BTreeMap<String, Tensor>;
 
-/// Writes samples under `name`, as tensors `name.ids`, `name.log_probs` and so on.
+/// Adds samples to `state` as tensors `name.ids`, `name.log_probs` and so on. `sources` is the number of rewards of
+/// each sample.
 pub fn put(state: &mut State, name: &str, samples: &[Sample], sources: usize) {
     let mut insert = |what: &str, tensor: Tensor| drop(state.insert(format!("{name}.{what}"), tensor));
     let ids: Vec<i64> = samples.iter().flat_map(|s| s.ids.iter().map(|id| i64::from(*id))).collect();
@@ -28,7 +30,7 @@ pub fn put(state: &mut State, name: &str, samples: &[Sample], sources: usize) {
     insert("text", Tensor::from_slice(&text));
 }
 
-/// Reads what `put` wrote.
+/// Reads the samples that were saved under `name`. An error if a tensor is missing or the sizes do not match.
 pub fn take(state: &State, name: &str) -> Result<Vec<Sample>> {
     let get = |what: &str| {
         let key = format!("{name}.{what}");
@@ -67,7 +69,7 @@ pub fn take(state: &State, name: &str) -> Result<Vec<Sample>> {
     Ok(samples)
 }
 
-/// The first `n`, taken away.
+/// Removes the first `n` elements from the slice and returns them; `None` if there are fewer.
 fn cut<'a, T>(from: &mut &'a [T], n: usize) -> Option<&'a [T]> {
     let (first, rest) = from.split_at_checked(n)?;
     *from = rest;

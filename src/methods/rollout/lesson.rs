@@ -1,4 +1,4 @@
-//! What GRPO and RLOO learn from a draw: how rewards become advantages, and what is lost.
+//! What distinguishes GRPO and RLOO: how rewards become advantages, and the loss of a packed row.
 
 use super::Packed;
 use crate::methods::Batch;
@@ -7,46 +7,46 @@ use crate::nn::{Tokens, head::Scores};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
-/// What rewards become.
+/// Advantages of sampled answers.
 pub struct Advantages {
-    /// One an answer.
+    /// One number per answer.
     pub values: Vec<f64>,
-    /// The share of answers in groups (or batches) without a difference in reward.
+    /// The share of answers whose group (or batch) has equal rewards throughout.
     pub flat: f64,
-    /// What else there is to log.
+    /// Further metrics to log.
     pub more: Vec<(String, f64)>,
 }
 
-/// A draw as advantages are made of it. The answers to one prompt stand together.
+/// The numbers that advantages are computed from. The answers to one prompt are consecutive.
 pub struct Drawn<'a> {
     pub rewards: &'a [f64],
-    /// Answers to each prompt.
+    /// Number of answers to each prompt.
     pub answers: usize,
-    /// Tokens of each answer.
+    /// Number of tokens of each answer.
     pub lengths: &'a [f64],
-    /// The sum of `old - reference` over each answer's tokens, where the reference is asked.
+    /// The sum of `old - reference` over each answer's tokens, if a reference model is used.
     pub kl: Option<&'a [f64]>,
 }
 
-/// What a loss divides by.
+/// What the loss is averaged over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Items {
     Tokens,
     Sequences,
 }
 
-/// Answers that are left out of a pass and still count.
+/// Answers that are left out of the forward pass but still count in the means.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Idle {
     pub sequences: f64,
     pub tokens: f64,
 }
 
-/// What a loss is made of: N tokens of S answers.
+/// The inputs of a loss: N tokens of S answers.
 pub struct Terms<'a> {
-    /// (N) log-probabilities before the first step.
+    /// (N) log-probabilities before the first optimiser step.
     pub old: &'a Tensor,
-    /// (N) those of the reference.
+    /// (N) log-probabilities under the reference model.
     pub reference: Option<&'a Tensor>,
     /// (S)
     pub advantages: &'a Tensor,
@@ -54,40 +54,40 @@ pub struct Terms<'a> {
     pub owner: &'a Tensor,
     /// (S) tokens of each answer.
     pub lengths: &'a Tensor,
-    /// Items of the whole step over its tokens: what one token's share of a mean over tokens weighs.
+    /// Items of the whole step divided by its tokens: the weight of one token in a mean over tokens.
     pub per_token: f64,
     pub idle: Idle,
 }
 
 impl Terms<'_> {
-    /// (N) -> (S): sums over the tokens of each answer.
+    /// Sums over the tokens of each answer: (N) -> (S).
     pub fn per_answer(&self, x: &Tensor) -> Tensor {
         Tensor::zeros([self.lengths.size()[0]], (Kind::Float, x.device())).index_add(0, self.owner, x)
     }
 
-    /// (S) -> (N): each token gets what its answer has.
+    /// Gives each token the number of its answer: (S) -> (N).
     pub fn per_token(&self, x: &Tensor) -> Tensor {
         x.index_select(0, self.owner)
     }
 
-    /// The numbers of tokens and of answers, idle ones too.
+    /// Returns the numbers of tokens and of answers, including skipped ones.
     pub fn counts(&self) -> (f64, f64) {
         let tokens = self.owner.size()[0] as f64 + self.idle.tokens;
         (tokens, self.lengths.size()[0] as f64 + self.idle.sequences)
     }
 }
 
-/// What a method says of a draw.
+/// A method that trains on sampled answers: its advantages and its loss.
 pub trait Rule {
-    /// What the rewards of a draw become.
+    /// Computes advantages from rewards.
     fn advantages(&self, drawn: &Drawn) -> Advantages;
-    /// What the loss sums over.
+    /// Returns what the loss sums over.
     fn items(&self) -> Items;
-    /// The SUM of the loss over the items, with metrics other than itself; pure.
+    /// Computes the SUM of the loss over the items, with metrics other than the loss itself. Pure.
     fn loss(&self, scores: &Scores, terms: &Terms) -> Loss;
 }
 
-/// Some answers as one packed row.
+/// Answers as one packed row, with everything its loss needs.
 pub(super) struct Lesson<R> {
     pub rule: Rc<R>,
     pub packed: Packed,
@@ -99,7 +99,7 @@ pub(super) struct Lesson<R> {
     pub items: f64,
     pub per_token: f64,
     pub idle: Idle,
-    /// Nothing of it is learnt: it stands where a step would have no pass.
+    /// True for a placeholder whose loss is zero: a step without any answer to train on still needs a forward pass.
     pub void: bool,
 }
 

@@ -1,13 +1,19 @@
-//! Rollouts: answers drawn from the model as it is, with the log-probabilities of the very distribution that drew them,
-//! and judged. What PPO, GRPO and RLOO learn from.
+//! Rollouts: answers sampled from the current model, with the log-probabilities under exactly the distribution they
+//! were sampled from, and with rewards. PPO, GRPO and RLOO train on them.
 //!
-//! draw: prompts in, samples out. gate: which reward models may judge, and where they stand. packed: samples as packed rows to learn from, and what the
-//! reference says of them. stats: numbers of a rollout under TRL's names. watch: what they say is wrong. held_out: the
-//! same prompts before and after. keep: samples as tensors, for checkpoints. rows: prompts as the rows of a run. cycle:
-//! draw, learn in several steps, draw again: all that GRPO and RLOO share; lesson: what they learn.
+//! Modules:
+//! - `draw`: samples answers to prompts and has them rewarded.
+//! - `gate`: decides which reward models are accepted, and where they are in the model.
+//! - `packed`: packs samples into rows and computes their log-probabilities, also under the reference.
+//! - `stats`: metrics of a rollout under TRL's names; `watch`: alarms from these metrics.
+//! - `held_out`: answers to the same prompts before and after training.
+//! - `keep`: saves samples as tensors in a checkpoint.
+//! - `rows`: prompts as the rows of a run.
+//! - `cycle`: samples answers, trains on them for several steps, samples again: everything GRPO and RLOO share;
+//!   `lesson`: their advantages and losses.
 //!
-//! Invariant: a draw is a function of the weights, the prompts and (seed, stream number): each answer has a random
-//! stream of its own, so that it depends neither on the answers beside it nor on what was drawn before.
+//! Invariant: sampled answers are a function of the weights, the prompts and (seed, stream number). Each answer has a
+//! random stream of its own, so it depends neither on the answers generated with it nor on earlier ones.
 
 pub mod cycle;
 mod draw;
@@ -31,34 +37,34 @@ pub use rows::{PromptRows, Prompted};
 pub use spec::{LimitSpec, SamplingSpec};
 pub use watch::Watch;
 
-/// An answer that was drawn.
+/// A sampled answer with its rewards.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
-    /// Which of the prompts.
+    /// Index of its prompt.
     pub prompt: usize,
-    /// Prompt and answer, with the stop token or the tokens of the stop text that ended it.
+    /// Token ids of prompt and answer, including the stop token or the tokens of the stop text that ended it.
     pub ids: Vec<u32>,
-    /// Where the answer begins.
+    /// Index in `ids` of the answer's first token.
     pub start: usize,
-    /// Log-probability of each token of the answer under the distribution that it was drawn from.
+    /// Log-probability of each token of the answer under the distribution it was sampled from.
     pub log_probs: Vec<f32>,
-    /// Whether a stop token or a stop text ended it; else it was cut off at its longest length.
+    /// True if a stop token or a stop text ended it; false if it was truncated at the maximum length.
     pub ended: bool,
-    /// The answer's text, without what ended it.
+    /// The answer's text, without the stop token or stop text.
     pub text: String,
-    /// What each source of rewards says, unweighted.
+    /// The reward from each source, unweighted; NaN if a source abstained.
     pub rewards: Vec<f64>,
-    /// Their weighted sum, less the penalty of an answer without an end.
+    /// Their weighted sum, minus the penalty if the answer was truncated.
     pub reward: f64,
 }
 
 impl Sample {
-    /// The answer's tokens, with what ended it.
+    /// Returns the answer's token ids, including the stop token or stop text.
     pub fn answer(&self) -> &[u32] {
         &self.ids[self.start..]
     }
 
-    /// How many they are.
+    /// Returns how many tokens the answer has, including the stop token or stop text.
     pub fn length(&self) -> usize {
         self.ids.len() - self.start
     }

@@ -1,4 +1,4 @@
-//! Samples laid end to end as packed rows, and their log-probabilities as learning computes them.
+//! Packs samples into rows and computes log-probabilities of their answers the way training does.
 
 use super::Sample;
 use crate::data;
@@ -8,14 +8,14 @@ use crate::models::Model;
 use crate::nn::Tokens;
 use tch::{Device, Kind, Tensor};
 
-/// Samples as one packed row. N is the number of all their answers' tokens, S that of the samples.
+/// Samples as one packed row. N is the number of tokens of all answers together, S the number of samples.
 pub struct Packed {
     pub tokens: Tokens,
     /// (N) rows of the trunk's output that predict an answer's token.
     pub at: Tensor,
     /// (N) the tokens they predict.
     pub targets: Tensor,
-    /// (N) which sample of the row each belongs to.
+    /// (N) index of the sample each token belongs to.
     pub owner: Tensor,
     /// (S) tokens of each answer, float32.
     pub lengths: Tensor,
@@ -43,31 +43,32 @@ impl Packed {
         }
     }
 
-    /// Numbers of each answer's tokens (of `samples`, in their order) as one tensor (N), float32.
+    /// Joins numbers per answer token (one slice per sample, in their order) to one tensor: (N) float32.
     pub fn column(parts: &[&[f32]], device: Device) -> Tensor {
         Tensor::from_slice(&parts.concat()).to_device(device)
     }
 
-    /// The number of answers' tokens.
+    /// Returns N, the number of tokens of all answers together.
     pub fn count(&self) -> f64 {
         self.at.size()[0] as f64
     }
 }
 
-/// Which samples share a packed row of at most `budget` tokens; `order` are numbers of samples.
+/// Decides which samples share a packed row of at most `budget` tokens. `order` and the result hold indices into
+/// `samples`.
 pub fn rows(samples: &[Sample], order: &[usize], budget: usize) -> Vec<Vec<usize>> {
     let lengths: Vec<u32> = samples.iter().map(|s| s.ids.len() as u32).collect();
     let order: Vec<u32> = order.iter().map(|i| *i as u32).collect();
     data::pack(&lengths, &order, budget)
 }
 
-/// Log-probabilities of each answer's tokens, and the entropy of the distributions where it is asked for.
+/// Log-probabilities of each answer's tokens, and the entropy of their distributions if it was requested.
 pub struct Learnt {
     pub log_probs: Vec<Vec<f32>>,
     pub entropy: Option<Vec<Vec<f32>>>,
 }
 
-/// Log-probabilities of the answers' tokens under the reference of `model`, as `log_probs` computes them.
+/// Computes log-probabilities of the answers' tokens under the reference of `model`, as `log_probs` does.
 pub fn reference_log_probs(
     reference: &Reference,
     model: &Model,
@@ -78,8 +79,8 @@ pub fn reference_log_probs(
     Ok(reference.with(model, |m| log_probs(m, samples, temperature, budget, false))?.log_probs)
 }
 
-/// Log-probabilities of every answer's tokens at a temperature, as learning computes them: packed, in chunks, without
-/// a cache. Under the adapter that is switched on; rows hold `budget` tokens.
+/// Computes log-probabilities of every answer's tokens at a temperature the way training does: packed, in chunks,
+/// without a KV cache, with the active adapter. Rows hold at most `budget` tokens.
 pub fn log_probs(model: &Model, samples: &[Sample], temperature: f64, budget: usize, entropy: bool) -> Result<Learnt> {
     let mut learnt = Learnt {
         log_probs: vec![Vec::new(); samples.len()],

@@ -1,4 +1,4 @@
-//! Prompts as the rows of a run: read, measured and shown before the model is there.
+//! Prompts as the rows of a run: read, measured and shown before the model is loaded.
 
 use super::cycle::{Cycle, Plan};
 use super::lesson::Rule;
@@ -16,14 +16,14 @@ use crate::rewards::{RewardSpec, Rewards};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// What a method over prompts is made of.
+/// The data that a sampling method is built from.
 pub struct Prompted {
     pub train: Rc<Prompts>,
     pub valid: Option<Rc<Prompts>>,
     pub tokenizer: Rc<ChatTokenizer>,
-    /// Walks over the training prompts, so many a draw.
+    /// Iterates over the training prompts, one round of sampling at a time.
     pub loader: Loader,
-    /// Tokens in one packed row.
+    /// Maximum number of tokens in a packed row.
     pub budget: usize,
     pub seed: u64,
 }
@@ -33,17 +33,17 @@ type Make = Box<dyn FnOnce(&Model, Prompted) -> Result<Box<dyn Method>>>;
 /// The prompts of a run.
 pub struct PromptRows {
     prompted: Prompted,
-    /// Tokens of each prompt with the longest answer.
+    /// Tokens of each training prompt plus the maximum answer length, and the same of validation prompts.
     lengths: (Vec<u32>, Option<Vec<u32>>),
-    /// Answers drawn at once, optimiser steps learnt from them.
+    /// Answers per round of sampling, and optimiser steps made on them.
     drawn: usize,
     steps: u64,
     make: Make,
 }
 
 impl PromptRows {
-    /// Reads the prompts. `answers` are drawn for each, and `steps` optimiser steps learnt from a draw; `make` gives the
-    /// method once the model is there.
+    /// Reads the prompts. `answers` are sampled for each, and `steps` optimiser steps made per round of sampling;
+    /// `make` builds the method once the model is loaded. An error if the adapter has dropout.
     pub fn open(
         ground: &Ground,
         sampling: &SamplingSpec,
@@ -55,7 +55,8 @@ impl PromptRows {
             && lora.dropout > 0.0
         {
             return Err(Error::user(format!(
-                "adapter.lora.dropout is {}: probabilities under dropout are not those that answers are drawn from",
+                "adapter.lora.dropout is {}: with dropout, training would compute other probabilities than those that \
+                 answers are sampled from",
                 lora.dropout
             ))
             .hint("set it to 0"));
@@ -70,7 +71,7 @@ impl PromptRows {
             report::info(line(&prompts));
             prompts.summary.mix_lines().iter().for_each(report::info);
             prompts.summary.warnings().iter().for_each(report::warn);
-            // What is learnt is not there yet: at most so much.
+            // The answers do not exist yet, so the statistics count the maximum length for each.
             let lengths: Vec<u32> =
                 prompts.rows.iter().map(|r| (r.ids.len() + sampling.max_new_tokens) as u32).collect();
             prompts.summary.supervised_tokens = prompts.len() * sampling.max_new_tokens;
@@ -95,13 +96,13 @@ impl PromptRows {
 }
 
 impl PromptRows {
-    /// What was read.
+    /// Returns the prompts that were read.
     pub fn prompted(&self) -> &Prompted {
         &self.prompted
     }
 }
 
-/// One line for the person at the terminal.
+/// Describes what was read in one line.
 fn line(prompts: &Prompts) -> String {
     let s = &prompts.summary;
     let mut formats: Vec<&str> = s.files.iter().map(|f| f.format.name()).collect();
@@ -118,7 +119,7 @@ fn line(prompts: &Prompts) -> String {
     )
 }
 
-/// Prompts to show samples of: validation rows, or training rows where there are none.
+/// Returns at most `most` prompts to show samples of: from validation rows, or from training rows if there are none.
 pub fn shown(valid: Option<&Prompts>, train: &Prompts, tokenizer: &ChatTokenizer, most: usize) -> Vec<Prompt> {
     let prompts = valid.filter(|v| !v.is_empty()).unwrap_or(train);
     let answer = |row: &crate::data::PromptRow| {
@@ -173,7 +174,7 @@ impl Rows for PromptRows {
     }
 }
 
-/// The rows of a method that is a cycle of draws; `key` is its place in the recipe.
+/// Opens the rows of a method that alternates sampling and training; `key` is the method's key in the recipe.
 pub fn open<R: Rule + 'static>(
     ground: &Ground,
     key: &str,

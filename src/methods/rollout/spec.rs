@@ -1,30 +1,30 @@
-//! What a recipe says about the answers that a method draws and learns from.
+//! The recipe's sections for sampling answers, and for alarms.
 
 use crate::error::{Error, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How answers are drawn. There is no top-k, top-p or penalty: what is learnt is the ratio of a token's probabilities
-/// before and after, and both must be of the whole distribution.
+/// How answers are sampled. There is no top-k, top-p or penalty: training uses the ratio of a token's probabilities
+/// before and after, and both must belong to the whole distribution.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SamplingSpec {
-    /// Prompts of one draw.
+    /// Prompts per round of sampling.
     #[schemars(range(min = 1))]
     pub prompts: usize,
-    /// The longest answer, in tokens; a prompt may have `batch.max_len` less this.
+    /// Maximum length of an answer in tokens; a prompt may have at most `batch.max_len` minus this.
     #[schemars(range(min = 1))]
     pub max_new_tokens: usize,
-    /// Logits are divided by it, when answers are drawn and when they are learnt.
+    /// Logits are divided by this, both when answers are sampled and when they are trained on.
     #[schemars(range(min = 0.01))]
     pub temperature: f64,
-    /// Texts that end an answer and are no part of it, beside the model's stop tokens.
+    /// Texts that end an answer and are no part of it, in addition to the model's stop tokens.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
-    /// Taken from the reward of an answer that neither a stop token nor a stop text ended.
+    /// Subtracted from the reward of a truncated answer, which neither a stop token nor a stop text ended.
     #[schemars(range(min = 0.0))]
     pub missing_eos_penalty: f64,
-    /// The temperature at which validation prompts are answered; 0: the most likely token each time.
+    /// The temperature for answers to validation prompts; 0: greedy decoding.
     #[schemars(range(min = 0.0))]
     pub eval_temperature: f64,
 }
@@ -43,11 +43,12 @@ impl Default for SamplingSpec {
 }
 
 impl SamplingSpec {
-    /// The longest prompt that leaves room for an answer, where both may have `max_len` tokens together.
+    /// Returns the maximum length of a prompt in tokens, if prompt and answer together may have `max_len`. An error if
+    /// no token is left for a prompt.
     pub fn longest_prompt(&self, max_len: usize) -> Result<usize> {
         max_len.checked_sub(self.max_new_tokens).filter(|n| *n > 0).ok_or_else(|| {
             Error::user(format!(
-                "batch.max_len {max_len} leaves no room for a prompt before an answer of {} tokens",
+                "batch.max_len {max_len} leaves no room for a prompt if an answer may have {} tokens",
                 self.max_new_tokens
             ))
             .hint("raise batch.max_len, or lower sampling.max_new_tokens")
@@ -55,16 +56,16 @@ impl SamplingSpec {
     }
 }
 
-/// Where a run is in trouble.
+/// Limits beyond which an alarm is given.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitSpec {
-    /// The run stops and keeps its best checkpoint when answers are further than this from the reference: nats an
-    /// answer, `objective/kl`. The reference is asked for it.
+    /// The run stops and keeps its best checkpoint if the KL divergence from the reference exceeds this, in nats per
+    /// answer (`objective/kl`). A reference model is then needed.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub kl: Option<f64>,
-    /// An alarm is given when log-probabilities of drawing and of learning differ by more than this on the mean.
+    /// An alarm is given if the log-probabilities of sampling and of training differ by more than this on average.
     #[schemars(range(min = 0.0))]
     pub drift: f64,
 }

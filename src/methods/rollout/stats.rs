@@ -1,16 +1,16 @@
-//! Numbers of a rollout, under TRL's names and by its definitions (TRL 1.16, `GRPOTrainer`).
+//! Metrics of a rollout, with TRL's names and definitions (TRL 1.16, `GRPOTrainer`).
 
 use super::Sample;
 
-/// Numbers by name, in order.
+/// Metrics by name, in the order in which they are logged.
 pub type Numbers = Vec<(String, f64)>;
 
-/// Mean; 0 of nothing.
+/// Computes the mean; 0 for an empty slice.
 pub fn mean(numbers: &[f64]) -> f64 {
     if numbers.is_empty() { 0.0 } else { numbers.iter().sum::<f64>() / numbers.len() as f64 }
 }
 
-/// The unbiased standard deviation (divided by n - 1); 0 of fewer than two numbers.
+/// Computes the unbiased standard deviation (divided by n - 1); 0 for fewer than two numbers.
 pub fn deviation(numbers: &[f64]) -> f64 {
     if numbers.len() < 2 {
         return 0.0;
@@ -19,7 +19,8 @@ pub fn deviation(numbers: &[f64]) -> f64 {
     (numbers.iter().map(|x| (x - middle).powi(2)).sum::<f64>() / (numbers.len() - 1) as f64).sqrt()
 }
 
-/// `completions/…`: lengths in tokens with the stop token, those of answers that ended, and the share that did not.
+/// Computes `completions/…`: lengths in tokens including the stop token, for all answers and for those that ended, and
+/// the share that was truncated.
 pub fn completions(samples: &[Sample]) -> Numbers {
     let lengths = |ended: Option<bool>| -> Vec<f64> {
         let chosen = samples.iter().filter(|s| ended.is_none_or(|e| e == s.ended));
@@ -41,8 +42,8 @@ pub fn completions(samples: &[Sample]) -> Numbers {
     found
 }
 
-/// `reward`, `reward_std`, and `rewards/NAME/mean` and `/std` of each source, over the answers that it said something
-/// of; none of a source that abstained throughout.
+/// Computes `reward`, `reward_std`, and `rewards/NAME/mean` and `/std` of each source over the answers it gave a
+/// reward to; a source that abstained from every answer has no metrics.
 pub fn rewards<'n>(samples: &[Sample], names: impl Iterator<Item = &'n str>) -> Numbers {
     let all: Vec<f64> = samples.iter().map(|s| s.reward).collect();
     let mut found = vec![("reward".to_string(), mean(&all)), ("reward_std".to_string(), deviation(&all))];
@@ -57,8 +58,8 @@ pub fn rewards<'n>(samples: &[Sample], names: impl Iterator<Item = &'n str>) -> 
     found
 }
 
-/// How far the log-probabilities that learning computes are from those that drew: `sampling/…`. `learnt` holds those of
-/// each answer's tokens.
+/// Computes `sampling/…`: how far the log-probabilities computed by training differ from those computed while
+/// sampling. `learnt` holds training's log-probabilities of each answer's tokens.
 pub fn drift(samples: &[Sample], learnt: &[Vec<f32>]) -> Numbers {
     let gaps = || {
         let pairs = samples.iter().zip(learnt).flat_map(|(s, l)| s.log_probs.iter().zip(l));

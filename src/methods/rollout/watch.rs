@@ -1,4 +1,5 @@
-//! What the numbers of a rollout say is wrong with a run: named, with the likely cause and the next thing to try.
+//! Alarms for GRPO and RLOO, found in the metrics of rollouts: each names the problem, its likely cause and what to
+//! try next.
 
 use super::keep::State;
 use super::spec::LimitSpec;
@@ -6,28 +7,28 @@ use crate::error::Result;
 use crate::methods::{Alarm, Means};
 use tch::Tensor;
 
-/// Rollouts that say how the run began.
+/// Number of rollouts whose mean describes the beginning of the run.
 const FIRST: usize = 3;
-/// Rollouts in a row without a difference in reward.
+/// Number of consecutive rollouts with uniform rewards before an alarm is given.
 const FLAT: f64 = 8.0;
-/// A share of the beginning's entropy that is a collapse.
+/// Below this share of the entropy at the beginning, the entropy has collapsed.
 const COLLAPSE: f64 = 0.1;
-/// How many times longer (or shorter) answers may become.
+/// Factor by which answers may become longer or shorter.
 const LONGER: f64 = 2.5;
-/// By how much more answers may be cut off.
+/// Increase that the share of truncated answers may have.
 const CUT: f64 = 0.3;
-/// A share of clipped tokens that says that steps are too long.
+/// Above this share of clipped ratios, the optimiser steps are too large.
 const CLIPPED: f64 = 0.5;
 
-/// Looks at the means of each rollout.
+/// Checks the metrics of each rollout.
 #[derive(Debug, Clone)]
 pub struct Watch {
     limits: LimitSpec,
-    /// Sums over the first rollouts: entropy, length, share cut off.
+    /// Sums over the first rollouts: entropy, length, share of truncated answers.
     first: [f64; 3],
-    /// Rollouts seen.
+    /// Number of rollouts in these sums.
     seen: f64,
-    /// Rollouts in a row without a difference in reward.
+    /// Number of consecutive rollouts with uniform rewards.
     flat: f64,
 }
 
@@ -36,7 +37,7 @@ impl Watch {
         Self { limits, first: [0.0; 3], seen: 0.0, flat: 0.0 }
     }
 
-    /// What the means of a step say; those of a step without a new rollout say nothing of it.
+    /// Returns the problems that the means of a step show. Most are checked only on a step with a new rollout.
     pub fn look(&mut self, means: &Means) -> Vec<Alarm> {
         let get = |name: &str| means.get(name).copied();
         let mut found = Vec::new();
@@ -46,30 +47,35 @@ impl Watch {
         if let (Some(kl), Some(limit)) = (get("objective/kl"), self.limits.kl)
             && kl > limit
         {
-            let next = "go on from the best checkpoint with a larger beta, a lower optim.lr, or fewer steps";
+            let next = "continue from the best checkpoint with a larger beta, a lower optim.lr, or fewer steps";
             say("the KL divergence from the reference is beyond limits.kl", next, true);
         }
         if get("clip_ratio/region_mean").is_some_and(|share| share > CLIPPED) {
-            let next = "lower optim.lr, or learn fewer passes from one rollout";
-            say("more than half of the probability ratios are clipped: the steps are too long", next, false);
+            let next = "lower optim.lr, or make fewer passes over one rollout";
+            say("more than half of the probability ratios are clipped: the optimiser steps are too large", next, false);
         }
         let Some(reward) = get("reward") else { return found };
         if get("sampling/sampling_logp_difference/mean").is_some_and(|gap| gap > self.limits.drift) {
-            let next = "try model.dtype: f32; if the gap stays, ft selftest --model DIR looks for its cause";
-            say("answers are drawn from another distribution than is learnt (limits.drift)", next, false);
+            let next = "try model.dtype: f32; if the difference stays, ft selftest --model DIR looks for its cause";
+            say(
+                "answers are sampled from another distribution than the one that is trained (limits.drift)",
+                next,
+                false,
+            );
         }
         let now = [get("entropy"), get("completions/mean_length"), get("completions/clipped_ratio")];
         let now = now.map(|x| x.unwrap_or(f64::NAN));
         self.flat = if get("frac_reward_zero_std") == Some(1.0) { self.flat + 1.0 } else { 0.0 };
         if self.flat >= FLAT {
             let next = match reward > 0.5 {
-                true => "the prompts are too easy by now: take harder ones, or stop here",
+                true => "the prompts have become too easy: use harder ones, or stop here",
                 false => {
-                    "no answer is ever right: begin from a model that sometimes is (a few steps of sft), add a reward that gives part marks, or raise the temperature or the answers a prompt"
+                    "no answer is ever right: start from a model that sometimes is (after a few steps of sft), add a \
+                     reward for partly right answers, or raise the temperature or the number of answers per prompt"
                 }
             };
             say(
-                "all answers to a prompt get the same reward, rollout after rollout: there is nothing to learn from",
+                "all answers to a prompt get the same reward, in one rollout after another, so every advantage is zero",
                 next,
                 false,
             );
@@ -86,24 +92,27 @@ impl Watch {
             say("the entropy has collapsed: nearly every answer is the same", next, false);
         }
         if now[1] > LONGER * length || now[1] * LONGER < length {
-            let next =
-                "does the reward pay for length? Look at the samples; a `length` reward or a larger beta holds it";
-            say("the answers' length has drifted far from where it began", next, false);
+            let next = "read the samples: the reward may favour long or short answers; a `length` reward or a larger beta limits the drift";
+            say("the answers' length has drifted far from its value at the beginning", next, false);
         }
         if now[2] > cut + CUT {
             let next = "set sampling.missing_eos_penalty, or raise sampling.max_new_tokens if the answers are right";
-            say("many more answers are cut off than at the beginning: the model forgets to end", next, false);
+            say(
+                "many more answers are truncated than at the beginning: the model no longer ends its answers",
+                next,
+                false,
+            );
         }
         found
     }
 
-    /// Writes what a resumed run must know.
+    /// Saves what a resumed run needs.
     pub fn put(&self, state: &mut State) {
         let numbers = [&self.first[..], &[self.seen, self.flat]].concat();
         state.insert("watch".into(), Tensor::from_slice(&numbers));
     }
 
-    /// Reads it back.
+    /// Loads what `put` saved.
     pub fn take(&mut self, state: &State) -> Result<()> {
         if let Some(numbers) = state.get("watch") {
             let numbers = Vec::<f64>::try_from(numbers)?;
@@ -137,14 +146,14 @@ mod tests {
     }
 
     #[test]
-    fn a_usual_run_is_left_alone_and_each_fault_is_named() {
+    fn a_normal_run_has_no_alarm_and_each_problem_is_named() {
         let cases: [(&str, f64, &str, bool); 7] = [
             ("entropy", 0.05, "entropy has collapsed", false),
             ("completions/mean_length", 60.0, "length has drifted", false),
             ("completions/mean_length", 5.0, "length has drifted", false),
-            ("completions/clipped_ratio", 0.6, "cut off", false),
+            ("completions/clipped_ratio", 0.6, "are truncated", false),
             ("sampling/sampling_logp_difference/mean", 0.5, "another distribution", false),
-            ("clip_ratio/region_mean", 0.7, "too long", false),
+            ("clip_ratio/region_mean", 0.7, "too large", false),
             ("objective/kl", 2.0, "beyond limits.kl", true),
         ];
         for (name, value, said, stop) in cases {
@@ -160,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_rewards_are_told_after_a_while_and_the_count_survives_a_checkpoint() {
+    fn uniform_rewards_are_reported_after_a_while_and_the_count_survives_a_checkpoint() {
         let mut flat = usual();
         flat.insert("frac_reward_zero_std".into(), 1.0);
         let mut watch = Watch::new(LimitSpec::default());

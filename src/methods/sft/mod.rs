@@ -1,6 +1,6 @@
 //! Supervised fine-tuning: next-token cross-entropy on the supervised tokens of each example.
 //!
-//! `loss = - sum over supervised t of log p(x_t | x_<t)`, divided by the loop by the number of supervised tokens of
+//! `loss = - sum over supervised t of log p(x_t | x_<t)`. The loop divides it by the number of supervised tokens of
 //! the whole optimiser step.
 
 pub mod spec;
@@ -29,7 +29,7 @@ impl Answers {
         let ids: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
         let (mut at, mut targets, mut start) = (Vec::new(), Vec::new(), 0i64);
         for e in examples {
-            // The first token of an example has nothing before it to be predicted from.
+            // Nothing precedes the first token of an example, so nothing can predict it.
             for t in (1..e.ids.len()).filter(|&t| e.supervised[t]) {
                 at.push(start + t as i64 - 1);
                 targets.push(e.ids[t] as i64);
@@ -43,7 +43,7 @@ impl Answers {
         }
     }
 
-    /// Supervised tokens in the row.
+    /// Returns the number of supervised tokens in the row.
     pub fn supervised(&self) -> f64 {
         self.at.size()[0] as f64
     }
@@ -58,7 +58,8 @@ impl Batch for Answers {
         self.supervised()
     }
 
-    /// The summed cross-entropy, with its mean and the share of tokens that were the most likely one.
+    /// Computes the summed cross-entropy; metrics: its mean, and the share of tokens that were the model's most likely
+    /// one.
     fn loss(&self, out: &Output) -> Loss {
         let scores = out.log_probs(&self.at, &self.targets);
         let sum = -scores.log_probs.sum(Kind::Float);
@@ -69,7 +70,7 @@ impl Batch for Answers {
     }
 }
 
-/// Learns answers.
+/// The objective of supervised fine-tuning.
 pub struct Sft;
 
 impl Objective for Sft {
@@ -80,7 +81,7 @@ impl Objective for Sft {
     }
 }
 
-/// The rows of a run.
+/// Reads and tokenises the rows of a run.
 pub fn rows(spec: &SftSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
     Ok(Box::new(FixedRows::open(ground, spec.supervise, |_| Ok(Sft))?))
 }

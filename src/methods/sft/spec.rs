@@ -1,4 +1,4 @@
-//! What a recipe says about supervised fine-tuning.
+//! The recipe's section for supervised fine-tuning.
 
 use crate::data::Supervise;
 use schemars::JsonSchema;
@@ -8,6 +8,6 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SftSpec {
-    /// Which tokens are learnt.
+    /// Which tokens are trained on.
     pub supervise: Supervise,
 }

@@ -6,14 +6,14 @@
 //! loss = -(1 - e) log s(d) - e log s(-d)
 //! ```
 //!
-//! `s` is the logistic function, `b` beta, `e` the label smoothing (not in the paper). `nll` adds `- l(chosen)` of each
-//! pair (TRL's `cpo_alpha`, over sums of a batch there).
+//! `s` is the logistic function, `b` beta, `e` the label smoothing (not in the paper). `nll` adds `- l(chosen)` of
+//! each pair (TRL's `cpo_alpha`, which uses sums over a batch instead).
 
 use super::spec::SimpoSpec;
 use crate::methods::pairs::Sides;
 use tch::Tensor;
 
-/// The loss of each pair (P), from mean log-probabilities.
+/// Computes the loss of each pair: (P), from mean log-probabilities.
 pub fn losses(spec: &SimpoSpec, means: &Sides) -> Tensor {
     let d = means.gap() * spec.beta - spec.gamma;
     let e = spec.label_smoothing;

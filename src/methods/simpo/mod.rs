@@ -1,5 +1,5 @@
-//! Simple preference optimisation: the chosen answer's tokens should be likelier, on average, than those of the rejected
-//! one, by a margin. No reference. Items are pairs.
+//! Simple preference optimisation: the chosen answer's tokens should be likelier, on average, than those of the
+//! rejected one, by a margin. Needs no reference model. Items are pairs.
 
 pub mod loss;
 pub mod spec;
@@ -15,7 +15,7 @@ use crate::models::{Loss, Metrics, Model, Output};
 use crate::nn::Tokens;
 use tch::Kind;
 
-/// The objective.
+/// The objective of SimPO.
 pub struct Simpo {
     spec: SimpoSpec,
     watch: Watch,
@@ -73,7 +73,7 @@ impl Batch for Pairs {
     }
 }
 
-/// The rows of a run.
+/// Reads and tokenises the rows of a run.
 pub fn rows(spec: &SimpoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
     let spec = spec.clone();
     Ok(Box::new(FixedRows::open(ground, Supervise::default(), move |_| Ok(Simpo::new(&spec)))?))

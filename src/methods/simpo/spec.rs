@@ -1,22 +1,22 @@
-//! What a recipe says about SimPO.
+//! The recipe's section for SimPO.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Simple preference optimisation (arXiv 2405.14734): compares mean log-probabilities, no reference.
+/// Simple preference optimisation (arXiv 2405.14734): compares mean log-probabilities, without a reference model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SimpoSpec {
-    /// Scale of the difference between mean log-probabilities; the paper takes 2 to 10.
+    /// Scale of the difference between mean log-probabilities; the paper uses 2 to 10.
     #[schemars(range(min = 0.000001, max = 100.0))]
     pub beta: f64,
-    /// The margin by which the chosen answer should win, after scaling; the paper takes 0.3 to 1.6.
+    /// The margin by which the chosen answer should win, after scaling; the paper uses 0.3 to 1.6.
     #[schemars(range(min = 0.0))]
     pub gamma: f64,
-    /// The chance that a pair is the wrong way round.
+    /// The probability that a pair's labels are swapped.
     #[schemars(range(min = 0.0, max = 0.499))]
     pub label_smoothing: f64,
-    /// Weight of the cross-entropy of the chosen answer beside the loss; keeps its probability from falling.
+    /// Weight of the chosen answer's cross-entropy, added to the loss; keeps its probability from falling.
     #[schemars(range(min = 0.0))]
     pub nll: f64,
 }

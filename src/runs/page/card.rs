@@ -1,4 +1,4 @@
-//! The report card of a reward model as a part of the page.
+//! Renders the report card of a reward model as a section of the page.
 
 use super::escape;
 use super::plot::{figure, plot, shares, whisker};
@@ -6,7 +6,7 @@ use crate::methods::reward::card::{Bin, Margins};
 use crate::methods::reward::{Card, Limits};
 use std::fmt::Write;
 
-/// The section.
+/// Returns the section `Report card` as HTML.
 pub fn section(card: &Card) -> String {
     let percent = |x: f64| format!("{:.1} %", 100.0 * x);
     let [low, high] = card.accuracy.interval;
@@ -16,7 +16,7 @@ pub fn section(card: &Card) -> String {
     } else {
         let lines: String = problems.iter().map(|p| format!("<li>{}</li>", escape(p))).collect();
         format!(
-            r#"<div class="card finding grave"><h3>Reinforcement learning refuses this model</h3><ul>{lines}</ul></div>"#
+            r#"<div class="card finding grave"><h3>Not accepted for reinforcement learning</h3><ul>{lines}</ul></div>"#
         )
     };
     let mut chips = vec![
@@ -34,19 +34,19 @@ pub fn section(card: &Card) -> String {
         chips.push(("without the stop token", format!("{}, scores {:+.2}", percent(w.accuracy.share), w.mean_change)));
     }
     if let Some(s) = card.swap {
-        chips.push(("packed the other way round", format!("scores within {:.1e}", s.max_difference)));
+        chips.push(("answers packed in swapped order", format!("scores differ by at most {:.1e}", s.max_difference)));
     }
     let chips: String = chips.iter().map(|(k, v)| format!("<li><span>{k}</span> {}</li>", escape(v))).collect();
     format!(
         r#"<section><h2>Report card</h2>{verdict}<div class="card"><ul class="evidence">{chips}</ul></div><div class="columns">{}{}{}{}</div></section>"#,
         figure(
             "Calibration",
-            "how often it is right, by how sure it is; dashed: as sure as right",
+            "how often the model is right, by the probability it assigns; dashed: perfect calibration",
             &calibration(&card.calibration.bins)
         ),
         figure(
             "Margins",
-            "pairs by chosen score less rejected score; left of the line it is wrong",
+            "pairs by chosen score minus rejected score; left of the line the model is wrong",
             &margins(&card.margins)
         ),
         figure(
@@ -56,7 +56,7 @@ pub fn section(card: &Card) -> String {
         ),
         figure(
             "Against length",
-            "accuracy of the model, of rules that know lengths only, and of the model where each rule is right",
+            "accuracy of the model, of rules that see only lengths, and of the model where each rule is right",
             &rules(card)
         ),
     )
@@ -72,14 +72,14 @@ fn calibration(bins: &[Bin]) -> String {
     }
     for bin in bins {
         let title = format!(
-            "claims {:.1} %, is right in {:.1} % of {} pairs",
+            "predicts {:.1} %, is right in {:.1} % of {} pairs",
             100.0 * bin.claimed,
             100.0 * bin.observed.share,
             bin.pairs
         );
         whisker(&mut svg, &title, x(bin.claimed), bin.observed.share, bin.observed.interval);
     }
-    plot("share of pairs it is right about, by claimed probability", &svg, &labels)
+    plot("share of pairs that the model gets right, by predicted probability", &svg, &labels)
 }
 
 fn margins(m: &Margins) -> String {
@@ -103,7 +103,7 @@ fn margins(m: &Margins) -> String {
     let _ = write!(labels, r#"<span class="y" style="top:4%">{most}</span><span class="y" style="top:100%">0</span>"#);
     let end = m.from + m.width * n;
     for value in [m.from, end].into_iter().filter(|v| *v != 0.0).chain([0.0]) {
-        // No label over that of zero.
+        // A label close to that of zero would cover it.
         if value == 0.0 || (place(value) - place(0.0)).abs() > 80.0 {
             let _ = write!(labels, r#"<span class="x" style="left:{:.1}%">{value:.1}</span>"#, place(value) / 10.0);
         }
@@ -132,7 +132,8 @@ fn by_length(card: &Card) -> String {
     plot("accuracy by length", &svg, &labels)
 }
 
-/// The model beside rules that see lengths only, and on the pairs that each rule gets right.
+/// Plots the accuracy of the model, of rules that see only lengths, and of the model on the pairs that each rule gets
+/// right.
 fn rules(card: &Card) -> String {
     let (mut svg, mut labels) = (String::new(), String::new());
     shares(&mut svg, &mut labels);
@@ -174,6 +175,6 @@ mod tests {
         assert_eq!(page.matches("class=\"bar\"").count(), card.margins.counts.iter().filter(|c| **c > 0).count());
         assert!(page.contains("Within the limits") && !page.contains("NaN"));
         evidence.pairs.truncate(3);
-        assert!(section(&Card::of(&evidence).unwrap()).contains("refuses this model"));
+        assert!(section(&Card::of(&evidence).unwrap()).contains("Not accepted for reinforcement learning"));
     }
 }

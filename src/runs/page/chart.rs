@@ -1,55 +1,57 @@
-//! Curves as inline SVG. The plot stretches with the page, lines and words do not, so that a phone can read them.
+//! Draws curves as inline SVG. The plot stretches with the page; line widths and labels do not, so that they stay
+//! readable on a phone.
 //!
-//! Honest by construction: a value that is not finite is a gap with a mark, never a bridge; many points are thinned to
-//! the smallest and largest of each stretch, so that no spike is lost.
+//! A value that is not finite appears as a gap with a mark and is never bridged. Many points are reduced to the
+//! smallest and largest of each interval, so that no spike is lost.
 
 use super::escape;
 use serde_json::json;
 use std::fmt::Write;
 
-/// How a series is drawn.
+/// Line style of a series.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Look {
     /// A line behind the others.
     Faint,
     Line,
-    /// A line with a dot at each value: few values that were measured apart.
+    /// A line with a dot at each value, for a few values far apart.
     Dots,
 }
 
-/// Values over steps.
+/// A curve: values over steps.
 pub struct Series {
     pub name: String,
-    /// The colour: `train`, `valid` or `other`.
+    /// CSS class of the colour: `train`, `valid` or `other`.
     pub colour: &'static str,
     pub look: Look,
+    /// (step, value) in the order of steps.
     pub points: Vec<(f64, f64)>,
 }
 
 /// A chart over steps.
 pub struct Chart<'a> {
     pub title: String,
-    /// What is drawn and how, below the title.
+    /// Explanation below the title.
     pub note: String,
     pub series: Vec<Series>,
-    /// How a value is written.
+    /// Formats a value.
     pub format: fn(f64) -> String,
-    /// A level worth knowing, with its name.
+    /// A horizontal line at a value of interest, with its name.
     pub guide: Option<(f64, &'a str)>,
-    /// Steps after which a session went on.
+    /// Steps after which the run was resumed.
     pub resumed: &'a [u64],
-    /// Steps left out.
+    /// Steps that were skipped because a number was not finite.
     pub skipped: &'a [u64],
-    /// Equal distances are equal factors, where values spread over more than this factor.
+    /// The axis is logarithmic if the largest value is more than this multiple of the smallest.
     pub log_above: f64,
-    /// The axis begins at zero.
+    /// The axis starts at zero.
     pub from_zero: bool,
 }
 
-/// Points of a series that are drawn at most.
+/// Number of points above which a series is reduced.
 const DRAWN: usize = 1200;
 
-/// Keeps the smallest and the largest value of each stretch, and a gap where there is one.
+/// Reduces many points: of each interval it keeps the smallest and the largest value, and a gap if there is one.
 fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     if points.len() <= DRAWN {
         return points.to_vec();
@@ -70,7 +72,7 @@ fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     kept
 }
 
-/// Where values lie between bottom (0) and top (1), and the values written at the side.
+/// Vertical axis: the range of values (their logarithms if `log`) and the labelled values.
 struct Axis {
     low: f64,
     high: f64,
@@ -108,14 +110,14 @@ impl Axis {
         Some(Self { low, high, log: false, ticks: (0..=count).map(|i| low + step * i as f64).collect() })
     }
 
-    /// From the top, in thousandths of the height.
+    /// Returns the position of a value from the top, in thousandths of the height.
     fn y(&self, value: f64) -> f64 {
         let v = if self.log { value.log10() } else { value };
         1000.0 * (1.0 - (v - self.low) / (self.high - self.low))
     }
 }
 
-/// `8.00` as `8`: a mark at the side needs no digits that say nothing.
+/// Removes trailing zeros from the label of an axis: `8.00` becomes `8`.
 fn tidy(text: String) -> String {
     let (digits, unit) = text.split_once(' ').map_or((text.as_str(), ""), |(d, u)| (d, u));
     let (digits, sign) = digits.strip_suffix('%').map_or((digits, ""), |d| (d, "%"));
@@ -126,20 +128,20 @@ fn tidy(text: String) -> String {
     format!("{digits}{sign}{}{unit}", if unit.is_empty() { "" } else { " " })
 }
 
-/// 1, 2 or 5 times a power of ten, at least `x`.
+/// Returns the smallest number of the form 1, 2 or 5 times a power of ten that is at least `x`.
 pub(super) fn round_step(x: f64) -> f64 {
     let power = 10f64.powf(x.log10().floor());
     [1.0, 2.0, 5.0, 10.0].map(|d| d * power).into_iter().find(|s| *s >= x * 0.999).unwrap_or(x)
 }
 
 impl Chart<'_> {
-    /// The chart as a `figure`; empty without a value.
+    /// Returns the chart as an HTML `figure`; an empty text if it has no finite value.
     pub fn figure(&self) -> String {
         let finite = |p: &&(f64, f64)| p.1.is_finite();
         let mut values: Vec<f64> =
             self.series.iter().flat_map(|s| s.points.iter().filter(finite).map(|p| p.1)).collect();
         if let (false, Some((level, _))) = (values.is_empty(), self.guide) {
-            // A level far above everything would only squeeze the curve.
+            // A guide far above all values would compress the curve: the axis then ends below it.
             let most = values.iter().copied().fold(0.0, f64::max);
             if level <= 3.0 * most {
                 values.push(level);
@@ -205,7 +207,7 @@ impl Chart<'_> {
         )
     }
 
-    /// What the readout shows, as JSON: [first step, last step, [name, [[step, text], …]], …].
+    /// Returns the data for hover.js as JSON: [first step, last step, [[name, colour, [[step, text], …]], …]].
     fn data(&self, first: f64, last: f64) -> String {
         let series: Vec<_> = self
             .series
@@ -214,7 +216,7 @@ impl Chart<'_> {
                 let points: Vec<_> = thin(&s.points)
                     .into_iter()
                     .map(|(step, v)| {
-                        json!([step, if v.is_finite() { (self.format)(v) } else { "not finite, left out".into() }])
+                        json!([step, if v.is_finite() { (self.format)(v) } else { "not finite, skipped".into() }])
                     })
                     .collect();
                 json!([s.name, s.colour, points])
@@ -246,7 +248,7 @@ impl Series {
             let _ = write!(line, "{}{:.1} {:.1}", if drawing { 'L' } else { 'M' }, x(*step), y(*value));
             let next = points.get(i + 1).is_some_and(|p| p.1.is_finite());
             if self.look == Look::Dots || (!drawing && !next) {
-                // A line without length and with round ends is a dot that does not stretch.
+                // A line of length zero with round ends is a dot that stays round when the plot is stretched.
                 let _ = write!(dots, "M{:.1} {:.1}h0", x(*step), y(*value));
             }
             drawing = true;
@@ -257,7 +259,7 @@ impl Series {
     }
 }
 
-/// Up to six whole steps.
+/// Returns about six whole steps for the labels of the horizontal axis.
 fn x_ticks(first: f64, last: f64) -> Vec<f64> {
     let step = round_step(((last - first) / 6.0).max(1.0)).max(1.0).round();
     let from = (first / step).ceil() as i64;
@@ -265,11 +267,11 @@ fn x_ticks(first: f64, last: f64) -> Vec<f64> {
     ticks
 }
 
-/// Counts in bins of one width, with a line at `limit`.
+/// Draws a histogram of counts in bins of equal width, with a line at `limit`.
 pub fn histogram(width: usize, counts: &[u64], limit: usize, limit_name: &str) -> String {
     let Some(most) = counts.iter().copied().max().filter(|m| *m > 0) else { return String::new() };
     let end = counts.len() * width;
-    // The limit is shown where it is near; far to the right it would only squeeze the bars.
+    // The limit is shown only if it is near: far to the right it would compress the bars.
     let near = limit <= end * 3;
     let range = if near { end.max(limit + width) } else { end } as f64;
     let mut svg = String::new();

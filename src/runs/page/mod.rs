@@ -1,7 +1,8 @@
-//! `report.html`: a run as one page that needs nothing else. No network, no script but one for the readout of curves.
+//! Writes `report.html`: a run as a single self-contained page. It needs no network; its only script shows the values
+//! of curves under the pointer.
 //!
-//! Everything that comes from files or from a model is escaped, and a policy in the page's head lets the browser run
-//! nothing but that one script (by its hash) and load nothing at all.
+//! Everything that comes from files or from a model is escaped. In addition, a Content-Security-Policy in the page's
+//! head allows the browser to run only that script (by its hash) and to load nothing.
 
 mod card;
 mod chart;
@@ -25,7 +26,7 @@ const HEAD: &str = include_str!("head.html");
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("hover.js");
 
-/// Reads a run folder and writes its page into it.
+/// Reads a run folder and writes its page into it. Returns the page's path.
 pub fn write(run: &Path) -> Result<PathBuf> {
     let path = run.join(FILE);
     write_to(&RunFolder::open(run)?, &path)?;
@@ -38,12 +39,12 @@ pub fn write_to(run: &RunFolder, path: &Path) -> Result<()> {
     write_atomic(path, |w| w.write_all(page.as_bytes()))
 }
 
-/// The page.
+/// Returns the page of a run as HTML.
 pub fn render(run: &RunFolder) -> String {
     document(&run.name(), &sections::all(run))
 }
 
-/// A page of this style around a body of HTML.
+/// Returns a whole page in the style of reports around an HTML body. `title` is escaped, `body` is not.
 pub fn document(title: &str, body: &str) -> String {
     let hash = base64::engine::general_purpose::STANDARD.encode(Sha256::digest(SCRIPT.as_bytes()));
     format!(
@@ -55,7 +56,8 @@ pub fn document(title: &str, body: &str) -> String {
     )
 }
 
-/// Text of people and models as HTML shows it in an element: as [`escape`], with a mark for each character that nobody sees.
+/// Escapes a text of people or models for an HTML element. Like [`escape`], but invisible characters become marks with
+/// their code point and name.
 pub fn text(said: &str) -> String {
     let mut out = String::with_capacity(said.len() + 16);
     let mut from = 0;
@@ -72,13 +74,14 @@ pub fn text(said: &str) -> String {
     out + &escape(&said[from..])
 }
 
-/// A name or title among other words: it takes its direction from its own letters, and gives none to its neighbours.
+/// Escapes a name or title and isolates its text direction, so that it and the text around it do not reorder each
+/// other.
 pub fn name(said: &str) -> String {
     format!("<bdi>{}</bdi>", text(said))
 }
 
-/// Text as HTML shows it, in an element or in a quoted attribute; control characters become visible, and those that would
-/// turn letters around stand as their code points.
+/// Escapes a text for an HTML element or a quoted attribute. Control characters become visible; invisible characters,
+/// such as those that change the direction of text, are replaced by their code points.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {

@@ -1,16 +1,17 @@
-//! Small plots of shares and counts, as inline SVG in the style of the page.
+//! Draws small plots of shares and counts as inline SVG in the style of the page.
 
 use super::escape;
 use std::fmt::Write;
 
-/// A plot with its title and a note.
+/// Wraps a plot into a figure with title and note. The arguments are not escaped.
 pub fn figure(title: &str, note: &str, plot: &str) -> String {
     format!(
         r#"<figure class="chart"><figcaption><b>{title}</b><span class="note">{note}</span></figcaption>{plot}</figure>"#
     )
 }
 
-/// Drawings in thousandths of width and height, from the top left, with the labels around them.
+/// Wraps SVG elements and HTML labels into a plot. SVG coordinates are thousandths of width and height from the top
+/// left.
 pub fn plot(name: &str, svg: &str, labels: &str) -> String {
     format!(
         r#"<div class="plot"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{}">{svg}</svg>{labels}</div>"#,
@@ -18,7 +19,7 @@ pub fn plot(name: &str, svg: &str, labels: &str) -> String {
     )
 }
 
-/// A share at the side, 0 at the bottom and 1 at the top.
+/// Appends a vertical axis from 0 % (bottom) to 100 % (top).
 pub fn shares(svg: &mut String, labels: &mut String) {
     for tick in [0.0, 0.25, 0.5, 0.75, 1.0] {
         let y = 1000.0 * (1.0 - tick);
@@ -27,7 +28,7 @@ pub fn shares(svg: &mut String, labels: &mut String) {
     }
 }
 
-/// A share with its interval, as a dot on a line.
+/// Appends a share (dot) with its interval (line) at the horizontal position `x` in thousandths.
 pub fn whisker(svg: &mut String, title: &str, x: f64, share: f64, [low, high]: [f64; 2]) {
     let y = |v: f64| 1000.0 * (1.0 - v);
     let _ = write!(
@@ -40,7 +41,8 @@ pub fn whisker(svg: &mut String, title: &str, x: f64, share: f64, [low, high]: [
     );
 }
 
-/// Named values with their intervals, one below the other. The axis holds all of them, and `at_least` where it is given.
+/// Draws a forest plot: named values with their intervals, one below the other. The axis covers all of them, the guide,
+/// and the range `at_least` if it is given.
 pub fn forest(
     name: &str,
     rows: &[(String, f64, Option<[f64; 2]>)],
@@ -84,7 +86,7 @@ pub fn forest(
     )
 }
 
-/// Round values from low to high, about five.
+/// Returns about five round values from `low` to `high`.
 fn round_ticks(low: f64, high: f64) -> Vec<f64> {
     let step = super::chart::round_step((high - low) / 5.0);
     let first = (low / step - 1e-9).ceil() as i64;

@@ -1,5 +1,5 @@
-//! The parts of the page, in the order in which a reader asks: how did it go, what is wrong, how did it get there, what
-//! does the model say now, what was it fed, and what was it made of.
+//! Renders the sections of the page in the order of a reader's questions: results, problems, curves, answers of the
+//! model, evaluations, data, settings, environment.
 
 use super::chart::{Chart, Look, Series, histogram};
 use super::{escape, name as named, text as shown};
@@ -15,6 +15,7 @@ use serde_json::Value;
 use std::fmt::Write;
 use std::time::Duration;
 
+/// Returns the body of the page as HTML.
 pub fn all(run: &RunFolder) -> String {
     [header(run), tiles(run), doctor(run), curves(run), samples(run), report_card(run), evaluations(run), data(run)]
         .into_iter()
@@ -34,16 +35,16 @@ fn header(run: &RunFolder) -> String {
             format!(r#"<p class="{class}">{}</p>"#, escape(words))
         }
         (State::Crashed, _) => {
-            r#"<p class="sub words">Its process is gone without a word: killed, or the machine went down.
-            <code>ft train … --resume</code> goes on from the last checkpoint.</p>"#
+            r#"<p class="sub words">The process ended without recording why: it was killed, or the machine went down.
+            <code>ft train … --resume</code> continues from the last checkpoint.</p>"#
                 .into()
         }
         (State::Running, _) => {
-            r#"<p class="sub">In progress: this page shows the run as it was when the page was made.</p>"#.into()
+            r#"<p class="sub">In progress: this page shows the run as it was when the page was written.</p>"#.into()
         }
         _ => String::new(),
     };
-    let began = run.began().map_or(String::new(), |t| format!(" · began {}", escape(&t.replace('T', " "))));
+    let began = run.began().map_or(String::new(), |t| format!(" · started {}", escape(&t.replace('T', " "))));
     let title = plan.text.lines().next().and_then(|l| l.strip_prefix('#')).unwrap_or("").trim();
     let title = if title.is_empty() { String::new() } else { format!(r#"<p class="sub">{}</p>"#, named(title)) };
     format!(
@@ -92,7 +93,7 @@ fn tiles(run: &RunFolder) -> String {
         all.push(tile("Steps", &steps, &format!("{:.2} epochs", last.epoch)));
     }
     let speed = h.tokens_per_s().map_or("validation and saving included".into(), |speed| {
-        format!("{} tokens a second in steps", report::count(speed.round() as u64))
+        format!("{} tokens per second in steps", report::count(speed.round() as u64))
     });
     all.push(tile("Time", &escape(&report::duration(Duration::from_secs_f64(run.seconds()))), &speed));
     if h.memory() > 0 {
@@ -104,7 +105,7 @@ fn tiles(run: &RunFolder) -> String {
 fn doctor(run: &RunFolder) -> String {
     let findings = diagnose(Patient { plan: &run.plan, facts: run.facts.as_ref(), history: &run.history });
     let body = if findings.is_empty() && !run.history.steps.is_empty() {
-        r#"<p class="well">Nothing is wrong as far as the curves tell.</p>"#.to_string()
+        r#"<p class="well">No problem detected in the training curves.</p>"#.to_string()
     } else {
         findings.iter().map(finding).collect()
     };
@@ -128,10 +129,10 @@ fn finding(f: &Finding) -> String {
     )
 }
 
-/// Fewer steps are drawn as they are.
+/// Curves with fewer steps are drawn without smoothing.
 const FEW: usize = 8;
 
-/// Steps that a smoothed value is the mean of.
+/// Returns the number of steps that a smoothed value is the mean of.
 fn window(steps: usize) -> usize {
     (steps / 20).clamp(3, 401) | 1
 }
@@ -177,7 +178,7 @@ fn curves(run: &RunFolder) -> String {
         };
         charts.push(chart.figure());
     };
-    // A mean and its raw values.
+    // A smoothed curve and its raw values.
     let with_mean = |points: Vec<(f64, f64)>, name: &str| {
         let values: Vec<f64> = points.iter().map(|p| p.1).collect();
         let smoothed = points.iter().zip(smooth(&values, window(values.len()))).map(|(p, v)| (p.0, v)).collect();
@@ -239,10 +240,10 @@ fn curves(run: &RunFolder) -> String {
         let format = if share { |v: f64| format!("{:.1}%", 100.0 * v) } else { short };
         add(&letters, String::new(), series, format, None, f64::INFINITY, false);
     }
-    let speed = with_mean(curve(&|p| p.tokens_per_s), "tokens a second");
+    let speed = with_mean(curve(&|p| p.tokens_per_s), "tokens per second");
     add(
         "Speed",
-        "tokens a second, steps alone".into(),
+        "tokens per second, without validation and saving".into(),
         speed,
         |v| report::count(v.round().max(0.0) as u64),
         None,
@@ -259,7 +260,7 @@ fn samples(run: &RunFolder) -> String {
     let first = run.samples.iter().map(|s| s.step).min();
     let last = run.samples.iter().map(|s| s.step).max();
     let (Some(first), Some(last)) = (first, last) else { return String::new() };
-    // The same prompts come in the same order at every step.
+    // Every step with samples has the same prompts in the same order.
     let at = |step: u64| run.samples.iter().filter(|s| s.step == step).collect::<Vec<_>>();
     let (before, after) = (at(first), at(last));
     let steps: std::collections::BTreeSet<u64> = run.samples.iter().map(|s| s.step).collect();
@@ -279,7 +280,7 @@ fn samples(run: &RunFolder) -> String {
         }
         answers += &answer("after", format!("{}{}", name(last), mark(s)), &s.text);
         if let Some(expected) = &s.expected {
-            answers += &answer("expected", "The row's own answer".into(), expected);
+            answers += &answer("expected", "Answer in the data".into(), expected);
         }
         let mut between = String::new();
         for step in steps.iter().filter(|n| **n != first && **n != last) {
@@ -288,7 +289,7 @@ fn samples(run: &RunFolder) -> String {
             }
         }
         if !between.is_empty() {
-            between = format!("<details><summary>On the way</summary><div class=\"answers\">{between}</div></details>");
+            between = format!("<details><summary>In between</summary><div class=\"answers\">{between}</div></details>");
         }
         let _ = write!(
             out,
@@ -300,7 +301,7 @@ fn samples(run: &RunFolder) -> String {
     format!("<section><h2>Answers to {from} prompts</h2>{out}</section>")
 }
 
-/// What was asked: turn by turn where the turns are known.
+/// Renders the prompt of a sample, turn by turn if the turns are known.
 fn prompt(sample: &Sample) -> String {
     let said = |text: &str| format!(r#"<div class="text" dir="auto">{}</div>"#, shown(text.trim()));
     let Some(turns) = &sample.turns else { return said(&sample.prompt) };
@@ -395,7 +396,7 @@ fn data(run: &RunFolder) -> String {
         let mut chips = vec![
             ("examples", report::count(d.examples as u64)),
             ("tokens", report::count(d.tokens as u64)),
-            ("learnt", format!("{:.1} %", 100.0 * d.supervised_share())),
+            ("trained on", format!("{:.1} %", 100.0 * d.supervised_share())),
             ("longest", format!("{} tokens", report::count(d.longest as u64))),
             ("allowed", format!("{} tokens", report::count(d.max_len as u64))),
             ("format", d.format.clone()),
@@ -417,7 +418,7 @@ fn data(run: &RunFolder) -> String {
     format!("<section><h2>Data</h2><div class=\"columns\">{out}</div></section>")
 }
 
-/// Every value of the resolved recipe that a key stands for: (path, value).
+/// Returns every key of the resolved recipe with its value: (dotted path, value).
 fn values(plan: &Plan) -> Vec<(String, Value)> {
     fn flatten(path: String, v: Value, into: &mut Vec<(String, Value)>) {
         match v {
@@ -434,7 +435,7 @@ fn values(plan: &Plan) -> Vec<(String, Value)> {
     all
 }
 
-/// Equal as a person sees it: 1 and 1.0 are.
+/// Returns true if two values are equal; 1 and 1.0 are.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
@@ -500,7 +501,7 @@ fn made_of(run: &RunFolder) -> String {
             ),
         );
         for (i, s) in f.sessions.iter().enumerate().filter(|_| f.sessions.len() > 1) {
-            let end = s.ended.as_ref().map_or("no end noted down".into(), |e| {
+            let end = s.ended.as_ref().map_or("no end recorded".into(), |e| {
                 format!(
                     "{:?} at step {} after {}",
                     e.outcome,
@@ -535,7 +536,7 @@ fn made_of(run: &RunFolder) -> String {
         String::new()
     } else {
         format!(
-            "<div class=\"card\"><table>{verified}{lock}</table><p class=\"note\">SHA-256, first 16 digits; whole in ft.lock. Checked and trained again by</p><pre class=\"command\">ft replay {}</pre></div>",
+            "<div class=\"card\"><table>{verified}{lock}</table><p class=\"note\">SHA-256, first 16 digits; ft.lock has all digits. To check the files and train again:</p><pre class=\"command\">ft replay {}</pre></div>",
             escape(&run.path.display().to_string())
         )
     };
@@ -561,7 +562,7 @@ fn result(lock: &Lock) -> String {
 fn footer(run: &RunFolder) -> String {
     let steps = run.history.last_step();
     format!(
-        "<footer>Made by ft {} from the files in {} as of step {steps}, {}. This page loads nothing and sends nothing.</footer>",
+        "<footer>Written by ft {} from the files in {} at step {steps}, {}. This page loads nothing and sends nothing.</footer>",
         env!("CARGO_PKG_VERSION"),
         escape(&run.path.display().to_string()),
         escape(&crate::runs::facts::now().replace('T', " ")),

@@ -12,10 +12,10 @@ use tch::{Kind, Tensor};
 
 /// Added to squared gradients.
 const SMALLEST: f64 = 1e-30;
-/// The least size that `scale_parameter` takes a parameter to have.
+/// Lower bound of a parameter's root mean square under `scale_parameter`.
 const LEAST_SCALE: f64 = 1e-3;
 
-/// State of a matrix (N, M): N + M numbers.
+/// Adafactor. The state of a matrix (N, M) has N + M numbers.
 #[derive(Debug, Clone, Copy)]
 pub struct Adafactor {
     pub decay_rate: f64,

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::native;
 use tch::{Kind, Tensor};
 
-/// One fused call over all parameters of a group.
+/// AdamW, computed by one fused call over all parameters of a group.
 #[derive(Debug, Clone, Copy)]
 pub struct AdamW {
     pub betas: (f64, f64),

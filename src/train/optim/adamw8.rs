@@ -1,39 +1,40 @@
 //! AdamW with moments in 8 bits (Dettmers et al. 2021, arXiv 2110.02861), block by block as in bitsandbytes.
 //!
-//! A moment is held as one byte a number, the index of the nearest entry of the dynamic map times the largest absolute
-//! value of its block (float32, one a block). Each step widens a block, updates it, uses the exact new moments for the
-//! parameter, and rounds them again. Parameters of less than [`SMALLEST`] numbers keep float32 moments.
-//! One departure: a positive second moment never rounds to zero, which would let the next step run away.
+//! Each number of a moment is stored as one byte: the index of the nearest entry of the dynamic map, to be multiplied
+//! by the largest absolute value of its block (float32, one per block). A step dequantises a block, updates the
+//! moments, uses the exact new moments for the parameter, and quantises them again. Parameters of less than
+//! [`SMALLEST`] numbers keep float32 moments. One departure: a positive second moment is never rounded to zero, which
+//! would make the next step far too large.
 
 use super::adamw::AdamW;
 use super::rule::{Field, Form, Pace, Rule, Slot};
 use crate::error::Result;
 use tch::{Device, Kind, Tensor};
 
-/// Parameters below this many numbers gain nothing.
+/// Parameters with fewer numbers keep float32 moments: 8 bits would save too little memory.
 const SMALLEST: i64 = 4096;
-/// Numbers that are wide at a time; a multiple of every block size.
+/// Numbers that are dequantised at a time; a multiple of every block size.
 const CHUNK: i64 = 1 << 20;
 
-/// Two bytes a parameter, and eight for each block.
+/// AdamW with 8-bit moments: two bytes of state per parameter, and eight per block.
 pub struct AdamW8 {
     pub exact: AdamW,
-    /// Numbers that share a scale.
+    /// Number of values that share a scale.
     block: i64,
     signed: Map,
     unsigned: Map,
 }
 
-/// The 256 values of a byte, in order, and the borders between them.
+/// The 256 values that a byte stands for, ascending, and the boundaries at which rounding changes from one to the next.
 pub struct Map {
     pub values: Tensor,
     borders: Tensor,
 }
 
 impl Map {
-    /// The dynamic map (section 1.3 of the paper; appendix F for the unsigned one): the exponent's bits are the leading
-    /// zeros of the byte, what is left of it is a linear fraction between 0.1 and 1 of that power of ten; zero and one
-    /// belong to it.
+    /// Computes the dynamic map (section 1.3 of the paper; appendix F for the unsigned one): the number of leading
+    /// zeros of the byte is the exponent, the remaining bits are a linear fraction between 0.1 and 1 of that power of
+    /// ten. Zero and one are among the values.
     pub fn dynamic(signed: bool, device: Device) -> Self {
         const EXPONENTS: i32 = 7;
         let mut values = vec![0.0f32, 1.0];
@@ -53,15 +54,16 @@ impl Map {
         Self { values: tensor(&values), borders: tensor(&borders) }
     }
 
-    /// (n) codes and (n / block) scales to (n / block, block) numbers.
+    /// Dequantises (n) codes with (n / block) scales; returns (n / block, block) numbers.
     fn widen(&self, codes: &Tensor, scales: &Tensor, block: i64) -> Tensor {
         self.values.index_select(0, &codes.to_kind(Kind::Int)).view([-1, block]) * scales.unsqueeze(-1)
     }
 
-    /// (blocks, block) numbers to codes and scales; with `positive`, what is above zero stays above zero.
+    /// Quantises (blocks, block) numbers; returns (blocks * block) codes and (blocks) scales. With `positive`, a number
+    /// above zero stays above zero.
     fn narrow(&self, numbers: &Tensor, positive: bool) -> (Tensor, Tensor) {
         let scales = numbers.abs().amax([-1i64].as_slice(), false);
-        // A block of zeros has any scale.
+        // A block of zeros has the scale 0; the bound only avoids a division by zero.
         let share = numbers / scales.clamp_min(f64::from(f32::MIN_POSITIVE)).unsqueeze(-1);
         let mut codes = share.bucketize(&self.borders, true, false);
         if positive {
@@ -86,7 +88,7 @@ impl AdamW8 {
             let (first_block, blocks) = (start / self.block, (length + self.block - 1) / self.block);
             let codes = |i: usize| slot.state[i].narrow(0, start, length);
             let scales = |i: usize| slot.state[i].narrow(0, first_block, blocks);
-            // The last block may be short.
+            // The last block may be incomplete: it is filled up with zeros, which are cut off again below.
             let fill = blocks * self.block - length;
             let whole = |t: Tensor| if fill == 0 { t } else { t.constant_pad_nd([0, fill].as_slice()) };
             let g = whole(grad.narrow(0, start, length)).view([-1, self.block]);

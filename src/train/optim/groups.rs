@@ -1,4 +1,4 @@
-//! Learning rates and weight decay by parameter name.
+//! Assigns learning rates and weight decay to parameters by name (`optim.groups`).
 
 use super::rule::Pace;
 use crate::error::{Error, Result};
@@ -6,7 +6,7 @@ use crate::nn::Param;
 use crate::recipe::OptimSection;
 use fancy_regex::Regex;
 
-/// What a parameter gets: its learning rate over that of the recipe, and its weight decay.
+/// Settings of a parameter: `lr` as a factor of the recipe's learning rate, and its weight decay.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Share {
     pub lr: f64,
@@ -14,18 +14,20 @@ pub struct Share {
 }
 
 impl Share {
-    /// The numbers of a step, the parameter's `step`th, where the recipe's learning rate is `lr`.
+    /// Returns learning rate, decay and step number for the parameter's `step`th update, at the recipe's learning rate
+    /// `lr`.
     pub fn pace(self, lr: f64, step: u64) -> Pace {
         Pace { lr: lr * self.lr, decay: self.decay, step }
     }
 }
 
-/// The settings of every trained parameter, in order. A pattern that matches none is an error.
+/// Returns the settings of every trained parameter, in order. The first pattern that matches a name decides. Fails if a
+/// pattern is invalid, matches no parameter, or matches only parameters that an earlier pattern matches.
 pub fn shares(params: &[&Param], optim: &OptimSection) -> Result<Vec<Share>> {
     let mut rules = Vec::new();
     for (i, g) in optim.groups.iter().enumerate() {
         let regex = Regex::new(&g.r#match).map_err(|e| {
-            Error::user(format!("optim.groups.{i}.match: `{}` is no regular expression: {e}", g.r#match))
+            Error::user(format!("optim.groups.{i}.match: `{}` is not a regular expression: {e}", g.r#match))
         })?;
         let names: Vec<&str> = params.iter().map(|p| p.name.as_str()).collect();
         if !names.iter().any(|n| regex.is_match(n).unwrap_or(false)) {
@@ -52,7 +54,7 @@ pub fn shares(params: &[&Param], optim: &OptimSection) -> Result<Vec<Share>> {
     let shares = params.iter().map(|p| share(p)).collect();
     match used.iter().position(|used| !used) {
         Some(i) => Err(Error::user(format!(
-            "optim.groups.{i}.match: all that `{}` matches belongs to an earlier group",
+            "optim.groups.{i}.match: all parameters that `{}` matches belong to earlier groups",
             optim.groups[i].r#match
         ))
         .hint("the first match counts: put the narrower pattern first")),
@@ -60,7 +62,8 @@ pub fn shares(params: &[&Param], optim: &OptimSection) -> Result<Vec<Share>> {
     }
 }
 
-/// A few names that look most like the pattern. Layers repeat, so each name stands for those that differ in numbers only.
+/// Returns the three names most similar to the pattern. Names that differ only in numbers (those of a layer in every
+/// block) appear once.
 fn nearest(pattern: &str, names: &[&str]) -> Vec<String> {
     let plain: String = pattern.chars().filter(|c| c.is_alphanumeric() || matches!(c, '_' | '.')).collect();
     let parts = |n: &str| n.split('.').map(|part| strsim::jaro_winkler(part, &plain)).fold(0.0, f64::max);

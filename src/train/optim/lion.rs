@@ -5,7 +5,7 @@
 use super::rule::{Field, Form, Pace, Rule, Slot};
 use crate::error::Result;
 
-/// One momentum, steps of one size.
+/// Lion: one momentum; every step of a parameter has the size of the learning rate.
 #[derive(Debug, Clone, Copy)]
 pub struct Lion {
     pub betas: (f64, f64),

@@ -1,7 +1,8 @@
-//! Optimisers: one update rule a file, and around it what they share: groups, clipping, averages, rounding, state.
+//! Optimisers: one update rule per file; groups, clipping, averages, rounding and saved state are written once, here.
 //!
-//! Invariant: what `state` gives and `restore` takes is all that the next step depends on, beside the parameters.
-//! Trained parameters are float32 leaves, or bfloat16 ones whose float32 update is rounded by chance.
+//! Invariant: the next step depends only on the parameters, their gradients and what `state` returns and `restore`
+//! accepts. Trained parameters are float32 leaves, or bfloat16 leaves that are updated in float32 and then rounded
+//! stochastically.
 
 mod adafactor;
 mod adamw;
@@ -24,7 +25,7 @@ use crate::rng;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
-/// The rule that a recipe names.
+/// Returns the update rule of the recipe's `optim` section.
 pub fn rule(optim: &OptimSection, device: Device) -> Box<dyn Rule> {
     let betas = (optim.betas[0], optim.betas[1]);
     let adamw = adamw::AdamW { betas, eps: optim.eps };
@@ -46,14 +47,14 @@ pub fn rule(optim: &OptimSection, device: Device) -> Box<dyn Rule> {
     }
 }
 
-/// Bytes of optimiser state and averages for the parameters that will be trained.
+/// Returns the bytes of optimiser state and averages for these parameters.
 pub fn bytes<'a>(optim: &OptimSection, params: impl Iterator<Item = &'a Param>) -> u64 {
     let rule = rule(optim, Device::Cpu);
     let average = if optim.ema.is_some() { 4 } else { 0 };
     params.map(Form::of).map(|f| rule.bytes(&f) + average * f.numel() as u64).sum()
 }
 
-/// The optimiser with its state.
+/// An update rule with the trained parameters and their state.
 pub struct Optimiser {
     rule: Box<dyn Rule>,
     groups: Vec<Group>,
@@ -61,7 +62,8 @@ pub struct Optimiser {
     steps: u64,
     ema: Option<f64>,
     seed: u64,
-    /// What bfloat16 gradients are still to be multiplied by; float32 ones are scaled in place.
+    /// Factor by which `clip` scales gradients. Applied to bfloat16 gradients at their update; float32 gradients were
+    /// already scaled in place.
     scale: Option<Tensor>,
 }
 
@@ -76,16 +78,17 @@ struct Member {
     name: String,
     form: Form,
     param: Tensor,
-    /// In the order of the rule's layout.
+    /// State tensors in the order of the rule's layout.
     state: Vec<Tensor>,
-    /// The moving average, float32.
+    /// Exponential moving average of the parameter (`optim.ema`), float32.
     average: Option<Tensor>,
-    /// Steps at which no loss reached it.
+    /// Number of steps at which the parameter had no gradient.
     missed: u64,
 }
 
 impl Member {
-    /// A parameter that no loss reached has none, and the step leaves it alone as torch does: no decay, no momentum.
+    /// Returns the gradient; `None` if no loss depended on the parameter. The step then leaves it unchanged, as torch
+    /// does: no weight decay, no momentum.
     fn grad(&self) -> Option<Tensor> {
         let g = self.param.grad();
         g.defined().then_some(g)
@@ -97,12 +100,13 @@ impl Member {
 }
 
 impl Optimiser {
-    /// One state per trainable parameter. `seed` is the run's: rounding draws from a stream of its own.
+    /// Creates the state of every trainable parameter. `seed` is the run's seed; stochastic rounding uses its own
+    /// stream of it.
     pub fn new(params: &ParamStore, optim: &OptimSection, seed: u64) -> Result<Self> {
         Self::beside(params, &[], optim, seed)
     }
 
-    /// As `new`, with what a method trains beside the model.
+    /// Like `new`, with further parameters that a method trains in addition to the model's.
     pub fn beside(params: &ParamStore, more: &[Param], optim: &OptimSection, seed: u64) -> Result<Self> {
         let Some(device) = params.trainable().next().map(|p| p.tensor.device()) else {
             return Err(Error::user("nothing is trainable")
@@ -136,7 +140,8 @@ impl Optimiser {
         self.groups.iter().flat_map(|g| &g.members)
     }
 
-    /// Scales the gradients down to `max_norm` together (0: leaves them) and returns their norm before that.
+    /// Scales all gradients so that their common norm is at most `max_norm` (0: no clipping). Returns the norm before
+    /// clipping.
     pub fn clip(&mut self, max_norm: f64) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let (exact, narrow): (Vec<&Member>, Vec<&Member>) = self.members().partition(|m| m.exact());
@@ -161,7 +166,7 @@ impl Optimiser {
         Ok(norm)
     }
 
-    /// One step at the recipe's learning rate `lr`; groups scale it.
+    /// Updates all parameters that have gradients. `lr` is the learning rate outside of groups; groups scale it.
     pub fn step(&mut self, lr: f64) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         self.steps += 1;
@@ -170,7 +175,8 @@ impl Optimiser {
             g.members.iter_mut().filter(|m| m.grad().is_none()).for_each(|m| m.missed += 1);
         }
         for g in &self.groups {
-            // A rule counts the steps that a parameter took part in: almost always the same for all.
+            // Bias corrections depend on how often a parameter was updated, so parameters are updated together with
+            // those of the same count. Almost always all have the same.
             let mut slots: BTreeMap<u64, Vec<Slot>> = BTreeMap::new();
             for m in g.members.iter().filter(|m| m.exact()) {
                 let Some(grad) = m.grad() else { continue };
@@ -183,7 +189,7 @@ impl Optimiser {
         }
         self.step_narrow(lr)?;
         if let Some(decay) = self.ema {
-            // Young averages forget their start faster.
+            // Early steps use a smaller decay, so that the initial weights lose their influence faster.
             let t = self.steps as f64;
             let decay = decay.min((1.0 + t) / (10.0 + t));
             for m in self.members() {
@@ -194,7 +200,7 @@ impl Optimiser {
         Ok(())
     }
 
-    /// The step of bfloat16 parameters: one at a time in float32, then rounded by chance.
+    /// Updates bfloat16 parameters: one at a time in float32, then rounded stochastically.
     fn step_narrow(&self, lr: f64) -> Result<()> {
         let Some(first) = self.members().find(|m| !m.exact()) else { return Ok(()) };
         let seed = rng::number(self.seed, "stochastic rounding", self.steps);
@@ -216,13 +222,13 @@ impl Optimiser {
         })
     }
 
-    /// Forgets the gradients; call after the step.
+    /// Releases the gradients. Must be called after every step.
     pub fn zero_gradients(&mut self) {
         self.scale = None;
         native::drop_gradients(self.members().map(|m| &m.param));
     }
 
-    /// Training is over: the averaged weights, where there are such, are the model's from here on.
+    /// Ends training: if the optimiser has averaged weights, they permanently replace the model's.
     pub fn finish(self) {
         let _no_grad = tch::no_grad_guard();
         for m in self.members() {
@@ -232,7 +238,7 @@ impl Optimiser {
         }
     }
 
-    /// What is measured and kept are averages.
+    /// Returns true if averaged weights, not the trained ones, are measured and become the result.
     pub fn averages(&self) -> bool {
         self.members().next().is_some_and(|m| self.average(m).is_some())
     }
@@ -242,8 +248,8 @@ impl Optimiser {
         average.or_else(|| self.rule.averaged(&m.param.detach(), &m.state))
     }
 
-    /// Puts the averaged weights into the model until the guard goes: what is measured and kept are they. `None` where
-    /// the weights that learn are kept themselves.
+    /// Puts the averaged weights into the model until the returned guard is dropped. `None` if there are no averages:
+    /// then the trained weights are measured themselves.
     pub fn averaged(&self) -> Option<Averaged> {
         let _no_grad = tch::no_grad_guard();
         let mut learning = Vec::new();
@@ -255,7 +261,7 @@ impl Optimiser {
         Some(Averaged { learning })
     }
 
-    /// The state by name, for a checkpoint.
+    /// Returns the state by name, for a checkpoint.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let mut state = BTreeMap::from([(STEPS.to_string(), Tensor::from_slice(&[self.steps as i64]))]);
         state.extend(self.rule.numbers().into_iter().map(|(n, x)| (format!("{OWN}{n}"), Tensor::from_slice(&[x]))));
@@ -271,7 +277,7 @@ impl Optimiser {
         state
     }
 
-    /// Puts a saved state back.
+    /// Restores a saved state. Fails if a tensor is missing, unknown or of another shape.
     pub fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         for m in self.groups.iter_mut().flat_map(|g| &mut g.members) {
@@ -284,7 +290,7 @@ impl Optimiser {
         };
         if let Some(key) = own.keys().chain(state.keys()).find(differs) {
             return Err(Error::user(format!(
-                "checkpoint: optimiser state `{key}` is missing, needless or of another shape"
+                "checkpoint: optimiser state `{key}` is missing, unexpected or of another shape"
             ))
             .hint("the recipe changed what is trained, or another version of ft wrote it; start a new run"));
         }
@@ -299,7 +305,8 @@ impl Optimiser {
     }
 }
 
-/// A parameter's name in a checkpoint. Further adapters on one base use the same names as the first.
+/// Returns a parameter's name in a checkpoint. Further adapters on one base use the same names as the first, so their
+/// id precedes the name.
 fn state_name(p: &Param) -> String {
     match p.adapter {
         Some(id) if id > 0 => format!("{id}/{}", p.name),
@@ -307,14 +314,15 @@ fn state_name(p: &Param) -> String {
     }
 }
 
-/// Names in a checkpoint that belong to no parameter.
+/// Names in a checkpoint: the number of steps, the prefix of a rule's own numbers, and the suffixes of a parameter's
+/// tensors.
 const STEPS: &str = "optimiser.steps";
 const OWN: &str = "optimiser.";
 const AVERAGE: &str = "average";
-/// Only where it is not 0.
+/// Written only if it is not 0.
 const MISSED: &str = "missed";
 
-/// The model holds averaged weights as long as this lives; then the learning ones come back, bit for bit.
+/// Guard during which the model holds averaged weights. When dropped, it restores the trained weights bit for bit.
 pub struct Averaged {
     learning: Vec<(Tensor, Tensor)>,
 }

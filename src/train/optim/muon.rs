@@ -5,7 +5,7 @@
 //! `p <- p - lr wd p - lr scale O`. Newton-Schulz: `X = u / |u|`, then five times `A = X X^T`,
 //! `X <- a X + (b A + c A A) X`, in bfloat16. `scale` is `0.2 sqrt(max(N, M))`, which gives O the size of AdamW's steps
 //! (Liu et al. 2025, arXiv 2502.16982, equation 4), or `sqrt(max(1, N / M))` as first published, where N counts outputs: a
-//! weight of GPT-2, which lies as (in, out), gets the step of the same layer in another family.
+//! weight of GPT-2, which is stored as (in, out), gets the step of the same layer in another family.
 
 use super::adamw::AdamW;
 use super::rule::{Field, Form, Pace, Rule, Slot};
@@ -14,12 +14,12 @@ use crate::nn::Layer;
 use crate::recipe::MuonScale;
 use tch::{Kind, Tensor};
 
-/// Coefficients of the quintic iteration, steep at zero.
+/// Coefficients (a, b, c) of the Newton-Schulz iteration, chosen for a steep slope at zero.
 const QUINTIC: (f64, f64, f64) = (3.4445, -4.7750, 2.0315);
 const ITERATIONS: usize = 5;
 const EPS: f64 = 1e-7;
 
-/// One momentum for a matrix, two moments for the rest.
+/// Muon for matrices (state: one momentum), AdamW for all other parameters (state: two moments).
 #[derive(Debug, Clone, Copy)]
 pub struct Muon {
     pub momentum: f64,
@@ -28,12 +28,13 @@ pub struct Muon {
     pub rest: AdamW,
 }
 
+/// Returns true if Muon updates the parameter; false if AdamW does.
 fn takes(form: &Form) -> bool {
     let hidden = form.layer == Layer::Linear || (form.adapter && form.layer == Layer::Head);
     form.shape.len() == 2 && hidden
 }
 
-/// An approximation to `U V^T` of `x = U S V^T`, (N, M), in bfloat16.
+/// Approximates `U V^T` for `x = U S V^T` (N, M). Returns (N, M) in bfloat16.
 pub fn orthogonalised(x: &Tensor) -> Tensor {
     let (a, b, c) = QUINTIC;
     let (n, m) = (x.size()[0], x.size()[1]);
@@ -48,7 +49,7 @@ pub fn orthogonalised(x: &Tensor) -> Tensor {
     if n > m { x.tr() } else { x }
 }
 
-/// `beta t + alpha (x y)` in one rounding.
+/// Computes `beta t + alpha (x y)` with a single rounding.
 fn addmm(t: &Tensor, beta: f64, x: &Tensor, y: &Tensor, alpha: f64) -> Tensor {
     let batch = |t: &Tensor| t.unsqueeze(0);
     batch(t).baddbmm(&batch(x), &batch(y), beta, alpha).squeeze_dim(0)
@@ -65,7 +66,7 @@ impl Rule for Muon {
             let (mut p, mut momentum) = (s.param.shallow_clone(), s.state[0].shallow_clone());
             let _ = momentum.lerp_(&s.grad, 1.0 - self.momentum);
             let u = if self.nesterov { s.grad.lerp(&momentum, self.momentum) } else { momentum };
-            // Outputs and inputs, however the matrix lies.
+            // n outputs and m inputs, whichever way the matrix is stored.
             let (n, m) = (s.form.shape[0] as f64, s.form.shape[1] as f64);
             let (n, m) = if s.form.transposed { (m, n) } else { (n, m) };
             let scale = match self.scale {

@@ -1,9 +1,12 @@
-//! Stochastic rounding to bfloat16 (Gupta et al. 2015, arXiv 1502.02551): up with the probability of what is cut off,
-//! so that steps smaller than half a unit in the last place are kept on average instead of never.
+//! Stochastic rounding to bfloat16 (Gupta et al. 2015, arXiv 1502.02551).
+//!
+//! A number is rounded up with a probability equal to the fraction that is cut off. An update smaller than half a unit
+//! in the last place thus takes effect on average; rounding to nearest would always lose it.
 
 use tch::{Kind, Tensor};
 
-/// float32 to bfloat16 by libtorch's generator. Adds 16 random bits below the last place that is kept, and cuts.
+/// Rounds float32 to bfloat16: adds 16 random bits, from libtorch's generator, below the last bit that is kept, and
+/// truncates.
 pub fn stochastic(exact: &Tensor) -> Tensor {
     let noise = Tensor::randint(1 << 16, exact.size(), (Kind::Int, exact.device()));
     let bits = (exact.contiguous().view_dtype(Kind::Int) + noise).bitwise_and_(-65536i64);

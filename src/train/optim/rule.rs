@@ -1,20 +1,20 @@
-//! What an update rule is: the state that it keeps for a parameter, and one step over parameters.
+//! Defines update rules: the state that a rule keeps for each parameter, and one update of a list of parameters.
 //!
-//! A rule sees float32 parameters and gradients and knows neither names, groups, clipping nor files. The layout says
-//! what the state is, so that memory can be told before a run and a checkpoint can be checked.
+//! A rule sees float32 parameters and gradients; it knows neither names, groups, clipping nor files. Its layout
+//! describes the state, so that memory can be predicted before a run and a checkpoint can be validated.
 
 use crate::error::Result;
 use crate::nn::{Layer, Param};
 use tch::{Device, Kind, Tensor};
 
-/// What a rule may know of a parameter.
+/// Properties of a parameter that a rule may depend on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Form {
     pub shape: Vec<i64>,
     pub layer: Layer,
     /// Part of an adapter.
     pub adapter: bool,
-    /// A linear layer's weight that lies as (in, out).
+    /// The weight of a linear layer is stored as (in, out) instead of (out, in).
     pub transposed: bool,
 }
 
@@ -28,7 +28,7 @@ impl Form {
     }
 }
 
-/// One tensor of a parameter's state.
+/// Name, shape and number format of one tensor of a parameter's state.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Field {
     pub name: &'static str,
@@ -37,7 +37,7 @@ pub struct Field {
 }
 
 impl Field {
-    /// A float32 tensor.
+    /// Describes a float32 tensor.
     pub fn float(name: &'static str, shape: &[i64]) -> Self {
         Self { name, shape: shape.to_vec(), kind: Kind::Float }
     }
@@ -47,7 +47,7 @@ impl Field {
     }
 }
 
-/// A parameter at a step: float32, updated in place with its state.
+/// A parameter with its gradient, both float32, and its state. The update changes parameter and state in place.
 pub struct Slot<'a> {
     pub form: &'a Form,
     pub param: Tensor,
@@ -56,57 +56,58 @@ pub struct Slot<'a> {
 }
 
 impl Slot<'_> {
-    /// The same slot once more; tensors are shared.
+    /// Returns a copy that shares the tensors.
     pub fn share(&self) -> Self {
         Self { form: self.form, param: self.param.shallow_clone(), grad: self.grad.shallow_clone(), state: self.state }
     }
 }
 
-/// The numbers of one step.
+/// Learning rate, weight decay and step number of one update.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
     pub lr: f64,
     pub decay: f64,
-    /// Counted from 1.
+    /// Number of this update of the parameter, counted from 1.
     pub step: u64,
 }
 
-/// An update rule.
+/// An update rule such as AdamW.
 pub trait Rule {
-    /// The state of a parameter, in the order in which `update` sees it.
+    /// Describes the state tensors of a parameter, in the order in which `update` receives them.
     fn layout(&self, form: &Form) -> Vec<Field>;
 
-    /// The state before the first step.
+    /// Creates the state before the first step: zeros, unless the rule needs something else.
     fn fresh(&self, form: &Form, param: &Tensor) -> Vec<Tensor> {
         zeros(&self.layout(form), param.device())
     }
 
-    /// Once a step, before its updates; `lr` is that of parameters outside of any group.
+    /// Called once per step, before its updates. `lr` is the learning rate of parameters outside of any group.
     fn begin(&mut self, _lr: f64) {}
 
-    /// One step over parameters that share a learning rate and a weight decay.
+    /// Updates parameters that share learning rate, weight decay and step number.
     fn update(&self, slots: &[Slot], pace: Pace) -> Result<()>;
 
-    /// The weights to measure and to keep, where they are others than those that learn: float32.
+    /// Returns the averaged weights (float32) that are to be measured and kept instead of the trained ones; `None` for
+    /// a rule that does not average.
     fn averaged(&self, _param: &Tensor, _state: &[Tensor]) -> Option<Tensor> {
         None
     }
 
-    /// Numbers that a rule keeps beside its tensors, for a checkpoint.
+    /// Returns the numbers, by name, that a checkpoint must store in addition to the state tensors.
     fn numbers(&self) -> Vec<(&'static str, f64)> {
         Vec::new()
     }
 
-    /// Puts such a number back.
+    /// Restores one of these numbers.
     fn set_number(&mut self, _name: &str, _value: f64) {}
 
-    /// Bytes of state for a parameter.
+    /// Returns the bytes of a parameter's state.
     fn bytes(&self, form: &Form) -> u64 {
         self.layout(form).iter().map(Field::bytes).sum()
     }
 }
 
-/// Zeros of a layout.
+/// Creates the tensors of a layout, filled with zeros.
 pub fn zeros(layout: &[Field], device: Device) -> Vec<Tensor> {
     layout.iter().map(|f| Tensor::zeros(f.shape.as_slice(), (f.kind, device))).collect()
 }

@@ -1,24 +1,24 @@
 //! Schedule-free AdamW (Defazio et al. 2024, arXiv 2405.15682, algorithm 1), as the authors' schedulefree computes it.
 //!
 //! Gradients are taken at `y = (1 - b1) z + b1 x`; z makes AdamW's steps without a first moment, x is the average of
-//! all z, weighted by the square of the largest learning rate so far. The parameter holds y; x is what is measured and
-//! kept. With `u = g / (sqrt(v / (1 - b2^t)) + eps) + wd y` and the weight c of the newest point:
-//! `y <- (1 - c) y + c z + lr (b1 (1 - c) - 1) u`, `z <- z - lr u`, and `x = y + (1 - 1 / b1) (z - y)`.
+//! all z, weighted by the square of the largest learning rate so far. The parameter holds y; x is measured and becomes
+//! the result. With `u = g / (sqrt(v / (1 - b2^t)) + eps) + wd y` and the weight c of the newest z: `y <- (1 - c) y + c
+//! z + lr (b1 (1 - c) - 1) u`, `z <- z - lr u`, and `x = y + (1 - 1 / b1) (z - y)`.
 
 use super::rule::{Field, Form, Pace, Rule, Slot, zeros};
 use crate::error::Result;
 use tch::{Kind, Tensor};
 
-/// Keeps z and the second moment.
+/// Schedule-free AdamW. The state of a parameter is z and the second moment.
 #[derive(Debug, Clone, Copy)]
 pub struct ScheduleFree {
     pub betas: (f64, f64),
     pub eps: f64,
     /// The largest learning rate so far.
     largest: f64,
-    /// The weights of all points so far.
+    /// Sum of the weights of all z so far.
     total: f64,
-    /// The share of the newest point in the average.
+    /// Weight c of the newest z in the average.
     share: f64,
 }
 

@@ -6,7 +6,7 @@
 use super::rule::{Field, Form, Pace, Rule, Slot};
 use crate::error::Result;
 
-/// Keeps nothing where there is no momentum.
+/// SGD. Without momentum a parameter has no state.
 #[derive(Debug, Clone, Copy)]
 pub struct Sgd {
     pub momentum: f64,
