@@ -1,6 +1,7 @@
-//! What the fuzz targets feed to the parsers. tests/fuzz.rs includes this file too and replays the corpus through it.
+//! Feeds the bytes of the fuzzer to the parsers: one function per fuzz target. tests/fuzz.rs includes this file, too,
+//! and replays the corpus through it.
 //!
-//! A parser may refuse anything, but only with an error that blames the input and can be read; it must not panic.
+//! A parser may refuse any input, but only with a readable error that blames the input; it must not panic.
 
 use ft::adapters::file;
 use ft::convert::gguf::Gguf;
@@ -10,17 +11,18 @@ use ft::models::Config;
 use ft::nn::weights;
 use std::path::Path;
 
-/// The error, if there is one, must be the input's fault and of readable length.
+/// Returns the value, or `None` after a fair error: one that blames the input (exit code 1) and has a readable length.
+/// Panics on any other error.
 fn fair<T>(result: Result<T>) -> Option<T> {
     let unfair = |e: &Error| e.exit_code() != 1 || e.to_string().len() > 20_000 || e.message().is_empty();
     match result {
         Ok(value) => Some(value),
-        Err(e) if unfair(&e) => panic!("no fair error: {e:?}"),
+        Err(e) if unfair(&e) => panic!("unfair error: {e:?}"),
         Err(_) => None,
     }
 }
 
-/// A GGUF file: header, every value, the vocabulary, the model it maps to, and every tensor's numbers.
+/// Reads a GGUF file: header, every value, the vocabulary, the model it maps to, and every tensor's numbers.
 pub fn gguf(data: &[u8]) {
     let Some(file) = fair(Gguf::from_bytes(Path::new("fuzz.gguf"), data.to_vec())) else { return };
     for key in file.keys() {
@@ -42,7 +44,7 @@ pub fn gguf(data: &[u8]) {
     }
 }
 
-/// A safetensors file and, by its first byte, model.safetensors.index.json.
+/// Reads the header of a safetensors file, or a model.safetensors.index.json if the first byte is `{`.
 pub fn safetensors(data: &[u8]) {
     if data.first() == Some(&b'{') {
         if let Ok(text) = std::str::from_utf8(data) {
@@ -57,17 +59,17 @@ pub fn safetensors(data: &[u8]) {
     }
 }
 
-/// A recipe; one that is right must read the same after it was written out.
+/// Reads a recipe; a valid one must read the same after it was written out.
 pub fn recipe(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Some(plan) = fair(ft::recipe::parse("fuzz.yaml", text, &[])) {
         let again = plan.to_yaml().and_then(|text| ft::recipe::parse("again.yaml", &text, &[]));
-        let again = again.unwrap_or_else(|e| panic!("the plan of a right recipe is wrong: {e}"));
+        let again = again.unwrap_or_else(|e| panic!("the plan of a valid recipe is not a valid recipe: {e}"));
         assert_eq!(again.recipe, plan.recipe);
     }
 }
 
-/// config.json and adapter_config.json.
+/// Reads the input as config.json and as adapter_config.json.
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     fair(Config::parse(Path::new("config.json"), text));

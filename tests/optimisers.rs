@@ -225,7 +225,10 @@ fn averages_replace_the_trained_weights_only_while_their_guard_lives() {
         let averaged = optimiser.averaged().map(|_guard| values(&model)).unwrap();
         let back = values(&model);
         let name = learning.keys().find(|n| n.contains("lora_B")).unwrap();
-        assert!(Gap::between(&averaged[name], &learning[name]).norm > 1e-3, "the average does not differ from the trained weights");
+        assert!(
+            Gap::between(&averaged[name], &learning[name]).norm > 1e-3,
+            "the average does not differ from the trained weights"
+        );
         for (name, t) in &learning {
             assert_same(name, &back[name], t);
             if let Some(ours) = &ours {
@@ -284,7 +287,9 @@ fn stochastic_rounding_keeps_the_updates_that_bfloat16_loses() {
         (moved * -noise(&start.size(), "gradient").sign()).mean(Kind::Double).double_value(&[])
     };
     let (exact, ours, plain) = (travel(&exact), travel(&ours), travel(&plain));
-    println!("mean travel in {STEPS} steps: float32 {exact:.3e}, stochastic rounding {ours:.3e}, plain bf16 {plain:.3e}");
+    println!(
+        "mean travel in {STEPS} steps: float32 {exact:.3e}, stochastic rounding {ours:.3e}, plain bf16 {plain:.3e}"
+    );
     assert!((exact / (2e-5 * f64::from(STEPS)) - 1.0).abs() < 0.02, "{exact}");
     assert!(plain < 0.2 * exact, "plain bfloat16 kept {plain} of {exact}");
     assert!((ours / exact - 1.0).abs() < 0.1, "{ours} of {exact}");

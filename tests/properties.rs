@@ -155,7 +155,10 @@ fn without_its_adapter_the_model_is_the_base_bit_for_bit() {
         let base = frozen(&fixture(TINY), kind);
         assert_eq!(model.active(), Some("a"));
         assert_same("off", &model.with(None, |m| logits(m, &sequence)), &logits(&base, &sequence));
-        assert!(Gap::between(&logits(&model, &sequence), &logits(&base, &sequence)).norm > 0.01, "the active adapter must change the logits");
+        assert!(
+            Gap::between(&logits(&model, &sequence), &logits(&base, &sequence)).norm > 0.01,
+            "the active adapter must change the logits"
+        );
     }
 }
 

@@ -1,4 +1,4 @@
-//! Recipes: the one report, `--set`, the plan, the reference, and `ft recipe`.
+//! Tests recipes: the report of all mistakes at once, `--set`, the plan, the reference documentation, and `ft recipe`.
 
 use ft::adapters::AdapterSpec;
 use ft::methods::MethodSpec;
@@ -20,13 +20,13 @@ fn plan(text: &str, sets: &[&str]) -> Plan {
     recipe::parse("x.yaml", text, &sets).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// The report as the terminal shows it.
+/// Returns the report of a wrong recipe as the terminal shows it.
 fn report(text: &str, sets: &[&str]) -> String {
     let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
     format!("error: {}\n", recipe::parse("x.yaml", text, &sets).expect_err("the recipe is wrong"))
 }
 
-/// The first line of the report of `GOOD` with one line replaced.
+/// Returns the report of `GOOD` with one of its lines replaced by `line` (the one with the same key).
 fn first(line: &str) -> String {
     let key = line.split(':').next().unwrap();
     let kept = GOOD.lines().filter(|l| !l.starts_with(&format!("{key}:")));
@@ -226,7 +226,7 @@ fn each_mistake_says_what_to_write() {
 fn a_misspelt_key_is_one_mistake() {
     let shown = report(&GOOD.replace("model:", "mdoel:"), &[]);
     assert_eq!(shown.matches("error:").count(), 1, "{shown}");
-    // What it holds is still looked at.
+    // The contents of a misspelt section are still checked.
     let shown = report(&GOOD.replace("model: { path", "mdoel: { pth"), &[]);
     assert_eq!(shown.matches("error:").count(), 2, "{shown}");
     let shown = report(&GOOD.replace("model: { path: base }", "model_name_or_path: base"), &[]);
@@ -270,7 +270,7 @@ fn load_refuses_what_cannot_be_read() {
 }
 
 #[test]
-fn no_damage_to_a_recipe_panics() {
+fn a_damaged_recipe_never_panics() {
     let text = std::fs::read_to_string(&shipped()[0]).unwrap();
     let chars: Vec<char> = text.chars().collect();
     let puts = ["", "\t", "\n", "{", "]", "'", ":", "&a ", "*a", "é", "\u{0}", "- "];
@@ -315,8 +315,8 @@ fn defaults_that_depend_on_other_keys_are_filled_in() {
 }
 
 #[test]
-fn every_path_of_the_structs_is_marked_as_one() {
-    // Unmarked, a relative path would stay relative in the plan. PathBuf fields are found by their value here.
+fn every_key_for_a_path_is_marked_as_a_path() {
+    // The plan makes only the paths of marked keys absolute. Keys that should be marked are recognised by their name.
     let text = GOOD.replace("data: {", "data: { template: t.jinja,");
     let value = serde_json::to_value(plan(&text, &[]).recipe).unwrap();
     assert!(Path::new(value["data"]["template"].as_str().unwrap()).is_absolute());
@@ -326,13 +326,13 @@ fn every_path_of_the_structs_is_marked_as_one() {
 }
 
 #[test]
-fn sets_go_through_the_same_check() {
+fn values_of_set_are_checked_like_the_recipe() {
     let p = plan(GOOD, &["optim.lr=1e-4", "method.sft.supervise=last", "optim.betas=[0.8, 0.9]", "optim.lr=3e-4"]);
     assert_eq!((p.lr(), p.recipe.optim.betas), (3e-4, [0.8, 0.9]));
     assert_eq!(serde_json::to_value(&p.recipe).unwrap()["method"]["sft"]["supervise"], "last");
     assert_eq!(p.sets.len(), 4);
     assert_eq!(p.text, GOOD);
-    // A set may complete a recipe that is not one yet, and replace a choice or a broken value.
+    // `--set` may complete an incomplete recipe, and replace a choice or an invalid value.
     let p = plan("method: gone\n", &["model.path=m", "method.sft={}", "data={train: {path: t}}", "run.out=o"]);
     assert!(p.recipe.adapter.is_none());
     assert_eq!(plan(&format!("{GOOD}optim: {{ lr: no }}\n"), &["optim.lr="]).lr(), 2e-4);
@@ -355,7 +355,7 @@ fn sets_go_through_the_same_check() {
 }
 
 #[test]
-fn a_plan_survives_its_file() {
+fn a_plan_survives_writing_and_reading() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("run/plan.json");
     for path in shipped() {
@@ -363,7 +363,7 @@ fn a_plan_survives_its_file() {
             recipe::load(&path, &["optim.lr=0.1234567890123".into(), "run.seed=18446744073709551615".into()]).unwrap();
         plan.write(&file).unwrap();
         assert_eq!(Plan::read(&file).unwrap(), plan);
-        // Every default written out is a recipe for the same plan.
+        // The plan as YAML, with every default written out, is a recipe that gives the same plan.
         let again = recipe::parse("y.yaml", &plan.to_yaml().unwrap(), &[]).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(again.recipe, plan.recipe);
     }
@@ -372,7 +372,7 @@ fn a_plan_survives_its_file() {
 }
 
 #[test]
-fn shipped_recipes_are_right_and_read_alike_by_serde_yaml() {
+fn shipped_recipes_are_valid_and_read_alike_by_serde_yaml() {
     for file in shipped() {
         let plan = recipe::load(&file, &[]).unwrap_or_else(|e| panic!("{e}"));
         let name = file.file_name().unwrap().to_str().unwrap();
@@ -384,7 +384,7 @@ fn shipped_recipes_are_right_and_read_alike_by_serde_yaml() {
             source.path = ft::fsutil::absolute(&source.path);
         }
         other.model.tokenizer = other.model.tokenizer.map(|t| ft::fsutil::absolute(&t));
-        // Begun with random weights, a model is where its tokenizer is.
+        // A model that starts from random weights has the path of its tokenizer.
         other.model.path = other.model.tokenizer.clone().unwrap_or(ft::fsutil::absolute(&other.model.path));
         other.run.out = ft::fsutil::absolute(&other.run.out);
         // Paths in a list of rewards are made absolute as all others are.
@@ -399,7 +399,7 @@ fn shipped_recipes_are_right_and_read_alike_by_serde_yaml() {
         if let Some(cut) = &mut other.model.cut {
             cut.from = ft::fsutil::absolute(&cut.from);
         }
-        // A reward model's head is part of its adapter.
+        // A reward model's head is saved with its adapter.
         if let (MethodSpec::Reward(_), Some(AdapterSpec::Lora(lora))) = (&other.method, &mut other.adapter) {
             lora.modules_to_save.push("score".into());
         }
@@ -419,9 +419,13 @@ fn synonyms_lead_to_keys_that_exist() {
         if let Some(ours) = synonym.ours {
             assert!(recipe::key(ours).is_some(), "{ours} is no key");
         }
-        assert!(synonym.ours.is_some() || !synonym.note.is_empty(), "{:?} says nothing", synonym.theirs);
+        assert!(
+            synonym.ours.is_some() || !synonym.note.is_empty(),
+            "{:?} has neither a key nor a note",
+            synonym.theirs
+        );
         for theirs in synonym.theirs {
-            assert!(seen.insert(*theirs), "{theirs} stands twice");
+            assert!(seen.insert(*theirs), "{theirs} is listed twice");
             assert!(recipe::keys().iter().all(|k| k.name() != *theirs), "{theirs} is a key of its own");
             assert_eq!(theirs.to_lowercase().replace('-', "_"), *theirs, "would never be found");
             assert_eq!(recipe::for_key("", theirs).path.as_deref(), synonym.ours);
@@ -441,7 +445,7 @@ fn the_reference_is_up_to_date() {
 }
 
 #[test]
-fn the_verbs_print_what_they_promise() {
+fn the_subcommands_of_ft_recipe_print_what_they_promise() {
     let schema: serde_json::Value = serde_json::from_str(&stdout(&["recipe", "schema"])).unwrap();
     assert_eq!(schema["title"], "ft recipe");
     assert_eq!(schema["$defs"]["MethodSpec"]["oneOf"][0]["required"][0], "sft");

@@ -1,6 +1,7 @@
-//! What a run leaves behind, through the real binary: events, page, state, doctor, lock and replay.
+//! Tests the records of a run through the real binary: TensorBoard events, report page, state, doctor, lock file and
+//! replay.
 //!
-//! Each illness that the doctor knows is brought about for real, on the tiny model, and a healthy run has none.
+//! Each problem that the doctor detects is really caused, on the tiny model; a healthy run has no finding.
 
 use crate::needs::{BROWSER, needs};
 use crate::support::{fixture, frozen, whole};
@@ -68,7 +69,7 @@ impl Space {
         output
     }
 
-    /// Trains with other settings; fails or not.
+    /// Trains with these `--set` settings; the run may fail.
     fn train(&self, out: &str, sets: &[&str]) -> Output {
         let out = format!("run.out={out}");
         let sets = sets.iter().copied().chain([out.as_str()]).flat_map(|s| ["--set", s]);
@@ -79,7 +80,7 @@ impl Space {
         serde_json::from_slice(&self.ft(&["runs", "show", run, "--json"]).stdout).unwrap()
     }
 
-    /// Ids of the doctor's findings, and the findings.
+    /// Returns the doctor's findings by id.
     fn findings(&self, run: &str) -> BTreeMap<String, Value> {
         let show = self.show(run);
         let found = show["findings"].as_array().unwrap();
@@ -99,7 +100,7 @@ fn ids(findings: &BTreeMap<String, Value>) -> Vec<&str> {
     findings.keys().map(String::as_str).collect()
 }
 
-/// A protobuf message, read: (field, wire type, number or bytes).
+/// Parses a protobuf message into its fields: (field number, wire type, bytes of the value).
 fn fields(mut data: &[u8]) -> Vec<(u64, u64, Vec<u8>)> {
     fn number(data: &mut &[u8]) -> u64 {
         let (mut n, mut shift) = (0, 0);
@@ -133,7 +134,8 @@ fn fields(mut data: &[u8]) -> Vec<(u64, u64, Vec<u8>)> {
     all
 }
 
-/// What TensorBoard would show of a folder: file by file in the order of names, a restart purges later steps.
+/// What TensorBoard would show of a folder. It reads the files in the order of their names, and a restart removes the
+/// steps after it.
 #[derive(Default)]
 struct Board {
     files: usize,
@@ -160,7 +162,10 @@ fn board(folder: &Path) -> Board {
             let event = fields(data);
             let get = |n: u64| event.iter().find(|f| f.0 == n).map(|f| f.2.clone());
             let step = u64::from_le_bytes(get(2).unwrap().try_into().unwrap());
-            assert!(f64::from_le_bytes(get(1).unwrap().try_into().unwrap()) > 1.6e9, "a wall time");
+            assert!(
+                f64::from_le_bytes(get(1).unwrap().try_into().unwrap()) > 1.6e9,
+                "the wall time is no Unix time in seconds"
+            );
             if std::mem::take(&mut first) {
                 assert_eq!(get(3).unwrap(), b"brain.Event:2");
             }
@@ -188,7 +193,7 @@ fn board(folder: &Path) -> Board {
     board
 }
 
-/// The only folder below `run/runs`.
+/// Returns the only folder below `runs` in the folder of a run.
 fn events(space: &Space, run: &str) -> PathBuf {
     let all: Vec<PathBuf> =
         std::fs::read_dir(space.path(run).join("runs")).unwrap().map(|e| e.unwrap().path()).collect();
@@ -197,7 +202,7 @@ fn events(space: &Space, run: &str) -> PathBuf {
 }
 
 #[test]
-fn everything_that_is_looked_at_says_what_metrics_say() {
+fn every_record_of_a_run_agrees_with_its_metrics() {
     let space = Space::new();
     let output = space.train("run", &["run.samples=2"]);
     assert!(output.status.success(), "{}", said(&output));
@@ -243,9 +248,9 @@ fn everything_that_is_looked_at_says_what_metrics_say() {
     assert!(!said(&output).contains("try: "), "{}", said(&output));
 }
 
-/// Model text and names are hostile: nothing of them becomes markup, and the page asks for nothing.
+/// Texts and names from a model may be hostile: none of them becomes markup, and the page loads nothing from elsewhere.
 #[test]
-fn the_page_is_one_file_and_what_a_model_says_stays_text() {
+fn the_report_is_one_file_and_texts_of_a_model_stay_text() {
     let space = Space::new();
     assert!(space.train("run", &["run.steps=3", "run.samples=1"]).status.success());
     let nasty = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u{0}\"'";
@@ -255,26 +260,27 @@ fn the_page_is_one_file_and_what_a_model_says_stays_text() {
     space.ft(&["runs", "report", "run"]);
     let page = space.text("run/report.html");
     assert!(page.contains("onerror=alert(2)&gt;") && page.contains("exact_match"));
-    assert_eq!(page.matches("<script").count(), 1, "ours");
+    assert_eq!(page.matches("<script").count(), 1, "scripts other than ours");
     assert!(!page.contains("<img") && page.contains("default-src 'none'"));
     let count = |what: &str| page.matches(what).count();
-    assert_eq!(count("http"), count("http-equiv"), "a reference to elsewhere");
+    assert_eq!(count("http"), count("http-equiv"), "the page refers to another place");
     assert!(page.contains("<path class=\"train") && page.contains("longest allowed"), "curves and lengths");
     let elsewhere = space.path("page.html");
     space.ft(&["runs", "report", "run", "--out", elsewhere.to_str().unwrap()]);
     assert!(elsewhere.exists());
 }
 
-/// A page of a run as people look at it: prompts turn by turn, each text in the direction of its script, nothing turned around.
+/// The report of a run in a browser: prompts are shown turn by turn, each text has the writing direction of its script,
+/// and characters that would reverse the text are shown as codes.
 #[test]
-fn the_page_shows_turns_and_every_script_in_a_browser() {
+fn the_report_shows_turns_and_every_script_in_a_browser() {
     needs!(BROWSER);
     let space = Space::new();
     assert!(space.train("run", &["run.steps=3", "run.samples=2"]).status.success());
-    // What the run itself wrote: a question of datasets/chat.jsonl as turns.
+    // The samples that the run itself wrote: questions of datasets/chat.jsonl as turns.
     let run = RunFolder::open(&space.path("run")).unwrap();
     for sample in &run.samples {
-        let turns = sample.turns.as_ref().expect("the tiny template tells turns apart");
+        let turns = sample.turns.as_ref().expect("the tiny template separates turns");
         assert!(turns.iter().all(|t| !t.text.contains("<|")), "{turns:?}");
         assert_eq!(turns.last().unwrap().role, "user");
         assert!(sample.prompt.contains(turns.last().unwrap().text.lines().last().unwrap()), "{sample:?}");
@@ -308,7 +314,7 @@ fn the_page_shows_turns_and_every_script_in_a_browser() {
 }
 
 #[test]
-fn states_are_told_and_a_resumed_run_has_each_step_once() {
+fn the_state_of_a_run_is_known_and_a_resumed_run_has_each_step_once() {
     let space = Space::new();
     let sets = ["run.epochs=60", "run.eval_every=0", "run.samples=0", "run.save_every=5", "run.eval_at_start=false"];
     let arguments = |more: &[&'static str]| {
@@ -335,7 +341,7 @@ fn states_are_told_and_a_resumed_run_has_each_step_once() {
     signal("-KILL", &mut child);
     assert_eq!(state(), State::Crashed);
     let saved = |n: u64| space.path(&format!("run/checkpoints/step-{n}")).exists();
-    assert!(saved(5), "killed after its first checkpoint");
+    assert!(saved(5), "the checkpoint of step 5 is missing");
     let reached = RunFolder::open(&space.path("run")).unwrap().history.last_step() as usize;
     let mut child = begin(&["--resume"], reached + 3);
     signal("-TERM", &mut child);
@@ -369,7 +375,7 @@ fn a_replay_gives_the_same_bits_and_drift_is_explained() {
     );
     assert!(said(&again).contains("bit for bit"));
 
-    // A tokenizer file that says the same in other bytes, and other rows.
+    // First a tokenizer file with the same meaning in other bytes, then other rows.
     let config = space.text("model/tokenizer_config.json");
     std::fs::write(space.path("model/tokenizer_config.json"), format!("{config}\n")).unwrap();
     let refused = space.command(&["replay", "run", "--out", "second"]).output().unwrap();
@@ -385,7 +391,7 @@ fn a_replay_gives_the_same_bits_and_drift_is_explained() {
     std::fs::write(space.path("train.jsonl"), rows.lines().skip(1).collect::<Vec<_>>().join("\n")).unwrap();
     let done = space.ft(&["replay", "run", "--out", "third", "--accept-drift", "--json"]);
     let done: Value = serde_json::from_slice(&done.stdout).unwrap();
-    assert_eq!(done["equal"], json!(false), "other rows, another result");
+    assert_eq!(done["equal"], json!(false), "other rows must give another result");
     assert!(done["drift"].as_array().unwrap().iter().any(|d| d["item"] == "training rows"), "{done}");
 }
 
@@ -408,13 +414,14 @@ fn a_diff_names_what_differs_and_nothing_else() {
     assert!(text.contains("optim.lr") && text.contains("0.0001"), "{text}");
 }
 
-/// Brings an illness about and expects this diagnosis, during the run and afterwards.
+/// Trains with settings that cause a problem, and expects the finding `id` during the run, afterwards and on the page.
+/// Returns the finding.
 #[track_caller]
 fn ill(space: &Space, out: &str, sets: &[&str], id: &str) -> Value {
     let output = space.train(out, &[&["run.samples=0", "run.eval_every="], sets].concat());
     let findings = space.findings(out);
     assert!(findings.contains_key(id), "{id} expected, found {:?}\n{}", ids(&findings), said(&output));
-    assert!(said(&output).contains(&format!("[{id}]")), "told during the run: {}", said(&output));
+    assert!(said(&output).contains(&format!("[{id}]")), "not reported during the run: {}", said(&output));
     let page = std::fs::read_to_string(space.path(out).join("report.html")).unwrap();
     assert!(page.contains(&format!("<code>{id}</code>")));
     let finding = findings[id].clone();
@@ -438,13 +445,13 @@ fn a_loss_that_does_not_fall_has_its_cause_named() {
 }
 
 #[test]
-fn steps_that_are_too_large_are_told_from_rows_learnt_by_heart() {
+fn a_too_high_learning_rate_is_distinguished_from_memorisation() {
     let space = Space::new();
     let heart = ["adapter=", "optim.lr=1e-2", "run.epochs=20", "run.eval_every=10", "run.result=last"];
     let heart = ill(&space, "heart", &heart, "memorisation");
     assert!(heart["next"][0].as_str().unwrap().contains("run.patience=2"), "{heart}");
     assert!(!space.findings("heart").contains_key("learning-rate-too-high"));
-    // What was learnt by heart is lost again.
+    // Starts from the model that memorised its rows, and loses what it memorised.
     let wild = ["adapter=", "model.path=heart", "data.valid.path=train.jsonl", "run.steps=30"];
     let steps = ["optim.lr=0.5", "optim.warmup=0", "optim.schedule=constant"];
     ill(&space, "wild", &[&wild[..], &steps].concat(), "learning-rate-too-high");
@@ -452,7 +459,7 @@ fn steps_that_are_too_large_are_told_from_rows_learnt_by_heart() {
 }
 
 #[test]
-fn a_loss_of_zero_and_a_mask_that_leaves_nothing_are_told() {
+fn a_loss_of_zero_and_too_few_supervised_tokens_are_reported() {
     let space = Space::new();
     let first = space.text("train.jsonl").lines().next().unwrap().to_string();
     std::fs::write(space.path("one.jsonl"), first).unwrap();
@@ -472,7 +479,7 @@ fn a_loss_of_zero_and_a_mask_that_leaves_nothing_are_told() {
 }
 
 #[test]
-fn a_step_that_is_not_finite_names_where_it_began() {
+fn a_step_that_is_not_finite_names_its_origin() {
     let space = Space::new();
     let wild = [
         "adapter=",
@@ -493,9 +500,10 @@ fn a_step_that_is_not_finite_names_where_it_began() {
     assert!(space.text("run/report.html").contains("class=\"skipped\""));
 }
 
-/// The origin of numbers that are not finite, by name, wherever it lies.
+/// The origin of NaN and infinite numbers is found by name in frozen weights, in trained weights and in the forward
+/// pass.
 #[test]
-fn origins_are_named() {
+fn origins_of_numbers_that_are_not_finite_are_named() {
     let row = || crate::support::Row::pack(&[crate::support::Sequence::random(12, 500, 3)]);
     let origin = |model: &Model| {
         let row = row();
@@ -521,7 +529,7 @@ fn origins_are_named() {
     let found = origin(&trained).unwrap();
     assert_eq!((found.stage, found.infinite), (Stage::TrainedWeights, 1));
 
-    // Finite weights whose product is not.
+    // Finite weights whose product overflows.
     let wide = whole(&folder, Kind::Float);
     for name in ["model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"] {
         let _no_grad = tch::no_grad_guard();
@@ -534,7 +542,7 @@ fn origins_are_named() {
 }
 
 #[test]
-fn a_model_that_does_not_leave_its_reference_is_told() {
+fn a_policy_that_does_not_leave_its_reference_is_reported() {
     let space = Space::new();
     let pairs = std::fs::read_to_string("datasets/preference.jsonl").unwrap();
     std::fs::write(space.path("pairs.jsonl"), pairs.lines().take(8).collect::<Vec<_>>().join("\n")).unwrap();
@@ -550,10 +558,14 @@ fn a_model_that_does_not_leave_its_reference_is_told() {
     assert!(still["cause"].as_str().unwrap().contains("learning rate"), "{still}");
     assert!(still["next"][0].as_str().unwrap().contains("optim.lr=1e-8"), "{still}");
     assert_eq!(space.findings("still").len(), 1, "{:?}", ids(&space.findings("still")));
-    // The loop tells it as soon as it is sure.
+    // The training loop reports it at step 50, as soon as the doctor is certain.
     let output = space.train("again", &[&dpo[..], &["optim.lr=1e-9", "run.steps=51", "run.samples=0"]].concat());
-    assert!(said(&output).contains("step 50: after 50 steps the policy still equals its reference"), "{}", said(&output));
-    // Nothing is wrong with a run that learns.
+    assert!(
+        said(&output).contains("step 50: after 50 steps the policy still equals its reference"),
+        "{}",
+        said(&output)
+    );
+    // A run that learns has no such finding.
     let learns = space.train("learns", &[&dpo[..], &["optim.lr=1e-3", "run.steps=52", "run.samples=0"]].concat());
     assert!(learns.status.success() && !said(&learns).contains("no-movement"), "{}", said(&learns));
 }

@@ -1,5 +1,6 @@
-//! Exactness through the real binary: a run that is broken off and resumed ends with the bits of the straight one, for
-//! every update rule and everything around it; replays tell what differs; damaged checkpoints are never taken for good.
+//! Tests exact resumption through the real binary. A run that is interrupted and resumed ends with the same bits as an
+//! uninterrupted ("straight") one, for every optimiser and its options; replays report what differs; damaged
+//! checkpoints are never used.
 
 use crate::commands::Workspace;
 use serde_json::Value;
@@ -9,7 +10,7 @@ use std::process::{Command, Output};
 const LORA: &str = "recipes/lora-medical.yaml";
 const DPO: &str = "recipes/dpo-medical.yaml";
 const FULL: &str = "recipes/full-medical.yaml";
-/// Three steps an epoch.
+/// Settings of every run here: three steps per epoch, with a checkpoint after each step.
 const STEPS: [&str; 6] =
     ["run.epochs=3", "batch.examples=8", "run.eval_every=4", "run.save_every=1", "run.keep=20", "run.samples=0"];
 
@@ -28,7 +29,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// What a run killed after step `step` leaves behind: its checkpoints up to there, and no result.
+/// Copies a run as if it had been killed after `step`: with its checkpoints up to that step and without a result.
 fn broken_off(space: &Workspace, from: &str, to: &str, step: u64) {
     copy(&space.path(from), &space.path(to));
     for later in step + 1..=9 {
@@ -53,7 +54,8 @@ fn assert_same_end(space: &Workspace, straight: &str, broken: &str, case: &str) 
     }
 }
 
-/// Runs a recipe, breaks it off in the middle of its second epoch, resumes, and compares everything.
+/// Runs a recipe, resumes a copy that is interrupted in the middle of its second epoch, and compares result, metrics
+/// and checkpoints.
 pub fn resumed_equals_straight(space: &Workspace, recipe: &str, sets: &[&str]) {
     train(space, recipe, "straight", sets);
     broken_off(space, "straight", "broken", 5);
@@ -78,17 +80,18 @@ resumed_equals_straight! {
     adamw_lora_with_dropout: LORA, ["adapter.lora.dropout=0.1"];
     adamw_full: FULL, ["model.dtype=bf16"];
     adamw8_full: FULL, ["optim.kind={adamw8: {}}", "batch.tokens=300", "batch.max_len=300"];
-    adamw8_rounded_by_chance: FULL, ["optim.kind={adamw8: {block: 2048}}", "optim.master=stochastic_rounding"];
+    adamw8_full_with_stochastic_rounding: FULL, ["optim.kind={adamw8: {block: 2048}}", "optim.master=stochastic_rounding"];
     adafactor_full: FULL, ["optim.kind={adafactor: {momentum: 0.9, scale_parameter: true}}"];
     lion_lora_with_average_and_noise: LORA,
         ["optim.kind={lion: {}}", "optim.ema=0.9", "optim.neftune=5", "adapter.lora.dropout=0.1"];
-    lion_rounded_by_chance_with_average: FULL,
+    lion_full_with_stochastic_rounding_and_average: FULL,
         ["optim.kind={lion: {}}", "optim.ema=0.9", "optim.neftune=5", "optim.master=stochastic_rounding"];
     muon_full: FULL, ["optim.kind={muon: {}}", "optim.weight_decay=0.1"];
     muon_lora_replayed_with_groups: LORA, ["optim.kind={muon: {}}", "run.replay=all", "optim.neftune=5",
         "adapter.lora.dropout=0.1", "optim.groups=[{match: lora_B, lr: 1e-3, weight_decay: 0.1}]"];
     schedule_free_lora: LORA, ["optim.kind=schedule_free", "optim.schedule=constant", "adapter.lora.dropout=0.1"];
-    schedule_free_rounded_by_chance: FULL, ["optim.kind=schedule_free", "optim.schedule=constant", "optim.master=stochastic_rounding"];
+    schedule_free_full_with_stochastic_rounding: FULL,
+        ["optim.kind=schedule_free", "optim.schedule=constant", "optim.master=stochastic_rounding"];
     dpo_lora_with_dropout: DPO, ["run.steps=", "adapter.lora.dropout=0.1", "batch.tokens=512", "batch.max_len=256"];
     dpo_full_against_cached_log_probabilities: DPO,
         ["run.steps=", "adapter=", "method.dpo.reference=cached", "data.cache=cache", "optim.lr=1e-5"];
@@ -99,7 +102,7 @@ resumed_equals_straight! {
 }
 
 #[test]
-fn a_run_keeps_the_date_that_its_template_is_told() {
+fn a_run_keeps_the_date_that_its_template_was_given() {
     let space = Workspace::new();
     let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ strftime_now('%d %B %Y') }} {{ m.content }}<|im_end|>\n\
                     {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{{ strftime_now('%d %B %Y') }} {% endif %}";
@@ -126,7 +129,7 @@ fn a_run_keeps_the_date_that_its_template_is_told() {
     let replay = run("BBB-14", &["replay", "straight", "--json"]);
     let replay: Value = serde_json::from_slice(&replay.stdout).unwrap();
     assert_eq!((&replay["equal"], &replay["drift"]), (&Value::Bool(true), &serde_json::json!([])), "{replay}");
-    // A run that begins on the other day learns other tokens, and the lock knows them.
+    // A run that starts on the other day is trained on other tokens, and its lock file records their hash.
     train("BBB-14", "later", "--overwrite");
     let tokens = |out: &str| read(&format!("{out}/ft.lock"))["train"]["tokens_sha256"].as_str().unwrap().to_string();
     assert_eq!(tokens("straight"), tokens("broken"));
@@ -170,14 +173,15 @@ fn refused(space: &Workspace, arguments: &[&str]) -> String {
 fn a_replay_names_the_first_step_and_the_first_tensor_that_differ() {
     let space = Workspace::new();
     train(&space, LORA, "run", &["run.save_every=3", "adapter.lora.dropout=0.1"]);
-    // Without a count: between the last two checkpoints. Validation at 4 and 8 saved as well.
+    // Without a number of steps, `--verify` replays from the last checkpoint but one. The validations at steps 4 and 8
+    // saved checkpoints, too.
     let verdict = String::from_utf8(space.ft(&["resume", "run", "--verify"]).stdout).unwrap();
     assert!(verdict.starts_with("same: steps 9 to 9 from the checkpoint of step 8"), "{verdict}");
     let before = std::fs::read_dir(space.path("run")).unwrap().count();
-    // All of it, from the start: nothing but the recipe is needed.
+    // Verify all nine steps, from the start, which needs no checkpoint.
     space.ft(&["resume", "run", "--verify", "9"]);
-    assert_eq!(std::fs::read_dir(space.path("run")).unwrap().count(), before, "a replay leaves nothing behind");
-    // A number of metrics.jsonl.
+    assert_eq!(std::fs::read_dir(space.path("run")).unwrap().count(), before, "a replay must leave nothing behind");
+    // Change a number in metrics.jsonl.
     let metrics = space.path("run/metrics.jsonl");
     let text = std::fs::read_to_string(&metrics).unwrap();
     let line = text.lines().find(|l| l.starts_with("{\"step\":7,")).unwrap();
@@ -186,7 +190,7 @@ fn a_replay_names_the_first_step_and_the_first_tensor_that_differ() {
     let said = refused(&space, &["resume", "run", "--verify", "3"]);
     assert!(said.contains("differs at step 7: metrics.jsonl: `loss` was 1.25, is "), "{said}");
     std::fs::write(&metrics, text).unwrap();
-    // A tensor of the later checkpoint, its manifest made to fit.
+    // Change a tensor of the last checkpoint, and its manifest accordingly.
     let folder = checkpoint(&space, "run", 9);
     let (file, manifest) = (folder.join("trained.safetensors"), folder.join("manifest.json"));
     let mut bytes = std::fs::read(&file).unwrap();
@@ -204,7 +208,7 @@ fn a_replay_names_the_first_step_and_the_first_tensor_that_differ() {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
+fn a_damaged_checkpoint_is_named_and_the_previous_one_is_used() {
     let space = Workspace::new();
     train(&space, LORA, "straight", &["adapter.lora.dropout=0.1"]);
     type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
@@ -240,11 +244,11 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
         std::fs::write(checkpoint(&space, "none", step).join("state.json"), "{").unwrap();
     }
     assert!(refused(&space, &["resume", "none"]).contains("all 2 checkpoints are damaged"));
-    assert!(checkpoint(&space, "none", 2).exists(), "nothing was moved");
+    assert!(checkpoint(&space, "none", 2).exists(), "a checkpoint was moved although none is usable");
 }
 
 #[test]
-fn a_run_that_saved_nothing_starts_anew_and_leftovers_go() {
+fn a_run_without_checkpoints_starts_again_and_partial_ones_are_removed() {
     let space = Workspace::new();
     train(&space, LORA, "straight", &[]);
     broken_off(&space, "straight", "broken", 1);
@@ -256,7 +260,7 @@ fn a_run_that_saved_nothing_starts_anew_and_leftovers_go() {
     assert!(said.contains("ended before its first checkpoint"), "{said}");
     assert!(!half.exists());
     assert_same_end(&space, "straight", "broken", "anew");
-    // A result without checkpoints is not trained over.
+    // A result without checkpoints is not overwritten by a new training.
     std::fs::remove_dir_all(space.path("broken/checkpoints")).unwrap();
     assert!(refused(&space, &["resume", "broken"]).contains("no checkpoint to resume from"));
     assert!(refused(&space, &["resume", "nowhere"]).contains("plan.json is missing"));
@@ -277,7 +281,7 @@ fn changed_data_is_refused_with_the_difference() {
             "{said}"
         );
     }
-    // The same rows in another place are the same data.
+    // The same rows in another file are the same data.
     std::fs::write(space.path("moved.jsonl"), text).unwrap();
     broken_off(&space, "run", "broken", 5);
     let out = "run.out=broken";
@@ -304,7 +308,7 @@ fn a_folder_takes_one_run_at_a_time() {
 }
 
 #[test]
-fn a_folder_that_holds_a_run_is_refused_before_data_is_read() {
+fn a_folder_that_contains_a_run_is_refused_before_data_is_read() {
     let space = Workspace::new();
     train(&space, LORA, "run", &[]);
     let said = refused(&space, &["train", LORA, "--set", "run.out=run", "--set", "data.train.path=nowhere.jsonl"]);
@@ -312,12 +316,12 @@ fn a_folder_that_holds_a_run_is_refused_before_data_is_read() {
 }
 
 #[test]
-fn a_result_that_was_being_put_in_place_is_refused_until_the_run_goes_on() {
+fn a_half_moved_result_is_refused_until_the_run_is_resumed() {
     let space = Workspace::new();
     train(&space, LORA, "run", &[]);
     let whole = space.weights("run");
     let (run, moving) = (space.path("run"), space.path("run/result.moving"));
-    // Killed after the earlier weights went and before the new ones came.
+    // As if killed after the old weights were moved away and before the new ones were put in place.
     std::fs::create_dir(&moving).unwrap();
     for name in ["adapter_model.safetensors", "export_report.json"] {
         std::fs::rename(run.join(name), moving.join(name)).unwrap();
@@ -329,7 +333,7 @@ fn a_result_that_was_being_put_in_place_is_refused_until_the_run_goes_on() {
     assert_eq!(space.weights("run"), whole);
 }
 
-/// Every write beyond a size fails, as on a full disk.
+/// Simulates a full disk: every write beyond a file size fails (`ulimit -f`).
 #[cfg(unix)]
 #[test]
 fn a_full_disk_leaves_the_last_good_checkpoint() {

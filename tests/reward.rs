@@ -1,4 +1,5 @@
-//! Reward models against TRL, transformers and PEFT, and what must hold of every one (tests/fixtures/reward/make.py).
+//! Compares reward models with TRL, transformers and PEFT (tests/fixtures/reward/make.py), and tests what needs no
+//! reference: saving, refusals, the report card, `ft score` and packing.
 
 use crate::commands::Workspace;
 use crate::support::*;
@@ -41,7 +42,7 @@ fn assert_scores(model: &Model, scoring: &Scoring, expected: &Scored) {
     }
 }
 
-/// A model with a scalar head, to train.
+/// Loads a model with a scalar head for training: the adapter if there is one, else every weight.
 fn with_head(folder: &Path, adapter: Option<&dyn Attach>) -> Model {
     let adapters = adapter.map(|a| ("default".to_string(), a)).into_iter().collect::<Vec<_>>();
     let train_base = adapters.is_empty();
@@ -52,7 +53,7 @@ fn with_head(folder: &Path, adapter: Option<&dyn Attach>) -> Model {
     .unwrap()
 }
 
-/// The message and what to do next.
+/// Returns the message of an error and its hints as one text.
 fn told(error: &ft::error::Error) -> String {
     format!("{} {}", error.message(), error.hints().join(" "))
 }
@@ -67,7 +68,7 @@ fn copy(from: &Path) -> tempfile::TempDir {
 }
 
 #[test]
-fn directories_of_transformers_give_the_same_scores() {
+fn scores_of_transformers_directories_are_the_same() {
     for name in ["llama", "qwen3", "gpt2"] {
         let (model, scoring) = open_scorer(&fixture(format!("reward/{name}")), None, device(), Kind::Float).unwrap();
         assert_eq!((model.heads(), scoring.pad_token_id), (Heads::Score, Some(3)));
@@ -76,7 +77,7 @@ fn directories_of_transformers_give_the_same_scores() {
 }
 
 #[test]
-fn an_adapter_of_peft_gives_the_same_scores() {
+fn scores_of_a_peft_adapter_are_the_same() {
     let (base, adapter) = (fixture("tiny-llama"), fixture("reward/adapter"));
     let (model, _) = open_scorer(&base, Some(&adapter), device(), Kind::Float).unwrap();
     let scoring = Scoring { pad_token_id: Some(3), ..Scoring::of(&adapter, model.config()).unwrap() };
@@ -84,7 +85,7 @@ fn an_adapter_of_peft_gives_the_same_scores() {
 }
 
 #[test]
-fn where_padding_ends_answers_scores_are_read_as_transformers_reads_them() {
+fn scores_equal_transformers_if_the_padding_token_ends_answers() {
     let folder = copy(&fixture("reward/llama"));
     let path = folder.path().join("config.json");
     let mut config: Value = read_json(&path).unwrap();
@@ -126,7 +127,7 @@ impl Ids {
     }
 }
 
-/// Ten steps; `micro` pairs in one packed row.
+/// Takes ten steps, with `micro` pairs per packed row, and compares each with what TRL logged.
 fn ten_steps(case: &Steps, model: &Model, micro: usize, replay: Replay) {
     let Rates { lr, betas, eps, max_norm } = case.optimiser;
     let settings = OptimSection { lr: Some(lr), betas, eps, weight_decay: 0.0, ..OptimSection::default() };
@@ -198,7 +199,7 @@ fn ten_steps_of_lora_with_margins_and_centring_equal_trl() {
     }
 }
 
-/// A folder with a tiny model and a tokenizer whose padding ends answers.
+/// Makes a folder with a tiny model and a tokenizer whose padding token also ends answers.
 fn base() -> tempfile::TempDir {
     let folder = copy(&fixture("tiny-llama"));
     for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
@@ -219,7 +220,7 @@ fn lora() -> LoraSpec {
     LoraSpec { rank: 2, modules_to_save: vec!["score".into()], ..LoraSpec::default() }
 }
 
-/// A saved adapter: (where all lies, the adapter's folder).
+/// Saves a reward model's adapter. Returns (temporary folder that must be kept alive, folder of the adapter inside it).
 fn saved_adapter(base: &Path) -> (tempfile::TempDir, PathBuf) {
     let (spec, out) = (lora(), tempfile::tempdir().unwrap());
     let plan = LoraPlan::new(&spec).unwrap();
@@ -232,7 +233,7 @@ fn saved_adapter(base: &Path) -> (tempfile::TempDir, PathBuf) {
 }
 
 #[test]
-fn an_adapter_keeps_its_head_and_pads_with_what_ends_no_answer() {
+fn a_saved_adapter_has_its_head_and_a_padding_token_that_ends_no_answer() {
     let base = base();
     let (_out, folder) = saved_adapter(base.path());
     let config: Value = read_json(&folder.join("adapter_config.json")).unwrap();
@@ -240,22 +241,22 @@ fn an_adapter_keeps_its_head_and_pads_with_what_ends_no_answer() {
     let saved = weights::Weights::open_file(&folder.join(file::TENSORS)).unwrap();
     assert_eq!(saved.shape("base_model.model.score.weight"), Some([1, 64].as_slice()));
     let scoring = Scoring::read(&folder).unwrap().unwrap();
-    assert_eq!((scoring.pad_token_id, scoring.probes.len()), (Some(3), 7), "`<|pad|>` is there and ends nothing");
+    assert_eq!((scoring.pad_token_id, scoring.probes.len()), (Some(3), 7), "`<|pad|>` exists and ends no answer");
     let tokens: Value = read_json(&folder.join("tokenizer_config.json")).unwrap();
     assert_eq!(tokens["pad_token"], "<|pad|>");
-    // The base is as it was, and the same scores come back from disk.
+    // Loaded from disk onto its base, the adapter gives the same scores.
     let (model, again) = open_scorer(base.path(), Some(&folder), device(), Kind::Float).unwrap();
     assert_eq!(again, scoring);
     let ids: Vec<&Vec<u32>> = scoring.probes.iter().map(|p| &p.ids).collect();
     for (probe, now) in scoring.probes.iter().zip(scoring.scores(&model, &ids).unwrap()) {
         assert!((probe.score - now).abs() < 1e-5);
     }
-    // In half precision the probes still know the model.
+    // In bfloat16, too, the stored probe scores match the model.
     open_scorer(base.path(), Some(&folder), device(), Kind::BFloat16).unwrap();
 }
 
 #[test]
-fn a_whole_reward_model_is_a_directory_of_transformers() {
+fn a_fully_trained_reward_model_is_saved_as_a_transformers_directory() {
     let base = base();
     let model = with_head(base.path(), None);
     let _ = tch::no_grad(|| {
@@ -276,14 +277,14 @@ fn a_whole_reward_model_is_a_directory_of_transformers() {
     }
     let names: Vec<String> = weights::Weights::open(&folder).unwrap().names().map(String::from).collect();
     assert!(names.contains(&"score.weight".into()) && !names.contains(&"lm_head.weight".into()), "{names:?}");
-    // One more training begins where this one ended.
+    // The saved model can be loaded for further training.
     assert_eq!(with_head(&folder, None).params().base().count(), names.len());
     let refused = ft::models::open(&folder, &[], Device::Cpu, Kind::Float).err().unwrap();
     assert!(refused.message().contains("reward model") && told(&refused).contains("ft score"), "{refused}");
 }
 
 #[test]
-fn what_is_not_the_trained_model_is_refused() {
+fn a_model_other_than_the_trained_reward_model_is_refused() {
     let base = base();
     let (_out, good) = saved_adapter(base.path());
     let refused = |base: &Path, folder: &Path| {
@@ -314,7 +315,7 @@ fn what_is_not_the_trained_model_is_refused() {
     let _ = moved.get_mut("model.layers.0.mlp.down_proj.weight").unwrap().neg_();
     weights::save(&path, moved.iter().map(|(k, t)| (k.as_str(), t))).unwrap();
     assert!(refused(other.path(), &good).contains("base"), "another base");
-    // PEFT's config without the head.
+    // A PEFT config that does not name the head.
     let bare = copy(&good);
     let config = bare.path().join("adapter_config.json");
     let mut value: Value = read_json(&config).unwrap();
@@ -326,7 +327,7 @@ fn what_is_not_the_trained_model_is_refused() {
     assert!(plain.message().contains("no `score.weight`"), "{plain}");
     let language = refused(&fixture("biased-llama"), &fixture("adapters/plain"));
     assert!(language.contains("language model's adapter"), "{language}");
-    // And a reward model's adapter writes no answers and is folded into nothing.
+    // A reward model's adapter cannot be opened to generate text.
     let speaking = ft::models::open(base.path(), std::slice::from_ref(&good), Device::Cpu, Kind::Float).err().unwrap();
     assert!(told(&speaking).contains("ft score"), "{speaking}");
 }
@@ -341,7 +342,7 @@ fn an_untrained_head_scores_zero_and_saves() {
     export::save_adapter(&model, "default", &lora(), base.path(), &out.path().join("rm")).unwrap();
 }
 
-/// The pairs of datasets/preference.jsonl in a workspace, and a reward model trained on them.
+/// Trains a reward model on datasets/preference.jsonl in a workspace.
 fn trained(space: &Workspace) {
     let recipe = "model: { path: models/smollm2-135m-instruct, dtype: f32 }
 method: { reward: { center: 0.01 } }
@@ -356,7 +357,7 @@ run: { epochs: 2, out: rm, eval_at_start: true }
 }
 
 #[test]
-fn a_run_leaves_a_card_and_its_scores_are_written_row_by_row() {
+fn a_run_writes_a_report_card_and_ft_score_scores_every_row() {
     let space = Workspace::new();
     trained(&space);
     let card = Card::read(&space.path("rm")).unwrap().expect("report_card.json");
@@ -387,7 +388,7 @@ fn a_run_leaves_a_card_and_its_scores_are_written_row_by_row() {
     assert_eq!(right, lines.iter().filter(|l| l["correct"] == true).count());
     assert!((right as f64 / 46.0 - card.accuracy.share).abs() < 1e-9);
 
-    // The same answers in other shapes have the same scores.
+    // The same answers in other row formats have the same scores.
     let rows: Vec<Value> = lines
         .iter()
         .map(|l| {
@@ -422,7 +423,7 @@ fn a_run_leaves_a_card_and_its_scores_are_written_row_by_row() {
         assert!(near(&one["score"], &lines[i / 2][side]), "row {i}");
     }
 
-    // What asks nothing or answers nothing is refused, and nothing half-written stays.
+    // Rows without an answer are refused, and no partial file is left.
     for (input, word) in [("datasets/prompts.jsonl", "no answer"), ("datasets/text.jsonl", "no answer")] {
         let out = space
             .command(&[&["score"], &model[..], &["--input", input, "--out", "none.jsonl"]].concat())
@@ -438,7 +439,7 @@ fn a_run_leaves_a_card_and_its_scores_are_written_row_by_row() {
 }
 
 #[test]
-fn packing_changes_no_score_and_no_loss() {
+fn packing_does_not_change_the_loss() {
     let model = with_head(&fixture("reward/llama"), None);
     let case: Steps = json("reward/steps/full/expected.json");
     let pairs: Vec<Pair> = case.pairs.iter().take(9).map(Ids::pair).collect();

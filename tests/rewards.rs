@@ -1,4 +1,5 @@
-//! Rewards: what each rule gives, and one clear error for every way in which a source can fail.
+//! Tests the sources of rewards: the number that each rule gives, and one clear error for every way in which a source
+//! can fail.
 
 use crate::support::{self, fixture};
 use ft::data::prompts::Room;
@@ -35,7 +36,7 @@ fn specs(list: Value) -> Vec<RewardSpec> {
     serde_json::from_value(list).unwrap()
 }
 
-/// The rewards of answers to one row.
+/// Returns the rewards of answers to one data row: for each answer, one number per source.
 fn rewards(list: Value, columns: Value, answers: &[&str]) -> Result<Vec<Vec<f64>>> {
     let mut rewards = Rewards::open(&specs(list), "method.grpo.rewards")?;
     let row = row(columns);
@@ -46,7 +47,7 @@ fn rewards(list: Value, columns: Value, answers: &[&str]) -> Result<Vec<Vec<f64>
     rewards.score(&model(), &scored)
 }
 
-/// Those of a single source.
+/// Returns the rewards of a single source, one per answer.
 fn one(spec: Value, columns: Value, answers: &[&str]) -> Result<Vec<f64>> {
     Ok(rewards(json!([spec]), columns, answers)?.into_iter().map(|r| r[0]).collect())
 }
@@ -61,7 +62,7 @@ fn fails(found: Result<impl std::fmt::Debug>, parts: &[&str]) {
 }
 
 #[test]
-fn rules_give_what_they_say() {
+fn each_rule_gives_its_documented_reward() {
     let exact = |spec: Value, answers: &[&str]| one(json!({ "exact": spec }), json!({ "answer": "Blue sky" }), answers);
     assert_eq!(exact(json!({}), &["Blue sky", " Blue sky\n", "blue sky", "Blue"]).unwrap(), [1.0, 1.0, 0.0, 0.0]);
     assert_eq!(exact(json!({ "ignore_case": true }), &["blue SKY"]).unwrap(), [1.0]);
@@ -85,7 +86,7 @@ fn rules_give_what_they_say() {
 }
 
 #[test]
-fn answers_are_held_against_a_schema() {
+fn answers_are_validated_against_a_json_schema() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("schema.json");
     let schema = json!({ "type": "object", "required": ["n"], "properties": { "n": { "type": "integer" } } });
@@ -104,7 +105,7 @@ fn answers_are_held_against_a_schema() {
 }
 
 #[test]
-fn several_rewards_are_weighed() {
+fn several_rewards_are_summed_by_weight() {
     let list = json!([{ "exact": {}, "weight": 2 }, { "length": { "max": 1 }, "weight": -0.5, "name": "short" }]);
     let found = rewards(list.clone(), json!({ "answer": "a" }), &["a", "a b"]).unwrap();
     assert_eq!(found, [[1.0, 1.0], [0.0, 0.0]]);
@@ -121,7 +122,7 @@ fn a_source_may_abstain() {
     assert_eq!((found[0][0], found[1][0].is_nan(), found[2][0].is_nan()), (1.0, true, true));
     let judges = Rewards::open(&specs(list), "k").unwrap();
     let totals: Vec<f64> = found.iter().map(|row| judges.total(row)).collect();
-    assert_eq!(totals, [3.0, 2.0, 2.0], "what abstains adds nothing");
+    assert_eq!(totals, [3.0, 2.0, 2.0], "a source that abstains must add nothing");
     let (url, asked) = server(vec![reply("200 OK", "{\"rewards\": [null, 0.5]}")]);
     let found = one(json!({ "http": { "url": url, "timeout": 10 } }), json!({}), &["a", "b"]).unwrap();
     assert_eq!((found[0].is_nan(), found[1]), (true, 0.5));
@@ -159,10 +160,10 @@ fn script(text: &str) -> Value {
 
 #[test]
 fn a_command_reads_json_lines_and_writes_numbers() {
-    // One number a line: how many fields of the object it finds, told apart by the answer.
+    // The script writes one number per line: 1.5 if the JSON object has this completion and this column, else -2.
     let text = r#"while read -r line; do case "$line" in *'"completion":"good"'*'"gold":"g"'*) echo 1.5;; *) echo -2;; esac; done"#;
     assert_eq!(one(script(text), json!({ "gold": "g" }), &["good", "bad"]).unwrap(), [1.5, -2.0]);
-    // More than a pipe holds, both ways.
+    // More input than the buffer of a pipe can take.
     let long = "x".repeat(10_000);
     let answers = vec![long.as_str(); 200];
     assert_eq!(one(script("while read -r l; do echo 1; done"), json!({}), &answers).unwrap(), vec![1.0; 200]);
@@ -186,7 +187,8 @@ fn a_command_that_fails_says_why() {
     fails(one(none, json!({}), &["a"]), &["starting `/no/such/judge`"]);
 }
 
-/// A server that answers each connection with the next of `replies`; what it was asked.
+/// Starts a server that answers each connection with the next of `replies`. Returns its URL and a thread that ends with
+/// the list of requests.
 fn server(replies: Vec<String>) -> (String, thread::JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/score", listener.local_addr().unwrap());
@@ -222,7 +224,7 @@ fn reply(status: &str, body: &str) -> String {
 }
 
 #[test]
-fn a_server_is_asked_again_where_it_failed_for_a_moment() {
+fn a_request_is_repeated_after_a_temporary_failure() {
     let replies = vec![reply("503 Busy", "later"), reply("200 OK", "{\"rewards\": [1, -0.5]}")];
     let (url, asked) = server(replies);
     let spec = json!({ "http": { "url": url, "timeout": 10, "retries": 1 } });
@@ -278,19 +280,19 @@ fn prompts_keep_the_columns_of_their_rows() {
     assert_eq!((&row.columns["answer"], &row.columns["level"], row.line), (&json!("good day"), &json!(3), 1));
     assert_eq!(row.text, "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n");
     assert_eq!(tokenizer().decode(&row.ids, false).unwrap(), row.text);
-    // A question without an answer is asked whole; a column `answer` of the row's own stays.
+    // A conversation without an answer is the prompt as a whole; the row's own column `answer` is kept.
     let asked = prompts(&[json!({ "messages": [user], "answer": "x" })], ROOM).unwrap();
     assert_eq!((&asked.rows[0].ids, &asked.rows[0].columns["answer"]), (&row.ids, &json!("x")));
     let task = prompts(&[json!({ "instruction": "hello", "output": "good" })], ROOM).unwrap();
     assert_eq!((&task.rows[0].ids, &task.rows[0].columns["answer"]), (&row.ids, &json!("good")));
-    // Pairs ask too.
+    // Preference pairs have prompts, too.
     let pair = prompts(&[json!({ "prompt": "abc", "chosen": "d", "rejected": "e" })], ROOM).unwrap();
     assert_eq!(pair.rows[0].text, "abc");
     fails(prompts(&[json!({ "prompt": "a" }), json!({ "prompt": 3 })], ROOM), &["rows.jsonl:2", "prompt"]);
 }
 
 #[test]
-fn a_prompt_is_never_cut() {
+fn a_prompt_is_never_truncated() {
     let lines = [json!({ "prompt": "a b c d e f g h i j k l m n o p" }), json!({ "prompt": "ab" })];
     let with = |on_overflow, tolerance| prompts(&lines, Room { longest: 8, on_overflow, tolerance });
     fails(with(Overflow::Error, 0.1), &["1 of 2 prompts (50.0 %)", "rows.jsonl:1", "batch.max_len", "drop"]);

@@ -1,5 +1,5 @@
-//! GRPO, its variants and RLOO: losses, gradients, advantages and metrics of TRL's trainers on fixed tensors; draws that
-//! are a function of seed and stream; a bandit of which the best reward is known.
+//! Tests GRPO, its variants and RLOO: losses, gradients, advantages and metrics against TRL's trainers on fixed
+//! tensors, and whole runs through the real binary.
 
 use crate::commands::Workspace;
 use crate::support::{assert_within, json};
@@ -44,7 +44,7 @@ struct Case {
 }
 
 impl Cases {
-    /// The places of the tokens of `answers` in a padded matrix.
+    /// Returns the flat indices of the tokens of `answers` in a padded matrix with `width` columns.
     fn places(&self, answers: &[usize]) -> Vec<i64> {
         let places = answers.iter().flat_map(|i| (0..self.lengths[*i]).map(move |t| (i * self.width + t) as i64));
         places.collect()
@@ -54,7 +54,7 @@ impl Cases {
         self.rewards.chunks(2).map(|r| r[0] * self.weights[0] + r[1] * self.weights[1]).collect()
     }
 
-    /// Compares a rule with what TRL's trainer found.
+    /// Compares advantages, loss, gradients and metrics of a rule with those of TRL's trainer.
     fn check(&self, name: &str, rule: &dyn Rule, case: &Case, mask: bool, entropy_bonus: bool) {
         let name = format!("{name} {:?}", case.options);
         let everything: Vec<usize> = (0..self.lengths.len()).collect();
@@ -109,7 +109,7 @@ impl Cases {
         assert_within(&format!("{name}: gradient"), &new.grad(), &float(&case.gradient), 1e-5);
         match &case.entropy_gradient {
             Some(theirs) => drop(assert_within(&format!("{name}: entropy"), &entropy.grad(), &float(theirs), 1e-5)),
-            None => assert!(!entropy.grad().defined(), "{name}: the entropy is not learnt"),
+            None => assert!(!entropy.grad().defined(), "{name}: the entropy must have no gradient"),
         }
         let means = metrics.means();
         assert!(means.len() >= 5, "{name}: {means:?}");
@@ -117,7 +117,7 @@ impl Cases {
     }
 }
 
-/// The options of TRL as ours.
+/// Translates TRL's options into a spec of ours.
 fn grpo(options: &Map<String, Value>, longest: usize) -> GrpoSpec {
     let mut spec: GrpoSpec = serde_json::from_value(json!({ "rewards": [] })).unwrap();
     spec.sampling.max_new_tokens = longest;
@@ -171,7 +171,7 @@ fn rloo_equals_trl() {
 }
 
 #[test]
-fn numbers_of_a_rollout_have_trls_definitions() {
+fn statistics_of_a_rollout_have_the_definitions_of_trl() {
     let cases: Cases = json("rl/losses.json");
     let sample = |i: usize| Sample {
         prompt: i / cases.answers,
@@ -186,7 +186,8 @@ fn numbers_of_a_rollout_have_trls_definitions() {
     let samples: Vec<Sample> = (0..cases.lengths.len()).map(sample).collect();
     let numbers = stats::completions(&samples).into_iter().chain(stats::rewards(&samples, ["a", "b"].into_iter()));
     for (name, ours) in numbers {
-        // What `_generate` logs was not run for the fixture; these follow from the lengths above.
+        // TRL logs these in `_generate`, which the fixture did not run; the expected numbers follow from the fixture's
+        // lengths.
         let by_hand = match name.as_str() {
             "completions/mean_length" => 47.0 / 12.0,
             "completions/min_length" | "completions/min_terminated_length" => 1.0,
@@ -201,7 +202,7 @@ fn numbers_of_a_rollout_have_trls_definitions() {
 }
 
 #[test]
-fn defaults_are_the_papers() {
+fn defaults_are_those_of_the_papers() {
     let spec = |loss| GrpoSpec { loss, ..serde_json::from_value(json!({ "rewards": [] })).unwrap() };
     let found = |loss| (spec(loss).clip(), spec(loss).scale());
     assert_eq!(found(GrpoLoss::Grpo), ((0.2, 0.2), ScaleRewards::Group));
@@ -242,12 +243,12 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-fn a_run_broken_off_in_the_middle_of_a_draw_ends_with_the_same_bits() {
+fn a_run_interrupted_inside_a_rollout_resumes_bit_for_bit() {
     let space = Workspace::new();
     std::fs::write(space.path("rl.yaml"), RECIPE).unwrap();
     space.ft(&["train", "rl.yaml"]);
     copy(&space.path("straight"), &space.path("broken"));
-    // After step 6 the second draw is half learnt.
+    // After step 6, half of the steps of the second rollout are done.
     for step in 7..=8 {
         std::fs::remove_dir_all(space.path(&format!("broken/checkpoints/step-{step}"))).unwrap();
     }
@@ -261,7 +262,7 @@ fn a_run_broken_off_in_the_middle_of_a_draw_ends_with_the_same_bits() {
 
     let steps = space.steps("straight");
     let draws: Vec<&Value> = steps.iter().filter(|s| s.get("reward").is_some()).collect();
-    assert_eq!(draws.len(), 2, "eight steps learn two draws");
+    assert_eq!(draws.len(), 2, "eight steps need two rollouts");
     for key in [
         "num_tokens",
         "completions/mean_length",
@@ -283,7 +284,7 @@ fn a_run_broken_off_in_the_middle_of_a_draw_ends_with_the_same_bits() {
         assert!(draws[0][key].is_f64() || draws[0][key].is_u64(), "{key}: {}", draws[0]);
     }
     assert!(draws[0]["sampling/sampling_logp_difference/max"].as_f64().unwrap() < 1e-4);
-    assert_eq!(draws[0]["objective/kl"], 0.0, "before the first step the policy is the reference");
+    assert_eq!(draws[0]["objective/kl"], 0.0, "before the first step the policy equals the reference");
     assert!(draws[1]["objective/kl"].as_f64().unwrap() != 0.0);
     let validation = steps.iter().find(|s| s.get("eval_reward").is_some()).unwrap();
     assert!(validation["eval_rewards/length/mean"].is_number(), "{validation}");
@@ -301,7 +302,7 @@ fn rloo_runs_with_every_weight_trained_and_a_copy_as_its_reference() {
         .replace("lr: 1e-3", "lr: 1e-4")
         .replace("steps: 8", "steps: 5");
     std::fs::write(space.path("rl.yaml"), recipe).unwrap();
-    // The prediction counts the copy: 125,376 numbers of float32. Without a divergence there is none.
+    // The predicted memory includes the copy: 125,376 float32 numbers. With `beta` 0 there is no KL term and no copy.
     let weights = |beta: &str| {
         let check = space.ft(&["check", "rl.yaml", "--json", "--set", &format!("method.rloo.beta={beta}")]);
         serde_json::from_slice::<Value>(&check.stdout).unwrap()["needs"]["weights"].as_u64().unwrap()
@@ -311,7 +312,7 @@ fn rloo_runs_with_every_weight_trained_and_a_copy_as_its_reference() {
     let steps = space.steps("straight");
     let draws: Vec<&Value> = steps.iter().filter(|s| s.get("reward").is_some()).collect();
     assert_eq!((draws.len(), &draws[0]["kl"]), (2, &json!(0.0)));
-    assert!(draws[1]["kl"].as_f64().unwrap() != 0.0, "the copy stays where it was");
+    assert!(draws[1]["kl"].as_f64().unwrap() != 0.0, "the copy must not change with the policy");
 }
 
 #[test]
@@ -333,10 +334,10 @@ fn a_reward_that_fails_ends_the_run_with_its_reason() {
     fails("json_schema: { path: none.json }", &["none.json"]);
 }
 
-/// A run that goes on from a trained adapter compares with that adapter, whatever the method: at its first step nothing lies
-/// between them.
+/// A run that starts from a trained adapter has that adapter as its reference, whatever the method: at its first step
+/// the KL is zero.
 #[test]
-fn a_run_that_goes_on_from_an_adapter_compares_with_it() {
+fn a_run_started_from_an_adapter_has_it_as_its_reference() {
     let space = Workspace::new();
     std::fs::write(space.path("rl.yaml"), RECIPE).unwrap();
     let sft = "\
@@ -372,6 +373,6 @@ run:     { steps: 4, samples: 0, out: begun }
         let first = steps.iter().find(|s| s.get("reward").is_some() || s.get("objective/scores").is_some()).unwrap();
         let kl = first.get("objective/kl").or(first.get("kl")).and_then(Value::as_f64);
         assert_eq!(kl, Some(0.0), "{name}: {first}");
-        assert_ne!(space.weights(name), space.weights("begun"), "{name} learns");
+        assert_ne!(space.weights(name), space.weights("begun"), "{name}: the run did not change the adapter");
     }
 }

@@ -1,5 +1,5 @@
-//! Rotary positions against transformers: frequencies and attention factors of many settings, whole models, and a
-//! sequence that outgrows its context.
+//! Compares rotary position embeddings with transformers: frequencies and attention factors of many settings, and a
+//! model that decodes a sequence beyond its context length.
 
 use crate::support::*;
 use ft::models::Config;
@@ -26,13 +26,14 @@ fn parse(config: &Value) -> ft::error::Result<Config> {
 }
 
 #[test]
-fn frequencies_equal_transformers_in_both_dialects() {
+fn frequencies_equal_transformers_for_old_and_new_keys() {
     let Table { table } = json("ropes.json");
     assert!(table.len() >= 15);
     for case in &table {
         let config = parse(&case.config).unwrap();
         let rope = Rope::new(config.head_dim, config.rope_theta, &config.rope_scaling, Device::Cpu);
-        // At position 1 an angle is the frequency; the token there is the last one of a sequence of this length.
+        // At position 1 the angle equals the frequency. The segment is said to have `case.length` tokens, because some
+        // frequencies depend on the length.
         let at = Tensor::from_slice(&[1i64]);
         let (cos, sin) = rope.angles(&at, &[1], Some(&[case.length - 1]), Kind::Float);
         let (cos, sin) = (cos.to_kind(Kind::Double), sin.to_kind(Kind::Double));
@@ -58,8 +59,11 @@ fn a_packed_row_gives_each_sequence_the_frequencies_of_its_own_length() {
     for (from, n) in [(0, 40), (40, 7), (47, 33)] {
         assert_same("alone", &together.narrow(0, from, n).contiguous(), &angles(&[n]));
     }
-    assert!(!angles(&[40]).narrow(0, 0, 33).equal(&angles(&[33])), "beyond 32 the length counts");
-    assert!(angles(&[32]).narrow(0, 0, 20).equal(&angles(&[20])), "up to 32 it does not");
+    assert!(
+        !angles(&[40]).narrow(0, 0, 33).equal(&angles(&[33])),
+        "beyond 32 tokens the frequencies must depend on the length"
+    );
+    assert!(angles(&[32]).narrow(0, 0, 20).equal(&angles(&[20])), "up to 32 tokens they must not");
 }
 
 #[test]
@@ -87,7 +91,7 @@ fn a_sequence_that_outgrows_its_context_decodes_as_in_transformers() {
 }
 
 #[test]
-fn settings_that_nobody_computes_are_refused_by_name() {
+fn unsupported_settings_are_refused_by_name() {
     let refused = |rope: Value| {
         let mut config: Value = json("yarn-rope/config.json");
         config["rope_parameters"] = rope;

@@ -1,4 +1,5 @@
-//! Personal data: true values go, near ones stay, pseudonyms agree, and no value is in the report.
+//! Tests the scrubbing of personal data: personal values are replaced, similar harmless ones are kept, equal values
+//! have equal pseudonyms, and no value is in the report.
 
 use crate::commands::Workspace;
 use ft::data::scrub::{Kind, Names, Scrubber};
@@ -9,9 +10,9 @@ fn scrub(text: &str) -> String {
     Scrubber::new(&Kind::ALL, names, Some(b"a key for tests, sixteen")).text(text).unwrap()
 }
 
-/// Values that are found whole, with the label of their pseudonym; what stands around them stays.
+/// Each value is found as a whole and replaced by a pseudonym with this label; the text around it is kept.
 #[test]
-fn true_values_are_replaced() {
+fn personal_values_are_replaced() {
     for (label, values) in [
         ("EMAIL", &["ann.b-c+tag@clinic.example.org", "jürgen@müller.de", "a_1@b2.co"][..]),
         (
@@ -78,7 +79,7 @@ fn true_values_are_replaced() {
 }
 
 #[test]
-fn near_values_stay() {
+fn similar_harmless_values_are_kept() {
     for text in [
         "user@localhost, @handle, a @ b.org and x@y",
         "order 1234567890, 123-4567, version 1.2.3.4.5 and 10.2.300.4",
@@ -104,7 +105,7 @@ fn near_values_stay() {
 }
 
 #[test]
-fn one_value_has_one_pseudonym_however_it_is_written_and_none_without_its_key() {
+fn a_value_has_one_pseudonym_per_key_however_it_is_written() {
     let text =
         "4111 1111 1111 1111, 4111-1111-1111-1111; +46 70 123 45 67 or 0046-70-1234567; ANN@X.org ann@x.org; ann@y.org";
     let pseudonyms = |scrubber: &mut Scrubber, text: &str| -> Vec<String> {
@@ -121,14 +122,14 @@ fn one_value_has_one_pseudonym_however_it_is_written_and_none_without_its_key() 
     let first = pseudonyms(&mut alone, text);
     assert_eq!(pseudonyms(&mut alone, text), first);
     assert_ne!(pseudonyms(&mut Scrubber::new(&Kind::ALL, Names::default(), None), text), first);
-    // What was scrubbed is left alone.
+    // Scrubbing a scrubbed text changes nothing.
     let once = alone.text(text).unwrap();
     assert_eq!(alone.text(&once).unwrap(), once);
     let found = &alone.report().found[&Kind::Card];
-    assert_eq!((found.times, found.distinct), (6, 1), "three times the text");
+    assert_eq!((found.times, found.distinct), (6, 1), "the text was scrubbed three times");
 }
 
-/// Every row format, and what it must look like.
+/// One row of every format.
 #[test]
 fn the_command_scrubs_every_format_and_reports_no_value() {
     let space = Workspace::new();
@@ -160,7 +161,7 @@ fn the_command_scrubs_every_format_and_reports_no_value() {
         }
         assert_eq!(out.contains("eva berg did not"), i == 7);
         let keys = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-        assert_eq!(keys(&lines[0]), keys(row), "columns stay");
+        assert_eq!(keys(&lines[0]), keys(row), "the columns must not change");
         let report: Value = serde_json::from_str(&told).unwrap();
         assert_eq!(
             (&report["rows"], &report["rows_changed"], &report["found"]["email"]["distinct"]),
@@ -189,9 +190,9 @@ fn the_command_scrubs_every_format_and_reports_no_value() {
     }
 }
 
-/// Names and addresses have no form that gives them away: the report says that nobody looked for them.
+/// Names and addresses cannot be recognised by their form: the report says that they were not looked for.
 #[test]
-fn the_report_says_what_stays() {
+fn the_report_says_what_was_not_looked_for() {
     let space = Workspace::new();
     let row = json!({ "text": "Patient John Smith, 12 High Street, London SW1A 1AA; محمد علی" });
     std::fs::write(space.path("rows.jsonl"), format!("{row}\n")).unwrap();
@@ -215,7 +216,7 @@ fn the_report_says_what_stays() {
 }
 
 #[test]
-fn import_scrubs_before_anything_is_kept() {
+fn import_scrubs_before_anything_is_stored() {
     let space = Workspace::new();
     let row = json!({ "id": "eva@clinic.example", "prompt": "Write to eva@clinic.example.", "chosen": "Dear eva@clinic.example,", "rejected": "No.", "note": "078-05-1120" });
     std::fs::write(space.path("rows.jsonl"), format!("{row}\n")).unwrap();
@@ -235,16 +236,16 @@ fn import_scrubs_before_anything_is_kept() {
     assert!(project.candidates.iter().any(|c| c.text.starts_with("Dear [EMAIL:")), "{:?}", project.candidates);
 }
 
-/// Seconds of computing of this thread, whatever else the machine does.
+/// Returns the CPU time of this thread in seconds, which does not depend on the load of the machine.
 fn busy() -> f64 {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     text.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9
 }
 
-/// Whatever a text repeats, a search of it takes time in proportion to its length. Quadratic rules took from 8 seconds (an
-/// optimised build) to minutes.
+/// The time for scrubbing a text is proportional to its length, whatever the text repeats. With quadratic rules these
+/// texts took from 8 seconds (in an optimised build) to minutes.
 #[test]
-fn no_repetition_takes_long() {
+fn no_repetitive_text_takes_long() {
     let units = [
         ":",
         ".",
@@ -300,7 +301,7 @@ fn no_repetition_takes_long() {
 }
 
 #[test]
-fn what_is_wrong_before_an_address_is_not_part_of_it() {
+fn invalid_characters_before_an_address_are_not_part_of_it() {
     assert_eq!(scrub("see ...ann@clinic.example"), scrub("see ...").to_string() + &scrub("ann@clinic.example"));
     for (text, kept) in [("a..ann@b.cc", "a.."), ("-..x.ann@b.cc!", "-..")] {
         let scrubbed = scrub(text);

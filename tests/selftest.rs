@@ -1,4 +1,4 @@
-//! `ft selftest`: sound models pass every check, a damaged one fails and says where.
+//! Tests `ft selftest`: intact models pass every check; a damaged one fails, and the error names the damaged tensor.
 
 use crate::support::*;
 use ft::selftest::{Subject, Verdict, run};
@@ -16,8 +16,8 @@ fn subject(model: PathBuf, kind: Kind) -> Subject {
 }
 
 #[test]
-fn sound_models_pass_every_check() {
-    alone("selftest::sound_models_pass_every_check", || {
+fn intact_models_pass_every_check() {
+    alone("selftest::intact_models_pass_every_check", || {
         tch::set_num_threads(1);
         let mut folders: Vec<PathBuf> = std::fs::read_dir(fixture("")).unwrap().map(|e| e.unwrap().path()).collect();
         folders.retain(|f| f.join("config.json").exists() && f.join("model.safetensors").exists());
@@ -38,7 +38,7 @@ fn sound_models_pass_every_check() {
 }
 
 #[test]
-fn a_weight_that_is_no_number_is_named() {
+fn a_weight_that_is_not_finite_is_named() {
     let folder = with_weights("tiny-llama", "tiny-llama");
     let mut all = tensors("tiny-llama/model.safetensors");
     let name = "model.layers.1.mlp.up_proj.weight";

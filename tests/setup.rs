@@ -1,5 +1,6 @@
-//! From nothing to a binary that starts: pinned wheels, the Makefile, the libraries it names, `ft doctor`, the one-file
-//! `ft`, and the preparation of the ICD-10 task. No test reaches a network: wheels are made here.
+//! Tests the way from a fresh machine to a working binary: pinned wheels, the Makefile, the libraries that the binary
+//! needs, `ft doctor`, the one-file `ft`, and the preparation of the ICD-10 task. No test uses a network: wheels are
+//! made here.
 
 use crate::needs::{VENV, needs};
 use serde_json::Value;
@@ -28,21 +29,21 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// stdout of a command that must succeed.
+/// Runs a command that must succeed; returns its stdout.
 fn succeed(command: &mut Command) -> String {
     let output = run(command);
     assert!(output.status.success(), "{command:?}\n{}\n{}", stdout(&output), stderr(&output));
     stdout(&output)
 }
 
-/// stderr of a command that must fail with this exit code.
+/// Runs a command that must fail with this exit code; returns its stderr.
 fn fail(command: &mut Command, code: i32) -> String {
     let output = run(command);
     assert_eq!(output.status.code(), Some(code), "{command:?}\n{}\n{}", stdout(&output), stderr(&output));
     stderr(&output)
 }
 
-/// `ft` as a user starts it, without the variables that point it at a libtorch.
+/// Returns a command for `ft` as a user starts it: without the variables that point to a libtorch.
 fn program(path: impl AsRef<Path>) -> Command {
     let mut command = Command::new(path.as_ref());
     command.env_remove("FT_LIBTORCH").env_remove("LIBTORCH").env_remove("LD_LIBRARY_PATH");
@@ -80,7 +81,7 @@ fn the_demo_trains_and_evaluates_before_and_after() {
     assert!(place("--adapter adapters/lora-medical") > place("ft train"), "{steps}");
 }
 
-/// Executable scripts in a folder that stands in for the PATH.
+/// Writes executable shell scripts into a folder that tests put on the PATH.
 fn programs(folder: &Path, scripts: &[(&str, &str)]) {
     for (name, script) in scripts {
         write(folder.join(name), &format!("#!/bin/sh\n{script}\n"));
@@ -88,7 +89,7 @@ fn programs(folder: &Path, scripts: &[(&str, &str)]) {
     }
 }
 
-/// setup/test.sh with these programs before all others, and what it printed.
+/// Runs setup/test.sh with these scripts in place of the real programs. Returns its exit code and stdout.
 fn test_script(scripts: &[(&str, &str)]) -> (Option<i32>, String) {
     let dir = tempdir().expect("folder");
     programs(dir.path(), scripts);
@@ -103,13 +104,13 @@ fn the_closing_line_sums_all_test_binaries_and_keeps_the_exit_status() {
         echo 'test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out'; exit 101";
     let (code, said) = test_script(&[("cargo", cargo), ("grep", "exit 1")]);
     assert_eq!((code, said.lines().last()), (Some(101), Some("15 passed, 2 failed, 0 skipped")), "{said}");
-    // A build that fails runs nothing, and nothing twice.
+    // If the build fails, no test runs, and cargo is not called a second time.
     let (code, said) = test_script(&[("cargo", "echo 'error: could not compile'; exit 101")]);
     assert_eq!((code, said.as_str()), (Some(101), "error: could not compile\n0 passed, 0 failed, 0 skipped\n"));
 }
 
 #[test]
-fn a_test_that_lacks_a_tool_is_no_passed_one_and_is_named() {
+fn a_test_that_lacks_a_tool_counts_as_skipped_and_is_named() {
     let cargo = "echo 'a::b: no browser; to run it: apt-get install browser' >>$FT_TEST_SKIPPED
         echo 'test result: ok. 5 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out'";
     let (code, said) = test_script(&[("cargo", cargo), ("grep", "exit 1")]);
@@ -118,7 +119,7 @@ fn a_test_that_lacks_a_tool_is_no_passed_one_and_is_named() {
 }
 
 #[test]
-fn numbers_are_tested_once_more_as_on_a_lesser_processor() {
+fn numeric_tests_run_again_as_on_a_processor_without_avx512() {
     let cargo = "case \"$FT_CPU $*\" in
         *'avx2 test --release --no-fail-fast --lib --test all -- '*' nn:: '*' rl:: '*) n=7 bad=1 ;;
         ' test --release --no-fail-fast') n=20 bad=0 ;;
@@ -132,15 +133,15 @@ fn numbers_are_tested_once_more_as_on_a_lesser_processor() {
     assert_eq!((code, said.lines().last()), (Some(0), Some("20 passed, 0 failed, 0 skipped")), "{said}");
 }
 
-/// Every module of numbers that setup/test.sh names holds tests: a filter that fits nothing would pass in silence.
+/// Every numeric module that setup/test.sh names contains tests: a filter that matches nothing would pass unnoticed.
 #[test]
-fn the_modules_of_numbers_exist() {
+fn the_numeric_modules_of_the_test_script_exist() {
     let script = fs::read_to_string(at("setup/test.sh")).expect("script");
     let names = script.split_once("NUMERIC=(").and_then(|(_, rest)| rest.split_once(')')).expect("a list").0;
     let all = succeed(Command::new(std::env::current_exe().expect("own path")).args(["--list"]));
     for name in names.split_whitespace() {
         let unit = at("src").join(name.trim_end_matches("::"));
-        assert!(all.lines().any(|test| test.starts_with(name)) || unit.is_dir(), "{name} fits no test");
+        assert!(all.lines().any(|test| test.starts_with(name)) || unit.is_dir(), "{name} matches no test");
     }
 }
 
@@ -172,7 +173,8 @@ fn bash() -> String {
     succeed(Command::new("sh").args(["-c", "command -v bash"])).trim().to_string()
 }
 
-/// A fresh machine: programs for building, and an apt-get that knows of no driver for the browser.
+/// Makes a folder that stands in for a fresh machine: a PATH with the build tools, and with an apt-get that cannot
+/// install the browser's driver.
 fn fresh_machine() -> TempDir {
     let dir = tempdir().expect("folder");
     fs::create_dir(dir.path().join("setup")).expect("folder");
@@ -202,7 +204,7 @@ fn fresh_machine() -> TempDir {
     dir
 }
 
-/// setup/tools.sh there: stderr, and what it asked apt-get and npm for.
+/// Runs setup/tools.sh on that machine. Returns its exit code, its stderr, and its calls of apt-get and npm.
 fn tools_there(machine: &TempDir, argument: &str, user: &str) -> (Option<i32>, String, String) {
     let (bin, log) = (machine.path().join("bin"), machine.path().join("log"));
     write(&log, "");
@@ -214,7 +216,7 @@ fn tools_there(machine: &TempDir, argument: &str, user: &str) -> (Option<i32>, S
 }
 
 #[test]
-fn root_on_debian_gets_what_tests_need_and_what_cannot_be_had_stops_nothing() {
+fn root_gets_the_tools_of_the_tests_and_a_missing_package_stops_nothing() {
     let machine = fresh_machine();
     let (code, told, asked) = tools_there(&machine, "--tests", "0");
     assert_eq!(code, Some(0), "{told}");
@@ -222,31 +224,31 @@ fn root_on_debian_gets_what_tests_need_and_what_cannot_be_had_stops_nothing() {
         asked.contains("apt-get update")
             && asked.contains("install -y -qq --no-install-recommends chromium chromium-driver")
     );
-    // One package fails, so each is tried alone; what is there then is asked for no more.
+    // One package fails, so each is tried alone; the note names only what is still missing.
     assert!(machine.path().join("bin/chromium").exists(), "{asked}");
     let note = told.lines().find(|l| l.starts_with("note: tests that need ")).unwrap_or_else(|| panic!("{told}"));
     assert!(note.contains("apt-get install chromium-driver") && note.contains("python3-venv"), "{note}");
     assert!(asked.contains("npm pack") && told.contains("axe-core@4.10.3 cannot be fetched"), "{told}{asked}");
 
-    // Building alone installs nothing and needs nothing of all that.
+    // Without `--tests`, nothing is installed, and the build needs none of these tools.
     let (code, told, asked) = tools_there(&machine, "", "0");
     assert_eq!((code, told.as_str(), asked.as_str()), (Some(0), "", ""));
 }
 
 #[test]
-fn who_is_not_root_is_told_what_will_be_skipped() {
+fn without_root_the_tests_that_will_be_skipped_are_reported() {
     let machine = fresh_machine();
     let (code, told, asked) = tools_there(&machine, "--tests", "1000");
     assert!(code == Some(0) && !asked.contains("apt-get"), "{told}{asked}");
     assert!(told.contains("will be skipped; to run them: apt-get install chromium chromium-driver"), "{told}");
-    // A compiler is no matter of single tests.
+    // A missing compiler is an error: it does not concern only some tests.
     fs::remove_file(machine.path().join("bin/g++")).expect("file");
     let (code, told, _) = tools_there(&machine, "--tests", "1000");
     assert!(code == Some(1) && told.contains("error: missing: g++") && told.contains("hint:"), "{told}");
 }
 
 #[test]
-fn make_test_installs_first_and_the_check_of_a_clone_is_make_test() {
+fn make_test_installs_tools_first_and_ci_runs_make_test() {
     let steps = succeed(Command::new("make").args(["-n", "test"]).current_dir(at("")).env_remove("LIBTORCH"));
     let place = |step: &str| steps.find(step).unwrap_or_else(|| panic!("no `{step}` in:\n{steps}"));
     assert!(place("tools.sh --tests") < place("cargo build --release"), "{steps}");
@@ -264,7 +266,7 @@ fn wheels() -> Command {
 }
 
 #[test]
-fn every_pin_has_a_version_and_a_sum() {
+fn every_pinned_wheel_has_a_version_and_a_checksum() {
     let listed = succeed(wheels().arg("list"));
     let mut written = 0;
     for file in ["libtorch.txt", "cuda.txt", "demo.txt"] {
@@ -282,7 +284,7 @@ fn every_pin_has_a_version_and_a_sum() {
     assert!(torch.starts_with(ft::libtorch::SERIES), "{torch}");
 }
 
-/// A copy of the script with pins of its own, and small wheels of the same names that they pin.
+/// A copy of setup/wheels.py with pins of its own, and the small wheels that they pin.
 struct Registry {
     dir: TempDir,
 }
@@ -303,7 +305,7 @@ impl Registry {
         registry
     }
 
-    /// Wheels as pip wants them; `library` is what libtorch_cpu.so holds.
+    /// Makes wheels that pip accepts; `library` is the content of libtorch_cpu.so.
     fn make_wheels(&self, library: &str) {
         let script = r#"
 import sys, zipfile, pathlib
@@ -353,11 +355,11 @@ fn libtorch_is_unpacked_once_and_repaired_when_broken() {
         assert!(!registry.path("root").join(unwanted).exists(), "{unwanted} was left behind");
     }
 
-    // Again, with no wheel to be had: nothing needs one.
+    // A second time, with no wheel available: none is needed.
     let again = succeed(&mut registry.set_up("nothing"));
     assert!(again.contains("in place") && !again.contains("fetching"), "{again}");
 
-    // A cut-off library, then a half-done download beside a lost stamp: both are noticed and done again.
+    // First a truncated library, then a partial download together with a missing stamp: both are detected and repaired.
     fs::write(registry.path("root/torch/lib/libtorch_cpu.so"), "lib").expect("cut off");
     succeed(&mut registry.set_up("wheels"));
     assert_eq!(registry.library(), "library");
@@ -413,7 +415,7 @@ fn dynamic_section(file: &str) -> (BTreeSet<String>, String) {
 }
 
 #[test]
-fn the_binary_needs_no_more_of_libtorch_than_its_cpu_part() {
+fn the_binary_needs_only_the_cpu_part_of_libtorch() {
     let (needed, paths) = dynamic_section(FT);
     assert!(needed.contains("libtorch_cpu.so") && needed.contains("libc10.so"), "{needed:?}");
     let system =
@@ -427,7 +429,7 @@ fn the_binary_needs_no_more_of_libtorch_than_its_cpu_part() {
 }
 
 #[test]
-fn doctor_says_what_there_is_and_that_training_runs() {
+fn doctor_reports_the_machine_and_that_training_runs() {
     let report = doctor(&mut program(FT));
     assert_eq!(report["ok"], true, "{report:#}");
     let version = report["libtorch"]["version"].as_str().expect("a version");
@@ -447,7 +449,7 @@ fn doctor_says_what_there_is_and_that_training_runs() {
     assert!(names.iter().all(|name| table.contains(name)) && !table.contains('\x1b'), "{table}");
 }
 
-/// A stand-in for the NVIDIA driver: it knows one device, and nothing that libtorch would need.
+/// Source of a stand-in for the NVIDIA driver: it reports one device, but lacks the functions that libtorch needs.
 const DRIVER: &str = r#"
 #include <string.h>
 int cuInit(unsigned flags) { return 0; }
@@ -459,7 +461,7 @@ int cuDeviceGetAttribute(int *v, int what, int d) { *v = what == 75 ? 8 : 6; ret
 "#;
 
 #[test]
-fn a_driver_that_libtorch_cannot_use_is_told_with_a_remedy() {
+fn a_driver_that_libtorch_cannot_use_is_reported_with_a_remedy() {
     let dir = tempdir().expect("folder");
     let source = dir.path().join("driver.c");
     write(&source, DRIVER);
@@ -475,14 +477,14 @@ fn a_driver_that_libtorch_cannot_use_is_told_with_a_remedy() {
     assert!(check("cuda:0")["found"].as_str().is_some_and(|f| f.contains("Stand-in · 80.0 GB")), "{}", check("cuda:0"));
 }
 
-/// The libtorch under test once more, in a folder of its own made of links.
+/// Makes a second libtorch from links to the one under test, in a temporary folder.
 fn second_libtorch() -> (TempDir, PathBuf) {
     let dir = tempdir().expect("folder");
     let copy = libtorch_in(&fs::canonicalize(dir.path()).expect("path").join("site"));
     (dir, copy)
 }
 
-/// The libtorch under test as `torch` in a folder, made of links.
+/// Makes a folder `torch` in `site` from links to the libtorch under test; returns its path.
 fn libtorch_in(site: &Path) -> PathBuf {
     let report = doctor(&mut program(FT));
     let root = PathBuf::from(report["libtorch"]["folder"].as_str().expect("a folder"));
@@ -500,7 +502,7 @@ fn libtorch_in(site: &Path) -> PathBuf {
 }
 
 #[test]
-fn another_libtorch_is_taken_where_it_is_asked_for() {
+fn another_libtorch_can_be_chosen_by_variable() {
     let (_dir, copy) = second_libtorch();
     let by_name = doctor(program(FT).env("FT_LIBTORCH", &copy));
     assert_eq!(by_name["libtorch"]["folder"], copy.to_str().expect("UTF-8"));
@@ -530,7 +532,7 @@ fn the_one_file_ft_finds_a_libtorch_or_says_what_to_do() {
         let report = doctor(bare().env(variable, folder));
         assert_eq!(report["libtorch"]["folder"], copy.to_str().expect("UTF-8"), "through {variable}");
     }
-    // Found by itself in an active Python environment; arguments and exit codes pass through.
+    // Without such a variable, a libtorch is found in the active Python environment; arguments are passed on.
     let packages = dir.path().join("venv/lib/python3.13/site-packages");
     fs::create_dir_all(packages.parent().expect("a parent")).expect("folder");
     std::os::unix::fs::symlink(dir.path().join("site"), &packages).expect("link");
@@ -544,7 +546,7 @@ fn the_one_file_ft_finds_a_libtorch_or_says_what_to_do() {
     let told = fail(bare().arg("doctor").env("FT_LIBTORCH", &copy), 1);
     assert!(told.contains("2.9.1") && told.contains("pip install torch=="), "{told}");
 
-    // A copy that broke off says so instead of running half a program.
+    // A truncated file is reported as such; nothing of it is run.
     let bytes = fs::read(&packed).expect("packed");
     fs::write(&packed, &bytes[..bytes.len() - 1000]).expect("cut off");
     let told = fail(&mut bare(), 1);
@@ -552,7 +554,7 @@ fn the_one_file_ft_finds_a_libtorch_or_says_what_to_do() {
 }
 
 #[test]
-fn a_wheel_brings_ft_into_a_python_environment() {
+fn a_wheel_installs_ft_into_a_python_environment() {
     needs!(VENV);
     let dir = tempdir().expect("folder");
     let dir = fs::canonicalize(dir.path()).expect("path");
@@ -590,7 +592,8 @@ fn a_wheel_brings_ft_into_a_python_environment() {
     let required = "import importlib.metadata as m; print(*m.requires('ft-toolkit'))";
     assert_eq!(succeed(Command::new(venv.join("bin/python")).args(["-c", required])), "torch==2.11.0\n");
 
-    // The environment's own torch, with no variable that names it, no Python on the PATH, and another one asked for.
+    // ft finds the environment's own torch without a variable that names it and without Python on the PATH. LIBTORCH
+    // does not change that; FT_LIBTORCH does.
     let bare = || {
         let mut command = Command::new(venv.join("bin/ft"));
         command.env_clear().env("PATH", "/nonexistent").env("HOME", "/nonexistent");
@@ -611,7 +614,8 @@ fn a_wheel_brings_ft_into_a_python_environment() {
 
 // ---- the ICD-10 task
 
-/// A tabular list of the same structure: two chapters with 14 leaves, one with 2, doubled and nested diagnoses.
+/// Returns a tabular list with the structure of the real one: two chapters with 14 leaves each and one with 2, with
+/// duplicate and nested diagnoses.
 fn tabular() -> String {
     let leaf = |code: &str, text: &str| format!("<diag><name>{code}</name><desc>{text}</desc></diag>\n");
     let mut chapters = String::new();
@@ -641,7 +645,7 @@ fn prepare(xml: &Path, out: &Path, more: &[&str]) -> Command {
     command
 }
 
-/// (question, answer) of every row of a split.
+/// Reads (question, answer) of every row of a split.
 fn rows(out: &Path, split: &str) -> Vec<(String, String)> {
     let text = fs::read_to_string(out.join(format!("{split}.jsonl"))).expect("split");
     let turn = |row: &Value, i: usize, role: &str| {
@@ -653,13 +657,13 @@ fn rows(out: &Path, split: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn icd10_splits_are_balanced_apart_and_the_same_every_time() {
+fn icd10_splits_are_balanced_disjoint_and_reproducible() {
     let dir = tempdir().expect("folder");
     let (xml, out, twin) = (dir.path().join("list.xml"), dir.path().join("a"), dir.path().join("b"));
     write(&xml, &tabular());
     let told = succeed(&mut prepare(&xml, &out, &[]));
     assert!(told.contains("30 diagnoses in 3 chapters, 2 of them"), "{told}");
-    // Further splits change nothing in the others.
+    // Asking for further splits does not change the others.
     succeed(&mut prepare(&xml, &twin, &["--held-out", "2", "--more", "1", "--prompts", "9"]));
     let mut seen = HashSet::new();
     for (split, size) in [("train", 6), ("valid", 2), ("test", 2)] {
@@ -670,7 +674,7 @@ fn icd10_splits_are_balanced_apart_and_the_same_every_time() {
         assert_eq!(found.len(), 2 * size, "{split}");
         for (question, _) in found {
             assert!(question.contains("pain") && question.contains('?'), "{question}");
-            assert!(seen.insert(question.to_lowercase()), "twice: {question}");
+            assert!(seen.insert(question.to_lowercase()), "duplicate: {question}");
         }
         let bytes = |out: &Path| fs::read(out.join(format!("{split}.jsonl"))).expect("split");
         assert_eq!(bytes(&out), bytes(&twin), "{split} differs from run to run");
@@ -680,7 +684,7 @@ fn icd10_splits_are_balanced_apart_and_the_same_every_time() {
         assert_eq!(further.len(), size);
         assert!(further.iter().all(|(question, _)| seen.insert(question.to_lowercase())), "{further:?}");
     }
-    // What is left of 14 in each chapter, without answers.
+    // The prompts are the questions that are left of the 14 in each chapter, without answers.
     let prompts = fs::read_to_string(twin.join("prompts.jsonl")).expect("split");
     for row in prompts.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")) {
         let question = row["prompt"][0]["content"].as_str().expect("content").to_lowercase();
@@ -691,7 +695,7 @@ fn icd10_splits_are_balanced_apart_and_the_same_every_time() {
         assert!(seen.insert(question), "{row}");
     }
     assert_eq!(prompts.lines().count(), 2);
-    assert_eq!(fs::read_dir(&out).expect("folder").count(), 3, "something is left beside the splits");
+    assert_eq!(fs::read_dir(&out).expect("folder").count(), 3, "the folder contains more than the splits");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Where rows come from: several files, mixes, the cache of token ids, and rows read in parts.
+//! Tests where rows come from: several files, mixes, the cache of token ids, and files that are read in parts.
 
 use ft::data::{
     BatchPlan, Cache, CacheChoice, ChatTokenizer, Dataset, EncodeOptions, Example, Loader, Overflow, RowFormat,
@@ -21,7 +21,7 @@ fn options() -> EncodeOptions {
     EncodeOptions { supervise: Supervise::Assistant, max_len: 4096, on_overflow, overflow_tolerance: 0.0 }
 }
 
-/// A folder with a cache beside its data.
+/// A temporary folder for data files and a token cache, with a tokenizer.
 struct Place {
     folder: tempfile::TempDir,
     tokenizer: ChatTokenizer,
@@ -55,7 +55,7 @@ impl Place {
 }
 
 #[test]
-fn token_ids_are_kept_for_the_same_rows_and_settings() {
+fn token_ids_are_cached_by_rows_and_settings() {
     let place = Place::new();
     let path = place.rows("a.jsonl", 0..50);
     let first = place.open(&path);
@@ -63,10 +63,10 @@ fn token_ids_are_kept_for_the_same_rows_and_settings() {
     assert_eq!((first.summary.tokenised_rows, again.summary.tokenised_rows), (50, 0));
     assert_eq!(first.to_vec().unwrap(), again.to_vec().unwrap());
     let plain = ft::data::load(&path, RowFormat::Auto, None, &place.tokenizer, &options()).unwrap();
-    assert_eq!(plain.to_vec().unwrap(), again.to_vec().unwrap(), "kept or not, the tokens are the same");
+    assert_eq!(plain.to_vec().unwrap(), again.to_vec().unwrap(), "cached or not, the tokens must be the same");
     assert_eq!(plain.summary.sha256, ft::fsutil::sha256(&path).unwrap());
     assert!(again.summary.line().contains("from the cache"));
-    // Its name and time do not matter, its content does.
+    // A file's name and time do not matter, only its content.
     let copy = place.rows("b.jsonl", 0..50);
     assert_eq!(place.open(&copy).summary.tokenised_rows, 0);
     assert_eq!(place.kept().len(), 1);
@@ -74,7 +74,7 @@ fn token_ids_are_kept_for_the_same_rows_and_settings() {
     let changed = place.open(&copy);
     assert_eq!(changed.summary.tokenised_rows, 50);
     assert_ne!(changed.to_vec().unwrap(), first.to_vec().unwrap());
-    // What is learnt, how rows are read, how many, and the tokenizer with its template.
+    // These matter, too: which tokens are trained on, how rows are read, how many, and the tokenizer with its template.
     let all = EncodeOptions { supervise: Supervise::All, ..options() };
     let source = || SourceSpec::file(&path, RowFormat::Auto);
     assert_eq!(place.open_with(vec![source()], &all).unwrap().summary.tokenised_rows, 50);
@@ -89,7 +89,7 @@ fn token_ids_are_kept_for_the_same_rows_and_settings() {
         ..place
     };
     assert_eq!(other.open(&path).summary.tokenised_rows, 50);
-    // The longest length is no part of what is kept.
+    // The cache does not depend on `max_len`.
     let short = EncodeOptions { max_len: again.summary.lengths.max - 1, on_overflow: Overflow::Truncate, ..options() };
     let cut = other.open_with(vec![source()], &short).unwrap();
     assert_eq!(cut.summary.tokenised_rows, 0);
@@ -97,7 +97,7 @@ fn token_ids_are_kept_for_the_same_rows_and_settings() {
 }
 
 #[test]
-fn a_damaged_file_of_tokens_is_made_anew_or_refused() {
+fn a_damaged_token_cache_is_rebuilt_or_refused() {
     let place = Place::new();
     let path = place.rows("a.jsonl", 0..50);
     let good = place.open(&path).to_vec().unwrap();
@@ -108,7 +108,7 @@ fn a_damaged_file_of_tokens_is_made_anew_or_refused() {
         let dataset = place.open(&path);
         assert_eq!((dataset.summary.tokenised_rows, dataset.to_vec().unwrap() == good), (50, true));
     }
-    // A token that is not what was written is noticed when it is read.
+    // A changed token is detected when it is read.
     let mut bad = bytes.clone();
     bad[100] ^= 1;
     std::fs::write(&kept, bad).unwrap();
@@ -117,7 +117,7 @@ fn a_damaged_file_of_tokens_is_made_anew_or_refused() {
 }
 
 #[test]
-fn runs_may_share_a_folder() {
+fn runs_may_share_a_cache_folder() {
     let place = Place::new();
     let path = place.rows("a.jsonl", 0..2000);
     let together: Vec<Vec<Example>> = std::thread::scope(|scope| {
@@ -128,7 +128,7 @@ fn runs_may_share_a_folder() {
 }
 
 #[test]
-fn several_files_are_one_after_the_other() {
+fn several_files_are_read_one_after_the_other() {
     let place = Place::new();
     std::fs::create_dir(place.path("many")).unwrap();
     place.rows("many/b.jsonl", 10..30);
@@ -195,7 +195,7 @@ fn columns_of_other_names_are_read() {
 }
 
 #[test]
-fn long_files_read_in_parts_hold_the_same_rows() {
+fn long_files_read_in_parts_give_the_same_rows() {
     let place = Place::new();
     let path = place.rows("a.jsonl", 0..9000);
     let text = std::fs::read_to_string(&path).unwrap();
@@ -224,7 +224,7 @@ fn recipes_take_one_source_or_a_list() {
     assert_eq!(two.recipe.data.cache, CacheChoice::Off);
     assert!(two.recipe.data.train.0[0].path.is_absolute());
     for plan in [&one, &two] {
-        assert_eq!(recipe_of(&plan.to_yaml().unwrap()), plan.recipe, "what is written reads the same");
+        assert_eq!(recipe_of(&plan.to_yaml().unwrap()), plan.recipe, "a written plan must read the same");
     }
     let set =
         recipe("  train: { path: a.jsonl }", &["data.train.rows=5", "data.cache=kept", "data.valid.path=v.jsonl"])
@@ -268,7 +268,7 @@ fn lines(path: &Path) -> Vec<serde_json::Value> {
 }
 
 #[test]
-fn files_are_converted_and_parted_by_the_command() {
+fn files_are_converted_and_split_by_the_command() {
     let place = Place::new();
     let pairs =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/preference.jsonl")).unwrap();
@@ -280,11 +280,11 @@ fn files_are_converted_and_parted_by_the_command() {
     assert!(done && said.contains("pairs.jsonl: preference"), "{said}");
     let rows = lines(&place.path("unpaired.jsonl"));
     assert_eq!((rows.len(), rows[0]["label"] == true, rows[1]["label"] == false), (2 * count, true, true));
-    // What was written reads back, as it is and as answers to learn.
+    // The written file can be read again, also as answers to train on.
     let (done, _, said) = ft(folder, &["data", "convert", "unpaired.jsonl", "--to", "messages", "--out", "chat.jsonl"]);
     assert!(done && said.contains(&format!("{count} rows left out: labelled as bad")), "{said}");
     assert_eq!(place.open(&place.path("chat.jsonl")).len(), count);
-    // A bad row stops the work and leaves nothing, unless it is to be left out.
+    // An invalid row stops the conversion, which then leaves no file, unless `--drop-bad` leaves such rows out.
     let same = json!({ "prompt": "q", "chosen": "a", "rejected": "a" });
     std::fs::write(place.path("bad.jsonl"), format!("{pairs}{same}\n")).unwrap();
     let convert = ["data", "convert", "bad.jsonl", "--to", "preference", "--out", "good.jsonl"];
@@ -297,7 +297,7 @@ fn files_are_converted_and_parted_by_the_command() {
     let (done, _, said) = ft(folder, &["data", "convert", "bad.jsonl", "--to", "prompt", "--out", "bad.jsonl"]);
     assert!(!done && said.contains("is also the input file"), "{said}");
 
-    // Equal rows come to the same side.
+    // Equal rows go to the same split.
     let twice = std::fs::read_to_string(place.rows("many.jsonl", 0..200)).unwrap().repeat(2);
     std::fs::write(place.path("many.jsonl"), twice).unwrap();
     let split = ["data", "split", "many.jsonl", "--valid", "0.2", "--train-out", "t.jsonl", "--valid-out", "v.jsonl"];

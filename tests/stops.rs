@@ -1,4 +1,5 @@
-//! A base that does not stop where its chat template ends a turn: the result does, wherever it is loaded.
+//! Tests base models that do not stop at the token with which their chat template ends a turn. A result trained from
+//! such a base stops there, wherever it is loaded.
 
 use crate::commands::Workspace;
 use ft::data::ChatTokenizer;
@@ -14,7 +15,8 @@ batch:   { tokens: 512, max_len: 256 }
 run:     { steps: 1, samples: 0, out: out }
 ";
 
-/// The model of the workspace with an end of text, 0, where the template ends turns in `<|im_end|>`, 2.
+/// Makes a workspace whose model stops at `<|endoftext|>` (id 0), while its template ends turns with `<|im_end|>` (id
+/// 2).
 fn space(generation: Option<Value>) -> Workspace {
     let space = Workspace::new();
     let file = |name: &str| space.path(BASE).join(name);
@@ -34,7 +36,7 @@ fn space(generation: Option<Value>) -> Workspace {
 }
 
 #[test]
-fn a_result_stops_where_it_was_taught_to() {
+fn a_result_stops_at_the_token_it_was_trained_to_end_with() {
     let generation = json!({"temperature": 0.6, "eos_token_id": 0, "pad_token_id": 3});
     let space = space(Some(generation.clone()));
     let done = space.ft(&["train", "sft.yaml"]);
@@ -51,17 +53,17 @@ fn a_result_stops_where_it_was_taught_to() {
         let tokenizer = ChatTokenizer::load(&space.path(folder), None).unwrap();
         assert_eq!((tokenizer.stop_ids(), tokenizer.unwritten_stop()), (&[0, 2][..], None), "{folder}");
     }
-    // The base is as it was, and a result that is trained on is not warned of.
+    // The base is unchanged, and further training of a result gives no warning.
     assert_eq!(space.json(&format!("{BASE}/generation_config.json")), generation);
     let again = space.ft(&["train", "sft.yaml", "--set", "model.path=merged", "--set", "run.out=more"]);
     assert!(!String::from_utf8_lossy(&again.stderr).contains("continue past it"));
     assert_eq!(space.json("more/tokenizer_config.json"), space.json("merged/tokenizer_config.json"));
 }
 
-/// Without generation_config.json other programs read config.json, which the new file must not hide; and a template that
-/// writes `eos_token` keeps the token that it means.
+/// Without a generation_config.json, other programs read the token ids of config.json, which the new file would hide:
+/// so it repeats them. And if a template writes `eos_token`, that token is not changed.
 #[test]
-fn what_a_base_says_otherwise_is_kept() {
+fn other_settings_of_a_base_are_kept() {
     let space = space(None);
     let template = space.path(BASE).join("chat_template.jinja");
     let text = std::fs::read_to_string(&template).unwrap();
@@ -74,7 +76,7 @@ fn what_a_base_says_otherwise_is_kept() {
         assert_eq!(written[key], config[key], "{key}");
     }
     assert_eq!(space.json("out/tokenizer_config.json")["eos_token"], "<|endoftext|>");
-    // A base that names the token already is copied as it is.
+    // If a base lists the token already, its files are copied unchanged.
     let plain = Workspace::new();
     std::fs::write(plain.path("sft.yaml"), RECIPE).unwrap();
     plain.ft(&["train", "sft.yaml"]);
@@ -85,9 +87,9 @@ fn what_a_base_says_otherwise_is_kept() {
     );
 }
 
-/// A run with a template of its own: the result is asked in it wherever it is loaded, also once it is folded in.
+/// A run may have a chat template of its own: the result contains it, also after the adapter is merged.
 #[test]
-fn a_result_brings_the_template_that_it_was_taught_with() {
+fn a_result_contains_the_template_that_it_was_trained_with() {
     let space = space(Some(json!({"eos_token_id": 0})));
     let own = "{% for m in messages %}<|im_start|>{{ m.role }}:\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant:\n{% endif %}";
     std::fs::write(space.path("own.jinja"), own).unwrap();
@@ -102,7 +104,7 @@ fn a_result_brings_the_template_that_it_was_taught_with() {
         assert!(!space.path(folder).join("additional_chat_templates").exists(), "{folder}");
     }
     assert!(space.path("base/additional_chat_templates/tool_use.jinja").exists());
-    // ft itself asks an adapter in its own template, unless another is given.
+    // `ft generate` uses an adapter's own template, unless another one is given.
     let ask = |more: &[&str]| {
         let words = [
             "generate",

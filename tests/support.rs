@@ -1,4 +1,4 @@
-//! What the tests of models share: fixtures, packed rows with a mask, and every comparison of tensors.
+//! Shared by the tests of models: fixtures, packed rows with a mask, and all comparisons of tensors.
 
 use ft::models::{Heads, Load, Loss, Metrics, Model, Output, Storage};
 use ft::nn::{Attach, Tokens, Weights};
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
-/// Where models are tested: `FT_TEST_DEVICE` (cpu, cuda, cuda:N), the CPU where it is not set.
+/// Returns the device on which models are tested: `FT_TEST_DEVICE` (cpu, cuda, cuda:N), or the CPU if it is not set.
 pub fn device() -> Device {
     static STARTED: std::sync::Once = std::sync::Once::new();
     // CUDA must be opened before anything asks libtorch about it.
@@ -18,22 +18,22 @@ pub fn device() -> Device {
     ft::models::device(&std::env::var("FT_TEST_DEVICE").unwrap_or("cpu".into())).unwrap()
 }
 
-/// A file or folder of tests/fixtures.
+/// Returns the path of a file or folder of tests/fixtures.
 pub fn fixture(path: impl AsRef<Path>) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
 }
 
-/// A JSON file of tests/fixtures.
+/// Reads a JSON file of tests/fixtures.
 pub fn json<T: serde::de::DeserializeOwned>(path: impl AsRef<Path>) -> T {
     ft::fsutil::read_json(&fixture(path)).unwrap()
 }
 
-/// All tensors of a safetensors file of tests/fixtures.
+/// Reads all tensors of a safetensors file of tests/fixtures.
 pub fn tensors(path: impl AsRef<Path>) -> BTreeMap<String, Tensor> {
     Weights::open_file(&fixture(path)).unwrap().all()
 }
 
-/// A model directory; one that is only a config.json gets the weights of `weights`.
+/// Makes a model directory with the config.json of fixture `name` and the weights of fixture `weights`.
 pub fn with_weights(name: &str, weights: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (from, file) in [(name, "config.json"), (weights, "model.safetensors")] {
@@ -42,13 +42,13 @@ pub fn with_weights(name: &str, weights: &str) -> tempfile::TempDir {
     folder
 }
 
-/// Tiny products on one thread: the tests' own threads fill the machine.
+/// Loads a model and limits libtorch to one thread: its products are tiny, and tests already run in parallel.
 fn load(folder: &Path, load: Load) -> Model {
     tch::set_num_threads(1);
     Model::load(folder, load).unwrap()
 }
 
-/// The bare base, frozen.
+/// Loads a frozen base without adapters.
 pub fn frozen(folder: &Path, kind: Kind) -> Model {
     load(
         folder,
@@ -63,7 +63,7 @@ pub fn frozen(folder: &Path, kind: Kind) -> Model {
     )
 }
 
-/// Every weight trained, in float32 or with float32 masters.
+/// Loads a model of which every weight is trained, in float32 or with float32 masters.
 pub fn whole(folder: &Path, kind: Kind) -> Model {
     load(
         folder,
@@ -78,7 +78,7 @@ pub fn whole(folder: &Path, kind: Kind) -> Model {
     )
 }
 
-/// A frozen base with one adapter called `a`.
+/// Loads a frozen base with one adapter named `a`.
 pub fn adapted(folder: &Path, kind: Kind, adapter: &dyn Attach) -> Model {
     let adapters = vec![("a".to_string(), adapter)];
     load(
@@ -87,7 +87,7 @@ pub fn adapted(folder: &Path, kind: Kind, adapter: &dyn Attach) -> Model {
     )
 }
 
-/// A sequence; `mask[t] = 1` says that token t is learnt from the tokens before it.
+/// A sequence of tokens; `mask[t]` is 1 if token t is trained on (predicted from the tokens before it).
 #[derive(Debug, Clone, Deserialize)]
 pub struct Sequence {
     pub ids: Vec<u32>,
@@ -95,7 +95,7 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// Random ids, every token learnt.
+    /// Returns random ids; every token except the first is trained on.
     pub fn random(length: usize, vocabulary: u32, seed: u64) -> Self {
         let mut rng = ft::rng::stream(seed, "tests: sequence", length as u64);
         let ids = (0..length).map(|_| rng.random_range(0..vocabulary)).collect();
@@ -107,7 +107,7 @@ impl Sequence {
     }
 }
 
-/// A packed row and where its learnt tokens are.
+/// A packed row, and the positions and ids of its trained tokens.
 pub struct Row {
     pub tokens: Tokens,
     pub at: Tensor,
@@ -134,12 +134,12 @@ impl Row {
         }
     }
 
-    /// Cross-entropy of the learnt tokens.
+    /// Computes the cross-entropy of the trained tokens.
     pub fn loss(&self, out: &Output) -> Loss {
         cross_entropy(out.log_probs(&self.at, &self.targets).log_probs, self.items)
     }
 
-    /// The same by the plain formula, over full logits.
+    /// Computes the same by the plain formula, from all logits.
     pub fn plain_loss(&self, out: &Output) -> Loss {
         let all = out.logits(&self.at).log_softmax(-1, Kind::Float);
         cross_entropy(all.gather(-1, &self.targets.unsqueeze(-1), false).squeeze_dim(-1), self.items)
@@ -153,12 +153,12 @@ fn cross_entropy(log_probs: Tensor, items: f64) -> Loss {
     Loss { sum, metrics }
 }
 
-/// Rows 0, k, 2k, … of a matrix; a vector whole.
+/// Returns rows 0, `stride`, 2 `stride`, … of a matrix, or a whole vector.
 pub fn every(stride: i64, t: &Tensor) -> Tensor {
     if t.dim() == 2 { t.slice(0, 0, None, stride) } else { t.shallow_clone() }
 }
 
-/// Gradients of the trainable parameters by name, taken out of the model.
+/// Returns the gradients of the trainable parameters by name, zeros where there is none, and clears them in the model.
 pub fn take_gradients(model: &Model) -> BTreeMap<String, Tensor> {
     let take = |p: &ft::nn::Param| {
         let grad = p.tensor.grad();
@@ -171,7 +171,7 @@ pub fn take_gradients(model: &Model) -> BTreeMap<String, Tensor> {
     model.params().trainable().map(take).collect()
 }
 
-/// Fills an adapter's tensors with numbers that show in the output, without libtorch's generator.
+/// Fills an adapter's tensors with noise that changes the output, without using libtorch's random generator.
 pub fn fill_adapter(model: &Model, size: f64) {
     let _no_grad = tch::no_grad_guard();
     for p in model.params().iter().filter(|p| p.adapter.is_some() && p.trainable()) {
@@ -181,15 +181,15 @@ pub fn fill_adapter(model: &Model, size: f64) {
     }
 }
 
-/// Uniform numbers in (-1, 1) that depend on the name only.
+/// Returns uniform random numbers in [-1, 1); the name is their seed.
 pub fn noise(shape: &[i64], name: &str) -> Tensor {
     let mut rng = ft::rng::stream(0, name, 0);
     let numbers: Vec<f32> = (0..shape.iter().product::<i64>()).map(|_| rng.random_range(-1.0..1.0)).collect();
     Tensor::from_slice(&numbers).view(shape)
 }
 
-/// Runs the calling test in a process of its own: libtorch's generator is one for the process, and a test that
-/// asks for equal dropout masks cannot share it with tests on other threads.
+/// Runs the calling test in a process of its own. libtorch has one random generator per process, and a test that needs
+/// equal dropout masks cannot share it with tests on other threads.
 pub fn alone(name: &str, test: impl FnOnce()) {
     const ALONE: &str = "FT_TEST_ALONE";
     if std::env::var_os(ALONE).is_some() {
@@ -205,19 +205,19 @@ pub fn alone(name: &str, test: impl FnOnce()) {
     assert!(text.contains("1 passed") && run.status.success(), "{text}\n{}", String::from_utf8_lossy(&run.stderr));
 }
 
-/// How far two tensors lie apart, computed in float64.
+/// The difference between two tensors, computed in float64.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Gap {
-    /// Norm of the difference over the norm of what is expected.
+    /// Norm of the difference divided by the norm of the expected tensor.
     pub norm: f64,
-    /// Largest difference of one number.
+    /// Largest absolute difference of two elements.
     pub absolute: f64,
-    /// The same over the largest number expected.
+    /// The same divided by the largest absolute value of the expected tensor.
     pub element: f64,
 }
 
 impl Gap {
-    /// Not a number where one of the two holds such.
+    /// Compares two tensors; the result is NaN if one of them contains NaN.
     pub fn between(ours: &Tensor, theirs: &Tensor) -> Self {
         let wide = |t: &Tensor| t.detach().to_device(Device::Cpu).to_kind(Kind::Double);
         let (ours, theirs) = (wide(ours), wide(theirs));
@@ -229,7 +229,7 @@ impl Gap {
         Self { norm: over(number(difference.norm()), norm), absolute, element: over(absolute, largest) }
     }
 
-    /// The larger of both, for a summary over many tensors.
+    /// Keeps the larger of both gaps, for a summary over many tensors.
     pub fn widen(&mut self, other: Gap) {
         self.norm = self.norm.max(other.norm);
         self.absolute = self.absolute.max(other.absolute);
@@ -237,7 +237,7 @@ impl Gap {
     }
 }
 
-/// Asserts that two tensors agree to `relative`, in norm and in their worst number.
+/// Asserts that two tensors agree to `relative`, in norm and in the element that differs most.
 #[track_caller]
 pub fn assert_close(name: &str, ours: &Tensor, theirs: &Tensor, relative: f64) -> Gap {
     assert_eq!(ours.size(), theirs.size(), "{name}: shapes differ");
@@ -255,14 +255,14 @@ pub fn assert_within(name: &str, ours: &Tensor, theirs: &Tensor, absolute: f64) 
     gap
 }
 
-/// Asserts that two tensors are the same bits (and not NaN).
+/// Asserts that two tensors have the same dtype and equal numbers; NaN is not equal to NaN.
 #[track_caller]
 pub fn assert_same(name: &str, ours: &Tensor, theirs: &Tensor) {
     assert_eq!(ours.kind(), theirs.kind(), "{name}: dtypes differ");
     assert!(ours.equal(theirs), "{name}: not the same numbers, {:?}", Gap::between(ours, theirs));
 }
 
-/// Asserts that maps hold the same names and that every tensor agrees to `relative`; returns the largest gap.
+/// Asserts that two maps have the same names and that every tensor agrees to `relative`; returns the largest gap.
 #[track_caller]
 pub fn assert_all_close(ours: &BTreeMap<String, Tensor>, theirs: &BTreeMap<String, Tensor>, relative: f64) -> Gap {
     assert!(ours.keys().eq(theirs.keys()), "names differ: {:?} and {:?}", ours.keys(), theirs.keys());

@@ -1,5 +1,5 @@
-//! Chat templates against transformers, and what rows become by them: named templates, what a template passes over,
-//! answers that are learnt as generation sees them, the date.
+//! Compares chat templates with transformers, and tests what they make of data rows: named templates, content that a
+//! template ignores, answers trained on as generation sees them, variables.
 
 use ft::data::record::Columns;
 use ft::data::template::ChatTemplate;
@@ -19,7 +19,7 @@ fn read(name: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(fixture(name)).unwrap()).unwrap()
 }
 
-/// A message as records hold it.
+/// Converts a JSON message to the form that records have.
 pub fn message(value: &Value) -> Message {
     let mut extra = value.as_object().unwrap().clone();
     let role = extra.shift_remove("role").unwrap().as_str().unwrap().to_string();
@@ -50,7 +50,7 @@ fn load(rows: &[Value], tokenizer: &ChatTokenizer, supervise: Supervise) -> Resu
     data::load(&path, RowFormat::Auto, None, tokenizer, &options)
 }
 
-/// What is learnt of each example, between « and ».
+/// Returns the text of each example, with its trained tokens between « and ».
 fn masks(rows: &[Value], tokenizer: &ChatTokenizer) -> Result<Vec<String>> {
     let dataset = load(rows, tokenizer, Supervise::Assistant)?;
     dataset.to_vec()?.iter().map(|e| quality::preview(e, tokenizer, false)).collect()
@@ -67,7 +67,7 @@ fn talk(turns: &[(&str, &str)]) -> Value {
 
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-/// Parts of Python's Jinja that are not reproduced: each ends in an error that says so.
+/// Parts of templates that need features of Python's Jinja which ft does not support: each gives an error that says so.
 const NOT_SUPPORTED: [&str; 7] = ["2 ** 200", "'a'.encode()", "'é\\é'", "BULLET", "{% block", "pprint", "autoescape"];
 
 #[test]
@@ -97,12 +97,12 @@ fn every_snippet_is_rendered_as_transformers_does() {
     assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), snippets.len(), wrong.join("\n"));
     let listed = |source: &&&str| !NOT_SUPPORTED.iter().any(|part| source.contains(part));
     let unlisted: Vec<_> = unsupported.iter().filter(listed).collect();
-    assert!(unlisted.is_empty(), "not supported, and not known to be: {unlisted:#?}");
-    assert!(equal >= 200, "{equal} are equal");
+    assert!(unlisted.is_empty(), "not supported, but not listed in NOT_SUPPORTED: {unlisted:#?}");
+    assert!(equal >= 200, "only {equal} are equal");
 }
 
-/// Renderings of a folder's templates that differ from transformers', as the folder's expected.json has them; how many were
-/// compared.
+/// Renders the templates of a folder and compares them with transformers' renderings in its expected.json. Returns
+/// those that differ, and how many were compared.
 fn differing(folder: &Path) -> (Vec<String>, usize) {
     let expected = std::fs::read_to_string(folder.join("expected.json")).unwrap();
     let expected: Value = serde_json::from_str(&expected).unwrap();
@@ -122,7 +122,7 @@ fn differing(folder: &Path) -> (Vec<String>, usize) {
         });
         let same = match (&found, row["text"].as_str()) {
             (Ok(text), Some(expected)) => text == expected,
-            // The template's own words are the same; Python's own errors have other words.
+            // An error raised by the template has the same text; errors of Python itself have another wording.
             (Err(e), None) => match row["error"].as_str().unwrap().strip_prefix("TemplateError: ") {
                 Some(words) => e.message().ends_with(words),
                 None => true,
@@ -146,7 +146,7 @@ fn templates_render_as_transformers() {
     assert!(wrong.is_empty(), "{} renderings differ, the first:\n{}", wrong.len(), wrong[0]);
 }
 
-/// The real ones, fetched by tests/fixtures/templates/make.py --fetch DIR.
+/// The published templates, fetched by tests/fixtures/templates/make.py --fetch DIR.
 #[test]
 #[ignore = "needs FT_TEST_TEMPLATES=DIR, a folder of fetched templates"]
 fn published_templates_render_as_transformers() {
@@ -157,7 +157,7 @@ fn published_templates_render_as_transformers() {
 }
 
 #[test]
-fn rows_with_tools_are_written_by_the_template_for_tools() {
+fn rows_with_tools_use_the_template_for_tools() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["tokenizer.json", "generation_config.json"] {
         std::fs::copy(fixture("tiny-tokenizer").join(name), folder.path().join(name)).unwrap();
@@ -178,19 +178,19 @@ fn rows_with_tools_are_written_by_the_template_for_tools() {
     let open = |template: Option<&str>| ChatTokenizer::load(folder.path(), template.map(Path::new));
     config(json!([named("default", CHATML), named("tool_use", &tools), named("rag", "{% nonsense %}")]));
     assert_eq!(begins(&open(None).unwrap()), [true, false]);
-    // By its name, for every row.
+    // A template chosen by its name is used for every row.
     assert!(notes(&rows, &open(Some("default")).unwrap()).contains(&(Note::ToolsLeftOut, 1, 1)));
     let e = open(Some("chat")).unwrap_err();
     assert!(e.message().contains("no chat template named `chat`") && e.hints()[0].contains("`tool_use`"), "{e}");
     assert!(open(Some("rag")).unwrap_err().message().contains("nonsense"));
-    // None that writes rows without tools.
+    // No template for rows without tools.
     config(json!([named("tool_use", &tools)]));
     let e = masks(&rows, &open(None).unwrap()).unwrap_err();
     assert!(e.message().contains("rows.jsonl:2") && e.message().contains("none of them named `default`"), "{e}");
     config(json!([named("rag", CHATML)]));
     let e = open(None).unwrap_err();
     assert!(e.message().contains("none of them named `default`") && e.hints()[0].contains("`rag`"), "{e}");
-    // As files; they come before the config.
+    // Templates as files take precedence over the config.
     config(json!("never"));
     std::fs::write(folder.path().join("chat_template.jinja"), CHATML).unwrap();
     let more = folder.path().join("additional_chat_templates");
@@ -201,7 +201,7 @@ fn rows_with_tools_are_written_by_the_template_for_tools() {
 }
 
 #[test]
-fn what_a_template_passes_over_is_named() {
+fn content_that_a_template_ignores_is_reported() {
     let tokenizer = with_source(CHATML);
     let mut tools = talk(&[("user", "a"), ("assistant", "b")]);
     tools["tools"] = json!([{ "type": "function", "function": { "name": "f" } }]);
@@ -215,12 +215,12 @@ fn what_a_template_passes_over_is_named() {
     assert_eq!(found, [(Note::ToolsLeftOut, 2, 2), (Note::CallsLeftOut, 1, 3), (Note::ReasoningLeftOut, 1, 4)]);
     let summary = load(&rows, &tokenizer, Supervise::Assistant).unwrap().summary;
     assert!(summary.warnings().iter().any(|w| w.contains("2 rows with `tools`") && w.contains("rows.jsonl:2)")));
-    // A template that knows them: nothing to say.
+    // A template that writes all of them gives no note.
     assert_eq!(notes(&[plain, tools, calls, thought], &with_template("thinking.jinja")), []);
 }
 
 #[test]
-fn content_in_parts_is_shown_or_refused() {
+fn content_in_parts_is_rendered_or_refused() {
     let strings = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if m.content is string else '' }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
     let parts = |text: &str| json!([{ "type": "text", "text": text }]);
     let row = |system: Value, user: Value, assistant: Value| {
@@ -234,24 +234,24 @@ fn content_in_parts_is_shown_or_refused() {
     assert!(system.message().contains("message 1 (system): the chat template leaves it out"), "{system}");
     let assistant = e(row(json!("s"), json!("what?"), parts("four")));
     assert!(assistant.message().contains("message 3 (assistant): the chat template leaves out"), "{assistant}");
-    // Printed as Python writes a list: learnt as transformers would, and named.
+    // This template prints a list as Python does: the row is trained on as with transformers, and reported.
     let printed = row(json!("s"), parts("what?"), json!("four"));
     assert_eq!(notes(std::slice::from_ref(&printed), &with_source(CHATML)), [(Note::PartsPrinted, 1, 1)]);
-    // A template that reads parts.
+    // A template that supports content in parts.
     let read = talk(&[("user", "what?"), ("assistant", "four")]);
     let as_parts = json!({ "messages": [{ "role": "user", "content": parts("what?") }, { "role": "assistant", "content": parts("four") }] });
     let gemma = with_template("gemma.jinja");
     assert_eq!(masks(&[as_parts], &gemma).unwrap(), masks(&[read], &gemma).unwrap());
-    // A message that the template changes on its way (a flag taken out) is not left out.
+    // A message that the template changes (here it removes a flag) does not count as left out.
     let flagged = talk(&[("system", "/no_think Be brief."), ("user", "a"), ("assistant", "b")]);
     assert!(masks(&[flagged], &with_template("smollm3.jinja")).unwrap()[0].contains("Be brief."));
-    // The question of a preference row, and a question alone.
+    // The prompt of a preference row.
     let pair = json!({ "prompt": [{ "role": "user", "content": parts("what?") }], "chosen": [{ "role": "assistant", "content": "a" }], "rejected": [{ "role": "assistant", "content": "b" }] });
     let e = open_pair(&pair, &with_source(strings)).unwrap_err();
     assert!(e.message().contains("message 1 (user): the chat template leaves it out"), "{e}");
 }
 
-/// A preference row, as training reads it.
+/// Opens a preference row as training does.
 fn open_pair(row: &Value, tokenizer: &ChatTokenizer) -> ft::error::Result<Dataset<data::Pair>> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pairs.jsonl");
@@ -273,18 +273,19 @@ fn a_conversation_may_begin_with_the_assistant() {
     let expected = "<|im_start|>assistant\n«hello<|im_end|>»\n<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n«yes<|im_end|>»\n";
     assert_eq!(masks(std::slice::from_ref(&row), &with_source(&looks_at_the_first)).unwrap(), [expected]);
     assert_eq!(masks(std::slice::from_ref(&row), &with_source(CHATML)).unwrap(), [expected]);
-    // No conversation that ends before a question is taken: the answer is found in the whole.
+    // This template refuses a conversation without a question, so the first answer is located in the rendering of the
+    // whole conversation.
     let asks = format!(
         "{{% if not messages|selectattr('role', 'equalto', 'user')|list %}}{{{{ raise_exception('no question') }}}}{{% endif %}}{CHATML}"
     );
     assert_eq!(masks(std::slice::from_ref(&row), &with_source(&asks)).unwrap(), [expected]);
-    // A template that takes no such conversation at all says so itself.
+    // If a template refuses such a conversation altogether, its own message is reported.
     let e = masks(&[row], &with_template("gemma.jinja")).unwrap_err();
     assert!(e.message().contains("refuses this conversation: Roles alternate"), "{e}");
 }
 
 #[test]
-fn a_system_message_in_the_last_turn_is_learnt_as_generation_sees_it() {
+fn a_system_message_in_the_last_turn_is_trained_on_as_generation_sees_it() {
     let row =
         talk(&[("system", "Be brief."), ("user", "One"), ("assistant", "1"), ("user", "Two"), ("assistant", "2")]);
     let tokenizer = with_template("mistral-last.jinja");
@@ -296,13 +297,13 @@ fn a_system_message_in_the_last_turn_is_learnt_as_generation_sees_it() {
         ]
     );
     assert_eq!(notes(std::slice::from_ref(&row), &tokenizer), [(Note::AsGenerated, 1, 1)]);
-    // The older one, which gives it to the first turn, stays one example.
+    // With an older template, which writes the system message into the first turn, the row remains one example.
     let found = masks(std::slice::from_ref(&row), &with_template("llama2.jinja")).unwrap();
     assert_eq!(
         found,
         ["[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nOne [/INST]« 1 <|im_end|>»[INST] Two [/INST]« 2 <|im_end|>»"]
     );
-    // Pairs are put together likewise.
+    // Preference pairs are rendered in the same way.
     let pair = json!({ "prompt": [{ "role": "system", "content": "Be brief." }, { "role": "user", "content": "One" }],
         "chosen": [{ "role": "assistant", "content": "1" }], "rejected": [{ "role": "assistant", "content": "one" }] });
     let pairs = open_pair(&pair, &tokenizer).unwrap();
@@ -314,7 +315,7 @@ fn a_system_message_in_the_last_turn_is_learnt_as_generation_sees_it() {
 }
 
 #[test]
-fn an_opened_thought_is_learnt_from_the_row() {
+fn a_thought_opened_by_the_template_is_trained_on_from_the_row() {
     let tokenizer = with_template("r1.jinja");
     let row = talk(&[
         ("user", "2+2?"),
@@ -335,7 +336,7 @@ fn an_opened_thought_is_learnt_from_the_row() {
         ["<|User|>2+2?<|Assistant|><think>\n«easy\n</think>\n\n4<|im_end|>»"]
     );
     assert_eq!(notes(&[beside], &tokenizer), [(Note::AsGenerated, 1, 1)]);
-    // Without a thought an empty one is learnt, and said so.
+    // Without a thought, an empty one is trained on, and that is reported.
     let plain = talk(&[("user", "2+2?"), ("assistant", "4")]);
     assert_eq!(
         masks(std::slice::from_ref(&plain), &tokenizer).unwrap(),
@@ -344,9 +345,9 @@ fn an_opened_thought_is_learnt_from_the_row() {
     assert_eq!(notes(&[plain], &tokenizer), [(Note::AsGenerated, 1, 1), (Note::EmptyThought, 1, 1)]);
 }
 
-/// In every family: what stands before each learnt answer is the prompt that generation is given for it.
+/// In every family of templates, the text before each trained answer equals the prompt that generation gets for it.
 #[test]
-fn what_is_learnt_follows_the_prompt_of_generation() {
+fn trained_answers_follow_the_prompt_of_generation() {
     let expected = read("templates/expected.json");
     let cases = expected["cases"].as_object().unwrap();
     let mut families = BTreeSet::new();
@@ -391,7 +392,7 @@ fn what_is_learnt_follows_the_prompt_of_generation() {
 }
 
 #[test]
-fn the_ids_are_those_of_the_joined_text_where_a_prompt_ends_in_a_space() {
+fn ids_equal_those_of_the_joined_text_if_a_prompt_ends_in_a_space() {
     let folder = fixture("spm-tokenizer");
     let tokenizer = ChatTokenizer::load(&folder, None).unwrap();
     let pair = |prompt: &str, completion: &str| {
@@ -399,11 +400,11 @@ fn the_ids_are_those_of_the_joined_text_where_a_prompt_ends_in_a_space() {
         let example = load(&[row], &tokenizer, Supervise::Assistant).unwrap().get(0).unwrap();
         let given = example.supervised.iter().position(|s| *s).unwrap();
         let asked = tokenizer.encode_plain_prompt(prompt).unwrap();
-        assert_eq!(example.ids[..given], asked, "the prompt is what generation is given");
+        assert_eq!(example.ids[..given], asked, "the prompt must be that of generation");
         let text = format!("{prompt}{completion}");
         let joined = [tokenizer.encode_plain(&text).unwrap(), vec![tokenizer.eos().unwrap()]].concat();
         assert_eq!(example.ids, joined, "{text:?}");
-        // What is learnt is shown without the space that the prompt ends in, and put after the prompt it is the text.
+        // The decoded answer may lack the space at the boundary between prompt and answer.
         let answer = tokenizer.decode(&example.ids[given..], true).unwrap();
         let shown = [completion, completion.strip_prefix(' ').unwrap_or(completion)];
         assert!(shown.contains(&answer.as_str()), "{text:?}: {answer:?}");
@@ -414,7 +415,8 @@ fn the_ids_are_those_of_the_joined_text_where_a_prompt_ends_in_a_space() {
     assert!(pair("the  ", "river").ends_with("the « river</s>»"));
     assert!(pair("the\n", "river").ends_with("the\n«river</s>»"));
     assert!(pair("the ", "\nriver").ends_with("the« \nriver</s>»"));
-    // A generation prompt that ends in a space; both sides of a pair, and an answer that begins with words given to it.
+    // The same for a generation prompt that ends in a space, for both answers of a pair, and for an answer encoded
+    // after its prompt.
     let row = talk(&[("user", "one"), ("assistant", "yes")]);
     let found = masks(&[row], &tokenizer).unwrap();
     assert!(found[0].ends_with("[/INST]« yes</s>»"), "{found:?}");
@@ -430,14 +432,14 @@ fn the_ids_are_those_of_the_joined_text_where_a_prompt_ends_in_a_space() {
             .concat(),
         tokenizer.encode_plain("the river").unwrap()
     );
-    // Colour shows which side of the boundary a space is on.
+    // A coloured preview shows a space as a dot, so that its side of the boundary is visible.
     let dataset =
         load(&[json!({ "prompt": "the", "completion": " river" })], &tokenizer, Supervise::Assistant).unwrap();
     assert!(quality::preview(&dataset.get(0).unwrap(), &tokenizer, true).unwrap().contains("·river"));
 }
 
 #[test]
-fn variables_of_the_recipe_are_those_of_every_row() {
+fn template_variables_of_the_recipe_apply_to_every_row() {
     let source = format!("{{% if enable_thinking is false %}}quiet\n{{% endif %}}{CHATML}");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t.jinja");

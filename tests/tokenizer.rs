@@ -1,4 +1,5 @@
-//! Tokenizers: GPT-2's two files against transformers, and one trained on text.
+//! Compares tokenizers with their reference libraries (GPT-2's two files, added tokens, SentencePiece), and tests
+//! tokenizers trained on text.
 
 use crate::support::{fixture, json};
 use ft::data::bpe::{self, Training};
@@ -22,7 +23,7 @@ struct Line {
     ids: Vec<u32>,
 }
 
-/// A directory with GPT-2's two files and perhaps more.
+/// Makes a directory with GPT-2's two tokenizer files and further JSON files.
 fn gpt2(more: &[(&str, Value)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for name in ["vocab.json", "merges.txt"] {
@@ -68,7 +69,7 @@ fn added_tokens_keep_their_ids_or_are_refused() {
 }
 
 #[test]
-fn a_split_that_the_files_do_not_tell_is_refused() {
+fn a_text_split_that_the_files_do_not_define_is_refused() {
     for (name, value, word) in [
         ("tokenizer_config.json", serde_json::json!({"tokenizer_class": "Qwen2Tokenizer"}), "Qwen2Tokenizer"),
         ("config.json", serde_json::json!({"model_type": "qwen2"}), "qwen2"),
@@ -97,7 +98,7 @@ fn trained(training: &Training) -> (tempfile::TempDir, bpe::Trained) {
 }
 
 #[test]
-fn a_trained_tokenizer_is_lossless_has_its_specials_and_is_the_same_again() {
+fn a_trained_tokenizer_is_lossless_has_its_specials_and_is_reproducible() {
     let wanted = Training {
         special: vec!["<|tool|>".into()],
         chatml: true,
@@ -113,7 +114,7 @@ fn a_trained_tokenizer_is_lossless_has_its_specials_and_is_the_same_again() {
         let ids = tokenizer.encode_plain(text).unwrap();
         assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
     }
-    assert!(tokenizer.encode("The waiting room").unwrap().len() < 8, "pairs were joined");
+    assert!(tokenizer.encode("The waiting room").unwrap().len() < 8, "no pairs were merged");
     let messages = [Message::new("user", "a"), Message::new("assistant", "b")];
     let shown = tokenizer.render(&messages, true).unwrap();
     assert_eq!(shown, "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>assistant\n");
@@ -125,7 +126,7 @@ fn a_trained_tokenizer_is_lossless_has_its_specials_and_is_the_same_again() {
 }
 
 #[test]
-fn plain_text_is_read_whole_and_joins_across_lines() {
+fn plain_text_is_read_whole_and_merged_across_lines() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("book.txt");
     std::fs::write(&file, "A paragraph.\n\n\nAnother one.\n\n\n".repeat(9000)).unwrap(); // several blocks
@@ -140,7 +141,7 @@ fn plain_text_is_read_whole_and_joins_across_lines() {
 }
 
 #[test]
-fn the_shipped_tokenizer_is_what_the_command_makes() {
+fn the_shipped_tokenizer_can_be_reproduced() {
     let (folder, _) = trained(&training(&["datasets/stories/train.jsonl"], 640));
     for name in ["tokenizer.json", "tokenizer_config.json"] {
         let (made, shipped) = (folder.path().join(name), Path::new("datasets/stories/tokenizer").join(name));
@@ -153,7 +154,7 @@ fn ft(arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn the_command_trains_shows_and_guards_what_is_there() {
+fn the_command_trains_shows_and_protects_existing_files() {
     let space = tempfile::tempdir().unwrap();
     let out = space.path().join("tokenizer");
     let to = out.to_str().unwrap();
@@ -176,7 +177,7 @@ fn the_command_trains_shows_and_guards_what_is_there() {
     };
     refused(train(&[]), "--force");
     assert!(train(&["--force"]).status.success());
-    assert!(!out.join("chat_template.jinja").exists(), "the folder is replaced whole");
+    assert!(!out.join("chat_template.jinja").exists(), "the folder must be replaced as a whole");
     std::fs::write(out.join("config.json"), "{}").unwrap();
     refused(train(&["--force"]), "replaces nothing else");
     refused(
@@ -211,7 +212,7 @@ struct AddedTokens {
     cases: std::collections::BTreeMap<String, AddedCase>,
 }
 
-/// A directory of the case, as the fixture's make.py makes it.
+/// Makes the directory of a case, as the fixture's make.py does.
 fn with_added(case: &AddedCase) -> tempfile::TempDir {
     let mut more: Vec<(&str, Value)> = vec![("tokenizer_config.json", case.config.clone())];
     more.extend(case.files.iter().map(|(name, value)| (name.as_str(), value.clone())));
@@ -235,7 +236,7 @@ fn with_added(case: &AddedCase) -> tempfile::TempDir {
 }
 
 #[test]
-fn tokens_that_other_files_add_have_the_ids_of_transformers() {
+fn tokens_added_by_other_files_have_the_ids_of_transformers() {
     let AddedTokens { lines, cases } = json("added-tokens/expected.json");
     assert!(cases.len() > 20);
     for (name, case) in cases {
@@ -273,7 +274,7 @@ struct PieceModel {
     text: Vec<String>,
 }
 
-/// zlib's checksum.
+/// Computes the CRC-32 checksum of zlib.
 fn crc32(bytes: &[u8]) -> u32 {
     let step = |crc: u32| if crc & 1 == 1 { (crc >> 1) ^ 0xEDB8_8320 } else { crc >> 1 };
     !bytes.iter().fold(!0u32, |crc, b| (0..8).fold(crc ^ u32::from(*b), |crc, _| step(crc)))
@@ -318,7 +319,7 @@ fn a_damaged_sentencepiece_vocabulary_is_refused_by_name() {
     }
 }
 
-/// A tokenizer that knows more tokens than the model has rows for is taken as it is, until a row uses one.
+/// A tokenizer with more tokens than the model has embeddings for is accepted until a data row uses such a token.
 #[test]
 fn a_token_without_an_embedding_is_refused_where_a_row_uses_it() {
     let space = crate::commands::Workspace::new();
@@ -327,7 +328,7 @@ fn a_token_without_an_embedding_is_refused_where_a_row_uses_it() {
     config["added_tokens_decoder"] = serde_json::json!({});
     let rows = ft::models::Config::read(&folder).unwrap().vocab_size as u64;
     let size = ChatTokenizer::load(&folder, None).unwrap().vocab_size() as u64;
-    // Up to the last row of the embedding, and one more.
+    // Add tokens up to the last row of the embedding, and one more.
     for id in size..=rows {
         let content = if id == rows { "<|unused|>".to_string() } else { format!("<|{id}|>") };
         config["added_tokens_decoder"][id.to_string()] = serde_json::json!({"content": content, "special": true});

@@ -1,4 +1,4 @@
-//! Whole training steps against torch's AdamW on transformers and PEFT models (tests/fixtures/README.md).
+//! Compares whole training steps with torch's AdamW on transformers and PEFT models (tests/fixtures/README.md).
 
 use crate::support::*;
 use ft::adapters::{LoraPlan, file};
@@ -39,20 +39,22 @@ struct Step {
     items: f64,
 }
 
-/// How far the reference in float32 lies from itself in float64.
+/// The difference between the reference in float32 and in float64.
 #[derive(serde::Deserialize)]
 struct Noise {
     final_abs: f64,
 }
 
 impl Noise {
-    /// Small gradients of either sign move Adam by whole steps: no tighter than the reference's own rounding.
+    /// Returns the tolerance for final tensors. Adam takes a full step even for a tiny gradient whose sign is
+    /// uncertain, so the tolerance cannot be tighter than the reference's own rounding error.
     fn allowed(&self) -> f64 {
         (10.0 * self.final_abs).max(2e-5)
     }
 }
 
-/// Runs the steps, each batch as one micro-batch per sequence, and compares loss and norm before every update.
+/// Takes the steps, each batch in micro-batches of two sequences, and compares loss and gradient norm before every
+/// update.
 fn train(name: &str, case: &Case, model: &Model, replay: Replay) {
     let Recipe { lr, betas, eps, max_norm, weight_decay, ref decayed } = case.optimiser;
     let decay_norms = decayed == "every trained tensor";
@@ -141,7 +143,7 @@ fn rslora_trains_as_in_peft() {
 }
 
 #[test]
-fn a_head_saved_whole_trains_as_in_peft() {
+fn a_head_in_modules_to_save_trains_as_in_peft() {
     with_lora("lora-head");
 }
 
@@ -183,7 +185,8 @@ fn learning_rates_equal_transformers_step_by_step() {
         ("cosine", Schedule::Cosine, 0.0, 0),
         ("cosine_floor_0.1", Schedule::Cosine, 0.1, 0),
         ("wsd_linear_decay_6", Schedule::Wsd, 0.0, 0),
-        // transformers lifts the warm-up of this one by the floor as well; ours starts at zero as all the others do.
+        // transformers raises the warm-up of this schedule by the floor, too; ours starts at zero like all other
+        // schedules. So only the steps after the warm-up are compared.
         ("wsd_linear_decay_6_floor_0.1", Schedule::Wsd, 0.1, expected.warmup_steps),
     ] {
         let warmup = expected.warmup_steps as f64;

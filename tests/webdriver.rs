@@ -1,4 +1,4 @@
-//! A real browser for tests: Chromium, headless, through chromedriver and the WebDriver protocol.
+//! Drives a real browser in tests: headless Chromium, through chromedriver and the WebDriver protocol.
 
 use base64::Engine;
 use serde_json::{Value, json};
@@ -7,11 +7,11 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Keys that are no characters, as WebDriver spells them.
+/// Keys that are not characters, in the encoding of WebDriver.
 pub const ESCAPE: char = '\u{e00c}';
 pub const TAB: char = '\u{e004}';
 
-/// chromedriver; ends with its browsers when dropped.
+/// A running chromedriver; dropping it also ends its browsers.
 pub struct Driver {
     child: Child,
     url: String,
@@ -19,7 +19,7 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Starts chromedriver; a test of it begins with `needs!(BROWSER)`.
+    /// Starts chromedriver; a test that uses it begins with `needs!(BROWSER)`.
     pub fn start() -> Self {
         let spawn = Command::new("chromedriver").arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
         let mut child = spawn.unwrap_or_else(|e| panic!("chromedriver: {e}"));
@@ -28,7 +28,7 @@ impl Driver {
             let line = line.unwrap_or_default();
             line.split_once("started successfully on port ").map(|(_, p)| p.trim_end_matches('.').to_string())
         });
-        // What it says later must not fill the pipe.
+        // chromedriver would block if its later output filled the pipe.
         std::thread::spawn(move || lines.for_each(drop));
         let agent = ureq::Agent::config_builder()
             .proxy(None)
@@ -61,7 +61,7 @@ impl Driver {
         Browser { driver: self, path: format!("/session/{id}") }
     }
 
-    /// The value of an answer.
+    /// Sends a request and returns the `value` of the response; panics if the response is an error.
     fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Value {
         let url = format!("{}{path}", self.url);
         let reply = match (method, body) {
@@ -88,7 +88,7 @@ impl Drop for Driver {
     }
 }
 
-/// A window.
+/// A browser window with a profile of its own.
 pub struct Browser<'a> {
     driver: &'a Driver,
     path: String,
@@ -103,7 +103,7 @@ impl Browser<'_> {
         self.post("/url", json!({ "url": url }));
     }
 
-    /// The value of a JavaScript expression.
+    /// Evaluates a JavaScript expression and returns its value.
     pub fn value(&self, expression: &str) -> Value {
         self.run(&format!("return {expression};"), json!([]))
     }
@@ -118,7 +118,7 @@ impl Browser<'_> {
         self.post("/execute/async", json!({ "script": script, "args": [] }))
     }
 
-    /// Waits until a JavaScript expression is true.
+    /// Waits until a JavaScript expression is true; panics after 30 seconds.
     pub fn until(&self, expression: &str) {
         let began = Instant::now();
         while self.value(&format!("Boolean({expression})")) != true {
@@ -130,7 +130,7 @@ impl Browser<'_> {
         }
     }
 
-    /// Presses keys as a person does, wherever the focus is.
+    /// Presses keys one after the other in the element that has the focus.
     pub fn press(&self, keys: &str) {
         let strokes = keys.chars().flat_map(|key| {
             let key = key.to_string();
@@ -147,7 +147,7 @@ impl Browser<'_> {
         self.post(&format!("/element/{id}/click"), json!({}));
     }
 
-    /// What chromedriver passes on to the browser's own protocol.
+    /// Sends a command of the Chrome DevTools Protocol through chromedriver.
     fn cdp(&self, command: &str, parameters: Value) {
         self.post("/goog/cdp/execute", json!({ "cmd": command, "params": parameters }));
     }
@@ -158,24 +158,24 @@ impl Browser<'_> {
         self.cdp("Emulation.setEmulatedMedia", json!({ "features": features }));
     }
 
-    /// A phone's screen, with touch.
+    /// Emulates a phone's screen with touch.
     pub fn phone(&self) {
         let metrics = json!({ "width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": true });
         self.cdp("Emulation.setDeviceMetricsOverride", metrics);
         self.cdp("Emulation.setTouchEmulationEnabled", json!({ "enabled": true }));
     }
 
-    /// What stands in the browser's console.
+    /// Returns the warnings and errors of the browser's console, one per line.
     pub fn log(&self) -> String {
         let entries = self.post("/se/log", json!({ "type": "browser" }));
         let lines = entries.as_array().into_iter().flatten().filter_map(|e| e["message"].as_str().map(String::from));
         lines.collect::<Vec<_>>().join("\n")
     }
 
-    /// A picture of the window, where `FT_SCREENSHOTS` names a folder for them.
+    /// Saves a screenshot of the window if `FT_SCREENSHOTS` names a folder for them.
     pub fn picture(&self, name: &str) {
         let Some(folder) = std::env::var_os("FT_SCREENSHOTS") else { return };
-        // Colours fade into each other.
+        // Wait until colour transitions have ended.
         std::thread::sleep(Duration::from_millis(400));
         let data = self.driver.ask("GET", &format!("{}/screenshot", self.path), None);
         let bytes = base64::engine::general_purpose::STANDARD.decode(data.as_str().unwrap()).unwrap();
