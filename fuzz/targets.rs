@@ -40,7 +40,7 @@ pub fn gguf(data: &[u8]) {
     let Some(Some(arch)) = fair(file.text("general.architecture")) else { return };
     let Some(length) = fair(architecture::context_length(&file, arch)) else { return };
     if let Some(vocabulary) = fair(vocabulary::rebuild(&file, length, None)) {
-        fair(architecture::map(&file, arch, &vocabulary));
+        fair(architecture::map_model(&file, arch, &vocabulary));
     }
 }
 

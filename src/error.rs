@@ -11,7 +11,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Who has to act on an error; decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Blame {
+pub enum ErrorKind {
     /// The user's input, files or machine: exit code 1.
     User,
     /// A bug of ft: exit code 2.
@@ -23,7 +23,7 @@ pub enum Blame {
 /// An error as the user reads it: message and hints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
-    blame: Blame,
+    kind: ErrorKind,
     message: String,
     hints: Vec<String>,
 }
@@ -31,17 +31,17 @@ pub struct Error {
 impl Error {
     /// Makes an error that the user can fix. `message` says where it is, what was expected and what was found.
     pub fn user(message: impl Into<String>) -> Self {
-        Self { blame: Blame::User, message: message.into(), hints: Vec::new() }
+        Self { kind: ErrorKind::User, message: message.into(), hints: Vec::new() }
     }
 
     /// Makes an error for a broken invariant of ft itself.
     pub fn bug(message: impl Into<String>) -> Self {
-        Self { blame: Blame::Bug, message: message.into(), hints: Vec::new() }
+        Self { kind: ErrorKind::Bug, message: message.into(), hints: Vec::new() }
     }
 
     /// Makes an error for a command that a signal stopped after it saved its work.
     pub fn interrupted(message: impl Into<String>) -> Self {
-        Self { blame: Blame::Interrupted, message: message.into(), hints: Vec::new() }
+        Self { kind: ErrorKind::Interrupted, message: message.into(), hints: Vec::new() }
     }
 
     /// Adds a hint what to try next; shown as `hint: …`.
@@ -56,8 +56,8 @@ impl Error {
         self
     }
 
-    pub fn blame(&self) -> Blame {
-        self.blame
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
     }
 
     pub fn message(&self) -> &str {
@@ -70,10 +70,10 @@ impl Error {
 
     /// Returns the exit code: 1 for the user's input, 2 for a bug of ft, 130 if interrupted after saving.
     pub fn exit_code(&self) -> u8 {
-        match self.blame {
-            Blame::User => 1,
-            Blame::Bug => 2,
-            Blame::Interrupted => 130,
+        match self.kind {
+            ErrorKind::User => 1,
+            ErrorKind::Bug => 2,
+            ErrorKind::Interrupted => 130,
         }
     }
 }
@@ -92,12 +92,12 @@ impl std::error::Error for Error {}
 
 impl From<tch::TchError> for Error {
     fn from(e: tch::TchError) -> Self {
-        libtorch(&e.to_string())
+        libtorch_error(&e.to_string())
     }
 }
 
 /// Makes an error from a message of libtorch. The message ends in a C++ stack trace, which is cut off.
-fn libtorch(text: &str) -> Error {
+fn libtorch_error(text: &str) -> Error {
     let head: Vec<&str> = text.lines().take_while(|l| !l.starts_with("Exception raised from")).take(3).collect();
     let head = head.join(" ");
     if ["out of memory", "not enough memory", "can't allocate memory"].iter().any(|cause| head.contains(cause)) {
@@ -121,7 +121,7 @@ pub fn catch_libtorch<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     QUIET.call_once(|| {
         let show = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            if CATCHING.get() == 0 || panicked_with(info.payload()).is_none() {
+            if CATCHING.get() == 0 || libtorch_message(info.payload()).is_none() {
                 show(info);
             }
         }));
@@ -129,14 +129,14 @@ pub fn catch_libtorch<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     CATCHING.set(CATCHING.get() + 1);
     let result = panic::catch_unwind(panic::AssertUnwindSafe(f));
     CATCHING.set(CATCHING.get() - 1);
-    result.unwrap_or_else(|payload| match panicked_with(&*payload) {
-        Some(text) => Err(libtorch(&text)),
+    result.unwrap_or_else(|payload| match libtorch_message(&*payload) {
+        Some(text) => Err(libtorch_error(&text)),
         None => panic::resume_unwind(payload),
     })
 }
 
 /// Returns libtorch's message if the panic came from tch unwrapping an error of libtorch.
-fn panicked_with(payload: &(dyn Any + Send)) -> Option<String> {
+fn libtorch_message(payload: &(dyn Any + Send)) -> Option<String> {
     let text = payload.downcast_ref::<String>()?;
     let (_, quoted) = text.split_once("`Err` value: Torch(\"")?;
     let quoted = quoted.strip_suffix("\")").unwrap_or(quoted);
@@ -164,10 +164,10 @@ mod tests {
         let failed = |f: &dyn Fn() -> Tensor| catch_libtorch(|| Ok(f())).unwrap_err();
         let options = (Kind::Float, Device::Cpu);
         let error = failed(&|| Tensor::zeros([1 << 50], options));
-        assert_eq!(error.blame(), Blame::User, "{error}");
+        assert_eq!(error.kind(), ErrorKind::User, "{error}");
         assert!(error.message().contains("out of memory") && error.hints()[0].contains("batch.tokens"), "{error}");
         let error = failed(&|| Tensor::zeros([2, 3], options).matmul(&Tensor::zeros([2, 3], options)));
-        assert_eq!(error.blame(), Blame::Bug);
+        assert_eq!(error.kind(), ErrorKind::Bug);
         assert!(error.message().contains("cannot be multiplied (2x3 and 2x3)"), "{error}");
         assert!(!error.message().contains("Exception raised"), "{error}");
         let other = panic::catch_unwind(|| catch_libtorch(|| -> Result<()> { panic!("of another kind") }));

@@ -4,7 +4,7 @@ mod replace;
 
 #[cfg(test)]
 pub use replace::kill_at;
-pub use replace::{MOVING, recover_dir, refuse_moving, replace_dir, step};
+pub use replace::{MOVING_FOLDER, file_change, recover_dir, refuse_unfinished_move, replace_dir};
 
 use crate::characters::hidden;
 use crate::error::{Error, Result};
@@ -64,7 +64,7 @@ pub fn parse_json<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Re
 }
 
 /// Shortens text from a file for an error message: at most 120 characters, with control characters replaced.
-pub fn shortened(text: &str) -> String {
+pub fn excerpt(text: &str) -> String {
     const MOST: usize = 120;
     let plain = |c: char| if c.is_control() || hidden(c).is_some() { '\u{fffd}' } else { c };
     let head: String = text.chars().take(MOST).map(plain).collect();
@@ -77,36 +77,36 @@ pub fn create_dir_all(path: &Path) -> Result<()> {
 
 /// Who may read a new file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
+pub enum FileAccess {
     /// Everybody whom the process's umask allows.
-    Usual,
+    Umask,
     /// Its owner only. For files with people's texts or judgements, or derived from them.
-    Owner,
+    OwnerOnly,
 }
 
-impl Access {
+impl FileAccess {
     /// Returns the permissions of a file, before the umask is applied.
     fn mode(self) -> u32 {
         match self {
-            Self::Usual => 0o666,
-            Self::Owner => 0o600,
+            Self::Umask => 0o666,
+            Self::OwnerOnly => 0o600,
         }
     }
 }
 
 /// Creates a folder and its missing parents so that only their owner can read them. Existing folders stay unchanged.
-pub fn create_owners_dir(path: &Path) -> Result<()> {
+pub fn create_private_dir(path: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| io_error("creating folder", path, e))
 }
 
 /// Creates a new file for reading and writing. Fails if anything exists at that path, even a link.
-pub fn create_new(path: &Path, access: Access) -> std::io::Result<File> {
+pub fn create_new(path: &Path, access: FileAccess) -> std::io::Result<File> {
     File::options().read(true).write(true).create_new(true).mode(access.mode()).open(path)
 }
 
 /// Returns open options that refuse symbolic links: at a path whose name can be guessed, somebody else may have put a
 /// link to another file.
-pub fn without_links() -> fs::OpenOptions {
+pub fn no_follow_options() -> fs::OpenOptions {
     let mut options = File::options();
     options.custom_flags(libc::O_NOFOLLOW);
     options
@@ -114,7 +114,7 @@ pub fn without_links() -> fs::OpenOptions {
 
 /// Locks a folder for one writer until the returned file is dropped; the lock ends with the process, too. Returns
 /// `None` if there is no such folder. Fails if another process holds the lock.
-pub fn hold(folder: &Path) -> Result<Option<File>> {
+pub fn lock_folder(folder: &Path) -> Result<Option<File>> {
     let file = match File::open(folder) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -133,22 +133,22 @@ pub fn hold(folder: &Path) -> Result<Option<File>> {
 /// Writes a file under a temporary name in the same folder, fsyncs it and renames it over `path`. If a file existed
 /// there, the new one gets its permissions.
 pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
-    write_atomic_for(Access::Usual, path, fill)
+    write_atomic_for(FileAccess::Umask, path, fill)
 }
 
 /// As [`write_atomic`], with a choice who may read the file. A file for its owner only replaces one that others could
 /// read by one that they cannot.
 pub fn write_atomic_for(
-    access: Access,
+    access: FileAccess,
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
 ) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     create_dir_all(folder)?;
-    let temp = folder.join(temporary(&path.file_name().unwrap_or_default().to_string_lossy()));
+    let temp = folder.join(temporary_name(&path.file_name().unwrap_or_default().to_string_lossy()));
     let run = || -> std::io::Result<()> {
         let mut out = BufWriter::new(create_new(&temp, access)?);
-        let before = fs::symlink_metadata(path).ok().filter(|m| m.is_file() && access == Access::Usual);
+        let before = fs::symlink_metadata(path).ok().filter(|m| m.is_file() && access == FileAccess::Umask);
         if let Some(before) = before {
             out.get_ref().set_permissions(Permissions::from_mode(before.permissions().mode() & 0o777))?;
         }
@@ -166,12 +166,12 @@ pub fn write_atomic_for(
 
 /// Returns a name for an unfinished file or folder: hidden, marked by `.tmp-`, and random, so that nobody can place a
 /// file there beforehand.
-pub fn temporary(name: &str) -> String {
+pub fn temporary_name(name: &str) -> String {
     format!(".{name}.tmp-{}-{:016x}", std::process::id(), rand::random::<u64>())
 }
 
 /// Returns true for the name of an unfinished file or folder, as the function above makes it.
-pub fn is_temporary(name: &str) -> bool {
+pub fn is_temporary_name(name: &str) -> bool {
     name.starts_with('.') && name.contains(".tmp-")
 }
 
@@ -215,8 +215,8 @@ mod tests {
     #[test]
     fn what_is_not_whole_yet_has_a_name_that_nobody_can_guess_and_follows_no_link() {
         let folder = tempfile::tempdir().unwrap();
-        let names: std::collections::BTreeSet<String> = (0..100).map(|_| temporary("a.json")).collect();
-        assert!(names.len() == 100 && names.iter().all(|n| is_temporary(n)), "{names:?}");
+        let names: std::collections::BTreeSet<String> = (0..100).map(|_| temporary_name("a.json")).collect();
+        assert!(names.len() == 100 && names.iter().all(|n| is_temporary_name(n)), "{names:?}");
         let (victim, link) = (folder.path().join("victim"), folder.path().join("link"));
         fs::write(&victim, "mine").unwrap();
         std::os::unix::fs::symlink(&victim, &link).unwrap();
@@ -224,9 +224,9 @@ mod tests {
             if path.ends_with("dangling") {
                 std::os::unix::fs::symlink(folder.path().join("nowhere"), path).unwrap();
             }
-            assert!(create_new(path, Access::Usual).is_err(), "{}", path.display());
+            assert!(create_new(path, FileAccess::Umask).is_err(), "{}", path.display());
         }
-        assert!(without_links().write(true).create(true).truncate(true).open(&link).is_err());
+        assert!(no_follow_options().write(true).create(true).truncate(true).open(&link).is_err());
         assert!(!folder.path().join("nowhere").exists());
         // The finished file takes the place of a link, and leaves alone what it led to.
         write_atomic(&link, |w| w.write_all(b"new")).unwrap();
@@ -238,11 +238,11 @@ mod tests {
     fn files_of_one_owner_stay_so() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        create_owners_dir(&at("cache/tokens")).unwrap();
+        create_private_dir(&at("cache/tokens")).unwrap();
         assert_eq!((mode(&at("cache")), mode(&at("cache/tokens"))), (0o700, 0o700));
         fs::write(at("rows.jsonl"), "old").unwrap();
         fs::set_permissions(at("rows.jsonl"), Permissions::from_mode(0o644)).unwrap();
-        write_atomic_for(Access::Owner, &at("rows.jsonl"), |w| w.write_all(b"new")).unwrap();
+        write_atomic_for(FileAccess::OwnerOnly, &at("rows.jsonl"), |w| w.write_all(b"new")).unwrap();
         assert_eq!(mode(&at("rows.jsonl")), 0o600);
         // Writing anew gives nobody a right that they had not.
         write_atomic(&at("rows.jsonl"), |w| w.write_all(b"newer")).unwrap();

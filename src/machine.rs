@@ -36,17 +36,17 @@ unsafe extern "C" {
 }
 
 /// Values of `FT_CPU`, in ascending order; the index is the level.
-const LEVELS: [&str; 5] = ["portable", "avx2", "avx512", "avx512_bf16", "amx"];
+const INSTRUCTION_SETS: [&str; 5] = ["portable", "avx2", "avx512", "avx512_bf16", "amx"];
 
 /// Fails if `FT_CPU` is set to an unknown instruction set.
-pub fn check_limit() -> Result<(), String> {
+pub fn check_cpu_limit() -> Result<(), String> {
     // SAFETY: a plain call.
     match unsafe { ft_isa_allowed() } {
         0.. => Ok(()),
         _ => Err(format!(
             "FT_CPU={}: unknown; expected one of {}",
             std::env::var("FT_CPU").unwrap_or_default(),
-            LEVELS.join(", ")
+            INSTRUCTION_SETS.join(", ")
         )),
     }
 }
@@ -74,7 +74,7 @@ impl Cpu {
             }
         }
         // SAFETY: a plain call.
-        let allowed = unsafe { ft_isa_allowed() }.try_into().unwrap_or(LEVELS.len() - 1);
+        let allowed = unsafe { ft_isa_allowed() }.try_into().unwrap_or(INSTRUCTION_SETS.len() - 1);
         let there = |flag: &str| flags.split_ascii_whitespace().any(|f| f == flag);
         let levels = [(1, "avx2"), (2, "avx512f"), (3, "avx512_bf16"), (4, "amx_bf16"), (1, "bf16")];
         let has = |flag: &str| there(flag) && levels.iter().any(|(level, f)| *f == flag && *level <= allowed);
@@ -90,7 +90,7 @@ impl Cpu {
             avx512_bf16: has("avx512_bf16"),
             amx_bf16: has("amx_bf16"),
             arm_bf16: has("bf16"),
-            limited_to: limited.then(|| LEVELS[allowed]),
+            limited_to: limited.then(|| INSTRUCTION_SETS[allowed]),
         }
     }
 
@@ -128,21 +128,21 @@ fn allowed_processors() -> Option<BTreeSet<usize>> {
 
 /// Total and free memory for this process, in bytes.
 #[derive(Debug, Clone, Serialize)]
-pub struct Memory {
+pub struct SystemMemory {
     pub total: u64,
     pub free: u64,
     /// Whether a control group, not the machine, limits the total.
     pub limited: bool,
 }
 
-impl Memory {
-    pub fn read() -> Memory {
+impl SystemMemory {
+    pub fn read() -> SystemMemory {
         let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let field = |key: &str| -> u64 {
             let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
             line.and_then(|l| l.split_ascii_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
         };
-        let mut memory = Memory { total: field("MemTotal"), free: field("MemAvailable"), limited: false };
+        let mut memory = SystemMemory { total: field("MemTotal"), free: field("MemAvailable"), limited: false };
         for (limit, used) in memory_limits() {
             if limit < memory.total {
                 memory.total = limit;
@@ -218,7 +218,7 @@ pub fn free_disk(folder: &Path) -> Option<u64> {
 const DRIVER: &[u8] = b"libcuda.so.1";
 
 /// Returns true if the NVIDIA driver's library can be loaded.
-pub fn driver_present() -> bool {
+pub fn has_cuda_driver() -> bool {
     open_library(DRIVER, libc::RTLD_LAZY | libc::RTLD_LOCAL).is_ok()
 }
 
@@ -241,7 +241,7 @@ pub(crate) fn open_library(name: &[u8], flags: c_int) -> Result<*mut c_void, Str
 
 /// The NVIDIA driver and the devices that it shows to this process; `CUDA_VISIBLE_DEVICES` is respected.
 #[derive(Debug, Clone, Serialize)]
-pub struct Driver {
+pub struct CudaDriver {
     /// The driver's release, e.g. `580.82.07`.
     pub release: Option<String>,
     /// The newest CUDA version it supports, e.g. `(13, 0)`.
@@ -267,7 +267,7 @@ impl CudaDevice {
 
 /// Asks the NVIDIA driver for its version and devices. Returns `Ok(None)` if there is no driver; the error is the
 /// driver's own.
-pub fn driver() -> Result<Option<Driver>, String> {
+pub fn cuda_driver() -> Result<Option<CudaDriver>, String> {
     let Ok(library) = open_library(DRIVER, libc::RTLD_LAZY | libc::RTLD_LOCAL) else { return Ok(None) };
     let symbol = |name: &CStr| -> Result<*mut c_void, String> {
         // SAFETY: an open library and a NUL-terminated name.
@@ -308,7 +308,7 @@ pub fn driver() -> Result<Option<Driver>, String> {
             });
         }
         let cuda = (cuda as u32 / 1000, cuda as u32 % 1000 / 10);
-        Ok(Some(Driver { release: driver_release(), cuda, devices: found }))
+        Ok(Some(CudaDriver { release: driver_release(), cuda, devices: found }))
     }
 }
 
@@ -330,7 +330,7 @@ mod tests {
         let cpu = Cpu::read();
         assert!(cpu.threads() >= 1 && cpu.cores <= cpu.logical, "{cpu:?}");
         assert!(!cpu.model.is_empty(), "{cpu:?}");
-        let memory = Memory::read();
+        let memory = SystemMemory::read();
         assert!(memory.free > 0 && memory.free <= memory.total, "{memory:?}");
         assert!(free_disk(Path::new("not/yet/there")).is_some_and(|free| free > 0));
     }

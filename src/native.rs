@@ -84,7 +84,7 @@ fn pointers_of(tensors: &[Tensor]) -> Vec<*mut C_tensor> {
     tensors.iter().map(|t| t.as_ptr() as *mut C_tensor).collect()
 }
 
-type Backward = Box<dyn FnMut(&[Option<Tensor>]) -> Vec<Option<Tensor>>>;
+type BackwardClosure = Box<dyn FnMut(&[Option<Tensor>]) -> Vec<Option<Tensor>>>;
 
 /// Adds `outputs` to the graph as results of `inputs`. They must be new tensors computed under `no_grad`, not views
 /// of inputs. `backward` receives the outputs' gradients (`None` if the loss does not depend on one) and returns one
@@ -92,7 +92,7 @@ type Backward = Box<dyn FnMut(&[Option<Tensor>]) -> Vec<Option<Tensor>>>;
 ///
 /// The closure runs without gradient tracking, on the autograd engine's thread for the device. It must not capture an
 /// output: the graph would then own itself and never be freed.
-pub fn attach(
+pub fn attach_backward(
     inputs: &[&Tensor],
     outputs: &[&Tensor],
     backward: impl FnMut(&[Option<Tensor>]) -> Vec<Option<Tensor>> + 'static,
@@ -106,7 +106,7 @@ pub fn attach(
     ) -> c_int {
         // SAFETY: ctx is the Box<Backward> leaked below; grads are owned tensors or null; out has n_out slots.
         let work = AssertUnwindSafe(|| unsafe {
-            let closure = &mut *(ctx as *mut Backward);
+            let closure = &mut *(ctx as *mut BackwardClosure);
             let grads: Vec<Option<Tensor>> =
                 (0..n as usize).map(|i| *grads.add(i)).map(|p| (!p.is_null()).then(|| Tensor::from_ptr(p))).collect();
             let _no_grad = tch::no_grad_guard();
@@ -122,9 +122,9 @@ pub fn attach(
     }
     extern "C" fn drop_ctx(ctx: *mut c_void) {
         // SAFETY: called once with the pointer leaked below.
-        drop(unsafe { Box::from_raw(ctx as *mut Backward) });
+        drop(unsafe { Box::from_raw(ctx as *mut BackwardClosure) });
     }
-    let closure: Backward = Box::new(backward);
+    let closure: BackwardClosure = Box::new(backward);
     let ctx = Box::into_raw(Box::new(closure)) as *mut c_void;
     let (mut ins, mut outs) = (pointers(inputs), pointers(outputs));
     // SAFETY: the arrays hold live tensors for the duration of the call; ctx is owned by the node from here on.
@@ -143,7 +143,7 @@ pub fn backward(outputs: &[&Tensor], grads: &[&Tensor]) -> Result<()> {
 
 /// Hyperparameters of one AdamW step.
 #[derive(Debug, Clone, Copy)]
-pub struct AdamW {
+pub struct AdamwSettings {
     pub lr: f64,
     pub betas: (f64, f64),
     pub decay: f64,
@@ -158,11 +158,11 @@ pub fn fused_adamw(
     m: &[Tensor],
     v: &[Tensor],
     steps: &[Tensor],
-    with: AdamW,
+    with: AdamwSettings,
 ) -> Result<()> {
     let (mut p, mut g, mut m, mut v, mut s) =
         (pointers_of(p), pointers_of(g), pointers_of(m), pointers_of(v), pointers_of(steps));
-    let AdamW { lr, betas, decay, eps } = with;
+    let AdamwSettings { lr, betas, decay, eps } = with;
     // SAFETY: live tensors for the duration of the call; all lists have p.len() entries.
     assert!([g.len(), m.len(), v.len(), s.len()].iter().all(|n| *n == p.len()), "lists of one length");
     check(unsafe {
@@ -247,7 +247,7 @@ pub fn trim_cpu_memory() {
 }
 
 /// Runs `write` on the bytes of a new contiguous CPU tensor, and returns its result.
-pub fn fill<E>(tensor: &Tensor, write: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
+pub fn fill_bytes<E>(tensor: &Tensor, write: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
     assert!(tensor.device() == Device::Cpu && tensor.is_contiguous(), "the tensor must be contiguous and on the CPU");
     let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
     if bytes == 0 {
@@ -259,7 +259,7 @@ pub fn fill<E>(tensor: &Tensor, write: impl FnOnce(&mut [u8]) -> Result<(), E>) 
 
 /// Tensor memory of a device in bytes.
 #[derive(Debug, Clone, Copy)]
-pub struct Memory {
+pub struct TensorMemory {
     /// Allocated now.
     pub live: u64,
     /// The most since the last reset.
@@ -268,14 +268,14 @@ pub struct Memory {
 
 /// Returns live and peak tensor bytes of a device. On the CPU only memory allocated since `install_cpu_allocator`
 /// counts.
-pub fn memory(device: Device) -> Result<Memory> {
+pub fn memory(device: Device) -> Result<TensorMemory> {
     let mut out = [0i64; 4];
     match device {
         // SAFETY: `out` has room for what the shim writes.
         Device::Cuda(i) => check(unsafe { ft_cuda_memory(i as c_int, out.as_mut_ptr()) })?,
         _ => unsafe { ft_cpu_memory(out.as_mut_ptr(), 0) },
     }
-    Ok(Memory { live: out[0].max(0) as u64, peak: out[1].max(0) as u64 })
+    Ok(TensorMemory { live: out[0].max(0) as u64, peak: out[1].max(0) as u64 })
 }
 
 /// Resets a device's peak to the memory that is allocated now.

@@ -5,7 +5,7 @@
 
 mod progress;
 
-pub use progress::{Progress, bar, spinner, steps, working};
+pub use progress::{Progress, bar, enclosing_work, spinner, training_bar};
 
 use crate::characters::printable;
 use console::{Style, style};
@@ -22,12 +22,14 @@ pub fn on_terminal() -> bool {
 
 /// Prints a line on stderr.
 pub fn info(message: impl AsRef<str>) {
-    progress::apart(|| eprintln!("{}", message.as_ref()));
+    progress::print_beside_bars(|| eprintln!("{}", message.as_ref()));
 }
 
 /// Prints a warning on stderr; the command continues.
 pub fn warn(message: impl AsRef<str>) {
-    progress::apart(|| eprintln!("{} {}", style("warning:").yellow().bold().for_stderr(), message.as_ref()));
+    progress::print_beside_bars(|| {
+        eprintln!("{} {}", style("warning:").yellow().bold().for_stderr(), message.as_ref())
+    });
 }
 
 /// Prints a warning unless this process printed the same one before, for causes that are met each time a file is read.
@@ -40,12 +42,12 @@ pub fn warn_once(message: impl AsRef<str>) {
 
 /// Ends all progress output and prints an error with its hints.
 pub fn error(e: &crate::error::Error) {
-    progress::hush();
+    progress::clear_all();
     eprintln!("{} {}", style("error:").red().bold().for_stderr(), e.message());
     for hint in e.hints() {
         eprintln!("{} {hint}", style("hint:").cyan().bold().for_stderr());
     }
-    if e.blame() == crate::error::Blame::Bug {
+    if e.kind() == crate::error::ErrorKind::Bug {
         eprintln!(
             "{} this is a bug in ft; please report it with the command and the lines above",
             style("note:").dim().for_stderr()
@@ -108,6 +110,6 @@ pub fn duration(d: Duration) -> String {
 }
 
 /// Returns the style of good results in tables on stdout.
-pub fn good() -> Style {
+pub fn success_style() -> Style {
     Style::new().green()
 }

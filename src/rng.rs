@@ -18,7 +18,7 @@ pub fn stream(seed: u64, purpose: &str, index: u64) -> ChaCha8Rng {
 }
 
 /// Returns a seed, derived in the same way, for random generators of other libraries.
-pub fn number(seed: u64, purpose: &str, index: u64) -> u64 {
+pub fn derived_seed(seed: u64, purpose: &str, index: u64) -> u64 {
     use rand::Rng;
     stream(seed, purpose, index).next_u64()
 }

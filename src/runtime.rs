@@ -7,7 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::libtorch::{LIBRARY, Libtorch, SERIES, library_path};
-use crate::machine::{Cpu, check_limit, driver_present, open_library};
+use crate::machine::{Cpu, check_cpu_limit, has_cuda_driver, open_library};
 use std::ffi::{CStr, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
@@ -40,8 +40,8 @@ static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 /// Prepares libtorch; must be called in `main` before anything else uses it. If `FT_LIBTORCH` names another libtorch
 /// than the loaded one, the program is restarted with it. Fails if the loaded version does not fit.
 pub fn start() -> Result<&'static Runtime> {
-    check_limit().map_err(Error::user)?;
-    let loaded = loaded()?;
+    check_cpu_limit().map_err(Error::user)?;
+    let loaded = loaded_libtorch()?;
     if let Some(folder) = std::env::var_os("FT_LIBTORCH").filter(|folder| !folder.is_empty()) {
         switch_to(Path::new(&folder), &loaded)?;
     }
@@ -78,7 +78,7 @@ pub fn get() -> &'static Runtime {
 }
 
 /// Returns the libtorch whose `libtorch_cpu.so` the loader mapped into this process.
-fn loaded() -> Result<Libtorch> {
+fn loaded_libtorch() -> Result<Libtorch> {
     unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _size: usize, found: *mut c_void) -> c_int {
         // SAFETY: the loader passes a valid record with a NUL-terminated name, and `found` is the Option below.
         let (name, found) = unsafe { (CStr::from_ptr((*info).dlpi_name), &mut *found.cast::<Option<PathBuf>>()) };
@@ -156,7 +156,7 @@ fn limit_compiled_products() {
 
 /// Opens `libtorch_cuda.so` of the loaded libtorch. This takes 0.1 to 0.2 s, so it is done only if a driver is present.
 fn open_cuda(lib: &Path) -> CudaPart {
-    if !driver_present() {
+    if !has_cuda_driver() {
         return CudaPart::NoDriver;
     }
     let path = lib.join("libtorch_cuda.so");

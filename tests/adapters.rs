@@ -1,13 +1,13 @@
 //! Compares adapters with PEFT: reading and rewriting PEFT's files, selection of target modules, merged weights. Also
 //! tests that every export is verified before it is published.
 
-use ft::adapters::merge::{self, Merge, Part};
-use ft::adapters::targets::Selection;
+use ft::adapters::merge::{self, MergedWeights, WeightedAdapter};
+use ft::adapters::targets::ModuleSelection;
 use ft::adapters::{LoraPlan, LoraSpec, Targets, file, lora};
-use ft::convert::export::{self, Export, Verdict};
+use ft::convert::export::{self, ExportKind, ExportVerdict};
 use ft::convert::merged;
-use ft::models::{self, Config, Heads, Load, Model, Storage};
-use ft::nn::{Attach, Tokens, Weights};
+use ft::models::{self, Config, Heads, LoadOptions, Model, Storage};
+use ft::nn::{AdapterPlan, Tokens, Weights};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -48,7 +48,7 @@ fn distance(found: &Tensor, expected: &Tensor) -> f64 {
 fn bare(folder: &Path, kind: Kind) -> Model {
     Model::load(
         folder,
-        Load {
+        LoadOptions {
             device: Device::Cpu,
             kind,
             storage: Storage::Auto,
@@ -66,10 +66,10 @@ fn with_adapter(name: &str) -> Model {
 
 /// Returns `{module: [rank, alpha, scale]}` for every low-rank module of adapter 0.
 fn modules(model: &Model, spec: &LoraSpec) -> BTreeMap<String, [f64; 3]> {
-    let selection = Selection::new(spec).unwrap();
+    let selection = ModuleSelection::new(spec).unwrap();
     let low = model.params().adapter(0).filter_map(|p| Some((lora::adapted_module(&p.name)?, &p.tensor)));
     low.map(|(module, a)| {
-        let (rank, alpha) = selection.numbers(module);
+        let (rank, alpha) = selection.rank_and_alpha(module);
         assert_eq!(a.size()[0], rank);
         (module.to_string(), [rank as f64, alpha, lora::scale(alpha, rank, spec.rslora)])
     })
@@ -93,7 +93,8 @@ fn peft_adapters_give_the_same_logits_or_are_refused() {
                 let wanted = numbers.get(&format!("logits.{name}")).unwrap();
                 let far = distance(&logits(&model, &input), &wanted);
                 assert!(far < 1e-4, "{name}: logits differ by {far}");
-                let bare = distance(&model.with(None, |m| logits(m, &input)), &numbers.get("logits.base").unwrap());
+                let bare =
+                    distance(&model.with_adapter(None, |m| logits(m, &input)), &numbers.get("logits.base").unwrap());
                 assert!(bare < 1e-4, "{name}: without the adapter, logits differ by {bare}");
                 let spec = file::read(&adapter(name)).unwrap().spec;
                 assert_eq!(modules(&model, &spec), expected_modules(&about["modules"]), "{name}");
@@ -183,8 +184,8 @@ fn targets_select_the_same_modules_as_peft() {
         let tied = row["model"] == "tiny-llama";
         let (spec, _) = file::read_config(&config).unwrap();
         let loaded = LoraPlan::of_file(&spec, &config).and_then(|plan| {
-            let adapters = vec![("0".to_string(), &plan as &dyn Attach)];
-            let load = Load {
+            let adapters = vec![("0".to_string(), &plan as &dyn AdapterPlan)];
+            let load = LoadOptions {
                 device: Device::Cpu,
                 kind: Kind::Float,
                 storage: Storage::Auto,
@@ -236,12 +237,12 @@ fn unknown_target_modules_and_layers_are_refused() {
         let names = targets.iter().map(|t| t.to_string()).collect();
         let spec = LoraSpec { targets: Targets::Names(names), layers, ..LoraSpec::default() };
         let plan = LoraPlan::new(&spec).unwrap();
-        let load = Load {
+        let load = LoadOptions {
             device: Device::Cpu,
             kind: Kind::Float,
             storage: Storage::Auto,
             train_base: false,
-            adapters: vec![("0".into(), &plan as &dyn Attach)],
+            adapters: vec![("0".into(), &plan as &dyn AdapterPlan)],
             heads: Heads::Tokens,
         };
         Model::load(&base(), load).map(|m| m.params().adapter(0).count())
@@ -294,8 +295,8 @@ fn merged_weights_equal_pefts() {
     let weights = Weights::open(&base()).unwrap();
     let mut compared = 0;
     for (name, about) in expected["merged"].as_object().unwrap() {
-        let Ok(part) = Part::read(&adapter(name), 1.0).and_then(|p| {
-            Merge::new(&weights, &[], std::slice::from_ref(&p))
+        let Ok(part) = WeightedAdapter::read(&adapter(name), 1.0).and_then(|p| {
+            MergedWeights::new(&weights, &[], std::slice::from_ref(&p))
                 .map(|m| (m.changed().map(String::from).collect::<BTreeSet<_>>(), p))
         }) else {
             assert_eq!(name, "dora", "{name} was refused");
@@ -305,7 +306,7 @@ fn merged_weights_equal_pefts() {
         let wanted: BTreeSet<String> =
             about["changed"].as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_string()).collect();
         assert_eq!(changed, wanted, "{name}");
-        let merge = Merge::new(&weights, &[], &[part]).unwrap();
+        let merge = MergedWeights::new(&weights, &[], &[part]).unwrap();
         for key in numbers.names().filter(|n| n.starts_with(&format!("{name}/"))) {
             let tensor = &key[name.len() + 1..];
             let error = (merge.tensor(tensor).unwrap() - numbers.get(key).unwrap()).abs().max().double_value(&[]);
@@ -321,9 +322,10 @@ fn a_weighted_sum_of_adapters_is_one_adapter() {
     let expected = fixture_json("merge/expected.json");
     let numbers = Weights::open_file(&fixtures().join("merge/expected.safetensors")).unwrap();
     let sum = &expected["sum"];
-    let parts: Vec<Part> = (0..2)
+    let parts: Vec<WeightedAdapter> = (0..2)
         .map(|i| {
-            Part::read(&adapter(sum["adapters"][i].as_str().unwrap()), sum["weights"][i].as_f64().unwrap()).unwrap()
+            WeightedAdapter::read(&adapter(sum["adapters"][i].as_str().unwrap()), sum["weights"][i].as_f64().unwrap())
+                .unwrap()
         })
         .collect();
     let combined = merge::combine(&Weights::open(&base()).unwrap(), &parts).unwrap();
@@ -345,8 +347,8 @@ fn a_weighted_sum_of_adapters_is_one_adapter() {
 
     let out = tempfile::tempdir().unwrap();
     let folder = out.path().join("sum");
-    let report = merged::adapter(&base(), &parts, &folder).unwrap();
-    assert_eq!((report.verdict, report.difference.max_abs), (Verdict::Passed, 0.0));
+    let report = merged::merge_adapters(&base(), &parts, &folder).unwrap();
+    assert_eq!((report.verdict, report.difference.max_abs), (ExportVerdict::Passed, 0.0));
     let model = models::open(&base(), &[folder], Device::Cpu, Kind::Float).unwrap();
     let far = distance(&logits(&model, &ids(&expected["input"])), &numbers.get("sum/logits").unwrap());
     assert!(far < 1e-4, "logits differ by {far}");
@@ -358,8 +360,14 @@ fn a_merged_model_gives_the_logits_of_the_adapted_model() {
     let input = [1, 17, 40, 3, 22, 59, 5, 9];
     for name in ["patterns", "rslora", "saved-head", "saved-embedding"] {
         let folder = out.path().join(name);
-        let report =
-            merged::model(&base(), &[Part::read(&adapter(name), 1.0).unwrap()], &folder, None, u64::MAX).unwrap();
+        let report = merged::merge_into_model(
+            &base(),
+            &[WeightedAdapter::read(&adapter(name), 1.0).unwrap()],
+            &folder,
+            None,
+            u64::MAX,
+        )
+        .unwrap();
         assert!(
             report.difference.relative < 1e-5 && report.adapter_effect.unwrap().relative > 1e-2,
             "{name}: {report:?}"
@@ -371,9 +379,12 @@ fn a_merged_model_gives_the_logits_of_the_adapted_model() {
         }
     }
     // The result is linear in the adapter's weight, also for modules that are trained as a whole.
-    let parts = [Part::read(&adapter("saved-head"), 0.5).unwrap(), Part::read(&adapter("plain"), -1.5).unwrap()];
+    let parts = [
+        WeightedAdapter::read(&adapter("saved-head"), 0.5).unwrap(),
+        WeightedAdapter::read(&adapter("plain"), -1.5).unwrap(),
+    ];
     let folder = out.path().join("two");
-    merged::model(&base(), &parts, &folder, None, u64::MAX).unwrap();
+    merged::merge_into_model(&base(), &parts, &folder, None, u64::MAX).unwrap();
     let (before, after) = (Weights::open(&base()).unwrap(), Weights::open(&folder).unwrap());
     let head = &parts[0].file.tensors["lm_head.weight"];
     let wanted = (before.get("lm_head.weight").unwrap() + head) / 2.0;
@@ -384,21 +395,21 @@ fn a_merged_model_gives_the_logits_of_the_adapted_model() {
 #[test]
 fn merged_shards_and_bf16_keep_the_config_keys_of_the_base() {
     let out = tempfile::tempdir().unwrap();
-    let parts = [Part::read(&adapter("all-linear"), 1.0).unwrap()];
+    let parts = [WeightedAdapter::read(&adapter("all-linear"), 1.0).unwrap()];
     let folder = out.path().join("merged");
-    let report = merged::model(&base(), &parts, &folder, Some(Kind::BFloat16), 10_000).unwrap();
+    let report = merged::merge_into_model(&base(), &parts, &folder, Some(Kind::BFloat16), 10_000).unwrap();
     assert!(report.files.len() > 2 && report.computed_in == "bfloat16", "{report:?}");
     assert_eq!(report.files.values().map(|f| f.sha256.len()).max(), Some(64));
     let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
     let before = std::fs::read_to_string(base().join("config.json")).unwrap();
     assert_eq!(text, before.replace("\"torch_dtype\": \"float32\"", "\"torch_dtype\": \"bfloat16\""));
     let (weights, source) = (Weights::open(&folder).unwrap(), Weights::open(&base()).unwrap());
-    let merge = Merge::new(&source, &[], &parts).unwrap();
+    let merge = MergedWeights::new(&source, &[], &parts).unwrap();
     for name in weights.names() {
         assert!(weights.get(name).unwrap().equal(&merge.tensor(name).unwrap().to_kind(Kind::BFloat16)), "{name}");
     }
     // A second merge into the same folder removes the shards of the first.
-    merged::model(&base(), &parts, &folder, None, u64::MAX).unwrap();
+    merged::merge_into_model(&base(), &parts, &folder, None, u64::MAX).unwrap();
     let files: BTreeSet<String> =
         std::fs::read_dir(&folder).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
     assert_eq!(
@@ -410,12 +421,12 @@ fn merged_shards_and_bf16_keep_the_config_keys_of_the_base() {
 /// Loads the model in `folder` with a new adapter whose weights are random, as after some training.
 fn trained(folder: &Path, spec: &LoraSpec, scale: f64) -> Model {
     let plan = LoraPlan::new(spec).unwrap();
-    let load = Load {
+    let load = LoadOptions {
         device: Device::Cpu,
         kind: Kind::Float,
         storage: Storage::Auto,
         train_base: false,
-        adapters: vec![("policy".into(), &plan as &dyn Attach)],
+        adapters: vec![("policy".into(), &plan as &dyn AdapterPlan)],
         heads: Heads::Tokens,
     };
     let model = Model::load(folder, load).unwrap();
@@ -435,7 +446,7 @@ fn a_trained_adapter_is_saved_in_peft_format() {
     let model = trained(&tiny, &spec, 0.05);
     let folder = out.path().join("adapter");
     let report = export::save_adapter(&model, "policy", &spec, &tiny, &folder).unwrap();
-    assert_eq!((report.verdict, report.difference.max_abs, report.tensors), (Verdict::Passed, 0.0, 36));
+    assert_eq!((report.verdict, report.difference.max_abs, report.tensors), (ExportVerdict::Passed, 0.0, 36));
     assert!(report.adapter_effect.unwrap().max_abs > 0.01);
     let notes: Vec<String> = report.compatibility.iter().map(|c| c.to_string()).collect();
     assert_eq!(
@@ -474,7 +485,7 @@ fn grow(model: &Model) {
 fn a_trained_base_is_saved_tied_and_rounded_once() {
     let tiny = fixtures().join("tiny-llama");
     let out = tempfile::tempdir().unwrap();
-    let load = Load {
+    let load = LoadOptions {
         device: Device::Cpu,
         kind: Kind::BFloat16,
         storage: Storage::Auto,
@@ -486,7 +497,7 @@ fn a_trained_base_is_saved_tied_and_rounded_once() {
     grow(&model);
     // The same master weights in a run that computes in float32: saving as bfloat16 then changes the logits, and the
     // threshold allows for this rounding.
-    let load = Load {
+    let load = LoadOptions {
         device: Device::Cpu,
         kind: Kind::Float,
         storage: Storage::Auto,
@@ -519,8 +530,8 @@ fn a_damaged_save_is_detected_and_not_published() {
     let spec = file::read(&adapter("plain")).unwrap().spec;
     let folder = out.path().join("adapter");
     export::save_adapter(&model, "0", &spec, &base(), &folder).unwrap();
-    let check = |folder: &Path| export::verify(&model, folder, Export::Adapter { base: &base() }).unwrap();
-    assert_eq!(check(&folder).verdict, Verdict::Passed);
+    let check = |folder: &Path| export::verify(&model, folder, ExportKind::Adapter { base: &base() }).unwrap();
+    assert_eq!(check(&folder).verdict, ExportVerdict::Passed);
 
     // A wrong alpha in the config: every tensor is equal, but the logits differ.
     let config = folder.join(file::CONFIG);
@@ -528,7 +539,7 @@ fn a_damaged_save_is_detected_and_not_published() {
     raw["lora_alpha"] = json!(9);
     ft::fsutil::write_json(&config, &raw).unwrap();
     let report = check(&folder);
-    assert_eq!(report.verdict, Verdict::Failed);
+    assert_eq!(report.verdict, ExportVerdict::Failed);
     assert!(report.problems.iter().all(|p| !p.contains("tensor")), "{:?}", report.problems);
     raw["lora_alpha"] = json!(8);
     ft::fsutil::write_json(&config, &raw).unwrap();
@@ -540,7 +551,7 @@ fn a_damaged_save_is_detected_and_not_published() {
     bytes[last] ^= 1;
     std::fs::write(&tensors, bytes).unwrap();
     let report = check(&folder);
-    assert_eq!((report.verdict, report.problems.len()), (Verdict::Failed, 1), "{:?}", report.problems);
+    assert_eq!((report.verdict, report.problems.len()), (ExportVerdict::Failed, 1), "{:?}", report.problems);
 
     // A NaN in memory exceeds every threshold: nothing is published. The files stay in `fresh.failed` with a report.
     {
@@ -561,15 +572,23 @@ fn adapters_that_do_not_fit_are_refused_before_anything_is_written() {
     let out = tempfile::tempdir().unwrap();
     let folder = out.path().join("merged");
     let other_base = fixtures().join("tiny-llama");
-    let err = merged::model(&other_base, &[Part::read(&adapter("plain"), 1.0).unwrap()], &folder, None, u64::MAX)
-        .unwrap_err();
+    let err = merged::merge_into_model(
+        &other_base,
+        &[WeightedAdapter::read(&adapter("plain"), 1.0).unwrap()],
+        &folder,
+        None,
+        u64::MAX,
+    )
+    .unwrap_err();
     assert!(err.message().contains("adapters/plain") && err.message().contains("q_proj"), "{err}");
     // An output head trained as a whole, on a model that shares this weight with its embedding.
     let tied = out.path().join("head");
     let spec = LoraSpec { rank: 2, modules_to_save: vec!["lm_head".into()], ..LoraSpec::default() };
     let weight = Tensor::ones([512, 64], (Kind::Float, Device::Cpu));
     file::write(&tied, &spec, "tiny", [("lm_head.weight", &weight)].into_iter()).unwrap();
-    let err = merged::model(&other_base, &[Part::read(&tied, 1.0).unwrap()], &folder, None, u64::MAX).unwrap_err();
+    let err =
+        merged::merge_into_model(&other_base, &[WeightedAdapter::read(&tied, 1.0).unwrap()], &folder, None, u64::MAX)
+            .unwrap_err();
     assert!(err.message().contains("share"), "{err}");
     assert!(!folder.exists() && std::fs::read_dir(out.path()).unwrap().count() == 1);
 }

@@ -5,19 +5,19 @@
 //! has reward 1; the other arms have reward 0.
 
 use crate::support::{self, fixture};
-use ft::data::prompts::Room;
-use ft::data::{BatchPlan, ChatTokenizer, Loader, Overflow, Prompts, RowFormat, SourceSpec, Sources};
+use ft::data::prompts::PromptLimits;
+use ft::data::{BatchPlan, ChatTokenizer, Loader, Overflow, PromptSet, RowFormat, SourceList, SourceSpec};
 use ft::error::Result;
 use ft::methods::grpo::{Grpo, GrpoSpec};
 use ft::methods::rloo::{Rloo, RlooSpec};
-use ft::methods::rollout::cycle::Plan;
-use ft::methods::rollout::rows::Prompted;
-use ft::methods::rollout::{self, Cycle, Rollout, Rule, Sample, SamplingSpec, stats};
-use ft::methods::{Method, Step};
-use ft::models::{Model, Replay};
+use ft::methods::rollout::rows::PromptData;
+use ft::methods::rollout::sampling_method::RolloutPlan;
+use ft::methods::rollout::{self, PolicyObjective, RolloutSampler, SampledAnswer, SamplingMethod, SamplingSpec, stats};
+use ft::methods::{Method, TrainingStep};
+use ft::models::{LayerReplay, Model};
 use ft::nn::Tokens;
 use ft::recipe::OptimSection;
-use ft::rewards::{Reward, Rewards, Scored};
+use ft::rewards::{RewardInput, RewardSource, RewardSources};
 use ft::train::optim::Optimiser;
 use rayon::prelude::*;
 use serde_json::json;
@@ -36,8 +36,8 @@ fn pay(line: usize, arm: u32) -> f64 {
 
 pub struct Arms;
 
-impl Reward for Arms {
-    fn score(&mut self, _: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
+impl RewardSource for Arms {
+    fn score(&mut self, _: &Model, answers: &[RewardInput]) -> Result<Vec<f64>> {
         Ok(answers.iter().map(|a| pay(a.prompt.line, a.ids[a.prompt.ids.len()])).collect())
     }
 }
@@ -46,21 +46,21 @@ pub fn tokenizer() -> Rc<ChatTokenizer> {
     Rc::new(ChatTokenizer::load(&fixture("tiny-tokenizer"), None).unwrap())
 }
 
-pub fn prompts() -> Rc<Prompts> {
+pub fn prompts() -> Rc<PromptSet> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("arms.jsonl");
     std::fs::write(&path, "{\"prompt\": \"the left\"}\n{\"prompt\": \"a right one\"}\n{\"prompt\": \"no\"}\n").unwrap();
-    let room = Room { longest: 64, on_overflow: Overflow::Error, tolerance: 0.0 };
-    let sources = Sources(vec![SourceSpec::file(path, RowFormat::Auto)]);
-    Rc::new(Prompts::open(&sources, &tokenizer(), room).unwrap())
+    let room = PromptLimits { longest: 64, on_overflow: Overflow::Error, tolerance: 0.0 };
+    let sources = SourceList(vec![SourceSpec::file(path, RowFormat::Auto)]);
+    Rc::new(PromptSet::open(&sources, &tokenizer(), room).unwrap())
 }
 
-pub fn rollout(rewards: Rewards, sampling: SamplingSpec, seed: u64) -> Rollout {
-    Rollout::new(prompts(), tokenizer(), Rc::new(RefCell::new(rewards)), sampling, seed).unwrap()
+pub fn rollout(rewards: RewardSources, sampling: SamplingSpec, seed: u64) -> RolloutSampler {
+    RolloutSampler::new(prompts(), tokenizer(), Rc::new(RefCell::new(rewards)), sampling, seed).unwrap()
 }
 
-pub fn arms() -> Rewards {
-    Rewards::of(vec![("arms".into(), 1.0, Box::new(Arms))])
+pub fn arms() -> RewardSources {
+    RewardSources::from_sources(vec![("arms".into(), 1.0, Box::new(Arms))])
 }
 
 /// Returns the expected reward of the policy, from 0 to 1: an exact sum over all arms, not a sample.
@@ -76,22 +76,28 @@ pub fn expected(model: &Model) -> f64 {
     rows.iter().map(one).sum::<f64>() / rows.len() as f64
 }
 
-fn cycle<R: Rule + 'static>(rule: R, plan: Plan, sampling: SamplingSpec, seed: u64, model: &Model) -> Cycle<R> {
+fn cycle<R: PolicyObjective + 'static>(
+    rule: R,
+    plan: RolloutPlan,
+    sampling: SamplingSpec,
+    seed: u64,
+    model: &Model,
+) -> SamplingMethod<R> {
     let batch = BatchPlan { tokens: sampling.prompts, accumulate: None, examples: Some(sampling.prompts) };
     let train = prompts();
     let loader = Loader::new(vec![1; train.len()], train.mix.clone(), batch, true, seed).unwrap();
-    let prompted = Prompted { train, valid: None, tokenizer: tokenizer(), loader, budget: 256, seed };
-    Cycle::new(rule, plan, rollout(arms(), sampling, seed), None, prompted, model).unwrap()
+    let prompted = PromptData { train, valid: None, tokenizer: tokenizer(), loader, budget: 256, seed };
+    SamplingMethod::new(rule, plan, rollout(arms(), sampling, seed), None, prompted, model).unwrap()
 }
 
 /// Trains for `steps` steps and returns the expected reward afterwards.
 fn learn(method: &mut dyn Method, model: &Model, steps: usize, lr: f64) -> f64 {
     let mut optim = Optimiser::new(model.params(), &OptimSection::default(), 7).unwrap();
     for _ in 0..steps {
-        let Step { micro, .. } = method.next_step(model).unwrap();
+        let TrainingStep { micro_batches: micro, .. } = method.next_step(model).unwrap();
         let items: f64 = micro.iter().map(|b| b.items()).sum();
         for b in &micro {
-            model.learn(b.tokens(), items, Replay::None, |out| b.loss(out)).unwrap();
+            model.learn(b.tokens(), items, LayerReplay::None, |out| b.loss(out)).unwrap();
         }
         let _ = optim.clip(1.0).unwrap();
         optim.step(lr).unwrap();
@@ -159,20 +165,20 @@ fn longer() -> SamplingSpec {
 fn sampled_answers_depend_only_on_seed_and_stream() {
     let model = support::frozen(&fixture("tiny-llama"), Kind::Float);
     let draw =
-        |seed, stream, prompts: &[usize]| rollout(arms(), longer(), seed).draw(&model, prompts, 3, stream).unwrap();
+        |seed, stream, prompts: &[usize]| rollout(arms(), longer(), seed).sample(&model, prompts, 3, stream).unwrap();
     let first = draw(1, 4, &[0, 1, 2]);
     assert_eq!(first.len(), 9);
     assert!(first.iter().map(|s| s.prompt).eq([0, 0, 0, 1, 1, 1, 2, 2, 2]));
     assert_eq!(first, draw(1, 4, &[0, 1, 2]));
     // Earlier draws do not change the result.
     let mut used = rollout(arms(), longer(), 1);
-    used.draw(&model, &[2, 1], 2, 3).unwrap();
-    assert_eq!(first, used.draw(&model, &[0, 1, 2], 3, 4).unwrap());
+    used.sample(&model, &[2, 1], 2, 3).unwrap();
+    assert_eq!(first, used.sample(&model, &[0, 1, 2], 3, 4).unwrap());
     // Another stream or another seed gives other answers, and so do the repeated answers of one prompt.
-    let ids = |samples: &[Sample]| samples.iter().map(|s| s.answer().to_vec()).collect::<Vec<_>>();
+    let ids = |samples: &[SampledAnswer]| samples.iter().map(|s| s.answer_ids().to_vec()).collect::<Vec<_>>();
     assert_ne!(ids(&first), ids(&draw(1, 5, &[0, 1, 2])));
     assert_ne!(ids(&first), ids(&draw(2, 4, &[0, 1, 2])));
-    assert_ne!(first[0].answer(), first[1].answer());
+    assert_ne!(first[0].answer_ids(), first[1].answer_ids());
 }
 
 #[test]
@@ -180,9 +186,9 @@ fn sampling_and_training_agree_on_log_probabilities() {
     let model = support::whole(&fixture("tiny-llama"), Kind::Float);
     for temperature in [1.0, 0.7] {
         let spec = SamplingSpec { temperature, ..longer() };
-        let samples = rollout(arms(), spec, 3).draw(&model, &[0, 1, 2], 8, 0).unwrap();
+        let samples = rollout(arms(), spec, 3).sample(&model, &[0, 1, 2], 8, 0).unwrap();
         let learnt = rollout::log_probs(&model, &samples, temperature, 64, true).unwrap();
-        let drift = stats::drift(&samples, &learnt.log_probs);
+        let drift = stats::drift_metrics(&samples, &learnt.log_probs);
         assert!(drift[1].0.ends_with("difference/max") && drift[1].1 < 1e-4, "{temperature}: {drift:?}");
         assert!(drift[4].1 > 0.9999 && drift[4].1 < 1.0001, "{drift:?}");
         let entropy: Vec<f32> = learnt.entropy.unwrap().concat();
@@ -205,10 +211,10 @@ fn sampling_uses_the_adapter_as_updated_by_the_last_step() {
         let mut optim = Optimiser::new(model.params(), &OptimSection::default(), 7).unwrap();
         let mut apart = Vec::new();
         for _ in 0..4 {
-            let Step { micro, means, .. } = method.next_step(&model).unwrap();
+            let TrainingStep { micro_batches: micro, means, .. } = method.next_step(&model).unwrap();
             let items: f64 = micro.iter().map(|b| b.items()).sum();
             for b in &micro {
-                model.learn(b.tokens(), items, Replay::None, |out| b.loss(out)).unwrap();
+                model.learn(b.tokens(), items, LayerReplay::None, |out| b.loss(out)).unwrap();
             }
             optim.step(0.01).unwrap();
             optim.zero_gradients();
@@ -237,14 +243,14 @@ fn a_run_resumes_in_the_middle_of_a_rollout() {
     let fresh = || {
         cycle(
             Grpo(spec.clone()),
-            Plan { reference: false, ..Grpo(spec.clone()).plan() },
+            RolloutPlan { reference: false, ..Grpo(spec.clone()).plan() },
             spec.sampling.clone(),
             5,
             &model,
         )
     };
-    let numbers = |step: Step| -> Vec<f64> {
-        let losses = step.micro.iter().flat_map(|b| {
+    let numbers = |step: TrainingStep| -> Vec<f64> {
+        let losses = step.micro_batches.iter().flat_map(|b| {
             let loss = model.infer(b.tokens(), |out| b.loss(out)).unwrap();
             [loss.sum.double_value(&[]), b.items(), b.tokens().len() as f64]
         });

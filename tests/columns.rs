@@ -25,7 +25,9 @@ fn said(record: &Record) -> Vec<&str> {
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
-        _ if json::digits(a).is_some() || json::digits(b).is_some() => json::digits(a) == json::digits(b),
+        _ if json::long_number(a).is_some() || json::long_number(b).is_some() => {
+            json::long_number(a) == json::long_number(b)
+        }
         (Value::Object(a), Value::Object(b)) => {
             a.len() == b.len() && a.iter().all(|(k, v)| b.get(k).is_some_and(|w| same(v, w)))
         }
@@ -40,7 +42,7 @@ fn unused_columns_may_have_any_type() {
         let path = fixture(name);
         let found = rows(&path);
         assert_eq!(found.iter().map(said).collect::<Vec<_>>(), [["q0", "a0"], ["q1", "a1"]], "{name}");
-        let seen = survey(&path, &SourceSpec::file(&path, RowFormat::Auto), 1).unwrap();
+        let seen = survey::survey_file(&path, &SourceSpec::file(&path, RowFormat::Auto), 1).unwrap();
         assert_eq!((seen.rows, seen.bad, seen.used_columns), (2, 0, vec!["messages".to_string()]), "{name}");
         assert!(seen.unused_columns.len() > 55 && seen.unused_columns.contains(&"decimal256".into()), "{name}");
         // Reading all columns fails with the name of the column that cannot be read.
@@ -63,7 +65,12 @@ fn column_values_equal_those_of_datasets_and_pyarrow() {
                 if name == "inside.parquet" && ["string_view", "binary_view", "interval"].contains(&column.as_str()) {
                     continue;
                 }
-                assert!(same(ours, right), "{name} row {i}, {column}: {} for {}", json::text(ours), json::text(right));
+                assert!(
+                    same(ours, right),
+                    "{name} row {i}, {column}: {} for {}",
+                    json::to_text(ours),
+                    json::to_text(right)
+                );
                 compared += 1;
             }
             assert!(compared >= least, "{name}: {compared}");
@@ -87,7 +94,7 @@ fn files_and_folders_of_the_datasets_library_are_read() {
 #[test]
 fn a_pandas_frame_with_categories_is_read() {
     let path = fixture("pandas.parquet");
-    let seen = survey(&path, &SourceSpec::file(&path, RowFormat::Auto), 3).unwrap();
+    let seen = survey::survey_file(&path, &SourceSpec::file(&path, RowFormat::Auto), 3).unwrap();
     assert_eq!(seen.format, RowFormat::Unpaired);
     assert_eq!((seen.rows, seen.bad), (3, 1), "{:?}", seen.bad_rows);
     assert!(seen.bad_rows[0].contains("pandas.parquet:2") && seen.bad_rows[0].contains("`label` is null"));
@@ -154,9 +161,10 @@ fn labels_are_read_or_refused_and_never_ignored() {
 }
 
 fn rows_wanted(path: &Path) -> ft::error::Result<Vec<Record>> {
-    let reading = data::rows::Reading::of(path, &SourceSpec::file(path, RowFormat::Auto), data::Want::Verdicts)?;
+    let reading =
+        data::row_reader::RowReader::of(path, &SourceSpec::file(path, RowFormat::Auto), data::RowPurpose::Verdicts)?;
     let mut all = Vec::new();
-    source::for_each_chunk_of(reading.wanted(), path, None, |chunk| {
+    source::for_each_selected_chunk(reading.wanted(), path, None, |chunk| {
         all.extend(reading.rows(chunk, path)?.into_iter().map(|row| row.record));
         Ok(())
     })?;
@@ -179,7 +187,7 @@ fn rows_of_several_kinds_may_share_columns() {
     ];
     for (filled, format) in formats {
         let (_folder, path) = file("rows.jsonl", &row(filled));
-        assert_eq!(survey(&path, &SourceSpec::file(&path, RowFormat::Auto), 0).unwrap().format, format);
+        assert_eq!(survey::survey_file(&path, &SourceSpec::file(&path, RowFormat::Auto), 0).unwrap().format, format);
     }
 }
 

@@ -1,9 +1,9 @@
 //! Compares `ft import` with how the reference libraries read the same files, and tests it on damaged files.
 
 use ft::convert::gguf::Gguf;
-use ft::convert::import::{Options, Summary, import};
-use ft::convert::quant::{Kind, dequantise};
-use ft::error::{Blame, Error, Result};
+use ft::convert::import::{GgufImportOptions, GgufImportSummary, import};
+use ft::convert::quant::{GgmlType, dequantise};
+use ft::error::{Error, ErrorKind, Result};
 use ft::nn::safetensors::Dtype;
 use half::f16;
 use safetensors::SafeTensors;
@@ -18,8 +18,8 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf").join(name)
 }
 
-fn run(file: &Path, out: &Path, dtype: Dtype) -> Result<Summary> {
-    import(&Options { file, out, dtype, force: false, pre_tokenizer: None }, |_, _| Ok(()))
+fn run(file: &Path, out: &Path, dtype: Dtype) -> Result<GgufImportSummary> {
+    import(&GgufImportOptions { file, out, dtype, force: false, pre_tokenizer: None }, |_, _| Ok(()))
 }
 
 fn json(path: &Path) -> Value {
@@ -36,7 +36,7 @@ fn every_format_is_dequantised_bit_for_bit() {
     let tensors = SafeTensors::deserialize(&data).unwrap();
     let mut seen = 0;
     for id in 0..64 {
-        let Ok(kind) = Kind::from_id(id) else { continue };
+        let Ok(kind) = GgmlType::from_id(id) else { continue };
         let found = dequantise(kind, tensors.tensor(&kind.name()).unwrap().data());
         let expected = floats(tensors.tensor(&format!("{}.expected", kind.name())).unwrap().data());
         let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
@@ -192,7 +192,7 @@ fn refuse(bytes: &[u8], what: &str) -> Error {
     let file = temp.path().join("in.gguf");
     std::fs::write(&file, bytes).unwrap();
     let e = run(&file, &temp.path().join("out"), Dtype::BF16).expect_err(what);
-    assert_eq!(e.blame(), Blame::User, "{what}: {e}");
+    assert_eq!(e.kind(), ErrorKind::User, "{what}: {e}");
     assert!(!e.hints().is_empty(), "{what}: no hint: {e}");
     assert!(e.message().contains("in.gguf"), "{what}: does not name the file: {e}");
     assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 1, "{what}: something was left behind");
@@ -243,7 +243,7 @@ fn one_wrong_byte_never_panics() {
     let temp = TempDir::new().unwrap();
     let file = temp.path().join("in.gguf");
     let out = temp.path().join("out");
-    let options = Options { file: &file, out: &out, dtype: Dtype::BF16, force: false, pre_tokenizer: None };
+    let options = GgufImportOptions { file: &file, out: &out, dtype: Dtype::BF16, force: false, pre_tokenizer: None };
     let (mut passed, mut failed) = (0, 0);
     for at in (0..first_data).step_by(7) {
         for flip in [0x01, 0x80, 0xFF] {
@@ -252,10 +252,10 @@ fn one_wrong_byte_never_panics() {
             std::fs::write(&file, &data).unwrap();
             // Some bytes are names or numbers that may have any value: then the import reaches the first tensor.
             let e = import(&options, |_, _| Err(Error::interrupted("read"))).unwrap_err();
-            match e.blame() {
-                Blame::Interrupted => passed += 1,
-                Blame::User => failed += 1,
-                Blame::Bug => panic!("byte {at} ^ {flip}: {e}"),
+            match e.kind() {
+                ErrorKind::Interrupted => passed += 1,
+                ErrorKind::User => failed += 1,
+                ErrorKind::Bug => panic!("byte {at} ^ {flip}: {e}"),
             }
             assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 1, "byte {at} ^ {flip}");
         }
@@ -354,7 +354,9 @@ fn an_existing_folder_is_kept_unless_it_is_a_model_and_may_be_replaced() {
     let out = temp.path().join("out");
     let file = fixture("llama.gguf");
     let with = |force| {
-        import(&Options { file: &file, out: &out, dtype: Dtype::BF16, force, pre_tokenizer: None }, |_, _| Ok(()))
+        import(&GgufImportOptions { file: &file, out: &out, dtype: Dtype::BF16, force, pre_tokenizer: None }, |_, _| {
+            Ok(())
+        })
     };
     std::fs::create_dir(&out).unwrap();
     with(false).expect("an empty folder is no obstacle");
@@ -371,8 +373,13 @@ fn an_existing_folder_is_kept_unless_it_is_a_model_and_may_be_replaced() {
 fn a_stopped_import_leaves_nothing() {
     let temp = TempDir::new().unwrap();
     let out = temp.path().join("out");
-    let options =
-        Options { file: &fixture("llama.gguf"), out: &out, dtype: Dtype::BF16, force: false, pre_tokenizer: None };
+    let options = GgufImportOptions {
+        file: &fixture("llama.gguf"),
+        out: &out,
+        dtype: Dtype::BF16,
+        force: false,
+        pre_tokenizer: None,
+    };
     let stop = |done, _| if done == 3 { Err(Error::interrupted("stopped")) } else { Ok(()) };
     assert_eq!(import(&options, stop).unwrap_err().exit_code(), 130);
     assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0);
@@ -384,9 +391,11 @@ fn another_pre_tokenizer_can_be_asked_for_and_is_reported() {
     let file = fixture("llama.gguf");
     let ids = |name: &str, pre_tokenizer: Option<&str>| {
         let out = temp.path().join(name);
-        let summary =
-            import(&Options { file: &file, out: &out, dtype: Dtype::BF16, force: false, pre_tokenizer }, |_, _| Ok(()))
-                .unwrap();
+        let summary = import(
+            &GgufImportOptions { file: &file, out: &out, dtype: Dtype::BF16, force: false, pre_tokenizer },
+            |_, _| Ok(()),
+        )
+        .unwrap();
         let tokenizer = Tokenizer::from_file(out.join("tokenizer.json")).unwrap();
         (tokenizer.encode("x  5", false).unwrap().get_tokens().to_vec(), summary.warnings.len())
     };

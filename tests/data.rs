@@ -311,8 +311,8 @@ fn shipped_data_sets_load() {
         let dataset = data::load(&own(name), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
         assert_eq!((dataset.summary.format, dataset.summary.rows, dataset.len()), (format, rows, rows), "{name}");
         assert_eq!(dataset.summary.tokens, all(&dataset).iter().map(|e| e.ids.len()).sum::<usize>());
-        assert_eq!(quality::duplicates(&dataset).groups, 0, "{name}");
-        assert!(all(&dataset).iter().all(|e| !e.supervised[0] && e.targets() > 0));
+        assert_eq!(quality::find_duplicates(&dataset).groups, 0, "{name}");
+        assert!(all(&dataset).iter().all(|e| !e.supervised[0] && e.target_count() > 0));
     }
     for (name, says) in [("preference.jsonl", "preference pairs"), ("prompts.jsonl", "prompts without answers")] {
         let e = data::read_rows(&own(name), RowFormat::Auto, None).unwrap_err();
@@ -436,7 +436,7 @@ fn unusual_but_valid_files_are_read() {
     let dataset = data::load(&scratch.file("odd.jsonl", text), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
     assert_eq!((dataset.summary.rows, dataset.summary.blank_lines), (3, 1));
     assert_eq!(all(&dataset).iter().map(|e| e.line).collect::<Vec<_>>(), [1, 3, 4]);
-    let same = quality::duplicates(&dataset);
+    let same = quality::find_duplicates(&dataset);
     let lines: Vec<&str> = same.first[0].iter().map(|place| place.rsplit(':').next().unwrap()).collect();
     assert_eq!((same.groups, same.superfluous, lines), (1, 2, vec!["1", "3", "4"]));
     assert!(quality::preview(&all(&dataset)[0], &tokenizer, false).unwrap().contains("ä🙂"));

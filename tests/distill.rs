@@ -4,28 +4,28 @@
 use crate::commands::Workspace;
 use crate::distill_runs::refused;
 use crate::support::{fixture, frozen, tensors, whole};
-use ft::methods::Batch;
+use ft::methods::MicroBatch;
+use ft::methods::distill::batch::{DistillBatch, TeacherDistributions, TokenWeights};
 use ft::methods::distill::cache;
 use ft::methods::distill::divergence::divergence;
-use ft::methods::distill::lesson::{Lesson, Source, Weights};
 use ft::methods::distill::matching;
-use ft::methods::distill::spec::{self, Distance, Divergence, Jsd, Plain, Skew};
-use ft::methods::distill::teacher::Teachers;
-use ft::methods::sft::Answers;
-use ft::models::{Look, Loss, Metrics, Model, Output, Replay};
-use ft::nn::{Asked, Tokens, chunked};
+use ft::methods::distill::spec::{self, Divergence, JsdSpec, NoSettings, SkewSpec, StateDistance};
+use ft::methods::distill::teacher::TeacherModels;
+use ft::methods::sft::SupervisedBatch;
+use ft::models::{ExposedLayers, LayerReplay, Loss, Metrics, Model, Output};
+use ft::nn::{QueriesAndKeys, Tokens, chunked};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
 fn kinds() -> Vec<(&'static str, Divergence)> {
     vec![
-        ("forward_kl", Divergence::ForwardKl(Plain {})),
-        ("reverse_kl", Divergence::ReverseKl(Plain {})),
-        ("jsd_0.1", Divergence::Jsd(Jsd { beta: 0.1 })),
-        ("jsd_0.5", Divergence::Jsd(Jsd { beta: 0.5 })),
-        ("skewed_kl_0.1", Divergence::SkewedKl(Skew { alpha: 0.1 })),
-        ("skewed_reverse_kl_0.1", Divergence::SkewedReverseKl(Skew { alpha: 0.1 })),
-        ("total_variation", Divergence::TotalVariation(Plain {})),
+        ("forward_kl", Divergence::ForwardKl(NoSettings {})),
+        ("reverse_kl", Divergence::ReverseKl(NoSettings {})),
+        ("jsd_0.1", Divergence::Jsd(JsdSpec { beta: 0.1 })),
+        ("jsd_0.5", Divergence::Jsd(JsdSpec { beta: 0.5 })),
+        ("skewed_kl_0.1", Divergence::SkewedKl(SkewSpec { alpha: 0.1 })),
+        ("skewed_reverse_kl_0.1", Divergence::SkewedReverseKl(SkewSpec { alpha: 0.1 })),
+        ("total_variation", Divergence::TotalVariation(NoSettings {})),
     ]
 }
 
@@ -56,7 +56,7 @@ fn sorted_probabilities_of_vocabularies_of_two_sizes_are_compared() {
     let t = tensors("distill/divergences.safetensors");
     let student = t["student"].copy().set_requires_grad(true);
     let teacher = t["teacher"].narrow(1, 0, 20).log_softmax(-1, Kind::Float);
-    let value = divergence(&Divergence::Universal(Plain {}), &teacher, &student.log_softmax(-1, Kind::Float));
+    let value = divergence(&Divergence::Universal(NoSettings {}), &teacher, &student.log_softmax(-1, Kind::Float));
     value.sum(Kind::Float).backward();
     assert!(apart(&value.detach(), &t["universal.value"]) < 1e-6);
     assert!(apart(&student.grad(), &t["universal.grad"]) < 2e-6);
@@ -68,9 +68,9 @@ fn layer_losses_and_their_gradients_equal_the_formulas() {
     let leaf = |name: &str| t[name].copy().set_requires_grad(true);
     let (ids, at) = (vec![1u32; 14], &t["at"]);
     let rows = |x: &Tensor| x.index_select(0, at);
-    for (name, distance) in [("mse", Distance::Mse), ("cosine", Distance::Cosine)] {
+    for (name, distance) in [("mse", StateDistance::Mse), ("cosine", StateDistance::Cosine)] {
         let (student, projection) = (leaf("hidden.student"), leaf("hidden.projection"));
-        let value = matching::hidden(&rows(&student), &rows(&t["hidden.teacher"]), &projection, distance);
+        let value = matching::hidden_loss(&rows(&student), &rows(&t["hidden.teacher"]), &projection, distance);
         value.backward();
         assert!(apart(&value.detach(), &t[&format!("{name}.value")]) < 1e-6, "{name}");
         for (input, leaf) in [("hidden.student", student), ("hidden.projection", projection)] {
@@ -78,16 +78,16 @@ fn layer_losses_and_their_gradients_equal_the_formulas() {
             assert!(apart(&leaf.grad(), wanted) < 2e-6, "{name} {input}");
         }
     }
-    let answers = Answers {
+    let answers = SupervisedBatch {
         tokens: Tokens::pack(&[&ids[..9], &ids[9..]], tch::Device::Cpu),
         at: at.shallow_clone(),
         targets: at.shallow_clone(),
     };
     let scale = 8f64.powf(-0.5);
-    let student = Asked { q: leaf("q.student"), k: leaf("k.student"), scale };
-    let teacher = Asked { q: t["q.teacher"].copy(), k: t["k.teacher"].copy(), scale };
+    let student = QueriesAndKeys { q: leaf("q.student"), k: leaf("k.student"), scale };
+    let teacher = QueriesAndKeys { q: t["q.teacher"].copy(), k: t["k.teacher"].copy(), scale };
     let heads = leaf("heads");
-    let value = matching::attention(&student, &teacher, &heads, &answers);
+    let value = matching::attention_loss(&student, &teacher, &heads, &answers);
     value.backward();
     assert!(apart(&value.detach(), &t["attention.value"]) < 1e-6);
     for (input, leaf) in [("q.student", student.q), ("k.student", student.k), ("heads", heads)] {
@@ -97,16 +97,16 @@ fn layer_losses_and_their_gradients_equal_the_formulas() {
 }
 
 /// Returns the gradients of a loss over the hidden states, queries and keys inside the layers.
-fn inside(model: &Model, replay: Replay) -> Vec<(String, Tensor)> {
+fn inside(model: &Model, replay: LayerReplay) -> Vec<(String, Tensor)> {
     let ids: Vec<u32> = (0..40).map(|i| (i * 13 + 5) % 61).collect();
     let tokens = Tokens::pack(&[&ids[..17], &ids[17..]], model.device());
     let loss = |out: &Output| {
         let mut sum = (&out.hidden * 0.1).square().sum(Kind::Float);
         for i in 0..3 {
-            sum = &sum + (out.inside.state(i) * (0.1 + i as f64)).sin().sum(Kind::Float);
+            sum = &sum + (out.activations.hidden_state(i) * (0.1 + i as f64)).sin().sum(Kind::Float);
         }
         for i in [0, 2] {
-            let asked = out.inside.attention(i);
+            let asked = out.activations.attention(i);
             sum = &sum + (&asked.q * 0.7).sin().sum(Kind::Float) + (&asked.k * asked.scale).cos().sum(Kind::Float);
         }
         Loss { sum, metrics: Metrics::default() }
@@ -120,10 +120,10 @@ fn inside(model: &Model, replay: Replay) -> Vec<(String, Tensor)> {
 #[test]
 fn activation_replay_keeps_gradients_of_losses_inside_layers() {
     let model = whole(&fixture("tiny-llama"), Kind::Float);
-    model.expose(Look { states: vec![0, 1, 2], attention: vec![0, 2] });
-    let plain = inside(&model, Replay::None);
+    model.expose(ExposedLayers { states: vec![0, 1, 2], attention: vec![0, 2] });
+    let plain = inside(&model, LayerReplay::None);
     assert!(plain.iter().any(|(name, _)| name.ends_with("layers.0.self_attn.k_proj.weight")));
-    for replay in [Replay::First(1), Replay::First(2), Replay::All] {
+    for replay in [LayerReplay::First(1), LayerReplay::First(2), LayerReplay::All] {
         for ((name, x), (_, y)) in inside(&model, replay).iter().zip(&plain) {
             assert!(apart(x, y) < 1e-6, "{replay:?} `{name}`: {}", apart(x, y));
         }
@@ -151,17 +151,17 @@ fn the_whole_objective_equals_the_formula_over_full_logits() {
     let text = r#"{ teachers: [], loss: { jsd: { beta: 0.3 } }, temperature: 2.0 }"#;
     let mut spec: spec::DistillSpec = serde_yaml::from_str(text).unwrap();
     spec.teachers = vec![teacher(1.0, None), teacher(3.0, Some(ft::models::Dtype::Bf16))];
-    let teachers = Teachers::load(&spec, &tokenizer, student.device(), Kind::Float).unwrap();
+    let teachers = TeacherModels::load(&spec, &tokenizer, student.device(), Kind::Float).unwrap();
     let ids: Vec<u32> = (0..30).map(|i| (i * 17 + 3) % vocabulary as u32).collect();
     let example = ft::data::Example { supervised: (0..30).map(|i| i % 4 != 1).collect(), ids, line: 1 };
-    let answers = Answers::new(&[&example], student.device());
+    let answers = SupervisedBatch::new(&[&example], student.device());
     let (at, targets) = (answers.at.shallow_clone(), answers.targets.shallow_clone());
     let n = at.size()[0];
     let cross_entropy = Tensor::full([n], 0.25, (Kind::Float, student.device()));
-    let lesson = Lesson {
-        source: std::rc::Rc::new(Source::Online(teachers.teach(&answers).unwrap())),
+    let lesson = DistillBatch {
+        source: std::rc::Rc::new(TeacherDistributions::Online(teachers.outputs(&answers).unwrap())),
         answers,
-        weights: std::rc::Rc::new(Weights { divergence: 1.0 - &cross_entropy, cross_entropy }),
+        weights: std::rc::Rc::new(TokenWeights { divergence: 1.0 - &cross_entropy, cross_entropy }),
         spec: std::rc::Rc::new(spec),
         vocabulary,
         matching: None,
@@ -189,10 +189,10 @@ fn the_whole_objective_equals_the_formula_over_full_logits() {
 #[test]
 fn the_top_tokens_and_the_remaining_probability_follow_the_formula() {
     let t = tensors("distill/divergences.safetensors");
-    let stored = cache::top(&t["teacher"].log_softmax(-1, Kind::Float), 4);
+    let stored = cache::top_tokens(&t["teacher"].log_softmax(-1, Kind::Float), 4);
     let student = t["student"].copy().set_requires_grad(true);
     let own = student.log_softmax(-1, Kind::Float).gather(-1, &stored.ids, false);
-    let own = Tensor::cat(&[&own, &cache::rest(&own).unsqueeze(-1)], -1);
+    let own = Tensor::cat(&[&own, &cache::log_remainder(&own).unsqueeze(-1)], -1);
     let said = Tensor::cat(&[stored.log_probs, stored.tail.unwrap().unsqueeze(-1)], -1);
     let value = divergence(&Divergence::default(), &said, &own);
     value.sum(Kind::Float).backward();
@@ -213,11 +213,12 @@ fn entropies(model: &Model, chunked: bool) -> (Tensor, Vec<(String, Tensor)>) {
     let loss = |out: &Output| {
         let (sum, values) = match chunked {
             true => {
-                let numbers = move |logits: &Tensor, (start, n): chunked::Rows| {
+                let numbers = move |logits: &Tensor, (start, n): chunked::RowRange| {
                     let values = entropy(logits);
                     [&values * weight.narrow(0, start, n), values]
                 };
-                let chunked::Sum { total, rows: [_, values] } = chunked::sum(out.head(), &out.hidden, numbers);
+                let chunked::ChunkedSum { total, rows: [_, values] } =
+                    chunked::sum_over_logits(out.head(), &out.hidden, numbers);
                 (total, values)
             }
             false => {
@@ -228,7 +229,7 @@ fn entropies(model: &Model, chunked: bool) -> (Tensor, Vec<(String, Tensor)>) {
         kept = Some(values.detach());
         Loss { sum, metrics: Metrics::default() }
     };
-    model.learn(&tokens, 1.0, Replay::None, loss).unwrap();
+    model.learn(&tokens, 1.0, LayerReplay::None, loss).unwrap();
     let gradients = model.params().trainable().map(|p| (p.name.clone(), p.tensor.grad().copy())).collect();
     ft::native::drop_gradients(model.params().trainable().map(|p| &p.tensor));
     (kept.unwrap(), gradients)
@@ -301,7 +302,7 @@ fn students_have_the_requested_layers_and_width() {
         (vec!["--layers", "9"], "the model has"),
         (vec!["--layers", "1,0"], "each once, in order"),
         (vec!["--layers", "7,9"], "the model has layers 0 to"),
-        (vec!["--mlp", "40"], "needs texts"),
+        (vec!["--mlp", "40"], "needs calibration texts"),
         (vec!["--heads", "3", "--data", "datasets/icd10/train.jsonl"], "multiple of"),
         (vec![], "nothing to remove"),
     ] {

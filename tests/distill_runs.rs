@@ -111,7 +111,7 @@ fn contradictory_settings_are_refused() {
         refused(&space, &["check", RECIPE, "--set", &set, "--set", "method.distill.cache=teaching"])
     };
     let two = "[{path: models/medical}, {path: models/medical}]";
-    assert!(cached("on_policy={}").contains("what the student writes is not in a cache"));
+    assert!(cached("on_policy={}").contains("a cache has no distributions for what the student writes"));
     assert!(cached("match={hidden: {}}").contains("a cache holds distributions, not layers"));
     assert!(cached("loss={universal: {}}").contains("over the student's own tokens"));
     assert!(with("match={}").contains("matches nothing"));

@@ -3,12 +3,12 @@
 //! parity.rs, training steps in trajectories.rs.
 
 use crate::support::*;
-use ft::adapters::merge::{Merge, Part};
+use ft::adapters::merge::{MergedWeights, WeightedAdapter};
 use ft::adapters::{LoraPlan, LoraSpec, Targets, file};
-use ft::convert::import::{Options, import};
+use ft::convert::import::{GgufImportOptions, import};
 use ft::convert::{export, merged};
-use ft::models::{self, Config, Heads, Load, Metrics, Model, Replay, Storage};
-use ft::nn::{Attach, Tokens, Weights, weights};
+use ft::models::{self, Config, Heads, LayerReplay, LoadOptions, Metrics, Model, Storage};
+use ft::nn::{AdapterPlan, Tokens, Weights, weights};
 use serde_json::{Value, json as value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -105,8 +105,8 @@ fn merged_weights_equal_pefts_on_every_family() {
         let (base, folder) = (fixture(base), fixture(format!("families/{name}")));
         let config = Config::read(&base).unwrap();
         let weights = models::weights(&base, &config).unwrap();
-        let part = || [Part::read(&folder, 1.0).unwrap()];
-        let merge = Merge::new(&weights, &config.shared(), &part()).unwrap();
+        let part = || [WeightedAdapter::read(&folder, 1.0).unwrap()];
+        let merge = MergedWeights::new(&weights, &config.tied_weights(), &part()).unwrap();
         let wanted: BTreeSet<&str> = changed.iter().map(String::as_str).collect();
         assert_eq!(merge.changed().collect::<BTreeSet<_>>(), wanted, "{name}");
         let mut compared = 0;
@@ -120,7 +120,7 @@ fn merged_weights_equal_pefts_on_every_family() {
 
         let temp = tempfile::tempdir().unwrap();
         let out = temp.path().join("merged");
-        merged::model(&base, &part(), &out, None, u64::MAX).unwrap();
+        merged::merge_into_model(&base, &part(), &out, None, u64::MAX).unwrap();
         let gap = assert_close(
             name,
             &every_logit(&frozen(&out, Kind::Float), &about.input),
@@ -133,9 +133,9 @@ fn merged_weights_equal_pefts_on_every_family() {
             ft::fsutil::read(&out.join("config.json")).unwrap()
         );
         // The sum of two copies with weight one half is the adapter again.
-        let half = || Part::read(&folder, 0.5).unwrap();
+        let half = || WeightedAdapter::read(&folder, 0.5).unwrap();
         let sum = temp.path().join("sum");
-        merged::adapter(&base, &[half(), half()], &sum).unwrap();
+        merged::merge_adapters(&base, &[half(), half()], &sum).unwrap();
         let again = models::open(&base, &[sum], device(), Kind::Float).unwrap();
         assert_close(name, &every_logit(&again, &about.input), &expected[&format!("logits.{name}")], 1e-4);
     }
@@ -158,7 +158,7 @@ fn a_config_without_targets_selects_the_familys_default_modules() {
 }
 
 /// Returns the mean loss and the gradients of one step over micro-batches.
-fn step(model: &Model, batches: &[Vec<Sequence>], replay: Replay) -> (f64, BTreeMap<String, Tensor>) {
+fn step(model: &Model, batches: &[Vec<Sequence>], replay: LayerReplay) -> (f64, BTreeMap<String, Tensor>) {
     let items = batches.iter().flatten().map(Sequence::items).sum();
     let mut metrics = Metrics::default();
     for b in batches {
@@ -178,12 +178,12 @@ fn packing_equals_single_sequences_and_replay_is_bit_identical() {
         for (what, model) in [("full", whole(&fixture(base), Kind::Float)), ("lora", with_lora(base, Kind::Float))] {
             let what = format!("{base} {what}");
             let all = sequences();
-            let (loss, grads) = step(&model, std::slice::from_ref(&all), Replay::None);
+            let (loss, grads) = step(&model, std::slice::from_ref(&all), LayerReplay::None);
             let one_by_one: Vec<Vec<Sequence>> = all.iter().map(|s| vec![s.clone()]).collect();
-            let (alone_loss, alone) = step(&model, &one_by_one, Replay::None);
+            let (alone_loss, alone) = step(&model, &one_by_one, LayerReplay::None);
             assert_number(&what, loss, alone_loss, 1e-6);
             println!("{what}: {:?}", assert_all_close(&grads, &alone, 1e-5));
-            let (replayed_loss, replayed) = step(&model, std::slice::from_ref(&all), Replay::All);
+            let (replayed_loss, replayed) = step(&model, std::slice::from_ref(&all), LayerReplay::All);
             assert_eq!(loss, replayed_loss, "{what}");
             for (name, g) in &grads {
                 // A bias added to every key shifts all scores of a query by the same amount, and softmax is invariant
@@ -285,7 +285,7 @@ fn an_original_gpt2_checkpoint_loads_trains_and_merges() {
     let adapter = fixture("families/gpt2-all");
     let merge = |base: &Path, name: &str| {
         let out = temp.path().join(name);
-        merged::model(base, &[Part::read(&adapter, 1.0).unwrap()], &out, None, u64::MAX).unwrap();
+        merged::merge_into_model(base, &[WeightedAdapter::read(&adapter, 1.0).unwrap()], &out, None, u64::MAX).unwrap();
         Weights::open(&out).unwrap().all()
     };
     // Exported models use today's names and contain no masks.
@@ -306,7 +306,7 @@ fn settings_of_gpt2_that_would_change_its_numbers_are_refused() {
         let mut config: Value = ft::fsutil::read_json(&file).unwrap();
         change(&mut config);
         ft::fsutil::write_json(&file, &config).unwrap();
-        let load = Load {
+        let load = LoadOptions {
             device: device(),
             kind: Kind::Float,
             storage: Storage::Auto,
@@ -354,7 +354,7 @@ fn an_imported_gguf_model_loads_and_generates() {
         let temp = tempfile::tempdir().unwrap();
         let out = temp.path().join("model");
         let source = fixture(format!("gguf/{name}.gguf"));
-        let options = Options {
+        let options = GgufImportOptions {
             file: &source,
             out: &out,
             dtype: ft::nn::safetensors::Dtype::F32,
@@ -380,12 +380,12 @@ fn a_recipe_may_target_gpt2s_modules() {
         ..LoraSpec::default()
     };
     let plan = LoraPlan::new(&spec).unwrap();
-    let load = Load {
+    let load = LoadOptions {
         device: device(),
         kind: Kind::Float,
         storage: Storage::Auto,
         train_base: false,
-        adapters: vec![("a".into(), &plan as &dyn Attach)],
+        adapters: vec![("a".into(), &plan as &dyn AdapterPlan)],
         heads: Heads::Tokens,
     };
     let model = Model::load(&fixture("tiny-gpt2"), load).unwrap();
@@ -393,12 +393,12 @@ fn a_recipe_may_target_gpt2s_modules() {
     assert_eq!(names.len(), 2 * 4 + 2);
     assert!(names.contains(&"transformer.ln_f.weight") && names.contains(&"transformer.ln_f.bias"), "{names:?}");
     let refused = LoraPlan::new(&LoraSpec { modules_to_save: vec!["wte".into()], ..LoraSpec::default() }).unwrap();
-    let load = Load {
+    let load = LoadOptions {
         device: device(),
         kind: Kind::Float,
         storage: Storage::Auto,
         train_base: false,
-        adapters: vec![("a".into(), &refused as &dyn Attach)],
+        adapters: vec![("a".into(), &refused as &dyn AdapterPlan)],
         heads: Heads::Tokens,
     };
     assert!(Model::load(&fixture("tiny-gpt2"), load).err().unwrap().message().contains("wte"));

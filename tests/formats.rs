@@ -7,10 +7,10 @@
 use crate::commands::Workspace;
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec};
-use ft::generate::{Settings, complete};
+use ft::generate::{GenerationSettings, complete};
 use ft::models::dtype::{self, Dtype};
-use ft::models::{Heads, Load, Model, Replay, Storage};
-use ft::nn::{Attach, Weights, weights};
+use ft::models::{Heads, LayerReplay, LoadOptions, Model, Storage};
+use ft::nn::{AdapterPlan, Weights, weights};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -34,10 +34,10 @@ fn rewrite(file: &Path, kind: Kind) {
 fn auto_is_float32_for_float32_files_and_else_the_devices_native_format() {
     let choose = |kind| {
         let folder = stored_in("tiny-llama", kind);
-        assert_eq!(dtype::stored(folder.path()).unwrap(), kind);
+        assert_eq!(dtype::stored_kind(folder.path()).unwrap(), kind);
         Dtype::Auto.choose(device(), Some(folder.path())).unwrap().dtype
     };
-    let native = if dtype::bf16_products(device()).is_some() { Dtype::Bf16 } else { Dtype::F32 };
+    let native = if dtype::bf16_multiplier(device()).is_some() { Dtype::Bf16 } else { Dtype::F32 };
     assert_eq!([choose(Kind::Float), choose(Kind::BFloat16), choose(Kind::Half)], [Dtype::F32, native, native]);
     assert_eq!(Dtype::Auto.choose(device(), None).unwrap().dtype, native);
     for asked in [Dtype::Bf16, Dtype::F32] {
@@ -56,8 +56,8 @@ fn weights_kept_in_the_files_format_give_identical_results() {
             let folder = stored_in(name, own);
             let plan = LoraPlan::new(&spec).unwrap();
             let open = |storage| {
-                let adapters = vec![("a".to_string(), &plan as &dyn Attach)];
-                let load = Load {
+                let adapters = vec![("a".to_string(), &plan as &dyn AdapterPlan)];
+                let load = LoadOptions {
                     device: device(),
                     kind: Kind::Float,
                     storage,
@@ -70,9 +70,14 @@ fn weights_kept_in_the_files_format_give_identical_results() {
                 model
             };
             let (held, copied) = (open(Storage::File), open(Storage::Copy));
-            assert_eq!([held.held().0, copied.held().0], [own, Kind::Float], "{name}");
-            assert!(held.held().1 < copied.held().1 * 2 / 3, "{name}: {:?} and {:?}", held.held(), copied.held());
-            for replay in [Replay::None, Replay::All] {
+            assert_eq!([held.storage_summary().0, copied.storage_summary().0], [own, Kind::Float], "{name}");
+            assert!(
+                held.storage_summary().1 < copied.storage_summary().1 * 2 / 3,
+                "{name}: {:?} and {:?}",
+                held.storage_summary(),
+                copied.storage_summary()
+            );
+            for replay in [LayerReplay::None, LayerReplay::All] {
                 let row = Row::pack(&(1..5).map(|n| Sequence::random(9 * n, 60, n as u64)).collect::<Vec<_>>());
                 let step = |model: &Model| {
                     let metrics = model.learn(&row.tokens, row.items, replay, |out| row.loss(out)).unwrap();
@@ -84,7 +89,7 @@ fn weights_kept_in_the_files_format_give_identical_results() {
                     assert_same(&format!("{name} {own:?}: {parameter}"), gradient, &copied[parameter]);
                 }
             }
-            let settings = Settings { log_probs: true, ..Settings::greedy(12, &[]) };
+            let settings = GenerationSettings { log_probs: true, ..GenerationSettings::greedy(12, &[]) };
             let answer = |model: &Model| complete(model, &prompts, &settings, &mut |_, _| ()).unwrap();
             for (a, b) in answer(&held).iter().zip(&answer(&copied)) {
                 assert_eq!((&a.tokens, &a.log_probs), (&b.tokens, &b.log_probs), "{name} {own:?}: answers");

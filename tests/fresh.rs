@@ -2,16 +2,16 @@
 
 use crate::support::*;
 use ft::convert::export;
-use ft::models::fresh::{self, Vocabulary};
-use ft::models::{Config, Heads, Load, Model, Storage};
-use ft::nn::{Layer, Tokens, Weights};
+use ft::models::new_config::{self, VocabularyInfo};
+use ft::models::{Config, Heads, LoadOptions, Model, Storage};
+use ft::nn::{LayerKind, Tokens, Weights};
 use ft::recipe;
 use serde_json::{Map, Value, json as value};
 use std::collections::BTreeSet;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-const VOCABULARY: Vocabulary = Vocabulary { size: 400, bos: Some(0), eos: Some(2), pad: None };
+const VOCABULARY: VocabularyInfo = VocabularyInfo { size: 400, bos: Some(0), eos: Some(2), pad: None };
 
 /// Returns a small incomplete config for a family.
 fn given(model_type: &str) -> Map<String, Value> {
@@ -31,11 +31,11 @@ fn given(model_type: &str) -> Map<String, Value> {
 }
 
 fn whole_config(model_type: &str) -> Config {
-    fresh::config(&given(model_type), VOCABULARY, Path::new("model.config")).unwrap()
+    new_config::config(&given(model_type), VOCABULARY, Path::new("model.config")).unwrap()
 }
 
 fn initialise(model_type: &str, seed: u64, folder: &Path) -> Model {
-    let load = Load {
+    let load = LoadOptions {
         device: device(),
         kind: Kind::Float,
         storage: Storage::Auto,
@@ -56,7 +56,7 @@ fn initial_values_are_distributed_as_in_transformers() {
             let (mean, spread) = (p.tensor.mean(Kind::Double).double_value(&[]), p.tensor.std(false).double_value(&[]));
             if p.name.ends_with("bias") {
                 assert_eq!((mean, spread), (0.0, 0.0), "{}", p.name);
-            } else if p.layer == Layer::Norm {
+            } else if p.layer == LayerKind::Norm {
                 assert_eq!((mean, spread), (1.0, 0.0), "{}", p.name);
             } else {
                 // GPT-2 initialises the projections that add to the residual stream (two per layer) with a smaller
@@ -120,11 +120,12 @@ fn a_fresh_model_is_saved_as_a_directory_like_any_other() {
 fn a_config_that_does_not_fit_the_tokenizer_is_refused() {
     let mut small = given("llama");
     small.insert("vocab_size".into(), value!(399));
-    let refuse =
-        |given: &Map<String, Value>| fresh::config(given, VOCABULARY, Path::new("tiny.json")).unwrap_err().to_string();
+    let refuse = |given: &Map<String, Value>| {
+        new_config::config(given, VOCABULARY, Path::new("tiny.json")).unwrap_err().to_string()
+    };
     assert!(refuse(&small).contains("399") && refuse(&small).contains("400 tokens"));
     small.insert("vocab_size".into(), value!(512));
-    assert_eq!(fresh::config(&small, VOCABULARY, Path::new("tiny.json")).unwrap().vocab_size, 512);
+    assert_eq!(new_config::config(&small, VOCABULARY, Path::new("tiny.json")).unwrap().vocab_size, 512);
     let mut nameless = given("llama");
     nameless.remove("model_type");
     assert!(refuse(&nameless).contains("tiny.json") && refuse(&nameless).contains("model_type"));

@@ -2,9 +2,10 @@
 //! probabilities.
 
 use crate::support::device;
-use ft::generate::sampler::Candidates;
+use ft::generate::sampler::TokenCandidates;
 use ft::generate::{
-    Beams, Completion, EarlyStopping, Engine, Finished, Limits, Request, Session, Settings, Stop, beam, complete,
+    BatchLimits, BeamEarlyStopping, BeamSettings, ChatSession, Engine, FinishedAnswer, GeneratedAnswer,
+    GenerationRequest, GenerationSettings, StopReason, beam, complete,
 };
 use ft::models::{Model, open};
 use ft::nn::Tokens;
@@ -30,7 +31,7 @@ fn lists(value: &Value) -> Vec<Vec<u32>> {
     serde_json::from_value(value.clone()).unwrap()
 }
 
-fn tokens(answers: &[Completion]) -> Vec<Vec<u32>> {
+fn tokens(answers: &[GeneratedAnswer]) -> Vec<Vec<u32>> {
     answers.iter().map(|a| a.tokens.clone()).collect()
 }
 
@@ -41,12 +42,14 @@ fn greedy_equals_transformers_in_a_batch_and_alone() {
     let (model, expected) = (tiny(), json("generation.json"));
     let (prompts, new) = (lists(&expected["prompts"]), expected["max_new_tokens"].as_u64().unwrap() as usize);
     let mut heard: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
-    let answers = complete(&model, &prompts, &Settings::greedy(new, &[]), &mut |i, id| heard[i].push(id)).unwrap();
+    let answers =
+        complete(&model, &prompts, &GenerationSettings::greedy(new, &[]), &mut |i, id| heard[i].push(id)).unwrap();
     assert_eq!(tokens(&answers), lists(&expected["continuations"]));
     assert_eq!(heard, tokens(&answers));
-    assert!(answers.iter().all(|a| a.stopped == Stop::Length));
+    assert!(answers.iter().all(|a| a.stop_reason == StopReason::Length));
     for (prompt, answer) in prompts.iter().zip(&answers) {
-        let alone = complete(&model, std::slice::from_ref(prompt), &Settings::greedy(new, &[]), &mut ignore).unwrap();
+        let alone =
+            complete(&model, std::slice::from_ref(prompt), &GenerationSettings::greedy(new, &[]), &mut ignore).unwrap();
         assert_eq!(alone, std::slice::from_ref(answer));
     }
 }
@@ -55,7 +58,7 @@ fn greedy_equals_transformers_in_a_batch_and_alone() {
 fn finished_rows_do_not_change_the_others() {
     let (model, expected) = (tiny(), json("generation.json"));
     let stop: Vec<u32> = serde_json::from_value(expected["stop_tokens"].clone()).unwrap();
-    let settings = Settings::greedy(expected["max_new_tokens"].as_u64().unwrap() as usize, &stop);
+    let settings = GenerationSettings::greedy(expected["max_new_tokens"].as_u64().unwrap() as usize, &stop);
     // The prompts in order and in reverse: finished rows are removed from the middle and from the end of the cache.
     let (mut prompts, mut continuations) = (lists(&expected["prompts"]), lists(&expected["continuations_with_stop"]));
     for _ in 0..2 {
@@ -63,8 +66,8 @@ fn finished_rows_do_not_change_the_others() {
         assert_eq!(tokens(&answers), continuations);
         for answer in &answers {
             let stopped = stop.contains(answer.tokens.last().unwrap());
-            assert_eq!(answer.stopped, if stopped { Stop::EndToken } else { Stop::Length });
-            assert_eq!(answer.answer().len(), answer.tokens.len() - usize::from(stopped));
+            assert_eq!(answer.stop_reason, if stopped { StopReason::EndToken } else { StopReason::Length });
+            assert_eq!(answer.answer_tokens().len(), answer.tokens.len() - usize::from(stopped));
         }
         prompts.reverse();
         continuations.reverse();
@@ -96,7 +99,7 @@ fn cached_steps_equal_the_full_forward() {
             let cached = model.extend(&run, &mut cache, |out| out.logits(&run.segments.last_rows())).unwrap();
             close(&cached, &full(&model, &sequences), &format!("{name} step {step}"));
             if step == 3 {
-                cache.keep(&[2, 1]); // as if the first sequence had ended
+                cache.retain_slots(&[2, 1]); // as if the first sequence had ended
                 sequences.swap_remove(0);
             }
             sequences.iter_mut().for_each(|s| s.push(3 + step * 5));
@@ -115,8 +118,8 @@ fn cached_steps_equal_the_full_forward() {
 #[test]
 fn a_session_answers_the_same_whatever_it_has_cached() {
     let model = tiny();
-    let settings = Settings::greedy(8, &[]);
-    let mut session = Session::new(&model);
+    let settings = GenerationSettings::greedy(8, &[]);
+    let mut session = ChatSession::new(&model);
     let mut on = |_| ControlFlow::Continue(());
     let first: Vec<u32> = (5..25).collect();
     let answer = session.answer(&first, &settings, &mut on).unwrap();
@@ -125,7 +128,7 @@ fn a_session_answers_the_same_whatever_it_has_cached() {
     for prompt in [&longer, &longer, &other, &first, &vec![400]] {
         let fresh = complete(&model, std::slice::from_ref(prompt), &settings, &mut ignore).unwrap();
         assert_eq!(session.answer(prompt, &settings, &mut on).unwrap(), fresh[0]);
-        assert!(session.held() < prompt.len() + 8 && session.held() >= prompt.len());
+        assert!(session.cached_tokens() < prompt.len() + 8 && session.cached_tokens() >= prompt.len());
     }
     let mut left = 3;
     let mut until = |_| {
@@ -133,23 +136,24 @@ fn a_session_answers_the_same_whatever_it_has_cached() {
         if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let cut = session.answer(&first, &settings, &mut until).unwrap();
-    assert_eq!((cut.tokens.len(), cut.stopped), (3, Stop::Interrupted));
+    assert_eq!((cut.tokens.len(), cut.stop_reason), (3, StopReason::Interrupted));
 }
 
 #[test]
 fn sampled_rows_do_not_depend_on_their_batch() {
     let (model, expected) = (tiny(), json("generation.json"));
     let prompts = lists(&expected["prompts"]);
-    let settings = Settings { temperature: 1.0, top_p: 0.95, seed: 3, ..Settings::greedy(10, &[]) };
-    let run =
-        |prompts: &[Vec<u32>], settings: &Settings| tokens(&complete(&model, prompts, settings, &mut ignore).unwrap());
+    let settings = GenerationSettings { temperature: 1.0, top_p: 0.95, seed: 3, ..GenerationSettings::greedy(10, &[]) };
+    let run = |prompts: &[Vec<u32>], settings: &GenerationSettings| {
+        tokens(&complete(&model, prompts, settings, &mut ignore).unwrap())
+    };
     let together = run(&prompts, &settings);
     assert_eq!(together, run(&prompts, &settings), "the same seed gave other answers");
     assert_eq!(together[..2], run(&prompts[..2], &settings)[..], "other prompts in the batch changed the answers");
-    assert_ne!(together, run(&prompts, &Settings { seed: 4, ..settings.clone() }));
+    assert_ne!(together, run(&prompts, &GenerationSettings { seed: 4, ..settings.clone() }));
     let twice = run(&[prompts[0].clone(), prompts[0].clone()], &settings);
     assert_ne!(twice[0], twice[1], "two rows used the same random numbers");
-    let cold = Settings { temperature: 1e-4, ..settings };
+    let cold = GenerationSettings { temperature: 1e-4, ..settings };
     assert_eq!(
         run(&prompts, &cold),
         lists(&expected["continuations"])[..].iter().map(|c| c[..10].to_vec()).collect::<Vec<_>>()
@@ -164,13 +168,13 @@ fn probabilities_equal_transformers() {
     let cases = reference["cases"].as_array().unwrap();
     assert!(cases.len() > 10);
     for case in cases {
-        let settings = Settings {
+        let settings = GenerationSettings {
             temperature: case["temperature"].as_f64().unwrap(),
             top_k: case["top_k"].as_u64().unwrap() as usize,
             top_p: case["top_p"].as_f64().unwrap(),
-            ..Settings::greedy(1, &[])
+            ..GenerationSettings::greedy(1, &[])
         };
-        let p = Candidates::new(&logits, &settings).probabilities(logits.size()[1]).view([-1]);
+        let p = TokenCandidates::new(&logits, &settings).probabilities(logits.size()[1]).view([-1]);
         let expected: Vec<f64> = serde_json::from_value(case["p"].clone()).unwrap();
         let gap = (p.to_kind(Kind::Double) - Tensor::from_slice(&expected)).abs().max().double_value(&[]);
         assert!(gap < 1e-6, "{settings:?}: {gap}");
@@ -182,28 +186,29 @@ fn probabilities_equal_transformers() {
 fn the_context_length_limits_answers_and_prompts() {
     let model = tiny(); // 256 positions
     let long: Vec<u32> = (0..250).map(|t| t % 50 + 3).collect();
-    let answers = complete(&model, &[long.clone(), vec![5; 3]], &Settings::greedy(20, &[]), &mut ignore).unwrap();
-    assert_eq!((answers[0].tokens.len(), answers[0].stopped), (6, Stop::Context));
-    assert_eq!((answers[1].tokens.len(), answers[1].stopped), (20, Stop::Length));
-    let refuse = |prompt: Vec<u32>, settings: Settings, part: &str| {
+    let answers =
+        complete(&model, &[long.clone(), vec![5; 3]], &GenerationSettings::greedy(20, &[]), &mut ignore).unwrap();
+    assert_eq!((answers[0].tokens.len(), answers[0].stop_reason), (6, StopReason::Context));
+    assert_eq!((answers[1].tokens.len(), answers[1].stop_reason), (20, StopReason::Length));
+    let refuse = |prompt: Vec<u32>, settings: GenerationSettings, part: &str| {
         let e = complete(&model, &[vec![5], prompt], &settings, &mut ignore).unwrap_err();
         assert!(e.to_string().contains(part), "{e}");
     };
     refuse(
         [long, vec![5; 6]].concat(),
-        Settings::greedy(1, &[]),
+        GenerationSettings::greedy(1, &[]),
         "prompt 2 has 256 tokens, the model's context is 256",
     );
-    refuse(vec![], Settings::greedy(1, &[]), "prompt 2 is empty");
-    refuse(vec![3, 512], Settings::greedy(1, &[]), "token 512");
-    refuse(vec![3], Settings::greedy(0, &[]), "max-new-tokens");
-    refuse(vec![3], Settings { top_p: 0.0, ..Settings::greedy(1, &[]) }, "top-p");
-    refuse(vec![3], Settings { temperature: -1.0, ..Settings::greedy(1, &[]) }, "temperature");
-    assert_eq!(complete(&model, &[], &Settings::greedy(1, &[]), &mut ignore).unwrap(), []);
+    refuse(vec![], GenerationSettings::greedy(1, &[]), "prompt 2 is empty");
+    refuse(vec![3, 512], GenerationSettings::greedy(1, &[]), "token 512");
+    refuse(vec![3], GenerationSettings::greedy(0, &[]), "max-new-tokens");
+    refuse(vec![3], GenerationSettings { top_p: 0.0, ..GenerationSettings::greedy(1, &[]) }, "top-p");
+    refuse(vec![3], GenerationSettings { temperature: -1.0, ..GenerationSettings::greedy(1, &[]) }, "temperature");
+    assert_eq!(complete(&model, &[], &GenerationSettings::greedy(1, &[]), &mut ignore).unwrap(), []);
 }
 
 /// Reads settings that are given under transformers' names.
-fn settings_of(given: &Value) -> Settings {
+fn settings_of(given: &Value) -> GenerationSettings {
     let number = |key: &str| given[key].as_f64();
     let count = |key: &str| given[key].as_u64().map(|n| n as usize);
     let stop: Vec<u32> = match &given["eos_token_id"] {
@@ -211,7 +216,7 @@ fn settings_of(given: &Value) -> Settings {
         Value::Null => Vec::new(),
         list => serde_json::from_value(list.clone()).unwrap(),
     };
-    Settings {
+    GenerationSettings {
         max_length: count("max_length"),
         min_new_tokens: count("min_new_tokens").unwrap_or(0),
         repetition_penalty: number("repetition_penalty").unwrap_or(1.0),
@@ -220,7 +225,7 @@ fn settings_of(given: &Value) -> Settings {
         forced_bos: count("forced_bos_token_id").map(|id| id as u32),
         forced_eos: count("forced_eos_token_id").map(|id| id as u32),
         log_probs: true,
-        ..Settings::greedy(count("max_new_tokens").unwrap_or(usize::MAX), &stop)
+        ..GenerationSettings::greedy(count("max_new_tokens").unwrap_or(usize::MAX), &stop)
     }
 }
 
@@ -253,14 +258,14 @@ fn beams_equal_transformers() {
     assert!(cases.len() > 150);
     for case in cases {
         let (given, prompt) = (&case["settings"], serde_json::from_value::<Vec<u32>>(case["prompt"].clone()).unwrap());
-        let beams = Beams {
+        let beams = BeamSettings {
             count: given["num_beams"].as_u64().unwrap() as usize,
             answers: given["num_return_sequences"].as_u64().unwrap() as usize,
             length_penalty: given["length_penalty"].as_f64().unwrap_or(1.0),
             early_stopping: match &given["early_stopping"] {
-                Value::Bool(true) => EarlyStopping::Yes,
-                Value::String(_) => EarlyStopping::Never,
-                _ => EarlyStopping::No,
+                Value::Bool(true) => BeamEarlyStopping::Yes,
+                Value::String(_) => BeamEarlyStopping::Never,
+                _ => BeamEarlyStopping::No,
             },
         };
         let what = format!("{given} {prompt:?}");
@@ -277,7 +282,7 @@ fn beams_equal_transformers() {
 }
 
 /// Runs an engine until it is idle. Checks that the tokens it streams equal those of the finished answers.
-fn drain(mut engine: Engine, requests: &[Request]) -> Vec<Finished> {
+fn drain(mut engine: Engine, requests: &[GenerationRequest]) -> Vec<FinishedAnswer> {
     for request in requests {
         engine.add(request.clone()).unwrap();
     }
@@ -300,7 +305,7 @@ fn drain(mut engine: Engine, requests: &[Request]) -> Vec<Finished> {
 
 #[test]
 fn continuous_batching_gives_the_answers_of_single_requests() {
-    let settings = Settings {
+    let settings = GenerationSettings {
         temperature: 1.3,
         top_p: 0.9,
         min_p: 0.01,
@@ -312,28 +317,28 @@ fn continuous_batching_gives_the_answers_of_single_requests() {
         stop_ids: (0..60).collect(),
         seed: 11,
         log_probs: true,
-        ..Settings::greedy(30, &[])
+        ..GenerationSettings::greedy(30, &[])
     };
-    let requests: Vec<Request> = (0..12u64)
+    let requests: Vec<GenerationRequest> = (0..12u64)
         .map(|i| {
             let prompt: Vec<u32> =
                 (0..[3, 40, 7, 130, 1, 22][i as usize % 6]).map(|t| (t * 31 + i as u32 * 7) % 512).collect();
             let prefix = if i % 4 == 3 { vec![70, 71] } else { Vec::new() };
-            Request { answers: [1, 3, 2, 7][i as usize % 4], prefix, ..Request::new(&prompt, i) }
+            GenerationRequest { answers: [1, 3, 2, 7][i as usize % 4], prefix, ..GenerationRequest::new(&prompt, i) }
         })
         .collect();
-    let same_tokens = |a: &[Finished], b: &[Finished], what: &str| {
+    let same_tokens = |a: &[FinishedAnswer], b: &[FinishedAnswer], what: &str| {
         assert_eq!(a.len(), b.len());
         for (a, b) in a.iter().zip(b) {
             assert_eq!((a.request, a.sample), (b.request, b.sample));
             assert_eq!(a.completion.tokens, b.completion.tokens, "{what}");
-            assert_eq!(a.completion.stopped, b.completion.stopped);
+            assert_eq!(a.completion.stop_reason, b.completion.stop_reason);
         }
     };
     // In float32 answers are equal however requests are batched.
     let model = open(&fixture("tiny-llama"), &[], device(), Kind::Float).unwrap();
-    fn engine<'m>(model: &'m Model, settings: &Settings, rows: usize, tokens: usize) -> Engine<'m> {
-        Engine::new(model, settings.clone(), Limits { rows, tokens }).unwrap()
+    fn engine<'m>(model: &'m Model, settings: &GenerationSettings, rows: usize, tokens: usize) -> Engine<'m> {
+        Engine::new(model, settings.clone(), BatchLimits { rows, tokens }).unwrap()
     }
     let alone = drain(engine(&model, &settings, 1, 1), &requests);
     assert_eq!(alone.len(), requests.iter().map(|r| r.answers).sum::<usize>());
@@ -367,7 +372,7 @@ fn continuous_batching_gives_the_answers_of_single_requests() {
 }
 
 /// Like `drain`, but adds a request only if no other one is waiting, so that each prompt is run by itself.
-fn drain_prompt_by_prompt(mut engine: Engine, requests: &[Request]) -> Vec<Finished> {
+fn drain_prompt_by_prompt(mut engine: Engine, requests: &[GenerationRequest]) -> Vec<FinishedAnswer> {
     let (mut done, mut left) = (Vec::new(), requests.iter());
     loop {
         if engine.waiting() == 0
@@ -387,10 +392,16 @@ fn drain_prompt_by_prompt(mut engine: Engine, requests: &[Request]) -> Vec<Finis
 #[test]
 fn log_probabilities_are_those_of_the_sampling_distribution() {
     let model = tiny();
-    let settings = Settings { temperature: 1.5, top_k: 60, top_p: 0.9, log_probs: true, ..Settings::greedy(12, &[]) };
+    let settings = GenerationSettings {
+        temperature: 1.5,
+        top_k: 60,
+        top_p: 0.9,
+        log_probs: true,
+        ..GenerationSettings::greedy(12, &[])
+    };
     let prompt: Vec<u32> = (5..20).collect();
-    let request = Request { answers: 4, prefix: vec![9], ..Request::new(&prompt, 0) };
-    let done = drain(Engine::new(&model, settings.clone(), Limits::of(&model).unwrap()).unwrap(), &[request]);
+    let request = GenerationRequest { answers: 4, prefix: vec![9], ..GenerationRequest::new(&prompt, 0) };
+    let done = drain(Engine::new(&model, settings.clone(), BatchLimits::of(&model).unwrap()).unwrap(), &[request]);
     let different: BTreeSet<Vec<u32>> = done.iter().map(|f| f.completion.tokens.clone()).collect();
     assert_eq!(different.len(), 4, "{different:?}");
     for f in done {
@@ -398,7 +409,7 @@ fn log_probabilities_are_those_of_the_sampling_distribution() {
         assert_eq!((ids.len(), ids[0], log_probs[0]), (12, 9, 0.0));
         for (t, (id, log_prob)) in ids.iter().zip(log_probs).enumerate().skip(1) {
             let logits = full(&model, &[[&prompt[..], &ids[..t]].concat()]);
-            let p = Candidates::new(&logits, &settings).probabilities(512).double_value(&[0, i64::from(*id)]);
+            let p = TokenCandidates::new(&logits, &settings).probabilities(512).double_value(&[0, i64::from(*id)]);
             assert!((p.ln() - f64::from(log_prob)).abs() < 1e-4, "{p} {log_prob}");
         }
     }
@@ -419,12 +430,13 @@ fn samples_have_the_expected_support_and_frequencies() {
         (0, 1.0, 1.0, vec![1]),
         (4, 0.9, 0.5, vec![1, 3]),
     ] {
-        let settings = Settings { temperature: 1.0, top_k, top_p, min_p, ..Settings::greedy(1, &[]) };
+        let settings =
+            GenerationSettings { temperature: 1.0, top_k, top_p, min_p, ..GenerationSettings::greedy(1, &[]) };
         let n = 20_000;
-        let candidates = Candidates::new(&logits.expand([n, 5], false).contiguous(), &settings);
+        let candidates = TokenCandidates::new(&logits.expand([n, 5], false).contiguous(), &settings);
         let mut chance = ft::rng::stream(1, "tests: draws", top_k as u64);
         let draws: Vec<f64> = (0..n).map(|_| rand::RngExt::random(&mut chance)).collect();
-        let drawn = candidates.draw(&draws).unwrap();
+        let drawn = candidates.sample(&draws).unwrap();
         let whole: f32 = support.iter().map(|&i| p[i as usize]).sum();
         assert_eq!(drawn.iter().map(|d| d.0).collect::<BTreeSet<u32>>(), support.iter().copied().collect());
         for &id in &support {
@@ -448,30 +460,32 @@ fn stop_texts_need_not_align_with_tokens() {
         Ok(ids.iter().map(|id| format!("|{}", letters(id))).collect())
     };
     let prompt: Vec<u32> = (5..20).collect();
-    let free =
-        complete(&model, std::slice::from_ref(&prompt), &Settings::greedy(20, &[]), &mut ignore).unwrap().remove(0);
+    let free = complete(&model, std::slice::from_ref(&prompt), &GenerationSettings::greedy(20, &[]), &mut ignore)
+        .unwrap()
+        .remove(0);
     let text: String = decode(&free.tokens).unwrap();
     // A stop text from inside the 4th token into the 6th, and another one that never occurs.
     let stop_texts = vec!["nowhere".to_string(), text[20..32].to_string()];
     let first = text.find(&stop_texts[1]).unwrap();
-    let settings = Settings { stop_texts: stop_texts.clone(), ..Settings::greedy(20, &[]) };
-    let engine = |settings: &Settings| {
-        let engine = Engine::new(&model, settings.clone(), Limits { rows: 2, tokens: 1000 }).unwrap();
-        drain(engine.with_text(&decode), &[Request::new(&prompt, 0)]).remove(0).completion
+    let settings = GenerationSettings { stop_texts: stop_texts.clone(), ..GenerationSettings::greedy(20, &[]) };
+    let engine = |settings: &GenerationSettings| {
+        let engine = Engine::new(&model, settings.clone(), BatchLimits { rows: 2, tokens: 1000 }).unwrap();
+        drain(engine.with_decoder(&decode), &[GenerationRequest::new(&prompt, 0)]).remove(0).completion
     };
     let answer = engine(&settings);
-    assert_eq!((answer.stopped, answer.text.as_deref()), (Stop::Text, Some(&text[..first])));
+    assert_eq!((answer.stop_reason, answer.text.as_deref()), (StopReason::Text, Some(&text[..first])));
     assert_eq!(answer.tokens[..], free.tokens[..(first + 12).div_ceil(6)]);
     // A stop text does not end an answer before `min_new_tokens`.
-    let late = engine(&Settings { min_new_tokens: 12, ..settings.clone() });
-    assert!(late.tokens.len() >= 12 || late.stopped == Stop::Length);
+    let late = engine(&GenerationSettings { min_new_tokens: 12, ..settings.clone() });
+    assert!(late.tokens.len() >= 12 || late.stop_reason == StopReason::Length);
     // The same in a session and in beam search.
-    let mut session = Session::new(&model).with_text(&decode);
+    let mut session = ChatSession::new(&model).with_decoder(&decode);
     assert_eq!(session.answer(&prompt, &settings, &mut |_| ControlFlow::Continue(())).unwrap(), answer);
-    let beams = Beams { count: 2, answers: 2, length_penalty: 1.0, early_stopping: EarlyStopping::No };
-    let all = Settings { stop_texts: ["|a", "|b", "|c", "|d"].map(String::from).to_vec(), ..settings.clone() };
+    let beams = BeamSettings { count: 2, answers: 2, length_penalty: 1.0, early_stopping: BeamEarlyStopping::No };
+    let all =
+        GenerationSettings { stop_texts: ["|a", "|b", "|c", "|d"].map(String::from).to_vec(), ..settings.clone() };
     for answer in beam::search(&model, &prompt, &[], &all, beams, Some(&decode)).unwrap() {
-        assert_eq!((answer.stopped, answer.text.as_deref(), answer.tokens.len()), (Stop::Text, Some(""), 1));
+        assert_eq!((answer.stop_reason, answer.text.as_deref(), answer.tokens.len()), (StopReason::Text, Some(""), 1));
     }
     let e = complete(&model, &[prompt], &settings, &mut ignore).unwrap_err();
     assert!(e.message().contains("decode"));
@@ -480,24 +494,28 @@ fn stop_texts_need_not_align_with_tokens() {
 #[test]
 fn settings_that_contradict_each_other_are_refused() {
     let model = tiny();
-    let refuse = |settings: Settings, part: &str| {
+    let refuse = |settings: GenerationSettings, part: &str| {
         let e = complete(&model, &[vec![5, 6]], &settings, &mut ignore).unwrap_err();
         assert!(e.to_string().contains(part), "{e}");
     };
-    let greedy = || Settings::greedy(5, &[]);
-    refuse(Settings { max_length: Some(2), ..greedy() }, "--max-length 2 leaves no room");
-    refuse(Settings { min_p: 1.5, ..greedy() }, "min-p must be from 0 to 1");
-    refuse(Settings { repetition_penalty: 0.0, ..greedy() }, "repetition-penalty");
-    refuse(Settings { min_new_tokens: 6, ..greedy() }, "at most 5");
-    refuse(Settings { bad_words: vec![vec![]], ..greedy() }, "bad-words");
-    let beams = |count, answers| Beams { count, answers, length_penalty: 1.0, early_stopping: EarlyStopping::No };
-    let search = |settings: &Settings, b| beam::search(&model, &[5], &[], settings, b, None).unwrap_err().to_string();
+    let greedy = || GenerationSettings::greedy(5, &[]);
+    refuse(GenerationSettings { max_length: Some(2), ..greedy() }, "--max-length 2 leaves no room");
+    refuse(GenerationSettings { min_p: 1.5, ..greedy() }, "min-p must be from 0 to 1");
+    refuse(GenerationSettings { repetition_penalty: 0.0, ..greedy() }, "repetition-penalty");
+    refuse(GenerationSettings { min_new_tokens: 6, ..greedy() }, "at most 5");
+    refuse(GenerationSettings { bad_words: vec![vec![]], ..greedy() }, "bad-words");
+    let beams =
+        |count, answers| BeamSettings { count, answers, length_penalty: 1.0, early_stopping: BeamEarlyStopping::No };
+    let search =
+        |settings: &GenerationSettings, b| beam::search(&model, &[5], &[], settings, b, None).unwrap_err().to_string();
     assert!(search(&greedy(), beams(2, 3)).contains("3 answers of 2 beams"));
-    assert!(search(&Settings { temperature: 1.0, ..greedy() }, beams(2, 1)).contains("does not sample"));
+    assert!(search(&GenerationSettings { temperature: 1.0, ..greedy() }, beams(2, 1)).contains("does not sample"));
     let every: Vec<Vec<u32>> = (0..512).map(|id| vec![id]).collect();
-    assert!(search(&Settings { bad_words: every.clone(), ..greedy() }, beams(2, 1)).contains("leave no token"));
-    refuse(Settings { bad_words: every, ..greedy() }, "leave no token");
-    let mut engine = Engine::new(&model, greedy(), Limits { rows: 1, tokens: 1 }).unwrap();
-    let e = engine.add(Request { prefix: vec![1; 5], ..Request::new(&[5], 0) }).unwrap_err();
+    assert!(
+        search(&GenerationSettings { bad_words: every.clone(), ..greedy() }, beams(2, 1)).contains("leave no token")
+    );
+    refuse(GenerationSettings { bad_words: every, ..greedy() }, "leave no token");
+    let mut engine = Engine::new(&model, greedy(), BatchLimits { rows: 1, tokens: 1 }).unwrap();
+    let e = engine.add(GenerationRequest { prefix: vec![1; 5], ..GenerationRequest::new(&[5], 0) }).unwrap_err();
     assert!(e.message().contains("prefix has 5 tokens"), "{e}");
 }

@@ -2,12 +2,12 @@
 //! of them in PEFT's format.
 
 use crate::support::*;
-use ft::adapters::merge::Part;
+use ft::adapters::merge::WeightedAdapter;
 use ft::adapters::{LoraPlan, LoraSpec, Targets, file};
-use ft::convert::export::{self, Verdict};
+use ft::convert::export::{self, ExportVerdict};
 use ft::convert::merged;
-use ft::models::{Config, Model, Replay};
-use ft::nn::{Attach, Dense, Layer, Role, Site, Tokens, Weights, weights};
+use ft::models::{Config, LayerReplay, Model};
+use ft::nn::{AdapterPlan, AdapterSite, Dense, LayerKind, ParamRole, Tokens, Weights, weights};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -84,14 +84,14 @@ fn a_head_that_differs_from_its_tied_embedding_is_used_and_kept() {
         // If every weight is trained, each of the two has its own gradient, and both are saved.
         let model = whole(parted.path(), Kind::Float);
         let row = Row::pack(&[Sequence::random(20, 60, 1)]);
-        model.learn(&row.tokens, row.items, Replay::All, |out| row.loss(out)).unwrap();
+        model.learn(&row.tokens, row.items, LayerReplay::All, |out| row.loss(out)).unwrap();
         let gradients: Vec<Tensor> =
             model.params().iter().filter(|p| p.name == HEAD || p.name == embedding).map(|p| p.tensor.grad()).collect();
         assert!(gradients.len() == 2 && !gradients[0].equal(&gradients[1]), "{name}");
         let out = tempfile::tempdir().unwrap();
         let saved = out.path().join("full");
         let report = export::save_model(&model, &saved, Kind::Float).unwrap();
-        assert_eq!((report.verdict, report.tied), (Verdict::Passed, false), "{name}: {:?}", report.problems);
+        assert_eq!((report.verdict, report.tied), (ExportVerdict::Passed, false), "{name}: {:?}", report.problems);
 
         // The same after merging an adapter.
         let adapter = out.path().join("adapter");
@@ -100,9 +100,9 @@ fn a_head_that_differs_from_its_tied_embedding_is_used_and_kept() {
         fill_adapter(&model, 0.05);
         export::save_adapter(&model, "a", &spec, parted.path(), &adapter).unwrap();
         let merged = out.path().join("merged");
-        let parts = [Part::read(&adapter, 1.0).unwrap()];
-        let report = merged::model(parted.path(), &parts, &merged, None, u64::MAX).unwrap();
-        assert_eq!((report.verdict, report.tied), (Verdict::Passed, false), "{name}: {:?}", report.problems);
+        let parts = [WeightedAdapter::read(&adapter, 1.0).unwrap()];
+        let report = merged::merge_into_model(parted.path(), &parts, &merged, None, u64::MAX).unwrap();
+        assert_eq!((report.verdict, report.tied), (ExportVerdict::Passed, false), "{name}: {:?}", report.problems);
 
         for folder in [&saved, &merged] {
             assert_eq!(config(folder)["tie_word_embeddings"], json!(false), "{name}");
@@ -138,7 +138,7 @@ fn an_equal_head_stays_tied_and_a_head_alone_is_used_as_embedding() {
         let out = tempfile::tempdir().unwrap();
         let report =
             export::save_model(&whole(copied.path(), Kind::Float), &out.path().join("m"), Kind::Float).unwrap();
-        assert!(report.tied && report.verdict == Verdict::Passed, "{name}: {:?}", report.problems);
+        assert!(report.tied && report.verdict == ExportVerdict::Passed, "{name}: {:?}", report.problems);
         assert!(!names(&out.path().join("m")).iter().any(|n| n == HEAD));
     }
 }
@@ -169,26 +169,34 @@ fn low_rank_updates_of_heads_and_embeddings_are_saved_as_peft_saves_them() {
     for name in ["head", "embedding"] {
         let expected = answers(&open(&base, &adapter(name)));
         let one = out.path().join(format!("{name}-one"));
-        let report = merged::adapter(&base, &[Part::read(&adapter(name), 1.0).unwrap()], &one).unwrap();
-        assert_eq!(report.verdict, Verdict::Passed, "{name}: {:?}", report.problems);
+        let report =
+            merged::merge_adapters(&base, &[WeightedAdapter::read(&adapter(name), 1.0).unwrap()], &one).unwrap();
+        assert_eq!(report.verdict, ExportVerdict::Passed, "{name}: {:?}", report.problems);
         assert_eq!(layout(&one), layout(&adapter(name)), "{name}");
         assert_close(name, &answers(&open(&base, &one)), &expected, 1e-5);
 
         let spec = LoraSpec { from: Some(adapter(name)), ..file::read(&adapter(name)).unwrap().spec };
         let plan = ft::adapters::AdapterSpec::Lora(spec.clone()).plan().unwrap();
         let model = adapted(&base, Kind::Float, &*plan);
-        file::begin_with(model.params().adapter(0), &spec, &adapter(name)).unwrap();
+        file::init_from_adapter(model.params().adapter(0), &spec, &adapter(name)).unwrap();
         assert_within(name, &answers(&model), &expected, 1e-6);
         let frozen: Vec<&str> = model.params().adapter(0).filter(|p| !p.trainable()).map(|p| p.name.as_str()).collect();
         assert!(frozen.len() == 1 && frozen[0].ends_with(".base_layer.weight"), "{frozen:?}");
         let again = out.path().join(format!("{name}-again"));
         let report = export::save_adapter(&model, "a", &spec, &base, &again).unwrap();
-        assert_eq!(report.verdict, Verdict::Passed, "{name}: {:?}", report.problems);
+        assert_eq!(report.verdict, ExportVerdict::Passed, "{name}: {:?}", report.problems);
         assert_eq!(layout(&again), layout(&adapter(name)), "{name}");
 
         let whole = out.path().join(format!("{name}-merged"));
-        let report = merged::model(&base, &[Part::read(&adapter(name), 1.0).unwrap()], &whole, None, u64::MAX).unwrap();
-        assert_eq!(report.verdict, Verdict::Passed, "{name}: {:?}", report.problems);
+        let report = merged::merge_into_model(
+            &base,
+            &[WeightedAdapter::read(&adapter(name), 1.0).unwrap()],
+            &whole,
+            None,
+            u64::MAX,
+        )
+        .unwrap();
+        assert_eq!(report.verdict, ExportVerdict::Passed, "{name}: {:?}", report.problems);
         assert_close(name, &answers(&frozen_of(&whole)), &expected, 1e-5);
     }
 }
@@ -219,16 +227,17 @@ fn an_adapters_own_base_layer_replaces_that_of_the_base() {
         let expected = answers(&open(other.path(), plain.path()));
         let model = open(&base, folder.path());
         assert_within(name, &answers(&model), &expected, 1e-6);
-        assert_same(name, &model.with(None, answers), &answers(&frozen_of(&base)));
+        assert_same(name, &model.with_adapter(None, answers), &answers(&frozen_of(&base)));
 
         let out = tempfile::tempdir().unwrap();
-        let part = || [Part::read(folder.path(), 1.0).unwrap()];
-        merged::model(&base, &part(), &out.path().join("m"), None, u64::MAX).unwrap();
+        let part = || [WeightedAdapter::read(folder.path(), 1.0).unwrap()];
+        merged::merge_into_model(&base, &part(), &out.path().join("m"), None, u64::MAX).unwrap();
         assert_close(name, &answers(&frozen_of(&out.path().join("m"))), &expected, 1e-5);
-        merged::adapter(&base, &part(), &out.path().join("a")).unwrap();
+        merged::merge_adapters(&base, &part(), &out.path().join("a")).unwrap();
         assert_close(name, &answers(&open(&base, &out.path().join("a"))), &expected, 1e-5);
-        let two = [Part::read(folder.path(), 1.0).unwrap(), Part::read(&adapter(name), 1.0).unwrap()];
-        let e = merged::adapter(&base, &two, &out.path().join("b")).unwrap_err();
+        let two =
+            [WeightedAdapter::read(folder.path(), 1.0).unwrap(), WeightedAdapter::read(&adapter(name), 1.0).unwrap()];
+        let e = merged::merge_adapters(&base, &two, &out.path().join("b")).unwrap_err();
         assert!(e.message().contains(module) && !e.hints().is_empty(), "{e}");
     }
 }
@@ -247,7 +256,7 @@ fn low_rank_updates_of_embeddings_are_trained_and_merged() {
         fill_adapter(&model, 0.1);
         let row = Row::pack(&[Sequence::random(20, 60, 1)]);
         let mut gradients = Vec::new();
-        for replay in [Replay::None, Replay::All] {
+        for replay in [LayerReplay::None, LayerReplay::All] {
             model.learn(&row.tokens, row.items, replay, |out| row.loss(out)).unwrap();
             let of = |p: &ft::nn::Param| (p.name.clone(), p.tensor.grad().copy());
             gradients.push(model.params().trainable().map(of).collect::<BTreeMap<_, _>>());
@@ -259,7 +268,7 @@ fn low_rank_updates_of_embeddings_are_trained_and_merged() {
         let out = tempfile::tempdir().unwrap();
         let folder = out.path().join("a");
         let report = export::save_adapter(&model, "a", &spec, &base, &folder).unwrap();
-        assert_eq!(report.verdict, Verdict::Passed, "{:?}", report.problems);
+        assert_eq!(report.verdict, ExportVerdict::Passed, "{:?}", report.problems);
         let beneath: Vec<String> =
             layout(&folder).0.into_iter().map(|(n, _)| n).filter(|n| n.contains("base_layer")).collect();
         let expected: &[&str] = match targets[0] {
@@ -270,8 +279,10 @@ fn low_rank_updates_of_embeddings_are_trained_and_merged() {
             expected.iter().map(|m| format!("base_model.model.{m}.base_layer.weight")).collect();
         assert_eq!(beneath, expected, "as PEFT saves it");
         let merged = out.path().join("m");
-        let report = merged::model(&base, &[Part::read(&folder, 1.0).unwrap()], &merged, None, u64::MAX).unwrap();
-        assert_eq!(report.verdict, Verdict::Passed, "{:?}", report.problems);
+        let report =
+            merged::merge_into_model(&base, &[WeightedAdapter::read(&folder, 1.0).unwrap()], &merged, None, u64::MAX)
+                .unwrap();
+        assert_eq!(report.verdict, ExportVerdict::Passed, "{:?}", report.problems);
     }
 }
 
@@ -317,17 +328,17 @@ fn a_low_rank_update_of_a_shared_weight_changes_one_module_only() {
             let out = tempfile::tempdir().unwrap();
             let saved = out.path().join("a");
             let report = export::save_adapter(&model, "a", &spec, &base, &saved).unwrap();
-            assert_eq!(report.verdict, Verdict::Passed, "{what}: {:?}", report.problems);
+            assert_eq!(report.verdict, ExportVerdict::Passed, "{what}: {:?}", report.problems);
             assert_close(&what, &answers(&open(&base, &saved)), &expected, 1e-5);
             let merged = out.path().join("m");
-            let part = || [Part::read(&saved, 1.0).unwrap()];
-            let report = merged::model(&base, &part(), &merged, None, u64::MAX).unwrap();
-            assert_eq!(report.verdict, Verdict::Passed, "{what}: {:?}", report.problems);
+            let part = || [WeightedAdapter::read(&saved, 1.0).unwrap()];
+            let report = merged::merge_into_model(&base, &part(), &merged, None, u64::MAX).unwrap();
+            assert_eq!(report.verdict, ExportVerdict::Passed, "{what}: {:?}", report.problems);
             assert_eq!(config(&merged)["tie_word_embeddings"], json!(false), "{what}");
             assert!(names(&merged).contains(&HEAD.to_string()), "{what}");
             assert_close(&what, &answers(&frozen_of(&merged)), &expected, 1e-5);
             let one = out.path().join("one");
-            merged::adapter(&base, &part(), &one).unwrap();
+            merged::merge_adapters(&base, &part(), &one).unwrap();
             assert_close(&what, &answers(&open(&base, &one)), &expected, 1e-5);
         }
     }
@@ -344,14 +355,14 @@ fn dropout_in_bfloat16_keeps_the_mean_of_an_update() {
     let options = (Kind::Float, device());
     let spec = LoraSpec { rank: 8, alpha: 8.0, dropout: 0.1, ..LoraSpec::default() };
     let weight = Tensor::zeros([outputs, inputs], options).to_kind(Kind::BFloat16);
-    let site = Site {
+    let site = AdapterSite {
         name: "model.layers.0.self_attn.q_proj",
-        layer: Layer::Linear,
+        layer: LayerKind::Linear,
         weight: &weight,
         bias: None,
         tied: false,
     };
-    let add = &mut |_: &str, t: Tensor, _: Role| (Tensor::rand(t.size(), options) + 0.5).set_requires_grad(true);
+    let add = &mut |_: &str, t: Tensor, _: ParamRole| (Tensor::rand(t.size(), options) + 0.5).set_requires_grad(true);
     let adapter = LoraPlan::new(&spec).unwrap().attach(&site, add).unwrap().unwrap();
     let x = (Tensor::rand([rows, inputs], options) + 0.5).to_kind(Kind::BFloat16);
     let base = Dense { weight: weight.shallow_clone(), bias: None };

@@ -3,7 +3,7 @@
 
 use crate::support::*;
 use ft::error::Error;
-use ft::models::{Heads, Load, Model, Replay, Storage};
+use ft::models::{Heads, LayerReplay, LoadOptions, Model, Storage};
 use ft::nn::weights;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ type Tensors = BTreeMap<String, Tensor>;
 fn try_load(folder: &Path) -> Result<Model, Error> {
     let model = Model::load(
         folder,
-        Load {
+        LoadOptions {
             device: Device::Cpu,
             kind: Kind::Float,
             storage: Storage::Auto,
@@ -272,7 +272,7 @@ fn nan_weights_load_and_give_a_nan_loss() {
     });
     let model = try_load(folder.path()).unwrap();
     let row = Row::pack(&[Sequence::random(20, 64, 1)]);
-    for replay in [Replay::None, Replay::All] {
+    for replay in [LayerReplay::None, LayerReplay::All] {
         let loss = model.learn(&row.tokens, row.items, replay, |out| row.loss(out)).unwrap().means()["loss"];
         assert!(loss.is_nan(), "the loss hides the NaN: {loss}");
         let mut optimiser = ft::train::optim::Optimiser::new(model.params(), &Default::default(), 0).unwrap();

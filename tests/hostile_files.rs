@@ -2,10 +2,10 @@
 //! file and a next step, and must leave no files behind. Inputs that could crash the process run in a separate one.
 
 use crate::support::*;
-use ft::convert::import::{Options, import};
+use ft::convert::import::{GgufImportOptions, import};
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};
-use ft::models::{self, Heads, Load, Model, Storage};
+use ft::models::{self, Heads, LoadOptions, Model, Storage};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -33,7 +33,7 @@ fn model(weights: &str) -> tempfile::TempDir {
 fn load(folder: &Path) -> Result<Model> {
     Model::load(
         folder,
-        Load {
+        LoadOptions {
             device: Device::Cpu,
             kind: Kind::Float,
             storage: Storage::Auto,
@@ -118,7 +118,7 @@ fn tokenizers() {
     let answer = |folder: &Path| {
         let tokenizer = ChatTokenizer::load(folder, None)?;
         let model = load(folder)?;
-        let settings = ft::generate::Settings::greedy(1, &[]);
+        let settings = ft::generate::GenerationSettings::greedy(1, &[]);
         ft::generate::complete(&model, &[tokenizer.encode("Hi there")?], &settings, &mut |_, _| ())
     };
     let named = ["tokenizer.json", "vocabulary", "prompt 1 is empty"];
@@ -164,7 +164,7 @@ fn gguf_files() {
     let folder = tempfile::tempdir().unwrap();
     for case in cases("gguf", 45) {
         let (began, out) = (Instant::now(), folder.path().join("out"));
-        let options = Options {
+        let options = GgufImportOptions {
             file: &case,
             out: &out,
             dtype: ft::nn::safetensors::Dtype::F32,
@@ -369,7 +369,7 @@ fn an_adapter_with_nan_is_refused_by_name() {
     let base = model("biased-llama");
     let adapters = [folder.path().to_path_buf()];
     let model = models::open(base.path(), &adapters, Device::Cpu, Kind::Float).unwrap();
-    let error = models::open::need_finite_adapters(&model, &adapters).unwrap_err();
+    let error = models::open::require_finite_adapters(&model, &adapters).unwrap_err();
     let short = name.strip_prefix("base_model.model.").unwrap();
     fair(&file, &error, &[&format!("`{short}` has NaN or infinite values")], Instant::now());
 }

@@ -30,7 +30,7 @@ const ANSWERS: [[&str; 3]; 4] = [
     ["Hello!", "Hello! What can I do for you today?", "hi"],
 ];
 
-fn project(settings: Settings, overlap: i64, n: usize) -> Project {
+fn project(settings: ProjectSettings, overlap: i64, n: usize) -> Project {
     let project = Project::with(0, 1, settings);
     let store = project.store();
     add(&store, n, overlap);
@@ -90,13 +90,13 @@ const SCRIPTS: [[&str; 3]; 5] = [
     ],
 ];
 
-fn rich() -> Settings {
-    Settings {
+fn rich() -> ProjectSettings {
+    ProjectSettings {
         title: "Which answer would you rather get?".into(),
         guidelines: "Prefer the answer that is **right**, then the one that is *clear*.\n\n- Length is no merit.\n- Where both are wrong, say so.".into(),
         criteria: vec![Criterion { name: "Correct".into(), best: 5 }, Criterion { name: "Clear".into(), best: 5 }],
         strength: true,
-        ..Settings::default()
+        ..ProjectSettings::default()
     }
 }
 
@@ -174,11 +174,11 @@ fn ten_pairs_by_keyboard() {
     let said: Vec<&str> = votes
         .iter()
         .map(|v| match (v.choice, v.swapped) {
-            (Choice::A, false) | (Choice::B, true) => "1",
-            (Choice::B, false) | (Choice::A, true) => "2",
-            (Choice::Tie, _) => "t",
-            (Choice::BothBad, _) => "b",
-            (Choice::Skip, _) => "s",
+            (VoteChoice::A, false) | (VoteChoice::B, true) => "1",
+            (VoteChoice::B, false) | (VoteChoice::A, true) => "2",
+            (VoteChoice::Tie, _) => "t",
+            (VoteChoice::BothBad, _) => "b",
+            (VoteChoice::Skip, _) => "s",
         })
         .collect();
     assert_eq!(said, ["1", "1", "t", "b", "s", "1", "2", "1", "t", "2"]);
@@ -294,7 +294,7 @@ fn two_annotators_a_phone_and_the_overview() {
 #[test]
 fn votes_survive_a_restart_and_hostile_answers_do_not_run() {
     needs!(BROWSER);
-    let project = Project::with(0, 1, Settings::default());
+    let project = Project::with(0, 1, ProjectSettings::default());
     let store = project.store();
     let hostile = [
         "<script>window.hacked = 1</script>",
@@ -377,7 +377,7 @@ const LAST_SIGN: &str = "(box) => {
 fn scripts_formulas_tables_and_invisible_characters_are_displayed_correctly() {
     needs!(BROWSER, AXE);
     let settings =
-        Settings {
+        ProjectSettings {
             title: "اردو جوابات \u{202e}title".into(), guidelines: "درست جواب چنیں۔".into(), ..rich()
         };
     let project = Project::with(0, 1, settings);

@@ -3,7 +3,7 @@
 use crate::label_support::*;
 use crate::needs::{SCRIPT, needs};
 use ft::label::Store;
-use ft::label::record::{Choice, Kind};
+use ft::label::record::{AnnotatorKind, VoteChoice};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -134,11 +134,12 @@ fn exports_of_other_tools_are_imported_with_their_votes() {
     }
     let store = Store::open(&project).unwrap();
     assert_eq!(store.prompts().unwrap().len(), 2, "a prompt that is known is not added under another id");
-    let names: Vec<(String, Kind)> = store.annotators().unwrap().into_iter().map(|a| (a.name, a.kind)).collect();
-    let person = |name: &str| (name.to_string(), Kind::Person);
+    let names: Vec<(String, AnnotatorKind)> =
+        store.annotators().unwrap().into_iter().map(|a| (a.name, a.kind)).collect();
+    let person = |name: &str| (name.to_string(), AnnotatorKind::Person);
     assert_eq!(names, [person("argilla:u1"), person("argilla:u2"), person("label-studio:3")]);
-    let choices: Vec<Choice> = store.votes().unwrap().iter().map(|v| v.choice).collect();
-    assert_eq!(choices, [Choice::A, Choice::Tie, Choice::B]);
+    let choices: Vec<VoteChoice> = store.votes().unwrap().iter().map(|v| v.choice).collect();
+    assert_eq!(choices, [VoteChoice::A, VoteChoice::Tie, VoteChoice::B]);
     let bad = write(folder.path(), "bad.jsonl", &[json!({ "instruction": "Why?", "r": "A", "q": [reply("u", "x")] })]);
     refused(&["label", "import", &project, bad.to_str().unwrap()], &["bad.jsonl:1", "--answer"]);
 }
@@ -175,7 +176,7 @@ fn votes_can_be_given_in_the_terminal() {
     press("u", "undone", &|| count() == 1);
     press("b", "both bad", &|| count() == 2);
     let last = store.votes().unwrap().pop().unwrap();
-    assert_eq!((last.choice, last.flagged, last.note.as_deref()), (Choice::BothBad, true, Some("because")));
+    assert_eq!((last.choice, last.flagged, last.note.as_deref()), (VoteChoice::BothBad, true, Some("because")));
     // While the terminal program runs, no server can be started for the project.
     refused(&["label", "serve", &project.place, "--address", "127.0.0.1:0"], &["being served already"]);
     press("q", "leave", &|| true);

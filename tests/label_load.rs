@@ -136,7 +136,7 @@ fn killed(times: usize, people: usize) {
             s.spawn(move || work(&client, who, kept, stop, Duration::ZERO));
         }
         for round in 0..times {
-            let wait = 60 + ft::rng::number(round as u64, "tests: kill", 0) % 500;
+            let wait = 60 + ft::rng::derived_seed(round as u64, "tests: kill", 0) % 500;
             std::thread::sleep(Duration::from_millis(wait));
             server.kill();
             let before = kept.lock().unwrap().len();

@@ -3,11 +3,11 @@
 
 use crate::commands::Workspace;
 use crate::support::json;
-use ft::label::aggregate::{Unit, dawid_skene};
-use ft::label::agreement::{Scale, Table};
+use ft::label::aggregate::{UnitRatings, dawid_skene};
+use ft::label::agreement::{DistanceScale, RatingTable};
 use ft::label::bootstrap::{Bootstrap, Estimate};
-use ft::label::ranking::{Outcome, bradley_terry};
-use ft::label::record::{Choice, Kind, NewVote};
+use ft::label::ranking::{SourceComparison, bradley_terry};
+use ft::label::record::{AnnotatorKind, NewVote, VoteChoice};
 use ft::label::{Project, Store};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -83,8 +83,12 @@ fn agreement_equals_reference_packages_and_published_examples() {
             ratings.rows.iter().enumerate().flat_map(|(rater, row)| {
                 row.iter().enumerate().filter_map(move |(unit, v)| v.map(|v| (unit, rater, v)))
             });
-        let table = Table::new(each);
-        for (name, scale) in [("nominal", Scale::Nominal), ("ordinal", Scale::Ordinal), ("interval", Scale::Interval)] {
+        let table = RatingTable::new(each);
+        for (name, scale) in [
+            ("nominal", DistanceScale::Nominal),
+            ("ordinal", DistanceScale::Ordinal),
+            ("interval", DistanceScale::Interval),
+        ] {
             let what = format!("{}, {name} alpha", ratings.name);
             near(&what, value(table.alpha(scale, &ONCE)), ratings.alpha[name], 1e-12);
         }
@@ -104,7 +108,7 @@ fn agreement_equals_reference_packages_and_published_examples() {
             let values = row.iter().enumerate().flat_map(|(v, n)| std::iter::repeat_n(v, *n));
             values.enumerate().map(move |(rater, v)| (unit, rater, v as f64)).collect::<Vec<_>>()
         });
-        let (kappa, units, _) = Table::new(ratings).fleiss(&ONCE).unwrap();
+        let (kappa, units, _) = RatingTable::new(ratings).fleiss(&ONCE).unwrap();
         assert_eq!(units, counts.counts.len());
         near(&counts.name, kappa.value, counts.kappa, 1e-12);
         near(&counts.name, kappa.value, printed, 5e-4);
@@ -115,7 +119,7 @@ fn agreement_equals_reference_packages_and_published_examples() {
 fn error_rates_of_annotators_equal_crowd_kit() {
     for crowd in json::<Reference>("agreement.json").dawid_skene {
         let raters = crowd.votes.iter().map(|v| v.1).max().unwrap() + 1;
-        let mut units: Vec<Unit> = vec![Vec::new(); crowd.posterior.len()];
+        let mut units: Vec<UnitRatings> = vec![Vec::new(); crowd.posterior.len()];
         crowd.votes.iter().for_each(|(unit, rater, class)| units[*unit].push((*rater, *class)));
         let found = dawid_skene(&units, raters, crowd.classes.len());
         for (unit, (ours, theirs)) in found.posterior.iter().zip(&crowd.posterior).enumerate() {
@@ -128,10 +132,10 @@ fn error_rates_of_annotators_equal_crowd_kit() {
 #[test]
 fn bradley_terry_strengths_equal_choix() {
     for games in json::<Reference>("agreement.json").bradley_terry {
-        let outcomes: Vec<Outcome> = games
+        let outcomes: Vec<SourceComparison> = games
             .outcomes
             .iter()
-            .flat_map(|(w, l, n)| std::iter::repeat_n(Outcome { group: 0, a: *w, b: *l, score: 1.0 }, *n))
+            .flat_map(|(w, l, n)| std::iter::repeat_n(SourceComparison { group: 0, a: *w, b: *l, score: 1.0 }, *n))
             .collect();
         let found = bradley_terry(games.models, &outcomes, &[1.0], games.deviation);
         found.iter().zip(&games.strengths).for_each(|(o, t)| near(&games.name, *o, *t, 1e-5));
@@ -236,11 +240,11 @@ for line in sys.stdin:
         (annotator, votes)
     };
     let (annotator, votes) = by("first");
-    assert_eq!((annotator.kind, votes.len()), (Kind::Command, pairs.len()));
+    assert_eq!((annotator.kind, votes.len()), (AnnotatorKind::Command, pairs.len()));
     assert!(
         votes
             .iter()
-            .all(|v| v.choice == Choice::Tie && v.detail["ab"]["choice"] == "a" && v.detail["ba"]["choice"] == "b")
+            .all(|v| v.choice == VoteChoice::Tie && v.detail["ab"]["choice"] == "a" && v.detail["ba"]["choice"] == "b")
     );
     let texts = after.candidates_by_id();
     let by_pair: BTreeMap<i64, _> = after.pairs.iter().map(|p| (p.id, p)).collect();
@@ -248,25 +252,28 @@ for line in sys.stdin:
         let pair = by_pair[&vote.pair];
         let length = |id: i64| texts[&id].text.chars().count();
         let expected = match length(pair.a).cmp(&length(pair.b)) {
-            std::cmp::Ordering::Greater => Choice::A,
-            std::cmp::Ordering::Less => Choice::B,
-            std::cmp::Ordering::Equal => Choice::Tie,
+            std::cmp::Ordering::Greater => VoteChoice::A,
+            std::cmp::Ordering::Less => VoteChoice::B,
+            std::cmp::Ordering::Equal => VoteChoice::Tie,
         };
         assert_eq!(vote.choice, expected);
-        assert_eq!(vote.strength, (expected != Choice::Tie).then_some(2));
+        assert_eq!(vote.strength, (expected != VoteChoice::Tie).then_some(2));
         assert_eq!(vote.note.as_deref(), Some("user"));
     }
     let (annotator, votes) = by("llm");
-    assert_eq!((annotator.kind, &annotator.detail["rubric"]), (Kind::Judge, &json!("The kinder answer is better.")));
+    assert_eq!(
+        (annotator.kind, &annotator.detail["rubric"]),
+        (AnnotatorKind::Judge, &json!("The kinder answer is better."))
+    );
     for vote in &votes {
         let order = |key: &str| {
             let shares = vote.detail[key]["probabilities"].as_object().unwrap();
             let sum: f64 = shares.values().map(|p| p.as_f64().unwrap()).sum();
             assert!((sum - 1.0).abs() < 1e-9 && vote.detail[key]["of_all_words"].as_f64().unwrap() <= 1.0);
-            Choice::named(vote.detail[key]["choice"].as_str().unwrap()).unwrap()
+            VoteChoice::named(vote.detail[key]["choice"].as_str().unwrap()).unwrap()
         };
         let (ab, ba) = (order("ab"), order("ba"));
-        assert_eq!(vote.choice, if ab == ba { ab } else { Choice::Tie });
+        assert_eq!(vote.choice, if ab == ba { ab } else { VoteChoice::Tie });
     }
     let (_, votes) = by("thinker");
     assert_eq!(votes.len(), 2);
@@ -317,18 +324,18 @@ fn judged(space: &Workspace) -> Project {
     let before = Project::read(&store).unwrap();
     let texts = before.candidates_by_id();
     for (person, name) in ["ann", "bob"].into_iter().enumerate() {
-        let annotator = store.annotator(name, Kind::Person, &json!({})).unwrap();
+        let annotator = store.annotator(name, AnnotatorKind::Person, &json!({})).unwrap();
         for (i, pair) in before.pairs.iter().enumerate() {
             let a_is_x = texts[&pair.a].source.starts_with('x');
             let choice = match i % 6 {
-                0 => Choice::Tie,
-                1 => Choice::BothBad,
-                2 if person == 1 => Choice::Tie,
+                0 => VoteChoice::Tie,
+                1 => VoteChoice::BothBad,
+                2 if person == 1 => VoteChoice::Tie,
                 k => {
                     if (k == 3) != a_is_x {
-                        Choice::A
+                        VoteChoice::A
                     } else {
-                        Choice::B
+                        VoteChoice::B
                     }
                 }
             };
@@ -423,7 +430,7 @@ fn exported_pairs_train_a_reward_model_and_dpo_directly() {
     assert_eq!(told["pairs"], 5);
     let after = Project::read(&Store::open(space.path("p.label").to_str().unwrap()).unwrap()).unwrap();
     assert_eq!(after.pairs.iter().filter(|p| p.reason == "uncertainty").count(), 5);
-    let rm = after.annotators.iter().find(|a| a.kind == Kind::Reward).unwrap();
+    let rm = after.annotators.iter().find(|a| a.kind == AnnotatorKind::Reward).unwrap();
     let votes: Vec<_> = after.votes.iter().filter(|v| v.annotator == rm.id).collect();
     assert_eq!(votes.len(), project.pairs.len());
     for vote in votes {
@@ -431,11 +438,11 @@ fn exported_pairs_train_a_reward_model_and_dpo_directly() {
         assert_eq!(
             vote.choice,
             if a == b {
-                Choice::Tie
+                VoteChoice::Tie
             } else if a > b {
-                Choice::A
+                VoteChoice::A
             } else {
-                Choice::B
+                VoteChoice::B
             }
         );
     }

@@ -2,7 +2,7 @@
 //! protected.
 
 use crate::label_support::*;
-use ft::label::record::{Choice, Criterion, Settings};
+use ft::label::record::{Criterion, ProjectSettings, VoteChoice};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -136,8 +136,11 @@ fn sizes_rates_and_shapes_are_limited() {
 
 #[test]
 fn nobody_reads_or_changes_the_votes_of_others() {
-    let settings =
-        Settings { strength: true, criteria: vec![Criterion { name: "kind".into(), best: 5 }], ..Settings::default() };
+    let settings = ProjectSettings {
+        strength: true,
+        criteria: vec![Criterion { name: "kind".into(), best: 5 }],
+        ..ProjectSettings::default()
+    };
     let project = Project::with(4, 2, settings);
     let [ann, bob] = ["ann", "bob"].map(|name| project.token(name, false));
     let server = Server::start(&project.place);
@@ -170,7 +173,7 @@ fn nobody_reads_or_changes_the_votes_of_others() {
     let votes = project.store().votes().unwrap();
     let (a, b) = if votes[0].swapped { (5, 2) } else { (2, 5) };
     assert_eq!(json!(votes[0].ratings), json!({ "kind": { "a": a, "b": b } }));
-    assert_eq!(votes[0].choice, if votes[0].swapped { Choice::A } else { Choice::B });
+    assert_eq!(votes[0].choice, if votes[0].swapped { VoteChoice::A } else { VoteChoice::B });
     let before = &ann.done("undo", json!({}))["task"]["before"];
     assert_eq!(before["ratings"], json!({ "kind": { "left": 2, "right": 5 } }));
     assert_eq!((&before["choice"], &before["note"], &before["strength"]), (&json!("right"), &json!("look"), &json!(3)));
@@ -183,9 +186,9 @@ fn nobody_reads_or_changes_the_votes_of_others() {
     owner.done("adjudicate", json!({ "pair": task, "choice": "a" }));
     let view = owner.done("overview", json!({}));
     assert_eq!((&view["adjudicated"], &view["open"]), (&json!(1), &json!([])));
-    let finals: Vec<Choice> =
+    let finals: Vec<VoteChoice> =
         project.store().votes().unwrap().iter().filter(|v| v.adjudicates()).map(|v| v.choice).collect();
-    assert_eq!(finals, [Choice::A]);
+    assert_eq!(finals, [VoteChoice::A]);
 }
 
 #[test]

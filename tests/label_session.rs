@@ -1,8 +1,8 @@
 //! Tests which tasks annotators get: the invariants of `label::session` are checked after every event of random
 //! histories.
 
+use ft::label::assignment::{NextTask, TaskAssignment, TaskRefusal};
 use ft::label::record::*;
-use ft::label::session::{Next, Refusal, Session};
 use ft::rng;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -12,15 +12,15 @@ use std::collections::{BTreeMap, BTreeSet};
 const LEASE: i64 = 60_000;
 
 /// Returns ordinary pairs 1..=n, then repeats of the first `repeats` of them.
-fn pairs(n: i64, overlap: i64, repeats: i64) -> Vec<Pair> {
+fn pairs(n: i64, overlap: i64, repeats: i64) -> Vec<CandidatePair> {
     let pair = |id: i64, repeat_of: Option<i64>| {
         let overlap = if repeat_of.is_some() { 2 } else { overlap };
-        Pair { id, prompt: id, a: 2 * id, b: 2 * id + 1, overlap, repeat_of, reason: String::new() }
+        CandidatePair { id, prompt: id, a: 2 * id, b: 2 * id + 1, overlap, repeat_of, reason: String::new() }
     };
     (1..=n).map(|id| pair(id, None)).chain((1..=repeats).map(|id| pair(n + id, Some(id)))).collect()
 }
 
-fn vote(id: i64, pair: i64, annotator: i64, choice: Choice, swapped: bool) -> Vote {
+fn vote(id: i64, pair: i64, annotator: i64, choice: VoteChoice, swapped: bool) -> Vote {
     Vote {
         id,
         pair,
@@ -31,7 +31,7 @@ fn vote(id: i64, pair: i64, annotator: i64, choice: Choice, swapped: bool) -> Vo
         seconds: None,
         note: None,
         flagged: false,
-        ratings: Columns::new(),
+        ratings: JsonMap::new(),
         edited: None,
         detail: json!({}),
         created: String::new(),
@@ -41,8 +41,8 @@ fn vote(id: i64, pair: i64, annotator: i64, choice: Choice, swapped: bool) -> Vo
 
 /// A session together with an independent record of its history, against which the invariants are checked.
 struct World {
-    session: Session,
-    pairs: BTreeMap<i64, Pair>,
+    session: TaskAssignment,
+    pairs: BTreeMap<i64, CandidatePair>,
     votes: Vec<Vote>,
     /// The task that each annotator was last given: annotator -> (pair, swapped).
     hands: BTreeMap<i64, (i64, bool)>,
@@ -51,9 +51,9 @@ struct World {
 }
 
 impl World {
-    fn new(pairs: Vec<Pair>) -> Self {
+    fn new(pairs: Vec<CandidatePair>) -> Self {
         Self {
-            session: Session::new(7, LEASE, pairs.clone(), &[], &[], 0),
+            session: TaskAssignment::new(7, LEASE, pairs.clone(), &[], &[], 0),
             pairs: pairs.into_iter().map(|p| (p.id, p)).collect(),
             votes: Vec::new(),
             hands: BTreeMap::new(),
@@ -66,16 +66,16 @@ impl World {
         self.votes.iter().filter(|v| v.annotator == who).collect()
     }
 
-    fn next(&mut self, who: i64) -> Next {
-        let next = self.session.next(who, self.now);
-        if let Next::Task { lease, .. } = next {
+    fn next(&mut self, who: i64) -> NextTask {
+        let next = self.session.next_task(who, self.now);
+        if let NextTask::Task { lease, .. } = next {
             let pair = &self.pairs[&lease.pair];
             let own = self.own(who);
             assert!(own.iter().all(|v| v.pair != pair.id), "{who} gets pair {} twice", pair.id);
             if let Some(first) = pair.repeat_of {
                 let at = own
                     .iter()
-                    .rposition(|v| v.pair == first && v.choice != Choice::Skip)
+                    .rposition(|v| v.pair == first && v.choice != VoteChoice::Skip)
                     .expect("a repeat of a judged pair");
                 assert!(own.len() - at >= 2, "a repeat right after the first");
             }
@@ -87,20 +87,20 @@ impl World {
     }
 
     /// Votes on the annotator's current task. Fails if the session no longer accepts it.
-    fn vote(&mut self, who: i64, choice: Choice) -> Result<(), Refusal> {
-        let Some(&(pair, swapped)) = self.hands.get(&who) else { return Err(Refusal::NotYours) };
+    fn vote(&mut self, who: i64, choice: VoteChoice) -> Result<(), TaskRefusal> {
+        let Some(&(pair, swapped)) = self.hands.get(&who) else { return Err(TaskRefusal::NotYours) };
         let lease = self.session.may_vote(who, pair, self.now)?;
         assert_eq!(lease.swapped, swapped, "the sides differ from those that were shown");
         let vote = vote(self.next_id, pair, who, choice, swapped);
         self.next_id += 1;
-        self.session.voted(&vote);
+        self.session.record_vote(&vote);
         self.votes.push(vote);
         self.hands.remove(&who);
         self.check();
         Ok(())
     }
 
-    fn undo(&mut self, who: i64) -> Result<(), Refusal> {
+    fn undo(&mut self, who: i64) -> Result<(), TaskRefusal> {
         let (id, lease) = self.session.undo(who, self.now)?;
         let last = self.votes.iter().rposition(|v| v.annotator == who).unwrap();
         assert_eq!(self.votes[last].id, id, "undo returned another vote than the last one");
@@ -113,7 +113,7 @@ impl World {
 
     fn check(&self) {
         let mut count: BTreeMap<i64, i64> = BTreeMap::new();
-        for vote in self.votes.iter().filter(|v| v.choice != Choice::Skip) {
+        for vote in self.votes.iter().filter(|v| v.choice != VoteChoice::Skip) {
             *count.entry(vote.pair).or_default() += 1;
         }
         for (id, n) in count {
@@ -128,8 +128,8 @@ impl World {
     }
 }
 
-fn any_choice(rng: &mut ChaCha8Rng) -> Choice {
-    Choice::ALL[rng.random_range(0..Choice::ALL.len())]
+fn any_choice(rng: &mut ChaCha8Rng) -> VoteChoice {
+    VoteChoice::ALL[rng.random_range(0..VoteChoice::ALL.len())]
 }
 
 #[test]
@@ -145,19 +145,19 @@ fn random_histories_keep_every_invariant() {
                 0..=7 => drop(world.next(who)),
                 8..=14 => drop(world.vote(who, any_choice(&mut rng))),
                 15 | 16 => drop(world.undo(who)),
-                17 => world.session.leave(who, world.now),
-                18 => world.session.keep(who, world.now),
+                17 => world.session.shorten(who, world.now),
+                18 => world.session.renew(who, world.now),
                 _ => world.now += rng.random_range(0..LEASE * 2),
             }
             world.now += rng.random_range(0..500);
         }
         // After a restart from the stored votes, nobody gets a pair twice and the overlap is still respected.
-        let all: Vec<Pair> = world.pairs.values().cloned().collect();
-        world.session = Session::new(7, LEASE, all, &world.votes, &[], world.now);
+        let all: Vec<CandidatePair> = world.pairs.values().cloned().collect();
+        world.session = TaskAssignment::new(7, LEASE, all, &world.votes, &[], world.now);
         world.hands.clear();
         for who in 1..=people {
-            while let Next::Task { .. } = world.next(who) {
-                world.vote(who, Choice::A).unwrap();
+            while let NextTask::Task { .. } = world.next(who) {
+                world.vote(who, VoteChoice::A).unwrap();
             }
         }
     }
@@ -170,9 +170,9 @@ fn every_pair_gets_as_many_votes_as_its_overlap() {
     while done.len() < 3 {
         for who in 1..=3 {
             match world.next(who) {
-                Next::Task { .. } => world.vote(who, Choice::B).unwrap(),
-                Next::Wait => {}
-                Next::Done => drop(done.insert(who)),
+                NextTask::Task { .. } => world.vote(who, VoteChoice::B).unwrap(),
+                NextTask::Wait => {}
+                NextTask::Done => drop(done.insert(who)),
             }
         }
     }
@@ -186,18 +186,18 @@ fn every_pair_gets_as_many_votes_as_its_overlap() {
 #[test]
 fn a_leased_task_is_not_given_to_others_until_the_lease_ends() {
     let mut world = World::new(pairs(1, 1, 0));
-    assert!(matches!(world.next(1), Next::Task { fresh: true, .. }));
-    assert!(matches!(world.next(1), Next::Task { fresh: false, .. }), "a reload must show the same task");
-    assert_eq!(world.next(2), Next::Wait);
+    assert!(matches!(world.next(1), NextTask::Task { fresh: true, .. }));
+    assert!(matches!(world.next(1), NextTask::Task { fresh: false, .. }), "a reload must show the same task");
+    assert_eq!(world.next(2), NextTask::Wait);
     world.now += LEASE - 1;
-    world.session.keep(1, world.now);
+    world.session.renew(1, world.now);
     world.now += LEASE - 1;
-    assert_eq!(world.next(2), Next::Wait, "`keep` must extend the lease");
+    assert_eq!(world.next(2), NextTask::Wait, "`keep` must extend the lease");
     world.now += 2;
-    assert!(matches!(world.next(2), Next::Task { fresh: true, .. }));
-    assert_eq!(world.vote(1, Choice::A), Err(Refusal::Taken));
-    world.vote(2, Choice::A).unwrap();
-    assert_eq!(world.next(1), Next::Done);
+    assert!(matches!(world.next(2), NextTask::Task { fresh: true, .. }));
+    assert_eq!(world.vote(1, VoteChoice::A), Err(TaskRefusal::Taken));
+    world.vote(2, VoteChoice::A).unwrap();
+    assert_eq!(world.next(1), NextTask::Done);
 }
 
 #[test]
@@ -205,45 +205,45 @@ fn a_late_vote_is_accepted_below_the_overlap() {
     let mut world = World::new(pairs(1, 1, 0));
     world.next(1);
     world.now += LEASE * 10;
-    world.vote(1, Choice::A).unwrap();
-    assert_eq!(world.next(2), Next::Done);
+    world.vote(1, VoteChoice::A).unwrap();
+    assert_eq!(world.next(2), NextTask::Done);
 }
 
 #[test]
 fn closing_the_page_shortens_the_lease_and_a_reload_restores_it() {
     let mut world = World::new(pairs(1, 1, 0));
     world.next(1);
-    world.session.leave(1, world.now);
+    world.session.shorten(1, world.now);
     world.now += 20_000;
-    assert_eq!(world.next(2), Next::Wait);
-    assert!(matches!(world.next(1), Next::Task { fresh: false, .. }), "a reload must get the task back");
+    assert_eq!(world.next(2), NextTask::Wait);
+    assert!(matches!(world.next(1), NextTask::Task { fresh: false, .. }), "a reload must get the task back");
     world.now += 20_000;
-    assert_eq!(world.next(2), Next::Wait);
-    world.session.leave(1, world.now);
+    assert_eq!(world.next(2), NextTask::Wait);
+    world.session.shorten(1, world.now);
     world.now += 31_000;
-    assert!(matches!(world.next(2), Next::Task { .. }));
+    assert!(matches!(world.next(2), NextTask::Task { .. }));
 }
 
 #[test]
 fn skipped_tasks_go_to_other_annotators() {
     let mut world = World::new(pairs(1, 1, 0));
     world.next(1);
-    world.vote(1, Choice::Skip).unwrap();
-    assert_eq!(world.next(1), Next::Done, "a skipped task must not come back to the same annotator");
-    assert!(matches!(world.next(2), Next::Task { .. }));
-    assert_eq!(world.undo(1), Err(Refusal::Taken), "another annotator has the task now");
-    world.vote(2, Choice::A).unwrap();
-    assert_eq!(world.next(1), Next::Done);
-    assert_eq!(world.undo(3), Err(Refusal::NothingGiven));
+    world.vote(1, VoteChoice::Skip).unwrap();
+    assert_eq!(world.next(1), NextTask::Done, "a skipped task must not come back to the same annotator");
+    assert!(matches!(world.next(2), NextTask::Task { .. }));
+    assert_eq!(world.undo(1), Err(TaskRefusal::Taken), "another annotator has the task now");
+    world.vote(2, VoteChoice::A).unwrap();
+    assert_eq!(world.next(1), NextTask::Done);
+    assert_eq!(world.undo(3), Err(TaskRefusal::NothingGiven));
 }
 
 #[test]
 fn repeats_come_later_and_to_the_same_annotator() {
     let mut world = World::new(pairs(60, 1, 10));
     let mut order = Vec::new();
-    while let Next::Task { lease, .. } = world.next(1) {
+    while let NextTask::Task { lease, .. } = world.next(1) {
         order.push(lease.pair);
-        world.vote(1, Choice::A).unwrap();
+        world.vote(1, VoteChoice::A).unwrap();
     }
     assert_eq!(order.len(), 70);
     for repeat in 61..=70 {
@@ -251,33 +251,33 @@ fn repeats_come_later_and_to_the_same_annotator() {
         assert!(place(repeat) - place(repeat - 60) >= 8, "{order:?}");
         assert!(place(repeat) < 69 || repeat == 70);
     }
-    assert_eq!(world.next(2), Next::Done, "a repeat must go to the annotator who judged the pair");
+    assert_eq!(world.next(2), NextTask::Done, "a repeat must go to the annotator who judged the pair");
     // With a single pair, the repeat would come directly after it, so it is not shown.
     let mut world = World::new(pairs(1, 1, 1));
     world.next(1);
-    world.vote(1, Choice::A).unwrap();
-    assert_eq!(world.next(1), Next::Done);
+    world.vote(1, VoteChoice::A).unwrap();
+    assert_eq!(world.next(1), NextTask::Done);
 }
 
 #[test]
 fn leases_survive_a_restart() {
     let mut world = World::new(pairs(3, 1, 0));
-    let Next::Task { lease, .. } = world.next(1) else { panic!() };
-    let all: Vec<Pair> = world.pairs.values().cloned().collect();
-    let mut again = Session::new(7, LEASE, all, &[], &[lease], 5);
-    assert_eq!(again.next(1, 6), Next::Task { lease, fresh: false });
-    assert!(matches!(again.next(2, 6), Next::Task { lease: other, .. } if other.pair != lease.pair));
+    let NextTask::Task { lease, .. } = world.next(1) else { panic!() };
+    let all: Vec<CandidatePair> = world.pairs.values().cloned().collect();
+    let mut again = TaskAssignment::new(7, LEASE, all, &[], &[lease], 5);
+    assert_eq!(again.next_task(1, 6), NextTask::Task { lease, fresh: false });
+    assert!(matches!(again.next_task(2, 6), NextTask::Task { lease: other, .. } if other.pair != lease.pair));
 }
 
 #[test]
 fn pairs_added_later_are_shown() {
     let mut world = World::new(pairs(1, 1, 0));
     world.next(1);
-    world.vote(1, Choice::A).unwrap();
-    assert_eq!(world.next(1), Next::Done);
+    world.vote(1, VoteChoice::A).unwrap();
+    assert_eq!(world.next(1), NextTask::Done);
     for pair in pairs(2, 1, 0) {
         world.pairs.insert(pair.id, pair);
     }
     world.session.add_pairs(pairs(2, 1, 0));
-    assert!(matches!(world.next(1), Next::Task { lease, .. } if lease.pair == 2));
+    assert!(matches!(world.next(1), NextTask::Task { lease, .. } if lease.pair == 2));
 }

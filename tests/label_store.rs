@@ -4,11 +4,11 @@
 use crate::label_support::*;
 use crate::needs::{POSTGRES, needs};
 use ft::label::Store;
-use ft::label::desk::{Ask, Desk, No};
+use ft::label::assignment::TaskRefusal;
+use ft::label::desk::{Desk, DeskError, DeskRequest};
 use ft::label::record::*;
-use ft::label::screen::{Ballot, SideChoice};
-use ft::label::session::Refusal;
-use ft::label::store::{Given, Lease};
+use ft::label::screen::{ScreenVote, SideChoice};
+use ft::label::store::{Lease, VoteInsertion};
 use serde_json::json;
 use std::path::Path;
 
@@ -80,7 +80,7 @@ fn a_team_judges(place: &str) {
 }
 
 fn project(place: &str, pairs: usize, overlap: i64) -> Store {
-    let store = Store::create(place, &Settings::default()).unwrap();
+    let store = Store::create(place, &ProjectSettings::default()).unwrap();
     fill(&store, pairs, overlap);
     store
 }
@@ -91,14 +91,14 @@ fn error<T>(result: ft::error::Result<T>) -> ft::error::Error {
 
 fn a_project_is_made_once(place: &str) {
     assert!(Store::open(place).is_err());
-    let settings = Settings { title: "T".into(), overlap: 3, ..Settings::default() };
+    let settings = ProjectSettings { title: "T".into(), overlap: 3, ..ProjectSettings::default() };
     let store = Store::create(place, &settings).unwrap();
     assert_eq!(store.settings().unwrap(), settings);
     drop(store);
     let e = error(Store::create(place, &settings));
     assert!(e.message().contains("already"), "{e}");
     let store = Store::open(place).unwrap();
-    let other = Settings { guidelines: "Be *kind*.".into(), ..settings };
+    let other = ProjectSettings { guidelines: "Be *kind*.".into(), ..settings };
     store.set_settings(&other).unwrap();
     assert_eq!(Store::open(place).unwrap().settings().unwrap(), other);
 }
@@ -110,7 +110,7 @@ fn what_is_added_is_read_again(place: &str) {
     assert_eq!(prompts[1].messages, json!([{ "role": "user", "content": "Question 1?" }]));
     assert_eq!((answers[3].prompt, answers[3].source.as_str(), answers[3].tokens), (prompts[1].id, "two", Some(5)));
     assert_eq!((pairs[0].a, pairs[0].b, pairs[0].overlap), (answers[0].id, answers[1].id, 2));
-    let judge = store.annotator("m", Kind::Judge, &json!({ "model": "x" })).unwrap();
+    let judge = store.annotator("m", AnnotatorKind::Judge, &json!({ "model": "x" })).unwrap();
     let new = NewVote {
         strength: Some(2),
         swapped: true,
@@ -121,20 +121,20 @@ fn what_is_added_is_read_again(place: &str) {
         edited: Some("better".into()),
         detail: json!({ "scores": [0.25, 1.0] }),
         request: Some("r1".into()),
-        ..NewVote::new(pairs[0].id, judge.id, Choice::B)
+        ..NewVote::new(pairs[0].id, judge.id, VoteChoice::B)
     };
     let kept = store.add_vote(&new).unwrap();
     assert_eq!(store.votes().unwrap(), std::slice::from_ref(&kept));
     let read =
         (kept.choice, kept.strength, kept.swapped, kept.seconds, kept.note, kept.flagged, kept.edited, kept.undone);
-    let given = (Choice::B, Some(2), true, Some(1.5), new.note, true, new.edited, false);
+    let given = (VoteChoice::B, Some(2), true, Some(1.5), new.note, true, new.edited, false);
     assert_eq!(read, given);
     assert_eq!((kept.ratings, kept.detail), (new.ratings, new.detail));
     assert!(kept.created.ends_with('Z') && kept.created.contains('T'), "{}", kept.created);
     store.set_annotator(judge.id, Some("hash"), &json!({ "admin": true })).unwrap();
     let all = store.annotators().unwrap();
     assert!(all[0].is_admin() && all[0].token_hash.as_deref() == Some("hash"));
-    let e = error(store.annotator("m", Kind::Person, &json!({})));
+    let e = error(store.annotator("m", AnnotatorKind::Person, &json!({})));
     assert!(e.message().contains("is a judge"), "{e}");
 }
 
@@ -150,9 +150,9 @@ fn what_is_known_is_added_once(place: &str) {
         NewPair { prompt: first.prompt, a: first.b, b: first.a, overlap: 1, repeat_of: None, reason: String::new() };
     let repeat = NewPair { repeat_of: Some(first.id), ..turned.clone() };
     let added = store.add_pairs(&[turned, repeat.clone(), repeat]).unwrap();
-    assert_eq!(added, Added { new: 1, known: 2 });
+    assert_eq!(added, InsertCounts { new: 1, known: 2 });
     let same = NewPrompt { key: "p0".into(), messages: json!([]), columns: Default::default() };
-    assert_eq!(store.add_prompts(&[same]).unwrap(), Added { new: 0, known: 1 });
+    assert_eq!(store.add_prompts(&[same]).unwrap(), InsertCounts { new: 0, known: 1 });
     assert_eq!(store.prompts().unwrap()[0].messages, json!([{ "role": "user", "content": "Question 0?" }]));
 }
 
@@ -175,28 +175,32 @@ fn answers_of_another_prompt_are_no_pair(place: &str) {
 
 fn a_vote_is_given_once_and_taken_back(place: &str) {
     let store = project(place, 1, 1);
-    let (pair, who) = (store.pairs().unwrap()[0].id, store.annotator("ann", Kind::Person, &json!({})).unwrap().id);
+    let (pair, who) =
+        (store.pairs().unwrap()[0].id, store.annotator("ann", AnnotatorKind::Person, &json!({})).unwrap().id);
     let vote = |choice, request: &str| NewVote { request: Some(request.into()), ..NewVote::new(pair, who, choice) };
-    let first = store.add_vote(&vote(Choice::A, "r1")).unwrap();
-    assert_eq!(store.add_vote(&vote(Choice::A, "r1")).unwrap(), first);
-    assert!(error(store.add_vote(&vote(Choice::B, "r2"))).message().contains("already"));
-    assert_eq!(store.add_votes(&[vote(Choice::B, "r3")]).unwrap(), Added { new: 0, known: 1 });
+    let first = store.add_vote(&vote(VoteChoice::A, "r1")).unwrap();
+    assert_eq!(store.add_vote(&vote(VoteChoice::A, "r1")).unwrap(), first);
+    assert!(error(store.add_vote(&vote(VoteChoice::B, "r2"))).message().contains("already"));
+    assert_eq!(store.add_votes(&[vote(VoteChoice::B, "r3")]).unwrap(), InsertCounts { new: 0, known: 1 });
     let undone = store.write(|w| w.undo(who, first.id)).unwrap().unwrap();
     assert!(undone.undone && store.votes().unwrap().is_empty());
     assert_eq!(store.write(|w| w.undo(who, first.id)).unwrap(), None);
     // An old request that is sent again does not restore the undone vote.
-    assert!(matches!(store.write(|w| w.vote(&vote(Choice::A, "r1"))).unwrap(), Given::Known(v) if v.undone));
-    store.add_vote(&vote(Choice::B, "r4")).unwrap();
+    assert!(
+        matches!(store.write(|w| w.vote(&vote(VoteChoice::A, "r1"))).unwrap(), VoteInsertion::Repeated(v) if v.undone)
+    );
+    store.add_vote(&vote(VoteChoice::B, "r4")).unwrap();
     assert_eq!(store.votes_and_undone().unwrap().len(), 2);
 }
 
 fn a_failed_transaction_leaves_nothing(place: &str) {
     let store = project(place, 1, 1);
-    let (pair, who) = (store.pairs().unwrap()[0].id, store.annotator("ann", Kind::Person, &json!({})).unwrap().id);
+    let (pair, who) =
+        (store.pairs().unwrap()[0].id, store.annotator("ann", AnnotatorKind::Person, &json!({})).unwrap().id);
     let failed: ft::error::Result<()> = store.write(|w| {
-        w.vote(&NewVote::new(pair, who, Choice::A))?;
+        w.vote(&NewVote::new(pair, who, VoteChoice::A))?;
         w.lease(&Lease { pair, annotator: who, swapped: false, since: 1 })?;
-        w.vote(&NewVote::new(pair + 999, who, Choice::A)).map(drop)
+        w.vote(&NewVote::new(pair + 999, who, VoteChoice::A)).map(drop)
     });
     assert!(failed.is_err());
     store.recover().unwrap();
@@ -204,60 +208,60 @@ fn a_failed_transaction_leaves_nothing(place: &str) {
     let lease = Lease { pair, annotator: who, swapped: true, since: 2 };
     store.write(|w| w.lease(&Lease { swapped: false, ..lease }).and_then(|()| w.lease(&lease))).unwrap();
     assert_eq!(store.leases().unwrap(), [lease]);
-    store.write(|w| w.release(who)).unwrap();
+    store.write(|w| w.delete_lease(who)).unwrap();
     assert!(store.leases().unwrap().is_empty());
 }
 
-fn ballot(task: i64, choice: SideChoice, request: &str) -> Ballot {
+fn ballot(task: i64, choice: SideChoice, request: &str) -> ScreenVote {
     let text = json!({ "task": task, "choice": choice, "request": request });
     serde_json::from_value(text).unwrap()
 }
 
 fn the_desk_keeps_what_it_acknowledges(place: &str) {
     let store = project(place, 3, 1);
-    let [ann, bob] = ["ann", "bob"].map(|name| store.annotator(name, Kind::Person, &json!({})).unwrap().id);
+    let [ann, bob] = ["ann", "bob"].map(|name| store.annotator(name, AnnotatorKind::Person, &json!({})).unwrap().id);
     drop(store);
     let (desk, clerk) = Desk::open(Store::open(place).unwrap()).unwrap();
-    let task = |turn: Result<ft::label::desk::Turn, No>| turn.unwrap().task.unwrap().id;
-    let first = task(desk.wait(ann, Ask::Next));
-    let other = task(desk.wait(bob, Ask::Next));
+    let task = |turn: Result<ft::label::desk::DeskResponse, DeskError>| turn.unwrap().task.unwrap().id;
+    let first = task(desk.ask_and_wait(ann, DeskRequest::Next));
+    let other = task(desk.ask_and_wait(bob, DeskRequest::Next));
     assert_ne!(first, other);
     // A task of another annotator is refused.
-    let refused = desk.wait(bob, Ask::Vote(ballot(first, SideChoice::Left, "x")));
-    assert_eq!(refused, Err(No::Refused(Refusal::NotYours)));
-    let second = task(desk.wait(ann, Ask::Vote(ballot(first, SideChoice::Left, "v1"))));
+    let refused = desk.ask_and_wait(bob, DeskRequest::Vote(ballot(first, SideChoice::Left, "x")));
+    assert_eq!(refused, Err(DeskError::Refused(TaskRefusal::NotYours)));
+    let second = task(desk.ask_and_wait(ann, DeskRequest::Vote(ballot(first, SideChoice::Left, "v1"))));
     // The same request again stores no second vote and returns the same next task.
-    assert_eq!(task(desk.wait(ann, Ask::Vote(ballot(first, SideChoice::Left, "v1")))), second);
+    assert_eq!(task(desk.ask_and_wait(ann, DeskRequest::Vote(ballot(first, SideChoice::Left, "v1")))), second);
     let read = Store::open(place).unwrap();
     let kept = read.votes().unwrap();
     assert_eq!((kept.len(), kept[0].annotator), (1, ann));
-    assert_eq!((kept[0].choice == Choice::A), !kept[0].swapped, "left must be `a` unless the sides were swapped");
-    let back = desk.wait(ann, Ask::Undo).unwrap().task.unwrap();
+    assert_eq!((kept[0].choice == VoteChoice::A), !kept[0].swapped, "left must be `a` unless the sides were swapped");
+    let back = desk.ask_and_wait(ann, DeskRequest::Undo).unwrap().task.unwrap();
     assert_eq!((back.id, back.before.unwrap().choice), (first, SideChoice::Left));
     assert!(read.votes().unwrap().is_empty());
-    desk.wait(ann, Ask::Vote(ballot(first, SideChoice::Tie, "v2"))).unwrap();
+    desk.ask_and_wait(ann, DeskRequest::Vote(ballot(first, SideChoice::Tie, "v2"))).unwrap();
     // A new desk continues after a restart: every annotator still has the same task.
     drop(desk);
     clerk.join().unwrap();
     let (desk, _) = Desk::open(Store::open(place).unwrap()).unwrap();
-    assert_eq!(task(desk.wait(bob, Ask::Next)), other);
-    assert_eq!(task(desk.wait(ann, Ask::Next)), second);
-    let done = desk.wait(ann, Ask::Vote(ballot(second, SideChoice::Right, "v3"))).unwrap();
+    assert_eq!(task(desk.ask_and_wait(bob, DeskRequest::Next)), other);
+    assert_eq!(task(desk.ask_and_wait(ann, DeskRequest::Next)), second);
+    let done = desk.ask_and_wait(ann, DeskRequest::Vote(ballot(second, SideChoice::Right, "v3"))).unwrap();
     assert!(done.task.is_none() && done.wait, "bob should have the last task");
 }
 
 fn a_second_server_is_refused(place: &str) {
     let store = project(place, 1, 1);
-    store.own().unwrap();
+    store.lock_for_serving().unwrap();
     let second = Store::open(place).unwrap();
-    let e = error(second.own());
+    let e = error(second.lock_for_serving());
     assert!(e.message().contains("being served already") && !e.hints().is_empty(), "{e}");
     assert!(!e.to_string().contains("secret"), "{e}");
     // Other processes may still read the project and add to it.
     assert_eq!(second.pairs().unwrap().len(), 1);
     drop(store);
     let began = std::time::Instant::now();
-    while second.own().is_err() {
+    while second.lock_for_serving().is_err() {
         assert!(began.elapsed().as_secs() < 10, "the project was not released within 10 seconds");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
@@ -308,10 +312,10 @@ fn files_of_a_project_are_for_their_owner_alone() {
     use std::os::unix::fs::{PermissionsExt, symlink};
     let made = Project::new(2, 1);
     let store = made.store();
-    store.own().unwrap();
-    let ann = store.annotator("ann", Kind::Person, &json!({})).unwrap();
+    store.lock_for_serving().unwrap();
+    let ann = store.annotator("ann", AnnotatorKind::Person, &json!({})).unwrap();
     for pair in store.pairs().unwrap() {
-        store.add_vote(&NewVote::new(pair.id, ann.id, Choice::A)).unwrap();
+        store.add_vote(&NewVote::new(pair.id, ann.id, VoteChoice::A)).unwrap();
     }
     let at = |name: &str| made.folder().join(name);
     for out in ["rows.jsonl", "rows.parquet"] {
@@ -334,9 +338,9 @@ fn files_of_a_project_are_for_their_owner_alone() {
     // A symbolic link in place of the lock file is not followed: its target would be truncated.
     std::fs::write(at("mine.txt"), "mine").unwrap();
     let other = at("other.db").to_str().unwrap().to_string();
-    drop(Store::create(&other, &Settings::default()).unwrap());
+    drop(Store::create(&other, &ProjectSettings::default()).unwrap());
     symlink(at("mine.txt"), at("other.db.lock")).unwrap();
-    assert!(Store::open(&other).unwrap().own().is_err());
+    assert!(Store::open(&other).unwrap().lock_for_serving().is_err());
     assert_eq!(std::fs::read_to_string(at("mine.txt")).unwrap(), "mine");
 }
 
@@ -345,7 +349,7 @@ fn a_file_that_is_no_project_or_is_damaged_is_named() {
     let project = Project::new(400, 1);
     let at = |name: &str| project.folder().join(name).to_str().unwrap().to_string();
     let refused = |place: &str, said: &str| {
-        let e = error(Store::open(place).and_then(|s| s.own()));
+        let e = error(Store::open(place).and_then(|s| s.lock_for_serving()));
         assert!(e.message().contains(said) && e.message().contains(place) && !e.hints().is_empty(), "{said}: {e}");
     };
     std::fs::write(at("text.db"), "these are no pages of a database, but words, long enough for a header").unwrap();

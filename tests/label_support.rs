@@ -3,7 +3,7 @@
 
 use crate::needs::postgres;
 use ft::label::Store;
-use ft::label::record::{NewCandidate, NewPair, NewPrompt, Settings};
+use ft::label::record::{NewCandidate, NewPair, NewPrompt, ProjectSettings};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::chown;
@@ -56,10 +56,10 @@ pub struct Project {
 
 impl Project {
     pub fn new(pairs: usize, overlap: i64) -> Self {
-        Self::with(pairs, overlap, Settings::default())
+        Self::with(pairs, overlap, ProjectSettings::default())
     }
 
-    pub fn with(pairs: usize, overlap: i64, settings: Settings) -> Self {
+    pub fn with(pairs: usize, overlap: i64, settings: ProjectSettings) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().join("project.db").to_str().unwrap().to_string();
         fill(&Store::create(&place, &settings).unwrap(), pairs, overlap);

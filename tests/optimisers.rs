@@ -3,10 +3,10 @@
 
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec};
-use ft::models::{EmbeddingNoise, Heads, Load, Model, Replay, Storage};
-use ft::nn::{Attach, Layer};
+use ft::models::{EmbeddingNoise, Heads, LayerReplay, LoadOptions, Model, Storage};
+use ft::nn::{AdapterPlan, LayerKind};
 use ft::recipe::{AdafactorSpec, GroupSpec, LionSpec, MuonScale, MuonSpec, OptimKind, OptimSection, SgdSpec};
-use ft::train::optim::{Form, Optimiser, Pace, Slot, adamw8, muon, rule};
+use ft::train::optim::{Optimiser, ParameterInfo, ParameterUpdate, StepSize, adamw8, muon, rule};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
@@ -28,11 +28,11 @@ fn numbers(stream: u64, shape: &[i64]) -> Tensor {
 /// if the rule keeps no average).
 fn ten_steps(optim: &OptimSection, decay: f64, rate: impl Fn(u64) -> f64) -> BTreeMap<String, (Tensor, Tensor)> {
     let mut rule = rule(optim, Device::Cpu);
-    let mut members: Vec<(&str, Form, Tensor, Vec<Tensor>)> = Vec::new();
+    let mut members: Vec<(&str, ParameterInfo, Tensor, Vec<Tensor>)> = Vec::new();
     for (i, (name, shape)) in SHAPES.into_iter().enumerate() {
-        let form = Form { shape: shape.to_vec(), layer: Layer::Linear, adapter: false, transposed: false };
+        let form = ParameterInfo { shape: shape.to_vec(), layer: LayerKind::Linear, adapter: false, transposed: false };
         let param = numbers(i as u64, shape);
-        let state = rule.fresh(&form, &param);
+        let state = rule.initial_state(&form, &param);
         let measured: u64 = state.iter().map(|t| (t.numel() * t.kind().elt_size_in_bytes()) as u64).sum();
         assert_eq!(rule.bytes(&form), measured, "{name}: predicted and actual size of the state differ");
         members.push((name, form, param, state));
@@ -42,11 +42,11 @@ fn ten_steps(optim: &OptimSection, decay: f64, rate: impl Fn(u64) -> f64) -> BTr
         for (i, (_, form, param, state)) in members.iter().enumerate() {
             let grad = numbers(10 + 10 * step + i as u64, &form.shape) * 0.5f64.powi((step % 3) as i32);
             let decay = if form.shape.len() > 1 { decay } else { 0.0 };
-            let slot = Slot { form, param: param.shallow_clone(), grad, state };
-            rule.update(&[slot], Pace { lr: rate(step), decay, step: step + 1 }).unwrap();
+            let slot = ParameterUpdate { form, param: param.shallow_clone(), grad, state };
+            rule.update(&[slot], StepSize { lr: rate(step), decay, step: step + 1 }).unwrap();
         }
     }
-    let end = |(name, _, param, state): &(&str, Form, Tensor, Vec<Tensor>)| {
+    let end = |(name, _, param, state): &(&str, ParameterInfo, Tensor, Vec<Tensor>)| {
         let average = rule.averaged(param, state).unwrap_or_else(|| param.shallow_clone());
         (name.to_string(), (param.shallow_clone(), average))
     };
@@ -109,13 +109,18 @@ fn steps_of_eight_bit_adamw_equal_bitsandbytes() {
     // Tolerance: one unit in the last place of a float32 just below 1, because bitsandbytes rounds intermediate
     // results.
     for (signed, name) in [(true, "map-signed"), (false, "map-unsigned")] {
-        assert_within(name, &adamw8::Map::dynamic(signed, Device::Cpu).values, &expected[name], 2f64.powi(-24));
+        assert_within(name, &adamw8::DynamicMap::dynamic(signed, Device::Cpu).values, &expected[name], 2f64.powi(-24));
     }
     let optim = kind(OptimKind::Adamw8(Default::default()));
     compare("adamw8", &optim, 0.1, 2e-5, |_| LR);
     // The state has two bytes per number and two float32 scales per block; a small tensor keeps float32 moments.
     let rule = rule(&optim, Device::Cpu);
-    let form = |shape: &[i64]| Form { shape: shape.to_vec(), layer: Layer::Linear, adapter: false, transposed: false };
+    let form = |shape: &[i64]| ParameterInfo {
+        shape: shape.to_vec(),
+        layer: LayerKind::Linear,
+        adapter: false,
+        transposed: false,
+    };
     assert_eq!(rule.bytes(&form(&[1024, 1024])), 2 * (1 << 20) + 8 * (1 << 12));
     assert_eq!(rule.bytes(&form(&[10, 10])), 800);
     // Rounding the moments costs little: the parameters stay close to those of exact AdamW.
@@ -129,14 +134,19 @@ fn steps_of_eight_bit_adamw_equal_bitsandbytes() {
 #[test]
 fn eight_bit_moments_of_any_length_follow_the_exact_ones() {
     let n = (1 << 20) + 777;
-    let form = Form { shape: vec![n], layer: Layer::Linear, adapter: false, transposed: false };
+    let form = ParameterInfo { shape: vec![n], layer: LayerKind::Linear, adapter: false, transposed: false };
     let run = |optim: &OptimSection| {
         let rule = rule(optim, Device::Cpu);
         let param = numbers(1, &[n]);
-        let state = rule.fresh(&form, &param);
+        let state = rule.initial_state(&form, &param);
         for step in 1..=3 {
-            let slot = Slot { form: &form, param: param.shallow_clone(), grad: numbers(step + 1, &[n]), state: &state };
-            rule.update(&[slot], Pace { lr: LR, decay: 0.1, step }).unwrap();
+            let slot = ParameterUpdate {
+                form: &form,
+                param: param.shallow_clone(),
+                grad: numbers(step + 1, &[n]),
+                state: &state,
+            };
+            rule.update(&[slot], StepSize { lr: LR, decay: 0.1, step }).unwrap();
         }
         param
     };
@@ -152,7 +162,7 @@ fn lora_model() -> Model {
 
 fn learn(model: &Model, optimiser: &mut Optimiser, lr: f64) {
     let row = Row::pack(&[Sequence::random(20, 64, 1)]);
-    model.learn(&row.tokens, row.items, Replay::None, |out| row.loss(out)).unwrap();
+    model.learn(&row.tokens, row.items, LayerReplay::None, |out| row.loss(out)).unwrap();
     let _ = optimiser.clip(1.0).unwrap();
     optimiser.step(lr).unwrap();
     optimiser.zero_gradients();
@@ -222,7 +232,7 @@ fn averages_replace_the_trained_weights_only_while_their_guard_lives() {
             }
         }
         let learning = values(&model);
-        let averaged = optimiser.averaged().map(|_guard| values(&model)).unwrap();
+        let averaged = optimiser.use_averages().map(|_guard| values(&model)).unwrap();
         let back = values(&model);
         let name = learning.keys().find(|n| n.contains("lora_B")).unwrap();
         assert!(
@@ -246,8 +256,8 @@ fn stochastic_rounding_keeps_the_updates_that_bfloat16_loses() {
     let optim = OptimSection { lr: Some(2e-5), ..OptimSection::default() };
     let (exact, ours, plain) =
         (whole(&folder, Kind::BFloat16), whole(&folder, Kind::BFloat16), whole(&folder, Kind::BFloat16));
-    ours.narrow_masters();
-    plain.narrow_masters();
+    ours.use_bf16_masters();
+    plain.use_bf16_masters();
     assert!(ours.params().trainable().all(|p| p.tensor.kind() == Kind::BFloat16));
     let name = "model.layers.1.mlp.down_proj.weight";
     let weight = |m: &Model| m.params().iter().find(|p| p.name == name).unwrap().tensor.detach();
@@ -302,8 +312,8 @@ fn neftune_noise_depends_on_the_seed_and_is_added_only_in_training() {
         let whole = whole(&fixture("tiny-llama"), Kind::Float);
         let rows = Row::pack(&[Sequence::random(20, 64, 1), Sequence::random(5, 64, 2)]);
         let loss = |noise| {
-            whole.set_noise(noise);
-            let found = whole.learn(&rows.tokens, rows.items, Replay::None, |out| rows.loss(out)).unwrap();
+            whole.set_embedding_noise(noise);
+            let found = whole.learn(&rows.tokens, rows.items, LayerReplay::None, |out| rows.loss(out)).unwrap();
             (found.means()["loss"], take_gradients(&whole))
         };
         let noise = |seed| Some(EmbeddingNoise { alpha: 5.0, seed });
@@ -312,14 +322,14 @@ fn neftune_noise_depends_on_the_seed_and_is_added_only_in_training() {
         let again = loss(noise(1));
         assert_eq!(one, again.0, "the same seed must give the same noise");
         // Replay samples the same noise when it recomputes the forward pass.
-        whole.set_noise(noise(1));
-        let replayed = whole.learn(&rows.tokens, rows.items, Replay::All, |out| rows.loss(out)).unwrap();
+        whole.set_embedding_noise(noise(1));
+        let replayed = whole.learn(&rows.tokens, rows.items, LayerReplay::All, |out| rows.loss(out)).unwrap();
         assert_eq!(replayed.means()["loss"], one);
         assert_all_close(&take_gradients(&whole), &gradients, 1e-5);
         // Inference adds no noise.
         let silent = |m: &Model| m.infer(&rows.tokens, |out| rows.loss(out).sum.double_value(&[])).unwrap();
         assert_eq!(silent(&whole), silent(&model));
-        whole.set_noise(None);
+        whole.set_embedding_noise(None);
     });
 }
 
@@ -337,12 +347,15 @@ fn a_parameter_without_a_gradient_is_not_changed() {
         // between them.
         let plans = [LoraPlan::new(&LoraSpec::default()).unwrap(), LoraPlan::new(&LoraSpec::default()).unwrap()];
         let run = |idle_steps: bool| {
-            let load = Load {
+            let load = LoadOptions {
                 device: device(),
                 kind: Kind::Float,
                 storage: Storage::Auto,
                 train_base: false,
-                adapters: vec![("a".into(), &plans[0] as &dyn Attach), ("b".into(), &plans[1] as &dyn Attach)],
+                adapters: vec![
+                    ("a".into(), &plans[0] as &dyn AdapterPlan),
+                    ("b".into(), &plans[1] as &dyn AdapterPlan),
+                ],
                 heads: Heads::Tokens,
             };
             let model = Model::load(&fixture("tiny-llama"), load).unwrap();
@@ -351,17 +364,17 @@ fn a_parameter_without_a_gradient_is_not_changed() {
             let mine = |model: &Model| -> Vec<Tensor> {
                 model.params().adapter(0).map(|p| p.tensor.detach().copy()).collect()
             };
-            model.with(Some("a"), |m| learn(m, &mut optimiser, 1e-2));
+            model.with_adapter(Some("a"), |m| learn(m, &mut optimiser, 1e-2));
             let before = mine(&model);
             if idle_steps {
-                model.with(Some("b"), |m| learn(m, &mut optimiser, 1e-2));
+                model.with_adapter(Some("b"), |m| learn(m, &mut optimiser, 1e-2));
                 before.iter().zip(mine(&model)).for_each(|(a, b)| assert_same("an idle adapter", &b, a));
                 // A checkpoint stores how many steps each parameter took part in.
                 let state = optimiser.state();
                 optimiser = Optimiser::new(model.params(), &optim, 0).unwrap();
                 optimiser.restore(&state).unwrap();
             }
-            model.with(Some("a"), |m| learn(m, &mut optimiser, 1e-2));
+            model.with_adapter(Some("a"), |m| learn(m, &mut optimiser, 1e-2));
             mine(&model)
         };
         for (a, b) in run(false).iter().zip(run(true)) {
@@ -381,10 +394,10 @@ fn muon_takes_the_same_step_for_a_transposed_weight() {
     let step = |transposed: bool| {
         let turn = |t: Tensor| if transposed { t.tr().contiguous() } else { t };
         let (param, grad) = (turn(numbers(1, &[40, 12])), turn(numbers(2, &[40, 12])));
-        let form = Form { shape: param.size(), layer: Layer::Linear, adapter: false, transposed };
-        let state = rule.fresh(&form, &param);
-        let slot = Slot { form: &form, param: param.shallow_clone(), grad, state: &state };
-        rule.update(&[slot], Pace { lr: LR, decay: 0.1, step: 1 }).unwrap();
+        let form = ParameterInfo { shape: param.size(), layer: LayerKind::Linear, adapter: false, transposed };
+        let state = rule.initial_state(&form, &param);
+        let slot = ParameterUpdate { form: &form, param: param.shallow_clone(), grad, state: &state };
+        rule.update(&[slot], StepSize { lr: LR, decay: 0.1, step: 1 }).unwrap();
         turn(param)
     };
     assert_within("(in, out)", &step(true), &step(false), 1e-6);

@@ -1,7 +1,7 @@
 //! Compares logits and gradients with transformers (tests/fixtures/README.md).
 
 use crate::support::*;
-use ft::models::{Model, Replay};
+use ft::models::{LayerReplay, Model};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
@@ -72,7 +72,7 @@ fn logits_equal_transformers_packed_and_one_by_one() {
 }
 
 /// Returns the mean loss and the gradients of one optimiser step; each element of `batches` is a micro-batch.
-fn learn(model: &Model, batches: &[&[Sequence]], items: f64, replay: Replay) -> (f64, BTreeMap<String, Tensor>) {
+fn learn(model: &Model, batches: &[&[Sequence]], items: f64, replay: LayerReplay) -> (f64, BTreeMap<String, Tensor>) {
     let mut metrics = ft::models::Metrics::default();
     for sequences in batches {
         let row = Row::pack(sequences);
@@ -89,7 +89,7 @@ fn gradients_equal_transformers_by_name() {
         assert!(!wanted.is_empty());
         let one_by_one: Vec<&[Sequence]> = case.sequences.chunks(1).collect();
         for (how, batches) in [("packed", vec![case.sequences.as_slice()]), ("one by one", one_by_one)] {
-            for replay in [Replay::None, Replay::All] {
+            for replay in [LayerReplay::None, LayerReplay::All] {
                 let what = format!("{name} {how} {replay:?}");
                 let (loss, grads) = learn(&model, &batches, case.items, replay);
                 assert_number(&format!("{what}: loss"), loss, case.loss, RELATIVE);
@@ -123,7 +123,7 @@ fn a_sliding_window_is_exact_within_and_refused_beyond() {
     assert_close("within the window", &logits(&model, std::slice::from_ref(short)), &expected["logits.0"], RELATIVE);
 
     let row = Row::pack(&case.sequences);
-    let learnt = model.learn(&row.tokens, row.items, Replay::None, |out| row.loss(out)).err();
+    let learnt = model.learn(&row.tokens, row.items, LayerReplay::None, |out| row.loss(out)).err();
     let inferred = model.infer(&row.tokens, |_| ()).err();
     // Six tokens in the cache, then three more: the window limits their sum.
     let mut cache = model.cache(1);

@@ -7,17 +7,17 @@ use crate::support::{self, Gap, Row, Sequence, adapted, assert_close, assert_num
 use ft::adapters::{LoraPlan, LoraSpec, Targets};
 use ft::data::{BatchPlan, Loader};
 use ft::error::Result;
-use ft::methods::ppo::advantage::{explained_variance, gae, rewards, whiten};
-use ft::methods::ppo::kl::Estimator;
-use ft::methods::ppo::loss::{Before, Weights};
+use ft::methods::ppo::advantage::{explained_variance, gae, token_rewards, whiten};
+use ft::methods::ppo::kl::KlEstimator;
+use ft::methods::ppo::loss::{PpoLossWeights, RolloutTensors};
 use ft::methods::ppo::{Ppo, PpoSpec, VALUE};
-use ft::methods::reference::Reference;
-use ft::methods::rollout::{Prompted, SamplingSpec};
-use ft::methods::{ADAPTER, Method, Step};
-use ft::models::{Heads, Load, Loss, Model, Replay, Storage};
-use ft::nn::{Attach, Tokens};
+use ft::methods::reference::ReferenceModel;
+use ft::methods::rollout::{PromptData, SamplingSpec};
+use ft::methods::{Method, TRAINED_ADAPTER, TrainingStep};
+use ft::models::{Heads, LayerReplay, LoadOptions, Loss, Model, Storage};
+use ft::nn::{AdapterPlan, Tokens};
 use ft::recipe::{OptimKind, OptimSection};
-use ft::rewards::{Reward, Rewards, Scored};
+use ft::rewards::{RewardInput, RewardSource, RewardSources};
 use ft::train::optim::Optimiser;
 use rayon::prelude::*;
 use serde::Deserialize;
@@ -42,7 +42,7 @@ struct Fixture {
 
 #[derive(Deserialize)]
 struct Case {
-    estimator: Estimator,
+    estimator: KlEstimator,
     kl_coef: f64,
     #[serde(default)]
     kl_in: String,
@@ -95,14 +95,14 @@ fn check(file: &str) {
             .log_probs
             .iter()
             .zip(&f.reference)
-            .map(|(p, r)| p.iter().zip(r).map(|(p, r)| case.estimator.of(p - r)).collect())
+            .map(|(p, r)| p.iter().zip(r).map(|(p, r)| case.estimator.estimate(p - r)).collect())
             .collect();
         let in_loss = case.kl_in == "loss";
         let weight = if in_loss { 0.0 } else { case.kl_coef };
         let mut given: Answers = divergence
             .iter()
             .zip(&f.scores)
-            .map(|(d, score)| rewards(&d.iter().map(|k| weight * k).collect::<Vec<_>>(), *score))
+            .map(|(d, score)| token_rewards(&d.iter().map(|k| weight * k).collect::<Vec<_>>(), *score))
             .collect();
         if case.whiten_rewards {
             whiten(&mut given, false);
@@ -121,14 +121,14 @@ fn check(file: &str) {
         assert_all(&name("advantages"), &flat(&advantages), &flat(&case.advantages), 1e-12);
 
         let tensor = |x: &Answers| Tensor::from_slice(&flat(x)).to_device(device());
-        let before = Before {
+        let before = RolloutTensors {
             log_probs: tensor(&f.log_probs),
             advantages: tensor(&advantages),
             values: tensor(&f.values),
             returns: tensor(&returns),
             reference: in_loss.then(|| tensor(&f.reference)),
         };
-        let weights = Weights {
+        let weights = PpoLossWeights {
             clip: case.clip,
             clip_value: case.clip_value,
             value: case.value_coef,
@@ -190,7 +190,7 @@ fn decoding_sees_every_update_of_an_adapter() {
         };
         let before = decoded();
         for _ in 0..2 {
-            model.learn(&row.tokens, row.items, Replay::None, |out| row.loss(out)).unwrap();
+            model.learn(&row.tokens, row.items, LayerReplay::None, |out| row.loss(out)).unwrap();
             optimiser.step(0.05).unwrap();
             optimiser.zero_gradients();
             assert_close("decoded", &decoded(), &whole(), 1e-4);
@@ -231,11 +231,11 @@ fn load(shape: Shape) -> Model {
         _ => save,
     });
     let value = value.unwrap();
-    let adapters: Vec<(String, &dyn Attach)> = vec![(ADAPTER.into(), &policy), (VALUE.into(), &value)];
+    let adapters: Vec<(String, &dyn AdapterPlan)> = vec![(TRAINED_ADAPTER.into(), &policy), (VALUE.into(), &value)];
     let whole = matches!(shape, Shape::Whole);
     Model::load(
         &fixture("tiny-llama"),
-        Load {
+        LoadOptions {
             device: device(),
             kind: Kind::Float,
             storage: Storage::Auto,
@@ -247,7 +247,14 @@ fn load(shape: Shape) -> Model {
     .unwrap()
 }
 
-fn method(shape: Shape, settings: Value, rewards: Rewards, sampling: SamplingSpec, seed: u64, model: &Model) -> Ppo {
+fn method(
+    shape: Shape,
+    settings: Value,
+    rewards: RewardSources,
+    sampling: SamplingSpec,
+    seed: u64,
+    model: &Model,
+) -> Ppo {
     let mut spec: PpoSpec = serde_json::from_value(json!({ "rewards": [] })).unwrap();
     let mut written = serde_json::to_value(&spec).unwrap();
     written.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
@@ -257,20 +264,20 @@ fn method(shape: Shape, settings: Value, rewards: Rewards, sampling: SamplingSpe
     let train = bandit::prompts();
     let batch = BatchPlan { tokens: sampling.prompts, accumulate: None, examples: Some(sampling.prompts) };
     let loader = Loader::new(vec![1; train.len()], train.mix.clone(), batch, true, seed).unwrap();
-    let prompted = Prompted { train, valid: None, tokenizer: bandit::tokenizer(), loader, budget: 256, seed };
-    Ppo::new(spec, bandit::rollout(rewards, sampling, seed), None, Reference::of(model).unwrap(), prompted)
+    let prompted = PromptData { train, valid: None, tokenizer: bandit::tokenizer(), loader, budget: 256, seed };
+    Ppo::new(spec, bandit::rollout(rewards, sampling, seed), None, ReferenceModel::of(model).unwrap(), prompted)
 }
 
 /// Takes `steps` optimiser steps; returns the means of the rollout of each iteration.
 fn learn(method: &mut Ppo, model: &Model, optim: &mut Optimiser, steps: usize, lr: f64) -> Vec<BTreeMap<String, f64>> {
     let mut told = Vec::new();
     for _ in 0..steps {
-        let Step { micro, means, .. } = method.next_step(model).unwrap();
+        let TrainingStep { micro_batches: micro, means, .. } = method.next_step(model).unwrap();
         let items: f64 = micro.iter().map(|b| b.items()).sum();
         for b in &micro {
-            let pass = |m: &Model| m.learn(b.tokens(), items, Replay::None, |out| b.loss(out)).map(drop);
+            let pass = |m: &Model| m.learn(b.tokens(), items, LayerReplay::None, |out| b.loss(out)).map(drop);
             match b.adapter() {
-                Some(name) => model.with(Some(name), pass),
+                Some(name) => model.with_adapter(Some(name), pass),
                 None => pass(model),
             }
             .unwrap();
@@ -298,9 +305,9 @@ fn best(line: usize) -> u32 {
     3 * line as u32 % CLASSES
 }
 
-impl Reward for Classes {
-    fn score(&mut self, _: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
-        let arm = |a: &Scored| a.ids[a.prompt.ids.len()];
+impl RewardSource for Classes {
+    fn score(&mut self, _: &Model, answers: &[RewardInput]) -> Result<Vec<f64>> {
+        let arm = |a: &RewardInput| a.ids[a.prompt.ids.len()];
         Ok(answers.iter().map(|a| f64::from(u8::from(arm(a) % CLASSES == best(a.prompt.line)))).collect())
     }
 }
@@ -321,7 +328,7 @@ fn expected(model: &Model) -> f64 {
 fn earned(shape: Shape, seed: u64) -> [f64; 2] {
     let model = load(shape);
     let settings = json!({ "answers": 16, "kl": { "coef": 0.0 }, "epochs": 2, "entropy_coef": 0.03 });
-    let rewards = Rewards::of(vec![("classes".into(), 1.0, Box::new(Classes))]);
+    let rewards = RewardSources::from_sources(vec![("classes".into(), 1.0, Box::new(Classes))]);
     let mut ppo = method(shape, settings, rewards, bandit::sampling(), seed, &model);
     let before = expected(&model);
     let (mut optim, lr) = (optimiser(&model), if matches!(shape, Shape::Whole) { 1e-3 } else { 3e-3 });
@@ -357,8 +364,8 @@ fn ppo_finds_the_best_arms_from_twenty_seeds() {
 /// A reward that depends only on the prompt, not on the answer.
 struct Worth;
 
-impl Reward for Worth {
-    fn score(&mut self, _: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
+impl RewardSource for Worth {
+    fn score(&mut self, _: &Model, answers: &[RewardInput]) -> Result<Vec<f64>> {
         Ok(answers.iter().map(|a| a.prompt.line as f64 - 2.0).collect())
     }
 }
@@ -367,7 +374,7 @@ impl Reward for Worth {
 fn the_value_function_learns_to_predict_the_reward_of_a_prompt() {
     for shape in [Shape::Head, Shape::Adapter, Shape::Whole] {
         let model = load(shape);
-        let rewards = Rewards::of(vec![("worth".into(), 1.0, Box::new(Worth))]);
+        let rewards = RewardSources::from_sources(vec![("worth".into(), 1.0, Box::new(Worth))]);
         let sampling = SamplingSpec { prompts: 3, max_new_tokens: 4, ..Default::default() };
         let settings = json!({ "answers": 4, "value_coef": 1.0, "clip_value": 0.0 });
         let mut ppo = method(shape, settings, rewards, sampling, 5, &model);
@@ -388,7 +395,7 @@ fn at_the_first_step_policy_sampler_and_reference_agree() {
         let model = load(shape);
         let sampling = SamplingSpec { prompts: 3, max_new_tokens: 9, temperature, ..Default::default() };
         let mut ppo = method(shape, json!({ "answers": 5 }), bandit::arms(), sampling, 5, &model);
-        let Step { micro, means, .. } = ppo.next_step(&model).unwrap();
+        let TrainingStep { micro_batches: micro, means, .. } = ppo.next_step(&model).unwrap();
         let means: BTreeMap<String, f64> = means.into_iter().collect();
         assert!(means["sampling/sampling_logp_difference/max"] < 1e-4, "{means:?}");
         // The reference still equals the policy, so no KL penalty is subtracted from the rewards.
@@ -399,7 +406,7 @@ fn at_the_first_step_policy_sampler_and_reference_agree() {
         for b in &micro {
             let pass = |m: &Model| m.infer(b.tokens(), |out| b.loss(out)).unwrap().metrics;
             metrics.merge(match b.adapter() {
-                Some(name) => model.with(Some(name), pass),
+                Some(name) => model.with_adapter(Some(name), pass),
                 None => pass(&model),
             });
         }
@@ -422,10 +429,10 @@ fn restoring_inside_an_iteration_is_reproducible() {
     let sampling = SamplingSpec { prompts: 2, max_new_tokens: 6, ..Default::default() };
     let new = || method(Shape::Adapter, settings.clone(), bandit::arms(), sampling.clone(), seed, &model);
     let numbers = |ppo: &mut Ppo| {
-        let Step { micro, means, epoch } = ppo.next_step(&model).unwrap();
-        let pass = |b: &dyn ft::methods::Batch| {
+        let TrainingStep { micro_batches: micro, means, epoch } = ppo.next_step(&model).unwrap();
+        let pass = |b: &dyn ft::methods::MicroBatch| {
             let loss = |m: &Model| m.infer(b.tokens(), |out| b.loss(out)).unwrap().sum.double_value(&[]);
-            b.adapter().map_or_else(|| loss(&model), |name| model.with(Some(name), loss))
+            b.adapter().map_or_else(|| loss(&model), |name| model.with_adapter(Some(name), loss))
         };
         (micro.iter().map(|b| pass(&**b)).collect::<Vec<f64>>(), means, epoch)
     };

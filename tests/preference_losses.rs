@@ -3,11 +3,11 @@
 
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec, file};
-use ft::data::{BatchPlan, Cache, CacheChoice, ChatTokenizer, Overflow, SourceSpec, Sources};
-use ft::methods::pairs::Sides;
+use ft::data::{BatchPlan, CacheChoice, ChatTokenizer, Overflow, SourceList, SourceSpec, TokenCache};
+use ft::methods::pairs::PairStatistics;
 use ft::methods::reference::ReferenceChoice;
-use ft::methods::{Ground, Method, MethodSpec, dpo, kto, orpo, simpo};
-use ft::models::{Model, Replay};
+use ft::methods::{DataContext, Method, MethodSpec, dpo, kto, orpo, simpo};
+use ft::models::{LayerReplay, Model};
 use ft::recipe::OptimSection;
 use ft::train::optim::Optimiser;
 use serde_json::Value;
@@ -29,24 +29,24 @@ impl Fixed {
         self.0[name].to_kind(Kind::Double)
     }
 
-    fn sides(&self, chosen: &str, rejected: &str) -> Sides {
-        Sides { chosen: self.get(chosen), rejected: self.get(rejected) }
+    fn sides(&self, chosen: &str, rejected: &str) -> PairStatistics {
+        PairStatistics { chosen: self.get(chosen), rejected: self.get(rejected) }
     }
 
-    fn lengths(&self) -> Sides {
+    fn lengths(&self) -> PairStatistics {
         self.sides("chosen_tokens", "rejected_tokens")
     }
 
     /// Returns each answer's log-probability as a leaf tensor with gradient: summed over its tokens, or their mean if
     /// `means`.
-    fn leaves(&self, means: bool) -> Sides {
+    fn leaves(&self, means: bool) -> PairStatistics {
         let sums = self.sides("chosen", "rejected");
         let leaf = |t: &Tensor| t.detach().set_requires_grad(true);
-        if means { sums.with(&self.lengths(), |s, n| s / n).map(leaf) } else { sums.map(leaf) }
+        if means { sums.zip_with(&self.lengths(), |s, n| s / n).map(leaf) } else { sums.map(leaf) }
     }
 
     /// Compares losses and gradients with TRL's; returns the largest difference.
-    fn compare(&self, name: &str, leaves: &Sides, losses: &Tensor, tolerance: f64) -> Gap {
+    fn compare(&self, name: &str, leaves: &PairStatistics, losses: &Tensor, tolerance: f64) -> Gap {
         losses.sum(Kind::Double).backward();
         let mut worst = Gap::default();
         let loss = self.get(&format!("{name}/loss"));
@@ -161,9 +161,9 @@ struct Settings {
 /// A file of data rows, with the tokenizer and the cache for reading it.
 struct Files {
     folder: tempfile::TempDir,
-    sources: Sources,
+    sources: SourceList,
     tokenizer: Rc<ChatTokenizer>,
-    cache: Cache,
+    cache: TokenCache,
 }
 
 impl Files {
@@ -173,16 +173,16 @@ impl Files {
         std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
         let tokenizer = Rc::new(ChatTokenizer::load(&fixture("tiny-tokenizer"), None).unwrap());
         Self {
-            sources: Sources(vec![SourceSpec::file(path, Default::default())]),
+            sources: SourceList(vec![SourceSpec::file(path, Default::default())]),
             folder,
             tokenizer,
-            cache: Cache::off(),
+            cache: TokenCache::off(),
         }
     }
 
     /// Returns a data context with `examples` examples per step, in packed rows of `tokens` tokens.
-    fn ground(&self, examples: usize, tokens: usize) -> Ground<'_> {
-        Ground {
+    fn ground(&self, examples: usize, tokens: usize) -> DataContext<'_> {
+        DataContext {
             tokenizer: self.tokenizer.clone(),
             model: self.folder.path(),
             train: &self.sources,
@@ -212,18 +212,18 @@ fn near(name: &str, ours: f64, theirs: f64, tolerance: f64) {
 }
 
 /// Adds the gradients of one step to the model; returns its mean metrics and its number of micro-batches.
-fn learn(model: &Model, method: &mut dyn Method, replay: Replay) -> (BTreeMap<&'static str, f64>, usize) {
+fn learn(model: &Model, method: &mut dyn Method, replay: LayerReplay) -> (BTreeMap<&'static str, f64>, usize) {
     let step = method.next_step(model).unwrap();
-    let items = step.micro.iter().map(|b| b.items()).sum();
+    let items = step.micro_batches.iter().map(|b| b.items()).sum();
     let mut metrics = ft::models::Metrics::default();
-    for b in &step.micro {
+    for b in &step.micro_batches {
         metrics.merge(model.learn(b.tokens(), items, replay, |out| b.loss(out)).unwrap());
     }
-    (metrics.means(), step.micro.len())
+    (metrics.means(), step.micro_batches.len())
 }
 
 /// Takes the steps of a run and compares each with what TRL logged.
-fn train(name: &str, expected: &Expected, model: &Model, spec: &MethodSpec, replay: Replay) {
+fn train(name: &str, expected: &Expected, model: &Model, spec: &MethodSpec, replay: LayerReplay) {
     let Settings { batch, learning_rate, max_grad_norm, weight_decay, .. } = expected.settings;
     let settings = OptimSection { lr: Some(learning_rate), weight_decay, ..OptimSection::default() };
     let mut optimiser = Optimiser::new(model.params(), &settings, 0).unwrap();
@@ -255,7 +255,7 @@ fn allowed(expected: &Expected) -> f64 {
 fn with_lora(name: &str, spec: impl Fn(f64) -> MethodSpec) {
     let expected: Expected = json(format!("{FOLDER}/{name}/expected.json"));
     let folder = fixture(format!("{FOLDER}/{name}/initial"));
-    for replay in [Replay::None, Replay::All] {
+    for replay in [LayerReplay::None, LayerReplay::All] {
         let initial = file::read(&folder).unwrap();
         let plan = LoraPlan::new(&initial.spec).unwrap();
         let model = adapted(&fixture(&expected.model), Kind::Float, &plan);
@@ -288,7 +288,7 @@ fn ten_steps_of_dpo_on_every_weight_equal_trl() {
     let theirs = tensors(format!("{FOLDER}/dpo-full/final.safetensors"));
     let model = whole(&fixture(&expected.model), Kind::Float);
     let spec = MethodSpec::Dpo(dpo::DpoSpec { beta: expected.settings.beta, ..Default::default() });
-    train("dpo-full", &expected, &model, &spec, Replay::None);
+    train("dpo-full", &expected, &model, &spec, LayerReplay::None);
     let mut worst = Gap::default();
     for p in model.params().trainable() {
         worst.widen(assert_within(&p.name, &every(8, &p.tensor), &theirs[&p.name], allowed(&expected)));
@@ -329,7 +329,7 @@ fn packed_equals_one_by_one() {
         let model = model();
         let outcome = |tokens: usize, examples: usize| {
             let mut method = files.method(&spec, &model, examples, tokens);
-            let (means, rows) = learn(&model, &mut *method, Replay::None);
+            let (means, rows) = learn(&model, &mut *method, LayerReplay::None);
             (means, rows, take_gradients(&model), method.validate(&model).unwrap().unwrap())
         };
         let examples = if matches!(spec, MethodSpec::Kto(_)) { 12 } else { 6 };
@@ -357,7 +357,7 @@ fn no_gradient_comes_from_predicting_a_prompt() {
         let model = model();
         let mut method = files.method(&spec, &model, 3, 2048);
         let step = method.next_step(&model).unwrap();
-        let rows = spec.rows(&files.ground(3, 2048)).unwrap().shown(3).unwrap();
+        let rows = spec.rows(&files.ground(3, 2048)).unwrap().preview(3).unwrap();
         // 1 for every position whose next token is trained on, else 0. The packed row has the examples in the order of
         // `shown`.
         let answers: Vec<f32> = rows
@@ -365,10 +365,10 @@ fn no_gradient_comes_from_predicting_a_prompt() {
             .flat_map(|e| (0..e.ids.len()).map(|t| f32::from(u8::from(e.supervised.get(t + 1) == Some(&true)))))
             .collect();
         let answers = Tensor::from_slice(&answers).to_device(model.device());
-        let b = &step.micro[0];
+        let b = &step.micro_batches[0];
         let mut found = Vec::new();
         model
-            .learn(b.tokens(), b.items(), Replay::None, |out| {
+            .learn(b.tokens(), b.items(), LayerReplay::None, |out| {
                 let loss = b.loss(out);
                 let grad = Tensor::run_backward(&[&loss.sum], &[&out.hidden], true, false).remove(0);
                 found.push(grad.abs().sum_dim_intlist([-1i64].as_slice(), false, Kind::Float));
@@ -389,13 +389,13 @@ fn no_gradient_comes_from_predicting_a_prompt() {
 fn cached_log_probabilities_equal_the_reference_and_are_never_stale() {
     let kept = tempfile::tempdir().unwrap();
     let mut files = Files::new(&preference_rows(6));
-    files.cache = Cache::new(&CacheChoice::Folder(kept.path().into())).unwrap();
+    files.cache = TokenCache::new(&CacheChoice::Folder(kept.path().into())).unwrap();
     let of = |reference| MethodSpec::Dpo(dpo::DpoSpec { reference, ..Default::default() });
     let (live, cached) = (of(ReferenceChoice::Live), of(ReferenceChoice::Cached));
     let model = model();
     let outcome = |files: &Files, spec: &MethodSpec| {
         let mut method = files.method(spec, &model, 4, 256);
-        let means = learn(&model, &mut *method, Replay::None).0;
+        let means = learn(&model, &mut *method, LayerReplay::None).0;
         (means, take_gradients(&model), method.validate(&model).unwrap().unwrap())
     };
     let names = || {
@@ -439,7 +439,7 @@ fn a_fully_trained_model_is_compared_with_a_copy_of_itself() {
     let model = whole(&fixture("tiny-llama"), Kind::Float);
     let spec = MethodSpec::Dpo(dpo::DpoSpec::default());
     let mut method = files.method(&spec, &model, 4, 2048);
-    let before = learn(&model, &mut *method, Replay::None).0;
+    let before = learn(&model, &mut *method, LayerReplay::None).0;
     near("loss of a model that is its reference", before["loss"], std::f64::consts::LN_2, 1e-6);
     let mut optimiser = Optimiser::new(model.params(), &OptimSection::default(), 0).unwrap();
     optimiser.step(1e-3).unwrap();
@@ -452,7 +452,7 @@ fn a_fully_trained_model_is_compared_with_a_copy_of_itself() {
 fn rows_without_a_learning_signal_are_refused() {
     let error = |rows: &[Value], spec: &MethodSpec, cut: usize| {
         let files = Files::new(rows);
-        let ground = Ground { on_overflow: Overflow::Truncate, max_len: cut, ..files.ground(2, 512) };
+        let ground = DataContext { on_overflow: Overflow::Truncate, max_len: cut, ..files.ground(2, 512) };
         let found = spec.rows(&ground).and_then(|rows| rows.method(&model()).map(drop));
         found.unwrap_err().to_string()
     };
@@ -471,11 +471,11 @@ fn rows_without_a_learning_signal_are_refused() {
 #[test]
 fn kto_weights_that_do_not_balance_the_labels_are_reported() {
     let spec = kto::KtoSpec::default();
-    assert_eq!(spec.unbalanced(50, 50), None);
-    assert!(spec.unbalanced(90, 10).unwrap().contains("undesirable_weight: 9.00"));
-    assert!(spec.unbalanced(10, 90).unwrap().contains("desirable_weight: 9.00"));
-    assert_eq!(kto::KtoSpec { undesirable_weight: 9.0, ..spec.clone() }.unbalanced(90, 10), None);
-    assert!(spec.unbalanced(10, 0).unwrap().contains("bad"));
+    assert_eq!(spec.weight_advice(50, 50), None);
+    assert!(spec.weight_advice(90, 10).unwrap().contains("undesirable_weight: 9.00"));
+    assert!(spec.weight_advice(10, 90).unwrap().contains("desirable_weight: 9.00"));
+    assert_eq!(kto::KtoSpec { undesirable_weight: 9.0, ..spec.clone() }.weight_advice(90, 10), None);
+    assert!(spec.weight_advice(10, 0).unwrap().contains("bad"));
 }
 
 // --------------------------------------------------------------------------------------------- through the real binary
@@ -537,13 +537,13 @@ fn kto_caches_the_reference_of_mismatched_answers_too() {
     let outcome = |files: &Files, reference| {
         let spec = MethodSpec::Kto(kto::KtoSpec { reference, ..Default::default() });
         let mut method = files.method(&spec, &model, 4, 256);
-        let means = learn(&model, &mut *method, Replay::None).0;
+        let means = learn(&model, &mut *method, LayerReplay::None).0;
         (means, take_gradients(&model), method.validate(&model).unwrap().unwrap())
     };
     // A reference point (`kl`) below zero counts as zero, so only rows where it is above zero show whether it is right.
     let rows = (3..12).map(|n| {
         let mut files = Files::new(&preference_rows(n));
-        files.cache = Cache::new(&CacheChoice::Folder(kept.path().into())).unwrap();
+        files.cache = TokenCache::new(&CacheChoice::Folder(kept.path().into())).unwrap();
         let live = outcome(&files, ReferenceChoice::Live);
         (files, live)
     });

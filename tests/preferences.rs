@@ -1,10 +1,11 @@
 //! Compares pairs, judged answers, prompts and SFT examples with what TRL's trainers prepare from the same rows, and
 //! tests the row formats of other tools.
 
-use ft::data::record::{self, Place};
+use ft::data::record::{self, RowPlace};
 use ft::data::{
-    Answer, Asked, Cache, ChatTokenizer, Dataset, EncodeOptions, Example, Item, Overflow, Pair, Prompt, Record,
-    RowFormat, SourceSpec, Sources, Supervise, Unpaired, Want, detect,
+    AnswerContent, ChatTokenizer, Dataset, DatasetItem, EncodeOptions, Example, Overflow, PairExample, PromptContent,
+    PromptExample, Record, RowFormat, RowPurpose, SourceList, SourceSpec, Supervise, TokenCache, UnpairedExample,
+    detect,
 };
 use ft::error::Result;
 use serde_json::{Value, json};
@@ -19,16 +20,21 @@ fn tokenizer(row: &Value) -> ChatTokenizer {
     ChatTokenizer::load(&fixture("tiny-tokenizer"), template.as_deref()).unwrap()
 }
 
-fn open<T: Item>(rows: &[Value], format: RowFormat, tokenizer: &ChatTokenizer, max_len: usize) -> Result<Dataset<T>> {
+fn open<T: DatasetItem>(
+    rows: &[Value],
+    format: RowFormat,
+    tokenizer: &ChatTokenizer,
+    max_len: usize,
+) -> Result<Dataset<T>> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.jsonl");
     std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
     let on_overflow = Overflow::Truncate;
     let options = EncodeOptions { supervise: Supervise::Assistant, max_len, on_overflow, overflow_tolerance: 0.0 };
-    Dataset::open(&Sources(vec![SourceSpec::file(path, format)]), tokenizer, &options, &Cache::off())
+    Dataset::open(&SourceList(vec![SourceSpec::file(path, format)]), tokenizer, &options, &TokenCache::off())
 }
 
-fn items<T: Item>(row: &Value, format: RowFormat) -> Result<Vec<T>> {
+fn items<T: DatasetItem>(row: &Value, format: RowFormat) -> Result<Vec<T>> {
     let mut plain = row.clone();
     plain.as_object_mut().unwrap().remove("template");
     open(&[plain], format, &tokenizer(row), 4096)?.to_vec()
@@ -54,14 +60,14 @@ fn pairs_equal_trl() {
     assert!(rows.len() > 10);
     for case in rows {
         let row = &case["row"];
-        let pair = items::<Pair>(row, as_trl(row)).unwrap().remove(0);
+        let pair = items::<PairExample>(row, as_trl(row)).unwrap().remove(0);
         let found = json!({ "prompt_ids": pair.prompt, "chosen_ids": pair.chosen, "rejected_ids": pair.rejected });
         assert_eq!(found, case["dpo"], "{row}");
         // The masks of the data collator: 0 over the prompt, 1 over the answer.
         let [chosen, rejected] = pair.sequences();
         assert_eq!(json!({ "chosen_ids": chosen.ids, "rejected_ids": rejected.ids }), case["reward"], "{row}");
         for (example, answer) in [(&chosen, &pair.chosen), (&rejected, &pair.rejected)] {
-            assert_eq!(example.targets(), answer.len());
+            assert_eq!(example.target_count(), answer.len());
             assert!(example.supervised[pair.prompt.len()..].iter().all(|s| *s));
         }
         assert_eq!(pair.margin, row["margin"].as_f64());
@@ -72,7 +78,7 @@ fn pairs_equal_trl() {
 fn judged_answers_equal_trl() {
     for case in expected("unpaired") {
         let row = &case["row"];
-        let found = items::<Unpaired>(row, RowFormat::Auto).unwrap();
+        let found = items::<UnpairedExample>(row, RowFormat::Auto).unwrap();
         let same = found.iter().filter(|u| {
             json!({ "p": u.prompt, "c": u.completion, "l": u.good })
                 == json!({ "p": case["prompt_ids"], "c": case["completion_ids"], "l": case["label"] })
@@ -85,7 +91,7 @@ fn judged_answers_equal_trl() {
 #[test]
 fn prompts_equal_those_of_generation() {
     for case in expected("prompts") {
-        let found = items::<Prompt>(&case["row"], RowFormat::Auto).unwrap();
+        let found = items::<PromptExample>(&case["row"], RowFormat::Auto).unwrap();
         assert_eq!(json!(found[0].ids), case["ids"]);
     }
     // The prompt of a conversation is everything before its last answer.
@@ -93,8 +99,8 @@ fn prompts_equal_those_of_generation() {
         let all = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")];
         all[..n].iter().map(|(role, content)| json!({ "role": role, "content": content })).collect::<Vec<_>>()
     };
-    let talk = items::<Prompt>(&json!({ "messages": turns(4) }), RowFormat::Auto).unwrap();
-    assert_eq!(talk, items::<Prompt>(&json!({ "prompt": turns(3) }), RowFormat::Auto).unwrap());
+    let talk = items::<PromptExample>(&json!({ "messages": turns(4) }), RowFormat::Auto).unwrap();
+    assert_eq!(talk, items::<PromptExample>(&json!({ "prompt": turns(3) }), RowFormat::Auto).unwrap());
 }
 
 #[test]
@@ -119,7 +125,7 @@ fn trained_tokens_equal_trl_except_after_the_last_stop_token() {
 fn rows_of_other_tools_are_pairs() {
     let user = |text: &str| json!({ "role": "user", "content": text });
     let says = |text: &str| json!({ "role": "assistant", "content": text });
-    let plain = items::<Pair>(
+    let plain = items::<PairExample>(
         &json!({ "prompt": [user("q")], "chosen": [says("good")], "rejected": [says("bad")] }),
         RowFormat::Auto,
     )
@@ -141,19 +147,19 @@ fn rows_of_other_tools_are_pairs() {
         json!({ "prompt": [user("q")], "chosen": [user("q"), says("good")], "rejected": [user("q"), says("bad")] }),
     ];
     for row in same {
-        assert_eq!(items::<Pair>(&row, RowFormat::Auto).unwrap(), plain, "{row}");
+        assert_eq!(items::<PairExample>(&row, RowFormat::Auto).unwrap(), plain, "{row}");
     }
     let with_system = json!({ "system": "S", "question": "q", "chosen": "good", "rejected": "bad" });
-    let pair = items::<Pair>(&with_system, RowFormat::Auto).unwrap().remove(0);
+    let pair = items::<PairExample>(&with_system, RowFormat::Auto).unwrap().remove(0);
     let text = tokenizer(&json!({})).decode(&pair.prompt, false).unwrap();
     assert!(text.starts_with("<|im_start|>system\nS<|im_end|>") && text.ends_with("<|im_start|>assistant\n"), "{text}");
     // OpenRLHF: text without a prompt, and a margin.
     let open = json!({ "chosen": "A: yes", "rejected": "A: no", "margin": 3 });
-    let pair = items::<Pair>(&open, RowFormat::Auto).unwrap().remove(0);
+    let pair = items::<PairExample>(&open, RowFormat::Auto).unwrap().remove(0);
     assert_eq!((pair.margin, pair.prompt), (Some(3.0), tokenizer(&json!({})).encode("A:").unwrap()));
     let kto = json!({ "conversations": [{ "from": "human", "value": "q" }, { "from": "gpt", "value": "good" }],
                       "kto_tag": true });
-    let judged = items::<Unpaired>(&kto, RowFormat::Auto).unwrap().remove(0);
+    let judged = items::<UnpairedExample>(&kto, RowFormat::Auto).unwrap().remove(0);
     assert_eq!((&judged.prompt, &judged.completion, judged.good), (&plain[0].prompt, &plain[0].chosen, true));
 }
 
@@ -164,7 +170,7 @@ fn answers_that_first_differ_in_a_user_turn_begin_with_that_turn() {
         turns.iter().map(|(role, content)| json!({ "role": role, "content": content })).collect::<Vec<_>>()
     };
     let row = json!({ "chosen": talk(["c", "d"]), "rejected": talk(["x", "y"]) });
-    let pair = items::<Pair>(&row, RowFormat::Auto).unwrap().remove(0);
+    let pair = items::<PairExample>(&row, RowFormat::Auto).unwrap().remove(0);
     let text = |ids: &[u32]| tokenizer(&json!({})).decode(ids, false).unwrap();
     assert!(text(&pair.prompt).ends_with("b<|im_end|>\n<|im_start|>"), "{}", text(&pair.prompt));
     assert!(text(&pair.rejected).starts_with("user\nx<|im_end|>"), "{}", text(&pair.rejected));
@@ -179,7 +185,7 @@ fn dialogues_remain_text_without_a_template() {
     std::fs::write(folder.path().join("tokenizer_config.json"), "{\"eos_token\": \"<|im_end|>\"}").unwrap();
     let bare = ChatTokenizer::load(folder.path(), None).unwrap();
     let case = expected("pairs").into_iter().find(|c| as_trl(&c["row"]) == RowFormat::Preference).unwrap();
-    let pairs: Vec<Pair> = open(&[case["row"].clone()], RowFormat::Auto, &bare, 4096).unwrap().to_vec().unwrap();
+    let pairs: Vec<PairExample> = open(&[case["row"].clone()], RowFormat::Auto, &bare, 4096).unwrap().to_vec().unwrap();
     assert_eq!(json!(pairs[0].prompt), case["dpo"]["prompt_ids"]);
     assert_eq!(json!(pairs[0].chosen), case["dpo"]["chosen_ids"]);
 }
@@ -203,10 +209,10 @@ fn invalid_pairs_are_refused_with_their_line() {
             "key `margin` is text, expected a number",
         ),
     ] {
-        let e = open::<Pair>(&[good.clone(), bad], RowFormat::Auto, &tokenizer(&json!({})), 4096).unwrap_err();
+        let e = open::<PairExample>(&[good.clone(), bad], RowFormat::Auto, &tokenizer(&json!({})), 4096).unwrap_err();
         assert!(e.message().contains("rows.jsonl:2: ") && e.message().contains(says_), "{says_}: {e}");
     }
-    let e = items::<Pair>(&json!({ "text": "a" }), RowFormat::Auto).unwrap_err();
+    let e = items::<PairExample>(&json!({ "text": "a" }), RowFormat::Auto).unwrap_err();
     assert!(e.message().contains("no preference pairs"), "{e}");
     let e =
         items::<Example>(&json!({ "prompt": "a", "completion": "b", "label": false }), RowFormat::Auto).unwrap_err();
@@ -218,9 +224,9 @@ fn long_pairs_are_truncated_or_dropped() {
     let says = |n: usize| json!([{ "role": "assistant", "content": "word ".repeat(n) }]);
     let row = |prompt: usize, chosen: usize| json!({ "prompt": [{ "role": "user", "content": "word ".repeat(prompt) }], "chosen": says(chosen), "rejected": says(1) });
     let rows = [row(1, 2), row(1, 60), row(200, 2)];
-    let whole: Dataset<Pair> = open(&rows, RowFormat::Auto, &tokenizer(&json!({})), 4096).unwrap();
+    let whole: Dataset<PairExample> = open(&rows, RowFormat::Auto, &tokenizer(&json!({})), 4096).unwrap();
     let max = whole.get(0).unwrap().sequences()[0].ids.len() + 20;
-    let cut: Dataset<Pair> = open(&rows, RowFormat::Auto, &tokenizer(&json!({})), max).unwrap();
+    let cut: Dataset<PairExample> = open(&rows, RowFormat::Auto, &tokenizer(&json!({})), max).unwrap();
     assert_eq!((cut.len(), cut.summary.truncated, cut.summary.dropped), (2, 1, 1));
     let (long, shorter) = (whole.get(1).unwrap(), cut.get(1).unwrap());
     assert_eq!((&shorter.prompt, &shorter.rejected), (&long.prompt, &long.rejected));
@@ -233,14 +239,14 @@ fn the_purpose_of_rows_decides_between_formats() {
     let columns = |row: Value| row.as_object().unwrap().clone();
     let both = columns(json!({ "prompt": "q", "chosen": [], "rejected": [], "messages": [{ "role": "user" }] }));
     let found = |want| detect::detect(&both, want, "rows.jsonl".as_ref()).map(RowFormat::name).unwrap_or("none");
-    assert_eq!(found(Want::Pairs), "preference");
-    assert_eq!(found(Want::Anything), "preference");
-    assert_eq!(found(Want::Answers), "messages");
-    assert_eq!(found(Want::Prompts), "prompt");
-    assert_eq!(found(Want::Verdicts), "preference");
-    let place = Place { path: "rows.jsonl".as_ref(), line: 1 };
+    assert_eq!(found(RowPurpose::Pairs), "preference");
+    assert_eq!(found(RowPurpose::Anything), "preference");
+    assert_eq!(found(RowPurpose::Answers), "messages");
+    assert_eq!(found(RowPurpose::Prompts), "prompt");
+    assert_eq!(found(RowPurpose::Verdicts), "preference");
+    let place = RowPlace { path: "rows.jsonl".as_ref(), line: 1 };
     let row = columns(json!({ "chosen": "The sky is blue", "rejected": "The sky is green" }));
-    let Record::Preference(pair) = record::read(row, RowFormat::Preference, place).unwrap() else { panic!() };
-    assert_eq!(pair.prompt, Asked::Text("The sky is".into()));
-    assert_eq!(pair.chosen, Answer::Text(" blue".into()));
+    let Record::Preference(pair) = record::read_record(row, RowFormat::Preference, place).unwrap() else { panic!() };
+    assert_eq!(pair.prompt, PromptContent::Text("The sky is".into()));
+    assert_eq!(pair.chosen, AnswerContent::Text(" blue".into()));
 }

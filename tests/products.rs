@@ -2,7 +2,7 @@
 //! (instruction set) that the machine can run.
 
 use crate::support::device;
-use ft::native::products::{self, Build};
+use ft::native::products::{self, KernelBuild};
 use tch::{Device, Kind, Tensor};
 
 const FORMATS: [(Kind, Kind); 3] =
@@ -54,7 +54,7 @@ fn every_build_of_the_matrix_product_equals_libtorch() {
     device();
     let _no_grad = tch::no_grad_guard();
     tch::manual_seed(7);
-    for build in Build::available() {
+    for build in KernelBuild::available() {
         for (a, b) in FORMATS {
             for (rows, n, k) in SIZES {
                 let (x, w) = (random(&[rows, k], a), random(&[n, k], b));
@@ -80,7 +80,7 @@ fn the_bits_of_a_row_do_not_depend_on_the_other_rows() {
     device();
     let _no_grad = tch::no_grad_guard();
     tch::manual_seed(8);
-    for build in Build::available() {
+    for build in KernelBuild::available() {
         for (a, b) in FORMATS {
             for (n, k) in [(70, 576), (33, 16), (5, 101)] {
                 let (x, w) = (random(&[70, k], a), random(&[n, k], b));
@@ -99,7 +99,7 @@ fn bfloat16_weights_give_the_bits_of_a_float32_copy() {
     device();
     let _no_grad = tch::no_grad_guard();
     tch::manual_seed(9);
-    for build in Build::available() {
+    for build in KernelBuild::available() {
         for rows in [1, 2, 3, 8, 40] {
             let (x, w, bias) =
                 (random(&[rows, 200], Kind::Float), random(&[37, 200], Kind::BFloat16), random(&[37], Kind::Float));
@@ -141,7 +141,7 @@ fn every_build_of_decoding_attention_equals_composed_operations() {
     device();
     let _no_grad = tch::no_grad_guard();
     tch::manual_seed(12);
-    for build in Build::available() {
+    for build in KernelBuild::available() {
         for kind in [Kind::Float, Kind::BFloat16] {
             for (held, heads, shared, e) in
                 [(vec![0], 1, 1, 4), (vec![5, 0, 130], 6, 2, 64), (vec![1000, 17], 4, 4, 80), (vec![33], 9, 3, 63)]

@@ -2,8 +2,8 @@
 
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec, Targets};
-use ft::models::{Metrics, Model, Replay};
-use ft::nn::{Attach, Layer, Role, Site, Tokens, Weights, weights};
+use ft::models::{LayerReplay, Metrics, Model};
+use ft::nn::{AdapterPlan, AdapterSite, LayerKind, ParamRole, Tokens, Weights, weights};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -32,7 +32,7 @@ fn with_lora(base: &str, kind: Kind, plan: &LoraPlan) -> Model {
 }
 
 /// Mean loss and gradients of one step over micro-batches.
-fn step(model: &Model, batches: &[Vec<Sequence>], replay: Replay) -> (f64, BTreeMap<String, Tensor>) {
+fn step(model: &Model, batches: &[Vec<Sequence>], replay: LayerReplay) -> (f64, BTreeMap<String, Tensor>) {
     let items = batches.iter().flatten().map(Sequence::items).sum();
     let mut metrics = Metrics::default();
     for b in batches {
@@ -57,7 +57,7 @@ fn unequal_micro_batches_in_any_order_equal_the_whole_batch() {
         [("full", whole(&fixture(TINY), Kind::Float)), ("lora", with_lora(TINY, Kind::Float, &all_linear(0.0)))]
     {
         let all = sequences(512);
-        let (loss, grads) = step(&model, std::slice::from_ref(&all), Replay::None);
+        let (loss, grads) = step(&model, std::slice::from_ref(&all), LayerReplay::None);
         let pick = |groups: &[&[usize]]| -> Vec<Vec<Sequence>> {
             groups.iter().map(|g| g.iter().map(|&i| all[i].clone()).collect()).collect()
         };
@@ -66,13 +66,13 @@ fn unequal_micro_batches_in_any_order_equal_the_whole_batch() {
             pick(&[&[3, 5, 1], &[2], &[4, 0]]),
             pick(&[&[5, 4, 3, 2, 1, 0]]),
         ] {
-            let (part_loss, part_grads) = step(&model, &split, Replay::None);
+            let (part_loss, part_grads) = step(&model, &split, LayerReplay::None);
             assert_number(&format!("{what}: loss"), part_loss, loss, 1e-6);
             println!("{what}: {:?}", assert_all_close(&part_grads, &grads, 1e-5));
         }
         // The loss is divided by the items of the whole step because the mean of the micro-batches' own means is
         // another number.
-        let own: Vec<f64> = all.iter().map(|s| step(&model, &[vec![s.clone()]], Replay::None).0).collect();
+        let own: Vec<f64> = all.iter().map(|s| step(&model, &[vec![s.clone()]], LayerReplay::None).0).collect();
         assert!((own.iter().sum::<f64>() / own.len() as f64 / loss - 1.0).abs() > 1e-3);
     }
 }
@@ -98,9 +98,9 @@ fn replay_gives_the_same_bits() {
                 let (loss, grads) = step(model, &batches, replay);
                 (loss, grads, Tensor::rand([4], (Kind::Float, device())))
             };
-            let (loss, grads, next) = run(Replay::None);
+            let (loss, grads, next) = run(LayerReplay::None);
             assert_eq!(grads.len(), model.params().trainable().count());
-            for replay in [Replay::First(1), Replay::All] {
+            for replay in [LayerReplay::First(1), LayerReplay::All] {
                 let (replayed_loss, replayed, replayed_next) = run(replay);
                 assert!(loss.is_finite() && loss == replayed_loss, "{what}: {loss} and {replayed_loss}");
                 for (name, g) in &grads {
@@ -111,7 +111,11 @@ fn replay_gives_the_same_bits() {
             }
             if what.contains("dropout") {
                 tch::manual_seed(12);
-                assert_ne!(step(model, &batches, Replay::None).0, loss, "{what}: dropout must be active in training");
+                assert_ne!(
+                    step(model, &batches, LayerReplay::None).0,
+                    loss,
+                    "{what}: dropout must be active in training"
+                );
             }
         }
     });
@@ -123,8 +127,9 @@ fn packed_equals_one_by_one_in_loss_and_gradients() {
         [("full", whole(&fixture(BIASED), Kind::Float)), ("lora", with_lora(TINY, Kind::Float, &all_linear(0.0)))]
     {
         let all = sequences(64);
-        let (loss, grads) = step(&model, std::slice::from_ref(&all), Replay::None);
-        let (alone_loss, alone) = step(&model, &all.iter().map(|s| vec![s.clone()]).collect::<Vec<_>>(), Replay::None);
+        let (loss, grads) = step(&model, std::slice::from_ref(&all), LayerReplay::None);
+        let (alone_loss, alone) =
+            step(&model, &all.iter().map(|s| vec![s.clone()]).collect::<Vec<_>>(), LayerReplay::None);
         assert_number(what, loss, alone_loss, 1e-6);
         println!("{what}: {:?}", assert_all_close(&grads, &alone, 1e-5));
     }
@@ -153,8 +158,8 @@ fn without_its_adapter_the_model_is_the_base_bit_for_bit() {
     for kind in [Kind::Float, Kind::BFloat16] {
         let model = with_lora(TINY, kind, &all_linear(0.5));
         let base = frozen(&fixture(TINY), kind);
-        assert_eq!(model.active(), Some("a"));
-        assert_same("off", &model.with(None, |m| logits(m, &sequence)), &logits(&base, &sequence));
+        assert_eq!(model.active_adapter(), Some("a"));
+        assert_same("off", &model.with_adapter(None, |m| logits(m, &sequence)), &logits(&base, &sequence));
         assert!(
             Gap::between(&logits(&model, &sequence), &logits(&base, &sequence)).norm > 0.01,
             "the active adapter must change the logits"
@@ -167,7 +172,7 @@ fn a_fresh_adapter_changes_nothing() {
     let plan = all_linear(0.0);
     let model = adapted(&fixture(TINY), Kind::Float, &plan);
     let sequence = Sequence::random(30, 512, 1);
-    assert_close("B is zero", &logits(&model, &sequence), &model.with(None, |m| logits(m, &sequence)), 1e-6);
+    assert_close("B is zero", &logits(&model, &sequence), &model.with_adapter(None, |m| logits(m, &sequence)), 1e-6);
 }
 
 #[test]
@@ -184,12 +189,12 @@ fn merged_weights_give_the_adapted_output() {
         let mut folded = 0;
         let merge = |p: &ft::nn::Param| {
             let site = p.name.strip_suffix(".weight").unwrap_or(&p.name);
-            let add = &mut |name: &str, _: Tensor, _: Role| adapter[&format!("{site}.{name}")].shallow_clone();
+            let add = &mut |name: &str, _: Tensor, _: ParamRole| adapter[&format!("{site}.{name}")].shallow_clone();
             if !adapter.contains_key(&format!("{site}.lora_A.weight")) || p.name.ends_with("bias") {
                 return (p.name.clone(), p.tensor.detach());
             }
             folded += 1;
-            let site = Site { name: site, layer: p.layer, weight: &p.tensor, bias: None, tied: false };
+            let site = AdapterSite { name: site, layer: p.layer, weight: &p.tensor, bias: None, tied: false };
             (p.name.clone(), plan.attach(&site, add).unwrap().unwrap().merged(&p.tensor).detach())
         };
         let merged: Vec<(String, Tensor)> = model.params().base().map(merge).collect();
@@ -227,7 +232,7 @@ fn log_probabilities_in_chunks_equal_log_softmax_of_all_logits() {
     let row = Row::pack(&long());
     assert!(row.items > 512.0);
     for (what, model, relative) in &models {
-        for replay in [Replay::None, Replay::All] {
+        for replay in [LayerReplay::None, LayerReplay::All] {
             let chunked = model.learn(&row.tokens, row.items, replay, |out| row.loss(out)).unwrap().means()["loss"];
             let grads = take_gradients(model);
             let plain = model.learn(&row.tokens, row.items, replay, |out| row.plain_loss(out)).unwrap().means()["loss"];
@@ -286,7 +291,7 @@ fn a_bf16_run_stays_near_float32() {
     for (what, wide, half) in pairs {
         let batches = vec![sequences(64)];
         let ((loss, grads), (half_loss, half_grads)) =
-            (step(&wide, &batches, Replay::None), step(&half, &batches, Replay::None));
+            (step(&wide, &batches, LayerReplay::None), step(&half, &batches, LayerReplay::None));
         assert_number(&format!("{what}: loss"), half_loss, loss, 2e-3);
         let kind_of =
             |name: &str| name.split('.').filter(|p| p.parse::<usize>().is_err()).collect::<Vec<_>>().join(".");
@@ -316,14 +321,14 @@ fn switches_are_restored_after_a_panic() {
     let (sequence, row) = (Sequence::random(20, 512, 3), Row::pack(&sequences(512)));
     let before = logits(&model, &sequence);
     let inside = catch_unwind(AssertUnwindSafe(|| {
-        model.with(None, |m| {
-            assert_eq!(m.active(), None);
+        model.with_adapter(None, |m| {
+            assert_eq!(m.active_adapter(), None);
             panic!("on purpose")
         })
     }));
     assert!(inside.is_err());
-    assert_eq!(model.active(), Some("a"));
-    for replay in [Replay::None, Replay::All] {
+    assert_eq!(model.active_adapter(), Some("a"));
+    for replay in [LayerReplay::None, LayerReplay::All] {
         let learning = catch_unwind(AssertUnwindSafe(|| {
             let _ = model.learn(&row.tokens, row.items, replay, |_| panic!("on purpose"));
         }));
@@ -333,9 +338,9 @@ fn switches_are_restored_after_a_panic() {
         assert!(ft::native::grad_enabled());
     }
     // After a nested switch, the outer one is active again.
-    model.with(None, |m| {
-        m.with(Some("a"), |m| assert_eq!(m.active(), Some("a")));
-        assert_eq!(m.active(), None);
+    model.with_adapter(None, |m| {
+        m.with_adapter(Some("a"), |m| assert_eq!(m.active_adapter(), Some("a")));
+        assert_eq!(m.active_adapter(), None);
     });
 }
 
@@ -347,14 +352,14 @@ fn shifted(model: &Model, tensor: &Tensor, direction: &Tensor, by: f64, batches:
     };
     move_by(by);
     tch::manual_seed(5);
-    let loss = step(model, batches, Replay::None).0;
+    let loss = step(model, batches, LayerReplay::None).0;
     move_by(-by);
     loss
 }
 
 /// Checks the gradient of each chosen parameter against a central difference along a direction. The direction is half
 /// the gradient and half random, so that a component missing from the gradient is detected.
-fn check_differences(what: &str, model: &Model, batches: &[Vec<Sequence>], replay: Replay, chosen: &[&str]) {
+fn check_differences(what: &str, model: &Model, batches: &[Vec<Sequence>], replay: LayerReplay, chosen: &[&str]) {
     tch::manual_seed(5);
     let (_, grads) = step(model, batches, replay);
     let (mut worst, mut checked) = (0f64, 0);
@@ -392,7 +397,7 @@ fn gradients_equal_finite_differences() {
         "full",
         &biased,
         &batches,
-        Replay::All,
+        LayerReplay::All,
         &[&weights[..], &["lm_head.weight", "embed_tokens.weight"]].concat(),
     );
     let tied = whole(&fixture(TINY), Kind::Float);
@@ -400,7 +405,7 @@ fn gradients_equal_finite_differences() {
         "full, tied",
         &tied,
         &batches,
-        Replay::None,
+        LayerReplay::None,
         &["embed_tokens.weight", "layers.2.mlp.down_proj.weight"],
     );
     let lora = with_lora(TINY, Kind::Float, &all_linear(0.0));
@@ -408,7 +413,7 @@ fn gradients_equal_finite_differences() {
         "lora",
         &lora,
         &batches,
-        Replay::All,
+        LayerReplay::All,
         &["layers.0.self_attn.k_proj.lora_A.weight", "1.mlp.up_proj.lora_B.weight"],
     );
 }
@@ -419,22 +424,22 @@ fn gradients_with_dropout_are_those_of_the_sampled_masks() {
         let batches = vec![vec![Sequence::random(23, 64, 1)], vec![Sequence::random(300, 64, 9)]];
         let layers = with_lora(BIASED, Kind::Float, &all_linear(0.3));
         let chosen = ["layers.0.self_attn.q_proj.lora_A.weight", "layers.2.mlp.down_proj.lora_B.weight"];
-        check_differences("layers", &layers, &batches, Replay::All, &chosen);
+        check_differences("layers", &layers, &batches, LayerReplay::All, &chosen);
         // The head computes its rows in chunks and again in the backward pass, where it must sample the same masks.
         let head = lora(Targets::Names(vec!["lm_head".into(), "v_proj".into()]), 0.3);
         let chosen = ["lm_head.lora_A.weight", "lm_head.lora_B.weight", "layers.0.self_attn.v_proj.lora_A.weight"];
-        check_differences("head", &with_lora(BIASED, Kind::Float, &head), &batches, Replay::All, &chosen);
+        check_differences("head", &with_lora(BIASED, Kind::Float, &head), &batches, LayerReplay::All, &chosen);
     });
 }
 
 #[test]
 fn only_what_is_trained_receives_a_gradient() {
     let model = with_lora(TINY, Kind::Float, &all_linear(0.0));
-    step(&model, &[sequences(512)], Replay::All);
+    step(&model, &[sequences(512)], LayerReplay::All);
     for p in model.params().iter() {
         assert_eq!(p.trainable(), p.adapter.is_some(), "{}", p.name);
         assert!(p.trainable() || !p.tensor.grad().defined(), "{}", p.name);
-        assert!(p.layer == Layer::Linear || p.adapter.is_none(), "{}: `all-linear` must not include it", p.name);
+        assert!(p.layer == LayerKind::Linear || p.adapter.is_none(), "{}: `all-linear` must not include it", p.name);
     }
 }
 

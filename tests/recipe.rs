@@ -428,10 +428,10 @@ fn synonyms_lead_to_keys_that_exist() {
             assert!(seen.insert(*theirs), "{theirs} is listed twice");
             assert!(recipe::keys().iter().all(|k| k.name() != *theirs), "{theirs} is a key of its own");
             assert_eq!(theirs.to_lowercase().replace('-', "_"), *theirs, "would never be found");
-            assert_eq!(recipe::for_key("", theirs).path.as_deref(), synonym.ours);
+            assert_eq!(recipe::suggest_key("", theirs).path.as_deref(), synonym.ours);
         }
     }
-    for (theirs, ours) in recipe::VALUES {
+    for (theirs, ours) in recipe::VALUE_SYNONYMS {
         let holders = recipe::keys().iter().filter(|k| k.choices.iter().any(|(c, _)| c == ours));
         assert!(holders.count() > 0, "{theirs}: `{ours}` is no choice");
     }

@@ -6,8 +6,8 @@
 use crate::needs::{BROWSER, needs};
 use crate::support::{fixture, frozen, whole};
 use crate::webdriver::Driver;
-use ft::models::{Model, origin::Stage};
-use ft::runs::{RunFolder, State};
+use ft::models::{Model, non_finite::NonFiniteStage};
+use ft::runs::{RunFolder, RunStatus};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -208,7 +208,7 @@ fn every_record_of_a_run_agrees_with_its_metrics() {
     assert!(output.status.success(), "{}", said(&output));
     let run = RunFolder::open(&space.path("run")).unwrap();
     let h = &run.history;
-    assert_eq!((h.steps.len(), run.state), (30, State::Finished));
+    assert_eq!((h.steps.len(), run.state), (30, RunStatus::Finished));
     assert_eq!(h.validations.iter().map(|v| v.step).collect::<Vec<_>>(), [0, 10, 20, 30]);
 
     let board = board(&events(&space, "run"));
@@ -337,18 +337,18 @@ fn the_state_of_a_run_is_known_and_a_resumed_run_has_each_step_once() {
     };
     let state = || RunFolder::open(&space.path("run")).unwrap().state;
     let mut child = begin(&[], 7);
-    assert_eq!(state(), State::Running);
+    assert_eq!(state(), RunStatus::Running);
     signal("-KILL", &mut child);
-    assert_eq!(state(), State::Crashed);
+    assert_eq!(state(), RunStatus::Crashed);
     let saved = |n: u64| space.path(&format!("run/checkpoints/step-{n}")).exists();
     assert!(saved(5), "the checkpoint of step 5 is missing");
     let reached = RunFolder::open(&space.path("run")).unwrap().history.last_step() as usize;
     let mut child = begin(&["--resume"], reached + 3);
     signal("-TERM", &mut child);
-    assert_eq!(state(), State::Interrupted);
+    assert_eq!(state(), RunStatus::Interrupted);
     space.ft(&arguments(&["--resume"]));
     let run = RunFolder::open(&space.path("run")).unwrap();
-    assert_eq!((run.state, run.history.steps.len(), run.resumed_at().len()), (State::Finished, 360, 2));
+    assert_eq!((run.state, run.history.steps.len(), run.resumed_steps().len()), (RunStatus::Finished, 360, 2));
     let board = board(&events(&space, "run"));
     assert_eq!(board.files, 3);
     let steps: Vec<u64> = board.scalars["train/loss"].iter().map(|(s, _)| *s).collect();
@@ -494,7 +494,7 @@ fn a_step_that_is_not_finite_names_its_origin() {
     let evidence = found["evidence"].to_string();
     assert!(evidence.contains("begins at"), "{evidence}");
     let run = RunFolder::open(&space.path("run")).unwrap();
-    assert_eq!(run.state, State::Failed);
+    assert_eq!(run.state, RunStatus::Failed);
     let facts = run.facts.as_ref().unwrap();
     assert!(!facts.origins.is_empty() && facts.origins[0].stage != "unknown", "{:?}", facts.origins);
     assert!(space.text("run/report.html").contains("class=\"skipped\""));
@@ -507,7 +507,7 @@ fn origins_of_numbers_that_are_not_finite_are_named() {
     let row = || crate::support::Row::pack(&[crate::support::Sequence::random(12, 500, 3)]);
     let origin = |model: &Model| {
         let row = row();
-        model.origin(&row.tokens, row.items, |out| row.loss(out)).unwrap()
+        model.find_non_finite(&row.tokens, row.items, |out| row.loss(out)).unwrap()
     };
     let folder = fixture("tiny-llama");
     let set = |model: &Model, name: &str, value: f64| {
@@ -521,13 +521,13 @@ fn origins_of_numbers_that_are_not_finite_are_named() {
     let base = frozen(&folder, Kind::Float);
     set(&base, "model.layers.1.mlp.up_proj.weight", f64::NAN);
     let found = origin(&base).unwrap();
-    assert_eq!((found.stage, found.nan, found.infinite), (Stage::FrozenWeights, 1, 0));
+    assert_eq!((found.stage, found.nan, found.infinite), (NonFiniteStage::FrozenWeights, 1, 0));
     assert!(found.to_string().contains("`model.layers.1.mlp.up_proj.weight`"), "{found}");
 
     let trained = whole(&folder, Kind::Float);
     set(&trained, "model.norm.weight", f64::INFINITY);
     let found = origin(&trained).unwrap();
-    assert_eq!((found.stage, found.infinite), (Stage::TrainedWeights, 1));
+    assert_eq!((found.stage, found.infinite), (NonFiniteStage::TrainedWeights, 1));
 
     // Finite weights whose product overflows.
     let wide = whole(&folder, Kind::Float);
@@ -537,7 +537,7 @@ fn origins_of_numbers_that_are_not_finite_are_named() {
         let _ = p.tensor.shallow_clone().fill_(3e38);
     }
     let found = origin(&wide).unwrap();
-    assert_eq!(found.stage, Stage::Forward, "{found}");
+    assert_eq!(found.stage, NonFiniteStage::Forward, "{found}");
     assert!(found.place == "output of layer 1" && found.input.is_some(), "{found}");
 }
 

@@ -5,13 +5,13 @@ use crate::commands::Workspace;
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec, file};
 use ft::convert::export;
-use ft::data::Pair;
+use ft::data::PairExample;
 use ft::fsutil::{read_json, write_json};
-use ft::methods::Batch;
-use ft::methods::reward::loss::Pairs;
-use ft::methods::reward::{Card, RewardSpec};
-use ft::models::{Heads, Load, Model, Replay, Scoring, Storage, open_scorer, reward};
-use ft::nn::{Attach, weights};
+use ft::methods::MicroBatch;
+use ft::methods::reward::loss::RewardBatch;
+use ft::methods::reward::{ReportCard, RewardMethodSpec};
+use ft::models::{Heads, LayerReplay, LoadOptions, Model, RewardScorer, Storage, open_scorer, reward};
+use ft::nn::{AdapterPlan, weights};
 use ft::recipe::OptimSection;
 use ft::train::optim::Optimiser;
 use serde_json::{Value, json};
@@ -33,7 +33,7 @@ fn scored(name: &str) -> Scored {
     serde_json::from_value(expected()[name].clone()).unwrap()
 }
 
-fn assert_scores(model: &Model, scoring: &Scoring, expected: &Scored) {
+fn assert_scores(model: &Model, scoring: &RewardScorer, expected: &Scored) {
     let together = scoring.scores(model, &expected.ids).unwrap();
     for (i, (ours, theirs)) in together.iter().zip(&expected.scores).enumerate() {
         assert!((ours - theirs).abs() < 1e-5, "sequence {i}: {ours}, transformers has {theirs}");
@@ -43,12 +43,19 @@ fn assert_scores(model: &Model, scoring: &Scoring, expected: &Scored) {
 }
 
 /// Loads a model with a scalar head for training: the adapter if there is one, else every weight.
-fn with_head(folder: &Path, adapter: Option<&dyn Attach>) -> Model {
+fn with_head(folder: &Path, adapter: Option<&dyn AdapterPlan>) -> Model {
     let adapters = adapter.map(|a| ("default".to_string(), a)).into_iter().collect::<Vec<_>>();
     let train_base = adapters.is_empty();
     Model::load(
         folder,
-        Load { device: device(), kind: Kind::Float, storage: Storage::Auto, train_base, adapters, heads: Heads::Score },
+        LoadOptions {
+            device: device(),
+            kind: Kind::Float,
+            storage: Storage::Auto,
+            train_base,
+            adapters,
+            heads: Heads::Score,
+        },
     )
     .unwrap()
 }
@@ -80,7 +87,8 @@ fn scores_of_transformers_directories_are_the_same() {
 fn scores_of_a_peft_adapter_are_the_same() {
     let (base, adapter) = (fixture("tiny-llama"), fixture("reward/adapter"));
     let (model, _) = open_scorer(&base, Some(&adapter), device(), Kind::Float).unwrap();
-    let scoring = Scoring { pad_token_id: Some(3), ..Scoring::of(&adapter, model.config()).unwrap() };
+    let scoring =
+        RewardScorer { pad_token_id: Some(3), ..RewardScorer::read_or_default(&adapter, model.config()).unwrap() };
     assert_scores(&model, &scoring, &scored("adapter"));
 }
 
@@ -121,23 +129,23 @@ struct Ids {
 }
 
 impl Ids {
-    fn pair(&self) -> Pair {
+    fn pair(&self) -> PairExample {
         let (chosen, rejected) = (self.chosen_ids.clone(), self.rejected_ids.clone());
-        Pair { prompt: Vec::new(), chosen, rejected, margin: self.margin, line: 1 }
+        PairExample { prompt: Vec::new(), chosen, rejected, margin: self.margin, line: 1 }
     }
 }
 
 /// Takes ten steps, with `micro` pairs per packed row, and compares each with what TRL logged.
-fn ten_steps(case: &Steps, model: &Model, micro: usize, replay: Replay) {
+fn ten_steps(case: &Steps, model: &Model, micro: usize, replay: LayerReplay) {
     let Rates { lr, betas, eps, max_norm } = case.optimiser;
     let settings = OptimSection { lr: Some(lr), betas, eps, weight_decay: 0.0, ..OptimSection::default() };
     let mut optimiser = Optimiser::new(model.params(), &settings, 0).unwrap();
-    let spec = RewardSpec { center: case.center, ..RewardSpec::default() };
+    let spec = RewardMethodSpec { center: case.center, ..RewardMethodSpec::default() };
     for (i, (batch, expected)) in case.pairs.chunks(case.pairs_a_step).zip(&case.steps).enumerate() {
-        let pairs: Vec<Pair> = batch.iter().map(Ids::pair).collect();
+        let pairs: Vec<PairExample> = batch.iter().map(Ids::pair).collect();
         let mut metrics = ft::models::Metrics::default();
         for row in pairs.chunks(micro) {
-            let row = Pairs::new(row, spec, device());
+            let row = RewardBatch::new(row, spec, device());
             let items = pairs.len() as f64;
             metrics.merge(model.learn(row.tokens(), items, replay, |out| row.loss(out)).unwrap());
         }
@@ -178,7 +186,7 @@ fn compare_final(name: &str, case: &Steps, model: &Model) {
 #[test]
 fn ten_steps_on_every_weight_equal_trl() {
     let case: Steps = json("reward/steps/full/expected.json");
-    for (micro, replay) in [(4, Replay::None), (1, Replay::All)] {
+    for (micro, replay) in [(4, LayerReplay::None), (1, LayerReplay::All)] {
         let model = with_head(&fixture("reward/llama"), None);
         ten_steps(&case, &model, micro, replay);
         compare_final("full", &case, &model);
@@ -190,7 +198,7 @@ fn ten_steps_of_lora_with_margins_and_centring_equal_trl() {
     let case: Steps = json("reward/steps/lora/expected.json");
     let folder = fixture("reward/steps/lora/initial");
     let initial = file::read(&folder).unwrap();
-    for (micro, replay) in [(4, Replay::None), (3, Replay::All)] {
+    for (micro, replay) in [(4, LayerReplay::None), (3, LayerReplay::All)] {
         let plan = LoraPlan::of_file(&initial.spec, &folder).unwrap();
         let model = with_head(&fixture("tiny-llama"), Some(&plan));
         file::load_into(model.params().adapter(0), &initial.tensors, &folder).unwrap();
@@ -240,7 +248,7 @@ fn a_saved_adapter_has_its_head_and_a_padding_token_that_ends_no_answer() {
     assert_eq!((&config["task_type"], &config["modules_to_save"]), (&json!("SEQ_CLS"), &json!(["score"])));
     let saved = weights::Weights::open_file(&folder.join(file::TENSORS)).unwrap();
     assert_eq!(saved.shape("base_model.model.score.weight"), Some([1, 64].as_slice()));
-    let scoring = Scoring::read(&folder).unwrap().unwrap();
+    let scoring = RewardScorer::read(&folder).unwrap().unwrap();
     assert_eq!((scoring.pad_token_id, scoring.probes.len()), (Some(3), 7), "`<|pad|>` exists and ends no answer");
     let tokens: Value = read_json(&folder.join("tokenizer_config.json")).unwrap();
     assert_eq!(tokens["pad_token"], "<|pad|>");
@@ -360,7 +368,7 @@ run: { epochs: 2, out: rm, eval_at_start: true }
 fn a_run_writes_a_report_card_and_ft_score_scores_every_row() {
     let space = Workspace::new();
     trained(&space);
-    let card = Card::read(&space.path("rm")).unwrap().expect("report_card.json");
+    let card = ReportCard::read(&space.path("rm")).unwrap().expect("report_card.json");
     assert_eq!(card.pairs, 46);
     let (swap, cut) = (card.swap.unwrap(), card.without_stop.unwrap());
     assert!(swap.pairs == 46 && swap.max_difference < 1e-4, "{swap:?}");
@@ -442,10 +450,10 @@ fn a_run_writes_a_report_card_and_ft_score_scores_every_row() {
 fn packing_does_not_change_the_loss() {
     let model = with_head(&fixture("reward/llama"), None);
     let case: Steps = json("reward/steps/full/expected.json");
-    let pairs: Vec<Pair> = case.pairs.iter().take(9).map(Ids::pair).collect();
-    let spec = RewardSpec { center: 0.1, label_smoothing: 0.1, ..RewardSpec::default() };
-    let value = |pairs: &[Pair]| {
-        let row = Pairs::new(pairs, spec, device());
+    let pairs: Vec<PairExample> = case.pairs.iter().take(9).map(Ids::pair).collect();
+    let spec = RewardMethodSpec { center: 0.1, label_smoothing: 0.1, ..RewardMethodSpec::default() };
+    let value = |pairs: &[PairExample]| {
+        let row = RewardBatch::new(pairs, spec, device());
         model.infer(row.tokens(), |out| row.loss(out)).unwrap().sum.double_value(&[])
     };
     let (together, alone) = (value(&pairs), pairs.iter().map(|p| value(std::slice::from_ref(p))).sum::<f64>());

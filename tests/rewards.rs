@@ -2,12 +2,12 @@
 //! can fail.
 
 use crate::support::{self, fixture};
-use ft::data::prompts::Room;
+use ft::data::prompts::PromptLimits;
 use ft::data::{ChatTokenizer, Overflow};
-use ft::data::{PromptRow, Prompts, RowFormat, SourceSpec, Sources};
+use ft::data::{PromptRow, PromptSet, RowFormat, SourceList, SourceSpec};
 use ft::error::Result;
 use ft::models::Model;
-use ft::rewards::{RewardSpec, Rewards, Scored};
+use ft::rewards::{RewardInput, RewardSourceSpec, RewardSources};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -32,17 +32,17 @@ fn row(columns: Value) -> PromptRow {
     }
 }
 
-fn specs(list: Value) -> Vec<RewardSpec> {
+fn specs(list: Value) -> Vec<RewardSourceSpec> {
     serde_json::from_value(list).unwrap()
 }
 
 /// Returns the rewards of answers to one data row: for each answer, one number per source.
 fn rewards(list: Value, columns: Value, answers: &[&str]) -> Result<Vec<Vec<f64>>> {
-    let mut rewards = Rewards::open(&specs(list), "method.grpo.rewards")?;
+    let mut rewards = RewardSources::open(&specs(list), "method.grpo.rewards")?;
     let row = row(columns);
-    let scored: Vec<Scored> = answers
+    let scored: Vec<RewardInput> = answers
         .iter()
-        .map(|a| Scored { prompt: &row, answer: a, ids: &[5, 6, 7, 8, 2], tokens: a.split_whitespace().count() })
+        .map(|a| RewardInput { prompt: &row, answer: a, ids: &[5, 6, 7, 8, 2], tokens: a.split_whitespace().count() })
         .collect();
     rewards.score(&model(), &scored)
 }
@@ -109,9 +109,9 @@ fn several_rewards_are_summed_by_weight() {
     let list = json!([{ "exact": {}, "weight": 2 }, { "length": { "max": 1 }, "weight": -0.5, "name": "short" }]);
     let found = rewards(list.clone(), json!({ "answer": "a" }), &["a", "a b"]).unwrap();
     assert_eq!(found, [[1.0, 1.0], [0.0, 0.0]]);
-    let rewards = Rewards::open(&specs(list), "k").unwrap();
+    let rewards = RewardSources::open(&specs(list), "k").unwrap();
     assert_eq!(rewards.names().collect::<Vec<_>>(), ["exact", "short"]);
-    assert_eq!((rewards.total(&[1.0, 1.0]), rewards.total(&[0.0, 1.0])), (1.5, -0.5));
+    assert_eq!((rewards.weighted_sum(&[1.0, 1.0]), rewards.weighted_sum(&[0.0, 1.0])), (1.5, -0.5));
 }
 
 #[test]
@@ -120,8 +120,8 @@ fn a_source_may_abstain() {
     let list = json!([script("cat >/dev/null; echo 1; echo null; echo None"), { "length": { "max": 1 }, "weight": 2 }]);
     let found = rewards(list.clone(), json!({}), &["a", "b", "c"]).unwrap();
     assert_eq!((found[0][0], found[1][0].is_nan(), found[2][0].is_nan()), (1.0, true, true));
-    let judges = Rewards::open(&specs(list), "k").unwrap();
-    let totals: Vec<f64> = found.iter().map(|row| judges.total(row)).collect();
+    let judges = RewardSources::open(&specs(list), "k").unwrap();
+    let totals: Vec<f64> = found.iter().map(|row| judges.weighted_sum(row)).collect();
     assert_eq!(totals, [3.0, 2.0, 2.0], "a source that abstains must add nothing");
     let (url, asked) = server(vec![reply("200 OK", "{\"rewards\": [null, 0.5]}")]);
     let found = one(json!({ "http": { "url": url, "timeout": 10 } }), json!({}), &["a", "b"]).unwrap();
@@ -131,14 +131,14 @@ fn a_source_may_abstain() {
 
 #[test]
 fn mistakes_in_the_list_are_named() {
-    let open = |list: Value| Rewards::open(&specs(list), "method.grpo.rewards").map(drop);
+    let open = |list: Value| RewardSources::open(&specs(list), "method.grpo.rewards").map(drop);
     fails(open(json!([])), &["method.grpo.rewards: no reward"]);
     fails(open(json!([{ "exact": {} }, {}])), &["rewards[1]: a reward has one kind, found none", "known: exact"]);
     fails(open(json!([{ "exact": {}, "overlap": {} }])), &["found exact and overlap"]);
     fails(open(json!([{ "exact": {} }, { "exact": { "column": "b" } }])), &["`exact` already", "`name`"]);
     fails(open(json!([{ "exact": {}, "weight": 0 }])), &["every weight is 0"]);
     fails(open(json!([{ "exact": {}, "name": "a/b" }])), &["rewards[0]", "a/b"]);
-    fails(open(json!([{ "regex": { "pattern": "(" } }])), &["rewards[0]", "no regular expression"]);
+    fails(open(json!([{ "regex": { "pattern": "(" } }])), &["rewards[0]", "not a regular expression"]);
     fails(open(json!([{ "length": {} }])), &["neither min nor max"]);
     fails(open(json!([{ "command": { "run": [] } }])), &["no program"]);
     fails(open(json!([{ "http": { "url": "https://x" } }])), &["plain HTTP"]);
@@ -262,14 +262,14 @@ fn tokenizer() -> ChatTokenizer {
     ChatTokenizer::load(&fixture("tiny-tokenizer"), None).unwrap()
 }
 
-fn prompts(lines: &[Value], room: Room) -> Result<Prompts> {
+fn prompts(lines: &[Value], room: PromptLimits) -> Result<PromptSet> {
     let folder = tempfile::tempdir().unwrap();
     let path: PathBuf = folder.path().join("rows.jsonl");
     std::fs::write(&path, lines.iter().map(|l| format!("{l}\n")).collect::<String>()).unwrap();
-    Prompts::open(&Sources(vec![SourceSpec::file(path, RowFormat::Auto)]), &tokenizer(), room)
+    PromptSet::open(&SourceList(vec![SourceSpec::file(path, RowFormat::Auto)]), &tokenizer(), room)
 }
 
-const ROOM: Room = Room { longest: 100, on_overflow: Overflow::Error, tolerance: 0.0 };
+const ROOM: PromptLimits = PromptLimits { longest: 100, on_overflow: Overflow::Error, tolerance: 0.0 };
 
 #[test]
 fn prompts_keep_the_columns_of_their_rows() {
@@ -294,7 +294,7 @@ fn prompts_keep_the_columns_of_their_rows() {
 #[test]
 fn a_prompt_is_never_truncated() {
     let lines = [json!({ "prompt": "a b c d e f g h i j k l m n o p" }), json!({ "prompt": "ab" })];
-    let with = |on_overflow, tolerance| prompts(&lines, Room { longest: 8, on_overflow, tolerance });
+    let with = |on_overflow, tolerance| prompts(&lines, PromptLimits { longest: 8, on_overflow, tolerance });
     fails(with(Overflow::Error, 0.1), &["1 of 2 prompts (50.0 %)", "rows.jsonl:1", "batch.max_len", "drop"]);
     fails(with(Overflow::Truncate, 0.1), &["never cut"]);
     for kept in [with(Overflow::Drop, 0.0).unwrap(), with(Overflow::Error, 0.5).unwrap()] {

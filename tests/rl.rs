@@ -6,10 +6,10 @@ use crate::support::{assert_within, json};
 use ft::methods::grpo::spec::{GrpoLoss, ScaleRewards};
 use ft::methods::grpo::{Grpo, GrpoSpec};
 use ft::methods::rloo::{Rloo, RlooSpec};
-use ft::methods::rollout::lesson::{Drawn, Idle, Items, Terms};
-use ft::methods::rollout::{Rule, Sample, stats};
+use ft::methods::rollout::objective::{LossUnit, PolicyLossInputs, RolloutRewards, SkippedAnswers};
+use ft::methods::rollout::{PolicyObjective, SampledAnswer, stats};
 use ft::models::Loss;
-use ft::nn::head::Scores;
+use ft::nn::head::TargetScores;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -55,7 +55,7 @@ impl Cases {
     }
 
     /// Compares advantages, loss, gradients and metrics of a rule with those of TRL's trainer.
-    fn check(&self, name: &str, rule: &dyn Rule, case: &Case, mask: bool, entropy_bonus: bool) {
+    fn check(&self, name: &str, rule: &dyn PolicyObjective, case: &Case, mask: bool, entropy_bonus: bool) {
         let name = format!("{name} {:?}", case.options);
         let everything: Vec<usize> = (0..self.lengths.len()).collect();
         let learnt: Vec<usize> = everything.iter().copied().filter(|i| !mask || self.ended[*i]).collect();
@@ -70,14 +70,15 @@ impl Cases {
             .collect();
         let lengths: Vec<f64> = self.lengths.iter().map(|n| *n as f64).collect();
         let total = self.total();
-        let drawn = Drawn { rewards: &total, answers: self.answers, lengths: &lengths, kl: Some(&kl) };
+        let drawn =
+            RolloutRewards { rewards: &total, answers_per_prompt: self.answers, lengths: &lengths, kl: Some(&kl) };
         let advantages = rule.advantages(&drawn);
         assert_within(&format!("{name}: advantages"), &float(&advantages.values), &float(&case.advantages), 1e-5);
         let same = |what: &str, ours: f64| {
             let theirs = case.metrics[what];
             assert!((ours - theirs).abs() < 1e-5, "{name}: {what} is {ours}, TRL's {theirs}");
         };
-        same("frac_reward_zero_std", advantages.flat);
+        same("frac_reward_zero_std", advantages.uniform_share);
         advantages.more.iter().for_each(|(k, v)| same(k, *v));
 
         let new = float(&self.new).set_requires_grad(true);
@@ -85,19 +86,19 @@ impl Cases {
         let pick = |x: &Tensor| x.index_select(0, &at);
         let owner: Vec<i64> = learnt.iter().enumerate().flat_map(|(s, i)| vec![s as i64; self.lengths[*i]]).collect();
         let tokens = owner.len() as f64;
-        let items = if rule.items() == Items::Tokens { tokens } else { everything.len() as f64 };
+        let items = if rule.items() == LossUnit::Tokens { tokens } else { everything.len() as f64 };
         let chosen: Vec<f64> = learnt.iter().map(|i| advantages.values[*i]).collect();
         let chosen_lengths: Vec<f64> = learnt.iter().map(|i| lengths[*i]).collect();
-        let terms = Terms {
+        let terms = PolicyLossInputs {
             old: &pick(&float(&self.old)),
             reference: Some(&pick(&float(&self.reference))),
             advantages: &float(&chosen),
             owner: &Tensor::from_slice(&owner),
             lengths: &float(&chosen_lengths),
             per_token: items / tokens,
-            idle: Idle::default(),
+            idle: SkippedAnswers::default(),
         };
-        let scores = Scores {
+        let scores = TargetScores {
             log_probs: pick(&new),
             hits: pick(&float(&self.old)),
             entropy: entropy_bonus.then(|| pick(&entropy)),
@@ -173,18 +174,19 @@ fn rloo_equals_trl() {
 #[test]
 fn statistics_of_a_rollout_have_the_definitions_of_trl() {
     let cases: Cases = json("rl/losses.json");
-    let sample = |i: usize| Sample {
+    let sample = |i: usize| SampledAnswer {
         prompt: i / cases.answers,
         ids: vec![5; cases.lengths[i] + 1],
-        start: 1,
+        answer_start: 1,
         log_probs: vec![-1.0; cases.lengths[i]],
         ended: cases.ended[i],
         text: String::new(),
         rewards: cases.rewards[2 * i..2 * i + 2].to_vec(),
         reward: cases.total()[i],
     };
-    let samples: Vec<Sample> = (0..cases.lengths.len()).map(sample).collect();
-    let numbers = stats::completions(&samples).into_iter().chain(stats::rewards(&samples, ["a", "b"].into_iter()));
+    let samples: Vec<SampledAnswer> = (0..cases.lengths.len()).map(sample).collect();
+    let numbers =
+        stats::completions(&samples).into_iter().chain(stats::reward_metrics(&samples, ["a", "b"].into_iter()));
     for (name, ours) in numbers {
         // TRL logs these in `_generate`, which the fixture did not run; the expected numbers follow from the fixture's
         // lengths.
@@ -198,7 +200,10 @@ fn statistics_of_a_rollout_have_the_definitions_of_trl() {
         };
         assert!((ours - by_hand).abs() < 1e-5, "{name}: {ours}, expected {by_hand}");
     }
-    assert_eq!(stats::drift(&samples, &samples.iter().map(|s| s.log_probs.clone()).collect::<Vec<_>>())[0].1, 0.0);
+    assert_eq!(
+        stats::drift_metrics(&samples, &samples.iter().map(|s| s.log_probs.clone()).collect::<Vec<_>>())[0].1,
+        0.0
+    );
 }
 
 #[test]
@@ -329,7 +334,7 @@ fn a_reward_that_fails_ends_the_run_with_its_reason() {
         said.iter().for_each(|s| assert!(text.contains(s), "no {s:?} in {text}"));
     };
     fails("exact: { column: gold }", &["reward `exact`", "train.jsonl:1: no column `gold`", "`answer`"]);
-    fails("regex: { pattern: '(' }", &["is no regular expression"]);
+    fails("regex: { pattern: '(' }", &["is not a regular expression"]);
     fails("command: { run: [sh, -c, 'echo no idea >&2; exit 9'] }", &["exit status: 9", "no idea"]);
     fails("json_schema: { path: none.json }", &["none.json"]);
 }

@@ -2,12 +2,12 @@
 //! have equal pseudonyms, and no value is in the report.
 
 use crate::commands::Workspace;
-use ft::data::scrub::{Kind, Names, Scrubber};
+use ft::data::scrub::{NameList, PersonalDataKind, Scrubber};
 use serde_json::{Value, json};
 
 fn scrub(text: &str) -> String {
-    let names = Names::of(["Anna Lindqvist", "Otto", "Mary-Jane O'Neil", "May"]);
-    Scrubber::new(&Kind::ALL, names, Some(b"a key for tests, sixteen")).text(text).unwrap()
+    let names = NameList::of(["Anna Lindqvist", "Otto", "Mary-Jane O'Neil", "May"]);
+    Scrubber::new(&PersonalDataKind::ALL, names, Some(b"a key for tests, sixteen")).text(text).unwrap()
 }
 
 /// Each value is found as a whole and replaced by a pseudonym with this label; the text around it is kept.
@@ -112,20 +112,20 @@ fn a_value_has_one_pseudonym_per_key_however_it_is_written() {
         let found = scrubber.text(text).unwrap();
         found.split('[').skip(1).map(|p| p.split(']').next().unwrap().to_string()).collect()
     };
-    let keyed = |key: &[u8]| Scrubber::new(&Kind::ALL, Names::default(), Some(key));
+    let keyed = |key: &[u8]| Scrubber::new(&PersonalDataKind::ALL, NameList::default(), Some(key));
     let found = pseudonyms(&mut keyed(b"one"), text);
     assert_eq!(found.len(), 7, "{found:?}");
     assert!(found[0] == found[1] && found[2] == found[3] && found[4] == found[5] && found[5] != found[6], "{found:?}");
     assert_eq!(pseudonyms(&mut keyed(b"one"), text), found);
     assert_ne!(pseudonyms(&mut keyed(b"two"), text), found);
-    let mut alone = Scrubber::new(&Kind::ALL, Names::default(), None);
+    let mut alone = Scrubber::new(&PersonalDataKind::ALL, NameList::default(), None);
     let first = pseudonyms(&mut alone, text);
     assert_eq!(pseudonyms(&mut alone, text), first);
-    assert_ne!(pseudonyms(&mut Scrubber::new(&Kind::ALL, Names::default(), None), text), first);
+    assert_ne!(pseudonyms(&mut Scrubber::new(&PersonalDataKind::ALL, NameList::default(), None), text), first);
     // Scrubbing a scrubbed text changes nothing.
     let once = alone.text(text).unwrap();
     assert_eq!(alone.text(&once).unwrap(), once);
-    let found = &alone.report().found[&Kind::Card];
+    let found = &alone.report().found[&PersonalDataKind::Card];
     assert_eq!((found.times, found.distinct), (6, 1), "the text was scrubbed three times");
 }
 

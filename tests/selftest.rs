@@ -1,18 +1,18 @@
 //! Tests `ft selftest`: intact models pass every check; a damaged one fails, and the error names the damaged tensor.
 
 use crate::support::*;
-use ft::selftest::{Subject, Verdict, run};
+use ft::selftest::{CheckVerdict, SelftestInput, run};
 use rand::RngExt;
 use std::path::PathBuf;
 use tch::Kind;
 
-fn subject(model: PathBuf, kind: Kind) -> Subject {
+fn subject(model: PathBuf, kind: Kind) -> SelftestInput {
     let config: serde_json::Value = ft::fsutil::read_json(&model.join("config.json")).unwrap();
     let vocabulary = config["vocab_size"].as_u64().unwrap() as u32;
     let mut chance = ft::rng::stream(0, "tests: selftest", 0);
     let row = |n: &usize| (0..*n).map(|_| chance.random_range(0..vocabulary)).collect();
     let rows = [23, 5, 17, 2, 31, 11].iter().map(row).collect();
-    Subject { model, adapter: None, device: device(), kind, rows }
+    SelftestInput { model, adapter: None, device: device(), kind, rows }
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn intact_models_pass_every_check() {
                 let lines = run(&subject(folder.clone(), kind), &mut |_| told += 1).unwrap();
                 for line in &lines {
                     println!("{} {kind:?}: {line:?}", folder.display());
-                    assert_eq!(line.verdict, Verdict::Passed, "{} {kind:?}: {line:?}", folder.display());
+                    assert_eq!(line.verdict, CheckVerdict::Passed, "{} {kind:?}: {line:?}", folder.display());
                     assert!(line.difference.is_some() && !line.reason.is_empty(), "{line:?}");
                 }
                 assert_eq!((lines.len(), told), if kind == Kind::Float { (11, 11) } else { (15, 15) });

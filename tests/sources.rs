@@ -1,8 +1,8 @@
 //! Tests where rows come from: several files, mixes, the cache of token ids, and files that are read in parts.
 
 use ft::data::{
-    BatchPlan, Cache, CacheChoice, ChatTokenizer, Dataset, EncodeOptions, Example, Loader, Overflow, RowFormat,
-    SourceSpec, Sources, Supervise, quality,
+    BatchPlan, CacheChoice, ChatTokenizer, Dataset, EncodeOptions, Example, Loader, Overflow, RowFormat, SourceList,
+    SourceSpec, Supervise, TokenCache, quality,
 };
 use ft::error::Result;
 use serde_json::json;
@@ -42,8 +42,8 @@ impl Place {
         self.path(name)
     }
     fn open_with(&self, sources: Vec<SourceSpec>, options: &EncodeOptions) -> Result<Dataset> {
-        let cache = Cache::new(&CacheChoice::Folder(self.path("cache")))?;
-        Dataset::open(&Sources(sources), &self.tokenizer, options, &cache)
+        let cache = TokenCache::new(&CacheChoice::Folder(self.path("cache")))?;
+        Dataset::open(&SourceList(sources), &self.tokenizer, options, &cache)
     }
     fn open(&self, path: &Path) -> Dataset {
         self.open_with(vec![SourceSpec::file(path, RowFormat::Auto)], &options()).unwrap()
@@ -140,17 +140,17 @@ fn several_files_are_read_one_after_the_other() {
     for sources in [vec![many("many"), many("c.jsonl")], vec![many("many/*.jsonl"), many("c.jsonl")]] {
         let dataset = place.open_with(sources, &options()).unwrap();
         assert_eq!(dataset.iter().map(|e| e.unwrap().ids).collect::<Vec<_>>(), whole);
-        assert_eq!(dataset.place(12), (place.path("many/b.jsonl").as_path(), 3));
+        assert_eq!(dataset.location(12), (place.path("many/b.jsonl").as_path(), 3));
         assert_eq!(dataset.summary.files.len(), 3);
         assert_eq!((dataset.summary.rows, dataset.summary.mix.len()), (35, 0));
     }
     let first = SourceSpec { rows: Some(12), ..many("many") };
     assert_eq!(place.open_with(vec![first], &options()).unwrap().len(), 12);
     let same = place.open_with(vec![many("c.jsonl"), many("c.jsonl")], &options()).unwrap();
-    let found = quality::duplicates(&same);
+    let found = quality::find_duplicates(&same);
     assert_eq!((found.groups, found.superfluous), (5, 5));
     assert!(found.first[0][0].ends_with("c.jsonl:1"), "{found:?}");
-    let overlap = quality::overlap(&place.open(&one), &same);
+    let overlap = quality::find_overlap(&place.open(&one), &same);
     assert_eq!(overlap.rows, 10);
     assert!(overlap.first[0].0.ends_with("whole.jsonl:31") && overlap.first[0].1.ends_with("c.jsonl:1"));
 }
@@ -239,7 +239,7 @@ fn recipes_take_one_source_or_a_list() {
         ("  train: a.jsonl", &[], "write `train: { path: a.jsonl }`"),
         ("  train: [a.jsonl]", &[], "expected a section"),
         ("  train: []", &[], "at least 1 values"),
-        ("  train: [{ path: a, rows: x }]", &[], "data.train.rows: Use only the first so many rows"),
+        ("  train: [{ path: a, rows: x }]", &[], "data.train.rows: Use only this many rows, from the beginning"),
         ("  train: { path: a, weight: 2 }", &[], "`weight` has no effect: there is one source"),
         ("  train: [{ path: a, weight: 2 }, { path: b }]", &[], "`data.train.1` has no `weight`"),
         ("  train: [{ path: a, weight: 0 }, { path: b, weight: 1 }]", &[], "`weight` 0 leaves the source out"),

@@ -51,7 +51,7 @@ fn a_result_stops_at_the_token_it_was_trained_to_end_with() {
         assert_eq!(space.json(&format!("{folder}/generation_config.json")), expected, "{folder}");
         assert_eq!(space.json(&format!("{folder}/tokenizer_config.json"))["eos_token"], "<|im_end|>", "{folder}");
         let tokenizer = ChatTokenizer::load(&space.path(folder), None).unwrap();
-        assert_eq!((tokenizer.stop_ids(), tokenizer.unwritten_stop()), (&[0, 2][..], None), "{folder}");
+        assert_eq!((tokenizer.stop_ids(), tokenizer.undeclared_stop()), (&[0, 2][..], None), "{folder}");
     }
     // The base is unchanged, and further training of a result gives no warning.
     assert_eq!(space.json(&format!("{BASE}/generation_config.json")), generation);

@@ -1,7 +1,7 @@
 //! Shared by the tests of models: fixtures, packed rows with a mask, and all comparisons of tensors.
 
-use ft::models::{Heads, Load, Loss, Metrics, Model, Output, Storage};
-use ft::nn::{Attach, Tokens, Weights};
+use ft::models::{Heads, LoadOptions, Loss, Metrics, Model, Output, Storage};
+use ft::nn::{AdapterPlan, Tokens, Weights};
 use rand::RngExt;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -43,7 +43,7 @@ pub fn with_weights(name: &str, weights: &str) -> tempfile::TempDir {
 }
 
 /// Loads a model and limits libtorch to one thread: its products are tiny, and tests already run in parallel.
-fn load(folder: &Path, load: Load) -> Model {
+fn load(folder: &Path, load: LoadOptions) -> Model {
     tch::set_num_threads(1);
     Model::load(folder, load).unwrap()
 }
@@ -52,7 +52,7 @@ fn load(folder: &Path, load: Load) -> Model {
 pub fn frozen(folder: &Path, kind: Kind) -> Model {
     load(
         folder,
-        Load {
+        LoadOptions {
             device: device(),
             kind,
             storage: Storage::Auto,
@@ -67,7 +67,7 @@ pub fn frozen(folder: &Path, kind: Kind) -> Model {
 pub fn whole(folder: &Path, kind: Kind) -> Model {
     load(
         folder,
-        Load {
+        LoadOptions {
             device: device(),
             kind,
             storage: Storage::Auto,
@@ -79,11 +79,18 @@ pub fn whole(folder: &Path, kind: Kind) -> Model {
 }
 
 /// Loads a frozen base with one adapter named `a`.
-pub fn adapted(folder: &Path, kind: Kind, adapter: &dyn Attach) -> Model {
+pub fn adapted(folder: &Path, kind: Kind, adapter: &dyn AdapterPlan) -> Model {
     let adapters = vec![("a".to_string(), adapter)];
     load(
         folder,
-        Load { device: device(), kind, storage: Storage::Auto, train_base: false, adapters, heads: Heads::Tokens },
+        LoadOptions {
+            device: device(),
+            kind,
+            storage: Storage::Auto,
+            train_base: false,
+            adapters,
+            heads: Heads::Tokens,
+        },
     )
 }
 

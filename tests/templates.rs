@@ -1,10 +1,11 @@
 //! Compares chat templates with transformers, and tests what they make of data rows: named templates, content that a
 //! template ignores, answers trained on as generation sees them, variables.
 
-use ft::data::record::Columns;
+use ft::data::record::RowColumns;
 use ft::data::template::ChatTemplate;
 use ft::data::{
-    self, ChatTokenizer, Dataset, EncodeOptions, Message, Note, Overflow, Rendering, RowFormat, Supervise, quality,
+    self, ChatMessage, ChatTokenizer, Dataset, EncodeOptions, Overflow, RowFormat, RowNote, Supervise, TemplateOptions,
+    quality,
 };
 use ft::error::Result;
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ fn read(name: &str) -> Value {
 }
 
 /// Converts a JSON message to the form that records have.
-pub fn message(value: &Value) -> Message {
+pub fn message(value: &Value) -> ChatMessage {
     let mut extra = value.as_object().unwrap().clone();
     let role = extra.shift_remove("role").unwrap().as_str().unwrap().to_string();
     let content = match extra.get("content") {
@@ -28,7 +29,7 @@ pub fn message(value: &Value) -> Message {
         _ => String::new(),
     };
     extra.retain(|key, value| key != "content" || !value.is_string());
-    Message { role, content, extra }
+    ChatMessage { role, content, extra }
 }
 
 fn with_source(source: &str) -> ChatTokenizer {
@@ -56,7 +57,7 @@ fn masks(rows: &[Value], tokenizer: &ChatTokenizer) -> Result<Vec<String>> {
     dataset.to_vec()?.iter().map(|e| quality::preview(e, tokenizer, false)).collect()
 }
 
-fn notes(rows: &[Value], tokenizer: &ChatTokenizer) -> Vec<(Note, usize, usize)> {
+fn notes(rows: &[Value], tokenizer: &ChatTokenizer) -> Vec<(RowNote, usize, usize)> {
     let dataset = load(rows, tokenizer, Supervise::Assistant).unwrap();
     dataset.summary.notes.iter().map(|n| (n.note, n.rows, n.line)).collect()
 }
@@ -74,15 +75,15 @@ const NOT_SUPPORTED: [&str; 7] = ["2 ** 200", "'a'.encode()", "'é\\é'", "BULLE
 fn every_snippet_is_rendered_as_transformers_does() {
     let table = read("jinja/snippets.json");
     let variables = table["row"]["variables"].as_object().unwrap();
-    let messages: Vec<Message> = table["row"]["messages"].as_array().unwrap().iter().map(message).collect();
+    let messages: Vec<ChatMessage> = table["row"]["messages"].as_array().unwrap().iter().map(message).collect();
     let day = table["date"].as_str().unwrap().parse().unwrap();
     let (mut wrong, mut unsupported, mut equal) = (Vec::new(), Vec::new(), 0);
     let snippets = table["snippets"].as_array().unwrap();
     for snippet in snippets {
         let source = snippet["template"].as_str().unwrap();
         let found = ChatTemplate::compile("t", source, variables).and_then(|template| {
-            let template = template.with(&Columns::new(), Some(day));
-            template.render_with(&messages, Some(&table["row"]["tools"]), &Columns::new(), false)
+            let template = template.with_variables(&RowColumns::new(), Some(day));
+            template.render_with(&messages, Some(&table["row"]["tools"]), &RowColumns::new(), false)
         });
         match (&found, snippet["text"].as_str()) {
             (Ok(text), Some(expected)) if text == expected => equal += 1,
@@ -114,10 +115,10 @@ fn differing(folder: &Path) -> (Vec<String>, usize) {
         let name = row["template"].as_str().unwrap();
         let case = &expected["cases"][row["case"].as_str().unwrap()];
         let source = std::fs::read_to_string(folder.join(name)).unwrap();
-        let messages: Vec<Message> = case["messages"].as_array().unwrap().iter().map(message).collect();
-        let kwargs: Columns = case["kwargs"].as_object().cloned().unwrap_or_default();
+        let messages: Vec<ChatMessage> = case["messages"].as_array().unwrap().iter().map(message).collect();
+        let kwargs: RowColumns = case["kwargs"].as_object().cloned().unwrap_or_default();
         let found = ChatTemplate::compile(name, &source, special).and_then(|template| {
-            let template = template.with(&Columns::new(), Some(day));
+            let template = template.with_variables(&RowColumns::new(), Some(day));
             template.render_with(&messages, case.get("tools"), &kwargs, row["add_generation_prompt"] == true)
         });
         let same = match (&found, row["text"].as_str()) {
@@ -179,7 +180,7 @@ fn rows_with_tools_use_the_template_for_tools() {
     config(json!([named("default", CHATML), named("tool_use", &tools), named("rag", "{% nonsense %}")]));
     assert_eq!(begins(&open(None).unwrap()), [true, false]);
     // A template chosen by its name is used for every row.
-    assert!(notes(&rows, &open(Some("default")).unwrap()).contains(&(Note::ToolsLeftOut, 1, 1)));
+    assert!(notes(&rows, &open(Some("default")).unwrap()).contains(&(RowNote::ToolsLeftOut, 1, 1)));
     let e = open(Some("chat")).unwrap_err();
     assert!(e.message().contains("no chat template named `chat`") && e.hints()[0].contains("`tool_use`"), "{e}");
     assert!(open(Some("rag")).unwrap_err().message().contains("nonsense"));
@@ -212,7 +213,10 @@ fn content_that_a_template_ignores_is_reported() {
     let plain = talk(&[("user", "a"), ("assistant", "c")]);
     let rows = [plain.clone(), tools.clone(), calls.clone(), thought.clone(), tools.clone()];
     let found = notes(&rows, &tokenizer);
-    assert_eq!(found, [(Note::ToolsLeftOut, 2, 2), (Note::CallsLeftOut, 1, 3), (Note::ReasoningLeftOut, 1, 4)]);
+    assert_eq!(
+        found,
+        [(RowNote::ToolsLeftOut, 2, 2), (RowNote::CallsLeftOut, 1, 3), (RowNote::ReasoningLeftOut, 1, 4)]
+    );
     let summary = load(&rows, &tokenizer, Supervise::Assistant).unwrap().summary;
     assert!(summary.warnings().iter().any(|w| w.contains("2 rows with `tools`") && w.contains("rows.jsonl:2)")));
     // A template that writes all of them gives no note.
@@ -236,7 +240,7 @@ fn content_in_parts_is_rendered_or_refused() {
     assert!(assistant.message().contains("message 3 (assistant): the chat template leaves out"), "{assistant}");
     // This template prints a list as Python does: the row is trained on as with transformers, and reported.
     let printed = row(json!("s"), parts("what?"), json!("four"));
-    assert_eq!(notes(std::slice::from_ref(&printed), &with_source(CHATML)), [(Note::PartsPrinted, 1, 1)]);
+    assert_eq!(notes(std::slice::from_ref(&printed), &with_source(CHATML)), [(RowNote::PartsPrinted, 1, 1)]);
     // A template that supports content in parts.
     let read = talk(&[("user", "what?"), ("assistant", "four")]);
     let as_parts = json!({ "messages": [{ "role": "user", "content": parts("what?") }, { "role": "assistant", "content": parts("four") }] });
@@ -252,7 +256,7 @@ fn content_in_parts_is_rendered_or_refused() {
 }
 
 /// Opens a preference row as training does.
-fn open_pair(row: &Value, tokenizer: &ChatTokenizer) -> ft::error::Result<Dataset<data::Pair>> {
+fn open_pair(row: &Value, tokenizer: &ChatTokenizer) -> ft::error::Result<Dataset<data::PairExample>> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pairs.jsonl");
     std::fs::write(&path, row.to_string()).unwrap();
@@ -262,8 +266,8 @@ fn open_pair(row: &Value, tokenizer: &ChatTokenizer) -> ft::error::Result<Datase
         on_overflow: Overflow::Error,
         overflow_tolerance: 0.0,
     };
-    let sources = data::Sources(vec![data::SourceSpec::file(&path, RowFormat::Auto)]);
-    Dataset::open(&sources, tokenizer, &options, &data::Cache::off())
+    let sources = data::SourceList(vec![data::SourceSpec::file(&path, RowFormat::Auto)]);
+    Dataset::open(&sources, tokenizer, &options, &data::TokenCache::off())
 }
 
 #[test]
@@ -296,7 +300,7 @@ fn a_system_message_in_the_last_turn_is_trained_on_as_generation_sees_it() {
             "[INST] One[/INST] 1<|im_end|>[INST] Be brief.\n\nTwo[/INST]« 2<|im_end|>»"
         ]
     );
-    assert_eq!(notes(std::slice::from_ref(&row), &tokenizer), [(Note::AsGenerated, 1, 1)]);
+    assert_eq!(notes(std::slice::from_ref(&row), &tokenizer), [(RowNote::AsGenerated, 1, 1)]);
     // With an older template, which writes the system message into the first turn, the row remains one example.
     let found = masks(std::slice::from_ref(&row), &with_template("llama2.jinja")).unwrap();
     assert_eq!(
@@ -335,14 +339,14 @@ fn a_thought_opened_by_the_template_is_trained_on_from_the_row() {
         masks(std::slice::from_ref(&beside), &tokenizer).unwrap(),
         ["<|User|>2+2?<|Assistant|><think>\n«easy\n</think>\n\n4<|im_end|>»"]
     );
-    assert_eq!(notes(&[beside], &tokenizer), [(Note::AsGenerated, 1, 1)]);
+    assert_eq!(notes(&[beside], &tokenizer), [(RowNote::AsGenerated, 1, 1)]);
     // Without a thought, an empty one is trained on, and that is reported.
     let plain = talk(&[("user", "2+2?"), ("assistant", "4")]);
     assert_eq!(
         masks(std::slice::from_ref(&plain), &tokenizer).unwrap(),
         ["<|User|>2+2?<|Assistant|><think>\n«\n</think>\n\n4<|im_end|>»"]
     );
-    assert_eq!(notes(&[plain], &tokenizer), [(Note::AsGenerated, 1, 1), (Note::EmptyThought, 1, 1)]);
+    assert_eq!(notes(&[plain], &tokenizer), [(RowNote::AsGenerated, 1, 1), (RowNote::EmptyThought, 1, 1)]);
 }
 
 /// In every family of templates, the text before each trained answer equals the prompt that generation gets for it.
@@ -368,11 +372,11 @@ fn trained_answers_follow_the_prompt_of_generation() {
             let case = &cases[name];
             let talk = json!({ "messages": case["messages"], "tools": case.get("tools") });
             let Ok(dataset) = load(std::slice::from_ref(&talk), &tokenizer, Supervise::Assistant) else { continue };
-            let messages: Vec<Message> = case["messages"].as_array().unwrap().iter().map(message).collect();
+            let messages: Vec<ChatMessage> = case["messages"].as_array().unwrap().iter().map(message).collect();
             let answers: Vec<usize> = (1..messages.len()).filter(|i| messages[*i].role == "assistant").collect();
             let prompts: Vec<String> = answers
                 .iter()
-                .map(|i| template.render_with(&messages[..*i], case.get("tools"), &Columns::new(), true).unwrap())
+                .map(|i| template.render_with(&messages[..*i], case.get("tools"), &RowColumns::new(), true).unwrap())
                 .collect();
             let mut learnt = 0;
             for example in dataset.to_vec().unwrap() {
@@ -432,7 +436,7 @@ fn ids_equal_those_of_the_joined_text_if_a_prompt_ends_in_a_space() {
             .concat(),
         tokenizer.encode_plain("the river").unwrap()
     );
-    // A coloured preview shows a space as a dot, so that its side of the boundary is visible.
+    // A coloured shown shows a space as a dot, so that its side of the boundary is visible.
     let dataset =
         load(&[json!({ "prompt": "the", "completion": " river" })], &tokenizer, Supervise::Assistant).unwrap();
     assert!(quality::preview(&dataset.get(0).unwrap(), &tokenizer, true).unwrap().contains("·river"));
@@ -445,14 +449,16 @@ fn template_variables_of_the_recipe_apply_to_every_row() {
     let path = folder.path().join("t.jinja");
     std::fs::write(&path, source).unwrap();
     let kwargs = json!({ "enable_thinking": false }).as_object().unwrap().clone();
-    let rendering = Rendering { template: Some(path), kwargs, date: None };
+    let rendering = TemplateOptions { template: Some(path), kwargs, date: None };
     let tokenizer = ChatTokenizer::load_with(&fixture("tiny-tokenizer"), &rendering).unwrap();
     let plain = talk(&[("user", "a"), ("assistant", "b")]);
     let mut own = plain.clone();
     own["chat_template_kwargs"] = json!({ "enable_thinking": true });
     let found = masks(&[plain, own], &tokenizer).unwrap();
     assert!(found[0].starts_with("quiet\n") && !found[1].starts_with("quiet"), "{found:?}");
-    let other =
-        ChatTokenizer::load_with(&fixture("tiny-tokenizer"), &Rendering { kwargs: Columns::new(), ..rendering });
+    let other = ChatTokenizer::load_with(
+        &fixture("tiny-tokenizer"),
+        &TemplateOptions { kwargs: RowColumns::new(), ..rendering },
+    );
     assert_ne!(tokenizer.fingerprint().unwrap(), other.unwrap().fingerprint().unwrap());
 }

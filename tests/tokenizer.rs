@@ -2,8 +2,8 @@
 //! tokenizers trained on text.
 
 use crate::support::{fixture, json};
-use ft::data::bpe::{self, Training};
-use ft::data::{ChatTokenizer, Message};
+use ft::data::bpe::{self, BpeTraining};
+use ft::data::{ChatMessage, ChatTokenizer};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -86,12 +86,12 @@ fn a_text_split_that_the_files_do_not_define_is_refused() {
     assert!(e.to_string().contains("vocab.json"), "{e}");
 }
 
-fn training(files: &[&str], vocab_size: usize) -> Training {
+fn training(files: &[&str], vocab_size: usize) -> BpeTraining {
     let files = files.iter().map(PathBuf::from).collect();
-    Training { files, vocab_size, special: Vec::new(), min_frequency: 2, chatml: false }
+    BpeTraining { files, vocab_size, special: Vec::new(), min_frequency: 2, chatml: false }
 }
 
-fn trained(training: &Training) -> (tempfile::TempDir, bpe::Trained) {
+fn trained(training: &BpeTraining) -> (tempfile::TempDir, bpe::TrainedBpe) {
     let folder = tempfile::tempdir().unwrap();
     let done = bpe::train(training, folder.path()).unwrap();
     (folder, done)
@@ -99,7 +99,7 @@ fn trained(training: &Training) -> (tempfile::TempDir, bpe::Trained) {
 
 #[test]
 fn a_trained_tokenizer_is_lossless_has_its_specials_and_is_reproducible() {
-    let wanted = Training {
+    let wanted = BpeTraining {
         special: vec!["<|tool|>".into()],
         chatml: true,
         ..training(&["datasets/chat.jsonl", "datasets/instruction.jsonl", "datasets/text.jsonl"], 600)
@@ -115,7 +115,7 @@ fn a_trained_tokenizer_is_lossless_has_its_specials_and_is_reproducible() {
         assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
     }
     assert!(tokenizer.encode("The waiting room").unwrap().len() < 8, "no pairs were merged");
-    let messages = [Message::new("user", "a"), Message::new("assistant", "b")];
+    let messages = [ChatMessage::new("user", "a"), ChatMessage::new("assistant", "b")];
     let shown = tokenizer.render(&messages, true).unwrap();
     assert_eq!(shown, "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>assistant\n");
     let again = trained(&wanted).0;
@@ -130,13 +130,13 @@ fn plain_text_is_read_whole_and_merged_across_lines() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("book.txt");
     std::fs::write(&file, "A paragraph.\n\n\nAnother one.\n\n\n".repeat(9000)).unwrap(); // several blocks
-    let (out, done) = trained(&Training { files: vec![file.clone()], ..training(&[], 300) });
+    let (out, done) = trained(&BpeTraining { files: vec![file.clone()], ..training(&[], 300) });
     assert_eq!(done.bytes, 9000 * 30);
     assert!(done.texts > 2);
     let tokenizer = ChatTokenizer::load(out.path(), None).unwrap();
     assert!(tokenizer.encode("\n\n").unwrap().len() == 1);
     std::fs::write(&file, b"good\nbad \xff\n").unwrap();
-    let e = bpe::train(&Training { files: vec![file], ..training(&[], 300) }, out.path()).unwrap_err();
+    let e = bpe::train(&BpeTraining { files: vec![file], ..training(&[], 300) }, out.path()).unwrap_err();
     assert!(e.message().contains("book.txt:2"), "{e}");
 }
 
@@ -226,7 +226,7 @@ fn with_added(case: &AddedCase) -> tempfile::TempDir {
     };
     let mut tokenizer: Value = json(file);
     if case.post {
-        tokenizer["post_processor"] = ft::data::added::around(Some(first), Some(last));
+        tokenizer["post_processor"] = ft::data::added_tokens::around(Some(first), Some(last));
     }
     more.push(("tokenizer.json", tokenizer));
     for (name, value) in more {
@@ -255,7 +255,10 @@ fn tokens_added_by_other_files_have_the_ids_of_transformers() {
         ..json::<AddedTokens>("added-tokens/expected.json").cases.remove("nothing").unwrap()
     });
     let e = ChatTokenizer::load(bad.path(), None).unwrap_err();
-    assert!(e.message().contains("tokenizer_config.json: added_tokens_decoder: `x`") && !e.hints().is_empty(), "{e}");
+    assert!(
+        e.message().contains("tokenizer_config.json: added_tokens_decoder: entry `x`") && !e.hints().is_empty(),
+        "{e}"
+    );
 }
 
 #[derive(serde::Deserialize)]

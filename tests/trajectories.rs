@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use ft::adapters::{LoraPlan, file};
-use ft::models::{Model, Replay};
+use ft::models::{LayerReplay, Model};
 use ft::recipe::OptimSection;
 use ft::train::optim::Optimiser;
 use std::collections::BTreeMap;
@@ -55,7 +55,7 @@ impl Noise {
 
 /// Takes the steps, each batch in micro-batches of two sequences, and compares loss and gradient norm before every
 /// update.
-fn train(name: &str, case: &Case, model: &Model, replay: Replay) {
+fn train(name: &str, case: &Case, model: &Model, replay: LayerReplay) {
     let Recipe { lr, betas, eps, max_norm, weight_decay, ref decayed } = case.optimiser;
     let decay_norms = decayed == "every trained tensor";
     let betas = [betas.0, betas.1];
@@ -84,7 +84,7 @@ fn train(name: &str, case: &Case, model: &Model, replay: Replay) {
 fn with_lora(name: &str) {
     let case: Case = json(format!("training/{name}/expected.json"));
     let folder = fixture(format!("training/{name}/initial"));
-    for replay in [Replay::None, Replay::All] {
+    for replay in [LayerReplay::None, LayerReplay::All] {
         let initial = file::read(&folder).unwrap();
         let plan = LoraPlan::new(&initial.spec).unwrap();
         let model = adapted(&fixture(&case.model), Kind::Float, &plan);
@@ -108,7 +108,7 @@ fn with_lora(name: &str) {
 fn in_full(name: &str) {
     let case: Case = json(format!("training/{name}/expected.json"));
     let expected = tensors(format!("training/{name}/final.safetensors"));
-    for replay in [Replay::None, Replay::All] {
+    for replay in [LayerReplay::None, LayerReplay::All] {
         let model = whole(&fixture(&case.model), Kind::Float);
         train(name, &case, &model, replay);
         let mut worst = Gap::default();

@@ -4,9 +4,9 @@
 //! Keys that could change results and that ft does not support are refused, never ignored.
 
 use super::lora::BASE_LAYER;
-use super::spec::{LoraInit, LoraSpec, MOST_RANK, Targets};
+use super::spec::{LoraInit, LoraSpec, MAX_RANK, Targets};
 use crate::error::{Error, Result};
-use crate::fsutil::{parse_json, read_to_string, refuse_moving, write_json};
+use crate::fsutil::{parse_json, read_to_string, refuse_unfinished_move, write_json};
 use crate::nn::{Param, Weights, weights};
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
@@ -15,7 +15,7 @@ use std::path::Path;
 use tch::Tensor;
 
 /// Keys of adapter_config.json that are read into a [`LoraSpec`].
-const HONOURED: &[&str] = &[
+const SUPPORTED_KEYS: &[&str] = &[
     "alpha_pattern",
     "exclude_modules",
     "fan_in_fan_out",
@@ -34,7 +34,7 @@ const HONOURED: &[&str] = &[
 ];
 /// Keys that do not change the results of a trained adapter: names, and how training started. Any other key that is
 /// set is refused, because it may.
-const HARMLESS: &[&str] = &[
+const IGNORED_KEYS: &[&str] = &[
     "auto_mapping",
     "base_model_name_or_path",
     "corda_config",
@@ -63,7 +63,7 @@ pub struct AdapterFile {
 
 /// Reads an adapter directory. Fails for kinds of adapters and options that ft does not support.
 pub fn read(folder: &Path) -> Result<AdapterFile> {
-    refuse_moving(folder)?;
+    refuse_unfinished_move(folder)?;
     let (spec, base) = read_config(&folder.join(CONFIG))?;
     if !folder.join(TENSORS).exists() {
         let err = Error::user(format!("{}: no {TENSORS}", folder.display()));
@@ -115,7 +115,7 @@ pub fn write<'a>(
 }
 
 /// Copies an adapter's tensors into the parameters built for it. Fails with a list of missing, unexpected and wrongly
-/// shaped tensors. Base weights are left out: [`LoraPlan::on_bases`](super::LoraPlan::on_bases) has already set them.
+/// shaped tensors. Base weights are left out: [`LoraPlan::with_base_weights`](super::LoraPlan::on_bases) has already set them.
 pub fn load_into<'a>(
     params: impl Iterator<Item = &'a Param>,
     tensors: &BTreeMap<String, Tensor>,
@@ -157,7 +157,7 @@ pub fn load_into<'a>(
 }
 
 /// Initialises an adapter of `spec` from one on disk. Fails unless both have the same rank, alpha and scaling.
-pub fn begin_with<'a>(params: impl Iterator<Item = &'a Param>, spec: &LoraSpec, folder: &Path) -> Result<()> {
+pub fn init_from_adapter<'a>(params: impl Iterator<Item = &'a Param>, spec: &LoraSpec, folder: &Path) -> Result<()> {
     let file = read(folder)?;
     let (ours, theirs) = (spec, &file.spec);
     let scales = |s: &LoraSpec| {
@@ -206,7 +206,7 @@ fn config(spec: &LoraSpec, base: &str) -> Value {
         "rank_pattern": spec.rank_pattern,
         "revision": null,
         "target_modules": targets(&spec.targets),
-        "task_type": if spec.scores() { "SEQ_CLS" } else { "CAUSAL_LM" },
+        "task_type": if spec.has_scalar_head() { "SEQ_CLS" } else { "CAUSAL_LM" },
         "use_dora": false,
         "use_rslora": spec.rslora,
     });
@@ -242,7 +242,7 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
         Value::String(s) => s == "none",
         _ => false,
     };
-    let honoured = |key: &str| HONOURED.contains(&key) || HARMLESS.contains(&key);
+    let honoured = |key: &str| SUPPORTED_KEYS.contains(&key) || IGNORED_KEYS.contains(&key);
     if let Some((key, v)) = raw.iter().find(|(key, v)| !honoured(key) && !off(v)) {
         return bad(key, v, "merge the adapter with PEFT and use the merged model");
     }
@@ -306,13 +306,13 @@ fn spec(raw: &Map<String, Value>, file: &Path) -> Result<LoraSpec> {
         fan_in_fan_out: field!("fan_in_fan_out", false),
     };
     let ranks = spec.rank_pattern.values().chain([&spec.rank]);
-    if let Some(rank) = ranks.copied().find(|r| !(1..=MOST_RANK).contains(r)) {
-        return bad("r", &json!(rank), &format!("a rank is between 1 and {MOST_RANK}"));
+    if let Some(rank) = ranks.copied().find(|r| !(1..=MAX_RANK).contains(r)) {
+        return bad("r", &json!(rank), &format!("a rank is between 1 and {MAX_RANK}"));
     }
     if !(0.0..1.0).contains(&spec.dropout) {
         return bad("lora_dropout", &json!(spec.dropout), "dropout is a probability: at least 0 and below 1");
     }
-    if get("task_type").is_some_and(|v| v == "SEQ_CLS") && !spec.scores() {
+    if get("task_type").is_some_and(|v| v == "SEQ_CLS") && !spec.has_scalar_head() {
         return Err(Error::user(format!(
             "{}: `task_type` is SEQ_CLS, but modules_to_save lacks `score`: the scalar head was never saved",
             file.display()

@@ -4,11 +4,11 @@
 //! alpha / sqrt(R) for rsLoRA (Kalajdzievski 2023, arXiv 2312.03732).
 
 use super::spec::{LoraInit, LoraSpec};
-use super::targets::{Choice, Selection};
+use super::targets::{ModuleAdaptation, ModuleSelection};
 use crate::error::{Error, Result};
-use crate::nn::joint::{self, Input, LowRank, Part};
-use crate::nn::linear::{cast, decoding, look_up, product, product_onto};
-use crate::nn::{Adapter, Attach, Dense, Layer, Register, Role, Site};
+use crate::nn::joint_linear::{self, JointLayer, LayerInput, LowRank};
+use crate::nn::linear::{add_product, cast, embedding_rows, is_decoding, product};
+use crate::nn::{Adapter, AdapterPlan, AdapterSite, Dense, LayerKind, ParamRole, RegisterParam};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -56,7 +56,7 @@ pub(super) const EMBEDDING_A: &str = "lora_embedding_A";
 pub(super) const EMBEDDING_B: &str = "lora_embedding_B";
 pub(super) const BASE_LAYER: &str = ".base_layer.weight";
 /// Modules whose base weight PEFT saves together with their update.
-const BASES_SAVED: [&str; 2] = ["embed_tokens", "lm_head"];
+const SAVED_BASE_MODULES: [&str; 2] = ["embed_tokens", "lm_head"];
 
 /// Returns the module whose update has this tensor as its factor A; `None` for other tensors of an adapter.
 pub fn adapted_module(tensor: &str) -> Option<&str> {
@@ -78,14 +78,14 @@ impl Adapter for Lora {
         let clone = |t: &Tensor| t.shallow_clone();
         let own = self.own.as_ref().map(|w| Dense { weight: clone(w), bias: base.bias.as_ref().map(clone) });
         let base = own.as_ref().unwrap_or(base);
-        if decoding() {
+        if is_decoding() {
             let (a, b) = self.cast(x.kind());
-            return product_onto(base.forward(x), &product(x, &a, None), &b);
+            return add_product(base.forward(x), &product(x, &a, None), &b);
         }
         let kept = if train { 1.0 - self.dropout } else { 1.0 };
         let mask = (kept < 1.0).then(|| Tensor::empty_like(x).bernoulli_float_(kept)); // zeros and ones
-        let part = Part { base, update: Some(self.factors(x.kind(), self.scale / kept)) };
-        joint::products(&Input::kept(x), mask.as_ref(), &[part]).remove(0)
+        let part = JointLayer { base, update: Some(self.factors(x.kind(), self.scale / kept)) };
+        joint_linear::products(&LayerInput::kept(x), mask.as_ref(), &[part]).remove(0)
     }
 
     fn low_rank(&self, kind: Kind, train: bool) -> Option<LowRank<'_>> {
@@ -116,9 +116,9 @@ impl Adapter for LoraEmbedding {
     }
 
     fn embed(&self, ids: &Tensor, weight: &Tensor) -> Tensor {
-        let low = look_up(&self.a.tr(), ids); // (T, R)
+        let low = embedding_rows(&self.a.tr(), ids); // (T, R)
         let update = low.matmul(&self.b.tr()) * self.scale; // (T, D)
-        look_up(self.own.as_ref().unwrap_or(weight), ids).to_kind(Kind::Float) + update
+        embedding_rows(self.own.as_ref().unwrap_or(weight), ids).to_kind(Kind::Float) + update
     }
 
     fn merged(&self, weight: &Tensor) -> Tensor {
@@ -128,12 +128,12 @@ impl Adapter for LoraEmbedding {
 }
 
 /// A module trained in full, bias included, as a copy of its frozen original (`modules_to_save`).
-pub struct Whole {
+pub struct FullyTrainedModule {
     weight: Tensor,
     bias: Option<Tensor>,
 }
 
-impl Adapter for Whole {
+impl Adapter for FullyTrainedModule {
     fn forward(&self, x: &Tensor, base: &Dense, _train: bool) -> Tensor {
         debug_assert_eq!(base.bias.is_some(), self.bias.is_some());
         let bias = self.bias.as_ref().map(|b| cast(b, x.kind()));
@@ -152,42 +152,47 @@ impl Adapter for Whole {
 /// Attaches LoRA to layers by the rules of a recipe or of an adapter_config.json.
 pub struct LoraPlan {
     spec: LoraSpec,
-    selection: Selection,
+    selection: ModuleSelection,
     /// The adapter_config.json that the rules were read from; `None`: a recipe.
     origin: Option<PathBuf>,
     /// Base weights in the adapter's file, by module. PEFT saves those of adapted embeddings and output heads, and
     /// replaces the model's weights by them when it loads the adapter.
-    bases: BTreeMap<String, Tensor>,
+    base_weights: BTreeMap<String, Tensor>,
 }
 
 impl LoraPlan {
     /// Plans an adapter by a recipe's rules: every module that they name must exist.
     pub fn new(spec: &LoraSpec) -> Result<Self> {
-        Ok(Self { spec: spec.clone(), selection: Selection::new(spec)?, origin: None, bases: BTreeMap::new() })
+        Ok(Self {
+            spec: spec.clone(),
+            selection: ModuleSelection::new(spec)?,
+            origin: None,
+            base_weights: BTreeMap::new(),
+        })
     }
 
     /// Plans an adapter by the adapter_config.json at `origin`. It may name modules that the model lacks, because its
     /// tensors say which modules are adapted.
     pub fn of_file(spec: &LoraSpec, origin: &Path) -> Result<Self> {
-        let selection = Selection::new(spec).map_err(|e| e.context(origin.display()))?;
-        Ok(Self { spec: spec.clone(), selection, origin: Some(origin.into()), bases: BTreeMap::new() })
+        let selection = ModuleSelection::new(spec).map_err(|e| e.context(origin.display()))?;
+        Ok(Self { spec: spec.clone(), selection, origin: Some(origin.into()), base_weights: BTreeMap::new() })
     }
 
     /// Adds the base weights that an adapter's tensors contain.
-    pub fn on_bases(mut self, tensors: &BTreeMap<String, Tensor>) -> Self {
+    pub fn with_base_weights(mut self, tensors: &BTreeMap<String, Tensor>) -> Self {
         let base =
             |(name, t): (&String, &Tensor)| Some((name.strip_suffix(BASE_LAYER)?.to_string(), t.shallow_clone()));
-        self.bases = tensors.iter().filter_map(base).collect();
+        self.base_weights = tensors.iter().filter_map(base).collect();
         self
     }
 
     /// Returns the adapter file's base weight if it differs from the layer's and is used in its place. It is
     /// registered, so that it is saved again; if it is equal, it takes no extra memory. For a new adapter the layer's
     /// own weight is registered for the modules for which PEFT saves it.
-    fn own(&self, site: &Site, add: &mut Register) -> Result<Option<Tensor>> {
-        let Some(base) = self.bases.get(site.name) else {
-            if self.origin.is_none() && BASES_SAVED.contains(&site.name.rsplit('.').next().unwrap_or_default()) {
-                let _ = add(&BASE_LAYER[1..], site.weight.shallow_clone(), Role::Frozen);
+    fn own_base_weight(&self, site: &AdapterSite, add: &mut RegisterParam) -> Result<Option<Tensor>> {
+        let Some(base) = self.base_weights.get(site.name) else {
+            if self.origin.is_none() && SAVED_BASE_MODULES.contains(&site.name.rsplit('.').next().unwrap_or_default()) {
+                let _ = add(&BASE_LAYER[1..], site.weight.shallow_clone(), ParamRole::Frozen);
             }
             return Ok(None);
         };
@@ -214,7 +219,7 @@ impl LoraPlan {
             ));
         }
         let base = if equal { site.weight.shallow_clone() } else { base };
-        let base = add(&BASE_LAYER[1..], base, Role::Frozen);
+        let base = add(&BASE_LAYER[1..], base, ParamRole::Frozen);
         Ok((!equal).then_some(base))
     }
 
@@ -226,45 +231,47 @@ impl LoraPlan {
     }
 }
 
-impl Attach for LoraPlan {
+impl AdapterPlan for LoraPlan {
     fn check(&self) -> Result<()> {
         self.selection.check(self.origin.is_none()).map_err(|e| self.name_origin(e))
     }
 
-    fn attach(&self, site: &Site, add: &mut Register) -> Result<Option<Box<dyn Adapter>>> {
+    fn attach(&self, site: &AdapterSite, add: &mut RegisterParam) -> Result<Option<Box<dyn Adapter>>> {
         let refuse = |why: &str, hint: &str| {
             Err(self.name_origin(Error::user(format!("adapter on `{}`: {why}", site.name)).hint(hint)))
         };
-        Ok(match self.selection.choose(site.name, site.layer) {
+        Ok(match self.selection.adaptation(site.name, site.layer) {
             None => None,
-            Some(Choice::Save) if site.tied => {
+            Some(ModuleAdaptation::Save) if site.tied => {
                 return refuse(
                     "embedding and output head share one weight in this model; training one of them in full would separate them",
                     "name it in targets, for a low-rank update of it alone, and leave it out of modules_to_save",
                 );
             }
-            Some(Choice::Save) => {
+            Some(ModuleAdaptation::Save) => {
                 let copy = |t: &Tensor| t.to_kind(Kind::Float).copy();
-                let weight = add("weight", copy(site.weight), Role::Trained);
-                let bias = site.bias.map(|b| add("bias", copy(b), Role::Trained));
-                Some(Box::new(Whole { weight, bias }))
+                let weight = add("weight", copy(site.weight), ParamRole::Trained);
+                let bias = site.bias.map(|b| add("bias", copy(b), ParamRole::Trained));
+                Some(Box::new(FullyTrainedModule { weight, bias }))
             }
-            Some(Choice::Lora { .. }) if matches!(site.layer, Layer::Norm | Layer::Score) => {
+            Some(ModuleAdaptation::Lora { .. }) if matches!(site.layer, LayerKind::Norm | LayerKind::Score) => {
                 return refuse(
                     "LoRA attaches to linear layers and embeddings only",
                     "name such layers in targets, or train this module in full with modules_to_save",
                 );
             }
-            Some(Choice::Lora { rank, alpha }) if matches!(site.layer, Layer::Embedding | Layer::Positions) => {
+            Some(ModuleAdaptation::Lora { rank, alpha })
+                if matches!(site.layer, LayerKind::Embedding | LayerKind::Positions) =>
+            {
                 let (count, width) = site.weight.size2()?;
                 let options = (Kind::Float, Device::Cpu);
-                let own = self.own(site, add)?;
+                let own = self.own_base_weight(site, add)?;
                 // As in PEFT, A starts at zero here and B is random.
-                let a = add(EMBEDDING_A, Tensor::zeros([rank, count], options), Role::Trained);
-                let b = add(EMBEDDING_B, Tensor::randn([width, rank], options), Role::Trained);
+                let a = add(EMBEDDING_A, Tensor::zeros([rank, count], options), ParamRole::Trained);
+                let b = add(EMBEDDING_B, Tensor::randn([width, rank], options), ParamRole::Trained);
                 Some(Box::new(LoraEmbedding { a, b, scale: scale(alpha, rank, self.spec.rslora), own }))
             }
-            Some(Choice::Lora { rank, alpha }) => {
+            Some(ModuleAdaptation::Lora { rank, alpha }) => {
                 let (outputs, inputs) = site.weight.size2()?;
                 let options = (Kind::Float, Device::Cpu);
                 let a = match self.spec.init {
@@ -275,9 +282,9 @@ impl Attach for LoraPlan {
                     }
                     LoraInit::Gaussian => Tensor::randn([rank, inputs], options) / rank as f64,
                 };
-                let own = if site.layer == Layer::Head { self.own(site, add)? } else { None };
-                let a = add("lora_A.weight", a, Role::Trained);
-                let b = add("lora_B.weight", Tensor::zeros([outputs, rank], options), Role::Trained);
+                let own = if site.layer == LayerKind::Head { self.own_base_weight(site, add)? } else { None };
+                let a = add("lora_A.weight", a, ParamRole::Trained);
+                let b = add("lora_B.weight", Tensor::zeros([outputs, rank], options), ParamRole::Trained);
                 Some(Box::new(Lora {
                     a,
                     b,

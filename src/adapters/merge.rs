@@ -6,7 +6,7 @@
 use super::file::{self, AdapterFile};
 use super::lora::{BASE_LAYER, EMBEDDING_A, EMBEDDING_B, adapted_module};
 use super::spec::{LoraSpec, Targets};
-use super::targets::{Selection, endings};
+use super::targets::{ModuleSelection, shortest_target_names};
 use crate::error::{Error, Result};
 use crate::nn::Weights;
 use indexmap::IndexMap;
@@ -15,13 +15,13 @@ use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 
 /// An adapter from disk and its weight in the merge.
-pub struct Part {
+pub struct WeightedAdapter {
     pub folder: PathBuf,
     pub file: AdapterFile,
     pub weight: f64,
 }
 
-impl Part {
+impl WeightedAdapter {
     /// Reads the adapter in `folder`.
     pub fn read(folder: &Path, weight: f64) -> Result<Self> {
         Ok(Self { folder: folder.into(), file: file::read(folder)?, weight })
@@ -30,10 +30,10 @@ impl Part {
     /// Returns the changes to the base, by tensor name. If the adapter's file contains a base weight that differs
     /// from the base's, replacing it is the first change, as in PEFT. Fails for incomplete pairs of A and B, wrong
     /// ranks and unknown tensors.
-    fn updates(&self, base: &Weights) -> Result<BTreeMap<String, Vec<Update>>> {
+    fn updates(&self, base: &Weights) -> Result<BTreeMap<String, Vec<TensorUpdate>>> {
         let origin = self.folder.join(file::TENSORS);
         let selection =
-            Selection::new(&self.file.spec).map_err(|e| e.context(self.folder.join(file::CONFIG).display()))?;
+            ModuleSelection::new(&self.file.spec).map_err(|e| e.context(self.folder.join(file::CONFIG).display()))?;
         let tensors = &self.file.tensors;
         let get = |name: String| {
             tensors.get(&name).ok_or_else(|| {
@@ -41,7 +41,7 @@ impl Part {
                     .hint("A and B come in pairs: the file is incomplete")
             })
         };
-        let mut updates: BTreeMap<String, Vec<Update>> = BTreeMap::new();
+        let mut updates: BTreeMap<String, Vec<TensorUpdate>> = BTreeMap::new();
         for (name, tensor) in tensors {
             let second = name.strip_suffix(".lora_B.weight").map(|module| (module, "lora_A.weight"));
             let table = || Some((name.strip_suffix(EMBEDDING_B)?.strip_suffix('.')?, EMBEDDING_A));
@@ -51,7 +51,7 @@ impl Part {
                 let table = name.ends_with(EMBEDDING_A);
                 let b = get(format!("{module}.{}", if table { EMBEDDING_B } else { "lora_B.weight" }))?;
                 let a = tensor;
-                let (rank, alpha) = selection.numbers(module);
+                let (rank, alpha) = selection.rank_and_alpha(module);
                 if a.dim() != 2 || b.dim() != 2 || a.size()[0] != rank || b.size()[1] != rank {
                     return Err(Error::user(format!(
                         "{}: `{module}` has A of shape {:?} and B of shape {:?}, but rank {rank} in adapter_config.json",
@@ -64,16 +64,21 @@ impl Part {
                 let scale = super::lora::scale(alpha, rank, self.file.spec.rslora) * self.weight;
                 // The update of an embedding is (B A)^T.
                 let (a, b) = if table { (b.tr(), a.tr()) } else { (a.shallow_clone(), b.shallow_clone()) };
-                updates.entry(format!("{module}.weight")).or_default().push(Update::Low { a, b, scale, table });
+                updates.entry(format!("{module}.weight")).or_default().push(TensorUpdate::LowRank {
+                    a,
+                    b,
+                    scale,
+                    table,
+                });
             } else if let Some(module) = name.strip_suffix(BASE_LAYER) {
                 let weight = format!("{module}.weight");
-                let update = Update::Beneath { tensor: tensor.shallow_clone(), weight: self.weight };
+                let update = TensorUpdate::BaseReplacement { tensor: tensor.shallow_clone(), weight: self.weight };
                 // A weight of another shape counts as different, and is refused later together with the updates.
-                if !base.get(&weight).is_some_and(|w| same(&w, tensor)) {
+                if !base.get(&weight).is_some_and(|w| equal_values(&w, tensor)) {
                     updates.entry(weight).or_default().insert(0, update);
                 }
-            } else if selection.saves(name) && !name.contains(".lora_") && !name.contains(".base_layer.") {
-                let whole = Update::Whole { tensor: tensor.shallow_clone(), weight: self.weight };
+            } else if selection.is_saved_whole(name) && !name.contains(".lora_") && !name.contains(".base_layer.") {
+                let whole = TensorUpdate::Replacement { tensor: tensor.shallow_clone(), weight: self.weight };
                 updates.entry(name.clone()).or_default().push(whole);
             } else {
                 return Err(Error::user(format!(
@@ -87,19 +92,19 @@ impl Part {
     }
 }
 
-fn flat(updates: BTreeMap<String, Vec<Update>>) -> impl Iterator<Item = (String, Update)> {
+fn flatten_updates(updates: BTreeMap<String, Vec<TensorUpdate>>) -> impl Iterator<Item = (String, TensorUpdate)> {
     updates.into_iter().flat_map(|(name, list)| list.into_iter().map(move |u| (name.clone(), u)))
 }
 
 /// Returns true if two tensors have equal values, whatever their dtypes.
-fn same(a: &Tensor, b: &Tensor) -> bool {
+fn equal_values(a: &Tensor, b: &Tensor) -> bool {
     a.size() == b.size() && a.to_kind(Kind::Float).equal(&b.to_kind(Kind::Float))
 }
 
 /// The change that one adapter makes to one tensor.
-enum Update {
+enum TensorUpdate {
     /// Adds scale · B A; the scale includes the adapter's weight.
-    Low {
+    LowRank {
         a: Tensor,
         b: Tensor,
         scale: f64,
@@ -107,22 +112,22 @@ enum Update {
         table: bool,
     },
     /// Replaces a module that was trained in full.
-    Whole { tensor: Tensor, weight: f64 },
+    Replacement { tensor: Tensor, weight: f64 },
     /// Replaces the base weight by the different one that a low-rank update was trained on.
-    Beneath { tensor: Tensor, weight: f64 },
+    BaseReplacement { tensor: Tensor, weight: f64 },
 }
 
-impl Update {
+impl TensorUpdate {
     /// Adds the change to `sum`, which starts as `base` in float32. `transposed`: both are stored as (in, out).
     fn add(&self, sum: &mut Tensor, base: &Tensor, transposed: bool) {
         match self {
-            Update::Low { a, b, scale, .. } if transposed => {
+            TensorUpdate::LowRank { a, b, scale, .. } if transposed => {
                 let _ = sum.addmm_(&(a.to_kind(Kind::Float).tr() * *scale), &b.to_kind(Kind::Float).tr());
             }
-            Update::Low { a, b, scale, .. } => {
+            TensorUpdate::LowRank { a, b, scale, .. } => {
                 let _ = sum.addmm_(&(b.to_kind(Kind::Float) * *scale), &a.to_kind(Kind::Float));
             }
-            Update::Whole { tensor, weight } | Update::Beneath { tensor, weight } => {
+            TensorUpdate::Replacement { tensor, weight } | TensorUpdate::BaseReplacement { tensor, weight } => {
                 *sum += (tensor.to_kind(Kind::Float) - base.to_kind(Kind::Float)) * *weight;
             }
         }
@@ -130,35 +135,39 @@ impl Update {
 
     fn fits(&self, shape: &[i64], transposed: bool) -> bool {
         match self {
-            Update::Low { a, b, .. } if transposed => shape == [a.size()[1], b.size()[0]],
-            Update::Low { a, b, .. } => shape == [b.size()[0], a.size()[1]],
-            Update::Whole { tensor, .. } | Update::Beneath { tensor, .. } => shape == tensor.size(),
+            TensorUpdate::LowRank { a, b, .. } if transposed => shape == [a.size()[1], b.size()[0]],
+            TensorUpdate::LowRank { a, b, .. } => shape == [b.size()[0], a.size()[1]],
+            TensorUpdate::Replacement { tensor, .. } | TensorUpdate::BaseReplacement { tensor, .. } => {
+                shape == tensor.size()
+            }
         }
     }
 
     fn shape(&self) -> String {
         match self {
-            Update::Low { a, b, .. } => format!("{:?} · {:?}", b.size(), a.size()),
-            Update::Whole { tensor, .. } | Update::Beneath { tensor, .. } => format!("{:?}", tensor.size()),
+            TensorUpdate::LowRank { a, b, .. } => format!("{:?} · {:?}", b.size(), a.size()),
+            TensorUpdate::Replacement { tensor, .. } | TensorUpdate::BaseReplacement { tensor, .. } => {
+                format!("{:?}", tensor.size())
+            }
         }
     }
 }
 
 /// A base's weights with adapters merged into them; tensors are computed one by one on request.
-pub struct Merge<'a> {
+pub struct MergedWeights<'a> {
     base: &'a Weights,
-    updates: BTreeMap<String, Vec<Update>>,
+    updates: BTreeMap<String, Vec<TensorUpdate>>,
 }
 
-impl<'a> Merge<'a> {
+impl<'a> MergedWeights<'a> {
     /// Assigns each change of the adapters to a tensor of the base. Fails if the base has no such tensor or another
     /// shape, or if an adapter replaces one of `shared`: weights that embedding and output head share.
-    pub fn new(base: &'a Weights, shared: &[&str], parts: &[Part]) -> Result<Self> {
-        let mut updates: BTreeMap<String, Vec<Update>> = BTreeMap::new();
+    pub fn new(base: &'a Weights, shared: &[&str], parts: &[WeightedAdapter]) -> Result<Self> {
+        let mut updates: BTreeMap<String, Vec<TensorUpdate>> = BTreeMap::new();
         for part in parts {
             let origin = part.folder.join(file::TENSORS);
-            for (name, update) in flat(part.updates(base)?) {
-                if shared.contains(&name.as_str()) && !matches!(update, Update::Low { .. }) {
+            for (name, update) in flatten_updates(part.updates(base)?) {
+                if shared.contains(&name.as_str()) && !matches!(update, TensorUpdate::LowRank { .. }) {
                     return Err(Error::user(format!(
                         "{}: the adapter replaces `{name}`, which embedding and output head share in this model",
                         origin.display()
@@ -197,7 +206,7 @@ impl<'a> Merge<'a> {
         let merged = match self.updates.get(name).map(Vec::as_slice) {
             None => return Ok(base),
             // A complete replacement needs no arithmetic, which could round.
-            Some([Update::Whole { tensor, weight }]) if *weight == 1.0 => tensor.to_kind(Kind::Float),
+            Some([TensorUpdate::Replacement { tensor, weight }]) if *weight == 1.0 => tensor.to_kind(Kind::Float),
             Some(updates) => {
                 let mut sum = base.to_kind(Kind::Float).copy();
                 updates.iter().for_each(|u| u.add(&mut sum, &base, self.base.transposed(name)));
@@ -215,11 +224,11 @@ impl<'a> Merge<'a> {
 /// Combines several adapters into one whose update is exactly their weighted sum. The matrices A (scaled) and B are
 /// concatenated along the rank, so that alpha / rank is 1 in every module. Fails if a module is low-rank in one
 /// adapter and saved in full in another, or if the adapters were trained on different base weights.
-pub fn combine(base: &Weights, parts: &[Part]) -> Result<AdapterFile> {
+pub fn combine(base: &Weights, parts: &[WeightedAdapter]) -> Result<AdapterFile> {
     let _no_grad = tch::no_grad_guard();
-    let mut modules: BTreeMap<String, Vec<(usize, Update)>> = BTreeMap::new();
+    let mut modules: BTreeMap<String, Vec<(usize, TensorUpdate)>> = BTreeMap::new();
     for (i, part) in parts.iter().enumerate() {
-        for (name, update) in flat(part.updates(base)?) {
+        for (name, update) in flatten_updates(part.updates(base)?) {
             modules.entry(name).or_default().push((i, update));
         }
     }
@@ -229,10 +238,10 @@ pub fn combine(base: &Weights, parts: &[Part]) -> Result<AdapterFile> {
         let low: Vec<_> = updates
             .iter()
             .filter_map(|(_, u)| match u {
-                Update::Low { a, b, scale, table } => {
+                TensorUpdate::LowRank { a, b, scale, table } => {
                     Some((a.to_kind(Kind::Float) * *scale, b.to_kind(Kind::Float), *table))
                 }
-                Update::Whole { .. } | Update::Beneath { .. } => None,
+                TensorUpdate::Replacement { .. } | TensorUpdate::BaseReplacement { .. } => None,
             })
             .collect();
         if low.is_empty() {
@@ -242,13 +251,15 @@ pub fn combine(base: &Weights, parts: &[Part]) -> Result<AdapterFile> {
             })?;
             let mut sum = whole.to_kind(Kind::Float).copy();
             match &updates[..] {
-                [(_, Update::Whole { tensor, weight })] if *weight == 1.0 => sum = tensor.to_kind(Kind::Float),
+                [(_, TensorUpdate::Replacement { tensor, weight })] if *weight == 1.0 => {
+                    sum = tensor.to_kind(Kind::Float)
+                }
                 updates => updates.iter().for_each(|(_, u)| u.add(&mut sum, &whole, base.transposed(name))),
             }
             tensors.insert(name.clone(), sum);
             continue;
         }
-        if updates.iter().any(|(_, u)| matches!(u, Update::Whole { .. })) {
+        if updates.iter().any(|(_, u)| matches!(u, TensorUpdate::Replacement { .. })) {
             let folders: Vec<String> = updates.iter().map(|(i, _)| parts[*i].folder.display().to_string()).collect();
             return Err(Error::user(format!(
                 "`{name}` is saved in full by one adapter and has a low-rank update in another: {}",
@@ -257,7 +268,7 @@ pub fn combine(base: &Weights, parts: &[Part]) -> Result<AdapterFile> {
             .hint("no adapter can hold that sum; merge into a model instead: leave out --as adapter"));
         }
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        if let Some(beneath) = beneath(base, name, updates, parts)? {
+        if let Some(beneath) = common_base_weight(base, name, updates, parts)? {
             tensors.insert(format!("{module}{BASE_LAYER}"), beneath);
         }
         let table = low.iter().any(|(.., table)| *table);
@@ -277,9 +288,14 @@ pub fn combine(base: &Weights, parts: &[Part]) -> Result<AdapterFile> {
 
 /// Returns the base weight to save below the combined update of `name`; `None` if not every adapter's file contains
 /// one. Fails if they differ.
-fn beneath(base: &Weights, name: &str, updates: &[(usize, Update)], parts: &[Part]) -> Result<Option<Tensor>> {
+fn common_base_weight(
+    base: &Weights,
+    name: &str,
+    updates: &[(usize, TensorUpdate)],
+    parts: &[WeightedAdapter],
+) -> Result<Option<Tensor>> {
     let held = |i: usize| parts[i].file.tensors.get(&format!("{}{BASE_LAYER}", name.strip_suffix(".weight")?));
-    let others = updates.iter().filter(|(_, u)| matches!(u, Update::Beneath { .. })).count();
+    let others = updates.iter().filter(|(_, u)| matches!(u, TensorUpdate::BaseReplacement { .. })).count();
     let sources: BTreeSet<usize> = updates.iter().map(|(i, _)| *i).collect();
     if others == 0 {
         let all = sources.iter().all(|i| held(*i).is_some());
@@ -287,7 +303,7 @@ fn beneath(base: &Weights, name: &str, updates: &[(usize, Update)], parts: &[Par
     }
     let first = sources.first().and_then(|i| held(*i));
     match first {
-        Some(first) if sources.iter().all(|i| held(*i).is_some_and(|t| same(t, first))) => {
+        Some(first) if sources.iter().all(|i| held(*i).is_some_and(|t| equal_values(t, first))) => {
             Ok(Some(first.shallow_clone()))
         }
         _ => {
@@ -301,7 +317,7 @@ fn beneath(base: &Weights, name: &str, updates: &[(usize, Update)], parts: &[Par
     }
 }
 
-fn combined_spec(base: &Weights, parts: &[Part], ranks: &BTreeMap<String, i64>) -> LoraSpec {
+fn combined_spec(base: &Weights, parts: &[WeightedAdapter], ranks: &BTreeMap<String, i64>) -> LoraSpec {
     let saved: BTreeSet<String> = parts.iter().flat_map(|p| p.file.spec.modules_to_save.iter().cloned()).collect();
     let adapted: BTreeSet<&str> = ranks.keys().map(String::as_str).collect();
     let all = base
@@ -314,7 +330,7 @@ fn combined_spec(base: &Weights, parts: &[Part], ranks: &BTreeMap<String, i64>) 
     LoraSpec {
         rank,
         alpha: rank as f64,
-        targets: Targets::Names(endings(&adapted, all)),
+        targets: Targets::Names(shortest_target_names(&adapted, all)),
         rank_pattern: unlike().map(|(m, r)| (m.clone(), *r)).collect::<IndexMap<_, _>>(),
         alpha_pattern: unlike().map(|(m, r)| (m.clone(), *r as f64)).collect::<IndexMap<_, _>>(),
         modules_to_save: saved.into_iter().collect(),

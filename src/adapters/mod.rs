@@ -14,17 +14,17 @@ pub use lora::LoraPlan;
 pub use spec::{AdapterSpec, LoraInit, LoraSpec, Targets};
 
 use crate::error::Result;
-use crate::nn::Attach;
+use crate::nn::AdapterPlan;
 
 impl AdapterSpec {
     /// Returns the plan that attaches this adapter while a model is built. Fails for invalid patterns, and if the
     /// adapter to continue from cannot be read.
-    pub fn plan(&self) -> Result<Box<dyn Attach>> {
+    pub fn plan(&self) -> Result<Box<dyn AdapterPlan>> {
         match self {
             AdapterSpec::Lora(spec) => {
                 let plan = LoraPlan::new(spec)?;
                 Ok(Box::new(match &spec.from {
-                    Some(folder) => plan.on_bases(&file::read(folder)?.tensors),
+                    Some(folder) => plan.with_base_weights(&file::read(folder)?.tensors),
                     None => plan,
                 }))
             }

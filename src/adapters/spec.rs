@@ -15,7 +15,7 @@ pub enum AdapterSpec {
 
 /// Largest rank that is accepted. No layer is wider than this, so a larger rank is a typing error; it would allocate
 /// huge tensors before anything else could refuse it.
-pub const MOST_RANK: i64 = 1 << 16;
+pub const MAX_RANK: i64 = 1 << 16;
 
 /// Low-rank adaptation: `y = W x + scale · B A dropout(x)`, `scale = alpha / rank`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -74,7 +74,7 @@ pub const SCORE: &str = "score";
 
 impl LoraSpec {
     /// Returns true if the adapter contains a scalar head, as that of a reward or value model does.
-    pub fn scores(&self) -> bool {
+    pub fn has_scalar_head(&self) -> bool {
         self.modules_to_save.iter().any(|m| m == SCORE)
     }
 }

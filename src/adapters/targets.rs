@@ -2,13 +2,13 @@
 
 use super::spec::{LoraSpec, Targets};
 use crate::error::{Error, Result};
-use crate::nn::Layer;
+use crate::nn::LayerKind;
 use fancy_regex::Regex;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 /// A [`Targets`] with its regular expression compiled.
-enum Matcher {
+enum TargetMatcher {
     AllLinear,
     /// The whole name matches.
     Whole(Regex),
@@ -16,26 +16,26 @@ enum Matcher {
     Endings(Vec<String>),
 }
 
-impl Matcher {
+impl TargetMatcher {
     fn new(targets: &Targets, key: &str) -> Result<Self> {
         Ok(match targets {
-            Targets::Pattern(p) if p == "all-linear" => Matcher::AllLinear,
-            Targets::Pattern(p) => Matcher::Whole(regex(&format!("^(?:{p})$"), p, key)?),
-            Targets::Names(names) => Matcher::Endings(names.clone()),
+            Targets::Pattern(p) if p == "all-linear" => TargetMatcher::AllLinear,
+            Targets::Pattern(p) => TargetMatcher::Whole(regex(&format!("^(?:{p})$"), p, key)?),
+            Targets::Names(names) => TargetMatcher::Endings(names.clone()),
         })
     }
 
-    fn matches(&self, name: &str, layer: Layer) -> bool {
+    fn matches(&self, name: &str, layer: LayerKind) -> bool {
         match self {
-            Matcher::AllLinear => layer == Layer::Linear,
-            Matcher::Whole(r) => r.is_match(name).unwrap_or(false),
-            Matcher::Endings(names) => names.iter().any(|n| ends_with(name, n)),
+            TargetMatcher::AllLinear => layer == LayerKind::Linear,
+            TargetMatcher::Whole(r) => r.is_match(name).unwrap_or(false),
+            TargetMatcher::Endings(names) => names.iter().any(|n| ends_with(name, n)),
         }
     }
 
     /// Returns true if the module is named in full and not by an ending. Layer numbers do not restrict such a target.
-    fn names(&self, name: &str) -> bool {
-        matches!(self, Matcher::Endings(names) if names.iter().any(|n| n == name))
+    fn names_exactly(&self, name: &str) -> bool {
+        matches!(self, TargetMatcher::Endings(names) if names.iter().any(|n| n == name))
     }
 }
 
@@ -52,12 +52,12 @@ fn regex(full: &str, shown: &str, key: &str) -> Result<Regex> {
 }
 
 /// Values by name pattern, e.g. ranks. Patterns are matched as `(.*\.)?(pattern)$`; the first match is used.
-struct Patterns<T> {
+struct PatternValues<T> {
     list: Vec<(Regex, T)>,
     default: T,
 }
 
-impl<T: Copy> Patterns<T> {
+impl<T: Copy> PatternValues<T> {
     fn new<'a>(list: impl IntoIterator<Item = (&'a String, &'a T)>, default: T, key: &str) -> Result<Self>
     where
         T: 'a,
@@ -75,33 +75,33 @@ impl<T: Copy> Patterns<T> {
 }
 
 /// The rules of one [`LoraSpec`] about which modules are adapted, and how.
-pub struct Selection {
-    targets: Matcher,
-    exclude: Option<Matcher>,
-    layers: Option<Layers>,
+pub struct ModuleSelection {
+    targets: TargetMatcher,
+    exclude: Option<TargetMatcher>,
+    layers: Option<LayerFilter>,
     /// Modules to save: those whose name ends with the text (PEFT requires no dot before it), and all modules inside
     /// of them, which the pattern matches.
     save: Vec<(String, Regex)>,
     /// Rules that matched a module, so that unused ones can be reported.
-    hits: RefCell<BTreeSet<String>>,
-    ranks: Patterns<i64>,
-    alphas: Patterns<f64>,
+    matched_rules: RefCell<BTreeSet<String>>,
+    ranks: PatternValues<i64>,
+    alphas: PatternValues<f64>,
 }
 
-struct Layers {
+struct LayerFilter {
     numbers: Vec<i64>,
     pattern: Regex,
 }
 
 /// How a selected module is trained.
-pub enum Choice {
+pub enum ModuleAdaptation {
     /// With a low-rank update.
     Lora { rank: i64, alpha: f64 },
     /// In full, as a module to save.
     Save,
 }
 
-impl Selection {
+impl ModuleSelection {
     /// Compiles the rules of a spec. Fails for invalid regular expressions and contradicting settings.
     pub fn new(spec: &LoraSpec) -> Result<Self> {
         let numbers = spec.layers.as_ref().filter(|n| !n.is_empty());
@@ -119,55 +119,55 @@ impl Selection {
                     false => format!(r"(?:|.*?\.)(?:{})", spec.layers_pattern.join("|")),
                 };
                 let pattern = regex(&format!(r"^{lists}\.(\d+)\."), &lists, "adapter.lora.layers_pattern")?;
-                Some(Layers { numbers: numbers.clone(), pattern })
+                Some(LayerFilter { numbers: numbers.clone(), pattern })
             }
             None => None,
         };
         let save =
             |m: &String| Ok((m.clone(), regex(&format!(r"^(?:|.*\.){m}\..*"), m, "adapter.lora.modules_to_save")?));
         Ok(Self {
-            targets: Matcher::new(&spec.targets, "adapter.lora.targets")?,
-            exclude: spec.exclude.as_ref().map(|t| Matcher::new(t, "adapter.lora.exclude")).transpose()?,
+            targets: TargetMatcher::new(&spec.targets, "adapter.lora.targets")?,
+            exclude: spec.exclude.as_ref().map(|t| TargetMatcher::new(t, "adapter.lora.exclude")).transpose()?,
             layers,
             save: spec.modules_to_save.iter().map(save).collect::<Result<_>>()?,
-            ranks: Patterns::new(&spec.rank_pattern, spec.rank, "adapter.lora.rank_pattern")?,
-            hits: RefCell::default(),
-            alphas: Patterns::new(&spec.alpha_pattern, spec.alpha, "adapter.lora.alpha_pattern")?,
+            ranks: PatternValues::new(&spec.rank_pattern, spec.rank, "adapter.lora.rank_pattern")?,
+            matched_rules: RefCell::default(),
+            alphas: PatternValues::new(&spec.alpha_pattern, spec.alpha, "adapter.lora.alpha_pattern")?,
         })
     }
 
     /// Returns how the module is trained; `None` if it is not. Modules to save are never LoRA targets.
-    pub fn choose(&self, name: &str, layer: Layer) -> Option<Choice> {
+    pub fn adaptation(&self, name: &str, layer: LayerKind) -> Option<ModuleAdaptation> {
         let inside = |r: &Regex| r.is_match(name).unwrap_or(false);
         if let Some((rule, _)) = self.save.iter().find(|(ending, r)| name.ends_with(ending.as_str()) || inside(r)) {
-            self.hits.borrow_mut().insert(rule.clone());
-            return Some(Choice::Save);
+            self.matched_rules.borrow_mut().insert(rule.clone());
+            return Some(ModuleAdaptation::Save);
         }
         if self.exclude.as_ref().is_some_and(|e| e.matches(name, layer)) || !self.targets.matches(name, layer) {
             return None;
         }
-        if let Some(l) = self.layers.as_ref().filter(|_| !self.targets.names(name)) {
+        if let Some(l) = self.layers.as_ref().filter(|_| !self.targets.names_exactly(name)) {
             let number = l.pattern.captures(name).ok().flatten().and_then(|c| c.get(1)?.as_str().parse::<i64>().ok());
             if !number.is_some_and(|n| l.numbers.contains(&n)) {
                 return None;
             }
         }
-        if let Matcher::Endings(names) = &self.targets {
-            self.hits.borrow_mut().extend(names.iter().filter(|n| ends_with(name, n)).cloned());
+        if let TargetMatcher::Endings(names) = &self.targets {
+            self.matched_rules.borrow_mut().extend(names.iter().filter(|n| ends_with(name, n)).cloned());
         } else {
-            self.hits.borrow_mut().insert(String::new());
+            self.matched_rules.borrow_mut().insert(String::new());
         }
-        let (rank, alpha) = self.numbers(name);
-        Some(Choice::Lora { rank, alpha })
+        let (rank, alpha) = self.rank_and_alpha(name);
+        Some(ModuleAdaptation::Lora { rank, alpha })
     }
 
     /// Returns rank and alpha of a module.
-    pub fn numbers(&self, name: &str) -> (i64, f64) {
+    pub fn rank_and_alpha(&self, name: &str) -> (i64, f64) {
         (self.ranks.get(name), self.alphas.get(name))
     }
 
     /// Returns true if the tensor belongs to a module that is trained in full and saved.
-    pub fn saves(&self, tensor: &str) -> bool {
+    pub fn is_saved_whole(&self, tensor: &str) -> bool {
         let module = tensor.rsplit_once('.').map_or(tensor, |(module, _)| module);
         self.save.iter().any(|(ending, r)| module.ends_with(ending.as_str()) || r.is_match(module).unwrap_or(false))
     }
@@ -176,9 +176,9 @@ impl Selection {
     /// name must have matched a module. PEFT's own files may name modules that the model lacks, so that one match is
     /// enough.
     pub fn check(&self, every: bool) -> Result<()> {
-        let hits = self.hits.borrow();
+        let hits = self.matched_rules.borrow();
         let names: Vec<&String> = match &self.targets {
-            Matcher::Endings(names) => names.iter().collect(),
+            TargetMatcher::Endings(names) => names.iter().collect(),
             _ if hits.contains("") => Vec::new(),
             _ => {
                 return Err(Error::user("adapter.lora.targets: the pattern selects no linear layer of the model")
@@ -205,7 +205,7 @@ impl Selection {
 
 /// Returns a short list of target names that selects exactly `adapted` among `all` modules of a model: the last parts
 /// of the names if they match no other module, otherwise the full names.
-pub fn endings<'a>(adapted: &BTreeSet<&str>, all: impl Iterator<Item = &'a str>) -> Vec<String> {
+pub fn shortest_target_names<'a>(adapted: &BTreeSet<&str>, all: impl Iterator<Item = &'a str>) -> Vec<String> {
     let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_string();
     let short: BTreeSet<String> = adapted.iter().map(|n| last(n)).collect();
     let exact = all.into_iter().all(|n| adapted.contains(n) || !short.contains(&last(n)));

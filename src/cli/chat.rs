@@ -1,13 +1,13 @@
 //! `ft chat`: holds a conversation with a model on the terminal. Answers go to stdout token by token, everything else
 //! to stderr.
 
-use super::generate::{Shown, settings};
-use super::model::{ModelArgs, TemplateArgs, need_template};
+use super::generate::{AnswerPrinter, generation_settings};
+use super::model::{ModelArgs, TemplateArgs, require_template};
 use super::sampling::SamplingArgs;
 use clap::Args;
-use ft::data::{ChatTokenizer, Message};
+use ft::data::{ChatMessage, ChatTokenizer};
 use ft::error::{Error, Result};
-use ft::generate::{Session, Settings, Stop};
+use ft::generate::{ChatSession, GenerationSettings, StopReason};
 use ft::report;
 use std::io::{BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Each line that you type is one turn. /reset starts a new conversation, /system TEXT starts one with that system
 /// message, /quit or Ctrl-D ends the program, Ctrl-C stops the current answer.
 #[derive(Args)]
-pub struct Chat {
+pub struct ChatArgs {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -32,21 +32,21 @@ pub struct Chat {
 }
 
 /// Runs `ft chat` until the input ends. A failed turn ends the command unless a person is typing.
-pub fn run(args: Chat) -> Result<()> {
+pub fn run(args: ChatArgs) -> Result<()> {
     let (model, tokenizer) = args.model.open(&args.template)?;
-    need_template(&tokenizer, &args.model)?;
-    let settings = settings(&args.sampling, &args.model, &tokenizer)?;
+    require_template(&tokenizer, &args.model)?;
+    let settings = generation_settings(&args.sampling, &args.model, &tokenizer)?;
     let stop = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGINT, stop.clone())
         .map_err(|e| Error::user(format!("listening for Ctrl-C: {e}")))?;
     let terminal = std::io::stdin().is_terminal();
-    let _directions = std::io::stdout().is_terminal().then(Directions::follow_the_text);
+    let _directions = std::io::stdout().is_terminal().then(BidiMode::enable);
     if terminal {
         report::info("/reset, /system TEXT, /quit; Ctrl-C stops an answer");
     }
     let decode = |ids: &[u32]| tokenizer.decode(ids, true);
-    let session = Session::new(&model).with_text(&decode);
-    let mut talk = Talk { session, tokenizer: &tokenizer, settings, messages: Vec::new(), stop };
+    let session = ChatSession::new(&model).with_decoder(&decode);
+    let mut talk = ChatState { session, tokenizer: &tokenizer, settings, messages: Vec::new(), stop };
     talk.reset(args.system.as_deref());
     let mut lines = std::io::stdin().lock().lines();
     loop {
@@ -68,7 +68,7 @@ pub fn run(args: Chat) -> Result<()> {
             other if other.starts_with('/') => {
                 report::warn(format!("unknown command {other}; the commands are /reset, /system TEXT and /quit"));
             }
-            _ => match talk.turn(line.trim()) {
+            _ => match talk.ask(line.trim()) {
                 Ok(()) => {}
                 // A person can type another line; a script must not mistake a missing answer for an empty one.
                 Err(e) if terminal => report::error(&e),
@@ -85,54 +85,54 @@ pub fn run(args: Chat) -> Result<()> {
 /// Guard that switches on the terminal mode in which each line takes the direction (left-to-right or right-to-left) of
 /// its first letter (DECSET 2501). Without it, Arabic or Hebrew answers are shown in the wrong order. Terminals that do
 /// not have the mode ignore the request; dropping the guard switches it off.
-struct Directions;
+struct BidiMode;
 
-impl Directions {
-    fn follow_the_text() -> Self {
-        Self::say("\u{1b}[?2501h");
+impl BidiMode {
+    fn enable() -> Self {
+        Self::write_escape("\u{1b}[?2501h");
         Self
     }
 
-    fn say(code: &str) {
+    fn write_escape(code: &str) {
         let mut out = std::io::stdout();
         let _ = out.write_all(code.as_bytes()).and_then(|()| out.flush());
     }
 }
 
-impl Drop for Directions {
+impl Drop for BidiMode {
     fn drop(&mut self) {
-        Self::say("\u{1b}[?2501l");
+        Self::write_escape("\u{1b}[?2501l");
     }
 }
 
 /// The conversation so far, with the model session and the settings that answer its next turn.
-struct Talk<'m> {
-    session: Session<'m>,
+struct ChatState<'m> {
+    session: ChatSession<'m>,
     tokenizer: &'m ChatTokenizer,
-    settings: Settings,
-    messages: Vec<Message>,
+    settings: GenerationSettings,
+    messages: Vec<ChatMessage>,
     stop: Arc<AtomicBool>,
 }
 
-impl Talk<'_> {
+impl ChatState<'_> {
     fn system(&self) -> Option<String> {
         self.messages.first().filter(|m| m.role == "system").map(|m| m.content.clone())
     }
 
     fn reset(&mut self, system: Option<&str>) {
-        self.messages = system.map(|s| Message::new("system", s)).into_iter().collect();
+        self.messages = system.map(|s| ChatMessage::new("system", s)).into_iter().collect();
     }
 
     /// Adds `text` as the user's turn and shows the answer. If there is none, the turn is removed again.
-    fn turn(&mut self, text: &str) -> Result<()> {
-        self.messages.push(Message::new("user", text));
+    fn ask(&mut self, text: &str) -> Result<()> {
+        self.messages.push(ChatMessage::new("user", text));
         let answer = self.answer().inspect_err(|_| {
             self.messages.pop();
         })?;
         if answer.is_empty() {
             self.messages.pop();
         } else {
-            self.messages.push(Message::new("assistant", answer));
+            self.messages.push(ChatMessage::new("assistant", answer));
         }
         Ok(())
     }
@@ -141,7 +141,7 @@ impl Talk<'_> {
         let prompt = self.tokenizer.encode_prompt(&self.tokenizer.render(&self.messages, true)?)?;
         self.tokenizer.check_embedded(&prompt)?;
         let (settings, stop) = (&self.settings, &self.stop);
-        let mut shown = Shown::new(self.tokenizer, &settings.stop_texts);
+        let mut shown = AnswerPrinter::new(self.tokenizer, &settings.stop_texts);
         let mut failed = None;
         stop.store(false, Ordering::Relaxed);
         let answer = self
@@ -157,22 +157,22 @@ impl Talk<'_> {
                 }
             })
             .map_err(|e| e.hint("/reset begins a new conversation"))?;
-        if answer.stopped != Stop::Text {
+        if answer.stop_reason != StopReason::Text {
             shown.finish();
         }
         println!();
         if let Some(e) = failed {
             return Err(e);
         }
-        match answer.stopped {
-            Stop::EndToken | Stop::Text => {}
-            Stop::Interrupted => report::info("(stopped)"),
-            Stop::Length => report::warn(format!("cut after {} tokens (--max-new-tokens)", answer.tokens.len())),
-            Stop::Context => report::warn("the model's context is full; /reset starts a new conversation"),
+        match answer.stop_reason {
+            StopReason::EndToken | StopReason::Text => {}
+            StopReason::Interrupted => report::info("(stopped)"),
+            StopReason::Length => report::warn(format!("cut after {} tokens (--max-new-tokens)", answer.tokens.len())),
+            StopReason::Context => report::warn("the model's context is full; /reset starts a new conversation"),
         }
         match answer.text {
             Some(text) => Ok(text),
-            None => self.tokenizer.decode(answer.answer(), true),
+            None => self.tokenizer.decode(answer.answer_tokens(), true),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use ft::error::{Error, Result};
-use ft::train::check::{self, Check};
+use ft::train::check::{self, PlanCheck};
 use ft::{recipe, report};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ pub struct CheckArgs {
 
 /// Runs `ft check`. Fails if the recipe would not run as it is, with all problems that were found.
 pub fn run(args: CheckArgs) -> Result<()> {
-    let plan = super::train::fitted(recipe::load(&args.recipe, &args.sets)?, &args.fit)?;
+    let plan = super::train::fit_plan(recipe::load(&args.recipe, &args.sets)?, &args.fit)?;
     let check = check::check(&plan, std::io::stdout().is_terminal() && !args.json)?;
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&check).expect("a check is JSON")),
@@ -36,7 +36,7 @@ pub fn run(args: CheckArgs) -> Result<()> {
     }
 }
 
-fn print(c: &Check) {
+fn print(c: &PlanCheck) {
     for (i, preview) in c.previews.iter().enumerate() {
         println!("row {} as the model sees it (trained tokens are green, or between « and »):\n{preview}\n", i + 1);
     }

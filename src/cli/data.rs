@@ -14,11 +14,11 @@ use ft::error::Result;
 #[derive(Args)]
 pub struct DataArgs {
     #[command(subcommand)]
-    verb: DataVerb,
+    verb: DataCommand,
 }
 
 #[derive(Subcommand)]
-enum DataVerb {
+enum DataCommand {
     /// Show a file's format, its first rows as ft reads them, and every bad row with line and key.
     Inspect(inspect::InspectArgs),
     /// Write the rows of a file in another format.
@@ -35,10 +35,10 @@ enum DataVerb {
 #[derive(Args)]
 struct ReadArgs {
     /// Format of the rows; auto detects it from the columns of the first row.
-    #[arg(long, value_parser = formats(), default_value = "auto", hide_possible_values = false)]
+    #[arg(long, value_parser = format_parser(), default_value = "auto", hide_possible_values = false)]
     format: RowFormat,
     /// Read the column THEIRS as OURS, e.g. `prompt=question`; may be given several times.
-    #[arg(long, value_name = "OURS=THEIRS", value_parser = renaming)]
+    #[arg(long, value_name = "OURS=THEIRS", value_parser = parse_column_mapping)]
     column: Vec<(String, String)>,
     /// Read only the first N rows.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -55,13 +55,13 @@ impl ReadArgs {
     }
 }
 
-fn formats() -> impl TypedValueParser<Value = RowFormat> {
+fn format_parser() -> impl TypedValueParser<Value = RowFormat> {
     let names = std::iter::once(RowFormat::Auto).chain(RowFormat::KNOWN).map(RowFormat::name);
-    PossibleValuesParser::new(names).map(|name| RowFormat::named(&name).unwrap_or_default())
+    PossibleValuesParser::new(names).map(|name| RowFormat::from_name(&name).unwrap_or_default())
 }
 
 /// Parses OURS=THEIRS.
-fn renaming(text: &str) -> Result<(String, String), String> {
+fn parse_column_mapping(text: &str) -> Result<(String, String), String> {
     let (ours, theirs) = text.split_once('=').ok_or("expected OURS=THEIRS, such as prompt=question")?;
     Ok((ours.to_string(), theirs.to_string()))
 }
@@ -69,10 +69,10 @@ fn renaming(text: &str) -> Result<(String, String), String> {
 /// Runs `ft data …`.
 pub fn run(args: DataArgs) -> Result<()> {
     match args.verb {
-        DataVerb::Inspect(args) => inspect::run(args),
-        DataVerb::Convert(args) => convert::run(args),
-        DataVerb::Split(args) => split::run(args),
-        DataVerb::Scrub(args) => scrub::run(args),
-        DataVerb::Cache(args) => cache::run(args),
+        DataCommand::Inspect(args) => inspect::run(args),
+        DataCommand::Convert(args) => convert::run(args),
+        DataCommand::Split(args) => split::run(args),
+        DataCommand::Scrub(args) => scrub::run(args),
+        DataCommand::Cache(args) => cache::run(args),
     }
 }

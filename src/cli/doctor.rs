@@ -4,7 +4,7 @@ use clap::Args;
 use console::{Alignment, Style, pad_str};
 use ft::error::{Error, Result};
 use ft::libtorch::SERIES;
-use ft::machine::{Cpu, Driver, Memory, driver, free_disk};
+use ft::machine::{Cpu, CudaDriver, SystemMemory, cuda_driver, free_disk};
 use ft::models::dtype::product_rate;
 use ft::report::bytes;
 use ft::runtime::{self, CudaPart, Runtime};
@@ -25,7 +25,7 @@ pub struct DoctorArgs {
 
 #[derive(Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Status {
+enum CheckStatus {
     Ok,
     /// Training runs, but not as well as it could.
     Warning,
@@ -35,22 +35,27 @@ enum Status {
 
 /// One line of the report: what was found, and what to do about it.
 #[derive(Serialize)]
-struct Check {
+struct MachineCheck {
     name: String,
-    status: Status,
+    status: CheckStatus,
     found: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     remedy: Option<String>,
 }
 
-impl Check {
-    fn ok(name: impl Into<String>, found: impl Into<String>) -> Check {
-        Check { name: name.into(), status: Status::Ok, found: found.into(), remedy: None }
+impl MachineCheck {
+    fn ok(name: impl Into<String>, found: impl Into<String>) -> MachineCheck {
+        MachineCheck { name: name.into(), status: CheckStatus::Ok, found: found.into(), remedy: None }
     }
 
     /// Builds a check that is not ok, with its remedy.
-    fn but(name: impl Into<String>, status: Status, found: impl Into<String>, remedy: impl Into<String>) -> Check {
-        Check { name: name.into(), status, found: found.into(), remedy: Some(remedy.into()) }
+    fn problem(
+        name: impl Into<String>,
+        status: CheckStatus,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> MachineCheck {
+        MachineCheck { name: name.into(), status, found: found.into(), remedy: Some(remedy.into()) }
     }
 }
 
@@ -64,7 +69,7 @@ const DISK_NEEDED: u64 = 2 * GB;
 pub fn run(args: &DoctorArgs) -> Result<()> {
     let runtime = runtime::get();
     let cuda_usable = tch::Cuda::is_available();
-    let (cpu, memory, driver) = (Cpu::read(), Memory::read(), driver());
+    let (cpu, memory, driver) = (Cpu::read(), SystemMemory::read(), cuda_driver());
     let disk = free_disk(Path::new("."));
     let mut checks = vec![check_libtorch(runtime), check_cpu(&cpu), check_threads(&cpu)];
     let (rates, arithmetic) = check_arithmetic(Device::Cpu, "cpu", cpu.bf16().is_some());
@@ -74,7 +79,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     checks.push(check_memory(&memory));
     checks.push(check_disk(disk));
 
-    let failed = checks.iter().filter(|c| c.status == Status::Failed).count();
+    let failed = checks.iter().filter(|c| c.status == CheckStatus::Failed).count();
     if args.json {
         let report = json!({
             "ok": failed == 0,
@@ -102,22 +107,27 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     }
 }
 
-fn check_libtorch(runtime: &Runtime) -> Check {
+fn check_libtorch(runtime: &Runtime) -> MachineCheck {
     let here = &runtime.libtorch;
     let found = format!("{} in {}", here.version_text(), here.root.display());
     match here.fits() {
-        Some(true) => Check::ok("libtorch", found),
-        Some(false) => Check::but("libtorch", Status::Failed, found, format!("set FT_LIBTORCH to a libtorch {SERIES}")),
-        None => Check::but(
+        Some(true) => MachineCheck::ok("libtorch", found),
+        Some(false) => MachineCheck::problem(
             "libtorch",
-            Status::Warning,
+            CheckStatus::Failed,
+            found,
+            format!("set FT_LIBTORCH to a libtorch {SERIES}"),
+        ),
+        None => MachineCheck::problem(
+            "libtorch",
+            CheckStatus::Warning,
             found,
             format!("its folder has neither version.py nor build-version; only {SERIES} is known to work"),
         ),
     }
 }
 
-fn check_cpu(cpu: &Cpu) -> Check {
+fn check_cpu(cpu: &Cpu) -> MachineCheck {
     let sets = [
         (cpu.amx_bf16, "AMX bf16"),
         (cpu.avx512_bf16, "AVX-512 bf16"),
@@ -131,41 +141,41 @@ fn check_cpu(cpu: &Cpu) -> Check {
     let sets = if sets.is_empty() { "no AVX2".into() } else { sets.join(", ") };
     let found = format!("{} · {sets}{}", cpu.model, limit.unwrap_or_default());
     if !cpu.avx2 {
-        return Check::but(
+        return MachineCheck::problem(
             "cpu",
-            Status::Warning,
+            CheckStatus::Warning,
             found,
             "training runs, but slowly: libtorch's fast kernels need AVX2",
         );
     }
-    Check::ok("cpu", found)
+    MachineCheck::ok("cpu", found)
 }
 
-fn check_threads(cpu: &Cpu) -> Check {
+fn check_threads(cpu: &Cpu) -> MachineCheck {
     let used = tch::get_num_threads().max(1) as usize;
     let quota = cpu.quota.map(|q| format!(", limited to {q:.1} by a control group")).unwrap_or_default();
     let found = format!("{used} in use · {} cores, {} logical{quota}", cpu.cores, cpu.logical);
     if used > cpu.threads() {
         let remedy = format!("more threads than cores wait for each other: set OMP_NUM_THREADS={}", cpu.threads());
-        return Check::but("threads", Status::Warning, found, remedy);
+        return MachineCheck::problem("threads", CheckStatus::Warning, found, remedy);
     }
-    Check::ok("threads", found)
+    MachineCheck::ok("threads", found)
 }
 
 /// Checks a small training computation on the device in float32 and bfloat16. Returns both rates, (f32, bf16), in 10⁹
 /// operations per second of a product of two square matrices, and the line of the report.
-fn check_arithmetic(device: Device, name: &str, native_bf16: bool) -> ((f64, f64), Check) {
+fn check_arithmetic(device: Device, name: &str, native_bf16: bool) -> ((f64, f64), MachineCheck) {
     let name = format!("training on {name}");
-    let rate = |kind| arithmetic(device, kind);
+    let rate = |kind| matmul_rate(device, kind);
     match (rate(Kind::Float), rate(Kind::BFloat16)) {
         (Ok(f32), Ok(bf16)) => {
             let found = format!("matmul {f32:.0} GFLOP/s in f32, {bf16:.0} in bf16");
             let check = if native_bf16 || bf16 > f32 {
-                Check::ok(name, found)
+                MachineCheck::ok(name, found)
             } else {
-                Check::but(
+                MachineCheck::problem(
                     name,
-                    Status::Warning,
+                    CheckStatus::Warning,
                     found,
                     "bf16 is not faster than f32 on this device: dtype auto, the default, computes in f32",
                 )
@@ -173,10 +183,10 @@ fn check_arithmetic(device: Device, name: &str, native_bf16: bool) -> ((f64, f64
             ((f32, bf16), check)
         }
         (Err(e), _) | (_, Err(e)) => {
-            let status = if device == Device::Cpu { Status::Failed } else { Status::Warning };
+            let status = if device == Device::Cpu { CheckStatus::Failed } else { CheckStatus::Warning };
             (
                 (0.0, 0.0),
-                Check::but(
+                MachineCheck::problem(
                     name,
                     status,
                     e.message(),
@@ -189,7 +199,7 @@ fn check_arithmetic(device: Device, name: &str, native_bf16: bool) -> ((f64, f64
 
 /// Computes a product and its gradient, fails if they differ from the exact values, and returns the rate of a large
 /// product in 10⁹ operations per second.
-fn arithmetic(device: Device, kind: Kind) -> Result<f64> {
+fn matmul_rate(device: Device, kind: Kind) -> Result<f64> {
     let x = Tensor::f_ones([4, 8], (kind, device))?;
     let w = Tensor::f_full([8, 2], 0.5, (kind, device))?.f_set_requires_grad(true)?;
     let y = x.f_matmul(&w)?;
@@ -203,22 +213,27 @@ fn arithmetic(device: Device, kind: Kind) -> Result<f64> {
     product_rate(device, kind)
 }
 
-fn check_cuda(driver: &Result<Option<Driver>, String>, runtime: &Runtime, usable: bool) -> Check {
+fn check_cuda(driver: &Result<Option<CudaDriver>, String>, runtime: &Runtime, usable: bool) -> MachineCheck {
     let built = runtime.libtorch.cuda.as_deref();
     let driver = match driver {
         Err(why) => {
             let remedy = "training runs on the CPU; check the driver with `nvidia-smi`, and reinstall it if that fails";
-            return Check::but("cuda", Status::Warning, format!("the NVIDIA driver does not work: {why}"), remedy);
+            return MachineCheck::problem(
+                "cuda",
+                CheckStatus::Warning,
+                format!("the NVIDIA driver does not work: {why}"),
+                remedy,
+            );
         }
-        Ok(None) => return Check::ok("cuda", "no NVIDIA driver: training runs on the CPU"),
+        Ok(None) => return MachineCheck::ok("cuda", "no NVIDIA driver: training runs on the CPU"),
         Ok(Some(driver)) => driver,
     };
     let release = driver.release.as_deref().unwrap_or("of unknown release");
     let found = format!("driver {release}, supports CUDA {}.{}", driver.cuda.0, driver.cuda.1);
-    let warn = |found: String, remedy: String| Check::but("cuda", Status::Warning, found, remedy);
+    let warn = |found: String, remedy: String| MachineCheck::problem("cuda", CheckStatus::Warning, found, remedy);
     match &runtime.cuda {
         CudaPart::Opened { .. } if usable => {
-            Check::ok("cuda", format!("{found}; libtorch for CUDA {}", built.unwrap_or("?")))
+            MachineCheck::ok("cuda", format!("{found}; libtorch for CUDA {}", built.unwrap_or("?")))
         }
         CudaPart::Opened { .. } if driver.devices.is_empty() => {
             warn(format!("{found}; no device"), "is CUDA_VISIBLE_DEVICES set to hide the devices?".into())
@@ -240,7 +255,7 @@ fn check_cuda(driver: &Result<Option<Driver>, String>, runtime: &Runtime, usable
     }
 }
 
-fn check_devices(driver: &Result<Option<Driver>, String>, usable: bool) -> Vec<Check> {
+fn check_devices(driver: &Result<Option<CudaDriver>, String>, usable: bool) -> Vec<MachineCheck> {
     let Ok(Some(driver)) = driver else { return Vec::new() };
     let mut checks = Vec::new();
     for (i, device) in driver.devices.iter().enumerate() {
@@ -249,9 +264,14 @@ fn check_devices(driver: &Result<Option<Driver>, String>, usable: bool) -> Vec<C
         let found = format!("{} · {} · compute capability {major}.{minor} · {bf16}", device.name, bytes(device.memory));
         let name = format!("cuda:{i}");
         checks.push(if device.bf16() {
-            Check::ok(&name, found)
+            MachineCheck::ok(&name, found)
         } else {
-            Check::but(&name, Status::Warning, found, "dtype auto, the default, computes in f32 on this device")
+            MachineCheck::problem(
+                &name,
+                CheckStatus::Warning,
+                found,
+                "dtype auto, the default, computes in f32 on this device",
+            )
         });
         if usable {
             checks.push(check_arithmetic(Device::Cuda(i), &name, device.bf16()).1);
@@ -260,29 +280,29 @@ fn check_devices(driver: &Result<Option<Driver>, String>, usable: bool) -> Vec<C
     checks
 }
 
-fn check_memory(memory: &Memory) -> Check {
+fn check_memory(memory: &SystemMemory) -> MachineCheck {
     let limited = if memory.limited { " (limited by a control group)" } else { "" };
     let found = format!("{} free of {}{limited}", bytes(memory.free), bytes(memory.total));
     if memory.free < MEMORY_NEEDED {
         let remedy = format!("free some memory: most models need at least {}", bytes(MEMORY_NEEDED));
-        return Check::but("memory", Status::Warning, found, remedy);
+        return MachineCheck::problem("memory", CheckStatus::Warning, found, remedy);
     }
-    Check::ok("memory", found)
+    MachineCheck::ok("memory", found)
 }
 
-fn check_disk(free: Option<u64>) -> Check {
+fn check_disk(free: Option<u64>) -> MachineCheck {
     let here = std::env::current_dir().map(|d| d.display().to_string()).unwrap_or_default();
     match free {
-        Some(free) if free >= DISK_NEEDED => Check::ok("disk", format!("{} free in {here}", bytes(free))),
-        Some(free) => Check::but(
+        Some(free) if free >= DISK_NEEDED => MachineCheck::ok("disk", format!("{} free in {here}", bytes(free))),
+        Some(free) => MachineCheck::problem(
             "disk",
-            Status::Warning,
+            CheckStatus::Warning,
             format!("{} free in {here}", bytes(free)),
             format!("free some disk space: models and checkpoints need {} or more", bytes(DISK_NEEDED)),
         ),
-        None => Check::but(
+        None => MachineCheck::problem(
             "disk",
-            Status::Warning,
+            CheckStatus::Warning,
             format!("{here}: the free space is unknown"),
             "does the folder still exist?",
         ),
@@ -290,14 +310,14 @@ fn check_disk(free: Option<u64>) -> Check {
 }
 
 /// Formats the checks as aligned columns; a remedy is on its own line below its check.
-fn table(checks: &[Check]) -> String {
+fn table(checks: &[MachineCheck]) -> String {
     let width = checks.iter().map(|c| c.name.len()).max().unwrap_or(0);
     let mut lines = Vec::new();
     for check in checks {
         let (word, style) = match check.status {
-            Status::Ok => ("ok", Style::new().green()),
-            Status::Warning => ("warning", Style::new().yellow()),
-            Status::Failed => ("failed", Style::new().red().bold()),
+            CheckStatus::Ok => ("ok", Style::new().green()),
+            CheckStatus::Warning => ("warning", Style::new().yellow()),
+            CheckStatus::Failed => ("failed", Style::new().red().bold()),
         };
         let word = style.apply_to(pad_str(word, 7, Alignment::Left, None));
         let name = Style::new().bold().apply_to(pad_str(&check.name, width, Alignment::Left, None));
@@ -327,9 +347,9 @@ mod tests {
         Runtime { libtorch, cuda }
     }
 
-    fn machine(capability: (u32, u32)) -> Result<Option<Driver>, String> {
+    fn machine(capability: (u32, u32)) -> Result<Option<CudaDriver>, String> {
         let device = CudaDevice { name: "GPU".into(), capability, memory: 80 * GB };
-        Ok(Some(Driver { release: Some("550.54".into()), cuda: (12, 4), devices: vec![device] }))
+        Ok(Some(CudaDriver { release: Some("550.54".into()), cuda: (12, 4), devices: vec![device] }))
     }
 
     fn opened() -> CudaPart {
@@ -347,43 +367,45 @@ mod tests {
         ];
         for (part, remedy) in cases {
             let check = check_cuda(&driver, &runtime(part), false);
-            assert!(check.status == Status::Warning, "{}", check.found);
+            assert!(check.status == CheckStatus::Warning, "{}", check.found);
             assert!(check.remedy.as_deref().is_some_and(|r| r.contains(remedy)), "{:?} lacks {remedy}", check.remedy);
         }
         let broken = check_cuda(&Err("CUDA error 803".into()), &runtime(opened()), false);
-        assert!(broken.status == Status::Warning && broken.found.contains("803"), "{}", broken.found);
+        assert!(broken.status == CheckStatus::Warning && broken.found.contains("803"), "{}", broken.found);
     }
 
     #[test]
     fn a_working_device_is_ok_and_an_old_one_is_told_about_bf16() {
         let check = check_cuda(&machine((9, 0)), &runtime(opened()), true);
-        assert!(check.status == Status::Ok && check.found.contains("550.54"), "{}", check.found);
+        assert!(check.status == CheckStatus::Ok && check.found.contains("550.54"), "{}", check.found);
         let new = &check_devices(&machine((9, 0)), false)[0];
-        assert!(new.status == Status::Ok && new.found.contains("80.0 GB"), "{}", new.found);
+        assert!(new.status == CheckStatus::Ok && new.found.contains("80.0 GB"), "{}", new.found);
         let old = &check_devices(&machine((7, 5)), false)[0];
-        assert!(old.status == Status::Warning && old.remedy.as_deref().is_some_and(|r| r.contains("f32")));
+        assert!(old.status == CheckStatus::Warning && old.remedy.as_deref().is_some_and(|r| r.contains("f32")));
     }
 
     #[test]
     fn a_libtorch_of_another_series_fails() {
         let mut other = runtime(CudaPart::NoDriver);
         other.libtorch.version = Some("2.9.1".into());
-        assert!(check_libtorch(&other).status == Status::Failed);
+        assert!(check_libtorch(&other).status == CheckStatus::Failed);
         other.libtorch.version = None;
-        assert!(check_libtorch(&other).status == Status::Warning);
+        assert!(check_libtorch(&other).status == CheckStatus::Warning);
     }
 
     #[test]
     fn little_memory_or_disk_is_a_warning() {
-        let memory = |free| check_memory(&Memory { total: 64 * GB, free, limited: true });
-        assert!(memory(GB).status == Status::Warning && memory(8 * GB).status == Status::Ok);
+        let memory = |free| check_memory(&SystemMemory { total: 64 * GB, free, limited: true });
+        assert!(memory(GB).status == CheckStatus::Warning && memory(8 * GB).status == CheckStatus::Ok);
         assert!(memory(GB).found.contains("control group"));
-        assert!(check_disk(Some(GB)).status == Status::Warning && check_disk(Some(8 * GB)).status == Status::Ok);
+        assert!(
+            check_disk(Some(GB)).status == CheckStatus::Warning && check_disk(Some(8 * GB)).status == CheckStatus::Ok
+        );
     }
 
     #[test]
     fn both_number_formats_train_on_this_cpu() {
-        assert!(arithmetic(Device::Cpu, Kind::Float).expect("f32") > 0.0);
-        assert!(arithmetic(Device::Cpu, Kind::BFloat16).expect("bf16") > 0.0);
+        assert!(matmul_rate(Device::Cpu, Kind::Float).expect("f32") > 0.0);
+        assert!(matmul_rate(Device::Cpu, Kind::BFloat16).expect("bf16") > 0.0);
     }
 }

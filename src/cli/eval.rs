@@ -14,7 +14,7 @@ use std::path::PathBuf;
 /// The model generates an answer greedily where each row has its last one; the two are compared after trimming. Loss
 /// and perplexity are over the tokens that `ft train` would train on. Rows of plain text have a perplexity only.
 #[derive(Args)]
-pub struct Eval {
+pub struct EvalArgs {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -37,10 +37,10 @@ pub struct Eval {
 }
 
 /// Runs `ft eval`.
-pub fn run(args: Eval) -> Result<()> {
+pub fn run(args: EvalArgs) -> Result<()> {
     let (model, tokenizer) = args.model.open(&args.template)?;
     let rows = EvalRow::read(&args.data, args.rows.map(|n| n as usize), &tokenizer)?;
-    let asked = rows.iter().filter(|r| r.asked.is_some()).count();
+    let asked = rows.iter().filter(|r| r.question.is_some()).count();
     if args.out.is_some() && asked == 0 {
         return Err(Error::user(format!(
             "{}: rows of plain text have no answers to compare, so --out would be empty",
@@ -49,7 +49,7 @@ pub fn run(args: Eval) -> Result<()> {
         .hint("leave out --out; loss and perplexity are printed"));
     }
     if let Some(n) = args.max_new_tokens {
-        let long = rows.iter().filter_map(|r| r.asked.as_ref()).filter(|a| a.tokens > n).count();
+        let long = rows.iter().filter_map(|r| r.question.as_ref()).filter(|a| a.expected_tokens > n).count();
         if long > 0 {
             report::warn(format!(
                 "{long} of {asked} expected answers are longer than --max-new-tokens {n} and cannot be matched"

@@ -1,15 +1,17 @@
 //! `ft generate`: answers prompts from the command line or from a file.
 
-use super::answers::Answers;
-use super::model::{ModelArgs, TemplateArgs, need_template};
-use super::sampling::{BeamArgs, Chosen, SamplingArgs};
-use super::timings::Timings;
+use super::answer_file::AnswerFile;
+use super::model::{ModelArgs, TemplateArgs, require_template};
+use super::sampling::{BeamArgs, GenerationChoice, SamplingArgs};
+use super::timings::PassTimings;
 use clap::Args;
-use ft::data::record::{self, Columns, Place};
-use ft::data::source::{self, Wanted};
-use ft::data::{ChatTokenizer, Conversation, DecodeStream, Message, Record, RowFormat, example, is_template_name};
+use ft::data::record::{self, RowColumns, RowPlace};
+use ft::data::source::{self, ColumnSelection};
+use ft::data::{ChatMessage, ChatTokenizer, Conversation, DecodeStream, Record, RowFormat, example, is_template_name};
 use ft::error::{Context, Error, Result};
-use ft::generate::{Completion, Engine, Limits, Request, Settings, Stop, beam, stop};
+use ft::generate::{
+    BatchLimits, Engine, GeneratedAnswer, GenerationRequest, GenerationSettings, StopReason, beam, stop,
+};
 use ft::models::Model;
 use ft::{fsutil, report};
 use serde_json::{Value, json};
@@ -27,7 +29,7 @@ use std::time::Instant;
 /// FILE.partial as they finish, and FILE is written at the end; to continue an interrupted command, run it again.
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("question").required(true).args(["prompt", "input"])))]
-pub struct Generate {
+pub struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -72,7 +74,7 @@ pub struct Generate {
 }
 
 /// A prompt as the user wrote it, and as the token ids that the model reads.
-struct Question {
+struct GenerationPrompt {
     prompt: Value,
     ids: Vec<u32>,
     /// Token ids that the answer begins with.
@@ -80,7 +82,7 @@ struct Question {
 }
 
 /// Runs `ft generate`.
-pub fn run(args: Generate) -> Result<()> {
+pub fn run(args: GenerateArgs) -> Result<()> {
     if args.input.is_some() && args.out.is_none() && !args.json {
         return Err(Error::user("--input needs --out FILE, or --json to print the answers"));
     }
@@ -90,32 +92,32 @@ pub fn run(args: Generate) -> Result<()> {
     let (model, tokenizer) = args.model.open(&args.template)?;
     let mut chosen = args.sampling.choose(&args.model.model, &tokenizer, Some(&args.beams))?;
     chosen.settings.log_probs = args.logprobs;
-    say(&chosen);
+    report_choices(&chosen);
     if args.timings.is_some() && chosen.beams.is_some() {
         return Err(Error::user("--timings cannot be combined with beam search")
             .hint("leave out --timings, or set --num-beams 1"));
     }
     if args.chat {
-        need_template(&tokenizer, &args.model)?;
+        require_template(&tokenizer, &args.model)?;
     }
     let questions = match &args.input {
-        Some(path) => args.read(path, &tokenizer)?,
+        Some(path) => args.read_prompts(path, &tokenizer)?,
         None => {
             let ask = |text: &String| {
-                let question = args.asked(text, &tokenizer)?;
+                let question = args.text_prompt(text, &tokenizer)?;
                 tokenizer.check_embedded(&question.ids)?;
                 Ok(question)
             };
             args.prompt.iter().map(ask).collect::<Result<_>>()?
         }
     };
-    let mut limits = Limits::of(&model)?;
+    let mut limits = BatchLimits::of(&model)?;
     if let Some(n) = args.batch_size {
         limits.rows = n as usize;
     }
     let answers = chosen.answers;
-    let timings = RefCell::new(Timings::default());
-    let work = Work {
+    let timings = RefCell::new(PassTimings::default());
+    let work = GenerationJob {
         model: &model,
         tokenizer: &tokenizer,
         questions: &questions,
@@ -125,60 +127,67 @@ pub fn run(args: Generate) -> Result<()> {
         timings: &timings,
     };
     match (&args.input, &args.out) {
-        (Some(input), Some(out)) => work.write_file(out, &args.fingerprint(input, &chosen)?),
-        _ if args.json => work.each(0, &mut Progress::new(questions.len(), 0), None, &mut |i, answers| {
-            work.rows(i, answers)?.iter().for_each(|row| println!("{}", ft::data::json::text(row)));
-            Ok(())
-        }),
-        _ => work.as_text(),
+        (Some(input), Some(out)) => work.write_answers(out, &args.fingerprint(input, &chosen)?),
+        _ if args.json => {
+            work.answer_each(0, &mut GenerationProgress::new(questions.len(), 0), None, &mut |i, answers| {
+                work.rows(i, answers)?.iter().for_each(|row| println!("{}", ft::data::json::to_text(row)));
+                Ok(())
+            })
+        }
+        _ => work.print_text(),
     }?;
     args.timings.as_ref().map_or(Ok(()), |path| timings.borrow().finish(path))
 }
 
 /// Reports which settings came from generation_config.json, and which of its keys are ignored.
-fn say(chosen: &Chosen) {
+fn report_choices(chosen: &GenerationChoice) {
     if let Some(note) = &chosen.note {
         report::info(note);
     }
-    if !chosen.not_done.is_empty() {
-        report::warn(format!("generation_config.json: ignored, not supported: {}", chosen.not_done.join(", ")));
+    if !chosen.unsupported.is_empty() {
+        report::warn(format!("generation_config.json: ignored, not supported: {}", chosen.unsupported.join(", ")));
     }
 }
 
 /// Returns the settings of a command without beam search, and reports where they come from.
-pub fn settings(args: &SamplingArgs, model: &ModelArgs, tokenizer: &ChatTokenizer) -> Result<Settings> {
+pub fn generation_settings(
+    args: &SamplingArgs,
+    model: &ModelArgs,
+    tokenizer: &ChatTokenizer,
+) -> Result<GenerationSettings> {
     let chosen = args.choose(&model.model, tokenizer, None)?;
-    say(&chosen);
+    report_choices(&chosen);
     Ok(chosen.settings)
 }
 
 /// Everything needed to answer the prompts.
-struct Work<'a> {
+struct GenerationJob<'a> {
     model: &'a Model,
     tokenizer: &'a ChatTokenizer,
-    questions: &'a [Question],
-    chosen: &'a Chosen,
-    limits: Limits,
+    questions: &'a [GenerationPrompt],
+    chosen: &'a GenerationChoice,
+    limits: BatchLimits,
     /// Number of answers to each prompt.
     answers: usize,
-    timings: &'a RefCell<Timings>,
+    timings: &'a RefCell<PassTimings>,
 }
 
 /// Progress bar, and the numbers of answers and tokens so far.
-struct Progress {
+struct GenerationProgress {
     bar: report::Progress,
     began: Instant,
     answers: usize,
     tokens: usize,
 }
 
-impl Progress {
+impl GenerationProgress {
     fn new(questions: usize, done: usize) -> Self {
-        let bar = if questions > 1 { report::bar(questions as u64, "prompts") } else { report::working("the answer") };
-        Self { bar: bar.after(done as u64), began: Instant::now(), answers: 0, tokens: 0 }
+        let bar =
+            if questions > 1 { report::bar(questions as u64, "prompts") } else { report::enclosing_work("the answer") };
+        Self { bar: bar.starting_at(done as u64), began: Instant::now(), answers: 0, tokens: 0 }
     }
 
-    fn made(&mut self, tokens: usize) {
+    fn count_tokens(&mut self, tokens: usize) {
         self.tokens += tokens;
         self.bar.count(tokens as u64, "tokens");
     }
@@ -196,19 +205,19 @@ impl Progress {
 /// Callback that gets each generated token. Only useful where a single answer is generated.
 type OnToken<'a> = &'a mut dyn FnMut(u32) -> Result<()>;
 
-impl Work<'_> {
+impl GenerationJob<'_> {
     /// Answers the prompts from index `from` on. `done` is called with a prompt's index and all its answers, in the
     /// order of the prompts; `on_token` with every token that the engine samples.
-    fn each(
+    fn answer_each(
         &self,
         from: usize,
-        progress: &mut Progress,
+        progress: &mut GenerationProgress,
         mut on_token: Option<OnToken>,
-        done: &mut dyn FnMut(usize, &[Completion]) -> Result<()>,
+        done: &mut dyn FnMut(usize, &[GeneratedAnswer]) -> Result<()>,
     ) -> Result<()> {
         let decode = |ids: &[u32]| self.tokenizer.decode(ids, true);
         let settings = &self.chosen.settings;
-        let mut finished = |i: usize, answers: &[Completion], progress: &mut Progress| {
+        let mut finished = |i: usize, answers: &[GeneratedAnswer], progress: &mut GenerationProgress| {
             progress.answers += answers.len();
             progress.bar.inc(1);
             done(i, answers)
@@ -217,23 +226,27 @@ impl Work<'_> {
             for (i, q) in self.questions.iter().enumerate().skip(from) {
                 let answers = beam::search(self.model, &q.ids, &q.prefix, settings, beams, Some(&decode))
                     .context(|| format!("prompt {}", i + 1))?;
-                progress.made(answers.iter().map(|a| a.tokens.len()).sum());
+                progress.count_tokens(answers.iter().map(|a| a.tokens.len()).sum());
                 finished(i, &answers, progress)?;
             }
             return Ok(());
         }
-        let mut engine = Engine::new(self.model, settings.clone(), self.limits)?.with_text(&decode);
+        let mut engine = Engine::new(self.model, settings.clone(), self.limits)?.with_decoder(&decode);
         for (i, q) in self.questions.iter().enumerate().skip(from) {
-            let request = Request { prefix: q.prefix.clone(), answers: self.answers, ..Request::new(&q.ids, i as u64) };
+            let request = GenerationRequest {
+                prefix: q.prefix.clone(),
+                answers: self.answers,
+                ..GenerationRequest::new(&q.ids, i as u64)
+            };
             engine.add(request).context(|| format!("row {} of the prompts", i + 1))?;
         }
-        let mut open: BTreeMap<usize, Vec<Option<Completion>>> = BTreeMap::new();
+        let mut open: BTreeMap<usize, Vec<Option<GeneratedAnswer>>> = BTreeMap::new();
         let mut next = from;
         while !engine.is_idle() {
             let began = Instant::now();
             let step = engine.step()?;
             self.timings.borrow_mut().add(&step, began.elapsed());
-            progress.made(step.tokens.len());
+            progress.count_tokens(step.tokens.len());
             if let Some(heard) = &mut on_token {
                 step.tokens.iter().try_for_each(|(_, _, id)| heard(*id))?;
             }
@@ -241,7 +254,8 @@ impl Work<'_> {
                 let answers = open.entry(from + f.request).or_insert_with(|| vec![None; self.answers]);
                 answers[f.sample] = Some(f.completion);
             }
-            while let Some(whole) = open.get(&next).and_then(|a| a.iter().cloned().collect::<Option<Vec<Completion>>>())
+            while let Some(whole) =
+                open.get(&next).and_then(|a| a.iter().cloned().collect::<Option<Vec<GeneratedAnswer>>>())
             {
                 open.remove(&next);
                 finished(next, &whole, progress)?;
@@ -252,26 +266,26 @@ impl Work<'_> {
     }
 
     /// Writes the answers to `out`, prompt by prompt, and continues a partial file. Ctrl-C keeps what is answered.
-    fn write_file(&self, out: &Path, fingerprint: &Value) -> Result<()> {
+    fn write_answers(&self, out: &Path, fingerprint: &Value) -> Result<()> {
         let interrupted = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal_hook::consts::SIGINT, interrupted.clone())
             .map_err(|e| Error::user(format!("listening for Ctrl-C: {e}")))?;
-        let mut file = Answers::open(out, fingerprint, self.answers)?;
-        let from = file.done();
+        let mut file = AnswerFile::open(out, fingerprint, self.answers)?;
+        let from = file.prompts_done();
         if from > 0 {
             report::info(format!("{from} of {} prompts are answered already; continuing", self.questions.len()));
         }
-        let mut progress = Progress::new(self.questions.len(), from);
+        let mut progress = GenerationProgress::new(self.questions.len(), from);
         let going_on = || match interrupted.load(Ordering::Relaxed) {
             true => Err(Error::interrupted("stopped")),
             false => Ok(()),
         };
-        let answered = self.each(from, &mut progress, Some(&mut |_| going_on()), &mut |i, answers| {
+        let answered = self.answer_each(from, &mut progress, Some(&mut |_| going_on()), &mut |i, answers| {
             file.push(&self.rows(i, answers)?)?;
             going_on()
         });
         if interrupted.load(Ordering::Relaxed) {
-            return Err(file.interrupt(self.questions.len()));
+            return Err(file.interrupted(self.questions.len()));
         }
         if let Err(e) = answered {
             file.discard_empty();
@@ -284,27 +298,27 @@ impl Work<'_> {
     }
 
     /// Prints answers as plain text. A single answer is printed token by token if stdout is a terminal.
-    fn as_text(&self) -> Result<()> {
+    fn print_text(&self) -> Result<()> {
         let single = self.questions.len() * self.answers == 1;
-        let mut progress = Progress::new(self.questions.len(), 0);
+        let mut progress = GenerationProgress::new(self.questions.len(), 0);
         if single && self.chosen.beams.is_none() && std::io::stdout().is_terminal() {
             let settings = &self.chosen.settings;
-            let mut shown = Shown::new(self.tokenizer, &settings.stop_texts);
+            let mut shown = AnswerPrinter::new(self.tokenizer, &settings.stop_texts);
             let mut stopped = None;
             self.questions[0].prefix.iter().try_for_each(|id| shown.push(*id))?;
             let mut heard = |id| if settings.stop_ids.contains(&id) { Ok(()) } else { shown.push(id) };
-            self.each(0, &mut progress, Some(&mut heard), &mut |_, answers| {
-                stopped = Some(answers[0].stopped);
+            self.answer_each(0, &mut progress, Some(&mut heard), &mut |_, answers| {
+                stopped = Some(answers[0].stop_reason);
                 Ok(())
             })?;
-            if stopped != Some(Stop::Text) {
+            if stopped != Some(StopReason::Text) {
                 shown.finish();
             }
             println!();
             report::info(progress.summary());
             return Ok(());
         }
-        self.each(0, &mut progress, None, &mut |i, answers| {
+        self.answer_each(0, &mut progress, None, &mut |i, answers| {
             for (k, answer) in answers.iter().enumerate() {
                 if !single {
                     println!("=== prompt {}, answer {} ===", i + 1, k + 1);
@@ -316,21 +330,21 @@ impl Work<'_> {
     }
 
     /// Returns the text of an answer, without special tokens.
-    fn text(&self, answer: &Completion) -> Result<String> {
+    fn text(&self, answer: &GeneratedAnswer) -> Result<String> {
         match &answer.text {
             Some(text) => Ok(text.clone()),
-            None => self.tokenizer.decode(answer.answer(), true),
+            None => self.tokenizer.decode(answer.answer_tokens(), true),
         }
     }
 
     /// Returns the JSON objects of the answers to prompt `i`.
-    fn rows(&self, i: usize, answers: &[Completion]) -> Result<Vec<Value>> {
+    fn rows(&self, i: usize, answers: &[GeneratedAnswer]) -> Result<Vec<Value>> {
         let question = &self.questions[i];
-        let row = |(k, answer): (usize, &Completion)| {
+        let row = |(k, answer): (usize, &GeneratedAnswer)| {
             let mut row = json!({
                 "prompt": question.prompt,
                 "text": self.text(answer)?,
-                "finish_reason": answer.stopped.name(),
+                "finish_reason": answer.stop_reason.name(),
                 "prompt_tokens": question.ids.len(),
                 "completion_tokens": answer.tokens.len(),
             });
@@ -356,20 +370,20 @@ impl Work<'_> {
 }
 
 /// Prints an answer token by token. Text that may be the beginning of a stop text is held back until that is decided.
-pub struct Shown<'t> {
+pub struct AnswerPrinter<'t> {
     stream: DecodeStream<'t>,
     texts: &'t [String],
     held: String,
 }
 
-impl<'t> Shown<'t> {
+impl<'t> AnswerPrinter<'t> {
     pub fn new(tokenizer: &'t ChatTokenizer, texts: &'t [String]) -> Self {
         Self { stream: tokenizer.stream(), texts, held: String::new() }
     }
 
     pub fn push(&mut self, id: u32) -> Result<()> {
         self.held.push_str(&self.stream.push(id)?.unwrap_or_default());
-        let settled = stop::settled(&self.held, self.texts);
+        let settled = stop::showable_length(&self.held, self.texts);
         show(&self.held[..settled]);
         self.held.drain(..settled);
         Ok(())
@@ -389,9 +403,9 @@ fn show(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-impl Generate {
+impl GenerateArgs {
     /// Returns everything that the answers depend on. A partial file is continued only if all of it is equal.
-    fn fingerprint(&self, input: &Path, chosen: &Chosen) -> Result<Value> {
+    fn fingerprint(&self, input: &Path, chosen: &GenerationChoice) -> Result<Value> {
         let mut all = json!({
             "model": fsutil::absolute(&self.model.model),
             "adapter": self.model.adapter.as_deref().map(fsutil::absolute),
@@ -414,32 +428,36 @@ impl Generate {
     }
 
     /// Builds the prompt of a text, through the chat template with --chat.
-    fn asked(&self, text: &str, tokenizer: &ChatTokenizer) -> Result<Question> {
+    fn text_prompt(&self, text: &str, tokenizer: &ChatTokenizer) -> Result<GenerationPrompt> {
         let prompt = text.into();
         if self.chat {
             let mut messages = Vec::new();
-            messages.extend(self.system.iter().map(|s| Message::new("system", s)));
-            messages.push(Message::new("user", text));
+            messages.extend(self.system.iter().map(|s| ChatMessage::new("system", s)));
+            messages.push(ChatMessage::new("user", text));
             let rendered = tokenizer.render(&messages, true)?;
-            let prefix = self.begun(&rendered, tokenizer)?;
-            return Ok(Question { prompt, ids: tokenizer.encode_prompt(&rendered)?, prefix });
+            let prefix = self.prefix_ids(&rendered, tokenizer)?;
+            return Ok(GenerationPrompt { prompt, ids: tokenizer.encode_prompt(&rendered)?, prefix });
         }
-        Ok(Question { prompt, ids: tokenizer.encode_plain_prompt(text)?, prefix: self.begun(text, tokenizer)? })
+        Ok(GenerationPrompt {
+            prompt,
+            ids: tokenizer.encode_plain_prompt(text)?,
+            prefix: self.prefix_ids(text, tokenizer)?,
+        })
     }
 
     /// Returns the token ids of --prefix, as the text that follows `prompt`.
-    fn begun(&self, prompt: &str, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
+    fn prefix_ids(&self, prompt: &str, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
         self.prefix.as_ref().map_or(Ok(Vec::new()), |prefix| tokenizer.encode_answer_after(prompt, prefix))
     }
 
     /// Reads and tokenises the prompts of a file. Fails at the first row without a usable prompt, with file and line.
-    fn read(&self, path: &Path, tokenizer: &ChatTokenizer) -> Result<Vec<Question>> {
+    fn read_prompts(&self, path: &Path, tokenizer: &ChatTokenizer) -> Result<Vec<GenerationPrompt>> {
         let mut questions = Vec::new();
-        source::for_each_chunk_of(Wanted::Readable, path, None, |chunk| {
+        source::for_each_selected_chunk(ColumnSelection::Readable, path, None, |chunk| {
             for raw in chunk {
-                let place = Place { path, line: raw.line };
+                let place = RowPlace { path, line: raw.line };
                 let columns = raw.columns(path)?;
-                let question = self.question(columns, place, tokenizer)?;
+                let question = self.row_prompt(columns, place, tokenizer)?;
                 tokenizer.check_embedded(&question.ids).context(|| place)?;
                 questions.push(question);
             }
@@ -449,10 +467,15 @@ impl Generate {
     }
 
     /// Builds the prompt of one row.
-    fn question(&self, mut columns: Columns, place: Place, tokenizer: &ChatTokenizer) -> Result<Question> {
+    fn row_prompt(
+        &self,
+        mut columns: RowColumns,
+        place: RowPlace,
+        tokenizer: &ChatTokenizer,
+    ) -> Result<GenerationPrompt> {
         let error = |message: String| Error::user(format!("{place}: {message}"));
         if let Some(Value::String(text)) = columns.get("prompt") {
-            return self.asked(text, tokenizer).context(|| place);
+            return self.text_prompt(text, tokenizer).context(|| place);
         }
         let key = ["prompt", "messages"]
             .into_iter()
@@ -467,7 +490,7 @@ impl Generate {
         }
         let mut prompt = columns.remove(key).unwrap_or_default();
         columns.insert("messages".into(), prompt.clone());
-        let Record::Messages(mut talk) = record::read(columns, RowFormat::Messages, place)? else {
+        let Record::Messages(mut talk) = record::read_record(columns, RowFormat::Messages, place)? else {
             return Err(Error::bug("messages were read as something else"));
         };
         if self.drop_answer {
@@ -484,14 +507,14 @@ impl Generate {
             return Err(error("the messages end with the assistant's turn, so there is nothing to answer".into())
                 .hint("drop that turn with --drop-answer, or compare it with the model's answer: ft eval"));
         }
-        let rendered = rendered(&talk, tokenizer).context(|| place)?;
-        let prefix = self.begun(&rendered, tokenizer).context(|| place)?;
-        Ok(Question { ids: tokenizer.encode_prompt(&rendered).context(|| place)?, prompt, prefix })
+        let rendered = render_prompt(&talk, tokenizer).context(|| place)?;
+        let prefix = self.prefix_ids(&rendered, tokenizer).context(|| place)?;
+        Ok(GenerationPrompt { ids: tokenizer.encode_prompt(&rendered).context(|| place)?, prompt, prefix })
     }
 }
 
 /// Renders the conversation up to the point where the model's answer begins.
-fn rendered(talk: &Conversation, tokenizer: &ChatTokenizer) -> Result<String> {
+fn render_prompt(talk: &Conversation, tokenizer: &ChatTokenizer) -> Result<String> {
     let template = tokenizer.template().ok_or_else(|| {
         Error::user("the model has no chat template, but the row has messages")
             .hint("use an instruct model, or rows with `prompt` as text")

@@ -1,7 +1,7 @@
 //! `ft import`: converts a GGUF file; arguments, progress bar and summary.
 
 use clap::{Args, ValueEnum};
-use ft::convert::import::{Options, Summary, import};
+use ft::convert::import::{GgufImportOptions, GgufImportSummary, import};
 use ft::error::{Error, Result};
 use ft::nn::safetensors::Dtype;
 use ft::report;
@@ -23,7 +23,7 @@ pub struct ImportArgs {
     out: PathBuf,
     /// Number format of the written weights.
     #[arg(long, value_enum, default_value = "bf16")]
-    dtype: Weights,
+    dtype: ImportDtypeArg,
     /// Replace DIR if it is a model directory already.
     #[arg(long)]
     force: bool,
@@ -37,7 +37,7 @@ pub struct ImportArgs {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Weights {
+enum ImportDtypeArg {
     Bf16,
     F32,
     F16,
@@ -49,13 +49,13 @@ pub fn run(args: &ImportArgs) -> Result<()> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, stopped.clone()).map_err(|e| Error::bug(format!("signal handler: {e}")))?;
     }
-    let options = Options {
+    let options = GgufImportOptions {
         file: &args.file,
         out: &args.out,
         dtype: match args.dtype {
-            Weights::Bf16 => Dtype::BF16,
-            Weights::F32 => Dtype::F32,
-            Weights::F16 => Dtype::F16,
+            ImportDtypeArg::Bf16 => Dtype::BF16,
+            ImportDtypeArg::F32 => Dtype::F32,
+            ImportDtypeArg::F16 => Dtype::F16,
         },
         force: args.force,
         pre_tokenizer: args.pre_tokenizer.as_deref(),
@@ -83,7 +83,7 @@ pub fn run(args: &ImportArgs) -> Result<()> {
     Ok(())
 }
 
-fn print(s: &Summary) {
+fn print(s: &GgufImportSummary) {
     let kinds: Vec<String> = s.tensors.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
     let row = |what: &str, value: String| vec![what.to_string(), value];
     let mut rows = vec![row("model", s.out.display().to_string())];

@@ -22,46 +22,46 @@ pub struct LogitsArgs {
     /// JSON file: {"rows": [{"ids": [...]}]}
     #[arg(long, value_name = "FILE")]
     ids: PathBuf,
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
-    dtype: Dtype,
+    #[arg(long, value_enum, default_value_t = LogitsDtypeArg::F32)]
+    dtype: LogitsDtypeArg,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     device: String,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Dtype {
+enum LogitsDtypeArg {
     F32,
     Bf16,
 }
 
 #[derive(Deserialize)]
-struct Asked {
-    rows: Vec<Ids>,
+struct LogitsRequest {
+    rows: Vec<TokenIdRow>,
 }
 
 #[derive(Deserialize)]
-struct Ids {
+struct TokenIdRow {
     ids: Vec<u32>,
 }
 
 #[derive(Serialize)]
-struct Row {
+struct LogitsRow {
     ids: Vec<u32>,
     logits: Vec<Vec<f32>>,
 }
 
 /// Runs `ft logits`.
 pub fn run(args: &LogitsArgs) -> Result<()> {
-    let Asked { rows } = fsutil::read_json(&args.ids)?;
+    let LogitsRequest { rows } = fsutil::read_json(&args.ids)?;
     let kind = match args.dtype {
-        Dtype::F32 => Kind::Float,
-        Dtype::Bf16 => Kind::BFloat16,
+        LogitsDtypeArg::F32 => Kind::Float,
+        LogitsDtypeArg::Bf16 => Kind::BFloat16,
     };
     let model = models::open(&args.model, args.adapter.as_slice(), models::device(&args.device)?, kind)?;
     let vocabulary = model.config().vocab_size;
     let mut answers = Vec::new();
-    for Ids { ids } in rows {
+    for TokenIdRow { ids } in rows {
         if ids.is_empty() || ids.iter().any(|id| *id as i64 >= vocabulary) {
             return Err(Error::user(format!("{}: every row needs token ids below {vocabulary}", args.ids.display())));
         }
@@ -69,7 +69,7 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
         let all = Tensor::arange(ids.len() as i64, (Kind::Int64, model.device()));
         let logits: Vec<Vec<f32>> =
             model.infer(&tokens, |out| Vec::try_from(out.logits(&all).to_device(tch::Device::Cpu)))??;
-        answers.push(Row { ids, logits });
+        answers.push(LogitsRow { ids, logits });
     }
     let text = serde_json::to_string(&serde_json::json!({ "rows": answers }))
         .map_err(|e| Error::bug(format!("logits: {e}")))?;

@@ -1,7 +1,7 @@
 //! `ft merge`: folds adapters into a base model, or combines several adapters into one.
 
 use clap::{Args, ValueEnum};
-use ft::convert::export::Report;
+use ft::convert::export::ExportReport;
 use ft::convert::merged;
 use ft::error::{Error, Result};
 use ft::report;
@@ -23,11 +23,11 @@ pub struct MergeArgs {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Number format of the merged weights; `base`: the format that each weight has in the base
-    #[arg(long, value_enum, default_value_t = Dtype::Base)]
-    dtype: Dtype,
+    #[arg(long, value_enum, default_value_t = MergeDtypeArg::Base)]
+    dtype: MergeDtypeArg,
     /// Write a whole model, or one adapter with the effect of all together
-    #[arg(long = "as", value_enum, default_value_t = Form::Model)]
-    form: Form,
+    #[arg(long = "as", value_enum, default_value_t = MergeOutputArg::Model)]
+    form: MergeOutputArg,
     /// Split weights into files of at most GB gigabytes (10^9 bytes)
     #[arg(long, value_name = "GB", default_value_t = 5.0)]
     shard_size: f64,
@@ -40,44 +40,44 @@ pub struct MergeArgs {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Dtype {
+enum MergeDtypeArg {
     Bf16,
     F32,
     Base,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Form {
+enum MergeOutputArg {
     Model,
     Adapter,
 }
 
 /// Runs `ft merge`.
 pub fn run(args: &MergeArgs) -> Result<()> {
-    guard(args)?;
+    check_out_folder(args)?;
     if args.shard_size.is_nan() || args.shard_size <= 0.0 {
         return Err(
             Error::user(format!("--shard-size: {} is not a size", args.shard_size)).hint("gigabytes, e.g. 5 or 0.5")
         );
     }
-    if args.form == Form::Adapter && args.dtype != Dtype::Base {
+    if args.form == MergeOutputArg::Adapter && args.dtype != MergeDtypeArg::Base {
         return Err(Error::user("--dtype cannot be combined with --as adapter")
             .hint("leave out --dtype: adapters are written in float32, as PEFT writes them"));
     }
     let parts = args.adapters.iter().map(|text| merged::parse_part(text)).collect::<Result<Vec<_>>>()?;
     for part in &parts {
-        note_other_base(args, part);
+        warn_other_base(args, part);
     }
     let spinner = report::spinner("merging and checking");
     let done = match args.form {
-        Form::Adapter => merged::adapter(&args.base, &parts, &args.out),
-        Form::Model => {
+        MergeOutputArg::Adapter => merged::merge_adapters(&args.base, &parts, &args.out),
+        MergeOutputArg::Model => {
             let dtype = match args.dtype {
-                Dtype::Bf16 => Some(Kind::BFloat16),
-                Dtype::F32 => Some(Kind::Float),
-                Dtype::Base => None,
+                MergeDtypeArg::Bf16 => Some(Kind::BFloat16),
+                MergeDtypeArg::F32 => Some(Kind::Float),
+                MergeDtypeArg::Base => None,
             };
-            merged::model(&args.base, &parts, &args.out, dtype, (args.shard_size * 1e9) as u64)
+            merged::merge_into_model(&args.base, &parts, &args.out, dtype, (args.shard_size * 1e9) as u64)
         }
     };
     spinner.finish_and_clear();
@@ -92,7 +92,7 @@ pub fn run(args: &MergeArgs) -> Result<()> {
 
 /// Fails if --out must not be replaced: it exists and --force is missing, it contains an input, or it is neither empty
 /// nor a model or adapter directory.
-fn guard(args: &MergeArgs) -> Result<()> {
+fn check_out_folder(args: &MergeArgs) -> Result<()> {
     let refuse = |what: &str, hint: &str| Err(Error::user(format!("--out {}: {what}", args.out.display())).hint(hint));
     let Ok(out) = args.out.canonicalize() else { return Ok(()) };
     let folders = args.adapters.iter().map(|a| PathBuf::from(merged::split_weight(a).0)).chain([args.base.clone()]);
@@ -115,7 +115,7 @@ fn guard(args: &MergeArgs) -> Result<()> {
 
 /// Warns if the adapter names a base whose folder has another name. This is no error: the same base may have been
 /// moved.
-fn note_other_base(args: &MergeArgs, part: &ft::adapters::merge::Part) {
+fn warn_other_base(args: &MergeArgs, part: &ft::adapters::merge::WeightedAdapter) {
     let last = |p: &std::path::Path| p.file_name().map(|n| n.to_string_lossy().to_lowercase());
     let Some(named) = part.file.base.as_deref().filter(|b| !b.is_empty()) else { return };
     let given = ft::fsutil::absolute(&args.base);
@@ -128,7 +128,7 @@ fn note_other_base(args: &MergeArgs, part: &ft::adapters::merge::Part) {
     }
 }
 
-fn show(done: &Report, args: &MergeArgs) {
+fn show(done: &ExportReport, args: &MergeArgs) {
     let d = &done.difference;
     let size: u64 = done.files.values().map(|f| f.bytes).sum();
     report::info(format!(

@@ -3,7 +3,7 @@
 //! Only this module uses clap. The work of a command is done by the library; a file here reads arguments, calls it, and
 //! prints the result: data to stdout, messages to stderr.
 
-mod answers;
+mod answer_file;
 mod chat;
 mod check;
 mod data;
@@ -37,22 +37,22 @@ use ft::report;
 #[command(name = "ft", version, about, propagate_version = true)]
 pub struct Cli {
     #[command(subcommand)]
-    verb: Verb,
+    verb: RootCommand,
 }
 
 // `ft --help` lists the commands in this order, which is the order in which a newcomer needs them.
 #[derive(Subcommand)]
-enum Verb {
+enum RootCommand {
     Doctor(doctor::DoctorArgs),
     Import(import::ImportArgs),
     /// Train a tokenizer, or show the tokens of a text
     #[command(subcommand)]
-    Tokenizer(tokenizer::Verb),
+    Tokenizer(tokenizer::TokenizerCommand),
     /// Inspect, convert, split or scrub data files
     Data(data::DataArgs),
     /// List, show and explain recipes and their keys
     #[command(subcommand)]
-    Recipe(recipe::Recipe),
+    Recipe(recipe::RecipeCommand),
     /// Check a recipe without training: data, loss masks, lengths, memory
     Check(check::CheckArgs),
     /// Train a model from a recipe
@@ -61,18 +61,18 @@ enum Verb {
     Resume(resume::ResumeArgs),
     /// List, show and compare training runs, or write a run's report page
     #[command(subcommand)]
-    Runs(runs::Runs),
+    Runs(runs::RunsCommand),
     Replay(replay::ReplayArgs),
-    Eval(eval::Eval),
-    Score(score::Score),
+    Eval(eval::EvalArgs),
+    Score(score::ScoreArgs),
     /// Make preference data: people and models judge pairs of answers
     #[command(subcommand)]
-    Label(label::Label),
-    Generate(generate::Generate),
-    Chat(chat::Chat),
+    Label(label::LabelCommand),
+    Generate(generate::GenerateArgs),
+    Chat(chat::ChatArgs),
     Merge(merge::MergeArgs),
     Student(student::StudentArgs),
-    Selftest(selftest::Selftest),
+    Selftest(selftest::SelftestArgs),
     #[command(hide = true)]
     Logits(logits::LogitsArgs),
 }
@@ -82,31 +82,32 @@ pub fn run(cli: Cli) -> Result<()> {
     // Where stderr is a log, a command that runs long reports its progress at fixed time intervals. Commands that wait
     // for a person have no progress to report.
     let waits = match &cli.verb {
-        Verb::Chat(_) => true,
-        Verb::Label(verb) => verb.waits(),
+        RootCommand::Chat(_) => true,
+        RootCommand::Label(verb) => verb.waits_for_people(),
         _ => false,
     };
-    let _working = (!waits).then(|| report::working(&format!("ft {}", std::env::args().nth(1).unwrap_or_default())));
+    let _working =
+        (!waits).then(|| report::enclosing_work(&format!("ft {}", std::env::args().nth(1).unwrap_or_default())));
     match cli.verb {
-        Verb::Doctor(args) => doctor::run(&args),
-        Verb::Import(args) => import::run(&args),
-        Verb::Tokenizer(verb) => tokenizer::run(verb),
-        Verb::Data(args) => data::run(args),
-        Verb::Recipe(verb) => recipe::run(verb),
-        Verb::Check(args) => check::run(args),
-        Verb::Train(args) => train::run(args),
-        Verb::Teach(args) => teach::run(&args),
-        Verb::Resume(args) => resume::run(&args),
-        Verb::Runs(verb) => runs::run(verb),
-        Verb::Replay(args) => replay::run(&args),
-        Verb::Eval(args) => eval::run(args),
-        Verb::Score(args) => score::run(args),
-        Verb::Label(verb) => label::run(verb),
-        Verb::Generate(args) => generate::run(args),
-        Verb::Chat(args) => chat::run(args),
-        Verb::Merge(args) => merge::run(&args),
-        Verb::Student(args) => student::run(&args),
-        Verb::Selftest(args) => selftest::run(args),
-        Verb::Logits(args) => logits::run(&args),
+        RootCommand::Doctor(args) => doctor::run(&args),
+        RootCommand::Import(args) => import::run(&args),
+        RootCommand::Tokenizer(verb) => tokenizer::run(verb),
+        RootCommand::Data(args) => data::run(args),
+        RootCommand::Recipe(verb) => recipe::run(verb),
+        RootCommand::Check(args) => check::run(args),
+        RootCommand::Train(args) => train::run(args),
+        RootCommand::Teach(args) => teach::run(&args),
+        RootCommand::Resume(args) => resume::run(&args),
+        RootCommand::Runs(verb) => runs::run(verb),
+        RootCommand::Replay(args) => replay::run(&args),
+        RootCommand::Eval(args) => eval::run(args),
+        RootCommand::Score(args) => score::run(args),
+        RootCommand::Label(verb) => label::run(verb),
+        RootCommand::Generate(args) => generate::run(args),
+        RootCommand::Chat(args) => chat::run(args),
+        RootCommand::Merge(args) => merge::run(&args),
+        RootCommand::Student(args) => student::run(&args),
+        RootCommand::Selftest(args) => selftest::run(args),
+        RootCommand::Logits(args) => logits::run(&args),
     }
 }

@@ -2,9 +2,9 @@
 
 use clap::{Args, ValueEnum};
 use ft::convert::template;
-use ft::data::{ChatTokenizer, Rendering};
+use ft::data::{ChatTokenizer, TemplateOptions};
 use ft::error::{Error, Result};
-use ft::models::dtype::{self, Chosen};
+use ft::models::dtype::{self, ChosenDtype};
 use ft::models::{self, Model};
 use ft::report;
 use std::path::{Path, PathBuf};
@@ -23,8 +23,8 @@ pub struct ModelArgs {
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// Number format to compute in: auto takes bf16 if the device has fast bf16 products, else f32
-    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
-    pub dtype: Dtype,
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
+    pub dtype: DtypeArg,
 }
 
 /// Names the chat template and its variables.
@@ -40,7 +40,7 @@ pub struct TemplateArgs {
 
 impl TemplateArgs {
     /// Returns the template and variables to load the tokenizer with. Fails if the variables are not a JSON object.
-    pub fn rendering(&self) -> Result<Rendering> {
+    pub fn rendering(&self) -> Result<TemplateOptions> {
         let kwargs = match &self.chat_template_kwargs {
             None => Default::default(),
             Some(text) => serde_json::from_str(text).map_err(|e| {
@@ -48,13 +48,13 @@ impl TemplateArgs {
                     .hint(r#"write one JSON object in single quotes: '{"enable_thinking": false}'"#)
             })?,
         };
-        Ok(Rendering { template: self.template.clone(), kwargs, date: None })
+        Ok(TemplateOptions { template: self.template.clone(), kwargs, date: None })
     }
 }
 
 /// Values of --dtype for commands that run a model.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum Dtype {
+pub enum DtypeArg {
     Auto,
     Bf16,
     F32,
@@ -67,16 +67,16 @@ impl ModelArgs {
         let _loading = report::spinner(&format!("loading {}", self.model.display()));
         let mut rendering = writing.rendering()?;
         if let (None, Some(adapter)) = (&rendering.template, &self.adapter) {
-            rendering.template = template::own(adapter, &self.model)?;
+            rendering.template = template::adapter_template(adapter, &self.model)?;
             if let Some(own) = &rendering.template {
                 report::info(format!("using the adapter's own chat template: {}", own.display()));
             }
         }
         let tokenizer = ChatTokenizer::load_with(&self.model, &rendering)?;
         let device = models::device(&self.device)?;
-        let kind = self.dtype.begin(device, &self.model)?;
+        let kind = self.dtype.choose_kind(device, &self.model)?;
         let model = models::open(&self.model, self.adapter.as_slice(), device, kind)?;
-        models::open::need_finite_adapters(&model, self.adapter.as_slice())?;
+        models::open::require_finite_adapters(&model, self.adapter.as_slice())?;
         Ok((model, tokenizer))
     }
 
@@ -86,27 +86,27 @@ impl ModelArgs {
     }
 }
 
-impl Dtype {
-    fn choose(self, device: Device, folder: &Path) -> Result<Chosen> {
+impl DtypeArg {
+    fn choose(self, device: Device, folder: &Path) -> Result<ChosenDtype> {
         let asked = match self {
-            Dtype::Auto => models::Dtype::Auto,
-            Dtype::Bf16 => models::Dtype::Bf16,
-            Dtype::F32 => models::Dtype::F32,
+            DtypeArg::Auto => models::Dtype::Auto,
+            DtypeArg::Bf16 => models::Dtype::Bf16,
+            DtypeArg::F32 => models::Dtype::F32,
         };
         asked.choose(device, Some(folder))
     }
 
     /// Chooses the format to compute in with the model in `folder`, reports the choice, and warns if it is slow here.
-    pub fn begin(self, device: Device, folder: &Path) -> Result<Kind> {
-        let Chosen { dtype, why } = self.choose(device, folder)?;
+    pub fn choose_kind(self, device: Device, folder: &Path) -> Result<Kind> {
+        let ChosenDtype { dtype, why } = self.choose(device, folder)?;
         dtype::warn_of_slow_products(dtype, device)?;
-        report::info(format!("arithmetic in {} ({why})", dtype::word(dtype.kind())));
+        report::info(format!("arithmetic in {} ({why})", dtype::kind_name(dtype.kind())));
         Ok(dtype.kind())
     }
 }
 
 /// Fails if the tokenizer has no chat template, which conversations need.
-pub fn need_template(tokenizer: &ChatTokenizer, args: &ModelArgs) -> Result<()> {
+pub fn require_template(tokenizer: &ChatTokenizer, args: &ModelArgs) -> Result<()> {
     if tokenizer.has_template() {
         return Ok(());
     }

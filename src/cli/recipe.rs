@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
-pub enum Recipe {
+pub enum RecipeCommand {
     /// List the recipes in a folder with the first line of each
     List {
         /// The folder
@@ -40,16 +40,16 @@ pub enum Recipe {
 }
 
 /// Runs `ft recipe …`.
-pub fn run(verb: Recipe) -> Result<()> {
+pub fn run(verb: RecipeCommand) -> Result<()> {
     match verb {
-        Recipe::List { folder, json } => list(&folder, json),
-        Recipe::Show { recipe, sets, json } => {
+        RecipeCommand::List { folder, json } => list(&folder, json),
+        RecipeCommand::Show { recipe, sets, json } => {
             let plan = recipe::load(&recipe, &sets)?;
             if json { print(&pretty(&plan.recipe)?) } else { print(&plan.to_yaml()?) }
         }
-        Recipe::Explain { key } => print(&recipe::explain(key.as_deref().unwrap_or("").trim_end_matches('.'))?),
-        Recipe::Schema => print(&pretty(recipe::schema())?),
-        Recipe::Reference => print(&recipe::markdown()),
+        RecipeCommand::Explain { key } => print(&recipe::explain(key.as_deref().unwrap_or("").trim_end_matches('.'))?),
+        RecipeCommand::Schema => print(&pretty(recipe::schema())?),
+        RecipeCommand::Reference => print(&recipe::markdown()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `ft replay`: repeats a run from its own records and compares the results.
 
-use super::train::{signals, software};
+use super::train::{software, stop_on_signal};
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::report;
@@ -33,7 +33,7 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
         run.with_file_name(format!("{}-replay", run.file_name().unwrap_or_default().to_string_lossy()))
     };
     let out = args.out.clone().unwrap_or_else(beside);
-    let done = replay(&args.run, &out, args.accept_drift, &software(), signals())?;
+    let done = replay(&args.run, &out, args.accept_drift, &software(), stop_on_signal())?;
     if args.json {
         println!("{}", serde_json::to_string(&done).expect("a comparison is JSON"));
     }

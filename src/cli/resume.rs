@@ -1,10 +1,10 @@
 //! `ft resume`: continues a run from its folder, or repeats a part of it and compares (`--verify`).
 
-use super::train::{finish, signals, software};
+use super::train::{print_summary, software, stop_on_signal};
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::recipe::Plan;
-use ft::train::verify::{self, Verdict};
+use ft::train::verify::{self, RunVerification};
 use ft::{fsutil, report, train};
 use std::path::PathBuf;
 
@@ -36,12 +36,12 @@ pub fn run(args: &ResumeArgs) -> Result<()> {
         plan.recipe.run.out = here;
     }
     match args.verify {
-        None => finish(&train::run(&plan, train::Start::Resume, &software(), signals())?, args.json),
-        Some(steps) => tell(&verify::verify(&plan, steps)?, args),
+        None => print_summary(&train::run(&plan, train::StartMode::Resume, &software(), stop_on_signal())?, args.json),
+        Some(steps) => print_verdict(&verify::verify(&plan, steps)?, args),
     }
 }
 
-fn tell(v: &Verdict, args: &ResumeArgs) -> Result<()> {
+fn print_verdict(v: &RunVerification, args: &ResumeArgs) -> Result<()> {
     if args.json {
         println!("{}", serde_json::to_string(v).expect("a verdict is JSON"));
     }

@@ -6,13 +6,13 @@ use ft::error::{Error, Result};
 use ft::report;
 use ft::runs::diff::diff;
 use ft::runs::terminal::{number, page, state_style};
-use ft::runs::{Patient, RunFolder, diagnose, folder};
+use ft::runs::{DiagnosisInput, RunFolder, diagnose, folder};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 #[derive(Subcommand)]
-pub enum Runs {
+pub enum RunsCommand {
     /// List the runs in a folder and below, newest first
     List {
         /// The folder; searched three levels deep
@@ -51,12 +51,12 @@ pub enum Runs {
 }
 
 /// Runs `ft runs …`.
-pub fn run(verb: Runs) -> Result<()> {
+pub fn run(verb: RunsCommand) -> Result<()> {
     match verb {
-        Runs::List { folder, json } => list(&folder, json),
-        Runs::Show { run, json } => show(&run, json),
-        Runs::Diff { a, b, json } => compare(&a, &b, json),
-        Runs::Report { run, out } => {
+        RunsCommand::List { folder, json } => list(&folder, json),
+        RunsCommand::Show { run, json } => show(&run, json),
+        RunsCommand::Diff { a, b, json } => compare(&a, &b, json),
+        RunsCommand::Report { run, out } => {
             let out = out.unwrap_or_else(|| run.join(ft::runs::page::FILE));
             ft::runs::page::write_to(&RunFolder::open(&run)?, &out)?;
             println!("{}", out.display());
@@ -75,7 +75,7 @@ fn list(folder: &Path, json: bool) -> Result<()> {
         }
     }
     if json {
-        let all: Vec<Value> = runs.iter().map(|(path, run)| summary(path, run)).collect();
+        let all: Vec<Value> = runs.iter().map(|(path, run)| run_summary(path, run)).collect();
         return print(&json!(all));
     }
     if runs.is_empty() {
@@ -86,13 +86,13 @@ fn list(folder: &Path, json: bool) -> Result<()> {
         .map(|h| style(h).dim().to_string());
     let mut rows = vec![head.to_vec()];
     for (path, run) in &runs {
-        let best = run.history.best().map_or("-".to_string(), |b| number(run.history.value(b)));
+        let best = run.history.best().map_or("-".to_string(), |b| number(run.history.aim_value(b)));
         rows.push(vec![
             path.display().to_string(),
             run.plan.method().into(),
             run.adapter(),
             state_style(run.state).apply_to(run.state.name()).to_string(),
-            format!("{}/{}", run.history.last_step(), run.total()),
+            format!("{}/{}", run.history.last_step(), run.total_steps()),
             best,
             report::duration(Duration::from_secs_f64(run.seconds())),
             run.began().map_or("-".into(), |t| t.chars().take(16).collect::<String>().replace('T', " ")),
@@ -103,7 +103,7 @@ fn list(folder: &Path, json: bool) -> Result<()> {
 }
 
 /// Returns the JSON object that describes a run in `--json` output.
-fn summary(path: &Path, run: &RunFolder) -> Value {
+fn run_summary(path: &Path, run: &RunFolder) -> Value {
     let h = &run.history;
     json!({
         "folder": path,
@@ -113,10 +113,10 @@ fn summary(path: &Path, run: &RunFolder) -> Value {
         "state": run.state,
         "message": run.last_words(),
         "steps": h.last_step(),
-        "steps_planned": run.total(),
+        "steps_planned": run.total_steps(),
         "loss": h.steps.last().map(|p| p.loss),
         "best_metric": h.aim.metric,
-        "best_value": h.best().map(|b| h.value(b)),
+        "best_value": h.best().map(|b| h.aim_value(b)),
         "best_step": h.best().map(|b| b.step),
         "seconds": run.seconds(),
         "tokens_per_s": h.tokens_per_s(),
@@ -132,12 +132,12 @@ fn show(path: &Path, json: bool) -> Result<()> {
         print!("{}", page(&run, width));
         return Ok(());
     }
-    let mut value = summary(path, &run);
-    let patient = Patient { plan: &run.plan, facts: run.facts.as_ref(), history: &run.history };
+    let mut value = run_summary(path, &run);
+    let patient = DiagnosisInput { plan: &run.plan, facts: run.facts.as_ref(), history: &run.history };
     value["findings"] = json!(diagnose(patient));
     value["facts"] = json!(run.facts);
     value["recipe"] = json!(run.plan.recipe);
-    value["resumed_at"] = json!(run.resumed_at());
+    value["resumed_at"] = json!(run.resumed_steps());
     value["samples"] = json!(run.samples);
     print(&value)
 }

@@ -5,12 +5,12 @@ use clap::{Args, ValueEnum};
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};
 use ft::fsutil;
-use ft::generate::{Beams, EarlyStopping, Settings};
+use ft::generate::{BeamEarlyStopping, BeamSettings, GenerationSettings};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// Longest answer in tokens if neither the command line nor the model gives a length.
-const NEW_TOKENS: usize = 256;
+const DEFAULT_NEW_TOKENS: usize = 256;
 
 /// Decoding options. Names and meanings are those of transformers.
 #[derive(Args)]
@@ -86,18 +86,18 @@ pub struct BeamArgs {
     /// End beam search when there are as many answers as beams (true), when better ones are unlikely (false), or
     /// impossible (never)
     #[arg(long, value_enum)]
-    early_stopping: Option<Early>,
+    early_stopping: Option<EarlyStoppingArg>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Early {
+enum EarlyStoppingArg {
     True,
     False,
     Never,
 }
 
 /// Keys of generation_config.json that ft does not support, each with the values that switch it off.
-const NOT_DONE: &[(&str, &[f64])] = &[
+const UNSUPPORTED_KEYS: &[(&str, &[f64])] = &[
     ("assistant_confidence_threshold", &[]),
     ("diversity_penalty", &[0.0]),
     ("dola_layers", &[]),
@@ -122,13 +122,13 @@ const NOT_DONE: &[(&str, &[f64])] = &[
 ];
 
 /// The model's generation_config.json, and the keys that were used so far.
-struct Config {
+struct GenerationConfig {
     file: PathBuf,
     values: Map<String, Value>,
     taken: Vec<String>,
 }
 
-impl Config {
+impl GenerationConfig {
     fn read(model: &Path) -> Result<Self> {
         let file = model.join("generation_config.json");
         let values = if file.is_file() { fsutil::read_json(&file)? } else { Map::new() };
@@ -167,36 +167,41 @@ impl Config {
     }
 
     /// Returns the unsupported keys that the file sets to values that would change answers.
-    fn not_done(&self) -> Vec<&'static str> {
+    fn unsupported(&self) -> Vec<&'static str> {
         let says = |(key, nothing): &&(&'static str, &[f64])| match self.values.get(*key) {
             None | Some(Value::Null | Value::Bool(false)) => false,
             Some(v) => !v.as_f64().is_some_and(|x| nothing.contains(&x)),
         };
-        NOT_DONE.iter().filter(says).map(|(key, _)| *key).collect()
+        UNSUPPORTED_KEYS.iter().filter(says).map(|(key, _)| *key).collect()
     }
 }
 
 /// The settings of a generation, and which of them came from the model's file.
-pub struct Chosen {
-    pub settings: Settings,
+pub struct GenerationChoice {
+    pub settings: GenerationSettings,
     /// `None`: no beam search.
-    pub beams: Option<Beams>,
+    pub beams: Option<BeamSettings>,
     /// Number of answers to each prompt.
     pub answers: usize,
     /// A line that reports the values used from the file; `None` if there are none.
     pub note: Option<String>,
     /// Keys of the file that ft does not support and ignores.
-    pub not_done: Vec<&'static str>,
+    pub unsupported: Vec<&'static str>,
 }
 
 impl SamplingArgs {
     /// Combines the command line with the model's generation_config.json. Fails on values that are out of range or that
     /// contradict each other.
-    pub fn choose(&self, model: &Path, tokenizer: &ChatTokenizer, beams: Option<&BeamArgs>) -> Result<Chosen> {
-        let mut config = Config::read(model)?;
-        let mut settings = self.lengths(&mut config, tokenizer)?;
-        self.sampling(&mut config, &mut settings)?;
-        self.rules(&mut config, &mut settings, tokenizer)?;
+    pub fn choose(
+        &self,
+        model: &Path,
+        tokenizer: &ChatTokenizer,
+        beams: Option<&BeamArgs>,
+    ) -> Result<GenerationChoice> {
+        let mut config = GenerationConfig::read(model)?;
+        let mut settings = self.length_settings(&mut config, tokenizer)?;
+        self.apply_sampling(&mut config, &mut settings)?;
+        self.apply_penalties(&mut config, &mut settings, tokenizer)?;
         let (beams, answers) = match beams {
             Some(beams) => beams.choose(&mut config, &settings)?,
             None => (None, 1),
@@ -204,11 +209,11 @@ impl SamplingArgs {
         settings.check()?;
         let note =
             (!config.taken.is_empty()).then(|| format!("from {}: {}", config.file.display(), config.taken.join(", ")));
-        Ok(Chosen { settings, beams, answers, note, not_done: config.not_done() })
+        Ok(GenerationChoice { settings, beams, answers, note, unsupported: config.unsupported() })
     }
 
     /// Starts the settings with the length limits and stop tokens.
-    fn lengths(&self, config: &mut Config, tokenizer: &ChatTokenizer) -> Result<Settings> {
+    fn length_settings(&self, config: &mut GenerationConfig, tokenizer: &ChatTokenizer) -> Result<GenerationSettings> {
         let (mut new, mut whole) = (self.max_new_tokens, self.max_length);
         if new.is_none() && whole.is_none() {
             new = config.count("max_new_tokens")?;
@@ -216,8 +221,8 @@ impl SamplingArgs {
                 whole = config.count("max_length")?;
             }
         }
-        let most = new.unwrap_or(if whole.is_some() { usize::MAX } else { NEW_TOKENS });
-        let mut settings = Settings::greedy(most, tokenizer.stop_ids());
+        let most = new.unwrap_or(if whole.is_some() { usize::MAX } else { DEFAULT_NEW_TOKENS });
+        let mut settings = GenerationSettings::greedy(most, tokenizer.stop_ids());
         settings.max_length = whole;
         settings.min_new_tokens = match self.min_new_tokens {
             Some(n) => n,
@@ -227,7 +232,7 @@ impl SamplingArgs {
     }
 
     /// Sets temperature, top-k, top-p, min-p and seed, if the command line or the file asks for sampling.
-    fn sampling(&self, config: &mut Config, settings: &mut Settings) -> Result<()> {
+    fn apply_sampling(&self, config: &mut GenerationConfig, settings: &mut GenerationSettings) -> Result<()> {
         let written = !self.greedy && config.get("do_sample", "true or false", Value::as_bool)?.unwrap_or(false);
         let others = self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some() || self.seed.is_some();
         if !(written || self.do_sample || self.temperature.is_some() || others) {
@@ -254,7 +259,12 @@ impl SamplingArgs {
     }
 
     /// Sets penalties, stop texts, forbidden words and forced tokens.
-    fn rules(&self, config: &mut Config, settings: &mut Settings, tokenizer: &ChatTokenizer) -> Result<()> {
+    fn apply_penalties(
+        &self,
+        config: &mut GenerationConfig,
+        settings: &mut GenerationSettings,
+        tokenizer: &ChatTokenizer,
+    ) -> Result<()> {
         let s = settings;
         s.repetition_penalty = match self.repetition_penalty {
             Some(x) => x,
@@ -301,7 +311,11 @@ impl SamplingArgs {
 
 impl BeamArgs {
     /// Returns the beams, or `None` without beam search, and the number of answers to each prompt.
-    fn choose(&self, config: &mut Config, settings: &Settings) -> Result<(Option<Beams>, usize)> {
+    fn choose(
+        &self,
+        config: &mut GenerationConfig,
+        settings: &GenerationSettings,
+    ) -> Result<(Option<BeamSettings>, usize)> {
         let count = match self.num_beams {
             None => config.count("num_beams")?.unwrap_or(1),
             Some(n) => n,
@@ -330,19 +344,19 @@ impl BeamArgs {
             Some(x) => x,
         };
         let early_stopping = match self.early_stopping {
-            Some(Early::True) => EarlyStopping::Yes,
-            Some(Early::False) => EarlyStopping::No,
-            Some(Early::Never) => EarlyStopping::Never,
+            Some(EarlyStoppingArg::True) => BeamEarlyStopping::Yes,
+            Some(EarlyStoppingArg::False) => BeamEarlyStopping::No,
+            Some(EarlyStoppingArg::Never) => BeamEarlyStopping::Never,
             None => config
                 .get("early_stopping", "true, false or \"never\"", |v| match v {
-                    Value::Bool(true) => Some(EarlyStopping::Yes),
-                    Value::Bool(false) => Some(EarlyStopping::No),
-                    Value::String(s) if s == "never" => Some(EarlyStopping::Never),
+                    Value::Bool(true) => Some(BeamEarlyStopping::Yes),
+                    Value::Bool(false) => Some(BeamEarlyStopping::No),
+                    Value::String(s) if s == "never" => Some(BeamEarlyStopping::Never),
                     _ => None,
                 })?
                 .unwrap_or_default(),
         };
-        let beams = Beams { count, answers, length_penalty, early_stopping };
+        let beams = BeamSettings { count, answers, length_penalty, early_stopping };
         beams.check(settings)?;
         Ok((Some(beams), answers))
     }

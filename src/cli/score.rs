@@ -4,7 +4,7 @@ use super::model::ModelArgs;
 use clap::Args;
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};
-use ft::eval::score::{ScoreRow, Summary, score};
+use ft::eval::score::{ScoreRow, ScoreSummary, score};
 use ft::{fsutil, models, report};
 use serde_json::json;
 use std::io::Write;
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 /// trained one. Each row is written with its score, or with both scores of a pair. For pairs, the accuracy is printed
 /// together with the accuracy of choosing by length alone.
 #[derive(Args)]
-pub struct Score {
+pub struct ScoreArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Rows with answers, labelled answers or pairs, in any format that `ft train` reads
@@ -35,7 +35,7 @@ pub struct Score {
 }
 
 /// Runs `ft score`.
-pub fn run(args: Score) -> Result<()> {
+pub fn run(args: ScoreArgs) -> Result<()> {
     if args.out.is_dir() {
         return Err(Error::user(format!(
             "{}: is a folder, but the scores are written to one file",
@@ -47,10 +47,10 @@ pub fn run(args: Score) -> Result<()> {
     let tokenizer = ChatTokenizer::load(base, None)?;
     let rows = ScoreRow::read(&args.input, args.rows.map(|n| n as usize), &tokenizer)?;
     let device = models::device(device)?;
-    let (model, scoring) = models::open_scorer(base, adapter.as_deref(), device, dtype.begin(device, base)?)?;
+    let (model, scoring) = models::open_scorer(base, adapter.as_deref(), device, dtype.choose_kind(device, base)?)?;
     let folder = adapter.as_deref().unwrap_or(base);
     scoring.check_texts(folder, |text| tokenizer.encode_plain(text))?;
-    models::open::need_finite_adapters(&model, adapter.as_slice())?;
+    models::open::require_finite_adapters(&model, adapter.as_slice())?;
     if scoring.probes.is_empty() {
         report::info(format!(
             "{}: has no {}, so it is not checked whether the head is the trained one",
@@ -81,7 +81,7 @@ pub fn run(args: Score) -> Result<()> {
     Ok(())
 }
 
-fn table(s: &Summary) -> Vec<Vec<String>> {
+fn table(s: &ScoreSummary) -> Vec<Vec<String>> {
     let line = |name: &str, value: String| vec![name.to_string(), value];
     let mut lines = Vec::new();
     if let (Some(accuracy), Some([low, high])) = (s.accuracy, s.accuracy_ci) {

@@ -4,7 +4,7 @@ use super::model::ModelArgs;
 use clap::Args;
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};
-use ft::selftest::{self, Line, Subject, TEXTS, Verdict};
+use ft::selftest::{self, CheckResult, CheckVerdict, SelftestInput, TEXTS};
 use ft::{models, native, report};
 use serde_json::json;
 use std::time::Instant;
@@ -16,7 +16,7 @@ use std::time::Instant;
 /// resumed and an uninterrupted run. Without --adapter, a LoRA of random noise on all linear layers is tested. Nothing
 /// on disk changes.
 #[derive(Args)]
-pub struct Selftest {
+pub struct SelftestArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Print the result as one JSON object
@@ -25,28 +25,29 @@ pub struct Selftest {
 }
 
 /// Runs `ft selftest`. Fails if a check fails.
-pub fn run(args: Selftest) -> Result<()> {
+pub fn run(args: SelftestArgs) -> Result<()> {
     let began = Instant::now();
     let tokenizer = ChatTokenizer::load(&args.model.model, None)?;
     let rows = TEXTS.iter().map(|t| tokenizer.encode_plain(t)).collect::<Result<Vec<_>>>()?;
     let device = models::device(&args.model.device)?;
-    let subject = Subject {
+    let subject = SelftestInput {
         device,
-        kind: args.model.dtype.begin(device, &args.model.model)?,
+        kind: args.model.dtype.choose_kind(device, &args.model.model)?,
         model: args.model.model,
         adapter: args.model.adapter,
         rows,
     };
-    let checks = report::working("checks");
+    let checks = report::enclosing_work("checks");
     let lines = selftest::run(&subject, &mut |line| {
         checks.inc(1);
         if !args.json {
-            println!("{}", written(line));
+            println!("{}", check_text(line));
         }
     })?;
     checks.finish_and_clear();
     let count = |verdict| lines.iter().filter(|l| l.verdict == verdict).count();
-    let (passed, failed, skipped) = (count(Verdict::Passed), count(Verdict::Failed), count(Verdict::Skipped));
+    let (passed, failed, skipped) =
+        (count(CheckVerdict::Passed), count(CheckVerdict::Failed), count(CheckVerdict::Skipped));
     let seconds = began.elapsed();
     if args.json {
         let value = json!({
@@ -67,7 +68,7 @@ pub fn run(args: Selftest) -> Result<()> {
     if failed == 0 {
         return Ok(());
     }
-    let names: Vec<&str> = lines.iter().filter(|l| l.verdict == Verdict::Failed).map(|l| l.name).collect();
+    let names: Vec<&str> = lines.iter().filter(|l| l.verdict == CheckVerdict::Failed).map(|l| l.name).collect();
     Err(Error::user(format!(
         "{}: {failed} of {} checks failed: {}",
         subject.model.display(),
@@ -79,11 +80,11 @@ pub fn run(args: Selftest) -> Result<()> {
 }
 
 /// Formats a check as two lines: what was compared, then the difference, its limit and the reason of the limit.
-fn written(line: &Line) -> String {
+fn check_text(line: &CheckResult) -> String {
     let verdict = match line.verdict {
-        Verdict::Passed => "ok   ",
-        Verdict::Failed => "FAIL ",
-        Verdict::Skipped => "skip ",
+        CheckVerdict::Passed => "ok   ",
+        CheckVerdict::Failed => "FAIL ",
+        CheckVerdict::Skipped => "skip ",
     };
     let head = format!("{verdict} {:<13} {:<5} {}", line.name, line.dtype, line.compared);
     let Some(difference) = line.difference else { return format!("{head}\n      {}", line.reason) };

@@ -1,7 +1,7 @@
 //! `ft student`: makes a smaller model from a larger one by removing layers, neurons and heads.
 
 use clap::{Args, ValueEnum};
-use ft::convert::student::{self, Cut, Layers, Student};
+use ft::convert::student::{self, KeptLayers, StudentCut, StudentSummary};
 use ft::data::{self, ChatTokenizer, EncodeOptions, Example, Overflow, RowFormat, Supervise};
 use ft::error::{Error, Result};
 use ft::{models, report};
@@ -21,8 +21,8 @@ pub struct StudentArgs {
     #[arg(long, value_name = "N|LIST")]
     layers: Option<String>,
     /// How the layers are chosen when --layers is a number
-    #[arg(long, value_enum, default_value_t = Choose::Even)]
-    choose: Choose,
+    #[arg(long, value_enum, default_value_t = LayerChoiceArg::Even)]
+    choose: LayerChoiceArg,
     /// Neurons of each MLP to keep
     #[arg(long, value_name = "N")]
     mlp: Option<i64>,
@@ -50,7 +50,7 @@ pub struct StudentArgs {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Choose {
+enum LayerChoiceArg {
     /// Evenly spread, including the first and the last
     Even,
     /// Remove the block of layers with the smallest angle between its input and its output
@@ -63,12 +63,12 @@ pub fn run(args: &StudentArgs) -> Result<()> {
         return Err(Error::user(format!("{}: already exists", args.out.display()))
             .hint("replace it with --force, or give another folder"));
     }
-    let cut = Cut { layers: layers(args)?, mlp: args.mlp, heads: args.heads };
-    if cut == Cut::default() {
+    let cut = StudentCut { layers: layers(args)?, mlp: args.mlp, heads: args.heads };
+    if cut == StudentCut::default() {
         return Err(Error::user("nothing to remove").hint("say what to keep with --layers, --mlp or --heads"));
     }
     let device = models::device(&args.device)?;
-    let made = student::student(&args.from, &cut, &calibration(args)?, &args.out, device)?;
+    let made = student::cut_student(&args.from, &cut, &calibration(args)?, &args.out, device)?;
     if args.json {
         println!("{}", serde_json::to_string(&made).map_err(|e| Error::bug(format!("student: {e}")))?);
         return Ok(());
@@ -78,15 +78,15 @@ pub fn run(args: &StudentArgs) -> Result<()> {
 }
 
 /// Reads --layers and --choose.
-fn layers(args: &StudentArgs) -> Result<Layers> {
-    let Some(text) = &args.layers else { return Ok(Layers::All) };
+fn layers(args: &StudentArgs) -> Result<KeptLayers> {
+    let Some(text) = &args.layers else { return Ok(KeptLayers::All) };
     let bad = |_| Error::user(format!("--layers {text}: expected a number, or a list such as 0,1,2,5"));
     if text.contains(',') {
         let list = text.split(',').map(|n| n.trim().parse::<usize>()).collect::<std::result::Result<_, _>>();
-        return list.map(Layers::List).map_err(bad);
+        return list.map(KeptLayers::List).map_err(bad);
     }
     let n = text.parse().map_err(bad)?;
-    Ok(if args.choose == Choose::Even { Layers::Even(n) } else { Layers::Angular(n) })
+    Ok(if args.choose == LayerChoiceArg::Even { KeptLayers::Even(n) } else { KeptLayers::Angular(n) })
 }
 
 /// Returns the token ids of the rows of --data, each cut to 512 tokens; empty without --data.
@@ -103,7 +103,7 @@ fn calibration(args: &StudentArgs) -> Result<Vec<Vec<u32>>> {
     rows.iter().map(|e: Result<Example>| Ok(e?.ids)).collect()
 }
 
-fn print(s: &Student) {
+fn print(s: &StudentSummary) {
     if !s.turns.is_empty() {
         let least = s.turns.iter().map(|t| t.distance).fold(f64::INFINITY, f64::min);
         let mut rows = vec![vec!["block".to_string(), "angle (1 = 180 degrees)".into(), String::new()]];

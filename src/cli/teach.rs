@@ -1,7 +1,7 @@
 //! `ft teach`: stores the teachers' predictions or answers, so that distillation can run without the teachers.
 
-use super::answers::Answers;
-use super::train::signals;
+use super::answer_file::AnswerFile;
+use super::train::stop_on_signal;
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::recipe::Plan;
@@ -39,10 +39,10 @@ pub struct TeachArgs {
 }
 
 /// Number of most likely tokens stored for each position without --top.
-const TOP: i64 = 64;
+const DEFAULT_TOP: i64 = 64;
 
 /// Number of prompts answered together. Ctrl-C is handled between two such blocks.
-const BLOCK: usize = 16;
+const PROMPTS_PER_BLOCK: usize = 16;
 
 /// Runs `ft teach`.
 pub fn run(args: &TeachArgs) -> Result<()> {
@@ -50,7 +50,7 @@ pub fn run(args: &TeachArgs) -> Result<()> {
     if let Some(out) = args.out.as_ref().filter(|_| args.generate) {
         return generate(&plan, out, args.json);
     }
-    let (folder, made) = teach::teach(&plan, args.top.unwrap_or(TOP), args.out.as_deref(), &signals())?;
+    let (folder, made) = teach::teach(&plan, args.top.unwrap_or(DEFAULT_TOP), args.out.as_deref(), &stop_on_signal())?;
     if args.json {
         println!("{}", json!({ "folder": folder, "made": made }));
         return Ok(());
@@ -73,21 +73,21 @@ fn origin_file(out: &Path) -> PathBuf {
 
 /// Writes the teacher's answers to `out`, and how they were made to the file next to it.
 fn generate(plan: &Plan, out: &Path, as_json: bool) -> Result<()> {
-    let stop = signals();
-    let mut writer = teach::writer(plan)?;
+    let stop = stop_on_signal();
+    let mut writer = teach::answer_writer(plan)?;
     let mut origin = writer.origin()?;
-    let mut file = Answers::open(out, &origin, 1)?;
+    let mut file = AnswerFile::open(out, &origin, 1)?;
     let prompts = writer.prompts();
-    if file.done() > 0 {
-        report::info(format!("{} of {prompts} prompts are answered already; continuing", file.done()));
+    if file.prompts_done() > 0 {
+        report::info(format!("{} of {prompts} prompts are answered already; continuing", file.prompts_done()));
     }
-    let bar = report::bar(prompts as u64, "prompts").after(file.done() as u64);
-    while file.done() < prompts {
+    let bar = report::bar(prompts as u64, "prompts").starting_at(file.prompts_done() as u64);
+    while file.prompts_done() < prompts {
         if stop.load(Ordering::Relaxed) {
-            return Err(file.interrupt(prompts));
+            return Err(file.interrupted(prompts));
         }
-        let to = prompts.min(file.done() + BLOCK);
-        let rows = writer.write(file.done()..to)?;
+        let to = prompts.min(file.prompts_done() + PROMPTS_PER_BLOCK);
+        let rows = writer.write(file.prompts_done()..to)?;
         rows.into_iter().try_for_each(|row| file.push(&[row.unwrap_or(Value::Null)]))?;
         bar.set_position(to as u64);
     }

@@ -4,7 +4,7 @@
 //! second by reading the weights. A pass includes the choice of its tokens; start-up and loading are not measured.
 
 use ft::error::Result;
-use ft::generate::Step;
+use ft::generate::DecodingStep;
 use ft::{fsutil, report};
 use serde::Serialize;
 use std::io::Write;
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// One pass of the model, as a line of the file.
 #[derive(Debug, Serialize)]
-struct Pass {
+struct PassTiming {
     kind: PassKind,
     /// Number of answers that got a token from this pass.
     rows: usize,
@@ -31,10 +31,10 @@ enum PassKind {
 
 /// The passes so far, in order.
 #[derive(Debug, Default)]
-pub struct Timings(Vec<Pass>);
+pub struct PassTimings(Vec<PassTiming>);
 
-impl Timings {
-    pub fn add(&mut self, step: &Step, time: Duration) {
+impl PassTimings {
+    pub fn add(&mut self, step: &DecodingStep, time: Duration) {
         let rows = step.tokens.len();
         if rows == 0 {
             return;
@@ -43,7 +43,7 @@ impl Timings {
             0 => (PassKind::Decode, rows),
             n => (PassKind::Prompt, n),
         };
-        self.0.push(Pass { kind, rows, tokens, seconds: time.as_secs_f64() });
+        self.0.push(PassTiming { kind, rows, tokens, seconds: time.as_secs_f64() });
     }
 
     /// Writes the passes to `path`, one JSON object per line, and the totals to stderr.

@@ -8,15 +8,15 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
-pub enum Verb {
+pub enum TokenizerCommand {
     /// Train a byte-level BPE tokenizer on text
-    Train(TrainArgs),
+    Train(TokenizerTrainArgs),
     /// Show the tokens of a text
-    Show(ShowArgs),
+    Show(TokenizerShowArgs),
 }
 
 #[derive(Args)]
-pub struct TrainArgs {
+pub struct TokenizerTrainArgs {
     /// Text files (.txt, .md), or rows in any format that `ft train` reads (all their texts are used)
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     data: Vec<PathBuf>,
@@ -31,7 +31,7 @@ pub struct TrainArgs {
     special: Vec<String>,
     /// Add a chat template and its special tokens
     #[arg(long, value_enum, value_name = "NAME")]
-    chat_template: Option<Template>,
+    chat_template: Option<ChatTemplateArg>,
     /// Merge two tokens into one only if they are adjacent at least N times
     #[arg(long, value_name = "N", default_value_t = 2)]
     min_frequency: u64,
@@ -44,13 +44,13 @@ pub struct TrainArgs {
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Template {
+enum ChatTemplateArg {
     /// <|im_start|>role, the text, <|im_end|>
     Chatml,
 }
 
 #[derive(Args)]
-pub struct ShowArgs {
+pub struct TokenizerShowArgs {
     /// The text [default: read from stdin]
     text: Option<String>,
     /// Model or tokenizer directory
@@ -62,16 +62,16 @@ pub struct ShowArgs {
 }
 
 /// Runs `ft tokenizer …`.
-pub fn run(verb: Verb) -> Result<()> {
+pub fn run(verb: TokenizerCommand) -> Result<()> {
     match verb {
-        Verb::Train(args) => train(&args),
-        Verb::Show(args) => show(&args),
+        TokenizerCommand::Train(args) => train(&args),
+        TokenizerCommand::Show(args) => show(&args),
     }
 }
 
-fn train(args: &TrainArgs) -> Result<()> {
-    guard(&args.out, args.force)?;
-    let training = bpe::Training {
+fn train(args: &TokenizerTrainArgs) -> Result<()> {
+    check_out_folder(&args.out, args.force)?;
+    let training = bpe::BpeTraining {
         files: args.data.clone(),
         vocab_size: args.vocab_size,
         special: args.special.clone(),
@@ -105,7 +105,7 @@ fn train(args: &TrainArgs) -> Result<()> {
 }
 
 /// Fails if --out must not be replaced: it is not empty and --force is missing, or it is not just a tokenizer.
-fn guard(out: &Path, force: bool) -> Result<()> {
+fn check_out_folder(out: &Path, force: bool) -> Result<()> {
     let refuse = |what: &str, hint: &str| Err(Error::user(format!("--out {}: {what}", out.display())).hint(hint));
     if !out.exists() || out.read_dir().is_ok_and(|mut items| items.next().is_none()) {
         return Ok(());
@@ -123,7 +123,7 @@ fn guard(out: &Path, force: bool) -> Result<()> {
 }
 
 #[derive(serde::Serialize)]
-struct Shown {
+struct TokenizedText {
     text: String,
     ids: Vec<u32>,
     /// The text of each token; bytes that are not a complete character are shown as U+FFFD.
@@ -131,7 +131,7 @@ struct Shown {
     special: Vec<bool>,
 }
 
-fn show(args: &ShowArgs) -> Result<()> {
+fn show(args: &TokenizerShowArgs) -> Result<()> {
     let tokenizer = ChatTokenizer::load(&args.model, None)?;
     let text = match &args.text {
         Some(text) => text.clone(),
@@ -146,7 +146,7 @@ fn show(args: &ShowArgs) -> Result<()> {
     let ids = tokenizer.encode_plain(&text)?;
     let pieces = ids.iter().map(|id| tokenizer.decode(&[*id], false)).collect::<Result<Vec<_>>>()?;
     let special = ids.iter().map(|id| tokenizer.is_special(*id)).collect();
-    let shown = Shown { text, ids, pieces, special };
+    let shown = TokenizedText { text, ids, pieces, special };
     if args.json {
         return print(&json(&shown)?);
     }

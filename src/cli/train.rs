@@ -32,26 +32,26 @@ pub struct TrainArgs {
 }
 
 /// Returns the plan, changed to fit into memory if --fit is given, and reports the change.
-pub(super) fn fitted(plan: Plan, fit: &Option<Option<String>>) -> Result<Plan> {
+pub(super) fn fit_plan(plan: Plan, fit: &Option<Option<String>>) -> Result<Plan> {
     let Some(size) = fit else { return Ok(plan) };
-    let (plan, said) = train::fit::fit(&plan, size.as_deref().map(train::fit::size).transpose()?)?;
+    let (plan, said) = train::fit::fit(&plan, size.as_deref().map(train::fit::parse_size).transpose()?)?;
     report::info(said);
     Ok(plan)
 }
 
 /// Runs `ft train`.
 pub fn run(args: TrainArgs) -> Result<()> {
-    let plan = fitted(recipe::load(&args.recipe, &args.sets)?, &args.fit)?;
+    let plan = fit_plan(recipe::load(&args.recipe, &args.sets)?, &args.fit)?;
     let start = match (args.resume, args.overwrite) {
-        (true, _) => train::Start::Resume,
-        (_, true) => train::Start::Overwrite,
-        _ => train::Start::Fresh,
+        (true, _) => train::StartMode::Resume,
+        (_, true) => train::StartMode::Overwrite,
+        _ => train::StartMode::Fresh,
     };
-    finish(&train::run(&plan, start, &software(), signals())?, args.json)
+    print_summary(&train::run(&plan, start, &software(), stop_on_signal())?, args.json)
 }
 
 /// Reports how a run ended: as JSON on stdout or in one line on stderr.
-pub(super) fn finish(summary: &train::Summary, json: bool) -> Result<()> {
+pub(super) fn print_summary(summary: &train::RunSummary, json: bool) -> Result<()> {
     if json {
         println!("{}", serde_json::to_string(summary).expect("a summary is JSON"));
         return Ok(());
@@ -76,7 +76,7 @@ pub(super) fn software() -> Software {
 
 /// Returns a flag that the first Ctrl-C or SIGTERM sets, so that the run saves and stops. The second ends the process
 /// at once.
-pub(super) fn signals() -> Arc<AtomicBool> {
+pub(super) fn stop_on_signal() -> Arc<AtomicBool> {
     runtime::survive_broken_pipes();
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {

@@ -5,14 +5,14 @@
 
 use crate::convert::gguf::{Gguf, TensorInfo};
 use crate::convert::rope_scaling;
-use crate::convert::vocabulary::Vocabulary;
+use crate::convert::vocabulary::TokenizerFiles;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 
 /// Describes how a tensor's values are rearranged on import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub enum LayoutChange {
     None,
     /// Undoes llama.cpp's order of rows. It stores the rows of each head as pairs (0, h/2), (1, h/2 + 1), …; Hugging
     /// Face stores the first half, then the second.
@@ -25,27 +25,27 @@ pub enum Change {
 
 /// One tensor: where it is in the GGUF file, and its name and shape in the Hugging Face directory.
 #[derive(Debug, Clone)]
-pub struct Mapped {
+pub struct MappedTensor {
     pub source: TensorInfo,
     pub name: String,
     pub shape: Vec<usize>,
-    pub change: Change,
+    pub change: LayoutChange,
 }
 
 /// A mapped model: config.json without the keys that depend on the output, and the tensors in the model's order.
-pub struct Model {
+pub struct MappedModel {
     pub config: Map<String, Value>,
-    pub tensors: Vec<Mapped>,
+    pub tensors: Vec<MappedTensor>,
 }
 
 pub const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gpt2"];
 
 /// Maps a file of the architecture `arch`. Fails for an unknown architecture and for metadata or tensors that do not
 /// fit it.
-pub fn map(gguf: &Gguf, arch: &str, vocabulary: &Vocabulary) -> Result<Model> {
+pub fn map_model(gguf: &Gguf, arch: &str, vocabulary: &TokenizerFiles) -> Result<MappedModel> {
     match arch {
-        "llama" | "qwen2" | "qwen3" => rotary_decoder(&mut Source::new(gguf, arch)?, vocabulary),
-        "gpt2" => gpt2(&mut Source::new(gguf, arch)?, vocabulary),
+        "llama" | "qwen2" | "qwen3" => rotary_decoder(&mut TensorMapper::new(gguf, arch)?, vocabulary),
+        "gpt2" => gpt2(&mut TensorMapper::new(gguf, arch)?, vocabulary),
         other => Err(Error::user(format!("{}: architecture `{other}` is not supported", gguf.path().display()))
             .hint(format!("ft import reads the architectures {}", ARCHITECTURES.join(", ")))),
     }
@@ -53,30 +53,30 @@ pub fn map(gguf: &Gguf, arch: &str, vocabulary: &Vocabulary) -> Result<Model> {
 
 /// Returns the file's context length, in tokens. The tokenizer's settings need it too.
 pub fn context_length(gguf: &Gguf, arch: &str) -> Result<u64> {
-    Source::new(gguf, arch)?.number("context_length")
+    TensorMapper::new(gguf, arch)?.number("context_length")
 }
 
 /// Maps the file's tensors one by one and keeps account of those not mapped yet, so that an error can name them.
-struct Source<'a> {
+struct TensorMapper<'a> {
     gguf: &'a Gguf,
     arch: &'a str,
-    left: HashMap<&'a str, &'a TensorInfo>,
-    taken: Vec<Mapped>,
+    unmapped: HashMap<&'a str, &'a TensorInfo>,
+    mapped: Vec<MappedTensor>,
 }
 
-impl<'a> Source<'a> {
+impl<'a> TensorMapper<'a> {
     fn new(gguf: &'a Gguf, arch: &'a str) -> Result<Self> {
         let left = gguf.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
-        let source = Self { gguf, arch, left, taken: Vec::new() };
+        let source = Self { gguf, arch, unmapped: left, mapped: Vec::new() };
         // These keys change what a model computes, and config.json cannot express them.
         for key in ["expert_count", "attention.sliding_window", "attention.max_alibi_bias", "attention.clamp_kqv"] {
             if let Some(x) = gguf.float(&source.key(key))?.filter(|&x| x != 0.0) {
-                return Err(source.refuse(format!("{} is {x}: such models cannot be imported", source.key(key))));
+                return Err(source.unsupported(format!("{} is {x}: such models cannot be imported", source.key(key))));
             }
         }
         for key in ["logit_scale", "residual_scale", "embedding_scale", "attention.scale"] {
             if let Some(x) = gguf.float(&source.key(key))?.filter(|&x| x != 1.0 && x != 0.0) {
-                return Err(source.refuse(format!("{} is {x}: such models cannot be imported", source.key(key))));
+                return Err(source.unsupported(format!("{} is {x}: such models cannot be imported", source.key(key))));
             }
         }
         Ok(source)
@@ -86,7 +86,7 @@ impl<'a> Source<'a> {
         format!("{}.{name}", self.arch)
     }
 
-    fn refuse(&self, what: impl std::fmt::Display) -> Error {
+    fn unsupported(&self, what: impl std::fmt::Display) -> Error {
         Error::user(format!("{}: {what}", self.gguf.path().display()))
             .hint("use the model's original Hugging Face directory, or another GGUF of it")
     }
@@ -95,61 +95,64 @@ impl<'a> Source<'a> {
     fn number(&self, name: &str) -> Result<u64> {
         match self.gguf.unsigned(&self.key(name))? {
             Some(n @ 1..=0x7FFF_FFFF) => Ok(n),
-            Some(n) => {
-                Err(self
-                    .refuse(format!("metadata {}: a number from 1 to 2147483647 expected, found {n}", self.key(name))))
-            }
-            None => Err(self.refuse(format!("metadata {} is missing", self.key(name)))),
+            Some(n) => Err(self.unsupported(format!(
+                "metadata {}: a number from 1 to 2147483647 expected, found {n}",
+                self.key(name)
+            ))),
+            None => Err(self.unsupported(format!("metadata {} is missing", self.key(name)))),
         }
     }
 
     fn number_or(&self, name: &str, default: u64) -> Result<u64> {
-        if self.gguf.value(&self.key(name)).is_none() { Ok(default) } else { self.number(name) }
+        if self.gguf.metadata_value(&self.key(name)).is_none() { Ok(default) } else { self.number(name) }
     }
 
     fn float(&self, name: &str) -> Result<f64> {
-        self.gguf.float(&self.key(name))?.ok_or_else(|| self.refuse(format!("metadata {} is missing", self.key(name))))
+        self.gguf
+            .float(&self.key(name))?
+            .ok_or_else(|| self.unsupported(format!("metadata {} is missing", self.key(name))))
     }
 
     fn has(&self, name: &str) -> bool {
-        self.left.contains_key(name)
+        self.unmapped.contains_key(name)
     }
 
     /// Maps the tensor `from`, stored with shape `stored`, to `to`.
-    fn take(&mut self, from: &str, to: &str, stored: &[u64], change: Change) -> Result<()> {
-        let Some(tensor) = self.left.remove(from) else {
-            return Err(self.refuse(format!("tensor {from} is missing")));
+    fn map_tensor(&mut self, from: &str, to: &str, stored: &[u64], change: LayoutChange) -> Result<()> {
+        let Some(tensor) = self.unmapped.remove(from) else {
+            return Err(self.unsupported(format!("tensor {from} is missing")));
         };
         if !tensor.shape.iter().map(|&n| n as u64).eq(stored.iter().copied()) {
-            return Err(self.refuse(format!("tensor {from}: shape {stored:?} expected, found {:?}", tensor.shape)));
+            return Err(self.unsupported(format!("tensor {from}: shape {stored:?} expected, found {:?}", tensor.shape)));
         }
         let mut shape = tensor.shape.clone();
-        if change == Change::Transpose {
+        if change == LayoutChange::Transpose {
             shape.reverse();
         }
-        self.taken.push(Mapped { source: tensor.clone(), name: to.into(), shape, change });
+        self.mapped.push(MappedTensor { source: tensor.clone(), name: to.into(), shape, change });
         Ok(())
     }
 
     /// Returns the number of rows of the embedding. Fails if the vocabulary has more tokens.
-    fn embedding_rows(&self, vocabulary: &Vocabulary) -> Result<u64> {
-        let Some(tensor) = self.left.get("token_embd.weight") else {
-            return Err(self.refuse("tensor token_embd.weight is missing"));
+    fn embedding_rows(&self, vocabulary: &TokenizerFiles) -> Result<u64> {
+        let Some(tensor) = self.unmapped.get("token_embd.weight") else {
+            return Err(self.unsupported("tensor token_embd.weight is missing"));
         };
         let rows = tensor.shape.first().copied().unwrap_or(0);
         if rows < vocabulary.size {
-            return Err(
-                self.refuse(format!("{} tokens, but tensor token_embd.weight has only {rows} rows", vocabulary.size))
-            );
+            return Err(self.unsupported(format!(
+                "{} tokens, but tensor token_embd.weight has only {rows} rows",
+                vocabulary.size
+            )));
         }
         Ok(rows as u64)
     }
 
     /// Maps the output head. Returns true if the embedding is the head: the file has no head tensor, or one of equal
     /// bytes.
-    fn head(&mut self, vocab: u64, hidden: u64) -> Result<bool> {
+    fn map_head(&mut self, vocab: u64, hidden: u64) -> Result<bool> {
         let (Some(head), Some(embedding)) =
-            (self.left.get("output.weight"), self.gguf.tensors().iter().find(|t| t.name == "token_embd.weight"))
+            (self.unmapped.get("output.weight"), self.gguf.tensors().iter().find(|t| t.name == "token_embd.weight"))
         else {
             return Ok(true);
         };
@@ -157,20 +160,20 @@ impl<'a> Source<'a> {
             && head.shape == embedding.shape
             && self.gguf.data(head) == self.gguf.data(embedding)
         {
-            self.left.remove("output.weight");
+            self.unmapped.remove("output.weight");
             return Ok(true);
         }
-        self.take("output.weight", "lm_head.weight", &[vocab, hidden], Change::None)?;
+        self.map_tensor("output.weight", "lm_head.weight", &[vocab, hidden], LayoutChange::None)?;
         Ok(false)
     }
 
     /// Returns all mapped tensors. Fails if the file has tensors that were not mapped.
-    fn finish(&mut self) -> Result<Vec<Mapped>> {
-        let mut left: Vec<&str> = self.left.keys().copied().collect();
+    fn finish(&mut self) -> Result<Vec<MappedTensor>> {
+        let mut left: Vec<&str> = self.unmapped.keys().copied().collect();
         left.sort();
         match left[..] {
-            [] => Ok(std::mem::take(&mut self.taken)),
-            [first, ..] => Err(self.refuse(format!(
+            [] => Ok(std::mem::take(&mut self.mapped)),
+            [first, ..] => Err(self.unsupported(format!(
                 "{} tensors are unknown to a {} model, the first is {first}",
                 left.len(),
                 self.arch
@@ -180,7 +183,13 @@ impl<'a> Source<'a> {
 }
 
 /// Returns the keys that every config.json has.
-fn common(class: &str, model_type: &str, vocabulary: &Vocabulary, vocab: u64, tied: bool) -> Map<String, Value> {
+fn common_config(
+    class: &str,
+    model_type: &str,
+    vocabulary: &TokenizerFiles,
+    vocab: u64,
+    tied: bool,
+) -> Map<String, Value> {
     let eos = match vocabulary.stops[..] {
         [] => Value::Null,
         [one] => json!(one),
@@ -209,7 +218,7 @@ fn extend(config: &mut Map<String, Value>, more: Value) {
 }
 
 /// Maps Llama, Qwen2 and Qwen3: RMSNorm, rotary positions, gated MLP.
-fn rotary_decoder(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
+fn rotary_decoder(s: &mut TensorMapper, vocabulary: &TokenizerFiles) -> Result<MappedModel> {
     let layers = s.number("block_count")?;
     let hidden = s.number("embedding_length")?;
     let inner = s.number("feed_forward_length")?;
@@ -220,61 +229,62 @@ fn rotary_decoder(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
     let head_dim = stated.unwrap_or(hidden / heads);
     if heads % kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 || head_dim > 1 << 16 {
         return Err(
-            s.refuse(format!("{heads} heads, {kv_heads} key/value heads of size {head_dim} do not fit together"))
+            s.unsupported(format!("{heads} heads, {kv_heads} key/value heads of size {head_dim} do not fit together"))
         );
     }
     for name in ["attention.value_length", "rope.dimension_count"] {
         let found = s.number_or(name, head_dim)?;
         if found != head_dim {
             return Err(
-                s.refuse(format!("metadata {}: {head_dim}, the head size, expected, found {found}", s.key(name)))
+                s.unsupported(format!("metadata {}: {head_dim}, the head size, expected, found {found}", s.key(name)))
             );
         }
     }
     // Old files may lack the key; llama.cpp assumes this default.
     let theta = s.gguf.float(&s.key("rope.freq_base"))?.unwrap_or(10000.0);
     let scaling = rope_scaling::read(s.gguf, s.arch, head_dim, theta)?;
-    s.left.remove(rope_scaling::FACTORS);
+    s.unmapped.remove(rope_scaling::FACTORS);
     let vocab = s.embedding_rows(vocabulary)?;
 
     let bias = s.arch == "qwen2" || s.has("blk.0.attn_q.bias");
     let output_bias = s.arch != "qwen2" && bias;
     let mlp_bias = s.arch == "llama" && s.has("blk.0.ffn_up.bias");
     let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-    let turned =
-        |heads: u64| if s.arch == "llama" { Change::Unpermute { heads: heads as usize } } else { Change::None };
+    let turned = |heads: u64| {
+        if s.arch == "llama" { LayoutChange::Unpermute { heads: heads as usize } } else { LayoutChange::None }
+    };
     let (q_rows, k_rows) = (turned(heads), turned(kv_heads));
 
-    s.take("token_embd.weight", "model.embed_tokens.weight", &[vocab, hidden], Change::None)?;
+    s.map_tensor("token_embd.weight", "model.embed_tokens.weight", &[vocab, hidden], LayoutChange::None)?;
     for i in 0..layers {
         let (blk, layer) = (format!("blk.{i}"), format!("model.layers.{i}"));
         let mut one = |from: &str, to: &str, shape: &[u64], change| {
-            s.take(&format!("{blk}.{from}"), &format!("{layer}.{to}"), shape, change)
+            s.map_tensor(&format!("{blk}.{from}"), &format!("{layer}.{to}"), shape, change)
         };
-        one("attn_norm.weight", "input_layernorm.weight", &[hidden], Change::None)?;
+        one("attn_norm.weight", "input_layernorm.weight", &[hidden], LayoutChange::None)?;
         for (from, to, rows, change, biased) in [
             ("attn_q", "self_attn.q_proj", q, q_rows, bias),
             ("attn_k", "self_attn.k_proj", kv, k_rows, bias),
-            ("attn_v", "self_attn.v_proj", kv, Change::None, bias),
+            ("attn_v", "self_attn.v_proj", kv, LayoutChange::None, bias),
         ] {
             one(&format!("{from}.weight"), &format!("{to}.weight"), &[rows, hidden], change)?;
             if biased {
                 one(&format!("{from}.bias"), &format!("{to}.bias"), &[rows], change)?;
             }
         }
-        one("attn_output.weight", "self_attn.o_proj.weight", &[hidden, q], Change::None)?;
+        one("attn_output.weight", "self_attn.o_proj.weight", &[hidden, q], LayoutChange::None)?;
         if output_bias {
-            one("attn_output.bias", "self_attn.o_proj.bias", &[hidden], Change::None)?;
+            one("attn_output.bias", "self_attn.o_proj.bias", &[hidden], LayoutChange::None)?;
         }
         if s.arch == "qwen3" {
             let mut one = |from: &str, to: &str| {
-                s.take(&format!("{blk}.{from}"), &format!("{layer}.{to}"), &[head_dim], Change::None)
+                s.map_tensor(&format!("{blk}.{from}"), &format!("{layer}.{to}"), &[head_dim], LayoutChange::None)
             };
             one("attn_q_norm.weight", "self_attn.q_norm.weight")?;
             one("attn_k_norm.weight", "self_attn.k_norm.weight")?;
         }
         let mut one = |from: &str, to: &str, shape: &[u64]| {
-            s.take(&format!("{blk}.{from}"), &format!("{layer}.{to}"), shape, Change::None)
+            s.map_tensor(&format!("{blk}.{from}"), &format!("{layer}.{to}"), shape, LayoutChange::None)
         };
         one("ffn_norm.weight", "post_attention_layernorm.weight", &[hidden])?;
         for (from, to, rows, columns) in [
@@ -288,15 +298,15 @@ fn rotary_decoder(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
             }
         }
     }
-    s.take("output_norm.weight", "model.norm.weight", &[hidden], Change::None)?;
-    let tied = s.head(vocab, hidden)?;
+    s.map_tensor("output_norm.weight", "model.norm.weight", &[hidden], LayoutChange::None)?;
+    let tied = s.map_head(vocab, hidden)?;
 
     let class = match s.arch {
         "llama" => "LlamaForCausalLM",
         "qwen2" => "Qwen2ForCausalLM",
         _ => "Qwen3ForCausalLM",
     };
-    let mut config = common(class, s.arch, vocabulary, vocab, tied);
+    let mut config = common_config(class, s.arch, vocabulary, vocab, tied);
     extend(
         &mut config,
         json!({
@@ -321,32 +331,33 @@ fn rotary_decoder(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
         "qwen3" => extend(&mut config, json!({"attention_bias": bias, "head_dim": head_dim})),
         // Qwen2's class in transformers derives the head size; no key that every version reads can set another one.
         _ if head_dim != hidden / heads => {
-            return Err(
-                s.refuse(format!("qwen2 with head size {head_dim}: {} expected ({hidden} / {heads})", hidden / heads))
-            );
+            return Err(s.unsupported(format!(
+                "qwen2 with head size {head_dim}: {} expected ({hidden} / {heads})",
+                hidden / heads
+            )));
         }
         _ => {}
     }
     if s.arch != "llama" {
         extend(&mut config, json!({"max_window_layers": layers, "sliding_window": null, "use_sliding_window": false}));
     }
-    Ok(Model { config, tensors: s.finish()? })
+    Ok(MappedModel { config, tensors: s.finish()? })
 }
 
 /// Maps GPT-2: LayerNorm, learned positions, fused q/k/v, `Conv1D` weights.
-fn gpt2(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
+fn gpt2(s: &mut TensorMapper, vocabulary: &TokenizerFiles) -> Result<MappedModel> {
     let layers = s.number("block_count")?;
     let hidden = s.number("embedding_length")?;
     let inner = s.number_or("feed_forward_length", 4 * hidden)?;
     let heads = s.number("attention.head_count")?;
     let context = s.number("context_length")?;
     if hidden % heads != 0 {
-        return Err(s.refuse(format!("embedding_length {hidden} is no multiple of the {heads} heads")));
+        return Err(s.unsupported(format!("embedding_length {hidden} is no multiple of the {heads} heads")));
     }
     let vocab = s.embedding_rows(vocabulary)?;
 
-    s.take("token_embd.weight", "transformer.wte.weight", &[vocab, hidden], Change::None)?;
-    s.take("position_embd.weight", "transformer.wpe.weight", &[context, hidden], Change::None)?;
+    s.map_tensor("token_embd.weight", "transformer.wte.weight", &[vocab, hidden], LayoutChange::None)?;
+    s.map_tensor("position_embd.weight", "transformer.wpe.weight", &[context, hidden], LayoutChange::None)?;
     for i in 0..layers {
         for (from, to, rows, columns) in [
             ("attn_norm", "ln_1", hidden, None),
@@ -358,18 +369,18 @@ fn gpt2(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
         ] {
             let (from, to) = (format!("blk.{i}.{from}"), format!("transformer.h.{i}.{to}"));
             let (shape, change) = match columns {
-                Some(columns) => (vec![rows, columns], Change::Transpose),
-                None => (vec![rows], Change::None),
+                Some(columns) => (vec![rows, columns], LayoutChange::Transpose),
+                None => (vec![rows], LayoutChange::None),
             };
-            s.take(&format!("{from}.weight"), &format!("{to}.weight"), &shape, change)?;
-            s.take(&format!("{from}.bias"), &format!("{to}.bias"), &[rows], Change::None)?;
+            s.map_tensor(&format!("{from}.weight"), &format!("{to}.weight"), &shape, change)?;
+            s.map_tensor(&format!("{from}.bias"), &format!("{to}.bias"), &[rows], LayoutChange::None)?;
         }
     }
-    s.take("output_norm.weight", "transformer.ln_f.weight", &[hidden], Change::None)?;
-    s.take("output_norm.bias", "transformer.ln_f.bias", &[hidden], Change::None)?;
-    let tied = s.head(vocab, hidden)?;
+    s.map_tensor("output_norm.weight", "transformer.ln_f.weight", &[hidden], LayoutChange::None)?;
+    s.map_tensor("output_norm.bias", "transformer.ln_f.bias", &[hidden], LayoutChange::None)?;
+    let tied = s.map_head(vocab, hidden)?;
 
-    let mut config = common("GPT2LMHeadModel", "gpt2", vocabulary, vocab, tied);
+    let mut config = common_config("GPT2LMHeadModel", "gpt2", vocabulary, vocab, tied);
     extend(
         &mut config,
         json!({
@@ -387,5 +398,5 @@ fn gpt2(s: &mut Source, vocabulary: &Vocabulary) -> Result<Model> {
             "scale_attn_weights": true,
         }),
     );
-    Ok(Model { config, tensors: s.finish()? })
+    Ok(MappedModel { config, tensors: s.finish()? })
 }

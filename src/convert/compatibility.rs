@@ -4,7 +4,7 @@
 //! code and issue trackers, not tested.
 
 use crate::adapters::lora::{adapted_module, scale};
-use crate::adapters::{AdapterFile, targets::Selection};
+use crate::adapters::{AdapterFile, targets::ModuleSelection};
 use serde::Serialize;
 use std::path::Path;
 
@@ -39,7 +39,7 @@ const VLLM_RANKS: [i64; 8] = [8, 16, 32, 64, 128, 256, 320, 512];
 /// Returns the answers for an adapter directory.
 pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
     let spec = &adapter.spec;
-    if spec.scores() {
+    if spec.has_scalar_head() {
         let how = "with AutoModelForSequenceClassification, as README.md beside it says";
         let whole = "modules_to_save holds score: train without `adapter` for a model it reads";
         return vec![
@@ -49,8 +49,8 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
         ];
     }
     let modules: Vec<&str> = adapter.tensors.keys().filter_map(|n| adapted_module(n)).collect();
-    let numbers: Vec<(i64, f64)> = match Selection::new(spec) {
-        Ok(selection) => modules.iter().map(|m| selection.numbers(m)).collect(),
+    let numbers: Vec<(i64, f64)> = match ModuleSelection::new(spec) {
+        Ok(selection) => modules.iter().map(|m| selection.rank_and_alpha(m)).collect(),
         Err(_) => Vec::new(),
     };
     let whole = (!spec.modules_to_save.is_empty())

@@ -5,15 +5,15 @@
 //! `NAME.failed`.
 
 use super::compatibility::{self, Compatibility};
-use super::measure::{self, Distance};
-use super::scorer;
+use super::logit_distance::{self, LogitDistance};
+use super::reward_folder;
 use crate::adapters::{LoraSpec, Targets, file, lora, targets};
 use crate::error::{Error, Result};
 use crate::fsutil;
-use crate::models::{self, Config, Heads, Load, Model};
+use crate::models::{self, Config, Heads, LoadOptions, Model};
 use crate::nn::Param;
 use crate::nn::linear::cast;
-use crate::nn::safetensors::{Entry, SHARD_BYTES, write_model};
+use crate::nn::safetensors::{SHARD_BYTES, TensorHeader, write_model};
 use crate::nn::weights::{self, Weights};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ pub const REPORT: &str = "export_report.json";
 
 /// The kind of directory to write or verify.
 #[derive(Debug, Clone, Copy)]
-pub enum Export<'a> {
+pub enum ExportKind<'a> {
     /// An adapter for the base in this folder.
     Adapter { base: &'a Path },
     /// A whole model.
@@ -34,8 +34,8 @@ pub enum Export<'a> {
 
 /// The result of verifying a directory; the contents of export_report.json.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    pub verdict: Verdict,
+pub struct ExportReport {
+    pub verdict: ExportVerdict,
     /// `adapter` or `model`.
     pub export: &'static str,
     /// What is wrong; empty if the verdict is `passed`.
@@ -48,11 +48,11 @@ pub struct Report {
     pub prompts: usize,
     pub positions: usize,
     /// Distance of the model read back from the model in memory.
-    pub difference: Distance,
-    pub thresholds: Thresholds,
+    pub difference: LogitDistance,
+    pub thresholds: LogitThresholds,
     /// Distance of the base without adapter from the model in memory, that is, the effect of the adapter. Adapters and
     /// merges only.
-    pub adapter_effect: Option<Distance>,
+    pub adapter_effect: Option<LogitDistance>,
     /// Number of tensors compared bit for bit with what was to be written.
     pub tensors: usize,
     /// Whether embedding and head share one weight according to config.json; always false for an adapter.
@@ -67,7 +67,7 @@ pub struct Report {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum ExportVerdict {
     Passed,
     Failed,
 }
@@ -81,7 +81,7 @@ pub struct WeightFile {
 /// The largest allowed distance of logits. The weights themselves are compared bit for bit, so the thresholds only have
 /// to distinguish rounding errors from a model that is wired, scaled or configured wrongly.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub struct Thresholds {
+pub struct LogitThresholds {
     pub relative: f64,
     pub mean_kl: f64,
     pub top1_agreement: f64,
@@ -89,7 +89,7 @@ pub struct Thresholds {
 
 /// Describes how the written weights may differ from those in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
+pub(super) enum WeightChange {
     /// Not at all: the same weights, computed in the same format.
     None,
     /// The adapter was added to the base's weights.
@@ -98,24 +98,26 @@ pub(super) enum Change {
     Rounded,
 }
 
-impl Thresholds {
-    pub(super) fn new(computed: Kind, change: Change) -> Self {
+impl LogitThresholds {
+    pub(super) fn new(computed: Kind, change: WeightChange) -> Self {
         match (computed, change) {
             // The weights are equal. Only the order of sums may differ (another memory alignment, another GPU kernel).
-            (Kind::Float, Change::None) => Self { relative: 1e-5, mean_kl: 1e-8, top1_agreement: 0.99 },
+            (Kind::Float, WeightChange::None) => Self { relative: 1e-5, mean_kl: 1e-8, top1_agreement: 0.99 },
             // W x + s B A x is compared with (W + s B A) x: one rounding of 2^-24 per product, amplified by the layers.
-            (Kind::Float, Change::Folded) => Self { relative: 1e-4, mean_kl: 1e-6, top1_agreement: 0.99 },
+            (Kind::Float, WeightChange::Folded) => Self { relative: 1e-4, mean_kl: 1e-6, top1_agreement: 0.99 },
             // bf16 has 8 bits of precision: every product is rounded by up to 2^-9, and sums run in another order.
-            (_, Change::None) => Self { relative: 2e-2, mean_kl: 1e-3, top1_agreement: 0.9 },
+            (_, WeightChange::None) => Self { relative: 2e-2, mean_kl: 1e-3, top1_agreement: 0.9 },
             // Every weight was rounded as well, by up to 2^-9 of its value: logits change by some percent of the
             // largest logit, and nearly equal ones swap ranks (a 135M model: 2.5 %, mean KL 3e-3, top-1 94 %). These
             // limits are too wide to detect a lost or doubled update; the comparison of weights detects it, since they
             // must equal the float32 sum rounded once.
-            (_, Change::Folded | Change::Rounded) => Self { relative: 0.1, mean_kl: 2e-2, top1_agreement: 0.8 },
+            (_, WeightChange::Folded | WeightChange::Rounded) => {
+                Self { relative: 0.1, mean_kl: 2e-2, top1_agreement: 0.8 }
+            }
         }
     }
 
-    fn problems(&self, d: &Distance) -> Vec<String> {
+    fn problems(&self, d: &LogitDistance) -> Vec<String> {
         let above = |found: f64, most: f64| found.is_nan() || found > most;
         let mut problems = Vec::new();
         if above(d.relative, self.relative) {
@@ -137,59 +139,59 @@ impl Thresholds {
 
 /// Reads a directory into a fresh model and compares it with the model in memory, its active adapter included.
 /// Differences are reported, not returned as errors; a directory that cannot be read is an error.
-pub fn verify(reference: &Model, folder: &Path, export: Export) -> Result<Report> {
+pub fn verify(reference: &Model, folder: &Path, export: ExportKind) -> Result<ExportReport> {
     match export {
-        Export::Adapter { .. } => {
-            let name = reference.active().ok_or_else(|| Error::bug("verify: no adapter is switched on"))?;
+        ExportKind::Adapter { .. } => {
+            let name = reference.active_adapter().ok_or_else(|| Error::bug("verify: no adapter is switched on"))?;
             let id =
                 reference.adapter_id(name).ok_or_else(|| Error::bug("verify: the active adapter has no number"))?;
             let tensors: BTreeMap<&str, &Tensor> =
                 reference.params().adapter(id).map(|p| (p.name.as_str(), &p.tensor)).collect();
             let expected = |name: &str| Ok(tensors.get(name).map(|t| (*t).shallow_clone()));
-            Check {
+            ExportCheck {
                 reference,
                 folder,
                 export,
-                change: Change::None,
+                change: WeightChange::None,
                 names: tensors.keys().map(|n| n.to_string()).collect(),
                 tied: reference.config().tie_word_embeddings,
             }
             .run(expected)
         }
-        Export::Model => {
-            let tensors = of_base(reference);
+        ExportKind::Model => {
+            let tensors = written_tensors(reference);
             let expected = |name: &str| Ok(tensors.get(name).map(|t| (*t).shallow_clone()));
             // If the run computes in bf16, rounding its float32 master weights to bf16 changes no product: layers round
             // them too.
             let rounded = reference.kind() == Kind::Float && saved_kind(folder)? != Some(Kind::Float);
-            let change = if rounded { Change::Rounded } else { Change::None };
+            let change = if rounded { WeightChange::Rounded } else { WeightChange::None };
             let names = tensors.keys().map(|n| n.to_string()).collect();
             let tied = reference.config().tie_word_embeddings;
-            Check { reference, folder, export, change, names, tied }.run(expected)
+            ExportCheck { reference, folder, export, change, names, tied }.run(expected)
         }
     }
 }
 
 /// Compares a directory with a model in memory.
-pub(super) struct Check<'a> {
+pub(super) struct ExportCheck<'a> {
     pub reference: &'a Model,
     pub folder: &'a Path,
-    pub export: Export<'a>,
-    pub change: Change,
+    pub export: ExportKind<'a>,
+    pub change: WeightChange,
     /// The names of exactly those tensors that the folder must contain.
     pub names: BTreeSet<String>,
     /// Whether embedding and output head of a whole model are expected to share one weight.
     pub tied: bool,
 }
 
-impl Check<'_> {
+impl ExportCheck<'_> {
     /// Runs the comparison. `expected` returns the value of a tensor by name; the tensor in the folder must equal it,
     /// rounded once to the folder's dtype.
-    pub fn run(&self, mut expected: impl FnMut(&str) -> Result<Option<Tensor>>) -> Result<Report> {
+    pub fn run(&self, mut expected: impl FnMut(&str) -> Result<Option<Tensor>>) -> Result<ExportReport> {
         let _no_grad = tch::no_grad_guard();
         let (written, files) = match self.export {
-            Export::Adapter { .. } => (file::read(self.folder)?.tensors, vec![self.folder.join(file::TENSORS)]),
-            Export::Model => (Weights::open(self.folder)?.all(), weight_files(self.folder)?),
+            ExportKind::Adapter { .. } => (file::read(self.folder)?.tensors, vec![self.folder.join(file::TENSORS)]),
+            ExportKind::Model => (Weights::open(self.folder)?.all(), weight_files(self.folder)?),
         };
         let missing: Vec<String> = self.names.iter().filter(|n| !written.contains_key(*n)).cloned().collect();
         let unexpected: Vec<String> = written.keys().filter(|n| !self.names.contains(*n)).cloned().collect();
@@ -204,12 +206,12 @@ impl Check<'_> {
             }
         }
 
-        let prompts = measure::prompts(self.reference, self.tokenizer_folder())?;
-        let ours = measure::logits(self.reference, &prompts)?;
-        let adapter_effect = match self.reference.active() {
+        let prompts = logit_distance::prompts(self.reference, self.tokenizer_folder())?;
+        let ours = logit_distance::logits(self.reference, &prompts)?;
+        let adapter_effect = match self.reference.active_adapter() {
             Some(_) => {
-                let base = self.reference.with(None, |m| measure::logits(m, &prompts))?;
-                Some(Distance::between(&ours, &base))
+                let base = self.reference.with_adapter(None, |m| logit_distance::logits(m, &prompts))?;
+                Some(LogitDistance::between(&ours, &base))
             }
             None => None,
         };
@@ -217,14 +219,14 @@ impl Check<'_> {
         let scores = self.reference.heads() == Heads::Score;
         let fresh = match self.export {
             // Opening a scorer also compares it with the probes in its reward.json.
-            Export::Adapter { base } if scores => {
+            ExportKind::Adapter { base } if scores => {
                 models::open_scorer(base, Some(self.folder), device, kind).map(|s| s.0)
             }
-            Export::Model if scores => models::open_scorer(self.folder, None, device, kind).map(|s| s.0),
-            Export::Adapter { base } => models::open(base, &[self.folder.to_path_buf()], device, kind),
-            Export::Model => Model::load(
+            ExportKind::Model if scores => models::open_scorer(self.folder, None, device, kind).map(|s| s.0),
+            ExportKind::Adapter { base } => models::open(base, &[self.folder.to_path_buf()], device, kind),
+            ExportKind::Model => Model::load(
                 self.folder,
-                Load {
+                LoadOptions {
                     device,
                     kind,
                     storage: self.reference.storage(),
@@ -235,12 +237,12 @@ impl Check<'_> {
             ),
         };
         let fresh = fresh.map_err(|e| e.context("reading back what was just written"))?;
-        let difference = Distance::between(&ours, &measure::logits(&fresh, &prompts)?);
-        let thresholds = Thresholds::new(kind, self.change);
+        let difference = LogitDistance::between(&ours, &logit_distance::logits(&fresh, &prompts)?);
+        let thresholds = LogitThresholds::new(kind, self.change);
         problems.extend(thresholds.problems(&difference));
 
         // A reward model has no output head that could be tied.
-        let whole = matches!(self.export, Export::Model) && !scores;
+        let whole = matches!(self.export, ExportKind::Model) && !scores;
         let tied = whole && fresh.config().tie_word_embeddings;
         if tied && written.contains_key("lm_head.weight") {
             problems.push("config.json ties head and embedding, but lm_head.weight is written".into());
@@ -249,13 +251,13 @@ impl Check<'_> {
             problems.push("the tie between embedding and head changed".into());
         }
         let compatibility = match self.export {
-            Export::Adapter { .. } => compatibility::of_adapter(&file::read(self.folder)?),
-            Export::Model if scores => compatibility::of_scorer(self.folder),
-            Export::Model => compatibility::of_model(self.folder),
+            ExportKind::Adapter { .. } => compatibility::of_adapter(&file::read(self.folder)?),
+            ExportKind::Model if scores => compatibility::of_scorer(self.folder),
+            ExportKind::Model => compatibility::of_model(self.folder),
         };
-        Ok(Report {
-            verdict: if problems.is_empty() { Verdict::Passed } else { Verdict::Failed },
-            export: if matches!(self.export, Export::Model) { "model" } else { "adapter" },
+        Ok(ExportReport {
+            verdict: if problems.is_empty() { ExportVerdict::Passed } else { ExportVerdict::Failed },
+            export: if matches!(self.export, ExportKind::Model) { "model" } else { "adapter" },
             problems,
             notes: self.notes(&difference, adapter_effect.as_ref()),
             computed_in: format!("{kind:?}").to_lowercase(),
@@ -276,17 +278,17 @@ impl Check<'_> {
 
     fn tokenizer_folder(&self) -> &Path {
         match self.export {
-            Export::Adapter { base } => base,
-            Export::Model => self.folder,
+            ExportKind::Adapter { base } => base,
+            ExportKind::Model => self.folder,
         }
     }
 
     /// Returns hints for the user. A merge into a narrow dtype can lose a weak adapter: although every weight is
     /// rounded correctly, the rounding is as large as the update.
-    fn notes(&self, difference: &Distance, effect: Option<&Distance>) -> Vec<String> {
+    fn notes(&self, difference: &LogitDistance, effect: Option<&LogitDistance>) -> Vec<String> {
         match effect {
             Some(effect)
-                if self.change != Change::None
+                if self.change != WeightChange::None
                     && difference.mean_kl > 0.25 * effect.mean_kl
                     && effect.mean_kl > 0.0 =>
             {
@@ -305,20 +307,20 @@ impl Check<'_> {
 
 /// Writes an adapter of `model` as a PEFT directory and verifies it. `base` is the folder of the model it was trained
 /// on.
-pub fn save_adapter(model: &Model, adapter: &str, spec: &LoraSpec, base: &Path, folder: &Path) -> Result<Report> {
+pub fn save_adapter(model: &Model, adapter: &str, spec: &LoraSpec, base: &Path, folder: &Path) -> Result<ExportReport> {
     let id = model.adapter_id(adapter).ok_or_else(|| Error::bug(format!("no adapter `{adapter}` to save")))?;
     let params = || model.params().adapter(id).map(|p| (p.name.as_str(), &p.tensor));
     let adapted = adapted_modules(params().map(|(n, _)| n));
-    let mut spec = resolved(spec, &adapted, model.params().base().map(|p| p.name.as_str()));
+    let mut spec = with_named_targets(spec, &adapted, model.params().base().map(|p| p.name.as_str()));
     let module = |p: &Param| p.name.strip_suffix(".weight").is_some_and(|m| adapted.contains(m));
     spec.fan_in_fan_out = model.params().base().any(|p| p.transposed && module(p));
     publish(folder, |temp| {
         write_adapter_folder(temp, &spec, &base.to_string_lossy(), base, params())?;
         if model.heads() == Heads::Score {
-            let pad = model.with(Some(adapter), |m| scorer::complete(m, temp))?;
-            write_text(&temp.join("README.md"), &scorer::card(&base.to_string_lossy(), pad))?;
+            let pad = model.with_adapter(Some(adapter), |m| reward_folder::complete_folder(m, temp))?;
+            write_text(&temp.join("README.md"), &reward_folder::adapter_card(&base.to_string_lossy(), pad))?;
         }
-        model.with(Some(adapter), |m| verify(m, temp, Export::Adapter { base }))
+        model.with_adapter(Some(adapter), |m| verify(m, temp, ExportKind::Adapter { base }))
     })
 }
 
@@ -331,7 +333,7 @@ pub(super) fn write_adapter_folder<'t>(
     tensors: impl Iterator<Item = (&'t str, &'t Tensor)>,
 ) -> Result<()> {
     file::write(folder, spec, base_name, tensors)?;
-    copy_beside(base, folder, TOKENIZER_FILES)?;
+    copy_companion_files(base, folder, TOKENIZER_FILES)?;
     let card = format!(
         "---\nlibrary_name: peft\nbase_model: {}\npipeline_tag: text-generation\ntags:\n- lora\n---\n\nA LoRA adapter trained with ft {}. \
          Read it with PEFT, or with `ft generate --model BASE --adapter DIR`; fold it into the base with `ft merge`.\n\
@@ -347,30 +349,30 @@ fn write_text(path: &Path, text: &str) -> Result<()> {
 }
 
 /// Writes the base weights of `model`, without adapters, as a Hugging Face directory in `dtype` and verifies it.
-pub fn save_model(model: &Model, folder: &Path, dtype: Kind) -> Result<Report> {
-    let tensors = of_base(model);
-    let entries = tensors.iter().map(|(n, t)| entry(n, &t.size(), dtype)).collect::<Result<Vec<_>>>()?;
+pub fn save_model(model: &Model, folder: &Path, dtype: Kind) -> Result<ExportReport> {
+    let tensors = written_tensors(model);
+    let entries = tensors.iter().map(|(n, t)| tensor_entry(n, &t.size(), dtype)).collect::<Result<Vec<_>>>()?;
     publish(folder, |temp| {
-        check_disk(temp, entries.iter().map(Entry::bytes).sum())?;
+        check_disk_space(temp, entries.iter().map(TensorHeader::bytes).sum())?;
         write_model(temp, &entries, SHARD_BYTES, |e| Ok(weights::bytes(&cast(tensors[e.name.as_str()], dtype))))?;
-        copy_beside(model.folder(), temp, MODEL_FILES)?;
+        copy_companion_files(model.folder(), temp, MODEL_FILES)?;
         if model.heads() == Heads::Score {
-            let pad = scorer::complete(model, temp)?;
+            let pad = reward_folder::complete_folder(model, temp)?;
             let key = dtype_keys(&model.config().raw)[0];
             fsutil::write_json(
                 &temp.join("config.json"),
-                &scorer::config(model.config(), (key, dtype_name(dtype)?), pad)?,
+                &reward_folder::reward_config(model.config(), (key, dtype_name(dtype)?), pad)?,
             )?;
         } else {
             write_config(model.config(), temp, Some(dtype))?;
         }
-        model.with(None, |m| verify(m, temp, Export::Model))
+        model.with_adapter(None, |m| verify(m, temp, ExportKind::Model))
     })
 }
 
 /// Returns the tensors that a model directory gets. If the model has both an output head and a scalar head, the scalar
 /// head is the value function of PPO; it is needed for training only and left out.
-fn of_base(model: &Model) -> BTreeMap<&str, &Tensor> {
+fn written_tensors(model: &Model) -> BTreeMap<&str, &Tensor> {
     let both = model.heads() == Heads::Both;
     let written = model.params().base().filter(|p| !(both && p.name == models::SCORE));
     written.map(|p| (p.name.as_str(), &p.tensor)).collect()
@@ -378,14 +380,14 @@ fn of_base(model: &Model) -> BTreeMap<&str, &Tensor> {
 
 /// Lets `fill` write and verify a folder under a temporary name, adds the report and moves the folder to its place. If
 /// the verdict is `failed`, the folder is kept as `NAME.failed` and an error is returned.
-pub(super) fn publish(folder: &Path, fill: impl FnOnce(&Path) -> Result<Report>) -> Result<Report> {
+pub(super) fn publish(folder: &Path, fill: impl FnOnce(&Path) -> Result<ExportReport>) -> Result<ExportReport> {
     let folder: PathBuf = folder.components().collect(); // without a slash at the end
     let mut done = None;
     let failed = PathBuf::from(format!("{}.failed", folder.display()));
     fsutil::replace_dir(&folder, |temp| {
         let report = fill(temp)?;
         fsutil::write_json(&temp.join(REPORT), &report)?;
-        if report.verdict == Verdict::Failed {
+        if report.verdict == ExportVerdict::Failed {
             let _ = std::fs::remove_dir_all(&failed);
             std::fs::rename(temp, &failed).map_err(|e| fsutil::io_error("moving", &failed, e))?;
             let shown = report.problems.iter().take(12).cloned().collect::<Vec<_>>().join("\n  ");
@@ -403,13 +405,17 @@ pub(super) fn publish(folder: &Path, fill: impl FnOnce(&Path) -> Result<Report>)
 
 /// Returns `spec` with its targets written as endings or full names of modules, which every reader of adapters
 /// understands. Targets that are already a list of names stay unchanged.
-pub fn resolved<'n>(spec: &LoraSpec, adapted: &BTreeSet<&str>, base: impl Iterator<Item = &'n str>) -> LoraSpec {
+pub fn with_named_targets<'n>(
+    spec: &LoraSpec,
+    adapted: &BTreeSet<&str>,
+    base: impl Iterator<Item = &'n str>,
+) -> LoraSpec {
     if matches!(spec.targets, Targets::Names(_)) && spec.exclude.is_none() {
         return spec.clone();
     }
     let saved = |module: &str| spec.modules_to_save.iter().any(|s| module.ends_with(s.as_str()));
     let all = base.filter_map(|n| n.strip_suffix(".weight")).chain(["lm_head"]).filter(|m| !saved(m));
-    let names = targets::endings(adapted, all);
+    let names = targets::shortest_target_names(adapted, all);
     LoraSpec { targets: Targets::Names(names), exclude: None, layers: None, layers_pattern: Vec::new(), ..spec.clone() }
 }
 
@@ -418,8 +424,8 @@ pub fn adapted_modules<'n>(names: impl Iterator<Item = &'n str>) -> BTreeSet<&'n
     names.filter_map(lora::adapted_module).collect()
 }
 
-pub(super) fn entry(name: &str, shape: &[i64], kind: Kind) -> Result<Entry> {
-    Ok(Entry::new(name, weights::dtype_of(kind)?, shape.iter().map(|&n| n as usize).collect::<Vec<_>>()))
+pub(super) fn tensor_entry(name: &str, shape: &[i64], kind: Kind) -> Result<TensorHeader> {
+    Ok(TensorHeader::new(name, weights::dtype_of(kind)?, shape.iter().map(|&n| n as usize).collect::<Vec<_>>()))
 }
 
 const TOKENIZER_FILES: &[&str] = &[
@@ -437,7 +443,7 @@ const TOKENIZER_FILES: &[&str] = &[
 pub(super) const MODEL_FILES: &[&str] = &["generation_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE"];
 
 /// Copies the tokenizer's files and `more` byte for byte. Files that do not exist are skipped.
-pub(super) fn copy_beside(from: &Path, to: &Path, more: &[&str]) -> Result<()> {
+pub(super) fn copy_companion_files(from: &Path, to: &Path, more: &[&str]) -> Result<()> {
     let more = more.iter().filter(|f| !TOKENIZER_FILES.contains(f));
     for name in TOKENIZER_FILES.iter().chain(more) {
         let source = from.join(name);
@@ -461,14 +467,14 @@ pub(super) fn copy_beside(from: &Path, to: &Path, more: &[&str]) -> Result<()> {
 /// Writes config.json unchanged (`dtype: None`), or with another dtype under the key that the file uses for it.
 pub(super) fn write_config(config: &Config, to: &Path, dtype: Option<Kind>) -> Result<()> {
     let text = match dtype {
-        Some(kind) => patched(&config.text, &config.raw, dtype_name(kind)?)?,
+        Some(kind) => with_dtype(&config.text, &config.raw, dtype_name(kind)?)?,
         None => config.text.clone(),
     };
     fsutil::write_atomic(&to.join("config.json"), |w| std::io::Write::write_all(w, text.as_bytes()))
 }
 
 /// Returns the text of config.json with another dtype. transformers 5 calls the key `dtype`, version 4 `torch_dtype`.
-fn patched(text: &str, raw: &Value, dtype: &str) -> Result<String> {
+fn with_dtype(text: &str, raw: &Value, dtype: &str) -> Result<String> {
     let mut wanted = raw.clone();
     let keys = dtype_keys(raw);
     let map = wanted.as_object_mut().ok_or_else(|| Error::bug("config.json was read and is no object"))?;
@@ -505,7 +511,7 @@ fn dtype_name(kind: Kind) -> Result<&'static str> {
 }
 
 /// Fails if the disk of `folder` does not have room for `bytes` more.
-pub(super) fn check_disk(folder: &Path, bytes: u64) -> Result<()> {
+pub(super) fn check_disk_space(folder: &Path, bytes: u64) -> Result<()> {
     match crate::machine::free_disk(folder) {
         Some(free) if free < bytes + (64 << 20) => {
             let show = crate::report::bytes;

@@ -5,10 +5,10 @@
 
 mod header;
 
-use crate::convert::quant::Kind;
+use crate::convert::quant::GgmlType;
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
-use header::{Cursor, ValueType, not_gguf, read_header};
+use header::{GgufType, HeaderReader, not_gguf, read_header};
 use memmap2::Mmap;
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,20 +17,20 @@ use std::path::{Path, PathBuf};
 
 /// A scalar or an array of the file's metadata.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Value {
+pub enum GgufValue {
     Unsigned(u64),
     Signed(i64),
     Float32(f32),
     Float64(f64),
     Bool(bool),
     Text(String),
-    Array(Array),
+    Array(GgufArray),
 }
 
 /// An array that was not decoded yet: element type, number of elements and their byte range in the file.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Array {
-    element: ValueType,
+pub struct GgufArray {
+    element: GgufType,
     count: usize,
     bytes: Range<usize>,
 }
@@ -39,7 +39,7 @@ pub struct Array {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
     pub name: String,
-    pub kind: Kind,
+    pub kind: GgmlType,
     /// Outermost dimension first, as Hugging Face writes shapes (the file has them reversed).
     pub shape: Vec<usize>,
     bytes: Range<usize>,
@@ -52,17 +52,17 @@ impl TensorInfo {
 }
 
 /// The file's bytes, memory-mapped or owned.
-enum Bytes {
+enum GgufBytes {
     Mapped(Mmap),
     Owned(Vec<u8>),
 }
 
-impl std::ops::Deref for Bytes {
+impl std::ops::Deref for GgufBytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         match self {
-            Bytes::Mapped(map) => map,
-            Bytes::Owned(bytes) => bytes,
+            GgufBytes::Mapped(map) => map,
+            GgufBytes::Owned(bytes) => bytes,
         }
     }
 }
@@ -70,8 +70,8 @@ impl std::ops::Deref for Bytes {
 /// An open GGUF file.
 pub struct Gguf {
     path: PathBuf,
-    map: Bytes,
-    metadata: HashMap<String, Value>,
+    map: GgufBytes,
+    metadata: HashMap<String, GgufValue>,
     tensors: Vec<TensorInfo>,
 }
 
@@ -90,15 +90,15 @@ impl Gguf {
         // SAFETY: the map is read-only; as with every memory-mapped model, changing the file meanwhile is the user's
         // risk.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| io_error("mapping", path, e))?;
-        Self::read(path, Bytes::Mapped(map))
+        Self::read(path, GgufBytes::Mapped(map))
     }
 
     /// Reads a file from memory; `path` is only used in error messages.
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
-        Self::read(path, Bytes::Owned(bytes))
+        Self::read(path, GgufBytes::Owned(bytes))
     }
 
-    fn read(path: &Path, map: Bytes) -> Result<Self> {
+    fn read(path: &Path, map: GgufBytes) -> Result<Self> {
         let (metadata, tensors) = read_header(path, &map)?;
         Ok(Self { path: path.to_path_buf(), map, metadata, tensors })
     }
@@ -116,7 +116,7 @@ impl Gguf {
         &self.map[tensor.bytes.clone()]
     }
 
-    pub fn value(&self, key: &str) -> Option<&Value> {
+    pub fn metadata_value(&self, key: &str) -> Option<&GgufValue> {
         self.metadata.get(key)
     }
 
@@ -128,7 +128,7 @@ impl Gguf {
     pub fn text(&self, key: &str) -> Result<Option<&str>> {
         match self.metadata.get(key) {
             None => Ok(None),
-            Some(Value::Text(s)) => Ok(Some(s)),
+            Some(GgufValue::Text(s)) => Ok(Some(s)),
             Some(other) => Err(self.wrong_type(key, "a string", other)),
         }
     }
@@ -136,8 +136,8 @@ impl Gguf {
     pub fn unsigned(&self, key: &str) -> Result<Option<u64>> {
         match self.metadata.get(key) {
             None => Ok(None),
-            Some(Value::Unsigned(n)) => Ok(Some(*n)),
-            Some(Value::Signed(n)) if *n >= 0 => Ok(Some(*n as u64)),
+            Some(GgufValue::Unsigned(n)) => Ok(Some(*n)),
+            Some(GgufValue::Signed(n)) if *n >= 0 => Ok(Some(*n as u64)),
             Some(other) => Err(self.wrong_type(key, "a non-negative integer", other)),
         }
     }
@@ -145,7 +145,7 @@ impl Gguf {
     pub fn bool(&self, key: &str) -> Result<Option<bool>> {
         match self.metadata.get(key) {
             None => Ok(None),
-            Some(Value::Bool(b)) => Ok(Some(*b)),
+            Some(GgufValue::Bool(b)) => Ok(Some(*b)),
             Some(other) => Err(self.wrong_type(key, "a boolean", other)),
         }
     }
@@ -154,9 +154,9 @@ impl Gguf {
     pub fn float(&self, key: &str) -> Result<Option<f64>> {
         let number = match self.metadata.get(key) {
             None => return Ok(None),
-            Some(Value::Float32(x)) => x.to_string().parse().unwrap_or(*x as f64),
-            Some(Value::Float64(x)) => *x,
-            Some(Value::Unsigned(n)) => *n as f64,
+            Some(GgufValue::Float32(x)) => x.to_string().parse().unwrap_or(*x as f64),
+            Some(GgufValue::Float64(x)) => *x,
+            Some(GgufValue::Unsigned(n)) => *n as f64,
             Some(other) => return Err(self.wrong_type(key, "a number", other)),
         };
         if !number.is_finite() {
@@ -170,14 +170,14 @@ impl Gguf {
 
     /// Returns an array of strings, borrowed from the file's bytes.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
-        let Some(array) = self.array(key, "an array of strings", |t| t == ValueType::Text)? else { return Ok(None) };
-        let mut cursor = Cursor { path: &self.path, data: &self.map[..array.bytes.end], at: array.bytes.start };
+        let Some(array) = self.array(key, "an array of strings", |t| t == GgufType::Text)? else { return Ok(None) };
+        let mut cursor = HeaderReader { path: &self.path, data: &self.map[..array.bytes.end], at: array.bytes.start };
         (0..array.count).map(|i| cursor.text(&format!("{key}[{i}]"))).collect::<Result<_>>().map(Some)
     }
 
     /// Returns an array of integers; the file may store them in any width.
     pub fn integers(&self, key: &str) -> Result<Option<Vec<i64>>> {
-        use ValueType::*;
+        use GgufType::*;
         let Some(array) =
             self.array(key, "an array of integers", |t| matches!(t, U8 | I8 | U16 | I16 | U32 | I32 | I64))?
         else {
@@ -196,23 +196,23 @@ impl Gguf {
 
     /// Returns an array of 32-bit floats.
     pub fn floats(&self, key: &str) -> Result<Option<Vec<f32>>> {
-        let Some(array) = self.array(key, "an array of floats", |t| t == ValueType::F32)? else { return Ok(None) };
+        let Some(array) = self.array(key, "an array of floats", |t| t == GgufType::F32)? else { return Ok(None) };
         let one = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
         Ok(Some(self.map[array.bytes.clone()].chunks_exact(4).map(one).collect()))
     }
 
-    fn array(&self, key: &str, expected: &str, fits: impl Fn(ValueType) -> bool) -> Result<Option<&Array>> {
+    fn array(&self, key: &str, expected: &str, fits: impl Fn(GgufType) -> bool) -> Result<Option<&GgufArray>> {
         match self.metadata.get(key) {
             None => Ok(None),
-            Some(Value::Array(a)) if fits(a.element) => Ok(Some(a)),
+            Some(GgufValue::Array(a)) if fits(a.element) => Ok(Some(a)),
             Some(other) => Err(self.wrong_type(key, expected, other)),
         }
     }
 
-    fn wrong_type(&self, key: &str, expected: &str, found: &Value) -> Error {
+    fn wrong_type(&self, key: &str, expected: &str, found: &GgufValue) -> Error {
         let found = match found {
-            Value::Array(a) => format!("an array of {:?}", a.element),
-            Value::Text(s) => format!("{:?}", s.chars().take(40).collect::<String>()),
+            GgufValue::Array(a) => format!("an array of {:?}", a.element),
+            GgufValue::Text(s) => format!("{:?}", s.chars().take(40).collect::<String>()),
             other => format!("{other:?}"),
         };
         Error::user(format!("{}: metadata {key}: {expected} expected, found {found}", self.path.display()))

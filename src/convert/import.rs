@@ -3,13 +3,13 @@
 //! Tensors are dequantised, rearranged to Hugging Face's layout, cast and written one at a time, so memory holds only
 //! one of them. The directory appears completely written or not at all.
 
-use crate::convert::architecture::{self, ARCHITECTURES, Change, Mapped};
+use crate::convert::architecture::{self, ARCHITECTURES, LayoutChange, MappedTensor};
 use crate::convert::gguf::Gguf;
 use crate::convert::quant::dequantise;
-use crate::convert::vocabulary::{self, Vocabulary};
+use crate::convert::vocabulary::{self, TokenizerFiles};
 use crate::error::{Error, Result};
 use crate::fsutil;
-use crate::nn::safetensors::{self, Dtype, Entry};
+use crate::nn::safetensors::{self, Dtype, TensorHeader};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -19,7 +19,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Options of an import.
-pub struct Options<'a> {
+pub struct GgufImportOptions<'a> {
     pub file: &'a Path,
     pub out: &'a Path,
     pub dtype: Dtype,
@@ -31,7 +31,7 @@ pub struct Options<'a> {
 
 /// Describes an imported model; printed as JSON by `ft import --json`.
 #[derive(Debug, Serialize)]
-pub struct Summary {
+pub struct GgufImportSummary {
     pub file: PathBuf,
     pub out: PathBuf,
     pub architecture: String,
@@ -50,7 +50,10 @@ pub struct Summary {
 
 /// Imports a file. Calls `progress(done, total)`, counted in tensors, before each tensor; if it returns an error, the
 /// import stops and leaves no files.
-pub fn import(options: &Options, mut progress: impl FnMut(u64, u64) -> Result<()>) -> Result<Summary> {
+pub fn import(
+    options: &GgufImportOptions,
+    mut progress: impl FnMut(u64, u64) -> Result<()>,
+) -> Result<GgufImportSummary> {
     check_out(options)?;
     let gguf = Gguf::open(options.file)?;
     let Some(arch) = gguf.text("general.architecture")? else {
@@ -71,13 +74,13 @@ pub fn import(options: &Options, mut progress: impl FnMut(u64, u64) -> Result<()
             .hint(format!("ft import reads the architectures {}", ARCHITECTURES.join(", "))));
     }
     let vocabulary = vocabulary::rebuild(&gguf, architecture::context_length(&gguf, arch)?, options.pre_tokenizer)?;
-    let mut model = architecture::map(&gguf, arch, &vocabulary)?;
+    let mut model = architecture::map_model(&gguf, arch, &vocabulary)?;
     model.config.insert("torch_dtype".into(), json!(torch_name(options.dtype)));
 
     let (name, license) = (gguf.text("general.name")?, gguf.text("general.license")?);
-    let entries: Vec<Entry> =
-        model.tensors.iter().map(|t| Entry::new(&t.name, options.dtype, t.shape.clone())).collect();
-    let by_name: HashMap<&str, &Mapped> = model.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    let entries: Vec<TensorHeader> =
+        model.tensors.iter().map(|t| TensorHeader::new(&t.name, options.dtype, t.shape.clone())).collect();
+    let by_name: HashMap<&str, &MappedTensor> = model.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
     let total = entries.len() as u64;
     let mut done = 0;
     fsutil::replace_dir(options.out, |folder| {
@@ -88,23 +91,23 @@ pub fn import(options: &Options, mut progress: impl FnMut(u64, u64) -> Result<()
         })?;
         progress(total, total)?;
         write_vocabulary(folder, &vocabulary)?;
-        fsutil::write_json(&folder.join("config.json"), &sorted(Value::Object(model.config.clone())))
+        fsutil::write_json(&folder.join("config.json"), &with_sorted_keys(Value::Object(model.config.clone())))
     })?;
 
     let mut tensors = BTreeMap::new();
     for tensor in &model.tensors {
         *tensors.entry(tensor.source.kind.name()).or_default() += 1;
     }
-    Ok(Summary {
+    Ok(GgufImportSummary {
         file: options.file.to_path_buf(),
         out: options.out.to_path_buf(),
         architecture: arch.to_string(),
         name: name.map(str::to_string),
         license: license.map(str::to_string),
-        parameters: entries.iter().map(Entry::elements).sum(),
+        parameters: entries.iter().map(TensorHeader::elements).sum(),
         tensors,
         dtype: torch_name(options.dtype).to_string(),
-        bytes: entries.iter().map(Entry::bytes).sum(),
+        bytes: entries.iter().map(TensorHeader::bytes).sum(),
         vocabulary: vocabulary.size as u64,
         chat_template: vocabulary.template.is_some(),
         stop_token_ids: vocabulary.stops,
@@ -113,7 +116,7 @@ pub fn import(options: &Options, mut progress: impl FnMut(u64, u64) -> Result<()
 }
 
 /// Fails if the output folder exists and is not empty, unless it is a model directory and `force` is set.
-fn check_out(options: &Options) -> Result<()> {
+fn check_out(options: &GgufImportOptions) -> Result<()> {
     let out = options.out;
     let named = |what: &str| Error::user(format!("--out {}: {what}", out.display()));
     if out.file_name().is_none() {
@@ -142,7 +145,7 @@ fn check_out(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn write_vocabulary(folder: &Path, v: &Vocabulary) -> Result<()> {
+fn write_vocabulary(folder: &Path, v: &TokenizerFiles) -> Result<()> {
     let text = |path: PathBuf, text: &str| fsutil::write_atomic(&path, |w| w.write_all(text.as_bytes()));
     fsutil::write_json(&folder.join("tokenizer.json"), &v.tokenizer)?;
     fsutil::write_json(&folder.join("tokenizer_config.json"), &v.config)?;
@@ -162,12 +165,12 @@ fn write_vocabulary(folder: &Path, v: &Vocabulary) -> Result<()> {
 }
 
 /// Returns the bytes of one tensor in Hugging Face's layout and the chosen dtype. Fails if a value is not finite.
-fn encode(gguf: &Gguf, tensor: &Mapped, dtype: Dtype) -> Result<Vec<u8>> {
+fn encode(gguf: &Gguf, tensor: &MappedTensor, dtype: Dtype) -> Result<Vec<u8>> {
     let mut values = dequantise(tensor.source.kind, gguf.data(&tensor.source));
     values = match tensor.change {
-        Change::None => values,
-        Change::Unpermute { heads } => unpermute(&values, heads, tensor.source.shape[0]),
-        Change::Transpose => transpose(&values, tensor.source.shape[0]),
+        LayoutChange::None => values,
+        LayoutChange::Unpermute { heads } => unpermute(&values, heads, tensor.source.shape[0]),
+        LayoutChange::Transpose => transpose(&values, tensor.source.shape[0]),
     };
     let wrong = |what: String| Error::user(format!("{}: tensor {}: {what}", gguf.path().display(), tensor.source.name));
     let bad = values.par_iter().filter(|x| !x.is_finite()).count();
@@ -223,7 +226,7 @@ fn transpose(values: &[f32], rows: usize) -> Vec<f32> {
 }
 
 /// Sorts the keys of an object alphabetically, as transformers writes config.json.
-fn sorted(value: Value) -> Value {
+fn with_sorted_keys(value: Value) -> Value {
     match value {
         Value::Object(map) => Value::Object(map.into_iter().collect::<BTreeMap<_, _>>().into_iter().collect()),
         other => other,

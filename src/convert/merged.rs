@@ -1,14 +1,14 @@
 //! Merges adapters into their base model, or several adapters into one (`ft merge`), and verifies the result.
 
-use super::export::{self, Change, Check, Export, Report};
-use super::{stops, template};
+use super::export::{self, ExportCheck, ExportKind, ExportReport, WeightChange};
+use super::{stop_tokens, template};
 use crate::adapters::lora::adapted_module;
-use crate::adapters::merge::{self, Merge, Part};
+use crate::adapters::merge::{self, MergedWeights, WeightedAdapter};
 use crate::adapters::{AdapterFile, LoraPlan, file};
 use crate::error::{Error, Result};
-use crate::models::{self, Config, Heads, Load, Model, Storage};
+use crate::models::{self, Config, Heads, LoadOptions, Model, Storage};
 use crate::nn::linear::cast;
-use crate::nn::{Attach, Weights, safetensors, weights};
+use crate::nn::{AdapterPlan, Weights, safetensors, weights};
 use std::collections::BTreeSet;
 use std::path::Path;
 use tch::{Device, Kind};
@@ -17,8 +17,8 @@ use tch::{Device, Kind};
 const SUM: &str = "sum";
 
 /// Fails if one of the adapters is a reward model's: its head cannot be merged into a base.
-fn refuse_scorers(base: &Path, parts: &[Part]) -> Result<()> {
-    match parts.iter().find(|part| part.file.spec.scores()) {
+fn refuse_reward_adapters(base: &Path, parts: &[WeightedAdapter]) -> Result<()> {
+    match parts.iter().find(|part| part.file.spec.has_scalar_head()) {
         None => Ok(()),
         Some(part) => Err(Error::user(format!("{}: a reward model's adapter cannot be merged", part.folder.display()))
             .hint(format!(
@@ -31,16 +31,16 @@ fn refuse_scorers(base: &Path, parts: &[Part]) -> Result<()> {
 
 /// Opens the base; also returns the names of the weights that embedding and output head share in it. A low-rank update
 /// of one of them must not change the other, as in PEFT: if `parts` has such an update, each gets a weight of its own.
-fn open_base(base: &Path, parts: &[Part]) -> Result<(Config, Weights, Vec<&'static str>)> {
+fn open_base(base: &Path, parts: &[WeightedAdapter]) -> Result<(Config, Weights, Vec<&'static str>)> {
     let mut config = Config::read(base)?;
     let mut weights = models::weights(base, &config)?;
-    let shared = config.shared();
+    let shared = config.tied_weights();
     let adapts = |name: &str| {
         let module = name.strip_suffix(".weight").unwrap_or(name);
         parts.iter().flat_map(|p| p.file.tensors.keys()).any(|t| adapted_module(t) == Some(module))
     };
     if shared.iter().any(|name| adapts(name)) {
-        models::part_head(&mut config, &mut weights)?;
+        models::untie_head(&mut config, &mut weights)?;
     }
     Ok((config, weights, shared))
 }
@@ -48,10 +48,16 @@ fn open_base(base: &Path, parts: &[Part]) -> Result<(Config, Weights, Vec<&'stat
 /// Merges the adapters `parts` into the base and writes a model directory. `dtype`: the dtype of all floating-point
 /// weights; `None` keeps each tensor's own. Fails if an adapter does not fit the base or the result does not pass
 /// verification.
-pub fn model(base: &Path, parts: &[Part], out: &Path, dtype: Option<Kind>, shard_bytes: u64) -> Result<Report> {
-    refuse_scorers(base, parts)?;
+pub fn merge_into_model(
+    base: &Path,
+    parts: &[WeightedAdapter],
+    out: &Path,
+    dtype: Option<Kind>,
+    shard_bytes: u64,
+) -> Result<ExportReport> {
+    refuse_reward_adapters(base, parts)?;
     let (config, weights, shared) = open_base(base, parts)?;
-    let merge = Merge::new(&weights, &shared, parts)?;
+    let merge = MergedWeights::new(&weights, &shared, parts)?;
     let names: Vec<&str> = weights.names().collect();
     let kind_of = |name: &str| {
         let own = weights.kind(name).unwrap_or(Kind::Float);
@@ -59,9 +65,9 @@ pub fn model(base: &Path, parts: &[Part], out: &Path, dtype: Option<Kind>, shard
     };
     let entries = names
         .iter()
-        .map(|n| export::entry(n, weights.shape(n).unwrap_or_default(), kind_of(n)))
+        .map(|n| export::tensor_entry(n, weights.shape(n).unwrap_or_default(), kind_of(n)))
         .collect::<Result<Vec<_>>>()?;
-    export::check_disk(out, entries.iter().map(safetensors::Entry::bytes).sum())?;
+    export::check_disk_space(out, entries.iter().map(safetensors::TensorHeader::bytes).sum())?;
 
     let own = weights.names().filter_map(|n| weights.kind(n)).find(|k| is_float(*k)).unwrap_or(Kind::Float);
     let computed = match dtype.unwrap_or(own) {
@@ -69,43 +75,43 @@ pub fn model(base: &Path, parts: &[Part], out: &Path, dtype: Option<Kind>, shard
         _ => Kind::Float,
     };
     let whole = entries.iter().all(|e| !matches!(e.dtype, safetensors::Dtype::BF16 | safetensors::Dtype::F16));
-    let change = if whole { Change::Folded } else { Change::Rounded };
+    let change = if whole { WeightChange::Folded } else { WeightChange::Rounded };
     // Loaded before anything is written, because this fails for an adapter that does not fit.
     let sum = merge::combine(&weights, parts)?;
-    let reference = with_sum(base, parts, &sum, computed)?;
+    let reference = load_with_sum(base, parts, &sum, computed)?;
     export::publish(out, |temp| {
         safetensors::write_model(temp, &entries, shard_bytes, |e| {
             Ok(weights::bytes(&cast(&merge.tensor(&e.name)?, kind_of(&e.name))))
         })?;
         export::write_config(&config, temp, dtype)?;
-        export::copy_beside(base, temp, export::MODEL_FILES)?;
-        inherit(temp, base, parts)?;
+        export::copy_companion_files(base, temp, export::MODEL_FILES)?;
+        inherit_training(temp, base, parts)?;
         let names = names.iter().map(|n| n.to_string()).collect();
         let tied = config.tie_word_embeddings;
-        let check = Check { reference: &reference, folder: temp, export: Export::Model, change, names, tied };
+        let check = ExportCheck { reference: &reference, folder: temp, export: ExportKind::Model, change, names, tied };
         check.run(|name| merge.tensor(name).map(Some))
     })
 }
 
 /// Copies to the result in `folder` what the adapters were trained with besides weights: chat template and stop tokens.
-fn inherit(folder: &Path, base: &Path, parts: &[Part]) -> Result<()> {
+fn inherit_training(folder: &Path, base: &Path, parts: &[WeightedAdapter]) -> Result<()> {
     let folders = || parts.iter().map(|p| p.folder.as_path());
-    template::inherit(folder, base, folders())?;
-    stops::inherit(folder, base, folders())
+    template::inherit_template(folder, base, folders())?;
+    stop_tokens::inherit_stop_tokens(folder, base, folders())
 }
 
 /// Merges the adapters `parts` into one adapter, their weighted sum, and writes its directory.
-pub fn adapter(base: &Path, parts: &[Part], out: &Path) -> Result<Report> {
-    refuse_scorers(base, parts)?;
+pub fn merge_adapters(base: &Path, parts: &[WeightedAdapter], out: &Path) -> Result<ExportReport> {
+    refuse_reward_adapters(base, parts)?;
     let (config, weights, shared) = open_base(base, parts)?;
     let sum = merge::combine(&weights, parts)?;
-    let merge = Merge::new(&weights, &shared, parts)?;
+    let merge = MergedWeights::new(&weights, &shared, parts)?;
     let own = weights.names().filter_map(|n| weights.kind(n)).find(|k| is_float(*k)).unwrap_or(Kind::Float);
     let computed = if own == Kind::BFloat16 { own } else { Kind::Float };
-    let reference = with_sum(base, parts, &sum, computed)?;
+    let reference = load_with_sum(base, parts, &sum, computed)?;
     let base_name = sum.base.clone().unwrap_or_else(|| base.to_string_lossy().into_owned());
     export::publish(out, |temp| {
-        export::check_disk(temp, sum.tensors.values().map(|t| 4 * t.numel() as u64).sum())?;
+        export::check_disk_space(temp, sum.tensors.values().map(|t| 4 * t.numel() as u64).sum())?;
         export::write_adapter_folder(
             temp,
             &sum.spec,
@@ -113,15 +119,16 @@ pub fn adapter(base: &Path, parts: &[Part], out: &Path) -> Result<Report> {
             base,
             sum.tensors.iter().map(|(n, t)| (n.as_str(), t)),
         )?;
-        inherit(temp, base, parts)?;
+        inherit_training(temp, base, parts)?;
         let names: BTreeSet<String> = sum.tensors.keys().cloned().collect();
-        let export = Export::Adapter { base };
+        let export = ExportKind::Adapter { base };
         let tied = config.tie_word_embeddings;
-        let check = Check { reference: &reference, folder: temp, export, change: Change::None, names, tied };
+        let check =
+            ExportCheck { reference: &reference, folder: temp, export, change: WeightChange::None, names, tied };
         let mut report = check.run(|name| Ok(sum.tensors.get(name).map(|t| t.shallow_clone())))?;
         // The new adapter, read back, must change every weight as all parts together do.
-        let read = [Part::read(temp, 1.0)?];
-        let one = Merge::new(&weights, &[], &read)?;
+        let read = [WeightedAdapter::read(temp, 1.0)?];
+        let one = MergedWeights::new(&weights, &[], &read)?;
         for name in merge.changed() {
             let (wanted, found) = (merge.tensor(name)?, one.tensor(name)?);
             let error = (&found - &wanted).abs().max().double_value(&[]);
@@ -130,7 +137,7 @@ pub fn adapter(base: &Path, parts: &[Part], out: &Path) -> Result<Report> {
                 report.problems.push(format!(
                     "`{name}`: the sum of the adapters is off by {error:.1e}, at most {limit:.1e} expected"
                 ));
-                report.verdict = export::Verdict::Failed;
+                report.verdict = export::ExportVerdict::Failed;
             }
         }
         Ok(report)
@@ -142,16 +149,23 @@ fn is_float(kind: Kind) -> bool {
 }
 
 /// Loads the base with every part, to check that each fits, and with their sum, which is the active adapter.
-fn with_sum(base: &Path, parts: &[Part], sum: &AdapterFile, kind: Kind) -> Result<Model> {
-    let mut plans = vec![(SUM.to_string(), LoraPlan::new(&sum.spec)?.on_bases(&sum.tensors))];
+fn load_with_sum(base: &Path, parts: &[WeightedAdapter], sum: &AdapterFile, kind: Kind) -> Result<Model> {
+    let mut plans = vec![(SUM.to_string(), LoraPlan::new(&sum.spec)?.with_base_weights(&sum.tensors))];
     for (i, part) in parts.iter().enumerate() {
         let plan = LoraPlan::of_file(&part.file.spec, &part.folder.join(file::CONFIG))?;
-        plans.push((i.to_string(), plan.on_bases(&part.file.tensors)));
+        plans.push((i.to_string(), plan.with_base_weights(&part.file.tensors)));
     }
-    let adapters = plans.iter().map(|(name, p)| (name.clone(), p as &dyn Attach)).collect();
+    let adapters = plans.iter().map(|(name, p)| (name.clone(), p as &dyn AdapterPlan)).collect();
     let model = Model::load(
         base,
-        Load { device: Device::Cpu, kind, storage: Storage::File, train_base: false, adapters, heads: Heads::Tokens },
+        LoadOptions {
+            device: Device::Cpu,
+            kind,
+            storage: Storage::File,
+            train_base: false,
+            adapters,
+            heads: Heads::Tokens,
+        },
     )?;
     file::load_into(model.params().adapter(0), &sum.tensors, Path::new("the sum of the adapters"))?;
     for (i, part) in parts.iter().enumerate() {
@@ -161,7 +175,7 @@ fn with_sum(base: &Path, parts: &[Part], sum: &AdapterFile, kind: Kind) -> Resul
 }
 
 /// Parses `ADAPTER` or `ADAPTER=WEIGHT` and reads the adapter.
-pub fn parse_part(text: &str) -> Result<Part> {
+pub fn parse_part(text: &str) -> Result<WeightedAdapter> {
     let (folder, weight) = split_weight(text);
     let weight = match weight.map(str::parse::<f64>) {
         None => 1.0,
@@ -172,7 +186,7 @@ pub fn parse_part(text: &str) -> Result<Part> {
             );
         }
     };
-    Part::read(Path::new(folder), weight)
+    WeightedAdapter::read(Path::new(folder), weight)
 }
 
 /// Splits `ADAPTER=WEIGHT` into folder and weight. If a folder of the whole name exists, `=` is part of its name.

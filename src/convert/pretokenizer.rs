@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 /// A pre-tokenizer and the settings that its models' tokenizers share.
 pub struct PreTokenizer {
     names: &'static [&'static str],
-    split: Split,
+    split: SplitPattern,
     /// Whether text is normalised to Unicode form NFC first.
     nfc: bool,
     /// Whether a piece that is a token as a whole becomes that token without merging.
@@ -20,7 +20,7 @@ pub struct PreTokenizer {
 }
 
 /// The rule that splits text.
-enum Split {
+enum SplitPattern {
     /// GPT-2's regular expression, which is built into the byte-level pre-tokenizer.
     Gpt2,
     /// Isolates each digit, then splits by GPT-2's expression.
@@ -29,20 +29,20 @@ enum Split {
 }
 
 const PRE_TOKENIZERS: [PreTokenizer; 7] = [
-    PreTokenizer { names: &["gpt-2"], split: Split::Gpt2, nfc: false, ignore_merges: false, adds_bos: false },
-    PreTokenizer { names: &["default"], split: Split::Gpt2, nfc: false, ignore_merges: false, adds_bos: false },
+    PreTokenizer { names: &["gpt-2"], split: SplitPattern::Gpt2, nfc: false, ignore_merges: false, adds_bos: false },
+    PreTokenizer { names: &["default"], split: SplitPattern::Gpt2, nfc: false, ignore_merges: false, adds_bos: false },
     // transformers' own GGUF reader uses GPT-2's split for `smollm`, and gives other ids if white space or a non-ASCII
     // number precedes a number. The models' tokenizer.json and llama.cpp isolate digits first.
     PreTokenizer {
         names: &["smollm", "starcoder", "refact"],
-        split: Split::DigitsThenGpt2,
+        split: SplitPattern::DigitsThenGpt2,
         nfc: false,
         ignore_merges: false,
         adds_bos: false,
     },
     PreTokenizer {
         names: &["llama-bpe", "llama3", "llama-v3"],
-        split: Split::Expression(
+        split: SplitPattern::Expression(
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         ),
         nfc: false,
@@ -51,21 +51,21 @@ const PRE_TOKENIZERS: [PreTokenizer; 7] = [
     },
     PreTokenizer {
         names: &["qwen2"],
-        split: Split::Expression(QWEN2),
+        split: SplitPattern::Expression(QWEN2),
         nfc: true,
         ignore_merges: false,
         adds_bos: false,
     },
     PreTokenizer {
         names: &["deepseek-r1-qwen"],
-        split: Split::Expression(QWEN2),
+        split: SplitPattern::Expression(QWEN2),
         nfc: false,
         ignore_merges: false,
         adds_bos: false,
     },
     PreTokenizer {
         names: &["tekken"],
-        split: Split::Expression(
+        split: SplitPattern::Expression(
             r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         ),
         nfc: false,
@@ -98,9 +98,9 @@ impl PreTokenizer {
         let bytes = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": true, "use_regex": use_regex});
         let sequence = |first: Value, second: Value| json!({"type": "Sequence", "pretokenizers": [first, second]});
         match self.split {
-            Split::Gpt2 => bytes(true),
-            Split::DigitsThenGpt2 => sequence(json!({"type": "Digits", "individual_digits": true}), bytes(true)),
-            Split::Expression(regex) => sequence(
+            SplitPattern::Gpt2 => bytes(true),
+            SplitPattern::DigitsThenGpt2 => sequence(json!({"type": "Digits", "individual_digits": true}), bytes(true)),
+            SplitPattern::Expression(regex) => sequence(
                 json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false}),
                 bytes(false),
             ),

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 /// The storage format of a tensor's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(non_camel_case_types)] // the names that users of GGUF know
-pub enum Kind {
+pub enum GgmlType {
     F32,
     F16,
     BF16,
@@ -25,10 +25,10 @@ pub enum Kind {
     Q6_K,
 }
 
-use Kind::*;
+use GgmlType::*;
 
 /// Each format with ggml's type number, the elements of a block and its bytes.
-const KINDS: [(Kind, u32, usize, usize); 13] = [
+const KINDS: [(GgmlType, u32, usize, usize); 13] = [
     (F32, 0, 1, 4),
     (F16, 1, 1, 2),
     (BF16, 30, 1, 2),
@@ -45,7 +45,7 @@ const KINDS: [(Kind, u32, usize, usize); 13] = [
 ];
 
 /// Types of ggml that are not supported here; listed so that an error can name them.
-const OTHERS: [(u32, &str); 22] = [
+const UNSUPPORTED: [(u32, &str); 22] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
     (16, "IQ2_XXS"),
@@ -70,19 +70,19 @@ const OTHERS: [(u32, &str); 22] = [
     (5, "Q4_3 (removed from ggml)"),
 ];
 
-impl Kind {
+impl GgmlType {
     /// Returns the format with ggml's type number `id`; the error is the name of an unsupported type.
     pub fn from_id(id: u32) -> Result<Self, String> {
         if let Some(row) = KINDS.iter().find(|k| k.1 == id) {
             return Ok(row.0);
         }
-        Err(OTHERS
+        Err(UNSUPPORTED
             .iter()
             .find(|o| o.0 == id)
             .map_or_else(|| format!("number {id}, unknown to ggml,"), |o| o.1.to_string()))
     }
 
-    fn row(self) -> &'static (Kind, u32, usize, usize) {
+    fn row(self) -> &'static (GgmlType, u32, usize, usize) {
         KINDS.iter().find(|k| k.0 == self).expect("every kind has a row")
     }
 
@@ -106,7 +106,7 @@ impl Kind {
 }
 
 /// Returns the float32 values of `data`. Panics if `data` is not a whole number of blocks.
-pub fn dequantise(kind: Kind, data: &[u8]) -> Vec<f32> {
+pub fn dequantise(kind: GgmlType, data: &[u8]) -> Vec<f32> {
     let (elements, bytes) = (kind.block_elements(), kind.block_bytes());
     assert!(data.len().is_multiple_of(bytes), "{} bytes are no whole number of {} blocks", data.len(), kind.name());
     let block = match kind {
@@ -283,9 +283,9 @@ mod tests {
     #[test]
     fn ids_round_trip_and_unknown_ones_are_named() {
         for (kind, id, ..) in KINDS {
-            assert_eq!(Kind::from_id(id), Ok(kind));
+            assert_eq!(GgmlType::from_id(id), Ok(kind));
         }
-        assert_eq!(Kind::from_id(23), Err("IQ4_XS".to_string()));
-        assert!(Kind::from_id(999).unwrap_err().contains("999"));
+        assert_eq!(GgmlType::from_id(23), Err("IQ4_XS".to_string()));
+        assert!(GgmlType::from_id(999).unwrap_err().contains("999"));
     }
 }

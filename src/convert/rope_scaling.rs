@@ -23,7 +23,7 @@ pub fn read(gguf: &Gguf, arch: &str, head_dim: u64, theta: f64) -> Result<Value>
             return Err(refuse(format!("rotary scaling with {name} {x} cannot be written to config.json")));
         }
     }
-    let factors = llama3(gguf, arch, head_dim, theta)?;
+    let factors = llama3_scaling(gguf, arch, head_dim, theta)?;
     // Old files have only a linear factor, under another key.
     let old = gguf.float(&format!("{arch}.rope.scale_linear"))?.filter(|&x| x != 1.0);
     let kind = gguf.text(&key("type"))?.unwrap_or(if old.is_some() { "linear" } else { "none" });
@@ -54,7 +54,7 @@ pub fn read(gguf: &Gguf, arch: &str, head_dim: u64, theta: f64) -> Result<Value>
 ///
 /// A frequency with wavelength w is divided by 1 where w < L/high, by `factor` where w > L/low, and in between by
 /// 1 / ((1 − s)/factor + s), s = (L/w − low) / (high − low); L is the original context length.
-fn llama3(gguf: &Gguf, arch: &str, head_dim: u64, theta: f64) -> Result<Option<Value>> {
+fn llama3_scaling(gguf: &Gguf, arch: &str, head_dim: u64, theta: f64) -> Result<Option<Value>> {
     let Some(tensor) = gguf.tensors().iter().find(|t| t.name == FACTORS) else { return Ok(None) };
     let found = dequantise(tensor.kind, gguf.data(tensor));
     if found.iter().all(|&f| f == 1.0) {

@@ -10,7 +10,7 @@ const FILE: &str = "chat_template.jinja";
 
 /// Makes `text` the only chat template of the model or adapter in `folder`: writes the file that every reader prefers,
 /// and removes named templates, one of which might be chosen for rows with tools.
-pub fn write(folder: &Path, text: &str) -> Result<()> {
+pub fn write_template(folder: &Path, text: &str) -> Result<()> {
     fsutil::write_atomic(&folder.join(FILE), |w| std::io::Write::write_all(w, text.as_bytes()))?;
     let others = folder.join("additional_chat_templates");
     match others.is_dir() {
@@ -21,7 +21,7 @@ pub fn write(folder: &Path, text: &str) -> Result<()> {
 
 /// Returns the template file of an adapter if it differs from its base's template; `None` if it does not, or if the
 /// adapter has no template.
-pub fn own(adapter: &Path, base: &Path) -> Result<Option<PathBuf>> {
+pub fn adapter_template(adapter: &Path, base: &Path) -> Result<Option<PathBuf>> {
     let file = adapter.join(FILE);
     if !file.is_file() || !ChatTokenizer::in_directory(base) {
         return Ok(None);
@@ -34,10 +34,10 @@ pub fn own(adapter: &Path, base: &Path) -> Result<Option<PathBuf>> {
 
 /// Copies the template that the adapters `parts` were trained with to the merged model in `folder`. If they differ, the
 /// first one is used, as for the tokenizer's other files.
-pub fn inherit<'a>(folder: &Path, base: &Path, parts: impl Iterator<Item = &'a Path>) -> Result<()> {
+pub fn inherit_template<'a>(folder: &Path, base: &Path, parts: impl Iterator<Item = &'a Path>) -> Result<()> {
     for part in parts {
-        if let Some(file) = own(part, base)? {
-            return write(folder, &fsutil::read_to_string(&file)?);
+        if let Some(file) = adapter_template(part, base)? {
+            return write_template(folder, &fsutil::read_to_string(&file)?);
         }
     }
     Ok(())

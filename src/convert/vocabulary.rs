@@ -5,13 +5,13 @@
 
 use crate::convert::gguf::Gguf;
 use crate::convert::pretokenizer::PreTokenizer;
-use crate::data::{added, sentencepiece};
+use crate::data::{added_tokens, sentencepiece};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeSet, HashMap};
 
 /// The contents of a model directory's tokenizer files, and the ids that other files need.
-pub struct Vocabulary {
+pub struct TokenizerFiles {
     /// Contents of tokenizer.json.
     pub tokenizer: Value,
     /// Contents of tokenizer_config.json.
@@ -57,7 +57,7 @@ const TURN_ENDS: [&str; 12] = [
 ];
 
 /// The token list of a GGUF file: text and type by id, and id by text.
-struct Tokens<'a> {
+struct GgufTokens<'a> {
     gguf: &'a Gguf,
     texts: Vec<&'a str>,
     types: Vec<i64>,
@@ -65,19 +65,19 @@ struct Tokens<'a> {
 }
 
 /// Rebuilds the tokenizer; `pre_tokenizer` overrides the name that the file gives.
-pub fn rebuild(gguf: &Gguf, context_length: u64, pre_tokenizer: Option<&str>) -> Result<Vocabulary> {
+pub fn rebuild(gguf: &Gguf, context_length: u64, pre_tokenizer: Option<&str>) -> Result<TokenizerFiles> {
     let at = |e: Error| e.context(gguf.path().display());
     let Some(model) = gguf.text("tokenizer.ggml.model")? else {
         return Err(at(Error::user("the file holds no tokenizer (tokenizer.ggml.model is missing)"))
             .hint("choose a GGUF of the whole model; a projector or adapter file cannot be imported alone"));
     };
-    let tokens = Tokens::read(gguf)?;
+    let tokens = GgufTokens::read(gguf)?;
     let mut warnings = Vec::new();
     let (mut tokenizer, adds_bos) = match model {
         "gpt2" => {
             let name = named_pre_tokenizer(gguf, pre_tokenizer, &mut warnings)?;
             let pre = PreTokenizer::find(&name).map_err(at)?;
-            (byte_level(&tokens, pre)?, pre.adds_bos)
+            (byte_level_tokenizer(&tokens, pre)?, pre.adds_bos)
         }
         "llama" => {
             if pre_tokenizer.is_some() {
@@ -86,7 +86,7 @@ pub fn rebuild(gguf: &Gguf, context_length: u64, pre_tokenizer: Option<&str>) ->
                 ))
                 .hint("leave --pre-tokenizer out"));
             }
-            (sentence_piece(&tokens)?, true)
+            (sentencepiece_tokenizer(&tokens)?, true)
         }
         other => {
             return Err(at(Error::user(format!("tokenizer model `{other}` is not supported; `gpt2` (byte-level BPE) or `llama` (SentencePiece BPE) expected")))
@@ -94,12 +94,12 @@ pub fn rebuild(gguf: &Gguf, context_length: u64, pre_tokenizer: Option<&str>) ->
         }
     };
 
-    let role = |key: &str| tokens.role(key);
+    let role = |key: &str| tokens.role_id(key);
     let (bos, eos) = (role("bos_token_id")?, role("eos_token_id")?);
     let (pad, unk) = (role("padding_token_id")?, role("unknown_token_id")?);
     let add_bos = gguf.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos) && bos.is_some();
     let add_eos = gguf.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false) && eos.is_some();
-    tokenizer["added_tokens"] = tokens.added(&[bos, eos, pad, unk]);
+    tokenizer["added_tokens"] = tokens.added_tokens(&[bos, eos, pad, unk]);
     tokenizer["post_processor"] = tokens.post_processor(bos.filter(|_| add_bos), eos.filter(|_| add_eos));
 
     let name = |id: Option<u64>| id.map_or(Value::Null, |i| json!(tokens.texts[i as usize]));
@@ -124,7 +124,7 @@ pub fn rebuild(gguf: &Gguf, context_length: u64, pre_tokenizer: Option<&str>) ->
     // The main end-of-text token comes first: libraries that read only one token take the first.
     let stops = eos.into_iter().chain(stops.into_iter().filter(|&s| Some(s) != eos)).collect();
     let size = tokens.texts.len();
-    Ok(Vocabulary {
+    Ok(TokenizerFiles {
         tokenizer,
         config,
         template,
@@ -182,11 +182,11 @@ fn more_templates(gguf: &Gguf) -> Result<Vec<(String, String)>> {
 }
 
 /// Builds `tokenizer.json` of a byte-level BPE; the caller fills in added tokens and post-processor.
-fn byte_level(tokens: &Tokens, pre: &PreTokenizer) -> Result<Value> {
+fn byte_level_tokenizer(tokens: &GgufTokens, pre: &PreTokenizer) -> Result<Value> {
     let prefix = tokens.gguf.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(false);
     let merges = tokens
         .listed_merges()?
-        .ok_or_else(|| tokens.wrong("tokenizer.ggml.merges is missing: a BPE vocabulary without merges"))?;
+        .ok_or_else(|| tokens.unusable("tokenizer.ggml.merges is missing: a BPE vocabulary without merges"))?;
     Ok(json!({
         "version": "1.0",
         "truncation": null,
@@ -213,45 +213,45 @@ fn byte_level(tokens: &Tokens, pre: &PreTokenizer) -> Result<Value> {
 
 /// Builds `tokenizer.json` of a SentencePiece BPE with byte fallback. If the file lists no merges, they are recovered
 /// from the scores.
-fn sentence_piece(tokens: &Tokens) -> Result<Value> {
+fn sentencepiece_tokenizer(tokens: &GgufTokens) -> Result<Value> {
     let prefix = tokens.gguf.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let merges = match tokens.listed_merges()? {
         Some(listed) => json!(listed),
         None => json!(tokens.merges_from_scores()?),
     };
     let unk = tokens.types.iter().position(|&t| t == UNKNOWN).map(|i| tokens.texts[i]);
-    Ok(sentencepiece::whole(sentencepiece::bpe_model(tokens.vocab(), merges, unk, true), Value::Null, prefix))
+    Ok(sentencepiece::tokenizer_json(sentencepiece::bpe_model(tokens.vocab(), merges, unk, true), Value::Null, prefix))
 }
 
-impl<'a> Tokens<'a> {
+impl<'a> GgufTokens<'a> {
     fn read(gguf: &'a Gguf) -> Result<Self> {
         let mut tokens = Self { gguf, texts: Vec::new(), types: Vec::new(), ids: HashMap::new() };
         tokens.texts =
-            gguf.texts("tokenizer.ggml.tokens")?.ok_or_else(|| tokens.wrong("tokenizer.ggml.tokens is missing"))?;
+            gguf.texts("tokenizer.ggml.tokens")?.ok_or_else(|| tokens.unusable("tokenizer.ggml.tokens is missing"))?;
         tokens.types = gguf.integers("tokenizer.ggml.token_type")?.ok_or_else(|| {
-            tokens.wrong("tokenizer.ggml.token_type is missing, so special tokens cannot be distinguished from text")
+            tokens.unusable("tokenizer.ggml.token_type is missing, so special tokens cannot be distinguished from text")
         })?;
         if tokens.types.len() != tokens.texts.len() {
             let why = format!("{} tokens, but {} token types", tokens.texts.len(), tokens.types.len());
-            return Err(tokens.wrong(&why));
+            return Err(tokens.unusable(&why));
         }
         for (id, &text) in tokens.texts.iter().enumerate() {
             if text.is_empty() || text.len() > LONGEST_TOKEN {
                 return Err(
-                    tokens.wrong(&format!("token {id}: 1 to {LONGEST_TOKEN} bytes expected, found {}", text.len()))
+                    tokens.unusable(&format!("token {id}: 1 to {LONGEST_TOKEN} bytes expected, found {}", text.len()))
                 );
             }
             if tokens.is_placeholder(id) {
                 continue;
             }
             if let Some(first) = tokens.ids.insert(text, id as u64) {
-                return Err(tokens.wrong(&format!("token {text:?} appears twice, as {first} and as {id}")));
+                return Err(tokens.unusable(&format!("token {text:?} appears twice, as {first} and as {id}")));
             }
         }
         Ok(tokens)
     }
 
-    fn wrong(&self, why: &str) -> Error {
+    fn unusable(&self, why: &str) -> Error {
         Error::user(format!("{}: tokenizer: {why}", self.gguf.path().display()))
             .hint("the file's vocabulary is not usable; try another GGUF of the same model")
     }
@@ -270,19 +270,18 @@ impl<'a> Tokens<'a> {
     }
 
     /// Returns the token id that the metadata gives for a role such as `bos_token_id`. Fails if there is no such token.
-    fn role(&self, key: &str) -> Result<Option<u64>> {
+    fn role_id(&self, key: &str) -> Result<Option<u64>> {
         let Some(id) = self.gguf.unsigned(&format!("tokenizer.ggml.{key}"))? else { return Ok(None) };
         if id >= self.texts.len() as u64 || self.is_placeholder(id as usize) {
-            return Err(
-                self.wrong(&format!("{key} is {id}, which is no token of the {} in the vocabulary", self.texts.len()))
-            );
+            return Err(self
+                .unusable(&format!("{key} is {id}, which is no token of the {} in the vocabulary", self.texts.len())));
         }
         Ok(Some(id))
     }
 
     /// Returns the added tokens, which text matches as a whole. Control tokens and those with a role are special,
     /// user-defined ones are not.
-    fn added(&self, roles: &[Option<u64>]) -> Value {
+    fn added_tokens(&self, roles: &[Option<u64>]) -> Value {
         let entry = |id: usize| {
             let special = matches!(self.types[id], CONTROL | UNKNOWN) || roles.contains(&Some(id as u64));
             (special || self.types[id] == USER_DEFINED).then(|| {
@@ -298,7 +297,7 @@ impl<'a> Tokens<'a> {
     /// Returns a post-processor that adds the beginning and end of text to each sequence.
     fn post_processor(&self, bos: Option<u64>, eos: Option<u64>) -> Value {
         let token = |id: u64| (self.texts[id as usize], id);
-        added::around(bos.map(token), eos.map(token))
+        added_tokens::around(bos.map(token), eos.map(token))
     }
 
     /// Returns the merges that the file lists; `None` if it lists none. Fails if a merge does not join two tokens into
@@ -308,7 +307,7 @@ impl<'a> Tokens<'a> {
         for (i, merge) in merges.iter().enumerate() {
             let whole = merge.split_once(' ').filter(|(l, r)| self.ids.contains_key(l) && self.ids.contains_key(r));
             if !whole.is_some_and(|(l, r)| self.ids.contains_key(format!("{l}{r}").as_str())) {
-                return Err(self.wrong(&format!("merge {i}, {merge:?}: two tokens that join into a third expected")));
+                return Err(self.unusable(&format!("merge {i}, {merge:?}: two tokens that join into a third expected")));
             }
         }
         Ok(Some(merges))
@@ -319,10 +318,10 @@ impl<'a> Tokens<'a> {
     fn merges_from_scores(&self) -> Result<Vec<String>> {
         let scores = self.gguf.floats("tokenizer.ggml.scores")?.unwrap_or_default();
         if scores.len() != self.texts.len() {
-            return Err(self.wrong(&format!("{} tokens, but {} scores", self.texts.len(), scores.len())));
+            return Err(self.unusable(&format!("{} tokens, but {} scores", self.texts.len(), scores.len())));
         }
-        sentencepiece::merges(&self.ids, |id| scores[id as usize]).map_err(|bad| {
-            self.wrong(&format!("token {bad:?} contains a space, which a SentencePiece vocabulary writes as ▁"))
+        sentencepiece::recover_merges(&self.ids, |id| scores[id as usize]).map_err(|bad| {
+            self.unusable(&format!("token {bad:?} contains a space, which a SentencePiece vocabulary writes as ▁"))
         })
     }
 

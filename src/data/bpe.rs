@@ -3,10 +3,10 @@
 //! Invariant: every byte is a token, so every text can be encoded. A directory whose way of splitting text is not
 //! certain is refused, because a wrong split silently gives wrong ids.
 
-use super::added::Settings;
-use super::detect::Want;
-use super::record::Columns;
-use super::rows::Reading;
+use super::added_tokens::TokenizerSettings;
+use super::detect::RowPurpose;
+use super::record::RowColumns;
+use super::row_reader::RowReader;
 use super::source;
 use super::spec::{RowFormat, SourceSpec};
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ use tokenizers::pre_tokenizers::{PreTokenizerWrapper, byte_level::ByteLevel};
 use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer, TokenizerImpl};
 
 /// The token that begins, ends and separates texts if the tokenizer's settings name none.
-pub const END: &str = "<|endoftext|>";
+pub const END_OF_TEXT: &str = "<|endoftext|>";
 const PAD: &str = "<|pad|>";
 /// Files of older model directories.
 const VOCAB: &str = "vocab.json";
@@ -38,11 +38,11 @@ pub(super) fn in_directory(folder: &Path) -> bool {
 ///
 /// Errors: the directory is of another class of tokenizer. How text is split depends on the class and is not written in
 /// the two files; only GPT-2's way is implemented.
-pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &Columns) -> Result<Tokenizer> {
+pub(super) fn from_directory(folder: &Path, settings: &TokenizerSettings, named: &RowColumns) -> Result<Tokenizer> {
     let config = &settings.config;
     let class = config.get("tokenizer_class").and_then(Value::as_str);
     let model = folder.join("config.json");
-    let model: Columns = if model.is_file() { fsutil::read_json(&model)? } else { Columns::new() };
+    let model: RowColumns = if model.is_file() { fsutil::read_json(&model)? } else { RowColumns::new() };
     let gpt2 = match class {
         Some(class) => class == "GPT2Tokenizer" || class == "GPT2TokenizerFast",
         None => model.get("model_type").is_none_or(|m| m == "gpt2"),
@@ -71,7 +71,7 @@ pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &Columns
     let space = config.get("add_prefix_space").and_then(Value::as_bool).unwrap_or(false);
     tokenizer.with_pre_tokenizer(Some(ByteLevel::new(space, true, true)));
     tokenizer.with_decoder(Some(ByteLevel::default()));
-    if let Some((content, id)) = settings.complete(&mut tokenizer, named)?.first() {
+    if let Some((content, id)) = settings.add_missing_tokens(&mut tokenizer, named)?.first() {
         return Err(Error::user(format!(
             "{}: the added token `{content}` should have id {id}, which the vocabulary does not leave free",
             folder.display()
@@ -82,15 +82,15 @@ pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &Columns
 }
 
 /// Adds GPT-2's special tokens to those that the directory names.
-pub(super) fn default_specials(specials: &mut Columns) {
+pub(super) fn default_specials(specials: &mut RowColumns) {
     for name in ["bos_token", "eos_token", "unk_token"] {
-        specials.entry(name).or_insert(json!(END));
+        specials.entry(name).or_insert(json!(END_OF_TEXT));
     }
 }
 
 /// Options for training a tokenizer.
 #[derive(Debug, Clone)]
-pub struct Training {
+pub struct BpeTraining {
     pub files: Vec<PathBuf>,
     /// Number of entries, including special tokens.
     pub vocab_size: usize,
@@ -104,7 +104,7 @@ pub struct Training {
 
 /// Result of training a tokenizer.
 #[derive(Debug, Clone, serde::Serialize)]
-pub struct Trained {
+pub struct TrainedBpe {
     pub vocab_size: usize,
     pub special: Vec<String>,
     pub texts: u64,
@@ -120,8 +120,8 @@ const CHATML: &str = "{% for message in messages %}\
 /// Trains byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2) on the text of files and writes
 /// tokenizer.json, tokenizer_config.json and, with `chatml`, the chat template into `folder`. Deterministic: the same
 /// text gives the same tokenizer.
-pub fn train(training: &Training, folder: &Path) -> Result<Trained> {
-    let mut special = vec![END.to_string(), PAD.to_string()];
+pub fn train(training: &BpeTraining, folder: &Path) -> Result<TrainedBpe> {
+    let mut special = vec![END_OF_TEXT.to_string(), PAD.to_string()];
     if training.chatml {
         special.extend(["<|im_start|>", "<|im_end|>"].map(String::from));
     }
@@ -156,15 +156,15 @@ pub fn train(training: &Training, folder: &Path) -> Result<Trained> {
     let (sender, texts) = sync_channel(64);
     let read = std::thread::scope(|threads| {
         let reader = threads.spawn(|| read_texts(&training.files, sender));
-        let trained = tokenizer.train(&mut trainer, Texts(texts)).map(drop);
+        let trained = tokenizer.train(&mut trainer, TextReceiver(texts)).map(drop);
         let read = reader.join().map_err(|_| Error::bug("reading texts panicked"))?;
         trained.map_err(|e| Error::bug(format!("training the tokenizer: {e}")))?;
         read
     })?;
     let text = tokenizer.to_string(true).map_err(|e| Error::bug(format!("tokenizer.json: {e}")))?;
-    let end = if training.chatml { "<|im_end|>" } else { END };
+    let end = if training.chatml { "<|im_end|>" } else { END_OF_TEXT };
     let config = json!({
-        "add_prefix_space": false, "bos_token": END, "clean_up_tokenization_spaces": false, "eos_token": end,
+        "add_prefix_space": false, "bos_token": END_OF_TEXT, "clean_up_tokenization_spaces": false, "eos_token": end,
         "model_max_length": 1_000_000, "pad_token": PAD, "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": null,
     });
     let write = |name: &str, text: &str| {
@@ -176,13 +176,13 @@ pub fn train(training: &Training, folder: &Path) -> Result<Trained> {
         write("chat_template.jinja", CHATML)?;
     }
     let vocab_size = tokenizer.get_vocab_size(true);
-    Ok(Trained { vocab_size, special, texts: read.0, bytes: read.1, chat_template: training.chatml })
+    Ok(TrainedBpe { vocab_size, special, texts: read.0, bytes: read.1, chat_template: training.chatml })
 }
 
 /// Iterator over the texts that the reading thread sends.
-struct Texts(Receiver<String>);
+struct TextReceiver(Receiver<String>);
 
-impl Iterator for Texts {
+impl Iterator for TextReceiver {
     type Item = String;
     fn next(&mut self) -> Option<String> {
         self.0.recv().ok()
@@ -242,8 +242,8 @@ fn lines(path: &Path, send: &mut dyn FnMut(String)) -> Result<()> {
 
 /// Sends every text of every row, as training on the rows would see it.
 fn rows(path: &Path, send: &mut dyn FnMut(String)) -> Result<()> {
-    let reading = Reading::of(path, &SourceSpec::file(path, RowFormat::Auto), Want::Anything)?;
-    source::for_each_chunk_of(reading.wanted(), path, None, |chunk| {
+    let reading = RowReader::of(path, &SourceSpec::file(path, RowFormat::Auto), RowPurpose::Anything)?;
+    source::for_each_selected_chunk(reading.wanted(), path, None, |chunk| {
         // Parsed one by one: the threads that could parse in parallel are waiting for these texts.
         for raw in chunk {
             reading.row(raw, path)?.record.into_texts().into_iter().for_each(&mut *send);

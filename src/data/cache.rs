@@ -5,9 +5,9 @@
 //! name, and a cached file is never out of date. Files are written under a temporary name and renamed, so several runs
 //! may share a folder. They contain people's texts, so only the owner may read the folder.
 
-use super::source::{self, Layout};
+use super::source::{self, FileLayout};
 use super::spec::CacheChoice;
-use super::tokens::{Tokens, file_name};
+use super::token_store::{TokenStore, file_name};
 use crate::error::{Context, Result};
 use crate::fsutil::{self, hex};
 use crate::report;
@@ -20,20 +20,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Smaller files (in bytes) are not cached: tokenising them again takes only a moment.
 const WORTH_KEEPING: u64 = 16 << 20;
 /// Cached files that no run has used for this long are removed.
-const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+const MAX_UNUSED: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A temporary file older than this was left behind by a run that ended.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
 /// A folder of cached token files, or no cache at all.
 #[derive(Debug, Clone)]
-pub struct Cache {
+pub struct TokenCache {
     folder: Option<PathBuf>,
     smallest: u64,
 }
 
 /// Number and size of the files in a cache folder, and of those that were removed from it.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Contents {
+pub struct TokenCacheUsage {
     pub folder: Option<PathBuf>,
     pub files: usize,
     pub bytes: u64,
@@ -41,10 +41,10 @@ pub struct Contents {
     pub removed_bytes: u64,
 }
 
-impl Cache {
+impl TokenCache {
     /// Opens the cache that a recipe asks for; creates the folder if it names one.
     pub fn new(choice: &CacheChoice) -> Result<Self> {
-        let made = |folder: PathBuf| fsutil::create_owners_dir(&folder).map(|()| folder);
+        let made = |folder: PathBuf| fsutil::create_private_dir(&folder).map(|()| folder);
         Ok(match choice {
             CacheChoice::Off => Self { folder: None, smallest: 0 },
             CacheChoice::Folder(folder) => {
@@ -63,7 +63,7 @@ impl Cache {
     /// Returns the folder in which to cache the token ids of a file of this many bytes; `None` if they are not cached.
     pub fn folder_for(&self, bytes: u64) -> Option<PathBuf> {
         let folder = self.folder.as_ref().filter(|_| bytes >= self.smallest)?;
-        if let Err(e) = fsutil::create_owners_dir(folder) {
+        if let Err(e) = fsutil::create_private_dir(folder) {
             report::warn(format!("token ids are not cached: {}", e.message()));
             return None;
         }
@@ -73,36 +73,36 @@ impl Cache {
     /// Returns the segments of a file and its hash, which takes reading all of it. The result of an earlier run is
     /// reused if the file still has the same size and times and was old enough then that any later change must show in
     /// its time. `progress` gets the number of bytes read since its last call.
-    pub fn layout(&self, path: &Path, progress: impl FnMut(u64)) -> Result<Layout> {
+    pub fn layout(&self, path: &Path, progress: impl FnMut(u64)) -> Result<FileLayout> {
         let Some(folder) = std::fs::metadata(path).ok().and_then(|m| self.folder_for(m.len())) else {
             return source::layout(path, progress);
         };
         let name = hex(&Sha256::digest(fsutil::absolute(path).to_string_lossy().as_bytes())[..16]);
         let note = folder.join(format!("{name}.layout"));
-        let before = Stamp::of(path);
-        let noted = fsutil::read_json::<Noted>(&note).ok().filter(|n| n.version == VERSION && n.stamp.settled());
+        let before = FileStamp::of(path);
+        let noted = fsutil::read_json::<CachedLayout>(&note).ok().filter(|n| n.version == VERSION && n.stamp.settled());
         if let (Some(noted), Some(stamp)) = (noted, &before)
             && stamp.same_file(&noted.stamp)
         {
             return Ok(noted.layout);
         }
         let layout = source::layout(path, progress)?;
-        if let (Some(stamp), Some(after)) = (before, Stamp::of(path))
+        if let (Some(stamp), Some(after)) = (before, FileStamp::of(path))
             && stamp.same_file(&after)
         {
-            fsutil::write_json(&note, &Noted { version: VERSION, stamp: after, layout: layout.clone() })?;
+            fsutil::write_json(&note, &CachedLayout { version: VERSION, stamp: after, layout: layout.clone() })?;
         }
         Ok(layout)
     }
 
     /// Removes the files that no run has used for at least `unused`, and counts the files in the folder.
-    pub fn prune(&self, unused: Duration) -> Contents {
-        let mut found = Contents { folder: self.folder.clone(), ..Default::default() };
+    pub fn prune(&self, unused: Duration) -> TokenCacheUsage {
+        let mut found = TokenCacheUsage { folder: self.folder.clone(), ..Default::default() };
         let entries = self.folder.iter().flat_map(std::fs::read_dir).flatten().flatten();
         for entry in entries {
             let name = entry.file_name().to_string_lossy().into_owned();
             let Ok(meta) = entry.metadata() else { continue };
-            let temporary = fsutil::is_temporary(&name);
+            let temporary = fsutil::is_temporary_name(&name);
             if !meta.is_file() || !(temporary || [".tokens", ".layout", ".logprobs"].iter().any(|e| name.ends_with(e)))
             {
                 continue;
@@ -121,8 +121,8 @@ impl Cache {
     }
 
     /// Removes the files that no run has used for a month.
-    pub fn tidy(&self) {
-        self.prune(KEPT);
+    pub fn prune_unused(&self) {
+        self.prune(MAX_UNUSED);
     }
 }
 
@@ -135,9 +135,9 @@ fn user_folder() -> Option<PathBuf> {
 
 /// Opens the cached file of a key; `None` if it is missing or damaged. Sets its modification time, which records its
 /// last use.
-pub fn find(folder: &Path, key: &[u8; 32]) -> Option<Tokens> {
+pub fn find_tokens(folder: &Path, key: &[u8; 32]) -> Option<TokenStore> {
     let path = folder.join(file_name(key));
-    let found = Tokens::open(&path, key);
+    let found = TokenStore::open(&path, key);
     if found.is_some()
         && let Ok(file) = File::options().append(true).open(&path)
     {
@@ -146,22 +146,22 @@ pub fn find(folder: &Path, key: &[u8; 32]) -> Option<Tokens> {
     found
 }
 
-/// Version of the format of [`Noted`].
+/// Version of the format of [`CachedLayout`].
 const VERSION: u32 = 1;
 
 /// The cached layout of a file, and the state of the file at that time.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Noted {
+struct CachedLayout {
     version: u32,
-    stamp: Stamp,
-    layout: Layout,
+    stamp: FileStamp,
+    layout: FileLayout,
 }
 
 /// Properties of a file that change when its content changes. Times are in nanoseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Stamp {
+struct FileStamp {
     path: PathBuf,
     bytes: u64,
     modified: u64,
@@ -172,7 +172,7 @@ struct Stamp {
     seen: u64,
 }
 
-impl Stamp {
+impl FileStamp {
     fn of(path: &Path) -> Option<Self> {
         use std::os::unix::fs::MetadataExt;
         let meta = std::fs::metadata(path).ok()?;
@@ -187,8 +187,8 @@ impl Stamp {
         })
     }
 
-    fn same_file(&self, other: &Stamp) -> bool {
-        Stamp { seen: 0, ..self.clone() } == Stamp { seen: 0, ..other.clone() }
+    fn same_file(&self, other: &FileStamp) -> bool {
+        FileStamp { seen: 0, ..self.clone() } == FileStamp { seen: 0, ..other.clone() }
     }
 
     /// Returns true if the file was last changed more than two seconds before its properties were read. File times have
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn a_noted_layout_is_used_while_the_file_is_the_same() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::new(&CacheChoice::Folder(folder.path().join("cache"))).unwrap();
+        let cache = TokenCache::new(&CacheChoice::Folder(folder.path().join("cache"))).unwrap();
         let path = folder.path().join("a.jsonl");
         std::fs::write(&path, "{}\n{}\n").unwrap();
         let read = || {
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(read(), (first.clone(), 6), "a file that was just written must be hashed again");
         // Pretend that the properties were read later.
         let note = std::fs::read_dir(folder.path().join("cache")).unwrap().next().unwrap().unwrap().path();
-        let mut noted: Noted = fsutil::read_json(&note).unwrap();
+        let mut noted: CachedLayout = fsutil::read_json(&note).unwrap();
         noted.stamp.seen += 10_000_000_000;
         fsutil::write_json(&note, &noted).unwrap();
         assert_eq!(read(), (first.clone(), 0));
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn pruning_leaves_what_is_used_and_what_is_not_ours() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::new(&CacheChoice::Folder(folder.path().into())).unwrap();
+        let cache = TokenCache::new(&CacheChoice::Folder(folder.path().into())).unwrap();
         let old = SystemTime::now() - Duration::from_secs(100 * 24 * 3600);
         for (name, aged) in
             [("a.tokens", true), ("b.tokens", false), (".c.tokens.tmp-7-00ff", true), ("mine.txt", true)]
@@ -241,7 +241,7 @@ mod tests {
                 file.set_times(FileTimes::new().set_modified(old)).unwrap();
             }
         }
-        let found = cache.prune(KEPT);
+        let found = cache.prune(MAX_UNUSED);
         assert_eq!((found.files, found.removed), (1, 2));
         assert!(folder.path().join("b.tokens").exists() && folder.path().join("mine.txt").exists());
         assert_eq!(cache.prune(Duration::ZERO).removed, 1);

@@ -1,15 +1,15 @@
 //! Converts rows from one format to another if this needs no content that the row does not have.
 
-use super::items::Item;
-use super::preference::{Answer, Asked, Preference, Verdict};
-use super::record::{Conversation, Message, Record};
-use super::{Example, Pair, Prompt, Unpaired, Want};
+use super::items::DatasetItem;
+use super::preference::{AnswerContent, JudgedAnswer, Preference, PromptContent};
+use super::record::{ChatMessage, Conversation, Record};
+use super::{Example, PairExample, PromptExample, RowPurpose, UnpairedExample};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 
 /// Formats that rows can be converted to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub enum TargetFormat {
     Messages,
     PromptCompletion,
     Preference,
@@ -17,14 +17,14 @@ pub enum Target {
     Prompt,
 }
 
-impl Target {
+impl TargetFormat {
     /// Returns what rows must contain to be converted to this format.
-    pub fn want(self) -> Want {
+    pub fn purpose(self) -> RowPurpose {
         match self {
-            Target::Preference => Pair::WANT,
-            Target::Unpaired => Unpaired::WANT,
-            Target::Prompt => Prompt::WANT,
-            Target::Messages | Target::PromptCompletion => Example::WANT,
+            TargetFormat::Preference => PairExample::PURPOSE,
+            TargetFormat::Unpaired => UnpairedExample::PURPOSE,
+            TargetFormat::Prompt => PromptExample::PURPOSE,
+            TargetFormat::Messages | TargetFormat::PromptCompletion => Example::PURPOSE,
         }
     }
 }
@@ -33,49 +33,51 @@ impl Target {
 /// train on is needed), and two rows if a pair becomes two judged answers.
 ///
 /// Errors: the row lacks a part that the format needs.
-pub fn convert(record: &Record, to: Target) -> Result<Vec<Value>> {
+pub fn convert_record(record: &Record, to: TargetFormat) -> Result<Vec<Value>> {
     let one = |row: Value| Ok(vec![row]);
     match to {
-        Target::Preference => match record {
+        TargetFormat::Preference => match record {
             Record::Preference(pair) => one(preference(pair)),
             _ => Err(Error::user("the row is not a pair of a chosen and a rejected answer")),
         },
-        Target::Unpaired => match record {
+        TargetFormat::Unpaired => match record {
             Record::Preference(pair) => Ok([(&pair.chosen, true), (&pair.rejected, false)]
-                .map(|(answer, good)| verdict(&pair.prompt, answer, good))
+                .map(|(answer, good)| unpaired_row(&pair.prompt, answer, good))
                 .into()),
-            Record::Unpaired(Verdict { prompt, answer, good }) => one(verdict(prompt, answer, *good)),
+            Record::Unpaired(JudgedAnswer { prompt, answer, good }) => one(unpaired_row(prompt, answer, *good)),
             _ => Err(Error::user("the row has an answer without a label (good or bad)")),
         },
-        Target::Prompt => {
-            let (asked, _) = question(record)?;
+        TargetFormat::Prompt => {
+            let (asked, _) = prompt_and_answer(record)?;
             one(Value::Object(prompt(&asked)))
         }
-        Target::PromptCompletion | Target::Messages => {
-            if matches!(record, Record::Unpaired(Verdict { good: false, .. })) {
+        TargetFormat::PromptCompletion | TargetFormat::Messages => {
+            if matches!(record, Record::Unpaired(JudgedAnswer { good: false, .. })) {
                 return Ok(Vec::new());
             }
             let (asked, answer) = match record {
                 // All turns are kept. Only a row of prompt and completion must say which turn is the answer.
-                Record::Messages(talk) if to == Target::Messages => return one(talk_row(&talk.messages, talk)),
-                Record::Alpaca(task) if to == Target::Messages => {
+                Record::Messages(talk) if to == TargetFormat::Messages => {
+                    return one(messages_row(&talk.messages, talk));
+                }
+                Record::Alpaca(task) if to == TargetFormat::Messages => {
                     let talk = task.conversation();
-                    return one(talk_row(&talk.messages, &talk));
+                    return one(messages_row(&talk.messages, &talk));
                 }
                 // A turn that was not trained on must not become one that is.
                 Record::Messages(talk) if talk.messages.iter().any(|m| m.role == "assistant") => {
-                    match learnt_answer(talk) {
+                    match last_trained_answer(talk) {
                         Some(found) => found,
                         None => return Ok(Vec::new()),
                     }
                 }
-                record => question(record)?,
+                record => prompt_and_answer(record)?,
             };
             let answer = answer.ok_or_else(|| Error::user("the row has a prompt but no answer"))?;
-            if to == Target::Messages {
-                let (mut talk, answer) = as_talk(asked, answer);
+            if to == TargetFormat::Messages {
+                let (mut talk, answer) = as_conversation(asked, answer);
                 talk.messages.extend(answer);
-                return one(talk_row(&talk.messages, &talk));
+                return one(messages_row(&talk.messages, &talk));
             }
             let mut row = prompt(&asked);
             row.insert("completion".into(), answer_value(&answer));
@@ -85,31 +87,31 @@ pub fn convert(record: &Record, to: Target) -> Result<Vec<Value>> {
 }
 
 /// Returns the last answer of a conversation that is trained on, and the messages before it as its prompt.
-fn learnt_answer(talk: &Conversation) -> Option<(Asked, Option<Answer>)> {
+fn last_trained_answer(talk: &Conversation) -> Option<(PromptContent, Option<AnswerContent>)> {
     let learnt = |i: &usize| talk.messages[*i].role == "assistant" && !talk.excluded.contains(i);
-    let end = (talk.given..talk.messages.len()).rev().find(learnt)?;
+    let end = (talk.prompt_len..talk.messages.len()).rev().find(learnt)?;
     let mut before = talk.clone();
     before.messages.truncate(end);
-    Some((Asked::Talk(before), Some(Answer::Talk(vec![talk.messages[end].clone()]))))
+    Some((PromptContent::Talk(before), Some(AnswerContent::Talk(vec![talk.messages[end].clone()]))))
 }
 
 /// Returns the prompt of a row and its last answer, if it has one.
-fn question(record: &Record) -> Result<(Asked, Option<Answer>)> {
+fn prompt_and_answer(record: &Record) -> Result<(PromptContent, Option<AnswerContent>)> {
     let of_talk = |talk: &Conversation| {
         let mut talk = talk.clone();
         let end = talk.messages.iter().rposition(|m| m.role == "assistant");
         let answer = end.map(|end| {
             let answer = talk.messages[end].clone();
             talk.messages.truncate(end);
-            Answer::Talk(vec![answer])
+            AnswerContent::Talk(vec![answer])
         });
-        (Asked::Talk(talk), answer)
+        (PromptContent::Talk(talk), answer)
     };
     Ok(match record {
         Record::Messages(talk) => of_talk(talk),
         Record::Alpaca(task) => of_talk(&task.conversation()),
         Record::PromptCompletion { prompt, completion } => {
-            (Asked::Text(prompt.clone()), Some(Answer::Text(completion.clone())))
+            (PromptContent::Text(prompt.clone()), Some(AnswerContent::Text(completion.clone())))
         }
         Record::Prompt(asked) => (asked.clone(), None),
         Record::Preference(pair) => (pair.prompt.clone(), Some(pair.chosen.clone())),
@@ -119,42 +121,44 @@ fn question(record: &Record) -> Result<(Asked, Option<Answer>)> {
 }
 
 /// Returns prompt and answer as messages; text becomes a message of the user or of the assistant.
-fn as_talk(asked: Asked, answer: Answer) -> (Conversation, Vec<Message>) {
+fn as_conversation(asked: PromptContent, answer: AnswerContent) -> (Conversation, Vec<ChatMessage>) {
     let talk = match asked {
-        Asked::Talk(talk) => talk,
-        Asked::Text(text) => Conversation { messages: vec![Message::new("user", text)], ..Default::default() },
+        PromptContent::Talk(talk) => talk,
+        PromptContent::Text(text) => {
+            Conversation { messages: vec![ChatMessage::new("user", text)], ..Default::default() }
+        }
     };
     let answer = match answer {
-        Answer::Talk(messages) => messages,
-        Answer::Text(text) => vec![Message::new("assistant", text)],
+        AnswerContent::Talk(messages) => messages,
+        AnswerContent::Text(text) => vec![ChatMessage::new("assistant", text)],
     };
     (talk, answer)
 }
 
-fn messages(list: &[Message]) -> Value {
-    list.iter().map(Message::to_json).collect()
+fn messages(list: &[ChatMessage]) -> Value {
+    list.iter().map(ChatMessage::to_json).collect()
 }
 
-fn answer_value(answer: &Answer) -> Value {
+fn answer_value(answer: &AnswerContent) -> Value {
     match answer {
-        Answer::Text(text) => text.as_str().into(),
-        Answer::Talk(list) => messages(list),
+        AnswerContent::Text(text) => text.as_str().into(),
+        AnswerContent::Talk(list) => messages(list),
     }
 }
 
-fn prompt(asked: &Asked) -> Map<String, Value> {
+fn prompt(asked: &PromptContent) -> Map<String, Value> {
     let mut row = Map::new();
     match asked {
-        Asked::Text(text) => drop(row.insert("prompt".into(), text.as_str().into())),
-        Asked::Talk(talk) => {
+        PromptContent::Text(text) => drop(row.insert("prompt".into(), text.as_str().into())),
+        PromptContent::Talk(talk) => {
             row.insert("prompt".into(), messages(&talk.messages));
-            beside(&mut row, talk);
+            insert_tools_and_kwargs(&mut row, talk);
         }
     }
     row
 }
 
-fn beside(row: &mut Map<String, Value>, talk: &Conversation) {
+fn insert_tools_and_kwargs(row: &mut Map<String, Value>, talk: &Conversation) {
     row.extend(talk.tools.clone().map(|tools| ("tools".to_string(), tools)));
     if !talk.kwargs.is_empty() {
         row.insert("chat_template_kwargs".into(), Value::Object(talk.kwargs.clone()));
@@ -162,14 +166,15 @@ fn beside(row: &mut Map<String, Value>, talk: &Conversation) {
 }
 
 /// Returns a row of `messages`, with `weight: 0` on assistant turns that are not trained on.
-fn talk_row(list: &[Message], talk: &Conversation) -> Value {
+fn messages_row(list: &[ChatMessage], talk: &Conversation) -> Value {
     let mut turns = messages(list);
-    for i in (0..list.len()).filter(|i| talk.excluded.contains(i) || (*i < talk.given && list[*i].role == "assistant"))
+    for i in
+        (0..list.len()).filter(|i| talk.excluded.contains(i) || (*i < talk.prompt_len && list[*i].role == "assistant"))
     {
         turns[i]["weight"] = json!(0);
     }
     let mut row = Map::from_iter([("messages".to_string(), turns)]);
-    beside(&mut row, talk);
+    insert_tools_and_kwargs(&mut row, talk);
     Value::Object(row)
 }
 
@@ -181,7 +186,7 @@ fn preference(pair: &Preference) -> Value {
     Value::Object(row)
 }
 
-fn verdict(asked: &Asked, answer: &Answer, good: bool) -> Value {
+fn unpaired_row(asked: &PromptContent, answer: &AnswerContent, good: bool) -> Value {
     let mut row = prompt(asked);
     row.insert("completion".into(), answer_value(answer));
     row.insert("label".into(), good.into());
@@ -192,12 +197,12 @@ fn verdict(asked: &Asked, answer: &Answer, good: bool) -> Value {
 mod tests {
     use super::*;
     use crate::data::RowFormat;
-    use crate::data::record::{Place, read};
+    use crate::data::record::{RowPlace, read_record};
 
-    fn rows(row: Value, format: RowFormat, to: Target) -> Result<Value> {
-        let place = Place { path: "rows.jsonl".as_ref(), line: 1 };
+    fn rows(row: Value, format: RowFormat, to: TargetFormat) -> Result<Value> {
+        let place = RowPlace { path: "rows.jsonl".as_ref(), line: 1 };
         let Value::Object(columns) = row else { panic!() };
-        convert(&read(columns, format, place)?, to).map(Value::from)
+        convert_record(&read_record(columns, format, place)?, to).map(Value::from)
     }
 
     #[test]
@@ -206,48 +211,51 @@ mod tests {
         let says = |text: &str| json!({ "role": "assistant", "content": text });
         let pair = json!({ "chosen": [user("q"), says("a")], "rejected": [user("q"), says("b")], "margin": 2 });
         assert_eq!(
-            rows(pair.clone(), RowFormat::Preference, Target::Preference).unwrap(),
+            rows(pair.clone(), RowFormat::Preference, TargetFormat::Preference).unwrap(),
             json!([{ "prompt": [user("q")], "chosen": [says("a")], "rejected": [says("b")], "margin": 2.0 }])
         );
         assert_eq!(
-            rows(pair.clone(), RowFormat::Preference, Target::Unpaired).unwrap(),
+            rows(pair.clone(), RowFormat::Preference, TargetFormat::Unpaired).unwrap(),
             json!([{ "prompt": [user("q")], "completion": [says("a")], "label": true },
                    { "prompt": [user("q")], "completion": [says("b")], "label": false }])
         );
         assert_eq!(
-            rows(pair.clone(), RowFormat::Preference, Target::Messages).unwrap(),
+            rows(pair.clone(), RowFormat::Preference, TargetFormat::Messages).unwrap(),
             json!([{ "messages": [user("q"), says("a")], }])
         );
-        assert_eq!(rows(pair, RowFormat::Preference, Target::Prompt).unwrap(), json!([{ "prompt": [user("q")] }]));
+        assert_eq!(
+            rows(pair, RowFormat::Preference, TargetFormat::Prompt).unwrap(),
+            json!([{ "prompt": [user("q")] }])
+        );
         let bad = json!({ "prompt": "q", "completion": "b", "label": false });
-        assert_eq!(rows(bad, RowFormat::Unpaired, Target::PromptCompletion).unwrap(), json!([]));
+        assert_eq!(rows(bad, RowFormat::Unpaired, TargetFormat::PromptCompletion).unwrap(), json!([]));
         let task = json!({ "instruction": "q", "input": "x", "output": "a" });
         assert_eq!(
-            rows(task, RowFormat::Alpaca, Target::PromptCompletion).unwrap(),
+            rows(task, RowFormat::Alpaca, TargetFormat::PromptCompletion).unwrap(),
             json!([{ "prompt": [user("q\n\nx")], "completion": [says("a")] }])
         );
         let text = json!({ "prompt": "q", "completion": "a" });
         assert_eq!(
-            rows(text.clone(), RowFormat::PromptCompletion, Target::Messages).unwrap(),
+            rows(text.clone(), RowFormat::PromptCompletion, TargetFormat::Messages).unwrap(),
             json!([{ "messages": [user("q"), says("a")] }])
         );
-        assert!(rows(text, RowFormat::PromptCompletion, Target::Preference).is_err());
+        assert!(rows(text, RowFormat::PromptCompletion, TargetFormat::Preference).is_err());
         // An answer that is not trained on does not become one that is.
         let mut left_out = says("b");
         left_out["weight"] = json!(0);
         let talk = json!({ "messages": [user("q"), says("a"), user("r"), left_out] });
         assert_eq!(
-            rows(talk, RowFormat::Messages, Target::PromptCompletion).unwrap(),
+            rows(talk, RowFormat::Messages, TargetFormat::PromptCompletion).unwrap(),
             json!([{ "prompt": [user("q")], "completion": [says("a")] }])
         );
         let none = json!({ "messages": [user("r"), left_out] });
-        assert_eq!(rows(none.clone(), RowFormat::Messages, Target::PromptCompletion).unwrap(), json!([]));
-        assert_eq!(rows(none.clone(), RowFormat::Messages, Target::Messages).unwrap(), json!([none]));
+        assert_eq!(rows(none.clone(), RowFormat::Messages, TargetFormat::PromptCompletion).unwrap(), json!([]));
+        assert_eq!(rows(none.clone(), RowFormat::Messages, TargetFormat::Messages).unwrap(), json!([none]));
         let given = json!({ "prompt": [user("q"), says("old"), user("r")], "completion": [says("new")] });
         let mut old = says("old");
         old["weight"] = json!(0);
         assert_eq!(
-            rows(given, RowFormat::PromptCompletion, Target::Messages).unwrap(),
+            rows(given, RowFormat::PromptCompletion, TargetFormat::Messages).unwrap(),
             json!([{ "messages": [user("q"), old, user("r"), says("new")] }])
         );
     }

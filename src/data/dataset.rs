@@ -6,13 +6,13 @@
 //! Invariant: the summary counts every item that is dropped, truncated or split. Per item only a few bytes are always
 //! in memory, not its tokens.
 
-use super::cache::Cache;
+use super::builder::{DatasetBuilder, DatasetPart};
+use super::cache::TokenCache;
 use super::example::Example;
-use super::items::{Item, Sequence};
-use super::maker::{Maker, Part};
-use super::mix::Mix;
-use super::spec::{Overflow, RowFormat, SourceSpec, Sources, Supervise};
-use super::summary::{FileSummary, Quantiles, Share, Summary, gather};
+use super::items::{DatasetItem, MarkedSequence};
+use super::mix::SourceMix;
+use super::spec::{Overflow, RowFormat, SourceList, SourceSpec, Supervise};
+use super::summary::{DatasetSummary, FileSummary, LengthQuantiles, SourceShare, add_notes};
 use super::tokenizer::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::fsutil::hex;
@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// After reading this many tokens from memory-mapped files, their pages are released.
-const RESIDENT: usize = 64 << 20;
+const MAX_RESIDENT_WORDS: usize = 64 << 20;
 
 /// How rows are tokenised and fitted to the maximum length.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,15 +40,15 @@ pub struct EncodeOptions {
 /// The items of some sources, and a summary of how they were read.
 #[derive(Debug, Clone)]
 pub struct Dataset<T = Example> {
-    parts: Arc<Vec<Part>>,
+    parts: Arc<Vec<DatasetPart>>,
     /// The item and its first token, for each view; `None` if every item is used whole.
     views: Option<Vec<(u32, u32)>>,
     /// Number of tokens of each item when packed (of a pair: of both sequences together).
     lengths: Vec<u32>,
     max_len: usize,
-    mix: Mix,
+    mix: SourceMix,
     read: Arc<AtomicUsize>,
-    pub summary: Summary,
+    pub summary: DatasetSummary,
     kind: PhantomData<fn() -> T>,
 }
 
@@ -61,35 +61,44 @@ pub fn load(
     options: &EncodeOptions,
 ) -> Result<Dataset> {
     let source = SourceSpec { rows, ..SourceSpec::file(path, format) };
-    Dataset::open(&Sources(vec![source]), tokenizer, options, &Cache::off())
+    Dataset::open(&SourceList(vec![source]), tokenizer, options, &TokenCache::off())
 }
 
-impl<T: Item> Dataset<T> {
+impl<T: DatasetItem> Dataset<T> {
     /// Reads all sources; token ids come from the cache if it has them.
     ///
     /// Errors: a row that cannot be read or tokenised (with file and line), too many items over the maximum length, a
     /// source with a weight of which no item is left.
-    pub fn open(sources: &Sources, tokenizer: &ChatTokenizer, options: &EncodeOptions, cache: &Cache) -> Result<Self> {
+    pub fn open(
+        sources: &SourceList,
+        tokenizer: &ChatTokenizer,
+        options: &EncodeOptions,
+        cache: &TokenCache,
+    ) -> Result<Self> {
         let began = Instant::now();
-        let mut maker = Maker::<T>::new(tokenizer, options.supervise, cache)?;
-        let counts = sources.0.iter().map(|source| maker.source(source)).collect::<Result<Vec<_>>>()?;
+        let mut maker = DatasetBuilder::<T>::new(tokenizer, options.supervise, cache)?;
+        let counts = sources.0.iter().map(|source| maker.add_source(source)).collect::<Result<Vec<_>>>()?;
         let (parts, files) = maker.finish();
         let split_boundaries = parts.iter().map(|p| p.tokens.facts.split_boundaries).sum();
         let mut notes = Vec::new();
-        parts.iter().for_each(|p| gather(&p.tokens.facts.notes, &p.path, p.before, &mut notes));
+        parts.iter().for_each(|p| add_notes(&p.tokens.facts.notes, &p.path, p.lines_before, &mut notes));
         let mut dataset = Self {
             parts: Arc::new(parts),
             views: None,
             lengths: Vec::new(),
             max_len: options.max_len,
-            mix: Mix::plain(0),
+            mix: SourceMix::unweighted(0),
             read: Arc::default(),
-            summary: Summary { split_boundaries, notes, ..summary(files, began.elapsed().as_secs_f64()) },
+            summary: DatasetSummary {
+                split_boundaries,
+                notes,
+                ..summarise_files(files, began.elapsed().as_secs_f64())
+            },
             kind: PhantomData,
         };
-        dataset.fit(options)?;
-        dataset.measure()?;
-        dataset.blend(sources, &counts)?;
+        dataset.apply_overflow_policy(options)?;
+        dataset.count_tokens()?;
+        dataset.set_mix(sources, &counts)?;
         let hashes: Vec<u8> = dataset.hashes().into_iter().flat_map(u64::to_le_bytes).collect();
         dataset.summary.tokens_sha256 = hex(&Sha256::digest(hashes));
         dataset.parts.iter().for_each(|p| p.tokens.release());
@@ -111,23 +120,23 @@ impl<T: Item> Dataset<T> {
     }
 
     /// Returns how often each source occurs in an epoch.
-    pub fn mix(&self) -> Mix {
+    pub fn mix(&self) -> SourceMix {
         self.mix.clone()
     }
 
     /// Reads item `i`. Fails if the file of its tokens is damaged.
     pub fn get(&self, i: usize) -> Result<T> {
         let (item, from) = self.view(i);
-        let (part, at) = self.place_of(item);
-        let sequences = (0..T::WIDTH).map(|k| part.tokens.get(at + k).map(|s| self.cut(s, from)));
+        let (part, at) = self.part_of(item);
+        let sequences = (0..T::SEQUENCES).map(|k| part.tokens.get(at + k).map(|s| self.cut(s, from)));
         let sequences = sequences.collect::<Result<Vec<_>>>()?;
         let words: usize = sequences.iter().map(|s| s.ids.len()).sum();
-        if self.read.fetch_add(words, Ordering::Relaxed) + words > RESIDENT {
+        if self.read.fetch_add(words, Ordering::Relaxed) + words > MAX_RESIDENT_WORDS {
             self.read.store(0, Ordering::Relaxed);
             self.parts.iter().for_each(|p| p.tokens.release());
         }
         let shape = part.tokens.shape(at);
-        Ok(T::restore(sequences, part.before + shape.line, shape.value))
+        Ok(T::from_stored(sequences, part.lines_before + shape.line, shape.value))
     }
 
     /// Reads all items in order.
@@ -141,18 +150,18 @@ impl<T: Item> Dataset<T> {
     }
 
     /// Returns the file and the line of item `i`.
-    pub fn place(&self, i: usize) -> (&Path, usize) {
-        let (part, at) = self.place_of(self.view(i).0);
-        (&part.path, part.before + part.tokens.shape(at).line)
+    pub fn location(&self, i: usize) -> (&Path, usize) {
+        let (part, at) = self.part_of(self.view(i).0);
+        (&part.path, part.lines_before + part.tokens.shape(at).line)
     }
 
     /// Returns a hash of each item's tokens and marks; equal items have equal hashes.
     pub fn hashes(&self) -> Vec<u64> {
         let hash = |i: usize| {
             let (item, from) = self.view(i);
-            let (part, at) = self.place_of(item);
+            let (part, at) = self.part_of(item);
             let one = |k: usize| part.tokens.shape(at + k).hash.rotate_left(k as u32);
-            (0..T::WIDTH).fold(from as u64, |hash, k| hash.wrapping_mul(31) ^ one(k))
+            (0..T::SEQUENCES).fold(from as u64, |hash, k| hash.wrapping_mul(31) ^ one(k))
         };
         let hashes = (0..self.len()).map(hash).collect();
         self.parts.iter().for_each(|p| p.tokens.release());
@@ -167,17 +176,18 @@ impl<T: Item> Dataset<T> {
     }
 
     /// Returns the part that contains an item, and the index of the item's first sequence in it.
-    fn place_of(&self, item: usize) -> (&Part, usize) {
-        let part = &self.parts[self.parts.partition_point(|p| p.first <= item) - 1];
-        (part, (item - part.first) * T::WIDTH)
+    fn part_of(&self, item: usize) -> (&DatasetPart, usize) {
+        let part = &self.parts[self.parts.partition_point(|p| p.first_item <= item) - 1];
+        (part, (item - part.first_item) * T::SEQUENCES)
     }
 
     /// Returns the sequence from token `from` on, cut to the maximum length. If it begins in the middle, its first
     /// token loses its mark, because nothing precedes it that could predict it.
-    fn cut(&self, mut sequence: Sequence, from: usize) -> Sequence {
+    fn cut(&self, mut sequence: MarkedSequence, from: usize) -> MarkedSequence {
         let end = sequence.ids.len().min(from.saturating_add(self.max_len));
         if from > 0 || end < sequence.ids.len() {
-            sequence = Sequence { ids: sequence.ids[from..end].into(), marked: sequence.marked[from..end].into() };
+            sequence =
+                MarkedSequence { ids: sequence.ids[from..end].into(), marked: sequence.marked[from..end].into() };
             if from > 0 {
                 sequence.marked[0] = false;
             }
@@ -186,34 +196,34 @@ impl<T: Item> Dataset<T> {
     }
 
     /// Returns the number of tokens of each item (of a pair: of its longer sequence), before any is cut.
-    fn longest_sides(&self) -> Vec<u32> {
-        let of_part = |part: &Part| {
+    fn item_lengths(&self) -> Vec<u32> {
+        let of_part = |part: &DatasetPart| {
             let side = |at: usize| part.tokens.shape(at).length as u32;
-            let item = |k: usize| (k * T::WIDTH..(k + 1) * T::WIDTH).map(side).max().unwrap_or(0);
+            let item = |k: usize| (k * T::SEQUENCES..(k + 1) * T::SEQUENCES).map(side).max().unwrap_or(0);
             (0..part.items).map(item).collect::<Vec<u32>>()
         };
         self.parts.iter().flat_map(of_part).collect()
     }
 
     /// Applies `on_overflow` to the items over `max_len`.
-    fn fit(&mut self, options: &EncodeOptions) -> Result<()> {
+    fn apply_overflow_policy(&mut self, options: &EncodeOptions) -> Result<()> {
         let max = options.max_len;
-        let longest: Vec<u32> = self.longest_sides();
+        let longest: Vec<u32> = self.item_lengths();
         let too_long: Vec<u32> = (0..longest.len() as u32).filter(|i| longest[*i as usize] as usize > max).collect();
         if let Some(top) = (0..longest.len()).max_by_key(|i| (longest[*i], std::cmp::Reverse(*i))) {
-            let (file, line) = self.place(top);
+            let (file, line) = self.location(top);
             (self.summary.longest_file, self.summary.longest_line) = (file.to_path_buf(), line);
         }
-        self.summary.lengths = Quantiles::of(&longest);
+        self.summary.lengths = LengthQuantiles::of(&longest);
         self.summary.too_long = too_long.len();
         if too_long.is_empty() {
             return Ok(());
         }
         let share = too_long.len() as f64 / longest.len() as f64;
         if options.on_overflow == Overflow::Error && share > options.overflow_tolerance {
-            return Err(self.overflow(&too_long, &longest, max));
+            return Err(self.overflow_error(&too_long, &longest, max));
         }
-        if options.on_overflow == Overflow::Split && T::WIDTH > 1 {
+        if options.on_overflow == Overflow::Split && T::SEQUENCES > 1 {
             return Err(Error::user("data.on_overflow: split: a pair of answers cannot be split")
                 .hint("use drop, truncate or error"));
         }
@@ -225,7 +235,7 @@ impl<T: Item> Dataset<T> {
             }
             match options.on_overflow {
                 Overflow::Error | Overflow::Drop => self.summary.dropped += 1,
-                Overflow::Truncate if self.teaches(item, 0)? => {
+                Overflow::Truncate if self.has_target(item, 0)? => {
                     views.push((item as u32, 0));
                     self.summary.truncated += 1;
                 }
@@ -233,7 +243,7 @@ impl<T: Item> Dataset<T> {
                 Overflow::Split => {
                     let before = views.len();
                     for from in (0..*length as usize).step_by(max) {
-                        if self.teaches(item, from)? {
+                        if self.has_target(item, from)? {
                             views.push((item as u32, from as u32));
                         }
                     }
@@ -256,9 +266,9 @@ impl<T: Item> Dataset<T> {
 
     /// Returns true if the piece from token `from` on can be trained on: each of its sequences has a marked token, or
     /// had none before it was cut (a prompt).
-    fn teaches(&self, item: usize, from: usize) -> Result<bool> {
-        let (part, at) = self.place_of(item);
-        for k in 0..T::WIDTH {
+    fn has_target(&self, item: usize, from: usize) -> Result<bool> {
+        let (part, at) = self.part_of(item);
+        for k in 0..T::SEQUENCES {
             let marked = part.tokens.shape(at + k).marked > 0;
             if marked && !self.cut(part.tokens.get(at + k)?, from).marked.contains(&true) {
                 return Ok(false);
@@ -267,12 +277,12 @@ impl<T: Item> Dataset<T> {
         Ok(true)
     }
 
-    fn overflow(&self, too_long: &[u32], longest: &[u32], max: usize) -> Error {
+    fn overflow_error(&self, too_long: &[u32], longest: &[u32], max: usize) -> Error {
         let several = self.summary.files.len() > 1;
         let spot = |item: &u32| {
-            let (part, at) = self.place_of(*item as usize);
+            let (part, at) = self.part_of(*item as usize);
             let file = if several { format!("{}:", part.path.display()) } else { String::new() };
-            let line = part.before + part.tokens.shape(at).line;
+            let line = part.lines_before + part.tokens.shape(at).line;
             format!("{file}{line} ({} tokens)", longest[*item as usize])
         };
         let spots: Vec<String> = too_long.iter().take(5).map(spot).collect();
@@ -293,7 +303,7 @@ impl<T: Item> Dataset<T> {
     }
 
     /// Counts the tokens of the items that are left, after `on_overflow` was applied.
-    fn measure(&mut self) -> Result<()> {
+    fn count_tokens(&mut self) -> Result<()> {
         let n = match &self.views {
             Some(views) => views.len(),
             None => self.parts.iter().map(|p| p.items).sum(),
@@ -301,9 +311,9 @@ impl<T: Item> Dataset<T> {
         let (mut lengths, mut marked) = (Vec::with_capacity(n), 0);
         for i in 0..n {
             let (item, from) = self.view(i);
-            let (part, at) = self.place_of(item);
+            let (part, at) = self.part_of(item);
             let mut length = 0;
-            for k in at..at + T::WIDTH {
+            for k in at..at + T::SEQUENCES {
                 let shape = part.tokens.shape(k);
                 if from == 0 && shape.length <= self.max_len {
                     (length, marked) = (length + shape.length, marked + shape.marked);
@@ -323,8 +333,8 @@ impl<T: Item> Dataset<T> {
     }
 
     /// Sets how often each source occurs in an epoch. `counts` are items per source before `on_overflow` was applied.
-    fn blend(&mut self, sources: &Sources, counts: &[usize]) -> Result<()> {
-        self.mix = Mix::plain(self.len());
+    fn set_mix(&mut self, sources: &SourceList, counts: &[usize]) -> Result<()> {
+        self.mix = SourceMix::unweighted(self.len());
         if !sources.weighted() {
             return Ok(());
         }
@@ -345,9 +355,9 @@ impl<T: Item> Dataset<T> {
                 source.path.display()
             )));
         }
-        self.mix = Mix::new(left.clone(), Some(weights.clone()));
+        self.mix = SourceMix::new(left.clone(), Some(weights.clone()));
         let shares = sources.0.iter().zip(weights).zip(left).zip(self.mix.quotas());
-        let share = |(((source, weight), examples), per_epoch): (((&SourceSpec, f64), usize), usize)| Share {
+        let share = |(((source, weight), examples), per_epoch): (((&SourceSpec, f64), usize), usize)| SourceShare {
             path: source.path.clone(),
             weight,
             examples,
@@ -359,7 +369,7 @@ impl<T: Item> Dataset<T> {
 }
 
 /// Sums up files that were read; the counts of examples and tokens are filled in later.
-pub(super) fn summary(files: Vec<FileSummary>, seconds: f64) -> Summary {
+pub(super) fn summarise_files(files: Vec<FileSummary>, seconds: f64) -> DatasetSummary {
     let sum = |f: fn(&FileSummary) -> usize| files.iter().map(f).sum();
     let mut unused: Vec<String> = Vec::new();
     for name in files.iter().flat_map(|f| &f.unused_columns) {
@@ -371,7 +381,7 @@ pub(super) fn summary(files: Vec<FileSummary>, seconds: f64) -> Summary {
         [one] => one.sha256.clone(),
         several => hex(&Sha256::digest(several.iter().map(|f| format!("{}\n", f.sha256)).collect::<String>())),
     };
-    Summary {
+    DatasetSummary {
         path: files.first().map(|f| f.path.clone()).unwrap_or_default(),
         sha256,
         tokens_sha256: String::new(),
@@ -388,7 +398,7 @@ pub(super) fn summary(files: Vec<FileSummary>, seconds: f64) -> Summary {
         notes: Vec::new(),
         tokens: 0,
         supervised_tokens: 0,
-        lengths: Quantiles::default(),
+        lengths: LengthQuantiles::default(),
         longest_line: 0,
         longest_file: PathBuf::new(),
         tokenised_rows: sum(|f| f.tokenised_rows),

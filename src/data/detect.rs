@@ -3,14 +3,14 @@
 use super::RowFormat;
 use super::json;
 use super::preference::is_dialogue;
-use super::record::Columns;
+use super::record::RowColumns;
 use crate::error::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
 
 /// What rows are used for. Decides between formats if the columns allow several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Want {
+pub enum RowPurpose {
     /// To be shown: the format that uses most of the row.
     #[default]
     Anything,
@@ -28,24 +28,24 @@ pub enum Want {
 /// may share the columns of a file; a column with labels always counts.
 ///
 /// Errors: the columns fit no format that serves the purpose.
-pub fn detect(columns: &Columns, want: Want, path: &Path) -> Result<RowFormat> {
-    let all = Shapes::of(columns, |_| true);
-    let filled = Shapes::of(columns, |value| !value.is_null()).best(want);
+pub fn detect(columns: &RowColumns, want: RowPurpose, path: &Path) -> Result<RowFormat> {
+    let all = PossibleFormats::of(columns, |_| true);
+    let filled = PossibleFormats::of(columns, |value| !value.is_null()).best(want);
     // A row whose answers are all null would look like a prompt alone: look at its null columns first.
     if let Some(found) = filled.filter(|f| *f != RowFormat::Prompt).or(all.best(want)).or(filled) {
         return Ok(found);
     }
-    let Shapes { pair, verdict, text, prompt, .. } = all;
+    let PossibleFormats { pair, verdict, text, prompt, .. } = all;
     let names = columns.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
     let error = |what: &str| Error::user(format!("{}: found columns {names}: {what}", path.display()));
-    if want == Want::Answers {
+    if want == RowPurpose::Answers {
         if pair.is_some() {
             return Err(error("these are preference pairs")
                 .hint("supervised fine-tuning needs one answer per row: rename `chosen` to `completion`, or use a method that trains on pairs"));
         }
-        if let Some((name, value)) = verdict.and(label_of(columns)).map(|name| (name, &columns[name])) {
-            if truth(value).is_none() && !value.is_null() {
-                let value = json::text(value);
+        if let Some((name, value)) = verdict.and(verdict_column(columns)).map(|name| (name, &columns[name])) {
+            if parse_verdict(value).is_none() && !value.is_null() {
+                let value = json::to_text(value);
                 return Err(error(&format!("`{name}` is {value}, which is not a label for an answer (good or bad)"))
                     .hint(format!(
                         "labels are {}; set `format` to train on every answer, whatever its label",
@@ -61,14 +61,14 @@ pub fn detect(columns: &Columns, want: Want, path: &Path) -> Result<RowFormat> {
         }
     }
     let (problem, known) = match want {
-        Want::Pairs => ("no preference pairs", "`chosen`, `rejected`, with or without `prompt`"),
-        Want::Verdicts => ("no answers with a label", "`prompt`, `completion`, `label` | `chosen`, `rejected`"),
-        Want::Prompts => {
+        RowPurpose::Pairs => ("no preference pairs", "`chosen`, `rejected`, with or without `prompt`"),
+        RowPurpose::Verdicts => ("no answers with a label", "`prompt`, `completion`, `label` | `chosen`, `rejected`"),
+        RowPurpose::Prompts => {
             ("no prompts", "`prompt` | `messages` | `conversations` | `instruction`, `output` | `chosen`, `rejected`")
         }
         _ if prompt.is_some() => ("these are prompts without answers", ANSWERS),
-        Want::Answers => ("no known row format has these", ANSWERS),
-        Want::Anything => ("no known row format has these", EVERYTHING),
+        RowPurpose::Answers => ("no known row format has these", ANSWERS),
+        RowPurpose::Anything => ("no known row format has these", EVERYTHING),
     };
     let error = error(problem);
     // The rows of a file may be in a list inside one big object.
@@ -82,7 +82,7 @@ pub fn detect(columns: &Columns, want: Want, path: &Path) -> Result<RowFormat> {
 }
 
 /// The formats that the columns of a row allow.
-struct Shapes {
+struct PossibleFormats {
     talk: Option<RowFormat>,
     pair: Option<RowFormat>,
     verdict: Option<RowFormat>,
@@ -92,20 +92,20 @@ struct Shapes {
     prompt: Option<RowFormat>,
 }
 
-impl Shapes {
+impl PossibleFormats {
     /// Looks at the columns whose value `counts`; a column with labels always counts.
-    fn of(columns: &Columns, counts: impl Fn(&Value) -> bool) -> Self {
+    fn of(columns: &RowColumns, counts: impl Fn(&Value) -> bool) -> Self {
         let has = |key: &str| columns.get(key).is_some_and(&counts);
         let talk = ["messages", "conversations"].into_iter().find(|k| has(k)).map(|list| {
-            let first = list_of(&columns[list]).and_then(|turns| turns.first().cloned()).unwrap_or_default();
-            if opened(&first).get("from").is_some() { RowFormat::Sharegpt } else { RowFormat::Messages }
+            let first = as_list(&columns[list]).and_then(|turns| turns.first().cloned()).unwrap_or_default();
+            if decode_json_text(&first).get("from").is_some() { RowFormat::Sharegpt } else { RowFormat::Messages }
         });
         let pair = (has("chosen") && has("rejected")).then(|| {
             let dialogue = |key: &str| columns[key].as_str().is_some_and(is_dialogue);
             let hh = !has("prompt") && dialogue("chosen") && dialogue("rejected");
             if hh { RowFormat::Hh } else { RowFormat::Preference }
         });
-        let judged = label_of(columns).is_some();
+        let judged = verdict_column(columns).is_some();
         let both = has("prompt") && has("completion");
         let task = has("instruction") && has("output");
         Self {
@@ -119,14 +119,14 @@ impl Shapes {
         }
     }
 
-    fn best(&self, want: Want) -> Option<RowFormat> {
+    fn best(&self, want: RowPurpose) -> Option<RowFormat> {
         let Self { talk, pair, verdict, both, task, text, prompt } = *self;
         match want {
-            Want::Anything => pair.or(verdict).or(talk).or(both).or(task).or(text).or(prompt),
-            Want::Answers => talk.or(both).filter(|_| verdict.is_none()).or(task),
-            Want::Pairs => pair,
-            Want::Verdicts => verdict.or(pair),
-            Want::Prompts => prompt.or(talk).or(task).or(pair),
+            RowPurpose::Anything => pair.or(verdict).or(talk).or(both).or(task).or(text).or(prompt),
+            RowPurpose::Answers => talk.or(both).filter(|_| verdict.is_none()).or(task),
+            RowPurpose::Pairs => pair,
+            RowPurpose::Verdicts => verdict.or(pair),
+            RowPurpose::Prompts => prompt.or(talk).or(task).or(pair),
         }
     }
 }
@@ -136,9 +136,9 @@ const EVERYTHING: &str = "`messages` | `conversations` | `instruction`, `output`
                           `prompt` | `chosen`, `rejected` | `prompt`, `completion`, `label`";
 
 /// Returns the name of the column with the label of an answer. If there are two, the one with a valid label.
-pub(super) fn label_of(columns: &Columns) -> Option<&'static str> {
+pub(super) fn verdict_column(columns: &RowColumns) -> Option<&'static str> {
     let names = ["label", "kto_tag"];
-    let says = |key: &&str| columns.get(*key).is_some_and(|v| truth(v).is_some());
+    let says = |key: &&str| columns.get(*key).is_some_and(|v| parse_verdict(v).is_some());
     names.into_iter().find(says).or_else(|| names.into_iter().find(|key| columns.contains_key(*key)))
 }
 
@@ -167,7 +167,7 @@ pub(super) fn verdict_words() -> String {
 }
 
 /// Reads a label: true for good, false for bad. It may be a boolean, 1 or 0, or one of the words in [`VERDICTS`].
-pub(super) fn truth(value: &Value) -> Option<bool> {
+pub(super) fn parse_verdict(value: &Value) -> Option<bool> {
     let number = |x: f64| match x {
         0.0 => Some(false),
         1.0 => Some(true),
@@ -190,7 +190,7 @@ pub(super) fn truth(value: &Value) -> Option<bool> {
 }
 
 /// Returns the names of the columns that `format` reads.
-pub(super) fn used(format: RowFormat) -> &'static [&'static str] {
+pub(super) fn format_columns(format: RowFormat) -> &'static [&'static str] {
     match format {
         RowFormat::Auto => &[],
         RowFormat::Messages => &["messages", "conversations", "tools", "functions", "chat_template_kwargs"],
@@ -230,17 +230,17 @@ pub(super) fn used(format: RowFormat) -> &'static [&'static str] {
 }
 
 /// Returns the columns of a row that `format` reads, in the row's order.
-pub fn used_columns(columns: &Columns, format: RowFormat) -> Vec<String> {
-    columns.keys().filter(|k| used(format).contains(&k.as_str())).cloned().collect()
+pub fn used_columns(columns: &RowColumns, format: RowFormat) -> Vec<String> {
+    columns.keys().filter(|k| format_columns(format).contains(&k.as_str())).cloned().collect()
 }
 
 /// Returns the columns of a row that `format` does not read, in the row's order. They are reported to the user.
-pub fn unused_columns(columns: &Columns, format: RowFormat) -> Vec<String> {
-    columns.keys().filter(|k| !used(format).contains(&k.as_str())).cloned().collect()
+pub fn unused_columns(columns: &RowColumns, format: RowFormat) -> Vec<String> {
+    columns.keys().filter(|k| !format_columns(format).contains(&k.as_str())).cloned().collect()
 }
 
 /// Returns a list, also if it is written as JSON text (as in CSV files); `None` for other values.
-pub(super) fn list_of(value: &Value) -> Option<std::borrow::Cow<'_, [Value]>> {
+pub(super) fn as_list(value: &Value) -> Option<std::borrow::Cow<'_, [Value]>> {
     match value {
         Value::Array(items) => Some(items.as_slice().into()),
         Value::String(text) if text.trim_start().starts_with('[') => match json::parse(text).ok()? {
@@ -253,7 +253,7 @@ pub(super) fn list_of(value: &Value) -> Option<std::borrow::Cow<'_, [Value]>> {
 
 /// Decodes an object or list that is written as JSON text: files whose columns have one type store values of varying
 /// structure so. Other values are returned unchanged.
-pub(super) fn opened(value: &Value) -> std::borrow::Cow<'_, Value> {
+pub(super) fn decode_json_text(value: &Value) -> std::borrow::Cow<'_, Value> {
     match value {
         Value::String(text) if text.trim_start().starts_with(['{', '[']) => match json::parse(text) {
             Ok(inner @ (Value::Object(_) | Value::Array(_))) => std::borrow::Cow::Owned(inner),
@@ -264,7 +264,7 @@ pub(super) fn opened(value: &Value) -> std::borrow::Cow<'_, Value> {
 }
 
 /// Returns true if the text is a JSON list of messages.
-pub(super) fn spells_messages(text: &str) -> bool {
+pub(super) fn is_messages_json(text: &str) -> bool {
     text.starts_with("[{")
         && json::parse(text).is_ok_and(|v| {
             v.as_array().is_some_and(|l| l.iter().all(|m| m.as_object().is_some_and(|m| m.contains_key("role"))))

@@ -17,9 +17,9 @@
 //! space belongs to the answer (`ChatTokenizer::border`), and the ids are those of the joined text.
 
 use super::Supervise;
-use super::answered::{self, Answered};
-use super::notes::Note;
-use super::record::{Conversation, Message, Place, Record, Row};
+use super::answer_text::{self, RenderedAnswer};
+use super::notes::RowNote;
+use super::record::{ChatMessage, Conversation, Record, RecordRow, RowPlace};
 use super::template::ChatTemplate;
 use super::tokenizer::ChatTokenizer;
 use crate::error::{Context, Error, Result};
@@ -38,37 +38,36 @@ pub struct Example {
 
 impl Example {
     /// Returns the number of tokens that are targets.
-    pub fn targets(&self) -> usize {
+    pub fn target_count(&self) -> usize {
         self.supervised.iter().filter(|s| **s).count()
     }
 }
 
 /// The examples of a row, the number of answers whose beginning was encoded apart from the prompt, and notes for the
 /// user.
-pub struct Encoded<T = Example> {
+pub struct EncodedRow<T = Example> {
     pub examples: Vec<T>,
     pub split_boundaries: usize,
-    pub notes: Vec<Note>,
+    pub notes: Vec<RowNote>,
 }
 
 /// Encodes a row as one example, or as several if the template rewrites earlier turns.
 ///
 /// Errors (with file and line): the row has no answer to train on, the template refuses it or leaves a message out, an
 /// answer has no stop token.
-pub fn encode_row(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Encoded> {
-    let place = Place { path, line: row.line };
+pub fn encode_row(row: &RecordRow, path: &Path, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<EncodedRow> {
+    let place = RowPlace { path, line: row.line };
     let mut encoded = match &row.record {
-        Record::Messages(talk) => conversation(talk, row.line, tokenizer, supervise),
+        Record::Messages(talk) => encode_conversation(talk, row.line, tokenizer, supervise),
         Record::Alpaca(row_) if tokenizer.has_template() => {
-            conversation(&row_.conversation(), row.line, tokenizer, supervise)
+            encode_conversation(&row_.conversation(), row.line, tokenizer, supervise)
         }
-        Record::Alpaca(row_) => {
-            alpaca_text(row_).and_then(|prompt| completion(&prompt, &row_.output, row.line, tokenizer, supervise))
-        }
+        Record::Alpaca(row_) => alpaca_text(row_)
+            .and_then(|prompt| encode_completion(&prompt, &row_.output, row.line, tokenizer, supervise)),
         Record::PromptCompletion { prompt, completion: answer } => {
-            completion(prompt, answer, row.line, tokenizer, supervise)
+            encode_completion(prompt, answer, row.line, tokenizer, supervise)
         }
-        Record::Text(text) => plain(text, row.line, tokenizer),
+        Record::Text(text) => encode_text(text, row.line, tokenizer),
         Record::Prompt(_) | Record::Preference(_) | Record::Unpaired(_) => {
             Err(Error::user("a prompt, a pair or a labelled answer cannot be trained on as it is")
                 .hint("supervised fine-tuning needs one answer per row; `ft data convert` converts rows"))
@@ -80,7 +79,7 @@ pub fn encode_row(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: 
             *first = false;
         }
         check_bos(&example.ids, tokenizer).context(|| place)?;
-        if example.targets() == 0 {
+        if example.target_count() == 0 {
             return Err(Error::user(format!("{place}: the row has no token to train on"))
                 .hint("a row needs an answer: an assistant turn, a completion, or text of at least two tokens"));
         }
@@ -100,7 +99,7 @@ pub(super) fn check_bos(ids: &[u32], tokenizer: &ChatTokenizer) -> Result<()> {
     }
 }
 
-fn alpaca_text(row: &super::record::Instruction) -> Result<String> {
+fn alpaca_text(row: &super::record::AlpacaRow) -> Result<String> {
     if row.system.is_some() || !row.history.is_empty() {
         return Err(Error::user("`system` and `history` need a chat template, and the model has none")
             .hint("set data.template to one"));
@@ -109,11 +108,11 @@ fn alpaca_text(row: &super::record::Instruction) -> Result<String> {
 }
 
 /// Encodes plain text as BOS (if the tokenizer adds one), the text and EOS; every token is trained on.
-fn plain(text: &str, line: usize, tokenizer: &ChatTokenizer) -> Result<Encoded> {
+fn encode_text(text: &str, line: usize, tokenizer: &ChatTokenizer) -> Result<EncodedRow> {
     let mut ids = tokenizer.encode_plain(text)?;
     append_eos(&mut ids, tokenizer)?;
     let supervised = vec![true; ids.len()];
-    Ok(Encoded { examples: vec![Example { ids, supervised, line }], split_boundaries: 0, notes: Vec::new() })
+    Ok(EncodedRow { examples: vec![Example { ids, supervised, line }], split_boundaries: 0, notes: Vec::new() })
 }
 
 pub(super) fn append_eos(ids: &mut Vec<u32>, tokenizer: &ChatTokenizer) -> Result<()> {
@@ -129,15 +128,15 @@ pub(super) fn append_eos(ids: &mut Vec<u32>, tokenizer: &ChatTokenizer) -> Resul
 
 /// Encodes prompt and completion given as text. The ids are those of the joined text if it begins with the prompt's
 /// ids, else those of the two pieces. EOS at the end is trained on.
-fn completion(
+fn encode_completion(
     prompt: &str,
     answer: &str,
     line: usize,
     tokenizer: &ChatTokenizer,
     supervise: Supervise,
-) -> Result<Encoded> {
+) -> Result<EncodedRow> {
     let prompt_ids = tokenizer.encode_plain_prompt(prompt)?;
-    let mut ids = tokenizer.encode_open(&format!("{prompt}{answer}"))?;
+    let mut ids = tokenizer.encode_without_eos(&format!("{prompt}{answer}"))?;
     let split = !ids.starts_with(&prompt_ids);
     if split {
         ids = prompt_ids.clone();
@@ -146,15 +145,20 @@ fn completion(
     append_eos(&mut ids, tokenizer)?;
     let supervised = (0..ids.len()).map(|t| supervise == Supervise::All || t >= prompt_ids.len()).collect();
     let examples = vec![Example { ids, supervised, line }];
-    Ok(Encoded { examples, split_boundaries: split.into(), notes: Vec::new() })
+    Ok(EncodedRow { examples, split_boundaries: split.into(), notes: Vec::new() })
 }
 
-fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Encoded> {
-    let template = tokenizer.need_template()?;
+fn encode_conversation(
+    talk: &Conversation,
+    line: usize,
+    tokenizer: &ChatTokenizer,
+    supervise: Supervise,
+) -> Result<EncodedRow> {
+    let template = tokenizer.require_template()?;
     check_roles(&talk.messages, template)?;
     let n = talk.messages.len();
     let whole = template.render(talk, n, false)?;
-    let mut result = Encoded { examples: Vec::new(), split_boundaries: 0, notes: Vec::new() };
+    let mut result = EncodedRow { examples: Vec::new(), split_boundaries: 0, notes: Vec::new() };
     if supervise == Supervise::All {
         check_nothing_dropped(talk, &[&whole], template)?;
         let ids = tokenizer.encode(&whole)?;
@@ -162,7 +166,7 @@ fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, sup
         result.examples.push(Example { ids, supervised, line });
         return Ok(result);
     }
-    let mut open = answers(talk);
+    let mut open = trained_messages(talk);
     if supervise == Supervise::Last {
         open.drain(..open.len().saturating_sub(1));
     }
@@ -172,22 +176,23 @@ fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, sup
             .hint("a conversation needs an assistant turn (with `weight` other than 0)"));
     }
     let stops = tokenizer.stop_texts();
-    let turn = |index: &usize| -> Result<Turn> {
-        Turn::of(*index, answered::answered(talk, *index, template, &stops)?, tokenizer)
+    let turn = |index: &usize| -> Result<TrainedTurn> {
+        TrainedTurn::of(*index, answer_text::render_answer(talk, *index, template, &stops)?, tokenizer)
     };
     let turns = open.iter().map(turn).collect::<Result<Vec<_>>>()?;
-    let learnt: Vec<(usize, &Answered)> = turns.iter().map(|turn| (turn.index, &turn.answer)).collect();
+    let learnt: Vec<(usize, &RenderedAnswer)> = turns.iter().map(|turn| (turn.index, &turn.answer)).collect();
     let seen: Vec<&str> =
         std::iter::once(&whole).chain(learnt.iter().map(|(_, a)| &a.text)).map(|t| t.as_str()).collect();
     check_nothing_dropped(talk, &seen, template)?;
-    result.notes = answered::passed_over(talk, &learnt, template)?;
+    result.notes = answer_text::omitted_parts(talk, &learnt, template)?;
     result.notes.extend(turns.iter().flat_map(|turn| &turn.answer.notes));
-    let mut open: Vec<&Turn> = turns.iter().collect();
+    let mut open: Vec<&TrainedTurn> = turns.iter().collect();
     let mut text = whole;
     loop {
-        let (here, elsewhere): (Vec<&Turn>, Vec<&Turn>) = open.iter().partition(|turn| turn.stands_in(&text));
+        let (here, elsewhere): (Vec<&TrainedTurn>, Vec<&TrainedTurn>) =
+            open.iter().partition(|turn| turn.is_shown_by(&text));
         if !here.is_empty() {
-            let example = one_rendering(&text, &here, line, tokenizer, &mut result.split_boundaries)?;
+            let example = encode_rendering(&text, &here, line, tokenizer, &mut result.split_boundaries)?;
             result.examples.push(example);
         }
         open = elsewhere;
@@ -202,36 +207,36 @@ fn conversation(talk: &Conversation, line: usize, tokenizer: &ChatTokenizer, sup
 }
 
 /// Returns the indices of the messages to train on: assistant turns that are neither part of the prompt nor excluded.
-fn answers(talk: &Conversation) -> Vec<usize> {
+fn trained_messages(talk: &Conversation) -> Vec<usize> {
     let learnt = |i: &usize| talk.messages[*i].role == "assistant" && !talk.excluded.contains(i);
-    (talk.given..talk.messages.len()).filter(learnt).collect()
+    (talk.prompt_len..talk.messages.len()).filter(learnt).collect()
 }
 
 /// An answer that is trained on.
-struct Turn {
+struct TrainedTurn {
     index: usize,
-    answer: Answered,
+    answer: RenderedAnswer,
     /// The byte where the ids of its prompt end.
     start: usize,
     /// The byte after the stop token that ends it.
     end: usize,
 }
 
-impl Turn {
-    fn of(index: usize, answer: Answered, tokenizer: &ChatTokenizer) -> Result<Self> {
+impl TrainedTurn {
+    fn of(index: usize, answer: RenderedAnswer, tokenizer: &ChatTokenizer) -> Result<Self> {
         let text = &answer.text;
         let encoding = tokenizer.encode_offsets(text)?;
         let (ids, offsets) = (encoding.get_ids(), encoding.get_offsets());
-        let start = tokenizer.border(&answer.asked);
+        let start = tokenizer.prompt_end(&answer.prompt);
         let tokens = tokens_in(&(start..text.len()), offsets);
         let end = end_of_turn(ids, offsets, text, tokens, tokenizer)
-            .ok_or_else(|| no_stop(index, &text[start..], tokenizer))?;
+            .ok_or_else(|| missing_stop_error(index, &text[start..], tokenizer))?;
         Ok(Self { index, start, end: offsets[end].1, answer })
     }
 
     /// Returns true if `text` shows this answer after its prompt as generation sees it, up to its stop token. What
     /// follows may differ: some templates close the last turn further (Phi adds an end of text).
-    fn stands_in(&self, text: &str) -> bool {
+    fn is_shown_by(&self, text: &str) -> bool {
         text.starts_with(&self.answer.text[..self.end])
     }
 }
@@ -244,22 +249,22 @@ pub(super) fn ends_in_stop(text: &str, tokenizer: &ChatTokenizer) -> Result<bool
 }
 
 /// Encodes one rendering as an example; `turns` are the answers in it to train on. Adds the number of cuts to `splits`.
-fn one_rendering(
+fn encode_rendering(
     text: &str,
-    turns: &[&Turn],
+    turns: &[&TrainedTurn],
     line: usize,
     tokenizer: &ChatTokenizer,
     splits: &mut usize,
 ) -> Result<Example> {
     let starts: Vec<usize> = turns.iter().map(|turn| turn.start).collect();
-    let (ids, offsets) = encode_at(text, &starts, tokenizer, splits)?;
+    let (ids, offsets) = encode_with_cuts(text, &starts, tokenizer, splits)?;
     let mut supervised = vec![false; ids.len()];
     for turn in turns {
         let span = turn.start..turn.end;
         let tokens = tokens_in(&span, &offsets);
         let end = end_of_turn(&ids, &offsets, text, tokens.clone(), tokenizer)
-            .ok_or_else(|| no_stop(turn.index, &text[span], tokenizer))?;
-        if (tokens.start..end).all(|t| closes(t, &ids, &offsets, text, tokenizer)) {
+            .ok_or_else(|| missing_stop_error(turn.index, &text[span], tokenizer))?;
+        if (tokens.start..end).all(|t| may_end_turn(t, &ids, &offsets, text, tokenizer)) {
             return Err(Error::user(format!(
                 "message {} (assistant): the chat template leaves out what it says",
                 turn.index + 1
@@ -272,16 +277,16 @@ fn one_rendering(
 }
 
 /// First and last byte of each token in the text.
-type Offsets = Vec<(usize, usize)>;
+type ByteOffsets = Vec<(usize, usize)>;
 
 /// Returns ids and offsets of `text`. If a token would cover one of the positions in `starts`, the text is cut there
 /// and the pieces are encoded one by one; `splits` counts the cuts.
-fn encode_at(
+fn encode_with_cuts(
     text: &str,
     starts: &[usize],
     tokenizer: &ChatTokenizer,
     splits: &mut usize,
-) -> Result<(Vec<u32>, Offsets)> {
+) -> Result<(Vec<u32>, ByteOffsets)> {
     let whole = tokenizer.encode_offsets(text)?;
     let reaches_over = |at: usize| whole.get_offsets().iter().any(|(a, b)| *a < at && at < *b);
     let mut cuts: Vec<usize> = starts.iter().copied().filter(|at| reaches_over(*at)).collect();
@@ -323,17 +328,17 @@ fn end_of_turn(
     tokenizer: &ChatTokenizer,
 ) -> Option<usize> {
     let stops = |t: &usize| tokenizer.stop_ids().contains(&ids[*t]);
-    tokens.rev().take_while(|t| closes(*t, ids, offsets, text, tokenizer)).filter(stops).last()
+    tokens.rev().take_while(|t| may_end_turn(*t, ids, offsets, text, tokenizer)).filter(stops).last()
 }
 
 /// Returns true if a token may follow the words of an answer: a special token, or blank.
-fn closes(t: usize, ids: &[u32], offsets: &[(usize, usize)], text: &str, tokenizer: &ChatTokenizer) -> bool {
+fn may_end_turn(t: usize, ids: &[u32], offsets: &[(usize, usize)], text: &str, tokenizer: &ChatTokenizer) -> bool {
     tokenizer.stop_ids().contains(&ids[t])
         || tokenizer.is_special(ids[t])
         || text[offsets[t].0..offsets[t].1].trim().is_empty()
 }
 
-fn no_stop(index: usize, answer: &str, tokenizer: &ChatTokenizer) -> Error {
+fn missing_stop_error(index: usize, answer: &str, tokenizer: &ChatTokenizer) -> Error {
     let stops: Vec<String> = tokenizer.stop_ids().iter().filter_map(|id| tokenizer.token(*id)).collect();
     Error::user(format!(
         "message {} (assistant) ends in {:?}, not in a stop token ({}): the model would never learn to stop",
@@ -346,7 +351,7 @@ fn no_stop(index: usize, answer: &str, tokenizer: &ChatTokenizer) -> Error {
 
 /// Fails if the template does not know the role of a message: it would drop the message, or render it in a way that no
 /// other tool does.
-pub(super) fn check_roles(messages: &[Message], template: &ChatTemplate) -> Result<()> {
+pub(super) fn check_roles(messages: &[ChatMessage], template: &ChatTemplate) -> Result<()> {
     for (i, message) in messages.iter().enumerate() {
         let role = message.role.as_str();
         if !matches!(role, "system" | "user" | "assistant" | "tool") && !template.mentions(role) {
@@ -367,7 +372,10 @@ pub fn check_nothing_dropped(talk: &Conversation, texts: &[&str], template: &Cha
     for (i, message) in talk.messages.iter().enumerate() {
         let shown = |content: &str| texts.iter().any(|text| text.contains(content.trim()));
         let checked = matches!(message.role.as_str(), "system" | "user" | "tool");
-        if checked && !answered::said(message).into_iter().all(shown) && !answered::is_read(talk, i, template) {
+        if checked
+            && !answer_text::message_texts(message).into_iter().all(shown)
+            && !answer_text::is_rendered(talk, i, template)
+        {
             let error = Error::user(format!("message {} ({}): the chat template leaves it out", i + 1, message.role))
                 .hint("remove the message from the row, or set data.template to a template that renders it");
             return Err(match message.extra.contains_key("content") {

@@ -4,43 +4,48 @@
 //! and are stored as sequences of token ids.
 
 use super::Supervise;
-use super::answered;
-use super::detect::Want;
-use super::example::{self, Encoded, Example};
-use super::notes::Note;
-use super::preference::{Answer, Asked};
-use super::record::{Message, Place, Record, Row};
+use super::answer_text;
+use super::detect::RowPurpose;
+use super::example::{self, EncodedRow, Example};
+use super::notes::RowNote;
+use super::preference::{AnswerContent, PromptContent};
+use super::record::{ChatMessage, Record, RecordRow, RowPlace};
 use super::tokenizer::ChatTokenizer;
 use crate::error::{Context, Error, Result};
 use std::path::Path;
 
 /// A stored sequence: token ids, and which of them are marked as trained on or judged.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sequence {
+pub struct MarkedSequence {
     pub ids: Vec<u32>,
     pub marked: Vec<bool>,
 }
 
 /// An item of a data set, made from one row.
-pub trait Item: Sized + Send {
+pub trait DatasetItem: Sized + Send {
     /// What rows must contain.
-    const WANT: Want;
+    const PURPOSE: RowPurpose;
     /// Number of sequences per item.
-    const WIDTH: usize;
+    const SEQUENCES: usize;
 
     /// Makes the items of a row. Errors name file and line.
-    fn encode(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Encoded<Self>>;
+    fn encode(
+        row: &RecordRow,
+        path: &Path,
+        tokenizer: &ChatTokenizer,
+        supervise: Supervise,
+    ) -> Result<EncodedRow<Self>>;
     /// Returns the sequences that the model sees, with the tokens that are trained on or judged.
-    fn shown(&self) -> Vec<Example>;
+    fn to_examples(&self) -> Vec<Example>;
     /// Converts the item to its stored form: `WIDTH` sequences, the line, and a number (margin or label).
-    fn store(self) -> (Vec<Sequence>, usize, f64);
+    fn into_stored(self) -> (Vec<MarkedSequence>, usize, f64);
     /// Converts the stored form back to the item.
-    fn restore(sequences: Vec<Sequence>, line: usize, value: f64) -> Self;
+    fn from_stored(sequences: Vec<MarkedSequence>, line: usize, value: f64) -> Self;
 }
 
 /// A tokenised prompt with a better and a worse answer.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Pair {
+pub struct PairExample {
     /// Token ids up to the answers, as in generation.
     pub prompt: Vec<u32>,
     /// Token ids of the answer, including its stop token.
@@ -54,7 +59,7 @@ pub struct Pair {
 
 /// A tokenised prompt with an answer and its label: good or bad.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Unpaired {
+pub struct UnpairedExample {
     pub prompt: Vec<u32>,
     pub completion: Vec<u32>,
     pub good: bool,
@@ -63,19 +68,19 @@ pub struct Unpaired {
 
 /// A tokenised prompt without an answer.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Prompt {
+pub struct PromptExample {
     pub ids: Vec<u32>,
     pub line: usize,
 }
 
-impl Pair {
+impl PairExample {
     /// Returns the chosen and the rejected sequence; the tokens of the answers are supervised.
     pub fn sequences(&self) -> [Example; 2] {
         [&self.chosen, &self.rejected].map(|answer| joined(&self.prompt, answer, self.line))
     }
 }
 
-impl Unpaired {
+impl UnpairedExample {
     /// Returns prompt and completion as one sequence; the tokens of the completion are supervised.
     pub fn sequence(&self) -> Example {
         joined(&self.prompt, &self.completion, self.line)
@@ -88,54 +93,55 @@ fn joined(prompt: &[u32], answer: &[u32], line: usize) -> Example {
     Example { supervised: (0..ids.len()).map(mark).collect(), ids, line }
 }
 
-fn marked(prompt: &[u32], answer: &[u32]) -> Sequence {
+fn marked(prompt: &[u32], answer: &[u32]) -> MarkedSequence {
     let ids = [prompt, answer].concat();
-    Sequence { marked: (0..ids.len()).map(|t| t >= prompt.len()).collect(), ids }
+    MarkedSequence { marked: (0..ids.len()).map(|t| t >= prompt.len()).collect(), ids }
 }
 
 /// Splits a sequence before its first marked token: prompt and answer.
-fn parted(sequence: Sequence) -> (Vec<u32>, Vec<u32>) {
+fn split_at_first_mark(sequence: MarkedSequence) -> (Vec<u32>, Vec<u32>) {
     let at = sequence.marked.iter().position(|m| *m).unwrap_or(sequence.ids.len());
     let mut prompt = sequence.ids;
     let answer = prompt.split_off(at);
     (prompt, answer)
 }
 
-impl Item for Example {
-    const WANT: Want = Want::Answers;
-    const WIDTH: usize = 1;
+impl DatasetItem for Example {
+    const PURPOSE: RowPurpose = RowPurpose::Answers;
+    const SEQUENCES: usize = 1;
 
-    fn encode(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Encoded> {
+    fn encode(row: &RecordRow, path: &Path, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<EncodedRow> {
         example::encode_row(row, path, tokenizer, supervise)
     }
-    fn shown(&self) -> Vec<Example> {
+    fn to_examples(&self) -> Vec<Example> {
         vec![self.clone()]
     }
-    fn store(self) -> (Vec<Sequence>, usize, f64) {
-        (vec![Sequence { ids: self.ids, marked: self.supervised }], self.line, 0.0)
+    fn into_stored(self) -> (Vec<MarkedSequence>, usize, f64) {
+        (vec![MarkedSequence { ids: self.ids, marked: self.supervised }], self.line, 0.0)
     }
-    fn restore(sequences: Vec<Sequence>, line: usize, _: f64) -> Self {
-        let Sequence { ids, marked } = sequences.into_iter().next().unwrap_or(Sequence { ids: vec![], marked: vec![] });
+    fn from_stored(sequences: Vec<MarkedSequence>, line: usize, _: f64) -> Self {
+        let MarkedSequence { ids, marked } =
+            sequences.into_iter().next().unwrap_or(MarkedSequence { ids: vec![], marked: vec![] });
         Self { ids, supervised: marked, line }
     }
 }
 
-impl Item for Pair {
-    const WANT: Want = Want::Pairs;
-    const WIDTH: usize = 2;
+impl DatasetItem for PairExample {
+    const PURPOSE: RowPurpose = RowPurpose::Pairs;
+    const SEQUENCES: usize = 2;
 
-    fn encode(row: &Row, path: &Path, tokenizer: &ChatTokenizer, _: Supervise) -> Result<Encoded<Self>> {
-        let place = Place { path, line: row.line };
+    fn encode(row: &RecordRow, path: &Path, tokenizer: &ChatTokenizer, _: Supervise) -> Result<EncodedRow<Self>> {
+        let place = RowPlace { path, line: row.line };
         let Record::Preference(pair) = &row.record else {
             return Err(Error::user(format!("{place}: not a pair of a chosen and a rejected answer")));
         };
-        let mut seen = Seen::default();
+        let mut seen = EncodingNotes::default();
         let (prompt, [chosen, rejected]) = match &pair.text {
             Some((prompt, [a, b])) if !tokenizer.has_template() => {
-                let (a, b) = (Answer::Text(a.clone()), Answer::Text(b.clone()));
-                sides(&Asked::Text(prompt.clone()), [&a, &b], tokenizer, &mut seen)
+                let (a, b) = (AnswerContent::Text(a.clone()), AnswerContent::Text(b.clone()));
+                encode_answers(&PromptContent::Text(prompt.clone()), [&a, &b], tokenizer, &mut seen)
             }
-            _ => sides(&pair.prompt, [&pair.chosen, &pair.rejected], tokenizer, &mut seen),
+            _ => encode_answers(&pair.prompt, [&pair.chosen, &pair.rejected], tokenizer, &mut seen),
         }
         .context(|| place)?;
         if chosen == rejected {
@@ -143,150 +149,157 @@ impl Item for Pair {
                 "the chat template renders them alike: remove the row, or set data.template to another template",
             ));
         }
-        let pair = Pair { prompt, chosen, rejected, margin: pair.margin, line: row.line };
-        Ok(Encoded { examples: vec![pair], split_boundaries: seen.splits, notes: seen.notes })
+        let pair = PairExample { prompt, chosen, rejected, margin: pair.margin, line: row.line };
+        Ok(EncodedRow { examples: vec![pair], split_boundaries: seen.splits, notes: seen.notes })
     }
-    fn shown(&self) -> Vec<Example> {
+    fn to_examples(&self) -> Vec<Example> {
         self.sequences().into()
     }
-    fn store(self) -> (Vec<Sequence>, usize, f64) {
+    fn into_stored(self) -> (Vec<MarkedSequence>, usize, f64) {
         let sequences = [&self.chosen, &self.rejected].map(|answer| marked(&self.prompt, answer));
         (sequences.into(), self.line, self.margin.unwrap_or(f64::NAN))
     }
-    fn restore(sequences: Vec<Sequence>, line: usize, value: f64) -> Self {
-        let mut sequences = sequences.into_iter().map(parted);
+    fn from_stored(sequences: Vec<MarkedSequence>, line: usize, value: f64) -> Self {
+        let mut sequences = sequences.into_iter().map(split_at_first_mark);
         let (prompt, chosen) = sequences.next().unwrap_or_default();
         let (_, rejected) = sequences.next().unwrap_or_default();
         Self { prompt, chosen, rejected, margin: Some(value).filter(|v| !v.is_nan()), line }
     }
 }
 
-impl Item for Unpaired {
-    const WANT: Want = Want::Verdicts;
-    const WIDTH: usize = 1;
+impl DatasetItem for UnpairedExample {
+    const PURPOSE: RowPurpose = RowPurpose::Verdicts;
+    const SEQUENCES: usize = 1;
 
     /// A pair becomes two items: a good answer and a bad one.
-    fn encode(row: &Row, path: &Path, tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Encoded<Self>> {
-        let place = Place { path, line: row.line };
+    fn encode(
+        row: &RecordRow,
+        path: &Path,
+        tokenizer: &ChatTokenizer,
+        supervise: Supervise,
+    ) -> Result<EncodedRow<Self>> {
+        let place = RowPlace { path, line: row.line };
         if matches!(row.record, Record::Preference(_)) {
-            let Encoded { examples, split_boundaries, notes } = Pair::encode(row, path, tokenizer, supervise)?;
+            let EncodedRow { examples, split_boundaries, notes } =
+                PairExample::encode(row, path, tokenizer, supervise)?;
             let two = examples.into_iter().flat_map(|p| {
-                let of = |completion, good| Unpaired { prompt: p.prompt.clone(), completion, good, line: p.line };
+                let of =
+                    |completion, good| UnpairedExample { prompt: p.prompt.clone(), completion, good, line: p.line };
                 [of(p.chosen, true), of(p.rejected, false)]
             });
-            return Ok(Encoded { examples: two.collect(), split_boundaries, notes });
+            return Ok(EncodedRow { examples: two.collect(), split_boundaries, notes });
         }
         let Record::Unpaired(verdict) = &row.record else {
             return Err(Error::user(format!("{place}: not an answer with a label (good or bad)")));
         };
-        let mut seen = Seen::default();
+        let mut seen = EncodingNotes::default();
         let (prompt, [completion]) =
-            sides(&verdict.prompt, [&verdict.answer], tokenizer, &mut seen).context(|| place)?;
-        let one = Unpaired { prompt, completion, good: verdict.good, line: row.line };
-        Ok(Encoded { examples: vec![one], split_boundaries: seen.splits, notes: seen.notes })
+            encode_answers(&verdict.prompt, [&verdict.answer], tokenizer, &mut seen).context(|| place)?;
+        let one = UnpairedExample { prompt, completion, good: verdict.good, line: row.line };
+        Ok(EncodedRow { examples: vec![one], split_boundaries: seen.splits, notes: seen.notes })
     }
-    fn shown(&self) -> Vec<Example> {
+    fn to_examples(&self) -> Vec<Example> {
         vec![self.sequence()]
     }
-    fn store(self) -> (Vec<Sequence>, usize, f64) {
+    fn into_stored(self) -> (Vec<MarkedSequence>, usize, f64) {
         (vec![marked(&self.prompt, &self.completion)], self.line, f64::from(u8::from(self.good)))
     }
-    fn restore(sequences: Vec<Sequence>, line: usize, value: f64) -> Self {
-        let (prompt, completion) = sequences.into_iter().next().map(parted).unwrap_or_default();
+    fn from_stored(sequences: Vec<MarkedSequence>, line: usize, value: f64) -> Self {
+        let (prompt, completion) = sequences.into_iter().next().map(split_at_first_mark).unwrap_or_default();
         Self { prompt, completion, good: value != 0.0, line }
     }
 }
 
-impl Item for Prompt {
-    const WANT: Want = Want::Prompts;
-    const WIDTH: usize = 1;
+impl DatasetItem for PromptExample {
+    const PURPOSE: RowPurpose = RowPurpose::Prompts;
+    const SEQUENCES: usize = 1;
 
     /// The prompt of a conversation ends before its last answer.
-    fn encode(row: &Row, path: &Path, tokenizer: &ChatTokenizer, _: Supervise) -> Result<Encoded<Self>> {
-        let Question { ids, notes, .. } = question(row, path, tokenizer)?;
-        Ok(Encoded { examples: vec![Prompt { ids, line: row.line }], split_boundaries: 0, notes })
+    fn encode(row: &RecordRow, path: &Path, tokenizer: &ChatTokenizer, _: Supervise) -> Result<EncodedRow<Self>> {
+        let RenderedPrompt { ids, notes, .. } = render_prompt(row, path, tokenizer)?;
+        Ok(EncodedRow { examples: vec![PromptExample { ids, line: row.line }], split_boundaries: 0, notes })
     }
-    fn shown(&self) -> Vec<Example> {
+    fn to_examples(&self) -> Vec<Example> {
         vec![Example { ids: self.ids.clone(), supervised: vec![false; self.ids.len()], line: self.line }]
     }
-    fn store(self) -> (Vec<Sequence>, usize, f64) {
-        (vec![Sequence { marked: vec![false; self.ids.len()], ids: self.ids }], self.line, 0.0)
+    fn into_stored(self) -> (Vec<MarkedSequence>, usize, f64) {
+        (vec![MarkedSequence { marked: vec![false; self.ids.len()], ids: self.ids }], self.line, 0.0)
     }
-    fn restore(sequences: Vec<Sequence>, line: usize, _: f64) -> Self {
+    fn from_stored(sequences: Vec<MarkedSequence>, line: usize, _: f64) -> Self {
         Self { ids: sequences.into_iter().next().map(|s| s.ids).unwrap_or_default(), line }
     }
 }
 
 /// The prompt of a row, rendered and tokenised.
-pub(super) struct Question {
+pub(super) struct RenderedPrompt {
     pub text: String,
     pub ids: Vec<u32>,
-    pub notes: Vec<Note>,
+    pub notes: Vec<RowNote>,
 }
 
 /// Renders and tokenises the prompt of a row. If a conversation ends in an answer, its prompt ends before that answer.
 ///
 /// Errors (with file and line): the row has no prompt, the prompt is empty, or the template refuses it.
-pub(super) fn question(row: &Row, path: &Path, tokenizer: &ChatTokenizer) -> Result<Question> {
-    let place = Place { path, line: row.line };
+pub(super) fn render_prompt(row: &RecordRow, path: &Path, tokenizer: &ChatTokenizer) -> Result<RenderedPrompt> {
+    let place = RowPlace { path, line: row.line };
     let talk = |mut talk: super::Conversation| {
         if talk.messages.last().is_some_and(|m| m.role == "assistant") {
             talk.messages.pop();
         }
-        Asked::Talk(talk)
+        PromptContent::Talk(talk)
     };
     let asked = match &row.record {
         Record::Prompt(asked) => asked.clone(),
         Record::Messages(messages) => talk(messages.clone()),
         Record::Alpaca(task) if tokenizer.has_template() => talk(task.conversation()),
-        Record::Alpaca(task) => Asked::Text(task.prompt()),
-        Record::PromptCompletion { prompt, .. } => Asked::Text(prompt.clone()),
+        Record::Alpaca(task) => PromptContent::Text(task.prompt()),
+        Record::PromptCompletion { prompt, .. } => PromptContent::Text(prompt.clone()),
         Record::Preference(pair) => pair.prompt.clone(),
         Record::Unpaired(verdict) => verdict.prompt.clone(),
         Record::Text(_) => return Err(Error::user(format!("{place}: plain text has no prompt"))),
     };
-    let mut seen = Seen::default();
-    let text = asked_text(&asked, tokenizer, &mut seen).context(|| place)?;
+    let mut seen = EncodingNotes::default();
+    let text = prompt_text(&asked, tokenizer, &mut seen).context(|| place)?;
     let ids = prompt_ids(&asked, &text, tokenizer).context(|| place)?;
     if ids.is_empty() {
         return Err(Error::user(format!("{place}: the prompt is empty")).hint("remove the row, or fill it"));
     }
-    Ok(Question { text, ids, notes: seen.notes })
+    Ok(RenderedPrompt { text, ids, notes: seen.notes })
 }
 
 /// Counts and notes collected while a row is encoded.
 #[derive(Default)]
-struct Seen {
+struct EncodingNotes {
     /// Number of answers that were encoded apart from their prompt.
     splits: usize,
-    notes: Vec<Note>,
+    notes: Vec<RowNote>,
 }
 
 /// Returns the text of a prompt; messages are rendered with the generation prompt.
-fn asked_text(asked: &Asked, tokenizer: &ChatTokenizer, seen: &mut Seen) -> Result<String> {
+fn prompt_text(asked: &PromptContent, tokenizer: &ChatTokenizer, seen: &mut EncodingNotes) -> Result<String> {
     match asked {
-        Asked::Text(text) => Ok(text.clone()),
-        Asked::Talk(talk) => {
+        PromptContent::Text(text) => Ok(text.clone()),
+        PromptContent::Talk(talk) => {
             if talk.messages.is_empty() {
                 return Err(Error::user("there is no message before the answer"));
             }
-            let template = tokenizer.need_template()?;
+            let template = tokenizer.require_template()?;
             example::check_roles(&talk.messages, template)?;
             let text = template.render(talk, talk.messages.len(), true)?;
             example::check_nothing_dropped(talk, &[&text], template)?;
             let without = || template.render_with(&talk.messages, None, &talk.kwargs, true);
             if talk.tools.is_some() && without().is_ok_and(|without| without == text) {
-                seen.notes.push(Note::ToolsLeftOut);
+                seen.notes.push(RowNote::ToolsLeftOut);
             }
             Ok(text)
         }
     }
 }
 
-fn prompt_ids(asked: &Asked, text: &str, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
+fn prompt_ids(asked: &PromptContent, text: &str, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
     let ids = match asked {
-        Asked::Text(_) => tokenizer.encode_plain_prompt(text)?,
-        Asked::Talk(_) => tokenizer.encode_prompt(text)?,
+        PromptContent::Text(_) => tokenizer.encode_plain_prompt(text)?,
+        PromptContent::Talk(_) => tokenizer.encode_prompt(text)?,
     };
     example::check_bos(&ids, tokenizer)?;
     Ok(ids)
@@ -294,17 +307,17 @@ fn prompt_ids(asked: &Asked, text: &str, tokenizer: &ChatTokenizer) -> Result<Ve
 
 /// Returns the ids of the prompt and of each answer. The ids of an answer are taken from the encoding of the joined
 /// text if that begins with the prompt's ids; if a token would cover the boundary, the answer is encoded apart.
-fn sides<const N: usize>(
-    asked: &Asked,
-    answers: [&Answer; N],
+fn encode_answers<const N: usize>(
+    asked: &PromptContent,
+    answers: [&AnswerContent; N],
     tokenizer: &ChatTokenizer,
-    seen: &mut Seen,
+    seen: &mut EncodingNotes,
 ) -> Result<(Vec<u32>, [Vec<u32>; N])> {
-    let mut question = asked_text(asked, tokenizer, seen)?;
+    let mut question = prompt_text(asked, tokenizer, seen)?;
     let mut wholes = Vec::new();
-    if let Asked::Talk(talk) = asked {
+    if let PromptContent::Talk(talk) = asked {
         for answer in answers {
-            let Answer::Talk(messages) = answer else {
+            let AnswerContent::Talk(messages) = answer else {
                 return Err(Error::bug("a prompt of messages with an answer of text"));
             };
             let whole = rendered(talk, messages, &question, tokenizer, seen)?;
@@ -320,13 +333,13 @@ fn sides<const N: usize>(
     let mut ids: [Vec<u32>; N] = std::array::from_fn(|_| Vec::new());
     for (i, (ids, answer)) in ids.iter_mut().zip(answers).enumerate() {
         *ids = match answer {
-            Answer::Text(answer) => {
-                let joint = tokenizer.encode_open(&format!("{question}{answer}"))?;
-                let mut ids = after(&prompt, joint, [&question, answer], tokenizer, seen)?;
+            AnswerContent::Text(answer) => {
+                let joint = tokenizer.encode_without_eos(&format!("{question}{answer}"))?;
+                let mut ids = answer_ids(&prompt, joint, [&question, answer], tokenizer, seen)?;
                 example::append_eos(&mut ids, tokenizer)?;
                 ids
             }
-            Answer::Talk(_) => {
+            AnswerContent::Talk(_) => {
                 let whole = wholes.get(i).ok_or_else(|| Error::bug("a prompt of text with an answer of messages"))?;
                 let answer = whole.strip_prefix(question.as_str()).filter(|answer| !answer.is_empty());
                 let answer = answer.ok_or_else(|| {
@@ -339,7 +352,7 @@ fn sides<const N: usize>(
                     )
                     .hint("set data.template to a template that ends the assistant's turn in a stop token"));
                 }
-                after(&prompt, tokenizer.encode(whole)?, [&question, answer], tokenizer, seen)?
+                answer_ids(&prompt, tokenizer.encode(whole)?, [&question, answer], tokenizer, seen)?
             }
         };
     }
@@ -350,12 +363,12 @@ fn sides<const N: usize>(
 /// message, the answer is joined to the prompt as in generation. Fails if the template leaves out a message.
 fn rendered(
     talk: &super::Conversation,
-    answer: &[Message],
+    answer: &[ChatMessage],
     question: &str,
     tokenizer: &ChatTokenizer,
-    seen: &mut Seen,
+    seen: &mut EncodingNotes,
 ) -> Result<String> {
-    let template = tokenizer.need_template()?;
+    let template = tokenizer.require_template()?;
     let mut talk = talk.clone();
     let asked = talk.messages.len();
     talk.messages.extend_from_slice(answer);
@@ -363,7 +376,7 @@ fn rendered(
     let whole = template.render(&talk, talk.messages.len(), false)?;
     let whole = match answer {
         [one] if one.role == "assistant" && !whole.starts_with(question) => {
-            let answered = answered::answered(&talk, asked, template, &tokenizer.stop_texts())?;
+            let answered = answer_text::render_answer(&talk, asked, template, &tokenizer.stop_texts())?;
             seen.notes.extend(answered.notes);
             answered.text
         }
@@ -375,12 +388,12 @@ fn rendered(
 
 /// Returns the ids of the answer: those after the prompt in the encoding `joint` of the joined text, or those of the
 /// answer encoded apart.
-fn after(
+fn answer_ids(
     prompt: &[u32],
     mut joint: Vec<u32>,
     [question, answer]: [&str; 2],
     tokenizer: &ChatTokenizer,
-    seen: &mut Seen,
+    seen: &mut EncodingNotes,
 ) -> Result<Vec<u32>> {
     if joint.starts_with(prompt) {
         return Ok(joint.split_off(prompt.len()));

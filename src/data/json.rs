@@ -17,7 +17,7 @@ const QUOTED: &str = "\"\u{F8FF}number\"";
 
 /// Parses JSON text; every number keeps its digits.
 pub fn parse(text: &str) -> serde_json::Result<Value> {
-    match marked(text) {
+    match mark_long_numbers(text) {
         Cow::Borrowed(text) => serde_json::from_str(text),
         // Report the error for the original text, whose line and column the user can find.
         Cow::Owned(marked) => serde_json::from_str(&marked)
@@ -26,12 +26,12 @@ pub fn parse(text: &str) -> serde_json::Result<Value> {
 }
 
 /// Writes `value` as JSON text on one line.
-pub fn text(value: &Value) -> String {
-    unmarked(value.to_string())
+pub fn to_text(value: &Value) -> String {
+    restore_numbers(value.to_string())
 }
 
 /// Replaces the marker objects in JSON text (written by serde_json, compact or indented) by their numbers.
-pub fn unmarked(text: String) -> String {
+pub fn restore_numbers(text: String) -> String {
     if !text.contains(QUOTED) {
         return text;
     }
@@ -63,7 +63,7 @@ fn mark_around(text: &str, at: usize) -> Option<(usize, &str, usize)> {
 }
 
 /// Returns the digits if `value` represents a number that a float or a 64-bit integer would change.
-pub fn digits(value: &Value) -> Option<&str> {
+pub fn long_number(value: &Value) -> Option<&str> {
     match value {
         Value::Object(map) if map.len() == 1 => map.get(MARK)?.as_str().filter(|d| is_number(d)),
         _ => None,
@@ -72,17 +72,17 @@ pub fn digits(value: &Value) -> Option<&str> {
 
 /// Returns the nearest finite float of a number; `None` for other values.
 pub fn as_f64(value: &Value) -> Option<f64> {
-    digits(value).map_or_else(|| value.as_f64(), |digits| digits.parse().ok().filter(|x: &f64| x.is_finite()))
+    long_number(value).map_or_else(|| value.as_f64(), |digits| digits.parse().ok().filter(|x: &f64| x.is_finite()))
 }
 
 /// Makes a number from its digits as written in JSON.
-pub fn number(digits: &str) -> Value {
+pub fn number_from_digits(digits: &str) -> Value {
     let plain = serde_json::from_str(digits).ok().filter(|_| exact(digits));
     plain.unwrap_or_else(|| Value::Object(Map::from_iter([(MARK.to_string(), Value::from(digits))])))
 }
 
 /// Replaces the numbers in JSON text that would change by marker objects.
-fn marked(text: &str) -> Cow<'_, str> {
+fn mark_long_numbers(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
     let (mut out, mut copied, mut i) = (String::new(), 0, 0);
     while i < bytes.len() {
@@ -159,7 +159,7 @@ fn significant(token: &str) -> (String, i64) {
 }
 
 /// Returns the byte position of the first unpaired surrogate escape (`\ud800`–`\udfff`), which is not a character.
-pub fn lone_surrogate(text: &str) -> Option<usize> {
+pub fn find_lone_surrogate(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     let unit = |at: usize| -> Option<u32> {
         let hex = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
@@ -200,10 +200,10 @@ mod tests {
         for number in kept {
             let row = format!(r#"{{"a":[{number},{{"b":{number}}}],"c":"{number}"}}"#);
             let value = parse(&row).unwrap();
-            assert_eq!(digits(&value["a"][0]), Some(number));
+            assert_eq!(long_number(&value["a"][0]), Some(number));
             assert_eq!(value["c"], *number);
-            assert_eq!(text(&value), row);
-            let indented = unmarked(serde_json::to_string_pretty(&value).unwrap());
+            assert_eq!(to_text(&value), row);
+            let indented = restore_numbers(serde_json::to_string_pretty(&value).unwrap());
             assert_eq!(indented.matches(number).count(), 3);
             assert!(!indented.contains('\u{F8FF}'), "{indented}");
         }
@@ -222,7 +222,7 @@ mod tests {
         for (number, written) in plain {
             let value = parse(number).unwrap();
             assert!(value.is_number(), "{number}");
-            assert_eq!(text(&value), written, "{number}");
+            assert_eq!(to_text(&value), written, "{number}");
         }
         assert_eq!(as_f64(&parse("0.1234567890123456789").unwrap()), Some(0.123_456_789_012_345_68));
     }
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn what_only_looks_like_a_mark_stays() {
         for row in ["[\"{\\\"\u{F8FF}number\\\":\\\"12\\\"}\"]", "[\"\u{F8FF}number\"]", "{\"\u{F8FF}number\":\"x\"}"] {
-            assert_eq!(text(&parse(row).unwrap()), row);
+            assert_eq!(to_text(&parse(row).unwrap()), row);
         }
         for bad in ["01234567890123456789", "[1 2]", "1.e400", "{\"a\": 123456789012345678901234567890-}"] {
             assert!(parse(bad).is_err(), "{bad}");
@@ -239,8 +239,8 @@ mod tests {
 
     #[test]
     fn a_surrogate_without_its_partner_is_found() {
-        assert_eq!(lone_surrogate(r#""a\ud800 b""#), Some(2));
-        assert_eq!(lone_surrogate(r#""a\udc00""#), Some(2));
-        assert_eq!(lone_surrogate(r#""\\ud800 \ud83d\ude42 \u0041""#), None);
+        assert_eq!(find_lone_surrogate(r#""a\ud800 b""#), Some(2));
+        assert_eq!(find_lone_surrogate(r#""a\udc00""#), Some(2));
+        assert_eq!(find_lone_surrogate(r#""\\ud800 \ud83d\ude42 \u0041""#), None);
     }
 }

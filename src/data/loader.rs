@@ -4,7 +4,7 @@
 //! same as in an uninterrupted run. The last step of an epoch may be smaller; it is not dropped. Uses lengths only: no
 //! tokens, no tensors.
 
-use super::mix::Mix;
+use super::mix::SourceMix;
 use super::pack::pack_into;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ pub struct BatchPlan {
 /// The position of a loader: everything a checkpoint must store to resume it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Cursor {
+pub struct LoaderCursor {
     pub epoch: u64,
     /// Number of steps of this epoch that were returned already.
     pub step_in_epoch: u64,
@@ -31,7 +31,7 @@ pub struct Cursor {
 
 /// The packed rows of one optimiser step, each a list of example indices.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Step {
+pub struct StepRows {
     pub rows: Vec<Vec<usize>>,
     /// Epochs completed after this step; 1.5 is halfway through the second.
     pub epoch: f64,
@@ -41,19 +41,19 @@ pub struct Step {
 #[derive(Debug, Clone)]
 pub struct Loader {
     lengths: Vec<u32>,
-    mix: Mix,
+    mix: SourceMix,
     plan: BatchPlan,
     shuffle: bool,
     seed: u64,
-    cursor: Cursor,
-    steps: Steps,
+    cursor: LoaderCursor,
+    steps: EpochSteps,
 }
 
 impl Loader {
     /// Creates a loader at the beginning of the first epoch.
     ///
     /// Errors: there are no examples, the plan contradicts itself, or an example is longer than a packed row.
-    pub fn new(lengths: Vec<u32>, mix: Mix, plan: BatchPlan, shuffle: bool, seed: u64) -> Result<Self> {
+    pub fn new(lengths: Vec<u32>, mix: SourceMix, plan: BatchPlan, shuffle: bool, seed: u64) -> Result<Self> {
         if lengths.is_empty() {
             return Err(Error::user("there are no examples to train on"));
         }
@@ -73,20 +73,21 @@ impl Loader {
             ))
             .hint(format!("set batch.tokens to {longest} or more, or lower batch.max_len")));
         }
-        let mut loader = Self { lengths, mix, plan, shuffle, seed, cursor: Cursor::default(), steps: Steps::default() };
-        loader.steps = loader.steps_of(0);
+        let mut loader =
+            Self { lengths, mix, plan, shuffle, seed, cursor: LoaderCursor::default(), steps: EpochSteps::default() };
+        loader.steps = loader.epoch_steps(0);
         Ok(loader)
     }
 
     /// Returns the next step; the last step of an epoch is followed by the first of the next epoch.
     #[allow(clippy::should_implement_trait)] // an iterator would promise an end
-    pub fn next(&mut self) -> Step {
+    pub fn next(&mut self) -> StepRows {
         if self.cursor.step_in_epoch >= self.steps.len() as u64 {
-            self.enter(Cursor { epoch: self.cursor.epoch + 1, step_in_epoch: 0 });
+            self.move_to(LoaderCursor { epoch: self.cursor.epoch + 1, step_in_epoch: 0 });
         }
         let rows = self.steps.get(self.cursor.step_in_epoch as usize);
         self.cursor.step_in_epoch += 1;
-        Step { rows, epoch: self.cursor.epoch as f64 + self.cursor.step_in_epoch as f64 / self.steps.len() as f64 }
+        StepRows { rows, epoch: self.cursor.epoch as f64 + self.cursor.step_in_epoch as f64 / self.steps.len() as f64 }
     }
 
     /// Returns the number of steps of the current epoch. With `accumulate`, another order of examples may need a row
@@ -100,7 +101,7 @@ impl Loader {
         let whole = epochs.floor();
         let steps_in = |epoch| match epoch == self.cursor.epoch {
             true => self.steps.len() as u64,
-            false => self.steps_of(epoch).len() as u64,
+            false => self.epoch_steps(epoch).len() as u64,
         };
         let total: u64 =
             if self.varies() { (0..whole as u64).map(steps_in).sum() } else { whole as u64 * self.steps.len() as u64 };
@@ -119,17 +120,17 @@ impl Loader {
     }
 
     /// Returns the position, from which [`Loader::rewind`] continues.
-    pub fn cursor(&self) -> Cursor {
+    pub fn cursor(&self) -> LoaderCursor {
         self.cursor
     }
 
     /// Moves to the position of a loader with the same lengths, plan and seed. Fails if the epoch has fewer steps than
     /// that.
-    pub fn rewind(&mut self, at: Cursor) -> Result<()> {
-        self.enter(at);
+    pub fn rewind(&mut self, at: LoaderCursor) -> Result<()> {
+        self.move_to(at);
         if at.step_in_epoch > self.steps.len() as u64 {
             let found = self.steps.len();
-            self.enter(Cursor::default());
+            self.move_to(LoaderCursor::default());
             return Err(Error::user(format!(
                 "the checkpoint is at step {} of an epoch that has {found} steps",
                 at.step_in_epoch
@@ -139,16 +140,16 @@ impl Loader {
         Ok(())
     }
 
-    fn enter(&mut self, at: Cursor) {
+    fn move_to(&mut self, at: LoaderCursor) {
         if at.epoch != self.cursor.epoch {
-            self.steps = self.steps_of(at.epoch);
+            self.steps = self.epoch_steps(at.epoch);
         }
         self.cursor = at;
     }
 
-    fn steps_of(&self, epoch: u64) -> Steps {
+    fn epoch_steps(&self, epoch: u64) -> EpochSteps {
         let order = self.mix.order(self.shuffle, self.seed, epoch);
-        let mut steps = Steps { items: Vec::with_capacity(order.len()), ..Steps::default() };
+        let mut steps = EpochSteps { items: Vec::with_capacity(order.len()), ..EpochSteps::default() };
         match self.plan.examples {
             Some(n) => {
                 for part in order.chunks(n) {
@@ -168,7 +169,7 @@ impl Loader {
 
 /// The steps of an epoch in flat arrays, so that millions of examples take a few bytes each.
 #[derive(Debug, Clone, Default)]
-struct Steps {
+struct EpochSteps {
     /// Example indices of all rows, one row after the other.
     items: Vec<u32>,
     /// Where each row ends in `items`.
@@ -177,7 +178,7 @@ struct Steps {
     ends: Vec<usize>,
 }
 
-impl Steps {
+impl EpochSteps {
     fn add_row(&mut self, row: &[u32]) {
         self.items.extend(row);
         self.rows.push(self.items.len());
@@ -216,7 +217,7 @@ mod tests {
     #[test]
     fn an_epoch_sees_every_example_once() {
         for plan in plans() {
-            let mut loader = Loader::new(lengths(), Mix::plain(97), plan, true, 7).unwrap();
+            let mut loader = Loader::new(lengths(), SourceMix::unweighted(97), plan, true, 7).unwrap();
             let mut orders = Vec::new();
             for epoch in 0..3 {
                 let mut seen = Vec::new();
@@ -242,12 +243,12 @@ mod tests {
     #[test]
     fn rewinding_continues_where_it_stood() {
         for plan in plans() {
-            let mut straight = Loader::new(lengths(), Mix::plain(97), plan, true, 7).unwrap();
+            let mut straight = Loader::new(lengths(), SourceMix::unweighted(97), plan, true, 7).unwrap();
             for _ in 0..31 {
                 straight.next();
             }
             let text = serde_json::to_string(&straight.cursor()).unwrap();
-            let mut resumed = Loader::new(lengths(), Mix::plain(97), plan, true, 7).unwrap();
+            let mut resumed = Loader::new(lengths(), SourceMix::unweighted(97), plan, true, 7).unwrap();
             resumed.rewind(serde_json::from_str(&text).unwrap()).unwrap();
             for _ in 0..60 {
                 assert_eq!(resumed.next(), straight.next());
@@ -259,7 +260,7 @@ mod tests {
     fn steps_are_counted_exactly() {
         for plan in plans() {
             for epochs in [0.5, 1.0, 3.0, 2.25] {
-                let mut loader = Loader::new(lengths(), Mix::plain(97), plan, true, 3).unwrap();
+                let mut loader = Loader::new(lengths(), SourceMix::unweighted(97), plan, true, 3).unwrap();
                 let n = loader.steps_for(epochs);
                 let last = (0..n).map(|_| loader.next().epoch).last().unwrap();
                 assert!(last >= epochs - 1e-9 && last < epochs + 0.2, "{n} steps reach {last}, not {epochs}");
@@ -270,7 +271,7 @@ mod tests {
     #[test]
     fn examples_per_step_are_as_asked() {
         let plan = BatchPlan { tokens: 128, accumulate: None, examples: Some(8) };
-        let mut loader = Loader::new(lengths(), Mix::plain(97), plan, false, 7).unwrap();
+        let mut loader = Loader::new(lengths(), SourceMix::unweighted(97), plan, false, 7).unwrap();
         let sizes: Vec<usize> = (0..13).map(|_| loader.next().rows.iter().map(Vec::len).sum()).collect();
         assert_eq!(sizes, [8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 1]);
     }
@@ -278,10 +279,10 @@ mod tests {
     #[test]
     fn impossible_plans_say_what_to_do() {
         let plan = BatchPlan { tokens: 32, accumulate: None, examples: None };
-        let e = Loader::new(lengths(), Mix::plain(97), plan, true, 7).unwrap_err();
+        let e = Loader::new(lengths(), SourceMix::unweighted(97), plan, true, 7).unwrap_err();
         assert!(e.to_string().contains("63 tokens") && e.to_string().contains("batch.tokens"), "{e}");
-        assert!(Loader::new(vec![], Mix::plain(0), plan, true, 7).is_err());
-        let mut loader = Loader::new(vec![4; 10], Mix::plain(10), plan, true, 7).unwrap();
-        assert!(loader.rewind(Cursor { epoch: 1, step_in_epoch: 999 }).is_err());
+        assert!(Loader::new(vec![], SourceMix::unweighted(0), plan, true, 7).is_err());
+        let mut loader = Loader::new(vec![4; 10], SourceMix::unweighted(10), plan, true, 7).unwrap();
+        assert!(loader.rewind(LoaderCursor { epoch: 1, step_in_epoch: 999 }).is_err());
     }
 }

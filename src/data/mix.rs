@@ -11,15 +11,15 @@ use rand::seq::SliceRandom;
 
 /// The number of examples of each source, in the order in which examples are numbered, and the weights of the sources.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Mix {
+pub struct SourceMix {
     counts: Vec<usize>,
     /// `None`: every example once per epoch.
     weights: Option<Vec<f64>>,
 }
 
-impl Mix {
+impl SourceMix {
     /// A mix in which each of `count` examples occurs once per epoch.
-    pub fn plain(count: usize) -> Self {
+    pub fn unweighted(count: usize) -> Self {
         Self { counts: vec![count], weights: None }
     }
 
@@ -51,7 +51,7 @@ impl Mix {
     pub fn order(&self, shuffle: bool, seed: u64, epoch: u64) -> Vec<u32> {
         let mut order: Vec<u32> = match self.weights {
             None => (0..self.counts.iter().sum::<usize>() as u32).collect(),
-            Some(_) => self.drawn(shuffle, seed, epoch),
+            Some(_) => self.weighted_order(shuffle, seed, epoch),
         };
         if shuffle {
             order.shuffle(&mut rng::stream(seed, "shuffle", epoch));
@@ -60,7 +60,7 @@ impl Mix {
     }
 
     /// Returns the examples of an epoch source by source, each source continuing where the last epoch ended.
-    fn drawn(&self, shuffle: bool, seed: u64, epoch: u64) -> Vec<u32> {
+    fn weighted_order(&self, shuffle: bool, seed: u64, epoch: u64) -> Vec<u32> {
         let mut drawn = Vec::new();
         let mut first = 0;
         for (source, (count, quota)) in self.counts.iter().zip(self.quotas()).enumerate() {
@@ -88,17 +88,17 @@ mod tests {
 
     #[test]
     fn without_weights_an_epoch_is_everything_once() {
-        let mix = Mix::new(vec![3, 4], None);
+        let mix = SourceMix::new(vec![3, 4], None);
         assert_eq!(mix.order(false, 1, 0), [0, 1, 2, 3, 4, 5, 6]);
         let mut shuffled = mix.order(true, 1, 5);
-        assert_eq!(shuffled, Mix::plain(7).order(true, 1, 5), "sources without weights are one");
+        assert_eq!(shuffled, SourceMix::unweighted(7).order(true, 1, 5), "sources without weights are one");
         shuffled.sort();
         assert_eq!(shuffled, [0, 1, 2, 3, 4, 5, 6]);
     }
 
     #[test]
     fn each_source_gives_its_share_and_repeats_none_before_all_were_there() {
-        let mix = Mix::new(vec![10, 90], Some(vec![1.0, 3.0]));
+        let mix = SourceMix::new(vec![10, 90], Some(vec![1.0, 3.0]));
         assert_eq!(mix.quotas(), [25, 75]);
         let mut times = vec![0; 100];
         for epoch in 0..6 {
@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn shares_are_rounded_to_all_examples() {
         for weights in [vec![1.0, 1.0, 1.0], vec![0.1, 0.7, 3.0], vec![1e-9, 1.0, 1.0]] {
-            let mix = Mix::new(vec![5, 6, 9], Some(weights.clone()));
+            let mix = SourceMix::new(vec![5, 6, 9], Some(weights.clone()));
             assert_eq!(mix.quotas().iter().sum::<usize>(), 20, "{weights:?}");
         }
     }

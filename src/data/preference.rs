@@ -5,15 +5,15 @@
 //! (TRL's rule). A pair of equal answers has nothing to train on and is an error that names its line.
 
 use super::RowFormat;
-use super::detect::{label_of, list_of, opened, spells_messages, truth, verdict_words};
+use super::detect::{as_list, decode_json_text, is_messages_json, parse_verdict, verdict_column, verdict_words};
 use super::json;
-use super::record::{Columns, Conversation, Message, Reader};
+use super::record::{ChatMessage, Conversation, RecordReader, RowColumns};
 use crate::error::Result;
 use serde_json::Value;
 
 /// A prompt, as text or as messages.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Asked {
+pub enum PromptContent {
     Text(String),
     /// Messages up to the answer, with tools and template arguments.
     Talk(Conversation),
@@ -21,17 +21,17 @@ pub enum Asked {
 
 /// An answer: text if its prompt is text, messages if its prompt is messages.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Answer {
+pub enum AnswerContent {
     Text(String),
-    Talk(Vec<Message>),
+    Talk(Vec<ChatMessage>),
 }
 
 /// A prompt with a better and a worse answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preference {
-    pub prompt: Asked,
-    pub chosen: Answer,
-    pub rejected: Answer,
+    pub prompt: PromptContent,
+    pub chosen: AnswerContent,
+    pub rejected: AnswerContent,
     /// By how much the chosen answer is better, if the row says so.
     pub margin: Option<f64>,
     /// Prompt and both answers as text, if the row is a dialogue in text (HH); used by models without a chat template.
@@ -40,59 +40,64 @@ pub struct Preference {
 
 /// A prompt with an answer and its label: good or bad.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Verdict {
-    pub prompt: Asked,
-    pub answer: Answer,
+pub struct JudgedAnswer {
+    pub prompt: PromptContent,
+    pub answer: AnswerContent,
     pub good: bool,
 }
 
 /// A prompt or an answer as the row gives it, before the two are brought to the same kind.
-enum Side {
+enum TextOrMessages {
     Text(String),
-    Talk(Vec<Message>),
+    Talk(Vec<ChatMessage>),
 }
 
-impl Reader<'_> {
+impl RecordReader<'_> {
     /// Reads a row of format `prompt`.
-    pub(super) fn prompt_only(&self, columns: Columns) -> Result<Asked> {
+    pub(super) fn prompt_only(&self, columns: RowColumns) -> Result<PromptContent> {
         let value = columns.get("prompt").ok_or_else(|| self.missing("prompt", &columns))?;
-        match self.side(value, "prompt")? {
-            Side::Text(text) => Ok(Asked::Text(text)),
-            Side::Talk(messages) => self.talk(messages, &columns).map(Asked::Talk),
+        match self.text_or_messages(value, "prompt")? {
+            TextOrMessages::Text(text) => Ok(PromptContent::Text(text)),
+            TextOrMessages::Talk(messages) => self.talk(messages, &columns).map(PromptContent::Talk),
         }
     }
 
     /// Reads a row of `prompt`, `completion` and `label`, or of a conversation and `label`.
-    pub(super) fn unpaired(&self, columns: Columns) -> Result<Verdict> {
-        let key = label_of(&columns).ok_or_else(|| self.missing("label", &columns))?;
-        let good = truth(&columns[key]).ok_or_else(|| {
-            let found = json::text(&columns[key]);
+    pub(super) fn unpaired(&self, columns: RowColumns) -> Result<JudgedAnswer> {
+        let key = verdict_column(&columns).ok_or_else(|| self.missing("label", &columns))?;
+        let good = parse_verdict(&columns[key]).ok_or_else(|| {
+            let found = json::to_text(&columns[key]);
             let error = self.error(format!("key `{key}` is {found}, which is not a label for an answer (good or bad)"));
             error.hint(format!("labels are {}; without one there is nothing to train on", verdict_words()))
         })?;
         let has = |key: &str| columns.get(key).is_some_and(|v| !v.is_null());
         if !has("prompt") && (has("messages") || has("conversations")) {
             let list = if has("messages") { columns.get("messages") } else { columns.get("conversations") };
-            let list = list.and_then(list_of);
-            let from = list.is_some_and(|turns| turns.first().is_some_and(|t| opened(t).get("from").is_some()));
+            let list = list.and_then(as_list);
+            let from =
+                list.is_some_and(|turns| turns.first().is_some_and(|t| decode_json_text(t).get("from").is_some()));
             let format = if from { RowFormat::Sharegpt } else { RowFormat::Messages };
             let mut talk = self.conversation(columns, format)?;
             let last = talk.messages.pop().filter(|m| m.role == "assistant");
             let last = last.ok_or_else(|| {
                 self.error("the conversation does not end with an assistant turn, so there is no answer to label")
             })?;
-            return Ok(Verdict { prompt: Asked::Talk(talk), answer: Answer::Talk(vec![last]), good });
+            return Ok(JudgedAnswer {
+                prompt: PromptContent::Talk(talk),
+                answer: AnswerContent::Talk(vec![last]),
+                good,
+            });
         }
         let value = |key: &str| columns.get(key).ok_or_else(|| self.missing(key, &columns));
-        let prompt = self.side(value("prompt")?, "prompt")?;
-        let answer = self.side(value("completion")?, "completion")?;
-        let (prompt, [answer]) = self.joined(prompt, [answer], ["completion"], &columns)?;
+        let prompt = self.text_or_messages(value("prompt")?, "prompt")?;
+        let answer = self.text_or_messages(value("completion")?, "completion")?;
+        let (prompt, [answer]) = self.join_prompt(prompt, [answer], ["completion"], &columns)?;
         self.ends_in_answer(&answer, "completion")?;
-        Ok(Verdict { prompt, answer, good })
+        Ok(JudgedAnswer { prompt, answer, good })
     }
 
     /// Reads a row of `chosen` and `rejected`.
-    pub(super) fn preference(&self, columns: Columns, format: RowFormat) -> Result<Preference> {
+    pub(super) fn preference(&self, columns: RowColumns, format: RowFormat) -> Result<Preference> {
         let value = |key: &str| columns.get(key).ok_or_else(|| self.missing(key, &columns));
         let margin = match columns.get("margin") {
             None | Some(Value::Null) => None,
@@ -109,7 +114,7 @@ impl Reader<'_> {
         }
         if format == RowFormat::Hh {
             let side = |key: &str, value: &Value| match value.as_str().filter(|t| is_dialogue(t)) {
-                Some(text) => Ok(dialogue(text)),
+                Some(text) => Ok(parse_dialogue(text)),
                 None => Err(self.wrong(key, "a dialogue of \"\\n\\nHuman: …\\n\\nAssistant: …\"", value)),
             };
             let sides = [side("chosen", chosen)?, side("rejected", rejected)?];
@@ -120,15 +125,15 @@ impl Reader<'_> {
             let text = Some(common_text(text));
             return Ok(Preference { prompt, chosen: chosen_, rejected: rejected_, margin, text });
         }
-        let sides = [self.side(chosen, "chosen")?, self.side(rejected, "rejected")?];
+        let sides = [self.text_or_messages(chosen, "chosen")?, self.text_or_messages(rejected, "rejected")?];
         let names = ["chosen", "rejected"];
         let (prompt, [chosen, rejected]) = match (self.pair_prompt(&columns)?, sides) {
-            (Some(prompt), sides) => self.joined(prompt, sides, names, &columns)?,
-            (None, [Side::Text(a), Side::Text(b)]) => {
+            (Some(prompt), sides) => self.join_prompt(prompt, sides, names, &columns)?,
+            (None, [TextOrMessages::Text(a), TextOrMessages::Text(b)]) => {
                 let (prompt, sides) = common_text([a, b]);
-                (Asked::Text(prompt), sides.map(Answer::Text))
+                (PromptContent::Text(prompt), sides.map(AnswerContent::Text))
             }
-            (None, [Side::Talk(a), Side::Talk(b)]) => self.common_messages([a, b], &columns)?,
+            (None, [TextOrMessages::Talk(a), TextOrMessages::Talk(b)]) => self.common_messages([a, b], &columns)?,
             (None, _) => return Err(self.error("`chosen` and `rejected` must both be text or both be messages")),
         };
         self.ends_in_answer(&chosen, "chosen")?;
@@ -142,73 +147,75 @@ impl Reader<'_> {
     }
 
     /// Fails if the answer does not end with an assistant turn: the model would never generate what follows it.
-    fn ends_in_answer(&self, answer: &Answer, key: &str) -> Result<()> {
+    fn ends_in_answer(&self, answer: &AnswerContent, key: &str) -> Result<()> {
         match answer {
-            Answer::Talk(messages) => match messages.last() {
+            AnswerContent::Talk(messages) => match messages.last() {
                 Some(last) if last.role != "assistant" => Err(self
                     .error(format!("`{key}` ends with a {} turn, so it has no answer to compare", last.role))
                     .hint("the last turn must be the assistant's answer")),
                 _ => Ok(()),
             },
-            Answer::Text(_) => Ok(()),
+            AnswerContent::Text(_) => Ok(()),
         }
     }
 
     /// Returns the prompt that a row of a pair states in its own column, as text or messages; `None` if it has none.
     /// Columns of other tools (`question`, `instruction` with `input`, `system`, `conversations`) are read too.
-    fn pair_prompt(&self, columns: &Columns) -> Result<Option<Side>> {
+    fn pair_prompt(&self, columns: &RowColumns) -> Result<Option<TextOrMessages>> {
         let system = self.optional_text(columns, "system")?;
         if let Some(value) = columns.get("conversations").filter(|v| !v.is_null()) {
-            let Side::Talk(mut messages) = self.side(value, "conversations")? else {
+            let TextOrMessages::Talk(mut messages) = self.text_or_messages(value, "conversations")? else {
                 return Err(self.wrong("conversations", "a list of messages", value));
             };
-            messages.splice(0..0, system.map(|s| Message::new("system", s)));
-            return Ok(Some(Side::Talk(messages)));
+            messages.splice(0..0, system.map(|s| ChatMessage::new("system", s)));
+            return Ok(Some(TextOrMessages::Talk(messages)));
         }
         let key =
             ["prompt", "question", "instruction"].into_iter().find(|k| columns.get(*k).is_some_and(|v| !v.is_null()));
         let Some(key) = key else { return Ok(None) };
-        let mut prompt = self.side(&columns[key], key)?;
-        if let (Side::Text(text), "instruction") = (&mut prompt, key)
+        let mut prompt = self.text_or_messages(&columns[key], key)?;
+        if let (TextOrMessages::Text(text), "instruction") = (&mut prompt, key)
             && let Some(input) = self.optional_text(columns, "input")?
         {
             *text = format!("{text}\n\n{input}");
         }
         Ok(Some(match (prompt, system) {
-            (Side::Text(text), Some(system)) => {
-                Side::Talk(vec![Message::new("system", system), Message::new("user", text)])
+            (TextOrMessages::Text(text), Some(system)) => {
+                TextOrMessages::Talk(vec![ChatMessage::new("system", system), ChatMessage::new("user", text)])
             }
             // An instruction is what a user would type, so it becomes a user turn; a `prompt` of text stays text.
-            (Side::Text(text), None) if key == "instruction" => Side::Talk(vec![Message::new("user", text)]),
+            (TextOrMessages::Text(text), None) if key == "instruction" => {
+                TextOrMessages::Talk(vec![ChatMessage::new("user", text)])
+            }
             (prompt, _) => prompt,
         }))
     }
 
     /// Brings prompt and answers to the same kind: if one of them is messages, text becomes a message. `names` are the
     /// columns of the answers.
-    fn joined<const N: usize>(
+    fn join_prompt<const N: usize>(
         &self,
-        prompt: Side,
-        sides: [Side; N],
+        prompt: TextOrMessages,
+        sides: [TextOrMessages; N],
         names: [&str; N],
-        columns: &Columns,
-    ) -> Result<(Asked, [Answer; N])> {
-        let talks = sides.iter().any(|s| matches!(s, Side::Talk(_)));
-        let of_text = matches!(prompt, Side::Text(_));
+        columns: &RowColumns,
+    ) -> Result<(PromptContent, [AnswerContent; N])> {
+        let talks = sides.iter().any(|s| matches!(s, TextOrMessages::Talk(_)));
+        let of_text = matches!(prompt, TextOrMessages::Text(_));
         let messages = match prompt {
-            Side::Text(text) if !talks => {
+            TextOrMessages::Text(text) if !talks => {
                 let answers = sides.map(|side| match side {
-                    Side::Text(text) => Answer::Text(text),
-                    Side::Talk(messages) => Answer::Talk(messages),
+                    TextOrMessages::Text(text) => AnswerContent::Text(text),
+                    TextOrMessages::Talk(messages) => AnswerContent::Talk(messages),
                 });
-                return Ok((Asked::Text(text), answers));
+                return Ok((PromptContent::Text(text), answers));
             }
-            Side::Text(text) => vec![Message::new("user", text)],
-            Side::Talk(messages) => messages,
+            TextOrMessages::Text(text) => vec![ChatMessage::new("user", text)],
+            TextOrMessages::Talk(messages) => messages,
         };
         let mut answers = sides.map(|side| match side {
-            Side::Text(text) => vec![Message::new("assistant", text)],
-            Side::Talk(messages) => messages,
+            TextOrMessages::Text(text) => vec![ChatMessage::new("assistant", text)],
+            TextOrMessages::Talk(messages) => messages,
         });
         // Some files repeat the prompt in front of each answer; others (UltraFeedback) have it in a column next to
         // whole conversations.
@@ -219,19 +226,23 @@ impl Reader<'_> {
             let pair = std::array::from_fn(|_| sides.next().unwrap_or_default());
             let (prompt, pair) = self.common_messages(pair, columns)?;
             let mut pair = pair.into_iter();
-            return Ok((prompt, std::array::from_fn(|_| pair.next().unwrap_or(Answer::Talk(Vec::new())))));
+            return Ok((prompt, std::array::from_fn(|_| pair.next().unwrap_or(AnswerContent::Talk(Vec::new())))));
         }
         for (answer, name) in answers.iter().zip(names) {
             if answer.is_empty() {
                 return Err(self.error(format!("key `{name}` has no message after the prompt")));
             }
         }
-        Ok((Asked::Talk(self.talk(messages, columns)?), answers.map(Answer::Talk)))
+        Ok((PromptContent::Talk(self.talk(messages, columns)?), answers.map(AnswerContent::Talk)))
     }
 
     /// Splits two conversations into their common messages, which are the prompt, and their answers. If one side has no
     /// further message, its last common message is its answer.
-    fn common_messages(&self, sides: [Vec<Message>; 2], columns: &Columns) -> Result<(Asked, [Answer; 2])> {
+    fn common_messages(
+        &self,
+        sides: [Vec<ChatMessage>; 2],
+        columns: &RowColumns,
+    ) -> Result<(PromptContent, [AnswerContent; 2])> {
         let [mut a, mut b] = sides;
         let same = a.iter().zip(&b).take_while(|(x, y)| x == y).count();
         let prompt = if same == a.len().min(b.len()) { same.saturating_sub(1) } else { same };
@@ -246,31 +257,35 @@ impl Reader<'_> {
                 .error("`chosen` and `rejected` are the same: there is nothing to prefer")
                 .hint("remove the row"));
         }
-        Ok((Asked::Talk(self.talk(a, columns)?), answers.map(Answer::Talk)))
+        Ok((PromptContent::Talk(self.talk(a, columns)?), answers.map(AnswerContent::Talk)))
     }
 
-    fn talk(&self, messages: Vec<Message>, columns: &Columns) -> Result<Conversation> {
-        let mut talk = Conversation { given: messages.len(), messages, ..Default::default() };
-        self.beside(&mut talk, columns)?;
+    fn talk(&self, messages: Vec<ChatMessage>, columns: &RowColumns) -> Result<Conversation> {
+        let mut talk = Conversation { prompt_len: messages.len(), messages, ..Default::default() };
+        self.read_tools_and_kwargs(&mut talk, columns)?;
         Ok(talk)
     }
 
     /// Reads text, a message, or a list of messages (with `role` and `content`, or with `from` and `value`).
-    fn side(&self, value: &Value, key: &str) -> Result<Side> {
+    fn text_or_messages(&self, value: &Value, key: &str) -> Result<TextOrMessages> {
         let list = match value {
-            Value::String(text) if !spells_messages(text) => return Ok(Side::Text(text.clone())),
+            Value::String(text) if !is_messages_json(text) => return Ok(TextOrMessages::Text(text.clone())),
             Value::Object(_) => vec![value.clone()],
             Value::Null => return Err(self.wrong(key, "text or messages", value)),
-            value => list_of(value).ok_or_else(|| self.no_list(key, "text or messages", value))?.into_owned(),
+            value => as_list(value).ok_or_else(|| self.no_list(key, "text or messages", value))?.into_owned(),
         };
         if list.is_empty() {
             return Err(self.error(format!("key `{key}` has no message")));
         }
         let read = |(i, turn): (usize, &Value)| {
             let at = if value.is_object() { key.to_string() } else { format!("{key}[{i}]") };
-            if opened(turn).get("from").is_some() { self.sharegpt_turn(turn, &at) } else { self.turn(turn, &at) }
+            if decode_json_text(turn).get("from").is_some() {
+                self.sharegpt_turn(turn, &at)
+            } else {
+                self.turn(turn, &at)
+            }
         };
-        list.iter().enumerate().map(read).collect::<Result<_>>().map(Side::Talk)
+        list.iter().enumerate().map(read).collect::<Result<_>>().map(TextOrMessages::Talk)
     }
 }
 
@@ -283,7 +298,7 @@ pub(super) fn is_dialogue(text: &str) -> bool {
 }
 
 /// Splits a dialogue in text into its turns.
-fn dialogue(text: &str) -> Vec<Message> {
+fn parse_dialogue(text: &str) -> Vec<ChatMessage> {
     let text = format!("\n\n{}", text.trim_start());
     let mut turns = Vec::new();
     let mut rest = text.as_str();
@@ -291,7 +306,7 @@ fn dialogue(text: &str) -> Vec<Message> {
         let (role, mark) = if rest.starts_with(HUMAN) { ("user", HUMAN) } else { ("assistant", ASSISTANT) };
         let said = &rest[mark.len()..];
         let end = [HUMAN, ASSISTANT].iter().filter_map(|m| said.find(m)).min().unwrap_or(said.len());
-        turns.push(Message::new(role, said[..end].trim()));
+        turns.push(ChatMessage::new(role, said[..end].trim()));
         rest = &said[end..];
     }
     turns
@@ -315,7 +330,7 @@ mod tests {
     #[test]
     fn dialogues_become_turns() {
         let text = "\n\nHuman: Hi there\n\nAssistant: Hello.\nYes?\n\nHuman: And?\n\nAssistant:";
-        let turns: Vec<(String, String)> = dialogue(text).into_iter().map(|m| (m.role, m.content)).collect();
+        let turns: Vec<(String, String)> = parse_dialogue(text).into_iter().map(|m| (m.role, m.content)).collect();
         let expected = [("user", "Hi there"), ("assistant", "Hello.\nYes?"), ("user", "And?"), ("assistant", "")];
         assert_eq!(turns, expected.map(|(r, c)| (r.to_string(), c.to_string())));
         assert!(is_dialogue(text) && is_dialogue("Human: a\n\nAssistant: b") && !is_dialogue("Human: alone"));

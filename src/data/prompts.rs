@@ -3,19 +3,19 @@
 //! Prompts are few and short compared with the answers generated for them, so they are kept in memory. Invariant: a
 //! prompt is never cut. A prompt that leaves no room for an answer is an error, or is dropped and counted.
 
-use super::convert::{Target, convert};
+use super::convert::{TargetFormat, convert_record};
 use super::dataset;
 use super::items;
-use super::mix::Mix;
-use super::notes::{Note, Notes};
-use super::quality::Comparable;
-use super::record::{Columns, Record, Row};
-use super::rows::Reading;
-use super::source::{self, Wanted};
-use super::spec::{Overflow, RowFormat, SourceSpec, Sources};
-use super::summary::{FileSummary, Noted, Quantiles, Share, Summary, gather};
+use super::mix::SourceMix;
+use super::notes::{NoteCounts, RowNote};
+use super::quality::HashedItems;
+use super::record::{Record, RecordRow, RowColumns};
+use super::row_reader::RowReader;
+use super::source::{self, ColumnSelection};
+use super::spec::{Overflow, RowFormat, SourceList, SourceSpec};
+use super::summary::{DatasetSummary, FileSummary, LengthQuantiles, NoteSummary, SourceShare, add_notes};
 use super::tokenizer::ChatTokenizer;
-use super::{Want, record};
+use super::{RowPurpose, record};
 use crate::error::{Context, Error, Result};
 use crate::fsutil::hex;
 use rayon::prelude::*;
@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// The column in which the reference answer of a row is offered to rewards.
-pub const ANSWER: &str = "answer";
+pub const ANSWER_COLUMN: &str = "answer";
 
 /// A prompt with all columns of its row.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,7 +38,7 @@ pub struct PromptRow {
     pub text: String,
     /// All columns of the row. If the row has an answer (messages that end in an assistant turn, `output` or
     /// `completion`), the answer is also in the column `answer`, unless the row has its own column of that name.
-    pub columns: Columns,
+    pub columns: RowColumns,
     pub format: RowFormat,
     pub path: Arc<PathBuf>,
     /// Line in its file, from 1.
@@ -47,30 +47,30 @@ pub struct PromptRow {
 
 impl PromptRow {
     /// Returns file and line, as errors name them.
-    pub fn place(&self) -> record::Place<'_> {
-        record::Place { path: &self.path, line: self.line }
+    pub fn place(&self) -> record::RowPlace<'_> {
+        record::RowPlace { path: &self.path, line: self.line }
     }
 
     /// Returns the prompt as a row of format `prompt` (text or messages), whatever the format of its row.
-    pub fn question(&self) -> Result<Value> {
-        let record = record::read(self.columns.clone(), self.format, self.place())?;
-        let rows = convert(&record, Target::Prompt)?;
+    pub fn prompt_row(&self) -> Result<Value> {
+        let record = record::read_record(self.columns.clone(), self.format, self.place())?;
+        let rows = convert_record(&record, TargetFormat::Prompt)?;
         rows.into_iter().next().ok_or_else(|| Error::bug(format!("{}: the row has no prompt", self.place())))
     }
 }
 
 /// The prompts of some sources, in their order.
 #[derive(Debug, Clone)]
-pub struct Prompts {
+pub struct PromptSet {
     pub rows: Vec<PromptRow>,
     /// How often each source occurs in an epoch.
-    pub mix: Mix,
-    pub summary: Summary,
+    pub mix: SourceMix,
+    pub summary: DatasetSummary,
 }
 
 /// How long a prompt may be, and what happens to longer ones.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Room {
+pub struct PromptLimits {
     /// Maximum length of a prompt in tokens: the maximum of prompt and answer together, minus the longest answer.
     pub longest: usize,
     pub on_overflow: Overflow,
@@ -78,12 +78,12 @@ pub struct Room {
     pub tolerance: f64,
 }
 
-impl Prompts {
+impl PromptSet {
     /// Reads all rows of all sources.
     ///
     /// Errors: a row that has no prompt or cannot be read (with file and line), too many prompts that are too long, an
     /// `on_overflow` that would cut prompts.
-    pub fn open(sources: &Sources, tokenizer: &ChatTokenizer, room: Room) -> Result<Self> {
+    pub fn open(sources: &SourceList, tokenizer: &ChatTokenizer, room: PromptLimits) -> Result<Self> {
         let began = Instant::now();
         let (mut rows, mut files, mut counts, mut noted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for source in &sources.0 {
@@ -96,8 +96,8 @@ impl Prompts {
             }
             counts.push(rows.len() - before);
         }
-        let mut summary = dataset::summary(files, began.elapsed().as_secs_f64());
-        let kept = fit(rows, &mut counts, room, &mut summary)?;
+        let mut summary = dataset::summarise_files(files, began.elapsed().as_secs_f64());
+        let kept = apply_limits(rows, &mut counts, room, &mut summary)?;
         let mut tokens = Sha256::new();
         for row in &kept {
             tokens.update((row.ids.len() as u64).to_le_bytes());
@@ -107,7 +107,7 @@ impl Prompts {
         summary.notes = noted;
         summary.examples = kept.len();
         summary.tokens = kept.iter().map(|r| r.ids.len()).sum();
-        let mix = blend(sources, counts, kept.len(), &mut summary)?;
+        let mix = source_mix(sources, counts, kept.len(), &mut summary)?;
         Ok(Self { rows: kept, mix, summary })
     }
 
@@ -120,7 +120,7 @@ impl Prompts {
     }
 }
 
-impl Comparable for Prompts {
+impl HashedItems for PromptSet {
     fn hashes(&self) -> Vec<u64> {
         let hash = |row: &PromptRow| {
             let mut hash = std::hash::DefaultHasher::new();
@@ -129,7 +129,7 @@ impl Comparable for Prompts {
         };
         self.rows.iter().map(hash).collect()
     }
-    fn place_of(&self, i: usize) -> String {
+    fn location_of(&self, i: usize) -> String {
         self.rows[i].place().to_string()
     }
 }
@@ -142,23 +142,23 @@ fn read(
     tokenizer: &ChatTokenizer,
     rows: &mut Vec<PromptRow>,
     files: &mut Vec<FileSummary>,
-    noted: &mut Vec<Noted>,
+    noted: &mut Vec<NoteSummary>,
 ) -> Result<usize> {
-    let reading = Reading::of(&path, source, Want::Prompts)?;
+    let reading = RowReader::of(&path, source, RowPurpose::Prompts)?;
     let path = Arc::new(path);
-    let one = |raw: source::RawRow| -> Result<(PromptRow, Vec<Note>)> {
+    let one = |raw: source::RawRow| -> Result<(PromptRow, Vec<RowNote>)> {
         let (line, columns) = reading.columns(raw, &path)?;
-        let place = record::Place { path: &path, line };
-        let row = Row { line, record: record::read(columns.clone(), reading.format, place)? };
-        let items::Question { text, ids, notes } = items::question(&row, &path, tokenizer)?;
+        let place = record::RowPlace { path: &path, line };
+        let row = RecordRow { line, record: record::read_record(columns.clone(), reading.format, place)? };
+        let items::RenderedPrompt { text, ids, notes } = items::render_prompt(&row, &path, tokenizer)?;
         tokenizer.check_embedded(&ids).context(|| place)?;
         let columns = with_answer(columns, &row.record);
         Ok((PromptRow { ids, text, columns, format: reading.format, path: path.clone(), line }, notes))
     };
-    let mut seen = Notes::default();
+    let mut seen = NoteCounts::default();
     let before = rows.len();
     // Rewards may read any column, so all are read; columns that cannot be decoded are ignored.
-    let passage = source::for_each_chunk_of(Wanted::Readable, &path, Some(limit), |chunk| {
+    let passage = source::for_each_selected_chunk(ColumnSelection::Readable, &path, Some(limit), |chunk| {
         let read: Vec<Result<_>> = chunk.into_par_iter().map(one).collect();
         for row in read {
             let (row, notes) = row?;
@@ -167,7 +167,7 @@ fn read(
         }
         Ok(())
     })?;
-    gather(&seen, &path, 0, noted);
+    add_notes(&seen, &path, 0, noted);
     files.push(FileSummary {
         path: path.to_path_buf(),
         sha256: source::layout(&path, |_| ())?.sha256,
@@ -181,25 +181,30 @@ fn read(
     Ok(passage.rows)
 }
 
-/// Adds the answer of the row to its columns, as column [`ANSWER`].
-fn with_answer(mut columns: Columns, record: &Record) -> Columns {
+/// Adds the answer of the row to its columns, as column [`ANSWER_COLUMN`].
+fn with_answer(mut columns: RowColumns, record: &Record) -> RowColumns {
     let answer = match record {
         Record::Messages(talk) => talk.messages.last().filter(|m| m.role == "assistant").map(|m| m.content.clone()),
         Record::Alpaca(task) => Some(task.output.clone()),
         Record::PromptCompletion { completion, .. } => Some(completion.clone()),
         _ => None,
     };
-    if let Some(answer) = answer.filter(|_| columns.get(ANSWER).is_none_or(Value::is_null)) {
-        columns.insert(ANSWER.into(), Value::String(answer));
+    if let Some(answer) = answer.filter(|_| columns.get(ANSWER_COLUMN).is_none_or(Value::is_null)) {
+        columns.insert(ANSWER_COLUMN.into(), Value::String(answer));
     }
     columns
 }
 
 /// Drops the prompts that are too long, if `on_overflow` says so. `counts` are the rows of each source; they are
 /// reduced to those that are left.
-fn fit(rows: Vec<PromptRow>, counts: &mut [usize], room: Room, summary: &mut Summary) -> Result<Vec<PromptRow>> {
+fn apply_limits(
+    rows: Vec<PromptRow>,
+    counts: &mut [usize],
+    room: PromptLimits,
+    summary: &mut DatasetSummary,
+) -> Result<Vec<PromptRow>> {
     let lengths: Vec<u32> = rows.iter().map(|r| r.ids.len() as u32).collect();
-    summary.lengths = Quantiles::of(&lengths);
+    summary.lengths = LengthQuantiles::of(&lengths);
     if let Some(top) = rows.iter().max_by_key(|r| (r.ids.len(), std::cmp::Reverse(r.line))) {
         (summary.longest_file, summary.longest_line) = (top.path.to_path_buf(), top.line);
     }
@@ -248,19 +253,24 @@ fn fit(rows: Vec<PromptRow>, counts: &mut [usize], room: Room, summary: &mut Sum
 }
 
 /// Returns how often each source occurs in an epoch, and writes the shares into the summary.
-fn blend(sources: &Sources, counts: Vec<usize>, total: usize, summary: &mut Summary) -> Result<Mix> {
+fn source_mix(
+    sources: &SourceList,
+    counts: Vec<usize>,
+    total: usize,
+    summary: &mut DatasetSummary,
+) -> Result<SourceMix> {
     if !sources.weighted() {
-        return Ok(Mix::plain(total));
+        return Ok(SourceMix::unweighted(total));
     }
     let weights: Vec<f64> = sources.0.iter().map(|s| s.weight.unwrap_or(1.0)).collect();
     if let Some((source, _)) = sources.0.iter().zip(&counts).find(|(_, n)| **n == 0) {
         let path = source.path.display();
         return Err(Error::user(format!("{path}: no prompt of this source is left, but it has a weight")));
     }
-    let mix = Mix::new(counts.clone(), Some(weights.clone()));
+    let mix = SourceMix::new(counts.clone(), Some(weights.clone()));
     let shares = sources.0.iter().zip(weights).zip(counts).zip(mix.quotas());
     summary.mix = shares
-        .map(|(((source, weight), examples), per_epoch)| Share {
+        .map(|(((source, weight), examples), per_epoch)| SourceShare {
             path: source.path.clone(),
             weight,
             examples,

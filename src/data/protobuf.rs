@@ -2,7 +2,7 @@
 
 /// The value of a field as encoded in the wire format.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Wire<'a> {
+pub enum WireValue<'a> {
     Varint(u64),
     Fixed64(u64),
     Fixed32(u32),
@@ -10,7 +10,7 @@ pub enum Wire<'a> {
     Bytes(&'a [u8]),
 }
 
-impl<'a> Wire<'a> {
+impl<'a> WireValue<'a> {
     /// Returns an int32 or int64 (negative ones take ten bytes); `None` for other wire types.
     pub fn signed(self) -> Option<i64> {
         if let Self::Varint(n) = self { Some(n as i64) } else { None }
@@ -35,7 +35,7 @@ impl<'a> Wire<'a> {
 
 /// Iterates over the fields of a message: (number, value). Yields `None` once and ends if the bytes are not a valid
 /// message.
-pub fn fields(message: &[u8]) -> impl Iterator<Item = Option<(u64, Wire<'_>)>> {
+pub fn fields(message: &[u8]) -> impl Iterator<Item = Option<(u64, WireValue<'_>)>> {
     let mut rest = Some(message);
     std::iter::from_fn(move || {
         let mut bytes = rest.take().filter(|b| !b.is_empty())?;
@@ -45,16 +45,16 @@ pub fn fields(message: &[u8]) -> impl Iterator<Item = Option<(u64, Wire<'_>)>> {
     })
 }
 
-fn field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, Wire<'a>)> {
+fn field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, WireValue<'a>)> {
     let tag = varint(bytes)?;
     let value = match tag & 7 {
-        0 => Wire::Varint(varint(bytes)?),
-        1 => Wire::Fixed64(u64::from_le_bytes(take(bytes, 8)?.try_into().ok()?)),
+        0 => WireValue::Varint(varint(bytes)?),
+        1 => WireValue::Fixed64(u64::from_le_bytes(take(bytes, 8)?.try_into().ok()?)),
         2 => {
             let length = usize::try_from(varint(bytes)?).ok()?;
-            Wire::Bytes(take(bytes, length)?)
+            WireValue::Bytes(take(bytes, length)?)
         }
-        5 => Wire::Fixed32(u32::from_le_bytes(take(bytes, 4)?.try_into().ok()?)),
+        5 => WireValue::Fixed32(u32::from_le_bytes(take(bytes, 4)?.try_into().ok()?)),
         _ => return None,
     };
     (tag >> 3 != 0).then_some((tag >> 3, value))
@@ -92,11 +92,11 @@ mod tests {
             &[0xD8, 0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x01], // 43: -1
         ]
         .concat();
-        let found: Vec<(u64, Wire)> = fields(&message).map(Option::unwrap).collect();
-        assert_eq!(found[0], (1, Wire::Varint(150)));
+        let found: Vec<(u64, WireValue)> = fields(&message).map(Option::unwrap).collect();
+        assert_eq!(found[0], (1, WireValue::Varint(150)));
         assert_eq!((found[1].0, found[1].1.text()), (2, Some("abc")));
         assert_eq!(found[2].1.float(), Some(-1.0));
-        assert_eq!(found[3], (4, Wire::Fixed64(1)));
+        assert_eq!(found[3], (4, WireValue::Fixed64(1)));
         assert_eq!((found[4].0, found[4].1.signed()), (43, Some(-1)));
         for cut in [2, 4, 10, 15, message.len() - 1] {
             assert!(fields(&message[..cut]).any(|f| f.is_none()), "{cut}");

@@ -2,7 +2,7 @@
 
 use super::dataset::Dataset;
 use super::example::Example;
-use super::items::Item;
+use super::items::DatasetItem;
 use super::tokenizer::ChatTokenizer;
 use crate::characters::printable;
 use crate::error::Result;
@@ -46,60 +46,61 @@ pub struct Duplicates {
 }
 
 /// Maximum number of groups, and of members per group, whose places are listed.
-const NAMED: usize = 100;
+const MAX_NAMED_GROUPS: usize = 100;
 const MEMBERS: usize = 5;
 
 /// Items that can be compared by their hashes.
-pub trait Comparable {
+pub trait HashedItems {
     /// Returns a hash of each item; equal items have equal hashes.
     fn hashes(&self) -> Vec<u64>;
     /// Returns the place of item `i` as `file:line`.
-    fn place_of(&self, i: usize) -> String;
+    fn location_of(&self, i: usize) -> String;
 }
 
-impl<T: Item> Comparable for Dataset<T> {
+impl<T: DatasetItem> HashedItems for Dataset<T> {
     fn hashes(&self) -> Vec<u64> {
         Dataset::hashes(self)
     }
-    fn place_of(&self, i: usize) -> String {
-        let (path, line) = self.place(i);
+    fn location_of(&self, i: usize) -> String {
+        let (path, line) = self.location(i);
         format!("{}:{line}", path.display())
     }
 }
 
 /// Finds equal items. Needs a few bytes of memory per item.
-pub fn duplicates(items: &impl Comparable) -> Duplicates {
+pub fn find_duplicates(items: &impl HashedItems) -> Duplicates {
     let mut order: Vec<(u64, u32)> = items.hashes().into_iter().zip(0..).collect();
     order.sort_unstable();
     let mut groups: Vec<&[(u64, u32)]> = order.chunk_by(|a, b| a.0 == b.0).filter(|group| group.len() > 1).collect();
     groups.sort_unstable_by_key(|group| group[0].1);
-    let names = |group: &&[(u64, u32)]| group.iter().take(MEMBERS).map(|(_, i)| items.place_of(*i as usize)).collect();
+    let names =
+        |group: &&[(u64, u32)]| group.iter().take(MEMBERS).map(|(_, i)| items.location_of(*i as usize)).collect();
     Duplicates {
         groups: groups.len(),
         superfluous: groups.iter().map(|group| group.len() - 1).sum(),
-        first: groups.iter().take(NAMED).map(names).collect(),
+        first: groups.iter().take(MAX_NAMED_GROUPS).map(names).collect(),
     }
 }
 
 /// Validation items that are also training items. Their loss measures memorisation, not generalisation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Overlap {
+pub struct SplitOverlap {
     pub rows: usize,
     /// The places of the first ones as `file:line`: (training, validation).
     pub first: Vec<(String, String)>,
 }
 
 /// Finds the items of `valid` that are also in `train`.
-pub fn overlap(train: &impl Comparable, valid: &impl Comparable) -> Overlap {
+pub fn find_overlap(train: &impl HashedItems, valid: &impl HashedItems) -> SplitOverlap {
     let mut known: Vec<(u64, u32)> = train.hashes().into_iter().zip(0..).collect();
     known.sort_unstable();
-    let mut found = Overlap { rows: 0, first: Vec::new() };
+    let mut found = SplitOverlap { rows: 0, first: Vec::new() };
     for (i, hash) in valid.hashes().into_iter().enumerate() {
         let at = known.partition_point(|(h, _)| *h < hash);
         if let Some((_, same)) = known.get(at).filter(|(h, _)| *h == hash) {
             found.rows += 1;
-            if found.first.len() < NAMED {
-                found.first.push((train.place_of(*same as usize), valid.place_of(i)));
+            if found.first.len() < MAX_NAMED_GROUPS {
+                found.first.push((train.location_of(*same as usize), valid.location_of(i)));
             }
         }
     }

@@ -5,30 +5,30 @@
 //! key; nothing is guessed from an incomplete row. Independent of file formats.
 
 use super::RowFormat;
-use super::detect::{list_of, opened};
+use super::detect::{as_list, decode_json_text};
 use super::json;
-use super::preference::{Answer, Asked, Preference, Verdict};
+use super::preference::{AnswerContent, JudgedAnswer, Preference, PromptContent};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::fmt;
 use std::path::Path;
 
 /// Columns of one row, in the file's order.
-pub type Columns = Map<String, Value>;
+pub type RowColumns = Map<String, Value>;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Message {
+pub struct ChatMessage {
     /// The speaker: system, user, assistant, tool, or another role that the template knows.
     pub role: String,
     /// The text. Empty if `extra` has the content in another form.
     pub content: String,
     /// All other keys as the template gets them (`tool_calls`, `name`, `reasoning_content`, …). Also contains `content`
     /// if that is not text: null in a message of tool calls, or a list of parts.
-    pub extra: Columns,
+    pub extra: RowColumns,
 }
 
-impl Message {
+impl ChatMessage {
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), extra: Map::new() }
     }
@@ -46,20 +46,20 @@ impl Message {
 /// Messages in order, with tools and variables for the template.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Conversation {
-    pub messages: Vec<Message>,
+    pub messages: Vec<ChatMessage>,
     /// Number of messages at the beginning that are given and never trained on (the prompt of a prompt-completion row).
-    pub given: usize,
+    pub prompt_len: usize,
     /// Indices of the messages that the row excludes from training (`weight: 0`).
     pub excluded: Vec<usize>,
     /// Tool definitions, passed to the template unchanged.
     pub tools: Option<Value>,
     /// `chat_template_kwargs` of the row, e.g. `enable_thinking`.
-    pub kwargs: Columns,
+    pub kwargs: RowColumns,
 }
 
 /// A row of the Alpaca format: instruction, input and output.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Instruction {
+pub struct AlpacaRow {
     pub system: Option<String>,
     pub history: Vec<(String, String)>,
     pub instruction: String,
@@ -67,23 +67,23 @@ pub struct Instruction {
     pub output: String,
 }
 
-impl Instruction {
+impl AlpacaRow {
     /// Returns the row as a conversation, for models with a chat template. Instruction and input are one user turn, as
     /// a user would type them. The fixed text of the Alpaca prompt is left out: it replaces a template and would be
     /// noise inside one.
     pub fn conversation(&self) -> Conversation {
         let mut messages = Vec::new();
-        messages.extend(self.system.iter().map(|s| Message::new("system", s)));
+        messages.extend(self.system.iter().map(|s| ChatMessage::new("system", s)));
         for (asked, answered) in &self.history {
-            messages.push(Message::new("user", asked));
-            messages.push(Message::new("assistant", answered));
+            messages.push(ChatMessage::new("user", asked));
+            messages.push(ChatMessage::new("assistant", answered));
         }
         let user = match &self.input {
             Some(input) => format!("{}\n\n{input}", self.instruction),
             None => self.instruction.clone(),
         };
-        messages.push(Message::new("user", user));
-        messages.push(Message::new("assistant", &self.output));
+        messages.push(ChatMessage::new("user", user));
+        messages.push(ChatMessage::new("assistant", &self.output));
         Conversation { messages, ..Default::default() }
     }
 
@@ -109,29 +109,29 @@ impl Instruction {
 pub enum Record {
     /// From `messages`, `conversations`, or a prompt and completion given as messages.
     Messages(Conversation),
-    Alpaca(Instruction),
+    Alpaca(AlpacaRow),
     PromptCompletion {
         prompt: String,
         completion: String,
     },
     Text(String),
     /// A prompt without an answer.
-    Prompt(Asked),
+    Prompt(PromptContent),
     Preference(Preference),
-    Unpaired(Verdict),
+    Unpaired(JudgedAnswer),
 }
 
 impl Record {
     /// Returns all texts of the record.
     pub fn into_texts(self) -> Vec<String> {
-        let talk = |messages: Vec<Message>| messages.into_iter().map(|m| m.content).collect::<Vec<_>>();
-        let asked = |prompt: Asked| match prompt {
-            Asked::Text(text) => vec![text],
-            Asked::Talk(conversation) => talk(conversation.messages),
+        let talk = |messages: Vec<ChatMessage>| messages.into_iter().map(|m| m.content).collect::<Vec<_>>();
+        let asked = |prompt: PromptContent| match prompt {
+            PromptContent::Text(text) => vec![text],
+            PromptContent::Talk(conversation) => talk(conversation.messages),
         };
-        let answer = |answer: Answer| match answer {
-            Answer::Text(text) => vec![text],
-            Answer::Talk(messages) => talk(messages),
+        let answer = |answer: AnswerContent| match answer {
+            AnswerContent::Text(text) => vec![text],
+            AnswerContent::Talk(messages) => talk(messages),
         };
         match self {
             Self::Messages(conversation) => talk(conversation.messages),
@@ -147,7 +147,7 @@ impl Record {
 
 /// A record with its line in the file.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Row {
+pub struct RecordRow {
     /// From 1: the line in a JSON Lines file, the number of the row in other files.
     pub line: usize,
     pub record: Record,
@@ -155,20 +155,20 @@ pub struct Row {
 
 /// A place in a file, which errors write as `data/train.jsonl:17`.
 #[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
+pub struct RowPlace<'a> {
     pub path: &'a Path,
     pub line: usize,
 }
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for RowPlace<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.path.display(), self.line)
     }
 }
 
 /// Reads the columns of a row as a record of `format`, which must not be `auto`. Errors name file, line and key.
-pub fn read(columns: Columns, format: RowFormat, place: Place) -> Result<Record> {
-    let reader = Reader { place };
+pub fn read_record(columns: RowColumns, format: RowFormat, place: RowPlace) -> Result<Record> {
+    let reader = RecordReader { place };
     match format {
         RowFormat::Auto => Err(Error::bug("a row was read before its format was known")),
         RowFormat::Messages | RowFormat::Sharegpt => reader.conversation(columns, format).map(Record::Messages),
@@ -182,9 +182,9 @@ pub fn read(columns: Columns, format: RowFormat, place: Place) -> Result<Record>
 }
 
 /// Names the JSON type of a value, for errors.
-pub(super) fn kind(value: &Value) -> &'static str {
+pub(super) fn type_name(value: &Value) -> &'static str {
     match value {
-        number if json::digits(number).is_some() => "a number",
+        number if json::long_number(number).is_some() => "a number",
         Value::Null => "null",
         Value::Bool(_) => "true or false",
         Value::Number(_) => "a number",
@@ -196,9 +196,9 @@ pub(super) fn kind(value: &Value) -> &'static str {
 
 /// Brings tool calls to one form: JSON text is decoded, and OpenAI's older form of a call, `function_call`, becomes a
 /// list of one call. Arguments are left unchanged, because JSON text is a valid form of them.
-fn tool_calls(message: &mut Columns) {
+fn normalise_tool_calls(message: &mut RowColumns) {
     if let Some(call) = message.get("function_call").filter(|v| !v.is_null()) {
-        let call = serde_json::json!([{ "type": "function", "function": *opened(call) }]);
+        let call = serde_json::json!([{ "type": "function", "function": *decode_json_text(call) }]);
         message.shift_remove("function_call");
         let calls = message.entry("tool_calls").or_insert(Value::Null);
         if calls.is_null() {
@@ -206,32 +206,32 @@ fn tool_calls(message: &mut Columns) {
         }
     }
     let Some(calls) = message.get_mut("tool_calls") else { return };
-    *calls = opened(calls).into_owned();
+    *calls = decode_json_text(calls).into_owned();
     for call in calls.as_array_mut().into_iter().flatten() {
-        *call = opened(call).into_owned();
+        *call = decode_json_text(call).into_owned();
         if let Some(function) = call.get_mut("function") {
-            *function = opened(function).into_owned();
+            *function = decode_json_text(function).into_owned();
         }
     }
 }
 
 /// Reads the columns of one row; its errors name the row's place.
-pub(super) struct Reader<'a> {
-    place: Place<'a>,
+pub(super) struct RecordReader<'a> {
+    place: RowPlace<'a>,
 }
 
-impl Reader<'_> {
+impl RecordReader<'_> {
     pub(super) fn error(&self, message: impl fmt::Display) -> Error {
         Error::user(format!("{}: {message}", self.place))
     }
 
-    pub(super) fn missing(&self, key: &str, columns: &Columns) -> Error {
+    pub(super) fn missing(&self, key: &str, columns: &RowColumns) -> Error {
         let found = columns.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
         self.error(format!("key `{key}` is missing; found {}", if found.is_empty() { "none".into() } else { found }))
     }
 
     pub(super) fn wrong(&self, key: &str, expected: &str, found: &Value) -> Error {
-        self.error(format!("key `{key}` is {}, expected {expected}", kind(found)))
+        self.error(format!("key `{key}` is {}, expected {expected}", type_name(found)))
     }
 
     /// Returns the error for a value that is not a list. If it is text that looks like a list, the error says what is
@@ -251,7 +251,7 @@ impl Reader<'_> {
     }
 
     /// Reads text that is required but may be empty.
-    pub(super) fn text(&self, columns: &Columns, key: &str) -> Result<String> {
+    pub(super) fn text(&self, columns: &RowColumns, key: &str) -> Result<String> {
         match columns.get(key) {
             Some(Value::String(text)) => Ok(text.clone()),
             Some(other) => Err(self.wrong(key, "text", other)),
@@ -260,7 +260,7 @@ impl Reader<'_> {
     }
 
     /// Reads text that is required and must not be empty.
-    fn filled_text(&self, columns: &Columns, key: &str) -> Result<String> {
+    fn filled_text(&self, columns: &RowColumns, key: &str) -> Result<String> {
         let text = self.text(columns, key)?;
         if text.is_empty() {
             return Err(self
@@ -271,7 +271,7 @@ impl Reader<'_> {
     }
 
     /// Reads optional text; missing, null and empty text are `None`.
-    pub(super) fn optional_text(&self, columns: &Columns, key: &str) -> Result<Option<String>> {
+    pub(super) fn optional_text(&self, columns: &RowColumns, key: &str) -> Result<Option<String>> {
         match columns.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone()).filter(|t| !t.is_empty())),
@@ -279,17 +279,17 @@ impl Reader<'_> {
         }
     }
 
-    pub(super) fn conversation(&self, mut columns: Columns, format: RowFormat) -> Result<Conversation> {
+    pub(super) fn conversation(&self, mut columns: RowColumns, format: RowFormat) -> Result<Conversation> {
         let names =
             if format == RowFormat::Sharegpt { ["conversations", "messages"] } else { ["messages", "conversations"] };
         let filled = |k: &&str| columns.get(*k).is_some_and(|v| !v.is_null());
         let key = names.into_iter().find(filled).or(names.into_iter().find(|k| columns.contains_key(*k)));
         let key = key.ok_or_else(|| self.missing(names[0], &columns))?;
         let list = columns.remove(key).unwrap_or_default();
-        let turns = list_of(&list).ok_or_else(|| self.no_list(key, "a list of messages", &list))?;
+        let turns = as_list(&list).ok_or_else(|| self.no_list(key, "a list of messages", &list))?;
         let mut talk = Conversation::default();
         if format == RowFormat::Sharegpt {
-            talk.messages.extend(self.optional_text(&columns, "system")?.map(|s| Message::new("system", s)));
+            talk.messages.extend(self.optional_text(&columns, "system")?.map(|s| ChatMessage::new("system", s)));
         }
         for (i, turn) in turns.iter().enumerate() {
             let at = format!("{key}[{i}]");
@@ -300,13 +300,13 @@ impl Reader<'_> {
         if talk.messages.is_empty() {
             return Err(self.error(format!("key `{key}` has no message")));
         }
-        self.beside(&mut talk, &columns)?;
+        self.read_tools_and_kwargs(&mut talk, &columns)?;
         Ok(talk)
     }
 
     /// Adds a message. Its `weight` (0 or 1) says whether it is trained on; the key is removed, so the template does
     /// not see it.
-    pub(super) fn push(&self, talk: &mut Conversation, mut message: Message, at: &str) -> Result<()> {
+    pub(super) fn push(&self, talk: &mut Conversation, mut message: ChatMessage, at: &str) -> Result<()> {
         match message.extra.shift_remove("weight") {
             None | Some(Value::Null) => {}
             Some(weight) => match weight.as_f64() {
@@ -320,7 +320,7 @@ impl Reader<'_> {
     }
 
     /// Reads the columns next to the messages: tool definitions and variables for the template.
-    pub(super) fn beside(&self, talk: &mut Conversation, columns: &Columns) -> Result<()> {
+    pub(super) fn read_tools_and_kwargs(&self, talk: &mut Conversation, columns: &RowColumns) -> Result<()> {
         talk.tools = match columns.get("tools") {
             None | Some(Value::Null) => None,
             Some(Value::String(text)) if text.is_empty() => None,
@@ -332,7 +332,7 @@ impl Reader<'_> {
             let list = self.definitions(value, "functions")?;
             talk.tools = list.map(|l| l.as_array().map_or(&[][..], Vec::as_slice).iter().map(wrap).collect());
         }
-        talk.kwargs = match columns.get("chat_template_kwargs").map(opened).as_deref() {
+        talk.kwargs = match columns.get("chat_template_kwargs").map(decode_json_text).as_deref() {
             None | Some(Value::Null) => Map::new(),
             Some(Value::Object(map)) => map.clone(),
             Some(other) => return Err(self.wrong("chat_template_kwargs", "an object", other)),
@@ -343,13 +343,13 @@ impl Reader<'_> {
     /// Reads a list of tool definitions, each of which may be JSON text; `None` for an empty list.
     fn definitions(&self, value: &Value, key: &str) -> Result<Option<Value>> {
         let list =
-            list_of(value).ok_or_else(|| self.no_list(key, "a list of tool definitions (or its JSON text)", value))?;
-        let list: Vec<Value> = list.iter().map(|tool| opened(tool).into_owned()).collect();
+            as_list(value).ok_or_else(|| self.no_list(key, "a list of tool definitions (or its JSON text)", value))?;
+        let list: Vec<Value> = list.iter().map(|tool| decode_json_text(tool).into_owned()).collect();
         Ok((!list.is_empty()).then_some(Value::Array(list)))
     }
 
-    pub(super) fn turn(&self, turn: &Value, at: &str) -> Result<Message> {
-        let turn = &*opened(turn);
+    pub(super) fn turn(&self, turn: &Value, at: &str) -> Result<ChatMessage> {
+        let turn = &*decode_json_text(turn);
         let Value::Object(map) = turn else { return Err(self.wrong(at, "an object with `role` and `content`", turn)) };
         let mut extra = map.clone();
         let role = match extra.shift_remove("role") {
@@ -359,7 +359,7 @@ impl Reader<'_> {
             Some(other) => return Err(self.wrong(&format!("{at}.role"), "a role such as user or assistant", &other)),
             None => return Err(self.missing(&format!("{at}.role"), map)),
         };
-        tool_calls(&mut extra);
+        normalise_tool_calls(&mut extra);
         let acts = extra.get("tool_calls").is_some_and(|calls| !calls.is_null() && *calls != Value::Array(Vec::new()));
         let content = match extra.shift_remove("content") {
             Some(Value::String(text)) => text,
@@ -381,7 +381,7 @@ impl Reader<'_> {
                 .error(format!("key `{at}.content` is empty, so there is nothing to train on"))
                 .hint("remove the row, or fill the answer"));
         }
-        Ok(Message { role, content, extra })
+        Ok(ChatMessage { role, content, extra })
     }
 
     /// Checks a list of content parts, which is passed to the template as a list. Fails unless all parts are text.
@@ -396,8 +396,8 @@ impl Reader<'_> {
         Ok(parts)
     }
 
-    pub(super) fn sharegpt_turn(&self, turn: &Value, at: &str) -> Result<Message> {
-        let turn = &*opened(turn);
+    pub(super) fn sharegpt_turn(&self, turn: &Value, at: &str) -> Result<ChatMessage> {
+        let turn = &*decode_json_text(turn);
         let Value::Object(map) = turn else { return Err(self.wrong(at, "an object with `from` and `value`", turn)) };
         let from = self.text_at(map, "from", at)?;
         let value = self.text_at(map, "value", at)?;
@@ -418,7 +418,7 @@ impl Reader<'_> {
                 .error(format!("key `{at}.value` is empty, so there is nothing to train on"))
                 .hint("remove the row, or fill the answer"));
         }
-        let mut message = Message::new(role, value);
+        let mut message = ChatMessage::new(role, value);
         message.extra = map
             .iter()
             .filter(|(k, _)| !matches!(k.as_str(), "from" | "value"))
@@ -427,7 +427,7 @@ impl Reader<'_> {
         Ok(message)
     }
 
-    fn text_at(&self, map: &Columns, key: &str, at: &str) -> Result<String> {
+    fn text_at(&self, map: &RowColumns, key: &str, at: &str) -> Result<String> {
         match map.get(key) {
             Some(Value::String(text)) => Ok(text.clone()),
             Some(other) => Err(self.wrong(&format!("{at}.{key}"), "text", other)),
@@ -436,7 +436,7 @@ impl Reader<'_> {
     }
 
     /// Reads ShareGPT's form of a tool call: the JSON text of `{name, arguments}`, or of a list of them.
-    fn function_call(&self, value: &str, at: &str) -> Result<Message> {
+    fn function_call(&self, value: &str, at: &str) -> Result<ChatMessage> {
         let bad = || {
             self.error(format!("key `{at}.value` is not a function call"))
                 .hint("expected the JSON of {\"name\": …, \"arguments\": {…}}, or a list of such calls")
@@ -447,15 +447,15 @@ impl Reader<'_> {
             return Err(bad());
         }
         let calls = calls.into_iter().map(|call| serde_json::json!({ "type": "function", "function": call })).collect();
-        let mut message = Message::new("assistant", "");
+        let mut message = ChatMessage::new("assistant", "");
         message.extra.insert("tool_calls".into(), Value::Array(calls));
         Ok(message)
     }
 
-    fn alpaca(&self, columns: &Columns) -> Result<Instruction> {
+    fn alpaca(&self, columns: &RowColumns) -> Result<AlpacaRow> {
         let mut history = Vec::new();
         if let Some(value) = columns.get("history").filter(|v| !v.is_null()) {
-            let pairs = list_of(value).ok_or_else(|| self.no_list("history", "a list of [question, answer]", value))?;
+            let pairs = as_list(value).ok_or_else(|| self.no_list("history", "a list of [question, answer]", value))?;
             for (i, pair) in pairs.iter().enumerate() {
                 match pair.as_array().map(Vec::as_slice) {
                     Some([Value::String(asked), Value::String(answered)]) => {
@@ -465,7 +465,7 @@ impl Reader<'_> {
                 }
             }
         }
-        Ok(Instruction {
+        Ok(AlpacaRow {
             system: self.optional_text(columns, "system")?,
             history,
             instruction: self.filled_text(columns, "instruction")?,
@@ -474,7 +474,7 @@ impl Reader<'_> {
         })
     }
 
-    fn prompt_completion(&self, columns: Columns) -> Result<Record> {
+    fn prompt_completion(&self, columns: RowColumns) -> Result<Record> {
         let side = |key: &str| match columns.get(key) {
             None => Err(self.missing(key, &columns)),
             Some(value @ (Value::String(_) | Value::Array(_))) => Ok(value),
@@ -482,7 +482,7 @@ impl Reader<'_> {
         };
         match (side("prompt")?, side("completion")?) {
             (Value::String(prompt), Value::String(answer))
-                if !(super::detect::spells_messages(prompt) && super::detect::spells_messages(answer)) =>
+                if !(super::detect::is_messages_json(prompt) && super::detect::is_messages_json(answer)) =>
             {
                 Ok(Record::PromptCompletion {
                     prompt: prompt.clone(),
@@ -493,18 +493,18 @@ impl Reader<'_> {
                 let mut talk = Conversation::default();
                 for (key, value) in [("prompt", prompt), ("completion", completion)] {
                     let expected = "text or a list of messages, like the other column";
-                    let turns = list_of(value).ok_or_else(|| self.no_list(key, expected, value))?;
+                    let turns = as_list(value).ok_or_else(|| self.no_list(key, expected, value))?;
                     if turns.is_empty() {
                         return Err(self.error(format!("key `{key}` has no message")));
                     }
-                    talk.given = talk.messages.len();
+                    talk.prompt_len = talk.messages.len();
                     for (i, turn) in turns.iter().enumerate() {
                         let at = format!("{key}[{i}]");
                         let message = self.turn(turn, &at)?;
                         self.push(&mut talk, message, &at)?;
                     }
                 }
-                self.beside(&mut talk, &columns)?;
+                self.read_tools_and_kwargs(&mut talk, &columns)?;
                 Ok(Record::Messages(talk))
             }
         }

@@ -6,9 +6,9 @@
 //! are written as ▁. For the class LlamaTokenizer, text is normalised as in transformers, otherwise by the file's own
 //! rules.
 
-use super::added::Settings;
-use super::protobuf::{Wire, fields};
-use super::record::Columns;
+use super::added_tokens::TokenizerSettings;
+use super::protobuf::{WireValue, fields};
+use super::record::RowColumns;
 use crate::error::{Error, Result};
 use crate::fsutil;
 use base64::Engine;
@@ -31,8 +31,8 @@ pub(super) fn in_directory(folder: &Path) -> bool {
 }
 
 /// The content of `tokenizer.model` (sentencepiece_model.proto), as far as token ids depend on it.
-struct Proto {
-    pieces: Vec<Piece>,
+struct SentencePieceModel {
+    pieces: Vec<VocabularyPiece>,
     unigram: bool,
     byte_fallback: bool,
     /// Ids of the unknown piece, BOS, EOS and padding; negative if there is none.
@@ -46,7 +46,7 @@ struct Proto {
     remove_extra_whitespaces: bool,
 }
 
-struct Piece {
+struct VocabularyPiece {
     text: String,
     score: f32,
     kind: i64,
@@ -56,7 +56,7 @@ struct Piece {
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 
-impl Proto {
+impl SentencePieceModel {
     /// Parses the file. Missing settings have the defaults of sentencepiece_model.proto.
     fn parse(bytes: &[u8]) -> std::result::Result<Self, String> {
         let mut proto = Self {
@@ -73,7 +73,7 @@ impl Proto {
         };
         for field in fields(bytes) {
             match field.ok_or("it is not a complete protocol buffer")? {
-                (1, piece) => proto.pieces.push(Piece::parse(piece)?),
+                (1, piece) => proto.pieces.push(VocabularyPiece::parse(piece)?),
                 (2, trainer) => proto.trainer(trainer)?,
                 (3, normalizer) => proto.normalizer(normalizer)?,
                 _ => {}
@@ -85,7 +85,7 @@ impl Proto {
         Ok(proto)
     }
 
-    fn trainer(&mut self, message: Wire) -> std::result::Result<(), String> {
+    fn trainer(&mut self, message: WireValue) -> std::result::Result<(), String> {
         let wrong = || "its training settings are damaged".to_string();
         for field in fields(message.bytes().ok_or_else(wrong)?) {
             let (number, value) = field.ok_or_else(wrong)?;
@@ -109,7 +109,7 @@ impl Proto {
         Ok(())
     }
 
-    fn normalizer(&mut self, message: Wire) -> std::result::Result<(), String> {
+    fn normalizer(&mut self, message: WireValue) -> std::result::Result<(), String> {
         let wrong = || "its normalisation rules are damaged".to_string();
         for field in fields(message.bytes().ok_or_else(wrong)?) {
             let (number, value) = field.ok_or_else(wrong)?;
@@ -130,12 +130,12 @@ impl Proto {
     }
 }
 
-fn int32(value: Wire) -> Option<i64> {
+fn int32(value: WireValue) -> Option<i64> {
     value.signed().map(|n| i64::from(n as i32))
 }
 
-impl Piece {
-    fn parse(message: Wire) -> std::result::Result<Self, String> {
+impl VocabularyPiece {
+    fn parse(message: WireValue) -> std::result::Result<Self, String> {
         let wrong = || "a piece is damaged".to_string();
         let mut piece = Self { text: String::new(), score: 0.0, kind: 1 };
         for field in fields(message.bytes().ok_or_else(wrong)?) {
@@ -154,10 +154,10 @@ impl Piece {
 }
 
 /// Builds the tokenizer of `tokenizer.model`. Special tokens that the directory does not name are added to `named`.
-pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &mut Columns) -> Result<Tokenizer> {
+pub(super) fn from_directory(folder: &Path, settings: &TokenizerSettings, named: &mut RowColumns) -> Result<Tokenizer> {
     let path = folder.join(FILE);
     let refuse = |why: String| Error::user(format!("{}: {why}", path.display()));
-    let proto = Proto::parse(&fsutil::read(&path)?).map_err(|why| {
+    let proto = SentencePieceModel::parse(&fsutil::read(&path)?).map_err(|why| {
         refuse(format!("not a SentencePiece vocabulary that ft reads: {why}")).hint(
             "a tiktoken vocabulary has this name too; save it as tokenizer.json with transformers: \
              AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
@@ -192,7 +192,7 @@ pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &mut Col
                     return Err(refuse(format!("piece {:?} appears twice, as {first} and as {id}", piece.text)));
                 }
             }
-            let merges = merges(&ids, |id| proto.pieces[id as usize].score).map_err(|piece| {
+            let merges = recover_merges(&ids, |id| proto.pieces[id as usize].score).map_err(|piece| {
                 refuse(format!("piece {piece:?} contains a space, which should be written as {SPACE}"))
             })?;
             let vocab = proto.pieces.iter().enumerate().map(|(id, p)| (p.text.clone(), json!(id))).collect();
@@ -200,7 +200,7 @@ pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &mut Col
         }
     };
     let normalizer = if llama { Value::Null } else { normalizer(&proto, prefix) };
-    let tokenizer = whole(model, normalizer, prefix);
+    let tokenizer = tokenizer_json(model, normalizer, prefix);
     let text = serde_json::to_string(&tokenizer).map_err(|e| Error::bug(format!("tokenizer.json: {e}")))?;
     let mut tokenizer = text.parse::<Tokenizer>().map_err(|e| {
         refuse(format!("{e}")).hint("the file is damaged or of another kind: fetch it again with the model")
@@ -212,7 +212,7 @@ pub(super) fn from_directory(folder: &Path, settings: &Settings, named: &mut Col
 }
 
 /// Returns the vocabulary's own normalisation rules, without adding a space before the text and replacing spaces by ▁.
-fn normalizer(proto: &Proto, prefix: bool) -> Value {
+fn normalizer(proto: &SentencePieceModel, prefix: bool) -> Value {
     let mut rules = Vec::new();
     if !proto.charsmap.is_empty() {
         let table = base64::engine::general_purpose::STANDARD.encode(&proto.charsmap);
@@ -231,7 +231,7 @@ fn normalizer(proto: &Proto, prefix: bool) -> Value {
 
 /// Builds `tokenizer.json` around a SentencePiece model, without added tokens and post-processor, which the caller
 /// fills in. `prefix`: whether a space is added before the text.
-pub fn whole(model: Value, normalizer: Value, prefix: bool) -> Value {
+pub fn tokenizer_json(model: Value, normalizer: Value, prefix: bool) -> Value {
     let mut decoders = vec![
         json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "}),
         json!({"type": "ByteFallback"}),
@@ -273,7 +273,7 @@ pub fn bpe_model(vocab: Map<String, Value>, merges: Value, unk: Option<&str>, by
 
 /// Recovers the merges of a BPE vocabulary, ordered by the score of the joined piece, as transformers does. The error
 /// is a piece that contains a space.
-pub fn merges<'a>(
+pub fn recover_merges<'a>(
     ids: &HashMap<&'a str, u64>,
     score: impl Fn(u64) -> f32,
 ) -> std::result::Result<Vec<String>, &'a str> {

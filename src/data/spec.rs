@@ -23,16 +23,16 @@ pub enum Supervise {
 
 /// Where rows come from: one source, or a list of them.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sources(pub Vec<SourceSpec>);
+pub struct SourceList(pub Vec<SourceSpec>);
 
-impl Sources {
+impl SourceList {
     /// Returns true if any source has a weight.
     pub fn weighted(&self) -> bool {
         self.0.iter().any(|s| s.weight.is_some())
     }
 }
 
-impl Serialize for Sources {
+impl Serialize for SourceList {
     fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
         match self.0.as_slice() {
             [one] => one.serialize(out),
@@ -41,26 +41,26 @@ impl Serialize for Sources {
     }
 }
 
-impl<'de> Deserialize<'de> for Sources {
+impl<'de> Deserialize<'de> for SourceList {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         struct OneOrMore;
         impl<'de> Visitor<'de> for OneOrMore {
-            type Value = Sources;
+            type Value = SourceList;
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str("a source or a list of sources")
             }
-            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Sources, A::Error> {
-                SourceSpec::deserialize(value::MapAccessDeserializer::new(map)).map(|one| Sources(vec![one]))
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<SourceList, A::Error> {
+                SourceSpec::deserialize(value::MapAccessDeserializer::new(map)).map(|one| SourceList(vec![one]))
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Sources, A::Error> {
-                Vec::deserialize(value::SeqAccessDeserializer::new(list)).map(Sources)
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<SourceList, A::Error> {
+                Vec::deserialize(value::SeqAccessDeserializer::new(list)).map(SourceList)
             }
         }
         input.deserialize_any(OneOrMore)
     }
 }
 
-impl JsonSchema for Sources {
+impl JsonSchema for SourceList {
     fn inline_schema() -> bool {
         true
     }
@@ -208,7 +208,7 @@ impl RowFormat {
     }
 
     /// Returns the format with this name in recipes.
-    pub fn named(name: &str) -> Option<Self> {
+    pub fn from_name(name: &str) -> Option<Self> {
         std::iter::once(RowFormat::Auto).chain(Self::KNOWN).find(|f| f.name() == name)
     }
 

@@ -1,7 +1,7 @@
 //! Summarises how sources were read and tokenised, in numbers and in sentences for the user.
 
 use super::RowFormat;
-use super::notes::{Note, Notes};
+use super::notes::{NoteCounts, RowNote};
 use crate::report;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ pub struct FileSummary {
 
 /// How often one source of a mix occurs in an epoch.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Share {
+pub struct SourceShare {
     pub path: PathBuf,
     pub weight: f64,
     pub examples: usize,
@@ -35,26 +35,26 @@ pub struct Share {
 
 /// A note, the number of rows it applies to, and the place of the first one.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Noted {
-    pub note: Note,
+pub struct NoteSummary {
+    pub note: RowNote,
     pub rows: usize,
     pub path: PathBuf,
     pub line: usize,
 }
 
 /// Adds the notes on a part of a file, which begins after `before` lines, to those of all files.
-pub(super) fn gather(notes: &Notes, path: &Path, before: usize, all: &mut Vec<Noted>) {
+pub(super) fn add_notes(notes: &NoteCounts, path: &Path, before: usize, all: &mut Vec<NoteSummary>) {
     for (note, rows, line) in notes.iter() {
         match all.iter_mut().find(|n| n.note == note) {
             Some(noted) => noted.rows += rows,
-            None => all.push(Noted { note, rows, path: path.to_path_buf(), line: before + line }),
+            None => all.push(NoteSummary { note, rows, path: path.to_path_buf(), line: before + line }),
         }
     }
 }
 
 /// How all sources of a data set were read and tokenised.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Summary {
+pub struct DatasetSummary {
     /// The file, or the first of several.
     pub path: PathBuf,
     /// SHA-256 of the file; of several files, of the list of their hashes.
@@ -77,23 +77,23 @@ pub struct Summary {
     /// Answers that were encoded apart from the prompt, because a token would have covered the boundary.
     pub split_boundaries: usize,
     /// What happened to rows that the user should know about.
-    pub notes: Vec<Noted>,
+    pub notes: Vec<NoteSummary>,
     pub tokens: usize,
     pub supervised_tokens: usize,
     /// Lengths of the examples before `on_overflow` was applied (of a pair: of its longer sequence).
-    pub lengths: Quantiles,
+    pub lengths: LengthQuantiles,
     /// Line and file of the longest example.
     pub longest_line: usize,
     pub longest_file: PathBuf,
     pub files: Vec<FileSummary>,
     /// The share of each source, if sources have weights.
-    pub mix: Vec<Share>,
+    pub mix: Vec<SourceShare>,
     /// Rows that were tokenised now instead of being found in the cache, and the time in seconds.
     pub tokenised_rows: usize,
     pub seconds: f64,
 }
 
-impl Summary {
+impl DatasetSummary {
     /// Returns the share of tokens that are trained on.
     pub fn supervised_share(&self) -> f64 {
         self.supervised_tokens as f64 / self.tokens.max(1) as f64
@@ -130,12 +130,12 @@ impl Summary {
                 parts.push(format!("{} {what}", report::count(n as u64)));
             }
         }
-        parts.extend(self.pace());
+        parts.extend(self.throughput());
         parts.join(", ")
     }
 
     /// Returns the speed of tokenisation, if it took at least a second, or says that all tokens came from the cache.
-    fn pace(&self) -> Option<String> {
+    fn throughput(&self) -> Option<String> {
         match self.tokenised_rows {
             0 => Some("token ids from the cache".into()),
             n if self.seconds >= 1.0 => {
@@ -151,7 +151,7 @@ impl Summary {
     /// Returns one line per source of a mix: its share of an epoch.
     pub fn mix_lines(&self) -> Vec<String> {
         let total: usize = self.mix.iter().map(|s| s.per_epoch).sum();
-        let line = |s: &Share| {
+        let line = |s: &SourceShare| {
             let times = s.per_epoch as f64 / s.examples.max(1) as f64;
             format!(
                 "  {:.1} % of an epoch, {} of {} examples ({}): {}",
@@ -192,7 +192,8 @@ impl Summary {
                 self.split_boundaries
             ));
         }
-        let noted = |n: &Noted| format!("{} (the first: {}:{})", n.note.words(n.rows), n.path.display(), n.line);
+        let noted =
+            |n: &NoteSummary| format!("{} (the first: {}:{})", n.note.describe(n.rows), n.path.display(), n.line);
         found.extend(self.notes.iter().map(noted));
         found
     }
@@ -200,7 +201,7 @@ impl Summary {
 
 /// Quantiles of lengths in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Quantiles {
+pub struct LengthQuantiles {
     pub min: usize,
     pub p50: usize,
     pub p90: usize,
@@ -208,7 +209,7 @@ pub struct Quantiles {
     pub max: usize,
 }
 
-impl Quantiles {
+impl LengthQuantiles {
     /// Computes the quantiles; all are 0 for no lengths.
     pub fn of(lengths: &[u32]) -> Self {
         let mut sorted = lengths.to_vec();

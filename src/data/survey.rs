@@ -2,10 +2,10 @@
 //!
 //! Unlike a data set, a survey continues after a bad row, so that it reports all of them at once.
 
-use super::detect::{self, Want};
-use super::record::{self, Columns, Place, Row};
-use super::rows::Reading;
-use super::source::{self, RawRow, Wanted};
+use super::detect::{self, RowPurpose};
+use super::record::{self, RecordRow, RowColumns, RowPlace};
+use super::row_reader::RowReader;
+use super::source::{self, ColumnSelection, RawRow};
 use super::spec::{RowFormat, SourceSpec};
 use crate::error::Result;
 use crate::report;
@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 
 /// The result of a survey.
 #[derive(Debug, Clone)]
-pub struct Survey {
+pub struct FileSurvey {
     pub path: PathBuf,
     pub format: RowFormat,
     /// Whether the format was detected (false if the user set it).
-    pub found: bool,
+    pub format_detected: bool,
     pub rows: usize,
     pub blank_lines: usize,
     /// Every column that any row has, with the number of rows where it is not null, in order of first occurrence.
@@ -28,24 +28,24 @@ pub struct Survey {
     pub used_columns: Vec<String>,
     pub unused_columns: Vec<String>,
     /// The first readable rows.
-    pub first: Vec<Row>,
+    pub first: Vec<RecordRow>,
     /// Number of rows that cannot be read, and the error messages of the first ones, with place and key.
     pub bad: usize,
     pub bad_rows: Vec<String>,
 }
 
 /// Maximum number of bad rows at the beginning before the format cannot be detected.
-const PATIENCE: usize = 100;
+const MAX_UNREADABLE_ROWS: usize = 100;
 /// Maximum number of error messages.
 const MESSAGES: usize = 1000;
 
 /// Surveys the rows of a file, as many as `source` allows, and keeps the first `show` readable ones.
-pub fn survey(path: &Path, source: &SourceSpec, show: usize) -> Result<Survey> {
-    let reading = Reading::of_first(PATIENCE, path, source, Want::Anything)?;
-    let mut seen = Survey {
+pub fn survey_file(path: &Path, source: &SourceSpec, show: usize) -> Result<FileSurvey> {
+    let reading = RowReader::of_first_readable(MAX_UNREADABLE_ROWS, path, source, RowPurpose::Anything)?;
+    let mut seen = FileSurvey {
         path: path.to_path_buf(),
         format: reading.format,
-        found: source.format == RowFormat::Auto,
+        format_detected: source.format == RowFormat::Auto,
         rows: 0,
         blank_lines: 0,
         columns: Vec::new(),
@@ -55,18 +55,19 @@ pub fn survey(path: &Path, source: &SourceSpec, show: usize) -> Result<Survey> {
         bad: 0,
         bad_rows: Vec::new(),
     };
-    let look = |raw: RawRow| -> (Vec<(String, bool)>, Result<Row>) {
-        let (line, columns) = match reading.columns(raw, path) {
+    let look = |at: RawRow| -> (Vec<(String, bool)>, Result<RecordRow>) {
+        let (line, columns) = match reading.columns(at, path) {
             Ok(columns) => columns,
             Err(e) => return (Vec::new(), Err(e)),
         };
         let names = columns.iter().map(|(name, value)| (name.clone(), !value.is_null())).collect();
-        let row = record::read(columns, reading.format, Place { path, line }).map(|record| Row { line, record });
+        let row = record::read_record(columns, reading.format, RowPlace { path, line })
+            .map(|record| RecordRow { line, record });
         (names, row)
     };
     let bar = report::spinner(&format!("{}: rows", path.file_name().unwrap_or_default().to_string_lossy()));
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
-    let passage = source::for_each_chunk_of(Wanted::Readable, path, source.rows, |chunk| {
+    let passage = source::for_each_selected_chunk(ColumnSelection::Readable, path, source.rows, |chunk| {
         bar.inc(chunk.len() as u64);
         let looked: Vec<_> = chunk.into_par_iter().map(look).collect();
         for (names, row) in looked {
@@ -92,7 +93,7 @@ pub fn survey(path: &Path, source: &SourceSpec, show: usize) -> Result<Survey> {
     });
     bar.finish_and_clear();
     (seen.rows, seen.blank_lines) = passage.map(|p| (p.rows, p.blank))?;
-    let all: Columns = seen.columns.iter().map(|(name, _)| (name.clone(), serde_json::Value::Null)).collect();
+    let all: RowColumns = seen.columns.iter().map(|(name, _)| (name.clone(), serde_json::Value::Null)).collect();
     seen.used_columns = detect::used_columns(&all, seen.format);
     seen.unused_columns = detect::unused_columns(&all, seen.format);
     Ok(seen)

@@ -3,24 +3,24 @@
 //! Of several named templates, `tool_use` renders rows with tools and `default` all others, as in transformers. Works
 //! on text only, without tokens.
 
-use super::arguments;
-use super::jinja::{Clock, Fault, FaultKind, Template};
-use super::record::{Columns, Conversation, Message};
+use super::jinja::{JinjaTemplate, RenderTime, TemplateError, TemplateErrorKind};
+use super::record::{ChatMessage, Conversation, RowColumns};
+use super::tool_arguments;
 use crate::error::{Error, Result};
 use jiff::civil::Date;
 use serde_json::Value;
 
 /// Maximum size of a template in bytes. The largest known ones have about 20,000 bytes.
-const LARGEST: usize = 256 << 10;
+const MAX_TEMPLATE_BYTES: usize = 256 << 10;
 
 /// The compiled chat templates of a model, with their variables.
 #[derive(Debug)]
 pub struct ChatTemplate {
     default: Option<NamedTemplate>,
     tool_use: Option<NamedTemplate>,
-    specials: Columns,
+    specials: RowColumns,
     /// Variables for every row; a row's own variables have precedence.
-    kwargs: Columns,
+    kwargs: RowColumns,
     /// The date that `strftime_now` returns; `None` for the time of each rendering.
     date: Option<Date>,
 }
@@ -30,16 +30,16 @@ pub struct ChatTemplate {
 struct NamedTemplate {
     name: String,
     text: String,
-    template: Template,
+    template: JinjaTemplate,
 }
 
 impl NamedTemplate {
     fn compile(name: &str, text: &str) -> Result<Self> {
-        if text.len() > LARGEST {
-            return Err(Error::user(format!("{name}: {} bytes, at most {LARGEST} expected", text.len()))
+        if text.len() > MAX_TEMPLATE_BYTES {
+            return Err(Error::user(format!("{name}: {} bytes, at most {MAX_TEMPLATE_BYTES} expected", text.len()))
                 .hint("is this a chat template? They have a few thousand bytes"));
         }
-        let template = Template::compile(text)
+        let template = JinjaTemplate::compile(text)
             .map_err(|fault| template_error(name, &fault).context("the chat template does not compile"))?;
         Ok(Self { name: name.to_string(), text: text.to_string(), template })
     }
@@ -47,20 +47,24 @@ impl NamedTemplate {
 
 impl ChatTemplate {
     /// Compiles `source`. Errors name it `name` (a path); `specials` are variables such as `bos_token`.
-    pub fn compile(name: &str, source: &str, specials: &Columns) -> Result<Self> {
+    pub fn compile(name: &str, source: &str, specials: &RowColumns) -> Result<Self> {
         Self::of_named(Some((name, source)), None, specials)
     }
 
     /// Compiles the templates for rows without and with tools, each given as (place, text).
-    pub fn of_named(default: Option<(&str, &str)>, tool_use: Option<(&str, &str)>, specials: &Columns) -> Result<Self> {
+    pub fn of_named(
+        default: Option<(&str, &str)>,
+        tool_use: Option<(&str, &str)>,
+        specials: &RowColumns,
+    ) -> Result<Self> {
         let compile =
             |given: Option<(&str, &str)>| given.map(|(name, text)| NamedTemplate::compile(name, text)).transpose();
         let (default, tool_use) = (compile(default)?, compile(tool_use)?);
-        Ok(Self { default, tool_use, specials: specials.clone(), kwargs: Columns::new(), date: None })
+        Ok(Self { default, tool_use, specials: specials.clone(), kwargs: RowColumns::new(), date: None })
     }
 
     /// Sets variables for every row, and the date that `strftime_now` returns.
-    pub fn with(self, kwargs: &Columns, date: Option<Date>) -> Self {
+    pub fn with_variables(self, kwargs: &RowColumns, date: Option<Date>) -> Self {
         Self { kwargs: kwargs.clone(), date, ..self }
     }
 
@@ -74,31 +78,31 @@ impl ChatTemplate {
     }
 
     /// Returns true if a template uses the current date (`strftime_now`).
-    pub fn asks_date(&self) -> bool {
+    pub fn uses_date(&self) -> bool {
         self.all().any(|source| source.text.contains("strftime_now"))
     }
 
     /// Fixes the date to today, if a template uses the date and none is set.
     pub fn at_fixed_date(self) -> Self {
-        let today = self.asks_date().then(|| jiff::Zoned::now().date());
+        let today = self.uses_date().then(|| jiff::Zoned::now().date());
         Self { date: self.date.or(today), ..self }
     }
 
     /// Returns the fixed date, if there is one and a template uses it.
     pub fn date(&self) -> Option<Date> {
-        self.date.filter(|_| self.asks_date())
+        self.date.filter(|_| self.uses_date())
     }
 
     /// Returns everything that a rendering depends on except the conversation, as text; includes the date if a template
     /// uses it.
     pub(super) fn identity(&self) -> String {
         let texts: Vec<&str> = self.all().map(|source| source.text.as_str()).collect();
-        let date = if self.asks_date() { self.clock().date().to_string() } else { String::new() };
+        let date = if self.uses_date() { self.clock().date().to_string() } else { String::new() };
         let variables = [&self.specials, &self.kwargs].map(|map| Value::Object(map.clone()).to_string());
         format!("{}\0{}\0{date}", texts.join("\0"), variables.join("\0"))
     }
 
-    fn clock(&self) -> Clock {
+    fn clock(&self) -> RenderTime {
         self.date.map_or_else(|| jiff::Zoned::now().datetime(), |date| date.at(0, 0, 0, 0))
     }
 
@@ -116,20 +120,20 @@ impl ChatTemplate {
     /// Renders messages with tool definitions and further variables; with `prompt`, adds the generation prompt.
     pub fn render_with(
         &self,
-        messages: &[Message],
+        messages: &[ChatMessage],
         tools: Option<&Value>,
-        kwargs: &Columns,
+        kwargs: &RowColumns,
         prompt: bool,
     ) -> Result<String> {
         let rendered = self.render_as_given(messages, tools, kwargs, prompt);
         // A template that refuses JSON text as arguments, or quotes it, expects the decoded object.
-        if rendered.as_ref().is_ok_and(|text| !arguments::quoted_in(messages, text)) {
+        if rendered.as_ref().is_ok_and(|text| !tool_arguments::quoted_in(messages, text)) {
             return rendered;
         }
-        match arguments::decoded(messages) {
+        match tool_arguments::decode_arguments(messages) {
             Some(decoded) => {
                 let again = self.render_as_given(&decoded, tools, kwargs, prompt);
-                again.inspect(|_| arguments::say_decoded()).or(rendered)
+                again.inspect(|_| tool_arguments::report_decoding_once()).or(rendered)
             }
             None => rendered,
         }
@@ -137,9 +141,9 @@ impl ChatTemplate {
 
     fn render_as_given(
         &self,
-        messages: &[Message],
+        messages: &[ChatMessage],
         tools: Option<&Value>,
-        kwargs: &Columns,
+        kwargs: &RowColumns,
         prompt: bool,
     ) -> Result<String> {
         let tools = tools.filter(|tools| !tools.is_null());
@@ -160,12 +164,12 @@ impl ChatTemplate {
 }
 
 /// The keys of a message's reasoning, in the order in which transformers looks for them.
-pub(super) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+pub(super) const REASONING_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// Returns the message as the template gets it; as in transformers, reasoning is set under all keys that templates use.
-fn seen_by_template(message: &Message) -> Value {
+fn seen_by_template(message: &ChatMessage) -> Value {
     let Value::Object(mut map) = message.to_json() else { return Value::Null };
-    let reasoning = REASONING.iter().find_map(|k| map.get(*k).filter(|v| !v.is_null()).cloned());
+    let reasoning = REASONING_KEYS.iter().find_map(|k| map.get(*k).filter(|v| !v.is_null()).cloned());
     if let Some(text) = reasoning {
         if !map.contains_key("thinking") {
             map.insert("thinking".into(), text.clone());
@@ -175,20 +179,22 @@ fn seen_by_template(message: &Message) -> Value {
     Value::Object(map)
 }
 
-fn template_error(name: &str, fault: &Fault) -> Error {
+fn template_error(name: &str, fault: &TemplateError) -> Error {
     let line = fault.line().map(|l| format!(":{l}")).unwrap_or_default();
     let error = Error::user(format!("{name}{line}: {fault}"));
     match fault.kind() {
-        FaultKind::Raised => Error::user(format!("the chat template refuses this conversation: {fault}"))
+        TemplateErrorKind::Raised => Error::user(format!("the chat template refuses this conversation: {fault}"))
             .hint("change the conversation, or set a template of your own with data.template or --template"),
-        FaultKind::Runaway | FaultKind::Deep => error.hint(
+        TemplateErrorKind::LimitReached | TemplateErrorKind::StackExhausted => error.hint(
             "the template is broken or hostile, or the row is far too long; set a template of your own with \
              data.template or --template",
         ),
-        FaultKind::Unsupported => error.hint(
+        TemplateErrorKind::Unsupported => error.hint(
             "ft does not support this part of Python's Jinja; set data.template to a template that does not use it",
         ),
-        FaultKind::Syntax | FaultKind::Python => error.hint("you can set a template of your own with data.template"),
+        TemplateErrorKind::Syntax | TemplateErrorKind::Python => {
+            error.hint("you can set a template of your own with data.template")
+        }
     }
 }
 
@@ -197,7 +203,7 @@ mod tests {
     use super::*;
 
     fn render(source: &str) -> Result<String> {
-        ChatTemplate::compile("test", source, &Columns::new())?.render_with(&[], None, &Columns::new(), false)
+        ChatTemplate::compile("test", source, &RowColumns::new())?.render_with(&[], None, &RowColumns::new(), false)
     }
 
     #[test]
@@ -240,10 +246,10 @@ mod tests {
         for (open, close) in [("(", ")"), ("[", "]"), ("-", ""), ("not ", ""), ("1 + ", ""), ("a.", "a"), ("x|e|", "e")]
         {
             let source = format!("{{{{ {}1{} }}}}", open.repeat(20_000), close.repeat(20_000));
-            assert!(ChatTemplate::compile("test", &source, &Columns::new()).is_err(), "{open}");
+            assert!(ChatTemplate::compile("test", &source, &RowColumns::new()).is_err(), "{open}");
         }
         let source = "{% if 1 %}".repeat(10_000);
-        assert!(ChatTemplate::compile("test", &source, &Columns::new()).is_err());
+        assert!(ChatTemplate::compile("test", &source, &RowColumns::new()).is_err());
     }
 
     #[test]
@@ -256,9 +262,9 @@ mod tests {
     fn today_is_todays_date_or_the_given_one() {
         let year = jiff::Zoned::now().year().to_string();
         assert!(render("{{ strftime_now('%d %b %Y') }}").unwrap().ends_with(&year));
-        let template = ChatTemplate::compile("test", "{{ strftime_now('%d %b %Y') }}", &Columns::new()).unwrap();
-        let fixed = template.with(&Columns::new(), Some(jiff::civil::date(2024, 2, 29)));
-        assert_eq!(fixed.render_with(&[], None, &Columns::new(), false).unwrap(), "29 Feb 2024");
+        let template = ChatTemplate::compile("test", "{{ strftime_now('%d %b %Y') }}", &RowColumns::new()).unwrap();
+        let fixed = template.with_variables(&RowColumns::new(), Some(jiff::civil::date(2024, 2, 29)));
+        assert_eq!(fixed.render_with(&[], None, &RowColumns::new(), false).unwrap(), "29 Feb 2024");
         assert!(fixed.identity().contains("2024-02-29"));
     }
 

@@ -3,9 +3,9 @@
 //! Invariant: texts are never truncated or padded, whatever tokenizer.json asks for, and only `encode_plain` (and what
 //! is built on it) adds special tokens.
 
-use super::added::{Settings, optional_json};
-use super::answered::answered;
-use super::record::{Columns, Conversation, Message};
+use super::added_tokens::{TokenizerSettings, optional_json};
+use super::answer_text::render_answer;
+use super::record::{ChatMessage, Conversation, RowColumns};
 use super::template::ChatTemplate;
 use super::{bpe, sentencepiece};
 use crate::error::{Error, Result};
@@ -18,11 +18,11 @@ use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper, Tokenizer};
 
 /// How conversations are rendered, as far as this differs from the model's directory.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Rendering {
+pub struct TemplateOptions {
     /// A template file, or the name of one of the model's own templates.
     pub template: Option<PathBuf>,
     /// Variables of the template for every conversation (`enable_thinking`); a row's own variables have precedence.
-    pub kwargs: Columns,
+    pub kwargs: RowColumns,
     /// The date that templates get; `None` for today.
     pub date: Option<Date>,
 }
@@ -57,14 +57,14 @@ impl ChatTokenizer {
     /// Reads the tokenizer of a model directory; `template_override` replaces the model's own chat template.
     pub fn load(model_dir: &Path, template_override: Option<&Path>) -> Result<Self> {
         let template = template_override.map(Path::to_path_buf);
-        Self::load_with(model_dir, &Rendering { template, ..Default::default() })
+        Self::load_with(model_dir, &TemplateOptions { template, ..Default::default() })
     }
 
     /// As `load`, with variables and a date for the template.
     ///
     /// Errors: the directory has no tokenizer that can be read, or no chat template of the given name.
-    pub fn load_with(model_dir: &Path, rendering: &Rendering) -> Result<Self> {
-        let settings = Settings::read(model_dir)?;
+    pub fn load_with(model_dir: &Path, rendering: &TemplateOptions) -> Result<Self> {
+        let settings = TokenizerSettings::read(model_dir)?;
         let mut specials = settings.specials();
         let path = model_dir.join("tokenizer.json");
         let mut inner = if path.is_file() {
@@ -72,7 +72,7 @@ impl ChatTokenizer {
                 Error::user(format!("{}: {e}", path.display()))
                     .hint("the file is damaged or of another kind: fetch it again with the model")
             })?;
-            for (token, id) in settings.complete(&mut inner, &specials)? {
+            for (token, id) in settings.add_missing_tokens(&mut inner, &specials)? {
                 let got = inner.token_to_id(&token).unwrap_or_default();
                 report::warn_once(format!(
                     "{}: tokenizer_config.json gives `{token}` the id {id}; it gets {got}, as in transformers",
@@ -85,7 +85,7 @@ impl ChatTokenizer {
             bpe::from_directory(model_dir, &settings, &specials)?
         } else if sentencepiece::in_directory(model_dir) {
             let mut inner = sentencepiece::from_directory(model_dir, &settings, &mut specials)?;
-            settings.complete(&mut inner, &specials)?;
+            settings.add_missing_tokens(&mut inner, &specials)?;
             inner
         } else {
             let error = Error::user(format!("{}: not found; a model directory needs its tokenizer", path.display()));
@@ -95,7 +95,7 @@ impl ChatTokenizer {
             });
         };
         if !path.is_file() {
-            let around = settings.around(&inner, &specials)?;
+            let around = settings.bos_eos_processor(&inner, &specials)?;
             inner.with_post_processor(around);
         }
         inner.with_padding(None);
@@ -115,7 +115,7 @@ impl ChatTokenizer {
         let template = find_template(model_dir, &settings.config, rendering.template.as_deref())?
             .map(|found| found.compile(&specials))
             .transpose()?
-            .map(|template| template.with(&rendering.kwargs, rendering.date));
+            .map(|template| template.with_variables(&rendering.kwargs, rendering.date));
         let mut made = Self {
             inner,
             post,
@@ -155,7 +155,7 @@ impl ChatTokenizer {
     }
 
     /// Returns the tokenizer without the limit of the directory's config.json, for a model that will be made to fit it.
-    pub fn of_any_model(self) -> Self {
+    pub fn without_embedding_limit(self) -> Self {
         Self { rows: None, ..self }
     }
 
@@ -178,7 +178,7 @@ impl ChatTokenizer {
     /// Returns the byte position at which the token ids of a prompt end: before a last space if that space belongs to
     /// the token of the next word, else at the end. The answer then begins with the space, in training and in
     /// generation.
-    pub fn border(&self, prompt: &str) -> usize {
+    pub fn prompt_end(&self, prompt: &str) -> usize {
         match prompt.strip_suffix(' ') {
             Some(before) if self.holds_spaces && !before.is_empty() => before.len(),
             _ => prompt.len(),
@@ -187,16 +187,16 @@ impl ChatTokenizer {
 
     /// Encodes a rendered prompt as in generation.
     pub fn encode_prompt(&self, rendered: &str) -> Result<Vec<u32>> {
-        self.encode(&rendered[..self.border(rendered)])
+        self.encode(&rendered[..self.prompt_end(rendered)])
     }
 
     /// As `encode_prompt`, for text without a template: adds a BOS if the model has one.
     pub fn encode_plain_prompt(&self, text: &str) -> Result<Vec<u32>> {
-        self.encode_open(&text[..self.border(text)])
+        self.encode_without_eos(&text[..self.prompt_end(text)])
     }
 
     /// Encodes text that will be continued: as `encode_plain`, but without the EOS that some tokenizers add at the end.
-    pub(super) fn encode_open(&self, text: &str) -> Result<Vec<u32>> {
+    pub(super) fn encode_without_eos(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.encode_plain(text)?;
         if self.eos.is_some_and(|eos| ids.last() == Some(&eos)) && self.encode(text)?.last() != ids.last() {
             ids.pop();
@@ -206,7 +206,7 @@ impl ChatTokenizer {
 
     /// Encodes a given answer, or the given beginning of one, that follows `prompt`.
     pub fn encode_answer_after(&self, prompt: &str, answer: &str) -> Result<Vec<u32>> {
-        self.encode_after(&format!("{}{answer}", &prompt[self.border(prompt)..]))
+        self.encode_after(&format!("{}{answer}", &prompt[self.prompt_end(prompt)..]))
     }
 
     /// Encodes `text` with the range of bytes of each token; adds no special tokens.
@@ -249,7 +249,7 @@ impl ChatTokenizer {
     }
 
     /// Returns the last line of a prompt's text, without special tokens and the assistant's header; for display.
-    pub fn asked(&self, ids: &[u32]) -> Result<String> {
+    pub fn last_prompt_line(&self, ids: &[u32]) -> Result<String> {
         let prompt = self.decode(ids, true)?;
         let asked = prompt.trim().lines().rfind(|l| !l.trim().is_empty() && *l != "assistant");
         Ok(asked.unwrap_or_default().trim().to_string())
@@ -332,7 +332,7 @@ impl ChatTokenizer {
 
     /// Returns the token that ends a turn, if generation_config.json does not name it, so that other programs do not
     /// stop at it.
-    pub fn unwritten_stop(&self) -> Option<u32> {
+    pub fn undeclared_stop(&self) -> Option<u32> {
         self.turn_end.filter(|id| !self.written_stops.contains(id))
     }
 
@@ -355,11 +355,11 @@ impl ChatTokenizer {
     }
 
     /// Renders the messages with the chat template, exactly as transformers does.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        self.need_template()?.render_with(messages, None, &Map::new(), add_generation_prompt)
+    pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
+        self.require_template()?.render_with(messages, None, &Map::new(), add_generation_prompt)
     }
 
-    pub(super) fn need_template(&self) -> Result<&ChatTemplate> {
+    pub(super) fn require_template(&self) -> Result<&ChatTemplate> {
         self.template.as_ref().ok_or_else(|| {
             Error::user("the rows are conversations, but the model has no chat template")
                 .hint("set data.template (a .jinja file), use an instruct model, or use rows of prompt and completion")
@@ -379,7 +379,7 @@ impl ChatTokenizer {
     /// Completes a generated answer as in a rendered conversation: appends what the template writes after the end of a
     /// turn (often a newline), where a reward model was trained to score. An answer without its end of turn is left
     /// unchanged.
-    pub fn close(&self, ids: &mut Vec<u32>) {
+    pub fn close_turn(&self, ids: &mut Vec<u32>) {
         if self.turn_end.is_some() && ids.last().copied() == self.turn_end {
             ids.extend(&self.after_turn);
         }
@@ -388,10 +388,10 @@ impl ChatTokenizer {
     /// Finds the special token that ends an answer, and the tokens after it, by rendering a short conversation.
     fn find_turn_end(&self) -> Option<(u32, Vec<u32>)> {
         let template = self.template.as_ref()?;
-        let messages = vec![Message::new("user", "a"), Message::new("assistant", "b")];
+        let messages = vec![ChatMessage::new("user", "a"), ChatMessage::new("assistant", "b")];
         let talk = Conversation { messages, ..Default::default() };
-        let answered = answered(&talk, 1, template, &[]).ok()?;
-        let answer = answered.text.strip_prefix(&answered.asked)?;
+        let answered = render_answer(&talk, 1, template, &[]).ok()?;
+        let answer = answered.text.strip_prefix(&answered.prompt)?;
         let after = answer.rfind('b').map_or(answer, |at| &answer[at + 1..]);
         let ids = self.encode(after).ok()?;
         let end = ids.iter().position(|id| self.is_special(*id))?;
@@ -443,7 +443,7 @@ impl FoundTemplates {
         Some(Self { default: Some((name, text)), tool_use: None })
     }
 
-    fn compile(&self, specials: &Columns) -> Result<ChatTemplate> {
+    fn compile(&self, specials: &RowColumns) -> Result<ChatTemplate> {
         fn parts(found: &Option<(String, String)>) -> Option<(&str, &str)> {
             found.as_ref().map(|(place, text)| (place.as_str(), text.as_str()))
         }
@@ -454,7 +454,7 @@ impl FoundTemplates {
 /// Finds the templates that may render a row. `chosen` is a file, or the name of one of the model's own templates.
 /// Without it they are those that transformers chooses: chat_template.jinja and the files in
 /// additional_chat_templates/, else those in tokenizer_config.json (one text or a list of named ones).
-fn find_template(dir: &Path, config: &Columns, chosen: Option<&Path>) -> Result<Option<FoundTemplates>> {
+fn find_template(dir: &Path, config: &RowColumns, chosen: Option<&Path>) -> Result<Option<FoundTemplates>> {
     if let Some(path) = chosen.filter(|path| !is_template_name(path)) {
         return Ok(FoundTemplates::one(path.display().to_string(), fsutil::read_to_string(path)?));
     }
@@ -489,7 +489,7 @@ pub fn is_template_name(chosen: &Path) -> bool {
 }
 
 /// Returns the model's own templates as (name, place, text).
-fn named_templates(dir: &Path, config: &Columns) -> Result<Vec<(String, String, String)>> {
+fn named_templates(dir: &Path, config: &RowColumns) -> Result<Vec<(String, String, String)>> {
     let mut named = Vec::new();
     let mut add = |name: &str, file: &Path| -> Result<()> {
         named.push((name.to_string(), file.display().to_string(), fsutil::read_to_string(file)?));

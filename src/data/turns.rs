@@ -3,27 +3,27 @@
 //! Token ids do not record roles. Therefore a conversation of known words is rendered to see what the template writes
 //! between turns, and these separators are searched for in the prompt's text.
 
-use super::record::Message;
+use super::record::ChatMessage;
 use super::tokenizer::ChatTokenizer;
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
 
 /// One turn of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Turn {
+pub struct ChatTurn {
     /// `system`, `user` or `assistant`.
     pub role: String,
     pub text: String,
 }
 
 /// Texts of the known conversation, which no template contains: for system, user, assistant and user.
-const WORDS: [&str; 4] = ["ftuvorne", "ftufrage", "ftuantwort", "ftuweiter"];
+const PROBE_WORDS: [&str; 4] = ["ftuvorne", "ftufrage", "ftuantwort", "ftuweiter"];
 const ROLES: [&str; 4] = ["system", "user", "assistant", "user"];
 /// Maximum number of bytes before the first separator: a token that the tokenizer adds.
-const SLACK: usize = 16;
+const MAX_PREFIX_BYTES: usize = 16;
 
 /// The separators that a template writes around turns, without white space at their ends.
-struct Marks {
+struct TurnMarks {
     before_system: Option<String>,
     system_to_user: Option<String>,
     before_user: String,
@@ -35,24 +35,24 @@ struct Marks {
 
 impl ChatTokenizer {
     /// Returns the turns of a prompt; `None` if the model has no template, or if its text cannot be split again.
-    pub fn turns(&self, ids: &[u32]) -> Result<Option<Vec<Turn>>> {
+    pub fn turns(&self, ids: &[u32]) -> Result<Option<Vec<ChatTurn>>> {
         if self.template().is_none() {
             return Ok(None);
         }
-        let Some(marks) = Marks::of(&|messages| self.render(messages, true).ok()) else { return Ok(None) };
-        Ok(marks.cut(&self.decode(ids, false)?))
+        let Some(marks) = TurnMarks::of(&|messages| self.render(messages, true).ok()) else { return Ok(None) };
+        Ok(marks.split_turns(&self.decode(ids, false)?))
     }
 }
 
-impl Marks {
+impl TurnMarks {
     /// Finds the separators by rendering known words; `None` if the template changes the words or their order, or
     /// writes nothing between them.
-    fn of(render: &dyn Fn(&[Message]) -> Option<String>) -> Option<Self> {
+    fn of(render: &dyn Fn(&[ChatMessage]) -> Option<String>) -> Option<Self> {
         let between = |from: usize| -> Option<Vec<String>> {
-            let messages: Vec<Message> = (from..4).map(|i| Message::new(ROLES[i], WORDS[i])).collect();
+            let messages: Vec<ChatMessage> = (from..4).map(|i| ChatMessage::new(ROLES[i], PROBE_WORDS[i])).collect();
             let text = render(&messages)?;
             let (mut rest, mut marks) = (text.as_str(), Vec::new());
-            for word in &WORDS[from..] {
+            for word in &PROBE_WORDS[from..] {
                 let (mark, after) = rest.split_once(word)?;
                 marks.push(mark.trim().to_string());
                 rest = after;
@@ -79,10 +79,11 @@ impl Marks {
     }
 
     /// Splits a text at the separators; `None` if it does not begin with one.
-    fn cut(&self, text: &str) -> Option<Vec<Turn>> {
+    fn split_turns(&self, text: &str) -> Option<Vec<ChatTurn>> {
         let text = text.trim();
         let text = text.strip_suffix(self.end.as_str()).unwrap_or(text);
-        let begins = |mark: &str| text.find(mark).filter(|at| *at <= SLACK).map(|at| &text[at + mark.len()..]);
+        let begins =
+            |mark: &str| text.find(mark).filter(|at| *at <= MAX_PREFIX_BYTES).map(|at| &text[at + mark.len()..]);
         let system = self.before_system.as_deref().and_then(begins).map(|rest| ("system", rest));
         let (mut role, mut rest) = system.or_else(|| begins(&self.before_user).map(|rest| ("user", rest)))?;
         let mut turns = Vec::new();
@@ -93,7 +94,7 @@ impl Marks {
                 _ => (self.assistant_to_user.as_str(), "user"),
             };
             let (said, after) = rest.split_once(mark).map_or((rest, None), |(said, after)| (said, Some(after)));
-            turns.push(Turn { role: role.into(), text: said.trim().into() });
+            turns.push(ChatTurn { role: role.into(), text: said.trim().into() });
             match after {
                 Some(after) => (role, rest) = (next, after),
                 None => return Some(turns),
@@ -111,14 +112,14 @@ mod tests {
         head: &'static str,
         turn: impl Fn(&str, &str) -> String + 'static,
         tail: &'static str,
-    ) -> impl Fn(&[Message]) -> Option<String> {
+    ) -> impl Fn(&[ChatMessage]) -> Option<String> {
         move |messages| {
             let turns: String = messages.iter().map(|m| turn(&m.role, &m.content)).collect();
             Some(format!("{head}{turns}{tail}"))
         }
     }
 
-    fn roles(turns: &[Turn]) -> Vec<(&str, &str)> {
+    fn roles(turns: &[ChatTurn]) -> Vec<(&str, &str)> {
         turns.iter().map(|t| (t.role.as_str(), t.text.as_str())).collect()
     }
 
@@ -137,33 +138,33 @@ mod tests {
             "",
         );
         let talk = ["Be kind.", "What is 2 + 2?\nAnd 3?", "4 and 3", "Why?"];
-        for render in [&chatml as &dyn Fn(&[Message]) -> Option<String>, &llama, &inst] {
-            let marks = Marks::of(render).unwrap();
+        for render in [&chatml as &dyn Fn(&[ChatMessage]) -> Option<String>, &llama, &inst] {
+            let marks = TurnMarks::of(render).unwrap();
             for from in 0..2 {
-                let messages: Vec<Message> = (from..4).map(|i| Message::new(ROLES[i], talk[i])).collect();
-                let turns = marks.cut(&render(&messages).unwrap()).unwrap();
+                let messages: Vec<ChatMessage> = (from..4).map(|i| ChatMessage::new(ROLES[i], talk[i])).collect();
+                let turns = marks.split_turns(&render(&messages).unwrap()).unwrap();
                 let expected: Vec<(&str, &str)> = (from..4).map(|i| (ROLES[i], talk[i])).collect();
                 assert_eq!(roles(&turns), expected);
             }
-            assert_eq!(marks.cut("something else"), None);
+            assert_eq!(marks.split_turns("something else"), None);
         }
     }
 
     #[test]
     fn a_template_that_hides_its_turns_has_none() {
         let bare = template("", |_, c| format!("{c}\n"), "");
-        assert!(Marks::of(&bare).is_none());
-        let loud = |messages: &[Message]| chatty(messages).map(|t| t.to_uppercase());
-        fn chatty(messages: &[Message]) -> Option<String> {
+        assert!(TurnMarks::of(&bare).is_none());
+        let loud = |messages: &[ChatMessage]| chatty(messages).map(|t| t.to_uppercase());
+        fn chatty(messages: &[ChatMessage]) -> Option<String> {
             Some(messages.iter().map(|m| format!("<{}>{}", m.role, m.content)).collect())
         }
-        assert!(Marks::of(&loud).is_none());
+        assert!(TurnMarks::of(&loud).is_none());
         // One that refuses system messages still has its other turns.
-        let strict = |messages: &[Message]| match messages[0].role.as_str() {
+        let strict = |messages: &[ChatMessage]| match messages[0].role.as_str() {
             "system" => None,
             _ => chatty(messages),
         };
-        let marks = Marks::of(&strict).unwrap();
-        assert_eq!(roles(&marks.cut("<user>a<assistant>b<user>c").unwrap()).len(), 3);
+        let marks = TurnMarks::of(&strict).unwrap();
+        assert_eq!(roles(&marks.split_turns("<user>a<assistant>b<user>c").unwrap()).len(), 3);
     }
 }

@@ -8,6 +8,6 @@ pub mod rows;
 pub mod run;
 pub mod score;
 
-pub use metrics::{Rate, matches, matches_ignoring_case};
-pub use rows::{Asked, EvalRow};
+pub use metrics::{Proportion, matches, matches_ignoring_case};
+pub use rows::{EvalQuestion, EvalRow};
 pub use run::{Evaluation, evaluate, mean_loss};

@@ -4,29 +4,29 @@
 //! The row is encoded as in training, and the prompt is everything before the last answer. So the model is prompted
 //! with exactly the tokens that it was trained on.
 
-use crate::data::record::Place;
-use crate::data::{ChatTokenizer, Example, Message, Record, Row, RowFormat, Supervise, example, read_rows};
+use crate::data::record::RowPlace;
+use crate::data::{ChatMessage, ChatTokenizer, Example, Record, RecordRow, RowFormat, Supervise, example, read_rows};
 use crate::error::{Context, Result};
 use serde_json::Value;
 use std::path::Path;
 
 /// A prompt and its expected answer.
-pub struct Asked {
+pub struct EvalQuestion {
     /// The prompt as written in the row: messages, or text.
-    pub shown: Value,
+    pub prompt_as_written: Value,
     /// Token ids of the prompt.
     pub prompt: Vec<u32>,
     /// Text of the expected answer.
     pub expected: String,
     /// Number of tokens of the expected answer, with its stop token.
-    pub tokens: usize,
+    pub expected_tokens: usize,
 }
 
 /// One row of an evaluation.
 pub struct EvalRow {
     pub line: usize,
     /// The prompt to answer; `None` for plain text, which has none.
-    pub asked: Option<Asked>,
+    pub question: Option<EvalQuestion>,
     /// The tokenised row, supervised as in training: every answer of a conversation, all tokens of a text.
     pub examples: Vec<Example>,
 }
@@ -38,12 +38,12 @@ impl EvalRow {
         rows.iter().map(|row| Self::of(row, path, tokenizer)).collect()
     }
 
-    fn of(row: &Row, path: &Path, tokenizer: &ChatTokenizer) -> Result<Self> {
+    fn of(row: &RecordRow, path: &Path, tokenizer: &ChatTokenizer) -> Result<Self> {
         let examples = example::encode_row(row, path, tokenizer, Supervise::Assistant)?.examples;
-        let place = || Place { path, line: row.line };
+        let place = || RowPlace { path, line: row.line };
         examples.iter().try_for_each(|e| tokenizer.check_embedded(&e.ids)).context(place)?;
         let shown = match &row.record {
-            Record::Text(_) => return Ok(Self { line: row.line, asked: None, examples }),
+            Record::Text(_) => return Ok(Self { line: row.line, question: None, examples }),
             Record::Messages(talk) => before_last_answer(&talk.messages),
             Record::Alpaca(row) if tokenizer.has_template() => before_last_answer(&row.conversation().messages),
             Record::Alpaca(row) => row.prompt().into(),
@@ -55,12 +55,17 @@ impl EvalRow {
         let begin = last.supervised.iter().position(|s| *s).unwrap_or(last.ids.len());
         let length = last.supervised[begin..].iter().take_while(|s| **s).count();
         let expected = tokenizer.decode(&last.ids[begin..begin + length], true)?;
-        let asked = Asked { shown, prompt: last.ids[..begin].to_vec(), expected, tokens: length };
-        Ok(Self { line: row.line, asked: Some(asked), examples })
+        let asked = EvalQuestion {
+            prompt_as_written: shown,
+            prompt: last.ids[..begin].to_vec(),
+            expected,
+            expected_tokens: length,
+        };
+        Ok(Self { line: row.line, question: Some(asked), examples })
     }
 }
 
-fn before_last_answer(messages: &[Message]) -> Value {
+fn before_last_answer(messages: &[ChatMessage]) -> Value {
     let end = messages.iter().rposition(|m| m.role == "assistant").unwrap_or(messages.len());
-    messages[..end].iter().map(Message::to_json).collect()
+    messages[..end].iter().map(ChatMessage::to_json).collect()
 }

@@ -1,12 +1,12 @@
 //! Evaluates a language model on rows: the loss of their supervised tokens, and greedy answers compared with the
 //! expected ones.
 
-use super::metrics::{Rate, matches, matches_ignoring_case};
-use super::rows::{Asked, EvalRow};
+use super::metrics::{Proportion, matches, matches_ignoring_case};
+use super::rows::{EvalQuestion, EvalRow};
 use crate::data::{ChatTokenizer, Example};
 use crate::error::{Error, Result};
-use crate::generate::{Settings, Stop, complete};
-use crate::methods::sft::Answers;
+use crate::generate::{GenerationSettings, StopReason, complete};
+use crate::methods::sft::SupervisedBatch;
 use crate::models::Model;
 use crate::report;
 use serde::Serialize;
@@ -15,7 +15,7 @@ use std::time::Instant;
 use tch::Kind;
 
 /// Most tokens of a packed row, unless one example alone is longer.
-const PACK: usize = 4096;
+const PACK_TOKENS: usize = 4096;
 
 /// The results of an evaluation.
 #[derive(Debug, Clone, Serialize)]
@@ -42,7 +42,7 @@ pub struct Evaluation {
 
 /// A generated answer with the expected one.
 #[derive(Debug, Clone, Serialize)]
-pub struct Answered {
+pub struct EvalAnswer {
     pub prompt: Value,
     pub expected: String,
     pub text: String,
@@ -60,19 +60,20 @@ pub fn evaluate(
     tokenizer: &ChatTokenizer,
     rows: &[EvalRow],
     max_new_tokens: Option<usize>,
-) -> Result<(Evaluation, Vec<Answered>)> {
+) -> Result<(Evaluation, Vec<EvalAnswer>)> {
     let started = Instant::now();
     let examples: Vec<&Example> = rows.iter().flat_map(|r| &r.examples).collect();
-    let each = losses(model, &examples)?;
-    let (loss, tokens) = mean(&each)?;
+    let each = example_losses(model, &examples)?;
+    let (loss, tokens) = mean_per_token(&each)?;
     let mut each = each.into_iter();
-    let mut own =
-        |row: &EvalRow| mean(&each.by_ref().take(row.examples.len()).collect::<Vec<_>>()).map(|(loss, _)| loss);
+    let mut own = |row: &EvalRow| {
+        mean_per_token(&each.by_ref().take(row.examples.len()).collect::<Vec<_>>()).map(|(loss, _)| loss)
+    };
     let row_losses = rows.iter().map(&mut own).collect::<Result<Vec<f64>>>()?;
-    let row_losses = rows.iter().zip(row_losses).filter(|(row, _)| row.asked.is_some()).map(|(_, loss)| loss);
-    let asked: Vec<&Asked> = rows.iter().filter_map(|r| r.asked.as_ref()).collect();
-    let longest = asked.iter().map(|a| a.tokens).max().unwrap_or(0);
-    let settings = Settings::greedy(max_new_tokens.unwrap_or(longest + 16), tokenizer.stop_ids());
+    let row_losses = rows.iter().zip(row_losses).filter(|(row, _)| row.question.is_some()).map(|(_, loss)| loss);
+    let asked: Vec<&EvalQuestion> = rows.iter().filter_map(|r| r.question.as_ref()).collect();
+    let longest = asked.iter().map(|a| a.expected_tokens).max().unwrap_or(0);
+    let settings = GenerationSettings::greedy(max_new_tokens.unwrap_or(longest + 16), tokenizer.stop_ids());
     let prompts: Vec<Vec<u32>> = asked.iter().map(|a| a.prompt.clone()).collect();
     let mut left = vec![settings.max_new_tokens; prompts.len()];
     // Answers of similar length all end late, at about the same time. Counting tokens shows the speed earlier.
@@ -87,19 +88,19 @@ pub fn evaluate(
     bar.finish_and_clear();
     let mut answered = Vec::with_capacity(asked.len());
     for ((asked, answer), loss) in asked.iter().zip(&answers).zip(row_losses) {
-        let text = tokenizer.decode(answer.answer(), true)?;
-        answered.push(Answered {
-            prompt: asked.shown.clone(),
+        let text = tokenizer.decode(answer.answer_tokens(), true)?;
+        answered.push(EvalAnswer {
+            prompt: asked.prompt_as_written.clone(),
             matched: matches(&text, &asked.expected),
             expected: asked.expected.clone(),
             text,
-            finish_reason: answer.stopped.name(),
+            finish_reason: answer.stop_reason.name(),
             loss,
         });
     }
     let n = answered.len();
-    let share = |hits: usize| Rate::of(hits, n).map(|r| r.share);
-    let exact = Rate::of(answered.iter().filter(|a| a.matched).count(), n);
+    let share = |hits: usize| Proportion::of(hits, n).map(|r| r.share);
+    let exact = Proportion::of(answered.iter().filter(|a| a.matched).count(), n);
     let evaluation = Evaluation {
         rows: rows.len(),
         asked: n,
@@ -108,7 +109,7 @@ pub fn evaluate(
         exact_match_ignoring_case: share(
             answered.iter().filter(|a| matches_ignoring_case(&a.text, &a.expected)).count(),
         ),
-        stopped: share(answers.iter().filter(|a| a.stopped == Stop::EndToken).count()),
+        stopped: share(answers.iter().filter(|a| a.stop_reason == StopReason::EndToken).count()),
         loss,
         perplexity: loss.exp(),
         tokens,
@@ -120,11 +121,11 @@ pub fn evaluate(
 
 /// Returns the mean loss over the supervised tokens of all examples, and the number of these tokens.
 pub fn mean_loss(model: &Model, examples: &[&Example]) -> Result<(f64, usize)> {
-    mean(&losses(model, examples)?)
+    mean_per_token(&example_losses(model, examples)?)
 }
 
 /// Returns the mean over all tokens, and their number, from (summed loss, tokens) pairs. Fails if it is not finite.
-fn mean(each: &[(f64, usize)]) -> Result<(f64, usize)> {
+fn mean_per_token(each: &[(f64, usize)]) -> Result<(f64, usize)> {
     let (sum, count) = each.iter().fold((0.0, 0), |(sum, count), (s, n)| (sum + s, count + n));
     let mean = sum / count.max(1) as f64;
     if !mean.is_finite() {
@@ -136,7 +137,7 @@ fn mean(each: &[(f64, usize)]) -> Result<(f64, usize)> {
 
 /// Returns the summed loss and the number of supervised tokens of each example. Fails for an example that the model
 /// cannot read.
-fn losses(model: &Model, examples: &[&Example]) -> Result<Vec<(f64, usize)>> {
+fn example_losses(model: &Model, examples: &[&Example]) -> Result<Vec<(f64, usize)>> {
     let config = model.config();
     let context =
         [model.context_limit(), config.max_position_embeddings].into_iter().flatten().min().unwrap_or(i64::MAX);
@@ -167,15 +168,15 @@ fn losses(model: &Model, examples: &[&Example]) -> Result<Vec<(f64, usize)>> {
         let mut held = 0;
         let fits = |i: &&usize| {
             held += examples[**i].ids.len();
-            held <= PACK
+            held <= PACK_TOKENS
         };
         let to = from + order[from..].iter().take_while(fits).count().max(1);
         let here: Vec<&Example> = order[from..to].iter().map(|i| examples[*i]).collect();
-        let batch = Answers::new(&here, model.device());
+        let batch = SupervisedBatch::new(&here, model.device());
         let scores = model.infer(&batch.tokens, |out| out.log_probs(&batch.at, &batch.targets))?;
         let mut start = 0;
         for (i, example) in order[from..to].iter().zip(&here) {
-            let n = example.targets();
+            let n = example.target_count();
             let own = scores.log_probs.narrow(0, start, n as i64);
             found[*i] = (-own.sum(Kind::Double).double_value(&[]), n);
             start += n as i64;

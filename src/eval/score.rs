@@ -1,14 +1,15 @@
 //! Scores rows with a reward model: pairs, answers with a label, or plain answers.
 
-use super::metrics::Rate;
-use crate::data::convert::{Target, convert};
-use crate::data::rows::Reading;
+use super::metrics::Proportion;
+use crate::data::convert::{TargetFormat, convert_record};
+use crate::data::row_reader::RowReader;
 use crate::data::{
-    ChatTokenizer, Item, Pair, Record, Row, RowFormat, SourceSpec, Supervise, Unpaired, Want, example, source,
+    ChatTokenizer, DatasetItem, PairExample, Record, RecordRow, RowFormat, RowPurpose, SourceSpec, Supervise,
+    UnpairedExample, example, source,
 };
 use crate::error::{Context, Error, Result};
-use crate::methods::reward::{Card, Evidence, Judged};
-use crate::models::{Model, Scoring};
+use crate::methods::reward::{HeldOutScores, ReportCard, ScoredPair};
+use crate::models::{Model, RewardScorer};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -17,18 +18,18 @@ use std::path::Path;
 pub struct ScoreRow {
     pub line: usize,
     /// The row in TRL's format: `prompt` with `chosen` and `rejected`, or with `completion`.
-    shown: Value,
+    row_json: Value,
     /// Token ids of prompt and answer: one sequence, or the chosen and the rejected one.
     sequences: Vec<Vec<u32>>,
     /// Number of answer tokens of each sequence.
     lengths: Vec<usize>,
     /// Whether the answer is labelled as good; `None` without a label.
-    good: Option<bool>,
+    answer_is_good: Option<bool>,
 }
 
 /// Statistics over all rows.
 #[derive(Debug, Clone, Serialize)]
-pub struct Summary {
+pub struct ScoreSummary {
     pub rows: usize,
     /// Rows that are pairs. Accuracy, lengths and calibration are of these.
     pub pairs: usize,
@@ -54,28 +55,29 @@ pub struct Summary {
 impl ScoreRow {
     /// Reads the rows of a file, at most `limit`. Fails for a row without an answer to score.
     pub fn read(path: &Path, limit: Option<usize>, tokenizer: &ChatTokenizer) -> Result<Vec<Self>> {
-        let reading = Reading::of(path, &SourceSpec::file(path, RowFormat::Auto), Want::Anything)?;
+        let reading = RowReader::of(path, &SourceSpec::file(path, RowFormat::Auto), RowPurpose::Anything)?;
         let mut rows = Vec::new();
-        source::for_each_chunk_of(reading.wanted(), path, limit, |chunk| {
+        source::for_each_selected_chunk(reading.wanted(), path, limit, |chunk| {
             rows.extend(reading.rows(chunk, path)?);
             Ok(())
         })?;
         rows.iter().map(|row| Self::of(row, path, tokenizer)).collect()
     }
 
-    fn of(row: &Row, path: &Path, tokenizer: &ChatTokenizer) -> Result<Self> {
+    fn of(row: &RecordRow, path: &Path, tokenizer: &ChatTokenizer) -> Result<Self> {
         let place = || format!("{}:{}", path.display(), row.line);
         let supervise = Supervise::Last;
         let (target, sequences, lengths, good) = match &row.record {
             Record::Preference(_) => {
-                let pair = one(Pair::encode(row, path, tokenizer, supervise)?.examples, &place)?;
+                let pair = first_or_error(PairExample::encode(row, path, tokenizer, supervise)?.examples, &place)?;
                 let lengths = vec![pair.chosen.len(), pair.rejected.len()];
-                (Target::Preference, pair.sequences().map(|s| s.ids).into(), lengths, None)
+                (TargetFormat::Preference, pair.sequences().map(|s| s.ids).into(), lengths, None)
             }
             Record::Unpaired(_) => {
-                let answer = one(Unpaired::encode(row, path, tokenizer, supervise)?.examples, &place)?;
+                let answer =
+                    first_or_error(UnpairedExample::encode(row, path, tokenizer, supervise)?.examples, &place)?;
                 let sequences = vec![answer.sequence().ids];
-                (Target::Unpaired, sequences, vec![answer.completion.len()], Some(answer.good))
+                (TargetFormat::Unpaired, sequences, vec![answer.completion.len()], Some(answer.good))
             }
             Record::Messages(talk) if talk.messages.last().is_none_or(|m| m.role != "assistant") => {
                 return Err(Error::user(format!("{}: the conversation does not end with an assistant turn", place()))
@@ -83,24 +85,24 @@ impl ScoreRow {
             }
             Record::Messages(_) | Record::Alpaca(_) | Record::PromptCompletion { .. } => {
                 let answer = example::encode_row(row, path, tokenizer, supervise)?.examples;
-                let answer = answer.into_iter().next_back().ok_or_else(|| nothing(&place()))?;
+                let answer = answer.into_iter().next_back().ok_or_else(|| no_answer_error(&place()))?;
                 let from = answer.supervised.iter().position(|s| *s).unwrap_or(0);
                 let length = answer.ids.len() - from;
-                (Target::PromptCompletion, vec![answer.ids], vec![length], None)
+                (TargetFormat::PromptCompletion, vec![answer.ids], vec![length], None)
             }
-            Record::Prompt(_) | Record::Text(_) => return Err(nothing(&place())),
+            Record::Prompt(_) | Record::Text(_) => return Err(no_answer_error(&place())),
         };
         sequences.iter().try_for_each(|ids| tokenizer.check_embedded(ids)).context(&place)?;
-        let shown = one(convert(&row.record, target)?, &place)?;
-        Ok(Self { line: row.line, shown, sequences, lengths, good })
+        let shown = first_or_error(convert_record(&row.record, target)?, &place)?;
+        Ok(Self { line: row.line, row_json: shown, sequences, lengths, answer_is_good: good })
     }
 }
 
-fn one<T>(items: Vec<T>, place: &dyn Fn() -> String) -> Result<T> {
-    items.into_iter().next().ok_or_else(|| nothing(&place()))
+fn first_or_error<T>(items: Vec<T>, place: &dyn Fn() -> String) -> Result<T> {
+    items.into_iter().next().ok_or_else(|| no_answer_error(&place()))
 }
 
-fn nothing(place: &str) -> Error {
+fn no_answer_error(place: &str) -> Error {
     Error::user(format!("{place}: no answer to score"))
         .hint("a row needs `prompt` and `completion`, `chosen` and `rejected`, or `messages` that end with an answer")
 }
@@ -109,12 +111,12 @@ fn nothing(place: &str) -> Error {
 /// after each row.
 pub fn score(
     model: &Model,
-    scoring: &Scoring,
+    scoring: &RewardScorer,
     rows: &[ScoreRow],
     path: &Path,
     on_row: &mut dyn FnMut(),
-) -> Result<(Summary, Vec<Value>)> {
-    check(model, rows, path)?;
+) -> Result<(ScoreSummary, Vec<Value>)> {
+    check_lengths(model, rows, path)?;
     // Sequences of similar length are scored together, because attention pads within a packed row.
     let mut order: Vec<usize> = (0..rows.len()).collect();
     let longest = |i: &usize| rows[*i].sequences.iter().map(Vec::len).max();
@@ -133,12 +135,12 @@ pub fn score(
         return Err(Error::user(format!("{}:{line}: the score is not a finite number", path.display()))
             .hint("the model's weights or its adapter contain NaN or infinite values; was the training run stable?"));
     }
-    let lines = rows.iter().zip(&scores).map(|(row, scores)| row.line(scores)).collect();
-    Ok((summary(rows, &scores, &all), lines))
+    let lines = rows.iter().zip(&scores).map(|(row, scores)| row.to_json(scores)).collect();
+    Ok((summarize(rows, &scores, &all), lines))
 }
 
 /// Fails for a sequence longer than the model's context; the error names its line.
-fn check(model: &Model, rows: &[ScoreRow], path: &Path) -> Result<()> {
+fn check_lengths(model: &Model, rows: &[ScoreRow], path: &Path) -> Result<()> {
     let config = model.config();
     let limit = [model.context_limit(), config.max_position_embeddings].into_iter().flatten().min();
     for (row, ids) in rows.iter().flat_map(|r| r.sequences.iter().map(move |ids| (r, ids))) {
@@ -158,8 +160,8 @@ fn check(model: &Model, rows: &[ScoreRow], path: &Path) -> Result<()> {
 
 impl ScoreRow {
     /// Returns the row as JSON with its score or scores.
-    fn line(&self, scores: &[f64]) -> Value {
-        let mut line = self.shown.clone();
+    fn to_json(&self, scores: &[f64]) -> Value {
+        let mut line = self.row_json.clone();
         line["line"] = json!(self.line);
         match scores {
             [chosen, rejected] => {
@@ -174,23 +176,25 @@ impl ScoreRow {
 }
 
 /// Computes the statistics; `all` are the scores of all rows in one list.
-fn summary(rows: &[ScoreRow], scores: &[Vec<f64>], all: &[f64]) -> Summary {
-    let pairs: Vec<Judged> = rows
+fn summarize(rows: &[ScoreRow], scores: &[Vec<f64>], all: &[f64]) -> ScoreSummary {
+    let pairs: Vec<ScoredPair> = rows
         .iter()
         .zip(scores)
         .filter_map(|(row, scores)| match (scores.as_slice(), row.lengths.as_slice()) {
-            ([chosen, rejected], [a, b]) => Some(Judged { chosen: *chosen, rejected: *rejected, lengths: [*a, *b] }),
+            ([chosen, rejected], [a, b]) => {
+                Some(ScoredPair { chosen: *chosen, rejected: *rejected, lengths: [*a, *b] })
+            }
             _ => None,
         })
         .collect();
-    let card = Card::of(&Evidence { pairs, ..Default::default() });
-    let accuracy: Option<Rate> = card.as_ref().map(|c| c.accuracy);
+    let card = ReportCard::of(&HeldOutScores { pairs, ..Default::default() });
+    let accuracy: Option<Proportion> = card.as_ref().map(|c| c.accuracy);
     let of = |good: bool| -> Vec<f64> {
-        rows.iter().zip(scores).filter(|(r, _)| r.good == Some(good)).map(|(_, s)| s[0]).collect()
+        rows.iter().zip(scores).filter(|(r, _)| r.answer_is_good == Some(good)).map(|(_, s)| s[0]).collect()
     };
     let n = all.len().max(1) as f64;
     let mean = all.iter().sum::<f64>() / n;
-    Summary {
+    ScoreSummary {
         rows: rows.len(),
         pairs: card.as_ref().map_or(0, |c| c.pairs),
         accuracy: accuracy.map(|a| a.share),

@@ -1,7 +1,7 @@
 //! Replaces folders and results by finished new ones, so that a kill at any moment leaves either the old or the new
 //! one.
 
-use super::{create_dir_all, io_error, temporary};
+use super::{create_dir_all, io_error, temporary_name};
 use crate::error::{Error, Result};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ pub fn replace_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resul
     create_dir_all(parent)?;
     recover_dir(path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let temp = parent.join(temporary(&name));
+    let temp = parent.join(temporary_name(&name));
     fs::create_dir(&temp).map_err(|e| io_error("creating folder", &temp, e))?;
     fill(&temp).inspect_err(|_| {
         let _ = fs::remove_dir_all(&temp);
@@ -26,14 +26,14 @@ pub fn replace_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resul
 }
 
 /// Returns the name of the old folder while a new one replaces it in two steps.
-fn aside(path: &Path) -> PathBuf {
+fn old_folder_path(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{}.old", path.file_name().unwrap_or_default().to_string_lossy()))
 }
 
 /// Completes a replacement in two steps that was interrupted: moves the old folder back if `path` does not exist, else
 /// removes the old folder.
 pub fn recover_dir(path: &Path) -> Result<()> {
-    let old = aside(path);
+    let old = old_folder_path(path);
     if !old.exists() {
         return Ok(());
     }
@@ -52,26 +52,26 @@ fn exchange(a: &Path, b: &Path) -> std::io::Result<()> {
 /// Moves the folder `new` to `path` and removes the old folder: by `exchange`, or in two steps if `exchange` fails.
 fn swap(new: &Path, path: &Path, exchange: impl Fn(&Path, &Path) -> std::io::Result<()>) -> std::io::Result<()> {
     if !path.exists() {
-        return step(|| fs::rename(new, path));
+        return file_change(|| fs::rename(new, path));
     }
-    if step(|| exchange(new, path)).is_ok() {
-        return step(|| fs::remove_dir_all(new));
+    if file_change(|| exchange(new, path)).is_ok() {
+        return file_change(|| fs::remove_dir_all(new));
     }
-    let old = aside(path);
-    step(|| fs::rename(path, &old))?;
-    step(|| fs::rename(new, path)).inspect_err(|_| {
+    let old = old_folder_path(path);
+    file_change(|| fs::rename(path, &old))?;
+    file_change(|| fs::rename(new, path)).inspect_err(|_| {
         let _ = fs::rename(&old, path);
     })?;
-    step(|| fs::remove_dir_all(&old))
+    file_change(|| fs::remove_dir_all(&old))
 }
 
 /// Name of the subfolder of a result that is being moved, file by file, into its parent folder. While it exists, the
 /// parent may contain files of two results.
-pub const MOVING: &str = "result.moving";
+pub const MOVING_FOLDER: &str = "result.moving";
 
 /// Fails if the files of a folder may be of two results, because moving a result was interrupted.
-pub fn refuse_moving(folder: &Path) -> Result<()> {
-    match folder.join(MOVING).exists() {
+pub fn refuse_unfinished_move(folder: &Path) -> Result<()> {
+    match folder.join(MOVING_FOLDER).exists() {
         true => Err(Error::user(format!("{}: ft was stopped while it moved a result here", folder.display()))
             .hint(format!("complete it with: ft resume {}", folder.display()))),
         false => Ok(()),
@@ -79,7 +79,7 @@ pub fn refuse_moving(folder: &Path) -> Result<()> {
 }
 
 /// Runs one change of the file system. Tests interrupt the program between two such changes.
-pub fn step<T>(change: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
+pub fn file_change<T>(change: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
     #[cfg(test)]
     tests::count_down();
     change()
@@ -131,7 +131,7 @@ mod tests {
                 replace_dir(&folder.path().join("model"), |_| Err(Error::user("broken off"))).unwrap_err();
                 let found = fs::read_to_string(path.join("file")).unwrap();
                 assert!(found == "new" || done.is_none() && found == "old", "killed at {at}: {found}");
-                assert!(!aside(&path).exists());
+                assert!(!old_folder_path(&path).exists());
                 if done.is_some() {
                     break;
                 }

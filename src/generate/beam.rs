@@ -1,9 +1,12 @@
 //! Beam search, step for step as in transformers: the most likely continuations of a prompt (beams) are kept at each
 //! step. Beams that end are ranked by their score, sum of log-probabilities / length^length_penalty.
 
-use super::rules::Edits;
-use super::sequence::Sequence;
-use super::{Completion, Decode, Settings, Stop, check_prompt, check_text, room, sampler};
+use super::logit_rules::LogitEdits;
+use super::sequence::GrowingSequence;
+use super::{
+    DecodeFn, GeneratedAnswer, GenerationSettings, StopReason, check_decoder, check_prompt, max_sequence_tokens,
+    sampler,
+};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::Tokens;
@@ -12,7 +15,7 @@ use tch::{Kind, Tensor};
 
 /// When a search ends before the maximum length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum EarlyStopping {
+pub enum BeamEarlyStopping {
     /// As soon as `count` beams have ended.
     Yes,
     /// When no running beam, scored at its present length, beats the worst ended one.
@@ -24,19 +27,19 @@ pub enum EarlyStopping {
 
 /// The options of beam search.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Beams {
+pub struct BeamSettings {
     /// Number of beams.
     pub count: usize,
     /// Number of answers returned.
     pub answers: usize,
     /// Exponent of the length: above 0 prefers long answers, below 0 short ones.
     pub length_penalty: f64,
-    pub early_stopping: EarlyStopping,
+    pub early_stopping: BeamEarlyStopping,
 }
 
-impl Beams {
+impl BeamSettings {
     /// Fails for values out of range and for settings that sample.
-    pub fn check(&self, settings: &Settings) -> Result<()> {
+    pub fn check(&self, settings: &GenerationSettings) -> Result<()> {
         settings.check()?;
         if self.count == 0 || self.answers == 0 || self.answers > self.count {
             return Err(Error::user(format!("{} answers of {} beams", self.answers, self.count))
@@ -54,16 +57,16 @@ impl Beams {
 }
 
 /// A continuation with this score or less is forbidden. It is the number that transformers adds to such scores.
-const NOTHING: f32 = -1e9;
+const FORBIDDEN_SCORE: f32 = -1e9;
 
 /// A continuation with its score. `sequence` includes the new token.
 #[derive(Clone)]
 struct Beam {
-    sequence: Sequence,
+    sequence: GrowingSequence,
     score: f32,
     /// Index of the running beam that it continues.
     parent: usize,
-    stopped: Option<Stop>,
+    stopped: Option<StopReason>,
 }
 
 /// Answers one prompt by beam search; the best answer is first. Every answer begins with `prefix`.
@@ -71,18 +74,18 @@ pub fn search(
     model: &Model,
     prompt: &[u32],
     prefix: &[u32],
-    settings: &Settings,
-    beams: Beams,
-    decode: Option<Decode>,
-) -> Result<Vec<Completion>> {
+    settings: &GenerationSettings,
+    beams: BeamSettings,
+    decode: Option<DecodeFn>,
+) -> Result<Vec<GeneratedAnswer>> {
     beams.check(settings)?;
-    check_text(settings, decode)?;
+    check_decoder(settings, decode)?;
     check_prompt(model, prompt, settings, "the prompt")?;
-    let first = Sequence::new(prompt, prefix, settings, room(model), 0, 0);
-    if first.ids.len() >= first.longest() {
+    let first = GrowingSequence::new(prompt, prefix, settings, max_sequence_tokens(model), 0, 0);
+    if first.ids.len() >= first.max_length() {
         return Err(Error::user(format!("the prefix has {} tokens and leaves no room for an answer", prefix.len())));
     }
-    let (count, prompt, longest) = (beams.count, first.ids.len(), first.longest());
+    let (count, prompt, longest) = (beams.count, first.ids.len(), first.max_length());
     let weigh = |score: f32, length: usize| score / (length as f64).powf(beams.length_penalty) as f32;
     let mut cache = model.cache(1);
     let mut tokens = Tokens::pack(&[&first.ids], model.device());
@@ -91,19 +94,19 @@ pub fn search(
     let mut hopeful = true;
     loop {
         let logits = model.extend(&tokens, &mut cache, |out| out.logits(&tokens.segments.last_rows()))?;
-        let mut edits = Edits::default();
-        running.iter().enumerate().for_each(|(i, b)| b.sequence.rules(settings, i, &mut edits));
+        let mut edits = LogitEdits::default();
+        running.iter().enumerate().for_each(|(i, b)| b.sequence.collect_edits(settings, i, &mut edits));
         let log_probs = logits.log_softmax(-1, Kind::Float);
         edits.apply(&log_probs, settings);
         // Each beam has as many ending continuations as there are stop tokens. With this many candidates, at least
         // `count` remain that do not end.
         let wide = count * (1 + settings.stop_ids.len()).max(2);
-        let mut best = expand(&running, &log_probs, wide, settings, decode)?;
+        let mut best = best_continuations(&running, &log_probs, wide, settings, decode)?;
         let length = running[0].sequence.ids.len() + 1 - prompt;
         let all_ended = best.iter().all(|b| b.stopped.is_some());
 
         // As in transformers, an ended beam becomes an answer only if it is among the first `count` candidates.
-        let full = ended.len() >= count && beams.early_stopping == EarlyStopping::Yes;
+        let full = ended.len() >= count && beams.early_stopping == BeamEarlyStopping::Yes;
         if hopeful && !full {
             ended.extend(
                 best.iter()
@@ -119,16 +122,16 @@ pub fn search(
 
         if let (Some(top), true) = (best.first(), ended.len() >= count) {
             let at = match beams.early_stopping {
-                EarlyStopping::Never if beams.length_penalty > 0.0 => longest - prompt,
+                BeamEarlyStopping::Never if beams.length_penalty > 0.0 => longest - prompt,
                 _ => length,
             };
             hopeful &= weigh(top.score, at) > ended[count - 1].score;
         }
-        let enough = ended.len() >= count && beams.early_stopping == EarlyStopping::Yes;
+        let enough = ended.len() >= count && beams.early_stopping == BeamEarlyStopping::Yes;
         if !hopeful || enough || all_ended || best.is_empty() {
             break;
         }
-        cache.keep(&best.iter().map(|b| b.parent).collect::<Vec<_>>());
+        cache.retain_slots(&best.iter().map(|b| b.parent).collect::<Vec<_>>());
         running = best;
         let last: Vec<&[u32]> = running.iter().map(|b| &b.sequence.ids[b.sequence.ids.len() - 1..]).collect();
         tokens = Tokens::pack_after(&last, &cache.lengths, model.device());
@@ -137,19 +140,19 @@ pub fn search(
     ended
         .into_iter()
         .map(|b| {
-            let done = b.sequence.finish(b.stopped.unwrap_or(Stop::Length), settings, decode)?;
-            Ok(Completion { score: Some(b.score), ..done })
+            let done = b.sequence.finish(b.stopped.unwrap_or(StopReason::Length), settings, decode)?;
+            Ok(GeneratedAnswer { score: Some(b.score), ..done })
         })
         .collect()
 }
 
 /// Returns the `wide` most likely continuations of all running beams together, the best first. log_probs (B, V)
-fn expand(
+fn best_continuations(
     running: &[Beam],
     log_probs: &Tensor,
     wide: usize,
-    settings: &Settings,
-    decode: Option<Decode>,
+    settings: &GenerationSettings,
+    decode: Option<DecodeFn>,
 ) -> Result<Vec<Beam>> {
     let width = log_probs.size()[1];
     let scores: Vec<f32> = running.iter().map(|b| b.score).collect();
@@ -163,7 +166,7 @@ fn expand(
             return Err(sampler::not_a_number());
         }
         // A rule forbids this token here.
-        if score <= NOTHING {
+        if score <= FORBIDDEN_SCORE {
             continue;
         }
         let (parent, id) = ((place / width) as usize, (place % width) as u32);

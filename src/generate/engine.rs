@@ -5,19 +5,19 @@
 //! depend on the number of rows in a product: docs/generation.md says when. The engine must not know text, files or the
 //! terminal.
 
-use super::rules::Edits;
-use super::sequence::Sequence;
-use super::{Completion, Decode, Settings, check_prompt, check_text, room, sampler};
+use super::logit_rules::LogitEdits;
+use super::sequence::GrowingSequence;
+use super::{DecodeFn, GeneratedAnswer, GenerationSettings, check_decoder, check_prompt, max_sequence_tokens, sampler};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::native;
-use crate::nn::{Cache, Tokens};
+use crate::nn::{KvCache, Tokens};
 use std::collections::VecDeque;
 use tch::{Device, Kind, Tensor};
 
 /// A prompt to be answered.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub struct GenerationRequest {
     pub prompt: Vec<u32>,
     /// Tokens that every answer begins with.
     pub prefix: Vec<u32>,
@@ -27,7 +27,7 @@ pub struct Request {
     pub stream: u64,
 }
 
-impl Request {
+impl GenerationRequest {
     /// Returns a request for one answer.
     pub fn new(prompt: &[u32], stream: u64) -> Self {
         Self { prompt: prompt.to_vec(), prefix: Vec::new(), answers: 1, stream }
@@ -36,13 +36,13 @@ impl Request {
 
 /// Limits on what is decoded together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct BatchLimits {
     pub rows: usize,
     /// Size of the cache in tokens: rows times the longest sequence.
     pub tokens: usize,
 }
 
-impl Limits {
+impl BatchLimits {
     /// Returns limits that fit the memory of the model's device.
     pub fn of(model: &Model) -> Result<Self> {
         let c = model.config();
@@ -57,65 +57,65 @@ impl Limits {
 }
 
 /// Most prompt tokens in one packed row, unless one prompt alone is longer.
-const PREFILL: usize = 4096;
+const PREFILL_TOKENS: usize = 4096;
 
 /// A finished answer and its request.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Finished {
+pub struct FinishedAnswer {
     /// The id that `Engine::add` returned.
     pub request: usize,
     /// Index of the answer within its request.
     pub sample: usize,
-    pub completion: Completion,
+    pub completion: GeneratedAnswer,
 }
 
 /// The result of one step.
 #[derive(Debug, Default)]
-pub struct Step {
+pub struct DecodingStep {
     /// New tokens as (request, sample, token id).
     pub tokens: Vec<(usize, usize, u32)>,
     /// Prompt tokens computed in this step; 0 in a step that gives existing rows their next token.
     pub prompt_tokens: usize,
-    pub finished: Vec<Finished>,
+    pub finished: Vec<FinishedAnswer>,
 }
 
 /// A row of the batch. Row i has slot i of the cache.
-struct Row {
+struct DecodingRow {
     request: usize,
     sample: usize,
-    sequence: Sequence,
+    sequence: GrowingSequence,
 }
 
 /// A request of which `begun` answers have begun, and others wait.
-struct Waiting {
+struct WaitingRequest {
     id: usize,
-    request: Request,
-    begun: usize,
+    request: GenerationRequest,
+    answers_begun: usize,
 }
 
 /// Answers requests in batches. The caller must keep the model's active adapter the same in every step.
 pub struct Engine<'m> {
     model: &'m Model,
-    settings: Settings,
-    limits: Limits,
-    decode: Option<Decode<'m>>,
+    settings: GenerationSettings,
+    limits: BatchLimits,
+    decode: Option<DecodeFn<'m>>,
     context: usize,
-    waiting: VecDeque<Waiting>,
-    rows: Vec<Row>,
-    cache: Cache,
-    requests: usize,
+    waiting: VecDeque<WaitingRequest>,
+    rows: Vec<DecodingRow>,
+    cache: KvCache,
+    requests_added: usize,
 }
 
 impl<'m> Engine<'m> {
     /// Returns an engine without requests. Fails for settings out of range.
-    pub fn new(model: &'m Model, settings: Settings, limits: Limits) -> Result<Self> {
+    pub fn new(model: &'m Model, settings: GenerationSettings, limits: BatchLimits) -> Result<Self> {
         settings.check()?;
         Ok(Self {
-            context: room(model),
+            context: max_sequence_tokens(model),
             cache: model.cache(0),
             waiting: VecDeque::new(),
             rows: Vec::new(),
-            requests: 0,
+            requests_added: 0,
             decode: None,
             model,
             settings,
@@ -124,17 +124,17 @@ impl<'m> Engine<'m> {
     }
 
     /// Sets the function that decodes tokens, which stop texts need.
-    pub fn with_text(mut self, decode: Decode<'m>) -> Self {
+    pub fn with_decoder(mut self, decode: DecodeFn<'m>) -> Self {
         self.decode = Some(decode);
         self
     }
 
     /// Queues a request and returns its id, which its answers carry. Fails if prompt or prefix is too long.
-    pub fn add(&mut self, request: Request) -> Result<usize> {
-        let id = self.requests;
-        check_text(&self.settings, self.decode)?;
+    pub fn add(&mut self, request: GenerationRequest) -> Result<usize> {
+        let id = self.requests_added;
+        check_decoder(&self.settings, self.decode)?;
         check_prompt(self.model, &request.prompt, &self.settings, &format!("prompt {}", id + 1))?;
-        let longest = self.settings.longest_answer(request.prompt.len()).min(self.context - request.prompt.len());
+        let longest = self.settings.max_answer_tokens(request.prompt.len()).min(self.context - request.prompt.len());
         if request.prefix.len() >= longest {
             return Err(Error::user(format!(
                 "prompt {}: the prefix has {} tokens, the answer may have {longest}",
@@ -145,8 +145,8 @@ impl<'m> Engine<'m> {
         if request.answers == 0 {
             return Err(Error::bug("a request for no answer"));
         }
-        self.requests += 1;
-        self.waiting.push_back(Waiting { id, request, begun: 0 });
+        self.requests_added += 1;
+        self.waiting.push_back(WaitingRequest { id, request, answers_begun: 0 });
         Ok(id)
     }
 
@@ -162,50 +162,54 @@ impl<'m> Engine<'m> {
     }
 
     /// Runs queued prompts if there is room for them, else gives each row its next token.
-    pub fn step(&mut self) -> Result<Step> {
+    pub fn step(&mut self) -> Result<DecodingStep> {
         let old = self.rows.len();
-        let (model, first) = (self.model, self.admit());
+        let (model, first) = (self.model, self.admit_waiting());
         let logits = if first.is_empty() {
             if self.rows.is_empty() {
-                return Ok(Step::default());
+                return Ok(DecodingStep::default());
             }
             let last: Vec<&[u32]> = self.rows.iter().map(|r| &r.sequence.ids[r.sequence.ids.len() - 1..]).collect();
             let tokens = Tokens::pack_after(&last, &self.cache.lengths, model.device());
             model.extend(&tokens, &mut self.cache, |out| out.logits(&tokens.segments.last_rows()))?
         } else {
-            self.prefill(old, &first)?
+            self.prefill_rows(old, &first)?
         };
         let from = if first.is_empty() { 0 } else { old };
         let prompt_tokens = self.rows[old..old + first.len()].iter().map(|r| r.sequence.ids.len()).sum();
-        Ok(Step { prompt_tokens, ..self.choose(from, logits)? })
+        Ok(DecodingStep { prompt_tokens, ..self.choose_tokens(from, logits)? })
     }
 
     /// Turns queued answers into rows: first one row per prompt, then the other answers of these prompts. Returns the
     /// number of answers for each prompt.
-    fn admit(&mut self) -> Vec<usize> {
-        let mut longest = self.rows.iter().map(|r| r.sequence.longest()).max().unwrap_or(0);
+    fn admit_waiting(&mut self) -> Vec<usize> {
+        let mut longest = self.rows.iter().map(|r| r.sequence.max_length()).max().unwrap_or(0);
         let (mut free, mut used, mut tokens) = (self.limits.rows.max(1), self.rows.len(), 0);
         free = free.saturating_sub(used);
         let (mut counts, mut first, mut others) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(w) = self.waiting.front_mut() {
             let r = &w.request;
             let make = |sample: usize| {
-                Sequence::new(&r.prompt, &r.prefix, &self.settings, self.context, r.stream, sample as u64)
+                GrowingSequence::new(&r.prompt, &r.prefix, &self.settings, self.context, r.stream, sample as u64)
             };
-            let sequence = make(w.begun);
-            longest = longest.max(sequence.longest());
+            let sequence = make(w.answers_begun);
+            longest = longest.max(sequence.max_length());
             let room = free.min((self.limits.tokens / longest).saturating_sub(used)).max(usize::from(used == 0));
-            let n = room.min(r.answers - w.begun);
-            if n == 0 || (tokens > 0 && tokens + sequence.ids.len() > PREFILL) {
+            let n = room.min(r.answers - w.answers_begun);
+            if n == 0 || (tokens > 0 && tokens + sequence.ids.len() > PREFILL_TOKENS) {
                 break;
             }
             tokens += sequence.ids.len();
-            first.push(Row { request: w.id, sample: w.begun, sequence });
-            others.extend((w.begun + 1..w.begun + n).map(|s| Row { request: w.id, sample: s, sequence: make(s) }));
+            first.push(DecodingRow { request: w.id, sample: w.answers_begun, sequence });
+            others.extend((w.answers_begun + 1..w.answers_begun + n).map(|s| DecodingRow {
+                request: w.id,
+                sample: s,
+                sequence: make(s),
+            }));
             counts.push(n);
             (used, free) = (used + n, free.saturating_sub(n));
-            w.begun += n;
-            if w.begun < r.answers {
+            w.answers_begun += n;
+            if w.answers_begun < r.answers {
                 break;
             }
             self.waiting.pop_front();
@@ -217,8 +221,8 @@ impl<'m> Engine<'m> {
 
     /// Runs the prompts of the new rows, from row `old` on, each once for all its `counts` answers. Returns logits
     /// (answers, vocabulary).
-    fn prefill(&mut self, old: usize, counts: &[usize]) -> Result<Tensor> {
-        self.cache.open(counts.len());
+    fn prefill_rows(&mut self, old: usize, counts: &[usize]) -> Result<Tensor> {
+        self.cache.add_slots(counts.len());
         let (done, new) = (vec![&[][..]; old], self.rows[old..old + counts.len()].iter());
         let segments: Vec<&[u32]> = done.into_iter().chain(new.map(|r| &r.sequence.ids[..])).collect();
         let tokens = Tokens::pack_after(&segments, &self.cache.lengths, self.model.device());
@@ -227,7 +231,7 @@ impl<'m> Engine<'m> {
         let mut source: Vec<i64> = (0..counts.len() as i64).collect();
         for (i, n) in counts.iter().enumerate() {
             for _ in 1..*n {
-                self.cache.fork(old + i);
+                self.cache.fork_slot(old + i);
                 source.push(i as i64);
             }
         }
@@ -238,15 +242,17 @@ impl<'m> Engine<'m> {
     }
 
     /// Chooses the next token of the rows from `from` on, and removes the rows that end.
-    fn choose(&mut self, from: usize, logits: Tensor) -> Result<Step> {
-        let mut edits = Edits::default();
+    fn choose_tokens(&mut self, from: usize, logits: Tensor) -> Result<DecodingStep> {
+        let mut edits = LogitEdits::default();
         for (i, row) in self.rows[from..].iter().enumerate() {
-            row.sequence.rules(&self.settings, i, &mut edits);
+            row.sequence.collect_edits(&self.settings, i, &mut edits);
         }
         edits.apply(&logits, &self.settings);
         let rows = &mut self.rows[from..];
-        let picked = sampler::next(&logits, &self.settings, || rows.iter_mut().map(|r| r.sequence.draw()).collect())?;
-        let (mut step, mut ended) = (Step::default(), Vec::new());
+        let picked = sampler::next_tokens(&logits, &self.settings, || {
+            rows.iter_mut().map(|r| r.sequence.draw_uniform()).collect()
+        })?;
+        let (mut step, mut ended) = (DecodingStep::default(), Vec::new());
         for (i, (row, (id, log_prob))) in rows.iter_mut().zip(picked).enumerate() {
             step.tokens.push((row.request, row.sample, id));
             if let Some(stopped) = row.sequence.push(id, log_prob, &self.settings, self.decode)? {
@@ -258,13 +264,13 @@ impl<'m> Engine<'m> {
         let mut slots: Vec<usize> = (0..self.rows.len()).collect();
         for (i, stopped) in ended.into_iter().rev() {
             slots.swap_remove(i);
-            let Row { request, sample, sequence } = self.rows.swap_remove(i);
+            let DecodingRow { request, sample, sequence } = self.rows.swap_remove(i);
             let completion = sequence.finish(stopped, &self.settings, self.decode)?;
-            step.finished.push(Finished { request, sample, completion });
+            step.finished.push(FinishedAnswer { request, sample, completion });
         }
         step.finished.reverse();
         if slots.len() < self.cache.lengths.len() {
-            self.cache.keep(&slots);
+            self.cache.retain_slots(&slots);
         }
         Ok(step)
     }
@@ -275,20 +281,20 @@ impl<'m> Engine<'m> {
 pub fn complete(
     model: &Model,
     prompts: &[Vec<u32>],
-    settings: &Settings,
+    settings: &GenerationSettings,
     on_token: &mut dyn FnMut(usize, u32),
-) -> Result<Vec<Completion>> {
+) -> Result<Vec<GeneratedAnswer>> {
     settings.check()?;
     for (i, prompt) in prompts.iter().enumerate() {
         check_prompt(model, prompt, settings, &format!("prompt {}", i + 1))?;
     }
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(prompts[i].len()));
-    let mut engine = Engine::new(model, settings.clone(), Limits::of(model)?)?;
+    let mut engine = Engine::new(model, settings.clone(), BatchLimits::of(model)?)?;
     for &i in &order {
-        engine.add(Request::new(&prompts[i], i as u64))?;
+        engine.add(GenerationRequest::new(&prompts[i], i as u64))?;
     }
-    let mut answers: Vec<Option<Completion>> = prompts.iter().map(|_| None).collect();
+    let mut answers: Vec<Option<GeneratedAnswer>> = prompts.iter().map(|_| None).collect();
     while !engine.is_idle() {
         let step = engine.step()?;
         step.tokens.iter().for_each(|(request, _, id)| on_token(order[*request], *id));

@@ -4,26 +4,26 @@
 //! Everything runs on the logits' device, and the host waits for it once per step. Of tokens that tie at rank k,
 //! exactly k are kept (transformers keeps all of them).
 
-use super::Settings;
+use super::GenerationSettings;
 use crate::error::{Error, Result};
 use tch::{Kind, Tensor};
 
 /// With top-p alone, only this many of the most likely tokens are sorted first: their probabilities nearly always reach
 /// `top_p`. If they do not, all tokens are sorted.
-const HEAD: i64 = 512;
+const TOP_P_SORTED: i64 = 512;
 
 /// The tokens that may come next, with their weights, for each row of logits.
-pub struct Candidates {
+pub struct TokenCandidates {
     /// (B, N) token ids; `None`: column n is token n.
     ids: Option<Tensor>,
     /// (B, N) weights, float32: 0 where a token is cut. They need not add up to 1.
     weights: Tensor,
 }
 
-impl Candidates {
+impl TokenCandidates {
     /// Applies temperature, top-k, top-p and min-p to `logits` (B, V) float32. The settings must not be greedy.
-    pub fn new(logits: &Tensor, settings: &Settings) -> Self {
-        let Self { ids, weights } = Self::likely(logits, settings);
+    pub fn new(logits: &Tensor, settings: &GenerationSettings) -> Self {
+        let Self { ids, weights } = Self::top_candidates(logits, settings);
         if settings.min_p <= 0.0 {
             return Self { ids, weights };
         }
@@ -32,25 +32,25 @@ impl Candidates {
     }
 
     /// Applies temperature, top-k and top-p.
-    fn likely(logits: &Tensor, settings: &Settings) -> Self {
+    fn top_candidates(logits: &Tensor, settings: &GenerationSettings) -> Self {
         let scaled = logits / settings.temperature;
         let vocabulary = logits.size()[1];
         let top_k = (settings.top_k as i64).min(vocabulary);
         if top_k > 0 {
             let (values, ids) = scaled.topk(top_k, -1, true, true);
-            let weights = cut(&values.softmax(-1, Kind::Float), settings.top_p);
+            let weights = cut_top_p(&values.softmax(-1, Kind::Float), settings.top_p);
             return Self { ids: Some(ids), weights };
         }
         let p = scaled.softmax(-1, Kind::Float);
         if settings.top_p >= 1.0 {
             return Self { ids: None, weights: p };
         }
-        let (mut most, mut ids) = p.topk(HEAD.min(vocabulary), -1, true, true);
+        let (mut most, mut ids) = p.topk(TOP_P_SORTED.min(vocabulary), -1, true, true);
         let held = most.sum_dim_intlist([-1i64].as_slice(), false, Kind::Double).min().double_value(&[]);
-        if HEAD < vocabulary && held < settings.top_p {
+        if TOP_P_SORTED < vocabulary && held < settings.top_p {
             (most, ids) = p.sort(-1, true);
         }
-        Self { ids: Some(ids), weights: cut(&most, settings.top_p) }
+        Self { ids: Some(ids), weights: cut_top_p(&most, settings.top_p) }
     }
 
     /// Returns (B, vocabulary) probabilities, which add up to 1 in each row.
@@ -64,7 +64,7 @@ impl Candidates {
 
     /// Samples one token per row, with its log-probability, by inverting the cumulative sum at `draws`, one number per
     /// row, uniform in [0, 1).
-    pub fn draw(&self, draws: &[f64]) -> Result<Vec<(u32, f32)>> {
+    pub fn sample(&self, draws: &[f64]) -> Result<Vec<(u32, f32)>> {
         let sums = self.weights.cumsum(-1, Kind::Double);
         // Rounding could make the product equal to the whole sum, which would select an index after the last token.
         let draws: Vec<f64> = draws.iter().map(|u| u.min(1.0 - 4.0 * f64::EPSILON)).collect();
@@ -73,12 +73,12 @@ impl Candidates {
         let column = at.searchsorted(&sums, false, true, "right", None::<&Tensor>).clamp_max(sums.size()[1] - 1);
         let weight = self.weights.gather(-1, &column, false).to_kind(Kind::Double);
         let ids = self.ids.as_ref().map_or_else(|| column.shallow_clone(), |ids| ids.gather(-1, &column, false));
-        fetch(&ids, &(weight / total).log())
+        to_host(&ids, &(weight / total).log())
     }
 }
 
 /// Sets the sorted probabilities to 0 that come after the sum has reached `top_p`. The first one always remains.
-fn cut(sorted: &Tensor, top_p: f64) -> Tensor {
+fn cut_top_p(sorted: &Tensor, top_p: f64) -> Tensor {
     if top_p >= 1.0 {
         return sorted.shallow_clone();
     }
@@ -89,12 +89,12 @@ fn cut(sorted: &Tensor, top_p: f64) -> Tensor {
 /// Returns the most likely token of each row of `logits` (B, V), and its logit.
 pub fn most_likely(logits: &Tensor) -> Result<Vec<(u32, f32)>> {
     let (values, ids) = logits.max_dim(-1, false);
-    fetch(&ids, &values)
+    to_host(&ids, &values)
 }
 
 /// Copies token ids and their log-probabilities to the host. Fails if one of these is NaN or infinite: then the logits
 /// were, or every token of a row is forbidden.
-fn fetch(ids: &Tensor, log_probs: &Tensor) -> Result<Vec<(u32, f32)>> {
+fn to_host(ids: &Tensor, log_probs: &Tensor) -> Result<Vec<(u32, f32)>> {
     let ids = Vec::<i64>::try_from(ids.view([-1]))?;
     let log_probs = Vec::<f32>::try_from(log_probs.view([-1]).to_kind(Kind::Float))?;
     if log_probs.contains(&f32::NEG_INFINITY) {
@@ -120,9 +120,13 @@ pub(super) fn not_a_number() -> Error {
 
 /// Returns the next token of each row and its log-probability, which is 0 for greedy settings that do not ask for it.
 /// `draws` returns one random number per row; it is not called for greedy settings.
-pub fn next(logits: &Tensor, settings: &Settings, draws: impl FnOnce() -> Vec<f64>) -> Result<Vec<(u32, f32)>> {
+pub fn next_tokens(
+    logits: &Tensor,
+    settings: &GenerationSettings,
+    draws: impl FnOnce() -> Vec<f64>,
+) -> Result<Vec<(u32, f32)>> {
     if !settings.is_greedy() {
-        return Candidates::new(logits, settings).draw(&draws());
+        return TokenCandidates::new(logits, settings).sample(&draws());
     }
     let mut picked = most_likely(logits)?;
     let whole = if settings.log_probs {
@@ -141,27 +145,27 @@ mod tests {
     use super::*;
     use tch::Device;
 
-    fn settings(temperature: f64, top_k: usize, top_p: f64) -> Settings {
-        Settings { temperature, top_k, top_p, ..Settings::greedy(1, &[]) }
+    fn settings(temperature: f64, top_k: usize, top_p: f64) -> GenerationSettings {
+        GenerationSettings { temperature, top_k, top_p, ..GenerationSettings::greedy(1, &[]) }
     }
 
     #[test]
     fn draws_fall_where_the_sum_says() {
         let logits = Tensor::from_slice(&[0.5f32, 0.2, 0.3]).log().view([1, 3]);
-        let all = Candidates::new(&logits, &settings(1.0, 0, 1.0));
-        let one = |c: &Candidates, u: f64| c.draw(&[u]).unwrap()[0].0;
+        let all = TokenCandidates::new(&logits, &settings(1.0, 0, 1.0));
+        let one = |c: &TokenCandidates, u: f64| c.sample(&[u]).unwrap()[0].0;
         assert_eq!([0.0, 0.49, 0.51, 0.69, 0.71, 1.0].map(|u| one(&all, u)), [0, 0, 1, 1, 2, 2]);
         // 0.5 + 0.3 reach 0.7: token 1 is out, the order is 0, 2.
-        let nucleus = Candidates::new(&logits, &settings(1.0, 0, 0.7));
+        let nucleus = TokenCandidates::new(&logits, &settings(1.0, 0, 0.7));
         assert_eq!([0.0, 0.62, 0.63, 1.0].map(|u| one(&nucleus, u)), [0, 0, 2, 2]);
-        let top = Candidates::new(&logits, &settings(1.0, 1, 1.0));
+        let top = TokenCandidates::new(&logits, &settings(1.0, 1, 1.0));
         assert_eq!([0.0, 1.0].map(|u| one(&top, u)), [0, 0]);
     }
 
     #[test]
     fn a_flat_distribution_is_sorted_whole_for_top_p() {
         let logits = Tensor::arange(4000, (Kind::Float, Device::Cpu)).view([1, -1]) * 1e-5;
-        let p = Candidates::new(&logits, &settings(1.0, 0, 0.5)).probabilities(4000);
+        let p = TokenCandidates::new(&logits, &settings(1.0, 0, 0.5)).probabilities(4000);
         let kept = p.gt(0.0).sum(Kind::Int64).int64_value(&[]);
         assert!((1900..2000).contains(&kept), "{kept}"); // a little under half: the likely half
         assert_eq!(p.double_value(&[0, 0]), 0.0);
@@ -173,7 +177,7 @@ mod tests {
         let logits = Tensor::from_slice(&[0.5f32, f32::NAN, 0.3, 0.1]).view([2, 2]);
         assert!(most_likely(&logits).unwrap_err().message().contains("not a number"));
         for s in [settings(1.0, 0, 1.0), settings(1.0, 2, 1.0), settings(1.0, 0, 0.9)] {
-            assert!(Candidates::new(&logits, &s).draw(&[0.1, 0.1]).is_err());
+            assert!(TokenCandidates::new(&logits, &s).sample(&[0.1, 0.1]).is_err());
         }
     }
 }

@@ -1,9 +1,9 @@
 //! One sequence while it is generated: its tokens, its random stream, the logit changes for its next token, and its
 //! end.
 
-use super::rules::Edits;
-use super::stop::Watch;
-use super::{Completion, Decode, Settings, Stop};
+use super::logit_rules::LogitEdits;
+use super::stop::StopTextWatch;
+use super::{DecodeFn, GeneratedAnswer, GenerationSettings, StopReason};
 use crate::error::Result;
 use crate::rng;
 use rand::RngExt;
@@ -12,37 +12,44 @@ use std::collections::HashMap;
 
 /// A prompt with the answer generated so far.
 #[derive(Clone)]
-pub(super) struct Sequence {
+pub(super) struct GrowingSequence {
     /// Token ids of prompt and answer.
     pub ids: Vec<u32>,
     /// Index in `ids` at which the answer begins.
     start: usize,
     /// Most tokens of the answer.
-    longest: usize,
+    max_answer_tokens: usize,
     /// Whether `longest` is set by the model's context rather than by the settings.
-    full: bool,
+    limited_by_context: bool,
     log_probs: Vec<f32>,
-    chance: ChaCha8Rng,
+    rng: ChaCha8Rng,
     /// How often each token occurred in the answer (0: in the prompt only). `None` if no penalty needs it.
     counts: Option<HashMap<u32, u32>>,
-    watch: Watch,
+    stop_text_watch: StopTextWatch,
 }
 
-impl Sequence {
+impl GrowingSequence {
     /// Starts a sequence whose answer begins with `prefix`. `stream` and `sample` select the random stream.
-    pub fn new(prompt: &[u32], prefix: &[u32], settings: &Settings, context: usize, stream: u64, sample: u64) -> Self {
-        let wanted = settings.longest_answer(prompt.len());
+    pub fn new(
+        prompt: &[u32],
+        prefix: &[u32],
+        settings: &GenerationSettings,
+        context: usize,
+        stream: u64,
+        sample: u64,
+    ) -> Self {
+        let wanted = settings.max_answer_tokens(prompt.len());
         let room = context - prompt.len();
         let purpose = if sample == 0 { "sample".to_string() } else { format!("sample {sample}") };
         let mut made = Self {
             ids: prompt.to_vec(),
             start: prompt.len(),
-            longest: wanted.min(room),
-            full: room < wanted,
+            max_answer_tokens: wanted.min(room),
+            limited_by_context: room < wanted,
             log_probs: Vec::new(),
-            chance: rng::stream(settings.seed, &purpose, stream),
-            counts: settings.counts_tokens().then(|| prompt.iter().map(|id| (*id, 0)).collect()),
-            watch: Watch::default(),
+            rng: rng::stream(settings.seed, &purpose, stream),
+            counts: settings.has_penalties().then(|| prompt.iter().map(|id| (*id, 0)).collect()),
+            stop_text_watch: StopTextWatch::default(),
         };
         // A forced token has probability 1.
         prefix.iter().for_each(|id| made.append(*id, 0.0));
@@ -50,13 +57,13 @@ impl Sequence {
     }
 
     /// Returns the most tokens of prompt and answer together.
-    pub fn longest(&self) -> usize {
-        self.start + self.longest
+    pub fn max_length(&self) -> usize {
+        self.start + self.max_answer_tokens
     }
 
     /// Returns the next random number of this sequence, uniform in [0, 1).
-    pub fn draw(&mut self) -> f64 {
-        self.chance.random()
+    pub fn draw_uniform(&mut self) -> f64 {
+        self.rng.random()
     }
 
     /// Appends a token without checking whether it ends the answer.
@@ -73,25 +80,29 @@ impl Sequence {
         &mut self,
         id: u32,
         log_prob: f32,
-        settings: &Settings,
-        decode: Option<Decode>,
-    ) -> Result<Option<Stop>> {
+        settings: &GenerationSettings,
+        decode: Option<DecodeFn>,
+    ) -> Result<Option<StopReason>> {
         self.append(id, log_prob);
         let made = self.ids.len() - self.start;
         if settings.stop_ids.contains(&id) {
-            return Ok(Some(Stop::EndToken));
+            return Ok(Some(StopReason::EndToken));
         }
         if let (Some(decode), false) = (decode, settings.stop_texts.is_empty()) {
-            let hit = self.watch.push(&self.ids[self.start..], &settings.stop_texts, decode)?;
+            let hit = self.stop_text_watch.push(&self.ids[self.start..], &settings.stop_texts, decode)?;
             if hit && made >= settings.min_new_tokens {
-                return Ok(Some(Stop::Text));
+                return Ok(Some(StopReason::Text));
             }
         }
-        Ok((made >= self.longest).then_some(if self.full { Stop::Context } else { Stop::Length }))
+        Ok((made >= self.max_answer_tokens).then_some(if self.limited_by_context {
+            StopReason::Context
+        } else {
+            StopReason::Length
+        }))
     }
 
     /// Adds the logit changes for the next token to `edits`, for row `row` of the logits.
-    pub fn rules(&self, settings: &Settings, row: usize, edits: &mut Edits) {
+    pub fn collect_edits(&self, settings: &GenerationSettings, row: usize, edits: &mut LogitEdits) {
         if let Some(counts) = &self.counts {
             for (&id, &times) in counts {
                 if settings.repetition_penalty != 1.0 {
@@ -124,19 +135,25 @@ impl Sequence {
         if let (Some(id), 1) = (settings.forced_bos, ids.len()) {
             edits.force(row, id);
         }
-        if let (Some(id), true) = (settings.forced_eos, made + 1 == self.longest && !self.full) {
+        if let (Some(id), true) = (settings.forced_eos, made + 1 == self.max_answer_tokens && !self.limited_by_context)
+        {
             edits.force(row, id);
         }
     }
 
     /// Returns the finished answer.
-    pub fn finish(self, stopped: Stop, settings: &Settings, decode: Option<Decode>) -> Result<Completion> {
+    pub fn finish(
+        self,
+        stopped: StopReason,
+        settings: &GenerationSettings,
+        decode: Option<DecodeFn>,
+    ) -> Result<GeneratedAnswer> {
         let tokens = self.ids[self.start..].to_vec();
         let text = match (stopped, decode) {
-            (Stop::Text, Some(decode)) => Some(super::stop::trimmed(&decode(&tokens)?, &settings.stop_texts)),
+            (StopReason::Text, Some(decode)) => Some(super::stop::cut_at_stop(&decode(&tokens)?, &settings.stop_texts)),
             _ => None,
         };
         let log_probs = if settings.log_probs { self.log_probs } else { Vec::new() };
-        Ok(Completion { tokens, log_probs, stopped, text, score: None })
+        Ok(GeneratedAnswer { tokens, log_probs, stop_reason: stopped, text, score: None })
     }
 }

@@ -1,39 +1,42 @@
 //! Answers the turns of one conversation. The cache is kept between turns for the tokens that the new prompt has in
 //! common with the previous one, so that only new tokens are computed.
 
-use super::rules::Edits;
-use super::sequence::Sequence;
-use super::{Completion, Decode, Settings, Stop, check_prompt, check_text, room, sampler};
+use super::logit_rules::LogitEdits;
+use super::sequence::GrowingSequence;
+use super::{
+    DecodeFn, GeneratedAnswer, GenerationSettings, StopReason, check_decoder, check_prompt, max_sequence_tokens,
+    sampler,
+};
 use crate::error::Result;
 use crate::models::Model;
-use crate::nn::{Cache, Tokens};
+use crate::nn::{KvCache, Tokens};
 use std::ops::ControlFlow;
 
 /// A conversation with a model: its cache and the tokens in it.
-pub struct Session<'m> {
+pub struct ChatSession<'m> {
     model: &'m Model,
-    cache: Cache,
+    cache: KvCache,
     /// The tokens whose keys and values are in the cache.
-    seen: Vec<u32>,
+    cached_ids: Vec<u32>,
     turns: u64,
-    decode: Option<Decode<'m>>,
+    decode: Option<DecodeFn<'m>>,
 }
 
-impl<'m> Session<'m> {
+impl<'m> ChatSession<'m> {
     /// Starts a conversation with an empty cache.
     pub fn new(model: &'m Model) -> Self {
-        Self { model, cache: model.cache(1), seen: Vec::new(), turns: 0, decode: None }
+        Self { model, cache: model.cache(1), cached_ids: Vec::new(), turns: 0, decode: None }
     }
 
     /// Sets the function that decodes tokens, which stop texts need.
-    pub fn with_text(mut self, decode: Decode<'m>) -> Self {
+    pub fn with_decoder(mut self, decode: DecodeFn<'m>) -> Self {
         self.decode = Some(decode);
         self
     }
 
     /// Returns the number of tokens in the cache.
-    pub fn held(&self) -> usize {
-        self.seen.len()
+    pub fn cached_tokens(&self) -> usize {
+        self.cached_ids.len()
     }
 
     /// Answers `prompt`, the token ids of the whole conversation so far. `on_token` is called with each new token and
@@ -41,30 +44,30 @@ impl<'m> Session<'m> {
     pub fn answer(
         &mut self,
         prompt: &[u32],
-        settings: &Settings,
+        settings: &GenerationSettings,
         on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
-    ) -> Result<Completion> {
+    ) -> Result<GeneratedAnswer> {
         settings.check()?;
-        check_text(settings, self.decode)?;
+        check_decoder(settings, self.decode)?;
         check_prompt(self.model, prompt, settings, "the conversation")?;
-        let mut sequence = Sequence::new(prompt, &[], settings, room(self.model), self.turns, 0);
+        let mut sequence = GrowingSequence::new(prompt, &[], settings, max_sequence_tokens(self.model), self.turns, 0);
         self.turns += 1;
         // The last token is always computed again: its logits give the first token of the answer.
-        let known = self.seen.iter().zip(&prompt[..prompt.len() - 1]).take_while(|(a, b)| a == b).count();
-        self.seen.truncate(known);
+        let known = self.cached_ids.iter().zip(&prompt[..prompt.len() - 1]).take_while(|(a, b)| a == b).count();
+        self.cached_ids.truncate(known);
         self.cache.truncate(0, known as i64);
         let mut new = prompt[known..].to_vec();
         loop {
             let tokens = Tokens::pack_after(&[&new], &self.cache.lengths, self.model.device());
             let logits = self.model.extend(&tokens, &mut self.cache, |out| out.logits(&tokens.segments.last_rows()))?;
-            self.seen.append(&mut new);
-            let mut edits = Edits::default();
-            sequence.rules(settings, 0, &mut edits);
+            self.cached_ids.append(&mut new);
+            let mut edits = LogitEdits::default();
+            sequence.collect_edits(settings, 0, &mut edits);
             edits.apply(&logits, settings);
-            let (id, log_prob) = sampler::next(&logits, settings, || vec![sequence.draw()])?[0];
+            let (id, log_prob) = sampler::next_tokens(&logits, settings, || vec![sequence.draw_uniform()])?[0];
             let ended = sequence.push(id, log_prob, settings, self.decode)?;
             let wanted = on_token(id).is_continue();
-            if let Some(stopped) = ended.or((!wanted).then_some(Stop::Interrupted)) {
+            if let Some(stopped) = ended.or((!wanted).then_some(StopReason::Interrupted)) {
                 return sequence.finish(stopped, settings, self.decode);
             }
             new.push(id);

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 
 /// The options of generation.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
+pub struct GenerationSettings {
     /// Most tokens of an answer.
     pub max_new_tokens: usize,
     /// Most tokens of prompt and answer together.
@@ -23,7 +23,7 @@ pub struct Settings {
     pub seed: u64,
     /// Tokens that end an answer.
     pub stop_ids: Vec<u32>,
-    /// Texts that end an answer and are cut from it. They need a function to decode tokens (`with_text`).
+    /// Texts that end an answer and are cut from it. They need a function to decode tokens (`with_decoder`).
     pub stop_texts: Vec<String>,
     /// The logit of each token that occurred in prompt or answer is divided by it if positive and multiplied if
     /// negative (Keskar et al. 2019, arXiv 1909.05858); 1: off.
@@ -44,7 +44,7 @@ pub struct Settings {
     pub log_probs: bool,
 }
 
-impl Settings {
+impl GenerationSettings {
     /// Returns settings that take the most likely token, without any rule.
     pub fn greedy(max_new_tokens: usize, stop_ids: &[u32]) -> Self {
         Self {
@@ -75,12 +75,12 @@ impl Settings {
     }
 
     /// Returns true if a penalty depends on the tokens that occurred before.
-    pub(super) fn counts_tokens(&self) -> bool {
+    pub(super) fn has_penalties(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 
     /// Returns the most tokens of an answer to a prompt of `prompt` tokens; 0: there is no room for one.
-    pub(super) fn longest_answer(&self, prompt: usize) -> usize {
+    pub(super) fn max_answer_tokens(&self, prompt: usize) -> usize {
         self.max_new_tokens.min(self.max_length.map_or(usize::MAX, |n| n.saturating_sub(prompt)))
     }
 

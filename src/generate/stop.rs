@@ -1,12 +1,12 @@
 //! Finds the stop texts that end an answer. A stop text may begin or end inside a token, so it is searched in the
 //! decoded text, from which it is then cut.
 
-use super::Decode;
+use super::DecodeFn;
 use crate::error::Result;
 
 /// Looks for stop texts in the text of an answer, token by token.
 #[derive(Default, Clone)]
-pub(super) struct Watch {
+pub(super) struct StopTextWatch {
     /// Tokens up to `to` are decoded already. Those from `from` to `to` are decoded again together with newer ones,
     /// because some tokenizers decode the first token of a text differently.
     from: usize,
@@ -15,9 +15,9 @@ pub(super) struct Watch {
     tail: String,
 }
 
-impl Watch {
+impl StopTextWatch {
     /// Returns true if the text of `answer`, whose last token is new, now contains one of `texts`.
-    pub fn push(&mut self, answer: &[u32], texts: &[String], decode: Decode) -> Result<bool> {
+    pub fn push(&mut self, answer: &[u32], texts: &[String], decode: DecodeFn) -> Result<bool> {
         let known = decode(&answer[self.from..self.to])?;
         let now = decode(&answer[self.from..])?;
         // The bytes of one character may be spread over several tokens: wait for the others.
@@ -39,14 +39,14 @@ impl Watch {
 }
 
 /// Returns `text` up to the first occurrence of any of `texts`.
-pub(super) fn trimmed(text: &str, texts: &[String]) -> String {
+pub(super) fn cut_at_stop(text: &str, texts: &[String]) -> String {
     let end = texts.iter().filter_map(|t| text.find(t.as_str())).min().unwrap_or(text.len());
     text[..end].to_string()
 }
 
 /// Returns how many bytes of `text` can be shown while it grows: a stop text, or an end of `text` that may become one,
 /// is held back.
-pub fn settled(text: &str, texts: &[String]) -> usize {
+pub fn showable_length(text: &str, texts: &[String]) -> usize {
     let begins = |at: &usize| texts.iter().any(|t| t.starts_with(&text[*at..]) || text[*at..].starts_with(t.as_str()));
     text.char_indices().map(|(at, _)| at).find(begins).unwrap_or(text.len())
 }
@@ -64,7 +64,7 @@ mod tests {
 
     fn stops(ids: &[u32], texts: &[&str]) -> Option<usize> {
         let texts: Vec<String> = texts.iter().map(|t| t.to_string()).collect();
-        let mut watch = Watch::default();
+        let mut watch = StopTextWatch::default();
         (1..=ids.len()).find(|n| watch.push(&ids[..*n], &texts, &decode).unwrap())
     }
 
@@ -84,12 +84,12 @@ mod tests {
     #[test]
     fn text_is_cut_at_the_first_stop_and_shown_only_where_settled() {
         let texts = ["STOP".to_string(), "\n\n".to_string()];
-        assert_eq!(trimmed("a STOP b\n\nc", &texts), "a ");
-        assert_eq!(trimmed("a\n\nSTOP", &texts), "a");
-        assert_eq!(trimmed("ä", &texts), "ä");
+        assert_eq!(cut_at_stop("a STOP b\n\nc", &texts), "a ");
+        assert_eq!(cut_at_stop("a\n\nSTOP", &texts), "a");
+        assert_eq!(cut_at_stop("ä", &texts), "ä");
         for (text, shown) in [("abc", 3), ("abcS", 3), ("abcSTO", 3), ("STAR", 4), ("x\n", 1), ("xSTOPy", 1), ("", 0)] {
-            assert_eq!(settled(text, &texts), shown, "{text}");
+            assert_eq!(showable_length(text, &texts), shown, "{text}");
         }
-        assert_eq!(settled("abc", &[]), 3);
+        assert_eq!(showable_length("abc", &[]), 3);
     }
 }

@@ -4,13 +4,13 @@
 //! Ties and "both bad" are verdicts like the others. A final decision of an admin (an adjudicated vote) replaces any
 //! estimate.
 
-use super::ballot::Ballot;
-use super::record::Choice;
+use super::project::ResolvedVote;
+use super::record::VoteChoice;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The possible verdicts. Arrays over verdicts use this order.
-pub const VERDICTS: [Choice; 4] = [Choice::A, Choice::B, Choice::Tie, Choice::BothBad];
+pub const VERDICTS: [VoteChoice; 4] = [VoteChoice::A, VoteChoice::B, VoteChoice::Tie, VoteChoice::BothBad];
 
 /// How votes become a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,9 +24,9 @@ pub enum Aggregation {
 
 /// The verdict on a pair.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Verdict {
+pub struct PairVerdict {
     pub pair: i64,
-    pub choice: Choice,
+    pub choice: VoteChoice,
     /// Number of votes that the verdict is based on, without skips.
     pub votes: usize,
     /// Probability of each of `VERDICTS`: shares of the votes, or Dawid and Skene's posterior.
@@ -38,78 +38,80 @@ pub struct Verdict {
     pub adjudicated: bool,
 }
 
-impl Verdict {
+impl PairVerdict {
     /// Returns the probability of the verdict itself.
     pub fn confidence(&self) -> f64 {
         self.share(self.choice)
     }
 
     /// Returns the probability of a choice.
-    pub fn share(&self, choice: Choice) -> f64 {
+    pub fn share(&self, choice: VoteChoice) -> f64 {
         VERDICTS.iter().position(|c| *c == choice).map_or(0.0, |i| self.shares[i])
     }
 }
 
 /// Returns the verdicts of all pairs with a vote, by pair id. Hidden repeats are ignored: they would count their
 /// annotator twice.
-pub fn aggregate(ballots: &[Ballot], how: Aggregation) -> BTreeMap<i64, Verdict> {
-    let mut pairs: BTreeMap<i64, Vec<&Ballot>> = BTreeMap::new();
-    for ballot in ballots.iter().filter(|b| !b.repeat && b.choice != Choice::Skip) {
+pub fn aggregate(ballots: &[ResolvedVote], how: Aggregation) -> BTreeMap<i64, PairVerdict> {
+    let mut pairs: BTreeMap<i64, Vec<&ResolvedVote>> = BTreeMap::new();
+    for ballot in ballots.iter().filter(|b| !b.repeat && b.choice != VoteChoice::Skip) {
         pairs.entry(ballot.pair.id).or_default().push(ballot);
     }
     let raters: BTreeSet<i64> = ballots.iter().map(|b| b.annotator.id).collect();
-    let rater = |b: &Ballot| raters.iter().position(|id| *id == b.annotator.id).unwrap_or_default();
-    let open = |all: &Vec<&Ballot>| -> Unit {
-        all.iter().filter(|b| !b.vote.adjudicates()).map(|b| (rater(b), class(b.choice))).collect()
+    let rater = |b: &ResolvedVote| raters.iter().position(|id| *id == b.annotator.id).unwrap_or_default();
+    let open = |all: &Vec<&ResolvedVote>| -> UnitRatings {
+        all.iter().filter(|b| !b.vote.adjudicates()).map(|b| (rater(b), class_index(b.choice))).collect()
     };
-    let units: Vec<Unit> = pairs.values().map(open).collect();
+    let units: Vec<UnitRatings> = pairs.values().map(open).collect();
     let shares: Vec<[f64; 4]> = match how {
-        Aggregation::Majority => units.iter().map(shares).collect(),
-        Aggregation::DawidSkene => symmetric(&units, raters.len()).posterior.iter().map(|p| fixed(p)).collect(),
+        Aggregation::Majority => units.iter().map(vote_shares).collect(),
+        Aggregation::DawidSkene => {
+            symmetric_dawid_skene(&units, raters.len()).posterior.iter().map(|p| to_shares(p)).collect()
+        }
     };
-    let verdict = |((pair, all), mut shares): ((i64, Vec<&Ballot>), [f64; 4])| {
+    let verdict = |((pair, all), mut shares): ((i64, Vec<&ResolvedVote>), [f64; 4])| {
         let last = all.iter().filter(|b| b.vote.adjudicates()).max_by_key(|b| b.vote.id);
         if let Some(word) = last {
             shares = [0.0; 4];
-            shares[class(word.choice)] = 1.0;
+            shares[class_index(word.choice)] = 1.0;
         }
-        let counted: Vec<&&Ballot> = all.iter().filter(|b| last.is_none() || b.vote.adjudicates()).collect();
-        let choice = top(&shares);
+        let counted: Vec<&&ResolvedVote> = all.iter().filter(|b| last.is_none() || b.vote.adjudicates()).collect();
+        let choice = leading_choice(&shares);
         let said = counted.iter().any(|b| b.vote.strength.is_some());
-        let sign = if choice == Choice::B { -1.0 } else { 1.0 };
+        let sign = if choice == VoteChoice::B { -1.0 } else { 1.0 };
         let mean = counted.iter().filter_map(|b| b.preference()).sum::<f64>() / counted.len().max(1) as f64;
-        let strength = (said && matches!(choice, Choice::A | Choice::B)).then_some(sign * mean);
-        (pair, Verdict { pair, choice, votes: counted.len(), shares, strength, adjudicated: last.is_some() })
+        let strength = (said && matches!(choice, VoteChoice::A | VoteChoice::B)).then_some(sign * mean);
+        (pair, PairVerdict { pair, choice, votes: counted.len(), shares, strength, adjudicated: last.is_some() })
     };
     pairs.into_iter().zip(shares).map(verdict).collect()
 }
 
 /// The ratings of one unit (a pair), as (rater, class).
-pub type Unit = Vec<(usize, usize)>;
+pub type UnitRatings = Vec<(usize, usize)>;
 
 /// Returns the index of a choice in [`VERDICTS`].
-fn class(choice: Choice) -> usize {
+fn class_index(choice: VoteChoice) -> usize {
     VERDICTS.iter().position(|c| *c == choice).unwrap_or_default()
 }
 
-fn fixed(shares: &[f64]) -> [f64; 4] {
+fn to_shares(shares: &[f64]) -> [f64; 4] {
     std::array::from_fn(|i| shares.get(i).copied().unwrap_or(0.0))
 }
 
 /// Returns the share of each class among the ratings of a unit.
-fn shares(unit: &Unit) -> [f64; 4] {
+fn vote_shares(unit: &UnitRatings) -> [f64; 4] {
     let mut shares = [0.0; 4];
     unit.iter().for_each(|(_, c)| shares[*c] += 1.0 / unit.len() as f64);
     shares
 }
 
 /// Returns the choice with the largest share; a tie if several have it.
-fn top(shares: &[f64; 4]) -> Choice {
+fn leading_choice(shares: &[f64; 4]) -> VoteChoice {
     let most = shares.iter().copied().fold(0.0, f64::max);
     let mut best = VERDICTS.iter().zip(shares).filter(|(_, s)| (**s - most).abs() < 1e-9).map(|(c, _)| *c);
     match (best.next(), best.next()) {
         (Some(one), None) => one,
-        _ => Choice::Tie,
+        _ => VoteChoice::Tie,
     }
 }
 
@@ -127,8 +129,8 @@ pub struct DawidSkene {
 /// Smallest probability: a single vote must not make a class impossible.
 const FLOOR: f64 = 1e-10;
 /// Largest number of EM rounds, and the change of the posterior below which EM has converged.
-const ROUNDS: usize = 5000;
-const STILL: f64 = 1e-10;
+const MAX_ROUNDS: usize = 5000;
+const CONVERGED: f64 = 1e-10;
 
 /// Computes Dawid and Skene's estimate by expectation-maximisation (Dawid and Skene 1979, "Maximum likelihood
 /// estimation of observer error-rates using the EM algorithm", equations 2.3 to 2.5), starting from the shares of votes
@@ -136,28 +138,28 @@ const STILL: f64 = 1e-10;
 ///
 /// M: `p_c = mean_i T_ic`, `π^r_ck = Σ_i T_ic n^r_ik / Σ_k Σ_i T_ic n^r_ik`. E: `T_ic ∝ p_c Π_r Π_k (π^r_ck)^(n^r_ik)`.
 /// The posterior of a unit without ratings is the prior.
-pub fn dawid_skene(units: &[Unit], raters: usize, classes: usize) -> DawidSkene {
-    let first = |unit: &Unit| {
+pub fn dawid_skene(units: &[UnitRatings], raters: usize, classes: usize) -> DawidSkene {
+    let first = |unit: &UnitRatings| {
         let mut shares = vec![if unit.is_empty() { 1.0 / classes as f64 } else { 0.0 }; classes];
         unit.iter().for_each(|(_, c)| shares[*c] += 1.0 / unit.len() as f64);
         shares
     };
     let mut posterior: Vec<Vec<f64>> = units.iter().map(first).collect();
     let (mut prior, mut confusion) = maximise(units, &posterior, raters, classes);
-    for _ in 0..ROUNDS {
+    for _ in 0..MAX_ROUNDS {
         let next: Vec<Vec<f64>> = units.iter().map(|unit| expect(unit, &prior, &confusion)).collect();
         let moved =
             next.iter().flatten().zip(posterior.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         posterior = next;
         (prior, confusion) = maximise(units, &posterior, raters, classes);
-        if moved < STILL {
+        if moved < CONVERGED {
             break;
         }
     }
     DawidSkene { posterior, prior, confusion }
 }
 
-fn expect(unit: &Unit, prior: &[f64], confusion: &[Vec<Vec<f64>>]) -> Vec<f64> {
+fn expect(unit: &UnitRatings, prior: &[f64], confusion: &[Vec<Vec<f64>>]) -> Vec<f64> {
     let log = |c: usize| prior[c].ln() + unit.iter().map(|(r, k)| confusion[*r][c][*k].ln()).sum::<f64>();
     let logs: Vec<f64> = (0..prior.len()).map(log).collect();
     let most = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -166,7 +168,12 @@ fn expect(unit: &Unit, prior: &[f64], confusion: &[Vec<Vec<f64>>]) -> Vec<f64> {
     scaled.into_iter().map(|p| p / sum).collect()
 }
 
-fn maximise(units: &[Unit], posterior: &[Vec<f64>], raters: usize, classes: usize) -> (Vec<f64>, Vec<Vec<Vec<f64>>>) {
+fn maximise(
+    units: &[UnitRatings],
+    posterior: &[Vec<f64>],
+    raters: usize,
+    classes: usize,
+) -> (Vec<f64>, Vec<Vec<Vec<f64>>>) {
     let mut prior = vec![0.0; classes];
     let mut counts = vec![vec![vec![0.0; classes]; classes]; raters];
     for (unit, p) in units.iter().zip(posterior) {
@@ -187,9 +194,9 @@ fn maximise(units: &[Unit], posterior: &[Vec<f64>], raters: usize, classes: usiz
 /// Computes Dawid and Skene's estimate with `a` and `b` interchangeable, as the names carry no information about an
 /// answer. Each unit is used twice, once with `a` and `b` exchanged, so that priors and error rates are equal for both.
 /// This is the only deviation from the paper.
-pub fn symmetric(units: &[Unit], raters: usize) -> DawidSkene {
-    let turned = |unit: &Unit| unit.iter().map(|(r, c)| (*r, class(VERDICTS[*c].flipped()))).collect();
-    let both: Vec<Unit> = units.iter().cloned().chain(units.iter().map(turned)).collect();
+pub fn symmetric_dawid_skene(units: &[UnitRatings], raters: usize) -> DawidSkene {
+    let turned = |unit: &UnitRatings| unit.iter().map(|(r, c)| (*r, class_index(VERDICTS[*c].flipped()))).collect();
+    let both: Vec<UnitRatings> = units.iter().cloned().chain(units.iter().map(turned)).collect();
     let mut found = dawid_skene(&both, raters, VERDICTS.len());
     found.posterior.truncate(units.len());
     found
@@ -198,17 +205,17 @@ pub fn symmetric(units: &[Unit], raters: usize) -> DawidSkene {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::label::ballot::Judges;
-    use crate::label::ballot::tests::{project, vote};
-    use crate::label::record::Kind;
+    use crate::label::project::JudgeFilter;
+    use crate::label::project::tests::{project, vote};
+    use crate::label::record::AnnotatorKind;
     use crate::rng;
     use rand::RngExt;
     use serde_json::json;
 
     #[test]
     fn a_majority_decides_and_a_draw_is_a_tie() {
-        use Choice::*;
-        let people = [("a", Kind::Person), ("b", Kind::Person), ("c", Kind::Person)];
+        use VoteChoice::*;
+        let people = [("a", AnnotatorKind::Person), ("b", AnnotatorKind::Person), ("c", AnnotatorKind::Person)];
         for (votes, expected, confidence) in [
             (vec![A, A, B], A, 2.0 / 3.0),
             (vec![A, B], Tie, 0.0),
@@ -219,28 +226,36 @@ mod tests {
         ] {
             let mut p = project(1, &people);
             votes.iter().enumerate().for_each(|(i, c)| drop(vote(&mut p, 0, i as i64, *c).clone()));
-            let found = &aggregate(&p.ballots(&Judges::All), Aggregation::Majority)[&0];
+            let found = &aggregate(&p.resolved_votes(&JudgeFilter::All), Aggregation::Majority)[&0];
             assert_eq!(found.choice, expected, "{votes:?}");
             assert!((found.confidence() - confidence).abs() < 1e-12, "{votes:?}: {}", found.confidence());
         }
         let mut p = project(1, &people);
         vote(&mut p, 0, 0, Skip);
-        assert!(aggregate(&p.ballots(&Judges::All), Aggregation::Majority).is_empty());
+        assert!(aggregate(&p.resolved_votes(&JudgeFilter::All), Aggregation::Majority).is_empty());
     }
 
     #[test]
     fn a_final_word_stands_and_strengths_count_against_each_other() {
-        let mut p = project(1, &[("a", Kind::Person), ("b", Kind::Person), ("c", Kind::Person), ("d", Kind::Person)]);
-        vote(&mut p, 0, 0, Choice::B).strength = Some(3);
-        vote(&mut p, 0, 1, Choice::B).strength = Some(2);
-        vote(&mut p, 0, 2, Choice::A).strength = Some(1);
+        let mut p = project(
+            1,
+            &[
+                ("a", AnnotatorKind::Person),
+                ("b", AnnotatorKind::Person),
+                ("c", AnnotatorKind::Person),
+                ("d", AnnotatorKind::Person),
+            ],
+        );
+        vote(&mut p, 0, 0, VoteChoice::B).strength = Some(3);
+        vote(&mut p, 0, 1, VoteChoice::B).strength = Some(2);
+        vote(&mut p, 0, 2, VoteChoice::A).strength = Some(1);
         for how in [Aggregation::Majority, Aggregation::DawidSkene] {
-            let found = &aggregate(&p.ballots(&Judges::All), how)[&0];
-            assert_eq!((found.choice, found.strength, found.votes), (Choice::B, Some(4.0 / 3.0), 3), "{how:?}");
+            let found = &aggregate(&p.resolved_votes(&JudgeFilter::All), how)[&0];
+            assert_eq!((found.choice, found.strength, found.votes), (VoteChoice::B, Some(4.0 / 3.0), 3), "{how:?}");
         }
-        vote(&mut p, 0, 3, Choice::BothBad).detail = json!({ "adjudicated": true });
-        let found = &aggregate(&p.ballots(&Judges::All), Aggregation::DawidSkene)[&0];
-        assert_eq!((found.choice, found.adjudicated, found.confidence()), (Choice::BothBad, true, 1.0));
+        vote(&mut p, 0, 3, VoteChoice::BothBad).detail = json!({ "adjudicated": true });
+        let found = &aggregate(&p.resolved_votes(&JudgeFilter::All), Aggregation::DawidSkene)[&0];
+        assert_eq!((found.choice, found.adjudicated, found.confidence()), (VoteChoice::BothBad, true, 1.0));
     }
 
     /// Three raters: two good, one who mostly says the opposite, over 400 pairs.
@@ -249,14 +264,14 @@ mod tests {
         let mut chance = rng::stream(3, "test: crowd", 0);
         let skill = [0.9, 0.85, 0.25];
         let truth: Vec<usize> = (0..400).map(|_| chance.random_range(0..2)).collect();
-        let units: Vec<Unit> = truth
+        let units: Vec<UnitRatings> = truth
             .iter()
             .map(|t| {
                 let say = |(r, right): (usize, &f64)| (r, if chance.random::<f64>() < *right { *t } else { 1 - t });
                 skill.iter().enumerate().map(say).collect()
             })
             .collect();
-        let found = symmetric(&units, 3);
+        let found = symmetric_dawid_skene(&units, 3);
         for (r, right) in skill.iter().enumerate() {
             let said = &found.confusion[r];
             assert!((said[0][0] - right).abs() < 0.06, "rater {r}: {said:?}");

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 /// How the distance between two values is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scale {
+pub enum DistanceScale {
     /// 0 if equal, otherwise 1.
     Nominal,
     /// The square of the number of ratings between the two values, half of those with the values themselves included.
@@ -19,7 +19,7 @@ pub enum Scale {
 
 /// Ratings of units by raters; any may be missing.
 #[derive(Debug, Clone, Default)]
-pub struct Table {
+pub struct RatingTable {
     /// Values that occur, ascending.
     values: Vec<f64>,
     /// For each unit with a rating: the index in `values` by rater.
@@ -30,7 +30,7 @@ pub struct Table {
     kind: Vec<usize>,
 }
 
-impl Table {
+impl RatingTable {
     /// Builds a table from (unit, rater, value). If a rater rated a unit twice, the later rating counts.
     pub fn new(ratings: impl IntoIterator<Item = (usize, usize, f64)>) -> Self {
         let mut units: BTreeMap<usize, BTreeMap<usize, f64>> = BTreeMap::new();
@@ -72,13 +72,13 @@ impl Table {
     /// (Krippendorff 2011, "Computing Krippendorff's alpha-reliability", section D; the ordinal distance is
     /// `(Σ_{g=c..k} n_g - (n_c + n_k) / 2)²`). The interval resamples units, not single disagreements as the author's
     /// own program does: ratings of one unit are not independent.
-    pub fn alpha(&self, scale: Scale, bootstrap: &Bootstrap) -> Option<Estimate> {
+    pub fn alpha(&self, scale: DistanceScale, bootstrap: &Bootstrap) -> Option<Estimate> {
         let inside: Vec<Vec<f64>> = self.kinds.iter().map(|counts| coincidences(counts)).collect();
         bootstrap
             .estimate("label: alpha", &self.kind, self.kinds.len(), |weights| self.alpha_of(&inside, weights, scale))
     }
 
-    fn alpha_of(&self, inside: &[Vec<f64>], weights: &[f64], scale: Scale) -> Option<f64> {
+    fn alpha_of(&self, inside: &[Vec<f64>], weights: &[f64], scale: DistanceScale) -> Option<f64> {
         let size = self.values.len();
         let mut observed = vec![0.0; size * size];
         for (matrix, weight) in inside.iter().zip(weights).filter(|(_, w)| **w > 0.0) {
@@ -87,9 +87,11 @@ impl Table {
         let each: Vec<f64> = observed.chunks(size.max(1)).map(|row| row.iter().sum()).collect();
         let total: f64 = each.iter().sum();
         let distance = |c: usize, k: usize| match scale {
-            Scale::Nominal => f64::from(u8::from(c != k)),
-            Scale::Interval => (self.values[c] - self.values[k]).powi(2),
-            Scale::Ordinal => (each[c.min(k)..=c.max(k)].iter().sum::<f64>() - (each[c] + each[k]) / 2.0).powi(2),
+            DistanceScale::Nominal => f64::from(u8::from(c != k)),
+            DistanceScale::Interval => (self.values[c] - self.values[k]).powi(2),
+            DistanceScale::Ordinal => {
+                (each[c.min(k)..=c.max(k)].iter().sum::<f64>() - (each[c] + each[k]) / 2.0).powi(2)
+            }
         };
         let (mut found, mut expected) = (0.0, 0.0);
         for c in 0..size {
@@ -103,7 +105,7 @@ impl Table {
     }
 
     /// Computes the share of equal ratings among all pairs of ratings of the same unit; its interval resamples units.
-    pub fn raw(&self, bootstrap: &Bootstrap) -> Option<Estimate> {
+    pub fn raw_agreement(&self, bootstrap: &Bootstrap) -> Option<Estimate> {
         let equal = |counts: &Vec<f64>| counts.iter().map(|n| n * (n - 1.0)).sum::<f64>();
         let all = |counts: &Vec<f64>| {
             let m: f64 = counts.iter().sum();
@@ -185,25 +187,25 @@ mod tests {
 
     #[test]
     fn one_value_everywhere_and_no_pair_have_no_agreement() {
-        let same = Table::new([(0, 0, 1.0), (0, 1, 1.0), (1, 0, 1.0), (1, 1, 1.0)]);
-        assert_eq!(same.alpha(Scale::Nominal, &ONCE), None);
+        let same = RatingTable::new([(0, 0, 1.0), (0, 1, 1.0), (1, 0, 1.0), (1, 1, 1.0)]);
+        assert_eq!(same.alpha(DistanceScale::Nominal, &ONCE), None);
         assert_eq!(same.fleiss(&ONCE), None);
         assert_eq!(same.cohen(0, 1, &ONCE), None);
-        assert_eq!(value(same.raw(&ONCE)), 1.0);
-        let alone = Table::new([(0, 0, 1.0), (1, 1, 2.0)]);
+        assert_eq!(value(same.raw_agreement(&ONCE)), 1.0);
+        let alone = RatingTable::new([(0, 0, 1.0), (1, 1, 2.0)]);
         assert!(
-            alone.alpha(Scale::Interval, &ONCE).is_none()
-                && alone.raw(&ONCE).is_none()
+            alone.alpha(DistanceScale::Interval, &ONCE).is_none()
+                && alone.raw_agreement(&ONCE).is_none()
                 && alone.fleiss(&ONCE).is_none()
         );
         assert_eq!((alone.shared_units(), alone.cohen(0, 1, &ONCE)), (0, None));
-        assert!(Table::new([]).alpha(Scale::Ordinal, &ONCE).is_none());
+        assert!(RatingTable::new([]).alpha(DistanceScale::Ordinal, &ONCE).is_none());
     }
 
     #[test]
     fn full_agreement_is_one_and_a_later_rating_replaces() {
-        let table = Table::new([(0, 0, 9.0), (0, 0, 1.0), (0, 1, 1.0), (1, 0, 2.0), (1, 1, 2.0), (2, 0, 5.0)]);
-        for scale in [Scale::Nominal, Scale::Ordinal, Scale::Interval] {
+        let table = RatingTable::new([(0, 0, 9.0), (0, 0, 1.0), (0, 1, 1.0), (1, 0, 2.0), (1, 1, 2.0), (2, 0, 5.0)]);
+        for scale in [DistanceScale::Nominal, DistanceScale::Ordinal, DistanceScale::Interval] {
             assert_eq!(value(table.alpha(scale, &ONCE)), 1.0);
         }
         assert_eq!(table.fleiss(&ONCE).map(|(e, n, m)| (e.value, n, m)), Some((1.0, 2, 2)));
@@ -216,7 +218,7 @@ mod tests {
             (0..units).flat_map(|u| [(u, 0, (u % 3) as f64), (u, 1, if u % 5 == 0 { 0.0 } else { (u % 3) as f64 })])
         };
         let width = |units: usize| {
-            let found = Table::new(ratings(units)).alpha(Scale::Nominal, &Bootstrap::default()).unwrap();
+            let found = RatingTable::new(ratings(units)).alpha(DistanceScale::Nominal, &Bootstrap::default()).unwrap();
             let [low, high] = found.interval.unwrap();
             assert!(low <= found.value && found.value <= high, "{found:?}");
             high - low

@@ -4,13 +4,13 @@
 //! the other prompts nor on where an earlier run was interrupted. Invariant: an answer is kept only if its similarity
 //! to every other answer to the prompt, from any source, is below a given limit.
 
-use super::asked;
-use super::ballot::Project;
-use super::record::{NewCandidate, Prompt};
+use super::encoding;
+use super::project::Project;
+use super::record::{NewCandidate, StoredPrompt};
 use super::similar::Shingles;
 use crate::data::ChatTokenizer;
 use crate::error::{Context, Result};
-use crate::generate::{Completion, Engine, Limits, Request, Settings};
+use crate::generate::{BatchLimits, Engine, GeneratedAnswer, GenerationRequest, GenerationSettings};
 use crate::models::Model;
 use crate::rng;
 use serde::Serialize;
@@ -18,13 +18,13 @@ use std::collections::BTreeMap;
 
 /// Options of the generation of candidates.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct CandidatePlan {
     /// The source's name: model, adapter and temperature in words.
     pub source: String,
     /// Number of answers to each prompt.
     pub answers: usize,
-    pub settings: Settings,
-    pub limits: Limits,
+    pub settings: GenerationSettings,
+    pub limits: BatchLimits,
     /// Similarity (Jaccard index of four-character runs) from which on an answer counts as a duplicate. With 1, only
     /// answers that differ in nothing but case, spaces and punctuation are duplicates.
     pub alike: f64,
@@ -32,7 +32,7 @@ pub struct Plan {
 
 /// Counts of generated, kept and discarded answers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Made {
+pub struct CandidateCounts {
     /// Prompts for which answers were generated; the others already had enough answers of the source.
     pub prompts: usize,
     pub answers: usize,
@@ -43,7 +43,7 @@ pub struct Made {
 }
 
 /// Returns the prompts that have fewer answers of this source than `plan.answers`.
-pub fn open<'p>(project: &'p Project, plan: &Plan) -> Vec<&'p Prompt> {
+pub fn unanswered_prompts<'p>(project: &'p Project, plan: &CandidatePlan) -> Vec<&'p StoredPrompt> {
     let mut have: BTreeMap<i64, usize> = BTreeMap::new();
     project.candidates.iter().filter(|c| c.source == plan.source).for_each(|c| *have.entry(c.prompt).or_default() += 1);
     project.prompts.iter().filter(|p| have.get(&p.id).copied().unwrap_or(0) < plan.answers).collect()
@@ -57,21 +57,25 @@ pub fn generate(
     model: &Model,
     tokenizer: &ChatTokenizer,
     project: &Project,
-    plan: &Plan,
+    plan: &CandidatePlan,
     done: &mut dyn FnMut(Vec<NewCandidate>) -> Result<()>,
-) -> Result<Made> {
+) -> Result<CandidateCounts> {
     let decode = |ids: &[u32]| tokenizer.decode(ids, true);
-    let mut engine = Engine::new(model, plan.settings.clone(), plan.limits)?.with_text(&decode);
-    let prompts = open(project, plan);
+    let mut engine = Engine::new(model, plan.settings.clone(), plan.limits)?.with_decoder(&decode);
+    let prompts = unanswered_prompts(project, plan);
     for prompt in &prompts {
-        let stream = rng::number(plan.settings.seed, &format!("label: candidates {} {}", plan.source, prompt.key), 0);
-        let request = Request { answers: plan.answers, ..Request::new(&asked::question(prompt, tokenizer)?, stream) };
+        let stream =
+            rng::derived_seed(plan.settings.seed, &format!("label: candidates {} {}", plan.source, prompt.key), 0);
+        let request = GenerationRequest {
+            answers: plan.answers,
+            ..GenerationRequest::new(&encoding::prompt_ids(prompt, tokenizer)?, stream)
+        };
         engine.add(request).context(|| format!("prompt {}", prompt.key))?;
     }
     let mut known: BTreeMap<i64, Vec<Shingles>> = BTreeMap::new();
     project.candidates.iter().for_each(|c| known.entry(c.prompt).or_default().push(Shingles::of(&c.text)));
-    let mut made = Made { prompts: prompts.len(), ..Made::default() };
-    let mut unfinished: BTreeMap<usize, Vec<Option<Completion>>> = BTreeMap::new();
+    let mut made = CandidateCounts { prompts: prompts.len(), ..CandidateCounts::default() };
+    let mut unfinished: BTreeMap<usize, Vec<Option<GeneratedAnswer>>> = BTreeMap::new();
     while !engine.is_idle() {
         for finished in engine.step()?.finished {
             let request = finished.request;
@@ -86,7 +90,7 @@ pub fn generate(
                     made.answers += 1;
                     let text = match &answer.text {
                         Some(text) => text.clone(),
-                        None => tokenizer.decode(answer.answer(), true)?,
+                        None => tokenizer.decode(answer.answer_tokens(), true)?,
                     };
                     // PostgreSQL text cannot contain U+0000, and no page shows it.
                     let text = text.replace('\0', "\u{FFFD}");
@@ -97,7 +101,7 @@ pub fn generate(
                         made.alike += 1;
                     } else {
                         before.push(shingles);
-                        let tokens = Some(answer.answer().len() as i64);
+                        let tokens = Some(answer.answer_tokens().len() as i64);
                         kept.push(NewCandidate { prompt: prompt.id, source: plan.source.clone(), text, tokens });
                     }
                 }

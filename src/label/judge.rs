@@ -5,16 +5,16 @@
 //! both orders, so that the flips can be counted later. Invariant: a machine never sees other votes or the source of an
 //! answer.
 
-use super::asked;
-use super::ballot::Project;
-use super::record::{Candidate, Choice, Kind, NewVote, Pair, Prompt};
-use crate::data::{ChatTokenizer, Message};
+use super::encoding;
+use super::project::Project;
+use super::record::{AnnotatorKind, Candidate, CandidatePair, NewVote, StoredPrompt, VoteChoice};
+use crate::data::{ChatMessage, ChatTokenizer};
 use crate::error::{Error, Result};
-use crate::fsutil::shortened;
-use crate::generate::{Settings, complete, room};
-use crate::models::{Model, Scoring};
+use crate::fsutil::excerpt;
+use crate::generate::{GenerationSettings, complete, max_sequence_tokens};
+use crate::models::{Model, RewardScorer};
 use crate::nn::Tokens;
-use crate::rewards::program::Program;
+use crate::rewards::program::LineProgram;
 use crate::rewards::spec::CommandSpec;
 use crate::rng;
 use rand::RngExt;
@@ -24,14 +24,14 @@ use tch::Kind as Dtype;
 
 /// A pair to judge, with its answers in the order in which they are shown.
 #[derive(Debug, Clone, Copy)]
-pub struct Task<'p> {
-    pub pair: &'p Pair,
-    pub prompt: &'p Prompt,
+pub struct JudgeTask<'p> {
+    pub pair: &'p CandidatePair,
+    pub prompt: &'p StoredPrompt,
     pub first: &'p Candidate,
     pub second: &'p Candidate,
 }
 
-impl Task<'_> {
+impl JudgeTask<'_> {
     fn turned(self) -> Self {
         Self { first: self.second, second: self.first, ..self }
     }
@@ -40,7 +40,7 @@ impl Task<'_> {
 /// A machine's opinion on a task. `Choice::A` means the answer that was shown first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Opinion {
-    pub choice: Choice,
+    pub choice: VoteChoice,
     pub strength: Option<i64>,
     pub note: Option<String>,
     /// Scores or probabilities, stored with the vote.
@@ -48,28 +48,28 @@ pub struct Opinion {
 }
 
 /// A machine that compares two answers.
-pub trait Judge {
-    fn kind(&self) -> Kind;
+pub trait PairJudge {
+    fn kind(&self) -> AnnotatorKind;
     /// Returns its description (model, rubric, …), which is stored with its annotator.
     fn detail(&self) -> Value;
     /// Returns an opinion on each task, in their order.
-    fn opinions(&mut self, tasks: &[Task]) -> Result<Vec<Opinion>>;
+    fn opinions(&mut self, tasks: &[JudgeTask]) -> Result<Vec<Opinion>>;
 }
 
 /// In which order the answers are shown to a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Orders {
+pub enum JudgingOrder {
     /// `a` first: for a machine that scores each answer alone.
     One,
     /// One random order, with this seed.
-    Drawn(u64),
+    Random(u64),
     /// Both orders; opinions that differ become a tie.
     Both,
 }
 
 /// Returns the pairs that this annotator has not judged. Hidden repeats are left out: they test the consistency of
 /// people.
-pub fn open(project: &Project, annotator: i64) -> Vec<Task<'_>> {
+pub fn open_tasks(project: &Project, annotator: i64) -> Vec<JudgeTask<'_>> {
     let judged: HashSet<i64> =
         project.votes.iter().filter(|v| !v.undone && v.annotator == annotator).map(|v| v.pair).collect();
     let (prompts, candidates) = (project.prompts_by_id(), project.candidates_by_id());
@@ -79,26 +79,31 @@ pub fn open(project: &Project, annotator: i64) -> Vec<Task<'_>> {
         .filter(|p| p.repeat_of.is_none() && !judged.contains(&p.id))
         .filter_map(|pair| {
             let (prompt, a, b) = (prompts.get(&pair.prompt)?, candidates.get(&pair.a)?, candidates.get(&pair.b)?);
-            Some(Task { pair, prompt, first: a, second: b })
+            Some(JudgeTask { pair, prompt, first: a, second: b })
         })
         .collect()
 }
 
 /// Asks a machine for its opinions on some tasks and returns them as votes.
-pub fn votes(judge: &mut dyn Judge, tasks: &[Task], orders: Orders, annotator: i64) -> Result<Vec<NewVote>> {
-    let vote = |task: &Task, choice, swapped, opinion: Opinion, detail| NewVote {
-        strength: opinion.strength.filter(|_| matches!(choice, Choice::A | Choice::B)),
+pub fn collect_votes(
+    judge: &mut dyn PairJudge,
+    tasks: &[JudgeTask],
+    orders: JudgingOrder,
+    annotator: i64,
+) -> Result<Vec<NewVote>> {
+    let vote = |task: &JudgeTask, choice, swapped, opinion: Opinion, detail| NewVote {
+        strength: opinion.strength.filter(|_| matches!(choice, VoteChoice::A | VoteChoice::B)),
         note: opinion.note,
         swapped,
         detail,
         ..NewVote::new(task.pair.id, annotator, choice)
     };
-    if orders != Orders::Both {
-        let swap = |task: &Task| match orders {
-            Orders::Drawn(seed) => rng::stream(seed, "label: order", task.pair.id as u64).random::<bool>(),
+    if orders != JudgingOrder::Both {
+        let swap = |task: &JudgeTask| match orders {
+            JudgingOrder::Random(seed) => rng::stream(seed, "label: order", task.pair.id as u64).random::<bool>(),
             _ => false,
         };
-        let shown: Vec<(Task, bool)> =
+        let shown: Vec<(JudgeTask, bool)> =
             tasks.iter().map(|t| if swap(t) { (t.turned(), true) } else { (*t, false) }).collect();
         let opinions = judge.opinions(&shown.iter().map(|(t, _)| *t).collect::<Vec<_>>())?;
         let each = shown.iter().zip(opinions).map(|((task, swapped), o)| {
@@ -110,7 +115,7 @@ pub fn votes(judge: &mut dyn Judge, tasks: &[Task], orders: Orders, annotator: i
     }
     let ab = judge.opinions(tasks)?;
     let ba = judge.opinions(&tasks.iter().map(|t| t.turned()).collect::<Vec<_>>())?;
-    let said = |choice: Choice, o: &Opinion| {
+    let said = |choice: VoteChoice, o: &Opinion| {
         let mut said = o.detail.clone();
         if !said.is_object() {
             said = json!({});
@@ -124,9 +129,9 @@ pub fn votes(judge: &mut dyn Judge, tasks: &[Task], orders: Orders, annotator: i
         let agreed = ab.choice == turned;
         // A skip in one order leaves nothing to compare.
         let choice = match (ab.choice, turned) {
-            (Choice::Skip, _) | (_, Choice::Skip) => Choice::Skip,
+            (VoteChoice::Skip, _) | (_, VoteChoice::Skip) => VoteChoice::Skip,
             (a, b) if a == b => a,
-            _ => Choice::Tie,
+            _ => VoteChoice::Tie,
         };
         let strength = ab.strength.zip(ba.strength).map(|(x, y)| x.min(y)).filter(|_| agreed);
         vote(task, choice, false, Opinion { strength, ..ab }, detail)
@@ -137,7 +142,7 @@ pub fn votes(judge: &mut dyn Judge, tasks: &[Task], orders: Orders, annotator: i
 /// A reward model as a judge: it prefers the answer with the higher score.
 pub struct RewardJudge<'m> {
     pub model: &'m Model,
-    pub scoring: &'m Scoring,
+    pub scoring: &'m RewardScorer,
     pub tokenizer: &'m ChatTokenizer,
     /// A difference of scores up to this is a tie.
     pub margin: f64,
@@ -148,22 +153,22 @@ pub struct RewardJudge<'m> {
 /// Computes the scores of answers with a reward model; returns them by candidate id.
 ///
 /// Errors: an answer is too long for the model's context; a score is not finite.
-pub fn scores<'c>(
+pub fn reward_scores<'c>(
     model: &Model,
-    scoring: &Scoring,
+    scoring: &RewardScorer,
     tokenizer: &ChatTokenizer,
-    answers: impl IntoIterator<Item = (&'c Prompt, &'c Candidate)>,
+    answers: impl IntoIterator<Item = (&'c StoredPrompt, &'c Candidate)>,
 ) -> Result<HashMap<i64, f64>> {
     let mut rows: Vec<(i64, Vec<u32>)> = Vec::new();
     for (prompt, answer) in answers {
-        let ids = asked::answered(prompt, answer, tokenizer)?;
-        if ids.len() > room(model) {
+        let ids = encoding::answered_ids(prompt, answer, tokenizer)?;
+        if ids.len() > max_sequence_tokens(model) {
             return Err(Error::user(format!(
                 "prompt {}: an answer of {} has {} tokens with its prompt, the reward model's context has {}",
                 prompt.key,
                 answer.source,
                 ids.len(),
-                room(model)
+                max_sequence_tokens(model)
             ))
             .hint("a truncated answer would get a different score: leave such answers out of the project"));
         }
@@ -179,25 +184,25 @@ pub fn scores<'c>(
     }
 }
 
-impl Judge for RewardJudge<'_> {
-    fn kind(&self) -> Kind {
-        Kind::Reward
+impl PairJudge for RewardJudge<'_> {
+    fn kind(&self) -> AnnotatorKind {
+        AnnotatorKind::Reward
     }
 
     fn detail(&self) -> Value {
         json!({ "reward": self.name, "margin": self.margin })
     }
 
-    fn opinions(&mut self, tasks: &[Task]) -> Result<Vec<Opinion>> {
+    fn opinions(&mut self, tasks: &[JudgeTask]) -> Result<Vec<Opinion>> {
         let answers = tasks.iter().flat_map(|t| [(t.prompt, t.first), (t.prompt, t.second)]);
-        let unique: BTreeMap<i64, (&Prompt, &Candidate)> = answers.map(|(p, c)| (c.id, (p, c))).collect();
-        let scores = scores(self.model, self.scoring, self.tokenizer, unique.into_values())?;
-        let opinion = |task: &Task| {
+        let unique: BTreeMap<i64, (&StoredPrompt, &Candidate)> = answers.map(|(p, c)| (c.id, (p, c))).collect();
+        let scores = reward_scores(self.model, self.scoring, self.tokenizer, unique.into_values())?;
+        let opinion = |task: &JudgeTask| {
             let (a, b) = (scores[&task.first.id], scores[&task.second.id]);
             let choice = match a - b {
-                d if d.abs() <= self.margin => Choice::Tie,
-                d if d > 0.0 => Choice::A,
-                _ => Choice::B,
+                d if d.abs() <= self.margin => VoteChoice::Tie,
+                d if d > 0.0 => VoteChoice::A,
+                _ => VoteChoice::B,
             };
             Opinion { choice, strength: None, note: None, detail: json!({ "scores": [a, b] }) }
         };
@@ -214,9 +219,9 @@ of its tone.";
 /// tokenizers split a digit from the space before it: ` 1` and ` tie` would then begin with the same token.
 const WORDS: [&str; 4] = ["A", "B", "tie", "bad"];
 /// The choice that each of [`WORDS`] stands for.
-const SAID: [Choice; 4] = [Choice::A, Choice::B, Choice::Tie, Choice::BothBad];
+const WORD_CHOICES: [VoteChoice; 4] = [VoteChoice::A, VoteChoice::B, VoteChoice::Tie, VoteChoice::BothBad];
 /// Text before the verdict word.
-const VERDICT: &str = "Verdict:";
+const VERDICT_PREFIX: &str = "Verdict:";
 
 /// A language model with a rubric as a judge.
 ///
@@ -252,7 +257,7 @@ impl<'m> LanguageJudge<'m> {
             );
         }
         let whole: Vec<Vec<u32>> =
-            WORDS.iter().map(|w| tokenizer.encode(&format!("{VERDICT} {w}"))).collect::<Result<_>>()?;
+            WORDS.iter().map(|w| tokenizer.encode(&format!("{VERDICT_PREFIX} {w}"))).collect::<Result<_>>()?;
         let shared =
             (0..).take_while(|i| whole.iter().all(|w| w.get(*i).is_some_and(|id| Some(id) == whole[0].get(*i))));
         let shared = shared.count();
@@ -267,8 +272,8 @@ impl<'m> LanguageJudge<'m> {
     }
 
     /// Returns the token ids of the question to the judge, up to where its answer begins.
-    fn ids(&self, task: &Task) -> Result<Vec<u32>> {
-        let talk = asked::conversation(task.prompt)?;
+    fn ids(&self, task: &JudgeTask) -> Result<Vec<u32>> {
+        let talk = encoding::conversation(task.prompt)?;
         let turns: Vec<String> = talk.messages.iter().map(|m| format!("{}: {}", m.role, m.content)).collect();
         let question = match &talk.messages[..] {
             [one] => one.content.clone(),
@@ -276,12 +281,12 @@ impl<'m> LanguageJudge<'m> {
         };
         let first = if self.reasoning > 0 { "Give your reasons in a few sentences, then end" } else { "End" };
         let text = format!(
-            "{}\n\n[Question]\n{question}\n\n[Answer A]\n{}\n\n[Answer B]\n{}\n\n[Task]\n{first} with \"{VERDICT} A\" if \
-             answer A is better, \"{VERDICT} B\" if answer B is better, \"{VERDICT} tie\" if they are equally good, or \
-             \"{VERDICT} bad\" if both are bad.",
+            "{}\n\n[Question]\n{question}\n\n[Answer A]\n{}\n\n[Answer B]\n{}\n\n[Task]\n{first} with \"{VERDICT_PREFIX} A\" if \
+             answer A is better, \"{VERDICT_PREFIX} B\" if answer B is better, \"{VERDICT_PREFIX} tie\" if they are equally good, or \
+             \"{VERDICT_PREFIX} bad\" if both are bad.",
             self.rubric, task.first.text, task.second.text
         );
-        self.tokenizer.encode_prompt(&self.tokenizer.render(&[Message::new("user", text)], true)?)
+        self.tokenizer.encode_prompt(&self.tokenizer.render(&[ChatMessage::new("user", text)], true)?)
     }
 
     /// Lets the model write its reasons and appends them to the prompts. Returns the reasons as text.
@@ -289,14 +294,16 @@ impl<'m> LanguageJudge<'m> {
         if self.reasoning == 0 {
             return Ok(vec![None; prompts.len()]);
         }
-        let settings =
-            Settings { stop_texts: Vec::new(), ..Settings::greedy(self.reasoning, self.tokenizer.stop_ids()) };
+        let settings = GenerationSettings {
+            stop_texts: Vec::new(),
+            ..GenerationSettings::greedy(self.reasoning, self.tokenizer.stop_ids())
+        };
         let written = complete(self.model, prompts, &settings, &mut |_, _| {})?;
         let mut texts = Vec::new();
         for (prompt, completion) in prompts.iter_mut().zip(written) {
             // The model may have written a verdict itself. It is cut off: all verdicts are read in the same way.
-            let text = self.tokenizer.decode(completion.answer(), true)?;
-            let reasons = text.split(VERDICT).next().unwrap_or_default().trim_end().to_string();
+            let text = self.tokenizer.decode(completion.answer_tokens(), true)?;
+            let reasons = text.split(VERDICT_PREFIX).next().unwrap_or_default().trim_end().to_string();
             prompt.extend(self.tokenizer.encode(&format!("{reasons}\n"))?);
             texts.push(Some(reasons).filter(|r| !r.is_empty()));
         }
@@ -304,25 +311,26 @@ impl<'m> LanguageJudge<'m> {
     }
 }
 
-impl Judge for LanguageJudge<'_> {
-    fn kind(&self) -> Kind {
-        Kind::Judge
+impl PairJudge for LanguageJudge<'_> {
+    fn kind(&self) -> AnnotatorKind {
+        AnnotatorKind::Judge
     }
 
     fn detail(&self) -> Value {
         json!({ "model": self.name, "rubric": self.rubric, "reasoning": self.reasoning })
     }
 
-    fn opinions(&mut self, tasks: &[Task]) -> Result<Vec<Opinion>> {
+    fn opinions(&mut self, tasks: &[JudgeTask]) -> Result<Vec<Opinion>> {
         let mut opinions: Vec<Option<Opinion>> = vec![None; tasks.len()];
         let (mut places, mut prompts) = (Vec::new(), Vec::new());
         for (i, task) in tasks.iter().enumerate() {
             let ids = self.ids(task)?;
             let needed = ids.len() + self.reasoning + self.opening.len() + 1;
-            if needed > room(self.model) {
-                let note = format!("needs {needed} tokens, the judge's context has {}", room(self.model));
+            if needed > max_sequence_tokens(self.model) {
+                let note =
+                    format!("needs {needed} tokens, the judge's context has {}", max_sequence_tokens(self.model));
                 opinions[i] =
-                    Some(Opinion { choice: Choice::Skip, strength: None, note: Some(note), detail: json!({}) });
+                    Some(Opinion { choice: VoteChoice::Skip, strength: None, note: Some(note), detail: json!({}) });
             } else {
                 places.push(i);
                 prompts.push(ids);
@@ -345,42 +353,42 @@ impl Judge for LanguageJudge<'_> {
                 .hint("its weights or its adapter contain NaN or infinite values"));
             }
             let shares: serde_json::Map<String, Value> =
-                SAID.iter().zip(&p).map(|(c, p)| (c.name().to_string(), json!(p / total))).collect();
+                WORD_CHOICES.iter().zip(&p).map(|(c, p)| (c.name().to_string(), json!(p / total))).collect();
             let detail = json!({ "probabilities": shares, "of_all_words": total });
-            opinions[place] = Some(Opinion { choice: SAID[best], strength: None, note: reasons, detail });
+            opinions[place] = Some(Opinion { choice: WORD_CHOICES[best], strength: None, note: reasons, detail });
         }
         opinions.into_iter().map(|o| o.ok_or_else(|| Error::bug("a task without an opinion"))).collect()
     }
 }
 
 /// Bytes that an opinion of a command may have on average.
-const LINE: usize = 4096;
+const BYTES_PER_OPINION: usize = 4096;
 
 /// A program as a judge. It reads a line `{"prompt", "a", "b"}` per task and prints a line per choice: the bare choice,
 /// or `{"choice", "strength", "note"}`.
-pub struct CommandJudge(Program, Vec<String>);
+pub struct CommandJudge(LineProgram, Vec<String>);
 
 impl CommandJudge {
     pub fn new(spec: CommandSpec) -> Result<Self> {
         let run = spec.run.clone();
-        Program::new(
+        LineProgram::new(
             spec,
             "{\"prompt\": [{\"role\": …, \"content\": …}], \"a\": …, \"b\": …}",
             "one of a, b, tie, both_bad, skip, or {\"choice\": …, \"strength\": 1 to 3, \"note\": …}",
-            LINE,
+            BYTES_PER_OPINION,
         )
         .map(|program| Self(program, run))
     }
 
-    fn read(&self, line: &str, task: &Task) -> Result<Opinion> {
+    fn read(&self, line: &str, task: &JudgeTask) -> Result<Opinion> {
         let wrong = || {
-            Error::user(format!("{}: {:?} for prompt {}", self.0.name(), shortened(line), task.prompt.key)).hint(
+            Error::user(format!("{}: {:?} for prompt {}", self.0.name(), excerpt(line), task.prompt.key)).hint(
                 "expected one of a, b, tie, both_bad, skip, or {\"choice\": …, \"strength\": 1 to 3, \"note\": …}",
             )
         };
         let value: Value = serde_json::from_str(line).unwrap_or_else(|_| json!(line));
         let word = value.get("choice").unwrap_or(&value).as_str().ok_or_else(wrong)?;
-        let choice = Choice::named(&word.to_lowercase()).ok_or_else(wrong)?;
+        let choice = VoteChoice::named(&word.to_lowercase()).ok_or_else(wrong)?;
         let strength = match value.get("strength") {
             None | Some(Value::Null) => None,
             Some(n) => Some(n.as_i64().filter(|n| (1..=3).contains(n)).ok_or_else(wrong)?),
@@ -390,17 +398,18 @@ impl CommandJudge {
     }
 }
 
-impl Judge for CommandJudge {
-    fn kind(&self) -> Kind {
-        Kind::Command
+impl PairJudge for CommandJudge {
+    fn kind(&self) -> AnnotatorKind {
+        AnnotatorKind::Command
     }
 
     fn detail(&self) -> Value {
         json!({ "command": self.1 })
     }
 
-    fn opinions(&mut self, tasks: &[Task]) -> Result<Vec<Opinion>> {
-        let line = |t: &Task| json!({ "prompt": t.prompt.messages, "a": t.first.text, "b": t.second.text }).to_string();
+    fn opinions(&mut self, tasks: &[JudgeTask]) -> Result<Vec<Opinion>> {
+        let line =
+            |t: &JudgeTask| json!({ "prompt": t.prompt.messages, "a": t.first.text, "b": t.second.text }).to_string();
         let printed = self.0.ask(&tasks.iter().map(line).collect::<Vec<_>>())?;
         printed.iter().zip(tasks).map(|(line, task)| self.read(line, task)).collect()
     }

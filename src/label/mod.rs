@@ -11,27 +11,27 @@
 
 pub mod aggregate;
 pub mod agreement;
-mod asked;
-pub mod ballot;
+pub mod assignment;
 pub mod bias;
 pub mod bootstrap;
 pub mod candidates;
 pub mod desk;
+mod encoding;
 pub mod export;
 pub mod import;
 pub mod judge;
 pub mod markdown;
 pub mod overview;
+pub mod project;
 pub mod ranking;
 pub mod record;
 pub mod report;
 pub mod screen;
 pub mod select;
 pub mod server;
-pub mod session;
 pub mod similar;
 pub mod store;
 pub mod terminal;
 
-pub use ballot::Project;
+pub use project::Project;
 pub use store::Store;

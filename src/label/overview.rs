@@ -2,9 +2,9 @@
 //!
 //! Point estimates only; [`super::report`] has the intervals.
 
-use super::agreement::{Scale, Table};
+use super::agreement::{DistanceScale, RatingTable};
 use super::bootstrap::Bootstrap;
-use super::record::{Annotator, Choice, Kind, NewVote, Pair, Vote};
+use super::record::{Annotator, AnnotatorKind, CandidatePair, NewVote, Vote, VoteChoice};
 use super::store::Store;
 use crate::error::Result;
 use serde::Serialize;
@@ -12,7 +12,7 @@ use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 
 /// Largest number of disagreements that the page shows at a time.
-pub const SHOWN: usize = 20;
+pub const MAX_DISAGREEMENTS: usize = 20;
 
 /// Numbers of a project at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -24,31 +24,31 @@ pub struct Overview {
     pub given: i64,
     pub wanted: i64,
     /// Share of equal judgements among all couples of people who judged the same pair.
-    pub agreement: Share,
+    pub agreement: Fraction,
     /// Krippendorff's alpha (nominal) of the same judgements: agreement beyond chance.
     pub alpha: Option<f64>,
     /// Share of hidden repeats that were judged as the original.
-    pub consistency: Share,
+    pub consistency: Fraction,
     /// Number of pairs with a final decision.
     pub adjudicated: usize,
-    pub people: Vec<Member>,
+    pub people: Vec<AnnotatorSummary>,
     /// Pairs that people judged differently and that have no final decision; those with the most votes first.
     pub disagreements: Vec<Disagreement>,
-    pub flags: Vec<Flag>,
+    pub flags: Vec<VoteRemark>,
 }
 
 /// A share as two counts: `part` out of `of`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Default)]
-pub struct Share {
+pub struct Fraction {
     pub part: usize,
     pub of: usize,
 }
 
 /// Summary of one annotator's votes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Member {
+pub struct AnnotatorSummary {
     pub name: String,
-    pub kind: Kind,
+    pub kind: AnnotatorKind,
     pub votes: usize,
     pub skips: usize,
     pub ties: usize,
@@ -56,9 +56,9 @@ pub struct Member {
     /// Median seconds per vote.
     pub seconds: Option<f64>,
     /// Choices of the left answer among the choices of one answer; half without bias.
-    pub left: Share,
+    pub left: Fraction,
     /// Judgements equal to those of others on the same pairs.
-    pub agreement: Share,
+    pub agreement: Fraction,
 }
 
 /// A pair that people judged differently.
@@ -66,12 +66,12 @@ pub struct Member {
 pub struct Disagreement {
     pub pair: i64,
     /// Annotator name and choice of each vote.
-    pub votes: Vec<(String, Choice)>,
+    pub votes: Vec<(String, VoteChoice)>,
 }
 
 /// A vote that is flagged or has a note.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Flag {
+pub struct VoteRemark {
     pub pair: i64,
     pub name: String,
     pub flagged: bool,
@@ -80,19 +80,19 @@ pub struct Flag {
 
 impl Overview {
     /// Computes the overview. `votes` must not contain undone votes.
-    pub fn new(pairs: &[Pair], votes: &[Vote], annotators: &[Annotator]) -> Self {
+    pub fn new(pairs: &[CandidatePair], votes: &[Vote], annotators: &[Annotator]) -> Self {
         let by_id: HashMap<i64, &Annotator> = annotators.iter().map(|a| (a.id, a)).collect();
         let name = |v: &Vote| by_id.get(&v.annotator).map_or(String::new(), |a| a.name.clone());
-        let person = |v: &&Vote| by_id.get(&v.annotator).is_some_and(|a| a.kind == Kind::Person);
+        let person = |v: &&Vote| by_id.get(&v.annotator).is_some_and(|a| a.kind == AnnotatorKind::Person);
         let finals: HashMap<i64, &Vote> = votes.iter().filter(|v| v.adjudicates()).map(|v| (v.pair, v)).collect();
         let mut judged: BTreeMap<i64, Vec<&Vote>> = BTreeMap::new();
         let people = || votes.iter().filter(person).filter(|v| !v.adjudicates());
-        for vote in people().filter(|v| v.choice != Choice::Skip) {
+        for vote in people().filter(|v| v.choice != VoteChoice::Skip) {
             judged.entry(vote.pair).or_default().push(vote);
         }
-        let ordinary: Vec<&Pair> = pairs.iter().filter(|p| p.repeat_of.is_none()).collect();
-        let count = |p: &Pair| judged.get(&p.id).map_or(0, Vec::len) as i64;
-        let (mut agreement, mut with_others) = (Share::default(), HashMap::<i64, Share>::new());
+        let ordinary: Vec<&CandidatePair> = pairs.iter().filter(|p| p.repeat_of.is_none()).collect();
+        let count = |p: &CandidatePair| judged.get(&p.id).map_or(0, Vec::len) as i64;
+        let (mut agreement, mut with_others) = (Fraction::default(), HashMap::<i64, Fraction>::new());
         for pair in &ordinary {
             let of = judged.get(&pair.id).map(Vec::as_slice).unwrap_or_default();
             for (i, one) in of.iter().enumerate() {
@@ -105,9 +105,9 @@ impl Overview {
             }
         }
         let rated = ordinary.iter().flat_map(|p| judged.get(&p.id).into_iter().flatten());
-        let table = Table::new(rated.map(|v| (v.pair as usize, v.annotator as usize, v.choice as usize as f64)));
-        let alpha = table.alpha(Scale::Nominal, &Bootstrap { replicates: 0, seed: 0 }).map(|a| a.value);
-        let mut consistency = Share::default();
+        let table = RatingTable::new(rated.map(|v| (v.pair as usize, v.annotator as usize, v.choice as usize as f64)));
+        let alpha = table.alpha(DistanceScale::Nominal, &Bootstrap { replicates: 0, seed: 0 }).map(|a| a.value);
+        let mut consistency = Fraction::default();
         for repeat in pairs {
             let first = repeat.repeat_of.and_then(|id| judged.get(&id));
             for again in judged.get(&repeat.id).into_iter().flatten().filter(|_| first.is_some()) {
@@ -120,7 +120,7 @@ impl Overview {
                 }
             }
         }
-        let open = |p: &&&Pair| {
+        let open = |p: &&&CandidatePair| {
             let of = judged.get(&p.id).map(Vec::as_slice).unwrap_or_default();
             !finals.contains_key(&p.id) && of.windows(2).any(|two| two[0].choice != two[1].choice)
         };
@@ -133,9 +133,9 @@ impl Overview {
         let members = annotators.iter().filter_map(|a| {
             let own: Vec<&Vote> = votes.iter().filter(|v| v.annotator == a.id && !v.adjudicates()).collect();
             let shared = with_others.get(&a.id).copied().unwrap_or_default();
-            (!own.is_empty() || a.token_hash.is_some()).then(|| Member::new(a, &own, shared))
+            (!own.is_empty() || a.token_hash.is_some()).then(|| AnnotatorSummary::new(a, &own, shared))
         });
-        let flag = |v: &Vote| Flag { pair: v.pair, name: name(v), flagged: v.flagged, note: v.note.clone() };
+        let flag = |v: &Vote| VoteRemark { pair: v.pair, name: name(v), flagged: v.flagged, note: v.note.clone() };
         Self {
             pairs: ordinary.len(),
             complete: ordinary.iter().filter(|p| count(p) >= p.overlap).count(),
@@ -152,28 +152,29 @@ impl Overview {
     }
 }
 
-impl Share {
+impl Fraction {
     fn add(&mut self, hit: bool) {
         self.part += usize::from(hit);
         self.of += 1;
     }
 }
 
-impl Member {
-    fn new(annotator: &Annotator, own: &[&Vote], agreement: Share) -> Self {
+impl AnnotatorSummary {
+    fn new(annotator: &Annotator, own: &[&Vote], agreement: Fraction) -> Self {
         let count = |f: &dyn Fn(&Vote) -> bool| own.iter().filter(|v| f(v)).count();
-        let mut seconds: Vec<f64> = own.iter().filter(|v| v.choice != Choice::Skip).filter_map(|v| v.seconds).collect();
+        let mut seconds: Vec<f64> =
+            own.iter().filter(|v| v.choice != VoteChoice::Skip).filter_map(|v| v.seconds).collect();
         seconds.sort_by(f64::total_cmp);
-        let mut left = Share::default();
-        for vote in own.iter().filter(|v| matches!(v.choice, Choice::A | Choice::B)) {
-            left.add((vote.choice == Choice::A) != vote.swapped);
+        let mut left = Fraction::default();
+        for vote in own.iter().filter(|v| matches!(v.choice, VoteChoice::A | VoteChoice::B)) {
+            left.add((vote.choice == VoteChoice::A) != vote.swapped);
         }
         Self {
             name: annotator.name.clone(),
             kind: annotator.kind,
-            votes: count(&|v| v.choice != Choice::Skip),
-            skips: count(&|v| v.choice == Choice::Skip),
-            ties: count(&|v| v.choice == Choice::Tie),
+            votes: count(&|v| v.choice != VoteChoice::Skip),
+            skips: count(&|v| v.choice == VoteChoice::Skip),
+            ties: count(&|v| v.choice == VoteChoice::Tie),
             flagged: count(&|v| v.flagged),
             seconds: seconds.get(seconds.len() / 2).copied(),
             left,
@@ -183,10 +184,11 @@ impl Member {
 }
 
 /// Saves an admin's final decision on a pair and undoes earlier final decisions on it.
-pub fn adjudicate(store: &Store, admin: &str, pair: i64, choice: Choice) -> Result<()> {
+pub fn adjudicate(store: &Store, admin: &str, pair: i64, choice: VoteChoice) -> Result<()> {
     // The final decision belongs to a separate annotator, as the admin may also have judged the pair as one of the
     // people.
-    let voice = store.annotator(&format!("{admin} (final word)"), Kind::Person, &json!({ "adjudicates": true }))?;
+    let voice =
+        store.annotator(&format!("{admin} (final word)"), AnnotatorKind::Person, &json!({ "adjudicates": true }))?;
     let earlier: Vec<Vote> = store.votes()?.into_iter().filter(|v| v.pair == pair && v.adjudicates()).collect();
     store.write(|w| {
         for vote in &earlier {
@@ -200,11 +202,11 @@ pub fn adjudicate(store: &Store, admin: &str, pair: i64, choice: Choice) -> Resu
 mod tests {
     use super::*;
 
-    fn pair(id: i64, overlap: i64, repeat_of: Option<i64>) -> Pair {
-        Pair { id, prompt: 1, a: 10 + id, b: 20 + id, overlap, repeat_of, reason: "random".into() }
+    fn pair(id: i64, overlap: i64, repeat_of: Option<i64>) -> CandidatePair {
+        CandidatePair { id, prompt: 1, a: 10 + id, b: 20 + id, overlap, repeat_of, reason: "random".into() }
     }
 
-    fn vote(id: i64, pair: i64, annotator: i64, choice: Choice) -> Vote {
+    fn vote(id: i64, pair: i64, annotator: i64, choice: VoteChoice) -> Vote {
         Vote {
             id,
             pair,
@@ -223,7 +225,7 @@ mod tests {
         }
     }
 
-    fn somebody(id: i64, kind: Kind) -> Annotator {
+    fn somebody(id: i64, kind: AnnotatorKind) -> Annotator {
         Annotator { id, name: format!("n{id}"), kind, token_hash: None, detail: json!({}) }
     }
 
@@ -232,9 +234,13 @@ mod tests {
         let mut repeat = pair(3, 1, Some(1));
         (repeat.a, repeat.b) = (11, 21);
         let pairs = [pair(1, 2, None), pair(2, 2, None), repeat];
-        let people =
-            [somebody(1, Kind::Person), somebody(2, Kind::Person), somebody(3, Kind::Judge), somebody(9, Kind::Person)];
-        use Choice::*;
+        let people = [
+            somebody(1, AnnotatorKind::Person),
+            somebody(2, AnnotatorKind::Person),
+            somebody(3, AnnotatorKind::Judge),
+            somebody(9, AnnotatorKind::Person),
+        ];
+        use VoteChoice::*;
         let mut votes = vec![
             vote(1, 1, 1, A), // left
             vote(2, 1, 2, A), // swapped: right
@@ -251,8 +257,8 @@ mod tests {
         assert_eq!((view.consistency.part, view.consistency.of), (0, 1));
         assert_eq!(view.disagreements, [Disagreement { pair: 2, votes: vec![("n1".into(), A), ("n2".into(), Tie)] }]);
         let first = &view.people[0];
-        assert_eq!((first.votes, first.left, first.seconds), (3, Share { part: 2, of: 3 }, Some(3.0)));
-        assert_eq!((view.people[1].left, view.people[1].ties), (Share { part: 0, of: 1 }, 1));
+        assert_eq!((first.votes, first.left, first.seconds), (3, Fraction { part: 2, of: 3 }, Some(3.0)));
+        assert_eq!((view.people[1].left, view.people[1].ties), (Fraction { part: 0, of: 1 }, 1));
         assert_eq!(view.flags.len(), 1);
         // The final decision ends the disagreement and does not count towards the agreement.
         votes.push(vote(7, 2, 9, A));

@@ -3,10 +3,10 @@
 //! Pure functions over outcomes. A tie or "both bad" is half a win for each source. Outcomes on the same prompt are not
 //! independent, so intervals resample prompts.
 
-use super::aggregate::Verdict;
-use super::ballot::Project;
+use super::aggregate::PairVerdict;
 use super::bootstrap::{Bootstrap, Estimate, percentiles};
-use super::record::Choice;
+use super::project::Project;
+use super::record::VoteChoice;
 use crate::rng;
 use rand::seq::SliceRandom;
 use serde::Serialize;
@@ -16,17 +16,17 @@ use std::collections::{BTreeMap, BTreeSet};
 /// its effect on other strengths is far smaller than their intervals.
 const PRIOR: f64 = 10.0;
 /// Elo points of one unit of strength: a lead of 400 points wins ten times as often as it loses.
-const POINTS: f64 = 400.0 / std::f64::consts::LN_10;
+const POINTS_PER_STRENGTH: f64 = 400.0 / std::f64::consts::LN_10;
 /// Mean of all ratings.
-const MIDDLE: f64 = 1000.0;
+const MEAN_RATING: f64 = 1000.0;
 /// Elo's factor K: the largest change of a rating by one outcome.
-const K: f64 = 16.0;
+const ELO_K: f64 = 16.0;
 /// Number of random orders over which Elo ratings are averaged.
 const ORDERS: u64 = 100;
 
 /// A comparison of two sources.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Outcome {
+pub struct SourceComparison {
     /// Index of the prompt; outcomes of one group are resampled together.
     pub group: usize,
     pub a: usize,
@@ -37,7 +37,7 @@ pub struct Outcome {
 
 /// Results of one source.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Ranked {
+pub struct RankedSource {
     pub source: String,
     /// Number of comparisons with other sources, including ties.
     pub comparisons: usize,
@@ -51,7 +51,7 @@ pub struct Ranked {
 
 /// Wins and ties between two sources.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Duel {
+pub struct HeadToHead {
     pub a: String,
     pub b: String,
     pub a_wins: usize,
@@ -61,17 +61,17 @@ pub struct Duel {
 
 /// All sources, the strongest first.
 #[derive(Debug, Clone, PartialEq, Serialize, Default)]
-pub struct Ranking {
-    pub sources: Vec<Ranked>,
-    pub duels: Vec<Duel>,
+pub struct SourceRanking {
+    pub sources: Vec<RankedSource>,
+    pub duels: Vec<HeadToHead>,
     /// Number of groups that the sources fall into, where a group is connected by wins (or ties) in both directions.
     /// With more than one, the strengths of different groups are comparable only through the prior.
     pub groups: usize,
 }
 
-impl Ranking {
+impl SourceRanking {
     /// Computes the ranking from verdicts. Pairs with two answers of the same source are ignored.
-    pub fn of(project: &Project, verdicts: &BTreeMap<i64, Verdict>, bootstrap: &Bootstrap) -> Self {
+    pub fn of(project: &Project, verdicts: &BTreeMap<i64, PairVerdict>, bootstrap: &Bootstrap) -> Self {
         let candidates = project.candidates_by_id();
         let source = |id: i64| candidates.get(&id).map(|c| c.source.as_str());
         let mut found = Vec::new();
@@ -80,8 +80,8 @@ impl Ranking {
                 && a != b
             {
                 let score = match v.choice {
-                    Choice::A => 1.0,
-                    Choice::B => 0.0,
+                    VoteChoice::A => 1.0,
+                    VoteChoice::B => 0.0,
                     _ => 0.5,
                 };
                 found.push((pair.prompt, a, b, score));
@@ -90,9 +90,9 @@ impl Ranking {
         let names: Vec<&str> = found.iter().flat_map(|f| [f.1, f.2]).collect::<BTreeSet<_>>().into_iter().collect();
         let prompts: Vec<i64> = found.iter().map(|f| f.0).collect::<BTreeSet<_>>().into_iter().collect();
         let place = |name: &str| names.binary_search(&name).unwrap_or_default();
-        let outcomes: Vec<Outcome> = found
+        let outcomes: Vec<SourceComparison> = found
             .iter()
-            .map(|(prompt, a, b, score)| Outcome {
+            .map(|(prompt, a, b, score)| SourceComparison {
                 group: prompts.binary_search(prompt).unwrap_or_default(),
                 a: place(a),
                 b: place(b),
@@ -102,17 +102,19 @@ impl Ranking {
         Self::of_outcomes(&names, &outcomes, prompts.len(), bootstrap)
     }
 
-    fn of_outcomes(names: &[&str], outcomes: &[Outcome], groups: usize, bootstrap: &Bootstrap) -> Self {
+    fn of_outcomes(names: &[&str], outcomes: &[SourceComparison], groups: usize, bootstrap: &Bootstrap) -> Self {
         let each: Vec<usize> = (0..groups).collect();
         let all = vec![1.0; groups];
-        let points = |strengths: Vec<f64>| strengths.into_iter().map(|s| MIDDLE + POINTS * s).collect::<Vec<_>>();
+        let points = |strengths: Vec<f64>| {
+            strengths.into_iter().map(|s| MEAN_RATING + POINTS_PER_STRENGTH * s).collect::<Vec<_>>()
+        };
         let by_strength = points(bradley_terry(names.len(), outcomes, &all, PRIOR));
         let strengths = bootstrap.replicates("label: Bradley-Terry", &each, groups, |drawn, _| {
             Some(points(bradley_terry(names.len(), outcomes, drawn, PRIOR)))
         });
         let orders = (0..ORDERS).map(|i| {
             let mut chance = rng::stream(bootstrap.seed, "label: orders of Elo", i);
-            let mut order: Vec<&Outcome> = outcomes.iter().collect();
+            let mut order: Vec<&SourceComparison> = outcomes.iter().collect();
             order.shuffle(&mut chance);
             elo(names.len(), &order)
         });
@@ -121,8 +123,9 @@ impl Ranking {
             sum
         });
         let ratings = bootstrap.replicates("label: Elo", &each, groups, |drawn, chance| {
-            let times = |o: &'_ Outcome| drawn[o.group] as usize;
-            let mut order: Vec<&Outcome> = outcomes.iter().flat_map(|o| std::iter::repeat_n(o, times(o))).collect();
+            let times = |o: &'_ SourceComparison| drawn[o.group] as usize;
+            let mut order: Vec<&SourceComparison> =
+                outcomes.iter().flat_map(|o| std::iter::repeat_n(o, times(o))).collect();
             order.shuffle(chance);
             Some(elo(names.len(), &order))
         });
@@ -130,7 +133,7 @@ impl Ranking {
         let count = |i: usize, score: f64| {
             outcomes.iter().filter(|o| (o.a == i && o.score == score) || (o.b == i && o.score == 1.0 - score)).count()
         };
-        let ranked = |(i, name): (usize, &&str)| Ranked {
+        let ranked = |(i, name): (usize, &&str)| RankedSource {
             source: name.to_string(),
             comparisons: outcomes.iter().filter(|o| o.a == i || o.b == i).count(),
             wins: count(i, 1.0),
@@ -138,14 +141,14 @@ impl Ranking {
             bradley_terry: Estimate { value: by_strength[i], interval: interval(&strengths, i) },
             elo: Estimate { value: by_elo[i], interval: interval(&ratings, i) },
         };
-        let mut sources: Vec<Ranked> = names.iter().enumerate().map(ranked).collect();
+        let mut sources: Vec<RankedSource> = names.iter().enumerate().map(ranked).collect();
         sources.sort_by(|a, b| b.bradley_terry.value.total_cmp(&a.bradley_terry.value));
-        Self { sources, duels: duels(names, outcomes), groups: linked(names.len(), outcomes) }
+        Self { sources, duels: duels(names, outcomes), groups: connected_groups(names.len(), outcomes) }
     }
 }
 
 /// Counts wins and ties of each two sources that were compared.
-fn duels(names: &[&str], outcomes: &[Outcome]) -> Vec<Duel> {
+fn duels(names: &[&str], outcomes: &[SourceComparison]) -> Vec<HeadToHead> {
     let mut found: BTreeMap<(usize, usize), [usize; 3]> = BTreeMap::new();
     for o in outcomes {
         let (key, score) = if o.a < o.b { ((o.a, o.b), o.score) } else { ((o.b, o.a), 1.0 - o.score) };
@@ -158,7 +161,7 @@ fn duels(names: &[&str], outcomes: &[Outcome]) -> Vec<Duel> {
         };
         found.entry(key).or_default()[place] += 1;
     }
-    let duel = |((a, b), [a_wins, ties, b_wins]): ((usize, usize), [usize; 3])| Duel {
+    let duel = |((a, b), [a_wins, ties, b_wins]): ((usize, usize), [usize; 3])| HeadToHead {
         a: names[a].into(),
         b: names[b].into(),
         a_wins,
@@ -170,7 +173,7 @@ fn duels(names: &[&str], outcomes: &[Outcome]) -> Vec<Duel> {
 
 /// Counts the strongly connected components of the graph in which i leads to j if i won or tied against j. Only within
 /// one component are strengths finite without a prior (Ford 1957).
-fn linked(models: usize, outcomes: &[Outcome]) -> usize {
+fn connected_groups(models: usize, outcomes: &[SourceComparison]) -> usize {
     let mut reach = vec![vec![false; models]; models];
     (0..models).for_each(|i| reach[i][i] = true);
     for o in outcomes {
@@ -191,7 +194,7 @@ fn linked(models: usize, outcomes: &[Outcome]) -> usize {
 /// (Bradley and Terry 1952). They maximise
 /// `Σ w (y log P(a beats b) + (1 - y) log P(b beats a)) - Σ s² / (2 deviation²)` over outcomes of score y with their
 /// group's weight w. Uses Newton's method; a step is halved until the objective increases.
-pub fn bradley_terry(models: usize, outcomes: &[Outcome], weights: &[f64], deviation: f64) -> Vec<f64> {
+pub fn bradley_terry(models: usize, outcomes: &[SourceComparison], weights: &[f64], deviation: f64) -> Vec<f64> {
     let mut won = vec![0.0; models * models];
     for o in outcomes {
         won[o.a * models + o.b] += weights[o.group] * o.score;
@@ -252,11 +255,11 @@ fn solve(mut a: Vec<f64>, mut b: Vec<f64>) -> Vec<f64> {
 
 /// Computes Elo ratings after the outcomes in their order (Elo 1978):
 /// `R_a += K (score - 1 / (1 + 10^((R_b - R_a) / 400)))`, and `b` loses what `a` gains.
-pub fn elo(models: usize, outcomes: &[&Outcome]) -> Vec<f64> {
-    let mut ratings = vec![MIDDLE; models];
+pub fn elo(models: usize, outcomes: &[&SourceComparison]) -> Vec<f64> {
+    let mut ratings = vec![MEAN_RATING; models];
     for o in outcomes {
         let expected = 1.0 / (1.0 + 10f64.powf((ratings[o.b] - ratings[o.a]) / 400.0));
-        let change = K * (o.score - expected);
+        let change = ELO_K * (o.score - expected);
         ratings[o.a] += change;
         ratings[o.b] -= change;
     }
@@ -267,17 +270,17 @@ pub fn elo(models: usize, outcomes: &[&Outcome]) -> Vec<f64> {
 mod tests {
     use super::*;
     use crate::label::aggregate::{Aggregation, aggregate};
-    use crate::label::ballot::Judges;
-    use crate::label::ballot::tests::{project, vote};
-    use crate::label::record::Kind;
+    use crate::label::project::JudgeFilter;
+    use crate::label::project::tests::{project, vote};
+    use crate::label::record::AnnotatorKind;
 
-    fn outcome(group: usize, a: usize, b: usize, score: f64) -> Outcome {
-        Outcome { group, a, b, score }
+    fn outcome(group: usize, a: usize, b: usize, score: f64) -> SourceComparison {
+        SourceComparison { group, a, b, score }
     }
 
     #[test]
     fn three_wins_of_four_are_a_lead_of_ln_3() {
-        let outcomes: Vec<Outcome> = (0..4).map(|i| outcome(i, 0, 1, f64::from(u8::from(i > 0)))).collect();
+        let outcomes: Vec<SourceComparison> = (0..4).map(|i| outcome(i, 0, 1, f64::from(u8::from(i > 0)))).collect();
         let s = bradley_terry(2, &outcomes, &[1.0; 4], 1e6);
         assert!((s[0] - s[1] - 3f64.ln()).abs() < 1e-9 && (s[0] + s[1]).abs() < 1e-9, "{s:?}");
         // Ties are half wins: two ties and two wins give three points of four.
@@ -298,30 +301,30 @@ mod tests {
 
     #[test]
     fn groups_without_a_way_between_them_are_counted() {
-        assert_eq!(linked(3, &[outcome(0, 0, 1, 1.0), outcome(0, 1, 2, 1.0), outcome(0, 2, 0, 1.0)]), 1);
-        assert_eq!(linked(3, &[outcome(0, 0, 1, 0.5), outcome(0, 1, 2, 1.0)]), 2);
-        assert_eq!(linked(4, &[outcome(0, 0, 1, 0.5), outcome(0, 2, 3, 0.5)]), 2);
+        assert_eq!(connected_groups(3, &[outcome(0, 0, 1, 1.0), outcome(0, 1, 2, 1.0), outcome(0, 2, 0, 1.0)]), 1);
+        assert_eq!(connected_groups(3, &[outcome(0, 0, 1, 0.5), outcome(0, 1, 2, 1.0)]), 2);
+        assert_eq!(connected_groups(4, &[outcome(0, 0, 1, 0.5), outcome(0, 2, 3, 0.5)]), 2);
     }
 
     #[test]
     fn the_better_source_stands_first_with_an_interval_around_it() {
-        let mut p = project(80, &[("ann", Kind::Person)]);
+        let mut p = project(80, &[("ann", AnnotatorKind::Person)]);
         (0..80).for_each(|i| {
-            let choice = [Choice::B, Choice::B, Choice::B, Choice::A, Choice::Tie][i as usize % 5];
+            let choice = [VoteChoice::B, VoteChoice::B, VoteChoice::B, VoteChoice::A, VoteChoice::Tie][i as usize % 5];
             vote(&mut p, i, 0, choice);
         });
-        let verdicts = aggregate(&p.ballots(&Judges::All), Aggregation::Majority);
-        let ranking = Ranking::of(&p, &verdicts, &Bootstrap { replicates: 200, seed: 7 });
+        let verdicts = aggregate(&p.resolved_votes(&JudgeFilter::All), Aggregation::Majority);
+        let ranking = SourceRanking::of(&p, &verdicts, &Bootstrap { replicates: 200, seed: 7 });
         let [first, second] = &ranking.sources[..] else { panic!("{ranking:?}") };
         assert_eq!((first.source.as_str(), first.wins, first.losses, first.comparisons), ("y", 48, 16, 80));
         assert_eq!((ranking.groups, ranking.duels.len(), ranking.duels[0].ties), (1, 1, 16));
         // 70 % of the points: ln(7 / 3) apart.
         let lead = first.bradley_terry.value - second.bradley_terry.value;
-        assert!((lead - POINTS * (7f64 / 3.0).ln()).abs() < 0.5, "{lead}");
+        assert!((lead - POINTS_PER_STRENGTH * (7f64 / 3.0).ln()).abs() < 0.5, "{lead}");
         for estimate in [first.bradley_terry, first.elo] {
             let [low, high] = estimate.interval.unwrap();
             assert!(1000.0 < low && low < estimate.value && estimate.value < high, "{estimate:?}");
         }
-        assert_eq!(ranking, Ranking::of(&p, &verdicts, &Bootstrap { replicates: 200, seed: 7 }));
+        assert_eq!(ranking, SourceRanking::of(&p, &verdicts, &Bootstrap { replicates: 200, seed: 7 }));
     }
 }

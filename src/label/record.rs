@@ -9,12 +9,12 @@ use sha2::{Digest, Sha256};
 use std::fmt;
 
 /// A JSON object: the columns of a row, or ratings by the name of their criterion.
-pub type Columns = Map<String, Value>;
+pub type JsonMap = Map<String, Value>;
 
 /// Settings of a project: what annotators are asked, and how. Written when the project is created.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct ProjectSettings {
     /// Title shown above every task.
     pub title: String,
     /// Guidelines that say what makes an answer better, as Markdown.
@@ -33,7 +33,7 @@ pub struct Settings {
     pub seed: u64,
 }
 
-impl Default for Settings {
+impl Default for ProjectSettings {
     fn default() -> Self {
         Self {
             title: "Which answer is better?".into(),
@@ -59,14 +59,14 @@ pub struct Criterion {
 
 /// A prompt in the store: the turns up to the answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Prompt {
+pub struct StoredPrompt {
     pub id: i64,
     /// The row's own id, or a hash of the messages.
     pub key: String,
     /// A list of `{role, content}`.
     pub messages: Value,
     /// The other columns of the prompt's row.
-    pub columns: Columns,
+    pub columns: JsonMap,
 }
 
 /// A prompt to be added.
@@ -74,12 +74,12 @@ pub struct Prompt {
 pub struct NewPrompt {
     pub key: String,
     pub messages: Value,
-    pub columns: Columns,
+    pub columns: JsonMap,
 }
 
 impl NewPrompt {
     /// Creates a prompt without an id of its own. Its key is a hash of the messages: equal messages get equal keys.
-    pub fn keyed_by_content(messages: Value, columns: Columns) -> Self {
+    pub fn keyed_by_content(messages: Value, columns: JsonMap) -> Self {
         let digest = Sha256::digest(messages.to_string().as_bytes());
         Self { key: crate::fsutil::hex(&digest[..8]), messages, columns }
     }
@@ -107,7 +107,7 @@ pub struct NewCandidate {
 
 /// Two answers to one prompt that annotators compare.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pair {
+pub struct CandidatePair {
     pub id: i64,
     pub prompt: i64,
     /// Ids of the two candidates.
@@ -135,7 +135,7 @@ pub struct NewPair {
 /// The kind of an annotator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum AnnotatorKind {
     Person,
     /// A reward model.
     Reward,
@@ -145,8 +145,9 @@ pub enum Kind {
     Command,
 }
 
-impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::Person, Kind::Reward, Kind::Judge, Kind::Command];
+impl AnnotatorKind {
+    pub const ALL: [AnnotatorKind; 4] =
+        [AnnotatorKind::Person, AnnotatorKind::Reward, AnnotatorKind::Judge, AnnotatorKind::Command];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -162,7 +163,7 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for AnnotatorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -173,7 +174,7 @@ impl fmt::Display for Kind {
 pub struct Annotator {
     pub id: i64,
     pub name: String,
-    pub kind: Kind,
+    pub kind: AnnotatorKind,
     /// SHA-256 of the person's token, hexadecimal; `None` if the annotator cannot sign in.
     pub token_hash: Option<String>,
     /// For a machine its model, rubric, order, …; `admin: true` for a person who may see everybody's votes.
@@ -190,7 +191,7 @@ impl Annotator {
 /// The choice of a vote on a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Choice {
+pub enum VoteChoice {
     A,
     B,
     Tie,
@@ -199,8 +200,9 @@ pub enum Choice {
     Skip,
 }
 
-impl Choice {
-    pub const ALL: [Choice; 5] = [Choice::A, Choice::B, Choice::Tie, Choice::BothBad, Choice::Skip];
+impl VoteChoice {
+    pub const ALL: [VoteChoice; 5] =
+        [VoteChoice::A, VoteChoice::B, VoteChoice::Tie, VoteChoice::BothBad, VoteChoice::Skip];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -226,7 +228,7 @@ impl Choice {
     }
 }
 
-impl fmt::Display for Choice {
+impl fmt::Display for VoteChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -239,7 +241,7 @@ pub struct Vote {
     pub pair: i64,
     pub annotator: i64,
     /// In terms of the pair's own `a` and `b`.
-    pub choice: Choice,
+    pub choice: VoteChoice,
     /// How much better: 1 (slightly) to 3 (clearly).
     pub strength: Option<i64>,
     /// Whether `b` was shown on the left.
@@ -250,7 +252,7 @@ pub struct Vote {
     /// Flagged by the annotator for an admin to look at.
     pub flagged: bool,
     /// Ratings by criterion: `{"a": rating, "b": rating}`.
-    pub ratings: Columns,
+    pub ratings: JsonMap,
     /// An answer that the annotator wrote and considers better than both.
     pub edited: Option<String>,
     /// For a machine its choice in each order and its scores; `adjudicated: true` for an admin's final decision.
@@ -274,13 +276,13 @@ impl Vote {
 pub struct NewVote {
     pub pair: i64,
     pub annotator: i64,
-    pub choice: Choice,
+    pub choice: VoteChoice,
     pub strength: Option<i64>,
     pub swapped: bool,
     pub seconds: Option<f64>,
     pub note: Option<String>,
     pub flagged: bool,
-    pub ratings: Columns,
+    pub ratings: JsonMap,
     pub edited: Option<String>,
     pub detail: Value,
     /// A request id chosen by the sender: a vote sent twice under one id is stored once.
@@ -289,7 +291,7 @@ pub struct NewVote {
 
 impl NewVote {
     /// Creates a vote with a choice and nothing else.
-    pub fn new(pair: i64, annotator: i64, choice: Choice) -> Self {
+    pub fn new(pair: i64, annotator: i64, choice: VoteChoice) -> Self {
         Self {
             pair,
             annotator,
@@ -299,7 +301,7 @@ impl NewVote {
             seconds: None,
             note: None,
             flagged: false,
-            ratings: Columns::new(),
+            ratings: JsonMap::new(),
             edited: None,
             detail: Value::Object(Map::new()),
             request: None,
@@ -309,7 +311,7 @@ impl NewVote {
 
 /// Counts of rows that an insertion added or found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Added {
+pub struct InsertCounts {
     pub new: usize,
     /// Already in the store.
     pub known: usize,
@@ -322,21 +324,21 @@ mod tests {
 
     #[test]
     fn names_are_what_serde_writes() {
-        for choice in Choice::ALL {
+        for choice in VoteChoice::ALL {
             assert_eq!(json!(choice), json!(choice.name()));
-            assert_eq!(Choice::named(choice.name()), Some(choice));
+            assert_eq!(VoteChoice::named(choice.name()), Some(choice));
             assert_eq!(choice.flipped().flipped(), choice);
         }
-        for kind in Kind::ALL {
+        for kind in AnnotatorKind::ALL {
             assert_eq!(json!(kind), json!(kind.name()));
-            assert_eq!(Kind::named(kind.name()), Some(kind));
+            assert_eq!(AnnotatorKind::named(kind.name()), Some(kind));
         }
     }
 
     #[test]
     fn the_same_question_has_the_same_key() {
         let key =
-            |text: &str| NewPrompt::keyed_by_content(json!([{ "role": "user", "content": text }]), Columns::new()).key;
+            |text: &str| NewPrompt::keyed_by_content(json!([{ "role": "user", "content": text }]), JsonMap::new()).key;
         assert_eq!(key("Why?"), key("Why?"));
         assert_ne!(key("Why?"), key("How?"));
     }

@@ -2,21 +2,21 @@
 //!
 //! A screen does not know the pair's own `a` and `b`, who wrote an answer, or whether a pair is a hidden repeat.
 
-use super::record::{Choice, Columns, Prompt};
+use super::record::{JsonMap, StoredPrompt, VoteChoice};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// A vote as a screen sends it: on sides, not on the pair's own `a` and `b`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Ballot {
+pub struct ScreenVote {
     pub task: i64,
     pub choice: SideChoice,
     #[serde(default)]
     pub strength: Option<i64>,
     /// Ratings by criterion: `{"criterion": {"left": 3, "right": 4}}`.
     #[serde(default)]
-    pub ratings: Columns,
+    pub ratings: JsonMap,
     #[serde(default)]
     pub note: Option<String>,
     #[serde(default)]
@@ -43,53 +43,53 @@ pub enum SideChoice {
 
 impl SideChoice {
     /// Converts to the pair's own `a` and `b`; `swapped` means that `b` is on the left.
-    pub fn choice(self, swapped: bool) -> Choice {
+    pub fn to_choice(self, swapped: bool) -> VoteChoice {
         match (self, swapped) {
-            (Self::Left, false) | (Self::Right, true) => Choice::A,
-            (Self::Right, false) | (Self::Left, true) => Choice::B,
-            (Self::Tie, _) => Choice::Tie,
-            (Self::BothBad, _) => Choice::BothBad,
-            (Self::Skip, _) => Choice::Skip,
+            (Self::Left, false) | (Self::Right, true) => VoteChoice::A,
+            (Self::Right, false) | (Self::Left, true) => VoteChoice::B,
+            (Self::Tie, _) => VoteChoice::Tie,
+            (Self::BothBad, _) => VoteChoice::BothBad,
+            (Self::Skip, _) => VoteChoice::Skip,
         }
     }
 
     /// Converts from the pair's own `a` and `b`; `swapped` means that `b` is on the left.
-    pub fn of(choice: Choice, swapped: bool) -> Self {
+    pub fn from_choice(choice: VoteChoice, swapped: bool) -> Self {
         match (choice, swapped) {
-            (Choice::A, false) | (Choice::B, true) => Self::Left,
-            (Choice::B, false) | (Choice::A, true) => Self::Right,
-            (Choice::Tie, _) => Self::Tie,
-            (Choice::BothBad, _) => Self::BothBad,
-            (Choice::Skip, _) => Self::Skip,
+            (VoteChoice::A, false) | (VoteChoice::B, true) => Self::Left,
+            (VoteChoice::B, false) | (VoteChoice::A, true) => Self::Right,
+            (VoteChoice::Tie, _) => Self::Tie,
+            (VoteChoice::BothBad, _) => Self::BothBad,
+            (VoteChoice::Skip, _) => Self::Skip,
         }
     }
 }
 
 /// A task as a screen shows it. Contains no source, no answer id and no hint that the pair is a repeat.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Task {
+pub struct ScreenTask {
     /// Id of the pair.
     pub id: i64,
-    pub prompt: Prompt,
+    pub prompt: StoredPrompt,
     pub left: String,
     pub right: String,
     /// The annotator's own vote on this task, if it was just undone.
-    pub before: Option<Before>,
+    pub before: Option<UndoneVote>,
 }
 
 /// A vote that was undone, shown again so that the annotator can change it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Before {
+pub struct UndoneVote {
     pub choice: SideChoice,
     pub strength: Option<i64>,
-    pub ratings: Columns,
+    pub ratings: JsonMap,
     pub note: Option<String>,
     pub flagged: bool,
     pub edited: Option<String>,
 }
 
 /// Returns the ratings with the keys `from` of each criterion renamed to `to`.
-pub fn renamed(ratings: &Columns, from: [&str; 2], to: [&str; 2]) -> Columns {
+pub fn rename_sides(ratings: &JsonMap, from: [&str; 2], to: [&str; 2]) -> JsonMap {
     let rename = |(name, sides): (&String, &Value)| {
         let both = from.iter().zip(to).filter_map(|(from, to)| Some((to.to_string(), sides.get(from)?.clone())));
         (name.clone(), Value::Object(both.collect()))
@@ -98,6 +98,6 @@ pub fn renamed(ratings: &Columns, from: [&str; 2], to: [&str; 2]) -> Columns {
 }
 
 /// Returns the pair's own names (`a` and `b`) of the left and the right answer.
-pub fn sides(swapped: bool) -> [&'static str; 2] {
+pub fn side_names(swapped: bool) -> [&'static str; 2] {
     if swapped { ["b", "a"] } else { ["a", "b"] }
 }

@@ -3,8 +3,8 @@
 //! Pure: takes the project and the scores of reward models, returns new pairs; the same seed gives the same pairs.
 //! Invariant: a selected pair has two different answers to one prompt, occurs once, and is not yet in the project.
 
-use super::ballot::Project;
-use super::record::{Candidate, NewPair, Pair};
+use super::project::Project;
+use super::record::{Candidate, CandidatePair, NewPair};
 use super::similar::Shingles;
 use crate::rng;
 use rand::seq::SliceRandom;
@@ -23,7 +23,7 @@ pub enum Strategy {
 
 /// Options of the selection.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct SelectionOptions {
     pub strategy: Strategy,
     /// Largest number of pairs; `None`: all.
     pub budget: Option<usize>,
@@ -36,20 +36,20 @@ pub struct Wanted {
 
 /// Selected pairs, and which of them get a hidden repeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Selected {
+pub struct SelectedPairs {
     pub pairs: Vec<NewPair>,
     /// Indices in `pairs` of those that get a hidden repeat. A repeat refers to the id of its original, so it is
     /// created only after the pairs are stored.
     pub repeated: Vec<usize>,
 }
 
-impl Selected {
+impl SelectedPairs {
     /// Returns the hidden repeats. `kept` are the pairs as the store has them, with ids. The two answers are exchanged,
     /// so that the repeat does not look like the original.
-    pub fn repeats(&self, kept: &[Pair]) -> Vec<NewPair> {
-        let by_answers: HashMap<(i64, i64), &Pair> =
+    pub fn repeats(&self, kept: &[CandidatePair]) -> Vec<NewPair> {
+        let by_answers: HashMap<(i64, i64), &CandidatePair> =
             kept.iter().filter(|p| p.repeat_of.is_none()).map(|p| ((p.a, p.b), p)).collect();
-        let repeat = |p: &&Pair| NewPair {
+        let repeat = |p: &&CandidatePair| NewPair {
             prompt: p.prompt,
             a: p.b,
             b: p.a,
@@ -63,10 +63,10 @@ impl Selected {
 }
 
 /// Scores of reward models: for each model a map from candidate id to score.
-pub type Scores = Vec<HashMap<i64, f64>>;
+pub type RewardScores = Vec<HashMap<i64, f64>>;
 
 /// Selects pairs. `scores` are used by the informative strategy; without scores it uses lengths and prompts only.
-pub fn select(project: &Project, wanted: &Wanted, scores: &Scores) -> Selected {
+pub fn select(project: &Project, wanted: &SelectionOptions, scores: &RewardScores) -> SelectedPairs {
     let known: HashSet<(i64, i64)> = project.pairs.iter().map(|p| (p.a.min(p.b), p.a.max(p.b))).collect();
     let mut by_prompt: BTreeMap<i64, Vec<&Candidate>> = BTreeMap::new();
     project.candidates.iter().for_each(|c| by_prompt.entry(c.prompt).or_default().push(c));
@@ -112,7 +112,7 @@ pub fn select(project: &Project, wanted: &Wanted, scores: &Scores) -> Selected {
     places.shuffle(&mut chance);
     places.truncate((wanted.repeats * pairs.len() as f64).round() as usize);
     places.sort_unstable();
-    Selected { pairs, repeated: places }
+    SelectedPairs { pairs, repeated: places }
 }
 
 /// Selects pairs by their value, the highest first: value = uncertainty * length ratio * freshness of the prompt.
@@ -126,10 +126,10 @@ pub fn select(project: &Project, wanted: &Wanted, scores: &Scores) -> Selected {
 fn informative<'p>(
     project: &Project,
     possible: BTreeMap<i64, Vec<[&'p Candidate; 2]>>,
-    scores: &Scores,
+    scores: &RewardScores,
     budget: usize,
 ) -> Vec<([&'p Candidate; 2], &'static str)> {
-    let scores: Scores = scores.iter().map(scaled).collect();
+    let scores: RewardScores = scores.iter().map(standardised).collect();
     let texts: HashMap<i64, Shingles> =
         project.prompts.iter().map(|p| (p.id, Shingles::of(&p.messages.to_string()))).collect();
     let length = |c: &Candidate| c.text.chars().count().max(1) as f64;
@@ -177,7 +177,7 @@ fn informative<'p>(
 }
 
 /// Scales scores to mean 0 and variance 1.
-fn scaled(scores: &HashMap<i64, f64>) -> HashMap<i64, f64> {
+fn standardised(scores: &HashMap<i64, f64>) -> HashMap<i64, f64> {
     let n = scores.len().max(1) as f64;
     let mean = scores.values().sum::<f64>() / n;
     let deviation = (scores.values().map(|s| (s - mean).powi(2)).sum::<f64>() / n).sqrt();
@@ -194,7 +194,7 @@ fn entropy(p: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::label::ballot::tests::project;
+    use crate::label::project::tests::project;
 
     /// Three prompts with three answers each: nine pairs.
     fn three() -> Project {
@@ -206,8 +206,8 @@ mod tests {
         p
     }
 
-    fn wanted(strategy: Strategy, budget: Option<usize>) -> Wanted {
-        Wanted { strategy, budget, overlap: 2, repeats: 0.0, seed: 1 }
+    fn wanted(strategy: Strategy, budget: Option<usize>) -> SelectionOptions {
+        SelectionOptions { strategy, budget, overlap: 2, repeats: 0.0, seed: 1 }
     }
 
     #[test]
@@ -233,8 +233,8 @@ mod tests {
         assert!(select(&same, &wanted(Strategy::All, None), &Vec::new()).pairs.is_empty(), "equal answers");
     }
 
-    fn kept(new: &[NewPair]) -> Vec<Pair> {
-        let keep = |(i, p): (usize, &NewPair)| Pair {
+    fn kept(new: &[NewPair]) -> Vec<CandidatePair> {
+        let keep = |(i, p): (usize, &NewPair)| CandidatePair {
             id: i as i64,
             prompt: p.prompt,
             a: p.a,
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn repeats_show_the_same_answers_the_other_way_round() {
         let p = three();
-        let found = select(&p, &Wanted { repeats: 0.34, ..wanted(Strategy::All, None) }, &Vec::new());
+        let found = select(&p, &SelectionOptions { repeats: 0.34, ..wanted(Strategy::All, None) }, &Vec::new());
         assert_eq!(found.repeated.len(), 3);
         let kept = kept(&found.pairs);
         let repeats = found.repeats(&kept);

@@ -1,10 +1,10 @@
 //! Everything that methods on a fixed data set have in common: reading, packing, epochs, validation, samples. A method
 //! adds an [`Objective`], which turns items into a batch with a loss.
 
-use super::rows::{Ground, Rows, Side};
-use super::{Aim, Alarm, Batch, Means, Method, Prompt, Step};
-use crate::data::quality::{self, Duplicates, Overlap};
-use crate::data::{self, Cursor, Dataset, Example, Item, Loader, Supervise};
+use super::rows::{DataContext, MethodRows, SplitStatistics};
+use super::{Alarm, Means, Method, MicroBatch, SamplePrompt, SelectionMetric, TrainingStep};
+use crate::data::quality::{self, Duplicates, SplitOverlap};
+use crate::data::{self, Dataset, DatasetItem, Example, Loader, LoaderCursor, Supervise};
 use crate::error::Result;
 use crate::models::{Metrics, Model};
 use crate::nn::Param;
@@ -22,7 +22,7 @@ pub enum Split {
 
 /// The items of a batch, as indices into the data set of a split.
 #[derive(Debug, Clone, Copy)]
-pub struct Which<'a> {
+pub struct BatchIndices<'a> {
     pub split: Split,
     pub items: &'a [usize],
     /// Epochs done before this step.
@@ -31,13 +31,13 @@ pub struct Which<'a> {
 
 /// Turns the items of a fixed data set into batches with a loss.
 pub trait Objective {
-    type Item: Item;
+    type Item: DatasetItem;
 
     /// Packs items into one row and returns it with its loss. `which` says where the items are in the data set.
-    fn batch(&mut self, model: &Model, items: &[Self::Item], which: Which) -> Result<Box<dyn Batch>>;
+    fn batch(&mut self, model: &Model, items: &[Self::Item], which: BatchIndices) -> Result<Box<dyn MicroBatch>>;
     /// Computes what is needed about the whole data set, such as reference log-probabilities. Called before the first
     /// batch and again after a resume.
-    fn begin(
+    fn prepare_data(
         &mut self,
         _model: &Model,
         _train: &Dataset<Self::Item>,
@@ -47,7 +47,7 @@ pub trait Objective {
     }
     /// Estimates what is needed over all packed rows of an optimiser step or a validation. Called before their batches
     /// are made; `packed` holds the item indices of each row.
-    fn survey(
+    fn prepare_batches(
         &mut self,
         _model: &Model,
         _split: Split,
@@ -61,11 +61,11 @@ pub trait Objective {
         means
     }
     /// Returns true if the trained model generates text, so that samples can be shown (a reward model does not).
-    fn speaks(&self) -> bool {
+    fn generates_text(&self) -> bool {
         true
     }
-    fn aim(&self) -> Aim {
-        Aim::LOSS
+    fn aim(&self) -> SelectionMetric {
+        SelectionMetric::LOSS
     }
     fn alarms(&mut self, _means: &Means) -> Vec<Alarm> {
         Vec::new()
@@ -89,21 +89,21 @@ pub trait Objective {
 }
 
 /// The data sets of a run before the model is loaded; `make` builds the objective once it is.
-pub struct FixedRows<O: Objective> {
+pub struct FixedDataRows<O: Objective> {
     train: Dataset<O::Item>,
     valid: Option<Dataset<O::Item>>,
     loader: Loader,
     /// Tokens in one packed row.
     budget: usize,
-    make: Make<O>,
+    make: MakeObjective<O>,
 }
 
-type Make<O> = Box<dyn FnOnce(&Model) -> Result<O>>;
+type MakeObjective<O> = Box<dyn FnOnce(&Model) -> Result<O>>;
 
-impl<O: Objective> FixedRows<O> {
+impl<O: Objective> FixedDataRows<O> {
     /// Reads and tokenises the rows; `supervise` says which tokens are trained on.
     pub fn open(
-        ground: &Ground,
+        ground: &DataContext,
         supervise: Supervise,
         make: impl FnOnce(&Model) -> Result<O> + 'static,
     ) -> Result<Self> {
@@ -114,12 +114,12 @@ impl<O: Objective> FixedRows<O> {
     }
 }
 
-impl<O: Objective + 'static> Rows for FixedRows<O> {
-    fn train(&self) -> Side<'_> {
+impl<O: Objective + 'static> MethodRows for FixedDataRows<O> {
+    fn train(&self) -> SplitStatistics<'_> {
         (&self.train).into()
     }
 
-    fn valid(&self) -> Option<Side<'_>> {
+    fn valid(&self) -> Option<SplitStatistics<'_>> {
         self.valid.as_ref().map(Into::into)
     }
 
@@ -134,28 +134,28 @@ impl<O: Objective + 'static> Rows for FixedRows<O> {
     }
 
     fn duplicates(&self) -> Duplicates {
-        quality::duplicates(&self.train)
+        quality::find_duplicates(&self.train)
     }
 
-    fn overlap(&self) -> Option<Overlap> {
-        self.valid.as_ref().map(|valid| quality::overlap(&self.train, valid))
+    fn overlap(&self) -> Option<SplitOverlap> {
+        self.valid.as_ref().map(|valid| quality::find_overlap(&self.train, valid))
     }
 
-    fn shown(&self, most: usize) -> Result<Vec<Example>> {
-        let rows = self.train.iter().take(most).map(|item| item.map(|item| item.shown()));
+    fn preview(&self, most: usize) -> Result<Vec<Example>> {
+        let rows = self.train.iter().take(most).map(|item| item.map(|item| item.to_examples()));
         Ok(rows.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     fn method(self: Box<Self>, model: &Model) -> Result<Box<dyn Method>> {
         let Self { train, valid, loader, budget, make } = *self;
         let mut objective = make(model)?;
-        objective.begin(model, &train, valid.as_ref())?;
-        Ok(Box::new(Fixed { objective, train, valid, loader, budget }))
+        objective.prepare_data(model, &train, valid.as_ref())?;
+        Ok(Box::new(FixedDataMethod { objective, train, valid, loader, budget }))
     }
 }
 
 /// A method on a fixed data set.
-pub struct Fixed<O: Objective> {
+pub struct FixedDataMethod<O: Objective> {
     objective: O,
     train: Dataset<O::Item>,
     valid: Option<Dataset<O::Item>>,
@@ -168,34 +168,34 @@ fn batch<O: Objective>(
     objective: &mut O,
     model: &Model,
     rows: &Dataset<O::Item>,
-    which: Which,
-) -> Result<Box<dyn Batch>> {
+    which: BatchIndices,
+) -> Result<Box<dyn MicroBatch>> {
     let items = which.items.iter().map(|&i| rows.get(i)).collect::<Result<Vec<_>>>()?;
     objective.batch(model, &items, which)
 }
 
-impl<O: Objective> Method for Fixed<O> {
-    fn next_step(&mut self, model: &Model) -> Result<Step> {
+impl<O: Objective> Method for FixedDataMethod<O> {
+    fn next_step(&mut self, model: &Model) -> Result<TrainingStep> {
         let before = self.loader.epoch();
-        let data::Step { rows, epoch } = self.loader.next();
-        self.objective.survey(model, Split::Train, &self.train, &rows)?;
+        let data::StepRows { rows, epoch } = self.loader.next();
+        self.objective.prepare_batches(model, Split::Train, &self.train, &rows)?;
         let mut micro = Vec::with_capacity(rows.len());
         for items in &rows {
-            let which = Which { split: Split::Train, items, epoch: before };
+            let which = BatchIndices { split: Split::Train, items, epoch: before };
             micro.push(batch(&mut self.objective, model, &self.train, which)?);
         }
-        Ok(Step { micro, epoch, means: Vec::new() })
+        Ok(TrainingStep { micro_batches: micro, epoch, means: Vec::new() })
     }
 
     fn validate(&mut self, model: &Model) -> Result<Option<Means>> {
         let Some(valid) = &self.valid else { return Ok(None) };
         let order: Vec<u32> = (0..valid.len() as u32).collect();
         let packed = data::pack(valid.lengths(), &order, self.budget);
-        self.objective.survey(model, Split::Valid, valid, &packed)?;
+        self.objective.prepare_batches(model, Split::Valid, valid, &packed)?;
         let mut metrics = Metrics::default();
         let bar = report::bar(order.len() as u64, "validation rows");
         for items in packed {
-            let which = Which { split: Split::Valid, items: &items, epoch: self.loader.epoch() };
+            let which = BatchIndices { split: Split::Valid, items: &items, epoch: self.loader.epoch() };
             let batch = batch(&mut self.objective, model, valid, which)?;
             metrics.merge(model.infer(batch.tokens(), |out| batch.loss(out))?.metrics);
             bar.inc(items.len() as u64);
@@ -205,7 +205,7 @@ impl<O: Objective> Method for Fixed<O> {
         Ok(Some(self.objective.validated(means)))
     }
 
-    fn aim(&self) -> Aim {
+    fn selection_metric(&self) -> SelectionMetric {
         self.objective.aim()
     }
 
@@ -213,15 +213,15 @@ impl<O: Objective> Method for Fixed<O> {
         self.objective.alarms(means)
     }
 
-    fn prompts(&self, most: usize) -> Vec<Prompt> {
-        if !self.objective.speaks() {
+    fn prompts(&self, most: usize) -> Vec<SamplePrompt> {
+        if !self.objective.generates_text() {
             return Vec::new();
         }
         let prompt = |item: O::Item| {
-            let e = item.shown().into_iter().next()?;
+            let e = item.to_examples().into_iter().next()?;
             let from = e.supervised.iter().position(|s| *s).unwrap_or(e.ids.len());
             let to = e.supervised[from..].iter().position(|s| !s).map_or(e.ids.len(), |n| from + n);
-            Some(Prompt { ids: e.ids[..from].to_vec(), answer: e.ids[from..to].to_vec() })
+            Some(SamplePrompt { ids: e.ids[..from].to_vec(), answer: e.ids[from..to].to_vec() })
         };
         let rows = self.valid.as_ref().filter(|v| !v.is_empty()).unwrap_or(&self.train);
         rows.iter().flatten().filter_map(prompt).filter(|p| !p.ids.is_empty()).take(most).collect()
@@ -231,11 +231,11 @@ impl<O: Objective> Method for Fixed<O> {
         self.loader.steps_for(epochs)
     }
 
-    fn cursor(&self) -> Cursor {
+    fn cursor(&self) -> LoaderCursor {
         self.loader.cursor()
     }
 
-    fn rewind(&mut self, at: Cursor) -> Result<()> {
+    fn rewind(&mut self, at: LoaderCursor) -> Result<()> {
         self.loader.rewind(at)
     }
 

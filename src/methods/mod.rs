@@ -18,7 +18,8 @@ pub mod kto;
 pub mod orpo;
 pub mod pairs;
 pub mod ppo;
-pub mod rate;
+pub mod preference_alarms;
+pub mod proportion;
 pub mod reference;
 pub mod reward;
 pub mod rloo;
@@ -26,13 +27,12 @@ pub mod rollout;
 pub mod rows;
 pub mod sft;
 pub mod simpo;
-pub mod watch;
 
-pub use fixed::{Fixed, Objective, Split, Which};
-pub use rows::{Ground, Rows, Side};
+pub use fixed::{BatchIndices, FixedDataMethod, Objective, Split};
+pub use rows::{DataContext, MethodRows, SplitStatistics};
 
 use crate::adapters::{AdapterSpec, LoraSpec};
-use crate::data::Cursor;
+use crate::data::LoaderCursor;
 use crate::error::Result;
 use crate::models::{Dtype, Heads, Loss, Model, Output};
 use crate::nn::{Param, Tokens};
@@ -49,7 +49,7 @@ pub enum MethodSpec {
     /// Supervised fine-tuning: cross-entropy on the supervised tokens.
     Sft(sft::SftSpec),
     /// A reward model: scores trained on pairs of a better and a worse answer.
-    Reward(reward::RewardSpec),
+    Reward(reward::RewardMethodSpec),
     /// Direct preference optimisation (arXiv 2305.18290) on pairs, against a reference model.
     Dpo(dpo::DpoSpec),
     /// Kahneman-Tversky optimisation (arXiv 2402.01306) on answers labelled one by one, against a reference model.
@@ -93,12 +93,12 @@ impl MethodSpec {
     }
 
     /// Returns true if the method trains on which answers are better, not on what to answer.
-    pub fn compares(&self) -> bool {
+    pub fn learns_preferences(&self) -> bool {
         matches!(self, Self::Dpo(_) | Self::Kto(_) | Self::Orpo(_) | Self::Simpo(_))
     }
 
     /// Returns true if the trained model generates text; a reward model only scores it.
-    pub fn writes(&self) -> bool {
+    pub fn generates_text(&self) -> bool {
         !matches!(self, Self::Reward(_))
     }
 
@@ -119,7 +119,7 @@ impl MethodSpec {
     }
 
     /// Reads and tokenises the method's rows.
-    pub fn rows(&self, ground: &Ground) -> Result<Box<dyn Rows>> {
+    pub fn rows(&self, ground: &DataContext) -> Result<Box<dyn MethodRows>> {
         match self {
             Self::Sft(spec) => sft::rows(spec, ground),
             Self::Reward(spec) => reward::rows(spec, ground),
@@ -135,40 +135,40 @@ impl MethodSpec {
     }
 
     /// Returns what the method's model consists of, besides the base and the trained adapter.
-    pub fn parts(&self, adapter: Option<&AdapterSpec>) -> Result<Parts> {
+    pub fn parts(&self, adapter: Option<&AdapterSpec>) -> Result<ModelParts> {
         match self {
-            Self::Sft(_) | Self::Orpo(_) | Self::Simpo(_) => Ok(Parts::default()),
+            Self::Sft(_) | Self::Orpo(_) | Self::Simpo(_) => Ok(ModelParts::default()),
             Self::Distill(spec) => distill::parts(spec),
-            Self::Reward(_) => Ok(Parts { heads: Heads::Score, ..Parts::default() }),
+            Self::Reward(_) => Ok(ModelParts { heads: Heads::Score, ..ModelParts::default() }),
             Self::Dpo(spec) => reference::parts(adapter, spec.reference),
             Self::Kto(spec) => reference::parts(adapter, spec.reference),
-            Self::Grpo(spec) => rollout::parts(&spec.rewards, adapter, spec.compares()),
-            Self::Rloo(spec) => rollout::parts(&spec.rewards, adapter, spec.compares()),
+            Self::Grpo(spec) => rollout::parts(&spec.rewards, adapter, spec.needs_reference()),
+            Self::Rloo(spec) => rollout::parts(&spec.rewards, adapter, spec.needs_reference()),
             Self::Ppo(spec) => ppo::parts(spec, adapter),
         }
     }
 }
 
 /// The name of the adapter that a recipe trains.
-pub const ADAPTER: &str = "default";
+pub const TRAINED_ADAPTER: &str = "default";
 
 /// Describes what a method's model consists of, besides the base and the trained adapter.
 #[derive(Debug, Default)]
-pub struct Parts {
+pub struct ModelParts {
     pub heads: Heads,
-    pub beside: Vec<Beside>,
+    pub extra_adapters: Vec<ExtraAdapter>,
     /// True if the method holds a frozen copy of the base (as its reference model).
-    pub copy: bool,
+    pub reference_copy: bool,
     /// Sizes of other frozen models that the method holds (teachers): number of parameters and their dtype; `None`:
     /// the run's dtype.
-    pub others: Vec<(u64, Option<Dtype>)>,
+    pub other_models: Vec<(u64, Option<Dtype>)>,
     /// How many float32 tables of logits one chunk of the loss holds at the same time.
     pub tables: u64,
 }
 
 /// An adapter next to the trained one, on the same base.
 #[derive(Debug, Clone)]
-pub struct Beside {
+pub struct ExtraAdapter {
     pub name: &'static str,
     pub spec: LoraSpec,
     /// The folder of its weights; `None`: newly initialised.
@@ -178,7 +178,7 @@ pub struct Beside {
 }
 
 /// One micro-batch: a packed row, and a pure function from its hidden states to a loss.
-pub trait Batch {
+pub trait MicroBatch {
     /// Returns the packed row that is the trunk's input.
     fn tokens(&self) -> &Tokens;
     /// Returns how many items the loss sums over. The loop adds them up over the whole optimiser step and divides
@@ -193,8 +193,8 @@ pub trait Batch {
 }
 
 /// The micro-batches of one optimiser step.
-pub struct Step {
-    pub micro: Vec<Box<dyn Batch>>,
+pub struct TrainingStep {
+    pub micro_batches: Vec<Box<dyn MicroBatch>>,
     /// Epochs done after this step.
     pub epoch: f64,
     /// Metrics that became known while the step was made (for a rollout: rewards, lengths), logged with the step.
@@ -206,12 +206,12 @@ pub type Means = BTreeMap<String, f64>;
 
 /// The validation metric that decides which checkpoint is best.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Aim {
+pub struct SelectionMetric {
     pub metric: &'static str,
     pub higher: bool,
 }
 
-impl Aim {
+impl SelectionMetric {
     pub const LOSS: Self = Self { metric: "loss", higher: false };
 
     /// Returns true if `value` is better than `best`.
@@ -233,7 +233,7 @@ pub struct Alarm {
 
 /// The beginning of a row, which the model completes now and then during the run so that a person can look at samples.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prompt {
+pub struct SamplePrompt {
     pub ids: Vec<u32>,
     /// How the row continues; empty if the row does not say.
     pub answer: Vec<u32>,
@@ -242,12 +242,12 @@ pub struct Prompt {
 /// The interface between the training loop and a method.
 pub trait Method {
     /// Returns the micro-batches of the next optimiser step.
-    fn next_step(&mut self, model: &Model) -> Result<Step>;
+    fn next_step(&mut self, model: &Model) -> Result<TrainingStep>;
     /// Computes means over the validation rows. `None`: there are no validation rows.
     fn validate(&mut self, model: &Model) -> Result<Option<Means>>;
     /// Returns which of the validation means selects the best checkpoint.
-    fn aim(&self) -> Aim {
-        Aim::LOSS
+    fn selection_metric(&self) -> SelectionMetric {
+        SelectionMetric::LOSS
     }
     /// Looks for problems in the means of a step (its loss and the method's own metrics).
     fn alarms(&mut self, _means: &Means) -> Vec<Alarm> {
@@ -255,13 +255,13 @@ pub trait Method {
     }
     /// Returns at most `most` prompts to show samples of: from validation rows, or from training rows if there are
     /// none.
-    fn prompts(&self, most: usize) -> Vec<Prompt>;
+    fn prompts(&self, most: usize) -> Vec<SamplePrompt>;
     /// Returns the number of optimiser steps in `epochs` epochs.
     fn steps_for(&self, epochs: f64) -> u64;
     /// Returns the position in the data, for a checkpoint.
-    fn cursor(&self) -> Cursor;
+    fn cursor(&self) -> LoaderCursor;
     /// Moves to a position that `cursor` returned.
-    fn rewind(&mut self, at: Cursor) -> Result<()>;
+    fn rewind(&mut self, at: LoaderCursor) -> Result<()>;
     /// Returns what the method trains in addition to the model. It is no part of the result, so `state` must contain
     /// it.
     fn parameters(&self) -> Vec<Param> {

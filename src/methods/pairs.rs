@@ -4,44 +4,44 @@
 //! Invariant: only tokens of answers are scored, so predicting a prompt's token adds no gradient; the numbers of a
 //! sequence do not depend on the other sequences in the row. Computes no loss.
 
-use crate::data::{Dataset, Example, Pair};
+use crate::data::{Dataset, Example, PairExample};
 use crate::error::{Error, Result};
 use crate::models::{Metrics, Output};
 use crate::nn::Tokens;
 use tch::{Device, Kind, Tensor};
 
 /// Sequences packed into one row, and which tokens of each are the answer.
-pub struct Answers {
+pub struct PackedAnswers {
     pub tokens: Tokens,
-    pub spans: Spans,
+    pub spans: AnswerSpans,
 }
 
-impl Answers {
+impl PackedAnswers {
     /// Packs sequences whose answers are marked as supervised.
     pub fn pack(sequences: &[Example], device: Device) -> Self {
         let ids: Vec<&[u32]> = sequences.iter().map(|e| e.ids.as_slice()).collect();
-        let spans = Spans::of(sequences, |_, e, t| e.supervised[t], device);
+        let spans = AnswerSpans::of(sequences, |_, e, t| e.supervised[t], device);
         Self { tokens: Tokens::pack(&ids, device), spans }
     }
 
     /// Packs pairs in the order chosen, rejected, chosen, rejected, ….
-    pub fn of_pairs(pairs: &[Pair], device: Device) -> Self {
+    pub fn pack_pairs(pairs: &[PairExample], device: Device) -> Self {
         Self::pack(&sequences(pairs), device)
     }
 
     /// Returns the number of tokens of both answers of each pair, at least 1.
-    pub fn lengths(&self) -> Sides {
-        Sides::of(&self.spans.lengths())
+    pub fn lengths(&self) -> PairStatistics {
+        PairStatistics::of(&self.spans.lengths())
     }
 }
 
 /// Returns the sequences of all pairs, in each pair the chosen one before the rejected one.
-pub fn sequences(pairs: &[Pair]) -> Vec<Example> {
-    pairs.iter().flat_map(Pair::sequences).collect()
+pub fn sequences(pairs: &[PairExample]) -> Vec<Example> {
+    pairs.iter().flat_map(PairExample::sequences).collect()
 }
 
 /// The tokens to be scored: one span for each of S sequences, N tokens in all.
-pub struct Spans {
+pub struct AnswerSpans {
     /// (N) rows of the trunk's output that predict these tokens, span after span.
     at: Tensor,
     /// (N) the tokens.
@@ -51,14 +51,14 @@ pub struct Spans {
 }
 
 /// Per-sequence results of scoring a packed row.
-pub struct Scores {
+pub struct AnswerScores {
     /// (S) log-probability of each span, summed over its tokens; float64, differentiable.
     pub log_probs: Tensor,
     /// (S) how many tokens of each span were the model's most likely token; float64.
     pub hits: Tensor,
 }
 
-impl Spans {
+impl AnswerSpans {
     /// Selects the tokens for which `wanted(sequence index, sequence, token index)` is true. The first token of a
     /// sequence is never selected: nothing precedes it that could predict it.
     pub fn of(sequences: &[Example], wanted: impl Fn(usize, &Example, usize) -> bool, device: Device) -> Self {
@@ -88,30 +88,30 @@ impl Spans {
     }
 
     /// Computes the log-probability of each span. Sums are float64, so that the difference of two large sums is exact.
-    pub fn scores(&self, out: &Output) -> Scores {
+    pub fn scores(&self, out: &Output) -> AnswerScores {
         if self.at.size()[0] == 0 {
             let none = self.counts(); // all zero
-            return Scores { log_probs: none.copy(), hits: none };
+            return AnswerScores { log_probs: none.copy(), hits: none };
         }
         let scores = out.log_probs(&self.at, &self.targets);
         let sums = |t: &Tensor| {
             let parts = t.to_kind(Kind::Double).split_with_sizes(&self.counts, 0);
             Tensor::stack(&parts.iter().map(|part| part.sum(Kind::Double)).collect::<Vec<_>>(), 0)
         };
-        Scores { log_probs: sums(&scores.log_probs), hits: sums(&scores.hits) }
+        AnswerScores { log_probs: sums(&scores.log_probs), hits: sums(&scores.hits) }
     }
 }
 
 /// One number (a log-probability, a length) for both answers of P pairs.
-pub struct Sides {
+pub struct PairStatistics {
     /// (P)
     pub chosen: Tensor,
     /// (P)
     pub rejected: Tensor,
 }
 
-impl Sides {
-    /// Splits one number per sequence (2P), in the order of [`Answers::of_pairs`], into chosen and rejected.
+impl PairStatistics {
+    /// Splits one number per sequence (2P), in the order of [`Answers::pack_pairs`], into chosen and rejected.
     pub fn of(numbers: &Tensor) -> Self {
         let pairs = numbers.view([-1, 2]);
         Self { chosen: pairs.select(1, 0), rejected: pairs.select(1, 1) }
@@ -123,12 +123,12 @@ impl Sides {
     }
 
     /// Combines the chosen numbers of both arguments, and the rejected ones, by `f`.
-    pub fn with(&self, other: &Self, f: impl Fn(&Tensor, &Tensor) -> Tensor) -> Self {
+    pub fn zip_with(&self, other: &Self, f: impl Fn(&Tensor, &Tensor) -> Tensor) -> Self {
         Self { chosen: f(&self.chosen, &other.chosen), rejected: f(&self.rejected, &other.rejected) }
     }
 
     /// Returns chosen minus rejected: (P).
-    pub fn gap(&self) -> Tensor {
+    pub fn difference(&self) -> Tensor {
         &self.chosen - &self.rejected
     }
 }
@@ -136,14 +136,14 @@ impl Sides {
 /// Returns an error if truncation to `batch.max_len` made the two answers of a pair identical: such a pair teaches
 /// nothing, and its loss would stay at ln 2 = 0.693. (Pairs that are identical as written are refused when they are
 /// read.)
-pub fn refuse_equal(rows: &Dataset<Pair>) -> Result<()> {
+pub fn refuse_identical_answers(rows: &Dataset<PairExample>) -> Result<()> {
     if rows.summary.truncated == 0 {
         return Ok(());
     }
     for (i, pair) in rows.iter().enumerate() {
         let pair = pair?;
         if pair.chosen == pair.rejected {
-            let (file, line) = rows.place(i);
+            let (file, line) = rows.location(i);
             return Err(Error::user(format!(
                 "{}:{line}: truncated to batch.max_len, `chosen` and `rejected` are the same {} tokens",
                 file.display(),
@@ -157,9 +157,9 @@ pub fn refuse_equal(rows: &Dataset<Pair>) -> Result<()> {
 
 /// Adds the metrics that TRL logs for pairs: `rewards/*` (`rewards`: what the loss compares, before any margin) and
 /// `logps/*`.
-pub fn add_metrics(metrics: &mut Metrics, rewards: &Sides, log_probs: &Sides) {
+pub fn add_preference_metrics(metrics: &mut Metrics, rewards: &PairStatistics, log_probs: &PairStatistics) {
     let pairs = rewards.chosen.size()[0] as f64;
-    let margins = rewards.gap();
+    let margins = rewards.difference();
     let mut mean = |name, t: &Tensor| metrics.add(name, &t.detach().sum(Kind::Double), pairs);
     mean("rewards/chosen", &rewards.chosen);
     mean("rewards/rejected", &rewards.rejected);
@@ -170,7 +170,7 @@ pub fn add_metrics(metrics: &mut Metrics, rewards: &Sides, log_probs: &Sides) {
 }
 
 /// Adds the share of the chosen answers' tokens that were the model's most likely token.
-pub fn add_chosen(metrics: &mut Metrics, scores: &Scores, spans: &Spans) {
+pub fn add_chosen(metrics: &mut Metrics, scores: &AnswerScores, spans: &AnswerSpans) {
     let tokens: i64 = spans.counts.iter().step_by(2).sum();
-    metrics.add("mean_token_accuracy", &Sides::of(&scores.hits).chosen.sum(Kind::Double), tokens as f64);
+    metrics.add("mean_token_accuracy", &PairStatistics::of(&scores.hits).chosen.sum(Kind::Double), tokens as f64);
 }

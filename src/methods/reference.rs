@@ -4,13 +4,13 @@
 //! depend on is the same: a file's name is the hash of the base's content, the number format, the device, and each
 //! sequence as it is packed (so of data, tokenizer, template and lengths). Computes no loss.
 
-use super::pairs::Answers;
-use super::{Beside, Ground, Parts, Split};
+use super::pairs::PackedAnswers;
+use super::{DataContext, ExtraAdapter, ModelParts, Split};
 use crate::adapters::{AdapterSpec, file};
-use crate::data::{Cache, Dataset, Example, Item, pack};
+use crate::data::{Dataset, DatasetItem, Example, TokenCache, pack};
 use crate::error::Result;
 use crate::fsutil::hex;
-use crate::models::{Heads, Load, Model, content};
+use crate::models::{Heads, LoadOptions, Model, content_hash};
 use crate::nn::{Weights, weights};
 use crate::report;
 use schemars::JsonSchema;
@@ -35,60 +35,61 @@ pub enum ReferenceChoice {
 }
 
 /// The name of the frozen copy of the adapter that a run started from.
-const BEGUN: &str = "reference";
+const INITIAL_ADAPTER: &str = "reference";
 
 /// Returns what the reference needs in addition to the trained weights. For a new adapter: nothing, because it is
 /// switched off. For an adapter that continues another one: a frozen copy of that one. In full fine-tuning: a copy of
 /// the base, unless the log-probabilities are cached.
-pub fn parts(adapter: Option<&AdapterSpec>, choice: ReferenceChoice) -> Result<Parts> {
+pub fn parts(adapter: Option<&AdapterSpec>, choice: ReferenceChoice) -> Result<ModelParts> {
     let Some(AdapterSpec::Lora(spec)) = adapter else {
-        return Ok(Parts { copy: choice == ReferenceChoice::Live, ..Parts::default() });
+        return Ok(ModelParts { reference_copy: choice == ReferenceChoice::Live, ..ModelParts::default() });
     };
-    let Some(folder) = &spec.from else { return Ok(Parts::default()) };
+    let Some(folder) = &spec.from else { return Ok(ModelParts::default()) };
     let (spec, _) = file::read_config(&folder.join(file::CONFIG))?;
-    let begun = Beside { name: BEGUN, spec, folder: Some(folder.clone()), trained: false };
-    Ok(Parts { beside: vec![begun], ..Parts::default() })
+    let begun = ExtraAdapter { name: INITIAL_ADAPTER, spec, folder: Some(folder.clone()), trained: false };
+    Ok(ModelParts { extra_adapters: vec![begun], ..ModelParts::default() })
 }
 
 /// The model as it was before training.
-pub enum Reference {
+pub enum ReferenceModel {
     /// The base. What is trained is an adapter, which can be switched off.
     Base,
     /// The adapter that the training started from, kept frozen on the same base.
-    Begun,
+    InitialAdapter,
     /// A copy that is never trained.
-    Copy(Box<Model>),
+    FrozenCopy(Box<Model>),
 }
 
-impl Reference {
+impl ReferenceModel {
     /// Returns the reference of a model that has not been trained yet. If an adapter is trained, this is the base, or
     /// the adapter it started from; if the whole model is trained, a copy read from the same directory.
     pub fn of(model: &Model) -> Result<Self> {
-        if model.adapter_id(BEGUN).is_some() {
-            return Ok(Self::Begun);
+        if model.adapter_id(INITIAL_ADAPTER).is_some() {
+            return Ok(Self::InitialAdapter);
         }
-        if model.active().is_some() {
+        if model.active_adapter().is_some() {
             return Ok(Self::Base);
         }
         report::info("every weight is trained: a second copy of the base is held in memory as the reference model");
         let heads = Heads::Tokens;
         let (device, kind) = (model.device(), model.kind());
-        let load = Load { device, kind, storage: model.storage(), train_base: false, adapters: Vec::new(), heads };
-        Ok(Self::Copy(Box::new(Model::load(model.folder(), load)?)))
+        let load =
+            LoadOptions { device, kind, storage: model.storage(), train_base: false, adapters: Vec::new(), heads };
+        Ok(Self::FrozenCopy(Box::new(Model::load(model.folder(), load)?)))
     }
 
     /// Calls `f` with the reference of `model`.
     pub fn with<R>(&self, model: &Model, f: impl FnOnce(&Model) -> R) -> R {
         match self {
-            Self::Base => model.with(None, f),
-            Self::Begun => model.with(Some(BEGUN), f),
-            Self::Copy(copy) => f(copy),
+            Self::Base => model.with_adapter(None, f),
+            Self::InitialAdapter => model.with_adapter(Some(INITIAL_ADAPTER), f),
+            Self::FrozenCopy(copy) => f(copy),
         }
     }
 
-    /// Computes the log-probability of each answer of a packed row, as [`super::pairs::Spans::scores`] does, without
+    /// Computes the log-probability of each answer of a packed row, as [`super::pairs::AnswerSpans::scores`] does, without
     /// gradient.
-    pub fn log_probs(&self, model: &Model, answers: &Answers) -> Result<Tensor> {
+    pub fn log_probs(&self, model: &Model, answers: &PackedAnswers) -> Result<Tensor> {
         self.with(model, |m| m.infer(&answers.tokens, |out| answers.spans.scores(out).log_probs))
     }
 }
@@ -101,24 +102,24 @@ const NAME: &str = "log_probs";
 /// How a recipe gets its reference log-probabilities: live or cached, and what a cache file depends on besides the
 /// rows and the base.
 #[derive(Debug, Clone)]
-pub struct Keep {
+pub struct ReferenceSettings {
     choice: ReferenceChoice,
     /// The folder of the adapter that the run starts from.
     from: Option<PathBuf>,
-    cache: Cache,
+    cache: TokenCache,
     /// Tokens in a packed row.
     budget: usize,
 }
 
-impl Keep {
-    pub fn new(choice: ReferenceChoice, ground: &Ground) -> Self {
+impl ReferenceSettings {
+    pub fn new(choice: ReferenceChoice, ground: &DataContext) -> Self {
         let from = ground.adapter.and_then(|AdapterSpec::Lora(lora)| lora.from.clone());
         Self { choice, from, cache: ground.cache.clone(), budget: ground.batch.tokens }
     }
 }
 
 /// A request to score sequences by the reference: `width` sequences for each row, or fewer.
-pub struct Asked<'a> {
+pub struct ReferenceRequest<'a> {
     pub split: Split,
     /// Which kind of sequences these are, if the same rows have several kinds.
     pub name: &'static str,
@@ -133,50 +134,50 @@ pub struct Asked<'a> {
 /// The name of the sequences that a row itself consists of.
 const ROWS: &str = "rows";
 
-impl<'a> Asked<'a> {
+impl<'a> ReferenceRequest<'a> {
     /// Requests all sequences of a data set.
-    pub fn rows<T: Item>(split: Split, rows: &'a Dataset<T>) -> Self {
+    pub fn all_rows<T: DatasetItem>(split: Split, rows: &'a Dataset<T>) -> Self {
         Self {
             split,
             name: ROWS,
-            width: T::WIDTH,
+            width: T::SEQUENCES,
             lengths: rows.lengths().to_vec(),
             content: rows.hashes().iter().flat_map(|h| h.to_le_bytes()).collect(),
-            sequences: Box::new(|i| Ok(rows.get(i)?.shown())),
+            sequences: Box::new(|i| Ok(rows.get(i)?.to_examples())),
         }
     }
 }
 
 /// Gives the reference's log-probabilities, computed in each step or read from the cache.
-pub enum Source {
-    Live(Reference),
-    Cached { keep: Keep, known: BTreeMap<(Split, &'static str), Known> },
+pub enum ReferenceScorer {
+    Live(ReferenceModel),
+    Cached { settings: ReferenceSettings, known: BTreeMap<(Split, &'static str), CachedLogProbs> },
 }
 
-impl Source {
+impl ReferenceScorer {
     /// Creates the scorer. A cached one has no numbers until `begin` was called.
-    pub fn new(keep: &Keep, model: &Model) -> Result<Self> {
+    pub fn new(keep: &ReferenceSettings, model: &Model) -> Result<Self> {
         Ok(match keep.choice {
-            ReferenceChoice::Live => Self::Live(Reference::of(model)?),
-            ReferenceChoice::Cached => Self::Cached { keep: keep.clone(), known: BTreeMap::new() },
+            ReferenceChoice::Live => Self::Live(ReferenceModel::of(model)?),
+            ReferenceChoice::Cached => Self::Cached { settings: keep.clone(), known: BTreeMap::new() },
         })
     }
 
     /// Loads the log-probabilities of all sequences that will be needed, or computes and stores them. Must be called
     /// while the model still equals its reference. Does nothing if they are computed live.
-    pub fn begin<'a>(&mut self, model: &Model, asked: impl IntoIterator<Item = Asked<'a>>) -> Result<()> {
-        let Self::Cached { keep, known } = self else { return Ok(()) };
+    pub fn prepare<'a>(&mut self, model: &Model, asked: impl IntoIterator<Item = ReferenceRequest<'a>>) -> Result<()> {
+        let Self::Cached { settings: keep, known } = self else { return Ok(()) };
         let folders: Vec<&Path> = [Some(model.folder()), keep.from.as_deref()].into_iter().flatten().collect();
-        let base = content::hash(&folders)?;
+        let base = content_hash::hash(&folders)?;
         for asked in asked {
-            known.insert((asked.split, asked.name), keep.known(&asked, &base, model)?);
+            known.insert((asked.split, asked.name), keep.load_or_compute(&asked, &base, model)?);
         }
         Ok(())
     }
 
     /// Returns the log-probability of each answer of a packed row: (N) float64, all sequences of `items` in their
     /// order.
-    pub fn log_probs(&self, model: &Model, answers: &Answers, split: Split, items: &[usize]) -> Result<Tensor> {
+    pub fn log_probs(&self, model: &Model, answers: &PackedAnswers, split: Split, items: &[usize]) -> Result<Tensor> {
         self.log_probs_of(ROWS, model, answers, split, items)
     }
 
@@ -185,7 +186,7 @@ impl Source {
         &self,
         name: &'static str,
         model: &Model,
-        answers: &Answers,
+        answers: &PackedAnswers,
         split: Split,
         items: &[usize],
     ) -> Result<Tensor> {
@@ -197,13 +198,13 @@ impl Source {
 }
 
 /// Log-probabilities of all sequences of a request.
-pub struct Known {
+pub struct CachedLogProbs {
     /// `width` numbers for each row; 0 where a row has fewer sequences.
     values: Vec<f64>,
     width: usize,
 }
 
-impl Known {
+impl CachedLogProbs {
     /// Returns the log-probabilities of these rows, in their order: (rows * width) float64.
     fn of(&self, rows: &[usize]) -> Tensor {
         let values: Vec<f64> =
@@ -212,18 +213,18 @@ impl Known {
     }
 }
 
-impl Keep {
-    fn known(&self, asked: &Asked, base: &str, model: &Model) -> Result<Known> {
+impl ReferenceSettings {
+    fn load_or_compute(&self, asked: &ReferenceRequest, base: &str, model: &Model) -> Result<CachedLogProbs> {
         let path = self.path(asked, base, model);
         let (rows, width) = (asked.lengths.len(), asked.width);
         if let Some(path) = &path
             && let Some(values) = read(path, rows * width)
         {
             report::info(format!("reference log-probabilities of {rows} rows read from {}", path.display()));
-            return Ok(Known { values, width });
+            return Ok(CachedLogProbs { values, width });
         }
         let began = Instant::now();
-        let values = compute(asked, model, &Reference::of(model)?, self.budget)?;
+        let values = compute(asked, model, &ReferenceModel::of(model)?, self.budget)?;
         let took = report::duration(began.elapsed());
         let place = match &path {
             Some(path) => {
@@ -233,13 +234,13 @@ impl Keep {
             None => ", kept for this run only because data.cache is off".into(),
         };
         report::info(format!("reference log-probabilities of {rows} rows computed in {took}{place}"));
-        Ok(Known { values, width })
+        Ok(CachedLogProbs { values, width })
     }
 
-    fn path(&self, asked: &Asked, base: &str, model: &Model) -> Option<PathBuf> {
+    fn path(&self, asked: &ReferenceRequest, base: &str, model: &Model) -> Option<PathBuf> {
         let folder = self.cache.folder_for(u64::MAX)?;
         let mut hash = Sha256::new();
-        let Asked { name, width, .. } = asked;
+        let ReferenceRequest { name, width, .. } = asked;
         hash.update(format!("{VERSION}\n{base}\n{:?}\n{:?}\n{name} {width}\n", model.kind(), model.device()));
         hash.update(&asked.content);
         asked.lengths.iter().for_each(|length| hash.update(length.to_le_bytes()));
@@ -260,8 +261,8 @@ fn read(path: &Path, expected: usize) -> Option<Vec<f64>> {
     Some(values)
 }
 
-fn compute(asked: &Asked, model: &Model, reference: &Reference, budget: usize) -> Result<Vec<f64>> {
-    let Asked { lengths, width, .. } = asked;
+fn compute(asked: &ReferenceRequest, model: &Model, reference: &ReferenceModel, budget: usize) -> Result<Vec<f64>> {
+    let ReferenceRequest { lengths, width, .. } = asked;
     // Rows of similar length come together: a packed row then wastes little of its budget, and attention less.
     let mut order: Vec<u32> = (0..lengths.len() as u32).filter(|i| lengths[*i as usize] > 0).collect();
     order.sort_by_key(|i| std::cmp::Reverse(lengths[*i as usize]));
@@ -269,7 +270,7 @@ fn compute(asked: &Asked, model: &Model, reference: &Reference, budget: usize) -
     let bar = report::bar(order.len() as u64, "reference");
     for row in pack(lengths, &order, budget) {
         let sequences = row.iter().map(|i| (asked.sequences)(*i)).collect::<Result<Vec<_>>>()?.concat();
-        let answers = Answers::pack(&sequences, model.device());
+        let answers = PackedAnswers::pack(&sequences, model.device());
         let found: Vec<f64> = reference.log_probs(model, &answers)?.try_into()?;
         for (found, i) in found.chunks(*width).zip(&row) {
             values[i * width..(i + 1) * width].copy_from_slice(found);

@@ -2,9 +2,10 @@
 
 use super::Method;
 use crate::adapters::AdapterSpec;
-use crate::data::quality::{Duplicates, Overlap};
+use crate::data::quality::{Duplicates, SplitOverlap};
 use crate::data::{
-    BatchPlan, Cache, ChatTokenizer, Dataset, EncodeOptions, Example, Item, Overflow, Sources, Summary, Supervise,
+    BatchPlan, ChatTokenizer, Dataset, DatasetItem, DatasetSummary, EncodeOptions, Example, Overflow, SourceList,
+    Supervise, TokenCache,
 };
 use crate::error::Result;
 use crate::models::Model;
@@ -14,16 +15,16 @@ use std::rc::Rc;
 
 /// Everything that reading a method's rows depends on.
 #[derive(Clone)]
-pub struct Ground<'a> {
+pub struct DataContext<'a> {
     pub tokenizer: Rc<ChatTokenizer>,
     /// The folder of the base model.
     pub model: &'a Path,
-    pub train: &'a Sources,
-    pub valid: Option<&'a Sources>,
+    pub train: &'a SourceList,
+    pub valid: Option<&'a SourceList>,
     pub max_len: usize,
     pub on_overflow: Overflow,
     pub overflow_tolerance: f64,
-    pub cache: &'a Cache,
+    pub cache: &'a TokenCache,
     pub batch: BatchPlan,
     pub shuffle: bool,
     pub seed: u64,
@@ -32,15 +33,15 @@ pub struct Ground<'a> {
 
 /// What was read for one split, and the number of tokens of each item.
 #[derive(Clone, Copy)]
-pub struct Side<'a> {
-    pub summary: &'a Summary,
+pub struct SplitStatistics<'a> {
+    pub summary: &'a DatasetSummary,
     pub lengths: &'a [u32],
 }
 
 /// The tokenised rows of a run, ready for the model.
-pub trait Rows {
-    fn train(&self) -> Side<'_>;
-    fn valid(&self) -> Option<Side<'_>>;
+pub trait MethodRows {
+    fn train(&self) -> SplitStatistics<'_>;
+    fn valid(&self) -> Option<SplitStatistics<'_>>;
     /// Returns the number of tokens in the longest packed row of the first epoch.
     fn longest_row(&self) -> usize;
     /// Returns the number of optimiser steps in `epochs` epochs.
@@ -48,23 +49,23 @@ pub trait Rows {
     /// Counts duplicate training rows.
     fn duplicates(&self) -> Duplicates;
     /// Counts validation rows that are also training rows; `None` without validation rows.
-    fn overlap(&self) -> Option<Overlap>;
+    fn overlap(&self) -> Option<SplitOverlap>;
     /// Returns the first `most` rows as the model sees them, with marks on the tokens that are trained on.
-    fn shown(&self, most: usize) -> Result<Vec<Example>>;
+    fn preview(&self, most: usize) -> Result<Vec<Example>>;
     /// Builds the method on these rows.
     fn method(self: Box<Self>, model: &Model) -> Result<Box<dyn Method>>;
 }
 
-impl Ground<'_> {
+impl DataContext<'_> {
     /// Reads the training and the validation items and reports what was read.
-    pub fn open<T: Item>(&self, supervise: Supervise) -> Result<(Dataset<T>, Option<Dataset<T>>)> {
+    pub fn open<T: DatasetItem>(&self, supervise: Supervise) -> Result<(Dataset<T>, Option<Dataset<T>>)> {
         let options = EncodeOptions {
             supervise,
             max_len: self.max_len,
             on_overflow: self.on_overflow,
             overflow_tolerance: self.overflow_tolerance,
         };
-        let load = |sources: &Sources| -> Result<Dataset<T>> {
+        let load = |sources: &SourceList| -> Result<Dataset<T>> {
             let rows = Dataset::open(sources, &self.tokenizer, &options, self.cache)?;
             report::info(rows.summary.line());
             rows.summary.mix_lines().iter().for_each(report::info);
@@ -75,7 +76,7 @@ impl Ground<'_> {
     }
 }
 
-impl<'a, T: Item> From<&'a Dataset<T>> for Side<'a> {
+impl<'a, T: DatasetItem> From<&'a Dataset<T>> for SplitStatistics<'a> {
     fn from(rows: &'a Dataset<T>) -> Self {
         Self { summary: &rows.summary, lengths: rows.lengths() }
     }

@@ -3,10 +3,10 @@
 //! Each size has one name here, whatever a family's files call it; `Family::keys` and `Family::defaults` describe the
 //! differences.
 
-use super::{FAMILIES, Family, limits, rope, tie};
+use super::{FAMILIES, Family, limits, rope, tied_head};
 use crate::error::{Error, Result};
 use crate::fsutil::{self, parse_json};
-use crate::nn::Scaling;
+use crate::nn::RopeScaling;
 use crate::report;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ pub struct Config {
     pub mlp_bias: bool,
     pub hidden_act: String,
     pub rope_theta: f64,
-    pub rope_scaling: Scaling,
+    pub rope_scaling: RopeScaling,
     pub max_position_embeddings: Option<i64>,
     /// Number of tokens that attention reaches back; `None`: all.
     pub sliding_window: Option<i64>,
@@ -47,7 +47,7 @@ impl Config {
     /// directory hold two different matrices, both are used: the returned config is untied, and a warning says so.
     pub fn read(folder: &Path) -> Result<Self> {
         let mut config = Self::read_file(&folder.join("config.json"))?;
-        if config.tie_word_embeddings && tie::parted(folder, &config)? {
+        if config.tie_word_embeddings && tied_head::head_differs(folder, &config)? {
             report::warn_once(format!(
                 "{}: tie_word_embeddings is true, but the weights contain an lm_head.weight that differs from the embedding; \
                  both are used, and saved results have tie_word_embeddings: false",
@@ -90,10 +90,10 @@ impl Config {
             return Err(Error::user(format!("{}: a JSON object expected", file.display()))
                 .hint("is the file the one that came with the model?"));
         };
-        let model_type = Reader { raw: &map, keys: &[], file }.text("model_type")?;
+        let model_type = ConfigReader { raw: &map, keys: &[], file }.text("model_type")?;
         let family = family(&model_type, file)?;
         (family.defaults)(&mut map);
-        let r = Reader { raw: &map, keys: family.keys, file };
+        let r = ConfigReader { raw: &map, keys: family.key_names, file };
         let heads = r.int("num_attention_heads")?;
         let hidden = r.int("hidden_size")?;
         let layers = r.int_up_to("num_hidden_layers", 10_000)?;
@@ -152,7 +152,7 @@ impl Config {
     }
 
     /// Returns the names of the weights that embedding and output head share; empty if each has its own.
-    pub fn shared(&self) -> Vec<&'static str> {
+    pub fn tied_weights(&self) -> Vec<&'static str> {
         if self.tie_word_embeddings { vec![self.family.embedding, "lm_head.weight"] } else { Vec::new() }
     }
 }
@@ -166,7 +166,7 @@ fn family(model_type: &str, file: &Path) -> Result<&'static Family> {
 }
 
 /// Returns the sliding window in tokens if at least one layer has one.
-fn sliding_window(r: &Reader, layers: i64) -> Option<i64> {
+fn sliding_window(r: &ConfigReader, layers: i64) -> Option<i64> {
     let window = r.get("sliding_window").and_then(Value::as_i64)?;
     let some = match (r.get("layer_types"), r.get("max_window_layers").and_then(Value::as_i64)) {
         (Some(Value::Array(kinds)), _) => kinds.iter().any(|k| k == "sliding_attention"),
@@ -177,14 +177,14 @@ fn sliding_window(r: &Reader, layers: i64) -> Option<i64> {
 }
 
 /// Reads typed values of config.json by their usual names.
-pub(super) struct Reader<'a> {
+pub(super) struct ConfigReader<'a> {
     pub raw: &'a Map<String, Value>,
     /// (usual name, the family's name) of keys that are named differently.
     pub keys: &'a [(&'a str, &'a str)],
     pub file: &'a Path,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ConfigReader<'a> {
     fn key<'k>(&self, usual: &'k str) -> &'k str
     where
         'a: 'k,
@@ -198,7 +198,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Returns the error for a key that is missing or is not `what`.
-    pub fn missing(&self, key: &str, what: &str) -> Error {
+    pub fn wrong_value(&self, key: &str, what: &str) -> Error {
         let key = self.key(key);
         let found = self.raw.get(key).map_or("it is missing".to_string(), |v| format!("found {v}"));
         Error::user(format!("{}: `{key}` must be {what}; {found}", self.file.display()))
@@ -209,19 +209,19 @@ impl<'a> Reader<'a> {
     }
     fn int_up_to(&self, key: &str, most: i64) -> Result<i64> {
         let found = self.get(key).and_then(Value::as_i64).filter(|n| (1..=most).contains(n));
-        found.ok_or_else(|| self.missing(key, &format!("a positive integer, at most {most}")))
+        found.ok_or_else(|| self.wrong_value(key, &format!("a positive integer, at most {most}")))
     }
     fn int_or(&self, key: &str, default: i64) -> Result<i64> {
         if self.get(key).is_none() { Ok(default) } else { self.int(key) }
     }
     pub fn float(&self, key: &str) -> Result<f64> {
-        self.get(key).and_then(Value::as_f64).ok_or_else(|| self.missing(key, "a number"))
+        self.get(key).and_then(Value::as_f64).ok_or_else(|| self.wrong_value(key, "a number"))
     }
     pub fn float_or(&self, key: &str, default: f64) -> Result<f64> {
         if self.get(key).is_none() { Ok(default) } else { self.float(key) }
     }
     fn text(&self, key: &str) -> Result<String> {
-        self.get(key).and_then(Value::as_str).map(String::from).ok_or_else(|| self.missing(key, "a string"))
+        self.get(key).and_then(Value::as_str).map(String::from).ok_or_else(|| self.wrong_value(key, "a string"))
     }
     fn flag(&self, key: &str) -> bool {
         self.get(key).and_then(Value::as_bool).unwrap_or(false)

@@ -49,7 +49,7 @@ pub enum Storage {
 
 impl Storage {
     /// Returns true if a frozen weight of dtype `own` is kept in it while the model computes in `computed`.
-    pub fn keeps(self, own: Kind, computed: Kind, device: Device) -> bool {
+    pub fn keeps_kind(self, own: Kind, computed: Kind, device: Device) -> bool {
         match self {
             // The kernels of decoding convert exactly this combination as they read it.
             Self::Auto => own == Kind::BFloat16 && computed == Kind::Float && device == Device::Cpu,
@@ -59,9 +59,9 @@ impl Storage {
     }
 
     /// Returns true if a checkpoint of `bytes` is read into memory on the CPU instead of being mapped.
-    pub fn reads(self, bytes: u64) -> bool {
+    pub fn reads_into_memory(self, bytes: u64) -> bool {
         match self {
-            Self::Auto => 2 * bytes < machine::Memory::read().free,
+            Self::Auto => 2 * bytes < machine::SystemMemory::read().free,
             Self::File => false,
             Self::Copy => true,
         }
@@ -70,7 +70,7 @@ impl Storage {
 
 /// The number format to compute in, and the reason for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Chosen {
+pub struct ChosenDtype {
     pub dtype: Dtype,
     pub why: &'static str,
 }
@@ -99,22 +99,22 @@ impl Dtype {
 
     /// Returns the format to compute in on `device`: the one that was set or, for `Auto`, the best one for the model
     /// in `folder` (`None`: a model that has no weights yet). Fails if the folder's weights cannot be opened.
-    pub fn choose(self, device: Device, folder: Option<&Path>) -> Result<Chosen> {
+    pub fn choose(self, device: Device, folder: Option<&Path>) -> Result<ChosenDtype> {
         if self != Self::Auto {
-            return Ok(Chosen { dtype: self, why: "asked for" });
+            return Ok(ChosenDtype { dtype: self, why: "asked for" });
         }
-        if folder.map(stored).transpose()? == Some(Kind::Float) {
-            return Ok(Chosen { dtype: Self::F32, why: "the model is stored in float32" });
+        if folder.map(stored_kind).transpose()? == Some(Kind::Float) {
+            return Ok(ChosenDtype { dtype: Self::F32, why: "the model is stored in float32" });
         }
-        Ok(match bf16_products(device) {
-            Some(why) => Chosen { dtype: Self::Bf16, why },
-            None => Chosen { dtype: Self::F32, why: "this device does not multiply bfloat16" },
+        Ok(match bf16_multiplier(device) {
+            Some(why) => ChosenDtype { dtype: Self::Bf16, why },
+            None => ChosenDtype { dtype: Self::F32, why: "this device does not multiply bfloat16" },
         })
     }
 }
 
 /// Returns the name of a number format for messages.
-pub fn word(kind: Kind) -> &'static str {
+pub fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::BFloat16 => "bfloat16",
         Kind::Half => "float16",
@@ -125,10 +125,10 @@ pub fn word(kind: Kind) -> &'static str {
 }
 
 /// Says which part of a device multiplies bfloat16, for messages. `None` if nothing does and libtorch emulates it.
-pub fn bf16_products(device: Device) -> Option<&'static str> {
+pub fn bf16_multiplier(device: Device) -> Option<&'static str> {
     match device {
         Device::Cuda(i) => {
-            let driver = machine::driver().ok().flatten()?;
+            let driver = machine::cuda_driver().ok().flatten()?;
             driver.devices.get(i)?.bf16().then_some("multiplied by the GPU")
         }
         _ => Cpu::read().bf16().map(|set| match set {
@@ -140,12 +140,12 @@ pub fn bf16_products(device: Device) -> Option<&'static str> {
 }
 
 /// Returns the number format that most of a model folder's weights have on disk, without loading them.
-pub fn stored(folder: &Path) -> Result<Kind> {
-    Ok(on_disk(folder)?.0)
+pub fn stored_kind(folder: &Path) -> Result<Kind> {
+    Ok(stored_kind_and_count(folder)?.0)
 }
 
 /// Returns the same as [`stored`], and the number of parameters in all formats.
-pub fn on_disk(folder: &Path) -> Result<(Kind, u64)> {
+pub fn stored_kind_and_count(folder: &Path) -> Result<(Kind, u64)> {
     let weights = super::weights(folder, &Config::read(folder)?)?;
     let mut numbers: Vec<(Kind, u64)> = Vec::new();
     for name in weights.names() {
@@ -167,7 +167,7 @@ pub fn on_disk(folder: &Path) -> Result<(Kind, u64)> {
 /// Warns if a model computes in bfloat16 on a device that does not multiply it; measures how much slower than float32
 /// it is.
 pub fn warn_of_slow_products(dtype: Dtype, device: Device) -> Result<()> {
-    if dtype != Dtype::Bf16 || bf16_products(device).is_some() {
+    if dtype != Dtype::Bf16 || bf16_multiplier(device).is_some() {
         return Ok(());
     }
     let (f32, bf16) = (product_rate(device, Kind::Float)?, product_rate(device, Kind::BFloat16)?);

@@ -5,15 +5,17 @@
 
 use super::{Config, Decoder, Family};
 use crate::error::{Error, Result};
-use crate::nn::{Builder, Embedding, Input, LayerNorm, Linear, Pass, Place, Scope, Tokens, ops};
+use crate::nn::{
+    Embedding, ForwardPass, LayerInput, LayerNorm, Linear, ModelBuilder, ModuleScope, ParamMapping, Tokens, ops,
+};
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
 use tch::Tensor;
 
 pub const FAMILY: Family = Family {
     names: &["gpt2"],
-    classes: &["GPT2LMHeadModel"],
-    keys: &[
+    architectures: &["GPT2LMHeadModel"],
+    key_names: &[
         ("hidden_size", "n_embd"),
         ("intermediate_size", "n_inner"),
         ("num_hidden_layers", "n_layer"),
@@ -23,9 +25,9 @@ pub const FAMILY: Family = Family {
         ("hidden_act", "activation_function"),
     ],
     defaults,
-    written: &[],
+    extra_keys: &[],
     embedding: "transformer.wte.weight",
-    place,
+    map_param,
     build,
 };
 
@@ -44,16 +46,16 @@ fn defaults(config: &mut Map<String, Value>) {
 
 /// Maps a checkpoint's name to the name in transformers: the first checkpoints lack the prefix `transformer.`. Causal
 /// masks, which they also contain, are left out.
-fn place(name: &str) -> Option<Place> {
+fn map_param(name: &str) -> Option<ParamMapping> {
     let mask = name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
     let whole = ["transformer.", "lm_head.", "score."].iter().any(|part| name.starts_with(part));
     let name = if whole { name.to_string() } else { format!("transformer.{name}") };
     let linear = ["attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"];
     let transposed = linear.iter().any(|l| name.ends_with(l));
-    (!mask).then_some(Place { name, transposed })
+    (!mask).then_some(ParamMapping { name, transposed })
 }
 
-fn build(c: &Config, b: &Builder) -> Result<Box<dyn Decoder>> {
+fn build(c: &Config, b: &ModelBuilder) -> Result<Box<dyn Decoder>> {
     let refuse = |what: String| Err(Error::user(format!("{}: {what}", c.file().display())));
     // All three names mean 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
     if !["gelu_new", "gelu_pytorch_tanh", "gelu_fast"].contains(&c.hidden_act.as_str()) {
@@ -71,17 +73,18 @@ fn build(c: &Config, b: &Builder) -> Result<Box<dyn Decoder>> {
     let root = b.root() / "transformer";
     let tokens = (&root / "wte").embedding(c.vocab_size, c.hidden_size);
     let positions = (&root / "wpe").positions(positions, c.hidden_size);
-    let layers = (0..c.num_hidden_layers).map(|i| Block::build(c, &(&root / "h" / i), i)).collect();
+    let layers = (0..c.num_hidden_layers).map(|i| Gpt2Block::build(c, &(&root / "h" / i), i)).collect();
     let norm = (&root / "ln_f").layer_norm(c.hidden_size, c.norm_eps);
     let scope = b.root() / "lm_head";
-    let head = if c.tie_word_embeddings { scope.tied_head(&tokens) } else { scope.head(c.hidden_size, c.vocab_size) };
+    let head =
+        if c.tie_word_embeddings { scope.tied_head(&tokens) } else { scope.output_head(c.hidden_size, c.vocab_size) };
     Ok(Box::new(Gpt2 { tokens, positions, layers, norm, head: Rc::new(head) }))
 }
 
 struct Gpt2 {
     tokens: Embedding,
     positions: Embedding,
-    layers: Vec<Block>,
+    layers: Vec<Gpt2Block>,
     norm: LayerNorm,
     head: Rc<Linear>,
 }
@@ -93,7 +96,7 @@ impl Decoder for Gpt2 {
     fn embed(&self, tokens: &Tokens) -> Tensor {
         self.tokens.forward(&tokens.ids) + self.positions.forward(&tokens.positions)
     }
-    fn layer(&self, i: usize, x: &Tensor, pass: &mut Pass) -> Tensor {
+    fn layer(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor {
         self.layers[i].forward(i, x, pass)
     }
     fn finish(&self, x: &Tensor) -> Tensor {
@@ -107,7 +110,7 @@ impl Decoder for Gpt2 {
     }
 }
 
-struct Block {
+struct Gpt2Block {
     ln_1: LayerNorm,
     c_attn: Linear,
     attn_c_proj: Linear,
@@ -118,8 +121,8 @@ struct Block {
     scale: f64,
 }
 
-impl Block {
-    fn build(c: &Config, s: &Scope, i: i64) -> Self {
+impl Gpt2Block {
+    fn build(c: &Config, s: &ModuleScope, i: i64) -> Self {
         let (d, f) = (c.hidden_size, c.intermediate_size);
         let (attn, mlp) = (s / "attn", s / "mlp");
         let is = |key: &str, default: bool| c.raw.get(key).and_then(Value::as_bool).unwrap_or(default);
@@ -131,22 +134,22 @@ impl Block {
         Self {
             ln_1: (s / "ln_1").layer_norm(d, c.norm_eps),
             c_attn: (&attn / "c_attn").linear(d, 3 * d, true),
-            attn_c_proj: (&attn / "c_proj").spread(residual).linear(d, d, true),
+            attn_c_proj: (&attn / "c_proj").scale_std(residual).linear(d, d, true),
             ln_2: (s / "ln_2").layer_norm(d, c.norm_eps),
             c_fc: (&mlp / "c_fc").linear(d, f, true),
-            mlp_c_proj: (&mlp / "c_proj").spread(residual).linear(f, d, true),
+            mlp_c_proj: (&mlp / "c_proj").scale_std(residual).linear(f, d, true),
             heads: c.num_attention_heads,
             scale,
         }
     }
 
-    fn forward(&self, i: usize, x: &Tensor, pass: &mut Pass) -> Tensor {
+    fn forward(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor {
         let (rows, width) = x.size2().expect("a row of vectors");
-        let qkv = self.c_attn.read(&self.ln_1.input(x)).chunk(3, -1); // (T, D) each
+        let qkv = self.c_attn.forward_input(&self.ln_1.input(x)).chunk(3, -1); // (T, D) each
         let split = |t: &Tensor| t.view([rows, self.heads, width / self.heads]); // (T, H, E)
         let y = pass.attend(i, &split(&qkv[0]), &split(&qkv[1]), &split(&qkv[2]), self.scale);
-        let x = x + self.attn_c_proj.read(&Input::kept(&y.view([rows, width])));
-        let h = self.c_fc.read(&self.ln_2.input(&x));
-        &x + self.mlp_c_proj.read(&ops::gelu_input(&h))
+        let x = x + self.attn_c_proj.forward_input(&LayerInput::kept(&y.view([rows, width])));
+        let h = self.c_fc.forward_input(&self.ln_2.input(&x));
+        &x + self.mlp_c_proj.forward_input(&ops::gelu_input(&h))
     }
 }

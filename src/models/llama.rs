@@ -1,25 +1,27 @@
 //! Llama and models with the same layers: SmolLM, Llama 2 and 3, Mistral (Touvron et al. 2023, arXiv 2302.13971).
 //!
-//! Families whose layers differ only in biases and norms use [`build`] with their own [`Wiring`].
+//! Families whose layers differ only in biases and norms use [`build`] with their own [`LlamaVariant`].
 
 use super::{Config, Decoder, Family};
 use crate::error::{Error, Result};
-use crate::nn::{Builder, Embedding, Input, Linear, Pass, Place, RmsNorm, Rope, Scope, Tokens, ops};
+use crate::nn::{
+    Embedding, ForwardPass, LayerInput, Linear, ModelBuilder, ModuleScope, ParamMapping, RmsNorm, Rope, Tokens, ops,
+};
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
 use tch::Tensor;
 
 pub const FAMILY: Family = Family {
     names: &["llama", "mistral"],
-    classes: &["LlamaForCausalLM", "MistralForCausalLM"],
-    keys: &[],
+    architectures: &["LlamaForCausalLM", "MistralForCausalLM"],
+    key_names: &[],
     defaults,
-    written: &["num_key_value_heads", "rope_theta", "attention_bias", "head_dim", "mlp_bias"],
+    extra_keys: &["num_key_value_heads", "rope_theta", "attention_bias", "head_dim", "mlp_bias"],
     embedding: "model.embed_tokens.weight",
-    place,
+    map_param,
     build: |c, b| {
         let bias = c.attention_bias;
-        build(c, b, Wiring { qkv_bias: bias, output_bias: bias, mlp_bias: c.mlp_bias, qk_norm: false })
+        build(c, b, LlamaVariant { qkv_bias: bias, output_bias: bias, mlp_bias: c.mlp_bias, qk_norm: false })
     },
 };
 
@@ -34,13 +36,13 @@ fn defaults(config: &mut Map<String, Value>) {
 }
 
 /// Keeps a checkpoint's names, and leaves out the rotary tables that old checkpoints contain.
-pub(super) fn place(name: &str) -> Option<Place> {
-    (!name.ends_with("rotary_emb.inv_freq")).then(|| Place { name: name.into(), transposed: false })
+pub(super) fn map_param(name: &str) -> Option<ParamMapping> {
+    (!name.ends_with("rotary_emb.inv_freq")).then(|| ParamMapping { name: name.into(), transposed: false })
 }
 
 /// What differs between llama-like families.
 #[derive(Clone, Copy)]
-pub(super) struct Wiring {
+pub(super) struct LlamaVariant {
     pub qkv_bias: bool,
     pub output_bias: bool,
     pub mlp_bias: bool,
@@ -49,7 +51,7 @@ pub(super) struct Wiring {
 }
 
 /// Builds a llama-like decoder. Fails for another activation than silu and for an odd head size.
-pub(super) fn build(c: &Config, b: &Builder, wiring: Wiring) -> Result<Box<dyn Decoder>> {
+pub(super) fn build(c: &Config, b: &ModelBuilder, wiring: LlamaVariant) -> Result<Box<dyn Decoder>> {
     if c.hidden_act != "silu" {
         return Err(Error::user(format!("{}: hidden_act `{}` is not supported", c.file().display(), c.hidden_act))
             .hint("this family computes with silu"));
@@ -65,16 +67,18 @@ pub(super) fn build(c: &Config, b: &Builder, wiring: Wiring) -> Result<Box<dyn D
     let root = b.root() / "model";
     let embed = (&root / "embed_tokens").embedding(c.vocab_size, c.hidden_size);
     let rope = Rc::new(Rope::new(c.head_dim, c.rope_theta, &c.rope_scaling, b.device()));
-    let layers = (0..c.num_hidden_layers).map(|i| Block::build(c, &(&root / "layers" / i), &rope, wiring)).collect();
+    let layers =
+        (0..c.num_hidden_layers).map(|i| LlamaBlock::build(c, &(&root / "layers" / i), &rope, wiring)).collect();
     let norm = (&root / "norm").rms_norm(c.hidden_size, c.norm_eps);
     let scope = b.root() / "lm_head";
-    let head = if c.tie_word_embeddings { scope.tied_head(&embed) } else { scope.head(c.hidden_size, c.vocab_size) };
+    let head =
+        if c.tie_word_embeddings { scope.tied_head(&embed) } else { scope.output_head(c.hidden_size, c.vocab_size) };
     Ok(Box::new(Llama { embed, layers, norm, head: Rc::new(head) }))
 }
 
 struct Llama {
     embed: Embedding,
-    layers: Vec<Block>,
+    layers: Vec<LlamaBlock>,
     norm: RmsNorm,
     head: Rc<Linear>,
 }
@@ -86,7 +90,7 @@ impl Decoder for Llama {
     fn embed(&self, tokens: &Tokens) -> Tensor {
         self.embed.forward(&tokens.ids)
     }
-    fn layer(&self, i: usize, x: &Tensor, pass: &mut Pass) -> Tensor {
+    fn layer(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor {
         self.layers[i].forward(i, x, pass)
     }
     fn finish(&self, x: &Tensor) -> Tensor {
@@ -97,7 +101,7 @@ impl Decoder for Llama {
     }
 }
 
-struct Block {
+struct LlamaBlock {
     input_layernorm: RmsNorm,
     q: Linear,
     k: Linear,
@@ -114,9 +118,9 @@ struct Block {
     head_dim: i64,
 }
 
-impl Block {
-    fn build(c: &Config, s: &Scope, rope: &Rc<Rope>, wiring: Wiring) -> Self {
-        let Wiring { qkv_bias, output_bias, mlp_bias, qk_norm } = wiring;
+impl LlamaBlock {
+    fn build(c: &Config, s: &ModuleScope, rope: &Rc<Rope>, wiring: LlamaVariant) -> Self {
+        let LlamaVariant { qkv_bias, output_bias, mlp_bias, qk_norm } = wiring;
         let (d, f, e) = (c.hidden_size, c.intermediate_size, c.head_dim);
         let (attn, mlp) = (s / "self_attn", s / "mlp");
         Self {
@@ -138,8 +142,8 @@ impl Block {
         }
     }
 
-    fn forward(&self, i: usize, x: &Tensor, pass: &mut Pass) -> Tensor {
-        let [q, k, v] = Linear::together([&self.q, &self.k, &self.v], &self.input_layernorm.input(x));
+    fn forward(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor {
+        let [q, k, v] = Linear::forward_jointly([&self.q, &self.k, &self.v], &self.input_layernorm.input(x));
         let q = q.view([-1, self.heads, self.head_dim]); // (T, H, E)
         let k = k.view([-1, self.kv_heads, self.head_dim]); // (T, K, E)
         let (q, k) = match &self.qk_norm {
@@ -150,9 +154,9 @@ impl Block {
         let (q, k) = (ops::rotate(&q, &cos, &sin), ops::rotate(&k, &cos, &sin));
         let v = v.view([-1, self.kv_heads, self.head_dim]);
         let y = pass.attend(i, &q, &k, &v, (self.head_dim as f64).powf(-0.5));
-        let x = x + self.o.read(&Input::kept(&y.view([-1, self.heads * self.head_dim])));
-        let [gate, up] = Linear::together([&self.gate, &self.up], &self.post_attention_layernorm.input(&x));
-        let y = self.down.read(&ops::swiglu_input(&gate, &up));
+        let x = x + self.o.forward_input(&LayerInput::kept(&y.view([-1, self.heads * self.head_dim])));
+        let [gate, up] = Linear::forward_jointly([&self.gate, &self.up], &self.post_attention_layernorm.input(&x));
+        let y = self.down.forward_input(&ops::swiglu_input(&gate, &up));
         x + y
     }
 }

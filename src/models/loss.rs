@@ -1,7 +1,7 @@
 //! What a method's loss gets from the model ([`Output`]) and what it returns ([`Loss`], with [`Metrics`]).
 
-use super::Inside;
-use crate::nn::{Linear, head, head::Scores};
+use super::Activations;
+use crate::nn::{Linear, head, head::TargetScores};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -25,8 +25,8 @@ pub struct Metrics {
 /// Minimum or maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extreme {
-    Least,
-    Most,
+    Minimum,
+    Maximum,
 }
 
 impl Metrics {
@@ -45,7 +45,7 @@ impl Metrics {
     }
 
     /// Updates the minimum or maximum called `name` with all numbers in `values`. Empty `values` change nothing.
-    pub fn keep(&mut self, name: &'static str, values: &Tensor, which: Extreme) {
+    pub fn add_extreme(&mut self, name: &'static str, values: &Tensor, which: Extreme) {
         if values.numel() == 0 {
             return;
         }
@@ -54,7 +54,7 @@ impl Metrics {
             Some((earlier, _)) => Tensor::cat(&[&values, &earlier.view([1])], 0),
             None => values,
         };
-        let one = if which == Extreme::Least { values.min() } else { values.max() };
+        let one = if which == Extreme::Minimum { values.min() } else { values.max() };
         self.extremes.insert(name, (one, which));
     }
 
@@ -64,7 +64,7 @@ impl Metrics {
             self.add(name, &sum, weight);
         }
         for (name, (value, which)) in other.extremes {
-            self.keep(name, &value, which);
+            self.add_extreme(name, &value, which);
         }
     }
 
@@ -87,7 +87,7 @@ pub struct Output {
     score: Option<Rc<Linear>>,
     adapters: Rc<[String]>,
     /// Activations of the layers that `Model::expose` requested.
-    pub inside: Rc<Inside>,
+    pub activations: Rc<Activations>,
 }
 
 impl Output {
@@ -96,21 +96,21 @@ impl Output {
         head: Rc<Linear>,
         score: Option<Rc<Linear>>,
         adapters: Rc<[String]>,
-        inside: Rc<Inside>,
+        inside: Rc<Activations>,
     ) -> Self {
-        Self { hidden, head, score, adapters, inside }
+        Self { hidden, head, score, adapters, activations: inside }
     }
 
     /// Returns the log-probabilities of `targets` (N) as the next tokens after the rows `at` (N). Logits are computed
     /// in chunks of rows; those of all rows never exist.
-    pub fn log_probs(&self, at: &Tensor, targets: &Tensor) -> Scores {
+    pub fn log_probs(&self, at: &Tensor, targets: &Tensor) -> TargetScores {
         head::log_probs(&self.head, &self.hidden.index_select(0, at), targets)
     }
 
     /// Returns the same at a sampling temperature above 0, in float32 as the sampler computes them; with `entropy`,
     /// also the entropies of the distributions.
-    pub fn scores(&self, at: &Tensor, targets: &Tensor, temperature: f64, entropy: bool) -> Scores {
-        head::scores(&self.head, &self.hidden.index_select(0, at), targets, temperature, entropy)
+    pub fn scores(&self, at: &Tensor, targets: &Tensor, temperature: f64, entropy: bool) -> TargetScores {
+        head::target_scores(&self.head, &self.hidden.index_select(0, at), targets, temperature, entropy)
     }
 
     /// Returns the output head, for methods that process whole distributions in chunks (`nn::chunked`).
@@ -131,15 +131,15 @@ impl Output {
     }
 
     /// Returns the same by the scalar head of a named adapter, e.g. a value head on the policy's hidden states.
-    pub fn scalar_of(&self, adapter: &str, at: &Tensor) -> Tensor {
+    pub fn scalar_of_adapter(&self, adapter: &str, at: &Tensor) -> Tensor {
         let id = self.adapters.iter().position(|n| n == adapter).unwrap_or_else(|| panic!("no adapter `{adapter}`"));
-        self.score().forward_under(id, &self.hidden.index_select(0, at).to_kind(Kind::Float)).squeeze_dim(-1)
+        self.score().forward_with_adapter(id, &self.hidden.index_select(0, at).to_kind(Kind::Float)).squeeze_dim(-1)
     }
 
     /// Returns a copy with detached hidden states, through which no gradient reaches the layers. It has no activations.
     pub fn detached(&self) -> Self {
         let (head, score) = (self.head.clone(), self.score.clone());
-        Self { hidden: self.hidden.detach(), head, score, adapters: self.adapters.clone(), inside: Rc::default() }
+        Self { hidden: self.hidden.detach(), head, score, adapters: self.adapters.clone(), activations: Rc::default() }
     }
 
     fn score(&self) -> &Linear {
@@ -157,10 +157,10 @@ mod tests {
         let none = Tensor::zeros([0], (Kind::Float, Device::Cpu));
         let (mut metrics, mut empty) = (Metrics::default(), Metrics::default());
         empty.add("accuracy", &none.sum(Kind::Float), 0.0);
-        empty.keep("least", &none, Extreme::Least);
+        empty.add_extreme("least", &none, Extreme::Minimum);
         assert!(empty.means().is_empty(), "{:?}", empty.means());
         metrics.add("accuracy", &Tensor::from(3.0), 4.0);
-        metrics.keep("least", &Tensor::from_slice(&[2.0, 5.0]), Extreme::Least);
+        metrics.add_extreme("least", &Tensor::from_slice(&[2.0, 5.0]), Extreme::Minimum);
         metrics.merge(empty);
         assert_eq!(metrics.means(), BTreeMap::from([("accuracy", 0.75), ("least", 2.0)]));
     }

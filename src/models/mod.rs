@@ -4,36 +4,36 @@
 //! activation checkpointing ("replay"), chunked heads and adapter switching are written once for all families and
 //! methods. The layers without output head are called the trunk.
 
+pub mod activations;
 pub mod config;
-pub mod content;
+pub mod content_hash;
 pub mod dtype;
-pub mod fresh;
 mod gpt2;
-pub mod inside;
 mod limits;
 mod llama;
 pub mod loss;
+pub mod new_config;
+pub mod non_finite;
 pub mod open;
-pub mod origin;
 mod qwen2;
 mod qwen3;
 pub mod reward;
 mod rope;
-mod tie;
+mod tied_head;
 
+pub use activations::{Activations, ExposedLayers};
 pub use config::Config;
 pub use dtype::{Dtype, Storage};
-pub use inside::{Inside, Look};
 pub use loss::{Loss, Metrics, Output};
+pub use non_finite::FirstNonFinite;
 pub use open::{device, open, open_scorer};
-pub use origin::Origin;
-pub use reward::Scoring;
+pub use reward::RewardScorer;
 
 use crate::error::{Error, Result};
 use crate::native;
 use crate::nn::{
-    Attach, Builder, Built, Cache, Decoding, Initial, Linear, Param, ParamStore, Pass, Place, Source, Switches, Tokens,
-    Weights, chance,
+    AdapterPlan, AdapterSwitches, BuildResult, DecodingGuard, ForwardPass, InitialWeights, KvCache, Linear,
+    ModelBuilder, Param, ParamMapping, ParamStore, Tokens, WeightSource, Weights, randomness,
 };
 use serde_json::{Map, Value};
 use std::cell::{Cell, RefCell};
@@ -48,7 +48,7 @@ pub trait Decoder {
     /// Embeds a packed row: (T) tokens -> (T, D).
     fn embed(&self, tokens: &Tokens) -> Tensor;
     /// Computes layer `i`: (T, D) -> (T, D).
-    fn layer(&self, i: usize, x: &Tensor, pass: &mut Pass) -> Tensor;
+    fn layer(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor;
     /// Applies the final norm, between the last layer and the head: (T, D) -> (T, D).
     fn finish(&self, x: &Tensor) -> Tensor;
     /// Returns the output head: (…, D) -> (…, V).
@@ -65,19 +65,19 @@ pub struct Family {
     /// `model_type` values of config.json that this family serves.
     pub names: &'static [&'static str],
     /// The class of transformers for each of the names (`architectures` in config.json).
-    pub classes: &'static [&'static str],
+    pub architectures: &'static [&'static str],
     /// Keys of config.json that have another name than in llama's: (llama's name, this family's).
-    pub keys: &'static [(&'static str, &'static str)],
+    pub key_names: &'static [(&'static str, &'static str)],
     /// Fills in transformers' defaults for keys that config.json lacks.
     pub defaults: fn(&mut Map<String, Value>),
     /// Keys that a new config.json of this family has in addition to those of every family.
-    pub written: &'static [&'static str],
+    pub extra_keys: &'static [&'static str],
     /// Name of the embedding's weight, which a tied output head shares.
     pub embedding: &'static str,
     /// Maps a tensor's name in a checkpoint to the model's parameter; `None`: it is not a parameter.
-    pub place: fn(&str) -> Option<Place>,
+    pub map_param: fn(&str) -> Option<ParamMapping>,
     /// Builds the decoder. Fails if the config asks for something that the family does not support.
-    pub build: fn(&Config, &Builder) -> Result<Box<dyn Decoder>>,
+    pub build: fn(&Config, &ModelBuilder) -> Result<Box<dyn Decoder>>,
 }
 
 /// Every supported family.
@@ -86,16 +86,16 @@ pub static FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY, 
 /// Opens the weights in a model directory, under the names that its family gives them.
 pub fn weights(folder: &Path, config: &Config) -> Result<Weights> {
     let mut weights = Weights::open(folder)?;
-    let Family { place, embedding, .. } = *config.family();
-    let holds = |wanted: &str| weights.names().any(|n| place(n).is_some_and(|p| p.name == wanted));
+    let Family { map_param, embedding, .. } = *config.family();
+    let holds = |wanted: &str| weights.names().any(|n| map_param(n).is_some_and(|p| p.name == wanted));
     let (tied, embedded) = (config.tie_word_embeddings, holds(embedding));
-    weights.arrange(|name| {
-        let place = place(name)?;
-        match tied && place.name == tie::HEAD {
+    weights.map_names(|name| {
+        let place = map_param(name)?;
+        match tied && place.name == tied_head::HEAD {
             // Of the checkpoints with a tied head, some contain a redundant copy, others only the head's name for the
             // weight.
             true if embedded => None,
-            true => Some(Place { name: embedding.into(), ..place }),
+            true => Some(ParamMapping { name: embedding.into(), ..place }),
             false => Some(place),
         }
     })?;
@@ -103,9 +103,9 @@ pub fn weights(folder: &Path, config: &Config) -> Result<Weights> {
 }
 
 /// Unties embedding and output head of a `config` that ties them: each gets its own weight, with equal values.
-pub fn part_head(config: &mut Config, weights: &mut Weights) -> Result<()> {
+pub fn untie_head(config: &mut Config, weights: &mut Weights) -> Result<()> {
     config.untie()?;
-    weights.repeat(tie::HEAD, config.family().embedding);
+    weights.alias(tied_head::HEAD, config.family().embedding);
     Ok(())
 }
 
@@ -114,14 +114,14 @@ pub const SCORE: &str = "score.weight";
 
 /// Which layers are recomputed in the backward pass (activation checkpointing).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Replay {
+pub enum LayerReplay {
     None,
     /// The first n layers: their activations would be kept the longest.
     First(usize),
     All,
 }
 
-impl Replay {
+impl LayerReplay {
     fn layers(self, depth: usize) -> usize {
         match self {
             Self::None => 0,
@@ -144,7 +144,7 @@ pub enum Heads {
 }
 
 /// How a model is loaded.
-pub struct Load<'a> {
+pub struct LoadOptions<'a> {
     pub device: Device,
     /// The number format to compute in.
     pub kind: Kind,
@@ -153,7 +153,7 @@ pub struct Load<'a> {
     /// Whether the base's own weights are trained; excludes adapters.
     pub train_base: bool,
     /// Adapters by name; attached in order, and the first one is active.
-    pub adapters: Vec<(String, &'a dyn Attach)>,
+    pub adapters: Vec<(String, &'a dyn AdapterPlan)>,
     pub heads: Heads,
 }
 
@@ -162,7 +162,7 @@ pub struct Model {
     decoder: Box<dyn Decoder>,
     score: Option<Rc<Linear>>,
     store: ParamStore,
-    switches: Rc<Switches>,
+    switches: Rc<AdapterSwitches>,
     adapters: Rc<[String]>,
     config: Config,
     folder: PathBuf,
@@ -170,7 +170,7 @@ pub struct Model {
     kind: Kind,
     storage: Storage,
     noise: Cell<Option<EmbeddingNoise>>,
-    look: RefCell<Rc<Look>>,
+    exposed: RefCell<Rc<ExposedLayers>>,
 }
 
 /// Noise on the input embeddings in training (NEFTune, Jain et al. 2023, arXiv 2310.05914): uniform in (-1, 1), times
@@ -185,31 +185,32 @@ pub struct EmbeddingNoise {
 impl Model {
     /// Loads a Hugging Face model directory. The first adapter, if any, is active. Fails if tensors are missing, have
     /// wrong shapes or are left over, and for a reward model that is loaded as a language model.
-    pub fn load(folder: &Path, load: Load) -> Result<Self> {
+    pub fn load(folder: &Path, load: LoadOptions) -> Result<Self> {
         let config = Config::read(folder)?;
         let weights = weights(folder, &config)?;
         if load.heads == Heads::Tokens && weights.shape(SCORE).is_some() {
-            return Err(open::no_words(folder, None));
+            return Err(open::not_a_language_model(folder, None));
         }
-        Self::build(config, folder, Source::Disk(&weights), load)
+        Self::build(config, folder, WeightSource::Disk(&weights), load)
     }
 
     /// Builds an untrained model with random weights, which depend on the seed alone. `folder` is where its tokenizer
     /// is.
-    pub fn initialise(config: Config, folder: &Path, seed: u64, load: Load) -> Result<Self> {
-        let initial = Initial { seed, spread: config.initializer_range, place: config.family().place };
-        Self::build(config, folder, Source::Chance(&initial), load)
+    pub fn initialise(config: Config, folder: &Path, seed: u64, load: LoadOptions) -> Result<Self> {
+        let initial = InitialWeights { seed, std: config.initializer_range, map_param: config.family().map_param };
+        Self::build(config, folder, WeightSource::Random(&initial), load)
     }
 
-    fn build(config: Config, folder: &Path, source: Source, load: Load) -> Result<Self> {
+    fn build(config: Config, folder: &Path, source: WeightSource, load: LoadOptions) -> Result<Self> {
         if load.train_base && !load.adapters.is_empty() {
             return Err(Error::bug("adapters attach to a frozen base: train_base and adapters exclude each other"));
         }
-        let (names, attach): (Vec<String>, Vec<&dyn Attach>) = load.adapters.into_iter().unzip();
+        let (names, attach): (Vec<String>, Vec<&dyn AdapterPlan>) = load.adapters.into_iter().unzip();
         let (device, kind, storage) = (load.device, load.kind, load.storage);
-        let hold = move |own: Kind| storage.keeps(own, kind, device);
-        let read = matches!(&source, Source::Disk(weights) if storage.reads(weights.bytes()));
-        let builder = Builder::new(source, device, kind, load.train_base, attach).hold(hold).read(read);
+        let hold = move |own: Kind| storage.keeps_kind(own, kind, device);
+        let read = matches!(&source, WeightSource::Disk(weights) if storage.reads_into_memory(weights.total_bytes()));
+        let builder =
+            ModelBuilder::new(source, device, kind, load.train_base, attach).keep_dtype_if(hold).read_into_memory(read);
         if config.tie_word_embeddings {
             builder.tie_head();
         }
@@ -218,8 +219,8 @@ impl Model {
         }
         let decoder = (config.family().build)(&config, &builder)?;
         let score =
-            (load.heads != Heads::Tokens).then(|| Rc::new((builder.root() / "score").score(config.hidden_size)));
-        let Built { store, switches, unused } = builder.finish()?;
+            (load.heads != Heads::Tokens).then(|| Rc::new((builder.root() / "score").score_head(config.hidden_size)));
+        let BuildResult { store, switches, unused } = builder.finish()?;
         if !unused.is_empty() {
             let shown: Vec<String> = unused.iter().take(10).map(|n| format!("`{n}`")).collect();
             return Err(Error::user(format!(
@@ -244,7 +245,7 @@ impl Model {
             kind: load.kind,
             storage: load.storage,
             noise: Cell::new(None),
-            look: RefCell::default(),
+            exposed: RefCell::default(),
         })
     }
 
@@ -272,20 +273,20 @@ impl Model {
     }
 
     /// Returns the number format of the base's largest parameter, and the bytes of all the base's parameters.
-    pub fn held(&self) -> (Kind, u64) {
-        self.held_by(|p| p.tensor.kind())
+    pub fn storage_summary(&self) -> (Kind, u64) {
+        self.storage_summary_by(|p| p.tensor.kind())
     }
 
     /// Returns what [`Model::held`] would return if this model were loaded on `device` with `storage`. This model
     /// itself must have been loaded with its weights as they are in their files.
-    pub fn held_as(&self, storage: Storage, device: Device) -> (Kind, u64) {
-        self.held_by(|p| match p.tensor.kind() {
-            own if p.tensor.dim() >= 2 && storage.keeps(own, self.kind, device) => own,
+    pub fn storage_summary_as(&self, storage: Storage, device: Device) -> (Kind, u64) {
+        self.storage_summary_by(|p| match p.tensor.kind() {
+            own if p.tensor.dim() >= 2 && storage.keeps_kind(own, self.kind, device) => own,
             _ => self.kind,
         })
     }
 
-    fn held_by(&self, kind: impl Fn(&Param) -> Kind) -> (Kind, u64) {
+    fn storage_summary_by(&self, kind: impl Fn(&Param) -> Kind) -> (Kind, u64) {
         let bytes = |p: &Param| (p.tensor.numel() * kind(p).elt_size_in_bytes()) as u64;
         let widest = self.store.base().max_by_key(|p| p.tensor.numel());
         (widest.map_or(self.kind, &kind), self.store.base().map(bytes).sum())
@@ -306,14 +307,14 @@ impl Model {
 
     /// Stops the training of an adapter: its parameters require no gradient and are hidden from optimisers. Panics
     /// for an unknown name.
-    pub fn freeze(&self, adapter: &str) {
+    pub fn freeze_adapter(&self, adapter: &str) {
         let id = self.adapter_id(adapter).unwrap_or_else(|| panic!("no adapter `{adapter}`"));
         self.store.adapter(id).for_each(|p| drop(p.tensor.shallow_clone().set_requires_grad(false)));
     }
 
     /// Returns which heads the model has: whether it can generate text, and whether it can score.
     pub fn heads(&self) -> Heads {
-        match (&self.score, self.decoder.head().plain().is_some_and(|w| w.size()[0] == 0)) {
+        match (&self.score, self.decoder.head().plain_weight().is_some_and(|w| w.size()[0] == 0)) {
             (None, _) => Heads::Tokens,
             (Some(_), true) => Heads::Score,
             (Some(_), false) => Heads::Both,
@@ -321,15 +322,15 @@ impl Model {
     }
 
     /// Returns the name of the active adapter; `None`: the bare base.
-    pub fn active(&self) -> Option<&str> {
+    pub fn active_adapter(&self) -> Option<&str> {
         self.switches.active.get().map(|i| self.adapters[i].as_str())
     }
 
     /// Runs `f` with the named adapter active, or with the bare base for `None`. The previous adapter is active again
     /// afterwards, after a panic too. Panics for an unknown name.
-    pub fn with<R>(&self, adapter: Option<&str>, f: impl FnOnce(&Self) -> R) -> R {
+    pub fn with_adapter<R>(&self, adapter: Option<&str>, f: impl FnOnce(&Self) -> R) -> R {
         let id = adapter.map(|name| self.adapter_id(name).unwrap_or_else(|| panic!("no adapter `{name}`")));
-        let _back = Restore { cell: &self.switches.active, value: self.switches.active.replace(id) };
+        let _back = RestoreOnDrop { cell: &self.switches.active, value: self.switches.active.replace(id) };
         f(self)
     }
 
@@ -346,10 +347,10 @@ impl Model {
             return Err(Error::bug("a packed row without tokens"));
         }
         let vocabulary = self.config.vocab_size;
-        if i64::from(tokens.largest) >= vocabulary {
+        if i64::from(tokens.largest_id) >= vocabulary {
             return Err(Error::user(format!(
                 "token id {} is out of range: {} has a vocabulary of {vocabulary}",
-                tokens.largest,
+                tokens.largest_id,
                 self.folder.display()
             ))
             .hint("the tokenizer belongs to another model, or has tokens that were not added to this model"));
@@ -374,35 +375,35 @@ impl Model {
     }
 
     /// Sets which layers' activations `learn` and `infer` pass to their closures (`Output::inside`), from now on.
-    pub fn expose(&self, look: Look) {
-        self.look.replace(Rc::new(look));
+    pub fn expose(&self, look: ExposedLayers) {
+        self.exposed.replace(Rc::new(look));
     }
 
-    fn look(&self) -> Rc<Look> {
-        self.look.borrow().clone()
+    fn exposed_layers(&self) -> Rc<ExposedLayers> {
+        self.exposed.borrow().clone()
     }
 
     /// Runs all layers. Returns the last one's output (T, D), and the requested activations.
-    fn trunk(&self, tokens: &Tokens) -> (Tensor, Inside) {
-        let (look, mut inside) = (self.look(), Inside::default());
-        let mut pass = Pass::new(tokens, None).listen(&look.attention);
+    fn trunk(&self, tokens: &Tokens) -> (Tensor, Activations) {
+        let (look, mut inside) = (self.exposed_layers(), Activations::default());
+        let mut pass = ForwardPass::new(tokens, None).capture_attention(&look.attention);
         let mut x = self.embed(tokens); // (T, D)
         for i in 0..self.depth() {
             x = self.decoder.layer(i, &x, &mut pass);
-            inside.see(&look, i, &x, &mut pass);
+            inside.record(&look, i, &x, &mut pass);
         }
         (x, inside)
     }
 
     /// Returns the input of each layer and the output of the last: (T, D) each, float32. Without gradient.
-    pub fn states(&self, tokens: &Tokens) -> Result<Vec<Tensor>> {
+    pub fn hidden_states(&self, tokens: &Tokens) -> Result<Vec<Tensor>> {
         let mut states = Vec::with_capacity(self.depth() + 1);
         let _ = self.layers(tokens, &(0..self.depth()).collect::<Vec<_>>(), |x| states.push(x.to_kind(Kind::Float)))?;
         Ok(states)
     }
 
     /// Returns the logits (T, V) of the model with only these layers, in this order. Without gradient.
-    pub fn through(&self, tokens: &Tokens, layers: &[usize]) -> Result<Tensor> {
+    pub fn logits_of_layers(&self, tokens: &Tokens, layers: &[usize]) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let x = self.layers(tokens, layers, |_| ())?;
         Ok(self.decoder.head().forward(&self.decoder.finish(&x)))
@@ -411,7 +412,7 @@ impl Model {
     fn layers(&self, tokens: &Tokens, layers: &[usize], mut see: impl FnMut(&Tensor)) -> Result<Tensor> {
         self.check(tokens, &[])?;
         let _no_grad = tch::no_grad_guard();
-        let mut pass = Pass::new(tokens, None);
+        let mut pass = ForwardPass::new(tokens, None);
         let mut x = self.embed(tokens);
         for &i in layers {
             see(&x);
@@ -436,7 +437,8 @@ impl Model {
                     })
                     .collect();
                 let options = (Kind::Float, self.device);
-                let noise = chance::seeded(self.device, seed, || Tensor::empty(x.size(), options).uniform_(-1.0, 1.0));
+                let noise =
+                    randomness::with_seed(self.device, seed, || Tensor::empty(x.size(), options).uniform_(-1.0, 1.0));
                 let noise = noise * Tensor::from_slice(&sizes).to_device(self.device).unsqueeze(-1);
                 x + noise.to_kind(self.kind)
             }
@@ -445,20 +447,20 @@ impl Model {
     }
 
     /// Sets the noise on embeddings for the next calls of `learn`; `None`: no noise.
-    pub fn set_noise(&self, noise: Option<EmbeddingNoise>) {
+    pub fn set_embedding_noise(&self, noise: Option<EmbeddingNoise>) {
         self.noise.set(noise);
     }
 
     /// Converts trained parameters from float32 to bfloat16. This saves memory, for an optimiser that rounds its
     /// updates stochastically.
-    pub fn narrow_masters(&self) {
+    pub fn use_bf16_masters(&self) {
         let _no_grad = tch::no_grad_guard();
         for p in self.store.trainable() {
             p.tensor.shallow_clone().set_data(&p.tensor.detach().to_kind(Kind::BFloat16));
         }
     }
 
-    fn output(&self, x: Tensor, inside: Rc<Inside>) -> Output {
+    fn output(&self, x: Tensor, inside: Rc<Activations>) -> Output {
         let (head, score) = (self.decoder.head().clone(), self.score.clone());
         Output::new(self.decoder.finish(&x), head, score, self.adapters.clone(), inside)
     }
@@ -473,10 +475,10 @@ impl Model {
 
     /// Runs a packed row that continues the cache's sequences (segment s continues slot s) and adds it to the cache.
     /// Without gradient. Returns what `f` makes of the output.
-    pub fn extend<R>(&self, tokens: &Tokens, cache: &mut Cache, f: impl FnOnce(&Output) -> R) -> Result<R> {
+    pub fn extend<R>(&self, tokens: &Tokens, cache: &mut KvCache, f: impl FnOnce(&Output) -> R) -> Result<R> {
         self.check(tokens, &cache.lengths)?;
-        let (_no_grad, _decoding) = (tch::no_grad_guard(), Decoding::begin());
-        let mut pass = Pass::new(tokens, Some(&mut *cache));
+        let (_no_grad, _decoding) = (tch::no_grad_guard(), DecodingGuard::begin());
+        let mut pass = ForwardPass::new(tokens, Some(&mut *cache));
         let mut x = self.embed(tokens);
         for i in 0..self.depth() {
             x = self.decoder.layer(i, &x, &mut pass);
@@ -486,8 +488,8 @@ impl Model {
     }
 
     /// Returns an empty cache for `slots` sequences.
-    pub fn cache(&self, slots: usize) -> Cache {
-        Cache::new(self.depth(), slots)
+    pub fn cache(&self, slots: usize) -> KvCache {
+        KvCache::new(self.depth(), slots)
     }
 
     /// Runs a packed row forward and backward: adds the gradient of `loss.sum / items` to the trained parameters and
@@ -496,11 +498,11 @@ impl Model {
         &self,
         tokens: &Tokens,
         items: f64,
-        replay: Replay,
+        replay: LayerReplay,
         loss: impl FnOnce(&Output) -> Loss,
     ) -> Result<Metrics> {
         self.check(tokens, &[])?;
-        let _back = Restore { cell: &self.switches.train, value: self.switches.train.replace(true) };
+        let _back = RestoreOnDrop { cell: &self.switches.train, value: self.switches.train.replace(true) };
         match replay.layers(self.depth()) {
             0 => self.learn_plain(tokens, items, loss),
             layers => self.learn_replayed(tokens, items, layers, loss),
@@ -510,7 +512,7 @@ impl Model {
     fn learn_plain(&self, tokens: &Tokens, items: f64, loss: impl FnOnce(&Output) -> Loss) -> Result<Metrics> {
         let (x, inside) = self.trunk(tokens);
         let Loss { sum, metrics } = loss(&self.output(x, inside.into()));
-        native::backward(&[&sum], &[&seed(&sum, items)])?;
+        native::backward(&[&sum], &[&loss_gradient(&sum, items)])?;
         Ok(metrics)
     }
 
@@ -524,8 +526,8 @@ impl Model {
         layers: usize,
         loss: impl FnOnce(&Output) -> Loss,
     ) -> Result<Metrics> {
-        let (look, mut inside) = (self.look(), Inside::default());
-        let mut pass = Pass::new(tokens, None).listen(&look.attention);
+        let (look, mut inside) = (self.exposed_layers(), Activations::default());
+        let mut pass = ForwardPass::new(tokens, None).capture_attention(&look.attention);
         let mut inputs = Vec::with_capacity(layers);
         let top = {
             let _no_grad = tch::no_grad_guard();
@@ -533,18 +535,18 @@ impl Model {
             for i in 0..layers {
                 inputs.push((x.shallow_clone(), native::rng_state(self.device)?));
                 x = self.decoder.layer(i, &x, &mut pass);
-                inside.see_leaf(&look, i, &x, &mut pass);
+                inside.record_leaves(&look, i, &x, &mut pass);
             }
             x.detach().set_requires_grad(true)
         };
         let mut last = top.shallow_clone();
         for i in layers..self.depth() {
             last = self.decoder.layer(i, &last, &mut pass);
-            inside.see(&look, i, &last, &mut pass);
+            inside.record(&look, i, &last, &mut pass);
         }
         let inside = Rc::new(inside);
         let Loss { sum, metrics } = loss(&self.output(last, inside.clone()));
-        native::backward(&[&sum], &[&seed(&sum, items)])?;
+        native::backward(&[&sum], &[&loss_gradient(&sum, items)])?;
         drop(sum);
         let after = native::rng_state(self.device)?;
         let mut g = top.grad();
@@ -552,7 +554,7 @@ impl Model {
             native::set_rng_state(self.device, &rng)?;
             let x = x.detach().set_requires_grad(true);
             let y = self.decoder.layer(inputs.len(), &x, &mut pass);
-            let pulled = inside.pull(inputs.len(), y, g, &mut pass);
+            let pulled = inside.outputs_and_gradients(inputs.len(), y, g, &mut pass);
             let (outputs, gradients): (Vec<&Tensor>, Vec<&Tensor>) = pulled.iter().map(|(y, g)| (y, g)).unzip();
             native::backward(&outputs, &gradients)?;
             g = x.grad();
@@ -567,17 +569,17 @@ impl Model {
 }
 
 /// Returns the gradient of `sum / items` with respect to `sum`, from which the backward starts.
-fn seed(sum: &Tensor, items: f64) -> Tensor {
+fn loss_gradient(sum: &Tensor, items: f64) -> Tensor {
     sum.full_like(1.0 / items)
 }
 
 /// Restores a cell's previous value when dropped, after a panic too.
-struct Restore<'a, T: Copy> {
+struct RestoreOnDrop<'a, T: Copy> {
     cell: &'a std::cell::Cell<T>,
     value: T,
 }
 
-impl<T: Copy> Drop for Restore<'_, T> {
+impl<T: Copy> Drop for RestoreOnDrop<'_, T> {
     fn drop(&mut self) {
         self.cell.set(self.value);
     }

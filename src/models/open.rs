@@ -1,10 +1,10 @@
 //! Opens models for inference: a base with adapters from disk, on a device.
 
-use super::{Config, Heads, Load, Model, SCORE, Scoring, Storage, weights};
+use super::{Config, Heads, LoadOptions, Model, RewardScorer, SCORE, Storage, weights};
 use crate::adapters::{LoraPlan, file};
 use crate::error::{Error, Result};
 use crate::native;
-use crate::nn::{Attach, Param};
+use crate::nn::{AdapterPlan, Param};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
@@ -12,17 +12,17 @@ use tch::{Device, Kind};
 /// (`0`, `1`, …); the first one is active. Fails for a reward model or a reward model's adapter.
 pub fn open(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind) -> Result<Model> {
     let files = adapters.iter().map(|folder| file::read(folder)).collect::<Result<Vec<_>>>()?;
-    if let Some((_, folder)) = files.iter().zip(adapters).find(|(f, _)| f.spec.scores()) {
-        return Err(no_words(base, Some(folder)));
+    if let Some((_, folder)) = files.iter().zip(adapters).find(|(f, _)| f.spec.has_scalar_head()) {
+        return Err(not_a_language_model(base, Some(folder)));
     }
     let plans = files.iter().zip(adapters).map(|(f, folder)| {
-        LoraPlan::of_file(&f.spec, &folder.join(file::CONFIG)).map(|plan| plan.on_bases(&f.tensors))
+        LoraPlan::of_file(&f.spec, &folder.join(file::CONFIG)).map(|plan| plan.with_base_weights(&f.tensors))
     });
     let plans = plans.collect::<Result<Vec<_>>>()?;
-    let named = plans.iter().enumerate().map(|(i, p)| (i.to_string(), p as &dyn Attach)).collect();
+    let named = plans.iter().enumerate().map(|(i, p)| (i.to_string(), p as &dyn AdapterPlan)).collect();
     let model = Model::load(
         base,
-        Load { device, kind, storage: Storage::Auto, train_base: false, adapters: named, heads: Heads::Tokens },
+        LoadOptions { device, kind, storage: Storage::Auto, train_base: false, adapters: named, heads: Heads::Tokens },
     )?;
     for (i, (file, folder)) in files.iter().zip(adapters).enumerate() {
         file::load_into(model.params().adapter(i), &file.tensors, folder)?;
@@ -31,7 +31,7 @@ pub fn open(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind) -> Re
 }
 
 /// Returns the error for a reward model where a language model is needed.
-pub(super) fn no_words(base: &Path, adapter: Option<&Path>) -> Error {
+pub(super) fn not_a_language_model(base: &Path, adapter: Option<&Path>) -> Error {
     let what = adapter.unwrap_or(base).display();
     let adapter = adapter.map_or(String::new(), |folder| format!(" --adapter {}", folder.display()));
     Error::user(format!("{what}: this is a reward model: it scores answers and generates no text")).hint(format!(
@@ -42,13 +42,19 @@ pub(super) fn no_words(base: &Path, adapter: Option<&Path>) -> Error {
 
 /// Loads a reward model for inference: a directory with a scalar head, or a base and an adapter with one. Fails if
 /// the head is not on disk, or if the probes in reward.json get other scores than when they were written.
-pub fn open_scorer(base: &Path, adapter: Option<&Path>, device: Device, kind: Kind) -> Result<(Model, Scoring)> {
+pub fn open_scorer(base: &Path, adapter: Option<&Path>, device: Device, kind: Kind) -> Result<(Model, RewardScorer)> {
     let config = Config::read(base)?;
-    let load =
-        |adapters| Load { device, kind, storage: Storage::Auto, train_base: false, adapters, heads: Heads::Score };
+    let load = |adapters| LoadOptions {
+        device,
+        kind,
+        storage: Storage::Auto,
+        train_base: false,
+        adapters,
+        heads: Heads::Score,
+    };
     let Some(folder) = adapter else {
         let weights = weights(base, &config)?;
-        need_head(weights.shape(SCORE), &config, base, || {
+        require_scalar_head(weights.shape(SCORE), &config, base, || {
             match config.raw["architectures"][0].as_str() {
             Some(class) if class.ends_with("ForSequenceClassification") => {
                 "its head was not saved with it, and a random head gives random scores: save the model again".into()
@@ -56,26 +62,31 @@ pub fn open_scorer(base: &Path, adapter: Option<&Path>, device: Device, kind: Ki
             _ => "this is a language model: train a reward model with method: reward, and give its adapter with --adapter".into(),
         }
         })?;
-        let (model, scoring) = (Model::load(base, load(Vec::new()))?, Scoring::of(base, &config)?);
+        let (model, scoring) = (Model::load(base, load(Vec::new()))?, RewardScorer::read_or_default(base, &config)?);
         scoring.check(&model, base)?;
         return Ok((model, scoring));
     };
     let file = file::read(folder)?;
     let shape = file.tensors.get(SCORE).map(|t| t.size());
-    need_head(shape.as_deref(), &config, folder, || match file.spec.scores() {
+    require_scalar_head(shape.as_deref(), &config, folder, || match file.spec.has_scalar_head() {
         true => "its head was not saved with it, and a random head gives random scores: save the adapter again".into(),
         false => "this is a language model's adapter: train a reward model's adapter with method: reward".into(),
     })?;
-    let plan = LoraPlan::of_file(&file.spec, &folder.join(file::CONFIG))?.on_bases(&file.tensors);
-    let model = Model::load(base, load(vec![("0".into(), &plan as &dyn Attach)]))?;
+    let plan = LoraPlan::of_file(&file.spec, &folder.join(file::CONFIG))?.with_base_weights(&file.tensors);
+    let model = Model::load(base, load(vec![("0".into(), &plan as &dyn AdapterPlan)]))?;
     file::load_into(model.params().adapter(0), &file.tensors, folder)?;
-    let scoring = Scoring::of(folder, &config)?;
+    let scoring = RewardScorer::read_or_default(folder, &config)?;
     scoring.check(&model, folder)?;
     Ok((model, scoring))
 }
 
 /// Fails if there is no scalar head, or if it gives more than one number. `why` is the hint for a missing head.
-fn need_head(shape: Option<&[i64]>, config: &Config, folder: &Path, why: impl FnOnce() -> String) -> Result<()> {
+fn require_scalar_head(
+    shape: Option<&[i64]>,
+    config: &Config,
+    folder: &Path,
+    why: impl FnOnce() -> String,
+) -> Result<()> {
     match shape {
         Some([1, width]) if *width == config.hidden_size => Ok(()),
         Some(shape) => Err(Error::user(format!(
@@ -92,7 +103,7 @@ fn need_head(shape: Option<&[i64]>, config: &Config, folder: &Path, why: impl Fn
 }
 
 /// Fails if an adapter that [`open`] has loaded contains NaN or infinite values, with which every answer is nonsense.
-pub fn need_finite_adapters(model: &Model, adapters: &[PathBuf]) -> Result<()> {
+pub fn require_finite_adapters(model: &Model, adapters: &[PathBuf]) -> Result<()> {
     for (i, folder) in adapters.iter().enumerate() {
         let broken = |p: &&Param| p.tensor.isfinite().all().int64_value(&[]) == 0;
         if let Some(p) = model.params().adapter(i).find(broken) {

@@ -5,14 +5,14 @@ use serde_json::{Map, Value, json};
 
 pub const FAMILY: Family = Family {
     names: &["qwen2"],
-    classes: &["Qwen2ForCausalLM"],
-    keys: &[],
+    architectures: &["Qwen2ForCausalLM"],
+    key_names: &[],
     defaults,
-    written: &["num_key_value_heads", "rope_theta"],
+    extra_keys: &["num_key_value_heads", "rope_theta"],
     embedding: "model.embed_tokens.weight",
-    place: llama::place,
+    map_param: llama::map_param,
     build: |c, b| {
-        llama::build(c, b, llama::Wiring { qkv_bias: true, output_bias: false, mlp_bias: false, qk_norm: false })
+        llama::build(c, b, llama::LlamaVariant { qkv_bias: true, output_bias: false, mlp_bias: false, qk_norm: false })
     },
 };
 

@@ -6,17 +6,17 @@ use serde_json::json;
 
 pub const FAMILY: Family = Family {
     names: &["qwen3"],
-    classes: &["Qwen3ForCausalLM"],
-    keys: &[],
+    architectures: &["Qwen3ForCausalLM"],
+    key_names: &[],
     defaults: |config| {
         qwen2::defaults(config);
         config.entry("head_dim").or_insert(json!(128));
     },
-    written: &["num_key_value_heads", "rope_theta", "attention_bias", "head_dim"],
+    extra_keys: &["num_key_value_heads", "rope_theta", "attention_bias", "head_dim"],
     embedding: "model.embed_tokens.weight",
-    place: llama::place,
+    map_param: llama::map_param,
     build: |c, b| {
         let bias = c.attention_bias;
-        llama::build(c, b, llama::Wiring { qkv_bias: bias, output_bias: bias, mlp_bias: false, qk_norm: true })
+        llama::build(c, b, llama::LlamaVariant { qkv_bias: bias, output_bias: bias, mlp_bias: false, qk_norm: true })
     },
 };

@@ -16,31 +16,31 @@ use tch::{Device, Kind, Tensor};
 pub const FILE: &str = "reward.json";
 
 /// Number of tokens that are scored in one packed row.
-const PACK: usize = 4096;
+const PACKED_TOKENS: usize = 4096;
 
 /// The content of reward.json: how a reward model's scores are computed, and its scores for probes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Scoring {
+pub struct RewardScorer {
     /// The score is that of the last token other than this one, as in transformers; `None`: of the last token.
     pub pad_token_id: Option<u32>,
     /// The dtype in which the model scored the probes.
     pub computed_in: String,
     /// Root mean square of the scores at all tokens of the probes: the scale against which differences are judged.
     pub spread: f64,
-    pub probes: Vec<Probe>,
+    pub probes: Vec<RewardProbe>,
     pub ft_version: String,
 }
 
 /// A sequence and its score.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Probe {
+pub struct RewardProbe {
     /// The text that the ids were tokenised from, if there is one.
     pub text: Option<String>,
     pub ids: Vec<u32>,
     pub score: f64,
 }
 
-impl Scoring {
+impl RewardScorer {
     /// Computes the content of reward.json for a model, with its scores for `probes`: sequences, and the texts they
     /// come from.
     pub fn measure(model: &Model, pad: Option<u32>, probes: Vec<(Option<String>, Vec<u32>)>) -> Result<Self> {
@@ -52,17 +52,17 @@ impl Scoring {
             ft_version: env!("CARGO_PKG_VERSION").into(),
         };
         let ids: Vec<Vec<u32>> = probes.iter().map(|(_, ids)| ids.clone()).collect();
-        let everywhere = everywhere(model, &ids)?;
+        let everywhere = scores_at_tokens(model, &ids)?;
         scoring.spread = everywhere.square().mean(Kind::Double).sqrt().double_value(&[]);
         let found = scores(model, &ids, pad)?;
-        let probe = |((text, ids), score)| Probe { text, ids, score };
+        let probe = |((text, ids), score)| RewardProbe { text, ids, score };
         scoring.probes = probes.into_iter().zip(found).map(probe).collect();
         Ok(scoring)
     }
 
     /// Reads the reward.json of a directory or adapter. If there is none, there are no probes, and the padding token
     /// is that of the base's config.json.
-    pub fn of(folder: &Path, base: &Config) -> Result<Self> {
+    pub fn read_or_default(folder: &Path, base: &Config) -> Result<Self> {
         if let Some(scoring) = Self::read(folder)? {
             return Ok(scoring);
         }
@@ -133,11 +133,11 @@ fn name(kind: Kind) -> String {
 }
 
 /// Returns the index of the token whose score counts: the last that is not padding, or 0 if all are.
-pub fn place(ids: &[u32], pad: Option<u32>) -> usize {
+pub fn score_position(ids: &[u32], pad: Option<u32>) -> usize {
     ids.iter().rposition(|id| Some(*id) != pad).unwrap_or(0)
 }
 
-/// Returns the scores of sequences under the active adapter, in their order. They are packed in rows of up to `PACK`
+/// Returns the scores of sequences under the active adapter, in their order. They are packed in rows of up to `PACKED_TOKENS`
 /// tokens.
 pub fn scores<S: AsRef<[u32]>>(model: &Model, sequences: &[S], pad: Option<u32>) -> Result<Vec<f64>> {
     let mut all = Vec::with_capacity(sequences.len());
@@ -145,12 +145,12 @@ pub fn scores<S: AsRef<[u32]>>(model: &Model, sequences: &[S], pad: Option<u32>)
         let (mut held, from) = (0, all.len());
         let fits = |s: &&S| {
             held += s.as_ref().len();
-            held <= PACK
+            held <= PACKED_TOKENS
         };
         let row = &sequences[from..from + sequences[from..].iter().take_while(fits).count().max(1)];
         let (mut at, mut start) = (Vec::with_capacity(row.len()), 0);
         for ids in row.iter().map(AsRef::as_ref) {
-            at.push((start + place(ids, pad)) as i64);
+            at.push((start + score_position(ids, pad)) as i64);
             start += ids.len();
         }
         let at = Tensor::from_slice(&at).to_device(model.device());
@@ -161,7 +161,7 @@ pub fn scores<S: AsRef<[u32]>>(model: &Model, sequences: &[S], pad: Option<u32>)
 }
 
 /// Returns the score at every token of every sequence: (T) float32 on the CPU.
-pub fn everywhere(model: &Model, sequences: &[Vec<u32>]) -> Result<Tensor> {
+pub fn scores_at_tokens(model: &Model, sequences: &[Vec<u32>]) -> Result<Tensor> {
     let tokens = Tokens::pack(sequences, model.device());
     let rows = Tensor::arange(tokens.len() as i64, (Kind::Int64, model.device()));
     model.infer(&tokens, |out| out.scalar(&rows).to_device(Device::Cpu))
@@ -173,10 +173,10 @@ mod tests {
 
     #[test]
     fn the_last_token_that_is_no_padding_bears_the_score() {
-        assert_eq!(place(&[5, 6, 7], None), 2);
-        assert_eq!(place(&[5, 6, 0, 0], Some(0)), 1);
-        assert_eq!(place(&[0, 0, 5, 6], Some(0)), 3);
-        assert_eq!(place(&[5, 0, 6], Some(0)), 2);
-        assert_eq!(place(&[0, 0], Some(0)), 0);
+        assert_eq!(score_position(&[5, 6, 7], None), 2);
+        assert_eq!(score_position(&[5, 6, 0, 0], Some(0)), 1);
+        assert_eq!(score_position(&[0, 0, 5, 6], Some(0)), 3);
+        assert_eq!(score_position(&[5, 0, 6], Some(0)), 2);
+        assert_eq!(score_position(&[0, 0], Some(0)), 0);
     }
 }

@@ -1,13 +1,13 @@
 //! Reads the settings of rotary embedding from config.json. transformers 5 writes them in `rope_parameters`,
 //! transformers 4 in `rope_theta` and `rope_scaling`.
 
-use super::config::Reader;
+use super::config::ConfigReader;
 use crate::error::{Error, Result};
-use crate::nn::Scaling;
+use crate::nn::RopeScaling;
 use serde_json::{Map, Value};
 
 /// Returns base (theta) and scaling. `context` is `max_position_embeddings`. Fails for unsupported kinds of scaling.
-pub(super) fn read(r: &Reader, head_dim: i64, context: Option<i64>) -> Result<(f64, Scaling)> {
+pub(super) fn read(r: &ConfigReader, head_dim: i64, context: Option<i64>) -> Result<(f64, RopeScaling)> {
     let none = Map::new();
     let section = |key: &str| match r.get(key) {
         Some(Value::Object(map)) if !map.is_empty() => Some(map),
@@ -22,20 +22,20 @@ pub(super) fn read(r: &Reader, head_dim: i64, context: Option<i64>) -> Result<(f
             )));
         }
     }
-    let newer = Reader { raw: newer.unwrap_or(&none), keys: &[], file: r.file };
+    let newer = ConfigReader { raw: newer.unwrap_or(&none), keys: &[], file: r.file };
     let theta = newer.float_or("rope_theta", r.float_or("rope_theta", 10000.0)?)?;
     let rope = match older {
-        Some(raw) => Reader { raw, keys: &[], file: r.file },
+        Some(raw) => ConfigReader { raw, keys: &[], file: r.file },
         None => newer,
     };
     let theta = rope.float_or("rope_theta", theta)?;
     Ok((theta, scaling(&rope, r, head_dim, context)?))
 }
 
-fn scaling(rope: &Reader, whole: &Reader, head_dim: i64, context: Option<i64>) -> Result<Scaling> {
+fn scaling(rope: &ConfigReader, whole: &ConfigReader, head_dim: i64, context: Option<i64>) -> Result<RopeScaling> {
     let kind = rope.get("rope_type").or(rope.get("type")).and_then(Value::as_str).unwrap_or("default");
     let refuse = |what: String| Err(Error::user(format!("{}: rope scaling {what}", rope.file.display())));
-    let context = || context.map(|n| n as f64).ok_or_else(|| whole.missing("max_position_embeddings", "a number"));
+    let context = || context.map(|n| n as f64).ok_or_else(|| whole.wrong_value("max_position_embeddings", "a number"));
     // As in transformers: a length outside the section has precedence over the section's own, and the whole context
     // is the default.
     let original =
@@ -46,11 +46,11 @@ fn scaling(rope: &Reader, whole: &Reader, head_dim: i64, context: Option<i64>) -
         };
     let positive = |key: &str, value: f64| match value > 0.0 && value.is_finite() {
         true => Ok(value),
-        false => Err(rope.missing(key, "a positive number")),
+        false => Err(rope.wrong_value(key, "a positive number")),
     };
     Ok(match kind {
-        "default" => Scaling::None,
-        "linear" => Scaling::Linear { factor: positive("factor", rope.float("factor")?)? },
+        "default" => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: positive("factor", rope.float("factor")?)? },
         "dynamic" => {
             if head_dim <= 2 {
                 return refuse(format!("`dynamic` needs a head size above 2, found {head_dim}"));
@@ -58,15 +58,15 @@ fn scaling(rope: &Reader, whole: &Reader, head_dim: i64, context: Option<i64>) -
             if let Some(alpha) = rope.get("alpha") {
                 return refuse(format!("`dynamic` with `alpha` {alpha} is not supported"));
             }
-            Scaling::Dynamic { factor: positive("factor", rope.float("factor")?)?, original: context()? }
+            RopeScaling::Dynamic { factor: positive("factor", rope.float("factor")?)?, original: context()? }
         }
         "llama3" => {
             let low = positive("low_freq_factor", rope.float("low_freq_factor")?)?;
             let high = positive("high_freq_factor", rope.float("high_freq_factor")?)?;
             if high <= low {
-                return Err(rope.missing("high_freq_factor", "more than `low_freq_factor`"));
+                return Err(rope.wrong_value("high_freq_factor", "more than `low_freq_factor`"));
             }
-            Scaling::Llama3 { factor: positive("factor", rope.float("factor")?)?, low, high, original: original()? }
+            RopeScaling::Llama3 { factor: positive("factor", rope.float("factor")?)?, low, high, original: original()? }
         }
         "yarn" => {
             let original = original()?;
@@ -83,7 +83,7 @@ fn scaling(rope: &Reader, whole: &Reader, head_dim: i64, context: Option<i64>) -
                 (None, Some(m), Some(all)) => magnitude(m) / magnitude(all),
                 _ => magnitude(1.0),
             };
-            Scaling::Yarn {
+            RopeScaling::Yarn {
                 factor,
                 original,
                 attention,

@@ -6,22 +6,22 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
 use tch::{Device, Kind, Tensor};
 
-type Void = *const c_void;
-type Out = *mut c_void;
+type InputPtr = *const c_void;
+type OutputPtr = *mut c_void;
 
 /// One build of the loops, for one instruction set; has the layout of `FtKernels` in native/kernels.h.
 #[repr(C)]
 pub struct Kernels {
     name: *const c_char,
-    rms_norm: unsafe extern "C" fn(bool, Void, Void, Out, *mut f32, i64, f32, i64, i64),
-    rms_norm_backward: unsafe extern "C" fn(bool, Void, Void, *const f32, Void, Out, i64, i64, i64),
-    rms_norm_weight: unsafe extern "C" fn(bool, Void, *const f32, Void, *mut f32, i64, i64, i64, i64),
-    swiglu: unsafe extern "C" fn(bool, Void, Void, Out, i64, i64),
-    swiglu_backward: unsafe extern "C" fn(bool, Void, Void, Void, Out, Out, i64, i64),
-    rotate: unsafe extern "C" fn(bool, Void, Void, Void, Out, i64, i64, f32, i64, i64),
-    head: unsafe extern "C" fn(bool, Out, *const i64, *mut f32, *mut f32, *mut f32, i64, f32, bool, i64, i64),
-    probabilities: unsafe extern "C" fn(bool, Out, *const f32, i64, f32, i64, i64),
-    score_gradient: unsafe extern "C" fn(bool, Out, Void, Void, Void, i64, i64, f32, i64, i64),
+    rms_norm: unsafe extern "C" fn(bool, InputPtr, InputPtr, OutputPtr, *mut f32, i64, f32, i64, i64),
+    rms_norm_backward: unsafe extern "C" fn(bool, InputPtr, InputPtr, *const f32, InputPtr, OutputPtr, i64, i64, i64),
+    rms_norm_weight: unsafe extern "C" fn(bool, InputPtr, *const f32, InputPtr, *mut f32, i64, i64, i64, i64),
+    swiglu: unsafe extern "C" fn(bool, InputPtr, InputPtr, OutputPtr, i64, i64),
+    swiglu_backward: unsafe extern "C" fn(bool, InputPtr, InputPtr, InputPtr, OutputPtr, OutputPtr, i64, i64),
+    rotate: unsafe extern "C" fn(bool, InputPtr, InputPtr, InputPtr, OutputPtr, i64, i64, f32, i64, i64),
+    head: unsafe extern "C" fn(bool, OutputPtr, *const i64, *mut f32, *mut f32, *mut f32, i64, f32, bool, i64, i64),
+    probabilities: unsafe extern "C" fn(bool, OutputPtr, *const f32, i64, f32, i64, i64),
+    score_gradient: unsafe extern "C" fn(bool, OutputPtr, InputPtr, InputPtr, InputPtr, i64, i64, f32, i64, i64),
 }
 
 // SAFETY: a table of function pointers and a string, all constant.
@@ -29,8 +29,26 @@ unsafe impl Sync for Kernels {}
 
 unsafe extern "C" {
     fn ft_kernels(out: *mut *const Kernels) -> c_int;
-    fn ft_gather_heads(row: Void, block: Out, places: *const i64, heads: i64, length: i64, bytes: i64, b: i64, e: i64);
-    fn ft_scatter_heads(block: Void, row: Out, places: *const i64, heads: i64, length: i64, bytes: i64, b: i64, e: i64);
+    fn ft_gather_heads(
+        row: InputPtr,
+        block: OutputPtr,
+        places: *const i64,
+        heads: i64,
+        length: i64,
+        bytes: i64,
+        b: i64,
+        e: i64,
+    );
+    fn ft_scatter_heads(
+        block: InputPtr,
+        row: OutputPtr,
+        places: *const i64,
+        heads: i64,
+        length: i64,
+        bytes: i64,
+        b: i64,
+        e: i64,
+    );
     fn ft_parallel(rows: i64, grain: i64, f: unsafe extern "C" fn(*mut c_void, i64, i64), ctx: *mut c_void);
 }
 
@@ -50,7 +68,7 @@ pub fn best() -> &'static Kernels {
 }
 
 /// Returns true if the loops support these tensors: on the CPU, contiguous, all float32 or all bfloat16.
-pub fn serves(tensors: &[&Tensor]) -> bool {
+pub fn supports(tensors: &[&Tensor]) -> bool {
     let kind = tensors[0].kind();
     matches!(kind, Kind::Float | Kind::BFloat16)
         && tensors.iter().all(|t| t.kind() == kind && t.device() == Device::Cpu && t.is_contiguous())
@@ -74,12 +92,12 @@ fn parallel(rows: i64, width: i64, f: impl Fn(i64, i64) + Sync) {
 
 /// The address of a tensor's data, which closures may take to other threads.
 #[derive(Clone, Copy)]
-struct At(*mut c_void);
+struct BufferPtr(*mut c_void);
 
 // SAFETY: the threads write disjoint rows.
-unsafe impl Sync for At {}
+unsafe impl Sync for BufferPtr {}
 
-impl At {
+impl BufferPtr {
     fn of(t: &Tensor) -> Self {
         Self(t.data_ptr())
     }
@@ -94,7 +112,7 @@ impl At {
     }
 }
 
-fn half(t: &Tensor) -> bool {
+fn is_bf16(t: &Tensor) -> bool {
     t.kind() == Kind::BFloat16
 }
 
@@ -102,12 +120,12 @@ fn floats(n: i64) -> Tensor {
     Tensor::empty([n], (Kind::Float, Device::Cpu))
 }
 
-fn last(t: &Tensor) -> i64 {
+fn row_width(t: &Tensor) -> i64 {
     t.size()[t.dim() - 1]
 }
 
-fn rows(t: &Tensor) -> i64 {
-    t.numel() as i64 / last(t)
+fn row_count(t: &Tensor) -> i64 {
+    t.numel() as i64 / row_width(t)
 }
 
 /// Copies rows into a padded block on the CPU: (T, heads, E) -> (count, heads, length, E). Position i of the block is
@@ -115,10 +133,10 @@ fn rows(t: &Tensor) -> i64 {
 pub fn gather_heads(rows: &Tensor, places: Option<&Tensor>, count: i64, length: i64) -> Tensor {
     let rows = rows.contiguous();
     let (size, slots) = (rows.size(), count * length);
-    check_places(places, slots, size[0]);
+    check_rows(places, slots, size[0]);
     let block = Tensor::empty([count, size[1], length, size[2]], (rows.kind(), Device::Cpu));
     let bytes = size[2] * rows.kind().elt_size_in_bytes() as i64;
-    let (from, to, at) = (At::of(&rows), At::of(&block), places.map(At::of));
+    let (from, to, at) = (BufferPtr::of(&rows), BufferPtr::of(&block), places.map(BufferPtr::of));
     // SAFETY: each thread writes positions [b, e) of the block; every place is an existing row or negative.
     parallel(slots, size[1] * size[2], |b, e| unsafe {
         let places = at.as_ref().map_or(std::ptr::null(), |p| p.i64().cast_const());
@@ -132,9 +150,9 @@ pub fn scatter_heads(block: &Tensor, places: Option<&Tensor>, rows: &Tensor) {
     let block = block.contiguous();
     let (size, slots) = (block.size(), block.size()[0] * block.size()[2]);
     assert!(rows.is_contiguous() && rows.kind() == block.kind() && rows.size()[1..] == [size[1], size[3]]);
-    check_places(places, slots, rows.size()[0]);
+    check_rows(places, slots, rows.size()[0]);
     let bytes = size[3] * block.kind().elt_size_in_bytes() as i64;
-    let (from, to, at) = (At::of(&block), At::of(rows), places.map(At::of));
+    let (from, to, at) = (BufferPtr::of(&block), BufferPtr::of(rows), places.map(BufferPtr::of));
     // SAFETY: each thread reads positions [b, e) of the block; every place is an existing row or negative, no two are
     // equal.
     parallel(slots, size[1] * size[3], |b, e| unsafe {
@@ -143,7 +161,7 @@ pub fn scatter_heads(block: &Tensor, places: Option<&Tensor>, rows: &Tensor) {
     });
 }
 
-fn check_places(places: Option<&Tensor>, slots: i64, rows: i64) {
+fn check_rows(places: Option<&Tensor>, slots: i64, rows: i64) {
     match places {
         None => assert!(slots == rows, "a block of {slots} positions for {rows} rows"),
         Some(p) => assert!(
@@ -164,10 +182,10 @@ impl Kernels {
 
     /// Computes RMSNorm: x (…, D), w (D) -> y (…, D), and the reciprocal root mean square of each row (rows).
     pub fn rms_norm(&self, x: &Tensor, w: &Tensor, eps: f64) -> (Tensor, Tensor) {
-        let (n, d) = (rows(x), last(x));
-        assert!(serves(&[x, w]) && w.numel() as i64 == d);
+        let (n, d) = (row_count(x), row_width(x));
+        assert!(supports(&[x, w]) && w.numel() as i64 == d);
         let (y, inverse) = (x.empty_like(), floats(n));
-        let (h, [px, pw, py, pi]) = (half(x), [x, w, &y, &inverse].map(At::of));
+        let (h, [px, pw, py, pi]) = (is_bf16(x), [x, w, &y, &inverse].map(BufferPtr::of));
         // SAFETY: rows [b, e) of buffers of n rows.
         parallel(n, d, |b, e| unsafe {
             (self.rms_norm)(h, px.any(), pw.any(), py.any(), pi.f32(), d, eps as f32, b, e)
@@ -184,17 +202,17 @@ impl Kernels {
         g: &Tensor,
         weight: bool,
     ) -> (Tensor, Option<Tensor>) {
-        let (n, d) = (rows(x), last(x));
-        assert!(serves(&[x, w, g]) && g.size() == x.size() && inverse.numel() as i64 == n);
+        let (n, d) = (row_count(x), row_width(x));
+        assert!(supports(&[x, w, g]) && g.size() == x.size() && inverse.numel() as i64 == n);
         let gx = x.empty_like();
-        let (h, [px, pw, pi, pg, pgx]) = (half(x), [x, w, inverse, g, &gx].map(At::of));
+        let (h, [px, pw, pi, pg, pgx]) = (is_bf16(x), [x, w, inverse, g, &gx].map(BufferPtr::of));
         // SAFETY: rows [b, e) of buffers of n rows.
         parallel(n, d, |b, e| unsafe {
             (self.rms_norm_backward)(h, px.any(), pw.any(), pi.f32(), pg.any(), pgx.any(), d, b, e)
         });
         let gw = weight.then(|| {
             let gw = floats(d);
-            let pgw = At::of(&gw);
+            let pgw = BufferPtr::of(&gw);
             // SAFETY: columns [b, e) of a buffer of d.
             parallel(d, n, |b, e| unsafe {
                 (self.rms_norm_weight)(h, px.any(), pi.f32(), pg.any(), pgw.f32(), n, d, b, e)
@@ -206,9 +224,9 @@ impl Kernels {
 
     /// Computes silu(gate) * up.
     pub fn swiglu(&self, gate: &Tensor, up: &Tensor) -> Tensor {
-        assert!(serves(&[gate, up]) && gate.size() == up.size());
+        assert!(supports(&[gate, up]) && gate.size() == up.size());
         let y = gate.empty_like();
-        let (h, [pg, pu, py]) = (half(gate), [gate, up, &y].map(At::of));
+        let (h, [pg, pu, py]) = (is_bf16(gate), [gate, up, &y].map(BufferPtr::of));
         // SAFETY: elements [b, e) of buffers of one size.
         parallel(y.numel() as i64, 4, |b, e| unsafe { (self.swiglu)(h, pg.any(), pu.any(), py.any(), b, e) });
         y
@@ -216,9 +234,9 @@ impl Kernels {
 
     /// Returns the gradients of gate and up, given the gradient `g` of the result.
     pub fn swiglu_backward(&self, gate: &Tensor, up: &Tensor, g: &Tensor) -> (Tensor, Tensor) {
-        assert!(serves(&[gate, up, g]) && gate.size() == up.size() && gate.size() == g.size());
+        assert!(supports(&[gate, up, g]) && gate.size() == up.size() && gate.size() == g.size());
         let (a, b) = (gate.empty_like(), gate.empty_like());
-        let (h, [pg, pu, pd, pa, pb]) = (half(gate), [gate, up, g, &a, &b].map(At::of));
+        let (h, [pg, pu, pd, pa, pb]) = (is_bf16(gate), [gate, up, g, &a, &b].map(BufferPtr::of));
         // SAFETY: elements [b, e) of buffers of one size.
         parallel(g.numel() as i64, 4, |b, e| unsafe {
             (self.swiglu_backward)(h, pg.any(), pu.any(), pd.any(), pa.any(), pb.any(), b, e)
@@ -230,9 +248,9 @@ impl Kernels {
     pub fn rotate(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, turn: f32) -> Tensor {
         let size = x.size();
         let (t, heads, e) = (size[0], size[1], size[2]);
-        assert!(serves(&[x, cos, sin]) && [cos, sin].iter().all(|c| c.numel() as i64 == t * (e / 2)) && e % 2 == 0);
+        assert!(supports(&[x, cos, sin]) && [cos, sin].iter().all(|c| c.numel() as i64 == t * (e / 2)) && e % 2 == 0);
         let y = x.empty_like();
-        let (h, [px, pc, ps, py]) = (half(x), [x, cos, sin, &y].map(At::of));
+        let (h, [px, pc, ps, py]) = (is_bf16(x), [x, cos, sin, &y].map(BufferPtr::of));
         // SAFETY: tokens [b, e) of buffers of t tokens.
         parallel(t, heads * e, |begin, end| unsafe {
             (self.rotate)(h, px.any(), pc.any(), ps.any(), py.any(), heads, e, turn, begin, end)
@@ -252,16 +270,16 @@ impl Kernels {
         entropy: bool,
         direction: bool,
     ) -> (Tensor, Tensor, Option<Tensor>) {
-        let (n, v) = (rows(logits), last(logits));
-        assert!(serves(&[logits]) && targets.kind() == Kind::Int64 && targets.numel() as i64 == n);
+        let (n, v) = (row_count(logits), row_width(logits));
+        assert!(supports(&[logits]) && targets.kind() == Kind::Int64 && targets.numel() as i64 == n);
         let targets = targets.contiguous();
         assert!(n == 0 || (targets.min().int64_value(&[]) >= 0 && targets.max().int64_value(&[]) < v));
         let (log_probs, hits, entropy) = (floats(n), floats(n), entropy.then(|| floats(n)));
-        let (h, [pz, pt, pl, ph]) = (half(logits), [logits, &targets, &log_probs, &hits].map(At::of));
-        let (pe, inverse) = (entropy.as_ref().map(At::of), (1.0 / temperature) as f32);
+        let (h, [pz, pt, pl, ph]) = (is_bf16(logits), [logits, &targets, &log_probs, &hits].map(BufferPtr::of));
+        let (pe, inverse) = (entropy.as_ref().map(BufferPtr::of), (1.0 / temperature) as f32);
         // SAFETY: rows [b, e) of buffers of n rows; every target is a column.
         parallel(n, v, |b, e| unsafe {
-            let pe = pe.as_ref().map_or(std::ptr::null_mut(), At::f32);
+            let pe = pe.as_ref().map_or(std::ptr::null_mut(), BufferPtr::f32);
             (self.head)(h, pz.any(), pt.i64(), pl.f32(), ph.f32(), pe, v, inverse, direction, b, e)
         });
         (log_probs, hits, entropy)
@@ -270,9 +288,9 @@ impl Kernels {
     /// Overwrites scores (…, L) by causal probabilities, exp(scale * s - lse). The query of row i has position i % L;
     /// later keys get 0.
     pub fn probabilities(&self, scores: &Tensor, lse: &Tensor, scale: f64) {
-        let (n, l) = (rows(scores), last(scores));
-        assert!(serves(&[scores]) && serves(&[lse]) && lse.kind() == Kind::Float && lse.numel() as i64 == n);
-        let (h, [ps, pl]) = (half(scores), [scores, lse].map(At::of));
+        let (n, l) = (row_count(scores), row_width(scores));
+        assert!(supports(&[scores]) && supports(&[lse]) && lse.kind() == Kind::Float && lse.numel() as i64 == n);
+        let (h, [ps, pl]) = (is_bf16(scores), [scores, lse].map(BufferPtr::of));
         // SAFETY: rows [b, e) of buffers of n rows.
         parallel(n, l, |b, e| unsafe { (self.probabilities)(h, ps.any(), pl.f32(), l, scale as f32, b, e) });
     }
@@ -280,9 +298,9 @@ impl Kernels {
     /// Overwrites the gradient `gp` of the probabilities `p` (…, L) by the gradient of the scores. `y` (…, E) is the
     /// attention's result and `gy` its gradient.
     pub fn score_gradient(&self, gp: &Tensor, p: &Tensor, gy: &Tensor, y: &Tensor, scale: f64) {
-        let (n, l, e) = (rows(gp), last(gp), last(y));
-        assert!(serves(&[gp, p, gy, y]) && p.size() == gp.size() && rows(y) == n && gy.size() == y.size());
-        let (h, [pg, pp, pd, py]) = (half(gp), [gp, p, gy, y].map(At::of));
+        let (n, l, e) = (row_count(gp), row_width(gp), row_width(y));
+        assert!(supports(&[gp, p, gy, y]) && p.size() == gp.size() && row_count(y) == n && gy.size() == y.size());
+        let (h, [pg, pp, pd, py]) = (is_bf16(gp), [gp, p, gy, y].map(BufferPtr::of));
         // SAFETY: rows [b, e) of buffers of n rows.
         parallel(n, l, |begin, end| unsafe {
             (self.score_gradient)(h, pg.any(), pp.any(), pd.any(), py.any(), l, e, scale as f32, begin, end)

@@ -33,9 +33,9 @@ unsafe extern "C" {
 
 /// The build of the kernels for one instruction set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Build(c_int);
+pub struct KernelBuild(c_int);
 
-impl Build {
+impl KernelBuild {
     const BEST: Self = Self(-1);
 
     /// Returns the builds that this processor can run, from the smallest instruction set to the largest.
@@ -47,7 +47,7 @@ impl Build {
     /// Computes [`product`] by this build's kernels, for any number of rows.
     pub fn product(self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Option<Tensor> {
         // SAFETY: live tensors for the duration of the call; the result is ours.
-        unsafe { owned(ft_product(self.0, at(x), at(w), maybe(bias), maybe(onto))) }
+        unsafe { owned(ft_product(self.0, raw(x), raw(w), raw_or_null(bias), raw_or_null(onto))) }
     }
 
     /// Computes [`decode_attention`] by this build's kernels.
@@ -62,19 +62,28 @@ impl Build {
         // SAFETY: live tensors for the duration of the call, `held` has the length given; the result is ours.
         unsafe {
             let slots = held.len() as i64;
-            let made =
-                ft_decode_attention(self.0, at(q), at(k), at(v), at(keys), at(values), held.as_ptr(), slots, scale);
+            let made = ft_decode_attention(
+                self.0,
+                raw(q),
+                raw(k),
+                raw(v),
+                raw(keys),
+                raw(values),
+                held.as_ptr(),
+                slots,
+                scale,
+            );
             owned(made)
         }
     }
 }
 
-fn at(t: &Tensor) -> *mut C_tensor {
+fn raw(t: &Tensor) -> *mut C_tensor {
     t.as_ptr() as *mut C_tensor
 }
 
-fn maybe(t: Option<&Tensor>) -> *mut C_tensor {
-    t.map_or(std::ptr::null_mut(), at)
+fn raw_or_null(t: Option<&Tensor>) -> *mut C_tensor {
+    t.map_or(std::ptr::null_mut(), raw)
 }
 
 /// # Safety
@@ -88,7 +97,7 @@ unsafe fn owned(made: *mut C_tensor) -> Option<Tensor> {
 /// [`product_rows`] rows, a row's bits do not depend on the other rows. `None` if there is no kernel for these
 /// tensors, or if libtorch's product is as fast.
 pub fn product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Option<Tensor> {
-    Build::BEST.product(x, w, bias, onto)
+    KernelBuild::BEST.product(x, w, bias, onto)
 }
 
 /// Returns the number of rows of x up to which [`product`] uses our own kernels on this CPU, for which a row's bits
@@ -108,5 +117,5 @@ pub fn decode_attention(
     held: &[i64],
     scale: f64,
 ) -> Option<Tensor> {
-    Build::BEST.decode_attention(q, new, tables, held, scale)
+    KernelBuild::BEST.decode_attention(q, new, tables, held, scale)
 }

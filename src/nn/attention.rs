@@ -4,17 +4,17 @@
 //! log-sum-exp with three plain products over grouped heads: the stock flash backward issues thousands of tiny
 //! products and is slower at the lengths fine-tuning sees. On CUDA in half precision the packed flash kernel does both.
 
-use super::cache::Cache;
+use super::cache::KvCache;
 use super::ops::differentiable;
 use super::rope::Rope;
-use super::tokens::{Group, Segments, Tokens};
+use super::tokens::{SegmentGroup, Segments, Tokens};
 use crate::native::{self, kernels};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 /// Longest segment, in tokens, whose backward recomputes all scores at once. For longer ones the flash backward is
 /// faster.
-const RECOMPUTE: i64 = 1024;
+const RECOMPUTE_MAX_LENGTH: i64 = 1024;
 
 /// Returns the bytes that attention's largest temporary tensors take in training, per head and per pair of tokens,
 /// where segments have up to `longest` tokens.
@@ -24,23 +24,23 @@ pub fn score_bytes(longest: i64, kind: Kind, device: Device) -> u64 {
         Device::Cuda(_) if kind == Kind::Float => 16,
         Device::Cuda(_) => 0,
         // Probabilities and their gradient.
-        _ if longest <= RECOMPUTE => 2 * kind.elt_size_in_bytes() as u64,
+        _ if longest <= RECOMPUTE_MAX_LENGTH => 2 * kind.elt_size_in_bytes() as u64,
         _ => 0,
     }
 }
 
 /// Computes softmax(q k^T * scale) v, causal and within each segment: q (T, H, E); k, v (T, K, E) -> (T, H, E).
-pub fn packed(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, scale: f64) -> Tensor {
+pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, scale: f64) -> Tensor {
     let half = matches!(q.kind(), Kind::BFloat16 | Kind::Half);
     if q.device().is_cuda() && half {
         return native::flash_varlen(q, k, v, &segments.bounds, segments.longest, scale)
             .expect("packed flash attention takes half-precision rows");
     }
-    let (groups, shape) = (segments.groups.iter().map(Group::shallow_clone).collect::<Vec<_>>(), q.size());
+    let (groups, shape) = (segments.groups.iter().map(SegmentGroup::shallow_clone).collect::<Vec<_>>(), q.size());
     differentiable(
         &[q, k, v],
         || {
-            let blocks: Vec<Block> = groups.into_iter().map(|g| Block::new(g, q, k, v, scale)).collect();
+            let blocks: Vec<PaddedBlock> = groups.into_iter().map(|g| PaddedBlock::new(g, q, k, v, scale)).collect();
             let out = scatter(blocks.iter().map(|b| (&b.group, &b.out)), &shape, q);
             (out, blocks)
         },
@@ -58,8 +58,8 @@ pub fn packed(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, scale: f6
 }
 
 /// One group of segments as a padded block, with everything that its backward needs.
-struct Block {
-    group: Group,
+struct PaddedBlock {
+    group: SegmentGroup,
     q: Tensor,   // (n, H, L, E)
     k: Tensor,   // (n, K, L, E)
     v: Tensor,   // (n, K, L, E)
@@ -67,13 +67,13 @@ struct Block {
     lse: Tensor, // (n, H, L) log-sum-exp of the scores
 }
 
-impl Block {
-    fn new(group: Group, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Self {
+impl PaddedBlock {
+    fn new(group: SegmentGroup, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Self {
         let (q, k, v) = (group.gather(q), group.gather(k), group.gather(v));
         let (out, lse) = if q.device().is_cuda() {
             let s = scores(&q, &k, scale); // (n*K, G*L, L) float32
             let lse = s.logsumexp([-1i64].as_slice(), true);
-            let out = (s - &lse).exp().to_kind(v.kind()).bmm(&fold(&v));
+            let out = (s - &lse).exp().to_kind(v.kind()).bmm(&merge_heads(&v));
             (out.view_as(&q), lse.view(&q.size()[..3]))
         } else {
             Tensor::internal_scaled_dot_product_flash_attention_for_cpu(&q, &k, &v, 0.0, true, None::<&Tensor>, scale)
@@ -86,8 +86,8 @@ impl Block {
     fn backward(&self, g: &Tensor, scale: f64) -> [Tensor; 3] {
         let Self { q, k, v, out, lse, .. } = self;
         let (size, heads) = (k.size(), q.size()[1]);
-        if self.group.longest > RECOMPUTE && !q.device().is_cuda() {
-            let (rk, rv) = (repeat(k, heads), repeat(v, heads));
+        if self.group.longest > RECOMPUTE_MAX_LENGTH && !q.device().is_cuda() {
+            let (rk, rv) = (repeat_kv(k, heads), repeat_kv(v, heads));
             let (gq, gk, gv) = Tensor::internal_scaled_dot_product_flash_attention_for_cpu_backward(
                 g,
                 q,
@@ -106,12 +106,12 @@ impl Block {
             return [gq, sum(gk), sum(gv)];
         }
         let grouped = |t: &Tensor| t.reshape([size[0] * size[1], -1, size[3]]); // (n*K, G*L, E)
-        if kernels::serves(&[q, k, v]) {
-            let (gy, y, k) = (grouped(g), grouped(out).contiguous(), fold(k));
+        if kernels::supports(&[q, k, v]) {
+            let (gy, y, k) = (grouped(g), grouped(out).contiguous(), merge_heads(k));
             let p = grouped(q).bmm(&k.transpose(1, 2)); // (n*K, G*L, L)
             kernels::best().probabilities(&p, &lse.contiguous(), scale);
             let gv = p.transpose(1, 2).bmm(&gy);
-            let gs = gy.bmm(&fold(v).transpose(1, 2));
+            let gs = gy.bmm(&merge_heads(v).transpose(1, 2));
             kernels::best().score_gradient(&gs, &p, &gy, &y, scale);
             drop(p);
             let (gq, gk) = (gs.bmm(&k), gs.transpose(1, 2).bmm(&grouped(q)));
@@ -123,22 +123,22 @@ impl Block {
         let dot =
             (gy.to_kind(Kind::Float) * y.to_kind(Kind::Float)).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
         let gv = p.to_kind(v.kind()).transpose(1, 2).bmm(&gy);
-        let gp = gy.bmm(&fold(v).transpose(1, 2));
+        let gp = gy.bmm(&merge_heads(v).transpose(1, 2));
         let gs = ((gp.to_kind(Kind::Float) - dot) * p * scale).to_kind(q.kind());
-        let gq = gs.bmm(&fold(k));
+        let gq = gs.bmm(&merge_heads(k));
         let gk = gs.transpose(1, 2).bmm(&grouped(q));
         [gq.view_as(q), gk.view_as(k), gv.view_as(v)]
     }
 }
 
 /// Merges the first two dimensions: (n, K, L, E) -> (n*K, L, E).
-fn fold(t: &Tensor) -> Tensor {
+fn merge_heads(t: &Tensor) -> Tensor {
     let s = t.size();
     t.reshape([s[0] * s[1], s[2], s[3]])
 }
 
 /// Repeats keys or values for each query head that shares them: (n, K, L, E) -> (n, H, L, E).
-fn repeat(t: &Tensor, heads: i64) -> Tensor {
+fn repeat_kv(t: &Tensor, heads: i64) -> Tensor {
     let s = t.size();
     if s[1] == heads {
         return t.shallow_clone();
@@ -151,19 +151,19 @@ fn repeat(t: &Tensor, heads: i64) -> Tensor {
 /// in the second dimension.
 fn scores(q: &Tensor, k: &Tensor, scale: f64) -> Tensor {
     let s = k.size();
-    let raw = q.reshape([s[0] * s[1], -1, s[3]]).bmm(&fold(k).transpose(1, 2)).to_kind(Kind::Float) * scale;
+    let raw = q.reshape([s[0] * s[1], -1, s[3]]).bmm(&merge_heads(k).transpose(1, 2)).to_kind(Kind::Float) * scale;
     let hidden = Tensor::ones([s[2], s[2]], (Kind::Bool, q.device())).triu(1);
     raw.view([s[0] * s[1], -1, s[2], s[2]]).masked_fill_(&hidden, f64::NEG_INFINITY).view_as(&raw)
 }
 
-impl Group {
+impl SegmentGroup {
     fn shallow_clone(&self) -> Self {
         Self {
             count: self.count,
             longest: self.longest,
-            places: self.places.as_ref().map(Tensor::shallow_clone),
-            slots: self.slots.as_ref().map(Tensor::shallow_clone),
-            real: self.real.as_ref().map(|(a, b)| (a.shallow_clone(), b.shallow_clone())),
+            cpu_rows: self.cpu_rows.as_ref().map(Tensor::shallow_clone),
+            device_rows: self.device_rows.as_ref().map(Tensor::shallow_clone),
+            unpadded: self.unpadded.as_ref().map(|(a, b)| (a.shallow_clone(), b.shallow_clone())),
         }
     }
 
@@ -171,43 +171,45 @@ impl Group {
     /// positions may hold any value: causal attention never reads a later position, and their own results are not
     /// used.
     fn gather(&self, t: &Tensor) -> Tensor {
-        match &self.slots {
-            _ if t.device() == Device::Cpu => kernels::gather_heads(t, self.places.as_ref(), self.count, self.longest),
-            Some(slots) => self.block(&t.index_select(0, slots)),
-            None => self.block(t),
+        match &self.device_rows {
+            _ if t.device() == Device::Cpu => {
+                kernels::gather_heads(t, self.cpu_rows.as_ref(), self.count, self.longest)
+            }
+            Some(slots) => self.heads_first(&t.index_select(0, slots)),
+            None => self.heads_first(t),
         }
     }
 
     /// Does the same as `gather` for a gradient: padded positions are zero, because their results are not used.
     fn gather_gradient(&self, t: &Tensor) -> Tensor {
-        match &self.real {
+        match &self.unpadded {
             _ if t.device() == Device::Cpu => self.gather(t),
             Some((real, from)) => {
                 let mut rows =
                     Tensor::zeros([self.count * self.longest, t.size()[1], t.size()[2]], (t.kind(), t.device()));
-                self.block(&rows.index_copy_(0, real, &t.index_select(0, from)))
+                self.heads_first(&rows.index_copy_(0, real, &t.index_select(0, from)))
             }
-            None => self.block(t),
+            None => self.heads_first(t),
         }
     }
 
     /// Reshapes rows into a block: (n * L, heads, E) -> (n, heads, L, E).
-    fn block(&self, rows: &Tensor) -> Tensor {
+    fn heads_first(&self, rows: &Tensor) -> Tensor {
         rows.view([self.count, self.longest, rows.size()[1], rows.size()[2]]).transpose(1, 2).contiguous()
     }
 }
 
 /// Copies the rows of blocks (n, heads, L, E) back to where they belong in the packed row (T, heads, E), without
 /// padding.
-fn scatter<'a>(blocks: impl Iterator<Item = (&'a Group, &'a Tensor)>, shape: &[i64], like: &Tensor) -> Tensor {
+fn scatter<'a>(blocks: impl Iterator<Item = (&'a SegmentGroup, &'a Tensor)>, shape: &[i64], like: &Tensor) -> Tensor {
     let mut whole: Option<Tensor> = None;
     for (group, block) in blocks {
         if block.device() == Device::Cpu {
             let rows = whole.get_or_insert_with(|| Tensor::empty(shape, (like.kind(), like.device())));
-            kernels::scatter_heads(block, group.places.as_ref(), rows);
+            kernels::scatter_heads(block, group.cpu_rows.as_ref(), rows);
             continue;
         }
-        match &group.real {
+        match &group.unpadded {
             None => {
                 let rows = Tensor::empty(shape, (like.kind(), like.device()));
                 rows.view([group.count, group.longest, shape[1], shape[2]]).copy_(&block.transpose(1, 2));
@@ -226,7 +228,7 @@ fn scatter<'a>(blocks: impl Iterator<Item = (&'a Group, &'a Tensor)>, shape: &[i
 /// Attends from one new token of each cache slot to all tokens of that slot: q (S, H, E) -> (S, H, E). The query
 /// heads that share a key head are passed as several queries of one head, so that keys need not be repeated. No
 /// gradient.
-fn step(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, scale: f64) -> Tensor {
+fn one_token_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, scale: f64) -> Tensor {
     let (slots, heads, size) = (q.size()[0], k.size()[1], q.size()[2]);
     let blocks = q.view([slots, heads, -1, size]); // (S, K, G, E)
     Tensor::scaled_dot_product_attention(&blocks, k, v, mask, 0.0, false, scale, false).reshape_as(q)
@@ -234,7 +236,7 @@ fn step(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, scale: f64) -
 
 /// Returns the additive mask of a decoding step, (S, 1, 1, longest): 0 for the tokens of a slot, -inf beyond its end.
 /// `None` if all slots have the same length.
-fn step_mask(lengths: &[i64], longest: i64, kind: Kind, device: Device) -> Option<Tensor> {
+fn decode_mask(lengths: &[i64], longest: i64, kind: Kind, device: Device) -> Option<Tensor> {
     if lengths.iter().all(|n| *n == lengths[0]) {
         return None;
     }
@@ -245,7 +247,7 @@ fn step_mask(lengths: &[i64], longest: i64, kind: Kind, device: Device) -> Optio
 
 /// Attends from several new tokens of each cache slot, one slot after the other: q (T, H, E), in packed order ->
 /// (T, H, E). No gradient.
-fn continued(q: &Tensor, cache: &Cache, layer: usize, segments: &Segments, scale: f64) -> Tensor {
+fn continued_attention(q: &Tensor, cache: &KvCache, layer: usize, segments: &Segments, scale: f64) -> Tensor {
     let mut parts = Vec::with_capacity(segments.lengths.len());
     let mut row = 0;
     for (slot, &n) in segments.lengths.iter().enumerate().filter(|(_, n)| **n > 0) {
@@ -263,22 +265,22 @@ fn continued(q: &Tensor, cache: &Cache, layer: usize, segments: &Segments, scale
 }
 
 /// State of one forward pass through all layers: the packed row's segments, its positions and, for decoding, the cache.
-pub struct Pass<'a> {
+pub struct ForwardPass<'a> {
     segments: &'a Segments,
     positions: &'a Tensor,
-    cache: Option<&'a mut Cache>,
+    cache: Option<&'a mut KvCache>,
     angles: Option<(Tensor, Tensor)>,
     /// Rows of the cache that the new tokens are written to; the same for every layer.
     places: Option<Tensor>,
     /// Mask of a decoding step, once it has been computed; the same for every layer.
     mask: Option<Option<Tensor>>,
     /// Queries and keys of the layers given to `listen`; `None` until the layer has run.
-    asked: BTreeMap<usize, Option<Asked>>,
+    captured: BTreeMap<usize, Option<QueriesAndKeys>>,
 }
 
 /// Queries, keys and scale of one layer's attention, from which its attention weights can be computed.
 #[derive(Debug)]
-pub struct Asked {
+pub struct QueriesAndKeys {
     /// (T, H, E)
     pub q: Tensor,
     /// (T, K, E)
@@ -287,7 +289,7 @@ pub struct Asked {
     pub scale: f64,
 }
 
-impl Asked {
+impl QueriesAndKeys {
     /// Returns the same tensors cut off from the graph, so that no gradient reaches the layer. With `learns` they are
     /// new leaves that collect a gradient.
     pub fn detach(&self, learns: bool) -> Self {
@@ -296,28 +298,28 @@ impl Asked {
     }
 }
 
-impl<'a> Pass<'a> {
+impl<'a> ForwardPass<'a> {
     /// Starts a pass over a packed row. With a `cache`, segment s continues the sequence in slot s; room for it is
     /// reserved.
-    pub fn new(tokens: &'a Tokens, mut cache: Option<&'a mut Cache>) -> Self {
+    pub fn new(tokens: &'a Tokens, mut cache: Option<&'a mut KvCache>) -> Self {
         let segments = &tokens.segments;
         if let Some(cache) = &mut cache {
             cache.reserve(&segments.lengths);
         }
         let (angles, places, mask, asked) = (None, None, None, BTreeMap::new());
-        Self { segments, positions: &tokens.positions, cache, angles, places, mask, asked }
+        Self { segments, positions: &tokens.positions, cache, angles, places, mask, captured: asked }
     }
 
-    /// Keeps the queries and keys of these layers, for [`Pass::asked`].
-    pub fn listen(mut self, layers: &[usize]) -> Self {
-        self.asked = layers.iter().map(|i| (*i, None)).collect();
+    /// Keeps the queries and keys of these layers, for [`ForwardPass::asked`].
+    pub fn capture_attention(mut self, layers: &[usize]) -> Self {
+        self.captured = layers.iter().map(|i| (*i, None)).collect();
         self
     }
 
     /// Takes the queries and keys that a layer given to `listen` has computed since the last call. `None` if it was
     /// not given or has not run.
-    pub fn asked(&mut self, layer: usize) -> Option<Asked> {
-        self.asked.get_mut(&layer)?.take()
+    pub fn take_captured(&mut self, layer: usize) -> Option<QueriesAndKeys> {
+        self.captured.get_mut(&layer)?.take()
     }
 
     /// Returns cos and sin of the row's positions, (T, 1, E/2) each. They are computed once per pass.
@@ -332,27 +334,27 @@ impl<'a> Pass<'a> {
     /// Computes the causal attention of layer `layer`: q (T, H, E); k, v (T, K, E) -> (T, H, E). With a cache, writes
     /// the new keys and values to it and attends to the earlier tokens as well.
     pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Tensor {
-        if let Some(asked) = self.asked.get_mut(&layer) {
-            *asked = Some(Asked { q: q.shallow_clone(), k: k.shallow_clone(), scale });
+        if let Some(asked) = self.captured.get_mut(&layer) {
+            *asked = Some(QueriesAndKeys { q: q.shallow_clone(), k: k.shallow_clone(), scale });
         }
-        let Some(cache) = &mut self.cache else { return packed(q, k, v, self.segments, scale) };
+        let Some(cache) = &mut self.cache else { return packed_attention(q, k, v, self.segments, scale) };
         let lengths = &self.segments.lengths;
         let step_only = lengths.iter().all(|n| *n == 1);
         if step_only && let Some(out) = cache.step(layer, q, k, v, scale) {
             return out;
         }
-        let places = self.places.get_or_insert_with(|| cache.places(lengths, k.size()[1], k.device()));
+        let places = self.places.get_or_insert_with(|| cache.table_rows(lengths, k.size()[1], k.device()));
         cache.write(layer, k, v, places);
         // If every slot is either empty or gets no token, there are no earlier tokens to attend to.
         if cache.lengths.iter().zip(lengths).all(|(held, new)| *held == 0 || *new == 0) {
-            packed(q, k, v, self.segments, scale)
+            packed_attention(q, k, v, self.segments, scale)
         } else if step_only {
             let longest = cache.lengths.iter().max().copied().unwrap_or(0) + 1;
-            let mask = self.mask.get_or_insert_with(|| step_mask(&cache.lengths, longest, q.kind(), q.device()));
+            let mask = self.mask.get_or_insert_with(|| decode_mask(&cache.lengths, longest, q.kind(), q.device()));
             let (k, v) = cache.read(layer, longest);
-            step(q, &k, &v, mask.as_ref(), scale)
+            one_token_attention(q, &k, &v, mask.as_ref(), scale)
         } else {
-            continued(q, cache, layer, self.segments, scale)
+            continued_attention(q, cache, layer, self.segments, scale)
         }
     }
 }
@@ -391,7 +393,7 @@ mod tests {
                 g
             })
         };
-        let ours = packed(&q, &k, &v, &Segments::new(lengths.to_vec(), Device::Cpu), 0.3);
+        let ours = packed_attention(&q, &k, &v, &Segments::new(lengths.to_vec(), Device::Cpu), 0.3);
         let theirs = plain(&q, &k, &v, lengths, 0.3);
         let gap = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
         let (a, b) = (grads(&ours), grads(&theirs));

@@ -9,24 +9,24 @@ use crate::native;
 use tch::{Device, Tensor};
 
 /// Key/value cache for batched decoding.
-pub struct Cache {
+pub struct KvCache {
     /// Keys and values, (places, K, capacity, E) each; allocated when the layer first writes.
     layers: Vec<Option<(Tensor, Tensor)>>,
     /// Number of tokens in each slot in use.
     pub lengths: Vec<i64>,
     /// Number of slots that the tables have room for.
-    places: i64,
+    slot_capacity: i64,
     capacity: i64,
 }
 
 /// The capacity of a slot is a multiple of this number of tokens.
-const STEP: i64 = 128;
+const CAPACITY_STEP: i64 = 128;
 
-impl Cache {
+impl KvCache {
     /// Returns an empty cache for a model with `depth` layers and `slots` sequences.
     pub fn new(depth: usize, slots: usize) -> Self {
         let layers = (0..depth).map(|_| None).collect();
-        Self { layers, lengths: vec![0; slots], places: slots as i64, capacity: 0 }
+        Self { layers, lengths: vec![0; slots], slot_capacity: slots as i64, capacity: 0 }
     }
 
     /// Makes room for `added[s]` more tokens in each slot s. Must be called before the layers run.
@@ -34,7 +34,7 @@ impl Cache {
         assert_eq!(added.len(), self.lengths.len(), "one segment a slot");
         let needed = self.lengths.iter().zip(added).map(|(l, a)| l + a).max().unwrap_or(0);
         if needed > self.capacity {
-            self.capacity = (needed.max(self.capacity * 2) + STEP - 1) / STEP * STEP;
+            self.capacity = (needed.max(self.capacity * 2) + CAPACITY_STEP - 1) / CAPACITY_STEP * CAPACITY_STEP;
             self.grow(2, self.capacity);
         }
     }
@@ -51,18 +51,18 @@ impl Cache {
     }
 
     /// Adds `slots` empty slots after those in use.
-    pub fn open(&mut self, slots: usize) {
+    pub fn add_slots(&mut self, slots: usize) {
         self.lengths.resize(self.lengths.len() + slots, 0);
         let live = self.lengths.len() as i64;
-        if live > self.places {
-            self.places = live.max(self.places * 2);
-            self.grow(0, self.places);
+        if live > self.slot_capacity {
+            self.slot_capacity = live.max(self.slot_capacity * 2);
+            self.grow(0, self.slot_capacity);
         }
     }
 
     /// Adds a slot that is a copy of slot `from`.
-    pub fn fork(&mut self, from: usize) {
-        self.open(1);
+    pub fn fork_slot(&mut self, from: usize) {
+        self.add_slots(1);
         let to = self.lengths.len() - 1;
         self.lengths[to] = self.lengths[from];
         self.copy(from, to, self.lengths[from]);
@@ -82,7 +82,7 @@ impl Cache {
     /// Returns one layer's tables; allocates them for keys of the dtype and sizes of `k` (T, K, E) if there are none
     /// yet.
     fn layer(&mut self, layer: usize, k: &Tensor) -> &(Tensor, Tensor) {
-        let shape = [self.places, k.size()[1], self.capacity, k.size()[2]];
+        let shape = [self.slot_capacity, k.size()[1], self.capacity, k.size()[2]];
         let table = || Tensor::zeros(shape, (k.kind(), k.device()));
         self.layers[layer].get_or_insert_with(|| (table(), table()))
     }
@@ -117,7 +117,7 @@ impl Cache {
 
     /// Returns the rows, (T * K), to which each head of each new token is written in a table flattened to
     /// (places * K * capacity, E).
-    pub(super) fn places(&self, added: &[i64], heads: i64, device: Device) -> Tensor {
+    pub(super) fn table_rows(&self, added: &[i64], heads: i64, device: Device) -> Tensor {
         let tokens = (0..self.lengths.len()).flat_map(|s| (0..added[s]).map(move |t| (s as i64, self.lengths[s] + t)));
         let rows: Vec<i64> =
             tokens.flat_map(|(s, t)| (0..heads).map(move |h| (s * heads + h) * self.capacity + t)).collect();
@@ -138,7 +138,7 @@ impl Cache {
 
     /// Keeps only the given slots, in the given order. If no slot moves to a higher number (`slots[i] >= i`, as when
     /// the last slot replaces a removed one), only the slots that move are copied; otherwise all tables are.
-    pub fn keep(&mut self, slots: &[usize]) {
+    pub fn retain_slots(&mut self, slots: &[usize]) {
         let lengths: Vec<i64> = slots.iter().map(|&s| self.lengths[s]).collect();
         if slots.iter().enumerate().all(|(to, from)| *from >= to) {
             for (to, &from) in slots.iter().enumerate().filter(|(to, from)| **from > *to) {
@@ -149,7 +149,7 @@ impl Cache {
             for t in self.tables() {
                 *t = t.index_select(0, &Tensor::from_slice(&order).to_device(t.device()));
             }
-            self.places = order.len() as i64;
+            self.slot_capacity = order.len() as i64;
         }
         self.lengths = lengths;
     }
@@ -161,24 +161,24 @@ mod tests {
     use tch::Kind;
 
     /// Two heads of size 1; token t of slot s has the key 100 s + t in head 0, and its negative in head 1.
-    fn filled(lengths: &[i64]) -> Cache {
-        let mut cache = Cache::new(1, lengths.len());
+    fn filled(lengths: &[i64]) -> KvCache {
+        let mut cache = KvCache::new(1, lengths.len());
         add(&mut cache, &(0..lengths.len() as i64).collect::<Vec<_>>(), lengths);
         cache
     }
 
-    fn add(cache: &mut Cache, names: &[i64], added: &[i64]) {
+    fn add(cache: &mut KvCache, names: &[i64], added: &[i64]) {
         cache.reserve(added);
         let at = |s: usize| (cache.lengths[s]..cache.lengths[s] + added[s]).map(move |t| (100 * names[s] + t) as f32);
         let keys: Vec<f32> = (0..added.len()).flat_map(at).flat_map(|x| [x, -x]).collect();
         let k = Tensor::from_slice(&keys).view([-1, 2, 1]);
-        let places = cache.places(added, 2, Device::Cpu);
+        let places = cache.table_rows(added, 2, Device::Cpu);
         cache.write(0, &k, &(&k + 0.5), &places);
         cache.advance(added);
     }
 
     /// Checks that every slot has the keys and values of the sequence called `names[s]`.
-    fn check(cache: &Cache, names: &[i64]) {
+    fn check(cache: &KvCache, names: &[i64]) {
         assert_eq!(cache.lengths.len(), names.len());
         let (k, v) = cache.read(0, *cache.lengths.iter().max().unwrap());
         for (s, (&name, &length)) in names.iter().zip(&cache.lengths).enumerate() {
@@ -194,21 +194,21 @@ mod tests {
     fn slots_keep_their_tokens_while_the_cache_grows_and_shrinks() {
         let mut cache = filled(&[3, 130, 1, 7]);
         check(&cache, &[0, 1, 2, 3]);
-        cache.keep(&[3, 1, 2]); // in place: the last slot replaces the first
+        cache.retain_slots(&[3, 1, 2]); // in place: the last slot replaces the first
         check(&cache, &[3, 1, 2]);
         add(&mut cache, &[3, 1, 2], &[300, 1, 2]); // grows
         check(&cache, &[3, 1, 2]);
         assert_eq!(cache.lengths, [307, 131, 3]);
-        cache.keep(&[2, 0, 1]); // a rotation: not in place
+        cache.retain_slots(&[2, 0, 1]); // a rotation: not in place
         check(&cache, &[2, 3, 1]);
-        cache.fork(1); // slots double
+        cache.fork_slot(1); // slots double
         check(&cache, &[2, 3, 1, 3]);
         add(&mut cache, &[2, 3, 1, 3], &[0, 0, 0, 4]);
         check(&cache, &[2, 3, 1, 3]);
-        cache.open(2);
+        cache.add_slots(2);
         add(&mut cache, &[2, 3, 1, 3, 5, 6], &[0, 0, 0, 0, 9, 2]);
         check(&cache, &[2, 3, 1, 3, 5, 6]);
-        cache.keep(&[0, 1, 2]);
+        cache.retain_slots(&[0, 1, 2]);
         cache.truncate(1, 5);
         add(&mut cache, &[2, 3, 1], &[1, 1, 1]);
         check(&cache, &[2, 3, 1]);

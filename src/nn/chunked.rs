@@ -6,9 +6,9 @@
 //!   once and the backward only scales it.
 //! - `recomputed` returns numbers for each row and runs each chunk again in the backward. It serves heads with
 //!   adapters, and losses that weight rows after the fact.
-//! - `formed` is like `sum`, for any inputs that can be processed in parts.
+//! - `sum_of_parts` is like `sum`, for any inputs that can be processed in parts.
 
-use super::linear::{Linear, cast, operand};
+use super::linear::{Linear, aligned_operand, cast};
 use crate::native;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -17,15 +17,15 @@ use tch::{Kind, Tensor};
 pub const CHUNK: i64 = 128;
 
 /// The rows of a chunk: the first one, and how many.
-pub type Rows = (i64, i64);
+pub type RowRange = (i64, i64);
 
 /// Splits n rows into chunks of at most `size` rows.
-pub fn chunks(n: i64, size: i64) -> impl Iterator<Item = Rows> {
+pub fn chunks(n: i64, size: i64) -> impl Iterator<Item = RowRange> {
     (0..n).step_by(size as usize).map(move |start| (start, size.min(n - start)))
 }
 
 /// A sum over rows, and the numbers of each row.
-pub struct Sum<const K: usize> {
+pub struct ChunkedSum<const K: usize> {
     /// Scalar, float32; differentiable with respect to the hidden states and the head's trained parameters.
     pub total: Tensor,
     /// (N) each, without gradient. The first is the one that was summed.
@@ -35,22 +35,22 @@ pub struct Sum<const K: usize> {
 /// Sums numbers that `f` computes from the logits of hidden states `h` (N, D). `f(logits (n, V) float32, rows)`
 /// returns K numbers for each of the given rows, (n) each; the first of the K is summed over all N rows. A row's
 /// numbers may depend only on its own logits.
-pub fn sum<const K: usize>(
+pub fn sum_over_logits<const K: usize>(
     head: &Rc<Linear>,
     h: &Tensor,
-    f: impl Fn(&Tensor, Rows) -> [Tensor; K] + 'static,
-) -> Sum<K> {
-    let Some(weight) = head.plain() else {
-        let rows = recomputed(head, h, CHUNK, move |logits, rows| f(&logits.to_kind(Kind::Float), rows));
+    f: impl Fn(&Tensor, RowRange) -> [Tensor; K] + 'static,
+) -> ChunkedSum<K> {
+    let Some(weight) = head.plain_weight() else {
+        let rows = per_row_recomputed(head, h, CHUNK, move |logits, rows| f(&logits.to_kind(Kind::Float), rows));
         let total = rows[0].sum(Kind::Float);
-        return Sum { total, rows: rows.map(|r| r.detach()) };
+        return ChunkedSum { total, rows: rows.map(|r| r.detach()) };
     };
     let (trained, wanted) = (weight.requires_grad() && native::grad_enabled(), native::grad_enabled());
     let learns = wanted && (trained || h.requires_grad());
     let (mut parts, mut directions, mut g_weight) = (Vec::new(), Vec::new(), None::<Tensor>);
     {
         let _no_grad = tch::no_grad_guard();
-        let narrow = operand(weight, h.kind());
+        let narrow = aligned_operand(weight, h.kind());
         for rows in chunks(h.size()[0], CHUNK) {
             let h = h.narrow(0, rows.0, rows.1);
             let logits = h.linear(&narrow, None::<&Tensor>).to_kind(Kind::Float);
@@ -73,11 +73,11 @@ pub fn sum<const K: usize>(
             }
         }
     }
-    let rows = join(parts);
+    let rows = join_chunks(parts);
     let total = rows[0].sum(Kind::Float);
     if learns {
         let (direction, leaf) = (Tensor::cat(&directions, 0), weight.shallow_clone());
-        native::attach(&[&anchor(h)], &[&total], move |grads| {
+        native::attach_backward(&[&requiring_grad(h)], &[&total], move |grads| {
             let Some(g) = &grads[0] else { return vec![None] };
             // The weight's gradient is added to the leaf directly, not through the graph. With a tied embedding, the
             // gradients of head and embedding are then summed in the same order whether layers are replayed or not.
@@ -87,17 +87,17 @@ pub fn sum<const K: usize>(
             vec![Some(&direction * g.to_kind(direction.kind()))]
         });
     }
-    Sum { total, rows }
+    ChunkedSum { total, rows }
 }
 
 /// Returns the K numbers, (N) each, that `f` computes from logits (n, V) in the head's own dtype, `size` rows at a
 /// time. They are differentiable with respect to `h` (N, D) and the head's trained parameters: the backward runs each
 /// chunk again, which adds the parameters' gradients directly to the leaves.
-pub fn recomputed<const K: usize>(
+pub fn per_row_recomputed<const K: usize>(
     head: &Rc<Linear>,
     h: &Tensor,
     size: i64,
-    f: impl Fn(&Tensor, Rows) -> [Tensor; K] + 'static,
+    f: impl Fn(&Tensor, RowRange) -> [Tensor; K] + 'static,
 ) -> [Tensor; K] {
     let wanted = native::grad_enabled();
     let device = h.device();
@@ -105,22 +105,22 @@ pub fn recomputed<const K: usize>(
     let mut states = Vec::new();
     let columns = {
         let _no_grad = tch::no_grad_guard();
-        let numbers = |rows: Rows| {
+        let numbers = |rows: RowRange| {
             if wanted {
                 states.push(state()); // an adapter's dropout must repeat in the backward
             }
             f(&head.forward(&h.narrow(0, rows.0, rows.1)), rows)
         };
-        join(chunks(h.size()[0], size).map(numbers).collect())
+        join_chunks(chunks(h.size()[0], size).map(numbers).collect())
     };
     if wanted {
         let (head, hidden) = (head.clone(), h.detach());
-        native::attach(&[&anchor(h)], &columns.each_ref(), move |grads| {
+        native::attach_backward(&[&requiring_grad(h)], &columns.each_ref(), move |grads| {
             if grads.iter().all(Option::is_none) {
                 return vec![None];
             }
             let now = state();
-            let again = |(rows, rng): (Rows, &Tensor)| {
+            let again = |(rows, rng): (RowRange, &Tensor)| {
                 native::set_rng_state(device, rng).expect("a state of this generator");
                 let h = hidden.narrow(0, rows.0, rows.1).detach().set_requires_grad(true);
                 let numbers = tch::with_grad(|| f(&head.forward(&h), rows));
@@ -144,7 +144,11 @@ pub fn recomputed<const K: usize>(
 
 /// Returns the sum of the scalars that `f` computes from `inputs` for each part, without ever holding a graph over
 /// all parts: the inputs' gradients are computed part by part in the forward and only scaled in the backward.
-pub fn formed<P>(inputs: &[&Tensor], parts: impl IntoIterator<Item = P>, f: impl Fn(&[Tensor], P) -> Tensor) -> Tensor {
+pub fn sum_of_parts<P>(
+    inputs: &[&Tensor],
+    parts: impl IntoIterator<Item = P>,
+    f: impl Fn(&[Tensor], P) -> Tensor,
+) -> Tensor {
     let learns = native::grad_enabled() && inputs.iter().any(|t| t.requires_grad());
     let leaf = |t: &&Tensor| t.detach().set_requires_grad(learns && t.requires_grad());
     let leaves: Vec<Tensor> = inputs.iter().map(leaf).collect();
@@ -157,7 +161,7 @@ pub fn formed<P>(inputs: &[&Tensor], parts: impl IntoIterator<Item = P>, f: impl
         total += value.detach();
     }
     if learns {
-        native::attach(inputs, &[&total], move |grads| {
+        native::attach_backward(inputs, &[&total], move |grads| {
             let scaled = |leaf: &Tensor| {
                 let (g, own) = (grads[0].as_ref()?, leaf.requires_grad().then(|| leaf.grad())?);
                 own.defined().then(|| &own * g.to_kind(own.kind()))
@@ -169,13 +173,13 @@ pub fn formed<P>(inputs: &[&Tensor], parts: impl IntoIterator<Item = P>, f: impl
 }
 
 /// Concatenates the chunks of each of the K columns.
-pub(super) fn join<const K: usize>(parts: Vec<[Tensor; K]>) -> [Tensor; K] {
+pub(super) fn join_chunks<const K: usize>(parts: Vec<[Tensor; K]>) -> [Tensor; K] {
     std::array::from_fn(|k| Tensor::cat(&parts.iter().map(|p| &p[k]).collect::<Vec<_>>(), 0))
 }
 
 /// Returns the hidden states if they require a gradient, otherwise a copy that does. A node of the graph needs an
 /// input that requires a gradient, but under a frozen trunk the hidden states do not, although the head may be
 /// trained.
-pub(super) fn anchor(h: &Tensor) -> Tensor {
+pub(super) fn requiring_grad(h: &Tensor) -> Tensor {
     if h.requires_grad() { h.shallow_clone() } else { h.detach().set_requires_grad(true) }
 }

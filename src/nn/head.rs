@@ -8,7 +8,7 @@
 //! Log-probabilities may be taken at a sampling temperature T: `l = log softmax(z / T)` in float32. The entropy is
 //! `H = - sum_i p_i l_i`.
 
-use super::chunked::{self, Rows, anchor, chunks};
+use super::chunked::{self, RowRange, chunks, requiring_grad};
 use super::linear::Linear;
 use super::ops::differentiable;
 use crate::native::{self, kernels};
@@ -19,7 +19,7 @@ use tch::{Kind, Tensor};
 pub(super) const CHUNK: i64 = 256;
 
 /// Log-probability, accuracy and entropy for each target token.
-pub struct Scores {
+pub struct TargetScores {
     /// (N) log-probability of the target, float32, differentiable.
     pub log_probs: Tensor,
     /// (N) 1 where the target was the most likely token, float32.
@@ -29,7 +29,7 @@ pub struct Scores {
 }
 
 /// The scores of one chunk of logits.
-struct Read {
+struct ChunkScores {
     log_probs: Tensor,
     hits: Tensor,
     entropy: Option<Tensor>,
@@ -37,34 +37,34 @@ struct Read {
 
 /// The sampling temperature, and whether the entropy is wanted.
 #[derive(Clone, Copy)]
-struct Reading {
+struct HeadOptions {
     temperature: f64,
     entropy: bool,
 }
 
-impl Reading {
+impl HeadOptions {
     /// Computes the scores of logits (n, V). This is the only definition of a log-probability on each device, with or
     /// without gradient, trained head or entropy: a policy and a reference model with equal weights get equal bits.
-    fn read(self, logits: &Tensor, targets: &Tensor) -> Read {
-        if kernels::serves(&[logits]) {
+    fn chunk_scores(self, logits: &Tensor, targets: &Tensor) -> ChunkScores {
+        if kernels::supports(&[logits]) {
             let (log_probs, hits, entropy) =
                 kernels::best().head(logits, targets, self.temperature, self.entropy, false);
-            return Read { log_probs, hits, entropy };
+            return ChunkScores { log_probs, hits, entropy };
         }
-        let [log_probs, hits, entropy] = self.composed(logits, targets);
-        Read { log_probs, hits, entropy: self.entropy.then_some(entropy) }
+        let [log_probs, hits, entropy] = self.scores_by_libtorch(logits, targets);
+        ChunkScores { log_probs, hits, entropy: self.entropy.then_some(entropy) }
     }
 
     /// Returns the same as `read`, and the gradient of each row's log-probability with respect to its logits (n, V),
     /// in their dtype.
-    fn read_with_direction(self, logits: Tensor, targets: &Tensor) -> (Read, Tensor) {
-        if kernels::serves(&[&logits]) {
+    fn scores_with_gradient(self, logits: Tensor, targets: &Tensor) -> (ChunkScores, Tensor) {
+        if kernels::supports(&[&logits]) {
             let (log_probs, hits, entropy) =
                 kernels::best().head(&logits, targets, self.temperature, self.entropy, true);
-            return (Read { log_probs, hits, entropy }, logits);
+            return (ChunkScores { log_probs, hits, entropy }, logits);
         }
-        let read = self.read(&logits, targets);
-        let mut p = spread(&logits, self.temperature).exp_();
+        let read = self.chunk_scores(&logits, targets);
+        let mut p = tempered_log_softmax(&logits, self.temperature).exp_();
         let ones = Tensor::ones([targets.size()[0], 1], (Kind::Float, logits.device()));
         let mut direction = p.neg_().scatter_add_(-1, &targets.unsqueeze(-1), &ones);
         (read, direction.divide_scalar_(self.temperature).to_kind(logits.kind()))
@@ -72,8 +72,8 @@ impl Reading {
 
     /// Computes the log-probability of each target, whether it is the most likely token, and the entropy (zeros if it
     /// is not wanted) by libtorch's operations, which are differentiable.
-    fn composed(self, logits: &Tensor, targets: &Tensor) -> [Tensor; 3] {
-        let l = spread(logits, self.temperature);
+    fn scores_by_libtorch(self, logits: &Tensor, targets: &Tensor) -> [Tensor; 3] {
+        let l = tempered_log_softmax(logits, self.temperature);
         let log_prob = l.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1);
         let hit = l.argmax(-1, false).eq_tensor(targets).to_kind(Kind::Float);
         let entropy = match self.entropy {
@@ -85,34 +85,36 @@ impl Reading {
 }
 
 /// Returns `log softmax(z / T)` of logits (n, V), in float32.
-pub fn spread(logits: &Tensor, temperature: f64) -> Tensor {
+pub fn tempered_log_softmax(logits: &Tensor, temperature: f64) -> Tensor {
     let logits = logits.to_kind(Kind::Float);
     let logits = if temperature == 1.0 { logits } else { logits / temperature };
     logits.log_softmax(-1, Kind::Float)
 }
 
 /// Returns the log-probabilities of `targets` (N) given hidden states `h` (N, D).
-pub fn log_probs(head: &Rc<Linear>, h: &Tensor, targets: &Tensor) -> Scores {
-    scores(head, h, targets, 1.0, false)
+pub fn log_probs(head: &Rc<Linear>, h: &Tensor, targets: &Tensor) -> TargetScores {
+    target_scores(head, h, targets, 1.0, false)
 }
 
 /// Returns the log-probabilities of `targets` (N) in `softmax(z / T)`, T above 0, given hidden states `h` (N, D). With
 /// `entropy`, also the entropies `- sum_i p_i log p_i` (N).
-pub fn scores(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, temperature: f64, entropy: bool) -> Scores {
-    let reading = Reading { temperature, entropy };
-    match head.plain() {
-        Some(weight) if !weight.requires_grad() => frozen(weight, h, targets, reading),
-        Some(weight) if kernels::serves(&[h]) && temperature == 1.0 && !entropy => plain(weight, h, targets),
-        _ => trained(head, h, targets, reading),
+pub fn target_scores(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, temperature: f64, entropy: bool) -> TargetScores {
+    let reading = HeadOptions { temperature, entropy };
+    match head.plain_weight() {
+        Some(weight) if !weight.requires_grad() => frozen_head_scores(weight, h, targets, reading),
+        Some(weight) if kernels::supports(&[h]) && temperature == 1.0 && !entropy => {
+            plain_head_scores(weight, h, targets)
+        }
+        _ => recomputed_head_scores(head, h, targets, reading),
     }
 }
 
 /// Computes scores under a frozen weight (V, D). The gradient of the log-probability, `W^T (onehot - p) / T`, is
 /// computed in the forward. That of the entropy, `- W^T p (l + H) / T`, is computed in the backward and only if the
 /// loss depends on it: an entropy that is only a metric costs no product.
-fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor, reading: Reading) -> Scores {
+fn frozen_head_scores(weight: &Tensor, h: &Tensor, targets: &Tensor, reading: HeadOptions) -> TargetScores {
     let wanted = native::grad_enabled() && h.requires_grad();
-    let weight = super::linear::operand(weight, h.kind());
+    let weight = super::linear::aligned_operand(weight, h.kind());
     let (mut columns, mut directions) = (Vec::new(), Vec::new());
     {
         let _no_grad = tch::no_grad_guard();
@@ -121,15 +123,15 @@ fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor, reading: Reading) -> Sc
             let logits = h.narrow(0, start, n).linear(&weight, None::<&Tensor>);
             columns.push(match wanted {
                 true => {
-                    let (read, direction) = reading.read_with_direction(logits, &target);
+                    let (read, direction) = reading.scores_with_gradient(logits, &target);
                     directions.push(direction.matmul(&weight)); // (n, D)
                     read
                 }
-                false => reading.read(&logits, &target),
+                false => reading.chunk_scores(&logits, &target),
             });
         }
     }
-    let join = |of: fn(&Read) -> Option<&Tensor>| {
+    let join = |of: fn(&ChunkScores) -> Option<&Tensor>| {
         let parts: Option<Vec<&Tensor>> = columns.iter().map(of).collect();
         parts.map(|parts| Tensor::cat(&parts, 0))
     };
@@ -139,12 +141,15 @@ fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor, reading: Reading) -> Sc
     if wanted {
         let (hidden, direction) = (h.detach(), Tensor::cat(&directions, 0));
         let outputs: Vec<&Tensor> = std::iter::once(&log_probs).chain(&entropy).collect();
-        native::attach(&[h], &outputs, move |grads| {
+        native::attach_backward(&[h], &outputs, move |grads| {
             let kind = hidden.kind();
             let mut sum = grads[0].as_ref().map(|g| &direction * g.unsqueeze(-1).to_kind(kind));
             if let Some(Some(g)) = grads.get(1) {
                 let chunk = |(start, n)| {
-                    let l = spread(&hidden.narrow(0, start, n).linear(&weight, None::<&Tensor>), reading.temperature);
+                    let l = tempered_log_softmax(
+                        &hidden.narrow(0, start, n).linear(&weight, None::<&Tensor>),
+                        reading.temperature,
+                    );
                     let p = l.exp();
                     let entropy = -(&p * &l).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float); // (n, 1)
                     let scale = g.narrow(0, start, n).unsqueeze(-1) / -reading.temperature;
@@ -156,7 +161,7 @@ fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor, reading: Reading) -> Sc
             vec![sum]
         });
     }
-    Scores { log_probs, hits, entropy }
+    TargetScores { log_probs, hits, entropy }
 }
 
 /// Computes scores under a trained weight (V, D) without bias or adapter, on the CPU. If all rows fit into one chunk,
@@ -165,7 +170,7 @@ fn frozen(weight: &Tensor, h: &Tensor, targets: &Tensor, reading: Reading) -> Sc
 ///
 /// The weight's gradient is added to the leaf directly, not through the graph. With a tied embedding, the gradients
 /// of head and embedding are then summed in the same order whether layers are replayed or not.
-fn plain(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
+fn plain_head_scores(weight: &Tensor, h: &Tensor, targets: &Tensor) -> TargetScores {
     let wanted = native::grad_enabled();
     let keep = wanted && h.size()[0] <= CHUNK;
     let chunk = |h: &Tensor, weight: &Tensor, targets: &Tensor, (start, n), direction| {
@@ -176,9 +181,9 @@ fn plain(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
     };
     let (mut hits, leaf) = (Vec::new(), weight.shallow_clone());
     let log_probs = differentiable(
-        &[&anchor(h)],
+        &[&requiring_grad(h)],
         || {
-            let narrow = super::linear::operand(weight, h.kind());
+            let narrow = super::linear::aligned_operand(weight, h.kind());
             let (mut values, mut kept) = (Vec::new(), None);
             for rows in chunks(h.size()[0], CHUNK) {
                 let (value, hit, direction) = chunk(h, &narrow, targets, rows, keep);
@@ -213,39 +218,42 @@ fn plain(weight: &Tensor, h: &Tensor, targets: &Tensor) -> Scores {
             vec![Some(Tensor::cat(&g_h, 0))]
         },
     );
-    Scores { log_probs, hits: Tensor::cat(&hits, 0), entropy: None }
+    TargetScores { log_probs, hits: Tensor::cat(&hits, 0), entropy: None }
 }
 
 /// Computes scores under a head with a bias or an adapter, or a trained one at a temperature. Its chunks run again in
 /// the backward, where libtorch's autograd computes the gradients.
-fn trained(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, reading: Reading) -> Scores {
+fn recomputed_head_scores(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, reading: HeadOptions) -> TargetScores {
     let targets = targets.shallow_clone();
-    let of_rows = move |logits: &Tensor, (start, n): Rows| {
+    let of_rows = move |logits: &Tensor, (start, n): RowRange| {
         let targets = targets.narrow(0, start, n);
         if native::grad_enabled() {
-            return reading.composed(logits, &targets);
+            return reading.scores_by_libtorch(logits, &targets);
         }
-        let Read { log_probs, hits, entropy } = reading.read(logits, &targets);
+        let ChunkScores { log_probs, hits, entropy } = reading.chunk_scores(logits, &targets);
         let entropy = entropy.unwrap_or_else(|| hits.zeros_like());
         [log_probs, hits, entropy]
     };
-    let [log_probs, hits, entropy] = chunked::recomputed(head, h, CHUNK, of_rows);
-    Scores { log_probs, hits: hits.detach(), entropy: Some(entropy).filter(|_| reading.entropy) }
+    let [log_probs, hits, entropy] = chunked::per_row_recomputed(head, h, CHUNK, of_rows);
+    TargetScores { log_probs, hits: hits.detach(), entropy: Some(entropy).filter(|_| reading.entropy) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::{Attach, Builder, Place, Source, initial::Initial};
+    use crate::nn::{AdapterPlan, ModelBuilder, ParamMapping, WeightSource, initial::InitialWeights};
     use tch::Device;
 
     /// Returns a head (V, D) with random weights.
     fn head(train: bool) -> Rc<Linear> {
-        let initial =
-            Initial { seed: 3, spread: 0.5, place: |name| Some(Place { name: name.into(), transposed: false }) };
-        let none: Vec<&dyn Attach> = Vec::new();
-        let builder = Builder::new(Source::Chance(&initial), Device::Cpu, Kind::Float, train, none);
-        Rc::new((builder.root() / "lm_head").head(16, 300))
+        let initial = InitialWeights {
+            seed: 3,
+            std: 0.5,
+            map_param: |name| Some(ParamMapping { name: name.into(), transposed: false }),
+        };
+        let none: Vec<&dyn AdapterPlan> = Vec::new();
+        let builder = ModelBuilder::new(WeightSource::Random(&initial), Device::Cpu, Kind::Float, train, none);
+        Rc::new((builder.root() / "lm_head").output_head(16, 300))
     }
 
     /// Returns log-probabilities, entropies, and the gradients of hidden states and weight for the loss
@@ -264,7 +272,7 @@ mod tests {
             sum = &sum + (&entropy * b).sum(Kind::Float);
         }
         native::backward(&[&sum], &[&sum.ones_like()]).unwrap();
-        let weight = head.plain().unwrap();
+        let weight = head.plain_weight().unwrap();
         let mut found = vec![log_probs.detach(), entropy.detach(), h.grad()];
         if weight.requires_grad() {
             found.push(weight.grad().copy());
@@ -285,7 +293,7 @@ mod tests {
             for temperature in [1.0, 0.6] {
                 for bonus in [None, Some(&b)] {
                     let ours = results(&head, &h, &a, bonus, |h| {
-                        let s = scores(&head, h, &targets, temperature, true);
+                        let s = target_scores(&head, h, &targets, temperature, true);
                         [s.log_probs, s.entropy.unwrap()]
                     });
                     let plain = results(&head, &h, &a, bonus, |h| {
@@ -324,7 +332,7 @@ mod tests {
                     .flat_map(|(t, e)| [false, true].map(|g| (t, e, g)))
                 {
                     let (head, h) = (head(train), h.detach().set_requires_grad(grad));
-                    let ask = || scores(&head, &h, &targets, temperature, entropy);
+                    let ask = || target_scores(&head, &h, &targets, temperature, entropy);
                     let s = if grad { ask() } else { tch::no_grad(ask) };
                     assert_eq!(s.entropy.is_some(), entropy);
                     found.push((format!("trained {train}, entropy {entropy}, gradient {grad}"), s.log_probs.detach()));
@@ -342,7 +350,7 @@ mod tests {
         let head = head(false);
         let h = Tensor::randn([9, 16], (Kind::Float, Device::Cpu));
         let targets = Tensor::arange(9, (Kind::Int64, Device::Cpu));
-        let s = scores(&head, &h, &targets, 1.0, false);
+        let s = target_scores(&head, &h, &targets, 1.0, false);
         assert!(s.entropy.is_none() && s.log_probs.equal(&log_probs(&head, &h, &targets).log_probs));
     }
 }

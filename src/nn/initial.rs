@@ -4,42 +4,42 @@
 //! Each parameter has its own random stream, named after it. A value depends only on the seed, the parameter's name
 //! and the value's index in it, not on the order in which parameters are created or on the number of threads.
 
-use super::store::Layer;
-use super::weights::Place;
+use super::store::LayerKind;
+use super::weights::ParamMapping;
 use crate::rng;
 use rand::RngExt;
 use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
 /// Seed and spread of an untrained model's weights.
-pub struct Initial {
+pub struct InitialWeights {
     pub seed: u64,
     /// Standard deviation of weights (`initializer_range` in config.json).
-    pub spread: f64,
+    pub std: f64,
     /// Maps a tensor's name in a checkpoint to the model's parameter (`Family::place`).
-    pub place: fn(&str) -> Option<Place>,
+    pub map_param: fn(&str) -> Option<ParamMapping>,
 }
 
 /// Values per random stream: a parameter's values are sampled in blocks of this size, in parallel.
-const BLOCK: usize = 1 << 16;
+const STREAM_BLOCK: usize = 1 << 16;
 
-impl Initial {
+impl InitialWeights {
     pub(super) fn transposed(&self, name: &str) -> bool {
-        (self.place)(name).is_some_and(|p| p.transposed)
+        (self.map_param)(name).is_some_and(|p| p.transposed)
     }
 
     /// Returns the float32 values of a parameter; `spread` is a factor on the usual standard deviation.
-    pub(super) fn draw(&self, name: &str, layer: Layer, shape: &[i64], spread: f64) -> Tensor {
+    pub(super) fn sample(&self, name: &str, layer: LayerKind, shape: &[i64], spread: f64) -> Tensor {
         let options = (Kind::Float, tch::Device::Cpu);
         if name.ends_with(".bias") {
             return Tensor::zeros(shape, options);
         }
-        if layer == Layer::Norm {
+        if layer == LayerKind::Norm {
             return Tensor::ones(shape, options);
         }
         let mut values = vec![0f32; shape.iter().product::<i64>() as usize];
-        let (purpose, deviation) = (format!("initial {name}"), self.spread * spread);
-        values.par_chunks_mut(BLOCK).enumerate().for_each(|(i, block)| {
+        let (purpose, deviation) = (format!("initial {name}"), self.std * spread);
+        values.par_chunks_mut(STREAM_BLOCK).enumerate().for_each(|(i, block)| {
             let mut rng = rng::stream(self.seed, &purpose, i as u64);
             // Box and Muller 1958: two normal numbers from two uniform ones.
             for pair in block.chunks_mut(2) {
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     fn draw(name: &str, seed: u64) -> Tensor {
-        Initial { seed, spread: 0.02, place: |_| None }.draw(name, Layer::Linear, &[401, 331], 0.5)
+        InitialWeights { seed, std: 0.02, map_param: |_| None }.sample(name, LayerKind::Linear, &[401, 331], 0.5)
     }
 
     #[test]
@@ -75,6 +75,6 @@ mod tests {
         assert!(!t.equal(&draw("b.weight", 1)) && !t.equal(&draw("a.weight", 2)));
         // Two blocks of values differ.
         let flat = t.flatten(0, -1);
-        assert!(!flat.narrow(0, 0, 1000).equal(&flat.narrow(0, BLOCK as i64, 1000)));
+        assert!(!flat.narrow(0, 0, 1000).equal(&flat.narrow(0, STREAM_BLOCK as i64, 1000)));
     }
 }

@@ -1,7 +1,7 @@
 //! Layer normalisation.
 
-use super::joint::Input;
-use super::linear::{Attached, cast};
+use super::joint_linear::LayerInput;
+use super::linear::{LayerAdapters, cast};
 use tch::Tensor;
 
 /// Normalises each row to mean 0 and variance 1, with a trainable scale and shift per feature (Ba et al. 2016, arXiv
@@ -9,7 +9,7 @@ use tch::Tensor;
 pub struct LayerNorm {
     pub(super) weight: Tensor, // (D)
     pub(super) bias: Tensor,   // (D)
-    pub(super) adapters: Attached,
+    pub(super) adapters: LayerAdapters,
     pub(super) eps: f64,
 }
 
@@ -22,10 +22,10 @@ impl LayerNorm {
 
     /// Normalises x as the input of linear layers whose backward recomputes it: x is kept for the norm's own backward
     /// anyway.
-    pub fn input(&self, x: &Tensor) -> Input {
+    pub fn input(&self, x: &Tensor) -> LayerInput {
         let (weight, bias) = self.scale_and_shift(x);
         let eps = self.eps;
-        Input::recomputable(normal(x, &weight, &bias, eps), || {
+        LayerInput::recomputable(normal(x, &weight, &bias, eps), || {
             let (kept, scale, shift) = (x.detach(), weight.detach(), bias.detach());
             move || normal(&kept, &scale, &shift, eps)
         })

@@ -1,6 +1,6 @@
 //! Linear layers and embeddings, with the adapters attached to them.
 
-use super::joint::{self, Input, LowRank, Part};
+use super::joint_linear::{self, JointLayer, LayerInput, LowRank};
 use crate::native;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -12,7 +12,7 @@ pub trait Adapter {
     fn forward(&self, x: &Tensor, base: &Dense, train: bool) -> Tensor;
     /// Returns the rows `ids` of the adapted embedding table `weight` (V, D): (T) -> (T, D).
     fn embed(&self, ids: &Tensor, weight: &Tensor) -> Tensor {
-        look_up(&self.merged(weight), ids)
+        embedding_rows(&self.merged(weight), ids)
     }
     /// Returns the weight that gives the same output without the adapter; differentiable.
     fn merged(&self, weight: &Tensor) -> Tensor;
@@ -47,23 +47,23 @@ thread_local! {
 
 /// While a value of this type exists, products on this thread use the kernels of decoding, for which a row's result
 /// does not depend on the other rows of the batch.
-pub struct Decoding(bool);
+pub struct DecodingGuard(bool);
 
-impl Decoding {
+impl DecodingGuard {
     /// Switches the thread to the kernels of decoding until the value is dropped.
     pub fn begin() -> Self {
         Self(DECODING.replace(true))
     }
 }
 
-impl Drop for Decoding {
+impl Drop for DecodingGuard {
     fn drop(&mut self) {
         DECODING.set(self.0);
     }
 }
 
 /// Returns true while a [`Decoding`] exists on this thread.
-pub fn decoding() -> bool {
+pub fn is_decoding() -> bool {
     DECODING.get()
 }
 
@@ -72,13 +72,13 @@ pub fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     // The kernels of decoding read bfloat16 weights with any x; other formats are converted for them first. Widening
     // is exact, so the result has the same bits either way.
     let weight = if weight.kind() == Kind::BFloat16 { weight.shallow_clone() } else { cast(weight, x.kind()) };
-    let decoded = if decoding() { native::product(x, &weight, bias, None) } else { None };
-    decoded.unwrap_or_else(|| operand(x, x.kind()).linear(&operand(&weight, x.kind()), bias))
+    let decoded = if is_decoding() { native::product(x, &weight, bias, None) } else { None };
+    decoded.unwrap_or_else(|| aligned_operand(x, x.kind()).linear(&aligned_operand(&weight, x.kind()), bias))
 }
 
 /// Computes `y + x (T, in) @ weight (out, in)^T`, rounded once; may overwrite y.
-pub fn product_onto(mut y: Tensor, x: &Tensor, weight: &Tensor) -> Tensor {
-    let decoded = if decoding() { native::product(x, weight, None, Some(&y)) } else { None };
+pub fn add_product(mut y: Tensor, x: &Tensor, weight: &Tensor) -> Tensor {
+    let decoded = if is_decoding() { native::product(x, weight, None, Some(&y)) } else { None };
     decoded.unwrap_or_else(|| y.addmm_(x, &weight.tr()))
 }
 
@@ -90,7 +90,7 @@ pub fn cast(t: &Tensor, kind: Kind) -> Tensor {
 /// Converts a tensor to dtype `kind` for use in libtorch's products, on the CPU at an address that is a multiple of
 /// 16 bytes. On AMD's processors MKL sums in another order if the address is not, and a weight in a mapped file may
 /// be at any address: equal weights would then give different bits.
-pub fn operand(t: &Tensor, kind: Kind) -> Tensor {
+pub fn aligned_operand(t: &Tensor, kind: Kind) -> Tensor {
     let t = cast(t, kind);
     let misplaced = t.device() == Device::Cpu && t.data_ptr() as usize % 16 != 0;
     if misplaced { t.copy() } else { t }
@@ -98,7 +98,7 @@ pub fn operand(t: &Tensor, kind: Kind) -> Tensor {
 
 /// The active adapter of a model, and whether dropout is on; shared by all its layers.
 #[derive(Default)]
-pub struct Switches {
+pub struct AdapterSwitches {
     /// Number of the active adapter; `None`: the bare base.
     pub active: Cell<Option<usize>>,
     /// True while the model is trained: dropout is on.
@@ -106,18 +106,18 @@ pub struct Switches {
 }
 
 /// The adapters attached to one layer, with their numbers in the model.
-pub struct Attached {
-    pub(super) switches: Rc<Switches>,
+pub struct LayerAdapters {
+    pub(super) switches: Rc<AdapterSwitches>,
     pub(super) list: Vec<(usize, Box<dyn Adapter>)>,
 }
 
-impl Attached {
+impl LayerAdapters {
     /// Returns this layer's part of the active adapter; `None` if none is active or it does not adapt this layer.
     pub fn active(&self) -> Option<&dyn Adapter> {
-        self.numbered(self.switches.active.get()?)
+        self.by_id(self.switches.active.get()?)
     }
 
-    fn numbered(&self, id: usize) -> Option<&dyn Adapter> {
+    fn by_id(&self, id: usize) -> Option<&dyn Adapter> {
         self.list.iter().find(|(i, _)| *i == id).map(|(_, a)| &**a)
     }
 
@@ -129,7 +129,7 @@ impl Attached {
 /// A linear layer with its adapters.
 pub struct Linear {
     pub(super) dense: Dense,
-    pub(super) adapters: Attached,
+    pub(super) adapters: LayerAdapters,
 }
 
 impl Linear {
@@ -142,8 +142,8 @@ impl Linear {
     }
 
     /// Computes the same under the adapter with this number, whichever is active.
-    pub fn forward_under(&self, adapter: usize, x: &Tensor) -> Tensor {
-        match self.adapters.numbered(adapter) {
+    pub fn forward_with_adapter(&self, adapter: usize, x: &Tensor) -> Tensor {
+        match self.adapters.by_id(adapter) {
             Some(adapter) => adapter.forward(x, &self.dense, self.adapters.train()),
             None => self.dense.forward(x),
         }
@@ -151,31 +151,31 @@ impl Linear {
 
     /// Computes several layers of one input together: (T, in) -> (T, out) each. If a layer's adapter is more than a
     /// low-rank update, and in decoding, they are computed one by one.
-    pub fn together<const N: usize>(layers: [&Self; N], input: &Input) -> [Tensor; N] {
-        let parts = || layers.iter().map(|l| l.part(input.x.kind())).collect::<Option<Vec<Part>>>();
-        match if decoding() { None } else { parts() } {
-            Some(parts) => joint::products(input, None, &parts).try_into().expect("a result for each layer"),
+    pub fn forward_jointly<const N: usize>(layers: [&Self; N], input: &LayerInput) -> [Tensor; N] {
+        let parts = || layers.iter().map(|l| l.joint_layer(input.x.kind())).collect::<Option<Vec<JointLayer>>>();
+        match if is_decoding() { None } else { parts() } {
+            Some(parts) => joint_linear::products(input, None, &parts).try_into().expect("a result for each layer"),
             None => layers.map(|l| l.forward(&input.x)),
         }
     }
 
     /// Does the same as [`Linear::together`] for one layer.
-    pub fn read(&self, input: &Input) -> Tensor {
-        let [y] = Self::together([self], input);
+    pub fn forward_input(&self, input: &LayerInput) -> Tensor {
+        let [y] = Self::forward_jointly([self], input);
         y
     }
 
     /// Returns the layer as a product with at most a low-rank update; `None` if its active adapter is anything else.
-    fn part(&self, kind: Kind) -> Option<Part<'_>> {
+    fn joint_layer(&self, kind: Kind) -> Option<JointLayer<'_>> {
         let update = match self.adapters.active() {
             Some(adapter) => Some(adapter.low_rank(kind, self.adapters.train())?),
             None => None,
         };
-        Some(Part { base: &self.dense, update })
+        Some(JointLayer { base: &self.dense, update })
     }
 
     /// Returns the weight (out, in) if the layer is a plain product: no bias and no active adapter.
-    pub fn plain(&self) -> Option<&Tensor> {
+    pub fn plain_weight(&self) -> Option<&Tensor> {
         (self.dense.bias.is_none() && self.adapters.active().is_none()).then_some(&self.dense.weight)
     }
 }
@@ -183,7 +183,7 @@ impl Linear {
 /// An embedding table: one vector per token or position.
 pub struct Embedding {
     pub(super) weight: Tensor, // (V, D)
-    pub(super) adapters: Attached,
+    pub(super) adapters: LayerAdapters,
     pub(super) kind: Kind,
 }
 
@@ -197,14 +197,14 @@ impl Embedding {
     pub fn forward(&self, ids: &Tensor) -> Tensor {
         let rows = match self.adapters.active() {
             Some(adapter) => adapter.embed(ids, &self.weight),
-            None => look_up(&self.weight, ids),
+            None => embedding_rows(&self.weight, ids),
         };
         cast(&rows, self.kind)
     }
 }
 
 /// Returns the rows `ids` (T) of a table (V, D): (T, D).
-pub fn look_up(table: &Tensor, ids: &Tensor) -> Tensor {
+pub fn embedding_rows(table: &Tensor, ids: &Tensor) -> Tensor {
     Tensor::embedding(table, ids, -1, false, false)
 }
 

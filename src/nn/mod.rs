@@ -9,29 +9,32 @@
 
 pub mod attention;
 pub mod cache;
-pub mod chance;
 pub mod chunked;
 pub mod head;
 pub mod initial;
-pub mod joint;
+pub mod joint_linear;
 pub mod layer_norm;
 pub mod linear;
 pub mod norm;
 pub mod ops;
+pub mod randomness;
 pub mod rope;
 pub mod safetensors;
 pub mod store;
 pub mod tokens;
 pub mod weights;
 
-pub use attention::{Asked, Pass};
-pub use cache::Cache;
-pub use initial::Initial;
-pub use joint::Input;
+pub use attention::{ForwardPass, QueriesAndKeys};
+pub use cache::KvCache;
+pub use initial::InitialWeights;
+pub use joint_linear::LayerInput;
 pub use layer_norm::LayerNorm;
-pub use linear::{Adapter, Decoding, Dense, Embedding, Linear, Switches};
+pub use linear::{Adapter, AdapterSwitches, DecodingGuard, Dense, Embedding, Linear};
 pub use norm::RmsNorm;
-pub use rope::{Rope, Scaling};
-pub use store::{Attach, Builder, Built, Layer, Param, ParamStore, Register, Role, Scope, Site, Source};
+pub use rope::{Rope, RopeScaling};
+pub use store::{
+    AdapterPlan, AdapterSite, BuildResult, LayerKind, ModelBuilder, ModuleScope, Param, ParamRole, ParamStore,
+    RegisterParam, WeightSource,
+};
 pub use tokens::{Segments, Tokens};
-pub use weights::{Place, Weights};
+pub use weights::{ParamMapping, Weights};

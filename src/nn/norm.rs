@@ -1,14 +1,14 @@
 //! Root-mean-square normalisation.
 
-use super::joint::Input;
-use super::linear::{Attached, cast};
+use super::joint_linear::LayerInput;
+use super::linear::{LayerAdapters, cast};
 use super::ops;
 use tch::Tensor;
 
 /// Root-mean-square normalisation with a trainable scale per feature.
 pub struct RmsNorm {
     pub(super) weight: Tensor, // (D)
-    pub(super) adapters: Attached,
+    pub(super) adapters: LayerAdapters,
     pub(super) eps: f64,
 }
 
@@ -20,10 +20,10 @@ impl RmsNorm {
 
     /// Normalises x as the input of linear layers whose backward recomputes it: x is kept for the norm's own backward
     /// anyway.
-    pub fn input(&self, x: &Tensor) -> Input {
+    pub fn input(&self, x: &Tensor) -> LayerInput {
         let weight = self.weight(x);
         let eps = self.eps;
-        Input::recomputable(ops::rms_norm(x, &weight, eps), || {
+        LayerInput::recomputable(ops::rms_norm(x, &weight, eps), || {
             let (kept, again) = (x.detach(), weight.detach());
             move || ops::rms_norm(&kept, &again, eps)
         })

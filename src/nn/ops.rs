@@ -2,7 +2,7 @@
 //!
 //! On the CPU each is one pass of our own loops (`native::kernels`); elsewhere it is composed of libtorch's operations.
 
-use super::joint::Input;
+use super::joint_linear::LayerInput;
 use crate::native::{self, kernels};
 use tch::{Kind, Tensor};
 
@@ -40,7 +40,7 @@ pub fn differentiable_many<S: 'static>(
         forward()
     };
     if recorded {
-        native::attach(inputs, &out.iter().collect::<Vec<_>>(), move |grads| backward(&saved, grads));
+        native::attach_backward(inputs, &out.iter().collect::<Vec<_>>(), move |grads| backward(&saved, grads));
     }
     out
 }
@@ -52,7 +52,7 @@ fn recorded(inputs: &[&Tensor]) -> bool {
 
 /// Computes `silu(gate) * up`, elementwise. Keeps only its two inputs for the backward.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
-    let forward = || match kernels::serves(&[gate, up]) {
+    let forward = || match kernels::supports(&[gate, up]) {
         true => kernels::best().swiglu(gate, up),
         false => gate.silu() * up,
     };
@@ -65,7 +65,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
         || (forward(), (gate.detach(), up.detach())),
         |(gate, up), g| {
             let g = g.contiguous();
-            if kernels::serves(&[gate, up, &g]) {
+            if kernels::supports(&[gate, up, &g]) {
                 let (g_gate, g_up) = kernels::best().swiglu_backward(gate, up, &g);
                 return vec![Some(g_gate), Some(g_up)];
             }
@@ -77,16 +77,16 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
 
 /// Computes GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv 1606.08415) as the input of linear layers whose
 /// backward recomputes it. Keeps its input.
-pub fn gelu_input(x: &Tensor) -> Input {
-    Input::recomputable(x.gelu("tanh"), || {
+pub fn gelu_input(x: &Tensor) -> LayerInput {
+    LayerInput::recomputable(x.gelu("tanh"), || {
         let kept = x.detach();
         move || kept.gelu("tanh")
     })
 }
 
 /// Computes [`swiglu`] as the input of linear layers whose backward recomputes it.
-pub fn swiglu_input(gate: &Tensor, up: &Tensor) -> Input {
-    Input::recomputable(swiglu(gate, up), || {
+pub fn swiglu_input(gate: &Tensor, up: &Tensor) -> LayerInput {
+    LayerInput::recomputable(swiglu(gate, up), || {
         let kept = (gate.detach(), up.detach());
         move || swiglu(&kept.0, &kept.1)
     })
@@ -98,7 +98,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     let (train_weight, width) = (weight.requires_grad(), x.size()[x.dim() - 1]);
     let x = &x.contiguous();
     let forward = || {
-        if kernels::serves(&[x, weight]) {
+        if kernels::supports(&[x, weight]) {
             return kernels::best().rms_norm(x, weight, eps);
         }
         let wide = x.to_kind(Kind::Float);
@@ -116,7 +116,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
         },
         move |(x, weight, inverse), g| {
             let g = g.contiguous();
-            if kernels::serves(&[x, weight, &g]) {
+            if kernels::supports(&[x, weight, &g]) {
                 let (g_x, g_weight) = kernels::best().rms_norm_backward(x, weight, inverse, &g, train_weight);
                 return vec![Some(g_x), g_weight.map(|g| g.to_kind(weight.kind()))];
             }
@@ -139,7 +139,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
 pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
     fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, back: bool) -> Tensor {
         let x = x.contiguous();
-        if kernels::serves(&[&x, cos, sin]) {
+        if kernels::supports(&[&x, cos, sin]) {
             return kernels::best().rotate(&x, cos, sin, if back { -1.0 } else { 1.0 });
         }
         let sin = if back { sin.neg() } else { sin.shallow_clone() };

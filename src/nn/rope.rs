@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 /// How frequencies are changed for contexts longer than that of pre-training.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Scaling {
+pub enum RopeScaling {
     None,
     /// Positions divided by a factor (Chen et al. 2023, arXiv 2306.15595).
     Linear {
@@ -48,15 +48,15 @@ pub struct Rope {
     head_size: i64,
     theta: f64,
     inverse_frequencies: Tensor, // (E/2) float32
-    scaling: Scaling,
+    scaling: RopeScaling,
 }
 
 impl Rope {
     /// Computes the frequencies of a head of `head_size` (E) with base `theta`.
-    pub fn new(head_size: i64, theta: f64, scaling: &Scaling, device: Device) -> Self {
+    pub fn new(head_size: i64, theta: f64, scaling: &RopeScaling, device: Device) -> Self {
         let plain = |i: i64| theta.powf(-((2 * i) as f64) / head_size as f64);
         let frequencies: Vec<f64> = match *scaling {
-            Scaling::Yarn { factor, original, fast, slow, truncate, .. } => {
+            RopeScaling::Yarn { factor, original, fast, slow, truncate, .. } => {
                 let size = head_size as f64;
                 // Returns the dimension that rotates `times` times within the original context.
                 let turning = |times: f64| size * (original / (times * TAU)).ln() / (2.0 * theta.ln());
@@ -72,7 +72,7 @@ impl Rope {
                 };
                 (0..head_size / 2).map(mixed).collect()
             }
-            Scaling::Llama3 { factor, low, high, original } => {
+            RopeScaling::Llama3 { factor, low, high, original } => {
                 let scaled = |i: i64| {
                     let f = plain(i);
                     let wavelength = 2.0 * PI / f;
@@ -87,8 +87,8 @@ impl Rope {
                 };
                 (0..head_size / 2).map(scaled).collect()
             }
-            Scaling::Linear { factor } => (0..head_size / 2).map(|i| plain(i) / factor).collect(),
-            Scaling::None | Scaling::Dynamic { .. } => (0..head_size / 2).map(plain).collect(),
+            RopeScaling::Linear { factor } => (0..head_size / 2).map(|i| plain(i) / factor).collect(),
+            RopeScaling::None | RopeScaling::Dynamic { .. } => (0..head_size / 2).map(plain).collect(),
         };
         let inverse_frequencies = tensor(&frequencies).to_device(device);
         Self { head_size, theta, inverse_frequencies, scaling: scaling.clone() }
@@ -97,12 +97,14 @@ impl Rope {
     /// Returns cos and sin for positions (T): (T, 1, E/2) each, computed in float32 and cast to `kind`. The positions
     /// are those of segments with the given `lengths`; with a cache, segment s continues `past[s]` tokens.
     pub fn angles(&self, positions: &Tensor, lengths: &[i64], past: Option<&[i64]>, kind: Kind) -> (Tensor, Tensor) {
-        let turns = self.by_length(lengths, past);
+        let turns = self.dynamic_frequencies(lengths, past);
         let turns = turns.as_ref().unwrap_or(&self.inverse_frequencies);
         let angle = positions.to_kind(Kind::Float).unsqueeze(-1) * turns; // (T, E/2)
         let angle = angle.unsqueeze(1);
         let (cos, sin) = match self.scaling {
-            Scaling::Yarn { attention, .. } if attention != 1.0 => (angle.cos() * attention, angle.sin() * attention),
+            RopeScaling::Yarn { attention, .. } if attention != 1.0 => {
+                (angle.cos() * attention, angle.sin() * attention)
+            }
             _ => (angle.cos(), angle.sin()),
         };
         (cos.to_kind(kind), sin.to_kind(kind))
@@ -110,8 +112,8 @@ impl Rope {
 
     /// Returns each token's frequencies (T, E/2) under dynamic NTK. `None` under another scaling, or if no segment is
     /// longer than the original context.
-    fn by_length(&self, lengths: &[i64], past: Option<&[i64]>) -> Option<Tensor> {
-        let Scaling::Dynamic { factor, original } = self.scaling else { return None };
+    fn dynamic_frequencies(&self, lengths: &[i64], past: Option<&[i64]>) -> Option<Tensor> {
+        let RopeScaling::Dynamic { factor, original } = self.scaling else { return None };
         let reached: Vec<i64> = match past {
             Some(past) => lengths.iter().zip(past).map(|(n, p)| n + p).collect(),
             None => lengths.to_vec(),

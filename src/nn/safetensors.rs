@@ -16,13 +16,13 @@ pub const SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Name, dtype and shape of one tensor in a file's header.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct TensorHeader {
     pub name: String,
     pub dtype: Dtype,
     pub shape: Vec<usize>,
 }
 
-impl Entry {
+impl TensorHeader {
     pub fn new(name: impl Into<String>, dtype: Dtype, shape: impl Into<Vec<usize>>) -> Self {
         Self { name: name.into(), dtype, shape: shape.into() }
     }
@@ -44,10 +44,10 @@ impl Entry {
 /// reference writer orders them), and must return exactly `entry.bytes()` little-endian bytes, row-major.
 pub fn write_file<B: AsRef<[u8]>>(
     path: &Path,
-    entries: &[Entry],
-    mut bytes: impl FnMut(&Entry) -> Result<B>,
+    entries: &[TensorHeader],
+    mut bytes: impl FnMut(&TensorHeader) -> Result<B>,
 ) -> Result<()> {
-    let mut order: Vec<&Entry> = entries.iter().collect();
+    let mut order: Vec<&TensorHeader> = entries.iter().collect();
     order.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
     let header = header(path, &order)?;
 
@@ -88,9 +88,9 @@ pub fn write_file<B: AsRef<[u8]>>(
 /// Shards are filled in the order of `entries`; the folder must not hold older weights.
 pub fn write_model<B: AsRef<[u8]>>(
     folder: &Path,
-    entries: &[Entry],
+    entries: &[TensorHeader],
     shard_bytes: u64,
-    mut bytes: impl FnMut(&Entry) -> Result<B>,
+    mut bytes: impl FnMut(&TensorHeader) -> Result<B>,
 ) -> Result<Vec<PathBuf>> {
     let shards = shards(entries, shard_bytes);
     if let [_] = shards[..] {
@@ -109,8 +109,8 @@ pub fn write_model<B: AsRef<[u8]>>(
     }
     let index = serde_json::json!({
         "metadata": {
-            "total_parameters": entries.iter().map(Entry::elements).sum::<u64>(),
-            "total_size": entries.iter().map(Entry::bytes).sum::<u64>(),
+            "total_parameters": entries.iter().map(TensorHeader::elements).sum::<u64>(),
+            "total_size": entries.iter().map(TensorHeader::bytes).sum::<u64>(),
         },
         "weight_map": weight_map,
     });
@@ -119,7 +119,7 @@ pub fn write_model<B: AsRef<[u8]>>(
 }
 
 /// Returns the JSON header, padded with spaces so that the data starts at a multiple of eight bytes.
-fn header(path: &Path, order: &[&Entry]) -> Result<Vec<u8>> {
+fn header(path: &Path, order: &[&TensorHeader]) -> Result<Vec<u8>> {
     let mut end = 0;
     let mut infos = Vec::with_capacity(order.len());
     for entry in order {
@@ -142,7 +142,7 @@ fn header(path: &Path, order: &[&Entry]) -> Result<Vec<u8>> {
 }
 
 /// Splits `entries`, in order, into shards of at most `limit` bytes; a larger tensor gets a shard of its own.
-fn shards(entries: &[Entry], limit: u64) -> Vec<&[Entry]> {
+fn shards(entries: &[TensorHeader], limit: u64) -> Vec<&[TensorHeader]> {
     let mut shards = Vec::new();
     let (mut start, mut size) = (0, 0);
     for (i, entry) in entries.iter().enumerate() {
@@ -161,15 +161,15 @@ mod tests {
     use super::*;
     use ::safetensors::SafeTensors;
 
-    fn entries() -> Vec<Entry> {
+    fn entries() -> Vec<TensorHeader> {
         vec![
-            Entry::new("b.weight", Dtype::BF16, [2, 3]),
-            Entry::new("a.weight", Dtype::F32, [4]),
-            Entry::new("a.bias", Dtype::F32, [2]),
+            TensorHeader::new("b.weight", Dtype::BF16, [2, 3]),
+            TensorHeader::new("a.weight", Dtype::F32, [4]),
+            TensorHeader::new("a.bias", Dtype::F32, [2]),
         ]
     }
 
-    fn filled(entry: &Entry) -> Result<Vec<u8>> {
+    fn filled(entry: &TensorHeader) -> Result<Vec<u8>> {
         Ok(vec![entry.name.len() as u8; entry.bytes() as usize])
     }
 
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn a_name_given_twice_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let twice = [Entry::new("a", Dtype::F32, [1]), Entry::new("a", Dtype::F32, [1])];
+        let twice = [TensorHeader::new("a", Dtype::F32, [1]), TensorHeader::new("a", Dtype::F32, [1])];
         assert!(write_file(&folder.path().join("x"), &twice, filled).unwrap_err().message().contains("twice"));
     }
 }

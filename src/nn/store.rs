@@ -1,12 +1,12 @@
 //! Holds parameters under the checkpoint's own names, and builds a model's layers.
 //!
-//! A family asks a [`Scope`] for layers by name and shape. The builder loads or samples their weights, offers each
+//! A family asks a [`ModuleScope`] for layers by name and shape. The builder loads or samples their weights, offers each
 //! layer to the planned adapters, and records every parameter, so that family files contain nothing about adapters or
 //! files.
 
-use super::initial::Initial;
+use super::initial::InitialWeights;
 use super::layer_norm::LayerNorm;
-use super::linear::{Adapter, Attached, Dense, Embedding, Linear, Switches, cast};
+use super::linear::{Adapter, AdapterSwitches, Dense, Embedding, LayerAdapters, Linear, cast};
 use super::norm::RmsNorm;
 use super::weights::Weights;
 use crate::error::{Error, Result};
@@ -19,7 +19,7 @@ use tch::{Device, Kind, Tensor};
 
 /// The kind of layer that a parameter belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layer {
+pub enum LayerKind {
     Linear,
     /// The output head; `all-linear` leaves it out.
     Head,
@@ -36,7 +36,7 @@ pub struct Param {
     /// The name it has on disk, e.g. `model.layers.0.self_attn.q_proj.weight` or `….q_proj.lora_A.weight`.
     pub name: String,
     pub tensor: Tensor,
-    pub layer: Layer,
+    pub layer: LayerKind,
     /// Number of the adapter that it belongs to; `None`: the base.
     pub adapter: Option<usize>,
     /// True for a linear layer's weight that is stored as in its file, (in, out), and used as (out, in).
@@ -51,7 +51,7 @@ impl Param {
 
     /// Returns true for matrices, which weight decay applies to; norms and biases have one dimension.
     pub fn is_matrix(&self) -> bool {
-        self.tensor.dim() >= 2 && self.layer != Layer::Norm
+        self.tensor.dim() >= 2 && self.layer != LayerKind::Norm
     }
 }
 
@@ -82,7 +82,7 @@ impl ParamStore {
 
     /// Returns the name of the first parameter with NaN or infinite values. Slow, because it reads every number:
     /// meant for when a step has already failed.
-    pub fn non_finite(&self) -> Option<&str> {
+    pub fn first_non_finite(&self) -> Option<&str> {
         let _no_grad = tch::no_grad_guard();
         let broken = |p: &&Param| p.tensor.isfinite().all().int64_value(&[]) == 0;
         self.params.iter().find(broken).map(|p| p.name.as_str())
@@ -95,10 +95,10 @@ impl ParamStore {
 }
 
 /// A layer that has just been built and that adapters may attach to.
-pub struct Site<'a> {
+pub struct AdapterSite<'a> {
     /// The module's name in the checkpoint.
     pub name: &'a str,
-    pub layer: Layer,
+    pub layer: LayerKind,
     /// The frozen weight: (out, in) for linear layers, (V, D) for embeddings.
     pub weight: &'a Tensor,
     pub bias: Option<&'a Tensor>,
@@ -108,7 +108,7 @@ pub struct Site<'a> {
 
 /// Whether a parameter that an adapter registers is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub enum ParamRole {
     /// Trained: it becomes a float32 leaf.
     Trained,
     /// Kept unchanged and saved with the adapter.
@@ -117,38 +117,38 @@ pub enum Role {
 
 /// Callback that registers an adapter's parameter under its name within the module, and returns the tensor to compute
 /// with.
-pub type Register<'a> = dyn FnMut(&str, Tensor, Role) -> Tensor + 'a;
+pub type RegisterParam<'a> = dyn FnMut(&str, Tensor, ParamRole) -> Tensor + 'a;
 
 /// Attaches adapters to layers while a model is being built.
-pub trait Attach {
+pub trait AdapterPlan {
     /// Returns the adapter for this layer, or `None` if it gets none. Parameters of the adapter are registered with
     /// `add`.
-    fn attach(&self, site: &Site, add: &mut Register) -> Result<Option<Box<dyn Adapter>>>;
+    fn attach(&self, site: &AdapterSite, add: &mut RegisterParam) -> Result<Option<Box<dyn Adapter>>>;
 
     /// Called after all layers have been offered; an error if the rules name a module that does not exist.
     fn check(&self) -> Result<()>;
 }
 
 /// Where the values of the base's parameters come from.
-pub enum Source<'w> {
+pub enum WeightSource<'w> {
     /// A checkpoint on disk.
     Disk(&'w Weights),
     /// Sampled at random: an untrained model.
-    Chance(&'w Initial),
+    Random(&'w InitialWeights),
 }
 
 /// Builds a model's layers from weights. Problems with tensors are collected, so that one error can list them all.
-pub struct Builder<'w> {
-    source: Source<'w>,
+pub struct ModelBuilder<'w> {
+    source: WeightSource<'w>,
     device: Device,
     kind: Kind,
     /// Decides for which dtypes a frozen matrix is kept in its own dtype instead of being converted to `kind`.
-    hold: Box<dyn Fn(Kind) -> bool>,
+    keeps_dtype: Box<dyn Fn(Kind) -> bool>,
     /// Whether frozen weights are read into allocated memory. Otherwise those that need no conversion stay mapped.
     read: bool,
     train: bool,
-    adapters: Vec<&'w dyn Attach>,
-    switches: Rc<Switches>,
+    adapters: Vec<&'w dyn AdapterPlan>,
+    switches: Rc<AdapterSwitches>,
     store: RefCell<ParamStore>,
     problems: RefCell<Vec<String>>,
     error: RefCell<Option<Error>>,
@@ -158,22 +158,28 @@ pub struct Builder<'w> {
 }
 
 /// What [`Builder::finish`] returns next to the layers.
-pub struct Built {
+pub struct BuildResult {
     pub store: ParamStore,
-    pub switches: Rc<Switches>,
+    pub switches: Rc<AdapterSwitches>,
     /// Names of tensors in the checkpoint that no layer uses.
     pub unused: Vec<String>,
 }
 
-impl<'w> Builder<'w> {
+impl<'w> ModelBuilder<'w> {
     /// Starts a model on `device` that computes in dtype `kind`. With `train` the base's own weights are trained.
     /// `adapters` are attached in order and numbered from 0.
-    pub fn new(source: Source<'w>, device: Device, kind: Kind, train: bool, adapters: Vec<&'w dyn Attach>) -> Self {
+    pub fn new(
+        source: WeightSource<'w>,
+        device: Device,
+        kind: Kind,
+        train: bool,
+        adapters: Vec<&'w dyn AdapterPlan>,
+    ) -> Self {
         Self {
             source,
             device,
             kind,
-            hold: Box::new(|_| false),
+            keeps_dtype: Box::new(|_| false),
             read: false,
             train,
             adapters,
@@ -188,18 +194,18 @@ impl<'w> Builder<'w> {
     }
 
     /// Keeps frozen matrices in their own dtype if `hold` returns true for it; layers convert them when they multiply.
-    pub fn hold(self, hold: impl Fn(Kind) -> bool + 'static) -> Self {
-        Self { hold: Box::new(hold), ..self }
+    pub fn keep_dtype_if(self, hold: impl Fn(Kind) -> bool + 'static) -> Self {
+        Self { keeps_dtype: Box::new(hold), ..self }
     }
 
     /// Sets whether frozen weights on the CPU are read into allocated memory instead of being mapped.
-    pub fn read(self, read: bool) -> Self {
+    pub fn read_into_memory(self, read: bool) -> Self {
         Self { read: read && self.device == Device::Cpu && !self.train, ..self }
     }
 
     /// Returns the root of the module tree.
-    pub fn root(&self) -> Scope<'_> {
-        Scope { builder: self, path: String::new(), spread: 1.0 }
+    pub fn root(&self) -> ModuleScope<'_> {
+        ModuleScope { builder: self, path: String::new(), std_factor: 1.0 }
     }
 
     pub fn device(&self) -> Device {
@@ -208,15 +214,15 @@ impl<'w> Builder<'w> {
 
     fn origin(&self) -> String {
         match self.source {
-            Source::Disk(weights) => weights.origin().display().to_string(),
-            Source::Chance(_) => "a new model with random weights".into(),
+            WeightSource::Disk(weights) => weights.origin().display().to_string(),
+            WeightSource::Random(_) => "a new model with random weights".into(),
         }
     }
 
     fn transposed(&self, name: &str) -> bool {
         match self.source {
-            Source::Disk(weights) => weights.transposed(name),
-            Source::Chance(initial) => initial.transposed(name),
+            WeightSource::Disk(weights) => weights.transposed(name),
+            WeightSource::Random(initial) => initial.transposed(name),
         }
     }
 
@@ -232,7 +238,7 @@ impl<'w> Builder<'w> {
 
     /// Ends the building. Fails if tensors were missing or had the wrong shape (the error lists up to 20), if an
     /// adapter could not be attached, or if its rules named modules that do not exist.
-    pub fn finish(self) -> Result<Built> {
+    pub fn finish(self) -> Result<BuildResult> {
         let problems = self.problems.take();
         if !problems.is_empty() {
             let shown = problems.iter().take(20).cloned().collect::<Vec<_>>().join("\n  ");
@@ -252,73 +258,73 @@ impl<'w> Builder<'w> {
         }
         let used = self.used.take();
         let unused = match self.source {
-            Source::Disk(weights) => weights.names().filter(|n| !used.contains(*n)).map(String::from).collect(),
-            Source::Chance(_) => Vec::new(),
+            WeightSource::Disk(weights) => weights.names().filter(|n| !used.contains(*n)).map(String::from).collect(),
+            WeightSource::Random(_) => Vec::new(),
         };
-        Ok(Built { store: self.store.into_inner(), switches: self.switches, unused })
+        Ok(BuildResult { store: self.store.into_inner(), switches: self.switches, unused })
     }
 }
 
 /// Returns a transposed view of a matrix; the view's gradient reaches the matrix.
-fn turned(t: &Tensor) -> Tensor {
+fn transposed_view(t: &Tensor) -> Tensor {
     tch::with_grad(|| t.tr())
 }
 
 /// A position in the tree of modules, from which layers are built: `&scope / "self_attn" / "q_proj"`.
 #[derive(Clone)]
-pub struct Scope<'b> {
-    builder: &'b Builder<'b>,
+pub struct ModuleScope<'b> {
+    builder: &'b ModelBuilder<'b>,
     path: String,
-    spread: f64,
+    std_factor: f64,
 }
 
-impl<'b, T: Display> Div<T> for &Scope<'b> {
-    type Output = Scope<'b>;
-    fn div(self, name: T) -> Scope<'b> {
+impl<'b, T: Display> Div<T> for &ModuleScope<'b> {
+    type Output = ModuleScope<'b>;
+    fn div(self, name: T) -> ModuleScope<'b> {
         let path = if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
-        Scope { builder: self.builder, path, spread: self.spread }
+        ModuleScope { builder: self.builder, path, std_factor: self.std_factor }
     }
 }
 
-impl<'b, T: Display> Div<T> for Scope<'b> {
-    type Output = Scope<'b>;
-    fn div(self, name: T) -> Scope<'b> {
+impl<'b, T: Display> Div<T> for ModuleScope<'b> {
+    type Output = ModuleScope<'b>;
+    fn div(self, name: T) -> ModuleScope<'b> {
         &self / name
     }
 }
 
-impl Scope<'_> {
+impl ModuleScope<'_> {
     /// Multiplies the standard deviation of random weights below this position by `factor`.
-    pub fn spread(self, factor: f64) -> Self {
-        Scope { spread: factor, ..self }
+    pub fn scale_std(self, factor: f64) -> Self {
+        ModuleScope { std_factor: factor, ..self }
     }
 
     /// Builds a linear layer with `weight` (out, in) and, if `bias` is true, `bias` (out).
     pub fn linear(&self, inputs: i64, outputs: i64, bias: bool) -> Linear {
-        self.linear_layer(Layer::Linear, inputs, outputs, bias)
+        self.linear_layer(LayerKind::Linear, inputs, outputs, bias)
     }
 
     /// Builds an output head with its own weight.
-    pub fn head(&self, inputs: i64, outputs: i64) -> Linear {
+    pub fn output_head(&self, inputs: i64, outputs: i64) -> Linear {
         match self.builder.headless.get() {
             true => self.empty_head(inputs),
-            false => self.linear_layer(Layer::Head, inputs, outputs, false),
+            false => self.linear_layer(LayerKind::Head, inputs, outputs, false),
         }
     }
 
     fn empty_head(&self, inputs: i64) -> Linear {
         self.builder.used.borrow_mut().insert((self / "weight").path);
         let weight = Tensor::zeros([0, inputs], (self.builder.kind, self.builder.device));
-        let adapters = Attached { switches: self.builder.switches.clone(), list: Vec::new() };
+        let adapters = LayerAdapters { switches: self.builder.switches.clone(), list: Vec::new() };
         Linear { dense: Dense { weight, bias: None }, adapters }
     }
 
     /// Builds the scalar head (1, D) of a reward or value model. If the checkpoint has none, its weight starts at
     /// zero, so that every score is 0 until it is trained.
-    pub fn score(&self, inputs: i64) -> Linear {
+    pub fn score_head(&self, inputs: i64) -> Linear {
         let zeros = Tensor::zeros([1, inputs], (Kind::Float, Device::Cpu));
-        let weight = self.param_or("weight", Layer::Score, &[1, inputs], Some(zeros));
-        let adapters = self.attach(Layer::Score, &weight, None);
+        let weight = self.param_or_default("weight", LayerKind::Score, &[1, inputs], Some(zeros));
+        let adapters = self.attach(LayerKind::Score, &weight, None);
         Linear { dense: Dense { weight, bias: None }, adapters }
     }
 
@@ -328,11 +334,11 @@ impl Scope<'_> {
             return self.empty_head(embedding.weight.size()[1]);
         }
         let weight = embedding.weight.shallow_clone();
-        let adapters = self.attach(Layer::Head, &weight, None);
+        let adapters = self.attach(LayerKind::Head, &weight, None);
         Linear { dense: Dense { weight, bias: None }, adapters }
     }
 
-    fn linear_layer(&self, layer: Layer, inputs: i64, outputs: i64, bias: bool) -> Linear {
+    fn linear_layer(&self, layer: LayerKind, inputs: i64, outputs: i64, bias: bool) -> Linear {
         let weight = self.param("weight", layer, &[outputs, inputs]);
         let bias = bias.then(|| self.param("bias", layer, &[outputs]));
         let adapters = self.attach(layer, &weight, bias.as_ref());
@@ -341,49 +347,49 @@ impl Scope<'_> {
 
     /// Builds an embedding of `count` tokens.
     pub fn embedding(&self, count: i64, width: i64) -> Embedding {
-        self.table(Layer::Embedding, count, width)
+        self.table(LayerKind::Embedding, count, width)
     }
 
     /// Builds an embedding of `count` positions.
     pub fn positions(&self, count: i64, width: i64) -> Embedding {
-        self.table(Layer::Positions, count, width)
+        self.table(LayerKind::Positions, count, width)
     }
 
-    fn table(&self, layer: Layer, count: i64, width: i64) -> Embedding {
+    fn table(&self, layer: LayerKind, count: i64, width: i64) -> Embedding {
         let weight = self.param("weight", layer, &[count, width]);
         let adapters = self.attach(layer, &weight, None);
         Embedding { weight, adapters, kind: self.builder.kind }
     }
 
     pub fn rms_norm(&self, width: i64, eps: f64) -> RmsNorm {
-        let weight = self.param("weight", Layer::Norm, &[width]);
-        let adapters = self.attach(Layer::Norm, &weight, None);
+        let weight = self.param("weight", LayerKind::Norm, &[width]);
+        let adapters = self.attach(LayerKind::Norm, &weight, None);
         RmsNorm { weight, adapters, eps }
     }
 
     pub fn layer_norm(&self, width: i64, eps: f64) -> LayerNorm {
-        let weight = self.param("weight", Layer::Norm, &[width]);
-        let bias = self.param("bias", Layer::Norm, &[width]);
-        let adapters = self.attach(Layer::Norm, &weight, Some(&bias));
+        let weight = self.param("weight", LayerKind::Norm, &[width]);
+        let bias = self.param("bias", LayerKind::Norm, &[width]);
+        let adapters = self.attach(LayerKind::Norm, &weight, Some(&bias));
         LayerNorm { weight, bias, adapters, eps }
     }
 
     /// Returns a parameter in the `shape` in which it is used.
-    fn param(&self, name: &str, layer: Layer, shape: &[i64]) -> Tensor {
-        self.param_or(name, layer, shape, None)
+    fn param(&self, name: &str, layer: LayerKind, shape: &[i64]) -> Tensor {
+        self.param_or_default(name, layer, shape, None)
     }
 
     /// Does the same as `param`, with the value `first` if the checkpoint lacks the tensor.
-    fn param_or(&self, name: &str, layer: Layer, shape: &[i64], first: Option<Tensor>) -> Tensor {
+    fn param_or_default(&self, name: &str, layer: LayerKind, shape: &[i64], first: Option<Tensor>) -> Tensor {
         let b = self.builder;
         let full = (self / name).path;
         let transposed = b.transposed(&full);
         let shape: Vec<i64> = if transposed { shape.iter().rev().copied().collect() } else { shape.to_vec() };
         let found = match b.source {
-            Source::Disk(weights) if b.read => weights.read(&full).transpose().map(|t| t.or(first)),
-            Source::Disk(weights) => Ok(weights.get(&full).or(first)),
-            Source::Chance(_) if first.is_some() => Ok(first),
-            Source::Chance(initial) => Ok(Some(initial.draw(&full, layer, &shape, self.spread))),
+            WeightSource::Disk(weights) if b.read => weights.read(&full).transpose().map(|t| t.or(first)),
+            WeightSource::Disk(weights) => Ok(weights.get(&full).or(first)),
+            WeightSource::Random(_) if first.is_some() => Ok(first),
+            WeightSource::Random(initial) => Ok(Some(initial.sample(&full, layer, &shape, self.std_factor))),
         };
         b.used.borrow_mut().insert(full.clone());
         let tensor = match found {
@@ -404,33 +410,33 @@ impl Scope<'_> {
         };
         let tensor = if b.train {
             tensor.to_device(b.device).to_kind(Kind::Float).copy().set_requires_grad(true)
-        } else if tensor.dim() >= 2 && layer != Layer::Score && (b.hold)(tensor.kind()) {
+        } else if tensor.dim() >= 2 && layer != LayerKind::Score && (b.keeps_dtype)(tensor.kind()) {
             tensor.to_device(b.device)
         } else {
             cast(&tensor.to_device(b.device), b.kind)
         };
         let kept = tensor.shallow_clone();
         b.store.borrow_mut().add(Param { name: full, tensor: kept, layer, adapter: None, transposed });
-        if transposed { turned(&tensor) } else { tensor }
+        if transposed { transposed_view(&tensor) } else { tensor }
     }
 
-    fn attach(&self, layer: Layer, weight: &Tensor, bias: Option<&Tensor>) -> Attached {
+    fn attach(&self, layer: LayerKind, weight: &Tensor, bias: Option<&Tensor>) -> LayerAdapters {
         let b = self.builder;
-        let tied = b.tied.get() && matches!(layer, Layer::Head | Layer::Embedding);
-        let site = Site { name: &self.path, layer, weight, bias, tied };
+        let tied = b.tied.get() && matches!(layer, LayerKind::Head | LayerKind::Embedding);
+        let site = AdapterSite { name: &self.path, layer, weight, bias, tied };
         let mut list = Vec::new();
         for (id, adapter) in b.adapters.iter().enumerate() {
-            let mut add = |name: &str, t: Tensor, role: Role| {
+            let mut add = |name: &str, t: Tensor, role: ParamRole| {
                 let name = format!("{}.{name}", self.path);
                 let transposed = b.transposed(&name); // a copy of the base's weight is stored in the base's layout
                 let t = if transposed { t.tr().contiguous() } else { t };
                 let t = match role {
-                    Role::Trained => t.to_device(b.device).to_kind(Kind::Float).set_requires_grad(true),
-                    Role::Frozen => t.to_device(b.device),
+                    ParamRole::Trained => t.to_device(b.device).to_kind(Kind::Float).set_requires_grad(true),
+                    ParamRole::Frozen => t.to_device(b.device),
                 };
                 let tensor = t.shallow_clone();
                 b.store.borrow_mut().add(Param { name, tensor, layer, adapter: Some(id), transposed });
-                if transposed { turned(&t) } else { t }
+                if transposed { transposed_view(&t) } else { t }
             };
             match adapter.attach(&site, &mut add) {
                 Ok(Some(a)) => list.push((id, a)),
@@ -440,6 +446,6 @@ impl Scope<'_> {
                 }
             }
         }
-        Attached { switches: b.switches.clone(), list }
+        LayerAdapters { switches: b.switches.clone(), list }
     }
 }

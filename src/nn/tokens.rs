@@ -13,7 +13,7 @@ pub struct Tokens {
     pub positions: Tensor,
     pub segments: Segments,
     /// Largest token id, stored here so that a check needs no copy from the GPU.
-    pub largest: u32,
+    pub largest_id: u32,
 }
 
 impl Tokens {
@@ -30,7 +30,7 @@ impl Tokens {
         let ids: Vec<i64> = sequences.iter().flat_map(|s| s.as_ref().iter().map(|&id| id as i64)).collect();
         let positions: Vec<i64> = lengths.iter().zip(past).flat_map(|(n, p)| *p..p + n).collect();
         Self {
-            largest: sequences.iter().flat_map(|s| s.as_ref().iter().copied()).max().unwrap_or(0),
+            largest_id: sequences.iter().flat_map(|s| s.as_ref().iter().copied()).max().unwrap_or(0),
             ids: Tensor::from_slice(&ids).to_device(device),
             positions: Tensor::from_slice(&positions).to_device(device),
             segments: Segments::new(lengths, device),
@@ -52,21 +52,21 @@ pub struct Segments {
     /// (S + 1) int32 boundaries, in the format of packed attention kernels.
     pub bounds: Tensor,
     pub longest: i64,
-    pub groups: Vec<Group>,
+    pub groups: Vec<SegmentGroup>,
 }
 
 /// Segments of similar length that attention computes as one padded block. Causal attention never reads later
 /// positions, so padding at the end of a segment changes no result; results at padded positions are dropped.
-pub struct Group {
+pub struct SegmentGroup {
     pub count: i64,
     pub longest: i64,
     /// (count * longest) row of each position of the block, on the device; padding repeats the segment's last token.
     /// `None` if the block is the packed row itself, without padding.
-    pub slots: Option<Tensor>,
+    pub device_rows: Option<Tensor>,
     /// (count * longest) row of each position of the block, on the CPU, with -1 for padding. `None` as in `slots`.
-    pub places: Option<Tensor>,
+    pub cpu_rows: Option<Tensor>,
     /// Positions of the block that are not padding, and the row of each. `None` if all are, in order.
-    pub real: Option<(Tensor, Tensor)>,
+    pub unpadded: Option<(Tensor, Tensor)>,
 }
 
 impl Segments {
@@ -77,7 +77,7 @@ impl Segments {
         }
         let bounds: Vec<i32> = starts.iter().map(|&s| s as i32).collect();
         let longest = lengths.iter().copied().max().unwrap_or(0);
-        let groups = group(&lengths, &starts, device);
+        let groups = group_segments(&lengths, &starts, device);
         Self { bounds: Tensor::from_slice(&bounds).to_device(device), longest, groups, lengths }
     }
 
@@ -96,14 +96,20 @@ impl Segments {
 }
 
 /// Largest number of attention scores per head in one block; limits the memory of the backward.
-const BLOCK: i64 = 1 << 20;
+const MAX_BLOCK_SCORES: i64 = 1 << 20;
 
-fn group(lengths: &[i64], starts: &[i64], device: Device) -> Vec<Group> {
+fn group_segments(lengths: &[i64], starts: &[i64], device: Device) -> Vec<SegmentGroup> {
     if lengths.iter().all(|n| *n == lengths[0] && *n > 0)
         && !lengths.is_empty()
-        && lengths.len() as i64 * lengths[0].pow(2) <= BLOCK
+        && lengths.len() as i64 * lengths[0].pow(2) <= MAX_BLOCK_SCORES
     {
-        return vec![Group { count: lengths.len() as i64, longest: lengths[0], slots: None, places: None, real: None }];
+        return vec![SegmentGroup {
+            count: lengths.len() as i64,
+            longest: lengths[0],
+            device_rows: None,
+            cpu_rows: None,
+            unpadded: None,
+        }];
     }
     // In decoding, a cache slot may get no token in a pass: its segment is empty and is left out.
     let mut order: Vec<usize> = (0..lengths.len()).filter(|&i| lengths[i] > 0).collect();
@@ -114,7 +120,7 @@ fn group(lengths: &[i64], starts: &[i64], device: Device) -> Vec<Group> {
         let longest = lengths[order[at]];
         // Up to a quarter of padding costs less than launching the kernels for another small group.
         let alike = |i: &&usize| lengths[**i] >= longest * 3 / 4 || longest - lengths[**i] <= 16;
-        let most = (BLOCK / longest.pow(2)).max(1) as usize;
+        let most = (MAX_BLOCK_SCORES / longest.pow(2)).max(1) as usize;
         let members: Vec<usize> = order[at..].iter().take(most).take_while(alike).copied().collect();
         at += members.len();
         let (mut slots, mut places, mut real, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -129,12 +135,12 @@ fn group(lengths: &[i64], starts: &[i64], device: Device) -> Vec<Group> {
             }
         }
         let tensor = |v: &[i64]| Tensor::from_slice(v).to_device(device);
-        groups.push(Group {
+        groups.push(SegmentGroup {
             count: members.len() as i64,
             longest,
-            slots: Some(tensor(&slots)),
-            places: Some(Tensor::from_slice(&places)),
-            real: Some((tensor(&real), tensor(&rows))),
+            device_rows: Some(tensor(&slots)),
+            cpu_rows: Some(Tensor::from_slice(&places)),
+            unpadded: Some((tensor(&real), tensor(&rows))),
         });
     }
     groups
@@ -150,7 +156,7 @@ mod tests {
         let segments = Segments::new(lengths.clone(), Device::Cpu);
         let mut seen: Vec<i64> = Vec::new();
         for g in &segments.groups {
-            let (slots, (real, rows)) = (g.slots.as_ref().unwrap(), g.real.as_ref().unwrap());
+            let (slots, (real, rows)) = (g.device_rows.as_ref().unwrap(), g.unpadded.as_ref().unwrap());
             assert_eq!(slots.size()[0], g.count * g.longest);
             assert_eq!(slots.index_select(0, real), *rows);
             seen.extend(Vec::<i64>::try_from(rows).unwrap());

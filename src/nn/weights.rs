@@ -1,7 +1,7 @@
 //! Reads weights from safetensors files, one file or shards, by mapping them into memory; and writes them.
 
 use crate::error::{Error, Result};
-use crate::fsutil::{io_error, parse_json, read_to_string, refuse_moving, shortened};
+use crate::fsutil::{excerpt, io_error, parse_json, read_to_string, refuse_unfinished_move};
 use crate::native;
 use crate::nn::safetensors;
 use ::safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -17,14 +17,14 @@ pub struct Weights {
     origin: PathBuf,
     files: Vec<File>,
     maps: Vec<Tensor>, // one per file: (bytes) uint8, a copy-on-write mapping
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<String, TensorLocation>,
 }
 
 /// File, offset, dtype and shape of a tensor on disk.
 #[derive(Clone)]
-pub struct Entry {
+pub struct TensorLocation {
     /// Index of the file in `Weights::maps`.
-    map: usize,
+    file_index: usize,
     pub kind: Kind,
     pub shape: Vec<i64>,
     /// Bytes from the start of the file.
@@ -35,7 +35,7 @@ pub struct Entry {
 
 /// The parameter of the model that a tensor of a checkpoint belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct ParamMapping {
     /// The parameter's name: the module's name, then `weight` or `bias`.
     pub name: String,
     /// True for a linear layer's weight that is stored as (in, out).
@@ -45,7 +45,7 @@ pub struct Place {
 impl Weights {
     /// Opens a model directory: `model.safetensors`, or the shards that `model.safetensors.index.json` names.
     pub fn open(folder: &Path) -> Result<Self> {
-        refuse_moving(folder)?;
+        refuse_unfinished_move(folder)?;
         let single = folder.join("model.safetensors");
         let index = folder.join("model.safetensors.index.json");
         let mut weights = Self { origin: folder.into(), files: Vec::new(), maps: Vec::new(), entries: BTreeMap::new() };
@@ -56,7 +56,7 @@ impl Weights {
             let files: std::collections::BTreeSet<&String> = weight_map.values().collect();
             for file in files {
                 if !folder.join(file).exists() {
-                    return Err(Error::user(format!("{}: the shard {} is missing", index.display(), shortened(file)))
+                    return Err(Error::user(format!("{}: the shard {} is missing", index.display(), excerpt(file)))
                         .hint("the download is incomplete: fetch the model again"));
                 }
                 weights.map(&folder.join(file))?;
@@ -95,9 +95,9 @@ impl Weights {
         let map = self.maps.len();
         for (tensor, entry) in found {
             if self.entries.contains_key(&tensor) {
-                return Err(broken(path, &format!("`{tensor}` is in two shards")));
+                return Err(damaged_file(path, &format!("`{tensor}` is in two shards")));
             }
-            self.entries.insert(tensor, Entry { map, ..entry });
+            self.entries.insert(tensor, TensorLocation { file_index: map, ..entry });
         }
         let bytes = Tensor::from_file(name, false, size as i64, (Kind::Uint8, Device::Cpu));
         self.maps.push(bytes);
@@ -107,9 +107,9 @@ impl Weights {
 
     /// Renames all tensors from the checkpoint's names to the model's parameters by `place`. Tensors for which it
     /// returns `None` are left out. Fails if two tensors get the same name.
-    pub fn arrange(&mut self, place: impl Fn(&str) -> Option<Place>) -> Result<()> {
+    pub fn map_names(&mut self, place: impl Fn(&str) -> Option<ParamMapping>) -> Result<()> {
         for (old, mut entry) in std::mem::take(&mut self.entries) {
-            let Some(Place { name, transposed }) = place(&old) else { continue };
+            let Some(ParamMapping { name, transposed }) = place(&old) else { continue };
             entry.transposed = transposed;
             if self.entries.insert(name.clone(), entry).is_some() {
                 return Err(Error::user(format!("{}: two tensors for `{name}`", self.origin.display()))
@@ -120,7 +120,7 @@ impl Weights {
     }
 
     /// Gives the tensor `of` a second name, if it exists.
-    pub fn repeat(&mut self, name: &str, of: &str) {
+    pub fn alias(&mut self, name: &str, of: &str) {
         if let Some(entry) = self.entries.get(of).cloned() {
             self.entries.insert(name.into(), entry);
         }
@@ -150,14 +150,14 @@ impl Weights {
     }
 
     /// Returns the size of all tensors on disk in bytes.
-    pub fn bytes(&self) -> u64 {
+    pub fn total_bytes(&self) -> u64 {
         self.entries.values().map(|e| e.bytes as u64).sum()
     }
 
     /// Returns a tensor as a view of the mapped file, in its own dtype; `None` if there is none of this name.
     pub fn get(&self, name: &str) -> Option<Tensor> {
         let e = self.entries.get(name)?;
-        let bytes = self.maps[e.map].narrow(0, e.offset as i64, e.bytes as i64);
+        let bytes = self.maps[e.file_index].narrow(0, e.offset as i64, e.bytes as i64);
         // A view needs an aligned start. Most writers pad for that; files of others are copied.
         let bytes = if e.offset % e.kind.elt_size_in_bytes() == 0 { bytes } else { bytes.copy() };
         Some(bytes.view_dtype(e.kind).view(e.shape.as_slice()))
@@ -168,7 +168,7 @@ impl Weights {
     pub fn read(&self, name: &str) -> Option<Result<Tensor>> {
         let e = self.entries.get(name)?;
         let tensor = Tensor::empty(&e.shape, (e.kind, Device::Cpu));
-        let read = native::fill(&tensor, |bytes| self.files[e.map].read_exact_at(bytes, e.offset as u64));
+        let read = native::fill_bytes(&tensor, |bytes| self.files[e.file_index].read_exact_at(bytes, e.offset as u64));
         Some(read.map(|()| tensor).map_err(|error| io_error("reading", &self.origin, error)))
     }
 
@@ -178,24 +178,27 @@ impl Weights {
     }
 }
 
-fn broken(path: &Path, why: &str) -> Error {
+fn damaged_file(path: &Path, why: &str) -> Error {
     Error::user(format!("{}: not a whole safetensors file: {why}", path.display()))
         .hint("the download or copy is incomplete or damaged: fetch it again")
 }
 
 /// Parses the header of a safetensors file with content `bytes` and checks that each tensor is inside the file.
 /// `path` is used in error messages.
-pub fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
-    let parsed = SafeTensors::deserialize(bytes).map_err(|e| broken(path, &e.to_string()))?;
+pub fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, TensorLocation)>> {
+    let parsed = SafeTensors::deserialize(bytes).map_err(|e| damaged_file(path, &e.to_string()))?;
     let entry = |(tensor, view): (&str, TensorView)| {
         let kind = kind_of(view.dtype()).ok_or_else(|| {
             Error::user(format!("{}: `{tensor}` has dtype {:?}, which ft does not read", path.display(), view.dtype()))
                 .hint("save the model in bf16, f16 or f32")
         })?;
         let shape = view.shape().iter().map(|&n| i64::try_from(n)).collect::<std::result::Result<_, _>>();
-        let shape = shape.map_err(|_| broken(path, &format!("`{tensor}` has shape {:?}", view.shape())))?;
+        let shape = shape.map_err(|_| damaged_file(path, &format!("`{tensor}` has shape {:?}", view.shape())))?;
         let offset = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
-        Ok((tensor.to_string(), Entry { map: 0, kind, shape, offset, bytes: view.data().len(), transposed: false }))
+        Ok((
+            tensor.to_string(),
+            TensorLocation { file_index: 0, kind, shape, offset, bytes: view.data().len(), transposed: false },
+        ))
     };
     parsed.iter().map(entry).collect()
 }
@@ -204,15 +207,15 @@ pub fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
 /// index's folder.
 pub fn read_index(path: &Path, text: &str) -> Result<BTreeMap<String, String>> {
     #[derive(serde::Deserialize)]
-    struct Index {
+    struct ShardIndex {
         weight_map: BTreeMap<String, String>,
     }
-    let Index { weight_map } = parse_json(path, text)?;
+    let ShardIndex { weight_map } = parse_json(path, text)?;
     for file in weight_map.values() {
         let mut parts = Path::new(file).components();
         let plain = matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None));
         if !plain || file.contains('\0') {
-            return Err(Error::user(format!("{}: shard name `{}` leaves the folder", path.display(), shortened(file)))
+            return Err(Error::user(format!("{}: shard name `{}` leaves the folder", path.display(), excerpt(file)))
                 .hint(
                     "a shard is a file in the same folder as its index; is this the index that came with the model?",
                 ));
@@ -270,7 +273,7 @@ pub fn save<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Ten
         .iter()
         .map(|(name, t)| {
             let shape: Vec<usize> = t.size().iter().map(|&n| n as usize).collect();
-            Ok(safetensors::Entry::new(*name, dtype_of(t.kind())?, shape))
+            Ok(safetensors::TensorHeader::new(*name, dtype_of(t.kind())?, shape))
         })
         .collect::<Result<Vec<_>>>()?;
     safetensors::write_file(path, &entries, |e| Ok(bytes(tensors[e.name.as_str()])))

@@ -3,36 +3,36 @@
 //! The check is driven by the schema alone: a new key, method or adapter needs no change here. Rules that the schema
 //! cannot express, such as two keys that contradict each other, are in the modules for conflicts.
 
-use super::mistakes::{At, Mistake};
-use super::repair::{article, found, leaf, repair};
-use super::schema::{self, Choice, Shape, shape, strip_null};
+use super::mistakes::{Mistake, SourceSpan};
+use super::repair::{describe_value, leaf, repair, with_article};
+use super::schema::{self, SchemaChoice, SchemaShape, shape, strip_null};
 use super::suggest;
-use super::tree::{Kind, Name, Node, Scalar, scalar};
+use super::tree::{Node, NodeKey, NodeKind, Scalar, parse_scalar};
 use crate::data::is_template_name;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// Returns the valid values. They are complete only if no mistake was added to `mistakes`.
 pub(super) fn check(root: &Node, mistakes: &mut Vec<Mistake>) -> Value {
-    let mut walk = Walk { mistakes, holder: first_key(root), meant: Vec::new(), missing: Vec::new() };
+    let mut walk = SchemaWalk { mistakes, holder: first_key(root), meant: Vec::new(), missing: Vec::new() };
     let value = walk.value(root, schema::schema(), "").unwrap_or_default();
-    let Walk { meant, missing, .. } = walk;
+    let SchemaWalk { meant, missing, .. } = walk;
     // A misspelt required key is reported once, not also as missing.
     let spelt = |path: &str| meant.iter().any(|m| m == path || m.starts_with(&format!("{path}.")));
     mistakes.extend(missing.into_iter().filter(|(path, _)| !spelt(path)).map(|(_, m)| m));
     value
 }
 
-struct Walk<'a> {
+struct SchemaWalk<'a> {
     mistakes: &'a mut Vec<Mistake>,
     /// Position of the key whose value is being checked: a key missing from the value is reported there.
-    holder: At,
+    holder: SourceSpan,
     /// Paths of the keys that unknown keys probably stood for.
     meant: Vec<String>,
     missing: Vec<(String, Mistake)>,
 }
 
-impl Walk<'_> {
+impl SchemaWalk<'_> {
     fn wrong(&mut self, node: &Node, message: String, hint: Option<String>) -> Option<Value> {
         self.mistakes.push(Mistake { at: node.at, message, hint });
         None
@@ -44,15 +44,16 @@ impl Walk<'_> {
             return if nullable { Some(Value::Null) } else { self.empty(node, schema, path) };
         }
         match (shape(schema), &node.kind) {
-            (Shape::Section { properties, required }, Kind::Map(entries)) => {
+            (SchemaShape::Section { properties, required }, NodeKind::Map(entries)) => {
                 Some(self.section(entries, properties, &required, path))
             }
-            (Shape::Choice(choices), _) => self.choice(node, &choices, nullable, path),
-            (Shape::Map { keys, values }, Kind::Map(entries)) => {
+            (SchemaShape::Choice(choices), _) => self.choice(node, &choices, nullable, path),
+            (SchemaShape::Map { keys, values }, NodeKind::Map(entries)) => {
                 let mut out = Map::new();
                 for (name, child) in entries {
                     if let Some(keys) = keys {
-                        let text = Node { at: name.at, kind: Kind::Scalar { text: name.text.clone(), plain: false } };
+                        let text =
+                            Node { at: name.at, kind: NodeKind::Scalar { text: name.text.clone(), plain: false } };
                         self.value(&text, keys, &format!("{path}.{}", name.text));
                     }
                     let value = self.value(child, values, &format!("{path}.{}", name.text));
@@ -60,13 +61,15 @@ impl Walk<'_> {
                 }
                 Some(out.into())
             }
-            (Shape::List { items, min, max }, Kind::List(nodes)) => self.list(node, nodes, items, min, max, path),
-            (Shape::Either(of), _) => match of.iter().find(|s| fits(&shape(s), node)) {
+            (SchemaShape::List { items, min, max }, NodeKind::List(nodes)) => {
+                self.list(node, nodes, items, min, max, path)
+            }
+            (SchemaShape::Either(of), _) => match of.iter().find(|s| fits(&shape(s), node)) {
                 Some(schema) => self.value(node, schema, path),
                 None => self.mismatch(node, schema, path),
             },
-            (Shape::Scalar { kind, limits }, Kind::Scalar { text, plain }) => {
-                self.scalar(node, scalar(text, *plain), kind, limits, schema, path)
+            (SchemaShape::Scalar { kind, limits }, NodeKind::Scalar { text, plain }) => {
+                self.scalar(node, parse_scalar(text, *plain), kind, limits, schema, path)
             }
             _ => self.mismatch(node, schema, path),
         }
@@ -74,7 +77,7 @@ impl Walk<'_> {
 
     fn section(
         &mut self,
-        entries: &[(Name, Node)],
+        entries: &[(NodeKey, Node)],
         properties: &'static Map<String, Value>,
         required: &[&str],
         path: &str,
@@ -97,14 +100,14 @@ impl Walk<'_> {
         out.into()
     }
 
-    fn unknown(&mut self, name: &Name, child: &Node, properties: &'static Map<String, Value>, path: &str) {
+    fn unknown(&mut self, name: &NodeKey, child: &Node, properties: &'static Map<String, Value>, path: &str) {
         let m = Mistake::new(name.at, format!("unknown key `{}`", name.text));
         if name.text == "<<" {
             self.mistakes
                 .push(m.hint("YAML merge keys are not read; write the keys out, or vary a recipe with `--set`"));
             return;
         }
-        let found = suggest::for_key(path, &name.text);
+        let found = suggest::suggest_key(path, &name.text);
         self.mistakes.push(m.hint(found.hint));
         let Some(meant) = found.path else { return };
         // The value of a misspelt key is checked as that of the intended key, so that its mistakes are reported as
@@ -139,12 +142,12 @@ impl Walk<'_> {
         values.collect::<Vec<_>>().into_iter().collect::<Option<Vec<_>>>().map(Value::from)
     }
 
-    fn choice(&mut self, node: &Node, choices: &[Choice<'static>], nullable: bool, path: &str) -> Option<Value> {
+    fn choice(&mut self, node: &Node, choices: &[SchemaChoice<'static>], nullable: bool, path: &str) -> Option<Value> {
         let names: Vec<&str> = choices.iter().map(|c| c.name).collect();
         match &node.kind {
-            Kind::Scalar { text, .. } => match choices.iter().find(|c| c.name == text) {
-                Some(Choice { payload: None, name, .. }) => Some(Value::from(*name)),
-                Some(Choice { name, .. }) => {
+            NodeKind::Scalar { text, .. } => match choices.iter().find(|c| c.name == text) {
+                Some(SchemaChoice { payload: None, name, .. }) => Some(Value::from(*name)),
+                Some(SchemaChoice { name, .. }) => {
                     let hint = Some(format!("write `{}`", spelled(path, name)));
                     self.wrong(node, format!("`{path}`: expected a map with one key, found the text `{name}`"), hint)
                 }
@@ -159,7 +162,7 @@ impl Walk<'_> {
                     self.wrong(node, format!("unknown choice `{text}` for `{path}`"), Some(hint))
                 }
             },
-            Kind::Map(entries) => {
+            NodeKind::Map(entries) => {
                 let known: Vec<_> = entries.iter().filter(|(n, _)| names.contains(&n.text.as_str())).collect();
                 for (extra, _) in known.iter().skip(1) {
                     let m = format!("`{}` is a second choice for `{path}`, after `{}`", extra.text, known[0].0.text);
@@ -171,12 +174,12 @@ impl Walk<'_> {
                 let mut out = Map::new();
                 for (name, child) in entries {
                     match choices.iter().find(|c| c.name == name.text) {
-                        Some(Choice { payload: Some(schema), .. }) => {
+                        Some(SchemaChoice { payload: Some(schema), .. }) => {
                             self.holder = name.at;
                             let value = self.value(child, schema, &join(path, &name.text));
                             out.extend(value.map(|v| (name.text.clone(), v)));
                         }
-                        Some(Choice { payload: None, .. }) => {
+                        Some(SchemaChoice { payload: None, .. }) => {
                             let hint = Some(format!("write `{}: {}`", leaf(path), name.text));
                             self.wrong(child, format!("`{}` takes no settings", join(path, &name.text)), hint);
                         }
@@ -185,44 +188,53 @@ impl Walk<'_> {
                 }
                 Some(out.into())
             }
-            Kind::List(_) => {
+            NodeKind::List(_) => {
                 self.wrong(node, format!("`{path}`: expected one choice, found a list"), Some(listing(choices, path)))
             }
         }
     }
 
-    fn unknown_choice(&mut self, name: &Name, child: &Node, choices: &[Choice<'static>], names: &[&str], path: &str) {
+    fn unknown_choice(
+        &mut self,
+        name: &NodeKey,
+        child: &Node,
+        choices: &[SchemaChoice<'static>],
+        names: &[&str],
+        path: &str,
+    ) {
         let m = Mistake::new(name.at, format!("unknown choice `{}` for `{path}`", name.text));
         self.mistakes.push(m.hint(self.choice_hint(path, choices, names, &name.text)));
-        let near = suggest::for_choice(names, &name.text);
-        if let Some(Choice { payload: Some(schema), name, .. }) =
+        let near = suggest::suggest_choice(names, &name.text);
+        if let Some(SchemaChoice { payload: Some(schema), name, .. }) =
             choices.iter().find(|c| Some(c.name) == near.as_deref())
         {
             self.value(child, schema, &join(path, name));
         }
     }
 
-    fn choice_hint(&self, path: &str, choices: &[Choice<'static>], names: &[&str], word: &str) -> String {
-        if let Some(near) = suggest::for_choice(names, word) {
+    fn choice_hint(&self, path: &str, choices: &[SchemaChoice<'static>], names: &[&str], word: &str) -> String {
+        if let Some(near) = suggest::suggest_choice(names, word) {
             let of = if names.len() > 1 { format!(" (choices: {})", names.join(", ")) } else { String::new() };
             return format!("did you mean `{near}`?{of}");
         }
         // The word may be a setting of one of the choices, or a choice of another key, written at the wrong level.
         let tagged = choices.iter().any(|c| c.payload.is_some());
         let found =
-            Some(suggest::for_key(path, word)).filter(|s| tagged && s.path.as_deref().is_some_and(|p| p != path));
+            Some(suggest::suggest_key(path, word)).filter(|s| tagged && s.path.as_deref().is_some_and(|p| p != path));
         found.map_or_else(|| listing(choices, path), |s| s.hint)
     }
 
     fn empty(&mut self, node: &Node, schema: &'static Value, path: &str) -> Option<Value> {
         let hint = match shape(schema) {
-            Shape::Section { required, .. }
+            SchemaShape::Section { required, .. }
                 if required.is_empty() && schema::key(path).is_some_and(|k| !k.parent().is_empty()) =>
             {
                 format!("for its defaults write `{}: {{}}`", leaf(path))
             }
-            Shape::Section { required, .. } if !required.is_empty() => format!("it needs {}", required.join(", ")),
-            Shape::Choice(choices) => listing(&choices, path),
+            SchemaShape::Section { required, .. } if !required.is_empty() => {
+                format!("it needs {}", required.join(", "))
+            }
+            SchemaShape::Choice(choices) => listing(&choices, path),
             _ => "for the default leave the key out".to_string(),
         };
         if path.is_empty() {
@@ -292,21 +304,21 @@ impl Walk<'_> {
     fn mismatch(&mut self, node: &Node, schema: &'static Value, path: &str) -> Option<Value> {
         let hint = repair(node, &shape(schema), path).or_else(|| doc_hint(path));
         if path.is_empty() {
-            let sections = Some(suggest::for_key("", "").hint);
+            let sections = Some(suggest::suggest_key("", "").hint);
             return self.wrong(
                 node,
-                format!("a recipe is a map of sections, found {}", found(node)),
+                format!("a recipe is a map of sections, found {}", describe_value(node)),
                 hint.or(sections),
             );
         }
-        let wanted = article(&schema::kind(schema));
-        self.wrong(node, format!("`{path}`: expected {wanted}, found {}", found(node)), hint)
+        let wanted = with_article(&schema::kind(schema));
+        self.wrong(node, format!("`{path}`: expected {wanted}, found {}", describe_value(node)), hint)
     }
 }
 
-fn first_key(node: &Node) -> At {
+fn first_key(node: &Node) -> SourceSpan {
     match &node.kind {
-        Kind::Map(entries) => entries.first().map_or(node.at, |(name, _)| name.at),
+        NodeKind::Map(entries) => entries.first().map_or(node.at, |(name, _)| name.at),
         _ => node.at,
     }
 }
@@ -322,7 +334,7 @@ fn spelled(path: &str, name: &str) -> String {
     format!("{}: {{ {name}: {inner} }}", leaf(path))
 }
 
-fn listing(choices: &[Choice], path: &str) -> String {
+fn listing(choices: &[SchemaChoice], path: &str) -> String {
     let names: Vec<&str> = choices.iter().map(|c| c.name).collect();
     match choices.iter().find(|c| c.payload.is_some()) {
         Some(first) => format!("choices: {}; write `{}`", names.join(", "), spelled(path, first.name)),
@@ -337,25 +349,25 @@ fn doc_hint(path: &str) -> Option<String> {
 }
 
 /// Returns true if a node has the kind that a shape requires; its contents are not checked.
-fn fits(shape: &Shape, node: &Node) -> bool {
+fn fits(shape: &SchemaShape, node: &Node) -> bool {
     match (shape, &node.kind) {
-        (Shape::Scalar { kind, .. }, Kind::Scalar { text, plain }) => matches!(
-            (*kind, scalar(text, *plain)),
+        (SchemaShape::Scalar { kind, .. }, NodeKind::Scalar { text, plain }) => matches!(
+            (*kind, parse_scalar(text, *plain)),
             ("string", Scalar::Text(_))
                 | ("boolean", Scalar::Bool(_))
                 | ("integer" | "number", Scalar::Int(_))
                 | ("number", Scalar::Float(_))
         ),
-        (Shape::Choice(choices), Kind::Scalar { text, .. }) => choices.iter().any(|c| c.name == text),
-        (Shape::List { .. }, Kind::List(_)) => true,
-        (Shape::Section { .. } | Shape::Map { .. } | Shape::Choice(_), Kind::Map(_)) => true,
+        (SchemaShape::Choice(choices), NodeKind::Scalar { text, .. }) => choices.iter().any(|c| c.name == text),
+        (SchemaShape::List { .. }, NodeKind::List(_)) => true,
+        (SchemaShape::Section { .. } | SchemaShape::Map { .. } | SchemaShape::Choice(_), NodeKind::Map(_)) => true,
         _ => false,
     }
 }
 
 fn written(node: &Node) -> String {
     match &node.kind {
-        Kind::Scalar { text, .. } => text.clone(),
+        NodeKind::Scalar { text, .. } => text.clone(),
         _ => String::new(),
     }
 }
@@ -381,7 +393,7 @@ mod tests {
         let schema: &'static Value = Box::leak(Box::new(json!({"oneOf": [tagged("sft"), tagged("dpo"), word]})));
         let mut mistakes = Vec::new();
         let tree = parse(0, text, &mut mistakes).unwrap();
-        let mut walk = Walk { mistakes: &mut mistakes, holder: tree.at, meant: Vec::new(), missing: Vec::new() };
+        let mut walk = SchemaWalk { mistakes: &mut mistakes, holder: tree.at, meant: Vec::new(), missing: Vec::new() };
         let value = walk.value(&tree, schema, "method");
         let say = |m: &Mistake| format!("{}: {}; {}", m.at.col + 1, m.message, m.hint.clone().unwrap_or_default());
         (value, mistakes.iter().map(say).collect())

@@ -7,14 +7,14 @@ use crate::error::Error;
 
 /// A range of characters on one line of a source. `source` 0 is the recipe file, `n` the n-th `--set`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(super) struct At {
+pub(super) struct SourceSpan {
     pub source: usize,
     pub line: usize,
     pub col: usize,
     pub len: usize,
 }
 
-impl At {
+impl SourceSpan {
     /// Returns the position of the first character of a source.
     pub fn start(source: usize) -> Self {
         Self { source, line: 1, col: 0, len: 1 }
@@ -24,13 +24,13 @@ impl At {
 /// A mistake with its position and a hint for correcting it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mistake {
-    pub at: At,
+    pub at: SourceSpan,
     pub message: String,
     pub hint: Option<String>,
 }
 
 impl Mistake {
-    pub fn new(at: At, message: impl Into<String>) -> Self {
+    pub fn new(at: SourceSpan, message: impl Into<String>) -> Self {
         Self { at, message: message.into(), hint: None }
     }
 
@@ -41,13 +41,13 @@ impl Mistake {
 }
 
 /// The texts that mistakes have positions in.
-pub(super) struct Sources<'a> {
+pub(super) struct SourceTexts<'a> {
     pub name: &'a str,
     pub text: &'a str,
     pub sets: &'a [String],
 }
 
-impl Sources<'_> {
+impl SourceTexts<'_> {
     /// Combines all mistakes into one error, ordered by position in the file, then by `--set`.
     pub fn report(&self, mut mistakes: Vec<Mistake>) -> Error {
         mistakes.sort_by_key(|m| m.at);
@@ -77,7 +77,7 @@ impl Sources<'_> {
 }
 
 /// Returns a source line with carets below the mistake. Of a long line, only the part around the carets is shown.
-fn excerpt(line: &str, at: At) -> String {
+fn excerpt(line: &str, at: SourceSpan) -> String {
     const WIDTH: usize = 120;
     let clean: Vec<char> = line.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let start = if at.col + at.len.min(WIDTH / 2) > WIDTH { at.col.saturating_sub(WIDTH / 3) } else { 0 };
@@ -98,10 +98,10 @@ mod tests {
 
     #[test]
     fn wide_characters_and_long_lines_keep_the_carets_under_the_mistake() {
-        let at = At { source: 0, line: 3, col: 4, len: 2 };
+        let at = SourceSpan { source: 0, line: 3, col: 4, len: 2 };
         assert_eq!(excerpt("日本: ab", at), "  3 | 日本: ab\n    |       ^^");
         let long = format!("{}mistake{}", "x".repeat(200), "y".repeat(200));
-        let shown = excerpt(&long, At { source: 0, line: 1, col: 200, len: 7 });
+        let shown = excerpt(&long, SourceSpan { source: 0, line: 1, col: 200, len: 7 });
         let (line, carets) = shown.split_once('\n').unwrap();
         let column = carets.chars().position(|c| c == '^').unwrap();
         assert_eq!(line.chars().skip(column).take(7).collect::<String>(), "mistake");

@@ -6,17 +6,17 @@
 //! them.
 
 mod check;
-mod cross;
-mod distilled;
-mod drawn;
+mod conflicts;
+mod distillation;
 mod mistakes;
 pub mod optim;
+mod overrides;
 mod plan;
 mod reference;
 mod repair;
+mod sampling;
 mod schema;
 pub mod sections;
-mod set;
 mod suggest;
 mod synonyms;
 mod tree;
@@ -24,7 +24,7 @@ mod tree;
 pub use optim::*;
 pub use plan::{Plan, load, parse};
 pub use reference::{explain, markdown};
-pub use schema::{Key, key, keys, schema};
+pub use schema::{RecipeKey, key, keys, schema};
 pub use sections::*;
-pub use suggest::{Suggestion, for_choice, for_key};
-pub use synonyms::{SYNONYMS, Synonym, VALUES};
+pub use suggest::{Suggestion, suggest_choice, suggest_key};
+pub use synonyms::{SYNONYMS, Synonym, VALUE_SYNONYMS};

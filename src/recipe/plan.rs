@@ -4,7 +4,9 @@
 //! samples its own answers; with `model.init: random`, `model.config` is set and `model.path` is the tokenizer's
 //! folder.
 
-use super::{ModelConfig, ModelInit, OptimKind, Recipe, Schedule, check, cross, mistakes::Sources, set, tree};
+use super::{
+    ModelConfig, ModelInit, OptimKind, Recipe, Schedule, check, conflicts, mistakes::SourceTexts, overrides, tree,
+};
 use crate::adapters::{AdapterSpec, spec::SCORE};
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -45,16 +47,16 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Plan> {
 pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Plan> {
     // A byte-order mark must not become part of the first key.
     let content = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let sources = Sources { name, text: content, sets };
+    let sources = SourceTexts { name, text: content, sets };
     let mut mistakes = Vec::new();
     let Some(mut root) =
-        tree::parse(0, content, &mut mistakes).or_else(|| mistakes.is_empty().then(tree::Node::nothing))
+        tree::parse(0, content, &mut mistakes).or_else(|| mistakes.is_empty().then(tree::Node::empty_document))
     else {
         return Err(sources.report(mistakes));
     };
-    set::apply(&mut root, sets, &mut mistakes);
+    overrides::apply(&mut root, sets, &mut mistakes);
     let values = check::check(&root, &mut mistakes);
-    cross::check(&cross::Written { tree: &root, values: &values }, &mut mistakes);
+    conflicts::check(&conflicts::WrittenRecipe { tree: &root, values: &values }, &mut mistakes);
     if !mistakes.is_empty() {
         return Err(sources.report(mistakes));
     }
@@ -62,11 +64,16 @@ pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Plan> {
         let at = root.nearest(&e.path().to_string());
         sources.report(vec![super::mistakes::Mistake::new(at, format!("`{}`: {}", e.path(), e.inner()))])
     })?;
-    Ok(Plan { recipe: settle(recipe), file: PathBuf::from(name), sets: sets.to_vec(), text: text.to_string() })
+    Ok(Plan {
+        recipe: fill_dependent_defaults(recipe),
+        file: PathBuf::from(name),
+        sets: sets.to_vec(),
+        text: text.to_string(),
+    })
 }
 
 /// Fills in the defaults that depend on other keys.
-fn settle(mut recipe: Recipe) -> Recipe {
+fn fill_dependent_defaults(mut recipe: Recipe) -> Recipe {
     let fresh = recipe.model.init == ModelInit::Random;
     let optim = &mut recipe.optim;
     // Lion's steps are larger for the same rate (arXiv 2302.06675, section 5).
@@ -82,7 +89,7 @@ fn settle(mut recipe: Recipe) -> Recipe {
     };
     // Preference methods should change a model that already answers only a little: as in TRL, a twentieth of the usual
     // rate.
-    let tuned = if recipe.method.compares() { 0.05 } else { 1.0 };
+    let tuned = if recipe.method.learns_preferences() { 0.05 } else { 1.0 };
     optim.lr.get_or_insert(share * tuned * usual);
     if optim.kind == OptimKind::ScheduleFree {
         optim.schedule = Schedule::Constant;
@@ -102,7 +109,7 @@ fn settle(mut recipe: Recipe) -> Recipe {
     }
     // The head of a reward model is trained and saved as part of its adapter.
     if let (MethodSpec::Reward(_), Some(AdapterSpec::Lora(lora))) = (&recipe.method, &mut recipe.adapter)
-        && !lora.scores()
+        && !lora.has_scalar_head()
     {
         lora.modules_to_save.push(SCORE.into());
     }
@@ -137,7 +144,7 @@ impl Plan {
     /// Reads a plan.json that `write` made.
     pub fn read(path: &Path) -> Result<Self> {
         let mut plan: Plan = fsutil::read_json(path)?;
-        plan.recipe = settle(plan.recipe);
+        plan.recipe = fill_dependent_defaults(plan.recipe);
         Ok(plan)
     }
 

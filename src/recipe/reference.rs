@@ -1,6 +1,6 @@
 //! Generates the reference of recipe keys from the schema: docs/recipe.md and `ft recipe explain`.
 
-use super::schema::{Key, key, keys};
+use super::schema::{RecipeKey, key, keys};
 use super::suggest;
 use crate::error::{Error, Result};
 use std::fmt::Write;
@@ -19,7 +19,7 @@ pub fn markdown() -> String {
         let depth = 2 + section.path.matches('.').count();
         let need = if section.required { "Required." } else { "Optional." };
         let _ = write!(out, "\n{} `{}`\n\n{} {need}\n", "#".repeat(depth.min(4)), section.path, section.doc);
-        let rows: Vec<&Key> = keys().iter().filter(|k| k.parent() == section.path).collect();
+        let rows: Vec<&RecipeKey> = keys().iter().filter(|k| k.parent() == section.path).collect();
         if !section.choices.is_empty() {
             let _ = writeln!(out, "\nOne of:\n");
             for (name, doc) in &section.choices {
@@ -49,7 +49,7 @@ fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }
 
-fn default(k: &Key) -> String {
+fn default(k: &RecipeKey) -> String {
     match &k.default {
         Some(serde_json::Value::String(s)) => format!("`{s}`"),
         Some(value) => format!("`{value}`"),
@@ -65,8 +65,8 @@ pub fn explain(path: &str) -> Result<String> {
         return Ok(list(&keys().iter().collect::<Vec<_>>()));
     }
     // Keys of list items are considered only if no other key has the name.
-    let mut named: Vec<&Key> = keys().iter().filter(|k| k.name() == path).collect();
-    let in_list = |k: &Key| key(k.parent()).is_some_and(|parent| parent.kind.starts_with("list"));
+    let mut named: Vec<&RecipeKey> = keys().iter().filter(|k| k.name() == path).collect();
+    let in_list = |k: &RecipeKey| key(k.parent()).is_some_and(|parent| parent.kind.starts_with("list"));
     if named.iter().any(|k| !in_list(k)) {
         named.retain(|k| !in_list(k));
     }
@@ -76,19 +76,19 @@ pub fn explain(path: &str) -> Result<String> {
             return Ok(named.iter().map(|k| one(k)).collect::<Vec<_>>().join("\n"));
         }
         let (section, name) = path.rsplit_once('.').unwrap_or(("", path));
-        return Err(Error::user(format!("unknown key `{path}`")).hint(suggest::for_key(section, name).hint));
+        return Err(Error::user(format!("unknown key `{path}`")).hint(suggest::suggest_key(section, name).hint));
     };
     let prefix = format!("{}.", k.path);
-    let below: Vec<&Key> = keys().iter().filter(|b| b.path.starts_with(&prefix)).collect();
+    let below: Vec<&RecipeKey> = keys().iter().filter(|b| b.path.starts_with(&prefix)).collect();
     Ok(if below.is_empty() { one(k) } else { format!("{}\n{}", one(k), list(&below)) })
 }
 
-fn list(keys: &[&Key]) -> String {
+fn list(keys: &[&RecipeKey]) -> String {
     let rows: Vec<Vec<String>> = keys.iter().map(|k| vec![k.path.clone(), k.doc.clone()]).collect();
     crate::report::table(&rows) + "\n"
 }
 
-fn one(k: &Key) -> String {
+fn one(k: &RecipeKey) -> String {
     let mut out = format!("{}\n  {}\n", k.path, k.doc);
     if !k.section && k.choices.is_empty() {
         let _ = writeln!(out, "  value:   {}", k.kind);

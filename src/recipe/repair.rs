@@ -1,14 +1,14 @@
 //! Describes a value of the wrong kind, and how to correct it.
 
-use super::schema::{Shape, key, section_of};
-use super::tree::{Kind, Node, Scalar, scalar};
+use super::schema::{SchemaShape, key, section_of};
+use super::tree::{Node, NodeKind, Scalar, parse_scalar};
 
 /// Describes the value of a node for a message.
-pub(super) fn found(node: &Node) -> String {
+pub(super) fn describe_value(node: &Node) -> String {
     match &node.kind {
-        Kind::List(_) => "a list".into(),
-        Kind::Map(_) => "a map".into(),
-        Kind::Scalar { text, plain } => match scalar(text, *plain) {
+        NodeKind::List(_) => "a list".into(),
+        NodeKind::Map(_) => "a map".into(),
+        NodeKind::Scalar { text, plain } => match parse_scalar(text, *plain) {
             Scalar::Null => "nothing".into(),
             Scalar::Text(text) => format!("the text `{text}`"),
             _ => format!("`{text}`"),
@@ -17,7 +17,7 @@ pub(super) fn found(node: &Node) -> String {
 }
 
 /// Returns the name of a kind with its article, such as `an integer`.
-pub(super) fn article(kind: &str) -> String {
+pub(super) fn with_article(kind: &str) -> String {
     match kind {
         k if k.starts_with("integer") => format!("an {k}"),
         k if k.starts_with("text") || k.starts_with("true") || k.starts_with("one ") => k.to_string(),
@@ -26,11 +26,11 @@ pub(super) fn article(kind: &str) -> String {
 }
 
 /// Returns a hint for correcting a value of the wrong kind; `None` if there is no obvious correction.
-pub(super) fn repair(node: &Node, wanted: &Shape<'static>, path: &str) -> Option<String> {
+pub(super) fn repair(node: &Node, wanted: &SchemaShape<'static>, path: &str) -> Option<String> {
     match (wanted, &node.kind) {
-        (Shape::Scalar { kind: kind @ ("integer" | "number"), .. }, Kind::Scalar { text, plain }) => {
+        (SchemaShape::Scalar { kind: kind @ ("integer" | "number"), .. }, NodeKind::Scalar { text, plain }) => {
             let bare = text.replace(['_', ' '], "");
-            match scalar(&bare, true) {
+            match parse_scalar(&bare, true) {
                 Scalar::Int(_) if !plain => Some(format!("remove the quotes: `{bare}`")),
                 Scalar::Float(_) if !plain && *kind == "number" => Some(format!("remove the quotes: `{bare}`")),
                 Scalar::Float(f) if f.fract() == 0.0 && f.abs() < 1e15 => Some(format!("write `{f:.0}`")),
@@ -42,25 +42,32 @@ pub(super) fn repair(node: &Node, wanted: &Shape<'static>, path: &str) -> Option
                 }
             }
         }
-        (Shape::Scalar { kind: "boolean", .. }, Kind::Scalar { text, .. }) => match text.to_lowercase().as_str() {
-            "yes" | "on" | "1" | "y" | "true" => Some("write `true`".into()),
-            "no" | "off" | "0" | "n" | "false" => Some("write `false`".into()),
-            _ => None,
-        },
-        (Shape::Scalar { kind: "string", .. }, Kind::Scalar { text, plain: true }) => {
+        (SchemaShape::Scalar { kind: "boolean", .. }, NodeKind::Scalar { text, .. }) => {
+            match text.to_lowercase().as_str() {
+                "yes" | "on" | "1" | "y" | "true" => Some("write `true`".into()),
+                "no" | "off" | "0" | "n" | "false" => Some("write `false`".into()),
+                _ => None,
+            }
+        }
+        (SchemaShape::Scalar { kind: "string", .. }, NodeKind::Scalar { text, plain: true }) => {
             Some(format!("put it in quotes: `{}: \"{text}\"`", leaf(path)))
         }
-        (either @ Shape::Either(_), Kind::Scalar { text, plain: true }) if section_of(either).is_none() => {
+        (either @ SchemaShape::Either(_), NodeKind::Scalar { text, plain: true }) if section_of(either).is_none() => {
             Some(format!("put it in quotes: `{}: \"{text}\"`", leaf(path)))
         }
-        (Shape::Section { .. } | Shape::Map { .. } | Shape::Either(_), Kind::Scalar { text, .. }) => {
+        (
+            SchemaShape::Section { .. } | SchemaShape::Map { .. } | SchemaShape::Either(_),
+            NodeKind::Scalar { text, .. },
+        ) => {
             if let Some((front, back)) = text.split_once(':') {
                 return Some(format!("put a space after the colon: `{front}: {back}`"));
             }
             key(&format!("{path}.path")).map(|_| format!("write `{}: {{ path: {text} }}`", leaf(path)))
         }
-        (Shape::Section { .. }, Kind::List(_)) => Some("remove the dashes: keys are written `key: value`".into()),
-        (Shape::List { .. }, Kind::Scalar { text, .. }) => {
+        (SchemaShape::Section { .. }, NodeKind::List(_)) => {
+            Some("remove the dashes: keys are written `key: value`".into())
+        }
+        (SchemaShape::List { .. }, NodeKind::Scalar { text, .. }) => {
             let items: Vec<&str> = text.split([',', ' ']).filter(|t| !t.is_empty()).collect();
             Some(format!("write `{}: [{}]`", leaf(path), items.join(", ")))
         }

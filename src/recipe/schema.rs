@@ -25,11 +25,11 @@ pub fn schema() -> &'static Value {
 }
 
 /// The kind of value that a schema allows.
-pub(super) enum Shape<'a> {
+pub(super) enum SchemaShape<'a> {
     /// A map with these keys.
     Section { properties: &'a Map<String, Value>, required: Vec<&'a str> },
     /// One of several alternatives, written as a word or as a map with one key.
-    Choice(Vec<Choice<'a>>),
+    Choice(Vec<SchemaChoice<'a>>),
     /// A map with arbitrary keys and values of one kind.
     Map { keys: Option<&'a Value>, values: &'a Value },
     /// A list of values of one kind.
@@ -42,7 +42,7 @@ pub(super) enum Shape<'a> {
 
 /// One alternative of a choice. With `payload` it is written as a map whose only key is `name`, without as the word
 /// `name`.
-pub(super) struct Choice<'a> {
+pub(super) struct SchemaChoice<'a> {
     pub name: &'a str,
     pub doc: String,
     pub payload: Option<&'a Value>,
@@ -69,13 +69,13 @@ pub(super) fn strip_null(schema: &'static Value) -> (&'static Value, bool) {
 }
 
 /// Returns the kind of value that a schema allows; `null` is ignored.
-pub(super) fn shape(schema: &'static Value) -> Shape<'static> {
+pub(super) fn shape(schema: &'static Value) -> SchemaShape<'static> {
     let schema = strip_null(schema).0;
     if let Some(any) = schema["anyOf"].as_array() {
-        return Shape::Either(any.iter().collect());
+        return SchemaShape::Either(any.iter().collect());
     }
     if schema.get("oneOf").is_some() || schema.get("enum").is_some() || schema.get("const").is_some() {
-        return Shape::Choice(choices(schema));
+        return SchemaShape::Choice(choices(schema));
     }
     let kind = match &schema["type"] {
         Value::Array(types) => types.iter().filter_map(Value::as_str).find(|t| *t != "null"),
@@ -83,31 +83,35 @@ pub(super) fn shape(schema: &'static Value) -> Shape<'static> {
     };
     match kind {
         Some("object") => match schema.get("additionalProperties") {
-            Some(values @ Value::Object(_)) => Shape::Map { keys: schema.get("propertyNames"), values },
-            _ => Shape::Section {
+            Some(values @ Value::Object(_)) => SchemaShape::Map { keys: schema.get("propertyNames"), values },
+            _ => SchemaShape::Section {
                 properties: schema["properties"].as_object().unwrap_or_else(|| empty()),
                 required: schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect(),
             },
         },
-        Some("array") => {
-            Shape::List { items: &schema["items"], min: schema["minItems"].as_u64(), max: schema["maxItems"].as_u64() }
-        }
-        kind => Shape::Scalar { kind: kind.unwrap_or("any"), limits: schema },
+        Some("array") => SchemaShape::List {
+            items: &schema["items"],
+            min: schema["minItems"].as_u64(),
+            max: schema["maxItems"].as_u64(),
+        },
+        kind => SchemaShape::Scalar { kind: kind.unwrap_or("any"), limits: schema },
     }
 }
 
 /// Returns the schema of a list's items if they are sections, or of the section that may be given instead of a list (a
 /// key such as `data.train` accepts one source or a list of sources).
-pub(super) fn section_of(shape: &Shape<'static>) -> Option<&'static Value> {
+pub(super) fn section_of(shape: &SchemaShape<'static>) -> Option<&'static Value> {
     match shape {
-        Shape::List { items, .. } => Some(*items).filter(|s| matches!(self::shape(s), Shape::Section { .. })),
-        Shape::Either(of) => of.iter().copied().find(|s| matches!(self::shape(s), Shape::Section { .. })),
+        SchemaShape::List { items, .. } => {
+            Some(*items).filter(|s| matches!(self::shape(s), SchemaShape::Section { .. }))
+        }
+        SchemaShape::Either(of) => of.iter().copied().find(|s| matches!(self::shape(s), SchemaShape::Section { .. })),
         _ => None,
     }
 }
 
 /// Returns a path without the indices of list items: all items of a list have the same keys and documentation.
-pub(super) fn plain(path: &str) -> String {
+pub(super) fn without_list_indices(path: &str) -> String {
     let names = path.split('.').filter(|name| name.is_empty() || name.bytes().any(|b| !b.is_ascii_digit()));
     names.collect::<Vec<_>>().join(".")
 }
@@ -117,20 +121,20 @@ fn empty() -> &'static Map<String, Value> {
     EMPTY.get_or_init(Map::new)
 }
 
-fn choices(schema: &'static Value) -> Vec<Choice<'static>> {
+fn choices(schema: &'static Value) -> Vec<SchemaChoice<'static>> {
     let doc = doc_of(schema);
     if let Some(name) = schema["const"].as_str() {
-        return vec![Choice { name, doc, payload: None }];
+        return vec![SchemaChoice { name, doc, payload: None }];
     }
     if let Some(names) = schema["enum"].as_array() {
-        let word = |name| Choice { name, doc: String::new(), payload: None };
+        let word = |name| SchemaChoice { name, doc: String::new(), payload: None };
         return names.iter().filter_map(Value::as_str).map(word).collect();
     }
     if let Some(of) = schema["oneOf"].as_array() {
         return of.iter().flat_map(choices).collect();
     }
     let tagged = schema["properties"].as_object().into_iter().flatten();
-    tagged.map(|(name, payload)| Choice { name, doc: doc.clone(), payload: Some(payload) }).collect()
+    tagged.map(|(name, payload)| SchemaChoice { name, doc: doc.clone(), payload: Some(payload) }).collect()
 }
 
 fn doc_of(schema: &Value) -> String {
@@ -139,7 +143,7 @@ fn doc_of(schema: &Value) -> String {
 
 /// A key of the recipe, or a section of keys, as the reference shows it.
 #[derive(Debug, Clone)]
-pub struct Key {
+pub struct RecipeKey {
     /// The dotted path, as `--set` takes it.
     pub path: String,
     /// The doc comment of the field.
@@ -156,7 +160,7 @@ pub struct Key {
     pub section: bool,
 }
 
-impl Key {
+impl RecipeKey {
     /// Returns the last part of the path.
     pub fn name(&self) -> &str {
         self.path.rsplit('.').next().unwrap_or(&self.path)
@@ -169,18 +173,18 @@ impl Key {
 }
 
 /// Returns every key and section in the order of the structs, each section before its keys.
-pub fn keys() -> &'static [Key] {
-    static KEYS: OnceLock<Vec<Key>> = OnceLock::new();
+pub fn keys() -> &'static [RecipeKey] {
+    static KEYS: OnceLock<Vec<RecipeKey>> = OnceLock::new();
     KEYS.get_or_init(|| {
         let mut keys = Vec::new();
-        below("", schema(), &mut keys);
+        collect_keys("", schema(), &mut keys);
         keys
     })
 }
 
 /// Returns the key with this dotted path. Indices of list items in the path are ignored.
-pub fn key(path: &str) -> Option<&'static Key> {
-    let path = plain(path);
+pub fn key(path: &str) -> Option<&'static RecipeKey> {
+    let path = without_list_indices(path);
     keys().iter().find(|k| k.path == path)
 }
 
@@ -188,9 +192,9 @@ fn join(parent: &str, name: &str) -> String {
     if parent.is_empty() { name.to_string() } else { format!("{parent}.{name}") }
 }
 
-fn below(path: &str, schema: &'static Value, keys: &mut Vec<Key>) {
+fn collect_keys(path: &str, schema: &'static Value, keys: &mut Vec<RecipeKey>) {
     match shape(schema) {
-        Shape::Section { properties, required } => {
+        SchemaShape::Section { properties, required } => {
             for (name, property) in properties {
                 let path = join(path, name);
                 let own = doc_of(property);
@@ -199,7 +203,7 @@ fn below(path: &str, schema: &'static Value, keys: &mut Vec<Key>) {
                 push(path, doc, property, required, keys);
             }
         }
-        Shape::Choice(choices) => {
+        SchemaShape::Choice(choices) => {
             for choice in choices {
                 if let Some(payload) = choice.payload {
                     push(join(path, choice.name), choice.doc, payload, false, keys);
@@ -208,40 +212,40 @@ fn below(path: &str, schema: &'static Value, keys: &mut Vec<Key>) {
         }
         either => {
             if let Some(section) = section_of(&either) {
-                below(path, section, keys);
+                collect_keys(path, section, keys);
             }
         }
     }
 }
 
-fn push(path: String, doc: String, schema: &'static Value, required: bool, keys: &mut Vec<Key>) {
+fn push(path: String, doc: String, schema: &'static Value, required: bool, keys: &mut Vec<RecipeKey>) {
     let of = shape(schema);
-    let tagged = matches!(&of, Shape::Choice(choices) if choices.iter().any(|c| c.payload.is_some()));
-    let section = tagged || matches!(of, Shape::Section { .. }) || section_of(&of).is_some();
+    let tagged = matches!(&of, SchemaShape::Choice(choices) if choices.iter().any(|c| c.payload.is_some()));
+    let section = tagged || matches!(of, SchemaShape::Section { .. }) || section_of(&of).is_some();
     let choices = match &of {
-        Shape::Choice(choices) => choices.iter().map(|c| (c.name.to_string(), c.doc.clone())).collect(),
+        SchemaShape::Choice(choices) => choices.iter().map(|c| (c.name.to_string(), c.doc.clone())).collect(),
         _ => Vec::new(),
     };
     let default = schema.get("default").filter(|d| !d.is_null() && !section).cloned();
-    keys.push(Key { path: path.clone(), doc, kind: kind(schema), default, required, choices, section });
+    keys.push(RecipeKey { path: path.clone(), doc, kind: kind(schema), default, required, choices, section });
     if section {
-        below(&path, schema, keys);
+        collect_keys(&path, schema, keys);
     }
 }
 
 /// Describes the values that a schema allows, such as `number (at least 0)`.
 pub(super) fn kind(schema: &'static Value) -> String {
     match shape(schema) {
-        Shape::Section { .. } => "section".into(),
-        Shape::Choice(choices) if choices.iter().any(|c| c.payload.is_some()) => "one of these sections".into(),
-        Shape::Choice(_) => "one of the choices".into(),
-        Shape::Map { values, .. } => format!("map of names to {}", kind(values)),
-        Shape::List { items, min, max } => match (min, max) {
+        SchemaShape::Section { .. } => "section".into(),
+        SchemaShape::Choice(choices) if choices.iter().any(|c| c.payload.is_some()) => "one of these sections".into(),
+        SchemaShape::Choice(_) => "one of the choices".into(),
+        SchemaShape::Map { values, .. } => format!("map of names to {}", kind(values)),
+        SchemaShape::List { items, min, max } => match (min, max) {
             (Some(a), Some(b)) if a == b => format!("list of {a}: {}", kind(items)),
             _ => format!("list of {}", kind(items)),
         },
-        Shape::Either(of) => of.into_iter().map(kind).collect::<Vec<_>>().join(" or "),
-        Shape::Scalar { kind, limits } => match range(limits) {
+        SchemaShape::Either(of) => of.into_iter().map(kind).collect::<Vec<_>>().join(" or "),
+        SchemaShape::Scalar { kind, limits } => match range(limits) {
             Some(range) if kind != "string" => format!("{} ({range})", word(kind, limits)),
             _ => word(kind, limits).into(),
         },

@@ -5,8 +5,8 @@
 
 use super::optim::OptimSection;
 use crate::adapters::AdapterSpec;
-use crate::data::Rendering;
-pub use crate::data::{CacheChoice, Overflow, RowFormat, SourceSpec as SourceSection, Sources};
+use crate::data::TemplateOptions;
+pub use crate::data::{CacheChoice, Overflow, RowFormat, SourceList, SourceSpec as SourceSection};
 use crate::error::{Error, Result};
 use crate::methods::MethodSpec;
 pub use crate::models::{Dtype, Storage};
@@ -158,10 +158,10 @@ pub enum ModelConfig {
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
     /// Rows to train on: one source, or a list of them.
-    pub train: Sources,
+    pub train: SourceList,
     /// Rows for validation: one source, or a list of them. Needed to choose the best checkpoint and for early stopping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub valid: Option<Sources>,
+    pub valid: Option<SourceList>,
     /// What to do with a row longer than `batch.max_len`.
     #[serde(default)]
     pub on_overflow: Overflow,
@@ -213,14 +213,14 @@ pub struct BatchSection {
 
 impl DataSection {
     /// Returns how conversations are rendered: template, its variables and the date.
-    pub fn rendering(&self) -> Result<Rendering> {
+    pub fn rendering(&self) -> Result<TemplateOptions> {
         let read = |date: &String| {
             date.parse().map_err(|e| {
                 Error::user(format!("data.date: `{date}` is not a date: {e}")).hint("write it as 2026-11-28")
             })
         };
         let date = self.date.as_ref().map(read).transpose()?;
-        Ok(Rendering { template: self.template.clone(), kwargs: self.chat_template_kwargs.clone(), date })
+        Ok(TemplateOptions { template: self.template.clone(), kwargs: self.chat_template_kwargs.clone(), date })
     }
 }
 

@@ -114,7 +114,7 @@ pub const SYNONYMS: &[Synonym] = &[
 
 /// Other tools' words for choices: (theirs, ours). A row applies to every key that has `ours` among its choices.
 #[rustfmt::skip]
-pub const VALUES: &[(&str, &str)] = &[
+pub const VALUE_SYNONYMS: &[(&str, &str)] = &[
     ("bfloat16", "bf16"), ("torch.bfloat16", "bf16"), ("fp16", "bf16"), ("float16", "bf16"), ("half", "bf16"),
     ("float32", "f32"), ("fp32", "f32"), ("torch.float32", "f32"), ("float", "f32"),
     ("true", "all"), ("unsloth", "all"), ("full", "all"), ("false", "none"), ("off", "none"), ("no", "none"),

@@ -3,7 +3,7 @@
 //! Finds duplicate keys, tags, excessive nesting and syntax errors. Invariant: for every input the tree has at most
 //! `NODES` nodes and `DEPTH` levels, with aliases expanded. Knows nothing of the schema: scalars stay text.
 
-use super::mistakes::{At, Mistake};
+use super::mistakes::{Mistake, SourceSpan};
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 use std::collections::HashMap;
 
@@ -13,25 +13,25 @@ const NODES: usize = 10_000;
 /// A value with its position.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
-    pub at: At,
-    pub kind: Kind,
+    pub at: SourceSpan,
+    pub kind: NodeKind,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Kind {
+pub(super) enum NodeKind {
     /// `plain` is false for quoted and block text, which is never a number, a boolean or null.
     Scalar {
         text: String,
         plain: bool,
     },
     List(Vec<Node>),
-    Map(Vec<(Name, Node)>),
+    Map(Vec<(NodeKey, Node)>),
 }
 
 /// A key with its position.
 #[derive(Debug, Clone)]
-pub(super) struct Name {
-    pub at: At,
+pub(super) struct NodeKey {
+    pub at: SourceSpan,
     pub text: String,
 }
 
@@ -47,17 +47,17 @@ pub(super) enum Scalar<'a> {
 
 impl Node {
     /// Returns an empty map at `at`.
-    pub fn map(at: At) -> Self {
-        Node { at, kind: Kind::Map(Vec::new()) }
+    pub fn map(at: SourceSpan) -> Self {
+        Node { at, kind: NodeKind::Map(Vec::new()) }
     }
 
     /// Returns the node of an empty file.
-    pub fn nothing() -> Self {
-        Node { at: At::start(0), kind: Kind::Scalar { text: String::new(), plain: true } }
+    pub fn empty_document() -> Self {
+        Node { at: SourceSpan::start(0), kind: NodeKind::Scalar { text: String::new(), plain: true } }
     }
 
     /// Returns the position of the value at a dotted path, or of the last existing value on the way to it.
-    pub fn nearest(&self, path: &str) -> At {
+    pub fn nearest(&self, path: &str) -> SourceSpan {
         let (name, rest) = path.split_once('.').unwrap_or((path, ""));
         self.get(name).map_or(self.at, |node| node.nearest(rest))
     }
@@ -66,20 +66,22 @@ impl Node {
         self.entry(key).map(|(_, node)| node)
     }
 
-    pub fn entry(&self, key: &str) -> Option<(&Name, &Node)> {
+    pub fn entry(&self, key: &str) -> Option<(&NodeKey, &Node)> {
         match &self.kind {
-            Kind::Map(entries) => entries.iter().find(|(name, _)| name.text == key).map(|(name, node)| (name, node)),
+            NodeKind::Map(entries) => {
+                entries.iter().find(|(name, _)| name.text == key).map(|(name, node)| (name, node))
+            }
             _ => None,
         }
     }
 
     pub fn is_null(&self) -> bool {
-        matches!(&self.kind, Kind::Scalar { text, plain } if scalar(text, *plain) == Scalar::Null)
+        matches!(&self.kind, NodeKind::Scalar { text, plain } if parse_scalar(text, *plain) == Scalar::Null)
     }
 }
 
 /// Parses a scalar: null, boolean, integer, number, or text.
-pub(super) fn scalar(text: &str, plain: bool) -> Scalar<'_> {
+pub(super) fn parse_scalar(text: &str, plain: bool) -> Scalar<'_> {
     if !plain {
         return Scalar::Text(text);
     }
@@ -112,7 +114,7 @@ pub(super) fn scalar(text: &str, plain: bool) -> Scalar<'_> {
 /// Parses one YAML document. `None` if there is no document, or if its syntax is broken; then a mistake is added.
 pub(super) fn parse(source: usize, text: &str, mistakes: &mut Vec<Mistake>) -> Option<Node> {
     let mut builder =
-        Builder { source, text, parser: Parser::new_from_str(text), anchors: HashMap::new(), nodes: 0, mistakes };
+        TreeBuilder { source, text, parser: Parser::new_from_str(text), anchors: HashMap::new(), nodes: 0, mistakes };
     match builder.document() {
         Ok(node) => node,
         Err(mistake) => {
@@ -122,9 +124,9 @@ pub(super) fn parse(source: usize, text: &str, mistakes: &mut Vec<Mistake>) -> O
     }
 }
 
-type Step<T> = Result<T, Box<Mistake>>;
+type TreeResult<T> = Result<T, Box<Mistake>>;
 
-struct Builder<'a> {
+struct TreeBuilder<'a> {
     source: usize,
     text: &'a str,
     parser: Parser<'a, saphyr_parser::StrInput<'a>>,
@@ -133,8 +135,8 @@ struct Builder<'a> {
     mistakes: &'a mut Vec<Mistake>,
 }
 
-impl<'a> Builder<'a> {
-    fn document(&mut self) -> Step<Option<Node>> {
+impl<'a> TreeBuilder<'a> {
+    fn document(&mut self) -> TreeResult<Option<Node>> {
         let mut root = None;
         loop {
             let (event, span) = self.next()?;
@@ -150,7 +152,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn next(&mut self) -> Step<(Event<'a>, Span)> {
+    fn next(&mut self) -> TreeResult<(Event<'a>, Span)> {
         match self.parser.next_event() {
             Some(Ok(found)) => Ok(found),
             Some(Err(e)) => Err(Box::new(self.syntax(&e))),
@@ -158,7 +160,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn node(&mut self, event: Event<'a>, span: Span, depth: usize) -> Step<Node> {
+    fn node(&mut self, event: Event<'a>, span: Span, depth: usize) -> TreeResult<Node> {
         let at = self.at(span);
         self.nodes += 1;
         if depth > DEPTH || self.nodes > NODES {
@@ -181,7 +183,7 @@ impl<'a> Builder<'a> {
         }
         let kind = match event {
             Event::Scalar(text, style, ..) => {
-                Kind::Scalar { text: text.into_owned(), plain: style == ScalarStyle::Plain }
+                NodeKind::Scalar { text: text.into_owned(), plain: style == ScalarStyle::Plain }
             }
             Event::SequenceStart(..) => self.list(depth)?,
             Event::MappingStart(..) => self.entries(depth)?,
@@ -195,7 +197,7 @@ impl<'a> Builder<'a> {
         Ok(node)
     }
 
-    fn alias(&mut self, id: usize, at: At) -> Step<Node> {
+    fn alias(&mut self, id: usize, at: SourceSpan) -> TreeResult<Node> {
         let Some(node) = self.anchors.get(&id).cloned() else {
             let m = Mistake::new(at, "an alias inside the value that it names");
             return Err(Box::new(m.hint("write the value out")));
@@ -208,32 +210,32 @@ impl<'a> Builder<'a> {
         Ok(node)
     }
 
-    fn list(&mut self, depth: usize) -> Step<Kind> {
+    fn list(&mut self, depth: usize) -> TreeResult<NodeKind> {
         let mut items = Vec::new();
         loop {
             let (event, span) = self.next()?;
             if event == Event::SequenceEnd {
-                return Ok(Kind::List(items));
+                return Ok(NodeKind::List(items));
             }
             items.push(self.node(event, span, depth + 1)?);
         }
     }
 
-    fn entries(&mut self, depth: usize) -> Step<Kind> {
-        let mut entries: Vec<(Name, Node)> = Vec::new();
+    fn entries(&mut self, depth: usize) -> TreeResult<NodeKind> {
+        let mut entries: Vec<(NodeKey, Node)> = Vec::new();
         loop {
             let (event, span) = self.next()?;
             if event == Event::MappingEnd {
-                return Ok(Kind::Map(entries));
+                return Ok(NodeKind::Map(entries));
             }
             let key = self.node(event, span, depth + 1)?;
             let (event, span) = self.next()?;
             let value = self.node(event, span, depth + 1)?;
-            let Kind::Scalar { text, .. } = key.kind else {
+            let NodeKind::Scalar { text, .. } = key.kind else {
                 self.mistakes.push(Mistake::new(key.at, "a list or map as a key").hint("keys are plain names"));
                 continue;
             };
-            let name = Name { at: key.at, text };
+            let name = NodeKey { at: key.at, text };
             if let Some((first, _)) = entries.iter().find(|(n, _)| n.text == name.text) {
                 let m = Mistake::new(name.at, format!("`{}` is given twice", name.text));
                 self.mistakes.push(m.hint(format!("the first is on line {}; keep one", first.at.line)));
@@ -245,7 +247,7 @@ impl<'a> Builder<'a> {
 
     /// Returns the part of a span that is on its first line. A map or list, which has no text of its own, gets one
     /// character.
-    fn at(&self, span: Span) -> At {
+    fn at(&self, span: Span) -> SourceSpan {
         let (start, end) = (span.start, span.end);
         let line = start.line().max(1);
         let to_line_end = || {
@@ -253,12 +255,12 @@ impl<'a> Builder<'a> {
             rest.saturating_sub(start.col())
         };
         let len = if end.line() == start.line() { end.col().saturating_sub(start.col()) } else { to_line_end() };
-        At { source: self.source, line, col: start.col(), len: len.max(1) }
+        SourceSpan { source: self.source, line, col: start.col(), len: len.max(1) }
     }
 
     fn syntax(&self, e: &ScanError) -> Mistake {
         let mark = e.marker();
-        let at = At { source: self.source, line: mark.line().max(1), col: mark.col(), len: 1 };
+        let at = SourceSpan { source: self.source, line: mark.line().max(1), col: mark.col(), len: 1 };
         let indented_by_tab = |n: usize| {
             let line = self.text.lines().nth(n.wrapping_sub(1)).unwrap_or("");
             let blank = &line[..line.len() - line.trim_start().len()];
@@ -267,7 +269,7 @@ impl<'a> Builder<'a> {
         // The scanner reports the token at which it failed: the tab is on that line or on one next to it.
         for line in [at.line, at.line.saturating_sub(1), at.line + 1] {
             if let Some(col) = indented_by_tab(line) {
-                let m = Mistake::new(At { line, col, ..at }, "a tab in the indentation");
+                let m = Mistake::new(SourceSpan { line, col, ..at }, "a tab in the indentation");
                 return m.hint("YAML is indented with spaces: replace the tab by two of them");
             }
         }
@@ -278,9 +280,9 @@ impl<'a> Builder<'a> {
 
 fn size(node: &Node) -> usize {
     1 + match &node.kind {
-        Kind::Scalar { .. } => 0,
-        Kind::List(items) => items.iter().map(size).sum(),
-        Kind::Map(entries) => entries.iter().map(|(_, node)| size(node)).sum(),
+        NodeKind::Scalar { .. } => 0,
+        NodeKind::List(items) => items.iter().map(size).sum(),
+        NodeKind::Map(entries) => entries.iter().map(|(_, node)| size(node)).sum(),
     }
 }
 
@@ -293,13 +295,13 @@ mod tests {
         for (text, value) in
             [("2e-4", 2e-4), ("1e5", 1e5), (".5", 0.5), ("-1.", -1.0), ("1E-8", 1e-8), ("+1.5e+2", 150.0)]
         {
-            assert_eq!(scalar(text, true), Scalar::Float(value), "{text}");
+            assert_eq!(parse_scalar(text, true), Scalar::Float(value), "{text}");
         }
-        assert_eq!(scalar("0x1F", true), Scalar::Int(31));
-        assert_eq!(scalar("-12", true), Scalar::Int(-12));
-        assert_eq!(scalar("12", false), Scalar::Text("12"));
+        assert_eq!(parse_scalar("0x1F", true), Scalar::Int(31));
+        assert_eq!(parse_scalar("-12", true), Scalar::Int(-12));
+        assert_eq!(parse_scalar("12", false), Scalar::Text("12"));
         for text in ["yes", "inf", "nan", "1_000", "1,5", "0x", "0x-1", "-", ".", "e5", "1-2", "::"] {
-            assert_eq!(scalar(text, true), Scalar::Text(text), "{text}");
+            assert_eq!(parse_scalar(text, true), Scalar::Text(text), "{text}");
         }
     }
 

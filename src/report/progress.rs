@@ -11,40 +11,40 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Time from the beginning of the work to the first line in a log, and time between lines.
-const FIRST: Duration = Duration::from_secs(15);
-const EVERY: Duration = Duration::from_secs(30);
+const FIRST_LINE_AFTER: Duration = Duration::from_secs(15);
+const LINE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How often the log's thread checks whether a line is due.
 const TICK: Duration = Duration::from_millis(500);
 
 /// A line predicts the remaining time only after 1/20 of the pieces were done.
-const TELLING: u64 = 20;
+const ETA_FROM: u64 = 20;
 
 /// If the next work begins within this time, it continues the timer of the previous one. Otherwise many short phases in
 /// a row would each restart the timer, and no line would ever be printed.
-const SEAM: Duration = Duration::from_secs(2);
+const MAX_PAUSE: Duration = Duration::from_secs(2);
 
 /// A piece of work in progress; it ends when this is dropped or `finish_and_clear` is called.
 pub struct Progress {
     bar: ProgressBar,
-    counted: Arc<Counted>,
+    counted: Arc<ProgressCounters>,
     /// Its id in the log; `None` on a terminal.
     number: Option<u64>,
 }
 
 /// Counts that indicatif does not keep.
 #[derive(Default)]
-struct Counted {
+struct ProgressCounters {
     /// Pieces that were done before this work began; they must not count for its speed.
-    before: AtomicU64,
-    more: AtomicU64,
+    done_before: AtomicU64,
+    extra_units: AtomicU64,
     unit: Mutex<&'static str>,
 }
 
-impl Counted {
+impl ProgressCounters {
     /// Returns `40 tokens/s`, if something was counted.
     fn rate(&self, took: Duration) -> Option<String> {
-        let more = Some(self.more.load(Ordering::Relaxed)).filter(|more| *more > 0)?;
+        let more = Some(self.extra_units.load(Ordering::Relaxed)).filter(|more| *more > 0)?;
         let unit = *self.unit.lock().expect("nobody panics while holding it");
         Some(format!("{:.0} {unit}/s", more as f64 / took.as_secs_f64()))
     }
@@ -56,12 +56,12 @@ pub fn bar(total: u64, what: &str) -> Progress {
 }
 
 /// Shows the bar of a training run; its message is that of the last step.
-pub fn steps(total: u64) -> Progress {
+pub fn training_bar(total: u64) -> Progress {
     shaped(total, "steps", "step {pos}/{len} [{bar:24}] {msg}  eta {eta}")
 }
 
 fn shaped(total: u64, what: &str, template: &str) -> Progress {
-    let counted = Arc::<Counted>::default();
+    let counted = Arc::<ProgressCounters>::default();
     let more = counted.clone();
     let rate = move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
         let _ = match more.rate(state.elapsed()) {
@@ -88,22 +88,22 @@ pub fn spinner(what: &str) -> Progress {
 
 /// Begins work that contains other work. A log gets lines about it while no inner work is active; a terminal shows
 /// nothing.
-pub fn working(what: &str) -> Progress {
+pub fn enclosing_work(what: &str) -> Progress {
     Progress::new(ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()), Arc::default(), what, false)
 }
 
 impl Progress {
-    fn new(bar: ProgressBar, counted: Arc<Counted>, what: &str, shown: bool) -> Self {
+    fn new(bar: ProgressBar, counted: Arc<ProgressCounters>, what: &str, shown: bool) -> Self {
         bar.set_message(what.to_string());
         let bar = if shown { BARS.add(bar) } else { bar };
-        let line = Line { bar: bar.clone(), counted: counted.clone() };
-        let number = (!on_terminal()).then(|| Log::begin(&LOG, Box::new(move |took| line.text(took))));
+        let line = ProgressLine { bar: bar.clone(), counted: counted.clone() };
+        let number = (!on_terminal()).then(|| ProgressLog::begin(&LOG, Box::new(move |took| line.text(took))));
         Self { bar, counted, number }
     }
 
     /// Sets the number of pieces that were done before this work began, for example by the run that is resumed.
-    pub fn after(self, done: u64) -> Self {
-        self.counted.before.store(done, Ordering::Relaxed);
+    pub fn starting_at(self, done: u64) -> Self {
+        self.counted.done_before.store(done, Ordering::Relaxed);
         self.bar.set_position(done);
         self.bar.reset_eta();
         self
@@ -129,7 +129,7 @@ impl Progress {
     /// end together.
     pub fn count(&self, more: u64, unit: &'static str) {
         *self.counted.unit.lock().expect("nobody panics while holding it") = unit;
-        self.counted.more.fetch_add(more, Ordering::Relaxed);
+        self.counted.extra_units.fetch_add(more, Ordering::Relaxed);
     }
 
     /// Ends the work; no more lines about it are printed.
@@ -148,15 +148,15 @@ impl Drop for Progress {
 }
 
 /// Writes a log line about a piece of work.
-struct Line {
+struct ProgressLine {
     bar: ProgressBar,
-    counted: Arc<Counted>,
+    counted: Arc<ProgressCounters>,
 }
 
-impl Line {
+impl ProgressLine {
     /// Returns the line: `answers: 12/105, 40 tokens/s, 30.0s, eta 4m 02s`.
     fn text(&self, took: Duration) -> String {
-        let (done, before) = (self.bar.position(), self.counted.before.load(Ordering::Relaxed));
+        let (done, before) = (self.bar.position(), self.counted.done_before.load(Ordering::Relaxed));
         let mut parts = Vec::new();
         match self.bar.length().filter(|total| *total > 0) {
             Some(total) => parts.push(format!("{}/{}", count(done), count(total))),
@@ -168,7 +168,7 @@ impl Line {
         // The first few of many pieces predict little: answers, for example, end late and together.
         if let Some(total) = self.bar.length().filter(|total| *total > done && done > before) {
             let (made, left) = (done - before, total - done);
-            if TELLING * made >= total - before {
+            if ETA_FROM * made >= total - before {
                 parts.push(format!("eta {}", duration(took.mul_f64(left as f64 / made as f64))));
             }
         }
@@ -178,7 +178,7 @@ impl Line {
 
 /// Runs `print`, which writes a line to stderr: hides the bars meanwhile, and postpones the next progress line of a
 /// log.
-pub(super) fn apart(print: impl FnOnce()) {
+pub(super) fn print_beside_bars(print: impl FnOnce()) {
     match on_terminal() {
         true => BARS.suspend(print),
         false => {
@@ -189,33 +189,35 @@ pub(super) fn apart(print: impl FnOnce()) {
 }
 
 /// Ends all works without a line about them; called before an error is printed.
-pub(super) fn hush() {
+pub(super) fn clear_all() {
     LOG.lock().works.clear();
     let _ = on_terminal().then(|| BARS.clear());
 }
 
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
-static LOG: LazyLock<Arc<Log>> =
-    LazyLock::new(|| Arc::new(Log::new(FIRST, EVERY, TICK, Box::new(|line| eprintln!("{line}")))));
+static LOG: LazyLock<Arc<ProgressLog>> = LazyLock::new(|| {
+    Arc::new(ProgressLog::new(FIRST_LINE_AFTER, LINE_INTERVAL, TICK, Box::new(|line| eprintln!("{line}"))))
+});
 
 /// Prints the progress lines of a log from a thread that lives while there is work.
-struct Log {
-    board: Mutex<Board>,
+struct ProgressLog {
+    board: Mutex<ProgressSchedule>,
     tick: Duration,
     say: Box<dyn Fn(&str) + Send + Sync>,
 }
 
-impl Log {
+impl ProgressLog {
     fn new(first: Duration, every: Duration, tick: Duration, say: Box<dyn Fn(&str) + Send + Sync>) -> Self {
-        let board = Board { first, every, works: Vec::new(), begun: 0, due: None, idle: None, watched: false };
+        let board =
+            ProgressSchedule { first, every, works: Vec::new(), works_begun: 0, due: None, idle: None, watched: false };
         Self { board: Mutex::new(board), tick, say }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Board> {
+    fn lock(&self) -> MutexGuard<'_, ProgressSchedule> {
         self.board.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn begin(log: &Arc<Self>, text: Text) -> u64 {
+    fn begin(log: &Arc<Self>, text: LineText) -> u64 {
         let mut board = log.lock();
         let number = board.begin(Instant::now(), text);
         if !std::mem::replace(&mut board.watched, true) {
@@ -246,29 +248,29 @@ impl Log {
 }
 
 /// Makes the text of a line from the time that the work has taken.
-type Text = Box<dyn Fn(Duration) -> String + Send>;
+type LineText = Box<dyn Fn(Duration) -> String + Send>;
 
 /// The works in progress, innermost last, and the time of the next line. Pure: the caller passes the time.
-struct Board {
+struct ProgressSchedule {
     first: Duration,
     every: Duration,
-    works: Vec<(u64, Instant, Text)>,
-    begun: u64,
+    works: Vec<(u64, Instant, LineText)>,
+    works_begun: u64,
     due: Option<Instant>,
     /// When the last work ended; `None` while there is work.
     idle: Option<Instant>,
     watched: bool,
 }
 
-impl Board {
-    fn begin(&mut self, now: Instant, text: Text) -> u64 {
-        let paused = self.idle.take().is_none_or(|since| now.duration_since(since) > SEAM);
+impl ProgressSchedule {
+    fn begin(&mut self, now: Instant, text: LineText) -> u64 {
+        let paused = self.idle.take().is_none_or(|since| now.duration_since(since) > MAX_PAUSE);
         if self.due.is_none() || (self.works.is_empty() && paused) {
             self.due = Some(now + self.first);
         }
-        self.begun += 1;
-        self.works.push((self.begun, now, text));
-        self.begun
+        self.works_begun += 1;
+        self.works.push((self.works_begun, now, text));
+        self.works_begun
     }
 
     fn end(&mut self, now: Instant, number: u64) {
@@ -300,16 +302,16 @@ impl Board {
 mod tests {
     use super::*;
 
-    fn board() -> Board {
-        Log::new(FIRST, EVERY, TICK, Box::new(|_| ())).board.into_inner().unwrap()
+    fn board() -> ProgressSchedule {
+        ProgressLog::new(FIRST_LINE_AFTER, LINE_INTERVAL, TICK, Box::new(|_| ())).board.into_inner().unwrap()
     }
 
-    fn named(name: &'static str) -> Text {
+    fn named(name: &'static str) -> LineText {
         Box::new(move |took| format!("{name} {}", took.as_secs()))
     }
 
     /// Returns the lines that are due at each of these seconds.
-    fn hear(board: &mut Board, begun: Instant, seconds: std::ops::Range<u64>) -> Vec<String> {
+    fn hear(board: &mut ProgressSchedule, begun: Instant, seconds: std::ops::Range<u64>) -> Vec<String> {
         seconds.filter_map(|s| board.line(begun + Duration::from_secs(s))).collect()
     }
 
@@ -354,7 +356,7 @@ mod tests {
     fn a_line_tells_position_rate_time_and_what_is_left() {
         let line = |total: Option<u64>| {
             let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::hidden()).with_message("answers");
-            Line { bar, counted: Arc::default() }
+            ProgressLine { bar, counted: Arc::default() }
         };
         let took = Duration::from_secs(30);
         assert_eq!(line(None).text(took), "answers: 30.0s");
@@ -363,10 +365,10 @@ mod tests {
         bar.bar.set_position(12);
         assert_eq!(bar.text(took), "answers: 12/2,105, 30.0s", "a guess from a few of many");
         bar.bar.set_position(110);
-        bar.counted.before.store(5, Ordering::Relaxed);
+        bar.counted.done_before.store(5, Ordering::Relaxed);
         assert_eq!(bar.text(took), "answers: 110/2,105, 30.0s, eta 9m 30s");
         *bar.counted.unit.lock().unwrap() = "tokens";
-        bar.counted.more.store(1200, Ordering::Relaxed);
+        bar.counted.extra_units.store(1200, Ordering::Relaxed);
         assert_eq!(bar.text(took), "answers: 110/2,105, 40 tokens/s, 30.0s, eta 9m 30s");
         bar.bar.set_position(2105);
         assert!(!bar.text(took).contains("eta"));
@@ -380,10 +382,10 @@ mod tests {
         let heard = said.clone();
         let ms = Duration::from_millis;
         let say = move |line: &str| heard.lock().unwrap().push(line.to_string());
-        let log = Arc::new(Log::new(ms(40), ms(40), ms(5), Box::new(say)));
+        let log = Arc::new(ProgressLog::new(ms(40), ms(40), ms(5), Box::new(say)));
         for _ in 0..2 {
             said.lock().unwrap().clear();
-            let work = Log::begin(&log, named("still"));
+            let work = ProgressLog::begin(&log, named("still"));
             let began = Instant::now();
             while said.lock().unwrap().len() < 3 {
                 assert!(began.elapsed() < Duration::from_secs(60), "no lines");

@@ -1,31 +1,32 @@
 //! Rewards from a user's command: it reads one JSON object per line and prints one number per line.
 
-use super::program::Program;
+use super::program::LineProgram;
 use super::spec::CommandSpec;
-use super::{ABSTAINED, Reward, Scored};
+use super::{ABSTAINED, RewardInput, RewardSource};
 use crate::data::json;
 use crate::error::{Error, Result};
-use crate::fsutil::shortened;
+use crate::fsutil::excerpt;
 use crate::models::Model;
 use serde_json::json;
 
 /// Bytes that a printed line may have on average.
-const LINE: usize = 256;
+const LINE_BYTES: usize = 256;
 
 /// Reward by a command.
-pub(super) struct Judge(Program);
+pub(super) struct CommandReward(LineProgram);
 
-impl Judge {
+impl CommandReward {
     pub fn new(spec: CommandSpec) -> Result<Self> {
         let reads = "{\"prompt\": …, \"completion\": …, \"columns\": {…}}";
-        Program::new(spec, reads, "one number", LINE).map(Self)
+        LineProgram::new(spec, reads, "one number", LINE_BYTES).map(Self)
     }
 }
 
-impl Reward for Judge {
-    fn score(&mut self, _: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
-        let line = |a: &Scored| json!({ "prompt": a.prompt.text, "completion": a.answer, "columns": a.prompt.columns });
-        let lines = self.0.ask(&answers.iter().map(|a| json::text(&line(a))).collect::<Vec<_>>())?;
+impl RewardSource for CommandReward {
+    fn score(&mut self, _: &Model, answers: &[RewardInput]) -> Result<Vec<f64>> {
+        let line =
+            |a: &RewardInput| json!({ "prompt": a.prompt.text, "completion": a.answer, "columns": a.prompt.columns });
+        let lines = self.0.ask(&answers.iter().map(|a| json::to_text(&line(a))).collect::<Vec<_>>())?;
         let number = |(i, line): (usize, &String)| {
             if ["null", "None"].contains(&line.as_str()) {
                 return Ok(ABSTAINED);
@@ -35,7 +36,7 @@ impl Reward for Judge {
                     "{}: line {} of its output is {:?}, expected a number (or null, to abstain) for an answer to {}",
                     self.0.name(),
                     i + 1,
-                    shortened(line),
+                    excerpt(line),
                     answers[i].prompt.place()
                 ))
             })

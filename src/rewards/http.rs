@@ -4,10 +4,10 @@
 //! that its remote reward servers can be used.
 
 use super::spec::HttpSpec;
-use super::{ABSTAINED, Reward, Scored};
+use super::{ABSTAINED, RewardInput, RewardSource};
 use crate::data::json as exact;
 use crate::error::{Error, Result};
-use crate::fsutil::shortened;
+use crate::fsutil::excerpt;
 use crate::models::Model;
 use serde_json::{Value, json};
 use std::thread;
@@ -15,22 +15,22 @@ use std::time::Duration;
 use ureq::Agent;
 
 /// Delay before a failed request is repeated; it doubles each time.
-const PAUSE: Duration = Duration::from_millis(250);
+const RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// Reward by a server.
-pub(super) struct Server {
+pub(super) struct HttpReward {
     spec: HttpSpec,
     agent: Agent,
 }
 
 /// Why a request failed.
-struct Failure {
-    what: String,
+struct RequestFailure {
+    message: String,
     /// Whether repeating it may help: no connection, a timeout, status 429 or 5xx.
-    again: bool,
+    retryable: bool,
 }
 
-impl Server {
+impl HttpReward {
     /// Prepares the connection; sends nothing. Fails for an address that is not plain HTTP.
     pub fn new(spec: HttpSpec) -> Result<Self> {
         if !spec.url.starts_with("http://") {
@@ -48,26 +48,31 @@ impl Server {
     }
 
     /// Sends one request and returns the JSON of the response.
-    fn ask(&self, body: &str) -> Result<Value, Failure> {
-        let failure = |e: ureq::Error| Failure { what: e.to_string(), again: true };
+    fn post(&self, body: &str) -> Result<Value, RequestFailure> {
+        let failure = |e: ureq::Error| RequestFailure { message: e.to_string(), retryable: true };
         let request = self.agent.post(&self.spec.url).header("content-type", "application/json");
         let mut reply = request.send(body).map_err(failure)?;
         let status = reply.status();
         let text = reply.body_mut().read_to_string().map_err(failure)?;
         if !status.is_success() {
-            let what = format!("status {status}: {}", shortened(text.trim()));
-            return Err(Failure { what, again: status.is_server_error() || status.as_u16() == 429 });
+            let what = format!("status {status}: {}", excerpt(text.trim()));
+            return Err(RequestFailure {
+                message: what,
+                retryable: status.is_server_error() || status.as_u16() == 429,
+            });
         }
-        let no_json =
-            |e| Failure { what: format!("the response is not JSON ({e}): {}", shortened(&text)), again: false };
+        let no_json = |e| RequestFailure {
+            message: format!("the response is not JSON ({e}): {}", excerpt(&text)),
+            retryable: false,
+        };
         serde_json::from_str(&text).map_err(no_json)
     }
 }
 
-impl Reward for Server {
-    fn score(&mut self, _: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
-        let each = |f: &dyn Fn(&Scored) -> Value| answers.iter().map(f).collect::<Vec<Value>>();
-        let body = exact::text(&json!({
+impl RewardSource for HttpReward {
+    fn score(&mut self, _: &Model, answers: &[RewardInput]) -> Result<Vec<f64>> {
+        let each = |f: &dyn Fn(&RewardInput) -> Value| answers.iter().map(f).collect::<Vec<Value>>();
+        let body = exact::to_text(&json!({
             "query": each(&|a| format!("{}{}", a.prompt.text, a.answer).into()),
             "prompts": each(&|a| a.prompt.text.clone().into()),
             "completions": each(&|a| a.answer.into()),
@@ -75,13 +80,13 @@ impl Reward for Server {
         }));
         let (mut tries, url) = (0, &self.spec.url);
         let reply = loop {
-            match self.ask(&body) {
+            match self.post(&body) {
                 Ok(reply) => break reply,
-                Err(Failure { again: true, .. }) if tries < self.spec.retries => {
-                    thread::sleep(PAUSE * 2u32.pow(tries.min(6)));
+                Err(RequestFailure { retryable: true, .. }) if tries < self.spec.retries => {
+                    thread::sleep(RETRY_DELAY * 2u32.pow(tries.min(6)));
                     tries += 1;
                 }
-                Err(Failure { what, .. }) => {
+                Err(RequestFailure { message: what, .. }) => {
                     let times = if tries > 0 { format!(" ({} requests)", tries + 1) } else { String::new() };
                     return Err(Error::user(format!("{url}{times}: {what}"))
                         .hint("is the server running at this address? `timeout` and `retries` set how long ft tries"));
@@ -93,11 +98,11 @@ impl Reward for Server {
                 .hint("the response must be {\"rewards\": [number, …]}, one for each of `completions`; null abstains")
         };
         let list = reply.get("rewards").and_then(Value::as_array);
-        let list = list.ok_or_else(|| wrong(format!("no list `rewards` in {}", shortened(&reply.to_string()))))?;
+        let list = list.ok_or_else(|| wrong(format!("no list `rewards` in {}", excerpt(&reply.to_string()))))?;
         if list.len() != answers.len() {
             return Err(wrong(format!("{} rewards for {} answers", list.len(), answers.len())));
         }
-        let number = |(value, a): (&Value, &Scored)| {
+        let number = |(value, a): (&Value, &RewardInput)| {
             if value.is_null() {
                 return Ok(ABSTAINED);
             }

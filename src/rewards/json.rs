@@ -1,7 +1,7 @@
 //! Rewards for answers that are JSON and fit a JSON Schema.
 
 use super::spec::JsonSchemaSpec;
-use super::{Reward, Scored};
+use super::{RewardInput, RewardSource};
 use crate::error::{Error, Result};
 use crate::fsutil::read_json;
 use crate::models::Model;
@@ -9,12 +9,12 @@ use jsonschema::Validator;
 use serde_json::Value;
 
 /// Reward by a schema: 1 if the answer fits it, `parsed` if it is other JSON, else 0.
-pub(super) struct Schema {
+pub(super) struct SchemaReward {
     validator: Validator,
     parsed: f64,
 }
 
-impl Schema {
+impl SchemaReward {
     /// Reads and compiles the schema. Fails for references to other files or addresses: nothing is fetched.
     pub fn open(spec: JsonSchemaSpec) -> Result<Self> {
         let schema: Value = read_json(&spec.path)?;
@@ -28,9 +28,9 @@ impl Schema {
     }
 }
 
-impl Reward for Schema {
-    fn score(&mut self, _: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
-        let one = |a: &Scored| match serde_json::from_str::<Value>(a.answer.trim()) {
+impl RewardSource for SchemaReward {
+    fn score(&mut self, _: &Model, answers: &[RewardInput]) -> Result<Vec<f64>> {
+        let one = |a: &RewardInput| match serde_json::from_str::<Value>(a.answer.trim()) {
             Ok(value) if self.validator.is_valid(&value) => 1.0,
             Ok(_) => self.parsed,
             Err(_) => 0.0,

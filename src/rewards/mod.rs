@@ -9,12 +9,12 @@ mod http;
 mod json;
 pub mod model;
 pub mod program;
-mod rules;
 pub mod spec;
+mod text_rules;
 
-pub use spec::RewardSpec;
+pub use spec::RewardSourceSpec;
 
-use crate::data::{ChatTokenizer, PromptRow, Prompts};
+use crate::data::{ChatTokenizer, PromptRow, PromptSet};
 use crate::error::{Context, Error, Result};
 use crate::models::Model;
 use crate::report;
@@ -22,7 +22,7 @@ use serde_json::Value;
 
 /// An answer to be scored, with its prompt.
 #[derive(Debug, Clone, Copy)]
-pub struct Scored<'a> {
+pub struct RewardInput<'a> {
     pub prompt: &'a PromptRow,
     /// Text of the answer, without the stop token or stop text.
     pub answer: &'a str,
@@ -37,9 +37,9 @@ pub struct Scored<'a> {
 pub const ABSTAINED: f64 = f64::from_bits(0x7ff8_0000_0ab5_7a19);
 
 /// A source of rewards.
-pub trait Reward {
+pub trait RewardSource {
     /// Fails if a row lacks a column that the source reads. Called before the first step.
-    fn check(&self, _prompts: &Prompts) -> Result<()> {
+    fn check(&self, _prompts: &PromptSet) -> Result<()> {
         Ok(())
     }
     /// Fails if the source reads token ids with another tokenizer than the policy's.
@@ -48,38 +48,38 @@ pub trait Reward {
     }
     /// Returns a number, or [`ABSTAINED`], for each answer. `model` is the one being trained: a reward model may be an
     /// adapter on it.
-    fn score(&mut self, model: &Model, answers: &[Scored]) -> Result<Vec<f64>>;
+    fn score(&mut self, model: &Model, answers: &[RewardInput]) -> Result<Vec<f64>>;
 }
 
 /// A source with its name in the metrics and its weight in the sum.
-struct Source {
+struct WeightedSource {
     name: String,
     weight: f64,
-    reward: Box<dyn Reward>,
+    reward: Box<dyn RewardSource>,
 }
 
 /// All sources of rewards of a recipe, with their weights.
-pub struct Rewards {
-    sources: Vec<Source>,
+pub struct RewardSources {
+    sources: Vec<WeightedSource>,
     /// Whether the warning was printed that every source abstained for an answer.
-    told: bool,
+    abstention_warned: bool,
 }
 
-impl Rewards {
+impl RewardSources {
     /// Opens every source. `key` is the path of the list in the recipe, for errors.
     ///
     /// Errors: an empty list, an entry without a kind or with several, duplicate names, only zero weights, a source
     /// that cannot be opened.
-    pub fn open(specs: &[RewardSpec], key: &str) -> Result<Self> {
+    pub fn open(specs: &[RewardSourceSpec], key: &str) -> Result<Self> {
         if specs.is_empty() {
             return Err(Error::user(format!("{key}: no reward is given"))
                 .hint("write a list, such as `rewards: [ { exact: { column: answer } } ]`"));
         }
-        let mut sources: Vec<Source> = Vec::new();
+        let mut sources: Vec<WeightedSource> = Vec::new();
         for (i, spec) in specs.iter().enumerate() {
             let at = format!("{key}[{i}]");
             let models = specs[..i].iter().filter(|s| s.model.is_some()).count();
-            let source = open(spec, models).context(|| &at)?;
+            let source = open_source(spec, models).context(|| &at)?;
             if sources.iter().any(|s| s.name == source.name) {
                 return Err(Error::user(format!("{at}: another reward is named `{}` already", source.name))
                     .hint("give one of them a `name`"));
@@ -89,13 +89,13 @@ impl Rewards {
         if sources.iter().all(|s| s.weight == 0.0) {
             return Err(Error::user(format!("{key}: every weight is 0, so every answer would get the same reward")));
         }
-        Ok(Self { sources, told: false })
+        Ok(Self { sources, abstention_warned: false })
     }
 
     /// Combines sources made by the caller: (name, weight, source).
-    pub fn of(sources: Vec<(String, f64, Box<dyn Reward>)>) -> Self {
-        let source = |(name, weight, reward)| Source { name, weight, reward };
-        Self { sources: sources.into_iter().map(source).collect(), told: false }
+    pub fn from_sources(sources: Vec<(String, f64, Box<dyn RewardSource>)>) -> Self {
+        let source = |(name, weight, reward)| WeightedSource { name, weight, reward };
+        Self { sources: sources.into_iter().map(source).collect(), abstention_warned: false }
     }
 
     /// Returns the names of the sources, in the order of the recipe.
@@ -104,7 +104,7 @@ impl Rewards {
     }
 
     /// Fails if a row lacks a column that a source reads.
-    pub fn check(&self, prompts: &Prompts) -> Result<()> {
+    pub fn check(&self, prompts: &PromptSet) -> Result<()> {
         self.sources.iter().try_for_each(|s| s.reward.check(prompts).context(|| format!("reward `{}`", s.name)))
     }
 
@@ -119,12 +119,12 @@ impl Rewards {
     ///
     /// Errors: a source fails, or returns a number that is not finite. Warns once if all sources abstained for an
     /// answer.
-    pub fn score(&mut self, model: &Model, answers: &[Scored]) -> Result<Vec<Vec<f64>>> {
+    pub fn score(&mut self, model: &Model, answers: &[RewardInput]) -> Result<Vec<Vec<f64>>> {
         let mut rows = vec![Vec::with_capacity(self.sources.len()); answers.len()];
         if answers.is_empty() {
             return Ok(rows);
         }
-        for Source { name, reward, .. } in &mut self.sources {
+        for WeightedSource { name, reward, .. } in &mut self.sources {
             let numbers = reward.score(model, answers).context(|| format!("reward `{name}`"))?;
             if numbers.len() != answers.len() {
                 return Err(Error::bug(format!(
@@ -139,14 +139,14 @@ impl Rewards {
                         "reward `{name}`: {number} for an answer to {}; a reward must be a finite number",
                         answer.prompt.place()
                     ))
-                    .hint(format!("the answer begins: {}", crate::fsutil::shortened(answer.answer))));
+                    .hint(format!("the answer begins: {}", crate::fsutil::excerpt(answer.answer))));
                 }
                 row.push(number);
             }
         }
         let silent = rows.iter().position(|row| !row.is_empty() && row.iter().all(|r| r.is_nan()));
-        if let (Some(i), false) = (silent, self.told) {
-            self.told = true;
+        if let (Some(i), false) = (silent, self.abstention_warned) {
+            self.abstention_warned = true;
             report::warn(format!(
                 "every reward abstained for an answer to {}; such answers count as 0",
                 answers[i].prompt.place()
@@ -156,13 +156,13 @@ impl Rewards {
     }
 
     /// Returns the weighted sum of one answer's rewards, without those of sources that abstained.
-    pub fn total(&self, rewards: &[f64]) -> f64 {
+    pub fn weighted_sum(&self, rewards: &[f64]) -> f64 {
         self.sources.iter().zip(rewards).filter(|(_, r)| !r.is_nan()).map(|(s, r)| s.weight * r).sum()
     }
 }
 
 /// Opens one source. `models` is the number of reward models before it in the list.
-fn open(spec: &RewardSpec, models: usize) -> Result<Source> {
+fn open_source(spec: &RewardSourceSpec, models: usize) -> Result<WeightedSource> {
     let kinds = spec.kinds();
     let [kind] = kinds.as_slice() else {
         let found = if kinds.is_empty() { "none".into() } else { kinds.join(" and ") };
@@ -176,27 +176,27 @@ fn open(spec: &RewardSpec, models: usize) -> Result<Source> {
     if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c == '/') {
         return Err(Error::user(format!("name {name:?}: expected a name without spaces and slashes")));
     }
-    let reward: Box<dyn Reward> = match spec.clone() {
-        RewardSpec { exact: Some(spec), .. } => Box::new(rules::Exact::new(spec)),
-        RewardSpec { overlap: Some(spec), .. } => Box::new(rules::Overlap::new(spec)),
-        RewardSpec { regex: Some(spec), .. } => Box::new(rules::Pattern::new(spec)?),
-        RewardSpec { json_schema: Some(spec), .. } => Box::new(json::Schema::open(spec)?),
-        RewardSpec { length: Some(spec), .. } => Box::new(rules::Length::new(spec)?),
-        RewardSpec { command: Some(spec), .. } => Box::new(command::Judge::new(spec)?),
-        RewardSpec { http: Some(spec), .. } => Box::new(http::Server::new(spec)?),
-        RewardSpec { model: Some(spec), .. } => Box::new(model::Judge::new(spec, models)?),
+    let reward: Box<dyn RewardSource> = match spec.clone() {
+        RewardSourceSpec { exact: Some(spec), .. } => Box::new(text_rules::ExactReward::new(spec)),
+        RewardSourceSpec { overlap: Some(spec), .. } => Box::new(text_rules::OverlapReward::new(spec)),
+        RewardSourceSpec { regex: Some(spec), .. } => Box::new(text_rules::RegexReward::new(spec)?),
+        RewardSourceSpec { json_schema: Some(spec), .. } => Box::new(json::SchemaReward::open(spec)?),
+        RewardSourceSpec { length: Some(spec), .. } => Box::new(text_rules::LengthReward::new(spec)?),
+        RewardSourceSpec { command: Some(spec), .. } => Box::new(command::CommandReward::new(spec)?),
+        RewardSourceSpec { http: Some(spec), .. } => Box::new(http::HttpReward::new(spec)?),
+        RewardSourceSpec { model: Some(spec), .. } => Box::new(model::ModelReward::new(spec, models)?),
         _ => return Err(Error::bug(format!("no reward of kind {kind}"))),
     };
-    Ok(Source { name, weight: spec.weight, reward })
+    Ok(WeightedSource { name, weight: spec.weight, reward })
 }
 
 /// Returns the texts of a column to compare an answer with: one, or several if it is a list.
-fn expected(prompt: &PromptRow, column: &str) -> Result<Vec<String>> {
+fn expected_texts(prompt: &PromptRow, column: &str) -> Result<Vec<String>> {
     let text = |value: &Value| match value {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),
         Value::Bool(truth) => Some(truth.to_string()),
-        other => crate::data::json::digits(other).map(String::from),
+        other => crate::data::json::long_number(other).map(String::from),
     };
     let wrong = |what: &str| {
         let error = Error::user(format!("{}: column `{column}` is {what}", prompt.place()));
@@ -216,6 +216,6 @@ fn expected(prompt: &PromptRow, column: &str) -> Result<Vec<String>> {
 }
 
 /// Fails if a row lacks the column, or has no text, number or list of them in it.
-fn check_column(prompts: &Prompts, column: &str) -> Result<()> {
-    prompts.rows.iter().try_for_each(|row| expected(row, column).map(drop))
+fn check_column(prompts: &PromptSet, column: &str) -> Result<()> {
+    prompts.rows.iter().try_for_each(|row| expected_texts(row, column).map(drop))
 }

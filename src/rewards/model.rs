@@ -6,20 +6,20 @@
 //! format.
 
 use super::spec::RewardModelSpec;
-use super::{Reward, Scored};
+use super::{RewardInput, RewardSource};
 use crate::adapters::file;
 use crate::data::ChatTokenizer;
 use crate::error::{Error, Result};
-use crate::models::{Model, Scoring, open_scorer};
+use crate::models::{Model, RewardScorer, open_scorer};
 use crate::report;
 
 /// Names of the reward adapters attached to the trained base, in the order of the recipe's list.
-const NAMES: [&str; 4] = ["reward", "reward-2", "reward-3", "reward-4"];
+const ADAPTER_NAMES: [&str; 4] = ["reward", "reward-2", "reward-3", "reward-4"];
 
 /// Returns the adapter name of the reward model at index `place` among those of a recipe. Fails if there are too many.
 pub fn adapter_name(place: usize) -> Result<&'static str> {
-    NAMES.get(place).copied().ok_or_else(|| {
-        Error::user(format!("more than {} reward models", NAMES.len()))
+    ADAPTER_NAMES.get(place).copied().ok_or_else(|| {
+        Error::user(format!("more than {} reward models", ADAPTER_NAMES.len()))
             .hint("train one reward model on their pairs together")
     })
 }
@@ -31,22 +31,22 @@ impl RewardModelSpec {
     }
 
     /// Returns true if it can be attached to the base that is trained: an adapter without a base of its own.
-    pub fn beside(&self) -> bool {
+    pub fn shares_base(&self) -> bool {
         self.is_adapter() && self.base.is_none()
     }
 }
 
 /// Reward by a reward model.
-pub struct Judge {
+pub struct ModelReward {
     spec: RewardModelSpec,
     name: &'static str,
     /// Set after the probes were checked.
-    scoring: Option<Scoring>,
+    scoring: Option<RewardScorer>,
     /// The loaded reward model, unless it is an adapter on the trained base.
-    own: Option<Model>,
+    own_model: Option<Model>,
 }
 
-impl Judge {
+impl ModelReward {
     /// Checks the settings; loads nothing yet. `place` is the index among the reward models of the recipe.
     pub fn new(spec: RewardModelSpec, place: usize) -> Result<Self> {
         let path = spec.path.display();
@@ -57,19 +57,19 @@ impl Judge {
             return Err(Error::user(format!("{path}: neither a reward model's directory nor an adapter"))
                 .hint("train one first, with method: reward; `ft train recipes/reward-helpful.yaml` makes one"));
         }
-        Ok(Self { name: adapter_name(place)?, spec, scoring: None, own: None })
+        Ok(Self { name: adapter_name(place)?, spec, scoring: None, own_model: None })
     }
 
     /// Loads the reward model where needed and checks its probes. Does nothing after the first call.
-    fn ready(&mut self, model: &Model) -> Result<()> {
+    fn prepare(&mut self, model: &Model) -> Result<()> {
         if self.scoring.is_some() {
             return Ok(());
         }
         let folder = &self.spec.path;
         self.scoring = Some(match model.adapter_id(self.name) {
             Some(_) => {
-                let scoring = Scoring::of(folder, model.config())?;
-                model.with(Some(self.name), |model| scoring.check(model, folder))?;
+                let scoring = RewardScorer::read_or_default(folder, model.config())?;
+                model.with_adapter(Some(self.name), |model| scoring.check(model, folder))?;
                 scoring
             }
             None => {
@@ -79,7 +79,7 @@ impl Judge {
                 };
                 let (own, scoring) = open_scorer(base, adapter, model.device(), model.kind())?;
                 report::info(format!("reward model {}: loaded with a base of its own in memory", folder.display()));
-                self.own = Some(own);
+                self.own_model = Some(own);
                 scoring
             }
         });
@@ -87,11 +87,11 @@ impl Judge {
     }
 }
 
-impl Reward for Judge {
+impl RewardSource for ModelReward {
     /// The reward model must have the policy's tokenizer, as answers are scored by the token ids that were sampled.
     fn check_tokenizer(&self, tokenizer: &ChatTokenizer) -> Result<()> {
         let folder = &self.spec.path;
-        if let Some(scoring) = Scoring::read(folder)? {
+        if let Some(scoring) = RewardScorer::read(folder)? {
             return scoring.check_texts(folder, |text| tokenizer.encode_plain(text));
         }
         let base = self.spec.base.as_deref().unwrap_or(folder);
@@ -109,16 +109,16 @@ impl Reward for Judge {
         }
     }
 
-    fn score(&mut self, model: &Model, answers: &[Scored]) -> Result<Vec<f64>> {
-        self.ready(model)?;
+    fn score(&mut self, model: &Model, answers: &[RewardInput]) -> Result<Vec<f64>> {
+        self.prepare(model)?;
         let scoring = self.scoring.as_ref().ok_or_else(|| Error::bug("a reward model that is not ready"))?;
         // Sequences of similar length are scored together, because attention pads within a packed row.
         let mut order: Vec<usize> = (0..answers.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(answers[i].ids.len()));
         let ids: Vec<&[u32]> = order.iter().map(|&i| answers[i].ids).collect();
-        let found = match &self.own {
+        let found = match &self.own_model {
             Some(own) => scoring.scores(own, &ids)?,
-            None => model.with(Some(self.name), |model| scoring.scores(model, &ids))?,
+            None => model.with_adapter(Some(self.name), |model| scoring.scores(model, &ids))?,
         };
         let mut scores = vec![0.0; answers.len()];
         order.into_iter().zip(found).for_each(|(i, score)| scores[i] = score);

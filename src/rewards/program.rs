@@ -7,7 +7,7 @@
 
 use super::spec::CommandSpec;
 use crate::error::{Error, Result};
-use crate::fsutil::shortened;
+use crate::fsutil::excerpt;
 use std::io::{Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -15,24 +15,26 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// An error shows at most this many bytes of the end of stderr.
-const TAIL: usize = 2000;
+const STDERR_BYTES: usize = 2000;
 
 /// A program with its expected input and output.
-pub struct Program {
+pub struct LineProgram {
     spec: CommandSpec,
     /// Describes one line of output in errors, such as `one number`.
-    prints: &'static str,
+    output_line: &'static str,
     /// Describes one line of input in errors.
-    reads: &'static str,
+    input_line: &'static str,
     /// Bytes that a line of output may have on average. More is an error: the program prints something else.
-    most: usize,
+    bytes_per_line: usize,
 }
 
-impl Program {
+impl LineProgram {
     /// Errors: `run` is empty.
     pub fn new(spec: CommandSpec, reads: &'static str, prints: &'static str, most: usize) -> Result<Self> {
         match spec.run.first() {
-            Some(program) if !program.is_empty() => Ok(Self { spec, prints, reads, most }),
+            Some(program) if !program.is_empty() => {
+                Ok(Self { spec, output_line: prints, input_line: reads, bytes_per_line: most })
+            }
             _ => Err(Error::user("command: `run` names no program").hint("run: [python3, judge.py]")),
         }
     }
@@ -47,7 +49,7 @@ impl Program {
     /// Errors: it cannot be started, fails, takes too long, or prints more or fewer lines.
     pub fn ask(&self, lines: &[String]) -> Result<Vec<String>> {
         let input: String = lines.iter().map(|line| format!("{line}\n")).collect();
-        let printed = self.talk(input, self.most * (lines.len() + 4))?;
+        let printed = self.run_with_input(input, self.bytes_per_line * (lines.len() + 4))?;
         let printed = String::from_utf8_lossy(&printed);
         let found: Vec<&str> = printed.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
         if found.len() != lines.len() {
@@ -56,18 +58,18 @@ impl Program {
                 self.name(),
                 found.len(),
                 lines.len(),
-                shortened(&printed)
+                excerpt(&printed)
             ))
             .hint(format!(
                 "it must print {} for each line that it reads, in their order, and nothing else, to stdout",
-                self.prints
+                self.output_line
             )));
         }
         Ok(found.into_iter().map(String::from).collect())
     }
 
     /// Runs the program on `input` and returns its output. Output of more than `most` bytes is an error.
-    fn talk(&self, input: String, most: usize) -> Result<Vec<u8>> {
+    fn run_with_input(&self, input: String, most: usize) -> Result<Vec<u8>> {
         let deadline = Instant::now() + Duration::from_secs_f64(self.spec.timeout);
         let mut child = Command::new(&self.spec.run[0])
             .args(&self.spec.run[1..])
@@ -84,10 +86,10 @@ impl Program {
         if let Some(mut stdin) = child.stdin.take() {
             thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
         }
-        let output = collect(child.stdout.take(), most);
-        let errors = collect(child.stderr.take(), usize::MAX);
+        let output = read_in_thread(child.stdout.take(), most);
+        let errors = read_in_thread(child.stderr.take(), usize::MAX);
         let printed = output.recv_timeout(deadline.saturating_duration_since(Instant::now()));
-        let status = wait(&mut child, deadline);
+        let status = wait_until(&mut child, deadline);
         let said = || match errors.recv_timeout(Duration::from_secs(1)).map(|e| tail(&e)) {
             Ok(text) if !text.is_empty() => format!("; its stderr ends:\n{text}"),
             _ => "; it wrote nothing to stderr".into(),
@@ -97,13 +99,13 @@ impl Program {
                 let _ = child.kill();
                 Err(Error::user(format!("{}: printed more than {most} bytes{}", self.name(), said())).hint(format!(
                     "it must print {} for each line that it reads, and nothing else, to stdout",
-                    self.prints
+                    self.output_line
                 )))
             }
             (Ok(printed), Some(status)) if status.success() => Ok(printed),
             (_, Some(status)) if !status.success() => {
                 Err(Error::user(format!("{}: ended with {}{}", self.name(), status, said()))
-                    .hint(format!("run it by hand with lines of {}", self.reads)))
+                    .hint(format!("run it by hand with lines of {}", self.input_line)))
             }
             _ => {
                 let _ = child.kill();
@@ -116,7 +118,7 @@ impl Program {
 }
 
 /// Reads a pipe to its end in a thread of its own: at most `most` bytes and one more, which shows that there was more.
-fn collect(pipe: Option<impl Read + Send + 'static>, most: usize) -> Receiver<Vec<u8>> {
+fn read_in_thread(pipe: Option<impl Read + Send + 'static>, most: usize) -> Receiver<Vec<u8>> {
     let (send, receive) = channel();
     thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -129,7 +131,7 @@ fn collect(pipe: Option<impl Read + Send + 'static>, most: usize) -> Receiver<Ve
 }
 
 /// Waits for the program; `None` if it still runs at `deadline`.
-fn wait(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
+fn wait_until(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
     loop {
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),
@@ -140,5 +142,5 @@ fn wait(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
 }
 
 fn tail(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(TAIL)..]).trim().to_string()
+    String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(STDERR_BYTES)..]).trim().to_string()
 }

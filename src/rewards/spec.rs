@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// A source of rewards. Exactly one kind must be given.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct RewardSpec {
+pub struct RewardSourceSpec {
     /// 1 if the answer equals the text of a column, else 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exact: Option<ExactSpec>,
@@ -179,10 +179,10 @@ fn minute() -> f64 {
     60.0
 }
 fn answer() -> String {
-    crate::data::prompts::ANSWER.into()
+    crate::data::prompts::ANSWER_COLUMN.into()
 }
 
-impl RewardSpec {
+impl RewardSourceSpec {
     /// Returns an entry without a kind, of weight 1.
     pub fn empty() -> Self {
         Self {

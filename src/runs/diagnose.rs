@@ -4,8 +4,8 @@
 //! A pure function of the files in the run folder, so that a run in progress, its report and `ft runs show` give the
 //! same answer. It reports a problem only if the numbers leave no doubt; for a healthy run it returns nothing.
 
-use super::facts::{Facts, Origin};
-use super::history::{History, Point, mean};
+use super::facts::{NonFiniteEvent, RunFacts};
+use super::history::{History, StepPoint, mean};
 use super::preference;
 use crate::recipe::{Dtype, Plan};
 use serde::Serialize;
@@ -13,7 +13,7 @@ use serde::Serialize;
 /// Known problems. Their names are stable: scripts may match on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Id {
+pub enum DiagnosisId {
     NonFinite,
     LossZero,
     NoGradient,
@@ -28,30 +28,30 @@ pub enum Id {
     LikelihoodDisplacement,
 }
 
-impl Id {
+impl DiagnosisId {
     /// Returns the name as messages and `--json` show it.
     pub fn name(self) -> &'static str {
         match self {
-            Id::NonFinite => "non-finite",
-            Id::LossZero => "loss-zero",
-            Id::NoGradient => "no-gradient",
-            Id::NoUpdate => "no-update",
-            Id::FlatLoss => "flat-loss",
-            Id::LearningRateTooHigh => "learning-rate-too-high",
-            Id::Memorisation => "memorisation",
-            Id::WorseThanStart => "worse-than-start",
-            Id::FewSupervisedTokens => "few-supervised-tokens",
-            Id::NoMovement => "no-movement",
-            Id::AccuracyFalling => "accuracy-falling",
-            Id::LikelihoodDisplacement => "likelihood-displacement",
+            DiagnosisId::NonFinite => "non-finite",
+            DiagnosisId::LossZero => "loss-zero",
+            DiagnosisId::NoGradient => "no-gradient",
+            DiagnosisId::NoUpdate => "no-update",
+            DiagnosisId::FlatLoss => "flat-loss",
+            DiagnosisId::LearningRateTooHigh => "learning-rate-too-high",
+            DiagnosisId::Memorisation => "memorisation",
+            DiagnosisId::WorseThanStart => "worse-than-start",
+            DiagnosisId::FewSupervisedTokens => "few-supervised-tokens",
+            DiagnosisId::NoMovement => "no-movement",
+            DiagnosisId::AccuracyFalling => "accuracy-falling",
+            DiagnosisId::LikelihoodDisplacement => "likelihood-displacement",
         }
     }
 }
 
 /// A problem that was found.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Finding {
-    pub id: Id,
+pub struct Diagnosis {
+    pub id: DiagnosisId,
     /// The problem in a few words.
     pub title: String,
     /// Numbers that show the problem: (name, value).
@@ -69,15 +69,15 @@ const ZERO: f64 = 1e-3;
 
 /// Input of the diagnosis: plan, facts and curves of one run.
 #[derive(Clone, Copy)]
-pub struct Patient<'a> {
+pub struct DiagnosisInput<'a> {
     pub plan: &'a Plan,
     /// `None` for a run of an ft version that wrote no facts.
-    pub facts: Option<&'a Facts>,
+    pub facts: Option<&'a RunFacts>,
     pub history: &'a History,
 }
 
 /// Returns all problems that were found, the most serious first.
-pub fn diagnose(patient: Patient) -> Vec<Finding> {
+pub fn diagnose(patient: DiagnosisInput) -> Vec<Diagnosis> {
     let mut found = Vec::new();
     found.extend(non_finite(patient));
     // The loss of a policy is around zero and does not show how good the policy is: the method's own alarms watch it
@@ -90,10 +90,10 @@ pub fn diagnose(patient: Patient) -> Vec<Finding> {
     let still = zero.is_none().then(|| no_gradient(patient).or_else(|| no_update(patient))).flatten();
     let rate = learning_rate(patient);
     let compared = preference::diagnose(patient, still.is_some());
-    let unmoved = compared.iter().any(|f| f.id == Id::NoMovement);
+    let unmoved = compared.iter().any(|f| f.id == DiagnosisId::NoMovement);
     // A loss that is zero or has no gradient is also flat, so only the more precise finding is reported.
     if zero.is_none() && still.is_none() && rate.is_none() && !unmoved {
-        found.extend(flat(patient));
+        found.extend(flat_loss(patient));
     }
     found.extend(compared);
     found.extend(zero.into_iter().chain(still).chain(rate));
@@ -104,18 +104,18 @@ pub fn diagnose(patient: Patient) -> Vec<Finding> {
     found
 }
 
-impl Patient<'_> {
+impl DiagnosisInput<'_> {
     pub(super) fn lr(&self) -> f64 {
         self.plan.recipe.optim.lr.unwrap_or(0.0)
     }
 
     /// Returns the steps whose update was applied.
-    pub(super) fn applied(&self) -> Vec<&Point> {
-        self.history.steps.iter().filter(|p| p.applied()).collect()
+    pub(super) fn applied(&self) -> Vec<&StepPoint> {
+        self.history.steps.iter().filter(|p| p.was_applied()).collect()
     }
 
     /// Returns an `ft train` command that repeats the run with these settings changed, into the folder `OUT-name`.
-    pub(super) fn again(&self, name: &str, changes: &[(&str, String)]) -> String {
+    pub(super) fn rerun_command(&self, name: &str, changes: &[(&str, String)]) -> String {
         let out = format!("{}-{name}", self.plan.recipe.run.out.display());
         let key = |set: &str| set.split('=').next().unwrap_or(set).trim().to_string();
         let changed = |set: &&String| !changes.iter().any(|(k, _)| *k == key(set)) && key(set) != "run.out";
@@ -126,13 +126,13 @@ impl Patient<'_> {
     }
 
     /// Returns the `ft check` command for the run's recipe and settings.
-    pub(super) fn check(&self) -> String {
+    pub(super) fn check_command(&self) -> String {
         let sets: String = self.plan.sets.iter().map(|s| format!(" --set {}", quote(s))).collect();
         format!("ft check {}{sets}", quote(&self.plan.file.display().to_string()))
     }
 
     /// Returns the `ft data inspect` command for the (first) training rows.
-    pub(super) fn inspect(&self) -> String {
+    pub(super) fn inspect_command(&self) -> String {
         let path = self.plan.recipe.data.train.0.first().map(|s| quote(&s.path.display().to_string()));
         format!("ft data inspect {}", path.unwrap_or_default())
     }
@@ -148,9 +148,15 @@ fn quote(word: &str) -> String {
     }
 }
 
-pub(super) fn finding(id: Id, title: &str, evidence: &[(&str, String)], cause: String, next: Vec<String>) -> Finding {
+pub(super) fn finding(
+    id: DiagnosisId,
+    title: &str,
+    evidence: &[(&str, String)],
+    cause: String,
+    next: Vec<String>,
+) -> Diagnosis {
     let evidence = evidence.iter().map(|(k, v)| (k.to_string(), v.clone())).collect();
-    Finding { id, title: title.into(), evidence, cause, next }
+    Diagnosis { id, title: title.into(), evidence, cause, next }
 }
 
 /// Formats a number with four decimals, or in scientific notation if it is very small or large.
@@ -163,12 +169,12 @@ pub(super) fn rate(x: f64) -> String {
     format!("{x:.0e}")
 }
 
-fn losses(points: &[&Point]) -> f64 {
+fn losses(points: &[&StepPoint]) -> f64 {
     mean(points.iter().map(|p| p.loss))
 }
 
-fn non_finite(p: Patient) -> Option<Finding> {
-    let bad: Vec<&Point> = p.history.steps.iter().filter(|s| !s.applied()).collect();
+fn non_finite(p: DiagnosisInput) -> Option<Diagnosis> {
+    let bad: Vec<&StepPoint> = p.history.steps.iter().filter(|s| !s.was_applied()).collect();
     // A step that ended the run is recorded among the origins, but has no line in the curves.
     let origins = p.facts.map_or(&[][..], |f| &f.origins);
     let left_out = bad.first().map(|s| (s.step, s.loss.to_string(), s.grad_norm.to_string()));
@@ -182,17 +188,18 @@ fn non_finite(p: Patient) -> Option<Finding> {
     if let Some(origin) = origin {
         evidence.push(("begins at", origin.place.clone()));
     }
-    let before = p.history.steps.iter().rev().find(|s| s.step < first && s.applied());
+    let before = p.history.steps.iter().rev().find(|s| s.step < first && s.was_applied());
     if let Some(before) = before {
         evidence.push(("gradient norm one step before", number(before.grad_norm)));
     }
     let slower = [("optim.lr", rate(p.lr() / 3.0)), ("optim.warmup", "0.1".into())];
-    let wider = (p.plan.recipe.model.dtype != Dtype::F32).then(|| p.again("f32", &[("model.dtype", "f32".into())]));
-    let slower = || [p.again("slower", &slower)].into_iter().chain(wider.clone()).collect::<Vec<_>>();
-    let (cause, next) = match origin.map(|o: &Origin| o.stage.as_str()) {
+    let wider =
+        (p.plan.recipe.model.dtype != Dtype::F32).then(|| p.rerun_command("f32", &[("model.dtype", "f32".into())]));
+    let slower = || [p.rerun_command("slower", &slower)].into_iter().chain(wider.clone()).collect::<Vec<_>>();
+    let (cause, next) = match origin.map(|o: &NonFiniteEvent| o.stage.as_str()) {
         Some("frozen weights") => (
             "A weight of the base model is not finite; no setting can help.".to_string(),
-            vec![format!("ft import … --out {} --force", p.plan.recipe.model.path.display()), p.check()],
+            vec![format!("ft import … --out {} --force", p.plan.recipe.model.path.display()), p.check_command()],
         ),
         Some("trained weights") => (
             "An earlier update made a trained weight non-finite: the steps were too large.".to_string(),
@@ -209,10 +216,10 @@ fn non_finite(p: Patient) -> Option<Finding> {
         ),
         _ => ("Some numbers exceeded the range of the format.".to_string(), slower()),
     };
-    Some(finding(Id::NonFinite, "A loss or gradient is not finite", &evidence, cause, next))
+    Some(finding(DiagnosisId::NonFinite, "A loss or gradient is not finite", &evidence, cause, next))
 }
 
-fn loss_zero(p: Patient) -> Option<Finding> {
+fn loss_zero(p: DiagnosisInput) -> Option<Diagnosis> {
     let steps = p.applied();
     let first = &steps[..steps.len().min(5)];
     if first.len() < 3 || losses(first) > 10.0 * ZERO {
@@ -228,11 +235,17 @@ fn loss_zero(p: Patient) -> Option<Finding> {
     }
     let cause = "There is nothing to learn: the trained tokens are the same in every row or already in the prompt, or \
                  the base model was trained on these rows.";
-    let shows = format!("{}   # shows which tokens are trained on", p.check());
-    Some(finding(Id::LossZero, "The loss is zero from the start", &evidence, cause.into(), vec![shows, p.inspect()]))
+    let shows = format!("{}   # shows which tokens are trained on", p.check_command());
+    Some(finding(
+        DiagnosisId::LossZero,
+        "The loss is zero from the start",
+        &evidence,
+        cause.into(),
+        vec![shows, p.inspect_command()],
+    ))
 }
 
-fn no_gradient(p: Patient) -> Option<Finding> {
+fn no_gradient(p: DiagnosisInput) -> Option<Diagnosis> {
     let steps = p.applied();
     let last = &steps[steps.len().saturating_sub(5)..];
     let largest = last.iter().map(|s| s.grad_norm).fold(0.0, f64::max);
@@ -245,8 +258,9 @@ fn no_gradient(p: Patient) -> Option<Finding> {
         evidence.push(("last step with a gradient", format!("{} (norm {})", alive.step, number(alive.grad_norm))));
         let cause = "Earlier steps had a gradient: weights have grown so large that small changes no longer affect the \
                      loss. The steps were too large.";
-        let next = vec![p.again("slower", &[("optim.lr", rate(p.lr() / 10.0)), ("optim.warmup", "0.1".into())])];
-        return Some(finding(Id::NoGradient, "The gradient has become zero", &evidence, cause.into(), next));
+        let next =
+            vec![p.rerun_command("slower", &[("optim.lr", rate(p.lr() / 10.0)), ("optim.warmup", "0.1".into())])];
+        return Some(finding(DiagnosisId::NoGradient, "The gradient has become zero", &evidence, cause.into(), next));
     }
     let cause = if p.plan.recipe.adapter.is_some() {
         "No gradient reaches the adapter: its scale (alpha / rank) is zero, or both of its factors are."
@@ -255,13 +269,13 @@ fn no_gradient(p: Patient) -> Option<Finding> {
     };
     let mut next = Vec::new();
     if p.plan.recipe.adapter.is_some() {
-        next.push(p.again("scaled", &[("adapter.lora.alpha", "32".into())]));
+        next.push(p.rerun_command("scaled", &[("adapter.lora.alpha", "32".into())]));
     }
-    next.push(p.check());
-    Some(finding(Id::NoGradient, "The gradient is zero", &evidence, cause.into(), next))
+    next.push(p.check_command());
+    Some(finding(DiagnosisId::NoGradient, "The gradient is zero", &evidence, cause.into(), next))
 }
 
-fn no_update(p: Patient) -> Option<Finding> {
+fn no_update(p: DiagnosisInput) -> Option<Diagnosis> {
     let steps = p.applied();
     let largest = steps.iter().map(|s| s.lr).fold(0.0, f64::max);
     let moved = p.facts.and_then(|f| f.movement);
@@ -281,11 +295,11 @@ fn no_update(p: Patient) -> Option<Finding> {
     } else {
         "Updates are too small for the precision of the weights: adding them changes nothing."
     };
-    let next = vec![p.again("faster", &[("optim.lr", rate(usual.max(10.0 * p.lr())))])];
-    Some(finding(Id::NoUpdate, "The weights do not change", &evidence, cause.into(), next))
+    let next = vec![p.rerun_command("faster", &[("optim.lr", rate(usual.max(10.0 * p.lr())))])];
+    Some(finding(DiagnosisId::NoUpdate, "The weights do not change", &evidence, cause.into(), next))
 }
 
-fn flat(p: Patient) -> Option<Finding> {
+fn flat_loss(p: DiagnosisInput) -> Option<Diagnosis> {
     let steps = p.applied();
     let n = steps.len();
     let total = p.facts.map_or(n as u64, |f| f.steps);
@@ -295,7 +309,7 @@ fn flat(p: Patient) -> Option<Finding> {
     let w = (n / 4).max(8);
     let (first, last) = (&steps[..w], &steps[n - w..]);
     let (a, b) = (losses(first), losses(last));
-    let spread = |s: &[&Point], m: f64| mean(s.iter().map(|p| (p.loss - m).powi(2))) / s.len() as f64;
+    let spread = |s: &[&StepPoint], m: f64| mean(s.iter().map(|p| (p.loss - m).powi(2))) / s.len() as f64;
     let noise = (spread(first, a) + spread(last, b)).sqrt();
     // Flat: the loss fell by less than 1 %, and the noise is small enough to exclude a true fall of 5 %.
     if a < 0.02 || a - b > 0.01 * a || a - b + 2.0 * noise > 0.05 * a || b > 1.1 * a {
@@ -317,21 +331,21 @@ fn flat(p: Patient) -> Option<Finding> {
     if let Some(moved) = moved {
         evidence.push(("relative size of all updates", number(moved)));
     }
-    let faster = p.again("faster", &[("optim.lr", rate(p.lr() * 10.0))]);
+    let faster = p.rerun_command("faster", &[("optim.lr", rate(p.lr() * 10.0))]);
     // In a normal run a LoRA changes by tenths of its own size, a whole model by thousandths.
     let small = if p.plan.recipe.adapter.is_some() { 3e-3 } else { 1e-4 };
     let (cause, next) = match moved {
         Some(m) if m >= small => (
             "The weights change, but the loss does not fall: answers do not follow from prompts (shuffled or random \
              labels), or the base model already predicts the rows as well as possible.",
-            vec![p.inspect(), p.check(), faster],
+            vec![p.inspect_command(), p.check_command(), faster],
         ),
         _ => ("The weights have hardly changed: the learning rate is too low for so few steps.", vec![faster]),
     };
-    Some(finding(Id::FlatLoss, "The loss does not fall", &evidence, cause.into(), next))
+    Some(finding(DiagnosisId::FlatLoss, "The loss does not fall", &evidence, cause.into(), next))
 }
 
-fn learning_rate(p: Patient) -> Option<Finding> {
+fn learning_rate(p: DiagnosisInput) -> Option<Diagnosis> {
     let steps = p.applied();
     if steps.len() < 8 {
         return None;
@@ -361,16 +375,16 @@ fn learning_rate(p: Patient) -> Option<Finding> {
     }
     let title = if risen { "The loss rises above its start" } else { "The loss jumps" };
     let cause = "Steps overshoot: the learning rate is too high, or the warm-up is too short.";
-    let next = vec![p.again(
+    let next = vec![p.rerun_command(
         "slower",
         &[("optim.lr", rate(p.lr() / if risen { 10.0 } else { 3.0 })), ("optim.warmup", "0.1".into())],
     )];
-    Some(finding(Id::LearningRateTooHigh, title, &evidence, cause.into(), next))
+    Some(finding(DiagnosisId::LearningRateTooHigh, title, &evidence, cause.into(), next))
 }
 
 /// Returns the steps with a spike: the loss exceeds the median of the twenty steps before by at least half of it and by
 /// 8 times their spread, and the gradient norm is above three times its median.
-fn spikes(steps: &[&Point]) -> Vec<u64> {
+fn spikes(steps: &[&StepPoint]) -> Vec<u64> {
     let median = |mut v: Vec<f64>| {
         v.sort_by(f64::total_cmp);
         v[v.len() / 2]
@@ -386,13 +400,13 @@ fn spikes(steps: &[&Point]) -> Vec<u64> {
     (8..steps.len()).filter(|i| stands_out(*i)).map(|i| steps[i].step).collect()
 }
 
-fn memorisation(p: Patient) -> Option<Finding> {
+fn memorisation(p: DiagnosisInput) -> Option<Diagnosis> {
     let h = p.history;
     let trained: Vec<_> = h.validations.iter().filter(|v| v.step > 0 && v.loss().is_finite()).collect();
     let (best, last) = (h.best()?, trained.last()?);
     let steps = p.applied();
     let around = |step: u64| {
-        let near: Vec<&Point> =
+        let near: Vec<&StepPoint> =
             steps.iter().filter(|s| s.step <= step).rev().take((steps.len() / 10).clamp(4, 50)).copied().collect();
         losses(&near)
     };
@@ -417,14 +431,14 @@ fn memorisation(p: Patient) -> Option<Finding> {
         changes.push(("run.eval_every", (last.step / 10).max(1).to_string()));
     }
     let shorter = epochs(best.step);
-    let mut next = vec![p.again("patient", &changes)];
+    let mut next = vec![p.rerun_command("patient", &changes)];
     if shorter.is_finite() && shorter > 0.0 && p.plan.recipe.run.steps.is_none() {
-        next.push(p.again("shorter", &[("run.epochs", format!("{shorter:.2}"))]));
+        next.push(p.rerun_command("shorter", &[("run.epochs", format!("{shorter:.2}"))]));
     }
-    Some(finding(Id::Memorisation, "The training rows are memorised", &evidence, cause.into(), next))
+    Some(finding(DiagnosisId::Memorisation, "The training rows are memorised", &evidence, cause.into(), next))
 }
 
-fn worse(p: Patient, others: &[Finding]) -> Option<Finding> {
+fn worse(p: DiagnosisInput, others: &[Diagnosis]) -> Option<Diagnosis> {
     let first = p.history.validations.first().filter(|v| v.step == 0)?;
     let last = p.history.validations.last().filter(|v| v.step > 0)?;
     let rise = last.loss() - first.loss();
@@ -440,7 +454,7 @@ fn worse(p: Patient, others: &[Finding]) -> Option<Finding> {
         evidence.push(("lowest", format!("{} at step {}", number(best.loss()), best.step)));
     }
     let never = best.is_none_or(|b| b.loss() >= first.loss());
-    let cause = match (never, others.iter().any(|f| f.id == Id::LearningRateTooHigh)) {
+    let cause = match (never, others.iter().any(|f| f.id == DiagnosisId::LearningRateTooHigh)) {
         (_, true) => "The steps are too large for the base model, see learning-rate-too-high.",
         (true, _) => {
             "No checkpoint is better than the base model: training rows differ in kind from validation rows, or the \
@@ -448,11 +462,20 @@ fn worse(p: Patient, others: &[Finding]) -> Option<Finding> {
         }
         (false, _) => "The run became better than the base model and then worse; the best checkpoint is kept.",
     };
-    let next = vec![p.check(), p.again("slower", &[("optim.lr", rate(p.lr() / 5.0)), ("optim.warmup", "0.1".into())])];
-    Some(finding(Id::WorseThanStart, "Worse than the base model on validation rows", &evidence, cause.into(), next))
+    let next = vec![
+        p.check_command(),
+        p.rerun_command("slower", &[("optim.lr", rate(p.lr() / 5.0)), ("optim.warmup", "0.1".into())]),
+    ];
+    Some(finding(
+        DiagnosisId::WorseThanStart,
+        "Worse than the base model on validation rows",
+        &evidence,
+        cause.into(),
+        next,
+    ))
 }
 
-fn few_supervised(p: Patient) -> Option<Finding> {
+fn few_supervised(p: DiagnosisInput) -> Option<Diagnosis> {
     let train = &p.facts?.train;
     let share = train.supervised_share();
     if share >= 0.01 {
@@ -466,6 +489,12 @@ fn few_supervised(p: Patient) -> Option<Finding> {
     ];
     let cause = "Nearly all of the computation goes into prompts: answers are very short compared with them, or \
                  truncated, or the mask excludes them.";
-    let shows = format!("{}   # shows which tokens are trained on", p.check());
-    Some(finding(Id::FewSupervisedTokens, "Hardly any token is trained on", &evidence, cause.into(), vec![shows]))
+    let shows = format!("{}   # shows which tokens are trained on", p.check_command());
+    Some(finding(
+        DiagnosisId::FewSupervisedTokens,
+        "Hardly any token is trained on",
+        &evidence,
+        cause.into(),
+        vec![shows],
+    ))
 }

@@ -1,7 +1,7 @@
 //! Compares two runs: their settings, file contents, programs, machine and results.
 
 use super::folder::RunFolder;
-use super::lock::Lock;
+use super::lock::RunLock;
 use super::terminal::number;
 use crate::report;
 use serde::Serialize;
@@ -40,9 +40,9 @@ pub fn diff(a: &RunFolder, b: &RunFolder) -> Vec<Difference> {
     found
 }
 
-type Values = Vec<(String, String)>;
+type NamedValues = Vec<(String, String)>;
 
-fn groups(run: &RunFolder) -> [(&'static str, Values); 4] {
+fn groups(run: &RunFolder) -> [(&'static str, NamedValues); 4] {
     [
         ("settings", settings(run)),
         ("contents", run.lock.as_ref().map_or(Vec::new(), contents)),
@@ -52,8 +52,8 @@ fn groups(run: &RunFolder) -> [(&'static str, Values); 4] {
 }
 
 /// Returns the resolved recipe, one value per key. `run.out` is not a setting that can differ.
-fn settings(run: &RunFolder) -> Values {
-    fn flatten(path: String, v: &Value, into: &mut Values) {
+fn settings(run: &RunFolder) -> NamedValues {
+    fn flatten(path: String, v: &Value, into: &mut NamedValues) {
         match v {
             Value::Object(o) if !o.is_empty() => {
                 for (k, v) in o {
@@ -70,9 +70,9 @@ fn settings(run: &RunFolder) -> Values {
     all
 }
 
-fn contents(lock: &Lock) -> Values {
+fn contents(lock: &RunLock) -> NamedValues {
     let short = |s: &str| s.get(..12).unwrap_or(s).to_string();
-    let mut all: Values = Vec::new();
+    let mut all: NamedValues = Vec::new();
     for (what, files) in [("base", &lock.base), ("tokenizer", &lock.tokenizer)] {
         all.extend(files.iter().map(|(n, f)| (format!("{what}: {n}"), short(&f.sha256))));
     }
@@ -82,10 +82,10 @@ fn contents(lock: &Lock) -> Values {
     all
 }
 
-fn computed(run: &RunFolder) -> Values {
+fn computed(run: &RunFolder) -> NamedValues {
     let Some(f) = &run.facts else { return Vec::new() };
     let e = &f.environment;
-    let mut all: Values = vec![
+    let mut all: NamedValues = vec![
         ("ft".into(), e.ft.clone()),
         ("libtorch".into(), e.libtorch.clone()),
         ("device".into(), e.device.clone()),
@@ -99,9 +99,9 @@ fn computed(run: &RunFolder) -> Values {
     all
 }
 
-fn results(run: &RunFolder) -> Values {
+fn results(run: &RunFolder) -> NamedValues {
     let h = &run.history;
-    let mut all: Values = vec![
+    let mut all: NamedValues = vec![
         ("state".into(), run.state.name().into()),
         ("steps".into(), h.last_step().to_string()),
         ("trained parameters".into(), run.facts.as_ref().map_or("-".into(), |f| report::count(f.trained))),
@@ -111,7 +111,7 @@ fn results(run: &RunFolder) -> Values {
         all.push(("tokens".into(), report::count(last.tokens)));
     }
     if let Some(best) = h.best() {
-        all.push((format!("best validation {}", h.aim.metric), number(h.value(best))));
+        all.push((format!("best validation {}", h.aim.metric), number(h.aim_value(best))));
         all.push(("best step".into(), best.step.to_string()));
         let others: BTreeMap<&String, f64> =
             best.means.iter().filter(|(k, _)| k != "loss").map(|(k, v)| (k, *v)).collect();

@@ -13,7 +13,7 @@ pub const FACTS: &str = "run.json";
 
 /// Contents of `run.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Facts {
+pub struct RunFacts {
     pub method: String,
     /// `lora r16`; `None` where every weight is trained.
     pub adapter: Option<String>,
@@ -27,13 +27,13 @@ pub struct Facts {
     pub environment: Environment,
     /// The metric that decides which checkpoint is best.
     #[serde(default)]
-    pub aim: super::Aim,
+    pub aim: super::RecordedAim,
     /// The processes that worked on the run, in order.
-    pub sessions: Vec<Session>,
+    pub sessions: Vec<RunSession>,
     /// How far the trained weights have moved.
-    pub movement: Option<Movement>,
+    pub movement: Option<WeightMovement>,
     /// Steps whose numbers were not finite, and where that began.
-    pub origins: Vec<Origin>,
+    pub origins: Vec<NonFiniteEvent>,
 }
 
 /// The training or validation rows as the run read them.
@@ -52,7 +52,7 @@ pub struct DataFacts {
     /// Tokens of the longest example, before long ones were dropped, truncated or split.
     pub longest: usize,
     pub max_len: usize,
-    pub lengths: Bins,
+    pub lengths: LengthHistogram,
 }
 
 impl DataFacts {
@@ -64,12 +64,12 @@ impl DataFacts {
 
 /// Example lengths counted in bins of a round width: bin i holds lengths from i·width to (i + 1)·width - 1.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Bins {
+pub struct LengthHistogram {
     pub width: usize,
     pub counts: Vec<u64>,
 }
 
-impl Bins {
+impl LengthHistogram {
     /// Counts lengths in at most 25 bins whose width is 1, 2 or 5 times a power of ten.
     pub fn of(lengths: impl Iterator<Item = usize> + Clone) -> Self {
         let longest = lengths.clone().max().unwrap_or(0);
@@ -112,7 +112,8 @@ impl Environment {
     /// Reads the machine's properties. `cuda`: number of the CUDA device; `None` for the CPU.
     pub fn read(software: &Software, cuda: Option<usize>, threads: usize) -> Self {
         let cpu = machine::Cpu::read();
-        let gpu = |i: usize| machine::driver().ok().flatten().and_then(|d| d.devices.get(i).map(|d| d.name.clone()));
+        let gpu =
+            |i: usize| machine::cuda_driver().ok().flatten().and_then(|d| d.devices.get(i).map(|d| d.name.clone()));
         let widest = match (cpu.avx512, cpu.avx2) {
             (true, _) => "AVX-512",
             (_, true) => "AVX2",
@@ -129,7 +130,7 @@ impl Environment {
             },
             cores: cpu.cores,
             threads,
-            memory: machine::Memory::read().total,
+            memory: machine::SystemMemory::read().total,
             system: first_line("/proc/sys/kernel/osrelease").map_or("unknown".into(), |v| format!("Linux {v}")),
             host: host(),
         }
@@ -147,7 +148,7 @@ pub fn host() -> String {
 
 /// A process that worked on the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Session {
+pub struct RunSession {
     /// Local time with its offset, RFC 3339.
     pub began: String,
     /// The step after which it continued; 0 for a new run.
@@ -157,16 +158,16 @@ pub struct Session {
     /// Start of the process in clock ticks since boot. Distinguishes it from a later process with the same pid.
     pub process: Option<u64>,
     /// `None` while the process runs, or if it was killed.
-    pub ended: Option<Ended>,
+    pub ended: Option<SessionEnd>,
 }
 
 /// How a session ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Ended {
+pub struct SessionEnd {
     pub at: String,
     pub seconds: f64,
     pub step: u64,
-    pub outcome: Outcome,
+    pub outcome: SessionOutcome,
     /// The error, where there was one.
     pub message: Option<String>,
 }
@@ -174,7 +175,7 @@ pub struct Ended {
 /// Outcome of a session that ended by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Outcome {
+pub enum SessionOutcome {
     Finished,
     Interrupted,
     Failed,
@@ -185,7 +186,7 @@ pub fn now() -> String {
     jiff::Zoned::now().strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
 }
 
-impl Session {
+impl RunSession {
     /// Starts a session of this process, now.
     pub fn begin(from_step: u64) -> Self {
         let pid = std::process::id();
@@ -212,7 +213,7 @@ fn process_start(pid: u32) -> Option<u64> {
 
 /// How far the trained weights moved between two steps, measured on a sample of them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Movement {
+pub struct WeightMovement {
     /// The two steps.
     pub from_step: u64,
     pub to_step: u64,
@@ -225,7 +226,7 @@ pub struct Movement {
 
 /// A step whose numbers were not finite, and where that began.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Origin {
+pub struct NonFiniteEvent {
     pub step: u64,
     /// Loss and gradient norm of the step, as text: JSON has no NaN or infinity.
     pub loss: String,
@@ -236,7 +237,7 @@ pub struct Origin {
     pub stage: String,
 }
 
-impl Facts {
+impl RunFacts {
     /// Reads the facts of a run folder; `None` if it has none.
     pub fn read(run: &Path) -> Result<Option<Self>> {
         let path = run.join(FACTS);
@@ -255,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_session_knows_whether_its_process_lives() {
-        let mut session = Session::begin(0);
+        let mut session = RunSession::begin(0);
         assert_eq!(session.alive(), Some(true));
         session.process = session.process.map(|t| t + 1);
         assert_eq!(session.alive(), Some(false), "another process has the number now");
@@ -266,10 +267,10 @@ mod tests {
     #[test]
     fn bins_hold_every_length() {
         for lengths in [vec![], vec![0], vec![3, 1, 9], (0..1234).collect::<Vec<_>>()] {
-            let bins = Bins::of(lengths.iter().copied());
+            let bins = LengthHistogram::of(lengths.iter().copied());
             assert_eq!(bins.counts.iter().sum::<u64>() as usize, lengths.len());
             assert!(bins.counts.len() <= 25, "{bins:?}");
         }
-        assert_eq!(Bins::of([24, 25].into_iter()).width, 2);
+        assert_eq!(LengthHistogram::of([24, 25].into_iter()).width, 2);
     }
 }

@@ -1,12 +1,12 @@
 //! Reads a run folder. The one place that knows which files it contains.
 
-use super::facts::{Facts, Outcome};
+use super::facts::{RunFacts, SessionOutcome};
 use super::history::History;
-use super::lock::Lock;
-use crate::data::Turn;
+use super::lock::RunLock;
+use crate::data::ChatTurn;
 use crate::error::{Error, Result};
 use crate::fsutil::{absolute, read_json, read_to_string};
-use crate::methods::reward::Card;
+use crate::methods::reward::ReportCard;
 use crate::recipe::Plan;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -23,7 +23,7 @@ pub const PLAN: &str = "plan.json";
 /// Whether a run is in progress, and how it ended otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum RunStatus {
     /// Its process is running.
     Running,
     /// It reached its last step or stopped early, and the result was verified.
@@ -38,29 +38,29 @@ pub enum State {
     Unknown,
 }
 
-impl State {
+impl RunStatus {
     /// Returns the name as pages and `--json` show it.
     pub fn name(self) -> &'static str {
         match self {
-            State::Running => "running",
-            State::Finished => "finished",
-            State::Interrupted => "interrupted",
-            State::Failed => "failed",
-            State::Crashed => "crashed",
-            State::Unknown => "unknown",
+            RunStatus::Running => "running",
+            RunStatus::Finished => "finished",
+            RunStatus::Interrupted => "interrupted",
+            RunStatus::Failed => "failed",
+            RunStatus::Crashed => "crashed",
+            RunStatus::Unknown => "unknown",
         }
     }
 }
 
 /// An answer to a prompt after a step; step 0 is before the first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Sample {
+pub struct RunSample {
     pub step: u64,
     /// The whole prompt as text, without the template's special tokens.
     pub prompt: String,
     /// The prompt as turns, if they can be recovered from the template's text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub turns: Option<Vec<Turn>>,
+    pub turns: Option<Vec<ChatTurn>>,
     /// The model's answer.
     pub text: String,
     /// The answer in the data row.
@@ -74,19 +74,19 @@ pub struct RunFolder {
     pub path: PathBuf,
     pub plan: Plan,
     /// `None` for a run of an ft version that wrote no run.json.
-    pub facts: Option<Facts>,
+    pub facts: Option<RunFacts>,
     pub history: History,
-    pub samples: Vec<Sample>,
+    pub samples: Vec<RunSample>,
     /// `summary.json` of a finished run.
     pub summary: Option<Value>,
     /// `export_report.json` of a verified result.
     pub export: Option<Value>,
     /// `report_card.json` of a reward model.
-    pub card: Option<Card>,
-    pub lock: Option<Lock>,
+    pub card: Option<ReportCard>,
+    pub lock: Option<RunLock>,
     /// Results of `ft eval --json` in `eval*.json` or `eval/`: (file, object).
     pub evaluations: Vec<(String, Value)>,
-    pub state: State,
+    pub state: RunStatus,
 }
 
 /// Returns true if a folder contains a run.
@@ -104,7 +104,7 @@ impl RunFolder {
             ))
             .hint("a run folder is the `run.out` of a recipe; `ft runs list` shows those below a folder"));
         }
-        let facts = Facts::read(path)?;
+        let facts = RunFacts::read(path)?;
         let optional = |name: &str| -> Result<Option<Value>> {
             let file = path.join(name);
             file.exists().then(|| read_json(&file)).transpose()
@@ -119,8 +119,8 @@ impl RunFolder {
             history,
             samples: samples(&path.join(SAMPLES))?,
             export: optional("export_report.json")?,
-            card: Card::read(path)?,
-            lock: Lock::read(path)?,
+            card: ReportCard::read(path)?,
+            lock: RunLock::read(path)?,
             evaluations: evaluations(path)?,
             path: absolute(path),
             facts,
@@ -140,7 +140,7 @@ impl RunFolder {
     }
 
     /// Returns the number of steps of the whole run.
-    pub fn total(&self) -> u64 {
+    pub fn total_steps(&self) -> u64 {
         let told = self.summary.as_ref().and_then(|s| s["steps"].as_u64());
         self.facts.as_ref().map(|f| f.steps).or(told).unwrap_or(self.history.last_step())
     }
@@ -151,7 +151,7 @@ impl RunFolder {
             return self.summary.as_ref().and_then(|s| s["seconds"].as_f64()).unwrap_or(0.0);
         };
         let last = facts.sessions.len().saturating_sub(1);
-        let one = |(i, s): (usize, &super::facts::Session)| match &s.ended {
+        let one = |(i, s): (usize, &super::facts::RunSession)| match &s.ended {
             Some(ended) => ended.seconds,
             None => {
                 // The session recorded no end. If it still runs, it counts until now, else for as long as its steps
@@ -160,7 +160,7 @@ impl RunFolder {
                 let until = if i == last { u64::MAX } else { facts.sessions[i + 1].from_step };
                 let steps = self.history.steps.iter().filter(|p| p.step > from && p.step <= until);
                 let worked: f64 = steps.map(|p| p.seconds).filter(|s| s.is_finite()).sum();
-                if self.state == State::Running && i == last { since(&s.began).unwrap_or(worked) } else { worked }
+                if self.state == RunStatus::Running && i == last { since(&s.began).unwrap_or(worked) } else { worked }
             }
         };
         facts.sessions.iter().enumerate().map(one).sum()
@@ -172,7 +172,7 @@ impl RunFolder {
     }
 
     /// Returns the steps after which the run was resumed.
-    pub fn resumed_at(&self) -> Vec<u64> {
+    pub fn resumed_steps(&self) -> Vec<u64> {
         let sessions = self.facts.iter().flat_map(|f| f.sessions.iter().skip(1));
         sessions.map(|s| s.from_step).collect()
     }
@@ -189,22 +189,22 @@ fn since(began: &str) -> Option<f64> {
     Some((jiff::Timestamp::now() - then).total(jiff::Unit::Second).ok()?.max(0.0))
 }
 
-fn state(facts: Option<&Facts>, summary: bool) -> State {
+fn state(facts: Option<&RunFacts>, summary: bool) -> RunStatus {
     let Some(session) = facts.and_then(|f| f.sessions.last()) else {
-        return if summary { State::Finished } else { State::Unknown };
+        return if summary { RunStatus::Finished } else { RunStatus::Unknown };
     };
     match (session.ended.as_ref().map(|e| e.outcome), session.alive()) {
-        (Some(Outcome::Finished), _) => State::Finished,
-        (Some(Outcome::Interrupted), _) => State::Interrupted,
-        (Some(Outcome::Failed), _) => State::Failed,
-        (None, Some(true)) => State::Running,
-        (None, Some(false)) => State::Crashed,
-        (None, None) => State::Unknown,
+        (Some(SessionOutcome::Finished), _) => RunStatus::Finished,
+        (Some(SessionOutcome::Interrupted), _) => RunStatus::Interrupted,
+        (Some(SessionOutcome::Failed), _) => RunStatus::Failed,
+        (None, Some(true)) => RunStatus::Running,
+        (None, Some(false)) => RunStatus::Crashed,
+        (None, None) => RunStatus::Unknown,
     }
 }
 
 /// Reads samples.jsonl; empty if there is none. As with metrics.jsonl, an incomplete last line is ignored.
-fn samples(path: &Path) -> Result<Vec<Sample>> {
+fn samples(path: &Path) -> Result<Vec<RunSample>> {
     if !path.exists() {
         return Ok(Vec::new());
     }

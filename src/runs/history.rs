@@ -11,7 +11,7 @@ use std::path::Path;
 
 /// One optimiser step.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Point {
+pub struct StepPoint {
     pub step: u64,
     pub epoch: f64,
     pub loss: f64,
@@ -29,9 +29,9 @@ pub struct Point {
     pub more: Vec<(String, f64)>,
 }
 
-impl Point {
+impl StepPoint {
     /// Returns true if the update was applied; false if the step was skipped because a number was not finite.
-    pub fn applied(&self) -> bool {
+    pub fn was_applied(&self) -> bool {
         self.loss.is_finite() && self.grad_norm.is_finite()
     }
 }
@@ -58,13 +58,13 @@ impl Validation {
 
 /// The validation metric that decides which checkpoint is best.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Aim {
+pub struct RecordedAim {
     pub metric: String,
     /// True if higher values are better.
     pub higher: bool,
 }
 
-impl Default for Aim {
+impl Default for RecordedAim {
     fn default() -> Self {
         Self { metric: "loss".into(), higher: false }
     }
@@ -73,11 +73,11 @@ impl Default for Aim {
 /// All steps and validations of a run, in order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct History {
-    pub steps: Vec<Point>,
+    pub steps: Vec<StepPoint>,
     pub validations: Vec<Validation>,
     /// The metric that decides which checkpoint is best. metrics.jsonl does not contain it; callers set it from
     /// run.json.
-    pub aim: Aim,
+    pub aim: RecordedAim,
 }
 
 impl History {
@@ -114,7 +114,7 @@ impl History {
         let known =
             ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "items", "seconds", "memory"]
                 .as_slice();
-        self.steps.push(Point {
+        self.steps.push(StepPoint {
             step: count("step"),
             epoch: number("epoch"),
             loss: number("loss"),
@@ -134,13 +134,13 @@ impl History {
 
     /// Returns the best validation. The one before the first step does not count.
     pub fn best(&self) -> Option<&Validation> {
-        let trained = self.validations.iter().filter(|v| v.step > 0 && self.value(v).is_finite());
+        let trained = self.validations.iter().filter(|v| v.step > 0 && self.aim_value(v).is_finite());
         let sign = if self.aim.higher { -1.0 } else { 1.0 };
-        trained.min_by(|a, b| (sign * self.value(a)).total_cmp(&(sign * self.value(b))))
+        trained.min_by(|a, b| (sign * self.aim_value(a)).total_cmp(&(sign * self.aim_value(b))))
     }
 
     /// Returns a validation's value of the metric that decides which checkpoint is best.
-    pub fn value(&self, v: &Validation) -> f64 {
+    pub fn aim_value(&self, v: &Validation) -> f64 {
         v.mean(&self.aim.metric)
     }
 
@@ -223,7 +223,7 @@ mod tests {
         let h = History::read(&path).unwrap();
         assert_eq!((h.steps.len(), h.validations.len(), h.last_step()), (1, 1, 1));
         assert_eq!(h.steps[0].more, [("accuracy".to_string(), 0.25)]);
-        assert!(!h.steps[0].applied() && h.steps[0].grad_norm.is_infinite());
+        assert!(!h.steps[0].was_applied() && h.steps[0].grad_norm.is_infinite());
         assert_eq!(h.best(), None, "the validation before the first step is no result");
         std::fs::write(&path, "{\"step\":1}\nnonsense\n{\"step\":2}\n").unwrap();
         let error = History::read(&path).unwrap_err().to_string();

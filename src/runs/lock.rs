@@ -4,7 +4,7 @@
 //! on the CPU gives the same bits again.
 
 use super::facts::{Environment, Software};
-use super::hash::{Hasher, Trust};
+use super::hash::{FileHasher, HashTrust};
 use crate::data::is_template_name;
 use crate::error::{Error, Result};
 use crate::fsutil::{hex, read_json, write_json};
@@ -22,7 +22,7 @@ const FORMAT: u32 = 1;
 
 /// Hash and size of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Locked {
+pub struct LockedFile {
     pub sha256: String,
     pub bytes: u64,
 }
@@ -58,20 +58,20 @@ pub struct LockedMachine {
 
 /// Contents of `ft.lock`: all inputs of a run, and its result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Lock {
+pub struct RunLock {
     pub format: u32,
     /// The folder of the base model and its tokenizer.
     pub base_folder: PathBuf,
     /// Config and weights of the base model, by file name.
-    pub base: BTreeMap<String, Locked>,
+    pub base: BTreeMap<String, LockedFile>,
     /// Files of the tokenizer and the model's own templates, by file name.
-    pub tokenizer: BTreeMap<String, Locked>,
+    pub tokenizer: BTreeMap<String, LockedFile>,
     /// The file of `data.template`, if the recipe gives one.
-    pub template: Option<Locked>,
+    pub template: Option<LockedFile>,
     /// Files that the method reads (teachers, reward models, references, ...), by `recipe key: file name`. `None` in
     /// locks of earlier versions, which did not record them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub method: Option<BTreeMap<String, Locked>>,
+    pub method: Option<BTreeMap<String, LockedFile>>,
     pub train: LockedRows,
     pub valid: Option<LockedRows>,
     /// SHA-256 of the resolved recipe without settings that cannot change a result, such as paths and `run.keep`.
@@ -82,7 +82,7 @@ pub struct Lock {
     pub programs: LockedPrograms,
     pub machine: LockedMachine,
     /// The files of the verified result; `None` until the run has ended.
-    pub result: Option<BTreeMap<String, Locked>>,
+    pub result: Option<BTreeMap<String, LockedFile>>,
     /// Resumes at which programs or machine had changed: (step after which the run was resumed, differences).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resumed_with: Vec<(u64, Vec<Drift>)>,
@@ -124,7 +124,7 @@ fn is_base(name: &str) -> bool {
         || name.ends_with(".safetensors.index.json")
 }
 
-impl Lock {
+impl RunLock {
     /// Hashes the inputs of a plan. The hashes of the rows were computed when they were read and are passed in.
     pub fn new(
         plan: &Plan,
@@ -132,10 +132,10 @@ impl Lock {
         valid: Option<LockedRows>,
         software: &Software,
         environment: &Environment,
-        trust: Trust,
+        trust: HashTrust,
     ) -> Result<Self> {
         let folder = &plan.recipe.model.path;
-        let mut hasher = Hasher::open(trust);
+        let mut hasher = FileHasher::open(trust);
         let (mut base, mut tokenizer) = (BTreeMap::new(), BTreeMap::new());
         let listed = |folder: &Path| -> Result<Vec<String>> {
             let entries =
@@ -154,16 +154,16 @@ impl Lock {
                 () if is_base(&name) => &mut base,
                 () => continue,
             };
-            let locked = hasher.file(&folder.join(&name))?;
+            let locked = hasher.hash_file(&folder.join(&name))?;
             into.insert(name, locked);
         }
         // `data.template` may name one of the model's own templates: its file is then hashed with the tokenizer.
         let file = plan.recipe.data.template.as_ref().filter(|path| !is_template_name(path));
-        let template = file.map(|path| hasher.file(path)).transpose()?;
+        let template = file.map(|path| hasher.hash_file(path)).transpose()?;
         let method = Some(method_files(&plan.recipe, &mut hasher)?);
         let programs = LockedPrograms {
             ft: software.ft.clone(),
-            ft_sha256: hasher.file(Path::new(PROGRAM))?.sha256,
+            ft_sha256: hasher.hash_file(Path::new(PROGRAM))?.sha256,
             libtorch: software.libtorch.clone(),
         };
         hasher.close();
@@ -211,7 +211,7 @@ impl Lock {
     }
 
     /// Returns the differences between this recorded lock and `now`.
-    pub fn drift(&self, now: &Lock) -> Vec<Drift> {
+    pub fn drift(&self, now: &RunLock) -> Vec<Drift> {
         let mut found = Vec::new();
         let mut compare = |item: String, was: String, is: String, effect: &str| {
             if was != is {
@@ -236,7 +236,7 @@ impl Lock {
         let template = "the text around each message, and so what is trained on";
         compare("template".into(), shown(self.template.as_ref()), shown(now.template.as_ref()), template);
         compare("training rows".into(), short(&self.train.sha256), short(&now.train.sha256), "what is trained on");
-        let valid = |lock: &Lock| lock.valid.as_ref().map_or("none".into(), |v| short(&v.sha256));
+        let valid = |lock: &RunLock| lock.valid.as_ref().map_or("none".into(), |v| short(&v.sha256));
         let effect = "which checkpoint is the best, and when a run with run.patience stops";
         compare("validation rows".into(), valid(self), valid(now), effect);
         let sides = [
@@ -295,14 +295,14 @@ impl Drift {
 
 /// Hashes the files behind the paths in the recipe's `method` section: files themselves; of a model or adapter folder
 /// its config, weights and tokenizer. Other folders (a teacher's cache) are left out: their readers check them.
-fn method_files(recipe: &Recipe, hasher: &mut Hasher) -> Result<BTreeMap<String, Locked>> {
+fn method_files(recipe: &Recipe, hasher: &mut FileHasher) -> Result<BTreeMap<String, LockedFile>> {
     let mut paths = Vec::new();
     let value = serde_json::to_value(&recipe.method).map_err(|e| Error::bug(format!("recipe: {e}")))?;
-    leaves("method", &value, &mut paths);
+    paths_below("method", &value, &mut paths);
     let mut found = BTreeMap::new();
     for (key, path) in paths {
         if path.is_file() {
-            found.insert(key, hasher.file(&path)?);
+            found.insert(key, hasher.hash_file(&path)?);
             continue;
         }
         let Ok(entries) = std::fs::read_dir(&path) else { continue };
@@ -311,7 +311,7 @@ fn method_files(recipe: &Recipe, hasher: &mut Hasher) -> Result<BTreeMap<String,
             continue;
         }
         for name in names.iter().filter(|n| is_base(n) || TOKENIZER.contains(&n.as_str()) || *n == ADAPTER) {
-            found.insert(format!("{key}: {name}"), hasher.file(&path.join(name))?);
+            found.insert(format!("{key}: {name}"), hasher.hash_file(&path.join(name))?);
         }
     }
     Ok(found)
@@ -320,10 +320,10 @@ fn method_files(recipe: &Recipe, hasher: &mut Hasher) -> Result<BTreeMap<String,
 const ADAPTER: &str = "adapter_config.json";
 
 /// Collects the values below a recipe key that the schema declares as paths.
-fn leaves(key: &str, value: &Value, into: &mut Vec<(String, PathBuf)>) {
+fn paths_below(key: &str, value: &Value, into: &mut Vec<(String, PathBuf)>) {
     match value {
-        Value::Object(map) => map.iter().for_each(|(name, v)| leaves(&format!("{key}.{name}"), v, into)),
-        Value::Array(items) => items.iter().enumerate().for_each(|(i, v)| leaves(&format!("{key}.{i}"), v, into)),
+        Value::Object(map) => map.iter().for_each(|(name, v)| paths_below(&format!("{key}.{name}"), v, into)),
+        Value::Array(items) => items.iter().enumerate().for_each(|(i, v)| paths_below(&format!("{key}.{i}"), v, into)),
         Value::String(text) if recipe::key(key).is_some_and(|k| k.kind.ends_with("path")) => {
             into.push((key.to_string(), text.into()));
         }
@@ -335,7 +335,7 @@ fn short(sha256: &str) -> String {
     sha256.get(..12).unwrap_or(sha256).to_string()
 }
 
-fn shown(file: Option<&Locked>) -> String {
+fn shown(file: Option<&LockedFile>) -> String {
     file.map_or("missing".into(), |f| format!("{} ({} bytes)", short(&f.sha256), f.bytes))
 }
 
@@ -401,7 +401,7 @@ mod tests {
             at("teacher").display(),
             at("taught").display()
         );
-        let files = || method_files(&plan(&[&distill]).recipe, &mut Hasher::open(Trust::Bytes)).unwrap();
+        let files = || method_files(&plan(&[&distill]).recipe, &mut FileHasher::open(HashTrust::Bytes)).unwrap();
         let then = files();
         let names: Vec<&str> = then.keys().map(String::as_str).collect();
         let teacher = "method.distill.teachers.0.path";
@@ -412,8 +412,8 @@ mod tests {
 
     #[test]
     fn every_difference_is_named_with_what_it_can_change() {
-        let file = |sha: &str| Locked { sha256: sha.repeat(32), bytes: 9 };
-        let then = Lock {
+        let file = |sha: &str| LockedFile { sha256: sha.repeat(32), bytes: 9 };
+        let then = RunLock {
             format: FORMAT,
             base_folder: "m".into(),
             base: [("config.json".to_string(), file("ab"))].into(),

@@ -18,8 +18,8 @@ pub mod tensorboard;
 pub mod terminal;
 pub mod trainer_state;
 
-pub use diagnose::{Finding, Patient, diagnose};
-pub use facts::{Environment, Facts, Software};
-pub use folder::{RunFolder, Sample, State};
-pub use history::{Aim, History, Point, Validation};
-pub use lock::{Drift, Lock};
+pub use diagnose::{Diagnosis, DiagnosisInput, diagnose};
+pub use facts::{Environment, RunFacts, Software};
+pub use folder::{RunFolder, RunSample, RunStatus};
+pub use history::{History, RecordedAim, StepPoint, Validation};
+pub use lock::{Drift, RunLock};

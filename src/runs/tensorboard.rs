@@ -144,8 +144,8 @@ pub fn clear(run: &Path) -> Result<()> {
 }
 
 /// Encodes a `tensorflow.Event` with the current time, the step and the fields that `what` adds.
-fn event(step: u64, what: impl FnOnce(&mut Message)) -> Vec<u8> {
-    let mut m = Message::default();
+fn event(step: u64, what: impl FnOnce(&mut ProtobufMessage)) -> Vec<u8> {
+    let mut m = ProtobufMessage::default();
     m.fixed64(1, unix_time().to_bits());
     m.varint(2, step);
     what(&mut m);
@@ -154,9 +154,9 @@ fn event(step: u64, what: impl FnOnce(&mut Message)) -> Vec<u8> {
 
 /// A protobuf message being written.
 #[derive(Default)]
-struct Message(Vec<u8>);
+struct ProtobufMessage(Vec<u8>);
 
-impl Message {
+impl ProtobufMessage {
     fn number(&mut self, mut n: u64) {
         while n >= 0x80 {
             self.0.push(n as u8 | 0x80);
@@ -186,8 +186,8 @@ impl Message {
         self.0.extend(bits.to_le_bytes());
     }
 
-    fn message(&mut self, field: u64, fill: impl FnOnce(&mut Message)) {
-        let mut inner = Message::default();
+    fn message(&mut self, field: u64, fill: impl FnOnce(&mut ProtobufMessage)) {
+        let mut inner = ProtobufMessage::default();
         fill(&mut inner);
         self.bytes(field, &inner.0);
     }
@@ -213,7 +213,7 @@ mod tests {
         let mut framed = Vec::new();
         record(b"abc", &mut framed);
         assert_eq!(crate::fsutil::hex(&framed), "0300000000000000b099490e6162636e57f121");
-        let mut m = Message::default();
+        let mut m = ProtobufMessage::default();
         m.fixed64(1, 1.5f64.to_bits());
         m.varint(2, 300);
         m.message(5, |s| {

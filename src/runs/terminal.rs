@@ -1,7 +1,7 @@
 //! Shows a run on a terminal: numbers, curves as sparklines, findings, samples.
 
-use super::diagnose::{Finding, Patient, diagnose};
-use super::folder::{RunFolder, State};
+use super::diagnose::{Diagnosis, DiagnosisInput, diagnose};
+use super::folder::{RunFolder, RunStatus};
 use super::history::{mean, smooth};
 use crate::characters::printable;
 use crate::report;
@@ -12,7 +12,7 @@ use std::time::Duration;
 const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 /// Formats a finding as lines of text: title and id, evidence, cause, commands.
-pub fn finding(f: &Finding) -> String {
+pub fn finding(f: &Diagnosis) -> String {
     let evidence: Vec<String> = f.evidence.iter().map(|(k, v)| format!("{k} {v}")).collect();
     let mut text = format!("{} [{}]\n  {}\n  {}", f.title, f.id.name(), evidence.join("; "), f.cause);
     for next in &f.next {
@@ -41,12 +41,12 @@ pub fn sparkline(values: &[f64], width: usize) -> String {
 }
 
 /// Returns the colour of a state.
-pub fn state_style(state: State) -> Style {
+pub fn state_style(state: RunStatus) -> Style {
     match state {
-        State::Finished => Style::new().green(),
-        State::Running => Style::new().cyan(),
-        State::Interrupted | State::Unknown => Style::new().yellow(),
-        State::Failed | State::Crashed => Style::new().red(),
+        RunStatus::Finished => Style::new().green(),
+        RunStatus::Running => Style::new().cyan(),
+        RunStatus::Interrupted | RunStatus::Unknown => Style::new().yellow(),
+        RunStatus::Failed | RunStatus::Crashed => Style::new().red(),
     }
 }
 
@@ -74,7 +74,7 @@ pub fn page(run: &RunFolder, width: usize) -> String {
         let _ = writeln!(out, "{}", state_style(run.state).apply_to(words));
     }
     let mut facts = vec![
-        row("steps", format!("{} of {}", h.last_step(), run.total())),
+        row("steps", format!("{} of {}", h.last_step(), run.total_steps())),
         row("time", report::duration(Duration::from_secs_f64(run.seconds()))),
     ];
     if let Some(speed) = h.tokens_per_s() {
@@ -84,14 +84,14 @@ pub fn page(run: &RunFolder, width: usize) -> String {
         facts.push(row("memory", format!("{} of tensors at most", report::bytes(h.memory()))));
     }
     if let (Some(first), Some(last)) = (h.validations.first(), h.validations.last()) {
-        let best = h.best().map_or(String::new(), |b| format!(", best {} at step {}", number(h.value(b)), b.step));
+        let best = h.best().map_or(String::new(), |b| format!(", best {} at step {}", number(h.aim_value(b)), b.step));
         facts.push(row(
             &format!("validation {}", h.aim.metric),
             format!(
                 "{} (step {}) -> {} (step {}){best}",
-                number(h.value(first)),
+                number(h.aim_value(first)),
                 first.step,
-                number(h.value(last)),
+                number(h.aim_value(last)),
                 last.step
             ),
         ));
@@ -114,10 +114,10 @@ pub fn page(run: &RunFolder, width: usize) -> String {
     }
     let _ = writeln!(out, "\n{}\n", report::table(&facts));
 
-    let curve = |f: fn(&super::Point) -> f64| h.steps.iter().map(f).collect::<Vec<f64>>();
+    let curve = |f: fn(&super::StepPoint) -> f64| h.steps.iter().map(f).collect::<Vec<f64>>();
     let losses = curve(|p| p.loss);
     let smoothed = smooth(&losses, losses.len() / 20);
-    let validation: Vec<f64> = h.validations.iter().map(|v| h.value(v)).collect();
+    let validation: Vec<f64> = h.validations.iter().map(|v| h.aim_value(v)).collect();
     let mut curves = Vec::new();
     for (name, values) in [
         ("loss", smoothed),
@@ -139,12 +139,12 @@ pub fn page(run: &RunFolder, width: usize) -> String {
     if !curves.is_empty() {
         let _ = writeln!(out, "{}\n", report::table(&curves));
     }
-    let resumed = run.resumed_at();
+    let resumed = run.resumed_steps();
     if !resumed.is_empty() {
         let steps: Vec<String> = resumed.iter().map(u64::to_string).collect();
         let _ = writeln!(out, "resumed after steps {}", steps.join(", "));
     }
-    for f in diagnose(Patient { plan, facts: run.facts.as_ref(), history: h }) {
+    for f in diagnose(DiagnosisInput { plan, facts: run.facts.as_ref(), history: h }) {
         let _ = writeln!(out, "{} {}", style("doctor:").yellow().bold(), finding(&f));
     }
     let last = run.samples.iter().map(|s| s.step).max().unwrap_or(0);
@@ -153,11 +153,11 @@ pub fn page(run: &RunFolder, width: usize) -> String {
         let last_turn = s.turns.as_ref().and_then(|turns| turns.last());
         let prompt = last_turn.map_or(s.prompt.as_str(), |turn| &turn.text);
         let asked = prompt.trim().lines().rfind(|l| !l.trim().is_empty() && *l != "assistant").unwrap_or_default();
-        let _ = writeln!(out, "{}", style(line(asked, width)).dim());
+        let _ = writeln!(out, "{}", style(one_line(asked, width)).dim());
         if let Some(before) = before {
-            let _ = writeln!(out, "  before: {}", line(&before.text, width - 10));
+            let _ = writeln!(out, "  before: {}", one_line(&before.text, width - 10));
         }
-        let _ = writeln!(out, "  step {last}: {}", line(&s.text, width - 10));
+        let _ = writeln!(out, "  step {last}: {}", one_line(&s.text, width - 10));
     }
     out
 }
@@ -168,7 +168,7 @@ fn row(name: &str, value: String) -> Vec<String> {
 
 /// Returns a model's text on one line, truncated to `width` columns. Characters that control the terminal or change the
 /// direction of text are escaped.
-pub fn line(text: &str, width: usize) -> String {
+pub fn one_line(text: &str, width: usize) -> String {
     let plain: String = text.trim().chars().map(|c| if c == '\n' || c == '\t' { ' ' } else { c }).collect();
     console::truncate_str(&printable(&plain), width.max(20), "…").into_owned()
 }
@@ -186,6 +186,6 @@ mod tests {
 
     #[test]
     fn a_model_cannot_steer_the_terminal() {
-        assert_eq!(line("a\u{1b}[31mb\nc\u{9b}2J\u{202e}d", 80), "a⟨U+001B⟩[31mb c⟨U+009B⟩2J⟨U+202E⟩d");
+        assert_eq!(one_line("a\u{1b}[31mb\nc\u{9b}2J\u{202e}d", 80), "a⟨U+001B⟩[31mb c⟨U+009B⟩2J⟨U+202E⟩d");
     }
 }

@@ -1,6 +1,6 @@
 //! Writes `trainer_state.json` in the format of transformers' Trainer, for programs that read curves from it.
 
-use super::facts::Facts;
+use super::facts::RunFacts;
 use super::history::History;
 use super::tensorboard::{eval_tag, train_tag};
 use crate::error::Result;
@@ -13,11 +13,11 @@ use std::path::Path;
 pub const FILE: &str = "trainer_state.json";
 
 /// Writes the file, replacing an earlier one.
-pub fn write(run: &Path, plan: &Plan, facts: &Facts, history: &History) -> Result<()> {
+pub fn write(run: &Path, plan: &Plan, facts: &RunFacts, history: &History) -> Result<()> {
     write_json(&run.join(FILE), &state(plan, facts, history))
 }
 
-fn state(plan: &Plan, facts: &Facts, history: &History) -> Value {
+fn state(plan: &Plan, facts: &RunFacts, history: &History) -> Value {
     let run = &plan.recipe.run;
     let epoch = |step: u64| history.steps.iter().rev().find(|p| p.step <= step).map_or(0.0, |p| p.epoch);
     let mut log: Vec<(u64, Value)> = Vec::new();
@@ -46,7 +46,7 @@ fn state(plan: &Plan, facts: &Facts, history: &History) -> Value {
     let kept = best.map(|b| run.out.join(format!("checkpoints/step-{}", b.step))).filter(|p| p.exists());
     json!({
         "best_global_step": best.map(|b| b.step),
-        "best_metric": best.map(|b| history.value(b)),
+        "best_metric": best.map(|b| history.aim_value(b)),
         "best_model_checkpoint": kept,
         "epoch": epoch(u64::MAX),
         "eval_steps": run.eval_every,

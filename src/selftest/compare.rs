@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 /// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum CheckVerdict {
     Passed,
     Failed,
     Skipped,
@@ -20,7 +20,7 @@ pub enum Verdict {
 
 /// One check, as it is reported to the user and in JSON.
 #[derive(Debug, Clone, Serialize)]
-pub struct Line {
+pub struct CheckResult {
     pub name: &'static str,
     /// The number format that it computed in; empty if it was skipped.
     pub dtype: &'static str,
@@ -33,13 +33,13 @@ pub struct Line {
     pub tolerance: f64,
     /// Why the tolerance has this value; for a skipped check, why it was skipped.
     pub reason: String,
-    pub verdict: Verdict,
+    pub verdict: CheckVerdict,
     pub seconds: f64,
 }
 
-impl Line {
+impl CheckResult {
     pub(super) fn skipped((name, compared): (&'static str, &'static str), why: &str) -> Self {
-        let verdict = Verdict::Skipped;
+        let verdict = CheckVerdict::Skipped;
         Self {
             name,
             dtype: "",
@@ -56,34 +56,34 @@ impl Line {
 
 /// The largest relative difference found, and where. NaN passes no tolerance.
 #[derive(Debug, Clone, Default)]
-pub struct Gap {
+pub struct LargestDifference {
     pub relative: f64,
     pub at: String,
 }
 
-impl Gap {
+impl LargestDifference {
     /// Returns the larger of both; NaN counts as the largest.
-    pub fn or(self, other: Gap) -> Gap {
+    pub fn larger(self, other: LargestDifference) -> LargestDifference {
         if other.relative.is_nan() || other.relative > self.relative { other } else { self }
     }
 
-    fn of(relative: f64, at: impl Into<String>) -> Gap {
-        Gap { relative, at: at.into() }
+    fn of(relative: f64, at: impl Into<String>) -> LargestDifference {
+        LargestDifference { relative, at: at.into() }
     }
 }
 
 /// Compares two numbers; the difference is relative to `b`.
-pub fn numbers(what: &str, a: f64, b: f64) -> Gap {
-    Gap::of(if a == b { 0.0 } else { (a - b).abs() / b.abs() }, what)
+pub fn compare_numbers(what: &str, a: f64, b: f64) -> LargestDifference {
+    LargestDifference::of(if a == b { 0.0 } else { (a - b).abs() / b.abs() }, what)
 }
 
 /// Compares tensors by name: for each, norm of the difference / norm of the tensor in `b`. The divisor is at least a
 /// thousandth of the mean norm, because a much smaller tensor consists of rounding errors of that size.
-pub fn tensors(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> Gap {
+pub fn compare_tensors(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> LargestDifference {
     let norm = |t: &Tensor| t.to_kind(Kind::Double).norm().double_value(&[]);
     let norms: BTreeMap<&String, f64> = b.iter().map(|(n, t)| (n, norm(t))).collect();
     let mean = norms.values().sum::<f64>() / norms.len().max(1) as f64;
-    let mut worst = Gap::default();
+    let mut worst = LargestDifference::default();
     for (name, expected) in b {
         let gap = match a.get(name).filter(|t| t.size() == expected.size()) {
             Some(found) => {
@@ -92,31 +92,31 @@ pub fn tensors(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> Ga
             }
             None => f64::INFINITY,
         };
-        worst = worst.or(Gap::of(gap, name.as_str()));
+        worst = worst.larger(LargestDifference::of(gap, name.as_str()));
     }
     let same = a.len() == b.len() && !b.is_empty();
-    worst.or(Gap::of(if same { 0.0 } else { f64::INFINITY }, "other tensors on one side"))
+    worst.larger(LargestDifference::of(if same { 0.0 } else { f64::INFINITY }, "other tensors on one side"))
 }
 
 /// Compares all tensors as one long vector.
-pub fn joined(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> Gap {
+pub fn compare_joined(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> LargestDifference {
     let square = |t: &Tensor| t.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]);
     if !a.keys().eq(b.keys()) || b.is_empty() {
-        return Gap::of(f64::INFINITY, "other tensors on one side");
+        return LargestDifference::of(f64::INFINITY, "other tensors on one side");
     }
     let apart: f64 = b.iter().map(|(n, t)| square(&(&a[n] - t))).sum();
-    Gap::of((apart / b.values().map(square).sum::<f64>()).sqrt(), "the whole gradient")
+    LargestDifference::of((apart / b.values().map(square).sum::<f64>()).sqrt(), "the whole gradient")
 }
 
 /// Compares two tables (N, V): norm of a row's difference / norm of the row in `b`, for the row where it is largest.
-pub fn rows(a: &Tensor, b: &Tensor) -> Gap {
+pub fn compare_rows(a: &Tensor, b: &Tensor) -> LargestDifference {
     if a.size() != b.size() {
-        return Gap::of(f64::INFINITY, format!("shapes {:?} and {:?}", a.size(), b.size()));
+        return LargestDifference::of(f64::INFINITY, format!("shapes {:?} and {:?}", a.size(), b.size()));
     }
     let norm = |t: &Tensor| t.norm_scalaropt_dim(2.0, [-1i64].as_slice(), false);
     let gaps = norm(&(a - b)) / norm(b);
     let worst = gaps.argmax(0, false); // NaN counts as the largest
-    Gap::of(gaps.take(&worst).double_value(&[]), format!("position {}", worst.int64_value(&[])))
+    LargestDifference::of(gaps.take(&worst).double_value(&[]), format!("position {}", worst.int64_value(&[])))
 }
 
 /// The largest difference that a check allows, with its reason.
@@ -128,7 +128,7 @@ pub struct Tolerance {
 }
 
 /// Approximate number of operations in a layer whose results are rounded.
-const OPERATIONS: f64 = 10.0;
+const OPERATIONS_PER_LAYER: f64 = 10.0;
 
 /// What determines the rounding errors of a model: number format, depth and device.
 #[derive(Debug, Clone, Copy)]
@@ -153,15 +153,15 @@ impl Rounding {
     }
 
     /// Returns zero: both sides run the same operations on the same numbers.
-    pub fn none(&self, why: &str) -> Tolerance {
+    pub fn exact(&self, why: &str) -> Tolerance {
         Tolerance { limit: 0.0, reason: format!("{why}, so the same bits"), dtype: self.name() }
     }
 
     /// Returns zero on the CPU. A GPU has kernels that sum in no fixed order, so there the same operations on the same
     /// numbers may differ as gradients do.
-    pub fn none_on_cpu(&self, why: &str) -> Tolerance {
+    pub fn exact_on_cpu(&self, why: &str) -> Tolerance {
         match self.device {
-            Device::Cpu => self.none(why),
+            Device::Cpu => self.exact(why),
             _ => self.gradients(&format!("{why}, but sums have no fixed order on a GPU")),
         }
     }
@@ -172,27 +172,27 @@ impl Rounding {
     /// hundreds of times larger than the rest, which late layers cancel again; this amplifies float32's rounding
     /// errors. In bf16 they are noise already and do not grow further.
     pub fn gradients(&self, why: &str) -> Tolerance {
-        self.walk(why, OPERATIONS, if self.kind == Kind::BFloat16 { 3.0 } else { 300.0 })
+        self.random_walk(why, OPERATIONS_PER_LAYER, if self.kind == Kind::BFloat16 { 3.0 } else { 300.0 })
     }
 
     /// Returns the tolerance for logits that other operations computed.
     pub fn logits(&self, why: &str) -> Tolerance {
-        self.walk(why, OPERATIONS, if self.kind == Kind::BFloat16 { 4.0 } else { 30.0 })
+        self.random_walk(why, OPERATIONS_PER_LAYER, if self.kind == Kind::BFloat16 { 4.0 } else { 30.0 })
     }
 
     /// Returns the tolerance for logits of rounded weights: besides the operations, the weights of a layer's seven
     /// products are rounded on both sides.
     pub fn weights(&self, why: &str) -> Tolerance {
-        self.walk(why, OPERATIONS + 2.0 * 7.0, if self.kind == Kind::BFloat16 { 4.0 } else { 30.0 })
+        self.random_walk(why, OPERATIONS_PER_LAYER + 2.0 * 7.0, if self.kind == Kind::BFloat16 { 4.0 } else { 30.0 })
     }
 
     /// Returns the tolerance for a whole computation in this format compared with float32.
     pub fn precision(&self) -> Tolerance {
-        self.walk("the whole arithmetic is rounded", OPERATIONS, 4.0)
+        self.random_walk("the whole arithmetic is rounded", OPERATIONS_PER_LAYER, 4.0)
     }
 
     /// Returns `margin` times a random walk: rounding errors are independent, so n of them add up to sqrt(n) times one.
-    fn walk(&self, why: &str, roundings: f64, margin: f64) -> Tolerance {
+    fn random_walk(&self, why: &str, roundings: f64, margin: f64) -> Tolerance {
         let walk = self.unit() * (roundings * self.depth as f64).sqrt();
         Tolerance {
             limit: margin * walk,
@@ -208,10 +208,15 @@ impl Rounding {
 }
 
 /// Returns the line of a check: passed if `gap` is within the tolerance.
-pub fn judge(about: (&'static str, &'static str), gap: Gap, tolerance: Tolerance, began: Instant) -> Line {
+pub fn check_result(
+    about: (&'static str, &'static str),
+    gap: LargestDifference,
+    tolerance: Tolerance,
+    began: Instant,
+) -> CheckResult {
     let (name, compared) = about;
-    let verdict = if gap.relative <= tolerance.limit { Verdict::Passed } else { Verdict::Failed };
-    Line {
+    let verdict = if gap.relative <= tolerance.limit { CheckVerdict::Passed } else { CheckVerdict::Failed };
+    CheckResult {
         name,
         dtype: tolerance.dtype,
         compared,
@@ -233,21 +238,23 @@ mod tests {
         let map = |x: f32, y: f32| {
             BTreeMap::from([("x".to_string(), Tensor::from_slice(&[x, 1.0])), ("y".into(), Tensor::from_slice(&[y]))])
         };
-        let gap = tensors(&map(1.0, 2.02), &map(1.0, 2.0));
+        let gap = compare_tensors(&map(1.0, 2.02), &map(1.0, 2.0));
         assert!((gap.relative - 0.01).abs() < 1e-6 && gap.at == "y", "{gap:?}");
-        assert!(tensors(&map(f32::NAN, 3.0), &map(1.0, 2.0)).relative.is_nan());
-        assert_eq!(tensors(&BTreeMap::new(), &map(1.0, 2.0)).relative, f64::INFINITY);
-        assert_eq!(tensors(&BTreeMap::new(), &BTreeMap::new()).relative, f64::INFINITY, "nothing was compared");
+        assert!(compare_tensors(&map(f32::NAN, 3.0), &map(1.0, 2.0)).relative.is_nan());
+        assert_eq!(compare_tensors(&BTreeMap::new(), &map(1.0, 2.0)).relative, f64::INFINITY);
+        assert_eq!(compare_tensors(&BTreeMap::new(), &BTreeMap::new()).relative, f64::INFINITY, "nothing was compared");
         let b = Tensor::from_slice(&[3f32, 4.0, 3.0, 4.0]).view([2, 2]);
         let a = Tensor::from_slice(&[3f32, 4.0, 3.0, 4.5]).view([2, 2]);
-        let gap = rows(&a, &b);
+        let gap = compare_rows(&a, &b);
         assert!((gap.relative - 0.1).abs() < 1e-6 && gap.at == "position 1", "{gap:?}");
-        assert_eq!(rows(&b, &b).relative, 0.0);
-        assert!(rows(&(&b * f64::NAN), &b).relative.is_nan());
-        let exact = Rounding { kind: Kind::Float, depth: 2, device: Device::Cpu }.none("for a test");
-        for (relative, verdict) in [(0.0, Verdict::Passed), (1e-30, Verdict::Failed), (f64::NAN, Verdict::Failed)] {
-            let gap = Gap { relative, at: String::new() };
-            assert_eq!(judge(("", ""), gap, exact.clone(), Instant::now()).verdict, verdict);
+        assert_eq!(compare_rows(&b, &b).relative, 0.0);
+        assert!(compare_rows(&(&b * f64::NAN), &b).relative.is_nan());
+        let exact = Rounding { kind: Kind::Float, depth: 2, device: Device::Cpu }.exact("for a test");
+        for (relative, verdict) in
+            [(0.0, CheckVerdict::Passed), (1e-30, CheckVerdict::Failed), (f64::NAN, CheckVerdict::Failed)]
+        {
+            let gap = LargestDifference { relative, at: String::new() };
+            assert_eq!(check_result(("", ""), gap, exact.clone(), Instant::now()).verdict, verdict);
         }
     }
 }

@@ -1,38 +1,38 @@
 //! Checks of the model's outputs: adapter switched off, independence of packed rows, cache, merged weights.
 
-use super::compare::{Gap, Line, judge, rows};
-use super::learning::About;
+use super::compare::{CheckResult, LargestDifference, check_result, compare_rows};
 use super::saving::save;
-use super::trial::{Trial, logits, scratch};
-use crate::adapters::merge::{Merge, Part};
+use super::test_model::{TestModel, logits, temporary_folder};
+use super::training::CheckTitle;
+use crate::adapters::merge::{MergedWeights, WeightedAdapter};
 use crate::error::{Error, Result};
 use crate::nn::Tokens;
 use std::time::Instant;
 use tch::Tensor;
 
-const BASE: About = ("base", "the adapter switched off against a model that never had one: logits");
-const ISOLATION: About =
+const BASE: CheckTitle = ("base", "the adapter switched off against a model that never had one: logits");
+const ISOLATION: CheckTitle =
     ("isolation", "one token changed: logits before it and of the other rows, which must not move");
-const CACHE: About = ("cache", "prefill and decoding token by token over a cache against one pass: logits");
-pub const MERGED: About = ("merged", "the adapter folded into the weights against the adapted model: logits");
+const CACHE: CheckTitle = ("cache", "prefill and decoding token by token over a cache against one pass: logits");
+pub const MERGED: CheckTitle = ("merged", "the adapter folded into the weights against the adapted model: logits");
 
 /// Checks that a model whose adapter is switched off gives the logits of one that never had it, `bare`.
-pub fn base(trial: &Trial, bare: Tensor) -> Result<Line> {
+pub fn base(trial: &TestModel, bare: Tensor) -> Result<CheckResult> {
     let began = Instant::now();
-    let off = trial.model.with(None, |_| trial.logits())?;
-    let gap = rows(&off, &bare);
+    let off = trial.model.with_adapter(None, |_| trial.logits())?;
+    let gap = compare_rows(&off, &bare);
     // If the adapter had no effect, this check and the others could not fail.
-    let effect = rows(&trial.logits()?, &bare);
+    let effect = compare_rows(&trial.logits()?, &bare);
     let gap = if effect.relative == 0.0 {
-        Gap { relative: f64::NAN, at: "the adapter changes nothing, switched on or off".into() }
+        LargestDifference { relative: f64::NAN, at: "the adapter changes nothing, switched on or off".into() }
     } else {
         gap
     };
-    Ok(judge(BASE, gap, trial.rounding().none("the same operations"), began))
+    Ok(check_result(BASE, gap, trial.rounding().exact("the same operations"), began))
 }
 
 /// Changes one token in the middle of a row and checks that only logits at and after it, in the same row, change.
-pub fn isolation(trial: &Trial) -> Result<Line> {
+pub fn isolation(trial: &TestModel) -> Result<CheckResult> {
     let began = Instant::now();
     let before = trial.logits()?;
     let changed = (0..trial.rows.len()).max_by_key(|&i| trial.rows[i].len()).expect("there are rows");
@@ -45,38 +45,43 @@ pub fn isolation(trial: &Trial) -> Result<Line> {
     let after = logits(&trial.model, &Tokens::pack(&rows, trial.model.device()))?;
     let start: usize = trial.rows[..changed].iter().map(Vec::len).sum();
     let (from, to) = (start + middle, start + trial.rows[changed].len());
-    Ok(judge(ISOLATION, moved(&before, &after, from, to), trial.rounding().none("no operation joins two rows"), began))
+    Ok(check_result(
+        ISOLATION,
+        difference_outside(&before, &after, from, to),
+        trial.rounding().exact("no operation joins two rows"),
+        began,
+    ))
 }
 
 /// Returns the largest change of logits outside `from..to`; NaN if those inside did not change.
-fn moved(before: &Tensor, after: &Tensor, from: usize, to: usize) -> Gap {
+fn difference_outside(before: &Tensor, after: &Tensor, from: usize, to: usize) -> LargestDifference {
     let total = before.size()[0];
     let part = |t: &Tensor, start: usize, end: i64| t.narrow(0, start as i64, end - start as i64);
-    let inside = rows(&part(after, from, to as i64), &part(before, from, to as i64));
+    let inside = compare_rows(&part(after, from, to as i64), &part(before, from, to as i64));
     if inside.relative == 0.0 {
-        return Gap { relative: f64::NAN, at: "the changed token changes nothing".into() };
+        return LargestDifference { relative: f64::NAN, at: "the changed token changes nothing".into() };
     }
-    let mut worst = rows(&part(after, 0, from as i64), &part(before, 0, from as i64));
+    let mut worst = compare_rows(&part(after, 0, from as i64), &part(before, 0, from as i64));
     if (to as i64) < total {
-        let mut behind = rows(&part(after, to, total), &part(before, to, total));
+        let mut behind = compare_rows(&part(after, to, total), &part(before, to, total));
         behind.at = format!("{} counted from position {to}", behind.at);
-        worst = worst.or(behind);
+        worst = worst.larger(behind);
     }
     worst
 }
 
 /// Checks decoding over a cache: reads the first half of each row at once, the rest token by token. Rows that end leave
 /// the batch.
-pub fn cache(trial: &Trial) -> Result<Line> {
+pub fn cache(trial: &TestModel) -> Result<CheckResult> {
     let began = Instant::now();
     let full = trial.logits()?;
-    let gap = decoded(trial, &full, 0)?;
-    Ok(judge(CACHE, gap, trial.rounding().logits("attention and products run over other shapes"), began))
+    let gap = decoding_difference(trial, &full, 0)?;
+    Ok(check_result(CACHE, gap, trial.rounding().logits("attention and products run over other shapes"), began))
 }
 
 /// Returns the largest difference of logits while decoding. `off` shifts the positions that the model gets; it is 0
 /// except in tests of this check.
-fn decoded(trial: &Trial, full: &Tensor, off: i64) -> Result<Gap> {
+fn decoding_difference(trial: &TestModel, full: &Tensor, off: i64) -> Result<LargestDifference> {
     let (model, device) = (&trial.model, trial.model.device());
     let starts: Vec<i64> = trial
         .rows
@@ -87,24 +92,24 @@ fn decoded(trial: &Trial, full: &Tensor, off: i64) -> Result<Gap> {
             Some(start)
         })
         .collect();
-    let mut live = trial.every();
+    let mut live = trial.all_rows();
     let mut done: Vec<usize> = trial.rows.iter().map(|r| r.len().div_ceil(2)).collect();
     let mut cache = model.cache(live.len());
     let first: Vec<&[u32]> = live.iter().map(|&i| &trial.rows[i][..done[i]]).collect();
     let mut tokens = Tokens::pack(&first, device);
-    let mut worst = Gap::default();
+    let mut worst = LargestDifference::default();
     loop {
         let found = model.extend(&tokens, &mut cache, |out| out.logits(&tokens.segments.last_rows()))?;
         let at: Vec<i64> = live.iter().map(|&i| starts[i] + done[i] as i64 - 1).collect();
-        let gap = rows(&found, &full.index_select(0, &Tensor::from_slice(&at).to_device(device)));
-        worst = worst.or(Gap { at: format!("after {} tokens by cache", found.size()[0]), ..gap });
+        let gap = compare_rows(&found, &full.index_select(0, &Tensor::from_slice(&at).to_device(device)));
+        worst = worst.larger(LargestDifference { at: format!("after {} tokens by cache", found.size()[0]), ..gap });
         let keep: Vec<usize> =
             (0..live.len()).filter(|&slot| done[live[slot]] < trial.rows[live[slot]].len()).collect();
         if keep.is_empty() {
             return Ok(worst);
         }
         if keep.len() < live.len() {
-            cache.keep(&keep);
+            cache.retain_slots(&keep);
             live = keep.iter().map(|&slot| live[slot]).collect();
         }
         let next: Vec<&[u32]> = live.iter().map(|&i| &trial.rows[i][done[i]..done[i] + 1]).collect();
@@ -116,20 +121,24 @@ fn decoded(trial: &Trial, full: &Tensor, off: i64) -> Result<Gap> {
 
 /// Checks merging: saves the adapter, merges the file into the model's weights as `ft merge` does, and compares the
 /// logits without the adapter. Consumes the model, because its weights are changed.
-pub fn merged(trial: Trial) -> Result<Line> {
+pub fn merged(trial: TestModel) -> Result<CheckResult> {
     let began = Instant::now();
     let adapted = trial.logits()?;
-    let folded = folded(&trial, 1.0)?;
+    let folded = merged_logits(&trial, 1.0)?;
     let tolerance = trial.rounding().weights("the weights are rounded after the update is added");
-    Ok(judge(MERGED, rows(&folded, &adapted), tolerance, began))
+    Ok(check_result(MERGED, compare_rows(&folded, &adapted), tolerance, began))
 }
 
 /// Returns logits of the merged weights; `weight` scales the adapter (1 except in tests of this check).
-fn folded(trial: &Trial, weight: f64) -> Result<Tensor> {
-    let folder = scratch()?;
+fn merged_logits(trial: &TestModel, weight: f64) -> Result<Tensor> {
+    let folder = temporary_folder()?;
     save(trial, folder.path())?;
     let base = crate::models::weights(&trial.base, trial.model.config())?;
-    let merge = Merge::new(&base, &trial.model.config().shared(), &[Part::read(folder.path(), weight)?])?;
+    let merge = MergedWeights::new(
+        &base,
+        &trial.model.config().tied_weights(),
+        &[WeightedAdapter::read(folder.path(), weight)?],
+    )?;
     for name in merge.changed() {
         let p = trial
             .model
@@ -143,7 +152,7 @@ fn folded(trial: &Trial, weight: f64) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         p.tensor.shallow_clone().copy_(&new);
     }
-    trial.model.with(None, |_| trial.logits())
+    trial.model.with_adapter(None, |_| trial.logits())
 }
 
 #[cfg(test)]
@@ -154,17 +163,21 @@ mod tests {
 
     #[test]
     fn a_scale_off_by_a_hundredth_is_seen() {
-        let limit = |trial: &Trial| trial.rounding().logits("").limit;
+        let limit = |trial: &TestModel| trial.rounding().logits("").limit;
         let trial = tiny(Kind::Float, 0.0);
         let adapted = trial.logits().unwrap();
-        let (right, wrong) =
-            (rows(&folded(&trial, 1.0).unwrap(), &adapted), rows(&folded(&trial, 1.01).unwrap(), &adapted));
+        let (right, wrong) = (
+            compare_rows(&merged_logits(&trial, 1.0).unwrap(), &adapted),
+            compare_rows(&merged_logits(&trial, 1.01).unwrap(), &adapted),
+        );
         assert!(right.relative <= limit(&trial) && wrong.relative > 10.0 * limit(&trial), "{right:?} {wrong:?}");
         // In bf16 rounding hides such an error, but not an update that is missing altogether.
         let trial = tiny(Kind::BFloat16, 0.0);
         let adapted = trial.logits().unwrap();
-        let (right, wrong) =
-            (rows(&folded(&trial, 1.0).unwrap(), &adapted), rows(&folded(&trial, 0.0).unwrap(), &adapted));
+        let (right, wrong) = (
+            compare_rows(&merged_logits(&trial, 1.0).unwrap(), &adapted),
+            compare_rows(&merged_logits(&trial, 0.0).unwrap(), &adapted),
+        );
         assert!(right.relative <= limit(&trial) && wrong.relative > limit(&trial), "{right:?} {wrong:?}");
     }
 
@@ -173,7 +186,8 @@ mod tests {
         for kind in [Kind::Float, Kind::BFloat16] {
             let trial = tiny(kind, 0.0);
             let full = trial.logits().unwrap();
-            let (right, wrong) = (decoded(&trial, &full, 0).unwrap(), decoded(&trial, &full, 1).unwrap());
+            let (right, wrong) =
+                (decoding_difference(&trial, &full, 0).unwrap(), decoding_difference(&trial, &full, 1).unwrap());
             let limit = trial.rounding().logits("").limit;
             // One position changes the logits of a model of three layers little, but by more than the rounding of
             // float32.
@@ -193,23 +207,29 @@ mod tests {
             (read(&[&first, &trial.rows[1]]), read(&[&joined]), first.len())
         };
         let ((apart, joined, end), (other_apart, other_joined, _)) = (both(3), both(4));
-        assert_eq!(moved(&apart, &other_apart, end - 1, end).relative, 0.0);
-        assert!(moved(&joined, &other_joined, end - 1, end).relative > 0.0);
-        assert!(moved(&apart, &apart, end - 1, end).relative.is_nan(), "a change that changes nothing proves nothing");
+        assert_eq!(difference_outside(&apart, &other_apart, end - 1, end).relative, 0.0);
+        assert!(difference_outside(&joined, &other_joined, end - 1, end).relative > 0.0);
+        assert!(
+            difference_outside(&apart, &apart, end - 1, end).relative.is_nan(),
+            "a change that changes nothing proves nothing"
+        );
     }
 
     #[test]
     fn an_adapter_left_on_and_an_idle_one_are_seen() {
         let trial = tiny(Kind::Float, 0.0);
-        let bare = trial.model.with(None, |_| trial.logits()).unwrap();
-        assert_eq!(base(&trial, bare.copy()).unwrap().verdict, crate::selftest::Verdict::Passed);
+        let bare = trial.model.with_adapter(None, |_| trial.logits()).unwrap();
+        assert_eq!(base(&trial, bare.copy()).unwrap().verdict, crate::selftest::CheckVerdict::Passed);
         let line = base(&trial, trial.logits().unwrap()).unwrap();
-        assert_eq!(line.verdict, crate::selftest::Verdict::Failed, "{line:?}");
+        assert_eq!(line.verdict, crate::selftest::CheckVerdict::Failed, "{line:?}");
         let _no_grad = tch::no_grad_guard();
         trial.model.params().adapter(0).for_each(|p| {
             let _ = p.tensor.shallow_clone().zero_();
         });
         let line = base(&trial, bare).unwrap();
-        assert!(line.verdict == crate::selftest::Verdict::Failed && line.at.contains("changes nothing"), "{line:?}");
+        assert!(
+            line.verdict == crate::selftest::CheckVerdict::Failed && line.at.contains("changes nothing"),
+            "{line:?}"
+        );
     }
 }

@@ -6,23 +6,23 @@
 
 mod compare;
 mod inference;
-mod learning;
 mod saving;
-mod trial;
+mod test_model;
+mod training;
 
-pub use compare::{Line, Verdict};
+pub use compare::{CheckResult, CheckVerdict};
 
 use crate::error::{Error, Result};
-use crate::machine::Memory;
+use crate::machine::SystemMemory;
 use crate::native;
 use crate::nn::Weights;
 use std::path::PathBuf;
 use std::time::Instant;
 use tch::{Device, Kind};
-use trial::Trial;
+use test_model::TestModel;
 
 /// The model, device and rows to test.
-pub struct Subject {
+pub struct SelftestInput {
     /// Hugging Face model directory.
     pub model: PathBuf,
     /// Adapter directory; `None` uses a LoRA with random values on all linear layers.
@@ -46,75 +46,75 @@ pub const TEXTS: [&str; 6] = [
 
 /// Runs every check and calls `tell` with each result as soon as it is known; returns all results. A failed check is a
 /// result, not an error; an error means that the checks could not run.
-pub fn run(subject: &Subject, tell: &mut dyn FnMut(&Line)) -> Result<Vec<Line>> {
+pub fn run(subject: &SelftestInput, tell: &mut dyn FnMut(&CheckResult)) -> Result<Vec<CheckResult>> {
     let mut lines = Vec::new();
-    let mut add = |line: Line| {
+    let mut add = |line: CheckResult| {
         tell(&line);
         lines.push(line);
     };
     let mut reference = None;
     if subject.kind != Kind::Float {
         if float32_fits(subject)? {
-            let trial = Trial::load(subject, Kind::Float, 0.0)?;
+            let trial = TestModel::load(subject, Kind::Float, 0.0)?;
             reference = Some(trial.whole_step()?);
-            add(learning::differences(&trial)?);
-            add(learning::packing(&trial)?);
+            add(training::differences(&trial)?);
+            add(training::packing(&trial)?);
             add(inference::cache(&trial)?);
             drop(trial);
-            add(inference::merged(Trial::copied(subject, Kind::Float)?)?);
+            add(inference::merged(TestModel::load_copied(subject, Kind::Float)?)?);
         } else {
-            for about in [learning::DIFFERENCES, learning::PRECISION] {
-                add(Line::skipped(about, NO_ROOM));
+            for about in [training::DIFFERENCES, training::PRECISION] {
+                add(CheckResult::skipped(about, TOO_LITTLE_MEMORY));
             }
         }
     }
-    let bare = Trial::bare(subject)?;
-    let trial = Trial::load(subject, subject.kind, 0.0)?;
+    let bare = TestModel::base_logits(subject)?;
+    let trial = TestModel::load(subject, subject.kind, 0.0)?;
     match &reference {
-        Some(reference) => add(learning::precision(&trial, reference)?),
-        None if subject.kind == Kind::Float => add(learning::differences(&trial)?),
+        Some(reference) => add(training::precision(&trial, reference)?),
+        None if subject.kind == Kind::Float => add(training::differences(&trial)?),
         None => {}
     }
     drop(reference);
     add(inference::base(&trial, bare)?);
-    add(learning::accumulation(&trial)?);
-    add(learning::packing(&trial)?);
+    add(training::accumulation(&trial)?);
+    add(training::packing(&trial)?);
     add(inference::isolation(&trial)?);
-    add(learning::head(&trial)?);
+    add(training::chunked_loss(&trial)?);
     add(inference::cache(&trial)?);
     add(saving::adapter(&trial)?);
     drop(trial);
     match subject.kind != Kind::Float || float32_fits(subject)? {
-        true => add(inference::merged(Trial::copied(subject, subject.kind)?)?),
-        false => add(Line::skipped(inference::MERGED, NO_ROOM)),
+        true => add(inference::merged(TestModel::load_copied(subject, subject.kind)?)?),
+        false => add(CheckResult::skipped(inference::MERGED, TOO_LITTLE_MEMORY)),
     }
-    let trial = Trial::load(subject, subject.kind, DROPOUT)?;
-    add(learning::replay(&trial)?);
+    let trial = TestModel::load(subject, subject.kind, DROPOUT)?;
+    add(training::replay(&trial)?);
     add(saving::resume(&trial)?);
     Ok(lines)
 }
 
 /// The reason shown for checks that are skipped.
-const NO_ROOM: &str =
+const TOO_LITTLE_MEMORY: &str =
     "needs float32, for which too little memory is free: run it on a machine with more, or with --device cpu";
 
 /// Dropout of the adapter in checks where both sides must draw the same random numbers.
 const DROPOUT: f64 = 0.1;
 
 /// Returns true if the model in float32, which needs about 5 bytes per parameter, fits into the free memory.
-fn float32_fits(subject: &Subject) -> Result<bool> {
+fn float32_fits(subject: &SelftestInput) -> Result<bool> {
     let weights = Weights::open(&subject.model)?;
     let numbers: u64 = weights.names().filter_map(|n| weights.shape(n)).map(|s| s.iter().product::<i64>() as u64).sum();
     let free = match subject.device {
         Device::Cuda(i) => native::cuda_capacity(i)?.0,
-        _ => Memory::read().free,
+        _ => SystemMemory::read().free,
     };
     Ok(5 * numbers < free)
 }
 
 /// Returns the usable rows: truncated to `limit` tokens, those shorter than two tokens left out. Fails if a token is
 /// not in the vocabulary or fewer than three rows remain.
-fn fitting(subject: &Subject, limit: i64, vocabulary: i64) -> Result<Vec<Vec<u32>>> {
+fn usable_rows(subject: &SelftestInput, limit: i64, vocabulary: i64) -> Result<Vec<Vec<u32>>> {
     let cut = |row: &Vec<u32>| row.iter().copied().take(limit.max(0) as usize).collect::<Vec<_>>();
     let rows: Vec<Vec<u32>> = subject.rows.iter().map(cut).filter(|r| r.len() > 1).collect();
     if let Some(id) = rows.iter().flatten().find(|id| i64::from(**id) >= vocabulary) {
@@ -147,19 +147,19 @@ mod tests {
     use rand::RngExt;
     use std::path::Path;
 
-    fn subject(kind: Kind) -> Subject {
+    fn subject(kind: Kind) -> SelftestInput {
         let mut chance = crate::rng::stream(0, "selftest", 0);
         let row = |n: &usize| (0..*n).map(|_| chance.random_range(0..512)).collect();
         let rows = [23, 5, 17, 2, 31, 11].iter().map(row).collect();
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama");
-        Subject { model, adapter: None, device: Device::Cpu, kind, rows }
+        SelftestInput { model, adapter: None, device: Device::Cpu, kind, rows }
     }
 
     /// A tiny model for tests of single checks. Whole runs are tested in tests/selftest.rs, in a process of their own:
     /// libtorch's random generator is shared by all tests of a process.
-    pub(super) fn tiny(kind: Kind, dropout: f64) -> Trial {
+    pub(super) fn tiny(kind: Kind, dropout: f64) -> TestModel {
         tch::set_num_threads(1);
-        Trial::load(&subject(kind), kind, dropout).unwrap()
+        TestModel::load(&subject(kind), kind, dropout).unwrap()
     }
 
     #[test]

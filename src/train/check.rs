@@ -3,10 +3,10 @@
 //! Reads and tokenises the rows, looks for duplicates and overlap, and predicts memory and disk. The model's weights
 //! are not loaded.
 
-use super::memory::{self, Needs};
+use super::memory::{self, ResourceEstimate};
 use super::prepare::{self, Prepared};
-use crate::data::quality::{self, Duplicates, Overlap};
-use crate::data::{Example, Summary};
+use crate::data::quality::{self, Duplicates, SplitOverlap};
+use crate::data::{DatasetSummary, Example};
 use crate::error::Result;
 use crate::machine;
 use crate::recipe::Plan;
@@ -15,13 +15,13 @@ use serde::Serialize;
 
 /// Result of `ft check`.
 #[derive(Debug, Serialize)]
-pub struct Check {
-    pub train: Summary,
-    pub valid: Option<Summary>,
+pub struct PlanCheck {
+    pub train: DatasetSummary,
+    pub valid: Option<DatasetSummary>,
     /// Training rows that are identical.
     pub duplicates: Duplicates,
     /// Validation rows that are also training rows.
-    pub overlap: Option<Overlap>,
+    pub overlap: Option<SplitOverlap>,
     pub steps: u64,
     pub parameters: u64,
     pub trained: u64,
@@ -29,7 +29,7 @@ pub struct Check {
     pub adapted: Vec<(String, usize)>,
     /// Tokens in the longest packed row.
     pub longest_row: usize,
-    pub needs: Needs,
+    pub needs: ResourceEstimate,
     /// Free memory and disk in bytes; `null` if the system does not report it.
     pub memory_free: Option<u64>,
     pub disk_free: Option<u64>,
@@ -46,7 +46,7 @@ const SHOWN: usize = 2;
 
 /// Prepares a plan as a run would and reports what it found, without training. `colour`: mark supervised tokens by
 /// colour.
-pub fn check(plan: &Plan, colour: bool) -> Result<Check> {
+pub fn check(plan: &Plan, colour: bool) -> Result<PlanCheck> {
     let prepared = prepare::prepare(plan)?;
     let Prepared { plan, tokenizer, rows, .. } = &prepared;
     let train = rows.train();
@@ -56,22 +56,22 @@ pub fn check(plan: &Plan, colour: bool) -> Result<Check> {
     let supervised = (longest_row as f64 * train.summary.supervised_share()).ceil() as u64;
     let (memory_free, disk_free) = free(plan, prepared.device);
     let preview = |e: &Example| quality::preview(e, tokenizer, colour);
-    let mut check = Check {
+    let mut check = PlanCheck {
         duplicates: rows.duplicates(),
         overlap: rows.overlap(),
         train: train.summary.clone(),
         valid: rows.valid().map(|v| v.summary.clone()),
-        steps: prepared.total,
+        steps: prepared.total_steps,
         parameters,
         trained,
-        adapted: memory::adapted(&model),
+        adapted: memory::count_adapted_modules(&model),
         longest_row,
         needs: memory::predict(&prepared, plan, &model, longest_row as u64, supervised),
         memory_free,
         disk_free,
         problems: Vec::new(),
         histogram: quality::histogram(train.lengths, Some(plan.recipe.batch.max_len)),
-        previews: rows.shown(SHOWN)?.iter().map(preview).collect::<Result<_>>()?,
+        previews: rows.preview(SHOWN)?.iter().map(preview).collect::<Result<_>>()?,
     };
     check.problems = problems(&check);
     Ok(check)
@@ -85,11 +85,11 @@ fn free(plan: &Plan, device: tch::Device) -> (Option<u64>, Option<u64>) {
 pub(super) fn free_memory(device: tch::Device) -> Option<u64> {
     match device {
         tch::Device::Cuda(i) => crate::native::cuda_capacity(i).ok().map(|(free, _)| free),
-        _ => Some(machine::Memory::read().free).filter(|free| *free > 0),
+        _ => Some(machine::SystemMemory::read().free).filter(|free| *free > 0),
     }
 }
 
-fn problems(c: &Check) -> Vec<String> {
+fn problems(c: &PlanCheck) -> Vec<String> {
     let mut found = Vec::new();
     if let Some(free) = c.memory_free.filter(|free| *free < c.needs.memory) {
         found.push(format!(

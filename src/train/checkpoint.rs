@@ -6,7 +6,7 @@
 //! never used. The last `run.keep` checkpoints and the best one are kept.
 
 use super::optim::Optimiser;
-use crate::data::Cursor;
+use crate::data::LoaderCursor;
 use crate::error::{Context, Error, Result};
 use crate::fsutil::{io_error, read_json, recover_dir, replace_dir, sha256, write_json};
 use crate::models::Model;
@@ -21,15 +21,15 @@ use tch::Tensor;
 /// Progress of a run, as `state.json` stores it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct State {
+pub struct TrainingState {
     /// Optimiser steps done.
     pub step: u64,
     /// Position in the training rows.
-    pub cursor: Cursor,
+    pub cursor: LoaderCursor,
     /// Tokens seen.
     pub tokens: u64,
     /// The best validation so far and its step.
-    pub best: Option<Best>,
+    pub best: Option<BestValidation>,
     /// Number of validations since the best one.
     pub stale: u32,
     /// Steps without an update because loss or gradient were not finite: all of them, and those at the current end in a
@@ -42,18 +42,18 @@ pub struct State {
 
 /// The best validation of a run so far.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Best {
+pub struct BestValidation {
     pub step: u64,
     /// Value of the metric that the method aims at.
     pub value: f64,
 }
 
-impl State {
+impl TrainingState {
     /// Returns the state before the first step.
     pub fn new(origin: serde_json::Value) -> Self {
         Self {
             step: 0,
-            cursor: Cursor::default(),
+            cursor: LoaderCursor::default(),
             tokens: 0,
             best: None,
             stale: 0,
@@ -73,7 +73,7 @@ const MANIFEST: &str = "manifest.json";
 const FILES: [&str; 5] = [TRAINED, OPTIMISER, GENERATOR, METHOD, STATE];
 
 /// The tensors that a method stores in a checkpoint, by name.
-pub type Extra = BTreeMap<String, Tensor>;
+pub type MethodState = BTreeMap<String, Tensor>;
 
 /// SHA-256 of a checkpoint's files, by file name.
 type Manifest = BTreeMap<String, String>;
@@ -90,7 +90,7 @@ impl Checkpoints {
         Self { folder: out.join("checkpoints"), keep }
     }
 
-    fn at(&self, step: u64) -> PathBuf {
+    fn step_folder(&self, step: u64) -> PathBuf {
         self.folder.join(format!("step-{step}"))
     }
 
@@ -109,9 +109,9 @@ impl Checkpoints {
     }
 
     /// Saves a checkpoint, then removes those that are neither among the last `keep` nor the best.
-    pub fn save(&self, model: &Model, optim: &Optimiser, method: &Extra, state: &State) -> Result<()> {
-        replace_dir(&self.at(state.step), |to| {
-            for (file, tensors) in snapshot(model, optim, method)? {
+    pub fn save(&self, model: &Model, optim: &Optimiser, method: &MethodState, state: &TrainingState) -> Result<()> {
+        replace_dir(&self.step_folder(state.step), |to| {
+            for (file, tensors) in tensors_by_file(model, optim, method)? {
                 weights::save(&to.join(file), tensors.iter().map(|(n, t)| (n.as_str(), t)))?;
             }
             write_json(&to.join(STATE), state)?;
@@ -128,13 +128,13 @@ impl Checkpoints {
     /// Removes a checkpoint. It is renamed first, so that a kill in between leaves no incomplete checkpoint under its
     /// name.
     fn remove(&self, step: u64) -> Result<()> {
-        let (path, gone) = (self.at(step), self.folder.join(format!(".step-{step}.removed")));
+        let (path, gone) = (self.step_folder(step), self.folder.join(format!(".step-{step}.removed")));
         std::fs::rename(&path, &gone).map_err(|e| io_error("removing", &path, e))?;
         std::fs::remove_dir_all(&gone).map_err(|e| io_error("removing", &gone, e))
     }
 
     /// Removes incomplete checkpoints of a process that was killed while it saved or removed one.
-    pub fn sweep(&self) -> Result<()> {
+    pub fn remove_leftovers(&self) -> Result<()> {
         for name in self.entries().iter().filter(|name| name.starts_with(".step-")) {
             let path = self.folder.join(name);
             if let Some(step) = name.strip_prefix('.').and_then(|name| name.strip_suffix(".old")) {
@@ -147,8 +147,8 @@ impl Checkpoints {
     }
 
     /// Checks the hashes of a checkpoint and returns its state. Fails if a file is missing or differs from its hash.
-    fn examine(&self, step: u64) -> Result<State> {
-        let folder = self.at(step);
+    fn read_verified(&self, step: u64) -> Result<TrainingState> {
+        let folder = self.step_folder(step);
         let manifest: Manifest = match folder.join(MANIFEST).exists() {
             true => read_json(&folder.join(MANIFEST))?,
             false => return Err(Error::user(format!("{}: there is no {MANIFEST}", folder.display()))),
@@ -160,7 +160,7 @@ impl Checkpoints {
                 return Err(Error::user(format!("{}: its SHA-256 is not the one in {MANIFEST}", path.display())));
             }
         }
-        let state: State = read_json(&folder.join(STATE))?;
+        let state: TrainingState = read_json(&folder.join(STATE))?;
         match state.step == step {
             true => Ok(state),
             false => Err(Error::user(format!("{}: it records step {}", folder.join(STATE).display(), state.step))),
@@ -169,12 +169,12 @@ impl Checkpoints {
 
     /// Returns the state of the last undamaged checkpoint; `None` if there are no checkpoints at all. Damaged ones
     /// after it are reported and moved aside. Fails if all are damaged.
-    pub fn last_good(&self) -> Result<Option<State>> {
+    pub fn last_good(&self) -> Result<Option<TrainingState>> {
         let mut damaged = Vec::new();
         for step in self.steps().into_iter().rev() {
-            match self.examine(step) {
+            match self.read_verified(step) {
                 Ok(state) => {
-                    damaged.iter().try_for_each(|d| self.put_aside(*d))?;
+                    damaged.iter().try_for_each(|d| self.move_aside(*d))?;
                     return Ok(Some(state));
                 }
                 Err(e) => {
@@ -193,12 +193,12 @@ impl Checkpoints {
     }
 
     /// Returns the states of all undamaged checkpoints in ascending order. Changes no file.
-    pub fn good(&self) -> Vec<State> {
-        self.steps().into_iter().filter_map(|s| self.examine(s).ok()).collect()
+    pub fn good_states(&self) -> Vec<TrainingState> {
+        self.steps().into_iter().filter_map(|s| self.read_verified(s).ok()).collect()
     }
 
-    fn put_aside(&self, step: u64) -> Result<()> {
-        let (from, to) = (self.at(step), self.folder.join(format!("damaged-step-{step}")));
+    fn move_aside(&self, step: u64) -> Result<()> {
+        let (from, to) = (self.step_folder(step), self.folder.join(format!("damaged-step-{step}")));
         let _ = std::fs::remove_dir_all(&to);
         std::fs::rename(&from, &to).map_err(|e| io_error("moving aside", &from, e))?;
         report::warn(format!("it was moved to {}; resuming from the one before", to.display()));
@@ -207,9 +207,9 @@ impl Checkpoints {
 
     /// Restores trained tensors, optimiser and random generator from a checkpoint. Returns the method's tensors, which
     /// the caller passes to the method.
-    pub fn restore(&self, step: u64, model: &Model, optim: &mut Optimiser) -> Result<Extra> {
-        self.examine(step)?;
-        let folder = self.at(step);
+    pub fn restore(&self, step: u64, model: &Model, optim: &mut Optimiser) -> Result<MethodState> {
+        self.read_verified(step)?;
+        let folder = self.step_folder(step);
         self.restore_weights(step, model)?;
         optim
             .restore(&Weights::open_file(&folder.join(OPTIMISER))?.all())
@@ -225,14 +225,14 @@ impl Checkpoints {
     /// Restores what a result is made from: the trained tensors, and also the optimiser if it contains averaged
     /// weights.
     pub fn restore_result(&self, step: u64, model: &Model, optim: &mut Optimiser) -> Result<()> {
-        match optim.averages() {
+        match optim.has_averages() {
             true => self.restore(step, model, optim).map(drop),
-            false => self.examine(step).and_then(|_| self.restore_weights(step, model)),
+            false => self.read_verified(step).and_then(|_| self.restore_weights(step, model)),
         }
     }
 
     fn restore_weights(&self, step: u64, model: &Model) -> Result<()> {
-        let path = self.at(step).join(TRAINED);
+        let path = self.step_folder(step).join(TRAINED);
         let saved: BTreeMap<String, Tensor> = Weights::open_file(&path)?.all();
         let _no_grad = tch::no_grad_guard();
         for p in model.params().trainable() {
@@ -253,10 +253,10 @@ impl Checkpoints {
         step: u64,
         model: &Model,
         optim: &Optimiser,
-        method: &Extra,
+        method: &MethodState,
     ) -> Result<Option<String>> {
-        for (file, now) in snapshot(model, optim, method)? {
-            let then = Weights::open_file(&self.at(step).join(file))?.all();
+        for (file, now) in tensors_by_file(model, optim, method)? {
+            let then = Weights::open_file(&self.step_folder(step).join(file))?.all();
             let same = |name: &String| match (then.get(name), now.get(name)) {
                 (Some(a), Some(b)) => {
                     a.size() == b.size() && a.kind() == b.kind() && weights::bytes(a) == weights::bytes(b)
@@ -280,9 +280,9 @@ impl Checkpoints {
 }
 
 /// The tensors of a checkpoint by file: trained weights, optimiser, random generator, method.
-type Snapshot = [(&'static str, BTreeMap<String, Tensor>); 4];
+type CheckpointTensors = [(&'static str, BTreeMap<String, Tensor>); 4];
 
-fn snapshot(model: &Model, optim: &Optimiser, method: &Extra) -> Result<Snapshot> {
+fn tensors_by_file(model: &Model, optim: &Optimiser, method: &MethodState) -> Result<CheckpointTensors> {
     let trained = model.params().trainable().map(|p| (key(p), p.tensor.shallow_clone())).collect();
     let generator = BTreeMap::from([("state".to_string(), native::rng_state(model.device())?)]);
     Ok([

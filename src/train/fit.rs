@@ -4,7 +4,7 @@
 //! of a step is given in examples.
 
 use super::check::free_memory;
-use super::memory::{self, Needs};
+use super::memory::{self, ResourceEstimate};
 use super::{Prepared, prepare};
 use crate::error::{Error, Result};
 use crate::models::Model;
@@ -16,14 +16,14 @@ const SHARE: f64 = 0.87;
 
 /// Predicts the bytes that the prepared run needs under `plan`, which may differ in row length and replay. `model` is
 /// the sketch of the run's model.
-fn needs(prepared: &Prepared, model: &Model, plan: &Plan) -> Needs {
+fn needs(prepared: &Prepared, model: &Model, plan: &Plan) -> ResourceEstimate {
     let row = prepared.rows.longest_row().min(plan.recipe.batch.tokens);
     let supervised = (row as f64 * prepared.rows.train().summary.supervised_share()).ceil() as u64;
     memory::predict(prepared, plan, model, row as u64, supervised)
 }
 
 /// Fails if the run is predicted to need more memory than is free. Called before any of it is allocated.
-pub(super) fn refuse(prepared: &Prepared) -> Result<()> {
+pub(super) fn refuse_if_too_large(prepared: &Prepared) -> Result<()> {
     let needs = needs(prepared, &prepared.sketch()?, &prepared.plan);
     match free_memory(prepared.device) {
         Some(free) if free < needs.memory => Err(Error::user(format!(
@@ -95,7 +95,7 @@ pub fn fit(plan: &Plan, memory: Option<u64>) -> Result<(Plan, String)> {
 }
 
 /// Parses a size such as `8GB`, `512MB` or `123` (bytes). Units are powers of 1000.
-pub fn size(text: &str) -> Result<u64> {
+pub fn parse_size(text: &str) -> Result<u64> {
     let text = text.trim();
     let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
     let unit = match text[split..].trim().to_ascii_lowercase().trim_end_matches('b') {
@@ -114,14 +114,14 @@ pub fn size(text: &str) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::size;
+    use super::parse_size;
 
     #[test]
     fn sizes_are_read_as_people_write_them() {
         assert_eq!(
-            (size("8GB").unwrap(), size("0.5 g").unwrap(), size("123").unwrap()),
+            (parse_size("8GB").unwrap(), parse_size("0.5 g").unwrap(), parse_size("123").unwrap()),
             (8_000_000_000, 500_000_000, 123)
         );
-        assert!(["", "GB", "8TBB", "-1", "nan"].iter().all(|t| size(t).is_err()));
+        assert!(["", "GB", "8TBB", "-1", "nan"].iter().all(|t| parse_size(t).is_err()));
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// One optimiser step, as a line of `metrics.jsonl` records it.
 #[derive(Debug, Clone)]
-pub struct StepLine {
+pub struct StepRecord {
     pub step: u64,
     pub epoch: f64,
     pub loss: f64,
@@ -31,7 +31,7 @@ pub struct StepLine {
     pub more: Vec<(String, f64)>,
 }
 
-impl StepLine {
+impl StepRecord {
     fn json(&self) -> Value {
         let mut o = Map::new();
         let mut put = |k: &str, v: Value| o.insert(k.to_string(), v);
@@ -65,7 +65,7 @@ fn round(x: f64) -> Value {
 const HEADLINES: [(&str, &str); 2] = [("rewards/accuracies", "accuracy"), ("rewards/margins", "margin")];
 
 /// Writes `metrics.jsonl` and shows the progress of the run.
-pub struct Log {
+pub struct TrainingLog {
     file: File,
     path: PathBuf,
     bar: report::Progress,
@@ -74,15 +74,15 @@ pub struct Log {
     talked: bool,
 }
 
-impl Log {
+impl TrainingLog {
     /// Opens `metrics.jsonl` for a run that continues after `step`. Lines of later steps are removed: these steps are
     /// repeated.
     pub fn open(out: &Path, step: u64, total: u64) -> Result<Self> {
         let path = out.join("metrics.jsonl");
-        cut_after(&path, step)?;
+        truncate_after(&path, step)?;
         let file =
             OpenOptions::new().create(true).append(true).open(&path).map_err(|e| io_error("writing", &path, e))?;
-        let bar = report::steps(total).after(step);
+        let bar = report::training_bar(total).starting_at(step);
         Ok(Self { file, path, bar, total, last_line: Instant::now(), talked: false })
     }
 
@@ -91,7 +91,7 @@ impl Log {
     }
 
     /// Records a step. Without a terminal, prints a line for the first and the last step and every 10 seconds.
-    pub fn step(&mut self, line: &StepLine) -> Result<()> {
+    pub fn step(&mut self, line: &StepRecord) -> Result<()> {
         self.write(&line.json())?;
         let more = |(name, shown): &(&str, &str)| {
             let (_, value) = line.more.iter().find(|(k, _)| k == name)?;
@@ -130,12 +130,12 @@ impl Log {
         o.extend(means.iter().map(|(k, v)| (format!("eval_{k}"), number(*v))));
         self.write(&Value::Object(o))?;
         let shown: Vec<String> = means.iter().map(|(k, v)| format!("{k} {v:.4}")).collect();
-        self.say(&format!("step {step}  validation: {}{note}", shown.join("  ")));
+        self.info(&format!("step {step}  validation: {}{note}", shown.join("  ")));
         Ok(())
     }
 
     /// Prints a message without disturbing the progress bar.
-    pub fn say(&self, text: &str) {
+    pub fn info(&self, text: &str) {
         report::info(text);
     }
 
@@ -151,7 +151,7 @@ impl Log {
 }
 
 /// Removes from a JSON Lines file all lines whose `step` is above `step`, and lines that cannot be read.
-pub(super) fn cut_after(path: &Path, step: u64) -> Result<()> {
+pub(super) fn truncate_after(path: &Path, step: u64) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }

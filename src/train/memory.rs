@@ -10,7 +10,7 @@ use serde::Serialize;
 
 /// Predicted needs of a run, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Needs {
+pub struct ResourceEstimate {
     /// Frozen weights in the format in which they are held. On the CPU, weights held in the format of their file are
     /// mapped.
     pub weights: u64,
@@ -26,28 +26,28 @@ pub struct Needs {
 
 /// Predicts the needs of a run under `plan`. `model` is the sketch of its model; a packed row has at most `row` tokens,
 /// of which `supervised` are trained on.
-pub fn predict(prepared: &Prepared, plan: &Plan, model: &Model, row: u64, supervised: u64) -> Needs {
+pub fn predict(prepared: &Prepared, plan: &Plan, model: &Model, row: u64, supervised: u64) -> ResourceEstimate {
     let (trained, _) = count(plan, model);
     let (c, recipe) = (model.config(), &plan.recipe);
     let kind = model.kind();
     let width = kind.elt_size_in_bytes() as u64;
     let full = recipe.adapter.is_none();
     let base: u64 = model.params().base().map(|p| p.tensor.numel() as u64).sum();
-    let (stored, held) = model.held_as(prepared.storage, prepared.device);
+    let (stored, held) = model.storage_summary_as(prepared.storage, prepared.device);
     // For each trained parameter: the master weight, its gradient and the optimiser's state.
     let exact = recipe.optim.master == Master::F32;
     let master = if exact { 4 } else { 2 };
     let state = match full {
-        true => optim::bytes(&recipe.optim, model.params().base()),
-        false => optim::bytes(&recipe.optim, model.params().trainable()),
+        true => optim::state_bytes(&recipe.optim, model.params().base()),
+        false => optim::state_bytes(&recipe.optim, model.params().trainable()),
     };
     let training = trained * 2 * master + state;
     let parts = recipe.method.parts(recipe.adapter.as_ref()).unwrap_or_default();
     let other = |(numbers, dtype): &(u64, Option<Dtype>)| {
         numbers * dtype.map_or(width, |d| d.kind().elt_size_in_bytes() as u64)
     };
-    let others: u64 = parts.others.iter().map(other).sum();
-    let weights = held * (u64::from(!full) + u64::from(parts.copy)) + others;
+    let others: u64 = parts.other_models.iter().map(other).sum();
+    let weights = held * (u64::from(!full) + u64::from(parts.reference_copy)) + others;
 
     // A reward model has no output head.
     let vocabulary = if model.heads() == Heads::Score { 0 } else { c.vocab_size };
@@ -97,7 +97,7 @@ pub fn predict(prepared: &Prepared, plan: &Plan, model: &Model, row: u64, superv
         false => trained * 4,
     };
     let disk = (trained * master + state) * (recipe.run.keep as u64 + 2) + 2 * result;
-    Needs { weights, training, activations, memory: weights + training + activations, disk }
+    ResourceEstimate { weights, training, activations, memory: weights + training + activations, disk }
 }
 
 /// Returns (trained, all) numbers of parameters. Under full fine-tuning a sketch has no trainable tensors: all are
@@ -111,7 +111,7 @@ pub fn count(plan: &Plan, model: &Model) -> (u64, u64) {
 
 /// Counts adapted modules by the last part of their name, e.g. `q_proj` -> 30; `(whole)` marks modules trained as a
 /// whole.
-pub fn adapted(model: &Model) -> Vec<(String, usize)> {
+pub fn count_adapted_modules(model: &Model) -> Vec<(String, usize)> {
     let mut counts: Vec<(String, usize)> = Vec::new();
     for p in model.params().trainable().filter(|p| p.adapter.is_some() && !lora::second_factor(&p.name)) {
         let low_rank = lora::adapted_module(&p.name);

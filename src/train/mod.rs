@@ -25,20 +25,20 @@ pub mod verify;
 pub use prepare::Prepared;
 
 use crate::adapters::file;
-use crate::error::{Blame, Error, Result, catch_libtorch};
-use crate::fsutil::{create_dir_all, hold, write_json};
-use crate::methods::{Aim, Alarm, Means, Method};
+use crate::error::{Error, ErrorKind, Result, catch_libtorch};
+use crate::fsutil::{create_dir_all, lock_folder, write_json};
+use crate::methods::{Alarm, Means, Method, SelectionMetric};
 use crate::models::{Dtype, Model};
 use crate::native;
 use crate::recipe::{NonFinite, Plan, ResultChoice};
 use crate::report;
 use crate::runs::Software;
 use crate::runs::folder::PLAN;
-use crate::runs::hash::Trust;
-use checkpoint::{Best, Checkpoints, State};
-use log::StepLine;
+use crate::runs::hash::HashTrust;
+use checkpoint::{BestValidation, Checkpoints, TrainingState};
+use log::StepRecord;
 use optim::Optimiser;
-use records::Records;
+use records::RunRecorder;
 use schedule::LearningRate;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ use step::Stepper;
 
 /// What to do with earlier work in `run.out`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
+pub enum StartMode {
     /// Fail if there is any.
     Fresh,
     /// Resume from the last checkpoint.
@@ -60,7 +60,7 @@ pub enum Start {
 
 /// Results of a completed run, written to summary.json.
 #[derive(Debug, Clone, serde::Serialize)]
-pub struct Summary {
+pub struct RunSummary {
     pub out: PathBuf,
     pub steps: u64,
     pub tokens: u64,
@@ -84,15 +84,15 @@ const MOST_SKIPPED: u32 = 10;
 
 /// Trains according to `plan` and writes the verified result into `run.out`. If `stop` becomes true, the run saves a
 /// checkpoint after the current step and ends with an "interrupted" error.
-pub fn run(plan: &Plan, start: Start, software: &Software, stop: Arc<AtomicBool>) -> Result<Summary> {
-    if start == Start::Fresh {
+pub fn run(plan: &Plan, start: StartMode, software: &Software, stop: Arc<AtomicBool>) -> Result<RunSummary> {
+    if start == StartMode::Fresh {
         // Checked before the data is read, so that the refusal comes at once. `earlier_work` checks again under the
         // lock.
         let out = &plan.recipe.run.out;
         refuse_earlier_work(out, &Checkpoints::new(out, plan.recipe.run.keep))?;
     }
     let plan = match start {
-        Start::Resume => as_begun(plan)?,
+        StartMode::Resume => with_recorded_choices(plan)?,
         _ => plan.clone(),
     };
     run_prepared(prepare::prepare(&plan)?, start, software, stop)
@@ -102,7 +102,7 @@ pub fn run(plan: &Plan, start: Start, software: &Software, stop: Arc<AtomicBool>
 ///
 /// `dtype: auto` and a missing `data.date` are resolved from the machine and the current day. A resumed run may be on
 /// another machine or another day, and must keep the values that it started with.
-fn as_begun(plan: &Plan) -> Result<Plan> {
+fn with_recorded_choices(plan: &Plan) -> Result<Plan> {
     let mut plan = plan.clone();
     let path = plan.recipe.run.out.join(PLAN);
     if !path.exists() {
@@ -117,7 +117,12 @@ fn as_begun(plan: &Plan) -> Result<Plan> {
 }
 
 /// Does the work of [`run`] after the data was read and tokenised.
-fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc<AtomicBool>) -> Result<Summary> {
+fn run_prepared(
+    prepared: Prepared,
+    start: StartMode,
+    software: &Software,
+    stop: Arc<AtomicBool>,
+) -> Result<RunSummary> {
     let plan = &prepared.plan.clone();
     let origin = prepared.origin()?;
     let out = plan.recipe.run.out.clone();
@@ -125,24 +130,29 @@ fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc
         return Err(Error::user(format!("run.out and model.path are both {}: the base would be lost", out.display()))
             .hint("set another run.out"));
     }
-    let held = hold(&out)?;
-    result::recover(&out)?;
-    fit::refuse(&prepared)?;
+    let held = lock_folder(&out)?;
+    result::finish_interrupted_move(&out)?;
+    fit::refuse_if_too_large(&prepared)?;
     let checkpoints = Checkpoints::new(&out, plan.recipe.run.keep);
     let earlier = earlier_work(&out, &checkpoints, start, &origin)?;
     let model = prepared.load_model()?;
     create_dir_all(&out)?;
     let _held = match held {
         Some(held) => Some(held),
-        None => hold(&out)?,
+        None => lock_folder(&out)?,
     };
     plan.write(&out.join(PLAN))?;
     prepared.announce(&model);
-    let total = prepared.total;
+    let total = prepared.total_steps;
     let facts = records::facts(&prepared, &model, software);
-    let lock = lock::of(&prepared, &facts.environment, software, Trust::Remembered)?;
+    let lock = lock::lock_of(&prepared, &facts.environment, software, HashTrust::Remembered)?;
     let (mut method, tokenizer) = prepared.into_method(&model)?;
-    let mut optim = Optimiser::beside(model.params(), &method.parameters(), &plan.recipe.optim, plan.recipe.run.seed)?;
+    let mut optim = Optimiser::with_extra_parameters(
+        model.params(),
+        &method.parameters(),
+        &plan.recipe.optim,
+        plan.recipe.run.seed,
+    )?;
     let state = match earlier {
         Some(state) => {
             let extra = checkpoints.restore(state.step, &model, &mut optim)?;
@@ -151,34 +161,34 @@ fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc
             report::info(format!("resuming after step {}", state.step));
             state
         }
-        None => State::new(origin),
+        None => TrainingState::new(origin),
     };
     let step = state.step;
-    let aim = method.aim();
-    let records = Records::open(plan, &model, facts, lock, aim, tokenizer, step)?;
+    let aim = method.selection_metric();
+    let records = RunRecorder::open(plan, &model, facts, lock, aim, tokenizer, step)?;
     let lr = LearningRate::new(&plan.recipe.optim, plan.lr(), total);
-    let mut run = Run {
-        at: Stepper { plan, model: &model, lr, optim, state },
+    let mut run = TrainingLoop {
+        stepper: Stepper { plan, model: &model, lr, optim, state },
         total,
         checkpoints,
         records,
         stop,
         began: Instant::now(),
         loss: None,
-        alarmed: BTreeSet::new(),
+        reported_alarms: BTreeSet::new(),
     };
     let fitted = catch_libtorch(|| run.fit(&mut *method)).map_err(|e| match run.checkpoints.steps().last() {
-        Some(step) if e.blame() != Blame::Interrupted => {
+        Some(step) if e.kind() != ErrorKind::Interrupted => {
             e.hint(format!("the checkpoint of step {step} is kept in {}", out.display()))
         }
         _ => e,
     });
     run.records.finish();
-    let Run { at: Stepper { optim, state, .. }, records, checkpoints, began, loss, .. } = run;
+    let TrainingLoop { stepper: Stepper { optim, state, .. }, records, checkpoints, began, loss, .. } = run;
     let result = fitted.and_then(|stopped_early| {
-        finish(plan, &model, &checkpoints, &state, aim, optim)?;
+        export_result(plan, &model, &checkpoints, &state, aim, optim)?;
         method.finish(&model, &out)?;
-        let summary = Summary {
+        let summary = RunSummary {
             out: out.clone(),
             steps: state.step,
             tokens: state.tokens,
@@ -204,19 +214,19 @@ fn run_prepared(prepared: Prepared, start: Start, software: &Software, stop: Arc
 fn earlier_work(
     out: &Path,
     checkpoints: &Checkpoints,
-    start: Start,
+    start: StartMode,
     origin: &serde_json::Value,
-) -> Result<Option<State>> {
+) -> Result<Option<TrainingState>> {
     let result = RESULTS.iter().find(|name| out.join(name).exists());
-    if start == Start::Resume {
-        checkpoints.sweep()?;
+    if start == StartMode::Resume {
+        checkpoints.remove_leftovers()?;
     }
     let saved = match start {
-        Start::Resume => checkpoints.last_good()?,
+        StartMode::Resume => checkpoints.last_good()?,
         _ => None,
     };
     match (start, saved) {
-        (Start::Resume, Some(state)) => {
+        (StartMode::Resume, Some(state)) => {
             let changed = checkpoint::differences(&state.origin, origin);
             if !changed.is_empty() {
                 return Err(Error::user(format!(
@@ -229,16 +239,18 @@ fn earlier_work(
             }
             Ok(Some(state))
         }
-        (Start::Resume, None) if result.is_none() && out.join("plan.json").exists() => {
+        (StartMode::Resume, None) if result.is_none() && out.join("plan.json").exists() => {
             report::warn(format!("{}: the run ended before its first checkpoint; it starts anew", out.display()));
-            clear(out, checkpoints)?;
+            remove_earlier_work(out, checkpoints)?;
             Ok(None)
         }
-        (Start::Resume, None) => Err(Error::user(format!("{}: there is no checkpoint to resume from", out.display()))
-            .hint("start without --resume")),
-        (Start::Fresh, ..) => refuse_earlier_work(out, checkpoints).map(|()| None),
-        (Start::Overwrite, ..) => {
-            clear(out, checkpoints)?;
+        (StartMode::Resume, None) => {
+            Err(Error::user(format!("{}: there is no checkpoint to resume from", out.display()))
+                .hint("start without --resume"))
+        }
+        (StartMode::Fresh, ..) => refuse_earlier_work(out, checkpoints).map(|()| None),
+        (StartMode::Overwrite, ..) => {
+            remove_earlier_work(out, checkpoints)?;
             Ok(None)
         }
     }
@@ -261,57 +273,57 @@ fn refuse_earlier_work(out: &Path, checkpoints: &Checkpoints) -> Result<()> {
 }
 
 /// Deletes the checkpoints and records of an earlier run; its result stays until a new one replaces it.
-fn clear(out: &Path, checkpoints: &Checkpoints) -> Result<()> {
+fn remove_earlier_work(out: &Path, checkpoints: &Checkpoints) -> Result<()> {
     checkpoints.clear()?;
     records::clear(out)
 }
 
-struct Run<'a> {
-    at: Stepper<'a>,
+struct TrainingLoop<'a> {
+    stepper: Stepper<'a>,
     total: u64,
     checkpoints: Checkpoints,
-    records: Records<'a>,
+    records: RunRecorder<'a>,
     stop: Arc<AtomicBool>,
     began: Instant,
     loss: Option<f64>,
     /// Causes of the alarms that were reported already: each is reported once.
-    alarmed: BTreeSet<String>,
+    reported_alarms: BTreeSet<String>,
 }
 
-impl Run<'_> {
+impl TrainingLoop<'_> {
     /// Trains until the last step. Returns true if the run stopped early: validation no longer improved, or an alarm of
     /// the method demanded it.
     fn fit(&mut self, method: &mut dyn Method) -> Result<bool> {
         if self.out_of_patience() {
             return Ok(true); // a resumed run that had already stopped early
         }
-        if self.at.state.step == 0 {
+        if self.stepper.state.step == 0 {
             self.measure_base(method)?;
         }
-        while self.at.state.step < self.total {
+        while self.stepper.state.step < self.total {
             let began = Instant::now();
-            let done = self.at.advance(method)?;
+            let done = self.stepper.advance(method)?;
             self.loss = Some(done.loss);
-            let told = done.told();
+            let told = done.alarm_means();
             if !done.finite {
-                self.records.origin(self.at.state.step, done.loss, done.norm, done.origin);
+                self.records.record_non_finite(self.stepper.state.step, done.loss, done.norm, done.non_finite_origin);
                 self.skip(done.loss, done.norm)?;
             }
             let seconds = began.elapsed().as_secs_f64();
-            self.records.step(&StepLine {
-                step: self.at.state.step,
+            self.records.step(&StepRecord {
+                step: self.stepper.state.step,
                 epoch: done.epoch,
                 loss: done.loss,
                 lr: done.lr,
                 grad_norm: done.norm,
-                tokens: self.at.state.tokens,
+                tokens: self.stepper.state.tokens,
                 tokens_per_s: done.tokens as f64 / seconds,
                 items: done.items,
                 seconds,
-                memory: native::memory(self.at.model.device())?.peak,
+                memory: native::memory(self.stepper.model.device())?.peak,
                 more: done.means,
             })?;
-            let halted = self.heed(method.alarms(&told));
+            let halted = self.report_alarms(method.alarms(&told));
             if self.after_step(method, halted)? {
                 return Ok(true);
             }
@@ -320,42 +332,43 @@ impl Run<'_> {
     }
 
     /// Reports each alarm of the method once. Returns true if one of them demands that the run ends.
-    fn heed(&mut self, alarms: Vec<Alarm>) -> bool {
+    fn report_alarms(&mut self, alarms: Vec<Alarm>) -> bool {
         for alarm in &alarms {
-            if self.alarmed.insert(alarm.cause.clone()) {
-                self.records.warn(&format!("step {}: {}\n  next: {}", self.at.state.step, alarm.cause, alarm.next));
+            if self.reported_alarms.insert(alarm.cause.clone()) {
+                self.records
+                    .warn(&format!("step {}: {}\n  next: {}", self.stepper.state.step, alarm.cause, alarm.next));
             }
         }
         let halted = alarms.iter().any(|a| a.stop);
         if halted {
-            self.records.say("stopping here; the best checkpoint is kept");
+            self.records.info("stopping here; the best checkpoint is kept");
         }
         halted
     }
 
     fn out_of_patience(&self) -> bool {
-        self.at.plan.recipe.run.patience.is_some_and(|p| self.at.state.stale >= p)
+        self.stepper.plan.recipe.run.patience.is_some_and(|p| self.stepper.state.stale >= p)
     }
 
     /// Validates and saves a checkpoint where that is due. Returns true if the run must stop early; fails with an
     /// "interrupted" error, after saving, if a signal arrived. `halted`: an alarm ends the run after this step.
     fn after_step(&mut self, method: &mut dyn Method, halted: bool) -> Result<bool> {
-        let run = &self.at.plan.recipe.run;
-        let step = self.at.state.step;
+        let run = &self.stepper.plan.recipe.run;
+        let step = self.stepper.state.step;
         let total = self.total;
         let due = |every: u64| step == total || (every > 0 && step.is_multiple_of(every));
         let better = (due(run.eval_every) || halted) && self.validate(method)?;
         let done = self.out_of_patience() || halted;
         let interrupted = self.stop.load(Ordering::Relaxed);
         if due(run.save_every) || better || done || interrupted {
-            self.checkpoints.save(self.at.model, &self.at.optim, &method.state(), &self.at.state)?;
+            self.checkpoints.save(self.stepper.model, &self.stepper.optim, &method.state(), &self.stepper.state)?;
         }
         if interrupted && step < self.total {
             return Err(Error::interrupted(format!("stopped by a signal; step {step} of {} is saved", self.total))
                 .hint(format!("continue with: ft resume {}", run.out.display())));
         }
         if self.out_of_patience() {
-            self.records.say(&format!("stopping early: {} validations without improvement", self.at.state.stale));
+            self.records.info(&format!("stopping early: {} validations without improvement", self.stepper.state.stale));
         }
         Ok(done)
     }
@@ -363,53 +376,53 @@ impl Run<'_> {
     /// Measures the validation rows with the averaged weights, if there are such, and generates the samples. Returns
     /// true if the metric that the method aims at is the best so far.
     fn validate(&mut self, method: &mut dyn Method) -> Result<bool> {
-        let _averaged = self.at.optim.averaged();
-        let Some(means) = validation(method, self.at.model)? else {
-            self.records.samples(&method.prompts(self.at.plan.recipe.run.samples), self.at.state.step)?;
-            self.records.measured()?;
+        let _averaged = self.stepper.optim.use_averages();
+        let Some(means) = validation(method, self.stepper.model)? else {
+            self.records.samples(&method.prompts(self.stepper.plan.recipe.run.samples), self.stepper.state.step)?;
+            self.records.update_if_due()?;
             return Ok(false);
         };
-        let aim = method.aim();
+        let aim = method.selection_metric();
         let value = means.get(aim.metric).copied().unwrap_or(f64::NAN);
-        let better = value.is_finite() && self.at.state.best.is_none_or(|b| aim.better(value, b.value));
+        let better = value.is_finite() && self.stepper.state.best.is_none_or(|b| aim.better(value, b.value));
         if better {
-            self.at.state.best = Some(Best { step: self.at.state.step, value });
-            self.at.state.stale = 0;
+            self.stepper.state.best = Some(BestValidation { step: self.stepper.state.step, value });
+            self.stepper.state.stale = 0;
         } else {
-            self.at.state.stale += 1;
+            self.stepper.state.stale += 1;
         }
-        self.records.validation(self.at.state.step, &means, if better { "  (best so far)" } else { "" })?;
-        self.records.samples(&method.prompts(self.at.plan.recipe.run.samples), self.at.state.step)?;
-        self.records.measured()?;
+        self.records.validation(self.stepper.state.step, &means, if better { "  (best so far)" } else { "" })?;
+        self.records.samples(&method.prompts(self.stepper.plan.recipe.run.samples), self.stepper.state.step)?;
+        self.records.update_if_due()?;
         Ok(better)
     }
 
     /// Measures and samples the model before the first step.
     fn measure_base(&mut self, method: &mut dyn Method) -> Result<()> {
-        let run = &self.at.plan.recipe.run;
-        if let Some(means) = if run.eval_at_start { validation(method, self.at.model)? } else { None } {
+        let run = &self.stepper.plan.recipe.run;
+        if let Some(means) = if run.eval_at_start { validation(method, self.stepper.model)? } else { None } {
             self.records.validation(0, &means, "  (before the first step)")?;
         }
-        self.records.samples(&method.prompts(self.at.plan.recipe.run.samples), 0)?;
-        self.records.measured()
+        self.records.samples(&method.prompts(self.stepper.plan.recipe.run.samples), 0)?;
+        self.records.update_if_due()
     }
 
     /// Handles a step whose loss or gradient norm is not finite; its update was not applied. Returns an error that ends
     /// the run, or `Ok` if `optim.non_finite: skip` lets the run continue.
     fn skip(&mut self, loss: f64, norm: f64) -> Result<()> {
-        let what = format!("step {}: loss {loss}, gradient norm {norm}", self.at.state.step);
+        let what = format!("step {}: loss {loss}, gradient norm {norm}", self.stepper.state.step);
         let last = self
             .checkpoints
             .steps()
             .last()
             .map_or("no checkpoint was saved yet".into(), |s| format!("the checkpoint of step {s} is kept"));
-        if let Some(name) = self.at.model.params().non_finite() {
+        if let Some(name) = self.stepper.model.params().first_non_finite() {
             return Err(Error::user(format!("{what}: the weight `{name}` itself has NaN or infinite values; {last}"))
                 .hint("ft selftest --model DIR shows whether the base is damaged; if not, use an earlier checkpoint"));
         }
-        match self.at.plan.recipe.optim.non_finite {
-            NonFinite::Skip if self.at.state.skipped_in_a_row < MOST_SKIPPED => {
-                self.records.say(&format!("{what}; the step is skipped ({} so far)", self.at.state.skipped));
+        match self.stepper.plan.recipe.optim.non_finite {
+            NonFinite::Skip if self.stepper.state.skipped_in_a_row < MOST_SKIPPED => {
+                self.records.info(&format!("{what}; the step is skipped ({} so far)", self.stepper.state.skipped));
                 Ok(())
             }
             NonFinite::Skip => {
@@ -424,12 +437,12 @@ impl Run<'_> {
 
 /// Loads the best checkpoint if the recipe asks for it, replaces weights by their averages if there are such, and
 /// writes and verifies the result.
-fn finish(
+fn export_result(
     plan: &Plan,
     model: &Model,
     checkpoints: &Checkpoints,
-    state: &State,
-    aim: Aim,
+    state: &TrainingState,
+    aim: SelectionMetric,
     mut optim: Optimiser,
 ) -> Result<()> {
     let best = state.best.filter(|_| plan.recipe.run.result == ResultChoice::Best);
@@ -448,6 +461,6 @@ fn finish(
 
 /// Runs the method's validation; `None` if it has no validation rows.
 fn validation(method: &mut dyn Method, model: &Model) -> Result<Option<Means>> {
-    let _validating = report::working("validation");
+    let _validating = report::enclosing_work("validation");
     method.validate(model)
 }

@@ -4,14 +4,14 @@
 //! low, weights that did move mean rows that teach nothing. A sample is sufficient for that and adds no work to a step.
 
 use crate::models::Model;
-use crate::runs::facts::Movement;
+use crate::runs::facts::WeightMovement;
 use tch::{Device, Kind, Tensor};
 
 /// Numbers sampled from each tensor.
 const SAMPLE: i64 = 64;
 
 /// A sample of the trained weights at an earlier step.
-pub struct Probe {
+pub struct MovementProbe {
     step: u64,
     numbers: Vec<Tensor>,
 }
@@ -26,14 +26,14 @@ fn sample(model: &Model) -> Vec<Tensor> {
     model.params().trainable().map(|p| few(&p.tensor)).collect()
 }
 
-impl Probe {
+impl MovementProbe {
     /// Samples the weights as they are at `step`.
     pub fn new(model: &Model, step: u64) -> Self {
         Self { step, numbers: sample(model) }
     }
 
     /// Returns how far the sampled weights have moved between the probe's step and `step`.
-    pub fn movement(&self, model: &Model, step: u64) -> Movement {
+    pub fn movement(&self, model: &Model, step: u64) -> WeightMovement {
         let square = |t: &Tensor| (t * t).sum(Kind::Double).double_value(&[]);
         let (mut moved, mut size, mut unmoved) = (0.0, 0.0, 0);
         for (then, now) in self.numbers.iter().zip(sample(model)) {
@@ -43,6 +43,6 @@ impl Probe {
             size += square(then).max(square(&now));
         }
         let relative = if size > 0.0 { (moved / size).sqrt() } else { 0.0 };
-        Movement { from_step: self.step, to_step: step, tensors: self.numbers.len(), unmoved, relative }
+        WeightMovement { from_step: self.step, to_step: step, tensors: self.numbers.len(), unmoved, relative }
     }
 }

@@ -1,18 +1,18 @@
 //! Prepares a run up to its first step: reads and tokenises the data, counts the steps, loads the model.
 
 use crate::adapters::{AdapterSpec, LoraPlan, LoraSpec, file};
-use crate::convert::student::{Cut, Layers, need_student};
-use crate::convert::{stops, template};
+use crate::convert::student::{KeptLayers, StudentCut, cut_student_if_missing};
+use crate::convert::{stop_tokens, template};
 use crate::data::{
-    BatchPlan, Cache, ChatTokenizer, Dataset, EncodeOptions, Example, Overflow, SourceSpec, Sources, Supervise,
+    BatchPlan, ChatTokenizer, Dataset, EncodeOptions, Example, Overflow, SourceList, SourceSpec, Supervise, TokenCache,
 };
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::machine;
-use crate::methods::{ADAPTER, Ground, Method, Parts, Rows, Side};
-use crate::models::fresh::{self, Vocabulary};
-use crate::models::{self, Config, Load, Model, Storage, dtype};
-use crate::nn::{Attach, Param};
+use crate::methods::{DataContext, Method, MethodRows, ModelParts, SplitStatistics, TRAINED_ADAPTER};
+use crate::models::new_config::{self, VocabularyInfo};
+use crate::models::{self, Config, LoadOptions, Model, Storage, dtype};
+use crate::nn::{AdapterPlan, Param};
 use crate::recipe::{CutChoice, CutLayers, Master, ModelConfig, ModelInit, Plan, Recipe};
 use crate::report;
 use serde_json::{Value, json};
@@ -24,9 +24,9 @@ use tch::{Device, Kind};
 pub struct Prepared {
     pub plan: Plan,
     pub tokenizer: Rc<ChatTokenizer>,
-    pub rows: Box<dyn Rows>,
+    pub rows: Box<dyn MethodRows>,
     /// Optimiser steps of the run.
-    pub total: u64,
+    pub total_steps: u64,
     pub device: Device,
     /// How frozen weights are held in memory.
     pub storage: Storage,
@@ -41,7 +41,7 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
         tch::set_num_threads(threads as i32);
     }
     let device = models::device(&plan.recipe.model.device)?;
-    cut(plan)?;
+    ensure_cut_model(plan)?;
     let (mut plan, why) = choose_formats(plan, device)?;
     dtype::warn_of_slow_products(plan.recipe.model.dtype, device)?;
     let tokenizer = tokenizer(&plan)?;
@@ -49,14 +49,14 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
     // tokens.
     plan.recipe.data.date = tokenizer.date().map(|date| date.to_string()).or(plan.recipe.data.date);
     let (plan, recipe) = (&plan, &plan.recipe);
-    let cache = Cache::new(&recipe.data.cache)?;
-    let rows = recipe.method.rows(&ground(plan, tokenizer.clone(), &cache))?;
+    let cache = TokenCache::new(&recipe.data.cache)?;
+    let rows = recipe.method.rows(&data_context(plan, tokenizer.clone(), &cache))?;
     let storage = storage(recipe, device)?;
     let total = recipe.run.steps.unwrap_or_else(|| rows.steps_for(recipe.run.epochs));
     if total == 0 {
         return Err(Error::user("run.epochs: the run would have no steps").hint("set run.epochs above 0 or run.steps"));
     }
-    Ok(Prepared { plan: plan.clone(), tokenizer, rows, total, device, storage, why })
+    Ok(Prepared { plan: plan.clone(), tokenizer, rows, total_steps: total, device, storage, why })
 }
 
 /// Resolves `dtype: auto` of the model and its teachers for the device. Returns the plan and the reason for the model's
@@ -88,31 +88,31 @@ fn storage(recipe: &Recipe, device: Device) -> Result<Storage> {
     if model.storage != Storage::Auto || device != Device::Cpu || model.init != ModelInit::Pretrained {
         return Ok(model.storage);
     }
-    let (_, numbers) = dtype::on_disk(&model.path)?;
+    let (_, numbers) = dtype::stored_kind_and_count(&model.path)?;
     let copies = numbers * model.dtype.kind().elt_size_in_bytes() as u64;
-    Ok(if 2 * copies < machine::Memory::read().free { Storage::Copy } else { Storage::Auto })
+    Ok(if 2 * copies < machine::SystemMemory::read().free { Storage::Copy } else { Storage::Auto })
 }
 
 /// Returns the number format of the result of full fine-tuning: that of the base's files, or for a model with random
 /// initial weights that of the arithmetic.
 pub fn result_kind(plan: &Plan, model: &Model) -> Result<Kind> {
     match plan.recipe.model.init {
-        ModelInit::Pretrained => dtype::stored(&plan.recipe.model.path),
+        ModelInit::Pretrained => dtype::stored_kind(&plan.recipe.model.path),
         ModelInit::Random => Ok(model.kind()),
     }
 }
 
 /// Makes the model that the recipe cuts out of a larger one (`model.cut`), unless it exists.
-pub fn cut(plan: &Plan) -> Result<()> {
+pub fn ensure_cut_model(plan: &Plan) -> Result<()> {
     let recipe = &plan.recipe;
     let Some(section) = &recipe.model.cut else { return Ok(()) };
     let layers = match (&section.layers, section.choose) {
-        (None, _) => Layers::All,
-        (Some(CutLayers::List(list)), _) => Layers::List(list.clone()),
-        (Some(CutLayers::Count(n)), CutChoice::Even) => Layers::Even(*n),
-        (Some(CutLayers::Count(n)), CutChoice::Angular) => Layers::Angular(*n),
+        (None, _) => KeptLayers::All,
+        (Some(CutLayers::List(list)), _) => KeptLayers::List(list.clone()),
+        (Some(CutLayers::Count(n)), CutChoice::Even) => KeptLayers::Even(*n),
+        (Some(CutLayers::Count(n)), CutChoice::Angular) => KeptLayers::Angular(*n),
     };
-    let cut = Cut { layers, mlp: section.mlp, heads: section.heads };
+    let cut = StudentCut { layers, mlp: section.mlp, heads: section.heads };
     let texts = || -> Result<Vec<Vec<u32>>> {
         let tokenizer = ChatTokenizer::load_with(&section.from, &recipe.data.rendering()?)?;
         let options = EncodeOptions {
@@ -123,11 +123,11 @@ pub fn cut(plan: &Plan) -> Result<()> {
         };
         let sources =
             recipe.data.train.0.iter().map(|s| SourceSpec { rows: Some(section.rows), weight: None, ..s.clone() });
-        let rows = Dataset::<Example>::open(&Sources(sources.collect()), &tokenizer, &options, &Cache::off())?;
+        let rows = Dataset::<Example>::open(&SourceList(sources.collect()), &tokenizer, &options, &TokenCache::off())?;
         rows.iter().take(section.rows).map(|e| Ok(e?.ids)).collect()
     };
     let device = models::device(&recipe.model.device)?;
-    if let Some(made) = need_student(&section.from, &cut, texts, &recipe.model.path, device)? {
+    if let Some(made) = cut_student_if_missing(&section.from, &cut, texts, &recipe.model.path, device)? {
         report::info(format!(
             "{}: {} of {} layers ({} of {} parameters) cut out of {}",
             recipe.model.path.display(),
@@ -149,7 +149,7 @@ pub fn tokenizer(plan: &Plan) -> Result<Rc<ChatTokenizer>> {
     tokenizer.fix_date();
     let tokenizer = Rc::new(match recipe.model.init {
         ModelInit::Pretrained => tokenizer,
-        ModelInit::Random => tokenizer.of_any_model(),
+        ModelInit::Random => tokenizer.without_embedding_limit(),
     });
     let unknown = tokenizer.without_embedding();
     if let [(id, token), ..] = &unknown[..] {
@@ -164,7 +164,7 @@ pub fn tokenizer(plan: &Plan) -> Result<Rc<ChatTokenizer>> {
             if unknown.len() > 1 { ", …" } else { "" }
         ));
     }
-    if let Some(id) = tokenizer.unwritten_stop().filter(|_| recipe.method.writes()) {
+    if let Some(id) = tokenizer.undeclared_stop().filter(|_| recipe.method.generates_text()) {
         report::warn(format!(
             "{}: the chat template ends turns with `{}`, but generation_config.json does not list it as a stop \
              token, so other programs would continue past it. The result's own file will list it (eos_token_id {id})",
@@ -177,21 +177,21 @@ pub fn tokenizer(plan: &Plan) -> Result<Rc<ChatTokenizer>> {
 
 /// Writes the chat template and the stop token that the model was trained with into the result's folder, if those in
 /// the base's files differ.
-pub fn tell_format(plan: &Plan, folder: &Path) -> Result<()> {
+pub fn write_chat_format(plan: &Plan, folder: &Path) -> Result<()> {
     let recipe = &plan.recipe;
     let tokenizer = ChatTokenizer::load(&recipe.model.path, recipe.data.template.as_deref())?;
-    let taught: Vec<u32> = tokenizer.unwritten_stop().filter(|_| recipe.method.writes()).into_iter().collect();
+    let taught: Vec<u32> = tokenizer.undeclared_stop().filter(|_| recipe.method.generates_text()).into_iter().collect();
     let template = tokenizer.template().map(|t| t.source());
     if let Some(text) = template.filter(|_| recipe.data.template.is_some()) {
-        template::write(folder, text)?;
+        template::write_template(folder, text)?;
     }
-    stops::write(folder, &recipe.model.path, &taught, template.as_slice())
+    stop_tokens::write_stop_tokens(folder, &recipe.model.path, &taught, template.as_slice())
 }
 
 /// Collects the settings that a method needs to open the recipe's rows.
-pub fn ground<'a>(plan: &'a Plan, tokenizer: Rc<ChatTokenizer>, cache: &'a Cache) -> Ground<'a> {
+pub fn data_context<'a>(plan: &'a Plan, tokenizer: Rc<ChatTokenizer>, cache: &'a TokenCache) -> DataContext<'a> {
     let recipe = &plan.recipe;
-    Ground {
+    DataContext {
         tokenizer,
         model: &recipe.model.path,
         train: &recipe.data.train,
@@ -229,19 +229,20 @@ impl Prepared {
         // Initial adapter weights come from libtorch's generator.
         tch::manual_seed(recipe.run.seed as i64);
         let plan = recipe.adapter.as_ref().map(AdapterSpec::plan).transpose()?;
-        let Parts { heads, beside, .. } = recipe.method.parts(recipe.adapter.as_ref())?;
+        let ModelParts { heads, extra_adapters: beside, .. } = recipe.method.parts(recipe.adapter.as_ref())?;
         let files = beside.iter().map(|b| b.folder.as_deref().map(file::read).transpose());
         let files = files.collect::<Result<Vec<_>>>()?;
         let others = beside.iter().zip(&files).map(|(b, read)| match (&b.folder, read) {
             (Some(folder), Some(read)) => {
-                LoraPlan::of_file(&b.spec, &folder.join(file::CONFIG)).map(|plan| plan.on_bases(&read.tensors))
+                LoraPlan::of_file(&b.spec, &folder.join(file::CONFIG)).map(|plan| plan.with_base_weights(&read.tensors))
             }
             _ => LoraPlan::new(&b.spec),
         });
         let others = others.collect::<Result<Vec<_>>>()?;
-        let mut adapters: Vec<(String, &dyn Attach)> = plan.iter().map(|p| (ADAPTER.to_string(), &**p)).collect();
-        adapters.extend(beside.iter().zip(&others).map(|(b, p)| (b.name.to_string(), p as &dyn Attach)));
-        let load = Load {
+        let mut adapters: Vec<(String, &dyn AdapterPlan)> =
+            plan.iter().map(|p| (TRAINED_ADAPTER.to_string(), &**p)).collect();
+        adapters.extend(beside.iter().zip(&others).map(|(b, p)| (b.name.to_string(), p as &dyn AdapterPlan)));
+        let load = LoadOptions {
             device,
             kind: recipe.model.dtype.kind(),
             storage,
@@ -258,16 +259,16 @@ impl Prepared {
                 file::load_into(model.params().adapter(id), &file.tensors, folder)?;
             }
             if !b.trained {
-                model.freeze(b.name);
+                model.freeze_adapter(b.name);
             }
         }
         if let Some(AdapterSpec::Lora(spec)) = &recipe.adapter
-            && let (Some(folder), Some(id)) = (&spec.from, model.adapter_id(ADAPTER))
+            && let (Some(folder), Some(id)) = (&spec.from, model.adapter_id(TRAINED_ADAPTER))
         {
-            file::begin_with(model.params().adapter(id), spec, folder)?;
+            file::init_from_adapter(model.params().adapter(id), spec, folder)?;
         }
         if recipe.optim.master == Master::StochasticRounding {
-            model.narrow_masters();
+            model.use_bf16_masters();
         }
         let config = model.config();
         let longest = recipe.batch.max_len as i64;
@@ -285,8 +286,8 @@ impl Prepared {
             ModelConfig::Keys(keys) => (keys.clone(), PathBuf::from("model.config")),
         };
         let t = &self.tokenizer;
-        let vocabulary = Vocabulary { size: t.vocab_size() as i64, bos: t.bos(), eos: t.eos(), pad: t.pad() };
-        fresh::config(&given, vocabulary, &file)
+        let vocabulary = VocabularyInfo { size: t.vocab_size() as i64, bos: t.bos(), eos: t.eos(), pad: t.pad() };
+        new_config::config(&given, vocabulary, &file)
     }
 
     /// Returns the recipe and the hashes of its data, as a checkpoint stores them. A run resumes only from a checkpoint
@@ -308,7 +309,7 @@ impl Prepared {
         let mut data = serde_json::Map::new();
         for (name, rows) in [("train", Some(self.rows.train())), ("valid", self.rows.valid())] {
             let path = take_paths(&mut recipe["data"][name]);
-            if let Some(Side { summary, .. }) = rows {
+            if let Some(SplitStatistics { summary, .. }) = rows {
                 let file = json!({ "path": path, "rows": summary.rows, "sha256": summary.sha256 });
                 data.insert(name.into(), file);
             }
@@ -332,20 +333,20 @@ impl Prepared {
             100.0 * trained as f64 / all as f64,
             self.device,
         ));
-        let (stored, bytes) = model.held();
+        let (stored, bytes) = model.storage_summary();
         let held = match self.plan.recipe.adapter {
             Some(_) if stored != model.kind() => {
-                format!("; frozen weights stay in {} ({})", dtype::word(stored), report::bytes(bytes))
+                format!("; frozen weights stay in {} ({})", dtype::kind_name(stored), report::bytes(bytes))
             }
             _ => String::new(),
         };
-        report::info(format!("arithmetic in {} ({}){held}", dtype::word(model.kind()), self.why));
+        report::info(format!("arithmetic in {} ({}){held}", dtype::kind_name(model.kind()), self.why));
         let dropouts = model.config().dropouts();
         if !dropouts.is_empty() {
             report::info(format!("config.json asks for dropout ({}); ft trains without it", dropouts.join(", ")));
         }
         let run = &self.plan.recipe.run;
-        report::info(format!("{} steps, seed {}, out {}", self.total, run.seed, run.out.display()));
+        report::info(format!("{} steps, seed {}, out {}", self.total_steps, run.seed, run.out.display()));
     }
 
     /// Creates the method over the prepared rows. Also returns the tokenizer, which samples need.

@@ -1,13 +1,13 @@
 //! `ft replay`: trains a run again from its records and checks that the result has the same bits.
 
-use super::{Start, Summary, lock, prepare, run_prepared};
+use super::{RunSummary, StartMode, lock, prepare, run_prepared};
 use crate::error::{Error, Result};
 use crate::models;
 use crate::recipe::Plan;
 use crate::runs::folder::PLAN;
-use crate::runs::hash::Trust;
-use crate::runs::lock::{FILE, Locked};
-use crate::runs::{Drift, Environment, Lock, Software};
+use crate::runs::hash::HashTrust;
+use crate::runs::lock::{FILE, LockedFile};
+use crate::runs::{Drift, Environment, RunLock, Software};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,21 +17,27 @@ use tch::Device;
 
 /// Result of `ft replay`.
 #[derive(Debug, Serialize)]
-pub struct Replay {
+pub struct ReplayComparison {
     /// Differences from the recorded lock; empty if there are none.
     pub drift: Vec<Drift>,
     /// True if every file of the result has the recorded hash; `None` if the recorded run has no hashes of its result.
     pub equal: Option<bool>,
     /// Files of the result: (name, recorded SHA-256, new SHA-256).
     pub files: Vec<(String, Option<String>, Option<String>)>,
-    pub summary: Summary,
+    pub summary: RunSummary,
 }
 
 /// Repeats the run in folder `run`, writing into `out`, and compares the results.
 ///
 /// Fails if files, programs or machine differ from the recorded lock, unless `accept` is true.
-pub fn replay(run: &Path, out: &Path, accept: bool, software: &Software, stop: Arc<AtomicBool>) -> Result<Replay> {
-    let recorded = Lock::read(run)?.ok_or_else(|| {
+pub fn replay(
+    run: &Path,
+    out: &Path,
+    accept: bool,
+    software: &Software,
+    stop: Arc<AtomicBool>,
+) -> Result<ReplayComparison> {
+    let recorded = RunLock::read(run)?.ok_or_else(|| {
         Error::user(format!("{}: there is no {FILE}, so the run's files and programs are not known", run.display()))
             .hint("runs of this version write it; train again with: ft train RECIPE")
     })?;
@@ -45,7 +51,7 @@ pub fn replay(run: &Path, out: &Path, accept: bool, software: &Software, stop: A
         _ => None,
     };
     let environment = Environment::read(software, cuda, tch::get_num_threads() as usize);
-    let now = lock::of(&prepared, &environment, software, Trust::Bytes)?;
+    let now = lock::lock_of(&prepared, &environment, software, HashTrust::Bytes)?;
     let mut drift = recorded.drift(&now);
     for (step, earlier) in &recorded.resumed_with {
         let since =
@@ -60,14 +66,14 @@ pub fn replay(run: &Path, out: &Path, accept: bool, software: &Software, stop: A
         ))
         .hint("restore them, or train despite the changes with --accept-drift"));
     }
-    let summary = run_prepared(prepared, Start::Fresh, software, stop)?;
-    let result = lock::result(&summary.out)?;
-    let sha = |files: &BTreeMap<String, Locked>, name: &String| files.get(name).map(|f| f.sha256.clone());
+    let summary = run_prepared(prepared, StartMode::Fresh, software, stop)?;
+    let result = lock::result_files(&summary.out)?;
+    let sha = |files: &BTreeMap<String, LockedFile>, name: &String| files.get(name).map(|f| f.sha256.clone());
     let before = recorded.result.unwrap_or_default();
     let names: std::collections::BTreeSet<&String> = before.keys().chain(result.keys()).collect();
     let files: Vec<_> = names.into_iter().map(|n| (n.clone(), sha(&before, n), sha(&result, n))).collect();
     let equal = (!before.is_empty()).then(|| files.iter().all(|(_, a, b)| a == b));
-    Ok(Replay { drift, equal, files, summary })
+    Ok(ReplayComparison { drift, equal, files, summary })
 }
 
 /// Describes a difference and what it can change, in two lines.

@@ -2,7 +2,7 @@
 //!
 //! The result is written and verified in a folder of its own. Its files are then moved into `run.out` one by one,
 //! because a folder that also contains the run cannot be exchanged as a whole. A kill between two moves leaves a
-//! mixture of two results. Therefore the files are moved out of a folder named [`MOVING`]: while it exists, readers
+//! mixture of two results. Therefore the files are moved out of a folder named [`MOVING_FOLDER`]: while it exists, readers
 //! refuse the result, and the next start of the run completes the move. The report moves last, so that a report in
 //! `run.out` belongs to the earlier result until everything else has been moved.
 
@@ -10,8 +10,8 @@ use super::prepare;
 use crate::adapters::AdapterSpec;
 use crate::convert::export::{self, REPORT};
 use crate::error::Result;
-use crate::fsutil::{MOVING, io_error, read_json, step};
-use crate::methods::ADAPTER;
+use crate::fsutil::{MOVING_FOLDER, file_change, io_error, read_json};
+use crate::methods::TRAINED_ADAPTER;
 use crate::models::Model;
 use crate::recipe::Plan;
 use crate::report;
@@ -28,12 +28,12 @@ pub fn export(plan: &Plan, model: &Model) -> Result<()> {
     let fresh = out.join("result.new");
     let (what, report) = match &recipe.adapter {
         Some(AdapterSpec::Lora(spec)) => {
-            ("adapter", export::save_adapter(model, ADAPTER, spec, &recipe.model.path, &fresh)?)
+            ("adapter", export::save_adapter(model, TRAINED_ADAPTER, spec, &recipe.model.path, &fresh)?)
         }
         None => ("model", export::save_model(model, &fresh, prepare::result_kind(plan, model)?)?),
     };
-    prepare::tell_format(plan, &fresh)?;
-    put(&fresh, out)?;
+    prepare::write_chat_format(plan, &fresh)?;
+    move_into_place(&fresh, out)?;
     saving.finish_and_clear();
     report::info(format!("{what} saved and verified in {}: {}", report::duration(began.elapsed()), out.display()));
     for c in &report.compatibility {
@@ -43,15 +43,15 @@ pub fn export(plan: &Plan, model: &Model) -> Result<()> {
 }
 
 /// Replaces an earlier result in `out` by the files of its subfolder `fresh`.
-fn put(fresh: &Path, out: &Path) -> Result<()> {
-    let moving = out.join(MOVING);
-    step(|| fs::rename(fresh, &moving)).map_err(|e| io_error("moving", &moving, e))?;
-    recover(out)
+fn move_into_place(fresh: &Path, out: &Path) -> Result<()> {
+    let moving = out.join(MOVING_FOLDER);
+    file_change(|| fs::rename(fresh, &moving)).map_err(|e| io_error("moving", &moving, e))?;
+    finish_interrupted_move(out)
 }
 
 /// Completes a move into `out` that was interrupted. Does nothing if there is none.
-pub fn recover(out: &Path) -> Result<()> {
-    let moving = out.join(MOVING);
+pub fn finish_interrupted_move(out: &Path) -> Result<()> {
+    let moving = out.join(MOVING_FOLDER);
     if !moving.exists() {
         return Ok(());
     }
@@ -63,10 +63,11 @@ pub fn recover(out: &Path) -> Result<()> {
         let (last, first): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| name == REPORT);
         for name in first.iter().chain(&last) {
             let target = out.join(name);
-            step(|| fs::rename(moving.join(name), &target)).map_err(|e| io_error("moving into place", &target, e))?;
+            file_change(|| fs::rename(moving.join(name), &target))
+                .map_err(|e| io_error("moving into place", &target, e))?;
         }
     }
-    step(|| fs::remove_dir(&moving)).map_err(|e| io_error("removing", &moving, e))
+    file_change(|| fs::remove_dir(&moving)).map_err(|e| io_error("removing", &moving, e))
 }
 
 /// Removes the weight files of the earlier result, then its report. Without this, shards would remain where the new
@@ -79,7 +80,7 @@ fn remove_result(out: &Path) -> Result<()> {
     let earlier: serde_json::Value = read_json(&report)?;
     let names = earlier["files"].as_object().into_iter().flat_map(|files| files.keys());
     for path in names.map(|name| out.join(name)).filter(|path| path.exists()).chain([report.clone()]) {
-        step(|| fs::remove_file(&path)).map_err(|e| io_error("removing", &path, e))?;
+        file_change(|| fs::remove_file(&path)).map_err(|e| io_error("removing", &path, e))?;
     }
     Ok(())
 }
@@ -87,7 +88,7 @@ fn remove_result(out: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fsutil::{refuse_moving, write_json};
+    use crate::fsutil::{refuse_unfinished_move, write_json};
     use serde_json::json;
 
     /// Writes a result with these weight files; every file contains `content`.
@@ -121,24 +122,27 @@ mod tests {
                 write(out, before, "old");
                 write(&out.join("result.new"), after, "new");
                 let expected = content(&out.join("result.new"));
-                let done = crate::fsutil::kill_at(at, || put(&out.join("result.new"), out));
+                let done = crate::fsutil::kill_at(at, || move_into_place(&out.join("result.new"), out));
                 if done.is_some() {
                     assert_eq!(content(out), expected);
                     break;
                 }
                 killed += 1;
                 if at > 0 {
-                    assert!(refuse_moving(out).unwrap_err().hints()[0].contains("ft resume"), "killed at {at}");
+                    assert!(
+                        refuse_unfinished_move(out).unwrap_err().hints()[0].contains("ft resume"),
+                        "killed at {at}"
+                    );
                 }
                 // A second kill, during the recovery, does no further harm.
-                let again = crate::fsutil::kill_at(1, || recover(out));
-                recover(out).unwrap();
+                let again = crate::fsutil::kill_at(1, || finish_interrupted_move(out));
+                finish_interrupted_move(out).unwrap();
                 if at == 0 {
                     assert!(again.is_some() && out.join("result.new").exists());
                     continue;
                 }
                 assert_eq!(content(out), expected, "killed at {at}");
-                refuse_moving(out).unwrap();
+                refuse_unfinished_move(out).unwrap();
             }
             assert!(killed >= 6, "{killed}");
         }

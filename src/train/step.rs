@@ -1,12 +1,12 @@
 //! Executes one optimiser step: the same code for a run and for a replay that verifies one.
 
-use super::checkpoint::State;
+use super::checkpoint::TrainingState;
 use super::optim::Optimiser;
 use super::schedule::LearningRate;
 use crate::error::Result;
-use crate::methods::{Batch, Means, Method};
-use crate::models::origin::Origin;
-use crate::models::{EmbeddingNoise, Metrics, Model, Replay};
+use crate::methods::{Means, Method, MicroBatch};
+use crate::models::non_finite::FirstNonFinite;
+use crate::models::{EmbeddingNoise, LayerReplay, Metrics, Model};
 use crate::recipe::{Plan, ReplayChoice};
 use crate::rng;
 
@@ -16,19 +16,19 @@ pub struct Stepper<'a> {
     pub model: &'a Model,
     pub lr: LearningRate,
     pub optim: Optimiser,
-    pub state: State,
+    pub state: TrainingState,
 }
 
 /// Calls `f` with the adapter that the batch asks for switched on; without a request, with the model as it is.
-fn under<R>(model: &Model, batch: &dyn Batch, f: impl FnOnce(&Model) -> R) -> R {
+fn with_batch_adapter<R>(model: &Model, batch: &dyn MicroBatch, f: impl FnOnce(&Model) -> R) -> R {
     match batch.adapter() {
-        Some(name) => model.with(Some(name), f),
+        Some(name) => model.with_adapter(Some(name), f),
         None => f(model),
     }
 }
 
 /// Numbers of one optimiser step.
-pub struct Outcome {
+pub struct StepOutcome {
     pub epoch: f64,
     /// Mean over the items of the step.
     pub loss: f64,
@@ -43,12 +43,12 @@ pub struct Outcome {
     /// True if loss and gradient norm are finite. If not, the parameters were not updated.
     pub finite: bool,
     /// For a step that is not finite: the first tensor with NaN or infinity, if repeating the step finds one.
-    pub origin: Option<Origin>,
+    pub non_finite_origin: Option<FirstNonFinite>,
 }
 
-impl Outcome {
+impl StepOutcome {
     /// Returns the means that a method's alarms read: its metrics and the loss.
-    pub fn told(&self) -> Means {
+    pub fn alarm_means(&self) -> Means {
         self.means.iter().cloned().chain([("loss".to_string(), self.loss)]).collect()
     }
 }
@@ -57,24 +57,26 @@ impl Stepper<'_> {
     /// Executes the next step of the method: forward and backward over its micro-batches, clipping, update. If loss or
     /// norm are not finite, the update is left out and the step is repeated to find the first tensor that is not
     /// finite.
-    pub fn advance(&mut self, method: &mut dyn Method) -> Result<Outcome> {
+    pub fn advance(&mut self, method: &mut dyn Method) -> Result<StepOutcome> {
         let recipe = &self.plan.recipe;
         let replay = match recipe.run.replay {
-            ReplayChoice::None => Replay::None,
-            ReplayChoice::Layers(n) => Replay::First(n),
-            ReplayChoice::All => Replay::All,
+            ReplayChoice::None => LayerReplay::None,
+            ReplayChoice::Layers(n) => LayerReplay::First(n),
+            ReplayChoice::All => LayerReplay::All,
         };
         let step = method.next_step(self.model)?;
-        let items: f64 = step.micro.iter().map(|b| b.items()).sum();
+        let items: f64 = step.micro_batches.iter().map(|b| b.items()).sum();
         let mut metrics = Metrics::default();
         let mut tokens = 0;
-        for (i, b) in step.micro.iter().enumerate() {
+        for (i, b) in step.micro_batches.iter().enumerate() {
             tokens += b.tokens().len() as u64;
-            self.model.set_noise(recipe.optim.neftune.filter(|alpha| *alpha > 0.0).map(|alpha| {
+            self.model.set_embedding_noise(recipe.optim.neftune.filter(|alpha| *alpha > 0.0).map(|alpha| {
                 let at = (self.state.step << 20) + i as u64;
-                EmbeddingNoise { alpha, seed: rng::number(recipe.run.seed, "neftune", at) }
+                EmbeddingNoise { alpha, seed: rng::derived_seed(recipe.run.seed, "neftune", at) }
             }));
-            metrics.merge(under(self.model, &**b, |m| m.learn(b.tokens(), items, replay, |out| b.loss(out)))?);
+            metrics.merge(with_batch_adapter(self.model, &**b, |m| {
+                m.learn(b.tokens(), items, replay, |out| b.loss(out))
+            })?);
         }
         let norm = self.optim.clip(recipe.optim.max_norm)?.double_value(&[]);
         let lr = self.lr.at(self.state.step);
@@ -87,8 +89,9 @@ impl Stepper<'_> {
             self.optim.step(lr)?;
             self.state.skipped_in_a_row = 0;
         } else {
-            for b in &step.micro {
-                origin = under(self.model, &**b, |m| m.origin(b.tokens(), items, |out| b.loss(out)))?;
+            for b in &step.micro_batches {
+                origin =
+                    with_batch_adapter(self.model, &**b, |m| m.find_non_finite(b.tokens(), items, |out| b.loss(out)))?;
                 if origin.is_some() {
                     break;
                 }
@@ -100,6 +103,6 @@ impl Stepper<'_> {
         self.state.step += 1;
         self.state.tokens += tokens;
         self.state.cursor = method.cursor();
-        Ok(Outcome { epoch: step.epoch, loss, lr, norm, tokens, items, means, finite, origin })
+        Ok(StepOutcome { epoch: step.epoch, loss, lr, norm, tokens, items, means, finite, non_finite_origin: origin })
     }
 }

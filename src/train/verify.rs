@@ -4,13 +4,13 @@
 //! checkpoint, weights, optimiser, random generator and method are compared with it bit for bit. Nothing is written
 //! into the run's folder.
 
-use super::checkpoint::{Checkpoints, State, differences};
+use super::checkpoint::{Checkpoints, TrainingState, differences};
 use super::optim::Optimiser;
 use super::prepare;
 use super::schedule::LearningRate;
-use super::step::{Outcome, Stepper};
+use super::step::{StepOutcome, Stepper};
 use crate::error::{Error, Result};
-use crate::fsutil::{hold, read_to_string};
+use crate::fsutil::{lock_folder, read_to_string};
 use crate::recipe::Plan;
 use crate::report;
 use serde::Serialize;
@@ -20,7 +20,7 @@ use std::path::Path;
 
 /// Result of a verification.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Verdict {
+pub struct RunVerification {
     /// Step of the checkpoint at which the replay starts; 0 is the start of the run.
     pub from: u64,
     /// Step at which the replay ends, unless a difference ends it earlier.
@@ -39,12 +39,12 @@ pub struct Verdict {
 
 /// Replays steps of the run that `plan` describes and compares them. `steps`: how many; `None`: those up to the last
 /// checkpoint from the one before. Stops at the first difference. Fails if recipe or data changed since the run.
-pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
+pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<RunVerification> {
     let out = &plan.recipe.run.out;
     // The lock prevents that a run in progress removes checkpoints that the replay needs.
-    let _held = hold(out)?;
+    let _held = lock_folder(out)?;
     let checkpoints = Checkpoints::new(out, plan.recipe.run.keep);
-    let good = checkpoints.good();
+    let good = checkpoints.good_states();
     let Some(last) = good.last() else {
         return Err(Error::user(format!("{}: there is no undamaged checkpoint to compare with", out.display()))
             .hint("a run saves one at its end, and every run.save_every steps"));
@@ -62,9 +62,14 @@ pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
     }
     let recorded = recorded(&out.join("metrics.jsonl"))?;
     let model = prepared.load_model()?;
-    let total = prepared.total;
+    let total = prepared.total_steps;
     let (mut method, _) = prepared.into_method(&model)?;
-    let mut optim = Optimiser::beside(model.params(), &method.parameters(), &plan.recipe.optim, plan.recipe.run.seed)?;
+    let mut optim = Optimiser::with_extra_parameters(
+        model.params(),
+        &method.parameters(),
+        &plan.recipe.optim,
+        plan.recipe.run.seed,
+    )?;
     let state = match good.iter().find(|s| s.step == from) {
         Some(state) => {
             let extra = checkpoints.restore(from, &model, &mut optim)?;
@@ -72,11 +77,11 @@ pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
             method.restore(extra)?;
             state.clone()
         }
-        None => State::new(last.origin.clone()),
+        None => TrainingState::new(last.origin.clone()),
     };
     let lr = LearningRate::new(&plan.recipe.optim, plan.lr(), total);
     let mut at = Stepper { plan, model: &model, lr, optim, state };
-    let mut verdict = Verdict {
+    let mut verdict = RunVerification {
         from,
         to,
         same: true,
@@ -88,12 +93,12 @@ pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<Verdict> {
     while at.state.step < to {
         let done = at.advance(&mut *method)?;
         // Called as in the run, because the values that a method's alarms have seen are part of the method's state.
-        let _ = method.alarms(&done.told());
+        let _ = method.alarms(&done.alarm_means());
         let step = at.state.step;
         report::info(format!("replayed step {step} of {from} to {to}: loss {:.4}", done.loss));
         let mut found = None;
         if let Some(then) = recorded.get(&step) {
-            found = numbers(then, &done, at.state.tokens);
+            found = first_different_number(then, &done, at.state.tokens);
             verdict.steps_compared += 1;
         }
         if found.is_none() && good.iter().any(|s| s.step == step) {
@@ -140,7 +145,7 @@ fn recorded(path: &Path) -> Result<BTreeMap<u64, Value>> {
 }
 
 /// Compares a step with its recorded line. Describes the first number that differs.
-fn numbers(then: &Value, now: &Outcome, tokens: u64) -> Option<String> {
+fn first_different_number(then: &Value, now: &StepOutcome, tokens: u64) -> Option<String> {
     let number = |x: f64| if x.is_finite() { json!(x) } else { json!(x.to_string()) };
     let now = [
         ("tokens", json!(tokens)),

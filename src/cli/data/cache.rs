@@ -1,7 +1,7 @@
 //! `ft data cache`: shows and prunes the cache in which token ids are kept between runs.
 
 use clap::Args;
-use ft::data::{Cache, CacheChoice};
+use ft::data::{CacheChoice, TokenCache};
 use ft::error::{Error, Result};
 use ft::report;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ pub fn run(args: CacheArgs) -> Result<()> {
     if let Some(folder) = args.folder.as_ref().filter(|f| !f.is_dir()) {
         return Err(Error::user(format!("{}: no such folder", folder.display())));
     }
-    let cache = Cache::new(&args.folder.map_or(CacheChoice::Auto, CacheChoice::Folder))?;
+    let cache = TokenCache::new(&args.folder.map_or(CacheChoice::Auto, CacheChoice::Folder))?;
     let unused = args.prune.map_or(Duration::MAX, |days| Duration::from_secs(days.saturating_mul(24 * 3600)));
     let found = cache.prune(unused);
     if args.json {

@@ -2,9 +2,9 @@
 
 use super::ReadArgs;
 use clap::{Args, ValueEnum};
-use ft::data::convert::{Target, convert};
-use ft::data::rows::Reading;
-use ft::data::{SourceSpec, Want, json, source};
+use ft::data::convert::{TargetFormat, convert_record};
+use ft::data::row_reader::RowReader;
+use ft::data::{RowPurpose, SourceSpec, json, source};
 use ft::error::{Context, Error, Result};
 use ft::fsutil::write_atomic;
 use ft::report;
@@ -18,7 +18,7 @@ pub struct ConvertArgs {
     file: PathBuf,
     /// The format to write.
     #[arg(long, value_enum)]
-    to: To,
+    to: ConvertTargetArg,
     /// File to write (JSON Lines).
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -30,7 +30,7 @@ pub struct ConvertArgs {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum To {
+enum ConvertTargetArg {
     /// Column `messages`; of pairs the chosen answer, of labelled answers only the good ones.
     Messages,
     /// Columns `prompt`, `completion` (the last answer of a conversation).
@@ -43,32 +43,32 @@ enum To {
     Prompt,
 }
 
-impl From<To> for Target {
-    fn from(to: To) -> Self {
+impl From<ConvertTargetArg> for TargetFormat {
+    fn from(to: ConvertTargetArg) -> Self {
         match to {
-            To::Messages => Target::Messages,
-            To::PromptCompletion => Target::PromptCompletion,
-            To::Preference => Target::Preference,
-            To::Unpaired => Target::Unpaired,
-            To::Prompt => Target::Prompt,
+            ConvertTargetArg::Messages => TargetFormat::Messages,
+            ConvertTargetArg::PromptCompletion => TargetFormat::PromptCompletion,
+            ConvertTargetArg::Preference => TargetFormat::Preference,
+            ConvertTargetArg::Unpaired => TargetFormat::Unpaired,
+            ConvertTargetArg::Prompt => TargetFormat::Prompt,
         }
     }
 }
 
 /// Fails if an output file is the input file or has an ending other than .jsonl or .ndjson.
-pub fn check_out(file: &Path, outs: &[&PathBuf]) -> Result<()> {
+pub fn check_jsonl_outputs(file: &Path, outs: &[&PathBuf]) -> Result<()> {
     for out in outs {
         if out.extension().is_none_or(|e| e != "jsonl" && e != "ndjson") {
             return Err(Error::user(format!("{}: rows are written as JSON Lines", out.display()))
                 .hint("give a name that ends in .jsonl"));
         }
-        not_the_input(file, out)?;
+        check_not_input(file, out)?;
     }
     Ok(())
 }
 
 /// Fails if the output file is the input file.
-pub fn not_the_input(file: &Path, out: &Path) -> Result<()> {
+pub fn check_not_input(file: &Path, out: &Path) -> Result<()> {
     match out.canonicalize().is_ok_and(|o| file.canonicalize().is_ok_and(|f| f == o)) {
         true => Err(Error::user(format!("{}: is also the input file", out.display()))),
         false => Ok(()),
@@ -77,7 +77,7 @@ pub fn not_the_input(file: &Path, out: &Path) -> Result<()> {
 
 /// Numbers of rows read, written and left out.
 #[derive(Default)]
-struct Counts {
+struct ConvertCounts {
     read: u64,
     written: u64,
     left_out: u64,
@@ -86,15 +86,15 @@ struct Counts {
 
 /// Runs `ft data convert`.
 pub fn run(args: ConvertArgs) -> Result<()> {
-    check_out(&args.file, &[&args.out])?;
+    check_jsonl_outputs(&args.file, &[&args.out])?;
     let spec = args.read.source(&args.file);
     let files = source::files(&args.file)?;
-    let mut counts = Counts::default();
+    let mut counts = ConvertCounts::default();
     let mut failed = None;
     let written = write_atomic(&args.out, |out| {
         let mut left = spec.rows.unwrap_or(usize::MAX);
         for file in &files {
-            match one_file(file, &spec, left, &args, out, &mut counts) {
+            match convert_file(file, &spec, left, &args, out, &mut counts) {
                 Ok(rows) => left -= rows,
                 Err(e) => {
                     failed = Some(e);
@@ -126,25 +126,25 @@ pub fn run(args: ConvertArgs) -> Result<()> {
 }
 
 /// Converts at most `limit` rows of one file and returns how many it read.
-fn one_file(
+fn convert_file(
     file: &Path,
     spec: &SourceSpec,
     limit: usize,
     args: &ConvertArgs,
     out: &mut impl Write,
-    counts: &mut Counts,
+    counts: &mut ConvertCounts,
 ) -> Result<usize> {
-    let target = Target::from(args.to);
+    let target = TargetFormat::from(args.to);
     // The target needs answers, and pairs and labelled answers have answers too: read whatever format is detected.
-    let want = if target.want() == Want::Answers { Want::Anything } else { target.want() };
-    let reading = Reading::of(file, spec, want)?;
+    let want = if target.purpose() == RowPurpose::Answers { RowPurpose::Anything } else { target.purpose() };
+    let reading = RowReader::of(file, spec, want)?;
     report::info(format!("{}: {}", file.display(), reading.format.name()));
-    let passage = source::for_each_chunk_of(reading.wanted(), file, Some(limit), |chunk| {
+    let passage = source::for_each_selected_chunk(reading.wanted(), file, Some(limit), |chunk| {
         let made = |raw: source::RawRow| {
             let line = raw.line;
             let place = || format!("{}:{line}", file.display());
-            let rows = reading.row(raw, file).and_then(|row| convert(&row.record, target).context(place))?;
-            Ok(rows.iter().map(|row| json::text(row) + "\n").collect::<Vec<_>>())
+            let rows = reading.row(raw, file).and_then(|row| convert_record(&row.record, target).context(place))?;
+            Ok(rows.iter().map(|row| json::to_text(row) + "\n").collect::<Vec<_>>())
         };
         let rows: Vec<Result<Vec<String>>> = chunk.into_par_iter().map(made).collect();
         for row in rows {

@@ -3,10 +3,10 @@
 use super::ReadArgs;
 use crate::cli::model::TemplateArgs;
 use clap::{Args, ValueEnum};
-use ft::data::convert::{Target, convert};
+use ft::data::convert::{TargetFormat, convert_record};
 use ft::data::{
-    self, Cache, CacheChoice, ChatTokenizer, Dataset, EncodeOptions, Example, Item, Overflow, Pair, Prompt, Record,
-    Row, RowFormat, Sources, Supervise, Survey, Unpaired, quality, source,
+    self, CacheChoice, ChatTokenizer, Dataset, DatasetItem, EncodeOptions, Example, FileSurvey, Overflow, PairExample,
+    PromptExample, Record, RecordRow, RowFormat, SourceList, Supervise, TokenCache, UnpairedExample, quality, source,
 };
 use ft::error::{Error, Result};
 use ft::report;
@@ -64,7 +64,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
     }
     let spec = args.read.source(&args.file);
     let files = source::files(&args.file)?;
-    let surveys = files.iter().map(|f| data::survey(f, &spec, args.show)).collect::<Result<Vec<_>>>()?;
+    let surveys = files.iter().map(|f| data::survey_file(f, &spec, args.show)).collect::<Result<Vec<_>>>()?;
     let bad: usize = surveys.iter().map(|s| s.bad).sum();
     let mut out = match surveys.as_slice() {
         [one] => as_json(one),
@@ -80,16 +80,16 @@ pub fn run(args: InspectArgs) -> Result<()> {
     }
     if args.model.is_some() && bad == 0 {
         let tokens = match surveys.first().map(|s| s.format) {
-            Some(RowFormat::Preference | RowFormat::Hh) => tokens::<Pair>(&args),
-            Some(RowFormat::Unpaired) => tokens::<Unpaired>(&args),
-            Some(RowFormat::Prompt) => tokens::<Prompt>(&args),
-            _ => tokens::<Example>(&args),
+            Some(RowFormat::Preference | RowFormat::Hh) => inspect_tokens::<PairExample>(&args),
+            Some(RowFormat::Unpaired) => inspect_tokens::<UnpairedExample>(&args),
+            Some(RowFormat::Prompt) => inspect_tokens::<PromptExample>(&args),
+            _ => inspect_tokens::<Example>(&args),
         }?;
         out["tokens"] = tokens;
     }
     if args.json {
         let text = serde_json::to_string_pretty(&out).map_err(|e| Error::bug(e.to_string()))?;
-        println!("{}", data::json::unmarked(text));
+        println!("{}", data::json::restore_numbers(text));
     }
     if bad == 0 {
         return Ok(());
@@ -101,7 +101,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
 }
 
 /// Tokenises the rows, prints the first ones and the summary, and returns the same as JSON.
-fn tokens<T: Item>(args: &InspectArgs) -> Result<Value> {
+fn inspect_tokens<T: DatasetItem>(args: &InspectArgs) -> Result<Value> {
     let Some(model) = &args.model else { return Ok(Value::Null) };
     let tokenizer = ChatTokenizer::load_with(model, &args.template.rendering()?)?;
     let options = EncodeOptions {
@@ -110,19 +110,19 @@ fn tokens<T: Item>(args: &InspectArgs) -> Result<Value> {
         on_overflow: Overflow::Error,
         overflow_tolerance: 0.0,
     };
-    let cache = Cache::new(if args.no_cache { &CacheChoice::Off } else { &CacheChoice::Auto })?;
-    let sources = Sources(vec![args.read.source(&args.file)]);
+    let cache = TokenCache::new(if args.no_cache { &CacheChoice::Off } else { &CacheChoice::Auto })?;
+    let sources = SourceList(vec![args.read.source(&args.file)]);
     let dataset: Dataset<T> = Dataset::open(&sources, &tokenizer, &options, &cache)?;
-    let same = quality::duplicates(&dataset);
+    let same = quality::find_duplicates(&dataset);
     let colour = console::colors_enabled() && !args.json;
     let items = dataset.iter().take(args.show).collect::<Result<Vec<T>>>()?;
-    let examples: Vec<Example> = items.iter().flat_map(Item::shown).collect();
+    let examples: Vec<Example> = items.iter().flat_map(DatasetItem::to_examples).collect();
     let shown = examples.iter().map(|e| quality::preview(e, &tokenizer, colour)).collect::<Result<Vec<_>>>()?;
     let summary = &dataset.summary;
     if !args.json {
         let mark = if colour { "green" } else { "between « and »" };
         for (example, text) in examples.iter().zip(&shown) {
-            let (n, learnt) = (example.ids.len(), example.targets());
+            let (n, learnt) = (example.ids.len(), example.target_count());
             println!("\n-- example at line {}: {n} tokens, {learnt} trained on ({mark})\n{text}", example.line);
         }
         println!(
@@ -143,19 +143,19 @@ fn tokens<T: Item>(args: &InspectArgs) -> Result<Value> {
     Ok(json!({ "summary": summary, "duplicates": same, "previews": shown }))
 }
 
-fn as_json(survey: &Survey) -> Value {
+fn as_json(survey: &FileSurvey) -> Value {
     json!({
-        "file": survey.path, "format": survey.format.name(), "found": survey.found, "rows": survey.rows,
+        "file": survey.path, "format": survey.format.name(), "found": survey.format_detected, "rows": survey.rows,
         "blank_lines": survey.blank_lines, "columns": survey.columns.iter().map(|(name, _)| name).collect::<Vec<_>>(),
         "used_columns": survey.used_columns, "unused_columns": survey.unused_columns,
         "filled": survey.columns.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
         "bad": survey.bad, "bad_rows": survey.bad_rows,
-        "first_rows": survey.first.iter().map(mapped).collect::<Vec<_>>(),
+        "first_rows": survey.first.iter().map(canonical_row).collect::<Vec<_>>(),
     })
 }
 
-fn overview(survey: &Survey, named: bool) -> String {
-    let how = if survey.found { "detected from the columns" } else { "given by --format" };
+fn overview(survey: &FileSurvey, named: bool) -> String {
+    let how = if survey.format_detected { "detected from the columns" } else { "given by --format" };
     let good = survey.rows - survey.bad;
     let column = |(name, filled): &(String, usize)| match good.saturating_sub(*filled) {
         0 => name.clone(),
@@ -180,25 +180,26 @@ fn overview(survey: &Survey, named: bool) -> String {
 }
 
 /// Returns a row under the column names of the format that it was read as.
-fn mapped(row: &Row) -> Value {
+fn canonical_row(row: &RecordRow) -> Value {
     let target = match &row.record {
-        Record::Messages(_) | Record::Alpaca(_) => Target::Messages,
-        Record::PromptCompletion { .. } => Target::PromptCompletion,
-        Record::Prompt(_) => Target::Prompt,
-        Record::Preference(_) => Target::Preference,
-        Record::Unpaired(_) => Target::Unpaired,
+        Record::Messages(_) | Record::Alpaca(_) => TargetFormat::Messages,
+        Record::PromptCompletion { .. } => TargetFormat::PromptCompletion,
+        Record::Prompt(_) => TargetFormat::Prompt,
+        Record::Preference(_) => TargetFormat::Preference,
+        Record::Unpaired(_) => TargetFormat::Unpaired,
         Record::Text(text) => return json!({ "text": text, "line": row.line }),
     };
-    let mut value = convert(&row.record, target).ok().and_then(|rows| rows.into_iter().next()).unwrap_or_default();
+    let mut value =
+        convert_record(&row.record, target).ok().and_then(|rows| rows.into_iter().next()).unwrap_or_default();
     if let Record::Messages(talk) = &row.record {
-        value["given"] = talk.given.into();
+        value["given"] = talk.prompt_len.into();
     }
     value["line"] = row.line.into();
     value
 }
 
-fn as_text(row: &Row) -> String {
-    let Value::Object(columns) = mapped(row) else { return String::new() };
+fn as_text(row: &RecordRow) -> String {
+    let Value::Object(columns) = canonical_row(row) else { return String::new() };
     let turn = |m: &Value| {
         let Value::Object(mut m) = m.clone() else { return m.to_string() };
         let role = m.shift_remove("role").unwrap_or_default();
@@ -218,5 +219,5 @@ fn as_text(row: &Row) -> String {
             other => lines.push(format!("{name:>10}: {other}")),
         }
     }
-    data::json::unmarked(lines.join("\n"))
+    data::json::restore_numbers(lines.join("\n"))
 }

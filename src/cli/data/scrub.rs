@@ -2,7 +2,7 @@
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use ft::data::scrub::{Kind, Names, Report, Scrubber};
+use ft::data::scrub::{NameList, PersonalDataKind, ScrubReport, Scrubber};
 use ft::data::source;
 use ft::error::{Context, Error, Result};
 use ft::{fsutil, report};
@@ -12,13 +12,13 @@ use std::path::PathBuf;
 /// Options that say what is searched for and how it is replaced; shared with `ft label import --scrub`.
 #[derive(Args)]
 #[command(next_help_heading = "Personal data")]
-pub struct ScrubOptions {
+pub struct ScrubRuleArgs {
     /// Search for these kinds only.
     #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = kinds())]
-    kinds: Vec<Kind>,
+    kinds: Vec<PersonalDataKind>,
     /// Do not replace these kinds, such as `date`.
     #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = kinds(), conflicts_with = "kinds")]
-    keep: Vec<Kind>,
+    keep: Vec<PersonalDataKind>,
     /// File with names to search for, one per line.
     #[arg(long, value_name = "FILE")]
     names: Option<PathBuf>,
@@ -27,24 +27,24 @@ pub struct ScrubOptions {
     key_file: Option<PathBuf>,
 }
 
-impl ScrubOptions {
+impl ScrubRuleArgs {
     /// Returns true if any of these options is given.
-    pub fn given(&self) -> bool {
+    pub fn any_given(&self) -> bool {
         !self.kinds.is_empty() || !self.keep.is_empty() || self.names.is_some() || self.key_file.is_some()
     }
 
     /// Builds the scrubber that the options describe. Fails if --kinds name has no --names, or the key is too short.
     pub fn scrubber(&self) -> Result<Scrubber> {
-        let wanted = if self.kinds.is_empty() { Kind::ALL.to_vec() } else { self.kinds.clone() };
-        let kinds: Vec<Kind> = wanted.into_iter().filter(|k| !self.keep.contains(k)).collect();
+        let wanted = if self.kinds.is_empty() { PersonalDataKind::ALL.to_vec() } else { self.kinds.clone() };
+        let kinds: Vec<PersonalDataKind> = wanted.into_iter().filter(|k| !self.keep.contains(k)).collect();
         let names = match &self.names {
-            Some(path) => Names::read(path)?,
-            None if self.kinds.contains(&Kind::Name) => {
+            Some(path) => NameList::read(path)?,
+            None if self.kinds.contains(&PersonalDataKind::Name) => {
                 return Err(
                     Error::user("--kinds name: names can be found only by a list").hint("give one with --names FILE")
                 );
             }
-            None => Names::default(),
+            None => NameList::default(),
         };
         let key = self.key_file.as_deref().map(fsutil::read).transpose()?;
         if key.as_ref().is_some_and(|k| k.len() < 16) {
@@ -56,12 +56,13 @@ impl ScrubOptions {
 }
 
 /// Returns the lines that report what was found and what was not searched for.
-pub fn said(found: &Report) -> Vec<String> {
+pub fn report_lines(found: &ScrubReport) -> Vec<String> {
     let n = report::count;
     let mut lines = vec![format!("{} of {} rows changed", n(found.rows_changed), n(found.rows))];
     lines.extend(found.found.iter().map(|(kind, found)| {
         let rules: Vec<String> = found.rules.iter().map(|(rule, times)| format!("{rule} {times}")).collect();
-        let rules = if *kind == Kind::National { format!(" ({})", rules.join(", ")) } else { String::new() };
+        let rules =
+            if *kind == PersonalDataKind::National { format!(" ({})", rules.join(", ")) } else { String::new() };
         format!("  {:<15} {} times, {} different{rules}", kind.name(), n(found.times), n(found.distinct))
     }));
     lines.push(format!(
@@ -74,8 +75,9 @@ pub fn said(found: &Report) -> Vec<String> {
     lines
 }
 
-fn kinds() -> impl TypedValueParser<Value = Kind> {
-    PossibleValuesParser::new(Kind::ALL.map(Kind::name)).map(|name| Kind::named(&name).unwrap_or(Kind::Email))
+fn kinds() -> impl TypedValueParser<Value = PersonalDataKind> {
+    PossibleValuesParser::new(PersonalDataKind::ALL.map(PersonalDataKind::name))
+        .map(|name| PersonalDataKind::named(&name).unwrap_or(PersonalDataKind::Email))
 }
 
 #[derive(Args)]
@@ -86,7 +88,7 @@ pub struct ScrubArgs {
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
-    options: ScrubOptions,
+    options: ScrubRuleArgs,
     /// Print what was found as JSON: counts only, no values.
     #[arg(long)]
     json: bool,
@@ -94,7 +96,7 @@ pub struct ScrubArgs {
 
 /// Runs `ft data scrub`.
 pub fn run(args: ScrubArgs) -> Result<()> {
-    super::convert::not_the_input(&args.file, &args.out)?;
+    super::convert::check_not_input(&args.file, &args.out)?;
     let mut scrubber = args.options.scrubber()?;
     let files = source::files(&args.file)?;
     source::write_each(&args.out, |put| {
@@ -113,7 +115,7 @@ pub fn run(args: ScrubArgs) -> Result<()> {
     if args.json {
         println!("{}", serde_json::to_string(scrubber.report()).map_err(|e| Error::bug(format!("counts: {e}")))?);
     } else {
-        said(scrubber.report()).iter().for_each(report::info);
+        report_lines(scrubber.report()).iter().for_each(report::info);
     }
     Ok(())
 }

@@ -35,14 +35,14 @@ pub fn run(args: SplitArgs) -> Result<()> {
         return Err(Error::user(format!("--valid {}: expected a share between 0 and 1", args.valid)));
     }
     let outs = [&args.train_out, &args.valid_out];
-    super::convert::check_out(&args.file, &outs)?;
+    super::convert::check_jsonl_outputs(&args.file, &outs)?;
     let counts = [Cell::new(0u64), Cell::new(0u64)];
     let write = |side: usize| -> Result<()> {
         let mut failed = None;
         write_atomic(outs[side], |out| {
             let read = source::for_each_chunk(&args.file, None, |chunk| {
                 for raw in chunk {
-                    let row = json::text(&serde_json::Value::Object(raw.columns(&args.file)?));
+                    let row = json::to_text(&serde_json::Value::Object(raw.columns(&args.file)?));
                     let valid = rng::stream(args.seed, &format!("split {row}"), 0).random::<f64>() < args.valid;
                     if usize::from(valid) == side {
                         writeln!(out, "{row}").map_err(|e| ft::fsutil::io_error("writing", outs[side], e))?;

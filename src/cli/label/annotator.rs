@@ -3,8 +3,8 @@
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::label::Store;
-use ft::label::record::{Annotator, Kind};
-use ft::label::server::Token;
+use ft::label::record::{Annotator, AnnotatorKind};
+use ft::label::server::SignInToken;
 use ft::report;
 use serde_json::{Value, json};
 
@@ -39,15 +39,15 @@ pub fn run(args: &AnnotatorArgs) -> Result<()> {
     if args.revoke {
         let found = store.annotators()?.into_iter().find(|a| a.name == *name);
         let found = found.ok_or_else(|| {
-            Error::user(format!("{}: no annotator is called `{name}`", store.place()))
-                .hint(format!("list all annotators: ft label annotator {}", store.place()))
+            Error::user(format!("{}: no annotator is called `{name}`", store.location()))
+                .hint(format!("list all annotators: ft label annotator {}", store.location()))
         })?;
         store.set_annotator(found.id, None, &found.detail)?;
         report::info(format!("{name} can no longer sign in; a running server notices within seconds"));
         return Ok(());
     }
-    let token = Token::new()?;
-    let somebody = store.annotator(name, Kind::Person, &json!({}))?;
+    let token = SignInToken::new()?;
+    let somebody = store.annotator(name, AnnotatorKind::Person, &json!({}))?;
     let mut detail = somebody.detail.clone();
     match args.admin {
         true => detail["admin"] = Value::Bool(true),

@@ -1,12 +1,12 @@
 //! `ft label candidates`: generates answers to the project's prompts with a model.
 
 use crate::cli::generate;
-use crate::cli::model::{ModelArgs, TemplateArgs, need_template};
+use crate::cli::model::{ModelArgs, TemplateArgs, require_template};
 use crate::cli::sampling::SamplingArgs;
 use clap::Args;
 use ft::error::{Error, Result};
-use ft::generate::Limits;
-use ft::label::candidates::{self, Made, Plan};
+use ft::generate::BatchLimits;
+use ft::label::candidates::{self, CandidateCounts, CandidatePlan};
 use ft::label::{Project, Store};
 use ft::report;
 use serde_json::json;
@@ -55,9 +55,9 @@ pub fn run(args: &CandidatesArgs) -> Result<()> {
     }
     let store = Store::open(&args.project)?;
     let (model, tokenizer) = args.model.open(&args.template)?;
-    need_template(&tokenizer, &args.model)?;
-    let settings = generate::settings(&args.sampling, &args.model, &tokenizer)?;
-    let mut limits = Limits::of(&model)?;
+    require_template(&tokenizer, &args.model)?;
+    let settings = generate::generation_settings(&args.sampling, &args.model, &tokenizer)?;
+    let mut limits = BatchLimits::of(&model)?;
     limits.rows = args.batch_size.map_or(limits.rows, |n| n as usize);
     let temperatures =
         if args.temperatures.is_empty() { vec![settings.temperature] } else { args.temperatures.clone() };
@@ -73,11 +73,11 @@ pub fn run(args: &CandidatesArgs) -> Result<()> {
             return Err(Error::user(format!("{} answers to a prompt would all be the same one", args.answers))
                 .hint("sample with --temperature 1, or ask for one answer: -n 1"));
         }
-        let source = args.source_at(temperature);
+        let source = args.source_name(temperature);
         let answers = args.answers as usize;
-        let plan = Plan { source: source.clone(), answers, settings, limits, alike: args.alike };
+        let plan = CandidatePlan { source: source.clone(), answers, settings, limits, alike: args.alike };
         let project = Project::read(&store)?;
-        let open = candidates::open(&project, &plan).len();
+        let open = candidates::unanswered_prompts(&project, &plan).len();
         let (whole, mut done) = (project.prompts.len(), 0);
         report::info(format!("{source}: {open} of {whole} prompts to answer"));
         let bar = report::bar(open as u64, "prompts");
@@ -92,21 +92,21 @@ pub fn run(args: &CandidatesArgs) -> Result<()> {
             }
         })?;
         bar.finish_and_clear();
-        let Made { answers, kept, empty, alike, .. } = made;
+        let CandidateCounts { answers, kept, empty, alike, .. } = made;
         report::info(format!(
             "{source}: {kept} of {answers} answers kept, {alike} too similar to another, {empty} empty"
         ));
         all.push(json!({ "source": source, "made": made }));
     }
     if args.json {
-        println!("{}", json!({ "project": store.place(), "sources": all }));
+        println!("{}", json!({ "project": store.location(), "sources": all }));
     }
     Ok(())
 }
 
 impl CandidatesArgs {
     /// Returns the name of the source: --source, or the folders of model and adapter; then the temperature.
-    fn source_at(&self, temperature: f64) -> String {
+    fn source_name(&self, temperature: f64) -> String {
         let name = |path: &Path| path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         let base = self.source.clone().unwrap_or_else(|| match &self.model.adapter {
             Some(adapter) => format!("{} + {}", name(&self.model.model), name(adapter)),

@@ -1,13 +1,13 @@
 //! `ft label export`: writes verdicts as rows to train on.
 
-use super::{By, judges};
+use super::{AggregationArg, parse_judges};
 use clap::{Args, ValueEnum};
 use ft::data::source;
 use ft::error::{Error, Result};
 use ft::label::aggregate::aggregate;
-use ft::label::ballot::Judges;
 use ft::label::bias::length_baseline;
-use ft::label::export::{Format, Margin, Wanted, export};
+use ft::label::export::{LabelExportFormat, LabelExportOptions, MarginSource, export};
+use ft::label::project::JudgeFilter;
 use ft::label::{Project, Store};
 use ft::report;
 use serde_json::json;
@@ -20,7 +20,7 @@ pub struct ExportArgs {
     project: String,
     /// Format of the rows.
     #[arg(long, value_enum, default_value = "preference")]
-    format: As,
+    format: ExportFormatArg,
     /// File to write: .jsonl or .parquet.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -34,11 +34,11 @@ pub struct ExportArgs {
     #[arg(long, value_name = "WHO,…", value_delimiter = ',', default_value = "people")]
     votes: Vec<String>,
     /// How votes become verdicts.
-    #[arg(long, value_enum, default_value_t = By::Majority)]
-    aggregate: By,
+    #[arg(long, value_enum, default_value_t = AggregationArg::Majority)]
+    aggregate: AggregationArg,
     /// Meaning of the column `margin`.
     #[arg(long, value_enum, default_value = "agreement")]
-    margin: MarginOf,
+    margin: MarginArg,
     /// Leave out verdicts with a lower probability than this.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     min_confidence: f64,
@@ -60,7 +60,7 @@ pub struct ExportArgs {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum As {
+enum ExportFormatArg {
     /// Columns `prompt`, `chosen`, `rejected`, `margin`.
     Preference,
     /// Columns `prompt`, `completions` from best to worst, `scores`, `models`.
@@ -72,7 +72,7 @@ enum As {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum MarginOf {
+enum MarginArg {
     /// Leave out the column.
     None,
     /// The mean strength of the votes.
@@ -88,40 +88,40 @@ pub fn run(args: &ExportArgs) -> Result<()> {
             return Err(Error::user(format!("{name} {share}: expected a share from 0 to below 1")));
         }
     }
-    if args.both_bad && matches!(args.format, As::Preference | As::Argilla) {
+    if args.both_bad && matches!(args.format, ExportFormatArg::Preference | ExportFormatArg::Argilla) {
         return Err(Error::user("--both-bad: of two bad answers, none is preferred")
             .hint("keep them as two bad answers: --format unpaired --both-bad"));
     }
-    if args.edits && !matches!(args.format, As::Preference) {
+    if args.edits && !matches!(args.format, ExportFormatArg::Preference) {
         return Err(Error::user("--edits: edited answers become pairs").hint("use --format preference"));
     }
     let store = Store::open(&args.project)?;
     let project = Project::read(&store)?;
-    let judges = judges(&args.votes);
-    let ballots = project.ballots(&judges);
+    let judges = parse_judges(&args.votes);
+    let ballots = project.resolved_votes(&judges);
     let verdicts = aggregate(&ballots, args.aggregate.into());
     if verdicts.is_empty() {
         let who = args.votes.join(", ");
-        let all = project.ballots(&Judges::All);
+        let all = project.resolved_votes(&JudgeFilter::All);
         let mut names: Vec<&str> = all.iter().map(|b| b.annotator.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        return Err(Error::user(format!("{}: no votes by {who}", store.place())).hint(match names.is_empty() {
+        return Err(Error::user(format!("{}: no votes by {who}", store.location())).hint(match names.is_empty() {
             true => "no pair has been judged yet: ft label serve PROJECT, or ft label judge PROJECT".into(),
             false => format!("there are votes by {}: give --votes all, machines, or names", names.join(", ")),
         }));
     }
-    let wanted = Wanted {
+    let wanted = LabelExportOptions {
         format: match args.format {
-            As::Preference => Format::Preference,
-            As::Ranked => Format::Ranked,
-            As::Unpaired => Format::Unpaired,
-            As::Argilla => Format::Argilla,
+            ExportFormatArg::Preference => LabelExportFormat::Preference,
+            ExportFormatArg::Ranked => LabelExportFormat::Ranked,
+            ExportFormatArg::Unpaired => LabelExportFormat::Unpaired,
+            ExportFormatArg::Argilla => LabelExportFormat::Argilla,
         },
         margin: match args.margin {
-            MarginOf::None => Margin::None,
-            MarginOf::Strength => Margin::Strength,
-            MarginOf::Agreement => Margin::Agreement,
+            MarginArg::None => MarginSource::None,
+            MarginArg::Strength => MarginSource::Strength,
+            MarginArg::Agreement => MarginSource::Agreement,
         },
         confidence: args.min_confidence,
         ties: args.ties,
@@ -134,7 +134,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     if found.train.is_empty() {
         return Err(Error::user(format!(
             "{}: no row to write: of {} pairs, {} are ties, {} both bad, {} below --min-confidence{}",
-            store.place(),
+            store.location(),
             found.pairs,
             found.ties,
             found.both_bad,
@@ -150,7 +150,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let baseline = length_baseline(&project, &verdicts);
     if args.json {
         let counts = json!({ "train": found.train.len(), "valid": found.valid.len(), "left_out": found });
-        println!("{}", json!({ "project": store.place(), "rows": counts, "length": baseline }));
+        println!("{}", json!({ "project": store.location(), "rows": counts, "length": baseline }));
         return Ok(());
     }
     let n = |n: usize| report::count(n as u64);

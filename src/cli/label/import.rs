@@ -1,17 +1,17 @@
 //! `ft label import`: adds existing answers, and votes on them, to a project.
 
-use crate::cli::data::scrub::{ScrubOptions, said};
+use crate::cli::data::scrub::{ScrubRuleArgs, report_lines};
 use clap::{Args, ValueEnum};
 use ft::error::{Error, Result};
 use ft::label::Store;
-use ft::label::import::{Format, Imported, Options, import, read};
+use ft::label::import::{ImportCounts, LabelImportFormat, LabelImportOptions, import, read};
 use ft::report;
 use serde_json::json;
 use std::path::PathBuf;
 
 /// Add existing answers: from data files, or from exports of Argilla and Label Studio with their votes.
 #[derive(Args)]
-pub struct ImportArgs {
+pub struct LabelImportArgs {
     /// The project.
     project: String,
     /// Files to read: .jsonl, .json, .csv, .parquet, .arrow/.ipc/.feather.
@@ -19,7 +19,7 @@ pub struct ImportArgs {
     files: Vec<PathBuf>,
     /// Layout of the files; auto detects it.
     #[arg(long, value_enum, default_value = "auto")]
-    format: Layout,
+    format: LabelFormatArg,
     /// Source of the answers that do not name theirs.
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
@@ -36,14 +36,14 @@ pub struct ImportArgs {
     #[arg(long)]
     scrub: bool,
     #[command(flatten)]
-    scrubbing: ScrubOptions,
+    scrubbing: ScrubRuleArgs,
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Layout {
+enum LabelFormatArg {
     Auto,
     Rows,
     Argilla,
@@ -51,17 +51,17 @@ enum Layout {
 }
 
 /// Runs `ft label import`.
-pub fn run(args: &ImportArgs) -> Result<()> {
-    if args.scrubbing.given() && !args.scrub {
+pub fn run(args: &LabelImportArgs) -> Result<()> {
+    if args.scrubbing.any_given() && !args.scrub {
         return Err(Error::user("--kinds, --keep, --names and --key-file need --scrub").hint("add --scrub"));
     }
     let store = Store::open(&args.project)?;
-    let options = Options {
+    let options = LabelImportOptions {
         format: match args.format {
-            Layout::Auto => Format::Auto,
-            Layout::Rows => Format::Rows,
-            Layout::Argilla => Format::Argilla,
-            Layout::LabelStudio => Format::LabelStudio,
+            LabelFormatArg::Auto => LabelImportFormat::Auto,
+            LabelFormatArg::Rows => LabelImportFormat::Rows,
+            LabelFormatArg::Argilla => LabelImportFormat::Argilla,
+            LabelFormatArg::LabelStudio => LabelImportFormat::LabelStudio,
         },
         source: args.source.clone(),
         prompt: args.prompt.clone(),
@@ -77,11 +77,11 @@ pub fn run(args: &ImportArgs) -> Result<()> {
     if args.scrub {
         let mut scrubber = args.scrubbing.scrubber()?;
         items.iter_mut().try_for_each(|item| item.scrub(&mut scrubber))?;
-        said(scrubber.report()).iter().for_each(report::info);
+        report_lines(scrubber.report()).iter().for_each(report::info);
     }
-    let Imported { rows, prompts, candidates, pairs, votes } = import(&store, &items, overlap)?;
+    let ImportCounts { rows, prompts, candidates, pairs, votes } = import(&store, &items, overlap)?;
     if args.json {
-        let place = store.place();
+        let place = store.location();
         println!(
             "{}",
             json!({ "project": place, "rows": rows, "prompts": prompts, "candidates": candidates, "pairs": pairs, "votes": votes })
@@ -91,7 +91,7 @@ pub fn run(args: &ImportArgs) -> Result<()> {
     let n = |n: usize| report::count(n as u64);
     report::info(format!(
         "{}: {} rows: {} new prompts, {} new answers, {} new pairs, {} new votes",
-        store.place(),
+        store.location(),
         n(rows),
         n(prompts),
         n(candidates),

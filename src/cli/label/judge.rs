@@ -1,13 +1,13 @@
 //! `ft label judge`: lets a model or a program vote on pairs.
 
-use crate::cli::model::Dtype;
+use crate::cli::model::DtypeArg;
 use clap::{Args, ValueEnum};
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};
-use ft::label::ballot::Judges;
 use ft::label::bias::habits;
-use ft::label::judge::{self, CommandJudge, Judge, LanguageJudge, Orders, RewardJudge};
-use ft::label::record::Kind;
+use ft::label::judge::{self, CommandJudge, JudgingOrder, LanguageJudge, PairJudge, RewardJudge};
+use ft::label::project::JudgeFilter;
+use ft::label::record::AnnotatorKind;
 use ft::label::{Project, Store};
 use ft::models::{device, open, open_scorer};
 use ft::rewards::spec::CommandSpec;
@@ -52,7 +52,7 @@ pub struct JudgeArgs {
     tie_margin: f64,
     /// Order in which the answers are shown [default: both; a reward model scores each alone]
     #[arg(long, value_enum, conflicts_with = "reward")]
-    orders: Option<Order>,
+    orders: Option<JudgeOrderArg>,
     /// Name of the judge [default: that of its folder or program]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -69,15 +69,15 @@ pub struct JudgeArgs {
     #[arg(long, default_value = "auto")]
     device: String,
     /// Number format of the model
-    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
-    dtype: Dtype,
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
+    dtype: DtypeArg,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Order {
+enum JudgeOrderArg {
     /// Show each pair in both orders; a contradiction is a tie.
     Both,
     /// Show each pair once, in a random order.
@@ -92,55 +92,60 @@ pub fn run(args: &JudgeArgs) -> Result<()> {
         let base = args.model.as_deref().unwrap_or(reward);
         let adapter = args.model.as_ref().map(|_| reward.as_path());
         let tokenizer = ChatTokenizer::load(base, None)?;
-        let (model, scoring) = open_scorer(base, adapter, device, args.dtype.begin(device, base)?)?;
+        let (model, scoring) = open_scorer(base, adapter, device, args.dtype.choose_kind(device, base)?)?;
         scoring.check_texts(reward, |text| tokenizer.encode_plain(text))?;
         let name = json!(fsutil::absolute(reward));
         let mut judge =
             RewardJudge { model: &model, scoring: &scoring, tokenizer: &tokenizer, margin: args.tie_margin, name };
-        return args.vote(&store, &mut judge, folder(reward), Orders::One);
+        return args.judge_pairs(&store, &mut judge, folder_name(reward), JudgingOrder::One);
     }
     if let Some(base) = &args.model {
         let tokenizer = ChatTokenizer::load(base, None)?;
-        let model = open(base, args.adapter.as_slice(), device, args.dtype.begin(device, base)?)?;
-        models::open::need_finite_adapters(&model, args.adapter.as_slice())?;
+        let model = open(base, args.adapter.as_slice(), device, args.dtype.choose_kind(device, base)?)?;
+        models::open::require_finite_adapters(&model, args.adapter.as_slice())?;
         let rubric = args.rubric.as_deref().map(fsutil::read_to_string).transpose()?;
         let name = json!({ "base": fsutil::absolute(base), "adapter": args.adapter.as_deref().map(fsutil::absolute) });
         let mut judge = LanguageJudge::new(&model, &tokenizer, rubric, args.reasoning, name)?;
-        return args.vote(&store, &mut judge, folder(args.adapter.as_deref().unwrap_or(base)), args.orders(&store)?);
+        return args.judge_pairs(
+            &store,
+            &mut judge,
+            folder_name(args.adapter.as_deref().unwrap_or(base)),
+            args.orders(&store)?,
+        );
     }
     let spec = CommandSpec { run: args.command.clone(), timeout: args.timeout };
-    let name = args.command.iter().map(|w| folder(Path::new(w))).collect::<Vec<_>>().join(" ");
-    args.vote(&store, &mut CommandJudge::new(spec)?, name, args.orders(&store)?)
+    let name = args.command.iter().map(|w| folder_name(Path::new(w))).collect::<Vec<_>>().join(" ");
+    args.judge_pairs(&store, &mut CommandJudge::new(spec)?, name, args.orders(&store)?)
 }
 
 /// Returns the last part of a path.
-fn folder(path: &Path) -> String {
+fn folder_name(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
 }
 
 impl JudgeArgs {
     /// Returns the orders in which a language model or program is asked.
-    fn orders(&self, store: &Store) -> Result<Orders> {
+    fn orders(&self, store: &Store) -> Result<JudgingOrder> {
         Ok(match self.orders {
-            Some(Order::Drawn) => Orders::Drawn(store.settings()?.seed),
-            _ => Orders::Both,
+            Some(JudgeOrderArg::Drawn) => JudgingOrder::Random(store.settings()?.seed),
+            _ => JudgingOrder::Both,
         })
     }
 
     /// Lets the judge vote on every open pair, a batch at a time, and reports its ties, errors of order and length bias.
-    fn vote(&self, store: &Store, judge: &mut dyn Judge, name: String, orders: Orders) -> Result<()> {
+    fn judge_pairs(&self, store: &Store, judge: &mut dyn PairJudge, name: String, orders: JudgingOrder) -> Result<()> {
         let name = self.name.clone().unwrap_or(name);
         let annotator = store.annotator(&name, judge.kind(), &judge.detail())?;
         if annotator.kind != judge.kind() || annotator.detail != judge.detail() {
-            return Err(Error::user(format!("{}: another judge is already called `{name}`", store.place()))
-                .hint(format!("it is a {}, {}", annotator.kind, fsutil::shortened(&annotator.detail.to_string())))
+            return Err(Error::user(format!("{}: another judge is already called `{name}`", store.location()))
+                .hint(format!("it is a {}, {}", annotator.kind, fsutil::excerpt(&annotator.detail.to_string())))
                 .hint("give another name: --name NAME"));
         }
         let before = Project::read(store)?;
-        let mut tasks = judge::open(&before, annotator.id);
+        let mut tasks = judge::open_tasks(&before, annotator.id);
         tasks.truncate(self.limit.unwrap_or(usize::MAX));
         if tasks.is_empty() {
-            report::info(format!("{}: `{name}` has judged every pair", store.place()));
+            report::info(format!("{}: `{name}` has judged every pair", store.location()));
         }
         let stopped = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal_hook::consts::SIGINT, stopped.clone())
@@ -156,18 +161,18 @@ impl JudgeArgs {
                 ))
                 .hint("run the same command again to continue from there"));
             }
-            store.add_votes(&judge::votes(judge, part, orders, annotator.id)?)?;
+            store.add_votes(&judge::collect_votes(judge, part, orders, annotator.id)?)?;
             done += part.len();
             bar.inc(part.len() as u64);
         }
         bar.finish_and_clear();
         let after = Project::read(store)?;
-        let ballots = after.ballots(&Judges::Named(vec![name.clone()]));
-        let Some(habits) = habits(&after, &ballots).into_iter().find(|h| h.kind != Kind::Person) else {
+        let ballots = after.resolved_votes(&JudgeFilter::Named(vec![name.clone()]));
+        let Some(habits) = habits(&after, &ballots).into_iter().find(|h| h.kind != AnnotatorKind::Person) else {
             return Ok(());
         };
         if self.json {
-            println!("{}", json!({ "project": store.place(), "judged": tasks.len(), "judge": habits }));
+            println!("{}", json!({ "project": store.location(), "judged": tasks.len(), "judge": habits }));
             return Ok(());
         }
         let percent = |x: f64| format!("{:.0} %", 100.0 * x);

@@ -14,15 +14,15 @@ mod tui;
 use clap::{Subcommand, ValueEnum};
 use ft::error::Result;
 use ft::label::aggregate::Aggregation;
-use ft::label::ballot::Judges;
-use ft::label::record::Kind;
+use ft::label::project::JudgeFilter;
+use ft::label::record::AnnotatorKind;
 
 // In the order in which a project needs them.
 #[derive(Subcommand)]
-pub enum Label {
+pub enum LabelCommand {
     New(new::NewArgs),
     Candidates(candidates::CandidatesArgs),
-    Import(import::ImportArgs),
+    Import(import::LabelImportArgs),
     Pairs(pairs::PairsArgs),
     Annotator(annotator::AnnotatorArgs),
     Serve(serve::ServeArgs),
@@ -32,58 +32,58 @@ pub enum Label {
     Export(export::ExportArgs),
 }
 
-impl Label {
+impl LabelCommand {
     /// Returns true if the command runs until a person ends it.
-    pub fn waits(&self) -> bool {
-        matches!(self, Label::Serve(_) | Label::Tui(_))
+    pub fn waits_for_people(&self) -> bool {
+        matches!(self, LabelCommand::Serve(_) | LabelCommand::Tui(_))
     }
 }
 
 /// Runs `ft label …`.
-pub fn run(verb: Label) -> Result<()> {
+pub fn run(verb: LabelCommand) -> Result<()> {
     match verb {
-        Label::New(args) => new::run(&args),
-        Label::Candidates(args) => candidates::run(&args),
-        Label::Import(args) => import::run(&args),
-        Label::Pairs(args) => pairs::run(&args),
-        Label::Annotator(args) => annotator::run(&args),
-        Label::Serve(args) => serve::run(&args),
-        Label::Tui(args) => tui::run(&args),
-        Label::Judge(args) => judge::run(&args),
-        Label::Report(args) => report::run(&args),
-        Label::Export(args) => export::run(&args),
+        LabelCommand::New(args) => new::run(&args),
+        LabelCommand::Candidates(args) => candidates::run(&args),
+        LabelCommand::Import(args) => import::run(&args),
+        LabelCommand::Pairs(args) => pairs::run(&args),
+        LabelCommand::Annotator(args) => annotator::run(&args),
+        LabelCommand::Serve(args) => serve::run(&args),
+        LabelCommand::Tui(args) => tui::run(&args),
+        LabelCommand::Judge(args) => judge::run(&args),
+        LabelCommand::Report(args) => report::run(&args),
+        LabelCommand::Export(args) => export::run(&args),
     }
 }
 
 /// Returns the name of the account at the terminal ($USER), else `me`.
-fn user() -> String {
+fn account_name() -> String {
     std::env::var("USER").ok().filter(|name| !name.trim().is_empty()).unwrap_or_else(|| "me".into())
 }
 
 /// How votes become verdicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum By {
+enum AggregationArg {
     /// The choice with the most votes; if two have equally many, a tie.
     Majority,
     /// The most probable choice, given each judge's estimated errors (Dawid and Skene).
     DawidSkene,
 }
 
-impl From<By> for Aggregation {
-    fn from(by: By) -> Self {
+impl From<AggregationArg> for Aggregation {
+    fn from(by: AggregationArg) -> Self {
         match by {
-            By::Majority => Aggregation::Majority,
-            By::DawidSkene => Aggregation::DawidSkene,
+            AggregationArg::Majority => Aggregation::Majority,
+            AggregationArg::DawidSkene => Aggregation::DawidSkene,
         }
     }
 }
 
 /// Reads the value of `--votes`: people, machines, all, or names.
-fn judges(who: &[String]) -> Judges {
+fn parse_judges(who: &[String]) -> JudgeFilter {
     match who {
-        [one] if one == "people" => Judges::Kind(Kind::Person),
-        [one] if one == "machines" => Judges::Machines,
-        [one] if one == "all" => Judges::All,
-        names => Judges::Named(names.to_vec()),
+        [one] if one == "people" => JudgeFilter::Kind(AnnotatorKind::Person),
+        [one] if one == "machines" => JudgeFilter::Machines,
+        [one] if one == "all" => JudgeFilter::All,
+        names => JudgeFilter::Named(names.to_vec()),
     }
 }

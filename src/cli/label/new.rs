@@ -5,7 +5,7 @@ use ft::error::{Error, Result};
 use ft::fsutil::read_to_string;
 use ft::label::Store;
 use ft::label::import::prompts;
-use ft::label::record::{Added, Criterion, Settings};
+use ft::label::record::{Criterion, InsertCounts, ProjectSettings};
 use ft::report;
 use serde_json::json;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ pub struct NewArgs {
     guidelines: Option<PathBuf>,
     /// Criterion on which each answer is rated from 1 to BEST (default 5), such as `helpful:7`; may be given several
     /// times.
-    #[arg(long, value_name = "NAME[:BEST]", value_parser = criterion)]
+    #[arg(long, value_name = "NAME[:BEST]", value_parser = parse_criterion)]
     criterion: Vec<Criterion>,
     /// Also ask how much better the chosen answer is.
     #[arg(long)]
@@ -50,7 +50,7 @@ pub struct NewArgs {
 }
 
 /// Parses NAME or NAME:BEST.
-fn criterion(text: &str) -> Result<Criterion, String> {
+fn parse_criterion(text: &str) -> Result<Criterion, String> {
     let (name, best) = text.rsplit_once(':').unwrap_or((text, "5"));
     match best.parse() {
         Ok(best @ 2..=10) if !name.trim().is_empty() => Ok(Criterion { name: name.trim().into(), best }),
@@ -70,8 +70,8 @@ pub fn run(args: &NewArgs) -> Result<()> {
     for path in &args.prompts {
         rows.extend(prompts(path)?);
     }
-    let defaults = Settings::default();
-    let settings = Settings {
+    let defaults = ProjectSettings::default();
+    let settings = ProjectSettings {
         title: args.title.clone().unwrap_or(defaults.title),
         guidelines: args.guidelines.as_deref().map(read_to_string).transpose()?.unwrap_or_default(),
         criteria: args.criterion.clone(),
@@ -82,14 +82,14 @@ pub fn run(args: &NewArgs) -> Result<()> {
         seed: args.seed,
     };
     let store = Store::create(&args.project, &settings)?;
-    let Added { new, known } = store.add_prompts(&rows)?;
+    let InsertCounts { new, known } = store.add_prompts(&rows)?;
     if args.json {
-        println!("{}", json!({ "project": store.place(), "prompts": new, "duplicates": known }));
+        println!("{}", json!({ "project": store.location(), "prompts": new, "duplicates": known }));
         return Ok(());
     }
     let twice =
         if known > 0 { format!(" ({} duplicates left out)", report::count(known as u64)) } else { String::new() };
-    report::info(format!("{}: {} prompts{twice}", store.place(), report::count(new as u64)));
-    report::info(format!("next: ft label import {} ANSWERS, or ft label candidates", store.place()));
+    report::info(format!("{}: {} prompts{twice}", store.location(), report::count(new as u64)));
+    report::info(format!("next: ft label import {} ANSWERS, or ft label candidates", store.location()));
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! `ft label pairs`: chooses the pairs of answers to compare.
 
-use crate::cli::model::Dtype;
+use crate::cli::model::DtypeArg;
 use clap::{Args, ValueEnum};
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};
-use ft::label::judge::scores;
-use ft::label::select::{Scores, Strategy, Wanted, select};
+use ft::label::judge::reward_scores;
+use ft::label::select::{RewardScores, SelectionOptions, Strategy, select};
 use ft::label::{Project, Store};
 use ft::models::{device, open_scorer};
 use ft::report;
@@ -21,7 +21,7 @@ pub struct PairsArgs {
     project: String,
     /// Method of choosing pairs.
     #[arg(long, value_enum, default_value = "random")]
-    strategy: By,
+    strategy: PairStrategyArg,
     /// Largest number of new pairs [default: random and informative: one per prompt; all: no limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     budget: Option<u32>,
@@ -42,8 +42,8 @@ pub struct PairsArgs {
     #[arg(long, default_value = "auto")]
     device: String,
     /// Number format of the reward models
-    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
-    dtype: Dtype,
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
+    dtype: DtypeArg,
     /// Seed of the choice [default: the project's]
     #[arg(long)]
     seed: Option<u64>,
@@ -53,7 +53,7 @@ pub struct PairsArgs {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum By {
+enum PairStrategyArg {
     /// Random pairs, one prompt after the other.
     Random,
     /// All pairs of answers to a prompt.
@@ -67,31 +67,31 @@ pub fn run(args: &PairsArgs) -> Result<()> {
     if !(0.0..=1.0).contains(&args.repeats) {
         return Err(Error::user(format!("--repeats {}: expected a share from 0 to 1", args.repeats)));
     }
-    if !args.reward.is_empty() && args.strategy != By::Informative {
+    if !args.reward.is_empty() && args.strategy != PairStrategyArg::Informative {
         return Err(Error::user("--reward works only with --strategy informative").hint("add --strategy informative"));
     }
     let store = Store::open(&args.project)?;
     let project = Project::read(&store)?;
-    let mut said: Scores = Vec::new();
+    let mut said: RewardScores = Vec::new();
     for folder in &args.reward {
         let tokenizer_of = args.model.as_deref().unwrap_or(folder);
         let tokenizer = ChatTokenizer::load(tokenizer_of, None)?;
         let adapter = args.model.as_ref().map(|_| folder.as_path());
         let device = device(&args.device)?;
-        let kind = args.dtype.begin(device, tokenizer_of)?;
+        let kind = args.dtype.choose_kind(device, tokenizer_of)?;
         let (model, scoring) = open_scorer(tokenizer_of, adapter, device, kind)?;
         scoring.check_texts(folder, |text| tokenizer.encode_plain(text))?;
         let prompts = project.prompts_by_id();
         let answers = project.candidates.iter().filter_map(|c| Some((*prompts.get(&c.prompt)?, c)));
-        said.push(scores(&model, &scoring, &tokenizer, answers)?);
+        said.push(reward_scores(&model, &scoring, &tokenizer, answers)?);
     }
     let strategy = match args.strategy {
-        By::Random => Strategy::Random,
-        By::All => Strategy::All,
-        By::Informative => Strategy::Informative,
+        PairStrategyArg::Random => Strategy::Random,
+        PairStrategyArg::All => Strategy::All,
+        PairStrategyArg::Informative => Strategy::Informative,
     };
     let budget = args.budget.map(|n| n as usize);
-    let wanted = Wanted {
+    let wanted = SelectionOptions {
         strategy,
         budget: if strategy == Strategy::All { budget } else { budget.or(Some(project.prompts.len())) },
         overlap: args.overlap.unwrap_or(project.settings.overlap),
@@ -100,7 +100,7 @@ pub fn run(args: &PairsArgs) -> Result<()> {
     };
     let chosen = select(&project, &wanted, &said);
     if chosen.pairs.is_empty() {
-        return Err(Error::user(format!("{}: there is no new pair to choose", store.place()))
+        return Err(Error::user(format!("{}: there is no new pair to choose", store.location()))
             .hint("a pair needs two different answers to one prompt: ft label candidates PROJECT --model DIR -n 2"));
     }
     let added = store.add_pairs(&chosen.pairs)?;
@@ -109,11 +109,11 @@ pub fn run(args: &PairsArgs) -> Result<()> {
     match args.json {
         true => println!(
             "{}",
-            json!({ "project": store.place(), "pairs": added.new, "repeats": repeats.new, "overlap": wanted.overlap, "all": all })
+            json!({ "project": store.location(), "pairs": added.new, "repeats": repeats.new, "overlap": wanted.overlap, "all": all })
         ),
         false => report::info(format!(
             "{}: {} new pairs for {} each, {} hidden repeats; {all} pairs in total",
-            store.place(),
+            store.location(),
             report::count(added.new as u64),
             if wanted.overlap == 1 { "one person".into() } else { format!("{} people", wanted.overlap) },
             repeats.new,

@@ -1,11 +1,11 @@
 //! `ft label report`: shows agreement, the judges' biases, a ranking of the sources, and problems with the labels.
 
-use super::{By, judges};
+use super::{AggregationArg, parse_judges};
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::fsutil::{write_atomic, write_json};
 use ft::label::bootstrap::{Bootstrap, Estimate};
-use ft::label::report::{Report, render};
+use ft::label::report::{LabelReport, render};
 use ft::label::{Project, Store};
 use ft::report;
 use std::io::Write;
@@ -23,8 +23,8 @@ pub struct ReportArgs {
     #[arg(long, value_name = "WHO,…", value_delimiter = ',')]
     votes: Vec<String>,
     /// How votes become verdicts.
-    #[arg(long, value_enum, default_value_t = By::Majority)]
-    aggregate: By,
+    #[arg(long, value_enum, default_value_t = AggregationArg::Majority)]
+    aggregate: AggregationArg,
     /// Number of bootstrap replicates for the confidence intervals.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(100..))]
     replicates: u64,
@@ -42,8 +42,8 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     }
     let project = Project::read(&Store::open(&args.project)?)?;
     let bootstrap = Bootstrap { replicates: args.replicates, seed: project.settings.seed };
-    let judges = (!args.votes.is_empty()).then(|| judges(&args.votes));
-    let found = Report::of(&project, judges.as_ref(), args.aggregate.into(), &bootstrap);
+    let judges = (!args.votes.is_empty()).then(|| parse_judges(&args.votes));
+    let found = LabelReport::of(&project, judges.as_ref(), args.aggregate.into(), &bootstrap);
     for path in &args.out {
         match ending(path).as_str() {
             "json" => write_json(path, &found)?,
@@ -62,7 +62,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     Ok(())
 }
 
-fn table(found: &Report) -> Vec<Vec<String>> {
+fn table(found: &LabelReport) -> Vec<Vec<String>> {
     let line = |name: &str, value: String| vec![name.to_string(), value];
     let estimate = |e: Estimate| {
         let interval = e.interval.map_or(String::new(), |[low, high]| format!("  (95 % {low:.3} to {high:.3})"));

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use ft::error::{Error, Result};
-use ft::label::server::{Options, Server};
+use ft::label::server::{LabelServer, LabelServerOptions};
 use ft::report;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -30,12 +30,12 @@ pub struct ServeArgs {
 
 /// Runs `ft label serve` until a signal ends it.
 pub fn run(args: &ServeArgs) -> Result<()> {
-    let options = Options {
+    let options = LabelServerOptions {
         address: args.address,
         public: args.public.clone(),
-        name: args.name.clone().unwrap_or_else(super::user),
+        name: args.name.clone().unwrap_or_else(super::account_name),
     };
-    let server = Server::open(&args.project, &options)?;
+    let server = LabelServer::open(&args.project, &options)?;
     let plain = server.url().starts_with("http://");
     if !args.address.ip().is_loopback() && plain {
         report::warn(

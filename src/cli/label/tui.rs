@@ -2,7 +2,7 @@
 
 use clap::Args;
 use ft::error::{Error, Result};
-use ft::label::record::Kind;
+use ft::label::record::AnnotatorKind;
 use ft::label::{Store, terminal};
 use serde_json::json;
 use std::io::IsTerminal;
@@ -23,7 +23,7 @@ pub fn run(args: &TuiArgs) -> Result<()> {
         return Err(Error::user("ft label tui needs a terminal").hint("in a browser: ft label serve PROJECT"));
     }
     let store = Store::open(&args.project)?;
-    let name = args.name.clone().unwrap_or_else(super::user);
-    let annotator = store.annotator(&name, Kind::Person, &json!({}))?;
+    let name = args.name.clone().unwrap_or_else(super::account_name);
+    let annotator = store.annotator(&name, AnnotatorKind::Person, &json!({}))?;
     terminal::run(store, annotator.id)
 }

@@ -3,8 +3,8 @@
 //! The file may be damaged or hostile. Counts, string lengths, shapes and offsets are checked against the file's length
 //! before they are used; the error names the place of the damage.
 
-use super::{Array, TensorInfo, Value};
-use crate::convert::quant::Kind;
+use super::{GgufArray, GgufValue, TensorInfo};
+use crate::convert::quant::GgmlType;
 use crate::error::{Error, Result};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -16,7 +16,7 @@ const MAX_DIMENSIONS: u32 = 4;
 
 /// GGUF's value types, in the order of their numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ValueType {
+pub(super) enum GgufType {
     U8,
     I8,
     U16,
@@ -32,16 +32,16 @@ pub(super) enum ValueType {
     F64,
 }
 
-impl ValueType {
+impl GgufType {
     fn from_id(id: u32) -> Option<Self> {
-        use ValueType::*;
+        use GgufType::*;
         [U8, I8, U16, I16, U32, I32, F32, Bool, Text, Array, U64, I64, F64].get(id as usize).copied()
     }
 
     /// Returns the size of one value in bytes; of a text or an array the smallest possible size (its fixed-size
     /// fields).
     pub(super) fn least_bytes(self) -> usize {
-        use ValueType::*;
+        use GgufType::*;
         match self {
             U8 | I8 | Bool => 1,
             U16 | I16 => 2,
@@ -58,13 +58,13 @@ pub(super) fn not_gguf(path: &Path, why: &str) -> Error {
 }
 
 /// Reads from `data` at `at`, never past its end.
-pub(super) struct Cursor<'a> {
+pub(super) struct HeaderReader<'a> {
     pub(super) path: &'a Path,
     pub(super) data: &'a [u8],
     pub(super) at: usize,
 }
 
-impl<'a> Cursor<'a> {
+impl<'a> HeaderReader<'a> {
     fn damaged(&self, what: &str, why: &str) -> Error {
         Error::user(format!("{}: at byte {}: {what}: {why}", self.path.display(), self.at))
             .hint("the file is damaged or cut short; download it again and compare its size or checksum")
@@ -115,43 +115,43 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    fn value_type(&mut self, what: &str) -> Result<ValueType> {
+    fn value_type(&mut self, what: &str) -> Result<GgufType> {
         let id = self.u32(what)?;
-        ValueType::from_id(id).ok_or_else(|| self.damaged(what, &format!("value type 0 to 12 expected, found {id}")))
+        GgufType::from_id(id).ok_or_else(|| self.damaged(what, &format!("value type 0 to 12 expected, found {id}")))
     }
 
-    fn value(&mut self, what: &str) -> Result<Value> {
-        use ValueType as T;
+    fn value(&mut self, what: &str) -> Result<GgufValue> {
+        use GgufType as T;
         Ok(match self.value_type(what)? {
-            T::U8 => Value::Unsigned(u8::from_le_bytes(self.array(what)?) as u64),
-            T::I8 => Value::Signed(i8::from_le_bytes(self.array(what)?) as i64),
-            T::U16 => Value::Unsigned(u16::from_le_bytes(self.array(what)?) as u64),
-            T::I16 => Value::Signed(i16::from_le_bytes(self.array(what)?) as i64),
-            T::U32 => Value::Unsigned(u32::from_le_bytes(self.array(what)?) as u64),
-            T::I32 => Value::Signed(i32::from_le_bytes(self.array(what)?) as i64),
-            T::F32 => Value::Float32(f32::from_le_bytes(self.array(what)?)),
-            T::U64 => Value::Unsigned(u64::from_le_bytes(self.array(what)?)),
-            T::I64 => Value::Signed(i64::from_le_bytes(self.array(what)?)),
-            T::F64 => Value::Float64(f64::from_le_bytes(self.array(what)?)),
+            T::U8 => GgufValue::Unsigned(u8::from_le_bytes(self.array(what)?) as u64),
+            T::I8 => GgufValue::Signed(i8::from_le_bytes(self.array(what)?) as i64),
+            T::U16 => GgufValue::Unsigned(u16::from_le_bytes(self.array(what)?) as u64),
+            T::I16 => GgufValue::Signed(i16::from_le_bytes(self.array(what)?) as i64),
+            T::U32 => GgufValue::Unsigned(u32::from_le_bytes(self.array(what)?) as u64),
+            T::I32 => GgufValue::Signed(i32::from_le_bytes(self.array(what)?) as i64),
+            T::F32 => GgufValue::Float32(f32::from_le_bytes(self.array(what)?)),
+            T::U64 => GgufValue::Unsigned(u64::from_le_bytes(self.array(what)?)),
+            T::I64 => GgufValue::Signed(i64::from_le_bytes(self.array(what)?)),
+            T::F64 => GgufValue::Float64(f64::from_le_bytes(self.array(what)?)),
             T::Bool => match self.array::<1>(what)? {
-                [0] => Value::Bool(false),
-                [1] => Value::Bool(true),
+                [0] => GgufValue::Bool(false),
+                [1] => GgufValue::Bool(true),
                 [n] => return Err(self.damaged(what, &format!("a boolean is 0 or 1, found {n}"))),
             },
-            T::Text => Value::Text(self.text(what)?.to_string()),
-            T::Array => Value::Array(self.array_value(what)?),
+            T::Text => GgufValue::Text(self.text(what)?.to_string()),
+            T::Array => GgufValue::Array(self.array_value(what)?),
         })
     }
 
     /// Reads an array's type and count and skips its elements. Only texts must be visited one by one to find the end.
-    fn array_value(&mut self, what: &str) -> Result<Array> {
+    fn array_value(&mut self, what: &str) -> Result<GgufArray> {
         let element = self.value_type(what)?;
-        if element == ValueType::Array {
+        if element == GgufType::Array {
             return Err(self.damaged(what, "an array of arrays, which no model needs"));
         }
         let count = self.count(element.least_bytes(), what)?;
         let start = self.at;
-        if element == ValueType::Text {
+        if element == GgufType::Text {
             for _ in 0..count {
                 let length = self.count(1, what)?;
                 self.take(length, what)?;
@@ -159,15 +159,15 @@ impl<'a> Cursor<'a> {
         } else {
             self.take(count * element.least_bytes(), what)?;
         }
-        Ok(Array { element, count, bytes: start..self.at })
+        Ok(GgufArray { element, count, bytes: start..self.at })
     }
 }
 
-pub(super) type Header = (HashMap<String, Value>, Vec<TensorInfo>);
+pub(super) type Header = (HashMap<String, GgufValue>, Vec<TensorInfo>);
 
 /// Reads everything that precedes the tensors' data.
 pub(super) fn read_header(path: &Path, data: &[u8]) -> Result<Header> {
-    let mut c = Cursor { path, data, at: 0 };
+    let mut c = HeaderReader { path, data, at: 0 };
     if data.get(..4) != Some(MAGIC) {
         return Err(not_gguf(path, "it does not start with the letters GGUF"));
     }
@@ -194,7 +194,7 @@ pub(super) fn read_header(path: &Path, data: &[u8]) -> Result<Header> {
     }
     let alignment = match metadata.get("general.alignment") {
         None => DEFAULT_ALIGNMENT,
-        Some(Value::Unsigned(n)) if n.is_power_of_two() && *n >= 8 && *n <= 1 << 20 => *n,
+        Some(GgufValue::Unsigned(n)) if n.is_power_of_two() && *n >= 8 && *n <= 1 << 20 => *n,
         Some(other) => {
             return Err(c.damaged("general.alignment", &format!("a power of two from 8 on expected, found {other:?}")));
         }
@@ -205,12 +205,12 @@ pub(super) fn read_header(path: &Path, data: &[u8]) -> Result<Header> {
         listed.push(tensor_entry(&mut c, i)?);
     }
     let start = (c.at as u64).next_multiple_of(alignment);
-    let tensors = place(path, listed, start, alignment, data.len() as u64)?;
+    let tensors = locate_tensors(path, listed, start, alignment, data.len() as u64)?;
     Ok((metadata, tensors))
 }
 
 /// Reads a tensor entry; returns it with its offset from the start of the data. The caller turns it into a byte range.
-fn tensor_entry(c: &mut Cursor, i: usize) -> Result<(TensorInfo, u64)> {
+fn tensor_entry(c: &mut HeaderReader, i: usize) -> Result<(TensorInfo, u64)> {
     let name = c.text(&format!("name of tensor {i}"))?.to_string();
     let what = format!("tensor {name}");
     let dimensions = c.u32(&what)?;
@@ -224,9 +224,9 @@ fn tensor_entry(c: &mut Cursor, i: usize) -> Result<(TensorInfo, u64)> {
     }
     shape.reverse();
     let id = c.u32(&what)?;
-    let kind = Kind::from_id(id).map_err(|name| {
+    let kind = GgmlType::from_id(id).map_err(|name| {
         Error::user(format!("{}: {what}: quantisation type {name} is not supported", c.path.display()))
-            .hint(format!("ft import reads {}", Kind::names()))
+            .hint(format!("ft import reads {}", GgmlType::names()))
             .hint("choose another quantisation of the same model, such as Q8_0, Q6_K, Q4_K_M or F16")
     })?;
     let offset = c.u64(&what)?;
@@ -241,7 +241,7 @@ fn tensor_entry(c: &mut Cursor, i: usize) -> Result<(TensorInfo, u64)> {
 
 /// Turns offsets into byte ranges of the file. Fails if one is not aligned or not inside the file, if two overlap, or
 /// if a name is a duplicate.
-fn place(
+fn locate_tensors(
     path: &Path,
     listed: Vec<(TensorInfo, u64)>,
     start: u64,

@@ -5,32 +5,32 @@
 //! (Minitron, Muralidharan et al. 2024, arXiv 2407.14679). Kept weights are copied bit for bit. The student is verified
 //! before its folder is moved into place.
 
-mod measure;
+mod activations;
 mod slice;
 
 use super::export::{self, MODEL_FILES};
 use crate::error::{Error, Result};
 use crate::fsutil;
-use crate::models::{self, Config, Heads, Load, Model, Storage, content};
+use crate::models::{self, Config, Heads, LoadOptions, Model, Storage, content_hash};
 use crate::nn::safetensors::{SHARD_BYTES, write_model};
 use crate::nn::{Tokens, weights};
-use measure::Importance;
+use activations::Importance;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use slice::Slices;
+use slice::TensorSlices;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
 /// The file in a student's folder that records which model it was cut from, and how.
-pub const FILE: &str = "student.json";
+pub const STUDENT_FILE: &str = "student.json";
 
 /// Where a student comes from: the contents of student.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Origin {
+pub struct StudentOrigin {
     /// SHA-256 of the larger model.
     pub from_sha256: String,
-    pub cut: Cut,
+    pub cut: StudentCut,
     /// The kept layers, by their number in the larger model.
     pub kept_layers: Vec<usize>,
 }
@@ -38,8 +38,8 @@ pub struct Origin {
 /// The sizes that the student keeps.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Cut {
-    pub layers: Layers,
+pub struct StudentCut {
+    pub layers: KeptLayers,
     /// Neurons of each MLP; `None` keeps all.
     pub mlp: Option<i64>,
     /// Query heads of each layer; `None` keeps all.
@@ -49,7 +49,7 @@ pub struct Cut {
 /// Which layers are kept.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Layers {
+pub enum KeptLayers {
     #[default]
     All,
     /// The listed layers, counted from 0.
@@ -62,7 +62,7 @@ pub enum Layers {
 
 /// The angle between input and output of a block of layers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Turn {
+pub struct BlockAngle {
     /// The first layer of the block.
     pub from: usize,
     /// Number of layers in the block.
@@ -73,7 +73,7 @@ pub struct Turn {
 
 /// Describes the student that was written.
 #[derive(Debug, Clone, Serialize)]
-pub struct Student {
+pub struct StudentSummary {
     pub out: PathBuf,
     pub kept_layers: Vec<usize>,
     pub layers_before: usize,
@@ -83,46 +83,52 @@ pub struct Student {
     pub parameters: u64,
     pub parameters_before: u64,
     /// Every block that could have been removed, with its angle; empty if layers were not chosen by angle.
-    pub turns: Vec<Turn>,
+    pub turns: Vec<BlockAngle>,
 }
 
 /// Cuts a student out of the model in `from` and writes it to `out`. `calibration`: token ids of texts like those the
 /// student will be used for; required if activations decide what is kept. Fails if the model cannot be cut so, or if
 /// the student does not pass verification.
-pub fn student(from: &Path, cut: &Cut, calibration: &[Vec<u32>], out: &Path, device: Device) -> Result<Student> {
+pub fn cut_student(
+    from: &Path,
+    cut: &StudentCut,
+    calibration: &[Vec<u32>],
+    out: &Path,
+    device: Device,
+) -> Result<StudentSummary> {
     let config = Config::read(from)?;
     let depth = config.num_hidden_layers as usize;
     let (heads, groups) = (config.num_attention_heads, config.num_key_value_heads);
-    check(cut, &config)?;
-    let chosen = matches!(cut.layers, Layers::Angular(_)) || cut.mlp.is_some() || cut.heads.is_some();
+    check_cut(cut, &config)?;
+    let chosen = matches!(cut.layers, KeptLayers::Angular(_)) || cut.mlp.is_some() || cut.heads.is_some();
     if chosen && calibration.iter().all(|c| c.is_empty()) {
         return Err(Error::user("choosing layers, neurons or heads by their activations needs calibration texts")
             .hint("give rows with --data FILE"));
     }
     let measured = match chosen {
-        true => Some(measure::measure(from, calibration, device)?),
+        true => Some(activations::measure(from, calibration, device)?),
         false => None,
     };
     let (kept, turns) = match (&cut.layers, &measured) {
-        (Layers::All, _) => ((0..depth).collect(), Vec::new()),
-        (Layers::List(list), _) => (list.clone(), Vec::new()),
-        (Layers::Even(n), _) => (even(depth, *n), Vec::new()),
-        (Layers::Angular(n), Some(m)) => {
-            let turns = m.turns(depth - n);
+        (KeptLayers::All, _) => ((0..depth).collect(), Vec::new()),
+        (KeptLayers::List(list), _) => (list.clone(), Vec::new()),
+        (KeptLayers::Even(n), _) => (evenly_spread(depth, *n), Vec::new()),
+        (KeptLayers::Angular(n), Some(m)) => {
+            let turns = m.block_angles(depth - n);
             let least = turns.iter().min_by(|a, b| a.distance.total_cmp(&b.distance)).expect("a block of every start");
             let gone = least.from..least.from + least.layers;
             ((0..depth).filter(|i| !gone.contains(i)).collect(), turns)
         }
-        (Layers::Angular(_), None) => {
+        (KeptLayers::Angular(_), None) => {
             return Err(Error::bug("layers should be chosen by angle, but nothing was measured"));
         }
     };
     let (mlp, query) = (cut.mlp.unwrap_or(config.intermediate_size), cut.heads.unwrap_or(heads));
     let important = measured.map(|m| m.importance).unwrap_or_default();
-    let slices = Slices::new(&config, &kept, mlp, query, &important)?;
+    let slices = TensorSlices::new(&config, &kept, mlp, query, &important)?;
 
     let weights = models::weights(from, &config)?;
-    let written = slices.names(&weights);
+    let written = slices.student_names(&weights);
     let count = |sizes: &[i64]| sizes.iter().product::<i64>() as u64;
     let parameters_before = weights.names().map(|n| count(weights.shape(n).unwrap_or_default())).sum();
     let made = |name: &str| {
@@ -131,20 +137,21 @@ pub fn student(from: &Path, cut: &Cut, calibration: &[Vec<u32>], out: &Path, dev
     let mut entries = Vec::new();
     for (name, old) in &written {
         let t = made(old)?;
-        entries.push(export::entry(name, &t.size(), t.kind())?);
+        entries.push(export::tensor_entry(name, &t.size(), t.kind())?);
     }
     let parameters = entries.iter().map(|e| e.elements()).sum();
     let folder: PathBuf = out.components().collect();
     fsutil::replace_dir(&folder, |temp| {
-        export::check_disk(temp, entries.iter().map(|e| e.bytes()).sum())?;
+        export::check_disk_space(temp, entries.iter().map(|e| e.bytes()).sum())?;
         write_model(temp, &entries, SHARD_BYTES, |e| Ok(weights::bytes(&made(&written[&e.name])?)))?;
-        fsutil::write_json(&temp.join("config.json"), &patched(&config, &kept, mlp, query))?;
-        export::copy_beside(from, temp, MODEL_FILES)?;
-        let origin = Origin { from_sha256: content::hash(&[from])?, cut: cut.clone(), kept_layers: kept.clone() };
-        fsutil::write_json(&temp.join(FILE), &origin)?;
+        fsutil::write_json(&temp.join("config.json"), &student_config(&config, &kept, mlp, query))?;
+        export::copy_companion_files(from, temp, MODEL_FILES)?;
+        let origin =
+            StudentOrigin { from_sha256: content_hash::hash(&[from])?, cut: cut.clone(), kept_layers: kept.clone() };
+        fsutil::write_json(&temp.join(STUDENT_FILE), &origin)?;
         verify(from, temp, &kept, mlp == config.intermediate_size && query == heads)
     })?;
-    Ok(Student {
+    Ok(StudentSummary {
         out: folder,
         layers_before: depth,
         kept_layers: kept,
@@ -159,21 +166,21 @@ pub fn student(from: &Path, cut: &Cut, calibration: &[Vec<u32>], out: &Path, dev
 
 /// Cuts the student unless `out` contains it already; then returns `None`. Fails if `out` contains a model that was not
 /// cut from this model in this way.
-pub fn need_student(
+pub fn cut_student_if_missing(
     from: &Path,
-    cut: &Cut,
+    cut: &StudentCut,
     calibration: impl FnOnce() -> Result<Vec<Vec<u32>>>,
     out: &Path,
     device: Device,
-) -> Result<Option<Student>> {
+) -> Result<Option<StudentSummary>> {
     if !out.join("config.json").exists() {
-        return student(from, cut, &calibration()?, out, device).map(Some);
+        return cut_student(from, cut, &calibration()?, out, device).map(Some);
     }
-    let file = out.join(FILE);
+    let file = out.join(STUDENT_FILE);
     let same = match file.exists() {
         true => {
-            let origin: Origin = fsutil::read_json(&file)?;
-            origin.cut == *cut && origin.from_sha256 == content::hash(&[from])?
+            let origin: StudentOrigin = fsutil::read_json(&file)?;
+            origin.cut == *cut && origin.from_sha256 == content_hash::hash(&[from])?
         }
         false => false,
     };
@@ -189,7 +196,7 @@ pub fn need_student(
 }
 
 /// Fails if the model cannot be cut to these sizes.
-fn check(cut: &Cut, config: &Config) -> Result<()> {
+fn check_cut(cut: &StudentCut, config: &Config) -> Result<()> {
     let depth = config.num_hidden_layers as usize;
     let (heads, groups) = (config.num_attention_heads, config.num_key_value_heads);
     let most = |what: &str, n: i64, most: i64| match (1..=most).contains(&n) {
@@ -197,7 +204,7 @@ fn check(cut: &Cut, config: &Config) -> Result<()> {
         false => Err(Error::user(format!("{what} {n}: the model has {most}")).hint(format!("from 1 to {most}"))),
     };
     match &cut.layers {
-        Layers::List(list) => {
+        KeptLayers::List(list) => {
             if let Some(i) = list.iter().find(|i| **i >= depth) {
                 return Err(Error::user(format!("layer {i}: the model has layers 0 to {}", depth - 1)));
             }
@@ -205,8 +212,8 @@ fn check(cut: &Cut, config: &Config) -> Result<()> {
                 return Err(Error::user(format!("layers {list:?}: expected each once, in order, at least one")));
             }
         }
-        Layers::Even(n) | Layers::Angular(n) => most("--layers", *n as i64, depth as i64)?,
-        Layers::All => {}
+        KeptLayers::Even(n) | KeptLayers::Angular(n) => most("--layers", *n as i64, depth as i64)?,
+        KeptLayers::All => {}
     }
     cut.mlp.map_or(Ok(()), |n| most("--mlp", n, config.intermediate_size))?;
     let Some(n) = cut.heads else { return Ok(()) };
@@ -219,7 +226,7 @@ fn check(cut: &Cut, config: &Config) -> Result<()> {
 }
 
 /// Returns `n` of `depth` layers, evenly spread, the first and the last included.
-fn even(depth: usize, n: usize) -> Vec<usize> {
+fn evenly_spread(depth: usize, n: usize) -> Vec<usize> {
     match n {
         1 => vec![0],
         _ => (0..n).map(|i| (i * (depth - 1) + (n - 1) / 2) / (n - 1)).collect(),
@@ -227,10 +234,11 @@ fn even(depth: usize, n: usize) -> Vec<usize> {
 }
 
 /// Returns config.json with the new sizes, under the family's own keys.
-fn patched(config: &Config, kept: &[usize], mlp: i64, heads: i64) -> Value {
+fn student_config(config: &Config, kept: &[usize], mlp: i64, heads: i64) -> Value {
     let mut raw = config.raw.clone();
-    let own =
-        |key: &'static str| config.family().keys.iter().find(|(usual, _)| *usual == key).map_or(key, |(_, own)| own);
+    let own = |key: &'static str| {
+        config.family().key_names.iter().find(|(usual, _)| *usual == key).map_or(key, |(_, own)| own)
+    };
     let Some(map) = raw.as_object_mut() else { return raw };
     map.insert(own("num_hidden_layers").into(), json!(kept.len()));
     if mlp != config.intermediate_size {
@@ -257,7 +265,7 @@ fn patched(config: &Config, kept: &[usize], mlp: i64, heads: i64) -> Value {
 /// the outputs of the larger model with these layers skipped.
 fn verify(from: &Path, folder: &Path, kept: &[usize], only_layers: bool) -> Result<()> {
     let load = |folder: &Path| {
-        let load = Load {
+        let load = LoadOptions {
             device: Device::Cpu,
             kind: Kind::Float,
             storage: Storage::Auto,
@@ -272,12 +280,12 @@ fn verify(from: &Path, folder: &Path, kept: &[usize], only_layers: bool) -> Resu
     let ids: Vec<u32> = (0..24).map(|i| (i * 7 + 1) % n as u32).collect();
     let tokens = Tokens::pack(&[&ids], Device::Cpu);
     let all: Vec<usize> = (0..kept.len()).collect();
-    let found = student.through(&tokens, &all)?;
+    let found = student.logits_of_layers(&tokens, &all)?;
     if found.isfinite().all().int64_value(&[]) == 0 {
         return Err(Error::user("the student's outputs are NaN or infinite")
             .hint("check the larger model with: ft selftest --model DIR"));
     }
-    if only_layers && !found.equal(&load(from)?.through(&tokens, kept)?) {
+    if only_layers && !found.equal(&load(from)?.logits_of_layers(&tokens, kept)?) {
         return Err(Error::bug(
             "the student's outputs differ from those of the larger model without the removed layers",
         ));
@@ -287,16 +295,16 @@ fn verify(from: &Path, folder: &Path, kept: &[usize], only_layers: bool) -> Resu
 
 #[cfg(test)]
 mod tests {
-    use super::even;
+    use super::evenly_spread;
 
     #[test]
     fn layers_are_spread_from_the_first_to_the_last() {
-        assert_eq!(even(30, 30), (0..30).collect::<Vec<_>>());
-        assert_eq!(even(5, 3), [0, 2, 4]);
-        assert_eq!(even(4, 2), [0, 3]);
-        assert_eq!(even(30, 1), [0]);
+        assert_eq!(evenly_spread(30, 30), (0..30).collect::<Vec<_>>());
+        assert_eq!(evenly_spread(5, 3), [0, 2, 4]);
+        assert_eq!(evenly_spread(4, 2), [0, 3]);
+        assert_eq!(evenly_spread(30, 1), [0]);
         for n in 2..30 {
-            let kept = even(30, n);
+            let kept = evenly_spread(30, n);
             assert!(kept.windows(2).all(|w| w[0] < w[1]) && kept[0] == 0 && kept[n - 1] == 29, "{n}: {kept:?}");
         }
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
 /// The rows and columns to keep of every tensor.
-pub struct Slices {
+pub struct TensorSlices {
     /// Kept layers: old layer number -> new layer number.
     layers: BTreeMap<usize, usize>,
     /// By old layer number: indices of the kept neurons; empty if all are kept.
@@ -19,13 +19,13 @@ pub struct Slices {
 }
 
 /// Returns the layer number in a tensor's name and its byte range in the name; `None` for a tensor outside the layers.
-fn layer(name: &str) -> Option<(usize, std::ops::Range<usize>)> {
+fn layer_index(name: &str) -> Option<(usize, std::ops::Range<usize>)> {
     let mark = [".layers.", ".h."].iter().find_map(|m| name.find(m).map(|at| at + m.len()))?;
     let end = mark + name[mark..].find('.')?;
     Some((name[mark..end].parse().ok()?, mark..end))
 }
 
-impl Slices {
+impl TensorSlices {
     pub fn new(c: &Config, kept: &[usize], mlp: i64, heads: i64, important: &Importance) -> Result<Self> {
         let layers: BTreeMap<usize, usize> = kept.iter().enumerate().map(|(new, old)| (*old, new)).collect();
         let found = |old: usize, module: &str| {
@@ -38,22 +38,23 @@ impl Slices {
         let (mut neurons, mut rows) = (BTreeMap::new(), BTreeMap::new());
         for &old in kept {
             if mlp != c.intermediate_size {
-                neurons.insert(old, largest(found(old, "mlp.down_proj")?, mlp));
+                neurons.insert(old, largest_indices(found(old, "mlp.down_proj")?, mlp));
             }
             if heads != c.num_attention_heads {
                 let (e, per) = (c.head_dim, c.num_attention_heads / c.num_key_value_heads);
                 // Query heads that share a key/value head are kept or removed together.
                 let size = found(old, "self_attn.o_proj")?.view([c.num_key_value_heads, per * e]);
-                let groups = largest(&size.sum_dim_intlist([1i64].as_slice(), false, Kind::Double), heads / per);
-                rows.insert(old, (spread(&groups, per * e), spread(&groups, e)));
+                let groups =
+                    largest_indices(&size.sum_dim_intlist([1i64].as_slice(), false, Kind::Double), heads / per);
+                rows.insert(old, (rows_of_groups(&groups, per * e), rows_of_groups(&groups, e)));
             }
         }
         Ok(Self { layers, neurons, heads: rows })
     }
 
     /// Returns the tensors of the student: new name -> old name.
-    pub fn names(&self, weights: &Weights) -> BTreeMap<String, String> {
-        let renamed = |name: &str| match layer(name) {
+    pub fn student_names(&self, weights: &Weights) -> BTreeMap<String, String> {
+        let renamed = |name: &str| match layer_index(name) {
             None => Some(name.to_string()),
             Some((old, at)) => {
                 let new = self.layers.get(&old)?;
@@ -65,7 +66,7 @@ impl Slices {
 
     /// Returns the kept part of the tensor with this old name.
     pub fn apply(&self, name: &str, t: &Tensor) -> Tensor {
-        let Some((old, _)) = layer(name) else { return t.shallow_clone() };
+        let Some((old, _)) = layer_index(name) else { return t.shallow_clone() };
         let module = |m: &str| name.contains(&format!(".{m}."));
         if let Some(kept) = self.neurons.get(&old) {
             if module("gate_proj") || module("up_proj") {
@@ -91,12 +92,12 @@ impl Slices {
 }
 
 /// Returns the indices of the `n` largest values, in ascending order.
-fn largest(sizes: &Tensor, n: i64) -> Tensor {
+fn largest_indices(sizes: &Tensor, n: i64) -> Tensor {
     sizes.topk(n, -1, true, true).1.sort(-1, false).0
 }
 
 /// Returns the row indices of all `groups`, each of which is `width` consecutive rows.
-fn spread(groups: &Tensor, width: i64) -> Tensor {
+fn rows_of_groups(groups: &Tensor, width: i64) -> Tensor {
     let within = Tensor::arange(width, (Kind::Int64, groups.device()));
     (groups.unsqueeze(-1) * width + within).flatten(0, -1)
 }
@@ -107,16 +108,16 @@ mod tests {
 
     #[test]
     fn a_layer_is_found_in_every_dialect() {
-        assert_eq!(layer("model.layers.12.mlp.up_proj.weight"), Some((12, 13..15)));
-        assert_eq!(layer("transformer.h.3.attn.c_attn.bias"), Some((3, 14..15)));
-        assert_eq!(layer("model.embed_tokens.weight"), None);
+        assert_eq!(layer_index("model.layers.12.mlp.up_proj.weight"), Some((12, 13..15)));
+        assert_eq!(layer_index("transformer.h.3.attn.c_attn.bias"), Some((3, 14..15)));
+        assert_eq!(layer_index("model.embed_tokens.weight"), None);
     }
 
     #[test]
     fn groups_become_rows() {
-        let rows = Vec::<i64>::try_from(spread(&Tensor::from_slice(&[0i64, 2]), 3)).unwrap();
+        let rows = Vec::<i64>::try_from(rows_of_groups(&Tensor::from_slice(&[0i64, 2]), 3)).unwrap();
         assert_eq!(rows, [0, 1, 2, 6, 7, 8]);
-        let most = Vec::<i64>::try_from(largest(&Tensor::from_slice(&[0.1, 5.0, 0.2, 3.0]), 2)).unwrap();
+        let most = Vec::<i64>::try_from(largest_indices(&Tensor::from_slice(&[0.1, 5.0, 0.2, 3.0]), 2)).unwrap();
         assert_eq!(most, [1, 3]);
     }
 }

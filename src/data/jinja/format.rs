@@ -1,18 +1,18 @@
 //! Formats by a pattern as Python does: `%`, `str.format`, and `strftime`.
 
-use super::Clock;
-use super::fault::Fault;
+use super::RenderTime;
+use super::error::TemplateError;
+use super::interpreter::{self, CallArguments};
 use super::limits;
 use super::methods::justify;
-use super::run::{self, Args};
 use super::strings;
-use super::value::{Named, Result, Value};
+use super::value::{PyValue, TemplateResult, TextKey};
 
 /// Returns `text % value`.
-pub fn percent(text: &str, value: &Value) -> Result<Value> {
+pub fn percent_format(text: &str, value: &PyValue) -> TemplateResult<PyValue> {
     let (tuple, dict) = match value {
-        Value::Tuple(items) | Value::Group(items) => (Some(items.to_vec()), None),
-        Value::Dict(dict) => (None, Some(dict.clone())),
+        PyValue::Tuple(items) | PyValue::GroupTuple(items) => (Some(items.to_vec()), None),
+        PyValue::Dict(dict) => (None, Some(dict.clone())),
         _ => (None, None),
     };
     let single = tuple.is_none();
@@ -24,21 +24,24 @@ pub fn percent(text: &str, value: &Value) -> Result<Value> {
         rest = &rest[at + 1..];
         let mut named = None;
         if let Some(inside) = rest.strip_prefix('(') {
-            let Some(dict) = &dict else { return Err(Fault::python("format requires a mapping")) };
-            let end = inside.find(')').ok_or_else(|| Fault::python("incomplete format key"))?;
+            let Some(dict) = &dict else { return Err(TemplateError::python("format requires a mapping")) };
+            let end = inside.find(')').ok_or_else(|| TemplateError::python("incomplete format key"))?;
             let key = &inside[..end];
-            named = Some(dict.get(&Named(key)).cloned().ok_or_else(|| Fault::python(format!("KeyError: '{key}'")))?);
+            named = Some(
+                dict.get(&TextKey(key)).cloned().ok_or_else(|| TemplateError::python(format!("KeyError: '{key}'")))?,
+            );
             used_by_name = true;
             rest = &inside[end + 1..];
         }
-        let mut next = || arguments.next().ok_or_else(|| Fault::python("not enough arguments for format string"));
+        let mut next =
+            || arguments.next().ok_or_else(|| TemplateError::python("not enough arguments for format string"));
         let flags = rest.len() - rest.trim_start_matches(['-', '+', ' ', '#', '0']).len();
         let (flags, after) = rest.split_at(flags);
         rest = after;
-        let mut number = |rest: &mut &str| -> Result<Option<i128>> {
+        let mut number = |rest: &mut &str| -> TemplateResult<Option<i128>> {
             if let Some(after) = rest.strip_prefix('*') {
                 *rest = after;
-                return next()?.int("*").map(Some);
+                return next()?.expect_int("*").map(Some);
             }
             let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
             let (digits, after) = rest.split_at(digits);
@@ -46,7 +49,7 @@ pub fn percent(text: &str, value: &Value) -> Result<Value> {
             if digits.is_empty() {
                 return Ok(None);
             }
-            digits.parse().map(Some).map_err(|_| Fault::python("width too big"))
+            digits.parse().map(Some).map_err(|_| TemplateError::python("width too big"))
         };
         let mut left = flags.contains('-');
         let mut width = number(&mut rest)?.unwrap_or(0);
@@ -59,7 +62,7 @@ pub fn percent(text: &str, value: &Value) -> Result<Value> {
             precision = Some(number(&mut rest)?.unwrap_or(0).max(0));
         }
         rest = rest.trim_start_matches(['h', 'l', 'L']);
-        let conversion = rest.chars().next().ok_or_else(|| Fault::python("incomplete format"))?;
+        let conversion = rest.chars().next().ok_or_else(|| TemplateError::python("incomplete format"))?;
         rest = &rest[conversion.len_utf8()..];
         if conversion == '%' {
             out.push('%');
@@ -69,7 +72,7 @@ pub fn percent(text: &str, value: &Value) -> Result<Value> {
             Some(value) => value,
             None => next()?,
         };
-        let spec = Spec {
+        let spec = FormatSpec {
             fill: if flags.contains('0') && !left { '0' } else { ' ' },
             align: if left {
                 '<'
@@ -91,12 +94,12 @@ pub fn percent(text: &str, value: &Value) -> Result<Value> {
             grouping: None,
             kind: conversion,
         };
-        let is_number = matches!(value, Value::Int(_) | Value::Bool(_) | Value::Float(_) | Value::Long(_));
+        let is_number = matches!(value, PyValue::Int(_) | PyValue::Bool(_) | PyValue::Float(_) | PyValue::BigNumber(_));
         out.push_str(&match conversion {
             's' | 'r' | 'a' => {
-                let text = if conversion == 's' { value.print()? } else { value.repr()? };
+                let text = if conversion == 's' { value.py_str()? } else { value.repr()? };
                 if conversion == 'a' && !text.is_ascii() {
-                    return Err(Fault::unsupported("%a of text beyond ASCII"));
+                    return Err(TemplateError::unsupported("%a of text beyond ASCII"));
                 }
                 let cut: String = text.chars().take(precision.map_or(usize::MAX, |p| p as usize)).collect();
                 justify(&cut, width, ' ', if left { "ljust" } else { "rjust" })?
@@ -105,62 +108,67 @@ pub fn percent(text: &str, value: &Value) -> Result<Value> {
                 (_, Some(text)) if text.chars().count() == 1 => {
                     justify(text, width, ' ', if left { "ljust" } else { "rjust" })?
                 }
-                (Value::Int(n), _) => {
+                (PyValue::Int(n), _) => {
                     let c = u32::try_from(*n).ok().and_then(char::from_u32);
-                    let c = c.ok_or_else(|| Fault::python("%c arg not in range(0x110000)"))?;
+                    let c = c.ok_or_else(|| TemplateError::python("%c arg not in range(0x110000)"))?;
                     justify(&c.to_string(), width, ' ', if left { "ljust" } else { "rjust" })?
                 }
-                _ => return Err(Fault::python("%c requires int or char")),
+                _ => return Err(TemplateError::python("%c requires int or char")),
             },
             'd' | 'i' | 'u' if is_number => {
                 let whole = match value {
-                    Value::Float(x) if x.is_finite() => Value::Int(x.trunc() as i128),
-                    Value::Float(_) => return Err(Fault::python("cannot convert float to integer")),
+                    PyValue::Float(x) if x.is_finite() => PyValue::Int(x.trunc() as i128),
+                    PyValue::Float(_) => return Err(TemplateError::python("cannot convert float to integer")),
                     other => other,
                 };
-                Spec { kind: 'd', precision: None, ..spec }.integer(&whole, precision)?
+                FormatSpec { kind: 'd', precision: None, ..spec }.integer(&whole, precision)?
             }
             'x' | 'X' | 'o' if value.as_int().is_some() => {
-                Spec { precision: None, ..spec }.integer(&value, precision)?
+                FormatSpec { precision: None, ..spec }.integer(&value, precision)?
             }
             'f' | 'F' | 'e' | 'E' | 'g' | 'G' if is_number => spec.float(&value)?,
             'd' | 'i' | 'u' | 'x' | 'X' | 'o' | 'f' | 'F' | 'e' | 'E' | 'g' | 'G' => {
-                value.defined()?;
-                return Err(Fault::python(format!(
+                value.check_defined()?;
+                return Err(TemplateError::python(format!(
                     "%{conversion} format: a number is required, not {}",
                     value.type_name()
                 )));
             }
-            other => return Err(Fault::python(format!("unsupported format character '{other}'"))),
+            other => return Err(TemplateError::python(format!("unsupported format character '{other}'"))),
         });
-        limits::check_length(out.len())?;
+        limits::check_output_length(out.len())?;
     }
     out.push_str(rest);
     let left_over = arguments.next().is_some();
     // Python accepts a single dict or list that the pattern does not use.
     let may_stay =
-        single && (dict.is_some() || matches!(value, Value::List(_) | Value::Namespace(_) | Value::Range(..)));
+        single && (dict.is_some() || matches!(value, PyValue::List(_) | PyValue::Namespace(_) | PyValue::Range(..)));
     if left_over && !may_stay && !used_by_name {
-        value.defined()?;
-        return Err(Fault::python("not all arguments converted during string formatting"));
+        value.check_defined()?;
+        return Err(TemplateError::python("not all arguments converted during string formatting"));
     }
-    Value::text(out)
+    PyValue::text(out)
 }
 
 /// Returns `text.format(…)`.
-pub fn braces(text: &str, args: Args) -> Result<Value> {
+pub fn str_format(text: &str, args: CallArguments) -> TemplateResult<PyValue> {
     let mut automatic = Some(0);
-    let out = expand(text, &args, &mut automatic, 2)?;
-    Value::text(out)
+    let out = expand_fields(text, &args, &mut automatic, 2)?;
+    PyValue::text(out)
 }
 
 /// Replaces the fields of a pattern. `automatic` is the number of the next `{}`, `None` after a numbered field;
 /// `nested` the levels of fields in specifications that are still allowed.
-fn expand(text: &str, args: &Args, automatic: &mut Option<usize>, nested: usize) -> Result<String> {
+fn expand_fields(
+    text: &str,
+    args: &CallArguments,
+    automatic: &mut Option<usize>,
+    nested: usize,
+) -> TemplateResult<String> {
     let (mut out, mut rest) = (String::new(), text);
     while let Some(at) = rest.find(['{', '}']) {
         out.push_str(&rest[..at]);
-        limits::check_length(out.len())?;
+        limits::check_output_length(out.len())?;
         let brace = &rest[at..at + 1];
         rest = &rest[at + 1..];
         if let Some(after) = rest.strip_prefix(brace) {
@@ -169,14 +177,14 @@ fn expand(text: &str, args: &Args, automatic: &mut Option<usize>, nested: usize)
             continue;
         }
         if brace == "}" {
-            return Err(Fault::python("Single '}' encountered in format string"));
+            return Err(TemplateError::python("Single '}' encountered in format string"));
         }
         let mut open = 1;
         let end = rest.char_indices().find(|(_, c)| {
             open += i32::from(*c == '{') - i32::from(*c == '}');
             open == 0
         });
-        let (end, _) = end.ok_or_else(|| Fault::python("Single '{' encountered in format string"))?;
+        let (end, _) = end.ok_or_else(|| TemplateError::python("Single '{' encountered in format string"))?;
         let field = &rest[..end];
         rest = &rest[end + 1..];
         let name_end = field.find(['!', ':']).unwrap_or(field.len());
@@ -190,23 +198,23 @@ fn expand(text: &str, args: &Args, automatic: &mut Option<usize>, nested: usize)
         };
         let value = field_value(name, args, automatic)?;
         if nested == 0 {
-            return Err(Fault::python("Max string recursion exceeded"));
+            return Err(TemplateError::python("Max string recursion exceeded"));
         }
-        let spec = expand(spec, args, automatic, nested - 1)?;
+        let spec = expand_fields(spec, args, automatic, nested - 1)?;
         let value = match conversion {
             None => value,
-            Some("s") => Value::text(value.print()?)?,
-            Some("r") => Value::text(value.repr()?)?,
-            Some(other) => return Err(Fault::unsupported(format!("the conversion '!{other}'"))),
+            Some("s") => PyValue::text(value.py_str()?)?,
+            Some("r") => PyValue::text(value.repr()?)?,
+            Some(other) => return Err(TemplateError::unsupported(format!("the conversion '!{other}'"))),
         };
-        out.push_str(&formatted(&value, &spec)?);
+        out.push_str(&format_value(&value, &spec)?);
     }
     out.push_str(rest);
     Ok(out)
 }
 
 /// Returns the argument that a field names: `0`, `name`, `a.b[c]`, or nothing for the next one.
-fn field_value(name: &str, args: &Args, automatic: &mut Option<usize>) -> Result<Value> {
+fn field_value(name: &str, args: &CallArguments, automatic: &mut Option<usize>) -> TemplateResult<PyValue> {
     let first_end = name.find(['.', '[']).unwrap_or(name.len());
     let (first, mut path) = name.split_at(first_end);
     let at = match (first, automatic.as_mut()) {
@@ -215,16 +223,18 @@ fn field_value(name: &str, args: &Args, automatic: &mut Option<usize>) -> Result
             Some(*next - 1)
         }
         ("", None) => {
-            return Err(Fault::python("cannot switch from manual field specification to automatic field numbering"));
+            return Err(TemplateError::python(
+                "cannot switch from manual field specification to automatic field numbering",
+            ));
         }
         (digits, _) if digits.bytes().all(|b| b.is_ascii_digit()) => {
             if automatic.is_some_and(|n| n > 0) {
-                return Err(Fault::python(
+                return Err(TemplateError::python(
                     "cannot switch from automatic field numbering to manual field specification",
                 ));
             }
             *automatic = None;
-            Some(digits.parse().map_err(|_| Fault::python("Too many decimal digits in format string"))?)
+            Some(digits.parse().map_err(|_| TemplateError::python("Too many decimal digits in format string"))?)
         }
         _ => None,
     };
@@ -233,23 +243,23 @@ fn field_value(name: &str, args: &Args, automatic: &mut Option<usize>) -> Result
         None => args.named.iter().find(|(n, _)| n == first).map(|(_, v)| v.clone()),
     };
     let mut value = found.ok_or_else(|| match at {
-        Some(at) => Fault::python(format!("Replacement index {at} out of range for positional args tuple")),
-        None => Fault::python(format!("KeyError: '{first}'")),
+        Some(at) => TemplateError::python(format!("Replacement index {at} out of range for positional args tuple")),
+        None => TemplateError::python(format!("KeyError: '{first}'")),
     })?;
     while !path.is_empty() {
         if let Some(inside) = path.strip_prefix('[') {
-            let end = inside.find(']').ok_or_else(|| Fault::python("Missing ']' in format string"))?;
+            let end = inside.find(']').ok_or_else(|| TemplateError::python("Missing ']' in format string"))?;
             let index = &inside[..end];
             let index = match index.parse::<i128>() {
-                Ok(n) if index.bytes().all(|b| b.is_ascii_digit()) => Value::Int(n),
-                _ => Value::text(index)?,
+                Ok(n) if index.bytes().all(|b| b.is_ascii_digit()) => PyValue::Int(n),
+                _ => PyValue::text(index)?,
             };
-            value = run::subscript(&value, &index)?.defined()?.clone();
+            value = interpreter::item_or_attribute(&value, &index)?.check_defined()?.clone();
             path = &inside[end + 1..];
         } else {
             let inside = &path[1..];
             let end = inside.find(['.', '[']).unwrap_or(inside.len());
-            value = run::attribute(&value, &inside[..end])?.defined()?.clone();
+            value = interpreter::attribute_or_item(&value, &inside[..end])?.check_defined()?.clone();
             path = &inside[end..];
         }
     }
@@ -257,53 +267,57 @@ fn field_value(name: &str, args: &Args, automatic: &mut Option<usize>) -> Result
 }
 
 /// Returns `format(value, spec)`.
-fn formatted(value: &Value, spec: &str) -> Result<String> {
+fn format_value(value: &PyValue, spec: &str) -> TemplateResult<String> {
     if spec.is_empty() {
-        return value.print();
+        return value.py_str();
     }
-    let (spec, aligned) = Spec::read(spec)?;
-    match value.defined()? {
-        Value::Text(text) | Value::Markup(text) => {
+    let (spec, aligned) = FormatSpec::read(spec)?;
+    match value.check_defined()? {
+        PyValue::Text(text) | PyValue::Markup(text) => {
             if !matches!(spec.kind, ' ' | 's') || spec.sign != '-' || spec.alternate || spec.grouping.is_some() {
-                return Err(Fault::python("Invalid format specifier for a text"));
+                return Err(TemplateError::python("Invalid format specifier for a text"));
             }
             let cut: String = text.chars().take(spec.precision.map_or(usize::MAX, |p| p as usize)).collect();
             let name = match (aligned, spec.align) {
                 (false, _) | (_, '<') => "ljust",
                 (_, '^') => "center",
-                (_, '=') => return Err(Fault::python("'=' alignment not allowed in string format specifier")),
+                (_, '=') => return Err(TemplateError::python("'=' alignment not allowed in string format specifier")),
                 _ => "rjust",
             };
             if name == "center" {
-                return centre(&cut, spec.width, spec.fill);
+                return center_for_format(&cut, spec.width, spec.fill);
             }
             justify(&cut, spec.width, spec.fill, name)
         }
-        Value::Bool(_) if spec.kind == ' ' => Err(Fault::unsupported("format of a bool with a specification")),
-        Value::Int(_) | Value::Bool(_) | Value::Long(_) => match spec.kind {
+        PyValue::Bool(_) if spec.kind == ' ' => {
+            Err(TemplateError::unsupported("format of a bool with a specification"))
+        }
+        PyValue::Int(_) | PyValue::Bool(_) | PyValue::BigNumber(_) => match spec.kind {
             ' ' | 'd' | 'x' | 'X' | 'o' | 'b' if spec.precision.is_some() => {
-                Err(Fault::python("Precision not allowed in integer format specifier"))
+                Err(TemplateError::python("Precision not allowed in integer format specifier"))
             }
-            ' ' | 'd' => Spec { kind: 'd', ..spec }.integer(value, None),
+            ' ' | 'd' => FormatSpec { kind: 'd', ..spec }.integer(value, None),
             'x' | 'X' | 'o' | 'b' => spec.integer(value, None),
             'e' | 'E' | 'f' | 'F' | 'g' | 'G' | '%' => spec.float(value),
-            other => Err(Fault::unsupported(format!("the format '{other}' of an integer"))),
+            other => Err(TemplateError::unsupported(format!("the format '{other}' of an integer"))),
         },
-        Value::Float(x) => match spec.kind {
+        PyValue::Float(x) => match spec.kind {
             ' ' if spec.precision.is_none() => {
-                let digits = strings::float(x.abs());
-                spec.placed(x.is_sign_negative(), "", &digits)
+                let digits = strings::float_repr(x.abs());
+                spec.pad(x.is_sign_negative(), "", &digits)
             }
-            ' ' => Err(Fault::unsupported("format of a float with a precision and no type")),
+            ' ' => Err(TemplateError::unsupported("format of a float with a precision and no type")),
             'e' | 'E' | 'f' | 'F' | 'g' | 'G' | '%' => spec.float(value),
-            other => Err(Fault::unsupported(format!("the format '{other}' of a float"))),
+            other => Err(TemplateError::unsupported(format!("the format '{other}' of a float"))),
         },
-        other => Err(Fault::python(format!("unsupported format string passed to {}.__format__", other.type_name()))),
+        other => {
+            Err(TemplateError::python(format!("unsupported format string passed to {}.__format__", other.type_name())))
+        }
     }
 }
 
 /// Centres for `^`: an odd space goes to the right, unlike in `str.center`.
-fn centre(text: &str, width: i128, fill: char) -> Result<String> {
+fn center_for_format(text: &str, width: i128, fill: char) -> TemplateResult<String> {
     let length = text.chars().count() as i128;
     let left = (width - length).max(0) / 2;
     let text = justify(text, length + left, fill, "rjust")?;
@@ -312,7 +326,7 @@ fn centre(text: &str, width: i128, fill: char) -> Result<String> {
 
 /// A format specification: the part after `%` or `:`.
 #[derive(Clone, Copy)]
-struct Spec {
+struct FormatSpec {
     fill: char,
     /// `<`, `>`, `^` or `=` (between sign and digits).
     align: char,
@@ -326,10 +340,10 @@ struct Spec {
     kind: char,
 }
 
-impl Spec {
+impl FormatSpec {
     /// Parses a specification; also returns whether it gives an alignment.
-    fn read(spec: &str) -> Result<(Self, bool)> {
-        let bad = || Fault::python("Invalid format specifier");
+    fn read(spec: &str) -> TemplateResult<(Self, bool)> {
+        let bad = || TemplateError::python("Invalid format specifier");
         let mut chars: &[char] = &spec.chars().collect::<Vec<_>>();
         let is_align = |c: Option<&char>| c.is_some_and(|c| matches!(c, '<' | '>' | '^' | '='));
         let mut read = Self {
@@ -366,7 +380,7 @@ impl Spec {
             }
             chars = &chars[1..];
         }
-        let number = |chars: &mut &[char]| -> Result<Option<i128>> {
+        let number = |chars: &mut &[char]| -> TemplateResult<Option<i128>> {
             let digits: String = chars.iter().take_while(|c| c.is_ascii_digit()).collect();
             *chars = &chars[digits.len()..];
             if digits.is_empty() { Ok(None) } else { digits.parse().map(Some).map_err(|_| bad()) }
@@ -379,7 +393,7 @@ impl Spec {
         if chars.first() == Some(&'.') {
             chars = &chars[1..];
             read.precision =
-                Some(number(&mut chars)?.ok_or_else(|| Fault::python("Format specifier missing precision"))?);
+                Some(number(&mut chars)?.ok_or_else(|| TemplateError::python("Format specifier missing precision"))?);
         }
         match chars {
             [] => {}
@@ -390,10 +404,10 @@ impl Spec {
     }
 
     /// Writes an integer with at least `least_digits` digits.
-    fn integer(&self, value: &Value, least_digits: Option<i128>) -> Result<String> {
+    fn integer(&self, value: &PyValue, least_digits: Option<i128>) -> TemplateResult<String> {
         let n = match value {
-            Value::Long(_) => return Err(Fault::unsupported("formatting an integer beyond 128 bits")),
-            other => other.int("a number")?,
+            PyValue::BigNumber(_) => return Err(TemplateError::unsupported("formatting an integer beyond 128 bits")),
+            other => other.expect_int("a number")?,
         };
         let size = n.unsigned_abs();
         let (prefix, digits) = match self.kind {
@@ -405,32 +419,32 @@ impl Spec {
         };
         let digits = justify(&digits, least_digits.unwrap_or(0), '0', "rjust")?;
         let digits = match (self.grouping, self.kind) {
-            (Some(','), kind) if kind != 'd' => return Err(Fault::python("Cannot specify ',' with this type")),
+            (Some(','), kind) if kind != 'd' => return Err(TemplateError::python("Cannot specify ',' with this type")),
             (Some(separator), kind) => grouped(&digits, separator, if kind == 'd' { 3 } else { 4 }),
             _ => digits,
         };
-        self.placed(n < 0, if self.alternate { prefix } else { "" }, &digits)
+        self.pad(n < 0, if self.alternate { prefix } else { "" }, &digits)
     }
 
-    fn float(&self, value: &Value) -> Result<String> {
-        let x = value.as_float().ok_or_else(|| Fault::python("must be real number"))?;
+    fn float(&self, value: &PyValue) -> TemplateResult<String> {
+        let x = value.as_float().ok_or_else(|| TemplateError::python("must be real number"))?;
         let precision = usize::try_from(self.precision.unwrap_or(6)).unwrap_or(usize::MAX);
         if precision > 1000 {
-            return Err(Fault::unsupported("a precision beyond 1000"));
+            return Err(TemplateError::unsupported("a precision beyond 1000"));
         }
         let (size, upper) = (x.abs(), self.kind.is_ascii_uppercase());
         let mut digits = if !size.is_finite() {
-            strings::float(size)
+            strings::float_repr(size)
         } else {
             match self.kind.to_ascii_lowercase() {
                 'f' => format!("{size:.precision$}"),
                 '%' => format!("{:.precision$}%", size * 100.0),
                 'e' => exponent(size, precision),
-                _ => general(size, precision.max(1), self.alternate),
+                _ => general_format(size, precision.max(1), self.alternate),
             }
         };
         if self.alternate && size.is_finite() && !digits.contains('.') {
-            return Err(Fault::unsupported("'#' for a float without a fraction"));
+            return Err(TemplateError::unsupported("'#' for a float without a fraction"));
         }
         if upper {
             digits = digits.to_uppercase();
@@ -439,11 +453,11 @@ impl Spec {
             let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
             digits = format!("{}{}", grouped(&digits[..end], separator, 3), &digits[end..]);
         }
-        self.placed(x.is_sign_negative() && !x.is_nan(), "", &digits)
+        self.pad(x.is_sign_negative() && !x.is_nan(), "", &digits)
     }
 
     /// Adds sign and prefix to digits and pads them to the width.
-    fn placed(&self, negative: bool, prefix: &str, digits: &str) -> Result<String> {
+    fn pad(&self, negative: bool, prefix: &str, digits: &str) -> TemplateResult<String> {
         let sign = match (negative, self.sign) {
             (true, _) => "-",
             (_, '+') => "+",
@@ -454,14 +468,14 @@ impl Spec {
         // `=` pads between the sign and the digits.
         if self.align == '=' {
             if self.grouping.is_some() {
-                return Err(Fault::unsupported("zeros before grouped digits"));
+                return Err(TemplateError::unsupported("zeros before grouped digits"));
             }
             return Ok(format!("{head}{}", justify(digits, self.width - head.len() as i128, self.fill, "rjust")?));
         }
         let text = format!("{head}{digits}");
         match self.align {
             '<' => justify(&text, self.width, self.fill, "ljust"),
-            '^' => centre(&text, self.width, self.fill),
+            '^' => center_for_format(&text, self.width, self.fill),
             _ => justify(&text, self.width, self.fill, "rjust"),
         }
     }
@@ -487,7 +501,7 @@ fn exponent(x: f64, precision: usize) -> String {
 }
 
 /// Writes `x` as `%g` does: scientific or fixed, by its exponent.
-fn general(x: f64, precision: usize, alternate: bool) -> String {
+fn general_format(x: f64, precision: usize, alternate: bool) -> String {
     let scientific = exponent(x, precision - 1);
     let power: i32 = scientific.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or_default();
     let trim = |text: String| -> String {
@@ -506,7 +520,7 @@ fn general(x: f64, precision: usize, alternate: bool) -> String {
 
 /// Returns `datetime.strftime(format)` of a time without a zone, in the C locale. Fails for directives that are not
 /// reproduced.
-pub fn time(format: &str, clock: Clock) -> Result<String> {
+pub fn strftime(format: &str, clock: RenderTime) -> TemplateResult<String> {
     let (mut out, mut rest) = (String::new(), format);
     while let Some(at) = rest.find('%') {
         out.push_str(&rest[..at]);
@@ -514,7 +528,7 @@ pub fn time(format: &str, clock: Clock) -> Result<String> {
         let flagged = rest.starts_with('-');
         let directive = &rest[usize::from(flagged)..];
         let Some(letter) = directive.chars().next() else {
-            return Err(Fault::unsupported("a date format that ends in %"));
+            return Err(TemplateError::unsupported("a date format that ends in %"));
         };
         rest = &directive[letter.len_utf8()..];
         let pattern = match (letter, flagged) {
@@ -532,10 +546,10 @@ pub fn time(format: &str, clock: Clock) -> Result<String> {
             ) => {
                 format!("%{}{letter}", if flagged { "-" } else { "" })
             }
-            _ => return Err(Fault::unsupported(format!("%{letter} in strftime_now"))),
+            _ => return Err(TemplateError::unsupported(format!("%{letter} in strftime_now"))),
         };
         let text = jiff::fmt::strtime::format(&pattern, clock);
-        out.push_str(&text.map_err(|e| Fault::unsupported(format!("%{letter} in strftime_now: {e}")))?);
+        out.push_str(&text.map_err(|e| TemplateError::unsupported(format!("%{letter} in strftime_now: {e}")))?);
     }
     out.push_str(rest);
     Ok(out)

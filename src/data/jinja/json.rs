@@ -1,14 +1,14 @@
 //! The filter `tojson`: `json.dumps` as transformers calls it.
 
-use super::fault::Fault;
+use super::error::TemplateError;
+use super::interpreter::CallArguments;
 use super::limits;
-use super::run::Args;
 use super::strings;
-use super::value::{Dict, Result, Value};
+use super::value::{PyDict, PyValue, TemplateResult};
 use std::fmt::Write;
 
 /// The settings of `json.dumps`.
-struct Dumps {
+struct JsonDumper {
     indent: Option<String>,
     item_separator: String,
     key_separator: String,
@@ -17,75 +17,78 @@ struct Dumps {
 }
 
 /// Applies the filter `tojson`. Non-ASCII text is kept, and nothing is escaped for HTML, unlike jinja2's own filter.
-pub fn filter(value: &Value, args: Args) -> Result<Value> {
+pub fn tojson(value: &PyValue, args: CallArguments) -> TemplateResult<PyValue> {
     let [ensure_ascii, indent, separators, sort_keys] =
         args.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"])?;
     let indent = match indent {
-        None | Some(Value::None) => None,
+        None | Some(PyValue::None) => None,
         Some(v) => match v.as_str() {
             Some(text) => Some(text.to_string()),
             None => {
-                let width = usize::try_from(v.int("indent")?.max(0)).unwrap_or(usize::MAX);
-                limits::room(width)?;
+                let width = usize::try_from(v.expect_int("indent")?.max(0)).unwrap_or(usize::MAX);
+                limits::check_memory(width)?;
                 Some(" ".repeat(width))
             }
         },
     };
     let (item_separator, key_separator) = match separators {
-        None | Some(Value::None) => (if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string()),
+        None | Some(PyValue::None) => (if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string()),
         Some(pair) => match pair.items()?.as_slice() {
-            [Value::Text(item), Value::Text(key)] => (item.to_string(), key.to_string()),
-            _ => return Err(Fault::python("separators must be two texts")),
+            [PyValue::Text(item), PyValue::Text(key)] => (item.to_string(), key.to_string()),
+            _ => return Err(TemplateError::python("separators must be two texts")),
         },
     };
-    let flag = |v: Option<Value>| v.is_some_and(|v| v.truth());
+    let flag = |v: Option<PyValue>| v.is_some_and(|v| v.is_truthy());
     let (sort_keys, ensure_ascii) = (flag(sort_keys), flag(ensure_ascii));
-    let dumps = Dumps { indent, item_separator, key_separator, sort_keys, ensure_ascii };
+    let dumps = JsonDumper { indent, item_separator, key_separator, sort_keys, ensure_ascii };
     let mut out = String::new();
     dumps.value(value, 0, &mut out)?;
-    Value::text(out)
+    PyValue::text(out)
 }
 
-impl Dumps {
-    fn value(&self, value: &Value, depth: usize, out: &mut String) -> Result<()> {
-        limits::spend(1)?;
+impl JsonDumper {
+    fn value(&self, value: &PyValue, depth: usize, out: &mut String) -> TemplateResult<()> {
+        limits::spend_steps(1)?;
         limits::check_depth()?;
-        limits::check_length(out.len())?;
+        limits::check_output_length(out.len())?;
         match value {
-            Value::None => out.push_str("null"),
-            Value::Bool(b) => out.push_str(if *b { "true" } else { "false" }),
-            Value::Int(n) => {
+            PyValue::None => out.push_str("null"),
+            PyValue::Bool(b) => out.push_str(if *b { "true" } else { "false" }),
+            PyValue::Int(n) => {
                 let _ = write!(out, "{n}");
             }
-            Value::Long(digits) => out.push_str(digits),
-            Value::Float(x) => out.push_str(&float(*x)),
-            Value::Text(text) | Value::Markup(text) => {
-                limits::room(text.len())?;
+            PyValue::BigNumber(digits) => out.push_str(digits),
+            PyValue::Float(x) => out.push_str(&float(*x)),
+            PyValue::Text(text) | PyValue::Markup(text) => {
+                limits::check_memory(text.len())?;
                 self.string(text, out);
             }
-            Value::List(items) | Value::Tuple(items) | Value::Group(items) => {
+            PyValue::List(items) | PyValue::Tuple(items) | PyValue::GroupTuple(items) => {
                 self.items(('[', ']'), items.len(), depth, out, |i, out| self.value(&items[i], depth + 1, out))?;
             }
-            Value::Dict(dict) => self.dict(dict, depth, out)?,
+            PyValue::Dict(dict) => self.dict(dict, depth, out)?,
             other => {
-                return Err(Fault::python(format!("Object of type {} is not JSON serializable", other.type_name())));
+                return Err(TemplateError::python(format!(
+                    "Object of type {} is not JSON serializable",
+                    other.type_name()
+                )));
             }
         }
         Ok(())
     }
 
-    fn dict(&self, dict: &Dict, depth: usize, out: &mut String) -> Result<()> {
+    fn dict(&self, dict: &PyDict, depth: usize, out: &mut String) -> TemplateResult<()> {
         let mut pairs = Vec::with_capacity(dict.len());
         for (key, value) in dict {
             let name = match &key.0 {
-                Value::Text(text) | Value::Markup(text) => text.to_string(),
-                Value::None => "null".into(),
-                Value::Bool(b) => b.to_string(),
-                Value::Int(n) => n.to_string(),
-                Value::Long(digits) => digits.to_string(),
-                Value::Float(x) => float(*x),
+                PyValue::Text(text) | PyValue::Markup(text) => text.to_string(),
+                PyValue::None => "null".into(),
+                PyValue::Bool(b) => b.to_string(),
+                PyValue::Int(n) => n.to_string(),
+                PyValue::BigNumber(digits) => digits.to_string(),
+                PyValue::Float(x) => float(*x),
                 other => {
-                    return Err(Fault::python(format!(
+                    return Err(TemplateError::python(format!(
                         "keys must be str, int, float, bool or None, not {}",
                         other.type_name()
                     )));
@@ -95,7 +98,7 @@ impl Dumps {
         }
         if self.sort_keys {
             if dict.keys().any(|k| k.0.as_str().is_none()) {
-                return Err(Fault::unsupported("tojson with sort_keys and keys that are no text"));
+                return Err(TemplateError::unsupported("tojson with sort_keys and keys that are no text"));
             }
             pairs.sort_by(|a, b| a.0.cmp(&b.0));
         }
@@ -112,8 +115,8 @@ impl Dumps {
         n: usize,
         depth: usize,
         out: &mut String,
-        write: impl Fn(usize, &mut String) -> Result<()>,
-    ) -> Result<()> {
+        write: impl Fn(usize, &mut String) -> TemplateResult<()>,
+    ) -> TemplateResult<()> {
         out.push(open);
         for i in 0..n {
             if i > 0 {
@@ -129,9 +132,9 @@ impl Dumps {
         Ok(())
     }
 
-    fn line(&self, depth: usize, out: &mut String) -> Result<()> {
+    fn line(&self, depth: usize, out: &mut String) -> TemplateResult<()> {
         if let Some(indent) = &self.indent {
-            limits::room_for(depth, indent.len())?;
+            limits::check_memory_for(depth, indent.len())?;
             out.push('\n');
             out.push_str(&indent.repeat(depth));
         }
@@ -167,6 +170,6 @@ fn float(x: f64) -> String {
         x if x.is_nan() => "NaN".into(),
         f64::INFINITY => "Infinity".into(),
         f64::NEG_INFINITY => "-Infinity".into(),
-        x => strings::float(x),
+        x => strings::float_repr(x),
     }
 }

@@ -1,12 +1,12 @@
 //! Splits a template's source into tokens, with jinja2's rules for whitespace around tags (`trim_blocks`,
 //! `lstrip_blocks`, `-`, `+`), comments and `raw` blocks.
 
-use super::fault::Fault;
+use super::error::TemplateError;
 use super::strings::is_space;
 
-/// A token. `Data` is text outside of tags, `Long` the digits of an integer beyond 128 bits.
+/// A token. `Data` is text outside of tags, `BigInt` the digits of an integer beyond 128 bits.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Token {
+pub enum TemplateToken {
     Data(String),
     BlockBegin,
     BlockEnd,
@@ -15,7 +15,7 @@ pub enum Token {
     Name(String),
     Text(String),
     Int(i128),
-    Long(String),
+    BigInt(String),
     Float(f64),
     Operator(&'static str),
     End,
@@ -27,14 +27,14 @@ const OPERATORS: [&str; 26] = [
 ];
 
 /// Returns the tokens, each with the 1-based line on which it begins; the last one is `End`.
-pub fn tokens(source: &str) -> Result<Vec<(usize, Token)>, Fault> {
+pub fn tokenize(source: &str) -> Result<Vec<(usize, TemplateToken)>, TemplateError> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     // As jinja2 (`keep_trailing_newline` off): one line end at the end of the file is not part of the template.
     let text = source.strip_suffix('\n').unwrap_or(&source);
     let mut lexer = Lexer { text, at: 0, line: 1, line_starting: true, out: Vec::new() };
-    lexer.all()?;
+    lexer.read_all()?;
     let line = lexer.line;
-    lexer.out.push((line, Token::End));
+    lexer.out.push((line, TemplateToken::End));
     Ok(lexer.out)
 }
 
@@ -44,7 +44,7 @@ struct Lexer<'s> {
     line: usize,
     /// Whether the last character read was a line end.
     line_starting: bool,
-    out: Vec<(usize, Token)>,
+    out: Vec<(usize, TemplateToken)>,
 }
 
 impl<'s> Lexer<'s> {
@@ -66,11 +66,11 @@ impl<'s> Lexer<'s> {
         self.advance(rest.len() - rest.trim_start_matches(is_space).len());
     }
 
-    fn push(&mut self, token: Token) {
+    fn push(&mut self, token: TemplateToken) {
         self.out.push((self.line, token));
     }
 
-    fn all(&mut self) -> Result<(), Fault> {
+    fn read_all(&mut self) -> Result<(), TemplateError> {
         loop {
             let rest = self.rest();
             let found = ["{%", "{{", "{#"].iter().filter_map(|d| Some((rest.find(d)?, *d))).min();
@@ -79,23 +79,25 @@ impl<'s> Lexer<'s> {
                 return Ok(());
             };
             let sign = rest[length + 2..].chars().next().filter(|c| matches!(c, '-' | '+'));
-            let data = self.before_tag(&rest[..length], sign, delimiter != "{{");
+            let data = self.trim_before_tag(&rest[..length], sign, delimiter != "{{");
             let begun = self.line + rest[..length].matches('\n').count();
             self.data(length, data);
             let raw = (delimiter == "{%").then(|| self.raw_begin()).flatten();
             self.advance(2 + sign.map_or(0, char::len_utf8));
             match (delimiter, raw) {
-                (_, Some(after)) => self.raw(after, begun)?,
+                (_, Some(after)) => self.raw_block(after, begun)?,
                 ("{#", _) => {
-                    let end =
-                        self.rest().find("#}").ok_or_else(|| Fault::syntax(begun, "Missing end of comment tag"))?;
+                    let end = self
+                        .rest()
+                        .find("#}")
+                        .ok_or_else(|| TemplateError::syntax(begun, "Missing end of comment tag"))?;
                     // The sign in `-#}`. In `{#-#}` the one sign belongs to the beginning, which was skipped above.
                     let sign = self.rest()[..end].chars().last().filter(|c| matches!(c, '-' | '+'));
                     self.advance(end + 2);
-                    self.after_tag(sign, true);
+                    self.skip_after_tag(sign, true);
                 }
-                ("{{", _) => self.tag(Token::VariableBegin, "}}", begun)?,
-                _ => self.tag(Token::BlockBegin, "%}", begun)?,
+                ("{{", _) => self.tag(TemplateToken::VariableBegin, "}}", begun)?,
+                _ => self.tag(TemplateToken::BlockBegin, "%}", begun)?,
             }
         }
     }
@@ -103,14 +105,14 @@ impl<'s> Lexer<'s> {
     /// Adds `text` as a token unless it is empty, and advances by `length` bytes of source.
     fn data(&mut self, length: usize, text: &str) {
         if !text.is_empty() {
-            self.push(Token::Data(text.to_string()));
+            self.push(TemplateToken::Data(text.to_string()));
         }
         self.advance(length);
     }
 
     /// Returns the text before a tag without the whitespace that the tag removes: all of it for `-`, that of the tag's
     /// own line for `lstrip` without a sign.
-    fn before_tag<'t>(&self, text: &'t str, sign: Option<char>, lstrip: bool) -> &'t str {
+    fn trim_before_tag<'t>(&self, text: &'t str, sign: Option<char>, lstrip: bool) -> &'t str {
         if sign == Some('-') {
             return text.trim_end_matches(is_space);
         }
@@ -125,7 +127,7 @@ impl<'s> Lexer<'s> {
 
     /// Skips the whitespace after a tag that ended with `sign`: all of it for `-`, one line end for `trim` without a
     /// sign.
-    fn after_tag(&mut self, sign: Option<char>, trim: bool) {
+    fn skip_after_tag(&mut self, sign: Option<char>, trim: bool) {
         match sign {
             Some('-') => self.advance_spaces(),
             None if trim && self.rest().starts_with('\n') => self.advance(1),
@@ -145,13 +147,13 @@ impl<'s> Lexer<'s> {
     }
 
     /// Reads the text of a `raw` block from `from` to its `endraw`. `begun` is the block's line, for the error.
-    fn raw(&mut self, from: usize, begun: usize) -> Result<(), Fault> {
+    fn raw_block(&mut self, from: usize, begun: usize) -> Result<(), TemplateError> {
         self.advance(from - self.at);
         let rest = self.rest();
         let mut search = 0;
         loop {
             let Some(found) = rest[search..].find("{%") else {
-                return Err(Fault::syntax(begun, "Missing end of raw directive"));
+                return Err(TemplateError::syntax(begun, "Missing end of raw directive"));
             };
             let at = search + found;
             let sign = rest[at + 2..].chars().next().filter(|c| matches!(c, '-' | '+'));
@@ -163,16 +165,16 @@ impl<'s> Lexer<'s> {
                 search = at + 2;
                 continue;
             };
-            let data = self.before_tag(&rest[..at], sign, true);
+            let data = self.trim_before_tag(&rest[..at], sign, true);
             self.data(rest.len() - end.len(), data);
-            self.after_tag(close_sign, true);
+            self.skip_after_tag(close_sign, true);
             return Ok(());
         }
     }
 
     /// Reads the tokens of one tag, from its beginning to `end`. `begun` is the tag's line, for the error.
-    fn tag(&mut self, begin: Token, end: &str, begun: usize) -> Result<(), Fault> {
-        let block = begin == Token::BlockBegin;
+    fn tag(&mut self, begin: TemplateToken, end: &str, begun: usize) -> Result<(), TemplateError> {
+        let block = begin == TemplateToken::BlockBegin;
         self.push(begin);
         let mut open: Vec<&'static str> = Vec::new();
         loop {
@@ -183,14 +185,14 @@ impl<'s> Lexer<'s> {
                     rest.strip_prefix(['-', '+']).filter(|r| r.starts_with(end) && (block || !rest.starts_with('+')));
                 let sign = signed.and_then(|_| rest.chars().next());
                 if sign.is_some() || rest.starts_with(end) {
-                    self.push(if block { Token::BlockEnd } else { Token::VariableEnd });
+                    self.push(if block { TemplateToken::BlockEnd } else { TemplateToken::VariableEnd });
                     self.advance(end.len() + usize::from(sign.is_some()));
-                    self.after_tag(sign, block);
+                    self.skip_after_tag(sign, block);
                     return Ok(());
                 }
             }
             let Some(first) = rest.chars().next() else {
-                return Err(Fault::syntax(
+                return Err(TemplateError::syntax(
                     self.line,
                     format!("unexpected end of template: a tag of line {begun} is not closed"),
                 ));
@@ -199,14 +201,14 @@ impl<'s> Lexer<'s> {
                 self.number()?;
             } else if first == '_' || first.is_alphabetic() {
                 let length = rest.find(|c: char| !(c == '_' || c.is_alphanumeric())).unwrap_or(rest.len());
-                self.push(Token::Name(rest[..length].to_string()));
+                self.push(TemplateToken::Name(rest[..length].to_string()));
                 self.advance(length);
             } else if first == '\'' || first == '"' {
                 self.string(first)?;
             } else {
                 let operator = OPERATORS.iter().copied().find(|o| rest.starts_with(o));
                 let operator =
-                    operator.ok_or_else(|| Fault::syntax(self.line, format!("unexpected char {first:?}")))?;
+                    operator.ok_or_else(|| TemplateError::syntax(self.line, format!("unexpected char {first:?}")))?;
                 match operator {
                     "(" => open.push(")"),
                     "[" => open.push("]"),
@@ -214,7 +216,7 @@ impl<'s> Lexer<'s> {
                     ")" | "]" | "}" => {
                         let expected = open.pop();
                         if expected != Some(operator) {
-                            return Err(Fault::syntax(
+                            return Err(TemplateError::syntax(
                                 self.line,
                                 match expected {
                                     None => format!("unexpected '{operator}'"),
@@ -225,14 +227,14 @@ impl<'s> Lexer<'s> {
                     }
                     _ => {}
                 }
-                self.push(Token::Operator(operator));
+                self.push(TemplateToken::Operator(operator));
                 self.advance(operator.len());
             }
         }
     }
 
     /// Reads an integer or float, as Python writes them.
-    fn number(&mut self) -> Result<(), Fault> {
+    fn number(&mut self) -> Result<(), TemplateError> {
         let rest = self.rest();
         let bytes = rest.as_bytes();
         // Returns the end of a run of digits from `from` on, with single underscores between them.
@@ -264,8 +266,8 @@ impl<'s> Lexer<'s> {
         }
         if end > whole {
             let text = rest[..end].replace('_', "");
-            let value = text.parse().map_err(|_| Fault::syntax(self.line, format!("bad number {text}")))?;
-            self.push(Token::Float(value));
+            let value = text.parse().map_err(|_| TemplateError::syntax(self.line, format!("bad number {text}")))?;
+            self.push(TemplateToken::Float(value));
             self.advance(end);
             return Ok(());
         }
@@ -282,9 +284,10 @@ impl<'s> Lexer<'s> {
             let from = 2 + usize::from(bytes.get(2) == Some(&b'_'));
             let end = digits(from, ok);
             if end > from {
-                let value = i128::from_str_radix(&rest[from..end].replace('_', ""), base)
-                    .map_err(|_| Fault::unsupported("an integer beyond 128 bits in another base").at(self.line))?;
-                self.push(Token::Int(value));
+                let value = i128::from_str_radix(&rest[from..end].replace('_', ""), base).map_err(|_| {
+                    TemplateError::unsupported("an integer beyond 128 bits in another base").at_line(self.line)
+                })?;
+                self.push(TemplateToken::Int(value));
                 self.advance(end);
                 return Ok(());
             }
@@ -292,13 +295,13 @@ impl<'s> Lexer<'s> {
         // jinja2 reads `01` as two numbers, which the parser then refuses.
         let end = if bytes[0] == b'0' { digits(0, |b| *b == b'0') } else { whole };
         let text = rest[..end].replace('_', "");
-        self.push(text.parse().map_or(Token::Long(text), Token::Int));
+        self.push(text.parse().map_or(TemplateToken::BigInt(text), TemplateToken::Int));
         self.advance(end);
         Ok(())
     }
 
     /// Reads a text in quotes.
-    fn string(&mut self, quote: char) -> Result<(), Fault> {
+    fn string(&mut self, quote: char) -> Result<(), TemplateError> {
         let rest = &self.rest()[1..];
         let mut escaped = false;
         let end = rest.char_indices().find(|(_, c)| {
@@ -306,16 +309,16 @@ impl<'s> Lexer<'s> {
             escaped = *c == '\\' && !escaped;
             closes
         });
-        let (end, _) = end.ok_or_else(|| Fault::syntax(self.line, format!("unexpected char {:?}", quote)))?;
-        let text = unescape(&rest[..end]).map_err(|fault| fault.at(self.line))?;
-        self.push(Token::Text(text));
+        let (end, _) = end.ok_or_else(|| TemplateError::syntax(self.line, format!("unexpected char {:?}", quote)))?;
+        let text = unescape(&rest[..end]).map_err(|fault| fault.at_line(self.line))?;
+        self.push(TemplateToken::Text(text));
         self.advance(end + 2);
         Ok(())
     }
 }
 
 /// Replaces the escapes in a text literal, as Python's `unicode-escape` does.
-fn unescape(text: &str) -> Result<String, Fault> {
+fn unescape(text: &str) -> Result<String, TemplateError> {
     if !text.contains('\\') {
         return Ok(text.to_string());
     }
@@ -324,16 +327,16 @@ fn unescape(text: &str) -> Result<String, Fault> {
     while let Some(at) = rest.find('\\') {
         out.push_str(&rest[..at]);
         rest = &rest[at + 1..];
-        let Some(c) = rest.chars().next() else { return Err(Fault::python("\\ at end of string")) };
+        let Some(c) = rest.chars().next() else { return Err(TemplateError::python("\\ at end of string")) };
         rest = &rest[c.len_utf8()..];
-        let mut number = |digits: usize, least: usize, base: u32| -> Result<char, Fault> {
+        let mut number = |digits: usize, least: usize, base: u32| -> Result<char, TemplateError> {
             let length = rest.chars().take(digits).take_while(|c| c.is_digit(base)).count();
             if length < least {
-                return Err(Fault::python(format!("truncated \\{c} escape")));
+                return Err(TemplateError::python(format!("truncated \\{c} escape")));
             }
             let code = u32::from_str_radix(&rest[..length], base).unwrap_or(u32::MAX);
             rest = &rest[length..];
-            char::from_u32(code).ok_or_else(|| Fault::unsupported(format!("\\{c} escape of no character")))
+            char::from_u32(code).ok_or_else(|| TemplateError::unsupported(format!("\\{c} escape of no character")))
         };
         match c {
             '\n' => {}
@@ -348,7 +351,7 @@ fn unescape(text: &str) -> Result<String, Fault> {
             'x' => out.push(number(2, 2, 16)?),
             'u' => out.push(number(4, 4, 16)?),
             'U' => out.push(number(8, 8, 16)?),
-            'N' => return Err(Fault::unsupported("\\N escape of a character by name")),
+            'N' => return Err(TemplateError::unsupported("\\N escape of a character by name")),
             '0'..='7' => {
                 let digits: String =
                     std::iter::once(c).chain(rest.chars().take(2).take_while(|c| c.is_digit(8))).collect();
@@ -361,7 +364,7 @@ fn unescape(text: &str) -> Result<String, Fault> {
                 out.push(c);
             }
             // jinja2 first replaces such a character by an escape, whose backslash the one before it would then escape.
-            c => return Err(Fault::unsupported(format!("a backslash before {c:?}"))),
+            c => return Err(TemplateError::unsupported(format!("a backslash before {c:?}"))),
         }
     }
     out.push_str(rest);

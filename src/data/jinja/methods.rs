@@ -1,15 +1,15 @@
 //! Methods of texts, lists and dicts, as in Python.
 
-use super::fault::Fault;
+use super::error::TemplateError;
+use super::interpreter::{CallArguments, call_jinja_method};
 use super::limits;
-use super::run::{Args, own_method};
 use super::strings::{is_printable, is_space};
-use super::value::{self, Key, Result, Value};
+use super::value::{self, DictKey, PyValue, TemplateResult};
 use fancy_regex::Regex;
 use std::rc::Rc;
 use std::sync::LazyLock;
 
-const TEXT: [&str; 47] = [
+const TEXT_METHODS: [&str; 47] = [
     "capitalize",
     "casefold",
     "center",
@@ -58,81 +58,84 @@ const TEXT: [&str; 47] = [
     "upper",
     "zfill",
 ];
-const SEQUENCE: [&str; 2] = ["count", "index"];
-const DICT: [&str; 5] = ["copy", "get", "items", "keys", "values"];
+const SEQUENCE_METHODS: [&str; 2] = ["count", "index"];
+const DICT_METHODS: [&str; 5] = ["copy", "get", "items", "keys", "values"];
 /// Methods that change a list or dict: the immutable sandbox refuses them.
 const CHANGING_LIST: [&str; 8] = ["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
 const CHANGING_DICT: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
 
 /// Returns the method of this name, bound to its object; `None` if Python's type has no such method.
-pub fn bound(of: &Value, name: &str) -> Result<Option<Value>> {
+pub fn bound_method(of: &PyValue, name: &str) -> TemplateResult<Option<PyValue>> {
     let known: &[&'static str] = match of {
-        Value::Text(_) | Value::Markup(_) => &TEXT,
-        Value::List(_) | Value::Tuple(_) | Value::Group(_) | Value::Range(..) => &SEQUENCE,
-        Value::Dict(_) => &DICT,
+        PyValue::Text(_) | PyValue::Markup(_) => &TEXT_METHODS,
+        PyValue::List(_) | PyValue::Tuple(_) | PyValue::GroupTuple(_) | PyValue::Range(..) => &SEQUENCE_METHODS,
+        PyValue::Dict(_) => &DICT_METHODS,
         _ => &[],
     };
     if let Some(method) = known.iter().find(|m| **m == name) {
-        return Ok(Some(Value::Method(Rc::new((of.clone(), *method)))));
+        return Ok(Some(PyValue::Method(Rc::new((of.clone(), *method)))));
     }
     let refused = || {
-        Value::undefined(format!(
+        PyValue::undefined(format!(
             "access to attribute '{name}' of '{}' object is refused by the sandbox.",
             of.type_name()
         ))
     };
     Ok(match of {
-        Value::List(_) if CHANGING_LIST.contains(&name) => Some(refused()),
-        Value::List(_) if name == "copy" => Some(Value::Method(Rc::new((of.clone(), "copy")))),
-        Value::Dict(_) if CHANGING_DICT.contains(&name) => Some(refused()),
-        Value::Dict(_) if name == "fromkeys" => return Err(Fault::unsupported("dict.fromkeys")),
+        PyValue::List(_) if CHANGING_LIST.contains(&name) => Some(refused()),
+        PyValue::List(_) if name == "copy" => Some(PyValue::Method(Rc::new((of.clone(), "copy")))),
+        PyValue::Dict(_) if CHANGING_DICT.contains(&name) => Some(refused()),
+        PyValue::Dict(_) if name == "fromkeys" => return Err(TemplateError::unsupported("dict.fromkeys")),
         _ => None,
     })
 }
 
 /// Calls a bound method.
-pub fn call(of: &Value, name: &str, args: Args) -> Result<Value> {
-    limits::spend(1)?;
+pub fn call(of: &PyValue, name: &str, args: CallArguments) -> TemplateResult<PyValue> {
+    limits::spend_steps(1)?;
     match of {
-        Value::Text(text) => {
-            limits::spend_bytes(text.len())?;
-            of_text(text, name, args)
+        PyValue::Text(text) => {
+            limits::spend_copy_steps(text.len())?;
+            call_text_method(text, name, args)
         }
         // markupsafe escapes text that a method adds. Methods that only remove or change letters need no escaping.
-        Value::Markup(text) => match (name, of_text(text, name, args)?) {
-            ("strip" | "lstrip" | "rstrip" | "lower" | "upper" | "title" | "capitalize", Value::Text(done)) => {
-                Ok(Value::Markup(done))
+        PyValue::Markup(text) => match (name, call_text_method(text, name, args)?) {
+            ("strip" | "lstrip" | "rstrip" | "lower" | "upper" | "title" | "capitalize", PyValue::Text(done)) => {
+                Ok(PyValue::Markup(done))
             }
-            (_, done @ (Value::Int(_) | Value::Bool(_))) => Ok(done),
-            (name, _) => Err(Fault::unsupported(format!("the method '{name}' of text from `escape` or `safe`"))),
+            (_, done @ (PyValue::Int(_) | PyValue::Bool(_))) => Ok(done),
+            (name, _) => {
+                Err(TemplateError::unsupported(format!("the method '{name}' of text from `escape` or `safe`")))
+            }
         },
-        Value::Dict(dict) => match name {
+        PyValue::Dict(dict) => match name {
             "get" => {
                 let [key, default] = args.bind("get", ["", ""])?;
-                let key = key.ok_or_else(|| Fault::python("get expected at least 1 argument, got 0"))?;
+                let key = key.ok_or_else(|| TemplateError::python("get expected at least 1 argument, got 0"))?;
                 let found = match &key {
-                    Value::Undefined(_) => None,
-                    key => dict.get(&Key::of(key.clone())?).cloned(),
+                    PyValue::Undefined(_) => None,
+                    key => dict.get(&DictKey::of(key.clone())?).cloned(),
                 };
-                Ok(found.or(default).unwrap_or(Value::None))
+                Ok(found.or(default).unwrap_or(PyValue::None))
             }
             "copy" => {
-                args.none(name)?;
+                args.expect_none(name)?;
                 Ok(of.clone())
             }
-            "items" => args.none(name).map(|()| Value::View("items", dict.clone())),
-            "keys" => args.none(name).map(|()| Value::View("keys", dict.clone())),
-            _ => args.none(name).map(|()| Value::View("values", dict.clone())),
+            "items" => args.expect_none(name).map(|()| PyValue::DictView("items", dict.clone())),
+            "keys" => args.expect_none(name).map(|()| PyValue::DictView("keys", dict.clone())),
+            _ => args.expect_none(name).map(|()| PyValue::DictView("values", dict.clone())),
         },
-        Value::List(_) | Value::Tuple(_) | Value::Group(_) | Value::Range(..) => {
+        PyValue::List(_) | PyValue::Tuple(_) | PyValue::GroupTuple(_) | PyValue::Range(..) => {
             if name == "copy" {
-                args.none(name)?;
+                args.expect_none(name)?;
                 return Ok(of.clone());
             }
             let [wanted, from, to] = args.bind(name, ["", "", ""])?;
-            let wanted = wanted.ok_or_else(|| Fault::python(format!("{name}() takes at least one argument")))?;
+            let wanted =
+                wanted.ok_or_else(|| TemplateError::python(format!("{name}() takes at least one argument")))?;
             if from.is_some() || to.is_some() {
-                return Err(Fault::unsupported(format!("{name}() of a list with bounds")));
+                return Err(TemplateError::unsupported(format!("{name}() of a list with bounds")));
             }
             let mut found = Vec::new();
             for (i, item) in of.items()?.iter().enumerate() {
@@ -141,42 +144,42 @@ pub fn call(of: &Value, name: &str, args: Args) -> Result<Value> {
                 }
             }
             match (name, found.first()) {
-                ("count", _) => Ok(Value::Int(found.len() as i128)),
-                (_, Some(first)) => Ok(Value::Int(*first as i128)),
-                _ => Err(Fault::python(format!("{} is not in list", wanted.repr()?))),
+                ("count", _) => Ok(PyValue::Int(found.len() as i128)),
+                (_, Some(first)) => Ok(PyValue::Int(*first as i128)),
+                _ => Err(TemplateError::python(format!("{} is not in list", wanted.repr()?))),
             }
         }
-        other => own_method(other, name, args),
+        other => call_jinja_method(other, name, args),
     }
 }
 
 /// Returns an argument that must be text.
-fn text_argument<'v>(function: &str, value: &'v Option<Value>) -> Result<&'v str> {
-    let value = value.as_ref().ok_or_else(|| Fault::python(format!("{function}() needs an argument")))?;
+fn text_argument<'v>(function: &str, value: &'v Option<PyValue>) -> TemplateResult<&'v str> {
+    let value = value.as_ref().ok_or_else(|| TemplateError::python(format!("{function}() needs an argument")))?;
     value
-        .defined()?
+        .check_defined()?
         .as_str()
-        .ok_or_else(|| Fault::python(format!("{function}() argument must be str, not {}", value.type_name())))
+        .ok_or_else(|| TemplateError::python(format!("{function}() argument must be str, not {}", value.type_name())))
 }
 
-fn texts(parts: impl IntoIterator<Item = impl Into<String>>) -> Result<Vec<Value>> {
-    parts.into_iter().map(Value::text).collect()
+fn texts(parts: impl IntoIterator<Item = impl Into<String>>) -> TemplateResult<Vec<PyValue>> {
+    parts.into_iter().map(PyValue::text).collect()
 }
 
-fn of_text(text: &str, name: &str, args: Args) -> Result<Value> {
+fn call_text_method(text: &str, name: &str, args: CallArguments) -> TemplateResult<PyValue> {
     match name {
-        "upper" => args.none(name).and_then(|()| Value::text(text.to_uppercase())),
-        "lower" => args.none(name).and_then(|()| Value::text(text.to_lowercase())),
-        "capitalize" => args.none(name).and_then(|()| Value::text(capitalize(text))),
-        "title" => args.none(name).and_then(|()| Value::text(title(text))),
-        "swapcase" => args.none(name).and_then(|()| Value::text(swapcase(text))),
+        "upper" => args.expect_none(name).and_then(|()| PyValue::text(text.to_uppercase())),
+        "lower" => args.expect_none(name).and_then(|()| PyValue::text(text.to_lowercase())),
+        "capitalize" => args.expect_none(name).and_then(|()| PyValue::text(capitalize(text))),
+        "title" => args.expect_none(name).and_then(|()| PyValue::text(title(text))),
+        "swapcase" => args.expect_none(name).and_then(|()| PyValue::text(swapcase(text))),
         "casefold" => match text.is_ascii() {
-            true => args.none(name).and_then(|()| Value::text(text.to_ascii_lowercase())),
-            false => Err(Fault::unsupported("casefold of text beyond ASCII")),
+            true => args.expect_none(name).and_then(|()| PyValue::text(text.to_ascii_lowercase())),
+            false => Err(TemplateError::unsupported("casefold of text beyond ASCII")),
         },
         "strip" | "lstrip" | "rstrip" => {
             let [chars] = args.bind(name, [""])?;
-            strip(text, name, chars.as_ref()).and_then(Value::text)
+            strip(text, name, chars.as_ref()).and_then(PyValue::text)
         }
         "split" | "rsplit" => {
             let [separator, most] = args.bind(name, ["sep", "maxsplit"])?;
@@ -184,127 +187,134 @@ fn of_text(text: &str, name: &str, args: Args) -> Result<Value> {
         }
         "splitlines" => {
             let [keep] = args.bind(name, ["keepends"])?;
-            Value::list(texts(lines(text, keep.is_some_and(|k| k.truth())))?)
+            PyValue::list(texts(split_lines(text, keep.is_some_and(|k| k.is_truthy())))?)
         }
         "partition" | "rpartition" => {
             let [separator] = args.bind(name, [""])?;
             let separator = text_argument(name, &separator)?;
             if separator.is_empty() {
-                return Err(Fault::python("empty separator"));
+                return Err(TemplateError::python("empty separator"));
             }
             let parts = match (name, text.split_once(separator), text.rsplit_once(separator)) {
                 ("partition", Some((a, b)), _) | ("rpartition", _, Some((a, b))) => [a, separator, b],
                 ("partition", ..) => [text, "", ""],
                 _ => ["", "", text],
             };
-            Value::tuple(texts(parts)?)
+            PyValue::tuple(texts(parts)?)
         }
         "replace" => {
             let [old, new, count] = args.bind(name, ["", "", "count"])?;
-            let count = count.map_or(Ok(-1), |c| c.int("replace()"))?;
+            let count = count.map_or(Ok(-1), |c| c.expect_int("replace()"))?;
             replace(text, text_argument(name, &old)?, text_argument(name, &new)?, count)
         }
         "removeprefix" => {
             let [prefix] = args.bind(name, [""])?;
             let prefix = text_argument(name, &prefix)?;
-            Value::text(text.strip_prefix(prefix).unwrap_or(text))
+            PyValue::text(text.strip_prefix(prefix).unwrap_or(text))
         }
         "removesuffix" => {
             let [suffix] = args.bind(name, [""])?;
             let suffix = text_argument(name, &suffix)?;
-            Value::text(text.strip_suffix(suffix).unwrap_or(text))
+            PyValue::text(text.strip_suffix(suffix).unwrap_or(text))
         }
         "startswith" | "endswith" => {
             let [wanted, from, to] = args.bind(name, ["", "", ""])?;
-            let part = bounded(text, &from, &to)?;
-            let matches = |v: &Value| -> Result<bool> {
+            let part = text_between(text, &from, &to)?;
+            let matches = |v: &PyValue| -> TemplateResult<bool> {
                 let wanted = text_argument(name, &Some(v.clone()))?.to_string();
                 Ok(part.is_some_and(|p| {
                     if name == "startswith" { p.1.starts_with(&wanted) } else { p.1.ends_with(&wanted) }
                 }))
             };
             match wanted.as_ref() {
-                Some(Value::Tuple(several)) => {
+                Some(PyValue::Tuple(several)) => {
                     for one in several.iter() {
                         if matches(one)? {
-                            return Ok(Value::Bool(true));
+                            return Ok(PyValue::Bool(true));
                         }
                     }
-                    Ok(Value::Bool(false))
+                    Ok(PyValue::Bool(false))
                 }
-                Some(one) => matches(one).map(Value::Bool),
-                None => Err(Fault::python(format!("{name}() takes at least 1 argument (0 given)"))),
+                Some(one) => matches(one).map(PyValue::Bool),
+                None => Err(TemplateError::python(format!("{name}() takes at least 1 argument (0 given)"))),
             }
         }
         "find" | "rfind" | "index" | "rindex" | "count" => {
             let [wanted, from, to] = args.bind(name, ["", "", ""])?;
             let wanted = text_argument(name, &wanted)?;
-            let part = bounded(text, &from, &to)?;
+            let part = text_between(text, &from, &to)?;
             if name == "count" {
                 let n =
                     part.map_or(
                         0,
                         |(_, p)| if wanted.is_empty() { p.chars().count() + 1 } else { p.matches(wanted).count() },
                     );
-                return Ok(Value::Int(n as i128));
+                return Ok(PyValue::Int(n as i128));
             }
             let found = part.and_then(|(before, p)| {
                 let at = if name.starts_with('r') { p.rfind(wanted) } else { p.find(wanted) };
                 at.map(|at| before + p[..at].chars().count())
             });
             match found {
-                Some(at) => Ok(Value::Int(at as i128)),
-                None if name.ends_with("find") => Ok(Value::Int(-1)),
-                None => Err(Fault::python("substring not found")),
+                Some(at) => Ok(PyValue::Int(at as i128)),
+                None if name.ends_with("find") => Ok(PyValue::Int(-1)),
+                None => Err(TemplateError::python("substring not found")),
             }
         }
         "join" => {
             let [items] = args.bind(name, [""])?;
-            let items = items.ok_or_else(|| Fault::python("join() takes exactly one argument (0 given)"))?;
-            let items = items.defined()?.items()?;
+            let items = items.ok_or_else(|| TemplateError::python("join() takes exactly one argument (0 given)"))?;
+            let items = items.check_defined()?.items()?;
             let mut parts = Vec::with_capacity(items.len());
             for (i, item) in items.iter().enumerate() {
                 parts.push(item.as_str().ok_or_else(|| {
-                    Fault::python(format!("sequence item {i}: expected str instance, {} found", item.type_name()))
+                    TemplateError::python(format!(
+                        "sequence item {i}: expected str instance, {} found",
+                        item.type_name()
+                    ))
                 })?);
             }
-            limits::room(parts.iter().map(|p| p.len() + text.len()).sum())?;
-            Value::text(parts.join(text))
+            limits::check_memory(parts.iter().map(|p| p.len() + text.len()).sum())?;
+            PyValue::text(parts.join(text))
         }
         "ljust" | "rjust" | "center" => {
             let [width, fill] = args.bind(name, ["", ""])?;
-            let width = width.ok_or_else(|| Fault::python(format!("{name}() needs a width")))?.int(name)?;
+            let width =
+                width.ok_or_else(|| TemplateError::python(format!("{name}() needs a width")))?.expect_int(name)?;
             let fill = match &fill {
                 None => ' ',
                 some => {
                     let mut chars = text_argument(name, some)?.chars();
                     match (chars.next(), chars.next()) {
                         (Some(c), None) => c,
-                        _ => return Err(Fault::python("The fill character must be exactly one character long")),
+                        _ => {
+                            return Err(TemplateError::python("The fill character must be exactly one character long"));
+                        }
                     }
                 }
             };
-            Value::text(justify(text, width, fill, name)?)
+            PyValue::text(justify(text, width, fill, name)?)
         }
         "zfill" => {
             let [width] = args.bind(name, [""])?;
-            let width =
-                width.ok_or_else(|| Fault::python("zfill() takes exactly one argument (0 given)"))?.int(name)?;
+            let width = width
+                .ok_or_else(|| TemplateError::python("zfill() takes exactly one argument (0 given)"))?
+                .expect_int(name)?;
             let (sign, digits) = match text.strip_prefix(['-', '+']) {
                 Some(digits) => (&text[..1], digits),
                 None => ("", text),
             };
-            Value::text(format!("{sign}{}", justify(digits, width - sign.len() as i128, '0', "rjust")?))
+            PyValue::text(format!("{sign}{}", justify(digits, width - sign.len() as i128, '0', "rjust")?))
         }
         "expandtabs" => {
             let [size] = args.bind(name, ["tabsize"])?;
-            let size = size.map_or(Ok(8), |s| s.int(name))?.clamp(0, 1 << 20) as usize;
+            let size = size.map_or(Ok(8), |s| s.expect_int(name))?.clamp(0, 1 << 20) as usize;
             let (mut out, mut column) = (String::new(), 0);
             for c in text.chars() {
                 match c {
                     '\t' if size > 0 => {
                         let n = size - column % size;
-                        limits::room(n)?;
+                        limits::check_memory(n)?;
                         out.extend(std::iter::repeat_n(' ', n));
                         column += n;
                     }
@@ -315,58 +325,64 @@ fn of_text(text: &str, name: &str, args: Args) -> Result<Value> {
                     }
                 }
             }
-            Value::text(out)
+            PyValue::text(out)
         }
-        "format" => super::format::braces(text, args),
-        "isascii" => args.none(name).map(|()| Value::Bool(text.is_ascii())),
-        "isspace" => args.none(name).map(|()| Value::Bool(!text.is_empty() && text.chars().all(is_space))),
-        "isprintable" => args.none(name).map(|()| Value::Bool(text.chars().all(is_printable))),
-        "isupper" | "islower" => args.none(name).map(|()| Value::Bool(is_cased(text, name == "isupper"))),
-        "istitle" => args.none(name).map(|()| Value::Bool(is_title(text))),
-        "isalpha" => all(text, name, args, is_letter),
-        "isdecimal" => all(text, name, args, |c| Ok(is_decimal(c))),
-        "isdigit" | "isnumeric" => all(text, name, args, is_numeric),
-        "isalnum" => all(text, name, args, |c| Ok(is_letter(c)? || is_numeric(c)?)),
-        name => Err(Fault::unsupported(format!("the method '{name}' of text"))),
+        "format" => super::format::str_format(text, args),
+        "isascii" => args.expect_none(name).map(|()| PyValue::Bool(text.is_ascii())),
+        "isspace" => args.expect_none(name).map(|()| PyValue::Bool(!text.is_empty() && text.chars().all(is_space))),
+        "isprintable" => args.expect_none(name).map(|()| PyValue::Bool(text.chars().all(is_printable))),
+        "isupper" | "islower" => args.expect_none(name).map(|()| PyValue::Bool(is_cased(text, name == "isupper"))),
+        "istitle" => args.expect_none(name).map(|()| PyValue::Bool(is_title(text))),
+        "isalpha" => all_chars(text, name, args, is_letter),
+        "isdecimal" => all_chars(text, name, args, |c| Ok(is_decimal(c))),
+        "isdigit" | "isnumeric" => all_chars(text, name, args, is_numeric),
+        "isalnum" => all_chars(text, name, args, |c| Ok(is_letter(c)? || is_numeric(c)?)),
+        name => Err(TemplateError::unsupported(format!("the method '{name}' of text"))),
     }
 }
 
 /// Returns whether `holds` is true for every character and there is one.
-fn all(text: &str, name: &str, args: Args, holds: impl Fn(char) -> Result<bool>) -> Result<Value> {
-    args.none(name)?;
+fn all_chars(
+    text: &str,
+    name: &str,
+    args: CallArguments,
+    holds: impl Fn(char) -> TemplateResult<bool>,
+) -> TemplateResult<PyValue> {
+    args.expect_none(name)?;
     for c in text.chars() {
         if !holds(c)? {
-            return Ok(Value::Bool(false));
+            return Ok(PyValue::Bool(false));
         }
     }
-    Ok(Value::Bool(!text.is_empty()))
+    Ok(PyValue::Bool(!text.is_empty()))
 }
 
-fn class(pattern: &str) -> Regex {
+fn char_class(pattern: &str) -> Regex {
     Regex::new(pattern).unwrap_or_else(|e| unreachable!("{pattern}: {e}"))
 }
 
-static LETTER: LazyLock<Regex> = LazyLock::new(|| class(r"^\p{L}$"));
-static DECIMAL: LazyLock<Regex> = LazyLock::new(|| class(r"^\p{Nd}$"));
-static OTHER_NUMBER: LazyLock<Regex> = LazyLock::new(|| class(r"^[\p{Nl}\p{No}〇一二三四五六七八九十百千万億兆]$"));
+static LETTER: LazyLock<Regex> = LazyLock::new(|| char_class(r"^\p{L}$"));
+static DECIMAL: LazyLock<Regex> = LazyLock::new(|| char_class(r"^\p{Nd}$"));
+static OTHER_NUMBER: LazyLock<Regex> =
+    LazyLock::new(|| char_class(r"^[\p{Nl}\p{No}〇一二三四五六七八九十百千万億兆]$"));
 
-fn is(regex: &Regex, c: char) -> bool {
+fn is_in_class(regex: &Regex, c: char) -> bool {
     regex.is_match(c.encode_utf8(&mut [0; 4])).unwrap_or(false)
 }
 
-fn is_letter(c: char) -> Result<bool> {
-    Ok(if c.is_ascii() { c.is_ascii_alphabetic() } else { is(&LETTER, c) })
+fn is_letter(c: char) -> TemplateResult<bool> {
+    Ok(if c.is_ascii() { c.is_ascii_alphabetic() } else { is_in_class(&LETTER, c) })
 }
 
 fn is_decimal(c: char) -> bool {
-    if c.is_ascii() { c.is_ascii_digit() } else { is(&DECIMAL, c) }
+    if c.is_ascii() { c.is_ascii_digit() } else { is_in_class(&DECIMAL, c) }
 }
 
 /// Returns true for a decimal digit. Fails for other numbers (½, Ⅷ, ²): Python classifies them by tables that are not
 /// here.
-fn is_numeric(c: char) -> Result<bool> {
-    if !c.is_ascii() && is(&OTHER_NUMBER, c) {
-        return Err(Fault::unsupported(format!("whether {c:?} is a number")));
+fn is_numeric(c: char) -> TemplateResult<bool> {
+    if !c.is_ascii() && is_in_class(&OTHER_NUMBER, c) {
+        return Err(TemplateError::unsupported(format!("whether {c:?} is a number")));
     }
     Ok(is_decimal(c))
 }
@@ -453,9 +469,9 @@ fn swapcase(text: &str) -> String {
 }
 
 /// `strip`, `lstrip` or `rstrip` by `name`: removes whitespace, or the given characters.
-pub fn strip(text: &str, name: &str, chars: Option<&Value>) -> Result<String> {
+pub fn strip(text: &str, name: &str, chars: Option<&PyValue>) -> TemplateResult<String> {
     let chars = match chars {
-        None | Some(Value::None) => None,
+        None | Some(PyValue::None) => None,
         some => Some(text_argument(name, &some.cloned())?.to_string()),
     };
     let goes = |c: char| chars.as_ref().map_or_else(|| is_space(c), |set| set.contains(c));
@@ -464,16 +480,20 @@ pub fn strip(text: &str, name: &str, chars: Option<&Value>) -> Result<String> {
 }
 
 /// Returns the text between two indices and the number of characters before it; `None` if the indices are out of range.
-fn bounded<'t>(text: &'t str, from: &Option<Value>, to: &Option<Value>) -> Result<Option<(usize, &'t str)>> {
+fn text_between<'t>(
+    text: &'t str,
+    from: &Option<PyValue>,
+    to: &Option<PyValue>,
+) -> TemplateResult<Option<(usize, &'t str)>> {
     if from.is_none() && to.is_none() {
         return Ok(Some((0, text)));
     }
     let length = text.chars().count() as i128;
-    let place = |v: &Option<Value>, default: i128| -> Result<i128> {
+    let place = |v: &Option<PyValue>, default: i128| -> TemplateResult<i128> {
         Ok(match v {
-            None | Some(Value::None) => default,
+            None | Some(PyValue::None) => default,
             Some(v) => {
-                let n = v.int("slice indices")?;
+                let n = v.expect_int("slice indices")?;
                 if n < 0 { (n + length).max(0) } else { n }
             }
         })
@@ -486,16 +506,16 @@ fn bounded<'t>(text: &'t str, from: &Option<Value>, to: &Option<Value>) -> Resul
     Ok(Some((from as usize, &text[byte(from)..byte(to)])))
 }
 
-fn split(text: &str, separator: Option<Value>, most: Option<Value>, from_end: bool) -> Result<Value> {
-    let most = most.map_or(Ok(-1), |m| m.int("maxsplit"))?;
+fn split(text: &str, separator: Option<PyValue>, most: Option<PyValue>, from_end: bool) -> TemplateResult<PyValue> {
+    let most = most.map_or(Ok(-1), |m| m.expect_int("maxsplit"))?;
     let most = usize::try_from(most).unwrap_or(usize::MAX);
-    limits::room_for(text.len() / 8, size_of::<Value>())?;
-    if matches!(separator, None | Some(Value::None)) {
-        return spaces(text, most, from_end);
+    limits::check_memory_for(text.len() / 8, size_of::<PyValue>())?;
+    if matches!(separator, None | Some(PyValue::None)) {
+        return split_whitespace(text, most, from_end);
     }
     let separator = text_argument("split", &separator)?;
     if separator.is_empty() {
-        return Err(Fault::python("empty separator"));
+        return Err(TemplateError::python("empty separator"));
     }
     let pieces = most.saturating_add(1);
     let mut parts: Vec<&str> =
@@ -503,11 +523,11 @@ fn split(text: &str, separator: Option<Value>, most: Option<Value>, from_end: bo
     if from_end {
         parts.reverse();
     }
-    Value::list(texts(parts)?)
+    PyValue::list(texts(parts)?)
 }
 
 /// `split` and `rsplit` without a separator: words between runs of whitespace.
-fn spaces(text: &str, most: usize, from_end: bool) -> Result<Value> {
+fn split_whitespace(text: &str, most: usize, from_end: bool) -> TemplateResult<PyValue> {
     let (mut parts, mut rest) = (Vec::new(), text);
     loop {
         rest = if from_end { rest.trim_end_matches(is_space) } else { rest.trim_start_matches(is_space) };
@@ -534,11 +554,11 @@ fn spaces(text: &str, most: usize, from_end: bool) -> Result<Value> {
     if from_end {
         parts.reverse();
     }
-    Value::list(texts(parts)?)
+    PyValue::list(texts(parts)?)
 }
 
 /// `splitlines`.
-pub fn lines(text: &str, keep: bool) -> Vec<&str> {
+pub fn split_lines(text: &str, keep: bool) -> Vec<&str> {
     let ends = |c: char| {
         matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
     };
@@ -556,20 +576,20 @@ pub fn lines(text: &str, keep: bool) -> Vec<&str> {
 }
 
 /// `replace`; a negative count replaces all.
-pub fn replace(text: &str, old: &str, new: &str, count: i128) -> Result<Value> {
+pub fn replace(text: &str, old: &str, new: &str, count: i128) -> TemplateResult<PyValue> {
     let most = usize::try_from(count).unwrap_or(usize::MAX);
     let found = if old.is_empty() { text.chars().count() + 1 } else { text.matches(old).count() };
-    limits::room_for(found.min(most), new.len())?;
-    limits::room(text.len())?;
-    Value::text(text.replacen(old, new, most))
+    limits::check_memory_for(found.min(most), new.len())?;
+    limits::check_memory(text.len())?;
+    PyValue::text(text.replacen(old, new, most))
 }
 
 /// `ljust`, `rjust` or `center` by `name`.
-pub fn justify(text: &str, width: i128, fill: char, name: &str) -> Result<String> {
+pub fn justify(text: &str, width: i128, fill: char, name: &str) -> TemplateResult<String> {
     let length = text.chars().count();
     let width = usize::try_from(width.max(0)).unwrap_or(usize::MAX);
     let missing = width.saturating_sub(length);
-    limits::room_for(missing, fill.len_utf8())?;
+    limits::check_memory_for(missing, fill.len_utf8())?;
     let left = match name {
         "ljust" => 0,
         "rjust" => missing,

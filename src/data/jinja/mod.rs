@@ -11,50 +11,50 @@
 //! steps, the bytes and the stack depth of one rendering are limited (`limits`), and a rendering that reaches a limit
 //! ends with an error. Conversations and tokenizers are elsewhere.
 
-mod fault;
+mod ast;
+mod error;
 mod filters;
 mod format;
+mod interpreter;
+mod is_tests;
 mod json;
 mod lexer;
 mod limits;
 mod methods;
 mod parser;
-mod run;
 mod strings;
-mod tests_of_values;
-mod tree;
 mod value;
 
-pub use fault::{Fault, FaultKind};
+pub use error::{TemplateError, TemplateErrorKind};
 use serde_json::{Map, Value as Json};
 use std::sync::Arc;
 
 /// A compiled template.
 #[derive(Debug)]
-pub struct Template {
-    body: Arc<[tree::Stmt]>,
+pub struct JinjaTemplate {
+    body: Arc<[ast::Stmt]>,
 }
 
 /// The date and time that `strftime_now` formats.
-pub type Clock = jiff::civil::DateTime;
+pub type RenderTime = jiff::civil::DateTime;
 
-impl Template {
+impl JinjaTemplate {
     /// Compiles the source with `trim_blocks`, `lstrip_blocks`, loop controls and the `generation` tag, as transformers
     /// does.
     ///
     /// Errors: a syntax error, or a tag or literal that is not supported.
-    pub fn compile(source: &str) -> Result<Self, Fault> {
-        let tokens = lexer::tokens(source)?;
+    pub fn compile(source: &str) -> Result<Self, TemplateError> {
+        let tokens = lexer::tokenize(source)?;
         Ok(Self { body: parser::parse(tokens)?.into() })
     }
 
     /// Renders the template with these variables at this time. Fails where Python would raise, and at a limit.
-    pub fn render(&self, variables: &Map<String, Json>, clock: Clock) -> Result<String, Fault> {
-        match run::render(&self.body, variables, clock, SHALLOW) {
+    pub fn render(&self, variables: &Map<String, Json>, clock: RenderTime) -> Result<String, TemplateError> {
+        match interpreter::render(&self.body, variables, clock, DEFAULT_STACK) {
             // Deep recursion is rare, so a large stack is allocated only after the small one was used up.
-            Err(fault) if fault.kind() == FaultKind::Deep => std::thread::scope(|scope| {
-                let again = || run::render(&self.body, variables, clock, DEEP);
-                let builder = std::thread::Builder::new().name("template".into()).stack_size(DEEP + (1 << 20));
+            Err(fault) if fault.kind() == TemplateErrorKind::StackExhausted => std::thread::scope(|scope| {
+                let again = || interpreter::render(&self.body, variables, clock, LARGE_STACK);
+                let builder = std::thread::Builder::new().name("template".into()).stack_size(LARGE_STACK + (1 << 20));
                 match builder.spawn_scoped(scope, again) {
                     Ok(thread) => thread.join().unwrap_or(Err(fault)),
                     Err(_) => Err(fault),
@@ -66,6 +66,6 @@ impl Template {
 }
 
 /// Bytes of stack that a rendering may use on the caller's thread.
-const SHALLOW: usize = 512 << 10;
+const DEFAULT_STACK: usize = 512 << 10;
 /// Bytes of stack of the second try, on a thread of its own.
-const DEEP: usize = 64 << 20;
+const LARGE_STACK: usize = 64 << 20;

@@ -1,29 +1,29 @@
 //! Parses tokens into the tree, by jinja2's grammar. Recursive descent with limits on depth, because a template may be
 //! hostile.
 
-use super::fault::Fault;
-use super::lexer::Token;
-use super::tree::*;
+use super::ast::*;
+use super::error::TemplateError;
+use super::lexer::TemplateToken;
 use std::sync::Arc;
 
 /// Levels of nested statements and brackets.
-const NESTING: usize = 120;
+const MAX_NESTING: usize = 120;
 /// Operators, filters and subscripts in one tag: each makes the tree one level deeper without a bracket.
-const LINKS: usize = 1000;
+const MAX_LINKS: usize = 1000;
 
 /// Tags of jinja2 that a chat template cannot use, as there is no loader of templates, or that no known template uses.
 const UNSUPPORTED: [&str; 7] = ["block", "extends", "include", "import", "from", "autoescape", "print"];
 
-type Parsed<T> = Result<T, Fault>;
+type SyntaxResult<T> = Result<T, TemplateError>;
 
 /// Returns the statements of a template.
-pub fn parse(tokens: Vec<(usize, Token)>) -> Parsed<Vec<Stmt>> {
+pub fn parse(tokens: Vec<(usize, TemplateToken)>) -> SyntaxResult<Vec<Stmt>> {
     let mut parser = Parser { tokens, at: 0, depth: 0, links: 0, macros: Vec::new(), loops: 0 };
     parser.statements(&[]).map(|(body, _)| body)
 }
 
 struct Parser {
-    tokens: Vec<(usize, Token)>,
+    tokens: Vec<(usize, TemplateToken)>,
     at: usize,
     depth: usize,
     /// Levels counted so far in the current tag.
@@ -35,11 +35,11 @@ struct Parser {
 }
 
 impl Parser {
-    fn peek(&self) -> &Token {
+    fn peek(&self) -> &TemplateToken {
         &self.tokens[self.at.min(self.tokens.len() - 1)].1
     }
 
-    fn peek_second(&self) -> &Token {
+    fn peek_second(&self) -> &TemplateToken {
         &self.tokens[(self.at + 1).min(self.tokens.len() - 1)].1
     }
 
@@ -47,37 +47,37 @@ impl Parser {
         self.tokens[self.at.min(self.tokens.len() - 1)].0
     }
 
-    fn next(&mut self) -> Token {
+    fn next(&mut self) -> TemplateToken {
         let token = self.peek().clone();
         self.at += 1;
         token
     }
 
-    fn fail<T>(&self, message: impl Into<String>) -> Parsed<T> {
-        Err(Fault::syntax(self.line(), message))
+    fn fail<T>(&self, message: impl Into<String>) -> SyntaxResult<T> {
+        Err(TemplateError::syntax(self.line(), message))
     }
 
-    fn unexpected<T>(&self, expected: &str) -> Parsed<T> {
+    fn unexpected<T>(&self, expected: &str) -> SyntaxResult<T> {
         let found = match self.peek() {
-            Token::End => "the end of the template".to_string(),
-            Token::BlockEnd | Token::VariableEnd => "the end of the tag".to_string(),
-            Token::Name(name) => format!("'{name}'"),
-            Token::Operator(operator) => format!("'{operator}'"),
-            Token::Text(text) => format!("{text:?}"),
-            Token::Int(n) => n.to_string(),
-            Token::Long(n) => n.clone(),
-            Token::Float(x) => x.to_string(),
-            Token::Data(_) | Token::BlockBegin | Token::VariableBegin => "text".to_string(),
+            TemplateToken::End => "the end of the template".to_string(),
+            TemplateToken::BlockEnd | TemplateToken::VariableEnd => "the end of the tag".to_string(),
+            TemplateToken::Name(name) => format!("'{name}'"),
+            TemplateToken::Operator(operator) => format!("'{operator}'"),
+            TemplateToken::Text(text) => format!("{text:?}"),
+            TemplateToken::Int(n) => n.to_string(),
+            TemplateToken::BigInt(n) => n.clone(),
+            TemplateToken::Float(x) => x.to_string(),
+            TemplateToken::Data(_) | TemplateToken::BlockBegin | TemplateToken::VariableBegin => "text".to_string(),
         };
         self.fail(format!("expected {expected}, found {found}"))
     }
 
     fn is(&self, operator: &str) -> bool {
-        matches!(self.peek(), Token::Operator(o) if *o == operator)
+        matches!(self.peek(), TemplateToken::Operator(o) if *o == operator)
     }
 
     fn is_name(&self, name: &str) -> bool {
-        matches!(self.peek(), Token::Name(n) if n == name)
+        matches!(self.peek(), TemplateToken::Name(n) if n == name)
     }
 
     fn skip(&mut self, operator: &str) -> bool {
@@ -92,21 +92,21 @@ impl Parser {
         there
     }
 
-    fn expect(&mut self, operator: &str) -> Parsed<()> {
+    fn expect(&mut self, operator: &str) -> SyntaxResult<()> {
         if self.skip(operator) { Ok(()) } else { self.unexpected(&format!("'{operator}'")) }
     }
 
-    fn expect_block_end(&mut self) -> Parsed<()> {
-        if *self.peek() == Token::BlockEnd {
+    fn expect_block_end(&mut self) -> SyntaxResult<()> {
+        if *self.peek() == TemplateToken::BlockEnd {
             self.at += 1;
             return Ok(());
         }
         self.unexpected("the end of the statement")
     }
 
-    fn name(&mut self) -> Parsed<Name> {
+    fn name(&mut self) -> SyntaxResult<SharedName> {
         match self.peek().clone() {
-            Token::Name(name) => {
+            TemplateToken::Name(name) => {
                 self.at += 1;
                 Ok(name.into())
             }
@@ -114,9 +114,9 @@ impl Parser {
         }
     }
 
-    fn nested<T>(&mut self, read: impl FnOnce(&mut Self) -> Parsed<T>) -> Parsed<T> {
-        if self.depth >= NESTING {
-            return self.fail(format!("nested more than {NESTING} deep"));
+    fn nested<T>(&mut self, read: impl FnOnce(&mut Self) -> SyntaxResult<T>) -> SyntaxResult<T> {
+        if self.depth >= MAX_NESTING {
+            return self.fail(format!("nested more than {MAX_NESTING} deep"));
         }
         self.depth += 1;
         let result = read(self);
@@ -126,32 +126,32 @@ impl Parser {
 
     /// Reads statements up to one of the tags in `ends`, skips the name of that tag and returns it. No `ends`: reads to
     /// the end of the template.
-    fn statements(&mut self, ends: &[&str]) -> Parsed<(Vec<Stmt>, String)> {
+    fn statements(&mut self, ends: &[&str]) -> SyntaxResult<(Vec<Stmt>, String)> {
         let begun = self.line();
         let mut body = Vec::new();
         loop {
             let line = self.line();
             self.links = 0;
             match self.next() {
-                Token::End if ends.is_empty() => return Ok((body, String::new())),
-                Token::End => {
+                TemplateToken::End if ends.is_empty() => return Ok((body, String::new())),
+                TemplateToken::End => {
                     self.at -= 1;
                     let expected = ends.last().copied().unwrap_or_default();
                     return self
                         .fail(format!("unexpected end of template: the block of line {begun} has no '{expected}'"));
                 }
-                Token::Data(text) => body.push(Stmt { line, kind: StmtKind::Text(text) }),
-                Token::VariableBegin => {
+                TemplateToken::Data(text) => body.push(Stmt { line, kind: StmtKind::Text(text) }),
+                TemplateToken::VariableBegin => {
                     let value = self.tuple(true, &[])?;
-                    if *self.peek() != Token::VariableEnd {
+                    if *self.peek() != TemplateToken::VariableEnd {
                         return self.unexpected("the end of the print statement");
                     }
                     self.at += 1;
                     body.push(Stmt { line, kind: StmtKind::Print(value) });
                 }
-                Token::BlockBegin => {
+                TemplateToken::BlockBegin => {
                     let word = match self.peek() {
-                        Token::Name(word) => word.clone(),
+                        TemplateToken::Name(word) => word.clone(),
                         _ => return self.fail("tag name expected"),
                     };
                     self.at += 1;
@@ -171,14 +171,14 @@ impl Parser {
     }
 
     /// Reads a statement after its first word, up to but not including the end of its last tag.
-    fn statement(&mut self, word: &str) -> Parsed<StmtKind> {
+    fn statement(&mut self, word: &str) -> SyntaxResult<StmtKind> {
         match word {
             "if" => self.if_statement(),
             "for" => self.for_statement(),
             "set" => self.set_statement(),
             "with" => {
                 let mut values = Vec::new();
-                while *self.peek() != Token::BlockEnd {
+                while *self.peek() != TemplateToken::BlockEnd {
                     if !values.is_empty() {
                         self.expect(",")?;
                     }
@@ -199,7 +199,7 @@ impl Parser {
                 let line = self.line();
                 let call = self.expression()?;
                 if !matches!(call, Expr::Call(..)) {
-                    return Err(Fault::syntax(line, "expected call"));
+                    return Err(TemplateError::syntax(line, "expected call"));
                 }
                 Ok(StmtKind::CallBlock(call, self.macro_body("caller".into(), parameters, "endcall")?))
             }
@@ -216,18 +216,20 @@ impl Parser {
             "break" | "continue" if self.loops == 0 => self.fail(format!("'{word}' outside loop")),
             "break" => Ok(StmtKind::Break),
             "continue" => Ok(StmtKind::Continue),
-            word if UNSUPPORTED.contains(&word) => Err(Fault::unsupported(format!("the tag '{word}'")).at(self.line())),
+            word if UNSUPPORTED.contains(&word) => {
+                Err(TemplateError::unsupported(format!("the tag '{word}'")).at_line(self.line()))
+            }
             word => self.fail(format!("unknown tag '{word}'")),
         }
     }
 
     /// Reads the end of a tag, then statements up to one of `ends`.
-    fn block(&mut self, ends: &[&str]) -> Parsed<(Vec<Stmt>, String)> {
+    fn block(&mut self, ends: &[&str]) -> SyntaxResult<(Vec<Stmt>, String)> {
         self.expect_block_end()?;
         self.statements(ends)
     }
 
-    fn if_statement(&mut self) -> Parsed<StmtKind> {
+    fn if_statement(&mut self) -> SyntaxResult<StmtKind> {
         let mut branches = Vec::new();
         loop {
             let test = self.tuple(false, &[])?;
@@ -241,7 +243,7 @@ impl Parser {
         }
     }
 
-    fn for_statement(&mut self) -> Parsed<StmtKind> {
+    fn for_statement(&mut self) -> SyntaxResult<StmtKind> {
         let target = self.target(false, true)?;
         if !self.skip_name("in") {
             return self.unexpected("'in'");
@@ -253,10 +255,10 @@ impl Parser {
         let (body, end) = self.block(&["endfor", "else"])?;
         self.loops -= 1;
         let otherwise = if end == "else" { self.block(&["endfor"])?.0 } else { Vec::new() };
-        Ok(StmtKind::For(Arc::new(For { target, over, test, recursive, body, otherwise })))
+        Ok(StmtKind::For(Arc::new(ForLoop { target, over, test, recursive, body, otherwise })))
     }
 
-    fn set_statement(&mut self) -> Parsed<StmtKind> {
+    fn set_statement(&mut self) -> SyntaxResult<StmtKind> {
         let target = self.target(true, false)?;
         if self.skip("=") {
             return Ok(StmtKind::Set(target, self.tuple(true, &[])?));
@@ -265,7 +267,12 @@ impl Parser {
         Ok(StmtKind::SetBlock(target, filter, self.block(&["endset"])?.0))
     }
 
-    fn macro_body(&mut self, name: Name, parameters: Vec<(Name, Option<Expr>)>, end: &str) -> Parsed<Arc<Macro>> {
+    fn macro_body(
+        &mut self,
+        name: SharedName,
+        parameters: Vec<(SharedName, Option<Expr>)>,
+        end: &str,
+    ) -> SyntaxResult<Arc<MacroDefinition>> {
         let loops = std::mem::take(&mut self.loops);
         self.macros.push([false; 3]);
         let body = self.block(&[end])?.0;
@@ -273,12 +280,19 @@ impl Parser {
         let [caller, varargs, kwargs] = self.macros.pop().unwrap_or_default();
         let free = |asked: bool, name: &str| asked && !parameters.iter().any(|(p, _)| **p == *name);
         let (caller, varargs, kwargs) = (free(caller, "caller"), free(varargs, "varargs"), free(kwargs, "kwargs"));
-        Ok(Arc::new(Macro { name, parameters, body, caller, varargs, kwargs }))
+        Ok(Arc::new(MacroDefinition {
+            name,
+            parameters,
+            body,
+            uses_caller: caller,
+            uses_varargs: varargs,
+            uses_kwargs: kwargs,
+        }))
     }
 
     /// Reads the parameters of a macro up to the closing bracket, each with its default.
-    fn signature(&mut self) -> Parsed<Vec<(Name, Option<Expr>)>> {
-        let mut parameters: Vec<(Name, Option<Expr>)> = Vec::new();
+    fn signature(&mut self) -> SyntaxResult<Vec<(SharedName, Option<Expr>)>> {
+        let mut parameters: Vec<(SharedName, Option<Expr>)> = Vec::new();
         while !self.skip(")") {
             if !parameters.is_empty() {
                 self.expect(",")?;
@@ -294,12 +308,14 @@ impl Parser {
     }
 
     /// Reads the target of an assignment. `namespace` allows `name.attribute`; `until_in` ends the target at `in`.
-    fn target(&mut self, namespace: bool, until_in: bool) -> Parsed<Target> {
+    fn target(&mut self, namespace: bool, until_in: bool) -> SyntaxResult<AssignTarget> {
         let mut targets = Vec::new();
         let mut tuple = false;
         loop {
-            let ends =
-                self.is("=") || self.is(")") || *self.peek() == Token::BlockEnd || until_in && self.is_name("in");
+            let ends = self.is("=")
+                || self.is(")")
+                || *self.peek() == TemplateToken::BlockEnd
+                || until_in && self.is_name("in");
             if ends && !targets.is_empty() {
                 break;
             }
@@ -311,11 +327,11 @@ impl Parser {
                 let line = self.line();
                 let name = self.name()?;
                 if matches!(&*name, "true" | "false" | "none" | "True" | "False" | "None") {
-                    return Err(Fault::syntax(line, format!("can't assign to '{name}'")));
+                    return Err(TemplateError::syntax(line, format!("can't assign to '{name}'")));
                 }
                 targets.push(match namespace && self.skip(".") {
-                    true => Target::Attribute(name, self.name()?),
-                    false => Target::Name(name),
+                    true => AssignTarget::Attribute(name, self.name()?),
+                    false => AssignTarget::Name(name),
                 });
             }
             if !self.skip(",") {
@@ -325,18 +341,18 @@ impl Parser {
         }
         Ok(match targets.pop() {
             Some(one) if !tuple => one,
-            last => Target::Tuple(targets.into_iter().chain(last).collect()),
+            last => AssignTarget::Tuple(targets.into_iter().chain(last).collect()),
         })
     }
 
-    fn expression(&mut self) -> Parsed<Expr> {
+    fn expression(&mut self) -> SyntaxResult<Expr> {
         self.nested(Self::conditional)
     }
 
-    fn conditional(&mut self) -> Parsed<Expr> {
+    fn conditional(&mut self) -> SyntaxResult<Expr> {
         let mut value = self.or()?;
         while self.skip_name("if") {
-            self.link()?;
+            self.count_link()?;
             let test = Box::new(self.or()?);
             let otherwise = if self.skip_name("else") { Some(Box::new(self.expression()?)) } else { None };
             value = Expr::If { test, then: Box::new(value), otherwise };
@@ -345,36 +361,36 @@ impl Parser {
     }
 
     /// Counts one level that the tree becomes deeper without a bracket; fails beyond the limit.
-    fn link(&mut self) -> Parsed<()> {
+    fn count_link(&mut self) -> SyntaxResult<()> {
         self.links += 1;
-        if self.links > LINKS {
-            return self.fail(format!("an expression of more than {LINKS} parts"));
+        if self.links > MAX_LINKS {
+            return self.fail(format!("an expression of more than {MAX_LINKS} parts"));
         }
         Ok(())
     }
 
-    fn or(&mut self) -> Parsed<Expr> {
+    fn or(&mut self) -> SyntaxResult<Expr> {
         let mut left = self.and()?;
         while self.skip_name("or") {
-            self.link()?;
+            self.count_link()?;
             left = Expr::Or(Box::new(left), Box::new(self.and()?));
         }
         Ok(left)
     }
 
-    fn and(&mut self) -> Parsed<Expr> {
+    fn and(&mut self) -> SyntaxResult<Expr> {
         let mut left = self.not()?;
         while self.skip_name("and") {
-            self.link()?;
+            self.count_link()?;
             left = Expr::And(Box::new(left), Box::new(self.not()?));
         }
         Ok(left)
     }
 
-    fn not(&mut self) -> Parsed<Expr> {
+    fn not(&mut self) -> SyntaxResult<Expr> {
         let mut count = 0;
         while self.skip_name("not") {
-            self.link()?;
+            self.count_link()?;
             count += 1;
         }
         let mut value = self.compare()?;
@@ -384,21 +400,23 @@ impl Parser {
         Ok(value)
     }
 
-    fn compare(&mut self) -> Parsed<Expr> {
+    fn compare(&mut self) -> SyntaxResult<Expr> {
         let left = self.sum()?;
         let mut rest = Vec::new();
         loop {
             let operator = match self.peek() {
-                Token::Operator("==") => Compare::Eq,
-                Token::Operator("!=") => Compare::Ne,
-                Token::Operator("<") => Compare::Lt,
-                Token::Operator("<=") => Compare::Le,
-                Token::Operator(">") => Compare::Gt,
-                Token::Operator(">=") => Compare::Ge,
-                Token::Name(word) if word == "in" => Compare::In,
-                Token::Name(word) if word == "not" && matches!(self.peek_second(), Token::Name(w) if w == "in") => {
+                TemplateToken::Operator("==") => CompareOperator::Eq,
+                TemplateToken::Operator("!=") => CompareOperator::Ne,
+                TemplateToken::Operator("<") => CompareOperator::Lt,
+                TemplateToken::Operator("<=") => CompareOperator::Le,
+                TemplateToken::Operator(">") => CompareOperator::Gt,
+                TemplateToken::Operator(">=") => CompareOperator::Ge,
+                TemplateToken::Name(word) if word == "in" => CompareOperator::In,
+                TemplateToken::Name(word)
+                    if word == "not" && matches!(self.peek_second(), TemplateToken::Name(w) if w == "in") =>
+                {
                     self.at += 1;
-                    Compare::NotIn
+                    CompareOperator::NotIn
                 }
                 _ => break,
             };
@@ -408,21 +426,21 @@ impl Parser {
         Ok(if rest.is_empty() { left } else { Expr::Compare(Box::new(left), rest) })
     }
 
-    fn sum(&mut self) -> Parsed<Expr> {
+    fn sum(&mut self) -> SyntaxResult<Expr> {
         let mut left = self.concat()?;
         loop {
             let operator = match self.peek() {
-                Token::Operator("+") => Binary::Add,
-                Token::Operator("-") => Binary::Sub,
+                TemplateToken::Operator("+") => BinaryOperator::Add,
+                TemplateToken::Operator("-") => BinaryOperator::Sub,
                 _ => return Ok(left),
             };
             self.at += 1;
-            self.link()?;
+            self.count_link()?;
             left = Expr::Binary(operator, Box::new(left), Box::new(self.concat()?));
         }
     }
 
-    fn concat(&mut self) -> Parsed<Expr> {
+    fn concat(&mut self) -> SyntaxResult<Expr> {
         let first = self.product()?;
         if !self.is("~") {
             return Ok(first);
@@ -434,33 +452,33 @@ impl Parser {
         Ok(Expr::Concat(parts))
     }
 
-    fn product(&mut self) -> Parsed<Expr> {
+    fn product(&mut self) -> SyntaxResult<Expr> {
         let mut left = self.power()?;
         loop {
             let operator = match self.peek() {
-                Token::Operator("*") => Binary::Mul,
-                Token::Operator("/") => Binary::Div,
-                Token::Operator("//") => Binary::FloorDiv,
-                Token::Operator("%") => Binary::Mod,
+                TemplateToken::Operator("*") => BinaryOperator::Mul,
+                TemplateToken::Operator("/") => BinaryOperator::Div,
+                TemplateToken::Operator("//") => BinaryOperator::FloorDiv,
+                TemplateToken::Operator("%") => BinaryOperator::Mod,
                 _ => return Ok(left),
             };
             self.at += 1;
-            self.link()?;
+            self.count_link()?;
             left = Expr::Binary(operator, Box::new(left), Box::new(self.power()?));
         }
     }
 
-    fn power(&mut self) -> Parsed<Expr> {
+    fn power(&mut self) -> SyntaxResult<Expr> {
         let mut left = self.unary(true)?;
         while self.skip("**") {
-            self.link()?;
-            left = Expr::Binary(Binary::Pow, Box::new(left), Box::new(self.unary(true)?));
+            self.count_link()?;
+            left = Expr::Binary(BinaryOperator::Pow, Box::new(left), Box::new(self.unary(true)?));
         }
         Ok(left)
     }
 
     /// Reads an operand with its signs, subscripts and calls, and with its filters and tests if `filters` is set.
-    fn unary(&mut self, filters: bool) -> Parsed<Expr> {
+    fn unary(&mut self, filters: bool) -> SyntaxResult<Expr> {
         let value = if self.skip("-") {
             Expr::Negative(Box::new(self.nested(|p| p.unary(false))?))
         } else if self.skip("+") {
@@ -472,9 +490,9 @@ impl Parser {
         if filters { self.filters_and_tests(value) } else { Ok(value) }
     }
 
-    fn primary(&mut self) -> Parsed<Expr> {
+    fn primary(&mut self) -> SyntaxResult<Expr> {
         Ok(match self.peek().clone() {
-            Token::Name(name) => {
+            TemplateToken::Name(name) => {
                 self.at += 1;
                 match name.as_str() {
                     "true" | "True" => Expr::Bool(true),
@@ -490,34 +508,34 @@ impl Parser {
                     }
                 }
             }
-            Token::Text(mut text) => {
+            TemplateToken::Text(mut text) => {
                 self.at += 1;
-                while let Token::Text(more) = self.peek().clone() {
+                while let TemplateToken::Text(more) = self.peek().clone() {
                     text.push_str(&more);
                     self.at += 1;
                 }
                 Expr::Text(text.into())
             }
-            Token::Int(n) => {
+            TemplateToken::Int(n) => {
                 self.at += 1;
                 Expr::Int(n)
             }
-            Token::Long(digits) => {
+            TemplateToken::BigInt(digits) => {
                 self.at += 1;
-                Expr::Long(digits.into())
+                Expr::BigInt(digits.into())
             }
-            Token::Float(x) => {
+            TemplateToken::Float(x) => {
                 self.at += 1;
                 Expr::Float(x)
             }
-            Token::Operator("(") => {
+            TemplateToken::Operator("(") => {
                 self.at += 1;
                 let inner =
                     self.nested(|p| if p.is(")") { Ok(Expr::Tuple(Vec::new())) } else { p.tuple(true, &[]) })?;
                 self.expect(")")?;
                 inner
             }
-            Token::Operator("[") => {
+            TemplateToken::Operator("[") => {
                 self.at += 1;
                 let mut items = Vec::new();
                 while !self.skip("]") {
@@ -531,7 +549,7 @@ impl Parser {
                 }
                 Expr::List(items)
             }
-            Token::Operator("{") => {
+            TemplateToken::Operator("{") => {
                 self.at += 1;
                 let mut pairs = Vec::new();
                 while !self.skip("}") {
@@ -553,11 +571,13 @@ impl Parser {
 
     /// Reads one expression, or several between commas as a tuple, up to a name in `ends`. Without `conditional`, an
     /// `if` ends the expression.
-    fn tuple(&mut self, conditional: bool, ends: &[&str]) -> Parsed<Expr> {
+    fn tuple(&mut self, conditional: bool, ends: &[&str]) -> SyntaxResult<Expr> {
         let (mut items, mut tuple) = (Vec::new(), false);
         loop {
-            let ended = matches!(self.peek(), Token::VariableEnd | Token::BlockEnd | Token::Operator(")"))
-                || ends.iter().any(|end| self.is_name(end));
+            let ended = matches!(
+                self.peek(),
+                TemplateToken::VariableEnd | TemplateToken::BlockEnd | TemplateToken::Operator(")")
+            ) || ends.iter().any(|end| self.is_name(end));
             if ended {
                 break;
             }
@@ -576,12 +596,12 @@ impl Parser {
         }
     }
 
-    fn postfix(&mut self, mut value: Expr) -> Parsed<Expr> {
+    fn postfix(&mut self, mut value: Expr) -> SyntaxResult<Expr> {
         loop {
             if self.skip(".") {
                 value = match self.next() {
-                    Token::Name(name) => Expr::Attr(Box::new(value), name.into()),
-                    Token::Int(n) => Expr::Item(Box::new(value), Box::new(Expr::Int(n))),
+                    TemplateToken::Name(name) => Expr::Attr(Box::new(value), name.into()),
+                    TemplateToken::Int(n) => Expr::Item(Box::new(value), Box::new(Expr::Int(n))),
                     _ => {
                         self.at -= 1;
                         return self.unexpected("name or number");
@@ -594,16 +614,16 @@ impl Parser {
             } else {
                 return Ok(value);
             }
-            self.link()?;
+            self.count_link()?;
         }
     }
 
-    fn subscript(&mut self, value: Expr) -> Parsed<Expr> {
+    fn subscript(&mut self, value: Expr) -> SyntaxResult<Expr> {
         let first = if self.is(":") { None } else { Some(self.expression()?) };
         if !self.is(":") {
             let Some(index) = first else { return self.unexpected("an expression") };
             if self.is(",") {
-                return Err(Fault::unsupported("a subscript of several parts").at(self.line()));
+                return Err(TemplateError::unsupported("a subscript of several parts").at_line(self.line()));
             }
             self.expect("]")?;
             return Ok(Expr::Item(Box::new(value), Box::new(index)));
@@ -622,8 +642,8 @@ impl Parser {
     }
 
     /// Reads arguments up to the closing bracket.
-    fn arguments(&mut self) -> Parsed<Arguments> {
-        let mut arguments = Arguments::default();
+    fn arguments(&mut self) -> SyntaxResult<ArgumentExprs> {
+        let mut arguments = ArgumentExprs::default();
         let mut first = true;
         while !self.skip(")") {
             if !first {
@@ -634,10 +654,13 @@ impl Parser {
             }
             first = false;
             if self.skip("**") {
-                arguments.dict = Some(Box::new(self.expression()?));
+                arguments.dict_splat = Some(Box::new(self.expression()?));
             } else if self.skip("*") {
-                arguments.list = Some(Box::new(self.expression()?));
-            } else if matches!((self.peek(), self.peek_second()), (Token::Name(_), Token::Operator("="))) {
+                arguments.list_splat = Some(Box::new(self.expression()?));
+            } else if matches!(
+                (self.peek(), self.peek_second()),
+                (TemplateToken::Name(_), TemplateToken::Operator("="))
+            ) {
                 let name = self.name()?;
                 self.expect("=")?;
                 let value = self.expression()?;
@@ -646,7 +669,7 @@ impl Parser {
                 }
                 arguments.named.push((name, value));
             } else {
-                if !arguments.named.is_empty() || arguments.list.is_some() || arguments.dict.is_some() {
+                if !arguments.named.is_empty() || arguments.list_splat.is_some() || arguments.dict_splat.is_some() {
                     return self.fail("invalid syntax for function call expression");
                 }
                 arguments.positional.push(self.expression()?);
@@ -655,7 +678,7 @@ impl Parser {
         Ok(arguments)
     }
 
-    fn filters_and_tests(&mut self, mut value: Expr) -> Parsed<Expr> {
+    fn filters_and_tests(&mut self, mut value: Expr) -> SyntaxResult<Expr> {
         loop {
             if self.is("|") {
                 self.at += 1;
@@ -668,11 +691,11 @@ impl Parser {
             } else {
                 return Ok(value);
             }
-            self.link()?;
+            self.count_link()?;
         }
     }
 
-    fn dotted(&mut self) -> Parsed<Name> {
+    fn dotted(&mut self) -> SyntaxResult<SharedName> {
         let mut name = self.name()?.to_string();
         while self.skip(".") {
             name.push('.');
@@ -682,23 +705,23 @@ impl Parser {
     }
 
     /// Reads a filter after its `|`.
-    fn filter(&mut self, subject: Option<Expr>) -> Parsed<Expr> {
+    fn filter(&mut self, subject: Option<Expr>) -> SyntaxResult<Expr> {
         let name = self.dotted()?;
-        let arguments = if self.skip("(") { self.arguments()? } else { Arguments::default() };
+        let arguments = if self.skip("(") { self.arguments()? } else { ArgumentExprs::default() };
         Ok(Expr::Filter(subject.map(Box::new), name, arguments))
     }
 
     /// Reads filters, each after a `|`, if there are any.
-    fn filters(&mut self, mut subject: Option<Expr>) -> Parsed<Option<Expr>> {
+    fn filters(&mut self, mut subject: Option<Expr>) -> SyntaxResult<Option<Expr>> {
         while self.skip("|") {
             subject = Some(self.filter(subject)?);
-            self.link()?;
+            self.count_link()?;
         }
         Ok(subject)
     }
 
     /// Reads the filters of a filter block, of which the first has no `|`.
-    fn filter_chain(&mut self) -> Parsed<Expr> {
+    fn filter_chain(&mut self) -> SyntaxResult<Expr> {
         let first = self.filter(None)?;
         match self.filters(Some(first))? {
             Some(chain) => Ok(chain),
@@ -706,18 +729,22 @@ impl Parser {
         }
     }
 
-    fn test(&mut self, value: Expr) -> Parsed<Expr> {
+    fn test(&mut self, value: Expr) -> SyntaxResult<Expr> {
         let negated = self.skip_name("not");
         let name = self.dotted()?;
-        let mut arguments = Arguments::default();
+        let mut arguments = ArgumentExprs::default();
         if self.skip("(") {
             arguments = self.arguments()?;
         } else {
             let takes = match self.peek() {
-                Token::Name(word) if word == "is" => return self.fail("You cannot chain multiple tests with is"),
-                Token::Name(word) => !matches!(word.as_str(), "else" | "or" | "and"),
-                Token::Text(_) | Token::Int(_) | Token::Long(_) | Token::Float(_) => true,
-                Token::Operator(o) => matches!(*o, "[" | "{"),
+                TemplateToken::Name(word) if word == "is" => {
+                    return self.fail("You cannot chain multiple tests with is");
+                }
+                TemplateToken::Name(word) => !matches!(word.as_str(), "else" | "or" | "and"),
+                TemplateToken::Text(_) | TemplateToken::Int(_) | TemplateToken::BigInt(_) | TemplateToken::Float(_) => {
+                    true
+                }
+                TemplateToken::Operator(o) => matches!(*o, "[" | "{"),
                 _ => false,
             };
             if takes {

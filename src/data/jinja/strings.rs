@@ -1,7 +1,7 @@
 //! Reads and writes texts and numbers as Python does: `repr`, `int(…)`, `float(…)`, whitespace, HTML escapes.
 
 use super::limits;
-use super::value::Result;
+use super::value::TemplateResult;
 use fancy_regex::Regex;
 use std::fmt::Write;
 use std::sync::LazyLock;
@@ -26,7 +26,7 @@ pub fn is_printable(c: char) -> bool {
 }
 
 /// `repr(x)` of a float: the shortest digits that read back as `x`, with an exponent below 1e-4 and from 1e16 on.
-pub fn float(x: f64) -> String {
+pub fn float_repr(x: f64) -> String {
     if x.is_nan() {
         return "nan".into();
     }
@@ -46,8 +46,8 @@ pub fn float(x: f64) -> String {
 }
 
 /// `repr(text)`: in single quotes, or in double quotes where that needs no escape.
-pub fn repr(text: &str) -> Result<String> {
-    super::limits::room(text.len())?;
+pub fn text_repr(text: &str) -> TemplateResult<String> {
+    super::limits::check_memory(text.len())?;
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     let mut out = String::with_capacity(text.len() + 2);
     out.push(quote);
@@ -118,8 +118,8 @@ fn without_underscores(digits: &str) -> Option<String> {
 }
 
 /// Escapes text for HTML, as markupsafe does.
-pub fn escaped(text: &str) -> Result<String> {
-    limits::room_for(text.len(), 5)?;
+pub fn html_escaped(text: &str) -> TemplateResult<String> {
+    limits::check_memory_for(text.len(), 5)?;
     Ok(text
         .replace('&', "&amp;")
         .replace('>', "&gt;")
@@ -143,7 +143,7 @@ mod tests {
             (123456789.25, "123456789.25"),
         ];
         for (x, text) in pairs {
-            assert_eq!(float(x), text);
+            assert_eq!(float_repr(x), text);
         }
     }
 
@@ -157,7 +157,7 @@ mod tests {
             ("\u{1}ä", r"'\x01ä'"),
             ("a\u{200b}\u{2028}b🙂", r"'a\u200b\u2028b🙂'"),
         ] {
-            assert_eq!(repr(text).unwrap(), python);
+            assert_eq!(text_repr(text).unwrap(), python);
         }
     }
 

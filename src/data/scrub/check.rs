@@ -189,8 +189,8 @@ mod tests {
     /// Examples from issuers or standards, or numbers made by the rule; and numbers that differ in one character.
     #[test]
     fn check_digits_tell_true_numbers_from_near_ones() {
-        type Rule = fn(&str) -> bool;
-        let cases: [(&str, Rule, &[&str], &[&str]); 15] = [
+        type CheckFn = fn(&str) -> bool;
+        let cases: [(&str, CheckFn, &[&str], &[&str]); 15] = [
             (
                 "card",
                 card,

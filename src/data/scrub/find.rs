@@ -6,7 +6,7 @@
 //! word that says what it is.
 
 use super::check;
-use super::{Kind, Names};
+use super::{NameList, PersonalDataKind};
 use fancy_regex::Regex;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -15,9 +15,9 @@ use std::sync::LazyLock;
 
 /// A piece of personal data in a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Finding {
+pub(super) struct ScrubFinding {
     pub at: Range<usize>,
-    pub kind: Kind,
+    pub kind: PersonalDataKind,
     /// The rule that found it: the country of a national number, else the kind's own name.
     pub rule: &'static str,
     /// The normalised value, so that all spellings get one pseudonym.
@@ -25,8 +25,8 @@ pub(super) struct Finding {
 }
 
 /// A pattern, and the check of its matches. `core` is the group that is replaced; 0 for the whole match.
-struct Rule {
-    kind: Kind,
+struct ScrubRule {
+    kind: PersonalDataKind,
     name: &'static str,
     pattern: Regex,
     core: usize,
@@ -39,12 +39,12 @@ fn word(c: char) -> bool {
 }
 
 /// Returns letters and digits only, in upper case.
-fn bare(text: &str) -> String {
+fn letters_and_digits(text: &str) -> String {
     text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_uppercase).collect()
 }
 
 /// Returns true if one of these words occurs in the last characters of `before`.
-fn told(before: &str, words: &[&str]) -> bool {
+fn preceded_by(before: &str, words: &[&str]) -> bool {
     const NEAR: usize = 40;
     let tail: String = before.chars().rev().take(NEAR).collect::<Vec<_>>().into_iter().rev().collect();
     let tail = tail.to_lowercase();
@@ -53,7 +53,7 @@ fn told(before: &str, words: &[&str]) -> bool {
 }
 
 /// Returns true if the number is written with separators, as its issuer does, not as one run of digits.
-fn parted(text: &str) -> bool {
+fn has_separators(text: &str) -> bool {
     text.contains(['-', ' ', '.'])
 }
 
@@ -103,7 +103,7 @@ fn phone(text: &str, before: &str) -> bool {
         text.split(|c: char| !c.is_ascii_digit()).filter(|g| !g.is_empty()).map(str::len).collect();
     let american = ten.len() == 10 && ten[0] > 1 && ten[3] > 1 && groups.ends_with(&[3, 3, 4]);
     let trunk = digits[0] == 0 && digits[1] != 0 && (9..=12).contains(&digits.len()) && groups.len() > 1;
-    abroad || american || trunk || told(before, PHONE_WORDS)
+    abroad || american || trunk || preceded_by(before, PHONE_WORDS)
 }
 
 /// Accepts a day that exists, in numbers with equal separators, or with the name of its month, which must have a
@@ -133,23 +133,36 @@ fn date(text: &str, _: &str) -> bool {
 }
 
 /// All rules. If matches overlap, that of the earlier rule wins.
-static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
-    let rule = |kind, name, pattern: &str, core, holds| Rule {
+static RULES: LazyLock<Vec<ScrubRule>> = LazyLock::new(|| {
+    let rule = |kind, name, pattern: &str, core, holds| ScrubRule {
         kind,
         name,
         pattern: Regex::new(pattern).expect("patterns are constant"),
         core,
         holds,
     };
-    let national = |name, pattern: &str, holds: fn(&str, &str) -> bool| rule(Kind::National, name, pattern, 0, holds);
+    let national =
+        |name, pattern: &str, holds: fn(&str, &str) -> bool| rule(PersonalDataKind::National, name, pattern, 0, holds);
     vec![
-        rule(Kind::Email, "email", r"[\p{L}\p{N}._%+'-]+@[\p{L}\p{N}][\p{L}\p{N}.-]*\.\p{L}{2,24}", 0, |_, _| true),
-        rule(Kind::Iban, "iban", r"(?i)[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?", 0, |text, _| {
-            check::iban(&bare(text))
-        }),
-        rule(Kind::Card, "card", r"[0-9](?:[ -]?[0-9]){12,18}", 0, |text, _| check::card(&bare(text))),
         rule(
-            Kind::MedicalRecord,
+            PersonalDataKind::Email,
+            "email",
+            r"[\p{L}\p{N}._%+'-]+@[\p{L}\p{N}][\p{L}\p{N}.-]*\.\p{L}{2,24}",
+            0,
+            |_, _| true,
+        ),
+        rule(
+            PersonalDataKind::Iban,
+            "iban",
+            r"(?i)[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?",
+            0,
+            |text, _| check::iban(&letters_and_digits(text)),
+        ),
+        rule(PersonalDataKind::Card, "card", r"[0-9](?:[ -]?[0-9]){12,18}", 0, |text, _| {
+            check::card(&letters_and_digits(text))
+        }),
+        rule(
+            PersonalDataKind::MedicalRecord,
             "medical record",
             r"(?i)\b(?:MRN|medical record(?: number| no\.?| id)?|patient(?: id| number| no\.?)|chart(?: number| no\.?)|hospital(?: number| no\.?)|health record(?: number| no\.?))(?:\s+is)?[\s:#=]{1,4}((?:[A-Z]{0,4}-?)?[0-9][A-Z0-9-]{3,19})",
             1,
@@ -158,62 +171,70 @@ static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
         national(
             "fr",
             r"(?i)[1-478] ?[0-9]{2} ?[0-9]{2} ?(?:[0-9]{2}|2[AB]) ?[0-9]{3} ?[0-9]{3} ?[0-9]{2}",
-            |text, _| check::fr(&bare(text)),
+            |text, _| check::fr(&letters_and_digits(text)),
         ),
-        national("cn", r"(?i)[1-9][0-9]{16}[0-9X]", |text, _| check::cn(&bare(text))),
-        national("it", r"(?i)[A-Z]{6}[0-9]{2}[A-EHLMPRST][0-9]{2}[A-Z][0-9]{3}[A-Z]", |text, _| check::it(&bare(text))),
-        national("se", r"(?:19|20)?[0-9]{6}[-+]?[0-9]{4}", |text, _| check::se(&bare(text))),
+        national("cn", r"(?i)[1-9][0-9]{16}[0-9X]", |text, _| check::cn(&letters_and_digits(text))),
+        national("it", r"(?i)[A-Z]{6}[0-9]{2}[A-EHLMPRST][0-9]{2}[A-Z][0-9]{3}[A-Z]", |text, _| {
+            check::it(&letters_and_digits(text))
+        }),
+        national("se", r"(?:19|20)?[0-9]{6}[-+]?[0-9]{4}", |text, _| check::se(&letters_and_digits(text))),
         national("fi", r"(?i)[0-3][0-9][01][0-9]{3}[-+A-F][0-9]{3}[0-9A-Y]", |text, _| {
             check::fi(&text[..6].chars().chain(text[7..].chars()).collect::<String>().to_uppercase())
         }),
-        national("es", r"(?i)(?:[0-9]{8}|[XYZ][- ]?[0-9]{7})[- ]?[A-Z]", |text, _| check::es(&bare(text))),
-        national("br", r"[0-9]{3}\.?[0-9]{3}\.?[0-9]{3}-?[0-9]{2}", |text, _| check::br(&bare(text))),
+        national("es", r"(?i)(?:[0-9]{8}|[XYZ][- ]?[0-9]{7})[- ]?[A-Z]", |text, _| {
+            check::es(&letters_and_digits(text))
+        }),
+        national("br", r"[0-9]{3}\.?[0-9]{3}\.?[0-9]{3}-?[0-9]{2}", |text, _| check::br(&letters_and_digits(text))),
         national("pl", r"[0-9]{11}", |text, _| check::pl(text)),
         national("de", r"[0-9]{2} ?[0-9]{3} ?[0-9]{3} ?[0-9]{3}", |text, before| {
-            check::de(&bare(text)) && told(before, &["steuer", "idnr", "tin", "tax", "steueridentifikationsnummer"])
+            check::de(&letters_and_digits(text))
+                && preceded_by(before, &["steuer", "idnr", "tin", "tax", "steueridentifikationsnummer"])
         }),
         national("us", r"[0-9]{3}[- ]?[0-9]{2}[- ]?[0-9]{4}", |text, before| {
-            check::us(&bare(text)) && (parted(text) || told(before, &["ssn", "social security"]))
+            check::us(&letters_and_digits(text))
+                && (has_separators(text) || preceded_by(before, &["ssn", "social security"]))
         }),
         national("uk", r"[0-9]{3}[- ]?[0-9]{3}[- ]?[0-9]{4}", |text, before| {
-            check::uk(&bare(text)) && (text.contains(' ') || told(before, &["nhs"]))
+            check::uk(&letters_and_digits(text)) && (text.contains(' ') || preceded_by(before, &["nhs"]))
         }),
         national("ca", r"[0-9]{3}[- ]?[0-9]{3}[- ]?[0-9]{3}", |text, before| {
-            check::ca(&bare(text)) && (parted(text) || told(before, &["sin", "social insurance"]))
+            check::ca(&letters_and_digits(text))
+                && (has_separators(text) || preceded_by(before, &["sin", "social insurance"]))
         }),
         national("nl", r"[0-9]{4}\.?[0-9]{2}\.?[0-9]{3}", |text, before| {
-            check::nl(&bare(text)) && (parted(text) || told(before, &["bsn", "burgerservicenummer", "sofinummer"]))
+            check::nl(&letters_and_digits(text))
+                && (has_separators(text) || preceded_by(before, &["bsn", "burgerservicenummer", "sofinummer"]))
         }),
-        rule(Kind::Ip, "ip", r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}", 0, ipv4),
-        rule(Kind::Ip, "ip", r"(?i)[0-9A-F]{0,4}(?::[0-9A-F]{0,4}){2,8}(?:\.[0-9]{1,3}){0,3}", 0, ipv6),
-        rule(Kind::Date, "date", r"[0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}", 0, date),
-        rule(Kind::Date, "date", r"[0-9]{1,2}[-/.][0-9]{1,2}[-/.](?:[0-9]{4}|[0-9]{2})", 0, date),
+        rule(PersonalDataKind::Ip, "ip", r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}", 0, ipv4),
+        rule(PersonalDataKind::Ip, "ip", r"(?i)[0-9A-F]{0,4}(?::[0-9A-F]{0,4}){2,8}(?:\.[0-9]{1,3}){0,3}", 0, ipv6),
+        rule(PersonalDataKind::Date, "date", r"[0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}", 0, date),
+        rule(PersonalDataKind::Date, "date", r"[0-9]{1,2}[-/.][0-9]{1,2}[-/.](?:[0-9]{4}|[0-9]{2})", 0, date),
         rule(
-            Kind::Date,
+            PersonalDataKind::Date,
             "date",
             r"(?i)[0-9]{1,2}(?:st|nd|rd|th)?(?: of)?[ -](?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?(?:,?[ -][0-9]{4})?",
             0,
             date,
         ),
         rule(
-            Kind::Date,
+            PersonalDataKind::Date,
             "date",
             r"(?i)(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.? [0-9]{1,2}(?:st|nd|rd|th)?(?:,? [0-9]{4})?",
             0,
             date,
         ),
-        rule(Kind::Phone, "phone", r"(?:\+|00)?\(?[0-9](?:[ ./-]?[()]?[ ]?[0-9]){6,14}", 0, phone),
+        rule(PersonalDataKind::Phone, "phone", r"(?:\+|00)?\(?[0-9](?:[ ./-]?[()]?[ ]?[0-9]){6,14}", 0, phone),
     ]
 });
 
 /// Finds personal data of these kinds, without overlaps, in the order of the text.
 ///
 /// Errors: a pattern gives up on the text.
-pub(super) fn find(text: &str, kinds: &[Kind], names: &Names) -> Result<Vec<Finding>, String> {
+pub(super) fn find(text: &str, kinds: &[PersonalDataKind], names: &NameList) -> Result<Vec<ScrubFinding>, String> {
     // By first byte. Findings do not overlap, so only the last one that begins before the end of a new one could
     // overlap it.
-    let mut found: BTreeMap<usize, Finding> = BTreeMap::new();
-    let mut add = |finding: Finding| {
+    let mut found: BTreeMap<usize, ScrubFinding> = BTreeMap::new();
+    let mut add = |finding: ScrubFinding| {
         let before = found.range(..finding.at.end).next_back();
         if before.is_none_or(|(_, f)| f.at.end <= finding.at.start) {
             found.insert(finding.at.start, finding);
@@ -227,17 +248,17 @@ pub(super) fn find(text: &str, kinds: &[Kind], names: &Names) -> Result<Vec<Find
             let Some(groups) = rule.pattern.captures_from_pos(text, from).map_err(|e| e.to_string())? else { break };
             let Some(core) = groups.get(rule.core).or_else(|| groups.get(0)) else { break };
             let at = core.start()..core.end();
-            if rule.kind == Kind::Email {
+            if rule.kind == PersonalDataKind::Email {
                 // Examine the whole match only once: invalid text in front of an address may be long.
                 from = at.end;
                 if let Some(at) = address(text, at) {
                     let value = normal(rule.kind, &text[at.clone()]);
-                    add(Finding { at, kind: rule.kind, rule: rule.name, value });
+                    add(ScrubFinding { at, kind: rule.kind, rule: rule.name, value });
                 }
-            } else if let Some(at) = rule.within(text, at.clone()) {
+            } else if let Some(at) = rule.accepted_range(text, at.clone()) {
                 from = at.end;
                 let value = normal(rule.kind, &text[at.clone()]);
-                add(Finding { at, kind: rule.kind, rule: rule.name, value });
+                add(ScrubFinding { at, kind: rule.kind, rule: rule.name, value });
             } else {
                 // A later match may be accepted, but none that begins inside the same word.
                 let rest = &text[at.start..];
@@ -249,7 +270,10 @@ pub(super) fn find(text: &str, kinds: &[Kind], names: &Names) -> Result<Vec<Find
             }
         }
     }
-    names.find(text).into_iter().for_each(|(at, value)| add(Finding { at, kind: Kind::Name, rule: "name", value }));
+    names
+        .find(text)
+        .into_iter()
+        .for_each(|(at, value)| add(ScrubFinding { at, kind: PersonalDataKind::Name, rule: "name", value }));
     Ok(found.into_values().filter(|f| kinds.contains(&f.kind)).collect())
 }
 
@@ -269,10 +293,10 @@ fn address(text: &str, mut at: Range<usize>) -> Option<Range<usize>> {
     (known && !name.is_empty() && !name.ends_with('.') && stands_apart(text, &at)).then_some(at)
 }
 
-impl Rule {
+impl ScrubRule {
     /// Returns the part of a match that the rule accepts: all of it, or, for numbers in groups, all but the last few
     /// groups, which may belong to something else.
-    fn within(&self, text: &str, mut at: Range<usize>) -> Option<Range<usize>> {
+    fn accepted_range(&self, text: &str, mut at: Range<usize>) -> Option<Range<usize>> {
         loop {
             let value = &text[at.clone()];
             // Case-insensitive patterns also match some letters outside ASCII, which no number contains.
@@ -280,7 +304,8 @@ impl Rule {
             if plain && stands_apart(text, &at) && (self.holds)(value, &text[..at.start]) {
                 return Some(at);
             }
-            let grouped = matches!(self.kind, Kind::Card | Kind::Iban | Kind::Phone);
+            let grouped =
+                matches!(self.kind, PersonalDataKind::Card | PersonalDataKind::Iban | PersonalDataKind::Phone);
             let cut = value.rfind([' ', '-', '/', '.']).filter(|_| grouped)?;
             at.end = at.start + value[..cut].trim_end_matches(|c: char| !c.is_alphanumeric()).len();
             if at.is_empty() {
@@ -302,13 +327,15 @@ fn stands_apart(text: &str, at: &Range<usize>) -> bool {
 }
 
 /// Returns the normalised spelling of a value.
-fn normal(kind: Kind, value: &str) -> String {
+fn normal(kind: PersonalDataKind, value: &str) -> String {
     match kind {
-        Kind::Email | Kind::Ip | Kind::Name | Kind::Date => value.to_lowercase(),
-        Kind::Phone => {
+        PersonalDataKind::Email | PersonalDataKind::Ip | PersonalDataKind::Name | PersonalDataKind::Date => {
+            value.to_lowercase()
+        }
+        PersonalDataKind::Phone => {
             let digits: String = value.chars().filter(char::is_ascii_digit).collect();
             digits.trim_start_matches('0').to_string()
         }
-        _ => bare(value),
+        _ => letters_and_digits(value),
     }
 }

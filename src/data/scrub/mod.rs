@@ -22,7 +22,7 @@ use std::path::Path;
 /// Kinds of personal data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum PersonalDataKind {
     Email,
     Phone,
     /// National identification numbers with check digits or a distinctive form, of the countries in `find`.
@@ -36,17 +36,17 @@ pub enum Kind {
     MedicalRecord,
 }
 
-impl Kind {
-    pub const ALL: [Kind; 9] = [
-        Kind::Email,
-        Kind::Phone,
-        Kind::National,
-        Kind::Card,
-        Kind::Iban,
-        Kind::Ip,
-        Kind::Name,
-        Kind::Date,
-        Kind::MedicalRecord,
+impl PersonalDataKind {
+    pub const ALL: [PersonalDataKind; 9] = [
+        PersonalDataKind::Email,
+        PersonalDataKind::Phone,
+        PersonalDataKind::National,
+        PersonalDataKind::Card,
+        PersonalDataKind::Iban,
+        PersonalDataKind::Ip,
+        PersonalDataKind::Name,
+        PersonalDataKind::Date,
+        PersonalDataKind::MedicalRecord,
     ];
 
     /// Returns the name used in commands and reports.
@@ -87,12 +87,12 @@ impl Kind {
 
 /// Names to look for, each one or more words. A word with a capital in the list must have one in the text too.
 #[derive(Debug, Clone, Default)]
-pub struct Names {
+pub struct NameList {
     /// The words of each name, by its first word in lower case; longer names come first.
     by_first: HashMap<String, Vec<Vec<String>>>,
 }
 
-impl Names {
+impl NameList {
     /// Reads a file with one name per line; empty lines and lines that begin with `#` are skipped.
     pub fn read(path: &Path) -> Result<Self> {
         let names = Self::of(fsutil::read_to_string(path)?.lines());
@@ -165,7 +165,7 @@ fn words(text: &str) -> impl Iterator<Item = Range<usize>> + '_ {
 
 /// How often one kind of personal data was found; contains no values.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Found {
+pub struct FindingCounts {
     pub times: u64,
     /// Number of different values.
     pub distinct: u64,
@@ -175,10 +175,10 @@ pub struct Found {
 
 /// What was found and replaced, in counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct ScrubReport {
     pub rows: u64,
     pub rows_changed: u64,
-    pub found: BTreeMap<Kind, Found>,
+    pub found: BTreeMap<PersonalDataKind, FindingCounts>,
     /// Number of changed texts by column, with the path inside it: `messages[].content`.
     pub columns: BTreeMap<String, u64>,
     /// Kinds of personal data that were not looked for and may still be in the texts.
@@ -186,35 +186,35 @@ pub struct Report {
 }
 
 /// Lists the personal data that is not looked for: kinds that the user left out, and data without a recognisable form.
-fn not_looked_for(kinds: &[Kind], names: &Names) -> Vec<String> {
-    let names = match names.by_first.is_empty() || !kinds.contains(&Kind::Name) {
+fn not_looked_for(kinds: &[PersonalDataKind], names: &NameList) -> Vec<String> {
+    let names = match names.by_first.is_empty() || !kinds.contains(&PersonalDataKind::Name) {
         true => "names of people (they are found by a list)",
         false => "names of people that are not in the list",
     };
     let always = [names, "street and postal addresses", "places, employers and other words that identify a person"];
-    let left_out = Kind::ALL.into_iter().filter(|k| *k != Kind::Name && !kinds.contains(k));
+    let left_out = PersonalDataKind::ALL.into_iter().filter(|k| *k != PersonalDataKind::Name && !kinds.contains(k));
     always.into_iter().map(String::from).chain(left_out.map(|k| k.name().replace('_', " "))).collect()
 }
 
 /// Replaces personal data by pseudonyms and counts it.
 pub struct Scrubber {
-    kinds: Vec<Kind>,
-    names: Names,
+    kinds: Vec<PersonalDataKind>,
+    names: NameList,
     key: [u8; 32],
     seen: BTreeSet<String>,
-    report: Report,
+    report: ScrubReport,
 }
 
 impl Scrubber {
     /// Creates a scrubber for these kinds. With the same `key` (any bytes), the same value has the same pseudonym in
     /// every file. Without a key, a random one is used and not stored, so that pseudonyms are consistent within this
     /// scrubber only.
-    pub fn new(kinds: &[Kind], names: Names, key: Option<&[u8]>) -> Self {
+    pub fn new(kinds: &[PersonalDataKind], names: NameList, key: Option<&[u8]>) -> Self {
         let key = match key {
             Some(key) => Sha256::digest(key).into(),
             None => rand::random(),
         };
-        let report = Report { not_looked_for: not_looked_for(kinds, &names), ..Report::default() };
+        let report = ScrubReport { not_looked_for: not_looked_for(kinds, &names), ..ScrubReport::default() };
         Self { kinds: kinds.to_vec(), names, key, seen: BTreeSet::new(), report }
     }
 
@@ -267,7 +267,7 @@ impl Scrubber {
                     changed |= self.value(item, &format!("{path}[]"))?;
                 }
             }
-            number if json::digits(number).is_some() => {}
+            number if json::long_number(number).is_some() => {}
             Value::Object(fields) => {
                 for (key, field) in fields.iter_mut().filter(|(key, _)| !matches!(key.as_str(), "role" | "from")) {
                     changed |= self.value(field, &format!("{path}.{key}"))?;
@@ -279,13 +279,13 @@ impl Scrubber {
     }
 
     /// Returns the counts so far.
-    pub fn report(&self) -> &Report {
+    pub fn report(&self) -> &ScrubReport {
         &self.report
     }
 
     /// Returns a pseudonym such as `[EMAIL:kqzvwxma]`. It has letters only, so that nothing is found in it again: eight
     /// letters, or 38 bits, of the SHA-256 of key, kind and value.
-    fn pseudonym(&self, kind: Kind, value: &str) -> String {
+    fn pseudonym(&self, kind: PersonalDataKind, value: &str) -> String {
         let mut hash = Sha256::new();
         hash.update(self.key);
         hash.update(kind.name());

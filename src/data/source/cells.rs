@@ -28,14 +28,14 @@ pub(super) const DECIMAL256: &str = "ft.decimal256";
 
 /// Converts cell `i`. Null fields of structs are left out, because in a column every struct has every key. The error
 /// names the type that cannot be converted.
-pub(super) fn cell(array: &dyn Array, i: usize) -> Result<Value, String> {
+pub(super) fn cell_to_json(array: &dyn Array, i: usize) -> Result<Value, String> {
     if array.is_null(i) {
         return Ok(Value::Null);
     }
     if let ArrowDataType::Extension(kind) = array.dtype()
         && kind.name == DECIMAL256
     {
-        let bytes = of::<FixedSizeBinaryArray>(array)?.value(i);
+        let bytes = downcast::<FixedSizeBinaryArray>(array)?.value(i);
         let bytes: [u8; 32] = bytes.try_into().map_err(|_| "a decimal".to_string())?;
         let scale = kind.metadata.as_ref().and_then(|m| m.parse().ok()).unwrap_or(0);
         return Ok(decimal(i256::from_le_bytes(bytes).to_string(), scale));
@@ -50,13 +50,13 @@ pub(super) fn cell(array: &dyn Array, i: usize) -> Result<Value, String> {
 }
 
 /// Casts the array to a concrete type. The error names the array's type.
-fn of<A: 'static>(array: &dyn Array) -> Result<&A, String> {
+fn downcast<A: 'static>(array: &dyn Array) -> Result<&A, String> {
     array.as_any().downcast_ref().ok_or_else(|| format!("{:?}", array.dtype()))
 }
 
 /// Returns cell `i` of a primitive array.
 fn primitive<T: NativeType>(array: &dyn Array, i: usize) -> Result<T, String> {
-    Ok(of::<PrimitiveArray<T>>(array)?.value(i))
+    Ok(downcast::<PrimitiveArray<T>>(array)?.value(i))
 }
 
 /// Converts cell `i` by the storage type of its array.
@@ -65,17 +65,17 @@ fn stored(array: &dyn Array, i: usize) -> Result<Value, String> {
     let unknown = || format!("{:?}", array.dtype());
     Ok(match array.dtype().to_storage() {
         Null => Value::Null,
-        Boolean => of::<BooleanArray>(array)?.value(i).into(),
+        Boolean => downcast::<BooleanArray>(array)?.value(i).into(),
         Int8 => primitive::<i8>(array, i)?.into(),
         Int16 => primitive::<i16>(array, i)?.into(),
         Int32 => primitive::<i32>(array, i)?.into(),
         Int64 | Duration(_) => primitive::<i64>(array, i)?.into(),
-        Int128 => json::number(&primitive::<i128>(array, i)?.to_string()),
+        Int128 => json::number_from_digits(&primitive::<i128>(array, i)?.to_string()),
         UInt8 => primitive::<u8>(array, i)?.into(),
         UInt16 => primitive::<u16>(array, i)?.into(),
         UInt32 => primitive::<u32>(array, i)?.into(),
         UInt64 => primitive::<u64>(array, i)?.into(),
-        UInt128 => json::number(&primitive::<u128>(array, i)?.to_string()),
+        UInt128 => json::number_from_digits(&primitive::<u128>(array, i)?.to_string()),
         Float16 => f64::from(f16::from_bits(primitive::<pf16>(array, i)?.to_bits())).into(),
         Float32 => f64::from(primitive::<f32>(array, i)?).into(),
         Float64 => primitive::<f64>(array, i)?.into(),
@@ -99,36 +99,36 @@ fn stored(array: &dyn Array, i: usize) -> Result<Value, String> {
             let x = primitive::<months_days_ns>(array, i)?;
             json!({ "months": x.months(), "days": x.days(), "nanoseconds": x.ns() })
         }
-        Utf8 => of::<Utf8Array<i32>>(array)?.value(i).into(),
-        LargeUtf8 => of::<Utf8Array<i64>>(array)?.value(i).into(),
-        Utf8View => of::<Utf8ViewArray>(array)?.value(i).into(),
-        Binary => bytes(of::<BinaryArray<i32>>(array)?.value(i))?,
-        LargeBinary => bytes(of::<BinaryArray<i64>>(array)?.value(i))?,
-        BinaryView => bytes(of::<BinaryViewArray>(array)?.value(i))?,
-        FixedSizeBinary(_) => bytes(of::<FixedSizeBinaryArray>(array)?.value(i))?,
+        Utf8 => downcast::<Utf8Array<i32>>(array)?.value(i).into(),
+        LargeUtf8 => downcast::<Utf8Array<i64>>(array)?.value(i).into(),
+        Utf8View => downcast::<Utf8ViewArray>(array)?.value(i).into(),
+        Binary => bytes(downcast::<BinaryArray<i32>>(array)?.value(i))?,
+        LargeBinary => bytes(downcast::<BinaryArray<i64>>(array)?.value(i))?,
+        BinaryView => bytes(downcast::<BinaryViewArray>(array)?.value(i))?,
+        FixedSizeBinary(_) => bytes(downcast::<FixedSizeBinaryArray>(array)?.value(i))?,
         List(_) => list::<i32>(array, i)?,
         LargeList(item) => {
-            let list_ = of::<ListArray<i64>>(array)?;
+            let list_ = downcast::<ListArray<i64>>(array)?;
             match is_parquet_map(&item.name, &item.dtype) {
                 true => map(list_.values().as_ref(), span(list_, i))?,
                 false => list::<i64>(array, i)?,
             }
         }
         FixedSizeList(_, size) => {
-            let list_ = of::<FixedSizeListArray>(array)?;
+            let list_ = downcast::<FixedSizeListArray>(array)?;
             items(list_.values().as_ref(), i * size..(i + 1) * size)?
         }
         Map(..) => {
-            let map_ = of::<MapArray>(array)?;
+            let map_ = downcast::<MapArray>(array)?;
             let offsets = map_.offsets();
             map(map_.field().as_ref(), offsets[i] as usize..offsets[i + 1] as usize)?
         }
         Struct(fields) => {
-            let values = of::<StructArray>(array)?.values();
+            let values = downcast::<StructArray>(array)?.values();
             let pairs = fields
                 .iter()
                 .zip(values)
-                .map(|(field, column)| Ok((field.name.to_string(), cell(column.as_ref(), i)?)));
+                .map(|(field, column)| Ok((field.name.to_string(), cell_to_json(column.as_ref(), i)?)));
             let pairs = pairs.collect::<Result<Vec<_>, String>>()?;
             Value::Object(pairs.into_iter().filter(|(_, v)| !v.is_null()).collect())
         }
@@ -144,9 +144,9 @@ fn stored(array: &dyn Array, i: usize) -> Result<Value, String> {
             _ => return Err(unknown()),
         },
         Union(_) => {
-            let union = of::<UnionArray>(array)?;
+            let union = downcast::<UnionArray>(array)?;
             let (field, at) = union.index(i);
-            cell(union.fields()[field].as_ref(), at)?
+            cell_to_json(union.fields()[field].as_ref(), at)?
         }
         _ => return Err(unknown()),
     })
@@ -158,8 +158,8 @@ fn decimal(digits: String, scale: usize) -> Value {
     let digits = format!("{digits:0>width$}", width = scale + 1);
     let (whole, part) = digits.split_at(digits.len() - scale);
     match part {
-        "" => json::number(&format!("{sign}{whole}")),
-        part => json::number(&format!("{sign}{whole}.{part}")),
+        "" => json::number_from_digits(&format!("{sign}{whole}")),
+        part => json::number_from_digits(&format!("{sign}{whole}.{part}")),
     }
 }
 
@@ -205,8 +205,8 @@ fn bytes(bytes: &[u8]) -> Result<Value, String> {
 }
 
 fn category<K: DictionaryKey>(array: &dyn Array, i: usize) -> Result<Value, String> {
-    let array = of::<DictionaryArray<K>>(array)?;
-    cell(array.values().as_ref(), array.key_value(i))
+    let array = downcast::<DictionaryArray<K>>(array)?;
+    cell_to_json(array.values().as_ref(), array.key_value(i))
 }
 
 fn span<O: Offset>(list: &ListArray<O>, i: usize) -> Range<usize> {
@@ -215,12 +215,12 @@ fn span<O: Offset>(list: &ListArray<O>, i: usize) -> Range<usize> {
 }
 
 fn list<O: Offset>(array: &dyn Array, i: usize) -> Result<Value, String> {
-    let list = of::<ListArray<O>>(array)?;
+    let list = downcast::<ListArray<O>>(array)?;
     items(list.values().as_ref(), span(list, i))
 }
 
 fn items(values: &dyn Array, at: Range<usize>) -> Result<Value, String> {
-    at.map(|i| cell(values, i)).collect::<Result<_, _>>().map(Value::Array)
+    at.map(|i| cell_to_json(values, i)).collect::<Result<_, _>>().map(Value::Array)
 }
 
 /// Returns true for a map as Parquet writes it: a list of entries, which differs from other lists by the entry's name.
@@ -231,9 +231,9 @@ fn is_parquet_map(name: &str, item: &ArrowDataType) -> bool {
 
 /// Converts the entries of a map: to an object if every key is text, else to a list of pairs.
 fn map(entries: &dyn Array, at: Range<usize>) -> Result<Value, String> {
-    let entries = of::<StructArray>(entries)?;
+    let entries = downcast::<StructArray>(entries)?;
     let [keys, values] = entries.values() else { return Err("a map".into()) };
-    let pair = |i: usize| Ok((cell(keys.as_ref(), i)?, cell(values.as_ref(), i)?));
+    let pair = |i: usize| Ok((cell_to_json(keys.as_ref(), i)?, cell_to_json(values.as_ref(), i)?));
     let pairs = at.map(pair).collect::<Result<Vec<_>, String>>()?;
     let texts = match pairs.as_slice() {
         [] => {

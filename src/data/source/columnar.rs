@@ -4,9 +4,11 @@
 //! features that multiply its build time it panics on categories, decimals, dates and small integers, and it does not
 //! keep which text is JSON. Columns that are not selected are never decoded, whatever their type.
 
-use super::cells::{self, cell};
-use super::schema::{self, Known};
-use super::{Body, CHUNK_ROWS, Columns, Passage, Place, RawRow, Segment, Take, Wanted, open};
+use super::cells::{self, cell_to_json};
+use super::schema::{self, SchemaColumn};
+use super::{
+    CHUNK_ROWS, ChunkSink, ColumnSelection, FileSegment, RawRow, ReadCounts, RowBody, RowColumns, RowPlace, open,
+};
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
 use polars::io::mmap::ReaderBytes;
@@ -34,7 +36,7 @@ use std::sync::Once;
 const SLICE_BYTES: usize = 32 << 20;
 
 /// A decoded column: its cells in one or more arrays, or the reason why it cannot be decoded.
-pub(super) struct Column {
+pub(super) struct DecodedColumn {
     pub name: String,
     pub cells: Result<Vec<Box<dyn Array>>, String>,
 }
@@ -54,7 +56,7 @@ thread_local! {
 }
 
 /// Runs a decoder and converts panics to errors: decoders may panic on the content of a damaged file.
-pub(super) fn guarded<T, E: ToString>(decode: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+pub(super) fn catch_decoder_panic<T, E: ToString>(decode: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let print = std::panic::take_hook();
@@ -77,13 +79,13 @@ pub(super) fn guarded<T, E: ToString>(decode: impl FnOnce() -> Result<T, E>) -> 
 /// Returns the number of rows in a Parquet file, from its metadata.
 pub(super) fn parquet_rows(path: &Path) -> Result<usize> {
     let mut file = open(path)?;
-    guarded(|| read_metadata(&mut file)).map(|m| m.num_rows).map_err(|e| unreadable(path, &e))
+    catch_decoder_panic(|| read_metadata(&mut file)).map(|m| m.num_rows).map_err(|e| unreadable(path, &e))
 }
 
 /// Returns the names of the selected columns.
 ///
 /// Errors: two selected columns have the same name; no column is selected.
-fn choose<'a>(path: &Path, names: &[&'a str], wanted: Wanted) -> Result<Vec<&'a str>> {
+fn choose<'a>(path: &Path, names: &[&'a str], wanted: ColumnSelection) -> Result<Vec<&'a str>> {
     let mut seen = BTreeSet::new();
     let chosen: Vec<&str> = names.iter().copied().filter(|name| wanted.has(name)).collect();
     if let Some(twice) = chosen.iter().find(|name| !seen.insert(**name)) {
@@ -100,13 +102,19 @@ fn choose<'a>(path: &Path, names: &[&'a str], wanted: Wanted) -> Result<Vec<&'a 
 }
 
 /// Reads the rows of a part of a Parquet file; `start` and `end` of the part count rows.
-pub(super) fn parquet(path: &Path, part: &Segment, wanted: Wanted, limit: usize, take: Take) -> Result<Passage> {
+pub(super) fn parquet(
+    path: &Path,
+    part: &FileSegment,
+    wanted: ColumnSelection,
+    limit: usize,
+    take: ChunkSink,
+) -> Result<ReadCounts> {
     let mut file = open(path)?;
     let wrong = |e: String| unreadable(path, &e);
-    let metadata = guarded(|| read_metadata(&mut file)).map_err(wrong)?;
+    let metadata = catch_decoder_panic(|| read_metadata(&mut file)).map_err(wrong)?;
     let total = metadata.num_rows;
     let end = usize::try_from(part.end).unwrap_or(usize::MAX).min(total);
-    let (first, mut passage) = (part.start as usize, Passage::default());
+    let (first, mut passage) = (part.start as usize, ReadCounts::default());
     let rows = end.saturating_sub(first).min(limit);
     if rows == 0 {
         return Ok(passage);
@@ -115,9 +123,9 @@ pub(super) fn parquet(path: &Path, part: &Segment, wanted: Wanted, limit: usize,
     let names: Vec<&str> = types.iter().map(|t| t.name()).collect();
     let chosen = choose(path, &names, wanted)?;
     let types: Vec<_> = types.iter().filter(|t| chosen.contains(&t.name())).cloned().collect();
-    let schema = guarded(|| Ok::<_, String>(parquet_to_arrow_schema(&types))).map_err(wrong)?;
+    let schema = catch_decoder_panic(|| Ok::<_, String>(parquet_to_arrow_schema(&types))).map_err(wrong)?;
     let fields: Vec<Field> = schema.iter_values().cloned().collect();
-    let bytes = guarded(|| match ReaderBytes::from(&mut file) {
+    let bytes = catch_decoder_panic(|| match ReaderBytes::from(&mut file) {
         ReaderBytes::Owned(bytes) => Ok(bytes),
         ReaderBytes::Borrowed(bytes) => Err(format!("{} bytes in memory, expected a file", bytes.len())),
     })
@@ -134,12 +142,12 @@ pub(super) fn parquet(path: &Path, part: &Segment, wanted: Wanted, limit: usize,
         let height = (rows - passage.rows).min(left).min((SLICE_BYTES / row_bytes).max(64));
         let here = at - begins..at - begins + height;
         // Decoded one by one: the threads of the pool may all be waiting for these rows.
-        let column = |field: &Field| Column {
+        let column = |field: &Field| DecodedColumn {
             name: field.name.to_string(),
-            cells: guarded(|| decode(&bytes, group, field, here.clone())),
+            cells: catch_decoder_panic(|| decode(&bytes, group, field, here.clone())),
         };
-        let columns: Vec<Column> = fields.iter().map(column).collect();
-        rows_of(path, &columns, at, height, wanted, take)?;
+        let columns: Vec<DecodedColumn> = fields.iter().map(column).collect();
+        emit_rows(path, &columns, at, height, wanted, take)?;
         passage.rows += height;
     }
     Ok(passage)
@@ -227,20 +235,21 @@ fn refined<'a>(dtype: ArrowDataType, leaves: &mut dyn Iterator<Item = &'a Primit
 }
 
 /// Reads the rows of an Arrow IPC file or stream (`datasets` writes streams), a record batch at a time.
-pub(super) fn ipc(path: &Path, wanted: Wanted, limit: usize, take: Take) -> Result<Passage> {
+pub(super) fn ipc(path: &Path, wanted: ColumnSelection, limit: usize, take: ChunkSink) -> Result<ReadCounts> {
     let mut file = open(path)?;
     let mut magic = [0u8; 6];
     let n = file.read(&mut magic).map_err(|e| io_error("reading", path, e))?;
     file.rewind().map_err(|e| io_error("reading", path, e))?;
     let wrong = |e: String| unreadable(path, &e);
     let mut file = BufReader::with_capacity(1 << 20, file);
-    let mut passage = Passage::default();
+    let mut passage = ReadCounts::default();
     let mut batch = |schema: &IpcColumns, arrays: Vec<Box<dyn Array>>| -> Result<bool> {
         let height = arrays.first().map_or(0, |a| a.len()).min(limit - passage.rows);
-        let column = |(name, cells): (&String, Box<dyn Array>)| Column { name: name.clone(), cells: Ok(vec![cells]) };
-        let foreign = |name: &String| Column { name: name.clone(), cells: Err(FOREIGN.into()) };
+        let column =
+            |(name, cells): (&String, Box<dyn Array>)| DecodedColumn { name: name.clone(), cells: Ok(vec![cells]) };
+        let foreign = |name: &String| DecodedColumn { name: name.clone(), cells: Err(UNDECODABLE_TYPES.into()) };
         let columns = schema.names.iter().zip(arrays).map(column).chain(schema.foreign.iter().map(foreign));
-        rows_of(path, &columns.collect::<Vec<_>>(), passage.rows, height, wanted, take)?;
+        emit_rows(path, &columns.collect::<Vec<_>>(), passage.rows, height, wanted, take)?;
         passage.rows += height;
         Ok(passage.rows < limit)
     };
@@ -248,9 +257,9 @@ pub(super) fn ipc(path: &Path, wanted: Wanted, limit: usize, take: Take) -> Resu
         let metadata = schema::of_file(&mut file).map_err(wrong)?;
         let columns = IpcColumns::of(path, &metadata.schema, wanted)?;
         let places = Some(columns.places.clone());
-        let reader = guarded(|| Ok::<_, String>(ipc_read::FileReader::new(file, metadata, places, None)));
+        let reader = catch_decoder_panic(|| Ok::<_, String>(ipc_read::FileReader::new(file, metadata, places, None)));
         let mut reader = reader.map_err(wrong)?;
-        while let Some(chunk) = guarded(|| reader.next().transpose()).map_err(wrong)? {
+        while let Some(chunk) = catch_decoder_panic(|| reader.next().transpose()).map_err(wrong)? {
             if !batch(&columns, chunk.into_arrays())? {
                 break;
             }
@@ -259,9 +268,9 @@ pub(super) fn ipc(path: &Path, wanted: Wanted, limit: usize, take: Take) -> Resu
         let metadata = schema::of_stream(&mut file).map_err(wrong)?;
         let columns = IpcColumns::of(path, &metadata.schema, wanted)?;
         let places = Some(columns.places.clone());
-        let reader = guarded(|| Ok::<_, String>(ipc_read::StreamReader::new(file, metadata, places)));
+        let reader = catch_decoder_panic(|| Ok::<_, String>(ipc_read::StreamReader::new(file, metadata, places)));
         let mut reader = reader.map_err(wrong)?;
-        while let Some(state) = guarded(|| reader.next().transpose()).map_err(wrong)? {
+        while let Some(state) = catch_decoder_panic(|| reader.next().transpose()).map_err(wrong)? {
             let ipc_read::StreamState::Some(chunk) = state else { break };
             if !batch(&columns, chunk.into_arrays())? {
                 break;
@@ -272,7 +281,8 @@ pub(super) fn ipc(path: &Path, wanted: Wanted, limit: usize, take: Take) -> Resu
 }
 
 /// The reason for columns of types that polars does not support.
-const FOREIGN: &str = "it is run-end encoded, a list view, a sparse union or an interval of days and milliseconds";
+const UNDECODABLE_TYPES: &str =
+    "it is run-end encoded, a list view, a sparse union or an interval of days and milliseconds";
 
 /// The selected columns of an Arrow file.
 struct IpcColumns {
@@ -284,12 +294,12 @@ struct IpcColumns {
 }
 
 impl IpcColumns {
-    fn of(path: &Path, schema: &ArrowSchema, wanted: Wanted) -> Result<Self> {
-        let all: Vec<Known> = schema.iter_values().map(|f| schema::known(&f.name)).collect();
+    fn of(path: &Path, schema: &ArrowSchema, wanted: ColumnSelection) -> Result<Self> {
+        let all: Vec<SchemaColumn> = schema.iter_values().map(|f| schema::classify_column(&f.name)).collect();
         let names = |foreign: bool| {
             all.iter().enumerate().filter_map(move |(i, column)| match column {
-                Known::Column(name) if !foreign => Some((i, *name)),
-                Known::Foreign(name) if foreign => Some((i, *name)),
+                SchemaColumn::Column(name) if !foreign => Some((i, *name)),
+                SchemaColumn::Foreign(name) if foreign => Some((i, *name)),
                 _ => None,
             })
         };
@@ -300,7 +310,7 @@ impl IpcColumns {
         let foreign = names(true).filter(is_chosen).map(|(_, name)| name.to_string()).collect();
         let columns = Self { places, names: names_, foreign };
         match columns.places.is_empty() {
-            true => Err(unreadable(path, &format!("none of its columns can be decoded: {FOREIGN}"))),
+            true => Err(unreadable(path, &format!("none of its columns can be decoded: {UNDECODABLE_TYPES}"))),
             false => Ok(columns),
         }
     }
@@ -310,39 +320,39 @@ impl IpcColumns {
 /// file.
 ///
 /// Errors: a cell or column cannot be decoded, unless `wanted` allows that.
-pub(super) fn rows_of(
+pub(super) fn emit_rows(
     path: &Path,
-    columns: &[Column],
+    columns: &[DecodedColumn],
     before: usize,
     height: usize,
-    wanted: Wanted,
-    take: Take,
+    wanted: ColumnSelection,
+    take: ChunkSink,
 ) -> Result<()> {
     let mut start = 0;
     while start < height {
         let size = CHUNK_ROWS.min(height - start);
-        let mut rows: Vec<Columns> = vec![Map::new(); size];
+        let mut rows: Vec<RowColumns> = vec![Map::new(); size];
         for column in columns {
             let name = &column.name;
             let refused = |i: usize, why: &str| {
-                let place = Place { path, line: before + start + i + 1 };
+                let place = RowPlace { path, line: before + start + i + 1 };
                 Error::user(format!("{place}: column `{name}` cannot be read: {why}"))
                     .hint("write the column as text, numbers, lists or structs, or remove it")
             };
             let arrays = match &column.cells {
                 Ok(arrays) => arrays.as_slice(),
-                Err(_) if wanted.forgives() => &[],
+                Err(_) if wanted.skips_unreadable() => &[],
                 Err(why) => return Err(refused(0, why)),
             };
             let places = arrays.iter().flat_map(|array| (0..array.len()).map(move |i| (array.as_ref(), i)));
             let mut places = places.skip(start);
             for (i, row) in rows.iter_mut().enumerate() {
                 let value = match places.next() {
-                    Some((array, at)) => guarded(|| cell(array, at)),
+                    Some((array, at)) => catch_decoder_panic(|| cell_to_json(array, at)),
                     None => Ok(Value::Null),
                 };
                 let value = match value {
-                    Err(_) if wanted.forgives() => Value::Null,
+                    Err(_) if wanted.skips_unreadable() => Value::Null,
                     value => value.map_err(|kind| refused(i, &format!("unsupported type of values: {kind}")))?,
                 };
                 row.insert(name.clone(), value);
@@ -350,7 +360,7 @@ pub(super) fn rows_of(
         }
         let line = |i: usize| before + start + i + 1;
         let chunk = rows.into_iter().enumerate();
-        take(chunk.map(|(i, columns)| RawRow { line: line(i), body: Body::Columns(columns) }).collect())?;
+        take(chunk.map(|(i, columns)| RawRow { line: line(i), body: RowBody::Columns(columns) }).collect())?;
         start += size;
     }
     Ok(())

@@ -2,8 +2,8 @@
 //!
 //! Every column is text, because inferring types would turn an answer `007` into 7.
 
-use super::columnar::{Column, polars_error, rows_of};
-use super::{BOM, CHUNK_BYTES, Passage, Segment, Take, Wanted, open};
+use super::columnar::{DecodedColumn, emit_rows, polars_error};
+use super::{BOM, CHUNK_BYTES, ChunkSink, ColumnSelection, FileSegment, ReadCounts, open};
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
 use polars::prelude::*;
@@ -12,7 +12,7 @@ use std::path::Path;
 
 /// State for finding the ends of records: a line feed inside quotes does not end a record (RFC 4180).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Reading {
+pub(super) enum CsvState {
     #[default]
     Start,
     Plain,
@@ -21,40 +21,40 @@ pub(super) enum Reading {
     Closing,
 }
 
-impl Reading {
+impl CsvState {
     /// Advances by one byte. Returns true if it ends a record.
     pub fn step(&mut self, byte: u8) -> bool {
         *self = match (*self, byte) {
-            (Reading::Quoted, b'"') => Reading::Closing,
-            (Reading::Quoted, _) => Reading::Quoted,
-            (Reading::Start | Reading::Closing, b'"') => Reading::Quoted,
+            (CsvState::Quoted, b'"') => CsvState::Closing,
+            (CsvState::Quoted, _) => CsvState::Quoted,
+            (CsvState::Start | CsvState::Closing, b'"') => CsvState::Quoted,
             (_, b'\n') => {
-                *self = Reading::Start;
+                *self = CsvState::Start;
                 return true;
             }
-            (_, b',') => Reading::Start,
-            _ => Reading::Plain,
+            (_, b',') => CsvState::Start,
+            _ => CsvState::Plain,
         };
         false
     }
 }
 
 /// Reads the records of a file one after the other.
-struct Records<'a> {
+struct CsvRecords<'a> {
     path: &'a Path,
     reader: Box<dyn BufRead>,
 }
 
-impl Records<'_> {
+impl CsvRecords<'_> {
     /// Appends the next record with its line feed to `into`. Returns false at the end of the file.
     fn next(&mut self, into: &mut Vec<u8>) -> Result<bool> {
-        let (mut state, before) = (Reading::default(), into.len());
+        let (mut state, before) = (CsvState::default(), into.len());
         loop {
             let from = into.len();
             let n = self.reader.read_until(b'\n', into).map_err(|e| io_error("reading", self.path, e))?;
             if n == 0 {
                 return match state {
-                    Reading::Quoted => {
+                    CsvState::Quoted => {
                         Err(Error::user(format!("{}: a quoted field is not closed", self.path.display()))
                             .hint("a quote inside a quoted field is written twice: \"\""))
                     }
@@ -77,7 +77,7 @@ impl Records<'_> {
 /// Errors: the file is empty, or two columns have the same name.
 pub(super) fn header(path: &Path) -> Result<(Vec<u8>, u64)> {
     let mut header = Vec::new();
-    let mut records = Records { path, reader: Box::new(BufReader::new(open(path)?)) };
+    let mut records = CsvRecords { path, reader: Box::new(BufReader::new(open(path)?)) };
     if !records.next(&mut header)? {
         return Err(Error::user(format!("{}: the file is empty", path.display())).hint("was it written completely?"));
     }
@@ -88,12 +88,12 @@ pub(super) fn header(path: &Path) -> Result<(Vec<u8>, u64)> {
     if header.last() != Some(&b'\n') {
         header.push(b'\n');
     }
-    refuse_twins(path, &header)?;
+    refuse_duplicate_columns(path, &header)?;
     Ok((header, end))
 }
 
 /// Fails if two columns have the same name, because it would be unclear which of them is meant.
-fn refuse_twins(path: &Path, header: &[u8]) -> Result<()> {
+fn refuse_duplicate_columns(path: &Path, header: &[u8]) -> Result<()> {
     let options = CsvReadOptions::default().with_has_header(false).with_infer_schema_length(Some(0));
     let names =
         options.into_reader_with_file_handle(Cursor::new(header)).finish().map_err(|e| polars_error(path, e))?;
@@ -109,14 +109,14 @@ fn refuse_twins(path: &Path, header: &[u8]) -> Result<()> {
 }
 
 /// Reads the rows of a part of the file.
-pub(super) fn read(path: &Path, part: &Segment, limit: usize, take: Take) -> Result<Passage> {
+pub(super) fn read(path: &Path, part: &FileSegment, limit: usize, take: ChunkSink) -> Result<ReadCounts> {
     let (header, first) = header(path)?;
     let start = part.start.max(first);
     let mut file = open(path)?;
     file.seek(SeekFrom::Start(start)).map_err(|e| io_error("reading", path, e))?;
     let reader = BufReader::with_capacity(1 << 20, file.take(part.end.saturating_sub(start)));
-    let mut records = Records { path, reader: Box::new(reader) };
-    let mut passage = Passage::default();
+    let mut records = CsvRecords { path, reader: Box::new(reader) };
+    let mut passage = ReadCounts::default();
     let mut more = true;
     while more && passage.rows < limit {
         let mut block = header.clone();
@@ -155,12 +155,12 @@ pub(super) fn read(path: &Path, part: &Segment, limit: usize, take: Take) -> Res
             ))
             .hint("is a quote inside a field written twice, and every field with a comma or a line break quoted?"));
         }
-        let column = |c: &polars::prelude::Column| Column {
+        let column = |c: &polars::prelude::Column| DecodedColumn {
             name: c.name().to_string(),
             cells: Ok(c.as_materialized_series().chunks().clone()),
         };
-        let columns: Vec<Column> = frame.columns().iter().map(column).collect();
-        rows_of(path, &columns, at, rows, Wanted::Every, take)?;
+        let columns: Vec<DecodedColumn> = frame.columns().iter().map(column).collect();
+        emit_rows(path, &columns, at, rows, ColumnSelection::Every, take)?;
         passage.rows += rows;
     }
     Ok(passage)
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn records_end_outside_quotes() {
         let text = "a,b\n1,\"x\ny\"\n2,\"he said \"\"\nhi\"\"\"\n3,5\" pipe\n\"\",\n";
-        let mut state = Reading::default();
+        let mut state = CsvState::default();
         let ends: Vec<usize> = text.bytes().enumerate().filter(|(_, b)| state.step(*b)).map(|(i, _)| i).collect();
         let records: Vec<&str> =
             ends.iter().scan(0, |from, to| Some(&text[std::mem::replace(from, to + 1)..*to])).collect();

@@ -1,18 +1,18 @@
 //! Reads JSON Lines files. Rows are passed on as text; blank lines are skipped and counted.
 
-use super::{BOM, Body, CHUNK_BYTES, CHUNK_ROWS, Passage, RawRow, Segment, Take, open};
-use crate::data::record::Place;
+use super::{BOM, CHUNK_BYTES, CHUNK_ROWS, ChunkSink, FileSegment, RawRow, ReadCounts, RowBody, open};
+use crate::data::record::RowPlace;
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 /// Reads the rows of a part of a JSON Lines file.
-pub(super) fn read(path: &Path, part: &Segment, limit: usize, take: Take) -> Result<Passage> {
+pub(super) fn read(path: &Path, part: &FileSegment, limit: usize, take: ChunkSink) -> Result<ReadCounts> {
     let mut file = open(path)?;
     file.seek(SeekFrom::Start(part.start)).map_err(|e| io_error("reading", path, e))?;
     let mut reader = BufReader::with_capacity(1 << 20, file.take(part.end - part.start));
-    let mut passage = Passage::default();
+    let mut passage = ReadCounts::default();
     let (mut chunk, mut bytes, mut line) = (Vec::new(), 0, part.before);
     while passage.rows < limit {
         let mut text = Vec::new();
@@ -26,7 +26,7 @@ pub(super) fn read(path: &Path, part: &Segment, limit: usize, take: Take) -> Res
         let text = String::from_utf8(text).map_err(|e| {
             Error::user(format!(
                 "{}: not UTF-8 (byte {} of the line)",
-                Place { path, line },
+                RowPlace { path, line },
                 e.utf8_error().valid_up_to() + 1
             ))
             .hint("convert the file with: iconv -f LATIN1 -t UTF-8")
@@ -37,7 +37,7 @@ pub(super) fn read(path: &Path, part: &Segment, limit: usize, take: Take) -> Res
         }
         passage.rows += 1;
         bytes += text.len();
-        chunk.push(RawRow { line, body: Body::Line(text) });
+        chunk.push(RawRow { line, body: RowBody::Line(text) });
         if chunk.len() == CHUNK_ROWS || bytes > CHUNK_BYTES {
             take(std::mem::take(&mut chunk))?;
             bytes = 0;

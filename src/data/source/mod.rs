@@ -9,19 +9,19 @@
 mod cells;
 mod columnar;
 mod csv;
+mod file_list;
 mod lines;
-mod places;
 mod schema;
 mod segment;
 mod values;
 mod write;
 
-pub use places::files;
-pub use segment::{Layout, Segment, layout};
+pub use file_list::files;
+pub use segment::{FileLayout, FileSegment, layout};
 pub use write::{write_each, write_for_owner};
 
 use super::json;
-use super::record::{Columns, Place};
+use super::record::{RowColumns, RowPlace};
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
 use serde::{Deserialize, Serialize};
@@ -37,20 +37,20 @@ const CHUNK_BYTES: usize = 8 << 20;
 pub struct RawRow {
     /// From 1: the line in a JSON Lines file, the number of the row in other files.
     pub line: usize,
-    body: Body,
+    body: RowBody,
 }
 
-enum Body {
+enum RowBody {
     /// A line of JSON.
     Line(String),
     /// A JSON value of a file without one value per line, with the line and column where it begins.
     Value(String, [usize; 2]),
-    Columns(Columns),
+    Columns(RowColumns),
 }
 
 /// Which columns of a columnar file are decoded. Files of other kinds always give all columns of a row.
 #[derive(Debug, Clone, Copy)]
-pub enum Wanted<'a> {
+pub enum ColumnSelection<'a> {
     /// All columns; one that cannot be decoded is an error.
     Every,
     /// All columns; one that cannot be decoded is null in every row.
@@ -59,32 +59,32 @@ pub enum Wanted<'a> {
     Only(&'a [String]),
 }
 
-impl Wanted<'_> {
+impl ColumnSelection<'_> {
     fn has(&self, name: &str) -> bool {
         match self {
-            Wanted::Every | Wanted::Readable => true,
-            Wanted::Only(names) => names.iter().any(|n| n == name),
+            ColumnSelection::Every | ColumnSelection::Readable => true,
+            ColumnSelection::Only(names) => names.iter().any(|n| n == name),
         }
     }
 
-    fn forgives(&self) -> bool {
-        matches!(self, Wanted::Readable)
+    fn skips_unreadable(&self) -> bool {
+        matches!(self, ColumnSelection::Readable)
     }
 }
 
 impl RawRow {
     /// Parses the row into its columns. Fails with line and column on bad JSON.
-    pub fn columns(self, path: &Path) -> Result<Columns> {
+    pub fn columns(self, path: &Path) -> Result<RowColumns> {
         let (text, begins, row) = match self.body {
-            Body::Columns(columns) => return Ok(columns),
-            Body::Line(text) => (text, [self.line, 1], ""),
-            Body::Value(text, begins) => (text, begins, " as row"),
+            RowBody::Columns(columns) => return Ok(columns),
+            RowBody::Line(text) => (text, [self.line, 1], ""),
+            RowBody::Value(text, begins) => (text, begins, " as row"),
         };
-        let place = Place { path, line: self.line };
+        let place = RowPlace { path, line: self.line };
         let error = match json::parse(&text) {
             Ok(Value::Object(columns)) => return Ok(columns),
             Ok(other) => {
-                let found = shorten(&json::text(&other));
+                let found = shorten(&json::to_text(&other));
                 return Err(Error::user(format!("{place}: expected a JSON object{row}, found {found}")));
             }
             Err(e) => e,
@@ -98,7 +98,7 @@ impl RawRow {
         };
         let what = error.to_string();
         let what = what.split(" at line ").next().unwrap_or(&what);
-        if let Some(byte) = json::lone_surrogate(&text) {
+        if let Some(byte) = json::find_lone_surrogate(&text) {
             let escape = text.get(byte..byte + 6).unwrap_or_default();
             return Err(Error::user(format!("{at}: bad JSON: a lone surrogate, {escape}, is not a character")).hint(
                 "write the character itself, or both of its escapes; text that was cut inside an emoji has such halves",
@@ -136,7 +136,7 @@ fn shorten(text: &str) -> String {
 
 /// Number of rows and blank lines that were read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Passage {
+pub struct ReadCounts {
     pub rows: usize,
     /// Blank lines, which were skipped.
     pub blank: usize,
@@ -168,7 +168,7 @@ pub fn file_kind(path: &Path) -> Result<FileKind> {
         "parquet" => Ok(FileKind::Parquet),
         "arrow" | "ipc" | "feather" => Ok(FileKind::Ipc),
         "jsonl" | "ndjson" | "json" => {
-            Ok(if values::begins_one(path)? { FileKind::JsonValues } else { FileKind::JsonLines })
+            Ok(if values::spans_lines(path)? { FileKind::JsonValues } else { FileKind::JsonLines })
         }
         "gz" | "zst" | "bz2" | "xz" | "zip" => {
             Err(Error::user(format!("{}: compressed files are not supported", path.display()))
@@ -187,32 +187,39 @@ pub fn for_each_chunk(
     path: &Path,
     limit: Option<usize>,
     take: impl FnMut(Vec<RawRow>) -> Result<()>,
-) -> Result<Passage> {
-    for_each_chunk_of(Wanted::Every, path, limit, take)
+) -> Result<ReadCounts> {
+    for_each_selected_chunk(ColumnSelection::Every, path, limit, take)
 }
 
 /// As [`for_each_chunk`], with the selected columns.
-pub fn for_each_chunk_of(
-    wanted: Wanted,
+pub fn for_each_selected_chunk(
+    wanted: ColumnSelection,
     path: &Path,
     limit: Option<usize>,
     mut take: impl FnMut(Vec<RawRow>) -> Result<()>,
-) -> Result<Passage> {
+) -> Result<ReadCounts> {
     let limit = limit.unwrap_or(usize::MAX);
-    let passage = read(path, file_kind(path)?, &Segment::whole(), wanted, limit, &mut take)?;
+    let passage = read(path, file_kind(path)?, &FileSegment::whole(), wanted, limit, &mut take)?;
     if passage.rows == 0 {
-        return Err(no_row(path));
+        return Err(no_rows_error(path));
     }
     Ok(passage)
 }
 
 /// Returns the error for a file without rows.
-pub fn no_row(path: &Path) -> Error {
+pub fn no_rows_error(path: &Path) -> Error {
     Error::user(format!("{}: the file has no rows", path.display())).hint("was it written completely?")
 }
 
-/// As [`for_each_chunk_of`], for a part of the file, which may have no rows.
-pub fn read(path: &Path, kind: FileKind, part: &Segment, wanted: Wanted, limit: usize, take: Take) -> Result<Passage> {
+/// As [`for_each_selected_chunk`], for a part of the file, which may have no rows.
+pub fn read(
+    path: &Path,
+    kind: FileKind,
+    part: &FileSegment,
+    wanted: ColumnSelection,
+    limit: usize,
+    take: ChunkSink,
+) -> Result<ReadCounts> {
     match kind {
         FileKind::JsonLines => lines::read(path, part, limit, take),
         FileKind::JsonValues => values::read(path, limit, take),
@@ -233,4 +240,4 @@ fn open(path: &Path) -> Result<File> {
 }
 
 /// A function that receives chunks of rows.
-pub type Take<'a> = &'a mut dyn FnMut(Vec<RawRow>) -> Result<()>;
+pub type ChunkSink<'a> = &'a mut dyn FnMut(Vec<RawRow>) -> Result<()>;

@@ -5,7 +5,7 @@
 //! buffers, so that polars can skip them. Wide decimals are declared as bytes, which `cells` converts.
 
 use super::cells;
-use super::columnar::guarded;
+use super::columnar::catch_decoder_panic;
 use polars_arrow::io::ipc::read::{self as ipc_read, FileMetadata, StreamMetadata};
 use polars_arrow_format::ipc::planus::{Builder, ReadAsRoot};
 use polars_arrow_format::ipc::{
@@ -18,7 +18,7 @@ use std::io::{Cursor, Read, Seek, SeekFrom};
 const MARK: char = '\u{F8FF}';
 
 /// A column of a rewritten schema, as its name says.
-pub(super) enum Known<'a> {
+pub(super) enum SchemaColumn<'a> {
     Column(&'a str),
     /// A column that cannot be decoded.
     Foreign(&'a str),
@@ -27,11 +27,11 @@ pub(super) enum Known<'a> {
 }
 
 /// Classifies a column by its name in the rewritten schema.
-pub(super) fn known(name: &str) -> Known<'_> {
+pub(super) fn classify_column(name: &str) -> SchemaColumn<'_> {
     match name.strip_prefix(MARK) {
-        Some(rest) if rest.starts_with(MARK) => Known::Part,
-        Some(name) => Known::Foreign(name),
-        None => Known::Column(name),
+        Some(rest) if rest.starts_with(MARK) => SchemaColumn::Part,
+        Some(name) => SchemaColumn::Foreign(name),
+        None => SchemaColumn::Column(name),
     }
 }
 
@@ -48,10 +48,10 @@ pub(super) fn of_file(file: &mut (impl Read + Seek)) -> Result<FileMetadata, Str
     let mut footer = vec![0; length as usize];
     file.read_exact(&mut footer).map_err(said)?;
     file.seek(SeekFrom::Start(0)).map_err(said)?;
-    guarded(|| {
+    catch_decoder_panic(|| {
         let read = FooterRef::read_as_root(&footer).and_then(Footer::try_from);
         if let Ok(mut read) = read
-            && read.schema.as_mut().is_some_and(|schema| plain(schema))
+            && read.schema.as_mut().is_some_and(|schema| replace_unsupported(schema))
         {
             footer = Builder::new().finish(&read, None).to_vec();
         }
@@ -70,11 +70,11 @@ pub(super) fn of_stream(stream: &mut impl Read) -> Result<StreamMetadata, String
     let length = u64::try_from(i32::from_le_bytes(word)).map_err(|_| "its first message has no length")?;
     let mut message = Vec::new();
     stream.take(length).read_to_end(&mut message).map_err(said)?;
-    guarded(|| {
+    catch_decoder_panic(|| {
         let read = MessageRef::read_as_root(&message).and_then(Message::try_from);
         if let Ok(mut read) = read
             && let Some(MessageHeader::Schema(schema)) = &mut read.header
-            && plain(schema)
+            && replace_unsupported(schema)
         {
             message = Builder::new().finish(&read, None).to_vec();
         }
@@ -84,15 +84,15 @@ pub(super) fn of_stream(stream: &mut impl Read) -> Result<StreamMetadata, String
 }
 
 /// Replaces the types that polars does not support. Returns true if there were any.
-fn plain(schema: &mut Schema) -> bool {
+fn replace_unsupported(schema: &mut Schema) -> bool {
     let Some(fields) = &mut schema.fields else { return false };
     let wide = fields.iter_mut().fold(false, |found, field| wide_decimals(field) | found);
-    if fields.iter().all(knows) {
+    if fields.iter().all(is_supported) {
         return wide;
     }
     let mut all = Vec::new();
     for field in std::mem::take(fields) {
-        if knows(&field) {
+        if is_supported(&field) {
             all.push(field);
             continue;
         }
@@ -126,7 +126,7 @@ fn wide_decimals(field: &mut Field) -> bool {
 }
 
 /// Returns true if polars supports the field and all its children.
-fn knows(field: &Field) -> bool {
+fn is_supported(field: &Field) -> bool {
     let foreign = match &field.type_ {
         Some(Type::RunEndEncoded(_) | Type::ListView(_) | Type::LargeListView(_)) => true,
         Some(Type::Interval(interval)) => interval.unit == IntervalUnit::DayTime,
@@ -134,7 +134,7 @@ fn knows(field: &Field) -> bool {
         Some(Type::Union(union)) => union.mode == UnionMode::Sparse,
         _ => false,
     };
-    !foreign && field.children.iter().flatten().all(knows)
+    !foreign && field.children.iter().flatten().all(is_supported)
 }
 
 /// Flattens a field to a list of fields: for each of its nodes, one of a type with the same number of buffers.

@@ -3,7 +3,7 @@
 //! Tokenising a huge file can therefore resume at the segment where it was interrupted, and rows added at the end do
 //! not change the earlier segments.
 
-use super::csv::{self, Reading};
+use super::csv::{self, CsvState};
 use super::{FileKind, columnar, file_kind, open};
 use crate::error::Result;
 use crate::fsutil::{hex, io_error};
@@ -20,7 +20,7 @@ const ROWS: u64 = 1 << 17;
 /// A part of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Segment {
+pub struct FileSegment {
     /// Position in bytes (JSON Lines, CSV) or rows (Parquet); files of other kinds have one segment.
     pub start: u64,
     pub end: u64,
@@ -32,7 +32,7 @@ pub struct Segment {
     pub sha256: String,
 }
 
-impl Segment {
+impl FileSegment {
     /// A segment of the whole file, with unknown size and hash.
     pub fn whole() -> Self {
         Self { start: 0, end: u64::MAX, before: 0, lines: None, sha256: String::new() }
@@ -42,15 +42,15 @@ impl Segment {
 /// The segments of a file, and the hash of the whole file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Layout {
+pub struct FileLayout {
     pub kind: FileKind,
     pub bytes: u64,
     /// SHA-256 of the file.
     pub sha256: String,
-    pub segments: Vec<Segment>,
+    pub segments: Vec<FileSegment>,
 }
 
-impl Layout {
+impl FileLayout {
     /// Returns the total number of lines or rows, if known.
     pub fn lines(&self) -> Option<usize> {
         self.segments.iter().map(|s| s.lines).sum()
@@ -58,17 +58,17 @@ impl Layout {
 }
 
 /// Reads the file once, hashes it and finds its segments. `progress` gets the number of bytes read since its last call.
-pub fn layout(path: &Path, mut progress: impl FnMut(u64)) -> Result<Layout> {
+pub fn layout(path: &Path, mut progress: impl FnMut(u64)) -> Result<FileLayout> {
     layout_by(path, BYTES, &mut progress)
 }
 
-fn layout_by(path: &Path, target: u64, progress: &mut dyn FnMut(u64)) -> Result<Layout> {
+fn layout_by(path: &Path, target: u64, progress: &mut dyn FnMut(u64)) -> Result<FileLayout> {
     let kind = file_kind(path)?;
     let mut cut = match kind {
-        FileKind::JsonLines => Some(Cutter::new(None, Vec::new(), 0, target)),
+        FileKind::JsonLines => Some(SegmentCutter::new(None, Vec::new(), 0, target)),
         FileKind::Csv => {
             let (header, end) = csv::header(path)?;
-            Some(Cutter::new(Some(Reading::default()), header, end, target))
+            Some(SegmentCutter::new(Some(CsvState::default()), header, end, target))
         }
         _ => None,
     };
@@ -95,19 +95,19 @@ fn layout_by(path: &Path, target: u64, progress: &mut dyn FnMut(u64)) -> Result<
             let part = |start: u64| {
                 let end = rows.min(start + ROWS);
                 let (before, lines) = (start as usize, Some((end - start) as usize));
-                Segment { start, end, before, lines, sha256: format!("{sha256}:{start}-{end}") }
+                FileSegment { start, end, before, lines, sha256: format!("{sha256}:{start}-{end}") }
             };
             (0..rows.max(1)).step_by(ROWS as usize).map(part).collect()
         }
-        None => vec![Segment { sha256: sha256.clone(), ..Segment::whole() }],
+        None => vec![FileSegment { sha256: sha256.clone(), ..FileSegment::whole() }],
     };
-    Ok(Layout { kind, bytes, sha256, segments })
+    Ok(FileLayout { kind, bytes, sha256, segments })
 }
 
 /// Finds the segments of a file of lines while it is read.
-struct Cutter {
+struct SegmentCutter {
     /// Set for CSV, where a record may hold line feeds.
-    csv: Option<Reading>,
+    csv: Option<CsvState>,
     /// The header of a CSV file, which is included in every segment's hash because the segment's meaning depends on it.
     header: Vec<u8>,
     target: u64,
@@ -117,11 +117,11 @@ struct Cutter {
     lines: usize,
     /// Whether the current line has any content so far.
     open: bool,
-    done: Vec<Segment>,
+    done: Vec<FileSegment>,
 }
 
-impl Cutter {
-    fn new(csv: Option<Reading>, header: Vec<u8>, start: u64, target: u64) -> Self {
+impl SegmentCutter {
+    fn new(csv: Option<CsvState>, header: Vec<u8>, start: u64, target: u64) -> Self {
         let hash = Sha256::new_with_prefix(&header);
         Self { csv, header, target, hash, start, before: 0, lines: 0, open: false, done: Vec::new() }
     }
@@ -159,7 +159,7 @@ impl Cutter {
 
     fn close(&mut self, end: u64) {
         let hash = std::mem::replace(&mut self.hash, Sha256::new_with_prefix(&self.header));
-        self.done.push(Segment {
+        self.done.push(FileSegment {
             start: self.start,
             end,
             before: self.before,
@@ -170,7 +170,7 @@ impl Cutter {
         (self.start, self.lines) = (end, 0);
     }
 
-    fn finish(mut self, bytes: u64) -> Vec<Segment> {
+    fn finish(mut self, bytes: u64) -> Vec<FileSegment> {
         if bytes > self.start || self.done.is_empty() {
             self.lines += usize::from(self.open);
             self.close(bytes.max(self.start));
@@ -182,19 +182,19 @@ impl Cutter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::source::{Take, Wanted, read};
+    use crate::data::source::{ChunkSink, ColumnSelection, read};
 
-    fn lines_of(path: &Path, layout: &Layout) -> Vec<(usize, String)> {
+    fn lines_of(path: &Path, layout: &FileLayout) -> Vec<(usize, String)> {
         let mut found = Vec::new();
         for segment in &layout.segments {
-            let take: Take = &mut |chunk| {
+            let take: ChunkSink = &mut |chunk| {
                 for raw in chunk {
                     let line = raw.line;
                     found.push((line, serde_json::to_string(&raw.columns(path)?).unwrap()));
                 }
                 Ok(())
             };
-            let passage = read(path, layout.kind, segment, Wanted::Every, usize::MAX, take).unwrap();
+            let passage = read(path, layout.kind, segment, ColumnSelection::Every, usize::MAX, take).unwrap();
             let lines = segment.lines.unwrap();
             assert!(passage.rows <= lines && lines <= passage.rows + passage.blank);
         }

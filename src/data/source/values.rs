@@ -1,7 +1,7 @@
 //! Reads JSON files without one row per line: a list of objects, objects of several lines each, or several such values
 //! one after another. The file is split into its values here; their content is parsed elsewhere.
 
-use super::{BOM, Body, CHUNK_BYTES, CHUNK_ROWS, Passage, RawRow, Take, open};
+use super::{BOM, CHUNK_BYTES, CHUNK_ROWS, ChunkSink, RawRow, ReadCounts, RowBody, open};
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
 use std::fs::File;
@@ -9,20 +9,20 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 /// Returns true if the file begins with a list, or with an object that continues on the next line.
-pub(super) fn begins_one(path: &Path) -> Result<bool> {
-    let mut bytes = Bytes::open(path)?;
-    match bytes.filled()? {
+pub(super) fn spans_lines(path: &Path) -> Result<bool> {
+    let mut bytes = ByteReader::open(path)?;
+    match bytes.skip_whitespace()? {
         Some(b'[') => Ok(true),
         // A line that ends inside a string is a broken line of JSON Lines, because strings cannot contain line feeds.
         Some(b'{') => {
-            let mut value = Value::default();
+            let mut value = ValueScanner::default();
             while let Some(byte) = bytes.peek()?.filter(|b| *b != b'\n') {
                 bytes.pass(byte);
                 if value.step(byte) {
                     return Ok(false);
                 }
             }
-            Ok(!value.quoted && bytes.filled()?.is_some())
+            Ok(!value.quoted && bytes.skip_whitespace()?.is_some())
         }
         _ => Ok(false),
     }
@@ -30,13 +30,13 @@ pub(super) fn begins_one(path: &Path) -> Result<bool> {
 
 /// State for finding the end of a JSON value.
 #[derive(Default)]
-struct Value {
+struct ValueScanner {
     depth: usize,
     quoted: bool,
     escaped: bool,
 }
 
-impl Value {
+impl ValueScanner {
     /// Advances by one byte. Returns true if it ends the object, list or string.
     fn step(&mut self, byte: u8) -> bool {
         if self.quoted {
@@ -63,7 +63,7 @@ impl Value {
 
 /// The position in the file, relative to a list of rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum State {
+enum ListState {
     /// Outside any list.
     Top,
     /// In a list, after its bracket or a comma.
@@ -73,14 +73,14 @@ enum State {
 }
 
 /// Reads the bytes of a file and tracks line and column.
-struct Bytes<'a> {
+struct ByteReader<'a> {
     path: &'a Path,
     reader: BufReader<File>,
     line: usize,
     column: usize,
 }
 
-impl<'a> Bytes<'a> {
+impl<'a> ByteReader<'a> {
     fn open(path: &'a Path) -> Result<Self> {
         let mut reader = BufReader::with_capacity(1 << 20, open(path)?);
         if reader.fill_buf().map_err(|e| io_error("reading", path, e))?.starts_with(BOM) {
@@ -90,7 +90,7 @@ impl<'a> Bytes<'a> {
     }
 
     /// Skips white space. Returns the next byte without consuming it; `None` at the end of the file.
-    fn filled(&mut self) -> Result<Option<u8>> {
+    fn skip_whitespace(&mut self) -> Result<Option<u8>> {
         while let Some(byte) = self.peek()?.filter(u8::is_ascii_whitespace) {
             self.pass(byte);
         }
@@ -116,7 +116,7 @@ impl<'a> Bytes<'a> {
 
     /// Reads one JSON value as text; `row` is its number, for errors.
     fn value(&mut self, row: usize) -> Result<Vec<u8>> {
-        let (mut bytes, mut value, began) = (Vec::new(), Value::default(), self.line);
+        let (mut bytes, mut value, began) = (Vec::new(), ValueScanner::default(), self.line);
         while let Some(byte) = self.peek()? {
             // A number or a keyword such as `null` ends before the byte that follows it.
             let plain = value.depth == 0 && !value.quoted && !matches!(byte, b'{' | b'[' | b'"');
@@ -144,14 +144,14 @@ impl<'a> Bytes<'a> {
 
 /// Reads the rows of a file. The place of a row in a list is its number, that of other rows is the line in which it
 /// begins.
-pub(super) fn read(path: &Path, limit: usize, take: Take) -> Result<Passage> {
-    let mut bytes = Bytes::open(path)?;
-    let mut passage = Passage::default();
-    let (mut chunk, mut size, mut state) = (Vec::new(), 0, State::Top);
+pub(super) fn read(path: &Path, limit: usize, take: ChunkSink) -> Result<ReadCounts> {
+    let mut bytes = ByteReader::open(path)?;
+    let mut passage = ReadCounts::default();
+    let (mut chunk, mut size, mut state) = (Vec::new(), 0, ListState::Top);
     while passage.rows < limit {
         let row = passage.rows + 1;
-        let Some(byte) = bytes.filled()? else {
-            if state == State::Top {
+        let Some(byte) = bytes.skip_whitespace()? else {
+            if state == ListState::Top {
                 break;
             }
             return Err(bytes
@@ -159,27 +159,27 @@ pub(super) fn read(path: &Path, limit: usize, take: Take) -> Result<Passage> {
                 .hint("was the file written completely?"));
         };
         state = match (state, byte) {
-            (State::Top, b'[') => {
+            (ListState::Top, b'[') => {
                 bytes.pass(byte);
-                State::Open { first: true }
+                ListState::Open { first: true }
             }
-            (State::Open { first: true } | State::Closed, b']') => {
+            (ListState::Open { first: true } | ListState::Closed, b']') => {
                 bytes.pass(byte);
-                State::Top
+                ListState::Top
             }
-            (State::Closed, b',') => {
+            (ListState::Closed, b',') => {
                 bytes.pass(byte);
-                State::Open { first: false }
+                ListState::Open { first: false }
             }
-            (State::Open { first: false }, b']') => {
+            (ListState::Open { first: false }, b']') => {
                 return Err(bytes.wrong("a comma before the end of the list").hint("remove the last comma"));
             }
-            (State::Top, b',') => {
+            (ListState::Top, b',') => {
                 return Err(bytes
                     .wrong("a comma between rows that are not in a list")
                     .hint("remove the commas between them, or put all rows into one list: [ …, … ]"));
             }
-            (State::Closed, _) => return Err(bytes.wrong("expected `,` or `]` after a row of the list")),
+            (ListState::Closed, _) => return Err(bytes.wrong("expected `,` or `]` after a row of the list")),
             (place, _) => {
                 let begins = [bytes.line, bytes.column];
                 let value = bytes.value(row)?;
@@ -190,13 +190,13 @@ pub(super) fn read(path: &Path, limit: usize, take: Take) -> Result<Passage> {
                 })?;
                 passage.rows += 1;
                 size += text.len();
-                let line = if place == State::Top { begins[0] } else { passage.rows };
-                chunk.push(RawRow { line, body: Body::Value(text, begins) });
+                let line = if place == ListState::Top { begins[0] } else { passage.rows };
+                chunk.push(RawRow { line, body: RowBody::Value(text, begins) });
                 if chunk.len() == CHUNK_ROWS || size > CHUNK_BYTES {
                     take(std::mem::take(&mut chunk))?;
                     size = 0;
                 }
-                if place == State::Top { State::Top } else { State::Closed }
+                if place == ListState::Top { ListState::Top } else { ListState::Closed }
             }
         };
     }

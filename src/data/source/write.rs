@@ -3,7 +3,7 @@
 use super::columnar::polars_error;
 use crate::data::json;
 use crate::error::{Error, Result};
-use crate::fsutil::{Access, io_error, write_atomic_for};
+use crate::fsutil::{FileAccess, io_error, write_atomic_for};
 use polars::prelude::*;
 use serde_json::Value;
 use std::io::{Cursor, Write};
@@ -16,17 +16,17 @@ use std::path::Path;
 /// The columns of a Parquet file are those of all rows, in order of first occurrence. Their types are inferred from all
 /// rows, so that values of different types in a column are an error, not nulls.
 pub fn write_for_owner(path: &Path, rows: &[Value]) -> Result<()> {
-    write_rows(Access::Owner, path, |put| rows.iter().try_for_each(put))
+    write_rows(FileAccess::OwnerOnly, path, |put| rows.iter().try_for_each(put))
 }
 
 /// As [`write_for_owner`], but with the usual permissions, and for rows that `fill` passes one by one. JSON Lines are
 /// written immediately; the rows of a Parquet file are kept in memory.
 pub fn write_each(path: &Path, fill: impl FnOnce(&mut dyn FnMut(&Value) -> Result<()>) -> Result<()>) -> Result<()> {
-    write_rows(Access::Usual, path, fill)
+    write_rows(FileAccess::Umask, path, fill)
 }
 
 fn write_rows(
-    access: Access,
+    access: FileAccess,
     path: &Path,
     fill: impl FnOnce(&mut dyn FnMut(&Value) -> Result<()>) -> Result<()>,
 ) -> Result<()> {
@@ -35,7 +35,7 @@ fn write_rows(
             let mut failed = None;
             let lines = write_atomic_for(access, path, |out| {
                 let mut put =
-                    |row: &Value| writeln!(out, "{}", json::text(row)).map_err(|e| io_error("writing", path, e));
+                    |row: &Value| writeln!(out, "{}", json::to_text(row)).map_err(|e| io_error("writing", path, e));
                 fill(&mut put).map_err(|e| {
                     failed = Some(e);
                     std::io::Error::other("the rows ended in an error")
@@ -48,7 +48,7 @@ fn write_rows(
             fill(&mut |row| {
                 rows += 1;
                 let line = row.to_string();
-                if json::unmarked(line.clone()) != line {
+                if json::restore_numbers(line.clone()) != line {
                     return Err(Error::user(format!(
                         "{}: row {rows} has a number that a column of a Parquet file cannot store",
                         path.display()
@@ -64,7 +64,7 @@ fn write_rows(
     }
 }
 
-fn parquet(access: Access, path: &Path, lines: Vec<u8>, rows: usize) -> Result<()> {
+fn parquet(access: FileAccess, path: &Path, lines: Vec<u8>, rows: usize) -> Result<()> {
     let Some(every) = NonZeroUsize::new(rows) else {
         return Err(Error::user(format!(
             "{}: there is no row to write, and a Parquet file cannot be written without columns",

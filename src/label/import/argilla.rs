@@ -3,18 +3,21 @@
 //! Three layouts: columns `QUESTION.responses` with `QUESTION.responses.users` (to_datasets of version 2), columns of
 //! lists of `{user_id, value, status}` (the older push to the Hub), and `fields` with `responses` (JSON of both).
 
-use super::{Answer, Item, Options, Pick, as_messages, fields, new_prompt, own_id, pick, verdicts};
-use crate::data::record::Columns;
+use super::{
+    AnswerPick, ImportedAnswer, ImportedRow, LabelImportOptions, as_messages, new_prompt, own_id, pairwise_verdicts,
+    parse_pick, prompt_and_answer_fields,
+};
+use crate::data::record::RowColumns;
 use crate::error::{Error, Result};
-use crate::label::record::Choice;
+use crate::label::record::VoteChoice;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// A response to a question: the user and the value.
-type Reply = (String, Value);
+type QuestionReply = (String, Value);
 
 /// Returns true if the columns are a record of Argilla.
-pub fn is_one(columns: &Columns) -> bool {
+pub fn is_record(columns: &RowColumns) -> bool {
     columns.keys().any(|k| k.ends_with(".responses"))
         || (columns.contains_key("fields") && columns.contains_key("responses"))
         || columns.values().any(|v| entries(v).is_some_and(|mut list| list.any(is_reply)))
@@ -30,41 +33,41 @@ fn entries(value: &Value) -> Option<impl Iterator<Item = &Value>> {
 }
 
 /// Reads a record: prompt, answers and judgements.
-pub fn item(columns: &Columns, options: &Options) -> Result<Item> {
+pub fn item(columns: &RowColumns, options: &LabelImportOptions) -> Result<ImportedRow> {
     let data = columns.get("fields").and_then(Value::as_object).unwrap_or(columns);
-    let (prompt, names) = fields(data, options)?;
+    let (prompt, names) = prompt_and_answer_fields(data, options)?;
     let messages = as_messages(&data[&prompt])
         .ok_or_else(|| Error::user(format!("the field `{prompt}` holds no prompt: {}", data[&prompt])))?;
     let text = |name: &String| match &data[name] {
-        Value::String(text) => Ok(Answer { source: name.clone(), text: text.clone() }),
+        Value::String(text) => Ok(ImportedAnswer { source: name.clone(), text: text.clone() }),
         other => Err(Error::user(format!("the field `{name}` holds {other}, expected text"))),
     };
-    let answers: Vec<Answer> = names.iter().map(text).collect::<Result<_>>()?;
+    let answers: Vec<ImportedAnswer> = names.iter().map(text).collect::<Result<_>>()?;
     let replies = replies(columns);
     let mut said = Vec::new();
     if let Some(question) = question(&replies, &names, options)? {
         for (user, value) in &replies[&question] {
             let annotator = format!("argilla:{user}");
             said.extend(match ranks(value, &names) {
-                Some(ranks) => by_rank(&ranks, &annotator),
+                Some(ranks) => verdicts_by_rank(&ranks, &annotator),
                 None => {
                     let label = label(value);
-                    let pick = pick(&label, &names).ok_or_else(|| {
+                    let pick = parse_pick(&label, &names).ok_or_else(|| {
                         Error::user(format!("question `{question}`: `{label}` names none of the answers {names:?}"))
                             .hint("name the answers in the question's order with --answer, or its question with --question")
                     })?;
-                    verdicts(pick, names.len(), &annotator)
+                    pairwise_verdicts(pick, names.len(), &annotator)
                 }
             });
         }
     }
     let metadata = columns.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
-    Ok(Item { prompt: new_prompt(messages, own_id(columns), metadata), answers, verdicts: said })
+    Ok(ImportedRow { prompt: new_prompt(messages, own_id(columns), metadata), answers, verdicts: said })
 }
 
 /// Returns the submitted responses by question.
-fn replies(columns: &Columns) -> BTreeMap<String, Vec<Reply>> {
-    let mut all: BTreeMap<String, Vec<Reply>> = BTreeMap::new();
+fn replies(columns: &RowColumns) -> BTreeMap<String, Vec<QuestionReply>> {
+    let mut all: BTreeMap<String, Vec<QuestionReply>> = BTreeMap::new();
     let submitted = |status: Option<&Value>| status.and_then(Value::as_str).is_none_or(|s| s == "submitted");
     let user = |entry: &Value| match &entry["user_id"] {
         Value::String(id) => id.clone(),
@@ -109,14 +112,18 @@ fn replies(columns: &Columns) -> BTreeMap<String, Vec<Reply>> {
 
 /// Returns the question that says which answer is better: the named one, or the only one whose responses all refer to
 /// the answers.
-fn question(all: &BTreeMap<String, Vec<Reply>>, names: &[String], options: &Options) -> Result<Option<String>> {
+fn question(
+    all: &BTreeMap<String, Vec<QuestionReply>>,
+    names: &[String],
+    options: &LabelImportOptions,
+) -> Result<Option<String>> {
     if let Some(name) = &options.question {
         return Ok(all.contains_key(name).then(|| name.clone()));
     }
-    let about = |replies: &Vec<Reply>| {
-        replies
-            .iter()
-            .all(|(_, v)| ranks(v, names).is_some() || pick(&label(v), names).is_some_and(|p| p != Pick::Nothing))
+    let about = |replies: &Vec<QuestionReply>| {
+        replies.iter().all(|(_, v)| {
+            ranks(v, names).is_some() || parse_pick(&label(v), names).is_some_and(|p| p != AnswerPick::Nothing)
+        })
     };
     let found: Vec<&String> = all.iter().filter(|(_, replies)| about(replies)).map(|(name, _)| name).collect();
     match found.as_slice() {
@@ -141,21 +148,21 @@ fn ranks(value: &Value, names: &[String]) -> Option<Vec<i64>> {
     let list = value.as_array().filter(|l| !l.is_empty() && l.iter().all(|e| e.get("rank").is_some()))?;
     let mut ranks = vec![None; names.len()];
     for entry in list {
-        if let Some(Pick::One(i)) = pick(&label(&entry["value"]), names) {
+        if let Some(AnswerPick::One(i)) = parse_pick(&label(&entry["value"]), names) {
             ranks[i] = entry["rank"].as_i64();
         }
     }
     ranks.into_iter().collect()
 }
 
-fn by_rank(ranks: &[i64], annotator: &str) -> Vec<super::Verdict> {
+fn verdicts_by_rank(ranks: &[i64], annotator: &str) -> Vec<super::ImportedVerdict> {
     let twos = (0..ranks.len()).flat_map(|a| (a + 1..ranks.len()).map(move |b| (a, b)));
     let choice = |a: usize, b: usize| match ranks[a].cmp(&ranks[b]) {
-        std::cmp::Ordering::Less => Choice::A,
-        std::cmp::Ordering::Equal => Choice::Tie,
-        std::cmp::Ordering::Greater => Choice::B,
+        std::cmp::Ordering::Less => VoteChoice::A,
+        std::cmp::Ordering::Equal => VoteChoice::Tie,
+        std::cmp::Ordering::Greater => VoteChoice::B,
     };
-    twos.map(|(a, b)| super::Verdict { annotator: annotator.to_string(), a, b, choice: choice(a, b) }).collect()
+    twos.map(|(a, b)| super::ImportedVerdict { annotator: annotator.to_string(), a, b, choice: choice(a, b) }).collect()
 }
 
 #[cfg(test)]
@@ -163,13 +170,13 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn read(row: Value) -> Result<Item> {
+    fn read(row: Value) -> Result<ImportedRow> {
         let Value::Object(columns) = row else { panic!() };
-        assert!(is_one(&columns), "{columns:?}");
-        item(&columns, &Options::default())
+        assert!(is_record(&columns), "{columns:?}");
+        item(&columns, &LabelImportOptions::default())
     }
 
-    fn said(item: &Item) -> Vec<(&str, Choice)> {
+    fn said(item: &ImportedRow) -> Vec<(&str, VoteChoice)> {
         item.verdicts.iter().map(|v| (v.annotator.as_str(), v.choice)).collect()
     }
 
@@ -203,7 +210,7 @@ mod tests {
             let item = read(row.clone()).unwrap();
             assert_eq!(item.prompt.key, "r1", "{row}");
             assert_eq!(item.answers.len(), 2, "{row}");
-            assert_eq!(said(&item), [("argilla:u1", Choice::B), ("argilla:u2", Choice::Tie)], "{row}");
+            assert_eq!(said(&item), [("argilla:u1", VoteChoice::B), ("argilla:u2", VoteChoice::Tie)], "{row}");
         }
     }
 
@@ -216,7 +223,7 @@ mod tests {
             ] }],
         }))
         .unwrap();
-        let twos: Vec<(usize, usize, Choice)> = item.verdicts.iter().map(|v| (v.a, v.b, v.choice)).collect();
-        assert_eq!(twos, [(0, 1, Choice::Tie), (0, 2, Choice::B), (1, 2, Choice::B)]);
+        let twos: Vec<(usize, usize, VoteChoice)> = item.verdicts.iter().map(|v| (v.a, v.b, v.choice)).collect();
+        assert_eq!(twos, [(0, 1, VoteChoice::Tie), (0, 2, VoteChoice::B), (1, 2, VoteChoice::B)]);
     }
 }

@@ -3,29 +3,32 @@
 //! `value.selected` is `left` (the first answer) or `right` (the second). The Pairwise tag cannot express a tie: an
 //! additional Choices tag with tie, equal, both or neither does.
 
-use super::{Answer, Item, Options, Pick, as_messages, fields, new_prompt, own_id, pick, verdicts};
-use crate::data::record::Columns;
+use super::{
+    AnswerPick, ImportedAnswer, ImportedRow, LabelImportOptions, as_messages, new_prompt, own_id, pairwise_verdicts,
+    parse_pick, prompt_and_answer_fields,
+};
+use crate::data::record::RowColumns;
 use crate::error::{Error, Result};
 use serde_json::Value;
 
 /// Returns true if the columns are a task of Label Studio.
-pub fn is_one(columns: &Columns) -> bool {
+pub fn is_task(columns: &RowColumns) -> bool {
     columns.get("data").is_some_and(Value::is_object)
         && ["annotations", "completions"].iter().any(|k| columns.get(*k).is_some_and(Value::is_array))
 }
 
 /// Reads a task: prompt, answers and judgements.
-pub fn item(columns: &Columns, options: &Options) -> Result<Item> {
+pub fn item(columns: &RowColumns, options: &LabelImportOptions) -> Result<ImportedRow> {
     let data = columns.get("data").and_then(Value::as_object);
     let data = data.ok_or_else(|| Error::user("no object `data`, which a task of Label Studio has"))?;
-    let (prompt, names) = fields(data, options)?;
+    let (prompt, names) = prompt_and_answer_fields(data, options)?;
     let messages = as_messages(&data[&prompt])
         .ok_or_else(|| Error::user(format!("`data.{prompt}` holds no prompt: {}", data[&prompt])))?;
     let text = |name: &String| match &data[name] {
-        Value::String(text) => Ok(Answer { source: name.clone(), text: text.clone() }),
+        Value::String(text) => Ok(ImportedAnswer { source: name.clone(), text: text.clone() }),
         other => Err(Error::user(format!("`data.{name}` holds {other}, expected text"))),
     };
-    let answers: Vec<Answer> = names.iter().map(text).collect::<Result<_>>()?;
+    let answers: Vec<ImportedAnswer> = names.iter().map(text).collect::<Result<_>>()?;
     let mut said = Vec::new();
     let annotations = columns.get("annotations").or_else(|| columns.get("completions")).and_then(Value::as_array);
     for annotation in annotations.into_iter().flatten() {
@@ -33,17 +36,17 @@ pub fn item(columns: &Columns, options: &Options) -> Result<Item> {
             continue;
         }
         if let Some(pick) = picked(annotation, &names)? {
-            said.extend(verdicts(pick, names.len(), &format!("label-studio:{}", who(annotation))));
+            said.extend(pairwise_verdicts(pick, names.len(), &format!("label-studio:{}", who(annotation))));
         }
     }
     // The task's own id identifies a row, not a prompt, so it is not used as the prompt's id.
     let mut rest = data.clone();
     rest.retain(|k, _| *k != prompt && !names.contains(k));
-    Ok(Item { prompt: new_prompt(messages, own_id(data), rest), answers, verdicts: said })
+    Ok(ImportedRow { prompt: new_prompt(messages, own_id(data), rest), answers, verdicts: said })
 }
 
 /// Returns the choice of an annotation; `None` if it does not say which answer is better.
-fn picked(annotation: &Value, names: &[String]) -> Result<Option<Pick>> {
+fn picked(annotation: &Value, names: &[String]) -> Result<Option<AnswerPick>> {
     let (mut chosen, mut tie) = (None, None);
     for result in annotation["result"].as_array().into_iter().flatten() {
         let value = &result["value"];
@@ -51,8 +54,8 @@ fn picked(annotation: &Value, names: &[String]) -> Result<Option<Pick>> {
             "pairwise" => {
                 let selected = value["selected"].as_str().unwrap_or_default();
                 chosen = Some(match selected {
-                    "left" => Pick::One(0),
-                    "right" => Pick::One(1),
+                    "left" => AnswerPick::One(0),
+                    "right" => AnswerPick::One(1),
                     other => {
                         return Err(Error::user(format!(
                             "a pairwise result selects `{other}`, expected left or right"
@@ -62,9 +65,9 @@ fn picked(annotation: &Value, names: &[String]) -> Result<Option<Pick>> {
             }
             "choices" => {
                 for choice in value["choices"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-                    match pick(choice, names) {
-                        Some(p @ (Pick::Tie | Pick::BothBad)) => tie = Some(p),
-                        Some(p @ Pick::One(_)) if chosen.is_none() => chosen = Some(p),
+                    match parse_pick(choice, names) {
+                        Some(p @ (AnswerPick::Tie | AnswerPick::BothBad)) => tie = Some(p),
+                        Some(p @ AnswerPick::One(_)) if chosen.is_none() => chosen = Some(p),
                         _ => {}
                     }
                 }
@@ -88,7 +91,7 @@ fn who(annotation: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::label::record::Choice;
+    use crate::label::record::VoteChoice;
     use serde_json::json;
 
     #[test]
@@ -107,13 +110,13 @@ mod tests {
             ],
         });
         let Value::Object(columns) = row else { panic!() };
-        assert!(is_one(&columns));
-        let item = item(&columns, &Options::default()).unwrap();
-        let said: Vec<(&str, Choice)> = item.verdicts.iter().map(|v| (v.annotator.as_str(), v.choice)).collect();
+        assert!(is_task(&columns));
+        let item = item(&columns, &LabelImportOptions::default()).unwrap();
+        let said: Vec<(&str, VoteChoice)> = item.verdicts.iter().map(|v| (v.annotator.as_str(), v.choice)).collect();
         let expected = [
-            ("label-studio:3", Choice::B),
-            ("label-studio:ann@example.org", Choice::A),
-            ("label-studio:5", Choice::Tie),
+            ("label-studio:3", VoteChoice::B),
+            ("label-studio:ann@example.org", VoteChoice::A),
+            ("label-studio:5", VoteChoice::Tie),
         ];
         assert_eq!(said, expected);
         assert_eq!(json!(item.prompt.columns), json!({ "topic": "x" }));

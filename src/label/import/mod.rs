@@ -7,12 +7,12 @@ mod argilla;
 mod label_studio;
 mod rows;
 
-use super::record::{Choice, Columns, Kind, NewCandidate, NewPair, NewPrompt, NewVote};
+use super::record::{AnnotatorKind, JsonMap, NewCandidate, NewPair, NewPrompt, NewVote, VoteChoice};
 use super::store::Store;
 use crate::data::json;
-use crate::data::record::Place;
+use crate::data::record::RowPlace;
 use crate::data::scrub::Scrubber;
-use crate::data::source::{self, Wanted};
+use crate::data::source::{self, ColumnSelection};
 use crate::error::{Context, Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
@@ -20,7 +20,7 @@ use std::path::Path;
 
 /// The layout of an import file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Format {
+pub enum LabelImportFormat {
     /// Detected from the columns of the first row.
     #[default]
     Auto,
@@ -34,8 +34,8 @@ pub enum Format {
 
 /// Options of an import.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
-    pub format: Format,
+pub struct LabelImportOptions {
+    pub format: LabelImportFormat,
     /// Source of answers whose row names none.
     pub source: Option<String>,
     /// The column or field with the prompt.
@@ -48,31 +48,31 @@ pub struct Options {
 
 /// The content of one row: a prompt, its answers, and judgements of them.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Item {
+pub struct ImportedRow {
     pub prompt: NewPrompt,
-    pub answers: Vec<Answer>,
-    pub verdicts: Vec<Verdict>,
+    pub answers: Vec<ImportedAnswer>,
+    pub verdicts: Vec<ImportedVerdict>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct ImportedAnswer {
     pub source: String,
     pub text: String,
 }
 
 /// A judgement of two of the answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verdict {
+pub struct ImportedVerdict {
     pub annotator: String,
     /// Indices in the list of answers.
     pub a: usize,
     pub b: usize,
-    pub choice: Choice,
+    pub choice: VoteChoice,
 }
 
 /// Counts of an import: rows read, and records that were added.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Imported {
+pub struct ImportCounts {
     pub rows: usize,
     pub prompts: usize,
     pub candidates: usize,
@@ -80,11 +80,11 @@ pub struct Imported {
     pub votes: usize,
 }
 
-impl Item {
+impl ImportedRow {
     /// Replaces personal data by pseudonyms in all texts. A key that is a hash of the content is computed again, so
     /// that it does not depend on the original text.
     pub fn scrub(&mut self, scrubber: &mut Scrubber) -> Result<()> {
-        let by_content = NewPrompt::keyed_by_content(self.prompt.messages.clone(), Columns::new()).key;
+        let by_content = NewPrompt::keyed_by_content(self.prompt.messages.clone(), JsonMap::new()).key;
         let mut row = Map::from_iter([
             ("prompt".to_string(), self.prompt.messages.take()),
             ("columns".to_string(), Value::Object(std::mem::take(&mut self.prompt.columns))),
@@ -111,27 +111,27 @@ impl Item {
 ///
 /// Errors: a row without a prompt (names file and line); two prompts with the same id; an empty file.
 pub fn prompts(path: &Path) -> Result<Vec<NewPrompt>> {
-    let options = Options { format: Format::Rows, ..Options::default() };
+    let options = LabelImportOptions { format: LabelImportFormat::Rows, ..LabelImportOptions::default() };
     Ok(read(path, &options)?.into_iter().map(|item| item.prompt).collect())
 }
 
 /// Reads the items of a file in order.
-pub fn read(path: &Path, options: &Options) -> Result<Vec<Item>> {
-    let mut items: Vec<Item> = Vec::new();
+pub fn read(path: &Path, options: &LabelImportOptions) -> Result<Vec<ImportedRow>> {
+    let mut items: Vec<ImportedRow> = Vec::new();
     let mut format = options.format;
     let mut lines: HashMap<String, (usize, Value)> = HashMap::new();
-    source::for_each_chunk_of(Wanted::Readable, path, None, |chunk| {
+    source::for_each_selected_chunk(ColumnSelection::Readable, path, None, |chunk| {
         for raw in chunk {
             let line = raw.line;
-            let place = Place { path, line };
+            let place = RowPlace { path, line };
             let columns = raw.columns(path)?;
-            if format == Format::Auto {
+            if format == LabelImportFormat::Auto {
                 format = detect(&columns);
             }
             let item = match format {
-                Format::Argilla => argilla::item(&columns, options),
-                Format::LabelStudio => label_studio::item(&columns, options),
-                Format::Rows | Format::Auto => rows::item(columns, options, place),
+                LabelImportFormat::Argilla => argilla::item(&columns, options),
+                LabelImportFormat::LabelStudio => label_studio::item(&columns, options),
+                LabelImportFormat::Rows | LabelImportFormat::Auto => rows::item(columns, options, place),
             };
             let item = item.map_err(|e| if e.message().contains(&place.to_string()) { e } else { e.context(place) })?;
             let NewPrompt { key, messages, .. } = &item.prompt;
@@ -150,21 +150,21 @@ pub fn read(path: &Path, options: &Options) -> Result<Vec<Item>> {
 }
 
 /// Detects the layout from the columns of a row.
-fn detect(columns: &Columns) -> Format {
-    if argilla::is_one(columns) {
-        Format::Argilla
-    } else if label_studio::is_one(columns) {
-        Format::LabelStudio
+fn detect(columns: &JsonMap) -> LabelImportFormat {
+    if argilla::is_record(columns) {
+        LabelImportFormat::Argilla
+    } else if label_studio::is_task(columns) {
+        LabelImportFormat::LabelStudio
     } else {
-        Format::Rows
+        LabelImportFormat::Rows
     }
 }
 
 /// Adds items to a project. Known records are left unchanged, so that a file may be imported again.
 ///
 /// Errors: an id that the project uses for another prompt.
-pub fn import(store: &Store, items: &[Item], overlap: i64) -> Result<Imported> {
-    let mut done = Imported { rows: items.len(), ..Imported::default() };
+pub fn import(store: &Store, items: &[ImportedRow], overlap: i64) -> Result<ImportCounts> {
+    let mut done = ImportCounts { rows: items.len(), ..ImportCounts::default() };
     let key = |p: &NewPrompt, known: &HashMap<String, String>| {
         known.get(&p.messages.to_string()).cloned().unwrap_or_else(|| p.key.clone())
     };
@@ -177,14 +177,14 @@ pub fn import(store: &Store, items: &[Item], overlap: i64) -> Result<Imported> {
     if let Some(p) = fresh.iter().find(|p| taken.contains_key(p.key.as_str())) {
         return Err(Error::user(format!(
             "{}: the id `{}` is already used by another prompt of the project",
-            store.place(),
+            store.location(),
             p.key
         ))
         .hint("give the prompt another id, or no id: then ft derives one from the content"));
     }
     done.prompts = store.add_prompts(&fresh)?.new;
     let by_key: HashMap<String, i64> = store.prompts()?.into_iter().map(|p| (p.key, p.id)).collect();
-    let prompt = |item: &Item| {
+    let prompt = |item: &ImportedRow| {
         let key = key(&item.prompt, &by_content);
         by_key.get(&key).copied().ok_or_else(|| Error::bug(format!("prompt `{key}` was not added")))
     };
@@ -208,8 +208,8 @@ pub fn import(store: &Store, items: &[Item], overlap: i64) -> Result<Imported> {
 /// Adds the judged pairs and their votes; returns how many of each were new.
 fn judgements(
     store: &Store,
-    items: &[Item],
-    prompt: impl Fn(&Item) -> Result<i64>,
+    items: &[ImportedRow],
+    prompt: impl Fn(&ImportedRow) -> Result<i64>,
     overlap: i64,
 ) -> Result<(usize, usize)> {
     let all = store.candidates()?;
@@ -235,7 +235,7 @@ fn judgements(
     }
     let added = store.add_pairs(&pairs)?.new;
     let known = store.pairs()?;
-    let find: HashMap<(i64, i64), &super::record::Pair> =
+    let find: HashMap<(i64, i64), &super::record::CandidatePair> =
         known.iter().filter(|p| p.repeat_of.is_none()).map(|p| ((p.a.min(p.b), p.a.max(p.b)), p)).collect();
     let mut people: HashMap<&str, i64> = HashMap::new();
     let mut votes = Vec::new();
@@ -244,7 +244,7 @@ fn judgements(
         let annotator = match people.get(verdict.annotator.as_str()) {
             Some(id) => *id,
             None => {
-                let made = store.annotator(&verdict.annotator, Kind::Person, &json!({ "imported": true }))?;
+                let made = store.annotator(&verdict.annotator, AnnotatorKind::Person, &json!({ "imported": true }))?;
                 people.insert(&verdict.annotator, made.id);
                 made.id
             }
@@ -257,7 +257,7 @@ fn judgements(
 
 /// The answer that a label of another tool means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pick {
+enum AnswerPick {
     One(usize),
     Tie,
     BothBad,
@@ -266,18 +266,18 @@ enum Pick {
 }
 
 /// Parses a label about answers with these names; `None` if it does not refer to them.
-fn pick(label: &str, names: &[String]) -> Option<Pick> {
+fn parse_pick(label: &str, names: &[String]) -> Option<AnswerPick> {
     let label = label.trim().to_lowercase();
     if let Some(i) = names.iter().position(|n| n.to_lowercase() == label) {
-        return Some(Pick::One(i));
+        return Some(AnswerPick::One(i));
     }
     let says = |words: &[&str]| words.iter().any(|w| label.contains(w));
     match label.as_str() {
-        "" => return Some(Pick::Nothing),
-        "left" | "a" => return Some(Pick::One(0)),
-        "right" | "b" => return Some(Pick::One(1)),
-        _ if says(&["both bad", "both_bad", "neither", "none"]) => return Some(Pick::BothBad),
-        _ if says(&["tie", "equal", "same", "both"]) => return Some(Pick::Tie),
+        "" => return Some(AnswerPick::Nothing),
+        "left" | "a" => return Some(AnswerPick::One(0)),
+        "right" | "b" => return Some(AnswerPick::One(1)),
+        _ if says(&["both bad", "both_bad", "neither", "none"]) => return Some(AnswerPick::BothBad),
+        _ if says(&["tie", "equal", "same", "both"]) => return Some(AnswerPick::Tie),
         _ => {}
     }
     let digits: String = label.chars().filter(char::is_ascii_digit).collect();
@@ -285,7 +285,7 @@ fn pick(label: &str, names: &[String]) -> Option<Pick> {
     let named = names.iter().position(|n| !digits.is_empty() && suffix(n) == digits);
     let counted = digits.parse::<usize>().ok().and_then(|n| n.checked_sub(1)).filter(|n| *n < names.len());
     let bare = names.iter().all(|n| suffix(n).is_empty());
-    named.or(counted.filter(|_| bare)).map(Pick::One)
+    named.or(counted.filter(|_| bare)).map(AnswerPick::One)
 }
 
 /// Returns the digits at the end of a name.
@@ -295,35 +295,35 @@ fn suffix(name: &str) -> String {
 }
 
 /// Converts the choice among several answers into verdicts on pairs of them.
-fn verdicts(pick: Pick, answers: usize, annotator: &str) -> Vec<Verdict> {
+fn pairwise_verdicts(pick: AnswerPick, answers: usize, annotator: &str) -> Vec<ImportedVerdict> {
     let twos = (0..answers).flat_map(|a| (a + 1..answers).map(move |b| (a, b)));
     let said = |(a, b)| {
         let choice = match pick {
-            Pick::One(i) if i == a => Choice::A,
-            Pick::One(i) if i == b => Choice::B,
-            Pick::Tie => Choice::Tie,
-            Pick::BothBad => Choice::BothBad,
+            AnswerPick::One(i) if i == a => VoteChoice::A,
+            AnswerPick::One(i) if i == b => VoteChoice::B,
+            AnswerPick::Tie => VoteChoice::Tie,
+            AnswerPick::BothBad => VoteChoice::BothBad,
             // Neither of the two was chosen: nothing is known about their order.
-            Pick::One(_) | Pick::Nothing => return None,
+            AnswerPick::One(_) | AnswerPick::Nothing => return None,
         };
-        Some(Verdict { annotator: annotator.to_string(), a, b, choice })
+        Some(ImportedVerdict { annotator: annotator.to_string(), a, b, choice })
     };
     twos.filter_map(said).collect()
 }
 
 /// Returns the id of a prompt from the columns that may contain one.
-fn own_id(columns: &Columns) -> Option<String> {
+fn own_id(columns: &JsonMap) -> Option<String> {
     let id =
         ["prompt_id", "external_id", "id", "key"].into_iter().find_map(|k| columns.get(k).filter(|v| !v.is_null()))?;
     match id {
         Value::String(text) if !text.is_empty() => Some(text.clone()),
         Value::Number(n) => Some(n.to_string()),
-        other => json::digits(other).map(String::from),
+        other => json::long_number(other).map(String::from),
     }
 }
 
 /// Creates a prompt with its own id, or with a hash of the messages if it has none.
-fn new_prompt(messages: Value, id: Option<String>, columns: Columns) -> NewPrompt {
+fn new_prompt(messages: Value, id: Option<String>, columns: JsonMap) -> NewPrompt {
     match id {
         Some(key) => NewPrompt { key, messages, columns },
         None => NewPrompt::keyed_by_content(messages, columns),
@@ -342,7 +342,7 @@ fn as_messages(value: &Value) -> Option<Value> {
 }
 
 /// Returns the names of the fields with the prompt and the answers: those given in the options, or known names.
-fn fields(data: &Columns, options: &Options) -> Result<(String, Vec<String>)> {
+fn prompt_and_answer_fields(data: &JsonMap, options: &LabelImportOptions) -> Result<(String, Vec<String>)> {
     let found = || data.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
     let known = ["prompt", "instruction", "question", "query", "input", "chat", "messages", "conversation"];
     let prompt = match &options.prompt {

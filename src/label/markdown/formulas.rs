@@ -10,9 +10,9 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Largest length of a formula in bytes. Longer ones stay as typed, to bound the time of parsing.
-const LONGEST: usize = 4000;
+const MAX_LENGTH: usize = 4000;
 /// Largest depth of nested braces.
-const DEEPEST: usize = 60;
+const MAX_DEPTH: usize = 60;
 
 /// A formula in a text.
 #[derive(Debug, PartialEq)]
@@ -122,11 +122,11 @@ fn formula(text: &str, at: usize, end: usize) -> Result<Formula, usize> {
 /// begins before it.
 fn content(rest: &str, delimiter: Delimiter) -> Option<&str> {
     let mut at = 0;
-    while at < rest.len().min(LONGEST) {
+    while at < rest.len().min(MAX_LENGTH) {
         at += rest[at..].find(['$', '\\', '\n'])?;
         let here = &rest[at..];
         if here.starts_with(delimiter.closes()) {
-            return (at <= LONGEST).then_some(&rest[..at]);
+            return (at <= MAX_LENGTH).then_some(&rest[..at]);
         }
         if here.starts_with('\n') {
             let line = here[1..].split('\n').next().unwrap_or_default();
@@ -205,7 +205,7 @@ fn mathml(tex: &str, display: bool) -> Option<String> {
         Some(*depth)
     });
     if tex.trim().is_empty()
-        || depth.max().unwrap_or(0) > DEEPEST
+        || depth.max().unwrap_or(0) > MAX_DEPTH
         || tex.chars().any(|c| hidden(c).is_some_and(|_| c != '\r'))
     {
         return None;
@@ -213,10 +213,10 @@ fn mathml(tex: &str, display: bool) -> Option<String> {
     let macros: String = MACROS.iter().filter(|(name, _)| tex.contains(name)).map(|(_, tex)| *tex).collect();
     let tex = macros + tex.trim();
     // The library's authors promise that it does not panic, but a model's output must not be able to stop the server.
-    catch_unwind(AssertUnwindSafe(|| written(&tex, display))).ok().flatten()
+    catch_unwind(AssertUnwindSafe(|| render_mathml(&tex, display))).ok().flatten()
 }
 
-fn written(tex: &str, display: bool) -> Option<String> {
+fn render_mathml(tex: &str, display: bool) -> Option<String> {
     let storage = Storage::new();
     let events: Vec<Event> = Parser::new(tex, &storage).collect::<Result<_, _>>().ok()?;
     let display_mode = if display { DisplayMode::Block } else { DisplayMode::Inline };
@@ -271,7 +271,7 @@ mod tests {
             assert_eq!(typed(text), Vec::<&str>::new(), "{text}");
         }
         let deep = format!("${}x{}$", "{".repeat(1000), "}".repeat(1000));
-        let long = format!("${}x$", "x+".repeat(LONGEST));
+        let long = format!("${}x$", "x+".repeat(MAX_LENGTH));
         assert!(typed(&deep).is_empty() && typed(&long).is_empty());
         // Invisible characters cannot hide in a formula.
         assert!(typed("$\\text{a\u{202e}b}$").is_empty());

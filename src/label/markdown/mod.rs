@@ -129,9 +129,9 @@ const OPTIONS: Options = Options::ENABLE_TABLES.union(Options::ENABLE_STRIKETHRO
 
 /// Converts Markdown into HTML. HTML inside the Markdown is shown as text, an image as its description.
 pub fn html(markdown: &str) -> String {
-    let text = markdown.replace([OPEN, CLOSE], "\u{fffd}");
-    let (text, formulas) = with_places(&text);
-    let mut writer = Writer { formulas: &formulas, code: false, blocks: Vec::new(), events: Vec::new() };
+    let text = markdown.replace([FORMULA_START, FORMULA_END], "\u{fffd}");
+    let (text, formulas) = with_placeholders(&text);
+    let mut writer = HtmlWriter { formulas: &formulas, code: false, blocks: Vec::new(), events: Vec::new() };
     for event in Parser::new_ext(&text, OPTIONS) {
         writer.take(event);
     }
@@ -142,14 +142,14 @@ pub fn html(markdown: &str) -> String {
 
 /// Delimiters of a formula's number. Formulas contain characters that Markdown would interpret, so they are replaced by
 /// numbers while Markdown is parsed. Unicode reserves both characters for internal use by programs.
-const OPEN: char = '\u{fdd0}';
-const CLOSE: char = '\u{fdd1}';
+const FORMULA_START: char = '\u{fdd0}';
+const FORMULA_END: char = '\u{fdd1}';
 
 /// A formula, and its source as typed.
-type Typed = (Formula, String);
+type TypedFormula = (Formula, String);
 
 /// Replaces the formulas of a text by numbers; returns the text and the formulas.
-fn with_places(text: &str) -> (String, Vec<Typed>) {
+fn with_placeholders(text: &str) -> (String, Vec<TypedFormula>) {
     if !text.contains(['$', '\\']) {
         return (text.to_string(), Vec::new());
     }
@@ -159,7 +159,7 @@ fn with_places(text: &str) -> (String, Vec<Typed>) {
     let (mut out, mut at, mut formulas) = (String::with_capacity(text.len()), 0, Vec::new());
     for formula in formulas::find(text, &code) {
         out += &text[at..formula.range.start];
-        out += &format!("{OPEN}{}{CLOSE}", formulas.len());
+        out += &format!("{FORMULA_START}{}{FORMULA_END}", formulas.len());
         at = formula.range.end;
         let typed = text[formula.range.clone()].to_string();
         formulas.push((formula, typed));
@@ -168,8 +168,8 @@ fn with_places(text: &str) -> (String, Vec<Typed>) {
 }
 
 /// Converts the events of the Markdown parser into those of the HTML writer.
-struct Writer<'t> {
-    formulas: &'t [Typed],
+struct HtmlWriter<'t> {
+    formulas: &'t [TypedFormula],
     /// Whether the writer is inside a code block.
     code: bool,
     /// For each open block: whether it is enclosed in a `div` of its own.
@@ -177,7 +177,7 @@ struct Writer<'t> {
     events: Vec<Event<'t>>,
 }
 
-impl<'t> Writer<'t> {
+impl<'t> HtmlWriter<'t> {
     fn take(&mut self, event: Event<'t>) {
         match event {
             // An annotator must see the text as written, including HTML tags.
@@ -187,7 +187,7 @@ impl<'t> Writer<'t> {
                 self.events.push(Event::HardBreak);
             }
             Event::Code(text) => {
-                let code = format!("<code dir=\"auto\">{}</code>", visible(&self.as_typed(&text)));
+                let code = format!("<code dir=\"auto\">{}</code>", escape_visible(&self.as_typed(&text)));
                 self.events.push(Event::InlineHtml(code.into()));
             }
             // Markdown ignores a single line break; here it is shown as one.
@@ -263,15 +263,15 @@ impl<'t> Writer<'t> {
     fn text(&mut self, text: &str) {
         if self.code {
             let typed = self.as_typed(text);
-            self.events.push(Event::InlineHtml(visible(&typed).into()));
+            self.events.push(Event::InlineHtml(escape_visible(&typed).into()));
             return;
         }
         let mut html = String::new();
         for part in parts(text) {
             match part {
-                Part::Text(text) => html += &visible(text),
+                TextPart::Text(text) => html += &escape_visible(text),
                 // `bdi` isolates the formula: its first letter must not change the direction of the words around it.
-                Part::Formula(i) => html += &format!("<bdi>{}</bdi>", self.formulas[i].0.mathml),
+                TextPart::Formula(i) => html += &format!("<bdi>{}</bdi>", self.formulas[i].0.mathml),
             }
         }
         self.events.push(Event::InlineHtml(html.into()));
@@ -281,27 +281,27 @@ impl<'t> Writer<'t> {
     fn as_typed(&self, text: &str) -> String {
         parts(text)
             .map(|part| match part {
-                Part::Text(text) => text,
-                Part::Formula(i) => self.formulas[i].1.as_str(),
+                TextPart::Text(text) => text,
+                TextPart::Formula(i) => self.formulas[i].1.as_str(),
             })
             .collect()
     }
 }
 
 /// A part of a text: plain text, or the number of a formula.
-enum Part<'t> {
+enum TextPart<'t> {
     Text(&'t str),
     Formula(usize),
 }
 
 /// Splits a text at its formula numbers.
-fn parts(text: &str) -> impl Iterator<Item = Part<'_>> {
-    text.split(OPEN).enumerate().flat_map(|(i, piece)| {
-        let (formula, rest) = match piece.split_once(CLOSE).filter(|_| i > 0) {
-            Some((number, rest)) => (number.parse().ok().map(Part::Formula), rest),
+fn parts(text: &str) -> impl Iterator<Item = TextPart<'_>> {
+    text.split(FORMULA_START).enumerate().flat_map(|(i, piece)| {
+        let (formula, rest) = match piece.split_once(FORMULA_END).filter(|_| i > 0) {
+            Some((number, rest)) => (number.parse().ok().map(TextPart::Formula), rest),
             None => (None, piece),
         };
-        formula.into_iter().chain((!rest.is_empty()).then_some(Part::Text(rest)))
+        formula.into_iter().chain((!rest.is_empty()).then_some(TextPart::Text(rest)))
     })
 }
 
@@ -310,7 +310,7 @@ fn is_block(tag: &TagEnd) -> bool {
 }
 
 /// Escapes text for HTML. Each invisible character is replaced by a mark with its code point.
-fn visible(text: &str) -> String {
+fn escape_visible(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
         match c {

@@ -1,12 +1,12 @@
 //! Finds problems of the labels. Each finding is a sentence with its number and a next step.
 
-use super::Report;
-use crate::label::record::Kind;
+use super::LabelReport;
+use crate::label::record::AnnotatorKind;
 use serde::Serialize;
 
 /// A problem of the labels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub struct LabelFinding {
     /// Whether the labels should not be used for training before this is solved.
     pub grave: bool,
     /// The problem, in a sentence.
@@ -20,15 +20,15 @@ pub struct Finding {
 const TENTATIVE: f64 = 0.667;
 const RELIABLE: f64 = 0.8;
 /// Accuracy above which a rule that sees only lengths is reported.
-const LENGTH: f64 = 0.6;
+const MAX_LENGTH_ACCURACY: f64 = 0.6;
 /// Rate of order-dependent verdicts above which a machine is reported.
-const FLIPS: f64 = 0.25;
+const MAX_FLIP_RATE: f64 = 0.25;
 /// Number of pairs with two judgements below which agreement is too uncertain.
-const FEW: usize = 30;
+const MIN_SHARED_PAIRS: usize = 30;
 
-pub(super) fn find(report: &Report) -> Vec<Finding> {
+pub(super) fn find(report: &LabelReport) -> Vec<LabelFinding> {
     let mut found = Vec::new();
-    let mut add = |grave: bool, what: String, next: &str| found.push(Finding { grave, what, next: next.into() });
+    let mut add = |grave: bool, what: String, next: &str| found.push(LabelFinding { grave, what, next: next.into() });
     let percent = |x: f64| format!("{:.0} %", 100.0 * x);
     match report.agreement.alpha_nominal {
         None if report.counts.votes > 0 => add(
@@ -52,7 +52,7 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
         ),
         _ => {}
     }
-    if report.counts.shared > 0 && report.counts.shared < FEW {
+    if report.counts.shared > 0 && report.counts.shared < MIN_SHARED_PAIRS {
         add(
             false,
             format!("Only {} pairs were judged by two or more: intervals of agreement are wide.", report.counts.shared),
@@ -65,7 +65,7 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
         } else {
             ("shorter", length.shorter)
         };
-        if rate.interval[0] > LENGTH {
+        if rate.interval[0] > MAX_LENGTH_ACCURACY {
             add(
                 true,
                 format!(
@@ -102,7 +102,7 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
                 "Two people cannot agree more often than each agrees with themselves: discuss the guidelines.",
             );
         }
-        if let Some(order) = habits.order.filter(|o| o.flipped.share > FLIPS) {
+        if let Some(order) = habits.order.filter(|o| o.flipped.share > MAX_FLIP_RATE) {
             add(
                 order.flipped.share > 0.5,
                 format!(
@@ -126,7 +126,7 @@ pub(super) fn find(report: &Report) -> Vec<Finding> {
                 "Leave its votes out of the export, with --votes.",
             );
         }
-        if habits.kind != Kind::Person
+        if habits.kind != AnnotatorKind::Person
             && let Some(r) = habits.length_correlation.filter(|r| r.abs() > 0.5)
         {
             let rule = if r > 0.0 { "longer" } else { "shorter" };

@@ -5,40 +5,40 @@
 mod findings;
 mod page;
 
-pub use findings::Finding;
+pub use findings::LabelFinding;
 pub use page::render;
 
-use super::aggregate::{Aggregation, Unit, VERDICTS, Verdict, aggregate, symmetric};
-use super::agreement::{Scale, Table};
-use super::ballot::{Ballot, Judges, Project};
-use super::bias::{Habits, LengthBaseline, habits, length_baseline};
+use super::aggregate::{Aggregation, PairVerdict, UnitRatings, VERDICTS, aggregate, symmetric_dawid_skene};
+use super::agreement::{DistanceScale, RatingTable};
+use super::bias::{JudgeHabits, LengthBaseline, habits, length_baseline};
 use super::bootstrap::{Bootstrap, Estimate};
-use super::ranking::Ranking;
-use super::record::{Choice, Kind};
-use crate::methods::rate::Rate;
+use super::project::{JudgeFilter, Project, ResolvedVote};
+use super::ranking::SourceRanking;
+use super::record::{AnnotatorKind, VoteChoice};
+use crate::methods::proportion::Proportion;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// All numbers of the report.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
+pub struct LabelReport {
     pub title: String,
-    pub counts: Counts,
+    pub counts: ProjectCounts,
     /// How votes were aggregated into verdicts, and the names of the annotators whose votes were used.
     pub aggregation: Aggregation,
     pub judged_by: Vec<String>,
     pub verdicts: BTreeMap<&'static str, usize>,
     /// Agreement between the annotators whose votes the verdicts are based on.
     pub agreement: Agreement,
-    pub judges: Vec<Judge>,
-    pub ranking: Ranking,
+    pub judges: Vec<JudgeReport>,
+    pub ranking: SourceRanking,
     pub length: Option<LengthBaseline>,
-    pub findings: Vec<Finding>,
+    pub findings: Vec<LabelFinding>,
     pub ft_version: &'static str,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Counts {
+pub struct ProjectCounts {
     pub prompts: usize,
     pub candidates: usize,
     pub pairs: usize,
@@ -61,18 +61,18 @@ pub struct Agreement {
     pub alpha_nominal: Option<Estimate>,
     pub alpha_ordinal: Option<Estimate>,
     pub alpha_interval: Option<Estimate>,
-    pub fleiss: Option<Fleiss>,
+    pub fleiss: Option<FleissKappa>,
     /// Share of equal votes among all couples of votes on the same pair.
     pub raw: Option<Estimate>,
     /// Cohen's kappa of every two annotators who judged the same pairs.
-    pub cohen: Vec<Cohen>,
+    pub cohen: Vec<CohenKappa>,
     /// Rate of equal judgements on hidden repeats, over all annotators.
-    pub self_consistency: Option<Rate>,
+    pub self_consistency: Option<Proportion>,
 }
 
 /// Fleiss' kappa.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Fleiss {
+pub struct FleissKappa {
     pub kappa: Estimate,
     /// Number of pairs that were used, each with `votes` votes.
     pub pairs: usize,
@@ -81,7 +81,7 @@ pub struct Fleiss {
 
 /// Cohen's kappa of two annotators.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Cohen {
+pub struct CohenKappa {
     pub a: String,
     pub b: String,
     pub kappa: Estimate,
@@ -90,31 +90,36 @@ pub struct Cohen {
 
 /// One annotator: habits, reliability, and agreement with the verdicts.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Judge {
+pub struct JudgeReport {
     #[serde(flatten)]
-    pub habits: Habits,
+    pub habits: JudgeHabits,
     /// Probability of a true vote according to Dawid and Skene's model; `None` if only one annotator voted.
     pub reliability: Option<f64>,
     /// Agreement with the verdicts, for an annotator whose votes are not used for them.
-    pub with_verdicts: Option<WithVerdicts>,
+    pub with_verdicts: Option<VerdictAgreement>,
 }
 
 /// Agreement of an annotator with the verdicts: rate of equal choices, and Cohen's kappa.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct WithVerdicts {
+pub struct VerdictAgreement {
     pub pairs: usize,
-    pub same: Rate,
+    pub same: Proportion,
     pub kappa: Option<Estimate>,
 }
 
-impl Report {
+impl LabelReport {
     /// Computes the report; intervals come from `bootstrap`. Verdicts are based on the votes of `judges`; if `None`, on
     /// the votes of people if there are any, otherwise on all votes.
-    pub fn of(project: &Project, judges: Option<&Judges>, aggregation: Aggregation, bootstrap: &Bootstrap) -> Self {
-        let all = project.ballots(&Judges::All);
-        let people = project.ballots(&Judges::Kind(Kind::Person));
+    pub fn of(
+        project: &Project,
+        judges: Option<&JudgeFilter>,
+        aggregation: Aggregation,
+        bootstrap: &Bootstrap,
+    ) -> Self {
+        let all = project.resolved_votes(&JudgeFilter::All);
+        let people = project.resolved_votes(&JudgeFilter::Kind(AnnotatorKind::Person));
         let deciding = match judges {
-            Some(judges) => project.ballots(judges),
+            Some(judges) => project.resolved_votes(judges),
             None if people.is_empty() => all.clone(),
             None => people,
         };
@@ -129,8 +134,8 @@ impl Report {
             judged_by: names.iter().map(|n| n.to_string()).collect(),
             verdicts: named,
             agreement: agreement(&deciding, bootstrap),
-            judges: describe(project, &all, &names, &verdicts, bootstrap),
-            ranking: Ranking::of(project, &verdicts, bootstrap),
+            judges: judge_reports(project, &all, &names, &verdicts, bootstrap),
+            ranking: SourceRanking::of(project, &verdicts, bootstrap),
             length: length_baseline(project, &verdicts),
             findings: Vec::new(),
             ft_version: env!("CARGO_PKG_VERSION"),
@@ -140,51 +145,51 @@ impl Report {
     }
 }
 
-fn counts(project: &Project, ballots: &[Ballot]) -> Counts {
-    let kinds: BTreeMap<i64, Kind> = ballots.iter().map(|b| (b.annotator.id, b.annotator.kind)).collect();
-    let people = kinds.values().filter(|k| **k == Kind::Person).count();
+fn counts(project: &Project, ballots: &[ResolvedVote]) -> ProjectCounts {
+    let kinds: BTreeMap<i64, AnnotatorKind> = ballots.iter().map(|b| (b.annotator.id, b.annotator.kind)).collect();
+    let people = kinds.values().filter(|k| **k == AnnotatorKind::Person).count();
     let repeats = project.pairs.iter().filter(|p| p.repeat_of.is_some()).count();
-    Counts {
+    ProjectCounts {
         prompts: project.prompts.len(),
         candidates: project.candidates.len(),
         pairs: project.pairs.len() - repeats,
         repeats,
         votes: ballots.len(),
-        skips: ballots.iter().filter(|b| b.choice == Choice::Skip).count(),
+        skips: ballots.iter().filter(|b| b.choice == VoteChoice::Skip).count(),
         people,
         machines: kinds.len() - people,
-        shared: table(ballots, choice).shared_units(),
+        shared: rating_table(ballots, choice_index).shared_units(),
     }
 }
 
 /// Returns the ratings of pairs as a table, without repeats, skips and final decisions.
-fn table(ballots: &[Ballot], value: impl Fn(&Ballot) -> f64) -> Table {
-    let counted = ballots.iter().filter(|b| !b.repeat && b.choice != Choice::Skip && !b.vote.adjudicates());
-    Table::new(counted.map(|b| (b.pair.id as usize, b.annotator.id as usize, value(b))))
+fn rating_table(ballots: &[ResolvedVote], value: impl Fn(&ResolvedVote) -> f64) -> RatingTable {
+    let counted = ballots.iter().filter(|b| !b.repeat && b.choice != VoteChoice::Skip && !b.vote.adjudicates());
+    RatingTable::new(counted.map(|b| (b.pair.id as usize, b.annotator.id as usize, value(b))))
 }
 
-fn choice(ballot: &Ballot) -> f64 {
+fn choice_index(ballot: &ResolvedVote) -> f64 {
     VERDICTS.iter().position(|c| *c == ballot.choice).unwrap_or_default() as f64
 }
 
-fn agreement(ballots: &[Ballot], bootstrap: &Bootstrap) -> Agreement {
-    let choices = table(ballots, choice);
-    let decided = || ballots.iter().filter(|b| matches!(b.choice, Choice::A | Choice::B));
+fn agreement(ballots: &[ResolvedVote], bootstrap: &Bootstrap) -> Agreement {
+    let choices = rating_table(ballots, choice_index);
+    let decided = || ballots.iter().filter(|b| matches!(b.choice, VoteChoice::A | VoteChoice::B));
     let strengths = decided().all(|b| b.vote.strength.is_some());
-    let preference = |b: &Ballot| match b.preference().unwrap_or(0.0) {
+    let preference = |b: &ResolvedVote| match b.preference().unwrap_or(0.0) {
         p if p == 0.0 || strengths => p,
         p => p.signum(),
     };
-    let preferences = table(ballots, preference);
+    let preferences = rating_table(ballots, preference);
     let names: BTreeMap<i64, &str> = ballots.iter().map(|b| (b.annotator.id, b.annotator.name.as_str())).collect();
     let couples = names.iter().flat_map(|(a, x)| names.range(a + 1..).map(move |(b, y)| ((*a, *x), (*b, *y))));
     let cohen = couples.filter_map(|((a, x), (b, y))| {
         let (kappa, pairs) = choices.cohen(a as usize, b as usize, bootstrap)?;
-        Some(Cohen { a: x.into(), b: y.into(), kappa, pairs })
+        Some(CohenKappa { a: x.into(), b: y.into(), kappa, pairs })
     });
     let mut same = (0, 0);
-    let mut first: BTreeMap<(i64, i64), Choice> = BTreeMap::new();
-    for ballot in ballots.iter().filter(|b| b.choice != Choice::Skip) {
+    let mut first: BTreeMap<(i64, i64), VoteChoice> = BTreeMap::new();
+    for ballot in ballots.iter().filter(|b| b.choice != VoteChoice::Skip) {
         let key = (ballot.pair.id, ballot.annotator.id);
         // Ballots are sorted so that the original of a pair comes before its repeat.
         match first.get(&key).filter(|_| ballot.repeat) {
@@ -194,57 +199,61 @@ fn agreement(ballots: &[Ballot], bootstrap: &Bootstrap) -> Agreement {
         }
     }
     Agreement {
-        alpha_nominal: choices.alpha(Scale::Nominal, bootstrap),
-        alpha_ordinal: preferences.alpha(Scale::Ordinal, bootstrap),
-        alpha_interval: preferences.alpha(Scale::Interval, bootstrap),
-        fleiss: choices.fleiss(bootstrap).map(|(kappa, pairs, votes)| Fleiss { kappa, pairs, votes }),
-        raw: choices.raw(bootstrap),
+        alpha_nominal: choices.alpha(DistanceScale::Nominal, bootstrap),
+        alpha_ordinal: preferences.alpha(DistanceScale::Ordinal, bootstrap),
+        alpha_interval: preferences.alpha(DistanceScale::Interval, bootstrap),
+        fleiss: choices.fleiss(bootstrap).map(|(kappa, pairs, votes)| FleissKappa { kappa, pairs, votes }),
+        raw: choices.raw_agreement(bootstrap),
         cohen: cohen.collect(),
-        self_consistency: Rate::of(same.0, same.1),
+        self_consistency: Proportion::of(same.0, same.1),
     }
 }
 
-fn describe(
+fn judge_reports(
     project: &Project,
-    ballots: &[Ballot],
+    ballots: &[ResolvedVote],
     deciding: &BTreeSet<&str>,
-    verdicts: &BTreeMap<i64, Verdict>,
+    verdicts: &BTreeMap<i64, PairVerdict>,
     bootstrap: &Bootstrap,
-) -> Vec<Judge> {
+) -> Vec<JudgeReport> {
     let reliability = reliability(ballots);
-    let judge = |habits: Habits| {
-        let own: Vec<&Ballot> = ballots.iter().filter(|b| b.annotator.name == habits.name && !b.repeat).collect();
+    let judge = |habits: JudgeHabits| {
+        let own: Vec<&ResolvedVote> = ballots.iter().filter(|b| b.annotator.name == habits.name && !b.repeat).collect();
         let apart = !deciding.contains(habits.name.as_str());
         let with_verdicts = if apart { with_verdicts(&own, verdicts, bootstrap) } else { None };
         let reliability = own.first().and_then(|b| reliability.get(&b.annotator.id).copied());
-        Judge { habits, reliability, with_verdicts }
+        JudgeReport { habits, reliability, with_verdicts }
     };
     habits(project, ballots).into_iter().map(judge).collect()
 }
 
 /// Computes the reliability `Σ_c p_c π_cc` of each annotator; empty if fewer than two voted.
-fn reliability(ballots: &[Ballot]) -> BTreeMap<i64, f64> {
+fn reliability(ballots: &[ResolvedVote]) -> BTreeMap<i64, f64> {
     let ids: Vec<i64> = ballots.iter().map(|b| b.annotator.id).collect::<BTreeSet<_>>().into_iter().collect();
     if ids.len() < 2 {
         return BTreeMap::new();
     }
-    let mut units: BTreeMap<i64, Unit> = BTreeMap::new();
-    for b in ballots.iter().filter(|b| !b.repeat && b.choice != Choice::Skip) {
+    let mut units: BTreeMap<i64, UnitRatings> = BTreeMap::new();
+    for b in ballots.iter().filter(|b| !b.repeat && b.choice != VoteChoice::Skip) {
         let rater = ids.binary_search(&b.annotator.id).unwrap_or_default();
-        units.entry(b.pair.id).or_default().push((rater, choice(b) as usize));
+        units.entry(b.pair.id).or_default().push((rater, choice_index(b) as usize));
     }
-    let found = symmetric(&units.into_values().collect::<Vec<_>>(), ids.len());
+    let found = symmetric_dawid_skene(&units.into_values().collect::<Vec<_>>(), ids.len());
     let right = |c: &Vec<Vec<f64>>| found.prior.iter().enumerate().map(|(k, p)| p * c[k][k]).sum::<f64>();
     ids.iter().zip(&found.confusion).map(|(id, c)| (*id, right(c).min(1.0))).collect()
 }
 
-fn with_verdicts(own: &[&Ballot], verdicts: &BTreeMap<i64, Verdict>, bootstrap: &Bootstrap) -> Option<WithVerdicts> {
-    let place = |c: Choice| VERDICTS.iter().position(|v| *v == c).map(|i| i as f64);
+fn with_verdicts(
+    own: &[&ResolvedVote],
+    verdicts: &BTreeMap<i64, PairVerdict>,
+    bootstrap: &Bootstrap,
+) -> Option<VerdictAgreement> {
+    let place = |c: VoteChoice| VERDICTS.iter().position(|v| *v == c).map(|i| i as f64);
     let both: Vec<(usize, f64, f64)> = own
         .iter()
         .filter_map(|b| Some((b.pair.id as usize, place(b.choice)?, place(verdicts.get(&b.pair.id)?.choice)?)))
         .collect();
-    let same = Rate::of(both.iter().filter(|(_, a, b)| a == b).count(), both.len())?;
-    let table = Table::new(both.iter().flat_map(|(pair, a, b)| [(*pair, 0, *a), (*pair, 1, *b)]));
-    Some(WithVerdicts { pairs: both.len(), same, kappa: table.cohen(0, 1, bootstrap).map(|(k, _)| k) })
+    let same = Proportion::of(both.iter().filter(|(_, a, b)| a == b).count(), both.len())?;
+    let table = RatingTable::new(both.iter().flat_map(|(pair, a, b)| [(*pair, 0, *a), (*pair, 1, *b)]));
+    Some(VerdictAgreement { pairs: both.len(), same, kappa: table.cohen(0, 1, bootstrap).map(|(k, _)| k) })
 }

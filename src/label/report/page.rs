@@ -1,17 +1,17 @@
 //! Renders the report as one HTML page in the style of run pages. The page loads nothing from the network.
 
-use super::{Agreement, Judge, Report};
+use super::{Agreement, JudgeReport, LabelReport};
 use crate::label::bootstrap::Estimate;
-use crate::label::ranking::Ranking;
-use crate::label::record::Kind;
-use crate::methods::rate::Rate;
+use crate::label::ranking::SourceRanking;
+use crate::label::record::AnnotatorKind;
+use crate::methods::proportion::Proportion;
 use crate::report::count;
 use crate::runs::page::plot::{figure, forest};
 use crate::runs::page::{document, escape, name};
 use std::fmt::Write;
 
 /// Renders the page.
-pub fn render(report: &Report) -> String {
+pub fn render(report: &LabelReport) -> String {
     let c = &report.counts;
     let mut body = format!(
         r#"<header><h1>{}</h1><p class="sub">Labels of {} prompts, judged by {}; verdicts by {}.</p></header>"#,
@@ -37,7 +37,7 @@ fn tile(name: &str, value: &str, small: &str) -> String {
     format!(r#"<div class="tile"><span>{name}</span><b>{value}</b><small>{}</small></div>"#, escape(small))
 }
 
-fn tiles(report: &Report) -> String {
+fn tiles(report: &LabelReport) -> String {
     let c = &report.counts;
     let n = |x: usize| count(x as u64);
     let decided: usize = ["a", "b"].iter().map(|k| report.verdicts[k]).sum();
@@ -60,7 +60,7 @@ fn tiles(report: &Report) -> String {
     )
 }
 
-fn best(ranking: &Ranking) -> String {
+fn best(ranking: &SourceRanking) -> String {
     let first = ranking.sources.first();
     let strength = first.map_or("–".into(), |s| format!("{:.0}", s.bradley_terry.value));
     tile("strongest source", &strength, first.map_or("no two sources were compared", |s| &s.source))
@@ -70,7 +70,7 @@ fn interval(e: Estimate) -> String {
     e.interval.map_or("no interval".into(), |[low, high]| format!("{low:.2} to {high:.2}"))
 }
 
-fn findings(report: &Report) -> String {
+fn findings(report: &LabelReport) -> String {
     if report.counts.votes == 0 {
         return r#"<section><h2>Findings</h2><p>Nobody has voted yet.</p></section>"#.into();
     }
@@ -118,7 +118,7 @@ fn agreement(a: &Agreement) -> String {
     format!(r#"<section><h2>Agreement</h2><div class="columns">{out}</div></section>"#)
 }
 
-fn ranking(r: &Ranking) -> String {
+fn ranking(r: &SourceRanking) -> String {
     if r.sources.is_empty() {
         return String::new();
     }
@@ -163,11 +163,11 @@ fn ranking(r: &Ranking) -> String {
     )
 }
 
-fn judges(judges: &[Judge]) -> String {
+fn judges(judges: &[JudgeReport]) -> String {
     if judges.is_empty() {
         return String::new();
     }
-    let rates = |pick: &dyn Fn(&Judge) -> Option<Rate>| -> Vec<(String, f64, Option<[f64; 2]>)> {
+    let rates = |pick: &dyn Fn(&JudgeReport) -> Option<Proportion>| -> Vec<(String, f64, Option<[f64; 2]>)> {
         judges.iter().filter_map(|j| pick(j).map(|r| (j.habits.name.clone(), r.share, Some(r.interval)))).collect()
     };
     let percent = |v: f64| format!("{:.0}%", 100.0 * v);
@@ -190,9 +190,9 @@ fn judges(judges: &[Judge]) -> String {
         ),
     ]
     .concat();
-    let share = |r: Option<Rate>| r.map_or("–".into(), |r| format!("{:.0} %", 100.0 * r.share));
+    let share = |r: Option<Proportion>| r.map_or("–".into(), |r| format!("{:.0} %", 100.0 * r.share));
     let number = |x: Option<f64>, digits: usize| x.map_or("–".into(), |x| format!("{x:.digits$}"));
-    let row = |j: &Judge| {
+    let row = |j: &JudgeReport| {
         let h = &j.habits;
         let cells = [
             count(h.votes as u64),
@@ -205,7 +205,7 @@ fn judges(judges: &[Judge]) -> String {
             j.with_verdicts.and_then(|w| w.kappa).map_or("–".into(), |k| format!("{:.2}", k.value)),
         ];
         let cells: String = cells.iter().map(|c| format!(r#"<td class="number">{c}</td>"#)).collect();
-        let kind = if h.kind == Kind::Person { "" } else { h.kind.name() };
+        let kind = if h.kind == AnnotatorKind::Person { "" } else { h.kind.name() };
         format!(r#"<tr><td class="path">{} <code>{kind}</code></td>{cells}</tr>"#, name(&h.name))
     };
     let rows: String = judges.iter().map(row).collect();
@@ -216,9 +216,9 @@ fn judges(judges: &[Judge]) -> String {
     )
 }
 
-fn length(report: &Report) -> String {
+fn length(report: &LabelReport) -> String {
     let Some(length) = report.length else { return String::new() };
-    let rate = |name: &str, r: Rate| (name.to_string(), r.share, Some(r.interval));
+    let rate = |name: &str, r: Proportion| (name.to_string(), r.share, Some(r.interval));
     let rows = [rate("longer wins", length.longer), rate("shorter wins", length.shorter)];
     let note =
         format!("accuracy of a rule that sees nothing but lengths, on {} pairs with a better answer", length.pairs);

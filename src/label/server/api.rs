@@ -3,16 +3,16 @@
 //! Every API request is a POST with a token and JSON. A person sees their own task and the progress of the project;
 //! only an admin sees the votes of others.
 
-use super::State;
-use super::guard::{Limit, Peer};
-use super::people::Person;
+use super::ServerState;
+use super::guard::{Peer, RateLimiter};
+use super::people::SignedInPerson;
 use crate::error::Error;
-use crate::label::desk::{self, Ask, No, Turn};
+use crate::label::assignment::TaskRefusal;
+use crate::label::desk::{self, DeskError, DeskRequest, DeskResponse};
 use crate::label::markdown;
 use crate::label::overview;
-use crate::label::record::Choice;
-use crate::label::screen::{Ballot, Task};
-use crate::label::session::Refusal;
+use crate::label::record::VoteChoice;
+use crate::label::screen::{ScreenTask, ScreenVote};
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State as Shared};
@@ -27,35 +27,39 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Largest request in bytes: enough for a long answer that an annotator wrote.
-const BODY: usize = 256 * 1024;
+const MAX_BODY: usize = 256 * 1024;
 /// How long a request may take in total: to arrive and to be answered.
-const WHOLE: Duration = Duration::from_secs(30);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Requests per second of one person, and the burst; far more than a person can cause by hand.
-const RATE: (f64, f64) = (40.0, 80.0);
+const PERSON_RATE: (f64, f64) = (40.0, 80.0);
 /// Wrong tokens per second from one address, and the burst.
-const WRONG: (f64, f64) = (2.0, 20.0);
+const WRONG_TOKEN_RATE: (f64, f64) = (2.0, 20.0);
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The shared state with the rate limits.
-struct Desk {
-    state: Arc<State>,
-    people: Limit<i64>,
-    strangers: Limit<IpAddr>,
+struct ApiState {
+    state: Arc<ServerState>,
+    people: RateLimiter<i64>,
+    strangers: RateLimiter<IpAddr>,
 }
 
-type Api = Shared<Arc<Desk>>;
+type SharedState = Shared<Arc<ApiState>>;
 
 /// Builds the router with all routes and checks.
-pub fn router(state: Arc<State>) -> Router {
-    let desk = Arc::new(Desk { state, people: Limit::new(RATE.0, RATE.1), strangers: Limit::new(WRONG.0, WRONG.1) });
+pub fn router(state: Arc<ServerState>) -> Router {
+    let desk = Arc::new(ApiState {
+        state,
+        people: RateLimiter::new(PERSON_RATE.0, PERSON_RATE.1),
+        strangers: RateLimiter::new(WRONG_TOKEN_RATE.0, WRONG_TOKEN_RATE.1),
+    });
     let api = Router::new()
         .route("/api/hello", post(hello))
-        .route("/api/next", post(async |d: Api, p: Who| turn(&d, p, Ask::Next).await))
-        .route("/api/undo", post(async |d: Api, p: Who| turn(&d, p, Ask::Undo).await))
-        .route("/api/keep", post(async |d: Api, p: Who| turn(&d, p, Ask::Keep).await))
-        .route("/api/leave", post(async |d: Api, p: Who| turn(&d, p, Ask::Leave).await))
+        .route("/api/next", post(async |d: SharedState, p: SignedIn| turn(&d, p, DeskRequest::Next).await))
+        .route("/api/undo", post(async |d: SharedState, p: SignedIn| turn(&d, p, DeskRequest::Undo).await))
+        .route("/api/keep", post(async |d: SharedState, p: SignedIn| turn(&d, p, DeskRequest::Keep).await))
+        .route("/api/leave", post(async |d: SharedState, p: SignedIn| turn(&d, p, DeskRequest::Leave).await))
         .route("/api/vote", post(vote))
         .route("/api/overview", post(overview))
         .route("/api/adjudicate", post(adjudicate))
@@ -66,7 +70,7 @@ pub fn router(state: Arc<State>) -> Router {
         .route("/page.js", get(|| file("text/javascript; charset=utf-8", include_str!("../page/page.js"))))
         .route("/icon.svg", get(|| file("image/svg+xml", include_str!("../page/icon.svg"))))
         .merge(api)
-        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing here") })
+        .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "there is nothing here") })
         .layer(from_fn_with_state(desk.clone(), guard))
         .with_state(desk)
 }
@@ -76,12 +80,12 @@ async fn file(kind: &'static str, text: &'static str) -> Response {
 }
 
 /// Wraps every request: checks host and origin, limits the time, and adds the security headers to the response.
-async fn guard(Shared(desk): Api, request: Request, next: Next) -> Response {
+async fn guard(Shared(desk): SharedState, request: Request, next: Next) -> Response {
     let mut response = match desk.state.hosts.check(request.headers()) {
-        Err(why) => ending(Problem::new(StatusCode::MISDIRECTED_REQUEST, why)),
-        Ok(()) => match tokio::time::timeout(WHOLE, next.run(request)).await {
+        Err(why) => closing_response(ApiError::new(StatusCode::MISDIRECTED_REQUEST, why)),
+        Ok(()) => match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
             Ok(response) => response,
-            Err(_) => Problem::new(StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response(),
+            Err(_) => ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response(),
         },
     };
     for (name, value) in [
@@ -99,22 +103,22 @@ async fn guard(Shared(desk): Api, request: Request, next: Next) -> Response {
 }
 
 /// Authenticates an API request, reads its whole body and attaches the person.
-async fn sign_in(Shared(desk): Api, request: Request, next: Next) -> Response {
+async fn sign_in(Shared(desk): SharedState, request: Request, next: Next) -> Response {
     match signed_in(&desk, request).await {
         Ok(request) => next.run(request).await,
-        Err(problem) => ending(problem),
+        Err(problem) => closing_response(problem),
     }
 }
 
 /// Builds a response that is sent before the request's body was read. The server closes the connection after it, so the
 /// response says `Connection: close`: otherwise the client's next request on this connection would be lost.
-fn ending(problem: Problem) -> Response {
+fn closing_response(problem: ApiError) -> Response {
     let mut response = problem.into_response();
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
-async fn signed_in(desk: &Arc<Desk>, request: Request) -> Result<Request, Problem> {
+async fn signed_in(desk: &Arc<ApiState>, request: Request) -> Result<Request, ApiError> {
     let (mut parts, body) = request.into_parts();
     let header = parts.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
     let token = header.and_then(|h| h.strip_prefix("Bearer ")).unwrap_or_default().to_string();
@@ -123,33 +127,33 @@ async fn signed_in(desk: &Arc<Desk>, request: Request) -> Result<Request, Proble
     let Some(person) = found else {
         let peer = parts.extensions.get::<Peer>().map_or(IpAddr::from([0, 0, 0, 0]), |p| p.0);
         return Err(match desk.strangers.take(peer) {
-            true => Problem::new(StatusCode::UNAUTHORIZED, "this token is not known: ask for a new link"),
-            false => Problem::new(StatusCode::TOO_MANY_REQUESTS, "too many wrong tokens"),
+            true => ApiError::new(StatusCode::UNAUTHORIZED, "this token is not known: ask for a new link"),
+            false => ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too many wrong tokens"),
         });
     };
     if !desk.people.take(person.id) {
-        return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too many requests: wait a moment").again());
+        return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too many requests: wait a moment").again());
     }
     let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if kind.split(';').next().map(str::trim) != Some("application/json") {
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected application/json"));
+        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected application/json"));
     }
-    let large = || Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a request has at most {BODY} bytes"));
-    let body = to_bytes(body, BODY).await.map_err(|_| large())?;
+    let large = || ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a request has at most {MAX_BODY} bytes"));
+    let body = to_bytes(body, MAX_BODY).await.map_err(|_| large())?;
     parts.extensions.insert(person);
     Ok(Request::from_parts(parts, Body::from(body)))
 }
 
 /// The signed-in person, attached by [`sign_in`].
-type Who = axum::Extension<Person>;
+type SignedIn = axum::Extension<SignedInPerson>;
 
 /// Parses the JSON body of a request.
-fn read<T: for<'a> Deserialize<'a>>(body: &Bytes) -> Result<T, Problem> {
+fn read<T: for<'a> Deserialize<'a>>(body: &Bytes) -> Result<T, ApiError> {
     serde_json::from_slice(body)
-        .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("the request cannot be read: {e}")))
+        .map_err(|e| ApiError::new(StatusCode::BAD_REQUEST, format!("the request cannot be read: {e}")))
 }
 
-async fn hello(Shared(desk): Api, axum::Extension(person): Who) -> axum::Json<Value> {
+async fn hello(Shared(desk): SharedState, axum::Extension(person): SignedIn) -> axum::Json<Value> {
     let s = &desk.state.settings;
     axum::Json(json!({
         "name": person.name,
@@ -164,31 +168,31 @@ async fn hello(Shared(desk): Api, axum::Extension(person): Who) -> axum::Json<Va
     }))
 }
 
-async fn turn(desk: &Arc<Desk>, person: Who, ask: Ask) -> Result<axum::Json<Value>, Problem> {
+async fn turn(desk: &Arc<ApiState>, person: SignedIn, turn: DeskRequest) -> Result<axum::Json<Value>, ApiError> {
     let (send, receive) = tokio::sync::oneshot::channel();
-    desk.state.desk.ask(person.id, ask, move |turn| drop(send.send(turn)));
-    let turn = receive.await.unwrap_or_else(|_| Err(desk::closed()));
+    desk.state.desk.ask(person.id, turn, move |turn| drop(send.send(turn)));
+    let turn = receive.await.unwrap_or_else(|_| Err(desk::closed_error()));
     turn.map(shown).map(axum::Json).map_err(|no| refusal(desk, no))
 }
 
-async fn vote(Shared(desk): Api, person: Who, body: Bytes) -> Result<axum::Json<Value>, Problem> {
-    let ballot: Ballot = read(&body)?;
-    turn(&desk, person, Ask::Vote(ballot)).await
+async fn vote(Shared(desk): SharedState, person: SignedIn, body: Bytes) -> Result<axum::Json<Value>, ApiError> {
+    let ballot: ScreenVote = read(&body)?;
+    turn(&desk, person, DeskRequest::Vote(ballot)).await
 }
 
 /// Converts a response of the desk into JSON for the page.
-fn shown(turn: Turn) -> Value {
-    let Turn { task, wait, progress } = turn;
+fn shown(turn: DeskResponse) -> Value {
+    let DeskResponse { task, wait, progress } = turn;
     let answer = |text: String| json!({ "html": markdown::html(&text), "text": text });
-    let task = task.map(|Task { id, prompt, left, right, before }| {
-        json!({ "id": id, "prompt": talk(&prompt.messages), "left": answer(left), "right": answer(right), "before": before })
+    let task = task.map(|ScreenTask { id, prompt, left, right, before }| {
+        json!({ "id": id, "prompt": messages_html(&prompt.messages), "left": answer(left), "right": answer(right), "before": before })
     });
     let progress = json!({ "mine": progress.mine, "given": progress.given, "wanted": progress.wanted });
     json!({ "task": task, "wait": wait, "progress": progress })
 }
 
 /// Converts the messages of a prompt into a list of roles and HTML.
-fn talk(messages: &Value) -> Value {
+fn messages_html(messages: &Value) -> Value {
     let turn = |m: &Value| {
         let text = match &m["content"] {
             Value::String(text) => text.clone(),
@@ -199,30 +203,36 @@ fn talk(messages: &Value) -> Value {
     messages.as_array().into_iter().flatten().map(turn).collect()
 }
 
-fn refusal(desk: &Desk, no: No) -> Problem {
+fn refusal(desk: &ApiState, no: DeskError) -> ApiError {
     match no {
-        No::Wrong(why) => Problem::new(StatusCode::BAD_REQUEST, why),
-        No::Refused(Refusal::NotYours) => Problem::new(StatusCode::CONFLICT, "this task is not assigned to you"),
-        No::Refused(Refusal::Taken) => Problem::new(StatusCode::CONFLICT, "others have judged this task meanwhile"),
-        No::Refused(Refusal::NothingGiven) => Problem::new(StatusCode::CONFLICT, "there is nothing to take back"),
-        No::NotSaved(e) => not_saved(&desk.state, &e),
+        DeskError::Invalid(why) => ApiError::new(StatusCode::BAD_REQUEST, why),
+        DeskError::Refused(TaskRefusal::NotYours) => {
+            ApiError::new(StatusCode::CONFLICT, "this task is not assigned to you")
+        }
+        DeskError::Refused(TaskRefusal::Taken) => {
+            ApiError::new(StatusCode::CONFLICT, "others have judged this task meanwhile")
+        }
+        DeskError::Refused(TaskRefusal::NothingGiven) => {
+            ApiError::new(StatusCode::CONFLICT, "there is nothing to take back")
+        }
+        DeskError::NotSaved(e) => not_saved(&desk.state, &e),
     }
 }
 
 /// Returns the store's error without the location of the project, which annotators need not know.
-fn not_saved(state: &State, e: &Error) -> Problem {
-    let place = format!("{}: ", state.store.place());
+fn not_saved(state: &ServerState, e: &Error) -> ApiError {
+    let place = format!("{}: ", state.store.location());
     let what = e.message().strip_prefix(&place).unwrap_or("the project cannot be written");
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("not saved: {what}")).again()
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, format!("not saved: {what}")).again()
 }
 
 /// Runs work that waits for the disk on a thread where blocking is allowed.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> crate::error::Result<T> + Send + 'static,
-) -> Result<T, Problem> {
+) -> Result<T, ApiError> {
     let failed = |what: String| {
         crate::report::warn(format!("a request failed: {what}"));
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the project cannot be read now").again()
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the project cannot be read now").again()
     };
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done.map_err(|e| failed(e.message().to_string())),
@@ -230,25 +240,25 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn only_admin(person: &Person) -> Result<(), Problem> {
+fn only_admin(person: &SignedInPerson) -> Result<(), ApiError> {
     match person.admin {
         true => Ok(()),
-        false => Err(Problem::new(StatusCode::FORBIDDEN, "only an admin may see this")),
+        false => Err(ApiError::new(StatusCode::FORBIDDEN, "only an admin may see this")),
     }
 }
 
-async fn overview(Shared(desk): Api, axum::Extension(person): Who) -> Result<axum::Json<Value>, Problem> {
+async fn overview(Shared(desk): SharedState, axum::Extension(person): SignedIn) -> Result<axum::Json<Value>, ApiError> {
     only_admin(&person)?;
     let page = blocking(move || {
         let store = &desk.state.store;
         let view = overview::Overview::new(&store.pairs()?, &store.votes()?, &store.annotators()?);
-        let open = view.disagreements.iter().take(overview::SHOWN);
+        let open = view.disagreements.iter().take(overview::MAX_DISAGREEMENTS);
         let open = open.map(|d| {
-            let (prompt, a, b) = store.shown(d.pair)?;
-            let says = |(name, choice): &(String, Choice)| json!({ "name": name, "choice": choice });
+            let (prompt, a, b) = store.pair_content(d.pair)?;
+            let says = |(name, choice): &(String, VoteChoice)| json!({ "name": name, "choice": choice });
             Ok(json!({
                 "pair": d.pair,
-                "prompt": talk(&prompt.messages),
+                "prompt": messages_html(&prompt.messages),
                 "a": markdown::html(&a.text),
                 "b": markdown::html(&b.text),
                 "votes": d.votes.iter().map(says).collect::<Vec<_>>(),
@@ -265,20 +275,20 @@ async fn overview(Shared(desk): Api, axum::Extension(person): Who) -> Result<axu
 /// Request of an admin with the final decision on a pair.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FinalWord {
+struct Adjudication {
     pair: i64,
-    choice: Choice,
+    choice: VoteChoice,
 }
 
 async fn adjudicate(
-    Shared(desk): Api,
-    axum::Extension(person): Who,
+    Shared(desk): SharedState,
+    axum::Extension(person): SignedIn,
     body: Bytes,
-) -> Result<axum::Json<Value>, Problem> {
+) -> Result<axum::Json<Value>, ApiError> {
     only_admin(&person)?;
-    let word: FinalWord = read(&body)?;
-    if word.choice == Choice::Skip {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "a final decision cannot be a skip"));
+    let word: Adjudication = read(&body)?;
+    if word.choice == VoteChoice::Skip {
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, "a final decision cannot be a skip"));
     }
     let state = desk.clone();
     let done = blocking(move || Ok(overview::adjudicate(&state.state.store, &person.name, word.pair, word.choice)));
@@ -292,14 +302,14 @@ async fn adjudicate(
 }
 
 /// An error response, with the text that the page shows.
-struct Problem {
+struct ApiError {
     status: StatusCode,
     what: String,
     /// Whether the same request may succeed later.
     again: bool,
 }
 
-impl Problem {
+impl ApiError {
     fn new(status: StatusCode, what: impl Into<String>) -> Self {
         Self { status, what: what.into(), again: false }
     }
@@ -310,7 +320,7 @@ impl Problem {
     }
 }
 
-impl IntoResponse for Problem {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response =
             (self.status, axum::Json(json!({ "error": self.what, "again": self.again }))).into_response();

@@ -14,7 +14,7 @@ pub struct Peer(pub IpAddr);
 
 /// The host names and origins that the server accepts. A request under another name may come from a foreign page whose
 /// domain was made to resolve to this machine (DNS rebinding).
-pub struct Hosts {
+pub struct AllowedHosts {
     /// Accepted `Host` headers, in lower case.
     hosts: Vec<String>,
     /// Accepted `Origin` headers.
@@ -22,7 +22,7 @@ pub struct Hosts {
     url: String,
 }
 
-impl Hosts {
+impl AllowedHosts {
     /// Derives the accepted names from the bound address and the public URL of a proxy, if there is one.
     ///
     /// Errors: the public URL is invalid; it is missing although the address is for all interfaces.
@@ -95,7 +95,7 @@ impl Hosts {
 }
 
 /// Limits the events per second of each key, with bursts (token buckets).
-pub struct Limit<K> {
+pub struct RateLimiter<K> {
     rate: f64,
     burst: f64,
     buckets: Mutex<HashMap<K, (f64, Instant)>>,
@@ -104,7 +104,7 @@ pub struct Limit<K> {
 /// Number of buckets from which on full ones are removed.
 const BUCKETS: usize = 10_000;
 
-impl<K: Hash + Eq> Limit<K> {
+impl<K: Hash + Eq> RateLimiter<K> {
     pub fn new(rate: f64, burst: f64) -> Self {
         Self { rate, burst, buckets: Mutex::new(HashMap::new()) }
     }
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn only_our_own_names_and_pages_are_answered() {
-        let hosts = Hosts::new("127.0.0.1:8321".parse().unwrap(), Some("https://Label.example.org")).unwrap();
+        let hosts = AllowedHosts::new("127.0.0.1:8321".parse().unwrap(), Some("https://Label.example.org")).unwrap();
         assert_eq!(hosts.url(), "https://label.example.org");
         for good in [
             &[("host", "127.0.0.1:8321")][..],
@@ -175,7 +175,7 @@ mod tests {
     /// Browsers omit the scheme's default port from `Host` and `Origin`, whether the user typed it or not.
     #[test]
     fn the_port_of_the_scheme_may_be_named_or_left_out() {
-        let at = |local: &str, public| Hosts::new(local.parse().unwrap(), public).unwrap();
+        let at = |local: &str, public| AllowedHosts::new(local.parse().unwrap(), public).unwrap();
         for (public, host) in [
             ("https://box:443", "box"),
             ("https://box", "box:443"),
@@ -200,16 +200,16 @@ mod tests {
 
     #[test]
     fn an_open_address_needs_a_name() {
-        assert!(Hosts::new("0.0.0.0:80".parse().unwrap(), None).is_err());
-        assert!(Hosts::new("0.0.0.0:80".parse().unwrap(), Some("http://box:80")).is_ok());
+        assert!(AllowedHosts::new("0.0.0.0:80".parse().unwrap(), None).is_err());
+        assert!(AllowedHosts::new("0.0.0.0:80".parse().unwrap(), Some("http://box:80")).is_ok());
         for wrong in ["box", "ftp://box", "http://box/path", "http://user@box", ""] {
-            assert!(Hosts::new("127.0.0.1:80".parse().unwrap(), Some(wrong)).is_err(), "{wrong}");
+            assert!(AllowedHosts::new("127.0.0.1:80".parse().unwrap(), Some(wrong)).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn bursts_are_allowed_and_floods_are_not() {
-        let limit = Limit::new(0.001, 3.0);
+        let limit = RateLimiter::new(0.001, 3.0);
         assert_eq!([(); 5].map(|()| limit.take("a")), [true, true, true, false, false]);
         assert!(limit.take("b"));
     }

@@ -9,13 +9,13 @@ mod guard;
 mod people;
 
 use super::desk::Desk;
-use super::record::Kind;
+use super::record::AnnotatorKind;
 use super::store::Store;
 use crate::error::{Error, Result};
-use guard::Hosts;
+use guard::AllowedHosts;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use people::People;
+use people::PeopleByToken;
 use serde_json::json;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,16 +24,16 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
-pub use people::{Token, hash as token_hash};
+pub use people::{SignInToken, hash as token_hash};
 
 /// Largest number of open connections; a browser opens up to six.
 const CONNECTIONS: usize = 1024;
 /// How long a client may take to send the header of a request, and how long an idle connection stays open.
-const HEAD: Duration = Duration::from_secs(30);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Options of the server.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct LabelServerOptions {
     pub address: SocketAddr,
     /// URL under which people reach the server through a proxy, e.g. `https://label.example.org`.
     pub public: Option<String>,
@@ -43,42 +43,42 @@ pub struct Options {
 }
 
 /// A server with an open port.
-pub struct Server {
+pub struct LabelServer {
     listener: std::net::TcpListener,
-    state: Arc<State>,
+    state: Arc<ServerState>,
     /// Link for the person who runs the server; contains their token.
     link: String,
 }
 
 /// State shared by all requests.
-struct State {
+struct ServerState {
     desk: Desk,
-    people: People,
-    hosts: Hosts,
+    people: PeopleByToken,
+    hosts: AllowedHosts,
     /// A second connection to the project, so that the admin's overview never delays a vote.
     store: Store,
-    settings: super::record::Settings,
+    settings: super::record::ProjectSettings,
 }
 
-impl Server {
+impl LabelServer {
     /// Opens the port and locks the project.
     ///
     /// Errors: another server uses the address or the project; the project is damaged.
-    pub fn open(place: &str, options: &Options) -> Result<Self> {
+    pub fn open(place: &str, options: &LabelServerOptions) -> Result<Self> {
         let listener = std::net::TcpListener::bind(options.address).map_err(|e| {
             Error::user(format!("listening at {}: {e}", options.address))
                 .hint("choose another port: --address 127.0.0.1:0 takes a free one")
         })?;
         let local = listener.local_addr().map_err(|e| Error::user(format!("{}: {e}", options.address)))?;
-        let hosts = Hosts::new(local, options.public.as_deref())?;
+        let hosts = AllowedHosts::new(local, options.public.as_deref())?;
         let (desk, _) = Desk::open(Store::open(place)?)?;
         let store = Store::open(place)?;
-        let owner = store.annotator(&options.name, Kind::Person, &json!({}))?;
-        let token = Token::new()?;
+        let owner = store.annotator(&options.name, AnnotatorKind::Person, &json!({}))?;
+        let token = SignInToken::new()?;
         let link = format!("{}/#token={}", hosts.url(), token.secret());
-        let people = People::new(Store::open(place)?, owner, &token)?;
+        let people = PeopleByToken::new(Store::open(place)?, owner, &token)?;
         let settings = store.settings()?;
-        Ok(Self { listener, state: Arc::new(State { desk, people, hosts, store, settings }), link })
+        Ok(Self { listener, state: Arc::new(ServerState { desk, people, hosts, store, settings }), link })
     }
 
     /// Returns the link for the person who runs the server; it contains their token.
@@ -88,7 +88,7 @@ impl Server {
 
     /// Returns the file or the URL of the project, without the password.
     pub fn place(&self) -> String {
-        self.state.store.place()
+        self.state.store.location()
     }
 
     /// Returns the URL under which people reach the server.
@@ -122,7 +122,7 @@ impl Server {
     }
 }
 
-async fn accept(listener: TcpListener, state: Arc<State>) {
+async fn accept(listener: TcpListener, state: Arc<ServerState>) {
     let router = api::router(state);
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
@@ -141,7 +141,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
                 router.clone().oneshot(request)
             });
             let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(HEAD);
+            http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
             // An error means that the client closed the connection or did not speak HTTP.
             let _ = http.serve_connection(TokioIo::new(stream), service).await;
             drop(seat);

@@ -17,14 +17,14 @@ use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq;
 
 /// Age at which the list of annotators is read again. A revoked token may stay valid for this long.
-const FRESH: Duration = Duration::from_secs(2);
+const REFRESH_AFTER: Duration = Duration::from_secs(2);
 /// Age up to which the list of annotators is used while the database does not respond.
-const OLD: Duration = Duration::from_secs(10);
+const EXPIRES_AFTER: Duration = Duration::from_secs(10);
 
 /// A secret that signs somebody in. Not shown by `{:?}`.
-pub struct Token(String);
+pub struct SignInToken(String);
 
-impl Token {
+impl SignInToken {
     /// Creates a token from the system's random numbers.
     pub fn new() -> Result<Self> {
         let mut bytes = [0u8; 32];
@@ -44,7 +44,7 @@ impl Token {
     }
 }
 
-impl fmt::Debug for Token {
+impl fmt::Debug for SignInToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Token(…)")
     }
@@ -57,19 +57,19 @@ pub fn hash(secret: &str) -> String {
 
 /// A person with a valid token.
 #[derive(Debug, Clone)]
-pub struct Person {
+pub struct SignedInPerson {
     pub id: i64,
     pub name: String,
     pub admin: bool,
 }
 
 /// The people of a project, looked up by token.
-pub struct People {
+pub struct PeopleByToken {
     store: Store,
     /// Token hash and identity of the person who runs the server; their token is not in the database.
-    owner: (String, Person),
+    owner: (String, SignedInPerson),
     /// The cached annotators. The lock is held for a moment only.
-    known: Mutex<Known>,
+    known: Mutex<CachedAnnotators>,
     /// Held by the request that reads the annotators again: one at a time. Requests with a known token do not wait for
     /// it.
     asking: Mutex<()>,
@@ -77,37 +77,37 @@ pub struct People {
 
 /// The annotators as last read from the project.
 #[derive(Clone)]
-struct Known {
+struct CachedAnnotators {
     all: Arc<Vec<Annotator>>,
     since: Instant,
 }
 
-impl Known {
+impl CachedAnnotators {
     fn now(store: &Store) -> Result<Self> {
         let since = Instant::now();
         Ok(Self { all: Arc::new(store.annotators()?), since })
     }
 }
 
-impl People {
-    pub fn new(store: Store, owner: Annotator, token: &Token) -> Result<Self> {
-        let known = Mutex::new(Known::now(&store)?);
-        let owner = (token.hash(), Person { id: owner.id, name: owner.name, admin: true });
+impl PeopleByToken {
+    pub fn new(store: Store, owner: Annotator, token: &SignInToken) -> Result<Self> {
+        let known = Mutex::new(CachedAnnotators::now(&store)?);
+        let owner = (token.hash(), SignedInPerson { id: owner.id, name: owner.name, admin: true });
         Ok(Self { store, owner, known, asking: Mutex::new(()) })
     }
 
     /// Returns the person with this token; `None` if the token is unknown.
     ///
     /// Errors: the list of annotators is too old and cannot be read again.
-    pub fn find(&self, secret: &str) -> Result<Option<Person>> {
+    pub fn find(&self, secret: &str) -> Result<Option<SignedInPerson>> {
         let shown = hash(secret);
         let known = self.known();
         let found = self.among(&known, &shown);
-        if known.since.elapsed() <= FRESH {
+        if known.since.elapsed() <= REFRESH_AFTER {
             return Ok(found);
         }
         // A person with a known token need not wait while another request reads the project.
-        let may_go_on = found.is_some() && known.since.elapsed() <= OLD;
+        let may_go_on = found.is_some() && known.since.elapsed() <= EXPIRES_AFTER;
         let turn = match self.asking.try_lock() {
             Ok(turn) => turn,
             Err(TryLockError::WouldBlock) if may_go_on => return Ok(found),
@@ -115,26 +115,26 @@ impl People {
             Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
         };
         let mut known = self.known();
-        if known.since.elapsed() > FRESH {
-            known = Known::now(&self.store)?;
+        if known.since.elapsed() > REFRESH_AFTER {
+            known = CachedAnnotators::now(&self.store)?;
             *locked(&self.known) = known.clone();
         }
         drop(turn);
         Ok(self.among(&known, &shown))
     }
 
-    fn known(&self) -> Known {
+    fn known(&self) -> CachedAnnotators {
         locked(&self.known).clone()
     }
 
     /// Returns the person with this token hash. Compares with every stored hash in constant time.
-    fn among(&self, known: &Known, shown: &str) -> Option<Person> {
+    fn among(&self, known: &CachedAnnotators, shown: &str) -> Option<SignedInPerson> {
         let same = |kept: &str| bool::from(kept.as_bytes().ct_eq(shown.as_bytes()));
         let mut found = same(&self.owner.0).then(|| self.owner.1.clone());
         for annotator in known.all.iter() {
             if annotator.token_hash.as_deref().is_some_and(same) {
                 let (id, name) = (annotator.id, annotator.name.clone());
-                found = Some(Person { id, name, admin: annotator.is_admin() });
+                found = Some(SignedInPerson { id, name, admin: annotator.is_admin() });
             }
         }
         found
@@ -148,7 +148,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::label::record::{Kind, Settings};
+    use crate::label::record::{AnnotatorKind, ProjectSettings};
     use serde_json::json;
 
     /// While the database does not respond, known tokens stay valid, but only for a limited time.
@@ -156,24 +156,24 @@ mod tests {
     fn a_question_to_the_project_makes_nobody_wait_who_is_known() {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().join("project.db").display().to_string();
-        let store = Store::create(&place, &Settings::default()).unwrap();
-        let ann = store.annotator("Ann", Kind::Person, &json!({})).unwrap();
-        let (owner, token) = (Token::new().unwrap(), Token::new().unwrap());
+        let store = Store::create(&place, &ProjectSettings::default()).unwrap();
+        let ann = store.annotator("Ann", AnnotatorKind::Person, &json!({})).unwrap();
+        let (owner, token) = (SignInToken::new().unwrap(), SignInToken::new().unwrap());
         store.set_annotator(ann.id, Some(&token.hash()), &json!({})).unwrap();
-        let me = store.annotator("me", Kind::Person, &json!({})).unwrap();
-        let people = People::new(store, me, &owner).unwrap();
+        let me = store.annotator("me", AnnotatorKind::Person, &json!({})).unwrap();
+        let people = PeopleByToken::new(store, me, &owner).unwrap();
         let aged = |age: Duration| {
             let mut known = locked(&people.known);
             known.since = Instant::now().checked_sub(age).unwrap();
         };
-        let name = |token: &Token| people.find(token.secret()).unwrap().map(|p| p.name);
+        let name = |token: &SignInToken| people.find(token.secret()).unwrap().map(|p| p.name);
         // Another request is reading the annotators and waits for the database.
         let asking = locked(&people.asking);
-        aged(FRESH * 2);
+        aged(REFRESH_AFTER * 2);
         assert_eq!(name(&token).as_deref(), Some("Ann"));
         assert_eq!(name(&owner).as_deref(), Some("me"));
         std::thread::scope(|scope| {
-            aged(OLD * 2);
+            aged(EXPIRES_AFTER * 2);
             let late = scope.spawn(|| name(&token));
             std::thread::sleep(Duration::from_millis(100));
             assert!(!late.is_finished(), "what is known is too old");
@@ -181,10 +181,10 @@ mod tests {
             assert_eq!(late.join().unwrap().as_deref(), Some("Ann"));
         });
         // Revoked and new tokens take effect when the annotators are next read.
-        let new = Token::new().unwrap();
+        let new = SignInToken::new().unwrap();
         people.store.set_annotator(ann.id, Some(&new.hash()), &json!({})).unwrap();
         assert_eq!((name(&token).as_deref(), name(&new)), (Some("Ann"), None));
-        aged(FRESH * 2);
+        aged(REFRESH_AFTER * 2);
         assert_eq!((name(&token), name(&new).as_deref()), (None, Some("Ann")));
     }
 }

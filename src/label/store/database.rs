@@ -7,14 +7,14 @@ use crate::error::{Error, Result};
 
 /// A value bound to a statement.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Bound<'a> {
+pub enum SqlParameter<'a> {
     Null,
     Int(i64),
     Real(f64),
     Text(&'a str),
 }
 
-impl<'a> Bound<'a> {
+impl<'a> SqlParameter<'a> {
     pub fn text(value: Option<&'a str>) -> Self {
         value.map_or(Self::Null, Self::Text)
     }
@@ -30,7 +30,7 @@ impl<'a> Bound<'a> {
 
 /// A value read from a row.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Cell {
+pub enum SqlValue {
     Null,
     Int(i64),
     Real(f64),
@@ -38,16 +38,16 @@ pub enum Cell {
 }
 
 /// The cells of a row, read from left to right. A cell of an unexpected type is an error: the project is damaged.
-pub struct Row(std::vec::IntoIter<Cell>);
+pub struct SqlRow(std::vec::IntoIter<SqlValue>);
 
-impl Row {
-    pub fn new(cells: Vec<Cell>) -> Self {
+impl SqlRow {
+    pub fn new(cells: Vec<SqlValue>) -> Self {
         Self(cells.into_iter())
     }
 
     pub fn int(&mut self) -> Result<i64> {
         match self.0.next() {
-            Some(Cell::Int(n)) => Ok(n),
+            Some(SqlValue::Int(n)) => Ok(n),
             other => Err(damaged("a whole number", other)),
         }
     }
@@ -58,32 +58,32 @@ impl Row {
 
     pub fn text(&mut self) -> Result<String> {
         match self.0.next() {
-            Some(Cell::Text(text)) => Ok(text),
+            Some(SqlValue::Text(text)) => Ok(text),
             other => Err(damaged("text", other)),
         }
     }
 
     pub fn int_or_null(&mut self) -> Result<Option<i64>> {
         match self.0.next() {
-            Some(Cell::Null) => Ok(None),
-            Some(Cell::Int(n)) => Ok(Some(n)),
+            Some(SqlValue::Null) => Ok(None),
+            Some(SqlValue::Int(n)) => Ok(Some(n)),
             other => Err(damaged("a whole number or nothing", other)),
         }
     }
 
     pub fn real_or_null(&mut self) -> Result<Option<f64>> {
         match self.0.next() {
-            Some(Cell::Null) => Ok(None),
-            Some(Cell::Real(x)) => Ok(Some(x)),
-            Some(Cell::Int(n)) => Ok(Some(n as f64)),
+            Some(SqlValue::Null) => Ok(None),
+            Some(SqlValue::Real(x)) => Ok(Some(x)),
+            Some(SqlValue::Int(n)) => Ok(Some(n as f64)),
             other => Err(damaged("a number or nothing", other)),
         }
     }
 
     pub fn text_or_null(&mut self) -> Result<Option<String>> {
         match self.0.next() {
-            Some(Cell::Null) => Ok(None),
-            Some(Cell::Text(text)) => Ok(Some(text)),
+            Some(SqlValue::Null) => Ok(None),
+            Some(SqlValue::Text(text)) => Ok(Some(text)),
             other => Err(damaged("text or nothing", other)),
         }
     }
@@ -92,7 +92,7 @@ impl Row {
     pub fn json<T: serde::de::DeserializeOwned>(&mut self) -> Result<T> {
         let text = self.text()?;
         serde_json::from_str(&text).map_err(|e| {
-            let found = crate::fsutil::shortened(&text);
+            let found = crate::fsutil::excerpt(&text);
             Error::user(format!("a cell of the project is not valid JSON ({e}): {found}")).hint(DAMAGED)
         })
     }
@@ -100,7 +100,7 @@ impl Row {
 
 const DAMAGED: &str = "the project was changed by another program: restore it from a copy";
 
-fn damaged(expected: &str, found: Option<Cell>) -> Error {
+fn damaged(expected: &str, found: Option<SqlValue>) -> Error {
     Error::user(format!("a row of the project contains {found:?}, expected {expected}")).hint(DAMAGED)
 }
 
@@ -109,9 +109,9 @@ pub trait Database: Send {
     /// Returns the file or the URL of the database, without the password.
     fn place(&self) -> String;
     /// Runs a statement and returns the number of changed rows.
-    fn execute(&mut self, sql: &str, values: &[Bound]) -> Result<u64>;
+    fn execute(&mut self, sql: &str, values: &[SqlParameter]) -> Result<u64>;
     /// Runs a statement and returns its rows.
-    fn query(&mut self, sql: &str, values: &[Bound]) -> Result<Vec<Row>>;
+    fn query(&mut self, sql: &str, values: &[SqlParameter]) -> Result<Vec<SqlRow>>;
     /// Runs several statements without values.
     fn script(&mut self, sql: &str) -> Result<()>;
     /// Begins a transaction that may write.
@@ -121,23 +121,23 @@ pub trait Database: Send {
     /// Rolls back the transaction, if one is open.
     fn roll_back(&mut self);
     /// Returns the SQL type of a numbered primary key.
-    fn numbered(&self) -> &'static str;
+    fn primary_key_sql(&self) -> &'static str;
     /// Returns true if the database contains a project.
     fn has_project(&mut self) -> Result<bool>;
     /// Checks for damage and locks the project until the connection ends, so that only this process serves it.
-    fn own(&mut self) -> Result<()>;
+    fn lock_for_serving(&mut self) -> Result<()>;
     /// Rolls back an open transaction. Reconnects if the connection was lost, and takes the lock again if it was held.
     fn recover(&mut self) -> Result<()>;
 }
 
 /// Rejects text with U+0000. PostgreSQL cannot store this character; SQLite rejects it too, so that a project can be
 /// moved between the two.
-pub fn check_text(values: &[Bound]) -> Result<()> {
+pub fn check_text(values: &[SqlParameter]) -> Result<()> {
     for value in values {
-        if let Bound::Text(text) = value
+        if let SqlParameter::Text(text) = value
             && text.contains('\0')
         {
-            return Err(Error::user(format!("text with a NUL character: {}", crate::fsutil::shortened(text)))
+            return Err(Error::user(format!("text with a NUL character: {}", crate::fsutil::excerpt(text)))
                 .hint("remove the character U+0000 from the text"));
         }
     }

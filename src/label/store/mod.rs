@@ -11,20 +11,21 @@ mod sqlite;
 mod writer;
 
 use super::record::{
-    Added, Annotator, Candidate, Kind, NewCandidate, NewPair, NewPrompt, NewVote, Pair, Prompt, Settings, Vote,
+    Annotator, AnnotatorKind, Candidate, CandidatePair, InsertCounts, NewCandidate, NewPair, NewPrompt, NewVote,
+    ProjectSettings, StoredPrompt, Vote,
 };
 use crate::error::{Context, Error, Result};
-use crate::fsutil::{hex, io_error, temporary};
-use database::{Bound, Database, Row};
+use crate::fsutil::{hex, io_error, temporary_name};
+use database::{Database, SqlParameter, SqlRow};
 use postgres::Postgres;
-use rows::{Shown, VOTE, annotator, candidate, json, prompt, shown, vote};
+use rows::{PairContent, VOTE_COLUMNS, annotator, candidate, json, prompt, shown, vote};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sqlite::Sqlite;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use writer::Writer;
+pub use writer::StoreTransaction;
 
 /// An open project.
 pub struct Store {
@@ -44,20 +45,20 @@ pub struct Lease {
 
 /// Result of inserting a vote.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Given {
+pub enum VoteInsertion {
     /// The vote was inserted.
     New(Vote),
     /// The same request was saved before, as this vote.
-    Known(Vote),
+    Repeated(Vote),
     /// This annotator has already judged the pair in another request.
-    Judged,
+    AlreadyJudged,
 }
 
 impl Store {
     /// Creates a project. `place` is a file or a `postgres://` URL. A file appears complete or not at all.
     ///
     /// Errors: the project exists; it cannot be written.
-    pub fn create(place: &str, settings: &Settings) -> Result<Self> {
+    pub fn create(place: &str, settings: &ProjectSettings) -> Result<Self> {
         let exists = |place: &str| {
             Error::user(format!("{place}: the project already exists"))
                 .hint("choose another name; `ft label import` adds prompts and answers to a project")
@@ -77,7 +78,7 @@ impl Store {
             if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
                 crate::fsutil::create_dir_all(folder)?;
             }
-            let temp = path.with_file_name(temporary(&name));
+            let temp = path.with_file_name(temporary_name(&name));
             let made = Sqlite::create(&temp)
                 .and_then(|mut new| fill(&mut new, settings))
                 .and_then(|()| std::fs::rename(&temp, path).map_err(|e| io_error("making", path, e)));
@@ -118,7 +119,7 @@ impl Store {
     }
 
     /// Returns the file or the URL of the project, without the password, so that it may be shown.
-    pub fn place(&self) -> String {
+    pub fn location(&self) -> String {
         self.lock().place()
     }
 
@@ -126,8 +127,8 @@ impl Store {
     /// dropped.
     ///
     /// Errors: another server holds the lock; the project is damaged.
-    pub fn own(&self) -> Result<()> {
-        self.lock().own()
+    pub fn lock_for_serving(&self) -> Result<()> {
+        self.lock().lock_for_serving()
     }
 
     /// Recovers after a failed write: rolls back an open transaction and reconnects if the connection was lost.
@@ -136,29 +137,32 @@ impl Store {
     }
 
     /// Returns the settings of the project.
-    pub fn settings(&self) -> Result<Settings> {
+    pub fn settings(&self) -> Result<ProjectSettings> {
         let rows = self.query("SELECT value FROM meta WHERE key = 'settings'", &[])?;
-        let mut row = rows.into_iter().next().ok_or_else(|| Error::user(format!("{}: no settings", self.place())))?;
+        let mut row =
+            rows.into_iter().next().ok_or_else(|| Error::user(format!("{}: no settings", self.location())))?;
         row.json()
     }
 
     /// Replaces the settings of the project.
-    pub fn set_settings(&self, settings: &Settings) -> Result<()> {
+    pub fn set_settings(&self, settings: &ProjectSettings) -> Result<()> {
         let text = json(settings)?;
-        self.write(|w| w.execute("UPDATE meta SET value = $1 WHERE key = 'settings'", &[Bound::Text(&text)]).map(drop))
+        self.write(|w| {
+            w.execute("UPDATE meta SET value = $1 WHERE key = 'settings'", &[SqlParameter::Text(&text)]).map(drop)
+        })
     }
 
     /// Returns all prompts in the order in which they were added.
-    pub fn prompts(&self) -> Result<Vec<Prompt>> {
+    pub fn prompts(&self) -> Result<Vec<StoredPrompt>> {
         self.read("SELECT id, key, messages, columns FROM prompts ORDER BY id", prompt)
     }
 
     /// Adds prompts. A prompt whose key exists is left unchanged.
-    pub fn add_prompts(&self, prompts: &[NewPrompt]) -> Result<Added> {
+    pub fn add_prompts(&self, prompts: &[NewPrompt]) -> Result<InsertCounts> {
         let sql = "INSERT INTO prompts (key, messages, columns) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
         self.add(prompts, |w, p| {
             let (messages, columns) = (p.messages.to_string(), json(&p.columns)?);
-            w.execute(sql, &[Bound::Text(&p.key), Bound::Text(&messages), Bound::Text(&columns)])
+            w.execute(sql, &[SqlParameter::Text(&p.key), SqlParameter::Text(&messages), SqlParameter::Text(&columns)])
         })
     }
 
@@ -168,20 +172,23 @@ impl Store {
     }
 
     /// Adds candidate answers. The same text from the same source to the same prompt is stored once.
-    pub fn add_candidates(&self, candidates: &[NewCandidate]) -> Result<Added> {
+    pub fn add_candidates(&self, candidates: &[NewCandidate]) -> Result<InsertCounts> {
         let sql = "INSERT INTO candidates (prompt, source, text, digest, tokens) VALUES ($1, $2, $3, $4, $5) \
                    ON CONFLICT DO NOTHING";
         self.add(candidates, |w, c| {
             let digest = hex(&Sha256::digest(c.text.as_bytes()));
-            let (source, text) = (Bound::Text(&c.source), Bound::Text(&c.text));
-            w.execute(sql, &[Bound::Int(c.prompt), source, text, Bound::Text(&digest), Bound::int(c.tokens)])
+            let (source, text) = (SqlParameter::Text(&c.source), SqlParameter::Text(&c.text));
+            w.execute(
+                sql,
+                &[SqlParameter::Int(c.prompt), source, text, SqlParameter::Text(&digest), SqlParameter::int(c.tokens)],
+            )
         })
     }
 
     /// Returns all pairs in the order in which they were added and are shown.
-    pub fn pairs(&self) -> Result<Vec<Pair>> {
+    pub fn pairs(&self) -> Result<Vec<CandidatePair>> {
         self.read("SELECT id, prompt, a, b, overlap, repeat_of, reason FROM pairs ORDER BY id", |row| {
-            Ok(Pair {
+            Ok(CandidatePair {
                 id: row.int()?,
                 prompt: row.int()?,
                 a: row.int()?,
@@ -194,18 +201,18 @@ impl Store {
     }
 
     /// Adds pairs. Two answers form a pair only once, in whatever order, and a pair has at most one hidden repeat.
-    pub fn add_pairs(&self, pairs: &[NewPair]) -> Result<Added> {
+    pub fn add_pairs(&self, pairs: &[NewPair]) -> Result<InsertCounts> {
         let sql = "INSERT INTO pairs (prompt, a, b, low, high, overlap, repeat_of, reason) \
                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING";
         self.add(pairs, |w, p| {
             let (low, high) = (p.a.min(p.b), p.a.max(p.b));
-            let ids = [p.prompt, p.a, p.b, low, high, p.overlap].map(Bound::Int);
-            w.execute(sql, &[&ids[..], &[Bound::int(p.repeat_of), Bound::Text(&p.reason)]].concat())
+            let ids = [p.prompt, p.a, p.b, low, high, p.overlap].map(SqlParameter::Int);
+            w.execute(sql, &[&ids[..], &[SqlParameter::int(p.repeat_of), SqlParameter::Text(&p.reason)]].concat())
         })
     }
 
     /// Returns the prompt and the answers `a` and `b` of a pair.
-    pub fn shown(&self, pair: i64) -> Result<Shown> {
+    pub fn pair_content(&self, pair: i64) -> Result<PairContent> {
         shown(self.lock().as_mut(), pair)
     }
 
@@ -222,15 +229,18 @@ impl Store {
     /// Returns the annotator with this name; creates it if there is none.
     ///
     /// Errors: an annotator with this name has another kind.
-    pub fn annotator(&self, name: &str, kind: Kind, detail: &Value) -> Result<Annotator> {
+    pub fn annotator(&self, name: &str, kind: AnnotatorKind, detail: &Value) -> Result<Annotator> {
         let found = self.write(|w| {
             let insert = "INSERT INTO annotators (name, kind, detail) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
-            w.execute(insert, &[Bound::Text(name), Bound::Text(kind.name()), Bound::Text(&detail.to_string())])?;
+            w.execute(
+                insert,
+                &[SqlParameter::Text(name), SqlParameter::Text(kind.name()), SqlParameter::Text(&detail.to_string())],
+            )?;
             let select = "SELECT id, name, kind, token_hash, detail FROM annotators WHERE name = $1";
-            annotator(&mut w.query(select, &[Bound::Text(name)])?.remove(0))
+            annotator(&mut w.query(select, &[SqlParameter::Text(name)])?.remove(0))
         })?;
         if found.kind != kind {
-            return Err(Error::user(format!("{}: `{name}` is a {}, not a {kind}", self.place(), found.kind))
+            return Err(Error::user(format!("{}: `{name}` is a {}, not a {kind}", self.location(), found.kind))
                 .hint("choose another name"));
         }
         Ok(found)
@@ -240,17 +250,20 @@ impl Store {
     pub fn set_annotator(&self, id: i64, token_hash: Option<&str>, detail: &Value) -> Result<()> {
         let sql = "UPDATE annotators SET token_hash = $1, detail = $2 WHERE id = $3";
         let detail = detail.to_string();
-        self.write(|w| w.execute(sql, &[Bound::text(token_hash), Bound::Text(&detail), Bound::Int(id)]).map(drop))
+        self.write(|w| {
+            w.execute(sql, &[SqlParameter::text(token_hash), SqlParameter::Text(&detail), SqlParameter::Int(id)])
+                .map(drop)
+        })
     }
 
     /// Returns the votes that were not undone, in the order in which they were given.
     pub fn votes(&self) -> Result<Vec<Vote>> {
-        self.read(&format!("SELECT {VOTE} FROM votes WHERE undone = 0 ORDER BY id"), vote)
+        self.read(&format!("SELECT {VOTE_COLUMNS} FROM votes WHERE undone = 0 ORDER BY id"), vote)
     }
 
     /// Returns all votes, including undone ones.
     pub fn votes_and_undone(&self) -> Result<Vec<Vote>> {
-        self.read(&format!("SELECT {VOTE} FROM votes ORDER BY id"), vote)
+        self.read(&format!("SELECT {VOTE_COLUMNS} FROM votes ORDER BY id"), vote)
     }
 
     /// Adds a vote. If the same request was saved before, returns the stored vote.
@@ -258,10 +271,10 @@ impl Store {
     /// Errors: the annotator has judged the pair in another request; the vote cannot be written.
     pub fn add_vote(&self, new: &NewVote) -> Result<Vote> {
         match self.write(|w| w.vote(new))? {
-            Given::New(vote) | Given::Known(vote) => Ok(vote),
-            Given::Judged => Err(Error::user(format!(
+            VoteInsertion::New(vote) | VoteInsertion::Repeated(vote) => Ok(vote),
+            VoteInsertion::AlreadyJudged => Err(Error::user(format!(
                 "{}: annotator {} has already judged pair {}",
-                self.place(),
+                self.location(),
                 new.annotator,
                 new.pair
             ))
@@ -270,8 +283,8 @@ impl Store {
     }
 
     /// Adds votes in one transaction. Pairs that the annotator has already judged are left unchanged.
-    pub fn add_votes(&self, new: &[NewVote]) -> Result<Added> {
-        self.add(new, |w, v| Ok(u64::from(matches!(w.vote(v)?, Given::New(_)))))
+    pub fn add_votes(&self, new: &[NewVote]) -> Result<InsertCounts> {
+        self.add(new, |w, v| Ok(u64::from(matches!(w.vote(v)?, VoteInsertion::New(_)))))
     }
 
     /// Returns the tasks that annotators held when the project was last served.
@@ -282,10 +295,10 @@ impl Store {
     }
 
     /// Runs `change` in one transaction: on success all its changes are on disk, on failure none.
-    pub fn write<R>(&self, change: impl FnOnce(&mut Writer) -> Result<R>) -> Result<R> {
+    pub fn write<R>(&self, change: impl FnOnce(&mut StoreTransaction) -> Result<R>) -> Result<R> {
         let mut database = self.lock();
         database.begin()?;
-        let done = change(&mut Writer(database.as_mut())).and_then(|value| database.commit().map(|()| value));
+        let done = change(&mut StoreTransaction(database.as_mut())).and_then(|value| database.commit().map(|()| value));
         if done.is_err() {
             database.roll_back();
         }
@@ -293,9 +306,13 @@ impl Store {
     }
 
     /// Adds rows in one transaction. `insert` returns the number of rows that it inserted.
-    fn add<T>(&self, rows: &[T], mut insert: impl FnMut(&mut Writer, &T) -> Result<u64>) -> Result<Added> {
+    fn add<T>(
+        &self,
+        rows: &[T],
+        mut insert: impl FnMut(&mut StoreTransaction, &T) -> Result<u64>,
+    ) -> Result<InsertCounts> {
         self.write(|w| {
-            let mut added = Added::default();
+            let mut added = InsertCounts::default();
             for row in rows {
                 match insert(w, row)? {
                     0 => added.known += 1,
@@ -306,12 +323,12 @@ impl Store {
         })
     }
 
-    fn read<T>(&self, sql: &str, row: impl Fn(&mut Row) -> Result<T>) -> Result<Vec<T>> {
+    fn read<T>(&self, sql: &str, row: impl Fn(&mut SqlRow) -> Result<T>) -> Result<Vec<T>> {
         let rows = self.query(sql, &[])?;
-        rows.into_iter().map(|mut r| row(&mut r)).collect::<Result<_>>().context(|| self.place())
+        rows.into_iter().map(|mut r| row(&mut r)).collect::<Result<_>>().context(|| self.location())
     }
 
-    fn query(&self, sql: &str, values: &[Bound]) -> Result<Vec<Row>> {
+    fn query(&self, sql: &str, values: &[SqlParameter]) -> Result<Vec<SqlRow>> {
         self.lock().query(sql, values)
     }
 
@@ -342,10 +359,10 @@ fn version(database: &mut dyn Database) -> Result<i64> {
 }
 
 /// Creates the tables and writes the settings.
-fn fill(database: &mut dyn Database, settings: &Settings) -> Result<()> {
+fn fill(database: &mut dyn Database, settings: &ProjectSettings) -> Result<()> {
     migrate(database, 0)?;
     database
-        .execute("INSERT INTO meta (key, value) VALUES ('settings', $1)", &[Bound::Text(&json(settings)?)])
+        .execute("INSERT INTO meta (key, value) VALUES ('settings', $1)", &[SqlParameter::Text(&json(settings)?)])
         .map(drop)
 }
 
@@ -358,12 +375,12 @@ fn migrate(database: &mut dyn Database, version: i64) -> Result<()> {
     database.begin()?;
     let mut run = || -> Result<()> {
         for step in steps {
-            let sql = step.replace("{id}", database.numbered());
+            let sql = step.replace("{id}", database.primary_key_sql());
             database.script(&sql)?;
         }
         let sql = "INSERT INTO meta (key, value) VALUES ('version', $1) \
                    ON CONFLICT (key) DO UPDATE SET value = excluded.value";
-        database.execute(sql, &[Bound::Text(&schema::version().to_string())])?;
+        database.execute(sql, &[SqlParameter::Text(&schema::version().to_string())])?;
         database.commit()
     };
     let done = run();

@@ -1,8 +1,8 @@
 //! Stores a project in one SQLite file with a write-ahead log.
 
-use super::database::{Bound, Cell, Database, Row, check_text};
+use super::database::{Database, SqlParameter, SqlRow, SqlValue, check_text};
 use crate::error::{Error, Result};
-use crate::fsutil::{Access, create_new, io_error, without_links};
+use crate::fsutil::{FileAccess, create_new, io_error, no_follow_options};
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, ToSql, params_from_iter};
 use rustix::fs::{FlockOperation, flock};
@@ -39,7 +39,7 @@ impl Sqlite {
     /// Creates an empty project file that only its owner can read. SQLite gives its auxiliary files the same
     /// permissions.
     pub fn create(path: &Path) -> Result<Self> {
-        create_new(path, Access::Owner).map_err(|e| io_error("making", path, e))?;
+        create_new(path, FileAccess::OwnerOnly).map_err(|e| io_error("making", path, e))?;
         let new = Self::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let mark = format!("PRAGMA application_id = {APPLICATION}");
         new.connection.execute_batch(&mark).map_err(|e| new.error(e))?;
@@ -106,7 +106,7 @@ fn explain(path: &Path, e: &rusqlite::Error) -> Error {
     }
 }
 
-impl ToSql for Bound<'_> {
+impl ToSql for SqlParameter<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         Ok(match self {
             Self::Null => ToSqlOutput::Owned(Value::Null),
@@ -118,7 +118,7 @@ impl ToSql for Bound<'_> {
 }
 
 /// Replaces `$1` by `?1`, SQLite's form of a numbered value.
-fn spelled(sql: &str) -> String {
+fn with_sqlite_placeholders(sql: &str) -> String {
     sql.replace('$', "?")
 }
 
@@ -127,31 +127,31 @@ impl Database for Sqlite {
         self.path.display().to_string()
     }
 
-    fn execute(&mut self, sql: &str, values: &[Bound]) -> Result<u64> {
+    fn execute(&mut self, sql: &str, values: &[SqlParameter]) -> Result<u64> {
         check_text(values)?;
-        let run = || self.connection.prepare_cached(&spelled(sql))?.execute(params_from_iter(values));
+        let run = || self.connection.prepare_cached(&with_sqlite_placeholders(sql))?.execute(params_from_iter(values));
         run().map(|n| n as u64).map_err(|e| self.error(e))
     }
 
-    fn query(&mut self, sql: &str, values: &[Bound]) -> Result<Vec<Row>> {
+    fn query(&mut self, sql: &str, values: &[SqlParameter]) -> Result<Vec<SqlRow>> {
         check_text(values)?;
-        let run = || -> rusqlite::Result<Vec<Row>> {
-            let mut statement = self.connection.prepare_cached(&spelled(sql))?;
+        let run = || -> rusqlite::Result<Vec<SqlRow>> {
+            let mut statement = self.connection.prepare_cached(&with_sqlite_placeholders(sql))?;
             let width = statement.column_count();
             let mut rows = statement.query(params_from_iter(values))?;
             let mut all = Vec::new();
             while let Some(row) = rows.next()? {
                 let cell = |i| {
                     Ok(match row.get_ref(i)? {
-                        ValueRef::Null => Cell::Null,
-                        ValueRef::Integer(n) => Cell::Int(n),
-                        ValueRef::Real(x) => Cell::Real(x),
+                        ValueRef::Null => SqlValue::Null,
+                        ValueRef::Integer(n) => SqlValue::Int(n),
+                        ValueRef::Real(x) => SqlValue::Real(x),
                         ValueRef::Text(text) | ValueRef::Blob(text) => {
-                            Cell::Text(String::from_utf8_lossy(text).into_owned())
+                            SqlValue::Text(String::from_utf8_lossy(text).into_owned())
                         }
                     })
                 };
-                all.push(Row::new((0..width).map(cell).collect::<rusqlite::Result<_>>()?));
+                all.push(SqlRow::new((0..width).map(cell).collect::<rusqlite::Result<_>>()?));
             }
             Ok(all)
         };
@@ -178,7 +178,7 @@ impl Database for Sqlite {
         }
     }
 
-    fn numbered(&self) -> &'static str {
+    fn primary_key_sql(&self) -> &'static str {
         "INTEGER PRIMARY KEY"
     }
 
@@ -186,7 +186,7 @@ impl Database for Sqlite {
         Ok(self.number("PRAGMA application_id")? == APPLICATION)
     }
 
-    fn own(&mut self) -> Result<()> {
+    fn lock_for_serving(&mut self) -> Result<()> {
         let damage: String =
             self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(|e| self.error(e))?;
         if damage != "ok" {
@@ -194,7 +194,7 @@ impl Database for Sqlite {
                 .hint("restore it from a copy, or recover what is readable: sqlite3 FILE .recover"));
         }
         let path = self.lock_file();
-        let mut options = without_links();
+        let mut options = no_follow_options();
         let open = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let mut file = open.map_err(|e| io_error("opening", &path, e))?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {

@@ -8,13 +8,13 @@ use super::desk::Desk;
 use super::store::Store;
 use crate::error::{Error, Result};
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
-use state::{Screen, Step};
+use state::{KeyAction, TerminalScreen};
 use std::time::{Duration, Instant};
 
 /// How often the clock is redrawn.
 const TICK: Duration = Duration::from_millis(500);
 /// How often the lease of the task is renewed.
-const ALIVE: Duration = Duration::from_secs(30);
+const KEEP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Locks the project and lets `annotator` judge until they leave.
 ///
@@ -22,28 +22,33 @@ const ALIVE: Duration = Duration::from_secs(30);
 pub fn run(store: Store, annotator: i64) -> Result<()> {
     let settings = store.settings()?;
     let (desk, clerk) = Desk::open(store)?;
-    let mut screen = Screen::new(settings);
+    let mut screen = TerminalScreen::new(settings);
     let mut terminal = ratatui::try_init().map_err(broken)?;
-    let done = work(&mut terminal, &desk, annotator, &mut screen);
+    let done = event_loop(&mut terminal, &desk, annotator, &mut screen);
     ratatui::restore();
-    let _ = desk.wait(annotator, super::desk::Ask::Leave);
+    let _ = desk.ask_and_wait(annotator, super::desk::DeskRequest::Leave);
     drop(desk);
     clerk.join().map_err(|_| Error::bug("the desk's thread panicked"))?;
     done
 }
 
-fn work(terminal: &mut ratatui::DefaultTerminal, desk: &Desk, annotator: i64, screen: &mut Screen) -> Result<()> {
+fn event_loop(
+    terminal: &mut ratatui::DefaultTerminal,
+    desk: &Desk,
+    annotator: i64,
+    screen: &mut TerminalScreen,
+) -> Result<()> {
     let mut alive = Instant::now();
-    screen.answer(desk.wait(annotator, super::desk::Ask::Next));
+    screen.update(desk.ask_and_wait(annotator, super::desk::DeskRequest::Next));
     loop {
         terminal.draw(|frame| view::draw(frame, screen)).map_err(broken)?;
         if !event::poll(TICK).map_err(broken)? {
-            if alive.elapsed() > ALIVE {
+            if alive.elapsed() > KEEP_INTERVAL {
                 alive = Instant::now();
-                let ask = if screen.waits() { super::desk::Ask::Next } else { super::desk::Ask::Keep };
-                let turn = desk.wait(annotator, ask);
+                let turn = if screen.waits() { super::desk::DeskRequest::Next } else { super::desk::DeskRequest::Keep };
+                let turn = desk.ask_and_wait(annotator, turn);
                 if screen.waits() {
-                    screen.answer(turn);
+                    screen.update(turn);
                 }
             }
             continue;
@@ -53,9 +58,9 @@ fn work(terminal: &mut ratatui::DefaultTerminal, desk: &Desk, annotator: i64, sc
             continue;
         }
         match screen.key(key) {
-            Step::Stay => {}
-            Step::Ask(ask) => screen.answer(desk.wait(annotator, ask)),
-            Step::Leave => return Ok(()),
+            KeyAction::Stay => {}
+            KeyAction::Ask(turn) => screen.update(desk.ask_and_wait(annotator, turn)),
+            KeyAction::Leave => return Ok(()),
         }
     }
 }

@@ -1,25 +1,25 @@
 //! Holds the state of the terminal screen and decides what a key does. Pure, so that it can be tested without a
 //! terminal.
 
-use crate::label::desk::{Ask, No, Turn};
-use crate::label::record::{Columns, Settings};
-use crate::label::screen::{Ballot, SideChoice, Task};
-use crate::label::session::{Progress, Refusal};
+use crate::label::assignment::{LabelProgress, TaskRefusal};
+use crate::label::desk::{DeskError, DeskRequest, DeskResponse};
+use crate::label::record::{JsonMap, ProjectSettings};
+use crate::label::screen::{ScreenTask, ScreenVote, SideChoice};
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use serde_json::Value;
 use std::time::Instant;
 
 /// What the event loop does after a key.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Step {
+pub enum KeyAction {
     Stay,
-    Ask(Ask),
+    Ask(DeskRequest),
     Leave,
 }
 
 /// What keys currently do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+pub enum KeyMode {
     Judge,
     /// Keys write a note.
     Note,
@@ -33,17 +33,17 @@ pub enum Mode {
 
 /// A vote in preparation: everything except the choice.
 #[derive(Debug, Clone, Default)]
-pub struct Draft {
+pub struct VoteDraft {
     pub note: String,
     pub edited: String,
     pub flagged: bool,
     pub strength: Option<i64>,
-    ratings: Columns,
+    ratings: JsonMap,
     /// Position of the next rating: criterion `at / 2`, side `at % 2` (left, right).
     pub at: usize,
 }
 
-impl Draft {
+impl VoteDraft {
     pub fn rating(&self, criterion: &str, side: &str) -> Option<i64> {
         self.ratings.get(criterion)?.get(side)?.as_i64()
     }
@@ -53,7 +53,7 @@ impl Draft {
     }
 
     fn rate(&mut self, criterion: &str, side: &str, rating: Option<i64>) {
-        let sides = self.ratings.entry(criterion).or_insert_with(|| Value::Object(Columns::new()));
+        let sides = self.ratings.entry(criterion).or_insert_with(|| Value::Object(JsonMap::new()));
         let Some(sides) = sides.as_object_mut() else { return };
         match rating {
             Some(n) => drop(sides.insert(side.into(), n.into())),
@@ -67,30 +67,30 @@ impl Draft {
 pub const SIDES: [&str; 2] = ["left", "right"];
 
 /// State of the screen.
-pub struct Screen {
-    pub settings: Settings,
-    pub task: Option<Task>,
+pub struct TerminalScreen {
+    pub settings: ProjectSettings,
+    pub task: Option<ScreenTask>,
     wait: bool,
-    pub progress: Progress,
-    pub draft: Draft,
-    pub mode: Mode,
+    pub progress: LabelProgress,
+    pub draft: VoteDraft,
+    pub mode: KeyMode,
     pub scroll: u16,
     /// Message for the person: what went wrong.
     pub news: Option<String>,
     since: Instant,
     /// The last vote that was sent, until it is acknowledged. Sent again, it keeps its request id.
-    pending: Option<Ballot>,
+    pending: Option<ScreenVote>,
 }
 
-impl Screen {
-    pub fn new(settings: Settings) -> Self {
+impl TerminalScreen {
+    pub fn new(settings: ProjectSettings) -> Self {
         Self {
             settings,
             task: None,
             wait: false,
-            progress: Progress { mine: 0, given: 0, wanted: 0 },
-            draft: Draft::default(),
-            mode: Mode::Judge,
+            progress: LabelProgress { mine: 0, given: 0, wanted: 0 },
+            draft: VoteDraft::default(),
+            mode: KeyMode::Judge,
             scroll: 0,
             news: None,
             since: Instant::now(),
@@ -109,12 +109,12 @@ impl Screen {
     }
 
     /// Takes over the response of the desk.
-    pub fn answer(&mut self, turn: Result<Turn, No>) {
+    pub fn update(&mut self, turn: Result<DeskResponse, DeskError>) {
         match turn {
-            Ok(Turn { task, wait, progress }) => {
+            Ok(DeskResponse { task, wait, progress }) => {
                 self.pending = None;
                 let before = task.as_ref().and_then(|t| t.before.clone());
-                self.draft = before.map_or_else(Draft::default, |b| Draft {
+                self.draft = before.map_or_else(VoteDraft::default, |b| VoteDraft {
                     note: b.note.unwrap_or_default(),
                     edited: b.edited.unwrap_or_default(),
                     flagged: b.flagged,
@@ -123,57 +123,61 @@ impl Screen {
                     at: 0,
                 });
                 (self.task, self.wait, self.progress) = (task, wait, progress);
-                (self.scroll, self.mode, self.news) = (0, Mode::Judge, None);
+                (self.scroll, self.mode, self.news) = (0, KeyMode::Judge, None);
                 self.since = Instant::now();
             }
             Err(no) => {
                 self.news = Some(match no {
-                    No::Wrong(why) => why,
-                    No::Refused(Refusal::NothingGiven) => "there is nothing to undo".into(),
-                    No::Refused(Refusal::Taken) => "others have judged this task meanwhile; press r for another".into(),
-                    No::Refused(Refusal::NotYours) => "this task is not yours any more; press r for another".into(),
-                    No::NotSaved(e) => format!("{}; the same key sends it again", e.message()),
+                    DeskError::Invalid(why) => why,
+                    DeskError::Refused(TaskRefusal::NothingGiven) => "there is nothing to undo".into(),
+                    DeskError::Refused(TaskRefusal::Taken) => {
+                        "others have judged this task meanwhile; press r for another".into()
+                    }
+                    DeskError::Refused(TaskRefusal::NotYours) => {
+                        "this task is not yours any more; press r for another".into()
+                    }
+                    DeskError::NotSaved(e) => format!("{}; the same key sends it again", e.message()),
                 });
             }
         }
     }
 
     /// Handles a key; returns what to do next.
-    pub fn key(&mut self, key: KeyEvent) -> Step {
+    pub fn key(&mut self, key: KeyEvent) -> KeyAction {
         if key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c') {
-            return Step::Leave;
+            return KeyAction::Leave;
         }
         match self.mode {
-            Mode::Note | Mode::Edit => self.write(key),
-            Mode::Rate => self.rate(key.code),
-            Mode::Help | Mode::Guidelines => {
-                self.mode = Mode::Judge;
-                Step::Stay
+            KeyMode::Note | KeyMode::Edit => self.write(key),
+            KeyMode::Rate => self.rate(key.code),
+            KeyMode::Help | KeyMode::Guidelines => {
+                self.mode = KeyMode::Judge;
+                KeyAction::Stay
             }
-            Mode::Judge => self.judge(key.code),
+            KeyMode::Judge => self.judge(key.code),
         }
     }
 
-    fn write(&mut self, key: KeyEvent) -> Step {
-        let text = if self.mode == Mode::Note { &mut self.draft.note } else { &mut self.draft.edited };
+    fn write(&mut self, key: KeyEvent) -> KeyAction {
+        let text = if self.mode == KeyMode::Note { &mut self.draft.note } else { &mut self.draft.edited };
         match key.code {
-            KeyCode::Esc => self.mode = Mode::Judge,
+            KeyCode::Esc => self.mode = KeyMode::Judge,
             KeyCode::Enter => text.push('\n'),
             KeyCode::Backspace => drop(text.pop()),
             KeyCode::Char('u') if key.modifiers.contains(KeyModifiers::CONTROL) => text.clear(),
             KeyCode::Char(c) if !key.modifiers.contains(KeyModifiers::CONTROL) => text.push(c),
             _ => {}
         }
-        Step::Stay
+        KeyAction::Stay
     }
 
-    fn rate(&mut self, code: KeyCode) -> Step {
+    fn rate(&mut self, code: KeyCode) -> KeyAction {
         let cells = 2 * self.settings.criteria.len();
         let at = self.draft.at;
         let criterion = &self.settings.criteria[at / 2];
         let side = SIDES[at % 2];
         match code {
-            KeyCode::Esc | KeyCode::Enter | KeyCode::Char('c') => self.mode = Mode::Judge,
+            KeyCode::Esc | KeyCode::Enter | KeyCode::Char('c') => self.mode = KeyMode::Judge,
             KeyCode::Tab | KeyCode::Right => self.draft.at = (at + 1) % cells,
             KeyCode::BackTab | KeyCode::Left => self.draft.at = (at + cells - 1) % cells,
             KeyCode::Down | KeyCode::Char('j') => self.draft.at = (at + 2) % cells,
@@ -189,16 +193,16 @@ impl Screen {
             }
             _ => {}
         }
-        Step::Stay
+        KeyAction::Stay
     }
 
-    fn judge(&mut self, code: KeyCode) -> Step {
+    fn judge(&mut self, code: KeyCode) -> KeyAction {
         match code {
-            KeyCode::Char('q') | KeyCode::Esc => return Step::Leave,
-            KeyCode::Char('u') => return Step::Ask(Ask::Undo),
-            KeyCode::Char('r') => return Step::Ask(Ask::Next),
-            KeyCode::Char('?') => self.mode = Mode::Help,
-            KeyCode::Char('g') => self.mode = Mode::Guidelines,
+            KeyCode::Char('q') | KeyCode::Esc => return KeyAction::Leave,
+            KeyCode::Char('u') => return KeyAction::Ask(DeskRequest::Undo),
+            KeyCode::Char('r') => return KeyAction::Ask(DeskRequest::Next),
+            KeyCode::Char('?') => self.mode = KeyMode::Help,
+            KeyCode::Char('g') => self.mode = KeyMode::Guidelines,
             KeyCode::Down | KeyCode::Char('j') => self.scroll = self.scroll.saturating_add(1),
             KeyCode::Up | KeyCode::Char('k') => self.scroll = self.scroll.saturating_sub(1),
             KeyCode::PageDown | KeyCode::Char(' ') => self.scroll = self.scroll.saturating_add(10),
@@ -210,9 +214,9 @@ impl Screen {
             KeyCode::Char('b') => return self.vote(SideChoice::BothBad),
             KeyCode::Char('s') => return self.vote(SideChoice::Skip),
             KeyCode::Char('f') => self.draft.flagged = !self.draft.flagged,
-            KeyCode::Char('n') => self.mode = Mode::Note,
-            KeyCode::Char('e') if self.settings.edit => self.mode = Mode::Edit,
-            KeyCode::Char('c') if !self.settings.criteria.is_empty() => self.mode = Mode::Rate,
+            KeyCode::Char('n') => self.mode = KeyMode::Note,
+            KeyCode::Char('e') if self.settings.edit => self.mode = KeyMode::Edit,
+            KeyCode::Char('c') if !self.settings.criteria.is_empty() => self.mode = KeyMode::Rate,
             KeyCode::Char('m') if self.settings.strength => {
                 self.draft.strength = match self.draft.strength {
                     Some(3) => None,
@@ -221,16 +225,16 @@ impl Screen {
             }
             _ => {}
         }
-        Step::Stay
+        KeyAction::Stay
     }
 
-    fn vote(&mut self, choice: SideChoice) -> Step {
-        let Some(task) = &self.task else { return Step::Stay };
+    fn vote(&mut self, choice: SideChoice) -> KeyAction {
+        let Some(task) = &self.task else { return KeyAction::Stay };
         let again =
             self.pending.as_ref().filter(|b| b.task == task.id && b.choice == choice).map(|b| b.request.clone());
         let one = matches!(choice, SideChoice::Left | SideChoice::Right);
         let text = |text: &String| Some(text.clone()).filter(|t| !t.trim().is_empty());
-        let ballot = Ballot {
+        let ballot = ScreenVote {
             task: task.id,
             choice,
             strength: self.draft.strength.filter(|_| one),
@@ -242,7 +246,7 @@ impl Screen {
             request: again.unwrap_or_else(request),
         };
         self.pending = Some(ballot.clone());
-        Step::Ask(Ask::Vote(ballot))
+        KeyAction::Ask(DeskRequest::Vote(ballot))
     }
 }
 
@@ -255,24 +259,24 @@ fn request() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::label::record::{Criterion, Prompt};
-    use crate::label::screen::Before;
+    use crate::label::record::{Criterion, StoredPrompt};
+    use crate::label::screen::UndoneVote;
     use serde_json::json;
 
-    fn turn(before: Option<Before>) -> Turn {
-        let prompt = Prompt { id: 1, key: "k".into(), messages: json!([]), columns: Columns::new() };
-        let task = Task { id: 5, prompt, left: "L".into(), right: "R".into(), before };
-        Turn { task: Some(task), wait: false, progress: Progress { mine: 1, given: 1, wanted: 9 } }
+    fn turn(before: Option<UndoneVote>) -> DeskResponse {
+        let prompt = StoredPrompt { id: 1, key: "k".into(), messages: json!([]), columns: JsonMap::new() };
+        let task = ScreenTask { id: 5, prompt, left: "L".into(), right: "R".into(), before };
+        DeskResponse { task: Some(task), wait: false, progress: LabelProgress { mine: 1, given: 1, wanted: 9 } }
     }
 
-    fn press(screen: &mut Screen, keys: &str) -> Step {
+    fn press(screen: &mut TerminalScreen, keys: &str) -> KeyAction {
         let key = |c| KeyEvent::from(if c == '\u{1b}' { KeyCode::Esc } else { KeyCode::Char(c) });
         keys.chars().map(|c| screen.key(key(c))).last().unwrap()
     }
 
-    fn screen() -> Screen {
-        let mut screen = Screen::new(Settings { strength: true, ..Settings::default() });
-        screen.answer(Ok(turn(None)));
+    fn screen() -> TerminalScreen {
+        let mut screen = TerminalScreen::new(ProjectSettings { strength: true, ..ProjectSettings::default() });
+        screen.update(Ok(turn(None)));
         screen
     }
 
@@ -285,55 +289,57 @@ mod tests {
             ("b", SideChoice::BothBad),
             ("s", SideChoice::Skip),
         ] {
-            let Step::Ask(Ask::Vote(ballot)) = press(&mut screen(), keys) else { panic!("{keys}") };
+            let KeyAction::Ask(DeskRequest::Vote(ballot)) = press(&mut screen(), keys) else { panic!("{keys}") };
             assert_eq!((ballot.task, ballot.choice, ballot.flagged), (5, choice, false));
         }
-        let Step::Ask(Ask::Vote(all)) = press(&mut screen(), "fmmnwhy 1?\u{1b}ebetter\u{1b}2") else { panic!() };
+        let KeyAction::Ask(DeskRequest::Vote(all)) = press(&mut screen(), "fmmnwhy 1?\u{1b}ebetter\u{1b}2") else {
+            panic!()
+        };
         assert_eq!((all.flagged, all.strength, all.note.as_deref()), (true, Some(2), Some("why 1?")));
         assert_eq!((all.edited.as_deref(), all.choice), (Some("better"), SideChoice::Right));
-        let Step::Ask(Ask::Vote(tie)) = press(&mut screen(), "mt") else { panic!() };
+        let KeyAction::Ask(DeskRequest::Vote(tie)) = press(&mut screen(), "mt") else { panic!() };
         assert_eq!(tie.strength, None);
-        assert_eq!(press(&mut screen(), "u"), Step::Ask(Ask::Undo));
-        assert_eq!(press(&mut screen(), "?1"), Step::Stay);
-        assert_eq!(press(&mut screen(), "q"), Step::Leave);
+        assert_eq!(press(&mut screen(), "u"), KeyAction::Ask(DeskRequest::Undo));
+        assert_eq!(press(&mut screen(), "?1"), KeyAction::Stay);
+        assert_eq!(press(&mut screen(), "q"), KeyAction::Leave);
     }
 
     #[test]
     fn digits_rate_one_answer_after_the_other() {
         let criterion = |name: &str, best| Criterion { name: name.into(), best };
         let criteria = vec![criterion("right", 5), criterion("kind", 10)];
-        let mut s = Screen::new(Settings { criteria, ..Settings::default() });
-        s.answer(Ok(turn(None)));
+        let mut s = TerminalScreen::new(ProjectSettings { criteria, ..ProjectSettings::default() });
+        s.update(Ok(turn(None)));
         // 9 exceeds the first criterion's best rating and is ignored; the 0 key rates 10 for the second.
-        let Step::Ask(Ask::Vote(vote)) = press(&mut s, "c94250\u{1b}1") else { panic!() };
+        let KeyAction::Ask(DeskRequest::Vote(vote)) = press(&mut s, "c94250\u{1b}1") else { panic!() };
         let said = json!({ "right": { "left": 4, "right": 2 }, "kind": { "left": 5, "right": 10 } });
         assert_eq!((Value::Object(vote.ratings), vote.choice), (said, SideChoice::Left));
-        s.answer(Ok(turn(None)));
+        s.update(Ok(turn(None)));
         press(&mut s, "c3");
         s.key(KeyEvent::from(KeyCode::Left));
         s.key(KeyEvent::from(KeyCode::Backspace));
-        let Step::Ask(Ask::Vote(vote)) = press(&mut s, "c2") else { panic!() };
-        assert_eq!(vote.ratings, Columns::new());
+        let KeyAction::Ask(DeskRequest::Vote(vote)) = press(&mut s, "c2") else { panic!() };
+        assert_eq!(vote.ratings, JsonMap::new());
     }
 
     #[test]
     fn a_vote_that_was_not_saved_keeps_its_name_and_an_undone_one_its_words() {
         let mut s = screen();
-        let Step::Ask(Ask::Vote(first)) = press(&mut s, "1") else { panic!() };
-        s.answer(Err(No::NotSaved(crate::error::Error::user("the disk is full"))));
+        let KeyAction::Ask(DeskRequest::Vote(first)) = press(&mut s, "1") else { panic!() };
+        s.update(Err(DeskError::NotSaved(crate::error::Error::user("the disk is full"))));
         assert!(s.news.as_deref().is_some_and(|n| n.contains("the disk is full")));
-        let Step::Ask(Ask::Vote(again)) = press(&mut s, "1") else { panic!() };
+        let KeyAction::Ask(DeskRequest::Vote(again)) = press(&mut s, "1") else { panic!() };
         assert_eq!(first.request, again.request);
-        let before = Before {
+        let before = UndoneVote {
             choice: SideChoice::Left,
             strength: Some(3),
-            ratings: Columns::new(),
+            ratings: JsonMap::new(),
             note: Some("n".into()),
             flagged: true,
             edited: None,
         };
-        s.answer(Ok(turn(Some(before))));
-        let Step::Ask(Ask::Vote(new)) = press(&mut s, "2") else { panic!() };
+        s.update(Ok(turn(Some(before))));
+        let KeyAction::Ask(DeskRequest::Vote(new)) = press(&mut s, "2") else { panic!() };
         assert_eq!((new.note.as_deref(), new.flagged, new.strength), (Some("n"), true, Some(3)));
         assert_ne!(new.request, first.request);
     }

@@ -1,6 +1,6 @@
 //! Draws the terminal screen: the prompt above, the two answers side by side, the keys below.
 
-use super::state::{Mode, SIDES, Screen};
+use super::state::{KeyMode, SIDES, TerminalScreen};
 use crate::characters::{has_right_to_left, is_right_to_left, printable};
 use crate::label::record::Criterion;
 use ratatui::Frame;
@@ -14,7 +14,7 @@ use serde_json::Value;
 const NARROW: u16 = 90;
 
 /// Draws the whole screen.
-pub fn draw(frame: &mut Frame, screen: &Screen) {
+pub fn draw(frame: &mut Frame, screen: &TerminalScreen) {
     let [top, middle, bottom] =
         Layout::vertical([Constraint::Length(1), Constraint::Min(3), Constraint::Length(2)]).areas(frame.area());
     let p = &screen.progress;
@@ -37,22 +37,22 @@ pub fn draw(frame: &mut Frame, screen: &Screen) {
     }
     frame.render_widget(Paragraph::new(keys(screen)), bottom);
     match screen.mode {
-        Mode::Note => window(frame, "Note (Esc goes back)", &format!("{}▏", plain(&screen.draft.note))),
-        Mode::Edit => window(
+        KeyMode::Note => window(frame, "Note (Esc goes back)", &format!("{}▏", plain(&screen.draft.note))),
+        KeyMode::Edit => window(
             frame,
             "A better answer (Esc goes back, Ctrl-U empties)",
             &format!("{}▏", plain(&screen.draft.edited)),
         ),
-        Mode::Rate => {
+        KeyMode::Rate => {
             window(frame, "Ratings (digits; ← → Tab move, Backspace empties, Esc goes back)", &ratings(screen))
         }
-        Mode::Help => window(frame, "Keys (any key goes back)", HELP),
-        Mode::Guidelines => {
+        KeyMode::Help => window(frame, "Keys (any key goes back)", HELP),
+        KeyMode::Guidelines => {
             let text = &screen.settings.guidelines;
             let text = if text.is_empty() { "none".into() } else { plain(text) };
             window(frame, "Guidelines (any key goes back)", &text);
         }
-        Mode::Judge => {}
+        KeyMode::Judge => {}
     }
 }
 
@@ -60,7 +60,7 @@ const HELP: &str = "1 2      that answer is better\nt        tie\nb        both 
                     u        undo your last vote\nf        flag it\nn        write a note\ne        write a better answer\n\
                     m        how much better, before you choose\nc        ratings, where the project asks for them\ng        guidelines\nj k ↓ ↑  scroll\nr        look again\nq        leave";
 
-fn task(frame: &mut Frame, screen: &Screen, area: Rect) {
+fn task(frame: &mut Frame, screen: &TerminalScreen, area: Rect) {
     let Some(task) = &screen.task else { return };
     let asked = conversation(&task.prompt.messages);
     let rows = asked.lines().map(|l| l.chars().count() / usize::from(area.width.max(8) - 4) + 1).sum::<usize>();
@@ -83,7 +83,7 @@ fn task(frame: &mut Frame, screen: &Screen, area: Rect) {
     }
 }
 
-fn keys(screen: &Screen) -> Text<'static> {
+fn keys(screen: &TerminalScreen) -> Text<'static> {
     let flag = if screen.draft.flagged { " [flagged]" } else { "" };
     let strength = match screen.draft.strength {
         Some(n) => format!(" [{} better]", ["slightly", "clearly", "far"][(n - 1).clamp(0, 2) as usize]),
@@ -103,7 +103,7 @@ fn keys(screen: &Screen) -> Text<'static> {
 }
 
 /// Returns one line per criterion, with brackets around the rating that the next digit sets.
-fn ratings(screen: &Screen) -> String {
+fn ratings(screen: &TerminalScreen) -> String {
     let width = screen.settings.criteria.iter().map(|c| c.name.chars().count()).max().unwrap_or(0);
     let line = |(i, c): (usize, &Criterion)| {
         let side = |(k, side): (usize, &&str)| {
@@ -158,10 +158,10 @@ fn plain(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::label::desk::Turn;
-    use crate::label::record::{Columns, Prompt, Settings};
-    use crate::label::screen::Task;
-    use crate::label::session::Progress;
+    use crate::label::assignment::LabelProgress;
+    use crate::label::desk::DeskResponse;
+    use crate::label::record::{JsonMap, ProjectSettings, StoredPrompt};
+    use crate::label::screen::ScreenTask;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
     use serde_json::json;
@@ -171,11 +171,15 @@ mod tests {
     }
 
     fn drawn_with(left: &str, right: &str, width: u16, height: u16) -> String {
-        let mut screen = Screen::new(Settings::default());
+        let mut screen = TerminalScreen::new(ProjectSettings::default());
         let messages = json!([{ "role": "user", "content": "Why is the sky blue?" }]);
-        let prompt = Prompt { id: 1, key: "k".into(), messages, columns: Columns::new() };
-        let task = Task { id: 5, prompt, left: left.into(), right: right.into(), before: None };
-        screen.answer(Ok(Turn { task: Some(task), wait: false, progress: Progress { mine: 3, given: 4, wanted: 9 } }));
+        let prompt = StoredPrompt { id: 1, key: "k".into(), messages, columns: JsonMap::new() };
+        let task = ScreenTask { id: 5, prompt, left: left.into(), right: right.into(), before: None };
+        screen.update(Ok(DeskResponse {
+            task: Some(task),
+            wait: false,
+            progress: LabelProgress { mine: 3, given: 4, wanted: 9 },
+        }));
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         terminal.draw(|frame| draw(frame, &screen)).unwrap();
         terminal.backend().to_string()

@@ -8,14 +8,14 @@
 
 use super::cache::teacher_hash;
 use super::spec::{DistillSpec, GenerateSpec, TeacherSpec};
-use crate::data::Prompts;
-use crate::data::prompts::Room;
+use crate::data::PromptSet;
+use crate::data::prompts::PromptLimits;
 use crate::error::{Error, Result};
-use crate::methods::Ground;
-use crate::methods::rollout::{Rollout, Sample, SamplingSpec, gate};
+use crate::methods::DataContext;
+use crate::methods::rollout::{RolloutSampler, SampledAnswer, SamplingSpec, check_reward_models};
 use crate::models::{self, Model};
 use crate::report;
-use crate::rewards::Rewards;
+use crate::rewards::RewardSources;
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -26,18 +26,18 @@ use tch::{Device, Kind};
 const REWARDS: &str = "method.distill.generate.rewards";
 
 /// A teacher that writes answers.
-pub struct Writer {
+pub struct AnswerWriter {
     spec: GenerateSpec,
     teacher: TeacherSpec,
     model: Model,
-    rollout: Rollout,
+    rollout: RolloutSampler,
     seed: u64,
 }
 
-impl Writer {
+impl AnswerWriter {
     /// Reads the training prompts of `ground`, whose tokenizer is the teacher's, and loads the teacher on `device`, in
     /// `kind` unless it sets a dtype of its own.
-    pub fn open(spec: &DistillSpec, ground: &Ground, device: Device, kind: Kind) -> Result<Self> {
+    pub fn open(spec: &DistillSpec, ground: &DataContext, device: Device, kind: Kind) -> Result<Self> {
         let [teacher] = spec.teachers.as_slice() else {
             return Err(Error::user(format!(
                 "--generate needs exactly one teacher, the recipe names {}",
@@ -47,10 +47,10 @@ impl Writer {
         };
         let (own, teacher) = (spec.generate.clone().unwrap_or_default(), teacher.clone());
         let rewards = match own.rewards.as_slice() {
-            [] => Rewards::of(Vec::new()),
+            [] => RewardSources::from_sources(Vec::new()),
             list => {
-                gate(list, REWARDS)?;
-                Rewards::open(list, REWARDS)?
+                check_reward_models(list, REWARDS)?;
+                RewardSources::open(list, REWARDS)?
             }
         };
         let sampling = SamplingSpec {
@@ -59,15 +59,18 @@ impl Writer {
             stop: own.stop.clone(),
             ..SamplingSpec::default()
         };
-        let room =
-            Room { longest: ground.max_len, on_overflow: ground.on_overflow, tolerance: ground.overflow_tolerance };
-        let prompts = Rc::new(Prompts::open(ground.train, &ground.tokenizer, room)?);
+        let room = PromptLimits {
+            longest: ground.max_len,
+            on_overflow: ground.on_overflow,
+            tolerance: ground.overflow_tolerance,
+        };
+        let prompts = Rc::new(PromptSet::open(ground.train, &ground.tokenizer, room)?);
         prompts.summary.warnings().iter().for_each(report::warn);
         let tokenizer = ground.tokenizer.clone();
-        let rollout = Rollout::new(prompts, tokenizer, Rc::new(RefCell::new(rewards)), sampling, ground.seed)?;
+        let rollout = RolloutSampler::new(prompts, tokenizer, Rc::new(RefCell::new(rewards)), sampling, ground.seed)?;
         let adapters: Vec<_> = teacher.adapter.iter().cloned().collect();
         let model = models::open(&teacher.path, &adapters, device, teacher.dtype.map_or(kind, |d| d.kind()))?;
-        models::open::need_finite_adapters(&model, &adapters)?;
+        models::open::require_finite_adapters(&model, &adapters)?;
         Ok(Self { spec: own, teacher, model, rollout, seed: ground.seed })
     }
 
@@ -97,10 +100,10 @@ impl Writer {
         let n = self.spec.answers;
         let mut rows = Vec::with_capacity(prompts.len());
         // Each prompt has random streams of its own, so an interrupted run continues with the same answers.
-        let drawn = self.rollout.draw_each(&self.model, &prompts.collect::<Vec<_>>(), n)?;
+        let drawn = self.rollout.sample_by_prompt(&self.model, &prompts.collect::<Vec<_>>(), n)?;
         for answers in drawn.chunks(n) {
-            let worth = |s: &Sample| self.spec.least.is_none_or(|least| s.reward >= least);
-            let good = |s: &&Sample| s.ended && !s.text.trim().is_empty() && worth(s);
+            let worth = |s: &SampledAnswer| self.spec.least.is_none_or(|least| s.reward >= least);
+            let good = |s: &&SampledAnswer| s.ended && !s.text.trim().is_empty() && worth(s);
             // If several have the same reward, the first one.
             let best = answers.iter().filter(good).rev().max_by(|a, b| a.reward.total_cmp(&b.reward));
             rows.push(best.map(|s| self.row(s)).transpose()?);
@@ -108,9 +111,9 @@ impl Writer {
         Ok(rows)
     }
 
-    fn row(&self, sample: &Sample) -> Result<Value> {
+    fn row(&self, sample: &SampledAnswer) -> Result<Value> {
         let prompt = &self.rollout.prompts().rows[sample.prompt];
-        let mut row = prompt.question()?;
+        let mut row = prompt.prompt_row()?;
         row["completion"] = match row["prompt"].is_array() {
             true => json!([{ "role": "assistant", "content": sample.text }]),
             false => json!(sample.text),

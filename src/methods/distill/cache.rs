@@ -10,7 +10,7 @@ use super::spec::{DistillSpec, TeacherSpec};
 use crate::error::{Context, Error, Result};
 use crate::fsutil::{self, hex, read_json, write_json};
 use crate::methods::Split;
-use crate::models::content;
+use crate::models::content_hash;
 use crate::nn::{Weights, weights};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -25,7 +25,7 @@ const FILE: &str = "teaching.json";
 /// Everything that a cache was made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Origin {
+pub struct TeacherCacheOrigin {
     /// SHA-256 of each teacher's files, with its weight in the mean.
     pub teachers: Vec<(String, f64)>,
     /// Fingerprint of tokenizer and chat template.
@@ -40,14 +40,14 @@ pub struct Origin {
 /// The contents of `teaching.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Contents {
-    origin: Origin,
+struct TeacherCacheContents {
+    origin: TeacherCacheOrigin,
     /// The hash of each split's items, and their number.
     splits: BTreeMap<String, (String, usize)>,
 }
 
 /// The distributions of N supervised tokens.
-pub struct Stored {
+pub struct TopTokens {
     /// (N, k) the most likely tokens.
     pub ids: Tensor,
     /// (N, k) their log-probabilities, float32.
@@ -57,9 +57,9 @@ pub struct Stored {
 }
 
 /// An open cache.
-pub struct Cache {
+pub struct TeacherCache {
     folder: PathBuf,
-    contents: Contents,
+    contents: TeacherCacheContents,
     parts: BTreeMap<(Split, usize), Weights>,
 }
 
@@ -73,7 +73,7 @@ fn name(split: Split) -> &'static str {
 /// Computes the SHA-256 of a teacher's files, including its adapter.
 pub fn teacher_hash(spec: &TeacherSpec) -> Result<String> {
     let folders: Vec<&Path> = [Some(&spec.path), spec.adapter.as_ref()].into_iter().flatten().map(|p| &**p).collect();
-    content::hash(&folders)
+    content_hash::hash(&folders)
 }
 
 /// Computes one hash over the hashes of all items.
@@ -83,7 +83,7 @@ pub fn items_hash(hashes: &[u64]) -> String {
     hex(&hash.finalize())
 }
 
-impl Origin {
+impl TeacherCacheOrigin {
     pub fn of(spec: &DistillSpec, tokenizer: String, k: i64, vocabulary: i64) -> Result<Self> {
         let total: f64 = spec.teachers.iter().map(|t| t.weight).sum();
         let teachers = spec.teachers.iter().map(|t| Ok((teacher_hash(t)?, t.weight / total)));
@@ -121,19 +121,19 @@ pub fn bytes(tokens: u64, k: i64) -> u64 {
 }
 
 /// Fills a cache part by part.
-pub struct Writer {
+pub struct TeacherCacheWriter {
     folder: PathBuf,
 }
 
-impl Writer {
+impl TeacherCacheWriter {
     /// Starts a cache, or continues one with the same origin and items. An error if the folder has a cache of
     /// something else.
-    pub fn open(folder: &Path, origin: &Origin, splits: &[(Split, &[u64])]) -> Result<Self> {
-        fsutil::create_owners_dir(folder)?;
+    pub fn open(folder: &Path, origin: &TeacherCacheOrigin, splits: &[(Split, &[u64])]) -> Result<Self> {
+        fsutil::create_private_dir(folder)?;
         let splits = splits.iter().map(|(s, hashes)| (name(*s).to_string(), (items_hash(hashes), hashes.len())));
-        let contents = Contents { origin: origin.clone(), splits: splits.collect() };
+        let contents = TeacherCacheContents { origin: origin.clone(), splits: splits.collect() };
         let file = folder.join(FILE);
-        if file.exists() && read_json::<Contents>(&file)? != contents {
+        if file.exists() && read_json::<TeacherCacheContents>(&file)? != contents {
             return Err(Error::user(format!(
                 "{}: the folder has distributions that were made from something else",
                 folder.display()
@@ -151,7 +151,7 @@ impl Writer {
 
     /// Writes a part: the distributions of its items' supervised tokens, and the number of supervised tokens of each
     /// item.
-    pub fn write(&self, split: Split, part: usize, stored: &Stored, counts: &[i64]) -> Result<()> {
+    pub fn write(&self, split: Split, part: usize, stored: &TopTokens, counts: &[i64]) -> Result<()> {
         let cpu = |t: &Tensor, kind: Kind| t.to_device(tch::Device::Cpu).to_kind(kind).contiguous();
         let (ids, log_probs) = (cpu(&stored.ids, Kind::Int), cpu(&stored.log_probs, Kind::Float));
         let tail = stored.tail.as_ref().map(|t| cpu(t, Kind::Float));
@@ -166,10 +166,10 @@ fn path(folder: &Path, split: Split, part: usize) -> PathBuf {
     folder.join(format!("{}-{part:05}.safetensors", name(split)))
 }
 
-impl Cache {
+impl TeacherCache {
     /// Opens the cache for a run with this origin and these items. An error if the cache was made from anything else
     /// or is not finished.
-    pub fn open(folder: &Path, origin: &Origin, splits: &[(Split, &[u64])]) -> Result<Self> {
+    pub fn open(folder: &Path, origin: &TeacherCacheOrigin, splits: &[(Split, &[u64])]) -> Result<Self> {
         let file = folder.join(FILE);
         let remake = "make it with: ft teach RECIPE";
         if !file.exists() {
@@ -177,9 +177,9 @@ impl Cache {
                 Error::user(format!("{}: no teacher distributions in this folder", folder.display())).hint(remake)
             );
         }
-        let contents: Contents = read_json(&file)?;
+        let contents: TeacherCacheContents = read_json(&file)?;
         // The run accepts whatever number of tokens the cache stores.
-        let differences = contents.origin.differences(&Origin { k: contents.origin.k, ..origin.clone() });
+        let differences = contents.origin.differences(&TeacherCacheOrigin { k: contents.origin.k, ..origin.clone() });
         if !differences.is_empty() {
             return Err(Error::user(format!(
                 "{}: these distributions were made from something else:\n  {}",
@@ -219,7 +219,7 @@ impl Cache {
     }
 
     /// Returns the distributions of the supervised tokens of some items, one item after the other.
-    pub fn get(&self, split: Split, items: &[usize], device: tch::Device) -> Result<Stored> {
+    pub fn get(&self, split: Split, items: &[usize], device: tch::Device) -> Result<TopTokens> {
         let (mut ids, mut log_probs, mut tails) = (Vec::new(), Vec::new(), Vec::new());
         for &item in items {
             let part = &self.parts[&(split, item / PART)];
@@ -248,21 +248,21 @@ impl Cache {
             ))
             .hint("the cache is damaged: remove it and make it again with: ft teach RECIPE"));
         }
-        Ok(Stored { ids, log_probs: Tensor::cat(&log_probs, 0), tail })
+        Ok(TopTokens { ids, log_probs: Tensor::cat(&log_probs, 0), tail })
     }
 }
 
 /// Selects the k most likely tokens of log-probabilities (n, V), and the probability of the others.
-pub fn top(log_probs: &Tensor, k: i64) -> Stored {
+pub fn top_tokens(log_probs: &Tensor, k: i64) -> TopTokens {
     let (values, ids) = log_probs.topk(k, -1, true, true);
     let others = k < log_probs.size()[1];
-    let tail = others.then(|| rest(&values));
-    Stored { ids, log_probs: values, tail }
+    let tail = others.then(|| log_remainder(&values));
+    TopTokens { ids, log_probs: values, tail }
 }
 
 /// Computes log(1 - sum exp) of each row: the log-probability of everything else. The probability is at least 1e-7,
 /// which float32 can distinguish from 0.
-pub fn rest(log_probs: &Tensor) -> Tensor {
+pub fn log_remainder(log_probs: &Tensor) -> Tensor {
     let taken = log_probs.exp().sum_dim_intlist([-1i64].as_slice(), false, Kind::Float);
     (-taken).f_add_scalar(1.0).expect("a float tensor").clamp_min(1e-7).log()
 }

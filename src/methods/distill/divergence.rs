@@ -25,11 +25,11 @@ pub fn divergence(kind: &Divergence, teacher: &Tensor, student: &Tensor) -> Tens
         Divergence::Jsd(j) if j.beta == 0.0 => kl(teacher, student),
         Divergence::Jsd(j) if j.beta == 1.0 => kl(student, teacher),
         Divergence::Jsd(j) => {
-            let mixture = mixed(teacher, j.beta, student);
+            let mixture = log_mixture(teacher, j.beta, student);
             kl(teacher, &mixture) * j.beta + kl(student, &mixture) * (1.0 - j.beta)
         }
-        Divergence::SkewedKl(s) => kl(teacher, &mixed(teacher, s.alpha, student)),
-        Divergence::SkewedReverseKl(s) => kl(student, &mixed(student, s.alpha, teacher)),
+        Divergence::SkewedKl(s) => kl(teacher, &log_mixture(teacher, s.alpha, student)),
+        Divergence::SkewedReverseKl(s) => kl(student, &log_mixture(student, s.alpha, teacher)),
         Divergence::TotalVariation(_) => {
             (teacher.exp() - student.exp()).abs().sum_dim_intlist([-1i64].as_slice(), false, Kind::Float) * 0.5
         }
@@ -49,7 +49,7 @@ fn kl(a: &Tensor, b: &Tensor) -> Tensor {
 }
 
 /// Computes log(share a + (1 - share) b) from log-probabilities.
-fn mixed(a: &Tensor, share: f64, b: &Tensor) -> Tensor {
+fn log_mixture(a: &Tensor, share: f64, b: &Tensor) -> Tensor {
     match share {
         0.0 => b.shallow_clone(),
         1.0 => a.shallow_clone(),

@@ -9,14 +9,14 @@
 //!
 //! Both losses are sums over supervised tokens, like every other loss: h and the rows of A are those at which a
 //! supervised token is predicted. Projections start as the identity if sizes agree. Gradients are computed pair by
-//! pair, and for maps segment by segment, so that only one part is in memory at a time (`nn::chunked::formed`).
+//! pair, and for maps segment by segment, so that only one part is in memory at a time (`nn::chunked::sum_of_parts`).
 
-use super::spec::{Distance, MatchSpec};
+use super::spec::{MatchSpec, StateDistance};
 use crate::error::{Error, Result};
-use crate::methods::sft::Answers;
-use crate::models::{Inside, Look, Model, Output};
-use crate::nn::chunked::{chunks, formed};
-use crate::nn::{Asked, Layer, Param};
+use crate::methods::sft::SupervisedBatch;
+use crate::models::{Activations, ExposedLayers, Model, Output};
+use crate::nn::chunked::{chunks, sum_of_parts};
+use crate::nn::{LayerKind, Param, QueriesAndKeys};
 use crate::rng;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -26,10 +26,10 @@ use tch::{Device, Kind, Tensor};
 const CHUNK: i64 = 256;
 
 /// States and attention of the teacher's layers for a row.
-pub type Shown = Rc<Inside>;
+pub type TeacherLayers = Rc<Activations>;
 
 /// A pair of layers with the projection (teacher's size, student's size) between them.
-struct Pair {
+struct LayerPair {
     name: String,
     student: usize,
     teacher: usize,
@@ -37,26 +37,26 @@ struct Pair {
 }
 
 /// All matched layers with their projections.
-pub struct Matching {
-    hidden: Vec<Pair>,
-    attention: Vec<Pair>,
+pub struct LayerMatching {
+    hidden: Vec<LayerPair>,
+    attention: Vec<LayerPair>,
     spec: MatchSpec,
 }
 
-impl Matching {
+impl LayerMatching {
     /// Chooses the pairs and initialises the projections. From now on both models return the states and attention of
     /// these layers.
     ///
     /// An error if a model lacks a layer that is named.
     pub fn new(spec: &MatchSpec, student: &Model, teacher: &Model, seed: u64) -> Result<Self> {
         let depths = (student.depth(), teacher.depth());
-        let pairs = |what: &str, layers: &[[usize; 2]], sizes: (i64, i64)| -> Result<Vec<Pair>> {
-            let layers = chosen(layers, depths, &format!("method.distill.match.{what}.layers"))?;
-            let pair = |(i, [s, t]): (usize, &[usize; 2])| Pair {
+        let pairs = |what: &str, layers: &[[usize; 2]], sizes: (i64, i64)| -> Result<Vec<LayerPair>> {
+            let layers = layer_pairs(layers, depths, &format!("method.distill.match.{what}.layers"))?;
+            let pair = |(i, [s, t]): (usize, &[usize; 2])| LayerPair {
                 name: format!("match.{what}.{s}-{t}"),
                 student: *s,
                 teacher: *t,
-                projection: beginning(sizes, rng::number(seed, what, i as u64), student.device()),
+                projection: initial_projection(sizes, rng::derived_seed(seed, what, i as u64), student.device()),
             };
             Ok(layers.iter().enumerate().map(pair).collect())
         };
@@ -69,7 +69,7 @@ impl Matching {
             Some(maps) => pairs("attention", &maps.layers, (t.num_attention_heads, s.num_attention_heads))?,
             None => Vec::new(),
         };
-        let look = |of: fn(&Pair) -> usize| Look {
+        let look = |of: fn(&LayerPair) -> usize| ExposedLayers {
             states: hidden.iter().map(of).collect(),
             attention: attention.iter().map(of).collect(),
         };
@@ -78,16 +78,16 @@ impl Matching {
         Ok(Self { hidden, attention, spec: spec.clone() })
     }
 
-    fn pairs(&self) -> impl Iterator<Item = &Pair> {
+    fn pairs(&self) -> impl Iterator<Item = &LayerPair> {
         self.hidden.iter().chain(&self.attention)
     }
 
     /// Returns the projections, for the optimiser.
     pub fn parameters(&self) -> Vec<Param> {
-        let param = |p: &Pair| Param {
+        let param = |p: &LayerPair| Param {
             name: p.name.clone(),
             tensor: p.projection.shallow_clone(),
-            layer: Layer::Linear,
+            layer: LayerKind::Linear,
             adapter: None,
             transposed: false,
         };
@@ -114,21 +114,22 @@ impl Matching {
     }
 
     /// Computes the weighted losses, summed over the row's supervised tokens, with the names of their metrics.
-    pub fn losses(&self, out: &Output, shown: &Inside, answers: &Answers) -> Vec<(&'static str, Tensor)> {
+    pub fn losses(&self, out: &Output, shown: &Activations, answers: &SupervisedBatch) -> Vec<(&'static str, Tensor)> {
         let mut found = Vec::new();
         let mean = |parts: Vec<Tensor>, weight: f64| {
             let pairs = parts.len() as f64;
             Tensor::stack(&parts, 0).sum(Kind::Float) * (weight / pairs)
         };
         if let Some(spec) = &self.spec.hidden {
-            let rows = |inside: &Inside, i: usize| inside.state(i).index_select(0, &answers.at);
-            let one =
-                |p: &Pair| hidden(&rows(&out.inside, p.student), &rows(shown, p.teacher), &p.projection, spec.distance);
+            let rows = |inside: &Activations, i: usize| inside.hidden_state(i).index_select(0, &answers.at);
+            let one = |p: &LayerPair| {
+                hidden_loss(&rows(&out.activations, p.student), &rows(shown, p.teacher), &p.projection, spec.distance)
+            };
             found.push(("match_hidden", mean(self.hidden.iter().map(one).collect(), spec.weight)));
         }
         if let Some(spec) = &self.spec.attention {
-            let one = |p: &Pair| {
-                attention(out.inside.attention(p.student), shown.attention(p.teacher), &p.projection, answers)
+            let one = |p: &LayerPair| {
+                attention_loss(out.activations.attention(p.student), shown.attention(p.teacher), &p.projection, answers)
             };
             found.push(("match_attention", mean(self.attention.iter().map(one).collect(), spec.weight)));
         }
@@ -138,7 +139,7 @@ impl Matching {
 
 /// Returns the given pairs; if none are given, each layer of the student with one of the teacher's, evenly spaced, the
 /// last with the last.
-fn chosen(given: &[[usize; 2]], (student, teacher): (usize, usize), key: &str) -> Result<Vec<[usize; 2]>> {
+fn layer_pairs(given: &[[usize; 2]], (student, teacher): (usize, usize), key: &str) -> Result<Vec<[usize; 2]>> {
     for (what, at, depth) in [("student", 0, student), ("teacher", 1, teacher)] {
         if let Some(pair) = given.iter().find(|pair| pair[at] >= depth) {
             return Err(Error::user(format!("{key}: {pair:?}: the {what} has layers 0 to {}", depth - 1))
@@ -152,12 +153,12 @@ fn chosen(given: &[[usize; 2]], (student, teacher): (usize, usize), key: &str) -
 }
 
 /// Returns the identity if sizes agree, else a random matrix that preserves lengths on average; a float32 leaf.
-fn beginning((rows, columns): (i64, i64), seed: u64, device: Device) -> Tensor {
+fn initial_projection((rows, columns): (i64, i64), seed: u64, device: Device) -> Tensor {
     let options = (Kind::Float, device);
     let first = match rows == columns {
         true => Tensor::eye(rows, options),
         false => {
-            crate::nn::chance::seeded(device, seed, || Tensor::randn([rows, columns], options))
+            crate::nn::randomness::with_seed(device, seed, || Tensor::randn([rows, columns], options))
                 * (columns as f64).powf(-0.5)
         }
     };
@@ -165,13 +166,13 @@ fn beginning((rows, columns): (i64, i64), seed: u64, device: Device) -> Tensor {
 }
 
 /// Computes the distance of `projection student` from `teacher`, summed over rows: (N, D_s) and (N, D_t).
-pub fn hidden(student: &Tensor, teacher: &Tensor, projection: &Tensor, distance: Distance) -> Tensor {
-    formed(&[student, projection], chunks(student.size()[0], CHUNK), |leaves, (start, n)| {
+pub fn hidden_loss(student: &Tensor, teacher: &Tensor, projection: &Tensor, distance: StateDistance) -> Tensor {
+    sum_of_parts(&[student, projection], chunks(student.size()[0], CHUNK), |leaves, (start, n)| {
         let ours = leaves[0].narrow(0, start, n).to_kind(Kind::Float).matmul(&leaves[1].tr()); // (n, D_t)
         let theirs = teacher.narrow(0, start, n).to_kind(Kind::Float);
         match distance {
-            Distance::Mse => (ours - theirs).square().mean_dim([-1i64].as_slice(), false, Kind::Float),
-            Distance::Cosine => -Tensor::cosine_similarity(&ours, &theirs, -1, 1e-8) + 1.0,
+            StateDistance::Mse => (ours - theirs).square().mean_dim([-1i64].as_slice(), false, Kind::Float),
+            StateDistance::Cosine => -Tensor::cosine_similarity(&ours, &theirs, -1, 1e-8) + 1.0,
         }
         .sum(Kind::Float)
     })
@@ -179,8 +180,13 @@ pub fn hidden(student: &Tensor, teacher: &Tensor, projection: &Tensor, distance:
 
 /// Computes the squared differences of attention probabilities, summed over supervised tokens and averaged over the
 /// teacher's heads.
-pub fn attention(student: &Asked, teacher: &Asked, projection: &Tensor, answers: &Answers) -> Tensor {
-    formed(&[&student.q, &student.k, projection], parts(answers), |leaves, part| {
+pub fn attention_loss(
+    student: &QueriesAndKeys,
+    teacher: &QueriesAndKeys,
+    projection: &Tensor,
+    answers: &SupervisedBatch,
+) -> Tensor {
+    sum_of_parts(&[&student.q, &student.k, projection], parts(answers), |leaves, part| {
         let ours = map(&leaves[0], &leaves[1], student.scale, &part); // (H_s, n, L)
         let theirs = map(&teacher.q, &teacher.k, teacher.scale, &part); // (H_t, n, L)
         let heads = theirs.size()[0];
@@ -190,7 +196,7 @@ pub fn attention(student: &Asked, teacher: &Asked, projection: &Tensor, answers:
 }
 
 /// Some supervised tokens of one segment: the queries of one chunk.
-struct Part {
+struct QueryChunk {
     /// The segment's first row, and its length.
     keys: (i64, i64),
     /// (n) rows of the packed row at which a supervised token is predicted.
@@ -198,14 +204,14 @@ struct Part {
 }
 
 /// Splits the supervised tokens by segment, and each segment into chunks.
-fn parts(answers: &Answers) -> Vec<Part> {
+fn parts(answers: &SupervisedBatch) -> Vec<QueryChunk> {
     let at = Vec::<i64>::try_from(answers.at.to_device(Device::Cpu)).expect("a list of rows");
     let (mut found, mut start, mut from) = (Vec::new(), 0, 0);
     for &length in &answers.tokens.segments.lengths {
         let to = from + at[from..].partition_point(|row| *row < start + length);
         for queries in at[from..to].chunks(CHUNK as usize) {
             let queries = Tensor::from_slice(queries).to_device(answers.at.device());
-            found.push(Part { keys: (start, length), queries });
+            found.push(QueryChunk { keys: (start, length), queries });
         }
         (start, from) = (start + length, to);
     }
@@ -213,7 +219,7 @@ fn parts(answers: &Answers) -> Vec<Part> {
 }
 
 /// Computes the attention probabilities of some rows over their segment: (H, n, L), float32.
-fn map(q: &Tensor, k: &Tensor, scale: f64, part: &Part) -> Tensor {
+fn map(q: &Tensor, k: &Tensor, scale: f64, part: &QueryChunk) -> Tensor {
     let (start, length) = part.keys;
     let q = q.index_select(0, &part.queries).to_kind(Kind::Float).transpose(0, 1); // (H, n, E)
     let k = k.narrow(0, start, length).to_kind(Kind::Float).transpose(0, 1); // (K, L, E)

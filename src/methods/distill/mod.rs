@@ -10,9 +10,9 @@
 //! student writes. `universal`: teachers with another tokenizer.
 
 pub mod answers;
+pub mod batch;
 pub mod cache;
 pub mod divergence;
-pub mod lesson;
 pub mod matching;
 mod on_policy;
 pub mod spec;
@@ -22,42 +22,42 @@ mod universal;
 
 pub use spec::{DistillSpec, Divergence, TeacherSpec};
 
-use super::fixed::FixedRows;
-use super::sft::Answers;
-use super::{Batch, Ground, Objective, Parts, Rows, Split, Which};
+use super::fixed::FixedDataRows;
+use super::sft::SupervisedBatch;
+use super::{BatchIndices, DataContext, MethodRows, MicroBatch, ModelParts, Objective, Split};
 use crate::data::{Dataset, Example};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::Param;
 use crate::report;
-use cache::{Cache, Origin};
-use lesson::{Lesson, Source, Weights};
-use matching::Matching;
-use on_policy::OnPolicy;
+use batch::{DistillBatch, TeacherDistributions, TokenWeights};
+use cache::{TeacherCache, TeacherCacheOrigin};
+use matching::LayerMatching;
+use on_policy::OnPolicyWriter;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
-use teacher::Teachers;
-use universal::Translated;
+use teacher::TeacherModels;
+use universal::TeacherRows;
 
 /// Where the teacher's distributions come from.
-enum Teacher {
-    Online(Teachers),
+enum TeacherSource {
+    Online(TeacherModels),
     /// Teachers with another tokenizer.
-    Foreign(Teachers, Box<Translated>),
+    OtherTokenizer(TeacherModels, Box<TeacherRows>),
     /// Distributions on disk; opened once the items are known.
     Cached {
         tokenizer: String,
-        cache: Option<Cache>,
+        cache: Option<TeacherCache>,
     },
 }
 
 /// The objective of distillation.
 pub struct Distill {
     spec: Rc<DistillSpec>,
-    teacher: Teacher,
-    matching: Option<Rc<Matching>>,
-    on_policy: Option<OnPolicy>,
+    teacher: TeacherSource,
+    matching: Option<Rc<LayerMatching>>,
+    on_policy: Option<OnPolicyWriter>,
     /// Number of tokens that teacher and student share.
     vocabulary: i64,
 }
@@ -68,69 +68,69 @@ const WRITTEN: &str = "on_policy.steps";
 impl Objective for Distill {
     type Item = Example;
 
-    fn begin(&mut self, _: &Model, train: &Dataset, valid: Option<&Dataset>) -> Result<()> {
+    fn prepare_data(&mut self, _: &Model, train: &Dataset, valid: Option<&Dataset>) -> Result<()> {
         if let Some(on_policy) = &self.on_policy {
             on_policy.check(train)?;
         }
         match &mut self.teacher {
-            Teacher::Online(_) => {}
-            Teacher::Foreign(_, translated) => translated.check(train, valid)?,
-            Teacher::Cached { tokenizer, cache } => {
+            TeacherSource::Online(_) => {}
+            TeacherSource::OtherTokenizer(_, translated) => translated.check(train, valid)?,
+            TeacherSource::Cached { tokenizer, cache } => {
                 let folder = self.spec.cache.as_ref().ok_or_else(|| Error::bug("a cache without a folder"))?;
-                let origin = Origin::of(&self.spec, tokenizer.clone(), 0, self.vocabulary)?;
+                let origin = TeacherCacheOrigin::of(&self.spec, tokenizer.clone(), 0, self.vocabulary)?;
                 let (train, valid) = (train.hashes(), valid.map(Dataset::hashes));
                 let mut splits = vec![(Split::Train, train.as_slice())];
                 splits.extend(valid.as_deref().map(|v| (Split::Valid, v)));
-                *cache = Some(Cache::open(folder, &origin, &splits)?);
+                *cache = Some(TeacherCache::open(folder, &origin, &splits)?);
             }
         }
         Ok(())
     }
 
-    fn survey(&mut self, model: &Model, split: Split, rows: &Dataset, packed: &[Vec<usize>]) -> Result<()> {
+    fn prepare_batches(&mut self, model: &Model, split: Split, rows: &Dataset, packed: &[Vec<usize>]) -> Result<()> {
         match &mut self.on_policy {
             Some(on_policy) if split == Split::Train => on_policy.write(model, rows, packed),
             _ => Ok(()),
         }
     }
 
-    fn batch(&mut self, model: &Model, items: &[Example], which: Which) -> Result<Box<dyn Batch>> {
+    fn batch(&mut self, model: &Model, items: &[Example], which: BatchIndices) -> Result<Box<dyn MicroBatch>> {
         let device = model.device();
         let writes = self.on_policy.as_mut().filter(|_| which.split == Split::Train);
         let told = writes.is_some();
-        let written = writes.map_or_else(|| Ok(vec![None; items.len()]), OnPolicy::take)?;
+        let written = writes.map_or_else(|| Ok(vec![None; items.len()]), OnPolicyWriter::take)?;
         let examples: Vec<&Example> = items.iter().zip(&written).map(|(e, anew)| anew.as_ref().unwrap_or(e)).collect();
-        let answers = Answers::new(&examples, device);
+        let answers = SupervisedBatch::new(&examples, device);
         let (source, there, shown) = match &self.teacher {
-            Teacher::Online(teachers) => {
-                let said = teachers.teach(&answers)?;
+            TeacherSource::Online(teachers) => {
+                let said = teachers.outputs(&answers)?;
                 let shown = said.each[0].inside.clone();
-                (Source::Online(said), None, Some(shown))
+                (TeacherDistributions::Online(said), None, Some(shown))
             }
-            Teacher::Foreign(teachers, translated) => {
+            TeacherSource::OtherTokenizer(teachers, translated) => {
                 let (said, there) = translated.teach(teachers, items, which, device)?;
-                (Source::Online(said), Some(there), None)
+                (TeacherDistributions::Online(said), Some(there), None)
             }
-            Teacher::Cached { cache, .. } => {
+            TeacherSource::Cached { cache, .. } => {
                 let cache = cache.as_ref().expect("opened before the first batch");
                 let stored = cache.get(which.split, which.items, device)?;
-                if stored.ids.size()[0] as f64 != answers.supervised() {
+                if stored.ids.size()[0] as f64 != answers.target_count() {
                     return Err(Error::user(
                         "the number of distributions in the cache differs from the number of supervised tokens in the \
                          rows",
                     )
                     .hint("the cache is damaged: remove it and make it again with: ft teach RECIPE"));
                 }
-                (Source::Stored(stored), None, None)
+                (TeacherDistributions::Stored(stored), None, None)
             }
         };
         // What the student wrote is not to be imitated: for these rows only the divergence from the teacher counts.
         let share = self.spec.cross_entropy.at(which.epoch);
         let shares =
-            examples.iter().zip(&written).map(|(e, anew)| (if anew.is_some() { 0.0 } else { share }, e.targets()));
-        let tokens: usize = written.iter().flatten().map(Example::targets).sum();
-        Ok(Box::new(Lesson {
-            weights: Rc::new(Weights::new(shares, there, device)),
+            examples.iter().zip(&written).map(|(e, anew)| (if anew.is_some() { 0.0 } else { share }, e.target_count()));
+        let tokens: usize = written.iter().flatten().map(Example::target_count).sum();
+        Ok(Box::new(DistillBatch {
+            weights: Rc::new(TokenWeights::new(shares, there, device)),
             answers,
             source: Rc::new(source),
             written: told.then_some(tokens as f64),
@@ -164,39 +164,41 @@ impl Objective for Distill {
 }
 
 /// Returns what the model consists of besides the student: the teachers, unless their distributions are cached.
-pub fn parts(spec: &DistillSpec) -> Result<Parts> {
+pub fn parts(spec: &DistillSpec) -> Result<ModelParts> {
     let others = match spec.cache {
         Some(_) => Vec::new(),
-        None => spec.teachers.iter().map(|t| Ok((teacher::parameters(t)?, t.dtype))).collect::<Result<_>>()?,
+        None => spec.teachers.iter().map(|t| Ok((teacher::parameter_count(t)?, t.dtype))).collect::<Result<_>>()?,
     };
-    Ok(Parts { others, tables: 10, ..Parts::default() })
+    Ok(ModelParts { other_models: others, tables: 10, ..ModelParts::default() })
 }
 
 /// Reads and tokenises the rows of a run. An error if a teacher has another tokenizer and the loss is not universal.
-pub fn rows(spec: &DistillSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
+pub fn rows(spec: &DistillSpec, ground: &DataContext) -> Result<Box<dyn MethodRows>> {
     let (spec, tokenizer, seed) = (Rc::new(spec.clone()), ground.tokenizer.clone(), ground.seed);
     let translated = match spec.universal() {
-        true => Some(Translated::open(&spec.teachers[0].path, ground, spec.supervise)?),
+        true => Some(TeacherRows::open(&spec.teachers[0].path, ground, spec.supervise)?),
         false => {
             spec.teachers.iter().try_for_each(|t| teacher::check_vocabulary(&t.path, &tokenizer))?;
             None
         }
     };
-    Ok(Box::new(FixedRows::open(ground, spec.supervise, move |model| {
+    Ok(Box::new(FixedDataRows::open(ground, spec.supervise, move |model| {
         warn_of_size(&spec, model)?;
-        let load = |tokenizer| Teachers::load(&spec, tokenizer, model.device(), model.kind());
+        let load = |tokenizer| TeacherModels::load(&spec, tokenizer, model.device(), model.kind());
         let teacher = match (&spec.cache, translated) {
-            (Some(_), _) => Teacher::Cached { tokenizer: tokenizer.fingerprint()?, cache: None },
-            (None, Some(translated)) => Teacher::Foreign(load(&translated.tokenizer)?, Box::new(translated)),
-            (None, None) => Teacher::Online(load(&tokenizer)?),
+            (Some(_), _) => TeacherSource::Cached { tokenizer: tokenizer.fingerprint()?, cache: None },
+            (None, Some(translated)) => {
+                TeacherSource::OtherTokenizer(load(&translated.tokenizer)?, Box::new(translated))
+            }
+            (None, None) => TeacherSource::Online(load(&tokenizer)?),
         };
         let matching = match (&spec.r#match, &teacher) {
-            (Some(matching), Teacher::Online(teachers)) => {
-                Some(Rc::new(Matching::new(matching, model, teachers.first(), seed)?))
+            (Some(matching), TeacherSource::Online(teachers)) => {
+                Some(Rc::new(LayerMatching::new(matching, model, teachers.first(), seed)?))
             }
             _ => None,
         };
-        let on_policy = spec.on_policy.as_ref().map(|o| OnPolicy::new(o, tokenizer.clone(), seed));
+        let on_policy = spec.on_policy.as_ref().map(|o| OnPolicyWriter::new(o, tokenizer.clone(), seed));
         Ok(Distill { teacher, matching, on_policy, vocabulary: tokenizer.embedded_size() as i64, spec })
     })?))
 }
@@ -204,7 +206,7 @@ pub fn rows(spec: &DistillSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
 /// Warns if the student is larger than its largest teacher.
 fn warn_of_size(spec: &DistillSpec, student: &Model) -> Result<()> {
     let own: u64 = student.params().base().map(|p| p.tensor.numel() as u64).sum();
-    let sizes = spec.teachers.iter().map(teacher::parameters).collect::<Result<Vec<_>>>()?;
+    let sizes = spec.teachers.iter().map(teacher::parameter_count).collect::<Result<Vec<_>>>()?;
     if let Some(largest) = sizes.into_iter().max().filter(|largest| own > *largest) {
         report::warn(format!(
             "the student is larger than its teachers: it has {} parameters, the largest teacher {}",

@@ -8,7 +8,7 @@
 use super::spec::OnPolicySpec;
 use crate::data::{ChatTokenizer, Dataset, Example};
 use crate::error::{Error, Result};
-use crate::generate::{Settings, complete};
+use crate::generate::{GenerationSettings, complete};
 use crate::models::Model;
 use crate::rng;
 use rand::RngExt;
@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// The student as a writer of answers.
-pub struct OnPolicy {
+pub struct OnPolicyWriter {
     spec: OnPolicySpec,
     tokenizer: Rc<ChatTokenizer>,
     seed: u64,
@@ -26,7 +26,7 @@ pub struct OnPolicy {
     ready: VecDeque<Vec<Option<Example>>>,
 }
 
-impl OnPolicy {
+impl OnPolicyWriter {
     pub fn new(spec: &OnPolicySpec, tokenizer: Rc<ChatTokenizer>, seed: u64) -> Self {
         Self { spec: spec.clone(), tokenizer, seed, steps: 0, ready: VecDeque::new() }
     }
@@ -34,7 +34,7 @@ impl OnPolicy {
     /// Returns an error if no row has a prompt.
     pub fn check(&self, rows: &Dataset) -> Result<()> {
         for row in rows.iter() {
-            if prompt(&row?) > 0 {
+            if prompt_length(&row?) > 0 {
                 return Ok(());
             }
         }
@@ -52,21 +52,21 @@ impl OnPolicy {
                     continue;
                 }
                 let example = rows.get(*item)?;
-                let start = prompt(&example);
+                let start = prompt_length(&example);
                 if start > 0 {
                     prompts.push(example.ids[..start].to_vec());
                     places.push((row, place, example.line));
                 }
             }
         }
-        let settings = Settings {
+        let settings = GenerationSettings {
             temperature: self.spec.temperature,
-            seed: rng::number(self.seed, "on-policy answers", self.steps),
+            seed: rng::derived_seed(self.seed, "on-policy answers", self.steps),
             // Padding rows of the vocabulary are not tokens and must not be sampled.
             bad_words: (self.tokenizer.embedded_size() as u32..model.config().vocab_size as u32)
                 .map(|id| vec![id])
                 .collect(),
-            ..Settings::greedy(self.spec.max_new_tokens, self.tokenizer.stop_ids())
+            ..GenerationSettings::greedy(self.spec.max_new_tokens, self.tokenizer.stop_ids())
         };
         let answers = complete(model, &prompts, &settings, &mut |_, _| ())?;
         self.ready = packed.iter().map(|items| vec![None; items.len()]).collect();
@@ -88,7 +88,7 @@ impl OnPolicy {
 
 /// Returns the index where the last answer of an example begins; 0 if nothing precedes it. The first token of plain
 /// text is never trained on, and it does not count as a prompt.
-fn prompt(example: &Example) -> usize {
+fn prompt_length(example: &Example) -> usize {
     let end = example.supervised.iter().rposition(|s| *s).unwrap_or(0);
     example.supervised[..end].iter().rposition(|s| !s).filter(|i| *i > 0).map_or(0, |i| i + 1)
 }
@@ -101,7 +101,7 @@ mod tests {
     fn the_prompt_is_all_before_the_last_answer() {
         let of = |marks: &str| {
             let supervised: Vec<bool> = marks.bytes().map(|b| b == b'1').collect();
-            prompt(&Example { ids: vec![0; supervised.len()], supervised, line: 1 })
+            prompt_length(&Example { ids: vec![0; supervised.len()], supervised, line: 1 })
         };
         assert_eq!((of("00110010"), of("0011"), of("0111"), of("111"), of("000"), of("0")), (6, 2, 0, 0, 0, 0));
     }

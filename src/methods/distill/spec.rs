@@ -2,7 +2,7 @@
 
 use crate::data::Supervise;
 use crate::models::Dtype;
-use crate::rewards::RewardSpec;
+use crate::rewards::RewardSourceSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -29,7 +29,7 @@ pub struct DistillSpec {
     pub temperature: f64,
     /// The share of cross-entropy on the rows' own tokens; the rest is the divergence.
     #[serde(default)]
-    pub cross_entropy: Share,
+    pub cross_entropy: CrossEntropyShare,
     /// Losses between layers of the student and layers of the teacher, in addition to the distributions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub r#match: Option<MatchSpec>,
@@ -67,7 +67,7 @@ pub struct TeacherSpec {
 /// The share of cross-entropy in the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Share {
+pub struct CrossEntropyShare {
     /// The share at the beginning.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub from: f64,
@@ -81,7 +81,7 @@ pub struct Share {
     pub epochs: Option<f64>,
 }
 
-impl Share {
+impl CrossEntropyShare {
     /// Returns the share after `epoch` epochs.
     pub fn at(self, epoch: f64) -> f64 {
         let Some(to) = self.to else { return self.from };
@@ -95,43 +95,43 @@ impl Share {
 #[serde(rename_all = "snake_case")]
 pub enum Divergence {
     /// KL(p, q): the student covers everything the teacher might say.
-    ForwardKl(Plain),
+    ForwardKl(NoSettings),
     /// KL(q, p): the student says nothing the teacher would not say (MiniLLM, Gu et al. 2023, arXiv 2306.08543).
-    ReverseKl(Plain),
+    ReverseKl(NoSettings),
     /// Generalised Jensen-Shannon (GKD, Agarwal et al. 2023, arXiv 2306.13649).
-    Jsd(Jsd),
+    Jsd(JsdSpec),
     /// Skewed KL(p, a p + (1 - a) q) (DistiLLM, Ko et al. 2024, arXiv 2402.03898).
-    SkewedKl(Skew),
+    SkewedKl(SkewSpec),
     /// Skewed KL(q, (1 - a) p + a q), from the same paper.
-    SkewedReverseKl(Skew),
+    SkewedReverseKl(SkewSpec),
     /// Total variation, half the sum of |p - q| (Wen et al. 2023, arXiv 2307.15190).
-    TotalVariation(Plain),
+    TotalVariation(NoSettings),
     /// Universal logit distillation (Boizard et al. 2024, arXiv 2402.12030): the sum of differences of sorted
     /// probabilities, for a teacher with another tokenizer. Answers are compared token by token from their beginning.
-    Universal(Plain),
+    Universal(NoSettings),
 }
 
 impl Default for Divergence {
     fn default() -> Self {
-        Self::ForwardKl(Plain {})
+        Self::ForwardKl(NoSettings {})
     }
 }
 
 /// No settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Plain {}
+pub struct NoSettings {}
 
 /// Generalised Jensen-Shannon.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Jsd {
+pub struct JsdSpec {
     /// The teacher's share of the mixture: near 0 it behaves like forward KL, near 1 like reverse KL.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub beta: f64,
 }
 
-impl Default for Jsd {
+impl Default for JsdSpec {
     fn default() -> Self {
         Self { beta: 0.5 }
     }
@@ -140,13 +140,13 @@ impl Default for Jsd {
 /// Skewed KL.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Skew {
+pub struct SkewSpec {
     /// How much of the first distribution is mixed into the second.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub alpha: f64,
 }
 
-impl Default for Skew {
+impl Default for SkewSpec {
     fn default() -> Self {
         Self { alpha: 0.1 }
     }
@@ -176,7 +176,7 @@ pub struct HiddenMatch {
     pub layers: Vec<[usize; 2]>,
     /// The distance between two vectors.
     #[serde(default)]
-    pub distance: Distance,
+    pub distance: StateDistance,
     /// Weight of the mean over pairs and tokens.
     #[serde(default = "one")]
     #[schemars(range(min = 0.0))]
@@ -186,7 +186,7 @@ pub struct HiddenMatch {
 /// The distance between two vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Distance {
+pub enum StateDistance {
     /// The mean of squared differences.
     #[default]
     Mse,
@@ -246,7 +246,7 @@ pub struct GenerateSpec {
     pub stop: Vec<String>,
     /// Sources of rewards for the answers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub rewards: Vec<RewardSpec>,
+    pub rewards: Vec<RewardSourceSpec>,
     /// Answers with a lower reward are discarded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub least: Option<f64>,
@@ -271,16 +271,16 @@ fn one() -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::Share;
+    use super::CrossEntropyShare;
 
     #[test]
     fn the_share_changes_linearly_and_then_stays() {
-        let moving = Share { from: 0.5, to: Some(0.1), epochs: Some(2.0) };
+        let moving = CrossEntropyShare { from: 0.5, to: Some(0.1), epochs: Some(2.0) };
         for (epoch, share) in [(0.0, 0.5), (0.5, 0.4), (1.0, 0.3), (2.0, 0.1), (7.0, 0.1)] {
             assert!((moving.at(epoch) - share).abs() < 1e-12, "{epoch}");
         }
-        assert_eq!(Share { from: 0.2, to: None, epochs: None }.at(3.0), 0.2);
-        assert_eq!(Share { from: 0.2, to: Some(0.8), epochs: Some(0.0) }.at(0.0), 0.2);
-        assert_eq!(Share { from: 0.2, to: Some(0.8), epochs: Some(0.0) }.at(0.1), 0.8);
+        assert_eq!(CrossEntropyShare { from: 0.2, to: None, epochs: None }.at(3.0), 0.2);
+        assert_eq!(CrossEntropyShare { from: 0.2, to: Some(0.8), epochs: Some(0.0) }.at(0.0), 0.2);
+        assert_eq!(CrossEntropyShare { from: 0.2, to: Some(0.8), epochs: Some(0.0) }.at(0.1), 0.8);
     }
 }

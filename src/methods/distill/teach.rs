@@ -1,12 +1,12 @@
 //! Fills a cache with teachers' distributions before any student is trained on them.
 
-use super::cache::{self, Origin, PART, Stored, Writer};
+use super::cache::{self, PART, TeacherCacheOrigin, TeacherCacheWriter, TopTokens};
 use super::spec::DistillSpec;
-use super::teacher::{self, Teachers};
+use super::teacher::{self, TeacherModels};
 use crate::data::{self, Dataset};
 use crate::error::{Error, Result};
-use crate::methods::sft::Answers;
-use crate::methods::{Ground, Split};
+use crate::methods::sft::SupervisedBatch;
+use crate::methods::{DataContext, Split};
 use crate::nn::chunked;
 use crate::report;
 use std::path::Path;
@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor};
 
 /// A summary of the cache that was filled.
 #[derive(Debug, serde::Serialize)]
-pub struct Taught {
+pub struct TeachSummary {
     pub items: usize,
     pub tokens: u64,
     /// Number of tokens stored of each distribution.
@@ -28,14 +28,14 @@ pub struct Taught {
 /// Writes the distributions of the recipe's teachers over its rows into `folder`. Teachers run on `device`, in `kind`
 /// unless they set a dtype of their own. Continues where an earlier call stopped; `stop` ends the call after the
 /// current part, with an error.
-pub fn teach(
+pub fn fill_cache(
     spec: &DistillSpec,
-    ground: &Ground,
+    ground: &DataContext,
     (device, kind): (Device, Kind),
     k: i64,
     folder: &Path,
     stop: &AtomicBool,
-) -> Result<Taught> {
+) -> Result<TeachSummary> {
     if spec.universal() {
         return Err(Error::user(
             "loss: { universal: {} } compares sorted probabilities of another vocabulary, which a cache cannot store",
@@ -48,7 +48,7 @@ pub fn teach(
             .hint(format!("use at most {vocabulary}, which stores every distribution completely")));
     }
     spec.teachers.iter().try_for_each(|t| teacher::check_vocabulary(&t.path, &ground.tokenizer))?;
-    let teachers = Teachers::load(spec, &ground.tokenizer, device, kind)?;
+    let teachers = TeacherModels::load(spec, &ground.tokenizer, device, kind)?;
     let (train, valid) = ground.open::<data::Example>(spec.supervise)?;
     let tokens = train.summary.supervised_tokens + valid.as_ref().map_or(0, |v| v.summary.supervised_tokens);
     let bytes = cache::bytes(tokens as u64, k);
@@ -61,17 +61,17 @@ pub fn teach(
         return Err(Error::user(format!("{}: only {} are free on the disk", folder.display(), report::bytes(free)))
             .hint("store fewer tokens with --top, or choose another folder with --out"));
     }
-    let origin = Origin::of(spec, ground.tokenizer.fingerprint()?, k, vocabulary)?;
+    let origin = TeacherCacheOrigin::of(spec, ground.tokenizer.fingerprint()?, k, vocabulary)?;
     let splits: Vec<(Split, &Dataset)> = [(Split::Train, Some(&train)), (Split::Valid, valid.as_ref())]
         .into_iter()
         .filter_map(|(s, d)| Some((s, d?)))
         .collect();
     let hashes: Vec<(Split, Vec<u64>)> = splits.iter().map(|(s, d)| (*s, d.hashes())).collect();
     let hashes: Vec<(Split, &[u64])> = hashes.iter().map(|(s, h)| (*s, h.as_slice())).collect();
-    let writer = Writer::open(folder, &origin, &hashes)?;
+    let writer = TeacherCacheWriter::open(folder, &origin, &hashes)?;
     let items: usize = splits.iter().map(|(_, d)| d.len()).sum();
     let bar = report::bar(items as u64, "rows taught");
-    let mut taught = Taught { items, tokens: tokens as u64, k, bytes, kept: 0 };
+    let mut taught = TeachSummary { items, tokens: tokens as u64, k, bytes, kept: 0 };
     for (split, rows) in splits {
         for part in 0..rows.len().div_ceil(PART) {
             let here: Vec<usize> = (part * PART..rows.len().min((part + 1) * PART)).collect();
@@ -95,13 +95,13 @@ pub fn teach(
 
 /// Computes the distributions of some items, in their order, and the number of supervised tokens of each.
 fn part_of(
-    teachers: &Teachers,
+    teachers: &TeacherModels,
     rows: &Dataset,
     items: &[usize],
     budget: usize,
-    origin: &Origin,
+    origin: &TeacherCacheOrigin,
     device: Device,
-) -> Result<(Stored, Vec<i64>)> {
+) -> Result<(TopTokens, Vec<i64>)> {
     let (mut all, mut counts) = (Vec::new(), Vec::new());
     let mut from = 0;
     while from < items.len() {
@@ -111,17 +111,17 @@ fn part_of(
             to += 1;
         }
         let examples = items[from..to].iter().map(|&i| rows.get(i)).collect::<Result<Vec<_>>>()?;
-        counts.extend(examples.iter().map(|e| e.targets() as i64));
-        let said = teachers.teach(&Answers::new(&examples.iter().collect::<Vec<_>>(), device))?;
+        counts.extend(examples.iter().map(|e| e.target_count() as i64));
+        let said = teachers.outputs(&SupervisedBatch::new(&examples.iter().collect::<Vec<_>>(), device))?;
         for rows in chunked::chunks(said.each[0].hidden.size()[0], chunked::CHUNK) {
-            all.push(cache::top(&said.log_probs(rows, origin.temperature), origin.k));
+            all.push(cache::top_tokens(&said.log_probs(rows, origin.temperature), origin.k));
         }
         from = to;
     }
-    let cat = |f: &dyn Fn(&Stored) -> Tensor| Tensor::cat(&all.iter().map(f).collect::<Vec<_>>(), 0);
+    let cat = |f: &dyn Fn(&TopTokens) -> Tensor| Tensor::cat(&all.iter().map(f).collect::<Vec<_>>(), 0);
     let tail =
         all.iter().all(|s| s.tail.is_some()).then(|| cat(&|s| s.tail.as_ref().expect("checked").shallow_clone()));
     let stored =
-        Stored { ids: cat(&|s| s.ids.shallow_clone()), log_probs: cat(&|s| s.log_probs.shallow_clone()), tail };
+        TopTokens { ids: cat(&|s| s.ids.shallow_clone()), log_probs: cat(&|s| s.log_probs.shallow_clone()), tail };
     Ok((stored, counts))
 }

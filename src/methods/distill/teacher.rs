@@ -6,40 +6,40 @@
 use super::spec::{DistillSpec, TeacherSpec};
 use crate::data::ChatTokenizer;
 use crate::error::{Error, Result};
-use crate::methods::sft::Answers;
-use crate::models::{self, Config, Inside, Model};
+use crate::methods::sft::SupervisedBatch;
+use crate::models::{self, Activations, Config, Model};
 use crate::nn::Linear;
-use crate::nn::chunked::Rows;
-use crate::nn::head::spread;
+use crate::nn::chunked::RowRange;
+use crate::nn::head::tempered_log_softmax;
 use std::path::Path;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
 /// The teacher models with their weights.
-pub struct Teachers {
+pub struct TeacherModels {
     models: Vec<(Model, f64)>,
     /// Number of tokens that a distribution covers.
     vocabulary: i64,
 }
 
 /// The output of one teacher for the N supervised tokens of a row.
-pub struct Said {
+pub struct TeacherOutput {
     /// (N, D)
     pub hidden: Tensor,
     head: Rc<Linear>,
     /// The logarithm of its weight in the mean.
     share: f64,
     /// States and attention of the layers that are matched.
-    pub inside: Rc<Inside>,
+    pub inside: Rc<Activations>,
 }
 
 /// The outputs of all teachers for the N supervised tokens of a row.
-pub struct Teaching {
-    pub each: Vec<Said>,
+pub struct TeacherOutputs {
+    pub each: Vec<TeacherOutput>,
     vocabulary: i64,
 }
 
-impl Teachers {
+impl TeacherModels {
     /// Loads the models for a student on `device` that computes in `kind`; `tokenizer` is the teachers'. An error if a
     /// model has fewer vocabulary rows than the tokenizer has tokens, or if the weights add up to 0.
     pub fn load(spec: &DistillSpec, tokenizer: &ChatTokenizer, device: Device, kind: Kind) -> Result<Self> {
@@ -47,7 +47,7 @@ impl Teachers {
         for teacher in &spec.teachers {
             let adapters: Vec<_> = teacher.adapter.iter().cloned().collect();
             let model = models::open(&teacher.path, &adapters, device, teacher.dtype.map_or(kind, |d| d.kind()))?;
-            models::open::need_finite_adapters(&model, &adapters)?;
+            models::open::require_finite_adapters(&model, &adapters)?;
             if (model.config().vocab_size as usize) < tokenizer.embedded_size() {
                 return Err(Error::user(format!(
                     "{}: the model's vocabulary has {} rows, but the tokenizer has {} tokens",
@@ -75,27 +75,27 @@ impl Teachers {
     }
 
     /// Runs all teachers on a packed row.
-    pub fn teach(&self, answers: &Answers) -> Result<Teaching> {
+    pub fn outputs(&self, answers: &SupervisedBatch) -> Result<TeacherOutputs> {
         let say = |(model, share): &(Model, f64)| {
-            model.infer(&answers.tokens, |out| Said {
+            model.infer(&answers.tokens, |out| TeacherOutput {
                 hidden: out.hidden.index_select(0, &answers.at),
                 head: out.head().clone(),
                 share: share.ln(),
-                inside: out.inside.clone(),
+                inside: out.activations.clone(),
             })
         };
-        Ok(Teaching { each: self.models.iter().map(say).collect::<Result<_>>()?, vocabulary: self.vocabulary })
+        Ok(TeacherOutputs { each: self.models.iter().map(say).collect::<Result<_>>()?, vocabulary: self.vocabulary })
     }
 }
 
-impl Teaching {
+impl TeacherOutputs {
     /// Computes log-probabilities of some rows at a temperature: (n, V), of several teachers those of their mean.
     /// Without gradient.
-    pub fn log_probs(&self, (start, n): Rows, temperature: f64) -> Tensor {
+    pub fn log_probs(&self, (start, n): RowRange, temperature: f64) -> Tensor {
         let _no_grad = tch::no_grad_guard();
-        let one = |said: &Said| {
+        let one = |said: &TeacherOutput| {
             let logits = said.head.forward(&said.hidden.narrow(0, start, n));
-            spread(&logits.narrow(-1, 0, self.vocabulary), temperature)
+            tempered_log_softmax(&logits.narrow(-1, 0, self.vocabulary), temperature)
         };
         let [alone] = self.each.as_slice() else {
             let each: Vec<Tensor> = self.each.iter().map(|s| one(s) + s.share).collect();
@@ -106,7 +106,7 @@ impl Teaching {
 }
 
 /// Counts a teacher's parameters, from the headers of its files.
-pub fn parameters(teacher: &TeacherSpec) -> Result<u64> {
+pub fn parameter_count(teacher: &TeacherSpec) -> Result<u64> {
     let weights = models::weights(&teacher.path, &Config::read(&teacher.path)?)?;
     let numbers = |name: &str| weights.shape(name).unwrap_or_default().iter().product::<i64>() as u64;
     Ok(weights.names().map(numbers).sum())

@@ -4,26 +4,26 @@
 //! As in arXiv 2402.12030, the tokens of an answer are compared in order, the first with the first; if one side has
 //! more tokens, the rest is compared with nothing.
 
-use super::teacher::{Teachers, Teaching};
+use super::teacher::{TeacherModels, TeacherOutputs};
 use crate::data::{ChatTokenizer, Dataset, Example};
 use crate::error::{Error, Result};
-use crate::methods::sft::Answers;
-use crate::methods::{Ground, Split, Which};
+use crate::methods::sft::SupervisedBatch;
+use crate::methods::{BatchIndices, DataContext, Split};
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
 /// The rows of a run in the teacher's tokens.
-pub struct Translated {
+pub struct TeacherRows {
     pub tokenizer: Rc<ChatTokenizer>,
     train: Dataset,
     valid: Option<Dataset>,
 }
 
-impl Translated {
+impl TeacherRows {
     /// Reads the rows of `ground` with the teacher's tokenizer and template.
-    pub fn open(teacher: &std::path::Path, ground: &Ground, supervise: crate::data::Supervise) -> Result<Self> {
+    pub fn open(teacher: &std::path::Path, ground: &DataContext, supervise: crate::data::Supervise) -> Result<Self> {
         let tokenizer = Rc::new(ChatTokenizer::load(teacher, None)?);
-        let ground = Ground { tokenizer: tokenizer.clone(), model: teacher, ..ground.clone() };
+        let ground = DataContext { tokenizer: tokenizer.clone(), model: teacher, ..ground.clone() };
         let (train, valid) = ground.open(supervise)?;
         Ok(Self { tokenizer, train, valid })
     }
@@ -32,7 +32,7 @@ impl Translated {
     pub fn check(&self, train: &Dataset, valid: Option<&Dataset>) -> Result<()> {
         let both = [(&self.train, Some(train)), (self.valid.as_ref().unwrap_or(&self.train), valid)];
         for (theirs, ours) in both.into_iter().filter_map(|(t, o)| Some((t, o?))) {
-            let differs = |i: &usize| theirs.place(*i) != ours.place(*i);
+            let differs = |i: &usize| theirs.location(*i) != ours.location(*i);
             if theirs.len() != ours.len() || (0..ours.len()).any(|i| differs(&i)) {
                 return Err(Error::user(format!(
                     "{}: {} items with the student's tokenizer, {} with the teacher's: some rows are too long for one \
@@ -51,11 +51,11 @@ impl Translated {
     /// output row per token. The tensor (N) float32 is 1 where the teacher has a token at this position, else 0.
     pub fn teach(
         &self,
-        teachers: &Teachers,
+        teachers: &TeacherModels,
         ours: &[Example],
-        which: Which,
+        which: BatchIndices,
         device: Device,
-    ) -> Result<(Teaching, Tensor)> {
+    ) -> Result<(TeacherOutputs, Tensor)> {
         let rows = match which.split {
             Split::Train => &self.train,
             Split::Valid => self.valid.as_ref().ok_or_else(|| Error::bug("validation without rows"))?,
@@ -63,12 +63,12 @@ impl Translated {
         let theirs = which.items.iter().map(|i| rows.get(*i)).collect::<Result<Vec<Example>>>()?;
         let (mut at, mut there, mut start) = (Vec::new(), Vec::new(), 0);
         for (ours, theirs) in ours.iter().zip(&theirs) {
-            let (n, m) = (ours.targets() as i64, theirs.targets() as i64);
+            let (n, m) = (ours.target_count() as i64, theirs.target_count() as i64);
             at.extend((0..n).map(|t| start + t.min(m - 1).max(0)));
             there.extend((0..n).map(|t| f32::from(u8::from(t < m))));
             start += m;
         }
-        let mut teaching = teachers.teach(&Answers::new(&theirs.iter().collect::<Vec<_>>(), device))?;
+        let mut teaching = teachers.outputs(&SupervisedBatch::new(&theirs.iter().collect::<Vec<_>>(), device))?;
         let at = Tensor::from_slice(&at).to_device(device);
         for said in &mut teaching.each {
             said.hidden = said.hidden.index_select(0, &at);

@@ -17,30 +17,30 @@
 //! over all tokens of a batch instead, which depends on how a step is cut into batches).
 
 use super::spec::{DpoLoss, DpoSpec};
-use crate::methods::pairs::Sides;
+use crate::methods::pairs::PairStatistics;
 use tch::Tensor;
 
 /// Computes the loss of each pair: (P). `policy` and `reference` hold log-probabilities of answers, `lengths` their
 /// token counts.
-pub fn losses(spec: &DpoSpec, policy: &Sides, reference: &Sides, lengths: &Sides) -> Tensor {
+pub fn losses(spec: &DpoSpec, policy: &PairStatistics, reference: &PairStatistics, lengths: &PairStatistics) -> Tensor {
     let (beta, smoothing) = (spec.beta, spec.smoothing());
-    let ratios = policy.with(reference, |p, r| p - r);
-    let per_token = || ratios.with(lengths, |ratio, n| ratio / n).gap();
+    let ratios = policy.zip_with(reference, |p, r| p - r);
+    let per_token = || ratios.zip_with(lengths, |ratio, n| ratio / n).difference();
     let scaled = |d: Tensor| (d * beta, smoothing);
     let preferred = match spec.loss {
         DpoLoss::Sigmoid => {
-            let (d, e) = scaled(ratios.gap());
+            let (d, e) = scaled(ratios.difference());
             -(d.log_sigmoid() * (1.0 - e)) - (-d).log_sigmoid() * e
         }
         DpoLoss::SigmoidNorm => -(per_token() * beta).log_sigmoid(),
         DpoLoss::Ipo => (per_token() - 1.0 / (2.0 * beta)).square(),
-        DpoLoss::Hinge => (-(ratios.gap() * beta) + 1.0).relu(),
+        DpoLoss::Hinge => (-(ratios.difference() * beta) + 1.0).relu(),
         DpoLoss::Robust => {
-            let (d, e) = scaled(ratios.gap());
+            let (d, e) = scaled(ratios.difference());
             (-(d.log_sigmoid() * (1.0 - e)) + (-d).log_sigmoid() * e) / (1.0 - 2.0 * e)
         }
         DpoLoss::Exo => {
-            let (d, e) = scaled(ratios.gap());
+            let (d, e) = scaled(ratios.difference());
             let lost = -&d;
             d.sigmoid() * (d.log_sigmoid() - (1.0 - e).ln()) + lost.sigmoid() * (lost.log_sigmoid() - e.ln())
         }

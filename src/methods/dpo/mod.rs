@@ -5,12 +5,12 @@ pub mod loss;
 pub mod spec;
 pub use spec::{DpoLoss, DpoSpec};
 
-use super::fixed::FixedRows;
-use super::pairs::{self, Answers, Sides};
-use super::reference::{Asked, Keep, Source};
-use super::watch::Watch;
-use super::{Alarm, Batch, Ground, Means, Objective, Rows, Split, Which};
-use crate::data::{Dataset, Pair, Supervise};
+use super::fixed::FixedDataRows;
+use super::pairs::{self, PackedAnswers, PairStatistics};
+use super::preference_alarms::PreferenceMonitor;
+use super::reference::{ReferenceRequest, ReferenceScorer, ReferenceSettings};
+use super::{Alarm, BatchIndices, DataContext, Means, MethodRows, MicroBatch, Objective, Split};
+use crate::data::{Dataset, PairExample, Supervise};
 use crate::error::Result;
 use crate::models::{Loss, Metrics, Model, Output};
 use crate::nn::Tokens;
@@ -19,44 +19,53 @@ use tch::Kind;
 /// The objective of DPO.
 pub struct Dpo {
     spec: DpoSpec,
-    source: Source,
-    watch: Watch,
+    source: ReferenceScorer,
+    watch: PreferenceMonitor,
 }
 
 /// Some pairs in one packed row.
-struct Pairs {
+struct DpoBatch {
     spec: DpoSpec,
-    answers: Answers,
-    reference: Sides,
+    answers: PackedAnswers,
+    reference: PairStatistics,
 }
 
 impl Dpo {
-    pub fn new(spec: &DpoSpec, model: &Model, keep: &Keep) -> Result<Self> {
-        Ok(Self { spec: spec.clone(), source: Source::new(keep, model)?, watch: Watch::new("dpo", spec.beta) })
+    pub fn new(spec: &DpoSpec, model: &Model, keep: &ReferenceSettings) -> Result<Self> {
+        Ok(Self {
+            spec: spec.clone(),
+            source: ReferenceScorer::new(keep, model)?,
+            watch: PreferenceMonitor::new("dpo", spec.beta),
+        })
     }
 }
 
 impl Objective for Dpo {
-    type Item = Pair;
+    type Item = PairExample;
 
-    fn begin(&mut self, model: &Model, train: &Dataset<Pair>, valid: Option<&Dataset<Pair>>) -> Result<()> {
-        [Some(train), valid].into_iter().flatten().try_for_each(pairs::refuse_equal)?;
+    fn prepare_data(
+        &mut self,
+        model: &Model,
+        train: &Dataset<PairExample>,
+        valid: Option<&Dataset<PairExample>>,
+    ) -> Result<()> {
+        [Some(train), valid].into_iter().flatten().try_for_each(pairs::refuse_identical_answers)?;
         let asked = [(Split::Train, Some(train)), (Split::Valid, valid)].into_iter();
-        self.source.begin(model, asked.filter_map(|(split, rows)| Some(Asked::rows(split, rows?))))
+        self.source.prepare(model, asked.filter_map(|(split, rows)| Some(ReferenceRequest::all_rows(split, rows?))))
     }
 
-    fn batch(&mut self, model: &Model, items: &[Pair], which: Which) -> Result<Box<dyn Batch>> {
-        let answers = Answers::of_pairs(items, model.device());
+    fn batch(&mut self, model: &Model, items: &[PairExample], which: BatchIndices) -> Result<Box<dyn MicroBatch>> {
+        let answers = PackedAnswers::pack_pairs(items, model.device());
         let reference = self.source.log_probs(model, &answers, which.split, which.items)?;
-        Ok(Box::new(Pairs { spec: self.spec.clone(), answers, reference: Sides::of(&reference) }))
+        Ok(Box::new(DpoBatch { spec: self.spec.clone(), answers, reference: PairStatistics::of(&reference) }))
     }
 
     fn alarms(&mut self, means: &Means) -> Vec<Alarm> {
-        self.watch.see(means)
+        self.watch.alarms(means)
     }
 }
 
-impl Batch for Pairs {
+impl MicroBatch for DpoBatch {
     fn tokens(&self) -> &Tokens {
         &self.answers.tokens
     }
@@ -67,14 +76,14 @@ impl Batch for Pairs {
 
     fn loss(&self, out: &Output) -> Loss {
         let scores = self.answers.spans.scores(out);
-        let (policy, lengths) = (Sides::of(&scores.log_probs), self.answers.lengths());
+        let (policy, lengths) = (PairStatistics::of(&scores.log_probs), self.answers.lengths());
         let losses = loss::losses(&self.spec, &policy, &self.reference, &lengths);
         let sum = losses.sum(Kind::Float);
         let mut metrics = Metrics::default();
         metrics.add("loss", &sum, self.items());
-        let rewards = policy.with(&self.reference, |p, r| (p - r).detach() * self.spec.beta);
-        pairs::add_metrics(&mut metrics, &rewards, &policy);
-        let likelier = policy.gap().gt(0.0).sum(Kind::Double);
+        let rewards = policy.zip_with(&self.reference, |p, r| (p - r).detach() * self.spec.beta);
+        pairs::add_preference_metrics(&mut metrics, &rewards, &policy);
+        let likelier = policy.difference().gt(0.0).sum(Kind::Double);
         metrics.add("logps/accuracies", &likelier, self.items());
         pairs::add_chosen(&mut metrics, &scores, &self.answers.spans);
         Loss { sum, metrics }
@@ -82,8 +91,8 @@ impl Batch for Pairs {
 }
 
 /// Reads and tokenises the rows of a run.
-pub fn rows(spec: &DpoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
-    let (keep, spec) = (Keep::new(spec.reference, ground), spec.clone());
+pub fn rows(spec: &DpoSpec, ground: &DataContext) -> Result<Box<dyn MethodRows>> {
+    let (keep, spec) = (ReferenceSettings::new(spec.reference, ground), spec.clone());
     let make = move |model: &Model| Dpo::new(&spec, model, &keep);
-    Ok(Box::new(FixedRows::open(ground, Supervise::default(), make)?))
+    Ok(Box::new(FixedDataRows::open(ground, Supervise::default(), make)?))
 }

@@ -5,7 +5,7 @@
 //! group are equal, the advantage is exactly 0, not a rounding error divided by 1e-4.
 
 use super::spec::ScaleRewards;
-use crate::methods::rollout::lesson::{Advantages, Drawn};
+use crate::methods::rollout::objective::{Advantages, RolloutRewards};
 use crate::methods::rollout::stats::{deviation, mean};
 
 /// Added to the deviation, so that it can divide.
@@ -15,10 +15,10 @@ pub const NONE: f64 = 1e-8;
 
 /// Computes one advantage per answer; `flat` is the share of answers whose standard deviation (of their group, or of
 /// the batch) is zero.
-pub fn advantages(drawn: &Drawn, scale: ScaleRewards) -> Advantages {
+pub fn advantages(drawn: &RolloutRewards, scale: ScaleRewards) -> Advantages {
     let whole = deviation(drawn.rewards);
     let (mut values, mut flat) = (Vec::with_capacity(drawn.rewards.len()), 0);
-    for group in drawn.rewards.chunks(drawn.answers) {
+    for group in drawn.rewards.chunks(drawn.answers_per_prompt) {
         let (middle, own) = (mean(group), deviation(group));
         let spread = if scale == ScaleRewards::Batch { whole } else { own };
         flat += if spread < NONE { group.len() } else { 0 };
@@ -26,5 +26,5 @@ pub fn advantages(drawn: &Drawn, scale: ScaleRewards) -> Advantages {
         values.extend(group.iter().map(|r| if own < NONE { 0.0 } else { (r - middle) / divisor }));
     }
     let flat = flat as f64 / drawn.rewards.len().max(1) as f64;
-    Advantages { values, flat, more: Vec::new() }
+    Advantages { values, uniform_share: flat, more: Vec::new() }
 }

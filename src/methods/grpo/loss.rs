@@ -15,36 +15,36 @@
 //! the coefficient is subtracted. Means over tokens are over all tokens of the optimiser step.
 
 use super::spec::{GrpoLoss, GrpoSpec};
-use crate::methods::rollout::Terms;
+use crate::methods::rollout::PolicyLossInputs;
 use crate::models::loss::Extreme;
 use crate::models::{Loss, Metrics};
-use crate::nn::head::Scores;
+use crate::nn::head::TargetScores;
 use tch::{Kind, Tensor};
 
 /// Computes the SUM of the loss over answers (over tokens for `dapo`). `longest` is the maximum answer length in
 /// tokens.
-pub fn loss(spec: &GrpoSpec, longest: usize, scores: &Scores, terms: &Terms) -> Loss {
+pub fn loss(spec: &GrpoSpec, longest: usize, scores: &TargetScores, terms: &PolicyLossInputs) -> Loss {
     let new = &scores.log_probs;
     let whole = spec.loss == GrpoLoss::Gspo;
     let log_ratio = new - terms.old;
     // (N), or (S) if an answer has a single ratio (gspo).
     let ratio = match whole {
-        true => (terms.per_answer(&log_ratio) / terms.lengths).exp(),
+        true => (terms.sum_per_answer(&log_ratio) / terms.lengths).exp(),
         false => log_ratio.exp(),
     };
-    let advantages = if whole { terms.advantages.shallow_clone() } else { terms.per_token(terms.advantages) };
+    let advantages = if whole { terms.advantages.shallow_clone() } else { terms.repeat_per_token(terms.advantages) };
     let (low, high) = spec.clip();
     let clipped = ratio.clamp(1.0 - low, 1.0 + high);
     let bounded = spec.delta.map_or_else(|| ratio.shallow_clone(), |delta| ratio.clamp_max(delta));
     let policy = -(&bounded * &advantages).minimum(&(&clipped * &advantages));
-    let mut lost = if whole { terms.per_token(&policy) } else { policy };
+    let mut lost = if whole { terms.repeat_per_token(&policy) } else { policy };
     let mut metrics = Metrics::default();
     let (tokens, answers) = terms.counts();
     if let Some(reference) = terms.reference.filter(|_| spec.beta != 0.0) {
         let gap = reference - new;
         let kl = gap.exp() - &gap - 1.0;
         let kl = match spec.kl_correction {
-            true if whole => kl * terms.per_token(&ratio),
+            true if whole => kl * terms.repeat_per_token(&ratio),
             true => kl * &ratio,
             false => kl,
         };
@@ -52,7 +52,7 @@ pub fn loss(spec: &GrpoSpec, longest: usize, scores: &Scores, terms: &Terms) -> 
         lost = &lost + kl * spec.beta;
     }
     let sum = match spec.loss {
-        GrpoLoss::Grpo | GrpoLoss::Gspo => (lost / terms.per_token(terms.lengths)).sum(Kind::Float),
+        GrpoLoss::Grpo | GrpoLoss::Gspo => (lost / terms.repeat_per_token(terms.lengths)).sum(Kind::Float),
         GrpoLoss::DrGrpo => lost.sum(Kind::Float) / longest as f64,
         GrpoLoss::Dapo => lost.sum(Kind::Float),
     };
@@ -62,13 +62,19 @@ pub fn loss(spec: &GrpoSpec, longest: usize, scores: &Scores, terms: &Terms) -> 
     };
     let is_low = bounded.lt(1.0 - low).logical_and(&advantages.lt(0.0)).to_kind(Kind::Float);
     let is_high = bounded.gt(1.0 + high).logical_and(&advantages.gt(0.0)).to_kind(Kind::Float);
-    clip_ratios(&mut metrics, terms, &is_low, &is_high, if whole { answers } else { tokens });
+    add_clip_metrics(&mut metrics, terms, &is_low, &is_high, if whole { answers } else { tokens });
     Loss { sum, metrics }
 }
 
 /// Adds `clip_ratio/…` to the metrics, from marks 0 or 1 per token (N) or per answer (S). `count` is their number,
 /// including skipped answers.
-pub fn clip_ratios(metrics: &mut Metrics, terms: &Terms, is_low: &Tensor, is_high: &Tensor, count: f64) {
+pub fn add_clip_metrics(
+    metrics: &mut Metrics,
+    terms: &PolicyLossInputs,
+    is_low: &Tensor,
+    is_high: &Tensor,
+    count: f64,
+) {
     let (low, high) = (is_low.sum(Kind::Float), is_high.sum(Kind::Float));
     metrics.add("clip_ratio/region_mean", &(&low + &high), count);
     metrics.add("clip_ratio/low_mean", &low, count);
@@ -76,9 +82,9 @@ pub fn clip_ratios(metrics: &mut Metrics, terms: &Terms, is_low: &Tensor, is_hig
     let whole = is_low.size() == terms.lengths.size() && is_low.size() != terms.owner.size();
     let share = |marks: &Tensor| match whole {
         true => marks.shallow_clone(),
-        false => terms.per_answer(marks) / terms.lengths,
+        false => terms.sum_per_answer(marks) / terms.lengths,
     };
     let idle = Tensor::zeros([i64::from(terms.idle.sequences > 0.0)], (Kind::Float, is_low.device()));
-    metrics.keep("clip_ratio/low_min", &Tensor::cat(&[&share(is_low), &idle], 0), Extreme::Least);
-    metrics.keep("clip_ratio/high_max", &Tensor::cat(&[&share(is_high), &idle], 0), Extreme::Most);
+    metrics.add_extreme("clip_ratio/low_min", &Tensor::cat(&[&share(is_low), &idle], 0), Extreme::Minimum);
+    metrics.add_extreme("clip_ratio/high_max", &Tensor::cat(&[&share(is_high), &idle], 0), Extreme::Maximum);
 }

@@ -8,13 +8,13 @@ pub mod spec;
 
 pub use spec::GrpoSpec;
 
-use super::rollout::cycle::Plan;
-use super::rollout::lesson::{Advantages, Drawn, Items};
-use super::rollout::{Rule, Terms, rows};
-use super::{Ground, Rows};
+use super::rollout::objective::{Advantages, LossUnit, RolloutRewards};
+use super::rollout::sampling_method::RolloutPlan;
+use super::rollout::{PolicyLossInputs, PolicyObjective, rows};
+use super::{DataContext, MethodRows};
 use crate::error::Result;
 use crate::models::Loss;
-use crate::nn::head::Scores;
+use crate::nn::head::TargetScores;
 use spec::GrpoLoss;
 
 /// GRPO with the settings of a recipe.
@@ -22,15 +22,15 @@ pub struct Grpo(pub GrpoSpec);
 
 impl Grpo {
     /// Describes how sampled answers are trained on.
-    pub fn plan(&self) -> Plan {
+    pub fn plan(&self) -> RolloutPlan {
         let spec = &self.0;
-        Plan {
+        RolloutPlan {
             answers: spec.answers,
             passes: spec.passes,
             mini_batches: spec.mini_batches,
             mask_truncated: spec.mask_truncated,
             resample: spec.resample,
-            reference: spec.compares(),
+            reference: spec.needs_reference(),
             entropy: spec.entropy != 0.0,
             sparse: spec.beta == 0.0 && spec.entropy == 0.0,
             limits: spec.limits.clone(),
@@ -38,22 +38,22 @@ impl Grpo {
     }
 }
 
-impl Rule for Grpo {
-    fn advantages(&self, drawn: &Drawn) -> Advantages {
+impl PolicyObjective for Grpo {
+    fn advantages(&self, drawn: &RolloutRewards) -> Advantages {
         advantage::advantages(drawn, self.0.scale())
     }
 
-    fn items(&self) -> Items {
-        if self.0.loss == GrpoLoss::Dapo { Items::Tokens } else { Items::Sequences }
+    fn items(&self) -> LossUnit {
+        if self.0.loss == GrpoLoss::Dapo { LossUnit::Tokens } else { LossUnit::Sequences }
     }
 
-    fn loss(&self, scores: &Scores, terms: &Terms) -> Loss {
+    fn loss(&self, scores: &TargetScores, terms: &PolicyLossInputs) -> Loss {
         loss::loss(&self.0, self.0.sampling.max_new_tokens, scores, terms)
     }
 }
 
 /// Reads the prompts and opens the sources of rewards.
-pub fn rows(spec: &GrpoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
+pub fn rows(spec: &GrpoSpec, ground: &DataContext) -> Result<Box<dyn MethodRows>> {
     let rule = Grpo(spec.clone());
     let plan = rule.plan();
     rows::open(ground, "method.grpo", &spec.rewards, &spec.sampling, plan, rule)

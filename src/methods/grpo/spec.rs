@@ -1,7 +1,7 @@
 //! The recipe's section for GRPO.
 
 use crate::methods::rollout::{LimitSpec, SamplingSpec};
-use crate::rewards::RewardSpec;
+use crate::rewards::RewardSourceSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct GrpoSpec {
     /// Where rewards come from: one source or several, added up with their weights.
-    pub rewards: Vec<RewardSpec>,
+    pub rewards: Vec<RewardSourceSpec>,
     /// How answers are sampled.
     #[serde(default)]
     pub sampling: SamplingSpec,
@@ -111,7 +111,7 @@ fn yes() -> bool {
 
 impl GrpoSpec {
     /// Returns true if the reference model is needed.
-    pub fn compares(&self) -> bool {
+    pub fn needs_reference(&self) -> bool {
         self.beta != 0.0 || self.limits.kl.is_some()
     }
 

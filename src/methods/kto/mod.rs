@@ -8,12 +8,12 @@ pub mod loss;
 pub mod spec;
 pub use spec::{KtoLoss, KtoSpec};
 
-use super::fixed::FixedRows;
-use super::pairs::Answers;
-use super::reference::{Asked, Keep, Source};
-use super::watch::Watch;
-use super::{Alarm, Batch, Ground, Means, Objective, Rows, Split, Which};
-use crate::data::{self, Dataset, Example, Supervise, Unpaired};
+use super::fixed::FixedDataRows;
+use super::pairs::PackedAnswers;
+use super::preference_alarms::PreferenceMonitor;
+use super::reference::{ReferenceRequest, ReferenceScorer, ReferenceSettings};
+use super::{Alarm, BatchIndices, DataContext, Means, MethodRows, MicroBatch, Objective, Split};
+use crate::data::{self, Dataset, Example, Supervise, UnpairedExample};
 use crate::error::{Error, Result};
 use crate::models::{Loss, Metrics, Model, Output};
 use crate::nn::Tokens;
@@ -24,46 +24,46 @@ use tch::{Kind, Tensor};
 /// The objective of KTO.
 pub struct Kto {
     spec: KtoSpec,
-    source: Source,
+    source: ReferenceScorer,
     budget: usize,
     max_len: usize,
     /// For each item, the index of the item whose answer is its mismatched answer.
     others: BTreeMap<Split, Vec<u32>>,
-    survey: Survey,
-    watch: Watch,
+    survey: KtoStepStatistics,
+    watch: PreferenceMonitor,
 }
 
 /// Numbers that all batches of a step, or of a validation, share.
 #[derive(Debug, Clone, Copy, Default)]
-struct Survey {
+struct KtoStepStatistics {
     /// The reference point: the mean log-ratio of mismatched answers, at least zero.
-    point: f64,
+    reference_point: f64,
     good: f64,
     bad: f64,
 }
 
 /// Labelled answers in one packed row.
-struct Judged {
+struct KtoBatch {
     spec: KtoSpec,
-    answers: Answers,
+    answers: PackedAnswers,
     /// (N) log-probabilities under the reference, float64.
     reference: Tensor,
     /// (N) float64, 1 where the answer is good.
     good: Tensor,
-    survey: Survey,
+    survey: KtoStepStatistics,
 }
 
 impl Kto {
     /// Creates the objective; packed rows have at most `budget` tokens, sequences at most `max_len`.
-    pub fn new(spec: &KtoSpec, model: &Model, keep: &Keep, budget: usize, max_len: usize) -> Result<Self> {
+    pub fn new(spec: &KtoSpec, model: &Model, keep: &ReferenceSettings, budget: usize, max_len: usize) -> Result<Self> {
         Ok(Self {
             spec: spec.clone(),
-            source: Source::new(keep, model)?,
+            source: ReferenceScorer::new(keep, model)?,
             budget,
             max_len,
             others: BTreeMap::new(),
-            survey: Survey::default(),
-            watch: Watch::new("kto", spec.beta),
+            survey: KtoStepStatistics::default(),
+            watch: PreferenceMonitor::new("kto", spec.beta),
         })
     }
 
@@ -72,11 +72,11 @@ impl Kto {
         &self,
         model: &Model,
         split: Split,
-        rows: &Dataset<Unpaired>,
+        rows: &Dataset<UnpairedExample>,
         items: &[usize],
     ) -> Result<Vec<Tensor>> {
         let Some(others) = self.others.get(&split) else { return Ok(Vec::new()) };
-        let mixed = items.iter().map(|&i| Ok((i, mixed(rows, others, i, self.max_len)?)));
+        let mixed = items.iter().map(|&i| Ok((i, mismatched_example(rows, others, i, self.max_len)?)));
         let mixed = mixed.filter_map(|found| found.map(|(i, m)| Some((i, m?))).transpose());
         let (items, sequences): (Vec<usize>, Vec<Example>) = mixed.collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let lengths: Vec<u32> = sequences.iter().map(|e| e.ids.len() as u32).collect();
@@ -84,48 +84,58 @@ impl Kto {
         let ratios = |row: Vec<usize>| {
             let (items, row): (Vec<usize>, Vec<Example>) =
                 row.iter().map(|&n| (items[n], sequences[n].clone())).unzip();
-            let answers = Answers::pack(&row, model.device());
+            let answers = PackedAnswers::pack(&row, model.device());
             let policy = model.infer(&answers.tokens, |out| answers.spans.scores(out).log_probs)?;
-            Ok(policy - self.source.log_probs_of(MIXED, model, &answers, split, &items)?)
+            Ok(policy - self.source.log_probs_of(MISMATCHED, model, &answers, split, &items)?)
         };
         data::pack(&lengths, &order, self.budget.max(self.max_len)).into_iter().map(ratios).collect()
     }
 }
 
 /// The name of the mismatched answers in requests to the reference.
-const MIXED: &str = "mismatched";
+const MISMATCHED: &str = "mismatched";
 
 /// Joins a row's prompt with another row's answer, truncated to `max_len`. `None` if the prompt alone fills it: no
 /// token of the answer is left to score.
-fn mixed(rows: &Dataset<Unpaired>, others: &[u32], row: usize, max_len: usize) -> Result<Option<Example>> {
+fn mismatched_example(
+    rows: &Dataset<UnpairedExample>,
+    others: &[u32],
+    row: usize,
+    max_len: usize,
+) -> Result<Option<Example>> {
     let (item, other) = (rows.get(row)?, rows.get(others[row] as usize)?);
-    let mut mixed = Unpaired { completion: other.completion, ..item }.sequence();
+    let mut mixed = UnpairedExample { completion: other.completion, ..item }.sequence();
     mixed.ids.truncate(max_len);
     mixed.supervised.truncate(max_len);
     Ok(mixed.supervised.contains(&true).then_some(mixed))
 }
 
 /// Requests all mismatched answers of a split.
-fn all_mixed<'a>(split: Split, rows: &'a Dataset<Unpaired>, others: &'a [u32], max_len: usize) -> Result<Asked<'a>> {
-    let length = |i| Ok(mixed(rows, others, i, max_len)?.map_or(0, |e| e.ids.len() as u32));
+fn all_mixed<'a>(
+    split: Split,
+    rows: &'a Dataset<UnpairedExample>,
+    others: &'a [u32],
+    max_len: usize,
+) -> Result<ReferenceRequest<'a>> {
+    let length = |i| Ok(mismatched_example(rows, others, i, max_len)?.map_or(0, |e| e.ids.len() as u32));
     let content = [
         rows.hashes().iter().flat_map(|h| h.to_le_bytes()).collect::<Vec<u8>>(),
         others.iter().flat_map(|o| o.to_le_bytes()).collect(),
     ];
-    Ok(Asked {
+    Ok(ReferenceRequest {
         split,
-        name: MIXED,
+        name: MISMATCHED,
         width: 1,
         lengths: (0..rows.len()).map(length).collect::<Result<_>>()?,
         content: content.concat(),
-        sequences: Box::new(move |i| Ok(mixed(rows, others, i, max_len)?.into_iter().collect())),
+        sequences: Box::new(move |i| Ok(mismatched_example(rows, others, i, max_len)?.into_iter().collect())),
     })
 }
 
 /// Finds for each item another one that has another prompt. Consecutive items with one prompt (the two answers of a
 /// pair) form a block; the k-th item of a block gets the k-th item of an earlier block, so that both good and bad
 /// answers are used. An error if all rows have the same prompt.
-fn others(rows: &Dataset<Unpaired>) -> Result<Vec<u32>> {
+fn mismatched_partners(rows: &Dataset<UnpairedExample>) -> Result<Vec<u32>> {
     let mut blocks: Vec<(Vec<u32>, std::ops::Range<usize>)> = Vec::new();
     for (i, item) in rows.iter().enumerate() {
         let item = item?;
@@ -152,56 +162,69 @@ fn others(rows: &Dataset<Unpaired>) -> Result<Vec<u32>> {
 }
 
 impl Objective for Kto {
-    type Item = Unpaired;
+    type Item = UnpairedExample;
 
-    fn begin(&mut self, model: &Model, train: &Dataset<Unpaired>, valid: Option<&Dataset<Unpaired>>) -> Result<()> {
+    fn prepare_data(
+        &mut self,
+        model: &Model,
+        train: &Dataset<UnpairedExample>,
+        valid: Option<&Dataset<UnpairedExample>>,
+    ) -> Result<()> {
         let splits =
             || [(Split::Train, Some(train)), (Split::Valid, valid)].into_iter().filter_map(|(s, r)| Some((s, r?)));
         if self.spec.loss == KtoLoss::Kto {
-            self.others = splits().map(|(split, rows)| Ok((split, others(rows)?))).collect::<Result<_>>()?;
+            self.others =
+                splits().map(|(split, rows)| Ok((split, mismatched_partners(rows)?))).collect::<Result<_>>()?;
         }
-        let mut asked: Vec<Asked> = splits().map(|(split, rows)| Asked::rows(split, rows)).collect();
+        let mut asked: Vec<ReferenceRequest> =
+            splits().map(|(split, rows)| ReferenceRequest::all_rows(split, rows)).collect();
         for (split, rows) in splits() {
             if let Some(others) = self.others.get(&split) {
                 asked.push(all_mixed(split, rows, others, self.max_len)?);
             }
         }
-        self.source.begin(model, asked)?;
+        self.source.prepare(model, asked)?;
         let good = train.iter().map(|item| item.map(|item| usize::from(item.good))).sum::<Result<usize>>()?;
-        if let Some(advice) = self.spec.unbalanced(good, train.len() - good) {
+        if let Some(advice) = self.spec.weight_advice(good, train.len() - good) {
             report::warn(advice);
         }
         Ok(())
     }
 
-    fn survey(&mut self, model: &Model, split: Split, rows: &Dataset<Unpaired>, packed: &[Vec<usize>]) -> Result<()> {
-        let (mut ratios, mut found) = (Vec::new(), Survey::default());
+    fn prepare_batches(
+        &mut self,
+        model: &Model,
+        split: Split,
+        rows: &Dataset<UnpairedExample>,
+        packed: &[Vec<usize>],
+    ) -> Result<()> {
+        let (mut ratios, mut found) = (Vec::new(), KtoStepStatistics::default());
         for items in packed {
             for &i in items {
                 *(if rows.get(i)?.good { &mut found.good } else { &mut found.bad }) += 1.0;
             }
             ratios.extend(self.mismatched(model, split, rows, items)?);
         }
-        found.point = loss::reference_point(&ratios);
+        found.reference_point = loss::reference_point(&ratios);
         self.survey = found;
         Ok(())
     }
 
-    fn batch(&mut self, model: &Model, items: &[Unpaired], which: Which) -> Result<Box<dyn Batch>> {
-        let sequences: Vec<Example> = items.iter().map(Unpaired::sequence).collect();
-        let answers = Answers::pack(&sequences, model.device());
+    fn batch(&mut self, model: &Model, items: &[UnpairedExample], which: BatchIndices) -> Result<Box<dyn MicroBatch>> {
+        let sequences: Vec<Example> = items.iter().map(UnpairedExample::sequence).collect();
+        let answers = PackedAnswers::pack(&sequences, model.device());
         let good: Vec<f64> = items.iter().map(|item| f64::from(u8::from(item.good))).collect();
         let reference = self.source.log_probs(model, &answers, which.split, which.items)?;
         let good = Tensor::from_slice(&good).to_device(model.device());
-        Ok(Box::new(Judged { spec: self.spec.clone(), answers, reference, good, survey: self.survey }))
+        Ok(Box::new(KtoBatch { spec: self.spec.clone(), answers, reference, good, survey: self.survey }))
     }
 
     fn alarms(&mut self, means: &Means) -> Vec<Alarm> {
-        self.watch.see(means)
+        self.watch.alarms(means)
     }
 }
 
-impl Batch for Judged {
+impl MicroBatch for KtoBatch {
     fn tokens(&self) -> &Tokens {
         &self.answers.tokens
     }
@@ -213,12 +236,12 @@ impl Batch for Judged {
     fn loss(&self, out: &Output) -> Loss {
         let policy = self.answers.spans.scores(out).log_probs;
         let ratios = &policy - &self.reference;
-        let sum = loss::losses(&self.spec, &ratios, &self.good, self.survey.point).sum(Kind::Float);
+        let sum = loss::losses(&self.spec, &ratios, &self.good, self.survey.reference_point).sum(Kind::Float);
         let mut metrics = Metrics::default();
         metrics.add("loss", &sum, self.items());
         let rewards = ratios.detach() * self.spec.beta;
         let share = self.items() / (self.survey.good + self.survey.bad);
-        metrics.add("kl", &Tensor::from(self.survey.point * share), share);
+        metrics.add("kl", &Tensor::from(self.survey.reference_point * share), share);
         let kinds = [("chosen", self.good.shallow_clone()), ("rejected", -&self.good + 1.0)];
         let sums = kinds.map(|(name, of)| {
             let sum = |t: &Tensor| (t.detach() * &of).sum(Kind::Double);
@@ -246,9 +269,9 @@ impl Batch for Judged {
 }
 
 /// Reads and tokenises the rows of a run.
-pub fn rows(spec: &KtoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
-    let keep = Keep::new(spec.reference, ground);
+pub fn rows(spec: &KtoSpec, ground: &DataContext) -> Result<Box<dyn MethodRows>> {
+    let keep = ReferenceSettings::new(spec.reference, ground);
     let (spec, budget, max_len) = (spec.clone(), ground.batch.tokens, ground.max_len);
     let make = move |model: &Model| Kto::new(&spec, model, &keep, budget, max_len);
-    Ok(Box::new(FixedRows::open(ground, Supervise::default(), make)?))
+    Ok(Box::new(FixedDataRows::open(ground, Supervise::default(), make)?))
 }

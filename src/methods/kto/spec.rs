@@ -40,7 +40,7 @@ impl Default for KtoSpec {
 impl KtoSpec {
     /// Returns advice if the weights do not balance the numbers of good and bad answers: weight times number of the
     /// good ones should be 1 to 4/3 times that of the bad ones (the paper's eq. 8).
-    pub fn unbalanced(&self, good: usize, bad: usize) -> Option<String> {
+    pub fn weight_advice(&self, good: usize, bad: usize) -> Option<String> {
         let (desirable, undesirable) = (self.desirable_weight * good as f64, self.undesirable_weight * bad as f64);
         let ratio = desirable / undesirable;
         if good == 0 || bad == 0 {

@@ -10,14 +10,14 @@
 //! for each pair by itself, where TRL takes it over all tokens of a batch. A mean closer to zero than 1e-7 is replaced
 //! by -1e-7: TRL's odds are infinite there.
 
-use crate::methods::pairs::Sides;
+use crate::methods::pairs::PairStatistics;
 use tch::Tensor;
 
 /// Computes the log-odds of the chosen answer minus those of the rejected one: (P), from mean log-probabilities.
-pub fn log_odds(means: &Sides) -> Tensor {
+pub fn log_odds(means: &PairStatistics) -> Tensor {
     let log_odds = |mean: &Tensor| {
         let mean = mean.clamp_max(-1e-7);
         &mean - (-mean.expm1()).log()
     };
-    means.map(log_odds).gap()
+    means.map(log_odds).difference()
 }

@@ -42,9 +42,9 @@ impl Default for AlarmSpec {
     }
 }
 
-/// The metrics of an iteration, in the order of `Watch::numbers`.
+/// The metrics of an iteration, in the order of `PpoMonitor::numbers`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Seen {
+struct IterationMetrics {
     kl: f64,
     /// Standard error of `kl`.
     kl_error: f64,
@@ -68,7 +68,7 @@ const NAMES: [&str; 7] = [
     "completions/clipped_ratio",
 ];
 
-impl Seen {
+impl IterationMetrics {
     fn from(numbers: [f64; 7]) -> Self {
         let [kl, kl_error, score, net, entropy, length, cut] = numbers;
         Self { kl, kl_error, score, net, entropy, length, cut }
@@ -91,9 +91,9 @@ impl Seen {
 /// Number of first and of last iterations whose means are compared.
 const WINDOW: usize = 5;
 
-/// The kinds of alarm; the number is the index in `Watch::told`.
+/// The kinds of alarm; the number is the index in `PpoMonitor::told`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum PpoAlarm {
     NegativeKl,
     KlLimit,
     Ratio,
@@ -108,24 +108,24 @@ const KINDS: usize = 8;
 
 /// Checks the metrics of a run.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Watch {
+pub struct PpoMonitor {
     spec: AlarmSpec,
     /// `method.ppo`, the section of the keys that alarms name.
     keys: &'static str,
-    history: Vec<Seen>,
+    history: Vec<IterationMetrics>,
     told: [bool; KINDS],
 }
 
-impl Watch {
+impl PpoMonitor {
     pub fn new(spec: AlarmSpec, keys: &'static str) -> Self {
         Self { spec, keys, history: Vec::new(), told: [false; KINDS] }
     }
 
     /// Returns the problems that the means of a step show and that were not reported before.
-    pub fn look(&mut self, means: &Means) -> Vec<Alarm> {
-        let mut found: Vec<(Kind, String, String)> =
+    pub fn check(&mut self, means: &Means) -> Vec<Alarm> {
+        let mut found: Vec<(PpoAlarm, String, String)> =
             [self.ratio(means), self.drift(means)].into_iter().flatten().collect();
-        if let Some(seen) = Seen::of(means) {
+        if let Some(seen) = IterationMetrics::of(means) {
             self.history.push(seen);
             found.extend(
                 [self.divergence(), self.entropy(), self.length(), self.ended(), self.overoptimised()]
@@ -134,7 +134,7 @@ impl Watch {
             );
         }
         found.retain(|(kind, ..)| !std::mem::replace(&mut self.told[*kind as usize], true));
-        let harmful = |kind| matches!(kind, Kind::NegativeKl | Kind::KlLimit | Kind::Overoptimised);
+        let harmful = |kind| matches!(kind, PpoAlarm::NegativeKl | PpoAlarm::KlLimit | PpoAlarm::Overoptimised);
         found
             .into_iter()
             .map(|(kind, cause, next)| Alarm { cause, next, stop: self.spec.stop && harmful(kind) })
@@ -142,11 +142,11 @@ impl Watch {
     }
 
     /// Formats `--set` for a key of the method.
-    fn set(&self, key: &str, value: impl std::fmt::Display) -> String {
+    fn override_flag(&self, key: &str, value: impl std::fmt::Display) -> String {
         format!("--set {}.{key}={value}", self.keys)
     }
 
-    fn divergence(&self) -> Option<(Kind, String, String)> {
+    fn divergence(&self) -> Option<(PpoAlarm, String, String)> {
         let now = self.history.last()?;
         if now.kl < -(4.0 * now.kl_error + 0.05) {
             let cause = format!(
@@ -159,9 +159,9 @@ impl Watch {
                  disagree (ft selftest --model DIR compares both); near 0, there are too few answers: {} uses an \
                  estimate that is never negative",
                 self.spec.drift,
-                self.set("kl.estimator", "k3")
+                self.override_flag("kl.estimator", "k3")
             );
-            return Some((Kind::NegativeKl, cause, next));
+            return Some((PpoAlarm::NegativeKl, cause, next));
         }
         if now.kl - 2.0 * now.kl_error > self.spec.kl {
             let cause = format!(
@@ -171,15 +171,15 @@ impl Watch {
             );
             let next = format!(
                 "keep the policy nearer: {} or lower optim.lr; or adjust the coefficient to a target: {}",
-                self.set("kl.coef", "0.2"),
-                self.set("kl.target", format!("{:.0}", (self.spec.kl / 3.0).max(1.0)))
+                self.override_flag("kl.coef", "0.2"),
+                self.override_flag("kl.target", format!("{:.0}", (self.spec.kl / 3.0).max(1.0)))
             );
-            return Some((Kind::KlLimit, cause, next));
+            return Some((PpoAlarm::KlLimit, cause, next));
         }
         None
     }
 
-    fn ratio(&self, means: &Means) -> Option<(Kind, String, String)> {
+    fn ratio(&self, means: &Means) -> Option<(PpoAlarm, String, String)> {
         let spread = *means.get("val/ratio_var")?;
         if spread <= self.spec.ratio && spread.is_finite() {
             return None;
@@ -189,11 +189,12 @@ impl Watch {
              the optimiser steps are too large for answers that were sampled before them",
             self.spec.ratio
         );
-        let next = format!("lower optim.lr, or make fewer passes over an iteration: {}", self.set("epochs", 1));
-        Some((Kind::Ratio, cause, next))
+        let next =
+            format!("lower optim.lr, or make fewer passes over an iteration: {}", self.override_flag("epochs", 1));
+        Some((PpoAlarm::Ratio, cause, next))
     }
 
-    fn drift(&self, means: &Means) -> Option<(Kind, String, String)> {
+    fn drift(&self, means: &Means) -> Option<(PpoAlarm, String, String)> {
         let drift = *means.get("sampling/sampling_logp_difference/mean")?;
         if drift <= self.spec.drift {
             return None;
@@ -207,21 +208,21 @@ impl Watch {
             "ft selftest --model DIR compares decoding with a KV cache and the packed pass; model.dtype: f32 removes \
                     rounding errors"
                 .into();
-        Some((Kind::Drift, cause, next))
+        Some((PpoAlarm::Drift, cause, next))
     }
 
     /// Computes the means of a number over the first and over the last iterations; `None` while these overlap.
-    fn ends(&self, of: impl Fn(&Seen) -> f64) -> Option<(f64, f64)> {
+    fn first_and_last(&self, of: impl Fn(&IterationMetrics) -> f64) -> Option<(f64, f64)> {
         let n = self.history.len();
         if n < 2 * WINDOW {
             return None;
         }
-        let mean = |part: &[Seen]| part.iter().map(&of).sum::<f64>() / WINDOW as f64;
+        let mean = |part: &[IterationMetrics]| part.iter().map(&of).sum::<f64>() / WINDOW as f64;
         Some((mean(&self.history[..WINDOW]), mean(&self.history[n - WINDOW..])))
     }
 
-    fn entropy(&self) -> Option<(Kind, String, String)> {
-        let (first, now) = self.ends(|s| s.entropy)?;
+    fn entropy(&self) -> Option<(PpoAlarm, String, String)> {
+        let (first, now) = self.first_and_last(|s| s.entropy)?;
         if now >= self.spec.entropy * first {
             return None;
         }
@@ -231,13 +232,13 @@ impl Watch {
         );
         let next = format!(
             "{}, a higher sampling.temperature or a lower optim.lr keep answers varied",
-            self.set("entropy_coef", 0.01)
+            self.override_flag("entropy_coef", 0.01)
         );
-        Some((Kind::Entropy, cause, next))
+        Some((PpoAlarm::Entropy, cause, next))
     }
 
-    fn length(&self) -> Option<(Kind, String, String)> {
-        let (first, now) = self.ends(|s| s.length)?;
+    fn length(&self) -> Option<(PpoAlarm, String, String)> {
+        let (first, now) = self.first_and_last(|s| s.length)?;
         let times = (now / first).max(first / now);
         if times <= self.spec.length || (now - first).abs() < 8.0 {
             return None;
@@ -250,11 +251,11 @@ impl Watch {
             "read samples.jsonl; a reward model's report card shows how far it follows length; a `length` reward \
                     with a negative weight counteracts it"
                 .into();
-        Some((Kind::Length, cause, next))
+        Some((PpoAlarm::Length, cause, next))
     }
 
-    fn ended(&self) -> Option<(Kind, String, String)> {
-        let (first, now) = self.ends(|s| 1.0 - s.cut)?;
+    fn ended(&self) -> Option<(PpoAlarm, String, String)> {
+        let (first, now) = self.first_and_last(|s| 1.0 - s.cut)?;
         if first - now <= self.spec.ended {
             return None;
         }
@@ -265,24 +266,26 @@ impl Watch {
         );
         let next = format!(
             "{} subtracts that from the reward of a truncated answer",
-            self.set("sampling.missing_eos_penalty", 1)
+            self.override_flag("sampling.missing_eos_penalty", 1)
         );
-        Some((Kind::Ended, cause, next))
+        Some((PpoAlarm::Ended, cause, next))
     }
 
     /// Detects reward hacking: the reward rises while the reward minus the divergence falls, compared with the window
     /// in which the latter was best. Both changes must exceed three standard errors.
-    fn overoptimised(&self) -> Option<(Kind, String, String)> {
+    fn overoptimised(&self) -> Option<(PpoAlarm, String, String)> {
         let n = self.history.len();
         if n < 2 * WINDOW {
             return None;
         }
         let window = |from: usize| &self.history[from..from + WINDOW];
-        let moments = |from: usize, of: fn(&Seen) -> f64| super::advantage::moments(window(from).iter().map(of));
-        let net: fn(&Seen) -> f64 = |s| s.net;
-        let score: fn(&Seen) -> f64 = |s| s.score;
+        let moments = |from: usize, of: fn(&IterationMetrics) -> f64| {
+            super::advantage::mean_and_variance(window(from).iter().map(of))
+        };
+        let net: fn(&IterationMetrics) -> f64 = |s| s.net;
+        let score: fn(&IterationMetrics) -> f64 = |s| s.score;
         let best = (0..=n - 2 * WINDOW).max_by(|a, b| moments(*a, net).0.total_cmp(&moments(*b, net).0))?;
-        let change = |of: fn(&Seen) -> f64| {
+        let change = |of: fn(&IterationMetrics) -> f64| {
             let ((then, spread_then), (now, spread_now)) = (moments(best, of), moments(n - WINDOW, of));
             let error = ((spread_then + spread_now) / WINDOW as f64).sqrt();
             (then, now, (now - then) / error.max(1e-9))
@@ -297,21 +300,21 @@ impl Watch {
         );
         let next = format!(
             "keep the policy nearer to the reference ({}), or stop here and read the samples",
-            self.set("kl.coef", 0.2)
+            self.override_flag("kl.coef", 0.2)
         );
-        Some((Kind::Overoptimised, cause, next))
+        Some((PpoAlarm::Overoptimised, cause, next))
     }
 
     /// Returns everything a checkpoint must store: seven numbers per iteration, then one for each kind of alarm.
     pub fn numbers(&self) -> Vec<f64> {
         let told = self.told.iter().map(|t| f64::from(u8::from(*t)));
-        self.history.iter().flat_map(Seen::numbers).chain(told).collect()
+        self.history.iter().flat_map(IterationMetrics::numbers).chain(told).collect()
     }
 
     /// Restores what `numbers` returned.
     pub fn restore(&mut self, numbers: &[f64]) {
         let (history, told) = numbers.split_at(numbers.len().saturating_sub(KINDS));
-        self.history = history.as_chunks::<7>().0.iter().map(|n| Seen::from(*n)).collect();
+        self.history = history.as_chunks::<7>().0.iter().map(|n| IterationMetrics::from(*n)).collect();
         self.told = std::array::from_fn(|i| told.get(i).is_some_and(|t| *t != 0.0));
     }
 }
@@ -320,17 +323,18 @@ impl Watch {
 mod tests {
     use super::*;
 
-    const CALM: Seen = Seen { kl: 1.0, kl_error: 0.2, score: 0.5, net: 0.45, entropy: 2.0, length: 40.0, cut: 0.1 };
+    const CALM: IterationMetrics =
+        IterationMetrics { kl: 1.0, kl_error: 0.2, score: 0.5, net: 0.45, entropy: 2.0, length: 40.0, cut: 0.1 };
 
-    fn means(seen: Seen) -> Means {
+    fn means(seen: IterationMetrics) -> Means {
         let numbers = NAMES.iter().zip(seen.numbers()).map(|(name, x)| (name.to_string(), x));
         numbers.chain([("val/ratio_var".to_string(), 0.01)]).collect()
     }
 
     /// Returns the alarms of a run whose iteration i has the metrics `at(i)`.
-    fn run(iterations: usize, at: impl Fn(usize) -> Seen) -> Vec<Alarm> {
-        let mut watch = Watch::new(AlarmSpec::default(), "method.ppo");
-        (0..iterations).flat_map(|i| watch.look(&means(at(i)))).collect()
+    fn run(iterations: usize, at: impl Fn(usize) -> IterationMetrics) -> Vec<Alarm> {
+        let mut watch = PpoMonitor::new(AlarmSpec::default(), "method.ppo");
+        (0..iterations).flat_map(|i| watch.check(&means(at(i)))).collect()
     }
 
     #[track_caller]
@@ -345,52 +349,59 @@ mod tests {
 
     #[test]
     fn a_normal_run_has_no_alarm() {
-        assert_eq!(run(50, |i| Seen { score: 0.5 + 0.02 * i as f64, net: 0.45 + 0.02 * i as f64, ..CALM }), []);
-        let noisy = |i| Seen { kl: 0.1 * wobble(i), score: wobble(i), net: wobble(i) - 0.1, ..CALM };
+        assert_eq!(
+            run(50, |i| IterationMetrics { score: 0.5 + 0.02 * i as f64, net: 0.45 + 0.02 * i as f64, ..CALM }),
+            []
+        );
+        let noisy = |i| IterationMetrics { kl: 0.1 * wobble(i), score: wobble(i), net: wobble(i) - 0.1, ..CALM };
         assert_eq!(run(50, noisy), []);
     }
 
     #[test]
     fn a_negative_divergence_beyond_noise_stops() {
-        assert_eq!(run(3, |_| Seen { kl: -0.5, ..CALM }), []);
-        one(run(3, |_| Seen { kl: -1.0, ..CALM }), "never negative", true);
-        one(run(3, |_| Seen { kl: -0.1, kl_error: 0.001, ..CALM }), "never negative", true);
+        assert_eq!(run(3, |_| IterationMetrics { kl: -0.5, ..CALM }), []);
+        one(run(3, |_| IterationMetrics { kl: -1.0, ..CALM }), "never negative", true);
+        one(run(3, |_| IterationMetrics { kl: -0.1, kl_error: 0.001, ..CALM }), "never negative", true);
     }
 
     #[test]
     fn a_divergence_over_its_limit_stops() {
-        one(run(9, |i| Seen { kl: 5.0 * i as f64, ..CALM }), "limit is 30", true);
-        let mut watch = Watch::new(AlarmSpec { stop: false, ..Default::default() }, "method.ppo");
-        one(watch.look(&means(Seen { kl: 31.0, ..CALM })), "limit is 30", false);
-        assert_eq!(watch.look(&means(Seen { kl: 35.0, ..CALM })), [], "reported once");
+        one(run(9, |i| IterationMetrics { kl: 5.0 * i as f64, ..CALM }), "limit is 30", true);
+        let mut watch = PpoMonitor::new(AlarmSpec { stop: false, ..Default::default() }, "method.ppo");
+        one(watch.check(&means(IterationMetrics { kl: 31.0, ..CALM })), "limit is 30", false);
+        assert_eq!(watch.check(&means(IterationMetrics { kl: 35.0, ..CALM })), [], "reported once");
     }
 
     #[test]
     fn a_large_ratio_is_reported_at_any_step() {
-        let mut watch = Watch::new(AlarmSpec::default(), "method.ppo");
+        let mut watch = PpoMonitor::new(AlarmSpec::default(), "method.ppo");
         let step = |spread: f64| Means::from([("val/ratio_var".to_string(), spread), ("loss".into(), 0.1)]);
-        assert_eq!(watch.look(&step(0.5)), []);
-        one(watch.look(&step(4.0)), "too large", false);
-        let mut watch = Watch::new(AlarmSpec::default(), "method.ppo");
-        one(watch.look(&step(f64::INFINITY)), "too large", false);
+        assert_eq!(watch.check(&step(0.5)), []);
+        one(watch.check(&step(4.0)), "too large", false);
+        let mut watch = PpoMonitor::new(AlarmSpec::default(), "method.ppo");
+        one(watch.check(&step(f64::INFINITY)), "too large", false);
     }
 
     #[test]
     fn a_drift_is_reported() {
-        let mut watch = Watch::new(AlarmSpec::default(), "method.ppo");
+        let mut watch = PpoMonitor::new(AlarmSpec::default(), "method.ppo");
         let step = |drift: f64| Means::from([("sampling/sampling_logp_difference/mean".to_string(), drift)]);
-        assert_eq!(watch.look(&step(0.02)), []);
-        one(watch.look(&step(0.3)), "disagree", false);
+        assert_eq!(watch.check(&step(0.02)), []);
+        one(watch.check(&step(0.3)), "disagree", false);
     }
 
     #[test]
     fn entropy_length_and_ends_are_compared_with_the_first_iterations() {
         let share = |i: usize| 1.0 - i as f64 / 30.0;
-        one(run(30, |i| Seen { entropy: 2.0 * share(i).powi(2), ..CALM }), "hardly varies", false);
-        one(run(30, |i| Seen { length: 40.0 / (1.0 - 0.02 * i as f64), ..CALM }), "favour length", false);
-        one(run(30, |i| Seen { length: 40.0 * share(i), ..CALM }), "favour length", false);
-        assert_eq!(run(30, |i| Seen { length: 3.0 + 0.1 * i as f64, ..CALM }), [], "two or three tokens more");
-        one(run(30, |i| Seen { cut: 1.0 - 0.9 * share(i), ..CALM }), "truncated", false);
+        one(run(30, |i| IterationMetrics { entropy: 2.0 * share(i).powi(2), ..CALM }), "hardly varies", false);
+        one(run(30, |i| IterationMetrics { length: 40.0 / (1.0 - 0.02 * i as f64), ..CALM }), "favour length", false);
+        one(run(30, |i| IterationMetrics { length: 40.0 * share(i), ..CALM }), "favour length", false);
+        assert_eq!(
+            run(30, |i| IterationMetrics { length: 3.0 + 0.1 * i as f64, ..CALM }),
+            [],
+            "two or three tokens more"
+        );
+        one(run(30, |i| IterationMetrics { cut: 1.0 - 0.9 * share(i), ..CALM }), "truncated", false);
     }
 
     #[test]
@@ -399,22 +410,22 @@ mod tests {
         let gamed = |i: usize| {
             let (x, noise) = (i as f64, 0.05 * wobble(i));
             let kl = if i < 10 { 0.2 * x } else { 2.0 + 1.5 * (x - 10.0) };
-            Seen { kl, score: 0.1 * x + noise, net: 0.1 * x - 0.1 * kl + noise, ..CALM }
+            IterationMetrics { kl, score: 0.1 * x + noise, net: 0.1 * x - 0.1 * kl + noise, ..CALM }
         };
         one(run(26, gamed), "reward hacking", true);
         // If both fall together, it is no reward hacking.
-        assert_eq!(run(26, |i| Seen { score: -0.1 * i as f64, net: -0.2 * i as f64, ..CALM }), []);
+        assert_eq!(run(26, |i| IterationMetrics { score: -0.1 * i as f64, net: -0.2 * i as f64, ..CALM }), []);
     }
 
     #[test]
     fn a_restored_history_continues() {
-        let mut watch = Watch::new(AlarmSpec { stop: false, ..Default::default() }, "method.ppo");
-        (0..7).for_each(|i| drop(watch.look(&means(Seen { kl: 10.0 * i as f64, ..CALM }))));
-        let mut other = Watch::new(watch.spec.clone(), "method.ppo");
+        let mut watch = PpoMonitor::new(AlarmSpec { stop: false, ..Default::default() }, "method.ppo");
+        (0..7).for_each(|i| drop(watch.check(&means(IterationMetrics { kl: 10.0 * i as f64, ..CALM }))));
+        let mut other = PpoMonitor::new(watch.spec.clone(), "method.ppo");
         other.restore(&watch.numbers());
         assert_eq!(other, watch);
-        let mut empty = Watch::new(AlarmSpec::default(), "method.ppo");
+        let mut empty = PpoMonitor::new(AlarmSpec::default(), "method.ppo");
         empty.restore(&[]);
-        assert_eq!(empty, Watch::new(AlarmSpec::default(), "method.ppo"));
+        assert_eq!(empty, PpoMonitor::new(AlarmSpec::default(), "method.ppo"));
     }
 }

@@ -2,14 +2,14 @@
 //! values, of each token when the iteration began. A checkpoint in the middle of an iteration stores them as tensors.
 
 use crate::error::{Error, Result};
-use crate::methods::rollout::keep::{self, State};
-use crate::methods::rollout::{Packed, Sample, packed};
+use crate::methods::rollout::sample_state::{self, StateTensors};
+use crate::methods::rollout::{PackedSamples, SampledAnswer, packed};
 use crate::models::{Model, Output};
 use tch::{Device, Kind, Tensor};
 
 /// Numbers of one answer's tokens, one per token.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Numbers {
+pub struct AnswerTokenStats {
     /// ln p under the policy that sampled the answer, as training computes it.
     pub log_probs: Vec<f32>,
     /// ln p under the reference.
@@ -23,7 +23,7 @@ pub struct Numbers {
 /// The names of these numbers in a checkpoint.
 const NAMES: [&str; 5] = ["log_probs", "reference", "values", "advantages", "returns"];
 
-impl Numbers {
+impl AnswerTokenStats {
     /// Computes ln p - ln r of each token; r is the reference.
     pub fn log_ratios(&self) -> Vec<f64> {
         self.log_probs.iter().zip(&self.reference).map(|(p, r)| f64::from(*p) - f64::from(*r)).collect()
@@ -40,32 +40,32 @@ impl Numbers {
 
 /// What an iteration trains on.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Answers {
-    pub samples: Vec<Sample>,
+pub struct IterationAnswers {
+    pub samples: Vec<SampledAnswer>,
     /// The numbers of each sample's tokens.
-    pub numbers: Vec<Numbers>,
+    pub numbers: Vec<AnswerTokenStats>,
     /// Weight of the KL divergence in this iteration.
     pub coefficient: f64,
 }
 
 /// Joins one of the numbers of all samples, in their order in the row, to one tensor: (N).
-pub fn column(numbers: &[&Numbers], device: Device, of: impl Fn(&Numbers) -> &[f32]) -> Tensor {
-    Packed::column(&numbers.iter().map(|n| of(n)).collect::<Vec<_>>(), device)
+pub fn column(numbers: &[&AnswerTokenStats], device: Device, of: impl Fn(&AnswerTokenStats) -> &[f32]) -> Tensor {
+    PackedSamples::column(&numbers.iter().map(|n| of(n)).collect::<Vec<_>>(), device)
 }
 
 /// Runs all samples through the model, in packed rows of `budget` tokens and without gradient. Returns what `f`
 /// computes for the answer tokens of each sample: K numbers per token.
-pub fn measure<const K: usize>(
+pub fn score_samples<const K: usize>(
     model: &Model,
-    samples: &[Sample],
+    samples: &[SampledAnswer],
     budget: usize,
-    f: impl Fn(&Output, &Packed) -> [Tensor; K],
+    f: impl Fn(&Output, &PackedSamples) -> [Tensor; K],
 ) -> Result<Vec<[Vec<f32>; K]>> {
     let mut found: Vec<[Vec<f32>; K]> = samples.iter().map(|_| std::array::from_fn(|_| Vec::new())).collect();
     let all: Vec<usize> = (0..samples.len()).collect();
-    for row in packed::rows(samples, &all, budget) {
-        let members: Vec<&Sample> = row.iter().map(|&i| &samples[i]).collect();
-        let packed = Packed::new(&members, model.device());
+    for row in packed::pack_rows(samples, &all, budget) {
+        let members: Vec<&SampledAnswer> = row.iter().map(|&i| &samples[i]).collect();
+        let packed = PackedSamples::new(&members, model.device());
         for (k, numbers) in model.infer(&packed.tokens, |out| f(out, &packed))?.into_iter().enumerate() {
             let numbers = Vec::<f32>::try_from(numbers.to_device(Device::Cpu).to_kind(Kind::Float).contiguous())?;
             let mut from = 0;
@@ -79,10 +79,10 @@ pub fn measure<const K: usize>(
     Ok(found)
 }
 
-impl Answers {
+impl IterationAnswers {
     /// Saves everything in a checkpoint's tensors; `sources` is the number of rewards of each sample.
-    pub fn save(&self, into: &mut State, sources: usize) {
-        keep::put(into, "answers", &self.samples, sources);
+    pub fn save(&self, into: &mut StateTensors, sources: usize) {
+        sample_state::save(into, "answers", &self.samples, sources);
         for (k, name) in NAMES.iter().enumerate() {
             let numbers: Vec<f32> = self.numbers.iter().flat_map(|n| n.get()[k].iter().copied()).collect();
             into.insert(format!("tokens.{name}"), Tensor::from_slice(&numbers));
@@ -91,11 +91,11 @@ impl Answers {
     }
 
     /// Loads what `save` saved; `None` if nothing was saved. An error if a tensor does not match the answers' tokens.
-    pub fn load(saved: &State) -> Result<Option<Self>> {
+    pub fn load(saved: &StateTensors) -> Result<Option<Self>> {
         let Some(coefficient) = saved.get("tokens.coefficient") else { return Ok(None) };
-        let samples = keep::take(saved, "answers")?;
-        let mut numbers = vec![Numbers::default(); samples.len()];
-        let tokens: usize = samples.iter().map(Sample::length).sum();
+        let samples = sample_state::load(saved, "answers")?;
+        let mut numbers = vec![AnswerTokenStats::default(); samples.len()];
+        let tokens: usize = samples.iter().map(SampledAnswer::length).sum();
         for (k, name) in NAMES.iter().enumerate() {
             let found = match saved.get(&format!("tokens.{name}")) {
                 Some(t) => Vec::<f32>::try_from(t.to_kind(Kind::Float))?,
@@ -123,11 +123,11 @@ impl Answers {
 mod tests {
     use super::*;
 
-    fn answers() -> Answers {
-        let sample = |prompt: usize, tokens: usize| Sample {
+    fn answers() -> IterationAnswers {
+        let sample = |prompt: usize, tokens: usize| SampledAnswer {
             prompt,
             ids: (0..(prompt + 1 + tokens) as u32).collect(),
-            start: prompt + 1,
+            answer_start: prompt + 1,
             log_probs: (0..tokens).map(|t| -0.1 * t as f32).collect(),
             ended: prompt.is_multiple_of(2),
             text: format!("answer {prompt}"),
@@ -137,7 +137,7 @@ mod tests {
         let samples = vec![sample(3, 5), sample(1, 1), sample(4, 2)];
         let numbers = samples.iter().map(|s| {
             let row = |by: f32| (0..s.length()).map(|t| 1e-8 + by * t as f32).collect::<Vec<f32>>();
-            Numbers {
+            AnswerTokenStats {
                 log_probs: row(-0.5),
                 reference: row(-0.25),
                 values: row(0.1),
@@ -145,16 +145,16 @@ mod tests {
                 returns: row(2.0),
             }
         });
-        Answers { numbers: numbers.collect(), samples, coefficient: 0.1 }
+        IterationAnswers { numbers: numbers.collect(), samples, coefficient: 0.1 }
     }
 
     #[test]
     fn a_saved_iteration_is_loaded_bit_for_bit() {
-        let (answers, mut saved) = (answers(), State::new());
+        let (answers, mut saved) = (answers(), StateTensors::new());
         answers.save(&mut saved, 2);
-        assert_eq!(Answers::load(&saved).unwrap(), Some(answers));
-        assert_eq!(Answers::load(&State::new()).unwrap(), None);
+        assert_eq!(IterationAnswers::load(&saved).unwrap(), Some(answers));
+        assert_eq!(IterationAnswers::load(&StateTensors::new()).unwrap(), None);
         saved.remove("tokens.values");
-        assert!(Answers::load(&saved).unwrap_err().to_string().contains("tokens.values"));
+        assert!(IterationAnswers::load(&saved).unwrap_err().to_string().contains("tokens.values"));
     }
 }

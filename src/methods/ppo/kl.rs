@@ -14,7 +14,7 @@ use tch::Tensor;
 /// An estimator of the divergence of one token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Estimator {
+pub enum KlEstimator {
     /// The log-ratio itself: unbiased, with the largest variance; may be negative for a token.
     #[default]
     K1,
@@ -24,9 +24,9 @@ pub enum Estimator {
     K3,
 }
 
-impl Estimator {
+impl KlEstimator {
     /// Estimates the divergence from `d = ln p - ln r`.
-    pub fn of(self, d: f64) -> f64 {
+    pub fn estimate(self, d: f64) -> f64 {
         match self {
             Self::K1 => d,
             Self::K2 => 0.5 * d * d,
@@ -40,7 +40,7 @@ impl Estimator {
     /// The expected gradient of k1 alone is zero, so k1 is multiplied by the ratio: then value and gradient are those
     /// of the divergence (importance sampling). k2 has that gradient if the policy is the one that sampled; k3 then
     /// has the gradient of the reversed divergence, as in GRPO (arXiv 2402.03300, equation 4).
-    pub fn term(self, log_ratio: &Tensor, ratio: &Tensor) -> Tensor {
+    pub fn loss_term(self, log_ratio: &Tensor, ratio: &Tensor) -> Tensor {
         match self {
             Self::K1 => ratio * log_ratio,
             Self::K2 => log_ratio.square() * 0.5,
@@ -54,12 +54,12 @@ impl Estimator {
 /// Ziegler et al. 2019 (arXiv 1909.08593, section 2.2): `e = clip((KL - target) / target, -0.2, 0.2)`,
 /// `coef <- coef * (1 + e * n / horizon)` after n answers; their K is `n / horizon`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Coefficient {
+pub struct KlCoefficient {
     pub value: f64,
     adaptive: Option<(f64, f64)>,
 }
 
-impl Coefficient {
+impl KlCoefficient {
     /// Creates a constant coefficient.
     pub fn fixed(value: f64) -> Self {
         Self { value, adaptive: None }
@@ -88,13 +88,13 @@ mod tests {
     fn k1_and_k3_are_unbiased() {
         let (p, r) = ([0.5f64, 0.2, 0.2, 0.1], [0.1f64, 0.4, 0.3, 0.2]);
         let exact: f64 = p.iter().zip(r).map(|(p, r)| p * (p / r).ln()).sum();
-        let mean = |k: Estimator| p.iter().zip(r).map(|(p, r)| p * k.of((p / r).ln())).sum::<f64>();
-        assert!((mean(Estimator::K1) - exact).abs() < 1e-15);
-        assert!((mean(Estimator::K3) - exact).abs() < 1e-15);
-        assert!(p.iter().zip(r).all(|(p, r)| Estimator::K3.of((p / r).ln()) >= 0.0));
-        assert!((mean(Estimator::K2) - exact).abs() > 0.01);
+        let mean = |k: KlEstimator| p.iter().zip(r).map(|(p, r)| p * k.estimate((p / r).ln())).sum::<f64>();
+        assert!((mean(KlEstimator::K1) - exact).abs() < 1e-15);
+        assert!((mean(KlEstimator::K3) - exact).abs() < 1e-15);
+        assert!(p.iter().zip(r).all(|(p, r)| KlEstimator::K3.estimate((p / r).ln()) >= 0.0));
+        assert!((mean(KlEstimator::K2) - exact).abs() > 0.01);
         // If p and r are nearly equal, k3 keeps its precision.
-        assert!((Estimator::K3.of(1e-9) / 5e-19 - 1.0).abs() < 1e-6);
+        assert!((KlEstimator::K3.estimate(1e-9) / 5e-19 - 1.0).abs() < 1e-6);
     }
 
     /// k1 multiplied by the ratio has the gradient of the divergence, whichever policy sampled; k2 has it if the
@@ -109,23 +109,23 @@ mod tests {
             logits.grad()
         };
         let exact = gradient(&|p| (p.exp() * (p - &reference)).sum(tch::Kind::Double));
-        let weighed = |k: Estimator, sampler: &Tensor| {
+        let weighed = |k: KlEstimator, sampler: &Tensor| {
             let sampler = sampler.detach();
             gradient(&|p| {
                 let ratio = (p - &sampler).exp();
-                (sampler.exp() * k.term(&(p - &reference), &ratio)).sum(tch::Kind::Double)
+                (sampler.exp() * k.loss_term(&(p - &reference), &ratio)).sum(tch::Kind::Double)
             })
         };
         let near = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) < 1e-12;
-        assert!(near(&weighed(Estimator::K1, &sampler), &exact));
+        assert!(near(&weighed(KlEstimator::K1, &sampler), &exact));
         let own = Tensor::from_slice(&[0.2f64, 1.0, -1.0, 0.5]).log_softmax(-1, tch::Kind::Double);
-        assert!(near(&weighed(Estimator::K1, &own), &exact));
-        assert!(near(&weighed(Estimator::K2, &own), &exact));
+        assert!(near(&weighed(KlEstimator::K1, &own), &exact));
+        assert!(near(&weighed(KlEstimator::K2, &own), &exact));
     }
 
     #[test]
     fn the_coefficient_follows_its_target() {
-        let mut c = Coefficient::adaptive(0.1, 6.0, 10000.0);
+        let mut c = KlCoefficient::adaptive(0.1, 6.0, 10000.0);
         c.update(6.0, 256);
         assert_eq!(c.value, 0.1);
         c.update(6.6, 256); // a tenth too far
@@ -136,7 +136,7 @@ mod tests {
         let before = c.value;
         c.update(-3.0, 256);
         assert!((c.value - before * (1.0 - 0.2 * 0.0256)).abs() < 1e-15);
-        let mut fixed = Coefficient::fixed(0.05);
+        let mut fixed = KlCoefficient::fixed(0.05);
         fixed.update(100.0, 256);
         assert_eq!(fixed.value, 0.05);
     }

@@ -13,23 +13,23 @@
 //! the authors' own code and Engstrom et al. 2020, arXiv 2005.12729, equation 2. Deviation from TRL: the loss of a
 //! mini-batch is one mean over its tokens, independent of the number of micro-batches.
 
-use super::kl::Estimator;
+use super::kl::KlEstimator;
 use crate::models::{Loss, Metrics};
 use tch::{Kind, Tensor};
 
 /// Clip ranges and weights of the loss's parts. A clip range of 0 means no clipping.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Weights {
+pub struct PpoLossWeights {
     pub clip: f64,
     pub clip_value: f64,
     pub value: f64,
     pub entropy: f64,
     /// Estimator and coefficient of the divergence in the loss.
-    pub kl: Option<(Estimator, f64)>,
+    pub kl: Option<(KlEstimator, f64)>,
 }
 
 /// Numbers of the tokens from before the update: (N) each, float32, without gradient.
-pub struct Before {
+pub struct RolloutTensors {
     /// ln p_old
     pub log_probs: Tensor,
     pub advantages: Tensor,
@@ -39,16 +39,16 @@ pub struct Before {
     pub reference: Option<Tensor>,
 }
 
-impl Before {
+impl RolloutTensors {
     fn count(&self) -> f64 {
         self.log_probs.numel() as f64
     }
 }
 
-impl Weights {
+impl PpoLossWeights {
     /// Computes the policy's loss, summed over tokens. `log_probs` (N) and `entropy` (N) are those of the current
     /// weights.
-    pub fn policy(&self, log_probs: &Tensor, entropy: Option<&Tensor>, before: &Before) -> Loss {
+    pub fn policy(&self, log_probs: &Tensor, entropy: Option<&Tensor>, before: &RolloutTensors) -> Loss {
         let n = before.count();
         let mut metrics = Metrics::default();
         let mut add = |name, each: &Tensor| metrics.add(name, &each.sum(Kind::Double), n);
@@ -75,7 +75,7 @@ impl Weights {
             }
         }
         if let (Some((estimator, coefficient)), Some(reference)) = (self.kl, &before.reference) {
-            let term = estimator.term(&(log_probs - reference), &ratio);
+            let term = estimator.loss_term(&(log_probs - reference), &ratio);
             add("loss/kl_avg", &term);
             sum = &sum + term * coefficient;
         }
@@ -86,7 +86,7 @@ impl Weights {
 
     /// Computes the value function's loss, summed over tokens and weighted. `values` (N) are those of the current
     /// weights. Its part of the mean `loss` is added to the policy's, which already counts the tokens.
-    pub fn value(&self, values: &Tensor, before: &Before) -> Loss {
+    pub fn value(&self, values: &Tensor, before: &RolloutTensors) -> Loss {
         let n = before.count();
         let mut metrics = Metrics::default();
         let plain = (values - &before.returns).square();

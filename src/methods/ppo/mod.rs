@@ -25,23 +25,25 @@ mod update;
 pub use rows::{parts, rows};
 pub use spec::PpoSpec;
 
-use super::reference::Reference;
-use super::rollout::keep::State;
-use super::rollout::{self, HeldOut, Prompted, Rollout, Sample, packed, reference_log_probs, stats};
-use super::{Aim, Alarm, Means, Method, Prompt, Step};
-use crate::data::{Cursor, Loader};
+use super::reference::ReferenceModel;
+use super::rollout::sample_state::StateTensors;
+use super::rollout::{
+    self, HeldOutPrompts, PromptData, RolloutSampler, SampledAnswer, packed, reference_log_probs, stats,
+};
+use super::{Alarm, Means, Method, SamplePrompt, SelectionMetric, TrainingStep};
+use crate::data::{Loader, LoaderCursor};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::rng;
-use advantage::{explained_variance, gae, moments, rewards, whiten};
-use alarms::Watch;
-use answers::{Answers, Numbers, measure};
-use kl::Coefficient;
+use advantage::{explained_variance, gae, mean_and_variance, token_rewards, whiten};
+use alarms::PpoMonitor;
+use answers::{AnswerTokenStats, IterationAnswers, score_samples};
+use kl::KlCoefficient;
 use rand::seq::SliceRandom;
 use spec::{KlPlace, ValueSpec};
 use std::path::Path;
 use tch::Tensor;
-use update::{Place, Update};
+use update::{PpoUpdate, ValueFunction};
 
 /// The name of the adapter that holds the value function.
 pub const VALUE: &str = "value";
@@ -52,17 +54,17 @@ const KEYS: &str = "method.ppo";
 /// The PPO method.
 pub struct Ppo {
     spec: PpoSpec,
-    train: Rollout,
-    held_out: Option<HeldOut>,
-    reference: Reference,
-    place: Place,
+    train: RolloutSampler,
+    held_out: Option<HeldOutPrompts>,
+    reference: ReferenceModel,
+    place: ValueFunction,
     /// Iterates over the training prompts.
     loader: Loader,
     /// Maximum number of tokens in a packed row.
     budget: usize,
     seed: u64,
-    coefficient: Coefficient,
-    watch: Watch,
+    coefficient: KlCoefficient,
+    watch: PpoMonitor,
     /// Iterations begun so far; selects the random streams of the next one.
     iterations: u64,
     /// Answers sampled so far.
@@ -70,7 +72,7 @@ pub struct Ppo {
     /// Epochs of prompts done before and after the last iteration.
     epoch: (f64, f64),
     /// What the iteration trains on, and how many of its optimiser steps were handed out.
-    answers: Option<Answers>,
+    answers: Option<IterationAnswers>,
     done: u64,
 }
 
@@ -78,24 +80,24 @@ impl Ppo {
     /// Creates the method. `train` samples answers to the training prompts, `held_out` to the validation prompts.
     pub fn new(
         spec: PpoSpec,
-        train: Rollout,
-        held_out: Option<HeldOut>,
-        reference: Reference,
-        Prompted { loader, budget, seed, .. }: Prompted,
+        train: RolloutSampler,
+        held_out: Option<HeldOutPrompts>,
+        reference: ReferenceModel,
+        PromptData { loader, budget, seed, .. }: PromptData,
     ) -> Self {
         let kl = &spec.kl;
         let coefficient = match kl.target {
-            Some(target) => Coefficient::adaptive(kl.coef, target, kl.horizon),
-            None => Coefficient::fixed(kl.coef),
+            Some(target) => KlCoefficient::adaptive(kl.coef, target, kl.horizon),
+            None => KlCoefficient::fixed(kl.coef),
         };
         let place = match &spec.value {
             ValueSpec::Head(head) => {
-                let adapter = (!matches!(reference, Reference::Copy(_))).then_some(VALUE);
-                Place::Head { adapter, detach: head.detach }
+                let adapter = (!matches!(reference, ReferenceModel::FrozenCopy(_))).then_some(VALUE);
+                ValueFunction::Head { adapter, detach: head.detach }
             }
-            ValueSpec::Adapter(_) => Place::Adapter(VALUE),
+            ValueSpec::Adapter(_) => ValueFunction::Adapter(VALUE),
         };
-        let watch = Watch::new(spec.alarms.clone(), KEYS);
+        let watch = PpoMonitor::new(spec.alarms.clone(), KEYS);
         Self {
             spec,
             train,
@@ -117,21 +119,23 @@ impl Ppo {
 
     /// Computes log-probabilities under policy and reference, and values, for each answer token. Advantages and
     /// returns are left empty.
-    fn measure(&self, model: &Model, samples: &[Sample]) -> Result<Vec<Numbers>> {
+    fn measure(&self, model: &Model, samples: &[SampledAnswer]) -> Result<Vec<AnswerTokenStats>> {
         let (temperature, budget) = (self.spec.sampling.temperature, self.budget);
-        let own = measure(model, samples, budget, |out, row| {
+        let own = score_samples(model, samples, budget, |out, row| {
             let log_probs = out.scores(&row.at, &row.targets, temperature, false).log_probs;
             let values = match self.place {
-                Place::Head { .. } => self.place.values(out, &row.at),
-                Place::Adapter(_) => log_probs.zeros_like(),
+                ValueFunction::Head { .. } => self.place.values(out, &row.at),
+                ValueFunction::Adapter(_) => log_probs.zeros_like(),
             };
             [log_probs, values]
         })?;
-        let mut numbers: Vec<Numbers> =
-            own.into_iter().map(|[log_probs, values]| Numbers { log_probs, values, ..Numbers::default() }).collect();
-        if let Place::Adapter(name) = self.place {
-            let values = model.with(Some(name), |model| {
-                measure(model, samples, budget, |out, row| [self.place.values(out, &row.at)])
+        let mut numbers: Vec<AnswerTokenStats> = own
+            .into_iter()
+            .map(|[log_probs, values]| AnswerTokenStats { log_probs, values, ..AnswerTokenStats::default() })
+            .collect();
+        if let ValueFunction::Adapter(name) = self.place {
+            let values = model.with_adapter(Some(name), |model| {
+                score_samples(model, samples, budget, |out, row| [self.place.values(out, &row.at)])
             })?;
             numbers.iter_mut().zip(values).for_each(|(n, [v])| n.values = v);
         }
@@ -145,7 +149,7 @@ impl Ppo {
         let step = self.loader.next();
         let prompts: Vec<usize> = step.rows.into_iter().flatten().collect();
         self.epoch = (self.epoch.1, step.epoch);
-        let samples = self.train.draw(model, &prompts, self.spec.answers, self.iterations)?;
+        let samples = self.train.sample(model, &prompts, self.spec.answers, self.iterations)?;
         self.iterations += 1;
         let mut numbers = self.measure(model, &samples)?;
         let coefficient = self.coefficient.value;
@@ -154,7 +158,7 @@ impl Ppo {
         let mut given: Vec<Vec<f64>> = divergence
             .iter()
             .zip(&samples)
-            .map(|(d, s)| rewards(&d.iter().map(|k| weight * k).collect::<Vec<_>>(), s.reward))
+            .map(|(d, s)| token_rewards(&d.iter().map(|k| weight * k).collect::<Vec<_>>(), s.reward))
             .collect();
         if self.spec.whiten_rewards {
             whiten(&mut given, false);
@@ -170,33 +174,38 @@ impl Ppo {
         for ((n, a), r) in numbers.iter_mut().zip(&advantages).zip(&returns) {
             (n.advantages, n.returns) = (narrow(a), narrow(r));
         }
-        let mut means = self.objective(&samples, &numbers, coefficient);
+        let mut means = self.objective_metrics(&samples, &numbers, coefficient);
         means.extend(stats::completions(&samples));
-        means.extend(stats::rewards(&samples, self.train.sources()));
+        means.extend(stats::reward_metrics(&samples, self.train.sources()));
         means.extend(explained.map(|e| ("value/explained_variance".to_string(), e)));
         let learnt: Vec<Vec<f32>> = numbers.iter().map(|n| n.log_probs.clone()).collect();
-        means.extend(stats::drift(&samples, &learnt));
+        means.extend(stats::drift_metrics(&samples, &learnt));
         self.episodes += samples.len() as u64;
         means.push(("episode".into(), self.episodes as f64));
         let per_answer: Vec<f64> = divergence.iter().map(|d| d.iter().sum()).collect();
         self.coefficient.update(stats::mean(&per_answer), samples.len());
-        (self.answers, self.done) = (Some(Answers { samples, numbers, coefficient }), 0);
+        (self.answers, self.done) = (Some(IterationAnswers { samples, numbers, coefficient }), 0);
         Ok(means)
     }
 
     /// Estimates the KL divergence of each token.
-    fn divergence(&self, numbers: &[Numbers]) -> Vec<Vec<f64>> {
+    fn divergence(&self, numbers: &[AnswerTokenStats]) -> Vec<Vec<f64>> {
         let estimator = self.spec.kl.estimator;
-        numbers.iter().map(|n| n.log_ratios().into_iter().map(|d| estimator.of(d)).collect()).collect()
+        numbers.iter().map(|n| n.log_ratios().into_iter().map(|d| estimator.estimate(d)).collect()).collect()
     }
 
     /// Computes TRL's `objective/…` metrics over real tokens, and the number of answers that ended.
-    fn objective(&self, samples: &[Sample], numbers: &[Numbers], coefficient: f64) -> Vec<(String, f64)> {
+    fn objective_metrics(
+        &self,
+        samples: &[SampledAnswer],
+        numbers: &[AnswerTokenStats],
+        coefficient: f64,
+    ) -> Vec<(String, f64)> {
         let sum = |x: &[f64]| x.iter().sum::<f64>();
         let kl: Vec<f64> = self.divergence(numbers).iter().map(|d| sum(d)).collect();
         let surprise: Vec<f64> = numbers.iter().map(|n| -sum(&wide(&n.log_probs))).collect();
         let tokens: f64 = samples.iter().map(|s| s.length() as f64).sum();
-        let (kl_mean, kl_variance) = moments(kl.iter().copied());
+        let (kl_mean, kl_variance) = mean_and_variance(kl.iter().copied());
         let score = samples.iter().map(|s| s.reward).sum::<f64>() / samples.len() as f64;
         vec![
             ("objective/kl".to_string(), kl_mean),
@@ -221,11 +230,11 @@ impl Ppo {
         order[part * answers / parts..(part + 1) * answers / parts].to_vec()
     }
 
-    fn update(&self, coefficient: f64) -> Update {
+    fn update(&self, coefficient: f64) -> PpoUpdate {
         let spec = &self.spec;
         let in_loss = spec.kl.place == KlPlace::Loss;
-        Update {
-            weights: loss::Weights {
+        PpoUpdate {
+            weights: loss::PpoLossWeights {
                 clip: spec.clip,
                 clip_value: spec.clip_value,
                 value: spec.value_coef,
@@ -239,19 +248,19 @@ impl Ppo {
 }
 
 impl Method for Ppo {
-    fn next_step(&mut self, model: &Model) -> Result<Step> {
+    fn next_step(&mut self, model: &Model) -> Result<TrainingStep> {
         let fresh = self.answers.is_none() || self.done >= self.spec.steps();
         let means = if fresh { self.begin_iteration(model)? } else { Vec::new() };
         let Some(answers) = &self.answers else { return Err(Error::bug("an iteration without answers")) };
         let update = self.update(answers.coefficient);
         let chosen = self.mini_batch(answers.samples.len(), self.done);
-        let micro = packed::rows(&answers.samples, &chosen, self.budget)
+        let micro = packed::pack_rows(&answers.samples, &chosen, self.budget)
             .iter()
             .flat_map(|row| update.batches(answers, row, model.device()))
             .collect();
         self.done += 1;
         let share = self.done as f64 / self.spec.steps() as f64;
-        Ok(Step { micro, epoch: self.epoch.0 + share * (self.epoch.1 - self.epoch.0), means })
+        Ok(TrainingStep { micro_batches: micro, epoch: self.epoch.0 + share * (self.epoch.1 - self.epoch.0), means })
     }
 
     /// Answers the validation prompts, with the same random streams each time. The divergence is weighted with its
@@ -260,37 +269,37 @@ impl Method for Ppo {
         let Some(held_out) = &mut self.held_out else { return Ok(None) };
         let (samples, mut means) = held_out.validate(model, self.iterations == 0)?;
         let numbers = self.measure(model, &samples)?;
-        means.extend(self.objective(&samples, &numbers, self.spec.kl.coef));
+        means.extend(self.objective_metrics(&samples, &numbers, self.spec.kl.coef));
         Ok(Some(means))
     }
 
-    fn aim(&self) -> Aim {
-        Aim { metric: "objective/rlhf_reward", higher: true }
+    fn selection_metric(&self) -> SelectionMetric {
+        SelectionMetric { metric: "objective/rlhf_reward", higher: true }
     }
 
     fn alarms(&mut self, means: &Means) -> Vec<Alarm> {
-        self.watch.look(means)
+        self.watch.check(means)
     }
 
-    fn prompts(&self, most: usize) -> Vec<Prompt> {
+    fn prompts(&self, most: usize) -> Vec<SamplePrompt> {
         let valid = self.held_out.as_ref().map(|h| h.rollout().prompts());
-        rollout::rows::shown(valid, self.train.prompts(), self.train.tokenizer(), most)
+        rollout::rows::sample_prompts(valid, self.train.prompts(), self.train.tokenizer(), most)
     }
 
     fn steps_for(&self, epochs: f64) -> u64 {
         self.loader.steps_for(epochs) * self.spec.steps()
     }
 
-    fn cursor(&self) -> Cursor {
+    fn cursor(&self) -> LoaderCursor {
         self.loader.cursor()
     }
 
-    fn rewind(&mut self, at: Cursor) -> Result<()> {
+    fn rewind(&mut self, at: LoaderCursor) -> Result<()> {
         self.loader.rewind(at)
     }
 
-    fn state(&self) -> State {
-        let mut state = State::new();
+    fn state(&self) -> StateTensors {
+        let mut state = StateTensors::new();
         let standing = [
             self.iterations as f64,
             self.episodes as f64,
@@ -302,7 +311,7 @@ impl Method for Ppo {
         state.insert("standing".into(), Tensor::from_slice(&standing));
         state.insert("alarms".into(), Tensor::from_slice(&self.watch.numbers()));
         if let Some(held_out) = &self.held_out {
-            held_out.put(&mut state);
+            held_out.save(&mut state);
         }
         // If every step on these answers was made, the next step samples new ones, so they need not be saved.
         if let Some(answers) = self.answers.as_ref().filter(|_| self.done < self.spec.steps()) {
@@ -311,7 +320,7 @@ impl Method for Ppo {
         state
     }
 
-    fn restore(&mut self, state: State) -> Result<()> {
+    fn restore(&mut self, state: StateTensors) -> Result<()> {
         let numbers = |name: &str| -> Result<Vec<f64>> {
             Ok(Vec::<f64>::try_from(state.get(name).ok_or_else(|| damaged(&format!("no tensor `{name}`")))?)?)
         };
@@ -323,15 +332,15 @@ impl Method for Ppo {
         (self.epoch, self.coefficient.value) = ((before, after), coefficient);
         self.watch.restore(&numbers("alarms")?);
         if let Some(held_out) = &mut self.held_out {
-            held_out.take(&state)?;
+            held_out.load(&state)?;
         }
-        self.answers = Answers::load(&state)?;
+        self.answers = IterationAnswers::load(&state)?;
         Ok(())
     }
 
     fn finish(&mut self, model: &Model, out: &Path) -> Result<()> {
         let Some(held_out) = &mut self.held_out else { return Ok(()) };
-        if !held_out.begun() {
+        if !held_out.has_baseline() {
             // The prompts were not answered at the start. The reference model is what the policy was then, so let it
             // answer.
             self.reference.with(model, |reference| held_out.validate(reference, true))?;

@@ -1,10 +1,10 @@
 //! The recipe's section for proximal policy optimisation. Defaults are TRL's.
 
 use super::alarms::AlarmSpec;
-use super::kl::Estimator;
+use super::kl::KlEstimator;
 use crate::adapters::LoraSpec;
 use crate::methods::rollout::SamplingSpec;
-use crate::rewards::RewardSpec;
+use crate::rewards::RewardSourceSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub struct PpoSpec {
     /// The sources of rewards; an answer's reward is their weighted sum.
     #[schemars(length(min = 1))]
-    pub rewards: Vec<RewardSpec>,
+    pub rewards: Vec<RewardSourceSpec>,
     /// How answers are sampled.
     #[serde(default)]
     pub sampling: SamplingSpec,
@@ -85,7 +85,7 @@ impl PpoSpec {
 #[serde(rename_all = "snake_case")]
 pub enum ValueSpec {
     /// A linear head on the policy's own hidden states: needs no pass of its own.
-    Head(HeadSpec),
+    Head(ValueHeadSpec),
     /// A LoRA adapter of its own on the same base, with a head: needs one more pass, and its loss does not change the
     /// policy.
     Adapter(Box<LoraSpec>),
@@ -93,14 +93,14 @@ pub enum ValueSpec {
 
 impl Default for ValueSpec {
     fn default() -> Self {
-        Self::Head(HeadSpec::default())
+        Self::Head(ValueHeadSpec::default())
     }
 }
 
 /// A linear head on the policy's hidden states.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct HeadSpec {
+pub struct ValueHeadSpec {
     /// Train only the head with the value loss, not the policy's layers.
     pub detach: bool,
 }
@@ -124,7 +124,7 @@ pub struct KlSpec {
     #[schemars(range(min = 0.0))]
     pub coef: f64,
     /// How the divergence is estimated from sampled tokens.
-    pub estimator: Estimator,
+    pub estimator: KlEstimator,
     /// Where the divergence is used.
     pub place: KlPlace,
     /// Target of the divergence in nats per answer: the weight is adjusted to reach it; default: the weight is
@@ -139,7 +139,7 @@ pub struct KlSpec {
 
 impl Default for KlSpec {
     fn default() -> Self {
-        Self { coef: 0.05, estimator: Estimator::K1, place: KlPlace::Reward, target: None, horizon: 10_000.0 }
+        Self { coef: 0.05, estimator: KlEstimator::K1, place: KlPlace::Reward, target: None, horizon: 10_000.0 }
     }
 }
 

@@ -1,16 +1,16 @@
 //! The micro-batches of an update: packed answers with the numbers from before the update.
 
-use super::answers::{Answers, Numbers, column};
-use super::loss::{Before, Weights};
-use crate::methods::Batch;
-use crate::methods::rollout::{Packed, Sample};
+use super::answers::{AnswerTokenStats, IterationAnswers, column};
+use super::loss::{PpoLossWeights, RolloutTensors};
+use crate::methods::MicroBatch;
+use crate::methods::rollout::{PackedSamples, SampledAnswer};
 use crate::models::{Loss, Output};
 use crate::nn::Tokens;
 use tch::{Device, Tensor};
 
 /// Where the value function is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum ValueFunction {
     /// A head on the policy's hidden states. It is stored in this adapter, or in the base if the base itself is
     /// trained.
     Head { adapter: Option<&'static str>, detach: bool },
@@ -18,12 +18,12 @@ pub enum Place {
     Adapter(&'static str),
 }
 
-impl Place {
+impl ValueFunction {
     /// Computes the values of the states `at`: (N), from the output of the pass that carries the value function.
     pub fn values(self, out: &Output, at: &Tensor) -> Tensor {
         match self {
             Self::Head { adapter, detach: true } => Self::Head { adapter, detach: false }.values(&out.detached(), at),
-            Self::Head { adapter: Some(name), .. } => out.scalar_of(name, at),
+            Self::Head { adapter: Some(name), .. } => out.scalar_of_adapter(name, at),
             Self::Head { adapter: None, .. } | Self::Adapter(_) => out.scalar(at),
         }
     }
@@ -31,31 +31,31 @@ impl Place {
 
 /// What all micro-batches of an update share.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Update {
-    pub weights: Weights,
+pub struct PpoUpdate {
+    pub weights: PpoLossWeights,
     /// Temperature of the rollouts, so that the distribution that is trained is the one that was sampled from.
     pub temperature: f64,
-    pub place: Place,
+    pub place: ValueFunction,
 }
 
-impl Update {
+impl PpoUpdate {
     /// Builds the micro-batches of some answers: one pass of the policy, and one more if the value function has its
     /// own adapter.
-    pub fn batches(self, answers: &Answers, which: &[usize], device: Device) -> Vec<Box<dyn Batch>> {
-        let samples: Vec<&Sample> = which.iter().map(|&i| &answers.samples[i]).collect();
-        let numbers: Vec<&Numbers> = which.iter().map(|&i| &answers.numbers[i]).collect();
-        let part = || (Packed::new(&samples, device), self.before(&numbers, device));
+    pub fn batches(self, answers: &IterationAnswers, which: &[usize], device: Device) -> Vec<Box<dyn MicroBatch>> {
+        let samples: Vec<&SampledAnswer> = which.iter().map(|&i| &answers.samples[i]).collect();
+        let numbers: Vec<&AnswerTokenStats> = which.iter().map(|&i| &answers.numbers[i]).collect();
+        let part = || (PackedSamples::new(&samples, device), self.before(&numbers, device));
         let (row, before) = part();
-        let mut batches: Vec<Box<dyn Batch>> = vec![Box::new(Policy { update: self, row, before })];
-        if let Place::Adapter(name) = self.place {
+        let mut batches: Vec<Box<dyn MicroBatch>> = vec![Box::new(PolicyPass { update: self, row, before })];
+        if let ValueFunction::Adapter(name) = self.place {
             let (row, before) = part();
-            batches.push(Box::new(Value { update: self, row, before, name }));
+            batches.push(Box::new(ValuePass { update: self, row, before, name }));
         }
         batches
     }
 
-    fn before(self, answers: &[&Numbers], device: Device) -> Before {
-        Before {
+    fn before(self, answers: &[&AnswerTokenStats], device: Device) -> RolloutTensors {
+        RolloutTensors {
             log_probs: column(answers, device, |n| &n.log_probs),
             advantages: column(answers, device, |n| &n.advantages),
             values: column(answers, device, |n| &n.values),
@@ -65,13 +65,13 @@ impl Update {
     }
 }
 
-struct Policy {
-    update: Update,
-    row: Packed,
-    before: Before,
+struct PolicyPass {
+    update: PpoUpdate,
+    row: PackedSamples,
+    before: RolloutTensors,
 }
 
-impl Batch for Policy {
+impl MicroBatch for PolicyPass {
     fn tokens(&self) -> &Tokens {
         &self.row.tokens
     }
@@ -81,10 +81,10 @@ impl Batch for Policy {
     }
 
     fn loss(&self, out: &Output) -> Loss {
-        let Update { weights, temperature, place } = self.update;
+        let PpoUpdate { weights, temperature, place } = self.update;
         let scores = out.scores(&self.row.at, &self.row.targets, temperature, true);
         let mut loss = weights.policy(&scores.log_probs, scores.entropy.as_ref(), &self.before);
-        if let Place::Head { .. } = place {
+        if let ValueFunction::Head { .. } = place {
             let value = weights.value(&place.values(out, &self.row.at), &self.before);
             loss.sum = &loss.sum + value.sum;
             loss.metrics.merge(value.metrics);
@@ -93,14 +93,14 @@ impl Batch for Policy {
     }
 }
 
-struct Value {
-    update: Update,
-    row: Packed,
-    before: Before,
+struct ValuePass {
+    update: PpoUpdate,
+    row: PackedSamples,
+    before: RolloutTensors,
     name: &'static str,
 }
 
-impl Batch for Value {
+impl MicroBatch for ValuePass {
     fn tokens(&self) -> &Tokens {
         &self.row.tokens
     }

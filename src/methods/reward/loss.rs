@@ -11,15 +11,15 @@
 //! the probability that a pair's labels are swapped, as Mitchell 2023 ("A note on DPO with noisy preferences") has it
 //! for DPO. Equal to TRL's RewardTrainer if e = 0; TRL has no smoothing.
 
-use super::spec::{Margins, RewardSpec};
-use crate::data::Pair;
-use crate::methods::Batch;
+use super::spec::{MarginChoice, RewardMethodSpec};
+use crate::data::PairExample;
+use crate::methods::MicroBatch;
 use crate::models::{Loss, Metrics, Output};
 use crate::nn::Tokens;
 use tch::{Device, Kind, Tensor};
 
 /// Computes the loss of each pair: (N) float32. `margins` (N) is `None` if no row has one.
-pub fn bradley_terry(chosen: &Tensor, rejected: &Tensor, margins: Option<&Tensor>, spec: &RewardSpec) -> Tensor {
+pub fn bradley_terry(chosen: &Tensor, rejected: &Tensor, margins: Option<&Tensor>, spec: &RewardMethodSpec) -> Tensor {
     let mut difference = chosen - rejected;
     if let Some(margins) = margins {
         difference -= margins;
@@ -35,23 +35,23 @@ pub fn bradley_terry(chosen: &Tensor, rejected: &Tensor, margins: Option<&Tensor
 }
 
 /// Pairs packed into one row: chosen, rejected, chosen, rejected, …
-pub struct Pairs {
+pub struct RewardBatch {
     tokens: Tokens,
     /// (N) rows of the trunk's output that give the scores: the last token of each sequence.
     chosen: Tensor,
     rejected: Tensor,
     /// (N)
     margins: Option<Tensor>,
-    spec: RewardSpec,
+    spec: RewardMethodSpec,
 }
 
-impl Pairs {
-    pub fn new(pairs: &[Pair], spec: RewardSpec, device: Device) -> Self {
+impl RewardBatch {
+    pub fn new(pairs: &[PairExample], spec: RewardMethodSpec, device: Device) -> Self {
         let sequences: Vec<Vec<u32>> = pairs.iter().flat_map(|p| p.sequences().map(|s| s.ids)).collect();
         let tokens = Tokens::pack(&sequences, device);
         let last = tokens.segments.last_rows(); // (2N)
         let margins: Vec<f32> = pairs.iter().map(|p| p.margin.unwrap_or(0.0) as f32).collect();
-        let some = spec.margin == Margins::Rows && margins.iter().any(|m| *m != 0.0);
+        let some = spec.margin == MarginChoice::Rows && margins.iter().any(|m| *m != 0.0);
         Self {
             chosen: last.slice(0, 0, None, 2),
             rejected: last.slice(0, 1, None, 2),
@@ -62,7 +62,7 @@ impl Pairs {
     }
 }
 
-impl Batch for Pairs {
+impl MicroBatch for RewardBatch {
     fn tokens(&self) -> &Tokens {
         &self.tokens
     }
@@ -128,7 +128,8 @@ mod tests {
             let leaf = |v: &[f32]| Tensor::from_slice(v).set_requires_grad(true);
             let (chosen, rejected) = (leaf(&fixture.chosen), leaf(&fixture.rejected));
             let margins = case.margin.then(|| Tensor::from_slice(&fixture.margins));
-            let spec = RewardSpec { center: case.center, label_smoothing: case.label_smoothing, ..Default::default() };
+            let spec =
+                RewardMethodSpec { center: case.center, label_smoothing: case.label_smoothing, ..Default::default() };
             let each = bradley_terry(&chosen, &rejected, margins.as_ref(), &spec);
             let n = fixture.chosen.len() as f64;
             let sum = each.sum(Kind::Float);
@@ -150,12 +151,12 @@ mod tests {
 
     #[test]
     fn margins_are_used_or_ignored_as_the_recipe_says() {
-        let pair = |margin| Pair { prompt: vec![5], chosen: vec![6, 7], rejected: vec![8], margin, line: 1 };
+        let pair = |margin| PairExample { prompt: vec![5], chosen: vec![6, 7], rejected: vec![8], margin, line: 1 };
         let pairs = [pair(None), pair(Some(1.5))];
-        let batch = |margin| Pairs::new(&pairs, RewardSpec { margin, ..Default::default() }, Device::Cpu);
-        let taken = batch(Margins::Rows);
+        let batch = |margin| RewardBatch::new(&pairs, RewardMethodSpec { margin, ..Default::default() }, Device::Cpu);
+        let taken = batch(MarginChoice::Rows);
         assert_eq!(Vec::<f32>::try_from(taken.margins.as_ref().unwrap()).unwrap(), [0.0, 1.5]);
-        assert!(batch(Margins::None).margins.is_none());
+        assert!(batch(MarginChoice::None).margins.is_none());
         assert_eq!(Vec::<i64>::try_from(&taken.chosen).unwrap(), [2, 7]);
         assert_eq!(Vec::<i64>::try_from(&taken.rejected).unwrap(), [4, 9]);
         assert_eq!(taken.items(), 2.0);

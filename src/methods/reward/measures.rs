@@ -1,32 +1,35 @@
 //! The measures of a report card, each computed from scores and lengths alone.
 
-use super::card::{Bin, Calibration, Judged, LengthBias, LengthGroup, Margins, Swap, WithoutStop};
-use crate::methods::rate::Rate;
+use super::report_card::{
+    Calibration, CalibrationBin, LengthBias, LengthGroup, MarginHistogram, PackingOrderEffect, ScoredPair,
+    StopTokenEffect,
+};
+use crate::methods::proportion::Proportion;
 
 /// Number of bins of the claimed probability, from 0.5 to 1.
 const CLAIMS: usize = 10;
 /// Number of bins of margins.
 const BARS: usize = 24;
 
-pub(super) fn accuracy<'a>(pairs: impl IntoIterator<Item = &'a Judged>) -> Option<Rate> {
+pub(super) fn accuracy<'a>(pairs: impl IntoIterator<Item = &'a ScoredPair>) -> Option<Proportion> {
     let (mut hits, mut n) = (0, 0);
     for pair in pairs {
         n += 1;
         hits += usize::from(pair.right());
     }
-    Rate::of(hits, n)
+    Proportion::of(hits, n)
 }
 
 /// Computes mean and standard deviation (divided by n); (0, 0) for an empty slice.
-pub(super) fn moments(values: &[f64]) -> (f64, f64) {
+pub(super) fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
     let n = values.len().max(1) as f64;
     let mean = values.iter().sum::<f64>() / n;
     (mean, (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt())
 }
 
-pub(super) fn by_length(pairs: &[Judged]) -> Vec<LengthGroup> {
-    let length = |p: &Judged| (p.lengths[0] + p.lengths[1]) as f64 / 2.0;
-    let mut sorted: Vec<Judged> = pairs.to_vec();
+pub(super) fn by_length(pairs: &[ScoredPair]) -> Vec<LengthGroup> {
+    let length = |p: &ScoredPair| (p.lengths[0] + p.lengths[1]) as f64 / 2.0;
+    let mut sorted: Vec<ScoredPair> = pairs.to_vec();
     sorted.sort_by(|a, b| length(a).total_cmp(&length(b)));
     let bound = |quarter: usize| quarter * sorted.len() / 4;
     let group = |quarter: usize| {
@@ -37,13 +40,13 @@ pub(super) fn by_length(pairs: &[Judged]) -> Vec<LengthGroup> {
     (0..4).filter_map(group).collect()
 }
 
-pub(super) fn length_bias(pairs: &[Judged], accuracy_of_all: f64) -> LengthBias {
+pub(super) fn length_bias(pairs: &[ScoredPair], accuracy_of_all: f64) -> LengthBias {
     let n = pairs.len() as f64;
-    let longer = |p: &&Judged| p.lengths[0] > p.lengths[1];
-    let shorter = |p: &&Judged| p.lengths[0] < p.lengths[1];
+    let longer = |p: &&ScoredPair| p.lengths[0] > p.lengths[1];
+    let shorter = |p: &&ScoredPair| p.lengths[0] < p.lengths[1];
     let longer_wins = pairs.iter().filter(longer).count() as f64 / n;
     let shorter_wins = pairs.iter().filter(shorter).count() as f64 / n;
-    let margins: Vec<f64> = pairs.iter().map(Judged::margin).collect();
+    let margins: Vec<f64> = pairs.iter().map(ScoredPair::margin).collect();
     let lengths: Vec<f64> = pairs.iter().map(|p| p.lengths[0] as f64 - p.lengths[1] as f64).collect();
     LengthBias {
         longer_wins,
@@ -57,32 +60,32 @@ pub(super) fn length_bias(pairs: &[Judged], accuracy_of_all: f64) -> LengthBias 
 
 /// Computes Pearson's correlation; `None` if either is constant.
 pub fn correlation(a: &[f64], b: &[f64]) -> Option<f64> {
-    let ((mean_a, std_a), (mean_b, std_b)) = (moments(a), moments(b));
+    let ((mean_a, std_a), (mean_b, std_b)) = (mean_and_deviation(a), mean_and_deviation(b));
     let sum: f64 = a.iter().zip(b).map(|(x, y)| (x - mean_a) * (y - mean_b)).sum();
     (std_a > 0.0 && std_b > 0.0).then(|| sum / a.len() as f64 / (std_a * std_b))
 }
 
-pub(super) fn calibration(pairs: &[Judged]) -> Calibration {
+pub(super) fn calibration(pairs: &[ScoredPair]) -> Calibration {
     let width = 0.5 / CLAIMS as f64;
-    let claim = |p: &Judged| 1.0 / (1.0 + (-p.margin().abs()).exp());
-    let place = |p: &Judged| (((claim(p) - 0.5) / width) as usize).min(CLAIMS - 1);
+    let claim = |p: &ScoredPair| 1.0 / (1.0 + (-p.margin().abs()).exp());
+    let place = |p: &ScoredPair| (((claim(p) - 0.5) / width) as usize).min(CLAIMS - 1);
     let mut bins = Vec::new();
     let mut ece = 0.0;
     for i in 0..CLAIMS {
-        let part: Vec<&Judged> = pairs.iter().filter(|p| place(p) == i).collect();
+        let part: Vec<&ScoredPair> = pairs.iter().filter(|p| place(p) == i).collect();
         let Some(observed) = accuracy(part.iter().copied()) else { continue };
         let claimed = part.iter().map(|p| claim(p)).sum::<f64>() / part.len() as f64;
         ece += part.len() as f64 / pairs.len() as f64 * (claimed - observed.share).abs();
         let from = 0.5 + width * i as f64;
-        bins.push(Bin { from, to: from + width, pairs: part.len(), claimed, observed });
+        bins.push(CalibrationBin { from, to: from + width, pairs: part.len(), claimed, observed });
     }
     let claimed = pairs.iter().map(claim).sum::<f64>() / pairs.len() as f64;
     let observed = accuracy(pairs).map_or(f64::NAN, |r| r.share);
     Calibration { ece, overconfidence: claimed - observed, bins }
 }
 
-pub(super) fn histogram(margins: &[f64]) -> Margins {
-    let (mean, std) = moments(margins);
+pub(super) fn histogram(margins: &[f64]) -> MarginHistogram {
+    let (mean, std) = mean_and_deviation(margins);
     let least = margins.iter().copied().fold(0.0, f64::min);
     let most = margins.iter().copied().fold(0.0, f64::max);
     // Zero is the border between two bins: pairs that the model gets wrong are left of it.
@@ -98,29 +101,29 @@ pub(super) fn histogram(margins: &[f64]) -> Margins {
     while counts.len() > 1 && counts.last() == Some(&0) {
         counts.pop();
     }
-    Margins { mean, std, from, width, counts }
+    MarginHistogram { mean, std, from, width, counts }
 }
 
-pub(super) fn without_stop(pairs: &[Judged], cut: &[[f64; 2]]) -> Option<WithoutStop> {
-    let both: Vec<(&Judged, Judged)> =
-        pairs.iter().zip(cut).map(|(p, [c, r])| (p, Judged { chosen: *c, rejected: *r, ..*p })).collect();
+pub(super) fn without_stop(pairs: &[ScoredPair], cut: &[[f64; 2]]) -> Option<StopTokenEffect> {
+    let both: Vec<(&ScoredPair, ScoredPair)> =
+        pairs.iter().zip(cut).map(|(p, [c, r])| (p, ScoredPair { chosen: *c, rejected: *r, ..*p })).collect();
     let changes: Vec<f64> = both.iter().flat_map(|(p, q)| [q.chosen - p.chosen, q.rejected - p.rejected]).collect();
-    Some(WithoutStop {
+    Some(StopTokenEffect {
         pairs: both.len(),
         accuracy: accuracy(both.iter().map(|(_, q)| q))?,
         accuracy_with: accuracy(both.iter().map(|(p, _)| *p))?.share,
-        mean_change: moments(&changes).0,
-        mean_size: moments(&changes.iter().map(|c| c.abs()).collect::<Vec<_>>()).0,
+        mean_change: mean_and_deviation(&changes).0,
+        mean_size: mean_and_deviation(&changes.iter().map(|c| c.abs()).collect::<Vec<_>>()).0,
     })
 }
 
-pub(super) fn swap(pairs: &[Judged], turned: &[[f64; 2]]) -> Option<Swap> {
+pub(super) fn swap(pairs: &[ScoredPair], turned: &[[f64; 2]]) -> Option<PackingOrderEffect> {
     let changes = pairs.iter().zip(turned).flat_map(|(p, [c, r])| [(p.chosen - c).abs(), (p.rejected - r).abs()]);
     let changes: Vec<f64> = changes.collect();
     let worse = |a: f64, b: &f64| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(*b) };
     let max_difference = changes.iter().fold(0.0, worse);
-    let rms = moments(&changes.iter().map(|c| c * c).collect::<Vec<_>>()).0.sqrt();
-    (!changes.is_empty()).then_some(Swap { pairs: changes.len() / 2, max_difference, rms })
+    let rms = mean_and_deviation(&changes.iter().map(|c| c * c).collect::<Vec<_>>()).0.sqrt();
+    (!changes.is_empty()).then_some(PackingOrderEffect { pairs: changes.len() / 2, max_difference, rms })
 }
 
 #[cfg(test)]

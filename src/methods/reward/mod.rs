@@ -4,18 +4,18 @@
 //! numbers. This file: the method, and the scoring of held-out pairs for the report card. `models::reward` reads saved
 //! reward models.
 
-pub mod card;
 pub mod loss;
 mod measures;
+pub mod report_card;
 pub mod spec;
 
-pub use card::{Card, Evidence, Judged, Limits};
 pub use measures::correlation;
-pub use spec::{Margins, RewardSpec};
+pub use report_card::{HeldOutScores, ReportCard, ReportCardLimits, ScoredPair};
+pub use spec::{MarginChoice, RewardMethodSpec};
 
-use super::fixed::FixedRows;
-use super::{Alarm, Batch, Ground, Means, Objective, Rows, Which};
-use crate::data::{ChatTokenizer, Dataset, Pair, Supervise};
+use super::fixed::FixedDataRows;
+use super::{Alarm, BatchIndices, DataContext, Means, MethodRows, MicroBatch, Objective};
+use crate::data::{ChatTokenizer, Dataset, PairExample, Supervise};
 use crate::error::Result;
 use crate::fsutil::write_json;
 use crate::models::{Model, reward};
@@ -32,25 +32,25 @@ const TURNED: usize = 64;
 const LARGE: f64 = 30.0;
 
 /// The objective of a reward model.
-pub struct Reward {
-    spec: RewardSpec,
+pub struct RewardObjective {
+    spec: RewardMethodSpec,
     tokenizer: Rc<ChatTokenizer>,
 }
 
 /// Reads and tokenises the rows of a run.
-pub fn rows(spec: &RewardSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
+pub fn rows(spec: &RewardMethodSpec, ground: &DataContext) -> Result<Box<dyn MethodRows>> {
     let (spec, tokenizer) = (*spec, ground.tokenizer.clone());
-    Ok(Box::new(FixedRows::open(ground, Supervise::default(), move |_| Ok(Reward { spec, tokenizer }))?))
+    Ok(Box::new(FixedDataRows::open(ground, Supervise::default(), move |_| Ok(RewardObjective { spec, tokenizer }))?))
 }
 
-impl Objective for Reward {
-    type Item = Pair;
+impl Objective for RewardObjective {
+    type Item = PairExample;
 
-    fn batch(&mut self, model: &Model, items: &[Pair], _: Which) -> Result<Box<dyn Batch>> {
-        Ok(Box::new(loss::Pairs::new(items, self.spec, model.device())))
+    fn batch(&mut self, model: &Model, items: &[PairExample], _: BatchIndices) -> Result<Box<dyn MicroBatch>> {
+        Ok(Box::new(loss::RewardBatch::new(items, self.spec, model.device())))
     }
 
-    fn speaks(&self) -> bool {
+    fn generates_text(&self) -> bool {
         false
     }
 
@@ -69,21 +69,23 @@ impl Objective for Reward {
     }
 
     /// Writes the report card from scores on the validation rows.
-    fn finish(&mut self, model: &Model, valid: Option<&Dataset<Pair>>, out: &Path) -> Result<()> {
+    fn finish(&mut self, model: &Model, valid: Option<&Dataset<PairExample>>, out: &Path) -> Result<()> {
         let Some(valid) = valid.filter(|v| !v.is_empty()) else {
             report::warn(
                 "no report card: it needs held-out pairs in data.valid. Reinforcement learning requires a report card",
             );
             return Ok(());
         };
-        let Some(card) = Card::of(&examine(model, valid, self.tokenizer.stop_ids())?) else { return Ok(()) };
+        let Some(card) = ReportCard::of(&score_held_out_pairs(model, valid, self.tokenizer.stop_ids())?) else {
+            return Ok(());
+        };
         if !card.rewards.std.is_finite() {
             report::warn("no report card: some scores of held-out pairs are not finite numbers");
             return Ok(());
         }
-        write_json(&out.join(card::FILE), &card)?;
+        write_json(&out.join(report_card::FILE), &card)?;
         card.lines().iter().for_each(report::info);
-        for problem in card.problems(&Limits::default()) {
+        for problem in card.problems(&ReportCardLimits::default()) {
             report::warn(format!("reinforcement learning will refuse this model: {problem}"));
         }
         Ok(())
@@ -91,7 +93,7 @@ impl Objective for Reward {
 }
 
 /// Scores held-out pairs: with and without stop tokens, and packed in reverse order.
-pub fn examine(model: &Model, pairs: &Dataset<Pair>, stops: &[u32]) -> Result<Evidence> {
+pub fn score_held_out_pairs(model: &Model, pairs: &Dataset<PairExample>, stops: &[u32]) -> Result<HeldOutScores> {
     let pairs = pairs.to_vec()?;
     let sequences: Vec<[Vec<u32>; 2]> = pairs.iter().map(|p| p.sequences().map(|s| s.ids)).collect();
     let bar = report::bar(sequences.len() as u64, "pairs of the report card");
@@ -99,7 +101,7 @@ pub fn examine(model: &Model, pairs: &Dataset<Pair>, stops: &[u32]) -> Result<Ev
     for (part, rows) in pairs.chunks(CUT).zip(sequences.chunks(CUT)) {
         let scores = both(model, rows)?;
         bar.inc(part.len() as u64);
-        judged.extend(part.iter().zip(scores).map(|(p, [chosen, rejected])| Judged {
+        judged.extend(part.iter().zip(scores).map(|(p, [chosen, rejected])| ScoredPair {
             chosen,
             rejected,
             lengths: [p.chosen.len(), p.rejected.len()],
@@ -117,7 +119,7 @@ pub fn examine(model: &Model, pairs: &Dataset<Pair>, stops: &[u32]) -> Result<Ev
     let turned = sequences[..sequences.len().min(TURNED)].iter().rev().map(|[c, r]| [r.clone(), c.clone()]);
     let turned = both(model, &turned.collect::<Vec<_>>())?.into_iter().rev().map(|[r, c]| [c, r]).collect();
     bar.finish_and_clear();
-    Ok(Evidence { pairs: judged, without_stop: both(model, &cut)?, turned })
+    Ok(HeldOutScores { pairs: judged, without_stop: both(model, &cut)?, reversed: turned })
 }
 
 /// Scores both answers of each pair, packed in the given order.

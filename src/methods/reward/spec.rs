@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 /// A reward model: one number per answer, higher for the answer that people prefer.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct RewardSpec {
+pub struct RewardMethodSpec {
     /// Whether the two scores of a pair must differ by the row's `margin`.
-    pub margin: Margins,
+    pub margin: MarginChoice,
     /// Weight of `(r_chosen + r_rejected)²`, which keeps scores around zero; 0.01 is usual.
     #[schemars(range(min = 0.0))]
     pub center: f64,
@@ -20,7 +20,7 @@ pub struct RewardSpec {
 /// How the margins of rows are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Margins {
+pub enum MarginChoice {
     /// The chosen score must exceed the rejected one by the row's `margin`, or by nothing if the row has none.
     #[default]
     Rows,

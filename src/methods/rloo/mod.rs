@@ -16,15 +16,15 @@ pub mod spec;
 pub use spec::RlooSpec;
 
 use super::grpo::advantage::NONE;
-use super::grpo::loss::clip_ratios;
-use super::rollout::cycle::Plan;
-use super::rollout::lesson::{Advantages, Drawn, Items};
+use super::grpo::loss::add_clip_metrics;
+use super::rollout::objective::{Advantages, LossUnit, RolloutRewards};
+use super::rollout::sampling_method::RolloutPlan;
 use super::rollout::stats::{deviation, mean};
-use super::rollout::{Rule, Terms, rows};
-use super::{Ground, Rows};
+use super::rollout::{PolicyLossInputs, PolicyObjective, rows};
+use super::{DataContext, MethodRows};
 use crate::error::{Error, Result};
 use crate::models::{Loss, Metrics};
-use crate::nn::head::Scores;
+use crate::nn::head::TargetScores;
 use tch::Kind;
 
 /// RLOO with the settings of a recipe.
@@ -32,15 +32,15 @@ pub struct Rloo(pub RlooSpec);
 
 impl Rloo {
     /// Describes how sampled answers are trained on.
-    pub fn plan(&self) -> Plan {
+    pub fn plan(&self) -> RolloutPlan {
         let spec = &self.0;
-        Plan {
+        RolloutPlan {
             answers: spec.answers,
             passes: spec.passes,
             mini_batches: spec.mini_batches,
             mask_truncated: spec.mask_truncated,
             resample: 0,
-            reference: spec.compares(),
+            reference: spec.needs_reference(),
             entropy: false,
             sparse: true,
             limits: spec.limits.clone(),
@@ -48,8 +48,8 @@ impl Rloo {
     }
 }
 
-impl Rule for Rloo {
-    fn advantages(&self, drawn: &Drawn) -> Advantages {
+impl PolicyObjective for Rloo {
+    fn advantages(&self, drawn: &RolloutRewards) -> Advantages {
         let spec = &self.0;
         let [least, most] = spec.reward_clip.unwrap_or([f64::NEG_INFINITY, f64::INFINITY]);
         let mut rewards: Vec<f64> = drawn.rewards.iter().map(|r| r.clamp(least, most)).collect();
@@ -59,7 +59,7 @@ impl Rule for Rloo {
             more.push(("kl".into(), kl.iter().sum::<f64>() / drawn.lengths.iter().sum::<f64>()));
         }
         let (mut values, mut flat) = (Vec::with_capacity(rewards.len()), 0);
-        for group in rewards.chunks(drawn.answers) {
+        for group in rewards.chunks(drawn.answers_per_prompt) {
             let same = deviation(group) < NONE;
             flat += if same { group.len() } else { 0 };
             let (sum, others) = (group.iter().sum::<f64>(), (group.len() - 1).max(1) as f64);
@@ -69,15 +69,15 @@ impl Rule for Rloo {
             let (middle, spread) = (mean(&values), deviation(&values));
             values.iter_mut().for_each(|a| *a = (*a - middle) / (spread + 1e-4));
         }
-        Advantages { flat: flat as f64 / values.len().max(1) as f64, values, more }
+        Advantages { uniform_share: flat as f64 / values.len().max(1) as f64, values, more }
     }
 
-    fn items(&self) -> Items {
-        Items::Sequences
+    fn items(&self) -> LossUnit {
+        LossUnit::Sequences
     }
 
-    fn loss(&self, scores: &Scores, terms: &Terms) -> Loss {
-        let ratio = terms.per_answer(&(&scores.log_probs - terms.old)).exp(); // (S)
+    fn loss(&self, scores: &TargetScores, terms: &PolicyLossInputs) -> Loss {
+        let ratio = terms.sum_per_answer(&(&scores.log_probs - terms.old)).exp(); // (S)
         let (low, high) = (self.0.epsilon, self.0.epsilon_high.unwrap_or(self.0.epsilon));
         let clipped = ratio.clamp(1.0 - low, 1.0 + high);
         let sum = -(&ratio * terms.advantages).minimum(&(clipped * terms.advantages)).sum(Kind::Float);
@@ -85,13 +85,13 @@ impl Rule for Rloo {
         let is_high = ratio.gt(1.0 + high).logical_and(&terms.advantages.gt(0.0)).to_kind(Kind::Float);
         let mut metrics = Metrics::default();
         let (_, answers) = terms.counts();
-        clip_ratios(&mut metrics, terms, &is_low, &is_high, answers);
+        add_clip_metrics(&mut metrics, terms, &is_low, &is_high, answers);
         Loss { sum, metrics }
     }
 }
 
 /// Reads the prompts and opens the sources of rewards.
-pub fn rows(spec: &RlooSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
+pub fn rows(spec: &RlooSpec, ground: &DataContext) -> Result<Box<dyn MethodRows>> {
     if let Some([least, most]) = spec.reward_clip.filter(|[least, most]| least >= most) {
         return Err(Error::user(format!("method.rloo.reward_clip: {least} is not below {most}"))
             .hint("write the minimum and the maximum, such as [-5, 5]"));

@@ -1,10 +1,10 @@
 //! Answers to held-out prompts before and after training: means for validation, and a comparison at the end of the
 //! run.
 
-use super::keep::{self, State};
-use super::{Rollout, Sample, stats};
+use super::sample_state::{self, StateTensors};
+use super::{RolloutSampler, SampledAnswer, stats};
 use crate::error::Result;
-use crate::fsutil::{shortened, write_json};
+use crate::fsutil::{excerpt, write_json};
 use crate::methods::Means;
 use crate::models::Model;
 use crate::{report, rng};
@@ -20,15 +20,15 @@ const TOLD: usize = 2;
 const DRAWS: usize = 10_000;
 
 /// Held-out prompts, with the answers before the first optimiser step.
-pub struct HeldOut {
-    rollout: Rollout,
-    before: Vec<Sample>,
+pub struct HeldOutPrompts {
+    rollout: RolloutSampler,
+    baseline: Vec<SampledAnswer>,
     sources: usize,
 }
 
 /// The comparison of answers before and after training, written to `held_out.json`.
 #[derive(Debug, Serialize)]
-pub struct Comparison {
+pub struct HeldOutComparison {
     pub prompts: usize,
     pub reward_before: f64,
     pub reward_after: f64,
@@ -48,49 +48,49 @@ pub struct BeforeAfter {
     pub prompt: String,
     /// The last line of the prompt, without the marks of the chat template.
     pub asked: String,
-    pub before: Answer,
-    pub after: Answer,
+    pub before: HeldOutAnswer,
+    pub after: HeldOutAnswer,
 }
 
 #[derive(Debug, Serialize)]
-pub struct Answer {
+pub struct HeldOutAnswer {
     pub text: String,
     pub reward: f64,
     pub rewards: Vec<f64>,
     pub ended: bool,
 }
 
-impl From<&Sample> for Answer {
-    fn from(s: &Sample) -> Self {
+impl From<&SampledAnswer> for HeldOutAnswer {
+    fn from(s: &SampledAnswer) -> Self {
         Self { text: s.text.clone(), reward: s.reward, rewards: s.rewards.clone(), ended: s.ended }
     }
 }
 
-impl HeldOut {
+impl HeldOutPrompts {
     /// Wraps a sampler of held-out prompts.
-    pub fn new(rollout: Rollout) -> Self {
+    pub fn new(rollout: RolloutSampler) -> Self {
         let sources = rollout.sources().count();
-        Self { rollout, before: Vec::new(), sources }
+        Self { rollout, baseline: Vec::new(), sources }
     }
 
-    pub fn rollout(&self) -> &Rollout {
+    pub fn rollout(&self) -> &RolloutSampler {
         &self.rollout
     }
 
     /// Returns true if the prompts were answered before the first step.
-    pub fn begun(&self) -> bool {
-        !self.before.is_empty()
+    pub fn has_baseline(&self) -> bool {
+        !self.baseline.is_empty()
     }
 
     /// Answers every prompt and returns the answers with their metrics. `first`: no step was made yet, so the end is
     /// compared with these answers.
-    pub fn validate(&mut self, model: &Model, first: bool) -> Result<(Vec<Sample>, Means)> {
+    pub fn validate(&mut self, model: &Model, first: bool) -> Result<(Vec<SampledAnswer>, Means)> {
         let all: Vec<usize> = (0..self.rollout.prompts().len()).collect();
         let samples = self.rollout.evaluate(model, &all)?;
-        let numbers = stats::rewards(&samples, self.rollout.sources());
+        let numbers = stats::reward_metrics(&samples, self.rollout.sources());
         let means = numbers.into_iter().chain(stats::completions(&samples)).collect();
         if first {
-            self.before = samples.clone();
+            self.baseline = samples.clone();
         }
         Ok((samples, means))
     }
@@ -98,7 +98,7 @@ impl HeldOut {
     /// Compares the result with the answers before training, reports the comparison and writes `held_out.json`. Does
     /// nothing if there are no answers from before.
     pub fn finish(&mut self, model: &Model, out: &Path, seed: u64) -> Result<()> {
-        if self.before.is_empty() {
+        if self.baseline.is_empty() {
             return Ok(());
         }
         let (after, _) = self.validate(model, false)?;
@@ -117,26 +117,26 @@ impl HeldOut {
             100.0 * found.win_rate
         ));
         for row in found.samples.iter().take(TOLD) {
-            report::info(format!("  {}", shortened(&row.asked)));
+            report::info(format!("  {}", excerpt(&row.asked)));
             for (when, answer) in [("before", &row.before), ("after", &row.after)] {
-                report::info(format!("    {when:>6} {:+.3}  {}", answer.reward, shortened(answer.text.trim())));
+                report::info(format!("    {when:>6} {:+.3}  {}", answer.reward, excerpt(answer.text.trim())));
             }
         }
         write_json(&out.join("held_out.json"), &found)
     }
 
-    fn compare(&self, after: &[Sample], seed: u64) -> Result<Comparison> {
-        let pairs = || self.before.iter().zip(after);
+    fn compare(&self, after: &[SampledAnswer], seed: u64) -> Result<HeldOutComparison> {
+        let pairs = || self.baseline.iter().zip(after);
         let gains: Vec<f64> = pairs().map(|(a, b)| b.reward - a.reward).collect();
-        let rewards = |samples: &[Sample]| stats::mean(&samples.iter().map(|s| s.reward).collect::<Vec<_>>());
-        let row = |(a, b): (&Sample, &Sample)| {
+        let rewards = |samples: &[SampledAnswer]| stats::mean(&samples.iter().map(|s| s.reward).collect::<Vec<_>>());
+        let row = |(a, b): (&SampledAnswer, &SampledAnswer)| {
             let prompt = &self.rollout.prompts().rows[a.prompt];
-            let asked = self.rollout.tokenizer().asked(&prompt.ids)?;
+            let asked = self.rollout.tokenizer().last_prompt_line(&prompt.ids)?;
             Ok(BeforeAfter { prompt: prompt.text.clone(), asked, before: a.into(), after: b.into() })
         };
-        Ok(Comparison {
+        Ok(HeldOutComparison {
             prompts: gains.len(),
-            reward_before: rewards(&self.before),
+            reward_before: rewards(&self.baseline),
             reward_after: rewards(after),
             difference: stats::mean(&gains),
             interval: interval(&gains, seed),
@@ -148,16 +148,16 @@ impl HeldOut {
     }
 
     /// Saves what a resumed run needs.
-    pub fn put(&self, state: &mut State) {
-        if !self.before.is_empty() {
-            keep::put(state, "before", &self.before, self.sources);
+    pub fn save(&self, state: &mut StateTensors) {
+        if !self.baseline.is_empty() {
+            sample_state::save(state, "before", &self.baseline, self.sources);
         }
     }
 
     /// Loads what `put` saved.
-    pub fn take(&mut self, state: &State) -> Result<()> {
+    pub fn load(&mut self, state: &StateTensors) -> Result<()> {
         if state.contains_key("before.ids") {
-            self.before = keep::take(state, "before")?;
+            self.baseline = sample_state::load(state, "before")?;
         }
         Ok(())
     }

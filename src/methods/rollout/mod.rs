@@ -15,37 +15,37 @@
 //! Invariant: sampled answers are a function of the weights, the prompts and (seed, stream number). Each answer has a
 //! random stream of its own, so it depends neither on the answers generated with it nor on earlier ones.
 
-pub mod cycle;
-mod draw;
-mod gate;
+pub mod alarms;
 pub mod held_out;
-pub mod keep;
-pub mod lesson;
+pub mod objective;
 pub mod packed;
+mod reward_models;
 pub mod rows;
+pub mod sample_state;
+mod sampler;
+pub mod sampling_method;
 pub mod spec;
 pub mod stats;
-pub mod watch;
 
-pub use cycle::Cycle;
-pub use draw::Rollout;
-pub use gate::{gate, parts};
-pub use held_out::HeldOut;
-pub use lesson::{Rule, Terms};
-pub use packed::{Learnt, Packed, log_probs, reference_log_probs};
-pub use rows::{PromptRows, Prompted};
+pub use alarms::RolloutMonitor;
+pub use held_out::HeldOutPrompts;
+pub use objective::{PolicyLossInputs, PolicyObjective};
+pub use packed::{PackedSamples, PolicyLogProbs, log_probs, reference_log_probs};
+pub use reward_models::{check_reward_models, parts};
+pub use rows::{PromptData, PromptRows};
+pub use sampler::RolloutSampler;
+pub use sampling_method::SamplingMethod;
 pub use spec::{LimitSpec, SamplingSpec};
-pub use watch::Watch;
 
 /// A sampled answer with its rewards.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sample {
+pub struct SampledAnswer {
     /// Index of its prompt.
     pub prompt: usize,
     /// Token ids of prompt and answer, including the stop token or the tokens of the stop text that ended it.
     pub ids: Vec<u32>,
     /// Index in `ids` of the answer's first token.
-    pub start: usize,
+    pub answer_start: usize,
     /// Log-probability of each token of the answer under the distribution it was sampled from.
     pub log_probs: Vec<f32>,
     /// True if a stop token or a stop text ended it; false if it was truncated at the maximum length.
@@ -58,14 +58,14 @@ pub struct Sample {
     pub reward: f64,
 }
 
-impl Sample {
+impl SampledAnswer {
     /// Returns the answer's token ids, including the stop token or stop text.
-    pub fn answer(&self) -> &[u32] {
-        &self.ids[self.start..]
+    pub fn answer_ids(&self) -> &[u32] {
+        &self.ids[self.answer_start..]
     }
 
     /// Returns how many tokens the answer has, including the stop token or stop text.
     pub fn length(&self) -> usize {
-        self.ids.len() - self.start
+        self.ids.len() - self.answer_start
     }
 }

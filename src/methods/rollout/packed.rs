@@ -1,15 +1,15 @@
 //! Packs samples into rows and computes log-probabilities of their answers the way training does.
 
-use super::Sample;
+use super::SampledAnswer;
 use crate::data;
 use crate::error::Result;
-use crate::methods::reference::Reference;
+use crate::methods::reference::ReferenceModel;
 use crate::models::Model;
 use crate::nn::Tokens;
 use tch::{Device, Kind, Tensor};
 
 /// Samples as one packed row. N is the number of tokens of all answers together, S the number of samples.
-pub struct Packed {
+pub struct PackedSamples {
     pub tokens: Tokens,
     /// (N) rows of the trunk's output that predict an answer's token.
     pub at: Tensor,
@@ -21,12 +21,12 @@ pub struct Packed {
     pub lengths: Tensor,
 }
 
-impl Packed {
-    pub fn new(samples: &[&Sample], device: Device) -> Self {
+impl PackedSamples {
+    pub fn new(samples: &[&SampledAnswer], device: Device) -> Self {
         let ids: Vec<&[u32]> = samples.iter().map(|s| s.ids.as_slice()).collect();
         let (mut at, mut targets, mut owner, mut start) = (Vec::new(), Vec::new(), Vec::new(), 0i64);
         for (i, s) in samples.iter().enumerate() {
-            for t in s.start..s.ids.len() {
+            for t in s.answer_start..s.ids.len() {
                 at.push(start + t as i64 - 1);
                 targets.push(i64::from(s.ids[t]));
                 owner.push(i as i64);
@@ -56,23 +56,23 @@ impl Packed {
 
 /// Decides which samples share a packed row of at most `budget` tokens. `order` and the result hold indices into
 /// `samples`.
-pub fn rows(samples: &[Sample], order: &[usize], budget: usize) -> Vec<Vec<usize>> {
+pub fn pack_rows(samples: &[SampledAnswer], order: &[usize], budget: usize) -> Vec<Vec<usize>> {
     let lengths: Vec<u32> = samples.iter().map(|s| s.ids.len() as u32).collect();
     let order: Vec<u32> = order.iter().map(|i| *i as u32).collect();
     data::pack(&lengths, &order, budget)
 }
 
 /// Log-probabilities of each answer's tokens, and the entropy of their distributions if it was requested.
-pub struct Learnt {
+pub struct PolicyLogProbs {
     pub log_probs: Vec<Vec<f32>>,
     pub entropy: Option<Vec<Vec<f32>>>,
 }
 
 /// Computes log-probabilities of the answers' tokens under the reference of `model`, as `log_probs` does.
 pub fn reference_log_probs(
-    reference: &Reference,
+    reference: &ReferenceModel,
     model: &Model,
-    samples: &[Sample],
+    samples: &[SampledAnswer],
     temperature: f64,
     budget: usize,
 ) -> Result<Vec<Vec<f32>>> {
@@ -81,15 +81,21 @@ pub fn reference_log_probs(
 
 /// Computes log-probabilities of every answer's tokens at a temperature the way training does: packed, in chunks,
 /// without a KV cache, with the active adapter. Rows hold at most `budget` tokens.
-pub fn log_probs(model: &Model, samples: &[Sample], temperature: f64, budget: usize, entropy: bool) -> Result<Learnt> {
-    let mut learnt = Learnt {
+pub fn log_probs(
+    model: &Model,
+    samples: &[SampledAnswer],
+    temperature: f64,
+    budget: usize,
+    entropy: bool,
+) -> Result<PolicyLogProbs> {
+    let mut learnt = PolicyLogProbs {
         log_probs: vec![Vec::new(); samples.len()],
         entropy: entropy.then(|| vec![Vec::new(); samples.len()]),
     };
     let order: Vec<usize> = (0..samples.len()).collect();
-    for row in rows(samples, &order, budget) {
-        let chosen: Vec<&Sample> = row.iter().map(|i| &samples[*i]).collect();
-        let packed = Packed::new(&chosen, model.device());
+    for row in pack_rows(samples, &order, budget) {
+        let chosen: Vec<&SampledAnswer> = row.iter().map(|i| &samples[*i]).collect();
+        let packed = PackedSamples::new(&chosen, model.device());
         let scores =
             model.infer(&packed.tokens, |out| out.scores(&packed.at, &packed.targets, temperature, entropy))?;
         let split = |numbers: &Tensor, into: &mut [Vec<f32>]| -> Result<()> {

@@ -1,25 +1,25 @@
 //! Prompts as the rows of a run: read, measured and shown before the model is loaded.
 
-use super::cycle::{Cycle, Plan};
-use super::lesson::Rule;
+use super::objective::PolicyObjective;
+use super::sampling_method::{RolloutPlan, SamplingMethod};
 use super::spec::SamplingSpec;
-use super::{HeldOut, Rollout, gate};
+use super::{HeldOutPrompts, RolloutSampler, reward_models};
 use crate::adapters::AdapterSpec;
-use crate::data::prompts::Room;
-use crate::data::quality::{self, Duplicates, Overlap};
-use crate::data::{BatchPlan, ChatTokenizer, Example, Loader, Prompts, Sources};
+use crate::data::prompts::PromptLimits;
+use crate::data::quality::{self, Duplicates, SplitOverlap};
+use crate::data::{BatchPlan, ChatTokenizer, Example, Loader, PromptSet, SourceList};
 use crate::error::{Error, Result};
-use crate::methods::{Ground, Method, Prompt, Rows, Side};
+use crate::methods::{DataContext, Method, MethodRows, SamplePrompt, SplitStatistics};
 use crate::models::Model;
 use crate::report;
-use crate::rewards::{RewardSpec, Rewards};
+use crate::rewards::{RewardSourceSpec, RewardSources};
 use std::cell::RefCell;
 use std::rc::Rc;
 
 /// The data that a sampling method is built from.
-pub struct Prompted {
-    pub train: Rc<Prompts>,
-    pub valid: Option<Rc<Prompts>>,
+pub struct PromptData {
+    pub train: Rc<PromptSet>,
+    pub valid: Option<Rc<PromptSet>>,
     pub tokenizer: Rc<ChatTokenizer>,
     /// Iterates over the training prompts, one round of sampling at a time.
     pub loader: Loader,
@@ -28,28 +28,28 @@ pub struct Prompted {
     pub seed: u64,
 }
 
-type Make = Box<dyn FnOnce(&Model, Prompted) -> Result<Box<dyn Method>>>;
+type MakeMethod = Box<dyn FnOnce(&Model, PromptData) -> Result<Box<dyn Method>>>;
 
 /// The prompts of a run.
 pub struct PromptRows {
-    prompted: Prompted,
+    prompted: PromptData,
     /// Tokens of each training prompt plus the maximum answer length, and the same of validation prompts.
     lengths: (Vec<u32>, Option<Vec<u32>>),
     /// Answers per round of sampling, and optimiser steps made on them.
     drawn: usize,
     steps: u64,
-    make: Make,
+    make: MakeMethod,
 }
 
 impl PromptRows {
     /// Reads the prompts. `answers` are sampled for each, and `steps` optimiser steps made per round of sampling;
     /// `make` builds the method once the model is loaded. An error if the adapter has dropout.
     pub fn open(
-        ground: &Ground,
-        sampling: &SamplingSpec,
+        ground: &DataContext,
+        drawn: &SamplingSpec,
         answers: usize,
         steps: u64,
-        make: impl FnOnce(&Model, Prompted) -> Result<Box<dyn Method>> + 'static,
+        make: impl FnOnce(&Model, PromptData) -> Result<Box<dyn Method>> + 'static,
     ) -> Result<Self> {
         if let Some(AdapterSpec::Lora(lora)) = ground.adapter
             && lora.dropout > 0.0
@@ -61,28 +61,27 @@ impl PromptRows {
             ))
             .hint("set it to 0"));
         }
-        let room = Room {
-            longest: sampling.longest_prompt(ground.max_len)?,
+        let room = PromptLimits {
+            longest: drawn.longest_prompt(ground.max_len)?,
             on_overflow: ground.on_overflow,
             tolerance: ground.overflow_tolerance,
         };
-        let load = |sources: &Sources| -> Result<(Rc<Prompts>, Vec<u32>)> {
-            let mut prompts = Prompts::open(sources, &ground.tokenizer, room)?;
+        let load = |sources: &SourceList| -> Result<(Rc<PromptSet>, Vec<u32>)> {
+            let mut prompts = PromptSet::open(sources, &ground.tokenizer, room)?;
             report::info(line(&prompts));
             prompts.summary.mix_lines().iter().for_each(report::info);
             prompts.summary.warnings().iter().for_each(report::warn);
             // The answers do not exist yet, so the statistics count the maximum length for each.
-            let lengths: Vec<u32> =
-                prompts.rows.iter().map(|r| (r.ids.len() + sampling.max_new_tokens) as u32).collect();
-            prompts.summary.supervised_tokens = prompts.len() * sampling.max_new_tokens;
+            let lengths: Vec<u32> = prompts.rows.iter().map(|r| (r.ids.len() + drawn.max_new_tokens) as u32).collect();
+            prompts.summary.supervised_tokens = prompts.len() * drawn.max_new_tokens;
             prompts.summary.tokens += prompts.summary.supervised_tokens;
             Ok((Rc::new(prompts), lengths))
         };
         let (train, train_lengths) = load(ground.train)?;
         let (valid, valid_lengths) = ground.valid.map(load).transpose()?.unzip();
-        let plan = BatchPlan { tokens: sampling.prompts, accumulate: None, examples: Some(sampling.prompts) };
+        let plan = BatchPlan { tokens: drawn.prompts, accumulate: None, examples: Some(drawn.prompts) };
         let loader = Loader::new(vec![1; train.len()], train.mix.clone(), plan, ground.shuffle, ground.seed)?;
-        let prompted = Prompted {
+        let prompted = PromptData {
             train,
             valid,
             tokenizer: ground.tokenizer.clone(),
@@ -90,20 +89,20 @@ impl PromptRows {
             budget: ground.batch.tokens,
             seed: ground.seed,
         };
-        let drawn = sampling.prompts * answers;
+        let drawn = drawn.prompts * answers;
         Ok(Self { prompted, lengths: (train_lengths, valid_lengths), drawn, steps, make: Box::new(make) })
     }
 }
 
 impl PromptRows {
     /// Returns the prompts that were read.
-    pub fn prompted(&self) -> &Prompted {
+    pub fn prompted(&self) -> &PromptData {
         &self.prompted
     }
 }
 
 /// Describes what was read in one line.
-fn line(prompts: &Prompts) -> String {
+fn line(prompts: &PromptSet) -> String {
     let s = &prompts.summary;
     let mut formats: Vec<&str> = s.files.iter().map(|f| f.format.name()).collect();
     formats.dedup();
@@ -120,27 +119,32 @@ fn line(prompts: &Prompts) -> String {
 }
 
 /// Returns at most `most` prompts to show samples of: from validation rows, or from training rows if there are none.
-pub fn shown(valid: Option<&Prompts>, train: &Prompts, tokenizer: &ChatTokenizer, most: usize) -> Vec<Prompt> {
+pub fn sample_prompts(
+    valid: Option<&PromptSet>,
+    train: &PromptSet,
+    tokenizer: &ChatTokenizer,
+    most: usize,
+) -> Vec<SamplePrompt> {
     let prompts = valid.filter(|v| !v.is_empty()).unwrap_or(train);
     let answer = |row: &crate::data::PromptRow| {
-        let text = row.columns.get(crate::data::prompts::ANSWER)?.as_str()?;
+        let text = row.columns.get(crate::data::prompts::ANSWER_COLUMN)?.as_str()?;
         tokenizer.encode(text).ok()
     };
-    let prompt = |row| -> Prompt {
+    let prompt = |row| -> SamplePrompt {
         let row: &crate::data::PromptRow = row;
-        Prompt { ids: row.ids.clone(), answer: answer(row).unwrap_or_default() }
+        SamplePrompt { ids: row.ids.clone(), answer: answer(row).unwrap_or_default() }
     };
     prompts.rows.iter().take(most).map(prompt).collect()
 }
 
-impl Rows for PromptRows {
-    fn train(&self) -> Side<'_> {
-        Side { summary: &self.prompted.train.summary, lengths: &self.lengths.0 }
+impl MethodRows for PromptRows {
+    fn train(&self) -> SplitStatistics<'_> {
+        SplitStatistics { summary: &self.prompted.train.summary, lengths: &self.lengths.0 }
     }
 
-    fn valid(&self) -> Option<Side<'_>> {
+    fn valid(&self) -> Option<SplitStatistics<'_>> {
         let (prompts, lengths) = (self.prompted.valid.as_ref()?, self.lengths.1.as_ref()?);
-        Some(Side { summary: &prompts.summary, lengths })
+        Some(SplitStatistics { summary: &prompts.summary, lengths })
     }
 
     fn longest_row(&self) -> usize {
@@ -153,14 +157,14 @@ impl Rows for PromptRows {
     }
 
     fn duplicates(&self) -> Duplicates {
-        quality::duplicates(&*self.prompted.train)
+        quality::find_duplicates(&*self.prompted.train)
     }
 
-    fn overlap(&self) -> Option<Overlap> {
-        self.prompted.valid.as_ref().map(|valid| quality::overlap(&*self.prompted.train, &**valid))
+    fn overlap(&self) -> Option<SplitOverlap> {
+        self.prompted.valid.as_ref().map(|valid| quality::find_overlap(&*self.prompted.train, &**valid))
     }
 
-    fn shown(&self, most: usize) -> Result<Vec<Example>> {
+    fn preview(&self, most: usize) -> Result<Vec<Example>> {
         let example = |row: &crate::data::PromptRow| Example {
             ids: row.ids.clone(),
             supervised: vec![false; row.ids.len()],
@@ -175,26 +179,26 @@ impl Rows for PromptRows {
 }
 
 /// Opens the rows of a method that alternates sampling and training; `key` is the method's key in the recipe.
-pub fn open<R: Rule + 'static>(
-    ground: &Ground,
+pub fn open<R: PolicyObjective + 'static>(
+    ground: &DataContext,
     key: &str,
-    rewards: &[RewardSpec],
+    rewards: &[RewardSourceSpec],
     sampling: &SamplingSpec,
-    plan: Plan,
+    plan: RolloutPlan,
     rule: R,
-) -> Result<Box<dyn Rows>> {
-    gate(rewards, &format!("{key}.rewards"))?;
-    let rewards = Rc::new(RefCell::new(Rewards::open(rewards, &format!("{key}.rewards"))?));
+) -> Result<Box<dyn MethodRows>> {
+    reward_models::check_reward_models(rewards, &format!("{key}.rewards"))?;
+    let rewards = Rc::new(RefCell::new(RewardSources::open(rewards, &format!("{key}.rewards"))?));
     let (answers, steps, spec) = (plan.answers, (plan.passes * plan.mini_batches) as u64, sampling.clone());
     let judge = rewards.clone();
     let rows = PromptRows::open(ground, sampling, answers, steps, move |model, prompted| {
         let seed = prompted.seed;
-        let over = |prompts: &Rc<Prompts>| {
-            Rollout::new(prompts.clone(), prompted.tokenizer.clone(), rewards.clone(), spec.clone(), seed)
+        let over = |prompts: &Rc<PromptSet>| {
+            RolloutSampler::new(prompts.clone(), prompted.tokenizer.clone(), rewards.clone(), spec.clone(), seed)
         };
         let rollout = over(&prompted.train)?;
-        let held_out = prompted.valid.as_ref().map(over).transpose()?.map(HeldOut::new);
-        Ok(Box::new(Cycle::new(rule, plan, rollout, held_out, prompted, model)?))
+        let held_out = prompted.valid.as_ref().map(over).transpose()?.map(HeldOutPrompts::new);
+        Ok(Box::new(SamplingMethod::new(rule, plan, rollout, held_out, prompted, model)?))
     })?;
     judge.borrow().check(&rows.prompted.train)?;
     if let Some(valid) = &rows.prompted.valid {

@@ -1,9 +1,9 @@
 //! Metrics of a rollout, with TRL's names and definitions (TRL 1.16, `GRPOTrainer`).
 
-use super::Sample;
+use super::SampledAnswer;
 
 /// Metrics by name, in the order in which they are logged.
-pub type Numbers = Vec<(String, f64)>;
+pub type MetricList = Vec<(String, f64)>;
 
 /// Computes the mean; 0 for an empty slice.
 pub fn mean(numbers: &[f64]) -> f64 {
@@ -21,7 +21,7 @@ pub fn deviation(numbers: &[f64]) -> f64 {
 
 /// Computes `completions/…`: lengths in tokens including the stop token, for all answers and for those that ended, and
 /// the share that was truncated.
-pub fn completions(samples: &[Sample]) -> Numbers {
+pub fn completions(samples: &[SampledAnswer]) -> MetricList {
     let lengths = |ended: Option<bool>| -> Vec<f64> {
         let chosen = samples.iter().filter(|s| ended.is_none_or(|e| e == s.ended));
         chosen.map(|s| s.length() as f64).collect()
@@ -36,7 +36,7 @@ pub fn completions(samples: &[Sample]) -> Numbers {
         ]
     };
     let cut = samples.iter().filter(|s| !s.ended).count() as f64 / samples.len().max(1) as f64;
-    let mut found: Numbers = spread("_length", &lengths(None)).into();
+    let mut found: MetricList = spread("_length", &lengths(None)).into();
     found.push(("completions/clipped_ratio".into(), cut));
     found.extend(spread("_terminated_length", &lengths(Some(true))));
     found
@@ -44,7 +44,7 @@ pub fn completions(samples: &[Sample]) -> Numbers {
 
 /// Computes `reward`, `reward_std`, and `rewards/NAME/mean` and `/std` of each source over the answers it gave a
 /// reward to; a source that abstained from every answer has no metrics.
-pub fn rewards<'n>(samples: &[Sample], names: impl Iterator<Item = &'n str>) -> Numbers {
+pub fn reward_metrics<'n>(samples: &[SampledAnswer], names: impl Iterator<Item = &'n str>) -> MetricList {
     let all: Vec<f64> = samples.iter().map(|s| s.reward).collect();
     let mut found = vec![("reward".to_string(), mean(&all)), ("reward_std".to_string(), deviation(&all))];
     for (i, name) in names.enumerate() {
@@ -60,7 +60,7 @@ pub fn rewards<'n>(samples: &[Sample], names: impl Iterator<Item = &'n str>) -> 
 
 /// Computes `sampling/…`: how far the log-probabilities computed by training differ from those computed while
 /// sampling. `learnt` holds training's log-probabilities of each answer's tokens.
-pub fn drift(samples: &[Sample], learnt: &[Vec<f32>]) -> Numbers {
+pub fn drift_metrics(samples: &[SampledAnswer], learnt: &[Vec<f32>]) -> MetricList {
     let gaps = || {
         let pairs = samples.iter().zip(learnt).flat_map(|(s, l)| s.log_probs.iter().zip(l));
         pairs.map(|(drew, learns)| f64::from(*learns) - f64::from(*drew))

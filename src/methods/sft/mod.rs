@@ -6,8 +6,8 @@
 pub mod spec;
 pub use spec::SftSpec;
 
-use super::fixed::FixedRows;
-use super::{Batch, Ground, Objective, Rows, Which};
+use super::fixed::FixedDataRows;
+use super::{BatchIndices, DataContext, MethodRows, MicroBatch, Objective};
 use crate::data::Example;
 use crate::error::Result;
 use crate::models::{Loss, Metrics, Model, Output};
@@ -15,7 +15,7 @@ use crate::nn::Tokens;
 use tch::{Device, Kind, Tensor};
 
 /// One packed row with its targets.
-pub struct Answers {
+pub struct SupervisedBatch {
     pub tokens: Tokens,
     /// (N) rows of the trunk's output that predict a supervised token.
     pub at: Tensor,
@@ -23,7 +23,7 @@ pub struct Answers {
     pub targets: Tensor,
 }
 
-impl Answers {
+impl SupervisedBatch {
     /// Packs examples into one row.
     pub fn new(examples: &[&Example], device: Device) -> Self {
         let ids: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
@@ -44,18 +44,18 @@ impl Answers {
     }
 
     /// Returns the number of supervised tokens in the row.
-    pub fn supervised(&self) -> f64 {
+    pub fn target_count(&self) -> f64 {
         self.at.size()[0] as f64
     }
 }
 
-impl Batch for Answers {
+impl MicroBatch for SupervisedBatch {
     fn tokens(&self) -> &Tokens {
         &self.tokens
     }
 
     fn items(&self) -> f64 {
-        self.supervised()
+        self.target_count()
     }
 
     /// Computes the summed cross-entropy; metrics: its mean, and the share of tokens that were the model's most likely
@@ -64,8 +64,8 @@ impl Batch for Answers {
         let scores = out.log_probs(&self.at, &self.targets);
         let sum = -scores.log_probs.sum(Kind::Float);
         let mut metrics = Metrics::default();
-        metrics.add("loss", &sum, self.supervised());
-        metrics.add("accuracy", &scores.hits.sum(Kind::Float), self.supervised());
+        metrics.add("loss", &sum, self.target_count());
+        metrics.add("accuracy", &scores.hits.sum(Kind::Float), self.target_count());
         Loss { sum, metrics }
     }
 }
@@ -76,12 +76,12 @@ pub struct Sft;
 impl Objective for Sft {
     type Item = Example;
 
-    fn batch(&mut self, model: &Model, items: &[Example], _: Which) -> Result<Box<dyn Batch>> {
-        Ok(Box::new(Answers::new(&items.iter().collect::<Vec<_>>(), model.device())))
+    fn batch(&mut self, model: &Model, items: &[Example], _: BatchIndices) -> Result<Box<dyn MicroBatch>> {
+        Ok(Box::new(SupervisedBatch::new(&items.iter().collect::<Vec<_>>(), model.device())))
     }
 }
 
 /// Reads and tokenises the rows of a run.
-pub fn rows(spec: &SftSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
-    Ok(Box::new(FixedRows::open(ground, spec.supervise, |_| Ok(Sft))?))
+pub fn rows(spec: &SftSpec, ground: &DataContext) -> Result<Box<dyn MethodRows>> {
+    Ok(Box::new(FixedDataRows::open(ground, spec.supervise, |_| Ok(Sft))?))
 }

@@ -10,12 +10,12 @@
 //! each pair (TRL's `cpo_alpha`, which uses sums over a batch instead).
 
 use super::spec::SimpoSpec;
-use crate::methods::pairs::Sides;
+use crate::methods::pairs::PairStatistics;
 use tch::Tensor;
 
 /// Computes the loss of each pair: (P), from mean log-probabilities.
-pub fn losses(spec: &SimpoSpec, means: &Sides) -> Tensor {
-    let d = means.gap() * spec.beta - spec.gamma;
+pub fn losses(spec: &SimpoSpec, means: &PairStatistics) -> Tensor {
+    let d = means.difference() * spec.beta - spec.gamma;
     let e = spec.label_smoothing;
     let preferred = -(d.log_sigmoid() * (1.0 - e)) - (-d).log_sigmoid() * e;
     if spec.nll == 0.0 { preferred } else { preferred - &means.chosen * spec.nll }

@@ -5,11 +5,11 @@ pub mod loss;
 pub mod spec;
 pub use spec::SimpoSpec;
 
-use super::fixed::FixedRows;
-use super::pairs::{self, Answers, Sides};
-use super::watch::Watch;
-use super::{Alarm, Batch, Ground, Means, Objective, Rows, Which};
-use crate::data::{Dataset, Pair, Supervise};
+use super::fixed::FixedDataRows;
+use super::pairs::{self, PackedAnswers, PairStatistics};
+use super::preference_alarms::PreferenceMonitor;
+use super::{Alarm, BatchIndices, DataContext, Means, MethodRows, MicroBatch, Objective};
+use crate::data::{Dataset, PairExample, Supervise};
 use crate::error::Result;
 use crate::models::{Loss, Metrics, Model, Output};
 use crate::nn::Tokens;
@@ -18,40 +18,45 @@ use tch::Kind;
 /// The objective of SimPO.
 pub struct Simpo {
     spec: SimpoSpec,
-    watch: Watch,
+    watch: PreferenceMonitor,
 }
 
 /// Some pairs in one packed row.
-struct Pairs {
+struct SimpoBatch {
     spec: SimpoSpec,
-    answers: Answers,
+    answers: PackedAnswers,
     count: usize,
 }
 
 impl Simpo {
     pub fn new(spec: &SimpoSpec) -> Self {
-        Self { spec: spec.clone(), watch: Watch::new("simpo", spec.beta) }
+        Self { spec: spec.clone(), watch: PreferenceMonitor::new("simpo", spec.beta) }
     }
 }
 
 impl Objective for Simpo {
-    type Item = Pair;
+    type Item = PairExample;
 
-    fn begin(&mut self, _: &Model, train: &Dataset<Pair>, valid: Option<&Dataset<Pair>>) -> Result<()> {
-        [Some(train), valid].into_iter().flatten().try_for_each(pairs::refuse_equal)
+    fn prepare_data(
+        &mut self,
+        _: &Model,
+        train: &Dataset<PairExample>,
+        valid: Option<&Dataset<PairExample>>,
+    ) -> Result<()> {
+        [Some(train), valid].into_iter().flatten().try_for_each(pairs::refuse_identical_answers)
     }
 
-    fn batch(&mut self, model: &Model, items: &[Pair], _: Which) -> Result<Box<dyn Batch>> {
-        let answers = Answers::of_pairs(items, model.device());
-        Ok(Box::new(Pairs { spec: self.spec.clone(), answers, count: items.len() }))
+    fn batch(&mut self, model: &Model, items: &[PairExample], _: BatchIndices) -> Result<Box<dyn MicroBatch>> {
+        let answers = PackedAnswers::pack_pairs(items, model.device());
+        Ok(Box::new(SimpoBatch { spec: self.spec.clone(), answers, count: items.len() }))
     }
 
     fn alarms(&mut self, means: &Means) -> Vec<Alarm> {
-        self.watch.see(means)
+        self.watch.alarms(means)
     }
 }
 
-impl Batch for Pairs {
+impl MicroBatch for SimpoBatch {
     fn tokens(&self) -> &Tokens {
         &self.answers.tokens
     }
@@ -62,11 +67,11 @@ impl Batch for Pairs {
 
     fn loss(&self, out: &Output) -> Loss {
         let scores = self.answers.spans.scores(out);
-        let means = Sides::of(&scores.log_probs).with(&self.answers.lengths(), |sum, n| sum / n);
+        let means = PairStatistics::of(&scores.log_probs).zip_with(&self.answers.lengths(), |sum, n| sum / n);
         let sum = loss::losses(&self.spec, &means).sum(Kind::Float);
         let mut metrics = Metrics::default();
         metrics.add("loss", &sum, self.items());
-        pairs::add_metrics(&mut metrics, &means.map(|m| m.detach() * self.spec.beta), &means);
+        pairs::add_preference_metrics(&mut metrics, &means.map(|m| m.detach() * self.spec.beta), &means);
         metrics.add("nll_loss", &-means.chosen.sum(Kind::Double), self.items());
         pairs::add_chosen(&mut metrics, &scores, &self.answers.spans);
         Loss { sum, metrics }
@@ -74,7 +79,7 @@ impl Batch for Pairs {
 }
 
 /// Reads and tokenises the rows of a run.
-pub fn rows(spec: &SimpoSpec, ground: &Ground) -> Result<Box<dyn Rows>> {
+pub fn rows(spec: &SimpoSpec, ground: &DataContext) -> Result<Box<dyn MethodRows>> {
     let spec = spec.clone();
-    Ok(Box::new(FixedRows::open(ground, Supervise::default(), move |_| Ok(Simpo::new(&spec)))?))
+    Ok(Box::new(FixedDataRows::open(ground, Supervise::default(), move |_| Ok(Simpo::new(&spec)))?))
 }

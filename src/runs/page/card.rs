@@ -2,15 +2,15 @@
 
 use super::escape;
 use super::plot::{figure, plot, shares, whisker};
-use crate::methods::reward::card::{Bin, Margins};
-use crate::methods::reward::{Card, Limits};
+use crate::methods::reward::report_card::{CalibrationBin, MarginHistogram};
+use crate::methods::reward::{ReportCard, ReportCardLimits};
 use std::fmt::Write;
 
 /// Returns the section `Report card` as HTML.
-pub fn section(card: &Card) -> String {
+pub fn section(card: &ReportCard) -> String {
     let percent = |x: f64| format!("{:.1} %", 100.0 * x);
     let [low, high] = card.accuracy.interval;
-    let problems = card.problems(&Limits::default());
+    let problems = card.problems(&ReportCardLimits::default());
     let verdict = if problems.is_empty() {
         r#"<p class="well">Within the limits that reinforcement learning asks of a reward model.</p>"#.to_string()
     } else {
@@ -62,7 +62,7 @@ pub fn section(card: &Card) -> String {
     )
 }
 
-fn calibration(bins: &[Bin]) -> String {
+fn calibration(bins: &[CalibrationBin]) -> String {
     let (mut svg, mut labels) = (String::new(), String::new());
     shares(&mut svg, &mut labels);
     let x = |claimed: f64| 2000.0 * (claimed - 0.5);
@@ -82,7 +82,7 @@ fn calibration(bins: &[Bin]) -> String {
     plot("share of pairs that the model gets right, by predicted probability", &svg, &labels)
 }
 
-fn margins(m: &Margins) -> String {
+fn margins(m: &MarginHistogram) -> String {
     let most = m.counts.iter().copied().max().unwrap_or(0).max(1);
     let n = m.counts.len().max(1) as f64;
     let (mut svg, mut labels) = (String::new(), String::new());
@@ -111,7 +111,7 @@ fn margins(m: &Margins) -> String {
     plot("pairs by margin", &svg, &labels)
 }
 
-fn by_length(card: &Card) -> String {
+fn by_length(card: &ReportCard) -> String {
     let (mut svg, mut labels) = (String::new(), String::new());
     shares(&mut svg, &mut labels);
     svg.push_str(r#"<path class="guide" d="M0 500H1000"/>"#);
@@ -134,7 +134,7 @@ fn by_length(card: &Card) -> String {
 
 /// Plots the accuracy of the model, of rules that see only lengths, and of the model on the pairs that each rule gets
 /// right.
-fn rules(card: &Card) -> String {
+fn rules(card: &ReportCard) -> String {
     let (mut svg, mut labels) = (String::new(), String::new());
     shares(&mut svg, &mut labels);
     svg.push_str(r#"<path class="guide" d="M0 500H1000"/>"#);
@@ -159,22 +159,22 @@ fn rules(card: &Card) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::methods::reward::{Evidence, Judged};
+    use crate::methods::reward::{HeldOutScores, ScoredPair};
 
     #[test]
     fn every_plot_has_its_marks_and_bad_cards_say_so() {
-        let pair = |i: usize| Judged {
+        let pair = |i: usize| ScoredPair {
             chosen: (0.2 + (i % 50) as f64 / 50.0) * if i.is_multiple_of(3) { -1.0 } else { 1.0 },
             rejected: 0.0,
             lengths: [10 + i % 7, 12],
         };
-        let mut evidence = Evidence { pairs: (1..200).map(pair).collect(), ..Default::default() };
-        let card = Card::of(&evidence).unwrap();
+        let mut evidence = HeldOutScores { pairs: (1..200).map(pair).collect(), ..Default::default() };
+        let card = ReportCard::of(&evidence).unwrap();
         let page = section(&card);
         assert_eq!(page.matches("dot train").count(), card.calibration.bins.len() + 4 + 5, "{page}");
         assert_eq!(page.matches("class=\"bar\"").count(), card.margins.counts.iter().filter(|c| **c > 0).count());
         assert!(page.contains("Within the limits") && !page.contains("NaN"));
         evidence.pairs.truncate(3);
-        assert!(section(&Card::of(&evidence).unwrap()).contains("Not accepted for reinforcement learning"));
+        assert!(section(&ReportCard::of(&evidence).unwrap()).contains("Not accepted for reinforcement learning"));
     }
 }

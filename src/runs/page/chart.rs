@@ -10,7 +10,7 @@ use std::fmt::Write;
 
 /// Line style of a series.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Look {
+pub enum SeriesStyle {
     /// A line behind the others.
     Faint,
     Line,
@@ -23,7 +23,7 @@ pub struct Series {
     pub name: String,
     /// CSS class of the colour: `train`, `valid` or `other`.
     pub colour: &'static str,
-    pub look: Look,
+    pub look: SeriesStyle,
     /// (step, value) in the order of steps.
     pub points: Vec<(f64, f64)>,
 }
@@ -52,7 +52,7 @@ pub struct Chart<'a> {
 const DRAWN: usize = 1200;
 
 /// Reduces many points: of each interval it keeps the smallest and the largest value, and a gap if there is one.
-fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+fn downsample(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     if points.len() <= DRAWN {
         return points.to_vec();
     }
@@ -118,7 +118,7 @@ impl Axis {
 }
 
 /// Removes trailing zeros from the label of an axis: `8.00` becomes `8`.
-fn tidy(text: String) -> String {
+fn trim_zeros(text: String) -> String {
     let (digits, unit) = text.split_once(' ').map_or((text.as_str(), ""), |(d, u)| (d, u));
     let (digits, sign) = digits.strip_suffix('%').map_or((digits, ""), |d| (d, "%"));
     if !digits.contains('.') || digits.contains('e') {
@@ -177,7 +177,7 @@ impl Chart<'_> {
                 labels,
                 r#"<span class="y" style="top:{:.2}%">{}</span>"#,
                 axis.y(*tick) / 10.0,
-                escape(&tidy((self.format)(*tick)))
+                escape(&trim_zeros((self.format)(*tick)))
             );
         }
         for step in x_ticks(first, last) {
@@ -213,7 +213,7 @@ impl Chart<'_> {
             .series
             .iter()
             .map(|s| {
-                let points: Vec<_> = thin(&s.points)
+                let points: Vec<_> = downsample(&s.points)
                     .into_iter()
                     .map(|(step, v)| {
                         json!([step, if v.is_finite() { (self.format)(v) } else { "not finite, skipped".into() }])
@@ -226,19 +226,19 @@ impl Chart<'_> {
     }
 }
 
-impl Look {
+impl SeriesStyle {
     fn class(self) -> &'static str {
         match self {
-            Look::Faint => "faint",
-            Look::Line => "line",
-            Look::Dots => "dots",
+            SeriesStyle::Faint => "faint",
+            SeriesStyle::Line => "line",
+            SeriesStyle::Dots => "dots",
         }
     }
 }
 
 impl Series {
     fn paths(&self, x: impl Fn(f64) -> f64, y: impl Fn(f64) -> f64) -> String {
-        let points = thin(&self.points);
+        let points = downsample(&self.points);
         let (mut line, mut dots, mut drawing) = (String::new(), String::new(), false);
         for (i, (step, value)) in points.iter().enumerate() {
             if !value.is_finite() {
@@ -247,7 +247,7 @@ impl Series {
             }
             let _ = write!(line, "{}{:.1} {:.1}", if drawing { 'L' } else { 'M' }, x(*step), y(*value));
             let next = points.get(i + 1).is_some_and(|p| p.1.is_finite());
-            if self.look == Look::Dots || (!drawing && !next) {
+            if self.look == SeriesStyle::Dots || (!drawing && !next) {
                 // A line of length zero with round ends is a dot that stays round when the plot is stretched.
                 let _ = write!(dots, "M{:.1} {:.1}h0", x(*step), y(*value));
             }
@@ -314,7 +314,7 @@ mod tests {
         let mut points: Vec<(f64, f64)> = (0..50_000).map(|i| (i as f64, 1.0)).collect();
         points[31_234].1 = 77.0;
         points[40_001].1 = f64::NAN;
-        let kept = thin(&points);
+        let kept = downsample(&points);
         assert!(kept.len() <= 3 * DRAWN / 2, "{}", kept.len());
         assert!(kept.contains(&(31_234.0, 77.0)) && kept.iter().any(|p| p.1.is_nan()));
     }
@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn a_value_that_is_not_finite_breaks_the_line() {
         let points = vec![(1.0, 1.0), (2.0, 2.0), (3.0, f64::NAN), (4.0, 1.0), (5.0, 1.0)];
-        let series = Series { name: "loss".into(), colour: "train", look: Look::Line, points };
+        let series = Series { name: "loss".into(), colour: "train", look: SeriesStyle::Line, points };
         let svg = series.paths(|x| x, |y| y);
         assert_eq!(svg.matches('M').count(), 2, "{svg}");
     }
@@ -332,7 +332,7 @@ mod tests {
         let cases =
             [("8.00", "8"), ("0.050", "0.05"), ("10.0 MB", "10 MB"), ("1.0e-3", "1.0e-3"), ("20,000", "20,000")];
         for (long, short) in cases {
-            assert_eq!(tidy(long.into()), short);
+            assert_eq!(trim_zeros(long.into()), short);
         }
     }
 

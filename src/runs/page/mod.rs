@@ -41,7 +41,7 @@ pub fn write_to(run: &RunFolder, path: &Path) -> Result<()> {
 
 /// Returns the page of a run as HTML.
 pub fn render(run: &RunFolder) -> String {
-    document(&run.name(), &sections::all(run))
+    document(&run.name(), &sections::render_sections(run))
 }
 
 /// Returns a whole page in the style of reports around an HTML body. `title` is escaped, `body` is not.

@@ -1,25 +1,25 @@
 //! Renders the sections of the page in the order of a reader's questions: results, problems, curves, answers of the
 //! model, evaluations, data, settings, environment.
 
-use super::chart::{Chart, Look, Series, histogram};
+use super::chart::{Chart, Series, SeriesStyle, histogram};
 use super::{escape, name as named, text as shown};
-use crate::data::Turn;
+use crate::data::ChatTurn;
 use crate::recipe::{Plan, keys};
 use crate::report;
-use crate::runs::diagnose::{Finding, Id, Patient, diagnose};
-use crate::runs::folder::{RunFolder, Sample, State};
+use crate::runs::diagnose::{Diagnosis, DiagnosisId, DiagnosisInput, diagnose};
+use crate::runs::folder::{RunFolder, RunSample, RunStatus};
 use crate::runs::history::smooth;
 use crate::runs::terminal::number;
-use crate::runs::{Lock, Point};
+use crate::runs::{RunLock, StepPoint};
 use serde_json::Value;
 use std::fmt::Write;
 use std::time::Duration;
 
 /// Returns the body of the page as HTML.
-pub fn all(run: &RunFolder) -> String {
+pub fn render_sections(run: &RunFolder) -> String {
     [header(run), tiles(run), doctor(run), curves(run), samples(run), report_card(run), evaluations(run), data(run)]
         .into_iter()
-        .chain([settings(run), made_of(run), footer(run)])
+        .chain([settings(run), environment(run), footer(run)])
         .filter(|s| !s.is_empty())
         .collect::<Vec<_>>()
         .join("\n")
@@ -30,16 +30,16 @@ fn header(run: &RunFolder) -> String {
     let base = plan.recipe.model.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let state = run.state.name();
     let words = match (run.state, run.last_words()) {
-        (State::Failed | State::Interrupted, Some(words)) => {
-            let class = if run.state == State::Failed { "sub words" } else { "sub" };
+        (RunStatus::Failed | RunStatus::Interrupted, Some(words)) => {
+            let class = if run.state == RunStatus::Failed { "sub words" } else { "sub" };
             format!(r#"<p class="{class}">{}</p>"#, escape(words))
         }
-        (State::Crashed, _) => {
+        (RunStatus::Crashed, _) => {
             r#"<p class="sub words">The process ended without recording why: it was killed, or the machine went down.
             <code>ft train … --resume</code> continues from the last checkpoint.</p>"#
                 .into()
         }
-        (State::Running, _) => {
+        (RunStatus::Running, _) => {
             r#"<p class="sub">In progress: this page shows the run as it was when the page was written.</p>"#.into()
         }
         _ => String::new(),
@@ -66,12 +66,12 @@ fn tiles(run: &RunFolder) -> String {
     let best = h.best();
     if let Some(best) = best {
         let first = h.validations.first().filter(|v| v.step == 0);
-        let from = first.map_or(String::new(), |f| format!("<i>{} → </i>", short(h.value(f))));
+        let from = first.map_or(String::new(), |f| format!("<i>{} → </i>", short(h.aim_value(f))));
         let more = match best.step == h.validations.last().map_or(0, |v| v.step) {
             true => format!("best and last, step {}", best.step),
             false => format!("best at step {}", best.step),
         };
-        all.push(tile(&format!("Validation {}", h.aim.metric), &format!("{from}{}", short(h.value(best))), &more));
+        all.push(tile(&format!("Validation {}", h.aim.metric), &format!("{from}{}", short(h.aim_value(best))), &more));
         let accuracy = |v: &crate::runs::Validation| v.means.iter().find(|(k, _)| k == "accuracy").map(|(_, a)| *a);
         if let Some(a) = accuracy(best) {
             let percent = |a: f64| format!("{:.1}", 100.0 * a);
@@ -85,10 +85,10 @@ fn tiles(run: &RunFolder) -> String {
         let now = smoothed.into_iter().rev().find(|v| v.is_finite()).unwrap_or(f64::NAN);
         let value = format!("<i>{} → </i>{}", short(first.loss), short(now));
         all.push(tile("Training loss", &value, "first step → last, smoothed"));
-        let steps = if last.step == run.total() {
+        let steps = if last.step == run.total_steps() {
             report::count(last.step)
         } else {
-            format!("{}<i> of {}</i>", report::count(last.step), report::count(run.total()))
+            format!("{}<i> of {}</i>", report::count(last.step), report::count(run.total_steps()))
         };
         all.push(tile("Steps", &steps, &format!("{:.2} epochs", last.epoch)));
     }
@@ -103,7 +103,7 @@ fn tiles(run: &RunFolder) -> String {
 }
 
 fn doctor(run: &RunFolder) -> String {
-    let findings = diagnose(Patient { plan: &run.plan, facts: run.facts.as_ref(), history: &run.history });
+    let findings = diagnose(DiagnosisInput { plan: &run.plan, facts: run.facts.as_ref(), history: &run.history });
     let body = if findings.is_empty() && !run.history.steps.is_empty() {
         r#"<p class="well">No problem detected in the training curves.</p>"#.to_string()
     } else {
@@ -112,10 +112,15 @@ fn doctor(run: &RunFolder) -> String {
     if body.is_empty() { body } else { format!("<section><h2>Doctor</h2>{body}</section>") }
 }
 
-fn finding(f: &Finding) -> String {
+fn finding(f: &Diagnosis) -> String {
     let grave = matches!(
         f.id,
-        Id::NonFinite | Id::LearningRateTooHigh | Id::WorseThanStart | Id::NoGradient | Id::NoUpdate | Id::NoMovement
+        DiagnosisId::NonFinite
+            | DiagnosisId::LearningRateTooHigh
+            | DiagnosisId::WorseThanStart
+            | DiagnosisId::NoGradient
+            | DiagnosisId::NoUpdate
+            | DiagnosisId::NoMovement
     );
     let evidence: String =
         f.evidence.iter().map(|(k, v)| format!("<li><span>{}</span> {}</li>", escape(k), escape(v))).collect();
@@ -154,11 +159,11 @@ fn curves(run: &RunFolder) -> String {
     if h.steps.is_empty() {
         return String::new();
     }
-    let resumed = run.resumed_at();
-    let left_out = h.steps.iter().filter(|p| !p.applied()).map(|p| p.step);
+    let resumed = run.resumed_steps();
+    let left_out = h.steps.iter().filter(|p| !p.was_applied()).map(|p| p.step);
     let ended = run.facts.iter().flat_map(|f| f.origins.iter().map(|o| o.step));
     let skipped: Vec<u64> = left_out.chain(ended).collect::<std::collections::BTreeSet<u64>>().into_iter().collect();
-    let curve = |f: &dyn Fn(&Point) -> f64| h.steps.iter().map(|p| (p.step as f64, f(p))).collect::<Vec<_>>();
+    let curve = |f: &dyn Fn(&StepPoint) -> f64| h.steps.iter().map(|p| (p.step as f64, f(p))).collect::<Vec<_>>();
     let validation = |name: &str| {
         let value = |v: &crate::runs::Validation| Some((v.step as f64, v.means.iter().find(|(k, _)| k == name)?.1));
         h.validations.iter().filter_map(value).collect::<Vec<_>>()
@@ -182,15 +187,15 @@ fn curves(run: &RunFolder) -> String {
     let with_mean = |points: Vec<(f64, f64)>, name: &str| {
         let values: Vec<f64> = points.iter().map(|p| p.1).collect();
         let smoothed = points.iter().zip(smooth(&values, window(values.len()))).map(|(p, v)| (p.0, v)).collect();
-        let look = if values.len() < FEW { Look::Dots } else { Look::Faint };
+        let look = if values.len() < FEW { SeriesStyle::Dots } else { SeriesStyle::Faint };
         let raw = Series { name: "each step".into(), colour: "train", look, points };
-        let mean = Series { name: name.to_string(), colour: "train", look: Look::Line, points: smoothed };
+        let mean = Series { name: name.to_string(), colour: "train", look: SeriesStyle::Line, points: smoothed };
         if values.len() < FEW { vec![Series { name: name.to_string(), ..raw }] } else { vec![raw, mean] }
     };
     let evaluated = |name: &str, points: Vec<(f64, f64)>| Series {
         name: name.to_string(),
         colour: "valid",
-        look: if points.len() <= 60 { Look::Dots } else { Look::Line },
+        look: if points.len() <= 60 { SeriesStyle::Dots } else { SeriesStyle::Line },
         points,
     };
     let smoothing = match h.steps.len() {
@@ -206,7 +211,12 @@ fn curves(run: &RunFolder) -> String {
         (false, false) => format!(" · dashed: resumed · red: not finite ({})", skipped.len()),
     };
     add("Loss", format!("{smoothing}{marks}"), loss, short as fn(f64) -> String, None, 200.0, false);
-    let lr = vec![Series { name: "learning rate".into(), colour: "other", look: Look::Line, points: curve(&|p| p.lr) }];
+    let lr = vec![Series {
+        name: "learning rate".into(),
+        colour: "other",
+        look: SeriesStyle::Line,
+        points: curve(&|p| p.lr),
+    }];
     add(
         "Learning rate",
         String::new(),
@@ -229,7 +239,7 @@ fn curves(run: &RunFolder) -> String {
     );
     let names: Vec<&String> = h.steps.first().map_or(Vec::new(), |p| p.more.iter().map(|(k, _)| k).collect());
     for name in names {
-        let value = |p: &Point| p.more.iter().find(|(k, _)| k == name).map_or(f64::NAN, |(_, v)| *v);
+        let value = |p: &StepPoint| p.more.iter().find(|(k, _)| k == name).map_or(f64::NAN, |(_, v)| *v);
         let mut series = with_mean(curve(&value), "training");
         series.push(evaluated("validation", validation(name)));
         let mut letters = name.replace('_', " ");
@@ -251,7 +261,7 @@ fn curves(run: &RunFolder) -> String {
         true,
     );
     let memory = curve(&|p| if p.memory > 0 { p.memory as f64 } else { f64::NAN });
-    let memory = vec![Series { name: "peak so far".into(), colour: "other", look: Look::Line, points: memory }];
+    let memory = vec![Series { name: "peak so far".into(), colour: "other", look: SeriesStyle::Line, points: memory }];
     add("Memory", "of tensors".into(), memory, |v| report::bytes(v.max(0.0) as u64), None, f64::INFINITY, true);
     format!("<section><h2>Curves</h2><div class=\"charts\">{}</div></section>", charts.concat())
 }
@@ -266,14 +276,14 @@ fn samples(run: &RunFolder) -> String {
     let steps: std::collections::BTreeSet<u64> = run.samples.iter().map(|s| s.step).collect();
     let mut out = String::new();
     for (i, s) in after.iter().enumerate() {
-        let same = |b: &&&Sample| b.prompt == s.prompt;
-        let right = |t: &Sample| t.expected.as_ref().is_some_and(|e| e.trim() == t.text.trim());
+        let same = |b: &&&RunSample| b.prompt == s.prompt;
+        let right = |t: &RunSample| t.expected.as_ref().is_some_and(|e| e.trim() == t.text.trim());
         let answer = |class: &str, head: String, text: &str| {
             let text = if text.trim().is_empty() { "<em>(nothing)</em>".into() } else { shown(text.trim()) };
             format!(r#"<div class="answer {class}"><h4>{head}</h4><div class="text" dir="auto">{text}</div></div>"#)
         };
         let name = |step: u64| if step == 0 { "Before".to_string() } else { format!("After step {step}") };
-        let mark = |t: &Sample| if right(t) { r#" <span class="hit">as expected</span>"# } else { "" };
+        let mark = |t: &RunSample| if right(t) { r#" <span class="hit">as expected</span>"# } else { "" };
         let mut answers = String::new();
         if let Some(b) = before.get(i).filter(same).filter(|_| first != last) {
             answers += &answer("before", format!("{}{}", name(first), mark(b)), &b.text);
@@ -302,10 +312,10 @@ fn samples(run: &RunFolder) -> String {
 }
 
 /// Renders the prompt of a sample, turn by turn if the turns are known.
-fn prompt(sample: &Sample) -> String {
+fn prompt(sample: &RunSample) -> String {
     let said = |text: &str| format!(r#"<div class="text" dir="auto">{}</div>"#, shown(text.trim()));
     let Some(turns) = &sample.turns else { return said(&sample.prompt) };
-    let turn = |turn: &Turn| {
+    let turn = |turn: &ChatTurn| {
         let role = match turn.role.as_str() {
             "system" => "Instruction",
             "user" => "Question",
@@ -479,7 +489,7 @@ fn plain_setting(v: &Value) -> String {
     }
 }
 
-fn made_of(run: &RunFolder) -> String {
+fn environment(run: &RunFolder) -> String {
     let row = |k: &str, v: String| format!("<tr><td>{}</td><td class=\"path\">{}</td></tr>", escape(k), escape(&v));
     let mut machine = String::new();
     if let Some(f) = &run.facts {
@@ -516,7 +526,7 @@ fn made_of(run: &RunFolder) -> String {
     let mut lock = String::new();
     if let Some(l) = &run.lock {
         let short = |sha: &str| sha.get(..16).unwrap_or(sha).to_string();
-        let files: Vec<(&String, &crate::runs::lock::Locked)> = l.base.iter().chain(&l.tokenizer).collect();
+        let files: Vec<(&String, &crate::runs::lock::LockedFile)> = l.base.iter().chain(&l.tokenizer).collect();
         for (name, file) in files {
             lock += &row(name, short(&file.sha256));
         }
@@ -545,7 +555,7 @@ fn made_of(run: &RunFolder) -> String {
     )
 }
 
-fn result(lock: &Lock) -> String {
+fn result(lock: &RunLock) -> String {
     let files = lock.result.iter().flatten();
     files
         .map(|(name, f)| {

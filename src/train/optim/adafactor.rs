@@ -6,7 +6,7 @@
 //! `p <- p - lr wd p - lr u`; with `scale_parameter`, lr is multiplied by `max(1e-3, rms(p))`; with `momentum` b, `lr u` is
 //! averaged over time first.
 
-use super::rule::{Field, Form, Pace, Rule, Slot};
+use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 use crate::error::Result;
 use tch::{Kind, Tensor};
 
@@ -28,21 +28,21 @@ fn rms(t: &Tensor) -> Tensor {
     t.norm() / (t.numel() as f64).sqrt()
 }
 
-impl Rule for Adafactor {
-    fn layout(&self, form: &Form) -> Vec<Field> {
+impl UpdateRule for Adafactor {
+    fn layout(&self, form: &ParameterInfo) -> Vec<StateField> {
         let n = form.shape.len();
         let mut fields = match n {
-            0 | 1 => vec![Field::float("second", &form.shape)],
+            0 | 1 => vec![StateField::float("second", &form.shape)],
             _ => {
                 let columns = [&form.shape[..n - 2], &form.shape[n - 1..]].concat();
-                vec![Field::float("rows", &form.shape[..n - 1]), Field::float("columns", &columns)]
+                vec![StateField::float("rows", &form.shape[..n - 1]), StateField::float("columns", &columns)]
             }
         };
-        fields.extend(self.momentum.map(|_| Field::float("first", &form.shape)));
+        fields.extend(self.momentum.map(|_| StateField::float("first", &form.shape)));
         fields
     }
 
-    fn update(&self, slots: &[Slot], Pace { lr, decay, step }: Pace) -> Result<()> {
+    fn update(&self, slots: &[ParameterUpdate], StepSize { lr, decay, step }: StepSize) -> Result<()> {
         let b2 = 1.0 - (step as f64).powf(-self.decay_rate);
         for s in slots {
             let mut p = s.param.shallow_clone();

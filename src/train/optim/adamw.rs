@@ -3,7 +3,7 @@
 //! `p <- p - lr wd p`, `m <- b1 m + (1 - b1) g`, `v <- b2 v + (1 - b2) g^2`,
 //! `p <- p - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)`.
 
-use super::rule::{Field, Form, Pace, Rule, Slot};
+use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 use crate::error::Result;
 use crate::native;
 use tch::{Kind, Tensor};
@@ -15,22 +15,22 @@ pub struct AdamW {
     pub eps: f64,
 }
 
-impl Rule for AdamW {
-    fn layout(&self, form: &Form) -> Vec<Field> {
-        vec![Field::float("first", &form.shape), Field::float("second", &form.shape)]
+impl UpdateRule for AdamW {
+    fn layout(&self, form: &ParameterInfo) -> Vec<StateField> {
+        vec![StateField::float("first", &form.shape), StateField::float("second", &form.shape)]
     }
 
-    fn update(&self, slots: &[Slot], pace: Pace) -> Result<()> {
+    fn update(&self, slots: &[ParameterUpdate], pace: StepSize) -> Result<()> {
         let Some(one) = slots.first() else { return Ok(()) };
         let count = Tensor::full([] as [i64; 0], pace.step as f64, (Kind::Float, one.param.device()));
-        let list = |of: &dyn Fn(&Slot) -> Tensor| slots.iter().map(of).collect::<Vec<_>>();
+        let list = |of: &dyn Fn(&ParameterUpdate) -> Tensor| slots.iter().map(of).collect::<Vec<_>>();
         native::fused_adamw(
             &list(&|s| s.param.shallow_clone()),
             &list(&|s| s.grad.shallow_clone()),
             &list(&|s| s.state[0].shallow_clone()),
             &list(&|s| s.state[1].shallow_clone()),
             &list(&|_| count.shallow_clone()),
-            native::AdamW { lr: pace.lr, betas: self.betas, decay: pace.decay, eps: self.eps },
+            native::AdamwSettings { lr: pace.lr, betas: self.betas, decay: pace.decay, eps: self.eps },
         )
     }
 }

@@ -7,7 +7,7 @@
 //! would make the next step far too large.
 
 use super::adamw::AdamW;
-use super::rule::{Field, Form, Pace, Rule, Slot};
+use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 use crate::error::Result;
 use tch::{Device, Kind, Tensor};
 
@@ -21,17 +21,17 @@ pub struct AdamW8 {
     pub exact: AdamW,
     /// Number of values that share a scale.
     block: i64,
-    signed: Map,
-    unsigned: Map,
+    signed: DynamicMap,
+    unsigned: DynamicMap,
 }
 
 /// The 256 values that a byte stands for, ascending, and the boundaries at which rounding changes from one to the next.
-pub struct Map {
+pub struct DynamicMap {
     pub values: Tensor,
     borders: Tensor,
 }
 
-impl Map {
+impl DynamicMap {
     /// Computes the dynamic map (section 1.3 of the paper; appendix F for the unsigned one): the number of leading
     /// zeros of the byte is the exponent, the remaining bits are a linear fraction between 0.1 and 1 of that power of
     /// ten. Zero and one are among the values.
@@ -55,13 +55,13 @@ impl Map {
     }
 
     /// Dequantises (n) codes with (n / block) scales; returns (n / block, block) numbers.
-    fn widen(&self, codes: &Tensor, scales: &Tensor, block: i64) -> Tensor {
+    fn dequantise(&self, codes: &Tensor, scales: &Tensor, block: i64) -> Tensor {
         self.values.index_select(0, &codes.to_kind(Kind::Int)).view([-1, block]) * scales.unsqueeze(-1)
     }
 
     /// Quantises (blocks, block) numbers; returns (blocks * block) codes and (blocks) scales. With `positive`, a number
     /// above zero stays above zero.
-    fn narrow(&self, numbers: &Tensor, positive: bool) -> (Tensor, Tensor) {
+    fn quantise(&self, numbers: &Tensor, positive: bool) -> (Tensor, Tensor) {
         let scales = numbers.abs().amax([-1i64].as_slice(), false);
         // A block of zeros has the scale 0; the bound only avoids a division by zero.
         let share = numbers / scales.clamp_min(f64::from(f32::MIN_POSITIVE)).unsqueeze(-1);
@@ -75,10 +75,10 @@ impl Map {
 
 impl AdamW8 {
     pub fn new(exact: AdamW, block: i64, device: Device) -> Self {
-        Self { exact, block, signed: Map::dynamic(true, device), unsigned: Map::dynamic(false, device) }
+        Self { exact, block, signed: DynamicMap::dynamic(true, device), unsigned: DynamicMap::dynamic(false, device) }
     }
 
-    fn step(&self, slot: &Slot, Pace { lr, decay, step }: Pace) {
+    fn step(&self, slot: &ParameterUpdate, StepSize { lr, decay, step }: StepSize) {
         let (b1, b2) = self.exact.betas;
         let (c1, c2) = (1.0 - b1.powf(step as f64), 1.0 - b2.powf(step as f64));
         let n = slot.form.numel();
@@ -92,17 +92,17 @@ impl AdamW8 {
             let fill = blocks * self.block - length;
             let whole = |t: Tensor| if fill == 0 { t } else { t.constant_pad_nd([0, fill].as_slice()) };
             let g = whole(grad.narrow(0, start, length)).view([-1, self.block]);
-            let mut m = self.signed.widen(&whole(codes(0)), &scales(1), self.block);
+            let mut m = self.signed.dequantise(&whole(codes(0)), &scales(1), self.block);
             m *= b1;
             m += &g * (1.0 - b1);
-            let mut v = self.unsigned.widen(&whole(codes(2)), &scales(3), self.block);
+            let mut v = self.unsigned.dequantise(&whole(codes(2)), &scales(3), self.block);
             v *= b2;
             v += g.square() * (1.0 - b2);
             let u = &m / ((&v / c2).sqrt_() + self.exact.eps);
             let mut p = param.narrow(0, start, length);
             p *= 1.0 - lr * decay;
             p -= u.view([-1]).narrow(0, 0, length) * (lr / c1);
-            for (i, (new, scale)) in [(0, self.signed.narrow(&m, false)), (2, self.unsigned.narrow(&v, true))] {
+            for (i, (new, scale)) in [(0, self.signed.quantise(&m, false)), (2, self.unsigned.quantise(&v, true))] {
                 codes(i).copy_(&new.narrow(0, 0, length));
                 scales(i + 1).copy_(&scale);
             }
@@ -110,20 +110,21 @@ impl AdamW8 {
     }
 }
 
-impl Rule for AdamW8 {
-    fn layout(&self, form: &Form) -> Vec<Field> {
+impl UpdateRule for AdamW8 {
+    fn layout(&self, form: &ParameterInfo) -> Vec<StateField> {
         let n = form.numel();
         if n < SMALLEST {
             return self.exact.layout(form);
         }
-        let byte = |name| Field { name, shape: vec![n], kind: Kind::Uint8 };
-        let scale = |name| Field::float(name, &[(n + self.block - 1) / self.block]);
+        let byte = |name| StateField { name, shape: vec![n], kind: Kind::Uint8 };
+        let scale = |name| StateField::float(name, &[(n + self.block - 1) / self.block]);
         vec![byte("first"), scale("first_scale"), byte("second"), scale("second_scale")]
     }
 
-    fn update(&self, slots: &[Slot], pace: Pace) -> Result<()> {
-        let (small, large): (Vec<&Slot>, Vec<&Slot>) = slots.iter().partition(|s| s.form.numel() < SMALLEST);
+    fn update(&self, slots: &[ParameterUpdate], pace: StepSize) -> Result<()> {
+        let (small, large): (Vec<&ParameterUpdate>, Vec<&ParameterUpdate>) =
+            slots.iter().partition(|s| s.form.numel() < SMALLEST);
         large.into_iter().for_each(|s| self.step(s, pace));
-        self.exact.update(&small.into_iter().map(Slot::share).collect::<Vec<_>>(), pace)
+        self.exact.update(&small.into_iter().map(ParameterUpdate::shallow_clone).collect::<Vec<_>>(), pace)
     }
 }

@@ -1,6 +1,6 @@
 //! Assigns learning rates and weight decay to parameters by name (`optim.groups`).
 
-use super::rule::Pace;
+use super::rule::StepSize;
 use crate::error::{Error, Result};
 use crate::nn::Param;
 use crate::recipe::OptimSection;
@@ -8,22 +8,22 @@ use fancy_regex::Regex;
 
 /// Settings of a parameter: `lr` as a factor of the recipe's learning rate, and its weight decay.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Share {
+pub struct GroupSettings {
     pub lr: f64,
     pub decay: f64,
 }
 
-impl Share {
+impl GroupSettings {
     /// Returns learning rate, decay and step number for the parameter's `step`th update, at the recipe's learning rate
     /// `lr`.
-    pub fn pace(self, lr: f64, step: u64) -> Pace {
-        Pace { lr: lr * self.lr, decay: self.decay, step }
+    pub fn step_size(self, lr: f64, step: u64) -> StepSize {
+        StepSize { lr: lr * self.lr, decay: self.decay, step }
     }
 }
 
 /// Returns the settings of every trained parameter, in order. The first pattern that matches a name decides. Fails if a
 /// pattern is invalid, matches no parameter, or matches only parameters that an earlier pattern matches.
-pub fn shares(params: &[&Param], optim: &OptimSection) -> Result<Vec<Share>> {
+pub fn group_settings(params: &[&Param], optim: &OptimSection) -> Result<Vec<GroupSettings>> {
     let mut rules = Vec::new();
     for (i, g) in optim.groups.iter().enumerate() {
         let regex = Regex::new(&g.r#match).map_err(|e| {
@@ -45,11 +45,11 @@ pub fn shares(params: &[&Param], optim: &OptimSection) -> Result<Vec<Share>> {
     let mut share = |p: &Param| {
         let usual = if optim.decay_norms || p.is_matrix() { optim.weight_decay } else { 0.0 };
         let Some(i) = rules.iter().position(|(r, _)| r.is_match(&p.name).unwrap_or(false)) else {
-            return Share { lr: 1.0, decay: usual };
+            return GroupSettings { lr: 1.0, decay: usual };
         };
         used[i] = true;
         let g = rules[i].1;
-        Share { lr: g.lr.map_or(1.0, |lr| lr / base), decay: g.weight_decay.unwrap_or(usual) }
+        GroupSettings { lr: g.lr.map_or(1.0, |lr| lr / base), decay: g.weight_decay.unwrap_or(usual) }
     };
     let shares = params.iter().map(|p| share(p)).collect();
     match used.iter().position(|used| !used) {

@@ -2,7 +2,7 @@
 //!
 //! `c = b1 m + (1 - b1) g`, `p <- p - lr (sign(c) + wd p)`, `m <- b2 m + (1 - b2) g`.
 
-use super::rule::{Field, Form, Pace, Rule, Slot};
+use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 use crate::error::Result;
 
 /// Lion: one momentum; every step of a parameter has the size of the learning rate.
@@ -11,12 +11,12 @@ pub struct Lion {
     pub betas: (f64, f64),
 }
 
-impl Rule for Lion {
-    fn layout(&self, form: &Form) -> Vec<Field> {
-        vec![Field::float("momentum", &form.shape)]
+impl UpdateRule for Lion {
+    fn layout(&self, form: &ParameterInfo) -> Vec<StateField> {
+        vec![StateField::float("momentum", &form.shape)]
     }
 
-    fn update(&self, slots: &[Slot], Pace { lr, decay, .. }: Pace) -> Result<()> {
+    fn update(&self, slots: &[ParameterUpdate], StepSize { lr, decay, .. }: StepSize) -> Result<()> {
         let (b1, b2) = self.betas;
         for s in slots {
             let (mut p, mut m) = (s.param.shallow_clone(), s.state[0].shallow_clone());

@@ -15,18 +15,18 @@ mod rule;
 mod schedule_free;
 mod sgd;
 
-pub use rule::{Field, Form, Pace, Rule, Slot};
+pub use rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 
 use crate::error::{Error, Result};
 use crate::native;
-use crate::nn::{Param, ParamStore, chance};
+use crate::nn::{Param, ParamStore, randomness};
 use crate::recipe::{OptimKind, OptimSection};
 use crate::rng;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 /// Returns the update rule of the recipe's `optim` section.
-pub fn rule(optim: &OptimSection, device: Device) -> Box<dyn Rule> {
+pub fn rule(optim: &OptimSection, device: Device) -> Box<dyn UpdateRule> {
     let betas = (optim.betas[0], optim.betas[1]);
     let adamw = adamw::AdamW { betas, eps: optim.eps };
     match &optim.kind {
@@ -48,16 +48,16 @@ pub fn rule(optim: &OptimSection, device: Device) -> Box<dyn Rule> {
 }
 
 /// Returns the bytes of optimiser state and averages for these parameters.
-pub fn bytes<'a>(optim: &OptimSection, params: impl Iterator<Item = &'a Param>) -> u64 {
+pub fn state_bytes<'a>(optim: &OptimSection, params: impl Iterator<Item = &'a Param>) -> u64 {
     let rule = rule(optim, Device::Cpu);
     let average = if optim.ema.is_some() { 4 } else { 0 };
-    params.map(Form::of).map(|f| rule.bytes(&f) + average * f.numel() as u64).sum()
+    params.map(ParameterInfo::of).map(|f| rule.bytes(&f) + average * f.numel() as u64).sum()
 }
 
 /// An update rule with the trained parameters and their state.
 pub struct Optimiser {
-    rule: Box<dyn Rule>,
-    groups: Vec<Group>,
+    rule: Box<dyn UpdateRule>,
+    groups: Vec<ParameterGroup>,
     /// Steps done.
     steps: u64,
     ema: Option<f64>,
@@ -68,15 +68,15 @@ pub struct Optimiser {
 }
 
 /// Parameters that share a learning rate and a weight decay.
-struct Group {
-    share: groups::Share,
-    members: Vec<Member>,
+struct ParameterGroup {
+    share: groups::GroupSettings,
+    members: Vec<OptimisedParameter>,
 }
 
 /// A parameter with its state.
-struct Member {
+struct OptimisedParameter {
     name: String,
-    form: Form,
+    form: ParameterInfo,
     param: Tensor,
     /// State tensors in the order of the rule's layout.
     state: Vec<Tensor>,
@@ -86,7 +86,7 @@ struct Member {
     missed: u64,
 }
 
-impl Member {
+impl OptimisedParameter {
     /// Returns the gradient; `None` if no loss depended on the parameter. The step then leaves it unchanged, as torch
     /// does: no weight decay, no momentum.
     fn grad(&self) -> Option<Tensor> {
@@ -103,26 +103,26 @@ impl Optimiser {
     /// Creates the state of every trainable parameter. `seed` is the run's seed; stochastic rounding uses its own
     /// stream of it.
     pub fn new(params: &ParamStore, optim: &OptimSection, seed: u64) -> Result<Self> {
-        Self::beside(params, &[], optim, seed)
+        Self::with_extra_parameters(params, &[], optim, seed)
     }
 
     /// Like `new`, with further parameters that a method trains in addition to the model's.
-    pub fn beside(params: &ParamStore, more: &[Param], optim: &OptimSection, seed: u64) -> Result<Self> {
+    pub fn with_extra_parameters(params: &ParamStore, more: &[Param], optim: &OptimSection, seed: u64) -> Result<Self> {
         let Some(device) = params.trainable().next().map(|p| p.tensor.device()) else {
             return Err(Error::user("nothing is trainable")
                 .hint("give an adapter with targets, or leave `adapter` out to train every weight"));
         };
         let params: Vec<&Param> = params.trainable().chain(more).collect();
-        let shares = groups::shares(&params, optim)?;
+        let shares = groups::group_settings(&params, optim)?;
         let rule = rule(optim, device);
         let _no_grad = tch::no_grad_guard();
-        let mut groups: Vec<Group> = Vec::new();
+        let mut groups: Vec<ParameterGroup> = Vec::new();
         for (p, share) in params.into_iter().zip(shares) {
-            let form = Form::of(p);
+            let form = ParameterInfo::of(p);
             let param = p.tensor.shallow_clone();
-            let member = Member {
+            let member = OptimisedParameter {
                 name: state_name(p),
-                state: rule.fresh(&form, &param),
+                state: rule.initial_state(&form, &param),
                 average: optim.ema.map(|_| param.to_kind(Kind::Float).copy()),
                 form,
                 param,
@@ -130,13 +130,13 @@ impl Optimiser {
             };
             match groups.iter_mut().find(|g| g.share == share) {
                 Some(group) => group.members.push(member),
-                None => groups.push(Group { share, members: vec![member] }),
+                None => groups.push(ParameterGroup { share, members: vec![member] }),
             }
         }
         Ok(Self { rule, groups, steps: 0, ema: optim.ema, seed, scale: None })
     }
 
-    fn members(&self) -> impl Iterator<Item = &Member> {
+    fn members(&self) -> impl Iterator<Item = &OptimisedParameter> {
         self.groups.iter().flat_map(|g| &g.members)
     }
 
@@ -144,9 +144,10 @@ impl Optimiser {
     /// clipping.
     pub fn clip(&mut self, max_norm: f64) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        let (exact, narrow): (Vec<&Member>, Vec<&Member>) = self.members().partition(|m| m.exact());
-        let exact: Vec<Tensor> = exact.into_iter().filter_map(Member::grad).collect();
-        let narrow = narrow.into_iter().filter_map(Member::grad);
+        let (exact, narrow): (Vec<&OptimisedParameter>, Vec<&OptimisedParameter>) =
+            self.members().partition(|m| m.exact());
+        let exact: Vec<Tensor> = exact.into_iter().filter_map(OptimisedParameter::grad).collect();
+        let narrow = narrow.into_iter().filter_map(OptimisedParameter::grad);
         let mut norms: Vec<Tensor> = narrow.map(|g| g.norm_scalaropt_dtype(2, Kind::Float)).collect();
         if !exact.is_empty() {
             norms.push(native::global_norm(&exact)?);
@@ -177,17 +178,17 @@ impl Optimiser {
         for g in &self.groups {
             // Bias corrections depend on how often a parameter was updated, so parameters are updated together with
             // those of the same count. Almost always all have the same.
-            let mut slots: BTreeMap<u64, Vec<Slot>> = BTreeMap::new();
+            let mut slots: BTreeMap<u64, Vec<ParameterUpdate>> = BTreeMap::new();
             for m in g.members.iter().filter(|m| m.exact()) {
                 let Some(grad) = m.grad() else { continue };
-                let slot = Slot { form: &m.form, param: m.param.shallow_clone(), grad, state: &m.state };
+                let slot = ParameterUpdate { form: &m.form, param: m.param.shallow_clone(), grad, state: &m.state };
                 slots.entry(self.steps - m.missed).or_default().push(slot);
             }
             for (step, slots) in slots {
-                self.rule.update(&slots, g.share.pace(lr, step))?;
+                self.rule.update(&slots, g.share.step_size(lr, step))?;
             }
         }
-        self.step_narrow(lr)?;
+        self.step_bf16(lr)?;
         if let Some(decay) = self.ema {
             // Early steps use a smaller decay, so that the initial weights lose their influence faster.
             let t = self.steps as f64;
@@ -201,10 +202,10 @@ impl Optimiser {
     }
 
     /// Updates bfloat16 parameters: one at a time in float32, then rounded stochastically.
-    fn step_narrow(&self, lr: f64) -> Result<()> {
+    fn step_bf16(&self, lr: f64) -> Result<()> {
         let Some(first) = self.members().find(|m| !m.exact()) else { return Ok(()) };
-        let seed = rng::number(self.seed, "stochastic rounding", self.steps);
-        chance::seeded(first.param.device(), seed, || {
+        let seed = rng::derived_seed(self.seed, "stochastic rounding", self.steps);
+        randomness::with_seed(first.param.device(), seed, || {
             for g in &self.groups {
                 for m in g.members.iter().filter(|m| !m.exact()) {
                     let Some(grad) = m.grad() else { continue };
@@ -213,9 +214,9 @@ impl Optimiser {
                         grad *= scale;
                     }
                     let param = m.param.to_kind(Kind::Float);
-                    let slot = Slot { form: &m.form, param: param.shallow_clone(), grad, state: &m.state };
-                    self.rule.update(&[slot], g.share.pace(lr, self.steps - m.missed))?;
-                    m.param.shallow_clone().copy_(&rounding::stochastic(&param));
+                    let slot = ParameterUpdate { form: &m.form, param: param.shallow_clone(), grad, state: &m.state };
+                    self.rule.update(&[slot], g.share.step_size(lr, self.steps - m.missed))?;
+                    m.param.shallow_clone().copy_(&rounding::round_stochastically(&param));
                 }
             }
             Ok(())
@@ -239,18 +240,18 @@ impl Optimiser {
     }
 
     /// Returns true if averaged weights, not the trained ones, are measured and become the result.
-    pub fn averages(&self) -> bool {
+    pub fn has_averages(&self) -> bool {
         self.members().next().is_some_and(|m| self.average(m).is_some())
     }
 
-    fn average(&self, m: &Member) -> Option<Tensor> {
+    fn average(&self, m: &OptimisedParameter) -> Option<Tensor> {
         let average = m.average.as_ref().map(Tensor::shallow_clone);
         average.or_else(|| self.rule.averaged(&m.param.detach(), &m.state))
     }
 
     /// Puts the averaged weights into the model until the returned guard is dropped. `None` if there are no averages:
     /// then the trained weights are measured themselves.
-    pub fn averaged(&self) -> Option<Averaged> {
+    pub fn use_averages(&self) -> Option<AveragedWeights> {
         let _no_grad = tch::no_grad_guard();
         let mut learning = Vec::new();
         for m in self.members() {
@@ -258,13 +259,14 @@ impl Optimiser {
             learning.push((m.param.shallow_clone(), m.param.detach().copy()));
             m.param.shallow_clone().copy_(&average);
         }
-        Some(Averaged { learning })
+        Some(AveragedWeights { learning })
     }
 
     /// Returns the state by name, for a checkpoint.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let mut state = BTreeMap::from([(STEPS.to_string(), Tensor::from_slice(&[self.steps as i64]))]);
-        state.extend(self.rule.numbers().into_iter().map(|(n, x)| (format!("{OWN}{n}"), Tensor::from_slice(&[x]))));
+        state
+            .extend(self.rule.scalar_state().into_iter().map(|(n, x)| (format!("{OWN}{n}"), Tensor::from_slice(&[x]))));
         for m in self.members() {
             let named = self.rule.layout(&m.form).into_iter().map(|f| f.name).zip(&m.state);
             for (what, t) in named.chain(m.average.as_ref().map(|a| (AVERAGE, a))) {
@@ -298,8 +300,8 @@ impl Optimiser {
             to.shallow_clone().copy_(&state[key]);
         }
         self.steps = state[STEPS].int64_value(&[0]) as u64;
-        for (name, _) in self.rule.numbers() {
-            self.rule.set_number(name, state[&format!("{OWN}{name}")].double_value(&[0]));
+        for (name, _) in self.rule.scalar_state() {
+            self.rule.set_scalar(name, state[&format!("{OWN}{name}")].double_value(&[0]));
         }
         Ok(())
     }
@@ -323,11 +325,11 @@ const AVERAGE: &str = "average";
 const MISSED: &str = "missed";
 
 /// Guard during which the model holds averaged weights. When dropped, it restores the trained weights bit for bit.
-pub struct Averaged {
+pub struct AveragedWeights {
     learning: Vec<(Tensor, Tensor)>,
 }
 
-impl Drop for Averaged {
+impl Drop for AveragedWeights {
     fn drop(&mut self) {
         let _no_grad = tch::no_grad_guard();
         for (param, learning) in &self.learning {

@@ -8,9 +8,9 @@
 //! weight of GPT-2, which is stored as (in, out), gets the step of the same layer in another family.
 
 use super::adamw::AdamW;
-use super::rule::{Field, Form, Pace, Rule, Slot};
+use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 use crate::error::Result;
-use crate::nn::Layer;
+use crate::nn::LayerKind;
 use crate::recipe::MuonScale;
 use tch::{Kind, Tensor};
 
@@ -29,8 +29,8 @@ pub struct Muon {
 }
 
 /// Returns true if Muon updates the parameter; false if AdamW does.
-fn takes(form: &Form) -> bool {
-    let hidden = form.layer == Layer::Linear || (form.adapter && form.layer == Layer::Head);
+fn is_muon_matrix(form: &ParameterInfo) -> bool {
+    let hidden = form.layer == LayerKind::Linear || (form.adapter && form.layer == LayerKind::Head);
     form.shape.len() == 2 && hidden
 }
 
@@ -55,13 +55,14 @@ fn addmm(t: &Tensor, beta: f64, x: &Tensor, y: &Tensor, alpha: f64) -> Tensor {
     batch(t).baddbmm(&batch(x), &batch(y), beta, alpha).squeeze_dim(0)
 }
 
-impl Rule for Muon {
-    fn layout(&self, form: &Form) -> Vec<Field> {
-        if takes(form) { vec![Field::float("momentum", &form.shape)] } else { self.rest.layout(form) }
+impl UpdateRule for Muon {
+    fn layout(&self, form: &ParameterInfo) -> Vec<StateField> {
+        if is_muon_matrix(form) { vec![StateField::float("momentum", &form.shape)] } else { self.rest.layout(form) }
     }
 
-    fn update(&self, slots: &[Slot], pace: Pace) -> Result<()> {
-        let (matrices, rest): (Vec<&Slot>, Vec<&Slot>) = slots.iter().partition(|s| takes(s.form));
+    fn update(&self, slots: &[ParameterUpdate], pace: StepSize) -> Result<()> {
+        let (matrices, rest): (Vec<&ParameterUpdate>, Vec<&ParameterUpdate>) =
+            slots.iter().partition(|s| is_muon_matrix(s.form));
         for s in matrices {
             let (mut p, mut momentum) = (s.param.shallow_clone(), s.state[0].shallow_clone());
             let _ = momentum.lerp_(&s.grad, 1.0 - self.momentum);
@@ -76,7 +77,7 @@ impl Rule for Muon {
             p *= 1.0 - pace.lr * pace.decay;
             p -= orthogonalised(&u).to_kind(Kind::Float) * (pace.lr * scale);
         }
-        let rest: Vec<Slot> = rest.into_iter().map(Slot::share).collect();
+        let rest: Vec<ParameterUpdate> = rest.into_iter().map(ParameterUpdate::shallow_clone).collect();
         self.rest.update(&rest, pace)
     }
 }

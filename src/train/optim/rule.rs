@@ -4,21 +4,21 @@
 //! describes the state, so that memory can be predicted before a run and a checkpoint can be validated.
 
 use crate::error::Result;
-use crate::nn::{Layer, Param};
+use crate::nn::{LayerKind, Param};
 use tch::{Device, Kind, Tensor};
 
 /// Properties of a parameter that a rule may depend on.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Form {
+pub struct ParameterInfo {
     pub shape: Vec<i64>,
-    pub layer: Layer,
+    pub layer: LayerKind,
     /// Part of an adapter.
     pub adapter: bool,
     /// The weight of a linear layer is stored as (in, out) instead of (out, in).
     pub transposed: bool,
 }
 
-impl Form {
+impl ParameterInfo {
     pub fn of(p: &Param) -> Self {
         Self { shape: p.tensor.size(), layer: p.layer, adapter: p.adapter.is_some(), transposed: p.transposed }
     }
@@ -30,13 +30,13 @@ impl Form {
 
 /// Name, shape and number format of one tensor of a parameter's state.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Field {
+pub struct StateField {
     pub name: &'static str,
     pub shape: Vec<i64>,
     pub kind: Kind,
 }
 
-impl Field {
+impl StateField {
     /// Describes a float32 tensor.
     pub fn float(name: &'static str, shape: &[i64]) -> Self {
         Self { name, shape: shape.to_vec(), kind: Kind::Float }
@@ -48,23 +48,23 @@ impl Field {
 }
 
 /// A parameter with its gradient, both float32, and its state. The update changes parameter and state in place.
-pub struct Slot<'a> {
-    pub form: &'a Form,
+pub struct ParameterUpdate<'a> {
+    pub form: &'a ParameterInfo,
     pub param: Tensor,
     pub grad: Tensor,
     pub state: &'a [Tensor],
 }
 
-impl Slot<'_> {
+impl ParameterUpdate<'_> {
     /// Returns a copy that shares the tensors.
-    pub fn share(&self) -> Self {
+    pub fn shallow_clone(&self) -> Self {
         Self { form: self.form, param: self.param.shallow_clone(), grad: self.grad.shallow_clone(), state: self.state }
     }
 }
 
 /// Learning rate, weight decay and step number of one update.
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
+pub struct StepSize {
     pub lr: f64,
     pub decay: f64,
     /// Number of this update of the parameter, counted from 1.
@@ -72,12 +72,12 @@ pub struct Pace {
 }
 
 /// An update rule such as AdamW.
-pub trait Rule {
+pub trait UpdateRule {
     /// Describes the state tensors of a parameter, in the order in which `update` receives them.
-    fn layout(&self, form: &Form) -> Vec<Field>;
+    fn layout(&self, form: &ParameterInfo) -> Vec<StateField>;
 
     /// Creates the state before the first step: zeros, unless the rule needs something else.
-    fn fresh(&self, form: &Form, param: &Tensor) -> Vec<Tensor> {
+    fn initial_state(&self, form: &ParameterInfo, param: &Tensor) -> Vec<Tensor> {
         zeros(&self.layout(form), param.device())
     }
 
@@ -85,7 +85,7 @@ pub trait Rule {
     fn begin(&mut self, _lr: f64) {}
 
     /// Updates parameters that share learning rate, weight decay and step number.
-    fn update(&self, slots: &[Slot], pace: Pace) -> Result<()>;
+    fn update(&self, slots: &[ParameterUpdate], pace: StepSize) -> Result<()>;
 
     /// Returns the averaged weights (float32) that are to be measured and kept instead of the trained ones; `None` for
     /// a rule that does not average.
@@ -94,20 +94,20 @@ pub trait Rule {
     }
 
     /// Returns the numbers, by name, that a checkpoint must store in addition to the state tensors.
-    fn numbers(&self) -> Vec<(&'static str, f64)> {
+    fn scalar_state(&self) -> Vec<(&'static str, f64)> {
         Vec::new()
     }
 
     /// Restores one of these numbers.
-    fn set_number(&mut self, _name: &str, _value: f64) {}
+    fn set_scalar(&mut self, _name: &str, _value: f64) {}
 
     /// Returns the bytes of a parameter's state.
-    fn bytes(&self, form: &Form) -> u64 {
-        self.layout(form).iter().map(Field::bytes).sum()
+    fn bytes(&self, form: &ParameterInfo) -> u64 {
+        self.layout(form).iter().map(StateField::bytes).sum()
     }
 }
 
 /// Creates the tensors of a layout, filled with zeros.
-pub fn zeros(layout: &[Field], device: Device) -> Vec<Tensor> {
+pub fn zeros(layout: &[StateField], device: Device) -> Vec<Tensor> {
     layout.iter().map(|f| Tensor::zeros(f.shape.as_slice(), (f.kind, device))).collect()
 }

@@ -5,7 +5,7 @@
 //! the result. With `u = g / (sqrt(v / (1 - b2^t)) + eps) + wd y` and the weight c of the newest z: `y <- (1 - c) y + c
 //! z + lr (b1 (1 - c) - 1) u`, `z <- z - lr u`, and `x = y + (1 - 1 / b1) (z - y)`.
 
-use super::rule::{Field, Form, Pace, Rule, Slot, zeros};
+use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule, zeros};
 use crate::error::Result;
 use tch::{Kind, Tensor};
 
@@ -28,12 +28,12 @@ impl ScheduleFree {
     }
 }
 
-impl Rule for ScheduleFree {
-    fn layout(&self, form: &Form) -> Vec<Field> {
-        vec![Field::float("z", &form.shape), Field::float("second", &form.shape)]
+impl UpdateRule for ScheduleFree {
+    fn layout(&self, form: &ParameterInfo) -> Vec<StateField> {
+        vec![StateField::float("z", &form.shape), StateField::float("second", &form.shape)]
     }
 
-    fn fresh(&self, form: &Form, param: &Tensor) -> Vec<Tensor> {
+    fn initial_state(&self, form: &ParameterInfo, param: &Tensor) -> Vec<Tensor> {
         let state = zeros(&self.layout(form), param.device());
         state[0].shallow_clone().copy_(param);
         state
@@ -46,7 +46,7 @@ impl Rule for ScheduleFree {
         self.share = if self.total > 0.0 { weight / self.total } else { 0.0 };
     }
 
-    fn update(&self, slots: &[Slot], Pace { lr, decay, step }: Pace) -> Result<()> {
+    fn update(&self, slots: &[ParameterUpdate], StepSize { lr, decay, step }: StepSize) -> Result<()> {
         let (b1, b2) = self.betas;
         let correction = 1.0 - b2.powf(step as f64);
         for s in slots {
@@ -69,11 +69,11 @@ impl Rule for ScheduleFree {
         Some(param.to_kind(Kind::Float).lerp(&state[0], 1.0 - 1.0 / self.betas.0))
     }
 
-    fn numbers(&self) -> Vec<(&'static str, f64)> {
+    fn scalar_state(&self) -> Vec<(&'static str, f64)> {
         vec![("largest", self.largest), ("total", self.total)]
     }
 
-    fn set_number(&mut self, name: &str, value: f64) {
+    fn set_scalar(&mut self, name: &str, value: f64) {
         match name {
             "largest" => self.largest = value,
             _ => self.total = value,

@@ -3,7 +3,7 @@
 //! `g <- g + wd p`, `b <- mu b + g` (`b = g` at the first step), `p <- p - lr b`, with Nesterov `p <- p - lr (g + mu b)`.
 //! Weight decay is the L2 term of the loss here, not decoupled.
 
-use super::rule::{Field, Form, Pace, Rule, Slot};
+use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 use crate::error::Result;
 
 /// SGD. Without momentum a parameter has no state.
@@ -13,12 +13,12 @@ pub struct Sgd {
     pub nesterov: bool,
 }
 
-impl Rule for Sgd {
-    fn layout(&self, form: &Form) -> Vec<Field> {
-        (self.momentum > 0.0).then(|| Field::float("momentum", &form.shape)).into_iter().collect()
+impl UpdateRule for Sgd {
+    fn layout(&self, form: &ParameterInfo) -> Vec<StateField> {
+        (self.momentum > 0.0).then(|| StateField::float("momentum", &form.shape)).into_iter().collect()
     }
 
-    fn update(&self, slots: &[Slot], Pace { lr, decay, .. }: Pace) -> Result<()> {
+    fn update(&self, slots: &[ParameterUpdate], StepSize { lr, decay, .. }: StepSize) -> Result<()> {
         for s in slots {
             let mut p = s.param.shallow_clone();
             let g = if decay == 0.0 { s.grad.shallow_clone() } else { &s.grad + &p * decay };

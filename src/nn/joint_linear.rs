@@ -1,0 +1,304 @@
+//! Computes several linear layers of one input together, as one operation of the graph:
+//! `y_i = x W_i^T + bias_i + s_i (m x) A_i^T B_i^T`. Each layer is trained or frozen; a frozen one may have a
+//! low-rank update.
+//!
+//! Narrow products are slow (one of width 16 runs at half the rate of wide ones). So the A of all layers are
+//! multiplied as one matrix, in the forward and in the backward, and the input's gradient is accumulated in place. To
+//! save memory, the backward recomputes what is cheap to recompute: the bfloat16 copy of a float32 weight, and an
+//! input that is the result of a norm or an activation.
+
+use super::linear::{Dense, aligned_operand, cast};
+use super::ops;
+use crate::native;
+use std::rc::Rc;
+use tch::{Kind, Tensor};
+
+/// The input of linear layers. Instead of keeping it for the backward, it may be recomputed there from tensors that
+/// are kept anyway.
+pub struct LayerInput {
+    pub x: Tensor,
+    recompute: Option<Rc<dyn Fn() -> Tensor>>,
+}
+
+impl LayerInput {
+    /// Returns an input that is kept for the backward.
+    pub fn kept(x: &Tensor) -> Self {
+        Self { x: x.shallow_clone(), recompute: None }
+    }
+
+    /// Returns an input that the backward recomputes instead of keeping. `again` returns a closure that computes the
+    /// same tensor, bit for bit, and that must not hold a graph; it is called only if gradients are being recorded.
+    pub fn recomputable<F: Fn() -> Tensor + 'static>(x: Tensor, again: impl FnOnce() -> F) -> Self {
+        let again = native::grad_enabled().then(|| Rc::new(again()) as Rc<dyn Fn() -> Tensor>);
+        Self { x, recompute: again }
+    }
+}
+
+/// A low-rank update: its factors cast for the products, and the float32 parameters that are trained.
+pub struct LowRank<'a> {
+    /// The trained parameters A (R, in) and B (out, R), float32.
+    pub masters: [&'a Tensor; 2],
+    /// A (R, in).
+    pub a: Tensor,
+    /// B (out, R), multiplied by the update's scale.
+    pub b: Tensor,
+    pub scale: f64,
+}
+
+/// One of the layers that are computed together, and its low-rank update if it has one.
+pub struct JointLayer<'a> {
+    pub base: &'a Dense,
+    pub update: Option<LowRank<'a>>,
+}
+
+impl JointLayer<'_> {
+    /// Returns the tensors that may be trained, in the order in which the backward returns gradients.
+    fn leaves(&self) -> impl Iterator<Item = &Tensor> {
+        let base = std::iter::once(&self.base.weight).chain(&self.base.bias);
+        base.chain(self.update.iter().flat_map(|u| u.masters))
+    }
+}
+
+/// What one layer's backward needs.
+struct SavedLayer {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    update: Option<SavedLowRank>,
+}
+
+/// What a low-rank update's backward needs.
+struct SavedLowRank {
+    /// B (out, R), multiplied by the scale.
+    b: Tensor,
+    scale: f64,
+    /// First column of this update in the low-rank results of all layers (T, R of all).
+    column: i64,
+}
+
+/// Computes the layers' outputs (T, out) for `input` (T, in). `mask` (T, in) is the dropout mask on the input of the
+/// updates.
+pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer]) -> Vec<Tensor> {
+    let x = &input.x;
+    let inputs: Vec<&Tensor> = std::iter::once(x).chain(parts.iter().flat_map(JointLayer::leaves)).collect();
+    let needs_x = x.requires_grad();
+    let learns = parts.iter().any(|p| p.update.is_some() || p.leaves().any(|t| t.requires_grad()));
+    let (rows, options) = (x.size()[0], (x.kind(), x.device()));
+    let forward = || {
+        let factors: Vec<&Tensor> = parts.iter().filter_map(|p| Some(&p.update.as_ref()?.a)).collect();
+        let a = match factors[..] {
+            [] => None,
+            [one] => Some(one.shallow_clone()),
+            _ => Some(Tensor::cat(&factors, 0)),
+        };
+        let masked = mask.map(|m| x * m);
+        let low = a.as_ref().map(|a| masked.as_ref().unwrap_or(x).linear(a, None::<&Tensor>)); // (T, R of all)
+        let (mut outputs, mut saved, mut column) = (Vec::new(), Vec::new(), 0);
+        for JointLayer { base, update } in parts {
+            let bias = base.bias.as_ref().map(|b| cast(b, x.kind()));
+            let mut y = aligned_operand(x, x.kind()).linear(&aligned_operand(&base.weight, x.kind()), bias.as_ref()); // (T, out)
+            let update = update.as_ref().zip(low.as_ref()).map(|(u, low)| {
+                let rank = u.b.size()[1];
+                y = y.addmm_(&low.narrow(1, column, rank), &u.b.tr());
+                column += rank;
+                SavedLowRank { b: u.b.shallow_clone(), scale: u.scale, column: column - rank }
+            });
+            outputs.push(y);
+            saved.push(SavedLayer {
+                weight: base.weight.shallow_clone(),
+                bias: base.bias.as_ref().map(Tensor::shallow_clone),
+                update,
+            });
+        }
+        let read: Option<Rc<dyn Fn() -> Tensor>> = match (masked, &input.recompute) {
+            _ if !learns => None,
+            (None, Some(again)) => Some(again.clone()),
+            (masked, _) => {
+                let kept = masked.unwrap_or_else(|| x.detach());
+                Some(Rc::new(move || kept.shallow_clone()))
+            }
+        };
+        let mask = mask.map(Tensor::shallow_clone);
+        (outputs, (read, mask, low.zip(a), saved))
+    };
+    ops::differentiable_many(&inputs, forward, move |(read, mask, low, saved), grads| {
+        let filled = |(g, s): (&Option<Tensor>, &SavedLayer)| match g {
+            Some(g) => g.shallow_clone(),
+            None => Tensor::zeros([rows, s.weight.size()[0]], options),
+        };
+        let grads: Vec<Tensor> = grads.iter().zip(saved).map(filled).collect();
+        let mut g_x: Option<Tensor> = None;
+        for (g, s) in grads.iter().zip(saved).filter(|_| needs_x) {
+            let weight = aligned_operand(&s.weight, options.0);
+            g_x = Some(match g_x {
+                Some(mut sum) => sum.addmm_(g, &weight),
+                None => g.matmul(&weight),
+            });
+        }
+        // With a mask this is x after dropout; the base is then frozen and does not need x itself.
+        let x = read.as_ref().map(|read| read());
+        let mut g_a = None;
+        if let (Some((_, a)), Some(x)) = (low, &x) {
+            let each = grads.iter().zip(saved).filter_map(|(g, s)| Some(g.matmul(&s.update.as_ref()?.b)));
+            let g_low = Tensor::cat(&each.collect::<Vec<_>>(), 1); // (T, R of all)
+            g_x = g_x.map(|mut g_x| match mask {
+                Some(m) => g_x + g_low.matmul(a) * m,
+                None => g_x.addmm_(&g_low, a),
+            });
+            g_a = Some(g_low.tr().matmul(x).to_kind(Kind::Float)); // (R of all, in)
+        }
+        let mut gradients = vec![g_x];
+        for (g, s) in grads.iter().zip(saved) {
+            let trained = x.as_ref().filter(|_| s.weight.requires_grad());
+            gradients.push(trained.map(|x| g.tr().matmul(x).to_kind(s.weight.kind())));
+            gradients.extend(s.bias.as_ref().map(|b| {
+                b.requires_grad().then(|| g.sum_dim_intlist([0i64].as_slice(), false, Kind::Float).to_kind(b.kind()))
+            }));
+            if let (Some(u), Some((low, _)), Some(g_a)) = (&s.update, low, &g_a) {
+                let rank = u.b.size()[1];
+                let g_b = g.tr().matmul(&low.narrow(1, u.column, rank)).to_kind(Kind::Float) * u.scale;
+                gradients.extend([Some(g_a.narrow(0, u.column, rank)), Some(g_b)]);
+            }
+        }
+        gradients
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    fn random(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, (Kind::Double, Device::Cpu)).to_kind(Kind::Float)
+    }
+
+    fn leaf(shape: &[i64]) -> Tensor {
+        random(shape).set_requires_grad(true)
+    }
+
+    /// Three layers of one input (T 7, in 6): with rank 2, with none, and with rank 3 and a bias.
+    struct TestLayers {
+        x: Tensor,
+        dense: [Dense; 3],
+        factors: [(Tensor, Tensor, f64); 2],
+    }
+
+    impl TestLayers {
+        fn new() -> Self {
+            tch::manual_seed(5);
+            let dense = |outputs: i64, bias: bool| Dense {
+                weight: random(&[outputs, 6]),
+                bias: bias.then(|| random(&[outputs])),
+            };
+            Self {
+                x: leaf(&[7, 6]),
+                dense: [dense(4, false), dense(5, false), dense(3, true)],
+                factors: [(leaf(&[2, 6]), leaf(&[4, 2]), 0.5), (leaf(&[3, 6]), leaf(&[3, 3]), 2.0)],
+            }
+        }
+
+        fn parts(&self) -> Vec<JointLayer<'_>> {
+            let update = |i: usize| {
+                let (a, b, scale) = &self.factors[i];
+                Some(LowRank { masters: [a, b], a: a.detach(), b: (b * *scale).detach(), scale: *scale })
+            };
+            let updates = [update(0), None, update(1)];
+            self.dense.iter().zip(updates).map(|(base, update)| JointLayer { base, update }).collect()
+        }
+
+        /// Computes the same outputs by libtorch's operations.
+        fn composed(&self, mask: Option<&Tensor>) -> Vec<Tensor> {
+            let masked = mask.map_or_else(|| self.x.shallow_clone(), |m| &self.x * m);
+            let factors = [Some(&self.factors[0]), None, Some(&self.factors[1])];
+            let one = |(dense, factors): (&Dense, Option<&(Tensor, Tensor, f64)>)| {
+                let y = self.x.linear(&dense.weight, dense.bias.as_ref());
+                factors.map_or_else(|| y.shallow_clone(), |(a, b, s)| &y + masked.matmul(&a.tr()).matmul(&b.tr()) * *s)
+            };
+            self.dense.iter().zip(factors).map(one).collect()
+        }
+
+        /// Returns the outputs, and the gradients of x and all factors for a loss over the outputs that are `used`.
+        fn learn(&self, outputs: Vec<Tensor>, used: &[usize]) -> Vec<Tensor> {
+            let loss = used.iter().map(|i| (&outputs[*i] * (&outputs[*i] + 1.0)).sum(Kind::Float));
+            loss.reduce(|a, b| a + b).expect("one is used").backward();
+            let leaves = std::iter::once(&self.x).chain(self.factors.iter().flat_map(|(a, b, _)| [a, b]));
+            outputs.iter().map(Tensor::detach).chain(leaves.map(take_gradient)).collect()
+        }
+    }
+
+    /// Takes a leaf's gradient away from it; returns zeros if it has none.
+    fn take_gradient(t: &Tensor) -> Tensor {
+        let g = t.grad();
+        let taken = if g.defined() { g.copy() } else { t.zeros_like() };
+        crate::native::drop_gradients(std::iter::once(t));
+        taken
+    }
+
+    #[track_caller]
+    fn near(a: &[Tensor], b: &[Tensor]) {
+        let gap = |(a, b): (&Tensor, &Tensor)| ((a - b).abs().max() / b.abs().max().clamp_min(1.0)).double_value(&[]);
+        let worst = a.iter().zip(b).map(gap).fold(0.0, f64::max);
+        assert!(a.len() == b.len() && worst < 2e-6, "gap {worst}");
+    }
+
+    #[test]
+    fn products_equal_their_composition() {
+        let layers = TestLayers::new();
+        for used in [&[0, 1, 2][..], &[2], &[1], &[0, 1]] {
+            let expected = layers.learn(layers.composed(None), used);
+            let found = layers.learn(products(&LayerInput::kept(&layers.x), None, &layers.parts()), used);
+            near(&found, &expected);
+        }
+    }
+
+    #[test]
+    fn dropout_is_on_the_way_to_the_updates_alone() {
+        let layers = TestLayers::new();
+        let mask = Tensor::rand([7, 6], (Kind::Float, Device::Cpu)).gt(0.4).to_kind(Kind::Float) / 0.6;
+        let expected = layers.learn(layers.composed(Some(&mask)), &[0, 2]);
+        let found = layers.learn(products(&LayerInput::kept(&layers.x), Some(&mask), &layers.parts()), &[0, 2]);
+        near(&found, &expected);
+    }
+
+    /// The result and every gradient have the same bits, and the input is recomputed once in the backward.
+    #[test]
+    fn an_input_made_again_teaches_the_same() {
+        let layers = TestLayers::new();
+        let kept = layers.learn(products(&LayerInput::kept(&layers.x), None, &layers.parts()), &[0, 1, 2]);
+        let (made, x) = (Rc::new(std::cell::Cell::new(0)), layers.x.detach());
+        let count = made.clone();
+        let again = LayerInput::recomputable(layers.x.shallow_clone(), || {
+            move || {
+                count.set(count.get() + 1);
+                x.copy()
+            }
+        });
+        let found = layers.learn(products(&again, None, &layers.parts()), &[0, 1, 2]);
+        assert!(kept.iter().zip(&found).all(|(a, b)| a.equal(b)));
+        assert_eq!(made.get(), 1);
+    }
+
+    /// Two layers with trained weights, one of which has an unused output, and one with a frozen weight and a trained
+    /// bias.
+    #[test]
+    fn trained_layers_learn_as_by_libtorch() {
+        tch::manual_seed(6);
+        let x = leaf(&[7, 6]);
+        let dense = [
+            Dense { weight: leaf(&[4, 6]), bias: Some(leaf(&[4])) },
+            Dense { weight: leaf(&[5, 6]), bias: None },
+            Dense { weight: random(&[3, 6]), bias: Some(leaf(&[3])) },
+        ];
+        let leaves: Vec<&Tensor> = [&x, &dense[0].weight, &dense[1].weight]
+            .into_iter()
+            .chain(dense.iter().filter_map(|d| d.bias.as_ref()))
+            .collect();
+        let learn = |outputs: Vec<Tensor>| -> Vec<Tensor> {
+            ((&outputs[0] * &outputs[0]).sum(Kind::Float) + (&outputs[2] * 3.0).sum(Kind::Float)).backward();
+            outputs.iter().map(Tensor::detach).chain(leaves.iter().copied().map(take_gradient)).collect()
+        };
+        let expected = learn(dense.iter().map(|d| x.linear(&d.weight, d.bias.as_ref())).collect());
+        let parts: Vec<JointLayer> = dense.iter().map(|base| JointLayer { base, update: None }).collect();
+        near(&learn(products(&LayerInput::kept(&x), None, &parts)), &expected);
+    }
+}
