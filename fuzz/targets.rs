@@ -1,4 +1,4 @@
-//! Feeds the bytes of the fuzzer to the parsers: one function per fuzz target. tests/fuzz.rs includes this file, too,
+//! Feeds the bytes of the fuzzer to the parsers: one function per fuzz target. tests/it/fuzz.rs includes this file, too,
 //! and replays the corpus through it.
 //!
 //! A parser may refuse any input, but only with a readable error that blames the input; it must not panic.

@@ -2,7 +2,7 @@
 # Runs the tests. The last line is the total of all test binaries: `N passed, N failed, N skipped`.
 #
 # Rust's test harness cannot skip a test. A test that lacks a tool writes a line to the file FT_TEST_SKIPPED and returns
-# (tests/needs.rs), so it counts as passed; this script subtracts it from the passed tests and prints its name. Without that
+# (tests/it/support/needs.rs), so it counts as passed; this script subtracts it from the passed tests and prints its name. Without that
 # variable such a test fails.
 set -uo pipefail
 work=$(mktemp -d)
@@ -16,7 +16,8 @@ run() {
     return "${PIPESTATUS[0]}"
 }
 
-# Modules that compare numbers: they must pass on every instruction set that a user's processor may have.
+# Modules that compare numbers: they must pass on every instruction set that a user's processor may have. A module is chosen if its
+# path contains one of these, both in the library and in tests/it.
 NUMERIC=(adapters:: distill:: families:: formats:: generate:: heads:: nn:: optimisers:: parity:: ppo:: preference_losses:: properties::
     resume:: reward:: rl:: selftest:: trajectories::)
 

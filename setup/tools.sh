@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Reports which build tools are missing and how to install them. With --tests it also checks for tools that single tests need (a
 # browser with its driver, PostgreSQL, axe-core, venv) and, as root on a Debian-like system, installs whatever is missing. A
-# test whose tool cannot be installed is skipped by name (tests/needs.rs); only a missing build tool is an error.
+# test whose tool cannot be installed is skipped by name (tests/it/support/needs.rs); only a missing build tool is an error.
 set -u
 [ "${1:-}" = --tests ] && tests=yes || tests=
 axe="$(dirname "$0" 2>/dev/null)/../target/axe"

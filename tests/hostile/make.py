@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the hostile inputs of this folder. Python 3.11, standard library only: `python3 tests/hostile/make.py`.
 
-Each file <kind>/<name> replaces a valid file of its kind; tests/hostile_files.rs does this and checks the error. All files
+Each file <kind>/<name> replaces a valid file of its kind; tests/it/hostile_files.rs does this and checks the error. All files
 are small; large inputs are generated while the tests run.
 """
 

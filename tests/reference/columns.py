@@ -1,4 +1,4 @@
-"""Compares how ft, `datasets` and pyarrow read columns of every type, or writes the fixtures of tests/columns.rs.
+"""Compares how ft, `datasets` and pyarrow read columns of every type, or writes the fixtures of tests/it/data/columns.rs.
 
     python tests/reference/columns.py FT             # check every type, in unused and used columns, in every kind of file
     python tests/reference/columns.py --fixtures DIR # write the fixtures

@@ -4,7 +4,7 @@
 
 FT is the binary, DIR a folder with a tokenizer; without one, those of tests/fixtures. Each text is encoded as transformers
 does by default, including special tokens that the tokenizer adds. tests/fixtures/added-tokens/make.py and
-sentencepiece/make.py write the ids of more kinds of folders (added tokens, tokenizer.model alone) for tests/tokenizer.rs.
+sentencepiece/make.py write the ids of more kinds of folders (added tokens, tokenizer.model alone) for tests/it/data/tokenizer.rs.
 
 Written for transformers 5.23; sentencepiece and protobuf are needed for a tokenizer.model.
 """

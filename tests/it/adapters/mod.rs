@@ -1,0 +1,3 @@
+//! Tests of src/adapters.
+
+mod peft;

@@ -1,0 +1,4 @@
+//! Tests of src/cli: the real binary.
+
+mod commands;
+mod generate_commands;

@@ -1,0 +1,9 @@
+//! Tests of src/data: from rows to token ids and masks.
+
+mod columns;
+mod examples;
+mod preferences;
+mod scrub;
+mod sources;
+mod templates;
+mod tokenizer;

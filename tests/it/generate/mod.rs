@@ -1,0 +1,3 @@
+//! Tests of src/generate: decoding and sampling.
+
+mod decoding;

@@ -1,0 +1,8 @@
+//! Tests of src/models: families, weights, number formats.
+
+mod families;
+mod hostile;
+mod new_models;
+mod number_formats;
+mod parity;
+mod properties;

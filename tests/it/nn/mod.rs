@@ -1,0 +1,4 @@
+//! Tests of src/nn: layers without a model family.
+
+mod heads;
+mod ropes;

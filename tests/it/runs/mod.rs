@@ -1,0 +1,3 @@
+//! Tests of src/runs: the records of a run.
+
+mod records;

@@ -1,0 +1,97 @@
+//! Optional programs that some tests need in addition to the build tools: such a test begins with `needs!(BROWSER)`,
+//! for example.
+//!
+//! Under `make test`, a test whose program is missing appends its name to the file that FT_TEST_SKIPPED names and
+//! returns; setup/test.sh counts it as skipped and prints its name. Without that variable the test fails, so that no
+//! run passes while tests are left out unnoticed.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A program or file that tests may need, and how to install it.
+pub struct Tool {
+    pub lacks: &'static str,
+    pub get: &'static str,
+    there: fn() -> bool,
+}
+
+pub const BROWSER: Tool = Tool {
+    lacks: "Chromium or its driver is missing",
+    get: "apt-get install chromium chromium-driver",
+    there: || on_path("chromedriver") && (on_path("chromium") || on_path("google-chrome")),
+};
+
+pub const AXE: Tool = Tool {
+    lacks: "axe-core is missing",
+    get: "apt-get install npm && bash setup/tools.sh --tests",
+    there: || axe().is_file(),
+};
+
+pub const POSTGRES: Tool = Tool {
+    lacks: "PostgreSQL is missing",
+    get: "apt-get install postgresql",
+    there: || postgres("initdb").is_some() && postgres("postgres").is_some(),
+};
+
+pub const VENV: Tool = Tool {
+    lacks: "Python's venv is missing",
+    get: "apt-get install python3-venv",
+    there: || Command::new("python3").args(["-c", "import ensurepip, venv"]).output().is_ok_and(|o| o.status.success()),
+};
+
+pub const SCRIPT: Tool =
+    Tool { lacks: "`script` of util-linux is missing", get: "apt-get install bsdutils", there: || on_path("script") };
+
+pub const LIMITS: Tool = Tool {
+    lacks: "`prlimit` of util-linux is missing",
+    get: "apt-get install util-linux",
+    there: || on_path("prlimit"),
+};
+
+/// Returns from the calling test if one of these tools is missing.
+macro_rules! needs {
+    ($($tool:expr),+) => {
+        if crate::support::needs::lacking(&[$(&$tool),+], std::any::type_name_of_val(&|| ())) {
+            return;
+        }
+    };
+}
+pub(crate) use needs;
+
+/// Returns false if all tools are present. Otherwise records the calling test as skipped and returns true; panics if
+/// FT_TEST_SKIPPED is not set. `closure` is the type name of a closure inside the test, which contains the name of the
+/// test.
+pub fn lacking(tools: &[&Tool], closure: &str) -> bool {
+    let missing: Vec<&&Tool> = tools.iter().filter(|tool| !(tool.there)()).collect();
+    if missing.is_empty() {
+        return false;
+    }
+    let join = |text: fn(&Tool) -> &str, by: &str| missing.iter().map(|tool| text(tool)).collect::<Vec<_>>().join(by);
+    let why = format!("{}; to run it: {}", join(|t| t.lacks, ", "), join(|t| t.get, " && "));
+    let Some(file) = std::env::var_os("FT_TEST_SKIPPED") else { panic!("{why}") };
+    let test = closure.trim_end_matches("::{{closure}}").split_once("::").map_or(closure, |(_, test)| test);
+    // A single write call: tests run in parallel, and their lines must not mix.
+    let line = format!("{test}: {why}\n");
+    std::fs::OpenOptions::new().append(true).create(true).open(file).unwrap().write_all(line.as_bytes()).unwrap();
+    true
+}
+
+/// Returns the path at which setup/tools.sh stores axe-core.
+pub fn axe() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/axe/package/axe.min.js")
+}
+
+/// Finds a program of PostgreSQL in Debian's folders or on the PATH.
+pub fn postgres(name: &str) -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    versions.map(|v| v.path().join("bin")).chain(path()).map(|folder| folder.join(name)).find(|p| p.is_file())
+}
+
+fn on_path(name: &str) -> bool {
+    path().iter().any(|folder| folder.join(name).is_file())
+}
+
+fn path() -> Vec<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect()
+}
