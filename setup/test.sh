@@ -18,7 +18,7 @@ run() {
 
 # Modules that compare numbers: they must pass on every instruction set that a user's processor may have. A module is chosen if its
 # path contains one of these, both in the library and in tests/it.
-NUMERIC=(adapters:: distill:: families:: formats:: generate:: heads:: nn:: optimisers:: parity:: ppo:: preference_losses:: properties::
+NUMERIC=(adapters:: distill:: families:: generate:: nn:: number_formats:: optimisers:: parity:: ppo:: preference_losses:: properties::
     resume:: reward:: rl:: selftest:: trajectories::)
 
 status=0

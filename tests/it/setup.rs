@@ -2,6 +2,7 @@
 //! needs, `ft doctor`, the one-file `ft`, and the preparation of the ICD-10 task. No test uses a network: wheels are
 //! made here.
 
+use crate::support::command::{stderr, stdout};
 use crate::support::needs::{VENV, needs};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashSet};
@@ -19,14 +20,6 @@ fn at(path: &str) -> PathBuf {
 
 fn run(command: &mut Command) -> Output {
     command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"))
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Runs a command that must succeed; returns its stdout.
@@ -140,14 +133,14 @@ fn the_numeric_modules_of_the_test_script_exist() {
     let names = script.split_once("NUMERIC=(").and_then(|(_, rest)| rest.split_once(')')).expect("a list").0;
     let all = succeed(Command::new(std::env::current_exe().expect("own path")).args(["--list"]));
     for name in names.split_whitespace() {
-        let unit = at("src").join(name.trim_end_matches("::"));
-        assert!(all.lines().any(|test| test.starts_with(name)) || unit.is_dir(), "{name} matches no test");
+        let within = format!("::{name}");
+        assert!(all.lines().any(|test| format!("::{test}").contains(&within)), "{name} matches no integration test");
     }
 }
 
 #[test]
 fn a_test_whose_tool_is_missing_is_recorded_or_fails() {
-    let test = "label_browser::ten_pairs_by_keyboard";
+    let test = "label::browser::ten_pairs_by_keyboard";
     let dir = tempdir().expect("folder");
     let file = dir.path().join("skipped");
     let alone = || {

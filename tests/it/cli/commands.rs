@@ -3,6 +3,7 @@
 //! The model is a tiny random one, so a run takes a second. These tests check that commands work together, not that a
 //! model becomes good.
 
+use crate::support::command::stderr;
 use crate::support::workspace::Workspace;
 use serde_json::Value;
 use std::process::{Command, Stdio};
@@ -116,7 +117,7 @@ fn a_changed_recipe_is_not_resumed() {
     space.ft(&["train", "recipes/lora-medical.yaml", "--set", "run.steps=2"]);
     let resumed = ["train", "recipes/lora-medical.yaml", "--set", "run.steps=2", "--set", "optim.lr=1e-3", "--resume"];
     let refused = space.command(&resumed).output().unwrap();
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let said = stderr(&refused);
     assert_eq!(refused.status.code(), Some(1), "{said}");
     assert!(said.contains("optim.lr") && said.contains("0.001"), "{said}");
 }
@@ -207,7 +208,7 @@ fn an_exploding_loss_stops_with_a_hint_and_without_a_result() {
         "optim.weight_decay=300",
     ];
     let failed = space.command(&run).output().unwrap();
-    let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+    let said = stderr(&failed);
     assert_eq!(failed.status.code(), Some(1), "{said}");
     assert!(said.contains("optim.lr"), "{said}");
     assert!(!space.path("adapters/full-medical/model.safetensors").exists());

@@ -1,6 +1,8 @@
 //! Tests the commands `ft generate` and `ft chat`.
 
+use crate::support::files::jsonl;
 use crate::support::needs::{SCRIPT, needs};
+use crate::support::rows::turn;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
@@ -165,9 +167,8 @@ fn a_killed_command_continues_and_gives_the_same_file() {
 #[test]
 fn rows_that_end_with_an_answer_need_drop_answer() {
     let space = Space::new(json!({ "eos_token_id": 2 }));
-    let turn = |role: &str, text: &str| json!({ "role": role, "content": text });
     let (asked, answered) = (turn("user", "Hello"), turn("assistant", "Good day."));
-    let rows = |rows: &[Value]| rows.iter().map(|r| format!("{r}\n")).collect::<String>();
+    let rows = |rows: &[Value]| jsonl(rows);
     std::fs::write(
         space.path("in.jsonl"),
         rows(&[json!({ "messages": [asked, answered] }), json!({ "messages": [asked] })]),

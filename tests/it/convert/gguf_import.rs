@@ -1,5 +1,6 @@
 //! Compares `ft import` with how the reference libraries read the same files, and tests it on damaged files.
 
+use crate::support::fixture;
 use ft::convert::gguf::Gguf;
 use ft::convert::import::{GgufImportOptions, GgufImportSummary, import};
 use ft::convert::quant::{GgmlType, dequantise};
@@ -14,8 +15,8 @@ use tokenizers::Tokenizer;
 
 const MODELS: [&str; 6] = ["llama", "llama3", "llama-spm", "qwen2", "qwen3", "gpt2"];
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf").join(name)
+fn gguf_file(name: &str) -> PathBuf {
+    fixture("gguf").join(name)
 }
 
 fn run(file: &Path, out: &Path, dtype: Dtype) -> Result<GgufImportSummary> {
@@ -32,7 +33,7 @@ fn floats(data: &[u8]) -> Vec<f32> {
 
 #[test]
 fn every_format_is_dequantised_bit_for_bit() {
-    let data = std::fs::read(fixture("quants.safetensors")).unwrap();
+    let data = std::fs::read(gguf_file("quants.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&data).unwrap();
     let mut seen = 0;
     for id in 0..64 {
@@ -51,10 +52,10 @@ fn every_architecture_gives_the_original_names_shapes_and_values() {
     for model in MODELS {
         let temp = TempDir::new().unwrap();
         let out = temp.path().join("model");
-        let summary = run(&fixture(&format!("{model}.gguf")), &out, Dtype::F32).unwrap();
+        let summary = run(&gguf_file(&format!("{model}.gguf")), &out, Dtype::F32).unwrap();
         let (written, original) = (
             std::fs::read(out.join("model.safetensors")).unwrap(),
-            std::fs::read(fixture(&format!("{model}.safetensors"))).unwrap(),
+            std::fs::read(gguf_file(&format!("{model}.safetensors"))).unwrap(),
         );
         let (written, original) =
             (SafeTensors::deserialize(&written).unwrap(), SafeTensors::deserialize(&original).unwrap());
@@ -82,7 +83,7 @@ fn config_json_has_the_values_of_the_gguf_metadata() {
     let temp = TempDir::new().unwrap();
     let read = |model: &str| {
         let out = temp.path().join(model);
-        run(&fixture(&format!("{model}.gguf")), &out, Dtype::BF16).unwrap();
+        run(&gguf_file(&format!("{model}.gguf")), &out, Dtype::BF16).unwrap();
         (json(&out.join("config.json")), json(&out.join("generation_config.json")))
     };
     let (llama, generation) = read("llama");
@@ -129,9 +130,9 @@ fn the_rebuilt_tokenizer_gives_the_reference_ids() {
     let temp = TempDir::new().unwrap();
     for model in MODELS {
         let out = temp.path().join(model);
-        run(&fixture(&format!("{model}.gguf")), &out, Dtype::BF16).unwrap();
+        run(&gguf_file(&format!("{model}.gguf")), &out, Dtype::BF16).unwrap();
         let tokenizer = Tokenizer::from_file(out.join("tokenizer.json")).unwrap();
-        let expected = json(&fixture(&format!("{model}.json")));
+        let expected = json(&gguf_file(&format!("{model}.json")));
         let lines = expected["lines"].as_array().unwrap();
         assert!(lines.len() > 30);
         for line in lines {
@@ -146,14 +147,14 @@ fn the_rebuilt_tokenizer_gives_the_reference_ids() {
 fn placeholder_tokens_are_left_out_and_template_and_special_tokens_kept() {
     let temp = TempDir::new().unwrap();
     let out = temp.path().join("spm");
-    run(&fixture("llama-spm.gguf"), &out, Dtype::BF16).unwrap();
+    run(&gguf_file("llama-spm.gguf"), &out, Dtype::BF16).unwrap();
     let tokenizer = Tokenizer::from_file(out.join("tokenizer.json")).unwrap();
     let size = json(&out.join("config.json"))["vocab_size"].as_u64().unwrap() as usize;
     assert_eq!(tokenizer.get_vocab_size(true), size - 1, "the last row of the embedding is a placeholder");
     assert!(!out.join("chat_template.jinja").exists());
 
     let out = temp.path().join("llama");
-    run(&fixture("llama.gguf"), &out, Dtype::BF16).unwrap();
+    run(&gguf_file("llama.gguf"), &out, Dtype::BF16).unwrap();
     assert!(std::fs::read_to_string(out.join("chat_template.jinja")).unwrap().contains("<|im_end|>"));
     let config = json(&out.join("tokenizer_config.json"));
     assert_eq!(
@@ -170,10 +171,10 @@ fn bf16_and_f16_are_rounded_from_the_same_values() {
         (Dtype::F16, |x: f32| f16::from_f32(x).to_bits()),
     ] {
         let out = temp.path().join(format!("{dtype:?}"));
-        run(&fixture("qwen2.gguf"), &out, dtype).unwrap();
+        run(&gguf_file("qwen2.gguf"), &out, dtype).unwrap();
         let data = std::fs::read(out.join("model.safetensors")).unwrap();
         let wide = temp.path().join(format!("wide-{dtype:?}"));
-        run(&fixture("qwen2.gguf"), &wide, Dtype::F32).unwrap();
+        run(&gguf_file("qwen2.gguf"), &wide, Dtype::F32).unwrap();
         let reference = std::fs::read(wide.join("model.safetensors")).unwrap();
         let name = "model.layers.1.mlp.down_proj.weight";
         let found = SafeTensors::deserialize(&data).unwrap().tensor(name).unwrap().data().to_vec();
@@ -205,7 +206,7 @@ fn refused_with(bytes: &[u8], part: &str) {
 }
 
 fn llama() -> Vec<u8> {
-    std::fs::read(fixture("llama.gguf")).unwrap()
+    std::fs::read(gguf_file("llama.gguf")).unwrap()
 }
 
 /// Returns the offset of the first `needle`.
@@ -239,7 +240,7 @@ fn a_file_cut_short_anywhere_is_refused() {
 #[test]
 fn one_wrong_byte_never_panics() {
     let whole = llama();
-    let first_data = whole.len() - tail_from_first(&Gguf::open(&fixture("llama.gguf")).unwrap());
+    let first_data = whole.len() - tail_from_first(&Gguf::open(&gguf_file("llama.gguf")).unwrap());
     let temp = TempDir::new().unwrap();
     let file = temp.path().join("in.gguf");
     let out = temp.path().join("out");
@@ -300,7 +301,7 @@ fn wrong_tensor_entries_are_named() {
     refused_with(&patched(find(&llama(), "blk.1.attn_q.weight") + 4, b"0"), "the name appears twice");
     // The last bytes belong to the last tensor: a NaN there is detected.
     let mut broken = llama();
-    let norm = Gguf::open(&fixture("llama.gguf")).unwrap();
+    let norm = Gguf::open(&gguf_file("llama.gguf")).unwrap();
     let tensor = norm.tensors().iter().find(|t| t.name == "output_norm.weight").unwrap();
     let start = norm.data(tensor).as_ptr() as usize - norm.data(&norm.tensors()[0]).as_ptr() as usize;
     let first = broken.len() - tail_from_first(&norm);
@@ -352,7 +353,7 @@ fn missing_or_unknown_metadata_is_named() {
 fn an_existing_folder_is_kept_unless_it_is_a_model_and_may_be_replaced() {
     let temp = TempDir::new().unwrap();
     let out = temp.path().join("out");
-    let file = fixture("llama.gguf");
+    let file = gguf_file("llama.gguf");
     let with = |force| {
         import(&GgufImportOptions { file: &file, out: &out, dtype: Dtype::BF16, force, pre_tokenizer: None }, |_, _| {
             Ok(())
@@ -374,7 +375,7 @@ fn a_stopped_import_leaves_nothing() {
     let temp = TempDir::new().unwrap();
     let out = temp.path().join("out");
     let options = GgufImportOptions {
-        file: &fixture("llama.gguf"),
+        file: &gguf_file("llama.gguf"),
         out: &out,
         dtype: Dtype::BF16,
         force: false,
@@ -388,7 +389,7 @@ fn a_stopped_import_leaves_nothing() {
 #[test]
 fn another_pre_tokenizer_can_be_asked_for_and_is_reported() {
     let temp = TempDir::new().unwrap();
-    let file = fixture("llama.gguf");
+    let file = gguf_file("llama.gguf");
     let ids = |name: &str, pre_tokenizer: Option<&str>| {
         let out = temp.path().join(name);
         let summary = import(
@@ -414,13 +415,13 @@ fn the_binary_prints_json_and_exits_with_one_on_a_bad_file() {
     let good = ft()
         .args(["import", "--json", "--dtype", "f16", "--out"])
         .arg(&out)
-        .arg(fixture("qwen3.gguf"))
+        .arg(gguf_file("qwen3.gguf"))
         .output()
         .unwrap();
     assert!(good.status.success(), "{}", String::from_utf8_lossy(&good.stderr));
     let summary: Value = serde_json::from_slice(&good.stdout).unwrap();
     assert_eq!((&summary["architecture"], &summary["dtype"]), (&"qwen3".into(), &"float16".into()));
-    let bad = ft().args(["import", "--out"]).arg(temp.path().join("n")).arg(fixture("llama.json")).output().unwrap();
+    let bad = ft().args(["import", "--out"]).arg(temp.path().join("n")).arg(gguf_file("llama.json")).output().unwrap();
     assert_eq!(bad.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&bad.stderr).contains("not a GGUF file"));
 }

@@ -1,6 +1,7 @@
 //! Tests base models that do not stop at the token with which their chat template ends a turn. A result trained from
 //! such a base stops there, wherever it is loaded.
 
+use crate::support::command::stderr;
 use crate::support::workspace::Workspace;
 use ft::data::ChatTokenizer;
 use serde_json::{Value, json};
@@ -40,7 +41,7 @@ fn a_result_stops_at_the_token_it_was_trained_to_end_with() {
     let generation = json!({"temperature": 0.6, "eos_token_id": 0, "pad_token_id": 3});
     let space = space(Some(generation.clone()));
     let done = space.ft(&["train", "sft.yaml"]);
-    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    let said = stderr(&done);
     assert!(said.contains("`<|im_end|>`") && said.contains("will list it (eos_token_id 2)"), "{said}");
     space.ft(&["train", "sft.yaml", "--set", "adapter=null", "--set", "run.out=full"]);
     space.ft(&["merge", BASE, "out", "--out", "merged"]);

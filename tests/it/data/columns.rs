@@ -1,13 +1,15 @@
 //! Reads columns of every type as pyarrow, datasets and pandas write them. tests/reference/columns.py writes the files
 //! and the expected values.
 
+use crate::support::command;
+use crate::support::fixture;
+use crate::support::rows::{says, user};
 use ft::data::{self, Record, RowFormat, SourceSpec, json, source, survey};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/columns").join(name)
+fn column_file(name: &str) -> PathBuf {
+    fixture("columns").join(name)
 }
 
 fn rows(path: &Path) -> Vec<Record> {
@@ -39,7 +41,7 @@ fn same(a: &Value, b: &Value) -> bool {
 #[test]
 fn unused_columns_may_have_any_type() {
     for name in ["beside.parquet", "beside.arrow", "beside.ipc"] {
-        let path = fixture(name);
+        let path = column_file(name);
         let found = rows(&path);
         assert_eq!(found.iter().map(said).collect::<Vec<_>>(), [["q0", "a0"], ["q1", "a1"]], "{name}");
         let seen = survey::survey_file(&path, &SourceSpec::file(&path, RowFormat::Auto), 1).unwrap();
@@ -53,10 +55,10 @@ fn unused_columns_may_have_any_type() {
 
 #[test]
 fn column_values_equal_those_of_datasets_and_pyarrow() {
-    let text = std::fs::read_to_string(fixture("expected.json")).unwrap();
+    let text = std::fs::read_to_string(column_file("expected.json")).unwrap();
     let expected = json::parse(&text).unwrap();
     for (name, least) in [("inside.parquet", 54), ("inside.ipc", 57)] {
-        for (i, record) in rows(&fixture(name)).iter().enumerate() {
+        for (i, record) in rows(&column_file(name)).iter().enumerate() {
             let Record::Messages(talk) = record else { panic!("{record:?}") };
             let found = &talk.messages[0].extra["tool_calls"][0]["function"]["arguments"];
             let mut compared = 0;
@@ -80,20 +82,20 @@ fn column_values_equal_those_of_datasets_and_pyarrow() {
 
 #[test]
 fn files_and_folders_of_the_datasets_library_are_read() {
-    let right = rows(&fixture("calls.jsonl"));
+    let right = rows(&column_file("calls.jsonl"));
     let Record::Messages(talk) = &right[0] else { panic!() };
     assert_eq!(talk.messages[1].extra["tool_calls"][0]["function"]["arguments"], json!({ "city": "Paris" }));
     for name in ["calls.parquet", "saved/train", "saved/train/data-00000-of-00001.arrow"] {
-        assert_eq!(rows(&fixture(name)), right, "{name}");
+        assert_eq!(rows(&column_file(name)), right, "{name}");
     }
-    assert_eq!(rows(&fixture("saved/test")), right[1..]);
-    let e = source::files(&fixture("saved")).unwrap_err();
+    assert_eq!(rows(&column_file("saved/test")), right[1..]);
+    let e = source::files(&column_file("saved")).unwrap_err();
     assert!(e.message().contains("train, test"), "{e}");
 }
 
 #[test]
 fn a_pandas_frame_with_categories_is_read() {
-    let path = fixture("pandas.parquet");
+    let path = column_file("pandas.parquet");
     let seen = survey::survey_file(&path, &SourceSpec::file(&path, RowFormat::Auto), 3).unwrap();
     assert_eq!(seen.format, RowFormat::Unpaired);
     assert_eq!((seen.rows, seen.bad), (3, 1), "{:?}", seen.bad_rows);
@@ -248,8 +250,6 @@ fn errors_name_the_file_and_the_line() {
 
 #[test]
 fn a_pair_must_end_in_answers() {
-    let user = |text: &str| json!({ "role": "user", "content": text });
-    let says = |text: &str| json!({ "role": "assistant", "content": text });
     let pair =
         |chosen: Value, rejected: Value| json!({ "prompt": [user("q")], "chosen": chosen, "rejected": rejected });
     for (row, words) in [
@@ -267,8 +267,8 @@ fn a_pair_must_end_in_answers() {
 }
 
 fn ft(folder: &Path, arguments: &[&str]) -> (bool, String) {
-    let out = Command::new(env!("CARGO_BIN_EXE_ft")).args(arguments).current_dir(folder).output().unwrap();
-    (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr))
+    let out = command::ft(folder, arguments).output().unwrap();
+    (out.status.success(), command::stdout(&out) + &command::stderr(&out))
 }
 
 #[test]

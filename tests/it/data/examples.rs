@@ -1,25 +1,16 @@
 //! Tests how files of rows become tokenised examples: formats, chat templates, the mask of trained tokens, hostile
 //! files.
 
+use crate::support::files::jsonl;
+use crate::support::fixture;
+use crate::support::rows::{talk, tiny_tokenizer, with_template};
 use ft::data::{self, ChatTokenizer, Dataset, EncodeOptions, Example, Overflow, Record, RowFormat, Supervise, quality};
 use ft::error::{Error, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
-
 fn own(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets").join(name)
-}
-
-fn tiny() -> ChatTokenizer {
-    ChatTokenizer::load(&fixture("tiny-tokenizer"), None).unwrap()
-}
-
-fn with_template(name: &str) -> Result<ChatTokenizer> {
-    ChatTokenizer::load(&fixture("tiny-tokenizer"), Some(&fixture("templates").join(name)))
 }
 
 fn options() -> EncodeOptions {
@@ -51,7 +42,7 @@ fn all(dataset: &Dataset) -> Vec<Example> {
 
 fn load_rows(rows: &[Value], tokenizer: &ChatTokenizer, options: &EncodeOptions) -> Result<Dataset> {
     let scratch = Scratch::new();
-    let text: String = rows.iter().map(|r| format!("{r}\n")).collect();
+    let text: String = jsonl(rows);
     data::load(&scratch.file("rows.jsonl", text), RowFormat::Auto, None, tokenizer, options)
 }
 
@@ -61,13 +52,9 @@ fn masks(rows: &[Value], tokenizer: &ChatTokenizer, supervise: Supervise) -> Res
     all(&dataset).iter().map(|e| quality::preview(e, tokenizer, false)).collect()
 }
 
-fn talk(turns: &[(&str, &str)]) -> Value {
-    json!({ "messages": turns.iter().map(|(role, content)| json!({ "role": role, "content": content })).collect::<Vec<_>>() })
-}
-
 #[test]
 fn token_ids_equal_transformers() {
-    let tokenizer = tiny();
+    let tokenizer = tiny_tokenizer();
     let expected: Value = serde_json::from_str(&std::fs::read_to_string(fixture("rows/ids.json")).unwrap()).unwrap();
     let last = EncodeOptions { supervise: Supervise::Last, ..options() };
     let chat = data::load(&own("chat.jsonl"), RowFormat::Auto, None, &tokenizer, &last).unwrap();
@@ -104,7 +91,7 @@ fn answers_are_trained_on_including_their_end_token() {
     let rows = [talk(&[("system", "S"), ("user", "one"), ("assistant", "1"), ("user", "two"), ("assistant", "2 ")])];
     let frame = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n";
     let middle = "\n<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n";
-    let tokenizer = tiny();
+    let tokenizer = tiny_tokenizer();
     assert_eq!(
         masks(&rows, &tokenizer, Supervise::Assistant).unwrap(),
         [format!("{frame}«1<|im_end|>»{middle}«2 <|im_end|>»\n")]
@@ -125,7 +112,7 @@ fn a_weight_of_zero_excludes_a_turn() {
         { "role": "user", "content": "a" }, { "role": "assistant", "content": "b", "weight": 0 },
         { "role": "user", "content": "c" }, { "role": "assistant", "content": "d", "weight": 1 },
     ] });
-    let text = masks(&[row], &tiny(), Supervise::Assistant).unwrap().remove(0);
+    let text = masks(&[row], &tiny_tokenizer(), Supervise::Assistant).unwrap().remove(0);
     assert!(text.contains("\nb<|im_end|>\n") && text.contains("«d<|im_end|>»"), "{text}");
 }
 
@@ -207,15 +194,18 @@ fn templates_that_drop_messages_or_never_stop_are_refused() {
     // Templates that ignore tool calls or their results.
     let called =
         json!({ "role": "assistant", "content": "", "tool_calls": [{ "function": { "name": "f", "arguments": {} } }] });
-    let e =
-        masks(&[json!({ "messages": [{ "role": "user", "content": "a" }, called] })], &tiny(), Supervise::Assistant)
-            .unwrap_err();
+    let e = masks(
+        &[json!({ "messages": [{ "role": "user", "content": "a" }, called] })],
+        &tiny_tokenizer(),
+        Supervise::Assistant,
+    )
+    .unwrap_err();
     assert!(e.message().contains("message 2 (assistant): the chat template leaves out what it says"), "{e}");
     let row = [talk(&[("user", "a"), ("tool", "lost"), ("assistant", "b")])];
     let e = masks(&row, &with_template("closing.jinja").unwrap(), Supervise::Assistant).unwrap_err();
     assert!(e.message().contains("message 2 (tool): the chat template leaves it out"), "{e}");
     // Role names of the ShareGPT format.
-    let e = masks(&[talk(&[("human", "a"), ("gpt", "b")])], &tiny(), Supervise::Assistant).unwrap_err();
+    let e = masks(&[talk(&[("human", "a"), ("gpt", "b")])], &tiny_tokenizer(), Supervise::Assistant).unwrap_err();
     assert!(e.message().contains("knows no role \"human\"") && e.hints()[0].contains("sharegpt"), "{e}");
 }
 
@@ -263,7 +253,7 @@ fn every_file_format_gives_the_same_rows() {
 
 #[test]
 fn every_row_format_gives_the_same_conversation() {
-    let tokenizer = tiny();
+    let tokenizer = tiny_tokenizer();
     let expected =
         masks(&[talk(&[("system", "S"), ("user", "q"), ("assistant", "a")])], &tokenizer, Supervise::Assistant)
             .unwrap();
@@ -295,14 +285,14 @@ fn every_row_format_gives_the_same_conversation() {
 fn a_prompt_of_messages_is_never_trained_on() {
     let row = json!({ "prompt": [{ "role": "user", "content": "q" }, { "role": "assistant", "content": "old" }, { "role": "user", "content": "r" }],
                       "completion": [{ "role": "assistant", "content": "new" }] });
-    let text = masks(&[row], &tiny(), Supervise::Assistant).unwrap().remove(0);
+    let text = masks(&[row], &tiny_tokenizer(), Supervise::Assistant).unwrap().remove(0);
     assert_eq!(text.matches('«').count(), 1);
     assert!(text.ends_with("«new<|im_end|>»\n"), "{text}");
 }
 
 #[test]
 fn shipped_data_sets_load() {
-    let tokenizer = tiny();
+    let tokenizer = tiny_tokenizer();
     for (name, format, rows) in [
         ("chat.jsonl", RowFormat::Messages, 60),
         ("instruction.jsonl", RowFormat::Alpaca, 50),
@@ -322,7 +312,7 @@ fn shipped_data_sets_load() {
 
 #[test]
 fn too_long_rows_follow_the_policy() {
-    let tokenizer = tiny();
+    let tokenizer = tiny_tokenizer();
     let rows: Vec<Value> = (0..10)
         .map(|i| talk(&[("user", "q"), ("assistant", &"word ".repeat(if i == 4 { 60 } else { 1 + i }))]))
         .collect();
@@ -410,7 +400,7 @@ fn hostile_files_end_in_one_clear_error() {
         ("rows.jsonl.gz", b"hello".to_vec(), &["compressed files are not supported"]),
         ("unknown.jsonl", b"{\"a\": 1, \"b\": 2}\n".to_vec(), &["found columns `a`, `b`", "no known row format"]),
     ];
-    let tokenizer = tiny();
+    let tokenizer = tiny_tokenizer();
     for (name, bytes, says) in cases {
         let path = scratch.file(name, bytes);
         let e: Error = match data::load(&path, RowFormat::Auto, None, &tokenizer, &options()) {
@@ -430,7 +420,7 @@ fn hostile_files_end_in_one_clear_error() {
 #[test]
 fn unusual_but_valid_files_are_read() {
     let scratch = Scratch::new();
-    let tokenizer = tiny();
+    let tokenizer = tiny_tokenizer();
     let row = r#"{"messages": [{"role": "user", "content": "ä\ud83d\ude42"}, {"role": "assistant", "content": "b"}]}"#;
     let text = format!("\u{feff}{row}\r\n\r\n{row}\r\n{row}");
     let dataset = data::load(&scratch.file("odd.jsonl", text), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
@@ -482,7 +472,7 @@ fn a_duplicate_bos_token_is_an_error() {
 
 #[test]
 fn streamed_decoding_gives_the_whole_text() {
-    let tokenizer = tiny();
+    let tokenizer = tiny_tokenizer();
     let text = "Grüße 🙂, 体温 36.6 °C.\n  ok";
     let mut stream = tokenizer.stream();
     let mut pieces = Vec::new();

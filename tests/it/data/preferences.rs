@@ -1,6 +1,9 @@
 //! Compares pairs, judged answers, prompts and SFT examples with what TRL's trainers prepare from the same rows, and
 //! tests the row formats of other tools.
 
+use crate::support::files::jsonl;
+use crate::support::fixture;
+use crate::support::rows::{says, user};
 use ft::data::record::{self, RowPlace};
 use ft::data::{
     AnswerContent, ChatTokenizer, Dataset, DatasetItem, EncodeOptions, Example, Overflow, PairExample, PromptContent,
@@ -9,11 +12,6 @@ use ft::data::{
 };
 use ft::error::Result;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
 
 fn tokenizer(row: &Value) -> ChatTokenizer {
     let template = row["template"].as_str().map(|name| fixture("preferences").join(name));
@@ -28,7 +26,7 @@ fn open<T: DatasetItem>(
 ) -> Result<Dataset<T>> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.jsonl");
-    std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
+    std::fs::write(&path, jsonl(rows)).unwrap();
     let on_overflow = Overflow::Truncate;
     let options = EncodeOptions { supervise: Supervise::Assistant, max_len, on_overflow, overflow_tolerance: 0.0 };
     Dataset::open(&SourceList(vec![SourceSpec::file(path, format)]), tokenizer, &options, &TokenCache::off())
@@ -123,8 +121,6 @@ fn trained_tokens_equal_trl_except_after_the_last_stop_token() {
 
 #[test]
 fn rows_of_other_tools_are_pairs() {
-    let user = |text: &str| json!({ "role": "user", "content": text });
-    let says = |text: &str| json!({ "role": "assistant", "content": text });
     let plain = items::<PairExample>(
         &json!({ "prompt": [user("q")], "chosen": [says("good")], "rejected": [says("bad")] }),
         RowFormat::Auto,
@@ -192,8 +188,6 @@ fn dialogues_remain_text_without_a_template() {
 
 #[test]
 fn invalid_pairs_are_refused_with_their_line() {
-    let user = |text: &str| json!({ "role": "user", "content": text });
-    let says = |text: &str| json!({ "role": "assistant", "content": text });
     let good = json!({ "chosen": [user("q"), says("a")], "rejected": [user("q"), says("b")] });
     for (bad, says_) in [
         (json!({ "chosen": [user("q"), says("a")], "rejected": [user("q"), says("a")] }), "are the same"),

@@ -1,6 +1,7 @@
 //! Tests the scrubbing of personal data: personal values are replaced, similar harmless ones are kept, equal values
 //! have equal pseudonyms, and no value is in the report.
 
+use crate::support::command::stderr;
 use crate::support::workspace::Workspace;
 use ft::data::scrub::{NameList, PersonalDataKind, Scrubber};
 use serde_json::{Value, json};
@@ -184,7 +185,7 @@ fn the_command_scrubs_every_format_and_reports_no_value() {
     ] {
         std::fs::write(space.path("names.txt"), "Eva\n").unwrap();
         let out = space.command(arguments).output().unwrap();
-        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        let said = stderr(&out);
         assert!(out.status.code() == Some(1) && said.contains(word), "{arguments:?}: {said}");
         assert!(!space.path("x.jsonl").exists());
     }

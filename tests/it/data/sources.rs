@@ -1,5 +1,8 @@
 //! Tests where rows come from: several files, mixes, the cache of token ids, and files that are read in parts.
 
+use crate::support::command;
+use crate::support::fixture;
+use crate::support::rows::tiny_tokenizer;
 use ft::data::{
     BatchPlan, CacheChoice, ChatTokenizer, Dataset, EncodeOptions, Example, Loader, Overflow, RowFormat, SourceList,
     SourceSpec, Supervise, TokenCache, quality,
@@ -7,14 +10,6 @@ use ft::data::{
 use ft::error::Result;
 use serde_json::json;
 use std::path::{Path, PathBuf};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
-
-fn tiny() -> ChatTokenizer {
-    ChatTokenizer::load(&fixture("tiny-tokenizer"), None).unwrap()
-}
 
 fn options() -> EncodeOptions {
     let on_overflow = Overflow::Error;
@@ -29,7 +24,7 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), tokenizer: tiny() }
+        Self { folder: tempfile::tempdir().unwrap(), tokenizer: tiny_tokenizer() }
     }
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -257,10 +252,8 @@ fn recipe_of(text: &str) -> ft::recipe::Recipe {
 }
 
 fn ft(folder: &Path, arguments: &[&str]) -> (bool, String, String) {
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ft"));
-    let out = command.args(arguments).current_dir(folder).env("XDG_CACHE_HOME", folder.join("home")).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (out.status.success(), text(out.stdout), text(out.stderr))
+    let out = command::ft(folder, arguments).env("XDG_CACHE_HOME", folder.join("home")).output().unwrap();
+    (out.status.success(), command::stdout(&out), command::stderr(&out))
 }
 
 fn lines(path: &Path) -> Vec<serde_json::Value> {

@@ -1,6 +1,9 @@
 //! Compares chat templates with transformers, and tests what they make of data rows: named templates, content that a
 //! template ignores, answers trained on as generation sees them, variables.
 
+use crate::support::files::jsonl;
+use crate::support::rows::{message, talk, with_template};
+use crate::support::{fixture, json};
 use ft::data::record::RowColumns;
 use ft::data::template::ChatTemplate;
 use ft::data::{
@@ -10,27 +13,7 @@ use ft::data::{
 use ft::error::Result;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
-
-fn read(name: &str) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(fixture(name)).unwrap()).unwrap()
-}
-
-/// Converts a JSON message to the form that records have.
-pub fn message(value: &Value) -> ChatMessage {
-    let mut extra = value.as_object().unwrap().clone();
-    let role = extra.shift_remove("role").unwrap().as_str().unwrap().to_string();
-    let content = match extra.get("content") {
-        Some(Value::String(text)) => text.clone(),
-        _ => String::new(),
-    };
-    extra.retain(|key, value| key != "content" || !value.is_string());
-    ChatMessage { role, content, extra }
-}
+use std::path::Path;
 
 fn with_source(source: &str) -> ChatTokenizer {
     let folder = tempfile::tempdir().unwrap();
@@ -39,14 +22,10 @@ fn with_source(source: &str) -> ChatTokenizer {
     ChatTokenizer::load(&fixture("tiny-tokenizer"), Some(&path)).unwrap()
 }
 
-fn with_template(name: &str) -> ChatTokenizer {
-    ChatTokenizer::load(&fixture("tiny-tokenizer"), Some(&fixture("templates").join(name))).unwrap()
-}
-
 fn load(rows: &[Value], tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Dataset> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.jsonl");
-    std::fs::write(&path, rows.iter().map(|r| format!("{r}\n")).collect::<String>()).unwrap();
+    std::fs::write(&path, jsonl(rows)).unwrap();
     let options = EncodeOptions { supervise, max_len: 8192, on_overflow: Overflow::Error, overflow_tolerance: 0.0 };
     data::load(&path, RowFormat::Auto, None, tokenizer, &options)
 }
@@ -62,10 +41,6 @@ fn notes(rows: &[Value], tokenizer: &ChatTokenizer) -> Vec<(RowNote, usize, usiz
     dataset.summary.notes.iter().map(|n| (n.note, n.rows, n.line)).collect()
 }
 
-fn talk(turns: &[(&str, &str)]) -> Value {
-    json!({ "messages": turns.iter().map(|(role, content)| json!({ "role": role, "content": content })).collect::<Vec<_>>() })
-}
-
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 /// Parts of templates that need features of Python's Jinja which ft does not support: each gives an error that says so.
@@ -73,7 +48,7 @@ const NOT_SUPPORTED: [&str; 7] = ["2 ** 200", "'a'.encode()", "'é\\é'", "BULLE
 
 #[test]
 fn every_snippet_is_rendered_as_transformers_does() {
-    let table = read("jinja/snippets.json");
+    let table = json::<Value>("jinja/snippets.json");
     let variables = table["row"]["variables"].as_object().unwrap();
     let messages: Vec<ChatMessage> = table["row"]["messages"].as_array().unwrap().iter().map(message).collect();
     let day = table["date"].as_str().unwrap().parse().unwrap();
@@ -220,7 +195,7 @@ fn content_that_a_template_ignores_is_reported() {
     let summary = load(&rows, &tokenizer, Supervise::Assistant).unwrap().summary;
     assert!(summary.warnings().iter().any(|w| w.contains("2 rows with `tools`") && w.contains("rows.jsonl:2)")));
     // A template that writes all of them gives no note.
-    assert_eq!(notes(&[plain, tools, calls, thought], &with_template("thinking.jinja")), []);
+    assert_eq!(notes(&[plain, tools, calls, thought], &with_template("thinking.jinja").unwrap()), []);
 }
 
 #[test]
@@ -244,11 +219,11 @@ fn content_in_parts_is_rendered_or_refused() {
     // A template that supports content in parts.
     let read = talk(&[("user", "what?"), ("assistant", "four")]);
     let as_parts = json!({ "messages": [{ "role": "user", "content": parts("what?") }, { "role": "assistant", "content": parts("four") }] });
-    let gemma = with_template("gemma.jinja");
+    let gemma = with_template("gemma.jinja").unwrap();
     assert_eq!(masks(&[as_parts], &gemma).unwrap(), masks(&[read], &gemma).unwrap());
     // A message that the template changes (here it removes a flag) does not count as left out.
     let flagged = talk(&[("system", "/no_think Be brief."), ("user", "a"), ("assistant", "b")]);
-    assert!(masks(&[flagged], &with_template("smollm3.jinja")).unwrap()[0].contains("Be brief."));
+    assert!(masks(&[flagged], &with_template("smollm3.jinja").unwrap()).unwrap()[0].contains("Be brief."));
     // The prompt of a preference row.
     let pair = json!({ "prompt": [{ "role": "user", "content": parts("what?") }], "chosen": [{ "role": "assistant", "content": "a" }], "rejected": [{ "role": "assistant", "content": "b" }] });
     let e = open_pair(&pair, &with_source(strings)).unwrap_err();
@@ -284,7 +259,7 @@ fn a_conversation_may_begin_with_the_assistant() {
     );
     assert_eq!(masks(std::slice::from_ref(&row), &with_source(&asks)).unwrap(), [expected]);
     // If a template refuses such a conversation altogether, its own message is reported.
-    let e = masks(&[row], &with_template("gemma.jinja")).unwrap_err();
+    let e = masks(&[row], &with_template("gemma.jinja").unwrap()).unwrap_err();
     assert!(e.message().contains("refuses this conversation: Roles alternate"), "{e}");
 }
 
@@ -292,7 +267,7 @@ fn a_conversation_may_begin_with_the_assistant() {
 fn a_system_message_in_the_last_turn_is_trained_on_as_generation_sees_it() {
     let row =
         talk(&[("system", "Be brief."), ("user", "One"), ("assistant", "1"), ("user", "Two"), ("assistant", "2")]);
-    let tokenizer = with_template("mistral-last.jinja");
+    let tokenizer = with_template("mistral-last.jinja").unwrap();
     assert_eq!(
         masks(std::slice::from_ref(&row), &tokenizer).unwrap(),
         [
@@ -302,7 +277,7 @@ fn a_system_message_in_the_last_turn_is_trained_on_as_generation_sees_it() {
     );
     assert_eq!(notes(std::slice::from_ref(&row), &tokenizer), [(RowNote::AsGenerated, 1, 1)]);
     // With an older template, which writes the system message into the first turn, the row remains one example.
-    let found = masks(std::slice::from_ref(&row), &with_template("llama2.jinja")).unwrap();
+    let found = masks(std::slice::from_ref(&row), &with_template("llama2.jinja").unwrap()).unwrap();
     assert_eq!(
         found,
         ["[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nOne [/INST]« 1 <|im_end|>»[INST] Two [/INST]« 2 <|im_end|>»"]
@@ -320,7 +295,7 @@ fn a_system_message_in_the_last_turn_is_trained_on_as_generation_sees_it() {
 
 #[test]
 fn a_thought_opened_by_the_template_is_trained_on_from_the_row() {
-    let tokenizer = with_template("r1.jinja");
+    let tokenizer = with_template("r1.jinja").unwrap();
     let row = talk(&[
         ("user", "2+2?"),
         ("assistant", "<think>\nsimple\n</think>\n\n4"),
@@ -352,7 +327,7 @@ fn a_thought_opened_by_the_template_is_trained_on_from_the_row() {
 /// In every family of templates, the text before each trained answer equals the prompt that generation gets for it.
 #[test]
 fn trained_answers_follow_the_prompt_of_generation() {
-    let expected = read("templates/expected.json");
+    let expected = json::<Value>("templates/expected.json");
     let cases = expected["cases"].as_object().unwrap();
     let mut families = BTreeSet::new();
     let mut checked = 0;

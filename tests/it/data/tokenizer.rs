@@ -1,12 +1,14 @@
 //! Compares tokenizers with their reference libraries (GPT-2's two files, added tokens, SentencePiece), and tests
 //! tokenizers trained on text.
 
+use crate::support::command::ft_here;
+use crate::support::command::stderr;
 use crate::support::{fixture, json};
 use ft::data::bpe::{self, BpeTraining};
 use ft::data::{ChatMessage, ChatTokenizer};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 #[derive(serde::Deserialize)]
 struct Expected {
@@ -149,29 +151,25 @@ fn the_shipped_tokenizer_can_be_reproduced() {
     }
 }
 
-fn ft(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ft")).args(arguments).output().unwrap()
-}
-
 #[test]
 fn the_command_trains_shows_and_protects_existing_files() {
     let space = tempfile::tempdir().unwrap();
     let out = space.path().join("tokenizer");
     let to = out.to_str().unwrap();
     let train = ["tokenizer", "train", "--data", "datasets/text.jsonl", "datasets/chat.jsonl", "--vocab-size", "500"];
-    let train = |more: &[&str]| ft(&[&train[..], &["--out", to, "--json"], more].concat());
+    let train = |more: &[&str]| ft_here(&[&train[..], &["--out", to, "--json"], more].concat());
     let done = train(&["--special", "<|a|>", "--special", "<|b|>", "--chat-template", "chatml"]);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     let about: Value = serde_json::from_slice(&done.stdout).unwrap();
     assert_eq!((&about["vocab_size"], &about["special"][5]), (&500.into(), &"<|b|>".into()));
-    let shown = ft(&["tokenizer", "show", "--model", to, "<|b|>A room", "--json"]);
+    let shown = ft_here(&["tokenizer", "show", "--model", to, "<|b|>A room", "--json"]);
     let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
     assert_eq!((&shown["ids"][0], &shown["special"][0]), (&5.into(), &true.into()));
     let pieces: Vec<&str> = shown["pieces"].as_array().unwrap().iter().map(|p| p.as_str().unwrap()).collect();
     assert_eq!(pieces.concat(), "<|b|>A room");
 
     let refused = |output: Output, word: &str| {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let said = stderr(&output);
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.contains(word), "{said}");
     };
@@ -181,13 +179,13 @@ fn the_command_trains_shows_and_protects_existing_files() {
     std::fs::write(out.join("config.json"), "{}").unwrap();
     refused(train(&["--force"]), "replaces nothing else");
     refused(
-        ft(&["tokenizer", "train", "--data", "datasets/text.jsonl", "--vocab-size", "100", "--out", "x"]),
+        ft_here(&["tokenizer", "train", "--data", "datasets/text.jsonl", "--vocab-size", "100", "--out", "x"]),
         "at least 258",
     );
-    refused(ft(&["tokenizer", "train", "--data", "gone.jsonl", "--vocab-size", "300", "--out", to]), "--force");
+    refused(ft_here(&["tokenizer", "train", "--data", "gone.jsonl", "--vocab-size", "300", "--out", to]), "--force");
     let new = space.path().join("new");
     refused(
-        ft(&["tokenizer", "train", "--data", "gone.txt", "--vocab-size", "300", "--out", new.to_str().unwrap()]),
+        ft_here(&["tokenizer", "train", "--data", "gone.txt", "--vocab-size", "300", "--out", new.to_str().unwrap()]),
         "gone.txt",
     );
     assert!(!new.exists());
@@ -355,7 +353,7 @@ fn a_token_without_an_embedding_is_refused_where_a_row_uses_it() {
             [vec!["train", "sft.yaml", "--overwrite"], vec!["eval", "--model", "models/medical", "--data", rows_file]]
         {
             let done = space.command(&command).output().unwrap();
-            let said = String::from_utf8_lossy(&done.stderr).into_owned();
+            let said = stderr(&done);
             assert_eq!(done.status.success(), good, "{command:?}: {said}");
             if command[0] == "train" {
                 assert!(good.then(|| said.contains("`<|unused|>`")).unwrap_or(true), "{said}");

@@ -1,7 +1,7 @@
 //! Compares greedy decoding with transformers and with full forward passes, and sampling with transformers'
 //! probabilities.
 
-use crate::support::device;
+use crate::support::{device, fixture, json};
 use ft::generate::sampler::TokenCandidates;
 use ft::generate::{
     BatchLimits, BeamEarlyStopping, BeamSettings, ChatSession, Engine, FinishedAnswer, GeneratedAnswer,
@@ -12,16 +12,7 @@ use ft::nn::Tokens;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new("tests/fixtures").join(name)
-}
-
-fn json(name: &str) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(fixture(name)).unwrap()).unwrap()
-}
 
 fn tiny() -> Model {
     open(&fixture("tiny-llama"), &[], device(), Kind::Float).unwrap()
@@ -39,7 +30,7 @@ fn ignore(_: usize, _: u32) {}
 
 #[test]
 fn greedy_equals_transformers_in_a_batch_and_alone() {
-    let (model, expected) = (tiny(), json("generation.json"));
+    let (model, expected) = (tiny(), json::<Value>("generation.json"));
     let (prompts, new) = (lists(&expected["prompts"]), expected["max_new_tokens"].as_u64().unwrap() as usize);
     let mut heard: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
     let answers =
@@ -56,7 +47,7 @@ fn greedy_equals_transformers_in_a_batch_and_alone() {
 
 #[test]
 fn finished_rows_do_not_change_the_others() {
-    let (model, expected) = (tiny(), json("generation.json"));
+    let (model, expected) = (tiny(), json::<Value>("generation.json"));
     let stop: Vec<u32> = serde_json::from_value(expected["stop_tokens"].clone()).unwrap();
     let settings = GenerationSettings::greedy(expected["max_new_tokens"].as_u64().unwrap() as usize, &stop);
     // The prompts in order and in reverse: finished rows are removed from the middle and from the end of the cache.
@@ -141,7 +132,7 @@ fn a_session_answers_the_same_whatever_it_has_cached() {
 
 #[test]
 fn sampled_rows_do_not_depend_on_their_batch() {
-    let (model, expected) = (tiny(), json("generation.json"));
+    let (model, expected) = (tiny(), json::<Value>("generation.json"));
     let prompts = lists(&expected["prompts"]);
     let settings = GenerationSettings { temperature: 1.0, top_p: 0.95, seed: 3, ..GenerationSettings::greedy(10, &[]) };
     let run = |prompts: &[Vec<u32>], settings: &GenerationSettings| {
@@ -162,7 +153,7 @@ fn sampled_rows_do_not_depend_on_their_batch() {
 
 #[test]
 fn probabilities_equal_transformers() {
-    let reference = json("sampler.json");
+    let reference = json::<Value>("sampler.json");
     let logits: Vec<f32> = serde_json::from_value(reference["logits"].clone()).unwrap();
     let logits = Tensor::from_slice(&logits).view([1, -1]);
     let cases = reference["cases"].as_array().unwrap();
@@ -238,7 +229,7 @@ fn near(ours: &[f32], theirs: &Value, what: &str) {
 
 #[test]
 fn rules_equal_transformers_with_their_log_probabilities() {
-    let (model, reference) = (tiny(), json("generation/rules.json"));
+    let (model, reference) = (tiny(), json::<Value>("generation/rules.json"));
     let cases = reference["cases"].as_array().unwrap();
     assert!(cases.len() > 40);
     for case in cases {
@@ -253,7 +244,7 @@ fn rules_equal_transformers_with_their_log_probabilities() {
 
 #[test]
 fn beams_equal_transformers() {
-    let (model, reference) = (tiny(), json("generation/beams.json"));
+    let (model, reference) = (tiny(), json::<Value>("generation/beams.json"));
     let cases = reference["cases"].as_array().unwrap();
     assert!(cases.len() > 150);
     for case in cases {

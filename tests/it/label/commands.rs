@@ -1,5 +1,6 @@
 //! Tests the commands `ft label new`, `import`, `annotator`, `tui` and `judge`.
 
+use crate::support::command::stderr;
 use crate::support::labeling::*;
 use crate::support::needs::{SCRIPT, needs};
 use ft::label::Store;
@@ -28,7 +29,7 @@ fn said(arguments: &[&str]) -> Value {
 /// Runs a command that must fail with exit code 1 and all of `said` in stderr.
 fn refused(arguments: &[&str], said: &[&str]) {
     let output = ft(arguments).output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let stderr = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{arguments:?}: {stderr}");
     for part in said {
         assert!(stderr.contains(part), "{arguments:?}: {part} in {stderr}");

@@ -1,6 +1,7 @@
 //! Compares agreement and ranking numbers with reference packages, and runs the whole way from prompts to a reward
 //! model with the real binary: candidates, pairs, judges, report, export, training.
 
+use crate::support::command::stderr;
 use crate::support::json;
 use crate::support::workspace::Workspace;
 use ft::label::aggregate::{UnitRatings, dawid_skene};
@@ -172,7 +173,7 @@ fn candidates(space: &Workspace, more: &[&str]) -> Value {
 /// Runs a command that must fail with exit code 1 and returns its stderr.
 fn fails(space: &Workspace, arguments: &[&str]) -> String {
     let out = space.command(arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    let said = stderr(&out);
     assert_eq!(out.status.code(), Some(1), "ft {}: {said}", arguments.join(" "));
     said
 }

@@ -4,6 +4,7 @@
 //! The problem: three prompts, answers of one token, 512 arms (tokens) in eight classes. For each prompt another class
 //! has reward 1; the other arms have reward 0.
 
+use crate::support::rows::tiny_tokenizer;
 use crate::support::{self, fixture};
 use ft::data::prompts::PromptLimits;
 use ft::data::{BatchPlan, ChatTokenizer, Loader, Overflow, PromptSet, RowFormat, SourceList, SourceSpec};
@@ -43,7 +44,7 @@ impl RewardSource for Arms {
 }
 
 pub fn tokenizer() -> Rc<ChatTokenizer> {
-    Rc::new(ChatTokenizer::load(&fixture("tiny-tokenizer"), None).unwrap())
+    Rc::new(tiny_tokenizer())
 }
 
 pub fn prompts() -> Rc<PromptSet> {

@@ -1,7 +1,6 @@
 //! Compares distillation with its formulas: divergences, losses between layers, whole objectives. Also tests students
 //! that are cut out of a larger model.
 
-use crate::methods::distill_runs::refused;
 use crate::support::workspace::Workspace;
 use crate::support::{fixture, frozen, tensors, whole};
 use ft::methods::MicroBatch;
@@ -307,7 +306,7 @@ fn students_have_the_requested_layers_and_width() {
         (vec![], "nothing to remove"),
     ] {
         let arguments = [vec!["student", "--from", from, "--out", "other"], arguments].concat();
-        assert!(refused(&space, &arguments).contains(said), "{arguments:?}");
+        assert!(space.refused(&arguments).contains(said), "{arguments:?}");
         assert!(!space.path("other").exists());
     }
 }
@@ -320,5 +319,5 @@ fn a_gpt2_student_has_fewer_layers() {
     space.ft(&["student", "--from", from, "--layers", "1", "--out", "student"]);
     assert_eq!(frozen(&space.path("student"), Kind::Float).depth(), 1);
     let more = ["student", "--from", from, "--mlp", "8", "--out", "s", "--data", "datasets/icd10/train.jsonl"];
-    refused(&space, &more);
+    space.refused(&more);
 }

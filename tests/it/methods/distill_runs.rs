@@ -1,8 +1,8 @@
 //! Tests distillation with the real binary: teacher caches, answers by teachers and students, resumed runs, refused
 //! settings.
 
+use crate::support::resumed::resumed_equals_straight;
 use crate::support::workspace::Workspace;
-use crate::train::resume::resumed_equals_straight;
 use serde_json::Value;
 use std::process::Stdio;
 
@@ -51,28 +51,20 @@ fn a_full_cache_gives_the_losses_of_the_online_teacher() {
     assert!(few.last() < few.first() && (few[0] - online[0]).abs() < 0.5 * online[0], "{few:?} {online:?}");
 }
 
-pub fn refused(space: &Workspace, arguments: &[&str]) -> String {
-    let output = space.command(arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    said
-}
-
 #[test]
 fn a_cache_of_other_settings_or_models_is_refused() {
     let space = school("");
     let teach = ["teach", RECIPE, "--out", "teaching", "--top", "8"];
     assert!(
-        refused(&space, &["train", RECIPE, "--set", "method.distill.cache=nowhere"])
-            .contains("no teacher distributions")
+        space.refused(&["train", RECIPE, "--set", "method.distill.cache=nowhere"]).contains("no teacher distributions")
     );
-    assert!(refused(&space, &["teach", RECIPE, "--out", "t", "--top", "100000"]).contains("the tokenizer has"));
+    assert!(space.refused(&["teach", RECIPE, "--out", "t", "--top", "100000"]).contains("the tokenizer has"));
     assert!(!space.path("t").exists());
     space.ft(&teach);
     // The same call again reuses the cache; another temperature, other rows or another mask are refused.
     let again = space.ft(&teach);
     assert!(String::from_utf8_lossy(&again.stderr).contains("2 parts were already stored"));
-    let with = |set: &str| refused(&space, &["train", RECIPE, "--set", "method.distill.cache=teaching", "--set", set]);
+    let with = |set: &str| space.refused(&["train", RECIPE, "--set", "method.distill.cache=teaching", "--set", set]);
     assert!(with("method.distill.temperature=2").contains("temperature: was 1, is 2"));
     assert!(with("method.distill.supervise=all").contains("made from other train rows"));
     assert!(with("data.train.path=datasets/icd10/test.jsonl").contains("made from other train rows"));
@@ -95,7 +87,7 @@ fn a_cache_of_other_settings_or_models_is_refused() {
     let file = space.path("models/smollm2-135m-instruct/tokenizer.json");
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replacen("\"<|im_start|>\"", "\"<|begin|>\"", 1)).unwrap();
-    let said = refused(&space, &["train", RECIPE, "--set", "run.out=other"]);
+    let said = space.refused(&["train", RECIPE, "--set", "run.out=other"]);
     assert!(said.contains("another tokenizer than the student's") && said.contains("--generate"), "{said}");
 }
 
@@ -104,11 +96,11 @@ fn contradictory_settings_are_refused() {
     let space = school("");
     let with = |set: &str| {
         let set = format!("method.distill.{set}");
-        refused(&space, &["check", RECIPE, "--set", &set, "--set", "run.out=none"])
+        space.refused(&["check", RECIPE, "--set", &set, "--set", "run.out=none"])
     };
     let cached = |set: &str| {
         let set = format!("method.distill.{set}");
-        refused(&space, &["check", RECIPE, "--set", &set, "--set", "method.distill.cache=teaching"])
+        space.refused(&["check", RECIPE, "--set", &set, "--set", "method.distill.cache=teaching"])
     };
     let two = "[{path: models/medical}, {path: models/medical}]";
     assert!(cached("on_policy={}").contains("a cache has no distributions for what the student writes"));
@@ -121,15 +113,15 @@ fn contradictory_settings_are_refused() {
     assert!(with("on_policy={share: 1.5}").contains("from 0 to 1"));
     let several = ["check", RECIPE, "--set", "method.distill.match={hidden: {}}", "--set"];
     let two = format!("method.distill.teachers={two}");
-    assert!(refused(&space, &[&several[..], &[&two]].concat()).contains("takes one teacher, found 2"));
+    assert!(space.refused(&[&several[..], &[&two]].concat()).contains("takes one teacher, found 2"));
     // Layer numbers out of range are detected once the models are read.
-    let said = refused(&space, &["train", RECIPE, "--set", "method.distill.match={hidden: {layers: [[0, 3]]}}"]);
+    let said = space.refused(&["train", RECIPE, "--set", "method.distill.match={hidden: {layers: [[0, 3]]}}"]);
     assert!(said.contains("[0, 3]: the teacher has layers 0 to 2"), "{said}");
-    let said = refused(&space, &["train", RECIPE, "--set", "method.distill.match={attention: {layers: [[1, 0]]}}"]);
+    let said = space.refused(&["train", RECIPE, "--set", "method.distill.match={attention: {layers: [[1, 0]]}}"]);
     assert!(said.contains("[1, 0]: the student has layers 0 to 0"), "{said}");
     let text =
         ["train", RECIPE, "--set", "data.train.path=datasets/text.jsonl", "--set", "method.distill.on_policy={}"];
-    assert!(refused(&space, &text).contains("no row has a prompt"));
+    assert!(space.refused(&text).contains("no row has a prompt"));
 }
 
 #[test]
@@ -252,7 +244,7 @@ fn teacher_answers_become_a_data_set_and_an_interrupted_call_continues() {
     space.ft(&[&["train", RECIPE][..], &learn].concat());
     // No answer reaches the required reward.
     let never = GENERATE.replace("least: 0.5", "least: 2");
-    let said = refused(&space, &["teach", RECIPE, "--generate", "--out", "none.jsonl", "--set", &never]);
+    let said = space.refused(&["teach", RECIPE, "--generate", "--out", "none.jsonl", "--set", &never]);
     assert!(said.contains("none of the answers to 24 prompts can be used"), "{said}");
 }
 

@@ -2,6 +2,8 @@
 //! hand (tests/reference/make_ppo.py), and whole runs on tiny models.
 
 use crate::methods::bandit;
+use crate::support::command::stderr;
+use crate::support::files::copy_folder;
 use crate::support::workspace::Workspace;
 use crate::support::{self, Gap, Row, Sequence, adapted, assert_close, assert_number, device, fixture};
 use ft::adapters::{LoraPlan, LoraSpec, Targets};
@@ -23,7 +25,7 @@ use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tch::{Kind, Tensor};
 
 /// The answers of an iteration: a list of numbers for each, one per token.
@@ -486,14 +488,6 @@ fn space() -> Workspace {
     space
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let (path, to) = (entry.as_ref().unwrap().path(), to.join(entry.as_ref().unwrap().file_name()));
-        if path.is_dir() { copy(&path, &to) } else { assert!(std::fs::copy(&path, &to).is_ok()) }
-    }
-}
-
 /// A run that is interrupted after step 6, in the middle of the second iteration, and resumed ends with the same bits
 /// as an uninterrupted run.
 #[test]
@@ -508,7 +502,7 @@ fn a_run_interrupted_inside_an_iteration_resumes_bit_for_bit() {
         let out = format!("run.out={straight}");
         let sets: Vec<&str> = sets.iter().flat_map(|s| ["--set", s]).collect();
         space.ft(&[&["train", "ppo.yaml", "--set", &out][..], &sets].concat());
-        copy(&space.path(&straight), &space.path(&broken));
+        copy_folder(&space.path(&straight), &space.path(&broken));
         for later in 7..=9 {
             std::fs::remove_dir_all(space.path(&format!("{broken}/checkpoints/step-{later}"))).unwrap();
         }
@@ -553,7 +547,7 @@ fn a_run_that_exceeds_its_kl_limit_stops_and_keeps_the_best_step() {
         "--set",
         "method.ppo.kl.target=null",
     ]);
-    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    let said = stderr(&out);
     assert!(said.contains("the limit is 0.05") && said.contains("next: "), "{said}");
     let summary = space.json("runs/ppo/summary.json");
     assert_eq!(summary["stopped_early"], true, "{summary}");
@@ -591,7 +585,7 @@ run:     { steps: 2, samples: 0, out: adapters/judge }
     let rewards = "method.ppo.rewards=[{model: {path: adapters/judge}}]";
     let train = ["train", "ppo.yaml", "--set", "run.steps=4", "--set", rewards];
     let refused = space.command(&train).output().unwrap();
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let said = stderr(&refused);
     assert_eq!(refused.status.code(), Some(1), "{said}");
     assert!(
         said.contains("not fit to train a policy with") && said.contains("of the pairs") && said.contains("force"),
@@ -626,7 +620,7 @@ run:     { steps: 2, samples: 0, out: adapters/judge }
     ft::nn::weights::save(&file, named).unwrap();
     let broken =
         space.command(&["train", "ppo.yaml", "--set", "run.steps=4", "--set", forced, "--overwrite"]).output().unwrap();
-    let said = String::from_utf8_lossy(&broken.stderr).into_owned();
+    let said = stderr(&broken);
     assert!(broken.status.code() == Some(1) && said.contains("reward.json"), "{said}");
 }
 
@@ -643,7 +637,7 @@ fn settings_that_contradict_each_other_are_refused() {
         ("method.ppo.rewards=[{model: {path: adapters/none, force: true}}]", "neither a reward model"),
     ] {
         let refused = space.command(&["train", "ppo.yaml", "--set", set]).output().unwrap();
-        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        let said = stderr(&refused);
         assert!(refused.status.code() == Some(1) && said.contains(says) && said.contains("hint"), "{set}: {said}");
     }
     let whole = ["train", "ppo.yaml", "--set", "adapter=null", "--set", "method.ppo.value={adapter: {}}"];

@@ -1,6 +1,8 @@
 //! Tests the preference losses: values and gradients against TRL's own functions (tests/fixtures/preference-losses),
 //! whole runs against TRL's trainers, and properties that need no reference.
 
+use crate::support::command::stderr;
+use crate::support::files::jsonl;
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec, file};
 use ft::data::{BatchPlan, CacheChoice, ChatTokenizer, Overflow, SourceList, SourceSpec, TokenCache};
@@ -170,7 +172,7 @@ impl Files {
     fn new(rows: &[Value]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows.jsonl");
-        std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
+        std::fs::write(&path, jsonl(rows)).unwrap();
         let tokenizer = Rc::new(ChatTokenizer::load(&fixture("tiny-tokenizer"), None).unwrap());
         Self {
             sources: SourceList(vec![SourceSpec::file(path, Default::default())]),
@@ -520,7 +522,7 @@ fn a_run_started_from_an_adapter_uses_it_as_start_and_reference() {
     assert!((live[3] - live[0]).abs() > 1e-3, "{live:?}");
     live.iter().zip(&cached).for_each(|(a, b)| near("live and cached", *b, *a, 1e-4));
     let other = dpo("other", &["adapter.lora.alpha=16"]);
-    let said = String::from_utf8_lossy(&other.stderr).into_owned();
+    let said = stderr(&other);
     assert!(other.status.code() == Some(1) && said.contains("alpha: 32") && said.contains("adapter.lora"), "{said}");
 }
 

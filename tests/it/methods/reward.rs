@@ -1,6 +1,9 @@
 //! Compares reward models with TRL, transformers and PEFT (tests/fixtures/reward/make.py), and tests what needs no
 //! reference: saving, refusals, the report card, `ft score` and packing.
 
+use crate::support::command::stderr;
+use crate::support::files::copied;
+use crate::support::files::jsonl;
 use crate::support::workspace::Workspace;
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec, file};
@@ -65,15 +68,6 @@ fn told(error: &ft::error::Error) -> String {
     format!("{} {}", error.message(), error.hints().join(" "))
 }
 
-fn copy(from: &Path) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
-    }
-    folder
-}
-
 #[test]
 fn scores_of_transformers_directories_are_the_same() {
     for name in ["llama", "qwen3", "gpt2"] {
@@ -94,7 +88,7 @@ fn scores_of_a_peft_adapter_are_the_same() {
 
 #[test]
 fn scores_equal_transformers_if_the_padding_token_ends_answers() {
-    let folder = copy(&fixture("reward/llama"));
+    let folder = copied(&fixture("reward/llama"));
     let path = folder.path().join("config.json");
     let mut config: Value = read_json(&path).unwrap();
     config["pad_token_id"] = json!(2);
@@ -209,7 +203,7 @@ fn ten_steps_of_lora_with_margins_and_centring_equal_trl() {
 
 /// Makes a folder with a tiny model and a tokenizer whose padding token also ends answers.
 fn base() -> tempfile::TempDir {
-    let folder = copy(&fixture("tiny-llama"));
+    let folder = copied(&fixture("tiny-llama"));
     for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
         std::fs::copy(fixture("tiny-tokenizer").join(name), folder.path().join(name)).unwrap();
     }
@@ -300,10 +294,10 @@ fn a_model_other_than_the_trained_reward_model_is_refused() {
         told(&error)
     };
     let with = |change: &dyn Fn(&mut BTreeMap<String, Tensor>)| {
-        let folder = copy(&good);
+        let folder = copied(&good);
         let mut tensors = tensors(good.join(file::TENSORS)).into_iter().map(|(k, t)| (k, t.copy())).collect();
         change(&mut tensors);
-        weights::save(&folder.path().join(file::TENSORS), tensors.iter().map(|(k, t)| (k.as_str(), t))).unwrap();
+        save_tensors(&folder.path().join(file::TENSORS), &tensors);
         refused(base.path(), folder.path())
     };
     const HEAD: &str = "base_model.model.score.weight";
@@ -316,15 +310,15 @@ fn a_model_other_than_the_trained_reward_model_is_refused() {
     let broken = with(&|t| drop(t.insert(HEAD.into(), Tensor::full([1, 64], f64::NAN, (Kind::Float, Device::Cpu)))));
     assert!(broken.contains("when it was saved"), "{broken}");
     // The same adapter on another base of the same shape.
-    let other = copy(base.path());
+    let other = copied(base.path());
     let path = other.path().join("model.safetensors");
     let mut moved: BTreeMap<String, Tensor> =
         tensors(base.path().join("model.safetensors")).into_iter().map(|(k, t)| (k, t.copy())).collect();
     let _ = moved.get_mut("model.layers.0.mlp.down_proj.weight").unwrap().neg_();
-    weights::save(&path, moved.iter().map(|(k, t)| (k.as_str(), t))).unwrap();
+    save_tensors(&path, &moved);
     assert!(refused(other.path(), &good).contains("base"), "another base");
     // A PEFT config that does not name the head.
-    let bare = copy(&good);
+    let bare = copied(&good);
     let config = bare.path().join("adapter_config.json");
     let mut value: Value = read_json(&config).unwrap();
     value["modules_to_save"] = Value::Null;
@@ -405,7 +399,7 @@ fn a_run_writes_a_report_card_and_ft_score_scores_every_row() {
         })
         .collect();
     let file = |name: &str, rows: &[Value]| {
-        std::fs::write(space.path(name), rows.iter().map(|r| format!("{r}\n")).collect::<String>()).unwrap();
+        std::fs::write(space.path(name), jsonl(rows)).unwrap();
     };
     file("chats.jsonl", &rows);
     let judged: Vec<Value> = lines
@@ -437,12 +431,12 @@ fn a_run_writes_a_report_card_and_ft_score_scores_every_row() {
             .command(&[&["score"], &model[..], &["--input", input, "--out", "none.jsonl"]].concat())
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        let said = stderr(&out);
         assert!(out.status.code() == Some(1) && said.contains(word), "{input}: {said}");
         assert!(!space.path("none.jsonl").exists());
     }
     let eval = space.command(&[&["eval"], &model[..], &["--data", "datasets/chat.jsonl"]].concat()).output().unwrap();
-    let said = String::from_utf8_lossy(&eval.stderr).into_owned();
+    let said = stderr(&eval);
     assert!(eval.status.code() == Some(1) && said.contains("ft score"), "{said}");
 }
 

@@ -1,6 +1,8 @@
 //! Tests GRPO, its variants and RLOO: losses, gradients, advantages and metrics against TRL's trainers on fixed
 //! tensors, and whole runs through the real binary.
 
+use crate::support::command::stderr;
+use crate::support::files::copy_folder;
 use crate::support::workspace::Workspace;
 use crate::support::{assert_within, json};
 use ft::methods::grpo::spec::{GrpoLoss, ScaleRewards};
@@ -13,7 +15,6 @@ use ft::nn::head::TargetScores;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::Path;
 use tch::{Kind, Tensor};
 
 #[derive(Deserialize)]
@@ -239,20 +240,12 @@ optim:   { lr: 1e-3 }
 run:     { steps: 8, eval_every: 4, save_every: 1, keep: 20, samples: 0, out: straight }
 ";
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let (path, to) = (entry.as_ref().unwrap().path(), to.join(entry.as_ref().unwrap().file_name()));
-        if path.is_dir() { copy(&path, &to) } else { assert!(std::fs::copy(&path, &to).is_ok()) }
-    }
-}
-
 #[test]
 fn a_run_interrupted_inside_a_rollout_resumes_bit_for_bit() {
     let space = Workspace::new();
     std::fs::write(space.path("rl.yaml"), RECIPE).unwrap();
     space.ft(&["train", "rl.yaml"]);
-    copy(&space.path("straight"), &space.path("broken"));
+    copy_folder(&space.path("straight"), &space.path("broken"));
     // After step 6, half of the steps of the second rollout are done.
     for step in 7..=8 {
         std::fs::remove_dir_all(space.path(&format!("broken/checkpoints/step-{step}"))).unwrap();
@@ -329,7 +322,7 @@ fn a_reward_that_fails_ends_the_run_with_its_reason() {
         let recipe = format!("{}      - {rewards}\n{}", &RECIPE[..begin], &RECIPE[end..]);
         std::fs::write(space.path("rl.yaml"), recipe).unwrap();
         let output = space.command(&["train", "rl.yaml", "--overwrite"]).output().unwrap();
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let text = stderr(&output);
         assert_eq!(output.status.code(), Some(1), "{text}");
         said.iter().for_each(|s| assert!(text.contains(s), "no {s:?} in {text}"));
     };

@@ -43,19 +43,6 @@ fn refused(folder: &Path, parts: &[&str]) -> String {
     text
 }
 
-/// Copies a model directory and applies `change` to its tensors.
-fn changed(change: impl FnOnce(&mut Tensors)) -> tempfile::TempDir {
-    let folder = with_weights("biased-llama", "biased-llama");
-    let mut all = tensors("biased-llama/model.safetensors");
-    change(&mut all);
-    save(&folder.path().join("model.safetensors"), &all);
-    folder
-}
-
-fn save(path: &Path, tensors: &Tensors) {
-    weights::save(path, tensors.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
-}
-
 /// Copies a model directory and applies `change` to its config.
 fn configured(change: impl FnOnce(&mut Map<String, Value>)) -> tempfile::TempDir {
     let folder = with_weights("biased-llama", "biased-llama");
@@ -68,8 +55,8 @@ fn configured(change: impl FnOnce(&mut Map<String, Value>)) -> tempfile::TempDir
 
 #[test]
 fn one_error_names_all_missing_extra_and_misshapen_tensors() {
-    assert!(try_load(changed(|_| ()).path()).is_ok());
-    let folder = changed(|t| {
+    assert!(try_load(with_changed_weights("biased-llama", |_| ()).path()).is_ok());
+    let folder = with_changed_weights("biased-llama", |t| {
         t.remove(Q);
         t.insert("model.norm.weight".into(), Tensor::zeros([25], (Kind::Float, Device::Cpu)));
         t.insert("lm_head.weight".into(), Tensor::zeros([64, 24], (Kind::Int8, Device::Cpu)));
@@ -78,26 +65,26 @@ fn one_error_names_all_missing_extra_and_misshapen_tensors() {
     let misshapen = "`model.norm.weight` has shape [25], expected [24]";
     refused(folder.path(), &[&missing, misshapen, "`lm_head.weight` has dtype Int8", "hint:"]);
 
-    let folder = changed(|t| {
+    let folder = with_changed_weights("biased-llama", |t| {
         t.insert("model.layers.3.self_attn.q_proj.weight".into(), Tensor::zeros([2], (Kind::Float, Device::Cpu)));
     });
     refused(folder.path(), &["1 tensors", "`model.layers.3.self_attn.q_proj.weight`", "hint:"]);
 
     // A wrong config gives many missing tensors: only the first few are listed.
-    let folder = changed(|t| t.retain(|n, _| !n.contains("layers")));
+    let folder = with_changed_weights("biased-llama", |t| t.retain(|n, _| !n.contains("layers")));
     refused(folder.path(), &["more"]);
 }
 
 #[test]
 fn old_buffers_and_the_copy_of_a_tied_head_are_ignored() {
-    let folder = changed(|t| {
+    let folder = with_changed_weights("biased-llama", |t| {
         t.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), Tensor::zeros([4], (Kind::Float, Device::Cpu)));
     });
     assert!(try_load(folder.path()).is_ok());
     let folder = with_weights("tiny-llama", "tiny-llama");
     let mut all = tensors("tiny-llama/model.safetensors");
     all.insert("lm_head.weight".into(), all["model.embed_tokens.weight"].shallow_clone());
-    save(&folder.path().join("model.safetensors"), &all);
+    save_tensors(&folder.path().join("model.safetensors"), &all);
     assert!(try_load(folder.path()).is_ok());
 }
 
@@ -157,7 +144,7 @@ fn sharded() -> tempfile::TempDir {
         tensors("biased-llama/model.safetensors").into_iter().partition(|(n, _)| n.contains("mlp"));
     let mut map = Map::new();
     for (file, part) in [("one.safetensors", &first), ("two.safetensors", &second)] {
-        save(&folder.path().join(file), part);
+        save_tensors(&folder.path().join(file), part);
         map.extend(part.keys().map(|n| (n.clone(), json!(file))));
     }
     index(folder.path(), map.into());
@@ -203,7 +190,7 @@ fn incomplete_shards_are_refused_by_name() {
     index(folder.path(), good.into());
     let mut two = tensors_at(&folder.path().join("two.safetensors"));
     two.insert("model.layers.0.mlp.up_proj.weight".into(), Tensor::zeros([36, 24], (Kind::Float, Device::Cpu)));
-    save(&folder.path().join("two.safetensors"), &two);
+    save_tensors(&folder.path().join("two.safetensors"), &two);
     refused(folder.path(), &["two.safetensors", "`model.layers.0.mlp.up_proj.weight` is in two shards"]);
 }
 
@@ -265,7 +252,7 @@ fn unsupported_configs_are_refused_by_key() {
 
 #[test]
 fn nan_weights_load_and_give_a_nan_loss() {
-    let folder = changed(|t| {
+    let folder = with_changed_weights("biased-llama", |t| {
         let w = t[Q].copy();
         let _ = w.get(3).fill_(f64::NAN);
         t.insert(Q.into(), w);

@@ -4,6 +4,7 @@
 //! `FT_CPU=avx2` makes ft treat the processor as one without bfloat16 products, so that both kinds of machine are
 //! tested everywhere.
 
+use crate::support::command::{stderr, succeed};
 use crate::support::workspace::Workspace;
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec};
@@ -120,16 +121,6 @@ fn lesser(space: &Workspace, arguments: &[&str]) -> Output {
     succeed(space.command(arguments).env("FT_CPU", "avx2"))
 }
 
-fn succeed(command: &mut Command) -> Output {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}\n{}", said(&output));
-    output
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
 fn on_cpu() -> bool {
     device() == tch::Device::Cpu
 }
@@ -141,12 +132,12 @@ fn a_run_reports_and_records_the_chosen_format() {
     }
     let space = workspace();
     let output = lesser(&space, &["train", "r.yaml"]);
-    let text = said(&output);
+    let text = stderr(&output);
     assert!(text.contains("arithmetic in float32 (this device does not multiply bfloat16)"), "{text}");
     assert_eq!(space.json("run/plan.json")["recipe"]["model"]["dtype"], "f32");
     assert_eq!(space.json("run/ft.lock")["arithmetic"], "f32");
     let output = lesser(&space, &["train", "r.yaml", "--set", "run.out=held", "--set", "model.storage=file"]);
-    assert!(said(&output).contains("frozen weights stay in bfloat16"), "{}", said(&output));
+    assert!(stderr(&output).contains("frozen weights stay in bfloat16"), "{}", stderr(&output));
     let adapter = |run: &str| std::fs::read(space.path(&format!("{run}/adapter_model.safetensors"))).unwrap();
     assert!(adapter("run") == adapter("held"), "how weights are held changes a number");
     // The predicted memory is that of the format in which the weights are kept.
@@ -168,10 +159,10 @@ fn slow_bf16_gives_a_warning_with_the_measured_factor() {
     let space = workspace();
     let eval =
         ["eval", "--model", "models/smollm2-135m-instruct", "--data", "datasets/icd10/test.jsonl", "--rows", "1"];
-    let asked = said(&lesser(&space, &[&eval[..], &["--dtype", "bf16"]].concat()));
+    let asked = stderr(&lesser(&space, &[&eval[..], &["--dtype", "bf16"]].concat()));
     assert!(asked.contains("times slower than in f32 on this device"), "{asked}");
     assert!(asked.contains("arithmetic in bfloat16 (asked for)"), "{asked}");
-    let left_out = said(&lesser(&space, &eval));
+    let left_out = stderr(&lesser(&space, &eval));
     assert!(!left_out.contains("slower") && left_out.contains("arithmetic in float32"), "{left_out}");
 }
 
@@ -193,25 +184,25 @@ fn a_resumed_run_keeps_its_format_on_another_kind_of_machine() {
     // Started in bfloat16, as on a machine with bfloat16 products, and resumed on one without.
     space.ft(&["train", "r.yaml", "--set", "model.dtype=bf16"]);
     cut("run", "moved");
-    let resumed = said(&lesser(&space, &["resume", "moved"]));
+    let resumed = stderr(&lesser(&space, &["resume", "moved"]));
     assert!(resumed.contains("resuming after step 2") && resumed.contains("arithmetic in bfloat16"), "{resumed}");
     assert!(resumed.contains("times slower than in f32"), "{resumed}");
     assert_eq!(dtype("moved"), "bf16");
     // The same with `train --resume` and the original recipe, in which `auto` chooses the format.
     cut("run", "again");
     let recipe = ["train", "r.yaml", "--resume", "--set", "run.out=again"];
-    let resumed = said(&lesser(&space, &recipe));
+    let resumed = stderr(&lesser(&space, &recipe));
     assert!(resumed.contains("resuming after step 2") && resumed.contains("arithmetic in bfloat16"), "{resumed}");
     // The other way round: started in float32.
     lesser(&space, &["train", "r.yaml", "--set", "run.out=wide"]);
     cut("wide", "back");
-    let resumed = said(&space.ft(&["resume", "back"]));
+    let resumed = stderr(&space.ft(&["resume", "back"]));
     assert!(resumed.contains("resuming after step 2") && resumed.contains("arithmetic in float32"), "{resumed}");
     assert_eq!([dtype("wide"), dtype("back")], ["f32", "f32"]);
     // A format set explicitly to another value is refused: it would be another run.
     let refused = space.command(&["train", "r.yaml", "--resume", "--set", "model.dtype=f32"]).output().unwrap();
     assert_eq!(refused.status.code(), Some(1));
-    assert!(said(&refused).contains("model.dtype: was \"bf16\", is \"f32\""), "{}", said(&refused));
+    assert!(stderr(&refused).contains("model.dtype: was \"bf16\", is \"f32\""), "{}", stderr(&refused));
 }
 
 #[test]
@@ -219,5 +210,5 @@ fn an_unknown_ft_cpu_value_is_refused_by_name() {
     let space = Workspace::new();
     let output = space.command(&["doctor"]).env("FT_CPU", "avx1024").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("FT_CPU=avx1024: unknown; expected one of portable, avx2"), "{}", said(&output));
+    assert!(stderr(&output).contains("FT_CPU=avx1024: unknown; expected one of portable, avx2"), "{}", stderr(&output));
 }

@@ -3,7 +3,7 @@
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec, Targets};
 use ft::models::{LayerReplay, Metrics, Model};
-use ft::nn::{AdapterPlan, AdapterSite, LayerKind, ParamRole, Tokens, Weights, weights};
+use ft::nn::{AdapterPlan, AdapterSite, LayerKind, ParamRole, Tokens, Weights};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -197,10 +197,10 @@ fn merged_weights_give_the_adapted_output() {
             let site = AdapterSite { name: site, layer: p.layer, weight: &p.tensor, bias: None, tied: false };
             (p.name.clone(), plan.attach(&site, add).unwrap().unwrap().merged(&p.tensor).detach())
         };
-        let merged: Vec<(String, Tensor)> = model.params().base().map(merge).collect();
+        let merged: BTreeMap<String, Tensor> = model.params().base().map(merge).collect();
         assert_eq!(folded * 2, adapter.keys().filter(|n| n.contains(".lora_")).count());
         let folder = with_weights(base, base);
-        weights::save(&folder.path().join("model.safetensors"), merged.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
+        save_tensors(&folder.path().join("model.safetensors"), &merged);
         let sequence = Sequence::random(30, 64, 1);
         let gap = assert_close(
             "merged",
@@ -258,7 +258,7 @@ fn in_bf16(name: &str) -> tempfile::TempDir {
     let narrow: BTreeMap<String, Tensor> =
         tensors.into_iter().map(|(name, t)| (name, t.to_kind(Kind::BFloat16))).collect();
     let file = folder.path().join("model.safetensors");
-    weights::save(&file, narrow.iter().map(|(name, t)| (name.as_str(), t))).unwrap();
+    save_tensors(&file, &narrow);
     folder
 }
 

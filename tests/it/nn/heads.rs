@@ -7,7 +7,7 @@ use ft::adapters::{LoraPlan, LoraSpec, Targets, file};
 use ft::convert::export::{self, ExportVerdict};
 use ft::convert::merged;
 use ft::models::{Config, LayerReplay, Model};
-use ft::nn::{AdapterPlan, AdapterSite, Dense, LayerKind, ParamRole, Tokens, Weights, weights};
+use ft::nn::{AdapterPlan, AdapterSite, Dense, LayerKind, ParamRole, Tokens, Weights};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,19 +23,6 @@ const HEAD: &str = "lm_head.weight";
 fn noise(like: &Tensor) -> Tensor {
     tch::manual_seed(11);
     Tensor::randn_like(like) * 0.3
-}
-
-/// Copies a fixture and applies `change` to its weights.
-fn changed(name: &str, change: impl FnOnce(&mut BTreeMap<String, Tensor>)) -> tempfile::TempDir {
-    let folder = with_weights(name, name);
-    let mut tensors = tensors(Path::new(name).join("model.safetensors"));
-    change(&mut tensors);
-    save(&folder.path().join("model.safetensors"), &tensors);
-    folder
-}
-
-fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) {
-    weights::save(path, tensors.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
 }
 
 fn config(folder: &Path) -> Value {
@@ -63,11 +50,11 @@ fn names(folder: &Path) -> Vec<String> {
 #[test]
 fn a_head_that_differs_from_its_tied_embedding_is_used_and_kept() {
     for (name, embedding) in TIED {
-        let parted = changed(name, |t| {
+        let parted = with_changed_weights(name, |t| {
             let head = &t[embedding] + noise(&t[embedding]);
             t.insert(HEAD.into(), head);
         });
-        let untied = changed(name, |t| {
+        let untied = with_changed_weights(name, |t| {
             let head = &t[embedding] + noise(&t[embedding]);
             t.insert(HEAD.into(), head);
         });
@@ -123,14 +110,14 @@ fn a_head_that_differs_from_its_tied_embedding_is_used_and_kept() {
 fn an_equal_head_stays_tied_and_a_head_alone_is_used_as_embedding() {
     for (name, embedding) in TIED {
         let expected = answers(&frozen(&fixture(name), Kind::Float));
-        let copied = changed(name, |t| drop(t.insert(HEAD.into(), t[embedding].shallow_clone())));
+        let copied = with_changed_weights(name, |t| drop(t.insert(HEAD.into(), t[embedding].shallow_clone())));
         // `alone`: the shared weight is stored under the head's name only. `wide`: the copy is stored in float64.
-        let alone = changed(name, |t| {
+        let alone = with_changed_weights(name, |t| {
             let key = t.keys().find(|k| embedding.ends_with(k.as_str())).unwrap().clone();
             let shared = t.remove(&key).unwrap();
             t.insert(HEAD.into(), shared);
         });
-        let wide = changed(name, |t| drop(t.insert(HEAD.into(), t[embedding].to_kind(Kind::Double))));
+        let wide = with_changed_weights(name, |t| drop(t.insert(HEAD.into(), t[embedding].to_kind(Kind::Double))));
         for folder in [&copied, &alone, &wide] {
             assert!(Config::read(folder.path()).unwrap().tie_word_embeddings, "{name}");
             assert_same(name, &answers(&frozen(folder.path(), Kind::Float)), &expected);
@@ -220,7 +207,7 @@ fn an_adapters_own_base_layer_replaces_that_of_the_base() {
         tensors.insert(key.clone(), own.shallow_clone());
         file::write(folder.path(), &read.spec, "base", tensors.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
         // The expected result: the same weight stored in the base model, and an adapter without `base_layer`.
-        let other = changed("biased-llama", |t| drop(t.insert(weight.into(), own.shallow_clone())));
+        let other = with_changed_weights("biased-llama", |t| drop(t.insert(weight.into(), own.shallow_clone())));
         let plain = tempfile::tempdir().unwrap();
         tensors.remove(&key);
         file::write(plain.path(), &read.spec, "base", tensors.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
@@ -300,7 +287,7 @@ fn a_low_rank_update_of_a_shared_weight_changes_one_module_only() {
             let model = adapted(&base, Kind::Float, &LoraPlan::new(&spec).unwrap());
             fill_adapter(&model, 0.1);
             // The expected result: an untied base model to whose weights the update was added by hand.
-            let untied = changed(name, |t| {
+            let untied = with_changed_weights(name, |t| {
                 let shared = t[embedding].to_kind(Kind::Float);
                 t.insert(HEAD.into(), shared.copy());
                 let update = |module: &str| {

@@ -1,11 +1,11 @@
 //! Tests recipes: the report of all mistakes at once, `--set`, the plan, the reference documentation, and `ft recipe`.
 
+use crate::support::command::ft_here;
 use ft::adapters::AdapterSpec;
 use ft::methods::MethodSpec;
 use ft::recipe::{self, Plan};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 const GOOD: &str = "\
 model: { path: base }
@@ -43,12 +43,8 @@ fn shipped() -> Vec<PathBuf> {
     files
 }
 
-fn ft(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ft")).args(args).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap()
-}
-
 fn stdout(args: &[&str]) -> String {
-    let out = ft(args);
+    let out = ft_here(args);
     assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
 }
@@ -466,10 +462,10 @@ fn the_subcommands_of_ft_recipe_print_what_they_promise() {
     assert!(stdout(&["recipe", "explain"]).lines().count() >= recipe::keys().len());
     assert_eq!(stdout(&["recipe", "reference"]), recipe::markdown());
 
-    let wrong = ft(&["recipe", "explain", "lora_r"]);
+    let wrong = ft_here(&["recipe", "explain", "lora_r"]);
     assert_eq!(wrong.status.code(), Some(1));
     let said = String::from_utf8(wrong.stderr).unwrap();
     assert_eq!(said, "error: unknown key `lora_r`\nhint: `lora_r` is `adapter.lora.rank` here\n");
-    let wrong = ft(&["recipe", "show", "recipes/lora-medical.yaml", "--set", "optim.lr=x"]);
+    let wrong = ft_here(&["recipe", "show", "recipes/lora-medical.yaml", "--set", "optim.lr=x"]);
     assert_eq!((wrong.status.code(), wrong.stdout.len()), (Some(1), 0));
 }

@@ -1,9 +1,11 @@
 //! Tests the sources of rewards: the number that each rule gives, and one clear error for every way in which a source
 //! can fail.
 
+use crate::support::files::jsonl;
+use crate::support::rows::tiny_tokenizer;
 use crate::support::{self, fixture};
+use ft::data::Overflow;
 use ft::data::prompts::PromptLimits;
-use ft::data::{ChatTokenizer, Overflow};
 use ft::data::{PromptRow, PromptSet, RowFormat, SourceList, SourceSpec};
 use ft::error::Result;
 use ft::models::Model;
@@ -258,15 +260,11 @@ fn a_server_that_fails_is_named() {
     fails(one(spec, json!({}), &["a"]), &["is the server running"]);
 }
 
-fn tokenizer() -> ChatTokenizer {
-    ChatTokenizer::load(&fixture("tiny-tokenizer"), None).unwrap()
-}
-
 fn prompts(lines: &[Value], room: PromptLimits) -> Result<PromptSet> {
     let folder = tempfile::tempdir().unwrap();
     let path: PathBuf = folder.path().join("rows.jsonl");
-    std::fs::write(&path, lines.iter().map(|l| format!("{l}\n")).collect::<String>()).unwrap();
-    PromptSet::open(&SourceList(vec![SourceSpec::file(path, RowFormat::Auto)]), &tokenizer(), room)
+    std::fs::write(&path, jsonl(lines)).unwrap();
+    PromptSet::open(&SourceList(vec![SourceSpec::file(path, RowFormat::Auto)]), &tiny_tokenizer(), room)
 }
 
 const ROOM: PromptLimits = PromptLimits { longest: 100, on_overflow: Overflow::Error, tolerance: 0.0 };
@@ -279,7 +277,7 @@ fn prompts_keep_the_columns_of_their_rows() {
     let row = &found.rows[0];
     assert_eq!((&row.columns["answer"], &row.columns["level"], row.line), (&json!("good day"), &json!(3), 1));
     assert_eq!(row.text, "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n");
-    assert_eq!(tokenizer().decode(&row.ids, false).unwrap(), row.text);
+    assert_eq!(tiny_tokenizer().decode(&row.ids, false).unwrap(), row.text);
     // A conversation without an answer is the prompt as a whole; the row's own column `answer` is kept.
     let asked = prompts(&[json!({ "messages": [user], "answer": "x" })], ROOM).unwrap();
     assert_eq!((&asked.rows[0].ids, &asked.rows[0].columns["answer"]), (&row.ids, &json!("x")));

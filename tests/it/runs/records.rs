@@ -3,8 +3,10 @@
 //!
 //! Each problem that the doctor detects is really caused, on the tiny model; a healthy run has no finding.
 
+use crate::support::command::stderr;
 use crate::support::needs::{BROWSER, needs};
 use crate::support::webdriver::Driver;
+use crate::support::workspace::Workspace;
 use crate::support::{fixture, frozen, whole};
 use ft::models::{Model, non_finite::NonFiniteStage};
 use ft::runs::{RunFolder, RunStatus};
@@ -16,7 +18,14 @@ use std::time::{Duration, Instant};
 use tch::Kind;
 
 /// A folder with the tiny model, a few rows and a recipe.
-struct Space(tempfile::TempDir);
+struct Space(Workspace);
+
+impl std::ops::Deref for Space {
+    type Target = Workspace;
+    fn deref(&self) -> &Workspace {
+        &self.0
+    }
+}
 
 const RECIPE: &str = "# a tiny run
 model:   { path: model, dtype: f32 }
@@ -34,7 +43,7 @@ run:     { epochs: 5, eval_every: 10, threads: 1, out: run }
 
 impl Space {
     fn new() -> Self {
-        let space = Self(tempfile::tempdir().unwrap());
+        let space = Self(Workspace::bare());
         std::fs::create_dir(space.path("model")).unwrap();
         for (folder, names) in [
             ("tiny-tokenizer", &["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"][..]),
@@ -50,23 +59,6 @@ impl Space {
         std::fs::write(space.path("valid.jsonl"), rows[24..28].join("\n")).unwrap();
         std::fs::write(space.path("recipe.yaml"), RECIPE).unwrap();
         space
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ft"));
-        command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null()).env("OMP_NUM_THREADS", "1");
-        command.env("CUDA_VISIBLE_DEVICES", "").env("XDG_CACHE_HOME", self.path("cache"));
-        command
-    }
-
-    fn ft(&self, arguments: &[&str]) -> Output {
-        let output = self.command(arguments).output().unwrap();
-        assert!(output.status.success(), "ft {}\n{}", arguments.join(" "), said(&output));
-        output
     }
 
     /// Trains with these `--set` settings; the run may fail.
@@ -90,10 +82,6 @@ impl Space {
     fn text(&self, name: &str) -> String {
         std::fs::read_to_string(self.path(name)).unwrap()
     }
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 fn ids(findings: &BTreeMap<String, Value>) -> Vec<&str> {
@@ -205,7 +193,7 @@ fn events(space: &Space, run: &str) -> PathBuf {
 fn every_record_of_a_run_agrees_with_its_metrics() {
     let space = Space::new();
     let output = space.train("run", &["run.samples=2"]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     let run = RunFolder::open(&space.path("run")).unwrap();
     let h = &run.history;
     assert_eq!((h.steps.len(), run.state), (30, RunStatus::Finished));
@@ -245,7 +233,7 @@ fn every_record_of_a_run_agrees_with_its_metrics() {
     let shown = String::from_utf8(space.ft(&["runs", "show", "run"]).stdout).unwrap();
     assert!(shown.contains("30 of 30") && shown.contains('█') && shown.contains("before: "), "{shown}");
     assert_eq!(ids(&space.findings("run")), [] as [&str; 0], "a healthy run");
-    assert!(!said(&output).contains("try: "), "{}", said(&output));
+    assert!(!stderr(&output).contains("try: "), "{}", stderr(&output));
 }
 
 /// Texts and names from a model may be hostile: none of them becomes markup, and the page loads nothing from elsewhere.
@@ -373,14 +361,14 @@ fn a_replay_gives_the_same_bits_and_drift_is_explained() {
         std::fs::read(space.path("run").join(file)).unwrap(),
         std::fs::read(space.path("run-replay").join(file)).unwrap()
     );
-    assert!(said(&again).contains("bit for bit"));
+    assert!(stderr(&again).contains("bit for bit"));
 
     // First a tokenizer file with the same meaning in other bytes, then other rows.
     let config = space.text("model/tokenizer_config.json");
     std::fs::write(space.path("model/tokenizer_config.json"), format!("{config}\n")).unwrap();
     let refused = space.command(&["replay", "run", "--out", "second"]).output().unwrap();
     assert_eq!(refused.status.code(), Some(1));
-    let text = said(&refused);
+    let text = stderr(&refused);
     assert!(text.contains("tokenizer: tokenizer_config.json: was ") && text.contains("can change"), "{text}");
     assert!(text.contains("--accept-drift") && !space.path("second").exists(), "{text}");
     let accepted = space.ft(&["replay", "run", "--out", "second", "--accept-drift", "--json"]);
@@ -420,8 +408,8 @@ fn a_diff_names_what_differs_and_nothing_else() {
 fn ill(space: &Space, out: &str, sets: &[&str], id: &str) -> Value {
     let output = space.train(out, &[&["run.samples=0", "run.eval_every="], sets].concat());
     let findings = space.findings(out);
-    assert!(findings.contains_key(id), "{id} expected, found {:?}\n{}", ids(&findings), said(&output));
-    assert!(said(&output).contains(&format!("[{id}]")), "not reported during the run: {}", said(&output));
+    assert!(findings.contains_key(id), "{id} expected, found {:?}\n{}", ids(&findings), stderr(&output));
+    assert!(stderr(&output).contains(&format!("[{id}]")), "not reported during the run: {}", stderr(&output));
     let page = std::fs::read_to_string(space.path(out).join("report.html")).unwrap();
     assert!(page.contains(&format!("<code>{id}</code>")));
     let finding = findings[id].clone();
@@ -467,7 +455,7 @@ fn a_loss_of_zero_and_too_few_supervised_tokens_are_reported() {
     let one = ["adapter=", "data.train.path=one.jsonl", "batch.examples=1", "optim.lr=1e-2"];
     let one = [&no_valid[..], &one].concat();
     let known = space.train("known", &[&one[..], &["run.steps=60", "run.samples=0"]].concat());
-    assert!(known.status.success(), "{}", said(&known));
+    assert!(known.status.success(), "{}", stderr(&known));
     ill(&space, "zero", &[&one[..], &["model.path=known", "optim.lr=1e-6", "run.steps=12"]].concat(), "loss-zero");
     let long = (0..4).map(|i| {
         let question = format!("{i} {}", "one two three four ".repeat(40));
@@ -561,11 +549,11 @@ fn a_policy_that_does_not_leave_its_reference_is_reported() {
     // The training loop reports it at step 50, as soon as the doctor is certain.
     let output = space.train("again", &[&dpo[..], &["optim.lr=1e-9", "run.steps=51", "run.samples=0"]].concat());
     assert!(
-        said(&output).contains("step 50: after 50 steps the policy still equals its reference"),
+        stderr(&output).contains("step 50: after 50 steps the policy still equals its reference"),
         "{}",
-        said(&output)
+        stderr(&output)
     );
     // A run that learns has no such finding.
     let learns = space.train("learns", &[&dpo[..], &["optim.lr=1e-3", "run.steps=52", "run.samples=0"]].concat());
-    assert!(learns.status.success() && !said(&learns).contains("no-movement"), "{}", said(&learns));
+    assert!(learns.status.success() && !stderr(&learns).contains("no-movement"), "{}", stderr(&learns));
 }

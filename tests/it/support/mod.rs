@@ -1,7 +1,11 @@
 //! Shared by the tests of models: fixtures, packed rows with a mask, and all comparisons of tensors.
 
+pub mod command;
+pub mod files;
 pub mod labeling;
 pub mod needs;
+pub mod resumed;
+pub mod rows;
 pub mod webdriver;
 pub mod workspace;
 
@@ -163,6 +167,20 @@ fn cross_entropy(log_probs: Tensor, items: f64) -> Loss {
     let mut metrics = Metrics::default();
     metrics.add("loss", &sum, items);
     Loss { sum, metrics }
+}
+
+/// Writes tensors to a safetensors file.
+pub fn save_tensors(file: &Path, tensors: &BTreeMap<String, Tensor>) {
+    ft::nn::weights::save(file, tensors.iter().map(|(name, t)| (name.as_str(), t))).unwrap();
+}
+
+/// Copies a fixture's config.json and weights to a temporary folder and applies `change` to the weights.
+pub fn with_changed_weights(name: &str, change: impl FnOnce(&mut BTreeMap<String, Tensor>)) -> tempfile::TempDir {
+    let folder = with_weights(name, name);
+    let mut tensors = tensors(Path::new(name).join("model.safetensors"));
+    change(&mut tensors);
+    save_tensors(&folder.path().join("model.safetensors"), &tensors);
+    folder
 }
 
 /// Returns rows 0, `stride`, 2 `stride`, … of a matrix, or a whole vector.

@@ -1,24 +1,31 @@
 //! A project folder with a tiny model, in which tests run the real binary.
 
+use super::command::{ft, stderr};
+use super::files::copy_files;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
 /// A folder laid out as the project is after `make demo`, with a tiny model and a few rows.
-pub struct Workspace(tempfile::TempDir);
+pub struct Workspace {
+    folder: tempfile::TempDir,
+    /// Hides the GPU from commands even if `FT_TEST_DEVICE` asks for it.
+    cpu_only: bool,
+}
 
 impl Workspace {
+    /// Makes a folder with the recipes, models and data that README's commands use.
     pub fn new() -> Self {
-        let space = Self(tempfile::tempdir().unwrap());
+        let space = Self { cpu_only: false, ..Self::bare() };
         for folder in ["recipes", "datasets", "datasets/stories", "datasets/stories/tokenizer"] {
             let kept = |name: &str| [".yaml", ".jsonl", ".json"].iter().any(|e| name.ends_with(e));
-            copy(Path::new(folder), &space.path(folder), kept);
+            copy_files(Path::new(folder), &space.path(folder), kept);
         }
         let model = space.path("models/smollm2-135m-instruct");
         // Some recipes start from the result of an earlier recipe; the same tiny model stands in for it.
         for model in [model, space.path("models/icd10-start"), space.path("models/medical")] {
-            copy(Path::new("tests/fixtures/tiny-llama"), &model, |_| true);
-            copy(Path::new("tests/fixtures/tiny-tokenizer"), &model, |name| !name.ends_with(".py"));
+            copy_files(Path::new("tests/fixtures/tiny-llama"), &model, |_| true);
+            copy_files(Path::new("tests/fixtures/tiny-tokenizer"), &model, |name| !name.ends_with(".py"));
         }
         std::fs::copy("tests/fixtures/gguf/llama-spm.gguf", space.path("models/SmolLM2-135M-Instruct.Q4_1.gguf"))
             .unwrap();
@@ -46,28 +53,45 @@ impl Workspace {
         space
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+    /// Makes an empty folder, in which every command runs on the CPU.
+    pub fn bare() -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), cpu_only: true }
     }
 
+    /// Returns the path of a file or folder in the workspace.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Returns a command that runs ft in the folder.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ft"));
-        command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
+        let mut command = ft(self.folder.path(), arguments);
         // Runs are reproducible bit for bit on the CPU only, so the GPU is hidden. FT_TEST_DEVICE=cuda runs the same
         // commands on the GPU that `auto` finds.
-        if !std::env::var("FT_TEST_DEVICE").is_ok_and(|d| d.starts_with("cuda")) {
+        if self.cpu_only || !std::env::var("FT_TEST_DEVICE").is_ok_and(|d| d.starts_with("cuda")) {
             command.env("CUDA_VISIBLE_DEVICES", "");
         }
+        // Token ids are cached per workspace, not in the user's cache.
+        command.env("XDG_CACHE_HOME", self.path("cache"));
         command
     }
 
     /// Runs ft and expects success.
     pub fn ft(&self, arguments: &[&str]) -> Output {
         let output = self.command(arguments).output().unwrap();
-        assert!(output.status.success(), "ft {}\n{}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "ft {}\n{}", arguments.join(" "), stderr(&output));
         output
     }
 
+    /// Runs ft, expects that it refuses its input (exit code 1), and returns its stderr.
+    #[track_caller]
+    pub fn refused(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        stderr(&output)
+    }
+
+    /// Reads a JSON file of the folder.
     pub fn json(&self, name: &str) -> Value {
         serde_json::from_str(&std::fs::read_to_string(self.path(name)).unwrap()).unwrap()
     }
@@ -85,19 +109,10 @@ impl Workspace {
         text.lines().map(timeless).collect()
     }
 
+    /// Returns the bytes of a run's result.
     pub fn weights(&self, out: &str) -> Vec<u8> {
         let folder = self.path(out);
         let adapter = folder.join("adapter_model.safetensors");
         std::fs::read(if adapter.exists() { adapter } else { folder.join("model.safetensors") }).unwrap()
-    }
-}
-
-fn copy(from: &Path, to: &Path, wanted: impl Fn(&str) -> bool) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        if entry.file_type().unwrap().is_file() && wanted(&entry.file_name().to_string_lossy()) {
-            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-        }
     }
 }

@@ -2,5 +2,5 @@
 
 mod memory;
 mod optimisers;
-pub mod resume;
+mod resume;
 mod trajectories;

@@ -2,70 +2,16 @@
 //! uninterrupted ("straight") one, for every optimiser and its options; replays report what differs; damaged
 //! checkpoints are never used.
 
+use crate::support::command::stderr;
+use crate::support::resumed::*;
 use crate::support::workspace::Workspace;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 
 const LORA: &str = "recipes/lora-medical.yaml";
 const DPO: &str = "recipes/dpo-medical.yaml";
 const FULL: &str = "recipes/full-medical.yaml";
-/// Settings of every run here: three steps per epoch, with a checkpoint after each step.
-const STEPS: [&str; 6] =
-    ["run.epochs=3", "batch.examples=8", "run.eval_every=4", "run.save_every=1", "run.keep=20", "run.samples=0"];
-
-fn train(space: &Workspace, recipe: &str, out: &str, sets: &[&str]) -> Output {
-    let out = format!("run.out={out}");
-    let mut arguments = vec!["train", recipe, "--overwrite", "--set", &out];
-    arguments.extend(STEPS.iter().chain(sets).flat_map(|s| ["--set", s]));
-    space.ft(&arguments)
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let (path, to) = (entry.as_ref().unwrap().path(), to.join(entry.as_ref().unwrap().file_name()));
-        if path.is_dir() { copy(&path, &to) } else { assert!(std::fs::copy(&path, &to).is_ok()) }
-    }
-}
-
-/// Copies a run as if it had been killed after `step`: with its checkpoints up to that step and without a result.
-fn broken_off(space: &Workspace, from: &str, to: &str, step: u64) {
-    copy(&space.path(from), &space.path(to));
-    for later in step + 1..=9 {
-        let _ = std::fs::remove_dir_all(checkpoint(space, to, later));
-    }
-    for name in ["adapter_model.safetensors", "model.safetensors", "summary.json"] {
-        let _ = std::fs::remove_file(space.path(to).join(name));
-    }
-    assert!(checkpoint(space, to, step).exists());
-}
-
-fn checkpoint(space: &Workspace, out: &str, step: u64) -> PathBuf {
-    space.path(&format!("{out}/checkpoints/step-{step}"))
-}
-
-fn assert_same_end(space: &Workspace, straight: &str, broken: &str, case: &str) {
-    assert_eq!(space.weights(straight), space.weights(broken), "{case}: the result differs");
-    assert_eq!(space.steps(straight), space.steps(broken), "{case}: the metrics differ");
-    for file in ["trained.safetensors", "optimiser.safetensors", "generator.safetensors"] {
-        let read = |out: &str| std::fs::read(checkpoint(space, out, 9).join(file)).unwrap();
-        assert!(read(straight) == read(broken), "{case}: {file} of the last checkpoint differs");
-    }
-}
-
-/// Runs a recipe, resumes a copy that is interrupted in the middle of its second epoch, and compares result, metrics
-/// and checkpoints.
-pub fn resumed_equals_straight(space: &Workspace, recipe: &str, sets: &[&str]) {
-    train(space, recipe, "straight", sets);
-    broken_off(space, "straight", "broken", 5);
-    space.ft(&["resume", "broken"]);
-    assert_same_end(space, "straight", "broken", &sets.join(" "));
-    let verdict = space.ft(&["resume", "straight", "--verify", "2", "--json"]);
-    let verdict: Value = serde_json::from_slice(&verdict.stdout).unwrap();
-    assert_eq!((&verdict["same"], &verdict["to"]), (&Value::Bool(true), &9.into()), "{verdict}");
-    assert_eq!(verdict["checkpoints_compared"], serde_json::json!([8, 9]), "{verdict}");
-}
 
 macro_rules! resumed_equals_straight {
     ($($name:ident: $recipe:expr, $sets:expr;)*) => {$(
@@ -162,13 +108,6 @@ fn the_result_of_an_averaged_run_is_the_average() {
     }
 }
 
-fn refused(space: &Workspace, arguments: &[&str]) -> String {
-    let output = space.command(arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    said
-}
-
 #[test]
 fn a_replay_names_the_first_step_and_the_first_tensor_that_differ() {
     let space = Workspace::new();
@@ -187,7 +126,7 @@ fn a_replay_names_the_first_step_and_the_first_tensor_that_differ() {
     let line = text.lines().find(|l| l.starts_with("{\"step\":7,")).unwrap();
     let loss = serde_json::from_str::<Value>(line).unwrap()["loss"].to_string();
     std::fs::write(&metrics, text.replace(&loss, "1.25")).unwrap();
-    let said = refused(&space, &["resume", "run", "--verify", "3"]);
+    let said = space.refused(&["resume", "run", "--verify", "3"]);
     assert!(said.contains("differs at step 7: metrics.jsonl: `loss` was 1.25, is "), "{said}");
     std::fs::write(&metrics, text).unwrap();
     // Change a tensor of the last checkpoint, and its manifest accordingly.
@@ -231,7 +170,7 @@ fn a_damaged_checkpoint_is_named_and_the_previous_one_is_used() {
         broken_off(&space, "straight", name, 6);
         damage(&checkpoint(&space, name, 6));
         let output = space.ft(&["resume", name]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let said = stderr(&output);
         assert!(
             said.contains("the checkpoint of step 6 is damaged") && said.contains("resuming after step 5"),
             "{said}"
@@ -243,7 +182,7 @@ fn a_damaged_checkpoint_is_named_and_the_previous_one_is_used() {
     for step in [1, 2] {
         std::fs::write(checkpoint(&space, "none", step).join("state.json"), "{").unwrap();
     }
-    assert!(refused(&space, &["resume", "none"]).contains("all 2 checkpoints are damaged"));
+    assert!(space.refused(&["resume", "none"]).contains("all 2 checkpoints are damaged"));
     assert!(checkpoint(&space, "none", 2).exists(), "a checkpoint was moved although none is usable");
 }
 
@@ -262,8 +201,8 @@ fn a_run_without_checkpoints_starts_again_and_partial_ones_are_removed() {
     assert_same_end(&space, "straight", "broken", "anew");
     // A result without checkpoints is not overwritten by a new training.
     std::fs::remove_dir_all(space.path("broken/checkpoints")).unwrap();
-    assert!(refused(&space, &["resume", "broken"]).contains("no checkpoint to resume from"));
-    assert!(refused(&space, &["resume", "nowhere"]).contains("plan.json is missing"));
+    assert!(space.refused(&["resume", "broken"]).contains("no checkpoint to resume from"));
+    assert!(space.refused(&["resume", "nowhere"]).contains("plan.json is missing"));
 }
 
 #[test]
@@ -275,7 +214,7 @@ fn changed_data_is_refused_with_the_difference() {
     let first = text.lines().next().unwrap();
     std::fs::write(&rows, format!("{text}\n{first}\n")).unwrap();
     for arguments in [&["resume", "run"][..], &["resume", "run", "--verify"]] {
-        let said = refused(&space, arguments);
+        let said = space.refused(arguments);
         assert!(
             said.contains("data.train: was ") && said.contains("(24 rows, ") && said.contains("(25 rows, "),
             "{said}"
@@ -299,7 +238,7 @@ fn a_folder_takes_one_run_at_a_time() {
     let other = std::fs::File::open(space.path("run")).unwrap();
     other.lock().unwrap();
     for more in ["--overwrite", "--resume"] {
-        let said = refused(&space, &["train", LORA, more, "--set", "run.out=run"]);
+        let said = space.refused(&["train", LORA, more, "--set", "run.out=run"]);
         assert!(said.contains("another ft process is working in this folder"), "{said}");
     }
     assert_eq!(space.weights("run"), before);
@@ -311,7 +250,7 @@ fn a_folder_takes_one_run_at_a_time() {
 fn a_folder_that_contains_a_run_is_refused_before_data_is_read() {
     let space = Workspace::new();
     train(&space, LORA, "run", &[]);
-    let said = refused(&space, &["train", LORA, "--set", "run.out=run", "--set", "data.train.path=nowhere.jsonl"]);
+    let said = space.refused(&["train", LORA, "--set", "run.out=run", "--set", "data.train.path=nowhere.jsonl"]);
     assert!(said.contains("holds a run that is at step 9"), "{said}");
 }
 
@@ -326,7 +265,7 @@ fn a_half_moved_result_is_refused_until_the_run_is_resumed() {
     for name in ["adapter_model.safetensors", "export_report.json"] {
         std::fs::rename(run.join(name), moving.join(name)).unwrap();
     }
-    let said = refused(&space, &["merge", "models/smollm2-135m-instruct", "run", "--out", "merged"]);
+    let said = space.refused(&["merge", "models/smollm2-135m-instruct", "run", "--out", "merged"]);
     assert!(said.contains("ft was stopped while it moved a result here") && said.contains("ft resume"), "{said}");
     space.ft(&["resume", "run"]);
     assert!(!moving.exists());
@@ -342,7 +281,7 @@ fn a_full_disk_leaves_the_last_good_checkpoint() {
     broken_off(&space, "run", "full", 5);
     let script = format!("trap '' XFSZ; ulimit -f 64; exec {} resume full", env!("CARGO_BIN_EXE_ft"));
     let output = Command::new("bash").args(["-c", &script]).current_dir(space.path(".")).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let said = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("saving the checkpoint of step 6"), "{said}");
     let names = std::fs::read_dir(space.path("full/checkpoints")).unwrap();
