@@ -35,7 +35,7 @@ test-tools:
 test: test-tools setup ## Set up, then run all tests (as root on Debian it installs what they need)
 	@bash setup/test.sh
 
-fuzz: setup ## Fuzz the parsers of GGUF, safetensors, recipes and configs (SECONDS_EACH=60 a target)
+fuzz: setup ## Fuzz the parsers: GGUF, safetensors, recipes, configs, templates, rows, tokenizers, labels (SECONDS_EACH=60 a target)
 	@bash fuzz/run.sh
 
 clean: ## Remove build results and libtorch; keeps models, data and adapters

@@ -29,7 +29,8 @@ fn every_command_in_readme_runs() {
                 made += 1;
             }
             "ft" => {
-                space.ft(&words[1..].iter().map(String::as_str).collect::<Vec<_>>());
+                let out = space.ft(&words[1..].iter().map(String::as_str).collect::<Vec<_>>());
+                println!("README {command}\nOUT {}ERR {}", String::from_utf8_lossy(&out.stdout), stderr(&out));
                 run += 1;
             }
             other => panic!("README runs `{other}`, which this test does not know yet"),

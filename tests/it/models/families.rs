@@ -205,6 +205,7 @@ fn a_bf16_run_stays_near_float32_on_every_family() {
         for lora in [false, true] {
             let open = |kind| if lora { with_lora(base, kind) } else { frozen(&fixture(base), kind) };
             let gap = Gap::between(&every_logit(&open(Kind::BFloat16), ids), &every_logit(&open(Kind::Float), ids));
+            println!("BF16 {base} {lora} {gap:?}");
             assert!(gap.norm < 0.05, "{base}: {gap:?}");
         }
     }
