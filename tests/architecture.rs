@@ -20,7 +20,7 @@ const FLOORS: &[&[&str]] = &[
     &["models"],
     &["adapters"],
     &["nn"],
-    &["native"],
+    &["native", "stats"],
 ];
 
 /// Modules that any layer may import and that import no layer: errors, files, random numbers, properties of the

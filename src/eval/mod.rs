@@ -8,6 +8,6 @@ pub mod rows;
 pub mod run;
 pub mod score;
 
-pub use metrics::{Proportion, matches, matches_ignoring_case};
+pub use metrics::{matches, matches_ignoring_case};
 pub use rows::{EvalQuestion, EvalRow};
 pub use run::{Evaluation, evaluate, mean_loss};
