@@ -7,7 +7,8 @@
 use crate::commands::Workspace;
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec};
-use ft::generate::{GenerationSettings, complete};
+use ft::generate::engine::complete;
+use ft::generate::settings::GenerationSettings;
 use ft::models::dtype::{self, Dtype};
 use ft::models::{Heads, LayerReplay, LoadOptions, Model, Storage};
 use ft::nn::{AdapterPlan, Weights, weights};

@@ -118,8 +118,8 @@ fn tokenizers() {
     let answer = |folder: &Path| {
         let tokenizer = ChatTokenizer::load(folder, None)?;
         let model = load(folder)?;
-        let settings = ft::generate::GenerationSettings::greedy(1, &[]);
-        ft::generate::complete(&model, &[tokenizer.encode("Hi there")?], &settings, &mut |_, _| ())
+        let settings = ft::generate::settings::GenerationSettings::greedy(1, &[]);
+        ft::generate::engine::complete(&model, &[tokenizer.encode("Hi there")?], &settings, &mut |_, _| ())
     };
     let named = ["tokenizer.json", "vocabulary", "prompt 1 is empty"];
     refused("tokenizer", 10, "tiny-llama", "tokenizer.json", &named, answer);

@@ -3,7 +3,9 @@
 use super::{SampledAnswer, SamplingSpec};
 use crate::data::{ChatTokenizer, PromptSet};
 use crate::error::{Error, Result};
-use crate::generate::{BatchLimits, Engine, FinishedAnswer, GenerationRequest, GenerationSettings, StopReason};
+use crate::generate::answer::StopReason;
+use crate::generate::engine::{BatchLimits, Engine, FinishedAnswer, GenerationRequest};
+use crate::generate::settings::GenerationSettings;
 use crate::models::Model;
 use crate::rewards::RewardSources;
 use crate::rewards::source::RewardInput;
