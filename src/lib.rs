@@ -27,4 +27,5 @@ pub mod rng;
 pub mod runs;
 pub mod runtime;
 pub mod selftest;
+pub mod stats;
 pub mod train;

@@ -3,7 +3,8 @@
 use super::model::{ModelArgs, TemplateArgs};
 use clap::Args;
 use ft::error::{Error, Result};
-use ft::eval::{EvalRow, Evaluation, evaluate};
+use ft::eval::rows::EvalRow;
+use ft::eval::run::{Evaluation, evaluate};
 use ft::{fsutil, report};
 use serde_json::json;
 use std::io::Write;

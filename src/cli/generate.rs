@@ -9,9 +9,10 @@ use ft::data::record::{self, RowColumns, RowPlace};
 use ft::data::source::{self, ColumnSelection};
 use ft::data::{ChatMessage, ChatTokenizer, Conversation, DecodeStream, Record, RowFormat, example, is_template_name};
 use ft::error::{Context, Error, Result};
-use ft::generate::{
-    BatchLimits, Engine, GeneratedAnswer, GenerationRequest, GenerationSettings, StopReason, beam, stop,
-};
+use ft::generate::answer::{GeneratedAnswer, StopReason};
+use ft::generate::engine::{BatchLimits, Engine, GenerationRequest};
+use ft::generate::settings::GenerationSettings;
+use ft::generate::{beam, stop};
 use ft::models::Model;
 use ft::{fsutil, report};
 use serde_json::{Value, json};

@@ -1,8 +1,8 @@
 //! `ft merge`: folds adapters into a base model, or combines several adapters into one.
 
 use clap::{Args, ValueEnum};
-use ft::convert::export::ExportReport;
 use ft::convert::merged;
+use ft::convert::verify::report::ExportReport;
 use ft::error::{Error, Result};
 use ft::report;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! Arguments that name a model, its device, number format and chat template; shared by the commands that run a model.
 
 use clap::{Args, ValueEnum};
-use ft::convert::template;
+use ft::convert::folder::template;
 use ft::data::{ChatTokenizer, TemplateOptions};
 use ft::error::{Error, Result};
 use ft::models::dtype::{self, ChosenDtype};

@@ -5,7 +5,8 @@ use clap::{Args, ValueEnum};
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};
 use ft::fsutil;
-use ft::generate::{BeamEarlyStopping, BeamSettings, GenerationSettings};
+use ft::generate::beam::{BeamEarlyStopping, BeamSettings};
+use ft::generate::settings::GenerationSettings;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 

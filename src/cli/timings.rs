@@ -4,7 +4,7 @@
 //! second by reading the weights. A pass includes the choice of its tokens; start-up and loading are not measured.
 
 use ft::error::Result;
-use ft::generate::DecodingStep;
+use ft::generate::engine::DecodingStep;
 use ft::{fsutil, report};
 use serde::Serialize;
 use std::io::Write;

@@ -1,7 +1,15 @@
 //! Merges adapters into their base model, or several adapters into one (`ft merge`), and verifies the result.
 
-use super::export::{self, ExportCheck, ExportKind, ExportReport, WeightChange};
-use super::{stop_tokens, template};
+use super::export::adapter_folder::write_adapter_folder;
+use super::export::publish::{publish, tensor_entry};
+use super::folder::companions::{MODEL_FILES, copy_companion_files};
+use super::folder::config_file::write_config;
+use super::folder::disk_space::check_disk_space;
+use super::folder::{stop_tokens, template};
+use super::verify::check::ExportCheck;
+use super::verify::kind::ExportKind;
+use super::verify::report::{ExportReport, ExportVerdict};
+use super::verify::thresholds::WeightChange;
 use crate::adapters::lora::adapted_module;
 use crate::adapters::merge::{self, MergedWeights, WeightedAdapter};
 use crate::adapters::{AdapterFile, LoraPlan, file};
@@ -65,9 +73,9 @@ pub fn merge_into_model(
     };
     let entries = names
         .iter()
-        .map(|n| export::tensor_entry(n, weights.shape(n).unwrap_or_default(), kind_of(n)))
+        .map(|n| tensor_entry(n, weights.shape(n).unwrap_or_default(), kind_of(n)))
         .collect::<Result<Vec<_>>>()?;
-    export::check_disk_space(out, entries.iter().map(safetensors::TensorHeader::bytes).sum())?;
+    check_disk_space(out, entries.iter().map(safetensors::TensorHeader::bytes).sum())?;
 
     let own = weights.names().filter_map(|n| weights.kind(n)).find(|k| is_float(*k)).unwrap_or(Kind::Float);
     let computed = match dtype.unwrap_or(own) {
@@ -79,12 +87,12 @@ pub fn merge_into_model(
     // Loaded before anything is written, because this fails for an adapter that does not fit.
     let sum = merge::combine(&weights, parts)?;
     let reference = load_with_sum(base, parts, &sum, computed)?;
-    export::publish(out, |temp| {
+    publish(out, |temp| {
         safetensors::write_model(temp, &entries, shard_bytes, |e| {
             Ok(weights::bytes(&cast(&merge.tensor(&e.name)?, kind_of(&e.name))))
         })?;
-        export::write_config(&config, temp, dtype)?;
-        export::copy_companion_files(base, temp, export::MODEL_FILES)?;
+        write_config(&config, temp, dtype)?;
+        copy_companion_files(base, temp, MODEL_FILES)?;
         inherit_training(temp, base, parts)?;
         let names = names.iter().map(|n| n.to_string()).collect();
         let tied = config.tie_word_embeddings;
@@ -110,15 +118,9 @@ pub fn merge_adapters(base: &Path, parts: &[WeightedAdapter], out: &Path) -> Res
     let computed = if own == Kind::BFloat16 { own } else { Kind::Float };
     let reference = load_with_sum(base, parts, &sum, computed)?;
     let base_name = sum.base.clone().unwrap_or_else(|| base.to_string_lossy().into_owned());
-    export::publish(out, |temp| {
-        export::check_disk_space(temp, sum.tensors.values().map(|t| 4 * t.numel() as u64).sum())?;
-        export::write_adapter_folder(
-            temp,
-            &sum.spec,
-            &base_name,
-            base,
-            sum.tensors.iter().map(|(n, t)| (n.as_str(), t)),
-        )?;
+    publish(out, |temp| {
+        check_disk_space(temp, sum.tensors.values().map(|t| 4 * t.numel() as u64).sum())?;
+        write_adapter_folder(temp, &sum.spec, &base_name, base, sum.tensors.iter().map(|(n, t)| (n.as_str(), t)))?;
         inherit_training(temp, base, parts)?;
         let names: BTreeSet<String> = sum.tensors.keys().cloned().collect();
         let export = ExportKind::Adapter { base };
@@ -137,7 +139,7 @@ pub fn merge_adapters(base: &Path, parts: &[WeightedAdapter], out: &Path) -> Res
                 report.problems.push(format!(
                     "`{name}`: the sum of the adapters is off by {error:.1e}, at most {limit:.1e} expected"
                 ));
-                report.verdict = export::ExportVerdict::Failed;
+                report.verdict = ExportVerdict::Failed;
             }
         }
         Ok(report)

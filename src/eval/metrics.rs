@@ -1,7 +1,5 @@
 //! Compares answers with expected ones. Pure: no model, no file.
 
-pub use crate::methods::proportion::Proportion;
-
 /// Returns true if the answer is the expected one, ignoring whitespace around it.
 pub fn matches(answer: &str, expected: &str) -> bool {
     answer.trim() == expected.trim()

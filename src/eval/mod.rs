@@ -7,7 +7,3 @@ pub mod metrics;
 pub mod rows;
 pub mod run;
 pub mod score;
-
-pub use metrics::{Proportion, matches, matches_ignoring_case};
-pub use rows::{EvalQuestion, EvalRow};
-pub use run::{Evaluation, evaluate, mean_loss};

@@ -1,14 +1,17 @@
 //! Evaluates a language model on rows: the loss of their supervised tokens, and greedy answers compared with the
 //! expected ones.
 
-use super::metrics::{Proportion, matches, matches_ignoring_case};
+use super::metrics::{matches, matches_ignoring_case};
 use super::rows::{EvalQuestion, EvalRow};
 use crate::data::{ChatTokenizer, Example};
 use crate::error::{Error, Result};
-use crate::generate::{GenerationSettings, StopReason, complete};
+use crate::generate::answer::StopReason;
+use crate::generate::engine::complete;
+use crate::generate::settings::GenerationSettings;
 use crate::methods::sft::SupervisedBatch;
 use crate::models::Model;
 use crate::report;
+use crate::stats::proportion::Proportion;
 use serde::Serialize;
 use serde_json::Value;
 use std::time::Instant;

@@ -1,6 +1,5 @@
 //! Scores rows with a reward model: pairs, answers with a label, or plain answers.
 
-use super::metrics::Proportion;
 use crate::data::convert::{TargetFormat, convert_record};
 use crate::data::row_reader::RowReader;
 use crate::data::{
@@ -10,6 +9,9 @@ use crate::data::{
 use crate::error::{Context, Error, Result};
 use crate::methods::reward::{HeldOutScores, ReportCard, ScoredPair};
 use crate::models::{Model, RewardScorer};
+use crate::stats::moments::mean_and_population_deviation;
+use crate::stats::proportion::Proportion;
+use crate::stats::ranks::auc;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -192,8 +194,7 @@ fn summarize(rows: &[ScoreRow], scores: &[Vec<f64>], all: &[f64]) -> ScoreSummar
     let of = |good: bool| -> Vec<f64> {
         rows.iter().zip(scores).filter(|(r, _)| r.answer_is_good == Some(good)).map(|(_, s)| s[0]).collect()
     };
-    let n = all.len().max(1) as f64;
-    let mean = all.iter().sum::<f64>() / n;
+    let (mean, std) = mean_and_population_deviation(all);
     ScoreSummary {
         rows: rows.len(),
         pairs: card.as_ref().map_or(0, |c| c.pairs),
@@ -204,32 +205,8 @@ fn summarize(rows: &[ScoreRow], scores: &[Vec<f64>], all: &[f64]) -> ScoreSummar
         ece: card.as_ref().map(|c| c.calibration.ece),
         auc: auc(&of(true), &of(false)),
         mean,
-        std: (all.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / n).sqrt(),
+        std,
         min: all.iter().copied().fold(f64::INFINITY, f64::min),
         max: all.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-    }
-}
-
-/// Returns the share of (good, bad) couples in which the good score is higher; a tie counts as half.
-fn auc(good: &[f64], bad: &[f64]) -> Option<f64> {
-    let mut sorted = bad.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let below = |g: &f64| {
-        let (under, not_over) = (sorted.partition_point(|b| b < g), sorted.partition_point(|b| b <= g));
-        (under + not_over) as f64 / 2.0
-    };
-    let couples = good.len() * bad.len();
-    (couples > 0).then(|| good.iter().map(below).sum::<f64>() / couples as f64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_good_answer_that_scores_higher_counts_and_a_tie_counts_half() {
-        assert_eq!(auc(&[2.0, 1.0], &[0.0, 1.0]), Some(0.875));
-        assert_eq!(auc(&[1.0], &[]), None);
-        assert_eq!(auc(&[1.0], &[1.0]), Some(0.5));
     }
 }

@@ -1,12 +1,12 @@
 //! Beam search, step for step as in transformers: the most likely continuations of a prompt (beams) are kept at each
 //! step. Beams that end are ranked by their score, sum of log-probabilities / length^length_penalty.
 
+use super::answer::{DecodeFn, GeneratedAnswer, StopReason};
 use super::logit_rules::LogitEdits;
+use super::prompt_check::{check_decoder, check_prompt, max_sequence_tokens};
+use super::sampler;
 use super::sequence::GrowingSequence;
-use super::{
-    DecodeFn, GeneratedAnswer, GenerationSettings, StopReason, check_decoder, check_prompt, max_sequence_tokens,
-    sampler,
-};
+use super::settings::GenerationSettings;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::Tokens;

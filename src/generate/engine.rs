@@ -5,9 +5,12 @@
 //! depend on the number of rows in a product: docs/generation.md says when. The engine must not know text, files or the
 //! terminal.
 
+use super::answer::{DecodeFn, GeneratedAnswer};
 use super::logit_rules::LogitEdits;
+use super::prompt_check::{check_decoder, check_prompt, max_sequence_tokens};
+use super::sampler;
 use super::sequence::GrowingSequence;
-use super::{DecodeFn, GeneratedAnswer, GenerationSettings, check_decoder, check_prompt, max_sequence_tokens, sampler};
+use super::settings::GenerationSettings;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::native;

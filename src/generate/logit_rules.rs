@@ -1,7 +1,7 @@
 //! Changes logits by rules before a token is chosen: first penalties, then forbidden tokens, then forced ones. The
 //! changes are collected over all rows and applied in a few operations on the logits' device.
 
-use super::GenerationSettings;
+use super::settings::GenerationSettings;
 use tch::Tensor;
 
 /// Collected changes to logits (B, V), each with its row and token id.

@@ -4,7 +4,7 @@
 //! Everything runs on the logits' device, and the host waits for it once per step. Of tokens that tie at rank k,
 //! exactly k are kept (transformers keeps all of them).
 
-use super::GenerationSettings;
+use super::settings::GenerationSettings;
 use crate::error::{Error, Result};
 use tch::{Kind, Tensor};
 

@@ -1,9 +1,10 @@
 //! One sequence while it is generated: its tokens, its random stream, the logit changes for its next token, and its
 //! end.
 
+use super::answer::{DecodeFn, GeneratedAnswer, StopReason};
 use super::logit_rules::LogitEdits;
+use super::settings::GenerationSettings;
 use super::stop::StopTextWatch;
-use super::{DecodeFn, GeneratedAnswer, GenerationSettings, StopReason};
 use crate::error::Result;
 use crate::rng;
 use rand::RngExt;

@@ -1,12 +1,12 @@
 //! Answers the turns of one conversation. The cache is kept between turns for the tokens that the new prompt has in
 //! common with the previous one, so that only new tokens are computed.
 
+use super::answer::{DecodeFn, GeneratedAnswer, StopReason};
 use super::logit_rules::LogitEdits;
+use super::prompt_check::{check_decoder, check_prompt, max_sequence_tokens};
+use super::sampler;
 use super::sequence::GrowingSequence;
-use super::{
-    DecodeFn, GeneratedAnswer, GenerationSettings, StopReason, check_decoder, check_prompt, max_sequence_tokens,
-    sampler,
-};
+use super::settings::GenerationSettings;
 use crate::error::Result;
 use crate::models::Model;
 use crate::nn::{KvCache, Tokens};

@@ -1,7 +1,7 @@
 //! Finds the stop texts that end an answer. A stop text may begin or end inside a token, so it is searched in the
 //! decoded text, from which it is then cut.
 
-use super::DecodeFn;
+use super::answer::DecodeFn;
 use crate::error::Result;
 
 /// Looks for stop texts in the text of an answer, token by token.

@@ -3,7 +3,7 @@
 //! Pure functions over a table of ratings, independent of pairs, votes and files. Alpha and kappa are undefined
 //! (`None`) if no unit has two ratings or if all ratings are equal.
 
-use super::bootstrap::{Bootstrap, Estimate};
+use crate::stats::bootstrap::{Bootstrap, Estimate};
 use std::collections::BTreeMap;
 
 /// How the distance between two values is measured.

@@ -6,8 +6,8 @@
 use super::aggregate::PairVerdict;
 use super::project::{Project, ResolvedVote};
 use super::record::{AnnotatorKind, VoteChoice};
-use crate::methods::proportion::Proportion;
-use crate::methods::reward::correlation;
+use crate::stats::moments::correlation;
+use crate::stats::proportion::Proportion;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};

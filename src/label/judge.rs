@@ -11,7 +11,9 @@ use super::record::{AnnotatorKind, Candidate, CandidatePair, NewVote, StoredProm
 use crate::data::{ChatMessage, ChatTokenizer};
 use crate::error::{Error, Result};
 use crate::fsutil::excerpt;
-use crate::generate::{GenerationSettings, complete, max_sequence_tokens};
+use crate::generate::engine::complete;
+use crate::generate::prompt_check::max_sequence_tokens;
+use crate::generate::settings::GenerationSettings;
 use crate::models::{Model, RewardScorer};
 use crate::nn::Tokens;
 use crate::rewards::program::LineProgram;

@@ -13,7 +13,6 @@ pub mod aggregate;
 pub mod agreement;
 pub mod assignment;
 pub mod bias;
-pub mod bootstrap;
 pub mod candidates;
 pub mod desk;
 mod encoding;

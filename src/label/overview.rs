@@ -3,10 +3,10 @@
 //! Point estimates only; [`super::report`] has the intervals.
 
 use super::agreement::{DistanceScale, RatingTable};
-use super::bootstrap::Bootstrap;
 use super::record::{Annotator, AnnotatorKind, CandidatePair, NewVote, Vote, VoteChoice};
 use super::store::Store;
 use crate::error::Result;
+use crate::stats::bootstrap::Bootstrap;
 use serde::Serialize;
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};

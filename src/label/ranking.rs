@@ -4,10 +4,10 @@
 //! independent, so intervals resample prompts.
 
 use super::aggregate::PairVerdict;
-use super::bootstrap::{Bootstrap, Estimate, percentiles};
 use super::project::Project;
 use super::record::VoteChoice;
 use crate::rng;
+use crate::stats::bootstrap::{Bootstrap, Estimate, percentiles};
 use rand::seq::SliceRandom;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};

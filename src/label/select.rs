@@ -7,6 +7,7 @@ use super::project::Project;
 use super::record::{Candidate, CandidatePair, NewPair};
 use super::similar::Shingles;
 use crate::rng;
+use crate::stats::moments::mean_and_population_deviation;
 use rand::seq::SliceRandom;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -178,9 +179,7 @@ fn informative<'p>(
 
 /// Scales scores to mean 0 and variance 1.
 fn standardised(scores: &HashMap<i64, f64>) -> HashMap<i64, f64> {
-    let n = scores.len().max(1) as f64;
-    let mean = scores.values().sum::<f64>() / n;
-    let deviation = (scores.values().map(|s| (s - mean).powi(2)).sum::<f64>() / n).sqrt();
+    let (mean, deviation) = mean_and_population_deviation(&scores.values().copied().collect::<Vec<_>>());
     let unit = if deviation > 0.0 { deviation } else { 1.0 };
     scores.iter().map(|(id, s)| (*id, (s - mean) / unit)).collect()
 }

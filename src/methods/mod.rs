@@ -5,8 +5,7 @@
 //! - `rows`: what a method reads before the model is loaded.
 //! - `fixed`: everything common to methods that train on a given data set; such a method only implements
 //!   [`Objective`], which turns items into a batch.
-//! - `pairs`, `reference`, `watch`, `rate`: packed answers, the reference model, alarms for preference training, and
-//!   proportions with their intervals.
+//! - `pairs`, `reference`, `preference_alarms`: packed answers, the reference model, and alarms for preference training.
 //! - `rollout`: everything common to methods that sample their own answers (reinforcement learning). Such a method
 //!   implements [`Method`] directly or through `rollout`.
 
@@ -19,7 +18,6 @@ pub mod orpo;
 pub mod pairs;
 pub mod ppo;
 pub mod preference_alarms;
-pub mod proportion;
 pub mod reference;
 pub mod reward;
 pub mod rloo;

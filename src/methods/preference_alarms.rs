@@ -5,6 +5,7 @@
 //! The doctor of a finished run (`runs::diagnose`) asks the same questions of the same numbers.
 
 use super::{Alarm, Means};
+use crate::stats::moments::mean_of_finite;
 use std::collections::VecDeque;
 
 /// Steps in a window.
@@ -52,15 +53,10 @@ pub struct PreferenceMonitor {
     best: Option<(f64, f64)>,
 }
 
-fn mean(numbers: impl Iterator<Item = f64>) -> f64 {
-    let (sum, n) = numbers.filter(|x| x.is_finite()).fold((0.0, 0.0), |(sum, n), x| (sum + x, n + 1.0));
-    sum / n
-}
-
 /// Returns the mean, and the variance of the mean.
 fn spread(numbers: &[f64]) -> (f64, f64) {
-    let m = mean(numbers.iter().copied());
-    (m, mean(numbers.iter().map(|x| (x - m).powi(2))) / numbers.len() as f64)
+    let m = mean_of_finite(numbers.iter().copied());
+    (m, mean_of_finite(numbers.iter().map(|x| (x - m).powi(2))) / numbers.len() as f64)
 }
 
 impl PreferenceMonitor {
@@ -105,7 +101,7 @@ impl PreferenceMonitor {
     }
 
     fn recent(&self, of: impl Fn(&PreferenceMeans) -> f64) -> f64 {
-        mean(self.recent.iter().map(of))
+        mean_of_finite(self.recent.iter().map(of))
     }
 
     /// Returns the failures that the steps so far show; none before two windows are full.
@@ -135,7 +131,7 @@ impl PreferenceMonitor {
     }
 
     fn displacement(&self) -> Option<PreferenceSymptom> {
-        let first = |of: fn(&PreferenceMeans) -> f64| mean(self.first.iter().map(of));
+        let first = |of: fn(&PreferenceMeans) -> f64| mean_of_finite(self.first.iter().map(of));
         let of = first(|n| n.log_prob).abs();
         // With a reference, a fall is measured from zero and does not depend on which rows a step has. Without one, it
         // is measured from the first steps and must exceed three standard errors.

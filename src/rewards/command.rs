@@ -1,8 +1,8 @@
 //! Rewards from a user's command: it reads one JSON object per line and prints one number per line.
 
 use super::program::LineProgram;
+use super::source::{ABSTAINED, RewardInput, RewardSource};
 use super::spec::CommandSpec;
-use super::{ABSTAINED, RewardInput, RewardSource};
 use crate::data::json;
 use crate::error::{Error, Result};
 use crate::fsutil::excerpt;

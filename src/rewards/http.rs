@@ -3,8 +3,8 @@
 //! The request has `query` (prompt and completion joined) and `prompts`, the response has `rewards`, as in OpenRLHF, so
 //! that its remote reward servers can be used.
 
+use super::source::{ABSTAINED, RewardInput, RewardSource};
 use super::spec::HttpSpec;
-use super::{ABSTAINED, RewardInput, RewardSource};
 use crate::data::json as exact;
 use crate::error::{Error, Result};
 use crate::fsutil::excerpt;

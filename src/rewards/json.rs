@@ -1,7 +1,7 @@
 //! Rewards for answers that are JSON and fit a JSON Schema.
 
+use super::source::{RewardInput, RewardSource};
 use super::spec::JsonSchemaSpec;
-use super::{RewardInput, RewardSource};
 use crate::error::{Error, Result};
 use crate::fsutil::read_json;
 use crate::models::Model;

@@ -9,47 +9,16 @@ mod http;
 mod json;
 pub mod model;
 pub mod program;
+pub mod source;
 pub mod spec;
 mod text_rules;
 
-pub use spec::RewardSourceSpec;
-
-use crate::data::{ChatTokenizer, PromptRow, PromptSet};
+use crate::data::{ChatTokenizer, PromptSet};
 use crate::error::{Context, Error, Result};
 use crate::models::Model;
 use crate::report;
-use serde_json::Value;
-
-/// An answer to be scored, with its prompt.
-#[derive(Debug, Clone, Copy)]
-pub struct RewardInput<'a> {
-    pub prompt: &'a PromptRow,
-    /// Text of the answer, without the stop token or stop text.
-    pub answer: &'a str,
-    /// Token ids of prompt and answer, with the stop token if one ended the answer.
-    pub ids: &'a [u32],
-    /// Number of tokens in the answer, without the stop token.
-    pub tokens: usize,
-}
-
-/// The reward of a source that cannot judge an answer. As in TRL, it is left out of the weighted sum and of the
-/// source's means. It is a NaN with bits of its own: a source that computes any other NaN is an error.
-pub const ABSTAINED: f64 = f64::from_bits(0x7ff8_0000_0ab5_7a19);
-
-/// A source of rewards.
-pub trait RewardSource {
-    /// Fails if a row lacks a column that the source reads. Called before the first step.
-    fn check(&self, _prompts: &PromptSet) -> Result<()> {
-        Ok(())
-    }
-    /// Fails if the source reads token ids with another tokenizer than the policy's.
-    fn check_tokenizer(&self, _tokenizer: &ChatTokenizer) -> Result<()> {
-        Ok(())
-    }
-    /// Returns a number, or [`ABSTAINED`], for each answer. `model` is the one being trained: a reward model may be an
-    /// adapter on it.
-    fn score(&mut self, model: &Model, answers: &[RewardInput]) -> Result<Vec<f64>>;
-}
+use source::{ABSTAINED, RewardInput, RewardSource};
+use spec::RewardSourceSpec;
 
 /// A source with its name in the metrics and its weight in the sum.
 struct WeightedSource {
@@ -188,34 +157,4 @@ fn open_source(spec: &RewardSourceSpec, models: usize) -> Result<WeightedSource>
         _ => return Err(Error::bug(format!("no reward of kind {kind}"))),
     };
     Ok(WeightedSource { name, weight: spec.weight, reward })
-}
-
-/// Returns the texts of a column to compare an answer with: one, or several if it is a list.
-fn expected_texts(prompt: &PromptRow, column: &str) -> Result<Vec<String>> {
-    let text = |value: &Value| match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Bool(truth) => Some(truth.to_string()),
-        other => crate::data::json::long_number(other).map(String::from),
-    };
-    let wrong = |what: &str| {
-        let error = Error::user(format!("{}: column `{column}` is {what}", prompt.place()));
-        error.hint("expected text, a number, or a list of them to compare answers with")
-    };
-    let found = prompt.columns.get(column).ok_or_else(|| {
-        let names: Vec<String> = prompt.columns.keys().map(|k| format!("`{k}`")).collect();
-        Error::user(format!("{}: no column `{column}`; found {}", prompt.place(), names.join(", ")))
-            .hint("name the column of the right answer with `column`, or use rows that end in an answer")
-    })?;
-    let texts = match found {
-        Value::Array(list) if list.is_empty() => return Err(wrong("an empty list")),
-        Value::Array(list) => list.iter().map(text).collect::<Option<Vec<_>>>(),
-        one => text(one).map(|t| vec![t]),
-    };
-    texts.ok_or_else(|| wrong("neither text nor a number"))
-}
-
-/// Fails if a row lacks the column, or has no text, number or list of them in it.
-fn check_column(prompts: &PromptSet, column: &str) -> Result<()> {
-    prompts.rows.iter().try_for_each(|row| expected_texts(row, column).map(drop))
 }

@@ -5,8 +5,8 @@
 //! way, the probes stored with the reward model (texts with their scores) are scored first, to detect a wrong base or
 //! format.
 
+use super::source::{RewardInput, RewardSource};
 use super::spec::RewardModelSpec;
-use super::{RewardInput, RewardSource};
 use crate::adapters::file;
 use crate::data::ChatTokenizer;
 use crate::error::{Error, Result};

@@ -89,30 +89,30 @@ impl LineProgram {
         let output = read_in_thread(child.stdout.take(), most);
         let errors = read_in_thread(child.stderr.take(), usize::MAX);
         let printed = output.recv_timeout(deadline.saturating_duration_since(Instant::now()));
-        let status = wait_until(&mut child, deadline);
+        // Checked before waiting: a program that ignores the closed pipe would run until the timeout.
+        let too_long = printed.as_ref().is_ok_and(|p| p.len() > most);
+        let status = if too_long { None } else { wait_until(&mut child, deadline) };
+        if status.is_none() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
         let said = || match errors.recv_timeout(Duration::from_secs(1)).map(|e| tail(&e)) {
             Ok(text) if !text.is_empty() => format!("; its stderr ends:\n{text}"),
             _ => "; it wrote nothing to stderr".into(),
         };
         match (printed, status) {
-            (Ok(printed), _) if printed.len() > most => {
-                let _ = child.kill();
-                Err(Error::user(format!("{}: printed more than {most} bytes{}", self.name(), said())).hint(format!(
+            _ if too_long => Err(Error::user(format!("{}: printed more than {most} bytes{}", self.name(), said()))
+                .hint(format!(
                     "it must print {} for each line that it reads, and nothing else, to stdout",
                     self.output_line
-                )))
-            }
+                ))),
             (Ok(printed), Some(status)) if status.success() => Ok(printed),
             (_, Some(status)) if !status.success() => {
                 Err(Error::user(format!("{}: ended with {}{}", self.name(), status, said()))
                     .hint(format!("run it by hand with lines of {}", self.input_line)))
             }
-            _ => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(Error::user(format!("{}: did not end within {} s{}", self.name(), self.spec.timeout, said()))
-                    .hint("raise `timeout`; the command must end when its input ends"))
-            }
+            _ => Err(Error::user(format!("{}: did not end within {} s{}", self.name(), self.spec.timeout, said()))
+                .hint("raise `timeout`; the command must end when its input ends")),
         }
     }
 }

@@ -1,13 +1,44 @@
 //! Rewards by rules over the answer's text: exact match, words in common, regular expression, length.
 
+use super::source::{RewardInput, RewardSource};
 use super::spec::{ExactSpec, LengthSpec, LengthUnit, OverlapSpec, RegexSpec};
-use super::{RewardInput, RewardSource, check_column, expected_texts};
-use crate::data::PromptSet;
+use crate::data::{PromptRow, PromptSet};
 use crate::error::{Error, Result};
 use crate::fsutil::excerpt;
 use crate::models::Model;
 use fancy_regex::Regex;
+use serde_json::Value;
 use std::collections::HashMap;
+
+/// Returns the texts of a column to compare an answer with: one, or several if it is a list.
+fn expected_texts(prompt: &PromptRow, column: &str) -> Result<Vec<String>> {
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(truth) => Some(truth.to_string()),
+        other => crate::data::json::long_number(other).map(String::from),
+    };
+    let wrong = |what: &str| {
+        let error = Error::user(format!("{}: column `{column}` is {what}", prompt.place()));
+        error.hint("expected text, a number, or a list of them to compare answers with")
+    };
+    let found = prompt.columns.get(column).ok_or_else(|| {
+        let names: Vec<String> = prompt.columns.keys().map(|k| format!("`{k}`")).collect();
+        Error::user(format!("{}: no column `{column}`; found {}", prompt.place(), names.join(", ")))
+            .hint("name the column of the right answer with `column`, or use rows that end in an answer")
+    })?;
+    let texts = match found {
+        Value::Array(list) if list.is_empty() => return Err(wrong("an empty list")),
+        Value::Array(list) => list.iter().map(text).collect::<Option<Vec<_>>>(),
+        one => text(one).map(|t| vec![t]),
+    };
+    texts.ok_or_else(|| wrong("neither text nor a number"))
+}
+
+/// Fails if a row lacks the column, or has no text, number or list of them in it.
+fn check_column(prompts: &PromptSet, column: &str) -> Result<()> {
+    prompts.rows.iter().try_for_each(|row| expected_texts(row, column).map(drop))
+}
 
 fn one_or_zero(yes: bool) -> f64 {
     if yes { 1.0 } else { 0.0 }

@@ -5,9 +5,10 @@
 //! same answer. It reports a problem only if the numbers leave no doubt; for a healthy run it returns nothing.
 
 use super::facts::{NonFiniteEvent, RunFacts};
-use super::history::{History, StepPoint, mean};
+use super::history::{History, StepPoint};
 use super::preference;
 use crate::recipe::{Dtype, Plan};
+use crate::stats::moments::mean_of_finite;
 use serde::Serialize;
 
 /// Known problems. Their names are stable: scripts may match on them.
@@ -170,7 +171,7 @@ pub(super) fn rate(x: f64) -> String {
 }
 
 fn losses(points: &[&StepPoint]) -> f64 {
-    mean(points.iter().map(|p| p.loss))
+    mean_of_finite(points.iter().map(|p| p.loss))
 }
 
 fn non_finite(p: DiagnosisInput) -> Option<Diagnosis> {
@@ -225,7 +226,8 @@ fn loss_zero(p: DiagnosisInput) -> Option<Diagnosis> {
     if first.len() < 3 || losses(first) > 10.0 * ZERO {
         return None;
     }
-    let accuracy = mean(first.iter().filter_map(|s| s.more.iter().find(|(k, _)| k == "accuracy").map(|(_, v)| *v)));
+    let accuracy =
+        mean_of_finite(first.iter().filter_map(|s| s.more.iter().find(|(k, _)| k == "accuracy").map(|(_, v)| *v)));
     let mut evidence = vec![("mean loss of the first steps", number(losses(first)))];
     if accuracy.is_finite() {
         evidence.push(("tokens predicted correctly at the start", format!("{:.1} %", 100.0 * accuracy)));
@@ -309,7 +311,7 @@ fn flat_loss(p: DiagnosisInput) -> Option<Diagnosis> {
     let w = (n / 4).max(8);
     let (first, last) = (&steps[..w], &steps[n - w..]);
     let (a, b) = (losses(first), losses(last));
-    let spread = |s: &[&StepPoint], m: f64| mean(s.iter().map(|p| (p.loss - m).powi(2))) / s.len() as f64;
+    let spread = |s: &[&StepPoint], m: f64| mean_of_finite(s.iter().map(|p| (p.loss - m).powi(2))) / s.len() as f64;
     let noise = (spread(first, a) + spread(last, b)).sqrt();
     // Flat: the loss fell by less than 1 %, and the noise is small enough to exclude a true fall of 5 %.
     if a < 0.02 || a - b > 0.01 * a || a - b + 2.0 * noise > 0.05 * a || b > 1.1 * a {
@@ -321,7 +323,7 @@ fn flat_loss(p: DiagnosisInput) -> Option<Diagnosis> {
         return None;
     }
     let moved = p.facts.and_then(|f| f.movement).map(|m| m.relative);
-    let norm = mean(last.iter().map(|s| s.grad_norm));
+    let norm = mean_of_finite(last.iter().map(|s| s.grad_norm));
     let mut evidence = vec![
         ("mean loss, first quarter", number(a)),
         ("mean loss, last quarter", number(b)),

@@ -2,9 +2,10 @@
 
 use super::diagnose::{Diagnosis, DiagnosisInput, diagnose};
 use super::folder::{RunFolder, RunStatus};
-use super::history::{mean, smooth};
+use super::history::smooth;
 use crate::characters::printable;
 use crate::report;
+use crate::stats::moments::mean_of_finite;
 use console::{Style, style};
 use std::fmt::Write;
 use std::time::Duration;
@@ -28,7 +29,7 @@ pub fn sparkline(values: &[f64], width: usize) -> String {
         return String::new();
     }
     let n = values.len().min(width);
-    let part = |i: usize| mean(values[i * values.len() / n..(i + 1) * values.len() / n].iter().copied());
+    let part = |i: usize| mean_of_finite(values[i * values.len() / n..(i + 1) * values.len() / n].iter().copied());
     let means: Vec<f64> = (0..n).map(part).collect();
     let finite = || means.iter().copied().filter(|v| v.is_finite());
     let (low, high) = (finite().fold(f64::INFINITY, f64::min), finite().fold(f64::NEG_INFINITY, f64::max));

@@ -1,9 +1,8 @@
 //! Checks of the model's outputs: adapter switched off, independence of packed rows, cache, merged weights.
 
-use super::compare::{CheckResult, LargestDifference, check_result, compare_rows};
+use super::compare::{CheckResult, CheckTitle, LargestDifference, check_result, compare_rows};
 use super::saving::save;
 use super::test_model::{TestModel, logits, temporary_folder};
-use super::training::CheckTitle;
 use crate::adapters::merge::{MergedWeights, WeightedAdapter};
 use crate::error::{Error, Result};
 use crate::nn::Tokens;
@@ -157,7 +156,7 @@ fn merged_logits(trial: &TestModel, weight: f64) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::tiny;
+    use super::super::test_model::tests::tiny;
     use super::*;
     use tch::Kind;
 
@@ -219,16 +218,16 @@ mod tests {
     fn an_adapter_left_on_and_an_idle_one_are_seen() {
         let trial = tiny(Kind::Float, 0.0);
         let bare = trial.model.with_adapter(None, |_| trial.logits()).unwrap();
-        assert_eq!(base(&trial, bare.copy()).unwrap().verdict, crate::selftest::CheckVerdict::Passed);
+        assert_eq!(base(&trial, bare.copy()).unwrap().verdict, crate::selftest::compare::CheckVerdict::Passed);
         let line = base(&trial, trial.logits().unwrap()).unwrap();
-        assert_eq!(line.verdict, crate::selftest::CheckVerdict::Failed, "{line:?}");
+        assert_eq!(line.verdict, crate::selftest::compare::CheckVerdict::Failed, "{line:?}");
         let _no_grad = tch::no_grad_guard();
         trial.model.params().adapter(0).for_each(|p| {
             let _ = p.tensor.shallow_clone().zero_();
         });
         let line = base(&trial, bare).unwrap();
         assert!(
-            line.verdict == crate::selftest::CheckVerdict::Failed && line.at.contains("changes nothing"),
+            line.verdict == crate::selftest::compare::CheckVerdict::Failed && line.at.contains("changes nothing"),
             "{line:?}"
         );
     }

@@ -1,8 +1,7 @@
 //! Checks of files: a saved adapter, and a run resumed from a checkpoint.
 
-use super::compare::{CheckResult, check_result, compare_numbers, compare_rows, compare_tensors};
+use super::compare::{CheckResult, CheckTitle, check_result, compare_numbers, compare_rows, compare_tensors};
 use super::test_model::{TestModel, temporary_folder};
-use super::training::CheckTitle;
 use crate::adapters::file;
 use crate::error::Result;
 use crate::models::{LayerReplay, Metrics};
@@ -107,7 +106,7 @@ fn steps(trial: &TestModel, optim: &mut Optimiser, which: std::ops::Range<usize>
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::tiny;
+    use super::super::test_model::tests::tiny;
     use super::*;
     use tch::Kind;
 

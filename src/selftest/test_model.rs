@@ -1,7 +1,7 @@
 //! Loads the model under test with its adapter, and computes losses, gradients and logits for the checks.
 
-use super::compare::Rounding;
-use super::{SelftestInput, usable_rows};
+use super::input::{SelftestInput, usable_rows};
+use super::rounding::Rounding;
 use crate::adapters::{LoraPlan, LoraSpec, file};
 use crate::error::{Error, Result};
 use crate::models::{Heads, LayerReplay, LoadOptions, Loss, Metrics, Model, Output, Storage};
@@ -244,4 +244,25 @@ pub fn temporary_folder() -> Result<tempfile::TempDir> {
         .prefix("ft-selftest-")
         .tempdir()
         .map_err(|e| crate::fsutil::io_error("creating a folder in", &std::env::temp_dir(), e))
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use std::path::Path;
+
+    pub fn subject(kind: Kind) -> SelftestInput {
+        let mut chance = crate::rng::stream(0, "selftest", 0);
+        let row = |n: &usize| (0..*n).map(|_| chance.random_range(0..512)).collect();
+        let rows = [23, 5, 17, 2, 31, 11].iter().map(row).collect();
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama");
+        SelftestInput { model, adapter: None, device: Device::Cpu, kind, rows }
+    }
+
+    /// A tiny model for tests of single checks. Whole runs are tested in tests/selftest.rs, in a process of their own:
+    /// libtorch's random generator is shared by all tests of a process.
+    pub fn tiny(kind: Kind, dropout: f64) -> TestModel {
+        tch::set_num_threads(1);
+        TestModel::load(&subject(kind), kind, dropout).unwrap()
+    }
 }

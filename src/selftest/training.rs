@@ -1,17 +1,15 @@
 //! Checks of losses and gradients: finite differences, accumulation, packing, recomputation, chunked head, bf16.
 
 use super::compare::{
-    CheckResult, LargestDifference, Tolerance, check_result, compare_joined, compare_numbers, compare_tensors,
+    CheckResult, CheckTitle, LargestDifference, check_result, compare_joined, compare_numbers, compare_tensors,
 };
+use super::rounding::Tolerance;
 use super::test_model::{PackedTestRow, StepGradients, TestModel, noise};
 use crate::error::Result;
 use crate::models::LayerReplay;
 use std::collections::BTreeMap;
 use std::time::Instant;
 use tch::{Kind, Tensor};
-
-/// Name of a check, and the two sides that it compares.
-pub type CheckTitle = (&'static str, &'static str);
 
 pub const DIFFERENCES: CheckTitle =
     ("gradients", "the adapter's gradient against central differences of the loss, along random directions");
@@ -183,9 +181,9 @@ fn slope(trial: &TestModel, row: &PackedTestRow, parts: &[TensorDirection], expe
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::tiny;
+    use super::super::test_model::tests::tiny;
     use super::*;
-    use crate::selftest::CheckVerdict;
+    use crate::selftest::compare::CheckVerdict;
 
     fn failed(line: CheckResult) -> bool {
         println!("{line:?}");

@@ -1,7 +1,7 @@
 //! Computes the contents of `ft.lock` for a prepared run and for its result.
 
 use super::Prepared;
-use crate::convert::export;
+use crate::convert::verify::report::REPORT;
 use crate::error::{Error, Result};
 use crate::fsutil::read_json;
 use crate::methods::SplitStatistics;
@@ -30,12 +30,12 @@ pub fn lock_of(
 
 /// Returns the weight files of the result in `out` with the hashes from its export report.
 pub fn result_files(out: &Path) -> Result<BTreeMap<String, LockedFile>> {
-    let report: Value = read_json(&out.join(export::REPORT))?;
+    let report: Value = read_json(&out.join(REPORT))?;
     let files = report["files"].as_object().into_iter().flatten();
     files
         .map(|(name, f)| match (f["sha256"].as_str(), f["bytes"].as_u64()) {
             (Some(sha256), Some(bytes)) => Ok((name.clone(), LockedFile { sha256: sha256.into(), bytes })),
-            _ => Err(Error::bug(format!("{}: `{name}` has no hash", export::REPORT))),
+            _ => Err(Error::bug(format!("{}: `{name}` has no hash", REPORT))),
         })
         .collect()
 }

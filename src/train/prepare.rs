@@ -1,8 +1,8 @@
 //! Prepares a run up to its first step: reads and tokenises the data, counts the steps, loads the model.
 
 use crate::adapters::{AdapterSpec, LoraPlan, LoraSpec, file};
+use crate::convert::folder::{stop_tokens, template};
 use crate::convert::student::{KeptLayers, StudentCut, cut_student_if_missing};
-use crate::convert::{stop_tokens, template};
 use crate::data::{
     BatchPlan, ChatTokenizer, Dataset, EncodeOptions, Example, Overflow, SourceList, SourceSpec, Supervise, TokenCache,
 };

@@ -4,7 +4,8 @@ use super::log::TrainingLog;
 use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::fsutil::io_error;
-use crate::generate::{self, GenerationSettings};
+use crate::generate::engine::complete;
+use crate::generate::settings::GenerationSettings;
 use crate::methods::SamplePrompt;
 use crate::models::Model;
 use crate::report;
@@ -43,7 +44,7 @@ impl SampleRecorder {
         let settings = GenerationSettings::greedy(LONGEST, self.tokenizer.stop_ids());
         let ids: Vec<Vec<u32>> = prompts.iter().map(|p| p.ids.clone()).collect();
         let bar = report::spinner("samples");
-        let answers = generate::complete(model, &ids, &settings, &mut |_, _| bar.count(1, "tokens"))?;
+        let answers = complete(model, &ids, &settings, &mut |_, _| bar.count(1, "tokens"))?;
         bar.finish_and_clear();
         let open = OpenOptions::new().create(true).append(true).open(&self.path);
         let mut file = open.map_err(|e| io_error("writing", &self.path, e))?;

@@ -2,7 +2,7 @@
 //! file and a next step, and must leave no files behind. Inputs that could crash the process run in a separate one.
 
 use crate::support::*;
-use ft::convert::import::{GgufImportOptions, import};
+use ft::convert::gguf::import::{GgufImportOptions, import};
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};
 use ft::models::{self, Heads, LoadOptions, Model, Storage};
@@ -118,8 +118,8 @@ fn tokenizers() {
     let answer = |folder: &Path| {
         let tokenizer = ChatTokenizer::load(folder, None)?;
         let model = load(folder)?;
-        let settings = ft::generate::GenerationSettings::greedy(1, &[]);
-        ft::generate::complete(&model, &[tokenizer.encode("Hi there")?], &settings, &mut |_, _| ())
+        let settings = ft::generate::settings::GenerationSettings::greedy(1, &[]);
+        ft::generate::engine::complete(&model, &[tokenizer.encode("Hi there")?], &settings, &mut |_, _| ())
     };
     let named = ["tokenizer.json", "vocabulary", "prompt 1 is empty"];
     refused("tokenizer", 10, "tiny-llama", "tokenizer.json", &named, answer);

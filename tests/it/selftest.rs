@@ -1,7 +1,9 @@
 //! Tests `ft selftest`: intact models pass every check; a damaged one fails, and the error names the damaged tensor.
 
 use crate::support::*;
-use ft::selftest::{CheckVerdict, SelftestInput, run};
+use ft::selftest::compare::CheckVerdict;
+use ft::selftest::input::SelftestInput;
+use ft::selftest::run;
 use rand::RngExt;
 use std::path::PathBuf;
 use tch::Kind;

@@ -5,7 +5,7 @@ use crate::cli::model::{ModelArgs, TemplateArgs, require_template};
 use crate::cli::sampling::SamplingArgs;
 use clap::Args;
 use ft::error::{Error, Result};
-use ft::generate::BatchLimits;
+use ft::generate::engine::BatchLimits;
 use ft::label::candidates::{self, CandidateCounts, CandidatePlan};
 use ft::label::{Project, Store};
 use ft::report;

@@ -4,10 +4,10 @@ use super::{AggregationArg, parse_judges};
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::fsutil::{write_atomic, write_json};
-use ft::label::bootstrap::{Bootstrap, Estimate};
 use ft::label::report::{LabelReport, render};
 use ft::label::{Project, Store};
 use ft::report;
+use ft::stats::bootstrap::{Bootstrap, Estimate};
 use std::io::Write;
 use std::path::PathBuf;
 

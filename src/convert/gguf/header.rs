@@ -3,16 +3,52 @@
 //! The file may be damaged or hostile. Counts, string lengths, shapes and offsets are checked against the file's length
 //! before they are used; the error names the place of the damage.
 
-use super::{GgufArray, GgufValue, TensorInfo};
-use crate::convert::quant::GgmlType;
+use super::quant::GgmlType;
 use crate::error::{Error, Result};
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::path::Path;
 
 const MAGIC: &[u8; 4] = b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
 /// The most dimensions that a ggml tensor can have.
 const MAX_DIMENSIONS: u32 = 4;
+
+/// A scalar or an array of the file's metadata.
+#[derive(Debug, Clone, PartialEq)]
+pub enum GgufValue {
+    Unsigned(u64),
+    Signed(i64),
+    Float32(f32),
+    Float64(f64),
+    Bool(bool),
+    Text(String),
+    Array(GgufArray),
+}
+
+/// An array that was not decoded yet: element type, number of elements and their byte range in the file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GgufArray {
+    pub(super) element: GgufType,
+    pub(super) count: usize,
+    pub(super) bytes: Range<usize>,
+}
+
+/// A tensor as the file lists it; its byte range was checked to be inside the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    pub name: String,
+    pub kind: GgmlType,
+    /// Outermost dimension first, as Hugging Face writes shapes (the file has them reversed).
+    pub shape: Vec<usize>,
+    pub(super) bytes: Range<usize>,
+}
+
+impl TensorInfo {
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
 
 /// GGUF's value types, in the order of their numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

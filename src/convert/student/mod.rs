@@ -8,7 +8,9 @@
 mod activations;
 mod slice;
 
-use super::export::{self, MODEL_FILES};
+use super::export::publish::tensor_entry;
+use super::folder::companions::{MODEL_FILES, copy_companion_files};
+use super::folder::disk_space::check_disk_space;
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::models::{self, Config, Heads, LoadOptions, Model, Storage, content_hash};
@@ -137,15 +139,15 @@ pub fn cut_student(
     let mut entries = Vec::new();
     for (name, old) in &written {
         let t = made(old)?;
-        entries.push(export::tensor_entry(name, &t.size(), t.kind())?);
+        entries.push(tensor_entry(name, &t.size(), t.kind())?);
     }
     let parameters = entries.iter().map(|e| e.elements()).sum();
     let folder: PathBuf = out.components().collect();
     fsutil::replace_dir(&folder, |temp| {
-        export::check_disk_space(temp, entries.iter().map(|e| e.bytes()).sum())?;
+        check_disk_space(temp, entries.iter().map(|e| e.bytes()).sum())?;
         write_model(temp, &entries, SHARD_BYTES, |e| Ok(weights::bytes(&made(&written[&e.name])?)))?;
         fsutil::write_json(&temp.join("config.json"), &student_config(&config, &kept, mlp, query))?;
-        export::copy_companion_files(from, temp, MODEL_FILES)?;
+        copy_companion_files(from, temp, MODEL_FILES)?;
         let origin =
             StudentOrigin { from_sha256: content_hash::hash(&[from])?, cut: cut.clone(), kept_layers: kept.clone() };
         fsutil::write_json(&temp.join(STUDENT_FILE), &origin)?;

@@ -11,11 +11,11 @@ pub use page::render;
 use super::aggregate::{Aggregation, PairVerdict, UnitRatings, VERDICTS, aggregate, symmetric_dawid_skene};
 use super::agreement::{DistanceScale, RatingTable};
 use super::bias::{JudgeHabits, LengthBaseline, habits, length_baseline};
-use super::bootstrap::{Bootstrap, Estimate};
 use super::project::{JudgeFilter, Project, ResolvedVote};
 use super::ranking::SourceRanking;
 use super::record::{AnnotatorKind, VoteChoice};
-use crate::methods::proportion::Proportion;
+use crate::stats::bootstrap::{Bootstrap, Estimate};
+use crate::stats::proportion::Proportion;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,13 +1,13 @@
 //! Renders the report as one HTML page in the style of run pages. The page loads nothing from the network.
 
 use super::{Agreement, JudgeReport, LabelReport};
-use crate::label::bootstrap::Estimate;
 use crate::label::ranking::SourceRanking;
 use crate::label::record::AnnotatorKind;
-use crate::methods::proportion::Proportion;
 use crate::report::count;
 use crate::runs::page::plot::{figure, forest};
 use crate::runs::page::{document, escape, name};
+use crate::stats::bootstrap::Estimate;
+use crate::stats::proportion::Proportion;
 use std::fmt::Write;
 
 /// Renders the page.

@@ -8,7 +8,8 @@
 use super::spec::OnPolicySpec;
 use crate::data::{ChatTokenizer, Dataset, Example};
 use crate::error::{Error, Result};
-use crate::generate::{GenerationSettings, complete};
+use crate::generate::engine::complete;
+use crate::generate::settings::GenerationSettings;
 use crate::models::Model;
 use crate::rng;
 use rand::RngExt;

@@ -2,7 +2,7 @@
 
 use crate::data::Supervise;
 use crate::models::Dtype;
-use crate::rewards::RewardSourceSpec;
+use crate::rewards::spec::RewardSourceSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

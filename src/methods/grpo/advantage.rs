@@ -6,7 +6,7 @@
 
 use super::spec::ScaleRewards;
 use crate::methods::rollout::objective::{Advantages, RolloutRewards};
-use crate::methods::rollout::stats::{deviation, mean};
+use crate::stats::moments::{mean, sample_deviation};
 
 /// Added to the deviation, so that it can divide.
 const EPSILON: f64 = 1e-4;
@@ -16,10 +16,10 @@ pub const NONE: f64 = 1e-8;
 /// Computes one advantage per answer; `flat` is the share of answers whose standard deviation (of their group, or of
 /// the batch) is zero.
 pub fn advantages(drawn: &RolloutRewards, scale: ScaleRewards) -> Advantages {
-    let whole = deviation(drawn.rewards);
+    let whole = sample_deviation(drawn.rewards);
     let (mut values, mut flat) = (Vec::with_capacity(drawn.rewards.len()), 0);
     for group in drawn.rewards.chunks(drawn.answers_per_prompt) {
-        let (middle, own) = (mean(group), deviation(group));
+        let (middle, own) = (mean(group), sample_deviation(group));
         let spread = if scale == ScaleRewards::Batch { whole } else { own };
         flat += if spread < NONE { group.len() } else { 0 };
         let divisor = if scale == ScaleRewards::None { 1.0 } else { spread + EPSILON };

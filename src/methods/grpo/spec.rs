@@ -1,7 +1,7 @@
 //! The recipe's section for GRPO.
 
 use crate::methods::rollout::{LimitSpec, SamplingSpec};
-use crate::rewards::RewardSourceSpec;
+use crate::rewards::spec::RewardSourceSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -4,6 +4,7 @@
 //! forbids it.
 
 use crate::methods::{Alarm, Means};
+use crate::stats::moments::mean_and_sample_variance;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -279,9 +280,8 @@ impl PpoMonitor {
             return None;
         }
         let window = |from: usize| &self.history[from..from + WINDOW];
-        let moments = |from: usize, of: fn(&IterationMetrics) -> f64| {
-            super::advantage::mean_and_variance(window(from).iter().map(of))
-        };
+        let moments =
+            |from: usize, of: fn(&IterationMetrics) -> f64| mean_and_sample_variance(window(from).iter().map(of));
         let net: fn(&IterationMetrics) -> f64 = |s| s.net;
         let score: fn(&IterationMetrics) -> f64 = |s| s.score;
         let best = (0..=n - 2 * WINDOW).max_by(|a, b| moments(*a, net).0.total_cmp(&moments(*b, net).0))?;

@@ -35,7 +35,8 @@ use crate::data::{Loader, LoaderCursor};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::rng;
-use advantage::{explained_variance, gae, mean_and_variance, token_rewards, whiten};
+use crate::stats::moments::{mean, mean_and_sample_variance};
+use advantage::{explained_variance, gae, token_rewards, whiten};
 use alarms::PpoMonitor;
 use answers::{AnswerTokenStats, IterationAnswers, score_samples};
 use kl::KlCoefficient;
@@ -183,7 +184,7 @@ impl Ppo {
         self.episodes += samples.len() as u64;
         means.push(("episode".into(), self.episodes as f64));
         let per_answer: Vec<f64> = divergence.iter().map(|d| d.iter().sum()).collect();
-        self.coefficient.update(stats::mean(&per_answer), samples.len());
+        self.coefficient.update(mean(&per_answer), samples.len());
         (self.answers, self.done) = (Some(IterationAnswers { samples, numbers, coefficient }), 0);
         Ok(means)
     }
@@ -205,13 +206,13 @@ impl Ppo {
         let kl: Vec<f64> = self.divergence(numbers).iter().map(|d| sum(d)).collect();
         let surprise: Vec<f64> = numbers.iter().map(|n| -sum(&wide(&n.log_probs))).collect();
         let tokens: f64 = samples.iter().map(|s| s.length() as f64).sum();
-        let (kl_mean, kl_variance) = mean_and_variance(kl.iter().copied());
+        let (kl_mean, kl_variance) = mean_and_sample_variance(kl.iter().copied());
         let score = samples.iter().map(|s| s.reward).sum::<f64>() / samples.len() as f64;
         vec![
             ("objective/kl".to_string(), kl_mean),
             ("objective/kl_error".into(), (kl_variance / kl.len() as f64).sqrt()),
             ("objective/kl_coef".into(), coefficient),
-            ("objective/entropy".into(), stats::mean(&surprise)),
+            ("objective/entropy".into(), mean(&surprise)),
             ("objective/token_entropy".into(), sum(&surprise) / tokens),
             ("objective/non_score_reward".into(), -coefficient * kl_mean),
             ("objective/rlhf_reward".into(), score - coefficient * kl_mean),

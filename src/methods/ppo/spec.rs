@@ -4,7 +4,7 @@ use super::alarms::AlarmSpec;
 use super::kl::KlEstimator;
 use crate::adapters::LoraSpec;
 use crate::methods::rollout::SamplingSpec;
-use crate::rewards::RewardSourceSpec;
+use crate::rewards::spec::RewardSourceSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

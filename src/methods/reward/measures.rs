@@ -4,7 +4,8 @@ use super::report_card::{
     Calibration, CalibrationBin, LengthBias, LengthGroup, MarginHistogram, PackingOrderEffect, ScoredPair,
     StopTokenEffect,
 };
-use crate::methods::proportion::Proportion;
+use crate::stats::moments::{correlation, mean_and_population_deviation};
+use crate::stats::proportion::Proportion;
 
 /// Number of bins of the claimed probability, from 0.5 to 1.
 const CLAIMS: usize = 10;
@@ -18,13 +19,6 @@ pub(super) fn accuracy<'a>(pairs: impl IntoIterator<Item = &'a ScoredPair>) -> O
         hits += usize::from(pair.right());
     }
     Proportion::of(hits, n)
-}
-
-/// Computes mean and standard deviation (divided by n); (0, 0) for an empty slice.
-pub(super) fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
-    let n = values.len().max(1) as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    (mean, (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt())
 }
 
 pub(super) fn by_length(pairs: &[ScoredPair]) -> Vec<LengthGroup> {
@@ -58,13 +52,6 @@ pub(super) fn length_bias(pairs: &[ScoredPair], accuracy_of_all: f64) -> LengthB
     }
 }
 
-/// Computes Pearson's correlation; `None` if either is constant.
-pub fn correlation(a: &[f64], b: &[f64]) -> Option<f64> {
-    let ((mean_a, std_a), (mean_b, std_b)) = (mean_and_deviation(a), mean_and_deviation(b));
-    let sum: f64 = a.iter().zip(b).map(|(x, y)| (x - mean_a) * (y - mean_b)).sum();
-    (std_a > 0.0 && std_b > 0.0).then(|| sum / a.len() as f64 / (std_a * std_b))
-}
-
 pub(super) fn calibration(pairs: &[ScoredPair]) -> Calibration {
     let width = 0.5 / CLAIMS as f64;
     let claim = |p: &ScoredPair| 1.0 / (1.0 + (-p.margin().abs()).exp());
@@ -85,7 +72,7 @@ pub(super) fn calibration(pairs: &[ScoredPair]) -> Calibration {
 }
 
 pub(super) fn histogram(margins: &[f64]) -> MarginHistogram {
-    let (mean, std) = mean_and_deviation(margins);
+    let (mean, std) = mean_and_population_deviation(margins);
     let least = margins.iter().copied().fold(0.0, f64::min);
     let most = margins.iter().copied().fold(0.0, f64::max);
     // Zero is the border between two bins: pairs that the model gets wrong are left of it.
@@ -112,8 +99,8 @@ pub(super) fn without_stop(pairs: &[ScoredPair], cut: &[[f64; 2]]) -> Option<Sto
         pairs: both.len(),
         accuracy: accuracy(both.iter().map(|(_, q)| q))?,
         accuracy_with: accuracy(both.iter().map(|(p, _)| *p))?.share,
-        mean_change: mean_and_deviation(&changes).0,
-        mean_size: mean_and_deviation(&changes.iter().map(|c| c.abs()).collect::<Vec<_>>()).0,
+        mean_change: mean_and_population_deviation(&changes).0,
+        mean_size: mean_and_population_deviation(&changes.iter().map(|c| c.abs()).collect::<Vec<_>>()).0,
     })
 }
 
@@ -122,7 +109,7 @@ pub(super) fn swap(pairs: &[ScoredPair], turned: &[[f64; 2]]) -> Option<PackingO
     let changes: Vec<f64> = changes.collect();
     let worse = |a: f64, b: &f64| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(*b) };
     let max_difference = changes.iter().fold(0.0, worse);
-    let rms = mean_and_deviation(&changes.iter().map(|c| c * c).collect::<Vec<_>>()).0.sqrt();
+    let rms = mean_and_population_deviation(&changes.iter().map(|c| c * c).collect::<Vec<_>>()).0.sqrt();
     (!changes.is_empty()).then_some(PackingOrderEffect { pairs: changes.len() / 2, max_difference, rms })
 }
 
@@ -137,7 +124,5 @@ mod tests {
         assert_eq!(m.counts[..zero].iter().sum::<u64>(), 2);
         assert_eq!(m.counts[zero..].iter().sum::<u64>(), 4);
         assert_eq!(histogram(&[0.0, 0.0]).counts, [2]);
-        let slope = correlation(&[1.0, 2.0, 4.0], &[-2.0, -4.0, -8.0]).unwrap();
-        assert!((slope + 1.0).abs() < 1e-12);
     }
 }

@@ -9,7 +9,6 @@ mod measures;
 pub mod report_card;
 pub mod spec;
 
-pub use measures::correlation;
 pub use report_card::{HeldOutScores, ReportCard, ReportCardLimits, ScoredPair};
 pub use spec::{MarginChoice, RewardMethodSpec};
 

@@ -19,12 +19,12 @@ use super::grpo::advantage::NONE;
 use super::grpo::loss::add_clip_metrics;
 use super::rollout::objective::{Advantages, LossUnit, RolloutRewards};
 use super::rollout::sampling_method::RolloutPlan;
-use super::rollout::stats::{deviation, mean};
 use super::rollout::{PolicyLossInputs, PolicyObjective, rows};
 use super::{DataContext, MethodRows};
 use crate::error::{Error, Result};
 use crate::models::{Loss, Metrics};
 use crate::nn::head::TargetScores;
+use crate::stats::moments::{mean, sample_deviation};
 use tch::Kind;
 
 /// RLOO with the settings of a recipe.
@@ -60,13 +60,13 @@ impl PolicyObjective for Rloo {
         }
         let (mut values, mut flat) = (Vec::with_capacity(rewards.len()), 0);
         for group in rewards.chunks(drawn.answers_per_prompt) {
-            let same = deviation(group) < NONE;
+            let same = sample_deviation(group) < NONE;
             flat += if same { group.len() } else { 0 };
             let (sum, others) = (group.iter().sum::<f64>(), (group.len() - 1).max(1) as f64);
             values.extend(group.iter().map(|r| if same { 0.0 } else { r - (sum - r) / others }));
         }
         if spec.normalize_advantages {
-            let (middle, spread) = (mean(&values), deviation(&values));
+            let (middle, spread) = (mean(&values), sample_deviation(&values));
             values.iter_mut().for_each(|a| *a = (*a - middle) / (spread + 1e-4));
         }
         Advantages { uniform_share: flat as f64 / values.len().max(1) as f64, values, more }

@@ -7,8 +7,8 @@ use crate::error::Result;
 use crate::fsutil::{excerpt, write_json};
 use crate::methods::Means;
 use crate::models::Model;
+use crate::stats::{bootstrap::mean_interval, moments::mean};
 use crate::{report, rng};
-use rand::RngExt;
 use serde::Serialize;
 use std::path::Path;
 
@@ -128,7 +128,7 @@ impl HeldOutPrompts {
     fn compare(&self, after: &[SampledAnswer], seed: u64) -> Result<HeldOutComparison> {
         let pairs = || self.baseline.iter().zip(after);
         let gains: Vec<f64> = pairs().map(|(a, b)| b.reward - a.reward).collect();
-        let rewards = |samples: &[SampledAnswer]| stats::mean(&samples.iter().map(|s| s.reward).collect::<Vec<_>>());
+        let rewards = |samples: &[SampledAnswer]| mean(&samples.iter().map(|s| s.reward).collect::<Vec<_>>());
         let row = |(a, b): (&SampledAnswer, &SampledAnswer)| {
             let prompt = &self.rollout.prompts().rows[a.prompt];
             let asked = self.rollout.tokenizer().last_prompt_line(&prompt.ids)?;
@@ -138,9 +138,9 @@ impl HeldOutPrompts {
             prompts: gains.len(),
             reward_before: rewards(&self.baseline),
             reward_after: rewards(after),
-            difference: stats::mean(&gains),
-            interval: interval(&gains, seed),
-            win_rate: stats::mean(&gains.iter().map(|g| 0.5 + 0.5 * sign(*g)).collect::<Vec<_>>()),
+            difference: mean(&gains),
+            interval: mean_interval(&gains, DRAWS, &mut rng::stream(seed, "held-out bootstrap", 0)),
+            win_rate: mean(&gains.iter().map(|g| 0.5 + 0.5 * sign(*g)).collect::<Vec<_>>()),
             better: gains.iter().filter(|g| **g > 0.0).count(),
             worse: gains.iter().filter(|g| **g < 0.0).count(),
             samples: pairs().take(SHOWN).map(row).collect::<Result<_>>()?,
@@ -166,31 +166,4 @@ impl HeldOutPrompts {
 /// Returns -1, 0 or 1.
 fn sign(x: f64) -> f64 {
     f64::from(u8::from(x > 0.0)) - f64::from(u8::from(x < 0.0))
-}
-
-/// Computes the 2.5 % and the 97.5 % percentile of the means of resampled differences.
-fn interval(gains: &[f64], seed: u64) -> (f64, f64) {
-    if gains.is_empty() {
-        return (0.0, 0.0);
-    }
-    let mut chance = rng::stream(seed, "held-out bootstrap", 0);
-    let mut draw = || (0..gains.len()).map(|_| gains[chance.random_range(0..gains.len())]).sum::<f64>();
-    let mut means: Vec<f64> = (0..DRAWS).map(|_| draw() / gains.len() as f64).collect();
-    means.sort_by(f64::total_cmp);
-    (means[DRAWS / 40], means[DRAWS - 1 - DRAWS / 40])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::interval;
-
-    #[test]
-    fn the_interval_holds_the_mean_and_shrinks_with_more_prompts() {
-        let gains = |n: usize| (0..n).map(|i| f64::from(i as u32 % 4) - 1.0).collect::<Vec<_>>(); // mean 0.5
-        let (few, many) = (interval(&gains(40), 1), interval(&gains(1000), 1));
-        assert!(few.0 < 0.5 && 0.5 < few.1 && many.0 > few.0 && many.1 < few.1);
-        // 1.96 · sqrt(1.25 / 1000) = 0.0693
-        assert!((many.1 - many.0 - 2.0 * 0.0693).abs() < 0.01, "{many:?}");
-        assert_eq!(interval(&[0.25; 9], 1), (0.25, 0.25));
-    }
 }

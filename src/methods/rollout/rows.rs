@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::methods::{DataContext, Method, MethodRows, SamplePrompt, SplitStatistics};
 use crate::models::Model;
 use crate::report;
-use crate::rewards::{RewardSourceSpec, RewardSources};
+use crate::rewards::RewardSources;
+use crate::rewards::spec::RewardSourceSpec;
 use std::cell::RefCell;
 use std::rc::Rc;
 

@@ -3,9 +3,12 @@
 use super::{SampledAnswer, SamplingSpec};
 use crate::data::{ChatTokenizer, PromptSet};
 use crate::error::{Error, Result};
-use crate::generate::{BatchLimits, Engine, FinishedAnswer, GenerationRequest, GenerationSettings, StopReason};
+use crate::generate::answer::StopReason;
+use crate::generate::engine::{BatchLimits, Engine, FinishedAnswer, GenerationRequest};
+use crate::generate::settings::GenerationSettings;
 use crate::models::Model;
-use crate::rewards::{RewardInput, RewardSources};
+use crate::rewards::RewardSources;
+use crate::rewards::source::RewardInput;
 use crate::{report, rng};
 use std::cell::RefCell;
 use std::rc::Rc;

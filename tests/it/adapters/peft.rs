@@ -4,8 +4,10 @@
 use ft::adapters::merge::{self, MergedWeights, WeightedAdapter};
 use ft::adapters::targets::ModuleSelection;
 use ft::adapters::{LoraPlan, LoraSpec, Targets, file, lora};
-use ft::convert::export::{self, ExportKind, ExportVerdict};
-use ft::convert::merged;
+use ft::convert::verify::kind::ExportKind;
+use ft::convert::verify::report::{ExportVerdict, REPORT};
+use ft::convert::verify::verify;
+use ft::convert::{export, merged};
 use ft::models::{self, Config, Heads, LoadOptions, Model, Storage};
 use ft::nn::{AdapterPlan, Tokens, Weights};
 use serde_json::{Value, json};
@@ -530,7 +532,7 @@ fn a_damaged_save_is_detected_and_not_published() {
     let spec = file::read(&adapter("plain")).unwrap().spec;
     let folder = out.path().join("adapter");
     export::save_adapter(&model, "0", &spec, &base(), &folder).unwrap();
-    let check = |folder: &Path| export::verify(&model, folder, ExportKind::Adapter { base: &base() }).unwrap();
+    let check = |folder: &Path| verify(&model, folder, ExportKind::Adapter { base: &base() }).unwrap();
     assert_eq!(check(&folder).verdict, ExportVerdict::Passed);
 
     // A wrong alpha in the config: every tensor is equal, but the logits differ.
@@ -564,7 +566,7 @@ fn a_damaged_save_is_detected_and_not_published() {
     let err = export::save_adapter(&model, "0", &spec, &base(), &fresh).unwrap_err();
     assert_eq!(err.exit_code(), 1);
     assert!(!fresh.exists(), "{err}");
-    let report: Value = ft::fsutil::read_json(&out.path().join("fresh.failed").join(export::REPORT)).unwrap();
+    let report: Value = ft::fsutil::read_json(&out.path().join("fresh.failed").join(REPORT)).unwrap();
     assert_eq!(report["verdict"], "failed");
 }
 

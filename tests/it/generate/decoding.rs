@@ -2,11 +2,13 @@
 //! probabilities.
 
 use crate::support::{device, fixture, json};
+use ft::generate::answer::{GeneratedAnswer, StopReason};
+use ft::generate::beam;
+use ft::generate::beam::{BeamEarlyStopping, BeamSettings};
+use ft::generate::engine::{BatchLimits, Engine, FinishedAnswer, GenerationRequest, complete};
 use ft::generate::sampler::TokenCandidates;
-use ft::generate::{
-    BatchLimits, BeamEarlyStopping, BeamSettings, ChatSession, Engine, FinishedAnswer, GeneratedAnswer,
-    GenerationRequest, GenerationSettings, StopReason, beam, complete,
-};
+use ft::generate::session::ChatSession;
+use ft::generate::settings::GenerationSettings;
 use ft::models::{Model, open};
 use ft::nn::Tokens;
 use serde_json::Value;

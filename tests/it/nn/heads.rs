@@ -4,8 +4,8 @@
 use crate::support::*;
 use ft::adapters::merge::WeightedAdapter;
 use ft::adapters::{LoraPlan, LoraSpec, Targets, file};
-use ft::convert::export::{self, ExportVerdict};
-use ft::convert::merged;
+use ft::convert::verify::report::ExportVerdict;
+use ft::convert::{export, merged};
 use ft::models::{Config, LayerReplay, Model};
 use ft::nn::{AdapterPlan, AdapterSite, Dense, LayerKind, ParamRole, Tokens, Weights};
 use serde_json::{Value, json};

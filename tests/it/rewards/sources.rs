@@ -9,7 +9,9 @@ use ft::data::prompts::PromptLimits;
 use ft::data::{PromptRow, PromptSet, RowFormat, SourceList, SourceSpec};
 use ft::error::Result;
 use ft::models::Model;
-use ft::rewards::{RewardInput, RewardSourceSpec, RewardSources};
+use ft::rewards::RewardSources;
+use ft::rewards::source::RewardInput;
+use ft::rewards::spec::RewardSourceSpec;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -187,6 +189,24 @@ fn a_command_that_fails_says_why() {
     fails(one(slow, json!({}), &["a"]), &["did not end within 0.2 s", "timeout"]);
     let none = json!({ "command": { "run": ["/no/such/judge"] } });
     fails(one(none, json!({}), &["a"]), &["starting `/no/such/judge`"]);
+}
+
+/// A program that prints too much may ignore that its output is closed. It is ended at once, not at the timeout, and its
+/// process is gone.
+#[test]
+fn a_command_that_prints_too_much_is_ended_at_once() {
+    let space = tempfile::tempdir().unwrap();
+    let file = space.path().join("pid");
+    let text = format!(
+        "trap '' PIPE; echo $$ >{}; yes 2>/dev/null | head -c 99999 2>/dev/null; exec sleep 30",
+        file.display()
+    );
+    let command = json!({ "command": { "run": ["sh", "-c", text], "timeout": 20 } });
+    let began = std::time::Instant::now();
+    fails(one(command, json!({}), &["a", "b"]), &["more than"]);
+    assert!(began.elapsed().as_secs() < 15, "{:?}", began.elapsed());
+    let process = std::path::Path::new("/proc").join(std::fs::read_to_string(&file).unwrap().trim());
+    assert!(!process.exists(), "{} still exists", process.display());
 }
 
 /// Starts a server that answers each connection with the next of `replies`. Returns its URL and a thread that ends with

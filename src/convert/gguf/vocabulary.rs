@@ -3,8 +3,8 @@
 //! Every token keeps its id. Control and user-defined tokens become added tokens, so that text matches them as a whole.
 //! Placeholders that only pad the vocabulary to the size of the embedding are left out. Knows nothing of tensors.
 
-use crate::convert::gguf::Gguf;
-use crate::convert::pretokenizer::PreTokenizer;
+use super::file::Gguf;
+use super::pretokenizer::PreTokenizer;
 use crate::data::{added_tokens, sentencepiece};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};

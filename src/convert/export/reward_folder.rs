@@ -5,8 +5,9 @@
 //! answers, the score would be read one token early, and at another place in a batch than alone. So the padding token
 //! must be one that ends no answer.
 
-use super::logit_distance;
 use crate::adapters::spec::SCORE;
+use crate::convert::verify::logit_distance;
+use crate::convert::verify::report::REPORT;
 use crate::data::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::fsutil::{read_json, write_json};
@@ -117,7 +118,7 @@ pub(super) fn adapter_card(base: &str, pad: Option<u32>) -> String {
          The tokenizer here pads with that token; the base's own may pad with the one that ends answers, and a score would be read \
          one token early.\n`{}` reports how the saved files were checked; `{}` has the scores that every load is compared with.\n",
         env!("CARGO_PKG_VERSION"),
-        super::export::REPORT,
+        REPORT,
         crate::models::reward::FILE,
     )
 }

@@ -55,18 +55,23 @@ pub fn inherit_stop_tokens<'a>(folder: &Path, base: &Path, parts: impl Iterator<
     write_stop_tokens(folder, base, &taught, &[])
 }
 
-/// Returns generation_config.json of the folder or of its base; if neither has one, the special tokens of config.json.
+/// Returns generation_config.json of the folder or of its base. If it names no end token, readers use that of
+/// config.json, so it is added here. If neither folder has the file, returns the special tokens of config.json.
 fn generation_settings(folder: &Path, base: &Path) -> Result<Map<String, Value>> {
-    for file in [folder.join(GENERATION), base.join(GENERATION)] {
-        if file.is_file() {
-            return read_json(&file);
-        }
-    }
     let config = base.join("config.json");
     let config: Map<String, Value> = if config.is_file() { read_json(&config)? } else { Map::new() };
-    let named = ["bos_token_id", "eos_token_id", "pad_token_id"];
-    let value = |key: &&str| Some(((*key).to_string(), config.get(*key).filter(|v| !v.is_null())?.clone()));
-    Ok(named.iter().filter_map(value).collect())
+    let existing = [folder.join(GENERATION), base.join(GENERATION)].into_iter().find(|f| f.is_file());
+    let (mut settings, from_config): (Map<String, Value>, &[&str]) = match existing {
+        Some(file) => (read_json(&file)?, &["eos_token_id"]),
+        None => (Map::new(), &["bos_token_id", "eos_token_id", "pad_token_id"]),
+    };
+    for key in from_config {
+        if let (None | Some(Value::Null), Some(value)) = (settings.get(*key), config.get(*key).filter(|v| !v.is_null()))
+        {
+            settings.insert((*key).into(), value.clone());
+        }
+    }
+    Ok(settings)
 }
 
 /// Reads a token id or a list of ids.
@@ -76,5 +81,26 @@ fn ids(value: Option<&Value>) -> Vec<u32> {
         Some(Value::Array(list)) => list.iter().filter_map(one).collect(),
         Some(id) => one(id).into_iter().collect(),
         None => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn end_tokens_of_config_json_count_if_generation_config_json_names_none() {
+        for (generation, expected) in [
+            (json!({"temperature": 0.5}), json!({"temperature": 0.5, "eos_token_id": [7, 2]})),
+            (json!({"eos_token_id": null}), json!({"eos_token_id": [7, 2]})),
+            (json!({"eos_token_id": 1}), json!({"eos_token_id": [1, 2]})),
+        ] {
+            let (base, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let config = json!({"eos_token_id": 7, "bos_token_id": 6});
+            write_json(&base.path().join("config.json"), &config).unwrap();
+            write_json(&base.path().join(GENERATION), &generation).unwrap();
+            write_stop_tokens(out.path(), base.path(), &[2], &[]).unwrap();
+            assert_eq!(read_json::<Value>(&out.path().join(GENERATION)).unwrap(), expected);
+        }
     }
 }

@@ -82,9 +82,33 @@ pub fn percentiles(mut values: Vec<f64>) -> Option<[f64; 2]> {
     Some([at(0.025), at(0.975)])
 }
 
+/// Computes the percentiles 2.5 and 97.5 of the means of `draws` resamples of `values`, as one of these means each;
+/// (0, 0) if there are no values.
+pub fn mean_interval(values: &[f64], draws: usize, rng: &mut ChaCha8Rng) -> (f64, f64) {
+    if values.is_empty() {
+        return (0.0, 0.0);
+    }
+    let mut draw = || (0..values.len()).map(|_| values[rng.random_range(0..values.len())]).sum::<f64>();
+    let mut means: Vec<f64> = (0..draws).map(|_| draw() / values.len() as f64).collect();
+    means.sort_by(f64::total_cmp);
+    (means[draws / 40], means[draws - 1 - draws / 40])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_interval_holds_the_mean_and_shrinks_with_more_prompts() {
+        let interval =
+            |gains: &[f64], seed| mean_interval(gains, 10_000, &mut rng::stream(seed, "held-out bootstrap", 0));
+        let gains = |n: usize| (0..n).map(|i| f64::from(i as u32 % 4) - 1.0).collect::<Vec<_>>(); // mean 0.5
+        let (few, many) = (interval(&gains(40), 1), interval(&gains(1000), 1));
+        assert!(few.0 < 0.5 && 0.5 < few.1 && many.0 > few.0 && many.1 < few.1);
+        // 1.96 · sqrt(1.25 / 1000) = 0.0693
+        assert!((many.1 - many.0 - 2.0 * 0.0693).abs() < 0.01, "{many:?}");
+        assert_eq!(interval(&[0.25; 9], 1), (0.25, 0.25));
+    }
 
     fn mean(values: &[f64]) -> impl Fn(&[f64]) -> Option<f64> {
         move |drawn: &[f64]| {

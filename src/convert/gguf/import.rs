@@ -3,10 +3,11 @@
 //! Tensors are dequantised, rearranged to Hugging Face's layout, cast and written one at a time, so memory holds only
 //! one of them. The directory appears completely written or not at all.
 
-use crate::convert::architecture::{self, ARCHITECTURES, LayoutChange, MappedTensor};
-use crate::convert::gguf::Gguf;
-use crate::convert::quant::dequantise;
-use crate::convert::vocabulary::{self, TokenizerFiles};
+use super::architecture::{self, ARCHITECTURES};
+use super::file::Gguf;
+use super::quant::dequantise;
+use super::tensor_map::{LayoutChange, MappedTensor};
+use super::vocabulary::{self, TokenizerFiles};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::nn::safetensors::{self, Dtype, TensorHeader};

@@ -3,53 +3,13 @@
 //! Arrays are not copied until they are requested, so a damaged file cannot make this reader allocate more memory than
 //! the file is long. Knows nothing of architectures or tokenizers.
 
-mod header;
-
-use crate::convert::quant::GgmlType;
+use super::header::{GgufArray, GgufType, GgufValue, HeaderReader, TensorInfo, not_gguf, read_header};
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
-use header::{GgufType, HeaderReader, not_gguf, read_header};
 use memmap2::Mmap;
 use std::collections::HashMap;
 use std::fs::File;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-
-/// A scalar or an array of the file's metadata.
-#[derive(Debug, Clone, PartialEq)]
-pub enum GgufValue {
-    Unsigned(u64),
-    Signed(i64),
-    Float32(f32),
-    Float64(f64),
-    Bool(bool),
-    Text(String),
-    Array(GgufArray),
-}
-
-/// An array that was not decoded yet: element type, number of elements and their byte range in the file.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GgufArray {
-    element: GgufType,
-    count: usize,
-    bytes: Range<usize>,
-}
-
-/// A tensor as the file lists it; its byte range was checked to be inside the file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorInfo {
-    pub name: String,
-    pub kind: GgmlType,
-    /// Outermost dimension first, as Hugging Face writes shapes (the file has them reversed).
-    pub shape: Vec<usize>,
-    bytes: Range<usize>,
-}
-
-impl TensorInfo {
-    pub fn elements(&self) -> usize {
-        self.shape.iter().product()
-    }
-}
 
 /// The file's bytes, memory-mapped or owned.
 enum GgufBytes {

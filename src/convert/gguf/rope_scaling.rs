@@ -2,8 +2,8 @@
 //!
 //! Invariant: a scaling that config.json cannot express exactly is an error.
 
-use crate::convert::gguf::Gguf;
-use crate::convert::quant::dequantise;
+use super::file::Gguf;
+use super::quant::dequantise;
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
 

@@ -1,0 +1,69 @@
+//! Saves adapters and models from memory, and verifies every save.
+//!
+//! A directory is written under a temporary name, read back into a fresh model and compared with the model in memory.
+//! Only then it is moved into place, with `export_report.json` inside. A directory that fails the comparison is kept as
+//! `NAME.failed`.
+
+pub mod adapter_folder;
+pub(super) mod publish;
+mod reward_folder;
+
+use super::folder::companions::{MODEL_FILES, copy_companion_files, write_text};
+use super::folder::config_file::{dtype_keys, dtype_name, write_config};
+use super::folder::disk_space::check_disk_space;
+use super::verify::kind::{ExportKind, written_tensors};
+use super::verify::report::ExportReport;
+use super::verify::verify;
+use crate::adapters::LoraSpec;
+use crate::error::{Error, Result};
+use crate::fsutil;
+use crate::models::{Heads, Model};
+use crate::nn::Param;
+use crate::nn::linear::cast;
+use crate::nn::safetensors::{SHARD_BYTES, TensorHeader, write_model};
+use crate::nn::weights;
+use adapter_folder::{adapted_modules, with_named_targets, write_adapter_folder};
+use publish::{publish, tensor_entry};
+use std::path::Path;
+use tch::Kind;
+
+/// Writes an adapter of `model` as a PEFT directory and verifies it. `base` is the folder of the model it was trained
+/// on.
+pub fn save_adapter(model: &Model, adapter: &str, spec: &LoraSpec, base: &Path, folder: &Path) -> Result<ExportReport> {
+    let id = model.adapter_id(adapter).ok_or_else(|| Error::bug(format!("no adapter `{adapter}` to save")))?;
+    let params = || model.params().adapter(id).map(|p| (p.name.as_str(), &p.tensor));
+    let adapted = adapted_modules(params().map(|(n, _)| n));
+    let mut spec = with_named_targets(spec, &adapted, model.params().base().map(|p| p.name.as_str()));
+    let module = |p: &Param| p.name.strip_suffix(".weight").is_some_and(|m| adapted.contains(m));
+    spec.fan_in_fan_out = model.params().base().any(|p| p.transposed && module(p));
+    publish(folder, |temp| {
+        write_adapter_folder(temp, &spec, &base.to_string_lossy(), base, params())?;
+        if model.heads() == Heads::Score {
+            let pad = model.with_adapter(Some(adapter), |m| reward_folder::complete_folder(m, temp))?;
+            write_text(&temp.join("README.md"), &reward_folder::adapter_card(&base.to_string_lossy(), pad))?;
+        }
+        model.with_adapter(Some(adapter), |m| verify(m, temp, ExportKind::Adapter { base }))
+    })
+}
+
+/// Writes the base weights of `model`, without adapters, as a Hugging Face directory in `dtype` and verifies it.
+pub fn save_model(model: &Model, folder: &Path, dtype: Kind) -> Result<ExportReport> {
+    let tensors = written_tensors(model);
+    let entries = tensors.iter().map(|(n, t)| tensor_entry(n, &t.size(), dtype)).collect::<Result<Vec<_>>>()?;
+    publish(folder, |temp| {
+        check_disk_space(temp, entries.iter().map(TensorHeader::bytes).sum())?;
+        write_model(temp, &entries, SHARD_BYTES, |e| Ok(weights::bytes(&cast(tensors[e.name.as_str()], dtype))))?;
+        copy_companion_files(model.folder(), temp, MODEL_FILES)?;
+        if model.heads() == Heads::Score {
+            let pad = reward_folder::complete_folder(model, temp)?;
+            let key = dtype_keys(&model.config().raw)[0];
+            fsutil::write_json(
+                &temp.join("config.json"),
+                &reward_folder::reward_config(model.config(), (key, dtype_name(dtype)?), pad)?,
+            )?;
+        } else {
+            write_config(model.config(), temp, Some(dtype))?;
+        }
+        model.with_adapter(None, |m| verify(m, temp, ExportKind::Model))
+    })
+}

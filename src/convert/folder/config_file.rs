@@ -1,0 +1,55 @@
+//! Writes config.json with another dtype and otherwise unchanged.
+
+use crate::error::{Error, Result};
+use crate::fsutil;
+use crate::models::Config;
+use serde_json::{Value, json};
+use std::path::Path;
+use tch::Kind;
+
+/// Writes config.json unchanged (`dtype: None`), or with another dtype under the key that the file uses for it.
+pub(in crate::convert) fn write_config(config: &Config, to: &Path, dtype: Option<Kind>) -> Result<()> {
+    let text = match dtype {
+        Some(kind) => with_dtype(&config.text, &config.raw, dtype_name(kind)?)?,
+        None => config.text.clone(),
+    };
+    fsutil::write_atomic(&to.join("config.json"), |w| std::io::Write::write_all(w, text.as_bytes()))
+}
+
+/// Returns the text of config.json with another dtype. transformers 5 calls the key `dtype`, version 4 `torch_dtype`.
+fn with_dtype(text: &str, raw: &Value, dtype: &str) -> Result<String> {
+    let mut wanted = raw.clone();
+    let keys = dtype_keys(raw);
+    let map = wanted.as_object_mut().ok_or_else(|| Error::bug("config.json was read and is no object"))?;
+    let mut text = text.to_string();
+    for key in keys {
+        if let Some(Value::String(old)) = map.insert(key.into(), json!(dtype)) {
+            text = text.replacen(&format!("\"{key}\": \"{old}\""), &format!("\"{key}\": \"{dtype}\""), 1);
+        }
+    }
+    // Replacing the text keeps the spelling of numbers. If the text was not found as expected, the JSON is written
+    // anew.
+    if serde_json::from_str::<Value>(&text).is_ok_and(|found| found == wanted) {
+        return Ok(text);
+    }
+    let text = serde_json::to_string_pretty(&wanted).map_err(|e| Error::bug(format!("config.json: {e}")))?;
+    Ok(text + "\n")
+}
+
+/// Returns the keys that config.json uses for the dtype. If it has none, the key of the transformers version that wrote
+/// it.
+pub(in crate::convert) fn dtype_keys(raw: &Value) -> Vec<&'static str> {
+    let written: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|k| raw.get(*k).is_some()).collect();
+    let newer = raw.get("rope_parameters").is_some();
+    if written.is_empty() { vec![if newer { "dtype" } else { "torch_dtype" }] } else { written }
+}
+
+/// Returns transformers' name of a dtype. Fails for those that no model is saved in.
+pub(in crate::convert) fn dtype_name(kind: Kind) -> Result<&'static str> {
+    Ok(match kind {
+        Kind::Float => "float32",
+        Kind::BFloat16 => "bfloat16",
+        Kind::Half => "float16",
+        other => return Err(Error::bug(format!("no model is saved in {other:?}"))),
+    })
+}

@@ -1,0 +1,165 @@
+//! Gives each tensor of a GGUF file its name, shape and layout in a Hugging Face directory.
+//!
+//! A tensor that is missing, has another shape or is unknown to the architecture is an error that names it: a model that
+//! was only partly understood is never written.
+
+use super::file::Gguf;
+use super::header::TensorInfo;
+use crate::error::{Error, Result};
+use std::collections::HashMap;
+
+/// Describes how a tensor's values are rearranged on import.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayoutChange {
+    None,
+    /// Undoes llama.cpp's order of rows. It stores the rows of each head as pairs (0, h/2), (1, h/2 + 1), …; Hugging
+    /// Face stores the first half, then the second.
+    Unpermute {
+        heads: usize,
+    },
+    /// Transposes to GPT-2's `Conv1D` layout, (in, out).
+    Transpose,
+}
+
+/// One tensor: where it is in the GGUF file, and its name and shape in the Hugging Face directory.
+#[derive(Debug, Clone)]
+pub struct MappedTensor {
+    pub source: TensorInfo,
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub change: LayoutChange,
+}
+
+/// Maps the file's tensors one by one and keeps account of those not mapped yet, so that an error can name them.
+pub struct TensorMapper<'a> {
+    pub gguf: &'a Gguf,
+    pub arch: &'a str,
+    unmapped: HashMap<&'a str, &'a TensorInfo>,
+    mapped: Vec<MappedTensor>,
+}
+
+impl<'a> TensorMapper<'a> {
+    /// Starts with no mapped tensor. Fails if the metadata asks for what config.json cannot express.
+    pub fn new(gguf: &'a Gguf, arch: &'a str) -> Result<Self> {
+        let left = gguf.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
+        let source = Self { gguf, arch, unmapped: left, mapped: Vec::new() };
+        // These keys change what a model computes, and config.json cannot express them.
+        for key in ["expert_count", "attention.sliding_window", "attention.max_alibi_bias", "attention.clamp_kqv"] {
+            if let Some(x) = gguf.float(&source.key(key))?.filter(|&x| x != 0.0) {
+                return Err(source.unsupported(format!("{} is {x}: such models cannot be imported", source.key(key))));
+            }
+        }
+        for key in ["logit_scale", "residual_scale", "embedding_scale", "attention.scale"] {
+            if let Some(x) = gguf.float(&source.key(key))?.filter(|&x| x != 1.0 && x != 0.0) {
+                return Err(source.unsupported(format!("{} is {x}: such models cannot be imported", source.key(key))));
+            }
+        }
+        Ok(source)
+    }
+
+    /// Returns the metadata key of a setting of this architecture.
+    pub fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.arch)
+    }
+
+    /// Returns the error that this file cannot be imported.
+    pub fn unsupported(&self, what: impl std::fmt::Display) -> Error {
+        Error::user(format!("{}: {what}", self.gguf.path().display()))
+            .hint("use the model's original Hugging Face directory, or another GGUF of it")
+    }
+
+    /// Reads a size that must be present and positive.
+    pub fn number(&self, name: &str) -> Result<u64> {
+        match self.gguf.unsigned(&self.key(name))? {
+            Some(n @ 1..=0x7FFF_FFFF) => Ok(n),
+            Some(n) => Err(self.unsupported(format!(
+                "metadata {}: a number from 1 to 2147483647 expected, found {n}",
+                self.key(name)
+            ))),
+            None => Err(self.unsupported(format!("metadata {} is missing", self.key(name)))),
+        }
+    }
+
+    /// Reads a size that must be positive if it is present.
+    pub fn number_or(&self, name: &str, default: u64) -> Result<u64> {
+        if self.gguf.metadata_value(&self.key(name)).is_none() { Ok(default) } else { self.number(name) }
+    }
+
+    /// Reads a number that must be present.
+    pub fn float(&self, name: &str) -> Result<f64> {
+        self.gguf
+            .float(&self.key(name))?
+            .ok_or_else(|| self.unsupported(format!("metadata {} is missing", self.key(name))))
+    }
+
+    /// Returns true if the file has a tensor of this name that was not mapped yet.
+    pub fn has(&self, name: &str) -> bool {
+        self.unmapped.contains_key(name)
+    }
+
+    /// Leaves out a tensor whose values are used elsewhere, if the file has it.
+    pub fn skip(&mut self, name: &str) {
+        self.unmapped.remove(name);
+    }
+
+    /// Maps the tensor `from`, stored with shape `stored`, to `to`.
+    pub fn map_tensor(&mut self, from: &str, to: &str, stored: &[u64], change: LayoutChange) -> Result<()> {
+        let Some(tensor) = self.unmapped.remove(from) else {
+            return Err(self.unsupported(format!("tensor {from} is missing")));
+        };
+        if !tensor.shape.iter().map(|&n| n as u64).eq(stored.iter().copied()) {
+            return Err(self.unsupported(format!("tensor {from}: shape {stored:?} expected, found {:?}", tensor.shape)));
+        }
+        let mut shape = tensor.shape.clone();
+        if change == LayoutChange::Transpose {
+            shape.reverse();
+        }
+        self.mapped.push(MappedTensor { source: tensor.clone(), name: to.into(), shape, change });
+        Ok(())
+    }
+
+    /// Returns the number of rows of the embedding. Fails if it is below `tokens`, the size of the vocabulary.
+    pub fn embedding_rows(&self, tokens: usize) -> Result<u64> {
+        let Some(tensor) = self.unmapped.get("token_embd.weight") else {
+            return Err(self.unsupported("tensor token_embd.weight is missing"));
+        };
+        let rows = tensor.shape.first().copied().unwrap_or(0);
+        if rows < tokens {
+            return Err(self.unsupported(format!("{tokens} tokens, but tensor token_embd.weight has only {rows} rows")));
+        }
+        Ok(rows as u64)
+    }
+
+    /// Maps the output head. Returns true if the embedding is the head: the file has no head tensor, or one of equal
+    /// bytes.
+    pub fn map_head(&mut self, vocab: u64, hidden: u64) -> Result<bool> {
+        let (Some(head), Some(embedding)) =
+            (self.unmapped.get("output.weight"), self.gguf.tensors().iter().find(|t| t.name == "token_embd.weight"))
+        else {
+            return Ok(true);
+        };
+        if head.kind == embedding.kind
+            && head.shape == embedding.shape
+            && self.gguf.data(head) == self.gguf.data(embedding)
+        {
+            self.unmapped.remove("output.weight");
+            return Ok(true);
+        }
+        self.map_tensor("output.weight", "lm_head.weight", &[vocab, hidden], LayoutChange::None)?;
+        Ok(false)
+    }
+
+    /// Returns all mapped tensors. Fails if the file has tensors that were not mapped.
+    pub fn finish(&mut self) -> Result<Vec<MappedTensor>> {
+        let mut left: Vec<&str> = self.unmapped.keys().copied().collect();
+        left.sort();
+        match left[..] {
+            [] => Ok(std::mem::take(&mut self.mapped)),
+            [first, ..] => Err(self.unsupported(format!(
+                "{} tensors are unknown to a {} model, the first is {first}",
+                left.len(),
+                self.arch
+            ))),
+        }
+    }
+}

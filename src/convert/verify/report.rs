@@ -1,0 +1,66 @@
+//! The result of verifying a directory, as it is written next to the weights.
+
+use super::compatibility::Compatibility;
+use super::logit_distance::LogitDistance;
+use super::thresholds::LogitThresholds;
+use crate::error::Result;
+use crate::fsutil;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Name of the file with the report.
+pub const REPORT: &str = "export_report.json";
+
+/// The result of verifying a directory; the contents of export_report.json.
+#[derive(Debug, Clone, Serialize)]
+pub struct ExportReport {
+    pub verdict: ExportVerdict,
+    /// `adapter` or `model`.
+    pub export: &'static str,
+    /// What is wrong; empty if the verdict is `passed`.
+    pub problems: Vec<String>,
+    /// Hints for the user that are no errors.
+    pub notes: Vec<String>,
+    /// The dtype that both models computed in.
+    pub computed_in: String,
+    /// Number of prompts compared; `positions` counts their tokens.
+    pub prompts: usize,
+    pub positions: usize,
+    /// Distance of the model read back from the model in memory.
+    pub difference: LogitDistance,
+    pub thresholds: LogitThresholds,
+    /// Distance of the base without adapter from the model in memory, that is, the effect of the adapter. Adapters and
+    /// merges only.
+    pub adapter_effect: Option<LogitDistance>,
+    /// Number of tensors compared bit for bit with what was to be written.
+    pub tensors: usize,
+    /// Whether embedding and head share one weight according to config.json; always false for an adapter.
+    pub tied: bool,
+    pub missing: Vec<String>,
+    pub unexpected: Vec<String>,
+    /// Size and SHA-256 of each weight file, by name.
+    pub files: BTreeMap<String, WeightFile>,
+    pub compatibility: Vec<Compatibility>,
+    pub ft_version: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExportVerdict {
+    Passed,
+    Failed,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct WeightFile {
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+/// Returns name, size and hash of a weight file.
+pub(super) fn weight_file(path: &Path) -> Result<(String, WeightFile)> {
+    let bytes = std::fs::metadata(path).map_err(|e| fsutil::io_error("reading", path, e))?.len();
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok((name, WeightFile { bytes, sha256: fsutil::sha256(path)? }))
+}
