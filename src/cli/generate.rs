@@ -2,6 +2,7 @@
 
 use super::answer_file::AnswerFile;
 use super::model::{ModelArgs, TemplateArgs, require_template};
+use super::model_files::hash_files;
 use super::sampling::{BeamArgs, GenerationChoice, SamplingArgs};
 use super::timings::PassTimings;
 use clap::Args;
@@ -404,7 +405,8 @@ fn show(text: &str) {
 }
 
 impl GenerateArgs {
-    /// Returns everything that the answers depend on. A partial file is continued only if all of it is equal.
+    /// Returns everything that the answers depend on, including the contents of model and adapter. A partial file is
+    /// continued only if all of it is equal.
     fn fingerprint(&self, input: &Path, chosen: &GenerationChoice) -> Result<Value> {
         let mut all = json!({
             "model": fsutil::absolute(&self.model.model),
@@ -423,6 +425,12 @@ impl GenerateArgs {
         });
         if self.drop_answer {
             all["drop_answer"] = true.into();
+        }
+        let folders = [("model", Some(&self.model.model)), ("adapter", self.model.adapter.as_ref())];
+        for (kind, folder) in folders.into_iter().filter_map(|(kind, folder)| Some((kind, folder?))) {
+            for (name, sha256) in hash_files(folder)? {
+                all[format!("{kind}/{name}")] = sha256.into();
+            }
         }
         Ok(all)
     }

@@ -15,6 +15,7 @@ mod label;
 mod logits;
 mod merge;
 mod model;
+mod model_files;
 mod recipe;
 mod replay;
 mod resume;

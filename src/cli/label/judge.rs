@@ -168,13 +168,13 @@ impl JudgeArgs {
         bar.finish_and_clear();
         let after = Project::read(store)?;
         let ballots = after.resolved_votes(&JudgeFilter::Named(vec![name.clone()]));
-        let Some(habits) = habits(&after, &ballots).into_iter().find(|h| h.kind != AnnotatorKind::Person) else {
-            return Ok(());
-        };
+        // `None` if the judge has no vote, because the project has no pairs.
+        let habits = habits(&after, &ballots).into_iter().find(|h| h.kind != AnnotatorKind::Person);
         if self.json {
             println!("{}", json!({ "project": store.location(), "judged": tasks.len(), "judge": habits }));
             return Ok(());
         }
+        let Some(habits) = habits else { return Ok(()) };
         let percent = |x: f64| format!("{:.0} %", 100.0 * x);
         let mut said = vec![
             format!("{} ties", habits.ties),
