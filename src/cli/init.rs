@@ -133,8 +133,13 @@ fn common_format(data: &Path) -> Result<RowFormat> {
     for file in source::files(data)? {
         let survey = survey_file(&file, &spec, 0)?;
         if let Some(first) = survey.bad_rows.first() {
-            return Err(Error::user(format!("{}: {} of {} rows cannot be read: {first}", file.display(), survey.bad, survey.rows))
-                .hint(format!("ft data inspect {} lists them", file.display())));
+            return Err(Error::user(format!(
+                "{}: {} of {} rows cannot be read: {first}",
+                file.display(),
+                survey.bad,
+                survey.rows
+            ))
+            .hint(format!("ft data inspect {} lists them", file.display())));
         }
         formats.push((file, survey.format));
     }

@@ -3,7 +3,6 @@
 //! Only this module uses clap. The work of a command is done by the library; a file here reads arguments, calls it, and
 //! prints the result: data to stdout, messages to stderr.
 
-mod answer_file;
 mod chat;
 mod check;
 mod data;
@@ -16,18 +15,15 @@ mod label;
 mod logits;
 mod manual;
 mod merge;
-mod model;
-mod model_files;
 mod recipe;
 mod replay;
 mod resume;
 mod runs;
-mod sampling;
 mod score;
 mod selftest;
+mod shared;
 mod student;
 mod teach;
-mod timings;
 mod tokenizer;
 mod train;
 

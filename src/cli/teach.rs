@@ -1,7 +1,7 @@
 //! `ft teach`: stores the teachers' predictions or answers, so that distillation can run without the teachers.
 
-use super::answer_file::AnswerFile;
-use super::train::stop_on_signal;
+use super::shared::answer_file::AnswerFile;
+use super::shared::interrupt::stop_on_signal;
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::recipe::Plan;

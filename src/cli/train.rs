@@ -1,13 +1,12 @@
 //! `ft train`: trains a model from a recipe. Also holds what `ft resume` and `ft replay` share with it.
 
+use super::shared::interrupt::stop_on_signal;
 use clap::Args;
 use ft::error::Result;
 use ft::recipe::Plan;
 use ft::runs::Software;
 use ft::{recipe, report, runtime, train};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 #[derive(Args)]
@@ -72,16 +71,4 @@ pub(super) fn print_summary(summary: &train::RunSummary, json: bool) -> Result<(
 pub(super) fn software() -> Software {
     let libtorch = runtime::get().libtorch.version.clone();
     Software { ft: env!("CARGO_PKG_VERSION").into(), libtorch: libtorch.unwrap_or("unknown".into()) }
-}
-
-/// Returns a flag that the first Ctrl-C or SIGTERM sets, so that the run saves and stops. The second ends the process
-/// at once.
-pub(super) fn stop_on_signal() -> Arc<AtomicBool> {
-    runtime::survive_broken_pipes();
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone());
-        let _ = signal_hook::flag::register(signal, stop.clone());
-    }
-    stop
 }

@@ -1,7 +1,7 @@
 //! `ft data inspect`: shows a file's format, its rows as ft reads them, their tokens, and which tokens are trained on.
 
 use super::ReadArgs;
-use crate::cli::model::TemplateArgs;
+use crate::cli::shared::model::TemplateArgs;
 use clap::{Args, ValueEnum};
 use ft::data::convert::{TargetFormat, convert_record};
 use ft::data::{

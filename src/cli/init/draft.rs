@@ -201,7 +201,10 @@ impl RecipeDraft {
             self.examples
         );
         if let Some(lr) = self.lr {
-            out += &format!("optim:\n  lr: {}   # the default of this method; half or double it first when tuning\n", rate(lr));
+            out += &format!(
+                "optim:\n  lr: {}   # the default of this method; half or double it first when tuning\n",
+                rate(lr)
+            );
             out += "  schedule: cosine\n\n";
         }
         out += &format!("run:\n  epochs: {}\n", self.epochs);
@@ -259,10 +262,13 @@ mod tests {
     #[test]
     fn a_draft_is_a_recipe_whatever_the_paths_are() {
         for name in ["data/rows.jsonl", "null", "1e5", "a b", "x: y", "# x", "line\nbreak", "quote\"", "./here", "-"] {
-            let mut draft = RecipeDraft { model: name.into(), train: name.into(), run_out: name.into(), ..Default::default() };
+            let mut draft =
+                RecipeDraft { model: name.into(), train: name.into(), run_out: name.into(), ..Default::default() };
             draft.file = name.into();
             draft.valid = Some(name.into());
-            for (full, replay) in [(false, ReplayChoice::None), (true, ReplayChoice::Layers(3)), (false, ReplayChoice::All)] {
+            for (full, replay) in
+                [(false, ReplayChoice::None), (true, ReplayChoice::Layers(3)), (false, ReplayChoice::All)]
+            {
                 (draft.full, draft.replay) = (full, replay);
                 let plan = draft.plan().unwrap();
                 assert!(plan.recipe.model.path.ends_with(name), "{:?}", plan.recipe.model.path);

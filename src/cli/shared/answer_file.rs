@@ -170,7 +170,8 @@ fn check_fingerprint(partial: &Path, begun: &[u8], fingerprint: &Value) -> Resul
     let Some(old) = old else {
         return Err(Error::user(format!("{}: not a file of answers written by ft", partial.display())).hint(anew));
     };
-    let keys = |of: &Value| -> BTreeSet<String> { of.as_object().into_iter().flatten().map(|(k, _)| k.clone()).collect() };
+    let keys =
+        |of: &Value| -> BTreeSet<String> { of.as_object().into_iter().flatten().map(|(k, _)| k.clone()).collect() };
     let changed: Vec<String> = (&keys(&old) | &keys(fingerprint))
         .iter()
         .filter(|key| old.get(key) != fingerprint.get(key))
