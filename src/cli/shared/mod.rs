@@ -8,3 +8,4 @@ pub mod interrupt;
 pub mod model;
 pub mod model_files;
 pub mod sampling;
+pub mod training;
