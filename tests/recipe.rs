@@ -485,6 +485,7 @@ const UNCOMMON: &[&str] = &[
     "adapter.lora.rank_pattern",
     "adapter.lora.alpha_pattern",
     "data.date",
+    "data.train.weight", // needs a list of sources
     "data.valid.format",
     "data.valid.columns",
     "data.valid.rows",

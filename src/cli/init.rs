@@ -30,6 +30,9 @@ pub struct InitArgs {
     /// Rows for validation (ft data split makes them)
     #[arg(long, value_name = "FILE")]
     valid: Option<PathBuf>,
+    /// Chat template (Jinja) for a model without one: a file, or the name of one of the model's templates
+    #[arg(long, value_name = "FILE|NAME")]
+    template: Option<PathBuf>,
     /// The recipe to write
     #[arg(long, value_name = "FILE", default_value = "recipe.yaml")]
     out: PathBuf,
@@ -60,13 +63,19 @@ pub fn run(args: &InitArgs) -> Result<()> {
         method: draft::method(format)?,
         train: args.data.clone(),
         valid: args.valid.clone(),
+        template: args.template.clone(),
         run_out: args.run_out.clone().unwrap_or_else(|| Path::new("runs").join(stem)),
         max_len: limit,
         tokens: limit,
         ..RecipeDraft::default()
     };
     // The first check measures the rows. It accepts every length, because the final one is not yet known.
-    let measured = check::check(&draft.plan()?, false)?;
+    let measured = check::check(&draft.plan()?, false).map_err(|e| match (&args.template, format) {
+        (None, RowFormat::Messages | RowFormat::Sharegpt | RowFormat::Alpaca | RowFormat::Preference) => {
+            e.hint("--template FILE sets data.template in the recipe")
+        }
+        _ => e,
+    })?;
     draft.fit_to_rows(&measured.train, limit, TOKENS_PER_ROW);
     let adapter = draft.plan()?;
     draft.lr = adapter.recipe.optim.lr;

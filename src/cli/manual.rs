@@ -1,11 +1,11 @@
 //! `ft completions` and `ft man`: files that help a shell and its user, made from the definition of the command line.
 
+use super::shared::stdout::print;
 use clap::{Args, Command};
 use clap_complete::Shell;
 use ft::error::Result;
 use ft::fsutil::{self, io_error};
 use ft::report;
-use std::io::Write;
 use std::path::PathBuf;
 
 /// Print the completions of ft for a shell
@@ -31,9 +31,7 @@ pub struct ManArgs {
 pub fn completions(args: &CompletionsArgs, mut command: Command) -> Result<()> {
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut command, "ft", &mut text);
-    // Errors are ignored: a reader such as `head` may close the pipe early.
-    let _ = std::io::stdout().write_all(&text);
-    Ok(())
+    print(&String::from_utf8_lossy(&text))
 }
 
 /// Runs `ft man`. `command` is the definition of the command line.

@@ -17,6 +17,8 @@ pub struct RecipeDraft {
     pub method: FirstMethod,
     pub train: PathBuf,
     pub valid: Option<PathBuf>,
+    /// Chat template instead of the model's own.
+    pub template: Option<PathBuf>,
     pub run_out: PathBuf,
     pub max_len: usize,
     pub tokens: usize,
@@ -52,6 +54,7 @@ impl Default for RecipeDraft {
             method: SFT,
             train: PathBuf::new(),
             valid: None,
+            template: None,
             run_out: PathBuf::new(),
             max_len: 1024,
             tokens: 2048,
@@ -191,6 +194,9 @@ impl RecipeDraft {
                  ft data split FILE --valid 0.1 --train-out TRAIN --valid-out VALID, and add: valid: { path: VALID }",
             ),
         };
+        if let Some(template) = &self.template {
+            out += &format!("  template: {}\n", quoted(template));
+        }
         out += &self.overflow();
         out += &format!(
             "\nbatch:\n  max_len: {}{}\n  tokens: {}   # length of a packed row, which contains several examples; less \
@@ -262,8 +268,12 @@ mod tests {
     #[test]
     fn a_draft_is_a_recipe_whatever_the_paths_are() {
         for name in ["data/rows.jsonl", "null", "1e5", "a b", "x: y", "# x", "line\nbreak", "quote\"", "./here", "-"] {
-            let mut draft =
-                RecipeDraft { model: name.into(), train: name.into(), run_out: name.into(), ..Default::default() };
+            let mut draft = RecipeDraft {
+                model: name.into(),
+                train: name.into(),
+                run_out: Path::new("out").join(name),
+                ..Default::default()
+            };
             draft.file = name.into();
             draft.valid = Some(name.into());
             for (full, replay) in

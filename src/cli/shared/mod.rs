@@ -8,4 +8,5 @@ pub mod interrupt;
 pub mod model;
 pub mod model_files;
 pub mod sampling;
+pub mod stdout;
 pub mod training;
