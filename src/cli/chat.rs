@@ -1,9 +1,10 @@
 //! `ft chat`: holds a conversation with a model on the terminal. Answers go to stdout token by token, everything else
 //! to stderr.
 
-use super::generate::{AnswerPrinter, generation_settings};
-use super::model::{ModelArgs, TemplateArgs, require_template};
-use super::sampling::SamplingArgs;
+use super::shared::answer_printer::AnswerPrinter;
+use super::shared::interrupt::flag_on_interrupt;
+use super::shared::model::{ModelArgs, TemplateArgs, require_template};
+use super::shared::sampling::{SamplingArgs, generation_settings};
 use clap::Args;
 use ft::data::{ChatMessage, ChatTokenizer};
 use ft::error::{Error, Result};
@@ -38,9 +39,7 @@ pub fn run(args: ChatArgs) -> Result<()> {
     let (model, tokenizer) = args.model.open(&args.template)?;
     require_template(&tokenizer, &args.model)?;
     let settings = generation_settings(&args.sampling, &args.model, &tokenizer)?;
-    let stop = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(signal_hook::consts::SIGINT, stop.clone())
-        .map_err(|e| Error::user(format!("listening for Ctrl-C: {e}")))?;
+    let stop = flag_on_interrupt()?;
     let terminal = std::io::stdin().is_terminal();
     let _directions = std::io::stdout().is_terminal().then(BidiMode::enable);
     if terminal {

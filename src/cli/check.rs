@@ -1,5 +1,6 @@
 //! `ft check`: reads a recipe and its data as training would, and reports lengths, loss masks, memory and disk.
 
+use super::shared::training::fit_plan;
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::train::check::{self, PlanCheck};
@@ -24,7 +25,7 @@ pub struct CheckArgs {
 
 /// Runs `ft check`. Fails if the recipe would not run as it is, with all problems that were found.
 pub fn run(args: CheckArgs) -> Result<()> {
-    let plan = super::train::fit_plan(recipe::load(&args.recipe, &args.sets)?, &args.fit)?;
+    let plan = fit_plan(recipe::load(&args.recipe, &args.sets)?, &args.fit)?;
     let check = check::check(&plan, std::io::stdout().is_terminal() && !args.json)?;
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&check).expect("a check is JSON")),

@@ -1,6 +1,6 @@
 //! `ft eval`: measures exact match and perplexity of a model on a file of rows.
 
-use super::model::{ModelArgs, TemplateArgs};
+use super::shared::model::{ModelArgs, TemplateArgs};
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::eval::rows::EvalRow;

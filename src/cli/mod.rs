@@ -3,7 +3,6 @@
 //! Only this module uses clap. The work of a command is done by the library; a file here reads arguments, calls it, and
 //! prints the result: data to stdout, messages to stderr.
 
-mod answer_file;
 mod chat;
 mod check;
 mod data;
@@ -11,24 +10,24 @@ mod doctor;
 mod eval;
 mod generate;
 mod import;
+mod init;
 mod label;
 mod logits;
+mod manual;
 mod merge;
-mod model;
 mod recipe;
 mod replay;
 mod resume;
 mod runs;
-mod sampling;
 mod score;
 mod selftest;
+mod shared;
 mod student;
 mod teach;
-mod timings;
 mod tokenizer;
 mod train;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use ft::error::Result;
 use ft::report;
 
@@ -53,6 +52,7 @@ enum RootCommand {
     /// List, show and explain recipes and their keys
     #[command(subcommand)]
     Recipe(recipe::RecipeCommand),
+    Init(init::InitArgs),
     /// Check a recipe without training: data, loss masks, lengths, memory
     Check(check::CheckArgs),
     /// Train a model from a recipe
@@ -73,6 +73,8 @@ enum RootCommand {
     Merge(merge::MergeArgs),
     Student(student::StudentArgs),
     Selftest(selftest::SelftestArgs),
+    Completions(manual::CompletionsArgs),
+    Man(manual::ManArgs),
     #[command(hide = true)]
     Logits(logits::LogitsArgs),
 }
@@ -94,6 +96,7 @@ pub fn run(cli: Cli) -> Result<()> {
         RootCommand::Tokenizer(verb) => tokenizer::run(verb),
         RootCommand::Data(args) => data::run(args),
         RootCommand::Recipe(verb) => recipe::run(verb),
+        RootCommand::Init(args) => init::run(&args),
         RootCommand::Check(args) => check::run(args),
         RootCommand::Train(args) => train::run(args),
         RootCommand::Teach(args) => teach::run(&args),
@@ -108,6 +111,8 @@ pub fn run(cli: Cli) -> Result<()> {
         RootCommand::Merge(args) => merge::run(&args),
         RootCommand::Student(args) => student::run(&args),
         RootCommand::Selftest(args) => selftest::run(args),
+        RootCommand::Completions(args) => manual::completions(&args, Cli::command()),
+        RootCommand::Man(args) => manual::man(&args, Cli::command()),
         RootCommand::Logits(args) => logits::run(&args),
     }
 }

@@ -1,9 +1,9 @@
 //! `ft recipe`: lists recipes, shows one with its defaults filled in, and explains the keys that recipes may have.
 
+use super::shared::stdout::{print, print_json};
 use clap::Subcommand;
 use ft::error::{Context, Error, Result};
 use ft::{fsutil, recipe};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
@@ -45,10 +45,10 @@ pub fn run(verb: RecipeCommand) -> Result<()> {
         RecipeCommand::List { folder, json } => list(&folder, json),
         RecipeCommand::Show { recipe, sets, json } => {
             let plan = recipe::load(&recipe, &sets)?;
-            if json { print(&pretty(&plan.recipe)?) } else { print(&plan.to_yaml()?) }
+            if json { print_json(&plan.recipe) } else { print(&plan.to_yaml()?) }
         }
         RecipeCommand::Explain { key } => print(&recipe::explain(key.as_deref().unwrap_or("").trim_end_matches('.'))?),
-        RecipeCommand::Schema => print(&pretty(recipe::schema())?),
+        RecipeCommand::Schema => print_json(recipe::schema()),
         RecipeCommand::Reference => print(&recipe::markdown()),
     }
 }
@@ -71,21 +71,8 @@ fn list(folder: &Path, json: bool) -> Result<()> {
     if json {
         let rows: Vec<_> =
             rows.iter().map(|(file, header)| serde_json::json!({"file": file, "header": header})).collect();
-        return print(&pretty(&rows)?);
+        return print_json(&rows);
     }
     let rows: Vec<Vec<String>> = rows.into_iter().map(|(file, header)| vec![file, header]).collect();
     print(&(ft::report::table(&rows) + "\n"))
-}
-
-fn pretty(value: &impl serde::Serialize) -> Result<String> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| Error::bug(format!("writing JSON: {e}")))?;
-    Ok(text + "\n")
-}
-
-/// Writes to stdout. A closed pipe (`ft recipe schema | head`) is no error.
-fn print(text: &str) -> Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::user(format!("writing to stdout: {e}"))),
-        _ => Ok(()),
-    }
 }

@@ -1,6 +1,7 @@
 //! `ft replay`: repeats a run from its own records and compares the results.
 
-use super::train::{software, stop_on_signal};
+use super::shared::interrupt::stop_on_signal;
+use super::shared::training::software;
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::report;

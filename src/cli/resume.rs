@@ -1,6 +1,7 @@
 //! `ft resume`: continues a run from its folder, or repeats a part of it and compares (`--verify`).
 
-use super::train::{print_summary, software, stop_on_signal};
+use super::shared::interrupt::stop_on_signal;
+use super::shared::training::{print_summary, software};
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::recipe::Plan;

@@ -1,6 +1,6 @@
 //! `ft score`: scores answers or pairs of answers with a reward model.
 
-use super::model::ModelArgs;
+use super::shared::model::ModelArgs;
 use clap::Args;
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};

@@ -1,6 +1,6 @@
 //! `ft selftest`: checks that a given model is computed correctly on a given device.
 
-use super::model::ModelArgs;
+use super::shared::model::ModelArgs;
 use clap::Args;
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};

@@ -1,7 +1,7 @@
 //! `ft teach`: stores the teachers' predictions or answers, so that distillation can run without the teachers.
 
-use super::answer_file::AnswerFile;
-use super::train::stop_on_signal;
+use super::shared::answer_file::AnswerFile;
+use super::shared::interrupt::stop_on_signal;
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::recipe::Plan;
@@ -87,16 +87,24 @@ fn generate(plan: &Plan, out: &Path, as_json: bool) -> Result<()> {
             return Err(file.interrupted(prompts));
         }
         let to = prompts.min(file.prompts_done() + PROMPTS_PER_BLOCK);
-        let rows = writer.write(file.prompts_done()..to)?;
+        let rows = match writer.write(file.prompts_done()..to) {
+            Ok(rows) => rows,
+            Err(e) => {
+                file.discard_empty();
+                return Err(e);
+            }
+        };
         rows.into_iter().try_for_each(|row| file.push(&[row.unwrap_or(Value::Null)]))?;
         bar.set_position(to as u64);
     }
     bar.finish_and_clear();
-    let kept = file.finish()?;
-    if kept == 0 {
+    // Checked before the file is written, so that an earlier file of answers is not replaced by an empty one.
+    if file.kept()? == 0 {
         return Err(Error::user(format!("{}: none of the answers to {prompts} prompts can be used", out.display()))
-            .hint("in method.distill.generate, raise max_new_tokens, lower least, or raise answers"));
+            .hint("in method.distill.generate, raise max_new_tokens, lower least, or raise answers")
+            .hint(format!("then delete {} and run the command again", file.partial().display())));
     }
+    let kept = file.finish()?;
     origin["ft"] = json!(env!("CARGO_PKG_VERSION"));
     origin["kept"] = json!(kept);
     fsutil::write_json(&origin_file(out), &origin)?;

@@ -1,10 +1,11 @@
 //! `ft tokenizer`: trains a tokenizer, and shows the tokens of a text.
 
+use super::shared::stdout::{print, print_json};
 use clap::{Args, Subcommand};
 use ft::data::{ChatTokenizer, bpe};
 use ft::error::{Error, Result};
 use ft::{fsutil, report};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
@@ -101,7 +102,7 @@ fn train(args: &TokenizerTrainArgs) -> Result<()> {
             args.vocab_size, args.min_frequency
         ));
     }
-    if args.json { print(&json(&done)?) } else { Ok(()) }
+    if args.json { print_json(&done) } else { Ok(()) }
 }
 
 /// Fails if --out must not be replaced: it is not empty and --force is missing, or it is not just a tokenizer.
@@ -148,7 +149,7 @@ fn show(args: &TokenizerShowArgs) -> Result<()> {
     let special = ids.iter().map(|id| tokenizer.is_special(*id)).collect();
     let shown = TokenizedText { text, ids, pieces, special };
     if args.json {
-        return print(&json(&shown)?);
+        return print_json(&shown);
     }
     let rows = shown.ids.iter().zip(&shown.pieces).zip(&shown.special).map(|((id, piece), special)| {
         let kind = if *special { "special" } else { "" };
@@ -157,17 +158,4 @@ fn show(args: &TokenizerShowArgs) -> Result<()> {
     print(&(report::table(&rows.collect::<Vec<_>>()) + "\n"))?;
     report::info(format!("{} tokens, {} bytes", shown.ids.len(), shown.text.len()));
     Ok(())
-}
-
-fn json(value: &impl serde::Serialize) -> Result<String> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| Error::bug(format!("writing JSON: {e}")))?;
-    Ok(text + "\n")
-}
-
-/// Writes to stdout. A closed pipe (`ft tokenizer show … | head`) is no error.
-fn print(text: &str) -> Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::user(format!("writing to stdout: {e}"))),
-        _ => Ok(()),
-    }
 }

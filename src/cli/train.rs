@@ -1,14 +1,11 @@
-//! `ft train`: trains a model from a recipe. Also holds what `ft resume` and `ft replay` share with it.
+//! `ft train`: trains a model from a recipe.
 
+use super::shared::interrupt::stop_on_signal;
+use super::shared::training::{fit_plan, print_summary, software};
 use clap::Args;
 use ft::error::Result;
-use ft::recipe::Plan;
-use ft::runs::Software;
-use ft::{recipe, report, runtime, train};
+use ft::{recipe, train};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 #[derive(Args)]
 pub struct TrainArgs {
@@ -31,14 +28,6 @@ pub struct TrainArgs {
     json: bool,
 }
 
-/// Returns the plan, changed to fit into memory if --fit is given, and reports the change.
-pub(super) fn fit_plan(plan: Plan, fit: &Option<Option<String>>) -> Result<Plan> {
-    let Some(size) = fit else { return Ok(plan) };
-    let (plan, said) = train::fit::fit(&plan, size.as_deref().map(train::fit::parse_size).transpose()?)?;
-    report::info(said);
-    Ok(plan)
-}
-
 /// Runs `ft train`.
 pub fn run(args: TrainArgs) -> Result<()> {
     let plan = fit_plan(recipe::load(&args.recipe, &args.sets)?, &args.fit)?;
@@ -48,40 +37,4 @@ pub fn run(args: TrainArgs) -> Result<()> {
         _ => train::StartMode::Fresh,
     };
     print_summary(&train::run(&plan, start, &software(), stop_on_signal())?, args.json)
-}
-
-/// Reports how a run ended: as JSON on stdout or in one line on stderr.
-pub(super) fn print_summary(summary: &train::RunSummary, json: bool) -> Result<()> {
-    if json {
-        println!("{}", serde_json::to_string(summary).expect("a summary is JSON"));
-        return Ok(());
-    }
-    let best =
-        summary.best_value.map_or(String::new(), |v| format!(", best validation {} {v:.4}", summary.best_metric));
-    report::info(format!(
-        "{} steps, {} tokens in {}{best}, peak tensor memory {}",
-        summary.steps,
-        report::count(summary.tokens),
-        report::duration(Duration::from_secs_f64(summary.seconds)),
-        report::bytes(summary.memory),
-    ));
-    Ok(())
-}
-
-/// Returns the versions of ft and libtorch, which the run records.
-pub(super) fn software() -> Software {
-    let libtorch = runtime::get().libtorch.version.clone();
-    Software { ft: env!("CARGO_PKG_VERSION").into(), libtorch: libtorch.unwrap_or("unknown".into()) }
-}
-
-/// Returns a flag that the first Ctrl-C or SIGTERM sets, so that the run saves and stops. The second ends the process
-/// at once.
-pub(super) fn stop_on_signal() -> Arc<AtomicBool> {
-    runtime::survive_broken_pipes();
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone());
-        let _ = signal_hook::flag::register(signal, stop.clone());
-    }
-    stop
 }

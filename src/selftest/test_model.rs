@@ -259,7 +259,7 @@ pub mod tests {
         SelftestInput { model, adapter: None, device: Device::Cpu, kind, rows }
     }
 
-    /// A tiny model for tests of single checks. Whole runs are tested in tests/selftest.rs, in a process of their own:
+    /// A tiny model for tests of single checks. Whole runs are tested in tests/it/selftest.rs, in a process of their own:
     /// libtorch's random generator is shared by all tests of a process.
     pub fn tiny(kind: Kind, dropout: f64) -> TestModel {
         tch::set_num_threads(1);

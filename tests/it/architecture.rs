@@ -39,6 +39,8 @@ const ALONG: &[(&str, &str)] = &[
 /// Libraries and the files (or folders, ending in `/`) that may use them.
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("clap", &["src/cli/", "src/main.rs"]),
+    ("clap_complete", &["src/cli/manual.rs"]),
+    ("clap_mangen", &["src/cli/manual.rs"]),
     ("serde_yaml", &["src/recipe/", "src/choice.rs"]),
     ("saphyr_parser", &["src/recipe/"]),
     ("polars", &["src/data/source/"]),

@@ -1,7 +1,7 @@
 //! `ft data inspect`: shows a file's format, its rows as ft reads them, their tokens, and which tokens are trained on.
 
 use super::ReadArgs;
-use crate::cli::model::TemplateArgs;
+use crate::cli::shared::model::TemplateArgs;
 use clap::{Args, ValueEnum};
 use ft::data::convert::{TargetFormat, convert_record};
 use ft::data::{
@@ -11,7 +11,7 @@ use ft::data::{
 use ft::error::{Error, Result};
 use ft::report;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct InspectArgs {
@@ -79,13 +79,19 @@ pub fn run(args: InspectArgs) -> Result<()> {
         }
     }
     if args.model.is_some() && bad == 0 {
-        let tokens = match surveys.first().map(|s| s.format) {
-            Some(RowFormat::Preference | RowFormat::Hh) => inspect_tokens::<PairExample>(&args),
-            Some(RowFormat::Unpaired) => inspect_tokens::<UnpairedExample>(&args),
-            Some(RowFormat::Prompt) => inspect_tokens::<PromptExample>(&args),
-            _ => inspect_tokens::<Example>(&args),
-        }?;
-        out["tokens"] = tokens;
+        let kinds = by_item(&surveys);
+        out["tokens"] = match kinds.as_slice() {
+            [(item, _)] => args.tokenise(*item, SourceList(vec![spec]))?,
+            several => {
+                let parts = several.iter().map(|(item, files)| {
+                    let sources = files.iter().map(|file| args.read.source(file)).collect();
+                    let mut tokens = args.tokenise(*item, SourceList(sources))?;
+                    tokens["files"] = json!(files);
+                    Ok(tokens)
+                });
+                parts.collect::<Result<Vec<_>>>()?.into()
+            }
+        };
     }
     if args.json {
         let text = serde_json::to_string_pretty(&out).map_err(|e| Error::bug(e.to_string()))?;
@@ -100,8 +106,47 @@ pub fn run(args: InspectArgs) -> Result<()> {
         .hint("correct or remove them; --json lists all, `ft data convert --drop-bad` leaves them out"))
 }
 
+/// What a row becomes when it is tokenised.
+#[derive(Clone, Copy, PartialEq)]
+enum RowItem {
+    Example,
+    Pair,
+    Unpaired,
+    Prompt,
+}
+
+/// Groups the files by what their rows become, because a data set holds items of one kind.
+fn by_item(surveys: &[FileSurvey]) -> Vec<(RowItem, Vec<&Path>)> {
+    let mut groups: Vec<(RowItem, Vec<&Path>)> = Vec::new();
+    for survey in surveys {
+        let item = match survey.format {
+            RowFormat::Preference | RowFormat::Hh => RowItem::Pair,
+            RowFormat::Unpaired => RowItem::Unpaired,
+            RowFormat::Prompt => RowItem::Prompt,
+            _ => RowItem::Example,
+        };
+        match groups.iter_mut().find(|(known, _)| *known == item) {
+            Some((_, files)) => files.push(&survey.path),
+            None => groups.push((item, vec![&survey.path])),
+        }
+    }
+    groups
+}
+
+impl InspectArgs {
+    /// Tokenises the rows of `sources` as `item`, prints the result and returns it as JSON.
+    fn tokenise(&self, item: RowItem, sources: SourceList) -> Result<Value> {
+        match item {
+            RowItem::Example => inspect_tokens::<Example>(self, &sources),
+            RowItem::Pair => inspect_tokens::<PairExample>(self, &sources),
+            RowItem::Unpaired => inspect_tokens::<UnpairedExample>(self, &sources),
+            RowItem::Prompt => inspect_tokens::<PromptExample>(self, &sources),
+        }
+    }
+}
+
 /// Tokenises the rows, prints the first ones and the summary, and returns the same as JSON.
-fn inspect_tokens<T: DatasetItem>(args: &InspectArgs) -> Result<Value> {
+fn inspect_tokens<T: DatasetItem>(args: &InspectArgs, sources: &SourceList) -> Result<Value> {
     let Some(model) = &args.model else { return Ok(Value::Null) };
     let tokenizer = ChatTokenizer::load_with(model, &args.template.rendering()?)?;
     let options = EncodeOptions {
@@ -111,8 +156,7 @@ fn inspect_tokens<T: DatasetItem>(args: &InspectArgs) -> Result<Value> {
         overflow_tolerance: 0.0,
     };
     let cache = TokenCache::new(if args.no_cache { &CacheChoice::Off } else { &CacheChoice::Auto })?;
-    let sources = SourceList(vec![args.read.source(&args.file)]);
-    let dataset: Dataset<T> = Dataset::open(&sources, &tokenizer, &options, &cache)?;
+    let dataset: Dataset<T> = Dataset::open(sources, &tokenizer, &options, &cache)?;
     let same = quality::find_duplicates(&dataset);
     let colour = console::colors_enabled() && !args.json;
     let items = dataset.iter().take(args.show).collect::<Result<Vec<T>>>()?;

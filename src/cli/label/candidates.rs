@@ -1,8 +1,8 @@
 //! `ft label candidates`: generates answers to the project's prompts with a model.
 
-use crate::cli::generate;
-use crate::cli::model::{ModelArgs, TemplateArgs, require_template};
-use crate::cli::sampling::SamplingArgs;
+use crate::cli::shared::interrupt::flag_on_interrupt;
+use crate::cli::shared::model::{ModelArgs, TemplateArgs, require_template};
+use crate::cli::shared::sampling::{SamplingArgs, generation_settings};
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::generate::engine::BatchLimits;
@@ -11,8 +11,7 @@ use ft::label::{Project, Store};
 use ft::report;
 use serde_json::json;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 /// Let a model answer the project's prompts
 ///
@@ -56,14 +55,12 @@ pub fn run(args: &CandidatesArgs) -> Result<()> {
     let store = Store::open(&args.project)?;
     let (model, tokenizer) = args.model.open(&args.template)?;
     require_template(&tokenizer, &args.model)?;
-    let settings = generate::generation_settings(&args.sampling, &args.model, &tokenizer)?;
+    let settings = generation_settings(&args.sampling, &args.model, &tokenizer)?;
     let mut limits = BatchLimits::of(&model)?;
     limits.rows = args.batch_size.map_or(limits.rows, |n| n as usize);
     let temperatures =
         if args.temperatures.is_empty() { vec![settings.temperature] } else { args.temperatures.clone() };
-    let stopped = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(signal_hook::consts::SIGINT, stopped.clone())
-        .map_err(|e| Error::user(format!("listening for Ctrl-C: {e}")))?;
+    let stopped = flag_on_interrupt()?;
     let mut all = Vec::new();
     for temperature in temperatures {
         let mut settings = settings.clone();

@@ -1,6 +1,7 @@
 //! `ft label judge`: lets a model or a program vote on pairs.
 
-use crate::cli::model::DtypeArg;
+use crate::cli::shared::interrupt::flag_on_interrupt;
+use crate::cli::shared::model::DtypeArg;
 use clap::{Args, ValueEnum};
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};
@@ -14,8 +15,7 @@ use ft::rewards::spec::CommandSpec;
 use ft::{fsutil, models, report};
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 /// Let a model or a program judge the project's pairs
 ///
@@ -147,9 +147,7 @@ impl JudgeArgs {
         if tasks.is_empty() {
             report::info(format!("{}: `{name}` has judged every pair", store.location()));
         }
-        let stopped = Arc::new(AtomicBool::new(false));
-        signal_hook::flag::register(signal_hook::consts::SIGINT, stopped.clone())
-            .map_err(|e| Error::user(format!("listening for Ctrl-C: {e}")))?;
+        let stopped = flag_on_interrupt()?;
         let bar = report::bar(tasks.len() as u64, "pairs");
         let mut done = 0;
         for part in tasks.chunks(self.batch_size as usize) {
@@ -168,13 +166,13 @@ impl JudgeArgs {
         bar.finish_and_clear();
         let after = Project::read(store)?;
         let ballots = after.resolved_votes(&JudgeFilter::Named(vec![name.clone()]));
-        let Some(habits) = habits(&after, &ballots).into_iter().find(|h| h.kind != AnnotatorKind::Person) else {
-            return Ok(());
-        };
+        // `None` if the judge has no vote, because the project has no pairs.
+        let habits = habits(&after, &ballots).into_iter().find(|h| h.kind != AnnotatorKind::Person);
         if self.json {
             println!("{}", json!({ "project": store.location(), "judged": tasks.len(), "judge": habits }));
             return Ok(());
         }
+        let Some(habits) = habits else { return Ok(()) };
         let percent = |x: f64| format!("{:.0} %", 100.0 * x);
         let mut said = vec![
             format!("{} ties", habits.ties),

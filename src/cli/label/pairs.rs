@@ -1,6 +1,6 @@
 //! `ft label pairs`: chooses the pairs of answers to compare.
 
-use crate::cli::model::DtypeArg;
+use crate::cli::shared::model::DtypeArg;
 use clap::{Args, ValueEnum};
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};

@@ -214,3 +214,71 @@ fn an_exploding_loss_stops_with_a_hint_and_without_a_result() {
     assert!(said.contains("optim.lr"), "{said}");
     assert!(!space.path("adapters/full-medical/model.safetensors").exists());
 }
+
+/// The recipe that `ft init` writes for each kind of rows passes the check and trains.
+#[test]
+fn init_writes_a_recipe_that_trains_and_replaces_nothing() {
+    let space = Workspace::new();
+    let model = "models/smollm2-135m-instruct";
+    let refused = |arguments: &[&str]| {
+        let output = space.command(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let labelled = r#"{"prompt": "Hello", "completion": " there", "label": true}"#;
+    std::fs::write(space.path("labelled.jsonl"), format!("{labelled}\n").repeat(8)).unwrap();
+    for (rows, method) in [
+        ("datasets/chat.jsonl", "sft"),
+        ("datasets/text.jsonl", "sft"),
+        ("datasets/preference.jsonl", "dpo"),
+        ("labelled.jsonl", "kto"),
+    ] {
+        let recipe = format!("mine/{method}.yaml");
+        let _ = std::fs::remove_file(space.path(&recipe));
+        let wrote = space.ft(&["init", model, rows, "--out", &recipe, "--json"]).stdout;
+        let found: Value = serde_json::from_slice(&wrote).unwrap();
+        assert_eq!((&found["method"], &found["recipe"]), (&method.into(), &recipe.as_str().into()), "{found}");
+        assert!(["full", "adapter"].iter().all(|way| found["memory"][way].as_u64() > Some(0)), "{found}");
+        let check = space.ft(&["check", &recipe, "--json"]).stdout;
+        let check: Value = serde_json::from_slice(&check).unwrap();
+        assert_eq!((&check["steps"], &check["problems"]), (&found["steps"], &serde_json::json!([])), "{check}");
+        space.ft(&["train", &recipe, "--set", "run.steps=2", "--overwrite"]);
+        assert_eq!(space.json(&format!("runs/{method}/export_report.json"))["verdict"], "passed");
+        // Of rows longer than the model's 256 positions, the recipe says what happens to them.
+        let text = std::fs::read_to_string(space.path(&recipe)).unwrap();
+        assert_eq!(text.contains("on_overflow: drop"), found["tokens"]["max"].as_u64() > Some(256), "{text}");
+    }
+    let text = std::fs::read_to_string(space.path("mine/sft.yaml")).unwrap();
+    let again = refused(&["init", model, "datasets/chat.jsonl", "--out", "mine/sft.yaml"]);
+    assert!(again.contains("mine/sft.yaml: exists already"), "{again}");
+    assert_eq!(std::fs::read_to_string(space.path("mine/sft.yaml")).unwrap(), text);
+    // With validation rows, and without --out and --json.
+    let valid = ["init", model, "datasets/chat.jsonl", "--valid", "datasets/instruction.jsonl"];
+    let said = String::from_utf8(space.ft(&valid).stderr).unwrap();
+    assert!(said.contains("next: ft check recipe.yaml, then ft train recipe.yaml"), "{said}");
+    assert!(std::fs::read_to_string(space.path("recipe.yaml")).unwrap().contains("eval_every: "));
+    let prompts = refused(&["init", model, "datasets/prompts.jsonl", "--out", "no.yaml"]);
+    assert!(prompts.contains("need a teacher or a reward") && !space.path("no.yaml").exists(), "{prompts}");
+    let mixed = refused(&["init", model, "datasets/*.jsonl", "--out", "no.yaml"]);
+    assert!(mixed.contains("one method cannot train on both"), "{mixed}");
+}
+
+#[test]
+fn completions_and_manual_pages_name_every_command() {
+    let space = Workspace::new();
+    let help = String::from_utf8(space.ft(&["--help"]).stdout).unwrap();
+    let commands = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let commands: Vec<&str> =
+        commands.lines().filter_map(|l| l.strip_prefix("  ")?.split(' ').next()).filter(|c| !c.is_empty()).collect();
+    assert!(commands.len() > 20, "{help}");
+    for shell in ["bash", "zsh", "fish"] {
+        let text = String::from_utf8(space.ft(&["completions", shell]).stdout).unwrap();
+        commands.iter().for_each(|c| assert!(text.contains(c), "{shell}: {c}"));
+    }
+    space.ft(&["man", "pages"]);
+    for command in commands.iter().filter(|c| **c != "help") {
+        let page = std::fs::read_to_string(space.path(&format!("pages/ft-{command}.1"))).unwrap();
+        assert!(page.starts_with(".ie") && page.contains(".SH SYNOPSIS"), "{page}");
+    }
+    assert!(space.path("pages/ft-data-inspect.1").exists() && space.path("pages/ft.1").exists());
+}

@@ -154,6 +154,12 @@ fn a_killed_command_continues_and_gives_the_same_file() {
     assert!(partial.exists() && !space.path("cut.jsonl").exists(), "the command was not killed halfway");
     let error = space.refused(&with("cut.jsonl", &["--seed", "9"]));
     assert!(error.contains("was started with other settings: settings was"), "{error}");
+    // Another model in the same folder.
+    let config = std::fs::read(space.path("model/config.json")).unwrap();
+    std::fs::write(space.path("model/config.json"), [&config[..], b"\n"].concat()).unwrap();
+    let error = space.refused(&with("cut.jsonl", &["--batch-size", "7"]));
+    assert!(error.contains("was started with other settings: model/config.json was"), "{error}");
+    std::fs::write(space.path("model/config.json"), config).unwrap();
     let resumed = space.run(&with("cut.jsonl", &["--batch-size", "7"]));
     assert!(String::from_utf8(resumed.stderr).unwrap().contains("of 40 prompts are answered already; continuing"));
     let text = |name: &str| std::fs::read_to_string(space.path(name)).unwrap();

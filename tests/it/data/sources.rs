@@ -345,4 +345,12 @@ fn inspect_shows_every_kind_of_row() {
         assert_eq!(found["unused_columns"] == json!(["note"]), name == "pair");
         assert!(ft(place.folder.path(), &["data", "inspect", &file, "--model", model]).0);
     }
+    // Several files: each is tokenised as its own format says, and formats that make the same items share a data set.
+    let (done, out, said) = ft(place.folder.path(), &["data", "inspect", "*.jsonl", "--model", model, "--json"]);
+    assert!(done, "{said}");
+    let found: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let parts = found["tokens"].as_array().unwrap();
+    let files: Vec<usize> = parts.iter().map(|part| part["files"].as_array().unwrap().len()).collect();
+    assert_eq!(files, [2, 1, 1, 1], "{out}");
+    assert!(parts.iter().all(|part| !part["previews"].as_array().unwrap().is_empty()), "{out}");
 }

@@ -185,6 +185,18 @@ fn votes_can_be_given_in_the_terminal() {
     refused(&["label", "tui", &project.place], &["needs a terminal"]);
 }
 
+/// A judge without pairs has no votes and no habits, which scripts must be able to read.
+#[test]
+fn a_judge_without_pairs_prints_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let prompts = write(folder.path(), "prompts.jsonl", &[json!({ "prompt": "Why?" })]);
+    let place = folder.path().join("p.db").to_str().unwrap().to_string();
+    said(&["label", "new", &place, "--prompts", prompts.to_str().unwrap()]);
+    let judged = said(&["label", "judge", &place, "--name", "cat", "--json", "--command", "cat"]);
+    assert_eq!((&judged["judged"], &judged["judge"]), (&json!(0), &Value::Null), "{judged}");
+    assert!(judged["project"].is_string());
+}
+
 /// A judge program works for 17 seconds without output and then fails. Progress is logged at fixed time intervals
 /// meanwhile, and no progress line follows the error.
 #[test]

@@ -242,10 +242,12 @@ fn teacher_answers_become_a_data_set_and_an_interrupted_call_continues() {
     // The file can be trained on like any other.
     let learn = ["--set", "data.train.path=answers.jsonl", "--set", "method={sft: {}}", "--set", "run.steps=1"];
     space.ft(&[&["train", RECIPE][..], &learn].concat());
-    // No answer reaches the required reward.
+    // No answer reaches the required reward: the answers of an earlier command are not replaced by an empty file.
     let never = GENERATE.replace("least: 0.5", "least: 2");
-    let said = space.refused(&["teach", RECIPE, "--generate", "--out", "none.jsonl", "--set", &never]);
+    let said = space.refused(&["teach", RECIPE, "--generate", "--out", "again.jsonl", "--set", &never]);
     assert!(said.contains("none of the answers to 24 prompts can be used"), "{said}");
+    assert_eq!(lines("again.jsonl"), rows);
+    assert!(space.path("again.jsonl.partial").exists() && said.contains("again.jsonl.partial"), "{said}");
 }
 
 /// A killed process leaves complete parts only, and the same command continues after them.

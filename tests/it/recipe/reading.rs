@@ -5,7 +5,7 @@ use crate::support::snapshot::assert_snapshot;
 use ft::adapters::AdapterSpec;
 use ft::methods::MethodSpec;
 use ft::recipe::{self, Plan};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 const GOOD: &str = "\
@@ -478,4 +478,70 @@ fn the_subcommands_of_ft_recipe_print_what_they_promise() {
     assert_eq!(said, "error: unknown key `lora_r`\nhint: `lora_r` is `adapter.lora.rank` here\n");
     let wrong = ft_here(&["recipe", "show", "recipes/lora-medical.yaml", "--set", "optim.lr=x"]);
     assert_eq!((wrong.status.code(), wrong.stdout.len()), (Some(1), 0));
+}
+
+/// Keys that few recipes need, or that belong to other methods and update rules. A new key is either in
+/// recipes/annotated.yaml or here.
+const UNCOMMON: &[&str] = &[
+    "model.cut",
+    "model.init",
+    "model.config",
+    "model.tokenizer",
+    "adapter.lora.layers_pattern",
+    "adapter.lora.rank_pattern",
+    "adapter.lora.alpha_pattern",
+    "data.date",
+    "data.train.weight", // needs a list of sources
+    "data.valid.format",
+    "data.valid.columns",
+    "data.valid.rows",
+    "data.valid.weight",
+    "optim.kind.",
+    "optim.decay_norms",
+    "optim.eps",
+    "optim.groups",
+    "optim.decay",
+    "optim.master",
+];
+
+#[test]
+fn the_annotated_recipe_names_every_common_key_with_a_valid_value() {
+    let text = std::fs::read_to_string("recipes/annotated.yaml").unwrap();
+    let plan = recipe::parse("annotated.yaml", &text, &[]).unwrap_or_else(|e| panic!("{e}"));
+    let values = serde_json::to_value(&plan.recipe).unwrap();
+    let line_of_key = fancy_regex::Regex::new("^( *)(# )?([a-z_]+):( .*)?$").unwrap();
+    let (mut named, mut parents) = (BTreeSet::new(), Vec::<(usize, String)>::new());
+    for (i, line) in text.lines().enumerate() {
+        let Some(found) = line_of_key.captures(line).unwrap() else { continue };
+        let (indent, off, key) = (found[1].len(), found.get(2).is_some(), &found[3]);
+        parents.retain(|(above, _)| *above < indent);
+        parents.push((indent, key.to_string()));
+        let path = parents.iter().map(|(_, key)| key.as_str()).collect::<Vec<_>>().join(".");
+        let known = recipe::key(&path).unwrap_or_else(|| panic!("line {}: `{path}` is no key", i + 1));
+        if off {
+            // With the comment sign removed, the key must be right where it stands.
+            let on = |(j, other): (usize, &str)| match (j == i, key, other.trim_start().split(':').next()) {
+                (true, ..) => other.replacen("# ", "", 1),
+                (_, "accumulate", Some("examples")) => String::new(),
+                _ => other.to_string(),
+            };
+            let changed: Vec<String> = text.lines().enumerate().map(on).collect();
+            recipe::parse("annotated.yaml", &changed.join("\n"), &[]).unwrap_or_else(|e| panic!("{e}"));
+        } else if let (Some(default), false) = (&known.default, line.contains("(default ")) {
+            let value = path.split('.').fold(&values, |value, key| &value[key]);
+            assert_eq!(value, default, "line {}: {path}", i + 1);
+        }
+        named.insert(path);
+    }
+    let sections = ["model", "method.sft", "adapter.lora", "data", "batch", "optim", "run"];
+    let within = |path: &str, whole: &str| path.strip_prefix(whole).is_some_and(|rest| rest.starts_with('.'));
+    let uncommon = |path: &str| {
+        UNCOMMON.iter().any(|u| path == *u || within(path, u) || (u.ends_with('.') && path.starts_with(u)))
+    };
+    let missing: Vec<&str> = recipe::keys()
+        .iter()
+        .map(|key| key.path.as_str())
+        .filter(|path| sections.iter().any(|s| within(path, s)) && !uncommon(path) && !named.contains(*path))
+        .collect();
+    assert!(missing.is_empty(), "recipes/annotated.yaml lacks {missing:?}: add them, or list them as uncommon");
 }

@@ -8,6 +8,7 @@
 use ft::error::{Error, Result};
 use ft::fsutil::{self, io_error};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -18,6 +19,9 @@ const SYNC_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Key of the first line, whose value is the fingerprint.
 const FINGERPRINT_KEY: &str = "ft answers";
+
+/// Line of an answer that the finished file leaves out.
+const LEFT_OUT: &[u8] = b"null";
 
 /// A file of answers that can be continued after an interruption.
 pub struct AnswerFile {
@@ -102,16 +106,36 @@ impl AnswerFile {
         }
     }
 
+    /// Returns the path of FILE.partial.
+    pub fn partial(&self) -> &Path {
+        &self.partial
+    }
+
+    /// Reads the lines after the fingerprint, without their newlines.
+    fn lines(&self) -> Result<impl Iterator<Item = std::io::Result<Vec<u8>>> + use<>> {
+        let file = File::open(&self.partial).map_err(|e| io_error("reading", &self.partial, e))?;
+        Ok(BufReader::new(file).split(b'\n').skip(1))
+    }
+
+    /// Counts the answers that the finished file would have, that is, those that are not `null`.
+    pub fn kept(&self) -> Result<usize> {
+        let mut kept = 0;
+        for line in self.lines()? {
+            let line = line.map_err(|e| io_error("reading", &self.partial, e))?;
+            kept += usize::from(line != LEFT_OUT);
+        }
+        Ok(kept)
+    }
+
     /// Writes the finished file, removes FILE.partial, and returns the number of lines written.
     pub fn finish(mut self) -> Result<usize> {
         self.sync()?;
-        let fail = |e| io_error("reading", &self.partial, e);
-        let lines = BufReader::new(File::open(&self.partial).map_err(fail)?).split(b'\n').skip(1);
+        let lines = self.lines()?;
         let mut kept = 0;
         fsutil::write_atomic(&self.path, |w| {
             for line in lines {
                 let mut line = line?;
-                if line != b"null" {
+                if line != LEFT_OUT {
                     line.push(b'\n');
                     w.write_all(&line)?;
                     kept += 1;
@@ -146,12 +170,12 @@ fn check_fingerprint(partial: &Path, begun: &[u8], fingerprint: &Value) -> Resul
     let Some(old) = old else {
         return Err(Error::user(format!("{}: not a file of answers written by ft", partial.display())).hint(anew));
     };
-    let changed: Vec<String> = fingerprint
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter(|(key, new)| old.get(key) != Some(new))
-        .map(|(key, new)| format!("{key} was {}, now {new}", old.get(key).unwrap_or(&Value::Null)))
+    let keys =
+        |of: &Value| -> BTreeSet<String> { of.as_object().into_iter().flatten().map(|(k, _)| k.clone()).collect() };
+    let changed: Vec<String> = (&keys(&old) | &keys(fingerprint))
+        .iter()
+        .filter(|key| old.get(key) != fingerprint.get(key))
+        .map(|key| format!("{key} was {}, now {}", old[key], fingerprint[key]))
         .collect();
     if changed.is_empty() {
         return Ok(());
@@ -183,11 +207,15 @@ mod tests {
 
         let other = AnswerFile::open(&path, &json!({ "seed": 2, "model": "m" }), 2).err().unwrap();
         assert!(other.message().contains("seed was 1, now 2") && !other.message().contains("model"), "{other}");
+        // A file of the model that is gone.
+        let other = AnswerFile::open(&path, &json!({ "seed": 1 }), 2).err().unwrap();
+        assert!(other.message().contains("model was \"m\", now null"), "{other}");
         let mut file = AnswerFile::open(&path, &how, 2).unwrap();
         assert_eq!(file.prompts_done(), 2);
         file.push(&rows(2)).unwrap();
         file.push(&[Value::Null, Value::Null]).unwrap();
-        file.finish().unwrap();
+        assert_eq!(file.kept().unwrap(), 6);
+        assert_eq!(file.finish().unwrap(), 6);
         let text = std::fs::read_to_string(&path).unwrap();
         let expected: String = (0..3).flat_map(rows).map(|row| format!("{row}\n")).collect();
         assert_eq!(text, expected);

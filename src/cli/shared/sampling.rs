@@ -1,14 +1,16 @@
-//! Arguments of decoding: lengths, sampling, penalties, beams. Values that are not given come from the model's
+//! Arguments of decoding: lengths, sampling, penalties. Values that are not given come from the model's
 //! generation_config.json, else they are transformers' defaults.
 
-use clap::{Args, ValueEnum};
+use super::beams::BeamArgs;
+use super::generation_config::GenerationConfig;
+use super::model::ModelArgs;
+use clap::Args;
 use ft::data::ChatTokenizer;
 use ft::error::{Error, Result};
-use ft::fsutil;
-use ft::generate::beam::{BeamEarlyStopping, BeamSettings};
-use ft::generate::settings::GenerationSettings;
-use serde_json::{Map, Value};
-use std::path::{Path, PathBuf};
+use ft::generate::{BeamSettings, GenerationSettings};
+use ft::report;
+use serde_json::Value;
+use std::path::Path;
 
 /// Longest answer in tokens if neither the command line nor the model gives a length.
 const DEFAULT_NEW_TOKENS: usize = 256;
@@ -70,111 +72,6 @@ pub struct SamplingArgs {
     /// Token forced as the last of an answer that reaches its maximum length
     #[arg(long, value_name = "ID")]
     forced_eos_token_id: Option<u32>,
-}
-
-/// Options of beam search and of several answers to a prompt.
-#[derive(Args)]
-pub struct BeamArgs {
-    /// Number of answers to each prompt: sampled, or the best beams
-    #[arg(long, value_name = "N")]
-    pub num_return_sequences: Option<usize>,
-    /// Beam search with N beams
-    #[arg(long, value_name = "N")]
-    num_beams: Option<usize>,
-    /// Beam search: values above 0 favour long answers, below 0 short ones [default: 1]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    length_penalty: Option<f64>,
-    /// End beam search when there are as many answers as beams (true), when better ones are unlikely (false), or
-    /// impossible (never)
-    #[arg(long, value_enum)]
-    early_stopping: Option<EarlyStoppingArg>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum EarlyStoppingArg {
-    True,
-    False,
-    Never,
-}
-
-/// Keys of generation_config.json that ft does not support, each with the values that switch it off.
-const UNSUPPORTED_KEYS: &[(&str, &[f64])] = &[
-    ("assistant_confidence_threshold", &[]),
-    ("diversity_penalty", &[0.0]),
-    ("dola_layers", &[]),
-    ("encoder_no_repeat_ngram_size", &[0.0]),
-    ("encoder_repetition_penalty", &[1.0]),
-    ("epsilon_cutoff", &[0.0]),
-    ("eta_cutoff", &[0.0]),
-    ("exponential_decay_length_penalty", &[]),
-    ("begin_suppress_tokens", &[]),
-    ("constraints", &[]),
-    ("force_words_ids", &[]),
-    ("guidance_scale", &[1.0]),
-    ("max_time", &[]),
-    ("num_beam_groups", &[1.0]),
-    ("penalty_alpha", &[0.0]),
-    ("prompt_lookup_num_tokens", &[]),
-    ("sequence_bias", &[]),
-    ("token_healing", &[]),
-    ("top_h", &[]),
-    ("typical_p", &[1.0]),
-    ("watermarking_config", &[]),
-];
-
-/// The model's generation_config.json, and the keys that were used so far.
-struct GenerationConfig {
-    file: PathBuf,
-    values: Map<String, Value>,
-    taken: Vec<String>,
-}
-
-impl GenerationConfig {
-    fn read(model: &Path) -> Result<Self> {
-        let file = model.join("generation_config.json");
-        let values = if file.is_file() { fsutil::read_json(&file)? } else { Map::new() };
-        Ok(Self { file, values, taken: Vec::new() })
-    }
-
-    /// Returns the value of `key`, or `None` if it is missing or null. Fails if `read` does not accept it; `what` names
-    /// the expected kind of value in the error.
-    fn get<T>(&mut self, key: &str, what: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
-        match self.values.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(v) => match read(v) {
-                Some(x) => {
-                    self.taken.push(format!("{key} {v}"));
-                    Ok(Some(x))
-                }
-                None => Err(Error::user(format!("{}: `{key}` is {v}, expected {what}", self.file.display()))),
-            },
-        }
-    }
-
-    fn number(&mut self, key: &str) -> Result<Option<f64>> {
-        self.get(key, "a number", Value::as_f64)
-    }
-
-    fn count(&mut self, key: &str) -> Result<Option<usize>> {
-        self.get(key, "a whole number", |v| v.as_u64().map(|n| n as usize))
-    }
-
-    fn token(&mut self, key: &str) -> Result<Option<u32>> {
-        self.get(key, "a token id", |v| v.as_u64().and_then(|id| u32::try_from(id).ok()))
-    }
-
-    fn list<T: serde::de::DeserializeOwned>(&mut self, key: &str, what: &str) -> Result<Vec<T>> {
-        Ok(self.get(key, what, |v| serde_json::from_value(v.clone()).ok())?.unwrap_or_default())
-    }
-
-    /// Returns the unsupported keys that the file sets to values that would change answers.
-    fn unsupported(&self) -> Vec<&'static str> {
-        let says = |(key, nothing): &&(&'static str, &[f64])| match self.values.get(*key) {
-            None | Some(Value::Null | Value::Bool(false)) => false,
-            Some(v) => !v.as_f64().is_some_and(|x| nothing.contains(&x)),
-        };
-        UNSUPPORTED_KEYS.iter().filter(says).map(|(key, _)| *key).collect()
-    }
 }
 
 /// The settings of a generation, and which of them came from the model's file.
@@ -310,55 +207,23 @@ impl SamplingArgs {
     }
 }
 
-impl BeamArgs {
-    /// Returns the beams, or `None` without beam search, and the number of answers to each prompt.
-    fn choose(
-        &self,
-        config: &mut GenerationConfig,
-        settings: &GenerationSettings,
-    ) -> Result<(Option<BeamSettings>, usize)> {
-        let count = match self.num_beams {
-            None => config.count("num_beams")?.unwrap_or(1),
-            Some(n) => n,
-        };
-        let answers = match self.num_return_sequences {
-            None => config.count("num_return_sequences")?.unwrap_or(1),
-            Some(n) => n,
-        };
-        if count == 0 || answers == 0 {
-            return Err(Error::user("--num-beams and --num-return-sequences must be 1 or more"));
-        }
-        if count == 1 {
-            if self.length_penalty.is_some() || self.early_stopping.is_some() {
-                return Err(
-                    Error::user("--length-penalty and --early-stopping need beam search").hint("add --num-beams N")
-                );
-            }
-            if answers > 1 && settings.is_greedy() {
-                return Err(Error::user(format!("{answers} answers to a prompt would all be the same one"))
-                    .hint("sample with --temperature T, or search with --num-beams N"));
-            }
-            return Ok((None, answers));
-        }
-        let length_penalty = match self.length_penalty {
-            None => config.number("length_penalty")?.unwrap_or(1.0),
-            Some(x) => x,
-        };
-        let early_stopping = match self.early_stopping {
-            Some(EarlyStoppingArg::True) => BeamEarlyStopping::Yes,
-            Some(EarlyStoppingArg::False) => BeamEarlyStopping::No,
-            Some(EarlyStoppingArg::Never) => BeamEarlyStopping::Never,
-            None => config
-                .get("early_stopping", "true, false or \"never\"", |v| match v {
-                    Value::Bool(true) => Some(BeamEarlyStopping::Yes),
-                    Value::Bool(false) => Some(BeamEarlyStopping::No),
-                    Value::String(s) if s == "never" => Some(BeamEarlyStopping::Never),
-                    _ => None,
-                })?
-                .unwrap_or_default(),
-        };
-        let beams = BeamSettings { count, answers, length_penalty, early_stopping };
-        beams.check(settings)?;
-        Ok((Some(beams), answers))
+/// Reports which settings came from generation_config.json, and which of its keys are ignored.
+pub fn report_choices(chosen: &GenerationChoice) {
+    if let Some(note) = &chosen.note {
+        report::info(note);
     }
+    if !chosen.unsupported.is_empty() {
+        report::warn(format!("generation_config.json: ignored, not supported: {}", chosen.unsupported.join(", ")));
+    }
+}
+
+/// Returns the settings of a command without beam search, and reports where they come from.
+pub fn generation_settings(
+    args: &SamplingArgs,
+    model: &ModelArgs,
+    tokenizer: &ChatTokenizer,
+) -> Result<GenerationSettings> {
+    let chosen = args.choose(&model.model, tokenizer, None)?;
+    report_choices(&chosen);
+    Ok(chosen.settings)
 }

@@ -34,6 +34,7 @@ enum PassKind {
 pub struct PassTimings(Vec<PassTiming>);
 
 impl PassTimings {
+    /// Adds a pass of the engine; passes that gave no token are left out.
     pub fn add(&mut self, step: &DecodingStep, time: Duration) {
         let rows = step.tokens.len();
         if rows == 0 {

@@ -1,0 +1,12 @@
+//! What several commands share: arguments with the same meaning, and steps of their work.
+
+pub mod answer_file;
+pub mod answer_printer;
+pub mod beams;
+mod generation_config;
+pub mod interrupt;
+pub mod model;
+pub mod model_files;
+pub mod sampling;
+pub mod stdout;
+pub mod training;
