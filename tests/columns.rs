@@ -1,7 +1,8 @@
 //! Reads columns of every type as pyarrow, datasets and pandas write them. tests/reference/columns.py writes the files
 //! and the expected values.
 
-use ft::data::{self, Record, RowFormat, SourceSpec, json, source, survey};
+use ft::data::{self, Record, RowFormat, SourceSpec, source, survey};
+use ft::json;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -2,7 +2,7 @@
 //! have equal pseudonyms, and no value is in the report.
 
 use crate::commands::Workspace;
-use ft::data::scrub::{NameList, PersonalDataKind, Scrubber};
+use ft::scrub::{NameList, PersonalDataKind, Scrubber};
 use serde_json::{Value, json};
 
 fn scrub(text: &str) -> String {

@@ -130,7 +130,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         (Some(input), Some(out)) => work.write_answers(out, &args.fingerprint(input, &chosen)?),
         _ if args.json => {
             work.answer_each(0, &mut GenerationProgress::new(questions.len(), 0), None, &mut |i, answers| {
-                work.rows(i, answers)?.iter().for_each(|row| println!("{}", ft::data::json::to_text(row)));
+                work.rows(i, answers)?.iter().for_each(|row| println!("{}", ft::json::to_text(row)));
                 Ok(())
             })
         }

@@ -1,10 +1,10 @@
 //! Detects the format of a row from its columns, and lists the columns that each format reads.
 
 use super::RowFormat;
-use super::json;
 use super::preference::is_dialogue;
 use super::record::RowColumns;
 use crate::error::{Error, Result};
+use crate::json;
 use serde_json::Value;
 use std::path::Path;
 

@@ -6,9 +6,9 @@
 
 use super::RowFormat;
 use super::detect::{as_list, decode_json_text, is_messages_json, parse_verdict, verdict_column, verdict_words};
-use super::json;
 use super::record::{ChatMessage, Conversation, RecordReader, RowColumns};
 use crate::error::Result;
+use crate::json;
 use serde_json::Value;
 
 /// A prompt, as text or as messages.

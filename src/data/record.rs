@@ -6,9 +6,9 @@
 
 use super::RowFormat;
 use super::detect::{as_list, decode_json_text};
-use super::json;
 use super::preference::{AnswerContent, JudgedAnswer, Preference, PromptContent};
 use crate::error::{Error, Result};
+use crate::json;
 use serde_json::{Map, Value};
 use std::fmt;
 use std::path::Path;

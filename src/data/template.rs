@@ -3,10 +3,10 @@
 //! Of several named templates, `tool_use` renders rows with tools and `default` all others, as in transformers. Works
 //! on text only, without tokens.
 
-use super::jinja::{JinjaTemplate, RenderTime, TemplateError, TemplateErrorKind};
 use super::record::{ChatMessage, Conversation, RowColumns};
 use super::tool_arguments;
 use crate::error::{Error, Result};
+use crate::jinja::{JinjaTemplate, RenderTime, TemplateError, TemplateErrorKind};
 use jiff::civil::Date;
 use serde_json::Value;
 

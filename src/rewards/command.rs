@@ -3,9 +3,9 @@
 use super::program::LineProgram;
 use super::spec::CommandSpec;
 use super::{ABSTAINED, RewardInput, RewardSource};
-use crate::data::json;
 use crate::error::{Error, Result};
 use crate::fsutil::excerpt;
+use crate::json;
 use crate::models::Model;
 use serde_json::json;
 

@@ -5,9 +5,9 @@
 
 use super::spec::HttpSpec;
 use super::{ABSTAINED, RewardInput, RewardSource};
-use crate::data::json as exact;
 use crate::error::{Error, Result};
 use crate::fsutil::excerpt;
+use crate::json as exact;
 use crate::models::Model;
 use serde_json::{Value, json};
 use std::thread;

@@ -196,7 +196,7 @@ fn expected_texts(prompt: &PromptRow, column: &str) -> Result<Vec<String>> {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),
         Value::Bool(truth) => Some(truth.to_string()),
-        other => crate::data::json::long_number(other).map(String::from),
+        other => crate::json::long_number(other).map(String::from),
     };
     let wrong = |what: &str| {
         let error = Error::user(format!("{}: column `{column}` is {what}", prompt.place()));

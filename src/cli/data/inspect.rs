@@ -89,7 +89,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
     }
     if args.json {
         let text = serde_json::to_string_pretty(&out).map_err(|e| Error::bug(e.to_string()))?;
-        println!("{}", data::json::restore_numbers(text));
+        println!("{}", ft::json::restore_numbers(text));
     }
     if bad == 0 {
         return Ok(());
@@ -219,5 +219,5 @@ fn as_text(row: &RecordRow) -> String {
             other => lines.push(format!("{name:>10}: {other}")),
         }
     }
-    data::json::restore_numbers(lines.join("\n"))
+    ft::json::restore_numbers(lines.join("\n"))
 }

@@ -20,10 +20,10 @@ pub use file_list::files;
 pub use segment::{FileLayout, FileSegment, layout};
 pub use write::{write_each, write_for_owner};
 
-use super::json;
 use super::record::{RowColumns, RowPlace};
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
+use crate::json;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fs::File;

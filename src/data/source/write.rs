@@ -1,9 +1,9 @@
 //! Writes rows to files: JSON Lines row by row, or Parquet with polars.
 
 use super::columnar::polars_error;
-use crate::data::json;
 use crate::error::{Error, Result};
 use crate::fsutil::{FileAccess, io_error, write_atomic_for};
+use crate::json;
 use polars::prelude::*;
 use serde_json::Value;
 use std::io::{Cursor, Write};

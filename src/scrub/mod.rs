@@ -9,9 +9,9 @@
 mod check;
 mod find;
 
-use super::json;
 use crate::error::{Error, Result};
 use crate::fsutil;
+use crate::json;
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};

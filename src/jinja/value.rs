@@ -8,7 +8,7 @@ use super::error::TemplateError;
 use super::interpreter::{Cycler, Joiner, LoopState, MacroValue};
 use super::limits::{self, MeteredValue};
 use super::strings;
-use crate::data::json as exact;
+use crate::json as exact;
 use indexmap::{Equivalent, IndexMap};
 use serde_json::Value as Json;
 use std::cell::RefCell;
