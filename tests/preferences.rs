@@ -238,7 +238,7 @@ fn long_pairs_are_truncated_or_dropped() {
 fn the_purpose_of_rows_decides_between_formats() {
     let columns = |row: Value| row.as_object().unwrap().clone();
     let both = columns(json!({ "prompt": "q", "chosen": [], "rejected": [], "messages": [{ "role": "user" }] }));
-    let found = |want| detect::detect(&both, want, "rows.jsonl".as_ref()).map(RowFormat::name).unwrap_or("none");
+    let found = |want| detect::detect_format(&both, want, "rows.jsonl".as_ref()).map(RowFormat::name).unwrap_or("none");
     assert_eq!(found(RowPurpose::Pairs), "preference");
     assert_eq!(found(RowPurpose::Anything), "preference");
     assert_eq!(found(RowPurpose::Answers), "messages");

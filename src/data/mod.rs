@@ -16,21 +16,17 @@ mod answer_text;
 pub mod bpe;
 mod builder;
 pub mod cache;
-pub mod convert;
 pub mod dataset;
-pub mod detect;
 pub mod example;
 pub mod items;
 pub mod loader;
 pub mod mix;
 pub mod notes;
 pub mod pack;
-pub mod preference;
 pub mod prompts;
 mod protobuf;
 pub mod quality;
-pub mod record;
-pub mod row_reader;
+pub mod rows;
 pub mod sentencepiece;
 pub mod source;
 pub mod spec;
@@ -42,6 +38,14 @@ pub mod tokenizer;
 mod tool_arguments;
 mod turns;
 
+pub use rows as convert;
+pub use rows as detect;
+pub use rows as preference;
+pub use rows as row_reader;
+pub mod record {
+    pub use super::rows::*;
+    pub use super::source::{RowColumns, RowPlace};
+}
 pub use cache::TokenCache;
 pub use dataset::{Dataset, EncodeOptions, load};
 pub use detect::RowPurpose;

@@ -2,7 +2,7 @@
 //! pair.
 
 use super::{ImportedAnswer, ImportedRow, LabelImportOptions, new_prompt, own_id};
-use crate::data::detect::{RowPurpose, detect};
+use crate::data::detect::{RowPurpose, detect_format};
 use crate::data::record::{self, Record, RowColumns, RowPlace};
 use crate::data::{AnswerContent as Said, PromptContent};
 use crate::error::{Error, Result};
@@ -31,7 +31,7 @@ pub fn item(mut columns: RowColumns, options: &LabelImportOptions, place: RowPla
     }
     let pair = columns.contains_key("chosen") && columns.contains_key("rejected");
     let want = if pair { RowPurpose::Pairs } else { RowPurpose::Prompts };
-    let format = detect(&columns, want, place.path).map_err(|e| e.context(place.line))?;
+    let format = detect_format(&columns, want, place.path).map_err(|e| e.context(place.line))?;
     let (messages, ended) = split_record(record::read_record(columns.clone(), format, place)?, place)?;
     let mut answers = listed_answers(&mut columns, options, place)?;
     let said = columns.get("source").or_else(|| columns.get("model")).and_then(Value::as_str).map(String::from);

@@ -4,47 +4,17 @@
 //! If a pair has no prompt, the common beginning of its two sides is the prompt, compared by message or by character
 //! (TRL's rule). A pair of equal answers has nothing to train on and is an error that names its line.
 
-use super::RowFormat;
-use super::detect::{as_list, decode_json_text, is_messages_json, parse_verdict, verdict_column, verdict_words};
-use super::record::{ChatMessage, Conversation, RecordReader, RowColumns};
+use super::conversation::{ChatMessage, Conversation};
+use super::dialogue::{is_dialogue, parse_dialogue};
+use super::format::RowFormat;
+use super::json_text::{as_list, decode_json_text, is_messages_json};
+use super::record::{AnswerContent, JudgedAnswer, Preference, PromptContent};
+use super::record_reader::RecordReader;
+use super::verdict::{parse_verdict, verdict_column, verdict_words};
+use crate::data::source::RowColumns;
 use crate::error::Result;
 use crate::json;
 use serde_json::Value;
-
-/// A prompt, as text or as messages.
-#[derive(Debug, Clone, PartialEq)]
-pub enum PromptContent {
-    Text(String),
-    /// Messages up to the answer, with tools and template arguments.
-    Talk(Conversation),
-}
-
-/// An answer: text if its prompt is text, messages if its prompt is messages.
-#[derive(Debug, Clone, PartialEq)]
-pub enum AnswerContent {
-    Text(String),
-    Talk(Vec<ChatMessage>),
-}
-
-/// A prompt with a better and a worse answer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Preference {
-    pub prompt: PromptContent,
-    pub chosen: AnswerContent,
-    pub rejected: AnswerContent,
-    /// By how much the chosen answer is better, if the row says so.
-    pub margin: Option<f64>,
-    /// Prompt and both answers as text, if the row is a dialogue in text (HH); used by models without a chat template.
-    pub text: Option<(String, [String; 2])>,
-}
-
-/// A prompt with an answer and its label: good or bad.
-#[derive(Debug, Clone, PartialEq)]
-pub struct JudgedAnswer {
-    pub prompt: PromptContent,
-    pub answer: AnswerContent,
-    pub good: bool,
-}
 
 /// A prompt or an answer as the row gives it, before the two are brought to the same kind.
 enum TextOrMessages {
@@ -289,29 +259,6 @@ impl RecordReader<'_> {
     }
 }
 
-const HUMAN: &str = "\n\nHuman:";
-const ASSISTANT: &str = "\n\nAssistant:";
-
-/// Returns true if the text is a dialogue in the form of the HH files.
-pub(super) fn is_dialogue(text: &str) -> bool {
-    text.trim_start().starts_with("Human:") && text.contains(ASSISTANT)
-}
-
-/// Splits a dialogue in text into its turns.
-fn parse_dialogue(text: &str) -> Vec<ChatMessage> {
-    let text = format!("\n\n{}", text.trim_start());
-    let mut turns = Vec::new();
-    let mut rest = text.as_str();
-    while !rest.is_empty() {
-        let (role, mark) = if rest.starts_with(HUMAN) { ("user", HUMAN) } else { ("assistant", ASSISTANT) };
-        let said = &rest[mark.len()..];
-        let end = [HUMAN, ASSISTANT].iter().filter_map(|m| said.find(m)).min().unwrap_or(said.len());
-        turns.push(ChatMessage::new(role, said[..end].trim()));
-        rest = &said[end..];
-    }
-    turns
-}
-
 /// Splits two texts into their common beginning and the rest of each. A space before the difference belongs to the
 /// answers, because tokens include the space in front of their word.
 fn common_text([a, b]: [String; 2]) -> (String, [String; 2]) {
@@ -326,15 +273,6 @@ fn common_text([a, b]: [String; 2]) -> (String, [String; 2]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dialogues_become_turns() {
-        let text = "\n\nHuman: Hi there\n\nAssistant: Hello.\nYes?\n\nHuman: And?\n\nAssistant:";
-        let turns: Vec<(String, String)> = parse_dialogue(text).into_iter().map(|m| (m.role, m.content)).collect();
-        let expected = [("user", "Hi there"), ("assistant", "Hello.\nYes?"), ("user", "And?"), ("assistant", "")];
-        assert_eq!(turns, expected.map(|(r, c)| (r.to_string(), c.to_string())));
-        assert!(is_dialogue(text) && is_dialogue("Human: a\n\nAssistant: b") && !is_dialogue("Human: alone"));
-    }
 
     #[test]
     fn a_space_before_the_difference_belongs_to_the_answers() {

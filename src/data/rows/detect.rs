@@ -1,8 +1,10 @@
-//! Detects the format of a row from its columns, and lists the columns that each format reads.
+//! Detects the format of a row from its columns.
 
-use super::RowFormat;
-use super::preference::is_dialogue;
-use super::record::RowColumns;
+use super::dialogue::is_dialogue;
+use super::format::RowFormat;
+use super::json_text::{as_list, decode_json_text};
+use super::verdict::{parse_verdict, verdict_column, verdict_words};
+use crate::data::source::RowColumns;
 use crate::error::{Error, Result};
 use crate::json;
 use serde_json::Value;
@@ -28,7 +30,7 @@ pub enum RowPurpose {
 /// may share the columns of a file; a column with labels always counts.
 ///
 /// Errors: the columns fit no format that serves the purpose.
-pub fn detect(columns: &RowColumns, want: RowPurpose, path: &Path) -> Result<RowFormat> {
+pub fn detect_format(columns: &RowColumns, want: RowPurpose, path: &Path) -> Result<RowFormat> {
     let all = PossibleFormats::of(columns, |_| true);
     let filled = PossibleFormats::of(columns, |value| !value.is_null()).best(want);
     // A row whose answers are all null would look like a prompt alone: look at its null columns first.
@@ -132,141 +134,6 @@ impl PossibleFormats {
 }
 
 const ANSWERS: &str = "`messages` | `conversations` | `instruction`, `output` | `prompt`, `completion` | `text`";
+
 const EVERYTHING: &str = "`messages` | `conversations` | `instruction`, `output` | `prompt`, `completion` | `text` | \
                           `prompt` | `chosen`, `rejected` | `prompt`, `completion`, `label`";
-
-/// Returns the name of the column with the label of an answer. If there are two, the one with a valid label.
-pub(super) fn verdict_column(columns: &RowColumns) -> Option<&'static str> {
-    let names = ["label", "kto_tag"];
-    let says = |key: &&str| columns.get(*key).is_some_and(|v| parse_verdict(v).is_some());
-    names.into_iter().find(says).or_else(|| names.into_iter().find(|key| columns.contains_key(*key)))
-}
-
-/// Labels for a good and for a bad answer, in pairs.
-const VERDICTS: [(&str, &str); 14] = [
-    ("true", "false"),
-    ("good", "bad"),
-    ("desirable", "undesirable"),
-    ("yes", "no"),
-    ("chosen", "rejected"),
-    ("accepted", "rejected"),
-    ("accept", "reject"),
-    ("positive", "negative"),
-    ("correct", "incorrect"),
-    ("like", "dislike"),
-    ("thumbs up", "thumbs down"),
-    ("up", "down"),
-    ("👍", "👎"),
-    ("upvote", "downvote"),
-];
-
-/// Lists the valid labels, for error messages.
-pub(super) fn verdict_words() -> String {
-    let words = VERDICTS.iter().map(|(good, bad)| format!("{good}/{bad}")).collect::<Vec<_>>().join(", ");
-    format!("1/0 and {words}")
-}
-
-/// Reads a label: true for good, false for bad. It may be a boolean, 1 or 0, or one of the words in [`VERDICTS`].
-pub(super) fn parse_verdict(value: &Value) -> Option<bool> {
-    let number = |x: f64| match x {
-        0.0 => Some(false),
-        1.0 => Some(true),
-        _ => None,
-    };
-    match value {
-        Value::Bool(b) => Some(*b),
-        Value::Number(n) => n.as_f64().and_then(number),
-        Value::String(text) => {
-            let said = text.trim().to_lowercase().replace(['_', '-'], " ");
-            let word = |(good, bad): &(&str, &str)| match said.as_str() {
-                said if said == *good => Some(true),
-                said if said == *bad => Some(false),
-                _ => None,
-            };
-            VERDICTS.iter().find_map(word).or_else(|| text.trim().parse().ok().and_then(number))
-        }
-        _ => None,
-    }
-}
-
-/// Returns the names of the columns that `format` reads.
-pub(super) fn format_columns(format: RowFormat) -> &'static [&'static str] {
-    match format {
-        RowFormat::Auto => &[],
-        RowFormat::Messages => &["messages", "conversations", "tools", "functions", "chat_template_kwargs"],
-        RowFormat::Sharegpt => &["messages", "conversations", "system", "tools", "functions", "chat_template_kwargs"],
-        RowFormat::Alpaca => &["instruction", "input", "output", "system", "history"],
-        RowFormat::PromptCompletion => &["prompt", "completion", "tools", "functions", "chat_template_kwargs"],
-        RowFormat::Text => &["text"],
-        RowFormat::Prompt => &["prompt", "tools", "functions", "chat_template_kwargs"],
-        RowFormat::Preference => &[
-            "prompt",
-            "question",
-            "instruction",
-            "input",
-            "system",
-            "conversations",
-            "chosen",
-            "rejected",
-            "margin",
-            "tools",
-            "functions",
-            "chat_template_kwargs",
-        ],
-        RowFormat::Hh => &["chosen", "rejected", "margin"],
-        RowFormat::Unpaired => &[
-            "prompt",
-            "completion",
-            "messages",
-            "conversations",
-            "system",
-            "label",
-            "kto_tag",
-            "tools",
-            "functions",
-            "chat_template_kwargs",
-        ],
-    }
-}
-
-/// Returns the columns of a row that `format` reads, in the row's order.
-pub fn used_columns(columns: &RowColumns, format: RowFormat) -> Vec<String> {
-    columns.keys().filter(|k| format_columns(format).contains(&k.as_str())).cloned().collect()
-}
-
-/// Returns the columns of a row that `format` does not read, in the row's order. They are reported to the user.
-pub fn unused_columns(columns: &RowColumns, format: RowFormat) -> Vec<String> {
-    columns.keys().filter(|k| !format_columns(format).contains(&k.as_str())).cloned().collect()
-}
-
-/// Returns a list, also if it is written as JSON text (as in CSV files); `None` for other values.
-pub(super) fn as_list(value: &Value) -> Option<std::borrow::Cow<'_, [Value]>> {
-    match value {
-        Value::Array(items) => Some(items.as_slice().into()),
-        Value::String(text) if text.trim_start().starts_with('[') => match json::parse(text).ok()? {
-            Value::Array(items) => Some(items.into()),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// Decodes an object or list that is written as JSON text: files whose columns have one type store values of varying
-/// structure so. Other values are returned unchanged.
-pub(super) fn decode_json_text(value: &Value) -> std::borrow::Cow<'_, Value> {
-    match value {
-        Value::String(text) if text.trim_start().starts_with(['{', '[']) => match json::parse(text) {
-            Ok(inner @ (Value::Object(_) | Value::Array(_))) => std::borrow::Cow::Owned(inner),
-            _ => std::borrow::Cow::Borrowed(value),
-        },
-        _ => std::borrow::Cow::Borrowed(value),
-    }
-}
-
-/// Returns true if the text is a JSON list of messages.
-pub(super) fn is_messages_json(text: &str) -> bool {
-    text.starts_with("[{")
-        && json::parse(text).is_ok_and(|v| {
-            v.as_array().is_some_and(|l| l.iter().all(|m| m.as_object().is_some_and(|m| m.contains_key("role"))))
-        })
-}

@@ -1,9 +1,8 @@
 //! Converts rows from one format to another if this needs no content that the row does not have.
 
-use super::items::DatasetItem;
-use super::preference::{AnswerContent, JudgedAnswer, Preference, PromptContent};
-use super::record::{ChatMessage, Conversation, Record};
-use super::{Example, PairExample, PromptExample, RowPurpose, UnpairedExample};
+use super::conversation::{ChatMessage, Conversation};
+use super::detect::RowPurpose;
+use super::record::{AnswerContent, JudgedAnswer, Preference, PromptContent, Record};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -21,10 +20,10 @@ impl TargetFormat {
     /// Returns what rows must contain to be converted to this format.
     pub fn purpose(self) -> RowPurpose {
         match self {
-            TargetFormat::Preference => PairExample::PURPOSE,
-            TargetFormat::Unpaired => UnpairedExample::PURPOSE,
-            TargetFormat::Prompt => PromptExample::PURPOSE,
-            TargetFormat::Messages | TargetFormat::PromptCompletion => Example::PURPOSE,
+            TargetFormat::Preference => RowPurpose::Pairs,
+            TargetFormat::Unpaired => RowPurpose::Verdicts,
+            TargetFormat::Prompt => RowPurpose::Prompts,
+            TargetFormat::Messages | TargetFormat::PromptCompletion => RowPurpose::Answers,
         }
     }
 }
@@ -196,8 +195,9 @@ fn unpaired_row(asked: &PromptContent, answer: &AnswerContent, good: bool) -> Va
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::RowFormat;
-    use crate::data::record::{RowPlace, read_record};
+    use crate::data::rows::format::RowFormat;
+    use crate::data::rows::read::read_record;
+    use crate::data::source::RowPlace;
 
     fn rows(row: Value, format: RowFormat, to: TargetFormat) -> Result<Value> {
         let place = RowPlace { path: "rows.jsonl".as_ref(), line: 1 };

@@ -1,10 +1,12 @@
 //! Reads the rows of a file as records: detects the format once per file, renames columns, and parses with several
 //! threads.
 
-use super::detect::{self, RowPurpose};
-use super::record::{self, RecordRow, RowColumns, RowPlace};
-use super::source::{self, ColumnSelection, RawRow};
-use super::spec::{RowFormat, SourceSpec};
+use super::detect::{RowPurpose, detect_format};
+use super::format::{RowFormat, format_columns, unused_columns, used_columns};
+use super::read::read_record;
+use super::record::RecordRow;
+use super::source_spec::SourceSpec;
+use crate::data::source::{self, ColumnSelection, RawRow, RowColumns, RowPlace};
 use crate::error::{Error, Result};
 use indexmap::IndexMap;
 use rayon::prelude::*;
@@ -29,7 +31,7 @@ impl RowReader {
     }
 
     /// As [`RowReader::of`], but skips rows that cannot be read, among the first `patience` rows.
-    pub(super) fn of_first_readable(
+    pub(in crate::data) fn of_first_readable(
         patience: usize,
         path: &Path,
         source: &SourceSpec,
@@ -61,12 +63,12 @@ impl RowReader {
         }
         if let Some((_, columns)) = first.transpose()? {
             if reading.format == RowFormat::Auto {
-                reading.format = detect::detect(&columns, want, path)?;
+                reading.format = detect_format(&columns, want, path)?;
             }
-            reading.used = detect::used_columns(&columns, reading.format);
-            reading.unused = detect::unused_columns(&columns, reading.format);
+            reading.used = used_columns(&columns, reading.format);
+            reading.unused = unused_columns(&columns, reading.format);
         }
-        let names = detect::format_columns(reading.format).iter().map(|name| name.to_string());
+        let names = format_columns(reading.format).iter().map(|name| name.to_string());
         reading.wanted = names.chain(source.columns.values().cloned()).collect();
         Ok(reading)
     }
@@ -94,7 +96,7 @@ impl RowReader {
     /// Reads a row as a record.
     pub fn row(&self, raw: RawRow, path: &Path) -> Result<RecordRow> {
         let (line, columns) = self.columns(raw, path)?;
-        record::read_record(columns, self.format, RowPlace { path, line }).map(|record| RecordRow { line, record })
+        read_record(columns, self.format, RowPlace { path, line }).map(|record| RecordRow { line, record })
     }
 
     /// Reads the rows of a chunk in parallel. If several rows are bad, the error is that of the first.
@@ -104,7 +106,7 @@ impl RowReader {
     }
 
     /// Returns the renaming of columns as text, for the cache key.
-    pub(super) fn renaming(&self) -> String {
+    pub(in crate::data) fn renaming(&self) -> String {
         self.columns.iter().map(|(ours, theirs)| format!("{ours}\0{theirs}\0")).collect()
     }
 }
