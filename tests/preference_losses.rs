@@ -3,7 +3,11 @@
 
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec, file};
-use ft::data::{BatchPlan, CacheChoice, ChatTokenizer, Overflow, SourceList, SourceSpec, TokenCache};
+use ft::data::batch::BatchPlan;
+use ft::data::cache::{CacheChoice, TokenCache};
+use ft::data::chat::ChatTokenizer;
+use ft::data::dataset::Overflow;
+use ft::data::rows::{SourceList, SourceSpec};
 use ft::methods::pairs::PairStatistics;
 use ft::methods::reference::ReferenceChoice;
 use ft::methods::{DataContext, Method, MethodSpec, dpo, kto, orpo, simpo};

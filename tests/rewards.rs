@@ -2,9 +2,9 @@
 //! can fail.
 
 use crate::support::{self, fixture};
-use ft::data::prompts::PromptLimits;
-use ft::data::{ChatTokenizer, Overflow};
-use ft::data::{PromptRow, PromptSet, RowFormat, SourceList, SourceSpec};
+use ft::data::chat::ChatTokenizer;
+use ft::data::dataset::{Overflow, PromptLimits, PromptRow, PromptSet};
+use ft::data::rows::{RowFormat, SourceList, SourceSpec};
 use ft::error::Result;
 use ft::models::Model;
 use ft::rewards::{RewardInput, RewardSourceSpec, RewardSources};

@@ -2,7 +2,7 @@
 //! such a base stops there, wherever it is loaded.
 
 use crate::commands::Workspace;
-use ft::data::ChatTokenizer;
+use ft::data::chat::ChatTokenizer;
 use serde_json::{Value, json};
 
 const BASE: &str = "models/medical";

@@ -5,9 +5,9 @@ use super::model::{ModelArgs, TemplateArgs, require_template};
 use super::sampling::{BeamArgs, GenerationChoice, SamplingArgs};
 use super::timings::PassTimings;
 use clap::Args;
-use ft::data::record::{self, RowColumns, RowPlace};
-use ft::data::source::{self, ColumnSelection};
-use ft::data::{ChatMessage, ChatTokenizer, Conversation, DecodeStream, Record, RowFormat, example, is_template_name};
+use ft::data::chat::{ChatTokenizer, DecodeStream, check_nothing_dropped, is_template_name};
+use ft::data::rows::{ChatMessage, Conversation, Record, RowFormat, read_record};
+use ft::data::source::{self, ColumnSelection, RowColumns, RowPlace};
 use ft::error::{Context, Error, Result};
 use ft::generate::{
     BatchLimits, Engine, GeneratedAnswer, GenerationRequest, GenerationSettings, StopReason, beam, stop,
@@ -490,7 +490,7 @@ impl GenerateArgs {
         }
         let mut prompt = columns.remove(key).unwrap_or_default();
         columns.insert("messages".into(), prompt.clone());
-        let Record::Messages(mut talk) = record::read_record(columns, RowFormat::Messages, place)? else {
+        let Record::Messages(mut talk) = read_record(columns, RowFormat::Messages, place)? else {
             return Err(Error::bug("messages were read as something else"));
         };
         if self.drop_answer {
@@ -520,6 +520,6 @@ fn render_prompt(talk: &Conversation, tokenizer: &ChatTokenizer) -> Result<Strin
             .hint("use an instruct model, or rows with `prompt` as text")
     })?;
     let text = template.render(talk, talk.messages.len(), true)?;
-    example::check_nothing_dropped(talk, &[&text], template)?;
+    check_nothing_dropped(talk, &[&text], template)?;
     Ok(text)
 }

@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use ft::convert::template;
-use ft::data::{ChatTokenizer, TemplateOptions};
+use ft::data::chat::{ChatTokenizer, TemplateOptions};
 use ft::error::{Error, Result};
 use ft::models::dtype::{self, ChosenDtype};
 use ft::models::{self, Model};

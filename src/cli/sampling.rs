@@ -2,7 +2,7 @@
 //! generation_config.json, else they are transformers' defaults.
 
 use clap::{Args, ValueEnum};
-use ft::data::ChatTokenizer;
+use ft::data::chat::ChatTokenizer;
 use ft::error::{Error, Result};
 use ft::fsutil;
 use ft::generate::{BeamEarlyStopping, BeamSettings, GenerationSettings};

@@ -2,7 +2,7 @@
 
 use super::model::ModelArgs;
 use clap::Args;
-use ft::data::ChatTokenizer;
+use ft::data::chat::ChatTokenizer;
 use ft::error::{Error, Result};
 use ft::selftest::{self, CheckResult, CheckVerdict, SelftestInput, TEXTS};
 use ft::{models, native, report};

@@ -7,7 +7,7 @@
 
 use super::logit_distance;
 use crate::adapters::spec::SCORE;
-use crate::data::ChatTokenizer;
+use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::fsutil::{read_json, write_json};
 use crate::models::{Config, Model, RewardScorer};

@@ -14,7 +14,8 @@ mod text_rules;
 
 pub use spec::RewardSourceSpec;
 
-use crate::data::{ChatTokenizer, PromptRow, PromptSet};
+use crate::data::chat::ChatTokenizer;
+use crate::data::dataset::{PromptRow, PromptSet};
 use crate::error::{Context, Error, Result};
 use crate::models::Model;
 use crate::report;

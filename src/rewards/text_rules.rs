@@ -2,7 +2,7 @@
 
 use super::spec::{ExactSpec, LengthSpec, LengthUnit, OverlapSpec, RegexSpec};
 use super::{RewardInput, RewardSource, check_column, expected_texts};
-use crate::data::PromptSet;
+use crate::data::dataset::PromptSet;
 use crate::error::{Error, Result};
 use crate::fsutil::excerpt;
 use crate::models::Model;

@@ -3,11 +3,13 @@
 use super::ReadArgs;
 use crate::cli::model::TemplateArgs;
 use clap::{Args, ValueEnum};
-use ft::data::convert::{TargetFormat, convert_record};
-use ft::data::{
-    self, CacheChoice, ChatTokenizer, Dataset, DatasetItem, EncodeOptions, Example, FileSurvey, Overflow, PairExample,
-    PromptExample, Record, RecordRow, RowFormat, SourceList, Supervise, TokenCache, UnpairedExample, quality, source,
-};
+use ft::data::cache::{CacheChoice, TokenCache};
+use ft::data::chat::ChatTokenizer;
+use ft::data::dataset::{Dataset, DatasetItem, EncodeOptions, Overflow};
+use ft::data::encode::{Example, PairExample, PromptExample, Supervise, UnpairedExample};
+use ft::data::inspect::{self, FileSurvey, survey_file};
+use ft::data::rows::{Record, RecordRow, RowFormat, SourceList, TargetFormat, convert_record};
+use ft::data::source;
 use ft::error::{Error, Result};
 use ft::report;
 use serde_json::{Value, json};
@@ -64,7 +66,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
     }
     let spec = args.read.source(&args.file);
     let files = source::files(&args.file)?;
-    let surveys = files.iter().map(|f| data::survey_file(f, &spec, args.show)).collect::<Result<Vec<_>>>()?;
+    let surveys = files.iter().map(|f| survey_file(f, &spec, args.show)).collect::<Result<Vec<_>>>()?;
     let bad: usize = surveys.iter().map(|s| s.bad).sum();
     let mut out = match surveys.as_slice() {
         [one] => as_json(one),
@@ -113,11 +115,11 @@ fn inspect_tokens<T: DatasetItem>(args: &InspectArgs) -> Result<Value> {
     let cache = TokenCache::new(if args.no_cache { &CacheChoice::Off } else { &CacheChoice::Auto })?;
     let sources = SourceList(vec![args.read.source(&args.file)]);
     let dataset: Dataset<T> = Dataset::open(&sources, &tokenizer, &options, &cache)?;
-    let same = quality::find_duplicates(&dataset);
+    let same = inspect::find_duplicates(&dataset);
     let colour = console::colors_enabled() && !args.json;
     let items = dataset.iter().take(args.show).collect::<Result<Vec<T>>>()?;
     let examples: Vec<Example> = items.iter().flat_map(DatasetItem::to_examples).collect();
-    let shown = examples.iter().map(|e| quality::preview(e, &tokenizer, colour)).collect::<Result<Vec<_>>>()?;
+    let shown = examples.iter().map(|e| inspect::preview(e, &tokenizer, colour)).collect::<Result<Vec<_>>>()?;
     let summary = &dataset.summary;
     if !args.json {
         let mark = if colour { "green" } else { "between « and »" };
@@ -129,7 +131,7 @@ fn inspect_tokens<T: DatasetItem>(args: &InspectArgs) -> Result<Value> {
             "\n{}\n\nlength in tokens (longest: line {})\n{}",
             summary.line(),
             summary.longest_line,
-            quality::histogram(dataset.lengths(), None)
+            inspect::histogram(dataset.lengths(), None)
         );
         if let Some(group) = same.first.first() {
             let lines = group.join(", ");

@@ -9,8 +9,7 @@ mod rows;
 
 use super::record::{AnnotatorKind, JsonMap, NewCandidate, NewPair, NewPrompt, NewVote, VoteChoice};
 use super::store::Store;
-use crate::data::record::RowPlace;
-use crate::data::source::{self, ColumnSelection};
+use crate::data::source::{self, ColumnSelection, RowPlace};
 use crate::error::{Context, Error, Result};
 use crate::json;
 use crate::scrub::Scrubber;

@@ -6,7 +6,7 @@
 //! file, at the next free id. A token that the vocabulary has already keeps its id and is matched as a whole in text
 //! from then on.
 
-use super::record::RowColumns;
+use crate::data::source::RowColumns;
 use crate::error::{Error, Result};
 use crate::fsutil;
 use serde_json::{Map, Value, json};
@@ -20,7 +20,7 @@ const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "p
 const LISTS: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
 
 /// tokenizer_config.json and the older files next to it.
-pub(super) struct TokenizerSettings {
+pub(in crate::data) struct TokenizerSettings {
     folder: std::path::PathBuf,
     pub config: RowColumns,
     /// Contents of special_tokens_map.json.
@@ -204,6 +204,6 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-pub(super) fn optional_json(path: &Path) -> Result<RowColumns> {
+pub(in crate::data) fn optional_json(path: &Path) -> Result<RowColumns> {
     if path.is_file() { fsutil::read_json(path) } else { Ok(Map::new()) }
 }

@@ -8,8 +8,8 @@
 //! marker in its place.
 
 use super::notes::RowNote;
-use super::record::{ChatMessage, Conversation};
 use super::template::{ChatTemplate, REASONING_KEYS};
+use crate::data::rows::{ChatMessage, Conversation};
 use crate::error::{Context, Error, Result};
 use serde_json::{Value, json};
 
@@ -74,10 +74,10 @@ struct AnswerRange {
 }
 
 /// Marker characters from the Unicode private use area, which no template looks for.
-const MARKS: [char; 2] = ['\u{f8f3}', '\u{f8f4}'];
+pub(super) const MARKS: [char; 2] = ['\u{f8f3}', '\u{f8f4}'];
 
 /// Returns the conversation with a marker text in place of the content of message `index`.
-fn marked(talk: &Conversation, index: usize) -> Conversation {
+pub(super) fn marked(talk: &Conversation, index: usize) -> Conversation {
     let mut marked = talk.clone();
     let message = &mut marked.messages[index];
     let text: String = [MARKS[0], 'x', MARKS[1]].iter().collect();
@@ -87,15 +87,6 @@ fn marked(talk: &Conversation, index: usize) -> Conversation {
         None => message.content = text,
     }
     marked
-}
-
-/// Returns true if the template renders the content of message `index`, even if it changes it (removes flags, escapes
-/// quotes).
-pub fn is_rendered(talk: &Conversation, index: usize, template: &ChatTemplate) -> bool {
-    let (marked, n) = (marked(talk, index), talk.messages.len());
-    // With its answer, and as a prompt: a template may render the two differently.
-    let ways = [(n, false), (n, true), (n.saturating_sub(1).max(index + 1), true)];
-    ways.iter().any(|(upto, prompt)| template.render(&marked, *upto, *prompt).is_ok_and(|t| t.contains(MARKS[0])))
 }
 
 /// Finds the content of message `index` in `rendered`, by rendering the conversation with a marker in its place.
@@ -113,7 +104,7 @@ fn find_answer(
         return Err(Error::user("the chat template leaves out what it says")
             .hint("does the template support tool calls? Set data.template to one that does, or remove the row"));
     };
-    let start = super::example::common_prefix(&marked[..first], rendered);
+    let start = common_prefix(&marked[..first], rendered);
     let after = &marked[last + MARKS[1].len_utf8()..];
     let same = after.bytes().rev().zip(rendered[start..].bytes().rev()).take_while(|(a, b)| a == b).count();
     let end = (0..=same).rev().map(|n| rendered.len() - n).find(|at| rendered.is_char_boundary(*at));
@@ -184,65 +175,15 @@ fn find_thought(message: &ChatMessage, open: &str, close: &str) -> Option<Though
 }
 
 /// Returns the reasoning that a message has under a key of its own, if it is not blank.
-pub fn reasoning(message: &ChatMessage) -> Option<&str> {
+pub(super) fn reasoning(message: &ChatMessage) -> Option<&str> {
     REASONING_KEYS
         .iter()
         .find_map(|key| message.extra.get(*key).and_then(Value::as_str))
         .filter(|text| !text.trim().is_empty())
 }
 
-/// Returns notes on parts of the row that the template leaves out, so that training does not see them: tools, tool
-/// calls next to text, reasoning. `learnt` are the answers that are trained on, with their message indices.
-pub fn omitted_parts(
-    talk: &Conversation,
-    learnt: &[(usize, &RenderedAnswer)],
-    template: &ChatTemplate,
-) -> Result<Vec<RowNote>> {
-    let mut notes = Vec::new();
-    let Some((last, answer)) = learnt.last() else { return Ok(notes) };
-    // Remove each part and compare the new rendering with the old one: if they are equal, the template ignores the
-    // part.
-    let told = |talk: &Conversation, index: usize| template.render(talk, index + 1, false);
-    if talk.tools.is_some() {
-        let without = Conversation { tools: None, ..talk.clone() };
-        let asked = if *last > 0 { template.render(&without, *last, true).ok() } else { Some(answer.prompt.clone()) };
-        let whole = |t: &Conversation| template.render(t, t.messages.len(), false);
-        if asked.as_deref() == Some(answer.prompt.as_str()) && whole(&without).ok() == whole(talk).ok() {
-            notes.push(RowNote::ToolsLeftOut);
-        }
-    }
-    if talk.messages.iter().any(|m| has_tool_calls(m) && m.role == "assistant") {
-        let mut without = talk.clone();
-        without.messages.iter_mut().for_each(|m| drop(m.extra.shift_remove("tool_calls")));
-        if told(&without, *last).ok() == told(talk, *last).ok() {
-            notes.push(RowNote::CallsLeftOut);
-        }
-    }
-    for (index, answer) in learnt {
-        let message = &talk.messages[*index];
-        let within = message.content.contains("</think>") && !answer.text.contains("</think>");
-        let beside = reasoning(message).is_some_and(|text| !answer.text.contains(text.trim()));
-        if within || beside {
-            notes.push(RowNote::ReasoningLeftOut);
-        }
-    }
-    let parts = |m: &ChatMessage| m.extra.get("content").is_some_and(Value::is_array);
-    let as_code = ["{'type': 'text'", "{\"type\": \"text\""];
-    if talk.messages.iter().any(parts) && as_code.iter().any(|code| answer.text.contains(code)) {
-        notes.push(RowNote::PartsPrinted);
-    }
-    Ok(notes)
-}
-
-/// Returns true if the message calls tools.
-fn has_tool_calls(message: &ChatMessage) -> bool {
-    message.extra.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())
-}
-
-/// Returns the texts of a message: its content, or the texts of its content parts.
-pub fn message_texts(message: &ChatMessage) -> Vec<&str> {
-    match message.extra.get("content") {
-        Some(Value::Array(parts)) => parts.iter().filter_map(|p| p.get("text").and_then(Value::as_str)).collect(),
-        _ => vec![&message.content],
-    }
+/// Returns the length in bytes of the longest common prefix that ends at a character boundary.
+pub(in crate::data) fn common_prefix(a: &str, b: &str) -> usize {
+    let same = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
+    (0..=same).rev().find(|n| a.is_char_boundary(*n) && b.is_char_boundary(*n)).unwrap_or(0)
 }

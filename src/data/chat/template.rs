@@ -3,8 +3,9 @@
 //! Of several named templates, `tool_use` renders rows with tools and `default` all others, as in transformers. Works
 //! on text only, without tokens.
 
-use super::record::{ChatMessage, Conversation, RowColumns};
 use super::tool_arguments;
+use crate::data::rows::{ChatMessage, Conversation};
+use crate::data::source::RowColumns;
 use crate::error::{Error, Result};
 use crate::jinja::{JinjaTemplate, RenderTime, TemplateError, TemplateErrorKind};
 use jiff::civil::Date;

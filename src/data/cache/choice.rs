@@ -1,25 +1,11 @@
-//! The data settings of a recipe that are not about sources.
+//! The setting of a recipe: where token ids are cached.
 
-pub use super::rows::{RowFormat, SourceList, SourceSpec};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
-
-/// Which tokens of a conversation are trained on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Supervise {
-    /// Every assistant turn with its end token (for prompt and completion: the completion).
-    #[default]
-    Assistant,
-    /// Only the last assistant turn.
-    Last,
-    /// Every token.
-    All,
-}
 
 /// Where token ids are cached between runs.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -79,19 +65,4 @@ impl JsonSchema for CacheChoice {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "anyOf": [{ "type": "boolean" }, { "type": "string", "format": "path" }] })
     }
-}
-
-/// What happens to a row that is too long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Overflow {
-    /// Stop when more than `data.overflow_tolerance` of the rows are too long; drop and report those below it.
-    #[default]
-    Error,
-    /// Leave such rows out.
-    Drop,
-    /// Keep the first `batch.max_len` tokens; the end of the answer is lost.
-    Truncate,
-    /// Cut into several rows of at most `batch.max_len` tokens.
-    Split,
 }

@@ -8,7 +8,7 @@
 
 use super::added_tokens::TokenizerSettings;
 use super::protobuf::{WireValue, fields};
-use super::record::RowColumns;
+use crate::data::source::RowColumns;
 use crate::error::{Error, Result};
 use crate::fsutil;
 use base64::Engine;
@@ -26,7 +26,7 @@ const SPACE: &str = "▁";
 pub const LONGEST_PIECE: usize = 1024;
 
 /// Returns true if the directory has a vocabulary, which [`from_directory`] reads.
-pub(super) fn in_directory(folder: &Path) -> bool {
+pub(in crate::data) fn in_directory(folder: &Path) -> bool {
     folder.join(FILE).is_file()
 }
 
@@ -154,7 +154,11 @@ impl VocabularyPiece {
 }
 
 /// Builds the tokenizer of `tokenizer.model`. Special tokens that the directory does not name are added to `named`.
-pub(super) fn from_directory(folder: &Path, settings: &TokenizerSettings, named: &mut RowColumns) -> Result<Tokenizer> {
+pub(in crate::data) fn from_directory(
+    folder: &Path,
+    settings: &TokenizerSettings,
+    named: &mut RowColumns,
+) -> Result<Tokenizer> {
     let path = folder.join(FILE);
     let refuse = |why: String| Error::user(format!("{}: {why}", path.display()));
     let proto = SentencePieceModel::parse(&fsutil::read(&path)?).map_err(|why| {

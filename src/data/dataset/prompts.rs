@@ -3,25 +3,22 @@
 //! Prompts are few and short compared with the answers generated for them, so they are kept in memory. Invariant: a
 //! prompt is never cut. A prompt that leaves no room for an answer is an error, or is dropped and counted.
 
-use super::convert::{TargetFormat, convert_record};
-use super::dataset;
-use super::items;
-use super::mix::SourceMix;
-use super::notes::{NoteCounts, RowNote};
-use super::quality::HashedItems;
-use super::record::{Record, RecordRow, RowColumns};
-use super::row_reader::RowReader;
-use super::source::{self, ColumnSelection};
-use super::spec::{Overflow, RowFormat, SourceList, SourceSpec};
-use super::summary::{DatasetSummary, FileSummary, LengthQuantiles, NoteSummary, SourceShare, add_notes};
-use super::tokenizer::ChatTokenizer;
-use super::{RowPurpose, record};
+use super::options::Overflow;
+use super::shares::source_mix;
+use super::summary::{DatasetSummary, FileSummary, LengthQuantiles, NoteSummary, add_notes, summarise_files};
+use crate::data::batch::SourceMix;
+use crate::data::chat::{ChatTokenizer, NoteCounts, RowNote};
+use crate::data::encode::{RenderedPrompt, render_prompt};
+use crate::data::rows::{
+    Record, RecordRow, RowFormat, RowPurpose, RowReader, SourceList, SourceSpec, TargetFormat, convert_record,
+    read_record,
+};
+use crate::data::source::{self, ColumnSelection, RowColumns, RowPlace};
 use crate::error::{Context, Error, Result};
 use crate::fsutil::hex;
 use rayon::prelude::*;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -47,13 +44,13 @@ pub struct PromptRow {
 
 impl PromptRow {
     /// Returns file and line, as errors name them.
-    pub fn place(&self) -> record::RowPlace<'_> {
-        record::RowPlace { path: &self.path, line: self.line }
+    pub fn place(&self) -> RowPlace<'_> {
+        RowPlace { path: &self.path, line: self.line }
     }
 
     /// Returns the prompt as a row of format `prompt` (text or messages), whatever the format of its row.
     pub fn prompt_row(&self) -> Result<Value> {
-        let record = record::read_record(self.columns.clone(), self.format, self.place())?;
+        let record = read_record(self.columns.clone(), self.format, self.place())?;
         let rows = convert_record(&record, TargetFormat::Prompt)?;
         rows.into_iter().next().ok_or_else(|| Error::bug(format!("{}: the row has no prompt", self.place())))
     }
@@ -96,7 +93,7 @@ impl PromptSet {
             }
             counts.push(rows.len() - before);
         }
-        let mut summary = dataset::summarise_files(files, began.elapsed().as_secs_f64());
+        let mut summary = summarise_files(files, began.elapsed().as_secs_f64());
         let kept = apply_limits(rows, &mut counts, room, &mut summary)?;
         let mut tokens = Sha256::new();
         for row in &kept {
@@ -107,7 +104,7 @@ impl PromptSet {
         summary.notes = noted;
         summary.examples = kept.len();
         summary.tokens = kept.iter().map(|r| r.ids.len()).sum();
-        let mix = source_mix(sources, counts, kept.len(), &mut summary)?;
+        let mix = source_mix(sources, counts, kept.len(), "prompt", &mut summary)?;
         Ok(Self { rows: kept, mix, summary })
     }
 
@@ -117,20 +114,6 @@ impl PromptSet {
 
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
-    }
-}
-
-impl HashedItems for PromptSet {
-    fn hashes(&self) -> Vec<u64> {
-        let hash = |row: &PromptRow| {
-            let mut hash = std::hash::DefaultHasher::new();
-            row.ids.hash(&mut hash);
-            hash.finish()
-        };
-        self.rows.iter().map(hash).collect()
-    }
-    fn location_of(&self, i: usize) -> String {
-        self.rows[i].place().to_string()
     }
 }
 
@@ -148,9 +131,9 @@ fn read(
     let path = Arc::new(path);
     let one = |raw: source::RawRow| -> Result<(PromptRow, Vec<RowNote>)> {
         let (line, columns) = reading.columns(raw, &path)?;
-        let place = record::RowPlace { path: &path, line };
-        let row = RecordRow { line, record: record::read_record(columns.clone(), reading.format, place)? };
-        let items::RenderedPrompt { text, ids, notes } = items::render_prompt(&row, &path, tokenizer)?;
+        let place = RowPlace { path: &path, line };
+        let row = RecordRow { line, record: read_record(columns.clone(), reading.format, place)? };
+        let RenderedPrompt { text, ids, notes } = render_prompt(&row, &path, tokenizer)?;
         tokenizer.check_embedded(&ids).context(|| place)?;
         let columns = with_answer(columns, &row.record);
         Ok((PromptRow { ids, text, columns, format: reading.format, path: path.clone(), line }, notes))
@@ -250,32 +233,4 @@ fn apply_limits(
         *count = kept.len() - before;
     }
     Ok(kept)
-}
-
-/// Returns how often each source occurs in an epoch, and writes the shares into the summary.
-fn source_mix(
-    sources: &SourceList,
-    counts: Vec<usize>,
-    total: usize,
-    summary: &mut DatasetSummary,
-) -> Result<SourceMix> {
-    if !sources.weighted() {
-        return Ok(SourceMix::unweighted(total));
-    }
-    let weights: Vec<f64> = sources.0.iter().map(|s| s.weight.unwrap_or(1.0)).collect();
-    if let Some((source, _)) = sources.0.iter().zip(&counts).find(|(_, n)| **n == 0) {
-        let path = source.path.display();
-        return Err(Error::user(format!("{path}: no prompt of this source is left, but it has a weight")));
-    }
-    let mix = SourceMix::new(counts.clone(), Some(weights.clone()));
-    let shares = sources.0.iter().zip(weights).zip(counts).zip(mix.quotas());
-    summary.mix = shares
-        .map(|(((source, weight), examples), per_epoch)| SourceShare {
-            path: source.path.clone(),
-            weight,
-            examples,
-            per_epoch,
-        })
-        .collect();
-    Ok(mix)
 }

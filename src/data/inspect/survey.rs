@@ -2,11 +2,10 @@
 //!
 //! Unlike a data set, a survey continues after a bad row, so that it reports all of them at once.
 
-use super::detect::{self, RowPurpose};
-use super::record::{self, RecordRow, RowColumns, RowPlace};
-use super::row_reader::RowReader;
-use super::source::{self, ColumnSelection, RawRow};
-use super::spec::{RowFormat, SourceSpec};
+use crate::data::rows::{
+    RecordRow, RowFormat, RowPurpose, RowReader, SourceSpec, read_record, unused_columns, used_columns,
+};
+use crate::data::source::{self, ColumnSelection, RawRow, RowColumns, RowPlace};
 use crate::error::Result;
 use crate::report;
 use rayon::prelude::*;
@@ -61,8 +60,8 @@ pub fn survey_file(path: &Path, source: &SourceSpec, show: usize) -> Result<File
             Err(e) => return (Vec::new(), Err(e)),
         };
         let names = columns.iter().map(|(name, value)| (name.clone(), !value.is_null())).collect();
-        let row = record::read_record(columns, reading.format, RowPlace { path, line })
-            .map(|record| RecordRow { line, record });
+        let row =
+            read_record(columns, reading.format, RowPlace { path, line }).map(|record| RecordRow { line, record });
         (names, row)
     };
     let bar = report::spinner(&format!("{}: rows", path.file_name().unwrap_or_default().to_string_lossy()));
@@ -94,7 +93,7 @@ pub fn survey_file(path: &Path, source: &SourceSpec, show: usize) -> Result<File
     bar.finish_and_clear();
     (seen.rows, seen.blank_lines) = passage.map(|p| (p.rows, p.blank))?;
     let all: RowColumns = seen.columns.iter().map(|(name, _)| (name.clone(), serde_json::Value::Null)).collect();
-    seen.used_columns = detect::used_columns(&all, seen.format);
-    seen.unused_columns = detect::unused_columns(&all, seen.format);
+    seen.used_columns = used_columns(&all, seen.format);
+    seen.unused_columns = unused_columns(&all, seen.format);
     Ok(seen)
 }

@@ -7,35 +7,26 @@
 //! in memory, not its tokens.
 
 use super::builder::{DatasetBuilder, DatasetPart};
-use super::cache::TokenCache;
-use super::example::Example;
-use super::items::{DatasetItem, MarkedSequence};
-use super::mix::SourceMix;
-use super::spec::{Overflow, RowFormat, SourceList, SourceSpec, Supervise};
-use super::summary::{DatasetSummary, FileSummary, LengthQuantiles, SourceShare, add_notes};
-use super::tokenizer::ChatTokenizer;
+use super::item::DatasetItem;
+use super::options::{EncodeOptions, Overflow};
+use super::shares::source_mix;
+use super::summary::{DatasetSummary, LengthQuantiles, add_notes, summarise_files};
+use crate::data::batch::SourceMix;
+use crate::data::cache::{MarkedSequence, TokenCache};
+use crate::data::chat::ChatTokenizer;
+use crate::data::encode::Example;
+use crate::data::rows::{RowFormat, SourceList, SourceSpec};
 use crate::error::{Error, Result};
 use crate::fsutil::hex;
 use sha2::{Digest, Sha256};
 use std::marker::PhantomData;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// After reading this many tokens from memory-mapped files, their pages are released.
 const MAX_RESIDENT_WORDS: usize = 64 << 20;
-
-/// How rows are tokenised and fitted to the maximum length.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct EncodeOptions {
-    pub supervise: Supervise,
-    /// Maximum length of an item in tokens (of a pair: of its longer sequence).
-    pub max_len: usize,
-    pub on_overflow: Overflow,
-    /// With `Overflow::Error`, the share of too long items up to which they are dropped; more of them are an error.
-    pub overflow_tolerance: f64,
-}
 
 /// The items of some sources, and a summary of how they were read.
 #[derive(Debug, Clone)]
@@ -334,10 +325,6 @@ impl<T: DatasetItem> Dataset<T> {
 
     /// Sets how often each source occurs in an epoch. `counts` are items per source before `on_overflow` was applied.
     fn set_mix(&mut self, sources: &SourceList, counts: &[usize]) -> Result<()> {
-        self.mix = SourceMix::unweighted(self.len());
-        if !sources.weighted() {
-            return Ok(());
-        }
         let ends = counts.iter().scan(0, |end, n| {
             *end += n;
             Some(*end)
@@ -348,62 +335,7 @@ impl<T: DatasetItem> Dataset<T> {
         };
         let ends: Vec<usize> = ends.map(views).collect();
         let left: Vec<usize> = (0..ends.len()).map(|i| ends[i] - i.checked_sub(1).map_or(0, |i| ends[i])).collect();
-        let weights: Vec<f64> = sources.0.iter().map(|s| s.weight.unwrap_or(1.0)).collect();
-        if let Some((source, _)) = sources.0.iter().zip(&left).find(|(_, n)| **n == 0) {
-            return Err(Error::user(format!(
-                "{}: no example of this source is left, but it has a weight",
-                source.path.display()
-            )));
-        }
-        self.mix = SourceMix::new(left.clone(), Some(weights.clone()));
-        let shares = sources.0.iter().zip(weights).zip(left).zip(self.mix.quotas());
-        let share = |(((source, weight), examples), per_epoch): (((&SourceSpec, f64), usize), usize)| SourceShare {
-            path: source.path.clone(),
-            weight,
-            examples,
-            per_epoch,
-        };
-        self.summary.mix = shares.map(share).collect();
+        self.mix = source_mix(sources, left, self.len(), "example", &mut self.summary)?;
         Ok(())
-    }
-}
-
-/// Sums up files that were read; the counts of examples and tokens are filled in later.
-pub(super) fn summarise_files(files: Vec<FileSummary>, seconds: f64) -> DatasetSummary {
-    let sum = |f: fn(&FileSummary) -> usize| files.iter().map(f).sum();
-    let mut unused: Vec<String> = Vec::new();
-    for name in files.iter().flat_map(|f| &f.unused_columns) {
-        if !unused.contains(name) {
-            unused.push(name.clone());
-        }
-    }
-    let sha256 = match files.as_slice() {
-        [one] => one.sha256.clone(),
-        several => hex(&Sha256::digest(several.iter().map(|f| format!("{}\n", f.sha256)).collect::<String>())),
-    };
-    DatasetSummary {
-        path: files.first().map(|f| f.path.clone()).unwrap_or_default(),
-        sha256,
-        tokens_sha256: String::new(),
-        format: files.first().map(|f| f.format).unwrap_or_default(),
-        rows: sum(|f| f.rows),
-        blank_lines: sum(|f| f.blank_lines),
-        unused_columns: unused,
-        examples: 0,
-        too_long: 0,
-        dropped: 0,
-        truncated: 0,
-        split: 0,
-        split_boundaries: 0,
-        notes: Vec::new(),
-        tokens: 0,
-        supervised_tokens: 0,
-        lengths: LengthQuantiles::default(),
-        longest_line: 0,
-        longest_file: PathBuf::new(),
-        tokenised_rows: sum(|f| f.tokenised_rows),
-        mix: Vec::new(),
-        seconds,
-        files,
     }
 }

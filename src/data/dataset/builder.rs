@@ -4,15 +4,13 @@
 //! Invariant: one chunk of rows is in memory at a time, and the stored tokens depend only on the segment's bytes and on
 //! the settings in its cache key.
 
-use super::cache::{self, TokenCache};
-use super::items::DatasetItem;
-use super::record::RowPlace;
-use super::row_reader::RowReader;
-use super::source::{self, FileSegment};
-use super::spec::{SourceSpec, Supervise};
+use super::item::DatasetItem;
 use super::summary::FileSummary;
-use super::token_store::{RowFacts, TokenStore, TokenWriter, file_name};
-use super::tokenizer::ChatTokenizer;
+use crate::data::cache::{self, RowFacts, TokenCache, TokenStore, TokenWriter, file_name};
+use crate::data::chat::ChatTokenizer;
+use crate::data::encode::Supervise;
+use crate::data::rows::{RowReader, SourceSpec};
+use crate::data::source::{self, FileSegment, RowPlace};
 use crate::error::{Context, Error, Result};
 use crate::fsutil;
 use crate::report::{self, Progress};

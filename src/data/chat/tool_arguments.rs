@@ -4,7 +4,7 @@
 //! `arguments | tojson`, would print a quoted string full of escapes (as in transformers), and the model would learn to
 //! answer so. Which kind a template is can be seen in what it renders, not in its source.
 
-use super::record::ChatMessage;
+use crate::data::rows::ChatMessage;
 use crate::json;
 use crate::report;
 use serde_json::Value;

@@ -3,8 +3,8 @@
 //! Token ids do not record roles. Therefore a conversation of known words is rendered to see what the template writes
 //! between turns, and these separators are searched for in the prompt's text.
 
-use super::record::ChatMessage;
 use super::tokenizer::ChatTokenizer;
+use crate::data::rows::ChatMessage;
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
 

@@ -5,9 +5,9 @@
 //! name, and a cached file is never out of date. Files are written under a temporary name and renamed, so several runs
 //! may share a folder. They contain people's texts, so only the owner may read the folder.
 
-use super::source::{self, FileLayout};
-use super::spec::CacheChoice;
+use super::choice::CacheChoice;
 use super::token_store::{TokenStore, file_name};
+use crate::data::source::{self, FileLayout};
 use crate::error::{Context, Result};
 use crate::fsutil::{self, hex};
 use crate::report;

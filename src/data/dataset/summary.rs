@@ -1,9 +1,11 @@
 //! Summarises how sources were read and tokenised, in numbers and in sentences for the user.
 
-use super::RowFormat;
-use super::notes::{NoteCounts, RowNote};
+use crate::data::chat::{NoteCounts, RowNote};
+use crate::data::rows::RowFormat;
+use crate::fsutil::hex;
 use crate::report;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// How one file was read.
@@ -219,5 +221,45 @@ impl LengthQuantiles {
             sorted.get(i).copied().unwrap_or_default() as usize
         };
         Self { min: at(0.0), p50: at(0.5), p90: at(0.9), p99: at(0.99), max: at(1.0) }
+    }
+}
+
+/// Sums up files that were read; the counts of examples and tokens are filled in later.
+pub(super) fn summarise_files(files: Vec<FileSummary>, seconds: f64) -> DatasetSummary {
+    let sum = |f: fn(&FileSummary) -> usize| files.iter().map(f).sum();
+    let mut unused: Vec<String> = Vec::new();
+    for name in files.iter().flat_map(|f| &f.unused_columns) {
+        if !unused.contains(name) {
+            unused.push(name.clone());
+        }
+    }
+    let sha256 = match files.as_slice() {
+        [one] => one.sha256.clone(),
+        several => hex(&Sha256::digest(several.iter().map(|f| format!("{}\n", f.sha256)).collect::<String>())),
+    };
+    DatasetSummary {
+        path: files.first().map(|f| f.path.clone()).unwrap_or_default(),
+        sha256,
+        tokens_sha256: String::new(),
+        format: files.first().map(|f| f.format).unwrap_or_default(),
+        rows: sum(|f| f.rows),
+        blank_lines: sum(|f| f.blank_lines),
+        unused_columns: unused,
+        examples: 0,
+        too_long: 0,
+        dropped: 0,
+        truncated: 0,
+        split: 0,
+        split_boundaries: 0,
+        notes: Vec::new(),
+        tokens: 0,
+        supervised_tokens: 0,
+        lengths: LengthQuantiles::default(),
+        longest_line: 0,
+        longest_file: PathBuf::new(),
+        tokenised_rows: sum(|f| f.tokenised_rows),
+        mix: Vec::new(),
+        seconds,
+        files,
     }
 }
