@@ -8,7 +8,7 @@ mod split;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
-use ft::data::{RowFormat, SourceSpec};
+use ft::data::rows::{RowFormat, SourceSpec};
 use ft::error::Result;
 
 #[derive(Args)]

@@ -15,6 +15,15 @@ use ft::fsutil;
 use ft::generate::BatchLimits;
 use job::GenerationJob;
 use prompts::PromptReader;
+use ft::data::chat::{ChatTokenizer, DecodeStream, check_nothing_dropped, is_template_name};
+use ft::data::rows::{ChatMessage, Conversation, Record, RowFormat, read_record};
+use ft::data::source::{self, ColumnSelection, RowColumns, RowPlace};
+use ft::error::{Context, Error, Result};
+use ft::generate::{
+    BatchLimits, Engine, GeneratedAnswer, GenerationRequest, GenerationSettings, StopReason, beam, stop,
+};
+use ft::models::Model;
+use ft::{fsutil, report};
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};

@@ -2,7 +2,7 @@
 
 use super::shared::model::ModelArgs;
 use clap::Args;
-use ft::data::ChatTokenizer;
+use ft::data::chat::ChatTokenizer;
 use ft::error::{Error, Result};
 use ft::selftest;
 use ft::selftest::compare::{CheckResult, CheckVerdict};

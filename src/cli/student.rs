@@ -2,7 +2,10 @@
 
 use clap::{Args, ValueEnum};
 use ft::convert::student::{self, KeptLayers, StudentCut, StudentSummary};
-use ft::data::{self, ChatTokenizer, EncodeOptions, Example, Overflow, RowFormat, Supervise};
+use ft::data::chat::ChatTokenizer;
+use ft::data::dataset::{self, EncodeOptions, Overflow};
+use ft::data::encode::{Example, Supervise};
+use ft::data::rows::RowFormat;
 use ft::error::{Error, Result};
 use ft::{models, report};
 use std::path::PathBuf;
@@ -99,7 +102,7 @@ fn calibration(args: &StudentArgs) -> Result<Vec<Vec<u32>>> {
         on_overflow: Overflow::Truncate,
         overflow_tolerance: 0.0,
     };
-    let rows = data::load(file, RowFormat::Auto, Some(args.rows), &tokenizer, &options)?;
+    let rows = dataset::load(file, RowFormat::Auto, Some(args.rows), &tokenizer, &options)?;
     rows.iter().map(|e: Result<Example>| Ok(e?.ids)).collect()
 }
 

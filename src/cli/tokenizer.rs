@@ -2,7 +2,8 @@
 
 use super::shared::stdout::{print, print_json};
 use clap::{Args, Subcommand};
-use ft::data::{ChatTokenizer, bpe};
+use ft::data::chat::ChatTokenizer;
+use ft::data::tokenizer_files::{BpeTraining, train_bpe};
 use ft::error::{Error, Result};
 use ft::{fsutil, report};
 use std::io::Read;
@@ -72,7 +73,7 @@ pub fn run(verb: TokenizerCommand) -> Result<()> {
 
 fn train(args: &TokenizerTrainArgs) -> Result<()> {
     check_out_folder(&args.out, args.force)?;
-    let training = bpe::BpeTraining {
+    let training = BpeTraining {
         files: args.data.clone(),
         vocab_size: args.vocab_size,
         special: args.special.clone(),
@@ -82,7 +83,7 @@ fn train(args: &TokenizerTrainArgs) -> Result<()> {
     let spinner = report::spinner("training the tokenizer");
     let mut done = None;
     let written = fsutil::replace_dir(&args.out, |folder| {
-        done = Some(bpe::train(&training, folder)?);
+        done = Some(train_bpe(&training, folder)?);
         Ok(())
     });
     spinner.finish_and_clear();

@@ -1,65 +1,22 @@
-//! Turns files of rows into token ids with a loss mask.
+//! From files of rows to steps of packed token ids. Each room imports only rooms above it in this list:
 //!
-//! The stages, each in a module of its own:
-//! source (reads files, with polars) -> record (one of the known row formats) -> template + tokenizer
-//! -> items (ids + mask) -> tokens (stored in memory, or in memory-mapped files of the cache)
-//! -> dataset (random access to items) -> pack (several examples in one row) -> loader (examples of the next step).
+//! - `source`: files -> raw rows (columns with their line); the only room that knows polars
+//! - `rows`: a raw row -> what it says: a `Record`, whatever its format
+//! - `tokenizer_files`, `chat`: a model's tokenizer and chat template; conversations as text and as token ids
+//! - `encode`: a record -> token ids, and which of them are trained on
+//! - `cache`: token ids in memory or in mapped files, kept between runs
+//! - `batch`: lengths -> which examples make each step (mix of sources, order, packing)
+//! - `dataset`: all of these together: tokenised sources with random access, prompts, and a summary of both
+//! - `inspect`: what to look at before a run: rows, lengths, duplicates, examples with their mask
 //!
-//! `tokenizer` reads tokenizer.json; `bpe` and `sentencepiece` (with `protobuf`) build the same from older files, and
-//! `added` handles the tokens that tokenizer_config.json adds.
-//! `scrub` replaces personal data in the texts of rows.
-//! `quality` shows what a data set holds: histogram of lengths, duplicates, overlap of splits, preview of the mask.
 //! Nothing here uses a model or a tensor.
 
-pub mod added_tokens;
-mod answer_text;
-pub mod bpe;
-mod builder;
+pub mod batch;
 pub mod cache;
-pub mod convert;
+pub mod chat;
 pub mod dataset;
-pub mod detect;
-pub mod example;
-pub mod items;
-mod jinja;
-pub mod json;
-pub mod loader;
-pub mod mix;
-pub mod notes;
-pub mod pack;
-pub mod preference;
-pub mod prompts;
-mod protobuf;
-pub mod quality;
-pub mod record;
-pub mod row_reader;
-pub mod scrub;
-pub mod sentencepiece;
+pub mod encode;
+pub mod inspect;
+pub mod rows;
 pub mod source;
-pub mod spec;
-pub mod summary;
-pub mod survey;
-pub mod template;
-mod token_store;
-pub mod tokenizer;
-mod tool_arguments;
-mod turns;
-
-pub use cache::TokenCache;
-pub use dataset::{Dataset, EncodeOptions, load};
-pub use detect::RowPurpose;
-pub use example::Example;
-pub use items::{DatasetItem, PairExample, PromptExample, UnpairedExample};
-pub use loader::{BatchPlan, Loader, LoaderCursor, StepRows};
-pub use mix::SourceMix;
-pub use notes::RowNote;
-pub use pack::pack;
-pub use preference::{AnswerContent, JudgedAnswer, Preference, PromptContent};
-pub use prompts::{PromptRow, PromptSet};
-pub use record::{ChatMessage, Conversation, Record, RecordRow};
-pub use row_reader::read_rows;
-pub use spec::{CacheChoice, Overflow, RowFormat, SourceList, SourceSpec, Supervise};
-pub use summary::{DatasetSummary, FileSummary, LengthQuantiles};
-pub use survey::{FileSurvey, survey_file};
-pub use tokenizer::{ChatTokenizer, DecodeStream, TemplateOptions, is_template_name};
-pub use turns::ChatTurn;
+pub mod tokenizer_files;

@@ -4,8 +4,10 @@
 //! The row is encoded as in training, and the prompt is everything before the last answer. So the model is prompted
 //! with exactly the tokens that it was trained on.
 
-use crate::data::record::RowPlace;
-use crate::data::{ChatMessage, ChatTokenizer, Example, Record, RecordRow, RowFormat, Supervise, example, read_rows};
+use crate::data::chat::ChatTokenizer;
+use crate::data::encode::{Example, Supervise, encode_row};
+use crate::data::rows::{ChatMessage, Record, RecordRow, RowFormat, read_rows};
+use crate::data::source::RowPlace;
 use crate::error::{Context, Result};
 use serde_json::Value;
 use std::path::Path;
@@ -39,7 +41,7 @@ impl EvalRow {
     }
 
     fn of(row: &RecordRow, path: &Path, tokenizer: &ChatTokenizer) -> Result<Self> {
-        let examples = example::encode_row(row, path, tokenizer, Supervise::Assistant)?.examples;
+        let examples = encode_row(row, path, tokenizer, Supervise::Assistant)?.examples;
         let place = || RowPlace { path, line: row.line };
         examples.iter().try_for_each(|e| tokenizer.check_embedded(&e.ids)).context(place)?;
         let shown = match &row.record {
@@ -51,7 +53,7 @@ impl EvalRow {
             // Not reached: `encode_row` above fails for such rows, as they have no example.
             Record::Prompt(_) | Record::Preference(_) | Record::Unpaired(_) => Value::Null,
         };
-        let last = example::encode_row(row, path, tokenizer, Supervise::Last)?.examples.remove(0);
+        let last = encode_row(row, path, tokenizer, Supervise::Last)?.examples.remove(0);
         let begin = last.supervised.iter().position(|s| *s).unwrap_or(last.ids.len());
         let length = last.supervised[begin..].iter().take_while(|s| **s).count();
         let expected = tokenizer.decode(&last.ids[begin..begin + length], true)?;

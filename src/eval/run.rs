@@ -3,7 +3,8 @@
 
 use super::metrics::{matches, matches_ignoring_case};
 use super::rows::{EvalQuestion, EvalRow};
-use crate::data::{ChatTokenizer, Example};
+use crate::data::chat::ChatTokenizer;
+use crate::data::encode::Example;
 use crate::error::{Error, Result};
 use crate::generate::answer::StopReason;
 use crate::generate::engine::complete;

@@ -1,11 +1,12 @@
 //! Scores rows with a reward model: pairs, answers with a label, or plain answers.
 
-use crate::data::convert::{TargetFormat, convert_record};
-use crate::data::row_reader::RowReader;
-use crate::data::{
-    ChatTokenizer, DatasetItem, PairExample, Record, RecordRow, RowFormat, RowPurpose, SourceSpec, Supervise,
-    UnpairedExample, example, source,
+use crate::data::chat::ChatTokenizer;
+use crate::data::dataset::DatasetItem;
+use crate::data::encode::{PairExample, Supervise, UnpairedExample, encode_row};
+use crate::data::rows::{
+    Record, RecordRow, RowFormat, RowPurpose, RowReader, SourceSpec, TargetFormat, convert_record,
 };
+use crate::data::source;
 use crate::error::{Context, Error, Result};
 use crate::methods::reward::{HeldOutScores, ReportCard, ScoredPair};
 use crate::models::{Model, RewardScorer};
@@ -86,7 +87,7 @@ impl ScoreRow {
                     .hint("the last answer is scored: the row must end with it"));
             }
             Record::Messages(_) | Record::Alpaca(_) | Record::PromptCompletion { .. } => {
-                let answer = example::encode_row(row, path, tokenizer, supervise)?.examples;
+                let answer = encode_row(row, path, tokenizer, supervise)?.examples;
                 let answer = answer.into_iter().next_back().ok_or_else(|| no_answer_error(&place()))?;
                 let from = answer.supervised.iter().position(|s| *s).unwrap_or(0);
                 let length = answer.ids.len() - from;

@@ -8,7 +8,7 @@ use super::encoding;
 use super::project::Project;
 use super::record::{NewCandidate, StoredPrompt};
 use super::similar::Shingles;
-use crate::data::ChatTokenizer;
+use crate::data::chat::ChatTokenizer;
 use crate::error::{Context, Result};
 use crate::generate::answer::GeneratedAnswer;
 use crate::generate::engine::{BatchLimits, Engine, GenerationRequest};

@@ -1,11 +1,13 @@
 //! Converts stored prompts and answers into conversations and token ids for a model.
 
 use super::record::{Candidate, StoredPrompt};
-use crate::data::record::{self, RowPlace};
-use crate::data::{
-    AnswerContent, ChatMessage, ChatTokenizer, Conversation, DatasetItem, JudgedAnswer, PromptContent, Record,
-    RecordRow, RowFormat, Supervise, UnpairedExample,
+use crate::data::chat::ChatTokenizer;
+use crate::data::dataset::DatasetItem;
+use crate::data::encode::{Supervise, UnpairedExample};
+use crate::data::rows::{
+    AnswerContent, ChatMessage, Conversation, JudgedAnswer, PromptContent, Record, RecordRow, RowFormat, read_record,
 };
+use crate::data::source::RowPlace;
 use crate::error::{Error, Result};
 use serde_json::Map;
 use std::path::{Path, PathBuf};
@@ -20,8 +22,7 @@ pub fn conversation(prompt: &StoredPrompt) -> Result<Conversation> {
     let mut columns = Map::from_iter([("messages".to_string(), prompt.messages.clone())]);
     columns.extend(TEMPLATE_COLUMNS.iter().filter_map(|k| Some((k.to_string(), prompt.columns.get(*k)?.clone()))));
     let path = prompt_path(prompt);
-    match record::read_record(columns, RowFormat::Messages, RowPlace { path: &path, line: prompt.id.max(0) as usize })?
-    {
+    match read_record(columns, RowFormat::Messages, RowPlace { path: &path, line: prompt.id.max(0) as usize })? {
         Record::Messages(talk) => Ok(talk),
         _ => Err(Error::bug("messages were read as something else")),
     }
@@ -39,8 +40,12 @@ fn row(prompt: &StoredPrompt, record: Record) -> RecordRow {
 /// Returns the token ids of the prompt, up to where the answer begins.
 pub fn prompt_ids(prompt: &StoredPrompt, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
     let asked = Record::Prompt(PromptContent::Talk(conversation(prompt)?));
-    let found =
-        crate::data::PromptExample::encode(&row(prompt, asked), &prompt_path(prompt), tokenizer, Supervise::default())?;
+    let found = crate::data::encode::PromptExample::encode(
+        &row(prompt, asked),
+        &prompt_path(prompt),
+        tokenizer,
+        Supervise::default(),
+    )?;
     found.examples.into_iter().next().map(|e| e.ids).ok_or_else(|| Error::bug("a prompt without tokens"))
 }
 

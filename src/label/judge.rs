@@ -8,7 +8,8 @@
 use super::encoding;
 use super::project::Project;
 use super::record::{AnnotatorKind, Candidate, CandidatePair, NewVote, StoredPrompt, VoteChoice};
-use crate::data::{ChatMessage, ChatTokenizer};
+use crate::data::chat::ChatTokenizer;
+use crate::data::rows::ChatMessage;
 use crate::error::{Error, Result};
 use crate::fsutil::excerpt;
 use crate::generate::engine::complete;

@@ -3,8 +3,10 @@
 
 use super::rows::{DataContext, MethodRows, SplitStatistics};
 use super::{Alarm, Means, Method, MicroBatch, SamplePrompt, SelectionMetric, TrainingStep};
-use crate::data::quality::{self, Duplicates, SplitOverlap};
-use crate::data::{self, Dataset, DatasetItem, Example, Loader, LoaderCursor, Supervise};
+use crate::data::batch::{self, Loader, LoaderCursor, StepRows};
+use crate::data::dataset::{Dataset, DatasetItem};
+use crate::data::encode::{Example, Supervise};
+use crate::data::inspect::{self, Duplicates, SplitOverlap};
 use crate::error::Result;
 use crate::models::{Metrics, Model};
 use crate::nn::Param;
@@ -134,11 +136,11 @@ impl<O: Objective + 'static> MethodRows for FixedDataRows<O> {
     }
 
     fn duplicates(&self) -> Duplicates {
-        quality::find_duplicates(&self.train)
+        inspect::find_duplicates(&self.train)
     }
 
     fn overlap(&self) -> Option<SplitOverlap> {
-        self.valid.as_ref().map(|valid| quality::find_overlap(&self.train, valid))
+        self.valid.as_ref().map(|valid| inspect::find_overlap(&self.train, valid))
     }
 
     fn preview(&self, most: usize) -> Result<Vec<Example>> {
@@ -177,7 +179,7 @@ fn batch<O: Objective>(
 impl<O: Objective> Method for FixedDataMethod<O> {
     fn next_step(&mut self, model: &Model) -> Result<TrainingStep> {
         let before = self.loader.epoch();
-        let data::StepRows { rows, epoch } = self.loader.next();
+        let StepRows { rows, epoch } = self.loader.next();
         self.objective.prepare_batches(model, Split::Train, &self.train, &rows)?;
         let mut micro = Vec::with_capacity(rows.len());
         for items in &rows {
@@ -190,7 +192,7 @@ impl<O: Objective> Method for FixedDataMethod<O> {
     fn validate(&mut self, model: &Model) -> Result<Option<Means>> {
         let Some(valid) = &self.valid else { return Ok(None) };
         let order: Vec<u32> = (0..valid.len() as u32).collect();
-        let packed = data::pack(valid.lengths(), &order, self.budget);
+        let packed = batch::pack(valid.lengths(), &order, self.budget);
         self.objective.prepare_batches(model, Split::Valid, valid, &packed)?;
         let mut metrics = Metrics::default();
         let bar = report::bar(order.len() as u64, "validation rows");

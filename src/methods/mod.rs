@@ -30,7 +30,7 @@ pub use fixed::{BatchIndices, FixedDataMethod, Objective, Split};
 pub use rows::{DataContext, MethodRows, SplitStatistics};
 
 use crate::adapters::{AdapterSpec, LoraSpec};
-use crate::data::LoaderCursor;
+use crate::data::batch::LoaderCursor;
 use crate::error::Result;
 use crate::models::{Dtype, Heads, Loss, Model, Output};
 use crate::nn::{Param, Tokens};

@@ -4,7 +4,8 @@
 //! Invariant: only tokens of answers are scored, so predicting a prompt's token adds no gradient; the numbers of a
 //! sequence do not depend on the other sequences in the row. Computes no loss.
 
-use crate::data::{Dataset, Example, PairExample};
+use crate::data::dataset::Dataset;
+use crate::data::encode::{Example, PairExample};
 use crate::error::{Error, Result};
 use crate::models::{Metrics, Output};
 use crate::nn::Tokens;

@@ -7,7 +7,10 @@
 use super::pairs::PackedAnswers;
 use super::{DataContext, ExtraAdapter, ModelParts, Split};
 use crate::adapters::{AdapterSpec, file};
-use crate::data::{Dataset, DatasetItem, Example, TokenCache, pack};
+use crate::data::batch::pack;
+use crate::data::cache::TokenCache;
+use crate::data::dataset::{Dataset, DatasetItem};
+use crate::data::encode::Example;
 use crate::error::Result;
 use crate::fsutil::hex;
 use crate::models::{Heads, LoadOptions, Model, content_hash};

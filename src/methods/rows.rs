@@ -2,11 +2,13 @@
 
 use super::Method;
 use crate::adapters::AdapterSpec;
-use crate::data::quality::{Duplicates, SplitOverlap};
-use crate::data::{
-    BatchPlan, ChatTokenizer, Dataset, DatasetItem, DatasetSummary, EncodeOptions, Example, Overflow, SourceList,
-    Supervise, TokenCache,
-};
+use crate::data::batch::BatchPlan;
+use crate::data::cache::TokenCache;
+use crate::data::chat::ChatTokenizer;
+use crate::data::dataset::{Dataset, DatasetItem, DatasetSummary, EncodeOptions, Overflow};
+use crate::data::encode::{Example, Supervise};
+use crate::data::inspect::{Duplicates, SplitOverlap};
+use crate::data::rows::SourceList;
 use crate::error::Result;
 use crate::models::Model;
 use crate::report;

@@ -8,7 +8,7 @@ use super::repair::{describe_value, leaf, repair, with_article};
 use super::schema::{self, SchemaChoice, SchemaShape, shape, strip_null};
 use super::suggest;
 use super::tree::{Node, NodeKey, NodeKind, Scalar, parse_scalar};
-use crate::data::is_template_name;
+use crate::data::chat::is_template_name;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 

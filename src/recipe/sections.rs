@@ -5,8 +5,10 @@
 
 use super::optim::OptimSection;
 use crate::adapters::AdapterSpec;
-use crate::data::TemplateOptions;
-pub use crate::data::{CacheChoice, Overflow, RowFormat, SourceList, SourceSpec as SourceSection};
+pub use crate::data::cache::CacheChoice;
+use crate::data::chat::TemplateOptions;
+pub use crate::data::dataset::Overflow;
+pub use crate::data::rows::{RowFormat, SourceList, SourceSpec as SourceSection};
 use crate::error::{Error, Result};
 use crate::methods::MethodSpec;
 pub use crate::models::{Dtype, Storage};

@@ -14,6 +14,9 @@ pub mod spec;
 mod text_rules;
 
 use crate::data::{ChatTokenizer, PromptSet};
+pub use spec::RewardSourceSpec;
+use crate::data::chat::ChatTokenizer;
+use crate::data::dataset::{PromptRow, PromptSet};
 use crate::error::{Context, Error, Result};
 use crate::models::Model;
 use crate::report;

@@ -8,7 +8,7 @@
 use super::source::{RewardInput, RewardSource};
 use super::spec::RewardModelSpec;
 use crate::adapters::file;
-use crate::data::ChatTokenizer;
+use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::models::{Model, RewardScorer, open_scorer};
 use crate::report;

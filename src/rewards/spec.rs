@@ -179,7 +179,7 @@ fn minute() -> f64 {
     60.0
 }
 fn answer() -> String {
-    crate::data::prompts::ANSWER_COLUMN.into()
+    crate::data::dataset::ANSWER_COLUMN.into()
 }
 
 impl RewardSourceSpec {

@@ -3,6 +3,8 @@
 use super::source::{RewardInput, RewardSource};
 use super::spec::{ExactSpec, LengthSpec, LengthUnit, OverlapSpec, RegexSpec};
 use crate::data::{PromptRow, PromptSet};
+use super::{RewardInput, RewardSource, check_column, expected_texts};
+use crate::data::dataset::PromptSet;
 use crate::error::{Error, Result};
 use crate::fsutil::excerpt;
 use crate::models::Model;

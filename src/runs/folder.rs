@@ -3,7 +3,7 @@
 use super::facts::{RunFacts, SessionOutcome};
 use super::history::History;
 use super::lock::RunLock;
-use crate::data::ChatTurn;
+use crate::data::chat::ChatTurn;
 use crate::error::{Error, Result};
 use crate::fsutil::{absolute, read_json, read_to_string};
 use crate::methods::reward::ReportCard;

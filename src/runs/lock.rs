@@ -5,7 +5,7 @@
 
 use super::facts::{Environment, Software};
 use super::hash::{FileHasher, HashTrust};
-use crate::data::is_template_name;
+use crate::data::chat::is_template_name;
 use crate::error::{Error, Result};
 use crate::fsutil::{hex, read_json, write_json};
 use crate::recipe::{self, Dtype, Plan, Recipe};

@@ -5,8 +5,9 @@
 
 use super::memory::{self, ResourceEstimate};
 use super::prepare::{self, Prepared};
-use crate::data::quality::{self, Duplicates, SplitOverlap};
-use crate::data::{DatasetSummary, Example};
+use crate::data::dataset::DatasetSummary;
+use crate::data::encode::Example;
+use crate::data::inspect::{self, Duplicates, SplitOverlap};
 use crate::error::Result;
 use crate::machine;
 use crate::recipe::Plan;
@@ -55,7 +56,7 @@ pub fn check(plan: &Plan, colour: bool) -> Result<PlanCheck> {
     let longest_row = rows.longest_row();
     let supervised = (longest_row as f64 * train.summary.supervised_share()).ceil() as u64;
     let (memory_free, disk_free) = free(plan, prepared.device);
-    let preview = |e: &Example| quality::preview(e, tokenizer, colour);
+    let preview = |e: &Example| inspect::preview(e, tokenizer, colour);
     let mut check = PlanCheck {
         duplicates: rows.duplicates(),
         overlap: rows.overlap(),
@@ -70,7 +71,7 @@ pub fn check(plan: &Plan, colour: bool) -> Result<PlanCheck> {
         memory_free,
         disk_free,
         problems: Vec::new(),
-        histogram: quality::histogram(train.lengths, Some(plan.recipe.batch.max_len)),
+        histogram: inspect::histogram(train.lengths, Some(plan.recipe.batch.max_len)),
         previews: rows.preview(SHOWN)?.iter().map(preview).collect::<Result<_>>()?,
     };
     check.problems = problems(&check);

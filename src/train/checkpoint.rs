@@ -6,7 +6,7 @@
 //! never used. The last `run.keep` checkpoints and the best one are kept.
 
 use super::optim::Optimiser;
-use crate::data::LoaderCursor;
+use crate::data::batch::LoaderCursor;
 use crate::error::{Context, Error, Result};
 use crate::fsutil::{io_error, read_json, recover_dir, replace_dir, sha256, write_json};
 use crate::models::Model;

@@ -10,7 +10,7 @@ use super::log::{StepRecord, TrainingLog};
 use super::movement::MovementProbe;
 use super::sample::SampleRecorder;
 use super::{Prepared, RunSummary, memory};
-use crate::data::ChatTokenizer;
+use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fsutil::io_error;
 use crate::methods::{Means, SamplePrompt, SelectionMetric, SplitStatistics};

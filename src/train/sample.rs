@@ -1,7 +1,7 @@
 //! Samples: the model's answers to a few prompts before, during and after training, for people to read.
 
 use super::log::TrainingLog;
-use crate::data::ChatTokenizer;
+use crate::data::chat::ChatTokenizer;
 use crate::error::Result;
 use crate::fsutil::io_error;
 use crate::generate::engine::complete;

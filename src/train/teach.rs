@@ -1,7 +1,8 @@
 //! Runs the teachers of a distillation recipe before training: stores their distributions, or lets them write answers.
 
 use super::prepare;
-use crate::data::{ChatTokenizer, TokenCache};
+use crate::data::cache::TokenCache;
+use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::methods::distill::DistillSpec;
 use crate::methods::distill::answers::AnswerWriter;

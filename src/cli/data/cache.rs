@@ -1,7 +1,7 @@
 //! `ft data cache`: shows and prunes the cache in which token ids are kept between runs.
 
 use clap::Args;
-use ft::data::{CacheChoice, TokenCache};
+use ft::data::cache::{CacheChoice, TokenCache};
 use ft::error::{Error, Result};
 use ft::report;
 use std::path::PathBuf;

@@ -2,11 +2,11 @@
 
 use super::ReadArgs;
 use clap::{Args, ValueEnum};
-use ft::data::convert::{TargetFormat, convert_record};
-use ft::data::row_reader::RowReader;
-use ft::data::{RowPurpose, SourceSpec, json, source};
+use ft::data::rows::{RowPurpose, RowReader, SourceSpec, TargetFormat, convert_record};
+use ft::data::source;
 use ft::error::{Context, Error, Result};
 use ft::fsutil::write_atomic;
+use ft::json;
 use ft::report;
 use rayon::prelude::*;
 use std::io::Write;

@@ -3,11 +3,13 @@
 use super::ReadArgs;
 use crate::cli::shared::model::TemplateArgs;
 use clap::{Args, ValueEnum};
-use ft::data::convert::{TargetFormat, convert_record};
-use ft::data::{
-    self, CacheChoice, ChatTokenizer, Dataset, DatasetItem, EncodeOptions, Example, FileSurvey, Overflow, PairExample,
-    PromptExample, Record, RecordRow, RowFormat, SourceList, Supervise, TokenCache, UnpairedExample, quality, source,
-};
+use ft::data::cache::{CacheChoice, TokenCache};
+use ft::data::chat::ChatTokenizer;
+use ft::data::dataset::{Dataset, DatasetItem, EncodeOptions, Overflow};
+use ft::data::encode::{Example, PairExample, PromptExample, Supervise, UnpairedExample};
+use ft::data::inspect::{self, FileSurvey, survey_file};
+use ft::data::rows::{Record, RecordRow, RowFormat, SourceList, TargetFormat, convert_record};
+use ft::data::source;
 use ft::error::{Error, Result};
 use ft::report;
 use serde_json::{Value, json};
@@ -64,7 +66,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
     }
     let spec = args.read.source(&args.file);
     let files = source::files(&args.file)?;
-    let surveys = files.iter().map(|f| data::survey_file(f, &spec, args.show)).collect::<Result<Vec<_>>>()?;
+    let surveys = files.iter().map(|f| survey_file(f, &spec, args.show)).collect::<Result<Vec<_>>>()?;
     let bad: usize = surveys.iter().map(|s| s.bad).sum();
     let mut out = match surveys.as_slice() {
         [one] => as_json(one),
@@ -95,7 +97,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
     }
     if args.json {
         let text = serde_json::to_string_pretty(&out).map_err(|e| Error::bug(e.to_string()))?;
-        println!("{}", data::json::restore_numbers(text));
+        println!("{}", ft::json::restore_numbers(text));
     }
     if bad == 0 {
         return Ok(());
@@ -157,11 +159,11 @@ fn inspect_tokens<T: DatasetItem>(args: &InspectArgs, sources: &SourceList) -> R
     };
     let cache = TokenCache::new(if args.no_cache { &CacheChoice::Off } else { &CacheChoice::Auto })?;
     let dataset: Dataset<T> = Dataset::open(sources, &tokenizer, &options, &cache)?;
-    let same = quality::find_duplicates(&dataset);
+    let same = inspect::find_duplicates(&dataset);
     let colour = console::colors_enabled() && !args.json;
     let items = dataset.iter().take(args.show).collect::<Result<Vec<T>>>()?;
     let examples: Vec<Example> = items.iter().flat_map(DatasetItem::to_examples).collect();
-    let shown = examples.iter().map(|e| quality::preview(e, &tokenizer, colour)).collect::<Result<Vec<_>>>()?;
+    let shown = examples.iter().map(|e| inspect::preview(e, &tokenizer, colour)).collect::<Result<Vec<_>>>()?;
     let summary = &dataset.summary;
     if !args.json {
         let mark = if colour { "green" } else { "between « and »" };
@@ -173,7 +175,7 @@ fn inspect_tokens<T: DatasetItem>(args: &InspectArgs, sources: &SourceList) -> R
             "\n{}\n\nlength in tokens (longest: line {})\n{}",
             summary.line(),
             summary.longest_line,
-            quality::histogram(dataset.lengths(), None)
+            inspect::histogram(dataset.lengths(), None)
         );
         if let Some(group) = same.first.first() {
             let lines = group.join(", ");
@@ -263,5 +265,5 @@ fn as_text(row: &RecordRow) -> String {
             other => lines.push(format!("{name:>10}: {other}")),
         }
     }
-    data::json::restore_numbers(lines.join("\n"))
+    ft::json::restore_numbers(lines.join("\n"))
 }

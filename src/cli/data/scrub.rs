@@ -2,9 +2,9 @@
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use ft::data::scrub::{NameList, PersonalDataKind, ScrubReport, Scrubber};
 use ft::data::source;
 use ft::error::{Context, Error, Result};
+use ft::scrub::{NameList, PersonalDataKind, ScrubReport, Scrubber};
 use ft::{fsutil, report};
 use serde_json::Value;
 use std::path::PathBuf;

@@ -1,9 +1,10 @@
 //! `ft data split`: splits the rows of a file into training and validation rows.
 
 use clap::Args;
-use ft::data::{json, source};
+use ft::data::source;
 use ft::error::{Error, Result};
 use ft::fsutil::write_atomic;
+use ft::json;
 use ft::{report, rng};
 use rand::RngExt;
 use std::cell::Cell;

@@ -3,7 +3,7 @@
 use crate::cli::shared::interrupt::flag_on_interrupt;
 use crate::cli::shared::model::DtypeArg;
 use clap::{Args, ValueEnum};
-use ft::data::ChatTokenizer;
+use ft::data::chat::ChatTokenizer;
 use ft::error::{Error, Result};
 use ft::label::bias::habits;
 use ft::label::judge::{self, CommandJudge, JudgingOrder, LanguageJudge, PairJudge, RewardJudge};

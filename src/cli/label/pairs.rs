@@ -2,7 +2,7 @@
 
 use crate::cli::shared::model::DtypeArg;
 use clap::{Args, ValueEnum};
-use ft::data::ChatTokenizer;
+use ft::data::chat::ChatTokenizer;
 use ft::error::{Error, Result};
 use ft::label::judge::reward_scores;
 use ft::label::select::{RewardScores, SelectionOptions, Strategy, select};

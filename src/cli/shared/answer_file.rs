@@ -77,7 +77,7 @@ impl AnswerFile {
 
     /// Appends all answers to the next prompt. A `null` keeps the place of an answer that the finished file leaves out.
     pub fn push(&mut self, rows: &[Value]) -> Result<()> {
-        let text: String = rows.iter().map(|row| ft::data::json::to_text(row) + "\n").collect();
+        let text: String = rows.iter().map(|row| ft::json::to_text(row) + "\n").collect();
         self.file.write_all(text.as_bytes()).map_err(|e| io_error("writing", &self.partial, e))?;
         self.done += 1;
         if self.synced.elapsed() > SYNC_INTERVAL { self.sync() } else { Ok(()) }

@@ -6,6 +6,8 @@ use super::generation_config::GenerationConfig;
 use super::model::ModelArgs;
 use clap::Args;
 use ft::data::ChatTokenizer;
+use clap::{Args, ValueEnum};
+use ft::data::chat::ChatTokenizer;
 use ft::error::{Error, Result};
 use ft::generate::{BeamSettings, GenerationSettings};
 use ft::report;

@@ -4,7 +4,7 @@
 //! one. ft finds the latter by rendering the template. Other programs read generation_config.json, and some
 //! (llama.cpp's converter) only `eos_token` of tokenizer_config.json.
 
-use crate::data::ChatTokenizer;
+use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::fsutil::{read_json, write_json};
 use serde_json::{Map, Value, json};

@@ -1,6 +1,6 @@
 //! Saves the chat template that a model was trained with, if it is not its base's.
 
-use crate::data::ChatTokenizer;
+use crate::data::chat::ChatTokenizer;
 use crate::error::Result;
 use crate::fsutil::{self, io_error};
 use std::fs;

@@ -2,7 +2,7 @@
 //!
 //! The prompts never change, so two measurements of the same model are comparable.
 
-use crate::data::ChatTokenizer;
+use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::models::{Heads, Model, reward};
 use crate::nn::Tokens;

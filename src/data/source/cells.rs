@@ -5,7 +5,7 @@
 //! map with text as keys becomes an object. Text that the file declares as JSON is parsed. NaN and infinite floats
 //! become null.
 
-use super::super::json;
+use crate::json;
 use half::f16;
 use jiff::Timestamp;
 use jiff::civil::{Date, Time};

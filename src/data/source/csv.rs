@@ -2,8 +2,11 @@
 //!
 //! Every column is text, because inferring types would turn an answer `007` into 7.
 
-use super::columnar::{DecodedColumn, emit_rows, polars_error};
-use super::{BOM, CHUNK_BYTES, ChunkSink, ColumnSelection, FileSegment, ReadCounts, open};
+use super::columnar::{DecodedColumn, emit_rows};
+use super::decoder::polars_error;
+use super::file::{BOM, open};
+use super::raw_row::{CHUNK_BYTES, ChunkSink, ColumnSelection, ReadCounts};
+use super::segment::FileSegment;
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
 use polars::prelude::*;

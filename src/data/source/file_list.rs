@@ -1,6 +1,6 @@
 //! Lists the files of a source, which may be a file, a folder or a pattern.
 
-use super::{EXTENSIONS, extension};
+use super::file::{EXTENSIONS, extension};
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
 use serde::Deserialize;

@@ -1,7 +1,8 @@
 //! Reads JSON Lines files. Rows are passed on as text; blank lines are skipped and counted.
 
-use super::{BOM, CHUNK_BYTES, CHUNK_ROWS, ChunkSink, FileSegment, RawRow, ReadCounts, RowBody, open};
-use crate::data::record::RowPlace;
+use super::file::{BOM, open};
+use super::raw_row::{CHUNK_BYTES, CHUNK_ROWS, ChunkSink, RawRow, ReadCounts, RowBody, RowPlace};
+use super::segment::FileSegment;
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};

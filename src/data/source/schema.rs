@@ -5,7 +5,7 @@
 //! buffers, so that polars can skip them. Wide decimals are declared as bytes, which `cells` converts.
 
 use super::cells;
-use super::columnar::catch_decoder_panic;
+use super::decoder::catch_decoder_panic;
 use polars_arrow::io::ipc::read::{self as ipc_read, FileMetadata, StreamMetadata};
 use polars_arrow_format::ipc::planus::{Builder, ReadAsRoot};
 use polars_arrow_format::ipc::{

@@ -1,7 +1,8 @@
 //! Reads JSON files without one row per line: a list of objects, objects of several lines each, or several such values
 //! one after another. The file is split into its values here; their content is parsed elsewhere.
 
-use super::{BOM, CHUNK_BYTES, CHUNK_ROWS, ChunkSink, RawRow, ReadCounts, RowBody, open};
+use super::file::{BOM, open};
+use super::raw_row::{CHUNK_BYTES, CHUNK_ROWS, ChunkSink, RawRow, ReadCounts, RowBody};
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
 use std::fs::File;

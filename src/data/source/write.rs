@@ -1,9 +1,10 @@
 //! Writes rows to files: JSON Lines row by row, or Parquet with polars.
 
-use super::columnar::polars_error;
-use crate::data::json;
+use super::decoder::polars_error;
+use super::file::extension;
 use crate::error::{Error, Result};
 use crate::fsutil::{FileAccess, io_error, write_atomic_for};
+use crate::json;
 use polars::prelude::*;
 use serde_json::Value;
 use std::io::{Cursor, Write};
@@ -30,7 +31,7 @@ fn write_rows(
     path: &Path,
     fill: impl FnOnce(&mut dyn FnMut(&Value) -> Result<()>) -> Result<()>,
 ) -> Result<()> {
-    match super::extension(path).as_str() {
+    match extension(path).as_str() {
         "jsonl" | "ndjson" => {
             let mut failed = None;
             let lines = write_atomic_for(access, path, |out| {

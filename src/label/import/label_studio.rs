@@ -7,7 +7,7 @@ use super::{
     AnswerPick, ImportedAnswer, ImportedRow, LabelImportOptions, as_messages, new_prompt, own_id, pairwise_verdicts,
     parse_pick, prompt_and_answer_fields,
 };
-use crate::data::record::RowColumns;
+use crate::data::source::RowColumns;
 use crate::error::{Error, Result};
 use serde_json::Value;
 

@@ -9,11 +9,10 @@ mod rows;
 
 use super::record::{AnnotatorKind, JsonMap, NewCandidate, NewPair, NewPrompt, NewVote, VoteChoice};
 use super::store::Store;
-use crate::data::json;
-use crate::data::record::RowPlace;
-use crate::data::scrub::Scrubber;
-use crate::data::source::{self, ColumnSelection};
+use crate::data::source::{self, ColumnSelection, RowPlace};
 use crate::error::{Context, Error, Result};
+use crate::json;
+use crate::scrub::Scrubber;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::Path;

@@ -2,9 +2,10 @@
 //! pair.
 
 use super::{ImportedAnswer, ImportedRow, LabelImportOptions, new_prompt, own_id};
-use crate::data::detect::{RowPurpose, detect};
-use crate::data::record::{self, Record, RowColumns, RowPlace};
-use crate::data::{AnswerContent as Said, PromptContent};
+use crate::data::rows::{
+    AnswerContent as Said, ChatMessage, PromptContent, Record, RowPurpose, detect_format, read_record,
+};
+use crate::data::source::{RowColumns, RowPlace};
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
 
@@ -31,8 +32,8 @@ pub fn item(mut columns: RowColumns, options: &LabelImportOptions, place: RowPla
     }
     let pair = columns.contains_key("chosen") && columns.contains_key("rejected");
     let want = if pair { RowPurpose::Pairs } else { RowPurpose::Prompts };
-    let format = detect(&columns, want, place.path).map_err(|e| e.context(place.line))?;
-    let (messages, ended) = split_record(record::read_record(columns.clone(), format, place)?, place)?;
+    let format = detect_format(&columns, want, place.path).map_err(|e| e.context(place.line))?;
+    let (messages, ended) = split_record(read_record(columns.clone(), format, place)?, place)?;
     let mut answers = listed_answers(&mut columns, options, place)?;
     let said = columns.get("source").or_else(|| columns.get("model")).and_then(Value::as_str).map(String::from);
     let source = said.or_else(|| options.source.clone()).unwrap_or_else(|| "imported".into());
@@ -104,12 +105,12 @@ fn listed_answers(
 
 /// Splits a record into the messages up to its answer and the answers that it ends in.
 fn split_record(record: Record, place: RowPlace) -> Result<(Value, Vec<String>)> {
-    let talk = |mut messages: Vec<record::ChatMessage>| {
+    let talk = |mut messages: Vec<ChatMessage>| {
         let answer = messages.pop_if(|m| m.role == "assistant").map(|m| m.content);
         (messages, answer)
     };
     let asked = |asked: PromptContent| match asked {
-        PromptContent::Text(text) => vec![record::ChatMessage::new("user", text)],
+        PromptContent::Text(text) => vec![ChatMessage::new("user", text)],
         PromptContent::Talk(talk) => talk.messages,
     };
     let said = |answer: Said| match answer {
@@ -137,7 +138,7 @@ fn split_record(record: Record, place: RowPlace) -> Result<(Value, Vec<String>)>
     if messages.iter().all(|m| m.content.trim().is_empty() && m.extra.is_empty()) {
         return Err(Error::user(format!("{place}: the prompt is empty")).hint("remove the row, or add a prompt"));
     }
-    Ok((json!(messages.iter().map(record::ChatMessage::to_json).collect::<Vec<_>>()), answers))
+    Ok((json!(messages.iter().map(ChatMessage::to_json).collect::<Vec<_>>()), answers))
 }
 
 #[cfg(test)]

@@ -8,8 +8,7 @@
 
 use super::cache::teacher_hash;
 use super::spec::{DistillSpec, GenerateSpec, TeacherSpec};
-use crate::data::PromptSet;
-use crate::data::prompts::PromptLimits;
+use crate::data::dataset::{PromptLimits, PromptSet};
 use crate::error::{Error, Result};
 use crate::methods::DataContext;
 use crate::methods::rollout::{RolloutSampler, SampledAnswer, SamplingSpec, check_reward_models};

@@ -6,7 +6,9 @@
 //! (seed, step).
 
 use super::spec::OnPolicySpec;
-use crate::data::{ChatTokenizer, Dataset, Example};
+use crate::data::chat::ChatTokenizer;
+use crate::data::dataset::Dataset;
+use crate::data::encode::Example;
 use crate::error::{Error, Result};
 use crate::generate::engine::complete;
 use crate::generate::settings::GenerationSettings;

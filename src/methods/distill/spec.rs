@@ -1,6 +1,6 @@
 //! The recipe's section for distillation.
 
-use crate::data::Supervise;
+use crate::data::encode::Supervise;
 use crate::models::Dtype;
 use crate::rewards::spec::RewardSourceSpec;
 use schemars::JsonSchema;

@@ -3,7 +3,8 @@
 use super::cache::{self, PART, TeacherCacheOrigin, TeacherCacheWriter, TopTokens};
 use super::spec::DistillSpec;
 use super::teacher::{self, TeacherModels};
-use crate::data::{self, Dataset};
+use crate::data::dataset::Dataset;
+use crate::data::encode::Example;
 use crate::error::{Error, Result};
 use crate::methods::sft::SupervisedBatch;
 use crate::methods::{DataContext, Split};
@@ -49,7 +50,7 @@ pub fn fill_cache(
     }
     spec.teachers.iter().try_for_each(|t| teacher::check_vocabulary(&t.path, &ground.tokenizer))?;
     let teachers = TeacherModels::load(spec, &ground.tokenizer, device, kind)?;
-    let (train, valid) = ground.open::<data::Example>(spec.supervise)?;
+    let (train, valid) = ground.open::<Example>(spec.supervise)?;
     let tokens = train.summary.supervised_tokens + valid.as_ref().map_or(0, |v| v.summary.supervised_tokens);
     let bytes = cache::bytes(tokens as u64, k);
     report::info(format!(

@@ -4,7 +4,7 @@
 //! Several teachers are averaged as distributions, not as logits.
 
 use super::spec::{DistillSpec, TeacherSpec};
-use crate::data::ChatTokenizer;
+use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::methods::sft::SupervisedBatch;
 use crate::models::{self, Activations, Config, Model};

@@ -5,7 +5,9 @@
 //! more tokens, the rest is compared with nothing.
 
 use super::teacher::{TeacherModels, TeacherOutputs};
-use crate::data::{ChatTokenizer, Dataset, Example};
+use crate::data::chat::ChatTokenizer;
+use crate::data::dataset::Dataset;
+use crate::data::encode::Example;
 use crate::error::{Error, Result};
 use crate::methods::sft::SupervisedBatch;
 use crate::methods::{BatchIndices, DataContext, Split};
@@ -21,7 +23,11 @@ pub struct TeacherRows {
 
 impl TeacherRows {
     /// Reads the rows of `ground` with the teacher's tokenizer and template.
-    pub fn open(teacher: &std::path::Path, ground: &DataContext, supervise: crate::data::Supervise) -> Result<Self> {
+    pub fn open(
+        teacher: &std::path::Path,
+        ground: &DataContext,
+        supervise: crate::data::encode::Supervise,
+    ) -> Result<Self> {
         let tokenizer = Rc::new(ChatTokenizer::load(teacher, None)?);
         let ground = DataContext { tokenizer: tokenizer.clone(), model: teacher, ..ground.clone() };
         let (train, valid) = ground.open(supervise)?;

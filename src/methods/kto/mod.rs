@@ -13,7 +13,9 @@ use super::pairs::PackedAnswers;
 use super::preference_alarms::PreferenceMonitor;
 use super::reference::{ReferenceRequest, ReferenceScorer, ReferenceSettings};
 use super::{Alarm, BatchIndices, DataContext, Means, MethodRows, MicroBatch, Objective, Split};
-use crate::data::{self, Dataset, Example, Supervise, UnpairedExample};
+use crate::data::batch;
+use crate::data::dataset::Dataset;
+use crate::data::encode::{Example, Supervise, UnpairedExample};
 use crate::error::{Error, Result};
 use crate::models::{Loss, Metrics, Model, Output};
 use crate::nn::Tokens;
@@ -88,7 +90,7 @@ impl Kto {
             let policy = model.infer(&answers.tokens, |out| answers.spans.scores(out).log_probs)?;
             Ok(policy - self.source.log_probs_of(MISMATCHED, model, &answers, split, &items)?)
         };
-        data::pack(&lengths, &order, self.budget.max(self.max_len)).into_iter().map(ratios).collect()
+        batch::pack(&lengths, &order, self.budget.max(self.max_len)).into_iter().map(ratios).collect()
     }
 }
 

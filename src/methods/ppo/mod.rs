@@ -31,7 +31,7 @@ use super::rollout::{
     self, HeldOutPrompts, PromptData, RolloutSampler, SampledAnswer, packed, reference_log_probs, stats,
 };
 use super::{Alarm, Means, Method, SamplePrompt, SelectionMetric, TrainingStep};
-use crate::data::{Loader, LoaderCursor};
+use crate::data::batch::{Loader, LoaderCursor};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::rng;

@@ -4,7 +4,7 @@ use super::spec::{KlPlace, PpoSpec, ValueSpec};
 use super::{KEYS, Ppo, VALUE, kl::KlEstimator};
 use crate::adapters::spec::Targets;
 use crate::adapters::{AdapterSpec, LoraSpec};
-use crate::data::PromptSet;
+use crate::data::dataset::PromptSet;
 use crate::error::{Error, Result};
 use crate::methods::reference::ReferenceModel;
 use crate::methods::rollout::{self, HeldOutPrompts, PromptRows, RolloutSampler};

@@ -12,7 +12,7 @@
 //! for DPO. Equal to TRL's RewardTrainer if e = 0; TRL has no smoothing.
 
 use super::spec::{MarginChoice, RewardMethodSpec};
-use crate::data::PairExample;
+use crate::data::encode::PairExample;
 use crate::methods::MicroBatch;
 use crate::models::{Loss, Metrics, Output};
 use crate::nn::Tokens;

@@ -14,7 +14,9 @@ pub use spec::{MarginChoice, RewardMethodSpec};
 
 use super::fixed::FixedDataRows;
 use super::{Alarm, BatchIndices, DataContext, Means, MethodRows, MicroBatch, Objective};
-use crate::data::{ChatTokenizer, Dataset, PairExample, Supervise};
+use crate::data::chat::ChatTokenizer;
+use crate::data::dataset::Dataset;
+use crate::data::encode::{PairExample, Supervise};
 use crate::error::Result;
 use crate::fsutil::write_json;
 use crate::models::{Model, reward};

@@ -1,7 +1,7 @@
 //! Packs samples into rows and computes log-probabilities of their answers the way training does.
 
 use super::SampledAnswer;
-use crate::data;
+use crate::data::batch;
 use crate::error::Result;
 use crate::methods::reference::ReferenceModel;
 use crate::models::Model;
@@ -59,7 +59,7 @@ impl PackedSamples {
 pub fn pack_rows(samples: &[SampledAnswer], order: &[usize], budget: usize) -> Vec<Vec<usize>> {
     let lengths: Vec<u32> = samples.iter().map(|s| s.ids.len() as u32).collect();
     let order: Vec<u32> = order.iter().map(|i| *i as u32).collect();
-    data::pack(&lengths, &order, budget)
+    batch::pack(&lengths, &order, budget)
 }
 
 /// Log-probabilities of each answer's tokens, and the entropy of their distributions if it was requested.

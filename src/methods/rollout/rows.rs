@@ -5,9 +5,12 @@ use super::sampling_method::{RolloutPlan, SamplingMethod};
 use super::spec::SamplingSpec;
 use super::{HeldOutPrompts, RolloutSampler, reward_models};
 use crate::adapters::AdapterSpec;
-use crate::data::prompts::PromptLimits;
-use crate::data::quality::{self, Duplicates, SplitOverlap};
-use crate::data::{BatchPlan, ChatTokenizer, Example, Loader, PromptSet, SourceList};
+use crate::data::batch::{BatchPlan, Loader};
+use crate::data::chat::ChatTokenizer;
+use crate::data::dataset::{PromptLimits, PromptSet};
+use crate::data::encode::Example;
+use crate::data::inspect::{self, Duplicates, SplitOverlap};
+use crate::data::rows::SourceList;
 use crate::error::{Error, Result};
 use crate::methods::{DataContext, Method, MethodRows, SamplePrompt, SplitStatistics};
 use crate::models::Model;
@@ -127,12 +130,12 @@ pub fn sample_prompts(
     most: usize,
 ) -> Vec<SamplePrompt> {
     let prompts = valid.filter(|v| !v.is_empty()).unwrap_or(train);
-    let answer = |row: &crate::data::PromptRow| {
-        let text = row.columns.get(crate::data::prompts::ANSWER_COLUMN)?.as_str()?;
+    let answer = |row: &crate::data::dataset::PromptRow| {
+        let text = row.columns.get(crate::data::dataset::ANSWER_COLUMN)?.as_str()?;
         tokenizer.encode(text).ok()
     };
     let prompt = |row| -> SamplePrompt {
-        let row: &crate::data::PromptRow = row;
+        let row: &crate::data::dataset::PromptRow = row;
         SamplePrompt { ids: row.ids.clone(), answer: answer(row).unwrap_or_default() }
     };
     prompts.rows.iter().take(most).map(prompt).collect()
@@ -158,15 +161,15 @@ impl MethodRows for PromptRows {
     }
 
     fn duplicates(&self) -> Duplicates {
-        quality::find_duplicates(&*self.prompted.train)
+        inspect::find_duplicates(&*self.prompted.train)
     }
 
     fn overlap(&self) -> Option<SplitOverlap> {
-        self.prompted.valid.as_ref().map(|valid| quality::find_overlap(&*self.prompted.train, &**valid))
+        self.prompted.valid.as_ref().map(|valid| inspect::find_overlap(&*self.prompted.train, &**valid))
     }
 
     fn preview(&self, most: usize) -> Result<Vec<Example>> {
-        let example = |row: &crate::data::PromptRow| Example {
+        let example = |row: &crate::data::dataset::PromptRow| Example {
             ids: row.ids.clone(),
             supervised: vec![false; row.ids.len()],
             line: row.line,

@@ -1,7 +1,8 @@
 //! Samples answers to prompts with the KV cache (continuous batching) and has them rewarded.
 
 use super::{SampledAnswer, SamplingSpec};
-use crate::data::{ChatTokenizer, PromptSet};
+use crate::data::chat::ChatTokenizer;
+use crate::data::dataset::PromptSet;
 use crate::error::{Error, Result};
 use crate::generate::answer::StopReason;
 use crate::generate::engine::{BatchLimits, Engine, FinishedAnswer, GenerationRequest};

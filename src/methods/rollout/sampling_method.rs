@@ -16,7 +16,7 @@ use super::sample_state::{self, StateTensors};
 use super::{
     HeldOutPrompts, LimitSpec, RolloutMonitor, RolloutSampler, SampledAnswer, log_probs, reference_log_probs, stats,
 };
-use crate::data::{Loader, LoaderCursor};
+use crate::data::batch::{Loader, LoaderCursor};
 use crate::error::{Error, Result};
 use crate::methods::reference::ReferenceModel;
 use crate::methods::{Alarm, Means, Method, MicroBatch, SamplePrompt, SelectionMetric, TrainingStep};

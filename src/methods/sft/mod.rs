@@ -8,7 +8,7 @@ pub use spec::SftSpec;
 
 use super::fixed::FixedDataRows;
 use super::{BatchIndices, DataContext, MethodRows, MicroBatch, Objective};
-use crate::data::Example;
+use crate::data::encode::Example;
 use crate::error::Result;
 use crate::models::{Loss, Metrics, Model, Output};
 use crate::nn::Tokens;

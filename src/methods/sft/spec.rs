@@ -1,6 +1,6 @@
 //! The recipe's section for supervised fine-tuning.
 
-use crate::data::Supervise;
+use crate::data::encode::Supervise;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

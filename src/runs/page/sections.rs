@@ -3,7 +3,7 @@
 
 use super::chart::{Chart, Series, SeriesStyle, histogram};
 use super::{escape, name as named, text as shown};
-use crate::data::ChatTurn;
+use crate::data::chat::ChatTurn;
 use crate::recipe::{Plan, keys};
 use crate::report;
 use crate::runs::diagnose::{Diagnosis, DiagnosisId, DiagnosisInput, diagnose};

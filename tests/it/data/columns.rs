@@ -5,6 +5,11 @@ use crate::support::command;
 use crate::support::fixture;
 use crate::support::rows::{says, user};
 use ft::data::{self, Record, RowFormat, SourceSpec, json, source, survey};
+use ft::data::chat::ChatTemplate;
+use ft::data::inspect::survey_file;
+use ft::data::rows::{Record, RowFormat, RowPurpose, RowReader, SourceSpec, read_rows};
+use ft::data::source;
+use ft::json;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +19,7 @@ fn column_file(name: &str) -> PathBuf {
 
 fn rows(path: &Path) -> Vec<Record> {
     let files = source::files(path).unwrap();
-    let rows = files.iter().flat_map(|f| data::read_rows(f, RowFormat::Auto, None).unwrap().1);
+    let rows = files.iter().flat_map(|f| read_rows(f, RowFormat::Auto, None).unwrap().1);
     rows.map(|row| row.record).collect()
 }
 
@@ -44,7 +49,7 @@ fn unused_columns_may_have_any_type() {
         let path = column_file(name);
         let found = rows(&path);
         assert_eq!(found.iter().map(said).collect::<Vec<_>>(), [["q0", "a0"], ["q1", "a1"]], "{name}");
-        let seen = survey::survey_file(&path, &SourceSpec::file(&path, RowFormat::Auto), 1).unwrap();
+        let seen = survey_file(&path, &SourceSpec::file(&path, RowFormat::Auto), 1).unwrap();
         assert_eq!((seen.rows, seen.bad, seen.used_columns), (2, 0, vec!["messages".to_string()]), "{name}");
         assert!(seen.unused_columns.len() > 55 && seen.unused_columns.contains(&"decimal256".into()), "{name}");
         // Reading all columns fails with the name of the column that cannot be read.
@@ -96,7 +101,7 @@ fn files_and_folders_of_the_datasets_library_are_read() {
 #[test]
 fn a_pandas_frame_with_categories_is_read() {
     let path = column_file("pandas.parquet");
-    let seen = survey::survey_file(&path, &SourceSpec::file(&path, RowFormat::Auto), 3).unwrap();
+    let seen = survey_file(&path, &SourceSpec::file(&path, RowFormat::Auto), 3).unwrap();
     assert_eq!(seen.format, RowFormat::Unpaired);
     assert_eq!((seen.rows, seen.bad), (3, 1), "{:?}", seen.bad_rows);
     assert!(seen.bad_rows[0].contains("pandas.parquet:2") && seen.bad_rows[0].contains("`label` is null"));
@@ -114,7 +119,7 @@ fn file(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
 #[track_caller]
 fn refused(name: &str, text: &str, words: &[&str]) {
     let (_folder, path) = file(name, text);
-    let e = data::read_rows(&path, RowFormat::Auto, None).map(|(format, _)| format).unwrap_err();
+    let e = read_rows(&path, RowFormat::Auto, None).map(|(format, _)| format).unwrap_err();
     for word in words {
         assert!(e.to_string().contains(word), "{name}: no {word:?} in: {e}");
     }
@@ -163,8 +168,7 @@ fn labels_are_read_or_refused_and_never_ignored() {
 }
 
 fn rows_wanted(path: &Path) -> ft::error::Result<Vec<Record>> {
-    let reading =
-        data::row_reader::RowReader::of(path, &SourceSpec::file(path, RowFormat::Auto), data::RowPurpose::Verdicts)?;
+    let reading = RowReader::of(path, &SourceSpec::file(path, RowFormat::Auto), RowPurpose::Verdicts)?;
     let mut all = Vec::new();
     source::for_each_selected_chunk(reading.wanted(), path, None, |chunk| {
         all.extend(reading.rows(chunk, path)?.into_iter().map(|row| row.record));
@@ -189,7 +193,7 @@ fn rows_of_several_kinds_may_share_columns() {
     ];
     for (filled, format) in formats {
         let (_folder, path) = file("rows.jsonl", &row(filled));
-        assert_eq!(survey::survey_file(&path, &SourceSpec::file(&path, RowFormat::Auto), 0).unwrap().format, format);
+        assert_eq!(survey_file(&path, &SourceSpec::file(&path, RowFormat::Auto), 0).unwrap().format, format);
     }
 }
 
@@ -208,10 +212,10 @@ fn json_over_several_lines_is_read() {
     ];
     for (name, text, lines) in sound {
         let (_folder, path) = file(name, &text);
-        let (_, found) = data::read_rows(&path, RowFormat::Auto, None).unwrap();
+        let (_, found) = read_rows(&path, RowFormat::Auto, None).unwrap();
         assert_eq!(found.iter().map(|r| r.line).collect::<Vec<_>>(), lines, "{name}");
         assert!(found.iter().all(|r| said(&r.record) == ["q", "a}]{["]), "{name}");
-        assert_eq!(data::read_rows(&path, RowFormat::Auto, Some(1)).unwrap().1.len(), 1, "{name}");
+        assert_eq!(read_rows(&path, RowFormat::Auto, Some(1)).unwrap().1.len(), 1, "{name}");
     }
 }
 
@@ -296,7 +300,7 @@ fn large_and_precise_numbers_are_written_unchanged() {
     assert!(!ft(folder.path(), &["data", "scrub", "rows.jsonl", "--out", "s.parquet"]).0);
     // The text that a chat template renders.
     let template = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}|{{ c.function.arguments.id }}{% endfor %}{% endfor %}";
-    let template = data::template::ChatTemplate::compile("t", template, &Map::new()).unwrap();
+    let template = ChatTemplate::compile("t", template, &Map::new()).unwrap();
     let Record::Messages(talk) = &rows(&path)[0] else { panic!() };
     let spaced = arguments.replace(':', ": ").replace(',', ", ");
     assert_eq!(template.render(talk, 2, false).unwrap(), format!("{spaced}|12345678901234567890123"));
@@ -313,7 +317,7 @@ fn tool_arguments_as_json_text_suit_both_kinds_of_template() {
     };
     let render = |arguments: Value, written: &str| {
         let source = format!("{{% for c in messages[1].tool_calls %}}{written}{{% endfor %}}");
-        let template = data::template::ChatTemplate::compile("t", &source, &Map::new()).unwrap();
+        let template = ChatTemplate::compile("t", &source, &Map::new()).unwrap();
         template.render(&call(arguments), 2, false)
     };
     let (text, object) = (json!("{\"city\":  \"Köln\"}"), json!({ "city": "Köln" }));

@@ -5,6 +5,11 @@ use crate::support::files::jsonl;
 use crate::support::fixture;
 use crate::support::rows::{talk, tiny_tokenizer, with_template};
 use ft::data::{self, ChatTokenizer, Dataset, EncodeOptions, Example, Overflow, Record, RowFormat, Supervise, quality};
+use ft::data::chat::ChatTokenizer;
+use ft::data::dataset::{self, Dataset, EncodeOptions, Overflow};
+use ft::data::encode::{Example, Supervise};
+use ft::data::inspect;
+use ft::data::rows::{Record, RowFormat, read_rows};
 use ft::error::{Error, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -43,13 +48,13 @@ fn all(dataset: &Dataset) -> Vec<Example> {
 fn load_rows(rows: &[Value], tokenizer: &ChatTokenizer, options: &EncodeOptions) -> Result<Dataset> {
     let scratch = Scratch::new();
     let text: String = jsonl(rows);
-    data::load(&scratch.file("rows.jsonl", text), RowFormat::Auto, None, tokenizer, options)
+    dataset::load(&scratch.file("rows.jsonl", text), RowFormat::Auto, None, tokenizer, options)
 }
 
 /// Returns the text of each example with the tokens that are trained on between « and ».
 fn masks(rows: &[Value], tokenizer: &ChatTokenizer, supervise: Supervise) -> Result<Vec<String>> {
     let dataset = load_rows(rows, tokenizer, &EncodeOptions { supervise, ..options() })?;
-    all(&dataset).iter().map(|e| quality::preview(e, tokenizer, false)).collect()
+    all(&dataset).iter().map(|e| inspect::preview(e, tokenizer, false)).collect()
 }
 
 #[test]
@@ -57,7 +62,7 @@ fn token_ids_equal_transformers() {
     let tokenizer = tiny_tokenizer();
     let expected: Value = serde_json::from_str(&std::fs::read_to_string(fixture("rows/ids.json")).unwrap()).unwrap();
     let last = EncodeOptions { supervise: Supervise::Last, ..options() };
-    let chat = data::load(&own("chat.jsonl"), RowFormat::Auto, None, &tokenizer, &last).unwrap();
+    let chat = dataset::load(&own("chat.jsonl"), RowFormat::Auto, None, &tokenizer, &last).unwrap();
     assert_eq!(chat.len(), expected["chat"].as_array().unwrap().len());
     for (example, row) in all(&chat).iter().zip(expected["chat"].as_array().unwrap()) {
         assert_eq!(json!(example.ids), row[0]);
@@ -140,11 +145,11 @@ fn templates_that_drop_earlier_thinking_give_one_example_per_turn() {
 #[test]
 fn tool_calls_are_trained_on_and_tool_results_are_not() {
     let tokenizer = with_template("thinking.jinja").unwrap();
-    let (format, rows) = data::read_rows(&fixture("rows/messages.jsonl"), RowFormat::Auto, None).unwrap();
+    let (format, rows) = read_rows(&fixture("rows/messages.jsonl"), RowFormat::Auto, None).unwrap();
     assert_eq!(format, RowFormat::Messages);
     assert_eq!(rows.len(), 3);
-    let dataset = data::load(&fixture("rows/messages.jsonl"), format, None, &tokenizer, &options()).unwrap();
-    let texts: Vec<String> = all(&dataset).iter().map(|e| quality::preview(e, &tokenizer, false).unwrap()).collect();
+    let dataset = dataset::load(&fixture("rows/messages.jsonl"), format, None, &tokenizer, &options()).unwrap();
+    let texts: Vec<String> = all(&dataset).iter().map(|e| inspect::preview(e, &tokenizer, false).unwrap()).collect();
     let whole = texts.join("\n====\n");
     assert!(whole.contains("«<think>\n\n</think>\n\n<tool_call>\n{\"name\": \"find_room\", \"arguments\": {\"day\": \"Mon\"}}\n</tool_call><|im_end|>»"), "{whole}");
     assert!(whole.contains("<tool_response>\n3\n</tool_response><|im_end|>\n<|im_start|>assistant\n«<think>\n\n</think>\n\nRoom 3.<|im_end|>»"), "{whole}");
@@ -221,7 +226,7 @@ fn a_token_across_prompt_and_answer_is_split() {
     let prompt = tokenizer.encode("user: a<|im_end|>\nassistant: ").unwrap();
     assert!(example.ids.starts_with(&prompt), "the example does not start with the ids of the prompt alone");
     assert_eq!(
-        quality::preview(example, &tokenizer, false).unwrap(),
+        inspect::preview(example, &tokenizer, false).unwrap(),
         "user: a<|im_end|>\nassistant: «the answer<|im_end|>»\n"
     );
     assert!(dataset.summary.warnings().iter().any(|w| w.contains("encoded apart")));
@@ -231,7 +236,7 @@ fn a_token_across_prompt_and_answer_is_split() {
 fn every_file_format_gives_the_same_rows() {
     let tokenizer = with_template("thinking.jinja").unwrap();
     let load =
-        |name: &str| data::load(&fixture("rows").join(name), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
+        |name: &str| dataset::load(&fixture("rows").join(name), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
     let lines = load("messages.jsonl");
     for name in ["messages.json", "messages.parquet", "messages.arrow", "messages_stream.arrow"] {
         let other = load(name);
@@ -240,10 +245,10 @@ fn every_file_format_gives_the_same_rows() {
         assert_eq!(other.summary.rows, 3);
     }
     let first =
-        data::load(&fixture("rows/messages.parquet"), RowFormat::Auto, Some(1), &tokenizer, &options()).unwrap();
+        dataset::load(&fixture("rows/messages.parquet"), RowFormat::Auto, Some(1), &tokenizer, &options()).unwrap();
     assert_eq!(all(&first), all(&lines)[..1]);
     assert_eq!(first.summary.rows, 1);
-    let (format, rows) = data::read_rows(&fixture("rows/alpaca.csv"), RowFormat::Auto, None).unwrap();
+    let (format, rows) = read_rows(&fixture("rows/alpaca.csv"), RowFormat::Auto, None).unwrap();
     assert_eq!(format, RowFormat::Alpaca);
     let Record::Alpaca(first) = &rows[0].record else { panic!("{rows:?}") };
     assert_eq!((first.input.as_deref(), first.output.as_str()), (Some("3, 4"), "007"));
@@ -298,14 +303,14 @@ fn shipped_data_sets_load() {
         ("instruction.jsonl", RowFormat::Alpaca, 50),
         ("text.jsonl", RowFormat::Text, 50),
     ] {
-        let dataset = data::load(&own(name), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
+        let dataset = dataset::load(&own(name), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
         assert_eq!((dataset.summary.format, dataset.summary.rows, dataset.len()), (format, rows, rows), "{name}");
         assert_eq!(dataset.summary.tokens, all(&dataset).iter().map(|e| e.ids.len()).sum::<usize>());
-        assert_eq!(quality::find_duplicates(&dataset).groups, 0, "{name}");
+        assert_eq!(inspect::find_duplicates(&dataset).groups, 0, "{name}");
         assert!(all(&dataset).iter().all(|e| !e.supervised[0] && e.target_count() > 0));
     }
     for (name, says) in [("preference.jsonl", "preference pairs"), ("prompts.jsonl", "prompts without answers")] {
-        let e = data::read_rows(&own(name), RowFormat::Auto, None).unwrap_err();
+        let e = read_rows(&own(name), RowFormat::Auto, None).unwrap_err();
         assert!(e.message().contains(says), "{e}");
     }
 }
@@ -403,7 +408,7 @@ fn hostile_files_end_in_one_clear_error() {
     let tokenizer = tiny_tokenizer();
     for (name, bytes, says) in cases {
         let path = scratch.file(name, bytes);
-        let e: Error = match data::load(&path, RowFormat::Auto, None, &tokenizer, &options()) {
+        let e: Error = match dataset::load(&path, RowFormat::Auto, None, &tokenizer, &options()) {
             Ok(dataset) => panic!("{name} was read: {:?}", dataset.summary),
             Err(e) => e,
         };
@@ -412,8 +417,8 @@ fn hostile_files_end_in_one_clear_error() {
             assert!(e.message().contains(words), "{name}: expected {words:?} in {:?}", e.message());
         }
     }
-    let e =
-        data::load(&scratch.0.path().join("absent.jsonl"), RowFormat::Auto, None, &tokenizer, &options()).unwrap_err();
+    let e = dataset::load(&scratch.0.path().join("absent.jsonl"), RowFormat::Auto, None, &tokenizer, &options())
+        .unwrap_err();
     assert!(e.message().contains("absent.jsonl"), "{e}");
 }
 
@@ -423,16 +428,17 @@ fn unusual_but_valid_files_are_read() {
     let tokenizer = tiny_tokenizer();
     let row = r#"{"messages": [{"role": "user", "content": "ä\ud83d\ude42"}, {"role": "assistant", "content": "b"}]}"#;
     let text = format!("\u{feff}{row}\r\n\r\n{row}\r\n{row}");
-    let dataset = data::load(&scratch.file("odd.jsonl", text), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
+    let dataset =
+        dataset::load(&scratch.file("odd.jsonl", text), RowFormat::Auto, None, &tokenizer, &options()).unwrap();
     assert_eq!((dataset.summary.rows, dataset.summary.blank_lines), (3, 1));
     assert_eq!(all(&dataset).iter().map(|e| e.line).collect::<Vec<_>>(), [1, 3, 4]);
-    let same = quality::find_duplicates(&dataset);
+    let same = inspect::find_duplicates(&dataset);
     let lines: Vec<&str> = same.first[0].iter().map(|place| place.rsplit(':').next().unwrap()).collect();
     assert_eq!((same.groups, same.superfluous, lines), (1, 2, vec!["1", "3", "4"]));
-    assert!(quality::preview(&all(&dataset)[0], &tokenizer, false).unwrap().contains("ä🙂"));
+    assert!(inspect::preview(&all(&dataset)[0], &tokenizer, false).unwrap().contains("ä🙂"));
     let array = format!("\u{feff} [{row},\n{row}]\n");
     assert_eq!(
-        data::load(&scratch.file("odd.json", array), RowFormat::Auto, None, &tokenizer, &options())
+        dataset::load(&scratch.file("odd.json", array), RowFormat::Auto, None, &tokenizer, &options())
             .unwrap()
             .summary
             .rows,
@@ -441,12 +447,12 @@ fn unusual_but_valid_files_are_read() {
     // Keys that first appear after 300 rows, later than a reader that infers a schema would look.
     let mut text = format!("{row}\n").repeat(300);
     text += r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}], "late": true}"#;
-    let (_, rows) = data::read_rows(&scratch.file("late.jsonl", text), RowFormat::Auto, None).unwrap();
+    let (_, rows) = read_rows(&scratch.file("late.jsonl", text), RowFormat::Auto, None).unwrap();
     let Record::Messages(talk) = &rows[300].record else { panic!() };
     assert_eq!(talk.messages[1].extra["tool_calls"][0]["function"]["name"], "f");
     // A line of 10 MB.
     let long = json!({ "text": "all work and no play ".repeat(500_000) }).to_string();
-    let (_, rows) = data::read_rows(&scratch.file("long.jsonl", long), RowFormat::Auto, None).unwrap();
+    let (_, rows) = read_rows(&scratch.file("long.jsonl", long), RowFormat::Auto, None).unwrap();
     assert!(matches!(&rows[0].record, Record::Text(text) if text.len() == 10_500_000));
 }
 

@@ -4,12 +4,14 @@
 use crate::support::files::jsonl;
 use crate::support::fixture;
 use crate::support::rows::{says, user};
-use ft::data::record::{self, RowPlace};
-use ft::data::{
-    AnswerContent, ChatTokenizer, Dataset, DatasetItem, EncodeOptions, Example, Overflow, PairExample, PromptContent,
-    PromptExample, Record, RowFormat, RowPurpose, SourceList, SourceSpec, Supervise, TokenCache, UnpairedExample,
-    detect,
+use ft::data::cache::TokenCache;
+use ft::data::chat::ChatTokenizer;
+use ft::data::dataset::{Dataset, DatasetItem, EncodeOptions, Overflow};
+use ft::data::encode::{Example, PairExample, PromptExample, Supervise, UnpairedExample};
+use ft::data::rows::{
+    AnswerContent, PromptContent, Record, RowFormat, RowPurpose, SourceList, SourceSpec, detect_format, read_record,
 };
+use ft::data::source::RowPlace;
 use ft::error::Result;
 use serde_json::{Value, json};
 
@@ -232,7 +234,7 @@ fn long_pairs_are_truncated_or_dropped() {
 fn the_purpose_of_rows_decides_between_formats() {
     let columns = |row: Value| row.as_object().unwrap().clone();
     let both = columns(json!({ "prompt": "q", "chosen": [], "rejected": [], "messages": [{ "role": "user" }] }));
-    let found = |want| detect::detect(&both, want, "rows.jsonl".as_ref()).map(RowFormat::name).unwrap_or("none");
+    let found = |want| detect_format(&both, want, "rows.jsonl".as_ref()).map(RowFormat::name).unwrap_or("none");
     assert_eq!(found(RowPurpose::Pairs), "preference");
     assert_eq!(found(RowPurpose::Anything), "preference");
     assert_eq!(found(RowPurpose::Answers), "messages");
@@ -240,7 +242,7 @@ fn the_purpose_of_rows_decides_between_formats() {
     assert_eq!(found(RowPurpose::Verdicts), "preference");
     let place = RowPlace { path: "rows.jsonl".as_ref(), line: 1 };
     let row = columns(json!({ "chosen": "The sky is blue", "rejected": "The sky is green" }));
-    let Record::Preference(pair) = record::read_record(row, RowFormat::Preference, place).unwrap() else { panic!() };
+    let Record::Preference(pair) = read_record(row, RowFormat::Preference, place).unwrap() else { panic!() };
     assert_eq!(pair.prompt, PromptContent::Text("The sky is".into()));
     assert_eq!(pair.chosen, AnswerContent::Text(" blue".into()));
 }

@@ -8,6 +8,13 @@ use ft::data::{
     BatchPlan, CacheChoice, ChatTokenizer, Dataset, EncodeOptions, Example, Loader, Overflow, RowFormat, SourceList,
     SourceSpec, Supervise, TokenCache, quality,
 };
+use ft::data::batch::{BatchPlan, Loader};
+use ft::data::cache::{CacheChoice, TokenCache};
+use ft::data::chat::ChatTokenizer;
+use ft::data::dataset::{Dataset, EncodeOptions, Overflow};
+use ft::data::encode::{Example, Supervise};
+use ft::data::inspect;
+use ft::data::rows::{RowFormat, SourceList, SourceSpec};
 use ft::error::Result;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -58,7 +65,7 @@ fn token_ids_are_cached_by_rows_and_settings() {
     let again = place.open(&path);
     assert_eq!((first.summary.tokenised_rows, again.summary.tokenised_rows), (50, 0));
     assert_eq!(first.to_vec().unwrap(), again.to_vec().unwrap());
-    let plain = ft::data::load(&path, RowFormat::Auto, None, &place.tokenizer, &options()).unwrap();
+    let plain = ft::data::dataset::load(&path, RowFormat::Auto, None, &place.tokenizer, &options()).unwrap();
     assert_eq!(plain.to_vec().unwrap(), again.to_vec().unwrap(), "cached or not, the tokens must be the same");
     assert_eq!(plain.summary.sha256, ft::fsutil::sha256(&path).unwrap());
     assert!(again.summary.line().contains("from the cache"));
@@ -143,10 +150,10 @@ fn several_files_are_read_one_after_the_other() {
     let first = SourceSpec { rows: Some(12), ..many("many") };
     assert_eq!(place.open_with(vec![first], &options()).unwrap().len(), 12);
     let same = place.open_with(vec![many("c.jsonl"), many("c.jsonl")], &options()).unwrap();
-    let found = quality::find_duplicates(&same);
+    let found = inspect::find_duplicates(&same);
     assert_eq!((found.groups, found.superfluous), (5, 5));
     assert!(found.first[0][0].ends_with("c.jsonl:1"), "{found:?}");
-    let overlap = quality::find_overlap(&place.open(&one), &same);
+    let overlap = inspect::find_overlap(&place.open(&one), &same);
     assert_eq!(overlap.rows, 10);
     assert!(overlap.first[0].0.ends_with("whole.jsonl:31") && overlap.first[0].1.ends_with("c.jsonl:1"));
 }

@@ -10,6 +10,13 @@ use ft::data::{
     self, ChatMessage, ChatTokenizer, Dataset, EncodeOptions, Overflow, RowFormat, RowNote, Supervise, TemplateOptions,
     quality,
 };
+use ft::data::cache::TokenCache;
+use ft::data::chat::{ChatTemplate, ChatTokenizer, RowNote, TemplateOptions};
+use ft::data::dataset::{self, Dataset, EncodeOptions, Overflow};
+use ft::data::encode::{PairExample, Supervise};
+use ft::data::inspect;
+use ft::data::rows::{ChatMessage, RowFormat, SourceList, SourceSpec};
+use ft::data::source::RowColumns;
 use ft::error::Result;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -27,13 +34,13 @@ fn load(rows: &[Value], tokenizer: &ChatTokenizer, supervise: Supervise) -> Resu
     let path = folder.path().join("rows.jsonl");
     std::fs::write(&path, jsonl(rows)).unwrap();
     let options = EncodeOptions { supervise, max_len: 8192, on_overflow: Overflow::Error, overflow_tolerance: 0.0 };
-    data::load(&path, RowFormat::Auto, None, tokenizer, &options)
+    dataset::load(&path, RowFormat::Auto, None, tokenizer, &options)
 }
 
 /// Returns the text of each example, with its trained tokens between « and ».
 fn masks(rows: &[Value], tokenizer: &ChatTokenizer) -> Result<Vec<String>> {
     let dataset = load(rows, tokenizer, Supervise::Assistant)?;
-    dataset.to_vec()?.iter().map(|e| quality::preview(e, tokenizer, false)).collect()
+    dataset.to_vec()?.iter().map(|e| inspect::preview(e, tokenizer, false)).collect()
 }
 
 fn notes(rows: &[Value], tokenizer: &ChatTokenizer) -> Vec<(RowNote, usize, usize)> {
@@ -231,7 +238,7 @@ fn content_in_parts_is_rendered_or_refused() {
 }
 
 /// Opens a preference row as training does.
-fn open_pair(row: &Value, tokenizer: &ChatTokenizer) -> ft::error::Result<Dataset<data::PairExample>> {
+fn open_pair(row: &Value, tokenizer: &ChatTokenizer) -> ft::error::Result<Dataset<PairExample>> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pairs.jsonl");
     std::fs::write(&path, row.to_string()).unwrap();
@@ -241,8 +248,8 @@ fn open_pair(row: &Value, tokenizer: &ChatTokenizer) -> ft::error::Result<Datase
         on_overflow: Overflow::Error,
         overflow_tolerance: 0.0,
     };
-    let sources = data::SourceList(vec![data::SourceSpec::file(&path, RowFormat::Auto)]);
-    Dataset::open(&sources, tokenizer, &options, &data::TokenCache::off())
+    let sources = SourceList(vec![SourceSpec::file(&path, RowFormat::Auto)]);
+    Dataset::open(&sources, tokenizer, &options, &TokenCache::off())
 }
 
 #[test]
@@ -288,7 +295,7 @@ fn a_system_message_in_the_last_turn_is_trained_on_as_generation_sees_it() {
     let pairs = open_pair(&pair, &tokenizer).unwrap();
     let sides = pairs.get(0).unwrap().sequences();
     assert_eq!(
-        quality::preview(&sides[1], &tokenizer, false).unwrap(),
+        inspect::preview(&sides[1], &tokenizer, false).unwrap(),
         "[INST] Be brief.\n\nOne[/INST]« one<|im_end|>»"
     );
 }
@@ -387,7 +394,7 @@ fn ids_equal_those_of_the_joined_text_if_a_prompt_ends_in_a_space() {
         let answer = tokenizer.decode(&example.ids[given..], true).unwrap();
         let shown = [completion, completion.strip_prefix(' ').unwrap_or(completion)];
         assert!(shown.contains(&answer.as_str()), "{text:?}: {answer:?}");
-        quality::preview(&example, &tokenizer, false).unwrap()
+        inspect::preview(&example, &tokenizer, false).unwrap()
     };
     assert!(pair("the ", "river").ends_with("the« river</s>»"));
     assert!(pair("the", " river").ends_with("the« river</s>»"));
@@ -414,7 +421,7 @@ fn ids_equal_those_of_the_joined_text_if_a_prompt_ends_in_a_space() {
     // A coloured shown shows a space as a dot, so that its side of the boundary is visible.
     let dataset =
         load(&[json!({ "prompt": "the", "completion": " river" })], &tokenizer, Supervise::Assistant).unwrap();
-    assert!(quality::preview(&dataset.get(0).unwrap(), &tokenizer, true).unwrap().contains("·river"));
+    assert!(inspect::preview(&dataset.get(0).unwrap(), &tokenizer, true).unwrap().contains("·river"));
 }
 
 #[test]

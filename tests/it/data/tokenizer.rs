@@ -4,8 +4,9 @@
 use crate::support::command::ft_here;
 use crate::support::command::stderr;
 use crate::support::{fixture, json};
-use ft::data::bpe::{self, BpeTraining};
-use ft::data::{ChatMessage, ChatTokenizer};
+use ft::data::chat::ChatTokenizer;
+use ft::data::rows::ChatMessage;
+use ft::data::tokenizer_files::{BpeTraining, TrainedBpe, train_bpe};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -93,9 +94,9 @@ fn training(files: &[&str], vocab_size: usize) -> BpeTraining {
     BpeTraining { files, vocab_size, special: Vec::new(), min_frequency: 2, chatml: false }
 }
 
-fn trained(training: &BpeTraining) -> (tempfile::TempDir, bpe::TrainedBpe) {
+fn trained(training: &BpeTraining) -> (tempfile::TempDir, TrainedBpe) {
     let folder = tempfile::tempdir().unwrap();
-    let done = bpe::train(training, folder.path()).unwrap();
+    let done = train_bpe(training, folder.path()).unwrap();
     (folder, done)
 }
 
@@ -138,7 +139,7 @@ fn plain_text_is_read_whole_and_merged_across_lines() {
     let tokenizer = ChatTokenizer::load(out.path(), None).unwrap();
     assert!(tokenizer.encode("\n\n").unwrap().len() == 1);
     std::fs::write(&file, b"good\nbad \xff\n").unwrap();
-    let e = bpe::train(&BpeTraining { files: vec![file], ..training(&[], 300) }, out.path()).unwrap_err();
+    let e = train_bpe(&BpeTraining { files: vec![file], ..training(&[], 300) }, out.path()).unwrap_err();
     assert!(e.message().contains("book.txt:2"), "{e}");
 }
 
@@ -224,7 +225,7 @@ fn with_added(case: &AddedCase) -> tempfile::TempDir {
     };
     let mut tokenizer: Value = json(file);
     if case.post {
-        tokenizer["post_processor"] = ft::data::added_tokens::around(Some(first), Some(last));
+        tokenizer["post_processor"] = ft::data::tokenizer_files::added_tokens::around(Some(first), Some(last));
     }
     more.push(("tokenizer.json", tokenizer));
     for (name, value) in more {

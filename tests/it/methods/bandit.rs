@@ -6,8 +6,10 @@
 
 use crate::support::rows::tiny_tokenizer;
 use crate::support::{self, fixture};
-use ft::data::prompts::PromptLimits;
-use ft::data::{BatchPlan, ChatTokenizer, Loader, Overflow, PromptSet, RowFormat, SourceList, SourceSpec};
+use ft::data::batch::{BatchPlan, Loader};
+use ft::data::chat::ChatTokenizer;
+use ft::data::dataset::{Overflow, PromptLimits, PromptSet};
+use ft::data::rows::{RowFormat, SourceList, SourceSpec};
 use ft::error::Result;
 use ft::methods::grpo::{Grpo, GrpoSpec};
 use ft::methods::rloo::{Rloo, RlooSpec};
@@ -68,7 +70,7 @@ pub fn arms() -> RewardSources {
 /// Returns the expected reward of the policy, from 0 to 1: an exact sum over all arms, not a sample.
 pub fn expected(model: &Model) -> f64 {
     let rows = &prompts().rows;
-    let one = |row: &ft::data::PromptRow| {
+    let one = |row: &ft::data::dataset::PromptRow| {
         let tokens = Tokens::pack(&[&row.ids], model.device());
         let last = tokens.segments.last_rows();
         let p = model.infer(&tokens, |out| out.logits(&last).softmax(-1, Kind::Double)).unwrap();

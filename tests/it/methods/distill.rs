@@ -138,7 +138,7 @@ fn the_whole_objective_equals_the_formula_over_full_logits() {
     for p in student.params().trainable() {
         p.tensor.shallow_clone().copy_(&(&p.tensor + Tensor::randn_like(&p.tensor) * 0.05));
     }
-    let tokenizer = ft::data::ChatTokenizer::load(&fixture("tiny-tokenizer"), None).unwrap();
+    let tokenizer = ft::data::chat::ChatTokenizer::load(&fixture("tiny-tokenizer"), None).unwrap();
     let vocabulary = tokenizer.vocab_size() as i64;
     assert!(vocabulary < student.config().vocab_size, "the model's vocabulary is padded");
     let teacher = |weight: f64, dtype: Option<ft::models::Dtype>| spec::TeacherSpec {
@@ -152,7 +152,7 @@ fn the_whole_objective_equals_the_formula_over_full_logits() {
     spec.teachers = vec![teacher(1.0, None), teacher(3.0, Some(ft::models::Dtype::Bf16))];
     let teachers = TeacherModels::load(&spec, &tokenizer, student.device(), Kind::Float).unwrap();
     let ids: Vec<u32> = (0..30).map(|i| (i * 17 + 3) % vocabulary as u32).collect();
-    let example = ft::data::Example { supervised: (0..30).map(|i| i % 4 != 1).collect(), ids, line: 1 };
+    let example = ft::data::encode::Example { supervised: (0..30).map(|i| i % 4 != 1).collect(), ids, line: 1 };
     let answers = SupervisedBatch::new(&[&example], student.device());
     let (at, targets) = (answers.at.shallow_clone(), answers.targets.shallow_clone());
     let n = at.size()[0];

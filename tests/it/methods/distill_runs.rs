@@ -37,7 +37,7 @@ fn a_full_cache_gives_the_losses_of_the_online_teacher() {
     space.ft(&["train", RECIPE, "--set", "run.out=online"]);
     let online = losses(&space, "online");
     assert!(online.last() < online.first(), "{online:?}");
-    let tokenizer = ft::data::ChatTokenizer::load(&space.path("models/student"), None).unwrap();
+    let tokenizer = ft::data::chat::ChatTokenizer::load(&space.path("models/student"), None).unwrap();
     let all = tokenizer.vocab_size().to_string();
     space.ft(&["teach", RECIPE, "--top", &all, "--out", "teaching"]);
     space.ft(&["train", RECIPE, "--set", "run.out=cached", "--set", "method.distill.cache=teaching"]);

@@ -7,7 +7,7 @@ use crate::support::files::copy_folder;
 use crate::support::workspace::Workspace;
 use crate::support::{self, Gap, Row, Sequence, adapted, assert_close, assert_number, device, fixture};
 use ft::adapters::{LoraPlan, LoraSpec, Targets};
-use ft::data::{BatchPlan, Loader};
+use ft::data::batch::{BatchPlan, Loader};
 use ft::error::Result;
 use ft::methods::ppo::advantage::{explained_variance, gae, token_rewards, whiten};
 use ft::methods::ppo::kl::KlEstimator;
@@ -318,7 +318,7 @@ impl RewardSource for Classes {
 /// Returns the expected reward of the policy, computed exactly over all arms.
 fn expected(model: &Model) -> f64 {
     let rows = &bandit::prompts().rows;
-    let one = |row: &ft::data::PromptRow| {
+    let one = |row: &ft::data::dataset::PromptRow| {
         let tokens = Tokens::pack(&[&row.ids], model.device());
         let p = model.infer(&tokens, |out| out.logits(&tokens.segments.last_rows()).softmax(-1, Kind::Double)).unwrap();
         let p = Vec::<f64>::try_from(p.view([-1])).unwrap();

@@ -8,7 +8,7 @@ use crate::support::workspace::Workspace;
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec, file};
 use ft::convert::export;
-use ft::data::PairExample;
+use ft::data::encode::PairExample;
 use ft::fsutil::{read_json, write_json};
 use ft::methods::MicroBatch;
 use ft::methods::reward::loss::RewardBatch;

@@ -1,0 +1,139 @@
+//! Loads the tokenizer of a model directory: tokenizer.json or its older forms, added tokens, chat template, and the
+//! tokens that begin, end and stop a text.
+
+use super::answer_text::render_answer;
+use super::template_files::{TemplateOptions, find_template};
+use super::tokenizer::ChatTokenizer;
+use crate::data::rows::{ChatMessage, Conversation};
+use crate::data::tokenizer_files::added_tokens::{TokenizerSettings, optional_json};
+use crate::data::tokenizer_files::{bpe, sentencepiece};
+use crate::error::{Error, Result};
+use crate::{fsutil, report};
+use serde_json::Value;
+use std::path::Path;
+use tokenizers::{PostProcessorWrapper, Tokenizer};
+
+impl ChatTokenizer {
+    /// Reads the tokenizer of a model directory; `template_override` replaces the model's own chat template.
+    pub fn load(model_dir: &Path, template_override: Option<&Path>) -> Result<Self> {
+        let template = template_override.map(Path::to_path_buf);
+        Self::load_with(model_dir, &TemplateOptions { template, ..Default::default() })
+    }
+
+    /// As `load`, with variables and a date for the template.
+    ///
+    /// Errors: the directory has no tokenizer that can be read, or no chat template of the given name.
+    pub fn load_with(model_dir: &Path, rendering: &TemplateOptions) -> Result<Self> {
+        let settings = TokenizerSettings::read(model_dir)?;
+        let mut specials = settings.specials();
+        let path = model_dir.join("tokenizer.json");
+        let mut inner = if path.is_file() {
+            let mut inner = Tokenizer::from_bytes(fsutil::read(&path)?).map_err(|e| {
+                Error::user(format!("{}: {e}", path.display()))
+                    .hint("the file is damaged or of another kind: fetch it again with the model")
+            })?;
+            for (token, id) in settings.add_missing_tokens(&mut inner, &specials)? {
+                let got = inner.token_to_id(&token).unwrap_or_default();
+                report::warn_once(format!(
+                    "{}: tokenizer_config.json gives `{token}` the id {id}; it gets {got}, as in transformers",
+                    model_dir.display()
+                ));
+            }
+            inner
+        } else if bpe::in_directory(model_dir) {
+            bpe::default_specials(&mut specials);
+            bpe::from_directory(model_dir, &settings, &specials)?
+        } else if sentencepiece::in_directory(model_dir) {
+            let mut inner = sentencepiece::from_directory(model_dir, &settings, &mut specials)?;
+            settings.add_missing_tokens(&mut inner, &specials)?;
+            inner
+        } else {
+            let error = Error::user(format!("{}: not found; a model directory needs its tokenizer", path.display()));
+            return Err(match ["vocab.json", "merges.txt"].iter().find(|f| model_dir.join(f).is_file()) {
+                Some(file) => error.hint(format!("the directory has {file}, an older form of tokenizer; save it as tokenizer.json with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")),
+                None => error.hint("check model.path"),
+            });
+        };
+        if !path.is_file() {
+            let around = settings.bos_eos_processor(&inner, &specials)?;
+            inner.with_post_processor(around);
+        }
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| Error::bug(format!("{}: {e}", path.display())))?;
+        let post = inner.get_post_processor().cloned();
+        inner.with_post_processor(None::<PostProcessorWrapper>);
+        let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+
+        let id_of = |name: &str| specials.get(name).and_then(Value::as_str).and_then(|token| inner.token_to_id(token));
+        let generation = optional_json(&model_dir.join("generation_config.json"))?;
+        let model = optional_json(&model_dir.join("config.json"))?;
+        let rows = model.get("vocab_size").and_then(Value::as_u64).map(|n| n as usize);
+        let stops_written = ids_in(generation.get("eos_token_id").or_else(|| model.get("eos_token_id")));
+        let (bos, pad) = (id_of("bos_token"), id_of("pad_token"));
+        let eos = id_of("eos_token").or_else(|| stops_written.first().copied());
+
+        let template = find_template(model_dir, &settings.config, rendering.template.as_deref())?
+            .map(|found| found.compile(&specials))
+            .transpose()?
+            .map(|template| template.with_variables(&rendering.kwargs, rendering.date));
+        let mut made = Self {
+            inner,
+            post,
+            template,
+            vocab_size,
+            rows,
+            bos,
+            eos,
+            pad,
+            turn_end: None,
+            after_turn: Vec::new(),
+            stop_ids: Vec::new(),
+            written_stops: stops_written.clone(),
+            prefixes: false,
+            holds_spaces: false,
+        };
+        let first = made.encode("a")?.first().and_then(|id| made.token(*id)).unwrap_or_default();
+        made.prefixes = first.starts_with(['▁', 'Ġ', ' ']);
+        if let Some(last) = made.encode("a a")?.last() {
+            let spaced = made.token(*last).is_some_and(|token| token.starts_with('▁') && token.len() > '▁'.len_utf8());
+            made.holds_spaces = spaced && made.decode(&[*last], false)? == "a";
+        }
+        if let Some((end, after)) = made.find_turn_end() {
+            (made.turn_end, made.after_turn) = (Some(end), after);
+        }
+        for id in stops_written.into_iter().chain(made.eos).chain(made.turn_end) {
+            if !made.stop_ids.contains(&id) {
+                made.stop_ids.push(id);
+            }
+        }
+        Ok(made)
+    }
+
+    /// Returns true if the directory has a tokenizer that can be loaded.
+    pub fn in_directory(folder: &Path) -> bool {
+        folder.join("tokenizer.json").is_file() || bpe::in_directory(folder) || sentencepiece::in_directory(folder)
+    }
+
+    /// Finds the special token that ends an answer, and the tokens after it, by rendering a short conversation.
+    fn find_turn_end(&self) -> Option<(u32, Vec<u32>)> {
+        let template = self.template.as_ref()?;
+        let messages = vec![ChatMessage::new("user", "a"), ChatMessage::new("assistant", "b")];
+        let talk = Conversation { messages, ..Default::default() };
+        let answered = render_answer(&talk, 1, template, &[]).ok()?;
+        let answer = answered.text.strip_prefix(&answered.prompt)?;
+        let after = answer.rfind('b').map_or(answer, |at| &answer[at + 1..]);
+        let ids = self.encode(after).ok()?;
+        let end = ids.iter().position(|id| self.is_special(*id))?;
+        Some((ids[end], ids[end + 1..].to_vec()))
+    }
+}
+
+/// Reads an id or a list of ids; other values are ignored.
+fn ids_in(value: Option<&Value>) -> Vec<u32> {
+    let one = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Some(Value::Array(ids)) => ids.iter().filter_map(one).collect(),
+        Some(id) => one(id).into_iter().collect(),
+        None => Vec::new(),
+    }
+}

@@ -1,0 +1,29 @@
+//! What a row says: from the columns of a raw row to a [`Record`], whatever the format of the row.
+//!
+//! `row_reader` is the way through this folder: it detects the format of a file once (`detect`, from the columns that
+//! each `format` reads) and then reads every row as a record (`read`; `messages` and `answers` read the parts that
+//! several formats share). `convert` writes a record as a row of another format. Nothing here knows tokens.
+
+mod answers;
+mod conversation;
+mod convert;
+mod detect;
+mod dialogue;
+mod format;
+mod json_text;
+mod messages;
+mod read;
+mod record;
+mod record_reader;
+mod row_reader;
+mod source_spec;
+mod verdict;
+
+pub use conversation::{ChatMessage, Conversation};
+pub use convert::{TargetFormat, convert_record};
+pub use detect::{RowPurpose, detect_format};
+pub use format::{RowFormat, unused_columns, used_columns};
+pub use read::read_record;
+pub use record::{AlpacaRow, AnswerContent, JudgedAnswer, Preference, PromptContent, Record, RecordRow};
+pub use row_reader::{RowReader, read_rows};
+pub use source_spec::{SourceList, SourceSpec};
