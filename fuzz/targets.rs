@@ -4,8 +4,10 @@
 //! A parser may refuse any input, but only with a readable error that blames the input; it must not panic.
 
 use ft::adapters::file;
-use ft::data::template::ChatTemplate;
-use ft::data::{self, ChatTokenizer, Record, RowFormat};
+use ft::data::chat::ChatTemplate;
+use ft::data;
+use ft::data::chat::ChatTokenizer;
+use ft::data::rows::{Record, RowFormat};
 use ft::convert::gguf::file::Gguf;
 use ft::convert::gguf::{architecture, quant, vocabulary};
 use ft::error::{Error, Result};

@@ -4,7 +4,9 @@ mod draft;
 
 use clap::Args;
 use draft::{RecipeDraft, SizedRun};
-use ft::data::{RowFormat, SourceSpec, source, survey_file};
+use ft::data::rows::{RowFormat, SourceSpec};
+use ft::data::source;
+use ft::data::inspect::survey_file;
 use ft::error::{Error, Result};
 use ft::models::config::Config;
 use ft::recipe::{self, Plan};

@@ -13,15 +13,15 @@ pub mod source;
 pub mod spec;
 mod text_rules;
 
-use crate::data::{ChatTokenizer, PromptSet};
-pub use spec::RewardSourceSpec;
 use crate::data::chat::ChatTokenizer;
-use crate::data::dataset::{PromptRow, PromptSet};
+use crate::data::dataset::PromptSet;
+pub use spec::RewardSourceSpec;
+
 use crate::error::{Context, Error, Result};
 use crate::models::Model;
 use crate::report;
 use source::{ABSTAINED, RewardInput, RewardSource};
-use spec::RewardSourceSpec;
+
 
 /// A source with its name in the metrics and its weight in the sum.
 struct WeightedSource {

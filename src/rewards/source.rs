@@ -1,6 +1,7 @@
 //! What a source of rewards gets and returns.
 
-use crate::data::{ChatTokenizer, PromptRow, PromptSet};
+use crate::data::chat::ChatTokenizer;
+use crate::data::dataset::{PromptRow, PromptSet};
 use crate::error::Result;
 use crate::models::Model;
 

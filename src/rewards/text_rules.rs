@@ -2,9 +2,8 @@
 
 use super::source::{RewardInput, RewardSource};
 use super::spec::{ExactSpec, LengthSpec, LengthUnit, OverlapSpec, RegexSpec};
-use crate::data::{PromptRow, PromptSet};
-use super::{RewardInput, RewardSource, check_column, expected_texts};
-use crate::data::dataset::PromptSet;
+use crate::data::dataset::{PromptRow, PromptSet};
+
 use crate::error::{Error, Result};
 use crate::fsutil::excerpt;
 use crate::models::Model;
@@ -18,7 +17,7 @@ fn expected_texts(prompt: &PromptRow, column: &str) -> Result<Vec<String>> {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),
         Value::Bool(truth) => Some(truth.to_string()),
-        other => crate::data::json::long_number(other).map(String::from),
+        other => crate::json::long_number(other).map(String::from),
     };
     let wrong = |what: &str| {
         let error = Error::user(format!("{}: column `{column}` is {what}", prompt.place()));

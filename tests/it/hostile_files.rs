@@ -3,9 +3,9 @@
 
 use crate::support::*;
 use ft::convert::gguf::import::{GgufImportOptions, import};
-use ft::data::ChatTokenizer;
-use ft::convert::import::{GgufImportOptions, import};
 use ft::data::chat::ChatTokenizer;
+
+
 use ft::error::{Error, Result};
 use ft::models::{self, Heads, LoadOptions, Model, Storage};
 use std::collections::BTreeSet;

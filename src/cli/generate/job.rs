@@ -6,9 +6,11 @@ use crate::cli::shared::answer_file::AnswerFile;
 use crate::cli::shared::answer_printer::AnswerPrinter;
 use crate::cli::shared::interrupt::flag_on_interrupt;
 use crate::cli::shared::sampling::GenerationChoice;
-use ft::data::ChatTokenizer;
+use ft::data::chat::ChatTokenizer;
 use ft::error::{Context, Error, Result};
-use ft::generate::{BatchLimits, Engine, GeneratedAnswer, GenerationRequest, StopReason, beam};
+use ft::generate::engine::{BatchLimits, Engine, GenerationRequest};
+use ft::generate::answer::{GeneratedAnswer, StopReason};
+use ft::generate::beam;
 use ft::models::Model;
 use ft::report;
 use serde_json::{Value, json};
@@ -157,7 +159,7 @@ impl GenerationJob<'_> {
     /// Prints the answers as JSON, one object per line.
     pub fn print_json(&self) -> Result<()> {
         self.answer_each(0, &mut GenerationProgress::new(self.questions.len(), 0), None, &mut |i, answers| {
-            self.rows(i, answers)?.iter().for_each(|row| println!("{}", ft::data::json::to_text(row)));
+            self.rows(i, answers)?.iter().for_each(|row| println!("{}", ft::json::to_text(row)));
             Ok(())
         })
     }

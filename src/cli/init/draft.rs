@@ -1,6 +1,7 @@
 //! The recipe that `ft init` writes: its values, and its text with comments.
 
-use ft::data::{DatasetSummary, RowFormat};
+use ft::data::dataset::DatasetSummary;
+use ft::data::rows::RowFormat;
 use ft::error::{Error, Result};
 use ft::models::config::Config;
 use ft::recipe::{self, Plan, ReplayChoice};

@@ -1,6 +1,6 @@
 //! Prints an answer on stdout while it is generated.
 
-use ft::data::{ChatTokenizer, DecodeStream};
+use ft::data::chat::{ChatTokenizer, DecodeStream};
 use ft::error::Result;
 use ft::generate::stop;
 use ft::report;

@@ -3,7 +3,8 @@
 use super::generation_config::GenerationConfig;
 use clap::{Args, ValueEnum};
 use ft::error::{Error, Result};
-use ft::generate::{BeamEarlyStopping, BeamSettings, GenerationSettings};
+use ft::generate::beam::{BeamEarlyStopping, BeamSettings};
+use ft::generate::settings::GenerationSettings;
 use serde_json::Value;
 
 /// Options of beam search and of several answers to a prompt.

@@ -2,9 +2,9 @@
 
 use clap::{Args, ValueEnum};
 use ft::convert::folder::template;
-use ft::data::{ChatTokenizer, TemplateOptions};
-use ft::convert::template;
 use ft::data::chat::{ChatTokenizer, TemplateOptions};
+
+
 use ft::error::{Error, Result};
 use ft::models::dtype::{self, ChosenDtype};
 use ft::models::{self, Model};

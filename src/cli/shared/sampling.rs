@@ -5,11 +5,12 @@ use super::beams::BeamArgs;
 use super::generation_config::GenerationConfig;
 use super::model::ModelArgs;
 use clap::Args;
-use ft::data::ChatTokenizer;
-use clap::{Args, ValueEnum};
 use ft::data::chat::ChatTokenizer;
+use clap::ValueEnum;
+
 use ft::error::{Error, Result};
-use ft::generate::{BeamSettings, GenerationSettings};
+use ft::generate::beam::BeamSettings;
+use ft::generate::settings::GenerationSettings;
 use ft::report;
 use serde_json::Value;
 use std::path::Path;

@@ -5,10 +5,10 @@
 
 use super::file::Gguf;
 use super::pretokenizer::PreTokenizer;
-use crate::data::{added_tokens, sentencepiece};
-use crate::convert::gguf::Gguf;
-use crate::convert::pretokenizer::PreTokenizer;
 use crate::data::tokenizer_files::{added_tokens, sentencepiece};
+
+
+
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeSet, HashMap};

@@ -4,12 +4,15 @@
 use crate::support::command;
 use crate::support::fixture;
 use crate::support::rows::{says, user};
-use ft::data::{self, Record, RowFormat, SourceSpec, json, source, survey};
+use ft::data::{self, source};
+use ft::data::rows::{Record, RowFormat, SourceSpec};
+use ft::json;
+use ft::data::inspect::survey;
 use ft::data::chat::ChatTemplate;
 use ft::data::inspect::survey_file;
-use ft::data::rows::{Record, RowFormat, RowPurpose, RowReader, SourceSpec, read_rows};
-use ft::data::source;
-use ft::json;
+use ft::data::rows::{read_rows, RowPurpose, RowReader};
+
+
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 

@@ -4,12 +4,16 @@
 use crate::support::files::jsonl;
 use crate::support::fixture;
 use crate::support::rows::{talk, tiny_tokenizer, with_template};
-use ft::data::{self, ChatTokenizer, Dataset, EncodeOptions, Example, Overflow, Record, RowFormat, Supervise, quality};
+use ft::data::{self, quality};
 use ft::data::chat::ChatTokenizer;
-use ft::data::dataset::{self, Dataset, EncodeOptions, Overflow};
+use ft::data::dataset::{Dataset, EncodeOptions, Overflow};
 use ft::data::encode::{Example, Supervise};
+use ft::data::rows::{Record, RowFormat};
+
+use ft::data::dataset;
+
 use ft::data::inspect;
-use ft::data::rows::{Record, RowFormat, read_rows};
+use ft::data::rows::read_rows;
 use ft::error::{Error, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};

@@ -3,9 +3,9 @@
 
 use crate::support::command::stderr;
 use crate::support::workspace::Workspace;
-use ft::data::scrub::{NameList, PersonalDataKind, Scrubber};
-use crate::commands::Workspace;
 use ft::scrub::{NameList, PersonalDataKind, Scrubber};
+
+
 use serde_json::{Value, json};
 
 fn scrub(text: &str) -> String {

@@ -4,17 +4,20 @@ use crate::support::command;
 use crate::support::fixture;
 use crate::support::rows::tiny_tokenizer;
 use crate::support::snapshot::assert_snapshot;
-use ft::data::{
-    BatchPlan, CacheChoice, ChatTokenizer, Dataset, EncodeOptions, Example, Loader, Overflow, RowFormat, SourceList,
-    SourceSpec, Supervise, TokenCache, quality,
-};
 use ft::data::batch::{BatchPlan, Loader};
 use ft::data::cache::{CacheChoice, TokenCache};
 use ft::data::chat::ChatTokenizer;
 use ft::data::dataset::{Dataset, EncodeOptions, Overflow};
 use ft::data::encode::{Example, Supervise};
-use ft::data::inspect;
 use ft::data::rows::{RowFormat, SourceList, SourceSpec};
+use ft::data::inspect;
+
+
+
+
+
+use ft::data::inspect;
+
 use ft::error::Result;
 use serde_json::json;
 use std::path::{Path, PathBuf};

@@ -4,19 +4,20 @@
 use crate::support::files::jsonl;
 use crate::support::rows::{message, talk, with_template};
 use crate::support::{fixture, json};
-use ft::data::record::RowColumns;
-use ft::data::template::ChatTemplate;
-use ft::data::{
-    self, ChatMessage, ChatTokenizer, Dataset, EncodeOptions, Overflow, RowFormat, RowNote, Supervise, TemplateOptions,
-    quality,
-};
-use ft::data::cache::TokenCache;
-use ft::data::chat::{ChatTemplate, ChatTokenizer, RowNote, TemplateOptions};
-use ft::data::dataset::{self, Dataset, EncodeOptions, Overflow};
-use ft::data::encode::{PairExample, Supervise};
-use ft::data::inspect;
-use ft::data::rows::{ChatMessage, RowFormat, SourceList, SourceSpec};
 use ft::data::source::RowColumns;
+use ft::data::chat::ChatTemplate;
+use ft::data::{self, quality};
+use ft::data::rows::{ChatMessage, RowFormat};
+use ft::data::chat::{ChatTokenizer, RowNote, TemplateOptions};
+use ft::data::dataset::{Dataset, EncodeOptions, Overflow};
+use ft::data::encode::Supervise;
+use ft::data::cache::TokenCache;
+
+use ft::data::dataset;
+use ft::data::encode::PairExample;
+use ft::data::inspect;
+use ft::data::rows::{SourceList, SourceSpec};
+
 use ft::error::Result;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;

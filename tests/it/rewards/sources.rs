@@ -4,12 +4,13 @@
 use crate::support::files::jsonl;
 use crate::support::rows::tiny_tokenizer;
 use crate::support::{self, fixture};
-use ft::data::Overflow;
-use ft::data::prompts::PromptLimits;
-use ft::data::{PromptRow, PromptSet, RowFormat, SourceList, SourceSpec};
-use ft::data::chat::ChatTokenizer;
-use ft::data::dataset::{Overflow, PromptLimits, PromptRow, PromptSet};
+use ft::data::dataset::Overflow;
+use ft::data::dataset::PromptLimits;
+use ft::data::dataset::{PromptRow, PromptSet};
 use ft::data::rows::{RowFormat, SourceList, SourceSpec};
+use ft::data::chat::ChatTokenizer;
+
+
 use ft::error::Result;
 use ft::models::Model;
 use ft::rewards::RewardSources;
