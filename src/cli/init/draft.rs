@@ -282,7 +282,7 @@ mod tests {
             {
                 (draft.full, draft.replay) = (full, replay);
                 let plan = draft.plan().unwrap();
-                assert!(plan.recipe.model.path.ends_with(name), "{:?}", plan.recipe.model.path);
+                assert_eq!(plan.recipe.model.path, ft::fsutil::absolute(Path::new(name)));
                 assert_eq!((plan.recipe.adapter.is_none(), plan.recipe.run.replay), (full, replay));
             }
         }

@@ -225,8 +225,9 @@ fn init_writes_a_recipe_that_trains_and_replaces_nothing() {
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
         String::from_utf8(output.stderr).unwrap()
     };
-    let labelled = r#"{"prompt": "Hello", "completion": " there", "label": true}"#;
-    std::fs::write(space.path("labelled.jsonl"), format!("{labelled}\n").repeat(8)).unwrap();
+    let labelled =
+        |i: usize| format!("{{\"prompt\": \"Say {i}\", \"completion\": \" {i}\", \"label\": {}}}\n", i % 2 == 0);
+    std::fs::write(space.path("labelled.jsonl"), (0..8).map(labelled).collect::<String>()).unwrap();
     for (rows, method) in [
         ("datasets/chat.jsonl", "sft"),
         ("datasets/text.jsonl", "sft"),

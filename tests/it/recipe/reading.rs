@@ -496,6 +496,7 @@ const UNCOMMON: &[&str] = &[
     "data.valid.columns",
     "data.valid.rows",
     "data.valid.weight",
+    "run.replay.layers", // in the comment of run.replay
     "optim.kind.",
     "optim.decay_norms",
     "optim.eps",
