@@ -26,6 +26,7 @@ pub struct EvalQuestion {
 
 /// One row of an evaluation.
 pub struct EvalRow {
+    /// Line in the file, counted from 1.
     pub line: usize,
     /// The prompt to answer; `None` for plain text, which has none.
     pub question: Option<EvalQuestion>,

@@ -24,6 +24,7 @@ const PACK_TOKENS: usize = 4096;
 /// The results of an evaluation.
 #[derive(Debug, Clone, Serialize)]
 pub struct Evaluation {
+    /// Number of rows.
     pub rows: usize,
     /// Rows with a prompt to answer. The shares below are of these.
     pub asked: usize,
@@ -31,6 +32,7 @@ pub struct Evaluation {
     pub exact_match: Option<f64>,
     /// 95 % Wilson interval of `exact_match`.
     pub exact_match_ci: Option<[f64; 2]>,
+    /// As `exact_match`, ignoring case too.
     pub exact_match_ignoring_case: Option<f64>,
     /// Share of answers that the model ended by a stop token.
     pub stopped: Option<f64>,
@@ -40,18 +42,25 @@ pub struct Evaluation {
     pub perplexity: f64,
     /// Number of supervised tokens.
     pub tokens: usize,
+    /// Most tokens of an answer.
     pub max_new_tokens: usize,
+    /// Rows per second, losses and answers together.
     pub rows_per_s: f64,
 }
 
 /// A generated answer with the expected one.
 #[derive(Debug, Clone, Serialize)]
 pub struct EvalAnswer {
+    /// The prompt as written in the row.
     pub prompt: Value,
+    /// Text of the expected answer.
     pub expected: String,
+    /// Text of the generated answer.
     pub text: String,
+    /// Whether both are equal, ignoring whitespace around them.
     #[serde(rename = "match")]
     pub matched: bool,
+    /// Why the answer ended, as [`StopReason::name`] calls it.
     pub finish_reason: &'static str,
     /// Mean loss of the row's supervised tokens.
     pub loss: f64,

@@ -19,6 +19,7 @@ use std::path::Path;
 
 /// A row with the token sequences to score.
 pub struct ScoreRow {
+    /// Line in the file, counted from 1.
     pub line: usize,
     /// The row in TRL's format: `prompt` with `chosen` and `rejected`, or with `completion`.
     row_json: Value,
@@ -33,6 +34,7 @@ pub struct ScoreRow {
 /// Statistics over all rows.
 #[derive(Debug, Clone, Serialize)]
 pub struct ScoreSummary {
+    /// Number of rows.
     pub rows: usize,
     /// Rows that are pairs. Accuracy, lengths and calibration are of these.
     pub pairs: usize,
@@ -48,10 +50,13 @@ pub struct ScoreSummary {
     pub ece: Option<f64>,
     /// Probability that a good answer scores higher than a bad one, over answers with a label.
     pub auc: Option<f64>,
-    /// Mean, standard deviation and range of all scores.
+    /// Mean of all scores.
     pub mean: f64,
+    /// Standard deviation of all scores.
     pub std: f64,
+    /// Lowest score.
     pub min: f64,
+    /// Highest score.
     pub max: f64,
 }
 

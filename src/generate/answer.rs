@@ -40,6 +40,7 @@ pub struct GeneratedAnswer {
     /// ln p of each token under the distribution it was sampled from: after the rules, temperature, top-k, top-p and
     /// min-p. Forced tokens have 0. Empty unless the settings ask for it.
     pub log_probs: Vec<f32>,
+    /// Why the answer ended.
     pub stop_reason: StopReason,
     /// The text before the stop text, if one ended the answer.
     pub text: Option<String>,

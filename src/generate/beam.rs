@@ -34,6 +34,7 @@ pub struct BeamSettings {
     pub answers: usize,
     /// Exponent of the length: above 0 prefers long answers, below 0 short ones.
     pub length_penalty: f64,
+    /// When the search ends before the maximum length.
     pub early_stopping: BeamEarlyStopping,
 }
 

@@ -21,6 +21,7 @@ use tch::{Device, Kind, Tensor};
 /// A prompt to be answered.
 #[derive(Debug, Clone)]
 pub struct GenerationRequest {
+    /// Token ids of the prompt.
     pub prompt: Vec<u32>,
     /// Tokens that every answer begins with.
     pub prefix: Vec<u32>,
@@ -40,6 +41,7 @@ impl GenerationRequest {
 /// Limits on what is decoded together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimits {
+    /// Number of rows.
     pub rows: usize,
     /// Size of the cache in tokens: rows times the longest sequence.
     pub tokens: usize,
@@ -69,6 +71,7 @@ pub struct FinishedAnswer {
     pub request: usize,
     /// Index of the answer within its request.
     pub sample: usize,
+    /// The answer.
     pub completion: GeneratedAnswer,
 }
 
@@ -79,6 +82,7 @@ pub struct DecodingStep {
     pub tokens: Vec<(usize, usize, u32)>,
     /// Prompt tokens computed in this step; 0 in a step that gives existing rows their next token.
     pub prompt_tokens: usize,
+    /// Answers that ended in this step.
     pub finished: Vec<FinishedAnswer>,
 }
 

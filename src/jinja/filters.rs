@@ -120,7 +120,7 @@ pub fn apply(run: &mut Interpreter, name: &str, subject: PyValue, args: CallArgu
             let [chars] = args.bind(name, ["chars"])?;
             let text = soft_str(&subject)?;
             let done = methods::strip(text.as_str().unwrap_or_default(), "strip", chars.as_ref())?;
-            if matches!(text, PyValue::Markup(_)) { PyValue::markup(done) } else { PyValue::text(done) }
+            text.same_markup(done)
         }
         "replace" => {
             let [old, new, count] = args.bind(name, ["old", "new", "count"])?;
@@ -135,7 +135,7 @@ pub fn apply(run: &mut Interpreter, name: &str, subject: PyValue, args: CallArgu
         "center" => {
             let [width] = args.bind(name, ["width"])?;
             let width = width.map_or(Ok(80), |w| w.expect_int("width"))?;
-            PyValue::text(methods::justify(&subject.py_str()?, width, ' ', "center")?)
+            subject.same_markup(methods::justify(&subject.py_str()?, width, ' ', "center")?)
         }
         "format" => {
             let pattern = subject.py_str()?;
@@ -199,7 +199,7 @@ pub fn apply(run: &mut Interpreter, name: &str, subject: PyValue, args: CallArgu
         "reverse" => {
             args.expect_none(name)?;
             if let Some(text) = subject.as_str() {
-                return PyValue::text(text.chars().rev().collect::<String>());
+                return subject.same_markup(text.chars().rev().collect::<String>());
             }
             PyValue::generator(subject.items()?.into_iter().rev())
         }
@@ -413,30 +413,31 @@ fn indent(subject: PyValue, args: CallArguments) -> TemplateResult<PyValue> {
             out.push_str(line);
         }
     }
-    PyValue::text(out)
+    subject.same_markup(out)
 }
 
 fn truncate(subject: PyValue, args: CallArguments) -> TemplateResult<PyValue> {
     let [length, kill, end, leeway] = args.bind("truncate", ["length", "killwords", "end", "leeway"])?;
     let length = length.map_or(Ok(255), |l| l.expect_int("length"))?;
-    let end = end.map_or(Ok("...".to_string()), |e| e.py_str())?;
+    let end = match end {
+        Some(end) if end.as_str().is_some() => end,
+        other => PyValue::text(other.map_or(Ok("...".to_string()), |e| e.py_str())?)?,
+    };
     let leeway = match leeway {
         None | Some(PyValue::None) => 5,
         Some(leeway) => leeway.expect_int("leeway")?,
     };
-    let end_length = end.chars().count() as i128;
+    let end_length = end.length()? as i128;
     if length < end_length || leeway < 0 {
         return Err(TemplateError::python(format!("expected length >= {end_length}, got {length}")));
     }
     let text = subject.py_str()?;
     if text.chars().count() as i128 <= length + leeway {
-        return PyValue::text(text);
+        return subject.same_markup(text);
     }
     let cut: String = text.chars().take((length - end_length) as usize).collect();
-    if kill.is_some_and(|k| k.is_truthy()) {
-        return PyValue::text(cut + &end);
-    }
-    PyValue::text(cut.rsplit_once(' ').map_or(cut.as_str(), |(words, _)| words).to_string() + &end)
+    let words = cut.rsplit_once(' ').filter(|_| !kill.is_some_and(|k| k.is_truthy())).map_or(cut.as_str(), |(w, _)| w);
+    value::apply_binary(super::ast::BinaryOperator::Add, &subject.same_markup(words)?, &end)
 }
 
 fn int(subject: PyValue, args: CallArguments) -> TemplateResult<PyValue> {
@@ -504,8 +505,13 @@ fn round(subject: PyValue, args: CallArguments) -> TemplateResult<PyValue> {
 fn first_or_last(subject: &PyValue, first: bool) -> TemplateResult<PyValue> {
     let none = || PyValue::undefined(format!("No {} item, sequence was empty.", if first { "first" } else { "last" }));
     if let Some(text) = subject.as_str() {
-        let c = if first { text.chars().next() } else { text.chars().next_back() };
-        return c.map_or_else(|| Ok(none()), PyValue::text);
+        // As in Python: iterating over `Markup` gives plain text, taking its last item gives `Markup`.
+        let c = if first {
+            text.chars().next().map(PyValue::text)
+        } else {
+            text.chars().next_back().map(|c| subject.same_markup(c))
+        };
+        return c.unwrap_or_else(|| Ok(none()));
     }
     if let PyValue::Generator(stream) = subject {
         if first {
@@ -719,4 +725,35 @@ fn dictsort(subject: PyValue, args: CallArguments) -> TemplateResult<PyValue> {
         keyed.push((vec![case_key(by, case)?], PyValue::tuple(vec![key.0.clone(), value.clone()])?));
     }
     PyValue::list(sort_by_keys(keyed, reverse)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::data::jinja::JinjaTemplate;
+
+    /// The results are jinja2's (3.1.6).
+    #[test]
+    fn escaped_text_stays_escaped_as_in_python_and_a_group_can_be_repeated() {
+        for (expression, expected) in [
+            ("('a'|escape)[0] + '<'", "a&lt;"),
+            ("('a'|escape)|last + '<'", "a&lt;"),
+            ("('a'|escape)|first + '<'", "a<"),
+            ("('ab'|escape)|reverse + '<'", "ba&lt;"),
+            ("('a'|escape)|center(3) + '<'", " a &lt;"),
+            ("('a\nb'|escape)|indent(2) + '<'", "a\n  b&lt;"),
+            ("('aaa bbb ccc'|escape)|truncate(300) + '<'", "aaa bbb ccc&lt;"),
+            ("('aaa bbb ccc'|escape)|truncate(9, true, '', 0) + '<'", "aaa bbb c&lt;"),
+            ("('aaa bbb ccc ddd eee'|escape)|truncate(9, false, '<', 0)", "aaa bbb&lt;"),
+            ("('aaa bbb ccc ddd eee'|escape)|truncate(9, true, '<'|safe, 0)", "aaa bbb <"),
+            ("'aaa bbb ccc ddd eee'|truncate(9, true, '<'|escape, 0)", "aaa b&lt;"),
+            ("'aaa bbb ccc ddd eee'|truncate(9, false, '<', 0)", "aaa bbb<"),
+            ("[{'k': 1}]|groupby('k')|first * 2", "(1, [{'k': 1}], 1, [{'k': 1}])"),
+            ("2 * ([{'k': 1}]|groupby('k')|first)", "(1, [{'k': 1}], 1, [{'k': 1}])"),
+        ] {
+            let template = JinjaTemplate::compile(&format!("{{{{ {expression} }}}}")).unwrap();
+            let found =
+                template.render(&serde_json::Map::new(), jiff::civil::DateTime::constant(2026, 1, 1, 0, 0, 0, 0));
+            assert_eq!(found.unwrap(), expected, "{expression}");
+        }
+    }
 }

@@ -148,6 +148,11 @@ impl PyValue {
         Ok(PyValue::Markup(Rc::new(MeteredValue::new(text, bytes, 0)?)))
     }
 
+    /// Returns `text` as `Markup` if this value is, else as plain text: what Python's methods and indices of a text give.
+    pub fn same_markup(&self, text: impl Into<String>) -> TemplateResult<Self> {
+        if matches!(self, PyValue::Markup(_)) { Self::markup(text) } else { Self::text(text) }
+    }
+
     pub fn list(items: Vec<PyValue>) -> TemplateResult<Self> {
         Ok(PyValue::List(shared_list(items)?))
     }
@@ -661,11 +666,11 @@ pub fn apply_binary(operator: BinaryOperator, a: &PyValue, b: &PyValue) -> Templ
             limits::check_memory_for(x.len() + y.len(), ENTRY_BYTES)?;
             return PyValue::tuple([x.as_slice(), y.as_slice()].concat());
         }
-        (BinaryOperator::Mul, PyValue::Text(_) | PyValue::List(_) | PyValue::Tuple(_), n) if n.as_int().is_some() => {
-            return repeat(a, n);
+        (BinaryOperator::Mul, sequence, n) if is_repeatable(sequence) && n.as_int().is_some() => {
+            return repeat(sequence, n);
         }
-        (BinaryOperator::Mul, n, PyValue::Text(_) | PyValue::List(_) | PyValue::Tuple(_)) if n.as_int().is_some() => {
-            return repeat(b, n);
+        (BinaryOperator::Mul, n, sequence) if is_repeatable(sequence) && n.as_int().is_some() => {
+            return repeat(sequence, n);
         }
         _ => {}
     }
@@ -685,7 +690,12 @@ pub fn apply_binary(operator: BinaryOperator, a: &PyValue, b: &PyValue) -> Templ
     floats(operator, x, y).map(PyValue::Float)
 }
 
-/// `value * times`.
+/// Returns true if the value can be multiplied by an integer to repeat it.
+fn is_repeatable(value: &PyValue) -> bool {
+    matches!(value, PyValue::Text(_) | PyValue::List(_) | PyValue::Tuple(_) | PyValue::GroupTuple(_))
+}
+
+/// `value * times`. A group of `groupby` becomes a plain tuple.
 fn repeat(what: &PyValue, times: &PyValue) -> TemplateResult<PyValue> {
     let times = usize::try_from(times.as_int().unwrap_or(0).max(0)).unwrap_or(usize::MAX);
     match what {
@@ -701,7 +711,7 @@ fn repeat(what: &PyValue, times: &PyValue) -> TemplateResult<PyValue> {
             let items = other.as_slice().unwrap_or_default();
             limits::check_memory_for(times, items.len() * ENTRY_BYTES)?;
             let items = (0..times).flat_map(|_| items.iter().cloned()).collect();
-            if matches!(other, PyValue::Tuple(_)) { PyValue::tuple(items) } else { PyValue::list(items) }
+            if matches!(other, PyValue::List(_)) { PyValue::list(items) } else { PyValue::tuple(items) }
         }
     }
 }
@@ -844,7 +854,7 @@ pub fn get_item(container: &PyValue, index: &PyValue) -> TemplateResult<Option<P
                     0.. => usize::try_from(i).ok().and_then(|i| text.chars().nth(i)),
                     _ => usize::try_from(-1 - i).ok().and_then(|i| text.chars().rev().nth(i)),
                 };
-                found.map(PyValue::text).transpose()?
+                found.map(|c| container.same_markup(c)).transpose()?
             }
         },
         PyValue::Range(start, _, step) => {
@@ -883,10 +893,8 @@ pub fn slice(container: &PyValue, parts: [Option<PyValue>; 3]) -> TemplateResult
     match container {
         PyValue::Text(text) | PyValue::Markup(text) => {
             limits::check_memory(text.len())?;
-            let like =
-                |s: String| if matches!(container, PyValue::Markup(_)) { PyValue::markup(s) } else { PyValue::text(s) };
             let chars: Vec<char> = text.chars().collect();
-            like(select(chars.len()).into_iter().map(|i| chars[i]).collect())
+            container.same_markup(select(chars.len()).into_iter().map(|i| chars[i]).collect::<String>())
         }
         PyValue::List(items) | PyValue::Tuple(items) | PyValue::GroupTuple(items) => {
             limits::check_memory_for(items.len(), ENTRY_BYTES)?;

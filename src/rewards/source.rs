@@ -8,6 +8,7 @@ use crate::models::Model;
 /// An answer to be scored, with its prompt.
 #[derive(Debug, Clone, Copy)]
 pub struct RewardInput<'a> {
+    /// The prompt, with the columns of its row.
     pub prompt: &'a PromptRow,
     /// Text of the answer, without the stop token or stop text.
     pub answer: &'a str,

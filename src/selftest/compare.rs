@@ -10,8 +10,11 @@ use tch::{Kind, Tensor};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckVerdict {
+    /// The difference is within the tolerance.
     Passed,
+    /// The difference is larger than the tolerance, or NaN.
     Failed,
+    /// The check could not run; `reason` says why.
     Skipped,
 }
 
@@ -21,6 +24,7 @@ pub type CheckTitle = (&'static str, &'static str);
 /// One check, as it is reported to the user and in JSON.
 #[derive(Debug, Clone, Serialize)]
 pub struct CheckResult {
+    /// The check's name.
     pub name: &'static str,
     /// The number format that it computed in; empty if it was skipped.
     pub dtype: &'static str,
@@ -30,10 +34,13 @@ pub struct CheckResult {
     pub difference: Option<f64>,
     /// The tensor, position or number with the largest difference.
     pub at: String,
+    /// The largest difference that passes.
     pub tolerance: f64,
     /// Why the tolerance has this value; for a skipped check, why it was skipped.
     pub reason: String,
+    /// Whether it passed.
     pub verdict: CheckVerdict,
+    /// How long the check took.
     pub seconds: f64,
 }
 
@@ -57,7 +64,9 @@ impl CheckResult {
 /// The largest relative difference found, and where. NaN passes no tolerance.
 #[derive(Debug, Clone, Default)]
 pub struct LargestDifference {
+    /// Relative to the expected values.
     pub relative: f64,
+    /// The tensor, position or number where it was found.
     pub at: String,
 }
 

@@ -13,6 +13,7 @@ pub struct SelftestInput {
     pub model: PathBuf,
     /// Adapter directory; `None` uses a LoRA with random values on all linear layers.
     pub adapter: Option<PathBuf>,
+    /// The device to test.
     pub device: Device,
     /// Number format of weights and arithmetic: bf16 or float32.
     pub kind: Kind,

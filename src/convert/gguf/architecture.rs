@@ -11,10 +11,13 @@ use serde_json::{Map, Value, json};
 
 /// A mapped model: config.json without the keys that depend on the output, and the tensors in the model's order.
 pub struct MappedModel {
+    /// Contents of config.json.
     pub config: Map<String, Value>,
+    /// The tensors, in the model's order.
     pub tensors: Vec<MappedTensor>,
 }
 
+/// The architectures that can be imported, by their names in GGUF files.
 pub const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gpt2"];
 
 /// Maps a file of the architecture `arch`. Fails for an unknown architecture and for metadata or tensors that do not

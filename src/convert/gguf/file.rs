@@ -63,10 +63,12 @@ impl Gguf {
         Ok(Self { path: path.to_path_buf(), map, metadata, tensors })
     }
 
+    /// Returns the path, for error messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// Returns all tensors, in the order of the file.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
@@ -76,6 +78,7 @@ impl Gguf {
         &self.map[tensor.bytes.clone()]
     }
 
+    /// Returns the metadata value of a key, of any type.
     pub fn metadata_value(&self, key: &str) -> Option<&GgufValue> {
         self.metadata.get(key)
     }
@@ -85,6 +88,7 @@ impl Gguf {
         self.metadata.keys().map(String::as_str)
     }
 
+    /// Returns a string. Fails if the value has another type.
     pub fn text(&self, key: &str) -> Result<Option<&str>> {
         match self.metadata.get(key) {
             None => Ok(None),
@@ -93,6 +97,7 @@ impl Gguf {
         }
     }
 
+    /// Returns a non-negative integer. Fails if the value has another type.
     pub fn unsigned(&self, key: &str) -> Result<Option<u64>> {
         match self.metadata.get(key) {
             None => Ok(None),
@@ -102,6 +107,7 @@ impl Gguf {
         }
     }
 
+    /// Returns a boolean. Fails if the value has another type.
     pub fn bool(&self, key: &str) -> Result<Option<bool>> {
         match self.metadata.get(key) {
             None => Ok(None),

@@ -21,8 +21,11 @@ use std::path::{Path, PathBuf};
 
 /// Options of an import.
 pub struct GgufImportOptions<'a> {
+    /// The GGUF file.
     pub file: &'a Path,
+    /// The model directory to write.
     pub out: &'a Path,
+    /// The dtype of all weights.
     pub dtype: Dtype,
     /// Replace an existing model directory.
     pub force: bool,
@@ -33,19 +36,31 @@ pub struct GgufImportOptions<'a> {
 /// Describes an imported model; printed as JSON by `ft import --json`.
 #[derive(Debug, Serialize)]
 pub struct GgufImportSummary {
+    /// The GGUF file.
     pub file: PathBuf,
+    /// The model directory.
     pub out: PathBuf,
+    /// The architecture's name in the file.
     pub architecture: String,
+    /// The model's name, if the file has one.
     pub name: Option<String>,
+    /// The model's license, if the file names one.
     pub license: Option<String>,
+    /// Number of weights.
     pub parameters: u64,
     /// Number of tensors by their type in the file.
     pub tensors: BTreeMap<String, u64>,
+    /// The dtype of the written weights, as transformers names it.
     pub dtype: String,
+    /// Size of all written tensors.
     pub bytes: u64,
+    /// Number of token ids.
     pub vocabulary: u64,
+    /// Whether the file has a chat template.
     pub chat_template: bool,
+    /// Tokens that end an answer.
     pub stop_token_ids: Vec<u64>,
+    /// Warnings for the user about doubtful choices.
     pub warnings: Vec<String>,
 }
 

@@ -10,18 +10,31 @@ use rayon::prelude::*;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(non_camel_case_types)] // the names that users of GGUF know
 pub enum GgmlType {
+    /// Float32.
     F32,
+    /// Float16.
     F16,
+    /// Bfloat16.
     BF16,
+    /// 4 bits, scale.
     Q4_0,
+    /// 4 bits, scale and offset.
     Q4_1,
+    /// 5 bits, scale.
     Q5_0,
+    /// 5 bits, scale and offset.
     Q5_1,
+    /// 8 bits, scale.
     Q8_0,
+    /// 2 bits, 16 groups with scale and offset.
     Q2_K,
+    /// 3 bits, 16 groups with scale.
     Q3_K,
+    /// 4 bits, 8 groups with scale and offset.
     Q4_K,
+    /// 5 bits, 8 groups with scale and offset.
     Q5_K,
+    /// 6 bits, 16 groups with scale.
     Q6_K,
 }
 
@@ -86,10 +99,12 @@ impl GgmlType {
         KINDS.iter().find(|k| k.0 == self).expect("every kind has a row")
     }
 
+    /// Returns the number of elements in a block.
     pub fn block_elements(self) -> usize {
         self.row().2
     }
 
+    /// Returns the size of a block in bytes.
     pub fn block_bytes(self) -> usize {
         self.row().3
     }

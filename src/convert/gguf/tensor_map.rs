@@ -11,10 +11,12 @@ use std::collections::HashMap;
 /// Describes how a tensor's values are rearranged on import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LayoutChange {
+    /// Values stay as they are.
     None,
     /// Undoes llama.cpp's order of rows. It stores the rows of each head as pairs (0, h/2), (1, h/2 + 1), …; Hugging
     /// Face stores the first half, then the second.
     Unpermute {
+        /// Number of heads whose rows are reordered.
         heads: usize,
     },
     /// Transposes to GPT-2's `Conv1D` layout, (in, out).
@@ -24,15 +26,21 @@ pub enum LayoutChange {
 /// One tensor: where it is in the GGUF file, and its name and shape in the Hugging Face directory.
 #[derive(Debug, Clone)]
 pub struct MappedTensor {
+    /// The tensor in the GGUF file.
     pub source: TensorInfo,
+    /// Name in the Hugging Face directory.
     pub name: String,
+    /// Shape in the Hugging Face directory.
     pub shape: Vec<usize>,
+    /// How values are rearranged.
     pub change: LayoutChange,
 }
 
 /// Maps the file's tensors one by one and keeps account of those not mapped yet, so that an error can name them.
 pub struct TensorMapper<'a> {
+    /// The file that is imported.
     pub gguf: &'a Gguf,
+    /// Its architecture, the prefix of metadata keys.
     pub arch: &'a str,
     unmapped: HashMap<&'a str, &'a TensorInfo>,
     mapped: Vec<MappedTensor>,

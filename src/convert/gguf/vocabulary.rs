@@ -23,8 +23,11 @@ pub struct TokenizerFiles {
     pub template: Option<String>,
     /// Further named templates, for `additional_chat_templates/<name>.jinja`.
     pub more_templates: Vec<(String, String)>,
+    /// The token that begins a text.
     pub bos: Option<u64>,
+    /// The token that ends a text.
     pub eos: Option<u64>,
+    /// The padding token.
     pub pad: Option<u64>,
     /// Every token that ends an answer: `eos` first, then those with which the chat template ends a turn.
     pub stops: Vec<u64>,

@@ -3,15 +3,26 @@
 //! Activations inside a layer are recorded by an adapter that changes nothing: it sees the input of each linear layer
 //! that it is attached to.
 
-use super::BlockAngle;
 use crate::error::Result;
 use crate::models::{Heads, LoadOptions, Model, Storage};
 use crate::nn::{Adapter, AdapterPlan, AdapterSite, Dense, LayerKind, RegisterParam, Tokens};
+use serde::Serialize;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
+
+/// The angle between input and output of a block of layers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct BlockAngle {
+    /// The first layer of the block.
+    pub from: usize,
+    /// Number of layers in the block.
+    pub layers: usize,
+    /// Mean angle between input and output over all tokens, divided by 180 degrees.
+    pub distance: f64,
+}
 
 /// Mean absolute value of each input of a linear layer, by the layer's name: (in) float64.
 pub type Importance = BTreeMap<String, Tensor>;

@@ -5,7 +5,7 @@
 //! (Minitron, Muralidharan et al. 2024, arXiv 2407.14679). Kept weights are copied bit for bit. The student is verified
 //! before its folder is moved into place.
 
-mod activations;
+pub mod activations;
 mod slice;
 
 use super::export::publish::tensor_entry;
@@ -16,7 +16,7 @@ use crate::fsutil;
 use crate::models::{self, Config, Heads, LoadOptions, Model, Storage, content_hash};
 use crate::nn::safetensors::{SHARD_BYTES, write_model};
 use crate::nn::{Tokens, weights};
-use activations::Importance;
+use activations::BlockAngle;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use slice::TensorSlices;
@@ -32,6 +32,7 @@ pub const STUDENT_FILE: &str = "student.json";
 pub struct StudentOrigin {
     /// SHA-256 of the larger model.
     pub from_sha256: String,
+    /// What was asked for.
     pub cut: StudentCut,
     /// The kept layers, by their number in the larger model.
     pub kept_layers: Vec<usize>,
@@ -41,6 +42,7 @@ pub struct StudentOrigin {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StudentCut {
+    /// Which layers are kept.
     pub layers: KeptLayers,
     /// Neurons of each MLP; `None` keeps all.
     pub mlp: Option<i64>,
@@ -52,6 +54,7 @@ pub struct StudentCut {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeptLayers {
+    /// All layers.
     #[default]
     All,
     /// The listed layers, counted from 0.
@@ -62,27 +65,24 @@ pub enum KeptLayers {
     Angular(usize),
 }
 
-/// The angle between input and output of a block of layers.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct BlockAngle {
-    /// The first layer of the block.
-    pub from: usize,
-    /// Number of layers in the block.
-    pub layers: usize,
-    /// Mean angle between input and output over all tokens, divided by 180 degrees.
-    pub distance: f64,
-}
-
 /// Describes the student that was written.
 #[derive(Debug, Clone, Serialize)]
 pub struct StudentSummary {
+    /// The student's folder.
     pub out: PathBuf,
+    /// The kept layers, by their number in the larger model.
     pub kept_layers: Vec<usize>,
+    /// Layers of the larger model.
     pub layers_before: usize,
+    /// Neurons of each MLP.
     pub mlp: i64,
+    /// Query heads of each layer.
     pub heads: i64,
+    /// Key/value heads of each layer.
     pub key_value_heads: i64,
+    /// Weights of the student.
     pub parameters: u64,
+    /// Weights of the larger model.
     pub parameters_before: u64,
     /// Every block that could have been removed, with its angle; empty if layers were not chosen by angle.
     pub turns: Vec<BlockAngle>,

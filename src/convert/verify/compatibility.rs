@@ -11,7 +11,9 @@ use std::path::Path;
 /// Whether one program (the consumer) reads an exported directory.
 #[derive(Debug, Clone, Serialize)]
 pub struct Compatibility {
+    /// The program's name.
     pub consumer: &'static str,
+    /// Whether it reads the directory.
     pub reads: bool,
     /// The reason why not, or what the consumer needs in order to read it; may be empty.
     pub note: String,

@@ -17,7 +17,10 @@ use tch::{Kind, Tensor};
 #[derive(Debug, Clone, Copy)]
 pub enum ExportKind<'a> {
     /// An adapter for the base in this folder.
-    Adapter { base: &'a Path },
+    Adapter {
+        /// Folder of the base model.
+        base: &'a Path,
+    },
     /// A whole model.
     Model,
 }

@@ -15,6 +15,7 @@ pub const REPORT: &str = "export_report.json";
 /// The result of verifying a directory; the contents of export_report.json.
 #[derive(Debug, Clone, Serialize)]
 pub struct ExportReport {
+    /// Whether the directory passed.
     pub verdict: ExportVerdict,
     /// `adapter` or `model`.
     pub export: &'static str,
@@ -24,11 +25,13 @@ pub struct ExportReport {
     pub notes: Vec<String>,
     /// The dtype that both models computed in.
     pub computed_in: String,
-    /// Number of prompts compared; `positions` counts their tokens.
+    /// Number of prompts compared.
     pub prompts: usize,
+    /// Number of tokens in all prompts.
     pub positions: usize,
     /// Distance of the model read back from the model in memory.
     pub difference: LogitDistance,
+    /// The largest allowed distance.
     pub thresholds: LogitThresholds,
     /// Distance of the base without adapter from the model in memory, that is, the effect of the adapter. Adapters and
     /// merges only.
@@ -37,24 +40,34 @@ pub struct ExportReport {
     pub tensors: usize,
     /// Whether embedding and head share one weight according to config.json; always false for an adapter.
     pub tied: bool,
+    /// Tensors that the directory lacks.
     pub missing: Vec<String>,
+    /// Tensors that should not be in the directory.
     pub unexpected: Vec<String>,
     /// Size and SHA-256 of each weight file, by name.
     pub files: BTreeMap<String, WeightFile>,
+    /// Which other programs can read the directory.
     pub compatibility: Vec<Compatibility>,
+    /// The version of ft that wrote the directory.
     pub ft_version: &'static str,
 }
 
+/// Whether a directory equals the model in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ExportVerdict {
+    /// All tensors and outputs agree.
     Passed,
+    /// Something differs; `problems` says what.
     Failed,
 }
 
+/// Size and hash of a weight file.
 #[derive(Debug, Clone, Serialize)]
 pub struct WeightFile {
+    /// Size in bytes.
     pub bytes: u64,
+    /// SHA-256 of the contents, in hexadecimal.
     pub sha256: String,
 }
 

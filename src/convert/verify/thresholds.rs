@@ -8,8 +8,11 @@ use tch::Kind;
 /// to distinguish rounding errors from a model that is wired, scaled or configured wrongly.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct LogitThresholds {
+    /// Of [`LogitDistance::relative`].
     pub relative: f64,
+    /// Of [`LogitDistance::mean_kl`].
     pub mean_kl: f64,
+    /// The smallest allowed [`LogitDistance::top1_agreement`].
     pub top1_agreement: f64,
 }
 
