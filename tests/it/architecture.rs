@@ -47,9 +47,9 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("polars_buffer", &["src/data/source/"]),
     ("polars_parquet", &["src/data/source/"]),
     ("glob", &["src/data/source/"]),
-    ("tokenizers", &["src/data/tokenizer.rs", "src/data/bpe.rs", "src/data/added.rs", "src/data/sentencepiece.rs"]),
+    ("tokenizers", &["src/data/tokenizer.rs", "src/data/bpe.rs", "src/data/added_tokens.rs", "src/data/sentencepiece.rs"]),
     ("safetensors", &["src/nn/weights.rs", "src/nn/safetensors.rs", "src/convert/"]),
-    ("memmap2", &["src/nn/weights.rs", "src/convert/gguf.rs", "src/data/tokens.rs"]),
+    ("memmap2", &["src/nn/weights.rs", "src/convert/gguf.rs", "src/data/token_store.rs"]),
     ("torch_sys", &["src/native.rs", "src/native/products.rs"]),
     ("jsonschema", &["src/rewards/json.rs"]),
     ("ureq", &["src/rewards/http.rs"]),
@@ -96,8 +96,8 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/bin/ft-launch.rs", ""),   // anonymous memory for the packed binary
     ("src/nn/weights.rs", "Mmap::map"),
     ("src/convert/gguf.rs", "Mmap::map"),
-    ("src/data/tokens.rs", "Mmap::map"),
-    ("src/data/tokens.rs", "unchecked_advise"),
+    ("src/data/token_store.rs", "Mmap::map"),
+    ("src/data/token_store.rs", "unchecked_advise"),
 ];
 
 /// Files of `models` that may import `adapters`; a model family may not.

@@ -104,7 +104,7 @@ fn contradictory_settings_are_refused() {
     };
     let two = "[{path: models/medical}, {path: models/medical}]";
     assert!(cached("on_policy={}").contains("a cache has no distributions for what the student writes"));
-    assert!(cached("match={hidden: {}}").contains("a cache holds distributions, not layers"));
+    assert!(cached("match={hidden: {}}").contains("a cache contains distributions, not layers"));
     assert!(cached("loss={universal: {}}").contains("over the student's own tokens"));
     assert!(with("match={}").contains("matches nothing"));
     assert!(with("cross_entropy={from: 0.5, epochs: 1}").contains("`to` is not given"));
