@@ -349,6 +349,7 @@ fn a_full_disk() {
             .iter()
             .map(|(p, _)| p.file_name().unwrap().to_string_lossy().into())
             .collect();
+        assert!(["plan.json", "run.json", "metrics.jsonl"].iter().all(|f| names.iter().any(|n| n == f)), "{names:?}");
         let half = names.iter().find(|n| n.contains(".tmp") || n.ends_with(".new") || n.contains("adapter_model"));
         assert!(half.is_none(), "{names:?}");
     }

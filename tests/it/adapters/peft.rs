@@ -540,6 +540,7 @@ fn a_damaged_save_is_detected_and_not_published() {
     ft::fsutil::write_json(&config, &raw).unwrap();
     let report = check(&folder);
     assert_eq!(report.verdict, ExportVerdict::Failed);
+    assert!(report.problems.iter().any(|p| p.contains("logits")), "{:?}", report.problems);
     assert!(report.problems.iter().all(|p| !p.contains("tensor")), "{:?}", report.problems);
     raw["lora_alpha"] = json!(8);
     ft::fsutil::write_json(&config, &raw).unwrap();

@@ -419,8 +419,8 @@ fn at_the_first_step_policy_sampler_and_reference_agree() {
     }
 }
 
-/// Two methods restored from the same checkpoint give the same numbers, wherever in an iteration it was taken; and a
-/// new method repeats the numbers of the first one.
+/// A method restored from a checkpoint gives the numbers of the uninterrupted one, wherever in an iteration the
+/// checkpoint was taken; and a new method repeats the numbers of the first one.
 #[test]
 fn restoring_inside_an_iteration_is_reproducible() {
     let settings = json!({
@@ -438,6 +438,10 @@ fn restoring_inside_an_iteration_is_reproducible() {
         };
         (micro.iter().map(|b| pass(&**b)).collect::<Vec<f64>>(), means, epoch)
     };
+    let all: Vec<_> = {
+        let mut uninterrupted = new();
+        (0..14).map(|_| numbers(&mut uninterrupted)).collect()
+    };
     let mut straight = new();
     for done in 0..9 {
         let mut resumed = new();
@@ -448,9 +452,12 @@ fn restoring_inside_an_iteration_is_reproducible() {
         ahead.rewind(straight.cursor()).unwrap();
         ahead.restore(straight.state()).unwrap();
         for more in 0..5 {
-            assert_eq!(numbers(&mut resumed), numbers(&mut ahead), "{more} steps after {done}");
+            let found = numbers(&mut resumed);
+            assert_eq!(found, numbers(&mut ahead), "{more} steps after {done}");
+            assert_eq!(found, all[done + more], "restored after {done} steps: not as without interruption");
         }
         let expected = numbers(&mut straight);
+        assert_eq!(expected, all[done], "step {done}");
         let mut again = new();
         again.rewind(ahead.cursor()).unwrap();
         assert!(again.restore(BTreeMap::new()).unwrap_err().to_string().contains("standing"));
