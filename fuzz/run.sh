@@ -8,13 +8,15 @@ export LIBTORCH=${LIBTORCH:-$PWD/../.libtorch/torch}
 export LD_LIBRARY_PATH=$LIBTORCH/lib:${LD_LIBRARY_PATH:-}
 cargo build --release
 status=0
-for target in ${1:-gguf safetensors recipe config}; do
+for target in ${1:-gguf safetensors recipe config template rows tokenizer labels}; do
     binary=$CARGO_TARGET_DIR/release/$target
     found=$CARGO_TARGET_DIR/found/$target
     mkdir -p "$found" "corpus/$target" "artifacts/$target" "$found.min"
     seeds=(); for s in ../tests/hostile/$target ../tests/fixtures/$target; do [ -d "$s" ] && seeds+=("$s"); done
     [ "$target" = safetensors ] && seeds+=(../tests/hostile/index)
     [ "$target" = recipe ] && seeds+=(../recipes)
+    [ "$target" = template ] && seeds+=(../tests/fixtures/templates)
+    [ "$target" = tokenizer ] && seeds+=(../tests/fixtures/tiny-tokenizer)
     [ "$target" = config ] && seeds+=(../tests/hostile/adapter_config)
     echo "== $target"
     "$binary" -max_total_time="${SECONDS_EACH:-60}" -max_len=16384 -rss_limit_mb=4096 -timeout=10 -print_final_stats=1 \

@@ -6,10 +6,13 @@
 use ft::adapters::file;
 use ft::convert::gguf::Gguf;
 use ft::convert::{architecture, quant, vocabulary};
+use ft::data::template::ChatTemplate;
+use ft::data::{self, ChatTokenizer, Record, RowFormat};
 use ft::error::{Error, Result};
+use ft::label::import::{self, LabelImportOptions};
 use ft::models::Config;
 use ft::nn::weights;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Returns the value, or `None` after a fair error: one that blames the input (exit code 1) and has a readable length.
 /// Panics on any other error.
@@ -76,4 +79,57 @@ pub fn config(data: &[u8]) {
     if let Some((spec, _)) = fair(file::parse_config(Path::new("adapter_config.json"), text)) {
         fair(ft::adapters::LoraPlan::of_file(&spec, Path::new("adapter_config.json")));
     }
+}
+
+/// Compiles a chat template and renders a conversation with it. A template that loops is ended by its limits.
+pub fn template(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Some(template) = fair(ChatTemplate::compile("fuzz.jinja", text, &Default::default())) else { return };
+    let row = r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello you"}]}"#;
+    let (_folder, path) = file("row.jsonl", row.as_bytes());
+    for row in fair(data::read_rows(&path, RowFormat::Auto, None)).unwrap_or_default().1 {
+        if let Record::Messages(talk) = row.record {
+            fair(template.render(&talk, 1, true));
+            fair(template.render(&talk, 2, false));
+        }
+    }
+}
+
+/// Reads a file of rows as JSON lines, as one JSON list and as CSV: the format is detected, and every row is read.
+pub fn rows(data: &[u8]) {
+    for name in ["fuzz.jsonl", "fuzz.json", "fuzz.csv"] {
+        let (_folder, path) = file(name, data);
+        for row in fair(data::read_rows(&path, RowFormat::Auto, None)).unwrap_or_default().1 {
+            assert!(row.line > 0, "{name}: a row without a line");
+            row.record.into_texts();
+        }
+    }
+}
+
+/// Reads a tokenizer.json; with one that can be read, text is encoded and decoded.
+pub fn tokenizer(data: &[u8]) {
+    let (folder, _) = file("tokenizer.json", data);
+    let Some(tokenizer) = fair(ChatTokenizer::load(folder.path(), None)) else { return };
+    if let Some(ids) = fair(tokenizer.encode("Some text: 12 \u{e9}\u{1f600}\n")) {
+        assert!(ids.iter().all(|id| (*id as usize) < tokenizer.vocab_size()));
+        fair(tokenizer.decode(&ids, false));
+    }
+}
+
+/// Reads a file of judged answers: Argilla's and Label Studio's exports, and rows.
+pub fn labels(data: &[u8]) {
+    for name in ["fuzz.jsonl", "fuzz.json"] {
+        let (_folder, path) = file(name, data);
+        for row in fair(import::read(&path, &LabelImportOptions::default())).unwrap_or_default() {
+            assert!(!row.prompt.key.is_empty(), "a prompt without an id");
+        }
+    }
+}
+
+/// Writes a file into a temporary folder: these readers work on paths.
+fn file(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).expect("a temporary file");
+    (folder, path)
 }
