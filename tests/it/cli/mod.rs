@@ -2,3 +2,4 @@
 
 mod commands;
 mod generate_commands;
+mod help;

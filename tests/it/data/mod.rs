@@ -2,6 +2,7 @@
 
 mod columns;
 mod examples;
+mod laws;
 mod preferences;
 mod scrub;
 mod sources;

@@ -3,6 +3,7 @@
 use crate::support::command;
 use crate::support::fixture;
 use crate::support::rows::tiny_tokenizer;
+use crate::support::snapshot::assert_snapshot;
 use ft::data::{
     BatchPlan, CacheChoice, ChatTokenizer, Dataset, EncodeOptions, Example, Loader, Overflow, RowFormat, SourceList,
     SourceSpec, Supervise, TokenCache, quality,
@@ -227,6 +228,7 @@ fn recipes_take_one_source_or_a_list() {
     assert_eq!(set.recipe.data.train.0[0].rows, Some(5));
     assert!(matches!(&set.recipe.data.cache, CacheChoice::Folder(f) if f.ends_with("kept")));
     assert_eq!(set.recipe.data.valid.unwrap().0[0].path.file_name().unwrap(), "v.jsonl");
+    let mut recorded = String::new();
     for (data, sets, says) in [
         ("  train: [{ path: a, wieght: 1 }]", &[][..], "x.yaml:4:22: unknown key `wieght`"),
         ("  train: [{ path: a, wieght: 1 }]", &[], "did you mean `weight`?"),
@@ -244,7 +246,9 @@ fn recipes_take_one_source_or_a_list() {
     ] {
         let e = recipe(data, sets).unwrap_err().to_string();
         assert!(e.contains(says), "{data}: expected {says:?} in:\n{e}");
+        recorded += &format!("{data} {sets:?}\n\nerror: {e}\n--------\n");
     }
+    assert_snapshot("recipe-sources", &recorded);
 }
 
 fn recipe_of(text: &str) -> ft::recipe::Recipe {

@@ -1,3 +1,4 @@
 //! Tests of src/recipe.
 
+mod laws;
 mod reading;

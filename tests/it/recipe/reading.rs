@@ -1,6 +1,7 @@
 //! Tests recipes: the report of all mistakes at once, `--set`, the plan, the reference documentation, and `ft recipe`.
 
 use crate::support::command::ft_here;
+use crate::support::snapshot::assert_snapshot;
 use ft::adapters::AdapterSpec;
 use ft::methods::MethodSpec;
 use ft::recipe::{self, Plan};
@@ -207,8 +208,10 @@ fn each_mistake_says_what_to_write() {
         ),
         ("model: { path: base, device: gpu }", "`model.device` cannot be `gpu`", "`cuda:N`"),
     ];
+    let mut recorded = String::new();
     for (line, message, hint) in cases {
         let shown = first(line);
+        recorded += &format!("{line}\n\n{shown}\n--------\n");
         assert!(shown.contains(message), "{line}: {shown}");
         assert!(
             shown.contains(&format!("hint: {hint}")) || shown.contains(hint) && !hint.is_empty(),
@@ -216,6 +219,7 @@ fn each_mistake_says_what_to_write() {
         );
         assert!(shown.contains("x.yaml:"), "{line}: {shown}");
     }
+    assert_snapshot("recipe-mistakes", &recorded);
 }
 
 #[test]
@@ -231,6 +235,7 @@ fn a_misspelt_key_is_one_mistake() {
 
 #[test]
 fn files_that_are_no_recipe_say_so() {
+    let mut recorded = String::new();
     for (text, message) in [
         ("", "the recipe is empty"),
         ("# nothing\n", "the recipe is empty"),
@@ -244,7 +249,9 @@ fn files_that_are_no_recipe_say_so() {
         let shown = report(text, &[]);
         assert!(shown.contains(message), "{text:?}: {shown}");
         assert!(shown.contains("x.yaml:") && shown.contains("hint: "), "{text:?}: {shown}");
+        recorded += &format!("{text:?}\n\n{shown}\n--------\n");
     }
+    assert_snapshot("recipe-no-recipe", &recorded);
 }
 
 #[test]
@@ -345,9 +352,12 @@ fn values_of_set_are_checked_like_the_recipe() {
          error: --set model.dtype=fp32: unknown choice `fp32` for `model.dtype`\n\
          hint: did you mean `f32`? (choices: auto, bf16, f32)\n"
     );
+    let mut recorded = String::new();
     for set in ["lrn=", "run.epoch=", "=1", "a..b=2", "optim.lr=[", "optim.lr=!x 1", "model.path.x=1", "optim.lr.x=1"] {
         assert!(report(GOOD, &[set]).starts_with(&format!("error: --set {set}: ")), "{set}: {}", report(GOOD, &[set]));
+        recorded += &report(GOOD, &[set]);
     }
+    assert_snapshot("recipe-set", &recorded);
 }
 
 #[test]

@@ -3,9 +3,11 @@
 pub mod command;
 pub mod files;
 pub mod labeling;
+pub mod laws;
 pub mod needs;
 pub mod resumed;
 pub mod rows;
+pub mod snapshot;
 pub mod webdriver;
 pub mod workspace;
 
