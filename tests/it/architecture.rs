@@ -47,7 +47,10 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("polars_buffer", &["src/data/source/"]),
     ("polars_parquet", &["src/data/source/"]),
     ("glob", &["src/data/source/"]),
-    ("tokenizers", &["src/data/tokenizer.rs", "src/data/bpe.rs", "src/data/added_tokens.rs", "src/data/sentencepiece.rs"]),
+    (
+        "tokenizers",
+        &["src/data/tokenizer.rs", "src/data/bpe.rs", "src/data/added_tokens.rs", "src/data/sentencepiece.rs"],
+    ),
     ("safetensors", &["src/nn/weights.rs", "src/nn/safetensors.rs", "src/convert/"]),
     ("memmap2", &["src/nn/weights.rs", "src/convert/gguf.rs", "src/data/token_store.rs"]),
     ("torch_sys", &["src/native.rs", "src/native/products.rs"]),
