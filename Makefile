@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help tools test-tools libtorch setup test fuzz demo demo-rlhf datasets medical taught icd10-start demo-labeling bench bench-peers bench-medical bench-processors bench-distill dist wheel clean
+.PHONY: help tools test-tools libtorch setup test nightly fuzz demo demo-rlhf datasets medical taught icd10-start demo-labeling bench bench-peers bench-medical bench-processors bench-distill dist wheel clean
 
 # If LIBTORCH is set, that libtorch or PyTorch 2.11 is used; otherwise `make setup` fetches one.
 ifneq ($(LIBTORCH),)
@@ -34,6 +34,9 @@ test-tools:
 # test-tools must come first: it may install tools that the build needs.
 test: test-tools setup ## Set up, then run all tests (as root on Debian it installs what they need)
 	@bash setup/test.sh
+
+nightly: test ## Run all tests, then those that `make test` leaves out: load tests, twenty seeds (an hour)
+	@bash setup/nightly.sh
 
 fuzz: setup ## Fuzz the parsers: GGUF, safetensors, recipes, configs, templates, rows, tokenizers, labels (SECONDS_EACH=60 a target)
 	@bash fuzz/run.sh

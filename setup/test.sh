@@ -23,12 +23,16 @@ NUMERIC=(adapters:: distill:: families:: generate:: nn:: number_formats:: optimi
 
 status=0
 run || status=$?
+left_out=$(awk '/^test result:/ { for (i = 2; i <= NF; i++) if ($i ~ /^ignored/) n += $(i - 1) } END { print n + 0 }' "$work/log")
 # If the build failed, no test ran, and a second run would fail, too.
 if grep -qw avx512f /proc/cpuinfo && grep -q '^test result:' "$work/log"; then
     echo "numeric tests again, limited to AVX2 as on a processor without AVX-512 (FT_CPU=avx2): ${NUMERIC[*]}"
     FT_CPU=avx2 run --lib --test all -- "${NUMERIC[@]}" || status=$?
 fi
 
+if [ "$left_out" -gt 0 ]; then
+    echo "left out: $left_out long tests; make nightly runs them"
+fi
 if [ -s "$FT_TEST_SKIPPED" ]; then
     echo "skipped:"
     sort -u "$FT_TEST_SKIPPED" | sed 's/^/  /'

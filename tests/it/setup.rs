@@ -138,6 +138,23 @@ fn the_numeric_modules_of_the_test_script_exist() {
     }
 }
 
+/// `make test` counts the tests that it leaves out; `make nightly` runs every one of them or names it.
+#[test]
+fn tests_that_are_left_out_are_counted_and_run_at_night() {
+    let cargo = "echo 'test result: ok. 20 passed; 0 failed; 6 ignored; 0 measured; 0 filtered out'";
+    let (code, said) = test_script(&[("cargo", cargo), ("grep", "exit 1")]);
+    assert_eq!((code, said.lines().last()), (Some(0), Some("20 passed, 0 failed, 0 skipped")), "{said}");
+    assert!(said.contains("left out: 6 long tests; make nightly runs them"), "{said}");
+    let script = fs::read_to_string(at("setup/nightly.sh")).expect("script");
+    let ignored = succeed(Command::new(std::env::current_exe().expect("own path")).args(["--list", "--ignored"]));
+    let skipped: Vec<&str> = script.lines().filter_map(|l| l.split_once("|| leave ")?.1.split(' ').next()).collect();
+    assert_eq!(skipped.len(), 2, "{skipped:?}");
+    for name in skipped {
+        assert!(ignored.contains(&format!("::{name}: test")), "{name} is no ignored test");
+    }
+    assert!(ignored.contains("label::load::") && ignored.contains("twenty_seeds"), "{ignored}");
+}
+
 #[test]
 fn a_test_whose_tool_is_missing_is_recorded_or_fails() {
     let test = "label::browser::ten_pairs_by_keyboard";

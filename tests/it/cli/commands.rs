@@ -3,7 +3,7 @@
 //! The model is a tiny random one, so a run takes a second. These tests check that commands work together, not that a
 //! model becomes good.
 
-use crate::support::command::stderr;
+use crate::support::command::{stderr, stdout};
 use crate::support::workspace::Workspace;
 use serde_json::Value;
 use std::process::{Command, Stdio};
@@ -14,6 +14,30 @@ fn readme_commands() -> Vec<String> {
     let blocks = text.split("```sh\n").skip(1).map(|b| b.split("```").next().unwrap());
     let command = |line: &str| line.split("   #").next().unwrap().trim().to_string();
     blocks.flat_map(|b| b.lines().map(command).collect::<Vec<_>>()).filter(|l| !l.is_empty()).collect()
+}
+
+/// Returns what README promises of a command: words that it prints.
+fn promised(words: &[String]) -> &'static [&'static str] {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[1..] {
+        ["doctor", ..] => &["training on cpu", "memory", "disk"],
+        ["check", ..] => &["as the model sees it", "lengths in tokens"],
+        ["train", ..] => &["step 1/", "trained ("],
+        ["eval", ..] => &["exact match", "perplexity"],
+        ["generate", .., "--json"] => &["\"text\":", "\"finish_reason\":"],
+        ["generate" | "chat", ..] => &["arithmetic in float32"],
+        ["runs", "show", ..] => &["finished", "validation loss", "learning rate"],
+        ["runs", "list", ..] => &["best eval", "adapters/second"],
+        ["merge", ..] => &["logits differ by", "top-1 agreement 100.0 %"],
+        ["recipe", "list", ..] => &["recipes/lora-medical.yaml", "expect: "],
+        ["recipe", "explain", ..] => &["Peak learning rate", "default:"],
+        ["score", ..] => &["accuracy", "calibration error"],
+        ["label", "new", ..] => &["50 prompts"],
+        ["label", "annotator", ..] => &["#token="],
+        ["import", ..] => &["architecture   llama", "written"],
+        ["data", "inspect", ..] => &["messages (detected from the columns)", "rows     60"],
+        _ => panic!("README has `{}`; what does it promise?", words.join(" ")),
+    }
 }
 
 #[test]
@@ -30,7 +54,17 @@ fn every_command_in_readme_runs() {
             }
             "ft" => {
                 let out = space.ft(&words[1..].iter().map(String::as_str).collect::<Vec<_>>());
-                println!("README {command}\nOUT {}ERR {}", String::from_utf8_lossy(&out.stdout), stderr(&out));
+                let written = stdout(&out) + &stderr(&out);
+                for promise in promised(&words) {
+                    assert!(written.contains(promise), "{command}: `{promise}` is not in:\n{written}");
+                }
+                if words[1] == "train" {
+                    let out = words.iter().find_map(|w| w.strip_prefix("run.out=")).map(String::from);
+                    let recipe = std::path::Path::new(&words[2]).file_stem().unwrap().to_str().unwrap();
+                    let out = out.unwrap_or_else(|| format!("adapters/{recipe}"));
+                    assert_eq!(space.json(&format!("{out}/export_report.json"))["verdict"], "passed", "{command}");
+                    assert!(space.json(&format!("{out}/summary.json"))["steps"].as_u64().unwrap() > 0, "{command}");
+                }
                 run += 1;
             }
             other => panic!("README runs `{other}`, which this test does not know yet"),

@@ -9,6 +9,8 @@ use ft::data::dataset::{EncodeOptions, Overflow};
 use ft::data::encode::{Example, Supervise};
 use ft::data::rows::RowFormat;
 use ft::data::batch::pack;
+use ft::data::scrub::{NameList, PersonalDataKind, Scrubber};
+use ft::data::{self, EncodeOptions, Example, Overflow, RowFormat, Supervise, pack};
 use proptest::prelude::*;
 use serde_json::Value;
 

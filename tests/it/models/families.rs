@@ -205,8 +205,10 @@ fn a_bf16_run_stays_near_float32_on_every_family() {
         for lora in [false, true] {
             let open = |kind| if lora { with_lora(base, kind) } else { frozen(&fixture(base), kind) };
             let gap = Gap::between(&every_logit(&open(Kind::BFloat16), ids), &every_logit(&open(Kind::Float), ids));
-            println!("BF16 {base} {lora} {gap:?}");
-            assert!(gap.norm < 0.05, "{base}: {gap:?}");
+            // bfloat16 has 8 bits: 1 or 2 % over two or three layers, twice that with the noise of an adapter. Equal numbers
+            // would mean that nothing was computed in bfloat16.
+            let most = if lora { 0.05 } else { 0.03 };
+            assert!((1e-3..most).contains(&gap.norm), "{base}, adapter {lora}: {gap:?}");
         }
     }
 }
