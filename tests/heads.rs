@@ -7,7 +7,7 @@ use ft::adapters::{LoraPlan, LoraSpec, Targets, file};
 use ft::convert::export::{self, ExportVerdict};
 use ft::convert::merged;
 use ft::models::{Config, LayerReplay, Model};
-use ft::nn::{AdapterPlan, AdapterSite, Dense, LayerKind, ParamRole, Tokens, Weights, weights};
+use ft::nn::{AdapterPlan, AdapterSite, Dense, LayerKind, ParamRole, Tokens, Weight, Weights, weights};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -354,7 +354,7 @@ fn dropout_in_bfloat16_keeps_the_mean_of_an_update() {
     let (inputs, outputs, rows) = (256, 64, 512);
     let options = (Kind::Float, device());
     let spec = LoraSpec { rank: 8, alpha: 8.0, dropout: 0.1, ..LoraSpec::default() };
-    let weight = Tensor::zeros([outputs, inputs], options).to_kind(Kind::BFloat16);
+    let weight = Weight::from(Tensor::zeros([outputs, inputs], options).to_kind(Kind::BFloat16));
     let site = AdapterSite {
         name: "model.layers.0.self_attn.q_proj",
         layer: LayerKind::Linear,

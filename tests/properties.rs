@@ -194,7 +194,13 @@ fn merged_weights_give_the_adapted_output() {
                 return (p.name.clone(), p.tensor.detach());
             }
             folded += 1;
-            let site = AdapterSite { name: site, layer: p.layer, weight: &p.tensor, bias: None, tied: false };
+            let site = AdapterSite {
+                name: site,
+                layer: p.layer,
+                weight: &p.tensor.shallow_clone().into(),
+                bias: None,
+                tied: false,
+            };
             (p.name.clone(), plan.attach(&site, add).unwrap().unwrap().merged(&p.tensor).detach())
         };
         let merged: Vec<(String, Tensor)> = model.params().base().map(merge).collect();

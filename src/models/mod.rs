@@ -314,7 +314,7 @@ impl Model {
 
     /// Returns which heads the model has: whether it can generate text, and whether it can score.
     pub fn heads(&self) -> Heads {
-        match (&self.score, self.decoder.head().plain_weight().is_some_and(|w| w.size()[0] == 0)) {
+        match (&self.score, self.decoder.head().outputs() == 0) {
             (None, _) => Heads::Tokens,
             (Some(_), true) => Heads::Score,
             (Some(_), false) => Heads::Both,
