@@ -84,7 +84,7 @@ fn a_head_that_differs_from_its_tied_embedding_is_used_and_kept() {
         // If every weight is trained, each of the two has its own gradient, and both are saved.
         let model = whole(parted.path(), Kind::Float);
         let row = Row::pack(&[Sequence::random(20, 60, 1)]);
-        model.learn(&row.tokens, row.items, LayerReplay::All, |out| row.loss(out)).unwrap();
+        model.learn(&row, row.items, LayerReplay::All).unwrap();
         let gradients: Vec<Tensor> =
             model.params().iter().filter(|p| p.name == HEAD || p.name == embedding).map(|p| p.tensor.grad()).collect();
         assert!(gradients.len() == 2 && !gradients[0].equal(&gradients[1]), "{name}");
@@ -257,7 +257,7 @@ fn low_rank_updates_of_embeddings_are_trained_and_merged() {
         let row = Row::pack(&[Sequence::random(20, 60, 1)]);
         let mut gradients = Vec::new();
         for replay in [LayerReplay::None, LayerReplay::All] {
-            model.learn(&row.tokens, row.items, replay, |out| row.loss(out)).unwrap();
+            model.learn(&row, row.items, replay).unwrap();
             let of = |p: &ft::nn::Param| (p.name.clone(), p.tensor.grad().copy());
             gradients.push(model.params().trainable().map(of).collect::<BTreeMap<_, _>>());
             model.params().trainable().for_each(|p| drop(p.tensor.grad().zero_()));

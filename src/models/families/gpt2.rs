@@ -3,14 +3,14 @@
 //! Trained position embeddings, LayerNorm before attention and MLP, one product for queries, keys and values, tanh
 //! GELU. Checkpoints store the weights of linear layers as (in, out); names may or may not start with `transformer.`.
 
-use super::{Config, Decoder, Family};
 use crate::error::{Error, Result};
+use crate::models::family::{Config, Decoder, Family};
 use crate::nn::{Embedding, ForwardPass, LayerNorm, Linear, ModelBuilder, ModuleScope, ParamMapping, Tokens, ops};
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
 use tch::Tensor;
 
-pub const FAMILY: Family = Family {
+pub(super) const FAMILY: Family = Family {
     names: &["gpt2"],
     architectures: &["GPT2LMHeadModel"],
     key_names: &[

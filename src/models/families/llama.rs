@@ -2,14 +2,14 @@
 //!
 //! Families whose layers differ only in biases and norms use [`build`] with their own [`LlamaVariant`].
 
-use super::{Config, Decoder, Family};
 use crate::error::{Error, Result};
+use crate::models::family::{Config, Decoder, Family};
 use crate::nn::{Embedding, ForwardPass, Linear, ModelBuilder, ModuleScope, ParamMapping, RmsNorm, Rope, Tokens, ops};
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
 use tch::Tensor;
 
-pub const FAMILY: Family = Family {
+pub(super) const FAMILY: Family = Family {
     names: &["llama", "mistral"],
     architectures: &["LlamaForCausalLM", "MistralForCausalLM"],
     key_names: &[],
