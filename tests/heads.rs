@@ -3,7 +3,7 @@
 
 use crate::support::*;
 use ft::adapters::merge::WeightedAdapter;
-use ft::adapters::{LoraPlan, LoraSpec, Targets, file};
+use ft::adapters::{AdapterKind, LoraPlan, LoraSpec, Targets, file};
 use ft::convert::export::{self, ExportVerdict};
 use ft::convert::merged;
 use ft::models::{Config, LayerReplay, Model};
@@ -178,7 +178,7 @@ fn low_rank_updates_of_heads_and_embeddings_are_saved_as_peft_saves_them() {
         let spec = LoraSpec { from: Some(adapter(name)), ..file::read(&adapter(name)).unwrap().spec };
         let plan = ft::adapters::AdapterSpec::Lora(spec.clone()).plan().unwrap();
         let model = adapted(&base, Kind::Float, &*plan);
-        file::init_from_adapter(model.params().adapter(0), &spec, &adapter(name)).unwrap();
+        spec.initialise(&mut model.params().adapter(0)).unwrap();
         assert_within(name, &answers(&model), &expected, 1e-6);
         let frozen: Vec<&str> = model.params().adapter(0).filter(|p| !p.trainable()).map(|p| p.name.as_str()).collect();
         assert!(frozen.len() == 1 && frozen[0].ends_with(".base_layer.weight"), "{frozen:?}");

@@ -7,7 +7,6 @@
 //! `run.out` belongs to the earlier result until everything else has been moved.
 
 use super::prepare;
-use crate::adapters::AdapterSpec;
 use crate::convert::export::{self, REPORT};
 use crate::error::Result;
 use crate::fsutil::{MOVING_FOLDER, file_change, io_error, read_json};
@@ -27,8 +26,8 @@ pub fn export(plan: &Plan, model: &Model) -> Result<()> {
     let saving = report::spinner("saving and verifying the result");
     let fresh = out.join("result.new");
     let (what, report) = match &recipe.adapter {
-        Some(AdapterSpec::Lora(spec)) => {
-            ("adapter", export::save_adapter(model, TRAINED_ADAPTER, spec, &recipe.model.path, &fresh)?)
+        Some(adapter) => {
+            ("adapter", export::save_adapter(model, TRAINED_ADAPTER, adapter.peft(), &recipe.model.path, &fresh)?)
         }
         None => ("model", export::save_model(model, &fresh, prepare::result_kind(plan, model)?)?),
     };

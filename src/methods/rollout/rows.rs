@@ -4,7 +4,6 @@ use super::objective::PolicyObjective;
 use super::sampling_method::{RolloutPlan, SamplingMethod};
 use super::spec::SamplingSpec;
 use super::{HeldOutPrompts, RolloutSampler, reward_models};
-use crate::adapters::AdapterSpec;
 use crate::data::prompts::PromptLimits;
 use crate::data::quality::{self, Duplicates, SplitOverlap};
 use crate::data::{BatchPlan, ChatTokenizer, Example, Loader, PromptSet, SourceList};
@@ -51,13 +50,14 @@ impl PromptRows {
         steps: u64,
         make: impl FnOnce(&Model, PromptData) -> Result<Box<dyn Method>> + 'static,
     ) -> Result<Self> {
-        if let Some(AdapterSpec::Lora(lora)) = ground.adapter
-            && lora.dropout > 0.0
+        if let Some(adapter) = ground.adapter
+            && adapter.dropout() > 0.0
         {
             return Err(Error::user(format!(
-                "adapter.lora.dropout is {}: with dropout, training would compute other probabilities than those that \
+                "adapter.{}.dropout is {}: with dropout, training would compute other probabilities than those that \
                  answers are sampled from",
-                lora.dropout
+                adapter.name(),
+                adapter.dropout()
             ))
             .hint("set it to 0"));
         }
